@@ -1,0 +1,67 @@
+# Everything a developer does, by name. `make` alone lists it.
+
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+CLIENTS := tests/clients
+
+INSTALLED := $(VENV)/.installed
+NODE_INSTALLED := $(CLIENTS)/node_modules/.installed
+
+.DEFAULT_GOAL := help
+.PHONY: help install serve test check bench format lock clean
+
+help: ## list these targets
+	@sed -n 's/^\([a-z]*\):[^#]*## \(.*\)/  make \1|\2/p' $(MAKEFILE_LIST) | while IFS='|' read -r name what; do \
+		printf '%-16s %s\n' "$$name" "$$what"; done
+
+install: $(INSTALLED) ## prepare .venv with the exact versions of requirements.lock, and nothing else
+	@echo "install: .venv is ready; the command is $(BIN)/push1st"
+
+serve: $(INSTALLED) ## run the demo: WebSockets on 127.0.0.1:6001, API on 127.0.0.1:6002
+	@exec $(BIN)/push1st serve
+
+test: $(INSTALLED) $(NODE_INSTALLED) ## run every test: unit and contract first, then real clients against a real server
+	@echo "test: unit, contract, then other people's clients"
+	@$(BIN)/python -m pytest $(ARGS)
+
+check: $(INSTALLED) ## format, lint, types, layers: what must be clean before a commit
+	@echo "check: ruff format, ruff, mypy, import-linter"
+	@$(BIN)/ruff format --check .
+	@$(BIN)/ruff check .
+	@$(BIN)/mypy
+	@$(BIN)/lint-imports
+
+bench: $(INSTALLED) ## measure this server alone: deliveries, CPU a delivery, memory a connection
+	@$(BIN)/python bench/bench.py $(ARGS)
+
+format: $(INSTALLED) ## rewrite the code the way `make check` wants it
+	@$(BIN)/ruff format .
+	@$(BIN)/ruff check --fix .
+
+lock: ## write requirements.lock anew: the newest versions that pyproject.toml allows
+	@$(PYTHON) -m venv --clear .lock
+	@.lock/bin/pip install --quiet --disable-pip-version-check --upgrade pip
+	@.lock/bin/pip install --quiet --disable-pip-version-check --group dev .
+	@{ echo '# Exact versions of everything that `make install` installs. Written by `make lock`; do not edit.'; \
+		.lock/bin/pip freeze --exclude push1st; } > requirements.lock
+	@rm -rf .lock
+	@echo "lock: requirements.lock is written"
+
+clean: ## remove what the other targets made
+	@echo "clean: .venv, node_modules and caches"
+	@rm -rf $(VENV) $(CLIENTS)/node_modules .mypy_cache .pytest_cache .ruff_cache .hypothesis .import_linter_cache
+
+$(INSTALLED): requirements.lock pyproject.toml
+	@echo "install: making $(VENV) with $$($(PYTHON) --version)"
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Python 3.11 or newer is needed: make PYTHON=python3.x")'
+	@$(PYTHON) -m venv --clear $(VENV)
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps -r requirements.lock
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation --editable .
+	@touch $@
+
+$(NODE_INSTALLED): $(CLIENTS)/package.json $(CLIENTS)/package-lock.json
+	@command -v npm >/dev/null || { echo "test: the client tests need Node.js 20.19 or newer, with npm" >&2; exit 1; }
+	@echo "test: fetching the JavaScript clients"
+	@npm ci --prefix $(CLIENTS) --no-fund --no-audit --loglevel=error
+	@touch $@

@@ -1,0 +1,562 @@
+/* The load generator: many WebSocket subscribers and a few HTTP publishers in one epoll thread, counting frames in C.
+ *
+ *     load MODE name=value …          prints one JSON line, and what went wrong on stderr
+ *
+ *   publish   subscribe everybody, then post the requests of a file again and again, in one of two ways:
+ *             closed loop (`rate=0`): each of `publishers` connections posts as soon as its last post was answered, while at
+ *             most `backlog` publishes are still on their way to subscribers (1: one publish at a time);
+ *             open loop (`rate=50`): 50 posts a second whatever happens, and a histogram of the time from the moment a post
+ *             was due to the moment each subscriber had it.
+ *   hold      connect `n` clients as fast as the server takes them, then read what the server's memory grew by.
+ *   churn     `n` places; `rate` times a second one client leaves (saying so, closing, or resetting) and another comes.
+ *
+ * The file of requests comes from bench.py, which knows how each server wants to be asked (and signs ahead of time): each is
+ * its length in decimal, a newline, and its bytes. Request i publishes to channel i mod `channels`, client i subscribes to
+ * that channel too, so every publish has n/channels receivers. For latency, request i carries `~i~` (eight digits) in its
+ * data. A subscriber's frame counts when it is a whole text frame of at least `least` bytes: pings and replies are shorter.
+ *
+ * Server figures come from /proc, summed over `pids=1:2:3`: CPU time from stat, memory (PSS) from smaps_rollup.
+ */
+#define _GNU_SOURCE
+#include <arpa/inet.h>
+#include <errno.h>
+#include <fcntl.h>
+#include <netinet/tcp.h>
+#include <stdarg.h>
+#include <stdint.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/epoll.h>
+#include <sys/resource.h>
+#include <sys/socket.h>
+#include <sys/timerfd.h>
+#include <time.h>
+#include <unistd.h>
+
+enum stage { ABSENT, CONNECTING, UPGRADING, GREETING, SUBSCRIBING, READY, LEAVING };
+
+struct client {
+    int fd;
+    uint16_t generation;    /* tells an event of this connection from one of the place's last */
+    uint8_t stage, matched; /* bytes of the blank line that ends the handshake's answer */
+    uint8_t header[10], headers, inside;
+    uint8_t kept;
+    char head[128]; /* the first bytes of a frame, where event names and `~id~` are */
+    uint64_t length, left;
+    uint64_t seen;
+};
+
+struct publisher {
+    int fd, busy;
+    size_t have;
+    char answer[8192];
+};
+
+struct request {
+    char *bytes;
+    size_t length;
+    uint64_t due; /* when it was last to be sent, ns */
+};
+
+struct mark { /* everything counted, at one moment */
+    uint64_t at, received, published, answered;
+    double server_cpu, load_cpu;
+};
+
+/* What may be said on the command line. */
+static const char *host = "127.0.0.1", *path = "/", *file = NULL, *pids = "";
+static long port, api, pusher = 1, n = 1, channels = 1, publishers = 1, backlog = 1, rate, least = 1, burst = 64, base = 100;
+static double seconds = 5, warm = 0.5, patience = 60;
+static const struct { const char *name; long *number; double *real; const char **text; } OPTIONS[] = {
+    {"host", 0, 0, &host},         {"path", 0, 0, &path},       {"file", 0, 0, &file},       {"pids", 0, 0, &pids},
+    {"port", &port, 0, 0},         {"api", &api, 0, 0},         {"pusher", &pusher, 0, 0},   {"n", &n, 0, 0},
+    {"channels", &channels, 0, 0}, {"publishers", &publishers, 0, 0}, {"backlog", &backlog, 0, 0}, {"rate", &rate, 0, 0},
+    {"least", &least, 0, 0},       {"burst", &burst, 0, 0},     {"base", &base, 0, 0},       {"seconds", 0, &seconds, 0},
+    {"warm", 0, &warm, 0},         {"patience", 0, &patience, 0},
+};
+
+static int poller, timer = -1;
+static struct client *clients;
+static struct publisher *posts;
+static struct request *requests;
+static size_t request_count, next_request;
+static uint64_t *published_on; /* publishes a channel */
+static uint64_t published, answered, refused, received, ready, connecting, failed, closed, ticks;
+static uint64_t count_from = UINT64_MAX, count_to; /* latencies of publishes due in this span are kept */
+static uint32_t *histogram;                        /* one bucket a microsecond, the last one for everything above */
+enum { BUCKETS = 2000000 };
+static unsigned char buffer[1 << 18];
+
+static void die(const char *format, ...) {
+    va_list arguments;
+    va_start(arguments, format);
+    fputs("load: ", stderr);
+    vfprintf(stderr, format, arguments);
+    fputc('\n', stderr);
+    exit(1);
+}
+
+static uint64_t now(void) {
+    struct timespec t;
+    clock_gettime(CLOCK_MONOTONIC, &t);
+    return (uint64_t)t.tv_sec * 1000000000u + (uint64_t)t.tv_nsec;
+}
+
+/* ---- the server's and our own use of the machine ------------------------------------------------------------------- */
+
+static double server_sum(int memory) { /* CPU seconds, or KiB of memory, over all of the server's processes */
+    double sum = 0;
+    for (const char *at = pids; *at; at += strcspn(at, ":"), at += *at == ':') {
+        char name[64], text[4096], *found;
+        snprintf(name, sizeof name, "/proc/%d/%s", atoi(at), memory ? "smaps_rollup" : "stat");
+        FILE *stream = fopen(name, "r");
+        if (!stream) continue;
+        text[fread(text, 1, sizeof text - 1, stream)] = 0;
+        fclose(stream);
+        unsigned long user = 0, system = 0;
+        if (memory) {
+            if ((found = strstr(text, "\nPss:"))) sum += strtod(found + 5, NULL);
+        } else if ((found = strrchr(text, ')')) &&
+                   sscanf(found + 1, " %*c %*d %*d %*d %*d %*d %*u %*u %*u %*u %*u %lu %lu", &user, &system) == 2) {
+            sum += (double)(user + system) / (double)sysconf(_SC_CLK_TCK);
+        }
+    }
+    return sum;
+}
+
+static struct mark mark(void) {
+    struct rusage used;
+    getrusage(RUSAGE_SELF, &used);
+    double load = (double)(used.ru_utime.tv_sec + used.ru_stime.tv_sec) + (double)(used.ru_utime.tv_usec + used.ru_stime.tv_usec) / 1e6;
+    return (struct mark){now(), received, published, answered, server_sum(0), load};
+}
+
+/* ---- sockets ------------------------------------------------------------------------------------------------------- */
+
+enum { CLIENT, POST, TIMER };
+
+static void watch(int operation, int fd, uint32_t events, int kind, uint16_t generation, size_t index) {
+    struct epoll_event event = {.events = events};
+    event.data.u64 = (uint64_t)kind << 56 | (uint64_t)generation << 32 | (uint32_t)index;
+    if (epoll_ctl(poller, operation, fd, &event) < 0) die("epoll_ctl: %s", strerror(errno));
+}
+
+static int dial(long to, size_t index, int blocking) {
+    int one = 1, fd = socket(AF_INET, SOCK_STREAM | (blocking ? 0 : SOCK_NONBLOCK), 0);
+    if (fd < 0) die("socket: %s (ulimit -n?)", strerror(errno));
+    setsockopt(fd, IPPROTO_TCP, TCP_NODELAY, &one, sizeof one);
+    struct sockaddr_in address = {.sin_family = AF_INET};
+    if (!blocking) { /* 64 source addresses: ports of one would run out, with those that still wait out their last close */
+        setsockopt(fd, IPPROTO_IP, IP_BIND_ADDRESS_NO_PORT, &one, sizeof one);
+        address.sin_addr.s_addr = htonl(0x7f000002u + (uint32_t)(index % 64));
+        if (bind(fd, (struct sockaddr *)&address, sizeof address) < 0) die("bind: %s", strerror(errno));
+    }
+    address.sin_port = htons((uint16_t)to);
+    inet_pton(AF_INET, host, &address.sin_addr);
+    if (connect(fd, (struct sockaddr *)&address, sizeof address) < 0 && errno != EINPROGRESS) {
+        if (blocking) die("connect to port %ld: %s", to, strerror(errno));
+        close(fd);
+        return -1;
+    }
+    if (blocking) fcntl(fd, F_SETFL, O_NONBLOCK);
+    return fd;
+}
+
+/* ---- one subscriber ------------------------------------------------------------------------------------------------ */
+
+static void drop(struct client *c, int reset) {
+    if (reset) setsockopt(c->fd, SOL_SOCKET, SO_LINGER, &(struct linger){1, 0}, sizeof(struct linger));
+    close(c->fd);
+    if (c->stage == READY) ready--;
+    else if (c->stage != LEAVING) connecting--;
+    c->stage = ABSENT;
+}
+
+static void fail(struct client *c, const char *why) {
+    if (failed++ < 3) fprintf(stderr, "load: client %zu: %s: %.*s\n", (size_t)(c - clients), why, c->kept, c->head);
+    drop(c, 0);
+}
+
+static void come(struct client *c) {
+    size_t index = (size_t)(c - clients);
+    uint16_t generation = (uint16_t)(c->generation + 1);
+    uint64_t seen = c->seen;
+    static uint64_t dialled;
+    *c = (struct client){.fd = dial(port, dialled++, 0), .generation = generation, .stage = CONNECTING, .seen = seen};
+    if (c->fd < 0) {
+        failed++;
+        c->stage = ABSENT;
+        return;
+    }
+    connecting++;
+    watch(EPOLL_CTL_ADD, c->fd, EPOLLOUT, CLIENT, generation, index);
+}
+
+static void write_frame(struct client *c, unsigned opcode, const char *text, size_t length) {
+    unsigned char frame[256] = {(unsigned char)(0x80 | opcode), (unsigned char)(0x80 | length)}; /* masked, as RFC 6455 §5.3 wants, with zeros */
+    memcpy(frame + 6, text, length);
+    if (send(c->fd, frame, length + 6, MSG_NOSIGNAL) != (ssize_t)length + 6 && c->stage != LEAVING) fail(c, "cannot send");
+}
+
+static void upgrade(struct client *c) {
+    char channel[32], where[256], text[512];
+    int error = 0;
+    getsockopt(c->fd, SOL_SOCKET, SO_ERROR, &error, &(socklen_t){sizeof error});
+    if (error) {
+        fail(c, strerror(error));
+        return;
+    }
+    const char *hole = strstr(path, "%s");
+    snprintf(channel, sizeof channel, "bench-%zu", (size_t)(c - clients) % (size_t)channels);
+    if (hole) snprintf(where, sizeof where, "%.*s%s%s", (int)(hole - path), path, channel, hole + 2);
+    else snprintf(where, sizeof where, "%s", path);
+    int length = snprintf(text, sizeof text,
+                          "GET %s HTTP/1.1\r\nHost: %s:%ld\r\nUpgrade: websocket\r\nConnection: Upgrade\r\n"
+                          "Sec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\nSec-WebSocket-Version: 13\r\n\r\n", where, host, port);
+    c->stage = UPGRADING;
+    watch(EPOLL_CTL_MOD, c->fd, EPOLLIN | EPOLLET, CLIENT, c->generation, (size_t)(c - clients));
+    if (send(c->fd, text, (size_t)length, MSG_NOSIGNAL) != length) fail(c, "cannot send");
+}
+
+static void settle(struct client *c) {
+    c->stage = READY;
+    connecting--;
+    ready++;
+}
+
+static void note_latency(struct client *c) {
+    char *start = memchr(c->head, '~', c->kept);
+    if (!start || start + 9 > c->head + c->kept) return;
+    uint64_t due = requests[strtoul(start + 1, NULL, 10) % request_count].due, took = (now() - due) / 1000;
+    if (due >= count_from && due < count_to) histogram[took < BUCKETS ? took : BUCKETS - 1]++;
+}
+
+static void text_frame(struct client *c) {
+    if (c->stage == READY) {
+        if (c->length < (uint64_t)least) return;
+        received++;
+        c->seen++;
+        if (histogram) note_latency(c);
+    } else if (c->stage == GREETING) {
+        if (!memmem(c->head, c->kept, "connection_established", 22)) {
+            fail(c, "instead of a greeting");
+            return;
+        }
+        char text[125];
+        int length = snprintf(text, sizeof text, "{\"event\":\"pusher:subscribe\",\"data\":{\"channel\":\"bench-%zu\"}}",
+                              (size_t)(c - clients) % (size_t)channels);
+        c->stage = SUBSCRIBING;
+        write_frame(c, 1, text, (size_t)length);
+    } else if (c->stage == SUBSCRIBING) {
+        if (memmem(c->head, c->kept, "subscription_succeeded", 22)) settle(c);
+        else if (memmem(c->head, c->kept, "error", 5)) fail(c, "not subscribed");
+    }
+}
+
+static void whole_frame(struct client *c) {
+    switch (c->header[0] & 15) {
+    case 1: case 2: text_frame(c); break;
+    case 8:
+        if (c->stage == READY) closed++;
+        if (c->stage == READY || c->stage == LEAVING) drop(c, 0);
+        else fail(c, "closed by the server");
+        break;
+    case 9: write_frame(c, 10, c->head, c->kept < 125 ? c->kept : 125); break;
+    }
+}
+
+static void feed(struct client *c, const unsigned char *at, size_t count) {
+    if (c->stage == UPGRADING) {
+        for (; count && c->matched < 4; at++, count--) {
+            if (c->kept < 100) c->head[c->kept++] = (char)*at;
+            c->matched = *at == (unsigned char)"\r\n\r\n"[c->matched] ? c->matched + 1 : *at == '\r';
+        }
+        if (c->matched < 4) return;
+        if (memcmp(c->head + 8, " 101", 4)) {
+            fail(c, "no WebSocket");
+            return;
+        }
+        c->kept = 0;
+        if (pusher) c->stage = GREETING;
+        else settle(c);
+    }
+    int keep = histogram || c->stage != READY;
+    while (count && c->stage != ABSENT) {
+        if (!c->inside) { /* RFC 6455 §5.2: two bytes, then two or eight more of length */
+            c->header[c->headers++] = *at++;
+            count--;
+            if (c->headers < 2) continue;
+            unsigned short_length = c->header[1] & 127u, whole = short_length == 126 ? 4 : short_length == 127 ? 10 : 2;
+            if (c->headers < whole) continue;
+            c->left = whole == 2 ? short_length : 0;
+            for (unsigned i = 2; i < whole; i++) c->left = c->left << 8 | c->header[i];
+            c->length = c->left;
+            c->inside = 1;
+            c->headers = c->kept = 0;
+        } else {
+            size_t take = count < c->left ? count : c->left;
+            if (keep || (c->header[0] & 8)) {
+                size_t room = sizeof c->head - c->kept, copy = take < room ? take : room;
+                memcpy(c->head + c->kept, at, copy);
+                c->kept += (uint8_t)copy;
+            }
+            at += take;
+            count -= take;
+            c->left -= take;
+        }
+        if (c->inside && !c->left) {
+            c->inside = 0;
+            whole_frame(c);
+            keep = histogram || c->stage != READY;
+        }
+    }
+}
+
+static void client_event(struct client *c) {
+    if (c->stage == CONNECTING) {
+        upgrade(c);
+        return;
+    }
+    ssize_t count;
+    do { /* edge-triggered: once more only if there may be more than fitted */
+        count = recv(c->fd, buffer, sizeof buffer, 0);
+        if (count > 0) feed(c, buffer, (size_t)count);
+    } while (count == sizeof buffer && c->stage != ABSENT);
+    if (count == 0 || (count < 0 && errno != EAGAIN)) {
+        if (c->stage == READY) closed++;
+        if (c->stage == READY || c->stage == LEAVING) drop(c, 0);
+        else fail(c, "connection lost");
+    }
+}
+
+/* ---- one publisher ------------------------------------------------------------------------------------------------- */
+
+static void post(struct publisher *p, uint64_t due) {
+    struct request *request = &requests[next_request];
+    published_on[next_request % (size_t)channels]++;
+    next_request = (next_request + 1) % request_count;
+    request->due = due;
+    published++;
+    p->busy = 1;
+    if (send(p->fd, request->bytes, request->length, MSG_NOSIGNAL) != (ssize_t)request->length) die("cannot post: %s", strerror(errno));
+}
+
+static void post_event(struct publisher *p) {
+    ssize_t count = recv(p->fd, p->answer + p->have, sizeof p->answer - 1 - p->have, 0);
+    if (count < 0 && errno == EAGAIN) return;
+    if (count <= 0) die("a publisher's connection was closed after %lu answers", (unsigned long)answered);
+    p->have += (size_t)count;
+    p->answer[p->have] = 0;
+    char *end = strstr(p->answer, "\r\n\r\n"), *length = strcasestr(p->answer, "\r\nContent-Length:");
+    if (!end) return;
+    size_t whole = (size_t)(end + 4 - p->answer) + (length && length < end ? strtoul(length + 17, NULL, 10) : 0);
+    if (whole >= sizeof p->answer) die("an answer of %zu bytes", whole);
+    if (p->have < whole) return;
+    if (p->answer[9] != '2' && refused++ < 3) fprintf(stderr, "load: refused: %.300s\n", p->answer);
+    answered++;
+    p->have = 0;
+    p->busy = 0;
+}
+
+static void read_requests(void) {
+    FILE *stream = file ? fopen(file, "rb") : NULL;
+    if (!stream) die("cannot read requests from '%s'", file ? file : "");
+    size_t room = 0, length;
+    while (fscanf(stream, "%zu", &length) == 1 && fgetc(stream) == '\n') {
+        if (request_count == room) requests = realloc(requests, (room = room ? room * 2 : 64) * sizeof *requests);
+        char *bytes = malloc(length);
+        if (fread(bytes, 1, length, stream) != length) die("%s: cut short", file);
+        requests[request_count++] = (struct request){bytes, length, 0};
+    }
+    fclose(stream);
+    if (!request_count || request_count % (size_t)channels) die("%s: %zu requests for %ld channels", file, request_count, channels);
+}
+
+static void dial_publishers(void) {
+    posts = calloc((size_t)publishers, sizeof *posts);
+    for (size_t i = 0; i < (size_t)publishers; i++) {
+        posts[i].fd = dial(api, 0, 1);
+        watch(EPOLL_CTL_ADD, posts[i].fd, EPOLLIN, POST, 0, i);
+    }
+}
+
+/* ---- the loop ------------------------------------------------------------------------------------------------------ */
+
+static void turn(int milliseconds) {
+    static struct epoll_event events[1024];
+    int count = epoll_wait(poller, events, 1024, milliseconds);
+    for (int i = 0; i < count; i++) {
+        uint64_t data = events[i].data.u64, fired;
+        size_t index = data & 0xffffffffu;
+        switch (data >> 56) {
+        case CLIENT:
+            if (clients[index].stage != ABSENT && clients[index].generation == (uint16_t)(data >> 32)) client_event(&clients[index]);
+            break;
+        case POST: post_event(&posts[index]); break;
+        case TIMER:
+            if (read(timer, &fired, sizeof fired) == sizeof fired) ticks += fired;
+        }
+    }
+}
+
+static void connect_up_to(size_t target) { /* clients below `target` become ready, at most `burst` at a time under way */
+    static size_t started;
+    uint64_t deadline = now() + (uint64_t)(patience * 1e9);
+    while (ready < target) {
+        while (started < target && connecting < (uint64_t)burst) come(&clients[started++]);
+        turn(20);
+        if (failed || closed) die("%lu of %zu clients ready, %lu failed", (unsigned long)ready, target, (unsigned long)(failed + closed));
+        if (now() > deadline) die("%lu of %zu clients ready after %.0f s", (unsigned long)ready, target, patience);
+    }
+}
+
+static void rest(double how_long) {
+    for (uint64_t end = now() + (uint64_t)(how_long * 1e9); now() < end;) turn(10);
+}
+
+static uint64_t start_timer(void) { /* fires `rate` times a second; returns when it fires first */
+    uint64_t first = now() + 1000000, every = 1000000000u / (uint64_t)rate;
+    struct itimerspec when = {.it_interval = {(time_t)(every / 1000000000u), (long)(every % 1000000000u)},
+                              .it_value = {(time_t)(first / 1000000000u), (long)(first % 1000000000u)}};
+    timer = timerfd_create(CLOCK_MONOTONIC, TFD_NONBLOCK);
+    timerfd_settime(timer, TFD_TIMER_ABSTIME, &when, NULL);
+    watch(EPOLL_CTL_ADD, timer, EPOLLIN, TIMER, 0, 0);
+    return first;
+}
+
+static struct publisher *idle(void) {
+    for (long i = 0; i < publishers; i++) if (!posts[i].busy) return &posts[i];
+    return NULL;
+}
+
+static double percentile(double share) {
+    uint64_t total = 0, sum = 0;
+    for (size_t i = 0; i < BUCKETS; i++) total += histogram[i];
+    for (size_t i = 0; i < BUCKETS; i++) if ((sum += histogram[i]) >= share * (double)total && sum) return (double)i;
+    return 0;
+}
+
+static void report_publish(struct mark from, struct mark to, uint64_t fan) {
+    double wall = (double)(to.at - from.at) / 1e9, deliveries = (double)(to.received - from.received);
+    size_t uneven = 0; /* subscribers that did not get exactly what was published on their channel */
+    for (size_t i = 0; i < (size_t)n; i++) uneven += clients[i].seen != published_on[i % (size_t)channels];
+    printf("{\"subscribers\":%ld,\"seconds\":%.3f,\"publishes_per_s\":%.1f,\"deliveries_per_s\":%.1f,\"server_us_per_delivery\":%.3f,"
+           "\"server_cpu\":%.3f,\"load_cpu\":%.3f,\"published\":%lu,\"lost\":%ld,\"uneven\":%zu,\"refused\":%lu,\"closed\":%lu",
+           n, wall, (double)(to.answered - from.answered) / wall, deliveries / wall, (to.server_cpu - from.server_cpu) * 1e6 / deliveries,
+           (to.server_cpu - from.server_cpu) / wall, (to.load_cpu - from.load_cpu) / wall, (unsigned long)published,
+           (long)(published * fan - received), uneven, (unsigned long)refused, (unsigned long)closed);
+    if (histogram) printf(",\"p50_us\":%.0f,\"p99_us\":%.0f,\"p999_us\":%.0f", percentile(.5), percentile(.99), percentile(.999));
+    puts("}");
+}
+
+static void run_publish(void) {
+    uint64_t fan = (uint64_t)(n / channels), start, warmed, end, ticked = 0, rated_from = 0;
+    read_requests();
+    if (rate) histogram = calloc(BUCKETS, sizeof *histogram);
+    connect_up_to((size_t)n);
+    dial_publishers();
+    rest(0.3);
+    start = rate ? (rated_from = start_timer()) : now();
+    count_from = warmed = start + (uint64_t)(warm * 1e9);
+    count_to = end = warmed + (uint64_t)(seconds * 1e9);
+    struct mark from = {0}, to;
+    for (uint64_t at = now(); at < end; at = now()) {
+        if (!from.at && at >= warmed) from = mark();
+        for (struct publisher *p; (p = idle());) {
+            if (rate) {
+                if (ticked == ticks) break;
+                post(p, rated_from + ticked++ * 1000000000u / (uint64_t)rate);
+            } else if (published * fan > received + (uint64_t)(backlog - 1) * fan) break;
+            else post(p, at);
+        }
+        turn(10);
+    }
+    to = mark();
+    for (uint64_t deadline = now() + 5000000000u; now() < deadline && (published * fan > received || answered < published);) turn(10);
+    rest(0.1); /* what comes now was sent twice */
+    report_publish(from, to, fan);
+}
+
+static void run_hold(void) {
+    size_t few = base < n ? (size_t)base : 0; /* these pay for what a server allocates once */
+    connect_up_to(few);
+    rest(0.5);
+    double before = server_sum(1);
+    struct mark from = mark();
+    connect_up_to((size_t)n);
+    struct mark to = mark();
+    rest(1);
+    double grown = server_sum(1) - before, wall = (double)(to.at - from.at) / 1e9, came = (double)n - (double)few;
+    printf("{\"connections\":%ld,\"connects_per_s\":%.1f,\"server_us_per_connect\":%.1f,\"kib_per_connection\":%.3f,\"base_kib\":%.0f,"
+           "\"load_cpu\":%.3f,\"closed\":%lu}\n",
+           n, came / wall, (to.server_cpu - from.server_cpu) * 1e6 / came, grown / came, before, (to.load_cpu - from.load_cpu) / wall,
+           (unsigned long)closed);
+}
+
+static void leave(struct client *c, uint64_t how) {
+    static const char unsubscribe[] = "{\"event\":\"pusher:unsubscribe\",\"data\":{\"channel\":\"bench-%zu\"}}";
+    if (how % 3) { /* gone without a word: half of them by FIN, half by RST */
+        drop(c, how % 3 == 2);
+        return;
+    }
+    char text[125];
+    int length = snprintf(text, sizeof text, unsubscribe, (size_t)(c - clients) % (size_t)channels);
+    ready--;
+    c->stage = LEAVING;
+    if (pusher) write_frame(c, 1, text, (size_t)length);
+    write_frame(c, 8, "\x03\xe8", 2); /* 1000; the server's own close frame ends it */
+}
+
+static void run_churn(void) {
+    uint64_t end, came = 0, late = 0, unanswered = 0, done = 0;
+    read_requests();
+    connect_up_to((size_t)n);
+    dial_publishers();
+    start_timer();
+    end = now() + (uint64_t)(seconds * 1e9);
+    size_t place = 0, empty = (size_t)n / 8; /* one place in eight stays empty: who leaves has that long to say goodbye */
+    while (now() < end) {
+        turn(20);
+        for (; done < ticks; done++, place = (place + 1) % (size_t)n) {
+            struct client *c = &clients[place], *next = &clients[(place + (size_t)n - empty) % (size_t)n];
+            if (c->stage == READY) leave(c, done);
+            else late++;
+            if (next->stage == LEAVING) unanswered++, drop(next, 1);
+            if (next->stage == ABSENT) come(next), came++;
+            struct publisher *p = idle();
+            if (p) post(p, 0);
+        }
+    }
+    printf("{\"places\":%ld,\"seconds\":%.0f,\"came\":%lu,\"published\":%lu,\"answered\":%lu,\"received\":%lu,\"refused\":%lu,"
+           "\"failed\":%lu,\"closed\":%lu,\"late\":%lu,\"unanswered_close\":%lu}\n",
+           n, seconds, (unsigned long)came, (unsigned long)published, (unsigned long)answered, (unsigned long)received,
+           (unsigned long)refused, (unsigned long)failed, (unsigned long)closed, (unsigned long)late, (unsigned long)unanswered);
+}
+
+int main(int count, char **words) {
+    if (count < 2) die("usage: load publish|hold|churn name=value …");
+    for (int i = 2; i < count; i++) {
+        char *value = strchr(words[i], '=');
+        size_t option = 0, known = sizeof OPTIONS / sizeof *OPTIONS;
+        while (option < known && (!value || strlen(OPTIONS[option].name) != (size_t)(value - words[i]) ||
+                                  memcmp(OPTIONS[option].name, words[i], (size_t)(value - words[i])))) option++;
+        if (option == known) die("unknown option '%s'", words[i]);
+        if (OPTIONS[option].number) *OPTIONS[option].number = strtol(value + 1, NULL, 10);
+        else if (OPTIONS[option].real) *OPTIONS[option].real = strtod(value + 1, NULL);
+        else *OPTIONS[option].text = value + 1;
+    }
+    struct rlimit limit;
+    getrlimit(RLIMIT_NOFILE, &limit);
+    limit.rlim_cur = limit.rlim_max;
+    setrlimit(RLIMIT_NOFILE, &limit);
+    if ((rlim_t)n + (rlim_t)publishers + 16 > limit.rlim_max) die("%ld connections, but ulimit -n is %lu", n, (unsigned long)limit.rlim_max);
+    poller = epoll_create1(0);
+    clients = calloc((size_t)n, sizeof *clients);
+    published_on = calloc((size_t)channels, sizeof *published_on);
+    if (!strcmp(words[1], "publish")) run_publish();
+    else if (!strcmp(words[1], "hold")) run_hold();
+    else if (!strcmp(words[1], "churn")) run_churn();
+    else die("unknown mode '%s'", words[1]);
+    return 0;
+}

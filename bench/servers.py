@@ -1,0 +1,400 @@
+"""The servers of the bench: how each is installed, started, asked to publish, and stopped.
+
+`PEERS` is the list to read. Everything a peer needs is put into `bench/.build/`: nothing is installed on the system, no service
+is started, no right is needed. A peer whose installation fails is left out with a note; it never stops the bench.
+
+A `Peer` is what is true of a server before it runs. `running()` starts it on free ports of 127.0.0.1 in a temporary folder,
+waits until it accepts connections, and stops it and all its children at the end. This module knows nothing of measuring.
+"""
+
+import hashlib
+import hmac
+import json
+import os
+import platform
+import random
+import resource
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+HERE = Path(__file__).parent
+BUILD = HERE / ".build"
+NODE = BUILD / "node"
+NCHAN = BUILD / "nchan"
+APP, KEY, SECRET = "app-test", "app-key", "secret"
+EVENT = "bench"
+PUSHER_PATH = f"/app/{KEY}?protocol=7&client=bench&version=1"
+START_SECONDS = 20
+STOP_SECONDS = 3
+
+Request = Callable[[str, str], bytes]
+"""(channel, data) → a whole HTTP request that publishes it"""
+
+
+class CannotRun(Exception):
+    """A peer could not be installed, or did not start; the text says why."""
+
+
+@dataclass(frozen=True, slots=True)
+class Peer:
+    name: str
+    label: str
+    version: str
+    path: str
+    """of its WebSockets; `%s` stands for the channel"""
+    pusher: bool
+    """subscribers speak the Pusher protocol; otherwise whoever connects is subscribed"""
+    plain: Request | None
+    signed: Request | None
+    command: Callable[[Path, int, int], list[str]]
+    """(folder, WebSocket port, API port) → what to run; may write files into the folder"""
+    environment: dict[str, str]
+    one_port: bool = True
+    """the API is on the port of the WebSockets"""
+
+
+@dataclass(frozen=True, slots=True)
+class Running:
+    peer: Peer
+    port: int
+    api: int
+    pids: list[int]
+
+
+# ---- asking to publish -----------------------------------------------------------------------------------------------------
+
+
+def post(target: str, body: bytes) -> bytes:
+    head = f"POST {target} HTTP/1.1\r\nHost: 127.0.0.1\r\nContent-Type: application/json\r\nContent-Length: {len(body)}\r\n\r\n"
+    return head.encode() + body
+
+
+def event(channel: str, data: str) -> bytes:
+    return json.dumps({"name": EVENT, "channels": [channel], "data": data}, separators=(",", ":")).encode()
+
+
+def frame(channel: str, data: str) -> bytes:
+    """What a Pusher subscriber receives; peers that know no Pusher get it to deliver as it is."""
+    return json.dumps({"event": EVENT, "channel": channel, "data": data}, separators=(",", ":")).encode()
+
+
+def unsigned_event(channel: str, data: str) -> bytes:
+    return post(f"/apps/{APP}/events", event(channel, data))
+
+
+def signed_event(channel: str, data: str) -> bytes:
+    """Signed the Pusher way (Pusher HTTP API, Authentication), now: good for ten minutes."""
+    body = event(channel, data)
+    digest = hashlib.md5(body, usedforsecurity=False).hexdigest()
+    query = f"auth_key={KEY}&auth_timestamp={int(time.time())}&auth_version=1.0&body_md5={digest}"
+    text = f"POST\n/apps/{APP}/events\n{query}"
+    signature = hmac.new(SECRET.encode(), text.encode(), hashlib.sha256).hexdigest()
+    return post(f"/apps/{APP}/events?{query}&auth_signature={signature}", body)
+
+
+def nchan_event(channel: str, data: str) -> bytes:
+    return post(f"/pub/{channel}", frame(channel, data))
+
+
+def csend_event(channel: str, data: str) -> bytes:
+    return post("/", frame(channel, data))
+
+
+# ---- installing ------------------------------------------------------------------------------------------------------------
+
+
+def run(*command: str | Path, cwd: Path | None = None) -> str:
+    """The output of a command that must succeed within five minutes."""
+    try:
+        done = subprocess.run(
+            [str(word) for word in command], cwd=cwd, capture_output=True, text=True, timeout=300, check=False, stdin=subprocess.DEVNULL
+        )
+    except (OSError, subprocess.TimeoutExpired) as error:
+        raise CannotRun(f"{command[0]}: {error}") from None
+    if done.returncode:
+        lines = (done.stderr or done.stdout).strip().splitlines()
+        raise CannotRun(f"{' '.join(map(str, command[:3]))}: {lines[-1] if lines else done.returncode}")
+    return done.stdout + done.stderr
+
+
+def compiled(source: Path) -> Path:
+    """A C program of the bench, compiled again when its source changed."""
+    program = BUILD / source.stem
+    BUILD.mkdir(exist_ok=True)
+    if not program.exists() or program.stat().st_mtime < source.stat().st_mtime:
+        run("cc", "-O2", "-Wall", "-Wextra", "-o", program, source)
+    return program
+
+
+def node_package(name: str) -> str:
+    """Installs the peers that come from npm, once; returns the version of one of them."""
+    manifest = HERE / "peers" / "package.json"
+    wanted = json.loads(manifest.read_text())
+    stamp = NODE / "installed.json"
+    if not stamp.exists() or json.loads(stamp.read_text()) != wanted:
+        shutil.rmtree(NODE, ignore_errors=True)
+        NODE.mkdir(parents=True)
+        shutil.copy(manifest, NODE)
+        install = ("npm", "install", "--ignore-scripts", "--no-fund", "--no-audit", "--no-package-lock", "--loglevel=error")
+        print("bench: installing soketi and uWebSockets.js from npm into bench/.build (once, about 450 MB)", file=sys.stderr)
+        try:
+            run(*install, cwd=NODE)
+        except CannotRun:  # the yardstick alone, rather than nothing
+            del wanted["dependencies"]["@soketi/soketi"]
+            (NODE / "package.json").write_text(json.dumps(wanted))
+            run(*install, cwd=NODE)
+        stamp.write_text(manifest.read_text())
+    installed = NODE / "node_modules" / name / "package.json"
+    if not installed.exists():
+        raise CannotRun(f"npm did not install {name}")
+    return str(json.loads(installed.read_text())["version"])
+
+
+def nginx() -> Path:
+    """nginx and its nchan module, unpacked from Debian's packages, once."""
+    program = NCHAN / "root/usr/sbin/nginx"
+    if program.exists():
+        return program
+    if not shutil.which("apt-get"):
+        raise CannotRun("apt-get: not found (the bench takes nchan from Debian)")
+    print("bench: fetching nginx and nchan from Debian into bench/.build (once, 1 MB)", file=sys.stderr)
+    shutil.rmtree(NCHAN, ignore_errors=True)
+    NCHAN.mkdir(parents=True)
+    packages = ("apt-get", "download", "nginx", "libnginx-mod-nchan")
+    try:
+        run(*packages, cwd=NCHAN)
+    except CannotRun:
+        if os.geteuid():
+            raise
+        run("apt-get", "update")
+        run(*packages, cwd=NCHAN)
+    for package in NCHAN.glob("*.deb"):
+        run("dpkg-deb", "-x", package, NCHAN / "root")
+    if not program.exists():
+        raise CannotRun("Debian's nginx package holds no /usr/sbin/nginx")
+    return program
+
+
+# ---- the peers -------------------------------------------------------------------------------------------------------------
+
+
+def push1st(workers: int) -> Peer:
+    python = sys.executable
+    environment = {"PYTHONPATH": str(HERE.parent / "src")}
+    try:
+        version = run(python, "-c", "import push1st.server; print(push1st.__version__)", cwd=HERE.parent / "src").split()[-1]
+    except CannotRun:
+        python = str(HERE.parent / ".venv/bin/python")
+        version = run(python, "-c", "import push1st.server; print(push1st.__version__)", cwd=HERE.parent / "src").split()[-1]
+
+    def command(folder: Path, port: int, api: int) -> list[str]:
+        (folder / "apps.yml").write_text(
+            f"{APP}:\n  enable: true\n  name: bench\n  key: {KEY}\n  secret: {SECRET}\n"
+            "  options: { client-messages: true }\n  channels: [ public, private, presence ]\n"
+        )
+        (folder / "server.yml").write_text(
+            f"server:\n  listen: tcp://127.0.0.1:{port}\n  proto: [ pusher, websocket ]\n"
+            f"  workers: {workers}\n  drain: 0\n  pusher: {{ activity-timeout: 120 }}\n"
+            f"api:\n  listen: [ tcp://127.0.0.1:{api} ]\n  keep-alive-timeout: 600\n"
+            "log: { level: warning }\n"
+            "credentials: [ apps.yml ]\n"
+        )
+        return [python, "-m", "push1st", "serve", "-c", str(folder / "server.yml")]
+
+    label = "Push1st" if workers == 1 else f"Push1st, {workers} workers"
+    python_version = run(python, "-c", "import platform; print(platform.python_version())").strip()
+    return Peer(
+        "push1st", label, f"{version} (Python {python_version})", PUSHER_PATH, True, unsigned_event, signed_event, command, environment, False
+    )
+
+
+def uws() -> Peer:
+    version = node_package("uWebSockets.js")
+    node = run("node", "--version").strip()
+
+    def command(folder: Path, port: int, api: int) -> list[str]:  # noqa: ARG001
+        return ["node", str(HERE / "peers/uws.js"), str(port)]
+
+    environment = {"NODE_PATH": str(NODE / "node_modules")}
+    return Peer("uws", "uWebSockets.js", f"npm uwebsockets {version}, Node {node}", PUSHER_PATH, True, unsigned_event, None, command, environment)
+
+
+def soketi() -> Peer:
+    version = node_package("@soketi/soketi")
+
+    def command(folder: Path, port: int, api: int) -> list[str]:  # noqa: ARG001
+        return ["node", str(NODE / "node_modules/@soketi/soketi/bin/server.js"), "start"]
+
+    environment = {
+        "SOKETI_HOST": "127.0.0.1",
+        "SOKETI_PORT": "{port}",
+        "SOKETI_DEFAULT_APP_ID": APP,
+        "SOKETI_DEFAULT_APP_KEY": KEY,
+        "SOKETI_DEFAULT_APP_SECRET": SECRET,
+        "NODE_ENV": "production",
+    }
+    return Peer("soketi", "soketi", version, PUSHER_PATH, True, None, signed_event, command, environment)
+
+
+def nchan() -> Peer:
+    program = nginx()
+    module = program.parents[1] / "lib/nginx/modules/ngx_nchan_module.so"
+    packages = sorted(path.name.split("_")[1].replace("%3a", ":") for path in NCHAN.glob("libnginx-mod-nchan_*.deb"))
+    nginx_version = run(program, "-v").strip().rpartition("/")[2]
+
+    def command(folder: Path, port: int, api: int) -> list[str]:  # noqa: ARG001
+        paths = "".join(f"  {name}_temp_path temp;\n" for name in ("client_body", "proxy", "fastcgi", "uwsgi", "scgi"))
+        (folder / "nginx.conf").write_text(
+            f"load_module {module};\n"
+            f"daemon off;\npid nginx.pid;\nerror_log error.log warn;\nworker_processes 1;\n{'' if os.geteuid() else 'user root;'}\n"
+            f"worker_rlimit_nofile {resource.getrlimit(resource.RLIMIT_NOFILE)[1]};\n"
+            "events { worker_connections 65536; multi_accept on; }\n"
+            f"http {{\n  access_log off;\n{paths}"
+            "  keepalive_requests 1000000000;\n  keepalive_timeout 600;\n  nchan_shared_memory_size 256M;\n"
+            f"  server {{\n    listen 127.0.0.1:{port} backlog=4096;\n"
+            "    location ~ ^/sub/(.+)$ { nchan_subscriber websocket; nchan_channel_id $1; nchan_subscriber_first_message newest; }\n"
+            "    location ~ ^/pub/(.+)$ { nchan_publisher http; nchan_channel_id $1; nchan_store_messages off; }\n  }\n}\n"
+        )
+        return [str(program), "-p", str(folder), "-c", str(folder / "nginx.conf"), "-e", "error.log"]
+
+    version = f"{packages[-1] if packages else ''} (nginx {nginx_version})"
+    return Peer("nchan", "nchan", version, "/sub/%s", False, nchan_event, None, command, {})
+
+
+def csend() -> Peer:
+    program = compiled(HERE / "peers/csend.c")
+
+    def command(folder: Path, port: int, api: int) -> list[str]:  # noqa: ARG001
+        return [str(program), str(port)]
+
+    return Peer("csend", "bare C send", "bench/peers/csend.c", "/", False, csend_event, None, command, {})
+
+
+NAMES = ("push1st", "uws", "soketi", "nchan", "csend")
+
+
+def peers(names: list[str], workers: int) -> tuple[list[Peer], dict[str, str]]:
+    """Installs the named peers; returns those that can run, and why the others cannot."""
+    makers: dict[str, Callable[[], Peer]] = {
+        "push1st": lambda: push1st(workers),
+        "uws": uws,
+        "soketi": soketi,
+        "nchan": nchan,
+        "csend": csend,
+    }
+    ready: list[Peer] = []
+    left_out: dict[str, str] = {}
+    for name in names:
+        try:
+            ready.append(makers[name]())
+        except CannotRun as error:
+            left_out[name] = str(error)
+    return ready, left_out
+
+
+# ---- running ---------------------------------------------------------------------------------------------------------------
+
+
+def free_port() -> int:
+    """A port nobody listens on, below those the kernel gives to outgoing connections."""
+    for _ in range(100):
+        port = random.randrange(20000, 32000)  # noqa: S311
+        with socket.socket() as trial:
+            try:
+                trial.bind(("127.0.0.1", port))
+            except OSError:
+                continue
+            return port
+    raise CannotRun("no free port between 20000 and 32000")
+
+
+def accepts(port: int) -> bool:
+    with socket.socket() as trial:
+        trial.settimeout(1)
+        return trial.connect_ex(("127.0.0.1", port)) == 0
+
+
+def family(pid: int) -> list[int]:
+    """A process and its descendants, by the parents in /proc/*/stat."""
+    parents: dict[int, int] = {}
+    for path in Path("/proc").glob("[0-9]*/stat"):
+        try:
+            parents[int(path.parent.name)] = int(path.read_text().rpartition(")")[2].split()[1])
+        except OSError:  # it ended meanwhile
+            continue
+    members = [pid]
+    for member in members:
+        members += [child for child, parent in parents.items() if parent == member]
+    return members
+
+
+def raise_file_limit() -> int:
+    """As many open files as allowed, for us and the processes we start; returns how many that is."""
+    hard = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
+    resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
+    return hard
+
+
+@contextmanager
+def running(peer: Peer, cores: set[int] | None = None) -> Iterator[Running]:
+    """The peer, running on free ports and only on these cores; whatever it started is gone at the end."""
+    folder = Path(tempfile.mkdtemp(prefix="push1st-bench-"))
+    port = free_port()
+    api = port if peer.one_port else free_port()
+    environment = {key: value.format(port=port) for key, value in peer.environment.items()}
+    command = peer.command(folder, port, api)
+    if cores and shutil.which("taskset"):
+        command = ["taskset", "-c", ",".join(map(str, sorted(cores))), *command]
+    log = folder / "output.log"
+    with log.open("wb") as output:
+        process = subprocess.Popen(
+            command,
+            cwd=folder,
+            env=os.environ | environment,
+            stdin=subprocess.DEVNULL,
+            stdout=output,
+            stderr=output,
+            start_new_session=True,
+        )
+    try:
+        deadline = time.monotonic() + START_SECONDS
+        while not (accepts(port) and accepts(api)):
+            if process.poll() is not None or time.monotonic() > deadline:
+                words = " ".join(log.read_text(errors="replace").split())
+                raise CannotRun(f"{peer.label} did not start ({process.poll()}): {words[-300:]}")
+            time.sleep(0.05)
+        time.sleep(0.3)  # for workers that come after the socket
+        yield Running(peer, port, api, family(process.pid))
+    finally:
+        for sign, patience in ((signal.SIGTERM, STOP_SECONDS), (signal.SIGKILL, STOP_SECONDS)):
+            try:
+                os.killpg(process.pid, sign)  # its own process group, made above
+                process.wait(patience)
+            except (ProcessLookupError, subprocess.TimeoutExpired):
+                continue
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+def machine() -> dict[str, str]:
+    """The conditions that make figures comparable, or not."""
+    cpu = "unknown"
+    for line in Path("/proc/cpuinfo").read_text().splitlines():
+        if line.startswith("model name"):
+            cpu = line.partition(":")[2].strip()
+            break
+    return {
+        "date": time.strftime("%Y-%m-%d %H:%M UTC", time.gmtime()),
+        "cpu": cpu,
+        "cores": str(len(os.sched_getaffinity(0))),
+        "kernel": platform.release(),
+        "python": platform.python_version(),
+    }

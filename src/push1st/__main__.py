@@ -1,0 +1,7 @@
+"""`python -m push1st`."""
+
+import sys
+
+from push1st.cli import main
+
+sys.exit(main())

@@ -1,0 +1,106 @@
+"""The HTTP API: who may call, what a path means, and one place where refusals become answers.
+
+An endpoint is an `async` function of a `Call`; it is one line in `ROUTES`. Calls are signed the Pusher way, or unsigned
+from a trusted network (Push1st API, section 6); a call about the server itself is never signed.
+"""
+
+from collections.abc import Awaitable, Callable, Iterable
+from functools import lru_cache
+from http import HTTPStatus
+from urllib.parse import unquote_to_bytes
+
+import msgspec
+
+from push1st import auth
+from push1st.api import channels, events, server, tokens
+from push1st.api.call import Call, Endpoint, error
+from push1st.errors import Refused
+from push1st.messages import Request, Response
+from push1st.node import Node
+
+ROUTES: dict[tuple[str, ...], dict[str, Endpoint]] = {
+    ("events",): {"POST": events.publish},
+    ("channels",): {"GET": channels.listing},
+    ("channels", "*"): {"GET": channels.one},
+    ("token", "session"): {"POST": tokens.session},
+    ("token", "access"): {"POST": tokens.access},
+}
+"""paths below `/apps/{app}/`; `*` is one percent-encoded segment"""
+SERVER: dict[str, Callable[[Node, Request], Awaitable[Response]]] = {
+    "/health": server.health,
+    "/ready": server.ready,
+    "/metrics": server.metrics,
+}
+
+
+class Route(msgspec.Struct, frozen=True):
+    app: str
+    methods: dict[str, Endpoint]
+    args: tuple[str, ...]
+
+
+class Api:
+    """base: the path all apps are below, `/apps/`."""
+
+    def __init__(self, node: Node, base: str) -> None:
+        self._node = node
+        self._base = base
+        self._route = lru_cache(4096)(self._find)
+
+    async def serve(self, request: Request) -> Response:
+        """Answers a request, whatever it is."""
+        try:
+            return await self._serve(request)
+        except Refused as refused:
+            self._node.metrics.refusals[str(refused.code)] += 1
+            return error(refused.code, refused.text)
+
+    async def _serve(self, request: Request) -> Response:
+        route = self._route(request.path)
+        if route is None:
+            return await self._about_server(request)
+        method = "GET" if request.method == "HEAD" else request.method
+        endpoint = route.methods.get(method)
+        if endpoint is None:
+            return _wrong_method(request.method, route.methods)
+        signed = "auth_" in request.query
+        if not signed and not request.trusted:
+            raise Refused(401, "this call must be signed: auth_key, auth_timestamp, auth_version, body_md5, auth_signature")
+        config = self._node.apps.by_id(route.app)
+        if config is None:
+            raise Refused(403, f"there is no app {route.app[:64]!r}")
+        if not config.enable:
+            raise Refused(403, f"app {config.id!r} is disabled")
+        if signed:
+            if not config.secret:
+                raise Refused(401, f"app {config.id!r} has no secret, so no call can be signed for it")
+            now = self._node.clock.wall() // 1_000_000_000
+            auth.check_request(config.key, config.secret, request.method, request.path, request.query, request.body, now)
+        return await endpoint(Call(self._node, self._node.app(config), request, route.args, signed))
+
+    async def _about_server(self, request: Request) -> Response:
+        endpoint = SERVER.get(request.path.rstrip("/"))
+        if endpoint is None:
+            raise Refused(404, f"nothing is at {request.path[:200]}")
+        if request.method not in ("GET", "HEAD"):
+            return _wrong_method(request.method, ("GET",))
+        return await endpoint(self._node, request)
+
+    def _find(self, path: str) -> Route | None:
+        if not path.startswith(self._base):
+            return None
+        app, *parts = path[len(self._base) :].removesuffix("/").split("/")
+        for pattern, methods in ROUTES.items():
+            if len(pattern) == len(parts) and all(want in ("*", part) for want, part in zip(pattern, parts, strict=True)):
+                try:
+                    args = [unquote_to_bytes(part).decode() for want, part in zip(pattern, parts, strict=True) if want == "*"]
+                    return Route(unquote_to_bytes(app).decode(), methods, tuple(args))
+                except UnicodeDecodeError:
+                    return None
+        return None
+
+
+def _wrong_method(method: str, allowed: Iterable[str]) -> Response:
+    names = ", ".join(sorted(allowed))
+    status = HTTPStatus.METHOD_NOT_ALLOWED
+    return error(status, f"{method} is not allowed here, {names} is", f"Allow: {names}\r\n".encode())

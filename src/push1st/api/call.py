@@ -1,0 +1,62 @@
+"""What an endpoint gets, and how it reads and answers."""
+
+from collections.abc import Awaitable, Callable
+from typing import TypeVar
+from urllib.parse import parse_qsl
+
+import msgspec
+
+from push1st.channels import pusher_name_error, wide_name_error
+from push1st.errors import Refused
+from push1st.messages import Request, Response
+from push1st.node import App, Node
+
+T = TypeVar("T")
+
+
+class Call(msgspec.Struct, frozen=True, gc=False):
+    """One call for an app, allowed to be made. args: the variable segments of the path. signed: the Pusher way."""
+
+    node: Node
+    app: App
+    request: Request
+    args: tuple[str, ...]
+    signed: bool
+
+    def body(self, decoder: msgspec.json.Decoder[T]) -> T:
+        """The request's body. Raises Refused(400) when it is not what the decoder takes."""
+        try:
+            return decoder.decode(self.request.body.decode())
+        except UnicodeDecodeError as wrong:
+            raise Refused(400, f"the body is not UTF-8: {wrong.reason} at byte {wrong.start}") from wrong
+        except msgspec.ValidationError as wrong:
+            raise Refused(400, f"the body has a missing or mistyped field: {wrong}") from wrong
+        except (msgspec.DecodeError, RecursionError) as wrong:
+            raise Refused(400, f"the body is not JSON: {wrong}") from wrong
+
+    def params(self) -> dict[str, str]:
+        """The query's parameters."""
+        return dict(parse_qsl(self.request.query, keep_blank_values=True))
+
+    def check_channel_name(self, name: str) -> None:
+        """Raises Refused(400) for a name that breaks the rule for this kind of call (Push1st API, section 7)."""
+        wrong = pusher_name_error(name, self.app.config.limits.channel_name) if self.signed else wide_name_error(name)
+        if wrong:
+            raise Refused(400, wrong)
+
+    def check_reads(self) -> None:
+        """Raises Refused(429) when the app reads more often than it may."""
+        most = self.app.config.limits.reads
+        if most and not self.app.reads.take(self.node.clock.monotonic()):
+            raise Refused(429, f"more than {most} reads a second")
+
+
+Endpoint = Callable[[Call], Awaitable[Response]]
+
+
+def answer(value: object) -> Response:
+    return Response(200, msgspec.json.encode(value))
+
+
+def error(status: int, text: str, headers: bytes = b"") -> Response:
+    return Response(status, msgspec.json.encode({"error": text}), headers=headers)

@@ -1,0 +1,61 @@
+"""Who is listening: `GET /apps/{app}/channels` and `…/channels/{channel}`.
+
+Pusher's API and Push1st's name the same paths with other answers: a call that is signed, or carries `info` or
+`filter_by_prefix`, gets Pusher's (Push1st API, section 4).
+"""
+
+from push1st.api.call import Call, answer
+from push1st.api.events import attributes_of
+from push1st.channels import kind_of
+from push1st.errors import Refused
+from push1st.messages import Response
+
+
+async def listing(call: Call) -> Response:
+    call.check_reads()
+    params = call.params()
+    if not (call.signed or "info" in params or "filter_by_prefix" in params):
+        found = await call.node.channels(call.app)
+        return answer(
+            [
+                {"channel": one.channel, "type": kind_of(one.channel).type, "close": "auto", "sess_count": one.subscriptions}
+                for one in found
+            ]
+        )
+    prefix = params.get("filter_by_prefix", "")
+    attributes = attributes_of(params.get("info"))
+    if "user_count" in attributes and not prefix.startswith("presence-"):
+        raise Refused(400, "info=user_count needs filter_by_prefix to begin with presence-")
+    listed: dict[str, dict[str, int]] = {}
+    for one in await call.node.channels(call.app, prefix):
+        info = listed[one.channel] = {}
+        if "user_count" in attributes:
+            info["user_count"] = one.users
+        if "subscription_count" in attributes and not kind_of(one.channel).presence:
+            info["subscription_count"] = one.subscriptions
+    return answer({"channels": listed})
+
+
+async def one(call: Call) -> Response:
+    call.check_reads()
+    (name,) = call.args
+    call.check_channel_name(name)
+    params = call.params()
+    occupancy = await call.node.channel(call.app, name)
+    kind = kind_of(name)
+    if not (call.signed or "info" in params):
+        if occupancy is None:
+            raise Refused(404, f"nobody is subscribed to {name}")
+        sessions = [{"id": client.id, "ip": client.ip} for client in call.node.sessions(call.app, name)]
+        return answer({"channel": name, "type": kind.type, "close": "auto", "sessions": sessions})
+    attributes = attributes_of(params.get("info"))
+    if "user_count" in attributes and not kind.presence:
+        raise Refused(400, f"info=user_count is for presence channels, {name} is not one")
+    if "subscription_count" in attributes and kind.presence:
+        raise Refused(400, f"info=subscription_count is not for presence channels, and {name} is one")
+    info: dict[str, object] = {"occupied": occupancy is not None}
+    if "user_count" in attributes:
+        info["user_count"] = occupancy.users if occupancy else 0
+    if "subscription_count" in attributes:
+        info["subscription_count"] = occupancy.subscriptions if occupancy else 0
+    return answer(info)

@@ -1,0 +1,75 @@
+"""About the server itself: `/health` (alive), `/ready` (send it clients), `/metrics` (Prometheus text).
+
+Metrics are for trusted callers: they name apps.
+"""
+
+from collections.abc import Iterator, Mapping
+
+import msgspec
+from prometheus_client import CollectorRegistry, generate_latest
+from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
+
+from push1st.errors import Refused
+from push1st.messages import Request, Response
+from push1st.node import Node
+
+
+async def health(node: Node, request: Request) -> Response:
+    return Response(200, b'{"status":"ok"}')
+
+
+async def ready(node: Node, request: Request) -> Response:
+    if node.draining:
+        return Response(503, msgspec.json.encode({"error": "draining: this server is about to stop"}))
+    return Response(200, b'{"status":"ready"}')
+
+
+async def metrics(node: Node, request: Request) -> Response:
+    if not request.trusted:
+        raise Refused(403, "metrics are for trusted callers: an unsigned call to an API listener, from a network in api.trust")
+    registry = CollectorRegistry()
+    registry.register(_Collected(node))
+    return Response(200, generate_latest(registry), b"text/plain; version=0.0.4; charset=utf-8")
+
+
+class _Collected:
+    """The worker's counters and sizes as Prometheus families."""
+
+    def __init__(self, node: Node) -> None:
+        self._node = node
+
+    def collect(self) -> Iterator[Metric]:
+        node, count = self._node, self._node.metrics
+        yield _gauge("connections", "open connections", "protocol", count.connections)
+        yield _counter("connections_opened", "connections accepted", "protocol", count.opened)
+        yield _counter("events_in", "events published, by the road they came", "road", count.events_in)
+        yield CounterMetricFamily("push1st_messages_out", "messages queued to subscribers", count.messages_out)
+        yield CounterMetricFamily("push1st_bytes_in", "bytes received on WebSockets", count.bytes_in)
+        yield CounterMetricFamily("push1st_bytes_out", "bytes queued to WebSockets", count.bytes_out)
+        yield _counter("api_requests", "API requests", "status", count.requests)
+        yield _counter("refusals", "what was answered with an error", "reason", count.refusals)
+        yield _counter("cut_offs", "connections ended by the server", "reason", count.cut_offs)
+        yield GaugeMetricFamily("push1st_pending_bytes", "bytes waiting for the end of the loop turn", node.fanout.pending)
+        yield GaugeMetricFamily("push1st_pending_slices", "parts of long flushes still to be written", node.fanout.slices)
+        sizes: dict[str, dict[str, int]] = {"connections": {}, "channels": {}, "subscriptions": {}}
+        for app in node.live():
+            tenant = app.tenant
+            sizes["connections"][app.config.id] = len(tenant.sessions)
+            sizes["channels"][app.config.id] = len(tenant.channels)
+            sizes["subscriptions"][app.config.id] = sum(len(channel) for channel in tenant.channels.values())
+        for what, values in sizes.items():
+            yield _gauge(f"app_{what}", f"{what} of an app on this worker", "app", values)
+
+
+def _counter(name: str, text: str, label: str, values: Mapping[str, int] | Mapping[int, int]) -> Metric:
+    family = CounterMetricFamily(f"push1st_{name}", text, labels=[label])
+    for value, count in values.items():
+        family.add_metric([str(value)], count)
+    return family
+
+
+def _gauge(name: str, text: str, label: str, values: Mapping[str, int]) -> Metric:
+    family = GaugeMetricFamily(f"push1st_{name}", text, labels=[label])
+    for value, count in values.items():
+        family.add_metric([value], count)
+    return family

@@ -1,0 +1,21 @@
+"""Apps from the configuration files."""
+
+from collections.abc import Sequence
+
+from push1st.config import AppConfig
+
+
+class Files:
+    def __init__(self, apps: Sequence[AppConfig]) -> None:
+        self._apps = tuple(apps)
+        self._by_id = {app.id: app for app in apps}
+        self._by_key = {app.key: app for app in apps}
+
+    def by_id(self, id: str) -> AppConfig | None:
+        return self._by_id.get(id)
+
+    def by_key(self, key: str) -> AppConfig | None:
+        return self._by_key.get(key)
+
+    def all(self) -> Sequence[AppConfig]:
+        return self._apps

@@ -1,0 +1,309 @@
+"""Every signature and token: what is signed, with what, and how it is checked.
+
+It must not know sockets, configuration or the clock: secrets and the time are arguments. Nothing it raises or returns
+holds a secret or an expected signature.
+
+One secret an app signs five kinds of text, so no text of one kind may be readable as another:
+
+    socket_id:channel[:channel_data]      a channel subscription (Pusher protocol, section 9)
+    socket_id::user::user_data            a sign-in (section 5)
+    METHOD\\n/path\\nname=value&…           an API request (section 9)
+    base64url.base64url                   an access token, a JWT (Push1st API, section 2)
+    {"time_ms":…}                         a webhook's body (Pusher protocol, section 9)
+
+They differ by what comes first: neither a socket id nor a channel name may hold a colon, a line break or a brace, and a
+channel name is not empty. `session_token`, which signs what it is sent, enforces that.
+
+An app without a secret has public channels only (Push1st API, section 9): nothing can be signed for it and every check
+fails, since a signature made with an empty key is anybody's.
+"""
+
+import hashlib
+import hmac
+import math
+import re
+from collections import Counter
+from collections.abc import Iterable, Mapping
+from functools import lru_cache
+from operator import itemgetter
+from typing import Any, Final
+from urllib.parse import unquote_plus
+
+import jwt
+import msgspec
+
+from .channels import pusher_name_error
+from .errors import Refused
+
+TIMESTAMP_TOLERANCE: Final = 600
+"""seconds by which the clock of an API client may differ (Pusher protocol, section 9)"""
+ACCESS_TOKEN_BYTES: Final = 8192
+"""an access token comes in a URL or a header; a longer one is not looked at"""
+
+_SESSION = re.compile(r"[A-Za-z0-9_.-]{1,128}\Z")
+_SIGNING = frozenset(("auth_key", "auth_timestamp", "auth_version", "auth_signature", "body_md5"))
+_NO_SECRET = "the app has no secret, so nothing can be signed for it"  # noqa: S105 - a message
+# PyJWT itself would read the wall clock, and raise for claims that the Push1st API ignores.
+_SIGNATURE_ONLY: Final[Any] = {f"verify_{claim}": False for claim in ("exp", "nbf", "iat", "aud", "iss", "sub", "jti")}
+
+_by_name = itemgetter(0)
+
+
+def hmac_hex(secret: str, text: str | bytes) -> str:
+    """HMAC-SHA256 of `text` keyed with `secret`: 64 lower-case hex digits.
+
+    Text is signed as UTF-8. A lone surrogate, which JSON can smuggle in, is signed as its three bytes: an odd text then
+    has an odd signature and is no reason to fail.
+    """
+    if isinstance(text, str):
+        text = text.encode("utf-8", "surrogatepass")
+    mac = _keyed(secret).copy()
+    mac.update(text)
+    return mac.hexdigest()
+
+
+@lru_cache(maxsize=256)
+def _keyed(secret: str) -> hmac.HMAC:
+    """An HMAC that has taken its key in: copying it is a third cheaper than keying another one, on every publish."""
+    return hmac.new(secret.encode("utf-8", "surrogatepass"), digestmod="sha256")
+
+
+def equal(a: str, b: str) -> bool:
+    """Whether two texts are equal, in a time that does not tell where they differ."""
+    return hmac.compare_digest(a.encode("utf-8", "surrogatepass"), b.encode("utf-8", "surrogatepass"))
+
+
+def channel_signature(secret: str, socket_id: str, channel: str, channel_data: str = "") -> str:
+    """What authorises a subscription (Pusher protocol, section 9): HMAC of `socket_id:channel[:channel_data]`."""
+    return hmac_hex(secret, f"{socket_id}:{channel}:{channel_data}" if channel_data else f"{socket_id}:{channel}")
+
+
+def check_channel(key: str, secret: str, socket_id: str, channel: str, auth: str, channel_data: str = "") -> bool:
+    """Whether `auth`, either `token` or `app-key:token`, authorises this subscription (Push1st API, section 1).
+
+    A name that is empty or holds a colon never is: the text would read as a sign-in, or as another channel with data.
+    """
+    if not secret or not channel or ":" in channel:
+        return False
+    return equal(auth.removeprefix(f"{key}:"), channel_signature(secret, socket_id, channel, channel_data))
+
+
+def user_signature(secret: str, socket_id: str, user_data: str) -> str:
+    """What signs a user in (Pusher protocol, section 5): HMAC of `socket_id::user::user_data`."""
+    return hmac_hex(secret, f"{socket_id}::user::{user_data}")
+
+
+def check_user(key: str, secret: str, socket_id: str, user_data: str, auth: str) -> bool:
+    """Whether `auth`, either `token` or `app-key:token`, signs this user in."""
+    return bool(secret) and equal(auth.removeprefix(f"{key}:"), user_signature(secret, socket_id, user_data))
+
+
+def session_token(secret: str, session: str, channel: str, data: str = "") -> str:
+    """The session token of Push1st API, section 1: 64 hex digits that a client sends as `auth`.
+
+    Raises Refused(400) where the text to sign could be read as something else than a subscription, and for the names
+    that belong to signed-in users and are not to be signed for; Refused(403) if the app has no secret.
+    """
+    if not secret:
+        raise Refused(403, _NO_SECRET)
+    if not _SESSION.match(session):
+        raise Refused(400, f"session {session[:80]!r} must be 1 to 128 characters of A-Za-z0-9_.-")
+    if error := pusher_name_error(channel):
+        raise Refused(400, error)
+    if channel.startswith("#"):
+        raise Refused(400, f"channel {channel!r} is reserved for the user who signed in")
+    return channel_signature(secret, session, channel, data)
+
+
+class Claims(msgspec.Struct, frozen=True, gc=False):
+    """What an access token says (Push1st API, section 2)."""
+
+    app: str
+    """app id"""
+    origin: str
+    """`*`, or the one origin a request must come from"""
+    channels: tuple[str, ...]
+    """names; `*` is all, a trailing `*` a prefix match"""
+    exp: int | None
+    """seconds since 1970 from which on the token is void; None: never"""
+
+    def allows(self, channel: str) -> bool:
+        """Whether the token authorises `channel`."""
+        return any(channel.startswith(name[:-1]) if name.endswith("*") else channel == name for name in self.channels)
+
+    def allows_origin(self, origin: str | None) -> bool:
+        """Whether a request with this `Origin` header (None: without) may use the token."""
+        return self.origin in ("*", origin)
+
+
+def access_token(secret: str, app: str, origin: str, channel: str | list[str], ttl: int, now: float) -> str:
+    """A JWT (HS256) that authorises `channel` on raw WebSockets (Push1st API, section 2).
+
+    ttl: seconds, 0 for ever. now: seconds since 1970. Raises Refused(400) for a negative `ttl` or an empty `origin`,
+    Refused(403) if the app has no secret.
+    """
+    if not secret:
+        raise Refused(403, _NO_SECRET)
+    if ttl < 0:
+        raise Refused(400, f"ttl is {ttl}; it counts seconds, 0 for ever")
+    if not origin:
+        raise Refused(400, "origin is empty; it is * or one origin")
+    claims: dict[str, object] = {"app": app, "origin": origin, "channel": channel}
+    if ttl:
+        claims["exp"] = int(now) + ttl
+    return jwt.encode(claims, _jwt_key(secret), algorithm="HS256")
+
+
+def check_access_token(secret: str, app: str, token: str, now: float) -> Claims:
+    """What `token` says, if it is one for `app` (id). now: seconds since 1970.
+
+    Raises Refused(401) saying what is wrong. A token without `origin` is good for any; `channel` must be there.
+    """
+    if not secret:
+        raise Refused(401, _NO_SECRET)
+    if len(token) > ACCESS_TOKEN_BYTES:
+        raise Refused(401, f"access token is {len(token)} bytes long, the limit is {ACCESS_TOKEN_BYTES}")
+    if not token.isascii():
+        raise Refused(401, "access token is not a JWT")
+    try:
+        claims = jwt.decode(token, _jwt_key(secret), algorithms=["HS256"], options=_SIGNATURE_ONLY)
+    except jwt.InvalidAlgorithmError:
+        raise Refused(401, "access token is not signed with HS256") from None
+    except jwt.InvalidSignatureError:
+        raise Refused(401, "access token is not signed with the secret of this app") from None
+    except (jwt.PyJWTError, ValueError, RecursionError):
+        raise Refused(401, "access token is not a JWT") from None
+    return _claims(claims, app, now)
+
+
+def _claims(claims: Mapping[str, object], app: str, now: float) -> Claims:
+    """The claims of a token whose signature is right. Raises Refused(401)."""
+    if claims.get("app") != app:
+        raise Refused(401, "access token is for another app")
+    origin = claims.get("origin", "*")
+    if not isinstance(origin, str) or not origin:
+        raise Refused(401, "access token's origin is not a text")
+    channel = claims.get("channel")
+    channels = [channel] if isinstance(channel, str) else channel
+    if not isinstance(channels, list) or not all(isinstance(name, str) for name in channels):
+        raise Refused(401, "access token's channel is neither a text nor a list of them")
+    exp = claims.get("exp")
+    if exp is None and "exp" not in claims:
+        return Claims(app, origin, tuple(channels), None)
+    if isinstance(exp, bool) or not isinstance(exp, int | float) or (isinstance(exp, float) and not math.isfinite(exp)):
+        raise Refused(401, "access token's exp is not a number")
+    if now >= exp:  # RFC 7519 §4.1.4: "on or after"
+        raise Refused(401, "access token has expired")
+    return Claims(app, origin, tuple(channels), int(exp))
+
+
+def _jwt_key(secret: str) -> bytes:
+    """The secret, such that PyJWT does not warn about its length on every call (`push1st check` does that, once).
+
+    HMAC itself fills a short key up with zero bytes (RFC 2104 §2), so signatures stay what they are.
+    """
+    return secret.encode("utf-8", "surrogatepass").ljust(32, b"\0")
+
+
+def sign_request(
+    key: str, secret: str, method: str, path: str, params: Mapping[str, str], body: bytes, timestamp: int
+) -> dict[str, str]:
+    """All query parameters to send with an API request, `params` included (Pusher protocol, section 9).
+
+    path: as it will stand in the request line. params: not yet percent-encoded. timestamp: seconds since 1970.
+    Raises ValueError for parameters that cannot be signed.
+    """
+    if not secret:
+        raise ValueError(_NO_SECRET)
+    if taken := _SIGNING.intersection(map(str.lower, params)):
+        raise ValueError(f"parameters {sorted(taken)} belong to the signature")
+    query = dict(params) | {"auth_key": key, "auth_timestamp": str(timestamp), "auth_version": "1.0"}
+    if body:
+        query["body_md5"] = hashlib.md5(body, usedforsecurity=False).hexdigest()
+    pairs = [(name.lower(), value) for name, value in query.items()]
+    if mixed := _ambiguous(pairs):
+        raise ValueError(mixed)
+    query["auth_signature"] = hmac_hex(secret, _request_text(method, path, pairs))
+    return query
+
+
+def check_request(key: str, secret: str, method: str, path: str, query: str, body: bytes, now: float) -> None:
+    """Check the signature of an API request (Pusher protocol, section 9).
+
+    method, path, query: as they stand in the request line (the official libraries sign the path as they send it), path
+    and query without the `?`. now: seconds since 1970. Raises Refused(401) saying precisely what is wrong.
+    """
+    pairs = _pairs(query)
+    given = dict(pairs)
+    if len(given) < len(pairs) and (twice := _SIGNING.intersection(_repeated(pairs))):
+        raise Refused(401, f"{min(twice)} is given more than once")
+    try:
+        auth_key, timestamp = given["auth_key"], given["auth_timestamp"]
+        version, signature = given["auth_version"], given["auth_signature"]
+    except KeyError as missing:
+        raise Refused(401, f"{missing.args[0]} is missing in the query") from None
+    if version != "1.0":
+        raise Refused(401, f"auth_version is {version[:20]!r}, only '1.0' is known")
+    if auth_key != key:
+        raise Refused(401, "auth_key is not the key of this app")
+    if not secret:
+        raise Refused(401, _NO_SECRET)
+    _check_timestamp(timestamp, now)
+    digest = given.get("body_md5")
+    if digest is None:
+        if body:
+            raise Refused(401, "body_md5 is missing in the query, and there is a body")
+    elif not equal(digest, hashlib.md5(body, usedforsecurity=False).hexdigest()):
+        raise Refused(401, f"body_md5 is not the MD5 of the {len(body)} bytes received")
+    pairs.remove(("auth_signature", signature))
+    if not equal(signature, hmac_hex(secret, _request_text(method, path, pairs))):
+        raise Refused(401, "auth_signature is wrong: sign METHOD, path and sorted parameters, a line each, with the app's secret")
+
+
+def _check_timestamp(text: str, now: float) -> None:
+    if not text.isascii() or not text.isdigit() or len(text) > 16:
+        raise Refused(401, f"auth_timestamp is {text[:20]!r}, not a number of seconds since 1970")
+    late = int(now) - int(text)
+    if abs(late) > TIMESTAMP_TOLERANCE:
+        side = "past" if late > 0 else "future"
+        raise Refused(401, f"auth_timestamp is {abs(late)} s in the {side}, the limit is {TIMESTAMP_TOLERANCE} s")
+
+
+def _pairs(query: str) -> list[tuple[str, str]]:
+    """The query's parameters in the order sent, names in lower case, unescaped as a form's are (`+` is a space)."""
+    pairs = []
+    for part in query.split("&"):
+        name, _, value = part.partition("=")
+        if part:
+            pairs.append((name.lower(), value))
+    if "%" not in query and "+" not in query:
+        return pairs
+    try:
+        pairs = [(unquote_plus(name, errors="strict").lower(), unquote_plus(value, errors="strict")) for name, value in pairs]
+    except UnicodeDecodeError:
+        raise Refused(401, "the query is not UTF-8") from None
+    if mixed := _ambiguous(pairs):
+        raise Refused(401, mixed)
+    return pairs
+
+
+def _repeated(pairs: Iterable[tuple[str, str]]) -> set[str]:
+    """The names that stand there more than once."""
+    return {name for name, times in Counter(map(_by_name, pairs)).items() if times > 1}
+
+
+def _ambiguous(pairs: Iterable[tuple[str, str]]) -> str | None:
+    """What could be read two ways once it is joined for signing, or None.
+
+    What is signed is unescaped, so `a=1%26b=2` and `a=1&b=2` have the same signature: whoever gets hold of one signed
+    request could send another one. No parameter of the API needs these characters.
+    """
+    for name, value in pairs:
+        if "&" in name or "=" in name or "&" in value:
+            return f"parameter {name[:80]!r} cannot be signed: an & in it, or an = in its name, can be read in two ways"
+    return None
+
+
+def _request_text(method: str, path: str, pairs: Iterable[tuple[str, str]]) -> str:
+    """What is signed of a request. Equal names, such as those of an array (`info[]`), stay in the order sent."""
+    return f"{method}\n{path}\n" + "&".join(map("=".join, sorted(pairs, key=_by_name)))

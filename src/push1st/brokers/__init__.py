@@ -1,0 +1,70 @@
+"""What connects workers and machines: the two ports, and the registry of their implementations.
+
+`Broker` carries messages; `Roster` knows who is where. An implementation is one file here, one line in `BROKERS`, and
+one line in `tests/contract`. Both are `async`, since most of them wait for a network; those that do not (memory)
+finish in one step, which costs a publish nothing.
+"""
+
+from collections.abc import Callable, Sequence
+from typing import Protocol
+
+import msgspec
+
+from push1st.messages import Member, Message
+
+BROKERS = {"memory": "push1st.brokers.memory:Memory"}
+
+Receive = Callable[[Message], int]
+"""Delivers a message to this worker's subscribers; returns how many there are."""
+
+
+class Broker(Protocol):
+    """Messages between workers. A topic is an app's id and a channel's name."""
+
+    async def open(self, receive: Receive) -> None:
+        """Connects; from here on `receive` is called with every message of the topics subscribed to, in order."""
+
+    async def close(self) -> None:
+        """Sends what is queued, then disconnects."""
+
+    async def subscribe(self, app: str, channel: str) -> None:
+        """Returns when the broker has confirmed that the topic's messages come here."""
+
+    async def unsubscribe(self, app: str, channel: str) -> None: ...
+
+    async def publish(self, message: Message) -> int:
+        """Sends a message to all workers, this one included; returns the number of subscribers it goes to.
+
+        Raises Refused(503, …) when the broker is away or has not confirmed within 2 s: the message may have been
+        delivered to some.
+        """
+
+
+class Occupancy(msgspec.Struct, frozen=True, gc=False):
+    """How many are on a channel. users: distinct users, on presence channels."""
+
+    channel: str
+    subscriptions: int
+    users: int = 0
+
+
+class Roster(Protocol):
+    """Who is where, for all workers together. Each change is one atomic step that also publishes the edge it causes."""
+
+    async def join(self, app: str, channel: str, socket_id: str, member: Member | None, most: int) -> tuple[Member, ...] | None:
+        """Adds a subscription. On a presence channel returns the members, the new one included.
+
+        most: members the channel may have (0: unlimited). Raises LimitReached when it would have more.
+        """
+
+    async def leave(self, app: str, channel: str, socket_id: str, user_id: str | None) -> None:
+        """Takes a subscription off; unknown ones are ignored."""
+
+    async def channels(self, app: str, prefix: str = "") -> Sequence[Occupancy]:
+        """The occupied channels whose names begin with `prefix`, by name."""
+
+    async def channel(self, app: str, channel: str) -> Occupancy | None:
+        """None when nobody is subscribed."""
+
+    async def members(self, app: str, channel: str) -> tuple[Member, ...]:
+        """Who is on a presence channel."""

@@ -1,0 +1,259 @@
+"""The command line: serve · check · token · publish · subscribe · version."""
+
+import argparse
+import json
+import os
+import sys
+import time
+from collections.abc import Sequence
+from pathlib import Path
+
+import push1st
+from push1st import auth, client, configfile, logs
+from push1st.config import Config, Listen, strictness
+from push1st.errors import ConfigError, Refused
+
+DEMO_URL = "ws://127.0.0.1:6001"
+DEMO_API = "http://127.0.0.1:6002"
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Runs a command; returns the exit code: 0, 1 (it failed) or 2 (it was called wrongly)."""
+    options = _parser().parse_args(arguments)
+    try:
+        code: int = options.run(options)
+    except (ConfigError, client.ClientError, Refused) as wrong:
+        print(wrong.text if isinstance(wrong, Refused) else wrong, file=sys.stderr)
+        return 1
+    except KeyboardInterrupt:
+        return 130
+    return code
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="push1st",
+        description="A realtime server: backends publish over HTTP, browsers and devices listen over the Pusher protocol or WebSocket.",
+        epilog="Begin with `push1st serve`: without a configuration it runs a demo on this machine only.",
+    )
+    commands = parser.add_subparsers(required=True, metavar="COMMAND")
+
+    serve = commands.add_parser(
+        "serve", help="run the server", description="Runs the server: a configuration, or a demo without one."
+    )
+    _config_option(serve, "the configuration file (server.yml); without it, a demo on 127.0.0.1 (or $PUSH1ST_CONFIG)")
+    serve.set_defaults(run=_serve)
+
+    check = commands.add_parser(
+        "check",
+        help="check a configuration",
+        description="Checks a configuration and says what would run. Exit code 1: it would not.",
+    )
+    _config_option(check, "the configuration file (or $PUSH1ST_CONFIG)")
+    check.set_defaults(run=_check)
+
+    token = commands.add_parser(
+        "token", help="make a token offline", description="Makes the tokens that the API gives, without a server."
+    )
+    kinds = token.add_subparsers(required=True, metavar="KIND")
+    session = kinds.add_parser(
+        "session",
+        help="authorise a private or presence channel",
+        description="A session token: `auth` for a Pusher subscription.",
+    )
+    _app_options(session)
+    session.add_argument("socket_id", help="the connection's id, such as 123.456")
+    session.add_argument("channel", help="the channel, such as private-user.1")
+    session.add_argument("data", nargs="?", default="", help="channel_data of a presence channel, as the client sends it")
+    session.set_defaults(run=_session_token)
+    access = kinds.add_parser(
+        "access", help="a bearer token for raw WebSockets", description="An access token: a JWT for raw WebSocket connections."
+    )
+    _app_options(access)
+    access.add_argument(
+        "--channel", action="append", help="a channel it allows; `*` is all, a trailing * a prefix; repeatable (default: *)"
+    )
+    access.add_argument("--origin", default="*", help="the only Origin it works from (default: *, any)")
+    access.add_argument("--ttl", type=int, default=0, metavar="SECONDS", help="how long it works (default: 0, for ever)")
+    access.set_defaults(run=_access_token)
+
+    publish = commands.add_parser(
+        "publish", help="publish an event", description="Publishes an event over HTTP and prints the answer."
+    )
+    publish.add_argument("channel", help="the channel, or several with commas between")
+    publish.add_argument("event", help="the event's name")
+    publish.add_argument("data", nargs="?", default="", help="the event's data: JSON if it is, else a string (default: empty)")
+    publish.add_argument("--api", default=DEMO_API, help=f"the server's API (default: {DEMO_API})")
+    publish.add_argument("--app", default="app-test", help="the app's id (default: app-test)")
+    publish.add_argument("--key", default="app-key", help="the app's key (default: app-key)")
+    publish.add_argument(
+        "--secret", default=os.environ.get("PUSH1ST_SECRET", ""), help="sign the call with it (or $PUSH1ST_SECRET)"
+    )
+    publish.set_defaults(run=_publish)
+
+    subscribe = commands.add_parser(
+        "subscribe", help="show events", description="Subscribes to channels and prints every event as a line."
+    )
+    subscribe.add_argument("channel", nargs="+", help="channels; private and presence ones need --secret")
+    subscribe.add_argument("--url", default=DEMO_URL, help=f"the server (default: {DEMO_URL})")
+    subscribe.add_argument("--key", default="app-key", help="the app's key (default: app-key)")
+    subscribe.add_argument("--secret", default=os.environ.get("PUSH1ST_SECRET", ""), help="the app's secret (or $PUSH1ST_SECRET)")
+    subscribe.add_argument("--count", type=int, default=0, metavar="N", help="stop after so many events (default: never)")
+    subscribe.set_defaults(run=_subscribe)
+
+    version = commands.add_parser("version", help="print the version")
+    version.set_defaults(run=_version)
+    return parser
+
+
+def _config_option(parser: argparse.ArgumentParser, text: str) -> None:
+    parser.add_argument("-c", "--config", metavar="FILE", default=os.environ.get("PUSH1ST_CONFIG"), help=text)
+
+
+def _app_options(parser: argparse.ArgumentParser) -> None:
+    _config_option(parser, "take the app's secret from this configuration (default: the demo app)")
+    parser.add_argument("--app", default=None, help="the app's id (default: the only one)")
+
+
+# serve and check
+
+
+def _load(file: str | None) -> Config:
+    return configfile.load(Path(file), os.environ) if file else configfile.demo(os.environ)
+
+
+def _serve(options: argparse.Namespace) -> int:
+    from push1st import server  # here, because the other commands need no event loop
+
+    config = _load(options.config)
+    logs.setup(config.log.format, config.log.level, sys.stderr)
+    log = logs.get("push1st.server")
+    for warning in config.warnings:
+        log.warning(warning)
+
+    def started(running: server.Server, connections: int) -> None:
+        if config.demo and config.log.format == "text":
+            print(_demo_text(config), flush=True)
+        for line in _listening(config):
+            log.info(line)
+        log.info("ready", apps=len(config.apps), connections_possible=connections)
+
+    server.run(config, started)
+    return 0
+
+
+def _check(options: argparse.Namespace) -> int:
+    if not options.config:
+        print("push1st check: which configuration? Give it with -c FILE.", file=sys.stderr)
+        return 2
+    config = _load(options.config)
+    print(f"{options.config}: good")
+    for line in _listening(config):
+        print(f"  {line}")
+    for app in config.apps:
+        state = "" if app.enable else "  (disabled)"
+        print(f"  app {app.id}  key {app.key}  channels {', '.join(sorted(app.channels))}{state}")
+    for note in (*config.warnings, *strictness(config)):
+        print(f"  note: {note}")
+    return 0
+
+
+def _listening(config: Config) -> list[str]:
+    scheme = "wss" if config.server.ssl.enable else "ws"
+    lines = []
+    protocols = " and ".join(sorted(config.server.proto & {"pusher", "websocket"}))
+    for address in config.server.listen:
+        lines.append(f"WebSockets ({protocols}) and signed API calls on {_shown(address, scheme)}")
+    scheme = "https" if config.api.ssl.enable else "http"
+    trusted = ", ".join(str(net) for net in config.api.trust.nets) + (", unix" if config.api.trust.unix else "")
+    for address in config.api.listen:
+        lines.append(f"API on {_shown(address, scheme)}{config.api.path}, unsigned calls from {trusted or 'nobody'}")
+    return lines
+
+
+def _shown(address: Listen, scheme: str) -> str:
+    if address.scheme == "unix":
+        return str(address)
+    host = address.host or "*"
+    return f"{scheme}://{f'[{host}]' if ':' in host else host}:{address.port}"
+
+
+def _demo_text(config: Config) -> str:
+    app = config.apps[0]
+    ws, api = config.server.listen[0], config.api.listen[0]
+    return f"""
+  Push1st {push1st.__version__}, a demo: bound to {ws.host or "every interface"}, with a secret everybody knows. Not for production.
+
+    WebSockets  {_shown(ws, "ws")}/app/{app.key}   (Pusher; raw: /ws/app/{app.key}/CHANNEL)
+    API         {_shown(api, "http")}{config.api.path}{app.id}/
+    app         id {app.id} · key {app.key} · secret {app.secret}
+
+  See a message arrive. Paste into a second terminal, line by line:
+
+    {_command()} subscribe my-channel &
+    sleep 1
+    curl {_shown(api, "http")}{config.api.path}{app.id}/events -d '{{"name":"greeting","channels":["my-channel"],"data":"hello"}}'
+
+  A configuration of your own: push1st serve -c server.yml. Stop with Ctrl-C.
+"""
+
+
+def _command() -> str:
+    """How this command was called, to call it again."""
+    return "push1st" if "/" not in sys.argv[0] or sys.argv[0].endswith(".py") else sys.argv[0]
+
+
+# token, publish, subscribe, version
+
+
+def _app(options: argparse.Namespace) -> tuple[str, str]:
+    """Id and secret of the app meant."""
+    apps = {app.id: app for app in _load(options.config).apps}
+    name = options.app or (next(iter(apps)) if len(apps) == 1 else None)
+    if name not in apps:
+        raise ConfigError(f"which app? Give one with --app: {', '.join(apps)}")
+    if not apps[name].secret:
+        raise ConfigError(f"app {name} has no secret, so it has no tokens")
+    return name, apps[name].secret
+
+
+def _session_token(options: argparse.Namespace) -> int:
+    print(auth.session_token(_app(options)[1], options.socket_id, options.channel, options.data))
+    return 0
+
+
+def _access_token(options: argparse.Namespace) -> int:
+    app, secret = _app(options)
+    channels = options.channel or ["*"]
+    print(
+        auth.access_token(
+            secret, app, options.origin, channels[0] if len(channels) == 1 else channels, options.ttl, int(time.time())
+        )
+    )
+    return 0
+
+
+def _publish(options: argparse.Namespace) -> int:
+    try:
+        data = json.loads(options.data)
+    except ValueError:
+        data = options.data
+    channels = options.channel.split(",")
+    print(client.publish(options.api, options.app, options.key, options.secret, channels, options.event, data))
+    return 0
+
+
+def _subscribe(options: argparse.Namespace) -> int:
+    def show(channel: str, event: str, data: str) -> None:
+        print(f"{channel}  {event}  {data}", flush=True)
+
+    def ready() -> None:
+        print(f"subscribed to {', '.join(options.channel)} (Ctrl-C ends)", file=sys.stderr, flush=True)
+
+    client.subscribe(options.url, options.key, options.secret, options.channel, show, ready, options.count)
+    return 0
+
+
+def _version(options: argparse.Namespace) -> int:
+    print(f"push1st {push1st.__version__} (Python {sys.version.split()[0]})")
+    return 0

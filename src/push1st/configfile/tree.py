@@ -1,0 +1,263 @@
+"""YAML text and environment variables as one kind of tree, in which every value knows its place.
+
+Nodes are composed, not constructed, so that an error can name the line, and so that what Push1st's files contain and
+YAML's data model does not is read as meant: `{ enable: false, *default-ssl }` merges the aliased mapping, and
+`{ public, private }` is a mapping whose values are nothing, which `keys` takes for a list.
+
+It must not know which keys exist. Files are untrusted enough to be bounded: in size, in depth, and in how many values
+they mean, since ten lines of aliases can mean a billion. Nothing here repeats text of the file, where secrets are.
+"""
+
+import re
+from collections.abc import Callable, Iterable, Iterator
+from pathlib import Path
+from typing import Any, Literal
+
+import msgspec
+import yaml
+
+from push1st.errors import ConfigError
+
+MOST_BYTES = 1 << 20
+MOST_DEPTH = 20
+LEAST_VALUES = 1000
+
+Kind = Literal["nothing", "text", "number", "flag", "other", "list", "mapping", "variable"]
+_TAGS: dict[str, Kind] = {"null": "nothing", "str": "text", "int": "number", "bool": "flag"}
+_WORDS: dict[Kind, str] = {
+    "text": "text",
+    "number": "a whole number",
+    "flag": "true or false",
+    "other": "a number or date",
+    "variable": "text",
+}
+_MERGE = "tag:yaml.org,2002:merge"
+_MOST_SHOWN = 60
+
+
+class Value(msgspec.Struct, frozen=True):
+    """A value, its place (`server.yml:12`, or the name of a variable) and its path of keys (`server.drain`).
+
+    text: of a scalar, as it was written. `variable`: text from the environment, of whatever kind the key wants.
+    """
+
+    kind: Kind
+    place: str
+    path: str
+    text: str = ""
+    items: tuple["Value", ...] = ()
+    keys: dict[str, "Value"] = {}
+
+    def found(self, show: bool = True) -> str:
+        """The value for an error message."""
+        word = _WORDS.get(self.kind)
+        if word is None:
+            return "a section of keys" if self.kind == "mapping" else "a list" if self.kind == "list" else "nothing"
+        if not show:
+            return word
+        text = self.text if len(self.text) <= _MOST_SHOWN else self.text[:_MOST_SHOWN] + "…"
+        return f'"{_printable(text)}" ({word})'
+
+    def at(self, *keys: str) -> "Value | None":
+        """The value under a path of keys."""
+        value: Value | None = self
+        for key in keys:
+            value = value.keys.get(key) if value else None
+        return value
+
+    def __str__(self) -> str:
+        return f"{self.place}: {self.path}" if self.path else self.place
+
+
+def wrong(value: Value, allowed: str, *, show: bool = True) -> ConfigError:
+    """The error to raise where something else than `value` is wanted."""
+    return ConfigError(f"{value}: found {value.found(show)}, allowed: {allowed}")
+
+
+def each(reads: Iterable[Callable[[], Any]]) -> list[Any]:
+    """What they return; raises one ConfigError with the lines of all that failed."""
+    results, lines = [], []
+    for read in reads:
+        try:
+            results.append(read())
+        except ConfigError as error:  # noqa: PERF203 - the point is to go on
+            lines.append(str(error))
+    if lines:
+        raise ConfigError("\n".join(lines))
+    return results
+
+
+def name_of(key: str) -> str:
+    """A key for a message: as it is, unless it does not look like one (a secret after a forgotten colon)."""
+    return key if len(key) <= _MOST_SHOWN and key.isprintable() and " " not in key else "…"
+
+
+def read(file: Path, name: str) -> Value:
+    """The tree of a file that messages call `name`."""
+    try:
+        with file.open("rb") as stream:
+            data = stream.read(MOST_BYTES + 1)
+    except (OSError, ValueError) as error:
+        raise ConfigError(f"{name}: cannot be read: {getattr(error, 'strerror', None) or error}") from None
+    if len(data) > MOST_BYTES:
+        raise ConfigError(f"{name}: found more than {MOST_BYTES} bytes, allowed: at most that many")
+    try:
+        return parse(data.decode("utf-8-sig"), name)
+    except UnicodeDecodeError as error:
+        line = data.count(b"\n", 0, error.start) + 1
+        raise ConfigError(f"{name}:{line}: found bytes that are not UTF-8, allowed: UTF-8 text") from None
+
+
+def parse(text: str, name: str) -> Value:
+    """The tree of a YAML text; an empty one is an empty mapping."""
+    try:
+        node = _compose(text, getattr(yaml, "CSafeLoader", yaml.SafeLoader), name)
+    except _SYNTAX:
+        try:
+            node = _compose(text, _Loader, name)
+        except _SYNTAX as error:
+            raise _syntax_error(error, name) from None
+    tree = _Builder(name, max(LEAST_VALUES, len(text))).value(node, "") if node else Value("nothing", f"{name}:1", "")
+    if tree.kind == "nothing":
+        return msgspec.structs.replace(tree, kind="mapping")
+    if tree.kind != "mapping":
+        raise wrong(tree, "a section of keys", show=False)
+    return tree
+
+
+def variable(name: str, path: Iterable[str], text: str) -> Value:
+    """The value of an environment variable."""
+    return Value("variable", name, ".".join(path), text)
+
+
+def tree_of(leaves: Iterable[tuple[tuple[str, ...], Value]], place: str, path: str = "") -> Value:
+    """A mapping of values at the ends of their paths."""
+    groups: dict[str, list[tuple[tuple[str, ...], Value]]] = {}
+    for keys, leaf in leaves:
+        groups.setdefault(keys[0], []).append((keys[1:], leaf))
+    children = {
+        key: group[0][1] if group[0][0] == () else tree_of(group, group[0][1].place, f"{path}.{key}" if path else key)
+        for key, group in groups.items()
+    }
+    return Value("mapping", place, path, keys=children)
+
+
+def merged(below: Value, above: Value) -> Value:
+    """Both trees; where they have the same key, `above` wins. A value that should be a section stays, to be refused."""
+    if above.kind != "mapping" or below.kind == "nothing":
+        return above
+    if below.kind != "mapping":
+        return below
+    keys = dict(below.keys)
+    for key, value in above.keys.items():
+        keys[key] = merged(keys[key], value) if key in keys else value
+    return msgspec.structs.replace(below, keys=keys)
+
+
+class _Builder:
+    """Turns nodes into values; counts them, because an alias may repeat what others repeat."""
+
+    def __init__(self, name: str, most: int) -> None:
+        self._name = name
+        self._left = most
+
+    def value(self, node: yaml.Node, path: str, place: str = "", depth: int = 0) -> Value:
+        place = place or self._place(node)
+        self._left -= 1
+        if depth > MOST_DEPTH or self._left < 0:
+            raise ConfigError(f"{place}: found aliases that repeat too much, allowed: sections without aliases to themselves")
+        if isinstance(node, yaml.MappingNode):
+            return Value("mapping", place, path, keys=self._keys(node, path, depth))
+        if isinstance(node, yaml.SequenceNode):
+            return Value("list", place, path, items=tuple(self.value(item, path, depth=depth + 1) for item in node.value))
+        kind = _TAGS.get(node.tag.removeprefix("tag:yaml.org,2002:"), "other")
+        return Value(kind, place, path, node.value)
+
+    def _keys(self, node: yaml.MappingNode, path: str, depth: int) -> dict[str, Value]:
+        keys: dict[str, Value] = {}
+        aliased: dict[str, Value] = {}
+        for key, child in node.value:
+            if not isinstance(key, yaml.ScalarNode):  # { *alias }
+                source = key if _is_nothing(child) else None
+            elif key.tag == _MERGE:  # <<: *alias
+                source = child
+            elif key.tag == "tag:yaml.org,2002:null" and _is_nothing(child):  # { *alias } of an empty section
+                source = key
+            else:
+                source = None
+            if source is not None:
+                for more in self._merge(source, path, self._place(key), depth):
+                    aliased = more | aliased
+                continue
+            if not isinstance(key, yaml.ScalarNode):
+                raise ConfigError(f"{self._place(key)}: {path}: found a section or list as a key, allowed: text")
+            place = self._place(key)
+            full = f"{path}.{name_of(key.value)}" if path else name_of(key.value)
+            if key.value in keys:
+                first = keys[key.value].place
+                raise ConfigError(f"{place}: {full}: found a second time, first at {first}, allowed: each key once")
+            keys[key.value] = self.value(child, full, place, depth + 1)
+        return aliased | keys
+
+    def _merge(self, node: yaml.Node, path: str, place: str, depth: int) -> Iterator[dict[str, Value]]:
+        source = self.value(node, path, depth=depth + 1)
+        for mapping in source.items if source.kind == "list" else (source,):
+            if mapping.kind not in ("mapping", "nothing"):
+                raise ConfigError(f"{place}: {path}: found {mapping.found(False)} to merge, allowed: a section of keys")
+            yield mapping.keys
+
+    def _place(self, node: yaml.Node) -> str:
+        return f"{self._name}:{node.start_mark.line + 1}"
+
+
+def _is_nothing(node: yaml.Node) -> bool:
+    return isinstance(node, yaml.ScalarNode) and node.tag == "tag:yaml.org,2002:null"
+
+
+_BLANK = "\0 \t\r\n\x85\u2028\u2029"
+
+
+class _Loader(yaml.SafeLoader):
+    """YAML 1.2 where PyYAML reads 1.1: in `[ 127.0.0.1, ::1 ]` a colon before text begins a plain scalar (§7.3.3).
+
+    Slower, hence the second try only.
+    """
+
+    def check_value(self) -> bool:
+        quoted = self.tokens and isinstance(
+            self.tokens[-1], yaml.FlowMappingEndToken | yaml.FlowSequenceEndToken | yaml.ScalarToken
+        )
+        if self.flow_level and not quoted and self.peek(1) not in _BLANK + ",[]{}":
+            return False
+        return bool(super().check_value())
+
+    def check_plain(self) -> bool:
+        return bool(super().check_plain() or (self.flow_level and self.peek() == ":"))
+
+
+_SYNTAX = (yaml.YAMLError, OverflowError, ValueError)  # the latter two: PyYAML, on escapes such as "\UFFFFFFFF"
+
+
+def _compose(text: str, loader: Any, name: str) -> yaml.Node | None:
+    depth = 0
+    for event in yaml.parse(text, Loader=loader):  # the composer recurses, so depth is looked at before
+        if isinstance(event, yaml.CollectionStartEvent):
+            depth += 1
+            if depth > MOST_DEPTH:
+                line = event.start_mark.line + 1
+                raise ConfigError(f"{name}:{line}: found more than {MOST_DEPTH} levels of sections, allowed: fewer")
+        elif isinstance(event, yaml.CollectionEndEvent):
+            depth -= 1
+    return yaml.compose(text, Loader=loader)
+
+
+def _syntax_error(error: Exception, name: str) -> ConfigError:
+    mark = getattr(error, "problem_mark", None)
+    # What PyYAML quotes may be a piece of a secret, unless it is a single character.
+    problem = re.sub(r"(['\"]).{2,}\1", "", getattr(error, "problem", None) or "characters that are not allowed").strip()
+    place = f"{name}:{mark.line + 1}" if mark else name
+    return ConfigError(f"{place}: found no YAML ({problem}), allowed: YAML; text with [ ] {{ }} # & * ! : in it may need quotes")
+
+
+def _printable(text: str) -> str:
+    return "".join(c if c.isprintable() else f"\\u{ord(c):04x}" for c in text)

@@ -1,0 +1,71 @@
+"""Coroutines that start at once: what does not wait finishes without a task.
+
+Most control steps wait for nothing with the memory broker, and for one round trip with another. `begin` runs a
+coroutine up to its first wait, in the caller's turn; only if it does wait is there a task for the rest. Python 3.12
+has this as eager tasks; 3.11, which we support, has not.
+
+What runs before the first wait has no current task, so it must not use `asyncio.timeout` or `asyncio.current_task`.
+"""
+
+import asyncio
+from collections.abc import Coroutine, Generator
+from typing import Any, Generic, TypeVar
+
+T = TypeVar("T")
+_running: set[asyncio.Task[Any]] = set()
+
+
+class Rest(Generic[T]):
+    """What is left of a coroutine that has begun and waits: an awaitable of its result."""
+
+    __slots__ = ("_coroutine", "_first")
+
+    def __init__(self, coroutine: Coroutine[Any, Any, T], first: Any) -> None:
+        self._coroutine = coroutine
+        self._first = first
+
+    def __await__(self) -> Generator[Any, Any, T]:
+        waits = self._first
+        while True:
+            try:
+                answer = yield waits
+            except BaseException as error:
+                step = self._coroutine.throw
+                value: Any = error
+            else:
+                step = self._coroutine.send
+                value = answer
+            try:
+                waits = step(value)
+            except StopIteration as done:
+                result: T = done.value
+                return result
+
+
+def begin(coroutine: Coroutine[Any, Any, T]) -> T | Rest[T]:
+    """Runs `coroutine` up to its first wait: its result, or the rest of it. What it raises is raised here."""
+    try:
+        first = coroutine.send(None)
+    except StopIteration as done:
+        result: T = done.value
+        return result
+    return Rest(coroutine, first)
+
+
+async def _finish(rest: Rest[Any]) -> None:
+    await rest
+
+
+def spawn(coroutine: Coroutine[Any, Any, None]) -> None:
+    """Runs a coroutine to its end: now if it can, else in a task that is kept until it is done."""
+    rest = begin(coroutine)
+    if isinstance(rest, Rest):
+        task = asyncio.get_running_loop().create_task(_finish(rest))
+        _running.add(task)
+        task.add_done_callback(_running.discard)
+
+
+async def settled() -> None:
+    """Waits until everything spawned has ended."""
+    while _running:
+        await asyncio.wait(_running)

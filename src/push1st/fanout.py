@@ -1,0 +1,251 @@
+"""THE HOT PATH: from a message to one write a subscriber and loop turn.
+
+`receive` encodes a message once per wire and keeps the frame as pending for the channel; at the end of the loop turn
+`flush` joins what each lane got into one buffer and writes that buffer to every subscriber of the lane. Nearly all of
+a delivery is the kernel's `send`, so the loops here do nothing but call it.
+
+The rules (design: rules 2 to 5), and where they are kept:
+- A channel's pending frames go to the subscribers they were meant for: whoever changes a lane's subscribers calls
+  `settle_lanes` first.
+- What is sent to one connection directly queues behind what its channels owe it: `direct` calls `settle` first, and
+  every flush writes the direct outboxes first.
+- A lane with many subscribers is written in slices, one a loop turn. A slice keeps its subscribers; later frames
+  queue behind it.
+- Nothing here waits: a transport that cannot send buffers up to its bound, then tells its connection, which cuts
+  itself off in the next turn. So no write changes the set it is called from.
+"""
+
+from collections.abc import Callable
+from itertools import islice
+
+from push1st.hub import Lane, Slice, Subscriber, Tenant
+from push1st.messages import Message
+from push1st.metrics import Metrics
+
+SLICE = 2048
+"""writes a loop turn before the rest waits for the next: about 15 ms"""
+PENDING = 262_144
+"""bytes a lane may keep within a turn before it is flushed early"""
+APART = 32
+"""subscribers with frames of their own that a lane may keep within a turn before it is flushed early"""
+SLICES = 4
+"""slices a lane may queue before the oldest is finished at once"""
+
+
+class Outbox:
+    """Frames for one connection only, kept for the end of the turn."""
+
+    __slots__ = ("frames", "write")
+
+    def __init__(self, write: Callable[[bytes], object]) -> None:
+        self.write = write
+        self.frames: list[bytes] = []
+
+
+class Fanout:
+    """call_soon: runs a function at the end of this loop turn. clock: wall clock in nanoseconds."""
+
+    __slots__ = ("_call_soon", "_clock", "_lanes", "_metrics", "_outboxes", "_scheduled")
+
+    def __init__(self, call_soon: Callable[[Callable[[], None]], object], clock: Callable[[], int], metrics: Metrics) -> None:
+        self._call_soon = call_soon
+        self._clock = clock
+        self._metrics = metrics
+        self._lanes: dict[Lane, None] = {}
+        self._outboxes: dict[Subscriber, Outbox] = {}
+        self._scheduled = False
+
+    def receive(self, tenant: Tenant, message: Message) -> int:
+        """Queues a message to its channel's subscribers on this worker; returns how many that are."""
+        channel = tenant.channels.get(message.channel)
+        if channel is None:
+            return 0
+        if message.delivery != "broadcast":
+            return self._receive_targeted(tenant, message)
+        count = 0
+        excluded = tenant.sessions.get(message.exclude) if message.exclude else None
+        now = self._clock()
+        for lane in channel.lanes:
+            size = len(lane.writes)
+            if not size:
+                continue
+            frame = lane.wire.message(message, now)
+            apart = lane.apart
+            if excluded is not None and excluded in lane.writes:
+                size -= 1
+                if excluded not in apart:
+                    apart[excluded] = lane.frames.copy()
+                for other, frames in apart.items():
+                    if other is not excluded:
+                        frames.append(frame)
+            elif apart:
+                for frames in apart.values():
+                    frames.append(frame)
+            lane.frames.append(frame)
+            lane.size += len(frame)
+            count += size
+            self._due(lane)
+        self._metrics.messages_out += count
+        return count
+
+    def _receive_targeted(self, tenant: Tenant, message: Message) -> int:
+        count = 0
+        now = self._clock()
+        frames: dict[Lane, bytes] = {}
+        for target in tenant.targets(message):
+            lane = tenant.channels[message.channel].lane(target.wire)
+            if lane is None or target not in lane.writes or target.id == message.exclude:
+                continue
+            if lane not in frames:
+                frames[lane] = lane.wire.message(message, now)
+            if target not in lane.apart:
+                lane.apart[target] = lane.frames.copy()
+            lane.apart[target].append(frames[lane])
+            lane.size += len(frames[lane])
+            count += 1
+            self._due(lane)
+        self._metrics.messages_out += count
+        return count
+
+    def _due(self, lane: Lane) -> None:
+        if lane.size > PENDING or len(lane.apart) > APART:
+            self._flush_outboxes()
+            self._flush_lane(lane)
+            if not lane.due:
+                self._lanes.pop(lane, None)
+                return
+        self._lanes[lane] = None
+        if not self._scheduled:
+            self._scheduled = True
+            self._call_soon(self.flush)
+
+    def direct(self, subscriber: Subscriber, frame: bytes) -> None:
+        """Queues a frame for one connection, behind what its channels owe it."""
+        if self._lanes:
+            self.settle(subscriber)
+        outbox = self._outboxes.get(subscriber)
+        if outbox is None:
+            outbox = self._outboxes[subscriber] = Outbox(subscriber.write)
+            if not self._scheduled:
+                self._scheduled = True
+                self._call_soon(self.flush)
+        outbox.frames.append(frame)
+
+    def settle(self, subscriber: Subscriber) -> None:
+        """Writes what is due to this connection now."""
+        self._flush_outbox(subscriber)
+        for lane in subscriber.lanes:
+            if lane in self._lanes:
+                self._flush_lane(lane)
+                for part in lane.slices:
+                    write = part.remaining.pop(subscriber, None)
+                    if write is not None:
+                        write(part.buffer)
+
+    def settle_lanes(self, lanes: list[Lane]) -> None:
+        """Fixes who gets the pending frames of a channel, before its subscribers change."""
+        for lane in lanes:
+            if lane in self._lanes:
+                self._flush_outboxes()
+                self._flush_lane(lane)
+
+    def forget(self, subscriber: Subscriber) -> None:
+        """A connection is gone: nothing more is written to it."""
+        self._outboxes.pop(subscriber, None)
+        for lane in subscriber.lanes:
+            if lane in self._lanes:
+                lane.apart.pop(subscriber, None)
+                for part in lane.slices:
+                    part.remaining.pop(subscriber, None)
+
+    def flush(self) -> None:
+        """The end of a loop turn: everything pending goes out, or as much of it as a turn may take."""
+        self._flush_outboxes()
+        budget = SLICE
+        lanes = self._lanes
+        for lane in list(lanes):
+            if budget <= 0:
+                break
+            if lane.slices:
+                budget -= self._flush_slices(lane, budget)
+            else:
+                budget -= min(len(lane.writes), SLICE)
+                self._flush_lane(lane)
+            if not lane.due:
+                del lanes[lane]
+        self._scheduled = bool(lanes)
+        if lanes:
+            self._call_soon(self.flush)
+
+    @property
+    def pending(self) -> int:
+        """Bytes that wait for the end of the turn."""
+        return sum(lane.size for lane in self._lanes)
+
+    @property
+    def slices(self) -> int:
+        """Parts of long flushes that wait for further turns."""
+        return sum(len(lane.slices) for lane in self._lanes)
+
+    def _flush_outboxes(self) -> None:
+        if self._outboxes:
+            outboxes = self._outboxes
+            self._outboxes = {}
+            for outbox in outboxes.values():
+                frames = outbox.frames
+                buffer = frames[0] if len(frames) == 1 else b"".join(frames)
+                self._metrics.bytes_out += len(buffer)
+                outbox.write(buffer)
+
+    def _flush_outbox(self, subscriber: Subscriber) -> None:
+        outbox = self._outboxes.pop(subscriber, None)
+        if outbox is not None:
+            buffer = b"".join(outbox.frames)
+            self._metrics.bytes_out += len(buffer)
+            outbox.write(buffer)
+
+    def _flush_lane(self, lane: Lane) -> None:
+        """Writes a lane's pending frames, or makes a slice of them when that would take too long."""
+        frames, apart, writes = lane.frames, lane.apart, lane.writes
+        if not frames and not apart:
+            return
+        lane.frames, lane.apart, lane.size = [], {}, 0
+        metrics = self._metrics
+        for subscriber, own in apart.items():
+            if own:
+                buffer = b"".join(own)
+                for part in lane.slices:
+                    late = part.remaining.pop(subscriber, None)
+                    if late is not None:
+                        late(part.buffer)
+                metrics.bytes_out += len(buffer)
+                writes[subscriber](buffer)
+        if not frames:
+            return
+        buffer = frames[0] if len(frames) == 1 else b"".join(frames)
+        metrics.bytes_out += len(buffer) * (len(writes) - len(apart))
+        if len(writes) > SLICE or lane.slices:
+            remaining = {s: write for s, write in writes.items() if s not in apart} if apart else writes.copy()
+            lane.slices.append(Slice(buffer, remaining))
+            while len(lane.slices) > SLICES:
+                oldest = lane.slices.pop(0)
+                for write in oldest.remaining.values():
+                    write(oldest.buffer)
+        elif apart:
+            for subscriber, write in writes.items():
+                if subscriber not in apart:
+                    write(buffer)
+        else:
+            for write in writes.values():
+                write(buffer)
+
+    def _flush_slices(self, lane: Lane, budget: int) -> int:
+        """Writes up to `budget` of a lane's slices; returns how many it wrote."""
+        part = lane.slices[0]
+        remaining, buffer = part.remaining, part.buffer
+        some = list(islice(remaining, budget))
+        for subscriber in some:
+            remaining.pop(subscriber)(buffer)
+        if not remaining:
+            lane.slices.pop(0)
+        return len(some)

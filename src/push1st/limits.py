@@ -1,0 +1,57 @@
+"""Limits of an app, and the token bucket that counts what is limited per second.
+
+Defaults are Pusher's (protocol, section 8). Zero means unlimited, where the field says so.
+"""
+
+import msgspec
+
+
+class Limits(msgspec.Struct, frozen=True, rename="kebab"):
+    """One app's limits."""
+
+    connections: int = 0
+    """open connections; 0: unlimited"""
+    subscriptions: int = 0
+    """subscriptions a connection; 0: unlimited"""
+    members: int = 100
+    """users on a presence channel; 0: unlimited"""
+    payload: int = 10_240
+    """bytes of an event's `data`"""
+    channel_name: int = 164
+    """characters of a channel name under Pusher's rule"""
+    event_name: int = 200
+    """characters of an event name"""
+    channels_per_event: int = 100
+    """channels one publish may name"""
+    batch: int = 10
+    """events in one batch"""
+    client_events: int = 10
+    """client events per second and connection; 0: unlimited"""
+    publishes: int = 0
+    """API events per second; 0: unlimited"""
+    reads: int = 0
+    """API reads per second; 0: unlimited"""
+
+
+class Bucket:
+    """A token bucket: `rate` a second, bursts up to one second's worth.
+
+    `take` gets the time in seconds from its caller, on any clock that does not go back.
+    """
+
+    __slots__ = ("_at", "_left", "_rate")
+
+    def __init__(self, rate: int, now: float) -> None:
+        self._rate = rate
+        self._left = float(rate)
+        self._at = now
+
+    def take(self, now: float, cost: int = 1) -> bool:
+        """Whether `cost` units fit now; they are used up if so."""
+        if now > self._at:
+            self._left = min(float(self._rate), self._left + (now - self._at) * self._rate)
+            self._at = now
+        if self._left < cost:
+            return False
+        self._left -= cost
+        return True

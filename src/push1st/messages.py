@@ -1,0 +1,172 @@
+"""The typed units every part speaks: messages on the data road, commands from clients and replies, HTTP calls.
+
+A codec turns bytes into commands and replies and messages into bytes; a session turns commands into replies. Neither
+knows the other's representation. All of them are frozen; data is kept as the JSON text it came in, so that a message
+is parsed once and never re-encoded for a wire that takes it as it is.
+"""
+
+from typing import Literal
+
+import msgspec
+
+Delivery = Literal["broadcast", "multicast", "unicast"]
+
+API = "api"
+"""The sender of what came in over HTTP (`#msg-from`)."""
+INTERNAL = "pusher_internal:"
+MEMBER_ADDED = INTERNAL + "member_added"
+MEMBER_REMOVED = INTERNAL + "member_removed"
+
+
+class Message(msgspec.Struct, frozen=True, gc=False):
+    """One event on one channel, on its way to the subscribers.
+
+    data: JSON text. id: 64 bits, increasing per worker, unique everywhere. received: wall clock, nanoseconds.
+    exclude: the connection id that does not get it, or "". delivery and target: who does (Push1st API, section 3).
+    user_id: of the member who sent a client event on a presence channel.
+    """
+
+    app: str
+    channel: str
+    event: str
+    data: bytes
+    id: int
+    received: int
+    sender: str = API
+    exclude: str = ""
+    delivery: Delivery = "broadcast"
+    target: str = ""
+    user_id: str | None = None
+
+
+class Options(msgspec.Struct, frozen=True, gc=False):
+    """How far an event goes (Push1st API, section 3). ttl: seconds; valid, and without effect on live delivery."""
+
+    ttl: float = 0
+    delivery: Delivery = "broadcast"
+    session: str = ""
+
+    def error(self) -> str | None:
+        """What is wrong with them, or None."""
+        if self.ttl < 0:
+            return "options.ttl is negative"
+        if self.delivery != "broadcast" and not self.session:
+            return f"options.session is missing, {self.delivery} needs it"
+        return None
+
+
+DEFAULT_OPTIONS = Options()
+
+
+class Member(msgspec.Struct, frozen=True, gc=False):
+    """A user on a presence channel. info: JSON text, `null` when the user has none."""
+
+    user_id: str
+    info: bytes = b"null"
+
+
+def member_added(app: str, channel: str, member: Member, id: int, received: int, exclude: str) -> Message:
+    """The edge that tells a presence channel of a new member (Pusher protocol, section 3)."""
+    data = b'{"user_id":' + msgspec.json.encode(member.user_id)
+    data += b"}" if member.info == b"null" else b',"user_info":' + member.info + b"}"
+    return Message(app, channel, MEMBER_ADDED, data, id, received, exclude=exclude)
+
+
+def member_removed(app: str, channel: str, user_id: str, id: int, received: int, exclude: str) -> Message:
+    """The edge that tells a presence channel that a member is gone."""
+    data = b'{"user_id":' + msgspec.json.encode(user_id) + b"}"
+    return Message(app, channel, MEMBER_REMOVED, data, id, received, exclude=exclude)
+
+
+# Commands: what a client asks for.
+
+
+class Subscribe(msgspec.Struct, frozen=True, gc=False):
+    channel: str
+    auth: str = ""
+    channel_data: str = ""
+
+
+class Unsubscribe(msgspec.Struct, frozen=True, gc=False):
+    channel: str
+
+
+class Publish(msgspec.Struct, frozen=True, gc=False):
+    """An event from a client. data: JSON text."""
+
+    channel: str
+    event: str
+    data: bytes
+    delivery: Delivery = "broadcast"
+    target: str = ""
+
+
+class Ping(msgspec.Struct, frozen=True, gc=False):
+    pass
+
+
+class Pong(msgspec.Struct, frozen=True, gc=False):
+    pass
+
+
+Command = Subscribe | Unsubscribe | Publish | Ping | Pong
+
+
+# Replies: what a session tells its own client. Ping and Pong go both ways.
+
+
+class Established(msgspec.Struct, frozen=True, gc=False):
+    socket_id: str
+    activity_timeout: int
+
+
+class Subscribed(msgspec.Struct, frozen=True, gc=False):
+    """members: on a presence channel, who is there, the new member included."""
+
+    channel: str
+    members: tuple[Member, ...] | None = None
+
+
+class SubscriptionRefused(msgspec.Struct, frozen=True, gc=False):
+    """status: an HTTP status; kind: a word for programs, such as AuthError."""
+
+    channel: str
+    kind: str
+    text: str
+    status: int
+
+
+class Failure(msgspec.Struct, frozen=True, gc=False):
+    """An answer to a bad command; the connection stays. code: an HTTP status, which a codec may say in its own words."""
+
+    code: int
+    text: str
+
+
+Reply = Established | Subscribed | SubscriptionRefused | Failure | Ping | Pong
+
+
+# What HTTP transports and the API exchange.
+
+
+class Request(msgspec.Struct, frozen=True, gc=False):
+    """An HTTP request for the API. started: nanoseconds on the performance counter.
+
+    path and query: as on the request line. trusted: whether it may go unsigned (Push1st API, section 6).
+    """
+
+    method: str
+    path: str
+    query: str
+    body: bytes
+    trusted: bool
+    started: int
+
+
+class Response(msgspec.Struct, frozen=True, gc=False):
+    """headers: whole lines, each with its CRLF."""
+
+    status: int
+    body: bytes
+    content_type: bytes = b"application/json; charset=utf-8"
+    headers: bytes = b""

@@ -1,0 +1,44 @@
+"""A worker's counters: plain integers that the hot path adds to, read by `/metrics` and by tests.
+
+Names are Prometheus', without their prefix; labelled counters are dictionaries from label value to count. The text
+format is made in `api/metrics.py`. Gauges that are sizes of something (channels, subscriptions) are read there when
+asked, not kept here.
+"""
+
+from collections import Counter
+
+
+class Metrics:
+    """Counters since the start of the worker."""
+
+    __slots__ = (
+        "bytes_in",
+        "bytes_out",
+        "connections",
+        "cut_offs",
+        "events_in",
+        "messages_out",
+        "opened",
+        "refusals",
+        "requests",
+    )
+
+    def __init__(self) -> None:
+        self.connections: Counter[str] = Counter()
+        """open connections by protocol (a gauge)"""
+        self.opened: Counter[str] = Counter()
+        """connections accepted, by protocol"""
+        self.events_in: Counter[str] = Counter()
+        """events published, by road: api, pusher, websocket"""
+        self.messages_out = 0
+        """messages queued to subscribers: one an event and subscriber"""
+        self.bytes_in = 0
+        """bytes received on WebSockets"""
+        self.bytes_out = 0
+        """bytes queued to WebSockets"""
+        self.requests: Counter[int] = Counter()
+        """API requests by status"""
+        self.refusals: Counter[str] = Counter()
+        """what was answered with an error, by reason"""
+        self.cut_offs: Counter[str] = Counter()
+        """connections ended by the server, by reason"""

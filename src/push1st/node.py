@@ -1,0 +1,193 @@
+"""One worker's brain: it runs the effects of sessions and API calls on the hub, the roster and the broker.
+
+Its order of steps is what keeps the promises of the fan-out (design: rules 1 and 2): what is read from shared state
+is changed without an `await` between, a channel's pending frames are settled before its subscribers change, and what
+became void during a wait is taken back.
+"""
+
+from collections.abc import Callable, Sequence
+from typing import Protocol
+
+from push1st.apps import Apps
+from push1st.brokers import Broker, Occupancy, Roster
+from push1st.config import AppConfig
+from push1st.errors import Disconnect, LimitReached
+from push1st.fanout import Fanout
+from push1st.hub import Lane, Subscriber, Tenant
+from push1st.limits import Bucket
+from push1st.messages import API, DEFAULT_OPTIONS, Member, Message, Options
+from push1st.metrics import Metrics
+
+WORKER_BITS = 10
+
+
+class Client(Subscriber, Protocol):
+    """What the node needs of a session."""
+
+    @property
+    def prefix(self) -> str: ...
+    @property
+    def ip(self) -> str: ...
+    @property
+    def closed(self) -> bool: ...
+
+    def disconnect(self, code: int, reason: str) -> None: ...
+
+
+class Clock(Protocol):
+    def monotonic(self) -> float:
+        """Seconds that never go back."""
+
+    def wall(self) -> int:
+        """Nanoseconds since 1970."""
+
+
+class App:
+    """An app on this worker: its configuration, and what the worker knows of it."""
+
+    __slots__ = ("config", "publishes", "reads", "tenant")
+
+    def __init__(self, config: AppConfig, now: float) -> None:
+        self.config = config
+        self.tenant = Tenant()
+        self.publishes = Bucket(config.limits.publishes, now)
+        self.reads = Bucket(config.limits.reads, now)
+
+
+class Node:
+    """worker: this worker's number, below 1024. random: an unpredictable number of so many bits."""
+
+    def __init__(
+        self, apps: Apps, fanout: Fanout, metrics: Metrics, clock: Clock, random: Callable[[int], int], worker: int = 0
+    ) -> None:
+        self.apps = apps
+        self.fanout = fanout
+        self.metrics = metrics
+        self.clock = clock
+        self.draining = False
+        self._random = random
+        self._worker = worker
+        self._last_id = 0
+        self._live: dict[str, App] = {}
+        self._broker: Broker
+        self._roster: Roster
+
+    async def open(self, broker: Broker, roster: Roster) -> None:
+        """Connects the broker; before this nothing may be published or subscribed to."""
+        self._broker, self._roster = broker, roster
+        await broker.open(self.receive)
+
+    async def close(self) -> None:
+        await self._broker.close()
+
+    # Apps and connections
+
+    def app(self, config: AppConfig) -> App:
+        app = self._live.get(config.id)
+        if app is None:
+            app = self._live[config.id] = App(config, self.clock.monotonic())
+        return app
+
+    def live(self) -> Sequence[App]:
+        """The apps that have been used since the start."""
+        return tuple(self._live.values())
+
+    def new_id(self, prefix: str = "") -> str:
+        """A connection id: `NUMBER.NUMBER`, behind the prefix if there is one (Push1st API, section 7)."""
+        number = f"{self._random(32)}.{self._random(32)}"
+        return f"{prefix}.{number}" if prefix else number
+
+    def connect(self, app: App, client: Client) -> None:
+        """Raises Disconnect(4004) when the app has all the connections it may have."""
+        most = app.config.limits.connections
+        if most and len(app.tenant.sessions) >= most:
+            self.metrics.refusals["over-quota"] += 1
+            raise Disconnect(4004, f"Over connection quota: this app may have {most}")
+        app.tenant.connect(client, client.prefix)
+
+    async def disconnect(self, app: App, client: Client, lanes: dict[str, Lane], members: dict[str, Member]) -> None:
+        """A connection has ended: it leaves its channels. The others' pending frames are not touched by that."""
+        self.fanout.forget(client)
+        tenant = app.tenant
+        tenant.disconnect(client, client.prefix)
+        vacated = {name for name in lanes if tenant.unsubscribe(client, name)}
+        for name in lanes:
+            member = members.get(name)
+            await self._roster.leave(app.config.id, name, client.id, member and member.user_id)
+            if name in vacated:
+                await self._broker.unsubscribe(app.config.id, name)
+
+    def sessions(self, app: App, channel: str) -> list[Client]:
+        """The connections subscribed to a channel, on this worker."""
+        found = app.tenant.channels.get(channel)
+        return [] if found is None else list(found.subscribers())  # type: ignore[arg-type]  # every subscriber is a Client
+
+    # Channels
+
+    async def subscribe(
+        self, app: App, client: Client, name: str, member: Member | None
+    ) -> tuple[Lane, tuple[Member, ...] | None]:
+        """Puts a client on a channel; on a presence channel returns the members too. Raises LimitReached."""
+        id = app.config.id
+        if name not in app.tenant.channels:
+            await self._broker.subscribe(id, name)
+        members = await self._roster.join(id, name, client.id, member, app.config.limits.members)
+        if client.closed:
+            await self._roster.leave(id, name, client.id, member and member.user_id)
+            if name not in app.tenant.channels:
+                await self._broker.unsubscribe(id, name)
+            raise LimitReached(403, "the connection is closed")
+        channel = app.tenant.channels.get(name)
+        if channel is not None:
+            self.fanout.settle_lanes(channel.lanes)
+        return app.tenant.subscribe(client, name), members
+
+    async def unsubscribe(self, app: App, client: Client, name: str, member: Member | None) -> None:
+        channel = app.tenant.channels.get(name)
+        if channel is None:
+            return
+        self.fanout.settle_lanes(channel.lanes)
+        vacated = app.tenant.unsubscribe(client, name)
+        await self._roster.leave(app.config.id, name, client.id, member and member.user_id)
+        if vacated:
+            await self._broker.unsubscribe(app.config.id, name)
+
+    async def members(self, app: App, channel: str) -> tuple[Member, ...]:
+        return await self._roster.members(app.config.id, channel)
+
+    async def channels(self, app: App, prefix: str = "") -> Sequence[Occupancy]:
+        return await self._roster.channels(app.config.id, prefix)
+
+    async def channel(self, app: App, name: str) -> Occupancy | None:
+        return await self._roster.channel(app.config.id, name)
+
+    # Messages
+
+    def stamp(self) -> tuple[int, int]:
+        """A message id and the wall clock, in nanoseconds. Ids begin at the clock, grow, and end in the worker's number."""
+        now = self.clock.wall()
+        self._last_id = max(self._last_id + (1 << WORKER_BITS), now >> WORKER_BITS << WORKER_BITS)
+        return self._last_id | self._worker, now
+
+    async def publish(
+        self,
+        app: App,
+        channel: str,
+        event: str,
+        data: bytes,
+        stamp: tuple[int, int],
+        sender: str = API,
+        exclude: str = "",
+        options: Options = DEFAULT_OPTIONS,
+        user_id: str | None = None,
+    ) -> int:
+        """Sends an event to a channel's subscribers; returns how many there are. Raises Refused(503)."""
+        id, now = stamp
+        return await self._broker.publish(
+            Message(app.config.id, channel, event, data, id, now, sender, exclude, options.delivery, options.session, user_id)
+        )
+
+    def receive(self, message: Message) -> int:
+        """What the broker brings, the worker's own messages included."""
+        app = self._live.get(message.app)
+        return 0 if app is None else self.fanout.receive(app.tenant, message)

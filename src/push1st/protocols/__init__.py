@@ -1,0 +1,31 @@
+"""Codecs: bytes ⇄ typed commands, replies and messages. Pure; one file a protocol and one line in `PROTOCOLS`.
+
+A codec has no state: one instance serves every connection of its protocol. As a wire (`hub.Wire`) it encodes a message
+once for all subscribers; as a codec it reads commands from and writes replies to one client.
+"""
+
+from typing import Protocol
+
+from push1st.hub import Wire
+from push1st.messages import Command, Reply
+
+PROTOCOLS = {
+    "pusher": "push1st.protocols.pusher:Pusher",
+    "websocket": "push1st.protocols.raw:Raw",
+}
+
+
+class Codec(Wire, Protocol):
+    """What a WebSocket connection needs of its protocol."""
+
+    def decode(self, text: str) -> Command:
+        """One text message from a client.
+
+        Raises Refused for what is answered with an error, Disconnect for what ends the connection.
+        """
+
+    def reply(self, reply: Reply) -> bytes:
+        """The framed answer, b"" when the protocol has no word for it."""
+
+    def slow(self) -> tuple[int, str]:
+        """Close code and reason for a client that does not read what it gets."""

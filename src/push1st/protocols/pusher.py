@@ -1,0 +1,131 @@
+"""The Pusher Channels protocol, version 7, on WebSocket frames.
+
+Every frame is a JSON object with `event`; what the server sends carries `data` as a JSON *string*, with one
+exception, `pusher:error` (protocol, sections 2 and 3). What clients send is read leniently where real SDKs differ.
+"""
+
+import msgspec
+
+from push1st.errors import Refused
+from push1st.jsontext import as_string, encode_string
+from push1st.messages import (
+    Command,
+    Established,
+    Failure,
+    Member,
+    Message,
+    Ping,
+    Pong,
+    Publish,
+    Reply,
+    Subscribe,
+    Subscribed,
+    SubscriptionRefused,
+    Unsubscribe,
+)
+from push1st.protocols.websocket import text_frame
+
+CODES = {401: 4009, 429: 4301}
+"""`pusher:error` codes for refusals (sections 4 and 6)."""
+NOTICE = 4300
+"""The code for any other: of the range after which a socket stays open."""
+
+
+class Frame(msgspec.Struct, gc=False):
+    event: str
+    channel: str = ""
+    data: msgspec.Raw = msgspec.Raw(b"null")
+
+
+class SubscribeData(msgspec.Struct, gc=False):
+    channel: str
+    auth: str | None = None
+    channel_data: str | None = None
+
+
+class UnsubscribeData(msgspec.Struct, gc=False):
+    channel: str
+
+
+_frame = msgspec.json.Decoder(Frame)
+_subscribe = msgspec.json.Decoder(SubscribeData)
+_unsubscribe = msgspec.json.Decoder(UnsubscribeData)
+_ESTABLISHED = '{"event":"pusher:connection_established","data":"{\\"socket_id\\":\\"%s\\",\\"activity_timeout\\":%d}"}'
+_PING = text_frame(b'{"event":"pusher:ping","data":"{}"}')
+_PONG = text_frame(b'{"event":"pusher:pong","data":"{}"}')
+
+
+class Pusher:
+    """The codec; see `protocols.Codec`."""
+
+    name = "pusher"
+
+    def message(self, message: Message, now: int) -> bytes:
+        user = b"}" if message.user_id is None else b',"user_id":' + encode_string(message.user_id) + b"}"
+        return text_frame(
+            b'{"event":'
+            + encode_string(message.event)
+            + b',"channel":'
+            + encode_string(message.channel)
+            + b',"data":'
+            + as_string(message.data)
+            + user
+        )
+
+    def decode(self, text: str) -> Command:
+        try:
+            frame = _frame.decode(text)
+            match frame.event:
+                case "pusher:subscribe":
+                    wanted = _subscribe.decode(_unwrapped(frame.data))
+                    return Subscribe(wanted.channel, wanted.auth or "", wanted.channel_data or "")
+                case "pusher:unsubscribe":
+                    return Unsubscribe(_unsubscribe.decode(_unwrapped(frame.data)).channel)
+                case "pusher:ping":
+                    return Ping()
+                case "pusher:pong":
+                    return Pong()
+        except (msgspec.DecodeError, RecursionError) as error:
+            raise Refused(400, f"not a frame of the Pusher protocol: {error}") from error
+        if not frame.event.startswith("client-"):
+            raise Refused(400, f"unknown event {frame.event[:80]!r}: clients may send pusher: commands and client- events")
+        return Publish(frame.channel, frame.event, bytes(frame.data).strip())
+
+    def reply(self, reply: Reply) -> bytes:
+        match reply:
+            case Pong():
+                return _PONG
+            case Ping():
+                return _PING
+            case Subscribed(channel, None):
+                return _event("pusher_internal:subscription_succeeded", channel, b"{}")
+            case Subscribed(channel, members):
+                return _event("pusher_internal:subscription_succeeded", channel, _presence(members))
+            case SubscriptionRefused(channel, kind, text, status):
+                data = msgspec.json.encode({"type": kind, "error": text, "status": status})
+                return _event("pusher:subscription_error", channel, data)
+            case Failure(code, text):
+                data = msgspec.json.encode({"code": CODES.get(code, NOTICE), "message": text})
+                return text_frame(b'{"event":"pusher:error","data":' + data + b"}")
+            case Established(socket_id, activity_timeout):
+                return text_frame((_ESTABLISHED % (socket_id, activity_timeout)).encode())
+
+    def slow(self) -> tuple[int, str]:
+        return 4100, "Over capacity: this client does not read what it is sent"
+
+
+def _event(event: str, channel: str, data: bytes) -> bytes:
+    head = b'{"event":"' + event.encode() + b'","channel":' + encode_string(channel)
+    return text_frame(head + b',"data":' + encode_string(data.decode()) + b"}")
+
+
+def _presence(members: tuple[Member, ...]) -> bytes:
+    ids = msgspec.json.encode([member.user_id for member in members])
+    entries = b",".join(encode_string(member.user_id) + b":" + member.info for member in members)
+    return b'{"presence":{"ids":%b,"hash":{%b},"count":%d}}' % (ids, entries, len(members))
+
+
+def _unwrapped(data: msgspec.Raw) -> bytes:
+    """`data` of a pusher: command is an object; some clients send it as a string that holds one (section 2)."""
+    raw = bytes(data).strip()
+    return msgspec.json.decode(raw, type=str).encode() if raw[:1] == b'"' else raw

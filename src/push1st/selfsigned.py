@@ -1,0 +1,42 @@
+"""A certificate signed by nobody, for `ssl: { enable: true }` without files (Push1st API, section 9)."""
+
+import datetime
+import ipaddress
+import socket
+import tempfile
+
+from cryptography import x509
+from cryptography.hazmat.primitives import hashes, serialization
+from cryptography.hazmat.primitives.asymmetric import ec
+from cryptography.x509.oid import NameOID
+
+DAYS = 365
+
+
+def self_signed() -> tuple[str, str]:
+    """Writes a new key and a certificate for this host into files only we can read; returns their paths."""
+    key = ec.generate_private_key(ec.SECP256R1())
+    names = dict.fromkeys(("localhost", socket.gethostname()))
+    name = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, "push1st self-signed")])
+    now = datetime.datetime.now(datetime.UTC)
+    alternatives: list[x509.GeneralName] = [x509.DNSName(name) for name in names]
+    alternatives += [x509.IPAddress(ipaddress.ip_address(ip)) for ip in ("127.0.0.1", "::1")]
+    certificate = (
+        x509.CertificateBuilder()
+        .subject_name(name)
+        .issuer_name(name)
+        .public_key(key.public_key())
+        .serial_number(x509.random_serial_number())
+        .not_valid_before(now - datetime.timedelta(hours=1))
+        .not_valid_after(now + datetime.timedelta(days=DAYS))
+        .add_extension(x509.SubjectAlternativeName(alternatives), critical=False)
+        .sign(key, hashes.SHA256())
+    )
+    private = key.private_bytes(serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption())
+    return _file(private), _file(certificate.public_bytes(serialization.Encoding.PEM))
+
+
+def _file(content: bytes) -> str:
+    with tempfile.NamedTemporaryFile(delete=False) as file:  # created readable by the owner only
+        file.write(content)
+        return file.name

@@ -1,0 +1,420 @@
+"""HTTP/1.1 on a socket: parses with httptools, hands requests to the API and WebSocket handshakes to `websocket.py`.
+
+Requests may be pipelined (RFC 9112 §9.3.2): answers go out in order and in one write a turn; while one waits, those
+behind it queue, and when they are many the socket is not read. Every stage has a deadline, kept by the sweep.
+"""
+
+import asyncio
+import time
+from collections import deque
+from email.utils import formatdate
+from http import HTTPStatus
+from typing import cast
+
+import httptools
+import msgspec
+
+from push1st.eager import Rest, begin, spawn
+from push1st.messages import Request, Response
+from push1st.transports.listener import Listener
+from push1st.transports.sweep import NEVER
+from push1st.transports.websocket import Handshake, upgrade
+
+MOST_HEAD = 16_384
+"""bytes of a request line with its headers"""
+HEAD_SECONDS = 10
+"""from the connection, or the first byte of a further request, to the end of the headers"""
+BODY_SECONDS = 30
+"""from the headers to the end of the body"""
+ANSWER_SECONDS = 30
+"""to the end of an answer that waits, and for the client to take it"""
+IDLE, HEAD, BODY = 0, 1, 2
+"""where the parser is"""
+MOST_WAITING = 16
+"""pipelined requests that may wait before the socket is not read any further"""
+
+_STATUS = {status.value: b"HTTP/1.1 %d %b\r\n" % (status.value, status.phrase.encode()) for status in HTTPStatus}
+_NEEDED = frozenset(
+    (
+        b"authorization",
+        b"connection",
+        b"content-length",
+        b"expect",
+        b"forwarded",
+        b"origin",
+        b"sec-websocket-key",
+        b"sec-websocket-version",
+        b"upgrade",
+        b"x-forwarded-for",
+    )
+)
+
+
+def error(status: int, text: str, headers: bytes = b"") -> Response:
+    return Response(status, msgspec.json.encode({"error": text}), headers=headers)
+
+
+class HttpConnection(asyncio.Protocol):
+    """One connection, until it is closed or becomes a WebSocket."""
+
+    __slots__ = (
+        "_answers",
+        "_body",
+        "_busy",
+        "_deadline",
+        "_head",
+        "_headers",
+        "_last",
+        "_listener",
+        "_parser",
+        "_paused",
+        "_peer",
+        "_refused",
+        "_size",
+        "_stage",
+        "_started",
+        "_transport",
+        "_url",
+        "_waiting",
+        "_writing",
+        "due_at",
+    )
+
+    def __init__(self, listener: Listener) -> None:
+        self._listener = listener
+        self.due_at = NEVER
+        self._parser = httptools.HttpRequestParser(self)
+        self._transport: asyncio.Transport
+        self._peer = ""
+        self._url = b""
+        self._headers: dict[bytes, bytes] = {}
+        self._head = 0
+        self._body: list[bytes] = []
+        self._size = 0
+        self._stage = IDLE
+        self._started = 0
+        self._refused: Response | None = None
+        self._answers: list[bytes] = []
+        self._waiting: deque[tuple[Request, bool]] = deque()
+        self._busy = False
+        self._last = False
+        self._paused = False
+        self._writing = True
+        self._deadline = 0.0
+
+    # asyncio.Protocol
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        self._transport = transport = cast(asyncio.Transport, transport)  # uvloop's are not subclasses
+        peer = transport.get_extra_info("peername")
+        self._peer = peer[0] if isinstance(peer, tuple) else ""
+        listener = self._listener
+        worker = listener.worker
+        if listener.whitelist and not listener.whitelist.contains(self._peer):
+            worker.node.metrics.cut_offs["whitelist"] += 1
+            transport.abort()
+            return
+        worker.open.add(self)
+        self._expect(HEAD_SECONDS)
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        self._last = True
+        self._waiting.clear()
+        worker = self._listener.worker
+        worker.open.discard(self)
+        worker.sweep.forget(self)
+
+    def data_received(self, data: bytes) -> None:
+        if self._last:
+            return
+        try:
+            self._parser.feed_data(data)
+        except httptools.HttpParserUpgrade as switch:
+            self._upgrade(data[switch.args[0] :])
+            return
+        except httptools.HttpParserCallbackError:
+            self._listener.worker.failed("request")
+            self._refused = error(500, "internal error")
+        except httptools.HttpParserError as wrong:
+            if self._refused is None:
+                self._refused = error(400, f"not an HTTP/1.1 request: {wrong}")
+        if self._stage == HEAD:
+            self._count_head(len(data))
+        if self._refused is not None:
+            self._listener.worker.node.metrics.refusals[str(self._refused.status)] += 1
+            self._last = True
+            if not self._busy:
+                self._answer(self._refused, False)
+        self._write()
+
+    def eof_received(self) -> bool:
+        # The answers to what came before the end are still sent.
+        self._last = True
+        return self._busy and self._transport.get_extra_info("sslcontext") is None
+
+    def pause_writing(self) -> None:
+        self._writing = False
+        self._reading()
+
+    def resume_writing(self) -> None:
+        self._writing = True
+        self._reading()
+
+    # httptools
+
+    def on_message_begin(self) -> None:
+        self._started = time.perf_counter_ns()
+        self._url = b""
+        self._headers = {}
+        self._head = 0
+        self._body = []
+        self._size = 0
+        self._stage = HEAD
+        if not self._busy:
+            self._deadline = self._listener.worker.sweep.now + HEAD_SECONDS
+
+    def on_url(self, url: bytes) -> None:
+        self._url += url
+        self._count_head(len(url))
+
+    def on_header(self, name: bytes, value: bytes) -> None:
+        self._count_head(len(name) + len(value) + 4)
+        name = name.lower()
+        if name in _NEEDED:
+            before = self._headers.get(name)
+            # A list may come as several lines (RFC 9110 §5.3).
+            self._headers[name] = value if before is None else before + b", " + value
+
+    def on_headers_complete(self) -> None:
+        self._stage = BODY
+        headers = self._headers
+        length = headers.get(b"content-length")
+        if length is not None and int(length) > self._listener.worker.most_body:
+            self._too_large()
+        elif b"expect" in headers and headers[b"expect"].lower() == b"100-continue" and not self._busy:
+            self._write()
+            self._transport.write(b"HTTP/1.1 100 Continue\r\n\r\n")
+        if not self._busy:
+            self._deadline = self._listener.worker.sweep.now + BODY_SECONDS
+
+    def on_body(self, body: bytes) -> None:
+        self._size += len(body)
+        if self._size > self._listener.worker.most_body:
+            self._too_large()
+        else:
+            self._body.append(body)
+
+    def on_message_complete(self) -> None:
+        self._stage = IDLE
+        if self._refused is not None or self._last:
+            return
+        parser = self._parser
+        if parser.should_upgrade() and self._headers.get(b"upgrade", b"").lower() == b"websocket":
+            return
+        keep = parser.should_keep_alive() and not parser.should_upgrade()
+        body = self._body[0] if len(self._body) == 1 else b"".join(self._body)
+        path, query = self._target()
+        request = Request(
+            parser.get_method().decode(),
+            path,
+            query,
+            body,
+            self._trusted(),
+            self._started,
+        )
+        if not keep:
+            self._last = True
+        if self._busy:
+            self._waiting.append((request, keep))
+            self._reading()
+        else:
+            self._serve(request, keep)
+
+    # Serving
+
+    def _target(self) -> tuple[str, str]:
+        """Path and query as they are on the request line; an absolute form is cut to them (RFC 9112 §3.2.2)."""
+        url = self._url.decode("latin-1")
+        if not url.startswith("/"):
+            url = "/" + url.partition("://")[2].partition("/")[2]
+        path, _, query = url.partition("?")
+        return path, query
+
+    def _count_head(self, size: int) -> None:
+        self._head += size
+        if self._head > MOST_HEAD:
+            self._refused = self._refused or error(431, f"request line and headers have at most {MOST_HEAD} bytes")
+
+    def _too_large(self) -> None:
+        most = self._listener.worker.most_body
+        self._refused = self._refused or error(413, f"a request body has at most {most} bytes")
+
+    def _client_ip(self) -> str | None:
+        """The client's address: the peer's, or what a configured proxy says; None when an unknown proxy says something."""
+        headers = self._headers
+        forwarded = headers.get(b"x-forwarded-for")
+        if forwarded is None and b"forwarded" not in headers:
+            return self._peer
+        proxies = self._listener.worker.config.server.proxies
+        if not proxies or not proxies.contains(self._peer) or forwarded is None:
+            return None
+        ip = self._peer
+        for hop in reversed(forwarded.decode("latin-1").split(",")):
+            ip = hop.strip()
+            if not proxies.contains(ip):
+                break
+        return ip
+
+    def _trusted(self) -> bool:
+        if not self._listener.trusting or b"origin" in self._headers:
+            return False
+        ip = self._client_ip()
+        return ip is not None and self._listener.worker.config.api.trust.contains(ip)
+
+    def _serve(self, request: Request, keep: bool) -> None:
+        try:
+            response = begin(self._listener.worker.serve(request))
+        except Exception:
+            self._listener.worker.failed("request")
+            response = error(500, "internal error")
+        if isinstance(response, Rest):
+            self._busy = True
+            self._deadline = NEVER
+            spawn(self._wait(response, keep))
+        else:
+            self._answer(response, keep, request.method == "HEAD")
+
+    async def _wait(self, rest: Rest[Response], keep: bool) -> None:
+        """Answers a request that waits, then those behind it."""
+        try:
+            response = await rest
+        except Exception:
+            self._listener.worker.failed("request")
+            response = error(500, "internal error")
+        self._busy = False
+        self._answer(response, keep)
+        while self._waiting and not self._busy:
+            request, keep = self._waiting.popleft()
+            self._serve(request, keep)
+        if self._refused is not None and not self._busy:
+            self._answer(self._refused, False)
+        self._reading()
+        self._write()
+
+    def _answer(self, response: Response, keep: bool, head: bool = False) -> None:
+        worker = self._listener.worker
+        worker.node.metrics.requests[response.status] += 1
+        keep = keep and not worker.node.draining
+        body = response.body
+        self._answers.append(
+            b"%bDate: %b\r\nContent-Type: %b\r\nContent-Length: %d\r\n%b%b\r\n%b"
+            % (
+                _STATUS[response.status],
+                _date(worker.sweep.now),
+                response.content_type,
+                len(body),
+                response.headers,
+                b"" if keep else b"Connection: close\r\n",
+                b"" if head else body,
+            )
+        )
+        if not keep:
+            self._last = True
+        self._deadline = worker.sweep.now + self._listener.keep_alive
+
+    def _write(self) -> None:
+        answers = self._answers
+        if answers:
+            self._answers = []
+            self._transport.write(answers[0] if len(answers) == 1 else b"".join(answers))
+            if self._last and not self._busy:
+                self._deadline = self._listener.worker.sweep.now + ANSWER_SECONDS
+                self._transport.close()
+
+    def _reading(self) -> None:
+        """Reads only while answers go out and few requests wait."""
+        pause = not self._writing or len(self._waiting) >= MOST_WAITING
+        if pause != self._paused and not self._transport.is_closing():
+            self._paused = pause
+            if pause:
+                self._transport.pause_reading()
+            else:
+                self._transport.resume_reading()
+
+    # Deadlines and the end
+
+    def _expect(self, seconds: float) -> None:
+        sweep = self._listener.worker.sweep
+        self._deadline = sweep.now + seconds
+        sweep.watch(self, self._deadline)
+
+    def due(self, now: float) -> float | None:
+        if self._deadline == NEVER:
+            return now + ANSWER_SECONDS
+        if self._deadline > now:
+            return self._deadline
+        if self._transport.is_closing() or not self._writing:
+            self._transport.abort()
+            return None
+        if self._stage != IDLE or not self._url:
+            self._listener.worker.node.metrics.cut_offs["slow-request"] += 1
+            self._answer(error(408, "the request took too long"), False)
+            self._write()
+        self._last = True
+        self._transport.close()
+        self._deadline = now + ANSWER_SECONDS
+        return self._deadline
+
+    def leave(self, code: int, reason: str) -> None:
+        """Ends the connection when no request is under way."""
+        if not self._busy and self._stage == IDLE:
+            self._last = True
+            self._transport.close()
+
+    def abort(self) -> None:
+        self._transport.abort()
+
+    def _upgrade(self, rest: bytes) -> None:
+        if self._refused is not None or self._headers.get(b"upgrade", b"").lower() != b"websocket":
+            self._refused = self._refused or error(400, "only WebSocket upgrades are served")
+            self._last = True
+            if not self._answers and not self._busy:
+                self._answer(self._refused, False)
+            self._write()
+            return
+        worker = self._listener.worker
+        headers = self._headers
+        path, query = self._target()
+        handshake = Handshake(
+            self._parser.get_method().decode(),
+            path,
+            query,
+            headers.get(b"sec-websocket-key", b"").decode("latin-1"),
+            headers.get(b"sec-websocket-version", b"").decode("latin-1"),
+            None if b"origin" not in headers else headers[b"origin"].decode("latin-1"),
+            headers.get(b"authorization", b"").decode("latin-1"),
+            self._client_ip() or self._peer,
+        )
+        if self._busy:
+            refusal: Response | None = error(400, "a WebSocket handshake behind a request that is not answered yet")
+        else:
+            refusal = upgrade(worker, handshake, self._transport, rest, b"".join(self._answers))
+        if refusal is None:
+            worker.open.discard(self)
+            worker.sweep.forget(self)
+            return
+        self._last = True
+        self._answer(refusal, False)
+        self._write()
+
+
+_dated = (-1, b"")
+
+
+def _date(now: float) -> bytes:
+    """The `Date` header's value (RFC 9110 §6.6.1), made once for each second of the sweep's clock."""
+    global _dated
+    second = int(now)
+    if _dated[0] != second:
+        _dated = (second, formatdate(usegmt=True).encode())
+    return _dated[1]

@@ -1,0 +1,90 @@
+"""One timer a worker for all deadlines and keepalives (design: rule 6).
+
+A connection is kept under the second at which something may be due for it. It is looked at then, not before: activity
+only writes down its time, and when the second comes the connection says when to look next. So an idle connection
+costs one look per activity timeout, and owns no timer.
+"""
+
+import asyncio
+from collections import deque
+from collections.abc import Callable
+from math import ceil
+from typing import Protocol
+
+LOOKS = 1000
+"""connections looked at in one loop turn"""
+NEVER = 1 << 62
+
+
+class Watched(Protocol):
+    due_at: int
+    """the second it is kept under; the sweep's own (NEVER at first)"""
+
+    def due(self, now: float) -> float | None:
+        """Does what is due; returns when to look next (seconds on the sweep's clock), None for never."""
+
+
+class Sweep:
+    """clock: seconds that never go back. `now` is that clock as of the last second, for those who need no better."""
+
+    def __init__(self, clock: Callable[[], float], on_error: Callable[[], None]) -> None:
+        self._clock = clock
+        self._on_error = on_error
+        self._buckets: dict[int, dict[Watched, None]] = {}
+        self._timer: asyncio.TimerHandle | None = None
+        self.now = clock()
+        self._done = int(self.now)
+        self._waiting: deque[Watched] = deque()
+
+    def start(self) -> None:
+        self._timer = asyncio.get_running_loop().call_later(1, self._tick)
+
+    def stop(self) -> None:
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
+
+    def watch(self, watched: Watched, at: float) -> None:
+        """Looks at `watched` at `at`, and no more at the time before."""
+        self.forget(watched)
+        second = max(ceil(at), self._done + 1)
+        watched.due_at = second
+        bucket = self._buckets.get(second)
+        if bucket is None:
+            bucket = self._buckets[second] = {}
+        bucket[watched] = None
+
+    def forget(self, watched: Watched) -> None:
+        """Never looks at `watched` again."""
+        bucket = self._buckets.get(watched.due_at)
+        if bucket is not None:
+            bucket.pop(watched, None)
+        watched.due_at = NEVER
+
+    def _tick(self) -> None:
+        self._timer = asyncio.get_running_loop().call_later(1, self._tick)
+        self.run()
+
+    def run(self) -> None:
+        """Looks at what is due by now, at most `LOOKS` a loop turn."""
+        self.now = self._clock()
+        while self._done < int(self.now):
+            self._done += 1
+            self._waiting.extend(self._buckets.pop(self._done, ()))
+        self._look()
+
+    def _look(self) -> None:
+        waiting = self._waiting
+        for _ in range(min(LOOKS, len(waiting))):
+            watched = waiting.popleft()
+            if watched.due_at > self._done:  # it moved, or is gone, since it was put in line
+                continue
+            try:
+                again = watched.due(self.now)
+            except Exception:
+                self._on_error()
+                continue
+            if again is not None:
+                self.watch(watched, again)
+        if waiting:
+            asyncio.get_running_loop().call_soon(self._look)

@@ -1,0 +1,388 @@
+"""WebSocket connections: the handshake, then decoder → session, session → outbox.
+
+A connection that can be told why it is not let in is upgraded and then closed with a code, on Pusher's paths, because
+Pusher's clients retry a refused handshake for ever; raw WebSocket clients get an HTTP status (Push1st API, section 7).
+
+The end of a connection: the session leaves at once, the close frame goes out behind what is due, and the client has
+`CLOSE_SECONDS` to answer it; then the socket is destroyed.
+"""
+
+import asyncio
+import base64
+import binascii
+import hashlib
+import re
+from collections.abc import Callable
+from urllib.parse import parse_qsl, unquote_to_bytes
+
+import msgspec
+
+from push1st import auth
+from push1st.config import ProtocolConfig
+from push1st.errors import Disconnect, Refused
+from push1st.hub import Write
+from push1st.messages import Established, Ping, Reply, Response, Subscribe
+from push1st.node import App
+from push1st.protocols import Codec
+from push1st.protocols.websocket import PING_FRAME, Closed, Decoder, Pinged, Text, close_frame, pong_frame
+from push1st.session import Session
+from push1st.transports.listener import Worker
+from push1st.transports.sweep import NEVER
+
+CLOSE_SECONDS = 5
+PONG_SECONDS = 30
+"""from a ping to the end of a client that stays silent (Pusher protocol, section 7)"""
+PREFIX = re.compile(r"[A-Za-z0-9_\-=@,;]{1,64}(\.[A-Za-z0-9_\-=@,;]{1,64}){0,7}\Z")
+_GUID = b"258EAFA5-E914-47DA-95CA-C5AB0DC85B11"
+_SWITCH = b"HTTP/1.1 101 Switching Protocols\r\nUpgrade: websocket\r\nConnection: Upgrade\r\nSec-WebSocket-Accept: %b\r\n\r\n"
+
+
+class Handshake(msgspec.Struct, frozen=True, gc=False):
+    """A request to upgrade. path and query: as on the request line. ip: "" on a Unix socket."""
+
+    method: str
+    path: str
+    query: str
+    key: str
+    version: str
+    origin: str | None
+    authorization: str
+    ip: str
+
+
+class WebSocketConnection(asyncio.Protocol):
+    """One client. It owns the socket from the handshake on."""
+
+    __slots__ = (
+        "_closing",
+        "_decoder",
+        "_pinged",
+        "_seen",
+        "_session",
+        "_timeout",
+        "_transport",
+        "_worker",
+        "codec",
+        "due_at",
+    )
+
+    def __init__(self, worker: Worker, transport: asyncio.Transport, codec: Codec, timeout: int, most: int) -> None:
+        self._worker = worker
+        self._transport = transport
+        self.codec = codec
+        self._decoder = Decoder(most)
+        self._timeout = timeout
+        self._session: Session | None = None
+        self._seen = worker.sweep.now
+        self._pinged = 0
+        self._closing = False
+        self.due_at = NEVER
+
+    @property
+    def write(self) -> Write:
+        return self._transport.write
+
+    def established(self, activity_timeout: int) -> None:
+        """The first frame of a Pusher connection."""
+        assert self._session is not None
+        self.send(Established(self._session.id, activity_timeout))
+
+    def open(self, session: Session) -> None:
+        """The client has been let in."""
+        self._session = session
+        metrics = self._worker.node.metrics
+        metrics.connections[self.codec.name] += 1
+        metrics.opened[self.codec.name] += 1
+
+    def take_over(self) -> None:
+        """The socket is this connection's now."""
+        worker = self._worker
+        self._transport.set_protocol(self)
+        self._transport.set_write_buffer_limits(high=worker.config.server.outbox)
+        worker.open.add(self)
+        if self.due_at == NEVER:
+            # Spread over the last tenth, so that clients that came together are not looked at together.
+            worker.sweep.watch(self, self._seen + self._timeout * (1 - (id(self) >> 4) % 100 / 1000))
+
+    # asyncio.Protocol
+
+    def data_received(self, data: bytes) -> None:
+        worker = self._worker
+        self._seen = worker.sweep.now
+        self._pinged = 0
+        worker.node.metrics.bytes_in += len(data)
+        try:
+            for event in self._decoder.feed(data):
+                if type(event) is Closed:
+                    self._closed_by_client(event.code)
+                    return
+                if self._closing:
+                    continue
+                if type(event) is Text:
+                    self._text(event.text)
+                elif type(event) is Pinged and self._session is not None:
+                    worker.node.fanout.direct(self._session, pong_frame(event.payload))
+        except Disconnect as end:
+            self.close(end.code, end.reason)
+        except Exception:
+            self.fail()
+
+    def _text(self, text: str) -> None:
+        session = self._session
+        assert session is not None
+        try:
+            command = self.codec.decode(text)
+        except Refused as refused:
+            session.refuse(refused)
+        else:
+            session.handle(command)
+
+    def eof_received(self) -> bool:
+        return False
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        self._closing = True
+        self._leave()
+        self._worker.open.discard(self)
+        self._worker.sweep.forget(self)
+
+    def pause_writing(self) -> None:
+        """The outbox passed its bound. This may be in the midst of a flush, so the cut waits for the end of the turn."""
+        asyncio.get_running_loop().call_soon(self._cut)
+
+    def resume_writing(self) -> None:
+        pass
+
+    def _cut(self) -> None:
+        if not self._closing:
+            self._worker.node.metrics.cut_offs["slow"] += 1
+            self._end(*self.codec.slow())
+
+    # Outlet: what the session needs
+
+    def send(self, reply: Reply) -> None:
+        if not self._closing and self._session is not None:
+            frame = self.codec.reply(reply)
+            if frame:
+                self._worker.node.fanout.direct(self._session, frame)
+
+    def close(self, code: int, reason: str) -> None:
+        if not self._closing:
+            if self._session is not None:
+                self._worker.node.fanout.settle(self._session)
+            self._end(code, reason)
+
+    def fail(self) -> None:
+        self._worker.failed("connection")
+        self._worker.node.metrics.cut_offs["internal-error"] += 1
+        self.close(1011, "internal error")
+
+    # The end
+
+    def _end(self, code: int, reason: str) -> None:
+        self._closing = True
+        self._leave()
+        if not self._transport.is_closing():
+            self._transport.write(close_frame(code, reason))
+            sweep = self._worker.sweep
+            sweep.watch(self, sweep.now + CLOSE_SECONDS)
+
+    def _closed_by_client(self, code: int) -> None:
+        if not self._closing:
+            self.close(code if code not in (1005, 1006) else 1000, "")
+        self._transport.close()
+
+    def _leave(self) -> None:
+        session, self._session = self._session, None
+        if session is not None:
+            self._worker.node.metrics.connections[self.codec.name] -= 1
+            session.close()
+
+    def leave(self, code: int, reason: str) -> None:
+        self.close(code, reason)
+
+    def abort(self) -> None:
+        self._transport.abort()
+
+    def due(self, now: float) -> float | None:
+        """Keepalive: a ping frame after silence, the protocol's own ping after half the wait, then the end."""
+        if self._closing:
+            self._transport.abort()
+            return None
+        silent_at = self._seen + self._timeout
+        if self._pinged == 0 and silent_at > now:
+            return silent_at
+        self._pinged += 1
+        match self._pinged:
+            case 1:
+                if self._session is not None:
+                    self._worker.node.fanout.direct(self._session, PING_FRAME)
+                return now + PONG_SECONDS / 2
+            case 2:
+                self.send(Ping())
+                return now + PONG_SECONDS / 2
+        self._worker.node.metrics.cut_offs["silent"] += 1
+        self.close(4201, "no answer to a ping")
+        return now + CLOSE_SECONDS
+
+
+# The handshake
+
+Start = Callable[[Worker, Handshake, ProtocolConfig, str, WebSocketConnection], None]
+
+
+def upgrade(worker: Worker, handshake: Handshake, transport: asyncio.Transport, rest: bytes, before: bytes) -> Response | None:
+    """Makes a WebSocket of an HTTP connection, or says why not.
+
+    before: answers to earlier requests that go out first; rest: what the client sent behind the handshake.
+    """
+    config = worker.config.server
+    path = handshake.path
+    if "pusher" in config.proto:
+        for base in (config.pusher.path.rstrip("/") + config.app_path, config.app_path):
+            if path.startswith(base):
+                return _open(worker, handshake, config.pusher, _start_pusher, path[len(base) :], transport, rest, before)
+    base = config.websocket.path.rstrip("/") + config.app_path
+    if "websocket" in config.proto and path.startswith(base):
+        return _open(worker, handshake, config.websocket, _start_raw, path[len(base) :], transport, rest, before)
+    return _refusal(404, f"no WebSocket is served at {path[:200]}")
+
+
+def _open(
+    worker: Worker,
+    handshake: Handshake,
+    protocol: ProtocolConfig,
+    start: Start,
+    tail: str,
+    transport: asyncio.Transport,
+    rest: bytes,
+    before: bytes,
+) -> Response | None:
+    if handshake.method != "GET":
+        return _refusal(405, "a WebSocket handshake is a GET", b"Allow: GET\r\n")
+    if handshake.version != "13":
+        return _refusal(426, "WebSocket version 13 is spoken here", b"Sec-WebSocket-Version: 13\r\nUpgrade: websocket\r\n")
+    if not _valid_key(handshake.key):
+        return _refusal(400, "Sec-WebSocket-Key must be 16 bytes in base64")
+    codec = worker.codecs["pusher" if start is _start_pusher else "websocket"]
+    connection = WebSocketConnection(worker, transport, codec, protocol.activity_timeout, worker.most_message(protocol))
+    end = None
+    try:
+        start(worker, handshake, protocol, tail, connection)
+    except Disconnect as wrong:
+        end = wrong
+        worker.node.metrics.refusals[str(end.code)] += 1
+        status = _STATUSES.get(end.code) if start is _start_raw else None
+        if status is not None:
+            return _refusal(status, end.reason)
+    accept = base64.b64encode(hashlib.sha1(handshake.key.encode() + _GUID, usedforsecurity=False).digest())
+    transport.write(before + _SWITCH % accept)
+    connection.take_over()
+    if end is not None:
+        connection.close(end.code, end.reason)
+    if rest:
+        connection.data_received(rest)
+    return None
+
+
+_STATUSES = {4001: 403, 4003: 403, 4004: 503, 4009: 403, 4200: 503}
+"""what a raw client is told before the upgrade, for Pusher's codes"""
+
+
+def _app(worker: Worker, handshake: Handshake, protocol: ProtocolConfig, key: str) -> App:
+    """The app of a key. Raises Disconnect with Pusher's codes (section 6)."""
+    found = worker.node.apps.by_key(key)
+    if found is None:
+        raise Disconnect(4001, f"App key {key[:64]} does not exist")
+    if not found.enable:
+        raise Disconnect(4003, "App is disabled")
+    if protocol.whitelist and not protocol.whitelist.contains(handshake.ip):
+        raise Disconnect(4009, "Connection is unauthorized: this address is not allowed")
+    if not origin_allowed(handshake.origin, found.origins):
+        raise Disconnect(4009, "Connection is unauthorized: this origin is not allowed")
+    if worker.node.draining:
+        raise Disconnect(4200, "Server is going away, reconnect")
+    return worker.node.app(found)
+
+
+def _start_pusher(
+    worker: Worker, handshake: Handshake, protocol: ProtocolConfig, tail: str, connection: WebSocketConnection
+) -> None:
+    """Makes the session of a Pusher client. Raises Disconnect (protocol, sections 1 and 6)."""
+    key = tail.removesuffix("/")
+    if not key or "/" in key:
+        raise Disconnect(4005, "Path not found: connect to /app/KEY")
+    version = dict(parse_qsl(handshake.query)).get("protocol", "")
+    if not version:
+        raise Disconnect(4008, "No protocol version supplied")
+    if not re.fullmatch(r"\d{1,9}", version, re.ASCII):
+        raise Disconnect(4006, "Invalid version string format")
+    if not 4 <= int(version) <= 7:
+        raise Disconnect(4007, "Unsupported protocol version: 4 to 7 are spoken here")
+    app = _app(worker, handshake, protocol, key)
+    connection.open(Session(worker.node, app, connection, connection.codec, connection.write, handshake.ip))
+    connection.established(protocol.activity_timeout)
+
+
+def _start_raw(
+    worker: Worker, handshake: Handshake, protocol: ProtocolConfig, tail: str, connection: WebSocketConnection
+) -> None:
+    """Makes the session of a raw WebSocket client, on its channels. Raises Disconnect (Push1st API, section 7)."""
+    try:
+        key, *channels = (unquote_to_bytes(part).decode() for part in tail.split("/"))
+    except UnicodeDecodeError:
+        raise Disconnect(1008, "the path is not UTF-8") from None
+    params = dict(parse_qsl(handshake.query))
+    app = _app(worker, handshake, protocol, key)
+    prefix = params.get("session", "")
+    if prefix and not PREFIX.match(prefix):
+        raise Disconnect(1008, "session must be 1 to 8 parts of A-Za-z0-9_-=@,; with dots between")
+    claims = _claims(worker, handshake, app, params.get("token", ""))
+    session = Session(
+        worker.node, app, connection, connection.codec, connection.write, handshake.ip, prefix, claims, protocol.push
+    )
+    connection.open(session)
+    wanted = [name for name in dict.fromkeys(channels) if name and session.permits(name)]
+    if not wanted:
+        raise Disconnect(1008, "no channel to subscribe to: they need an access token, or their names are not valid")
+    for name in wanted:
+        session.handle(Subscribe(name))
+
+
+def _claims(worker: Worker, handshake: Handshake, app: App, token: str) -> auth.Claims | None:
+    """What an access token allows, from the header or the query; None without one, or when it is not valid."""
+    scheme, _, bearer = handshake.authorization.partition(" ")
+    if scheme.lower() == "bearer":
+        token = bearer.strip()
+    if not token or not app.config.secret:
+        return None
+    try:
+        claims = auth.check_access_token(app.config.secret, app.config.id, token, worker.node.clock.wall() // 1_000_000_000)
+    except Refused:
+        worker.node.metrics.refusals["access-token"] += 1
+        return None
+    return claims if claims.allows_origin(handshake.origin) else None
+
+
+def _refusal(status: int, text: str, headers: bytes = b"") -> Response:
+    return Response(status, msgspec.json.encode({"error": text}), headers=headers)
+
+
+def _valid_key(key: str) -> bool:
+    try:
+        return len(base64.b64decode(key, validate=True)) == 16
+    except (binascii.Error, ValueError):
+        return False
+
+
+def origin_allowed(origin: str | None, allowed: tuple[str, ...]) -> bool:
+    """Whether a page of this origin may connect. Entries: `*`, a whole origin, or a host with or without its port.
+
+    A client without `Origin` is no browser, and not bound by origins.
+    """
+    if not allowed or origin is None or "*" in allowed:
+        return True
+    origin = origin.lower().rstrip("/")
+    host = origin.partition("://")[2]
+    name = host.rpartition(":")[0] if re.search(r":\d+\Z", host) else host
+    return any(entry.lower().rstrip("/") in (origin, host, name) for entry in allowed)

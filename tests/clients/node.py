@@ -1,0 +1,84 @@
+"""A Node process that runs a JavaScript client and obeys: one JSON command a line in, one JSON report a line out."""
+
+import json
+import queue
+import subprocess
+import threading
+import time
+from pathlib import Path
+from typing import Any
+
+from tests.clients.process import DEADLINE
+
+SCRIPTS = Path(__file__).parent / "node"
+
+
+class NodeProcess:
+    """One script of `tests/clients/node`. Reports are read by a thread and asked for by what they say."""
+
+    def __init__(self, script: str, options: Any) -> None:
+        self.script = script
+        self.process = subprocess.Popen(
+            ["node", str(SCRIPTS / script), json.dumps(options)],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            cwd=SCRIPTS,
+        )
+        self.seen: list[dict[str, Any]] = []
+        """all reports that were looked at, for the message of a failure"""
+        self._reports: queue.Queue[dict[str, Any]] = queue.Queue()
+        self._errors = b""
+        self._threads = [threading.Thread(target=self._read), threading.Thread(target=self._read_errors)]
+        for thread in self._threads:
+            thread.start()
+
+    def _read(self) -> None:
+        assert self.process.stdout is not None
+        for line in self.process.stdout:
+            self._reports.put(json.loads(line))
+        self._reports.put({"on": "exit"})
+
+    def _read_errors(self) -> None:
+        assert self.process.stderr is not None
+        self._errors = self.process.stderr.read()
+
+    def tell(self, do: str, **what: Any) -> None:
+        assert self.process.stdin is not None
+        self.process.stdin.write(json.dumps({"do": do, **what}).encode() + b"\n")
+        self.process.stdin.flush()
+
+    def ask(self, do: str, **what: Any) -> Any:
+        """The script's answer to a question."""
+        self.tell(do, **what)
+        return self.next(on="answer")["answer"]
+
+    def next(self, **fields: Any) -> dict[str, Any]:
+        """The next report that has all of `fields`; what comes before it is passed over."""
+        end = time.monotonic() + DEADLINE
+        while True:
+            try:
+                report = self._reports.get(timeout=max(0.0, end - time.monotonic()))
+            except queue.Empty:
+                raise AssertionError(f"{self.script} did not report {fields}; it reported {self.seen}") from None
+            self.seen.append(report)
+            if all(report.get(name) == value for name, value in fields.items()):
+                return report
+            assert report["on"] != "exit", f"{self.script} ended before it reported {fields}: {self.seen} {self._errors!r}"
+
+    def close(self) -> None:
+        """End it; it must have raised nothing."""
+        assert self.process.stdin is not None
+        assert self.process.stdout is not None
+        assert self.process.stderr is not None
+        self.process.stdin.close()
+        try:
+            self.process.wait(DEADLINE)
+        except subprocess.TimeoutExpired:
+            self.process.kill()
+            self.process.wait()
+        for thread in self._threads:
+            thread.join()
+        self.process.stdout.close()
+        self.process.stderr.close()
+        assert self.process.returncode == 0, f"{self.script} ended with {self.process.returncode}: {self._errors!r}"

@@ -1,0 +1,288 @@
+"""A real `push1st serve` in a process of its own: started, asked for, stopped, and searched for traces.
+
+It knows nothing of the package `push1st` but its command line and its configuration files.
+"""
+
+import contextlib
+import http.client
+import json
+import os
+import re
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+from typing import Any, TypeVar
+
+import yaml
+
+from tests.clients.signing import signed_query
+
+DEADLINE = 10.0
+"""seconds that anything may take before a test fails"""
+
+T = TypeVar("T")
+
+APP: dict[str, Any] = {
+    "enable": True,
+    "name": "Default Application for tests",
+    "key": "app-key",
+    "secret": "secret",
+    "options": {"client-messages": True, "statistic": False},
+    "channels": ["public", "private", "presence", "protected"],
+}
+"""the app of the API page, which every server here has as `app-test`"""
+
+
+def wait_until(condition: Callable[[], T], what: str, deadline: float = DEADLINE) -> T:
+    """The first true value of `condition`, asked again and again; an assertion fails after `deadline` seconds."""
+    end = time.monotonic() + deadline
+    while True:
+        value = condition()
+        if value:
+            return value
+        assert time.monotonic() < end, f"not within {deadline} s: {what}"
+        time.sleep(0.01)
+
+
+def free_ports(count: int) -> list[int]:
+    """TCP ports that nobody listens on; all are held until all are known, so that no two are the same."""
+    with contextlib.ExitStack() as stack:
+        ports = []
+        for _ in range(count):
+            held = stack.enter_context(socket.socket())
+            held.bind(("127.0.0.1", 0))
+            ports.append(held.getsockname()[1])
+        return ports
+
+
+def merged(base: Mapping[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:
+    """`base` with `over` laid on it, folder by folder."""
+    result = dict(base)
+    for key, value in over.items():
+        there = result.get(key)
+        result[key] = merged(there, value) if isinstance(there, dict) and isinstance(value, dict) else value
+    return result
+
+
+class Answer:
+    """What the API answered."""
+
+    def __init__(self, status: int, headers: http.client.HTTPMessage, body: bytes) -> None:
+        self.status = status
+        self.headers = headers
+        self.body = body
+
+    def __repr__(self) -> str:
+        return f"<{self.status} {self.body[:300]!r}>"
+
+    @property
+    def json(self) -> Any:
+        return json.loads(self.body)
+
+
+class UnixConnection(http.client.HTTPConnection):
+    """HTTP over a Unix socket."""
+
+    def __init__(self, path: Path) -> None:
+        super().__init__("localhost", timeout=DEADLINE)
+        self.path = path
+
+    def connect(self) -> None:
+        self.sock = socket.socket(socket.AF_UNIX)
+        self.sock.settimeout(self.timeout)
+        self.sock.connect(str(self.path))
+
+
+class ServerProcess:
+    """One server, its two ports, its Unix socket and its two output files."""
+
+    def __init__(self, config: Mapping[str, Any] | None = None, apps: Mapping[str, Any] | None = None) -> None:
+        self.folder = Path(tempfile.mkdtemp(prefix="p1-"))  # short: the path of a Unix socket has at most 107 bytes
+        self.unix = self.folder / "push1st.api"
+        self.ws_port, self.api_port = free_ports(2)
+        base = {
+            "server": {
+                "proto": ["pusher", "websocket"],
+                "listen": f"tcp://127.0.0.1:{self.ws_port}",
+                "drain": 1,
+                "pusher": {"path": "/pusher/", "activity-timeout": 20},
+                "websocket": {"path": "/ws/", "activity-timeout": 3600, "push": ["public", "private", "presence"]},
+            },
+            "api": {
+                "keep-alive-timeout": 10,
+                "interface": "pusher",
+                "path": "/apps/",
+                "listen": [f"tcp://127.0.0.1:{self.api_port}/", f"unix://{self.unix}"],
+            },
+            "credentials": ["apps/*.yml"],
+        }
+        (self.folder / "apps").mkdir()
+        (self.folder / "server.yml").write_text(yaml.safe_dump(merged(base, config or {})))
+        (self.folder / "apps" / "apps.yml").write_text(yaml.safe_dump({"app-test": APP, **(apps or {})}))
+        self.process: subprocess.Popen[bytes] | None = None
+
+    @property
+    def api(self) -> str:
+        return f"http://127.0.0.1:{self.api_port}"
+
+    @property
+    def ws(self) -> str:
+        return f"ws://127.0.0.1:{self.ws_port}"
+
+    @property
+    def output(self) -> str:
+        return "".join((self.folder / name).read_text("utf-8", "replace") for name in ("stdout", "stderr"))
+
+    def start(self) -> "ServerProcess":
+        """Start it and wait until it says that it is ready."""
+        environment = {k: v for k, v in os.environ.items() if not k.startswith("PUSH1ST_")}
+        with open(self.folder / "stdout", "wb") as out, open(self.folder / "stderr", "wb") as err:
+            self.process = subprocess.Popen(
+                [
+                    sys.executable,
+                    "-W",
+                    "default",
+                    "-X",
+                    "faulthandler",
+                    "-m",
+                    "push1st",
+                    "serve",
+                    "-c",
+                    str(self.folder / "server.yml"),
+                ],
+                stdin=subprocess.DEVNULL,
+                stdout=out,
+                stderr=err,
+                cwd=self.folder,
+                env=environment,
+            )
+        try:
+            wait_until(self._is_ready, "GET /ready answers 200 on the Unix socket")
+        except BaseException:
+            self.process.kill()
+            self.process.wait()
+            raise
+        return self
+
+    def _is_ready(self) -> bool:
+        assert self.process is not None
+        assert self.process.poll() is None, f"the server ended with {self.process.returncode}:\n{self.output}"
+        with contextlib.suppress(OSError, http.client.HTTPException):
+            return self.get("/ready", port=self.unix).status == 200
+        return False
+
+    def signal(self, number: int = signal.SIGTERM) -> None:
+        assert self.process is not None
+        self.process.send_signal(number)
+
+    def wait(self, deadline: float = DEADLINE) -> int:
+        """Its exit code, once it has ended."""
+        assert self.process is not None
+        try:
+            return self.process.wait(deadline)
+        except subprocess.TimeoutExpired:
+            self.process.kill()
+            self.process.wait()
+            raise AssertionError(f"the server did not end within {deadline} s:\n{self.output}") from None
+
+    def stop(self) -> None:
+        """End it as an operator does, and look at what it leaves: exit code 0 and no trace of an error."""
+        if self.process is not None and self.process.poll() is None:
+            self.signal()
+            self.wait()
+        assert self.process is None or self.process.returncode == 0, self.output
+        self.assert_quiet()
+
+    def assert_quiet(self) -> None:
+        """Nothing was raised past a connection, and Python itself had nothing to complain of."""
+        complaint = re.search(r"Traceback|Task exception|never (awaited|retrieved)|\w*Warning: ", self.output)
+        assert complaint is None, self.output
+
+    def request(
+        self,
+        method: str,
+        path: str,
+        body: Any = None,
+        headers: Mapping[str, str] | None = None,
+        *,
+        port: int | Path | None = None,
+    ) -> Answer:
+        """One request on a connection of its own. `body`: bytes as they are, anything else as JSON.
+
+        port: a TCP port, by default the API's, or the path of a Unix socket.
+        """
+        if body is not None and not isinstance(body, bytes):
+            body = json.dumps(body).encode()
+        if isinstance(port, Path):
+            connection: http.client.HTTPConnection = UnixConnection(port)
+        else:
+            connection = http.client.HTTPConnection("127.0.0.1", port or self.api_port, timeout=DEADLINE)
+        try:
+            sent = {"Content-Type": "application/json", **(headers or {})} if body is not None else dict(headers or {})
+            connection.request(method, path, body, sent)
+            response = connection.getresponse()
+            return Answer(response.status, response.msg, response.read())
+        finally:
+            connection.close()
+
+    def get(self, path: str, **more: Any) -> Answer:
+        return self.request("GET", path, **more)
+
+    def post(self, path: str, body: Any = None, **more: Any) -> Answer:
+        return self.request("POST", path, body, **more)
+
+    def signed(
+        self,
+        method: str,
+        path: str,
+        body: Any = None,
+        *,
+        query: Mapping[str, str] | None = None,
+        key: str = "app-key",
+        secret: str = "secret",
+        at: float | None = None,
+        port: int | None = None,
+    ) -> Answer:
+        """One request signed the Pusher way. `at`: Unix time, now if None."""
+        raw = b"" if body is None else body if isinstance(body, bytes) else json.dumps(body).encode()
+        signature = signed_query(method, path, raw, query or {}, key, secret, time.time() if at is None else at)
+        return self.request(method, f"{path}?{signature}", raw or None, port=port)
+
+    def publish(self, channel: str, event: str, data: Any, **more: Any) -> Answer:
+        """The unsigned publish of the API page; it must be accepted."""
+        answer = self.post("/apps/app-test/events", {"name": event, "channels": [channel], "data": data, **more})
+        assert answer.status == 200, answer
+        return answer
+
+    def session_count(self, channel: str, app: str = "app-test") -> int:
+        """How many are subscribed to `channel`, as Push1st's list of channels says."""
+        listed = self.get(f"/apps/{app}/channels/").json
+        return next((entry["sess_count"] for entry in listed if entry["channel"] == channel), 0)
+
+    def until_sessions(self, channel: str, count: int, app: str = "app-test") -> None:
+        wait_until(lambda: self.session_count(channel, app) == count, f"{count} subscribers of {channel}")
+
+    def assert_alive(self) -> None:
+        """It still answers, on both ports."""
+        assert self.get("/health").status == 200
+        assert self.get("/health", port=self.ws_port).status == 200
+
+
+@contextlib.contextmanager
+def running(config: Mapping[str, Any] | None = None, apps: Mapping[str, Any] | None = None) -> Iterator[ServerProcess]:
+    """A server for the length of a `with` block."""
+    server = ServerProcess(config, apps).start()
+    try:
+        yield server
+    except BaseException:
+        if server.process is not None and server.process.poll() is None:
+            server.process.kill()
+            server.process.wait()
+        print(server.output)  # pytest shows it with the failure
+        raise
+    server.stop()

@@ -1,0 +1,111 @@
+"""A Pusher client that hides nothing: every frame as it came, over `websockets`.
+
+The libraries show what users see; this shows the bytes, for what the libraries swallow.
+"""
+
+import contextlib
+import json
+from collections.abc import Iterator
+from typing import Any
+
+from websockets.exceptions import ConnectionClosed
+from websockets.sync.client import ClientConnection, connect
+
+from tests.clients.process import DEADLINE, ServerProcess
+from tests.clients.signing import channel_auth
+
+QUERY = "protocol=7&client=js&version=8.6.0&flash=false"
+
+
+class PusherSocket:
+    """One connection, established or on its way to be closed."""
+
+    def __init__(self, connection: ClientConnection) -> None:
+        self.connection = connection
+        self.socket_id = ""
+        self.frames: list[dict[str, Any]] = []
+        """all that came, in order"""
+
+    def established(self) -> "PusherSocket":
+        """Read the greeting."""
+        frame = self.receive()
+        assert frame["event"] == "pusher:connection_established", frame
+        self.socket_id = json.loads(frame["data"])["socket_id"]
+        return self
+
+    def send(self, event: str, data: Any = None, channel: str | None = None, **more: Any) -> None:
+        frame = {"event": event, "data": {} if data is None else data, **more}
+        if channel is not None:
+            frame["channel"] = channel
+        self.connection.send(json.dumps(frame))
+
+    def receive(self, deadline: float = DEADLINE) -> dict[str, Any]:
+        """The next frame."""
+        frame = json.loads(self.connection.recv(deadline))
+        self.frames.append(frame)
+        return frame  # type: ignore[no-any-return]  # JSON
+
+    def expect(self, event: str, channel: str | None = None) -> Any:
+        """The decoded `data` of the next frame, which must be this one."""
+        frame = self.receive()
+        assert frame["event"] == event, frame
+        assert frame.get("channel") == channel, frame
+        assert isinstance(frame["data"], str), f"data is a string in every frame but pusher:error: {frame}"
+        return json.loads(frame["data"])
+
+    def expect_error(self) -> dict[str, Any]:
+        """`data` of the next frame, which must be a `pusher:error`."""
+        frame = self.receive()
+        assert frame["event"] == "pusher:error", frame
+        data = frame["data"]
+        assert isinstance(data, dict), f"data of pusher:error is an object: {frame}"
+        return data
+
+    def subscribe(self, channel: str, user: dict[str, Any] | None = None, secret: str = "secret", key: str = "app-key") -> Any:
+        """Subscribe, signed where the channel's kind asks for it; the decoded `data` of the answer."""
+        self.request_subscription(channel, user, secret, key)
+        return self.expect("pusher_internal:subscription_succeeded", channel)
+
+    def request_subscription(
+        self, channel: str, user: dict[str, Any] | None = None, secret: str = "secret", key: str = "app-key"
+    ) -> None:
+        data: dict[str, Any] = {"channel": channel}
+        if user is not None:
+            data["channel_data"] = json.dumps(user)
+        if channel.startswith(("private-", "presence-", "protected-")):
+            data["auth"] = channel_auth(self.socket_id, channel, data.get("channel_data", ""), key, secret)
+        self.send("pusher:subscribe", data)
+
+    def round_trip(self) -> list[dict[str, Any]]:
+        """Ping, and return what came before the pong: the way to show that something did not come."""
+        self.send("pusher:ping")
+        before = []
+        while (frame := self.receive())["event"] != "pusher:pong":
+            before.append(frame)
+        return before
+
+    def close_code(self, deadline: float = DEADLINE) -> int:
+        """The code the server closes with, after whatever else it sends."""
+        try:
+            while True:
+                self.receive(deadline)
+        except ConnectionClosed:
+            assert self.connection.close_code is not None
+            return self.connection.close_code
+
+    def close(self) -> None:
+        self.connection.close()
+
+
+@contextlib.contextmanager
+def dialled(server: ServerProcess, path: str = "/app/app-key", query: str = QUERY, **options: Any) -> Iterator[PusherSocket]:
+    """A connection whose greeting is not read yet."""
+    with connect(f"{server.ws}{path}?{query}", compression=None, **options) as connection:
+        yield PusherSocket(connection)
+
+
+@contextlib.contextmanager
+def pusher_socket(server: ServerProcess, key: str = "app-key", **options: Any) -> Iterator[PusherSocket]:
+    """An established connection."""
+    with dialled(server, f"/app/{key}", **options) as socket:
+        yield socket.established()

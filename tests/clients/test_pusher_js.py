@@ -1,0 +1,250 @@
+"""pusher-js, the official browser client, here under Node."""
+
+import base64
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+
+from tests.clients.node import NodeProcess
+from tests.clients.process import ServerProcess, running, wait_until
+
+MASTER_KEY = base64.b64encode(bytes(range(32))).decode()
+
+
+@pytest.fixture
+def pusher_js(server: ServerProcess, node: Callable[..., NodeProcess]) -> Callable[..., NodeProcess]:
+    """Connected pusher-js clients. `user`: their `channel_data`; `client`: options of pusher-js."""
+
+    def start(user: dict[str, Any] | None = None, authorize: str = "server", **more: Any) -> NodeProcess:
+        process = start_pusher_js(node, server, user=user, authorize=authorize, **more)
+        process.next(on="state", state="connected")
+        return process
+
+    return start
+
+
+def start_pusher_js(
+    node: Callable[..., NodeProcess],
+    server: ServerProcess,
+    key: str = "app-key",
+    client: dict[str, Any] | None = None,
+    **more: Any,
+) -> NodeProcess:
+    """A pusher-js client that is about to connect."""
+    options = {"wsHost": "127.0.0.1", "wsPort": server.ws_port, **(client or {})}
+    return node("pusher_js.mjs", key=key, client=options, api=server.api, **{"secret": "secret", "masterKey": MASTER_KEY, **more})
+
+
+def subscribed(client: NodeProcess, channel: str, *events: str) -> dict[str, Any]:
+    client.tell("subscribe", channel=channel, events=events)
+    return client.next(on="subscribed", channel=channel)
+
+
+# -- connecting
+
+
+@pytest.mark.parametrize("path", ["", "/pusher"])
+def test_connects_on_both_paths(server: ServerProcess, node: Callable[..., NodeProcess], path: str) -> None:
+    client = start_pusher_js(node, server, client={"wsPath": path})
+    client.next(on="state", state="connected")
+
+
+def test_gets_a_socket_id_that_server_libraries_accept(server: ServerProcess, node: Callable[..., NodeProcess]) -> None:
+    socket_id = start_pusher_js(node, server).next(on="state", state="connected")["socket_id"]
+    left, right = socket_id.split(".")
+    assert left.isdecimal()
+    assert right.isdecimal()
+
+
+@pytest.mark.parametrize(
+    ("key", "code"), [("nobodys-key", 4001), ("off-key", 4003)], ids=["an unknown key", "the key of a disabled app"]
+)
+def test_gives_up_for_good_with(server: ServerProcess, node: Callable[..., NodeProcess], key: str, code: int) -> None:
+    client = start_pusher_js(node, server, key=key)
+    client.next(on="error", code=code)
+    client.next(on="state", state="disconnected")
+    assert client.ask("connection") == {"state": "disconnected", "retries": False}
+
+
+# -- public channels
+
+
+def test_receives_an_api_publish_at_once(server: ServerProcess, pusher_js: Callable[..., NodeProcess], channel: str) -> None:
+    client = pusher_js()
+    subscribed(client, channel, "paid")
+    assert server.publish(channel, "paid", {"id": 7}).json["channels"] == {channel: 1}
+    assert client.next(on="event", event="paid")["data"] == {"id": 7}
+
+
+def test_receives_text_data_as_text(server: ServerProcess, pusher_js: Callable[..., NodeProcess], channel: str) -> None:
+    client = pusher_js()
+    subscribed(client, channel, "said")
+    server.publish(channel, "said", "plain words — ünïcödé \U0001f980")
+    assert client.next(on="event", event="said")["data"] == "plain words — ünïcödé \U0001f980"
+
+
+def test_receives_nothing_more_after_it_unsubscribed(
+    server: ServerProcess, pusher_js: Callable[..., NodeProcess], channel: str
+) -> None:
+    client = pusher_js()
+    subscribed(client, channel, "paid")
+    subscribed(client, channel + "-marker", "end")
+    client.tell("unsubscribe", channel=channel)
+    server.until_sessions(channel, 0)
+    server.publish(channel, "paid", 1)
+    server.publish(channel + "-marker", "end", 1)
+    client.next(on="event", event="end")
+    assert not [seen for seen in client.seen if seen["on"] == "message" and seen["event"] == "paid"]
+
+
+# -- private channels
+
+
+@pytest.mark.parametrize("authorize", ["server", "self"])
+def test_subscribes_to_a_private_channel_with_a_token_of(
+    server: ServerProcess, pusher_js: Callable[..., NodeProcess], channel: str, authorize: str
+) -> None:
+    client = pusher_js(authorize=authorize)
+    subscribed(client, f"private-{channel}", "paid")
+    server.publish(f"private-{channel}", "paid", {"id": 7})
+    assert client.next(on="event", event="paid")["data"] == {"id": 7}
+
+
+def test_is_told_of_a_wrong_signature_and_stays_connected(
+    server: ServerProcess, pusher_js: Callable[..., NodeProcess], channel: str
+) -> None:
+    client = pusher_js(authorize="wrongly")
+    client.tell("subscribe", channel=f"private-{channel}")
+    error = client.next(on="subscription_error", channel=f"private-{channel}")["error"]
+    assert (error["type"], error["status"]) == ("AuthError", 401)
+    subscribed(client, channel)
+    assert client.ask("connection")["state"] == "connected"
+
+
+def test_sends_client_events_to_others_and_not_to_itself(pusher_js: Callable[..., NodeProcess], channel: str) -> None:
+    private = f"private-{channel}"
+    first, second = pusher_js(), pusher_js()
+    for client in (first, second):
+        subscribed(client, private, "client-typing", "client-answer")
+    first.tell("trigger", channel=private, event="client-typing", data={"who": "first"})
+    report = second.next(on="event", event="client-typing")
+    assert report["data"] == {"who": "first"}
+    assert "user_id" not in (report.get("metadata") or {})
+    second.tell("trigger", channel=private, event="client-answer", data={})
+    first.next(on="event", event="client-answer")
+    assert not [seen for seen in first.seen if seen["on"] == "message" and seen["event"] == "client-typing"]
+
+
+def test_is_told_when_it_sends_too_many_client_events_and_stays_connected(
+    pusher_js: Callable[..., NodeProcess], channel: str
+) -> None:
+    private = f"private-{channel}"
+    client = pusher_js()
+    subscribed(client, private)
+    for number in range(15):
+        client.tell("trigger", channel=private, event="client-typing", data={"number": number})
+    client.next(on="error", code=4301)
+    assert client.ask("connection")["state"] == "connected"
+
+
+# -- presence channels
+
+
+def user(number: int) -> dict[str, Any]:
+    return {"user_id": f"u{number}", "user_info": {"name": f"User {number}"}}
+
+
+def test_learns_who_is_there_when_it_joins(pusher_js: Callable[..., NodeProcess], channel: str) -> None:
+    presence = f"presence-{channel}"
+    subscribed(pusher_js(user(1)), presence)
+    assert subscribed(pusher_js(user(2)), presence) | {"on": ""} == {
+        "on": "",
+        "channel": presence,
+        "count": 2,
+        "me": {"id": "u2", "info": {"name": "User 2"}},
+        "members": {"u1": {"name": "User 1"}, "u2": {"name": "User 2"}},
+    }
+
+
+def test_sees_members_come_and_go(pusher_js: Callable[..., NodeProcess], channel: str) -> None:
+    presence = f"presence-{channel}"
+    first, second = pusher_js(user(1)), pusher_js(user(2))
+    subscribed(first, presence)
+    subscribed(second, presence)
+    assert first.next(on="member_added")["member"] == {"id": "u2", "info": {"name": "User 2"}}
+    second.tell("unsubscribe", channel=presence)
+    assert first.next(on="member_removed")["member"]["id"] == "u2"
+    assert first.ask("members", channel=presence)["count"] == 1
+
+
+def test_sees_a_user_with_two_sockets_as_one_member(
+    server: ServerProcess, pusher_js: Callable[..., NodeProcess], channel: str
+) -> None:
+    presence = f"presence-{channel}"
+    watcher, one, other = pusher_js(user(1)), pusher_js(user(2)), pusher_js(user(2))
+    subscribed(watcher, presence)
+    subscribed(one, presence)
+    assert subscribed(other, presence)["count"] == 2
+    one.tell("unsubscribe", channel=presence)
+    server.until_sessions(presence, 2)
+    assert watcher.ask("members", channel=presence)["count"] == 2
+    other.tell("unsubscribe", channel=presence)
+    watcher.next(on="member_removed")
+    assert [seen["on"] for seen in watcher.seen if seen["on"].startswith("member_")] == ["member_added", "member_removed"]
+
+
+def test_client_events_on_presence_channels_name_their_sender(pusher_js: Callable[..., NodeProcess], channel: str) -> None:
+    presence = f"presence-{channel}"
+    first, second = pusher_js(user(1)), pusher_js(user(2))
+    subscribed(first, presence)
+    subscribed(second, presence, "client-typing")
+    first.tell("trigger", channel=presence, event="client-typing", data={})
+    assert second.next(on="event", event="client-typing")["metadata"] == {"user_id": "u1"}
+
+
+# -- encrypted channels
+
+
+def test_reads_what_the_server_library_encrypted(
+    server: ServerProcess, pusher_js: Callable[..., NodeProcess], node: Callable[..., NodeProcess], channel: str
+) -> None:
+    encrypted = f"private-encrypted-{channel}"
+    client = pusher_js()
+    subscribed(client, encrypted, "secret-event")
+    sdk = node(
+        "pusher_server.mjs",
+        appId="app-test",
+        key="app-key",
+        secret="secret",
+        host="127.0.0.1",
+        port=server.ws_port,
+        useTLS=False,
+        encryptionMasterKeyBase64=MASTER_KEY,
+    )
+    assert sdk.ask("call", method="trigger", args=[encrypted, "secret-event", {"pin": "1234"}]) == {"status": 200, "body": "{}"}
+    message = client.next(on="message", event="secret-event")
+    assert set(message["data"]) == {"nonce", "ciphertext"}
+    assert client.next(on="event", event="secret-event")["data"] == {"pin": "1234"}
+
+
+# -- staying alive
+
+
+def test_pings_after_the_activity_timeout_and_gets_its_pong(node: Callable[..., NodeProcess]) -> None:
+    with running({"server": {"pusher": {"activity-timeout": 1}}}) as server:
+        client = start_pusher_js(node, server)
+        client.next(on="state", state="connected")
+        client.next(on="message", event="pusher:pong")
+        assert client.ask("connection")["state"] == "connected"
+        client.close()
+
+
+def test_reconnects_when_the_server_says_that_it_will_restart(node: Callable[..., NodeProcess]) -> None:
+    with running() as server:
+        client = start_pusher_js(node, server)
+        client.next(on="state", state="connected")
+        server.signal()
+        client.next(on="state", state="connecting")
+        wait_until(lambda: server.process is not None and server.process.poll() is not None, "the server ends")
+        client.close()

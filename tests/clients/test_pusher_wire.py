@@ -1,0 +1,428 @@
+"""The Pusher protocol frame by frame (sections 1 to 8): what the libraries rely on but do not show."""
+
+import json
+import re
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+from websockets.exceptions import ConnectionClosed
+
+from tests.clients.process import ServerProcess, running, wait_until
+from tests.clients.pusher_socket import PusherSocket, dialled
+from tests.clients.signing import channel_auth
+from tests.clients.wire import CLOSE, PING, PONG, TEXT, Wire, frame
+
+# -- 1 connect
+
+
+@pytest.mark.parametrize("path", ["/app/app-key", "/pusher/app/app-key"])
+def test_the_greeting_is_double_encoded(server: ServerProcess, path: str) -> None:
+    with dialled(server, path) as socket:
+        frame = socket.receive()
+    assert set(frame) == {"event", "data"}
+    data = json.loads(frame["data"])
+    assert set(data) == {"socket_id", "activity_timeout"}
+    assert re.fullmatch(r"\d+\.\d+", data["socket_id"])
+    assert data["activity_timeout"] == 20
+
+
+@pytest.mark.parametrize("protocol", [4, 5, 6, 7])
+def test_older_protocols_are_accepted(server: ServerProcess, protocol: int) -> None:
+    with dialled(server, query=f"protocol={protocol}&client=js&version=1") as socket:
+        socket.established()
+
+
+def test_the_version_of_the_client_is_nobody_s_business(server: ServerProcess) -> None:
+    with dialled(server, query="protocol=7&client=%00&version=%F0%9F%A6%80") as socket:
+        socket.established()
+
+
+@pytest.mark.parametrize(
+    ("path", "query", "code"),
+    [
+        ("/app/nobodys-key", "protocol=7", 4001),
+        ("/app/off-key", "protocol=7", 4003),
+        ("/app/app-key/more", "protocol=7", 4005),
+        ("/app/app-key", "protocol=seven", 4006),
+        ("/app/app-key", "protocol=3", 4007),
+        ("/app/app-key", "protocol=8", 4007),
+        ("/app/app-key", "client=js&version=8.6.0", 4008),
+        ("/app/app-key", "", 4008),
+    ],
+)
+def test_what_cannot_be_served_is_upgraded_and_closed_with_its_code(
+    server: ServerProcess, path: str, query: str, code: int
+) -> None:
+    with dialled(server, path, query) as socket:
+        assert socket.close_code() == code
+
+
+def test_a_wrong_origin_is_upgraded_and_closed_with_4009(server: ServerProcess) -> None:
+    with dialled(server, "/app/origins-key", origin="https://bad.example") as socket:
+        assert socket.close_code() == 4009
+
+
+def test_the_right_origin_is_served(server: ServerProcess) -> None:
+    with dialled(server, "/app/origins-key", origin="https://good.example") as socket:
+        socket.established()
+
+
+# -- 2 and 3 frames
+
+
+def test_data_of_a_client_may_be_a_string(connect: Callable[..., PusherSocket], channel: str) -> None:
+    client = connect()
+    client.send("pusher:subscribe", json.dumps({"channel": channel}))
+    client.expect("pusher_internal:subscription_succeeded", channel)
+
+
+@pytest.mark.parametrize("data", [{}, "", "{}", None], ids=repr)
+def test_a_ping_is_answered_whatever_its_data(connect: Callable[..., PusherSocket], data: Any) -> None:
+    client = connect()
+    client.connection.send(json.dumps({"event": "pusher:ping", "data": data}))
+    assert client.expect("pusher:pong") == {}
+
+
+def test_a_ping_without_data_is_answered(connect: Callable[..., PusherSocket]) -> None:
+    client = connect()
+    client.connection.send('{"event":"pusher:ping"}')
+    assert client.expect("pusher:pong") == {}
+
+
+def test_a_websocket_ping_is_answered(connect: Callable[..., PusherSocket]) -> None:
+    assert connect().connection.ping("are you there?").wait(10)
+
+
+def test_presence_data_is_ids_hash_and_count(connect: Callable[..., PusherSocket], channel: str) -> None:
+    presence = f"presence-{channel}"
+    connect().subscribe(presence, {"user_id": "u1", "user_info": {"name": "A"}})
+    data = connect().subscribe(presence, {"user_id": "u2"})
+    assert set(data) == {"presence"}
+    assert sorted(data["presence"].pop("ids")) == ["u1", "u2"]
+    assert data["presence"] == {"hash": {"u1": {"name": "A"}, "u2": None}, "count": 2}
+
+
+def test_a_numeric_user_id_becomes_a_string(connect: Callable[..., PusherSocket], channel: str) -> None:
+    presence = f"presence-{channel}"
+    first, second = connect(), connect()
+    assert first.subscribe(presence, {"user_id": 7})["presence"]["ids"] == ["7"]
+    assert second.subscribe(presence, {"user_id": "7"})["presence"]["count"] == 1
+    third = connect()
+    third.subscribe(presence, {"user_id": 8})
+    assert first.expect("pusher_internal:member_added", presence)["user_id"] == "8"
+    third.close()
+    assert first.expect("pusher_internal:member_removed", presence) == {"user_id": "8"}
+
+
+def test_a_member_is_not_told_of_itself(connect: Callable[..., PusherSocket], channel: str) -> None:
+    client = connect()
+    client.subscribe(f"presence-{channel}", {"user_id": "u1"})
+    assert client.round_trip() == []
+
+
+def test_a_connection_that_breaks_takes_its_member_with_it(connect: Callable[..., PusherSocket], channel: str) -> None:
+    presence = f"presence-{channel}"
+    stays, breaks = connect(), connect()
+    stays.subscribe(presence, {"user_id": "u1"})
+    breaks.subscribe(presence, {"user_id": "u2"})
+    stays.expect("pusher_internal:member_added", presence)
+    breaks.connection.socket.close()
+    assert stays.expect("pusher_internal:member_removed", presence) == {"user_id": "u2"}
+
+
+@pytest.mark.parametrize("form", ["token", "key and token"])
+def test_auth_is_the_token_alone_or_after_the_key(connect: Callable[..., PusherSocket], channel: str, form: str) -> None:
+    client = connect()
+    auth = channel_auth(client.socket_id, f"private-{channel}")
+    client.send("pusher:subscribe", {"channel": f"private-{channel}", "auth": auth if form != "token" else auth[8:]})
+    client.expect("pusher_internal:subscription_succeeded", f"private-{channel}")
+
+
+@pytest.mark.parametrize(
+    "auth",
+    [
+        None,
+        "",
+        ":",
+        "app-key:",
+        "app-key:" + "0" * 64,
+        "app-key:" + "é" * 64,
+        "other-key:TOKEN",
+        "app-key:TOKEN\n",
+        "APP-KEY:TOKEN",
+        7,
+        ["app-key:TOKEN"],
+    ],
+    ids=repr,
+)
+@pytest.mark.parametrize("kind", ["private", "presence", "protected", "private-encrypted"])
+def test_a_wrong_auth_opens_no(connect: Callable[..., PusherSocket], channel: str, kind: str, auth: Any) -> None:
+    name = f"{kind}-{channel}"
+    client = connect()
+    user = '{"user_id":"u1"}' if kind == "presence" else ""
+    good = channel_auth(client.socket_id, name, user).partition(":")[2]
+    data: dict[str, Any] = {"channel": name, "channel_data": user}
+    if auth is not None:
+        data["auth"] = json.loads(json.dumps(auth).replace("TOKEN", good))
+    client.send("pusher:subscribe", data)
+    frame = client.receive()
+    assert frame["event"] in {"pusher:subscription_error", "pusher:error"}, frame
+    assert client.round_trip() == []
+
+
+def test_a_wrong_signature_is_a_subscription_error(connect: Callable[..., PusherSocket], channel: str) -> None:
+    client = connect()
+    client.request_subscription(f"private-{channel}", secret="wrong")
+    error = client.expect("pusher:subscription_error", f"private-{channel}")
+    assert (error["type"], error["status"]) == ("AuthError", 401)
+    assert error["error"]
+
+
+def test_the_signature_of_another_socket_opens_nothing(connect: Callable[..., PusherSocket], channel: str) -> None:
+    client, other = connect(), connect()
+    auth = channel_auth(other.socket_id, f"private-{channel}")
+    client.send("pusher:subscribe", {"channel": f"private-{channel}", "auth": auth})
+    client.expect("pusher:subscription_error", f"private-{channel}")
+
+
+def test_channel_data_that_was_not_signed_is_refused(connect: Callable[..., PusherSocket], channel: str) -> None:
+    client = connect()
+    presence = f"presence-{channel}"
+    auth = channel_auth(client.socket_id, presence, '{"user_id":"u1"}')
+    client.send("pusher:subscribe", {"channel": presence, "auth": auth, "channel_data": '{"user_id":"admin"}'})
+    client.expect("pusher:subscription_error", presence)
+
+
+@pytest.mark.parametrize(
+    "channel_data", ["", "not json", "[]", "7", "{}", '{"user_id":null}', '{"user_id":""}', '{"user_id":{}}']
+)
+def test_presence_needs_a_user_id(connect: Callable[..., PusherSocket], channel: str, channel_data: str) -> None:
+    client = connect()
+    presence = f"presence-{channel}"
+    auth = channel_auth(client.socket_id, presence, channel_data)
+    client.send("pusher:subscribe", {"channel": presence, "auth": auth, "channel_data": channel_data})
+    assert client.receive()["event"] in {"pusher:subscription_error", "pusher:error"}
+    assert client.round_trip() == []
+
+
+def test_names_of_signed_in_users_are_closed_to_everybody(connect: Callable[..., PusherSocket]) -> None:
+    client = connect()
+    name = "#server-to-user-admin"
+    client.send("pusher:subscribe", {"channel": name, "auth": channel_auth(client.socket_id, name)})
+    assert client.receive()["event"] in {"pusher:subscription_error", "pusher:error"}
+    assert client.round_trip() == []
+
+
+def test_a_second_subscription_to_a_channel_delivers_once(
+    server: ServerProcess, connect: Callable[..., PusherSocket], channel: str
+) -> None:
+    client = connect()
+    client.subscribe(channel)
+    client.send("pusher:subscribe", {"channel": channel})
+    client.round_trip()
+    assert server.publish(channel, "e", 1).json["channels"] == {channel: 1}
+    client.expect("e", channel)
+    assert client.round_trip() == []
+
+
+def test_unsubscribing_from_what_one_is_not_subscribed_to_is_harmless(connect: Callable[..., PusherSocket], channel: str) -> None:
+    client = connect()
+    client.send("pusher:unsubscribe", {"channel": channel})
+    client.round_trip()
+    client.subscribe(channel)
+
+
+def test_a_type_that_the_app_does_not_have_is_refused(connect: Callable[..., PusherSocket], channel: str) -> None:
+    client = connect("private-key")
+    client.send("pusher:subscribe", {"channel": channel})
+    assert client.receive()["event"] in {"pusher:subscription_error", "pusher:error"}
+    client.subscribe(f"private-{channel}", key="private-key")
+
+
+def test_a_protected_channel_is_authorised_like_a_private_one(connect: Callable[..., PusherSocket], channel: str) -> None:
+    connect().subscribe(f"protected-{channel}")
+
+
+def test_the_subscription_count_is_told_on_each_change(connect: Callable[..., PusherSocket], channel: str) -> None:
+    first, second = connect("counting-key"), connect("counting-key")
+    first.subscribe(channel)
+    assert first.expect("pusher_internal:subscription_count", channel) == {"subscription_count": 1}
+    second.subscribe(channel)
+    assert first.expect("pusher_internal:subscription_count", channel) == {"subscription_count": 2}
+    second.close()
+    assert first.expect("pusher_internal:subscription_count", channel) == {"subscription_count": 1}
+
+
+# -- 4 client events
+
+
+def pair(connect: Callable[..., PusherSocket], name: str, key: str = "app-key") -> tuple[PusherSocket, PusherSocket]:
+    """Two subscribers of one channel; on a presence channel both are the same user."""
+    both = connect(key), connect(key)
+    for client in both:
+        client.subscribe(name, {"user_id": "u1"} if name.startswith("presence-") else None, key=key)
+    return both
+
+
+@pytest.mark.parametrize("data", [{"a": 1}, '{"a":1}', "words", 7, None], ids=repr)
+def test_a_client_event_carries_its_data_as_a_string(connect: Callable[..., PusherSocket], channel: str, data: Any) -> None:
+    sender, other = pair(connect, f"private-{channel}")
+    sender.connection.send(json.dumps({"event": "client-e", "channel": f"private-{channel}", "data": data}))
+    frame = other.receive()
+    assert isinstance(frame["data"], str)
+    assert frame["data"] == data or json.loads(frame["data"]) == data
+
+
+def test_a_sender_cannot_claim_a_user_id(connect: Callable[..., PusherSocket], channel: str) -> None:
+    sender, other = pair(connect, f"presence-{channel}")
+    sender.send("client-e", {}, f"presence-{channel}", user_id="admin")
+    assert other.receive()["user_id"] == "u1"
+
+
+def test_a_sender_on_a_private_channel_has_no_user_id(connect: Callable[..., PusherSocket], channel: str) -> None:
+    sender, other = pair(connect, f"private-{channel}")
+    sender.send("client-e", {}, f"private-{channel}", user_id="admin")
+    assert "user_id" not in other.receive()
+
+
+def test_a_client_event_of_who_is_not_subscribed_is_refused(connect: Callable[..., PusherSocket], channel: str) -> None:
+    _, other = pair(connect, f"private-{channel}")
+    stranger = connect()
+    stranger.send("client-e", {}, f"private-{channel}")
+    stranger.expect_error()
+    assert other.round_trip() == []
+
+
+def test_client_events_are_refused_where_the_app_does_not_want_them(connect: Callable[..., PusherSocket], channel: str) -> None:
+    sender, other = pair(connect, f"private-{channel}", "quiet-key")
+    sender.send("client-e", {}, f"private-{channel}")
+    sender.expect_error()
+    assert other.round_trip() == []
+
+
+@pytest.mark.parametrize(
+    "event", ["typing", "client", "client_typing", "Client-typing", "pusher:typing", "pusher_internal:member_added"]
+)
+def test_a_client_may_not_send_an_event_called(connect: Callable[..., PusherSocket], channel: str, event: str) -> None:
+    sender, other = pair(connect, f"private-{channel}")
+    sender.send(event, {}, f"private-{channel}")
+    sender.round_trip()
+    assert other.round_trip() == []
+
+
+def test_ten_client_events_a_second_are_delivered_and_the_rest_refused(
+    connect: Callable[..., PusherSocket], channel: str
+) -> None:
+    sender, other = pair(connect, f"private-{channel}")
+    for number in range(30):
+        sender.send("client-e", number, f"private-{channel}")
+    errors = sender.round_trip()
+    assert {error["data"]["code"] for error in errors} == {4301}
+    delivered = [json.loads(frame["data"]) for frame in other.round_trip()]
+    assert delivered[:10] == list(range(10))
+    assert len(delivered) + len(errors) == 30
+    assert 10 <= len(delivered) < 20
+
+
+def test_an_app_s_own_rate_of_client_events_binds(connect: Callable[..., PusherSocket], channel: str) -> None:
+    name = f"private-{channel[:8]}"
+    sender, other = pair(connect, name, "small-key")
+    for number in range(10):
+        sender.send("client-e", number, name)
+    errors = sender.round_trip()
+    assert {error["data"]["code"] for error in errors} == {4301}
+    assert 2 <= len(other.round_trip()) < 6
+
+
+# -- 6 and 7 life and death
+
+
+def answer_pings(wire: Wire, count: int) -> None:
+    """Answer the server's next pings, of either kind, each as its kind wants it."""
+    while count:
+        opcode, payload = wire.receive()
+        assert opcode != CLOSE, payload
+        if opcode == PING:
+            wire.send(frame(PONG, payload))
+            count -= 1
+        elif opcode == TEXT and json.loads(payload)["event"] == "pusher:ping":
+            wire.send(frame(TEXT, b'{"event":"pusher:pong","data":{}}'))
+            count -= 1
+
+
+@pytest.mark.parametrize("path", ["/app/app-key?protocol=7", "/ws/app/app-key/c"], ids=["pusher", "raw"])
+def test_a_client_that_answers_pings_stays(path: str) -> None:
+    timeouts = {"pusher": {"activity-timeout": 1}, "websocket": {"activity-timeout": 1}}
+    with running({"server": timeouts}) as server, Wire(server.ws_port).upgrade(path) as wire:
+        answer_pings(wire, 3)
+        wire.send(frame(PING, b"still there?"))
+        while (received := wire.receive())[0] != PONG:
+            assert received[0] != CLOSE
+        assert received[1] == b"still there?"
+
+
+# -- 8 limits
+
+
+def test_the_largest_channel_name_is_accepted(connect: Callable[..., PusherSocket]) -> None:
+    connect().subscribe("c" * 164)
+
+
+def test_subscriptions_are_limited_where_the_app_says_so(connect: Callable[..., PusherSocket]) -> None:
+    client = connect("small-key")
+    for number in range(3):
+        client.subscribe(f"c{number}")
+    client.send("pusher:subscribe", {"channel": "c4"})
+    assert client.receive()["event"] in {"pusher:subscription_error", "pusher:error"}
+    client.send("pusher:unsubscribe", {"channel": "c1"})
+    client.subscribe("c4")
+
+
+def test_members_are_limited_where_the_app_says_so(connect: Callable[..., PusherSocket], channel: str) -> None:
+    presence = f"presence-{channel[:8]}"
+    for number in (1, 2, 2):
+        connect("small-key").subscribe(presence, {"user_id": f"u{number}"}, key="small-key")
+    late = connect("small-key")
+    late.request_subscription(presence, {"user_id": "u3"}, key="small-key")
+    assert late.receive()["event"] in {"pusher:subscription_error", "pusher:error"}
+
+
+@pytest.mark.parametrize(
+    "user",
+    [{"user_id": "u" * 129}, {"user_id": "ü"}, {"user_id": "a b"}, {"user_id": "u", "user_info": {"text": "x" * 1100}}],
+    ids=["too long", "not ASCII", "with a space", "with too much info"],
+)
+def test_a_user_that_breaks_the_limits_is_refused(
+    connect: Callable[..., PusherSocket], channel: str, user: dict[str, Any]
+) -> None:
+    client = connect()
+    client.request_subscription(f"presence-{channel}", user)
+    assert client.receive()["event"] in {"pusher:subscription_error", "pusher:error"}
+
+
+def test_a_client_event_over_the_payload_limit_is_refused(connect: Callable[..., PusherSocket], channel: str) -> None:
+    sender, other = pair(connect, f"private-{channel}")
+    sender.send("client-e", "x" * 10_241, f"private-{channel}")
+    sender.expect_error()
+    assert other.round_trip() == []
+
+
+def test_a_client_event_with_too_long_a_name_is_refused(connect: Callable[..., PusherSocket], channel: str) -> None:
+    sender, other = pair(connect, f"private-{channel}")
+    sender.send("client-" + "e" * 200, {}, f"private-{channel}")
+    sender.expect_error()
+    assert other.round_trip() == []
+
+
+def test_a_quota_of_one_frees_its_place_when_the_first_goes(server: ServerProcess) -> None:
+    def admitted() -> bool:
+        with dialled(server, "/app/quota-key") as socket:
+            try:
+                socket.established()
+            except ConnectionClosed:
+                return False
+            return True
+
+    assert wait_until(admitted, "the first is let in")
+    assert wait_until(admitted, "its place is free again")

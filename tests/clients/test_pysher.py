@@ -1,0 +1,62 @@
+"""pysher, a Python client library of protocol 6."""
+
+import queue
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import pysher
+import pytest
+
+from tests.clients.process import DEADLINE, ServerProcess, wait_until
+from tests.clients.pusher_socket import PusherSocket
+
+
+@pytest.fixture
+def client(server: ServerProcess) -> Iterator[Any]:
+    made = pysher.Pusher(
+        "app-key",
+        secure=False,
+        secret="secret",
+        user_data={"user_id": "snake", "user_info": {"name": "Snake"}},
+        custom_host="127.0.0.1",
+        port=server.ws_port,
+    )
+    made.connect()
+    wait_until(lambda: made.connection.state == "connected", "pysher connects")
+    yield made
+    made.disconnect(timeout=DEADLINE)
+
+
+def bound(subscription: Any, event: str) -> "queue.Queue[str]":
+    """What the subscription receives under this name."""
+    received: queue.Queue[str] = queue.Queue()
+    subscription.bind(event, received.put)
+    return received
+
+
+@pytest.mark.parametrize("prefix", ["", "private-", "presence-"])
+def test_subscribes_and_receives(server: ServerProcess, client: Any, channel: str, prefix: str) -> None:
+    subscription = client.subscribe(prefix + channel)
+    received = bound(subscription, "paid")
+    server.until_sessions(prefix + channel, 1)
+    server.publish(prefix + channel, "paid", {"id": 7})
+    assert received.get(timeout=DEADLINE) == '{"id":7}'
+
+
+def test_is_a_member_of_its_presence_channel(
+    server: ServerProcess, client: Any, connect: Callable[..., PusherSocket], channel: str
+) -> None:
+    presence = f"presence-{channel}"
+    client.subscribe(presence)
+    server.until_sessions(presence, 1)
+    assert connect().subscribe(presence, {"user_id": "u1"})["presence"]["hash"]["snake"] == {"name": "Snake"}
+
+
+def test_sends_client_events(server: ServerProcess, client: Any, connect: Callable[..., PusherSocket], channel: str) -> None:
+    private = f"private-{channel}"
+    other = connect()
+    other.subscribe(private)
+    subscription = client.subscribe(private)
+    server.until_sessions(private, 2)
+    subscription.trigger("client-typing", {"who": "snake"})
+    assert other.expect("client-typing", private) == {"who": "snake"}

@@ -1,0 +1,108 @@
+"""Graceful stop: readiness first, then the clients, then nothing is left."""
+
+import contextlib
+import signal
+import socket
+import time
+from collections.abc import Iterator
+
+import pytest
+
+from tests.clients.process import ServerProcess, running, wait_until
+from tests.clients.pusher_socket import pusher_socket
+from tests.clients.raw_socket import raw_socket
+
+
+@pytest.fixture
+def own() -> Iterator[ServerProcess]:
+    """A server to stop."""
+    with running() as process:
+        yield process
+
+
+def has_ended(server: ServerProcess) -> bool:
+    return server.process is not None and server.process.poll() is not None
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT], ids=lambda number: number.name)
+def test_a_signal_ends_it_with_exit_code_0(own: ServerProcess, number: signal.Signals) -> None:
+    own.signal(number)
+    assert own.wait() == 0
+
+
+def test_it_is_not_ready_before_it_stops_listening(own: ServerProcess) -> None:
+    """Load balancers ask again and again: the answer they see first is 503, not a refused connection."""
+    own.signal()
+    seen: list[int] = []
+    with contextlib.suppress(ConnectionError):
+        while not seen or seen[-1] == 200:
+            seen.append(own.get("/ready").status)
+    assert seen
+    assert seen[-1] == 503
+
+
+def test_it_is_alive_while_it_drains(own: ServerProcess) -> None:
+    own.signal()
+    wait_until(lambda: own.get("/ready").status == 503, "it is draining")
+    assert own.get("/health").status == 200
+
+
+def test_pusher_clients_are_told_to_reconnect_with_4200(own: ServerProcess) -> None:
+    with pusher_socket(own) as client:
+        own.signal()
+        assert client.close_code() == 4200
+
+
+def test_raw_clients_are_closed_with_a_code(own: ServerProcess, channel: str) -> None:
+    with raw_socket(own, channel) as client:
+        own.signal()
+        assert client.close_code() in {1001, 1012, 4200}
+
+
+def test_what_was_published_is_delivered_before_the_close(own: ServerProcess, channel: str) -> None:
+    with pusher_socket(own) as client:
+        client.subscribe(channel)
+        for number in range(100):
+            own.publish(channel, "e", number)
+        own.signal()
+        assert [client.expect("e", channel) for _ in range(100)] == list(range(100))
+        assert client.close_code() == 4200
+
+
+def test_clients_that_answer_nothing_do_not_hold_it_up(own: ServerProcess) -> None:
+    with contextlib.ExitStack() as stack:
+        for _ in range(20):
+            stack.enter_context(socket.create_connection(("127.0.0.1", own.ws_port)))
+            stack.enter_context(socket.create_connection(("127.0.0.1", own.api_port)))
+        own.signal()
+        assert own.wait(20) == 0
+
+
+def test_a_second_signal_stops_it_at_once() -> None:
+    with running({"server": {"drain": 60}}) as server, contextlib.ExitStack() as stack:
+        for _ in range(50):
+            stack.enter_context(pusher_socket(server))
+        server.signal()
+        wait_until(lambda: server.get("/ready").status == 503, "it is draining")
+        started = time.monotonic()
+        server.signal()
+        server.wait(5)
+        assert time.monotonic() - started < 5
+
+
+def test_nothing_listens_when_it_has_ended(own: ServerProcess) -> None:
+    own.signal()
+    own.wait()
+    for port in (own.ws_port, own.api_port):
+        with pytest.raises(ConnectionRefusedError):
+            socket.create_connection(("127.0.0.1", port)).close()
+    assert not own.unix.exists()
+
+
+def test_it_starts_again_over_the_unix_socket_that_a_crash_left(own: ServerProcess) -> None:
+    assert own.process is not None
+    own.process.kill()
+    own.process.wait()
+    assert own.unix.exists()
+    own.start()
+    assert own.get("/health", port=own.unix).status == 200
