@@ -116,7 +116,13 @@ def run(*command: str | Path, cwd: Path | None = None) -> str:
     """The output of a command that must succeed within five minutes."""
     try:
         done = subprocess.run(
-            [str(word) for word in command], cwd=cwd, capture_output=True, text=True, timeout=300, check=False, stdin=subprocess.DEVNULL
+            [str(word) for word in command],
+            cwd=cwd,
+            capture_output=True,
+            text=True,
+            timeout=300,
+            check=False,
+            stdin=subprocess.DEVNULL,
         )
     except (OSError, subprocess.TimeoutExpired) as error:
         raise CannotRun(f"{command[0]}: {error}") from None
@@ -184,6 +190,30 @@ def nginx() -> Path:
     return program
 
 
+NGINX_CONF = """\
+load_module {module};
+daemon off;
+{user}
+pid nginx.pid;
+error_log error.log warn;
+worker_processes 1;
+worker_rlimit_nofile {files};
+events {{ worker_connections 65536; multi_accept on; }}
+http {{
+    access_log off;
+    client_body_temp_path temp; proxy_temp_path temp; fastcgi_temp_path temp; uwsgi_temp_path temp; scgi_temp_path temp;
+    keepalive_requests 1000000000;
+    keepalive_timeout 600;
+    nchan_shared_memory_size 256M;
+    server {{
+        listen 127.0.0.1:{port} backlog=4096;
+        location ~ ^/sub/(.+)$ {{ nchan_subscriber websocket; nchan_channel_id $1; nchan_subscriber_first_message newest; }}
+        location ~ ^/pub/(.+)$ {{ nchan_publisher http; nchan_channel_id $1; nchan_store_messages off; }}
+    }}
+}}
+"""
+
+
 # ---- the peers -------------------------------------------------------------------------------------------------------------
 
 
@@ -213,7 +243,16 @@ def push1st(workers: int) -> Peer:
     label = "Push1st" if workers == 1 else f"Push1st, {workers} workers"
     python_version = run(python, "-c", "import platform; print(platform.python_version())").strip()
     return Peer(
-        "push1st", label, f"{version} (Python {python_version})", PUSHER_PATH, True, unsigned_event, signed_event, command, environment, False
+        "push1st",
+        label,
+        f"{version} (Python {python_version})",
+        PUSHER_PATH,
+        True,
+        unsigned_event,
+        signed_event,
+        command,
+        environment,
+        False,
     )
 
 
@@ -225,7 +264,17 @@ def uws() -> Peer:
         return ["node", str(HERE / "peers/uws.js"), str(port)]
 
     environment = {"NODE_PATH": str(NODE / "node_modules")}
-    return Peer("uws", "uWebSockets.js", f"npm uwebsockets {version}, Node {node}", PUSHER_PATH, True, unsigned_event, None, command, environment)
+    return Peer(
+        "uws",
+        "uWebSockets.js",
+        f"npm uwebsockets {version}, Node {node}",
+        PUSHER_PATH,
+        True,
+        unsigned_event,
+        None,
+        command,
+        environment,
+    )
 
 
 def soketi() -> Peer:
@@ -252,17 +301,13 @@ def nchan() -> Peer:
     nginx_version = run(program, "-v").strip().rpartition("/")[2]
 
     def command(folder: Path, port: int, api: int) -> list[str]:  # noqa: ARG001
-        paths = "".join(f"  {name}_temp_path temp;\n" for name in ("client_body", "proxy", "fastcgi", "uwsgi", "scgi"))
         (folder / "nginx.conf").write_text(
-            f"load_module {module};\n"
-            f"daemon off;\npid nginx.pid;\nerror_log error.log warn;\nworker_processes 1;\n{'' if os.geteuid() else 'user root;'}\n"
-            f"worker_rlimit_nofile {resource.getrlimit(resource.RLIMIT_NOFILE)[1]};\n"
-            "events { worker_connections 65536; multi_accept on; }\n"
-            f"http {{\n  access_log off;\n{paths}"
-            "  keepalive_requests 1000000000;\n  keepalive_timeout 600;\n  nchan_shared_memory_size 256M;\n"
-            f"  server {{\n    listen 127.0.0.1:{port} backlog=4096;\n"
-            "    location ~ ^/sub/(.+)$ { nchan_subscriber websocket; nchan_channel_id $1; nchan_subscriber_first_message newest; }\n"
-            "    location ~ ^/pub/(.+)$ { nchan_publisher http; nchan_channel_id $1; nchan_store_messages off; }\n  }\n}\n"
+            NGINX_CONF.format(
+                module=module,
+                port=port,
+                user="" if os.geteuid() else "user root;",  # started as root, it would want an account for its worker
+                files=resource.getrlimit(resource.RLIMIT_NOFILE)[1],
+            )
         )
         return [str(program), "-p", str(folder), "-c", str(folder / "nginx.conf"), "-e", "error.log"]
 

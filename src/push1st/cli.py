@@ -10,7 +10,7 @@ from pathlib import Path
 
 import push1st
 from push1st import auth, client, configfile, logs
-from push1st.config import Config, Listen, strictness
+from push1st.config import Config, Listen, demo, strictness
 from push1st.errors import ConfigError, Refused
 
 DEMO_URL = "ws://127.0.0.1:6001"
@@ -33,7 +33,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="push1st",
-        description="A realtime server: backends publish over HTTP, browsers and devices listen over the Pusher protocol or WebSocket.",
+        description="A realtime server: backends publish over HTTP, browsers and devices listen by Pusher protocol or WebSocket.",
         epilog="Begin with `push1st serve`: without a configuration it runs a demo on this machine only.",
     )
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
@@ -119,7 +119,7 @@ def _app_options(parser: argparse.ArgumentParser) -> None:
 
 
 def _load(file: str | None) -> Config:
-    return configfile.load(Path(file), os.environ) if file else configfile.demo(os.environ)
+    return configfile.load(Path(file), os.environ) if file else configfile.with_env(demo(), os.environ)
 
 
 def _serve(options: argparse.Namespace) -> int:
@@ -131,7 +131,7 @@ def _serve(options: argparse.Namespace) -> int:
     for warning in config.warnings:
         log.warning(warning)
 
-    def started(running: server.Server, connections: int) -> None:
+    def started(connections: int) -> None:
         if config.demo and config.log.format == "text":
             print(_demo_text(config), flush=True)
         for line in _listening(config):
@@ -160,15 +160,12 @@ def _check(options: argparse.Namespace) -> int:
 
 def _listening(config: Config) -> list[str]:
     scheme = "wss" if config.server.ssl.enable else "ws"
-    lines = []
     protocols = " and ".join(sorted(config.server.proto & {"pusher", "websocket"}))
-    for address in config.server.listen:
-        lines.append(f"WebSockets ({protocols}) and signed API calls on {_shown(address, scheme)}")
+    lines = [f"WebSockets ({protocols}) and signed API calls on {_shown(address, scheme)}" for address in config.server.listen]
     scheme = "https" if config.api.ssl.enable else "http"
     trusted = ", ".join(str(net) for net in config.api.trust.nets) + (", unix" if config.api.trust.unix else "")
-    for address in config.api.listen:
-        lines.append(f"API on {_shown(address, scheme)}{config.api.path}, unsigned calls from {trusted or 'nobody'}")
-    return lines
+    whom = f"{config.api.path}, unsigned calls from {trusted or 'nobody'}"
+    return lines + [f"API on {_shown(address, scheme)}{whom}" for address in config.api.listen]
 
 
 def _shown(address: Listen, scheme: str) -> str:
@@ -182,7 +179,7 @@ def _demo_text(config: Config) -> str:
     app = config.apps[0]
     ws, api = config.server.listen[0], config.api.listen[0]
     return f"""
-  Push1st {push1st.__version__}, a demo: bound to {ws.host or "every interface"}, with a secret everybody knows. Not for production.
+  Push1st {push1st.__version__}, a demo: bound to {ws.host or "every interface"}, its secret is public. Not for production.
 
     WebSockets  {_shown(ws, "ws")}/app/{app.key}   (Pusher; raw: /ws/app/{app.key}/CHANNEL)
     API         {_shown(api, "http")}{config.api.path}{app.id}/
@@ -254,6 +251,6 @@ def _subscribe(options: argparse.Namespace) -> int:
     return 0
 
 
-def _version(options: argparse.Namespace) -> int:
+def _version(_options: argparse.Namespace) -> int:
     print(f"push1st {push1st.__version__} (Python {sys.version.split()[0]})")
     return 0

@@ -16,6 +16,9 @@ from websockets.sync.client import ClientConnection, connect
 from push1st import auth
 from push1st.channels import kind_of
 
+Show = Callable[[str, str, str], None]
+"""Gets channel, event and data."""
+
 
 class ClientError(Exception):
     """What went wrong, for a person."""
@@ -49,7 +52,7 @@ def subscribe(
     key: str,
     secret: str,
     channels: list[str],
-    show: Callable[[str, str, str], None],
+    show: Show,
     ready: Callable[[], None],
     count: int = 0,
 ) -> None:
@@ -77,7 +80,7 @@ def _listen(
     key: str,
     secret: str,
     channels: list[str],
-    show: Callable[[str, str, str], None],
+    show: Show,
     ready: Callable[[], None],
     count: int,
 ) -> None:

@@ -27,16 +27,13 @@ class Rest(Generic[T]):
     def __await__(self) -> Generator[Any, Any, T]:
         waits = self._first
         while True:
+            failure = value = None
             try:
-                answer = yield waits
+                value = yield waits
             except BaseException as error:
-                step = self._coroutine.throw
-                value: Any = error
-            else:
-                step = self._coroutine.send
-                value = answer
+                failure = error
             try:
-                waits = step(value)
+                waits = self._coroutine.send(value) if failure is None else self._coroutine.throw(failure)
             except StopIteration as done:
                 result: T = done.value
                 return result

@@ -19,6 +19,7 @@ from push1st.messages import API, DEFAULT_OPTIONS, Member, Message, Options
 from push1st.metrics import Metrics
 
 WORKER_BITS = 10
+Members = tuple[Member, ...] | None
 
 
 class Client(Subscriber, Protocol):
@@ -113,7 +114,7 @@ class Node:
         vacated = {name for name in lanes if tenant.unsubscribe(client, name)}
         for name in lanes:
             member = members.get(name)
-            await self._roster.leave(app.config.id, name, client.id, member and member.user_id)
+            await self._roster.leave(app.config.id, name, client.id, _user_id(member))
             if name in vacated:
                 await self._broker.unsubscribe(app.config.id, name)
 
@@ -124,16 +125,14 @@ class Node:
 
     # Channels
 
-    async def subscribe(
-        self, app: App, client: Client, name: str, member: Member | None
-    ) -> tuple[Lane, tuple[Member, ...] | None]:
+    async def subscribe(self, app: App, client: Client, name: str, member: Member | None) -> tuple[Lane, Members]:
         """Puts a client on a channel; on a presence channel returns the members too. Raises LimitReached."""
         id = app.config.id
         if name not in app.tenant.channels:
             await self._broker.subscribe(id, name)
         members = await self._roster.join(id, name, client.id, member, app.config.limits.members)
         if client.closed:
-            await self._roster.leave(id, name, client.id, member and member.user_id)
+            await self._roster.leave(id, name, client.id, _user_id(member))
             if name not in app.tenant.channels:
                 await self._broker.unsubscribe(id, name)
             raise LimitReached(403, "the connection is closed")
@@ -148,7 +147,7 @@ class Node:
             return
         self.fanout.settle_lanes(channel.lanes)
         vacated = app.tenant.unsubscribe(client, name)
-        await self._roster.leave(app.config.id, name, client.id, member and member.user_id)
+        await self._roster.leave(app.config.id, name, client.id, _user_id(member))
         if vacated:
             await self._broker.unsubscribe(app.config.id, name)
 
@@ -191,3 +190,7 @@ class Node:
         """What the broker brings, the worker's own messages included."""
         app = self._live.get(message.app)
         return 0 if app is None else self.fanout.receive(app.tenant, message)
+
+
+def _user_id(member: Member | None) -> str | None:
+    return None if member is None else member.user_id

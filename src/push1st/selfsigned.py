@@ -1,6 +1,6 @@
 """A certificate signed by nobody, for `ssl: { enable: true }` without files (Push1st API, section 9)."""
 
-import datetime
+import datetime as dt
 import ipaddress
 import socket
 import tempfile
@@ -18,7 +18,7 @@ def self_signed() -> tuple[str, str]:
     key = ec.generate_private_key(ec.SECP256R1())
     names = dict.fromkeys(("localhost", socket.gethostname()))
     name = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, "push1st self-signed")])
-    now = datetime.datetime.now(datetime.UTC)
+    now = dt.datetime.now(dt.UTC)
     alternatives: list[x509.GeneralName] = [x509.DNSName(name) for name in names]
     alternatives += [x509.IPAddress(ipaddress.ip_address(ip)) for ip in ("127.0.0.1", "::1")]
     certificate = (
@@ -27,8 +27,8 @@ def self_signed() -> tuple[str, str]:
         .issuer_name(name)
         .public_key(key.public_key())
         .serial_number(x509.random_serial_number())
-        .not_valid_before(now - datetime.timedelta(hours=1))
-        .not_valid_after(now + datetime.timedelta(days=DAYS))
+        .not_valid_before(now - dt.timedelta(hours=1))
+        .not_valid_after(now + dt.timedelta(days=DAYS))
         .add_extension(x509.SubjectAlternativeName(alternatives), critical=False)
         .sign(key, hashes.SHA256())
     )

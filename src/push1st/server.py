@@ -12,6 +12,7 @@ import secrets
 import signal
 import socket
 import ssl
+import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -41,6 +42,8 @@ SPARE_FILES = 64
 FAREWELLS = 50
 """connections told to leave in one slice, at least"""
 SLICE_SECONDS = 0.1
+UNIX_MODE = 0o660
+"""of Unix sockets: who may open one may call unsigned, where `api.trust` has `unix`"""
 LAST_SECONDS = 5
 """for clients that were told to leave to answer, before their sockets are destroyed"""
 
@@ -103,9 +106,8 @@ class Server:
                 contexts[entry.ssl] = _context(entry.ssl)
         nobody = Networks()
         for address in config.server.listen:
-            await self._listen(
-                address, Listener(self.worker, False, nobody, config.api.keep_alive_timeout), contexts[config.server.ssl]
-            )
+            listener = Listener(self.worker, False, nobody, config.api.keep_alive_timeout)
+            await self._listen(address, listener, contexts[config.server.ssl])
         for address in config.api.listen:
             listener = Listener(self.worker, True, config.api.whitelist, config.api.keep_alive_timeout)
             await self._listen(address, listener, contexts[config.api.ssl])
@@ -121,10 +123,9 @@ class Server:
         try:
             if address.scheme == "unix":
                 path = Path(address.path)
-                path.parent.mkdir(parents=True, exist_ok=True)
-                _remove_stale(path)
+                _make_room(path)
                 self._servers.append(await loop.create_unix_server(connection, str(path), backlog=BACKLOG, ssl=context))
-                path.chmod(0o660)
+                os.chmod(path, UNIX_MODE)
                 self._unix.append(path)
             else:
                 host = address.host or None
@@ -196,14 +197,14 @@ class Server:
         log.info("stopped")
 
 
-def run(config: Config, started: Callable[[Server, int], None]) -> None:
-    """Runs one worker until it is told to stop. started: called with it, and how many connections may be open."""
+def run(config: Config, started: Callable[[int], None]) -> None:
+    """Runs one worker until it is told to stop. started: called when it listens, with how many connections may be open."""
     connections = raise_file_limit()
 
     async def main() -> None:
         server = Server(config)
         await server.start()
-        started(server, connections)
+        started(connections)
         await server.run()
 
     with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
@@ -215,11 +216,15 @@ def _sockets(server: asyncio.AbstractServer) -> list[socket.socket]:
 
 
 def _failed(where: str) -> None:
-    log.exception("internal error", where=where)
+    log.error("internal error", where=where, exc_info=sys.exception())
 
 
-def _remove_stale(path: Path) -> None:
-    """Removes a Unix socket nobody listens on. Raises ConfigError when somebody does, or when it is no socket."""
+def _make_room(path: Path) -> None:
+    """Makes the folder of a Unix socket, and removes a socket nobody listens on.
+
+    Raises ConfigError when somebody does, or when a file that is no socket is in the way.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
     if not path.exists():
         return
     if not path.is_socket():

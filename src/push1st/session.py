@@ -252,10 +252,7 @@ class Session:
         """Raises Refused unless this client may subscribe to the channel."""
         name = command.channel
         config = self.app.config
-        if self.push is None:
-            wrong = pusher_name_error(name, config.limits.channel_name)
-        else:
-            wrong = wide_name_error(name)
+        wrong = pusher_name_error(name, config.limits.channel_name) if self.push is None else wide_name_error(name)
         if wrong:
             raise Refused(400, wrong)
         if name.startswith("#"):

@@ -8,6 +8,7 @@ import http.client
 import json
 import os
 import re
+import shutil
 import signal
 import socket
 import subprocess
@@ -276,13 +277,16 @@ class ServerProcess:
 @contextlib.contextmanager
 def running(config: Mapping[str, Any] | None = None, apps: Mapping[str, Any] | None = None) -> Iterator[ServerProcess]:
     """A server for the length of a `with` block."""
-    server = ServerProcess(config, apps).start()
+    server = ServerProcess(config, apps)
     try:
+        server.start()
         yield server
+        server.stop()
     except BaseException:
         if server.process is not None and server.process.poll() is None:
             server.process.kill()
             server.process.wait()
         print(server.output)  # pytest shows it with the failure
         raise
-    server.stop()
+    finally:
+        shutil.rmtree(server.folder)

@@ -384,7 +384,7 @@ def certificate(tmp_path: Path) -> tuple[Path, Path]:
     """A key and a certificate of somebody else's making."""
     key, cert = tmp_path / "key.pem", tmp_path / "cert.pem"
     subject = ["-subj", "/CN=localhost", "-days", "2"]
-    made = ["openssl", "req", "-x509", "-newkey", "rsa:2048", "-nodes", "-keyout", key, "-out", cert, *subject]
+    made = ["openssl", "req", "-x509", "-newkey", "rsa:2048", "-nodes", "-keyout", str(key), "-out", str(cert), *subject]
     subprocess.run(made, check=True, capture_output=True)
     return key, cert
 

@@ -94,6 +94,4 @@ def test_a_client_that_never_answers_the_close_frame_is_disconnected(impatient: 
 def test_a_half_closed_connection_is_let_go(impatient: ServerProcess) -> None:
     with Wire(impatient.ws_port, LONGEST).upgrade("/app/app-key?protocol=7") as wire:
         wire.socket.shutdown(socket.SHUT_WR)
-        with pytest.raises(Gone):
-            while True:
-                wire.receive()
+        assert wire.close_code() in {1000, 1006}

@@ -14,11 +14,11 @@ from push1st.messages import Request, Response
 from push1st.node import Node
 
 
-async def health(node: Node, request: Request) -> Response:
+async def health(_node: Node, _request: Request) -> Response:
     return Response(200, b'{"status":"ok"}')
 
 
-async def ready(node: Node, request: Request) -> Response:
+async def ready(node: Node, _request: Request) -> Response:
     if node.draining:
         return Response(503, msgspec.json.encode({"error": "draining: this server is about to stop"}))
     return Response(200, b'{"status":"ready"}')

@@ -33,7 +33,7 @@ class Memory:
     def __init__(self, stamp: Callable[[], tuple[int, int]]) -> None:
         self._stamp = stamp
         self._rooms: dict[str, dict[str, Room]] = {}
-        self._receive: Receive = lambda message: 0
+        self._receive: Receive = lambda _: 0
 
     async def open(self, receive: Receive) -> None:
         self._receive = receive

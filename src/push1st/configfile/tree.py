@@ -33,6 +33,7 @@ _WORDS: dict[Kind, str] = {
 }
 _MERGE = "tag:yaml.org,2002:merge"
 _MOST_SHOWN = 60
+_MOST_NAME = 128
 
 
 class Value(msgspec.Struct, frozen=True):
@@ -80,7 +81,7 @@ def each(reads: Iterable[Callable[[], Any]]) -> list[Any]:
     for read in reads:
         try:
             results.append(read())
-        except ConfigError as error:  # noqa: PERF203 - the point is to go on
+        except ConfigError as error:
             lines.append(str(error))
     if lines:
         raise ConfigError("\n".join(lines))
@@ -89,11 +90,11 @@ def each(reads: Iterable[Callable[[], Any]]) -> list[Any]:
 
 def name_of(key: str) -> str:
     """A key for a message: as it is, unless it does not look like one (a secret after a forgotten colon)."""
-    return key if len(key) <= _MOST_SHOWN and key.isprintable() and " " not in key else "…"
+    return key if len(key) <= _MOST_NAME and key.isprintable() and " " not in key else "…"
 
 
-def read(file: Path, name: str) -> Value:
-    """The tree of a file that messages call `name`."""
+def read(file: Path, name: str, problems: list[str]) -> Value:
+    """The tree of a file that messages call `name`. Keys that stand twice go to `problems`, and the rest is read."""
     try:
         with file.open("rb") as stream:
             data = stream.read(MOST_BYTES + 1)
@@ -102,14 +103,14 @@ def read(file: Path, name: str) -> Value:
     if len(data) > MOST_BYTES:
         raise ConfigError(f"{name}: found more than {MOST_BYTES} bytes, allowed: at most that many")
     try:
-        return parse(data.decode("utf-8-sig"), name)
+        return parse(data.decode("utf-8-sig"), name, problems)
     except UnicodeDecodeError as error:
         line = data.count(b"\n", 0, error.start) + 1
         raise ConfigError(f"{name}:{line}: found bytes that are not UTF-8, allowed: UTF-8 text") from None
 
 
-def parse(text: str, name: str) -> Value:
-    """The tree of a YAML text; an empty one is an empty mapping."""
+def parse(text: str, name: str, problems: list[str]) -> Value:
+    """The tree of a YAML text; an empty one is an empty mapping. `problems`: as in `read`."""
     try:
         node = _compose(text, getattr(yaml, "CSafeLoader", yaml.SafeLoader), name)
     except _SYNTAX:
@@ -117,7 +118,7 @@ def parse(text: str, name: str) -> Value:
             node = _compose(text, _Loader, name)
         except _SYNTAX as error:
             raise _syntax_error(error, name) from None
-    tree = _Builder(name, max(LEAST_VALUES, len(text))).value(node, "") if node else Value("nothing", f"{name}:1", "")
+    tree = _Builder(name, max(LEAST_VALUES, len(text)), problems).value(node, "") if node else Value("nothing", f"{name}:1", "")
     if tree.kind == "nothing":
         return msgspec.structs.replace(tree, kind="mapping")
     if tree.kind != "mapping":
@@ -157,9 +158,10 @@ def merged(below: Value, above: Value) -> Value:
 class _Builder:
     """Turns nodes into values; counts them, because an alias may repeat what others repeat."""
 
-    def __init__(self, name: str, most: int) -> None:
+    def __init__(self, name: str, most: int, problems: list[str]) -> None:
         self._name = name
         self._left = most
+        self._problems = problems
 
     def value(self, node: yaml.Node, path: str, place: str = "", depth: int = 0) -> Value:
         place = place or self._place(node)
@@ -195,7 +197,8 @@ class _Builder:
             full = f"{path}.{name_of(key.value)}" if path else name_of(key.value)
             if key.value in keys:
                 first = keys[key.value].place
-                raise ConfigError(f"{place}: {full}: found a second time, first at {first}, allowed: each key once")
+                self._problems.append(f"{place}: {full}: found a second time, first at {first}, allowed: each key once")
+                continue
             keys[key.value] = self.value(child, full, place, depth + 1)
         return aliased | keys
 
@@ -207,7 +210,11 @@ class _Builder:
             yield mapping.keys
 
     def _place(self, node: yaml.Node) -> str:
-        return f"{self._name}:{node.start_mark.line + 1}"
+        return self._name + _line(node.start_mark)
+
+
+def _line(mark: Any) -> str:
+    return f":{mark.line + 1}" if mark else ""
 
 
 def _is_nothing(node: yaml.Node) -> bool:
@@ -244,18 +251,17 @@ def _compose(text: str, loader: Any, name: str) -> yaml.Node | None:
         if isinstance(event, yaml.CollectionStartEvent):
             depth += 1
             if depth > MOST_DEPTH:
-                line = event.start_mark.line + 1
-                raise ConfigError(f"{name}:{line}: found more than {MOST_DEPTH} levels of sections, allowed: fewer")
+                place = name + _line(event.start_mark)
+                raise ConfigError(f"{place}: found more than {MOST_DEPTH} levels of sections, allowed: fewer")
         elif isinstance(event, yaml.CollectionEndEvent):
             depth -= 1
     return yaml.compose(text, Loader=loader)
 
 
 def _syntax_error(error: Exception, name: str) -> ConfigError:
-    mark = getattr(error, "problem_mark", None)
     # What PyYAML quotes may be a piece of a secret, unless it is a single character.
     problem = re.sub(r"(['\"]).{2,}\1", "", getattr(error, "problem", None) or "characters that are not allowed").strip()
-    place = f"{name}:{mark.line + 1}" if mark else name
+    place = name + _line(getattr(error, "problem_mark", None))
     return ConfigError(f"{place}: found no YAML ({problem}), allowed: YAML; text with [ ] {{ }} # & * ! : in it may need quotes")
 
 

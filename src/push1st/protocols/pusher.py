@@ -97,10 +97,9 @@ class Pusher:
                 return _PONG
             case Ping():
                 return _PING
-            case Subscribed(channel, None):
-                return _event("pusher_internal:subscription_succeeded", channel, b"{}")
             case Subscribed(channel, members):
-                return _event("pusher_internal:subscription_succeeded", channel, _presence(members))
+                data = b"{}" if members is None else _presence(members)
+                return _event("pusher_internal:subscription_succeeded", channel, data)
             case SubscriptionRefused(channel, kind, text, status):
                 data = msgspec.json.encode({"type": kind, "error": text, "status": status})
                 return _event("pusher:subscription_error", channel, data)

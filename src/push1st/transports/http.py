@@ -74,6 +74,7 @@ class HttpConnection(asyncio.Protocol):
         "_stage",
         "_started",
         "_transport",
+        "_trusts_peer",
         "_url",
         "_waiting",
         "_writing",
@@ -86,6 +87,7 @@ class HttpConnection(asyncio.Protocol):
         self._parser = httptools.HttpRequestParser(self)
         self._transport: asyncio.Transport
         self._peer = ""
+        self._trusts_peer = False
         self._url = b""
         self._headers: dict[bytes, bytes] = {}
         self._head = 0
@@ -110,6 +112,7 @@ class HttpConnection(asyncio.Protocol):
         self._peer = peer[0] if isinstance(peer, tuple) else ""
         listener = self._listener
         worker = listener.worker
+        self._trusts_peer = listener.trusting and worker.config.api.trust.contains(self._peer)
         if listener.whitelist and not listener.whitelist.contains(self._peer):
             worker.node.metrics.cut_offs["whitelist"] += 1
             transport.abort()
@@ -266,10 +269,14 @@ class HttpConnection(asyncio.Protocol):
         return ip
 
     def _trusted(self) -> bool:
-        if not self._listener.trusting or b"origin" in self._headers:
+        """Whether this request may go unsigned (Push1st API, section 6)."""
+        headers = self._headers
+        if b"origin" in headers:
             return False
+        if b"x-forwarded-for" not in headers and b"forwarded" not in headers:
+            return self._trusts_peer
         ip = self._client_ip()
-        return ip is not None and self._listener.worker.config.api.trust.contains(ip)
+        return ip is not None and self._listener.trusting and self._listener.worker.config.api.trust.contains(ip)
 
     def _serve(self, request: Request, keep: bool) -> None:
         try:

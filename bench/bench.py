@@ -1,0 +1,393 @@
+"""Measures this server and its peers, one after another on this machine, and prints one table.
+
+    python bench/bench.py                        everything: about twelve minutes
+    python bench/bench.py --quick                one short round: is anything badly off?
+    python bench/bench.py --only push1st,uws     some of the servers
+
+A run is one start of one server under one kind of load (`RUNS`); the load generator, bench/load.c, prints what it counted. Every
+round goes through all kinds of load, and through all servers within each, so that rounds alternate and neighbours in the table
+ran within the same minute. A figure (`FIGURES`) is the median over the rounds. Ratios are against the bare uWebSockets.js server
+of the same table. With two cores or more the server has the first to itself and the load generator the last.
+
+What each figure means, and what it does not: bench/README.md.
+"""
+
+import argparse
+import json
+import os
+import resource
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import plot
+from servers import HERE, NAMES, CannotRun, Peer, Running, compiled, machine, peers, raise_file_limit, running
+
+PAYLOAD = 100
+LATENCY_LOAD = 50_000
+"""deliveries/s at which latency is measured: about half of what a server does with one publish at a time"""
+IDS = 1024
+"""publishes that can be told apart at a time, for latency"""
+
+
+@dataclass(frozen=True, slots=True)
+class Run:
+    """One kind of load."""
+
+    name: str
+    mode: str
+    options: dict[str, int]
+    signed: bool | None = None
+    """publish signed, publish unsigned, or (None) as the server prefers: unsigned where it is allowed"""
+    many: bool = False
+    """one channel for each subscriber, rather than one for all"""
+    with_floor: bool = False
+    """the bare C loop takes part"""
+
+
+RUNS = (
+    Run("one", "publish", {"publishers": 1, "backlog": 1}, with_floor=True),
+    Run("eight", "publish", {"publishers": 8, "backlog": 64}),
+    Run("unsigned", "publish", {"publishers": 16, "backlog": 4096}, signed=False, many=True),
+    Run("signed", "publish", {"publishers": 16, "backlog": 4096}, signed=True, many=True),
+    Run("latency", "publish", {"publishers": 16}),
+    Run("idle", "hold", {}),
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Figure:
+    """One row of the table: a field of what the load generator prints."""
+
+    run: str
+    field: str
+    title: str
+    unit: str
+    more_is_better: bool = True
+    scale: float = 1
+    digits: int = 0
+
+
+FIGURES = (
+    Figure("eight", "deliveries_per_s", "fan-out, 8 publishers at once", "deliveries/s"),
+    Figure("one", "deliveries_per_s", "fan-out, one publish at a time", "deliveries/s"),
+    Figure("one", "server_us_per_delivery", "server CPU, one publish at a time", "µs a delivery", False, digits=2),
+    Figure("unsigned", "publishes_per_s", "unsigned publishes, one subscriber each", "publishes/s"),
+    Figure("signed", "publishes_per_s", "signed publishes, one subscriber each", "publishes/s"),
+    Figure("latency", "p50_us", "latency at half load, median", "ms", False, 0.001, 2),
+    Figure("latency", "p99_us", "latency at half load, 99 of 100", "ms", False, 0.001, 2),
+    Figure("idle", "kib_per_connection", "memory of an idle connection", "KiB", False, digits=2),
+    Figure("idle", "connects_per_s", "new connections", "connects/s"),
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Goal:
+    """What this server's figure must be, as a multiple of another's, or (no other) as it stands."""
+
+    run: str
+    field: str
+    other: str | None
+    bound: float
+    at_least: bool
+
+
+GOALS = (
+    Goal("eight", "deliveries_per_s", "uws", 0.95, True),
+    Goal("eight", "deliveries_per_s", "soketi", 5, True),
+    Goal("eight", "deliveries_per_s", "nchan", 3, True),
+    Goal("one", "server_us_per_delivery", "uws", 1.2, False),
+    Goal("one", "server_us_per_delivery", "csend", 1.4, False),
+    Goal("unsigned", "publishes_per_s", "uws", 1.0, True),
+    Goal("signed", "publishes_per_s", "soketi", 4, True),
+    Goal("idle", "kib_per_connection", None, 6, False),
+    Goal("idle", "connects_per_s", "uws", 0.4, True),
+)
+
+Result = dict[str, Any]
+
+
+class Bench:
+    """Starts servers, loads them, keeps the results."""
+
+    def __init__(self, options: argparse.Namespace, folder: Path) -> None:
+        self.options = options
+        self.folder = folder
+        self.load = compiled(HERE / "load.c")
+        self.results: list[Result] = []
+        self.notes: dict[str, str] = {}
+        cores = sorted(os.sched_getaffinity(0))
+        pinned = options.workers < len(cores)
+        self.server_cores = set(cores[: options.workers]) if pinned else set(cores)
+        self.load_cores = {cores[-1]} if pinned else set(cores)
+        self.pinned = pinned
+
+    def request(self, peer: Peer, run: Run) -> bool | None:
+        """Whether the server publishes signed in this run; None: it does not take part."""
+        if peer.name == "csend" and not run.with_floor:
+            return None
+        if run.signed is not None:
+            return run.signed if (peer.signed if run.signed else peer.plain) else None
+        return peer.plain is None
+
+    def write_requests(self, peer: Peer, channels: int, count: int, signed: bool) -> Path:
+        """The file of requests that load.c reads: for each its length, a newline, its bytes."""
+        make = peer.signed if signed else peer.plain
+        assert make is not None
+        path = self.folder / "requests"
+        with path.open("wb") as file:
+            for number in range(count):
+                data = f"~{number:08d}~".ljust(PAYLOAD, "x")
+                request = make(f"bench-{number % channels}", data)
+                file.write(b"%d\n%b" % (len(request), request))
+        return path
+
+    def command(self, server: Running, run: Run, signed: bool) -> list[str]:
+        options, peer = self.options, server.peer
+        words: dict[str, object] = {
+            "port": server.port,
+            "api": server.api,
+            "path": peer.path,
+            "pusher": int(peer.pusher),
+            "pids": ":".join(map(str, server.pids)),
+            "seconds": options.seconds,
+            "warm": min(1.0, options.seconds / 2),
+            "least": PAYLOAD,
+            "n": options.connections if run.mode == "hold" else options.subscribers,
+            **run.options,
+        }
+        if run.mode == "publish":
+            channels = options.subscribers if run.many else 1
+            latency = run.name == "latency"
+            words["channels"] = channels
+            words["file"] = self.write_requests(peer, channels, IDS if latency else channels, signed)
+            if latency:
+                words["rate"] = max(1, round(LATENCY_LOAD / options.subscribers))
+        prefix = ["taskset", "-c", ",".join(map(str, self.load_cores))] if self.pinned else []
+        return [*prefix, str(self.load), run.mode, *(f"{key}={value}" for key, value in words.items())]
+
+    def measure(self, peer: Peer, run: Run, number: int) -> None:
+        signed = self.request(peer, run)
+        if signed is None:
+            return
+        try:
+            with running(peer, self.server_cores if self.pinned else None) as server:
+                before = Use.now(server.pids)
+                done = subprocess.run(
+                    self.command(server, run, signed),
+                    capture_output=True,
+                    text=True,
+                    timeout=self.options.seconds + 120,
+                    check=False,
+                )
+                others = Use.now(server.pids).others_since(before)
+            if done.returncode:
+                raise CannotRun(done.stderr.strip().replace("\n", "; ") or f"load ended with {done.returncode}")
+            result: Result = {"round": number, "run": run.name, "peer": peer.name, "others": others, **json.loads(done.stdout)}
+        except (CannotRun, subprocess.TimeoutExpired) as error:
+            self.notes[f"{peer.label}, {run.name}"] = str(error)
+            print(f"bench: round {number}: {run.name:9}{peer.label:15} FAILED: {error}", file=sys.stderr)
+            return
+        self.results.append(result)
+        for field, meaning in (("lost", "deliveries lost"), ("refused", "publishes refused"), ("closed", "connections closed")):
+            if result.get(field):
+                self.notes[f"{peer.label}, {run.name}, round {number}"] = f"{result[field]} {meaning}"
+        shown = ", ".join(
+            f"{result[figure.field] * figure.scale:,.{figure.digits}f} {figure.unit}"
+            for figure in FIGURES
+            if figure.run == run.name
+        )
+        print(f"bench: round {number}: {run.name:9}{peer.label:15} {shown}", file=sys.stderr)
+
+    def median(self, run: str, field: str, peer: str) -> float | None:
+        values = [result[field] for result in self.results if result["run"] == run and result["peer"] == peer]
+        return statistics.median(values) if values else None
+
+
+@dataclass(frozen=True, slots=True)
+class Use:
+    """CPU seconds used so far: by the whole machine, and by the server and the load generator."""
+
+    at: float
+    machine: float
+    ours: float
+
+    @classmethod
+    def now(cls, pids: Sequence[int]) -> "Use":
+        tick = os.sysconf("SC_CLK_TCK")
+        fields = [int(word) for word in Path("/proc/stat").read_text().split("\n", 1)[0].split()[1:9]]
+        ours = 0.0
+        for pid in pids:
+            try:
+                words = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+            except OSError:
+                continue
+            ours += (int(words[11]) + int(words[12])) / tick
+        for who in (resource.RUSAGE_CHILDREN, resource.RUSAGE_SELF):
+            used = resource.getrusage(who)
+            ours += used.ru_utime + used.ru_stime
+        return cls(time.monotonic(), (sum(fields) - fields[3] - fields[4]) / tick, ours)
+
+    def others_since(self, before: "Use") -> float:
+        """Cores kept busy by anybody else meanwhile."""
+        return round(max(0.0, (self.machine - before.machine - self.ours + before.ours) / (self.at - before.at)), 3)
+
+
+# ---- what is shown ---------------------------------------------------------------------------------------------------------
+
+
+def grid(rows: list[list[str]]) -> str:
+    """A Markdown table that also reads well as it stands: the first column to the left, the others to the right."""
+    widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
+    rule = ["-" * widths[0], *("-" * (width - 1) + ":" for width in widths[1:])]
+    lines = []
+    for row in (rows[0], rule, *rows[1:]):
+        cells = [row[0].ljust(widths[0]), *(cell.rjust(width) for cell, width in zip(row[1:], widths[1:], strict=True))]
+        lines.append("| " + " | ".join(cells) + " |")
+    return "\n".join(lines)
+
+
+def cell(figure: Figure, value: float | None, yardstick: float | None) -> str:
+    if value is None:
+        return "–"
+    text = f"{value * figure.scale:,.{figure.digits}f}"
+    return f"{text} ({value / yardstick:.2f}×)" if yardstick else text
+
+
+def table(bench: Bench, ready: list[Peer]) -> str:
+    rows = [["", *(peer.label for peer in ready)]]
+    for figure in FIGURES:
+        values = {peer.name: bench.median(figure.run, figure.field, peer.name) for peer in ready}
+        if any(value is not None for value in values.values()):
+            yardstick = values.get("uws")
+            cells = (cell(figure, values[peer.name], None if peer.name == "uws" else yardstick) for peer in ready)
+            rows.append([f"{figure.title}, {figure.unit}", *cells])
+    for run, how in (("one", "one publish at a time"), ("eight", "8 publishers")):
+        for field, who in (("server_cpu", "server"), ("load_cpu", "load generator")):
+            shares = (bench.median(run, field, peer.name) for peer in ready)
+            rows.append([f"busy: {who}, {how}", *("–" if share is None else f"{share:.0%}" for share in shares)])
+    return grid(rows)
+
+
+def goals(bench: Bench) -> list[str]:
+    lines = []
+    for goal in GOALS:
+        figure = next(figure for figure in FIGURES if (figure.run, figure.field) == (goal.run, goal.field))
+        value = bench.median(goal.run, goal.field, "push1st")
+        other = bench.median(goal.run, goal.field, goal.other) if goal.other else 1.0
+        if value is None or not other:
+            continue
+        ratio = value / other
+        reached = ratio >= goal.bound if goal.at_least else ratio <= goal.bound
+        unit = f"× {goal.other}" if goal.other else figure.unit
+        lines.append(
+            f"- {'reached' if reached else 'MISSED '}: {figure.title}: {ratio:.2f} {unit}, "
+            f"wanted {'≥' if goal.at_least else '≤'} {goal.bound:g}"
+        )
+    return lines
+
+
+def conditions(bench: Bench, ready: list[Peer], left_out: dict[str, str]) -> list[str]:
+    options, about = bench.options, machine()
+    others = statistics.median(result["others"] for result in bench.results) if bench.results else 0.0
+    where = "not pinned"
+    if bench.pinned:
+        where = f"server on core {', '.join(map(str, sorted(bench.server_cores)))}, load generator on {min(bench.load_cores)}"
+    lines = [
+        f"{about['date']}; {about['cpu']}, {about['cores']} cores; Linux {about['kernel']}; {where}",
+        f"rounds: {options.rounds} alternating, {options.seconds:g} s each, medians; "
+         f"{options.subscribers:,} subscribers, {PAYLOAD}-byte payloads; latency at {LATENCY_LOAD:,} deliveries/s; "
+         f"memory and connects at {options.connections:,} connections",
+        "; ".join(f"{peer.label}: {peer.version}" for peer in ready),
+        f"everything else on the machine kept {others:.2f} cores busy (median)"
+        + (": too much for figures worth quoting" if others > 0.1 else ""),
+    ]
+    lines += [f"left out: {name}: {why}" for name, why in left_out.items()]
+    lines += [f"note: {where}: {what}" for where, what in bench.notes.items()]
+    return lines
+
+
+def draw(bench: Bench, ready: list[Peer], caption: list[str]) -> str:
+    panels = []
+    for figure in FIGURES:
+        yardstick = bench.median(figure.run, figure.field, "uws")
+        bars = []
+        for peer in ready:
+            value = bench.median(figure.run, figure.field, peer.name)
+            if value is not None:
+                ratio = value / yardstick if yardstick and peer.name != "uws" else None
+                bars.append(plot.Bar(peer.label, value * figure.scale, ratio, figure.digits, peer.name == "push1st"))
+        if bars:
+            panels.append(plot.Panel(figure.title, figure.unit, figure.more_is_better, bars))
+    return plot.bars("Push1st and its peers", panels, caption)
+
+
+def arguments() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description="Measure this server and its peers.")
+    parser.add_argument("--quick", action="store_true", help="one round of one second, 2,000 idle connections")
+    parser.add_argument("--only", default=",".join(NAMES), metavar="NAMES", help="some of " + ",".join(NAMES))
+    parser.add_argument("--runs", default=",".join(run.name for run in RUNS), metavar="RUNS", help="some of %(default)s")
+    parser.add_argument("--rounds", type=int, metavar="N")
+    parser.add_argument("--seconds", type=float, metavar="S", help="how long each run measures")
+    parser.add_argument("--subscribers", type=int, default=1000, metavar="N")
+    parser.add_argument("--connections", type=int, metavar="N", help="for memory and connects; as many as allowed up to 10,000")
+    parser.add_argument("--workers", type=int, default=1, metavar="N", help="of this server")
+    parser.add_argument("--json", type=Path, metavar="FILE", help="write every run, and the medians")
+    parser.add_argument("--plot", type=Path, metavar="FILE", help="write bars as SVG")
+    options = parser.parse_args()
+    options.rounds = options.rounds or (1 if options.quick else 3)
+    options.seconds = options.seconds or (1.0 if options.quick else 5.0)
+    options.connections = min(options.connections or (2_000 if options.quick else 10_000), raise_file_limit() - 100)
+    options.only = [name for name in NAMES if name in options.only.split(",")]
+    options.runs = options.runs.split(",")
+    return options
+
+
+def main() -> int:
+    options = arguments()
+    with tempfile.TemporaryDirectory(prefix="push1st-bench-") as folder:
+        try:
+            bench = Bench(options, Path(folder))
+        except CannotRun as error:
+            print(f"bench: the load generator cannot be compiled: {error}", file=sys.stderr)
+            return 2
+        ready, left_out = peers(options.only, options.workers)
+        for name, why in left_out.items():
+            print(f"bench: {name} is left out: {why}", file=sys.stderr)
+        for number in range(1, options.rounds + 1):
+            for run in RUNS:
+                for peer in ready if run.name in options.runs else ():
+                    bench.measure(peer, run, number)
+    if not bench.results:
+        print("bench: nothing could be measured", file=sys.stderr)
+        return 1
+    caption = conditions(bench, ready, left_out)
+    print(table(bench, ready))
+    print("\n(n×): times uWebSockets.js in this run\n" + "\n".join(f"- {line}" for line in caption))
+    if reached := goals(bench):
+        print("\nGoals\n" + "\n".join(reached))
+    if options.json:
+        medians = {
+            f"{figure.run}.{figure.field}": {peer.name: bench.median(figure.run, figure.field, peer.name) for peer in ready}
+            for figure in FIGURES
+        }
+        everything = {
+            "conditions": machine() | {"lines": caption},
+            "medians": medians,
+            "runs": bench.results,
+            "left_out": left_out,
+        }
+        options.json.write_text(json.dumps(everything, indent=1, ensure_ascii=False) + "\n")
+    if options.plot:
+        options.plot.write_text(draw(bench, ready, caption[:3]))
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

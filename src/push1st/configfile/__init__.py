@@ -1,0 +1,294 @@
+"""Reads the configuration: Push1st's YAML files, and PUSH1ST_… environment variables above them.
+
+`load` is for a configuration file; `with_env` puts the environment above a configuration that came from elsewhere (the
+demo). Either gives a `Config`, or raises one ConfigError with a line for every problem: place, path of keys, what was
+found, what is allowed. Secrets, keys and URLs are never repeated in it.
+
+**Environment.** A variable is the path of keys in capitals, with `_` for `.` and `-`: PUSH1ST_SERVER_DRAIN is
+`server.drain`. Lists are separated by commas; `[]` is the empty one. A variable set to nothing is not set.
+PUSH1ST_APP_… sets one app: with PUSH1ST_APP_ID the app of that id, which need not be in any file; without it the only
+app there is. `options` is left out: PUSH1ST_APP_CLIENT_MESSAGES. PUSH1ST_CONFIG belongs to the command line, and the
+variables that Kubernetes and Docker set for a service called push1st are let be; any other PUSH1ST_… is an error.
+
+The reading itself is in `tree` (text to values with places) and `keys` (values to fields).
+"""
+
+import glob
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from functools import partial
+from os.path import realpath
+from pathlib import Path
+from typing import TypeVar
+
+import msgspec
+
+from push1st.config import DEMO_SECRET, PROTOCOLS, ApiConfig, AppConfig, Config, Listen, ProtocolConfig, ServerConfig
+from push1st.configfile.keys import APP, ROOT, Finish, Key, fill, fill_app, identifier, notes, off, paths_apart, suggestion, variables
+from push1st.configfile.tree import Value, each, merged, read, tree_of, variable, wrong
+from push1st.errors import ConfigError
+
+PREFIX = "PUSH1ST_"
+APP_ID = "PUSH1ST_APP_ID"
+OTHERS = frozenset({"PUSH1ST_CONFIG"})
+ROOT_VARIABLES = dict(variables(ROOT))
+APP_VARIABLES = dict(variables(APP, "PUSH1ST_APP"))
+# Kubernetes sets NAME_SERVICE_HOST and Docker NAME_PORT=tcp://… for every service, and one may be called push1st.
+_SERVICE = re.compile(r"PUSH1ST(_\w+)?_(SERVICE_(HOST|PORT(_\w+)?)|PORT_[0-9]+_(TCP|UDP|SCTP)(_(PROTO|PORT|ADDR))?)\Z")
+_SERVICE_PORT = re.compile(r"PUSH1ST(_\w+)?_PORT\Z")
+_SERVICE_URL = re.compile(r"(tcp|udp|sctp)://")
+_PATTERN = re.compile(r"[*?\[]")
+
+_LOOPBACK = frozenset({"127.0.0.1", "::1", "localhost"})
+
+L = TypeVar("L", ServerConfig, ApiConfig)
+
+
+def load(path: str | Path, env: Mapping[str, str]) -> Config:
+    """The configuration of a file and of those its `credentials` name, with the environment above it."""
+    file = Path(path).absolute()
+    folder = file.parent
+    problems: list[str] = []
+    warnings: list[str] = []
+    root, apps, chosen = _environment(env, problems)
+    try:
+        root = merged(read(file, file.name, problems), root)
+    except ConfigError as error:
+        problems.append(str(error))
+    sections: list[Value] = []
+    for credentials in _files(file, root, problems, warnings):
+        try:
+            sections += read(credentials, _name(credentials, folder), problems).keys.values()
+        except ConfigError as error:
+            problems.append(str(error))
+    return _config(Config(), root, _overlaid(sections, apps, chosen, problems), folder, problems, warnings)
+
+
+def with_env(config: Config, env: Mapping[str, str]) -> Config:
+    """`config` with the environment above it. Relative paths start at the working directory.
+
+    If `config` is the demo and PUSH1ST_APP_ID is set, the environment is the whole configuration: the demo app and its
+    addresses are gone, and every default is that of a configuration file.
+    """
+    problems: list[str] = []
+    root, apps, chosen = _environment(env, problems)
+    base = Config() if config.demo and chosen else config
+    sections = [_section_of(app) for app in base.apps]
+    return _config(base, root, _overlaid(sections, apps, chosen, problems), Path.cwd(), problems, list(base.warnings))
+
+
+def _environment(env: Mapping[str, str], problems: list[str]) -> tuple[Value, Value | None, Value | None]:
+    """What the environment says: the tree of the configuration, the section of an app, and that app's id."""
+    root: list[tuple[tuple[str, ...], Value]] = []
+    app: list[tuple[tuple[str, ...], Value]] = []
+    for name, text in sorted(env.items()):
+        if not name.startswith(PREFIX) or name in OTHERS or name == APP_ID or _of_a_service(name, text):
+            continue
+        if name in ROOT_VARIABLES:
+            path, leaves = ROOT_VARIABLES[name], root
+        elif name in APP_VARIABLES:
+            path, leaves = APP_VARIABLES[name], app
+        else:
+            allowed = {APP_ID: (), **ROOT_VARIABLES, **APP_VARIABLES}
+            problems.append(f"{name}: unknown variable, {suggestion(name, allowed)}")
+            continue
+        if text:
+            leaves.append((path, variable(name, path, text)))
+    chosen = variable(APP_ID, ("id",), env[APP_ID]) if env.get(APP_ID) else None
+    section = tree_of(app, app[0][1].place) if app else Value("mapping", APP_ID, "") if chosen else None
+    return tree_of(root, "the environment"), section, chosen
+
+
+def _of_a_service(name: str, text: str) -> bool:
+    return bool(_SERVICE.match(name) or (_SERVICE_PORT.match(name) and _SERVICE_URL.match(text)))
+
+
+def _files(file: Path, root: Value, problems: list[str], warnings: list[str]) -> Iterator[Path]:
+    """The files of apps, each once and in order, without the configuration file itself."""
+    credentials = root.at("credentials")
+    try:
+        patterns = ROOT["credentials"].read(credentials) if credentials and credentials.kind != "nothing" else ()
+    except ConfigError:
+        return  # said when the rest is read
+    done = {realpath(file)}
+    for pattern in patterns:
+        found = [file.parent / name for name in sorted(glob.glob(pattern, root_dir=file.parent))]
+        if not found and _PATTERN.search(pattern):
+            warnings.append(f'{credentials}: "{pattern}" matches no file')
+        elif not found:
+            problems.append(f'{credentials}: found "{pattern}", which is not there, allowed: a file, or a pattern of files')
+        for one in found:
+            if realpath(one) not in done:
+                done.add(realpath(one))
+                yield one
+
+
+def _name(file: Path, folder: Path) -> str:
+    return str(file.relative_to(folder) if file.is_relative_to(folder) else file)
+
+
+def _overlaid(sections: Sequence[Value], above: Value | None, chosen: Value | None, problems: list[str]) -> list[Value]:
+    """The sections of the apps, the one that the environment means with what it says, or added to the others."""
+    if above is None:
+        return list(sections)
+    if chosen is not None:
+        try:
+            id = identifier(chosen)
+        except ConfigError as error:
+            problems.append(str(error))
+            return list(sections)
+    elif len({section.path for section in sections}) == 1:
+        id = sections[0].path
+    else:
+        ids = ", ".join(section.path for section in sections) or "none"
+        problems.append(f"{above.place}: found apps: {ids}, allowed: exactly one, or {APP_ID} to say which")
+        return list(sections)
+    above = _moved(above, id)
+    if id not in (section.path for section in sections):
+        return [*sections, above]
+    return [merged(section, above) if section.path == id else section for section in sections]
+
+
+def _section_of(app: AppConfig) -> Value:
+    """What stands for an app that is configured already: enough to tell it from others."""
+    place = "the configuration"
+    return Value("mapping", place, app.id, keys={"key": Value("text", place, f"{app.id}.key", app.key)})
+
+
+def _moved(section: Value, path: str) -> Value:
+    """The same values under the path of an app."""
+    keys = {key: _moved(child, f"{path}.{key}") for key, child in section.keys.items()}
+    return msgspec.structs.replace(section, path=path, keys=keys)
+
+
+def _config(base: Config, root: Value, sections: list[Value], folder: Path, problems: list[str], warnings: list[str]) -> Config:
+    """Everything together: the sections into structs, then what can only be said of the whole."""
+    table = ROOT | {
+        "server": _finished(ROOT["server"], lambda new, value: _placed(paths_apart(new, value), value, folder)),
+        "api": _finished(ROOT["api"], lambda new, value: _placed(new, value, folder)),
+    }
+    known = {app.id: app for app in base.apps}
+    reads = (
+        lambda: fill(base, table, root),
+        lambda: each(partial(_app, known, section) for section in sections),
+        lambda: _each_its_own(sections),
+        lambda: _none_before(problems),
+    )
+    config, apps, _, _ = each(reads)
+    server, apps = _payloads(config.server, apps, root, sections)
+    apps = tuple(app if app.secret else msgspec.structs.replace(app, channels=app.channels & {"public"}) for app in apps)
+    demo = base.demo and all(app.secret == DEMO_SECRET for app in apps)
+    config = msgspec.structs.replace(config, server=server, apps=apps, demo=demo)
+    everything = dict.fromkeys((*warnings, *_warnings(config, root, sections)))
+    return msgspec.structs.replace(config, warnings=tuple(everything))
+
+
+def _finished(key: Key, finish: Finish) -> Key:
+    return msgspec.structs.replace(key, finish=finish)
+
+
+def _placed(part: L, section: Value, folder: Path) -> L:
+    """The part with absolute paths; raises if it needs a file that is not there."""
+    listen = section.at("listen") or section
+
+    def under(address: Listen) -> Listen:
+        try:
+            return address.under(str(folder))
+        except ValueError as error:
+            raise wrong(listen, str(error), show=False) from None
+
+    def absolute(name: str) -> str:
+        path = getattr(part.ssl, name)
+        where = section.at("ssl", name)
+        if path and where and part.ssl.enable and part.listen and not (folder / path).is_file():
+            raise wrong(where, "the path of a file that is there")
+        return str(folder / path) if path else ""
+
+    addresses = each(partial(under, address) for address in part.listen)
+    key, cert = each(partial(absolute, name) for name in ("key", "cert"))
+    ssl = msgspec.structs.replace(part.ssl, key=key, cert=cert)
+    return msgspec.structs.replace(part, listen=tuple(addresses), ssl=ssl)
+
+
+def _app(known: Mapping[str, AppConfig], section: Value) -> AppConfig:
+    id = identifier(msgspec.structs.replace(section, kind="text", text=section.path))
+    return fill_app(known.get(id) or AppConfig(id=id, key="", secret="", name=id), section)
+
+
+def _each_its_own(sections: Sequence[Value]) -> None:
+    """Raises if two apps have one id or one key."""
+    lines = []
+    ids: dict[str, Value] = {}
+    keys: dict[str, Value] = {}
+    for section in sections:
+        first = ids.setdefault(section.path, section)
+        if first is not section:
+            lines.append(f"{section}: found a second app of this id, first at {first.place}, allowed: each id once")
+            continue
+        key = section.at("key")
+        if key and key.text and (same := keys.setdefault(key.text, key)) is not key:
+            lines.append(f"{key}: found the key of another app, {same.path} at {same.place}, allowed: each key once")
+    if lines:
+        raise ConfigError("\n".join(lines))
+
+
+def _payloads(
+    server: ServerConfig, apps: Sequence[AppConfig], root: Value, sections: Sequence[Value]
+) -> tuple[ServerConfig, Sequence[AppConfig]]:
+    """A message size that is configured is that of the protocols too, and raises the apps' events to it."""
+    if not _is_set(root, "server", "max-request-payload"):
+        return server, apps
+    most = server.max_payload
+
+    def protocol(name: str) -> ProtocolConfig:
+        own: ProtocolConfig = getattr(server, name)
+        return own if _is_set(root, "server", name, "max-request-payload") else msgspec.structs.replace(own, max_payload=most)
+
+    def raised(app: AppConfig, section: Value) -> AppConfig:
+        if _is_set(section, "limits", "payload") or app.limits.payload >= most:
+            return app
+        return msgspec.structs.replace(app, limits=msgspec.structs.replace(app.limits, payload=most))
+
+    server = msgspec.structs.replace(server, **{name: protocol(name) for name in PROTOCOLS})
+    return server, [raised(app, section) for app, section in zip(apps, sections, strict=True)]
+
+
+def _is_set(tree: Value, *keys: str) -> bool:
+    value = tree.at(*keys)
+    return value is not None and value.kind != "nothing"
+
+
+def _warnings(config: Config, root: Value, sections: Sequence[Value]) -> Iterator[str]:
+    """What loads and does not do what it says, or is hardly meant."""
+    for value, note in (*notes(ROOT, root), *(note for section in sections for note in notes(APP, section))):
+        yield f"{value}: {note}"
+    said = set()
+    for place, text in _not_yet(config, root, sections):
+        if place is not None and text not in said:
+            said.add(text)
+            yield f"{place}: {text}"
+    addresses = (*config.server.listen, *config.api.listen)
+    if config.demo and any(listen.scheme == "tcp" and listen.host not in _LOOPBACK for listen in addresses):
+        yield f"other machines reach the demo app, whose secret everyone knows: set {APP_ID}, PUSH1ST_APP_KEY and PUSH1ST_APP_SECRET"
+    for app, section in zip(config.apps, sections, strict=True):
+        if not app.secret:
+            yield f"{section}: found no secret, so the app has public channels only"
+    if not config.apps:
+        yield f"{root.at('credentials') or root}: no app is configured, so every client will be refused"
+
+
+def _not_yet(config: Config, root: Value, sections: Sequence[Value]) -> Iterator[tuple[Value | None, str]]:
+    """What is planned, and where it is asked for."""
+    if _is_set(root, "cluster") and not off(root.at("cluster", "listen")):
+        yield root.at("cluster"), "does nothing yet; this server works alone"
+    if "mqtt" in config.server.proto:
+        yield root.at("server", "proto"), "mqtt does nothing yet"
+    if config.broker != "memory":
+        yield root.at("broker"), "does nothing yet; only memory works"
+    if config.server.workers != 1:
+        yield root.at("server", "workers"), "does nothing yet; there is one worker"
+    for app, section in zip(config.apps, sections, strict=True):
+        if app.hook and app.hook.endpoint:
+            yield section.at("hook"), "a hook does nothing yet"
+        if app.webhooks:
+            yield section.at("webhooks"), "a webhook does nothing yet"

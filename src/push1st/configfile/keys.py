@@ -1,0 +1,444 @@
+"""Every key of the configuration: what may stand there, which field it sets, and what is only accepted.
+
+The tables below are the whole truth: reading, unknown keys, notes about keys without effect and the names of
+environment variables all follow from them. Names are those of the Push1st API, section 9.
+
+A reader takes a `Value` and returns what belongs in the field, or raises a ConfigError; a list reports every bad item.
+Nothing (`key:` with no value) is the same as no key.
+"""
+
+import re
+from collections.abc import Callable, Iterator
+from difflib import get_close_matches
+from functools import partial
+from typing import Any, TypeVar
+
+import msgspec
+
+from push1st.channels import CONTROL, type_names
+from push1st.config import PROTOCOLS, TRIGGERS, AppConfig, Hook, Listen, Networks, ServerConfig, Ssl, Webhook, network
+from push1st.configfile.tree import Value, each, name_of, wrong
+from push1st.errors import ConfigError
+from push1st.limits import Limits
+
+Read = Callable[[Value], Any]
+Finish = Callable[[Any, Value], Any]
+S = TypeVar("S", bound=msgspec.Struct)
+
+SECONDS_A_DAY = 86_400
+MOST = 2**31 - 1
+_OFF = ("false", "off", "no", "disable", "none")
+_FLAGS = {"true": True, "yes": True, "on": True, "1": True, "false": False, "no": False, "off": False, "0": False}
+_NUMBER = re.compile(r"(0|[1-9][0-9_]{0,17})\Z")
+_SURROGATE = re.compile("[\ud800-\udfff]")
+_URL_PATH = re.compile(r"[A-Za-z0-9_.~/-]*\Z")
+_IDENTIFIER = re.compile(r"[!-~]{1,128}\Z")
+_APART = frozenset("/?#%:\\\"'")
+_HOOK_URL = re.compile(r"(https?|lua)://\S+\Z")
+_WEBHOOK_URL = re.compile(r"https?://\S+\Z")
+_BROKER = re.compile(r"memory\Z|(rediss?|valkeys?|unix|nats)://\S+\Z")
+
+
+class Key(msgspec.Struct, frozen=True, kw_only=True):
+    """What a key may hold: a value (`read`), or a section (`table`), of the struct `empty` makes if there is none.
+
+    into: the field it sets, if not called as the key. flat: the section's fields are those of the struct around it.
+    dropped: checked, and kept nowhere. note: why it has no effect here (then it is dropped too).
+    finish: has the last word on the struct of a section. variable: whether the environment may set it.
+    """
+
+    read: Read = lambda value: value
+    table: "Table | None" = None
+    empty: Callable[[], msgspec.Struct] = Hook
+    into: str = ""
+    flat: bool = False
+    dropped: bool = False
+    note: str = ""
+    finish: Finish | None = None
+    variable: bool = True
+
+
+Table = dict[str, Key]
+
+
+def fill(base: S, table: Table, section: Value) -> S:
+    """`base` with what `section` says."""
+    return msgspec.structs.replace(base, **_changes(base, table, section))
+
+
+def _changes(base: Any, table: Table, section: Value) -> dict[str, Any]:
+    if section.kind == "nothing":
+        return {}
+    if section.kind != "mapping":
+        raise wrong(section, f"a section with the keys {', '.join(table)}", show=False)
+    changes = each(partial(_change, base, table, name, value) for name, value in section.keys.items())
+    return {field: value for change in changes for field, value in change.items()}
+
+
+def _change(base: Any, table: Table, name: str, value: Value) -> dict[str, Any]:
+    key = table.get(name)
+    if key is None:
+        raise ConfigError(f"{value}: unknown key, {suggestion(name, table)}")
+    if value.kind == "nothing":
+        return {}
+    field = key.into or name.replace("-", "_")
+    if key.table is None:
+        new = key.read(value)
+    elif key.flat or key.dropped or key.note:
+        new = _changes(base, key.table, value)
+    else:
+        there: msgspec.Struct = getattr(base, field) or key.empty()
+        new = fill(there, key.table, value)
+        new = key.finish(new, value) if key.finish else new
+    if key.dropped or key.note:
+        return {}
+    return dict(new) if key.flat else {field: new}
+
+
+def suggestion(name: str, allowed: "Table | dict[str, Any]") -> str:
+    """The nearest of the allowed names, or all of them."""
+    near = get_close_matches(name_of(name), allowed, 1)
+    return f"did you mean {near[0]}?" if near else f"allowed: {', '.join(allowed)}"
+
+
+def notes(table: Table, section: Value) -> Iterator[tuple[Value, str]]:
+    """The keys present that have no effect here, and why."""
+    for name, value in section.keys.items():
+        key = table.get(name)
+        if key is None or value.kind == "nothing":
+            continue
+        if key.note:
+            yield value, key.note
+        elif key.table is not None:
+            yield from notes(key.table, value)
+
+
+def variables(table: Table, prefix: str = "PUSH1ST") -> Iterator[tuple[str, tuple[str, ...]]]:
+    """The names of the environment variables, each with its path of keys."""
+    for name, key in table.items():
+        full = prefix if key.flat else f"{prefix}_{name.replace('-', '_').upper()}"
+        if key.note or key.dropped or not key.variable:
+            continue
+        if key.table is None:
+            yield full, (name,)
+        else:
+            yield from ((variable, (name, *path)) for variable, path in variables(key.table, full))
+
+
+def scalar(value: Value, allowed: str, *, numbers: bool = False, show: bool = True) -> str:
+    """Text without control characters; of a number, with `numbers`, its text in the file."""
+    if value.kind not in ("text", "variable", *(["number"] if numbers else [])):
+        quotes = f"{allowed}, in quotes" if value.kind in ("number", "flag", "other") else allowed
+        raise wrong(value, quotes, show=show)
+    if CONTROL.search(value.text) or _SURROGATE.search(value.text):
+        raise wrong(value, f"{allowed}, without control characters", show=show)
+    return value.text
+
+
+def text(allowed: str, pattern: re.Pattern[str] | None = None, *, numbers: bool = False, show: bool = True) -> Read:
+    def read(value: Value) -> str:
+        found = scalar(value, allowed, numbers=numbers, show=show)
+        if pattern and not pattern.match(found):
+            raise wrong(value, allowed, show=show)
+        return found
+
+    return read
+
+
+def whole(least: int, most: int, of: str = "", hint: str = "") -> Read:
+    allowed = f"a whole number {f'of {of} ' if of else ''}from {least} to {most}{hint}"
+
+    def read(value: Value) -> int:
+        if value.kind not in ("number", "variable") or not _NUMBER.match(value.text) or not least <= int(value.text) <= most:
+            raise wrong(value, allowed)
+        return int(value.text)
+
+    return read
+
+
+def flag(value: Value) -> bool:
+    found = _FLAGS.get(value.text.lower()) if value.kind in ("flag", "variable") else None
+    if found is None:
+        raise wrong(value, "true or false")
+    return found
+
+
+def word(*allowed: str) -> Read:
+    def read(value: Value) -> str:
+        if value.kind not in ("text", "variable") or value.text not in allowed:
+            raise wrong(value, " or ".join(allowed))
+        return value.text
+
+    return read
+
+
+def items(value: Value, of: str) -> tuple[Value, ...]:
+    """The items of a list: written as one, as `{ bare, words }`, as one value, or with commas in a variable."""
+    if value.kind == "list":
+        return tuple(item for item in value.items if item.kind != "nothing")
+    if value.kind == "variable":
+        words = [] if value.text.strip() == "[]" else value.text.split(",")
+        return tuple(msgspec.structs.replace(value, text=word.strip()) for word in words)
+    if value.kind != "mapping":
+        return (value,)
+    if any(child.kind != "nothing" for child in value.keys.values()):
+        raise wrong(value, f"a list of {of}")
+    return tuple(msgspec.structs.replace(child, kind="text", path=value.path, text=key) for key, child in value.keys.items())
+
+
+def listed(read: Read, of: str, *, distinct: bool = False) -> Read:
+    """A tuple of what `read` gives for each item; `distinct`: a frozenset."""
+
+    def read_all(value: Value) -> Any:
+        found = each(partial(read, item) for item in items(value, of))
+        return frozenset(found) if distinct else tuple(found)
+
+    return read_all
+
+
+def words(*allowed: str) -> Read:
+    return listed(word(*allowed), " or ".join(allowed), distinct=True)
+
+
+def parsed(parse: Callable[[str], Any], of: str) -> Read:
+    """What `parse` makes of a text; its ValueError says what is allowed."""
+
+    def read(value: Value) -> Any:
+        found = scalar(value, of)
+        try:
+            return parse(found)
+        except ValueError as error:
+            raise wrong(value, str(error)) from None
+
+    return read
+
+
+def off(value: Value | None) -> bool:
+    """Whether an address is switched off."""
+    return value is not None and value.kind in ("flag", "text", "variable") and value.text.lower() in _OFF
+
+
+def listen(value: Value) -> tuple[Listen, ...]:
+    if off(value):
+        return ()
+    return tuple(listed(parsed(Listen.parse, "tcp://HOST:PORT, unix://PATH or false"), "addresses")(value))
+
+
+def networks(*, unix: bool = False) -> Read:
+    of = f"an IP address, a network{' or unix' if unix else ''}"
+    read = listed(parsed(lambda found: found if unix and found == "unix" else network(found), of), "networks")
+
+    def read_all(value: Value) -> Networks:
+        found = read(value)
+        return Networks((net for net in found if net != "unix"), "unix" in found)
+
+    return read_all
+
+
+def url_path(value: Value) -> str:
+    """A path with a slash at both ends, whatever the file says."""
+    allowed = "a path such as /app/, of letters, digits and _ . ~ - /"
+    found = scalar(value, allowed)
+    if not _URL_PATH.match(found):
+        raise wrong(value, allowed)
+    inner = "/".join(part for part in found.split("/") if part)
+    return f"/{inner}/" if inner else "/"
+
+
+def identifier(value: Value) -> str:
+    """An app's id or key: it stands in URLs and before a colon."""
+    allowed = "1 to 128 visible ASCII characters other than / ? # % : \\ and quotes"
+    found = scalar(value, allowed, numbers=True, show=False)
+    if not _IDENTIFIER.match(found) or _APART & set(found):
+        raise wrong(value, allowed, show=False)
+    return found
+
+
+def workers(value: Value) -> int | str:
+    if value.text == "auto":
+        return "auto"
+    try:
+        return int(whole(1, 1024)(value))
+    except ConfigError:
+        raise wrong(value, "a whole number from 1 to 1024, or auto") from None
+
+
+def headers(value: Value) -> tuple[tuple[str, str], ...]:
+    if value.kind != "mapping":
+        raise wrong(value, "a section of header names and values", show=False)
+    read = text("text", numbers=True, show=False)
+    return tuple(zip(value.keys, each(partial(read, child) for child in value.keys.values()), strict=True))
+
+
+def webhook(value: Value) -> Webhook:
+    filled = fill(Webhook(url=""), WEBHOOK, value)
+    if not filled.url:
+        raise ConfigError(f"{value}.url: found nothing, allowed: http://… or https://…")
+    return filled
+
+
+def _ssl_pair(ssl: Ssl, section: Value) -> Ssl:
+    if ssl.enable and bool(ssl.key) != bool(ssl.cert):
+        there, missing = ("key", "cert") if ssl.key else ("cert", "key")
+        raise ConfigError(f"{section}: found {there} without {missing}, allowed: both, or none for a self-signed certificate")
+    return ssl
+
+
+def paths_apart(server: ServerConfig, section: Value) -> ServerConfig:
+    """Raises if two protocols that are on have one path."""
+    paths: dict[str, str] = {}
+    for name in sorted(server.proto):
+        path = getattr(server, name).path
+        if path in paths:
+            raise ConfigError(f'{section}.{name}.path: found "{path}", as for {paths[path]}, allowed: a path of its own')
+        paths[path] = name
+    return server
+
+
+_ANY = Key(dropped=True)
+_PAYLOAD = Key(read=whole(1, 1 << 30, "bytes"), into="max_payload")
+_WHITELIST = Key(read=networks())
+_TEXTS = listed(text("text", numbers=True), "texts")
+
+SSL: Table = {
+    "enable": Key(read=flag),
+    "key": Key(read=text("the path of a PEM file")),
+    "cert": Key(read=text("the path of a PEM file")),
+}
+
+PROTOCOL: Table = {
+    "path": Key(read=url_path),
+    "activity-timeout": Key(read=whole(1, SECONDS_A_DAY, "seconds")),
+    "whitelist": _WHITELIST,
+    "push": Key(read=words(*type_names)),
+    "max-request-payload": _PAYLOAD,
+}
+
+SERVER: Table = {
+    "proto": Key(read=words(*PROTOCOLS)),
+    "listen": Key(read=listen),
+    "ssl": Key(table=SSL, finish=_ssl_pair),
+    "app-path": Key(read=url_path),
+    "pusher": Key(table=PROTOCOL),
+    "websocket": Key(table=PROTOCOL),
+    "mqtt": Key(table=PROTOCOL),
+    "max-request-payload": _PAYLOAD,
+    "drain": Key(read=whole(0, 3600, "seconds")),
+    "workers": Key(read=workers),
+    "proxies": Key(read=networks()),
+    "outbox": Key(read=whole(4096, 1 << 30, "bytes")),
+    "threads": Key(note="has no effect here; server.workers is the number of processes"),
+    "accept": Key(note="has no effect here"),
+    "path": Key(note="has no effect here; each protocol has its path"),
+}
+
+API: Table = {
+    "listen": Key(read=listen),
+    "ssl": Key(table=SSL, finish=_ssl_pair),
+    "path": Key(read=url_path),
+    "keep-alive-timeout": Key(read=whole(1, SECONDS_A_DAY, "seconds")),
+    "whitelist": _WHITELIST,
+    "trust": Key(read=networks(unix=True)),
+    "interface": Key(read=word("pusher"), dropped=True),
+    "threads": Key(note="has no effect here; server.workers is the number of processes"),
+    "accept": Key(note="has no effect here"),
+    "module": Key(
+        table={"smpp": Key(table=dict.fromkeys(("enable", "path", "rps", "webhook"), _ANY), note="has no effect here")},
+        dropped=True,
+    ),
+}
+
+_FAMILY: Table = dict.fromkeys(("adapter", "nodes", "url", "namespace", "podname", "ssl"), _ANY)
+
+
+def _family(value: Value) -> None:
+    """Peers with their adapter, or only a list of them."""
+    if value.kind == "mapping":
+        _changes(None, _FAMILY, value)
+
+
+CLUSTER: Table = {
+    "ping-interval": _ANY,
+    "listen": _ANY,
+    "family": Key(read=_family, dropped=True),
+    "sync": _ANY,
+    "module": _ANY,
+}
+
+_SINK = Key(
+    table=dict.fromkeys(("verbose", "pattern", "path", "number", "rotate", "facility", "url"), _ANY),
+    note="has no effect here; see log.format and log.level",
+)
+
+LOG: Table = {
+    "format": Key(read=word("text", "json")),
+    "level": Key(read=word("debug", "info", "warning", "error")),
+    **dict.fromkeys(("stdout", "file", "syslog", "remote"), _SINK),
+}
+
+ROOT: Table = {
+    "server": Key(table=SERVER, finish=paths_apart),
+    "api": Key(table=API),
+    "broker": Key(read=text("memory, or a URL such as redis://HOST:6379/0", _BROKER, show=False)),
+    "log": Key(table=LOG),
+    "credentials": Key(read=listed(text("the path of a file, or a pattern such as apps/*.yml"), "paths"), dropped=True),
+    "cluster": Key(table=CLUSTER, dropped=True),
+    "ssl": _ANY,  # a place for anchors
+}
+
+_UNLIMITED = frozenset({"connections", "subscriptions", "members", "client_events", "publishes", "reads"})
+
+LIMITS: Table = {
+    field.encode_name: Key(
+        read=whole(0, MOST, hint=" (0: unlimited)") if field.name in _UNLIMITED else whole(1, MOST), into=field.name
+    )
+    for field in msgspec.structs.fields(Limits)
+}
+
+HOOK: Table = {
+    "trigger": Key(read=words(*TRIGGERS)),
+    "endpoint": Key(read=listed(text("http://…, https://… or lua://…", _HOOK_URL, show=False), "URLs")),
+    "http-pipelining": Key(read=flag, dropped=True),
+    "keep-alive": _ANY,
+}
+
+WEBHOOK: Table = {
+    "url": Key(read=text("http://… or https://…", _WEBHOOK_URL, show=False)),
+    "events": Key(read=_TEXTS),
+    "filter": Key(read=_TEXTS),
+    "headers": Key(read=headers),
+    "timeout": Key(read=whole(1, 3600, "seconds")),
+    "batch": Key(read=whole(1, 10_000)),
+}
+
+
+def _webhooks(value: Value) -> tuple[Webhook, ...]:
+    return tuple(each(partial(webhook, item) for item in (value.items if value.kind == "list" else (value,))))
+
+
+def _keyed(app: AppConfig, section: Value) -> AppConfig:
+    if not app.key:
+        raise ConfigError(f"{section}.key: found nothing, allowed: the key that clients connect with")
+    return app
+
+
+APP: Table = {
+    "enable": Key(read=flag),
+    "name": Key(read=text("text", numbers=True)),
+    "key": Key(read=identifier),
+    "secret": Key(read=text("text", numbers=True, show=False)),
+    "options": Key(
+        table={name: Key(read=flag) for name in ("client-messages", "subscription-count", "authorized-only", "statistic")},
+        flat=True,
+    ),
+    "channels": Key(read=words(*type_names)),
+    "origins": Key(read=listed(text("an origin such as https://example.com", re.compile(r"\S+\Z")), "origins")),
+    "limits": Key(table=LIMITS),
+    "hook": Key(table=HOOK),
+    "webhooks": Key(read=_webhooks, variable=False),
+}
+
+
+def fill_app(base: AppConfig, section: Value) -> AppConfig:
+    """The app with what its section says."""
+    return _keyed(fill(base, APP, section), section)
