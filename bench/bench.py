@@ -27,9 +27,21 @@ from pathlib import Path
 from typing import Any
 
 import plot
-from servers import HERE, NAMES, CannotRun, Peer, Running, compiled, machine, peers, raise_file_limit, running
+from servers import (
+    HERE,
+    NAMES,
+    PAYLOAD,
+    CannotRun,
+    Peer,
+    Running,
+    compiled,
+    machine,
+    peers,
+    raise_file_limit,
+    running,
+    write_requests,
+)
 
-PAYLOAD = 100
 LATENCY_LOAD = 50_000
 """deliveries/s at which latency is measured: about half of what a server does with one publish at a time"""
 IDS = 1024
@@ -128,25 +140,13 @@ class Bench:
         self.load_cores = {cores[-1]} if pinned else set(cores)
         self.pinned = pinned
 
-    def request(self, peer: Peer, run: Run) -> bool | None:
+    def signs(self, peer: Peer, run: Run) -> bool | None:
         """Whether the server publishes signed in this run; None: it does not take part."""
         if peer.name == "csend" and not run.with_floor:
             return None
         if run.signed is not None:
             return run.signed if (peer.signed if run.signed else peer.plain) else None
         return peer.plain is None
-
-    def write_requests(self, peer: Peer, channels: int, count: int, signed: bool) -> Path:
-        """The file of requests that load.c reads: for each its length, a newline, its bytes."""
-        make = peer.signed if signed else peer.plain
-        assert make is not None
-        path = self.folder / "requests"
-        with path.open("wb") as file:
-            for number in range(count):
-                data = f"~{number:08d}~".ljust(PAYLOAD, "x")
-                request = make(f"bench-{number % channels}", data)
-                file.write(b"%d\n%b" % (len(request), request))
-        return path
 
     def command(self, server: Running, run: Run, signed: bool) -> list[str]:
         options, peer = self.options, server.peer
@@ -166,14 +166,14 @@ class Bench:
             channels = options.subscribers if run.many else 1
             latency = run.name == "latency"
             words["channels"] = channels
-            words["file"] = self.write_requests(peer, channels, IDS if latency else channels, signed)
+            words["file"] = write_requests(self.folder / "requests", peer, channels, IDS if latency else channels, signed)
             if latency:
                 words["rate"] = max(1, round(LATENCY_LOAD / options.subscribers))
         prefix = ["taskset", "-c", ",".join(map(str, self.load_cores))] if self.pinned else []
         return [*prefix, str(self.load), run.mode, *(f"{key}={value}" for key, value in words.items())]
 
     def measure(self, peer: Peer, run: Run, number: int) -> None:
-        signed = self.request(peer, run)
+        signed = self.signs(peer, run)
         if signed is None:
             return
         try:
@@ -189,6 +189,8 @@ class Bench:
                 others = Use.now(server.pids).others_since(before)
             if done.returncode:
                 raise CannotRun(done.stderr.strip().replace("\n", "; ") or f"load ended with {done.returncode}")
+            if done.stderr:
+                self.notes[f"{peer.label}, {run.name}, round {number}"] = done.stderr.strip().replace("\n", "; ")
             result: Result = {"round": number, "run": run.name, "peer": peer.name, "others": others, **json.loads(done.stdout)}
         except (CannotRun, subprocess.TimeoutExpired) as error:
             self.notes[f"{peer.label}, {run.name}"] = str(error)
@@ -198,12 +200,15 @@ class Bench:
         for field, meaning in (("lost", "deliveries lost"), ("refused", "publishes refused"), ("closed", "connections closed")):
             if result.get(field):
                 self.notes[f"{peer.label}, {run.name}, round {number}"] = f"{result[field]} {meaning}"
+        if result["load_cpu"] > 0.95:
+            self.notes[f"{peer.label}, {run.name}, round {number}, load"] = "the load generator was the bottleneck"
         shown = ", ".join(
             f"{result[figure.field] * figure.scale:,.{figure.digits}f} {figure.unit}"
             for figure in FIGURES
             if figure.run == run.name
         )
-        print(f"bench: round {number}: {run.name:9}{peer.label:15} {shown}", file=sys.stderr)
+        busy = f"server {result['server_cpu']:.0%}, load {result['load_cpu']:.0%}, others {others:.0%}"
+        print(f"bench: round {number}: {run.name:9}{peer.label:15} {shown} ({busy})", file=sys.stderr)
 
     def median(self, run: str, field: str, peer: str) -> float | None:
         values = [result[field] for result in self.results if result["run"] == run and result["peer"] == peer]
@@ -301,9 +306,8 @@ def conditions(bench: Bench, ready: list[Peer], left_out: dict[str, str]) -> lis
         where = f"server on core {', '.join(map(str, sorted(bench.server_cores)))}, load generator on {min(bench.load_cores)}"
     lines = [
         f"{about['date']}; {about['cpu']}, {about['cores']} cores; Linux {about['kernel']}; {where}",
-        f"rounds: {options.rounds} alternating, {options.seconds:g} s each, medians; "
-         f"{options.subscribers:,} subscribers, {PAYLOAD}-byte payloads; latency at {LATENCY_LOAD:,} deliveries/s; "
-         f"memory and connects at {options.connections:,} connections",
+        f"{options.rounds} × {options.seconds:g} s, alternating, medians; {options.subscribers:,} subscribers, {PAYLOAD}-byte payloads",
+        f"latency at {LATENCY_LOAD:,} deliveries/s; memory and connects at {options.connections:,} connections",
         "; ".join(f"{peer.label}: {peer.version}" for peer in ready),
         f"everything else on the machine kept {others:.2f} cores busy (median)"
         + (": too much for figures worth quoting" if others > 0.1 else ""),
@@ -385,7 +389,7 @@ def main() -> int:
         }
         options.json.write_text(json.dumps(everything, indent=1, ensure_ascii=False) + "\n")
     if options.plot:
-        options.plot.write_text(draw(bench, ready, caption[:3]))
+        options.plot.write_text(draw(bench, ready, caption[:4]))
     return 0
 
 

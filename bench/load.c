@@ -82,7 +82,7 @@ static struct publisher *posts;
 static struct request *requests;
 static size_t request_count, next_request;
 static uint64_t *published_on; /* publishes a channel */
-static uint64_t published, answered, refused, received, ready, connecting, failed, closed, ticks;
+static uint64_t published, answered, refused, redialled, received, ready, connecting, failed, closed, ticks;
 static uint64_t count_from = UINT64_MAX, count_to; /* latencies of publishes due in this span are kept */
 static uint32_t *histogram;                        /* one bucket a microsecond, the last one for everything above */
 enum { BUCKETS = 2000000 };
@@ -142,16 +142,16 @@ static void watch(int operation, int fd, uint32_t events, int kind, uint16_t gen
     if (epoll_ctl(poller, operation, fd, &event) < 0) die("epoll_ctl: %s", strerror(errno));
 }
 
-static int dial(long to, size_t index, int blocking) {
+static int dial(long to, int blocking) {
+    static uint32_t dialled;
     int one = 1, fd = socket(AF_INET, SOCK_STREAM | (blocking ? 0 : SOCK_NONBLOCK), 0);
     if (fd < 0) die("socket: %s (ulimit -n?)", strerror(errno));
     setsockopt(fd, IPPROTO_TCP, TCP_NODELAY, &one, sizeof one);
     struct sockaddr_in address = {.sin_family = AF_INET};
-    if (!blocking) { /* 64 source addresses: ports of one would run out, with those that still wait out their last close */
-        setsockopt(fd, IPPROTO_IP, IP_BIND_ADDRESS_NO_PORT, &one, sizeof one);
-        address.sin_addr.s_addr = htonl(0x7f000002u + (uint32_t)(index % 64));
-        if (bind(fd, (struct sockaddr *)&address, sizeof address) < 0) die("bind: %s", strerror(errno));
-    }
+    /* From 64 source addresses in turn: the ports of one would run out, with those that still wait out their last close. */
+    setsockopt(fd, IPPROTO_IP, IP_BIND_ADDRESS_NO_PORT, &one, sizeof one);
+    address.sin_addr.s_addr = htonl(0x7f000002u + dialled++ % 64);
+    if (bind(fd, (struct sockaddr *)&address, sizeof address) < 0) die("bind: %s", strerror(errno));
     address.sin_port = htons((uint16_t)to);
     inet_pton(AF_INET, host, &address.sin_addr);
     if (connect(fd, (struct sockaddr *)&address, sizeof address) < 0 && errno != EINPROGRESS) {
@@ -182,8 +182,7 @@ static void come(struct client *c) {
     size_t index = (size_t)(c - clients);
     uint16_t generation = (uint16_t)(c->generation + 1);
     uint64_t seen = c->seen;
-    static uint64_t dialled;
-    *c = (struct client){.fd = dial(port, dialled++, 0), .generation = generation, .stage = CONNECTING, .seen = seen};
+    *c = (struct client){.fd = dial(port, 0), .generation = generation, .stage = CONNECTING, .seen = seen};
     if (c->fd < 0) {
         failed++;
         c->stage = ABSENT;
@@ -332,6 +331,11 @@ static void client_event(struct client *c) {
 
 /* ---- one publisher ------------------------------------------------------------------------------------------------- */
 
+static void dial_publisher(struct publisher *p) {
+    p->fd = dial(api, 1);
+    watch(EPOLL_CTL_ADD, p->fd, EPOLLIN, POST, 0, (size_t)(p - posts));
+}
+
 static void post(struct publisher *p, uint64_t due) {
     struct request *request = &requests[next_request];
     published_on[next_request % (size_t)channels]++;
@@ -345,7 +349,13 @@ static void post(struct publisher *p, uint64_t due) {
 static void post_event(struct publisher *p) {
     ssize_t count = recv(p->fd, p->answer + p->have, sizeof p->answer - 1 - p->have, 0);
     if (count < 0 && errno == EAGAIN) return;
-    if (count <= 0) die("a publisher's connection was closed after %lu answers", (unsigned long)answered);
+    if (count <= 0) {
+        if (p->busy) die("a publisher's connection was closed instead of an answer, after %lu answers", (unsigned long)answered);
+        close(p->fd);
+        dial_publisher(p);
+        redialled++;
+        return;
+    }
     p->have += (size_t)count;
     p->answer[p->have] = 0;
     char *end = strstr(p->answer, "\r\n\r\n"), *length = strcasestr(p->answer, "\r\nContent-Length:");
@@ -354,9 +364,15 @@ static void post_event(struct publisher *p) {
     if (whole >= sizeof p->answer) die("an answer of %zu bytes", whole);
     if (p->have < whole) return;
     if (p->answer[9] != '2' && refused++ < 3) fprintf(stderr, "load: refused: %.300s\n", p->answer);
+    char *closing = strcasestr(p->answer, "\r\nConnection: close");
     answered++;
     p->have = 0;
     p->busy = 0;
+    if (closing && closing < end) { /* soketi says so every time */
+        close(p->fd);
+        dial_publisher(p);
+        redialled++;
+    }
 }
 
 static void read_requests(void) {
@@ -375,10 +391,7 @@ static void read_requests(void) {
 
 static void dial_publishers(void) {
     posts = calloc((size_t)publishers, sizeof *posts);
-    for (size_t i = 0; i < (size_t)publishers; i++) {
-        posts[i].fd = dial(api, 0, 1);
-        watch(EPOLL_CTL_ADD, posts[i].fd, EPOLLIN, POST, 0, i);
-    }
+    for (long i = 0; i < publishers; i++) dial_publisher(&posts[i]);
 }
 
 /* ---- the loop ------------------------------------------------------------------------------------------------------ */
@@ -442,10 +455,11 @@ static void report_publish(struct mark from, struct mark to, uint64_t fan) {
     size_t uneven = 0; /* subscribers that did not get exactly what was published on their channel */
     for (size_t i = 0; i < (size_t)n; i++) uneven += clients[i].seen != published_on[i % (size_t)channels];
     printf("{\"subscribers\":%ld,\"seconds\":%.3f,\"publishes_per_s\":%.1f,\"deliveries_per_s\":%.1f,\"server_us_per_delivery\":%.3f,"
-           "\"server_cpu\":%.3f,\"load_cpu\":%.3f,\"published\":%lu,\"lost\":%ld,\"uneven\":%zu,\"refused\":%lu,\"closed\":%lu",
+           "\"server_cpu\":%.3f,\"load_cpu\":%.3f,\"published\":%lu,\"lost\":%ld,\"uneven\":%zu,\"refused\":%lu,\"closed\":%lu,\"redialled\":%lu",
            n, wall, (double)(to.answered - from.answered) / wall, deliveries / wall, (to.server_cpu - from.server_cpu) * 1e6 / deliveries,
            (to.server_cpu - from.server_cpu) / wall, (to.load_cpu - from.load_cpu) / wall, (unsigned long)published,
-           (long)(published * fan - received), uneven, (unsigned long)refused, (unsigned long)closed);
+           (long)(published * fan - received), uneven, (unsigned long)refused, (unsigned long)closed,
+           (unsigned long)redialled);
     if (histogram) printf(",\"p50_us\":%.0f,\"p99_us\":%.0f,\"p999_us\":%.0f", percentile(.5), percentile(.99), percentile(.999));
     puts("}");
 }
@@ -489,8 +503,9 @@ static void run_hold(void) {
     rest(1);
     double grown = server_sum(1) - before, wall = (double)(to.at - from.at) / 1e9, came = (double)n - (double)few;
     printf("{\"connections\":%ld,\"connects_per_s\":%.1f,\"server_us_per_connect\":%.1f,\"kib_per_connection\":%.3f,\"base_kib\":%.0f,"
-           "\"load_cpu\":%.3f,\"closed\":%lu}\n",
-           n, came / wall, (to.server_cpu - from.server_cpu) * 1e6 / came, grown / came, before, (to.load_cpu - from.load_cpu) / wall,
+           "\"server_cpu\":%.3f,\"load_cpu\":%.3f,\"closed\":%lu}\n",
+           n, came / wall, (to.server_cpu - from.server_cpu) * 1e6 / came, grown / came, before,
+           (to.server_cpu - from.server_cpu) / wall, (to.load_cpu - from.load_cpu) / wall,
            (unsigned long)closed);
 }
 

@@ -32,6 +32,7 @@ NODE = BUILD / "node"
 NCHAN = BUILD / "nchan"
 APP, KEY, SECRET = "app-test", "app-key", "secret"
 EVENT = "bench"
+PAYLOAD = 100
 PUSHER_PATH = f"/app/{KEY}?protocol=7&client=bench&version=1"
 START_SECONDS = 20
 STOP_SECONDS = 3
@@ -107,6 +108,18 @@ def nchan_event(channel: str, data: str) -> bytes:
 
 def csend_event(channel: str, data: str) -> bytes:
     return post("/", frame(channel, data))
+
+
+def write_requests(path: Path, peer: Peer, channels: int, count: int, signed: bool) -> Path:
+    """The file of requests that load.c reads: for each its length, a newline, its bytes."""
+    make = peer.signed if signed else peer.plain
+    if make is None:
+        raise CannotRun(f"{peer.label} cannot be asked {'signed' if signed else 'unsigned'}")
+    with path.open("wb") as file:
+        for number in range(count):
+            request = make(f"bench-{number % channels}", f"~{number:08d}~".ljust(PAYLOAD, "x"))
+            file.write(b"%d\n%b" % (len(request), request))
+    return path
 
 
 # ---- installing ------------------------------------------------------------------------------------------------------------

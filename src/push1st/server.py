@@ -117,6 +117,7 @@ class Server:
     async def _listen(self, address: Listen, listener: Listener, context: ssl.SSLContext | None) -> None:
         loop = asyncio.get_running_loop()
 
+        # A Unix socket needs no TLS: what goes through it does not leave the machine.
         def connection() -> HttpConnection:
             return HttpConnection(listener)
 
@@ -124,7 +125,7 @@ class Server:
             if address.scheme == "unix":
                 path = Path(address.path)
                 _make_room(path)
-                self._servers.append(await loop.create_unix_server(connection, str(path), backlog=BACKLOG, ssl=context))
+                self._servers.append(await loop.create_unix_server(connection, str(path), backlog=BACKLOG))
                 os.chmod(path, UNIX_MODE)
                 self._unix.append(path)
             else:

@@ -12,6 +12,8 @@ from tests.clients.process import APP, ServerProcess, merged, running
 from tests.clients.pusher_socket import PusherSocket, pusher_socket
 
 APPS: dict[str, Any] = {
+    # The Python library takes no app id but digits.
+    "1234": merged(APP, {"key": "sdk-key"}),
     "app-quiet": merged(APP, {"key": "quiet-key", "options": {"client-messages": False}}),
     "app-off": merged(APP, {"key": "off-key", "enable": False}),
     "app-quota": merged(APP, {"key": "quota-key", "limits": {"connections": 1}}),

@@ -20,8 +20,9 @@ QUERY = "protocol=7&client=js&version=8.6.0&flash=false"
 class PusherSocket:
     """One connection, established or on its way to be closed."""
 
-    def __init__(self, connection: ClientConnection) -> None:
+    def __init__(self, connection: ClientConnection, key: str) -> None:
         self.connection = connection
+        self.key = key
         self.socket_id = ""
         self.frames: list[dict[str, Any]] = []
         """all that came, in order"""
@@ -61,19 +62,17 @@ class PusherSocket:
         assert isinstance(data, dict), f"data of pusher:error is an object: {frame}"
         return data
 
-    def subscribe(self, channel: str, user: dict[str, Any] | None = None, secret: str = "secret", key: str = "app-key") -> Any:
+    def subscribe(self, channel: str, user: dict[str, Any] | None = None) -> Any:
         """Subscribe, signed where the channel's kind asks for it; the decoded `data` of the answer."""
-        self.request_subscription(channel, user, secret, key)
+        self.request_subscription(channel, user)
         return self.expect("pusher_internal:subscription_succeeded", channel)
 
-    def request_subscription(
-        self, channel: str, user: dict[str, Any] | None = None, secret: str = "secret", key: str = "app-key"
-    ) -> None:
+    def request_subscription(self, channel: str, user: dict[str, Any] | None = None, secret: str = "secret") -> None:
         data: dict[str, Any] = {"channel": channel}
         if user is not None:
             data["channel_data"] = json.dumps(user)
         if channel.startswith(("private-", "presence-", "protected-")):
-            data["auth"] = channel_auth(self.socket_id, channel, data.get("channel_data", ""), key, secret)
+            data["auth"] = channel_auth(self.socket_id, channel, data.get("channel_data", ""), self.key, secret)
         self.send("pusher:subscribe", data)
 
     def round_trip(self) -> list[dict[str, Any]]:
@@ -101,7 +100,7 @@ class PusherSocket:
 def dialled(server: ServerProcess, path: str = "/app/app-key", query: str = QUERY, **options: Any) -> Iterator[PusherSocket]:
     """A connection whose greeting is not read yet."""
     with connect(f"{server.ws}{path}?{query}", compression=None, **options) as connection:
-        yield PusherSocket(connection)
+        yield PusherSocket(connection, path.partition("/app/")[2])
 
 
 @contextlib.contextmanager

@@ -5,13 +5,14 @@ All of them begin together and are then waited for one by one: the file takes as
 
 import contextlib
 import socket
-import time
+import threading
 from collections.abc import Iterator
 
 import pytest
 
-from tests.clients.process import ServerProcess, running
-from tests.clients.wire import Gone, Wire
+from tests.clients.process import DEADLINE, ServerProcess, running
+from tests.clients.pusher_socket import PusherSocket, pusher_socket
+from tests.clients.wire import TEXT, Gone, Wire, frame
 
 LONGEST = 45.0
 """seconds within which every deadline has passed"""
@@ -25,7 +26,7 @@ BEGUN = {
     "never ends its body": HEAD + b'{"name":"e"',
     "never ends its chunk": HEAD.replace(b"Content-Length: 100", b"Transfer-Encoding: chunked") + b"50\r\nabc",
 }
-SILENT = {"a pusher client": "/app/app-key?protocol=7", "a raw client": "/ws/app/app-key/c"}
+SILENT = {"pusher": "/app/app-key?protocol=7", "raw": "/ws/app/app-key/c"}
 
 
 @pytest.fixture(scope="module")
@@ -46,14 +47,97 @@ def begun(impatient: ServerProcess) -> Iterator[dict[str, Wire]]:
                 wire = stack.enter_context(Wire(getattr(impatient, port), LONGEST))
                 wire.send(sent)
                 wires[f"{name} {port}"] = wire
-        for name, path in SILENT.items():
-            wires[name] = stack.enter_context(Wire(impatient.ws_port, LONGEST).upgrade(path))
         yield wires
+
+
+@pytest.fixture(scope="module")
+def answering(impatient: ServerProcess) -> Iterator[PusherSocket]:
+    """A client that answers pings: its library does, in a thread of its own."""
+    with pusher_socket(impatient, ping_interval=None) as client:
+        yield client
+
+
+@pytest.fixture(scope="module")
+def old_fashioned(impatient: ServerProcess) -> Iterator[Wire]:
+    """A client that passes over WebSocket pings and answers `pusher:ping`."""
+    with Wire(impatient.ws_port, LONGEST).greet() as wire:
+        yield wire
+
+
+@pytest.fixture(scope="module")
+def silent(impatient: ServerProcess) -> Iterator[dict[str, Wire]]:
+    """A client of each protocol that says nothing more. It comes after those that answer, and so must go before them."""
+    with contextlib.ExitStack() as stack:
+        yield {name: stack.enter_context(Wire(impatient.ws_port, LONGEST).upgrade(path)) for name, path in SILENT.items()}
+
+
+@pytest.fixture(scope="module")
+def dripping(impatient: ServerProcess) -> Iterator[threading.Thread]:
+    """Sends a header byte by byte until the server has enough of it."""
+
+    def drip(wire: Wire) -> None:
+        wire.send(b"GET /health HTTP/1.1\r\nX-Slow: ")
+        wire.socket.settimeout(0.2)
+        with contextlib.suppress(Gone, ConnectionError):
+            while True:
+                with contextlib.suppress(TimeoutError):
+                    wire.socket.recv(1)
+                    return
+                wire.send(b"x")
+
+    with Wire(impatient.api_port) as wire:
+        thread = threading.Thread(target=drip, args=[wire])
+        thread.start()
+        yield thread
+        with contextlib.suppress(OSError):
+            wire.socket.shutdown(socket.SHUT_RDWR)
+        thread.join()
+
+
+@pytest.fixture(scope="module")
+def refused(impatient: ServerProcess) -> Iterator[Wire]:
+    """A client that was closed and does not answer the close frame."""
+    with Wire(impatient.ws_port, LONGEST).upgrade("/app/nobodys-key?protocol=7") as wire:
+        assert wire.close_code() == 4001
+        yield wire
+
+
+@pytest.fixture(scope="module")
+def closed(
+    begun: dict[str, Wire],
+    dripping: threading.Thread,
+    refused: Wire,
+    answering: PusherSocket,
+    old_fashioned: Wire,
+    silent: dict[str, Wire],
+) -> dict[str, int]:
+    """The codes that the silent clients are closed with: the longest of all deadlines has passed."""
+    while (message := old_fashioned.receive_json())["event"] != "pusher:ping":
+        assert message["event"] != "pusher:error", message
+    old_fashioned.send(frame(TEXT, b'{"event":"pusher:pong","data":{}}'))
+    return {name: wire.close_code() for name, wire in silent.items()}
+
+
+@pytest.mark.parametrize("name", SILENT)
+def test_a_client_that_answers_no_ping_is_closed_with_4201(closed: dict[str, int], name: str) -> None:
+    assert closed[name] == 4201
+
+
+def test_a_client_that_answers_websocket_pings_stays(closed: dict[str, int], answering: PusherSocket) -> None:
+    answering.round_trip()
+
+
+def test_a_client_that_answers_pusher_pings_stays(closed: dict[str, int], old_fashioned: Wire) -> None:
+    old_fashioned.send(frame(TEXT, b'{"event":"pusher:ping","data":{}}'))
+    while (message := old_fashioned.receive_json())["event"] != "pusher:pong":
+        assert message["event"] == "pusher:ping", message
 
 
 @pytest.mark.parametrize("port", ["ws_port", "api_port"])
 @pytest.mark.parametrize("name", BEGUN)
-def test_a_connection_is_ended_that(begun: dict[str, Wire], impatient: ServerProcess, name: str, port: str) -> None:
+def test_a_connection_is_ended_that(
+    closed: dict[str, int], begun: dict[str, Wire], impatient: ServerProcess, name: str, port: str
+) -> None:
     wire = begun[f"{name} {port}"]
     with contextlib.suppress(Gone):
         assert wire.response()[0] == 408
@@ -61,37 +145,16 @@ def test_a_connection_is_ended_that(begun: dict[str, Wire], impatient: ServerPro
     impatient.assert_alive()
 
 
-@pytest.mark.parametrize("name", SILENT)
-def test_without_an_answer_to_its_pings_the_connection_is_closed_with_4201_of(begun: dict[str, Wire], name: str) -> None:
-    assert begun[name].close_code() == 4201
+def test_a_header_that_comes_byte_by_byte_does_not_move_the_deadline(dripping: threading.Thread, closed: dict[str, int]) -> None:
+    dripping.join(DEADLINE)
+    assert not dripping.is_alive(), "the connection is still there"
 
 
-def test_a_header_that_comes_byte_by_byte_does_not_move_the_deadline(impatient: ServerProcess) -> None:
-    with Wire(impatient.api_port, LONGEST) as wire:
-        started = time.monotonic()
-        wire.send(b"GET /health HTTP/1.1\r\nX-Slow: ")
-        with contextlib.suppress(Gone):
-            wire.socket.settimeout(0.2)
-            while time.monotonic() - started < LONGEST:
-                wire.send(b"x")
-                try:
-                    if wire.socket.recv(1000) == b"":
-                        break
-                except TimeoutError:
-                    continue
-                except ConnectionError:
-                    break
-        assert time.monotonic() - started < LONGEST
-        impatient.assert_alive()
-
-
-def test_a_client_that_never_answers_the_close_frame_is_disconnected(impatient: ServerProcess) -> None:
-    with Wire(impatient.ws_port, LONGEST).upgrade("/app/nobodys-key?protocol=7") as wire:
-        assert wire.close_code() == 4001
-        assert wire.is_closed()
+def test_a_client_that_never_answers_the_close_frame_is_disconnected(refused: Wire, closed: dict[str, int]) -> None:
+    assert refused.is_closed()
 
 
 def test_a_half_closed_connection_is_let_go(impatient: ServerProcess) -> None:
-    with Wire(impatient.ws_port, LONGEST).upgrade("/app/app-key?protocol=7") as wire:
+    with Wire(impatient.ws_port).upgrade("/app/app-key?protocol=7") as wire:
         wire.socket.shutdown(socket.SHUT_WR)
         assert wire.close_code() in {1000, 1006}

@@ -10,6 +10,7 @@ import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
+from urllib.parse import quote
 
 import pytest
 
@@ -48,7 +49,7 @@ WRONG_FRAMES = {
     "binary": (frame(BINARY, b"{}"), 1003),
     "a message of 8 MiB": (frame(TEXT, b"x" * (8 << 20)), 1009),
     "a header that promises 2^62 bytes": (b"\x81\xff\x40" + bytes(7 + 4), 1009),
-    "a length with its highest bit": (b"\x81\xff\xff" + bytes(7 + 4), 1002),
+    "a length with its highest bit": (b"\x81\xff\xff" + bytes(7 + 4), 1009),
     "fragments without end": (frame(TEXT, b"x", fin=False) + frame(0, b"x" * 4000, fin=False) * 1000, 1009),
 }
 
@@ -60,7 +61,7 @@ def test_a_connection_is_closed_for(server: ServerProcess, name: str, path: str)
     with Wire(server.ws_port).upgrade(path) as wire:
         with contextlib.suppress(Gone):  # the server need not read what comes after the mistake
             wire.send(sent)
-        assert wire.close_code() in {code, 1002 if code == 1009 and name.startswith("a header") else code}
+        assert wire.close_code() == code
 
 
 def test_a_message_may_come_in_fragments_with_pings_between(server: ServerProcess) -> None:
@@ -356,10 +357,10 @@ def test_a_query_that_was_changed_after_signing_is_401(server: ServerProcess, ch
 
 @pytest.mark.parametrize("timestamp", ["", "now", "-1", "1e9", "9" * 40, "\uff11\uff17"], ids=ascii)
 def test_a_timestamp_that_is_no_number_of_now_is_401(server: ServerProcess, timestamp: str) -> None:
-    text = f"auth_key=app-key&auth_timestamp={timestamp}&auth_version=1.0"
-    signature = hmac_hex("secret", f"GET\n/apps/app-test/channels\n{text}")
-    query = text.encode().decode("latin-1").replace(timestamp, "".join(f"%{byte:02X}" for byte in timestamp.encode()))
-    assert server.get(f"/apps/app-test/channels?{query}&auth_signature={signature}").status == 401
+    fields = f"auth_key=app-key&auth_timestamp={timestamp}&auth_version=1.0"
+    signature = hmac_hex("secret", f"GET\n/apps/app-test/channels\n{fields}")
+    query = f"auth_key=app-key&auth_timestamp={quote(timestamp)}&auth_version=1.0&auth_signature={signature}"
+    assert server.get(f"/apps/app-test/channels?{query}").status == 401
 
 
 # -- who may come in
@@ -396,7 +397,8 @@ def test_an_address_that_a_stranger_forwards_is_not_believed(server: ServerProce
 
 
 def test_the_whitelist_of_the_api_is_obeyed() -> None:
-    with running({"api": {"whitelist": ["10.0.0.0/8", "unix"]}}) as server:
+    """It names networks, so it does not bind the Unix socket, over which this test asks whether the server is ready."""
+    with running({"api": {"whitelist": ["10.0.0.0/8"]}}) as server:
         with Wire(server.api_port) as wire, contextlib.suppress(Gone):
             wire.send(b"GET /health HTTP/1.1\r\nHost: a\r\n\r\n")
             assert wire.response()[0] == 403

@@ -223,9 +223,9 @@ def test_reads_what_the_server_library_encrypted(
         encryptionMasterKeyBase64=MASTER_KEY,
     )
     assert sdk.ask("call", method="trigger", args=[encrypted, "secret-event", {"pin": "1234"}]) == {"status": 200, "body": "{}"}
+    assert client.next(on="event", event="secret-event")["data"] == {"pin": "1234"}
     message = client.next(on="message", event="secret-event")
     assert set(message["data"]) == {"nonce", "ciphertext"}
-    assert client.next(on="event", event="secret-event")["data"] == {"pin": "1234"}
 
 
 # -- staying alive

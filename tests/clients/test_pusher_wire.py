@@ -8,10 +8,9 @@ from typing import Any
 import pytest
 from websockets.exceptions import ConnectionClosed
 
-from tests.clients.process import ServerProcess, running, wait_until
+from tests.clients.process import ServerProcess, wait_until
 from tests.clients.pusher_socket import PusherSocket, dialled
 from tests.clients.signing import channel_auth
-from tests.clients.wire import CLOSE, PING, PONG, TEXT, Wire, frame
 
 # -- 1 connect
 
@@ -237,7 +236,7 @@ def test_a_type_that_the_app_does_not_have_is_refused(connect: Callable[..., Pus
     client = connect("private-key")
     client.send("pusher:subscribe", {"channel": channel})
     assert client.receive()["event"] in {"pusher:subscription_error", "pusher:error"}
-    client.subscribe(f"private-{channel}", key="private-key")
+    client.subscribe(f"private-{channel}")
 
 
 def test_a_protected_channel_is_authorised_like_a_private_one(connect: Callable[..., PusherSocket], channel: str) -> None:
@@ -261,7 +260,7 @@ def pair(connect: Callable[..., PusherSocket], name: str, key: str = "app-key") 
     """Two subscribers of one channel; on a presence channel both are the same user."""
     both = connect(key), connect(key)
     for client in both:
-        client.subscribe(name, {"user_id": "u1"} if name.startswith("presence-") else None, key=key)
+        client.subscribe(name, {"user_id": "u1"} if name.startswith("presence-") else None)
     return both
 
 
@@ -335,33 +334,6 @@ def test_an_app_s_own_rate_of_client_events_binds(connect: Callable[..., PusherS
     assert 2 <= len(other.round_trip()) < 6
 
 
-# -- 6 and 7 life and death
-
-
-def answer_pings(wire: Wire, count: int) -> None:
-    """Answer the server's next pings, of either kind, each as its kind wants it."""
-    while count:
-        opcode, payload = wire.receive()
-        assert opcode != CLOSE, payload
-        if opcode == PING:
-            wire.send(frame(PONG, payload))
-            count -= 1
-        elif opcode == TEXT and json.loads(payload)["event"] == "pusher:ping":
-            wire.send(frame(TEXT, b'{"event":"pusher:pong","data":{}}'))
-            count -= 1
-
-
-@pytest.mark.parametrize("path", ["/app/app-key?protocol=7", "/ws/app/app-key/c"], ids=["pusher", "raw"])
-def test_a_client_that_answers_pings_stays(path: str) -> None:
-    timeouts = {"pusher": {"activity-timeout": 1}, "websocket": {"activity-timeout": 1}}
-    with running({"server": timeouts}) as server, Wire(server.ws_port).upgrade(path) as wire:
-        answer_pings(wire, 3)
-        wire.send(frame(PING, b"still there?"))
-        while (received := wire.receive())[0] != PONG:
-            assert received[0] != CLOSE
-        assert received[1] == b"still there?"
-
-
 # -- 8 limits
 
 
@@ -382,9 +354,9 @@ def test_subscriptions_are_limited_where_the_app_says_so(connect: Callable[..., 
 def test_members_are_limited_where_the_app_says_so(connect: Callable[..., PusherSocket], channel: str) -> None:
     presence = f"presence-{channel[:8]}"
     for number in (1, 2, 2):
-        connect("small-key").subscribe(presence, {"user_id": f"u{number}"}, key="small-key")
+        connect("small-key").subscribe(presence, {"user_id": f"u{number}"})
     late = connect("small-key")
-    late.request_subscription(presence, {"user_id": "u3"}, key="small-key")
+    late.request_subscription(presence, {"user_id": "u3"})
     assert late.receive()["event"] in {"pusher:subscription_error", "pusher:error"}
 
 

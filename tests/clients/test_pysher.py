@@ -1,5 +1,6 @@
 """pysher, a Python client library of protocol 6."""
 
+import json
 import queue
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -40,7 +41,7 @@ def test_subscribes_and_receives(server: ServerProcess, client: Any, channel: st
     received = bound(subscription, "paid")
     server.until_sessions(prefix + channel, 1)
     server.publish(prefix + channel, "paid", {"id": 7})
-    assert received.get(timeout=DEADLINE) == '{"id":7}'
+    assert json.loads(received.get(timeout=DEADLINE)) == {"id": 7}
 
 
 def test_is_a_member_of_its_presence_channel(

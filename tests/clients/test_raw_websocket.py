@@ -409,8 +409,7 @@ def test_a_raw_publish_reaches_pusher_subscribers(
     socket, client = raw(channel), connect()
     client.subscribe(channel)
     socket.publish(channel, "said", {"text": "hello"})
-    frame = client.receive()
-    assert (frame["event"], frame["channel"], frame["data"]) == ("said", channel, '{"text":"hello"}')
+    assert client.expect("said", channel) == {"text": "hello"}
 
 
 def test_one_api_publish_reaches_both_sides(

@@ -37,7 +37,7 @@ class Sdk(Protocol):
 class NodeSdk:
     def __init__(self, start: Callable[..., NodeProcess], port: int, secret: str) -> None:
         address = {"host": "127.0.0.1", "port": port, "useTLS": False}
-        self.process = start("pusher_server.mjs", appId="app-test", key="app-key", secret=secret, **address)
+        self.process = start("pusher_server.mjs", appId="1234", key="sdk-key", secret=secret, **address)
 
     def call(self, method: str, *args: Any) -> Any:
         answer = self.process.ask("call", method=method, args=args)
@@ -64,7 +64,7 @@ STATUS_OF = {"PusherBadRequest": 400, "PusherBadAuth": 401, "PusherForbidden": 4
 
 class PythonSdk:
     def __init__(self, start: Callable[..., NodeProcess], port: int, secret: str) -> None:
-        self.pusher = pusher.Pusher("app-test", "app-key", secret, ssl=False, host="127.0.0.1", port=port)
+        self.pusher = pusher.Pusher("1234", "sdk-key", secret, ssl=False, host="127.0.0.1", port=port)
 
     def call(self, method: str, *args: Any) -> Any:
         try:
@@ -99,16 +99,22 @@ def sdk(request: pytest.FixtureRequest, sdk_class: Any, server: ServerProcess, n
     return made
 
 
-def test_trigger_reaches_a_channel(sdk: Sdk, connect: Callable[..., PusherSocket], channel: str) -> None:
-    client = connect()
+@pytest.fixture
+def sdk_client(connect: Callable[..., PusherSocket]) -> Callable[[], PusherSocket]:
+    """Connections to the app of the libraries."""
+    return lambda: connect("sdk-key")
+
+
+def test_trigger_reaches_a_channel(sdk: Sdk, sdk_client: Callable[[], PusherSocket], channel: str) -> None:
+    client = sdk_client()
     client.subscribe(channel)
     assert sdk.trigger(channel, "paid", {"id": 7}) == {}
     assert client.expect("paid", channel) == {"id": 7}
 
 
-def test_trigger_reaches_many_channels(sdk: Sdk, connect: Callable[..., PusherSocket], channel: str) -> None:
+def test_trigger_reaches_many_channels(sdk: Sdk, sdk_client: Callable[[], PusherSocket], channel: str) -> None:
     names = [f"{channel}-{number}" for number in range(3)]
-    client = connect()
+    client = sdk_client()
     for name in names:
         client.subscribe(name)
     assert sdk.trigger(names, "paid", {"id": 7}) == {}
@@ -116,8 +122,8 @@ def test_trigger_reaches_many_channels(sdk: Sdk, connect: Callable[..., PusherSo
     assert sorted(frame["channel"] for frame in received) == names
 
 
-def test_trigger_passes_over_the_excluded_socket(sdk: Sdk, connect: Callable[..., PusherSocket], channel: str) -> None:
-    origin, other = connect(), connect()
+def test_trigger_passes_over_the_excluded_socket(sdk: Sdk, sdk_client: Callable[[], PusherSocket], channel: str) -> None:
+    origin, other = sdk_client(), sdk_client()
     for client in (origin, other):
         client.subscribe(channel)
     sdk.trigger(channel, "paid", {}, origin.socket_id)
@@ -125,17 +131,17 @@ def test_trigger_passes_over_the_excluded_socket(sdk: Sdk, connect: Callable[...
     assert origin.round_trip() == []
 
 
-def test_channels_are_found_by_prefix(sdk: Sdk, connect: Callable[..., PusherSocket], channel: str) -> None:
-    client = connect()
+def test_channels_are_found_by_prefix(sdk: Sdk, sdk_client: Callable[[], PusherSocket], channel: str) -> None:
+    client = sdk_client()
     for prefix in ("", "private-", "presence-"):
         client.subscribe(prefix + channel, {"user_id": "u1"} if prefix == "presence-" else None)
     assert sdk.channels(filter_by_prefix=f"private-{channel}") == {"channels": {f"private-{channel}": {}}}
 
 
-def test_channels_tell_their_user_count(sdk: Sdk, connect: Callable[..., PusherSocket], channel: str) -> None:
+def test_channels_tell_their_user_count(sdk: Sdk, sdk_client: Callable[[], PusherSocket], channel: str) -> None:
     presence = f"presence-{channel}"
     for number in (1, 2, 2):
-        connect().subscribe(presence, {"user_id": f"u{number}"})
+        sdk_client().subscribe(presence, {"user_id": f"u{number}"})
     answer = sdk.channels(filter_by_prefix=presence, info="user_count")
     assert answer == {"channels": {presence: {"user_count": 2}}}
 
@@ -144,8 +150,8 @@ def test_no_channels_are_an_empty_object(sdk: Sdk, channel: str) -> None:
     assert sdk.channels(filter_by_prefix=f"no-{channel}") == {"channels": {}}
 
 
-def test_a_channel_tells_that_it_is_occupied(sdk: Sdk, connect: Callable[..., PusherSocket], channel: str) -> None:
-    client = connect()
+def test_a_channel_tells_that_it_is_occupied(sdk: Sdk, sdk_client: Callable[[], PusherSocket], channel: str) -> None:
+    client = sdk_client()
     client.subscribe(f"presence-{channel}", {"user_id": "u1"})
     assert sdk.channel(f"presence-{channel}", info="user_count") == {"occupied": True, "user_count": 1}
 
@@ -156,17 +162,17 @@ def test_a_channel_without_subscribers_is_not_occupied(sdk: Sdk, channel: str) -
 
 @pytest.mark.parametrize("data", [None, {"user_id": "u1", "user_info": {"name": "Ann"}}], ids=["private", "presence"])
 def test_authorization_of_the_library_opens(
-    sdk: Sdk, connect: Callable[..., PusherSocket], channel: str, data: dict[str, Any] | None
+    sdk: Sdk, sdk_client: Callable[[], PusherSocket], channel: str, data: dict[str, Any] | None
 ) -> None:
     name = f"{'presence' if data else 'private'}-{channel}"
-    client = connect()
+    client = sdk_client()
     client.send("pusher:subscribe", {"channel": name, **sdk.authorize(client.socket_id, name, data)})
     client.expect("pusher_internal:subscription_succeeded", name)
 
 
 def test_authorization_of_the_library_and_of_the_api_are_the_same(sdk: Sdk, server: ServerProcess) -> None:
-    answer = server.post("/apps/app-test/token/session/", {"session": "1.2", "channel": "private-x"})
-    assert sdk.authorize("1.2", "private-x")["auth"] == f"app-key:{answer.body.decode()}"
+    answer = server.post("/apps/1234/token/session/", {"session": "1.2", "channel": "private-x"})
+    assert sdk.authorize("1.2", "private-x")["auth"] == f"sdk-key:{answer.body.decode()}"
     assert answer.body.decode() == hmac_hex("secret", "1.2:private-x")
 
 

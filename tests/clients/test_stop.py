@@ -30,21 +30,28 @@ def test_a_signal_ends_it_with_exit_code_0(own: ServerProcess, number: signal.Si
     assert own.wait() == 0
 
 
-def test_it_is_not_ready_before_it_stops_listening(own: ServerProcess) -> None:
+@pytest.fixture
+def visited() -> Iterator[ServerProcess]:
+    """A server to stop that drains as long as it does by itself, with a client that is there."""
+    with running({"server": {"drain": 10}}) as process, pusher_socket(process):
+        yield process
+
+
+def test_it_is_not_ready_before_it_stops_listening(visited: ServerProcess) -> None:
     """Load balancers ask again and again: the answer they see first is 503, not a refused connection."""
-    own.signal()
+    visited.signal()
     seen: list[int] = []
     with contextlib.suppress(ConnectionError):
         while not seen or seen[-1] == 200:
-            seen.append(own.get("/ready").status)
+            seen.append(visited.get("/ready").status)
     assert seen
     assert seen[-1] == 503
 
 
-def test_it_is_alive_while_it_drains(own: ServerProcess) -> None:
-    own.signal()
-    wait_until(lambda: own.get("/ready").status == 503, "it is draining")
-    assert own.get("/health").status == 200
+def test_it_is_alive_while_it_drains(visited: ServerProcess) -> None:
+    visited.signal()
+    wait_until(lambda: visited.get("/ready").status == 503, "it is draining")
+    assert visited.get("/health").status == 200
 
 
 def test_pusher_clients_are_told_to_reconnect_with_4200(own: ServerProcess) -> None:

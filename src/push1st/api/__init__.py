@@ -63,7 +63,7 @@ class Api:
         endpoint = route.methods.get(method)
         if endpoint is None:
             return _wrong_method(request.method, route.methods)
-        signed = "auth_" in request.query
+        signed = "auth_signature=" in request.query or "auth_key=" in request.query
         if not signed and not request.trusted:
             raise Refused(401, "this call must be signed: auth_key, auth_timestamp, auth_version, body_md5, auth_signature")
         config = self._node.apps.by_id(route.app)

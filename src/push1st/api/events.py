@@ -59,7 +59,7 @@ async def publish(call: Call) -> Response:
     if wrong:
         raise Refused(400, wrong)
     app, node = call.app, call.node
-    if limits.publishes and not app.publishes.take(node.clock.monotonic(), len(channels)):
+    if limits.publishes and not app.publishes.take(node.clock.monotonic(), min(len(channels), limits.publishes)):
         raise Refused(429, f"more than {limits.publishes} published events a second")
 
     stamp = node.stamp()

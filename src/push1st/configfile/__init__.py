@@ -24,11 +24,24 @@ from typing import TypeVar
 import msgspec
 
 from push1st.config import DEMO_SECRET, PROTOCOLS, ApiConfig, AppConfig, Config, Listen, ProtocolConfig, ServerConfig
-from push1st.configfile.keys import APP, ROOT, Finish, Key, fill, fill_app, identifier, notes, off, paths_apart, suggestion, variables
-from push1st.configfile.tree import Value, each, merged, read, tree_of, variable, wrong
+from push1st.config import demo as plain_demo
+from push1st.configfile.keys import (
+    APP,
+    ROOT,
+    Finish,
+    Key,
+    fill,
+    fill_app,
+    identifier,
+    notes,
+    off,
+    paths_apart,
+    suggestion,
+    variables,
+)
+from push1st.configfile.tree import Value, each, merged, read, refuse, tree_of, variable, wrong
 from push1st.errors import ConfigError
 
-PREFIX = "PUSH1ST_"
 APP_ID = "PUSH1ST_APP_ID"
 OTHERS = frozenset({"PUSH1ST_CONFIG"})
 ROOT_VARIABLES = dict(variables(ROOT))
@@ -64,17 +77,22 @@ def load(path: str | Path, env: Mapping[str, str]) -> Config:
     return _config(Config(), root, _overlaid(sections, apps, chosen, problems), folder, problems, warnings)
 
 
-def with_env(config: Config, env: Mapping[str, str]) -> Config:
-    """`config` with the environment above it. Relative paths start at the working directory.
+def with_env(base: Config, env: Mapping[str, str]) -> Config:
+    """`base` with the environment above it. Relative paths start at the working directory.
 
-    If `config` is the demo and PUSH1ST_APP_ID is set, the environment is the whole configuration: the demo app and its
+    If `base` is the demo and PUSH1ST_APP_ID is set, the environment is the whole configuration: the demo app and its
     addresses are gone, and every default is that of a configuration file.
     """
     problems: list[str] = []
     root, apps, chosen = _environment(env, problems)
-    base = Config() if config.demo and chosen else config
+    base = Config() if base.demo and chosen else base
     sections = [_section_of(app) for app in base.apps]
     return _config(base, root, _overlaid(sections, apps, chosen, problems), Path.cwd(), problems, list(base.warnings))
+
+
+def demo(env: Mapping[str, str]) -> Config:
+    """The demo, with the environment above it: what runs without a configuration file."""
+    return with_env(plain_demo(), env)
 
 
 def _environment(env: Mapping[str, str], problems: list[str]) -> tuple[Value, Value | None, Value | None]:
@@ -82,7 +100,7 @@ def _environment(env: Mapping[str, str], problems: list[str]) -> tuple[Value, Va
     root: list[tuple[tuple[str, ...], Value]] = []
     app: list[tuple[tuple[str, ...], Value]] = []
     for name, text in sorted(env.items()):
-        if not name.startswith(PREFIX) or name in OTHERS or name == APP_ID or _of_a_service(name, text):
+        if not name.startswith("PUSH1ST_") or name in OTHERS or name == APP_ID or _of_a_service(name, text):
             continue
         if name in ROOT_VARIABLES:
             path, leaves = ROOT_VARIABLES[name], root
@@ -110,7 +128,7 @@ def _files(file: Path, root: Value, problems: list[str], warnings: list[str]) ->
         patterns = ROOT["credentials"].read(credentials) if credentials and credentials.kind != "nothing" else ()
     except ConfigError:
         return  # said when the rest is read
-    done = {realpath(file)}
+    done = {realpath(file)} if patterns else set()
     for pattern in patterns:
         found = [file.parent / name for name in sorted(glob.glob(pattern, root_dir=file.parent))]
         if not found and _PATTERN.search(pattern):
@@ -140,8 +158,9 @@ def _overlaid(sections: Sequence[Value], above: Value | None, chosen: Value | No
     elif len({section.path for section in sections}) == 1:
         id = sections[0].path
     else:
-        ids = ", ".join(section.path for section in sections) or "none"
-        problems.append(f"{above.place}: found apps: {ids}, allowed: exactly one, or {APP_ID} to say which")
+        if not problems:  # which may be why apps are missing
+            ids = ", ".join(section.path for section in sections) or "none"
+            problems.append(f"{above.place}: found apps: {ids}, allowed: exactly one, or {APP_ID} to say which")
         return list(sections)
     above = _moved(above, id)
     if id not in (section.path for section in sections):
@@ -168,13 +187,16 @@ def _config(base: Config, root: Value, sections: list[Value], folder: Path, prob
         "api": _finished(ROOT["api"], lambda new, value: _placed(new, value, folder)),
     }
     known = {app.id: app for app in base.apps}
-    reads = (
-        lambda: fill(base, table, root),
-        lambda: each(partial(_app, known, section) for section in sections),
-        lambda: _each_its_own(sections),
-        lambda: _none_before(problems),
+    config: Config
+    apps: Sequence[AppConfig]
+    _, config, apps, _ = each(
+        (
+            lambda: refuse(problems),
+            lambda: fill(base, table, root),
+            lambda: each(partial(_app, known, section) for section in sections),
+            lambda: refuse(list(_twins(sections))),
+        )
     )
-    config, apps, _, _ = each(reads)
     server, apps = _payloads(config.server, apps, root, sections)
     apps = tuple(app if app.secret else msgspec.structs.replace(app, channels=app.channels & {"public"}) for app in apps)
     demo = base.demo and all(app.secret == DEMO_SECRET for app in apps)
@@ -215,21 +237,17 @@ def _app(known: Mapping[str, AppConfig], section: Value) -> AppConfig:
     return fill_app(known.get(id) or AppConfig(id=id, key="", secret="", name=id), section)
 
 
-def _each_its_own(sections: Sequence[Value]) -> None:
-    """Raises if two apps have one id or one key."""
-    lines = []
+def _twins(sections: Sequence[Value]) -> Iterator[str]:
+    """Apps that have one id or one key."""
     ids: dict[str, Value] = {}
     keys: dict[str, Value] = {}
     for section in sections:
         first = ids.setdefault(section.path, section)
-        if first is not section:
-            lines.append(f"{section}: found a second app of this id, first at {first.place}, allowed: each id once")
-            continue
         key = section.at("key")
-        if key and key.text and (same := keys.setdefault(key.text, key)) is not key:
-            lines.append(f"{key}: found the key of another app, {same.path} at {same.place}, allowed: each key once")
-    if lines:
-        raise ConfigError("\n".join(lines))
+        if first is not section:
+            yield f"{section}: found a second app of this id, first at {first.place}, allowed: each id once"
+        elif key and key.text and (same := keys.setdefault(key.text, key)) is not key:
+            yield f"{key}: found the key of another app, {same.path} at {same.place}, allowed: each key once"
 
 
 def _payloads(
@@ -269,7 +287,7 @@ def _warnings(config: Config, root: Value, sections: Sequence[Value]) -> Iterato
             yield f"{place}: {text}"
     addresses = (*config.server.listen, *config.api.listen)
     if config.demo and any(listen.scheme == "tcp" and listen.host not in _LOOPBACK for listen in addresses):
-        yield f"other machines reach the demo app, whose secret everyone knows: set {APP_ID}, PUSH1ST_APP_KEY and PUSH1ST_APP_SECRET"
+        yield f"other machines reach the demo app, whose secret everyone knows; set {APP_ID}, and its key and secret"
     for app, section in zip(config.apps, sections, strict=True):
         if not app.secret:
             yield f"{section}: found no secret, so the app has public channels only"

@@ -327,7 +327,7 @@ SERVER: Table = {
     "workers": Key(read=workers),
     "proxies": Key(read=networks()),
     "outbox": Key(read=whole(4096, 1 << 30, "bytes")),
-    "threads": Key(note="has no effect here; server.workers is the number of processes"),
+    "threads": Key(note="has no effect here; use server.workers"),
     "accept": Key(note="has no effect here"),
     "path": Key(note="has no effect here; each protocol has its path"),
 }
@@ -340,7 +340,7 @@ API: Table = {
     "whitelist": _WHITELIST,
     "trust": Key(read=networks(unix=True)),
     "interface": Key(read=word("pusher"), dropped=True),
-    "threads": Key(note="has no effect here; server.workers is the number of processes"),
+    "threads": Key(note="has no effect here; use server.workers"),
     "accept": Key(note="has no effect here"),
     "module": Key(
         table={"smpp": Key(table=dict.fromkeys(("enable", "path", "rps", "webhook"), _ANY), note="has no effect here")},

@@ -9,7 +9,7 @@ they mean, since ten lines of aliases can mean a billion. Nothing here repeats t
 """
 
 import re
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
@@ -83,9 +83,14 @@ def each(reads: Iterable[Callable[[], Any]]) -> list[Any]:
             results.append(read())
         except ConfigError as error:
             lines.append(str(error))
+    refuse(lines)
+    return results
+
+
+def refuse(lines: Sequence[str]) -> None:
+    """Raises a ConfigError with these lines, if there are any."""
     if lines:
         raise ConfigError("\n".join(lines))
-    return results
 
 
 def name_of(key: str) -> str:
@@ -188,11 +193,12 @@ class _Builder:
             else:
                 source = None
             if source is not None:
-                for more in self._merge(source, path, self._place(key), depth):
+                for more in self._merge(source, path, depth):
                     aliased = more | aliased
                 continue
             if not isinstance(key, yaml.ScalarNode):
-                raise ConfigError(f"{self._place(key)}: {path}: found a section or list as a key, allowed: text")
+                self._problems.append(str(wrong(self.value(key, path, depth=depth + 1), "text as a key")))
+                continue
             place = self._place(key)
             full = f"{path}.{name_of(key.value)}" if path else name_of(key.value)
             if key.value in keys:
@@ -202,12 +208,13 @@ class _Builder:
             keys[key.value] = self.value(child, full, place, depth + 1)
         return aliased | keys
 
-    def _merge(self, node: yaml.Node, path: str, place: str, depth: int) -> Iterator[dict[str, Value]]:
+    def _merge(self, node: yaml.Node, path: str, depth: int) -> Iterator[dict[str, Value]]:
         source = self.value(node, path, depth=depth + 1)
         for mapping in source.items if source.kind == "list" else (source,):
-            if mapping.kind not in ("mapping", "nothing"):
-                raise ConfigError(f"{place}: {path}: found {mapping.found(False)} to merge, allowed: a section of keys")
-            yield mapping.keys
+            if mapping.kind in ("mapping", "nothing"):
+                yield mapping.keys
+            else:
+                self._problems.append(str(wrong(mapping, "a section of keys to merge", show=False)))
 
     def _place(self, node: yaml.Node) -> str:
         return self._name + _line(node.start_mark)

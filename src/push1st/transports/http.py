@@ -113,7 +113,7 @@ class HttpConnection(asyncio.Protocol):
         listener = self._listener
         worker = listener.worker
         self._trusts_peer = listener.trusting and worker.config.api.trust.contains(self._peer)
-        if listener.whitelist and not listener.whitelist.contains(self._peer):
+        if listener.whitelist and self._peer and not listener.whitelist.contains(self._peer):
             worker.node.metrics.cut_offs["whitelist"] += 1
             transport.abort()
             return
@@ -174,7 +174,7 @@ class HttpConnection(asyncio.Protocol):
         self._size = 0
         self._stage = HEAD
         if not self._busy:
-            self._deadline = self._listener.worker.sweep.now + HEAD_SECONDS
+            self._expect(HEAD_SECONDS)
 
     def on_url(self, url: bytes) -> None:
         self._url += url
@@ -198,7 +198,7 @@ class HttpConnection(asyncio.Protocol):
             self._write()
             self._transport.write(b"HTTP/1.1 100 Continue\r\n\r\n")
         if not self._busy:
-            self._deadline = self._listener.worker.sweep.now + BODY_SECONDS
+            self._expect(BODY_SECONDS)
 
     def on_body(self, body: bytes) -> None:
         self._size += len(body)
@@ -327,7 +327,7 @@ class HttpConnection(asyncio.Protocol):
         )
         if not keep:
             self._last = True
-        self._deadline = worker.sweep.now + self._listener.keep_alive
+        self._expect(self._listener.keep_alive)
 
     def _write(self) -> None:
         answers = self._answers
@@ -335,7 +335,7 @@ class HttpConnection(asyncio.Protocol):
             self._answers = []
             self._transport.write(answers[0] if len(answers) == 1 else b"".join(answers))
             if self._last and not self._busy:
-                self._deadline = self._listener.worker.sweep.now + ANSWER_SECONDS
+                self._expect(ANSWER_SECONDS)
                 self._transport.close()
 
     def _reading(self) -> None:
@@ -351,9 +351,11 @@ class HttpConnection(asyncio.Protocol):
     # Deadlines and the end
 
     def _expect(self, seconds: float) -> None:
+        """Sets the deadline. The sweep is told only of one earlier than the look it has planned."""
         sweep = self._listener.worker.sweep
         self._deadline = sweep.now + seconds
-        sweep.watch(self, self._deadline)
+        if self._deadline < self.due_at:
+            sweep.watch(self, self._deadline)
 
     def due(self, now: float) -> float | None:
         if self._deadline == NEVER:

@@ -47,7 +47,10 @@ class Worker:
 
 
 class Listener:
-    """One listening address. trusting: whether unsigned calls are considered at all; whitelist: empty means everybody."""
+    """One listening address. trusting: whether unsigned calls are considered at all; whitelist: empty means everybody.
+
+    Whitelists are about addresses: who may open a Unix socket is said by its folder's and its own permissions.
+    """
 
     def __init__(self, worker: Worker, trusting: bool, whitelist: Networks, keep_alive: int) -> None:
         self.worker = worker

@@ -79,6 +79,7 @@ class Sweep:
             watched = waiting.popleft()
             if watched.due_at > self._done:  # it moved, or is gone, since it was put in line
                 continue
+            watched.due_at = NEVER
             try:
                 again = watched.due(self.now)
             except Exception:

@@ -296,7 +296,7 @@ def _app(worker: Worker, handshake: Handshake, protocol: ProtocolConfig, key: st
         raise Disconnect(4001, f"App key {key[:64]} does not exist")
     if not found.enable:
         raise Disconnect(4003, "App is disabled")
-    if protocol.whitelist and not protocol.whitelist.contains(handshake.ip):
+    if protocol.whitelist and handshake.ip and not protocol.whitelist.contains(handshake.ip):
         raise Disconnect(4009, "Connection is unauthorized: this address is not allowed")
     if not origin_allowed(handshake.origin, found.origins):
         raise Disconnect(4009, "Connection is unauthorized: this origin is not allowed")

@@ -49,7 +49,7 @@ pusher.connection.bind('state_change', ({ current }) =>
   report('state', { state: current, socket_id: pusher.connection.socket_id }),
 );
 pusher.connection.bind('error', (error) => report('error', { code: error?.data?.code ?? error?.error?.data?.code }));
-// Every message that leaves the wire, before the library acts on it.
+// Every message as it came; the library has acted on it by now.
 pusher.connection.bind('message', (message) => report('message', message));
 
 const people = ({ count, me, members }) => ({ count, me, members });

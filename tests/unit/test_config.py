@@ -1,0 +1,261 @@
+"""The typed configuration: addresses, networks, the demo, and what is never printed."""
+
+import ipaddress
+
+import msgspec
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from push1st.channels import type_names
+from push1st.config import AppConfig, Config, Hook, Listen, Networks, Webhook, demo, network, strictness
+from push1st.limits import Limits
+
+
+def app(**fields):
+    return AppConfig(**{"id": "a", "key": "k", "secret": "s" * 32, **fields})
+
+
+# Listen
+
+
+@pytest.mark.parametrize(
+    ("text", "listen", "again"),
+    [
+        ("tcp://127.0.0.1:6001", Listen("tcp", "127.0.0.1", 6001), "tcp://127.0.0.1:6001"),
+        ("tcp://*:6002/", Listen("tcp", "", 6002), "tcp://*:6002"),
+        ("tcp://:0", Listen("tcp", "", 0), "tcp://*:0"),
+        ("tcp://node-1.example.com:65535", Listen("tcp", "node-1.example.com", 65535), "tcp://node-1.example.com:65535"),
+        ("tcp://[::1]:6001", Listen("tcp", "::1", 6001), "tcp://[::1]:6001"),
+        ("tcp://[0:0::1]:6001/", Listen("tcp", "::1", 6001), "tcp://[::1]:6001"),
+        ("unix:///run/push1st.api", Listen("unix", path="/run/push1st.api"), "unix:///run/push1st.api"),
+        ("unix:////run/./push1st.api", Listen("unix", path="/run/push1st.api"), "unix:///run/push1st.api"),
+        ("unix://opt/push1st.api", Listen("unix", path="opt/push1st.api"), "unix://opt/push1st.api"),
+    ],
+)
+def test_an_address_is_read_and_written(text, listen, again):
+    assert Listen.parse(text) == listen
+    assert str(listen) == again
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        *(
+            "",
+            "tcp://",
+            "6001",
+            "127.0.0.1:6001",
+            "tcp://127.0.0.1",
+            "tcp://*:65536",
+            "tcp://*:6001/app",
+            "tcp://*:x",
+            "udp://*:1",
+        ),
+        *("tcp://::1:6001", "tcp://[1.2.3.4]:1", "tcp://[::g]:1", "tcp://999.1.1.1:1", "tcp://a b:1", "tcp://*a:1", "tcp://*:-1"),
+        *("unix://", "unix:///", "unix://opt/", "unix://..", "unix://.", "unix:///a\nb", "unix:///a\0b", "unix:///" + "a" * 107),
+    ],
+)
+def test_what_is_no_address_is_refused(text):
+    with pytest.raises(ValueError, match=r"tcp://HOST:PORT|at most 107 bytes"):
+        Listen.parse(text)
+
+
+def test_a_relative_socket_starts_at_a_folder():
+    assert str(Listen.parse("unix://opt/push1st.api").under("/etc/push1st")) == "unix:///etc/push1st/opt/push1st.api"
+    assert str(Listen.parse("unix://../run/api").under("/etc/push1st")) == "unix:///etc/run/api"
+    assert str(Listen.parse("unix:///run/api").under("/etc/push1st")) == "unix:///run/api"
+    assert str(Listen.parse("tcp://*:6001").under("/etc/push1st")) == "tcp://*:6001"
+
+
+def test_a_socket_path_that_gets_too_long_under_its_folder_is_refused():
+    with pytest.raises(ValueError, match="107"):
+        Listen.parse("unix://api").under("/" + "a" * 107)
+
+
+hosts = st.one_of(
+    st.just("*"),
+    st.just(""),
+    st.ip_addresses(v=4).map(str),
+    st.ip_addresses(v=6).map(lambda ip: f"[{ip}]"),
+    st.from_regex(r"[a-z][a-z0-9-]{0,20}(\.[a-z]{1,5})?", fullmatch=True),
+)
+addresses = st.one_of(
+    st.builds("tcp://{}:{}{}".format, hosts, st.integers(0, 65535), st.sampled_from(["", "/"])),
+    st.from_regex(r"unix://[a-z./ä-]{1,40}", fullmatch=True),
+)
+
+
+@given(addresses)
+def test_an_address_written_out_is_read_back_the_same(text):
+    try:
+        listen = Listen.parse(text)
+    except ValueError:
+        assert text.startswith("unix://")  # of the generated ones, only paths such as /.. are wrong
+        return
+    assert Listen.parse(str(listen)) == listen
+
+
+@given(st.text())
+def test_no_text_makes_the_address_parser_fail_otherwise(text):
+    for candidate in (text, "tcp://" + text, "unix://" + text, f"tcp://[{text}]:1"):
+        try:
+            assert isinstance(Listen.parse(candidate), Listen)
+        except ValueError as error:
+            assert "HOST" in str(error) or "107" in str(error)
+
+
+# Networks
+
+
+def test_networks_hold_addresses_networks_and_unix_peers():
+    trust = Networks.parse(["127.0.0.0/8", "::1", "unix"])
+    assert [trust.contains(ip) for ip in ("127.9.9.9", "::1", "")] == [True, True, True]
+    assert [trust.contains(ip) for ip in ("128.0.0.1", "::2", "nonsense", "127.0.0.1:80")] == [False] * 4
+    assert not Networks.parse(["127.0.0.0/8"]).contains("")
+
+
+def test_an_ipv4_address_inside_ipv6_counts_as_ipv4():
+    assert Networks.parse(["10.0.0.0/8"]).contains("::ffff:10.1.2.3")
+    assert not Networks.parse(["10.0.0.0/8"]).contains("::ffff:11.1.2.3")
+    assert Networks.parse(["::ffff:10.0.0.0/104"]).contains("10.1.2.3")
+    assert Networks.parse(["::ffff:10.0.0.0/104"]).nets == (ipaddress.ip_network("10.0.0.0/8"),)
+
+
+def test_the_interface_after_a_link_local_address_does_not_matter():
+    assert Networks.parse(["fe80::/10"]).contains("fe80::1%eth0")
+
+
+def test_networks_are_true_when_they_hold_something():
+    assert not Networks()
+    assert Networks.parse(["unix"])
+    assert Networks.parse(["::/0"])
+
+
+def test_networks_are_compared_hashed_and_printed_by_what_they_hold():
+    one, other = Networks.parse(["10.0.0.0/8", "unix"]), Networks.parse(["10.0.0.0/8", "unix"])
+    one.contains("10.0.0.1")
+    assert one == other
+    assert hash(one) == hash(other)
+    assert one != Networks.parse(["10.0.0.0/8"])
+    assert one != "10.0.0.0/8, unix"
+    assert str(one) == "10.0.0.0/8, unix"
+    assert repr(one) == "Networks(10.0.0.0/8, unix)"
+
+
+@pytest.mark.parametrize("text", ["", "localhost", "10.0.0.0/33", "10.0.0", "::g", "10.0.0.0/", "unix"])
+def test_what_is_no_network_is_refused(text):
+    with pytest.raises(ValueError, match="an IP address, or a network"):
+        network(text)
+
+
+def test_a_network_with_bits_after_its_prefix_is_refused_with_the_right_one():
+    with pytest.raises(ValueError, match=r"10\.0\.0\.0/8"):
+        network("10.1.0.0/8")
+
+
+def test_networks_remember_a_bounded_number_of_addresses():
+    net = Networks.parse(["10.0.0.0/8"])
+    for number in range(Networks.MOST_KNOWN + 2):
+        net.contains(str(ipaddress.IPv4Address(number)))
+    assert len(net._known) <= Networks.MOST_KNOWN
+
+
+@given(st.lists(st.ip_addresses(network="10.0.0.0/12") | st.ip_addresses(v=6), max_size=5), st.ip_addresses())
+def test_networks_agree_with_the_standard_library(members, ip):
+    nets = Networks(ipaddress.ip_network(member) for member in members)
+    expected = ip in members or (ip.version == 6 and ip.ipv4_mapped in members and ip.ipv4_mapped is not None)
+    assert nets.contains(str(ip)) == expected
+    assert nets.contains(str(ip)) == expected  # from memory
+
+
+@given(st.text())
+def test_no_text_makes_networks_fail(text):
+    assert Networks.parse(["0.0.0.0/0", "::/0"]).contains(text) in (True, False)
+    try:
+        network(text)
+    except ValueError as error:
+        assert "network" in str(error)
+
+
+# Structs
+
+
+def test_the_demo_is_the_app_of_the_documentation_for_this_machine_only():
+    config = demo()
+    (app,) = config.apps
+    assert (app.id, app.key, app.secret, app.client_messages) == ("app-test", "app-key", "secret", True)
+    assert app.channels == set(type_names)
+    assert [str(listen) for listen in config.server.listen] == ["tcp://127.0.0.1:6001"]
+    assert [str(listen) for listen in config.api.listen] == ["tcp://127.0.0.1:6002"]
+    assert config.demo
+
+
+def test_a_configuration_has_good_defaults_and_no_demo():
+    config = Config()
+    server, api = config.server, config.api
+    assert [str(listen) for listen in (*server.listen, *api.listen)] == ["tcp://*:6001", "tcp://*:6002"]
+    assert (config.apps, config.demo, config.broker) == ((), False, "memory")
+    assert (config.log.format, config.log.level) == ("text", "info")
+    assert (server.app_path, api.path, api.keep_alive_timeout) == ("/app/", "/apps/", 10)
+    assert (server.drain, server.workers, server.outbox, server.max_payload) == (10, 1, 1_048_576, 65_400)
+    assert server.proto == {"pusher", "websocket"}
+    protocols = [(p.path, p.activity_timeout) for p in (server.pusher, server.websocket, server.mqtt)]
+    assert protocols == [("/pusher/", 120), ("/ws/", 3600), ("/mqtt/", 3600)]
+    assert server.pusher.push == {"public", "private", "presence"}
+    assert not server.pusher.whitelist
+    assert not server.proxies
+    assert not api.whitelist
+    assert [api.trust.contains(ip) for ip in ("127.0.0.1", "::1", "", "10.0.0.1")] == [True, True, True, False]
+
+
+def test_client_messages_are_off_unless_asked_for():
+    assert not app().client_messages
+
+
+def test_secrets_are_never_printed():
+    hidden = "hunter2-" * 4
+    config = Config(
+        broker=f"redis://:{hidden}@host/0",
+        apps=(
+            app(
+                secret=hidden,
+                hook=Hook(endpoint=(f"http://u:{hidden}@host/",)),
+                webhooks=(Webhook(url=f"http://u:{hidden}@host/", headers=(("Authorization", hidden),)),),
+            ),
+        ),
+    )
+    for text in (repr(config), str(config), str(config.__rich_repr__()), repr(config.apps[0]), f"{config.apps[0]}"):
+        assert "hunter2" not in text
+    assert "key='k'" in repr(config)
+
+
+def test_the_configuration_does_not_change():
+    with pytest.raises(AttributeError):
+        app().secret = "other"
+    with pytest.raises(AttributeError):
+        Config().demo = True
+
+
+# Strictness
+
+
+def test_what_is_stricter_than_push1st_is_listed_for_each_app():
+    lines = strictness(Config(apps=(app(id="one"), app(id="two", limits=Limits(payload=65_400, members=0)))))
+    assert "one: limits.payload is 10240, Push1st's is 65400" in lines
+    assert "one: limits.members is 100, Push1st's is unlimited" in lines
+    assert not [line for line in lines if line.startswith("two: ") and ("payload" in line or "members" in line)]
+
+
+def test_an_app_without_stricter_limits_is_not_listed():
+    free = Limits(payload=100_000, members=0, channels_per_event=0, client_events=0)
+    assert strictness(Config(apps=(app(limits=free), app(id="off", enable=False)))) == []
+
+
+def test_a_short_secret_is_noted_once_an_app_except_for_the_demo():
+    def notes(config):
+        return [line for line in strictness(config) if "secret" in line]
+
+    assert len(notes(Config(apps=(app(secret="short"), app(id="long"), app(id="none", secret=""))))) == 1
+    assert notes(demo()) == []
+    assert len(notes(msgspec.structs.replace(demo(), demo=False))) == 1
