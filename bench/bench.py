@@ -306,7 +306,7 @@ def conditions(bench: Bench, ready: list[Peer], left_out: dict[str, str]) -> lis
         where = f"server on core {', '.join(map(str, sorted(bench.server_cores)))}, load generator on {min(bench.load_cores)}"
     lines = [
         f"{about['date']}; {about['cpu']}, {about['cores']} cores; Linux {about['kernel']}; {where}",
-        f"{options.rounds} × {options.seconds:g} s, alternating, medians; {options.subscribers:,} subscribers, {PAYLOAD}-byte payloads",
+        f"{options.rounds} × {options.seconds:g} s, alternating; {options.subscribers:,} subscribers, {PAYLOAD}-byte payloads",
         f"latency at {LATENCY_LOAD:,} deliveries/s; memory and connects at {options.connections:,} connections",
         "; ".join(f"{peer.label}: {peer.version}" for peer in ready),
         f"everything else on the machine kept {others:.2f} cores busy (median)"

@@ -200,6 +200,9 @@ def nginx() -> Path:
         run("dpkg-deb", "-x", package, NCHAN / "root")
     if not program.exists():
         raise CannotRun("Debian's nginx package holds no /usr/sbin/nginx")
+    # nchan makes nginx use this built-in folder, whatever the configuration says, and only an installed nginx has it. In our
+    # own copy a name of the same length stands there, which nginx takes as relative to the folder it is started with.
+    program.write_bytes(program.read_bytes().replace(b"/var/lib/nginx/body", b"bench-body-temp-dir"))
     return program
 
 

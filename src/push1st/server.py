@@ -42,6 +42,8 @@ SPARE_FILES = 64
 FAREWELLS = 50
 """connections told to leave in one slice, at least"""
 SLICE_SECONDS = 0.1
+TLS_SECONDS = 10
+"""for a client's TLS handshake"""
 UNIX_MODE = 0o660
 """of Unix sockets: who may open one may call unsigned, where `api.trust` has `unix`"""
 LAST_SECONDS = 5
@@ -129,8 +131,16 @@ class Server:
                 os.chmod(path, UNIX_MODE)
                 self._unix.append(path)
             else:
-                host = address.host or None
-                self._servers.append(await loop.create_server(connection, host, address.port, backlog=BACKLOG, ssl=context))
+                self._servers.append(
+                    await loop.create_server(
+                        connection,
+                        address.host or None,
+                        address.port,
+                        backlog=BACKLOG,
+                        ssl=context,
+                        ssl_handshake_timeout=TLS_SECONDS if context else None,
+                    )
+                )
         except OSError as wrong:
             raise ConfigError(f"cannot listen on {address}: {wrong.strerror or wrong}") from wrong
 

@@ -126,6 +126,7 @@ class ServerProcess:
         (self.folder / "server.yml").write_text(yaml.safe_dump(merged(base, config or {})))
         (self.folder / "apps" / "apps.yml").write_text(yaml.safe_dump({"app-test": APP, **(apps or {})}))
         self.process: subprocess.Popen[bytes] | None = None
+        self.told_to_stop = False
 
     @property
     def api(self) -> str:
@@ -179,6 +180,7 @@ class ServerProcess:
 
     def signal(self, number: int = signal.SIGTERM) -> None:
         assert self.process is not None
+        self.told_to_stop = True
         self.process.send_signal(number)
 
     def wait(self, deadline: float = DEADLINE) -> int:
@@ -193,10 +195,12 @@ class ServerProcess:
 
     def stop(self) -> None:
         """End it as an operator does, and look at what it leaves: exit code 0 and no trace of an error."""
-        if self.process is not None and self.process.poll() is None:
+        assert self.process is not None
+        if self.process.poll() is None:
             self.signal()
             self.wait()
-        assert self.process is None or self.process.returncode == 0, self.output
+        assert self.told_to_stop, f"the server stopped by itself, or was stopped by somebody else:\n{self.output}"
+        assert self.process.returncode == 0, self.output
         self.assert_quiet()
 
     def assert_quiet(self) -> None:

@@ -102,7 +102,8 @@ def test_no_text_makes_the_address_parser_fail_otherwise(text):
         try:
             assert isinstance(Listen.parse(candidate), Listen)
         except ValueError as error:
-            assert "HOST" in str(error) or "107" in str(error)
+            said = str(error)
+            assert "HOST" in said or "107" in said
 
 
 # Networks
@@ -161,10 +162,15 @@ def test_networks_remember_a_bounded_number_of_addresses():
     assert len(net._known) <= Networks.MOST_KNOWN
 
 
-@given(st.lists(st.ip_addresses(network="10.0.0.0/12") | st.ip_addresses(v=6), max_size=5), st.ip_addresses())
-def test_networks_agree_with_the_standard_library(members, ip):
-    nets = Networks(ipaddress.ip_network(member) for member in members)
-    expected = ip in members or (ip.version == 6 and ip.ipv4_mapped in members and ip.ipv4_mapped is not None)
+def plain(ip):
+    return getattr(ip, "ipv4_mapped", None) or ip
+
+
+@given(st.lists(st.ip_addresses(network="10.0.0.0/12") | st.ip_addresses(v=6), max_size=5), st.data())
+def test_networks_of_single_addresses_hold_just_those(members, data):
+    nets = Networks.parse(map(str, members))
+    ip = data.draw(st.sampled_from(members) | st.ip_addresses() if members else st.ip_addresses())
+    expected = plain(ip) in map(plain, members)
     assert nets.contains(str(ip)) == expected
     assert nets.contains(str(ip)) == expected  # from memory
 
@@ -174,8 +180,8 @@ def test_no_text_makes_networks_fail(text):
     assert Networks.parse(["0.0.0.0/0", "::/0"]).contains(text) in (True, False)
     try:
         network(text)
-    except ValueError as error:
-        assert "network" in str(error)
+    except ValueError:
+        return
 
 
 # Structs
@@ -231,10 +237,9 @@ def test_secrets_are_never_printed():
 
 
 def test_the_configuration_does_not_change():
-    with pytest.raises(AttributeError):
-        app().secret = "other"
-    with pytest.raises(AttributeError):
-        Config().demo = True
+    for struct, field in ((app(), "secret"), (Config(), "demo"), (Config().server, "listen"), (Config().api, "trust")):
+        with pytest.raises(AttributeError):
+            setattr(struct, field, getattr(struct, field))
 
 
 # Strictness

@@ -130,11 +130,12 @@ def _files(file: Path, root: Value, problems: list[str], warnings: list[str]) ->
         return  # said when the rest is read
     done = {realpath(file)} if patterns else set()
     for pattern in patterns:
-        found = [file.parent / name for name in sorted(glob.glob(pattern, root_dir=file.parent))]
+        names = sorted(glob.glob(pattern, root_dir=file.parent))
+        found = [one for one in (file.parent / name for name in names) if not one.is_dir()]
         if not found and _PATTERN.search(pattern):
             warnings.append(f'{credentials}: "{pattern}" matches no file')
         elif not found:
-            problems.append(f'{credentials}: found "{pattern}", which is not there, allowed: a file, or a pattern of files')
+            problems.append(f'{credentials}: found "{pattern}", which is no file, allowed: a file, or a pattern of files')
         for one in found:
             if realpath(one) not in done:
                 done.add(realpath(one))

@@ -123,9 +123,7 @@ class HttpConnection(asyncio.Protocol):
     def connection_lost(self, exc: Exception | None) -> None:
         self._last = True
         self._waiting.clear()
-        worker = self._listener.worker
-        worker.open.discard(self)
-        worker.sweep.forget(self)
+        self._let_go()
 
     def data_received(self, data: bytes) -> None:
         if self._last:
@@ -192,7 +190,9 @@ class HttpConnection(asyncio.Protocol):
         self._stage = BODY
         headers = self._headers
         length = headers.get(b"content-length")
-        if length is not None and int(length) > self._listener.worker.most_body:
+        if self._parser.get_http_version() not in ("1.1", "1.0"):
+            self._refused = self._refused or error(505, "HTTP/1.1 is spoken here")
+        elif length is not None and int(length) > self._listener.worker.most_body:
             self._too_large()
         elif b"expect" in headers and headers[b"expect"].lower() == b"100-continue" and not self._busy:
             self._write()
@@ -383,6 +383,13 @@ class HttpConnection(asyncio.Protocol):
     def abort(self) -> None:
         self._transport.abort()
 
+    def _let_go(self) -> None:
+        """Nothing holds this connection any more; its parser would, and it the parser."""
+        worker = self._listener.worker
+        worker.open.discard(self)
+        worker.sweep.forget(self)
+        del self._parser
+
     def _upgrade(self, rest: bytes) -> None:
         if self._refused is not None or self._headers.get(b"upgrade", b"").lower() != b"websocket":
             self._refused = self._refused or error(400, "only WebSocket upgrades are served")
@@ -409,8 +416,8 @@ class HttpConnection(asyncio.Protocol):
         else:
             refusal = upgrade(worker, handshake, self._transport, rest, b"".join(self._answers))
         if refusal is None:
-            worker.open.discard(self)
-            worker.sweep.forget(self)
+            self._last = True
+            self._let_go()
             return
         self._last = True
         self._answer(refusal, False)

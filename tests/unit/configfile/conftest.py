@@ -1,0 +1,45 @@
+"""Configurations written for one test."""
+
+import pytest
+
+from push1st.configfile import load
+from push1st.errors import ConfigError
+
+
+@pytest.fixture
+def reading(tmp_path):
+    """Loads a server.yml of this text, with apps/N.yml for each further text."""
+
+    def read(text="", *apps, env=None):
+        (tmp_path / "apps").mkdir(exist_ok=True)
+        for number, app in enumerate(apps):
+            (tmp_path / "apps" / f"{number}.yml").write_text(app, encoding="utf-8")
+        if apps:
+            text += "\ncredentials: apps/*.yml\n"
+        (tmp_path / "server.yml").write_text(text, encoding="utf-8")
+        return load(tmp_path / "server.yml", env or {})
+
+    return read
+
+
+@pytest.fixture
+def app(reading):
+    """The one app of a text."""
+
+    def read(text, server="", env=None):
+        (found,) = reading(server, text, env=env).apps
+        return found
+
+    return read
+
+
+@pytest.fixture
+def wrong(reading):
+    """The lines of the error that a configuration gives."""
+
+    def read(text="", *apps, env=None):
+        with pytest.raises(ConfigError) as error:
+            reading(text, *apps, env=env)
+        return str(error.value).split("\n")
+
+    return read

@@ -1,0 +1,366 @@
+"""Push1st's own files, and what may stand in them."""
+
+from pathlib import Path
+
+import pytest
+
+from push1st.channels import type_names
+from push1st.config import Config, Listen, Networks
+from push1st.configfile import load
+from push1st.configfile import tree as trees
+from push1st.configfile.keys import APP, ROOT, Table
+from push1st.limits import Limits
+
+CONFIGS = Path(__file__).parent.parent / "configs"
+APP_TEXT = "a: { key: a-key, secret: a-secret }\n"
+
+
+# Real files
+
+
+def test_a_configuration_of_push1st_loads():
+    config = load(CONFIGS / "push1st" / "server.yml", {})
+    server, api = config.server, config.api
+    assert server.proto == {"pusher", "mqtt", "websocket"}
+    assert [str(listen) for listen in server.listen] == ["tcp://*:6001"]
+    assert [str(listen) for listen in api.listen] == ["tcp://*:6002", f"unix://{CONFIGS}/push1st/opt/push1st.api"]
+    assert (server.ssl.enable, server.ssl.key, server.ssl.cert) == (False, "", "")
+    assert (server.app_path, server.max_payload, api.path, api.keep_alive_timeout) == ("/app/", 65_400, "/apps/", 10)
+    assert (server.pusher.path, server.pusher.activity_timeout) == ("/pusher/", 20)
+    assert (server.websocket.path, server.websocket.activity_timeout) == ("/ws/", 3600)
+    assert server.websocket.push == {"public", "private", "presence"}
+    assert not server.pusher.whitelist
+    assert not config.demo
+    assert [app.id for app in config.apps] == ["app-test", "devices", "4711"]
+
+
+def test_an_app_of_push1st_loads():
+    app = load(CONFIGS / "push1st" / "server.yml", {}).apps[0]
+    assert (app.id, app.key, app.secret) == ("app-test", "app-key", "secret")
+    assert (app.name, app.enable) == ("Default Application for tests", True)
+    assert app.channels == {"public", "private", "presence"}
+    assert app.origins == ()
+    assert app.client_messages
+    assert not app.statistic
+    assert app.hook
+    assert app.hook.trigger == {"register", "unregister", "join", "leave", "push"}
+    assert app.hook.endpoint == ("http://127.0.0.1:8080/hook",)
+
+
+def test_what_of_push1st_has_no_effect_is_said_once_each():
+    assert load(CONFIGS / "push1st" / "server.yml", {}).warnings == (
+        "server.yml:9: server.threads: has no effect here; use server.workers",
+        "server.yml:46: api.module.smpp: has no effect here",
+        "server.yml:29: cluster: does nothing yet; this server works alone",
+        "server.yml:8: server.proto: mqtt does nothing yet",
+        "apps/default.yml:9: app-test.hook: a hook does nothing yet",
+        "apps/devices.yml:1: devices: found no secret, so the app has public channels only",
+    )
+
+
+def test_every_key_loads():
+    config = load(CONFIGS / "everything" / "server.yml", {})
+    server, api, (one, two) = config.server, config.api, config.apps
+    assert server.listen == (Listen("tcp", "::1", 6001), Listen("tcp", "127.0.0.1", 6001))
+    assert server.ssl.enable
+    assert (server.ssl.key, server.ssl.cert) == tuple(
+        str(CONFIGS / "everything" / "tls" / name) for name in ("server.key", "server.pem")
+    )
+    assert (server.drain, server.workers, server.outbox) == (3, "auto", 65_536)
+    assert (server.app_path, server.pusher.path, server.websocket.path) == ("/sockets/", "/pusher/", "/")
+    assert (server.max_payload, server.pusher.max_payload, server.websocket.max_payload) == (100_000, 2000, 100_000)
+    assert server.proxies == Networks.parse(["10.0.0.0/8"])
+    assert server.pusher.whitelist == Networks.parse(["192.168.0.0/16", "::1", "10.1.2.3"])
+    assert server.websocket.whitelist == Networks.parse(["10.0.0.0/8"])
+    assert server.pusher.push == {"presence"}
+    assert server.websocket.push == {"public", "protected"}
+    assert api.listen == (Listen("unix", path="/run/push1st/api.sock"),)
+    assert (api.path, api.keep_alive_timeout) == ("/api/", 5)
+    assert api.trust == Networks.parse(["127.0.0.0/8", "::1", "unix"])
+    assert config.broker == "redis://:hunter2@host:6379/0?prefix=push1st"
+    assert (config.log.format, config.log.level) == ("json", "warning")
+    assert one.channels == {"public", "protected"}
+    assert one.origins == ("https://example.com", "*")
+    assert (one.client_messages, one.subscription_count, one.authorized_only, one.statistic) == (True,) * 4
+    assert one.limits == Limits(*range(1, 12))
+    assert one.hook
+    assert one.hook.trigger == {"join"}
+    assert one.hook.endpoint == ("lua://hook.lua",)
+    first, second = one.webhooks
+    assert (first.url, first.events, first.filter) == ("https://user:hunter2@example.com/hook", ("channel_occupied",), ("room-",))
+    assert (first.headers, first.timeout, first.batch) == ((("Authorization", "Bearer hunter2"),), 2, 3)
+    assert second.url == "http://example.com/"
+    assert (two.name, two.hook, two.webhooks, two.limits.payload) == ("two", None, (), 100_000)
+
+
+def test_every_key_without_effect_gives_one_note():
+    notes = load(CONFIGS / "everything" / "server.yml", {}).warnings
+    for path in (
+        *("server.threads", "server.accept", "server.path", "api.threads", "api.accept", "api.module.smpp"),
+        *("log.stdout", "log.file", "log.syslog", "log.remote", "broker", "server.workers", "one.hook", "one.webhooks"),
+    ):
+        assert len([note for note in notes if f" {path}: " in note]) == 1, path
+    assert len(notes) == 14
+
+
+def test_no_note_shows_a_secret():
+    assert "hunter2" not in "".join(load(CONFIGS / "everything" / "server.yml", {}).warnings)
+
+
+def test_a_configuration_without_apps_loads_with_a_warning_and_without_the_demo():
+    config = load(CONFIGS / "container" / "server.yml", {})
+    assert config.apps == ()
+    assert config.warnings == ("server.yml:1: no app is configured, so every client will be refused",)
+    assert not config.demo
+    assert config.server.proto == {"pusher"}
+    assert (config.server.pusher.path, config.server.app_path) == ("/", "/app/")
+
+
+def test_an_empty_file_is_all_defaults(reading):
+    config = reading("# nothing\n")
+    assert config.server == Config().server
+    assert config.api == Config().api
+
+
+def test_every_key_of_the_tables_stands_in_the_test_files():
+    def missing(table: Table, tree, path=""):
+        for name, key in table.items():
+            value = tree and tree.keys.get(name)
+            if value is None:
+                yield f"{path}{name}"
+            elif key.table is not None:
+                yield from missing(key.table, value, f"{path}{name}.")
+
+    folder = CONFIGS / "everything"
+    root = trees.read(folder / "server.yml", "server.yml", [])
+    apps = trees.read(folder / "apps" / "all.yml", "all.yml", [])
+    assert [*missing(ROOT, root), *missing(APP, apps.keys["one"])] == []
+
+
+# Push1st's YAML
+
+
+def test_an_alias_in_a_flow_mapping_merges_and_keys_beside_it_win(reading, tmp_path):
+    for name in ("k", "c", "other"):
+        (tmp_path / name).touch()
+    definition = "ssl: [ &d { enable: true, key: k, cert: c } ]\n"
+    ssl = reading(definition + "server: { ssl: { *d } }").server.ssl
+    assert (ssl.enable, ssl.key, ssl.cert) == (True, str(tmp_path / "k"), str(tmp_path / "c"))
+    for text in ("{ key: other, *d }", "{ *d , key: other }", "{ <<: *d, key: other }", "{ <<: [ { key: other }, *d ] }"):
+        assert reading(f"{definition}server: {{ ssl: {text} }}").server.ssl.key == str(tmp_path / "other"), text
+
+
+def test_an_alias_of_an_empty_section_merges_nothing(reading):
+    assert not reading("ssl:\n  - &d\n    # key:\nserver: { ssl: { enable: false, *d } }").server.ssl.enable
+
+
+def test_empty_keys_and_sections_are_the_same_as_none(reading):
+    config = reading("server:\napi: { listen: , ssl: { key: , cert: }, path: ~ }\nlog: { format: }\ncredentials:\ncluster:")
+    assert (config.server, config.api, config.log) == (Config().server, Config().api, Config().log)
+
+
+def test_bare_words_in_a_flow_mapping_are_a_list(reading, app):
+    assert reading("server: { websocket: { push: { public, protected } } }").server.websocket.push == {"public", "protected"}
+    assert app("a: { key: k, secret: s, origins: { one.com, two.com } }").origins == ("one.com", "two.com")
+
+
+def test_one_value_is_a_list_of_one(reading, app):
+    assert reading("server: { proto: pusher, listen: tcp://*:1 }").server.proto == {"pusher"}
+    assert app("a: { key: k, secret: s, hook: { endpoint: http://h/ } }").hook.endpoint == ("http://h/",)
+
+
+def test_an_empty_endpoint_is_no_endpoint(app):
+    assert app("a: { key: k, secret: s, hook: { trigger: [ join ], endpoint: } }").hook.endpoint == ()
+    assert app("a:\n  key: k\n  hook:\n    endpoint:\n      -\n").hook.endpoint == ()
+
+
+@pytest.mark.parametrize("word", ["false", "off", "disable", '"false"'])
+def test_listening_can_be_switched_off(reading, word):
+    config = reading(f"server: {{ listen: {word} }}\napi: {{ listen: {word} }}")
+    assert config.server.listen == config.api.listen == ()
+
+
+@pytest.mark.parametrize("word", ["false", "disable"])
+def test_a_cluster_that_is_switched_off_gives_no_warning(reading, word):
+    assert [note for note in reading(f"cluster: {{ listen: {word} }}", APP_TEXT).warnings if "cluster" in note] == []
+    assert [note for note in reading("cluster: { listen: udp://*:8001 }", APP_TEXT).warnings if "cluster" in note]
+
+
+def test_peers_may_be_a_bare_list_or_a_section_of_known_keys(reading, wrong):
+    reading("cluster: { family: [ node1, node2 ] }")
+    reading("cluster: { family: { adapter: peers, nodes: [ node1 ] } }")
+    assert wrong("cluster: { family: { adaptr: peers } }") == [
+        "server.yml:1: cluster.family.adaptr: unknown key, did you mean adapter?"
+    ]
+
+
+def test_an_ipv6_address_may_stand_unquoted_in_a_list(reading):
+    config = reading('api: { trust: [ 127.0.0.0/8, ::1, unix ], whitelist: [::/0], "path":"/x/" }')
+    assert config.api.trust == Config().api.trust
+    assert config.api.whitelist == Networks.parse(["::/0"])
+
+
+def test_whole_numbers_are_the_text_they_are_written_in_where_text_is_wanted(app):
+    found = app("0123:\n  { key: 12345, secret: 0o17, name: 1_000 }")
+    assert (found.id, found.key, found.secret, found.name) == ("0123", "12345", "0o17", "1_000")
+
+
+def test_a_file_may_begin_with_a_byte_order_mark(reading):
+    assert reading("\ufeffserver: { drain: 3 }").server.drain == 3
+
+
+# Rules
+
+
+@pytest.mark.parametrize("text", ["app/", "/app", "app", "/app/", "//app//"])
+def test_a_path_gets_its_slashes_whatever_the_file_says(reading, text):
+    assert reading(f"server: {{ app-path: {text} }}").server.app_path == "/app/"
+
+
+def test_a_protocol_that_is_not_named_is_off(reading):
+    assert reading("server: { proto: [ websocket ] }").server.proto == {"websocket"}
+    assert reading("server: { proto: [] }").server.proto == set()
+
+
+def test_mqtt_broker_and_workers_warn_that_they_do_nothing_yet(reading):
+    text = "server: { proto: [ mqtt ], workers: 2 }\nbroker: redis://h/0\n"
+    assert reading(text, APP_TEXT).warnings == (
+        "server.yml:1: server.proto: mqtt does nothing yet",
+        "server.yml:2: broker: does nothing yet; only memory works",
+        "server.yml:1: server.workers: does nothing yet; there is one worker",
+    )
+    assert reading("server: { workers: 1 }\nbroker: memory", APP_TEXT).warnings == ()
+
+
+def test_hooks_of_many_apps_give_one_warning(reading):
+    text = "{0}: {{ key: {0}, secret: s, hook: {{ trigger: join, endpoint: http://h/ }}, webhooks: [ {{ url: http://h/ }} ] }}\n"
+    assert reading("", text.format("a") + text.format("b")).warnings == (
+        "apps/0.yml:1: a.hook: a hook does nothing yet",
+        "apps/0.yml:1: a.webhooks: a webhook does nothing yet",
+    )
+
+
+def test_an_app_without_a_secret_has_public_channels_only_and_a_warning(reading):
+    for text in ("a: { key: k }", 'a: { key: k, secret: "" }', "a:\n  key: k\n  secret:\n"):
+        config = reading("", text)
+        assert config.apps[0].channels == {"public"}
+        assert config.warnings == ("apps/0.yml:1: a: found no secret, so the app has public channels only",)
+
+
+def test_an_app_has_good_defaults(app):
+    found = app("a: { key: k, secret: s }")
+    assert (found.name, found.enable, found.channels, found.limits) == ("a", True, set(type_names), Limits())
+    assert (found.client_messages, found.subscription_count, found.authorized_only, found.hook) == (False, False, False, None)
+
+
+def test_an_app_may_be_disabled(app):
+    assert not app("a: { key: k, secret: s, enable: false }").enable
+
+
+def test_a_configured_request_size_raises_the_event_limit(app):
+    assert app(APP_TEXT).limits.payload == 10_240
+    assert app(APP_TEXT, "server: { max-request-payload: 65400 }").limits.payload == 65_400
+    assert app(APP_TEXT, "server: { max-request-payload: 5000 }").limits.payload == 10_240
+    limited = "a: { key: k, secret: s, limits: { payload: 100 } }"
+    assert app(limited, "server: { max-request-payload: 65400 }").limits.payload == 100
+
+
+def test_a_protocol_has_the_request_size_of_the_server_unless_it_has_its_own(reading):
+    server = reading("server: { max-request-payload: 100, pusher: { max-request-payload: 200 } }").server
+    assert (server.pusher.max_payload, server.websocket.max_payload, server.mqtt.max_payload) == (200, 100, 100)
+    server = reading("server: { pusher: { max-request-payload: 200 } }").server
+    assert (server.pusher.max_payload, server.websocket.max_payload, server.max_payload) == (200, 65_400, 65_400)
+
+
+def test_zero_is_allowed_where_it_means_unlimited(app, wrong):
+    assert app("a: { key: k, secret: s, limits: { members: 0 } }").limits.members == 0
+    (line,) = wrong("", "a: { key: k, secret: s, limits: { payload: 0 } }")
+    assert line.startswith('apps/0.yml:1: a.limits.payload: found "0" (a whole number), allowed: a whole number from 1')
+
+
+def test_certificates_are_only_needed_where_they_are_used(reading, wrong, tmp_path):
+    reading("server: { ssl: { enable: false, key: no.key, cert: no.pem } }")
+    reading("server: { listen: false, ssl: { enable: true, key: no.key, cert: no.pem } }")
+    reading("server: { ssl: { enable: true } }")
+    lines = wrong(
+        "server:\n  ssl:\n    enable: true\n    key: no.key\n    cert: no.pem\napi: { ssl: { enable: true, key: /no } }"
+    )
+    assert lines == [
+        'server.yml:4: server.ssl.key: found "no.key" (text), allowed: the path of a file that is there',
+        'server.yml:5: server.ssl.cert: found "no.pem" (text), allowed: the path of a file that is there',
+        "server.yml:6: api.ssl: found key without cert, allowed: both, or none for a self-signed certificate",
+    ]
+
+
+def test_a_cert_without_a_key_is_refused(wrong):
+    (line,) = wrong("server: { ssl: { enable: true, cert: c } }")
+    assert "found cert without key" in line
+
+
+def test_protocols_that_are_on_need_paths_of_their_own(reading, wrong):
+    text = "server: {{ proto: [ {} ], pusher: {{ path: /x/ }}, websocket: {{ path: x }} }}"
+    assert wrong(text.format("pusher, websocket")) == [
+        'server.yml:1: server.websocket.path: found "/x/", as for pusher, allowed: a path of its own'
+    ]
+    reading(text.format("pusher"))
+
+
+def test_a_socket_path_that_is_too_long_for_the_system_is_refused(wrong):
+    (line,) = wrong(f"api: {{ listen: unix://{'a' * 105} }}")
+    assert "at most 107 bytes" in line
+
+
+# Files of apps
+
+
+def test_apps_come_from_patterns_and_paths_beside_the_configuration_in_order(tmp_path):
+    (tmp_path / "sub").mkdir()
+    for name in ("sub/2.yml", "sub/1.yml", "x.yml"):
+        (tmp_path / name).write_text(f"{Path(name).stem}: {{ key: k{Path(name).stem}, secret: s }}")
+    (tmp_path / "server.yml").write_text(f"credentials: [ x.yml, sub/*.yml, sub/1.yml, {tmp_path}/sub/2.yml ]")
+    assert [app.id for app in load(tmp_path / "server.yml", {}).apps] == ["x", "1", "2"]
+
+
+def test_a_pattern_does_not_take_the_configuration_for_apps(tmp_path):
+    (tmp_path / "app.yml").write_text(APP_TEXT)
+    (tmp_path / "server.yml").write_text("credentials: '*.yml'")
+    assert [app.id for app in load(str(tmp_path / "server.yml"), {}).apps] == ["a"]
+
+
+def test_a_pattern_without_files_warns_and_a_path_without_a_file_is_an_error(reading, wrong):
+    assert 'server.yml:1: credentials: "no/*.yml" matches no file' in reading("credentials: [ no/*.yml ]").warnings
+    for path in ("no.yml", "apps", "."):
+        assert wrong(f"credentials: [ {path} ]") == [
+            f'server.yml:1: credentials: found "{path}", which is no file, allowed: a file, or a pattern of files'
+        ]
+
+
+def test_two_apps_of_one_id_are_an_error_naming_both_places(wrong):
+    assert wrong("", "a: { key: k1, secret: s }", "\na: { key: k2, secret: s }") == [
+        "apps/1.yml:2: a: found a second app of this id, first at apps/0.yml:1, allowed: each id once"
+    ]
+
+
+def test_two_apps_of_one_key_are_an_error_naming_both_places(wrong):
+    assert wrong("", "a: { key: 12, secret: s }", "\nb: { key: '12', secret: s, enable: false }") == [
+        "apps/1.yml:2: b.key: found the key of another app, a.key at apps/0.yml:1, allowed: each key once"
+    ]
+
+
+def test_an_app_needs_a_key(wrong):
+    assert wrong("", "a: { secret: s }\nb:\n") == [
+        "apps/0.yml:1: a.key: found nothing, allowed: the key that clients connect with",
+        "apps/0.yml:2: b.key: found nothing, allowed: the key that clients connect with",
+    ]
+
+
+@pytest.mark.parametrize("key", ["a/b", "a b", "a:b", "ä", "'a?b'", "'a%2f'", "x" * 129, '""'])
+def test_a_key_fits_into_urls_and_signatures(wrong, key):
+    (line,) = wrong("", f"a: {{ key: {key}, secret: s }}")
+    assert line.startswith("apps/0.yml:1: a.key: found ")
+    assert f'"{key}"' not in line
+
+
+def test_an_id_fits_into_urls(wrong):
+    (line,) = wrong("", "a/b: { key: k, secret: s }")
+    assert line.startswith("apps/0.yml:1: a/b: found text, allowed: 1 to 128 visible")
