@@ -32,7 +32,7 @@ check: $(INSTALLED) ## format, lint, types, layers: what must be clean before a 
 	@$(BIN)/mypy
 	@$(BIN)/lint-imports
 
-bench: $(INSTALLED) ## measure this server alone: deliveries, CPU a delivery, memory a connection
+bench: $(INSTALLED) ## measure this server and its peers: deliveries, CPU a delivery, memory a connection
 	@$(BIN)/python bench/bench.py $(ARGS)
 
 format: $(INSTALLED) ## rewrite the code the way `make check` wants it

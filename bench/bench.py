@@ -275,7 +275,9 @@ def table(bench: Bench, ready: list[Peer]) -> str:
             rows.append([f"{figure.title}, {figure.unit}", *cells])
     for run, how in (("one", "one publish at a time"), ("eight", "8 publishers")):
         for field, who in (("server_cpu", "server"), ("load_cpu", "load generator")):
-            shares = (bench.median(run, field, peer.name) for peer in ready)
+            shares = [bench.median(run, field, peer.name) for peer in ready]
+            if all(share is None for share in shares):
+                continue
             rows.append([f"busy: {who}, {how}", *("–" if share is None else f"{share:.0%}" for share in shares)])
     return grid(rows)
 
@@ -373,7 +375,7 @@ def main() -> int:
         return 1
     caption = conditions(bench, ready, left_out)
     print(table(bench, ready))
-    print("\n(n×): times uWebSockets.js in this run\n" + "\n".join(f"- {line}" for line in caption))
+    print("\nMedians over rounds; (n×): times uWebSockets.js in this run\n" + "\n".join(f"- {line}" for line in caption))
     if reached := goals(bench):
         print("\nGoals\n" + "\n".join(reached))
     if options.json:

@@ -30,6 +30,7 @@ HERE = Path(__file__).parent
 BUILD = HERE / ".build"
 NODE = BUILD / "node"
 NCHAN = BUILD / "nchan"
+NCHAN_MODULE = "usr/lib/nginx/modules/ngx_nchan_module.so"
 APP, KEY, SECRET = "app-test", "app-key", "secret"
 EVENT = "bench"
 PAYLOAD = 100
@@ -200,9 +201,10 @@ def nginx() -> Path:
         run("dpkg-deb", "-x", package, NCHAN / "root")
     if not program.exists():
         raise CannotRun("Debian's nginx package holds no /usr/sbin/nginx")
-    # nchan makes nginx use this built-in folder, whatever the configuration says, and only an installed nginx has it. In our
-    # own copy a name of the same length stands there, which nginx takes as relative to the folder it is started with.
-    program.write_bytes(program.read_bytes().replace(b"/var/lib/nginx/body", b"bench-body-temp-dir"))
+    # nchan wants this folder, whatever the configuration says, and only an installed nginx has it. In our own copy a name of the
+    # same length stands there, which nginx takes as relative to the folder it is started with.
+    module = NCHAN / "root" / NCHAN_MODULE
+    module.write_bytes(module.read_bytes().replace(b"/var/lib/nginx/body", b"bench-body-temp-dir"))
     return program
 
 
@@ -312,14 +314,13 @@ def soketi() -> Peer:
 
 def nchan() -> Peer:
     program = nginx()
-    module = program.parents[1] / "lib/nginx/modules/ngx_nchan_module.so"
     packages = sorted(path.name.split("_")[1].replace("%3a", ":") for path in NCHAN.glob("libnginx-mod-nchan_*.deb"))
     nginx_version = run(program, "-v").strip().rpartition("/")[2]
 
     def command(folder: Path, port: int, api: int) -> list[str]:  # noqa: ARG001
         (folder / "nginx.conf").write_text(
             NGINX_CONF.format(
-                module=module,
+                module=NCHAN / "root" / NCHAN_MODULE,
                 port=port,
                 user="" if os.geteuid() else "user root;",  # started as root, it would want an account for its worker
                 files=resource.getrlimit(resource.RLIMIT_NOFILE)[1],

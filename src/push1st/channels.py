@@ -14,6 +14,7 @@ type_names = ("public", "private", "presence", "protected")
 Type = Literal["public", "private", "presence", "protected"]
 
 PUSHER_NAME = re.compile(r"#?[A-Za-z0-9_\-=@,.;]+\Z")
+PLAIN = re.compile(r"[ -~]{1,255}\Z")
 CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f]")
 WIDE_NAME_BYTES = 255
 
@@ -71,6 +72,8 @@ def pusher_name_error(name: str, most: int = 164) -> str | None:
 
 def wide_name_error(name: str) -> str | None:
     """What is wrong with `name` under the rule for raw WebSocket, MQTT and unsigned calls, or None."""
+    if PLAIN.match(name):
+        return None
     if not name:
         return "a channel name is empty"
     size = len(name) if name.isascii() else len(name.encode("utf-8", "surrogatepass"))

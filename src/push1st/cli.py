@@ -10,7 +10,7 @@ from pathlib import Path
 
 import push1st
 from push1st import auth, client, configfile, logs
-from push1st.config import Config, Listen, demo, strictness
+from push1st.config import Config, Listen, strictness
 from push1st.errors import ConfigError, Refused
 
 DEMO_URL = "ws://127.0.0.1:6001"
@@ -119,7 +119,7 @@ def _app_options(parser: argparse.ArgumentParser) -> None:
 
 
 def _load(file: str | None) -> Config:
-    return configfile.load(Path(file), os.environ) if file else configfile.with_env(demo(), os.environ)
+    return configfile.load(Path(file), os.environ) if file else configfile.demo(os.environ)
 
 
 def _serve(options: argparse.Namespace) -> int:
@@ -132,7 +132,7 @@ def _serve(options: argparse.Namespace) -> int:
         log.warning(warning)
 
     def started(connections: int) -> None:
-        if config.demo and config.log.format == "text":
+        if config.demo and config.log.format == "text" and config.server.listen and config.api.listen:
             print(_demo_text(config), flush=True)
         for line in _listening(config):
             log.info(line)

@@ -117,6 +117,8 @@ class Networks:
 
     def contains(self, ip: str) -> bool:
         """Whether `ip` is in it; "" is the peer of a Unix socket. ::ffff:1.2.3.4 is 1.2.3.4; what is no address is in none."""
+        if len(ip) > 64:  # no address is that long, but a forwarded header may be
+            return False
         known = self._known.get(ip)
         if known is None:
             if len(self._known) >= self.MOST_KNOWN:

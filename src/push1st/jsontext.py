@@ -2,12 +2,12 @@
 
 import msgspec
 
-encode_string = msgspec.json.Encoder().encode
+encode = msgspec.json.Encoder().encode
 
 
 def as_string(data: bytes) -> bytes:
     """JSON text → a JSON string: a string stays, any other value is wrapped (Pusher protocol, section 2)."""
-    return data if data[:1] == b'"' else encode_string(data.decode())
+    return data if data[:1] == b'"' else encode(data.decode())
 
 
 def string_size(data: bytes) -> int:

@@ -5,8 +5,8 @@ is changed without an `await` between, a channel's pending frames are settled be
 became void during a wait is taken back.
 """
 
-from collections.abc import Callable, Sequence
-from typing import Protocol
+from collections.abc import Callable, Coroutine, Sequence
+from typing import Any, Protocol
 
 from push1st.apps import Apps
 from push1st.brokers import Broker, Occupancy, Roster
@@ -165,10 +165,13 @@ class Node:
     def stamp(self) -> tuple[int, int]:
         """A message id and the wall clock, in nanoseconds. Ids begin at the clock, grow, and end in the worker's number."""
         now = self.clock.wall()
-        self._last_id = max(self._last_id + (1 << WORKER_BITS), now >> WORKER_BITS << WORKER_BITS)
-        return self._last_id | self._worker, now
+        id = now >> WORKER_BITS
+        if id <= self._last_id:
+            id = self._last_id + 1
+        self._last_id = id
+        return id << WORKER_BITS | self._worker, now
 
-    async def publish(
+    def publish(
         self,
         app: App,
         channel: str,
@@ -179,10 +182,10 @@ class Node:
         exclude: str = "",
         options: Options = DEFAULT_OPTIONS,
         user_id: str | None = None,
-    ) -> int:
+    ) -> Coroutine[Any, Any, int]:
         """Sends an event to a channel's subscribers; returns how many there are. Raises Refused(503)."""
         id, now = stamp
-        return await self._broker.publish(
+        return self._broker.publish(
             Message(app.config.id, channel, event, data, id, now, sender, exclude, options.delivery, options.session, user_id)
         )
 

@@ -53,11 +53,8 @@ log = logs.get("push1st.server")
 
 
 class SystemClock:
-    def monotonic(self) -> float:
-        return time.monotonic()
-
-    def wall(self) -> int:
-        return time.time_ns()
+    monotonic = staticmethod(time.monotonic)
+    wall = staticmethod(time.time_ns)
 
 
 def load(registry: dict[str, str], name: str) -> Any:

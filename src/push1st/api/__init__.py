@@ -50,15 +50,16 @@ class Api:
     async def serve(self, request: Request) -> Response:
         """Answers a request, whatever it is."""
         try:
-            return await self._serve(request)
+            return await self._endpoint(request)
         except Refused as refused:
             self._node.metrics.refusals[str(refused.code)] += 1
             return error(refused.code, refused.text)
 
-    async def _serve(self, request: Request) -> Response:
+    def _endpoint(self, request: Request) -> Awaitable[Response]:
+        """Who answers a request, begun. Raises Refused."""
         route = self._route(request.path)
         if route is None:
-            return await self._about_server(request)
+            return self._about_server(request)
         method = "GET" if request.method == "HEAD" else request.method
         endpoint = route.methods.get(method)
         if endpoint is None:
@@ -76,15 +77,15 @@ class Api:
                 raise Refused(401, f"app {config.id!r} has no secret, so no call can be signed for it")
             now = self._node.clock.wall() // 1_000_000_000
             auth.check_request(config.key, config.secret, request.method, request.path, request.query, request.body, now)
-        return await endpoint(Call(self._node, self._node.app(config), request, route.args, signed))
+        return endpoint(Call(self._node, self._node.app(config), request, route.args, signed))
 
-    async def _about_server(self, request: Request) -> Response:
+    def _about_server(self, request: Request) -> Awaitable[Response]:
         endpoint = SERVER.get(request.path.rstrip("/"))
         if endpoint is None:
             raise Refused(404, f"nothing is at {request.path[:200]}")
         if request.method not in ("GET", "HEAD"):
             return _wrong_method(request.method, ("GET",))
-        return await endpoint(self._node, request)
+        return endpoint(self._node, request)
 
     def _find(self, path: str) -> Route | None:
         if not path.startswith(self._base):
@@ -100,7 +101,7 @@ class Api:
         return None
 
 
-def _wrong_method(method: str, allowed: Iterable[str]) -> Response:
+async def _wrong_method(method: str, allowed: Iterable[str]) -> Response:
     names = ", ".join(sorted(allowed))
     status = HTTPStatus.METHOD_NOT_ALLOWED
     return error(status, f"{method} is not allowed here, {names} is", f"Allow: {names}\r\n".encode())

@@ -26,7 +26,10 @@ class Call(msgspec.Struct, frozen=True, gc=False):
     def body(self, decoder: msgspec.json.Decoder[T]) -> T:
         """The request's body. Raises Refused(400) when it is not what the decoder takes."""
         try:
-            return decoder.decode(self.request.body.decode())
+            body = self.request.body
+            if not body.isascii():
+                body.decode()  # the decoder takes what it only passes on as it is
+            return decoder.decode(body)
         except UnicodeDecodeError as wrong:
             raise Refused(400, f"the body is not UTF-8: {wrong.reason} at byte {wrong.start}") from wrong
         except msgspec.ValidationError as wrong:

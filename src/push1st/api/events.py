@@ -11,7 +11,7 @@ import msgspec
 from push1st.api.call import Call, answer
 from push1st.channels import kind_of, reserved_event
 from push1st.errors import Refused
-from push1st.jsontext import encode_string, string_size
+from push1st.jsontext import encode, string_size
 from push1st.limits import Limits
 from push1st.messages import API, DEFAULT_OPTIONS, Options, Response
 
@@ -65,14 +65,15 @@ async def publish(call: Call) -> Response:
     stamp = node.stamp()
     node.metrics.events_in[API] += 1
     exclude = event.socket_id or ""
-    counts = [await node.publish(app, name, event.name, data, stamp, API, exclude, options) for name in channels]
+    counts = {}
+    for name in channels:
+        counts[name] = await node.publish(app, name, event.name, data, stamp, API, exclude, options)
     if attributes:
         return answer({"channels": {name: await channel_info(call, name, attributes) for name in channels}})
     if call.signed:
         return Response(200, b"{}")
-    listed = b",".join([encode_string(name) + b":%d" % count for name, count in zip(channels, counts, strict=True)])
     spent = time.perf_counter_ns() - call.request.started
-    return Response(200, b'{"channels":{%b},"msg-id":%d,"time":%d}' % (listed, stamp[0], spent))
+    return Response(200, b'{"channels":%b,"msg-id":%d,"time":%d}' % (encode(counts), stamp[0], spent))
 
 
 def check_event(name: str, data: msgspec.Raw, limits: Limits) -> bytes:

@@ -7,7 +7,7 @@ exception, `pusher:error` (protocol, sections 2 and 3). What clients send is rea
 import msgspec
 
 from push1st.errors import Refused
-from push1st.jsontext import as_string, encode_string
+from push1st.jsontext import as_string, encode
 from push1st.messages import (
     Command,
     Established,
@@ -61,12 +61,12 @@ class Pusher:
     name = "pusher"
 
     def message(self, message: Message, now: int) -> bytes:
-        user = b"}" if message.user_id is None else b',"user_id":' + encode_string(message.user_id) + b"}"
+        user = b"}" if message.user_id is None else b',"user_id":' + encode(message.user_id) + b"}"
         return text_frame(
             b'{"event":'
-            + encode_string(message.event)
+            + encode(message.event)
             + b',"channel":'
-            + encode_string(message.channel)
+            + encode(message.channel)
             + b',"data":'
             + as_string(message.data)
             + user
@@ -114,13 +114,13 @@ class Pusher:
 
 
 def _event(event: str, channel: str, data: bytes) -> bytes:
-    head = b'{"event":"' + event.encode() + b'","channel":' + encode_string(channel)
-    return text_frame(head + b',"data":' + encode_string(data.decode()) + b"}")
+    head = b'{"event":"' + event.encode() + b'","channel":' + encode(channel)
+    return text_frame(head + b',"data":' + encode(data.decode()) + b"}")
 
 
 def _presence(members: tuple[Member, ...]) -> bytes:
     ids = msgspec.json.encode([member.user_id for member in members])
-    entries = b",".join(encode_string(member.user_id) + b":" + member.info for member in members)
+    entries = b",".join(encode(member.user_id) + b":" + member.info for member in members)
     return b'{"presence":{"ids":%b,"hash":{%b},"count":%d}}' % (ids, entries, len(members))
 
 

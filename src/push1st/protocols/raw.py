@@ -3,7 +3,7 @@
 import msgspec
 
 from push1st.errors import Disconnect, Refused
-from push1st.jsontext import encode_string
+from push1st.jsontext import encode
 from push1st.messages import DEFAULT_OPTIONS, Command, Failure, Message, Options, Publish, Reply
 from push1st.protocols.websocket import text_frame
 
@@ -27,8 +27,8 @@ class Raw:
         return text_frame(
             b'{"event":%b,"channel":%b,"data":%b,"#msg-id":%d,"#msg-from":"%b","#msg-time":%d}'
             % (
-                encode_string(message.event),
-                encode_string(message.channel),
+                encode(message.event),
+                encode(message.channel),
                 message.data,
                 message.id,
                 message.sender.encode(),

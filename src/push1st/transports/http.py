@@ -33,7 +33,7 @@ IDLE, HEAD, BODY = 0, 1, 2
 MOST_WAITING = 16
 """pipelined requests that may wait before the socket is not read any further"""
 
-_STATUS = {status.value: b"HTTP/1.1 %d %b\r\n" % (status.value, status.phrase.encode()) for status in HTTPStatus}
+_STATUS = {status.value: b"HTTP/1.1 %d %b\r\nDate: " % (status.value, status.phrase.encode()) for status in HTTPStatus}
 _NEEDED = frozenset(
     (
         b"authorization",
@@ -61,12 +61,15 @@ class HttpConnection(asyncio.Protocol):
         "_answers",
         "_body",
         "_busy",
+        "_chunk",
         "_deadline",
         "_head",
         "_headers",
         "_last",
+        "_lines",
         "_listener",
         "_parser",
+        "_parts",
         "_paused",
         "_peer",
         "_refused",
@@ -89,9 +92,12 @@ class HttpConnection(asyncio.Protocol):
         self._peer = ""
         self._trusts_peer = False
         self._url = b""
+        self._lines: list[tuple[bytes, bytes]] = []
         self._headers: dict[bytes, bytes] = {}
         self._head = 0
-        self._body: list[bytes] = []
+        self._chunk = 0
+        self._body = b""
+        self._parts: list[bytes] = []
         self._size = 0
         self._stage = IDLE
         self._started = 0
@@ -128,6 +134,7 @@ class HttpConnection(asyncio.Protocol):
     def data_received(self, data: bytes) -> None:
         if self._last:
             return
+        before, self._chunk = (self._stage, self._started), len(data)
         try:
             self._parser.feed_data(data)
         except httptools.HttpParserUpgrade as switch:
@@ -135,12 +142,15 @@ class HttpConnection(asyncio.Protocol):
             return
         except httptools.HttpParserCallbackError:
             self._listener.worker.failed("request")
-            self._refused = error(500, "internal error")
+            self._refuse(500, "internal error")
         except httptools.HttpParserError as wrong:
-            if self._refused is None:
-                self._refused = error(400, f"not an HTTP/1.1 request: {wrong}")
+            self._refuse(400, f"not an HTTP/1.1 request: {wrong}")
         if self._stage == HEAD:
-            self._count_head(len(data))
+            self._head += len(data)
+            if self._head > MOST_HEAD:
+                self._refuse(431, f"request line and headers have at most {MOST_HEAD} bytes")
+        if self._stage != IDLE and not self._busy and (self._stage, self._started) != before:
+            self._expect(HEAD_SECONDS if self._stage == HEAD else BODY_SECONDS)
         if self._refused is not None:
             self._listener.worker.node.metrics.refusals[str(self._refused.status)] += 1
             self._last = True
@@ -166,46 +176,47 @@ class HttpConnection(asyncio.Protocol):
     def on_message_begin(self) -> None:
         self._started = time.perf_counter_ns()
         self._url = b""
-        self._headers = {}
+        self._lines = []
         self._head = 0
-        self._body = []
+        self._body = b""
         self._size = 0
         self._stage = HEAD
-        if not self._busy:
-            self._expect(HEAD_SECONDS)
 
     def on_url(self, url: bytes) -> None:
         self._url += url
-        self._count_head(len(url))
 
     def on_header(self, name: bytes, value: bytes) -> None:
-        self._count_head(len(name) + len(value) + 4)
-        name = name.lower()
-        if name in _NEEDED:
-            before = self._headers.get(name)
-            # A list may come as several lines (RFC 9110 §5.3).
-            self._headers[name] = value if before is None else before + b", " + value
+        self._lines.append((name, value))
 
     def on_headers_complete(self) -> None:
         self._stage = BODY
-        headers = self._headers
-        length = headers.get(b"content-length")
+        headers: dict[bytes, bytes] = {}
+        for name, value in self._lines:
+            name = name.lower()
+            if name in _NEEDED:
+                before = headers.get(name)
+                # A list may come as several lines (RFC 9110 §5.3).
+                headers[name] = value if before is None else before + b", " + value
+        self._headers = headers
+        # A head that came in parts has been counted; one that came in one large chunk has not.
+        if self._chunk > MOST_HEAD and len(self._url) + sum(len(n) + len(v) + 4 for n, v in self._lines) > MOST_HEAD:
+            self._refuse(431, f"request line and headers have at most {MOST_HEAD} bytes")
         if self._parser.get_http_version() not in ("1.1", "1.0"):
-            self._refused = self._refused or error(505, "HTTP/1.1 is spoken here")
-        elif length is not None and int(length) > self._listener.worker.most_body:
+            self._refuse(505, "HTTP/1.1 is spoken here")
+        if b"content-length" in headers and int(headers[b"content-length"]) > self._listener.worker.most_body:
             self._too_large()
         elif b"expect" in headers and headers[b"expect"].lower() == b"100-continue" and not self._busy:
             self._write()
             self._transport.write(b"HTTP/1.1 100 Continue\r\n\r\n")
-        if not self._busy:
-            self._expect(BODY_SECONDS)
 
     def on_body(self, body: bytes) -> None:
         self._size += len(body)
         if self._size > self._listener.worker.most_body:
             self._too_large()
+        elif not self._body:
+            self._body = body
         else:
-            self._body.append(body)
+            self._parts.append(body)
 
     def on_message_complete(self) -> None:
         self._stage = IDLE
@@ -215,16 +226,12 @@ class HttpConnection(asyncio.Protocol):
         if parser.should_upgrade() and self._headers.get(b"upgrade", b"").lower() == b"websocket":
             return
         keep = parser.should_keep_alive() and not parser.should_upgrade()
-        body = self._body[0] if len(self._body) == 1 else b"".join(self._body)
+        body = self._body
+        if self._parts:
+            body = b"".join((body, *self._parts))
+            self._parts = []
         path, query = self._target()
-        request = Request(
-            parser.get_method().decode(),
-            path,
-            query,
-            body,
-            self._trusted(),
-            self._started,
-        )
+        request = Request(parser.get_method().decode(), path, query, body, self._trusted(), self._started)
         if not keep:
             self._last = True
         if self._busy:
@@ -243,14 +250,13 @@ class HttpConnection(asyncio.Protocol):
         path, _, query = url.partition("?")
         return path, query
 
-    def _count_head(self, size: int) -> None:
-        self._head += size
-        if self._head > MOST_HEAD:
-            self._refused = self._refused or error(431, f"request line and headers have at most {MOST_HEAD} bytes")
+    def _refuse(self, status: int, text: str) -> None:
+        """Nothing more is read; the first reason is the one that is answered."""
+        if self._refused is None:
+            self._refused = error(status, text)
 
     def _too_large(self) -> None:
-        most = self._listener.worker.most_body
-        self._refused = self._refused or error(413, f"a request body has at most {most} bytes")
+        self._refuse(413, f"a request body has at most {self._listener.worker.most_body} bytes")
 
     def _client_ip(self) -> str | None:
         """The client's address: the peer's, or what a configured proxy says; None when an unknown proxy says something."""
@@ -314,7 +320,7 @@ class HttpConnection(asyncio.Protocol):
         keep = keep and not worker.node.draining
         body = response.body
         self._answers.append(
-            b"%bDate: %b\r\nContent-Type: %b\r\nContent-Length: %d\r\n%b%b\r\n%b"
+            b"%b%b\r\nContent-Type: %b\r\nContent-Length: %d\r\n%b%b\r\n%b"
             % (
                 _STATUS[response.status],
                 _date(worker.sweep.now),
@@ -351,10 +357,10 @@ class HttpConnection(asyncio.Protocol):
     # Deadlines and the end
 
     def _expect(self, seconds: float) -> None:
-        """Sets the deadline. The sweep is told only of one earlier than the look it has planned."""
+        """Sets the deadline. The sweep is told only of one a second or more before the look it has planned."""
         sweep = self._listener.worker.sweep
-        self._deadline = sweep.now + seconds
-        if self._deadline < self.due_at:
+        self._deadline = deadline = sweep.now + seconds
+        if deadline + 1 < self.due_at:
             sweep.watch(self, self._deadline)
 
     def due(self, now: float) -> float | None:
