@@ -95,7 +95,8 @@ class Node:
 
     def new_id(self, prefix: str = "") -> str:
         """A connection id: `NUMBER.NUMBER`, behind the prefix if there is one (Push1st API, section 7)."""
-        number = f"{self._random(32)}.{self._random(32)}"
+        bits = self._random(64)
+        number = f"{bits >> 32}.{bits & 0xFFFFFFFF}"
         return f"{prefix}.{number}" if prefix else number
 
     def connect(self, app: App, client: Client) -> None:

@@ -1,0 +1,154 @@
+"""The command line, and the demo as its own first page tells it: the lines to paste are pasted."""
+
+import contextlib
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.clients.process import DEADLINE, ServerProcess, free_ports, wait_until
+from tests.clients.raw_socket import raw_socket
+from tests.clients.signing import hmac_hex
+
+PUSH1ST = [str(Path(sys.executable).with_name("push1st"))]
+
+
+def push1st(*arguments: str, code: int = 0) -> subprocess.CompletedProcess[str]:
+    """Run a command to its end."""
+    done = subprocess.run([*PUSH1ST, *arguments], check=False, capture_output=True, text=True, timeout=DEADLINE)
+    assert done.returncode == code, done
+    assert "Traceback" not in done.stderr, done
+    return done
+
+
+@contextlib.contextmanager
+def subscribing(server: ServerProcess, *arguments: str) -> Iterator[subprocess.Popen[str]]:
+    """`push1st subscribe`, subscribed when the block begins."""
+    started = subprocess.Popen(
+        [*PUSH1ST, "subscribe", "--url", server.ws, *arguments], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    )
+    with started as process:
+        assert process.stderr is not None
+        assert "subscribed" in process.stderr.readline()
+        yield process
+        process.terminate()
+
+
+def test_publish_and_subscribe_meet(server: ServerProcess, channel: str) -> None:
+    with subscribing(server, "--count", "1", channel) as subscriber:
+        push1st("publish", "--api", server.api, channel, "greeting", '{"text":"hello"}')
+        assert subscriber.stdout is not None
+        line = subscriber.stdout.readline()
+        assert line.startswith(f"{channel}  greeting  ")
+        assert subscriber.wait(DEADLINE) == 0
+
+
+def test_publish_and_subscribe_meet_on_a_private_channel_with_a_secret(server: ServerProcess, channel: str) -> None:
+    private = f"private-{channel}"
+    with subscribing(server, "--secret", "secret", private) as subscriber:
+        push1st("publish", "--api", f"http://127.0.0.1:{server.ws_port}", "--secret", "secret", private, "greeting", "hello")
+        assert subscriber.stdout is not None
+        assert subscriber.stdout.readline() == f"{private}  greeting  hello\n"
+
+
+def test_publish_says_why_it_failed(server: ServerProcess, channel: str) -> None:
+    failed = push1st("publish", "--api", server.api, "--secret", "wrong", channel, "greeting", code=1)
+    assert "auth_signature" in failed.stderr
+
+
+def test_publish_says_that_nobody_is_there() -> None:
+    (port,) = free_ports(1)
+    assert push1st("publish", "--api", f"http://127.0.0.1:{port}", "c", "e", code=1).stderr
+
+
+def test_the_session_token_is_the_one_of_the_api(server: ServerProcess) -> None:
+    offline = push1st("token", "session", "-c", str(server.folder / "server.yml"), "--app", "app-test", "1.2", "private-x")
+    assert offline.stdout.strip() == hmac_hex("secret", "1.2:private-x")
+
+
+def test_the_access_token_opens_a_channel(server: ServerProcess, channel: str) -> None:
+    private = f"private-{channel}"
+    made = push1st("token", "access", "-c", str(server.folder / "server.yml"), "--app", "app-test", "--channel", private)
+    with raw_socket(server, private, query=f"token={made.stdout.strip()}"):
+        server.until_sessions(private, 1)
+
+
+def test_the_variable_of_publish_and_subscribe_disturbs_no_other_command(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PUSH1ST_SECRET", "secret")
+    assert push1st("token", "session", "1.2", "private-x").stdout.strip() == hmac_hex("secret", "1.2:private-x")
+
+
+def test_check_says_what_would_run(server: ServerProcess) -> None:
+    said = push1st("check", "-c", str(server.folder / "server.yml")).stdout
+    assert str(server.ws_port) in said
+    assert "app-test" in said
+    assert "secret" not in said.replace("the secret is shorter", "").replace("no secret", "")
+
+
+def test_check_refuses_an_unknown_key_and_says_where(tmp_path: Path) -> None:
+    (tmp_path / "server.yml").write_text("server:\n    listen: tcp://127.0.0.1:0\n    listen: tcp://127.0.0.1:0\n")
+    failed = push1st("check", "-c", str(tmp_path / "server.yml"), code=1)
+    assert "listen" in failed.stderr
+    assert "server.yml:3" in failed.stderr
+
+
+def test_serve_refuses_a_port_that_is_taken(server: ServerProcess, tmp_path: Path) -> None:
+    (tmp_path / "server.yml").write_text(f"server:\n    listen: {server.ws.replace('ws', 'tcp')}\napi:\n    listen: false\n")
+    failed = push1st("serve", "-c", str(tmp_path / "server.yml"), code=1)
+    assert str(server.ws_port) in failed.stderr
+
+
+def test_version_is_the_package_s() -> None:
+    assert re.match(r"push1st \d+\.\d+", push1st("version").stdout)
+
+
+@pytest.mark.parametrize("command", ["serve", "check", "token session", "token access", "publish", "subscribe", "version"])
+def test_every_command_has_help(command: str) -> None:
+    assert push1st(*command.split(), "--help").stdout
+
+
+@pytest.fixture
+def demo(tmp_path: Path) -> Iterator[subprocess.Popen[str]]:
+    """`push1st serve` without a configuration, on ports of its own."""
+    ws_port, api_port = free_ports(2)
+    listen = {"PUSH1ST_SERVER_LISTEN": f"tcp://127.0.0.1:{ws_port}", "PUSH1ST_API_LISTEN": f"tcp://127.0.0.1:{api_port}"}
+    with open(tmp_path / "stderr", "w") as errors:
+        process = subprocess.Popen(
+            [*PUSH1ST, "serve"], stdout=subprocess.PIPE, stderr=errors, text=True, cwd=tmp_path, env={**os.environ, **listen}
+        )
+    with process:
+        yield process
+        process.send_signal(signal.SIGINT)
+        assert process.wait(DEADLINE) == 0
+    assert "Traceback" not in (tmp_path / "stderr").read_text()
+
+
+def test_the_demo_s_lines_to_paste_show_a_message(demo: subprocess.Popen[str], tmp_path: Path) -> None:
+    assert demo.stdout is not None
+    text = ""
+    while "curl" not in text:
+        line = demo.stdout.readline()
+        assert line, "the demo ended"
+        text += line
+    assert "demo" in text
+    assert "Not for production" in text
+    subscribe, pause, curl = (line.strip() for line in text.splitlines()[-3:])
+    (port,) = re.findall(r"WebSockets +ws://127\.0\.0\.1:(\d+)", text)
+    # Pasted as they stand: but for the pause, in whose place the test waits until the subscriber says that it is there.
+    assert pause.startswith("sleep")
+    with open(tmp_path / "seen", "w+") as seen:
+        shell = subprocess.Popen(["bash", "-c", f"exec {subscribe.rstrip('& ')}"], stdout=seen, stderr=subprocess.STDOUT)
+        try:
+            wait_until(lambda: "subscribed" in (tmp_path / "seen").read_text(), f"subscribed on port {port}")
+            answer = subprocess.run(["bash", "-c", curl], check=True, capture_output=True, text=True, timeout=DEADLINE)
+            assert json.loads(answer.stdout)["channels"] == {"my-channel": 1}
+            wait_until(lambda: "my-channel  greeting  hello" in (tmp_path / "seen").read_text(), "the message is shown")
+        finally:
+            shell.terminate()
+            shell.wait()
