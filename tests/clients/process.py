@@ -205,7 +205,7 @@ class ServerProcess:
 
     def assert_quiet(self) -> None:
         """Nothing was raised past a connection, and Python itself had nothing to complain of."""
-        complaint = re.search(r"Traceback|Task exception|never (awaited|retrieved)|\w*Warning: ", self.output)
+        complaint = re.search(r"Traceback|internal error|Task exception|never (awaited|retrieved)|\w*Warning: ", self.output)
         assert complaint is None, self.output
 
     def request(

@@ -4,6 +4,8 @@ The commands are those of the page, with the port replaced.
 """
 
 import contextlib
+import datetime as dt
+import ipaddress
 import json
 import shlex
 import ssl
@@ -15,6 +17,10 @@ from typing import Any
 
 import jwt
 import pytest
+from cryptography import x509
+from cryptography.hazmat.primitives import hashes, serialization
+from cryptography.hazmat.primitives.asymmetric import ec
+from cryptography.x509.oid import NameOID
 
 from tests.clients.process import APP, DEADLINE, ServerProcess, merged, running
 from tests.clients.pusher_socket import PusherSocket, pusher_socket
@@ -381,12 +387,22 @@ def test_the_events_call_over_the_unix_socket(server: ServerProcess) -> None:
 
 @pytest.fixture
 def certificate(tmp_path: Path) -> tuple[Path, Path]:
-    """A key and a certificate of somebody else's making."""
-    key, cert = tmp_path / "key.pem", tmp_path / "cert.pem"
-    subject = ["-subj", "/CN=localhost", "-days", "2"]
-    made = ["openssl", "req", "-x509", "-newkey", "rsa:2048", "-nodes", "-keyout", str(key), "-out", str(cert), *subject]
-    subprocess.run(made, check=True, capture_output=True)
-    return key, cert
+    """A key and a certificate for 127.0.0.1, made here."""
+    key = ec.generate_private_key(ec.SECP256R1())
+    name = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, "tests")])
+    now = dt.datetime.now(dt.UTC)
+    cert = (
+        x509.CertificateBuilder(name, name, key.public_key(), x509.random_serial_number())
+        .not_valid_before(now - dt.timedelta(days=1))
+        .not_valid_after(now + dt.timedelta(days=1))
+        .add_extension(x509.SubjectAlternativeName([x509.IPAddress(ipaddress.ip_address("127.0.0.1"))]), critical=False)
+        .sign(key, hashes.SHA256())
+    )
+    files = tmp_path / "key.pem", tmp_path / "cert.pem"
+    plain = serialization.PrivateFormat.PKCS8, serialization.NoEncryption()
+    files[0].write_bytes(key.private_bytes(serialization.Encoding.PEM, *plain))
+    files[1].write_bytes(cert.public_bytes(serialization.Encoding.PEM))
+    return files
 
 
 @pytest.mark.parametrize("own", [True, False], ids=["self-signed", "configured"])
@@ -396,10 +412,10 @@ def test_the_events_call_over_tls(certificate: tuple[Path, Path], own: bool) -> 
         status, _, _ = curl(EVENTS, server, "--insecure", base=f"https://localhost:{server.api_port}")
         assert status == 200
         context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
-        context.check_hostname, context.verify_mode = False, ssl.CERT_NONE
-        if not own:
+        if own:
+            context.check_hostname, context.verify_mode = False, ssl.CERT_NONE
+        else:
             context.load_verify_locations(certificate[1])
-            context.verify_mode = ssl.CERT_REQUIRED
         server_address = type("Address", (), {"ws": f"wss://127.0.0.1:{server.ws_port}"})
         with pusher_socket(server_address, ssl=context) as client:  # type: ignore[arg-type]  # only its `ws` is asked for
             client.subscribe("over-tls")

@@ -16,7 +16,7 @@ import msgspec
 
 from push1st.eager import Rest, begin, spawn
 from push1st.messages import Request, Response
-from push1st.transports.listener import Listener
+from push1st.transports.listener import Head, Listener
 from push1st.transports.sweep import NEVER
 from push1st.transports.websocket import Handshake, upgrade
 
@@ -28,12 +28,16 @@ BODY_SECONDS = 30
 """from the headers to the end of the body"""
 ANSWER_SECONDS = 30
 """to the end of an answer that waits, and for the client to take it"""
+MOST_HEADS = 4096
+MOST_REMEMBERED = 1024
+"""heads that are remembered, and bytes one of them may have"""
 IDLE, HEAD, BODY = 0, 1, 2
 """where the parser is"""
 MOST_WAITING = 16
 """pipelined requests that may wait before the socket is not read any further"""
 
 _STATUS = {status.value: b"HTTP/1.1 %d %b\r\nDate: " % (status.value, status.phrase.encode()) for status in HTTPStatus}
+_HARMLESS = frozenset((b"connection", b"content-length"))
 _NEEDED = frozenset(
     (
         b"authorization",
@@ -44,6 +48,7 @@ _NEEDED = frozenset(
         b"origin",
         b"sec-websocket-key",
         b"sec-websocket-version",
+        b"transfer-encoding",
         b"upgrade",
         b"x-forwarded-for",
     )
@@ -134,6 +139,17 @@ class HttpConnection(asyncio.Protocol):
     def data_received(self, data: bytes) -> None:
         if self._last:
             return
+        worker = self._listener.worker
+        fresh = self._stage == IDLE and not self._busy
+        if fresh:
+            end = data.find(b"\r\n\r\n") + 4
+            head = worker.heads.get(data[:end])
+            if head is not None and len(data) - end == head.length:
+                self._started = time.perf_counter_ns()
+                self._serve(Request(head.method, head.path, "", data[end:], self._trusts_peer, self._started), True)
+                if self._answers:
+                    worker.answer(self)
+                return
         before, self._chunk = (self._stage, self._started), len(data)
         try:
             self._parser.feed_data(data)
@@ -141,7 +157,7 @@ class HttpConnection(asyncio.Protocol):
             self._upgrade(data[switch.args[0] :])
             return
         except httptools.HttpParserCallbackError:
-            self._listener.worker.failed("request")
+            worker.failed("request")
             self._refuse(500, "internal error")
         except httptools.HttpParserError as wrong:
             self._refuse(400, f"not an HTTP/1.1 request: {wrong}")
@@ -152,11 +168,38 @@ class HttpConnection(asyncio.Protocol):
         if self._stage != IDLE and not self._busy and (self._stage, self._started) != before:
             self._expect(HEAD_SECONDS if self._stage == HEAD else BODY_SECONDS)
         if self._refused is not None:
-            self._listener.worker.node.metrics.refusals[str(self._refused.status)] += 1
+            worker.node.metrics.refusals[str(self._refused.status)] += 1
             self._last = True
             if not self._busy:
                 self._answer(self._refused, False)
-        self._write()
+        elif fresh and self._stage == IDLE:
+            self._remember(data)
+        if self._answers:
+            worker.answer(self)
+
+    def _remember(self, data: bytes) -> None:
+        """A head that came with its whole request, and means nothing but method, path and length, is not parsed again.
+
+        Clients on a kept connection send the same head again and again; only its length changes. The next request with
+        the very same bytes is known by them (`Worker.heads`).
+        """
+        end = data.find(b"\r\n\r\n") + 4
+        headers = self._headers
+        if (
+            len(data) - end == self._size
+            and end <= MOST_REMEMBERED
+            and self._refused is None
+            and not self._last
+            and b"?" not in self._url
+            and self._url.startswith(b"/")
+            and headers.keys() <= _HARMLESS
+            and headers.get(b"connection", b"keep-alive").lower() == b"keep-alive"
+        ):
+            heads = self._listener.worker.heads
+            if len(heads) >= MOST_HEADS:
+                heads.clear()
+            method = self._parser.get_method().decode()
+            heads[data[:end]] = Head(method, self._url.decode("latin-1"), self._size)
 
     def eof_received(self) -> bool:
         # The answers to what came before the end are still sent.
@@ -206,7 +249,7 @@ class HttpConnection(asyncio.Protocol):
         if b"content-length" in headers and int(headers[b"content-length"]) > self._listener.worker.most_body:
             self._too_large()
         elif b"expect" in headers and headers[b"expect"].lower() == b"100-continue" and not self._busy:
-            self._write()
+            self.flush()
             self._transport.write(b"HTTP/1.1 100 Continue\r\n\r\n")
 
     def on_body(self, body: bytes) -> None:
@@ -312,7 +355,7 @@ class HttpConnection(asyncio.Protocol):
         if self._refused is not None and not self._busy:
             self._answer(self._refused, False)
         self._reading()
-        self._write()
+        self.flush()
 
     def _answer(self, response: Response, keep: bool, head: bool = False) -> None:
         worker = self._listener.worker
@@ -335,7 +378,8 @@ class HttpConnection(asyncio.Protocol):
             self._last = True
         self._expect(self._listener.keep_alive)
 
-    def _write(self) -> None:
+    def flush(self) -> None:
+        """Writes the answers of this turn."""
         answers = self._answers
         if answers:
             self._answers = []
@@ -371,10 +415,10 @@ class HttpConnection(asyncio.Protocol):
         if self._transport.is_closing() or not self._writing:
             self._transport.abort()
             return None
-        if self._stage != IDLE or not self._url:
+        if self._stage != IDLE or not self._started:
             self._listener.worker.node.metrics.cut_offs["slow-request"] += 1
             self._answer(error(408, "the request took too long"), False)
-            self._write()
+            self.flush()
         self._last = True
         self._transport.close()
         self._deadline = now + ANSWER_SECONDS
@@ -402,7 +446,7 @@ class HttpConnection(asyncio.Protocol):
             self._last = True
             if not self._answers and not self._busy:
                 self._answer(self._refused, False)
-            self._write()
+            self.flush()
             return
         worker = self._listener.worker
         headers = self._headers
@@ -427,7 +471,7 @@ class HttpConnection(asyncio.Protocol):
             return
         self._last = True
         self._answer(refusal, False)
-        self._write()
+        self.flush()
 
 
 _dated = (-1, b"")

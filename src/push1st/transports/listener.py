@@ -1,7 +1,10 @@
 """What every connection of a listener shares: who may connect, whom to trust, and where requests go."""
 
+import asyncio
 from collections.abc import Callable, Coroutine
 from typing import Any, Protocol
+
+import msgspec
 
 from push1st.config import Config, Networks, ProtocolConfig
 from push1st.messages import Request, Response
@@ -10,6 +13,20 @@ from push1st.protocols import Codec
 from push1st.transports.sweep import Sweep
 
 Serve = Callable[[Request], Coroutine[Any, Any, Response]]
+
+
+class Head(msgspec.Struct, frozen=True, gc=False):
+    """What a remembered request head says. length: bytes of the body."""
+
+    method: str
+    path: str
+    length: int
+
+
+class Answering(Protocol):
+    """A connection with answers to write."""
+
+    def flush(self) -> None: ...
 
 
 class Open(Protocol):
@@ -35,11 +52,29 @@ class Worker:
         self.sweep = sweep
         self.failed = failed
         self.open: set[Open] = set()
+        self.heads: dict[bytes, Head] = {}
+        """request heads seen before, by their bytes"""
+        self._answering: dict[Answering, None] = {}
         payload = max((app.limits.payload for app in config.apps), default=0)
         batch = max((app.limits.batch for app in config.apps), default=0)
         self.most_body = max(config.server.max_payload, 2 * payload * max(batch, 1) + 65_536)
         """bytes a request body may have: a full batch, JSON-escaped"""
         self._most_event = 2 * payload + 4096
+
+    def answer(self, connection: Answering) -> None:
+        """Has a connection write its answers at the end of the turn.
+
+        Then all requests of a turn are read first and all that comes of them is written in one go, deliveries before
+        answers: the interpreter stays in one piece of code, and a peer that waits is woken once, not for every write.
+        """
+        if not self._answering:
+            asyncio.get_running_loop().call_soon(self._write_answers)
+        self._answering[connection] = None
+
+    def _write_answers(self) -> None:
+        answering, self._answering = self._answering, {}
+        for connection in answering:
+            connection.flush()
 
     def most_message(self, protocol: ProtocolConfig) -> int:
         """Bytes a WebSocket message may have: at least the largest event, JSON-escaped."""
