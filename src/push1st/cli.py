@@ -87,7 +87,7 @@ def _parser() -> argparse.ArgumentParser:
     publish.add_argument("--app", default="app-test", help="the app's id (default: app-test)")
     publish.add_argument("--key", default="app-key", help="the app's key (default: app-key)")
     publish.add_argument(
-        "--secret", default=os.environ.get("PUSH1ST_SECRET", ""), help="sign the call with it (or $PUSH1ST_SECRET)"
+        "--secret", default=os.environ.get("PUSH1ST_APP_SECRET", ""), help="sign the call with it (or $PUSH1ST_APP_SECRET)"
     )
     publish.set_defaults(run=_publish)
 
@@ -97,7 +97,7 @@ def _parser() -> argparse.ArgumentParser:
     subscribe.add_argument("channel", nargs="+", help="channels; private and presence ones need --secret")
     subscribe.add_argument("--url", default=DEMO_URL, help=f"the server (default: {DEMO_URL})")
     subscribe.add_argument("--key", default="app-key", help="the app's key (default: app-key)")
-    subscribe.add_argument("--secret", default=os.environ.get("PUSH1ST_SECRET", ""), help="the app's secret (or $PUSH1ST_SECRET)")
+    subscribe.add_argument("--secret", default=os.environ.get("PUSH1ST_APP_SECRET", ""), help="the app's secret (or $PUSH1ST_APP_SECRET)")
     subscribe.add_argument("--count", type=int, default=0, metavar="N", help="stop after so many events (default: never)")
     subscribe.set_defaults(run=_subscribe)
 

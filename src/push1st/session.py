@@ -306,8 +306,9 @@ class Session:
             raise Refused(400, f"an event name has 1 to {limits.event_name} characters")
         if reserved_event(event):
             raise Refused(400, "event names that begin with pusher: or pusher_internal: are reserved")
-        if string_size(command.data) > limits.payload:
-            raise Refused(413, f"data has {string_size(command.data)} bytes, the limit is {limits.payload}")
+        # A decoded string is never longer than its JSON text.
+        if len(command.data) > limits.payload and (size := string_size(command.data)) > limits.payload:
+            raise Refused(413, f"data has {size} bytes, the limit is {limits.payload}")
         if limits.client_events:
             now = self.node.clock.monotonic()
             if self._events is None:

@@ -9,6 +9,7 @@ from websockets.exceptions import ConnectionClosed
 from websockets.sync.client import ClientConnection, connect
 
 from tests.clients.process import DEADLINE, ServerProcess
+from tests.clients.pusher_socket import PLAIN
 
 
 class RawSocket:
@@ -64,5 +65,5 @@ def raw_socket(
 ) -> Iterator[RawSocket]:
     """A connection that names `channels` in its path, percent-encoded where they need it."""
     path = "/".join(["ws", "app", key, *channels])
-    with connect(f"{server.ws}/{path}{query and '?'}{query}", compression=None, **options) as connection:
+    with connect(f"{server.ws}/{path}{query and '?'}{query}", **{**PLAIN, **options}) as connection:
         yield RawSocket(connection)

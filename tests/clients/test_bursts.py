@@ -46,7 +46,7 @@ def test_a_burst_arrives_whole_and_in_order_on_both_sides(
 ) -> None:
     client = connect()
     client.subscribe(channel)
-    with raw_socket(server, channel, max_queue=None) as raw:
+    with raw_socket(server, channel) as raw:
         server.until_sessions(channel, 2)
         answers = publish_all(server, [event(channel, number) for number in range(COUNT)])
         assert [answer["channels"] for answer in answers] == [{channel: 2}] * COUNT
@@ -68,8 +68,8 @@ def test_exclusions_in_a_burst_hit_only_whom_they_name(
 
 def test_deliveries_of_every_kind_keep_their_order_in_a_burst(server: ServerProcess, channel: str) -> None:
     with (
-        raw_socket(server, channel, query="session=desk", max_queue=None) as desk,
-        raw_socket(server, channel, query="session=door", max_queue=None) as door,
+        raw_socket(server, channel, query="session=desk") as desk,
+        raw_socket(server, channel, query="session=door") as door,
     ):
         server.until_sessions(channel, 2)
         sessions = [session["id"] for session in server.get(f"/apps/app-test/channels/{channel}/").json["sessions"]]
@@ -99,7 +99,7 @@ def test_channels_of_a_burst_do_not_mix(server: ServerProcess, connect: Callable
 
 def test_who_joins_in_the_midst_of_a_burst_misses_nothing_and_sees_nothing_twice(server: ServerProcess, channel: str) -> None:
     bursts = 20
-    with contextlib.ExitStack() as stack, raw_socket(server, channel, max_queue=None) as whole:
+    with contextlib.ExitStack() as stack, raw_socket(server, channel) as whole:
         server.until_sessions(channel, 1)
 
         def publish() -> None:
@@ -108,9 +108,9 @@ def test_who_joins_in_the_midst_of_a_burst_misses_nothing_and_sees_nothing_twice
 
         publisher = threading.Thread(target=publish)
         publisher.start()
-        joined = []
+        joined: list[PusherSocket] = []
         while publisher.is_alive() and len(joined) < 30:
-            client = stack.enter_context(pusher_socket(server, max_queue=None))
+            client = stack.enter_context(pusher_socket(server))
             client.send("pusher:subscribe", {"channel": channel})
             joined.append(client)
         publisher.join()
@@ -147,7 +147,7 @@ def test_what_is_published_after_the_answer_to_an_unsubscription_is_not_received
 
 
 def test_a_disconnect_in_the_midst_of_a_burst_disturbs_nobody(server: ServerProcess, channel: str) -> None:
-    with raw_socket(server, channel, max_queue=None) as stays, contextlib.ExitStack() as stack:
+    with raw_socket(server, channel) as stays, contextlib.ExitStack() as stack:
         for _ in range(20):
             stack.enter_context(pusher_socket(server)).subscribe(channel)
         server.until_sessions(channel, 21)

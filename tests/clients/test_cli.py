@@ -80,7 +80,7 @@ def test_the_access_token_opens_a_channel(server: ServerProcess, channel: str) -
 
 
 def test_the_variable_of_publish_and_subscribe_disturbs_no_other_command(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("PUSH1ST_SECRET", "secret")
+    monkeypatch.setenv("PUSH1ST_APP_SECRET", "secret")
     assert push1st("token", "session", "1.2", "private-x").stdout.strip() == hmac_hex("secret", "1.2:private-x")
 
 

@@ -53,7 +53,7 @@ def begun(impatient: ServerProcess) -> Iterator[dict[str, Wire]]:
 @pytest.fixture(scope="module")
 def answering(impatient: ServerProcess) -> Iterator[PusherSocket]:
     """A client that answers pings: its library does, in a thread of its own."""
-    with pusher_socket(impatient, ping_interval=None) as client:
+    with pusher_socket(impatient) as client:
         yield client
 
 

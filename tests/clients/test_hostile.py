@@ -430,7 +430,7 @@ def publish_until_cut_off(server: ServerProcess, channel: str, left: int) -> int
 def test_a_subscriber_that_stops_reading_is_cut_off_and_the_others_do_not_notice(
     narrow: ServerProcess, channel: str, path: str, code: int
 ) -> None:
-    with raw_socket(narrow, channel, max_queue=None) as other, Wire(narrow.ws_port, receive_buffer=4096) as slow:
+    with raw_socket(narrow, channel) as other, Wire(narrow.ws_port, receive_buffer=4096) as slow:
         slow.upgrade(path.replace("CHANNEL", channel))
         if "protocol" in path:
             slow.send(frame(TEXT, json.dumps({"event": "pusher:subscribe", "data": {"channel": channel}}).encode()))

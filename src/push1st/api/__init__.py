@@ -1,12 +1,13 @@
-"""The HTTP API: who may call, what a path means, and one place where refusals become answers.
+"""The HTTP API: who may call, and what a path means.
 
 An endpoint is an `async` function of a `Call`; it is one line in `ROUTES`. Calls are signed the Pusher way, or unsigned
 from a trusted network (Push1st API, section 6); a call about the server itself is never signed.
 """
 
-from collections.abc import Awaitable, Callable, Iterable
+from collections.abc import Callable, Coroutine, Iterable
 from functools import lru_cache
 from http import HTTPStatus
+from typing import Any
 from urllib.parse import unquote_to_bytes
 
 import msgspec
@@ -26,7 +27,7 @@ ROUTES: dict[tuple[str, ...], dict[str, Endpoint]] = {
     ("token", "access"): {"POST": tokens.access},
 }
 """paths below `/apps/{app}/`; `*` is one percent-encoded segment"""
-SERVER: dict[str, Callable[[Node, Request], Awaitable[Response]]] = {
+SERVER: dict[str, Callable[[Node, Request], Coroutine[Any, Any, Response]]] = {
     "/health": server.health,
     "/ready": server.ready,
     "/metrics": server.metrics,
@@ -47,16 +48,8 @@ class Api:
         self._base = base
         self._route = lru_cache(4096)(self._find)
 
-    async def serve(self, request: Request) -> Response:
-        """Answers a request, whatever it is."""
-        try:
-            return await self._endpoint(request)
-        except Refused as refused:
-            self._node.metrics.refusals[str(refused.code)] += 1
-            return error(refused.code, refused.text)
-
-    def _endpoint(self, request: Request) -> Awaitable[Response]:
-        """Who answers a request, begun. Raises Refused."""
+    def serve(self, request: Request) -> Coroutine[Any, Any, Response]:
+        """Who answers a request, begun. It, or this call already, raises Refused."""
         route = self._route(request.path)
         if route is None:
             return self._about_server(request)
@@ -79,7 +72,7 @@ class Api:
             auth.check_request(config.key, config.secret, request.method, request.path, request.query, request.body, now)
         return endpoint(Call(self._node, self._node.app(config), request, route.args, signed))
 
-    def _about_server(self, request: Request) -> Awaitable[Response]:
+    def _about_server(self, request: Request) -> Coroutine[Any, Any, Response]:
         endpoint = SERVER.get(request.path.rstrip("/"))
         if endpoint is None:
             raise Refused(404, f"nothing is at {request.path[:200]}")

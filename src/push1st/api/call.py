@@ -1,7 +1,7 @@
 """What an endpoint gets, and how it reads and answers."""
 
-from collections.abc import Awaitable, Callable
-from typing import TypeVar
+from collections.abc import Callable, Coroutine
+from typing import Any, TypeVar
 from urllib.parse import parse_qsl
 
 import msgspec
@@ -54,7 +54,7 @@ class Call(msgspec.Struct, frozen=True, gc=False):
             raise Refused(429, f"more than {most} reads a second")
 
 
-Endpoint = Callable[[Call], Awaitable[Response]]
+Endpoint = Callable[[Call], Coroutine[Any, Any, Response]]
 
 
 def answer(value: object) -> Response:

@@ -18,7 +18,7 @@ async def listing(call: Call) -> Response:
         found = await call.node.channels(call.app)
         return answer([_head(one.channel) | {"sess_count": one.subscriptions} for one in found])
     prefix = params.get("filter_by_prefix", "")
-    attributes = attributes_of(params.get("info"))
+    attributes = attributes_of(params["info"]) if "info" in params else ()
     if "user_count" in attributes and not prefix.startswith("presence-"):
         raise Refused(400, "info=user_count needs filter_by_prefix to begin with presence-")
     listed: dict[str, dict[str, int]] = {}
@@ -43,7 +43,7 @@ async def one(call: Call) -> Response:
             raise Refused(404, f"nobody is subscribed to {name}")
         sessions = [{"id": client.id, "ip": client.ip} for client in call.node.sessions(call.app, name)]
         return answer(_head(name) | {"sessions": sessions})
-    attributes = attributes_of(params.get("info"))
+    attributes = attributes_of(params["info"]) if "info" in params else ()
     if "user_count" in attributes and not kind.presence:
         raise Refused(400, f"info=user_count is for presence channels, {name} is not one")
     if "subscription_count" in attributes and kind.presence:

@@ -23,7 +23,7 @@ from push1st.messages import (
     SubscriptionRefused,
     Unsubscribe,
 )
-from push1st.protocols.websocket import text_frame
+from push1st.protocols.websocket import text_frame, text_head
 
 CODES = {401: 4009, 429: 4301}
 """`pusher:error` codes for refusals (sections 4 and 6)."""
@@ -51,6 +51,8 @@ _frame = msgspec.json.Decoder(Frame)
 _subscribe = msgspec.json.Decoder(SubscribeData)
 _unsubscribe = msgspec.json.Decoder(UnsubscribeData)
 _ESTABLISHED = '{"event":"pusher:connection_established","data":"{\\"socket_id\\":\\"%s\\",\\"activity_timeout\\":%d}"}'
+_EVENT = b'%b{"event":%b,"channel":%b,"data":%b%b}'
+_EVENT_BYTES = len(_EVENT % (b"", b"", b"", b"", b""))
 _PING = text_frame(b'{"event":"pusher:ping","data":"{}"}')
 _PONG = text_frame(b'{"event":"pusher:pong","data":"{}"}')
 
@@ -61,16 +63,10 @@ class Pusher:
     name = "pusher"
 
     def message(self, message: Message, now: int) -> bytes:
-        user = b"}" if message.user_id is None else b',"user_id":' + encode(message.user_id) + b"}"
-        return text_frame(
-            b'{"event":'
-            + encode(message.event)
-            + b',"channel":'
-            + encode(message.channel)
-            + b',"data":'
-            + as_string(message.data)
-            + user
-        )
+        event, channel, data = encode(message.event), encode(message.channel), as_string(message.data)
+        user = b"" if message.user_id is None else b',"user_id":' + encode(message.user_id)
+        head = text_head(_EVENT_BYTES + len(event) + len(channel) + len(data) + len(user))
+        return _EVENT % (head, event, channel, data, user)
 
     def decode(self, text: str) -> Command:
         try:

@@ -34,14 +34,18 @@ Event = Text | Pinged | Ponged | Closed
 PONGED = Ponged()
 
 
+def text_head(size: int) -> bytes:
+    """The header of a text message of `size` bytes to a client."""
+    if size < 126:
+        return b"\x81" + size.to_bytes(1, "big")
+    if size < 65_536:
+        return b"\x81\x7e" + size.to_bytes(2, "big")
+    return b"\x81\x7f" + size.to_bytes(8, "big")
+
+
 def text_frame(payload: bytes) -> bytes:
     """A text message to a client: header and payload."""
-    size = len(payload)
-    if size < 126:
-        return b"\x81" + size.to_bytes(1, "big") + payload
-    if size < 65_536:
-        return b"\x81\x7e" + size.to_bytes(2, "big") + payload
-    return b"\x81\x7f" + size.to_bytes(8, "big") + payload
+    return text_head(len(payload)) + payload
 
 
 def close_frame(code: int, reason: str) -> bytes:

@@ -15,6 +15,7 @@ import httptools
 import msgspec
 
 from push1st.eager import Rest, begin, spawn
+from push1st.errors import Refused
 from push1st.messages import Request, Response
 from push1st.transports.listener import Head, Listener
 from push1st.transports.sweep import NEVER
@@ -330,9 +331,8 @@ class HttpConnection(asyncio.Protocol):
     def _serve(self, request: Request, keep: bool) -> None:
         try:
             response = begin(self._listener.worker.serve(request))
-        except Exception:
-            self._listener.worker.failed("request")
-            response = error(500, "internal error")
+        except Exception as wrong:
+            response = self._failure(wrong)
         if isinstance(response, Rest):
             self._busy = True
             self._deadline = NEVER
@@ -340,13 +340,21 @@ class HttpConnection(asyncio.Protocol):
         else:
             self._answer(response, keep, request.method == "HEAD")
 
+    def _failure(self, wrong: Exception) -> Response:
+        """The answer to a request that was refused, or that uncovered a defect of ours."""
+        worker = self._listener.worker
+        if isinstance(wrong, Refused):
+            worker.node.metrics.refusals[str(wrong.code)] += 1
+            return error(wrong.code, wrong.text)
+        worker.failed("request")
+        return error(500, "internal error")
+
     async def _wait(self, rest: Rest[Response], keep: bool) -> None:
         """Answers a request that waits, then those behind it."""
         try:
             response = await rest
-        except Exception:
-            self._listener.worker.failed("request")
-            response = error(500, "internal error")
+        except Exception as wrong:
+            response = self._failure(wrong)
         self._busy = False
         self._answer(response, keep)
         while self._waiting and not self._busy:
@@ -362,6 +370,10 @@ class HttpConnection(asyncio.Protocol):
         worker.node.metrics.requests[response.status] += 1
         keep = keep and not worker.node.draining
         body = response.body
+        if keep and response.status == 200 and not response.headers and not head:
+            self._answers.append(b"%b%d\r\n\r\n%b" % (_ok(worker.sweep.now, response.content_type), len(body), body))
+            self._expect(self._listener.keep_alive)
+            return
         self._answers.append(
             b"%b%b\r\nContent-Type: %b\r\nContent-Length: %d\r\n%b%b\r\n%b"
             % (
@@ -475,6 +487,17 @@ class HttpConnection(asyncio.Protocol):
 
 
 _dated = (-1, b"")
+_oks: dict[bytes, bytes] = {}
+
+
+def _ok(now: float, content_type: bytes) -> bytes:
+    """The start of the most frequent answer, up to its length; made once a second."""
+    if int(now) != _dated[0]:
+        _oks.clear()
+    start = _oks.get(content_type)
+    if start is None:
+        start = _oks[content_type] = b"%b%b\r\nContent-Type: %b\r\nContent-Length: " % (_STATUS[200], _date(now), content_type)
+    return start
 
 
 def _date(now: float) -> bytes:
