@@ -178,6 +178,8 @@ def _shown(address: Listen, scheme: str) -> str:
 def _demo_text(config: Config) -> str:
     app = config.apps[0]
     ws, api = config.server.listen[0], config.api.listen[0]
+    where = "" if _shown(ws, "ws") == DEMO_URL else f" --url {_shown(ws, 'ws')}"
+    who = "" if app.key == "app-key" else f" --key {app.key}"
     return f"""
   Push1st {push1st.__version__}, a demo: bound to {ws.host or "every interface"}, its secret is public. Not for production.
 
@@ -187,7 +189,7 @@ def _demo_text(config: Config) -> str:
 
   See a message arrive. Paste into a second terminal, line by line:
 
-    {_command()} subscribe my-channel &
+    {_command()} subscribe my-channel{where}{who} &
     sleep 1
     curl {_shown(api, "http")}{config.api.path}{app.id}/events -d '{{"name":"greeting","channels":["my-channel"],"data":"hello"}}'
 
