@@ -77,6 +77,7 @@ def _parser() -> argparse.ArgumentParser:
     access.add_argument("--ttl", type=int, default=0, metavar="SECONDS", help="how long it works (default: 0, for ever)")
     access.set_defaults(run=_access_token)
 
+    secret = os.environ.get("PUSH1ST_APP_SECRET", "")
     publish = commands.add_parser(
         "publish", help="publish an event", description="Publishes an event over HTTP and prints the answer."
     )
@@ -86,9 +87,7 @@ def _parser() -> argparse.ArgumentParser:
     publish.add_argument("--api", default=DEMO_API, help=f"the server's API (default: {DEMO_API})")
     publish.add_argument("--app", default="app-test", help="the app's id (default: app-test)")
     publish.add_argument("--key", default="app-key", help="the app's key (default: app-key)")
-    publish.add_argument(
-        "--secret", default=os.environ.get("PUSH1ST_APP_SECRET", ""), help="sign the call with it (or $PUSH1ST_APP_SECRET)"
-    )
+    publish.add_argument("--secret", default=secret, help="sign the call with it (or $PUSH1ST_APP_SECRET)")
     publish.set_defaults(run=_publish)
 
     subscribe = commands.add_parser(
@@ -97,7 +96,7 @@ def _parser() -> argparse.ArgumentParser:
     subscribe.add_argument("channel", nargs="+", help="channels; private and presence ones need --secret")
     subscribe.add_argument("--url", default=DEMO_URL, help=f"the server (default: {DEMO_URL})")
     subscribe.add_argument("--key", default="app-key", help="the app's key (default: app-key)")
-    subscribe.add_argument("--secret", default=os.environ.get("PUSH1ST_APP_SECRET", ""), help="the app's secret (or $PUSH1ST_APP_SECRET)")
+    subscribe.add_argument("--secret", default=secret, help="the app's secret (or $PUSH1ST_APP_SECRET)")
     subscribe.add_argument("--count", type=int, default=0, metavar="N", help="stop after so many events (default: never)")
     subscribe.set_defaults(run=_subscribe)
 

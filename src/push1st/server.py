@@ -42,6 +42,8 @@ SPARE_FILES = 64
 FAREWELLS = 50
 """connections told to leave in one slice, at least"""
 SLICE_SECONDS = 0.1
+GC_THRESHOLD = (50_000, 50, 50)
+"""Connections make no cycles that outlive them, so the collector has little to find and may look seldom."""
 TLS_SECONDS = 10
 """for a client's TLS handshake"""
 UNIX_MODE = 0o660
@@ -112,6 +114,7 @@ class Server:
             await self._listen(address, listener, contexts[config.api.ssl])
         gc.collect()
         gc.freeze()
+        gc.set_threshold(*GC_THRESHOLD)
 
     async def _listen(self, address: Listen, listener: Listener, context: ssl.SSLContext | None) -> None:
         loop = asyncio.get_running_loop()

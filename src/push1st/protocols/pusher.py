@@ -51,6 +51,7 @@ _frame = msgspec.json.Decoder(Frame)
 _subscribe = msgspec.json.Decoder(SubscribeData)
 _unsubscribe = msgspec.json.Decoder(UnsubscribeData)
 _ESTABLISHED = '{"event":"pusher:connection_established","data":"{\\"socket_id\\":\\"%s\\",\\"activity_timeout\\":%d}"}'
+_SUBSCRIBED = b'{"event":"pusher_internal:subscription_succeeded","channel":%b,"data":"{}"}'
 _EVENT = b'%b{"event":%b,"channel":%b,"data":%b%b}'
 _EVENT_BYTES = len(_EVENT % (b"", b"", b"", b"", b""))
 _PING = text_frame(b'{"event":"pusher:ping","data":"{}"}')
@@ -89,21 +90,22 @@ class Pusher:
 
     def reply(self, reply: Reply) -> bytes:
         match reply:
+            case Subscribed(channel, None):
+                return text_frame(_SUBSCRIBED % encode(channel))
+            case Subscribed(channel, members):
+                return _event("pusher_internal:subscription_succeeded", channel, _presence(members or ()))
+            case Established(socket_id, activity_timeout):
+                return text_frame((_ESTABLISHED % (socket_id, activity_timeout)).encode())
             case Pong():
                 return _PONG
             case Ping():
                 return _PING
-            case Subscribed(channel, members):
-                data = b"{}" if members is None else _presence(members)
-                return _event("pusher_internal:subscription_succeeded", channel, data)
             case SubscriptionRefused(channel, kind, text, status):
                 data = msgspec.json.encode({"type": kind, "error": text, "status": status})
                 return _event("pusher:subscription_error", channel, data)
             case Failure(code, text):
                 data = msgspec.json.encode({"code": CODES.get(code, NOTICE), "message": text})
                 return text_frame(b'{"event":"pusher:error","data":' + data + b"}")
-            case Established(socket_id, activity_timeout):
-                return text_frame((_ESTABLISHED % (socket_id, activity_timeout)).encode())
 
     def slow(self) -> tuple[int, str]:
         return 4100, "Over capacity: this client does not read what it is sent"

@@ -135,12 +135,14 @@ class HttpConnection(asyncio.Protocol):
     def connection_lost(self, exc: Exception | None) -> None:
         self._last = True
         self._waiting.clear()
+        self._answers.clear()
         self._let_go()
 
     def data_received(self, data: bytes) -> None:
         if self._last:
             return
         worker = self._listener.worker
+        worker.answer(self)
         fresh = self._stage == IDLE and not self._busy
         if fresh:
             end = data.find(b"\r\n\r\n") + 4
@@ -148,8 +150,6 @@ class HttpConnection(asyncio.Protocol):
             if head is not None and len(data) - end == head.length:
                 self._started = time.perf_counter_ns()
                 self._serve(Request(head.method, head.path, "", data[end:], self._trusts_peer, self._started), True)
-                if self._answers:
-                    worker.answer(self)
                 return
         before, self._chunk = (self._stage, self._started), len(data)
         try:
@@ -175,8 +175,6 @@ class HttpConnection(asyncio.Protocol):
                 self._answer(self._refused, False)
         elif fresh and self._stage == IDLE:
             self._remember(data)
-        if self._answers:
-            worker.answer(self)
 
     def _remember(self, data: bytes) -> None:
         """A head that came with its whole request, and means nothing but method, path and length, is not parsed again.

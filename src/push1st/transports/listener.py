@@ -62,10 +62,11 @@ class Worker:
         self._most_event = 2 * payload + 4096
 
     def answer(self, connection: Answering) -> None:
-        """Has a connection write its answers at the end of the turn.
+        """Has a connection write its answers at the end of the turn; called before it makes them.
 
-        Then all requests of a turn are read first and all that comes of them is written in one go, deliveries before
-        answers: the interpreter stays in one piece of code, and a peer that waits is woken once, not for every write.
+        All requests of a turn are read first, and then all that comes of them is written: the interpreter stays in one
+        piece of code, and a peer that waits is woken once, not for every write. Answers go before the deliveries of the
+        same turn, so that publishers make their next request while those are written.
         """
         if not self._answering:
             asyncio.get_running_loop().call_soon(self._write_answers)
