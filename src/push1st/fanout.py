@@ -15,10 +15,10 @@ The rules (design: rules 2 to 5), and where they are kept:
   itself off in the next turn. So no write changes the set it is called from.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from itertools import islice
 
-from push1st.hub import Lane, Slice, Subscriber, Tenant
+from push1st.hub import Lane, Slice, Subscriber, Tenant, Write
 from push1st.messages import Message
 from push1st.metrics import Metrics
 
@@ -37,17 +37,27 @@ class Outbox:
 
     __slots__ = ("frames", "write")
 
-    def __init__(self, write: Callable[[bytes], object]) -> None:
+    def __init__(self, write: Write) -> None:
         self.write = write
         self.frames: list[bytes] = []
 
 
 class Fanout:
-    """call_soon: runs a function at the end of this loop turn. clock: wall clock in nanoseconds."""
+    """call_soon: runs a function at the end of this loop turn. clock: wall clock in nanoseconds.
 
-    __slots__ = ("_call_soon", "_clock", "_lanes", "_metrics", "_outboxes", "_scheduled")
+    failed: called in the handler of an exception that a write raised; the other subscribers get theirs all the same.
+    """
 
-    def __init__(self, call_soon: Callable[[Callable[[], None]], object], clock: Callable[[], int], metrics: Metrics) -> None:
+    __slots__ = ("_call_soon", "_clock", "_failed", "_lanes", "_metrics", "_outboxes", "_scheduled")
+
+    def __init__(
+        self,
+        call_soon: Callable[[Callable[[], None]], object],
+        clock: Callable[[], int],
+        metrics: Metrics,
+        failed: Callable[[], None],
+    ) -> None:
+        self._failed = failed
         self._call_soon = call_soon
         self._clock = clock
         self._metrics = metrics
@@ -140,7 +150,7 @@ class Fanout:
                 for part in lane.slices:
                     write = part.remaining.pop(subscriber, None)
                     if write is not None:
-                        write(part.buffer)
+                        self._write((write,), part.buffer)
 
     def settle_lanes(self, lanes: list[Lane]) -> None:
         """Fixes who gets the pending frames of a channel, before its subscribers change."""
@@ -149,10 +159,10 @@ class Fanout:
                 self._flush_outboxes()
                 self._flush_lane(lane)
 
-    def forget(self, subscriber: Subscriber) -> None:
-        """A connection is gone: nothing more is written to it."""
+    def forget(self, subscriber: Subscriber, lanes: Iterable[Lane]) -> None:
+        """A connection that was on these lanes is gone: nothing more is written to it."""
         self._outboxes.pop(subscriber, None)
-        for lane in subscriber.lanes:
+        for lane in lanes:
             if lane in self._lanes:
                 lane.apart.pop(subscriber, None)
                 for part in lane.slices:
@@ -160,6 +170,7 @@ class Fanout:
 
     def flush(self) -> None:
         """The end of a loop turn: everything pending goes out, or as much of it as a turn may take."""
+        self._scheduled = False
         self._flush_outboxes()
         budget = SLICE
         lanes = self._lanes
@@ -173,9 +184,19 @@ class Fanout:
                 self._flush_lane(lane)
             if not lane.due:
                 del lanes[lane]
-        self._scheduled = bool(lanes)
-        if lanes:
+        if lanes and not self._scheduled:
+            self._scheduled = True
             self._call_soon(self.flush)
+
+    def _write(self, writes: Iterable[Write], buffer: bytes) -> None:
+        rest = iter(writes)
+        while True:
+            try:
+                for write in rest:
+                    write(buffer)
+                return
+            except Exception:
+                self._failed()  # and on with the next one
 
     @property
     def pending(self) -> int:
@@ -195,14 +216,14 @@ class Fanout:
                 frames = outbox.frames
                 buffer = frames[0] if len(frames) == 1 else b"".join(frames)
                 self._metrics.bytes_out += len(buffer)
-                outbox.write(buffer)
+                self._write((outbox.write,), buffer)
 
     def _flush_outbox(self, subscriber: Subscriber) -> None:
         outbox = self._outboxes.pop(subscriber, None)
         if outbox is not None:
             buffer = b"".join(outbox.frames)
             self._metrics.bytes_out += len(buffer)
-            outbox.write(buffer)
+            self._write((outbox.write,), buffer)
 
     def _flush_lane(self, lane: Lane) -> None:
         """Writes a lane's pending frames, or makes a slice of them when that would take too long."""
@@ -217,9 +238,9 @@ class Fanout:
                 for part in lane.slices:
                     late = part.remaining.pop(subscriber, None)
                     if late is not None:
-                        late(part.buffer)
+                        self._write((late,), part.buffer)
                 metrics.bytes_out += len(buffer)
-                writes[subscriber](buffer)
+                self._write((writes[subscriber],), buffer)
         if not frames:
             return
         buffer = frames[0] if len(frames) == 1 else b"".join(frames)
@@ -229,23 +250,18 @@ class Fanout:
             lane.slices.append(Slice(buffer, remaining))
             while len(lane.slices) > SLICES:
                 oldest = lane.slices.pop(0)
-                for write in oldest.remaining.values():
-                    write(oldest.buffer)
+                self._write(oldest.remaining.values(), oldest.buffer)
         elif apart:
-            for subscriber, write in writes.items():
-                if subscriber not in apart:
-                    write(buffer)
+            self._write([write for subscriber, write in writes.items() if subscriber not in apart], buffer)
         else:
-            for write in writes.values():
-                write(buffer)
+            self._write(writes.values(), buffer)
 
     def _flush_slices(self, lane: Lane, budget: int) -> int:
         """Writes up to `budget` of a lane's slices; returns how many it wrote."""
         part = lane.slices[0]
         remaining, buffer = part.remaining, part.buffer
-        some = list(islice(remaining, budget))
-        for subscriber in some:
-            remaining.pop(subscriber)(buffer)
+        some = [remaining.pop(subscriber) for subscriber in list(islice(remaining, budget))]
+        self._write(some, buffer)
         if not remaining:
             lane.slices.pop(0)
         return len(some)

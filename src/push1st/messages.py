@@ -14,6 +14,10 @@ Delivery = Literal["broadcast", "multicast", "unicast"]
 API = "api"
 """The sender of what came in over HTTP (`#msg-from`)."""
 INTERNAL = "pusher_internal:"
+WATCHLIST_EVENTS = INTERNAL + "watchlist_events"
+SUBSCRIPTION_COUNT = INTERNAL + "subscription_count"
+TERMINATE = INTERNAL + "terminate"
+"""Never sent to clients: it ends the connections of a signed-in user, on every worker."""
 MEMBER_ADDED = INTERNAL + "member_added"
 MEMBER_REMOVED = INTERNAL + "member_removed"
 
@@ -58,6 +62,14 @@ class Options(msgspec.Struct, frozen=True, gc=False):
 DEFAULT_OPTIONS = Options()
 
 
+class User(msgspec.Struct, frozen=True, gc=False):
+    """Who has signed in on a connection. info: JSON text. watchlist: ids of the users it wants to know of."""
+
+    id: str
+    info: bytes = b"null"
+    watchlist: tuple[str, ...] = ()
+
+
 class Member(msgspec.Struct, frozen=True, gc=False):
     """A user on a presence channel. info: JSON text, `null` when the user has none."""
 
@@ -76,6 +88,35 @@ def member_removed(app: str, channel: str, user_id: str, id: int, received: int,
     """The edge that tells a presence channel that a member is gone."""
     data = b'{"user_id":' + msgspec.json.encode(user_id) + b"}"
     return Message(app, channel, MEMBER_REMOVED, data, id, received, exclude=exclude)
+
+
+def status_changed(app: str, user_id: str, online: bool, id: int, received: int, exclude: str) -> Message:
+    """The edge that tells those who watch a user that it came online or went offline (Pusher protocol, section 5)."""
+    data = msgspec.json.encode({"events": [{"name": "online" if online else "offline", "user_ids": [user_id]}]})
+    return Message(app, watch_topic(user_id), WATCHLIST_EVENTS, data, id, received, exclude=exclude)
+
+
+def subscription_count(app: str, channel: str, count: int, id: int, received: int) -> Message:
+    """What a channel's subscribers are told of their number."""
+    return Message(app, channel, SUBSCRIPTION_COUNT, b'{"subscription_count":%d}' % count, id, received)
+
+
+# Topics of users. Clients cannot subscribe to them by name: `#` is reserved, and only `#server-to-user-` is let through.
+
+
+def user_channel(user_id: str) -> str:
+    """The channel on which a backend reaches a signed-in user (Pusher protocol, section 5)."""
+    return f"#server-to-user-{user_id}"
+
+
+def watch_topic(user_id: str) -> str:
+    """Where the edges of a user's status go."""
+    return f"#watch-{user_id}"
+
+
+def session_topic(user_id: str) -> str:
+    """Where what concerns the connections of a user goes."""
+    return f"#user-{user_id}"
 
 
 # Commands: what a client asks for.
@@ -101,6 +142,11 @@ class Publish(msgspec.Struct, frozen=True, gc=False):
     target: str = ""
 
 
+class SignIn(msgspec.Struct, frozen=True, gc=False):
+    auth: str
+    user_data: str
+
+
 class Ping(msgspec.Struct, frozen=True, gc=False):
     pass
 
@@ -109,7 +155,7 @@ class Pong(msgspec.Struct, frozen=True, gc=False):
     pass
 
 
-Command = Subscribe | Unsubscribe | Publish | Ping | Pong
+Command = Subscribe | Unsubscribe | Publish | SignIn | Ping | Pong
 
 
 # Replies: what a session tells its own client. Ping and Pong go both ways.
@@ -136,14 +182,41 @@ class SubscriptionRefused(msgspec.Struct, frozen=True, gc=False):
     status: int
 
 
+class SignedIn(msgspec.Struct, frozen=True, gc=False):
+    """user_data: as it was signed."""
+
+    user_data: str
+
+
+class Watched(msgspec.Struct, frozen=True, gc=False):
+    """Who of a watchlist is online, and who is not, at sign-in."""
+
+    online: tuple[str, ...]
+    offline: tuple[str, ...]
+
+
+class Replayed(msgspec.Struct, frozen=True, gc=False):
+    """The last event of a cache channel, for one new subscriber. now: wall clock, nanoseconds."""
+
+    message: Message
+    now: int
+
+
+class CacheMissed(msgspec.Struct, frozen=True, gc=False):
+    channel: str
+
+
 class Failure(msgspec.Struct, frozen=True, gc=False):
-    """An answer to a bad command; the connection stays. code: an HTTP status, which a codec may say in its own words."""
+    """An answer to a bad command; the connection stays.
+
+    code: an HTTP status, which a codec may say in its own words, or one of Pusher's own from 4300 on.
+    """
 
     code: int
     text: str
 
 
-Reply = Established | Subscribed | SubscriptionRefused | Failure | Ping | Pong
+Reply = Established | Subscribed | SubscriptionRefused | SignedIn | Watched | Replayed | CacheMissed | Failure | Ping | Pong
 
 
 # What HTTP transports and the API exchange.

@@ -8,17 +8,37 @@ became void during a wait is taken back.
 from collections.abc import Callable, Coroutine, Sequence
 from typing import Any, Protocol
 
+import msgspec
+
 from push1st.apps import Apps
-from push1st.brokers import Broker, Occupancy, Roster
+from push1st.brokers import Broker, Kept, Occupancy, Roster, Users
+from push1st.channels import kind_of
 from push1st.config import AppConfig
 from push1st.errors import Disconnect, LimitReached
 from push1st.fanout import Fanout
 from push1st.hub import Lane, Subscriber, Tenant
 from push1st.limits import Bucket
-from push1st.messages import API, DEFAULT_OPTIONS, Member, Message, Options
+from push1st.messages import (
+    API,
+    DEFAULT_OPTIONS,
+    TERMINATE,
+    CacheMissed,
+    Member,
+    Message,
+    Options,
+    Replayed,
+    User,
+    Watched,
+    session_topic,
+    subscription_count,
+    watch_topic,
+)
 from push1st.metrics import Metrics
 
 WORKER_BITS = 10
+MANY = 100
+COUNT_SECONDS = 5
+"""over so many subscribers, so many seconds between two subscription counts (Pusher protocol, section 3)"""
 Members = tuple[Member, ...] | None
 
 
@@ -33,6 +53,15 @@ class Client(Subscriber, Protocol):
     def closed(self) -> bool: ...
 
     def disconnect(self, code: int, reason: str) -> None: ...
+
+
+class Left(msgspec.Struct, frozen=True):
+    """What a connection had when it ended. topics: of its user, which are no subscriptions of its own."""
+
+    lanes: dict[str, Lane]
+    members: dict[str, Member]
+    topics: dict[str, Lane]
+    user: User | None
 
 
 class Clock(Protocol):
@@ -70,12 +99,15 @@ class Node:
         self._worker = worker
         self._last_id = 0
         self._live: dict[str, App] = {}
+        self._counted: dict[tuple[str, str], float] = {}
+        self._uncounted: dict[tuple[str, str], App] = {}
         self._broker: Broker
         self._roster: Roster
+        self._users: Users
 
-    async def open(self, broker: Broker, roster: Roster) -> None:
+    async def open(self, broker: Broker, roster: Roster, users: Users) -> None:
         """Connects the broker; before this nothing may be published or subscribed to."""
-        self._broker, self._roster = broker, roster
+        self._broker, self._roster, self._users = broker, roster, users
         await broker.open(self.receive)
 
     async def close(self) -> None:
@@ -107,17 +139,22 @@ class Node:
             raise Disconnect(4004, f"Over connection quota: this app may have {most}")
         app.tenant.connect(client, client.prefix)
 
-    async def disconnect(self, app: App, client: Client, lanes: dict[str, Lane], members: dict[str, Member]) -> None:
+    async def disconnect(self, app: App, client: Client, left: Left) -> None:
         """A connection has ended: it leaves its channels. The others' pending frames are not touched by that."""
-        self.fanout.forget(client)
-        tenant = app.tenant
+        tenant, id = app.tenant, app.config.id
+        self.fanout.forget(client, (*left.lanes.values(), *left.topics.values()))
         tenant.disconnect(client, client.prefix)
-        vacated = {name for name in lanes if tenant.unsubscribe(client, name)}
-        for name in lanes:
-            member = members.get(name)
-            await self._roster.leave(app.config.id, name, client.id, _user_id(member))
-            if name in vacated:
-                await self._broker.unsubscribe(app.config.id, name)
+        for name in (*left.lanes, *left.topics):
+            tenant.unsubscribe(client, name)
+        for name in left.lanes:
+            await self._roster.leave(id, name, client.id, _user_id(left.members.get(name)))
+            await self._release(app, name)
+            if app.config.subscription_count:
+                await self._count(app, name)
+        if left.user is not None:
+            await self._users.sign_out(id, left.user.id, client.id)
+        for name in left.topics:
+            await self._release(app, name)
 
     def sessions(self, app: App, channel: str) -> list[Client]:
         """The connections subscribed to a channel, on this worker."""
@@ -134,29 +171,107 @@ class Node:
         members = await self._roster.join(id, name, client.id, member, app.config.limits.members)
         if client.closed:
             await self._roster.leave(id, name, client.id, _user_id(member))
-            if name not in app.tenant.channels:
-                await self._broker.unsubscribe(id, name)
+            await self._release(app, name)
             raise LimitReached(403, "the connection is closed")
-        channel = app.tenant.channels.get(name)
-        if channel is not None:
-            self.fanout.settle_lanes(channel.lanes)
-        return app.tenant.subscribe(client, name), members
+        return self._join(app, client, name), members
+
+    async def subscribed(self, app: App, name: str) -> Replayed | CacheMissed | None:
+        """What a new subscriber is told after it was told that it is one. Then all are told of their number."""
+        found = None
+        if kind_of(name).cache:
+            kept = await self._broker.last(app.config.id, name)
+            found = CacheMissed(name) if kept is None else Replayed(kept.message, self.clock.wall())
+        if app.config.subscription_count:
+            await self._count(app, name)
+        return found
 
     async def unsubscribe(self, app: App, client: Client, name: str, member: Member | None) -> None:
         channel = app.tenant.channels.get(name)
         if channel is None:
             return
         self.fanout.settle_lanes(channel.lanes)
-        vacated = app.tenant.unsubscribe(client, name)
+        app.tenant.unsubscribe(client, name)
         await self._roster.leave(app.config.id, name, client.id, _user_id(member))
-        if vacated:
+        await self._release(app, name)
+        if app.config.subscription_count:
+            await self._count(app, name)
+
+    def _join(self, app: App, client: Client, name: str) -> Lane:
+        channel = app.tenant.channels.get(name)
+        if channel is not None:
+            self.fanout.settle_lanes(channel.lanes)
+        return app.tenant.subscribe(client, name)
+
+    async def _release(self, app: App, name: str) -> None:
+        """Ends the worker's subscription to a topic, if nobody here needs it any more."""
+        if name not in app.tenant.channels:
             await self._broker.unsubscribe(app.config.id, name)
+
+    async def _count(self, app: App, name: str) -> None:
+        """Tells a channel's subscribers how many they are, where the app asked for it (Pusher protocol, section 3).
+
+        Over `MANY` subscribers at most once in `COUNT_SECONDS`; `tick` sends what was held back.
+        """
+        if name.startswith("#") or kind_of(name).presence:
+            return
+        key = app.config.id, name
+        occupancy = await self._roster.channel(*key)
+        if occupancy is None:
+            self._counted.pop(key, None)
+            self._uncounted.pop(key, None)
+            return
+        now = self.clock.monotonic()
+        if occupancy.subscriptions > MANY and now - self._counted.get(key, -COUNT_SECONDS) < COUNT_SECONDS:
+            self._uncounted[key] = app
+            return
+        self._uncounted.pop(key, None)
+        if occupancy.subscriptions > MANY:
+            self._counted[key] = now
+        await self._broker.publish(subscription_count(*key, occupancy.subscriptions, *self.stamp()))
+
+    async def tick(self) -> None:
+        """Once a second: sends the subscription counts whose time has come."""
+        now = self.clock.monotonic()
+        for key, app in list(self._uncounted.items()):
+            if now - self._counted.get(key, 0) >= COUNT_SECONDS:
+                await self._count(app, key[1])
+
+    # Users
+
+    async def sign_in(self, app: App, client: Client, user: User) -> tuple[dict[str, Lane], Watched]:
+        """Signs a client in as a user: its topics, and who of its watchlist is online."""
+        id = app.config.id
+        topics = (session_topic(user.id), *map(watch_topic, user.watchlist))
+        for name in topics:
+            if name not in app.tenant.channels:
+                await self._broker.subscribe(id, name)
+        lanes = {name: self._join(app, client, name) for name in topics} if not client.closed else {}
+        await self._users.sign_in(id, user.id, client.id)
+        online = await self._users.online(id, user.watchlist)
+        if client.closed:
+            for name in lanes:
+                app.tenant.unsubscribe(client, name)
+            await self._users.sign_out(id, user.id, client.id)
+            for name in topics:
+                await self._release(app, name)
+            raise LimitReached(403, "the connection is closed")
+        return lanes, Watched(
+            tuple(one for one in user.watchlist if one in online), tuple(one for one in user.watchlist if one not in online)
+        )
+
+    async def terminate(self, app: App, user_id: str) -> None:
+        """Ends the connections a user has signed in on, on every worker."""
+        await self._broker.publish(Message(app.config.id, session_topic(user_id), TERMINATE, b"{}", *self.stamp()))
 
     async def members(self, app: App, channel: str) -> tuple[Member, ...]:
         return await self._roster.members(app.config.id, channel)
 
     async def channels(self, app: App, prefix: str = "") -> Sequence[Occupancy]:
-        return await self._roster.channels(app.config.id, prefix)
+        """The occupied channels, but for those of single users."""
+        return [one for one in await self._roster.channels(app.config.id, prefix) if not one.channel.startswith("#")]
+
+    async def last(self, app: App, name: str) -> Kept | None:
+        return await self._broker.last(app.config.id, name)
 
     async def channel(self, app: App, name: str) -> Occupancy | None:
         return await self._roster.channel(app.config.id, name)
@@ -193,7 +308,13 @@ class Node:
     def receive(self, message: Message) -> int:
         """What the broker brings, the worker's own messages included."""
         app = self._live.get(message.app)
-        return 0 if app is None else self.fanout.receive(app.tenant, message)
+        if app is None:
+            return 0
+        if message.event == TERMINATE:
+            for client in self.sessions(app, message.channel):
+                client.disconnect(4009, "Terminated by the app")
+            return 0
+        return self.fanout.receive(app.tenant, message)
 
 
 def _user_id(member: Member | None) -> str | None:

@@ -25,7 +25,7 @@ from push1st.api import Api
 from push1st.apps import SOURCES
 from push1st.brokers import BROKERS
 from push1st.config import Config, Listen, Networks, Ssl
-from push1st.eager import settled
+from push1st.eager import settled, spawn
 from push1st.errors import ConfigError
 from push1st.fanout import Fanout
 from push1st.metrics import Metrics
@@ -42,6 +42,8 @@ SPARE_FILES = 64
 FAREWELLS = 50
 """connections told to leave in one slice, at least"""
 SLICE_SECONDS = 0.1
+GRACE = 0.25
+"""the part of `drain` in which the server says it is not ready, but still takes connections: load balancers need to see it"""
 GC_THRESHOLD = (50_000, 50, 50)
 """Connections make no cycles that outlive them, so the collector has little to find and may look seldom."""
 TLS_SECONDS = 10
@@ -93,12 +95,12 @@ class Server:
         config = self.config
         clock = SystemClock()
         metrics = Metrics()
-        fanout = Fanout(loop.call_soon, clock.wall, metrics)
+        fanout = Fanout(loop.call_soon, clock.wall, metrics, lambda: _failed("fan-out"))
         self.node = Node(load(SOURCES, "files")(config.apps), fanout, metrics, clock, secrets.randbits)
         memory = load(BROKERS, "memory")(self.node.stamp)
-        await self.node.open(memory, memory)
+        await self.node.open(memory, memory, memory)
         codecs = {name: load(PROTOCOLS, name)() for name in PROTOCOLS}
-        self._sweep = Sweep(clock.monotonic, lambda: _failed("sweep"))
+        self._sweep = Sweep(clock.monotonic, lambda: _failed("sweep"), lambda: spawn(self.node.tick()))
         self.worker = Worker(self.node, Api(self.node, config.api.path).serve, config, codecs, self._sweep, _failed)
         self._sweep.start()
         contexts: dict[Ssl, ssl.SSLContext | None] = {}
@@ -175,11 +177,11 @@ class Server:
         worker = self.worker
         self.node.draining = True
         log.info("stopping", connections=len(worker.open), drain=drain)
-        if worker.open:
-            await asyncio.sleep(min(1.0, drain / 10))
+        if not self.config.demo:
+            await asyncio.sleep(drain * GRACE)
         for server in self._servers:
             server.close()
-        slices = max(1, int(drain / SLICE_SECONDS))
+        slices = max(1, int(drain * (1 - GRACE) / SLICE_SECONDS))
         each = max(FAREWELLS, -(-len(worker.open) // slices))
         waiting = list(worker.open)
         while waiting:

@@ -13,7 +13,7 @@ from typing import Protocol
 import msgspec
 
 from push1st import auth
-from push1st.channels import Kind, kind_of, pusher_name_error, reserved_event, wide_name_error
+from push1st.channels import PUBLIC, Kind, kind_of, pusher_name_error, reserved_event, wide_name_error
 from push1st.eager import spawn
 from push1st.errors import Disconnect, LimitReached, Refused
 from push1st.hub import Lane, Wire, Write
@@ -28,19 +28,28 @@ from push1st.messages import (
     Pong,
     Publish,
     Reply,
+    SignedIn,
+    SignIn,
     Subscribe,
     Subscribed,
     SubscriptionRefused,
     Unsubscribe,
+    User,
+    user_channel,
 )
-from push1st.node import App, Node
+from push1st.node import App, Left, Node
 
 WAITING = 1000
 """commands a client may have waiting"""
 PATIENCE = 100
 """refused commands a second before a client is cut off"""
+MOST_USER_ID = 128
+PUBLISHES = 1000
+"""events a second from a client that may publish freely (Push1st has no such limit): more is a flood"""
 USER_BYTES = 1024
 """bytes of a presence member's `channel_data` (Pusher protocol, section 8)"""
+WATCHLIST = 100
+"""users a watchlist may name; the rest is left out, and the client told so (Pusher protocol, section 5)"""
 USER_ID = re.compile(r"[A-Za-z0-9_\-=@,.;]{1,128}\Z")
 
 
@@ -60,6 +69,13 @@ class ChannelData(msgspec.Struct, gc=False):
     user_info: msgspec.Raw = msgspec.Raw(b"null")
 
 
+class UserData(msgspec.Struct, gc=False):
+    id: str
+    user_info: msgspec.Raw = msgspec.Raw(b"null")
+    watchlist: list[str] | None = None
+
+
+_user_data = msgspec.json.Decoder(UserData)
 _channel_data = msgspec.json.Decoder(ChannelData)
 
 
@@ -76,6 +92,7 @@ class Session:
         "_patience",
         "_queue",
         "app",
+        "authorized",
         "claims",
         "closed",
         "id",
@@ -86,6 +103,8 @@ class Session:
         "prefix",
         "push",
         "subscriptions",
+        "topics",
+        "user",
         "wire",
         "write",
     )
@@ -114,6 +133,10 @@ class Session:
         self.id = node.new_id(prefix)
         self.subscriptions: dict[str, Lane] = {}
         self.members: dict[str, Member] | None = None
+        self.user: User | None = None
+        self.topics: dict[str, Lane] | None = None
+        self.authorized = False
+        """whether it has signed in, or joined a channel that needs a signature"""
         self.closed = False
         self._busy = False
         self._queue: deque[Command] | None = None
@@ -123,7 +146,7 @@ class Session:
 
     @property
     def lanes(self) -> Iterable[Lane]:
-        return self.subscriptions.values()
+        return self.subscriptions.values() if self.topics is None else (*self.subscriptions.values(), *self.topics.values())
 
     def disconnect(self, code: int, reason: str) -> None:
         self.outlet.close(code, reason)
@@ -133,11 +156,9 @@ class Session:
         if not self.closed:
             self.closed = True
             self._queue = None
-            lanes, self.subscriptions = self.subscriptions, {}
-            spawn(self._leave(lanes))
-
-    async def _leave(self, lanes: dict[str, Lane]) -> None:
-        await self.node.disconnect(self.app, self, lanes, self.members or {})
+            left = Left(self.subscriptions, self.members or {}, self.topics or {}, self.user)
+            self.subscriptions, self.topics = {}, None
+            spawn(self.node.disconnect(self.app, self, left))
 
     # Commands
 
@@ -176,14 +197,17 @@ class Session:
         """Answers a bad command; cuts off who sends nothing else."""
         metrics = self.node.metrics
         metrics.refusals[str(refused.code)] += 1
+        if self._is_patient():
+            self.outlet.send(Failure(refused.code, refused.text))
+        elif refused.code != 429:  # who only sends good events too fast stays (Pusher protocol, section 4), unanswered
+            metrics.cut_offs["flood"] += 1
+            self.outlet.close(1008, "too many bad messages")
+
+    def _is_patient(self) -> bool:
         now = self.node.clock.monotonic()
         if self._patience is None:
             self._patience = Bucket(PATIENCE, now)
-        if self._patience.take(now):
-            self.outlet.send(Failure(refused.code, refused.text))
-        else:
-            metrics.cut_offs["flood"] += 1
-            self.outlet.close(1008, "too many bad messages")
+        return self._patience.take(now)
 
     async def _one(self, command: Command) -> None:
         match command:
@@ -196,6 +220,8 @@ class Session:
                     self._refuse_subscription(command.channel, refused)
             case Unsubscribe(channel):
                 await self._unsubscribe(channel)
+            case SignIn():
+                await self._sign_in(command)
             case Ping():
                 self.outlet.send(Pong())
             case Pong():
@@ -210,10 +236,7 @@ class Session:
             kind = "LimitReached"
         else:
             kind = {401: "AuthError", 400: "Invalid"}.get(refused.code, "Forbidden")
-        now = self.node.clock.monotonic()
-        if self._patience is None:
-            self._patience = Bucket(PATIENCE, now)
-        if not self._patience.take(now):
+        if not self._is_patient():
             self.refuse(refused)
             return
         self.node.metrics.refusals[kind] += 1
@@ -225,6 +248,8 @@ class Session:
         member = None
         if kind.presence and self.claims is None and self.push is None:
             member = self._member(command.channel_data)
+        if kind.needs_auth:
+            self.authorized = True
         if name in self.subscriptions:
             members = await self.node.members(self.app, name) if member else None
             self.outlet.send(Subscribed(name, members))
@@ -239,6 +264,10 @@ class Session:
                 self.members = {}
             self.members[name] = member
         self.outlet.send(Subscribed(name, members))
+        if kind.cache or self.app.config.subscription_count:
+            found = await self.node.subscribed(self.app, name)
+            if found is not None:
+                self.outlet.send(found)
 
     def permits(self, channel: str) -> bool:
         """Whether a client that brings its rights in a token may subscribe."""
@@ -252,11 +281,13 @@ class Session:
         """Raises Refused unless this client may subscribe to the channel."""
         name = command.channel
         config = self.app.config
+        if name.startswith("#"):
+            if self.user is not None and name == user_channel(self.user.id):
+                return PUBLIC
+            raise Refused(403, "channel names that begin with # are reserved")
         wrong = pusher_name_error(name, config.limits.channel_name) if self.push is None else wide_name_error(name)
         if wrong:
             raise Refused(400, wrong)
-        if name.startswith("#"):
-            raise Refused(403, "channel names that begin with # are reserved")
         kind = kind_of(name)
         if kind.type not in config.channels and not (kind.type == "protected" and "private" in config.channels):
             raise Refused(403, f"this app has no {kind.type} channels")
@@ -270,6 +301,8 @@ class Session:
         return kind
 
     def _member(self, channel_data: str) -> Member:
+        if not channel_data and self.user is not None:
+            return Member(self.user.id, self.user.info)  # Pusher protocol, section 3
         if len(channel_data) > USER_BYTES and len(channel_data.encode()) > USER_BYTES:
             raise Refused(413, f"channel_data is over {USER_BYTES} bytes")
         try:
@@ -285,6 +318,35 @@ class Session:
         if self.subscriptions.pop(name, None) is not None:
             member = self.members.pop(name, None) if self.members else None
             await self.node.unsubscribe(self.app, self, name, member)
+
+    # Signing in
+
+    async def _sign_in(self, command: SignIn) -> None:
+        """Pusher protocol, section 5."""
+        config = self.app.config
+        if not auth.check_user(config.key, config.secret, self.id, command.user_data, command.auth):
+            raise Refused(401, "the auth signature of user_data is wrong")
+        try:
+            data = _user_data.decode(command.user_data)
+        except (msgspec.DecodeError, RecursionError) as error:
+            raise Refused(400, f'user_data must be JSON with "id", a string: {error}') from error
+        if not 1 <= len(data.id) <= MOST_USER_ID or wide_name_error(data.id):
+            raise Refused(400, f"the id in user_data must be 1 to {MOST_USER_ID} characters without control characters")
+        if self.user is not None:
+            if self.user.id != data.id:
+                raise Refused(401, f"this connection is signed in as {self.user.id!r} already")
+            self.outlet.send(SignedIn(command.user_data))
+            return
+        wanted = list(dict.fromkeys(data.watchlist or ()))
+        watchlist = tuple(one for one in wanted[:WATCHLIST] if not wide_name_error(one))
+        user = User(data.id, bytes(data.user_info).strip(), watchlist)
+        topics, watched = await self.node.sign_in(self.app, self, user)
+        self.user, self.topics, self.authorized = user, topics, True
+        self.outlet.send(SignedIn(command.user_data))
+        if watchlist:
+            self.outlet.send(watched)
+        if len(wanted) > WATCHLIST:
+            self.outlet.send(Failure(4302, f"a watchlist has at most {WATCHLIST} users, the first {WATCHLIST} are watched"))
 
     # Publishing
 
@@ -309,12 +371,16 @@ class Session:
         # A decoded string is never longer than its JSON text.
         if len(command.data) > limits.payload and (size := string_size(command.data)) > limits.payload:
             raise Refused(413, f"data has {size} bytes, the limit is {limits.payload}")
-        if limits.client_events:
+        most = limits.client_events if self.push is None else PUBLISHES
+        if most:
             now = self.node.clock.monotonic()
             if self._events is None:
-                self._events = Bucket(limits.client_events, now)
+                self._events = Bucket(most, now)
             if not self._events.take(now):
-                raise Refused(429, f"more than {limits.client_events} events a second")
+                if self.push is not None:
+                    self.node.metrics.cut_offs["flood"] += 1
+                    raise Disconnect(1008, f"more than {most} messages a second")
+                raise Refused(429, f"more than {most} client events a second")
         member = self.members.get(channel) if self.members else None
         node = self.node
         node.metrics.events_in[self.wire.name] += 1

@@ -13,7 +13,7 @@ from urllib.parse import unquote_to_bytes
 import msgspec
 
 from push1st import auth
-from push1st.api import channels, events, server, tokens
+from push1st.api import channels, events, server, tokens, users
 from push1st.api.call import Call, Endpoint, error
 from push1st.errors import Refused
 from push1st.messages import Request, Response
@@ -22,7 +22,11 @@ from push1st.node import Node
 ROUTES: dict[tuple[str, ...], dict[str, Endpoint]] = {
     ("events",): {"POST": events.publish},
     ("channels",): {"GET": channels.listing},
+    ("batch_events",): {"POST": events.batch},
     ("channels", "*"): {"GET": channels.one},
+    ("channels", "*", "events"): {"POST": events.publish_body},
+    ("channels", "*", "users"): {"GET": channels.users},
+    ("users", "*", "terminate_connections"): {"POST": users.terminate},
     ("token", "session"): {"POST": tokens.session},
     ("token", "access"): {"POST": tokens.access},
 }

@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Coroutine
 from typing import Any, TypeVar
-from urllib.parse import parse_qsl
+from urllib.parse import parse_qs, parse_qsl
 
 import msgspec
 
@@ -25,13 +25,18 @@ class Call(msgspec.Struct, frozen=True, gc=False):
 
     def body(self, decoder: msgspec.json.Decoder[T]) -> T:
         """The request's body. Raises Refused(400) when it is not what the decoder takes."""
-        try:
-            body = self.request.body
-            if not body.isascii():
+        body = self.request.body
+        if not body.isascii():
+            try:
                 body.decode()  # the decoder takes what it only passes on as it is
-            return decoder.decode(body)
-        except UnicodeDecodeError as wrong:
-            raise Refused(400, f"the body is not UTF-8: {wrong.reason} at byte {wrong.start}") from wrong
+            except UnicodeDecodeError as wrong:
+                raise Refused(400, f"the body is not UTF-8: {wrong.reason} at byte {wrong.start}") from wrong
+        return self.decode(decoder, body)
+
+    def decode(self, decoder: msgspec.json.Decoder[T], text: bytes) -> T:
+        """JSON that a caller sent. Raises Refused(400) when it is not what the decoder takes."""
+        try:
+            return decoder.decode(text)
         except msgspec.ValidationError as wrong:
             raise Refused(400, f"the body has a missing or mistyped field: {wrong}") from wrong
         except (msgspec.DecodeError, RecursionError) as wrong:
@@ -40,6 +45,10 @@ class Call(msgspec.Struct, frozen=True, gc=False):
     def params(self) -> dict[str, str]:
         """The query's parameters."""
         return dict(parse_qsl(self.request.query, keep_blank_values=True))
+
+    def param_list(self, name: str) -> list[str]:
+        """All values of a parameter that is given several times."""
+        return parse_qs(self.request.query, keep_blank_values=True).get(name, [])
 
     def check_channel_name(self, name: str) -> None:
         """Raises Refused(400) for a name that breaks the rule for this kind of call (Push1st API, section 7)."""

@@ -4,10 +4,13 @@ Pusher's API and Push1st's name the same paths with other answers: a call that i
 `filter_by_prefix`, gets Pusher's (Push1st API, section 4).
 """
 
+import msgspec
+
 from push1st.api.call import Call, answer
 from push1st.api.events import attributes_of
 from push1st.channels import kind_of
 from push1st.errors import Refused
+from push1st.jsontext import as_string
 from push1st.messages import Response
 
 
@@ -43,7 +46,10 @@ async def one(call: Call) -> Response:
             raise Refused(404, f"nobody is subscribed to {name}")
         sessions = [{"id": client.id, "ip": client.ip} for client in call.node.sessions(call.app, name)]
         return answer(_head(name) | {"sessions": sessions})
-    attributes = attributes_of(params["info"]) if "info" in params else ()
+    wanted = [part.strip() for part in params.get("info", "").split(",") if part.strip()]
+    attributes = attributes_of(",".join(part for part in wanted if part != "cache")) if set(wanted) - {"cache"} else ()
+    if "cache" in wanted and not kind.cache:
+        raise Refused(400, f"info=cache is for cache channels, {name} is not one")
     if "user_count" in attributes and not kind.presence:
         raise Refused(400, f"info=user_count is for presence channels, {name} is not one")
     if "subscription_count" in attributes and kind.presence:
@@ -53,7 +59,20 @@ async def one(call: Call) -> Response:
         info["user_count"] = occupancy.users if occupancy else 0
     if "subscription_count" in attributes:
         info["subscription_count"] = occupancy.subscriptions if occupancy else 0
+    if "cache" in wanted:
+        kept = await call.node.last(call.app, name)
+        info["cache"] = None if kept is None else {"data": msgspec.Raw(as_string(kept.message.data)), "ttl": kept.ttl}
     return answer(info)
+
+
+async def users(call: Call) -> Response:
+    """`GET …/channels/{channel}/users`: who is on a presence channel."""
+    call.check_reads()
+    (name,) = call.args
+    call.check_channel_name(name)
+    if not kind_of(name).presence:
+        raise Refused(400, f"only presence channels have users, {name} is not one")
+    return answer({"users": [{"id": member.user_id} for member in await call.node.members(call.app, name)]})
 
 
 def _head(name: str) -> dict[str, object]:

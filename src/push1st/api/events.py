@@ -1,4 +1,4 @@
-"""Publishing: `POST /apps/{app}/events` (Push1st API, section 3; Pusher protocol, section 9).
+"""Publishing: `POST /apps/{app}/events` and its relatives (Push1st API, section 3; Pusher protocol, section 9).
 
 Everything in a request is checked before anything is published.
 """
@@ -29,11 +29,25 @@ class Event(msgspec.Struct, gc=False):
     options: Options | None = None
 
 
+class BatchEvent(msgspec.Struct, gc=False):
+    name: str
+    data: msgspec.Raw
+    channel: str
+    socket_id: str | None = None
+    info: str | None = None
+
+
+class Batch(msgspec.Struct, gc=False):
+    batch: list[BatchEvent]
+
+
 _event = msgspec.json.Decoder(Event)
+_batch = msgspec.json.Decoder(Batch)
+_fields = msgspec.json.Decoder(dict[str, msgspec.Raw])
 
 
 async def publish(call: Call) -> Response:
-    event = call.body(_event)
+    event = call.body(_event) if not call.request.query else _with_params(call)
     limits = call.app.config.limits
     channels = event.channels
     if channels is None:
@@ -60,10 +74,10 @@ async def publish(call: Call) -> Response:
         options = DEFAULT_OPTIONS
     elif wrong := options.error():
         raise Refused(400, wrong)
-    app, node = call.app, call.node
-    if limits.publishes and not app.publishes.take(node.clock.monotonic(), min(len(channels), limits.publishes)):
-        raise Refused(429, f"more than {limits.publishes} published events a second")
+    if limits.publishes:
+        check_rate(call, len(channels))
 
+    app, node = call.app, call.node
     stamp = node.stamp()
     node.metrics.events_in[API] += 1
     exclude = event.socket_id or ""
@@ -76,6 +90,72 @@ async def publish(call: Call) -> Response:
         return Response(200, b"{}")
     spent = time.perf_counter_ns() - call.request.started
     return Response(200, b'{"channels":%b,"msg-id":%d,"time":%d}' % (encode(counts), stamp[0], spent))
+
+
+async def batch(call: Call) -> Response:
+    """`POST …/batch_events`: several events, each on one channel. The answer has their attributes in the same order."""
+    events = call.body(_batch).batch
+    limits = call.app.config.limits
+    if not 1 <= len(events) <= limits.batch:
+        raise Refused(400, f"batch has {len(events)} events, allowed are 1 to {limits.batch}")
+    checked = []
+    for index, event in enumerate(events):
+        try:
+            call.check_channel_name(event.channel)
+            data = check_event(event.name, event.data, limits)
+            if event.socket_id:
+                check_socket_id(event.socket_id)
+            checked.append((event, data, attributes_of(event.info) if event.info else ()))
+        except Refused as refused:
+            raise Refused(refused.code, f"batch[{index}]: {refused.text}") from refused
+    if limits.publishes:
+        check_rate(call, len(events))
+    node = call.node
+    node.metrics.events_in[API] += len(events)
+    infos = []
+    for event, data, attributes in checked:
+        await node.publish(call.app, event.channel, event.name, data, node.stamp(), API, event.socket_id or "")
+        infos.append(await channel_info(call, event.channel, attributes) if attributes else {})
+    return answer({"batch": infos} if any(infos) else {})
+
+
+async def publish_body(call: Call) -> Response:
+    """`POST …/channels/{channel}/events?name=…`, which Pusher has deprecated: the body is the data, whatever it is."""
+    (channel,) = call.args
+    params = call.params()
+    call.check_channel_name(channel)
+    try:
+        text = call.request.body.decode()
+    except UnicodeDecodeError as wrong:
+        raise Refused(400, "the body is not UTF-8") from wrong
+    limits = call.app.config.limits
+    data = check_event(params.get("name", ""), msgspec.Raw(encode(text)), limits)
+    socket_id = params.get("socket_id", "")
+    if socket_id:
+        check_socket_id(socket_id)
+    if limits.publishes:
+        check_rate(call, 1)
+    call.node.metrics.events_in[API] += 1
+    await call.node.publish(call.app, channel, params["name"], data, call.node.stamp(), API, socket_id)
+    return Response(202, b"{}")
+
+
+def _with_params(call: Call) -> Event:
+    """An event of which parts may stand in the query (Pusher protocol, section 9); the body goes first."""
+    params = call.params()
+    given: dict[str, bytes] = {
+        name: encode(params[name]) for name in ("name", "data", "channel", "socket_id", "info") if name in params
+    }
+    if "channels[]" in params:
+        given["channels"] = encode(call.param_list("channels[]"))
+    if not given:
+        return call.body(_event)
+    fields = call.body(_fields) if call.request.body else {}
+    if "channels" in fields or "channel" in fields:
+        given.pop("channels", None)
+        given.pop("channel", None)
+    whole = {name: msgspec.Raw(value) for name, value in given.items()} | fields
+    return call.decode(_event, encode(whole))
 
 
 def check_event(name: str, data: msgspec.Raw, limits: Limits) -> bytes:
@@ -94,6 +174,13 @@ def check_event(name: str, data: msgspec.Raw, limits: Limits) -> bytes:
 def check_socket_id(socket_id: str) -> None:
     if not SOCKET_ID.match(socket_id):
         raise Refused(400, f"socket_id {socket_id[:80]!r} is not NUMBER.NUMBER or prefix.NUMBER.NUMBER")
+
+
+def check_rate(call: Call, events: int) -> None:
+    """Raises Refused(429) when the app publishes faster than it may. One call never costs more than a second's worth."""
+    most = call.app.config.limits.publishes
+    if not call.app.publishes.take(call.node.clock.monotonic(), min(events, most)):
+        raise Refused(429, f"more than {most} published events a second")
 
 
 def attributes_of(info: str) -> tuple[str, ...]:

@@ -1,6 +1,7 @@
-"""What connects workers and machines: the two ports, and the registry of their implementations.
+"""What connects workers and machines: the ports, and the registry of their implementations.
 
-`Broker` carries messages; `Roster` knows who is where. An implementation is one file here, one line in `BROKERS`, and
+`Broker` carries messages and keeps the last of a cache channel; `Roster` knows who is on which channel, `Users` who has
+signed in. An implementation is one file here, one line in `BROKERS`, and
 one line in `tests/contract`. Both are `async`, since most of them wait for a network; those that do not (memory)
 finish in one step, which costs a publish nothing.
 """
@@ -18,8 +19,19 @@ Receive = Callable[[Message], int]
 """Delivers a message to this worker's subscribers; returns how many there are."""
 
 
+class Kept(msgspec.Struct, frozen=True, gc=False):
+    """The last event of a cache channel. ttl: seconds it will still be kept."""
+
+    message: Message
+    ttl: int
+
+
 class Broker(Protocol):
-    """Messages between workers. A topic is an app's id and a channel's name."""
+    """Messages between workers. A topic is an app's id and a channel's name.
+
+    What the API publishes on a cache channel is kept, the last event of each, for 30 minutes (Pusher protocol,
+    section 3); publishing and keeping are one step.
+    """
 
     async def open(self, receive: Receive) -> None:
         """Connects; from here on `receive` is called with every message of the topics subscribed to, in order."""
@@ -38,6 +50,9 @@ class Broker(Protocol):
         Raises Refused(503, …) when the broker is away or has not confirmed within 2 s: the message may have been
         delivered to some.
         """
+
+    async def last(self, app: str, channel: str) -> Kept | None:
+        """The event kept for a cache channel."""
 
 
 class Occupancy(msgspec.Struct, frozen=True, gc=False):
@@ -68,3 +83,14 @@ class Roster(Protocol):
 
     async def members(self, app: str, channel: str) -> tuple[Member, ...]:
         """Who is on a presence channel."""
+
+
+class Users(Protocol):
+    """Who has signed in, for all workers together. The first connection of a user and the end of its last are edges."""
+
+    async def sign_in(self, app: str, user_id: str, socket_id: str) -> None: ...
+
+    async def sign_out(self, app: str, user_id: str, socket_id: str) -> None: ...
+
+    async def online(self, app: str, user_ids: Sequence[str]) -> frozenset[str]:
+        """Those of the users who have a connection."""

@@ -1,10 +1,18 @@
-"""The broker and the roster of a single worker: nothing to start, nothing to wait for."""
+"""Broker, roster and users of a single worker: nothing to start, nothing to wait for."""
 
+from collections import OrderedDict
 from collections.abc import Callable, Sequence
 
-from push1st.brokers import Occupancy, Receive
+from push1st.brokers import Kept, Occupancy, Receive
+from push1st.channels import kind_of
 from push1st.errors import LimitReached
-from push1st.messages import Member, Message, member_added, member_removed
+from push1st.messages import API, INTERNAL, Member, Message, member_added, member_removed, status_changed
+
+KEEP_SECONDS = 1800
+"""how long the last event of a cache channel is kept (Pusher protocol, section 8)"""
+MOST_KEPT = 10_000
+MOST_KEPT_BYTES = 64 << 20
+"""cache channels, and bytes of their events' data, that are kept; the least recently published go first"""
 
 
 class Seat:
@@ -28,11 +36,14 @@ class Room:
 
 
 class Memory:
-    """Broker and roster in one. stamp: the id and the time (wall clock, nanoseconds) of a message made here."""
+    """Broker, roster and users in one. stamp: the id and the time (wall clock, nanoseconds) of a message made here."""
 
     def __init__(self, stamp: Callable[[], tuple[int, int]]) -> None:
         self._stamp = stamp
         self._rooms: dict[str, dict[str, Room]] = {}
+        self._users: dict[str, dict[str, set[str]]] = {}
+        self._kept: OrderedDict[tuple[str, str], Message] = OrderedDict()
+        self._kept_bytes = 0
         self._receive: Receive = lambda _: 0
 
     async def open(self, receive: Receive) -> None:
@@ -48,7 +59,34 @@ class Memory:
         pass
 
     async def publish(self, message: Message) -> int:
+        if "cache-" in message.channel and message.sender == API and kind_of(message.channel).cache:
+            self._keep(message)
         return self._receive(message)
+
+    def _keep(self, message: Message) -> None:
+        if message.event.startswith(INTERNAL) or message.delivery != "broadcast":
+            return
+        key = message.app, message.channel
+        self._drop(key)
+        self._kept[key] = message
+        self._kept_bytes += len(message.data)
+        while len(self._kept) > MOST_KEPT or self._kept_bytes > MOST_KEPT_BYTES:
+            self._drop(next(iter(self._kept)))
+
+    def _drop(self, key: tuple[str, str]) -> None:
+        message = self._kept.pop(key, None)
+        if message is not None:
+            self._kept_bytes -= len(message.data)
+
+    async def last(self, app: str, channel: str) -> Kept | None:
+        message = self._kept.get((app, channel))
+        if message is None:
+            return None
+        ttl = KEEP_SECONDS - (self._stamp()[1] - message.received) // 1_000_000_000
+        if ttl <= 0:
+            self._drop((app, channel))
+            return None
+        return Kept(message, ttl)
 
     async def join(self, app: str, channel: str, socket_id: str, member: Member | None, most: int) -> tuple[Member, ...] | None:
         rooms = self._rooms.setdefault(app, {})
@@ -100,3 +138,23 @@ class Memory:
     async def members(self, app: str, channel: str) -> tuple[Member, ...]:
         room = self._rooms.get(app, {}).get(channel)
         return () if room is None else tuple(seat.member for seat in room.seats.values())
+
+    async def sign_in(self, app: str, user_id: str, socket_id: str) -> None:
+        sockets = self._users.setdefault(app, {}).setdefault(user_id, set())
+        if not sockets:
+            self._receive(status_changed(app, user_id, True, *self._stamp(), exclude=socket_id))
+        sockets.add(socket_id)
+
+    async def sign_out(self, app: str, user_id: str, socket_id: str) -> None:
+        users = self._users.get(app, {})
+        sockets = users.get(user_id)
+        if sockets is None or socket_id not in sockets:
+            return
+        sockets.remove(socket_id)
+        if not sockets:
+            del users[user_id]
+            self._receive(status_changed(app, user_id, False, *self._stamp(), exclude=socket_id))
+
+    async def online(self, app: str, user_ids: Sequence[str]) -> frozenset[str]:
+        users = self._users.get(app, {})
+        return frozenset(user_id for user_id in user_ids if user_id in users)

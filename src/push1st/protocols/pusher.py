@@ -9,6 +9,8 @@ import msgspec
 from push1st.errors import Refused
 from push1st.jsontext import as_string, encode
 from push1st.messages import (
+    WATCHLIST_EVENTS,
+    CacheMissed,
     Command,
     Established,
     Failure,
@@ -17,11 +19,15 @@ from push1st.messages import (
     Ping,
     Pong,
     Publish,
+    Replayed,
     Reply,
+    SignedIn,
+    SignIn,
     Subscribe,
     Subscribed,
     SubscriptionRefused,
     Unsubscribe,
+    Watched,
 )
 from push1st.protocols.websocket import text_frame, text_head
 
@@ -43,12 +49,18 @@ class SubscribeData(msgspec.Struct, gc=False):
     channel_data: str | None = None
 
 
+class SignInData(msgspec.Struct, gc=False):
+    user_data: str
+    auth: str | None = None
+
+
 class UnsubscribeData(msgspec.Struct, gc=False):
     channel: str
 
 
 _frame = msgspec.json.Decoder(Frame)
 _subscribe = msgspec.json.Decoder(SubscribeData)
+_sign_in = msgspec.json.Decoder(SignInData)
 _unsubscribe = msgspec.json.Decoder(UnsubscribeData)
 _ESTABLISHED = '{"event":"pusher:connection_established","data":"{\\"socket_id\\":\\"%s\\",\\"activity_timeout\\":%d}"}'
 _SUBSCRIBED = b'{"event":"pusher_internal:subscription_succeeded","channel":%b,"data":"{}"}'
@@ -64,6 +76,8 @@ class Pusher:
     name = "pusher"
 
     def message(self, message: Message, now: int) -> bytes:
+        if message.event == WATCHLIST_EVENTS:
+            return _plain(message.event, message.data)
         event, channel, data = encode(message.event), encode(message.channel), as_string(message.data)
         user = b"" if message.user_id is None else b',"user_id":' + encode(message.user_id)
         head = text_head(_EVENT_BYTES + len(event) + len(channel) + len(data) + len(user))
@@ -78,6 +92,9 @@ class Pusher:
                     return Subscribe(wanted.channel, wanted.auth or "", wanted.channel_data or "")
                 case "pusher:unsubscribe":
                     return Unsubscribe(_unsubscribe.decode(_unwrapped(frame.data)).channel)
+                case "pusher:signin":
+                    user = _sign_in.decode(_unwrapped(frame.data))
+                    return SignIn(user.auth or "", user.user_data)
                 case "pusher:ping":
                     return Ping()
                 case "pusher:pong":
@@ -100,15 +117,31 @@ class Pusher:
                 return _PONG
             case Ping():
                 return _PING
+            case SignedIn(user_data):
+                return _plain("pusher:signin_success", msgspec.json.encode({"user_data": user_data}))
+            case Watched(online, offline):
+                named = (("online", online), ("offline", offline))
+                events = [{"name": name, "user_ids": ids} for name, ids in named if ids]
+                return _plain(WATCHLIST_EVENTS, msgspec.json.encode({"events": events}))
+            case Replayed(message, now):
+                return self.message(message, now)
+            case CacheMissed(channel):
+                return _event("pusher:cache_miss", channel, b"{}")
             case SubscriptionRefused(channel, kind, text, status):
                 data = msgspec.json.encode({"type": kind, "error": text, "status": status})
                 return _event("pusher:subscription_error", channel, data)
             case Failure(code, text):
-                data = msgspec.json.encode({"code": CODES.get(code, NOTICE), "message": text})
+                code = code if code >= NOTICE else CODES.get(code, NOTICE)
+                data = msgspec.json.encode({"code": code, "message": text})
                 return text_frame(b'{"event":"pusher:error","data":' + data + b"}")
 
     def slow(self) -> tuple[int, str]:
         return 4100, "Over capacity: this client does not read what it is sent"
+
+
+def _plain(event: str, data: bytes) -> bytes:
+    """An event that is on no channel."""
+    return text_frame(b'{"event":"%b","data":%b}' % (event.encode(), encode(data.decode())))
 
 
 def _event(event: str, channel: str, data: bytes) -> bytes:

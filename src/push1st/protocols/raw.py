@@ -4,7 +4,7 @@ import msgspec
 
 from push1st.errors import Disconnect, Refused
 from push1st.jsontext import encode
-from push1st.messages import DEFAULT_OPTIONS, Command, Failure, Message, Options, Publish, Reply
+from push1st.messages import DEFAULT_OPTIONS, Command, Failure, Message, Options, Publish, Replayed, Reply
 from push1st.protocols.websocket import text_frame
 
 
@@ -54,6 +54,8 @@ class Raw:
             case Failure(code, text):
                 data = msgspec.json.encode({"code": code, "message": text})
                 return text_frame(b'{"event":"error","data":' + data + b"}")
+            case Replayed(message, now):
+                return self.message(message, now)
             case _:
                 return b""
 

@@ -25,10 +25,14 @@ class Watched(Protocol):
 
 
 class Sweep:
-    """clock: seconds that never go back. `now` is that clock as of the last second, for those who need no better."""
+    """clock: seconds that never go back. each_second: done once a tick. on_error: called in an exception's handler.
 
-    def __init__(self, clock: Callable[[], float], on_error: Callable[[], None]) -> None:
+    `now` is that clock as of the last second, for those who need no better.
+    """
+
+    def __init__(self, clock: Callable[[], float], on_error: Callable[[], None], each_second: Callable[[], None]) -> None:
         self._clock = clock
+        self._each_second = each_second
         self._on_error = on_error
         self._buckets: dict[int, dict[Watched, None]] = {}
         self._timer: asyncio.TimerHandle | None = None
@@ -71,6 +75,7 @@ class Sweep:
         while self._done < int(self.now):
             self._done += 1
             self._waiting.extend(self._buckets.pop(self._done, ()))
+        self._each_second()
         self._look()
 
     def _look(self) -> None:

@@ -32,6 +32,8 @@ from push1st.transports.sweep import NEVER
 CLOSE_SECONDS = 5
 PONG_SECONDS = 30
 """from a ping to the end of a client that stays silent (Pusher protocol, section 7)"""
+AUTHORIZE_SECONDS = 10
+"""for a client to sign in or to join a channel that needs a signature, where the app wants that"""
 PREFIX = re.compile(r"[A-Za-z0-9_\-=@,;]{1,64}(\.[A-Za-z0-9_\-=@,;]{1,64}){0,7}\Z")
 _GUID = b"258EAFA5-E914-47DA-95CA-C5AB0DC85B11"
 _SWITCH = b"HTTP/1.1 101 Switching Protocols\r\nUpgrade: websocket\r\nConnection: Upgrade\r\nSec-WebSocket-Accept: %b\r\n\r\n"
@@ -54,6 +56,7 @@ class WebSocketConnection(asyncio.Protocol):
     """One client. It owns the socket from the handshake on. switch: what goes out first, the handshake's answer."""
 
     __slots__ = (
+        "_authorize_by",
         "_closing",
         "_decoder",
         "_pinged",
@@ -80,6 +83,7 @@ class WebSocketConnection(asyncio.Protocol):
         self._pinged = 0
         self._closing = False
         self._switch = switch
+        self._authorize_by = 0.0
         self.due_at = NEVER
 
     @property
@@ -109,7 +113,10 @@ class WebSocketConnection(asyncio.Protocol):
         self._transport.set_protocol(self)
         self._transport.set_write_buffer_limits(high=worker.config.server.outbox)
         worker.open.add(self)
-        if self.due_at == NEVER:
+        if self._session is not None and self._session.app.config.authorized_only and self._session.push is None:
+            self._authorize_by = self._seen + AUTHORIZE_SECONDS
+            worker.sweep.watch(self, self._authorize_by)
+        elif self.due_at == NEVER:
             # Spread over the last tenth, so that clients that came together are not looked at together.
             worker.sweep.watch(self, self._seen + self._timeout * (1 - (id(self) >> 4) % 100 / 1000))
 
@@ -218,6 +225,15 @@ class WebSocketConnection(asyncio.Protocol):
         if self._closing:
             self._transport.abort()
             return None
+        if self._authorize_by:
+            session = self._session
+            if session is not None and not session.authorized:
+                if self._authorize_by > now:
+                    return self._authorize_by
+                self._worker.node.metrics.cut_offs["not-authorized"] += 1
+                self.close(4009, "Connection not authorized within timeout")
+                return now + CLOSE_SECONDS
+            self._authorize_by = 0
         silent_at = self._seen + self._timeout
         if self._pinged == 0 and silent_at > now:
             return silent_at

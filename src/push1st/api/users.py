@@ -1,0 +1,14 @@
+"""Signed-in users: `POST /apps/{app}/users/{user}/terminate_connections` (Pusher protocol, sections 5 and 9)."""
+
+from push1st.api.call import Call
+from push1st.errors import Refused
+from push1st.messages import Response
+
+
+async def terminate(call: Call) -> Response:
+    """Ends the connections on which the user has signed in; a member id on a presence channel is no sign-in."""
+    if call.request.body.strip() not in (b"", b"{}"):
+        raise Refused(400, "the body must be empty or {}")
+    (user_id,) = call.args
+    await call.node.terminate(call.app, user_id)
+    return Response(200, b"{}")

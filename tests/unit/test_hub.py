@@ -1,0 +1,158 @@
+"""Who is subscribed: channels, lanes, and the prefixes by which multicast finds connections."""
+
+import pytest
+
+from push1st.hub import Lane, Tenant
+from push1st.messages import Message
+from tests.unit.fakes import APP, Listening, Wire
+
+PLAIN, OTHER = Wire("plain"), Wire("other")
+
+
+@pytest.fixture
+def tenant():
+    return Tenant()
+
+
+def client(id: str = "1.1", wire: Wire = PLAIN) -> Listening:
+    return Listening(id, wire)
+
+
+def message(**how) -> Message:
+    return Message(APP, "c", "e", b"1", 1, 0, **how)
+
+
+# Channels and lanes
+
+
+def test_the_first_subscriber_makes_the_channel(tenant):
+    one = client()
+    lane = tenant.subscribe(one, "presence-c")
+    channel = tenant.channels["presence-c"]
+    assert (channel.name, channel.kind.type, len(channel)) == ("presence-c", "presence", 1)
+    assert channel.lanes == [lane]
+    assert list(channel.subscribers()) == [one]
+
+
+def test_subscribers_of_one_wire_share_a_lane(tenant):
+    assert tenant.subscribe(client("1.1"), "c") is tenant.subscribe(client("1.2"), "c")
+    assert len(tenant.channels["c"]) == 2
+
+
+def test_each_wire_has_a_lane_of_its_own(tenant):
+    one, two = client("1.1"), client("1.2", OTHER)
+    first, second = tenant.subscribe(one, "c"), tenant.subscribe(two, "c")
+    channel = tenant.channels["c"]
+    assert first is not second
+    assert channel.lane(PLAIN) is first
+    assert channel.lane(OTHER) is second
+    assert list(channel.subscribers()) == [one, two]
+
+
+def test_a_wire_nobody_uses_has_no_lane(tenant):
+    tenant.subscribe(client(), "c")
+    assert tenant.channels["c"].lane(OTHER) is None
+
+
+def test_a_lane_keeps_the_order_of_joining(tenant):
+    clients = [client(f"1.{n}") for n in range(5)]
+    for one in clients:
+        lane = tenant.subscribe(one, "c")
+    assert list(lane.writes) == clients
+
+
+def test_subscribing_twice_is_once(tenant):
+    one = client()
+    tenant.subscribe(one, "c")
+    tenant.subscribe(one, "c")
+    assert len(tenant.channels["c"]) == 1
+
+
+def test_the_last_to_leave_takes_the_channel_along(tenant):
+    one, two = client("1.1"), client("1.2")
+    tenant.subscribe(one, "c")
+    tenant.subscribe(two, "c")
+    assert tenant.unsubscribe(one, "c") is False
+    assert tenant.unsubscribe(two, "c") is True
+    assert tenant.channels == {}
+
+
+def test_a_channel_lives_while_any_lane_has_subscribers(tenant):
+    one, two = client("1.1"), client("1.2", OTHER)
+    tenant.subscribe(one, "c")
+    tenant.subscribe(two, "c")
+    assert tenant.unsubscribe(one, "c") is False
+    assert [lane.wire for lane in tenant.channels["c"].lanes] == [OTHER]
+    assert tenant.unsubscribe(two, "c") is True
+
+
+def test_an_empty_lane_that_still_owes_something_is_kept(tenant):
+    one, two = client("1.1"), client("1.2", OTHER)
+    lane = tenant.subscribe(one, "c")
+    tenant.subscribe(two, "c")
+    lane.frames.append(b"x")
+    tenant.unsubscribe(one, "c")
+    assert tenant.subscribe(client("1.3"), "c") is lane
+
+
+@pytest.mark.parametrize("name", ["c", "other"])
+def test_leaving_where_one_is_not_is_nothing(tenant, name):
+    tenant.subscribe(client("1.1"), "c")
+    assert tenant.unsubscribe(client("1.2"), name) is False
+    assert tenant.unsubscribe(client("1.2", OTHER), name) is False
+    assert len(tenant.channels["c"]) == 1
+
+
+def test_a_lane_owes_frames_frames_apart_and_slices():
+    lane = Lane(PLAIN)
+    assert not lane.due
+    for what, value in (("frames", [b"x"]), ("apart", {client(): [b"x"]}), ("slices", [object()])):
+        lane = Lane(PLAIN)
+        setattr(lane, what, value)
+        assert lane.due
+
+
+# Targets
+
+
+def test_unicast_finds_a_connection_by_its_whole_id(tenant):
+    one = client("1.1")
+    tenant.connect(one)
+    assert list(tenant.targets(message(delivery="unicast", target="1.1"))) == [one]
+    assert list(tenant.targets(message(delivery="unicast", target="1"))) == []
+
+
+def test_multicast_finds_connections_by_their_prefix(tenant):
+    one, two, three = client("a.1.1"), client("a.1.2"), client("b.1.3")
+    for each in (one, two, three):
+        tenant.connect(each, each.id[0])
+    assert set(tenant.targets(message(delivery="multicast", target="a"))) == {one, two}
+    assert list(tenant.targets(message(delivery="multicast", target="c"))) == []
+
+
+def test_a_prefix_of_parts_is_found_by_each_of_its_beginnings(tenant):
+    one = client("a.b.c.1.1")
+    tenant.connect(one, "a.b.c")
+    for target in ("a", "a.b", "a.b.c"):
+        assert list(tenant.targets(message(delivery="multicast", target=target))) == [one]
+    for target in ("", "b", "a.", "a.b.", "a.b.c.1", "ab"):
+        assert list(tenant.targets(message(delivery="multicast", target=target))) == []
+
+
+def test_a_prefix_is_forgotten_with_its_last_connection(tenant):
+    one, two = client("a.b.1.1"), client("a.1.2")
+    tenant.connect(one, "a.b")
+    tenant.connect(two, "a")
+    tenant.disconnect(one, "a.b")
+    assert tenant.prefixes == {"a": {two}}
+    tenant.disconnect(two, "a")
+    assert tenant.prefixes == {}
+    assert tenant.sessions == {}
+
+
+def test_disconnecting_twice_is_once(tenant):
+    one = client("a.1.1")
+    tenant.connect(one, "a")
+    tenant.disconnect(one, "a")
+    tenant.disconnect(one, "a")
+    assert tenant.sessions == {}
