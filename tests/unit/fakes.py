@@ -7,7 +7,7 @@ import json
 import re
 import sys
 from collections import Counter
-from collections.abc import Callable, Coroutine, Iterable
+from collections.abc import Callable, Container, Coroutine
 from typing import Any
 
 import pytest
@@ -20,9 +20,8 @@ from push1st.brokers.memory import Memory
 from push1st.config import ApiConfig, AppConfig, Config, ServerConfig
 from push1st.eager import begin
 from push1st.fanout import Fanout
-from push1st.hub import Lane, Tenant
 from push1st.limits import Limits
-from push1st.messages import Message, Request, Response
+from push1st.messages import DEFAULT_OPTIONS, Message, Options, Request, Response, Subscribe, Unsubscribe
 from push1st.metrics import Metrics
 from push1st.node import Node
 from push1st.protocols.pusher import Pusher
@@ -109,79 +108,6 @@ class Wire:
         return message.data
 
 
-class Listening:
-    """A subscriber that keeps what is written to it. on_write: called with the client before each write is kept."""
-
-    def __init__(self, id: str, wire: Wire) -> None:
-        self.id = id
-        self.wire = wire
-        self.on: dict[str, Lane] = {}
-        self.writes: list[bytes] = []
-        self.on_write: Callable[["Listening"], object] = lambda _: None
-
-    def write(self, data: bytes) -> None:
-        self.on_write(self)
-        self.writes.append(data)
-
-    @property
-    def lanes(self) -> Iterable[Lane]:
-        return self.on.values()
-
-    @property
-    def received(self) -> bytes:
-        return b"".join(self.writes)
-
-
-class Stage:
-    """A tenant and a fan-out, with the steps of `node.py` and `session.py` that change them, and nothing else."""
-
-    def __init__(self) -> None:
-        self.turns = Turns()
-        self.metrics = Metrics()
-        self.fanout = Fanout(self.turns.call_soon, lambda: 0, self.metrics)
-        self.tenant = Tenant()
-        self.wire = Wire()
-        self._id = 0
-
-    def client(self, *channels: str, id: str = "", wire: Wire | None = None, prefix: str = "") -> Listening:
-        self._id += 1
-        client = Listening(id or f"{prefix}{'.' if prefix else ''}1.{self._id}", wire or self.wire)
-        self.tenant.connect(client, prefix)
-        for name in channels:
-            self.join(client, name)
-        return client
-
-    def join(self, client: Listening, name: str) -> None:
-        channel = self.tenant.channels.get(name)
-        if channel is not None:
-            self.fanout.settle_lanes(channel.lanes)
-        client.on[name] = self.tenant.subscribe(client, name)
-
-    def leave(self, client: Listening, name: str) -> None:
-        self.fanout.settle_lanes(self.tenant.channels[name].lanes)
-        self.tenant.unsubscribe(client, name)
-        del client.on[name]
-
-    def lose(self, client: Listening, prefix: str = "") -> None:
-        """The connection is gone."""
-        self.fanout.forget(client)
-        self.tenant.disconnect(client, prefix)
-        for name in list(client.on):
-            self.tenant.unsubscribe(client, name)
-        client.on.clear()
-
-    def publish(self, channel: str, data: bytes, exclude: Listening | str = "", **how: Any) -> int:
-        self._id += 1
-        out = exclude if isinstance(exclude, str) else exclude.id
-        return self.fanout.receive(self.tenant, Message(APP, channel, "e", data, self._id, 0, exclude=out, **how))
-
-    def unicast(self, channel: str, data: bytes, to: Listening) -> int:
-        return self.publish(channel, data, delivery="unicast", target=to.id)
-
-    def multicast(self, channel: str, data: bytes, prefix: str) -> int:
-        return self.publish(channel, data, delivery="multicast", target=prefix)
-
-
 def app_config(limits: dict[str, int] | None = None, **changes: Any) -> AppConfig:
     """The demo app with changes."""
     values: dict[str, Any] = {"id": APP, "key": KEY, "secret": SECRET, "client_messages": True}
@@ -220,6 +146,85 @@ class World:
         """As the API does; with the memory broker nothing waits."""
         count: int = done(self.node.publish(self.app, channel, event, data, self.node.stamp(), **more))
         return count
+
+
+class Listening:
+    """A session's outlet that keeps what is written to it. on_write: called with it before each write is kept.
+
+    Replies are dropped, so that what is read are the frames of the test.
+    """
+
+    def __init__(self) -> None:
+        self.session: Session
+        self.writes: list[bytes] = []
+        self.on_write: Callable[[Listening], object] = lambda _: None
+
+    def write(self, data: bytes) -> None:
+        self.on_write(self)
+        self.writes.append(data)
+
+    def send(self, reply: object) -> None: ...
+
+    def close(self, code: int, reason: str) -> None:
+        raise AssertionError(f"closed with {code}: {reason}")
+
+    def fail(self) -> None:
+        raise AssertionError("a command failed") from sys.exception()
+
+    @property
+    def received(self) -> bytes:
+        return b"".join(self.writes)
+
+    @property
+    def on(self) -> Container[str]:
+        return self.session.subscriptions
+
+
+class Stage:
+    """Sessions on a fan-out, through the node and the memory broker, with frames that are the data as it is."""
+
+    def __init__(self) -> None:
+        self.world = World()
+        self.turns = self.world.turns
+        self.metrics = self.world.metrics
+        self.fanout = self.world.fanout
+        self.tenant = self.world.app.tenant
+        self.wire = Wire()
+
+    def client(self, *channels: str, wire: Wire | None = None, prefix: str = "") -> Listening:
+        one = Listening()
+        world = self.world
+        one.session = Session(world.node, world.app, one, wire or self.wire, one.write, "", prefix, None, frozenset())
+        for name in channels:
+            self.join(one, name)
+        return one
+
+    def join(self, one: Listening, name: str) -> None:
+        one.session.handle(Subscribe(name))
+
+    def leave(self, one: Listening, name: str) -> None:
+        one.session.handle(Unsubscribe(name))
+
+    def lose(self, one: Listening) -> None:
+        """The connection is gone."""
+        one.session.close()
+
+    def publish(self, channel: str, data: bytes, exclude: Listening | str = "", how: Options = DEFAULT_OPTIONS) -> int:
+        out = exclude if isinstance(exclude, str) else exclude.session.id
+        return self.world.publish(channel, data, exclude=out, options=how)
+
+    def unicast(self, channel: str, data: bytes, to: Listening | str) -> int:
+        target = to if isinstance(to, str) else to.session.id
+        return self.publish(channel, data, how=Options(0, "unicast", target))
+
+    def multicast(self, channel: str, data: bytes, prefix: str) -> int:
+        return self.publish(channel, data, how=Options(0, "multicast", prefix))
+
+    def direct(self, one: Listening, frame: bytes) -> None:
+        self.fanout.direct(one.session, frame)
+
+    def settle(self, one: Listening) -> None:
+        self.fanout.settle(one.session)
 
 
 PUSHER = Pusher()

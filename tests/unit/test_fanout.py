@@ -1,5 +1,6 @@
 """The fan-out: rules 2 to 5 of the design, one by one, then all together against a model."""
 
+import contextlib
 from unittest.mock import patch
 
 import pytest
@@ -8,8 +9,10 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
 from push1st import fanout
+from push1st.messages import Options
+from tests.contract.book import Book
 from tests.unit.fakes import Listening, Stage, Wire
-from tests.unit.model import Book
+
 
 
 @pytest.fixture
@@ -83,7 +86,7 @@ def test_a_flush_is_scheduled_once_a_turn(stage):
     one = stage.client("a", "b")
     stage.publish("a", b"1")
     stage.publish("b", b"2")
-    stage.fanout.direct(one, b"3")
+    stage.direct(one, b"3")
     assert len(stage.turns.due) == 1
 
 
@@ -130,7 +133,7 @@ def test_bytes_out_are_the_bytes_written(stage, small):
     stage.publish("c", b"one")
     stage.publish("c", b"two", exclude=clients[0])
     stage.unicast("c", b"three", clients[1])
-    stage.fanout.direct(clients[2], b"four")
+    stage.direct(clients[2], b"four")
     stage.turns.drain()
     assert stage.metrics.bytes_out == sum(len(one.received) for one in clients)
 
@@ -189,7 +192,7 @@ def test_one_who_leaves_and_comes_back_misses_what_was_between(stage):
 def test_one_who_is_gone_gets_nothing_more(stage):
     one, two = stage.client("c"), stage.client("c")
     stage.publish("c", b"1")
-    stage.fanout.direct(one, b"2")
+    stage.direct(one, b"2")
     stage.publish("c", b"3")
     stage.lose(one)
     written = list(one.writes)
@@ -274,7 +277,7 @@ def test_a_unicast_to_one_who_is_not_subscribed_reaches_nobody(stage):
     stage.client("c")
     elsewhere = stage.client("other")
     assert stage.unicast("c", b"1", elsewhere) == 0
-    assert stage.unicast("c", b"1", Listening("9.9", stage.wire)) == 0
+    assert stage.unicast("c", b"1", "9.9") == 0
     assert stage.unicast("nowhere", b"1", elsewhere) == 0
     stage.turns.drain()
     assert elsewhere.received == b""
@@ -303,8 +306,8 @@ def test_a_targeted_message_is_encoded_once_a_wire(stage):
 
 def test_one_may_be_left_out_of_a_targeted_message(stage):
     one, two = stage.client("c", prefix="a"), stage.client("c", prefix="a")
-    assert stage.publish("c", b"1", exclude=one, delivery="multicast", target="a") == 1
-    assert stage.publish("c", b"2", exclude=one, delivery="unicast", target=one.id) == 0
+    assert stage.publish("c", b"1", one, Options(0, "multicast", "a")) == 1
+    assert stage.publish("c", b"2", one, Options(0, "unicast", one.session.id)) == 0
     stage.turns.end()
     assert (one.received, two.received) == (b"", b"1")
 
@@ -323,8 +326,8 @@ def test_a_newcomer_gets_no_frames_of_others_apart(stage):
 
 def test_direct_frames_of_a_turn_are_one_write(stage):
     one = stage.client()
-    stage.fanout.direct(one, b"1")
-    stage.fanout.direct(one, b"2")
+    stage.direct(one, b"1")
+    stage.direct(one, b"2")
     stage.turns.end()
     assert one.writes == [b"12"]
 
@@ -333,7 +336,7 @@ def test_a_direct_reply_queues_behind_what_the_channels_owe(stage):
     one = stage.client("a", "b")
     stage.publish("a", b"1")
     stage.publish("b", b"2")
-    stage.fanout.direct(one, b"3")
+    stage.direct(one, b"3")
     stage.turns.end()
     assert one.received[-1:] == b"3"
     assert sorted(one.received) == sorted(b"123")
@@ -341,9 +344,9 @@ def test_a_direct_reply_queues_behind_what_the_channels_owe(stage):
 
 def test_what_comes_after_a_direct_reply_stays_behind_it(stage):
     one = stage.client("c")
-    stage.fanout.direct(one, b"1")
+    stage.direct(one, b"1")
     stage.publish("c", b"2")
-    stage.fanout.direct(one, b"3")
+    stage.direct(one, b"3")
     stage.publish("c", b"4")
     stage.turns.end()
     assert one.received == b"1234"
@@ -351,9 +354,9 @@ def test_what_comes_after_a_direct_reply_stays_behind_it(stage):
 
 def test_a_direct_reply_to_another_does_not_bring_frames_before_ones_own_reply(stage):
     one, two = stage.client("c"), stage.client("c")
-    stage.fanout.direct(two, b"subscribed ")
+    stage.direct(two, b"subscribed ")
     stage.publish("c", b"event")
-    stage.fanout.direct(one, b" pong")
+    stage.direct(one, b" pong")
     stage.turns.end()
     assert two.received == b"subscribed event"
     assert one.received == b"event pong"
@@ -361,9 +364,9 @@ def test_a_direct_reply_to_another_does_not_bring_frames_before_ones_own_reply(s
 
 def test_settling_one_does_not_bring_frames_before_anothers_reply(stage):
     one, two = stage.client("c"), stage.client("c")
-    stage.fanout.direct(two, b"subscribed ")
+    stage.direct(two, b"subscribed ")
     stage.publish("c", b"event")
-    stage.fanout.settle(one)
+    stage.settle(one)
     stage.turns.end()
     assert two.received == b"subscribed event"
 
@@ -371,9 +374,9 @@ def test_settling_one_does_not_bring_frames_before_anothers_reply(stage):
 def test_settling_writes_what_is_due_to_one_now(stage):
     one = stage.client("c")
     stage.publish("c", b"1")
-    stage.fanout.direct(one, b"2")
+    stage.direct(one, b"2")
     stage.publish("c", b"3")
-    stage.fanout.settle(one)
+    stage.settle(one)
     assert one.received == b"123"
     stage.turns.drain()
     assert one.received == b"123"
@@ -381,7 +384,7 @@ def test_settling_writes_what_is_due_to_one_now(stage):
 
 def test_a_change_of_subscribers_writes_direct_frames_first(stage):
     one = stage.client("c")
-    stage.fanout.direct(one, b"1")
+    stage.direct(one, b"1")
     stage.publish("c", b"2")
     stage.client("c")
     assert one.received == b"12"
@@ -416,7 +419,7 @@ def test_a_lane_is_flushed_early_when_too_many_have_frames_of_their_own(stage, s
 def test_an_early_flush_writes_direct_frames_first(stage, small):
     small(PENDING=1)
     one = stage.client("c")
-    stage.fanout.direct(one, b"1")
+    stage.direct(one, b"1")
     stage.publish("c", b"22")
     assert one.received == b"122"
 
@@ -492,7 +495,7 @@ def test_a_direct_reply_within_a_slice_overtakes_nothing(stage, small):
     stage.publish("c", b"1")
     stage.turns.end()
     stage.publish("c", b"2")
-    stage.fanout.direct(clients[3], b"3")
+    stage.direct(clients[3], b"3")
     stage.publish("c", b"4")
     stage.turns.drain()
     assert [one.received for one in clients] == [b"124"] * 3 + [b"1234"]
@@ -504,7 +507,7 @@ def test_a_direct_reply_within_a_slice_of_a_channel_that_was_left_overtakes_noth
     stage.publish("c", b"1")
     stage.turns.end()
     stage.leave(clients[3], "c")
-    stage.fanout.direct(clients[3], b"2")
+    stage.direct(clients[3], b"2")
     stage.turns.drain()
     assert clients[3].received == b"12"
 
@@ -601,7 +604,7 @@ def test_direct_replies_do_not_wait_for_a_long_flush(stage, small):
     one = stage.client()
     stage.publish("large", b"1")
     stage.turns.end()
-    stage.fanout.direct(one, b"2")
+    stage.direct(one, b"2")
     stage.turns.end()
     assert one.received == b"2"
 
@@ -646,7 +649,7 @@ class Deliveries(RuleBasedStateMachine):
         self.stage = Stage()
         self.book = Book()
         self.wires = (Wire("one"), Wire("two"))
-        self.bounds = patch.multiple(fanout)
+        self.bounds = contextlib.ExitStack()
         self.clients = [self.newcomer(n) for n in range(6)]
 
     def newcomer(self, n: int) -> Listening:
@@ -663,8 +666,7 @@ class Deliveries(RuleBasedStateMachine):
         subscribed=st.lists(st.tuples(ids, channels)),
     )
     def begin(self, subscribed, **bounds):
-        self.bounds = patch.multiple(fanout, **bounds)
-        self.bounds.start()
+        self.bounds.enter_context(patch.multiple(fanout, **bounds))
         for n, channel in subscribed:
             self.join(n, channel)
 
@@ -674,7 +676,7 @@ class Deliveries(RuleBasedStateMachine):
             self.book.check_all(strict_end=True)
             assert (self.stage.fanout.pending, self.stage.fanout.slices) == (0, 0)
         finally:
-            self.bounds.stop()
+            self.bounds.close()
 
     @rule(n=ids, channel=channels)
     def join(self, n, channel):
@@ -694,9 +696,9 @@ class Deliveries(RuleBasedStateMachine):
     def lose(self, n, settled):
         one = self.clients[n]
         if settled:
-            self.stage.fanout.settle(one)
+            self.stage.settle(one)
             self.book.check(one, complete=True)
-        self.stage.lose(one, ("", "p", "p.q")[n % 3])
+        self.stage.lose(one)
         self.book.lose(one)
         self.clients[n] = self.newcomer(n)
 
@@ -723,12 +725,12 @@ class Deliveries(RuleBasedStateMachine):
     @rule(n=ids)
     def direct(self, n):
         frame = self.book.frame()
-        self.stage.fanout.direct(self.clients[n], frame)
+        self.stage.direct(self.clients[n], frame)
         self.book.direct(self.clients[n], frame)
 
     @rule(n=ids)
     def settle(self, n):
-        self.stage.fanout.settle(self.clients[n])
+        self.stage.settle(self.clients[n])
         self.book.check(self.clients[n], complete=True)
 
     @rule(n=ids)

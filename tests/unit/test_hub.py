@@ -4,9 +4,20 @@ import pytest
 
 from push1st.hub import Lane, Tenant
 from push1st.messages import Message
-from tests.unit.fakes import APP, Listening, Wire
+from tests.unit.fakes import APP, Wire
 
 PLAIN, OTHER = Wire("plain"), Wire("other")
+
+
+class Client:
+    """What the hub needs of a session."""
+
+    def __init__(self, id: str, wire: Wire) -> None:
+        self.id = id
+        self.wire = wire
+        self.lanes: tuple[Lane, ...] = ()
+
+    def write(self, data: bytes) -> None: ...
 
 
 @pytest.fixture
@@ -14,8 +25,8 @@ def tenant():
     return Tenant()
 
 
-def client(id: str = "1.1", wire: Wire = PLAIN) -> Listening:
-    return Listening(id, wire)
+def client(id: str = "1.1", wire: Wire = PLAIN) -> Client:
+    return Client(id, wire)
 
 
 def message(**how) -> Message:

@@ -19,7 +19,7 @@ from push1st.errors import Refused
 from push1st.messages import Request, Response
 from push1st.transports.listener import Head, Listener
 from push1st.transports.sweep import NEVER
-from push1st.transports.websocket import Handshake, upgrade
+from push1st.transports.websocket import Handshake, WebSocketConnection, upgrade
 
 MOST_HEAD = 16_384
 """bytes of a request line with its headers"""
@@ -84,6 +84,7 @@ class HttpConnection(asyncio.Protocol):
         "_started",
         "_transport",
         "_trusts_peer",
+        "_upgraded",
         "_url",
         "_waiting",
         "_writing",
@@ -114,6 +115,7 @@ class HttpConnection(asyncio.Protocol):
         self._last = False
         self._paused = False
         self._writing = True
+        self._upgraded: WebSocketConnection | None = None
         self._deadline = 0.0
 
     # asyncio.Protocol
@@ -139,7 +141,12 @@ class HttpConnection(asyncio.Protocol):
         self._let_go()
 
     def data_received(self, data: bytes) -> None:
+        self._listener.worker.arrived(self, data)
+
+    def process(self, data: bytes) -> None:
         if self._last:
+            if self._upgraded is not None:
+                self._upgraded.process(data)
             return
         worker = self._listener.worker
         worker.answer(self)
@@ -201,7 +208,8 @@ class HttpConnection(asyncio.Protocol):
             heads[data[:end]] = Head(method, self._url.decode("latin-1"), self._size)
 
     def eof_received(self) -> bool:
-        # The answers to what came before the end are still sent.
+        # What came before the end is still worked on, and answered.
+        self._listener.worker.turn()
         self._last = True
         return self._busy and self._transport.get_extra_info("sslcontext") is None
 
@@ -472,10 +480,13 @@ class HttpConnection(asyncio.Protocol):
             self._client_ip() or self._peer,
         )
         if self._busy:
-            refusal: Response | None = error(400, "a WebSocket handshake behind a request that is not answered yet")
+            refusal: Response | WebSocketConnection = error(
+                400, "a WebSocket handshake behind a request that is not answered yet"
+            )
         else:
             refusal = upgrade(worker, handshake, self._transport, rest, b"".join(self._answers))
-        if refusal is None:
+        if not isinstance(refusal, Response):
+            self._upgraded = refusal
             self._last = True
             self._let_go()
             return

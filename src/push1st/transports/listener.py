@@ -29,6 +29,15 @@ class Answering(Protocol):
     def flush(self) -> None: ...
 
 
+class Connection(Protocol):
+    """A connection that reads."""
+
+    def process(self, data: bytes) -> None:
+        """Works on what has arrived."""
+
+    def abort(self) -> None: ...
+
+
 class Open(Protocol):
     """A connection, as the server sees it when it stops."""
 
@@ -54,28 +63,43 @@ class Worker:
         self.open: set[Open] = set()
         self.heads: dict[bytes, Head] = {}
         """request heads seen before, by their bytes"""
-        self._answering: dict[Answering, None] = {}
+        self._arrived: list[tuple[Connection, bytes]] = []
+        self._answering: list[Answering] = []
         payload = max((app.limits.payload for app in config.apps), default=0)
         batch = max((app.limits.batch for app in config.apps), default=0)
         self.most_body = max(config.server.max_payload, 2 * payload * max(batch, 1) + 65_536)
         """bytes a request body may have: a full batch, JSON-escaped"""
         self._most_event = 2 * payload + 4096
 
-    def answer(self, connection: Answering) -> None:
-        """Has a connection write its answers at the end of the turn; called before it makes them.
+    def arrived(self, connection: Connection, data: bytes) -> None:
+        """Bytes for a connection, kept for the end of the turn.
 
-        All requests of a turn are read first, and then all that comes of them is written: the interpreter stays in one
-        piece of code, and a peer that waits is woken once, not for every write. Answers go before the deliveries of the
-        same turn, so that publishers make their next request while those are written.
+        A turn has three phases: all sockets that are ready are read, then all that came is worked on, then all that
+        comes of it is written, answers before deliveries. So the interpreter stays in one piece of code without a system
+        call between, which is worth half of its time, and a peer that waits is woken once. Answers go first so that
+        publishers make their next request while the deliveries of this one are written.
         """
-        if not self._answering:
-            asyncio.get_running_loop().call_soon(self._write_answers)
-        self._answering[connection] = None
+        if not self._arrived:
+            asyncio.get_running_loop().call_soon(self.turn)
+        self._arrived.append((connection, data))
 
-    def _write_answers(self) -> None:
-        answering, self._answering = self._answering, {}
-        for connection in answering:
-            connection.flush()
+    def answer(self, connection: Answering) -> None:
+        """Has a connection write its answers in this turn's last phase."""
+        self._answering.append(connection)
+
+    def turn(self) -> None:
+        """The second and the third phase."""
+        arrived, self._arrived = self._arrived, []
+        for connection, data in arrived:
+            try:
+                connection.process(data)
+            except Exception:
+                self.failed("connection")
+                connection.abort()
+        answering, self._answering = self._answering, []
+        for one in answering:
+            one.flush()
+        self.node.fanout.flush()
 
     def most_message(self, protocol: ProtocolConfig) -> int:
         """Bytes a WebSocket message may have: at least the largest event, JSON-escaped."""

@@ -123,6 +123,9 @@ class WebSocketConnection(asyncio.Protocol):
     # asyncio.Protocol
 
     def data_received(self, data: bytes) -> None:
+        self._worker.arrived(self, data)
+
+    def process(self, data: bytes) -> None:
         worker = self._worker
         self._seen = worker.sweep.now
         self._pinged = 0
@@ -256,7 +259,9 @@ class WebSocketConnection(asyncio.Protocol):
 Start = Callable[[Worker, Handshake, ProtocolConfig, str, WebSocketConnection], None]
 
 
-def upgrade(worker: Worker, handshake: Handshake, transport: asyncio.Transport, rest: bytes, before: bytes) -> Response | None:
+def upgrade(
+    worker: Worker, handshake: Handshake, transport: asyncio.Transport, rest: bytes, before: bytes
+) -> Response | WebSocketConnection:
     """Makes a WebSocket of an HTTP connection, or says why not.
 
     before: answers to earlier requests that go out first; rest: what the client sent behind the handshake.
@@ -282,7 +287,7 @@ def _open(
     transport: asyncio.Transport,
     rest: bytes,
     before: bytes,
-) -> Response | None:
+) -> Response | WebSocketConnection:
     if handshake.method != "GET":
         return _refusal(405, "a WebSocket handshake is a GET", b"Allow: GET\r\n")
     if handshake.version != "13":
@@ -306,8 +311,8 @@ def _open(
     if end is not None:
         connection.close(end.code, end.reason)
     if rest:
-        connection.data_received(rest)
-    return None
+        connection.process(rest)
+    return connection
 
 
 _STATUSES = {4001: 403, 4003: 403, 4004: 503, 4009: 403, 4200: 503}
