@@ -108,8 +108,9 @@ class Tenant:
     def connect(self, subscriber: Subscriber, prefix: str = "") -> None:
         """A connection opens; `prefix` is the first part of its id, by which multicast finds it."""
         self.sessions[subscriber.id] = subscriber
-        for part in _parts(prefix):
-            self.prefixes.setdefault(part, set()).add(subscriber)
+        if prefix:
+            for part in _parts(prefix):
+                self.prefixes.setdefault(part, set()).add(subscriber)
 
     def disconnect(self, subscriber: Subscriber, prefix: str = "") -> None:
         self.sessions.pop(subscriber.id, None)

@@ -11,6 +11,11 @@ from websockets.exceptions import PayloadTooBig, ProtocolError
 from websockets.frames import Close, Frame, Opcode
 from websockets.streams import StreamReader
 
+try:
+    from websockets.speedups import apply_mask
+except ImportError:  # a platform without the library's C code
+    from websockets.utils import apply_mask
+
 from push1st.errors import Disconnect
 
 
@@ -76,6 +81,11 @@ class Decoder:
         """Yields what is complete. Raises Disconnect where RFC 6455 §7.4.1 says so: 1002, 1003, 1007, 1009."""
         reader = self._reader
         if reader is None:
+            # Most of what clients send is one short, whole text frame, alone: that takes no parser.
+            size = len(data) - 6
+            if size < 126 and size >= 0 and data[0] == 0x81 and data[1] == 0x80 | size and self._message is None:
+                yield _text(apply_mask(data[6:], data[2:6]))
+                return
             reader = StreamReader()
         reader.feed_data(data)
         self._reader = reader
