@@ -41,13 +41,14 @@ class Batch(msgspec.Struct, gc=False):
     batch: list[BatchEvent]
 
 
+_SIGNATURE_ONLY = re.compile(r"(?:(?:auth_[a-z]+|body_md5)=[^&]*(?:&|\Z))*\Z")
 _event = msgspec.json.Decoder(Event)
 _batch = msgspec.json.Decoder(Batch)
 _fields = msgspec.json.Decoder(dict[str, msgspec.Raw])
 
 
 async def publish(call: Call) -> Response:
-    event = call.body(_event) if not call.request.query else _with_params(call)
+    event = call.body(_event) if _SIGNATURE_ONLY.match(call.request.query) else _with_params(call)
     limits = call.app.config.limits
     channels = event.channels
     if channels is None:

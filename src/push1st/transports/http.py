@@ -5,6 +5,7 @@ behind it queue, and when they are many the socket is not read. Every stage has 
 """
 
 import asyncio
+import re
 import time
 from collections import deque
 from email.utils import formatdate
@@ -17,7 +18,7 @@ import msgspec
 from push1st.eager import Rest, begin, spawn
 from push1st.errors import Refused
 from push1st.messages import Request, Response
-from push1st.transports.listener import Head, Listener
+from push1st.transports.listener import Listener
 from push1st.transports.sweep import NEVER
 from push1st.transports.websocket import Handshake, WebSocketConnection, upgrade
 
@@ -31,13 +32,14 @@ ANSWER_SECONDS = 30
 """to the end of an answer that waits, and for the client to take it"""
 MOST_HEADS = 4096
 MOST_REMEMBERED = 1024
-"""heads that are remembered, and bytes one of them may have"""
+"""headers of requests that are remembered, and bytes those of one request may have"""
 IDLE, HEAD, BODY = 0, 1, 2
 """where the parser is"""
 MOST_WAITING = 16
 """pipelined requests that may wait before the socket is not read any further"""
 
 _STATUS = {status.value: b"HTTP/1.1 %d %b\r\nDate: " % (status.value, status.phrase.encode()) for status in HTTPStatus}
+_LINE = re.compile(rb"(GET|POST) (/[!-~]*) HTTP/1\.1\r\n")
 _HARMLESS = frozenset((b"connection", b"content-length"))
 _NEEDED = frozenset(
     (
@@ -151,12 +153,14 @@ class HttpConnection(asyncio.Protocol):
         worker = self._listener.worker
         worker.answer(self)
         fresh = self._stage == IDLE and not self._busy
-        if fresh:
-            end = data.find(b"\r\n\r\n") + 4
-            head = worker.heads.get(data[:end])
-            if head is not None and len(data) - end == head.length:
+        if fresh and (line := _LINE.match(data)):
+            start = line.end()
+            end = data.find(b"\r\n\r\n", start - 2) + 4
+            length = worker.heads.get(data[start:end])
+            if length is not None and len(data) - end == length:
                 self._started = time.perf_counter_ns()
-                self._serve(Request(head.method, head.path, "", data[end:], self._trusts_peer, self._started), True)
+                path, _, query = line[2].decode().partition("?")
+                self._serve(Request(line[1].decode(), path, query, data[end:], self._trusts_peer, self._started), True)
                 return
         before, self._chunk = (self._stage, self._started), len(data)
         try:
@@ -184,28 +188,27 @@ class HttpConnection(asyncio.Protocol):
             self._remember(data)
 
     def _remember(self, data: bytes) -> None:
-        """A head that came with its whole request, and means nothing but method, path and length, is not parsed again.
+        """Headers that came with their whole request, and say nothing but its length, are not parsed again.
 
-        Clients on a kept connection send the same head again and again; only its length changes. The next request with
-        the very same bytes is known by them (`Worker.heads`).
+        Clients on a kept connection send the same headers again and again, only the length changes. The next request
+        with the very same bytes behind its request line is known by them (`Worker.heads`).
         """
-        end = data.find(b"\r\n\r\n") + 4
+        line = _LINE.match(data)
         headers = self._headers
         if (
-            len(data) - end == self._size
-            and end <= MOST_REMEMBERED
+            line is not None
             and self._refused is None
             and not self._last
-            and b"?" not in self._url
-            and self._url.startswith(b"/")
             and headers.keys() <= _HARMLESS
             and headers.get(b"connection", b"keep-alive").lower() == b"keep-alive"
         ):
-            heads = self._listener.worker.heads
-            if len(heads) >= MOST_HEADS:
-                heads.clear()
-            method = self._parser.get_method().decode()
-            heads[data[:end]] = Head(method, self._url.decode("latin-1"), self._size)
+            start = line.end()
+            end = data.find(b"\r\n\r\n", start - 2) + 4
+            if len(data) - end == self._size and end - start <= MOST_REMEMBERED:
+                heads = self._listener.worker.heads
+                if len(heads) >= MOST_HEADS:
+                    heads.clear()
+                heads[data[start:end]] = self._size
 
     def eof_received(self) -> bool:
         # What came before the end is still worked on, and answered.

@@ -4,8 +4,6 @@ import asyncio
 from collections.abc import Callable, Coroutine
 from typing import Any, Protocol
 
-import msgspec
-
 from push1st.config import Config, Networks, ProtocolConfig
 from push1st.messages import Request, Response
 from push1st.node import Node
@@ -13,14 +11,6 @@ from push1st.protocols import Codec
 from push1st.transports.sweep import Sweep
 
 Serve = Callable[[Request], Coroutine[Any, Any, Response]]
-
-
-class Head(msgspec.Struct, frozen=True, gc=False):
-    """What a remembered request head says. length: bytes of the body."""
-
-    method: str
-    path: str
-    length: int
 
 
 class Answering(Protocol):
@@ -61,8 +51,8 @@ class Worker:
         self.sweep = sweep
         self.failed = failed
         self.open: set[Open] = set()
-        self.heads: dict[bytes, Head] = {}
-        """request heads seen before, by their bytes"""
+        self.heads: dict[bytes, int] = {}
+        """the bytes of headers seen before that say nothing but a request's length, and that length"""
         self._arrived: list[tuple[Connection, bytes]] = []
         self._answering: list[Answering] = []
         payload = max((app.limits.payload for app in config.apps), default=0)
