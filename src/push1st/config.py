@@ -184,7 +184,7 @@ class ServerConfig(msgspec.Struct, frozen=True, kw_only=True):
     """What clients connect to.
 
     proto: the protocols that are on. listen: empty: off. app_path: with a slash at both ends. drain: seconds in which
-    clients are told to reconnect at a stop. proxies: whose Forwarded and X-Forwarded-For are believed. outbox: bytes a
+    clients are told to reconnect at a stop. proxies: whose X-Forwarded-For is believed. outbox: bytes a
     connection may be behind. max_payload: bytes of one client message, where the protocol does not say otherwise.
     """
 

@@ -25,7 +25,7 @@ from push1st.metrics import Metrics
 SLICE = 2048
 """writes a loop turn before the rest waits for the next: about 15 ms"""
 PENDING = 262_144
-"""bytes a lane may keep within a turn before it is flushed early"""
+"""bytes a lane or an outbox may keep within a turn before it is flushed early"""
 APART = 32
 """subscribers with frames of their own that a lane may keep within a turn before it is flushed early"""
 SLICES = 4
@@ -35,11 +35,12 @@ SLICES = 4
 class Outbox:
     """Frames for one connection only, kept for the end of the turn."""
 
-    __slots__ = ("frames", "write")
+    __slots__ = ("frames", "size", "write")
 
     def __init__(self, write: Write) -> None:
         self.write = write
         self.frames: list[bytes] = []
+        self.size = 0
 
 
 class Fanout:
@@ -140,17 +141,23 @@ class Fanout:
                 self._scheduled = True
                 self._call_soon(self.flush)
         outbox.frames.append(frame)
+        outbox.size += len(frame)
+        if outbox.size > PENDING:
+            self._flush_outbox(subscriber)
 
     def settle(self, subscriber: Subscriber) -> None:
         """Writes what is due to this connection now."""
-        self._flush_outbox(subscriber)
-        for lane in subscriber.lanes:
-            if lane in self._lanes:
-                self._flush_lane(lane)
-                for part in lane.slices:
-                    write = part.remaining.pop(subscriber, None)
-                    if write is not None:
-                        self._write((write,), part.buffer)
+        lanes = [lane for lane in subscriber.lanes if lane in self._lanes]
+        if lanes:
+            self._flush_outboxes()  # what others are to get before these lanes' frames
+        else:
+            self._flush_outbox(subscriber)
+        for lane in lanes:
+            self._flush_lane(lane)
+            for part in lane.slices:
+                write = part.remaining.pop(subscriber, None)
+                if write is not None:
+                    self._write((write,), part.buffer)
 
     def settle_lanes(self, lanes: list[Lane]) -> None:
         """Fixes who gets the pending frames of a channel, before its subscribers change."""

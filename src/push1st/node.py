@@ -5,6 +5,7 @@ is changed without an `await` between, a channel's pending frames are settled be
 became void during a wait is taken back.
 """
 
+from collections import Counter
 from collections.abc import Callable, Coroutine, Sequence
 from typing import Any, Protocol
 
@@ -14,7 +15,7 @@ from push1st.apps import Apps
 from push1st.brokers import Broker, Kept, Occupancy, Roster, Users
 from push1st.channels import kind_of
 from push1st.config import AppConfig
-from push1st.errors import Disconnect, LimitReached
+from push1st.errors import Disconnect, LimitReached, Refused
 from push1st.fanout import Fanout
 from push1st.hub import Lane, Subscriber, Tenant
 from push1st.limits import Bucket
@@ -99,6 +100,8 @@ class Node:
         self._worker = worker
         self._last_id = 0
         self._live: dict[str, App] = {}
+        self._wanted: Counter[tuple[str, str]] = Counter()
+        """topics that joining clients need, before the hub knows them"""
         self._counted: dict[tuple[str, str], float] = {}
         self._uncounted: dict[tuple[str, str], App] = {}
         self._broker: Broker
@@ -147,7 +150,10 @@ class Node:
         for name in (*left.lanes, *left.topics):
             tenant.unsubscribe(client, name)
         for name in left.lanes:
-            await self._roster.leave(id, name, client.id, _user_id(left.members.get(name)))
+            try:
+                await self._roster.leave(id, name, client.id, _user_id(left.members.get(name)))
+            except Refused:  # the broker is away: the entry goes with this node's lease
+                continue
             await self._release(app, name)
             if app.config.subscription_count:
                 await self._count(app, name)
@@ -166,14 +172,21 @@ class Node:
     async def subscribe(self, app: App, client: Client, name: str, member: Member | None) -> tuple[Lane, Members]:
         """Puts a client on a channel; on a presence channel returns the members too. Raises LimitReached."""
         id = app.config.id
-        if name not in app.tenant.channels:
-            await self._broker.subscribe(id, name)
-        members = await self._roster.join(id, name, client.id, member, app.config.limits.members)
-        if client.closed:
-            await self._roster.leave(id, name, client.id, _user_id(member))
+        key = id, name
+        self._wanted[key] += 1
+        try:
+            if name not in app.tenant.channels:
+                await self._broker.subscribe(id, name)
+            members = await self._roster.join(id, name, client.id, member, app.config.limits.members)
+            if client.closed:
+                await self._roster.leave(id, name, client.id, _user_id(member))
+                raise LimitReached(403, "the connection is closed")
+            return self._join(app, client, name), members
+        finally:
+            self._wanted[key] -= 1
+            if not self._wanted[key]:
+                del self._wanted[key]
             await self._release(app, name)
-            raise LimitReached(403, "the connection is closed")
-        return self._join(app, client, name), members
 
     async def subscribed(self, app: App, name: str) -> Replayed | CacheMissed | None:
         """What a new subscriber is told after it was told that it is one. Then all are told of their number."""
@@ -185,11 +198,13 @@ class Node:
             await self._count(app, name)
         return found
 
-    async def unsubscribe(self, app: App, client: Client, name: str, member: Member | None) -> None:
+    async def unsubscribe(self, app: App, client: Client, name: str, member: Member | None, lanes: dict[str, Lane]) -> None:
+        """Takes a client off a channel, and the lane off the client's, once it has got what was due to it."""
         channel = app.tenant.channels.get(name)
-        if channel is None:
-            return
-        self.fanout.settle_lanes(channel.lanes)
+        if channel is not None:
+            self.fanout.settle_lanes(channel.lanes)
+        self.fanout.settle(client)
+        lanes.pop(name, None)
         app.tenant.unsubscribe(client, name)
         await self._roster.leave(app.config.id, name, client.id, _user_id(member))
         await self._release(app, name)
@@ -204,7 +219,7 @@ class Node:
 
     async def _release(self, app: App, name: str) -> None:
         """Ends the worker's subscription to a topic, if nobody here needs it any more."""
-        if name not in app.tenant.channels:
+        if name not in app.tenant.channels and (app.config.id, name) not in self._wanted:
             await self._broker.unsubscribe(app.config.id, name)
 
     async def _count(self, app: App, name: str) -> None:

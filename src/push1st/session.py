@@ -315,9 +315,9 @@ class Session:
         return Member(user_id, bytes(data.user_info).strip())
 
     async def _unsubscribe(self, name: str) -> None:
-        if self.subscriptions.pop(name, None) is not None:
+        if name in self.subscriptions:
             member = self.members.pop(name, None) if self.members else None
-            await self.node.unsubscribe(self.app, self, name, member)
+            await self.node.unsubscribe(self.app, self, name, member, self.subscriptions)
 
     # Signing in
 

@@ -219,7 +219,7 @@ WRONG_REQUESTS = {
     "bytes": bytes(range(256)),
     "no version": b"GET /health\r\n\r\n",
     "HTTP/9.9": b"GET /health HTTP/9.9\r\n\r\n",
-    "a method nobody knows": b"BREW /health HTTP/1.1\r\nHost: a\r\n\r\n",
+    "a method nobody knows": b"BREW /health HTTP/1.1\r\nHost: localhost\r\n\r\n",
     "a header without a colon": b"GET /health HTTP/1.1\r\nHost\r\n\r\n",
     "a space in a header name": b"GET /health HTTP/1.1\r\nHo st: a\r\n\r\n",
     "a space before the colon": HEAD + b"Content-Length : 2\r\n\r\n{}",
@@ -259,13 +259,13 @@ def test_a_giant_header_is_answered_with_431_or_400(server: ServerProcess, port:
 @pytest.mark.parametrize("port", ["ws_port", "api_port"])
 def test_a_giant_body_is_answered_with_413_before_it_is_sent(server: ServerProcess, port: str) -> None:
     with Wire(getattr(server, port)) as wire:
-        wire.send(b"POST /apps/app-test/events HTTP/1.1\r\nHost: a\r\nContent-Length: 1000000000\r\n\r\n")
+        wire.send(b"POST /apps/app-test/events HTTP/1.1\r\nHost: localhost\r\nContent-Length: 1000000000\r\n\r\n")
         assert wire.response()[0] == 413
 
 
 def test_chunks_without_end_are_answered_with_413(server: ServerProcess) -> None:
     with Wire(server.api_port) as wire:
-        wire.send(b"POST /apps/app-test/events HTTP/1.1\r\nHost: a\r\nTransfer-Encoding: chunked\r\n\r\n")
+        wire.send(b"POST /apps/app-test/events HTTP/1.1\r\nHost: localhost\r\nTransfer-Encoding: chunked\r\n\r\n")
         with contextlib.suppress(Gone):
             for _ in range(1000):
                 wire.send(b"2000\r\n" + b"x" * 0x2000 + b"\r\n")
@@ -400,7 +400,7 @@ def test_the_whitelist_of_the_api_is_obeyed() -> None:
     """It names networks, so it does not bind the Unix socket, over which this test asks whether the server is ready."""
     with running({"api": {"whitelist": ["10.0.0.0/8"]}}) as server:
         with Wire(server.api_port) as wire, contextlib.suppress(Gone):
-            wire.send(b"GET /health HTTP/1.1\r\nHost: a\r\n\r\n")
+            wire.send(b"GET /health HTTP/1.1\r\nHost: localhost\r\n\r\n")
             assert wire.response()[0] == 403
         assert server.get("/health", port=server.ws_port).status == 200
 

@@ -6,7 +6,7 @@ import inspect
 import json
 import re
 import sys
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Callable, Container, Coroutine
 from typing import Any
 
@@ -18,7 +18,7 @@ from push1st.api import Api
 from push1st.apps.files import Files
 from push1st.brokers.memory import Memory
 from push1st.config import ApiConfig, AppConfig, Config, ServerConfig
-from push1st.eager import begin
+from push1st.eager import begin, spawn
 from push1st.fanout import Fanout
 from push1st.limits import Limits
 from push1st.messages import DEFAULT_OPTIONS, Message, Options, Request, Response, Subscribe, Unsubscribe
@@ -123,21 +123,25 @@ class World:
         self.metrics = Metrics()
         self.random = 0
         self.apps = apps or (app_config(),)
-        self.fanout = Fanout(call_soon or self.turns.call_soon, self.clock.wall, self.metrics)
+        self.failures: list[BaseException | None] = []
+        self.fanout = Fanout(call_soon or self.turns.call_soon, self.clock.wall, self.metrics, self._failed)
         self.node = Node(Files(self.apps), self.fanout, self.metrics, self.clock, self._randbits)
         self.memory = Memory(self.node.stamp)
         self.broker = SlowBroker(self.memory)
         opened: Any = self.broker if slow else self.memory
-        done(self.node.open(opened, opened))
+        done(self.node.open(opened, opened, opened))
         self.app = self.node.app(self.apps[0])
+
+    def _failed(self) -> None:
+        self.failures.append(sys.exception())
 
     def _randbits(self, bits: int) -> int:
         self.random += 1
         return 7 << 32 | self.random
 
-    def session(self, wire: Any = None, **more: Any) -> tuple[Session, "Outlet"]:
+    def session(self, wire: Any = None, outlet: "Outlet | None" = None, **more: Any) -> tuple[Session, "Outlet"]:
         """A client: Pusher's without `push`."""
-        outlet = Outlet(self)
+        outlet = outlet or Outlet(self)
         session = Session(self.node, self.app, outlet, wire or PUSHER, outlet.write, "192.0.2.1", **more)
         outlet.session = session
         return session, outlet
@@ -264,7 +268,7 @@ class Outlet:
 
 class SlowBroker:
     """The memory broker, and what a network adds to it: calls wait while they are held, and only the topics
-    subscribed to are received.
+    subscribed to are received. Changes of one topic keep their order, as they do on one connection to a broker.
 
     held: names of calls that wait. calls: what was called, in order. fail: what a call raises, by its name.
     """
@@ -276,6 +280,7 @@ class SlowBroker:
         self.fail: dict[str, Exception] = {}
         self.calls: list[tuple[str, str]] = []
         self.topics: Counter[tuple[str, str]] = Counter()
+        self._orders: defaultdict[str, asyncio.Lock] = defaultdict(asyncio.Lock)
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._memory, name)
@@ -313,12 +318,14 @@ class SlowBroker:
         await self._memory.open(heard)
 
     async def subscribe(self, app: str, channel: str) -> None:
-        await self._step("subscribe", channel)
-        self.topics[app, channel] = 1
+        async with self._orders[channel]:
+            await self._step("subscribe", channel)
+            self.topics[app, channel] = 1
 
     async def unsubscribe(self, app: str, channel: str) -> None:
-        await self._step("unsubscribe", channel)
-        self.topics[app, channel] = 0
+        async with self._orders[channel]:
+            await self._step("unsubscribe", channel)
+            self.topics[app, channel] = 0
 
     async def publish(self, message: Message) -> int:
         await self._step("publish", message.channel)
@@ -343,6 +350,22 @@ class SlowBroker:
     async def members(self, app: str, channel: str) -> Any:
         await self._step("members", channel)
         return await self._memory.members(app, channel)
+
+    async def last(self, app: str, channel: str) -> Any:
+        await self._step("last", channel)
+        return await self._memory.last(app, channel)
+
+    async def sign_in(self, app: str, user_id: str, socket_id: str) -> None:
+        await self._step("sign_in", user_id)
+        await self._memory.sign_in(app, user_id, socket_id)
+
+    async def sign_out(self, app: str, user_id: str, socket_id: str) -> None:
+        await self._step("sign_out", user_id)
+        await self._memory.sign_out(app, user_id, socket_id)
+
+    async def online(self, app: str, user_ids: Any) -> Any:
+        await self._step("online", "")
+        return await self._memory.online(app, user_ids)
 
 
 class Transport(asyncio.Transport):
@@ -422,9 +445,9 @@ class Site:
         self.node = self.world.node
         self.metrics = self.world.metrics
         self.clock = self.world.clock
-        self.failures: list[BaseException | None] = []
+        self.failures = self.world.failures
         self.config = Config(server=server or ServerConfig(), api=api or ApiConfig(), apps=self.world.apps)
-        self.sweep = Sweep(self.clock.monotonic, self._swept_badly)
+        self.sweep = Sweep(self.clock.monotonic, self._swept_badly, lambda: spawn(self.node.tick()))
         self.serve = serve or Api(self.node, self.config.api.path).serve
         codecs: dict[str, Any] = {"pusher": PUSHER, "websocket": RAW}
         self.worker = Worker(self.node, self.serve, self.config, codecs, self.sweep, self._failed)
@@ -464,7 +487,7 @@ class Site:
 
 
 def handshake(path: str, *headers: str, method: str = "GET") -> bytes:
-    lines = [f"{method} {path} HTTP/1.1", "Host: h", "Connection: Upgrade", "Upgrade: websocket"]
+    lines = [f"{method} {path} HTTP/1.1", "Host: localhost", "Connection: Upgrade", "Upgrade: websocket"]
     given = {header.partition(":")[0].lower() for header in headers}
     if "sec-websocket-version" not in given:
         lines.append("Sec-WebSocket-Version: 13")
@@ -475,7 +498,7 @@ def handshake(path: str, *headers: str, method: str = "GET") -> bytes:
 
 def request(method: str, path: str, body: bytes | str | None = None, *headers: str, version: str = "1.1") -> bytes:
     body = body.encode() if isinstance(body, str) else body
-    lines = [f"{method} {path} HTTP/{version}", "Host: h", *headers]
+    lines = [f"{method} {path} HTTP/{version}", "Host: localhost", *headers]
     if body is not None:
         lines.append(f"Content-Length: {len(body)}")
     return "\r\n".join([*lines, "", ""]).encode("latin-1") + (body or b"")
@@ -571,4 +594,3 @@ def signed(method: str, path: str, body: bytes = b"", params: dict[str, str] | N
     now = (clock or Clock()).wall() // 1_000_000_000
     query = auth.sign_request(KEY, SECRET, method, path, params or {}, body, now)
     return "&".join(f"{name}={value}" for name, value in query.items())
-

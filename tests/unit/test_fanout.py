@@ -14,7 +14,6 @@ from tests.contract.book import Book
 from tests.unit.fakes import Listening, Stage, Wire
 
 
-
 @pytest.fixture
 def stage():
     return Stage()

@@ -31,6 +31,8 @@ ROUTES: dict[tuple[str, ...], dict[str, Endpoint]] = {
     ("token", "access"): {"POST": tokens.access},
 }
 """paths below `/apps/{app}/`; `*` is one percent-encoded segment"""
+MOST_CACHED = 256
+"""characters of a path whose meaning is kept"""
 SERVER: dict[str, Callable[[Node, Request], Coroutine[Any, Any, Response]]] = {
     "/health": server.health,
     "/ready": server.ready,
@@ -50,11 +52,12 @@ class Api:
     def __init__(self, node: Node, base: str) -> None:
         self._node = node
         self._base = base
-        self._route = lru_cache(4096)(self._find)
+        self._route = lru_cache(1024)(self._find)
 
     def serve(self, request: Request) -> Coroutine[Any, Any, Response]:
         """Who answers a request, begun. It, or this call already, raises Refused."""
-        route = self._route(request.path)
+        path = request.path
+        route = self._route(path) if len(path) <= MOST_CACHED else self._find(path)
         if route is None:
             return self._about_server(request)
         method = "GET" if request.method == "HEAD" else request.method

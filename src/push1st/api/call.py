@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Coroutine
 from typing import Any, TypeVar
-from urllib.parse import parse_qs, parse_qsl
+from urllib.parse import parse_qsl
 
 import msgspec
 
@@ -43,12 +43,12 @@ class Call(msgspec.Struct, frozen=True, gc=False):
             raise Refused(400, f"the body is not JSON: {wrong}") from wrong
 
     def params(self) -> dict[str, str]:
-        """The query's parameters."""
-        return dict(parse_qsl(self.request.query, keep_blank_values=True))
+        """The query's parameters; their names in lower case, as they are signed."""
+        return {name.lower(): value for name, value in parse_qsl(self.request.query, keep_blank_values=True)}
 
     def param_list(self, name: str) -> list[str]:
         """All values of a parameter that is given several times."""
-        return parse_qs(self.request.query, keep_blank_values=True).get(name, [])
+        return [value for key, value in parse_qsl(self.request.query, keep_blank_values=True) if key.lower() == name]
 
     def check_channel_name(self, name: str) -> None:
         """Raises Refused(400) for a name that breaks the rule for this kind of call (Push1st API, section 7)."""

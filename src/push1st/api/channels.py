@@ -21,7 +21,7 @@ async def listing(call: Call) -> Response:
         found = await call.node.channels(call.app)
         return answer([_head(one.channel) | {"sess_count": one.subscriptions} for one in found])
     prefix = params.get("filter_by_prefix", "")
-    attributes = attributes_of(params["info"]) if "info" in params else ()
+    attributes = attributes_of(params["info"]) if params.get("info") else ()
     if "user_count" in attributes and not prefix.startswith("presence-"):
         raise Refused(400, "info=user_count needs filter_by_prefix to begin with presence-")
     listed: dict[str, dict[str, int]] = {}
@@ -41,7 +41,7 @@ async def one(call: Call) -> Response:
     params = call.params()
     occupancy = await call.node.channel(call.app, name)
     kind = kind_of(name)
-    if not (call.signed or "info" in params):
+    if not (call.signed or "info" in params or "filter_by_prefix" in params):
         if occupancy is None:
             raise Refused(404, f"nobody is subscribed to {name}")
         sessions = [{"id": client.id, "ip": client.ip} for client in call.node.sessions(call.app, name)]

@@ -104,8 +104,10 @@ class Decoder:
                 if event is not None:
                     yield event
             except PayloadTooBig as error:
+                self._parse = None
                 raise Disconnect(1009, f"a message has at most {self._most} bytes") from error
             except ProtocolError as error:
+                self._parse = None
                 raise Disconnect(1002, str(error)) from error
             else:
                 self._parse = parse

@@ -33,6 +33,7 @@ ANSWER_SECONDS = 30
 MOST_HEADS = 4096
 MOST_REMEMBERED = 1024
 """headers of requests that are remembered, and bytes those of one request may have"""
+TOO_LONG_HEAD = f"request line and headers have at most {MOST_HEAD} bytes"
 IDLE, HEAD, BODY = 0, 1, 2
 """where the parser is"""
 MOST_WAITING = 16
@@ -40,7 +41,7 @@ MOST_WAITING = 16
 
 _STATUS = {status.value: b"HTTP/1.1 %d %b\r\nDate: " % (status.value, status.phrase.encode()) for status in HTTPStatus}
 _LINE = re.compile(rb"(GET|POST) (/[!-~]*) HTTP/1\.1\r\n")
-_HARMLESS = frozenset((b"connection", b"content-length"))
+_HARMLESS = frozenset((b"connection", b"content-length", b"host"))
 _NEEDED = frozenset(
     (
         b"authorization",
@@ -48,6 +49,7 @@ _NEEDED = frozenset(
         b"content-length",
         b"expect",
         b"forwarded",
+        b"host",
         b"origin",
         b"sec-websocket-key",
         b"sec-websocket-version",
@@ -62,6 +64,22 @@ def error(status: int, text: str, headers: bytes = b"") -> Response:
     return Response(status, msgspec.json.encode({"error": text}), headers=headers)
 
 
+_OWN_NAME = re.compile(rb"(?:(?:[a-z0-9-]+\.)*localhost|[0-9.]+|\[[0-9a-f:.]+\])?(?::[0-9]+)?\Z", re.IGNORECASE)
+
+
+def _is_own_name(host: bytes) -> bool:
+    """Whether a Host header names this machine as such: an address or `localhost`.
+
+    A page whose name was made to point at 127.0.0.1 (DNS rebinding) calls as its own origin, without `Origin`; but it
+    cannot hide its name.
+    """
+    return _OWN_NAME.match(host) is not None
+
+
+def _is_loopback(ip: str) -> bool:
+    return ip.startswith(("127.", "::ffff:127.")) or ip == "::1"
+
+
 class HttpConnection(asyncio.Protocol):
     """One connection, until it is closed or becomes a WebSocket."""
 
@@ -69,17 +87,17 @@ class HttpConnection(asyncio.Protocol):
         "_answers",
         "_body",
         "_busy",
-        "_chunk",
         "_deadline",
+        "_ended",
         "_head",
         "_headers",
         "_last",
-        "_lines",
         "_listener",
         "_parser",
         "_parts",
         "_paused",
         "_peer",
+        "_raw",
         "_refused",
         "_size",
         "_stage",
@@ -101,10 +119,10 @@ class HttpConnection(asyncio.Protocol):
         self._peer = ""
         self._trusts_peer = False
         self._url = b""
-        self._lines: list[tuple[bytes, bytes]] = []
+        self._raw = 0
+        self._ended = 0
         self._headers: dict[bytes, bytes] = {}
         self._head = 0
-        self._chunk = 0
         self._body = b""
         self._parts: list[bytes] = []
         self._size = 0
@@ -157,12 +175,13 @@ class HttpConnection(asyncio.Protocol):
             start = line.end()
             end = data.find(b"\r\n\r\n", start - 2) + 4
             length = worker.heads.get(data[start:end])
-            if length is not None and len(data) - end == length:
+            if length is not None and len(data) - end == length and end <= MOST_HEAD:
                 self._started = time.perf_counter_ns()
                 path, _, query = line[2].decode().partition("?")
                 self._serve(Request(line[1].decode(), path, query, data[end:], self._trusts_peer, self._started), True)
                 return
-        before, self._chunk = (self._stage, self._started), len(data)
+        before = self._stage, self._started
+        self._ended = 0
         try:
             self._parser.feed_data(data)
         except httptools.HttpParserUpgrade as switch:
@@ -173,17 +192,23 @@ class HttpConnection(asyncio.Protocol):
             self._refuse(500, "internal error")
         except httptools.HttpParserError as wrong:
             self._refuse(400, f"not an HTTP/1.1 request: {wrong}")
-        if self._stage == HEAD:
-            self._head += len(data)
-            if self._head > MOST_HEAD:
-                self._refuse(431, f"request line and headers have at most {MOST_HEAD} bytes")
+        if self._stage != IDLE:
+            # What the parser keeps to itself or passes over is counted here: bytes that surely belong to this request.
+            if self._started == before[1]:
+                self._raw += len(data)
+            elif self._stage == HEAD:
+                self._raw = max(0, len(data) - (data.rfind(b"\r\n\r\n") + 4) - self._ended)
+            if self._stage == HEAD and self._raw > MOST_HEAD:
+                self._refuse(431, TOO_LONG_HEAD)
+            elif self._raw > 2 * worker.most_body + MOST_HEAD:
+                self._too_large()
         if self._stage != IDLE and not self._busy and (self._stage, self._started) != before:
             self._expect(HEAD_SECONDS if self._stage == HEAD else BODY_SECONDS)
         if self._refused is not None:
             worker.node.metrics.refusals[str(self._refused.status)] += 1
             self._last = True
             if not self._busy:
-                self._answer(self._refused, False)
+                self._answer(self._refused, False, self._is_head())
         elif fresh and self._stage == IDLE:
             self._remember(data)
 
@@ -200,6 +225,7 @@ class HttpConnection(asyncio.Protocol):
             and self._refused is None
             and not self._last
             and headers.keys() <= _HARMLESS
+            and _is_own_name(headers.get(b"host", b""))
             and headers.get(b"connection", b"keep-alive").lower() == b"keep-alive"
         ):
             start = line.end()
@@ -229,36 +255,44 @@ class HttpConnection(asyncio.Protocol):
     def on_message_begin(self) -> None:
         self._started = time.perf_counter_ns()
         self._url = b""
-        self._lines = []
+        self._headers = {}
         self._head = 0
         self._body = b""
+        self._raw = 0
         self._size = 0
         self._stage = HEAD
 
     def on_url(self, url: bytes) -> None:
         self._url += url
+        self._count_head(len(url))
 
     def on_header(self, name: bytes, value: bytes) -> None:
-        self._lines.append((name, value))
+        if self._stage == BODY:
+            return  # trailers mean nothing here
+        self._count_head(len(name) + len(value) + 4)
+        name = name.lower()
+        if name in _NEEDED:
+            before = self._headers.get(name)
+            # A list may come as several lines (RFC 9110 §5.3).
+            self._headers[name] = value if before is None else before + b", " + value
+
+    def _count_head(self, size: int) -> None:
+        self._head += size
+        if self._head > MOST_HEAD:
+            self._refuse(431, TOO_LONG_HEAD)
 
     def on_headers_complete(self) -> None:
         self._stage = BODY
-        headers: dict[bytes, bytes] = {}
-        for name, value in self._lines:
-            name = name.lower()
-            if name in _NEEDED:
-                before = headers.get(name)
-                # A list may come as several lines (RFC 9110 §5.3).
-                headers[name] = value if before is None else before + b", " + value
-        self._headers = headers
-        # A head that came in parts has been counted; one that came in one large chunk has not.
-        if self._chunk > MOST_HEAD and len(self._url) + sum(len(n) + len(v) + 4 for n, v in self._lines) > MOST_HEAD:
-            self._refuse(431, f"request line and headers have at most {MOST_HEAD} bytes")
-        if self._parser.get_http_version() not in ("1.1", "1.0"):
+        headers = self._headers
+        version = self._parser.get_http_version()
+        if version not in ("1.1", "1.0"):
             self._refuse(505, "HTTP/1.1 is spoken here")
+        if b"," in headers.get(b"host", b"" if version == "1.0" else b","):  # RFC 9112 §3.2
+            self._refuse(400, "an HTTP/1.1 request has one Host header")
         if b"content-length" in headers and int(headers[b"content-length"]) > self._listener.worker.most_body:
             self._too_large()
-        elif b"expect" in headers and headers[b"expect"].lower() == b"100-continue" and not self._busy:
+        expects = headers.get(b"expect", b"").lower() == b"100-continue" and version == "1.1"  # RFC 9110 §10.1.1
+        if expects and self._refused is None and not self._busy:
             self.flush()
             self._transport.write(b"HTTP/1.1 100 Continue\r\n\r\n")
 
@@ -273,12 +307,13 @@ class HttpConnection(asyncio.Protocol):
 
     def on_message_complete(self) -> None:
         self._stage = IDLE
+        self._ended = self._size
         if self._refused is not None or self._last:
             return
         parser = self._parser
         if parser.should_upgrade() and self._headers.get(b"upgrade", b"").lower() == b"websocket":
             return
-        keep = parser.should_keep_alive() and not parser.should_upgrade()
+        keep = parser.should_keep_alive() and not parser.should_upgrade() and parser.get_http_version() == "1.1"
         body = self._body
         if self._parts:
             body = b"".join((body, *self._parts))
@@ -297,11 +332,13 @@ class HttpConnection(asyncio.Protocol):
 
     def _target(self) -> tuple[str, str]:
         """Path and query as they are on the request line; an absolute form is cut to them (RFC 9112 §3.2.2)."""
-        url = self._url.decode("latin-1")
-        if not url.startswith("/"):
-            url = "/" + url.partition("://")[2].partition("/")[2]
-        path, _, query = url.partition("?")
+        path, _, query = self._url.decode("latin-1").partition("?")
+        if not path.startswith("/"):
+            path = "/" + path.partition("://")[2].partition("/")[2]
         return path, query
+
+    def _is_head(self) -> bool:
+        return self._stage != HEAD and self._parser.get_method() == b"HEAD"
 
     def _refuse(self, status: int, text: str) -> None:
         """Nothing more is read; the first reason is the one that is answered."""
@@ -323,6 +360,8 @@ class HttpConnection(asyncio.Protocol):
         ip = self._peer
         for hop in reversed(forwarded.decode("latin-1").split(",")):
             ip = hop.strip()
+            if not ip:
+                return None
             if not proxies.contains(ip):
                 break
         return ip
@@ -333,9 +372,11 @@ class HttpConnection(asyncio.Protocol):
         if b"origin" in headers:
             return False
         if b"x-forwarded-for" not in headers and b"forwarded" not in headers:
-            return self._trusts_peer
+            return self._trusts_peer and (not _is_loopback(self._peer) or _is_own_name(headers.get(b"host", b"")))
+        # What a proxy forwards came from elsewhere, whatever it says of itself.
         ip = self._client_ip()
-        return ip is not None and self._listener.trusting and self._listener.worker.config.api.trust.contains(ip)
+        trust = self._listener.worker.config.api.trust
+        return bool(ip) and self._listener.trusting and not _is_loopback(ip or "") and trust.contains(ip or "")
 
     def _serve(self, request: Request, keep: bool) -> None:
         try:
@@ -345,7 +386,7 @@ class HttpConnection(asyncio.Protocol):
         if isinstance(response, Rest):
             self._busy = True
             self._deadline = NEVER
-            spawn(self._wait(response, keep))
+            spawn(self._wait(response, keep, request.method == "HEAD"))
         else:
             self._answer(response, keep, request.method == "HEAD")
 
@@ -358,14 +399,14 @@ class HttpConnection(asyncio.Protocol):
         worker.failed("request")
         return error(500, "internal error")
 
-    async def _wait(self, rest: Rest[Response], keep: bool) -> None:
+    async def _wait(self, rest: Rest[Response], keep: bool, head: bool) -> None:
         """Answers a request that waits, then those behind it."""
         try:
             response = await rest
         except Exception as wrong:
             response = self._failure(wrong)
         self._busy = False
-        self._answer(response, keep)
+        self._answer(response, keep, head)
         while self._waiting and not self._busy:
             request, keep = self._waiting.popleft()
             self._serve(request, keep)
@@ -480,15 +521,17 @@ class HttpConnection(asyncio.Protocol):
             headers.get(b"sec-websocket-version", b"").decode("latin-1"),
             None if b"origin" not in headers else headers[b"origin"].decode("latin-1"),
             headers.get(b"authorization", b"").decode("latin-1"),
-            self._client_ip() or self._peer,
+            self._client_ip() or (self._peer if not worker.config.server.proxies.contains(self._peer) else "unknown"),
         )
+        refusal: Response | WebSocketConnection
         if self._busy:
-            refusal: Response | WebSocketConnection = error(
-                400, "a WebSocket handshake behind a request that is not answered yet"
-            )
+            refusal = error(400, "a WebSocket handshake behind a request that is not answered yet")
+        elif self._parser.get_http_version() != "1.1" or b"content-length" in headers or b"transfer-encoding" in headers:
+            refusal = error(400, "a WebSocket handshake is an HTTP/1.1 request without a body")  # RFC 6455 §4.1
         else:
             refusal = upgrade(worker, handshake, self._transport, rest, b"".join(self._answers))
         if not isinstance(refusal, Response):
+            self._answers = []
             self._upgraded = refusal
             self._last = True
             self._let_go()

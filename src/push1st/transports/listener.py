@@ -18,6 +18,8 @@ class Answering(Protocol):
 
     def flush(self) -> None: ...
 
+    def abort(self) -> None: ...
+
 
 class Connection(Protocol):
     """A connection that reads."""
@@ -88,7 +90,11 @@ class Worker:
                 connection.abort()
         answering, self._answering = self._answering, []
         for one in answering:
-            one.flush()
+            try:
+                one.flush()
+            except Exception:
+                self.failed("answer")
+                one.abort()
         self.node.fanout.flush()
 
     def most_message(self, protocol: ProtocolConfig) -> int:

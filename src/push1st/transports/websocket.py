@@ -57,11 +57,13 @@ class WebSocketConnection(asyncio.Protocol):
 
     __slots__ = (
         "_authorize_by",
+        "_broken",
         "_closing",
         "_decoder",
         "_pinged",
         "_seen",
         "_session",
+        "_slow",
         "_switch",
         "_timeout",
         "_transport",
@@ -81,6 +83,8 @@ class WebSocketConnection(asyncio.Protocol):
         self._session: Session | None = None
         self._seen = worker.sweep.now
         self._pinged = 0
+        self._broken = False
+        self._slow = False
         self._closing = False
         self._switch = switch
         self._authorize_by = 0.0
@@ -130,20 +134,24 @@ class WebSocketConnection(asyncio.Protocol):
         self._seen = worker.sweep.now
         self._pinged = 0
         worker.node.metrics.bytes_in += len(data)
+        if self._broken:
+            return
         try:
             for event in self._decoder.feed(data):
                 if type(event) is Closed:
                     self._closed_by_client(event.code)
                     return
-                if self._closing:
+                if self._closing or self._slow:
                     continue
                 if type(event) is Text:
                     self._text(event.text)
                 elif type(event) is Pinged and self._session is not None:
                     worker.node.fanout.direct(self._session, pong_frame(event.payload))
         except Disconnect as end:
+            self._broken = True  # nothing behind a bad frame has a meaning
             self.close(end.code, end.reason)
         except Exception:
+            self._broken = True
             self.fail()
 
     def _text(self, text: str) -> None:
@@ -157,6 +165,13 @@ class WebSocketConnection(asyncio.Protocol):
             session.handle(command)
 
     def eof_received(self) -> bool:
+        """The client will send nothing more, so it is gone; what it does not take in time is thrown away."""
+        self._worker.turn()
+        if not self._closing:
+            self._closing = True
+            self._leave()
+        sweep = self._worker.sweep
+        sweep.watch(self, sweep.now + CLOSE_SECONDS)
         return False
 
     def connection_lost(self, exc: Exception | None) -> None:
@@ -167,6 +182,7 @@ class WebSocketConnection(asyncio.Protocol):
 
     def pause_writing(self) -> None:
         """The outbox passed its bound. This may be in the midst of a flush, so the cut waits for the end of the turn."""
+        self._slow = True
         asyncio.get_running_loop().call_soon(self._cut)
 
     def resume_writing(self) -> None:
@@ -192,6 +208,8 @@ class WebSocketConnection(asyncio.Protocol):
             self._end(code, reason)
 
     def fail(self) -> None:
+        if self._closing:
+            return
         self._worker.failed("connection")
         self._worker.node.metrics.cut_offs["internal-error"] += 1
         self.close(1011, "internal error")
@@ -203,8 +221,8 @@ class WebSocketConnection(asyncio.Protocol):
         self._leave()
         if not self._transport.is_closing():
             self._transport.write(close_frame(code, reason))
-            sweep = self._worker.sweep
-            sweep.watch(self, sweep.now + CLOSE_SECONDS)
+        sweep = self._worker.sweep
+        sweep.watch(self, sweep.now + CLOSE_SECONDS)
 
     def _closed_by_client(self, code: int) -> None:
         if not self._closing:

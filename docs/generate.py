@@ -1,0 +1,350 @@
+"""Writes docs/configuration.md from the code: `python docs/generate.py`, or `--check` to ask whether it is up to date.
+
+What may stand at a key is what the reader of that key says when it refuses something, a default is that of the struct
+the key fills, and what a key means is in that struct's docstring. `ABOUT` has what a docstring is too short for. A key
+with neither is an error here, so that none is forgotten.
+"""
+
+import re
+import sys
+import tempfile
+from collections.abc import Iterator, Mapping
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import msgspec
+
+from push1st import config, limits
+from push1st.channels import type_names
+from push1st.configfile import APP_VARIABLES, ROOT_VARIABLES, keys, load
+from push1st.configfile.tree import Value
+from push1st.errors import ConfigError
+
+PAGE = Path(__file__).with_name("configuration.md")
+Path_ = tuple[str, ...]
+
+ABOUT: dict[str, str] = {
+    "server.listen": "Where WebSockets and signed API calls are served. `false` switches it off.",
+    "server.ssl.enable": "TLS on all addresses of `server.listen`, Unix sockets excepted.",
+    "server.ssl.key": "The certificate's private key. Neither key nor certificate: a self-signed one is made at start.",
+    "server.ssl.cert": "The certificate, with those between it and the root.",
+    "server.proxies": "Proxies that are believed when they say in `X-Forwarded-For` who the client is.",
+    "server.max-request-payload": (
+        "Bytes of one client message, where the protocol does not say otherwise. Where it is set, it also raises every app's "
+        "`limits.payload` to it, unless the app sets its own."
+    ),
+    "server.outbox": "Bytes a connection may be behind. A client that reads too slowly to stay below is cut off.",
+    "server.workers": "Processes that serve.",
+    "server.drain": "Seconds in which clients are told to reconnect when the server stops.",
+    "server.app-path": "What stands before the app's key in every WebSocket path.",
+    "api.listen": "Where the API is served, to unsigned calls too. `false` switches it off.",
+    "api.ssl.enable": "TLS on all addresses of `api.listen`, Unix sockets excepted.",
+    "api.ssl.key": "The certificate's private key. Neither key nor certificate: a self-signed one is made at start.",
+    "api.ssl.cert": "The certificate, with those between it and the root.",
+    "api.path": "What all paths of the API begin with.",
+    "api.keep-alive-timeout": "Seconds a connection may be idle between two requests.",
+    "api.trust": "Whose unsigned calls are accepted; `[]`: nobody's. `unix` stands for the Unix sockets.",
+    "api.whitelist": "Who may connect at all; empty: everyone.",
+    "api.interface": "Read, without effect: there is one interface.",
+    "broker": "What connects workers and machines.",
+    "log.format": "`text` for people, `json` for machines: one object a line, on standard error.",
+    "log.level": "What is below it is not logged.",
+    "credentials": "The files of apps. Relative paths start at the folder of the configuration file.",
+    "APP.enable": "A disabled app refuses its clients with 4003 and its API calls with 403.",
+    "APP.name": "For people. By default the app's id.",
+    "APP.key": "What clients connect with. Not secret. Each app needs its own.",
+    "APP.secret": (
+        "What signatures and tokens are made with. Without one the app has public channels only. "
+        "At least 32 random bytes: `openssl rand -hex 32`."
+    ),
+    "APP.channels": "The types of channels the app has. `private` covers `protected`.",
+    "APP.origins": (
+        "Pages that may connect, by their `Origin`: whole (`https://shop.example`), or a host with or without its port. "
+        "Empty: any. A client that sends no `Origin` is no browser and is let in."
+    ),
+    "APP.options.client-messages": "Pusher clients may send client events.",
+    "APP.options.subscription-count": "Subscribers of a channel are told how many they are.",
+    "APP.options.authorized-only": (
+        "A Pusher client that within 10 seconds neither signs in nor joins a channel that needs a signature is closed with 4009."
+    ),
+    "APP.options.statistic": "Read, without effect.",
+    "APP.hook.trigger": "What the hook is told of.",
+    "APP.hook.endpoint": "Where it is told.",
+    "APP.hook.http-pipelining": "Read, without effect.",
+    "APP.hook.keep-alive": "Read, without effect.",
+    "APP.webhooks.url": "Where events are sent.",
+    "APP.webhooks.events": "Which; empty: all.",
+    "APP.webhooks.filter": "Prefixes of channel names; empty: all.",
+    "APP.webhooks.headers": "Headers of each request.",
+    "ssl": "A place for anchors: `&name` here, `*name` where it is used.",
+    "PROTOCOL.path": "What its paths begin with, before `server.app-path`.",
+    "PROTOCOL.activity-timeout": "Seconds of silence after which a client is pinged.",
+    "PROTOCOL.whitelist": "Who may connect by this protocol; empty: everyone.",
+    "PROTOCOL.push": (
+        "Types of channels its clients may publish to; `private` covers `protected`. "
+        "Without effect for Pusher: see `options.client-messages` of the app."
+    ),
+}
+
+WEBHOOK = config.Webhook(url="")
+PLANNED = """
+server: { proto: [ pusher, mqtt ], workers: 2 }
+broker: redis://localhost:6379/0
+cluster: { listen: "udp://*:8001" }
+credentials: [ app.yml ]
+"""
+PLANNED_APP = """
+app:
+  key: key
+  secret: 0123456789abcdef0123456789abcdef
+  hook: { endpoint: "http://localhost/" }
+  webhooks: [ { url: "http://localhost/" } ]
+"""
+
+HEAD = """<!-- Written by docs/generate.py from the code. Do not edit: change the code or docs/generate.py, then run it. -->
+
+# Configuration
+
+Every key there is. A configuration is one file, by custom `server.yml`, and the files of apps that its `credentials` name:
+
+```yaml file=server.yml
+server: { listen: "tcp://*:6001" }
+api: { listen: "tcp://127.0.0.1:6002" }
+credentials: [ apps/*.yml ]
+```
+
+```yaml file=apps/shop.yml
+shop:
+  key: "a-public-key"
+  secret: "a-long-random-secret-of-at-least-32-bytes"
+```
+
+`push1st check` reads it as the server would, says what would run, and names every mistake with its file and line:
+
+```bash
+push1st check -c server.yml
+```
+
+```text answer
+server.yml: good
+  WebSockets (pusher and websocket) and signed API calls on ws://*:6001
+  API on http://127.0.0.1:6002/apps/, unsigned calls from 127.0.0.0/8, ::1/128, unix
+  app shop  key a-public-key  channels presence, private, protected, public
+  note: shop: limits.payload is 10240, Push1st's is 65400
+…
+```
+
+- A key that does not stand here is a mistake, and so is one that stands twice. A key with nothing behind it is as good as none.
+- A list may be written `[ a, b ]`, `{ a, b }`, one item a line, or as one value without brackets.
+- Relative paths start at the folder of the configuration file.
+- Changes take effect when the server is started again.
+
+## The environment
+
+A variable goes over the file. Its name is the path of keys in capitals, with `_` for `.` and `-`: `PUSH1ST_SERVER_DRAIN`
+is `server.drain`. Lists are separated by commas, and `[]` is the empty one. A variable that is set to nothing is not set.
+A variable that begins with `PUSH1ST_` and does not stand here is a mistake, but for those that Docker and Kubernetes set
+for a service of that name.
+
+`PUSH1ST_CONFIG` is the file, where `-c` does not say it. `PUSH1ST_APP_…` sets one app: with `PUSH1ST_APP_ID` the app of
+that id, which need not be in any file; without it the only app there is. So a server can do without files:
+
+```bash background
+PUSH1ST_APP_ID=shop PUSH1ST_APP_KEY=a-public-key PUSH1ST_APP_SECRET=a-long-random-secret-of-at-least-32-bytes \\
+PUSH1ST_SERVER_LISTEN=tcp://127.0.0.1:6001 PUSH1ST_API_LISTEN=tcp://127.0.0.1:6002 push1st serve
+```
+
+Without a configuration file and without `PUSH1ST_APP_ID`, `push1st serve` runs the demo: app `app-test`, key `app-key`, secret
+`secret`, on 127.0.0.1 only. The demo app never exists next to a configuration of your own.
+
+"""
+
+
+def page() -> str:
+    parts = [HEAD]
+    root = config.Config()
+    for title, table, struct, path in (
+        ("server", keys.SERVER, root.server, ("server",)),
+        ("server.pusher, server.websocket, server.mqtt", keys.PROTOCOL, None, ("server", "pusher")),
+        ("api", keys.API, root.api, ("api",)),
+        ("log", keys.LOG, root.log, ("log",)),
+    ):
+        parts.append(f"## {title}\n\n")
+        if struct is None:
+            parts.append(_protocols(root.server))
+        else:
+            parts.append(_table(table, struct, path))
+    rest = {name: key for name, key in keys.ROOT.items() if key.table is None}
+    parts.append("## broker, credentials, ssl\n\n" + _table(rest, root, ()))
+    parts.append(
+        "## An app\n\nA file of `credentials` has any number of apps, each under its id.\n\n"
+        + _table(keys.APP, config.AppConfig(id="", key="", secret=""), ("APP",))
+    )
+    parts.append("### limits\n\nRates are per second. What they are refused with is in [errors.md](errors.md).\n\n")
+    parts.append(_table(keys.LIMITS, limits.Limits(), ("APP", "limits")))
+    parts.append("### webhooks\n\nA list of sections.\n\n" + _table(keys.WEBHOOK, WEBHOOK, ("APP", "webhooks")))
+    parts.append(_without_effect())
+    return "".join(parts).rstrip() + "\n"
+
+
+def _table(table: keys.Table, struct: Any, path: Path_) -> str:
+    lines = ["| key | what may stand there | default | meaning |", "| --- | --- | --- | --- |"]
+    lines += (_row(*row) for row in _keys(table, struct, path))
+    variables = [f"`{name}`" for name in _variables(table, path)]
+    if variables:
+        lines += ["", f"Variables: {', '.join(variables)}."]
+    return "\n".join(lines) + "\n\n"
+
+
+def _keys(table: keys.Table, struct: Any, path: Path_) -> Iterator[tuple[Path_, keys.Key, Any, Any]]:
+    """Path, key, struct and default of every key with an effect, sections opened but for those with a table of their own."""
+    for name, key in table.items():
+        full = (*path, name)
+        if key.note or full[0] == "cluster" or _is_own_table(full):
+            continue
+        field = key.into or name.replace("-", "_")
+        if key.flat and key.table is not None:
+            yield from _keys(key.table, struct, full)
+        elif key.table is not None:
+            if not key.dropped:
+                yield from _keys(key.table, getattr(struct, field, None) or key.empty(), full)
+        else:
+            yield full, key, struct, getattr(struct, field, None)
+
+
+def _is_own_table(path: Path_) -> bool:
+    return path[-1] in ("pusher", "websocket", "mqtt", "limits", "webhooks") and len(path) == 2
+
+
+def _row(path: Path_, key: keys.Key, struct: Any, default: Any) -> str:
+    shown = ".".join(path[1:] if len(path) > 1 else path)
+    return f"| `{shown}` | {_allowed(key)} | {_shown(default)} | {_meaning(path, key, struct)} |"
+
+
+def _protocols(server: config.ServerConfig) -> str:
+    lines = ["| key | what may stand there | pusher | websocket | mqtt | meaning |", "| --- | --- | --- | --- | --- | --- |"]
+    for name, key in keys.PROTOCOL.items():
+        field = key.into or name.replace("-", "_")
+        defaults = " | ".join(_shown(getattr(getattr(server, one), field)) for one in config.PROTOCOLS)
+        about = _meaning(("PROTOCOL", name), key, server.pusher)
+        lines.append(f"| `{name}` | {_allowed(key)} | {defaults} | {about} |")
+    names = [f"`{name}`" for one in config.PROTOCOLS for name in _variables(keys.PROTOCOL, ("server", one))]
+    return "\n".join([*lines, "", f"Variables: {', '.join(names)}."]) + "\n\n"
+
+
+def _variables(table: keys.Table, path: Path_) -> Iterator[str]:
+    """The variables of the keys of a table, in its order."""
+    known: Mapping[str, Path_] = APP_VARIABLES if path[:1] == ("APP",) else ROOT_VARIABLES
+    below = path[1:] if path[:1] == ("APP",) else path
+    for name, where in known.items():
+        rest = where[len(below) :]
+        if where[: len(below)] == below and rest and rest[0] in table and not _is_own_table((*path, rest[0])):
+            yield name
+
+
+_ALLOWED = re.compile(r"allowed: (.*)\Z", re.DOTALL)
+
+
+def _allowed(key: keys.Key) -> str:
+    """What a reader says it wants, when it gets something that nobody wants."""
+    wrong = Value("mapping", "", "", keys={"\x00": Value("other", "", "")})
+    for value in (wrong, Value("list", "", "", items=(wrong,)), Value("other", "", "", "\x00"), Value("text", "", "", "\x00")):
+        try:
+            key.read(value)
+        except ConfigError as error:
+            found = _ALLOWED.search(str(error))
+            if found and not found[1].startswith("a list of"):
+                text = found[1].removesuffix(", in quotes").removesuffix(", without control characters")
+                return _code(text) + ("; a list" if value.kind == "list" else "")
+        except (AttributeError, ValueError):
+            continue
+    return "anything"
+
+
+def _code(text: str) -> str:
+    """Text for a table's cell, in which a bar or a star would be read as more than itself."""
+    return "`".join(
+        part if index % 2 else part.replace("|", "\\|").replace("*", "\\*") for index, part in enumerate(text.split("`"))
+    )
+
+
+def _shown(default: Any) -> str:
+    if isinstance(default, bool):
+        return f"`{str(default).lower()}`"
+    if default is None or default in ("", ()):
+        return ""
+    if isinstance(default, frozenset):
+        order = [*config.PROTOCOLS, *config.TRIGGERS, *type_names]
+        return f"`[ {', '.join(sorted(default, key=order.index))} ]`" if default else ""
+    if isinstance(default, config.Networks):
+        return f"`[ {default} ]`" if default else ""
+    if isinstance(default, tuple):
+        return f"`{', '.join(str(item) for item in default)}`"
+    return f"`{default}`"
+
+
+def _meaning(path: Path_, key: keys.Key, struct: Any) -> str:
+    field = key.into or path[-1].replace("-", "_")
+    name = ".".join(path)
+    about = ABOUT.get(name) or (struct is not None and (_of_field(type(struct), field) or _of_docstring(type(struct), field)))
+    if not about:
+        sys.exit(f"docs/generate.py: nothing says what {name} means: write it in ABOUT, or in the docstring of its struct")
+    about = about.removesuffix(" Does nothing yet.").rstrip(".") + "."
+    if any(name == where or name.startswith(f"{where}.") for where in _planned() if where != "server.proto"):
+        about += " Does nothing yet."
+    return _code(about[:1].upper() + about[1:])
+
+
+def _of_docstring(struct: type, field: str) -> str:
+    """`field: what it is.` in a docstring, up to the next field."""
+    text = " ".join((struct.__doc__ or "").split())
+    names = "|".join(one.name for one in msgspec.structs.fields(struct))
+    found = re.search(rf"(?:^|[ .])(?:\w+, )*{field}(?:, \w+)*: (.*?)(?= (?:{names})(?:, (?:{names}))*: |\Z)", text)
+    return found[1] if found else ""
+
+
+def _of_field(struct: type, field: str) -> str:
+    """The text below a field (`Limits`)."""
+    source = Path(sys.modules[struct.__module__].__file__ or "").read_text()
+    found = re.search(rf'^    {field}: [^\n]*\n    """(.*?)"""', source, re.MULTILINE | re.DOTALL)
+    return found[1] if found else ""
+
+
+def _without_effect() -> str:
+    lines = [
+        "## Keys without effect\n",
+        "Files of Push1st load as they are. `push1st check` notes these keys, which have no effect here:\n",
+    ]
+    for table, path in ((keys.SERVER, "server"), (keys.API, "api"), (keys.LOG, "log")):
+        lines += (f"- `{path}.{name}`: {key.note}" for name, key in table.items() if key.note)
+    lines += (f"- `api.module.{name}`: {key.note}" for name, key in (keys.API["module"].table or {}).items() if key.note)
+    if planned := _planned():
+        lines += ["\nAnd these, which are planned:\n", *(f"- `{where}`: {text}" for where, text in planned.items())]
+    return "\n".join(lines) + "\n"
+
+
+@cache
+def _planned() -> dict[str, str]:
+    """What a configuration that asks for everything is told to be not there yet."""
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        (folder / "server.yml").write_text(PLANNED)
+        (folder / "app.yml").write_text(PLANNED_APP)
+        split = (warning.partition(": ")[2].partition(": ") for warning in load(folder / "server.yml", {}).warnings)
+        return {f"APP.{where[4:]}" if where.startswith("app.") else where: text for where, _, text in split}
+
+
+def main() -> int:
+    text = page()
+    if "--check" not in sys.argv[1:]:
+        PAGE.write_text(text)
+        return 0
+    if PAGE.exists() and PAGE.read_text() == text:
+        return 0
+    print(f"{PAGE.name} is out of date: python docs/generate.py", file=sys.stderr)
+    return 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,431 @@
+"""What every broker with its roster and users keeps to. A new implementation is one line in `IMPLEMENTATIONS`."""
+
+import asyncio
+from collections.abc import AsyncIterator, Callable
+from contextlib import AbstractAsyncContextManager, asynccontextmanager
+from itertools import count
+from typing import Any
+
+import msgspec
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from push1st.brokers import Broker, Occupancy, Roster, Users
+from push1st.brokers.memory import Memory
+from push1st.errors import LimitReached
+from push1st.messages import MEMBER_ADDED, MEMBER_REMOVED, WATCHLIST_EVENTS, Member, Message, watch_topic
+
+A, B = "app-a", "app-b"
+NOW = 1_700_000_000_000_000_000
+ROOM = "presence-c"
+
+
+Ports = tuple[Broker, Roster, Users]
+
+
+@asynccontextmanager
+async def memory() -> AsyncIterator[Ports]:
+    numbers = count(1)
+    one = Memory(lambda: (next(numbers), NOW))
+    yield one, one, one
+
+
+Implementation = Callable[[], AbstractAsyncContextManager[Ports]]
+IMPLEMENTATIONS: dict[str, Implementation] = {"memory": memory}
+
+
+class Heard:
+    """A broker that is open, its roster and users, and what it brought."""
+
+    def __init__(self, broker: Broker, roster: Roster, users: Users) -> None:
+        self.broker = broker
+        self.roster = roster
+        self.users = users
+        self.messages: list[Message] = []
+
+    def receive(self, message: Message) -> int:
+        self.messages.append(message)
+        return 3
+
+    def edges(self, channel: str = ROOM) -> list[tuple[str, str]]:
+        """The presence edges of a channel, in order: `+` or `-`, and the user."""
+        words = {MEMBER_ADDED: "+", MEMBER_REMOVED: "-"}
+        return [
+            (words[one.event], msgspec.json.decode(one.data)["user_id"])
+            for one in self.messages
+            if one.channel == channel and one.event in words
+        ]
+
+    async def join(
+        self, socket: str, user: str | None = None, channel: str = ROOM, app: str = A, most: int = 0, info: bytes = b"1"
+    ):
+        return await self.roster.join(app, channel, socket, None if user is None else Member(user, info), most)
+
+    async def leave(self, socket: str, user: str | None = None, channel: str = ROOM, app: str = A) -> None:
+        await self.roster.leave(app, channel, socket, user)
+
+
+@asynccontextmanager
+async def opened(implementation: Implementation) -> AsyncIterator[Heard]:
+    async with implementation() as (broker, roster, users):
+        heard = Heard(broker, roster, users)
+        await broker.open(heard.receive)
+        for app in (A, B):
+            for channel in (ROOM, "c", "cache-c", watch_topic("u1")):
+                await broker.subscribe(app, channel)
+        yield heard
+        await broker.close()
+
+
+@pytest.fixture(params=IMPLEMENTATIONS.values(), ids=IMPLEMENTATIONS.keys())
+def implementation(request: pytest.FixtureRequest) -> Any:
+    return request.param
+
+
+def message(n: int, channel: str = "c", app: str = A) -> Message:
+    return Message(app, channel, "e", b"%d" % n, n, n)
+
+
+# Messages
+
+
+async def test_a_message_arrives_as_it_was_published(implementation):
+    full = Message(A, "c", "e", b'{"a":"\xd0\xb6"}', 1 << 62, 7, "1.2", "3.4", "multicast", "p.q", "u1")
+    async with opened(implementation) as heard:
+        await heard.broker.publish(full)
+        assert heard.messages == [full]
+
+
+async def test_publishing_returns_how_many_subscribers_there_are(implementation):
+    async with opened(implementation) as heard:
+        assert await heard.broker.publish(message(1)) == 3
+
+
+async def test_messages_of_a_topic_arrive_in_order(implementation):
+    async with opened(implementation) as heard:
+        for n in range(100):
+            await heard.broker.publish(message(n))
+        assert [one.id for one in heard.messages] == list(range(100))
+
+
+async def test_messages_published_at_once_arrive_once_each(implementation):
+    async with opened(implementation) as heard:
+        await asyncio.gather(*(heard.broker.publish(message(n)) for n in range(50)))
+        assert sorted(one.id for one in heard.messages) == list(range(50))
+
+
+async def test_subscribing_twice_is_once(implementation):
+    async with opened(implementation) as heard:
+        await heard.broker.subscribe(A, "c")
+        await heard.broker.publish(message(1))
+        assert len(heard.messages) == 1
+
+
+async def test_unsubscribing_from_an_unknown_topic_is_nothing(implementation):
+    async with opened(implementation) as heard:
+        await heard.broker.unsubscribe(A, "nowhere")
+
+
+async def test_what_was_unsubscribed_may_be_subscribed_again(implementation):
+    async with opened(implementation) as heard:
+        await heard.broker.unsubscribe(A, "c")
+        await heard.broker.subscribe(A, "c")
+        await heard.broker.publish(message(1))
+        assert [one.id for one in heard.messages] == [1]
+
+
+# The last event of a cache channel
+
+
+def kept(data: bytes, received: int = NOW, **more: Any) -> Message:
+    return Message(A, "cache-c", "e", data, 1, received, **more)
+
+
+async def test_nothing_is_kept_at_first(implementation):
+    async with opened(implementation) as heard:
+        assert await heard.broker.last(A, "cache-c") is None
+
+
+async def test_the_last_event_of_a_cache_channel_is_kept_for_half_an_hour(implementation):
+    async with opened(implementation) as heard:
+        await heard.broker.publish(kept(b"1"))
+        await heard.broker.publish(kept(b"2", NOW - 60_000_000_000))
+        found = await heard.broker.last(A, "cache-c")
+        assert found is not None
+        assert found.message == kept(b"2", NOW - 60_000_000_000)
+        assert found.ttl in (1740, 1739)
+        assert await heard.broker.last(B, "cache-c") is None
+
+
+@pytest.mark.parametrize(
+    "message",
+    [
+        kept(b"1", NOW - 1801 * 1_000_000_000),
+        kept(b"1", sender="1.2"),
+        kept(b"1", delivery="unicast", target="1.2"),
+        Message(A, "c", "e", b"1", 1, NOW),
+        Message(A, "cachefoo", "e", b"1", 1, NOW),
+        Message(A, "cache-c", MEMBER_ADDED, b"{}", 1, NOW),
+    ],
+    ids=["old", "of a client", "for one", "on another channel", "on one that is named alike", "an edge"],
+)
+async def test_other_events_are_not_kept(implementation, message):
+    async with opened(implementation) as heard:
+        await heard.broker.publish(message)
+        assert await heard.broker.last(A, message.channel) is None
+
+
+# Who has signed in
+
+
+async def test_a_user_is_online_from_the_first_connection_to_the_end_of_the_last(implementation):
+    async with opened(implementation) as heard:
+        online = []
+        for step, socket in (
+            ("in", "1.1"),
+            ("in", "1.2"),
+            ("in", "1.2"),
+            ("out", "1.1"),
+            ("out", "9.9"),
+            ("out", "1.2"),
+            ("out", "1.2"),
+        ):
+            await (heard.users.sign_in if step == "in" else heard.users.sign_out)(A, "u1", socket)
+            online.append(bool(await heard.users.online(A, ["u1", "u2"])))
+        assert online == [True, True, True, True, True, False, False]
+        edges = [msgspec.json.decode(one.data)["events"] for one in heard.messages]
+        assert edges == [[{"name": "online", "user_ids": ["u1"]}], [{"name": "offline", "user_ids": ["u1"]}]]
+        assert {(one.channel, one.event) for one in heard.messages} == {(watch_topic("u1"), WATCHLIST_EVENTS)}
+
+
+async def test_users_of_another_app_are_others(implementation):
+    async with opened(implementation) as heard:
+        await heard.users.sign_in(A, "u1", "1.1")
+        assert await heard.users.online(B, ["u1"]) == frozenset()
+        assert await heard.users.online(A, []) == frozenset()
+
+
+# Occupancy
+
+
+async def test_nobody_is_on_a_channel_at_first(implementation):
+    async with opened(implementation) as heard:
+        assert await heard.roster.channel(A, "c") is None
+        assert await heard.roster.channels(A) == []
+        assert await heard.roster.members(A, ROOM) == ()
+
+
+async def test_subscriptions_are_counted(implementation):
+    async with opened(implementation) as heard:
+        assert await heard.join("1.1", channel="c") is None
+        await heard.join("1.2", channel="c")
+        assert await heard.roster.channel(A, "c") == Occupancy("c", 2)
+        await heard.leave("1.1", channel="c")
+        assert await heard.roster.channel(A, "c") == Occupancy("c", 1)
+        await heard.leave("1.2", channel="c")
+        assert await heard.roster.channel(A, "c") is None
+
+
+async def test_users_are_counted_apart_from_subscriptions(implementation):
+    async with opened(implementation) as heard:
+        for socket, user in (("1.1", "u1"), ("1.2", "u1"), ("1.3", "u2"), ("1.4", None)):
+            await heard.join(socket, user)
+        assert await heard.roster.channel(A, ROOM) == Occupancy(ROOM, 4, 2)
+
+
+async def test_channels_are_listed_by_name_and_prefix(implementation):
+    async with opened(implementation) as heard:
+        for channel in ("b", "presence-a", "a", "presence-b"):
+            await heard.join("1.1", "u" if channel.startswith("presence-") else None, channel)
+        assert [one.channel for one in await heard.roster.channels(A)] == ["a", "b", "presence-a", "presence-b"]
+        assert list(await heard.roster.channels(A, "presence-")) == [Occupancy("presence-a", 1, 1), Occupancy("presence-b", 1, 1)]
+        assert list(await heard.roster.channels(A, "none")) == []
+
+
+async def test_a_prefix_is_no_pattern(implementation):
+    async with opened(implementation) as heard:
+        await heard.join("1.1", channel="abc")
+        for prefix in ("*", "a*", "a?c", "[a]", "a.c", "\\"):
+            assert list(await heard.roster.channels(A, prefix)) == []
+
+
+async def test_apps_have_channels_of_their_own(implementation):
+    async with opened(implementation) as heard:
+        await heard.join("1.1", "u1", app=A)
+        await heard.join("1.1", "u1", app=B)
+        await heard.leave("1.1", "u1", app=A)
+        assert await heard.roster.channel(A, ROOM) is None
+        assert await heard.roster.channel(B, ROOM) == Occupancy(ROOM, 1, 1)
+
+
+async def test_leaving_where_nobody_is_is_nothing(implementation):
+    async with opened(implementation) as heard:
+        await heard.leave("1.1", channel="nowhere")
+        await heard.leave("1.1", "u1")
+        assert heard.messages == []
+
+
+@pytest.mark.parametrize("user", ["u1", "u2"])
+async def test_a_member_that_is_unknown_takes_nobody_off(implementation, user):
+    async with opened(implementation) as heard:
+        await heard.join("1.1", "u1")
+        await heard.leave("9.9", user)
+        assert await heard.roster.channel(A, ROOM) == Occupancy(ROOM, 1, 1)
+        assert heard.edges() == [("+", "u1")]
+
+
+async def test_a_subscription_that_is_unknown_takes_nobody_off(implementation):
+    async with opened(implementation) as heard:
+        await heard.join("1.1", channel="c")
+        await heard.leave("9.9", channel="c")
+        assert await heard.roster.channel(A, "c") == Occupancy("c", 1)
+
+
+# Members
+
+
+async def test_a_new_member_gets_all_members_itself_included(implementation):
+    async with opened(implementation) as heard:
+        assert await heard.join("1.1", "u1", info=b'{"a":1}') == (Member("u1", b'{"a":1}'),)
+        assert await heard.join("1.2", "u2", info=b"null") == (Member("u1", b'{"a":1}'), Member("u2", b"null"))
+        assert set(await heard.roster.members(A, ROOM)) == {Member("u1", b'{"a":1}'), Member("u2", b"null")}
+
+
+async def test_a_users_second_connection_is_no_second_member(implementation):
+    async with opened(implementation) as heard:
+        await heard.join("1.1", "u1")
+        assert await heard.join("1.2", "u1") == (Member("u1", b"1"),)
+        assert heard.edges() == [("+", "u1")]
+
+
+async def test_a_user_is_gone_with_the_last_connection(implementation):
+    async with opened(implementation) as heard:
+        await heard.join("1.1", "u1")
+        await heard.join("1.2", "u1")
+        await heard.leave("1.1", "u1")
+        assert heard.edges() == [("+", "u1")]
+        assert len(await heard.roster.members(A, ROOM)) == 1
+        await heard.leave("1.2", "u1")
+        assert heard.edges() == [("+", "u1"), ("-", "u1")]
+        assert await heard.roster.members(A, ROOM) == ()
+
+
+async def test_an_edge_is_not_for_the_connection_that_causes_it(implementation):
+    async with opened(implementation) as heard:
+        await heard.join("1.1", "u1")
+        await heard.leave("1.1", "u1")
+        assert [one.exclude for one in heard.messages] == ["1.1", "1.1"]
+
+
+async def test_an_edge_is_a_message_of_the_channel_with_an_id_of_its_own(implementation):
+    async with opened(implementation) as heard:
+        await heard.join("1.1", "u1", info=b'{"a":1}')
+        await heard.leave("1.1", "u1")
+        added, removed = heard.messages
+        assert (added.app, added.channel, added.event) == (A, ROOM, MEMBER_ADDED)
+        assert msgspec.json.decode(added.data) == {"user_id": "u1", "user_info": {"a": 1}}
+        assert (removed.event, removed.data) == (MEMBER_REMOVED, b'{"user_id":"u1"}')
+        assert added.id < removed.id
+
+
+async def test_subscriptions_without_a_member_cause_no_edges(implementation):
+    async with opened(implementation) as heard:
+        await heard.join("1.1")
+        await heard.leave("1.1")
+        assert heard.edges() == []
+
+
+async def test_edges_are_in_order_with_the_channels_messages(implementation):
+    async with opened(implementation) as heard:
+        await heard.join("1.1", "u1")
+        await heard.broker.publish(message(1, ROOM))
+        await heard.leave("1.1", "u1")
+        assert [one.event for one in heard.messages] == [MEMBER_ADDED, "e", MEMBER_REMOVED]
+
+
+async def test_a_channel_has_as_many_members_as_it_may(implementation):
+    async with opened(implementation) as heard:
+        for n in range(2):
+            await heard.join(f"1.{n}", f"u{n}", most=2)
+        with pytest.raises(LimitReached):
+            await heard.join("1.2", "u2", most=2)
+        assert await heard.roster.channel(A, ROOM) == Occupancy(ROOM, 2, 2)
+        assert heard.edges() == [("+", "u0"), ("+", "u1")]
+
+
+async def test_a_full_channel_lets_its_members_in_again(implementation):
+    async with opened(implementation) as heard:
+        await heard.join("1.1", "u1", most=1)
+        assert await heard.join("1.2", "u1", most=1) == (Member("u1", b"1"),)
+
+
+async def test_a_full_channel_lets_in_who_is_no_member(implementation):
+    async with opened(implementation) as heard:
+        await heard.join("1.1", "u1", most=1)
+        await heard.join("1.2", most=1)
+        assert await heard.roster.channel(A, ROOM) == Occupancy(ROOM, 2, 1)
+
+
+async def test_a_member_that_leaves_makes_room(implementation):
+    async with opened(implementation) as heard:
+        await heard.join("1.1", "u1", most=1)
+        await heard.leave("1.1", "u1")
+        await heard.join("1.2", "u2", most=1)
+        assert heard.edges() == [("+", "u1"), ("-", "u1"), ("+", "u2")]
+
+
+# Any interleaving
+
+sockets = st.integers(0, 5)
+users = st.integers(0, 2)
+steps = st.lists(
+    st.one_of(
+        st.tuples(st.just("join"), sockets, users),
+        st.tuples(st.just("join"), sockets, st.none()),
+        st.tuples(st.just("leave"), sockets, st.none()),
+        st.tuples(st.just("publish"), st.none(), st.none()),
+    ),
+    max_size=40,
+)
+
+
+@pytest.mark.parametrize("implementation", IMPLEMENTATIONS.values(), ids=IMPLEMENTATIONS.keys())
+@settings(max_examples=150, deadline=None)
+@given(plan=steps, most=st.integers(0, 2))
+def test_over_any_interleaving_edges_alternate_and_counts_are_right(implementation, plan, most):
+    async def run() -> None:
+        async with opened(implementation) as heard:
+            on: dict[int, str | None] = {}
+            expected: list[tuple[str, str]] = []
+            for step, socket, user in plan:
+                if step == "publish":
+                    await heard.broker.publish(message(1, ROOM))
+                elif step == "join" and socket not in on:
+                    name = None if user is None else f"u{user}"
+                    there = set(filter(None, on.values()))
+                    if name is not None and most and name not in there and len(there) >= most:
+                        with pytest.raises(LimitReached):
+                            await heard.join(f"1.{socket}", name, most=most)
+                        continue
+                    members = await heard.join(f"1.{socket}", name, most=most)
+                    assert members is None if name is None else {one.user_id for one in members} == there | {name}
+                    on[socket] = name
+                    if name is not None and name not in there:
+                        expected.append(("+", name))
+                elif step == "leave" and socket in on:
+                    name = on.pop(socket)
+                    await heard.leave(f"1.{socket}", name)
+                    if name is not None and name not in on.values():
+                        expected.append(("-", name))
+                there = set(filter(None, on.values()))
+                assert await heard.roster.channel(A, ROOM) == (Occupancy(ROOM, len(on), len(there)) if on else None)
+                assert {one.user_id for one in await heard.roster.members(A, ROOM)} == there
+            assert heard.edges() == expected
+            for user in {user for _, user in expected}:
+                signs = "".join(sign for sign, of in expected if of == user)
+                assert signs.startswith("+")
+                assert "++" not in signs
+                assert "--" not in signs
+
+    asyncio.run(run())

@@ -1,0 +1,168 @@
+"""Sessions, node, fan-out and a broker that takes its time, together: over random lives, who is where and reads what.
+
+`tests/unit/test_fanout.py` does this with a broker that never waits. Here calls to the broker wait, go on in any order,
+and end after their client has.
+"""
+
+import asyncio
+import json
+from unittest.mock import patch
+
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from push1st import fanout
+from push1st.messages import Subscribe, Unsubscribe
+from tests.unit.fakes import APP, PUSHER, Outlet, World, token, turns
+from tests.unit.fakes import texts as texts_of
+
+PUBLIC, PRESENCE = "c", "presence-c"
+ids = st.integers(0, 2)
+rooms = st.sampled_from((PUBLIC, PRESENCE))
+held = st.sets(st.sampled_from(("subscribe", "unsubscribe", "join", "leave")))
+steps = st.lists(
+    st.one_of(
+        st.tuples(st.just("toggle"), ids, rooms),
+        st.tuples(st.just("lose"), ids, rooms),
+        st.tuples(st.just("publish"), ids, rooms),
+        st.tuples(st.just("let"), st.integers(0, 5), rooms),
+        st.tuples(st.just("turn"), ids, rooms),
+    ),
+    min_size=6,
+    max_size=30,
+)
+
+
+class Wired(Outlet):
+    """A Pusher client's connection: replies go the way they really go."""
+
+    def send(self, reply) -> None:
+        super().send(reply)
+        assert self.session is not None
+        self._world.fanout.direct(self.session, PUSHER.reply(reply))
+
+    @property
+    def read(self):
+        return texts_of(b"".join(self.writes))
+
+
+class Crowd:
+    """Three clients that come and go, two of them one user on presence channels."""
+
+    def __init__(self) -> None:
+        self.world = World(slow=True)
+        self.clients = [self.newcomer() for _ in range(3)]
+        self.wants: list[set[str]] = [set(), set(), set()]
+        self.gone: list[tuple[Wired, int]] = []
+
+    def newcomer(self):
+        outlet = Wired(self.world)
+        return self.world.session(outlet=outlet)[0], outlet
+
+    def toggle(self, n: int, room: str) -> None:
+        session, _ = self.clients[n]
+        if room in self.wants[n]:
+            self.wants[n].discard(room)
+            session.handle(Unsubscribe(room))
+        else:
+            self.wants[n].add(room)
+            data = f'{{"user_id":"u{n % 2}"}}' if room == PRESENCE else ""
+            session.handle(Subscribe(room, token(session, room, data) if data else "", data))
+
+    def lose(self, n: int) -> None:
+        session, outlet = self.clients[n]
+        session.close()
+        self.gone.append((outlet, len(outlet.writes)))
+        self.clients[n] = self.newcomer()
+        self.wants[n] = set()
+
+    async def live(self, plan, calls) -> None:
+        world, broker = self.world, self.world.broker
+        broker.held = set(calls)
+        for step, n, room in plan:
+            if step == "toggle":
+                self.toggle(n, room)
+            elif step == "lose":
+                self.lose(n)
+            elif step == "publish":
+                await world.node.publish(world.app, room, "e", b"1", world.node.stamp())
+            elif step == "let" and broker.waiting:
+                await broker.let(broker.waiting[n % len(broker.waiting)])
+            elif step == "turn":
+                await turns(1)
+                world.turns.end()
+        await turns()
+        await broker.let_all()
+        await turns()
+        world.turns.drain()
+
+    def on(self, room: str) -> list[int]:
+        return [n for n, wants in enumerate(self.wants) if room in wants]
+
+
+@settings(max_examples=250, deadline=None)
+@given(plan=steps, calls=held, size=st.sampled_from((1, 2048)))
+def test_over_any_interleaving_there_are_no_ghosts_and_nobody_is_deaf(plan, calls, size):
+    async def run() -> None:
+        crowd = Crowd()
+        world = crowd.world
+        await crowd.live(plan, calls)
+        for outlet, writes in crowd.gone:
+            assert len(outlet.writes) == writes, "something was written to a connection that is gone"
+        for room in (PUBLIC, PRESENCE):
+            on = crowd.on(room)
+            assert [n for n, (session, _) in enumerate(crowd.clients) if room in session.subscriptions] == on
+            occupancy = await world.memory.channel(APP, room)
+            assert (occupancy.subscriptions if occupancy else 0) == len(on), "the roster has ghosts, or misses somebody"
+            assert set(world.node.sessions(world.app, room)) == {crowd.clients[n][0] for n in on}, "the hub is wrong"
+            assert bool(world.broker.topics[APP, room]) == bool(on), "a topic was given up early, or kept for nobody"
+            await world.node.publish(world.app, room, "last", b"1", world.node.stamp())
+        world.turns.drain()
+        for n, (_, outlet) in enumerate(crowd.clients):
+            heard = {one["channel"] for one in outlet.read if one["event"] == "last"}
+            assert heard == crowd.wants[n], "somebody is deaf, or hears what it left"
+
+    with patch.object(fanout, "SLICE", size):
+        asyncio.run(run())
+
+
+@settings(max_examples=250, deadline=None)
+@given(plan=steps, calls=held)
+def test_over_any_interleaving_a_members_list_and_the_edges_behind_it_agree(plan, calls):
+    """What a client was told when it joined, plus the edges that followed, is who is there (design: rule 8)."""
+
+    async def run() -> None:
+        crowd = Crowd()
+        await crowd.live(plan, calls)
+        there = {member.user_id for member in await crowd.world.memory.members(APP, PRESENCE)}
+        assert there == {f"u{n % 2}" for n in crowd.on(PRESENCE)}
+        for n in crowd.on(PRESENCE):
+            known: set[str] = set()
+            for one in crowd.clients[n][1].read:
+                data = json.loads(one["data"])
+                if one["event"] == "pusher_internal:member_added":
+                    known.add(data["user_id"])
+                elif one["event"] == "pusher_internal:member_removed":
+                    known.discard(data["user_id"])
+                elif one["event"] == "pusher_internal:subscription_succeeded" and one["channel"] == PRESENCE:
+                    known = set(data["presence"]["ids"])
+            assert known == there
+
+    asyncio.run(run())
+
+
+@settings(max_examples=250, deadline=None)
+@given(plan=steps, calls=held)
+def test_over_any_interleaving_nothing_of_a_channel_comes_before_its_subscription_is_confirmed(plan, calls):
+    async def run() -> None:
+        crowd = Crowd()
+        await crowd.live(plan, calls)
+        for outlet in [outlet for _, outlet in crowd.clients] + [outlet for outlet, _ in crowd.gone]:
+            confirmed = set()
+            for one in outlet.read:
+                if one["event"] == "pusher_internal:subscription_succeeded":
+                    confirmed.add(one["channel"])
+                else:
+                    assert one["channel"] in confirmed
+
+    asyncio.run(run())

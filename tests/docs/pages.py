@@ -1,0 +1,321 @@
+"""Reads the pages of the book, and does what a page says: writes its files, runs its commands, compares its answers.
+
+A page is a story: its blocks are done from top to bottom, in one folder that begins empty. What a block is stands behind
+its language in the opening fence, where Markdown shows it to nobody:
+
+    ```yaml file=server.yml      a file; a configuration is checked with `push1st check` at the end of the page
+    ```bash                      run to its end; must succeed
+    ```bash fails                run to its end; must fail
+    ```bash background           started, and stopped at the end of the page
+    ```json answer               what the last command printed; `…` stands for anything, a number over 9999 for any other
+    ```text answer               the same, word by word
+    ```text shows                what the last command in the background prints by now
+    ```js browser                run by Node with what a browser has
+    ```… same=deploy/FILE        a part of that file
+    ```… fragment                a part of a configuration: checked inside a whole one
+    ```… not-run                 not run; docs/README.md says why
+
+Ports of the demo, 6001 and 6002, are replaced by free ones, and paths of a whole machine by paths in the folder.
+"""
+
+import contextlib
+import http.client
+import json
+import os
+import re
+import shutil
+import signal
+import subprocess
+import sys
+import tempfile
+import textwrap
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from tests.clients.process import DEADLINE, free_ports, wait_until
+
+ROOT = Path(__file__).parents[2]
+NODE_MODULES = ROOT / "tests" / "clients" / "node_modules"
+PAGES = sorted([*ROOT.glob("*.md"), *ROOT.glob("docs/*.md")])
+KINDS = ("file", "fails", "background", "answer", "shows", "browser", "same", "fragment", "not-run")
+ELSEWHERE = ("/etc/push1st", "/run/push1st", "/opt/push1st")
+"""paths of a machine that a page sets up"""
+_FENCE = re.compile(r"^```(\w[^\n]*)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
+_LARGE = 9999
+
+PUSH1ST = """#!/bin/bash
+# push1st, whose demo is on free ports here.
+case "$*" in
+serve) [ -n "${PUSH1ST_APP_ID-}" ] || export PUSH1ST_SERVER_LISTEN=tcp://127.0.0.1:6001 PUSH1ST_API_LISTEN=tcp://127.0.0.1:6002 ;;
+*--url*|*--api*) ;;
+subscribe\\ *) set -- "$@" --url ws://127.0.0.1:6001 ;;
+publish\\ *) set -- "$@" --api http://127.0.0.1:6002 ;;
+esac
+exec PYTHON -m push1st "$@"
+"""
+
+BROWSER = """
+import { createRequire } from 'node:module';
+globalThis.Pusher = createRequire(process.cwd() + '/x.js')('pusher-js');
+globalThis.document = { body: { append: (...what) => console.log(...what) } };
+"""
+
+
+@dataclass(frozen=True)
+class Block:
+    """One fenced block. words: what stands behind its language."""
+
+    page: Path
+    line: int
+    language: str
+    words: tuple[str, ...]
+    text: str
+
+    @property
+    def place(self) -> str:
+        return f"{self.page.relative_to(ROOT)}:{self.line}"
+
+    def says(self, word: str) -> bool:
+        return word in self.words
+
+    def value(self, word: str) -> str:
+        """What stands behind `word=`, or nothing."""
+        return next((one.partition("=")[2] for one in self.words if one.startswith(f"{word}=")), "")
+
+
+def blocks(page: Path) -> list[Block]:
+    """The blocks of a page in their order. Indented ones are text."""
+    text = page.read_text("utf-8")
+    found = []
+    for match in _FENCE.finditer(text):
+        language, *words = match[1].split()
+        found.append(Block(page, text.count("\n", 0, match.start()) + 1, language, tuple(words), match[2]))
+    return found
+
+
+def is_run(block: Block) -> bool:
+    """Whether it is a command or a file, and not what something prints."""
+    return not any(block.says(word) for word in ("not-run", "answer", "shows"))
+
+
+class Background:
+    """A command that goes on, and what it prints."""
+
+    def __init__(self, command: str, folder: Path, env: dict[str, str], number: int) -> None:
+        self.output = folder / f".output-{number}"
+        with open(self.output, "wb") as out:
+            self.process = subprocess.Popen(
+                ["bash", "-c", command],
+                cwd=folder,
+                env=env,
+                stdin=subprocess.DEVNULL,
+                stdout=out,
+                stderr=subprocess.STDOUT,
+                start_new_session=True,
+            )
+
+    @property
+    def seen(self) -> str:
+        return self.output.read_text("utf-8", "replace")
+
+    def stop(self) -> None:
+        """Ends it and what it started, as Ctrl-C does."""
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(self.process.pid, signal.SIGINT)
+        try:
+            self.process.wait(DEADLINE)
+        except subprocess.TimeoutExpired:
+            os.killpg(self.process.pid, signal.SIGKILL)
+            self.process.wait()
+
+
+class Story:
+    """A page that is being done, in a folder of its own."""
+
+    def __init__(self) -> None:
+        self.folder = Path(tempfile.mkdtemp(prefix="p1-"))  # short: the path of a Unix socket has at most 107 bytes
+        self.ws_port, self.api_port, proxy, backend = free_ports(4)
+        self.ports = {"6001": self.ws_port, "6002": self.api_port, "8443": proxy, "5000": backend}
+        self.background: list[Background] = []
+        self.printed = ""
+        self.configurations: list[Path] = []
+        self._fragments = 0
+        commands = self.folder / ".venv" / "bin"
+        commands.mkdir(parents=True)
+        (commands / "push1st").write_text(self.here(PUSH1ST.replace("PYTHON", sys.executable)))
+        (commands / "push1st").chmod(0o755)
+        (self.folder / "deploy").symlink_to(ROOT / "deploy")
+        (self.folder / "node_modules").symlink_to(NODE_MODULES)
+        self.env = {name: value for name, value in os.environ.items() if not name.startswith("PUSH1ST_")}
+        self.env["PUSH1ST_SERVER_DRAIN"] = "0"  # nobody waits for a load balancer here
+        self.env["PATH"] = os.pathsep.join((str(commands), str(Path(sys.prefix) / "bin"), self.env["PATH"]))
+
+    def here(self, text: str) -> str:
+        """The text with ports and paths that are ours."""
+        for port, ours in self.ports.items():
+            text = re.sub(rf"\b{port}\b", str(ours), text)
+        for path in ELSEWHERE:
+            text = text.replace(path, f"{self.folder}{path}")
+        return text
+
+    def do(self, block: Block) -> None:
+        """One block. Raises AssertionError with its place."""
+        unknown = [word for word in block.words if word.partition("=")[0] not in KINDS]
+        assert not unknown, f"{block.place}: unknown words {unknown}"
+        text = self.here(block.text)
+        if block.says("not-run"):
+            return
+        if name := block.value("same"):
+            self._same(block, name)
+        elif name := block.value("file"):
+            self._write(block, self.here(name), text)
+        elif block.says("fragment"):
+            self._check_fragment(block, text)
+        elif block.says("answer"):
+            self._compare(block, text)
+        elif block.says("shows"):
+            self._shown(block, text)
+        elif block.says("background"):
+            self._start(block, text)
+        elif block.language == "bash":
+            self._run(block, ["bash", "-euo", "pipefail", "-c", text])
+        elif block.language == "python":
+            self._run(block, [sys.executable, "-c", text])
+        elif block.language == "js" and block.says("browser"):
+            self._browse(block, text)
+        else:
+            raise AssertionError(f"{block.place}: a block of {block.language} must say what it is, or not-run")
+
+    def end(self) -> None:
+        """Checks the configurations, stops what runs."""
+        try:
+            for file in self.configurations:
+                self.check(file)
+        finally:
+            for one in reversed(self.background):
+                one.stop()
+            shutil.rmtree(self.folder)
+
+    def check(self, file: Path) -> None:
+        done = subprocess.run(
+            [sys.executable, "-m", "push1st", "check", "-c", str(file)], capture_output=True, text=True, env=self.env, timeout=30
+        )
+        assert done.returncode == 0, f"{file.name}: {done.stderr}"
+
+    # The kinds of blocks
+
+    def _write(self, block: Block, name: str, text: str) -> None:
+        file = self.folder / name
+        file.parent.mkdir(parents=True, exist_ok=True)
+        assert not file.exists() or block.value("file").startswith("/etc/"), f"{block.place}: {name} is written twice"
+        file.write_text(text)
+        if file.suffix in (".yml", ".yaml") and re.search(r"^(server|api):", text, re.MULTILINE):
+            self.configurations.append(file)
+
+    def _check_fragment(self, block: Block, text: str) -> None:
+        """Part of server.yml, or of a file of apps."""
+        self._fragments += 1
+        folder = self.folder / f".fragment-{self._fragments}"
+        folder.mkdir()
+        root = re.match(r"(server|api|log|broker|ssl|credentials):", text) is not None
+        (folder / "server.yml").write_text(text if root else "credentials: [ apps.yml ]\n")
+        (folder / "apps.yml").write_text("" if root else text)
+        try:
+            self.check(folder / "server.yml")
+        except AssertionError as wrong:
+            raise AssertionError(f"{block.place}: {wrong}") from None
+
+    def _same(self, block: Block, name: str) -> None:
+        whole = (ROOT / name).read_text()
+        part = textwrap.dedent(block.text)
+        assert part in textwrap.dedent(whole) or block.text in whole, f"{block.place}: is not a part of {name}"
+
+    def _start(self, block: Block, text: str) -> None:
+        one = Background(text, self.folder, self.env, len(self.background))
+        self.background.append(one)
+        if "push1st serve" in text:
+            try:
+                wait_until(lambda: self._ready(one), f"{block.place}: the server is ready")
+            except AssertionError as wrong:
+                raise AssertionError(f"{wrong}\n{one.seen}") from None
+
+    def _ready(self, server: Background) -> bool:
+        assert server.process.poll() is None, f"the server ended:\n{server.seen}"
+        connection = http.client.HTTPConnection("127.0.0.1", self.ws_port, timeout=1)
+        try:
+            connection.request("GET", "/ready")
+            return connection.getresponse().status == 200
+        except OSError:
+            return False
+        finally:
+            connection.close()
+
+    def _run(self, block: Block, command: list[str]) -> None:
+        done = subprocess.run(
+            command, cwd=self.folder, env=self.env, stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=30
+        )
+        self.printed = done.stdout
+        assert (done.returncode != 0) == block.says("fails"), (
+            f"{block.place}: ended with {done.returncode}\n{done.stdout}\n{done.stderr}\n{self._all_seen()}"
+        )
+        if block.says("fails"):
+            self.printed += done.stderr
+
+    def _browse(self, block: Block, text: str) -> None:
+        """A page's script, left running."""
+        file = self.folder / f".browser-{block.line}.mjs"
+        file.write_text(BROWSER + text)
+        self.background.append(
+            Background(f"exec node --experimental-websocket --no-warnings {file}", self.folder, self.env, len(self.background))
+        )
+
+    def _compare(self, block: Block, want: str) -> None:
+        got = self.printed
+        if block.language == "json":
+            try:
+                fits = alike(json.loads(want), json.loads(got))
+            except ValueError:
+                fits = False
+        else:
+            fits = pattern(want).fullmatch(got.strip()) is not None
+        assert fits, f"{block.place}: the page says\n{want}\nbut it was\n{got}\n{self._all_seen()}"
+
+    def _shown(self, block: Block, want: str) -> None:
+        assert self.background, f"{block.place}: nothing runs in the background"
+        one, wanted = self.background[-1], pattern(want)
+        try:
+            wait_until(lambda: wanted.search(one.seen), f"{block.place}: {want!r} is shown")
+        except AssertionError as wrong:
+            raise AssertionError(f"{wrong}; it was\n{one.seen}") from None
+
+    def _all_seen(self) -> str:
+        return "\n".join(one.seen for one in self.background)
+
+
+def pattern(text: str) -> re.Pattern[str]:
+    """`…` stands for anything."""
+    return re.compile(".*?".join(re.escape(part) for part in text.strip().split("…")), re.DOTALL)
+
+
+def alike(want: Any, got: Any) -> bool:
+    """Whether JSON values are the same, up to `…` and large numbers."""
+    if isinstance(want, dict):
+        return isinstance(got, dict) and want.keys() == got.keys() and all(alike(want[key], got[key]) for key in want)
+    if isinstance(want, list):
+        return isinstance(got, list) and len(want) == len(got) and all(map(alike, want, got))
+    if isinstance(want, str):
+        return isinstance(got, str) and pattern(want).fullmatch(got.strip()) is not None
+    if isinstance(want, int) and want > _LARGE:
+        return isinstance(got, int)
+    return bool(want == got)
+
+
+@contextlib.contextmanager
+def story() -> Iterator[Story]:
+    one = Story()
+    try:
+        yield one
+    finally:
+        one.end()

@@ -1,0 +1,79 @@
+"""Calls of the HTTP API with a node in memory: no socket, no network."""
+
+import json
+from typing import Any
+
+import pytest
+
+from push1st.api import Api
+from push1st.config import AppConfig
+from push1st.errors import Refused
+from push1st.messages import Options, Request, Response
+from tests.unit.fakes import APP, World, done, signed
+
+
+class Caller:
+    """A backend. `call` and its kind return status and decoded body; `trusted` is where it calls from."""
+
+    def __init__(self, *apps: AppConfig, **how: Any) -> None:
+        self.world = World(*apps, **how)
+        self.api = Api(self.world.node, "/apps/")
+        self.trusted = True
+        self.sent: list[tuple[str, str, bytes, str, Options]] = []
+        publish = self.world.node.publish
+
+        def noted(
+            app: Any, channel: str, event: str, data: bytes, stamp: Any, sender: str, exclude: str, options: Options
+        ) -> Any:
+            self.sent.append((channel, event, data, exclude, options))
+            return publish(app, channel, event, data, stamp, sender, exclude, options)
+
+        self.world.node.publish = noted  # type: ignore[method-assign]
+
+    def respond(self, request: Request) -> Response:
+        """As a connection does: what is refused is answered."""
+
+        async def serve() -> Response:
+            return await self.api.serve(request)
+
+        try:
+            response: Response = done(serve())
+        except Refused as refused:
+            return Response(refused.code, json.dumps({"error": refused.text}).encode())
+        return response
+
+    def call(self, method: str, path: str, body: object = b"", query: str = "", key: bool = False) -> tuple[int, Any]:
+        """body: bytes and texts as they are, anything else as JSON. key: signed the Pusher way."""
+        data = body if isinstance(body, bytes) else body.encode() if isinstance(body, str) else json.dumps(body).encode()
+        path = path if path.startswith("/") else f"/apps/{APP}/{path}"
+        if key:
+            params = dict(pair.split("=", 1) for pair in query.split("&") if pair)
+            query = signed(method, path, data, params, self.world.clock)
+        response = self.respond(Request(method, path, query, data, self.trusted, 0))
+        text = response.body.decode()
+        try:
+            return response.status, json.loads(text)
+        except ValueError:
+            return response.status, text
+
+    def get(self, path: str, query: str = "", key: bool = False) -> tuple[int, Any]:
+        return self.call("GET", path, b"", query, key)
+
+    def post(self, path: str, body: object, key: bool = False, query: str = "") -> tuple[int, Any]:
+        return self.call("POST", path, body, query, key)
+
+    def event(self, key: bool = False, **fields: Any) -> tuple[int, Any]:
+        """Publishes `e` on `c`, but for these fields; a field that is `...` is left out."""
+        event = {"name": "e", "channels": ["c"], "data": "x"} | fields
+        return self.post("events", {name: value for name, value in event.items() if value is not ...}, key)
+
+
+@pytest.fixture
+def caller():
+    return Caller()
+
+
+@pytest.fixture
+def calling():
+    """Makes a caller for other apps."""
+    return Caller

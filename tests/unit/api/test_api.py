@@ -1,0 +1,163 @@
+"""Who may call, and what a path means (Push1st API, sections 5 and 6)."""
+
+import pytest
+
+from push1st.api import ROUTES, Api
+from push1st.messages import Request
+from tests.unit.fakes import APP, app_config, signed
+
+CALLS = [
+    ("POST", "events", {"name": "e", "channel": "c", "data": "x"}),
+    ("GET", "channels", b""),
+    ("GET", "channels/c", b""),
+    ("POST", "token/session", {"session": "1.2", "channel": "private-c"}),
+    ("POST", "token/access", {"channel": "*"}),
+]
+
+
+@pytest.mark.parametrize(("method", "path", "body"), CALLS)
+def test_an_unsigned_call_from_a_trusted_address_is_served(caller, method, path, body):
+    assert caller.call(method, path, body)[0] in (200, 404)
+
+
+@pytest.mark.parametrize(("method", "path", "body"), CALLS)
+def test_an_unsigned_call_from_elsewhere_is_401(caller, method, path, body):
+    caller.trusted = False
+    status, answer = caller.call(method, path, body)
+    assert status == 401
+    assert "signed" in answer["error"]
+
+
+@pytest.mark.parametrize(("method", "path", "body"), CALLS)
+@pytest.mark.parametrize("trusted", [True, False])
+def test_a_signed_call_is_served_from_anywhere(caller, method, path, body, trusted):
+    caller.trusted = trusted
+    assert caller.call(method, path, body, key=True)[0] == 200
+
+
+@pytest.mark.parametrize(("method", "path", "body"), CALLS)
+def test_a_trailing_slash_is_optional(caller, method, path, body):
+    for key in (False, True):
+        assert caller.call(method, path + "/", body, key=key)[0] == caller.call(method, path, body, key=key)[0]
+
+
+@pytest.mark.parametrize(("method", "path", "body"), CALLS)
+def test_an_unknown_app_is_403(caller, method, path, body):
+    assert caller.call(method, f"/apps/unknown/{path}", body)[0] == 403
+
+
+@pytest.mark.parametrize(("method", "path", "body"), CALLS)
+def test_a_disabled_app_is_403(calling, method, path, body):
+    caller = calling(app_config(enable=False))
+    for key in (False, True):
+        assert caller.call(method, path, body, key=key)[0] == 403
+
+
+def test_who_may_not_call_does_not_learn_which_apps_there_are(caller):
+    caller.trusted = False
+    assert caller.get("/apps/unknown/channels") == caller.get("channels")
+
+
+# Signatures
+
+
+def test_a_wrong_signature_is_401_even_from_a_trusted_address(caller):
+    query = signed("GET", f"/apps/{APP}/channels")
+    assert caller.get("channels", query)[0] == 200
+    assert caller.get("channels", query[:-1] + ("0" if query[-1] != "0" else "1"))[0] == 401
+
+
+@pytest.mark.parametrize("query", ["auth_signature=", "auth_key=app-key", "auth_key=", "x=1&auth_signature=00"])
+def test_half_a_signature_is_401(caller, query):
+    assert caller.get("channels", query)[0] == 401
+
+
+@pytest.mark.parametrize(("seconds", "status"), [(599, 200), (601, 401), (-599, 200), (-601, 401)])
+def test_a_signature_is_good_for_ten_minutes(caller, seconds, status):
+    query = signed("GET", f"/apps/{APP}/channels", clock=caller.world.clock)
+    caller.world.clock.advance(seconds)
+    assert caller.get("channels", query)[0] == status
+
+
+def test_a_signature_is_for_one_method_path_and_body(caller):
+    path = f"/apps/{APP}/events"
+    body = b'{"name":"e","channel":"c","data":"x"}'
+    query = signed("POST", path, body)
+    assert caller.post("events", body, query=query)[0] == 200
+    assert caller.post("events", body + b" ", query=query)[0] == 401
+    assert caller.post("events/", body, query=query)[0] == 401
+    assert caller.get("channels", query)[0] == 401
+    assert len(caller.sent) == 1
+
+
+def test_a_signature_of_another_app_is_401(calling):
+    caller = calling(app_config(), app_config(id="other", key="other-key", secret="other"))
+    assert caller.call("GET", "/apps/other/channels", key=True)[0] == 401
+
+
+def test_nothing_can_be_signed_for_an_app_without_a_secret(calling):
+    caller = calling(app_config(secret=""))
+    assert caller.get("channels", "auth_key=app-key&auth_timestamp=1&auth_version=1.0&auth_signature=x")[0] == 401
+    assert caller.get("channels")[0] == 200
+
+
+# Paths and methods
+
+
+@pytest.mark.parametrize(
+    "path",
+    [
+        "/",
+        "/apps",
+        "/apps/",
+        f"/apps/{APP}",
+        f"/apps/{APP}/",
+        f"/apps/{APP}/nothing",
+        f"/apps/{APP}/events/x",
+        f"/apps/{APP}/events//",
+        f"/apps/{APP}//events",
+        f"/apps/{APP}/channels/c/x",
+        f"/apps/{APP}/token",
+        f"/apps/{APP}/Events",
+        f"//apps/{APP}/events",
+        f"/x/apps/{APP}/events",
+        "/app/app-key",
+        "/metricsx",
+        f"/apps/{APP}/channels/%ff",
+        "/apps/%ff/channels",
+    ],
+)
+@pytest.mark.parametrize("method", ["GET", "POST"])
+def test_an_unknown_path_is_404(caller, path, method):
+    status, answer = caller.call(method, path)
+    assert status == 404
+    assert answer["error"]
+
+
+@pytest.mark.parametrize("pattern", ROUTES)
+@pytest.mark.parametrize("method", ["DELETE", "PUT", "PATCH", "OPTIONS", "GET", "POST"])
+def test_a_wrong_method_is_405_with_those_that_are_right(caller, pattern, method):
+    allowed = ROUTES[pattern]
+    if method in allowed:
+        return
+    path = f"/apps/{APP}/" + "/".join(pattern).replace("*", "c")
+    response = caller.respond(Request(method, path, "", b"", True, 0))
+    assert response.status == 405
+    assert response.headers == f"Allow: {', '.join(sorted(allowed))}\r\n".encode()
+
+
+def test_head_is_served_as_get_is(caller):
+    assert caller.call("HEAD", "channels") == caller.get("channels")
+    assert caller.call("HEAD", "channels", key=True) == caller.get("channels", key=True)
+    assert caller.call("HEAD", "/health")[0] == 200
+
+
+def test_segments_of_a_path_are_unescaped(caller):
+    assert caller.get("/apps/app%2Dtest/channels")[0] == 200
+    assert caller.get("channels/%61")[1]["error"].endswith("a")
+
+
+def test_paths_can_be_configured(caller):
+    caller.api = Api(caller.world.node, "/push/")
+    assert caller.get(f"/push/{APP}/channels")[0] == 200
+    assert caller.get(f"/apps/{APP}/channels")[0] == 404

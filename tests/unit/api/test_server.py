@@ -1,0 +1,62 @@
+"""About the server itself: health, readiness, metrics."""
+
+import pytest
+from prometheus_client.parser import text_string_to_metric_families
+
+from push1st.messages import Request, Subscribe
+
+
+@pytest.mark.parametrize("path", ["/health", "/health/", "/ready", "/ready/"])
+@pytest.mark.parametrize("trusted", [True, False])
+def test_health_and_readiness_are_for_everybody(caller, path, trusted):
+    caller.trusted = trusted
+    assert caller.get(path)[0] == 200
+
+
+def test_a_server_that_drains_is_alive_and_not_ready(caller):
+    caller.world.node.draining = True
+    assert caller.get("/health")[0] == 200
+    status, answer = caller.get("/ready")
+    assert status == 503
+    assert "draining" in answer["error"]
+
+
+@pytest.mark.parametrize("path", ["/health", "/ready", "/metrics"])
+@pytest.mark.parametrize("method", ["POST", "DELETE"])
+def test_they_are_read_only(caller, path, method):
+    response = caller.respond(Request(method, path, "", b"", True, 0))
+    assert (response.status, response.headers) == (405, b"Allow: GET\r\n")
+
+
+def test_metrics_are_for_trusted_callers(caller):
+    caller.trusted = False
+    assert caller.get("/metrics")[0] == 403
+
+
+def test_metrics_are_prometheus_text(caller):
+    session, _ = caller.world.session(push=frozenset())
+    session.handle(Subscribe("c"))
+    caller.event()
+    caller.world.metrics.requests[200] += 2
+    caller.world.metrics.refusals['an "odd" reason'] += 1
+    response = caller.respond(Request("GET", "/metrics", "", b"", True, 0))
+    assert response.content_type.startswith(b"text/plain")
+    samples = {
+        (sample.name, *sample.labels.values()): sample.value
+        for family in text_string_to_metric_families(response.body.decode())
+        for sample in family.samples
+    }
+    assert samples["push1st_events_in_total", "api"] == 1
+    assert samples["push1st_messages_out_total",] == 1
+    assert samples["push1st_api_requests_total", "200"] == 2
+    assert samples["push1st_refusals_total", 'an "odd" reason'] == 1
+    assert samples["push1st_app_connections", "app-test"] == 1
+    assert samples["push1st_app_channels", "app-test"] == 1
+    assert samples["push1st_app_subscriptions", "app-test"] == 1
+    assert samples["push1st_pending_bytes",] > 0
+    assert all(name.startswith("push1st_") for name, *_ in samples)
+
+
+def test_metrics_hold_no_secret(caller):
+    response = caller.respond(Request("GET", "/metrics", "", b"", True, 0))
+    assert b"secret" not in response.body

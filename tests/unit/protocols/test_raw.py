@@ -1,0 +1,185 @@
+"""Raw WebSocket frames (Push1st API, section 7)."""
+
+import json
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from websockets.frames import Opcode
+
+from push1st.errors import Disconnect, Refused
+from push1st.messages import (
+    CacheMissed,
+    Established,
+    Failure,
+    Member,
+    Message,
+    Ping,
+    Pong,
+    Publish,
+    Replayed,
+    SignedIn,
+    Subscribed,
+    SubscriptionRefused,
+    Watched,
+    member_added,
+)
+from push1st.protocols.raw import Raw
+from tests.unit.fakes import frames
+
+codec = Raw()
+
+
+def shown(frame: bytes) -> str:
+    ((opcode, payload),) = frames(frame)
+    assert opcode is Opcode.TEXT
+    return payload.decode()
+
+
+# What the server sends
+
+
+def test_a_message_is_the_documented_bytes():
+    message = Message("app", "c", "e", b'{"a": 1}', 1634029747778812625, 1000)
+    assert shown(codec.message(message, 1250)) == (
+        '{"event":"e","channel":"c","data":{"a": 1},"#msg-id":1634029747778812625,"#msg-from":"api","#msg-time":250}'
+    )
+
+
+def test_data_is_what_was_sent():
+    for data in (b'"text"', b"1.50", b"null", b'[ 1 , "\\u0436" ]', '{"ж":1}'.encode()):
+        assert f',"data":{data.decode()},' in shown(codec.message(Message("app", "c", "e", data, 1, 0), 0))
+
+
+def test_the_sender_is_the_publishers_id():
+    assert json.loads(shown(codec.message(Message("app", "c", "e", b"1", 1, 0, "p.q.1.2"), 0)))["#msg-from"] == "p.q.1.2"
+
+
+def test_a_clock_that_went_back_gives_no_negative_time():
+    assert json.loads(shown(codec.message(Message("app", "c", "e", b"1", 1, 5), 3)))["#msg-time"] == 0
+
+
+def test_a_member_event_is_an_ordinary_message():
+    got = json.loads(shown(codec.message(member_added("app", "presence-c", Member("u1", b"1"), 7, 0, ""), 0)))
+    assert (got["event"], got["data"]) == ("pusher_internal:member_added", {"user_id": "u1", "user_info": 1})
+
+
+texts = st.text(st.characters(exclude_categories=("Cs",)), max_size=60)
+
+
+@given(texts, texts, st.recursive(st.none() | st.integers() | texts, st.lists))
+def test_any_message_is_json(event, channel, data):
+    got = json.loads(shown(codec.message(Message("app", channel, event, json.dumps(data).encode(), 1, 0), 0)))
+    assert (got["event"], got["channel"], got["data"]) == (event, channel, data)
+
+
+def test_a_failure_is_an_error_event():
+    assert shown(codec.reply(Failure(403, 'no "c"'))) == '{"event":"error","data":{"code":403,"message":"no \\"c\\""}}'
+
+
+@pytest.mark.parametrize(
+    "reply",
+    [
+        Established("1.2", 120),
+        Subscribed("c"),
+        SubscriptionRefused("c", "AuthError", "no", 401),
+        SignedIn("{}"),
+        Watched((), ()),
+        CacheMissed("cache-c"),
+        Ping(),
+        Pong(),
+    ],
+)
+def test_the_protocol_has_no_word_for_other_replies(reply):
+    assert codec.reply(reply) == b""
+
+
+def test_a_replayed_event_is_the_message_it_was():
+    message = Message("app", "cache-c", "e", b"1", 7, 100)
+    assert codec.reply(Replayed(message, 150)) == codec.message(message, 150)
+
+
+def test_a_slow_consumer_breaks_a_policy():
+    assert codec.slow()[0] == 1008
+
+
+# What clients send
+
+
+FROM_CLIENTS = {
+    "a message": ('{"channel":"c","event":"e","data":{"a": 1}}', Publish("c", "e", b'{"a": 1}')),
+    "without data": ('{"channel":"c","event":"e"}', Publish("c", "e", b"null")),
+    "null options": ('{"channel":"c","event":"e","data":1,"options":null}', Publish("c", "e", b"1")),
+    "empty options": ('{"channel":"c","event":"e","data":1,"options":{}}', Publish("c", "e", b"1")),
+    "a ttl": ('{"channel":"c","event":"e","data":1,"options":{"ttl":5}}', Publish("c", "e", b"1")),
+    "unicast": (
+        '{"channel":"c","event":"e","data":1,"options":{"delivery":"unicast","session":"1.2"}}',
+        Publish("c", "e", b"1", "unicast", "1.2"),
+    ),
+    "multicast": (
+        '{"channel":"c","event":"e","data":1,"options":{"delivery":"multicast","session":"p"}}',
+        Publish("c", "e", b"1", "multicast", "p"),
+    ),
+    "unknown fields": ('{"channel":"c","event":"e","data":1,"#msg-from":"api","x":[]}', Publish("c", "e", b"1")),
+    "equal keys": ('{"channel":"a","channel":"c","event":"e","data":1,"data":2}', Publish("c", "e", b"2")),
+    "whitespace": (' { "channel":"c", "event":"e", "data" :\n[1] } ', Publish("c", "e", b"[1]")),
+}
+
+
+@pytest.mark.parametrize(("text", "command"), FROM_CLIENTS.values(), ids=FROM_CLIENTS.keys())
+def test_clients_are_read(text, command):
+    assert codec.decode(text) == command
+
+
+REFUSED = {
+    "a list": "[]",
+    "a number": "1",
+    "null": "null",
+    "nothing in it": "{}",
+    "no channel": '{"event":"e","data":1}',
+    "no event": '{"channel":"c","data":1}',
+    "a channel that is no text": '{"channel":1,"event":"e"}',
+    "an event that is no text": '{"channel":"c","event":null}',
+    "options that are no object": '{"channel":"c","event":"e","options":[]}',
+    "an unknown delivery": '{"channel":"c","event":"e","options":{"delivery":"anycast"}}',
+    "a negative ttl": '{"channel":"c","event":"e","options":{"ttl":-1}}',
+    "unicast to nobody": '{"channel":"c","event":"e","options":{"delivery":"unicast"}}',
+    "multicast to nobody": '{"channel":"c","event":"e","options":{"delivery":"multicast","session":""}}',
+}
+
+
+@pytest.mark.parametrize("text", REFUSED.values(), ids=REFUSED.keys())
+def test_json_that_is_no_message_is_refused_and_the_client_stays(text):
+    with pytest.raises(Refused) as refused:
+        codec.decode(text)
+    assert refused.value.code == 400
+
+
+NO_JSON = {
+    "nothing": "",
+    "a word": "hello",
+    "half an object": '{"channel":"c"',
+    "more than an object": '{"channel":"c","event":"e"}{"channel":"c","event":"e"}',
+    "NaN": '{"channel":"c","event":"e","data":NaN}',
+    "a control character": '{"channel":"c","event":"e","data":"\x01"}',
+    "a lone surrogate": r'{"channel":"c","event":"\ud800","data":1}',
+    "a lone surrogate in the data": r'{"channel":"c","event":"e","data":"\udc00"}',
+    "a byte order mark": '\ufeff{"channel":"c","event":"e"}',
+    "a deep list": '{"channel":"c","event":"e","data":' + "[" * 100_000 + "]" * 100_000 + "}",
+    "an escape that is none": r'{"channel":"c","event":"e","data":"\q"}',
+}
+
+
+@pytest.mark.parametrize("text", NO_JSON.values(), ids=NO_JSON.keys())
+def test_what_is_no_json_ends_the_connection(text):
+    with pytest.raises(Disconnect) as end:
+        codec.decode(text)
+    assert end.value.code == 1002
+
+
+@given(st.text(max_size=200))
+def test_any_text_is_a_command_refused_or_the_end(text):
+    try:
+        codec.decode(text)
+    except (Refused, Disconnect) as failure:
+        assert failure.code in (400, 1002)  # noqa: PT017 - it may as well raise nothing

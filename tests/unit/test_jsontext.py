@@ -1,0 +1,56 @@
+"""JSON text that is forwarded without being parsed."""
+
+import json
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from push1st.jsontext import as_string, string_size
+
+texts = st.text(st.characters(exclude_categories=("Cs",)))
+values = st.recursive(st.none() | st.booleans() | st.integers() | texts, lambda one: st.lists(one) | st.dictionaries(texts, one))
+
+
+def test_a_string_stays_as_it_is():
+    assert as_string(b'"a\\u0041\\n"') == b'"a\\u0041\\n"'
+
+
+@pytest.mark.parametrize("data", [b"1", b"null", b"{}", b"[ 1 ]", b'{"a":"\\"b\\""}', '{"a":"ж"}'.encode()])
+def test_any_other_value_is_wrapped_as_its_text(data):
+    assert json.loads(as_string(data)) == data.decode()
+
+
+@given(values)
+def test_wrapping_keeps_the_value(value):
+    wrapped = json.loads(as_string(json.dumps(value, ensure_ascii=False).encode()))
+    assert (wrapped if isinstance(value, str) else json.loads(wrapped)) == value
+
+
+@pytest.mark.parametrize(
+    ("data", "size"),
+    [
+        (b'""', 0),
+        (b'"abc"', 3),
+        ('"ж"'.encode(), 2),
+        (b'"\\u0436"', 2),
+        (b'"\\n\\\\"', 2),
+        (b'"\\ud83d\\ude00"', 4),
+        (b"{}", 2),
+        (b'{"a": "\\n"}', 11),
+        (b"12", 2),
+    ],
+)
+def test_a_size_is_that_of_the_string_or_of_the_text(data, size):
+    assert string_size(data) == size
+
+
+@given(texts, st.booleans())
+def test_a_strings_size_does_not_depend_on_how_it_is_escaped(value, escaped):
+    assert string_size(json.dumps(value, ensure_ascii=escaped).encode()) == len(value.encode())
+
+
+@given(values)
+def test_a_size_is_never_more_than_that_of_the_text(value):
+    data = json.dumps(value).encode()
+    assert string_size(data) <= len(data)

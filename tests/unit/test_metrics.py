@@ -1,0 +1,20 @@
+"""Counters start at nothing, and count what they are told."""
+
+from push1st.metrics import Metrics
+
+
+def test_every_counter_starts_at_nothing():
+    metrics = Metrics()
+    assert not any(getattr(metrics, name) for name in Metrics.__slots__)
+
+
+def test_workers_do_not_share_counters():
+    one, two = Metrics(), Metrics()
+    one.refusals["401"] += 1
+    assert two.refusals["401"] == 0
+
+
+def test_a_counter_that_was_never_told_of_a_label_says_nothing():
+    metrics = Metrics()
+    assert metrics.cut_offs["slow"] == 0
+    assert list(metrics.cut_offs) == []

@@ -1,0 +1,294 @@
+"""One worker's brain: ids, quotas, and what keeps topics and channels together while a broker takes its time."""
+
+import pytest
+
+from push1st.errors import Disconnect, LimitReached, Refused
+from push1st.messages import Subscribe, Subscribed, SubscriptionRefused, Unsubscribe
+from push1st.node import WORKER_BITS, Node
+from tests.unit.fakes import APP, Clock, World, app_config, done, turns
+
+TOPIC = (APP, "c")
+
+
+@pytest.fixture
+def world():
+    return World()
+
+
+@pytest.fixture
+def slow():
+    return World(slow=True)
+
+
+# Ids
+
+
+def test_a_message_id_begins_at_the_clock_in_nanoseconds(world):
+    id, now = world.node.stamp()
+    assert now == world.clock.wall()
+    assert now - (1 << WORKER_BITS) < id <= now
+
+
+def test_ids_grow_though_the_clock_stands_still_or_goes_back(world):
+    ids = []
+    for _ in range(5):
+        ids.append(world.node.stamp()[0])
+        world.clock.advance(-1)
+    assert ids == sorted(set(ids))
+
+
+def test_ids_of_two_workers_never_meet():
+    def node(worker):
+        world = World()
+        return Node(world.node.apps, world.fanout, world.metrics, Clock(), lambda _: 0, worker)
+
+    one, two = node(3), node(4)
+    assert not {one.stamp()[0] for _ in range(50)} & {two.stamp()[0] for _ in range(50)}
+
+
+def test_ids_fit_in_64_bits(world):
+    assert world.node.stamp()[0] < 1 << 63
+
+
+def test_a_connection_id_is_two_numbers(world):
+    assert world.node.new_id() == "7.1"
+
+
+def test_a_connection_id_has_its_prefix_in_front(world):
+    assert world.node.new_id("a.b") == "a.b.7.1"
+
+
+# Apps and quotas
+
+
+def test_an_app_is_made_once(world):
+    assert world.node.app(world.apps[0]) is world.app
+    assert list(world.node.live()) == [world.app]
+
+
+def test_connections_over_the_apps_quota_are_not_let_in():
+    world = World(app_config({"connections": 2}))
+    world.session(), world.session()
+    with pytest.raises(Disconnect) as end:
+        world.session()
+    assert end.value.code == 4004
+    assert world.metrics.refusals["over-quota"] == 1
+
+
+def test_a_connection_that_ends_makes_room_for_another():
+    world = World(app_config({"connections": 1}))
+    first, _ = world.session()
+    first.close()
+    world.session()
+
+
+def test_messages_for_an_unknown_app_reach_nobody(world):
+    other = app_config(id="other", key="other-key")
+    session, outlet = world.session()
+    session.handle(Subscribe("c"))
+    app = world.node.app(other)
+    assert done(world.node.publish(app, "c", "e", b"1", world.node.stamp())) == 0
+    world.turns.drain()
+    assert outlet.writes == []
+
+
+def test_apps_do_not_hear_each_other():
+    one, two = app_config(), app_config(id="other", key="other-key")
+    world = World(one, two)
+    session, _ = world.session()
+    session.handle(Subscribe("c"))
+    assert done(world.node.publish(world.node.app(two), "c", "e", b"1", world.node.stamp())) == 0
+    assert world.publish("c", b"1") == 1
+
+
+# Topics: confirmed before the client is told, held while anybody wants them, and given up after
+
+
+def subscribed(outlet):
+    return [reply.channel for reply in outlet.replies if isinstance(reply, Subscribed)]
+
+
+async def heard(world, outlet) -> bool:
+    """Whether what is published now reaches this client."""
+    outlet.writes.clear()
+    await world.node.publish(world.app, "c", "e", b"1", world.node.stamp())
+    world.turns.drain()
+    return bool(outlet.writes)
+
+
+async def test_a_first_subscription_is_confirmed_after_the_topic(slow):
+    slow.broker.held = {"subscribe"}
+    session, outlet = slow.session()
+    session.handle(Subscribe("c"))
+    await turns()
+    assert (slow.broker.waiting, outlet.replies) == (["subscribe"], [])
+    await slow.broker.let_all()
+    assert subscribed(outlet) == ["c"]
+
+
+async def test_the_topic_comes_before_the_roster(slow):
+    session, _ = slow.session()
+    session.handle(Subscribe("c"))
+    assert slow.broker.calls == [("subscribe", "c"), ("join", "c")]
+
+
+async def test_further_subscriptions_need_no_topic(slow):
+    for _ in range(3):
+        session, _ = slow.session()
+        session.handle(Subscribe("c"))
+    assert [name for name, _ in slow.broker.calls].count("subscribe") == 1
+
+
+async def test_the_last_to_leave_gives_the_topic_up(slow):
+    one, two = slow.session()[0], slow.session()[0]
+    for session in (one, two):
+        session.handle(Subscribe("c"))
+    one.handle(Unsubscribe("c"))
+    assert slow.broker.topics[TOPIC] == 1
+    two.close()
+    assert slow.broker.topics[TOPIC] == 0
+
+
+async def test_two_first_subscribers_at_once_both_hear(slow):
+    slow.broker.held = {"subscribe", "join"}
+    (one, first), (two, second) = slow.session(), slow.session()
+    one.handle(Subscribe("c"))
+    two.handle(Subscribe("c"))
+    await slow.broker.let("subscribe", "join", "subscribe", "join")
+    assert subscribed(first) == subscribed(second) == ["c"]
+    assert await heard(slow, first)
+    assert await heard(slow, second)
+
+
+async def test_one_who_joins_while_the_last_leaves_the_roster_still_hears(slow):
+    one, _ = slow.session()
+    two, outlet = slow.session()
+    one.handle(Subscribe("c"))
+    slow.broker.held = {"leave"}
+    one.handle(Unsubscribe("c"))
+    two.handle(Subscribe("c"))
+    await turns()
+    await slow.broker.let_all()
+    assert subscribed(outlet) == ["c"]
+    assert await heard(slow, outlet)
+
+
+async def test_one_who_joins_while_the_last_disconnects_still_hears(slow):
+    one, _ = slow.session()
+    two, outlet = slow.session()
+    one.handle(Subscribe("c"))
+    slow.broker.held = {"leave"}
+    one.close()
+    two.handle(Subscribe("c"))
+    await turns()
+    await slow.broker.let_all()
+    assert await heard(slow, outlet)
+
+
+async def test_one_whose_join_waits_while_the_last_leaves_still_hears(slow):
+    one, _ = slow.session()
+    two, outlet = slow.session()
+    one.handle(Subscribe("c"))
+    slow.broker.held = {"join"}
+    two.handle(Subscribe("c"))
+    await turns()
+    one.handle(Unsubscribe("c"))
+    await turns()
+    await slow.broker.let_all()
+    assert subscribed(outlet) == ["c"]
+    assert await heard(slow, outlet)
+
+
+async def test_one_who_is_closed_while_joining_does_not_take_the_topic_from_another(slow):
+    (one, _), (two, outlet) = slow.session(), slow.session()
+    slow.broker.held = {"join"}
+    one.handle(Subscribe("c"))
+    two.handle(Subscribe("c"))
+    await turns()
+    one.close()
+    await slow.broker.let_all()
+    assert subscribed(outlet) == ["c"]
+    assert await heard(slow, outlet)
+
+
+async def test_one_who_is_closed_while_joining_gives_the_topic_up(slow):
+    slow.broker.held = {"join"}
+    session, _ = slow.session()
+    session.handle(Subscribe("c"))
+    await turns()
+    session.close()
+    await slow.broker.let_all()
+    assert slow.broker.topics[TOPIC] == 0
+    assert await slow.memory.channel(APP, "c") is None
+
+
+async def test_a_join_the_roster_refuses_gives_the_topic_up(slow):
+    slow.broker.fail["join"] = LimitReached(403, "full")
+    session, outlet = slow.session()
+    session.handle(Subscribe("c"))
+    assert outlet.last == SubscriptionRefused("c", "LimitReached", "full", 403)
+    assert slow.broker.topics[TOPIC] == 0
+    assert slow.app.tenant.channels == {}
+
+
+@pytest.mark.parametrize("call", ["subscribe", "join"])
+async def test_a_broker_that_is_away_refuses_the_subscription_and_the_client_stays(slow, call):
+    slow.broker.fail[call] = Refused(503, "the broker is away")
+    session, outlet = slow.session()
+    session.handle(Subscribe("c"))
+    assert outlet.last == SubscriptionRefused("c", "Forbidden", "the broker is away", 503)
+    slow.broker.fail.clear()
+    session.handle(Subscribe("c"))
+    assert subscribed(outlet) == ["c"]
+    assert await heard(slow, outlet)
+
+
+async def test_a_client_that_disconnects_leaves_all_its_channels(slow):
+    session, _ = slow.session()
+    for name in ("a", "b", "c"):
+        session.handle(Subscribe(name))
+    session.close()
+    assert [call for call in slow.broker.calls if call[0] != "subscribe" and call[0] != "join"] == [
+        ("leave", "a"),
+        ("unsubscribe", "a"),
+        ("leave", "b"),
+        ("unsubscribe", "b"),
+        ("leave", "c"),
+        ("unsubscribe", "c"),
+    ]
+    assert slow.app.tenant.channels == {}
+
+
+async def test_a_roster_that_takes_its_time_does_not_keep_a_closed_client_in_the_hub(slow):
+    session, _ = slow.session()
+    for name in ("a", "b"):
+        session.handle(Subscribe(name))
+    slow.broker.held = {"leave"}
+    session.close()
+    assert slow.app.tenant.channels == {}
+    assert slow.app.tenant.sessions == {}
+    await slow.broker.let_all()
+    assert await slow.memory.channels(APP) == []
+
+
+async def test_a_roster_that_is_away_stops_nobody_from_leaving(slow):
+    session, _ = slow.session()
+    for name in ("a", "b"):
+        session.handle(Subscribe(name))
+    slow.broker.fail["leave"] = Refused(503, "the broker is away")
+    session.close()
+    assert slow.app.tenant.channels == {}
+    assert [call for call in slow.broker.calls if call[0] == "leave"] == [("leave", "a"), ("leave", "b")]
+    assert not any(slow.broker.topics.values())
+
+
+# Lists
+
+
+def test_the_sessions_of_a_channel_are_those_on_this_worker(world):
+    one, _ = world.session()
+    two, _ = world.session()
+    one.handle(Subscribe("c"))
+    two.handle(Subscribe("other"))
+    assert world.node.sessions(world.app, "c") == [one]
+    assert world.node.sessions(world.app, "nowhere") == []

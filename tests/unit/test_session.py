@@ -1,0 +1,974 @@
+"""One client: its rights and limits, and the order of its commands while a broker takes its time."""
+
+import json
+
+import pytest
+
+from push1st import auth
+from push1st.auth import Claims
+from push1st.channels import type_names
+from push1st.errors import Refused
+from push1st.messages import (
+    CacheMissed,
+    Failure,
+    Ping,
+    Pong,
+    Publish,
+    SignedIn,
+    SignIn,
+    Subscribe,
+    Subscribed,
+    SubscriptionRefused,
+    Unsubscribe,
+    Watched,
+)
+from push1st.protocols.websocket import text_frame
+from push1st.session import PATIENCE, WAITING
+from tests.unit.fakes import APP, KEY, RAW, SECRET, World, app_config, done, frames, token, turns
+
+ALL = frozenset(("public", "private", "presence"))
+
+
+@pytest.fixture
+def world():
+    return World()
+
+
+@pytest.fixture
+def slow():
+    return World(slow=True)
+
+
+@pytest.fixture
+def client(world):
+    return world.session()
+
+
+def raw(world, *channels: str, push: frozenset[str] = ALL):
+    """A raw WebSocket client with an access token for these channels, or without one."""
+    claims = Claims(APP, "*", channels, None) if channels else None
+    return world.session(RAW, push=push, claims=claims)
+
+
+def subscribe(session, name, channel_data=""):
+    """A subscription with the right signature."""
+    session.handle(Subscribe(name, token(session, name, channel_data), channel_data))
+
+
+def refusal(outlet) -> tuple[str, int]:
+    assert isinstance(outlet.last, SubscriptionRefused), outlet.last
+    return outlet.last.kind, outlet.last.status
+
+
+def failure(outlet) -> int:
+    assert isinstance(outlet.last, Failure), outlet.last
+    return outlet.last.code
+
+
+def events(outlet) -> list[bytes]:
+    return [payload for _, payload in frames(b"".join(outlet.writes))]
+
+
+# Subscribing as a Pusher client
+
+
+def test_a_public_channel_needs_no_signature(client, world):
+    session, outlet = client
+    session.handle(Subscribe("c"))
+    assert outlet.replies == [Subscribed("c", None)]
+    assert world.publish("c", b"1") == 1
+
+
+@pytest.mark.parametrize(
+    "name",
+    ["private-c", "private-cache-c", "private-encrypted-c", "private-encrypted-cache-c", "protected-c"],
+)
+def test_channels_that_need_a_signature_are_joined_with_the_right_one(client, name):
+    session, outlet = client
+    subscribe(session, name)
+    assert outlet.replies[0] == Subscribed(name, None)
+
+
+def test_a_signature_may_come_without_the_key(client):
+    session, outlet = client
+    session.handle(Subscribe("private-c", auth.channel_signature(SECRET, session.id, "private-c")))
+    assert outlet.replies == [Subscribed("private-c", None)]
+
+
+@pytest.mark.parametrize("name", ["private-c", "presence-c", "protected-c", "private-encrypted-c", "presence-cache-c"])
+@pytest.mark.parametrize("wrong", ["", "app-key:", "app-key:00", "other:{}", "{}0"])
+def test_a_wrong_signature_is_refused_and_the_client_stays(client, world, name, wrong):
+    session, outlet = client
+    session.handle(Subscribe(name, wrong.format(auth.channel_signature(SECRET, session.id, name))))
+    assert refusal(outlet) == ("AuthError", 401)
+    assert outlet.closes == []
+    assert world.app.tenant.channels == {}
+
+
+def test_anothers_signature_is_refused(world):
+    (one, _), (two, outlet) = world.session(), world.session()
+    two.handle(Subscribe("private-c", token(one, "private-c")))
+    assert refusal(outlet) == ("AuthError", 401)
+
+
+def test_a_signature_for_another_channel_is_refused(client):
+    session, outlet = client
+    session.handle(Subscribe("private-a", token(session, "private-b")))
+    assert refusal(outlet) == ("AuthError", 401)
+
+
+def test_channel_data_is_part_of_what_is_signed(client):
+    session, outlet = client
+    session.handle(Subscribe("presence-c", token(session, "presence-c", '{"user_id":"u1"}'), '{"user_id":"admin"}'))
+    assert refusal(outlet) == ("AuthError", 401)
+
+
+@pytest.mark.parametrize("name", ["", "a b", "c" * 165, "a/b", "жук", "a:b", "a\n"])
+def test_a_name_that_breaks_pushers_rule_is_refused(client, name):
+    session, outlet = client
+    session.handle(Subscribe(name))
+    assert refusal(outlet) == ("Invalid", 400)
+
+
+@pytest.mark.parametrize("name", ["#server-to-user-1", "#x"])
+def test_names_that_begin_with_a_number_sign_are_reserved(client, name):
+    session, outlet = client
+    session.handle(Subscribe(name, token(session, name)))
+    assert refusal(outlet)[1] in (401, 403)
+    assert name not in session.subscriptions
+
+
+@pytest.mark.parametrize("type", type_names)
+def test_an_app_may_have_some_types_of_channels_only(type):
+    world = World(app_config(channels=frozenset(type_names) - {type, "private" if type == "protected" else type}))
+    session, outlet = world.session()
+    subscribe(session, f"{type}-c" if type != "public" else "c", '{"user_id":"1"}' if type == "presence" else "")
+    assert refusal(outlet) == ("Forbidden", 403)
+
+
+def test_protected_channels_come_with_private_ones():
+    world = World(app_config(channels=frozenset({"private"})))
+    session, outlet = world.session()
+    subscribe(session, "protected-c")
+    assert outlet.replies == [Subscribed("protected-c", None)]
+
+
+def test_an_app_without_a_secret_lets_nobody_in_where_a_signature_is_needed():
+    world = World(app_config(secret=""))
+    session, outlet = world.session()
+    session.handle(Subscribe("private-c", auth.hmac_hex("", f"{session.id}:private-c")))
+    assert refusal(outlet) == ("AuthError", 401)
+
+
+def test_subscribing_twice_is_answered_twice_and_counts_once(client, world):
+    session, outlet = client
+    session.handle(Subscribe("c"))
+    session.handle(Subscribe("c"))
+    assert outlet.replies == [Subscribed("c", None)] * 2
+    assert done(world.memory.channel(APP, "c")).subscriptions == 1
+
+
+def test_subscriptions_of_a_connection_may_be_limited():
+    world = World(app_config({"subscriptions": 2}))
+    session, outlet = world.session()
+    for name in ("a", "b", "c"):
+        session.handle(Subscribe(name))
+    assert refusal(outlet) == ("LimitReached", 403)
+    session.handle(Unsubscribe("a"))
+    session.handle(Subscribe("c"))
+    assert outlet.last == Subscribed("c", None)
+
+
+def test_a_channel_name_may_be_limited():
+    world = World(app_config({"channel_name": 3}))
+    session, outlet = world.session()
+    session.handle(Subscribe("abcd"))
+    assert refusal(outlet) == ("Invalid", 400)
+
+
+def test_unsubscribing_ends_what_is_received(client, world):
+    session, outlet = client
+    session.handle(Subscribe("c"))
+    session.handle(Unsubscribe("c"))
+    assert world.publish("c", b"1") == 0
+    assert outlet.replies == [Subscribed("c", None)]
+
+
+def test_unsubscribing_from_where_one_is_not_is_nothing(client):
+    session, outlet = client
+    session.handle(Unsubscribe("c"))
+    assert outlet.replies == []
+
+
+# Presence
+
+
+def presence(session, data, name="presence-c"):
+    subscribe(session, name, data if isinstance(data, str) else json.dumps(data))
+
+
+def ids(outlet) -> list[str]:
+    return [member.user_id for member in outlet.last.members]
+
+
+def test_a_member_is_told_who_is_there_itself_included(world):
+    (one, first), (two, second) = world.session(), world.session()
+    presence(one, {"user_id": "u1", "user_info": {"name": "A"}})
+    presence(two, {"user_id": "u2"})
+    assert ids(first) == ["u1"]
+    assert ids(second) == ["u1", "u2"]
+    assert [member.info for member in second.last.members] == [b'{"name": "A"}', b"null"]
+
+
+def test_others_are_told_of_a_users_first_connection_and_its_last_only(world):
+    watching, outlet = world.session()
+    presence(watching, {"user_id": "w"})
+    sessions = [world.session()[0] for _ in range(2)]
+    for session in sessions:
+        presence(session, {"user_id": "u1"})
+    world.turns.drain()
+    assert [json.loads(event)["event"] for event in events(outlet)] == ["pusher_internal:member_added"]
+    sessions[0].close()
+    world.turns.drain()
+    assert len(events(outlet)) == 1
+    sessions[1].handle(Unsubscribe("presence-c"))
+    world.turns.drain()
+    assert [json.loads(event)["event"] for event in events(outlet)] == [
+        "pusher_internal:member_added",
+        "pusher_internal:member_removed",
+    ]
+
+
+def test_a_member_is_not_told_of_itself(world):
+    session, outlet = world.session()
+    presence(session, {"user_id": "u1"})
+    world.turns.drain()
+    assert outlet.writes == []
+
+
+def test_a_user_id_may_be_a_number_and_is_a_text_then(client):
+    session, outlet = client
+    presence(session, '{"user_id":42}')
+    assert ids(outlet) == ["42"]
+
+
+def test_the_infos_text_is_kept_as_it_came(client):
+    session, outlet = client
+    presence(session, '{"user_id":"1","user_info": {"a" : 1.50, "a":"\\u0436"} }')
+    assert outlet.last.members[0].info == b'{"a" : 1.50, "a":"\\u0436"}'
+
+
+@pytest.mark.parametrize(
+    "data",
+    [
+        "",
+        "{}",
+        "null",
+        "[]",
+        "x",
+        '{"user_id":null}',
+        '{"user_id":""}',
+        '{"user_id":1.5}',
+        '{"user_id":true}',
+        '{"user_id":"a b"}',
+    ]
+    + [
+        '{"user_id":"' + "u" * 129 + '"}',
+        '{"user_id":"ж"}',
+        '{"user_id":"\\ud800"}',
+        "[" * 1000,
+        '{"user_id":"1","user_info":NaN}',
+    ],
+)
+def test_channel_data_that_is_no_member_is_refused_and_the_client_stays(client, data):
+    session, outlet = client
+    presence(session, data)
+    assert refusal(outlet) == ("Invalid", 400)
+    assert outlet.failures == []
+
+
+@pytest.mark.parametrize("letter", ["a", "ж"])
+def test_channel_data_has_at_most_1024_bytes(client, letter):
+    session, outlet = client
+    size = len(letter.encode())
+
+    def data(total):
+        start, end = '{"user_id":"1","user_info":"', '"}'
+        room = total - len(start) - len(end)
+        return start + letter * (room // size) + "a" * (room % size) + end
+
+    presence(session, data(1024))
+    assert ids(outlet) == ["1"]
+    presence(session, data(1025), "presence-d")
+    assert refusal(outlet)[1] == 413
+
+
+def test_members_of_a_channel_are_limited():
+    world = World(app_config({"members": 2}))
+    for n in range(2):
+        presence(world.session()[0], {"user_id": f"u{n}"})
+    session, outlet = world.session()
+    presence(session, {"user_id": "u2"})
+    assert refusal(outlet) == ("LimitReached", 403)
+    presence(session, {"user_id": "u0"})
+    assert ids(outlet) == ["u0", "u1"]
+
+
+def test_a_member_that_subscribes_again_is_told_who_is_there(world):
+    (one, first), (two, _) = world.session(), world.session()
+    presence(one, {"user_id": "u1"})
+    presence(two, {"user_id": "u2"})
+    presence(one, {"user_id": "u1"})
+    assert ids(first) == ["u1", "u2"]
+
+
+# Subscribing as a raw client
+
+
+def test_a_raw_client_joins_public_channels_without_a_token(world):
+    session, _ = raw(world)
+    session.handle(Subscribe("c"))
+    assert "c" in session.subscriptions
+
+
+@pytest.mark.parametrize("name", ["private-c", "presence-c", "protected-c"])
+def test_a_raw_client_needs_a_token_for_other_channels(world, name):
+    session, outlet = raw(world)
+    assert not session.permits(name)
+    session.handle(Subscribe(name, token(session, name)))
+    assert refusal(outlet) == ("AuthError", 401)
+
+
+@pytest.mark.parametrize(
+    ("claims", "name", "allowed"),
+    [
+        (("*",), "private-c", True),
+        (("private-c",), "private-c", True),
+        (("private-c",), "private-cc", False),
+        (("private-c*",), "private-cc", True),
+        (("other", "presence-*"), "presence-c", True),
+        (("presence-*",), "private-c", False),
+        (("*",), "#server-to-user-1", False),
+        (("*",), "#x", False),
+    ],
+)
+def test_a_token_allows_what_it_names(world, claims, name, allowed):
+    session, _ = raw(world, *claims)
+    assert session.permits(name) is allowed
+
+
+def test_raw_names_may_be_any_text(world):
+    session, _ = raw(world)
+    assert session.permits("a/b c жук")
+    assert session.permits("c" * 255)
+    assert not session.permits("c" * 256)
+    assert not session.permits("ж" * 128)
+    assert not session.permits("a\nb")
+    assert not session.permits("")
+
+
+def test_a_raw_client_is_no_member_but_counts_and_hears(world):
+    session, outlet = raw(world, "*")
+    session.handle(Subscribe("presence-c"))
+    assert outlet.last == Subscribed("presence-c", None)
+    presence(world.session()[0], {"user_id": "u1"})
+    world.turns.drain()
+    occupancy = done(world.memory.channel(APP, "presence-c"))
+    assert (occupancy.subscriptions, occupancy.users) == (2, 1)
+    assert [json.loads(event)["event"] for event in events(outlet)] == ["pusher_internal:member_added"]
+
+
+def test_an_apps_types_bind_raw_clients_too():
+    world = World(app_config(channels=frozenset({"public"})))
+    session, _ = raw(world, "*")
+    assert not session.permits("private-c")
+
+
+# Client events of Pusher clients
+
+
+def member_of(world, name="private-c"):
+    session, outlet = world.session()
+    subscribe(session, name, '{"user_id":"u1"}' if name.startswith("presence-") else "")
+    assert isinstance(outlet.last, Subscribed)
+    return session, outlet
+
+
+@pytest.mark.parametrize("name", ["private-c", "presence-c", "protected-c", "private-encrypted-c"])
+def test_client_events_reach_the_others_and_not_the_sender(world, name):
+    (one, first), (_, second) = member_of(world, name), member_of(world, name)
+    one.handle(Publish(name, "client-e", b'{"a":1}'))
+    world.turns.drain()
+    assert first.writes == []
+    (event,) = events(second)
+    assert json.loads(event)["data"] == '{"a":1}'
+
+
+def test_on_presence_channels_the_user_is_named_from_what_was_signed(world):
+    (one, _), (_, outlet) = member_of(world, "presence-c"), member_of(world, "presence-c")
+    one.handle(Publish("presence-c", "client-e", b"1"))
+    world.turns.drain()
+    assert json.loads(events(outlet)[-1])["user_id"] == "u1"
+
+
+def test_on_other_channels_no_user_is_named(world):
+    (one, _), (_, outlet) = member_of(world), member_of(world)
+    subscribe(one, "presence-x", '{"user_id":"u1"}')
+    one.handle(Publish("private-c", "client-e", b"1"))
+    world.turns.drain()
+    assert "user_id" not in json.loads(events(outlet)[-1])
+
+
+def test_client_events_are_off_unless_the_app_has_them_on():
+    world = World(app_config(client_messages=False))
+    session, outlet = member_of(world)
+    session.handle(Publish("private-c", "client-e", b"1"))
+    assert failure(outlet) == 403
+
+
+def test_client_events_are_not_for_public_channels(client):
+    session, outlet = client
+    session.handle(Subscribe("c"))
+    session.handle(Publish("c", "client-e", b"1"))
+    assert failure(outlet) == 403
+
+
+@pytest.mark.parametrize("name", ["private-other", "", "private-" + "x" * 5000])
+def test_client_events_need_a_subscription(world, name):
+    session, outlet = member_of(world)
+    session.handle(Publish(name, "client-e", b"1"))
+    assert failure(outlet) == 403
+    assert len(outlet.last.text) < 500
+
+
+def test_one_who_left_publishes_no_more(world):
+    session, outlet = member_of(world)
+    session.handle(Unsubscribe("private-c"))
+    session.handle(Publish("private-c", "client-e", b"1"))
+    assert failure(outlet) == 403
+
+
+@pytest.mark.parametrize("event", ["", "client-" + "x" * 194, "pusher:x", "pusher_internal:member_added"])
+def test_event_names_that_may_not_be_are_refused(world, event):
+    session, outlet = member_of(world)
+    session.handle(Publish("private-c", event, b"1"))
+    assert failure(outlet) == 400
+
+
+@pytest.mark.parametrize(
+    ("data", "code"),
+    [(b'"' + b"a" * 100 + b'"', None), (b'"' + b"a" * 101 + b'"', 413), (b"1" * 100, None), (b"1" * 101, 413)]
+    + [(b'"' + b"\\u0061" * 100 + b'"', None), (b'"' + b"\\u0436" * 51 + b'"', 413)],
+)
+def test_the_size_of_data_is_limited_as_its_subscribers_see_it(data, code):
+    world = World(app_config({"payload": 100}))
+    session, outlet = member_of(world)
+    session.handle(Publish("private-c", "client-e", data))
+    assert getattr(outlet.last, "code", None) == code
+
+
+def test_client_events_are_limited_to_so_many_a_second(world):
+    (session, outlet), (_, other) = member_of(world), member_of(world)
+    for _ in range(12):
+        session.handle(Publish("private-c", "client-e", b"1"))
+    world.turns.drain()
+    assert len(events(other)) == 10
+    assert [reply.code for reply in outlet.replies[1:]] == [429, 429]
+    world.clock.advance(0.5)
+    for _ in range(6):
+        session.handle(Publish("private-c", "client-e", b"1"))
+    world.turns.drain()
+    assert len(events(other)) == 15
+    assert outlet.closes == []
+
+
+def test_client_events_may_be_unlimited():
+    world = World(app_config({"client_events": 0}))
+    session, outlet = member_of(world)
+    for _ in range(50):
+        session.handle(Publish("private-c", "client-e", b"1"))
+    assert outlet.replies == [Subscribed("private-c", None)]
+
+
+def test_a_broker_that_is_away_refuses_the_event_and_the_client_stays(slow):
+    session, outlet = member_of(slow)
+    slow.broker.fail["publish"] = Refused(503, "the broker is away")
+    session.handle(Publish("private-c", "client-e", b"1"))
+    assert failure(outlet) == 503
+    assert outlet.closes == []
+
+
+# Publishing as a raw client
+
+
+@pytest.mark.parametrize(
+    ("push", "name", "allowed"),
+    [
+        ({"public"}, "c", True),
+        ({"private"}, "c", False),
+        ({"private"}, "private-c", True),
+        ({"private"}, "protected-c", True),
+        ({"presence"}, "protected-c", False),
+        ({"presence"}, "presence-c", True),
+        ((), "c", False),
+    ],
+)
+def test_raw_clients_publish_to_the_types_that_push_allows(world, push, name, allowed):
+    session, outlet = raw(world, "*", push=frozenset(push))
+    session.handle(Subscribe(name))
+    session.handle(Publish(name, "e", b"1"))
+    assert (isinstance(outlet.last, Failure) and outlet.last.code == 403) is not allowed
+
+
+def test_raw_clients_publish_though_client_events_are_off():
+    world = World(app_config(client_messages=False))
+    session, outlet = raw(world)
+    session.handle(Subscribe("c"))
+    session.handle(Publish("c", "e", b"1"))
+    assert outlet.replies == [Subscribed("c", None)]
+
+
+def test_raw_clients_publish_where_they_are_subscribed(world):
+    session, outlet = raw(world)
+    session.handle(Publish("c", "e", b"1"))
+    assert failure(outlet) == 403
+
+
+@pytest.mark.parametrize("event", ["pusher:error", "pusher_internal:member_added"])
+def test_reserved_names_are_refused_from_raw_clients_too(world, event):
+    session, outlet = raw(world)
+    session.handle(Subscribe("c"))
+    session.handle(Publish("c", event, b"1"))
+    assert failure(outlet) == 400
+
+
+def test_a_raw_client_may_send_to_one_and_not_to_itself(world):
+    (one, _), (two, second), (three, third) = raw(world), raw(world), raw(world)
+    for session in (one, two, three):
+        session.handle(Subscribe("c"))
+    one.handle(Publish("c", "e", b"1", "unicast", two.id))
+    one.handle(Publish("c", "e", b"2", "unicast", one.id))
+    world.turns.drain()
+    assert len(events(second)) == 1
+    assert third.writes == []
+
+
+# Signing in (Pusher protocol, section 5)
+
+
+def sign_in(session, user_id="u1", watchlist=(), **more):
+    data = json.dumps({"id": user_id, "watchlist": list(watchlist)} | more)
+    session.handle(SignIn(f"{KEY}:{auth.user_signature(SECRET, session.id, data)}", data))
+    return data
+
+
+def statuses(outlet) -> list[tuple[str, str]]:
+    """What was read of watched users."""
+    found = []
+    for event in events(outlet):
+        for one in json.loads(json.loads(event)["data"])["events"]:
+            found += [(one["name"], user) for user in one["user_ids"]]
+    return found
+
+
+def test_a_user_signs_in_with_what_was_signed(client):
+    session, outlet = client
+    data = sign_in(session)
+    assert outlet.replies == [SignedIn(data)]
+    assert session.authorized
+
+
+def test_a_wrong_signature_signs_nobody_in(client):
+    session, outlet = client
+    session.handle(SignIn(f"{KEY}:00", '{"id":"u1"}'))
+    assert failure(outlet) == 401
+    assert session.user is None
+    assert outlet.closes == []
+
+
+@pytest.mark.parametrize(
+    "data", ["", "{}", "[]", '{"id":1}', '{"id":""}', '{"id":"' + "u" * 129 + '"}', '{"id":"a\\nb"}', "[" * 5000]
+)
+def test_user_data_that_is_no_user_is_refused(client, data):
+    session, outlet = client
+    session.handle(SignIn(auth.user_signature(SECRET, session.id, data), data))
+    assert failure(outlet) == 400
+    assert outlet.failures == []
+
+
+def test_one_who_is_signed_in_stays_that_user(client):
+    session, outlet = client
+    data = sign_in(session)
+    sign_in(session, "u2")
+    assert failure(outlet) == 401
+    sign_in(session)
+    assert outlet.last == SignedIn(data)
+
+
+def test_a_users_own_channel_is_for_the_signed_in_user_only(world):
+    (one, first), (two, second) = world.session(), world.session()
+    sign_in(one, "u1")
+    one.handle(Subscribe("#server-to-user-u1"))
+    assert first.last == Subscribed("#server-to-user-u1", None)
+    for session in (one, two):
+        session.handle(Subscribe("#server-to-user-u2"))
+    assert refusal(first) == refusal(second) == ("Forbidden", 403)
+    assert world.publish("#server-to-user-u1", b"1") == 1
+
+
+@pytest.mark.parametrize("name", ["#user-u1", "#watch-u1", "#server-to-user-", "#"])
+def test_topics_of_users_are_no_channels(client, name):
+    session, outlet = client
+    sign_in(session, "u1", ["u1"])
+    session.handle(Subscribe(name))
+    assert refusal(outlet) == ("Forbidden", 403)
+
+
+def test_a_presence_channel_takes_the_signed_in_user(client):
+    session, outlet = client
+    sign_in(session, "u1", user_info={"name": "A"})
+    session.handle(Subscribe("presence-c", token(session, "presence-c")))
+    assert [(one.user_id, one.info) for one in outlet.last.members] == [("u1", b'{"name": "A"}')]
+
+
+def test_a_watchlist_tells_who_is_there_then_who_comes_and_goes(world):
+    (watching, outlet), (one, _), (two, _) = world.session(), world.session(), world.session()
+    sign_in(one, "u1")
+    sign_in(watching, "w", ["u1", "u2"])
+    assert outlet.last == Watched(("u1",), ("u2",))
+    sign_in(two, "u2")
+    one.close()
+    world.turns.drain()
+    assert statuses(outlet) == [("online", "u2"), ("offline", "u1")]
+
+
+def test_a_user_is_online_once_and_offline_with_the_last_connection(world):
+    (watching, outlet), (one, _), (two, _) = world.session(), world.session(), world.session()
+    sign_in(watching, "w", ["u1"])
+    for session in (one, two):
+        sign_in(session, "u1")
+    one.close()
+    two.close()
+    world.turns.drain()
+    assert statuses(outlet) == [("online", "u1"), ("offline", "u1")]
+
+
+def test_a_watchlist_that_is_too_long_is_cut_and_the_client_told(client):
+    session, outlet = client
+    sign_in(session, "w", [f"u{n}" for n in range(101)])
+    signed_in, watched, notice = outlet.replies
+    assert isinstance(signed_in, SignedIn)
+    assert len(watched.offline) == 100
+    assert notice.code == 4302
+
+
+def test_terminating_a_user_closes_where_it_signed_in_and_nothing_else(world):
+    (one, first), (two, second), (three, third) = world.session(), world.session(), world.session()
+    sign_in(one, "u1")
+    sign_in(two, "u1")
+    presence(three, {"user_id": "u1"})
+    done(world.node.terminate(world.app, "u1"))
+    assert [code for code, _ in first.closes + second.closes] == [4009, 4009]
+    assert third.closes == []
+
+
+def test_a_signed_in_connection_that_ends_leaves_nothing(client, world):
+    session, outlet = client
+    sign_in(session, "u1", ["u2", "u3"])
+    session.close()
+    world.turns.drain()
+    assert world.app.tenant.channels == {}
+    assert done(world.memory.online(APP, ["u1"])) == frozenset()
+
+
+@pytest.mark.parametrize("call", ["subscribe", "sign_in", "online"])
+async def test_a_sign_in_that_waits_is_taken_back_when_the_connection_ends(slow, call):
+    slow.broker.held = {call}
+    session, outlet = slow.session()
+    sign_in(session, "ghost", ["u2"])
+    await turns()
+    session.close()
+    await slow.broker.let_all()
+    assert slow.app.tenant.channels == {}
+    assert await slow.memory.online(APP, ["ghost"]) == frozenset()
+    assert not any(slow.broker.topics.values())
+    assert outlet.replies == []
+
+
+@pytest.mark.parametrize("call", ["subscribe", "sign_in", "online"])
+async def test_a_sign_in_that_the_broker_refuses_leaves_nothing(slow, call):
+    slow.broker.fail[call] = Refused(503, "the broker is away")
+    session, outlet = slow.session()
+    sign_in(session, "u1", ["u2"])
+    assert failure(outlet) == 503
+    slow.broker.fail.clear()
+    session.close()
+    assert slow.app.tenant.channels == {}, "the hub has a ghost"
+    assert await slow.memory.online(APP, ["u1"]) == frozenset()
+
+
+async def test_one_who_signs_in_while_another_signs_out_still_hears(slow):
+    (one, _), (two, outlet) = slow.session(), slow.session()
+    sign_in(one, "w1", ["u1"])
+    slow.broker.held = {"subscribe"}
+    sign_in(two, "w2", ["u1", "u2"])
+    await turns()
+    one.close()
+    await slow.broker.let_all()
+    three, _ = slow.session()
+    sign_in(three, "u1")
+    slow.turns.drain()
+    assert statuses(outlet) == [("online", "u1")]
+
+
+# Cache channels and subscription counts (Pusher protocol, section 3)
+
+
+def test_a_cache_channel_tells_its_last_event_or_that_there_is_none(world):
+    (one, first), (two, second) = world.session(), world.session()
+    one.handle(Subscribe("cache-c"))
+    assert first.replies == [Subscribed("cache-c", None), CacheMissed("cache-c")]
+    world.publish("cache-c", b"1")
+    world.publish("cache-c", b"2")
+    two.handle(Subscribe("cache-c"))
+    subscribed, replayed = second.replies
+    assert subscribed == Subscribed("cache-c", None)
+    assert replayed.message.data == b"2"
+
+
+def test_client_events_are_not_kept(world):
+    (one, _), (two, outlet) = world.session(), world.session()
+    subscribe(one, "private-cache-c")
+    one.handle(Publish("private-cache-c", "client-e", b"1"))
+    subscribe(two, "private-cache-c")
+    assert outlet.last == CacheMissed("private-cache-c")
+
+
+def test_subscribers_are_counted_for_those_who_asked():
+    world = World(app_config(subscription_count=True))
+    (one, outlet), (two, _) = world.session(), world.session()
+    one.handle(Subscribe("c"))
+    two.handle(Subscribe("c"))
+    two.close()
+    presence(one, {"user_id": "u1"})
+    world.turns.drain()
+    counts = [json.loads(json.loads(event)["data"])["subscription_count"] for event in events(outlet)]
+    assert counts == [1, 2, 1]
+
+
+# Ping, refusals, floods
+
+
+def test_a_ping_is_answered(client):
+    session, outlet = client
+    session.handle(Ping())
+    session.handle(Pong())
+    assert outlet.replies == [Pong()]
+
+
+def test_what_a_codec_refuses_is_answered(client, world):
+    session, outlet = client
+    session.refuse(Refused(400, "not JSON"))
+    assert outlet.replies == [Failure(400, "not JSON")]
+    assert world.metrics.refusals["400"] == 1
+
+
+def test_a_client_that_sends_nothing_else_than_bad_commands_is_cut_off(client, world):
+    session, outlet = client
+    for _ in range(PATIENCE):
+        session.handle(Publish("c", "client-e", b"1"))
+    assert outlet.closes == []
+    session.handle(Publish("c", "client-e", b"1"))
+    assert [code for code, _ in outlet.closes] == [1008]
+    assert world.metrics.cut_offs["flood"] == 1
+    assert len(outlet.replies) == PATIENCE
+
+
+def test_bad_subscriptions_are_a_flood_too(client, world):
+    session, outlet = client
+    for _ in range(PATIENCE + 1):
+        session.handle(Subscribe("private-c", "wrong"))
+    assert [code for code, _ in outlet.closes] == [1008]
+    assert session.closed
+
+
+def test_patience_comes_back_with_time(client, world):
+    session, outlet = client
+    for _ in range(5):
+        for _ in range(PATIENCE):
+            session.refuse(Refused(400, "no"))
+        world.clock.advance(1)
+    assert outlet.closes == []
+
+
+# Order, while commands wait
+
+
+async def test_commands_behind_one_that_waits_are_applied_in_order(slow):
+    (one, outlet), (_, other) = slow.session(), member_of(slow, "presence-c")
+    slow.broker.held = {"join", "publish", "leave"}
+    presence(one, {"user_id": "u2"})
+    one.handle(Publish("presence-c", "client-e", b"1"))
+    one.handle(Ping())
+    one.handle(Unsubscribe("presence-c"))
+    one.handle(Publish("presence-c", "client-e", b"2"))
+    await turns()
+    assert outlet.replies == []
+    await slow.broker.let("join")
+    assert [type(reply) for reply in outlet.replies] == [Subscribed]
+    await slow.broker.let("publish")
+    assert [type(reply) for reply in outlet.replies] == [Subscribed, Pong]
+    await slow.broker.let("leave")
+    assert [type(reply) for reply in outlet.replies] == [Subscribed, Pong, Failure]
+    slow.turns.drain()
+    assert [json.loads(event)["event"].rpartition(":")[2] for event in events(other)] == [
+        "member_added",
+        "client-e",
+        "member_removed",
+    ]
+
+
+async def test_one_client_that_waits_holds_back_no_other(slow):
+    (one, _), (two, outlet) = slow.session(), slow.session()
+    two.handle(Subscribe("c"))
+    slow.broker.held = {"subscribe"}
+    one.handle(Subscribe("other"))
+    await turns()
+    two.handle(Ping())
+    assert outlet.last == Pong()
+    await slow.broker.let_all()
+
+
+async def test_the_queue_is_bounded(slow):
+    slow.broker.held = {"subscribe"}
+    session, outlet = slow.session()
+    session.handle(Subscribe("c"))
+    for _ in range(WAITING):
+        session.handle(Ping())
+    assert outlet.closes == []
+    session.handle(Ping())
+    assert [code for code, _ in outlet.closes] == [4100]
+    assert slow.metrics.cut_offs["queue-full"] == 1
+    await slow.broker.let_all()
+    assert outlet.replies == []
+
+
+async def test_a_command_that_fails_ends_this_connection_and_no_other(slow):
+    (one, outlet), (two, other) = slow.session(), slow.session()
+    slow.broker.fail["join"] = ValueError("a defect")
+    one.handle(Subscribe("c"))
+    assert [code for code, _ in outlet.closes] == [1011]
+    assert isinstance(outlet.failures[0], ValueError)
+    slow.broker.fail.clear()
+    two.handle(Subscribe("c"))
+    assert other.last == Subscribed("c", None)
+
+
+async def test_a_refusal_while_others_wait_does_not_end_the_queue(slow):
+    slow.broker.held = {"subscribe"}
+    session, outlet = slow.session()
+    session.handle(Subscribe("c"))
+    session.handle(Publish("c", "client-e", b"1"))
+    session.handle(Subscribe("private-c", "wrong"))
+    session.handle(Ping())
+    await slow.broker.let_all()
+    assert [type(reply) for reply in outlet.replies] == [Subscribed, Failure, SubscriptionRefused, Pong]
+
+
+# The end
+
+
+@pytest.mark.parametrize("call", ["subscribe", "join"])
+async def test_a_join_that_waits_is_taken_back_when_the_connection_ends(slow, call):
+    slow.broker.held = {call}
+    (session, outlet), (_, other) = slow.session(), slow.session()
+    presence(session, {"user_id": "ghost"})
+    await turns()
+    session.close()
+    await slow.broker.let_all()
+    assert await slow.memory.channels(APP) == []
+    assert await slow.memory.members(APP, "presence-c") == ()
+    assert slow.app.tenant.channels == {}
+    assert session.id not in slow.app.tenant.sessions
+    assert outlet.replies == []
+
+
+async def test_what_waits_behind_is_dropped_when_the_connection_ends(slow):
+    slow.broker.held = {"subscribe"}
+    session, outlet = slow.session()
+    session.handle(Subscribe("a"))
+    session.handle(Subscribe("b"))
+    session.handle(Ping())
+    await turns()
+    session.close()
+    await slow.broker.let_all()
+    assert outlet.replies == []
+    assert ("subscribe", "b") not in slow.broker.calls
+
+
+async def test_a_leave_that_waits_goes_on_when_the_connection_ends(slow):
+    session, _ = member_of(slow, "presence-c")
+    slow.broker.held = {"leave"}
+    session.handle(Unsubscribe("presence-c"))
+    await turns()
+    session.close()
+    await slow.broker.let_all()
+    assert await slow.memory.channels(APP) == []
+
+
+async def test_a_leave_and_a_join_that_waits_leave_one_subscription(slow):
+    session, outlet = slow.session()
+    session.handle(Subscribe("c"))
+    slow.broker.held = {"leave"}
+    session.handle(Unsubscribe("c"))
+    session.handle(Subscribe("c"))
+    await slow.broker.let_all()
+    occupancy = await slow.memory.channel(APP, "c")
+    assert occupancy is not None
+    assert occupancy.subscriptions == 1
+    assert outlet.replies == [Subscribed("c", None)] * 2
+
+
+def test_a_closed_session_applies_nothing(client, world):
+    session, outlet = client
+    session.close()
+    session.handle(Subscribe("c"))
+    session.handle(Ping())
+    assert outlet.replies == []
+    assert world.app.tenant.channels == {}
+
+
+def test_closing_twice_is_once(client, world):
+    session, _ = client
+    session.handle(Subscribe("c"))
+    session.close()
+    session.close()
+    assert done(world.memory.channels(APP)) == []
+
+
+def test_a_session_that_ends_leaves_everything(client, world):
+    session, outlet = client
+    session.handle(Subscribe("c"))
+    presence(session, {"user_id": "u1"})
+    world.publish("c", b"1")
+    session.close()
+    world.turns.drain()
+    assert outlet.writes == []
+    assert world.app.tenant.sessions == {}
+    assert world.app.tenant.channels == {}
+    assert done(world.memory.channels(APP)) == []
+
+
+def test_disconnecting_closes_the_connection(client):
+    session, outlet = client
+    session.disconnect(4009, "terminated")
+    assert outlet.closes == [(4009, "terminated")]
+    assert session.closed
+
+
+def test_a_message_of_a_session_is_framed_by_its_wire(world):
+    session, outlet = world.session()
+    session.handle(Subscribe("c"))
+    world.publish("c", b'"x"', event="e")
+    world.turns.drain()
+    assert outlet.writes == [text_frame(b'{"event":"e","channel":"c","data":"x"}')]

@@ -1,0 +1,1019 @@
+"""HTTP/1.1 on a fake socket: order, limits, deadlines, whom to trust, and who may become a WebSocket."""
+
+import asyncio
+import re
+
+from email.utils import parsedate_to_datetime
+
+
+import pytest
+
+from push1st.config import ApiConfig, Networks, ServerConfig
+from push1st.errors import Refused
+from push1st.messages import Request, Response
+from push1st.transports import http
+from push1st.transports.http import ANSWER_SECONDS, BODY_SECONDS, HEAD_SECONDS, MOST_HEAD, MOST_WAITING
+from push1st.transports.sweep import NEVER
+from tests.unit.fakes import Answer, Site, answers, handshake, request, statuses, turns
+
+OUTSIDE = ("203.0.113.9", 1234)
+PROXY = ("10.0.0.1", 1234)
+PUBLISH = '{"name":"e","channel":"c","data":"x"}'
+
+
+class Served:
+    """Requests that reached the API, and the answers they wait for. Paths below /wait/ wait."""
+
+    def __init__(self) -> None:
+        self.requests: list[Request] = []
+        self.waiting: dict[str, asyncio.Future[Response]] = {}
+
+    async def __call__(self, request: Request) -> Response:
+        self.requests.append(request)
+        if request.path.startswith("/wait/"):
+            self.waiting[request.path] = asyncio.get_running_loop().create_future()
+            return await self.waiting[request.path]
+        if request.path.startswith("/refused"):
+            raise Refused(403, "no")
+        if request.path.startswith("/broken"):
+            raise ValueError("a secret of ours")
+        return Response(200, request.path.encode() + b" " + request.body)
+
+    @property
+    def last(self) -> Request:
+        return self.requests[-1]
+
+    async def answer(self, path: str, status: int = 200) -> None:
+        self.waiting.pop(path).set_result(Response(status, path.encode()))
+        await turns()
+
+
+@pytest.fixture
+def served():
+    return Served()
+
+
+@pytest.fixture
+def site(served):
+    return Site(serve=served)
+
+
+def undated(data: bytes) -> bytes:
+    return re.sub(rb"Date: [^\r]+", b"Date: -", data)
+
+
+# One request
+
+
+async def test_a_request_is_answered(site, served):
+    transport = await site.ask(request("GET", "/x"))
+    (answer,) = answers(transport.data)
+    assert (answer.status, answer.body, answer.keeps) == (200, b"/x ", True)
+    assert (served.last.method, served.last.path, served.last.query, served.last.body) == ("GET", "/x", "", b"")
+
+
+async def test_a_body_and_a_query_reach_the_api(site, served):
+    await site.ask(request("POST", "/x?a=%20b&c", "жук"))
+    assert (served.last.path, served.last.query, served.last.body) == ("/x", "a=%20b&c", "жук".encode())
+
+
+async def test_an_answer_has_type_length_and_date(site):
+    answer = Answer((await site.ask(request("GET", "/x"))).data)
+    assert answer.headers["content-type"] == "application/json; charset=utf-8"
+    assert answer.headers["content-length"] == "3"
+    assert parsedate_to_datetime(answer.headers["date"]).tzname() == "UTC"
+
+
+async def test_a_chunked_body_is_put_together(site, served):
+    await site.ask(request("POST", "/x", None, "Transfer-Encoding: chunked") + b"3\r\nabc\r\n2;x=y\r\nde\r\n0\r\nT: 1\r\n\r\n")
+    assert served.last.body == b"abcde"
+
+
+async def test_head_is_answered_without_a_body(site, served):
+    answer = Answer((await site.ask(request("HEAD", "/x"))).data, head_only=True)
+    assert (answer.status, answer.headers["content-length"], answer.rest) == (200, "3", b"")
+    assert served.last.method == "HEAD"
+
+
+async def test_head_is_answered_without_a_body_however_long_it_waits(site, served):
+    transport = await site.ask(request("HEAD", "/wait/x") + request("GET", "/y"))
+    await served.answer("/wait/x")
+    answer = Answer(transport.data, head_only=True)
+    assert answer.headers["content-length"] == "7"
+    assert Answer(answer.rest).body == b"/y "
+
+
+async def test_a_refused_head_is_answered_without_a_body(site):
+    answer = Answer((await site.ask(request("HEAD", "/refused"))).data, head_only=True)
+    assert (answer.status, answer.rest) == (403, b"")
+
+
+async def test_what_the_api_refuses_is_an_error_and_the_connection_stays(site):
+    transport = await site.ask(request("GET", "/refused"))
+    (answer,) = answers(transport.data)
+    assert (answer.status, answer.json, answer.keeps) == (403, {"error": "no"}, True)
+    assert site.metrics.refusals["403"] == 1
+    assert not transport.closed
+
+
+async def test_a_defect_is_answered_without_details_and_logged(site):
+    transport = await site.ask(request("GET", "/broken"))
+    (answer,) = answers(transport.data)
+    assert (answer.status, answer.json) == (500, {"error": "internal error"})
+    assert isinstance(site.failures[0], ValueError)
+
+
+async def test_requests_are_counted_by_status(site):
+    await site.ask(request("GET", "/x") + request("GET", "/refused") + request("GET", "/x"))
+    assert site.metrics.requests == {200: 2, 403: 1}
+
+
+async def test_the_absolute_form_is_cut_to_its_path(site, served):
+    await site.ask(request("GET", "http://example.com:80/a/b?c=d"))
+    assert (served.last.path, served.last.query) == ("/a/b", "c=d")
+    await site.ask(request("GET", "http://example.com"))
+    assert served.last.path == "/"
+
+
+@pytest.mark.parametrize("line", [b"OPTIONS * HTTP/1.1", b"CONNECT h:1 HTTP/1.1"])
+async def test_other_forms_of_the_target_do_no_harm(site, served, line):
+    await site.ask(line + b"\r\nHost: h\r\n\r\n")
+    assert served.last.path == "/"
+    assert site.failures == []
+
+
+async def test_bytes_in_a_path_reach_the_api_one_by_one(site, served):
+    await site.ask(b"GET /\xd0\xb6 HTTP/1.1\r\nHost: h\r\n\r\n")
+    if served.requests:  # the parser may refuse it
+        assert served.last.path.encode("latin-1") == b"/\xd0\xb6"
+
+
+# The API behind it, as it really is
+
+
+async def test_a_publish_goes_the_whole_way():
+    site = Site()
+    transport = await site.ask(request("POST", "/apps/app-test/events", PUBLISH))
+    (answer,) = answers(transport.data)
+    assert answer.json["channels"] == {"c": 0}
+
+
+# Pipelining and keep-alive
+
+
+async def test_pipelined_requests_are_answered_in_order_and_in_one_write(site):
+    transport = await site.ask(b"".join(request("GET", f"/{n}") for n in range(9)))
+    assert [answer.body for answer in answers(transport.data)] == [b"/%d " % n for n in range(9)]
+    assert len(transport.writes) == 1
+
+
+async def test_requests_of_every_kind_mix_on_one_connection(site, served):
+    transport = await site.ask(
+        request("GET", "/a")
+        + request("POST", "/b", "body")
+        + request("POST", "/c", None, "Transfer-Encoding: chunked")
+        + b"1\r\nx\r\n0\r\n\r\n"
+        + request("GET", "/refused")
+        + request("GET", "/e")
+    )
+    assert statuses(transport.data) == [200, 200, 200, 403, 200]
+    assert [one.body for one in served.requests] == [b"", b"body", b"x", b"", b""]
+
+
+async def test_pipelined_requests_are_the_same_split_at_every_byte(site, served):
+    data = (
+        request("POST", "/a?q", "body", "Connection: keep-alive")
+        + request("POST", "/c", None, "Transfer-Encoding: chunked")
+        + b"3\r\nabc\r\n0\r\n\r\n"
+        + request("GET", "/refused")
+        + request("GET", "/d", None, "Connection: close")
+    )
+    whole = undated((await site.ask(data)).data)
+    assert statuses(whole) == [200, 200, 403, 200]
+    wanted = [(one.path, one.body) for one in served.requests]
+    for cut in range(1, len(data)):
+        served.requests.clear()
+        connection, transport = site.connect()
+        connection.data_received(data[:cut])
+        await turns(1)
+        connection.data_received(data[cut:])
+        await turns(1)
+        assert undated(transport.data) == whole, f"cut at {cut}"
+        assert [(one.path, one.body) for one in served.requests] == wanted
+
+
+async def test_a_request_byte_by_byte_is_the_same(site, served):
+    connection, transport = site.connect()
+    for byte in request("POST", "/a?q", "body"):
+        connection.data_received(bytes((byte,)))
+    await turns()
+    assert statuses(transport.data) == [200]
+    assert served.last.body == b"body"
+
+
+async def test_the_same_request_again_and_again_is_answered_alike(site, served):
+    connection, transport = site.connect()
+    seen = []
+    for n in range(5):
+        connection.data_received(request("POST", "/a", f"body{n}", "User-Agent: x"))
+        await turns()
+        seen.append(undated(transport.take()).replace(b"body%d" % n, b""))
+    assert len(set(seen)) == 1
+    assert [one.body for one in served.requests] == [b"body%d" % n for n in range(5)]
+
+
+async def test_a_head_that_is_known_binds_no_other_connection(site, served):
+    """Heads are remembered by their bytes; trust and order are the connection's own."""
+    data = request("POST", "/a", "body")
+    await site.ask(data)
+    await site.ask(data, OUTSIDE)
+    assert [one.trusted for one in served.requests] == [True, False]
+    transport = await site.ask(data + data)
+    assert len(answers(transport.data)) == 2
+
+
+async def test_a_known_head_in_parts_is_read_as_ever(site, served):
+    data = request("POST", "/a", "body")
+    await site.ask(data)
+    end = data.index(b"\r\n\r\n") + 4
+    for cut in (1, end, end + 2):
+        connection, transport = site.connect()
+        connection.data_received(data[:cut])
+        connection.data_received(data[cut:])
+        await turns()
+        assert statuses(transport.data) == [200]
+    assert {one.body for one in served.requests} == {b"body"}
+
+
+@pytest.mark.parametrize("head", ["Origin: http://x", "X-Forwarded-For: 1.2.3.4", "Forwarded: for=1.2.3.4", "Connection: close"])
+async def test_heads_that_mean_something_are_not_remembered(site, served, head):
+    for _ in range(2):
+        transport = await site.ask(request("GET", "/a", None, head))
+    assert site.worker.heads == {}
+    assert served.last.trusted is (head == "Connection: close")
+    assert transport.closed is (head == "Connection: close")
+
+
+async def test_remembered_heads_are_bounded(site, monkeypatch):
+    monkeypatch.setattr(http, "MOST_HEADS", 3)
+    for n in range(10):
+        await site.ask(request("GET", f"/{n}"))
+    assert len(site.worker.heads) <= 3
+    await site.ask(request("GET", "/" + "x" * 2000))
+    assert all(len(head) <= 1024 for head in site.worker.heads)
+
+
+@pytest.mark.parametrize(
+    ("version", "header", "keeps"),
+    [
+        ("1.1", "X: y", True),
+        ("1.1", "Connection: close", False),
+        ("1.1", "Connection: Close", False),
+        ("1.1", "Connection: keep-alive", True),
+        ("1.0", "X: y", False),
+        ("1.0", "Connection: keep-alive", False),
+    ],
+)
+async def test_a_connection_is_kept_as_the_request_says(site, version, header, keeps):
+    transport = await site.ask(request("GET", "/x", None, header, version=version))
+    (answer,) = answers(transport.data)
+    assert answer.keeps is keeps
+    assert transport.closed is not keeps
+
+
+async def test_nothing_is_served_after_the_last_request(site, served):
+    transport = await site.ask(request("GET", "/a", None, "Connection: close") + request("GET", "/b"))
+    assert len(answers(transport.data)) == 1
+    assert len(served.requests) == 1
+    transport.protocol.data_received(request("GET", "/c"))
+    await turns()
+    assert len(served.requests) == 1
+
+
+async def test_blank_lines_before_a_request_are_skipped(site):
+    transport = await site.ask(b"\r\n\r\n" + request("GET", "/x") + b"\r\n" + request("GET", "/y"))
+    assert statuses(transport.data) == [200, 200]
+
+
+async def test_while_draining_answers_close(site):
+    site.node.draining = True
+    transport = await site.ask(request("GET", "/x"))
+    assert not Answer(transport.data).keeps
+    assert transport.closed
+
+
+# Requests that wait
+
+
+async def test_one_that_waits_holds_back_those_behind_it(site, served):
+    transport = await site.ask(request("GET", "/a") + request("GET", "/wait/b") + request("GET", "/c"))
+    assert [one.body for one in answers(transport.take())] == [b"/a "]
+    await served.answer("/wait/b")
+    assert [one.body for one in answers(transport.data)] == [b"/wait/b", b"/c "]
+    assert [one.path for one in served.requests] == ["/a", "/wait/b", "/c"]
+
+
+async def test_several_that_wait_are_answered_in_order(site, served):
+    connection, transport = site.connect()
+    for n in range(3):
+        connection.data_received(request("GET", f"/wait/{n}"))
+        await turns()
+    for n in range(3):
+        await served.answer(f"/wait/{n}")
+    assert [one.body for one in answers(transport.data)] == [b"/wait/0", b"/wait/1", b"/wait/2"]
+
+
+async def test_when_many_wait_the_socket_is_not_read_until_they_are_fewer(site, served):
+    connection, transport = site.connect()
+    connection.data_received(request("GET", "/wait/a"))
+    for _ in range(MOST_WAITING - 1):
+        connection.data_received(request("GET", "/x"))
+    await turns()
+    assert transport.reading
+    connection.data_received(request("GET", "/x"))
+    await turns()
+    assert not transport.reading
+    await served.answer("/wait/a")
+    assert transport.reading
+    assert len(answers(transport.data)) == MOST_WAITING + 1
+
+
+async def test_a_client_that_does_not_take_its_answers_is_not_read(site):
+    connection, transport = site.connect()
+    connection.pause_writing()
+    assert not transport.reading
+    connection.resume_writing()
+    assert transport.reading
+
+
+async def test_the_last_request_may_wait(site, served):
+    transport = await site.ask(request("GET", "/wait/a", None, "Connection: close"))
+    assert not transport.closed
+    await served.answer("/wait/a")
+    assert statuses(transport.data) == [200]
+    assert not Answer(transport.data).keeps
+    assert transport.closed
+
+
+async def test_a_request_that_fails_after_a_wait_is_answered(site, served):
+    transport = await site.ask(request("GET", "/wait/a") + request("GET", "/wait/b") + request("GET", "/c"))
+    served.waiting["/wait/a"].set_exception(Refused(503, "the broker is away"))
+    await turns()
+    served.waiting["/wait/b"].set_exception(ValueError("a secret of ours"))
+    await turns()
+    assert statuses(transport.data) == [503, 500, 200]
+    assert isinstance(site.failures[0], ValueError)
+
+
+async def test_what_is_wrong_behind_one_that_waits_is_answered_after_it(site, served):
+    transport = await site.ask(request("GET", "/wait/a") + request("GET", "/b") + b"nonsense\r\n\r\n")
+    assert transport.data == b""
+    await served.answer("/wait/a")
+    assert statuses(transport.data) == [200, 200, 400]
+    assert transport.closed
+
+
+async def test_a_client_that_goes_while_its_request_waits_leaves_nothing(site, served):
+    connection, transport = site.connect()
+    connection.data_received(request("GET", "/wait/a") + request("GET", "/b"))
+    await turns()
+    transport.abort()
+    connection.connection_lost(None)
+    await served.answer("/wait/a")
+    assert transport.writes == []
+    assert [one.path for one in served.requests] == ["/wait/a"]
+    assert connection not in site.worker.open
+    assert connection.due_at == NEVER
+    assert site.failures == []
+
+
+async def test_a_client_that_has_said_all_still_gets_its_answers(site, served):
+    connection, transport = site.connect()
+    connection.data_received(request("GET", "/wait/a") + request("GET", "/b"))
+    assert connection.eof_received() is True
+    await served.answer("/wait/a")
+    assert statuses(transport.data) == [200, 200]
+    assert transport.closed
+
+
+async def test_a_client_that_says_nothing_more_is_let_go(site):
+    connection, _ = site.connect()
+    assert not connection.eof_received()
+
+
+async def test_on_tls_the_end_of_reading_is_the_end(site):
+    connection, _ = site.connect(secure=True)
+    connection.data_received(request("GET", "/wait/a"))
+    assert not connection.eof_received()
+
+
+# Limits and what is not HTTP
+
+
+@pytest.mark.parametrize(
+    "data",
+    [
+        b"nonsense\r\n\r\n",
+        b"GET\r\n\r\n",
+        b"GET / HTTP/1.1\r\nHost : h\r\n\r\n",
+        b"GET / HTTP/1.1\r\nHost: h\r\nno colon\r\n\r\n",
+        b"GET / HTTP/1.1\r\nHost: h\r\nA: b\r\n c\x00: d\r\n\r\n",
+        b"POST / HTTP/1.1\r\nHost: h\r\nContent-Length: 3\r\nContent-Length: 4\r\n\r\nabcd",
+        b"POST / HTTP/1.1\r\nHost: h\r\nContent-Length: 3\r\nTransfer-Encoding: chunked\r\n\r\n0\r\n\r\n",
+        b"POST / HTTP/1.1\r\nHost: h\r\nContent-Length: -1\r\n\r\n",
+        b"POST / HTTP/1.1\r\nHost: h\r\nContent-Length: +1\r\n\r\na",
+        b"POST / HTTP/1.1\r\nHost: h\r\nContent-Length: 0x1\r\n\r\na",
+        b"POST / HTTP/1.1\r\nHost: h\r\nContent-Length: 1, 1\r\n\r\na",
+        b"POST / HTTP/1.1\r\nHost: h\r\nContent-Length: 99999999999999999999999\r\n\r\n",
+        b"POST / HTTP/1.1\r\nHost: h\r\nTransfer-Encoding: chunked\r\n\r\nxyz\r\n",
+        b"POST / HTTP/1.1\r\nHost: h\r\nTransfer-Encoding: chunked, gzip\r\n\r\nxyz\r\n",
+        b"GET / HTTP/1.1\nHost: h\n\n",
+        b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n",
+        b"\x16\x03\x01\x02\x00\x01\x00\x01\xfc\x03\x03",
+    ],
+)
+async def test_what_is_not_http_is_refused_and_ends(site, served, data):
+    transport = await site.ask(data)
+    (answer,) = answers(transport.data)
+    assert answer.status == 400
+    assert "error" in answer.json
+    assert transport.closed
+    assert served.requests == []
+    assert site.failures == []
+
+
+@pytest.mark.parametrize(
+    "data", [b"GET /\r\n\r\n", b"GET / HTTP/0.9\r\n\r\n", b"GET / HTTP/2.0\r\n\r\n", b"GET / HTTP/1.2\r\n\r\n"]
+)
+async def test_other_versions_are_refused(site, served, data):
+    transport = await site.ask(data)
+    (answer,) = answers(transport.data)
+    assert answer.status in (400, 505)
+    assert transport.closed
+    assert served.requests == []
+
+
+def head_of(size: int) -> bytes:
+    """A request without a body of so many bytes."""
+    start = b"GET /x HTTP/1.1\r\nHost: h\r\nX: "
+    return start + b"y" * (size - len(start) - 4) + b"\r\n\r\n"
+
+
+async def test_a_head_of_the_most_bytes_is_read(site):
+    assert statuses((await site.ask(head_of(MOST_HEAD))).data) == [200]
+
+
+@pytest.mark.parametrize("size", [MOST_HEAD + 64, 2 * MOST_HEAD, 10 * MOST_HEAD])
+async def test_a_larger_head_is_refused(site, served, size):
+    transport = await site.ask(head_of(size))
+    assert statuses(transport.data) == [431]
+    assert transport.closed
+    assert served.requests == []
+
+
+@pytest.mark.parametrize("chunk", [1000, 8192, MOST_HEAD - 1])
+async def test_a_larger_head_in_parts_is_refused(site, served, chunk):
+    connection, transport = site.connect()
+    data = head_of(2 * MOST_HEAD - 2)
+    for at in range(0, len(data), chunk):
+        connection.data_received(data[at : at + chunk])
+    await turns()
+    assert statuses(transport.data) == [431]
+    assert served.requests == []
+
+
+async def test_a_head_without_an_end_is_refused(site):
+    connection, transport = site.connect()
+    connection.data_received(b"GET /")
+    for _ in range(100):
+        connection.data_received(b"x" * 1000)
+    await turns()
+    assert statuses(transport.data) == [431]
+
+
+@pytest.mark.parametrize("rest", [1, 20, 60])
+async def test_a_large_chunk_of_small_requests_is_served_wherever_it_is_cut(site, rest):
+    """What counts is the head of one request, not what came before it in the same chunk."""
+    one = request("POST", "/x", "y" * 300)
+    data = one * (3 * MOST_HEAD // len(one))
+    connection, transport = site.connect()
+    connection.data_received(data + one[:rest])
+    connection.data_received(one[rest:])
+    await turns()
+    assert set(statuses(transport.data)) == {200}
+
+
+async def test_a_head_behind_a_large_body_is_served_wherever_it_is_cut(site):
+    data = request("POST", "/x", "y" * 2 * MOST_HEAD)
+    connection, transport = site.connect()
+    connection.data_received(data + b"GET /x HT")
+    connection.data_received(b"TP/1.1\r\nHost: h\r\n\r\n")
+    await turns()
+    assert statuses(transport.data) == [200, 200]
+
+
+async def test_trailers_are_bounded(site):
+    connection, transport = site.connect()
+    connection.data_received(request("POST", "/x", None, "Transfer-Encoding: chunked") + b"0\r\n")
+    for n in range(30 * site.worker.most_body // 10_000):
+        connection.data_received(b"T%d: %b\r\n" % (n, b"y" * 1000))
+        await turns(1)
+    (answer,) = answers(transport.data)
+    assert answer.status in (400, 413, 431)
+    assert transport.closed
+
+
+async def test_a_body_that_is_announced_too_large_is_refused_before_it_comes(site, served):
+    transport = await site.ask(b"POST /x HTTP/1.1\r\nHost: h\r\nContent-Length: %d\r\n\r\n" % (site.worker.most_body + 1))
+    assert statuses(transport.data) == [413]
+    assert transport.closed
+    assert served.requests == []
+
+
+async def test_a_body_of_the_most_bytes_is_read(site, served):
+    transport = await site.ask(request("POST", "/x", b"y" * site.worker.most_body))
+    assert statuses(transport.data) == [200]
+    assert len(served.last.body) == site.worker.most_body
+
+
+async def test_a_chunked_body_that_becomes_too_large_is_refused(site, served):
+    connection, transport = site.connect()
+    connection.data_received(request("POST", "/x", None, "Transfer-Encoding: chunked"))
+    for _ in range(site.worker.most_body // 10_000 + 1):
+        connection.data_received(b"2710\r\n" + b"y" * 10_000 + b"\r\n")
+    await turns()
+    assert statuses(transport.data) == [413]
+    assert served.requests == []
+
+
+async def test_answers_before_the_one_that_is_refused_are_sent(site):
+    transport = await site.ask(request("GET", "/x") + b"nonsense\r\n\r\n" + request("GET", "/y"))
+    assert statuses(transport.data) == [200, 400]
+    assert [answer.keeps for answer in answers(transport.data)] == [True, False]
+
+
+async def test_the_body_of_a_refused_request_is_not_taken_for_requests(site, served):
+    body = request("GET", "/smuggled") * (site.worker.most_body // 20)
+    transport = await site.ask(b"POST /x HTTP/1.1\r\nHost: h\r\nContent-Length: %d\r\n\r\n" % len(body) + body)
+    assert statuses(transport.data) == [413]
+    assert served.requests == []
+
+
+# Expect
+
+
+async def test_a_client_that_expects_it_is_told_to_go_on(site, served):
+    connection, transport = site.connect()
+    connection.data_received(b"POST /x HTTP/1.1\r\nHost: h\r\nExpect: 100-continue\r\nContent-Length: 3\r\n\r\n")
+    await turns()
+    assert transport.data == b"HTTP/1.1 100 Continue\r\n\r\n"
+    connection.data_received(b"abc")
+    await turns()
+    assert [answer.status for answer in answers(transport.data)] == [100, 200]
+    assert served.last.body == b"abc"
+
+
+async def test_answers_before_go_out_before_the_word_to_go_on(site):
+    transport = await site.ask(
+        request("GET", "/a") + b"POST /x HTTP/1.1\r\nHost: h\r\nExpect: 100-Continue\r\nContent-Length: 3\r\n\r\nabc"
+    )
+    assert [answer.status for answer in answers(transport.data)] == [200, 100, 200]
+
+
+async def test_a_client_that_expects_it_with_too_large_a_body_is_refused_at_once(site):
+    transport = await site.ask(b"POST /x HTTP/1.1\r\nHost: h\r\nExpect: 100-continue\r\nContent-Length: 99999999\r\n\r\n")
+    assert statuses(transport.data) == [413]
+
+
+async def test_a_client_that_expects_it_behind_one_that_waits_is_not_answered_out_of_order(site, served):
+    transport = await site.ask(
+        request("GET", "/wait/a") + b"POST /x HTTP/1.1\r\nHost: h\r\nExpect: 100-continue\r\nContent-Length: 3\r\n\r\n"
+    )
+    assert transport.data == b""
+    await served.answer("/wait/a")
+    assert statuses(transport.data)[0] == 200
+    transport.protocol.data_received(b"abc")
+    await turns()
+    assert [one.status for one in answers(transport.data)][-1] == 200
+
+
+# Deadlines
+
+
+async def test_a_client_that_sends_nothing_is_let_go(site):
+    _, transport = site.connect()
+    site.pass_seconds(HEAD_SECONDS - 1)
+    assert not transport.closed
+    site.pass_seconds(2)
+    assert transport.closed
+    assert statuses(transport.data) == [408]
+    assert site.metrics.cut_offs["slow-request"] == 1
+
+
+async def test_a_client_that_is_slow_with_its_head_is_let_go(site):
+    connection, transport = site.connect()
+    connection.data_received(request("GET", "/x"))
+    await turns()
+    site.pass_seconds(5)
+    connection.data_received(b"GET /x")
+    await turns()
+    for _ in range(HEAD_SECONDS + 2):
+        site.pass_seconds(1)
+        connection.data_received(b"x")
+        await turns(1)
+    assert statuses(transport.data) == [200, 408]
+    assert transport.closed
+
+
+async def test_a_client_that_is_slow_with_its_body_is_let_go(site):
+    connection, transport = site.connect()
+    connection.data_received(b"POST /x HTTP/1.1\r\nHost: h\r\nContent-Length: 1000\r\n\r\n")
+    await turns()
+    for _ in range(BODY_SECONDS - 1):
+        site.pass_seconds(1)
+        connection.data_received(b"x")
+        await turns(1)
+    assert not transport.closed
+    site.pass_seconds(2)
+    assert statuses(transport.data) == [408]
+    assert transport.closed
+
+
+async def test_an_idle_connection_is_let_go_without_a_word(site):
+    transport = await site.ask(request("GET", "/x"))
+    transport.take()
+    site.pass_seconds(site.listener.keep_alive - 1)
+    assert not transport.closed
+    site.pass_seconds(2)
+    assert transport.closed
+    assert transport.data == b""
+
+
+async def test_a_connection_that_is_used_is_kept(site):
+    connection, transport = site.connect()
+    for _ in range(10):
+        connection.data_received(request("GET", "/x"))
+        await turns()
+        site.pass_seconds(site.listener.keep_alive - 2)
+    assert not transport.closed
+
+
+async def test_a_request_that_waits_is_not_cut_off(site, served):
+    transport = await site.ask(request("GET", "/wait/a"))
+    site.pass_seconds(HEAD_SECONDS + ANSWER_SECONDS + 5)
+    assert not transport.is_closing()
+    await served.answer("/wait/a")
+    assert statuses(transport.data) == [200]
+
+
+async def test_after_a_wait_the_connection_has_its_deadline_again(site, served):
+    transport = await site.ask(request("GET", "/wait/a"))
+    site.pass_seconds(20)
+    await served.answer("/wait/a")
+    site.pass_seconds(site.listener.keep_alive - 2)
+    assert not transport.closed
+    site.pass_seconds(ANSWER_SECONDS + 5)
+    assert transport.closed
+
+
+async def test_a_client_that_does_not_take_its_last_answer_is_destroyed(site):
+    transport = await site.ask(request("GET", "/x", None, "Connection: close"))
+    assert transport.closed
+    site.pass_seconds(ANSWER_SECONDS - 1)
+    assert not transport.aborted
+    site.pass_seconds(2)
+    assert transport.aborted
+
+
+async def test_a_client_that_does_not_read_is_destroyed(site):
+    connection, transport = site.connect()
+    connection.data_received(request("GET", "/x"))
+    connection.pause_writing()
+    await turns()
+    site.pass_seconds(site.listener.keep_alive + 2)
+    assert transport.aborted
+
+
+# Who is let in, and who is trusted
+
+
+async def test_an_address_outside_the_whitelist_is_not_let_in(served):
+    site = Site(serve=served, api=ApiConfig(whitelist=Networks.parse(["10.0.0.0/8"])))
+    connection, transport = site.connect(OUTSIDE)
+    assert transport.aborted
+    assert site.metrics.cut_offs["whitelist"] == 1
+    connection.connection_lost(None)
+    assert statuses((await site.ask(request("GET", "/x"), PROXY)).data) == [200]
+
+
+@pytest.mark.parametrize("peer", ["", b"", None])
+async def test_a_unix_socket_is_not_bound_by_the_whitelist(served, peer):
+    site = Site(serve=served, api=ApiConfig(whitelist=Networks.parse(["10.0.0.0/8"])))
+    assert statuses((await site.ask(request("GET", "/x"), peer)).data) == [200]
+
+
+@pytest.mark.parametrize(
+    ("peer", "trusted"),
+    [
+        (("127.0.0.1", 1), True),
+        (("127.9.9.9", 1), True),
+        (("::1", 1, 0, 0), True),
+        (("::ffff:127.0.0.1", 1, 0, 0), True),
+        ("", True),
+        (OUTSIDE, False),
+        (PROXY, False),
+    ],
+)
+async def test_callers_are_trusted_by_their_address(site, served, peer, trusted):
+    await site.ask(request("GET", "/x"), peer)
+    assert served.last.trusted is trusted
+
+
+async def test_on_a_client_listener_nobody_is_trusted(served):
+    site = Site(serve=served, trusting=False)
+    for peer in (("127.0.0.1", 1), ""):
+        await site.ask(request("GET", "/x"), peer)
+        assert served.last.trusted is False
+
+
+async def test_who_is_trusted_can_be_configured(served):
+    site = Site(serve=served, api=ApiConfig(trust=Networks.parse(["203.0.113.0/24"])))
+    for peer, trusted in ((OUTSIDE, True), (("127.0.0.1", 1), False), ("", False)):
+        await site.ask(request("GET", "/x"), peer)
+        assert served.last.trusted is trusted
+
+
+@pytest.mark.parametrize("origin", ["http://localhost", "null", ""])
+async def test_a_web_page_is_not_trusted(site, served, origin):
+    await site.ask(request("GET", "/x", None, f"Origin: {origin}"))
+    assert served.last.trusted is False
+
+
+@pytest.mark.parametrize(
+    "header", ["X-Forwarded-For: 127.0.0.1", "x-forwarded-for: 203.0.113.9", "X-Forwarded-For:", "Forwarded: for=127.0.0.1"]
+)
+@pytest.mark.parametrize("peer", [("127.0.0.1", 1), ""])
+async def test_what_an_unknown_proxy_forwards_is_not_trusted(site, served, header, peer):
+    await site.ask(request("GET", "/x", None, header), peer)
+    assert served.last.trusted is False
+
+
+@pytest.fixture
+def proxied(served):
+    api = ApiConfig(trust=Networks.parse(["127.0.0.0/8", "::1", "unix", "192.0.2.0/24"]))
+    return Site(serve=served, server=ServerConfig(proxies=Networks.parse(["10.0.0.0/8"])), api=api)
+
+
+@pytest.mark.parametrize(
+    ("headers", "trusted"),
+    [
+        (["X-Forwarded-For: 192.0.2.1"], True),
+        (["X-Forwarded-For: 203.0.113.9"], False),
+        (["X-Forwarded-For: 192.0.2.1, 203.0.113.9"], False),
+        (["X-Forwarded-For: 203.0.113.9, 192.0.2.1"], True),
+        (["X-Forwarded-For: 203.0.113.9, 192.0.2.1, 10.0.0.7"], True),
+        (["X-Forwarded-For: 192.0.2.1, 203.0.113.9, 10.0.0.7"], False),
+        (["X-Forwarded-For: 192.0.2.1", "X-Forwarded-For: 203.0.113.9"], False),
+        (["X-Forwarded-For: 192.0.2.1", "Origin: http://x"], False),
+        (["X-Forwarded-For: 10.0.0.7"], False),
+        (["X-Forwarded-For: 127.0.0.1"], False),
+        (["X-Forwarded-For: ::1"], False),
+        (["X-Forwarded-For: ::ffff:127.0.0.1"], False),
+        (["X-Forwarded-For: ::ffff:7f00:1"], False),
+        (["X-Forwarded-For: 0:0:0:0:0:0:0:1"], False),
+        (["X-Forwarded-For: ::1%lo"], False),
+        (["X-Forwarded-For: "], False),
+        (["X-Forwarded-For: 192.0.2.1,"], False),
+        (["X-Forwarded-For: , 10.0.0.7"], False),
+        (["X-Forwarded-For: unix"], False),
+        (["X-Forwarded-For: unix:"], False),
+        (["X-Forwarded-For: unknown"], False),
+        (["X-Forwarded-For: 192.0.2.1:80"], False),
+        (["Forwarded: for=192.0.2.1"], False),
+        (["X-Other: 1"], False),
+    ],
+)
+async def test_what_a_configured_proxy_forwards_is_believed(proxied, served, headers, trusted):
+    """But nobody is on this machine because a proxy says so."""
+    await proxied.ask(request("GET", "/x", None, *headers), PROXY)
+    assert served.last.trusted is trusted
+
+
+@pytest.mark.parametrize(
+    ("host", "trusted"),
+    [
+        ("localhost", True),
+        ("LOCALHOST:6002", True),
+        ("app.localhost", True),
+        ("127.0.0.1:6002", True),
+        ("[::1]:6002", True),
+        ("", True),
+        ("evil.example", False),
+        ("evil.example:6002", False),
+        ("localhost.evil.example", False),
+        ("evillocalhost", False),
+        ("127.0.0.1.evil.example", False),
+    ],
+)
+async def test_a_name_that_only_points_here_is_not_trusted(site, served, host, trusted):
+    """A page whose name was made to point at 127.0.0.1 calls as its own origin, without Origin (DNS rebinding)."""
+    for _ in range(2):
+        await site.ask(f"GET /x HTTP/1.1\r\nHost: {host}\r\n\r\n".encode())
+        assert served.last.trusted is trusted
+
+
+@pytest.mark.parametrize("hosts", [[], ["Host: a", "Host: b"], ["Host: a, b"]])
+async def test_a_request_has_one_host(site, served, hosts):
+    transport = await site.ask("\r\n".join(["GET /x HTTP/1.1", *hosts, "", ""]).encode())
+    assert statuses(transport.data) == [400]
+    assert served.requests == []
+
+
+async def test_a_trusted_address_behind_a_proxy_is_not_trusted_on_a_client_listener(served):
+    site = Site(serve=served, trusting=False, server=ServerConfig(proxies=Networks.parse(["10.0.0.0/8"])))
+    await site.ask(request("GET", "/x", None, "X-Forwarded-For: 127.0.0.1"), PROXY)
+    assert served.last.trusted is False
+
+
+# Upgrades
+
+APP_PATH = "/app/app-key?protocol=7"
+
+
+async def test_an_upgrade_makes_a_websocket():
+    site = Site()
+    transport = await site.websocket(APP_PATH)
+    answer = Answer(transport.data)
+    assert (answer.headers["upgrade"], answer.headers["connection"]) == ("websocket", "Upgrade")
+    assert type(transport.protocol).__name__ == "WebSocketConnection"
+    assert site.worker.open == {transport.protocol}
+
+
+@pytest.mark.parametrize(
+    ("data", "status", "header"),
+    [
+        (handshake("/nowhere"), 404, None),
+        (handshake("/"), 404, None),
+        (handshake("/apps/app-test/events"), 404, None),
+        (handshake("/ws/app/unknown/c"), 403, None),
+        (handshake(APP_PATH, method="POST"), 405, ("allow", "GET")),
+        (handshake(APP_PATH, method="HEAD"), 405, ("allow", "GET")),
+        (handshake(APP_PATH, "Sec-WebSocket-Version: 8"), 426, ("sec-websocket-version", "13")),
+        (handshake(APP_PATH, "Sec-WebSocket-Version: "), 426, ("sec-websocket-version", "13")),
+        (handshake(APP_PATH, "Sec-WebSocket-Key: short"), 400, None),
+        (handshake(APP_PATH, "Sec-WebSocket-Key: "), 400, None),
+        (handshake(APP_PATH, "Sec-WebSocket-Key: ####aGUgc2FtcGxlIG5vbmNl"), 400, None),
+        (handshake(APP_PATH, "Sec-WebSocket-Key: c2l4dGVlbiBieXRlcyBva29r"), 400, None),
+    ],
+)
+async def test_an_upgrade_that_cannot_be_is_refused(data, status, header):
+    site = Site()
+    transport = await site.ask(data)
+    (answer,) = answers(transport.data)
+    assert answer.status == status
+    assert "error" in answer.json
+    if header:
+        assert answer.headers[header[0]] == header[1]
+    assert transport.closed
+    assert site.metrics.requests[status] == 1
+    assert site.node.app(site.world.apps[0]).tenant.sessions == {}
+
+
+@pytest.mark.parametrize("cut", range(1, 170, 3))
+async def test_a_handshake_is_the_same_split_anywhere(cut):
+    site = Site()
+    data = handshake(APP_PATH)
+    connection, transport = site.connect()
+    connection.data_received(data[:cut])
+    await turns(1)
+    transport.protocol.data_received(data[cut:])
+    await turns()
+    assert transport.data.startswith(b"HTTP/1.1 101 ")
+    assert b"pusher:connection_established" in transport.data
+
+
+async def test_a_request_for_a_websocket_that_is_no_handshake_is_an_ordinary_one(site, served):
+    await site.ask(request("GET", APP_PATH, None, "Upgrade: websocket"))
+    assert served.last.path == "/app/app-key"
+
+
+@pytest.mark.parametrize(
+    "headers",
+    [
+        ["Connection: Upgrade, HTTP2-Settings", "Upgrade: h2c", "HTTP2-Settings: AAMAAABkAARAAAAAAAIAAAAA"],
+        ["Connection: Upgrade", "Upgrade: TLS/1.2"],
+    ],
+)
+async def test_another_upgrade_is_not_made_and_the_request_is_answered_once(site, served, headers):
+    transport = await site.ask(request("GET", "/x", None, *headers) + b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n")
+    (answer,) = answers(transport.data)
+    assert (answer.status, answer.keeps) == (200, False)
+    assert transport.closed
+    assert [one.path for one in served.requests] == ["/x"]
+
+
+async def test_another_upgrade_of_a_request_that_waits_is_answered_once(site, served):
+    transport = await site.ask(request("GET", "/wait/a", None, "Connection: Upgrade", "Upgrade: h2c"))
+    await served.answer("/wait/a")
+    assert statuses(transport.data) == [200]
+    assert transport.closed
+
+
+async def test_answers_to_requests_before_a_handshake_come_first_and_once():
+    site = Site()
+    transport = await site.ask(request("GET", "/health") + handshake(APP_PATH))
+    first = Answer(transport.data)
+    assert first.status == 200
+    assert first.rest.startswith(b"HTTP/1.1 101 ")
+    assert transport.data.count(b"HTTP/1.1 ") == 2
+    assert not transport.closed
+    assert len(site.worker.open) == 1
+
+
+async def test_a_refused_handshake_is_answered_behind_the_requests_before_it():
+    site = Site()
+    transport = await site.ask(request("GET", "/health") + handshake("/nowhere"))
+    assert statuses(transport.data) == [200, 404]
+
+
+async def test_a_handshake_behind_one_that_waits_is_refused_in_order(site, served):
+    transport = await site.ask(request("GET", "/wait/a") + handshake(APP_PATH))
+    await served.answer("/wait/a")
+    assert statuses(transport.data) == [200, 400]
+    assert transport.closed
+
+
+async def test_a_handshake_that_ends_badly_leaves_no_http_connection_behind():
+    site = Site()
+    transport = await site.ask(handshake("/nowhere"))
+    transport.protocol.connection_lost(None)
+    assert site.worker.open == set()
+
+
+# The end
+
+
+async def test_leaving_ends_an_idle_connection(site):
+    connection, transport = site.connect()
+    connection.leave(4200, "going")
+    assert transport.closed
+
+
+async def test_leaving_waits_for_a_request_that_is_under_way(site, served):
+    connection, transport = site.connect()
+    connection.data_received(request("GET", "/wait/a"))
+    await turns()
+    connection.leave(4200, "going")
+    assert not transport.closed
+    site.node.draining = True
+    await served.answer("/wait/a")
+    assert statuses(transport.data) == [200]
+    assert transport.closed
+
+
+async def test_leaving_loses_no_answer_to_a_request_that_was_served(site, served):
+    connection, transport = site.connect()
+    connection.data_received(request("GET", "/x"))
+    connection.leave(4200, "going")
+    await turns()
+    assert len(answers(transport.data)) == len(served.requests)
+    assert transport.late == []
+
+
+async def test_leaving_waits_for_a_request_that_is_not_all_here(site):
+    connection, transport = site.connect()
+    connection.data_received(b"GET / HT")
+    await turns()
+    connection.leave(4200, "going")
+    assert not transport.closed
+
+
+async def test_aborting_destroys_the_socket(site):
+    connection, transport = site.connect()
+    connection.abort()
+    assert transport.aborted
+
+
+async def test_a_connection_that_is_lost_is_forgotten(site):
+    connection, _ = site.connect()
+    assert site.worker.open == {connection}
+    connection.connection_lost(None)
+    assert site.worker.open == set()
+    assert connection.due_at == NEVER
+
+
+async def test_the_date_moves_on_whatever_is_answered(site, monkeypatch):
+    now = [0.0]
+
+    def dated(usegmt: bool) -> str:
+        return f"second {now[0]:.0f}"
+
+    monkeypatch.setattr(http, "formatdate", dated)
+    site.clock.advance(50_000)
+    site.sweep.run()
+    await site.ask(request("GET", "/x"))
+    for second in range(1, 4):
+        now[0] = second
+        site.pass_seconds(1)
+        transport = await site.ask(request("GET", "/refused") + request("GET", "/x"))
+        assert [one.headers["date"] for one in answers(transport.data)] == [f"second {second}"] * 2

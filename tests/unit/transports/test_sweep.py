@@ -1,0 +1,205 @@
+"""One timer a worker: who is looked at, when, and in how many loop turns."""
+
+import asyncio
+
+import pytest
+
+from push1st.transports import sweep as module
+from push1st.transports.sweep import NEVER, Sweep
+from tests.unit.fakes import Clock, turns
+
+
+class Thing:
+    """Watched: answers each look with the next of `answers`."""
+
+    def __init__(self, *answers: float | None) -> None:
+        self.due_at = NEVER
+        self.looks: list[float] = []
+        self.answers = list(answers)
+
+    def due(self, now: float) -> float | None:
+        self.looks.append(now)
+        return self.answers.pop(0) if self.answers else None
+
+
+class Sweeping:
+    def __init__(self) -> None:
+        self.clock = Clock(100.0)
+        self.errors = 0
+        self.seconds = 0
+        self.sweep = Sweep(self.clock.monotonic, self.failed, self.second)
+
+    def failed(self) -> None:
+        self.errors += 1
+
+    def second(self) -> None:
+        self.seconds += 1
+
+    def to(self, seconds: float) -> None:
+        self.clock.seconds = seconds
+        self.sweep.run()
+
+
+@pytest.fixture
+def at():
+    return Sweeping()
+
+
+def test_nobody_is_looked_at_before_its_time(at):
+    thing = Thing()
+    at.sweep.watch(thing, 103)
+    at.to(102.9)
+    assert thing.looks == []
+    at.to(103)
+    assert thing.looks == [103]
+
+
+def test_a_time_within_a_second_is_kept_under_the_next(at):
+    thing = Thing()
+    at.sweep.watch(thing, 102.1)
+    assert thing.due_at == 103
+
+
+def test_a_time_that_is_over_is_the_next_second(at):
+    thing = Thing()
+    at.sweep.watch(thing, 3)
+    at.to(101)
+    assert thing.looks == [101]
+
+
+def test_one_look_is_all_unless_it_asks_for_more(at):
+    thing = Thing(None)
+    at.sweep.watch(thing, 101)
+    at.to(101)
+    at.to(200)
+    assert thing.looks == [101]
+    assert thing.due_at == NEVER
+
+
+def test_a_look_may_ask_for_the_next(at):
+    thing = Thing(105, None)
+    at.sweep.watch(thing, 101)
+    for second in range(101, 110):
+        at.to(second)
+    assert thing.looks == [101, 105]
+
+
+def test_seconds_that_were_slept_over_are_caught_up_with(at):
+    things = [Thing() for _ in range(5)]
+    for n, thing in enumerate(things):
+        at.sweep.watch(thing, 101 + n)
+    at.to(200)
+    assert [thing.looks for thing in things] == [[200]] * 5
+
+
+def test_watching_again_moves_the_time(at):
+    thing = Thing()
+    at.sweep.watch(thing, 101)
+    at.sweep.watch(thing, 105)
+    at.to(101)
+    assert thing.looks == []
+    at.sweep.watch(thing, 103)
+    at.to(103)
+    assert thing.looks == [103]
+
+
+def test_who_is_forgotten_is_not_looked_at(at):
+    thing = Thing()
+    at.sweep.watch(thing, 101)
+    at.sweep.forget(thing)
+    at.to(200)
+    assert thing.looks == []
+    assert thing.due_at == NEVER
+
+
+def test_forgetting_who_is_not_watched_is_nothing(at):
+    at.sweep.forget(Thing())
+
+
+def test_now_is_the_clock_as_of_the_last_run(at):
+    at.clock.advance(0.7)
+    assert at.sweep.now == 100
+    at.sweep.run()
+    assert at.sweep.now == pytest.approx(100.7)
+
+
+def test_a_look_that_fails_is_reported_and_stops_nobody_else(at):
+    class Broken(Thing):
+        def due(self, now):
+            raise ValueError
+
+    broken, fine = Broken(), Thing()
+    at.sweep.watch(broken, 101)
+    at.sweep.watch(fine, 101)
+    at.to(101)
+    assert at.errors == 1
+    assert fine.looks == [101]
+
+
+def test_a_look_may_forget_another_of_the_same_second(at):
+    other = Thing()
+
+    class Killer(Thing):
+        def due(self, now):
+            at.sweep.forget(other)
+            return None
+
+    at.sweep.watch(Killer(), 101)
+    at.sweep.watch(other, 101)
+    at.to(101)
+    assert other.looks == []
+
+
+def test_a_look_may_move_another_of_the_same_second(at):
+    other = Thing()
+
+    class Mover(Thing):
+        def due(self, now):
+            at.sweep.watch(other, 104)
+            return None
+
+    at.sweep.watch(Mover(), 101)
+    at.sweep.watch(other, 101)
+    at.to(101)
+    at.to(103)
+    assert other.looks == []
+    at.to(104)
+    assert other.looks == [104]
+
+
+async def test_many_looks_are_spread_over_turns(at, monkeypatch):
+    monkeypatch.setattr(module, "LOOKS", 2)
+    things = [Thing() for _ in range(5)]
+    for thing in things:
+        at.sweep.watch(thing, 101)
+    at.to(101)
+    assert sum(bool(thing.looks) for thing in things) == 2
+    await turns(1)
+    assert sum(bool(thing.looks) for thing in things) == 4
+    await turns(1)
+    assert all(thing.looks == [101] for thing in things)
+
+
+async def test_who_is_forgotten_while_in_line_is_not_looked_at(at, monkeypatch):
+    monkeypatch.setattr(module, "LOOKS", 1)
+    one, two = Thing(), Thing()
+    at.sweep.watch(one, 101)
+    at.sweep.watch(two, 101)
+    at.to(101)
+    at.sweep.forget(two)
+    await turns()
+    assert two.looks == []
+
+
+async def test_it_ticks_until_it_is_stopped(at):
+    at.sweep.start()
+    assert isinstance(at.sweep._timer, asyncio.TimerHandle)
+    at.sweep.stop()
+    assert at.sweep._timer is None
+    at.sweep.stop()
+
+
+def test_something_may_be_done_each_second(at):
+    for second in (101, 102, 110):
+        at.to(second)
+    assert at.seconds == 3

@@ -1,0 +1,673 @@
+"""WebSocket connections on a fake socket: the handshake's many answers, keepalive, the end, slow consumers."""
+
+import base64
+import hashlib
+import json
+from urllib.parse import quote
+
+import pytest
+from websockets.frames import Opcode
+
+from push1st import auth
+from push1st.config import Networks, ProtocolConfig, ServerConfig
+from push1st.transports.sweep import NEVER
+from push1st.transports.websocket import CLOSE_SECONDS, PONG_SECONDS, origin_allowed
+from tests.unit.fakes import (
+    APP,
+    KEY,
+    SECRET,
+    WALL,
+    Answer,
+    Site,
+    Transport,
+    app_config,
+    close,
+    close_of,
+    frames,
+    handshake,
+    masked,
+    request,
+    text,
+    texts,
+    turns,
+)
+
+PUSHER = f"/app/{KEY}?protocol=7&client=js&version=8.6.0&flash=false"
+RAW = f"/ws/app/{KEY}/c"
+TIMEOUT = 120
+PING = (Opcode.PING, b"")
+
+
+@pytest.fixture
+def site():
+    return Site()
+
+
+def body(transport: Transport) -> bytes:
+    """What came behind the handshake's answer."""
+    head, separator, rest = transport.data.partition(b"\r\n\r\n")
+    assert head.startswith(b"HTTP/1.1 101 ")
+    assert separator
+    return rest
+
+
+async def opened(site: Site, path: str = PUSHER, *headers: str) -> Transport:
+    """A connection whose first frames have been read."""
+    transport = await site.websocket(path, *headers)
+    transport.take()
+    return transport
+
+
+async def send(transport: Transport, *data: bytes) -> None:
+    for one in data:
+        transport.protocol.data_received(one)
+    await turns()
+
+
+def said(transport: Transport) -> list:
+    """The text messages since the last time."""
+    return texts(transport.take())
+
+
+# The handshake
+
+
+async def test_the_answer_proves_that_the_key_was_read(site):
+    transport = await site.websocket(PUSHER, "Sec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==")
+    assert b"Sec-WebSocket-Accept: s3pPLMBiTxaQ9kYGzzhZRbK+xOo=\r\n" in transport.data  # RFC 6455 §1.3
+
+
+async def test_the_answer_and_the_first_frame_leave_in_one_write(site):
+    transport = await site.websocket(PUSHER)
+    assert len(transport.writes) == 1
+
+
+@pytest.mark.parametrize("path", ["/app/", "/pusher/app/"])
+async def test_a_pusher_client_is_told_its_id(site, path):
+    transport = await site.websocket(f"{path}{KEY}?protocol=7")
+    (first,) = texts(body(transport))
+    assert first["event"] == "pusher:connection_established"
+    assert json.loads(first["data"]) == {"socket_id": "7.1", "activity_timeout": TIMEOUT}
+
+
+async def test_a_raw_client_gets_no_welcome(site):
+    assert body(await site.websocket(RAW)) == b""
+
+
+async def test_what_comes_behind_the_handshake_in_one_chunk_is_read(site):
+    transport = await site.ask(handshake(PUSHER) + text({"event": "pusher:ping", "data": {}}))
+    assert [one["event"] for one in texts(body(transport))] == ["pusher:connection_established", "pusher:pong"]
+
+
+async def test_a_message_published_in_the_turn_of_the_handshake_comes_behind_its_answer(site):
+    """Even when another subscriber's direct reply flushes the channel."""
+    other = await opened(site, RAW)
+    connection, transport = site.connect()
+    connection.data_received(handshake(RAW))
+    site.connect()[0].data_received(request("POST", f"/apps/{APP}/events", '{"name":"e","channel":"c","data":1}'))
+    other.protocol.data_received(text({"no": "message"}))
+    await turns()
+    assert transport.data.startswith(b"HTTP/1.1 101 ")
+    assert [one["data"] for one in texts(body(transport))] == [1]
+
+
+PUSHER_ENDS = {
+    "an unknown app": ("/app/unknown?protocol=7", 4001),
+    "no app": ("/app/?protocol=7", 4005),
+    "a longer path": (f"/app/{KEY}/more?protocol=7", 4005),
+    "no version": (f"/app/{KEY}", 4008),
+    "an empty version": (f"/app/{KEY}?protocol=", 4008),
+    "a version that is no number": (f"/app/{KEY}?protocol=seven", 4006),
+    "a negative version": (f"/app/{KEY}?protocol=-7", 4006),
+    "a version with a point": (f"/app/{KEY}?protocol=7.0", 4006),
+    "an old version": (f"/app/{KEY}?protocol=3", 4007),
+    "a version of the future": (f"/app/{KEY}?protocol=8", 4007),
+    "a huge version": (f"/app/{KEY}?protocol={10**8}", 4007),
+}
+
+
+@pytest.mark.parametrize(("path", "code"), PUSHER_ENDS.values(), ids=PUSHER_ENDS.keys())
+async def test_a_pusher_client_that_is_not_let_in_is_told_by_a_close_code(site, path, code):
+    transport = await site.websocket(path)
+    assert close_of(body(transport))[0] == code
+    assert len(frames(body(transport))) == 1
+    assert not transport.closed
+    assert site.metrics.refusals[str(code)] == 1
+    assert site.metrics.connections["pusher"] == 0
+
+
+@pytest.mark.parametrize("version", [4, 5, 6, 7])
+async def test_versions_4_to_7_are_spoken(site, version):
+    assert texts(body(await site.websocket(f"/app/{KEY}?protocol={version}")))
+
+
+@pytest.mark.parametrize(
+    "path", [f"/app/{KEY}/?protocol=7", f"/app/{KEY}?x=%20&protocol=7", f"/app/{KEY}?protocol=7&version=odd"]
+)
+async def test_odd_but_right_paths_are_let_in(site, path):
+    assert texts(body(await site.websocket(path)))
+
+
+@pytest.mark.parametrize(
+    ("changes", "code", "status"),
+    [({"enable": False}, 4003, 403), ({"limits": {"connections": 0}, "origins": ("http://a",)}, 4009, 403)],
+)
+async def test_what_the_app_says_binds_both_protocols(changes, code, status):
+    site = Site(app_config(**changes))
+    transport = await site.websocket(PUSHER, "Origin: http://evil")
+    assert close_of(body(transport))[0] == code
+    answer = Answer((await site.ask(handshake(RAW, "Origin: http://evil"))).data)
+    assert answer.status == status
+
+
+async def test_over_the_quota_is_told_apart_from_over_capacity():
+    site = Site(app_config({"connections": 1}))
+    await opened(site)
+    assert close_of(body(await site.websocket(PUSHER)))[0] == 4004
+    assert Answer((await site.ask(handshake(RAW))).data).status == 503
+
+
+async def test_while_draining_nobody_is_let_in(site):
+    site.node.draining = True
+    assert close_of(body(await site.websocket(PUSHER)))[0] == 4200
+    assert Answer((await site.ask(handshake(RAW))).data).status == 503
+
+
+async def test_a_whitelist_binds_its_protocol():
+    nets = Networks.parse(["10.0.0.0/8"])
+    site = Site(server=ServerConfig(pusher=ProtocolConfig(path="/pusher/", whitelist=nets)))
+    assert close_of(body(await site.websocket(PUSHER)))[0] == 4009
+    assert texts(body(await site.websocket(PUSHER, peer=("10.1.1.1", 1))))
+    assert texts(body(await site.websocket(PUSHER, peer="")))
+    assert body(await site.websocket(RAW)) == b""
+
+
+async def test_a_protocol_that_is_off_has_no_path():
+    site = Site(server=ServerConfig(proto=frozenset({"websocket"})))
+    assert Answer((await site.ask(handshake(PUSHER))).data).status == 404
+    site = Site(server=ServerConfig(proto=frozenset({"pusher"})))
+    assert Answer((await site.ask(handshake(RAW))).data).status == 404
+
+
+async def test_paths_can_be_configured():
+    server = ServerConfig(
+        app_path="/application/", pusher=ProtocolConfig(path="/p/", activity_timeout=20), websocket=ProtocolConfig(path="/w/")
+    )
+    site = Site(server=server)
+    for path in (f"/application/{KEY}?protocol=7", f"/p/application/{KEY}?protocol=7"):
+        (first,) = texts(body(await site.websocket(path)))
+        assert json.loads(first["data"])["activity_timeout"] == 20
+    assert body(await site.websocket(f"/w/application/{KEY}/c")) == b""
+
+
+# Raw clients
+
+
+async def test_a_raw_client_is_on_all_its_channels(site):
+    transport = await opened(site, f"/ws/app/{KEY}/a/b/%D0%B6%2Fx/a/")
+    for name in ("a", "b", "ж/x"):
+        assert site.world.publish(name, b"1") == 1
+    await turns()
+    assert [one["channel"] for one in said(transport)] == ["a", "b", "ж/x"]
+
+
+async def test_a_raw_clients_id_has_its_prefix(site):
+    await opened(site, f"{RAW}?session=p.q")
+    assert list(site.world.app.tenant.sessions) == ["p.q.7.1"]
+
+
+RAW_ENDS = {
+    "no channel": f"/ws/app/{KEY}",
+    "no channel but a slash": f"/ws/app/{KEY}/",
+    "a channel that needs a token": f"/ws/app/{KEY}/private-c",
+    "a name that is not allowed": f"/ws/app/{KEY}/a%00b",
+    "a name that is too long": f"/ws/app/{KEY}/{'c' * 256}",
+    "a reserved name": f"/ws/app/{KEY}/%23server-to-user-1",
+    "a path that is not UTF-8": f"/ws/app/{KEY}/%ff",
+    "a prefix that is not allowed": f"{RAW}?session=a%20b",
+    "a prefix with an empty part": f"{RAW}?session=a..b",
+    "a prefix of too many parts": f"{RAW}?session=a.a.a.a.a.a.a.a.a",
+}
+
+
+@pytest.mark.parametrize("path", RAW_ENDS.values(), ids=RAW_ENDS.keys())
+async def test_a_raw_client_that_has_nothing_to_hear_is_closed_with_1008(site, path):
+    transport = await site.websocket(path)
+    assert close_of(body(transport))[0] == 1008
+    assert site.world.app.tenant.sessions == {}
+    assert site.world.app.tenant.channels == {}
+    assert site.metrics.connections["websocket"] == 0
+
+
+async def test_channels_without_authorisation_are_skipped(site):
+    await opened(site, f"/ws/app/{KEY}/private-a/b/presence-c")
+    assert list(site.world.app.tenant.channels) == ["b"]
+
+
+def access(channel="*", origin="*", ttl=0, app=APP, secret=SECRET) -> str:
+    return auth.access_token(secret, app, origin, channel, ttl, WALL + 1000)
+
+
+PRIVATE = f"/ws/app/{KEY}/private-c"
+
+
+async def test_a_token_in_the_query_authorises(site):
+    await opened(site, f"{PRIVATE}?token={access()}")
+    assert "private-c" in site.world.app.tenant.channels
+
+
+@pytest.mark.parametrize("scheme", ["Bearer", "bearer"])
+async def test_a_token_in_the_header_authorises(site, scheme):
+    await opened(site, PRIVATE, f"Authorization: {scheme} {access()}")
+    assert "private-c" in site.world.app.tenant.channels
+
+
+@pytest.mark.parametrize(
+    "token",
+    [access("private-x"), access(app="other"), access(secret="wrong"), access(origin="http://a"), "x", quote("ж"), "a.b.c", ""],
+    ids=["another channel", "another app", "another secret", "a fixed origin", "x", "letters", "parts", "empty"],
+)
+async def test_a_token_that_is_not_good_here_authorises_nothing(site, token):
+    transport = await site.websocket(f"{PRIVATE}?token={token}")
+    assert close_of(body(transport))[0] == 1008
+
+
+async def test_a_token_ends_when_it_says(site):
+    token = access(ttl=10)
+    site.clock.advance(9)
+    await opened(site, f"{PRIVATE}?token={token}")
+    site.clock.advance(1)
+    assert close_of(body(await site.websocket(f"{PRIVATE}?token={token}")))[0] == 1008
+
+
+async def test_a_token_for_an_origin_is_good_for_that_origin(site):
+    token = access(origin="http://a")
+    await opened(site, f"{PRIVATE}?token={token}", "Origin: http://a")
+    assert close_of(body(await site.websocket(f"{PRIVATE}?token={token}", "Origin: http://b")))[0] == 1008
+
+
+# Messages
+
+
+async def test_a_message_published_reaches_both_protocols(site):
+    pusher, raw = await opened(site), await opened(site, RAW)
+    await send(pusher, text({"event": "pusher:subscribe", "data": {"channel": "c"}}))
+    pusher.take()
+    assert site.world.publish("c", b'{"a":1}') == 2
+    await turns()
+    assert [one["data"] for one in said(pusher)] == ['{"a":1}']
+    assert [one["data"] for one in said(raw)] == [{"a": 1}]
+
+
+async def test_a_bad_message_is_answered_and_the_client_stays(site):
+    pusher, raw = await opened(site), await opened(site, RAW)
+    await send(pusher, text("no JSON"))
+    await send(raw, text("[]"))
+    assert [one["event"] for one in said(pusher)] == ["pusher:error"]
+    assert [one["event"] for one in said(raw)] == ["error"]
+    assert not pusher.is_closing()
+    assert not raw.is_closing()
+
+
+async def test_what_is_no_json_ends_a_raw_connection(site):
+    raw = await opened(site, RAW)
+    await send(raw, text("no JSON"))
+    assert close_of(raw.data)[0] == 1002
+
+
+async def test_a_message_over_the_limit_ends_the_connection(site):
+    transport = await opened(site)
+    most = site.worker.most_message(site.config.server.pusher)
+    await send(transport, text("x" * (most + 1)))
+    assert close_of(transport.data)[0] == 1009
+
+
+async def test_a_full_event_fits_however_it_is_escaped(site):
+    raw = await opened(site, RAW)
+    await opened(site, RAW)
+    data = "\\u0061" * 10_240
+    await send(raw, text(f'{{"channel":"c","event":"e","data":"{data}"}}'))
+    assert raw.data == b""
+    assert site.metrics.events_in["websocket"] == 1
+
+
+async def test_a_binary_message_ends_the_connection(site):
+    transport = await opened(site)
+    await send(transport, masked(Opcode.BINARY, b"x"))
+    assert close_of(transport.data)[0] == 1003
+
+
+@pytest.mark.parametrize("payload", [b"", b"abc", b"x" * 125])
+async def test_a_ping_frame_is_answered_with_its_payload(site, payload):
+    transport = await opened(site)
+    await send(transport, masked(Opcode.PING, payload))
+    assert frames(transport.data) == [(Opcode.PONG, payload)]
+
+
+async def test_a_ping_between_fragments_is_answered_before_the_message(site):
+    transport = await opened(site)
+    whole = '{"event":"pusher:ping"}'
+    await send(transport, masked(Opcode.TEXT, whole[:5], fin=False), masked(Opcode.PING, "p"), masked(Opcode.CONT, whole[5:]))
+    assert [opcode for opcode, _ in frames(transport.data)] == [Opcode.PONG, Opcode.TEXT]
+
+
+async def test_bytes_in_are_counted(site):
+    transport = await opened(site)
+    await send(transport, b"x" * 7)
+    assert site.metrics.bytes_in == 7
+
+
+async def test_a_defect_ends_this_connection_without_details(site, monkeypatch):
+    transport, other = await opened(site), await opened(site)
+
+    def broken(text):
+        raise ValueError("a secret of ours")
+
+    monkeypatch.setattr(type(transport.protocol.codec), "decode", lambda self, text: broken(text))
+    await send(transport, text("{}"))
+    assert close_of(transport.data) == (1011, "internal error")
+    assert isinstance(site.failures[0], ValueError)
+    assert site.metrics.cut_offs["internal-error"] == 1
+    assert not other.is_closing()
+
+
+# Keepalive
+
+
+def quiet(site: Site, seconds: int) -> None:
+    site.pass_seconds(seconds)
+
+
+async def test_a_silent_client_is_pinged_by_frame_then_by_protocol_then_cut_off(site):
+    transport = await opened(site)
+    site.pass_seconds(TIMEOUT)
+    await turns()
+    assert frames(transport.take()) == [PING]
+    site.pass_seconds(PONG_SECONDS // 2)
+    await turns()
+    assert [one["event"] for one in said(transport)] == ["pusher:ping"]
+    site.pass_seconds(PONG_SECONDS // 2)
+    await turns()
+    assert close_of(transport.take())[0] == 4201
+    assert site.metrics.cut_offs["silent"] == 1
+    assert site.world.app.tenant.sessions == {}
+    site.pass_seconds(CLOSE_SECONDS + 1)
+    assert transport.aborted
+
+
+async def test_a_raw_client_is_pinged_by_frame_only():
+    site = Site(server=ServerConfig(websocket=ProtocolConfig(path="/ws/", activity_timeout=60)))
+    transport = await opened(site, RAW)
+    site.pass_seconds(60 + PONG_SECONDS // 2)
+    await turns()
+    assert frames(transport.take()) == [PING]
+    site.pass_seconds(PONG_SECONDS // 2 + 1)
+    await turns()
+    assert close_of(transport.take())[0] == 4201
+
+
+@pytest.mark.parametrize(
+    "sign",
+    [
+        masked(Opcode.PONG, b""),
+        masked(Opcode.PING, b""),
+        text({"event": "pusher:pong"}),
+        text("nonsense"),
+        masked(Opcode.TEXT, b"x")[:3],
+    ],
+    ids=["pong", "ping", "pusher:pong", "nonsense", "half a frame"],
+)
+@pytest.mark.parametrize("after", [0, PONG_SECONDS // 2])
+async def test_any_bytes_are_a_sign_of_life(site, sign, after):
+    transport = await opened(site)
+    for _ in range(3):
+        site.pass_seconds(TIMEOUT + after)
+        await send(transport, sign)
+    transport.take()
+    site.pass_seconds(TIMEOUT - 10)
+    await turns()
+    assert transport.data == b""
+
+
+async def test_a_client_that_talks_is_not_pinged(site):
+    transport = await opened(site)
+    for _ in range(10):
+        site.pass_seconds(TIMEOUT // 2)
+        await send(transport, masked(Opcode.PONG, b""))
+    assert transport.data == b""
+
+
+async def test_an_idle_client_costs_a_look_an_activity_timeout(site):
+    transport = await opened(site)
+    looks = 0
+    for _ in range(10 * TIMEOUT):
+        before = transport.protocol.due_at
+        site.pass_seconds(1)
+        looks += transport.protocol.due_at != before
+        await send(transport, masked(Opcode.PONG, b""))
+    assert looks <= 12
+
+
+# The end
+
+
+async def test_a_client_that_closes_is_answered_and_the_socket_closed(site):
+    transport = await opened(site)
+    await send(transport, close(1000, "bye"))
+    assert close_of(transport.data)[0] == 1000
+    assert transport.closed
+    assert site.world.app.tenant.sessions == {}
+
+
+@pytest.mark.parametrize(
+    ("sent", "answered"), [(b"", 1000), ((1001).to_bytes(2, "big"), 1001), ((4321).to_bytes(2, "big"), 4321)]
+)
+async def test_a_close_is_answered_with_its_code(site, sent, answered):
+    transport = await opened(site)
+    await send(transport, masked(Opcode.CLOSE, sent))
+    assert close_of(transport.data)[0] == answered
+
+
+async def test_what_comes_behind_a_close_is_not_read(site):
+    transport = await opened(site)
+    await send(transport, close() + text({"event": "pusher:ping"}))
+    assert len(frames(transport.data)) == 1
+
+
+async def test_what_is_due_goes_out_before_the_close(site):
+    transport = await opened(site, RAW)
+    site.world.publish("c", b"1")
+    transport.protocol.close(4009, "terminated")
+    site.world.publish("c", b"2")
+    await turns()
+    (first, second) = frames(transport.data)
+    assert json.loads(first[1])["data"] == 1
+    assert second == (Opcode.CLOSE, (4009).to_bytes(2, "big") + b"terminated")
+
+
+async def test_a_client_that_answers_the_close_is_let_go(site):
+    transport = await opened(site)
+    transport.protocol.close(4009, "terminated")
+    assert not transport.closed
+    await send(transport, close(4009))
+    assert transport.closed
+    assert len(frames(transport.data)) == 1
+
+
+async def test_a_client_that_does_not_answer_the_close_is_destroyed(site):
+    transport = await opened(site)
+    transport.protocol.close(4009, "terminated")
+    site.pass_seconds(CLOSE_SECONDS - 1)
+    assert not transport.aborted
+    site.pass_seconds(2)
+    assert transport.aborted
+
+
+async def test_a_client_that_goes_on_talking_after_the_close_is_destroyed_all_the_same(site):
+    transport = await opened(site)
+    transport.protocol.close(4009, "terminated")
+    transport.take()
+    for _ in range(CLOSE_SECONDS + 1):
+        await send(transport, text({"event": "pusher:ping"}), masked(Opcode.PING, b""))
+        site.pass_seconds(1)
+    assert transport.aborted
+    assert transport.data == b""
+
+
+async def test_bytes_behind_a_violation_are_no_defect_of_ours(site):
+    """Frames in two chunks, the second a violation; the client sends on while it is closed."""
+    transport = await opened(site)
+    await send(transport, b"\xc1", b"\x80\0\0\0\0", text("x"), text("y"))
+    assert close_of(transport.data)[0] == 1002
+    assert site.failures == []
+    assert site.metrics.cut_offs["internal-error"] == 0
+
+
+async def test_a_connection_that_is_lost_leaves_everything(site):
+    transport = await opened(site, RAW)
+    connection = transport.protocol
+    site.world.publish("c", b"1")
+    connection.connection_lost(ConnectionResetError())
+    await turns()
+    assert site.worker.open == set()
+    assert site.metrics.connections["websocket"] == 0
+    assert site.world.app.tenant.sessions == {}
+    assert site.world.app.tenant.channels == {}
+    assert connection.due_at == NEVER
+
+
+async def test_a_connection_that_is_lost_with_frames_of_its_own_stops_nobody(site):
+    """A client publishes behind a message of the API, and is lost in the same turn."""
+    one, two = await opened(site, RAW), await opened(site, RAW)
+    site.world.publish("c", b"1")
+    one.protocol.process(text({"channel": "c", "event": "e", "data": 2}))
+    one.protocol.connection_lost(None)
+    site.world.publish("c", b"3")
+    await turns()
+    site.world.publish("c", b"4")
+    await turns()
+    assert [one["data"] for one in said(two)] == [1, 2, 3, 4]
+
+
+async def test_connections_are_counted_once_in_and_once_out(site):
+    transport = await opened(site)
+    assert (site.metrics.connections["pusher"], site.metrics.opened["pusher"]) == (1, 1)
+    await send(transport, close())
+    transport.protocol.connection_lost(None)
+    assert (site.metrics.connections["pusher"], site.metrics.opened["pusher"]) == (0, 1)
+
+
+async def test_leaving_tells_the_client_to_come_back(site):
+    transport = await opened(site)
+    transport.protocol.leave(4200, "Server is stopping, reconnect")
+    transport.protocol.leave(4200, "Server is stopping, reconnect")
+    assert frames(transport.data) == [(Opcode.CLOSE, (4200).to_bytes(2, "big") + b"Server is stopping, reconnect")]
+
+
+# Slow consumers
+
+
+async def test_the_outbox_has_the_configured_bound():
+    site = Site(server=ServerConfig(outbox=12_345))
+    assert (await opened(site)).high == 12_345
+
+
+async def test_a_slow_consumer_is_cut_off_with_a_code_and_the_others_are_not(site):
+    slow, other = await opened(site, RAW), await opened(site, RAW)
+    slow.bound = 100
+    for _ in range(3):
+        site.world.publish("c", b'"' + b"x" * 100 + b'"')
+    site.world.publish("d", b"1")
+    await turns()
+    assert close_of(slow.data)[0] == 1008
+    assert site.metrics.cut_offs["slow"] == 1
+    assert len(said(other)) == 3
+    assert site.world.publish("c", b"1") == 1
+    site.pass_seconds(CLOSE_SECONDS + 1)
+    assert slow.aborted
+
+
+async def test_a_slow_pusher_client_is_told_to_back_off(site):
+    slow = await opened(site)
+    await send(slow, text({"event": "pusher:subscribe", "data": {"channel": "c"}}))
+    slow.take()
+    slow.bound = 10
+    site.world.publish("c", b'"x"')
+    await turns()
+    assert close_of(slow.data)[0] == 4100
+
+
+async def test_all_may_be_slow_at_once(site):
+    clients = [await opened(site, RAW) for _ in range(5)]
+    for one in clients:
+        one.bound = 10
+    site.world.publish("c", b'"x"')
+    await turns()
+    assert [close_of(one.data)[0] for one in clients] == [1008] * 5
+    assert site.world.app.tenant.channels == {}
+    assert site.failures == []
+
+
+async def test_a_slow_consumer_that_is_gone_before_the_cut_is_let_be(site):
+    slow = await opened(site, RAW)
+    slow.bound = 10
+    site.world.publish("c", b'"x"')
+    site.world.fanout.flush()
+    slow.protocol.connection_lost(None)
+    await turns()
+    assert site.metrics.cut_offs["slow"] == 0
+
+
+# A broker that takes its time
+
+
+async def test_a_raw_client_that_goes_while_it_is_subscribed_leaves_no_ghost():
+    site = Site(slow=True)
+    site.world.broker.held = {"subscribe"}
+    transport = await site.websocket(f"/ws/app/{KEY}/a/b")
+    transport.protocol.connection_lost(None)
+    await site.world.broker.let_all()
+    assert site.world.app.tenant.channels == {}
+    assert await site.world.memory.channels(APP) == []
+
+
+async def test_the_answer_to_a_handshake_does_not_wait_for_the_broker():
+    site = Site(slow=True)
+    site.world.broker.held = {"subscribe"}
+    assert body(await site.websocket(RAW)) == b""
+    await site.world.broker.let_all()
+    assert site.world.publish("c", b"1") == 1
+
+
+# Origins
+
+
+@pytest.mark.parametrize(
+    ("origin", "allowed", "lets_in"),
+    [
+        (None, ("http://a",), True),
+        ("http://evil", (), True),
+        ("http://evil", ("*",), True),
+        ("http://a", ("http://a",), True),
+        ("HTTP://A", ("http://a/",), True),
+        ("http://a:8080", ("http://a",), False),
+        ("http://a:8080", ("a",), True),
+        ("http://a:8080", ("a:8080",), True),
+        ("http://a", ("a:8080",), False),
+        ("https://a", ("http://a",), False),
+        ("http://a.evil", ("a",), False),
+        ("http://evil-a", ("a",), False),
+        ("http://sub.a", ("a",), False),
+        ("http://[::1]:80", ("[::1]",), True),
+        ("null", ("a",), False),
+        ("", ("a",), False),
+        ("http://", ("a",), False),
+    ],
+)
+def test_origins_are_compared_whole(origin, allowed, lets_in):
+    assert origin_allowed(origin, allowed) is lets_in
+
+
+def test_the_accept_value_is_what_the_standard_says():
+    digest = hashlib.sha1(b"dGhlIHNhbXBsZSBub25jZQ==258EAFA5-E914-47DA-95CA-C5AB0DC85B11", usedforsecurity=False).digest()
+    assert base64.b64encode(digest) == b"s3pPLMBiTxaQ9kYGzzhZRbK+xOo="
