@@ -181,14 +181,19 @@ class Fanout:
         self._flush_outboxes()
         budget = SLICE
         lanes = self._lanes
+        long: list[Lane] = []
         for lane in list(lanes):
-            if budget <= 0:
-                break
-            if lane.slices:
-                budget -= self._flush_slices(lane, budget)
-            else:
-                budget -= min(len(lane.writes), SLICE)
+            if not lane.slices and budget > 0:
                 self._flush_lane(lane)
+                budget -= 0 if lane.slices else len(lane.writes)
+            if lane.slices:
+                long.append(lane)
+            elif not lane.due:
+                del lanes[lane]
+        # Long flushes share what is left, but at least half a turn, and take turns.
+        each = max(budget, SLICE // 2) // max(1, len(long)) or 1
+        for lane in long:
+            self._flush_slices(lane, each)
             if not lane.due:
                 del lanes[lane]
         if lanes and not self._scheduled:

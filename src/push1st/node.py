@@ -7,6 +7,7 @@ became void during a wait is taken back.
 
 from collections import Counter
 from collections.abc import Callable, Coroutine, Sequence
+from contextlib import suppress
 from typing import Any, Protocol
 
 import msgspec
@@ -150,10 +151,8 @@ class Node:
         for name in (*left.lanes, *left.topics):
             tenant.unsubscribe(client, name)
         for name in left.lanes:
-            try:
+            with suppress(Refused):  # the broker is away: the entry goes with this node's lease
                 await self._roster.leave(id, name, client.id, _user_id(left.members.get(name)))
-            except Refused:  # the broker is away: the entry goes with this node's lease
-                continue
             await self._release(app, name)
             if app.config.subscription_count:
                 await self._count(app, name)
@@ -183,9 +182,7 @@ class Node:
                 raise LimitReached(403, "the connection is closed")
             return self._join(app, client, name), members
         finally:
-            self._wanted[key] -= 1
-            if not self._wanted[key]:
-                del self._wanted[key]
+            self._want_less(key)
             await self._release(app, name)
 
     async def subscribed(self, app: App, name: str) -> Replayed | CacheMissed | None:
@@ -216,6 +213,11 @@ class Node:
         if channel is not None:
             self.fanout.settle_lanes(channel.lanes)
         return app.tenant.subscribe(client, name)
+
+    def _want_less(self, key: tuple[str, str]) -> None:
+        self._wanted[key] -= 1
+        if not self._wanted[key]:
+            del self._wanted[key]
 
     async def _release(self, app: App, name: str) -> None:
         """Ends the worker's subscription to a topic, if nobody here needs it any more."""
@@ -258,18 +260,27 @@ class Node:
         id = app.config.id
         topics = (session_topic(user.id), *map(watch_topic, user.watchlist))
         for name in topics:
-            if name not in app.tenant.channels:
-                await self._broker.subscribe(id, name)
-        lanes = {name: self._join(app, client, name) for name in topics} if not client.closed else {}
-        await self._users.sign_in(id, user.id, client.id)
-        online = await self._users.online(id, user.watchlist)
-        if client.closed:
-            for name in lanes:
-                app.tenant.unsubscribe(client, name)
-            await self._users.sign_out(id, user.id, client.id)
+            self._wanted[id, name] += 1
+        signed_in = False
+        try:
             for name in topics:
+                if name not in app.tenant.channels:
+                    await self._broker.subscribe(id, name)
+            lanes = {name: self._join(app, client, name) for name in topics if not client.closed}
+            await self._users.sign_in(id, user.id, client.id)
+            online = await self._users.online(id, user.watchlist)
+            if client.closed:
+                raise LimitReached(403, "the connection is closed")
+            signed_in = True
+        finally:
+            if not signed_in:
+                for name in topics:
+                    app.tenant.unsubscribe(client, name)
+                with suppress(Refused):
+                    await self._users.sign_out(id, user.id, client.id)
+            for name in topics:
+                self._want_less((id, name))
                 await self._release(app, name)
-            raise LimitReached(403, "the connection is closed")
         return lanes, Watched(
             tuple(one for one in user.watchlist if one in online), tuple(one for one in user.watchlist if one not in online)
         )

@@ -183,7 +183,8 @@ class Session:
             try:
                 await self._one(command)
             except Refused as refused:
-                self.refuse(refused)
+                if not self.closed:
+                    self.refuse(refused)
             except Disconnect as end:
                 self.outlet.close(end.code, end.reason)
             except Exception:
@@ -303,7 +304,7 @@ class Session:
     def _member(self, channel_data: str) -> Member:
         if not channel_data and self.user is not None:
             return Member(self.user.id, self.user.info)  # Pusher protocol, section 3
-        if len(channel_data) > USER_BYTES and len(channel_data.encode()) > USER_BYTES:
+        if len(channel_data.encode()) > USER_BYTES:
             raise Refused(413, f"channel_data is over {USER_BYTES} bytes")
         try:
             data = _channel_data.decode(channel_data)

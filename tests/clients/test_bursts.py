@@ -23,7 +23,9 @@ def publish_all(server: ServerProcess, bodies: list[dict[str, Any]]) -> list[dic
         requests = []
         for body in bodies:
             data = json.dumps(body).encode()
-            requests.append(b"POST /apps/app-test/events HTTP/1.1\r\nHost: localhost\r\nContent-Length: %d\r\n\r\n%b" % (len(data), data))
+            requests.append(
+                b"POST /apps/app-test/events HTTP/1.1\r\nHost: localhost\r\nContent-Length: %d\r\n\r\n%b" % (len(data), data)
+            )
         writer = threading.Thread(target=wire.send, args=[b"".join(requests)])
         writer.start()
         answers = [wire.response() for _ in bodies]

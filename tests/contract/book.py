@@ -85,7 +85,7 @@ class Book:
             assert received == page.final, "something was written to a connection that is gone"
         read = FRAME.findall(received)
         assert b"".join(read) == received, f"frames are broken up: {received!r}"
-        kinds = dict((frame, channel) for channel, frame in page.owed)
+        kinds = {frame: channel for channel, frame in page.owed}
         for frame in read:
             assert frame in kinds, f"{frame!r} was not for it"
         for channel in {channel for channel, _ in page.owed} | {""}:

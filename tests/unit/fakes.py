@@ -245,12 +245,15 @@ class Outlet:
         self.closes: list[tuple[int, str]] = []
         self.failures: list[BaseException | None] = []
         self.writes: list[bytes] = []
+        self.on_write: Callable[[], object] = lambda: None
 
     def write(self, data: bytes) -> None:
+        self.on_write()
         self.writes.append(data)
 
     def send(self, reply: Any) -> None:
-        self.replies.append(reply)
+        if self.session is None or not self.session.closed:
+            self.replies.append(reply)
 
     def close(self, code: int, reason: str) -> None:
         self.closes.append((code, reason))
@@ -578,10 +581,11 @@ def texts(data: bytes) -> list[Any]:
     return [json.loads(payload) for opcode, payload in frames(data) if opcode is Opcode.TEXT]
 
 
-def close_of(data: bytes) -> tuple[int, str] | None:
-    """Code and reason of the close frame a client reads, which must be the last one."""
+def close_of(data: bytes) -> tuple[int, str]:
+    """Code and reason of the close frame a client reads, which must be there and the last one."""
     *_, (opcode, payload) = frames(data)
-    return (int.from_bytes(payload[:2], "big"), payload[2:].decode()) if opcode is Opcode.CLOSE else None
+    assert opcode is Opcode.CLOSE, opcode
+    return int.from_bytes(payload[:2], "big"), payload[2:].decode()
 
 
 def token(session: Session, channel: str, channel_data: str = "") -> str:

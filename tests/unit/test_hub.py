@@ -67,9 +67,8 @@ def test_a_wire_nobody_uses_has_no_lane(tenant):
 
 def test_a_lane_keeps_the_order_of_joining(tenant):
     clients = [client(f"1.{n}") for n in range(5)]
-    for one in clients:
-        lane = tenant.subscribe(one, "c")
-    assert list(lane.writes) == clients
+    lanes = [tenant.subscribe(one, "c") for one in clients]
+    assert list(lanes[0].writes) == clients
 
 
 def test_subscribing_twice_is_once(tenant):

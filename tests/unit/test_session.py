@@ -23,7 +23,7 @@ from push1st.messages import (
     Watched,
 )
 from push1st.protocols.websocket import text_frame
-from push1st.session import PATIENCE, WAITING
+from push1st.session import PATIENCE, PUBLISHES, WAITING
 from tests.unit.fakes import APP, KEY, RAW, SECRET, World, app_config, done, frames, token, turns
 
 ALL = frozenset(("public", "private", "presence"))
@@ -271,8 +271,6 @@ def test_the_infos_text_is_kept_as_it_came(client):
         '{"user_id":1.5}',
         '{"user_id":true}',
         '{"user_id":"a b"}',
-    ]
-    + [
         '{"user_id":"' + "u" * 129 + '"}',
         '{"user_id":"ж"}',
         '{"user_id":"\\ud800"}',
@@ -457,8 +455,14 @@ def test_event_names_that_may_not_be_are_refused(world, event):
 
 @pytest.mark.parametrize(
     ("data", "code"),
-    [(b'"' + b"a" * 100 + b'"', None), (b'"' + b"a" * 101 + b'"', 413), (b"1" * 100, None), (b"1" * 101, 413)]
-    + [(b'"' + b"\\u0061" * 100 + b'"', None), (b'"' + b"\\u0436" * 51 + b'"', 413)],
+    [
+        (b'"' + b"a" * 100 + b'"', None),
+        (b'"' + b"a" * 101 + b'"', 413),
+        (b"1" * 100, None),
+        (b"1" * 101, 413),
+        (b'"' + b"\\u0061" * 100 + b'"', None),
+        (b'"' + b"\\u0436" * 51 + b'"', 413),
+    ],
 )
 def test_the_size_of_data_is_limited_as_its_subscribers_see_it(data, code):
     world = World(app_config({"payload": 100}))
@@ -673,7 +677,7 @@ def test_terminating_a_user_closes_where_it_signed_in_and_nothing_else(world):
 
 
 def test_a_signed_in_connection_that_ends_leaves_nothing(client, world):
-    session, outlet = client
+    session, _ = client
     sign_in(session, "u1", ["u2", "u3"])
     session.close()
     world.turns.drain()
@@ -792,6 +796,24 @@ def test_bad_subscriptions_are_a_flood_too(client, world):
     assert session.closed
 
 
+def test_a_client_that_is_only_too_fast_stays(world):
+    session, outlet = member_of(world)
+    for _ in range(3 * PATIENCE):
+        session.handle(Publish("private-c", "client-e", b"1"))
+    assert outlet.closes == []
+    assert not session.closed
+
+
+def test_a_raw_client_that_floods_is_cut_off(world):
+    session, outlet = raw(world)
+    session.handle(Subscribe("c"))
+    for _ in range(PUBLISHES + 1):
+        session.handle(Publish("c", "e", b"1"))
+    assert [code for code, _ in outlet.closes] == [1008]
+    assert world.metrics.cut_offs["flood"] == 1
+    assert world.metrics.events_in["websocket"] == PUBLISHES
+
+
 def test_patience_comes_back_with_time(client, world):
     session, outlet = client
     for _ in range(5):
@@ -881,7 +903,7 @@ async def test_a_refusal_while_others_wait_does_not_end_the_queue(slow):
 @pytest.mark.parametrize("call", ["subscribe", "join"])
 async def test_a_join_that_waits_is_taken_back_when_the_connection_ends(slow, call):
     slow.broker.held = {call}
-    (session, outlet), (_, other) = slow.session(), slow.session()
+    session, outlet = slow.session()
     presence(session, {"user_id": "ghost"})
     await turns()
     session.close()

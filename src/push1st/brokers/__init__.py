@@ -73,7 +73,7 @@ class Roster(Protocol):
         """
 
     async def leave(self, app: str, channel: str, socket_id: str, user_id: str | None) -> None:
-        """Takes a subscription off; unknown ones are ignored."""
+        """Takes off a subscription that was made by `join`; unknown members are ignored."""
 
     async def channels(self, app: str, prefix: str = "") -> Sequence[Occupancy]:
         """The occupied channels whose names begin with `prefix`, by name."""

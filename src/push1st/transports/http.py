@@ -5,6 +5,7 @@ behind it queue, and when they are many the socket is not read. Every stage has 
 """
 
 import asyncio
+import ipaddress
 import re
 import time
 from collections import deque
@@ -77,7 +78,11 @@ def _is_own_name(host: bytes) -> bool:
 
 
 def _is_loopback(ip: str) -> bool:
-    return ip.startswith(("127.", "::ffff:127.")) or ip == "::1"
+    try:
+        address = ipaddress.ip_address(ip.partition("%")[0])
+    except ValueError:
+        return False
+    return (getattr(address, "ipv4_mapped", None) or address).is_loopback
 
 
 class HttpConnection(asyncio.Protocol):
@@ -89,6 +94,7 @@ class HttpConnection(asyncio.Protocol):
         "_busy",
         "_deadline",
         "_ended",
+        "_gone",
         "_head",
         "_headers",
         "_last",
@@ -133,6 +139,7 @@ class HttpConnection(asyncio.Protocol):
         self._waiting: deque[tuple[Request, bool]] = deque()
         self._busy = False
         self._last = False
+        self._gone = False
         self._paused = False
         self._writing = True
         self._upgraded: WebSocketConnection | None = None
@@ -191,7 +198,8 @@ class HttpConnection(asyncio.Protocol):
             worker.failed("request")
             self._refuse(500, "internal error")
         except httptools.HttpParserError as wrong:
-            self._refuse(400, f"not an HTTP/1.1 request: {wrong}")
+            if not self._last:  # what follows the last request is passed over
+                self._refuse(400, f"not an HTTP/1.1 request: {wrong}")
         if self._stage != IDLE:
             # What the parser keeps to itself or passes over is counted here: bytes that surely belong to this request.
             if self._started == before[1]:
@@ -372,7 +380,7 @@ class HttpConnection(asyncio.Protocol):
         if b"origin" in headers:
             return False
         if b"x-forwarded-for" not in headers and b"forwarded" not in headers:
-            return self._trusts_peer and (not _is_loopback(self._peer) or _is_own_name(headers.get(b"host", b"")))
+            return self._trusts_peer and (_is_own_name(headers.get(b"host", b"")) or not _is_loopback(self._peer))
         # What a proxy forwards came from elsewhere, whatever it says of itself.
         ip = self._client_ip()
         trust = self._listener.worker.config.api.trust
@@ -406,6 +414,8 @@ class HttpConnection(asyncio.Protocol):
         except Exception as wrong:
             response = self._failure(wrong)
         self._busy = False
+        if self._gone:
+            return
         self._answer(response, keep, head)
         while self._waiting and not self._busy:
             request, keep = self._waiting.popleft()
@@ -500,14 +510,17 @@ class HttpConnection(asyncio.Protocol):
         worker = self._listener.worker
         worker.open.discard(self)
         worker.sweep.forget(self)
+        self._gone = True
         del self._parser
 
     def _upgrade(self, rest: bytes) -> None:
+        if self._headers.get(b"upgrade", b"").lower() == b"websocket" and self._busy:
+            self._refuse(400, "a WebSocket handshake behind a request that is not answered yet")
         if self._refused is not None or self._headers.get(b"upgrade", b"").lower() != b"websocket":
-            self._refused = self._refused or error(400, "only WebSocket upgrades are served")
+            # Another upgrade than to a WebSocket is passed over: the request has been served as it is.
             self._last = True
-            if not self._answers and not self._busy:
-                self._answer(self._refused, False)
+            if self._refused is not None and not self._busy:
+                self._answer(self._refused, False, self._is_head())
             self.flush()
             return
         worker = self._listener.worker
@@ -524,9 +537,7 @@ class HttpConnection(asyncio.Protocol):
             self._client_ip() or (self._peer if not worker.config.server.proxies.contains(self._peer) else "unknown"),
         )
         refusal: Response | WebSocketConnection
-        if self._busy:
-            refusal = error(400, "a WebSocket handshake behind a request that is not answered yet")
-        elif self._parser.get_http_version() != "1.1" or b"content-length" in headers or b"transfer-encoding" in headers:
+        if self._parser.get_http_version() != "1.1" or b"content-length" in headers or b"transfer-encoding" in headers:
             refusal = error(400, "a WebSocket handshake is an HTTP/1.1 request without a body")  # RFC 6455 §4.1
         else:
             refusal = upgrade(worker, handshake, self._transport, rest, b"".join(self._answers))
@@ -542,16 +553,15 @@ class HttpConnection(asyncio.Protocol):
 
 
 _dated = (-1, b"")
-_oks: dict[bytes, bytes] = {}
+_oks: dict[bytes, tuple[int, bytes]] = {}
 
 
 def _ok(now: float, content_type: bytes) -> bytes:
     """The start of the most frequent answer, up to its length; made once a second."""
-    if int(now) != _dated[0]:
-        _oks.clear()
-    start = _oks.get(content_type)
-    if start is None:
-        start = _oks[content_type] = b"%b%b\r\nContent-Type: %b\r\nContent-Length: " % (_STATUS[200], _date(now), content_type)
+    second, start = _oks.get(content_type, (-1, b""))
+    if second != int(now):
+        start = b"%b%b\r\nContent-Type: %b\r\nContent-Length: " % (_STATUS[200], _date(now), content_type)
+        _oks[content_type] = int(now), start
     return start
 
 

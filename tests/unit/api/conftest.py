@@ -8,7 +8,7 @@ import pytest
 from push1st.api import Api
 from push1st.config import AppConfig
 from push1st.errors import Refused
-from push1st.messages import Options, Request, Response
+from push1st.messages import Message, Options, Request, Response
 from tests.unit.fakes import APP, World, done, signed
 
 
@@ -20,15 +20,14 @@ class Caller:
         self.api = Api(self.world.node, "/apps/")
         self.trusted = True
         self.sent: list[tuple[str, str, bytes, str, Options]] = []
-        publish = self.world.node.publish
+        publish = self.world.memory.publish
 
-        def noted(
-            app: Any, channel: str, event: str, data: bytes, stamp: Any, sender: str, exclude: str, options: Options
-        ) -> Any:
-            self.sent.append((channel, event, data, exclude, options))
-            return publish(app, channel, event, data, stamp, sender, exclude, options)
+        async def noted(message: Message) -> int:
+            options = Options(0, message.delivery, message.target)
+            self.sent.append((message.channel, message.event, message.data, message.exclude, options))
+            return await publish(message)
 
-        self.world.node.publish = noted  # type: ignore[method-assign]
+        self.world.memory.publish = noted  # type: ignore[method-assign]
 
     def respond(self, request: Request) -> Response:
         """As a connection does: what is refused is answered."""

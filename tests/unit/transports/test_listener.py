@@ -55,9 +55,7 @@ async def test_a_turn_reads_all_then_works_then_writes_answers_before_deliveries
     log: list[str] = []
     session, outlet = stage.session(push=frozenset())
     session.handle(Subscribe("c"))
-    outlet.write = lambda data: log.append("a delivery")  # type: ignore[method-assign]
-    session.write = outlet.write
-    stage.app.tenant.channels["c"].lanes[0].writes[session] = outlet.write
+    outlet.on_write = lambda: log.append("a delivery")
     one, two = Connection(site, log, "one"), Connection(site, log, "two")
     worker.arrived(one, b"a")
     worker.arrived(two, b"b")

@@ -142,7 +142,6 @@ def test_a_look_may_forget_another_of_the_same_second(at):
     class Killer(Thing):
         def due(self, now):
             at.sweep.forget(other)
-            return None
 
     at.sweep.watch(Killer(), 101)
     at.sweep.watch(other, 101)
@@ -156,7 +155,6 @@ def test_a_look_may_move_another_of_the_same_second(at):
     class Mover(Thing):
         def due(self, now):
             at.sweep.watch(other, 104)
-            return None
 
     at.sweep.watch(Mover(), 101)
     at.sweep.watch(other, 101)
@@ -193,9 +191,10 @@ async def test_who_is_forgotten_while_in_line_is_not_looked_at(at, monkeypatch):
 
 async def test_it_ticks_until_it_is_stopped(at):
     at.sweep.start()
-    assert isinstance(at.sweep._timer, asyncio.TimerHandle)
+    timer = at.sweep._timer
+    assert isinstance(timer, asyncio.TimerHandle)
     at.sweep.stop()
-    assert at.sweep._timer is None
+    assert timer.cancelled()
     at.sweep.stop()
 
 

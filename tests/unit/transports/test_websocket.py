@@ -11,7 +11,7 @@ from websockets.frames import Opcode
 from push1st import auth
 from push1st.config import Networks, ProtocolConfig, ServerConfig
 from push1st.transports.sweep import NEVER
-from push1st.transports.websocket import CLOSE_SECONDS, PONG_SECONDS, origin_allowed
+from push1st.transports.websocket import AUTHORIZE_SECONDS, CLOSE_SECONDS, PONG_SECONDS, origin_allowed
 from tests.unit.fakes import (
     APP,
     KEY,
@@ -29,6 +29,7 @@ from tests.unit.fakes import (
     request,
     text,
     texts,
+    token,
     turns,
 )
 
@@ -360,10 +361,10 @@ async def test_bytes_in_are_counted(site):
 async def test_a_defect_ends_this_connection_without_details(site, monkeypatch):
     transport, other = await opened(site), await opened(site)
 
-    def broken(text):
+    def broken(_codec, _text):
         raise ValueError("a secret of ours")
 
-    monkeypatch.setattr(type(transport.protocol.codec), "decode", lambda self, text: broken(text))
+    monkeypatch.setattr(type(transport.protocol.codec), "decode", broken)
     await send(transport, text("{}"))
     assert close_of(transport.data) == (1011, "internal error")
     assert isinstance(site.failures[0], ValueError)
@@ -372,10 +373,6 @@ async def test_a_defect_ends_this_connection_without_details(site, monkeypatch):
 
 
 # Keepalive
-
-
-def quiet(site: Site, seconds: int) -> None:
-    site.pass_seconds(seconds)
 
 
 async def test_a_silent_client_is_pinged_by_frame_then_by_protocol_then_cut_off(site):
@@ -448,7 +445,48 @@ async def test_an_idle_client_costs_a_look_an_activity_timeout(site):
     assert looks <= 12
 
 
+# Clients that must authorise themselves
+
+
+@pytest.fixture
+def strict():
+    return Site(app_config(authorized_only=True))
+
+
+async def test_a_client_that_does_not_authorise_itself_in_time_is_cut_off(strict):
+    transport = await opened(strict)
+    await send(transport, text({"event": "pusher:subscribe", "data": {"channel": "c"}}))
+    strict.pass_seconds(AUTHORIZE_SECONDS - 1)
+    assert not strict.metrics.cut_offs
+    strict.pass_seconds(2)
+    assert close_of(transport.data)[0] == 4009
+
+
+async def test_a_client_that_does_is_kept(strict):
+    transport = await opened(strict)
+    (session,) = strict.world.app.tenant.sessions.values()
+    data = {"channel": "private-c", "auth": token(session, "private-c")}
+    await send(transport, text({"event": "pusher:subscribe", "data": data}))
+    strict.pass_seconds(TIMEOUT - 20)
+    assert not strict.metrics.cut_offs
+
+
+async def test_a_raw_client_has_shown_its_rights_already(strict):
+    await opened(strict, RAW)
+    strict.pass_seconds(TIMEOUT)
+    assert not strict.metrics.cut_offs
+
+
 # The end
+
+
+async def test_a_client_that_has_said_all_is_gone(site):
+    transport = await opened(site, RAW)
+    connection = transport.protocol
+    connection.data_received(text({"channel": "c", "event": "e", "data": 1}))
+    assert connection.eof_received() is False
+    assert site.metrics.events_in["websocket"] == 1
+    assert site.world.app.tenant.sessions == {}
 
 
 async def test_a_client_that_closes_is_answered_and_the_socket_closed(site):
@@ -488,7 +526,7 @@ async def test_what_is_due_goes_out_before_the_close(site):
 async def test_a_client_that_answers_the_close_is_let_go(site):
     transport = await opened(site)
     transport.protocol.close(4009, "terminated")
-    assert not transport.closed
+    assert not transport.is_closing()
     await send(transport, close(4009))
     assert transport.closed
     assert len(frames(transport.data)) == 1

@@ -1,0 +1,169 @@
+"""Fuzzes HTTP connections: any bytes, in any chunks, are answered with whole responses or not at all, never with a 500.
+
+The API behind it is the real one, with the demo app; handshakes are real, too.
+"""
+
+import asyncio
+import sys
+from collections.abc import Callable
+from functools import cache
+from random import Random
+from typing import Any
+
+from fuzz.runner import cut, main
+from push1st.api import Api
+from push1st.apps.files import Files
+from push1st.brokers.memory import Memory
+from push1st.config import Config, demo
+from push1st.eager import begin
+from push1st.fanout import Fanout
+from push1st.metrics import Metrics
+from push1st.node import Node
+from push1st.protocols.pusher import Pusher
+from push1st.protocols.raw import Raw
+from push1st.transports.http import HttpConnection
+from push1st.transports.listener import Listener, Worker
+from push1st.transports.sweep import Sweep
+
+EVENT = b'{"name":"e","channels":["c"],"data":"x"}'
+UPGRADE = (
+    b" HTTP/1.1\r\nHost: localhost\r\nConnection: Upgrade\r\nUpgrade: websocket\r\n"
+    b"Sec-WebSocket-Version: 13\r\nSec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\n\r\n"
+)
+SEEDS = [
+    b"GET /apps/app-test/channels/ HTTP/1.1\r\nHost: localhost\r\n\r\n",
+    b"GET http://h/apps/app-test/channels/c?info=user_count HTTP/1.0\r\nConnection: keep-alive\r\n\r\n",
+    b"POST /apps/app-test/events HTTP/1.1\r\nHost: localhost\r\nContent-Length: %d\r\n\r\n%b" % (len(EVENT), EVENT),
+    b"POST /apps/app-test/events HTTP/1.1\r\nHost: localhost\r\nTransfer-Encoding: chunked\r\n\r\n%x\r\n%b\r\n0\r\nT: x\r\n\r\n"
+    % (len(EVENT), EVENT),
+    b"POST /apps/app-test/events?auth_key=app-key&auth_signature=x HTTP/1.1\r\nHost: localhost\r\n"
+    b"Expect: 100-continue\r\nContent-Length: 2\r\n\r\n{}",
+    b"HEAD /health HTTP/1.1\r\nHost: localhost\r\nX-Forwarded-For: 1.2.3.4, 127.0.0.1\r\nOrigin: null\r\n\r\n",
+    b"GET /app/app-key?protocol=7" + UPGRADE,
+    b"GET /ws/app/app-key/c/d%20e?session=p&token=a.b.c" + UPGRADE,
+    b"GET / HTTP/1.1\r\nHost: localhost\r\nConnection: Upgrade, HTTP2-Settings\r\nUpgrade: h2c\r\nHTTP2-Settings: AA\r\n\r\n",
+    b"OPTIONS * HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n",
+]
+
+
+class Socket(asyncio.Transport):
+    """Keeps what is written."""
+
+    def __init__(self) -> None:
+        super().__init__({"peername": ("127.0.0.1", 1)})
+        self.data = b""
+        self.ended = False
+        self.protocol: Any = None
+
+    def write(self, data: Any) -> None:
+        if not self.ended:
+            self.data += data
+
+    def close(self) -> None:
+        self.ended = True
+
+    def abort(self) -> None:
+        self.ended = True
+
+    def is_closing(self) -> bool:
+        return self.ended
+
+    def pause_reading(self) -> None: ...
+
+    def resume_reading(self) -> None: ...
+
+    def set_protocol(self, protocol: asyncio.BaseProtocol) -> None:
+        self.protocol = protocol
+
+    def set_write_buffer_limits(self, high: int | None = None, low: int | None = None) -> None: ...
+
+
+class Clock:
+    def monotonic(self) -> float:
+        return 1.0
+
+    def wall(self) -> int:
+        return 1_700_000_000_000_000_000
+
+
+class Server:
+    """A worker without sockets. failed: what it would have logged."""
+
+    def __init__(self, config: Config) -> None:
+        self.loop = asyncio.new_event_loop()
+        self.failures: list[BaseException | None] = []
+        clock, metrics = Clock(), Metrics()
+        fanout = Fanout(self.call_soon, clock.wall, metrics, self.note)
+        numbers = Random(1)  # noqa: S311 - ids of connections, in a fuzzer
+        self.node = Node(Files(config.apps), fanout, metrics, clock, numbers.getrandbits)
+        memory = Memory(self.node.stamp)
+        begin(self.node.open(memory, memory, memory))
+        sweep = Sweep(clock.monotonic, self.note, lambda: None)
+        codecs: dict[str, Any] = {"pusher": Pusher(), "websocket": Raw()}
+        self.worker = Worker(self.node, Api(self.node, config.api.path).serve, config, codecs, sweep, self.failed)
+        self.listener = Listener(self.worker, True, config.api.whitelist, 10)
+
+    def call_soon(self, run: Callable[[], None]) -> object:
+        return self.loop.call_soon(run)
+
+    def failed(self, where: str) -> None:
+        self.note()
+
+    def note(self) -> None:
+        self.failures.append(sys.exception())
+
+    async def converse(self, chunks: list[bytes]) -> bytes:
+        socket = Socket()
+        connection = HttpConnection(self.listener)
+        socket.protocol = connection
+        connection.connection_made(socket)
+        for chunk in chunks:
+            if not socket.ended:
+                socket.protocol.data_received(chunk)
+                await asyncio.sleep(0)
+        for _ in range(3):
+            await asyncio.sleep(0)
+        socket.protocol.connection_lost(None)
+        await asyncio.sleep(0)
+        return socket.data
+
+
+@cache
+def server() -> Server:
+    return Server(demo())
+
+
+def run(data: bytes, random: Random) -> None:
+    one = server()
+    answer = one.loop.run_until_complete(one.converse(list(cut(data, random))))
+    if one.failures:
+        failure = one.failures.pop()
+        raise AssertionError("a defect was logged") from failure
+    check(answer, b"HEAD" in data)
+    assert not one.worker.open, "a connection was left behind"
+    assert not one.node.app(one.worker.config.apps[0]).tenant.sessions, "a session was left behind"
+
+
+def check(answer: bytes, head: bool) -> None:
+    """Responses are whole, up to a 101; behind that are frames."""
+    while answer:
+        lines, found, rest = answer.partition(b"\r\n\r\n")
+        assert found, "half a head"
+        first, *headers = lines.split(b"\r\n")
+        version, status, _ = first.split(b" ", 2)
+        assert version == b"HTTP/1.1"
+        assert status != b"500"
+        if status == b"101":
+            return
+        if status == b"100":
+            answer = rest
+            continue
+        (size,) = (int(header[16:]) for header in headers if header.startswith(b"Content-Length: "))
+        if head and (not rest or rest.startswith(b"HTTP/1.1 ")):
+            size = 0
+        assert len(rest) >= size, "half a body"
+        answer = rest[size:]
+
+
+if __name__ == "__main__":
+    main(run, SEEDS, __doc__)

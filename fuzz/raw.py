@@ -1,0 +1,45 @@
+"""Fuzzes the raw WebSocket codec: any text is a message, is refused with 400, or ends the connection with 1002."""
+
+import json
+from random import Random
+
+from fuzz.pusher import sent
+from fuzz.runner import main
+from push1st.errors import Disconnect, Refused
+from push1st.messages import Failure, Message, Publish
+from push1st.protocols.raw import Raw
+from push1st.protocols.websocket import close_frame
+
+SEEDS = [
+    b'{"channel":"c","event":"e","data":{"a":[1,2.5,null,true,"\\u0436"]}}',
+    b'{"channel":"c","event":"e","data":"text\\n","options":{"ttl":5,"delivery":"multicast","session":"p.q"}}',
+    b'{"channel":"c","event":"e","options":{"delivery":"unicast","session":"1.2"}}',
+    '{"channel":"жук/a","event":"ж","data":"ж"}'.encode(),
+]
+codec = Raw()
+
+
+def run(data: bytes, random: Random) -> None:
+    try:
+        text = data.decode()
+    except UnicodeDecodeError:  # the WebSocket decoder ends such a connection
+        return
+    try:
+        command = codec.decode(text)
+    except Refused as refused:
+        assert refused.code == 400
+        sent(codec.reply(Failure(refused.code, refused.text)))
+        return
+    except Disconnect as end:
+        assert end.code == 1002
+        assert len(close_frame(end.code, end.reason)) <= 127
+        return
+    assert isinstance(command, Publish)
+    assert command.delivery == "broadcast" or command.target
+    message = sent(codec.message(Message("app", command.channel, command.event, command.data, 1, 2, "1.2"), 3))
+    assert (message["channel"], message["event"]) == (command.channel, command.event)
+    assert json.dumps(message["data"]) == json.dumps(json.loads(command.data))
+
+
+if __name__ == "__main__":
+    main(run, SEEDS, __doc__)

@@ -1,0 +1,69 @@
+"""Fuzzes the WebSocket decoder: any bytes, in any chunks, are events or the end with a code of RFC 6455 §7.4.1."""
+
+from random import Random
+
+from websockets.frames import Frame, Opcode
+
+from fuzz.runner import cut, main
+from push1st.errors import Disconnect
+from push1st.protocols.websocket import Closed, Decoder, Pinged, Ponged, Text, close_frame, pong_frame
+
+MOST = 1000
+CODES = {1002, 1003, 1007, 1009}
+
+
+def masked(opcode: Opcode, payload: bytes, fin: bool = True) -> bytes:
+    """A client's frame, with the same mask every time."""
+    head = bytes(Frame(opcode, payload, fin).serialize(mask=False))
+    at = 2 if len(payload) < 126 else 4 if len(payload) < 65_536 else 10
+    mask = b"\x01\x02\x03\x04"
+    body = bytes(byte ^ mask[n % 4] for n, byte in enumerate(payload))
+    return head[:1] + bytes((head[1] | 128,)) + head[2:at] + mask + body
+
+
+SEEDS = [
+    masked(Opcode.TEXT, b'{"event":"pusher:ping","data":{}}'),
+    masked(Opcode.TEXT, "жук 😀".encode()),
+    masked(Opcode.TEXT, b"x" * 300) + masked(Opcode.PONG, b""),
+    masked(Opcode.TEXT, b"one ", False)
+    + masked(Opcode.PING, b"p")
+    + masked(Opcode.CONT, b"two", False)
+    + masked(Opcode.CONT, b""),
+    masked(Opcode.PING, b"x" * 125) + masked(Opcode.CLOSE, b"\x03\xe8bye"),
+    masked(Opcode.CLOSE, b""),
+    masked(Opcode.BINARY, b"\x00\x01"),
+    masked(Opcode.TEXT, b"x" * (MOST + 1)),
+]
+
+
+def run(data: bytes, random: Random) -> None:
+    whole = events_of([data])
+    assert events_of(list(cut(data, random))) == whole, "chunks change what is read"
+
+
+def events_of(chunks: list[bytes]) -> list[object]:
+    decoder = Decoder(MOST)
+    events: list[object] = []
+    for chunk in chunks:
+        try:
+            for event in decoder.feed(chunk):
+                events.append(event)
+                match event:
+                    case Text(text):
+                        assert len(text.encode()) <= MOST
+                    case Pinged(payload):
+                        assert pong_frame(payload)
+                    case Closed(code):
+                        assert len(close_frame(code, "bye")) <= 127
+                    case Ponged():
+                        pass
+        except Disconnect as end:
+            assert end.code in CODES, end
+            assert len(close_frame(end.code, end.reason)) <= 127
+            events.append(end.code)
+            break
+    return events
+
+
+if __name__ == "__main__":
+    main(run, SEEDS, __doc__)
