@@ -4,6 +4,7 @@ The API behind it is the real one, with the demo app; handshakes are real, too.
 """
 
 import asyncio
+import atexit
 import sys
 from collections.abc import Callable
 from functools import cache
@@ -36,8 +37,7 @@ SEEDS = [
     b"POST /apps/app-test/events HTTP/1.1\r\nHost: localhost\r\nContent-Length: %d\r\n\r\n%b" % (len(EVENT), EVENT),
     b"POST /apps/app-test/events HTTP/1.1\r\nHost: localhost\r\nTransfer-Encoding: chunked\r\n\r\n%x\r\n%b\r\n0\r\nT: x\r\n\r\n"
     % (len(EVENT), EVENT),
-    b"POST /apps/app-test/events?auth_key=app-key&auth_signature=x HTTP/1.1\r\nHost: localhost\r\n"
-    b"Expect: 100-continue\r\nContent-Length: 2\r\n\r\n{}",
+    b"POST /apps/app-test/events?auth_key=a HTTP/1.1\r\nHost: h\r\nExpect: 100-continue\r\nContent-Length: 2\r\n\r\n{}",
     b"HEAD /health HTTP/1.1\r\nHost: localhost\r\nX-Forwarded-For: 1.2.3.4, 127.0.0.1\r\nOrigin: null\r\n\r\n",
     b"GET /app/app-key?protocol=7" + UPGRADE,
     b"GET /ws/app/app-key/c/d%20e?session=p&token=a.b.c" + UPGRADE,
@@ -91,6 +91,7 @@ class Server:
 
     def __init__(self, config: Config) -> None:
         self.loop = asyncio.new_event_loop()
+        atexit.register(self.loop.close)
         self.failures: list[BaseException | None] = []
         clock, metrics = Clock(), Metrics()
         fanout = Fanout(self.call_soon, clock.wall, metrics, self.note)

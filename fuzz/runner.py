@@ -10,7 +10,7 @@ Pure Python, no extra packages; the same seed gives the same inputs.
 import argparse
 import sys
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Container, Iterator, Sequence
 from itertools import count
 from random import Random
 
@@ -117,6 +117,11 @@ def fuzz(run: Run, seeds: Sequence[bytes], seed: int, most: int | None = None, s
             failure.add_note(f"seed {seed}, input {number}: {data!r}")
             raise
     raise AssertionError("inputs do not end")
+
+
+def among(code: int, codes: Container[int]) -> None:
+    """What a refusal's code must be."""
+    assert code in codes, code
 
 
 def main(run: Run, seeds: Sequence[bytes], about: str | None) -> None:

@@ -100,7 +100,7 @@ class Crowd:
         return [n for n, wants in enumerate(self.wants) if room in wants]
 
 
-@settings(max_examples=250, deadline=None)
+@settings(max_examples=150, deadline=None)
 @given(plan=steps, calls=held, size=st.sampled_from((1, 2048)))
 def test_over_any_interleaving_there_are_no_ghosts_and_nobody_is_deaf(plan, calls, size):
     async def run() -> None:
@@ -126,7 +126,7 @@ def test_over_any_interleaving_there_are_no_ghosts_and_nobody_is_deaf(plan, call
         asyncio.run(run())
 
 
-@settings(max_examples=250, deadline=None)
+@settings(max_examples=150, deadline=None)
 @given(plan=steps, calls=held)
 def test_over_any_interleaving_a_members_list_and_the_edges_behind_it_agree(plan, calls):
     """What a client was told when it joined, plus the edges that followed, is who is there (design: rule 8)."""
@@ -151,7 +151,7 @@ def test_over_any_interleaving_a_members_list_and_the_edges_behind_it_agree(plan
     asyncio.run(run())
 
 
-@settings(max_examples=250, deadline=None)
+@settings(max_examples=150, deadline=None)
 @given(plan=steps, calls=held)
 def test_over_any_interleaving_nothing_of_a_channel_comes_before_its_subscription_is_confirmed(plan, calls):
     async def run() -> None:

@@ -20,7 +20,7 @@ def test_a_decoder_raises_only_what_it_documents(module: ModuleType):
 def test_the_same_seed_gives_the_same_inputs(module: ModuleType):
     def inputs() -> list[bytes]:
         seen: list[bytes] = []
-        fuzz(lambda data, random: seen.append(data), module.SEEDS, seed=5, most=50)
+        fuzz(lambda data, _: seen.append(data), module.SEEDS, seed=5, most=50)
         return seen
 
     assert inputs() == inputs()

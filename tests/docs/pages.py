@@ -146,7 +146,9 @@ class Story:
         commands.mkdir(parents=True)
         (commands / "push1st").write_text(self.here(PUSH1ST.replace("PYTHON", sys.executable)))
         (commands / "push1st").chmod(0o755)
-        (self.folder / "deploy").symlink_to(ROOT / "deploy")
+        (self.folder / "deploy").mkdir()
+        for file in (ROOT / "deploy").iterdir():
+            (self.folder / "deploy" / file.name).write_text(self.here(file.read_text()))
         (self.folder / "node_modules").symlink_to(NODE_MODULES)
         self.env = {name: value for name, value in os.environ.items() if not name.startswith("PUSH1ST_")}
         self.env["PUSH1ST_SERVER_DRAIN"] = "0"  # nobody waits for a load balancer here
@@ -157,7 +159,7 @@ class Story:
         for port, ours in self.ports.items():
             text = re.sub(rf"\b{port}\b", str(ours), text)
         for path in ELSEWHERE:
-            text = text.replace(path, f"{self.folder}{path}")
+            text = re.sub(rf"(?<!:/){path}", f"{self.folder}{path}", text)  # unix://opt/… is a relative path
         return text
 
     def do(self, block: Block) -> None:

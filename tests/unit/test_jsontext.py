@@ -3,13 +3,15 @@
 import json
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from push1st.jsontext import as_string, string_size
 
 texts = st.text(st.characters(codec="utf-8"))
-values = st.recursive(st.none() | st.booleans() | st.integers() | texts, lambda one: st.lists(one) | st.dictionaries(texts, one))
+values = st.recursive(
+    st.none() | st.booleans() | st.integers() | texts, lambda one: st.lists(one) | st.dictionaries(texts, one), max_leaves=8
+)
 
 
 def test_a_string_stays_as_it_is():
@@ -21,6 +23,7 @@ def test_any_other_value_is_wrapped_as_its_text(data):
     assert json.loads(as_string(data)) == data.decode()
 
 
+@settings(max_examples=60)
 @given(values)
 def test_wrapping_keeps_the_value(value):
     wrapped = json.loads(as_string(json.dumps(value, ensure_ascii=False).encode()))
@@ -50,6 +53,7 @@ def test_a_strings_size_does_not_depend_on_how_it_is_escaped(value, escaped):
     assert string_size(json.dumps(value, ensure_ascii=escaped).encode()) == len(value.encode())
 
 
+@settings(max_examples=60)
 @given(values)
 def test_a_size_is_never_more_than_that_of_the_text(value):
     data = json.dumps(value).encode()

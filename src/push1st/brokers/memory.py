@@ -51,6 +51,8 @@ class Memory:
 
     async def close(self) -> None:
         self._rooms.clear()
+        self._users.clear()
+        self._kept.clear()
 
     async def subscribe(self, app: str, channel: str) -> None:
         pass

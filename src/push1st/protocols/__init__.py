@@ -11,12 +11,13 @@ from push1st.messages import Command, Reply
 
 PROTOCOLS = {
     "pusher": "push1st.protocols.pusher:Pusher",
+    "pusher-xhr": "push1st.protocols.pusher_xhr:PusherXhr",
     "websocket": "push1st.protocols.raw:Raw",
 }
 
 
 class Codec(Wire, Protocol):
-    """What a WebSocket connection needs of its protocol."""
+    """What a connection needs of its protocol."""
 
     def decode(self, text: str) -> Command:
         """One text message from a client.

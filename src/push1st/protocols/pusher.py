@@ -4,6 +4,8 @@ Every frame is a JSON object with `event`; what the server sends carries `data` 
 exception, `pusher:error` (protocol, sections 2 and 3). What clients send is read leniently where real SDKs differ.
 """
 
+from collections.abc import Callable
+
 import msgspec
 
 from push1st.errors import Refused
@@ -29,7 +31,7 @@ from push1st.messages import (
     Unsubscribe,
     Watched,
 )
-from push1st.protocols.websocket import text_frame, text_head
+from push1st.protocols.websocket import text_head
 
 CODES = {401: 4009, 429: 4301}
 """`pusher:error` codes for refusals (sections 4 and 6)."""
@@ -66,21 +68,24 @@ _ESTABLISHED = '{"event":"pusher:connection_established","data":"{\\"socket_id\\
 _SUBSCRIBED = b'{"event":"pusher_internal:subscription_succeeded","channel":%b,"data":"{}"}'
 _EVENT = b'%b{"event":%b,"channel":%b,"data":%b%b}'
 _EVENT_BYTES = len(_EVENT % (b"", b"", b"", b"", b""))
-_PING = text_frame(b'{"event":"pusher:ping","data":"{}"}')
-_PONG = text_frame(b'{"event":"pusher:pong","data":"{}"}')
+_PING = b'{"event":"pusher:ping","data":"{}"}'
+_PONG = b'{"event":"pusher:pong","data":"{}"}'
 
 
 class Pusher:
-    """The codec; see `protocols.Codec`."""
+    """The codec; see `protocols.Codec`. head: what a frame begins with, for so many bytes of text."""
 
     name = "pusher"
 
+    def __init__(self, head: Callable[[int], bytes] = text_head) -> None:
+        self._head = head
+
     def message(self, message: Message, now: int) -> bytes:
         if message.event == WATCHLIST_EVENTS:
-            return _plain(message.event, message.data)
+            return self._framed(_plain(message.event, message.data))
         event, channel, data = encode(message.event), encode(message.channel), as_string(message.data)
         user = b"" if message.user_id is None else b',"user_id":' + encode(message.user_id)
-        head = text_head(_EVENT_BYTES + len(event) + len(channel) + len(data) + len(user))
+        head = self._head(_EVENT_BYTES + len(event) + len(channel) + len(data) + len(user))
         return _EVENT % (head, event, channel, data, user)
 
     def decode(self, text: str) -> Command:
@@ -106,47 +111,54 @@ class Pusher:
         return Publish(frame.channel, frame.event, bytes(frame.data).strip())
 
     def reply(self, reply: Reply) -> bytes:
-        match reply:
-            case Subscribed(channel, None):
-                return text_frame(_SUBSCRIBED % encode(channel))
-            case Subscribed(channel, members):
-                return _event("pusher_internal:subscription_succeeded", channel, _presence(members or ()))
-            case Established(socket_id, activity_timeout):
-                return text_frame((_ESTABLISHED % (socket_id, activity_timeout)).encode())
-            case Pong():
-                return _PONG
-            case Ping():
-                return _PING
-            case SignedIn(user_data):
-                return _plain("pusher:signin_success", msgspec.json.encode({"user_data": user_data}))
-            case Watched(online, offline):
-                named = (("online", online), ("offline", offline))
-                events = [{"name": name, "user_ids": ids} for name, ids in named if ids]
-                return _plain(WATCHLIST_EVENTS, msgspec.json.encode({"events": events}))
-            case Replayed(message, now):
-                return self.message(message, now)
-            case CacheMissed(channel):
-                return _event("pusher:cache_miss", channel, b"{}")
-            case SubscriptionRefused(channel, kind, text, status):
-                data = msgspec.json.encode({"type": kind, "error": text, "status": status})
-                return _event("pusher:subscription_error", channel, data)
-            case Failure(code, text):
-                code = code if code >= NOTICE else CODES.get(code, NOTICE)
-                data = msgspec.json.encode({"code": code, "message": text})
-                return text_frame(b'{"event":"pusher:error","data":' + data + b"}")
+        return self.message(reply.message, reply.now) if isinstance(reply, Replayed) else self._framed(_reply(reply))
+
+    def _framed(self, text: bytes) -> bytes:
+        return self._head(len(text)) + text
 
     def slow(self) -> tuple[int, str]:
         return 4100, "Over capacity: this client does not read what it is sent"
 
 
+def _reply(
+    reply: Established | Subscribed | SubscriptionRefused | SignedIn | Watched | CacheMissed | Failure | Ping | Pong,
+) -> bytes:
+    match reply:
+        case Subscribed(channel, None):
+            return _SUBSCRIBED % encode(channel)
+        case Subscribed(channel, members):
+            return _event("pusher_internal:subscription_succeeded", channel, _presence(members or ()))
+        case Established(socket_id, activity_timeout):
+            return (_ESTABLISHED % (socket_id, activity_timeout)).encode()
+        case Pong():
+            return _PONG
+        case Ping():
+            return _PING
+        case SignedIn(user_data):
+            return _plain("pusher:signin_success", msgspec.json.encode({"user_data": user_data}))
+        case Watched(online, offline):
+            named = (("online", online), ("offline", offline))
+            events = [{"name": name, "user_ids": ids} for name, ids in named if ids]
+            return _plain(WATCHLIST_EVENTS, msgspec.json.encode({"events": events}))
+        case CacheMissed(channel):
+            return _event("pusher:cache_miss", channel, b"{}")
+        case SubscriptionRefused(channel, kind, text, status):
+            data = msgspec.json.encode({"type": kind, "error": text, "status": status})
+            return _event("pusher:subscription_error", channel, data)
+        case Failure(code, text):
+            code = code if code >= NOTICE else CODES.get(code, NOTICE)
+            data = msgspec.json.encode({"code": code, "message": text})
+            return b'{"event":"pusher:error","data":' + data + b"}"
+
+
 def _plain(event: str, data: bytes) -> bytes:
     """An event that is on no channel."""
-    return text_frame(b'{"event":"%b","data":%b}' % (event.encode(), encode(data.decode())))
+    return b'{"event":"%b","data":%b}' % (event.encode(), encode(data.decode()))
 
 
 def _event(event: str, channel: str, data: bytes) -> bytes:
     head = b'{"event":"' + event.encode() + b'","channel":' + encode(channel)
-    return text_frame(head + b',"data":' + encode(data.decode()) + b"}")
+    return head + b',"data":' + encode(data.decode()) + b"}"
 
 
 def _presence(members: tuple[Member, ...]) -> bytes:

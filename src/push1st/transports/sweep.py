@@ -13,6 +13,8 @@ from typing import Protocol
 
 LOOKS = 1000
 """connections looked at in one loop turn"""
+AGAIN_SECONDS = 10
+"""until a connection whose look failed is looked at again"""
 NEVER = 1 << 62
 
 
@@ -89,7 +91,7 @@ class Sweep:
                 again = watched.due(self.now)
             except Exception:
                 self._on_error()
-                continue
+                again = self.now + AGAIN_SECONDS
             if again is not None:
                 self.watch(watched, again)
         if waiting:

@@ -13,7 +13,7 @@ import binascii
 import hashlib
 import re
 from collections.abc import Callable
-from urllib.parse import parse_qsl, unquote_to_bytes
+from urllib.parse import unquote_to_bytes
 
 import msgspec
 
@@ -26,6 +26,7 @@ from push1st.node import App
 from push1st.protocols import Codec
 from push1st.protocols.websocket import PING_FRAME, Closed, Decoder, Pinged, Text, close_frame, pong_frame
 from push1st.session import Session
+from push1st.transports.admission import admit, check_version, params
 from push1st.transports.listener import Worker
 from push1st.transports.sweep import NEVER
 
@@ -337,22 +338,6 @@ _STATUSES = {4001: 403, 4003: 403, 4004: 503, 4009: 403, 4200: 503}
 """what a raw client is told before the upgrade, for Pusher's codes"""
 
 
-def _app(worker: Worker, handshake: Handshake, protocol: ProtocolConfig, key: str) -> App:
-    """The app of a key. Raises Disconnect with Pusher's codes (section 6)."""
-    found = worker.node.apps.by_key(key)
-    if found is None:
-        raise Disconnect(4001, f"App key {key[:64]} does not exist")
-    if not found.enable:
-        raise Disconnect(4003, "App is disabled")
-    if protocol.whitelist and handshake.ip and not protocol.whitelist.contains(handshake.ip):
-        raise Disconnect(4009, "Connection is unauthorized: this address is not allowed")
-    if not origin_allowed(handshake.origin, found.origins):
-        raise Disconnect(4009, "Connection is unauthorized: this origin is not allowed")
-    if worker.node.draining:
-        raise Disconnect(4200, "Server is going away, reconnect")
-    return worker.node.app(found)
-
-
 def _start_pusher(
     worker: Worker, handshake: Handshake, protocol: ProtocolConfig, tail: str, connection: WebSocketConnection
 ) -> None:
@@ -360,14 +345,8 @@ def _start_pusher(
     key = tail.removesuffix("/")
     if not key or "/" in key:
         raise Disconnect(4005, "Path not found: connect to /app/KEY")
-    version = _params(handshake.query).get("protocol", "")
-    if not version:
-        raise Disconnect(4008, "No protocol version supplied")
-    if not re.fullmatch(r"\d{1,9}", version, re.ASCII):
-        raise Disconnect(4006, "Invalid version string format")
-    if not 4 <= int(version) <= 7:
-        raise Disconnect(4007, "Unsupported protocol version: 4 to 7 are spoken here")
-    app = _app(worker, handshake, protocol, key)
+    check_version(handshake.query)
+    app = admit(worker, protocol, key, handshake.origin, handshake.ip)
     connection.open(Session(worker.node, app, connection, connection.codec, connection.write, handshake.ip))
     connection.established(protocol.activity_timeout)
 
@@ -380,12 +359,12 @@ def _start_raw(
         key, *channels = (unquote_to_bytes(part).decode() for part in tail.split("/"))
     except UnicodeDecodeError:
         raise Disconnect(1008, "the path is not UTF-8") from None
-    params = _params(handshake.query)
-    app = _app(worker, handshake, protocol, key)
-    prefix = params.get("session", "")
+    query = params(handshake.query)
+    app = admit(worker, protocol, key, handshake.origin, handshake.ip)
+    prefix = query.get("session", "")
     if prefix and not PREFIX.match(prefix):
         raise Disconnect(1008, "session must be 1 to 8 parts of A-Za-z0-9_-=@,; with dots between")
-    claims = _claims(worker, handshake, app, params.get("token", ""))
+    claims = _claims(worker, handshake, app, query.get("token", ""))
     session = Session(
         worker.node, app, connection, connection.codec, connection.write, handshake.ip, prefix, claims, protocol.push
     )
@@ -412,13 +391,6 @@ def _claims(worker: Worker, handshake: Handshake, app: App, token: str) -> auth.
     return claims if claims.allows_origin(handshake.origin) else None
 
 
-def _params(query: str) -> dict[str, str]:
-    """A query's parameters. Most have nothing escaped, and are taken apart at a fraction of the cost."""
-    if "%" in query or "+" in query:
-        return dict(parse_qsl(query))
-    return {name: value for name, _, value in (pair.partition("=") for pair in query.split("&"))}
-
-
 def _refusal(status: int, text: str, headers: bytes = b"") -> Response:
     return Response(status, msgspec.json.encode({"error": text}), headers=headers)
 
@@ -428,16 +400,3 @@ def _valid_key(key: str) -> bool:
         return len(base64.b64decode(key, validate=True)) == 16
     except (binascii.Error, ValueError):
         return False
-
-
-def origin_allowed(origin: str | None, allowed: tuple[str, ...]) -> bool:
-    """Whether a page of this origin may connect. Entries: `*`, a whole origin, or a host with or without its port.
-
-    A client without `Origin` is no browser, and not bound by origins.
-    """
-    if not allowed or origin is None or "*" in allowed:
-        return True
-    origin = origin.lower().rstrip("/")
-    host = origin.partition("://")[2]
-    name = host.rpartition(":")[0] if re.search(r":\d+\Z", host) else host
-    return any(entry.lower().rstrip("/") in (origin, host, name) for entry in allowed)

@@ -12,7 +12,7 @@ def batch(caller, *events, key: bool = True):
 
 def test_events_are_published_each_on_its_channel(caller):
     assert batch(caller, {}, {"channel": "d", "name": "f", "data": {"a": 1}, "socket_id": "1.2"}) == (200, {})
-    assert [one[:4] for one in caller.sent] == [("c", "e", b'"x"', ""), ("d", "f", b'{"a":1}', "1.2")]
+    assert [one[:4] for one in caller.sent] == [("c", "e", b'"x"', ""), ("d", "f", b'{"a": 1}', "1.2")]
 
 
 def test_attributes_come_in_the_order_of_the_events(caller):

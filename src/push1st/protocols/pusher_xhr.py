@@ -1,0 +1,79 @@
+"""The Pusher Channels protocol on the frames of pusher-js' HTTP fallbacks (protocol, section 10).
+
+A frame is a line: a letter, JSON, and a newline; JSON text has no newline of its own. The text of messages and replies
+is the WebSocket codec's, with these frames around it.
+"""
+
+import msgspec
+
+from push1st.errors import Refused
+from push1st.jsontext import encode
+from push1st.messages import Command, Message, Ping, Pong, Reply
+from push1st.protocols.pusher import Pusher
+
+OPEN_FRAME = b"o\n"
+HEARTBEAT = b"h\n"
+LONGEST = 262_144
+"""characters, as JavaScript counts them, of a response over which pusher-js drops it and asks anew, if it ends in a frame"""
+
+_messages = msgspec.json.Decoder(list[str])
+_pusher = Pusher(lambda _: b"")
+
+
+class PusherXhr:
+    """The codec; see `protocols.Codec`."""
+
+    name = "pusher-xhr"
+
+    def message(self, message: Message, now: int) -> bytes:
+        return _frame(_pusher.message(message, now))
+
+    def decode(self, text: str) -> Command:
+        return _pusher.decode(text)
+
+    def reply(self, reply: Reply) -> bytes:
+        match reply:
+            case Ping():
+                return _PING
+            case Pong():
+                return _PONG
+        return _frame(_pusher.reply(reply))
+
+    def slow(self) -> tuple[int, str]:
+        return _pusher.slow()
+
+
+def close_frame(code: int, reason: str) -> bytes:
+    return b"c[%d,%b]\n" % (code, encode(reason))
+
+
+def decode_messages(body: bytes) -> list[str]:
+    """What a client sends in one request. Raises Refused(400)."""
+    try:
+        return _messages.decode(body)
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as wrong:
+        raise Refused(400, f"the body must be a JSON array of strings: {wrong}") from wrong
+
+
+def whole_frames(data: bytes, room: int) -> tuple[int, int]:
+    """How much of `data`, which is whole frames, a response takes: bytes, and what is left of its room after them.
+
+    room: characters up to `LONGEST`. pusher-js drops a response with the first frame that ends behind those, and reads
+    nothing that comes after it; so that frame is the last that is taken, and less than nothing is left.
+    """
+    if data.isascii():
+        end = data.find(b"\n", room) + 1 if len(data) > room else len(data)
+        return end, room - end
+    end = 0
+    while end < len(data) and room >= 0:
+        start, end = end, data.index(b"\n", end) + 1
+        room -= len(data[start:end].decode().encode("utf-16-le")) // 2
+    return end, room
+
+
+def _frame(text: bytes) -> bytes:
+    return b"a[%b]\n" % encode(text.decode())
+
+
+_PING = _frame(_pusher.reply(Ping()))
+_PONG = _frame(_pusher.reply(Pong()))

@@ -1,0 +1,62 @@
+"""Who may connect to an app, whichever way: its key, the client's address and origin, Pusher's protocol version.
+
+Refusals are `Disconnect` with Pusher's codes (protocol, section 6); the transport says them in its own words.
+"""
+
+import re
+from typing import TYPE_CHECKING
+from urllib.parse import parse_qsl
+
+from push1st.config import ProtocolConfig
+from push1st.errors import Disconnect
+from push1st.node import App
+
+if TYPE_CHECKING:  # it knows the transports, which know this
+    from push1st.transports.listener import Worker
+
+
+def admit(worker: "Worker", protocol: ProtocolConfig, key: str, origin: str | None, ip: str) -> App:
+    """The app of a key. origin: None of a client that is no browser; ip: "" on a Unix socket. Raises Disconnect."""
+    found = worker.node.apps.by_key(key)
+    if found is None:
+        raise Disconnect(4001, f"App key {key[:64]} does not exist")
+    if not found.enable:
+        raise Disconnect(4003, "App is disabled")
+    if protocol.whitelist and ip and not protocol.whitelist.contains(ip):
+        raise Disconnect(4009, "Connection is unauthorized: this address is not allowed")
+    if not origin_allowed(origin, found.origins):
+        raise Disconnect(4009, "Connection is unauthorized: this origin is not allowed")
+    if worker.node.draining:
+        raise Disconnect(4200, "Server is going away, reconnect")
+    return worker.node.app(found)
+
+
+def check_version(query: str) -> None:
+    """Raises Disconnect for a protocol version that Pusher's clients may not have (protocol, section 1)."""
+    version = params(query).get("protocol", "")
+    if not version:
+        raise Disconnect(4008, "No protocol version supplied")
+    if not re.fullmatch(r"\d{1,9}", version, re.ASCII):
+        raise Disconnect(4006, "Invalid version string format")
+    if not 4 <= int(version) <= 7:
+        raise Disconnect(4007, "Unsupported protocol version: 4 to 7 are spoken here")
+
+
+def params(query: str) -> dict[str, str]:
+    """A query's parameters. Most have nothing escaped, and are taken apart at a fraction of the cost."""
+    if "%" in query or "+" in query:
+        return dict(parse_qsl(query))
+    return {name: value for name, _, value in (pair.partition("=") for pair in query.split("&"))}
+
+
+def origin_allowed(origin: str | None, allowed: tuple[str, ...]) -> bool:
+    """Whether a page of this origin may connect. Entries: `*`, a whole origin, or a host with or without its port.
+
+    A client without `Origin` is no browser, and not bound by origins.
+    """
+    if not allowed or origin is None or "*" in allowed:
+        return True
+    origin = origin.lower().rstrip("/")
+    host = origin.partition("://")[2]
+    name = host.rpartition(":")[0] if re.search(r":\d+\Z", host) else host
+    return any(entry.lower().rstrip("/") in (origin, host, name) for entry in allowed)

@@ -1,0 +1,157 @@
+"""nginx and Caddy with TLS, as deploy/ configures them, in front of a real server: on free ports, with a certificate made now."""
+
+import contextlib
+import datetime as dt
+import http.client
+import ipaddress
+import shutil
+import signal
+import ssl
+import subprocess
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from cryptography import x509
+from cryptography.hazmat.primitives import hashes, serialization
+from cryptography.hazmat.primitives.asymmetric import ec
+from cryptography.x509.oid import NameOID
+
+from tests.clients.process import DEADLINE, ServerProcess, free_ports, running, wait_until
+from tests.docs.pages import ROOT
+
+NAME = "push.example.com"
+PROXIES = ("nginx", "caddy")
+
+
+class Proxy:
+    """A proxy that runs: its TLS port, its certificate, and the server behind it."""
+
+    def __init__(self, port: int, certificate: Path, server: ServerProcess) -> None:
+        self.port = port
+        self.certificate = certificate
+        self.server = server
+        self.context = ssl.create_default_context(cafile=str(certificate))
+        self.context.verify_flags &= ~ssl.VERIFY_X509_STRICT
+
+    @property
+    def url(self) -> str:
+        return f"localhost:{self.port}"
+
+
+def certificate(folder: Path) -> tuple[Path, Path]:
+    """A certificate for this machine that signs itself; certificate and key as PEM files."""
+    key = ec.generate_private_key(ec.SECP256R1())
+    name = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, "localhost")])
+    now = dt.datetime.now(dt.UTC)
+    names = [x509.DNSName("localhost"), x509.IPAddress(ipaddress.ip_address("127.0.0.1"))]
+    made = (
+        x509.CertificateBuilder()
+        .subject_name(name)
+        .issuer_name(name)
+        .public_key(key.public_key())
+        .serial_number(x509.random_serial_number())
+        .not_valid_before(now - dt.timedelta(hours=1))
+        .not_valid_after(now + dt.timedelta(days=1))
+        .add_extension(x509.SubjectAlternativeName(names), critical=False)
+        .add_extension(x509.BasicConstraints(ca=True, path_length=None), critical=True)
+        .sign(key, hashes.SHA256())
+    )
+    cert, private = folder / "cert.pem", folder / "key.pem"
+    cert.write_bytes(made.public_bytes(serialization.Encoding.PEM))
+    private.write_bytes(
+        key.private_bytes(serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption())
+    )
+    return cert, private
+
+
+def replaced(text: str, pairs: dict[str, str]) -> str:
+    """The text with all of these replaced; each must be there, or the file is not what this test takes it for."""
+    for old, new in pairs.items():
+        assert old in text, f"{old!r} is not in the configuration any more"
+        text = text.replace(old, new)
+    return text
+
+
+def nginx_configuration(folder: Path, server: ServerProcess, port: int, plain: int) -> str:
+    """deploy/nginx.conf on free ports of 127.0.0.1, inside what a distribution puts around it."""
+    site = replaced(
+        (ROOT / "deploy" / "nginx.conf").read_text(),
+        {
+            "    listen [::]:443 ssl;\n": "",
+            "    listen [::]:80;\n": "",
+            "listen 443 ssl;": f"listen 127.0.0.1:{port} ssl;",
+            "listen 80;": f"listen 127.0.0.1:{plain};",
+            f"server_name {NAME};": "server_name localhost;",
+            f"/etc/letsencrypt/live/{NAME}/fullchain.pem": str(folder / "cert.pem"),
+            f"/etc/letsencrypt/live/{NAME}/privkey.pem": str(folder / "key.pem"),
+            "/var/log/nginx/push1st.log": str(folder / "access.log"),
+            "server 127.0.0.1:6001;": f"server 127.0.0.1:{server.ws_port};",
+        },
+    )
+    paths = "".join(f"{which}_temp_path {folder / which};\n" for which in ("client_body", "proxy", "fastcgi", "uwsgi", "scgi"))
+    around = "daemon off;\nmaster_process off;\npid {0}/pid;\nerror_log {0}/error.log;\nevents {{}}\nhttp {{\n{1}{2}\n}}\n"
+    return around.format(folder, paths, site)
+
+
+def caddy_configuration(folder: Path, server: ServerProcess, port: int, plain: int) -> str:
+    """deploy/Caddyfile for localhost, with a certificate of its own instead of one from outside."""
+    site = replaced(
+        (ROOT / "deploy" / "Caddyfile").read_text(),
+        {
+            f"{NAME} {{": f"https://localhost:{port} {{\n\tbind 127.0.0.1\n\ttls {folder}/cert.pem {folder}/key.pem",
+            "127.0.0.1:6001": f"127.0.0.1:{server.ws_port}",
+        },
+    )
+    return f"{{\n\tadmin off\n\tauto_https disable_redirects\n\thttp_port {plain}\n\tskip_install_trust\n}}\n{site}"
+
+
+@contextlib.contextmanager
+def proxied(kind: str) -> Iterator[Proxy]:
+    """A server as the howto wants it, and the proxy before it. Skips when the proxy is not on this machine."""
+    program = shutil.which(kind) or shutil.which(kind, path="/usr/sbin:/usr/local/sbin")
+    if program is None:
+        pytest.skip(f"{kind} is not on this machine: apt-get install {kind}")
+    folder = Path(tempfile.mkdtemp(prefix="p1-proxy-"))
+    certificate(folder)
+    port, plain = free_ports(2)
+    with contextlib.ExitStack() as stack:
+        stack.callback(shutil.rmtree, folder)
+        server = stack.enter_context(running({"server": {"proxies": ["127.0.0.1", "::1"], "drain": 0}}))
+        file = folder / ("nginx.conf" if kind == "nginx" else "Caddyfile")
+        if kind == "nginx":
+            file.write_text(nginx_configuration(folder, server, port, plain))
+            command = [program, "-p", str(folder), "-c", str(file), "-e", str(folder / "error.log")]
+        else:
+            file.write_text(caddy_configuration(folder, server, port, plain))
+            command = [program, "run", "--config", str(file), "--adapter", "caddyfile"]
+        with open(folder / "output", "wb") as output:
+            process = subprocess.Popen(
+                command, stdout=output, stderr=output, env={"HOME": str(folder), "PATH": "/usr/bin:/bin"}, cwd=folder
+            )
+        stack.callback(end, process)
+        proxy = Proxy(port, folder / "cert.pem", server)
+        wait_until(lambda: answers(process, proxy, folder / "output"), f"{kind} answers")
+        yield proxy
+
+
+def answers(process: "subprocess.Popen[bytes]", proxy: Proxy, output: Path) -> bool:
+    assert process.poll() is None, output.read_text()
+    connection = http.client.HTTPSConnection("localhost", proxy.port, context=proxy.context, timeout=2)
+    try:
+        connection.request("GET", "/health")
+        return connection.getresponse().status == 200
+    except OSError:
+        return False
+    finally:
+        connection.close()
+
+
+def end(process: "subprocess.Popen[bytes]") -> None:
+    process.send_signal(signal.SIGTERM)
+    try:
+        process.wait(DEADLINE)
+    except subprocess.TimeoutExpired:
+        process.kill()
+        process.wait()

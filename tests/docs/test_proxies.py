@@ -1,0 +1,127 @@
+"""What the howtos for nginx and Caddy promise, through the real proxy with the configuration of deploy/."""
+
+import http.client
+import json
+import time
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import pytest
+from websockets.sync.client import ClientConnection, connect
+
+from tests.clients.node import NodeProcess
+from tests.clients.process import wait_until
+from tests.clients.signing import signed_query
+from tests.docs.proxies import PROXIES, Proxy, proxied
+
+
+@pytest.fixture(scope="module", params=PROXIES)
+def proxy(request: pytest.FixtureRequest) -> Iterator[Proxy]:
+    with proxied(request.param) as running:
+        yield running
+
+
+def request(
+    proxy: Proxy, method: str, path: str, body: Any = None, headers: dict[str, str] | None = None, source: str = "127.0.0.1"
+) -> tuple[int, Any]:
+    """Status and JSON of an answer that came through the proxy."""
+    raw = None if body is None else json.dumps(body)
+    connection = http.client.HTTPSConnection(
+        "localhost", proxy.port, context=proxy.context, timeout=10, source_address=(source, 0)
+    )
+    try:
+        connection.request(method, path, raw, headers or {})
+        response = connection.getresponse()
+        return response.status, json.loads(response.read())
+    finally:
+        connection.close()
+
+
+def signed(proxy: Proxy, path: str, body: Any) -> tuple[int, Any]:
+    query = signed_query("POST", path, json.dumps(body).encode(), {}, "app-key", "secret", time.time())
+    return request(proxy, "POST", f"{path}?{query}", body)
+
+
+def raw(proxy: Proxy, channel: str, source: str = "127.0.0.1") -> ClientConnection:
+    return connect(f"wss://{proxy.url}/ws/app/app-key/{channel}", ssl=proxy.context, source_address=(source, 0))
+
+
+def test_pusher_js_receives_over_tls_what_is_published_signed_over_tls(
+    proxy: Proxy, monkeypatch: pytest.MonkeyPatch, request: pytest.FixtureRequest
+) -> None:
+    monkeypatch.setenv("NODE_EXTRA_CA_CERTS", str(proxy.certificate))
+    client = {
+        "wsHost": "localhost",
+        "wsPort": proxy.port,
+        "wssPort": proxy.port,
+        "forceTLS": True,
+        "enabledTransports": ["ws", "wss"],
+    }
+    node = NodeProcess(
+        "pusher_js.mjs", {"key": "app-key", "client": client, "authorize": "self", "secret": "secret", "user": {"user_id": "u1"}}
+    )
+    request.addfinalizer(node.close)
+    node.tell("subscribe", channel="private-orders", events=["paid"])
+    node.next(on="subscribed", channel="private-orders")
+    event = {"name": "paid", "channels": ["private-orders"], "data": {"id": 7}}
+    assert signed(proxy, "/apps/app-test/events", event) == (200, {})
+    assert node.next(on="event")["data"] == {"id": 7}
+
+
+def test_a_raw_client_receives_over_tls(proxy: Proxy) -> None:
+    with raw(proxy, "greetings") as client:
+        proxy.server.until_sessions("greetings", 1)
+        proxy.server.publish("greetings", "hello", {"n": 1})
+        assert json.loads(client.recv(timeout=10))["data"] == {"n": 1}
+
+
+def test_the_server_knows_the_address_of_the_client_and_not_of_the_proxy(proxy: Proxy) -> None:
+    with raw(proxy, "addresses", source="127.0.0.3"):
+        proxy.server.until_sessions("addresses", 1)
+        assert [one["ip"] for one in proxy.server.get("/apps/app-test/channels/addresses").json["sessions"]] == ["127.0.0.3"]
+
+
+def test_a_client_cannot_claim_another_address(proxy: Proxy) -> None:
+    claimed = {"X-Forwarded-For": "10.1.2.3"}
+    with connect(
+        f"wss://{proxy.url}/ws/app/app-key/claims", ssl=proxy.context, additional_headers=claimed, source_address=("127.0.0.3", 0)
+    ):
+        proxy.server.until_sessions("claims", 1)
+        assert [one["ip"] for one in proxy.server.get("/apps/app-test/channels/claims").json["sessions"]] == ["127.0.0.3"]
+
+
+@pytest.mark.parametrize(
+    "claimed", [{}, {"X-Forwarded-For": "127.0.0.1"}, {"Forwarded": "for=127.0.0.1"}], ids=["plain", "x", "forwarded"]
+)
+def test_the_unsigned_api_is_not_reachable(proxy: Proxy, claimed: dict[str, str]) -> None:
+    event = {"name": "e", "channels": ["c"], "data": 1}
+    status, answer = request(proxy, "POST", "/apps/app-test/events", event, claimed, source="127.0.0.3")
+    assert status == 401
+    assert "must be signed" in answer["error"]
+
+
+def test_metrics_are_not_reachable(proxy: Proxy) -> None:
+    assert request(proxy, "GET", "/metrics")[0] == 403
+
+
+def test_a_signed_call_is_not_spoilt_by_the_proxy(proxy: Proxy) -> None:
+    event = {"name": "e", "channels": ["c"], "data": "ü & =", "info": "subscription_count"}
+    assert signed(proxy, "/apps/app-test/events", event) == (200, {"channels": {"c": {"subscription_count": 0}}})
+
+
+def test_many_clients_are_let_go_when_the_server_stops(proxy: Proxy, request: pytest.FixtureRequest) -> None:
+    """Each is closed with 4200, through the proxy. The last test: it needs a server of its own."""
+    kind = request.node.callspec.params["proxy"]
+    with proxied(kind) as own:
+        clients: list[ClientConnection] = [raw(own, "leaving") for _ in range(10)]
+        own.server.until_sessions("leaving", 10)
+        own.server.signal()
+        codes = []
+        for client in clients:
+            with client:
+                close: Callable[[], Any] = client.recv
+                with pytest.raises(Exception, match="4200"):
+                    close()
+                codes.append(client.close_code)
+        assert codes == [4200] * 10
+        wait_until(lambda: own.server.process is not None and own.server.process.poll() is not None, "the server ends")
