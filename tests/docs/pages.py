@@ -235,6 +235,7 @@ class Story:
         assert part in textwrap.dedent(whole) or block.text in whole, f"{block.place}: is not a part of {name}"
 
     def _start(self, block: Block, text: str) -> None:
+        text = text.replace("tcp://*:", "tcp://127.0.0.1:")  # tests listen on this machine only
         one = Background(text, self.folder, self.env, len(self.background))
         self.background.append(one)
         if "push1st serve" in text:

@@ -46,26 +46,26 @@ def raw(proxy: Proxy, channel: str, source: str = "127.0.0.1") -> ClientConnecti
     return connect(f"wss://{proxy.url}/ws/app/app-key/{channel}", ssl=proxy.context, source_address=(source, 0))
 
 
+@pytest.mark.parametrize("transports", [["ws", "wss"], ["xhr_streaming"], ["xhr_polling"]], ids=" ".join)
 def test_pusher_js_receives_over_tls_what_is_published_signed_over_tls(
-    proxy: Proxy, monkeypatch: pytest.MonkeyPatch, request: pytest.FixtureRequest
+    proxy: Proxy, monkeypatch: pytest.MonkeyPatch, request: pytest.FixtureRequest, transports: list[str]
 ) -> None:
     monkeypatch.setenv("NODE_EXTRA_CA_CERTS", str(proxy.certificate))
-    client = {
-        "wsHost": "localhost",
-        "wsPort": proxy.port,
-        "wssPort": proxy.port,
-        "forceTLS": True,
-        "enabledTransports": ["ws", "wss"],
-    }
+    where = {"wsHost": "localhost", "wsPort": proxy.port, "wssPort": proxy.port, "httpHost": "localhost", "httpsPort": proxy.port}
+    client = {**where, "forceTLS": True, "enabledTransports": transports}
     node = NodeProcess(
         "pusher_js.mjs", {"key": "app-key", "client": client, "authorize": "self", "secret": "secret", "user": {"user_id": "u1"}}
     )
     request.addfinalizer(node.close)
-    node.tell("subscribe", channel="private-orders", events=["paid"])
-    node.next(on="subscribed", channel="private-orders")
-    event = {"name": "paid", "channels": ["private-orders"], "data": {"id": 7}}
-    assert signed(proxy, "/apps/app-test/events", event) == (200, {})
-    assert node.next(on="event")["data"] == {"id": 7}
+    channel = f"private-{transports[0]}"
+    node.tell("subscribe", channel=channel, events=["paid"])
+    node.next(on="subscribed", channel=channel)
+    for number in range(3):
+        assert signed(proxy, "/apps/app-test/events", {"name": "paid", "channels": [channel], "data": {"id": number}}) == (
+            200,
+            {},
+        )
+        assert node.next(on="event")["data"] == {"id": number}
 
 
 def test_a_raw_client_receives_over_tls(proxy: Proxy) -> None:

@@ -6,12 +6,17 @@ import re
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from types import ModuleType
+from typing import Any
 
 import pytest
 
+from push1st.errors import Refused
+from push1st.messages import Failure, Message, Ping, Publish
+from push1st.protocols import Codec
+from push1st.protocols.websocket import text_frame
 from tests.clients.process import ServerProcess, running
 from tests.clients.pusher_socket import pusher_socket
-from tests.docs.pages import ROOT
+from tests.docs.pages import ROOT, blocks
 
 SOURCE = ROOT / "src" / "push1st"
 REFUSING = ("Refused", "LimitReached", "Disconnect", "_refusal", "error", "_refuse", "close", "leave", "disconnect")
@@ -43,6 +48,8 @@ def calls(file: Path) -> Iterator[tuple[str, ast.expr, ast.expr]]:
             name = node.func.id if isinstance(node.func, ast.Name) else getattr(node.func, "attr", "")
             if name in REFUSING:
                 yield f"{file.relative_to(ROOT)}:{node.lineno}", node.args[0], node.args[1]
+            elif name == "_cut_off" and len(node.args) > 2:
+                yield f"{file.relative_to(ROOT)}:{node.lineno}", node.args[1], node.args[2]
 
 
 def refusals() -> Iterator[tuple[str, int, str]]:
@@ -152,9 +159,28 @@ def test_the_types_and_labels_of_metrics_are_those_of_the_page(server: ServerPro
 
 @pytest.mark.parametrize("counter", ["refusals", "cut_offs"])
 def test_every_reason_is_on_the_metrics_page(counter: str) -> None:
-    reasons = {reason for file in SOURCE.rglob("*.py") for reason in re.findall(rf'{counter}\["([\w-]+)"\]', file.read_text())}
+    counted = re.compile(rf'{counter}\["([\w-]+)"\]|_{counter.removesuffix("s")}\("([\w-]+)"')
+    found = (reason for file in SOURCE.rglob("*.py") for reason in counted.findall(file.read_text()))
+    reasons = {one or other for one, other in found}
     section = (
         page("metrics.md").partition(f"### Reasons of `push1st_{counter}_total`")[2].partition("\n## ")[0].partition("\n### ")[0]
     )
     assert reasons
     assert [reason for reason in sorted(reasons) if f"| `{reason}` |" not in section] == []
+
+
+# -- the anatomy of a protocol
+
+
+def test_the_protocol_of_the_anatomy_is_a_codec() -> None:
+    (block,) = (block for block in blocks(ROOT / "CONTRIBUTING.md") if block.language == "python")
+    names: dict[str, Any] = {}
+    exec(block.text, names)  # noqa: S102 - our own page
+    codec: Codec = names["Lines"]()
+    message = Message("app", "orders", "paid", b'{"id":7}', id=1, received=0)
+    assert codec.message(message, 0) == text_frame(b'orders paid {"id":7}')
+    assert codec.decode('orders paid {"id":7}') == Publish("orders", "paid", b'{"id":7}')
+    assert codec.reply(Failure(403, "no")) == text_frame(b"! 403 no")
+    assert codec.reply(Ping()) == b""
+    with pytest.raises(Refused):
+        codec.decode("orders")

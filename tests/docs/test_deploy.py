@@ -1,0 +1,155 @@
+"""The files of deploy/, as far as they can be tried without systemd as the first process and without Docker."""
+
+import json
+import re
+import shlex
+import shutil
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import yaml
+
+from push1st import configfile
+from push1st.configfile import APP_VARIABLES, ROOT_VARIABLES
+from tests.clients.process import ServerProcess, running
+from tests.docs.pages import ROOT
+
+DEPLOY = ROOT / "deploy"
+EXPOSURE = 20
+"""what `systemd-analyze security` may find at most: 2.0 of 10"""
+
+
+def instructions() -> list[tuple[str, str]]:
+    """The Containerfile's, each with its words."""
+    text = re.sub(r"^\s*#.*\n", "", (DEPLOY / "Containerfile").read_text(), flags=re.MULTILINE)
+    lines = text.replace("\\\n", " ").splitlines()
+    return [(line.split(None, 1)[0], " ".join(line.split(None, 1)[1].split())) for line in lines if line.strip()]
+
+
+def of(name: str) -> list[str]:
+    return [words for instruction, words in instructions() if instruction == name]
+
+
+def last_stage() -> list[tuple[str, str]]:
+    found = instructions()
+    begin = max(index for index, (name, _) in enumerate(found) if name == "FROM")
+    return found[begin:]
+
+
+@pytest.fixture(scope="module")
+def server() -> Iterator[ServerProcess]:
+    with running({"server": {"drain": 0}}) as process:
+        yield process
+
+
+# -- systemd
+
+
+@pytest.fixture
+def unit(tmp_path: Path) -> Path:
+    """The unit with commands that are here, since `verify` looks for them."""
+    if shutil.which("systemd-analyze") is None:
+        pytest.skip("systemd-analyze is not on this machine")
+    text = (DEPLOY / "push1st.service").read_text()
+    assert "/opt/push1st/bin/push1st" in text
+    file = tmp_path / "push1st.service"
+    file.write_text(text.replace("/opt/push1st/bin/push1st", str(Path(sys.prefix) / "bin" / "push1st")))
+    return file
+
+
+def test_systemd_has_nothing_to_say_about_the_unit(unit: Path) -> None:
+    done = subprocess.run(["systemd-analyze", "verify", str(unit)], capture_output=True, text=True, timeout=30)
+    ours = [line for line in (done.stdout + done.stderr).splitlines() if "push1st" in line]
+    assert ours == []
+
+
+def test_the_unit_is_hardened(unit: Path) -> None:
+    command = ["systemd-analyze", "security", "--offline=true", f"--threshold={EXPOSURE}", "--no-pager", str(unit)]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=30)
+    if "--offline" in done.stderr:
+        pytest.skip("systemd-analyze is older than 250")
+    assert done.returncode == 0, done.stdout
+
+
+def test_the_unit_gives_the_server_more_time_than_it_takes_to_stop() -> None:
+    (seconds,) = re.findall(r"^TimeoutStopSec=(\d+)$", (DEPLOY / "push1st.service").read_text(), re.MULTILINE)
+    assert int(seconds) > configfile.demo({}).server.drain + 5
+
+
+def test_the_configuration_of_deploy_is_good(tmp_path: Path) -> None:
+    (tmp_path / "apps").mkdir()
+    (tmp_path / "apps" / "shop.yml").write_text("shop: { key: k, secret: 0123456789abcdef0123456789abcdef }\n")
+    (tmp_path / "server.yml").write_text((DEPLOY / "server.yml").read_text())
+    config = configfile.load(tmp_path / "server.yml", {})
+    assert config.warnings == ()
+    assert all(listen.host == "127.0.0.1" or listen.scheme == "unix" for listen in (*config.server.listen, *config.api.listen))
+
+
+# -- the container
+
+
+def test_the_container_does_not_run_as_root() -> None:
+    (user,) = [words for name, words in last_stage() if name == "USER"]
+    assert re.fullmatch(r"[1-9]\d*:[1-9]\d*", user), "a number, so that Kubernetes can tell that it is not root"
+
+
+def test_the_container_begins_with_known_images_and_leaves_the_build_behind() -> None:
+    images = of("FROM")
+    assert len(images) == 2
+    assert len({image.split()[0] for image in images}) == 1, "the same Python in both, since a venv is copied"
+    assert all(re.match(r"python:3\.\d+-slim( |$)", image) for image in images)
+    assert of("ADD") == []
+
+
+def test_what_the_container_copies_is_there() -> None:
+    for words in of("COPY"):
+        *sources, _ = words.split()
+        if not sources[0].startswith("--from"):
+            assert [source for source in sources if not (ROOT / source).exists()] == []
+
+
+def test_the_container_installs_wheels_of_the_locked_versions() -> None:
+    (install,) = (words for words in of("RUN") if "pip install" in words)
+    assert "--only-binary :all:" in install
+    assert "--constraint requirements.lock" in install
+
+
+def test_the_commands_of_the_container_need_no_shell() -> None:
+    assert json.loads(*of("ENTRYPOINT")) + json.loads(*of("CMD")) == ["push1st", "serve"]
+
+
+def test_the_health_check_tells_a_server_that_lives_from_one_that_does_not(server: ServerProcess) -> None:
+    (words,) = of("HEALTHCHECK")
+    program, *arguments = json.loads(words.partition("CMD ")[2])
+    assert program == "python"
+
+    def check(port: int) -> int:
+        here = [argument.replace("6001", str(port)) for argument in arguments]
+        return subprocess.run([sys.executable, *here], capture_output=True, timeout=10).returncode
+
+    assert check(server.ws_port) == 0
+    assert check(1) == 1
+
+
+def test_compose_sets_variables_that_there_are_and_that_make_a_server() -> None:
+    service = yaml.safe_load((DEPLOY / "compose.yaml").read_text())["services"]["push1st"]
+    given = {name: "x" * 32 if value.startswith("${") else value for name, value in service["environment"].items()}
+    assert set(given) <= {"PUSH1ST_APP_ID", *ROOT_VARIABLES, *APP_VARIABLES}
+    config = configfile.demo(given)
+    assert [app.id for app in config.apps] == ["shop"]
+    assert not config.demo
+
+
+def test_compose_builds_the_containerfile_and_gives_it_time_to_stop() -> None:
+    service = yaml.safe_load((DEPLOY / "compose.yaml").read_text())["services"]["push1st"]
+    assert (DEPLOY / service["build"]["context"] / service["build"]["dockerfile"]).samefile(DEPLOY / "Containerfile")
+    assert int(service["stop_grace_period"].removesuffix("s")) > configfile.demo({}).server.drain + 5
+
+
+def test_shell_commands_of_the_container_are_well_formed() -> None:
+    for words in of("RUN"):
+        assert shlex.split(words)
+        assert subprocess.run(["bash", "-n", "-c", words], timeout=10).returncode == 0

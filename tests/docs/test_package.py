@@ -1,0 +1,110 @@
+"""The package as others get it: a wheel, installed where this checkout is not on the path."""
+
+import http.client
+import os
+import signal
+import subprocess
+import sys
+import sysconfig
+import venv
+import zipfile
+from pathlib import Path
+
+import pytest
+
+import push1st
+from tests.clients.process import DEADLINE, free_ports, wait_until
+from tests.docs.pages import ROOT
+
+
+def run(*command: str, cwd: Path) -> str:
+    """What a command prints. Its environment has nothing of ours."""
+    clean = {name: os.environ[name] for name in ("PATH", "HOME") if name in os.environ}
+    done = subprocess.run(command, cwd=cwd, env=clean, capture_output=True, text=True, timeout=60)
+    assert done.returncode == 0, done.stdout + done.stderr
+    return done.stdout
+
+
+@pytest.fixture(scope="module")
+def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Built without a network: by the build backend that `make install` has installed."""
+    folder = tmp_path_factory.mktemp("wheel")
+    build = ("-m", "pip", "wheel", "--quiet", "--no-deps", "--no-build-isolation", "--no-index", "--wheel-dir", str(folder))
+    run(sys.executable, *build, str(ROOT), cwd=folder)
+    (made,) = folder.glob("*.whl")
+    return made
+
+
+@pytest.fixture(scope="module")
+def installed(wheel: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A new environment with the wheel in it. The libraries it needs are borrowed from ours, behind it on the path."""
+    folder = tmp_path_factory.mktemp("venv")
+    venv.create(folder, with_pip=False)
+    site = Path(sysconfig.get_path("purelib", "venv", {"base": str(folder), "platbase": str(folder)}))
+    install = (
+        "-m",
+        "pip",
+        "--python",
+        str(folder / "bin" / "python"),
+        "install",
+        "--quiet",
+        "--no-deps",
+        "--no-index",
+        str(wheel),
+    )
+    run(sys.executable, *install, cwd=folder)
+    (site / "borrowed.pth").write_text(sysconfig.get_path("purelib") + "\n")
+    return folder
+
+
+def test_the_wheel_holds_the_package_and_nothing_else(wheel: Path) -> None:
+    names = zipfile.ZipFile(wheel).namelist()
+    assert "push1st/py.typed" in names
+    assert "push1st/__main__.py" in names
+    assert any(name.endswith("LICENSE") for name in names)
+    assert {name.partition("/")[0] for name in names} == {"push1st", f"push1st-{push1st.__version__}.dist-info"}
+
+
+def test_the_wheel_runs_from_where_it_is_installed(installed: Path) -> None:
+    where = run(str(installed / "bin" / "python"), "-c", "import push1st; print(push1st.__file__)", cwd=installed)
+    assert Path(where.strip()).is_relative_to(installed)
+
+
+@pytest.mark.parametrize("command", [["python", "-m", "push1st"], ["push1st"]], ids=" ".join)
+def test_it_can_be_called_both_ways(installed: Path, command: list[str]) -> None:
+    said = run(str(installed / "bin" / command[0]), *command[1:], "version", cwd=installed)
+    assert said.startswith(f"push1st {push1st.__version__} ")
+
+
+def test_check_works_from_the_wheel(installed: Path, tmp_path: Path) -> None:
+    (tmp_path / "server.yml").write_text("credentials: [ app.yml ]\n")
+    (tmp_path / "app.yml").write_text("shop: { key: k, secret: 0123456789abcdef0123456789abcdef }\n")
+    assert "app shop" in run(str(installed / "bin" / "push1st"), "check", "-c", "server.yml", cwd=tmp_path)
+
+
+def test_serve_works_from_the_wheel(installed: Path, tmp_path: Path) -> None:
+    ws, api = free_ports(2)
+    listen = {"PUSH1ST_SERVER_LISTEN": f"tcp://127.0.0.1:{ws}", "PUSH1ST_API_LISTEN": f"tcp://127.0.0.1:{api}"}
+    process = subprocess.Popen(
+        [str(installed / "bin" / "push1st"), "serve"],
+        cwd=tmp_path,
+        env={"PATH": os.environ["PATH"], **listen},
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+    )
+    try:
+        wait_until(lambda: ready(api), "the server of the wheel answers")
+    finally:
+        process.send_signal(signal.SIGTERM)
+        assert process.wait(DEADLINE) == 0
+
+
+def ready(port: int) -> bool:
+    connection = http.client.HTTPConnection("127.0.0.1", port, timeout=2)
+    try:
+        connection.request("GET", "/ready")
+        return connection.getresponse().status == 200
+    except OSError:
+        return False
+    finally:
+        connection.close()
