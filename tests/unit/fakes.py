@@ -25,6 +25,7 @@ from push1st.messages import DEFAULT_OPTIONS, Message, Options, Request, Respons
 from push1st.metrics import Metrics
 from push1st.node import Node
 from push1st.protocols.pusher import Pusher
+from push1st.protocols.pusher_xhr import PusherXhr
 from push1st.protocols.raw import Raw
 from push1st.session import Session
 from push1st.transports.http import HttpConnection
@@ -233,6 +234,7 @@ class Stage:
 
 PUSHER = Pusher()
 RAW = Raw()
+XHR = PusherXhr()
 
 
 class Outlet:
@@ -452,7 +454,7 @@ class Site:
         self.config = Config(server=server or ServerConfig(), api=api or ApiConfig(), apps=self.world.apps)
         self.sweep = Sweep(self.clock.monotonic, self._swept_badly, lambda: spawn(self.node.tick()))
         self.serve = serve or Api(self.node, self.config.api.path).serve
-        codecs: dict[str, Any] = {"pusher": PUSHER, "websocket": RAW}
+        codecs: dict[str, Any] = {"pusher": PUSHER, "pusher-xhr": XHR, "websocket": RAW}
         self.worker = Worker(self.node, self.serve, self.config, codecs, self.sweep, self._failed)
         self.listener = Listener(self.worker, trusting, self.config.api.whitelist, self.config.api.keep_alive_timeout)
 

@@ -14,6 +14,9 @@ from push1st.node import App
 if TYPE_CHECKING:  # it knows the transports, which know this
     from push1st.transports.listener import Worker
 
+AUTHORIZE_SECONDS = 10
+"""for a client to sign in or to join a channel that needs a signature, where the app wants that"""
+
 
 def admit(worker: "Worker", protocol: ProtocolConfig, key: str, origin: str | None, ip: str) -> App:
     """The app of a key. origin: None of a client that is no browser; ip: "" on a Unix socket. Raises Disconnect."""

@@ -22,6 +22,9 @@ from push1st.messages import Request, Response
 from push1st.transports.listener import Listener
 from push1st.transports.sweep import NEVER
 from push1st.transports.websocket import Handshake, WebSocketConnection, upgrade
+from push1st.transports.xhr import HEADERS as FALLBACK_HEADERS
+from push1st.transports.xhr import TYPE as FALLBACK_TYPE
+from push1st.transports.xhr import Stream, Visit, XhrConnection
 
 MOST_HEAD = 16_384
 """bytes of a request line with its headers"""
@@ -41,7 +44,6 @@ MOST_WAITING = 16
 """pipelined requests that may wait before the socket is not read any further"""
 
 _STATUS = {status.value: b"HTTP/1.1 %d %b\r\nDate: " % (status.value, status.phrase.encode()) for status in HTTPStatus}
-_LINE = re.compile(rb"(GET|POST) (/[!-~]*) HTTP/1\.1\r\n")
 _HARMLESS = frozenset((b"connection", b"content-length", b"host"))
 _NEEDED = frozenset(
     (
@@ -97,6 +99,8 @@ class HttpConnection(asyncio.Protocol):
         "_gone",
         "_head",
         "_headers",
+        "_held",
+        "_keep",
         "_last",
         "_listener",
         "_parser",
@@ -136,13 +140,15 @@ class HttpConnection(asyncio.Protocol):
         self._started = 0
         self._refused: Response | None = None
         self._answers: list[bytes] = []
-        self._waiting: deque[tuple[Request, bool]] = deque()
+        self._waiting: deque[tuple[Request | Visit, bool]] = deque()
+        self._held: XhrConnection | None = None
+        self._keep = False
         self._busy = False
         self._last = False
         self._gone = False
         self._paused = False
         self._writing = True
-        self._upgraded: WebSocketConnection | None = None
+        self._upgraded: WebSocketConnection | Stream | None = None
         self._deadline = 0.0
 
     # asyncio.Protocol
@@ -163,6 +169,7 @@ class HttpConnection(asyncio.Protocol):
 
     def connection_lost(self, exc: Exception | None) -> None:
         self._last = True
+        self._stop_holding()
         self._waiting.clear()
         self._answers.clear()
         self._let_go()
@@ -178,7 +185,7 @@ class HttpConnection(asyncio.Protocol):
         worker = self._listener.worker
         worker.answer(self)
         fresh = self._stage == IDLE and not self._busy
-        if fresh and (line := _LINE.match(data)):
+        if fresh and (line := worker.line.match(data)):
             start = line.end()
             end = data.find(b"\r\n\r\n", start - 2) + 4
             length = worker.heads.get(data[start:end])
@@ -200,6 +207,9 @@ class HttpConnection(asyncio.Protocol):
         except httptools.HttpParserError as wrong:
             if not self._last:  # what follows the last request is passed over
                 self._refuse(400, f"not an HTTP/1.1 request: {wrong}")
+        if self._upgraded is not None:
+            self._let_go()
+            return
         if self._stage != IDLE:
             # What the parser keeps to itself or passes over is counted here: bytes that surely belong to this request.
             if self._started == before[1]:
@@ -226,7 +236,7 @@ class HttpConnection(asyncio.Protocol):
         Clients on a kept connection send the same headers again and again, only the length changes. The next request
         with the very same bytes behind its request line is known by them (`Worker.heads`).
         """
-        line = _LINE.match(data)
+        line = self._listener.worker.line.match(data)
         headers = self._headers
         if (
             line is not None
@@ -248,6 +258,7 @@ class HttpConnection(asyncio.Protocol):
         # What came before the end is still worked on, and answered.
         self._listener.worker.turn()
         self._last = True
+        self._stop_holding()
         return self._busy and self._transport.get_extra_info("sslcontext") is None
 
     def pause_writing(self) -> None:
@@ -327,12 +338,20 @@ class HttpConnection(asyncio.Protocol):
             body = b"".join((body, *self._parts))
             self._parts = []
         path, query = self._target()
-        request = Request(parser.get_method().decode(), path, query, body, self._trusted(), self._started)
+        method = parser.get_method().decode()
+        found = self._listener.worker.fallbacks.path.match(path)
+        request: Request | Visit
+        if found is None:
+            request = Request(method, path, query, body, self._trusted(), self._started)
+        else:
+            request = Visit(method, found[1], found[2], found[3], query, body, self._origin(), self._visitor_ip())
         if not keep:
             self._last = True
         if self._busy:
             self._waiting.append((request, keep))
             self._reading()
+        elif isinstance(request, Visit):
+            self._visit(request, keep)
         else:
             self._serve(request, keep)
 
@@ -374,6 +393,16 @@ class HttpConnection(asyncio.Protocol):
                 break
         return ip
 
+    def _visitor_ip(self) -> str:
+        """The same, of who is no caller of the API."""
+        return self._client_ip() or (
+            self._peer if not self._listener.worker.config.server.proxies.contains(self._peer) else "unknown"
+        )
+
+    def _origin(self) -> str | None:
+        origin = self._headers.get(b"origin")
+        return None if origin is None else origin.decode("latin-1")
+
     def _trusted(self) -> bool:
         """Whether this request may go unsigned (Push1st API, section 6)."""
         headers = self._headers
@@ -413,17 +442,66 @@ class HttpConnection(asyncio.Protocol):
             response = await rest
         except Exception as wrong:
             response = self._failure(wrong)
+        self._done(response, keep, head)
+
+    def _done(self, response: Response, keep: bool, head: bool = False) -> None:
         self._busy = False
         if self._gone:
             return
         self._answer(response, keep, head)
         while self._waiting and not self._busy:
             request, keep = self._waiting.popleft()
-            self._serve(request, keep)
-        if self._refused is not None and not self._busy:
+            if isinstance(request, Visit):
+                self._visit(request, keep)
+            else:
+                self._serve(request, keep)
+        if self._refused is not None and not self._busy and self._upgraded is None:
             self._answer(self._refused, False)
         self._reading()
         self.flush()
+        if self._upgraded is not None:
+            self._let_go()
+
+    # pusher-js' HTTP fallbacks
+
+    def _visit(self, visit: Visit, keep: bool) -> None:
+        """A fallback's request: it is answered, waits until there is something to answer, or takes the socket over."""
+        worker = self._listener.worker
+        found: Response | Stream | XhrConnection
+        try:
+            found = worker.fallbacks.visit(visit, self)
+        except Exception as wrong:
+            found = msgspec.structs.replace(self._failure(wrong), headers=FALLBACK_HEADERS)
+        if isinstance(found, Response):
+            self._answer(found, keep, visit.method == "HEAD")
+        elif isinstance(found, Stream):
+            # It ends with its connection, so it needs no chunks, and every subscriber gets the same bytes.
+            head = b"%b%b\r\nContent-Type: %b\r\n%bConnection: close\r\n\r\n" % (
+                _STATUS[200],
+                _date(worker.sweep.now),
+                FALLBACK_TYPE,
+                FALLBACK_HEADERS,
+            )
+            before, self._answers = b"".join((*self._answers, head)), []
+            self._waiting.clear()
+            self._last = True
+            self._upgraded = found
+            found.start(self._transport, before)
+        else:
+            self._busy, self._deadline = True, NEVER
+            self._held, self._keep = found, keep
+
+    def finish(self, response: Response) -> None:
+        """Answers the poll that waits."""
+        self._held = None
+        self._done(response, self._keep)
+
+    def _stop_holding(self) -> None:
+        """The client of a poll that waits is gone."""
+        held, self._held = self._held, None
+        if held is not None:
+            self._busy = False
+            held.lost(self)
 
     def _answer(self, response: Response, keep: bool, head: bool = False) -> None:
         worker = self._listener.worker
@@ -514,6 +592,9 @@ class HttpConnection(asyncio.Protocol):
         del self._parser
 
     def _upgrade(self, rest: bytes) -> None:
+        if self._upgraded is not None:
+            self._let_go()
+            return
         if self._headers.get(b"upgrade", b"").lower() == b"websocket" and self._busy:
             self._refuse(400, "a WebSocket handshake behind a request that is not answered yet")
         if self._refused is not None or self._headers.get(b"upgrade", b"").lower() != b"websocket":
@@ -532,9 +613,9 @@ class HttpConnection(asyncio.Protocol):
             query,
             headers.get(b"sec-websocket-key", b"").decode("latin-1"),
             headers.get(b"sec-websocket-version", b"").decode("latin-1"),
-            None if b"origin" not in headers else headers[b"origin"].decode("latin-1"),
+            self._origin(),
             headers.get(b"authorization", b"").decode("latin-1"),
-            self._client_ip() or (self._peer if not worker.config.server.proxies.contains(self._peer) else "unknown"),
+            self._visitor_ip(),
         )
         refusal: Response | WebSocketConnection
         if self._parser.get_http_version() != "1.1" or b"content-length" in headers or b"transfer-encoding" in headers:

@@ -1,6 +1,7 @@
 """What every connection of a listener shares: who may connect, whom to trust, and where requests go."""
 
 import asyncio
+import re
 from collections.abc import Callable, Coroutine
 from typing import Any, Protocol
 
@@ -9,6 +10,7 @@ from push1st.messages import Request, Response
 from push1st.node import Node
 from push1st.protocols import Codec
 from push1st.transports.sweep import Sweep
+from push1st.transports.xhr import Fallbacks
 
 Serve = Callable[[Request], Coroutine[Any, Any, Response]]
 
@@ -55,6 +57,9 @@ class Worker:
         self.open: set[Open] = set()
         self.heads: dict[bytes, int] = {}
         """the bytes of headers seen before that say nothing but a request's length, and that length"""
+        self.fallbacks = Fallbacks(self)
+        self.line = re.compile(rb"(GET|POST) (?!%b)(/[!-~]*+) HTTP/1\.1\r\n" % self.fallbacks.start.encode())
+        """request lines before which headers may be known: all but those whose headers mean something to a fallback"""
         self._arrived: list[tuple[Connection, bytes]] = []
         self._answering: list[Answering] = []
         payload = max((app.limits.payload for app in config.apps), default=0)

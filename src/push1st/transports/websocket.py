@@ -26,15 +26,13 @@ from push1st.node import App
 from push1st.protocols import Codec
 from push1st.protocols.websocket import PING_FRAME, Closed, Decoder, Pinged, Text, close_frame, pong_frame
 from push1st.session import Session
-from push1st.transports.admission import admit, check_version, params
+from push1st.transports.admission import AUTHORIZE_SECONDS, admit, check_version, params
 from push1st.transports.listener import Worker
 from push1st.transports.sweep import NEVER
 
 CLOSE_SECONDS = 5
 PONG_SECONDS = 30
 """from a ping to the end of a client that stays silent (Pusher protocol, section 7)"""
-AUTHORIZE_SECONDS = 10
-"""for a client to sign in or to join a channel that needs a signature, where the app wants that"""
 PREFIX = re.compile(r"[A-Za-z0-9_\-=@,;]{1,64}(\.[A-Za-z0-9_\-=@,;]{1,64}){0,7}\Z")
 _GUID = b"258EAFA5-E914-47DA-95CA-C5AB0DC85B11"
 _SWITCH = b"HTTP/1.1 101 Switching Protocols\r\nUpgrade: websocket\r\nConnection: Upgrade\r\nSec-WebSocket-Accept: %b\r\n\r\n"

@@ -10,9 +10,9 @@ from websockets.frames import Opcode
 
 from push1st import auth
 from push1st.config import Networks, ProtocolConfig, ServerConfig
-from push1st.transports.admission import origin_allowed
+from push1st.transports.admission import AUTHORIZE_SECONDS, origin_allowed
 from push1st.transports.sweep import NEVER
-from push1st.transports.websocket import AUTHORIZE_SECONDS, CLOSE_SECONDS, PONG_SECONDS
+from push1st.transports.websocket import CLOSE_SECONDS, PONG_SECONDS
 from tests.unit.fakes import (
     APP,
     KEY,

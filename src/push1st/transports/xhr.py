@@ -1,0 +1,507 @@
+"""pusher-js' HTTP fallbacks: sessions over requests, for clients whose WebSockets do not get through (protocol, section 10).
+
+A client makes up a session id, asks with one request after another for what there is to read, and sends with others:
+
+- `xhr_streaming`: the response never ends, frames are written to it as they come. pusher-js drops it with the first
+  frame that ends behind `LONGEST` characters, and asks anew. What it has not read by then is lost, and the wire has no
+  acknowledgements; so that frame is the last one written, and the rest is kept for the next request.
+- `xhr`: a poll. It is answered when there is something, up to that same frame.
+- `xhr_send`: an array of what would be WebSocket messages.
+
+Between requests what is due to a client is kept, up to `server.outbox` bytes and for `GAP_SECONDS`. A request displaces
+the one before it. Heartbeats keep the client's clock and the proxies' quiet, and have the client show that it is there.
+
+A session belongs to its app, its origin and its id, not to an address: those change (decision 0005).
+"""
+
+import asyncio
+import re
+from typing import TYPE_CHECKING, Protocol
+
+import msgspec
+
+from push1st.errors import Disconnect, Refused
+from push1st.messages import Established, Reply, Response
+from push1st.protocols.pusher_xhr import HEARTBEAT, LONGEST, OPEN_FRAME, close_frame, decode_messages, whole_frames
+from push1st.session import Session
+from push1st.transports.admission import AUTHORIZE_SECONDS, admit, check_version
+from push1st.transports.sweep import NEVER
+
+if TYPE_CHECKING:  # it holds the fallbacks
+    from push1st.transports.listener import Worker
+
+GAP_SECONDS = 10
+"""from the end of a request to the next: then the client is gone"""
+HEARTBEAT_SECONDS = 25
+"""between two heartbeats when there is nothing else to say; half the activity timeout where that is shorter"""
+QUIET_SECONDS = 5
+"""a client that asks whether we are there is answered if it was told nothing for so long: it answers heartbeats itself"""
+PONG_SECONDS = 30
+"""from a heartbeat that asks to the end of a client that stays silent"""
+FULL_SECONDS = 60
+"""for a client to read a response to its end and ask anew"""
+CLOSE_SECONDS = 5
+MOST_APART = 10_000
+"""sessions of a worker that wait for their next request: they cost the client no socket"""
+
+TYPE = b"text/plain; charset=utf-8"
+HEADERS = (
+    b"Access-Control-Allow-Origin: *\r\n"  # the wire has no cookies; origins are checked where the session begins
+    b"Cache-Control: no-store, no-transform\r\n"
+    b"X-Content-Type-Options: nosniff\r\n"  # browsers hold back what they first have to guess the type of
+    b"X-Accel-Buffering: no\r\n"
+)
+_PREFLIGHT = (
+    b"Access-Control-Allow-Origin: *\r\n"
+    b"Access-Control-Allow-Methods: POST\r\n"
+    b"Access-Control-Allow-Headers: Content-Type\r\n"
+    b"Access-Control-Max-Age: 86400\r\n"
+)
+_ID = re.compile(r"[0-9]{1,3}/[A-Za-z0-9_-]{8,64}\Z")
+
+
+class Visit(msgspec.Struct, frozen=True, gc=False):
+    """A request on a fallback's path. road: xhr_streaming, xhr or xhr_send. origin: None of who is no browser."""
+
+    method: str
+    key: str
+    id: str
+    road: str
+    query: str
+    body: bytes
+    origin: str | None
+    ip: str
+
+
+class Poll(Protocol):
+    """A request that waits."""
+
+    def finish(self, response: Response) -> None: ...
+
+
+class Fallbacks:
+    """A worker's fallback sessions.
+
+    path: what the paths of their requests match: app key, id, road. start: what these begin with, a regular expression.
+    apart: how many of the sessions wait for a request.
+    """
+
+    def __init__(self, worker: "Worker") -> None:
+        self._worker = worker
+        self._clients: dict[tuple[str, str | None, str], XhrConnection] = {}
+        self.apart = 0
+        config = worker.config.server
+        bases = (config.pusher.path.rstrip("/") + config.app_path, config.app_path) if "pusher" in config.proto else ()
+        base = f"(?:{'|'.join(map(re.escape, bases))})" if bases else "(?!)"
+        self.start = base + "[^/ ?]+/[^/ ?]+/[^/ ?]+/xhr"
+        self.path = re.compile(base + r"([^/]+)/([^/]+/[^/]+)/(xhr_streaming|xhr_send|xhr)\Z")
+
+    def visit(self, visit: Visit, poll: Poll) -> "Response | Stream | XhrConnection":
+        """What becomes of a request: its answer, a stream that takes the socket over, or the client that `poll` waits for.
+
+        Raises Refused.
+        """
+        if visit.method == "OPTIONS":
+            return Response(200, b"", TYPE, _PREFLIGHT)
+        if visit.method != "POST":
+            return Response(405, b"", TYPE, HEADERS + b"Allow: POST, OPTIONS\r\n")
+        if not _ID.match(visit.id):
+            raise Refused(400, "a session id is 1 to 3 digits, a slash, and 8 to 64 of A-Za-z0-9_-")
+        client = self._clients.get((visit.key, visit.origin, visit.id))
+        if visit.road == "xhr_send":
+            if client is None or client.closing:
+                raise Refused(404, "no session has this id")
+            client.receive(visit.body)
+            return Response(200, b"", TYPE, HEADERS)
+        if client is None:
+            try:
+                client = self._open(visit)
+            except Disconnect as end:
+                # pusher-js takes any status but 200, and an end before the beginning, for an accident, and tries again.
+                self._worker.node.metrics.refusals[str(end.code)] += 1
+                return Response(200, OPEN_FRAME + close_frame(end.code, end.reason), TYPE, HEADERS)
+        return Stream(client, self._worker) if visit.road == "xhr_streaming" else client.poll(poll)
+
+    def _open(self, visit: Visit) -> "XhrConnection":
+        worker = self._worker
+        protocol = worker.config.server.pusher
+        check_version(visit.query)
+        app = admit(worker, protocol, visit.key, visit.origin, visit.ip)
+        if self.apart >= MOST_APART:
+            raise Disconnect(4100, "Over capacity: too many sessions wait for their next request")
+        client = XhrConnection(self, worker, (visit.key, visit.origin, visit.id))
+        client.open(Session(worker.node, app, client, client.codec, client.write, visit.ip))
+        self._clients[client.name] = client
+        return client
+
+    def forget(self, client: "XhrConnection") -> None:
+        self._clients.pop(client.name, None)
+
+
+class XhrConnection:
+    """One client, whatever request it is there with. name: what `Fallbacks` knows it by."""
+
+    __slots__ = (
+        "_apart_since",
+        "_asked",
+        "_authorize_by",
+        "_fallbacks",
+        "_full_since",
+        "_kept",
+        "_kept_size",
+        "_period",
+        "_poll",
+        "_room",
+        "_scheduled",
+        "_seen",
+        "_session",
+        "_slow",
+        "_stream",
+        "_timeout",
+        "_worker",
+        "_wrote",
+        "closing",
+        "codec",
+        "due_at",
+        "name",
+    )
+
+    def __init__(self, fallbacks: Fallbacks, worker: "Worker", name: tuple[str, str | None, str]) -> None:
+        self._fallbacks = fallbacks
+        self._worker = worker
+        self.name = name
+        self.codec = worker.codecs["pusher-xhr"]
+        self.closing = False
+        self.due_at = NEVER
+        self._timeout = worker.config.server.pusher.activity_timeout
+        self._period = min(HEARTBEAT_SECONDS, self._timeout / 2)
+        self._session: Session | None = None
+        self._poll: Poll | None = None
+        self._stream: Stream | None = None
+        self._room = -1
+        """characters until the stream is full; less than nothing: full, or there is none"""
+        self._kept: list[bytes] = []
+        self._kept_size = 0
+        self._slow = False
+        self._scheduled = False
+        self._authorize_by = 0.0
+        self._seen = self._wrote = self._full_since = self._apart_since = worker.sweep.now
+        self._asked = 0.0
+
+    def open(self, session: Session) -> None:
+        """The client has been let in."""
+        worker = self._worker
+        self._session = session
+        self._fallbacks.apart += 1
+        metrics = worker.node.metrics
+        metrics.connections[self.codec.name] += 1
+        metrics.opened[self.codec.name] += 1
+        worker.node.fanout.direct(session, OPEN_FRAME)
+        self.send(Established(session.id, self._timeout))
+        worker.open.add(self)
+        if session.app.config.authorized_only:
+            self._authorize_by = self._seen + AUTHORIZE_SECONDS
+        worker.sweep.watch(self, self._seen + GAP_SECONDS)
+
+    # What the client reads
+
+    @property
+    def _is_apart(self) -> bool:
+        return self._poll is None and self._stream is None
+
+    def poll(self, poll: Poll) -> "Response | XhrConnection":
+        """Answers a poll, or has it wait."""
+        self._displace(poll, None)
+        if self._kept:
+            return self._answer()
+        return self
+
+    def stream(self, stream: "Stream") -> None:
+        """A stream has begun."""
+        self._displace(None, stream)
+        self._room = LONGEST
+        if self._kept:
+            kept, self._kept, self._kept_size = b"".join(self._kept), [], 0
+            self.write(kept)
+        if self.closing:
+            self._said_all()
+
+    def _displace(self, poll: Poll | None, stream: "Stream | None") -> None:
+        """A new request is there; the one before it is over. Not in this turn, in which it may bring about the next."""
+        if self._is_apart:
+            self._fallbacks.apart -= 1
+        old_poll, self._poll = self._poll, poll
+        old_stream, self._stream = self._stream, stream
+        self._room = -1
+        self._heard()
+        loop = asyncio.get_running_loop()
+        if old_poll is not None:
+            loop.call_soon(old_poll.finish, Response(409, b"another request has this session now\n", TYPE, HEADERS))
+        if old_stream is not None:
+            loop.call_soon(old_stream.close)
+
+    def lost(self, request: "Poll | Stream") -> None:
+        """The socket of a request is gone."""
+        if request is self._poll:
+            self._part()
+        elif request is self._stream:
+            self._room = -1
+            self._part()
+
+    def _part(self) -> None:
+        """No request is there any more."""
+        self._poll = self._stream = None
+        self._fallbacks.apart += 1
+        sweep = self._worker.sweep
+        self._apart_since = sweep.now
+        if self.closing and not self._kept:
+            self._forget()
+        elif self.due_at > sweep.now + GAP_SECONDS + 1:
+            sweep.watch(self, sweep.now + GAP_SECONDS)
+
+    def write(self, data: bytes) -> None:
+        """Whole frames for the client: onto the stream while it has room, else kept. This may be in the midst of a flush."""
+        if self._stream is not None and self._room >= 0:
+            self._wrote = now = self._worker.sweep.now
+            size, self._room = whole_frames(data, self._room)
+            self._stream.write(data[:size])
+            if self._room < 0:
+                self._full_since = now
+            if size == len(data):
+                return
+            data = data[size:]
+        self._kept.append(data)
+        self._kept_size += len(data)
+        if self._kept_size > self._worker.config.server.outbox:
+            self.too_slow(self._stream)
+        elif self._poll is not None and not self._scheduled:
+            self._scheduled = True
+            asyncio.get_running_loop().call_soon(self._deliver)
+
+    def _deliver(self) -> None:
+        """Answers the poll that waits with what this turn brought."""
+        self._scheduled = False
+        poll = self._poll
+        if poll is not None and self._kept:
+            poll.finish(self._answer())
+
+    def _answer(self) -> Response:
+        """What is kept, up to the frame with which the client drops a response."""
+        kept = b"".join(self._kept)
+        size, _ = whole_frames(kept, LONGEST)
+        self._kept = [kept[size:]] if size < len(kept) else []
+        self._kept_size = len(kept) - size
+        self._wrote = self._worker.sweep.now
+        self._part()
+        return Response(200, kept[:size], TYPE, HEADERS)
+
+    # What the client sends
+
+    def receive(self, body: bytes) -> None:
+        """Applies what one request brought. Raises Refused."""
+        worker = self._worker
+        texts = decode_messages(body)
+        most = worker.most_message(worker.config.server.pusher)
+        if any(len(text) > most for text in texts):
+            raise Refused(413, f"a message has at most {most} bytes")
+        worker.node.metrics.bytes_in += len(body)
+        self._heard()
+        if not texts and self._seen - self._wrote >= min(QUIET_SECONDS, self._period):
+            self._beat()
+        try:
+            for text in texts:
+                self._text(text)
+        except Exception:
+            self.fail()
+
+    def _heard(self) -> None:
+        self._seen = self._worker.sweep.now
+        self._asked = 0
+
+    def _text(self, text: str) -> None:
+        session = self._session
+        if session is None or self._slow:
+            return
+        try:
+            command = self.codec.decode(text)
+        except Refused as refused:
+            session.refuse(refused)
+        else:
+            session.handle(command)
+
+    # Outlet: what the session needs
+
+    def send(self, reply: Reply) -> None:
+        if self._session is not None:
+            self._worker.node.fanout.direct(self._session, self.codec.reply(reply))
+
+    def close(self, code: int, reason: str) -> None:
+        if not self.closing:
+            if self._session is not None:
+                self._worker.node.fanout.settle(self._session)
+            self._end(code, reason)
+
+    def fail(self) -> None:
+        if not self.closing:
+            self._worker.failed("connection")
+            self._worker.node.metrics.cut_offs["internal-error"] += 1
+            self.close(1011, "internal error")
+
+    # The end
+
+    def too_slow(self, stream: "Stream | None") -> None:
+        """What waits for the client passed its bound: here, or on its stream.
+
+        This may be in the midst of a flush, so the cut waits for the end of the turn.
+        """
+        if stream is self._stream and not self._slow:
+            self._slow = True
+            asyncio.get_running_loop().call_soon(self._cut)
+
+    def _cut(self) -> None:
+        if not self.closing:
+            self._worker.node.metrics.cut_offs["slow"] += 1
+            self._kept, self._kept_size = [], 0
+            self._end(*self.codec.slow())
+
+    def _end(self, code: int, reason: str) -> None:
+        """The session leaves at once; the client is told on the request that is there, or on its next one."""
+        self.closing = True
+        self._leave()
+        frame = close_frame(code, reason)
+        if self._stream is not None and self._room < 0:
+            self._stream.write(frame)  # perhaps the client still reads it; if not, the next request gets it
+        self.write(frame)
+        self._said_all()
+
+    def _said_all(self) -> None:
+        """Ends the stream behind the close frame. What it had no room for waits for one more request."""
+        if self._stream is not None:
+            self._stream.close()
+            self._room = -1
+            self._part()
+
+    def _leave(self) -> None:
+        session, self._session = self._session, None
+        self._worker.open.discard(self)
+        if session is not None:
+            self._worker.node.metrics.connections[self.codec.name] -= 1
+            session.close()
+
+    def _forget(self) -> None:
+        if self._is_apart:
+            self._fallbacks.apart -= 1
+        self._fallbacks.forget(self)
+        self._worker.sweep.forget(self)
+
+    def leave(self, code: int, reason: str) -> None:
+        self.close(code, reason)
+
+    def abort(self) -> None:
+        self.closing = True
+        self._leave()
+
+    def due(self, now: float) -> float | None:
+        """Heartbeats, and the ends of those who are gone, silent, or do not go on."""
+        if self._is_apart:
+            if self._apart_since + GAP_SECONDS > now:
+                return self._apart_since + GAP_SECONDS
+            if not self.closing:
+                self._worker.node.metrics.cut_offs["gone"] += 1
+                self.closing = True
+                self._leave()
+            self._forget()
+            return None
+        if self.closing:
+            return now + GAP_SECONDS
+        session = self._session
+        if self._authorize_by and session is not None:
+            if session.authorized:
+                self._authorize_by = 0
+            elif self._authorize_by <= now:
+                return self._cut_off("not-authorized", 4009, "Connection not authorized within timeout")
+        if self._asked and self._asked + PONG_SECONDS <= now:
+            return self._cut_off("silent", 4201, "no answer to a heartbeat")
+        if self._stream is not None and self._room < 0 and self._full_since + FULL_SECONDS <= now:
+            return self._cut_off("slow", 4200, "the response is full, and no other was asked for")
+        if not self._asked and self._seen + self._timeout <= now:
+            self._asked = now
+            self._beat()
+        elif self._wrote + self._period <= now:
+            self._beat()
+        speak = self._wrote + self._period
+        hear = self._asked + PONG_SECONDS if self._asked else self._seen + self._timeout
+        return min(speak, hear, self._authorize_by or speak)
+
+    def _cut_off(self, why: str, code: int, reason: str) -> float:
+        self._worker.node.metrics.cut_offs[why] += 1
+        self.close(code, reason)
+        return self._worker.sweep.now + GAP_SECONDS
+
+    def _beat(self) -> None:
+        self._wrote = self._worker.sweep.now
+        if self._stream is not None and self._room < 0:
+            self._stream.write(HEARTBEAT)  # behind the frame the client stops at: no matter whether it is read
+        else:
+            self.write(HEARTBEAT)
+
+
+class Stream(asyncio.Protocol):
+    """The response to one `xhr_streaming` request, which never ends by itself. It owns the socket from then on."""
+
+    __slots__ = ("_client", "_transport", "_worker", "due_at")
+
+    def __init__(self, client: XhrConnection, worker: "Worker") -> None:
+        self._client = client
+        self._worker = worker
+        self._transport: asyncio.Transport
+        self.due_at = NEVER
+
+    def start(self, transport: asyncio.Transport, before: bytes) -> None:
+        """before: what goes out first, the response's head the last of it."""
+        self._transport = transport
+        transport.write(before)
+        transport.set_protocol(self)
+        transport.set_write_buffer_limits(high=self._worker.config.server.outbox)
+        self._worker.open.add(self)
+        self._client.stream(self)
+
+    def write(self, data: bytes) -> None:
+        self._transport.write(data)
+
+    def close(self) -> None:
+        """Ends the response, behind what the client has yet to take; it has `CLOSE_SECONDS` for that."""
+        if not self._transport.is_closing():
+            self._transport.close()
+            self._worker.sweep.watch(self, self._worker.sweep.now + CLOSE_SECONDS)
+
+    def process(self, data: bytes) -> None:
+        """Behind a request whose answer does not end, nothing has a meaning."""
+
+    def data_received(self, data: bytes) -> None:
+        pass
+
+    def eof_received(self) -> bool:
+        self._client.lost(self)
+        return False
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        self._client.lost(self)
+        self._worker.open.discard(self)
+        self._worker.sweep.forget(self)
+
+    def pause_writing(self) -> None:
+        self._client.too_slow(self)
+
+    def resume_writing(self) -> None:
+        pass
+
+    def leave(self, code: int, reason: str) -> None:
+        self._client.close(code, reason)
+
+    def abort(self) -> None:
+        self._transport.abort()
+
+    def due(self, now: float) -> float | None:
+        self._transport.abort()
+        return None

@@ -1,0 +1,335 @@
+"""pusher-js' HTTP fallbacks, `xhr_streaming` and `xhr_polling`: pusher-js under Node that has nothing else, and the wire."""
+
+import contextlib
+import http.client
+import json
+import time
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import pytest
+
+from tests.clients.conftest import APPS
+from tests.clients.node import NodeProcess
+from tests.clients.process import DEADLINE, ServerProcess, running, wait_until
+
+ROADS = ("xhr_streaming", "xhr_polling")
+SESSION = "/pusher/app/app-key/7/01234567"
+QUERY = "?protocol=7&client=by-hand&version=1"
+
+
+@pytest.fixture(params=ROADS)
+def road(request: pytest.FixtureRequest) -> str:
+    return str(request.param)
+
+
+@pytest.fixture
+def pusher_js(server: ServerProcess, node: Callable[..., NodeProcess], road: str) -> Callable[..., NodeProcess]:
+    """Connected pusher-js clients that have this fallback only."""
+
+    def start(**more: Any) -> NodeProcess:
+        process = start_pusher_js(node, server, road, **more)
+        process.next(on="state", state="connected")
+        return process
+
+    return start
+
+
+def start_pusher_js(
+    node: Callable[..., NodeProcess],
+    server: ServerProcess,
+    road: str,
+    key: str = "app-key",
+    authorize: str = "server",
+    **more: Any,
+) -> NodeProcess:
+    """A pusher-js client that is about to connect."""
+    options = {"httpHost": "127.0.0.1", "httpPort": server.ws_port, "enabledTransports": [road], **more.pop("client", {})}
+    return node("pusher_js.mjs", key=key, client=options, api=server.api, authorize=authorize, secret="secret", **more)
+
+
+def subscribed(client: NodeProcess, channel: str, *events: str) -> dict[str, Any]:
+    client.tell("subscribe", channel=channel, events=events)
+    report: dict[str, Any] = client.next(on="subscribed", channel=channel)
+    return report
+
+
+def metric(server: ServerProcess, line: str) -> float:
+    """A metric's value; 0 while there is none."""
+    for one in server.get("/metrics").body.decode().splitlines():
+        name, _, value = one.rpartition(" ")
+        if name == line:
+            return float(value)
+    return 0.0
+
+
+# -- connecting
+
+
+@pytest.mark.parametrize("path", ["", "/pusher"])
+def test_connects_on_both_paths(server: ServerProcess, node: Callable[..., NodeProcess], road: str, path: str) -> None:
+    client = start_pusher_js(node, server, road, client={"httpPath": path} if path else {})
+    left, right = client.next(on="state", state="connected")["socket_id"].split(".")
+    assert left.isdecimal()
+    assert right.isdecimal()
+
+
+def test_connects_below_the_path_of_apps(server: ServerProcess) -> None:
+    with opened(server, "/app/app-key/7/below-app-path/xhr" + QUERY) as response:
+        assert response.readline() == b"o\n"
+
+
+@pytest.mark.parametrize(
+    ("key", "code"), [("nobodys-key", 4001), ("off-key", 4003)], ids=["an unknown key", "the key of a disabled app"]
+)
+def test_gives_up_for_good_with(server: ServerProcess, node: Callable[..., NodeProcess], road: str, key: str, code: int) -> None:
+    client = start_pusher_js(node, server, road, key=key)
+    client.next(on="error", code=code)
+    client.next(on="state", state="disconnected")
+    assert client.ask("connection") == {"state": "disconnected", "retries": False}
+
+
+def test_gives_up_when_the_app_has_all_its_connections(node: Callable[..., NodeProcess], road: str) -> None:
+    with running(apps=APPS) as server:
+        first = start_pusher_js(node, server, road, key="quota-key")
+        first.next(on="state", state="connected")
+        second = start_pusher_js(node, server, road, key="quota-key")
+        second.next(on="error", code=4004)
+        second.next(on="state", state="disconnected")
+        second.close()
+        first.close()
+
+
+def test_is_counted_as_a_protocol_of_its_own(server: ServerProcess, pusher_js: Callable[..., NodeProcess]) -> None:
+    before = metric(server, 'push1st_connections_opened_total{protocol="pusher-xhr"}')
+    pusher_js()
+    assert metric(server, 'push1st_connections_opened_total{protocol="pusher-xhr"}') == before + 1
+
+
+# -- channels
+
+
+def test_receives_what_is_published_at_once(server: ServerProcess, pusher_js: Callable[..., NodeProcess], channel: str) -> None:
+    client = pusher_js()
+    subscribed(client, channel, "paid")
+    assert server.publish(channel, "paid", {"id": 7}).json["channels"] == {channel: 1}
+    assert client.next(on="event", event="paid")["data"] == {"id": 7}
+    server.publish(channel, "paid", "plain words — ünïcödé \U0001f980")
+    assert client.next(on="event", event="paid")["data"] == "plain words — ünïcödé \U0001f980"
+
+
+@pytest.mark.parametrize("authorize", ["server", "self"])
+def test_subscribes_to_a_private_channel(
+    server: ServerProcess, pusher_js: Callable[..., NodeProcess], channel: str, authorize: str
+) -> None:
+    client = pusher_js(authorize=authorize)
+    subscribed(client, f"private-{channel}", "paid")
+    server.publish(f"private-{channel}", "paid", {"id": 7})
+    assert client.next(on="event", event="paid")["data"] == {"id": 7}
+
+
+def test_is_told_of_a_wrong_signature_and_stays(
+    server: ServerProcess, pusher_js: Callable[..., NodeProcess], channel: str
+) -> None:
+    client = pusher_js(authorize="wrongly")
+    client.tell("subscribe", channel=f"private-{channel}")
+    assert client.next(on="subscription_error", channel=f"private-{channel}")["error"]["status"] == 401
+    subscribed(client, channel)
+
+
+def test_sees_members_come_and_go(pusher_js: Callable[..., NodeProcess], channel: str) -> None:
+    presence = f"presence-{channel}"
+    ada, bob = {"user_id": "ada", "user_info": {"name": "Ada"}}, {"user_id": "bob", "user_info": {"name": "Bob"}}
+    first = pusher_js(user=ada)
+    assert subscribed(first, presence)["members"] == {"ada": {"name": "Ada"}}
+    second = pusher_js(user=bob)
+    assert subscribed(second, presence)["count"] == 2
+    assert first.next(on="member_added")["member"] == {"id": "bob", "info": {"name": "Bob"}}
+    second.tell("unsubscribe", channel=presence)
+    assert first.next(on="member_removed")["member"]["id"] == "bob"
+
+
+def test_is_gone_some_seconds_after_it_went_without_a_word(
+    server: ServerProcess, pusher_js: Callable[..., NodeProcess], channel: str
+) -> None:
+    client = pusher_js()
+    subscribed(client, channel)
+    client.close()
+    assert server.session_count(channel) == 1
+    wait_until(lambda: server.session_count(channel) == 0, "its session ends", 20)
+
+
+def test_sends_client_events_and_gets_those_of_others(pusher_js: Callable[..., NodeProcess], channel: str) -> None:
+    private = f"private-{channel}"
+    first, second = pusher_js(), pusher_js()
+    for client in (first, second):
+        subscribed(client, private, "client-typing")
+    first.tell("trigger", channel=private, event="client-typing", data={"n": 1})
+    assert second.next(on="event", event="client-typing")["data"] == {"n": 1}
+    second.tell("trigger", channel=private, event="client-typing", data={"n": 2})
+    assert first.next(on="event", event="client-typing")["data"] == {"n": 2}
+
+
+def test_talks_with_a_client_on_a_websocket(
+    server: ServerProcess, pusher_js: Callable[..., NodeProcess], node: Callable[..., NodeProcess], channel: str
+) -> None:
+    private = f"private-{channel}"
+    here = pusher_js()
+    there = start_pusher_js(node, server, "ws", client={"wsHost": "127.0.0.1", "wsPort": server.ws_port})
+    for client in (here, there):
+        subscribed(client, private, "client-typing")
+    here.tell("trigger", channel=private, event="client-typing", data={"n": 1})
+    assert there.next(on="event", event="client-typing")["data"] == {"n": 1}
+    there.tell("trigger", channel=private, event="client-typing", data={"n": 2})
+    assert here.next(on="event", event="client-typing")["data"] == {"n": 2}
+
+
+# -- long responses
+
+
+@pytest.mark.parametrize("text", ["x" * 6000, "ü\u4e16\U0001f980" * 700], ids=["ASCII", "other scripts"])
+def test_misses_nothing_when_it_drops_responses_that_grew_too_long(
+    server: ServerProcess, pusher_js: Callable[..., NodeProcess], channel: str, text: str
+) -> None:
+    """Over 256 KiB pusher-js ends a response in the midst of what is sent, and asks for another."""
+    client = pusher_js()
+    subscribed(client, channel, "n")
+    for n in range(300):
+        event = {"name": "n", "channels": [channel], "data": {"n": n, "text": text}}
+        assert server.post("/apps/app-test/events", json.dumps(event, ensure_ascii=False).encode()).status == 200
+    assert [client.next(on="event", event="n")["data"]["n"] for _ in range(300)] == list(range(300))
+    assert not [seen for seen in client.seen if seen["on"] == "state" and seen["state"] != "connected"]
+
+
+# -- ends
+
+
+def test_reconnects_when_the_server_says_that_it_will_restart(node: Callable[..., NodeProcess], road: str) -> None:
+    with running() as server:
+        client = start_pusher_js(node, server, road)
+        client.next(on="state", state="connected")
+        server.signal()
+        client.next(on="state", state="connecting")
+        assert {seen["code"] for seen in client.seen if seen["on"] == "error"} == {4200}
+        server.wait()
+        client.close()
+
+
+def test_stays_when_nothing_happens_for_longer_than_the_activity_timeout(node: Callable[..., NodeProcess], road: str) -> None:
+    with running({"server": {"pusher": {"activity-timeout": 2}}}) as server:
+        client = start_pusher_js(node, server, road, client={"pongTimeout": 3000})
+        client.next(on="state", state="connected")
+        end = time.monotonic() + 5
+        wait_until(lambda: time.monotonic() > end, "two activity timeouts and a half")
+        assert client.ask("connection")["state"] == "connected"
+        assert metric(server, 'push1st_connections_opened_total{protocol="pusher-xhr"}') == 1
+        client.close()
+
+
+# -- the wire
+
+
+@contextlib.contextmanager
+def opened(server: ServerProcess, path: str, **headers: str) -> Iterator[http.client.HTTPResponse]:
+    """The response to an empty POST, to be read from."""
+    connection = http.client.HTTPConnection("127.0.0.1", server.ws_port, timeout=DEADLINE)
+    try:
+        connection.request("POST", path, b"", headers)
+        with connection.getresponse() as response:
+            yield response
+    finally:
+        connection.close()
+
+
+def frame(response: http.client.HTTPResponse) -> Any:
+    """The next message on a stream."""
+    line = response.readline()
+    assert line[:1] == b"a", line
+    (message,) = json.loads(line[1:])
+    return json.loads(message)
+
+
+def test_browsers_may_call_from_other_pages(server: ServerProcess) -> None:
+    ask = {"Origin": "https://page.example", "Access-Control-Request-Method": "POST"}
+    answer = server.request("OPTIONS", SESSION + "/xhr_send", headers=ask, port=server.ws_port)
+    assert answer.status == 200
+    assert answer.headers["Access-Control-Allow-Origin"] == "*"
+    assert answer.headers["Access-Control-Allow-Methods"] == "POST"
+    assert answer.headers["Access-Control-Allow-Headers"] == "Content-Type"
+    assert server.post(SESSION + "/xhr_send", b"[]", port=server.ws_port).headers["Access-Control-Allow-Origin"] == "*"
+
+
+def test_origins_are_checked(server: ServerProcess) -> None:
+    path = "/pusher/app/origins-key/7/from-a-page/xhr_streaming" + QUERY
+    with opened(server, path, Origin="https://bad.example") as response:
+        assert response.status == 200
+        assert response.read().startswith(b"o\nc[4009,")
+    with opened(server, path, Origin="https://good.example") as response:
+        assert response.readline() == b"o\n"
+
+
+def test_a_session_is_nobody_elses(server: ServerProcess) -> None:
+    """Not of a page of another origin that learned the id, and not of another app."""
+    path = "/pusher/app/app-key/7/of-one-page"
+    with opened(server, path + "/xhr_streaming" + QUERY, Origin="https://page.example") as response:
+        assert response.readline() == b"o\n"
+        send = {"Origin": "https://other.example"}
+        assert server.post(path + "/xhr_send", b"[]", headers=send, port=server.ws_port).status == 404
+        assert server.post(path + "/xhr_send", b"[]", port=server.ws_port).status == 404
+        assert server.post(path.replace("app-key", "sdk-key") + "/xhr_send", b"[]", port=server.ws_port).status == 404
+        send = {"Origin": "https://page.example"}
+        assert server.post(path + "/xhr_send", b"[]", headers=send, port=server.ws_port).status == 200
+
+
+def test_a_stream_asked_for_again_goes_on_without_a_second_welcome(server: ServerProcess, channel: str) -> None:
+    path = f"/pusher/app/app-key/7/{channel}"
+    with opened(server, path + "/xhr_streaming" + QUERY) as first:
+        assert first.readline() == b"o\n"
+        assert frame(first)["event"] == "pusher:connection_established"
+        wanted = {"event": "pusher:subscribe", "data": {"channel": channel}}
+        assert server.post(path + "/xhr_send", [json.dumps(wanted)], port=server.ws_port).status == 200
+        assert frame(first)["event"] == "pusher_internal:subscription_succeeded"
+        with opened(server, path + "/xhr_streaming" + QUERY) as second:
+            assert first.read() == b""
+            server.publish(channel, "e", 1)
+            assert frame(second)["event"] == "e"
+        server.publish(channel, "e", 2)
+        with opened(server, path + "/xhr" + QUERY) as poll:
+            assert json.loads(frame(poll)["data"]) == 2
+
+
+def test_a_proxy_that_speaks_http_1_0_gets_a_stream(server: ServerProcess) -> None:
+    connection = http.client.HTTPConnection("127.0.0.1", server.ws_port, timeout=DEADLINE)
+    connection._http_vsn_str = "HTTP/1.0"  # type: ignore[attr-defined]
+    connection.request("POST", "/pusher/app/app-key/7/through-nginx/xhr_streaming" + QUERY, b"")
+    response = connection.getresponse()
+    assert response.getheader("Transfer-Encoding") is None
+    assert response.readline() == b"o\n"
+    assert frame(response)["event"] == "pusher:connection_established"
+    connection.close()
+
+
+@pytest.mark.parametrize(
+    ("query", "code"), [("", 4008), ("?protocol=x", 4006), ("?protocol=3", 4007)], ids=["none", "no number", "too old"]
+)
+def test_protocol_versions_are_checked(server: ServerProcess, query: str, code: int) -> None:
+    answer = server.post(f"/pusher/app/app-key/7/version{code}/xhr{query}", b"", port=server.ws_port)
+    assert answer.status == 200
+    assert answer.body.startswith(b"o\nc[%d," % code)
+
+
+@pytest.mark.parametrize("body", [b"", b"{}", b'["a"', b"[1]", b'["\xff"]', b"[" * 50_000])
+def test_what_is_no_array_of_strings_is_refused_and_the_session_stays(server: ServerProcess, body: bytes, channel: str) -> None:
+    path = f"/pusher/app/app-key/7/{channel}"
+    with opened(server, path + "/xhr_streaming" + QUERY) as response:
+        assert response.readline() == b"o\n"
+        assert server.post(path + "/xhr_send", body, port=server.ws_port).status == 400
+        assert server.post(path + "/xhr_send", ['{"event":"pusher:ping","data":{}}'], port=server.ws_port).status == 200
+        frame(response)
+        assert frame(response)["event"] == "pusher:pong"
+
+
+def test_who_sends_to_no_session_is_told(server: ServerProcess) -> None:
+    assert server.post("/pusher/app/app-key/7/never-seen/xhr_send", b"[]", port=server.ws_port).status == 404
+    assert server.post("/pusher/app/app-key/7/short/xhr_send", b"[]", port=server.ws_port).status == 400
+    assert server.get("/pusher/app/app-key/7/never-seen/xhr", port=server.ws_port).status == 405

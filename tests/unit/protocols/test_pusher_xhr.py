@@ -1,0 +1,100 @@
+"""The frames of pusher-js' HTTP fallbacks (protocol, section 10)."""
+
+import json
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from push1st.errors import Refused
+from push1st.messages import Established, Failure, Message, Ping, Pong, Replayed, Subscribe, Subscribed
+from push1st.protocols.pusher import Pusher
+from push1st.protocols.pusher_xhr import PusherXhr, close_frame, decode_messages, whole_frames
+from tests.unit.fakes import frames
+
+codec = PusherXhr()
+websocket = Pusher()
+
+
+def shown(frame: bytes) -> str:
+    """The one message of a frame."""
+    assert frame.startswith(b"a")
+    assert frame.endswith(b"\n")
+    assert frame.count(b"\n") == 1
+    (text,) = json.loads(frame[1:])
+    return str(text)
+
+
+def on_websocket(frame: bytes) -> str:
+    ((_, payload),) = frames(frame)
+    return payload.decode()
+
+
+@given(st.text(), st.text(), st.text())
+def test_a_message_is_what_it_is_on_a_websocket(channel, event, data):
+    message = Message("app", channel, event, json.dumps(data + "\n", ensure_ascii=False).encode(errors="replace"), 1, 2)
+    assert shown(codec.message(message, 3)) == on_websocket(websocket.message(message, 3))
+
+
+MESSAGE = Message("app", "c", "e", b"1", 1, 2)
+REPLIES = [Established("1.2", 120), Subscribed("c"), Failure(401, "no\nway"), Ping(), Pong(), Replayed(MESSAGE, 3)]
+
+
+@pytest.mark.parametrize("reply", REPLIES, ids=lambda reply: type(reply).__name__)
+def test_a_reply_is_what_it_is_on_a_websocket(reply):
+    assert shown(codec.reply(reply)) == on_websocket(websocket.reply(reply))
+
+
+def test_a_close_frame_has_code_and_reason():
+    assert close_frame(4001, 'no "app"') == b'c[4001,"no \\"app\\""]\n'
+
+
+def test_what_clients_send_is_read_as_on_a_websocket():
+    assert codec.decode('{"event":"pusher:subscribe","data":{"channel":"c"}}') == Subscribe("c")
+    assert codec.slow() == websocket.slow()
+
+
+def test_messages_come_in_arrays():
+    assert decode_messages(b'["a","b"]') == ["a", "b"]
+    assert decode_messages(b"[]") == []
+
+
+@pytest.mark.parametrize("body", [b"", b"{}", b"[1]", b'["a"', b'["\xff"]', b'"a"', b"[" * 100_000])
+def test_anything_else_is_refused(body):
+    with pytest.raises(Refused) as refused:
+        decode_messages(body)
+    assert refused.value.code == 400
+
+
+# Where a response is full: characters are counted as JavaScript does
+
+
+@pytest.mark.parametrize(
+    ("text", "room", "taken", "left"),
+    [
+        ("ab\n", 4, "ab\n", 1),
+        ("ab\n", 3, "ab\n", 0),
+        ("ab\n", 2, "ab\n", -1),
+        ("ab\ncd\n", 2, "ab\n", -1),
+        ("ab\ncd\n", 3, "ab\ncd\n", -3),
+        ("ab\ncd\nef\n", 5, "ab\ncd\n", -1),
+        ("üü\ncd\n", 3, "üü\ncd\n", -3),
+        ("🦀\ncd\n", 2, "🦀\n", -1),
+        ("🦀\ncd\n", 3, "🦀\ncd\n", -3),
+        ("a\n", 0, "a\n", -2),
+    ],
+)
+def test_the_first_frame_that_ends_behind_the_room_is_the_last(text, room, taken, left):
+    assert whole_frames(text.encode(), room) == (len(taken.encode()), left)
+
+
+@given(st.lists(st.text(st.sampled_from("xü世🦀"), max_size=9), min_size=1), st.integers(0, 60))
+def test_frames_of_any_script_are_counted_alike(lines, room):
+    data = "".join(line + "\n" for line in lines)
+    end, left = whole_frames(data.encode(), room)
+    taken = data.encode()[:end].decode()
+    assert taken.endswith("\n")
+    assert left == room - len(taken.encode("utf-16-le")) // 2
+    before = taken[:-1].rpartition("\n")[0]
+    assert left >= 0 or not before or len(before.encode("utf-16-le")) // 2 + 1 <= room
+    assert left < 0 or len(taken) == len(data)

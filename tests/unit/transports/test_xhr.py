@@ -1,0 +1,735 @@
+"""pusher-js' HTTP fallbacks on fake sockets: displacement, what is kept, heartbeats, bounds, ends."""
+
+import asyncio
+import json
+from unittest.mock import patch
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from push1st.config import ProtocolConfig, ServerConfig
+from push1st.messages import Response
+from push1st.transports import xhr
+from push1st.transports.http import HttpConnection
+from push1st.transports.xhr import CLOSE_SECONDS, FULL_SECONDS, GAP_SECONDS, HEARTBEAT_SECONDS, PONG_SECONDS, QUIET_SECONDS
+from tests.unit.fakes import APP, KEY, Answer, Site, Transport, answers, app_config, request, statuses, token, turns
+
+PATH = f"/pusher/app/{KEY}/7/session0"
+STREAM = PATH + "/xhr_streaming?protocol=7"
+POLL = PATH + "/xhr?protocol=7"
+SEND = PATH + "/xhr_send"
+TIMEOUT = 120
+DIGITS = "0123456789"
+
+
+@pytest.fixture
+def site():
+    return Site()
+
+
+def events(lines: bytes) -> list:
+    """Frames as pusher-js reads them: letters alone, messages as their event's name, or, of the event `e`, their data."""
+    found: list = []
+    assert not lines or lines.endswith(b"\n")
+    for line in lines.splitlines():
+        match line[:1]:
+            case b"a":
+                for one in json.loads(line[1:]):
+                    frame = json.loads(one)
+                    found.append(frame["data"] if frame["event"] == "e" else frame["event"].rpartition(":")[2])
+            case b"c":
+                found.append(json.loads(line[1:])[0])
+            case _:
+                assert len(line) == 1
+                found.append(line.decode())
+    return found
+
+
+WELCOME = ["o", "connection_established"]
+
+
+async def ask(site: Site, path: str, body: bytes | str = b"", *headers: str) -> Transport:
+    return await site.ask(request("POST", path, body, *headers))
+
+
+async def stream(site: Site, *headers: str, path: str = STREAM) -> Transport:
+    """A stream; what comes behind its head is what is left in it."""
+    transport = await ask(site, path, b"", *headers)
+    head, separator, rest = transport.take().partition(b"\r\n\r\n")
+    assert head.startswith(b"HTTP/1.1 200 OK\r\n")
+    assert separator
+    transport.writes.append(rest)
+    return transport
+
+
+def heard(transport: Transport) -> list:
+    """What a stream brought since the last time."""
+    return events(transport.take())
+
+
+async def send(site: Site, *texts: object, path: str = SEND) -> int:
+    body = json.dumps([one if isinstance(one, str) else json.dumps(one) for one in texts])
+    return Answer((await ask(site, path, body)).data).status
+
+
+async def subscribe(site: Site, channel: str = "c", auth: str = "") -> None:
+    wanted = {"event": "pusher:subscribe", "data": {"channel": channel, "auth": auth}}
+    assert await send(site, wanted) == 200
+
+
+async def publish(site: Site, *data: str) -> None:
+    for one in data:
+        site.world.publish("c", json.dumps(one, ensure_ascii=False).encode())
+    await turns()
+
+
+async def subscribed(site: Site) -> Transport:
+    """A stream on the channel `c` that has nothing to say."""
+    transport = await stream(site)
+    await subscribe(site)
+    assert heard(transport) == [*WELCOME, "subscription_succeeded"]
+    return transport
+
+
+async def polled(site: Site) -> list:
+    """What a poll that need not wait brings."""
+    answer = Answer((await ask(site, POLL)).data)
+    assert answer.status == 200
+    return events(answer.body)
+
+
+def session_of(site: Site):
+    (session,) = site.world.app.tenant.sessions.values()
+    return session
+
+
+# Beginnings
+
+
+async def test_a_stream_begins_with_a_welcome_and_does_not_end(site):
+    transport = await ask(site, STREAM)
+    head, _, rest = transport.data.partition(b"\r\n\r\n")
+    names = head.decode().lower().split("\r\n")
+    assert "connection: close" in names
+    assert not [name for name in names if name.startswith(("content-length", "transfer-encoding"))]
+    assert events(rest) == WELCOME
+    assert not transport.closed
+
+
+async def test_a_poll_ends_with_what_the_turn_brought(site):
+    transport = await ask(site, POLL)
+    answer = Answer(transport.data)
+    assert events(answer.body) == WELCOME
+    assert answer.keeps
+    assert not transport.closed
+
+
+async def test_polls_go_on_on_one_connection(site):
+    connection, transport = site.connect()
+    connection.data_received(request("POST", POLL, b""))
+    await turns()
+    await subscribe(site)
+    transport.take()
+    connection.data_received(request("POST", POLL, b""))
+    await turns()
+    assert events(Answer(transport.take()).body) == ["subscription_succeeded"]
+    connection.data_received(request("POST", POLL, b""))
+    await turns()
+    assert transport.data == b""
+    await publish(site, "1", "2")
+    assert events(Answer(transport.data).body) == ["1", "2"]
+
+
+@pytest.mark.parametrize("path", ["/app/", "/pusher/app/"])
+@pytest.mark.parametrize("road", ["xhr", "xhr_streaming"])
+async def test_both_paths_and_both_roads_are_served(site, path, road):
+    transport = await ask(site, f"{path}{KEY}/999/abcdefgh/{road}?protocol=7&t=1&n=2")
+    assert transport.data.endswith(b"\n")
+    assert events(transport.data.partition(b"\r\n\r\n")[2]) == WELCOME
+
+
+REFUSALS = {
+    "an unknown app": ("/app/unknown/7/abcdefgh/xhr?protocol=7", 4001),
+    "no version": (f"/app/{KEY}/7/abcdefgh/xhr", 4008),
+    "a version that is no number": (f"/app/{KEY}/7/abcdefgh/xhr?protocol=seven", 4006),
+    "an old version": (f"/app/{KEY}/7/abcdefgh/xhr?protocol=3", 4007),
+}
+
+
+@pytest.mark.parametrize(("path", "code"), REFUSALS.values(), ids=REFUSALS)
+@pytest.mark.parametrize("road", ["xhr", "xhr_streaming"])
+async def test_who_is_not_let_in_is_told_with_a_code(site, path, code, road):
+    """Behind a welcome, without which pusher-js would try again for ever."""
+    answer = Answer((await ask(site, path.replace("/xhr", f"/{road}"))).data)
+    assert (answer.status, events(answer.body)) == (200, ["o", code])
+    assert site.metrics.refusals == {str(code): 1}
+    assert site.worker.fallbacks.apart == 0
+
+
+async def test_limits_and_origins_of_the_app_hold():
+    site = Site(app_config({"connections": 1}, origins=("https://good.example",)))
+    answer = Answer((await ask(site, POLL, b"", "Origin: https://bad.example")).data)
+    assert events(answer.body) == ["o", 4009]
+    await stream(site, "Origin: https://good.example")
+    answer = Answer((await ask(site, POLL, b"", "Origin: https://www.good.example")).data)
+    assert events(answer.body) == ["o", 4009]
+    answer = Answer((await ask(site, POLL)).data)
+    assert events(answer.body) == ["o", 4004]
+    assert site.worker.fallbacks.apart == 0
+
+
+async def test_a_server_that_stops_lets_nobody_in(site):
+    site.node.draining = True
+    assert await polled(site) == ["o", 4200]
+
+
+async def test_it_is_counted(site):
+    await stream(site)
+    assert (site.metrics.connections["pusher-xhr"], site.metrics.opened["pusher-xhr"]) == (1, 1)
+    site.pass_seconds(1)
+    session_of(site).disconnect(4009, "go")
+    assert site.metrics.connections["pusher-xhr"] == 0
+
+
+async def test_sessions_between_requests_are_bounded(site, monkeypatch):
+    monkeypatch.setattr(xhr, "MOST_APART", 2)
+    for n in range(2):
+        assert await polled_as(site, n) == WELCOME
+    assert await polled_as(site, 2) == ["o", 4100]
+    site.pass_seconds(GAP_SECONDS + 1)
+    assert await polled_as(site, 3) == WELCOME
+    assert site.worker.fallbacks.apart == 1
+
+
+async def polled_as(site: Site, n: int) -> list:
+    return events(Answer((await ask(site, POLL.replace("session0", f"session{n}"))).data).body)
+
+
+async def test_no_path_of_theirs_reaches_the_api(site):
+    """Not even behind headers that are known from calls of the API."""
+    connection, transport = site.connect()
+    connection.data_received(request("POST", f"/apps/{APP}/events", '{"name":"e","channel":"c","data":1}'))
+    await turns()
+    assert site.worker.heads
+    connection.data_received(request("POST", SEND, '[""]'.ljust(35)))
+    connection.data_received(request("GET", SEND))
+    connection.data_received(request("OPTIONS", SEND))
+    await turns()
+    first, missing, wrong, preflight = answers(transport.data)
+    assert first.status == 200
+    assert (missing.status, missing.json["error"]) == (404, "no session has this id")
+    assert (wrong.status, wrong.headers["allow"]) == (405, "POST, OPTIONS")
+    assert (preflight.status, preflight.headers["access-control-allow-methods"]) == (200, "POST")
+
+
+async def test_they_are_off_with_the_protocol():
+    site = Site(server=ServerConfig(proto=frozenset({"websocket"})))
+    assert Answer((await ask(site, STREAM)).data).json["error"].startswith("nothing is at")
+
+
+@pytest.mark.parametrize("id", ["7/short", "7/" + "x" * 65, "1234/abcdefgh", "x/abcdefgh", "7/abcdefg%20"])
+async def test_ids_that_no_client_makes_are_refused(site, id):
+    answer = Answer((await ask(site, f"/app/{KEY}/{id}/xhr?protocol=7")).data)
+    assert answer.status == 400
+    assert answer.headers["access-control-allow-origin"] == "*"
+
+
+# One session, many requests
+
+
+async def test_a_second_stream_displaces_the_first(site):
+    first = await subscribed(site)
+    second = await stream(site)
+    assert first.closed
+    assert not second.closed
+    await publish(site, "1")
+    assert heard(second) == ["1"]
+    assert heard(first) == []
+    first.protocol.connection_lost(None)
+    await publish(site, "2")
+    assert heard(second) == ["2"]
+    assert len(site.world.app.tenant.sessions) == 1
+
+
+async def test_a_second_poll_displaces_the_first(site):
+    await polled(site)
+    first, second = await ask(site, POLL), await ask(site, POLL)
+    assert statuses(first.data) == [409]
+    assert second.data == b""
+    await subscribe(site)
+    assert events(Answer(second.data).body) == ["subscription_succeeded"]
+
+
+async def test_polls_that_displace_each_other_end(site):
+    """Two connections, each with polls in line: every poll is answered or waits, none is lost."""
+    await polled(site)
+    both = [site.connect(), site.connect()]
+    for connection, _ in both:
+        connection.data_received(request("POST", POLL, b"") * 5)
+    await turns(50)
+    found = [statuses(transport.data) for _, transport in both]
+    assert {status for one in found for status in one} == {409}
+    assert sum(map(len, found)) in (5, 6, 7, 8, 9)
+    await subscribe(site)
+    assert sum(statuses(transport.data).count(200) for _, transport in both) == 1
+
+
+async def test_a_stream_goes_on_as_polls_and_back(site):
+    transport = await subscribed(site)
+    poll = await ask(site, POLL)
+    assert transport.closed
+    await publish(site, "1")
+    assert events(Answer(poll.data).body) == ["1"]
+    transport = await stream(site)
+    await publish(site, "2")
+    assert heard(transport) == ["2"]
+
+
+async def test_what_comes_between_requests_is_kept(site):
+    transport = await subscribed(site)
+    transport.protocol.connection_lost(None)
+    await publish(site, "1", "2")
+    await publish(site, "3")
+    assert await polled(site) == ["1", "2", "3"]
+    await publish(site, "4")
+    assert heard(await stream(site)) == ["4"]
+
+
+@pytest.mark.parametrize("how", ["eof", "lost"])
+async def test_what_comes_after_a_polls_client_has_gone_is_kept(site, how):
+    await polled(site)
+    await subscribe(site)
+    await polled(site)
+    poll = await ask(site, POLL)
+    if how == "eof":
+        assert not poll.protocol.eof_received()
+    poll.protocol.connection_lost(None)
+    await publish(site, "1")
+    assert poll.data == b""
+    assert await polled(site) == ["1"]
+    assert site.failures == []
+
+
+async def test_another_origin_or_app_is_another_session():
+    site = Site(app_config(), app_config(id="b", key="b-key"))
+    await stream(site, "Origin: https://page.example")
+    for path, *headers in (
+        (SEND,),
+        (SEND, "Origin: https://other.example"),
+        (SEND.replace(KEY, "b-key"), "Origin: https://page.example"),
+    ):
+        assert Answer((await ask(site, path, "[]", *headers)).data).status == 404
+    assert Answer((await ask(site, SEND, "[]", "Origin: https://page.example")).data).status == 200
+
+
+async def test_an_address_may_change(site):
+    await stream(site)
+    transport = await site.ask(request("POST", SEND, "[]"), ("198.51.100.7", 1))
+    assert statuses(transport.data) == [200]
+
+
+# What the client sends
+
+
+@pytest.mark.parametrize("body", ["", "{}", "[1]", '["a', '"a"', "[null]"])
+async def test_what_is_no_array_of_strings_is_refused(site, body):
+    transport = await subscribed(site)
+    answer = Answer((await ask(site, SEND, body)).data)
+    assert answer.status == 400
+    assert answer.headers["access-control-allow-origin"] == "*"
+    assert not transport.closed
+
+
+async def test_messages_are_applied_in_order_and_bad_ones_answered(site):
+    transport = await stream(site)
+    heard(transport)
+    wanted = {"event": "pusher:subscribe", "data": {"channel": "c"}}
+    assert await send(site, wanted, "no JSON", {"event": "pusher:ping", "data": {}}) == 200
+    assert heard(transport) == ["subscription_succeeded", "error", "pong"]
+
+
+async def test_a_message_has_the_size_a_websockets_may_have(site):
+    await stream(site)
+    most = site.worker.most_message(site.config.server.pusher)
+    assert await send(site, "x" * (most + 1)) == 413
+    assert await send(site, "x" * most) == 200
+
+
+async def test_who_sends_nothing_but_errors_is_cut_off(site):
+    transport = await stream(site)
+    assert await send(site, *["?"] * 500) == 200
+    assert heard(transport)[-1] == 1008
+    assert transport.closed
+    assert await send(site, "?") == 404
+
+
+async def test_a_defect_ends_that_one_session(site, monkeypatch):
+    transport = await stream(site)
+    monkeypatch.setattr(session_of(site).node, "subscribe", None)
+    await subscribe(site)
+    assert heard(transport)[-1] == 1011
+    assert len(site.failures) == 1
+
+
+# Responses that grow too long
+
+
+class PusherJs:
+    """How pusher-js reads a response: it takes whole frames, and drops the response where one ends behind so many characters.
+
+    What has come by then and was not looked at is lost with it.
+    """
+
+    def __init__(self, longest: int) -> None:
+        self.longest = longest
+        self.text = ""
+        self.at = 0
+        self.got: list = []
+
+    def read(self, more: str) -> bool:
+        """Whether the response is still wanted."""
+        self.text += more
+        end = self.text.rfind("\n") + 1
+        self.got += events(self.text[self.at : end].encode())
+        self.at = end
+        length = len(self.text.encode("utf-16-le")) // 2
+        return not (end == len(self.text) and length > self.longest)
+
+    def fresh(self) -> None:
+        self.text, self.at = "", 0
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    texts=st.lists(st.text(st.sampled_from("xü世🦀"), max_size=40), min_size=1, max_size=30),
+    cuts=st.lists(st.integers(1, 400), min_size=1, max_size=20),
+    turns_after=st.sets(st.integers(0, 29)),
+    kept=st.integers(0, 30),
+    road=st.sampled_from([STREAM, POLL]),
+)
+def test_nothing_is_lost_or_doubled_when_the_client_drops_a_response(texts, cuts, turns_after, kept, road):
+    """However what is sent is cut to pieces on its way, and whether it was kept or came while the response was open."""
+
+    async def go():
+        site = Site()
+        client = PusherJs(300)
+        transport = await subscribed(site)
+        transport.protocol.connection_lost(None)
+        numbered = [f"{n} {text}" for n, text in enumerate(texts)]
+
+        async def publish_some(start: int, end: int) -> None:
+            for n, one in enumerate(numbered[start:end]):
+                site.world.publish("c", json.dumps(one, ensure_ascii=False).encode())
+                if n in turns_after:
+                    await turns()
+            await turns()
+
+        await publish_some(0, kept)
+        for n in range(100):
+            if len(client.got) == len(texts):
+                break
+            client.fresh()
+            transport = await ask(site, road)
+            if not n:
+                await publish_some(kept, len(texts))
+            data = transport.take().partition(b"\r\n\r\n")[2].decode()
+            piece = 0
+            while data:
+                size = cuts[piece % len(cuts)]
+                piece += 1
+                wanted = client.read(data[:size])
+                data = data[size:]
+                if not wanted:
+                    break
+            transport.protocol.connection_lost(None)
+        assert client.got == numbered
+        assert site.failures == []
+
+    with patch.object(xhr, "LONGEST", 300):
+        asyncio.run(go())
+
+
+async def test_a_full_stream_gets_nothing_more_but_heartbeats(site, monkeypatch):
+    monkeypatch.setattr(xhr, "LONGEST", 500)
+    transport = await subscribed(site)
+    await publish(site, *["x" * 100] * 5)
+    assert len(heard(transport)) < 5
+    await publish(site, "later")
+    assert heard(transport) == []
+    site.pass_seconds(HEARTBEAT_SECONDS)
+    assert heard(transport) == ["h"]
+    rest = await stream(site)
+    assert transport.closed
+    assert heard(rest)[-1] == "later"
+
+
+async def test_who_does_not_go_on_behind_a_full_response_is_told_to_reconnect(site, monkeypatch):
+    monkeypatch.setattr(xhr, "LONGEST", 300)
+    transport = await subscribed(site)
+    await publish(site, "x" * 200, "more")
+    for _ in range(FULL_SECONDS // 10 + 1):
+        site.pass_seconds(10)
+        await send(site)
+    await turns()
+    assert heard(transport)[-1] == 4200
+    assert transport.closed
+    assert await polled(site) == ["more", 4200]
+
+
+async def test_a_poll_is_cut_where_the_client_drops_it(site, monkeypatch):
+    monkeypatch.setattr(xhr, "LONGEST", 100)
+    await polled(site)
+    await subscribe(site)
+    await publish(site, *DIGITS)
+    found: list = []
+    while len(found) < 11:
+        part = await polled(site)
+        assert len(part) < 3
+        found += part
+    assert found == ["subscription_succeeded", *DIGITS]
+
+
+# Heartbeats
+
+
+async def test_a_silent_stream_gets_heartbeats(site):
+    transport = await subscribed(site)
+    site.pass_seconds(HEARTBEAT_SECONDS - 1)
+    assert heard(transport) == []
+    site.pass_seconds(1)
+    assert heard(transport) == ["h"]
+    site.pass_seconds(HEARTBEAT_SECONDS)
+    assert heard(transport) == ["h"]
+
+
+async def test_a_heartbeat_ends_a_poll(site):
+    await polled(site)
+    poll = await ask(site, POLL)
+    site.pass_seconds(HEARTBEAT_SECONDS)
+    await turns()
+    assert events(Answer(poll.data).body) == ["h"]
+    assert await send(site) == 200
+
+
+async def test_heartbeats_come_sooner_where_the_activity_timeout_is_short():
+    site = Site(server=ServerConfig(pusher=ProtocolConfig(path="/pusher/", activity_timeout=20)))
+    transport = await stream(site)
+    heard(transport)
+    site.pass_seconds(10)
+    assert heard(transport) == ["h"]
+
+
+async def test_a_question_is_answered_only_after_silence(site):
+    """pusher-js answers a heartbeat with the question: answering that would never end."""
+    transport = await subscribed(site)
+    assert await send(site) == 200
+    assert heard(transport) == []
+    site.pass_seconds(QUIET_SECONDS)
+    assert await send(site) == 200
+    assert await send(site) == 200
+    assert heard(transport) == ["h"]
+
+
+async def test_a_client_that_stays_silent_is_gone(site):
+    transport = await subscribed(site)
+    site.pass_seconds(TIMEOUT + PONG_SECONDS - 1)
+    assert set(heard(transport)) == {"h"}
+    site.pass_seconds(1)
+    assert heard(transport) == [4201]
+    assert site.metrics.cut_offs == {"silent": 1}
+    assert not site.world.app.tenant.sessions
+
+
+async def test_a_client_that_is_talked_to_without_a_break_is_asked_too(site):
+    transport = await subscribed(site)
+    for n in range(TIMEOUT + PONG_SECONDS):
+        await publish(site, str(n))
+        site.pass_seconds(1)
+    found = heard(transport)
+    assert found.count("h") == 1
+    assert found[-1] == 4201
+
+
+async def test_a_client_that_answers_stays(site):
+    transport = await subscribed(site)
+    for _ in range(40):
+        site.pass_seconds(HEARTBEAT_SECONDS)
+        assert heard(transport) == ["h"]
+        await send(site)
+    assert not transport.closed
+
+
+# Ends
+
+
+async def test_a_client_without_a_request_is_gone(site):
+    transport = await subscribed(site)
+    transport.protocol.connection_lost(None)
+    site.pass_seconds(GAP_SECONDS - 1)
+    assert len(site.world.app.tenant.channels) == 1
+    site.pass_seconds(2)
+    assert not site.world.app.tenant.channels
+    assert site.metrics.cut_offs == {"gone": 1}
+    assert await send(site) == 404
+    assert site.worker.fallbacks.apart == 0
+    assert await polled(site) == WELCOME
+
+
+async def test_a_stream_that_is_behind_is_cut_off(site):
+    transport = await subscribed(site)
+    assert transport.high == site.config.server.outbox
+    transport.bound = 0
+    await publish(site, "1")
+    assert heard(transport) == ["1", 4100]
+    assert transport.closed
+    assert site.metrics.cut_offs == {"slow": 1}
+    site.pass_seconds(CLOSE_SECONDS + 1)
+    assert transport.aborted
+
+
+async def test_a_displaced_stream_that_is_behind_cuts_nobody_off(site):
+    first = await subscribed(site)
+    second = await stream(site)
+    first.protocol.pause_writing()
+    await publish(site, "1")
+    assert heard(second) == ["1"]
+
+
+async def test_what_is_kept_is_bounded():
+    site = Site(server=ServerConfig(outbox=1000))
+    transport = await subscribed(site)
+    transport.protocol.connection_lost(None)
+    await publish(site, "x" * 600, "x" * 600)
+    assert site.metrics.cut_offs == {"slow": 1}
+    assert not site.world.app.tenant.sessions
+    assert await polled(site) == [4100]
+    assert await polled(site) == WELCOME
+
+
+async def test_who_is_disconnected_between_requests_is_told_with_the_next(site):
+    transport = await subscribed(site)
+    transport.protocol.connection_lost(None)
+    await publish(site, "1")
+    session_of(site).disconnect(4009, "Terminated by the app")
+    assert await send(site) == 404
+    second = await stream(site)
+    assert heard(second) == ["1", 4009]
+    assert second.closed
+    assert site.worker.fallbacks.apart == 0
+
+
+async def test_who_is_disconnected_and_never_asks_again_is_forgotten(site):
+    transport = await subscribed(site)
+    transport.protocol.connection_lost(None)
+    session_of(site).disconnect(4009, "Terminated by the app")
+    site.pass_seconds(GAP_SECONDS + 1)
+    assert site.worker.fallbacks.apart == 0
+    assert await polled(site) == WELCOME
+    assert site.metrics.cut_offs == {}
+
+
+async def test_a_poll_is_told_of_the_end(site):
+    await polled(site)
+    poll = await ask(site, POLL)
+    session_of(site).disconnect(4009, "Terminated by the app")
+    await turns()
+    assert events(Answer(poll.data).body) == [4009]
+    assert site.worker.fallbacks.apart == 0
+
+
+async def test_all_are_told_when_the_server_stops(site):
+    transport = await subscribed(site)
+    poll = await ask(site, POLL.replace("session0", "session1"))
+    poll.take()
+    poll.protocol.data_received(request("POST", POLL.replace("session0", "session1"), b""))
+    await turns()
+    site.node.draining = True
+    for connection in list(site.worker.open):
+        connection.leave(4200, "Server is stopping, reconnect")
+    await turns()
+    assert heard(transport) == [4200]
+    assert transport.closed
+    answer = Answer(poll.data)
+    assert events(answer.body) == [4200]
+    assert poll.closed
+    transport.protocol.connection_lost(None)
+    poll.protocol.connection_lost(None)
+    assert {type(one) for one in site.worker.open} <= {HttpConnection}
+
+
+async def test_all_that_is_left_is_aborted(site):
+    transport = await subscribed(site)
+    for connection in list(site.worker.open):
+        connection.abort()
+    assert transport.aborted
+    assert not site.world.app.tenant.sessions
+
+
+async def test_who_must_sign_in_is_given_time():
+    site = Site(app_config(authorized_only=True))
+    transport = await stream(site)
+    heard(transport)
+    site.pass_seconds(11)
+    assert heard(transport)[-1] == 4009
+    transport = await stream(site, path=STREAM.replace("session0", "session1"))
+    session = session_of(site)
+    wanted = {"event": "pusher:subscribe", "data": {"channel": "private-c", "auth": token(session, "private-c")}}
+    assert await send(site, wanted, path=SEND.replace("session0", "session1")) == 200
+    site.pass_seconds(20)
+    assert not transport.closed
+
+
+# On the connection
+
+
+async def test_what_comes_behind_a_stream_on_its_connection_means_nothing(site):
+    transport = await site.ask(request("POST", STREAM, b"") + request("GET", "/health"))
+    transport.protocol.data_received(b"\0garbage")
+    await turns()
+    assert transport.data.count(b"HTTP/1.1") == 1
+    assert site.failures == []
+    site.pass_seconds(HEARTBEAT_SECONDS)
+    assert transport.data.endswith(b"h\n")
+
+
+async def test_what_came_before_a_stream_is_answered_before_it(site):
+    transport = await site.ask(request("GET", "/health") + request("POST", STREAM, b""))
+    first = Answer(transport.data)
+    assert first.json == {"status": "ok"}
+    assert events(first.rest.partition(b"\r\n\r\n")[2]) == WELCOME
+
+
+@pytest.mark.parametrize("path", [STREAM, POLL])
+async def test_it_waits_for_the_answers_before_it(path):
+    waits = asyncio.get_running_loop().create_future()
+
+    async def serve(_):
+        return await waits
+
+    site = Site(serve=serve)
+    connection, transport = site.connect()
+    connection.data_received(request("GET", "/slow") + request("POST", path, b"") + request("GET", "/never"))
+    await turns()
+    assert transport.data == b""
+    waits.set_result(Response(200, b"{}"))
+    await turns(8)
+    first = Answer(transport.data)
+    assert first.json == {}
+    assert events(first.rest.partition(b"\r\n\r\n")[2].partition(b"HTTP")[0]) == WELCOME
+    assert site.failures == []
+
+
+async def test_a_stream_without_keep_alive_is_the_same(site):
+    transport = await site.ask(request("POST", STREAM, b"", version="1.0"))
+    assert events(transport.data.partition(b"\r\n\r\n")[2]) == WELCOME
+    assert not transport.closed
+
+
+async def test_a_stream_that_asks_for_another_upgrade_is_a_stream(site):
+    transport = await site.ask(request("POST", STREAM, b"", "Connection: Upgrade", "Upgrade: h2c"))
+    await turns()
+    assert events(transport.data.partition(b"\r\n\r\n")[2]) == WELCOME
+    assert site.failures == []
+    transport.protocol.connection_lost(None)
+    assert not [one for one in site.worker.open if one is transport.protocol]
