@@ -395,9 +395,12 @@ class HttpConnection(asyncio.Protocol):
 
     def _visitor_ip(self) -> str:
         """The same, of who is no caller of the API."""
-        return self._client_ip() or (
-            self._peer if not self._listener.worker.config.server.proxies.contains(self._peer) else "unknown"
-        )
+        ip = self._client_ip()
+        if ip is not None:
+            return ip
+        # Somebody forwards what is not believed: who forwards is known by its own address, unless it has none or is a proxy.
+        believed = not self._peer or self._listener.worker.config.server.proxies.contains(self._peer)
+        return "unknown" if believed else self._peer
 
     def _origin(self) -> str | None:
         origin = self._headers.get(b"origin")
