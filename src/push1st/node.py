@@ -155,7 +155,7 @@ class Node:
                 await self._roster.leave(id, name, client.id, _user_id(left.members.get(name)))
             await self._release(app, name)
             if app.config.subscription_count:
-                await self._count(app, name)
+                await self.count(app, name)
         if left.user is not None:
             await self._users.sign_out(id, left.user.id, client.id)
         for name in left.topics:
@@ -185,15 +185,10 @@ class Node:
             self._want_less(key)
             await self._release(app, name)
 
-    async def subscribed(self, app: App, name: str) -> Replayed | CacheMissed | None:
-        """What a new subscriber is told after it was told that it is one. Then all are told of their number."""
-        found = None
-        if kind_of(name).cache:
-            kept = await self._broker.last(app.config.id, name)
-            found = CacheMissed(name) if kept is None else Replayed(kept.message, self.clock.wall())
-        if app.config.subscription_count:
-            await self._count(app, name)
-        return found
+    async def replay(self, app: App, name: str) -> Replayed | CacheMissed:
+        """What a new subscriber of a cache channel is told right after it was told that it is one."""
+        kept = await self._broker.last(app.config.id, name)
+        return CacheMissed(name) if kept is None else Replayed(kept.message, self.clock.wall())
 
     async def unsubscribe(self, app: App, client: Client, name: str, member: Member | None, lanes: dict[str, Lane]) -> None:
         """Takes a client off a channel, and the lane off the client's, once it has got what was due to it."""
@@ -206,7 +201,7 @@ class Node:
         await self._roster.leave(app.config.id, name, client.id, _user_id(member))
         await self._release(app, name)
         if app.config.subscription_count:
-            await self._count(app, name)
+            await self.count(app, name)
 
     def _join(self, app: App, client: Client, name: str) -> Lane:
         channel = app.tenant.channels.get(name)
@@ -224,7 +219,7 @@ class Node:
         if name not in app.tenant.channels and (app.config.id, name) not in self._wanted:
             await self._broker.unsubscribe(app.config.id, name)
 
-    async def _count(self, app: App, name: str) -> None:
+    async def count(self, app: App, name: str) -> None:
         """Tells a channel's subscribers how many they are, where the app asked for it (Pusher protocol, section 3).
 
         Over `MANY` subscribers at most once in `COUNT_SECONDS`; `tick` sends what was held back.
@@ -251,7 +246,7 @@ class Node:
         now = self.clock.monotonic()
         for key, app in list(self._uncounted.items()):
             if now - self._counted.get(key, 0) >= COUNT_SECONDS:
-                await self._count(app, key[1])
+                await self.count(app, key[1])
 
     # Users
 

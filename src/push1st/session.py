@@ -265,10 +265,10 @@ class Session:
                 self.members = {}
             self.members[name] = member
         self.outlet.send(Subscribed(name, members))
-        if kind.cache or self.app.config.subscription_count:
-            found = await self.node.subscribed(self.app, name)
-            if found is not None:
-                self.outlet.send(found)
+        if kind.cache:
+            self.outlet.send(await self.node.replay(self.app, name))
+        if self.app.config.subscription_count:
+            await self.node.count(self.app, name)
 
     def permits(self, channel: str) -> bool:
         """Whether a client that brings its rights in a token may subscribe."""
