@@ -134,8 +134,12 @@ class Fallbacks:
         self._clients[client.name] = client
         return client
 
-    def forget(self, client: "XhrConnection") -> None:
-        self._clients.pop(client.name, None)
+    def forget(self, client: "XhrConnection") -> bool:
+        """Whether it was known until now."""
+        if self._clients.get(client.name) is not client:
+            return False
+        del self._clients[client.name]
+        return True
 
 
 class XhrConnection:
@@ -389,9 +393,8 @@ class XhrConnection:
             session.close()
 
     def _forget(self) -> None:
-        if self._is_apart:
+        if self._fallbacks.forget(self) and self._is_apart:
             self._fallbacks.apart -= 1
-        self._fallbacks.forget(self)
         self._worker.sweep.forget(self)
 
     def leave(self, code: int, reason: str) -> None:

@@ -1,5 +1,6 @@
 """The frames of pusher-js' HTTP fallbacks (protocol, section 10)."""
 
+import contextlib
 import json
 
 import pytest
@@ -64,6 +65,12 @@ def test_anything_else_is_refused(body):
     with pytest.raises(Refused) as refused:
         decode_messages(body)
     assert refused.value.code == 400
+
+
+@given(st.binary())
+def test_any_body_is_messages_or_refused(body):
+    with contextlib.suppress(Refused):
+        assert all(isinstance(one, str) for one in decode_messages(body))
 
 
 # Where a response is full: characters are counted as JavaScript does

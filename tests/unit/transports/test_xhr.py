@@ -402,8 +402,8 @@ class PusherJs:
 
 @settings(max_examples=60, deadline=None)
 @given(
-    texts=st.lists(st.text(st.sampled_from("xü世🦀"), max_size=40), min_size=1, max_size=30),
-    cuts=st.lists(st.integers(1, 400), min_size=1, max_size=20),
+    texts=st.lists(st.text(st.sampled_from("xü世🦀"), max_size=40), min_size=4, max_size=30),
+    cuts=st.lists(st.tuples(st.integers(1, 400), st.booleans()), min_size=1, max_size=20),
     turns_after=st.sets(st.integers(0, 29)),
     kept=st.integers(0, 30),
     road=st.sampled_from([STREAM, POLL]),
@@ -434,14 +434,16 @@ def test_nothing_is_lost_or_doubled_when_the_client_drops_a_response(texts, cuts
             if not n:
                 await publish_some(kept, len(texts))
             data = transport.take().partition(b"\r\n\r\n")[2].decode()
-            piece = 0
+            piece, wanted = 0, True
             while data:
-                size = cuts[piece % len(cuts)]
+                size, whole = cuts[piece % len(cuts)]
+                size = data.find("\n", size) + 1 or len(data) if whole else size
                 piece += 1
                 wanted = client.read(data[:size])
                 data = data[size:]
                 if not wanted:
                     break
+            assert not wanted or road == POLL or client.got == numbered, "it waits for a request that never comes"
             transport.protocol.connection_lost(None)
         assert client.got == numbered
         assert site.failures == []
@@ -539,6 +541,8 @@ async def test_a_client_that_stays_silent_is_gone(site):
     assert heard(transport) == [4201]
     assert site.metrics.cut_offs == {"silent": 1}
     assert not site.world.app.tenant.sessions
+    site.pass_seconds(2 * GAP_SECONDS)
+    assert site.worker.fallbacks.apart == 0
 
 
 async def test_a_client_that_is_talked_to_without_a_break_is_asked_too(site):
@@ -733,3 +737,66 @@ async def test_a_stream_that_asks_for_another_upgrade_is_a_stream(site):
     assert site.failures == []
     transport.protocol.connection_lost(None)
     assert not [one for one in site.worker.open if one is transport.protocol]
+
+
+# Whatever happens
+
+steps = st.lists(
+    st.tuples(
+        st.sampled_from(["stream", "poll", "send", "subscribe", "publish", "lose", "eof", "disconnect", "bound", "seconds"]),
+        st.integers(0, 2),
+    ),
+    min_size=5,
+    max_size=40,
+)
+
+
+@settings(max_examples=150, deadline=None)
+@given(steps)
+def test_what_is_counted_stays_true_and_everything_ends(taken):
+    """Three clients' requests, in any order and with any end, some seconds apart."""
+
+    async def go():
+        site = Site(server=ServerConfig(outbox=2000))
+        fallbacks = site.worker.fallbacks
+        requests: list[Transport] = []
+        for step, n in taken:
+            path = PATH.replace("session0", f"session{n}")
+            match step:
+                case "stream" | "poll":
+                    road = "xhr_streaming" if step == "stream" else "xhr"
+                    requests.append(await ask(site, f"{path}/{road}?protocol=7"))
+                case "send":
+                    await send(site, path=path + "/xhr_send")
+                case "subscribe":
+                    wanted = {"event": "pusher:subscribe", "data": {"channel": "c"}}
+                    await send(site, wanted, path=path + "/xhr_send")
+                case "publish":
+                    await publish(site, *["x" * 150] * (n + 1))
+                case "lose" | "eof" if requests:
+                    lost = requests.pop(n % len(requests))
+                    if step == "eof":
+                        lost.protocol.eof_received()
+                    lost.protocol.connection_lost(None)
+                case "disconnect":
+                    for session in list(site.world.app.tenant.sessions.values())[n:]:
+                        session.disconnect(4009, "go")  # type: ignore[attr-defined]
+                case "bound" if requests:
+                    requests[n % len(requests)].bound = 0
+                case "seconds":
+                    site.pass_seconds((1, GAP_SECONDS, TIMEOUT)[n])
+            await turns()
+            clients = list(fallbacks._clients.values())
+            assert fallbacks.apart == sum(one._is_apart for one in clients)
+            sessions = sum(not one.closing for one in clients)
+            assert len(site.world.app.tenant.sessions) == sessions == site.metrics.connections["pusher-xhr"]
+            assert site.failures == []
+        for lost in requests:
+            lost.protocol.connection_lost(None)
+        site.pass_seconds(2 * GAP_SECONDS)
+        assert not fallbacks._clients
+        assert fallbacks.apart == 0
+        assert not site.world.app.tenant.channels
+
+    with patch.object(xhr, "LONGEST", 500):
+        asyncio.run(go())
