@@ -7,6 +7,7 @@ CLIENTS := tests/clients
 
 INSTALLED := $(VENV)/.installed
 NODE_INSTALLED := $(CLIENTS)/node_modules/.installed
+BROWSER_SOUGHT := $(VENV)/.browser
 
 .DEFAULT_GOAL := help
 .PHONY: help install serve test check bench format lock clean
@@ -21,7 +22,7 @@ install: $(INSTALLED) ## prepare .venv with the exact versions of requirements.l
 serve: $(INSTALLED) ## run the demo: WebSockets on 127.0.0.1:6001, API on 127.0.0.1:6002
 	@exec $(BIN)/push1st serve
 
-test: $(INSTALLED) $(NODE_INSTALLED) ## run every test: unit and contract first, then real clients against a real server
+test: $(INSTALLED) $(NODE_INSTALLED) $(BROWSER_SOUGHT) ## run every test: unit and contract first, then real clients against a real server
 	@echo "test: unit, contract, then other people's clients"
 	@$(BIN)/python -m pytest $(ARGS)
 
@@ -64,4 +65,14 @@ $(NODE_INSTALLED): $(CLIENTS)/package.json $(CLIENTS)/package-lock.json
 	@command -v npm >/dev/null || { echo "test: the client tests need Node.js 20.19 or newer, with npm" >&2; exit 1; }
 	@echo "test: fetching the JavaScript clients"
 	@npm ci --prefix $(CLIENTS) --no-fund --no-audit --loglevel=error
+	@touch $@
+
+# The browser tests take any Chromium there is, and are skipped without one.
+$(BROWSER_SOUGHT): $(INSTALLED)
+	@if command -v chromium chromium-browser google-chrome google-chrome-stable >/dev/null; then :; \
+	elif [ "$$(id -u)" = 0 ] && command -v apt-get >/dev/null; then \
+		echo "test: fetching Chromium"; \
+		{ apt-get update -qq && apt-get install -qq -y --no-install-recommends chromium; } >/dev/null 2>&1 \
+			|| echo "test: Chromium cannot be had, so the browser tests are skipped" >&2; \
+	else echo "test: there is no Chromium, so the browser tests are skipped" >&2; fi
 	@touch $@

@@ -302,18 +302,21 @@ class Session:
         return kind
 
     def _member(self, channel_data: str) -> Member:
-        if not channel_data and self.user is not None:
-            return Member(self.user.id, self.user.info)  # Pusher protocol, section 3
-        if len(channel_data.encode()) > USER_BYTES:
+        """The member a subscription makes. Raises Refused for one that breaks the limits (Pusher protocol, section 8)."""
+        user = self.user if not channel_data else None  # without channel_data it is the signed-in user (section 3)
+        if (len(channel_data.encode()) if user is None else len(user.info)) > USER_BYTES:
             raise Refused(413, f"channel_data is over {USER_BYTES} bytes")
-        try:
-            data = _channel_data.decode(channel_data)
-        except (msgspec.DecodeError, RecursionError) as error:
-            raise Refused(400, f'channel_data must be JSON with "user_id" and "user_info": {error}') from error
-        user_id = str(data.user_id)
-        if not USER_ID.match(user_id):
+        if user is not None:
+            member = Member(user.id, user.info)
+        else:
+            try:
+                data = _channel_data.decode(channel_data)
+            except (msgspec.DecodeError, RecursionError) as error:
+                raise Refused(400, f'channel_data must be JSON with "user_id" and "user_info": {error}') from error
+            member = Member(str(data.user_id), bytes(data.user_info).strip())
+        if not USER_ID.match(member.user_id):
             raise Refused(400, "user_id must be 1 to 128 of A-Za-z0-9_-=@,.;")
-        return Member(user_id, bytes(data.user_info).strip())
+        return member
 
     async def _unsubscribe(self, name: str) -> None:
         if name in self.subscriptions:

@@ -3,6 +3,7 @@
 import contextlib
 import http.client
 import json
+import ssl
 import time
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -307,6 +308,22 @@ def test_a_proxy_that_speaks_http_1_0_gets_a_stream(server: ServerProcess) -> No
     assert response.readline() == b"o\n"
     assert frame(response)["event"] == "pusher:connection_established"
     connection.close()
+
+
+def test_a_stream_over_tls() -> None:
+    with running({"server": {"ssl": {"enable": True}}}) as server:
+        context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+        context.check_hostname, context.verify_mode = False, ssl.CERT_NONE
+        connection = http.client.HTTPSConnection("127.0.0.1", server.ws_port, timeout=DEADLINE, context=context)
+        connection.request("POST", SESSION + "/xhr_streaming" + QUERY, b"")
+        with connection.getresponse() as response:
+            assert response.readline() == b"o\n"
+            assert frame(response)["event"] == "pusher:connection_established"
+            server.signal()
+            assert response.readline().startswith(b"c[4200,")
+            assert response.read() == b""
+        connection.close()
+        server.wait()
 
 
 @pytest.mark.parametrize(

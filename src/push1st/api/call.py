@@ -8,10 +8,11 @@ import msgspec
 
 from push1st.channels import pusher_name_error, wide_name_error
 from push1st.errors import Refused
-from push1st.messages import Request, Response
+from push1st.messages import Request, Response, user_channel
 from push1st.node import App, Node
 
 T = TypeVar("T")
+_USER_CHANNEL = user_channel("")
 
 
 class Call(msgspec.Struct, frozen=True, gc=False):
@@ -51,10 +52,15 @@ class Call(msgspec.Struct, frozen=True, gc=False):
         return [value for key, value in parse_qsl(self.request.query, keep_blank_values=True) if key.lower() == name]
 
     def check_channel_name(self, name: str) -> None:
-        """Raises Refused(400) for a name that breaks the rule for this kind of call (Push1st API, section 7)."""
+        """Raises Refused(400) for a name that breaks the rule for this kind of call (Push1st API, section 7).
+
+        Of the names that begin with `#` a backend may use those of users only; the others carry what is our own.
+        """
         wrong = pusher_name_error(name, self.app.config.limits.channel_name) if self.signed else wide_name_error(name)
         if wrong:
             raise Refused(400, wrong)
+        if name.startswith("#") and (not name.startswith(_USER_CHANNEL) or name == _USER_CHANNEL):
+            raise Refused(400, "channel names that begin with # are reserved")
 
     def check_reads(self) -> None:
         """Raises Refused(429) when the app reads more often than it may."""

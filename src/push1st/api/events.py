@@ -117,7 +117,7 @@ async def batch(call: Call) -> Response:
     for event, data, attributes in checked:
         await node.publish(call.app, event.channel, event.name, data, node.stamp(), API, event.socket_id or "")
         infos.append(await channel_info(call, event.channel, attributes) if attributes else {})
-    return answer({"batch": infos} if any(infos) else {})
+    return answer({"batch": infos} if any(attributes for _, _, attributes in checked) else {})
 
 
 async def publish_body(call: Call) -> Response:

@@ -1,0 +1,171 @@
+"""A real browser, driven over its DevTools protocol, and a web server for what it shows."""
+
+import contextlib
+import http.server
+import json
+import shutil
+import subprocess
+import tempfile
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+from urllib.parse import parse_qs
+
+from websockets.sync.client import ClientConnection, connect
+
+from push1st import auth
+from tests.clients.process import DEADLINE, wait_until
+
+NAMES = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable")
+FLAGS = (
+    "--headless",
+    "--no-sandbox",  # tests may run as root, where Chromium has none
+    "--disable-gpu",
+    "--disable-quic",
+    "--disable-dev-shm-usage",
+    "--no-first-run",
+    "--disable-background-networking",
+    "--disable-component-update",
+    "--disable-sync",
+    "--remote-debugging-port=0",
+)
+HERE = Path(__file__).parent
+FILES = {
+    "/": (HERE / "pages" / "pusher.html", "text/html"),
+    "/pusher.js": (HERE / "node_modules" / "pusher-js" / "dist" / "web" / "pusher.js", "text/javascript"),
+}
+
+
+def find() -> str | None:
+    """A Chromium of this machine."""
+    return next(filter(None, map(shutil.which, NAMES)), None)
+
+
+class Tab:
+    """One page. `evaluate` is what a person would type into its console."""
+
+    def __init__(self, browser: "Browser", url: str) -> None:
+        self._browser = browser
+        self._target = browser.call("Target.createTarget", {"url": "about:blank"})["targetId"]
+        self._session = browser.call("Target.attachToTarget", {"targetId": self._target, "flatten": True})["sessionId"]
+        browser.call("Page.navigate", {"url": url}, self._session)
+        wait_until(
+            lambda: self.evaluate("document.readyState == 'complete' && location.href != 'about:blank'"), f"{url} is loaded"
+        )
+
+    def evaluate(self, code: str) -> Any:
+        asked = {"expression": code, "returnByValue": True, "awaitPromise": True}
+        answer = self._browser.call("Runtime.evaluate", asked, self._session)
+        assert "exceptionDetails" not in answer, (code, answer["exceptionDetails"])
+        return answer["result"].get("value")
+
+    def do(self, function: str, *arguments: object) -> Any:
+        """Calls a function of the page."""
+        return self.evaluate(f"{function}({', '.join(map(json.dumps, arguments))})")
+
+    @property
+    def seen(self) -> list[Any]:
+        found: list[Any] = self.evaluate("seen")
+        return found
+
+    def until(self, *what: object, deadline: float = DEADLINE) -> None:
+        """Waits until the page has seen this."""
+        try:
+            wait_until(lambda: list(what) in self.seen, f"the page sees {what}", deadline)
+        except AssertionError as wrong:
+            raise AssertionError(f"{wrong}; it has seen {self.seen}") from None
+
+    def close(self) -> None:
+        """As a person closes it: the page is not asked."""
+        self._browser.call("Target.closeTarget", {"targetId": self._target})
+
+
+class Browser:
+    """A running Chromium with a profile of its own."""
+
+    def __init__(self, devtools: ClientConnection, pages: str) -> None:
+        self._devtools = devtools
+        self._calls = 0
+        self.pages = pages
+
+    def call(self, method: str, params: dict[str, Any], session: str | None = None) -> dict[str, Any]:
+        self._calls += 1
+        asked: dict[str, Any] = {"id": self._calls, "method": method, "params": params}
+        if session is not None:
+            asked["sessionId"] = session
+        self._devtools.send(json.dumps(asked))
+        while True:
+            answer = json.loads(self._devtools.recv(DEADLINE))
+            if answer.get("id") == self._calls:
+                assert "error" not in answer, (method, answer["error"])
+                result: dict[str, Any] = answer["result"]
+                return result
+
+    def tab(self) -> Tab:
+        return Tab(self, self.pages)
+
+
+@contextlib.contextmanager
+def browsing(program: str) -> Iterator[Browser]:
+    """A browser for the length of a `with` block."""
+    with tempfile.TemporaryDirectory(prefix="p1-browser-", ignore_cleanup_errors=True) as folder, serving() as pages:
+        process = subprocess.Popen(
+            [program, *FLAGS, f"--user-data-dir={folder}", "about:blank"],
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.DEVNULL,
+        )
+        try:
+            port_file = Path(folder) / "DevToolsActivePort"
+            wait_until(lambda: port_file.exists() and port_file.read_text().count("\n"), "Chromium listens", 30)
+            port, path = port_file.read_text().split("\n")
+            with connect(f"ws://127.0.0.1:{port}{path}", max_size=None, proxy=None) as devtools:
+                browser = Browser(devtools, pages)
+                yield browser
+                browser.call("Browser.close", {})
+            process.wait(DEADLINE)
+        finally:
+            process.kill()
+            process.wait()
+
+
+class Pages(http.server.BaseHTTPRequestHandler):
+    """The page, the library, and the endpoint at which a backend would sign subscriptions."""
+
+    def do_GET(self) -> None:
+        path, kind = FILES.get(self.path, (None, ""))
+        if path is None:
+            self.send_error(404)
+        else:
+            self._answer(path.read_bytes(), kind)
+
+    def do_POST(self) -> None:
+        form = parse_qs(self.rfile.read(int(self.headers["Content-Length"])).decode())
+        channel, data = form["channel_name"][0], form["user"][0]
+        data = data if channel.startswith("presence-") else ""
+        answer = {"auth": "app-key:" + auth.channel_signature("secret", form["socket_id"][0], channel, data)}
+        self._answer(json.dumps(answer | ({"channel_data": data} if data else {})).encode(), "application/json")
+
+    def _answer(self, body: bytes, kind: str) -> None:
+        self.send_response(200)
+        self.send_header("Content-Type", f"{kind}; charset=utf-8")
+        self.send_header("Content-Length", str(len(body)))
+        self.end_headers()
+        self.wfile.write(body)
+
+    def log_message(self, format: str, *args: object) -> None:
+        pass
+
+
+@contextlib.contextmanager
+def serving() -> Iterator[str]:
+    """A web server for the pages: of another origin than Push1st's, as a page's usually is."""
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), Pages) as server:
+        thread = threading.Thread(target=server.serve_forever)
+        thread.start()
+        try:
+            yield f"http://127.0.0.1:{server.server_address[1]}/"
+        finally:
+            server.shutdown()
+            thread.join()
