@@ -101,6 +101,30 @@ def subscription_count(app: str, channel: str, count: int, id: int, received: in
     return Message(app, channel, SUBSCRIPTION_COUNT, b'{"subscription_count":%d}' % count, id, received)
 
 
+Happening = Literal[
+    "occupied", "vacated", "member-added", "member-removed", "joined", "left", "client-event", "cache-missed", "counted"
+]
+
+
+class Fact(msgspec.Struct, frozen=True, gc=False):
+    """Something that happened on a channel, for hooks: each is reported once in a cluster, in order per channel.
+
+    at: wall clock, nanoseconds. socket_id: of the connection that caused it, where one did. user_id and user_info (JSON
+    text): of the member it is about. event and data (JSON text): of a client event. count: of subscriptions.
+    """
+
+    kind: Happening
+    app: str
+    channel: str
+    at: int
+    socket_id: str = ""
+    user_id: str | None = None
+    user_info: bytes = b"null"
+    event: str = ""
+    data: bytes = b""
+    count: int = 0
+
+
 # Topics of users. Clients cannot subscribe to them by name: `#` is reserved, and only `#server-to-user-` is let through.
 
 

@@ -13,7 +13,7 @@ from typing import Any, Protocol
 import msgspec
 
 from push1st.apps import Apps
-from push1st.brokers import Broker, Kept, Occupancy, Roster, Users
+from push1st.brokers import Broker, Facts, Happened, Kept, Occupancy, Roster, Users
 from push1st.channels import kind_of
 from push1st.config import AppConfig
 from push1st.errors import Disconnect, LimitReached, Refused
@@ -108,11 +108,12 @@ class Node:
         self._broker: Broker
         self._roster: Roster
         self._users: Users
+        self._facts: Facts
 
-    async def open(self, broker: Broker, roster: Roster, users: Users) -> None:
+    async def open(self, broker: Broker, roster: Roster, users: Users, facts: Facts, happened: Happened) -> None:
         """Connects the broker; before this nothing may be published or subscribed to."""
-        self._broker, self._roster, self._users = broker, roster, users
-        await broker.open(self.receive)
+        self._broker, self._roster, self._users, self._facts = broker, roster, users, facts
+        await broker.open(self.receive, happened)
 
     async def close(self) -> None:
         await self._broker.close()

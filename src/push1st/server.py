@@ -98,7 +98,7 @@ class Server:
         fanout = Fanout(loop.call_soon, clock.wall, metrics, lambda: _failed("fan-out"))
         self.node = Node(load(SOURCES, "files")(config.apps), fanout, metrics, clock, secrets.randbits)
         memory = load(BROKERS, "memory")(self.node.stamp)
-        await self.node.open(memory, memory, memory)
+        await self.node.open(memory, memory, memory, memory, lambda _: None)
         codecs = {name: load(PROTOCOLS, name)() for name in PROTOCOLS}
         self._sweep = Sweep(clock.monotonic, lambda: _failed("sweep"), lambda: spawn(self.node.tick()))
         self.worker = Worker(self.node, Api(self.node, config.api.path).serve, config, codecs, self._sweep, _failed)

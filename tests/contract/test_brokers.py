@@ -11,24 +11,24 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from push1st.brokers import Broker, Occupancy, Roster, Users
+from push1st.brokers import Broker, Facts, Occupancy, Roster, Users
 from push1st.brokers.memory import Memory
 from push1st.errors import LimitReached
-from push1st.messages import MEMBER_ADDED, MEMBER_REMOVED, WATCHLIST_EVENTS, Member, Message, watch_topic
+from push1st.messages import MEMBER_ADDED, MEMBER_REMOVED, WATCHLIST_EVENTS, Fact, Member, Message, watch_topic
 
 A, B = "app-a", "app-b"
 NOW = 1_700_000_000_000_000_000
 ROOM = "presence-c"
 
 
-Ports = tuple[Broker, Roster, Users]
+Ports = tuple[Broker, Roster, Users, Facts]
 
 
 @asynccontextmanager
 async def memory() -> AsyncIterator[Ports]:
     numbers = count(1)
     one = Memory(lambda: (next(numbers), NOW))
-    yield one, one, one
+    yield one, one, one, one
 
 
 Implementation = Callable[[], AbstractAsyncContextManager[Ports]]
@@ -36,13 +36,15 @@ IMPLEMENTATIONS: dict[str, Implementation] = {"memory": memory}
 
 
 class Heard:
-    """A broker that is open, its roster and users, and what it brought."""
+    """A broker that is open, its roster, users and facts, and what it brought."""
 
-    def __init__(self, broker: Broker, roster: Roster, users: Users) -> None:
+    def __init__(self, broker: Broker, roster: Roster, users: Users, facts: Facts) -> None:
         self.broker = broker
         self.roster = roster
         self.users = users
         self.messages: list[Message] = []
+        self.facts = facts
+        self.happened: list[Fact] = []
 
     def receive(self, message: Message) -> int:
         self.messages.append(message)
@@ -57,6 +59,9 @@ class Heard:
             if one.channel == channel and one.event in words
         ]
 
+    def edges_reported(self, channel: str = ROOM) -> list[tuple[str, str | None]]:
+        return [(one.kind, one.user_id) for one in self.happened if one.channel == channel]
+
     async def join(
         self, socket: str, user: str | None = None, channel: str = ROOM, app: str = A, most: int = 0, info: bytes = b"1"
     ):
@@ -68,9 +73,9 @@ class Heard:
 
 @asynccontextmanager
 async def opened(implementation: Implementation) -> AsyncIterator[Heard]:
-    async with implementation() as (broker, roster, users):
-        heard = Heard(broker, roster, users)
-        await broker.open(heard.receive)
+    async with implementation() as (broker, roster, users, facts):
+        heard = Heard(broker, roster, users, facts)
+        await broker.open(heard.receive, heard.happened.append)
         for app in (A, B):
             for channel in (ROOM, "c", "cache-c", watch_topic("u1")):
                 await broker.subscribe(app, channel)
@@ -419,3 +424,45 @@ def test_over_any_interleaving_edges_alternate_and_counts_are_right(implementati
                 assert "--" not in signs
 
     asyncio.run(run())
+
+
+# Facts
+
+
+async def test_a_reported_fact_happens_once(implementation):
+    async with opened(implementation) as heard:
+        fact = Fact("client-event", A, "private-c", NOW, "1.2", "u1", b'{"a":1}', "client-e", b'{"b":2}')
+        heard.facts.report(fact)
+        assert heard.happened == [fact]
+
+
+async def test_edges_of_a_channel_are_reported(implementation):
+    async with opened(implementation) as heard:
+        await heard.join("1.1", channel="c")
+        await heard.join("1.2", channel="c")
+        await heard.leave("1.1", channel="c")
+        await heard.leave("1.2", channel="c")
+        assert heard.edges_reported("c") == [("occupied", None), ("vacated", None)]
+
+
+async def test_edges_of_members_are_reported_between_those_of_the_channel(implementation):
+    async with opened(implementation) as heard:
+        await heard.join("1.1", "u1", info=b'{"name":"Ann"}')
+        await heard.join("1.2", "u1")
+        await heard.leave("1.1", "u1")
+        await heard.leave("1.2", "u1")
+        assert heard.edges_reported() == [
+            ("occupied", None),
+            ("member-added", "u1"),
+            ("member-removed", "u1"),
+            ("vacated", None),
+        ]
+        assert [one.user_info for one in heard.happened] == [b"null", b'{"name":"Ann"}', b'{"name":"Ann"}', b"null"]
+
+
+async def test_a_member_that_is_refused_is_no_edge(implementation):
+    async with opened(implementation) as heard:
+        await heard.join("1.1", "u1")
+        with pytest.raises(LimitReached):
+            await heard.join("1.2", "u2", most=1)
+        assert heard.edges_reported() == [("occupied", None), ("member-added", "u1")]

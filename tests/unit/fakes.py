@@ -21,7 +21,7 @@ from push1st.config import ApiConfig, AppConfig, Config, ServerConfig
 from push1st.eager import begin, spawn
 from push1st.fanout import Fanout
 from push1st.limits import Limits
-from push1st.messages import DEFAULT_OPTIONS, Message, Options, Request, Response, Subscribe, Unsubscribe
+from push1st.messages import DEFAULT_OPTIONS, Fact, Message, Options, Request, Response, Subscribe, Unsubscribe
 from push1st.metrics import Metrics
 from push1st.node import Node
 from push1st.protocols.pusher import Pusher
@@ -130,7 +130,8 @@ class World:
         self.memory = Memory(self.node.stamp)
         self.broker = SlowBroker(self.memory)
         opened: Any = self.broker if slow else self.memory
-        done(self.node.open(opened, opened, opened))
+        self.facts: list[Fact] = []
+        done(self.node.open(opened, opened, opened, opened, self.facts.append))
         self.app = self.node.app(self.apps[0])
 
     def _failed(self) -> None:
@@ -316,11 +317,14 @@ class SlowBroker:
         while self._waiting:
             await self.let(self._waiting[0][0])
 
-    async def open(self, receive: Callable[[Message], int]) -> None:
+    async def open(self, receive: Callable[[Message], int], happened: Callable[[Fact], None]) -> None:
         def heard(message: Message) -> int:
             return receive(message) if self.topics[message.app, message.channel] else 0
 
-        await self._memory.open(heard)
+        await self._memory.open(heard, happened)
+
+    def report(self, fact: Fact) -> None:
+        self._memory.report(fact)
 
     async def subscribe(self, app: str, channel: str) -> None:
         async with self._orders[channel]:

@@ -1,8 +1,8 @@
 """What connects workers and machines: the ports, and the registry of their implementations.
 
 `Broker` carries messages and keeps the last of a cache channel; `Roster` knows who is on which channel, `Users` who has
-signed in. An implementation is one file here, one line in `BROKERS`, and
-one line in `tests/contract`. Both are `async`, since most of them wait for a network; those that do not (memory)
+signed in; `Facts` takes what happened to the hooks. An implementation is one file here, one line in `BROKERS`, and
+one line in `tests/contract`. They are `async`, since most of them wait for a network; those that do not (memory)
 finish in one step, which costs a publish nothing.
 """
 
@@ -11,12 +11,14 @@ from typing import Protocol
 
 import msgspec
 
-from push1st.messages import Member, Message
+from push1st.messages import Fact, Member, Message
 
 BROKERS = {"memory": "push1st.brokers.memory:Memory"}
 
 Receive = Callable[[Message], int]
 """Delivers a message to this worker's subscribers; returns how many there are."""
+Happened = Callable[[Fact], None]
+"""Takes what happened to the hooks."""
 
 
 class Kept(msgspec.Struct, frozen=True, gc=False):
@@ -33,8 +35,11 @@ class Broker(Protocol):
     section 3); publishing and keeping are one step.
     """
 
-    async def open(self, receive: Receive) -> None:
-        """Connects; from here on `receive` is called with every message of the topics subscribed to, in order."""
+    async def open(self, receive: Receive, happened: Happened) -> None:
+        """Connects; from here on `receive` is called with every message of the topics subscribed to, in order.
+
+        happened: called with every fact of the cluster, on one worker; in order per channel.
+        """
 
     async def close(self) -> None:
         """Sends what is queued, then disconnects."""
@@ -64,7 +69,11 @@ class Occupancy(msgspec.Struct, frozen=True, gc=False):
 
 
 class Roster(Protocol):
-    """Who is where, for all workers together. Each change is one atomic step that also publishes the edge it causes."""
+    """Who is where, for all workers together.
+
+    Each change is one atomic step that also publishes the edge it causes to the channel, and reports it as a fact:
+    occupied, vacated, member-added, member-removed.
+    """
 
     async def join(self, app: str, channel: str, socket_id: str, member: Member | None, most: int) -> tuple[Member, ...] | None:
         """Adds a subscription. On a presence channel returns the members, the new one included.
@@ -94,3 +103,10 @@ class Users(Protocol):
 
     async def online(self, app: str, user_ids: Sequence[str]) -> frozenset[str]:
         """Those of the users who have a connection."""
+
+
+class Facts(Protocol):
+    """What happens, for hooks. The roster reports its edges itself."""
+
+    def report(self, fact: Fact) -> None:
+        """Has `happened` called with the fact, once, on one worker of the cluster. Never waits."""

@@ -1,12 +1,12 @@
-"""Broker, roster and users of a single worker: nothing to start, nothing to wait for."""
+"""Broker, roster, users and facts of a single worker: nothing to start, nothing to wait for."""
 
 from collections import OrderedDict
 from collections.abc import Callable, Sequence
 
-from push1st.brokers import Kept, Occupancy, Receive
+from push1st.brokers import Happened, Kept, Occupancy, Receive
 from push1st.channels import kind_of
 from push1st.errors import LimitReached
-from push1st.messages import API, INTERNAL, Member, Message, member_added, member_removed, status_changed
+from push1st.messages import API, INTERNAL, Fact, Happening, Member, Message, member_added, member_removed, status_changed
 
 KEEP_SECONDS = 1800
 """how long the last event of a cache channel is kept (Pusher protocol, section 8)"""
@@ -36,7 +36,7 @@ class Room:
 
 
 class Memory:
-    """Broker, roster and users in one. stamp: the id and the time (wall clock, nanoseconds) of a message made here."""
+    """Broker, roster, users and facts in one. stamp: the id and the time (wall clock, nanoseconds) of a message made here."""
 
     def __init__(self, stamp: Callable[[], tuple[int, int]]) -> None:
         self._stamp = stamp
@@ -45,9 +45,17 @@ class Memory:
         self._kept: OrderedDict[tuple[str, str], Message] = OrderedDict()
         self._kept_bytes = 0
         self._receive: Receive = lambda _: 0
+        self._happened: Happened = lambda _: None
 
-    async def open(self, receive: Receive) -> None:
-        self._receive = receive
+    async def open(self, receive: Receive, happened: Happened) -> None:
+        self._receive, self._happened = receive, happened
+
+    def report(self, fact: Fact) -> None:
+        self._happened(fact)
+
+    def _edge(self, kind: Happening, app: str, channel: str, socket_id: str, member: Member | None = None) -> None:
+        user_id, info = (None, b"null") if member is None else (member.user_id, member.info)
+        self._happened(Fact(kind, app, channel, self._stamp()[1], socket_id, user_id, info))
 
     async def close(self) -> None:
         self._rooms.clear()
@@ -95,6 +103,7 @@ class Memory:
         room = rooms.get(channel)
         if room is None:
             room = rooms[channel] = Room()
+            self._edge("occupied", app, channel, socket_id)
         if member is None:
             room.subscriptions += 1
             return None
@@ -104,6 +113,7 @@ class Memory:
                 raise LimitReached(403, f"{channel} has {most} members, which is this app's limit")
             seat = room.seats[member.user_id] = Seat(member)
             self._receive(member_added(app, channel, member, *self._stamp(), exclude=socket_id))
+            self._edge("member-added", app, channel, socket_id, member)
         seat.sockets.add(socket_id)
         room.subscriptions += 1
         return tuple(seat.member for seat in room.seats.values())
@@ -121,9 +131,11 @@ class Memory:
             if not seat.sockets:
                 del room.seats[user_id]
                 self._receive(member_removed(app, channel, user_id, *self._stamp(), exclude=socket_id))
+                self._edge("member-removed", app, channel, socket_id, seat.member)
         room.subscriptions -= 1
         if room.subscriptions <= 0:
             del rooms[channel]
+            self._edge("vacated", app, channel, socket_id)
 
     async def channels(self, app: str, prefix: str = "") -> Sequence[Occupancy]:
         rooms = self._rooms.get(app, {})
