@@ -87,7 +87,7 @@ class App:
 
 
 class Node:
-    """worker: this worker's number, below 1024. random: an unpredictable number of so many bits."""
+    """worker: this worker's number among all, below 1024. random: an unpredictable number of so many bits."""
 
     def __init__(
         self, apps: Apps, fanout: Fanout, metrics: Metrics, clock: Clock, random: Callable[[int], int], worker: int = 0
@@ -98,7 +98,7 @@ class Node:
         self.clock = clock
         self.draining = False
         self._random = random
-        self._worker = worker
+        self.worker = worker
         self._last_id = 0
         self._live: dict[str, App] = {}
         self._wanted: Counter[tuple[str, str]] = Counter()
@@ -307,7 +307,7 @@ class Node:
         if id <= self._last_id:
             id = self._last_id + 1
         self._last_id = id
-        return id << WORKER_BITS | self._worker, now
+        return id << WORKER_BITS | self.worker, now
 
     def publish(
         self,

@@ -97,8 +97,8 @@ class Server:
         metrics = Metrics()
         fanout = Fanout(loop.call_soon, clock.wall, metrics, lambda: _failed("fan-out"))
         self.node = Node(load(SOURCES, "files")(config.apps), fanout, metrics, clock, secrets.randbits)
-        memory = load(BROKERS, "memory")(self.node.stamp)
-        await self.node.open(memory, memory, memory, memory, lambda _: None)
+        broker = self._broker()
+        await self.node.open(broker, broker, broker, broker, lambda _: None)
         codecs = {name: load(PROTOCOLS, name)() for name in PROTOCOLS}
         self._sweep = Sweep(clock.monotonic, lambda: _failed("sweep"), lambda: spawn(self.node.tick()))
         self.worker = Worker(self.node, Api(self.node, config.api.path).serve, config, codecs, self._sweep, _failed)
@@ -117,6 +117,21 @@ class Server:
         gc.collect()
         gc.freeze()
         gc.set_threshold(*GC_THRESHOLD)
+
+    def _broker(self) -> Any:
+        """Broker, roster, users and facts in one."""
+        node, url = self.node, self.config.broker
+        if url == "memory":
+            return load(BROKERS, "memory")(node.stamp)
+
+        def hooked(app: str) -> bool:
+            found = node.apps.by_id(app)
+            return found is not None and bool(found.hook or found.webhooks)
+
+        def numbered(number: int) -> None:
+            node.worker = number
+
+        return load(BROKERS, "redis")(url, node.stamp, secrets.token_hex(8), hooked, numbered)
 
     async def _listen(self, address: Listen, listener: Listener, context: ssl.SSLContext | None) -> None:
         loop = asyncio.get_running_loop()

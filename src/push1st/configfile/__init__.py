@@ -302,8 +302,6 @@ def _not_yet(config: Config, root: Value, sections: Sequence[Value]) -> Iterator
         yield root.at("cluster"), "does nothing yet; this server works alone"
     if "mqtt" in config.server.proto:
         yield root.at("server", "proto"), "mqtt does nothing yet"
-    if config.broker != "memory":
-        yield root.at("broker"), "does nothing yet; only memory works"
     if config.server.workers != 1:
         yield root.at("server", "workers"), "does nothing yet; there is one worker"
     for app, section in zip(config.apps, sections, strict=True):
