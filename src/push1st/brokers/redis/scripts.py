@@ -12,7 +12,11 @@ All keys of a shard are in one hash slot, behind its base (`prefix:{number}`), w
     BASE:u:APP        hash: user who has signed in → number of nodes that have it
     BASE:q            hash: app → connections
     BASE:k:APP/CHANNEL  the last event of a cache channel
-    BASE:facts        stream: what happened, for hooks; about 100,000 wait for their reader at most, then the oldest are lost
+    BASE:claim:APP/CHANNEL  there while nobody else may tell the channel how many subscribers it has
+    BASE:numbers      hash: number → node: the ends of message ids
+    BASE:facts        stream: what happened, for hooks; over MOST_FACTS the oldest are lost
+    BASE:facts:read   the last of them that was read
+    BASE:reader       the node that reads them, there while it is alive
     BASE:t:APP/CHANNEL  the channel's topic
 
 Every change names the node's own number (its subscriptions, whether it has the user), never a difference: so a step
@@ -23,6 +27,9 @@ import hashlib
 
 import msgspec
 
+MOST_FACTS = 100_000
+"""facts that wait for their reader, about"""
+
 _COMMON = """
 local base = KEYS[1]
 local publish = 'PUBLISH'
@@ -31,7 +38,7 @@ local function edge(kind, app, channel, user, socket, id, received, info)
     '\\1' .. table.concat({kind, app, channel, user, socket, id, received, info}, '\\0'))
 end
 local function fact(kind, app, channel, received, socket, user, info)
-  redis.call('XADD', base .. ':facts', 'MAXLEN', '~', '100000', '*', 'k', kind, 'a', app, 'c', channel, 't', received,
+  redis.call('XADD', base .. ':facts', 'MAXLEN', '~', 'MOST_FACTS', '*', 'k', kind, 'a', app, 'c', channel, 't', received,
     's', socket, 'u', user, 'i', info)
 end
 local function recovering() return redis.call('EXISTS', base .. ':recovering') == 1 end
@@ -84,7 +91,7 @@ class Script(msgspec.Struct, frozen=True):
 
 
 def _script(text: str) -> Script:
-    whole = _COMMON + text
+    whole = _COMMON.replace("MOST_FACTS", f"{MOST_FACTS}") + text
     sharded = whole.replace("local publish = 'PUBLISH'", "local publish = 'SPUBLISH'")
     return Script(whole, sharded, *(hashlib.sha1(one.encode(), usedforsecurity=False).hexdigest() for one in (whole, sharded)))
 
@@ -242,6 +249,11 @@ redis.call(publish, base .. ':t:' .. name, ARGV[3])
 return redis.call('HGET', base .. ':i:' .. ARGV[1], ARGV[2])
 """)
 
+LAST = _script("""
+-- the key of what is kept
+return {redis.call('GET', ARGV[1]), redis.call('PTTL', ARGV[1])}
+""")
+
 BURY = _script("""
 -- the dead node, received, whether hooks want facts (app names, separated by /), ids of edges
 local node, received = ARGV[1], ARGV[2]
@@ -292,4 +304,4 @@ redis.call('SREM', base .. ':nodes', node)
 return 0
 """)
 
-SCRIPTS = (ENTER, BEAT, JOIN, LEAVE, SIGN_IN, SIGN_OUT, CONNECT, KEEP, BURY)
+SCRIPTS = (ENTER, BEAT, JOIN, LEAVE, SIGN_IN, SIGN_OUT, CONNECT, KEEP, LAST, BURY)
