@@ -97,16 +97,16 @@ def _script(text: str) -> Script:
 
 
 ENTER = _script("""
--- node, new epoch, epoch known before or '', seconds of the lease, seconds of recovery, whether it wants a number
+-- node, new epoch, epoch known before or '', milliseconds of the lease and of recovery, the number it wants or -1
 local node = ARGV[1]
 local epoch = redis.call('GET', base .. ':epoch')
 if not epoch then
   epoch = ARGV[2]
   redis.call('SET', base .. ':epoch', epoch)
 end
-if ARGV[3] ~= '' and ARGV[3] ~= epoch then redis.call('SET', base .. ':recovering', '1', 'EX', ARGV[5]) end
+if ARGV[3] ~= '' and ARGV[3] ~= epoch then redis.call('SET', base .. ':recovering', '1', 'PX', ARGV[5]) end
 redis.call('SADD', base .. ':nodes', node)
-redis.call('SET', base .. ':lease:' .. node, '1', 'EX', ARGV[4])
+redis.call('SET', base .. ':lease:' .. node, '1', 'PX', ARGV[4])
 local number = tonumber(ARGV[6])
 if number >= 0 then
   local numbers = base .. ':numbers'
@@ -126,8 +126,8 @@ return {epoch, redis.call('PTTL', base .. ':recovering'), number}
 BEAT = _script(
     _ALIVE
     + """
--- node, seconds of the lease, whether it may read the facts
-redis.call('EXPIRE', base .. ':lease:' .. node, ARGV[2])
+-- node, milliseconds of the lease, whether it may read the facts
+redis.call('PEXPIRE', base .. ':lease:' .. node, ARGV[2])
 local dead = {}
 for _, other in ipairs(redis.call('SMEMBERS', base .. ':nodes')) do
   if redis.call('EXISTS', base .. ':lease:' .. other) == 0 then dead[#dead + 1] = other end
@@ -136,7 +136,7 @@ local reads = 0
 if ARGV[3] == '1' then
   local reader = redis.call('GET', base .. ':reader')
   if not reader or reader == node then
-    redis.call('SET', base .. ':reader', node, 'EX', ARGV[2])
+    redis.call('SET', base .. ':reader', node, 'PX', ARGV[2])
     reads = 1
   end
 end

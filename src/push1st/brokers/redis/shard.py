@@ -53,11 +53,11 @@ from push1st.errors import LimitReached, Refused
 from push1st.messages import Fact, Member, Message, watch_topic
 from push1st.metrics import Metrics
 
-LEASE_SECONDS = 10
+LEASE_SECONDS = 10.0
 """from a node's last sign of life until the others may remove its entries"""
-BEAT_SECONDS = 3
+BEAT_SECONDS = 3.0
 """between two signs of life, and two looks for nodes that give none"""
-RECOVERY_SECONDS = 10
+RECOVERY_SECONDS = 10.0
 """for all nodes to announce their entries again after the broker lost them; until then nobody is told that somebody left"""
 CONFIRM_SECONDS = 2
 """for the broker to confirm a publish"""
@@ -303,7 +303,7 @@ class Shard:
         new = f"{self._node}-{self._stamp()[0]}"
         wanted = self._number if self.numbered else -1
         epoch, recovering, number = await link.call(
-            *self._evalsha(ENTER), self._node, new, self._epoch, LEASE_SECONDS, RECOVERY_SECONDS, wanted
+            *self._evalsha(ENTER), self._node, new, self._epoch, _ms(LEASE_SECONDS), _ms(RECOVERY_SECONDS), wanted
         )
         if self.numbered:
             self._number = number
@@ -413,7 +413,7 @@ class Shard:
     def beat(self) -> None:
         """A sign of life."""
         if self.link is not None:
-            self._send(self.link, BEAT, self._beaten, self._node, LEASE_SECONDS, "1" if self._hooked() else "0")
+            self._send(self.link, BEAT, self._beaten, self._node, _ms(LEASE_SECONDS), "1" if self._hooked() else "0")
 
     def _beaten(self, reply: Any) -> None:
         if isinstance(reply, Exception):
@@ -778,6 +778,10 @@ def _infos(found: dict[bytes, bytes] | list[bytes]) -> Iterator[tuple[bytes, byt
 def _kept(message: bytes | None, left: int) -> Kept | None:
     """left: milliseconds that it is still kept."""
     return None if message is None or left <= 0 else Kept(decode_message(message), left // 1000)
+
+
+def _ms(seconds: float) -> int:
+    return int(seconds * 1000)
 
 
 def _ignore(future: "asyncio.Future[None]") -> None:
