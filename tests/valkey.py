@@ -47,6 +47,10 @@ class Valkey:
     def url(self) -> str:
         return f"unix://{self.path}"
 
+    @property
+    def pid(self) -> int:
+        return self._process.pid
+
     def start(self) -> None:
         """Starts it, also again after `kill`."""
         with open(f"{self._folder.name}/log", "ab") as log:

@@ -8,7 +8,7 @@ What runs before the first wait has no current task, so it must not use `asyncio
 """
 
 import asyncio
-from collections.abc import Coroutine, Generator
+from collections.abc import Coroutine, Generator, Iterable
 from typing import Any, Generic, TypeVar
 
 T = TypeVar("T")
@@ -47,6 +47,11 @@ def begin(coroutine: Coroutine[Any, Any, T]) -> T | Rest[T]:
         result: T = done.value
         return result
     return Rest(coroutine, first)
+
+
+async def each(begun: Iterable[T | Rest[T]]) -> list[T]:
+    """The results of what was begun, in the same order."""
+    return [await one if isinstance(one, Rest) else one for one in begun]
 
 
 async def _finish(rest: Rest[Any]) -> None:

@@ -44,6 +44,8 @@ COUNT_SECONDS = 5
 """over so many subscribers, so many seconds between two subscription counts (Pusher protocol, section 3)"""
 SESSIONS = b"sessions"
 """the question who is on a channel"""
+REACH = b"reach"
+"""the question how many a message goes to, which follows it"""
 
 
 class Client(Subscriber, Protocol):
@@ -67,6 +69,7 @@ class Listed(msgspec.Struct, frozen=True, array_like=True):
 
 
 _listed = msgspec.msgpack.Decoder(list[Listed])
+_message = msgspec.msgpack.Decoder(Message)
 
 
 class Left(msgspec.Struct, frozen=True):
@@ -213,7 +216,9 @@ class Node:
     def _answer(self, app: str, channel: str, question: bytes) -> bytes:
         """What another worker asks."""
         live = self._live.get(app)
-        found = [] if live is None or question != SESSIONS else self.sessions(live, channel)
+        if question.startswith(REACH):
+            return b"0" if live is None else b"%d" % live.tenant.reach(_message.decode(question[len(REACH) :]))
+        found = [] if live is None else self.sessions(live, channel)
         return msgspec.msgpack.encode([Listed(client.id, client.ip) for client in found])
 
     async def subscribe(self, app: App, client: Client, name: str, member: Member | None) -> tuple[Lane, Joined]:
@@ -367,6 +372,12 @@ class Node:
         return self._broker.publish(
             Message(app.config.id, channel, event, data, id, now, sender, exclude, options.delivery, options.session, user_id)
         )
+
+    async def reach(self, app: App, channel: str, exclude: str, options: Options) -> int:
+        """How many subscribers an event goes to that is not for all of them: only their workers know."""
+        message = Message(app.config.id, channel, "", b"", 0, 0, API, exclude, delivery=options.delivery, target=options.session)
+        answers = await self._broker.ask(app.config.id, channel, REACH + msgspec.msgpack.encode(message))
+        return sum(map(int, answers))
 
     def receive(self, message: Message) -> int:
         """What the broker brings, the worker's own messages included."""

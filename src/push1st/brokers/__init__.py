@@ -71,7 +71,9 @@ class Broker(Protocol):
     async def unsubscribe(self, app: str, channel: str) -> None: ...
 
     async def publish(self, message: Message) -> int:
-        """Sends a message to all workers, this one included; returns the number of subscribers it goes to.
+        """Sends a message to all workers, this one included; returns the number of the topic's subscribers.
+
+        A connection that is excluded may be counted in, and all of them for a message to some: `Node.reach` knows better.
 
         Raises Refused(503, …) when the broker is away or has not confirmed within 2 s: the message may have been
         delivered to some.

@@ -178,8 +178,7 @@ class Redis:
         return Occupancy(channel, subscriptions, users)
 
     async def members(self, app: str, channel: str) -> tuple[Member, ...]:
-        found = await self._shard(app, channel).members(app, channel)
-        return tuple(Member(user, info) for user, info in found.items())
+        return tuple((await self._shard(app, channel).members(app, channel)).values())
 
     async def claim(self, app: str, channel: str, seconds: int) -> bool:
         return await self._shard(app, channel).claim(app, channel, seconds)
