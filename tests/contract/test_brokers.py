@@ -15,7 +15,7 @@ from push1st.brokers import Broker, Facts, Occupancy, Quotas, Roster, Users
 from push1st.brokers.memory import Memory
 from push1st.errors import LimitReached
 from push1st.messages import MEMBER_ADDED, MEMBER_REMOVED, WATCHLIST_EVENTS, Fact, Member, Message, watch_topic
-from tests.contract.redis import Settled, redis_broker, valkey
+from tests.contract.redis import Settled, cluster, redis_broker, valkey
 
 A, B = "app-a", "app-b"
 NOW = 1_700_000_000_000_000_000
@@ -33,8 +33,13 @@ async def redis() -> AsyncIterator[Any]:
     yield Settled(redis_broker(valkey().url))
 
 
+@asynccontextmanager
+async def redis_cluster() -> AsyncIterator[Any]:
+    yield Settled(redis_broker(cluster().url))
+
+
 Implementation = Callable[[], AbstractAsyncContextManager[Any]]
-IMPLEMENTATIONS: dict[str, Implementation] = {"memory": memory, "redis": redis}
+IMPLEMENTATIONS: dict[str, Implementation] = {"memory": memory, "redis": redis, "redis-cluster": redis_cluster}
 
 
 class Heard:
