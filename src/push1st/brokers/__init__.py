@@ -2,8 +2,8 @@
 
 `Broker` carries messages and keeps the last of a cache channel; `Roster` knows who is on which channel, `Users` who has
 signed in; `Facts` takes what happened to the hooks. An implementation is one file here, one line in `BROKERS`, and
-one line in `tests/contract`. They are `async`, since most of them wait for a network; those that do not (memory)
-finish in one step, which costs a publish nothing.
+one line in `tests/contract`. They are `async`, since most of them wait for a network; `publish`, on the data road, only
+where one does.
 """
 
 from collections.abc import Callable, Sequence
@@ -11,6 +11,7 @@ from typing import Protocol
 
 import msgspec
 
+from push1st.eager import Soon
 from push1st.messages import Fact, Member, Message
 
 BROKERS = {"memory": "push1st.brokers.memory:Memory"}
@@ -49,11 +50,11 @@ class Broker(Protocol):
 
     async def unsubscribe(self, app: str, channel: str) -> None: ...
 
-    async def publish(self, message: Message) -> int:
-        """Sends a message to all workers, this one included; returns the number of subscribers it goes to.
+    def publish(self, message: Message) -> Soon[int]:
+        """Sends a message to all workers, this one included; the result is the number of subscribers it goes to.
 
-        Raises Refused(503, …) when the broker is away or has not confirmed within 2 s: the message may have been
-        delivered to some.
+        What is published in one turn goes out in that order. Raises Refused(503, …) when the broker is away or has not
+        confirmed within 2 s: the message may have been delivered to some.
         """
 
     async def last(self, app: str, channel: str) -> Kept | None:
