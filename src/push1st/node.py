@@ -6,9 +6,9 @@ became void during a wait is taken back.
 """
 
 from collections import Counter
-from collections.abc import Callable, Coroutine, Sequence
+from collections.abc import Callable, Sequence
 from contextlib import suppress
-from typing import Any, Protocol
+from typing import Protocol
 
 import msgspec
 
@@ -16,7 +16,7 @@ from push1st.apps import Apps
 from push1st.brokers import Broker, Facts, Happened, Joined, Kept, Occupancy, Quotas, Roster, Users
 from push1st.channels import kind_of
 from push1st.config import AppConfig
-from push1st.eager import Rest, begin, spawn
+from push1st.eager import Rest, Soon, begin, spawn, wait
 from push1st.errors import Disconnect, LimitReached, Refused
 from push1st.fanout import Fanout
 from push1st.hub import Lane, Subscriber, Tenant
@@ -288,7 +288,7 @@ class Node:
         self._uncounted.pop(key, None)
         if occupancy is None:
             return
-        await self._broker.publish(subscription_count(*key, occupancy.subscriptions, *self.stamp()))
+        await wait(self._broker.publish(subscription_count(*key, occupancy.subscriptions, *self.stamp())))
 
     async def tick(self) -> None:
         """Once a second: sends the subscription counts whose time has come."""
@@ -329,7 +329,7 @@ class Node:
 
     async def terminate(self, app: App, user_id: str) -> None:
         """Ends the connections a user has signed in on, on every worker."""
-        await self._broker.publish(Message(app.config.id, session_topic(user_id), TERMINATE, b"{}", *self.stamp()))
+        await wait(self._broker.publish(Message(app.config.id, session_topic(user_id), TERMINATE, b"{}", *self.stamp())))
 
     async def members(self, app: App, channel: str) -> tuple[Member, ...]:
         return await self._roster.members(app.config.id, channel)
@@ -366,8 +366,8 @@ class Node:
         exclude: str = "",
         options: Options = DEFAULT_OPTIONS,
         user_id: str | None = None,
-    ) -> Coroutine[Any, Any, int]:
-        """Sends an event to a channel's subscribers; returns how many there are. Raises Refused(503)."""
+    ) -> Soon[int]:
+        """Sends an event to a channel's subscribers; the result is how many there are. Raises Refused(503)."""
         id, now = stamp
         return self._broker.publish(
             Message(app.config.id, channel, event, data, id, now, sender, exclude, options.delivery, options.session, user_id)

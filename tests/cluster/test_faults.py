@@ -10,7 +10,7 @@ import pytest
 
 from push1st.brokers.redis import shard
 from push1st.errors import Refused
-from push1st.messages import SignedIn, SubscriptionRefused
+from push1st.messages import Options, SignedIn, SubscriptionRefused
 from tests.cluster.places import Client, Place, hurried, until
 from tests.valkey import Valkey
 
@@ -114,7 +114,7 @@ async def test_who_subscribes_while_the_broker_is_away_gets_in_when_it_is_back()
         await asyncio.sleep(0.1)
         assert client.on == set()
         valkey.start()
-        await until(lambda: client.on == {"c"})
+        await until(lambda: client.on == {"c"} and two.connected)
         assert await status(two.publish("c", b"1")) == 200
         await until(lambda: client.messages["c"] == ["1"])
 
@@ -267,8 +267,6 @@ async def test_a_users_connections_are_ended_on_every_node() -> None:
 async def test_a_message_for_one_connection_is_counted_where_it_is() -> None:
     async with nodes() as (_, one, two):
         here, there = await on(one, "c"), await on(two, "c")
-        from push1st.messages import Options
-
         for how, count in (
             (Options(0, "unicast", there.session.id), 1),
             (Options(0, "unicast", "9.9"), 0),
