@@ -253,6 +253,10 @@ class Shard:
             try:
                 link = await connect(self._address, self._tag, f"push1st-{self._node}", self._pushed, self._lost)
                 await self._enter(link)
+            except asyncio.CancelledError:
+                if link is not None:
+                    link.abort()
+                raise
             except (OSError, TimeoutError, Unusable, Lost, hiredis.ReplyError) as wrong:
                 if link is not None:
                     link.abort()
