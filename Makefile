@@ -7,7 +7,7 @@ CLIENTS := tests/clients
 
 INSTALLED := $(VENV)/.installed
 NODE_INSTALLED := $(CLIENTS)/node_modules/.installed
-BROWSER_SOUGHT := $(VENV)/.browser
+PROGRAMS_SOUGHT := $(VENV)/.programs
 
 .DEFAULT_GOAL := help
 .PHONY: help install serve test check bench format lock clean
@@ -22,8 +22,8 @@ install: $(INSTALLED) ## prepare .venv with the exact versions of requirements.l
 serve: $(INSTALLED) ## run the demo: WebSockets on 127.0.0.1:6001, API on 127.0.0.1:6002
 	@exec $(BIN)/push1st serve
 
-test: $(INSTALLED) $(NODE_INSTALLED) $(BROWSER_SOUGHT) ## run every test: unit and contract first, then real clients against a real server
-	@echo "test: unit, contract, then other people's clients"
+test: $(INSTALLED) $(NODE_INSTALLED) $(PROGRAMS_SOUGHT) ## run every test: unit and contract, real clients against a real server, the book
+	@echo "test: unit, contract, other people's clients, the book"
 	@$(BIN)/python -m pytest $(ARGS)
 
 check: $(INSTALLED) ## format, lint, types, layers: what must be clean before a commit
@@ -67,12 +67,7 @@ $(NODE_INSTALLED): $(CLIENTS)/package.json $(CLIENTS)/package-lock.json
 	@npm ci --prefix $(CLIENTS) --no-fund --no-audit --loglevel=error
 	@touch $@
 
-# The browser tests take any Chromium there is, and are skipped without one.
-$(BROWSER_SOUGHT): $(INSTALLED)
-	@if command -v chromium chromium-browser google-chrome google-chrome-stable >/dev/null; then :; \
-	elif [ "$$(id -u)" = 0 ] && command -v apt-get >/dev/null; then \
-		echo "test: fetching Chromium"; \
-		{ apt-get update -qq && apt-get install -qq -y --no-install-recommends chromium; } >/dev/null 2>&1 \
-			|| echo "test: Chromium cannot be had, so the browser tests are skipped" >&2; \
-	else echo "test: there is no Chromium, so the browser tests are skipped" >&2; fi
+# Programs of other people, for the tests that need them: Chromium, nginx, Caddy, …
+$(PROGRAMS_SOUGHT): tests/programs.sh $(INSTALLED)
+	@sh tests/programs.sh
 	@touch $@
