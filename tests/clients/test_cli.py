@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.clients.process import DEADLINE, ServerProcess, free_ports, wait_until
+from tests.clients.process import DEADLINE, ServerProcess, free_ports, program, wait_until
 from tests.clients.raw_socket import raw_socket
 from tests.clients.signing import hmac_hex
 
@@ -138,6 +138,7 @@ def test_the_demo_s_lines_to_paste_show_a_message(demo: subprocess.Popen[str], t
         text += line
     assert "demo" in text
     assert "Not for production" in text
+    program("curl")
     subscribe, pause, curl = (line.strip() for line in text.splitlines()[-3:])
     (port,) = re.findall(r"WebSockets +ws://127\.0\.0\.1:(\d+)", text)
     # Pasted as they stand: but for the pause, in whose place the test waits until the subscriber says that it is there.

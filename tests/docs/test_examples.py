@@ -5,13 +5,27 @@ from pathlib import Path
 
 import pytest
 
+from tests.clients.process import program
 from tests.docs.pages import PAGES, ROOT, blocks, is_run, story
 
 NOT_RUN = re.compile(r"^\| \[?`?([\w./-]+\.md)`?\]?(?:\([^)]*\))? \| `(\w+)` \|", re.MULTILINE)
 
 
+PROGRAMS = {"curl", "openssl"}
+"""what the examples need of the machine, beside Python and Node.js"""
+
+
+def words(page: Path) -> set[str]:
+    """What the commands of a page are made of."""
+    return {
+        word for block in blocks(page) if block.language == "bash" and is_run(block) for word in re.findall(r"\w+", block.text)
+    }
+
+
 @pytest.mark.parametrize("page", [page for page in PAGES if any(map(is_run, blocks(page)))], ids=lambda page: page.name)
 def test_the_examples_of_a_page_do_what_it_says(page: Path) -> None:
+    for name in sorted(PROGRAMS & words(page)):
+        program(name)
     with story() as telling:
         for block in blocks(page):
             telling.do(block)
