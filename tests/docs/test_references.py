@@ -68,7 +68,8 @@ def refusals() -> Iterator[Refusal]:
                 place = f"{file.relative_to(ROOT)}:{line}"
                 words = message(text, names)
                 assert words is not None or passes_on(text, function), f"{place}: which message is this?"
-                yield Refusal(place, code.value if isinstance(code, ast.Constant) else 0, words or "")
+                number = code.value if isinstance(code, ast.Constant) else 0
+                yield Refusal(place, number if isinstance(number, int) else 0, words or "")
 
 
 def said(function: ast.FunctionDef | ast.AsyncFunctionDef) -> Iterator[tuple[int, ast.expr, ast.expr]]:
