@@ -39,7 +39,7 @@ from tests.clients.process import DEADLINE, free_ports, wait_until
 
 ROOT = Path(__file__).parents[2]
 NODE_MODULES = ROOT / "tests" / "clients" / "node_modules"
-PAGES = sorted([*ROOT.glob("*.md"), *ROOT.glob("docs/*.md")])
+PAGES = sorted([*ROOT.glob("*.md"), *ROOT.glob("docs/*.md"), *ROOT.glob("docs/decisions/*.md")])
 KINDS = ("file", "fails", "background", "answer", "shows", "browser", "same", "fragment", "not-run")
 ELSEWHERE = ("/etc/push1st", "/run/push1st", "/opt/push1st")
 """paths of a machine that a page sets up"""

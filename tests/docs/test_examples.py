@@ -38,11 +38,19 @@ def test_every_example_that_is_not_run_is_listed_with_its_reason() -> None:
     assert listed == there
 
 
-def test_every_link_to_a_file_leads_somewhere() -> None:
-    dead = [
-        f"{page.relative_to(ROOT)}: {target}"
-        for page in PAGES
-        for target in re.findall(r"\]\(([^)#:\s]+)(?:#[^)]*)?\)", re.sub(r"<!--.*?-->", "", page.read_text(), flags=re.DOTALL))
-        if not (page.parent / target).exists()
-    ]
+def headings(page: Path) -> set[str]:
+    """What the headings of a page are called in links."""
+    lines = re.sub(r"^```.*?^```$", "", page.read_text(), flags=re.MULTILINE | re.DOTALL).splitlines()
+    titles = (line.lstrip("#").strip().lower() for line in lines if re.match(r"#+ ", line))
+    return {re.sub(r"[^\w -]", "", title).replace(" ", "-") for title in titles}
+
+
+def test_every_link_leads_somewhere() -> None:
+    dead = []
+    for page in PAGES:
+        text = re.sub(r"<!--.*?-->", "", page.read_text(), flags=re.DOTALL)
+        for target, _, heading in (link.partition("#") for link in re.findall(r"\]\(([^)\s]+)\)", text)):
+            there = page.parent / target if target else page
+            if ":" not in target and (not there.exists() or (heading and heading not in headings(there))):
+                dead.append(f"{page.relative_to(ROOT)}: {target}#{heading}")
     assert dead == []
