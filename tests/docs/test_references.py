@@ -22,8 +22,8 @@ from tests.docs.pages import ROOT, blocks
 
 SOURCE = ROOT / "src" / "push1st"
 REFUSING = ("Refused", "LimitReached", "Disconnect", "_refusal", "error", "_refuse", "close", "leave", "disconnect", "Failure")
-HELPERS = re.compile(r"(?:\w*_)?(?:error|ambiguous)\(")
-"""functions that say what is wrong, or None, as they are called"""
+HELPERS = re.compile(r"(?:\w*_)?(?:error|ambiguous|why_not)\(")
+"""functions that say what is wrong, as they are called"""
 NOTICES = {4302}
 """codes of `pusher:error` that refuse nothing"""
 NEVER_SENT = {1000, 1006}
@@ -67,7 +67,7 @@ def refusals() -> Iterator[Refusal]:
             for line, code, text in said(function):
                 place = f"{file.relative_to(ROOT)}:{line}"
                 words = message(text, names)
-                assert words is not None or passes_on(text, function), f"{place}: which message is this?"
+                assert words is not None or passes_on(text, function), f"{place}: which message is this? Only HELPERS may make it"
                 number = code.value if isinstance(code, ast.Constant) else 0
                 yield Refusal(place, number if isinstance(number, int) else 0, words or "")
 
@@ -111,6 +111,8 @@ def passes_on(text: ast.expr, function: ast.FunctionDef | ast.AsyncFunctionDef) 
     match text:
         case ast.Attribute(attr="text" | "reason") | ast.Call(func=ast.Name(id="str"), args=[ast.Name(id="error")]):
             return True
+        case ast.Call():
+            return HELPERS.search(ast.unparse(text)) is not None
         case ast.Name(id=name):
             if name in {one.arg for one in function.args.args}:
                 return True
@@ -145,14 +147,14 @@ def message(text: ast.expr, names: Mapping[str, ast.expr]) -> str | None:
 
 
 def helpers() -> Iterator[tuple[str, str]]:
-    """Messages that pure functions return for their callers to refuse with."""
-    for file in (SOURCE / "channels.py", SOURCE / "messages.py", SOURCE / "auth.py"):
+    """Messages that functions return for their callers to refuse with."""
+    for file in sorted(SOURCE.rglob("*.py")):
         for function in ast.walk(ast.parse(file.read_text())):
             if isinstance(function, ast.FunctionDef) and HELPERS.fullmatch(f"{function.name}("):
-                returned = (node.value for node in ast.walk(function) if isinstance(node, ast.Return))
-                yield from (
-                    (f"{file.name}: {function.name}", message(value, {}) or "") for value in returned if value is not None
-                )
+                returned = [node.value for node in ast.walk(function) if isinstance(node, ast.Return) and node.value is not None]
+                either = [(one.body, one.orelse) if isinstance(one, ast.IfExp) else (one,) for one in returned]
+                texts = (message(text, {}) for texts in either for text in texts)
+                yield from ((f"{file.name}: {function.name}", text) for text in texts if text)
 
 
 def rows(section: str) -> list[list[str]]:
