@@ -1,4 +1,4 @@
-"""One worker: builds everything from the configuration, listens, drains, stops (design: layers, Stopping).
+"""One worker: builds everything from the configuration, listens, drains, stops (ARCHITECTURE: layers, stopping).
 
 This is the place where concrete classes are named; all else knows them by their ports.
 """
@@ -188,7 +188,7 @@ class Server:
         await self._end()
 
     async def _drain(self) -> None:
-        """Readiness turns false, then no new connections, then clients leave in slices (design: Stopping)."""
+        """Readiness turns false, then no new connections, then clients leave in slices (ARCHITECTURE: stopping)."""
         drain = self.config.server.drain
         worker = self.worker
         self.node.draining = True
