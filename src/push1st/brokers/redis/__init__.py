@@ -43,6 +43,8 @@ class Redis:
     node among all, below 1024, that ends its message ids.
     """
 
+    shared = True
+
     def __init__(
         self,
         url: str,
