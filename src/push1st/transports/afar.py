@@ -60,7 +60,7 @@ class Away:
 
     __slots__ = ("_by", "_ended", "_number", "_tell")
 
-    def __init__(self, number: int, by: str, tell: Tell, ended: Callable[[], None]) -> None:
+    def __init__(self, number: int, by: str, tell: Tell, ended: Callable[[], object]) -> None:
         self._number = number
         self._by = by
         self._tell = tell
@@ -83,7 +83,7 @@ class Afar:
 
     __slots__ = ("_by", "_ended", "_kept", "_number", "_over", "_tell", "poll", "streams")
 
-    def __init__(self, number: int, by: str, tell: Tell, ended: Callable[[], None]) -> None:
+    def __init__(self, number: int, by: str, tell: Tell, ended: Callable[[], object]) -> None:
         self._number = number
         self._by = by
         self._tell = tell
