@@ -216,9 +216,12 @@ class Session:
                 await self._publish(command)
             case Subscribe():
                 try:
-                    await self._subscribe(command)
+                    kind = await self._subscribe(command)
                 except Refused as refused:
                     self._refuse_subscription(command.channel, refused)
+                else:
+                    if kind is not None:
+                        await self._welcome(command.channel, kind)
             case Unsubscribe(channel):
                 await self._unsubscribe(channel)
             case SignIn():
@@ -243,7 +246,8 @@ class Session:
         self.node.metrics.refusals[kind] += 1
         self.outlet.send(SubscriptionRefused(channel, kind, refused.text, refused.code))
 
-    async def _subscribe(self, command: Subscribe) -> None:
+    async def _subscribe(self, command: Subscribe) -> Kind | None:
+        """The kind of the channel, or None where the client has been subscribed to it already."""
         name = command.channel
         kind = self._permit(command)
         member = None
@@ -254,7 +258,7 @@ class Session:
         if name in self.subscriptions:
             members = await self.node.members(self.app, name) if member else None
             self.outlet.send(Subscribed(name, members))
-            return
+            return None
         most = self.app.config.limits.subscriptions
         if most and len(self.subscriptions) >= most:
             raise LimitReached(403, f"a connection may have {most} subscriptions")
@@ -265,10 +269,16 @@ class Session:
                 self.members = {}
             self.members[name] = member
         self.outlet.send(Subscribed(name, members))
-        if kind.cache:
-            self.outlet.send(await self.node.replay(self.app, name))
-        if self.app.config.subscription_count:
-            await self.node.count(self.app, name)
+        return kind
+
+    async def _welcome(self, name: str, kind: Kind) -> None:
+        """What follows a subscription. It stands, whatever happens here."""
+        try:
+            if kind.cache:
+                self.outlet.send(await self.node.replay(self.app, name))
+        finally:
+            if self.app.config.subscription_count:
+                await self.node.count(self.app, name)
 
     def permits(self, channel: str) -> bool:
         """Whether a client that brings its rights in a token may subscribe."""

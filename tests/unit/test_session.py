@@ -711,6 +711,24 @@ async def test_a_sign_in_that_the_broker_refuses_leaves_nothing(slow, call):
     assert await slow.memory.online(APP, ["u1"]) == frozenset()
 
 
+async def test_a_sign_in_that_fails_takes_nothing_with_it_that_is_due_to_others(slow):
+    """Its own edge was excluded from a topic that had frames already: such a frame has a list of its own."""
+    (watching, outlet), (one, first), (two, _) = slow.session(), slow.session(), slow.session()
+    sign_in(watching, "w", ["u1"])
+    sign_in(two, "u1")
+    slow.turns.drain()
+    slow.broker.held = {"sign_in"}
+    sign_in(one, "u1", ["u1"])
+    await turns()
+    two.close()
+    slow.broker.fail["online"] = Refused(503, "the broker is away")
+    await slow.broker.let("sign_in")
+    assert failure(first) == 503
+    slow.turns.drain()
+    assert slow.failures == []
+    assert statuses(outlet)[-3:] == [("offline", "u1"), ("online", "u1"), ("offline", "u1")]
+
+
 async def test_one_who_signs_in_while_another_signs_out_still_hears(slow):
     (one, _), (two, outlet) = slow.session(), slow.session()
     sign_in(one, "w1", ["u1"])
