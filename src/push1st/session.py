@@ -5,7 +5,6 @@ them. A refused command is answered and the client stays, unless it keeps on: mo
 are a flood, and end the connection.
 """
 
-import re
 from collections import deque
 from collections.abc import Iterable
 from typing import Protocol
@@ -13,7 +12,7 @@ from typing import Protocol
 import msgspec
 
 from push1st import auth
-from push1st.channels import PUBLIC, RESERVED, Kind, kind_of, pusher_name_error, wide_name_error
+from push1st.channels import PUBLIC, RESERVED, Kind, kind_of, pusher_name_error, user_id_error, wide_name_error
 from push1st.eager import spawn
 from push1st.errors import Disconnect, LimitReached, Refused
 from push1st.hub import Lane, Wire, Write
@@ -43,14 +42,12 @@ WAITING = 1000
 """commands a client may have waiting"""
 PATIENCE = 100
 """refused commands a second before a client is cut off"""
-MOST_USER_ID = 128
 PUBLISHES = 1000
 """events a second from a client that may publish freely (Push1st has no such limit): more is a flood"""
 USER_BYTES = 1024
 """bytes of a presence member's `channel_data` (Pusher protocol, section 8)"""
 WATCHLIST = 100
 """users a watchlist may name; the rest is left out, and the client told so (Pusher protocol, section 5)"""
-USER_ID = re.compile(r"[A-Za-z0-9_\-=@,.;]{1,128}\Z")
 
 
 class Outlet(Protocol):
@@ -324,8 +321,8 @@ class Session:
             except (msgspec.DecodeError, RecursionError) as error:
                 raise Refused(400, f'channel_data must be JSON with "user_id" and "user_info": {error}') from error
             member = Member(str(data.user_id), bytes(data.user_info).strip())
-        if not USER_ID.match(member.user_id):
-            raise Refused(400, "user_id must be 1 to 128 of A-Za-z0-9_-=@,.;")
+        if wrong := user_id_error(member.user_id):
+            raise Refused(400, wrong)
         return member
 
     async def _unsubscribe(self, name: str) -> None:
@@ -344,15 +341,15 @@ class Session:
             data = _user_data.decode(command.user_data)
         except (msgspec.DecodeError, RecursionError) as error:
             raise Refused(400, f'user_data must be JSON with "id", a string: {error}') from error
-        if not 1 <= len(data.id) <= MOST_USER_ID or wide_name_error(data.id):
-            raise Refused(400, f"the id in user_data must be 1 to {MOST_USER_ID} characters without control characters")
+        if wrong := user_id_error(data.id):
+            raise Refused(400, wrong)
         if self.user is not None:
             if self.user.id != data.id:
                 raise Refused(401, f"this connection is signed in as {self.user.id!r} already")
             self.outlet.send(SignedIn(command.user_data))
             return
         wanted = list(dict.fromkeys(data.watchlist or ()))
-        watchlist = tuple(one for one in wanted[:WATCHLIST] if not wide_name_error(one))
+        watchlist = tuple(one for one in wanted[:WATCHLIST] if not user_id_error(one))
         user = User(data.id, bytes(data.user_info).strip(), watchlist)
         topics, watched = await self.node.sign_in(self.app, self, user)
         self.user, self.topics, self.authorized = user, topics, True

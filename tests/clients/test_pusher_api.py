@@ -11,6 +11,7 @@ import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, Protocol
+from urllib.parse import quote
 
 import pusher
 import pytest
@@ -303,6 +304,24 @@ def test_the_library_for_node_ends_the_connections_of_a_user(
     assert one.close_code() == 4009
     assert member.round_trip() == []
     assert node_sdk.terminate(f"{channel}-nobody") == {}
+
+
+@pytest.mark.parametrize("id", ["auth0|7", "ann+shop@example.com", "ж/ ?#%"])
+def test_the_library_for_node_reaches_a_user_of_any_id(
+    node_sdk: NodeSdk, client: Callable[[], PusherSocket], channel: str, id: str
+) -> None:
+    """In a path the id is escaped by who calls the library: it signs what it is given."""
+    one, id = client(), f"{channel}{id}"
+    sign_in(one, id)
+    name = f"#server-to-user-{id}"
+    one.send("pusher:subscribe", {"channel": name, "auth": ""})
+    one.expect("pusher_internal:subscription_succeeded", name)
+    assert one.subscribe(f"presence-{channel}", {"user_id": id})["presence"]["ids"] == [id]
+    assert node_sdk.users(f"presence-{channel}") == {"users": [{"id": id}]}
+    assert node_sdk.send_to_user(id, "paid", {"id": 7}) == {}
+    assert one.expect("paid", name) == {"id": 7}
+    assert node_sdk.terminate(quote(id, safe="")) == {}
+    assert one.close_code() == 4009
 
 
 def test_the_library_for_python_ends_the_connections_of_a_user_by_its_own_request_only(

@@ -252,6 +252,16 @@ def test_a_user_id_may_be_a_number_and_is_a_text_then(client):
     assert ids(outlet) == ["42"]
 
 
+@pytest.mark.parametrize("user_id", ["auth0|1", "ann+shop@example.com", "Ж \U0001f980"])
+def test_a_user_id_may_be_what_real_apps_have(world, user_id):
+    (one, first), (two, _) = world.session(), world.session()
+    presence(one, {"user_id": user_id})
+    assert ids(first) == [user_id]
+    sign_in(two, user_id)
+    two.handle(Subscribe(f"#server-to-user-{user_id}"))
+    assert world.publish(f"#server-to-user-{user_id}", b"1") == 1
+
+
 def test_the_infos_text_is_kept_as_it_came(client):
     session, outlet = client
     presence(session, '{"user_id":"1","user_info": {"a" : 1.50, "a":"\\u0436"} }')
@@ -270,9 +280,9 @@ def test_the_infos_text_is_kept_as_it_came(client):
         '{"user_id":""}',
         '{"user_id":1.5}',
         '{"user_id":true}',
-        '{"user_id":"a b"}',
+        '{"user_id":"a\\u0000"}',
         '{"user_id":"' + "u" * 129 + '"}',
-        '{"user_id":"ж"}',
+        '{"user_id":"\\u0085"}',
         '{"user_id":"\\ud800"}',
         "[" * 1000,
         '{"user_id":"1","user_info":NaN}',
