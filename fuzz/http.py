@@ -101,7 +101,7 @@ class Server:
         begin(self.node.open(memory, memory, memory, memory, lambda _: None))
         sweep = Sweep(clock.monotonic, self.note, lambda: None)
         codecs: dict[str, Any] = {"pusher": Pusher(), "websocket": Raw()}
-        self.worker = Worker(self.node, Api(self.node, config.api.path).serve, config, codecs, sweep, self.failed)
+        self.worker = Worker(self.node, Api(self.node, config).serve, config, codecs, sweep, self.failed)
         self.listener = Listener(self.worker, True, config.api.whitelist, 10)
 
     def call_soon(self, run: Callable[[], None]) -> object:

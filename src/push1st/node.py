@@ -142,7 +142,6 @@ class Node:
         """Raises Disconnect(4004) when the app has all the connections it may have."""
         most = app.config.limits.connections
         if most and len(app.tenant.sessions) >= most:
-            self.metrics.refusals["over-quota"] += 1
             raise Disconnect(4004, f"Over connection quota: this app may have {most}")
         app.tenant.connect(client, client.prefix)
 

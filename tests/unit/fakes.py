@@ -457,7 +457,7 @@ class Site:
         self.failures = self.world.failures
         self.config = Config(server=server or ServerConfig(), api=api or ApiConfig(), apps=self.world.apps)
         self.sweep = Sweep(self.clock.monotonic, self._swept_badly, lambda: spawn(self.node.tick()))
-        self.serve = serve or Api(self.node, self.config.api.path).serve
+        self.serve = serve or Api(self.node, self.config).serve
         codecs: dict[str, Any] = {"pusher": PUSHER, "pusher-xhr": XHR, "websocket": RAW}
         self.worker = Worker(self.node, self.serve, self.config, codecs, self.sweep, self._failed)
         self.listener = Listener(self.worker, trusting, self.config.api.whitelist, self.config.api.keep_alive_timeout)
