@@ -37,6 +37,9 @@ ANSWER_SECONDS = 30
 MOST_HEADS = 4096
 MOST_REMEMBERED = 1024
 """headers of requests that are remembered, and bytes those of one request may have"""
+LINGER_SECONDS = 2
+LINGER_BYTES = 16 << 20
+"""for a client to stop sending what is not read, and read why: a socket closed before that throws away the answer"""
 TOO_LONG_HEAD = f"request line and headers have at most {MOST_HEAD} bytes"
 IDLE, HEAD, BODY = 0, 1, 2
 """where the parser is"""
@@ -102,6 +105,7 @@ class HttpConnection(asyncio.Protocol):
         "_held",
         "_keep",
         "_last",
+        "_linger",
         "_listener",
         "_parser",
         "_parts",
@@ -145,6 +149,7 @@ class HttpConnection(asyncio.Protocol):
         self._keep = False
         self._busy = False
         self._last = False
+        self._linger = 0
         self._gone = False
         self._paused = False
         self._writing = True
@@ -181,6 +186,8 @@ class HttpConnection(asyncio.Protocol):
         if self._last:
             if self._upgraded is not None:
                 self._upgraded.process(data)
+            elif self._linger:
+                self._pass_over(len(data))
             return
         worker = self._listener.worker
         worker.answering.append(self)
@@ -541,8 +548,21 @@ class HttpConnection(asyncio.Protocol):
             self._answers = []
             self._transport.write(answers[0] if len(answers) == 1 else b"".join(answers))
             if self._last and not self._busy:
+                if self._refused is not None:
+                    self._expect(LINGER_SECONDS)
+                    self._linger = LINGER_BYTES
+                    if self._transport.can_write_eof():
+                        self._transport.write_eof()
+                    return
                 self._expect(ANSWER_SECONDS)
                 self._transport.close()
+
+    def _pass_over(self, size: int) -> None:
+        """What a client sends on behind the answer that refuses it."""
+        self._linger -= size
+        if self._linger <= 0:
+            self._linger = 0
+            self._transport.close()
 
     def _reading(self) -> None:
         """Reads only while answers go out and few requests wait."""
@@ -571,7 +591,7 @@ class HttpConnection(asyncio.Protocol):
         if self._transport.is_closing() or not self._writing:
             self._transport.abort()
             return None
-        if self._stage != IDLE or not self._started:
+        if not self._linger and (self._stage != IDLE or not self._started):
             self._listener.worker.node.metrics.cut_offs["slow-request"] += 1
             self._answer(error(408, "the request took too long"), False)
             self.flush()
