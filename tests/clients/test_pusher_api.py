@@ -341,6 +341,54 @@ def test_the_library_for_python_ends_the_connections_of_a_user_by_its_own_reques
     assert one.close_code() == 4009
 
 
+def test_the_library_for_node_calls_what_it_has_no_method_for(
+    node_sdk: NodeSdk, client: Callable[[], PusherSocket], channel: str
+) -> None:
+    one = client()
+    one.subscribe(channel)
+    assert node_sdk.call("post", {"path": "/events", "body": event(channel, "paid", '{"id":7}')}) == {}
+    assert one.expect("paid", channel) == {"id": 7}
+    assert node_sdk.get("/channels", filter_by_prefix=channel) == {"channels": {channel: {}}}
+
+
+def test_a_query_that_the_library_for_node_signs_is_good_for_others(
+    server: ServerProcess, node_sdk: NodeSdk, client: Callable[[], PusherSocket], channel: str
+) -> None:
+    client().subscribe(f"presence-{channel}", {"user_id": "u1"})
+    path, params = f"/apps/1234/channels/presence-{channel}", {"info": "user_count"}
+    query = node_sdk.signing.ask(
+        "sign", method="createSignedQueryString", args=[{"method": "GET", "path": path, "params": params}]
+    )
+    assert server.get(f"{path}?{query}", port=server.ws_port).json == {"occupied": True, "user_count": 1}
+
+
+def test_the_library_for_python_may_be_made_from_a_url_or_the_environment(
+    server: ServerProcess, client: Callable[[], PusherSocket], channel: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The one for Python takes the port for a part of the host, so that it is given apart."""
+    url = "http://sdk-key:secret@127.0.0.1/apps/1234"
+    monkeypatch.setenv("PUSHER_URL", url)
+    one = client()
+    one.subscribe(channel)
+    for made in (pusher.Pusher.from_url(url, port=server.ws_port), pusher.Pusher.from_env(port=server.ws_port)):
+        assert made.trigger(channel, "paid", {"id": 7}) == {}
+        assert one.expect("paid", channel) == {"id": 7}
+
+
+def test_no_method_of_a_library_is_left_out() -> None:
+    """`authenticate` of the one for Node is its old name for authorizeChannel; webhooks have tests of their own."""
+    source = (ROOT / "tests" / "clients" / "node_modules" / "pusher" / "lib" / "pusher.js").read_text("utf-8")
+    assert set(re.findall(r"^Pusher\.prototype\.(\w+) =", source, re.MULTILINE)) == {
+        *("trigger", "triggerBatch", "sendToUser", "terminateUserConnections", "get", "post"),
+        *("authorizeChannel", "authenticate", "authenticateUser", "channelSharedSecret", "createSignedQueryString", "webhook"),
+    }
+    assert {name for name in dir(pusher.Pusher) if not name.startswith("_")} == {
+        *("trigger", "trigger_batch", "send_to_user", "terminate_user_connections"),
+        *("channels_info", "channel_info", "users_info"),
+        *("authenticate", "authenticate_user", "from_url", "from_env", "validate_webhook"),
+    }
+
+
 def test_a_library_authorises_channels_of_every_kind(sdk: Sdk, client: Callable[[], PusherSocket], channel: str) -> None:
     member = {"user_id": "u1", "user_info": {"name": "Ann"}}
     for name, data in (
