@@ -406,6 +406,7 @@ class Transport(asyncio.Transport):
         return data
 
     def write(self, data: Any) -> None:
+        assert not self.ended, "written behind the end"
         if self.closed or self.aborted:
             self.late.append(bytes(data))
             return
