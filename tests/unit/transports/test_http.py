@@ -9,6 +9,7 @@ import pytest
 from push1st.config import ApiConfig, Networks, ServerConfig
 from push1st.errors import Refused
 from push1st.messages import Request, Response
+from push1st.transports import answers as answers_module
 from push1st.transports import http
 from push1st.transports.http import (
     ANSWER_SECONDS,
@@ -1060,7 +1061,7 @@ async def test_the_date_moves_on_whatever_is_answered(site, monkeypatch):
     def dated(usegmt: bool) -> str:
         return f"second {now[0]:.0f}"
 
-    monkeypatch.setattr(http, "formatdate", dated)
+    monkeypatch.setattr(answers_module, "formatdate", dated)
     site.clock.advance(50_000)
     site.sweep.run()
     await site.ask(request("GET", "/x"))
