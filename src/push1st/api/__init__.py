@@ -75,7 +75,7 @@ class Api:
             raise Refused(401, "this call must be signed: auth_key, auth_timestamp, auth_version, body_md5, auth_signature")
         app = route.app
         if app is None:
-            raise self._no_app(route.app_id)
+            raise Refused(403, self._why_not(route.app_id))
         if signed:
             config = app.config
             if not config.secret:
@@ -84,10 +84,9 @@ class Api:
             has_params = auth.check_request(config.key, config.secret, request.method, path, query, request.body, now)
         return endpoint(Call(self._node, app, request, route.args, signed, has_params))
 
-    def _no_app(self, app_id: str) -> Refused:
-        if self._node.apps.by_id(app_id) is not None:
-            return Refused(403, f"app {app_id!r} is disabled")
-        return Refused(403, f"there is no app {app_id[:64]!r}")
+    def _why_not(self, app_id: str) -> str:
+        known = self._node.apps.by_id(app_id) is not None
+        return f"app {app_id!r} is disabled" if known else f"there is no app {app_id[:64]!r}"
 
     def _about_server(self, request: Request) -> Answer:
         endpoint = SERVER.get(request.path.rstrip("/"))
@@ -124,7 +123,7 @@ def _wrong_method(method: str, allowed: Iterable[str]) -> Response:
 
 def _no_websocket() -> Response:
     return error(
-        HTTPStatus.UPGRADE_REQUIRED,
+        426,
         "this address is for WebSockets: use a WebSocket library, and let a proxy pass Upgrade and Connection on",
         b"Upgrade: websocket\r\nConnection: Upgrade\r\n",
     )
