@@ -236,7 +236,7 @@ class Session:
         if isinstance(refused, LimitReached):
             kind = "LimitReached"
         else:
-            kind = {401: "AuthError", 400: "Invalid"}.get(refused.code, "Forbidden")
+            kind = {401: "AuthError", 400: "Invalid", 503: "Unavailable"}.get(refused.code, "Forbidden")
         if not self._is_patient():
             self.refuse(refused)
             return

@@ -237,7 +237,7 @@ async def test_a_broker_that_is_away_refuses_the_subscription_and_the_client_sta
     slow.broker.fail[call] = Refused(503, "the broker is away")
     session, outlet = slow.session()
     session.handle(Subscribe("c"))
-    assert outlet.last == SubscriptionRefused("c", "Forbidden", "the broker is away", 503)
+    assert outlet.last == SubscriptionRefused("c", "Unavailable", "the broker is away", 503)
     slow.broker.fail.clear()
     session.handle(Subscribe("c"))
     assert subscribed(outlet) == ["c"]
