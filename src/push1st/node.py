@@ -106,6 +106,7 @@ class Node:
         """topics that joining clients need, before the hub knows them"""
         self._counted: dict[tuple[str, str], float] = {}
         self._uncounted: dict[tuple[str, str], App] = {}
+        self._counting = False
         self._broker: Broker
         self._roster: Roster
         self._users: Users
@@ -141,7 +142,6 @@ class Node:
         """Raises Disconnect(4004) when the app has all the connections it may have."""
         most = app.config.limits.connections
         if most and len(app.tenant.sessions) >= most:
-            self.metrics.refusals["over-quota"] += 1
             raise Disconnect(4004, f"Over connection quota: this app may have {most}")
         app.tenant.connect(client, client.prefix)
 
@@ -153,13 +153,10 @@ class Node:
         for name in (*left.lanes, *left.topics):
             tenant.unsubscribe(client, name)
         for name in left.lanes:
-            with suppress(Refused):  # the broker is away: the entry goes with this node's lease
-                await self._roster.leave(id, name, client.id, _user_id(left.members.get(name)))
-            await self._release(app, name)
-            if app.config.subscription_count:
-                await self.count(app, name)
+            await self._leave(app, client, name, left.members.get(name))
         if left.user is not None:
-            await self._users.sign_out(id, left.user.id, client.id)
+            with suppress(Refused):
+                await self._users.sign_out(id, left.user.id, client.id)
         for name in left.topics:
             await self._release(app, name)
 
@@ -200,7 +197,12 @@ class Node:
         self.fanout.settle(client)
         lanes.pop(name, None)
         app.tenant.unsubscribe(client, name)
-        await self._roster.leave(app.config.id, name, client.id, _user_id(member))
+        await self._leave(app, client, name, member)
+
+    async def _leave(self, app: App, client: Client, name: str, member: Member | None) -> None:
+        """What is left to do outside of the hub. With the broker away it stays undone there, and nothing else does."""
+        with suppress(Refused):
+            await self._roster.leave(app.config.id, name, client.id, _user_id(member))
         await self._release(app, name)
         if app.config.subscription_count:
             await self.count(app, name)
@@ -219,16 +221,22 @@ class Node:
     async def _release(self, app: App, name: str) -> None:
         """Ends the worker's subscription to a topic, if nobody here needs it any more."""
         if name not in app.tenant.channels and (app.config.id, name) not in self._wanted:
-            await self._broker.unsubscribe(app.config.id, name)
+            with suppress(Refused):  # what still comes reaches nobody
+                await self._broker.unsubscribe(app.config.id, name)
 
     async def count(self, app: App, name: str) -> None:
         """Tells a channel's subscribers how many they are, where the app asked for it (Pusher protocol, section 3).
 
-        Over `MANY` subscribers at most once in `COUNT_SECONDS`; `tick` sends what was held back.
+        Over `MANY` subscribers at most once in `COUNT_SECONDS`; `tick` sends what was held back, or failed.
         """
         if name.startswith("#") or kind_of(name).presence:
             return
-        key = app.config.id, name
+        try:
+            await self._count(app, (app.config.id, name))
+        except Refused:
+            self._uncounted[app.config.id, name] = app
+
+    async def _count(self, app: App, key: tuple[str, str]) -> None:
         occupancy = await self._roster.channel(*key)
         if occupancy is None:
             self._counted.pop(key, None)
@@ -244,11 +252,17 @@ class Node:
         await wait(self._broker.publish(subscription_count(*key, occupancy.subscriptions, *self.stamp())))
 
     async def tick(self) -> None:
-        """Once a second: sends the subscription counts whose time has come."""
-        now = self.clock.monotonic()
-        for key, app in list(self._uncounted.items()):
-            if now - self._counted.get(key, 0) >= COUNT_SECONDS:
-                await self.count(app, key[1])
+        """Once a second: sends the subscription counts whose time has come. A slow broker is asked once at a time."""
+        if self._counting:
+            return
+        self._counting = True
+        try:
+            now = self.clock.monotonic()
+            for key, app in list(self._uncounted.items()):
+                if now - self._counted.get(key, 0) >= COUNT_SECONDS:
+                    await self.count(app, key[1])
+        finally:
+            self._counting = False
 
     # Users
 
@@ -258,6 +272,7 @@ class Node:
         topics = (session_topic(user.id), *map(watch_topic, user.watchlist))
         for name in topics:
             self._wanted[id, name] += 1
+        lanes: dict[str, Lane] = {}
         signed_in = False
         try:
             for name in topics:
@@ -271,6 +286,7 @@ class Node:
             signed_in = True
         finally:
             if not signed_in:
+                self.fanout.settle_lanes(list(lanes.values()))
                 for name in topics:
                     app.tenant.unsubscribe(client, name)
                 with suppress(Refused):
