@@ -4,9 +4,8 @@ What this node knows of its own clients is the truth; what the broker has of it 
 whenever that may have come apart (a new connection, a lease that ran out, a server that came back empty) the node
 reads its entries, and sends what is different.
 
-Two kinds of calls: publishing fails at once when the broker is away, and after `CONFIRM_SECONDS` without an answer;
-what clients wait for (subscribing, signing in) is held back for up to `PATIENCE_SECONDS`, since most absences are short
-and clients do not ask twice.
+What clients wait for (subscribing, signing in) is held back for up to `PATIENCE_SECONDS` when the broker is away, since
+most absences are short and clients do not ask twice; publishing is not (`publishing.py`).
 """
 
 import asyncio
@@ -20,8 +19,11 @@ import hiredis
 
 from push1st import logs
 from push1st.brokers import Joined, Kept
+from push1st.brokers.redis.entries import Difference, Entries, Key
 from push1st.brokers.redis.facts import Reader
 from push1st.brokers.redis.link import Argument, Link, Lost, pack
+from push1st.brokers.redis.publishing import CONFIRM_SECONDS, Batch, Publishing
+from push1st.brokers.redis.questions import Questions
 from push1st.brokers.redis.scripts import (
     BEAT,
     BURY,
@@ -43,8 +45,6 @@ from push1st.brokers.redis.wire import (
     decode_message,
     encode_answer,
     encode_fact,
-    encode_message,
-    encode_messages,
     encode_question,
 )
 from push1st.brokerurl import Address
@@ -59,16 +59,12 @@ BEAT_SECONDS = 3.0
 """between two signs of life, and two looks for nodes that give none"""
 RECOVERY_SECONDS = 10.0
 """for all nodes to announce their entries again after the broker lost them; until then nobody is told that somebody left"""
-CONFIRM_SECONDS = 2
-"""for the broker to confirm a publish"""
 PATIENCE_SECONDS = 5
 """for the broker to come back, before what clients wait for is refused"""
 SILENT_SECONDS = 5
 """without an answer: then the connection is taken for dead"""
 BACKOFF_SECONDS = 2
 """between two attempts to connect, at most"""
-MOST_QUEUED = 8 << 20
-"""bytes a slow broker may be behind before publishing is refused"""
 MOST_QUEUED_EVER = 64 << 20
 """bytes a slow broker may be behind before the connection is taken for dead: what leaves clients is not refused"""
 BURIED = 500
@@ -79,99 +75,9 @@ TOPICS = 500
 """topics that are subscribed to by one command"""
 FAULTS = ("NOLEASE", "NOSCRIPT", "MOVED", "ASK", "READONLY", "LOADING", "CLUSTERDOWN", "MASTERDOWN", "TRYAGAIN", "NOAUTH")
 """error replies after which a server has to be found, or entered, anew"""
-AWAY = "the broker is away: nothing was published"
 AWAY_FOR_LONG = "the broker is away, try again"
-UNCONFIRMED = "the broker has not confirmed in time: the event may have been delivered to some"
 
 log = logs.get("push1st.broker")
-
-
-class Batch:
-    """What one topic gets within one turn of the loop. kept: the message a cache channel keeps, and for how many ms.
-
-    waiting: a future for each message; several coroutines that were begun without a task cannot wait for one.
-    """
-
-    __slots__ = ("app", "at", "channel", "done", "kept", "messages", "milliseconds", "waiting")
-
-    def __init__(self, app: str, channel: str, at: float) -> None:
-        self.app = app
-        self.channel = channel
-        self.messages: list[Message] = []
-        self.waiting: list[asyncio.Future[int]] = []
-        self.kept: Message | None = None
-        self.milliseconds = 0
-        self.done = False
-        self.at = at
-
-    def fail(self, refused: Refused) -> None:
-        if not self.done:
-            self.done = True
-            for future in self.waiting:
-                if not future.done():
-                    future.set_exception(refused)
-                    future.exception()  # whoever published may be gone: then nobody asks
-
-    def published(self, reply: Any) -> None:
-        if isinstance(reply, Exception):
-            self.fail(Refused(503, UNCONFIRMED) if isinstance(reply, Lost) else Refused(503, f"the broker refused: {reply}"))
-
-    def counted(self, reply: Any) -> None:
-        if isinstance(reply, Exception):
-            self.published(reply)
-        elif not self.done:
-            self.done = True
-            count = int(reply or 0)
-            for future in self.waiting:
-                if not future.done():
-                    future.set_result(count)
-
-
-class Seat:
-    """A user on a presence channel, and this node's connections by which it is there."""
-
-    __slots__ = ("member", "sockets")
-
-    def __init__(self, member: Member) -> None:
-        self.member = member
-        self.sockets: set[str] = set()
-
-
-class Room:
-    """A channel somebody on this node is on."""
-
-    __slots__ = ("seats", "subscriptions")
-
-    def __init__(self) -> None:
-        self.subscriptions = 0
-        self.seats: dict[str, Seat] = {}
-
-
-class Asked:
-    """A question and its answers, until all are there that are expected."""
-
-    __slots__ = ("_expected", "answers", "done")
-
-    def __init__(self, done: "asyncio.Future[None]") -> None:
-        self.done = done
-        self.answers: list[bytes] = []
-        self._expected = -1
-
-    def expect(self, count: int) -> None:
-        self._expected = count
-        self._look()
-
-    def add(self, answer: bytes) -> None:
-        self.answers.append(answer)
-        self._look()
-
-    def _look(self) -> None:
-        if 0 <= self._expected <= len(self.answers):
-            self.end()
-
-    def end(self) -> None:
-        if not self.done.done():
-            self.done.set_result(None)
 
 
 class Shard:
@@ -200,11 +106,9 @@ class Shard:
         self._pushed = pushed
         self._happened = happened
         self._views = views
-        self._metrics = metrics
         self._reader: Reader | None = None
         self._unreported: deque[Fact] = deque(maxlen=MOST_UNREPORTED)
-        self._asked: dict[int, Asked] = {}
-        self._asks = 0
+        self._questions = Questions()
         self.reason = ""
         """why the broker could not be used the last time"""
         self.base = f"{address.prefix}:{{{tag}}}"
@@ -217,14 +121,11 @@ class Shard:
         self._task: asyncio.Task[None] | None = None
         self._broken: asyncio.Event
         self._waiters: deque[tuple[float, asyncio.Future[None]]] = deque()
-        self._batches: dict[str, Batch] = {}
-        self._unconfirmed: deque[Batch] = deque()
+        self._publishing = Publishing(self._send_batch, metrics)
         self.inbox = self.topic("", node)
         """where answers come"""
         self._topics = {self.inbox}
-        self._rooms: dict[tuple[str, str], Room] = {}
-        self._users: dict[tuple[str, str], set[str]] = {}
-        self._connections: dict[str, int] = {}
+        self._entries = Entries()
         self._epoch = ""
         self._unsure = False
         """whether something was not done that has to be"""
@@ -272,7 +173,7 @@ class Shard:
             failures = 0
             self.away_since = None
             await self._broken.wait()
-            self._leave_link(link)
+            link.abort()
 
     def _lost(self) -> None:
         self._broken.set()
@@ -280,10 +181,6 @@ class Shard:
         if self.away_since is None and not self._closing:
             self.away_since = self._loop.time()
             log.warning("the broker is away", broker=str(self._address))
-
-    def _leave_link(self, link: Link) -> None:
-        if link.alive:
-            link.abort()
 
     def _again(self, why: object) -> None:
         """The server has to be found or entered anew."""
@@ -335,12 +232,12 @@ class Shard:
             stored |= dict(zip(*[iter(one.decode() for one in found)] * 2, strict=True))
             if cursor == "0":
                 break
-        missing = [one for one in self._topics if one not in topics]
-        if missing:  # subscribed to in the meantime
-            await link.topics(self._subscribe, [one.encode() for one in missing])
-        # From here on nothing waits: what clients do next is told behind this.
+        # From here on nothing waits: what clients do next is told behind this. Who subscribes has waited for it.
         self.link = link
-        self._announce(stored)
+        for topic in set(topics) - self._topics:
+            link.topics(self._unsubscribe, [topic.encode()]).add_done_callback(_ignore)
+        for difference in self._entries.differences(stored):
+            self._mend(difference)
         while self._unreported:
             self.report(self._unreported.popleft())
         now = self._loop.time()
@@ -352,40 +249,26 @@ class Shard:
             if not future.done():
                 future.set_result(None)
 
-    def _announce(self, stored: dict[str, str]) -> None:
-        """Tells what is different here from what the broker has."""
-        for (app, channel), room in self._rooms.items():
-            if stored.pop(f"c/{app}/{channel}", "0") != str(room.subscriptions):
-                self._tell(JOIN, *self._joining(app, channel, None, 0, "", announced=True))
-            for user_id, seat in room.seats.items():
-                if stored.pop(f"m/{app}/{channel}/{user_id}", None) is None:
-                    self._tell(JOIN, *self._joining(app, channel, seat.member, 0, "", announced=True))
-        for app, user_id in self._users:
-            if stored.pop(f"u/{app}/{user_id}", None) is None:
-                self._tell(SIGN_IN, app, user_id, "", *self._stamp())
-        for app, count in self._connections.items():
-            if stored.pop(f"q/{app}", None) != str(count):
-                self._tell(CONNECT, app, count, 0)
-        for field in stored:
-            kind, app, rest = field.split("/", 2) if field.count("/") > 1 else (*field.split("/", 1), "")
-            if kind == "c":
-                self._tell(LEAVE, *self._leaving(app, rest, "", ""))
-            elif kind == "m":
-                channel, _, user_id = rest.rpartition("/")
-                self._tell(LEAVE, *self._leaving(app, channel, user_id, ""))
-            elif kind == "u":
-                self._tell(SIGN_OUT, app, rest, "", *self._stamp())
-            else:
-                self._tell(CONNECT, app, 0, 0)
+    def _mend(self, of: Difference) -> None:
+        """Makes the broker's copy of an entry what it is here."""
+        match of.what:
+            case "more":
+                self._tell(JOIN, *self._joining((of.app, of.channel), of.member, 0, "", announced=True))
+            case "less":
+                self._tell(LEAVE, *self._leaving((of.app, of.channel), of.user_id, ""))
+            case "signed in":
+                self._tell(SIGN_IN, of.app, of.user_id, "", *self._stamp())
+            case "signed out":
+                self._tell(SIGN_OUT, of.app, of.user_id, "", *self._stamp())
+            case "connections":
+                self._tell(CONNECT, of.app, self._entries.connections(of.app), 0)
 
     def _compare_views(self, link: Link) -> None:
         """Tells clients here what they missed of who came and went."""
 
         def members(key: tuple[str, str], reply: Any) -> None:
             if isinstance(reply, dict):
-                seats = self._rooms[key].seats if key in self._rooms else {}
-                one_socket = {user: next(iter(seat.sockets)) for user, seat in seats.items() if len(seat.sockets) == 1}
-                self._views.compare(key, _members(reply), one_socket, self._stamp)
+                self._views.compare(key, _members(reply), self._entries.alone(key), self._stamp)
 
         def online(key: tuple[str, str], reply: Any) -> None:
             if not isinstance(reply, Exception):
@@ -404,10 +287,7 @@ class Shard:
 
     def tick(self, now: float) -> None:
         """Deadlines, signs of life, and looks for who gives none. Several times a second."""
-        unconfirmed = self._unconfirmed
-        while unconfirmed and (unconfirmed[0].done or unconfirmed[0].at + CONFIRM_SECONDS <= now):
-            self._metrics.broker_unconfirmed += not unconfirmed[0].done
-            unconfirmed.popleft().fail(Refused(503, UNCONFIRMED))
+        self._publishing.tick(now)
         while self._waiters and self._waiters[0][0] <= now:  # nearly in the order of their deadlines
             _, future = self._waiters.popleft()
             if not future.done():
@@ -541,62 +421,24 @@ class Shard:
                 self.link.topics(self._unsubscribe, [topic.encode()]).add_done_callback(_ignore)
 
     def publish(self, message: Message, milliseconds: int | None = None) -> "asyncio.Future[int]":
-        """Sends a message with all others of its topic in this turn; the subscribers the topic has. Raises Refused(503).
+        """See `Publishing`."""
+        return self._publishing.publish(self.link, message, milliseconds)
 
-        milliseconds: how long a cache channel keeps it, if it does.
-        """
-        link = self.link
-        if link is None:
-            raise Refused(503, AWAY)
-        name = f"{message.app}/{message.channel}"
-        batch = self._batches.get(name)
-        if batch is None:
-            if link.queued > MOST_QUEUED:
-                raise Refused(503, "the broker is too slow: nothing was published")
-            if not self._batches:
-                self._loop.call_soon(self._send_batches)
-            batch = self._batches[name] = Batch(message.app, message.channel, self._loop.time())
-        batch.messages.append(message)
-        if milliseconds is not None:
-            batch.kept, batch.milliseconds = message, milliseconds
-        future: asyncio.Future[int] = self._loop.create_future()
-        batch.waiting.append(future)
-        return future
-
-    def _send_batches(self) -> None:
-        batches, self._batches = self._batches, {}
-        link = self.link
-        for name, batch in batches.items():
-            if link is None:
-                batch.fail(Refused(503, AWAY))
-                continue
-            self._unconfirmed.append(batch)
-            data = encode_messages(batch.messages)
-            if batch.kept is None:
-                link.send(pack((self._publish, f"{self.base}:t:{name}", data)), batch.published)
-                link.send(pack(("HGET", f"{self.base}:i:{batch.app}", batch.channel)), batch.counted)
-            else:
-                kept = encode_message(batch.kept)
-                self._send(link, KEEP, batch.counted, batch.app, batch.channel, data, kept, batch.milliseconds)
-        if link is not None:
-            link.flush()
+    def _send_batch(self, link: Link, batch: Batch, data: bytes, kept: bytes | None) -> None:
+        app, channel = batch.app, batch.channel
+        if kept is None:
+            link.send(pack((self._publish, self.topic(app, channel), data)), batch.published)
+            link.send(pack(("HGET", self._key("i", app), channel)), batch.counted)
+        else:
+            self._send(link, KEEP, batch.counted, app, channel, data, kept, batch.milliseconds)
 
     # Questions
 
     async def ask(self, app: str, channel: str, question: bytes, seconds: float) -> list[bytes]:
         """What the nodes answer that are subscribed to a topic, as far as they do in time. Raises Refused(503)."""
-        self._asks += 1
-        number = self._asks
-        asked = self._asked[number] = Asked(self._loop.create_future())
-        timer = self._loop.call_later(seconds, asked.end)
-        try:
-            data = encode_question(Question(self.inbox, number, app, channel, question))
-            asked.expect(await self.call(self._publish, self.topic(app, channel), data))
-            await asked.done
-        finally:
-            timer.cancel()
-            del self._asked[number]
-        return asked.answers
+        number = self._questions.next()
+        data = encode_question(Question(self.inbox, number, app, channel, question))
+        return await self._questions.answers(number, self.call(self._publish, self.topic(app, channel), data), seconds)
 
     def answer(self, question: Question, answer: bytes) -> None:
         """Answers what another node asks, or this one."""
@@ -604,9 +446,7 @@ class Shard:
             self.link.send(pack((self._publish, question.inbox, encode_answer(question.number, answer))), self._told)
 
     def answered(self, number: int, answer: bytes) -> None:
-        asked = self._asked.get(number)
-        if asked is not None:
-            asked.add(answer)
+        self._questions.answered(number, answer)
 
     # Facts
 
@@ -625,24 +465,15 @@ class Shard:
         kind = kind_of(channel)
         want = "k" if kind.cache else ""
         key = app, channel
-        room = self._rooms.get(key)
-        if room is None:
-            room = self._rooms[key] = Room()
-            if kind.presence:
-                want += "m"  # the next ones find them in the view that this one begins
-        room.subscriptions += 1
-        if member is not None:
-            seat = room.seats.get(member.user_id)
-            if seat is None:
-                seat = room.seats[member.user_id] = Seat(member)
-            seat.sockets.add(socket_id)
+        if self._entries.join(key, socket_id, member) and kind.presence:
+            want += "m"  # the next ones find them in the view that this one begins
         try:
             # What is sent depends on who else has joined by then, so it is made for each attempt.
             reply = await self._until_done(
                 lambda link: link.call(
                     *self._evalsha(JOIN),
                     self._node,
-                    *self._joining(app, channel, member, most, socket_id, want),
+                    *self._joining(key, member, most, socket_id, want),
                     ordered=True,
                 )
             )
@@ -667,43 +498,29 @@ class Shard:
         return Joined(tuple(everyone.values()), _kept(kept, left))
 
     def _joining(
-        self, app: str, channel: str, member: Member | None, most: int, socket_id: str, want: str = "", *, announced: bool = False
+        self, key: Key, member: Member | None, most: int, socket_id: str, want: str = "", *, announced: bool = False
     ) -> tuple[Argument, ...]:
-        room = self._rooms[app, channel]
         user_id, info = ("", b"") if member is None else (member.user_id, member.info)
-        hooked = "1" if app in self._hooked() else "0"
-        quiet = "1" if announced else "0"
-        return app, channel, room.subscriptions, user_id, info, most, want, socket_id, *self._stamp(), hooked, quiet
+        count, quiet = self._entries.subscriptions(key), "1" if announced else "0"
+        return *key, count, user_id, info, most, want, socket_id, *self._stamp(), self._wants_facts(key[0]), quiet
 
     def has(self, app: str, channel: str, user_id: str) -> bool:
         """Whether a member is on a channel by a connection of this node."""
-        room = self._rooms.get((app, channel))
-        return room is not None and user_id in room.seats
+        return self._entries.has((app, channel), user_id)
 
     def leave(self, app: str, channel: str, socket_id: str, user_id: str | None) -> None:
         key = app, channel
-        room = self._rooms.get(key)
-        if room is None:
-            return
-        gone = ""
-        if user_id is not None:
-            seat = room.seats.get(user_id)
-            if seat is None or socket_id not in seat.sockets:
-                return
-            seat.sockets.discard(socket_id)
-            if not seat.sockets:
-                del room.seats[user_id]
-                gone = user_id
-        room.subscriptions -= 1
-        if room.subscriptions <= 0:
-            del self._rooms[key]
-            self._views.end(key)
-        self._tell(LEAVE, *self._leaving(app, channel, gone, socket_id))
+        gone = self._entries.leave(key, socket_id, user_id)
+        if gone is not None:
+            if not self._entries.subscriptions(key):
+                self._views.end(key)
+            self._tell(LEAVE, *self._leaving(key, gone, socket_id))
 
-    def _leaving(self, app: str, channel: str, user_id: str, socket_id: str) -> tuple[Argument, ...]:
-        room = self._rooms.get((app, channel))
-        count = 0 if room is None else room.subscriptions
-        return app, channel, count, user_id, socket_id, *self._stamp(), "1" if app in self._hooked() else "0"
+    def _leaving(self, key: Key, user_id: str, socket_id: str) -> tuple[Argument, ...]:
+        return *key, self._entries.subscriptions(key), user_id, socket_id, *self._stamp(), self._wants_facts(key[0])
+
+    def _wants_facts(self, app: str) -> str:
+        return "1" if app in self._hooked() else "0"
 
     async def subscriptions(self, app: str, channel: str) -> int:
         return int(await self.call("HGET", self._key("i", app), channel) or 0)
@@ -737,8 +554,7 @@ class Shard:
     # Users
 
     async def sign_in(self, app: str, user_id: str, socket_id: str) -> None:
-        sockets = self._users.setdefault((app, user_id), set())
-        sockets.add(socket_id)
+        self._entries.sign_in((app, user_id), socket_id)
         try:
             await self.call(*self._evalsha(SIGN_IN), self._node, app, user_id, socket_id, *self._stamp(), ordered=True)
         except BaseException:
@@ -746,12 +562,7 @@ class Shard:
             raise
 
     def sign_out(self, app: str, user_id: str, socket_id: str) -> None:
-        sockets = self._users.get((app, user_id))
-        if sockets is None or socket_id not in sockets:
-            return
-        sockets.discard(socket_id)
-        if not sockets:
-            del self._users[app, user_id]
+        if self._entries.sign_out((app, user_id), socket_id):
             self._tell(SIGN_OUT, app, user_id, socket_id, *self._stamp())
 
     async def online(self, app: str, user_ids: list[str]) -> dict[str, bool]:
@@ -767,10 +578,11 @@ class Shard:
 
     async def connect(self, app: str, most: int) -> bool:
         """Counts a connection, unless the app has as many as it may."""
-        self._connections[app] = self._connections.get(app, 0) + 1
+        self._entries.connect(app)
         if self.link is not None:
             try:
-                admitted = await self.link.call(*self._evalsha(CONNECT), self._node, app, self._connections[app], most)
+                count = self._entries.connections(app)
+                admitted = await self.link.call(*self._evalsha(CONNECT), self._node, app, count, most)
             except Lost:
                 return True
             except hiredis.ReplyError as wrong:
@@ -782,12 +594,8 @@ class Shard:
         return True  # if the broker is away: when it is back it is told
 
     def disconnect(self, app: str) -> None:
-        count = self._connections.get(app, 0) - 1
-        if count > 0:
-            self._connections[app] = count
-        else:
-            self._connections.pop(app, None)
-        self._tell(CONNECT, app, max(count, 0), 0)
+        self._entries.disconnect(app)
+        self._tell(CONNECT, app, self._entries.connections(app), 0)
 
 
 def _members(found: dict[bytes, bytes] | list[bytes]) -> dict[str, Member]:

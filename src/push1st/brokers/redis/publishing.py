@@ -1,0 +1,125 @@
+"""Messages on their way to the broker: one broker message a topic and loop turn, each confirmed, refused or given up.
+
+Publishing never waits for the broker to come back: it is refused at once when it is away, and given up after
+`CONFIRM_SECONDS` without an answer.
+"""
+
+import asyncio
+from collections import deque
+from collections.abc import Callable
+from typing import Any
+
+from push1st.brokers.redis.link import Link, Lost
+from push1st.brokers.redis.wire import encode_message, encode_messages
+from push1st.errors import Refused
+from push1st.messages import Message
+from push1st.metrics import Metrics
+
+CONFIRM_SECONDS = 2
+"""for the broker to confirm a publish"""
+MOST_QUEUED = 8 << 20
+"""bytes a slow broker may be behind before publishing is refused"""
+AWAY = "the broker is away: nothing was published"
+UNCONFIRMED = "the broker has not confirmed in time: the event may have been delivered to some"
+
+
+class Batch:
+    """What one topic gets within one turn of the loop. kept: what a cache channel keeps of it, and for how many ms.
+
+    waiting: a future for each message; several coroutines that were begun without a task cannot wait for one.
+    """
+
+    __slots__ = ("app", "at", "channel", "done", "kept", "messages", "milliseconds", "waiting")
+
+    def __init__(self, app: str, channel: str, at: float) -> None:
+        self.app = app
+        self.channel = channel
+        self.messages: list[Message] = []
+        self.waiting: list[asyncio.Future[int]] = []
+        self.kept: Message | None = None
+        self.milliseconds = 0
+        self.done = False
+        self.at = at
+
+    def fail(self, refused: Refused) -> None:
+        if not self.done:
+            self.done = True
+            for future in self.waiting:
+                if not future.done():
+                    future.set_exception(refused)
+                    future.exception()  # whoever published may be gone: then nobody asks
+
+    def published(self, reply: Any) -> None:
+        if isinstance(reply, Exception):
+            self.fail(Refused(503, UNCONFIRMED) if isinstance(reply, Lost) else Refused(503, f"the broker refused: {reply}"))
+
+    def counted(self, reply: Any) -> None:
+        if isinstance(reply, Exception):
+            self.published(reply)
+        elif not self.done:
+            self.done = True
+            count = int(reply or 0)
+            for future in self.waiting:
+                if not future.done():
+                    future.set_result(count)
+
+
+Send = Callable[[Link, Batch, bytes, bytes | None], None]
+"""Sends a batch: its messages, and what is kept of it. Its `published` and `counted` get the replies."""
+
+
+class Publishing:
+    """send: see `Send`."""
+
+    def __init__(self, send: Send, metrics: Metrics) -> None:
+        self._send = send
+        self._metrics = metrics
+        self._link: Link | None = None
+        self._batches: dict[tuple[str, str], Batch] = {}
+        self._unconfirmed: deque[Batch] = deque()
+
+    def publish(self, link: Link | None, message: Message, milliseconds: int | None) -> "asyncio.Future[int]":
+        """The subscribers of the message's channel, once they are known. Raises Refused(503).
+
+        milliseconds: how long a cache channel keeps it, if it does.
+        """
+        if link is None:
+            raise Refused(503, AWAY)
+        loop = asyncio.get_running_loop()
+        key = message.app, message.channel
+        batch = self._batches.get(key)
+        if batch is None:
+            if link.queued > MOST_QUEUED:
+                raise Refused(503, "the broker is too slow: nothing was published")
+            if not self._batches:
+                self._link = link
+                loop.call_soon(self._flush)
+            batch = self._batches[key] = Batch(*key, loop.time())
+        batch.messages.append(message)
+        if milliseconds is not None:
+            batch.kept, batch.milliseconds = message, milliseconds
+        future: asyncio.Future[int] = loop.create_future()
+        batch.waiting.append(future)
+        return future
+
+    def _flush(self) -> None:
+        """The end of a turn."""
+        batches, self._batches = self._batches, {}
+        link = self._link
+        if link is None or not link.alive:
+            for batch in batches.values():
+                batch.fail(Refused(503, AWAY))
+            return
+        for batch in batches.values():
+            self._unconfirmed.append(batch)
+            kept = None if batch.kept is None else encode_message(batch.kept)
+            self._send(link, batch, encode_messages(batch.messages), kept)
+        link.flush()
+
+    def tick(self, now: float) -> None:
+        """Gives up what was not confirmed in time."""
+        unconfirmed = self._unconfirmed
+        while unconfirmed and (unconfirmed[0].done or unconfirmed[0].at + CONFIRM_SECONDS <= now):
+            batch = unconfirmed.popleft()
+            self._metrics.broker_unconfirmed += not batch.done
+            batch.fail(Refused(503, UNCONFIRMED))

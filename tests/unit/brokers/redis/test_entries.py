@@ -1,0 +1,112 @@
+"""A node's own entries, and what is wrong with the broker's copy of them."""
+
+from hypothesis import given
+from hypothesis import strategies as st
+
+from push1st.brokers.redis.entries import Difference, Entries
+from push1st.messages import Member
+
+ROOM = ("app", "presence-c")
+A, B = Member("a"), Member("b", b'{"n":1}')
+
+
+def test_the_first_subscription_of_a_channel_is_told_apart():
+    entries = Entries()
+    assert [entries.join(ROOM, socket, None) for socket in ("1.1", "1.2")] == [True, False]
+    assert entries.subscriptions(ROOM) == 2
+
+
+def test_a_user_is_gone_with_its_last_connection():
+    entries = Entries()
+    for socket in ("1.1", "1.2"):
+        entries.join(ROOM, socket, A)
+    assert entries.leave(ROOM, "1.1", "a") == ""
+    assert entries.has(ROOM, "a")
+    assert entries.leave(ROOM, "1.2", "a") == "a"
+    assert not entries.has(ROOM, "a")
+    assert entries.subscriptions(ROOM) == 0
+
+
+def test_what_was_not_there_is_not_taken_off():
+    entries = Entries()
+    assert entries.leave(ROOM, "1.1", None) is None
+    entries.join(ROOM, "1.1", A)
+    assert entries.leave(ROOM, "9.9", "a") is None
+    assert entries.leave(ROOM, "1.1", "b") is None
+    assert entries.subscriptions(ROOM) == 1
+
+
+def test_users_with_a_single_connection_are_known_by_it():
+    entries = Entries()
+    for socket, member in (("1.1", A), ("1.2", A), ("1.3", B)):
+        entries.join(ROOM, socket, member)
+    assert entries.alone(ROOM) == {"b": "1.3"}
+
+
+def test_a_user_signs_out_with_its_last_connection():
+    entries = Entries()
+    for socket in ("1.1", "1.2"):
+        entries.sign_in(("app", "u"), socket)
+    assert [entries.sign_out(("app", "u"), socket) for socket in ("9.9", "1.1", "1.1", "1.2")] == [False, False, False, True]
+
+
+def test_connections_are_counted():
+    entries = Entries()
+    entries.connect("app")
+    entries.connect("app")
+    entries.disconnect("app")
+    entries.disconnect("other")
+    assert (entries.connections("app"), entries.connections("other")) == (1, 0)
+
+
+def filled() -> Entries:
+    entries = Entries()
+    entries.join(ROOM, "1.1", A)
+    entries.join(ROOM, "1.2", B)
+    entries.join(("app", "x/y"), "1.1", None)
+    entries.sign_in(("app", "u/v"), "1.1")
+    entries.connect("app")
+    return entries
+
+
+FIELDS = {
+    "c/app/presence-c": "2",
+    "m/app/presence-c/a": "",
+    "m/app/presence-c/b": "",
+    "c/app/x/y": "1",
+    "u/app/u/v": "",
+    "q/app": "1",
+}
+
+
+def test_a_copy_that_is_right_has_no_differences():
+    assert list(filled().differences(FIELDS)) == []
+
+
+def test_an_empty_copy_lacks_everything():
+    assert set(filled().differences({})) == {
+        Difference("more", *ROOM),
+        Difference("more", *ROOM, member=A),
+        Difference("more", *ROOM, member=B),
+        Difference("more", "app", "x/y"),
+        Difference("signed in", "app", user_id="u/v"),
+        Difference("connections", "app"),
+    }
+
+
+def test_what_the_copy_has_too_much_is_taken_off():
+    assert set(Entries().differences(FIELDS)) == {
+        Difference("less", *ROOM),
+        Difference("less", *ROOM, user_id="a"),
+        Difference("less", *ROOM, user_id="b"),
+        Difference("less", "app", "x/y"),
+        Difference("signed out", "app", user_id="u/v"),
+        Difference("connections", "app"),
+    }
+
+
+@given(st.sets(st.sampled_from(sorted(FIELDS))), st.sampled_from(["0", "3"]))
+def test_each_field_that_is_wrong_is_one_difference(wrong, number):
+    copy = {field: (number if value else None) if field in wrong else value for field, value in FIELDS.items()}
+    stored = {field: value for field, value in copy.items() if value is not None}
+    assert len(list(filled().differences(stored))) == len(wrong)

@@ -1,0 +1,150 @@
+"""Messages on their way to the broker: one broker message a topic and turn, and what becomes of each publish."""
+
+import asyncio
+
+import pytest
+
+from push1st.brokers.redis.link import Link, pack
+from push1st.brokers.redis.publishing import CONFIRM_SECONDS, MOST_QUEUED, Batch, Publishing
+from push1st.brokers.redis.wire import decode_message, decode_messages
+from push1st.errors import Refused
+from push1st.messages import Message
+from push1st.metrics import Metrics
+from tests.unit.fakes import Transport, turns
+
+
+def message(n: int, channel: str = "c") -> Message:
+    return Message("app", channel, "e", b"%d" % n, n, n)
+
+
+class Desk:
+    """Publishing over a link whose server is the test."""
+
+    def __init__(self) -> None:
+        self.transport = Transport()
+        self.transport.get_write_buffer_size = lambda: self.behind  # type: ignore[method-assign]
+        self.behind = 0
+        self.link = Link(lambda _: None, lambda: None)
+        self.link.connection_made(self.transport)
+        self.metrics = Metrics()
+        self.sent: list[tuple[str, list[Message], bytes | None]] = []
+        self.publishing = Publishing(self._send, self.metrics)
+
+    def _send(self, link: Link, batch: Batch, data: bytes, kept: bytes | None) -> None:
+        self.sent.append((batch.channel, decode_messages(data), kept))
+        link.send(pack(("PUBLISH",)), batch.published)
+        link.send(pack(("HGET",)), batch.counted)
+
+    def publish(self, one: Message, milliseconds: int | None = None) -> "asyncio.Future[int]":
+        return self.publishing.publish(self.link, one, milliseconds)
+
+
+async def test_what_a_topic_gets_in_a_turn_is_one_broker_message():
+    desk = Desk()
+    for n, channel in ((1, "a"), (2, "b"), (3, "a")):
+        desk.publish(message(n, channel))
+    await turns()
+    desk.publish(message(4, "a"))
+    await turns()
+    assert [(channel, [one.id for one in messages]) for channel, messages, _ in desk.sent] == [
+        ("a", [1, 3]),
+        ("b", [2]),
+        ("a", [4]),
+    ]
+    assert len(desk.transport.writes) == 2
+
+
+async def test_every_publish_gets_the_count():
+    desk = Desk()
+    counts = [desk.publish(message(n)) for n in range(3)]
+    await turns()
+    desk.link.data_received(b":2\r\n$2\r\n17\r\n")
+    assert await asyncio.gather(*counts) == [17] * 3
+
+
+async def test_a_channel_nobody_is_on_has_no_subscribers():
+    desk = Desk()
+    count = desk.publish(message(1))
+    await turns()
+    desk.link.data_received(b":0\r\n_\r\n")
+    assert await count == 0
+
+
+async def test_the_last_message_that_is_kept_is_kept():
+    desk = Desk()
+    desk.publish(message(1), 5)
+    desk.publish(message(2), 7)
+    desk.publish(message(3))
+    await turns()
+    ((_, messages, kept),) = desk.sent
+    assert [one.id for one in messages] == [1, 2, 3]
+    assert kept is not None
+    assert decode_message(kept) == message(2)
+
+
+async def refusal(future: "asyncio.Future[int]") -> str:
+    with pytest.raises(Refused) as refused:
+        await future
+    assert refused.value.code == 503
+    return refused.value.text
+
+
+async def test_without_a_link_nothing_is_published():
+    desk = Desk()
+    with pytest.raises(Refused, match="503: the broker is away: nothing was published"):
+        desk.publishing.publish(None, message(1), None)
+
+
+async def test_a_link_that_is_lost_before_the_end_of_the_turn_takes_nothing():
+    desk = Desk()
+    future = desk.publish(message(1))
+    desk.link.abort()
+    await turns()
+    assert await refusal(future) == "the broker is away: nothing was published"
+    assert desk.sent == []
+
+
+async def test_a_link_that_is_lost_before_the_answer_may_have_taken_it():
+    desk = Desk()
+    future = desk.publish(message(1))
+    await turns()
+    desk.link.connection_lost(None)
+    assert "may have been delivered to some" in await refusal(future)
+
+
+async def test_what_the_server_refuses_is_refused():
+    desk = Desk()
+    future = desk.publish(message(1))
+    await turns()
+    desk.link.data_received(b"-OOM command not allowed\r\n_\r\n")
+    assert await refusal(future) == "the broker refused: OOM command not allowed"
+
+
+async def test_a_publish_is_given_up_after_two_seconds_and_counted():
+    desk = Desk()
+    first = desk.publish(message(1))
+    await turns()
+    now = asyncio.get_running_loop().time()
+    desk.publishing.tick(now + CONFIRM_SECONDS - 0.5)
+    assert not first.done()
+    desk.publishing.tick(now + CONFIRM_SECONDS + 0.5)
+    assert "not confirmed in time" in await refusal(first)
+    assert desk.metrics.broker_unconfirmed == 1
+    desk.link.data_received(b":1\r\n$1\r\n1\r\n")  # too late
+
+
+async def test_what_was_confirmed_is_not_given_up():
+    desk = Desk()
+    future = desk.publish(message(1))
+    await turns()
+    desk.link.data_received(b":1\r\n$1\r\n1\r\n")
+    desk.publishing.tick(asyncio.get_running_loop().time() + 100)
+    assert await future == 1
+    assert desk.metrics.broker_unconfirmed == 0
+
+
+async def test_a_server_that_is_behind_gets_no_more():
+    desk = Desk()
+    desk.behind = MOST_QUEUED + 1
+    with pytest.raises(Refused, match="too slow"):
+        desk.publish(message(1))
