@@ -358,7 +358,7 @@ class Shard:
             if stored.pop(f"c/{app}/{channel}", "0") != str(room.subscriptions):
                 self._tell(JOIN, *self._joining(app, channel, None, 0, "", announced=True))
             for user_id, seat in room.seats.items():
-                if stored.pop(f"m/{app}/{channel}/{user_id}", None) is None:
+                if stored.pop(f"m/{app}/{channel}\n{user_id}", None) is None:
                     self._tell(JOIN, *self._joining(app, channel, seat.member, 0, "", announced=True))
         for app, user_id in self._users:
             if stored.pop(f"u/{app}/{user_id}", None) is None:
@@ -371,7 +371,7 @@ class Shard:
             if kind == "c":
                 self._tell(LEAVE, *self._leaving(app, rest, "", ""))
             elif kind == "m":
-                channel, _, user_id = rest.rpartition("/")
+                channel, _, user_id = rest.partition("\n")
                 self._tell(LEAVE, *self._leaving(app, channel, user_id, ""))
             elif kind == "u":
                 self._tell(SIGN_OUT, app, rest, "", *self._stamp())
