@@ -7,6 +7,20 @@ asked, not kept here.
 
 from collections import Counter
 
+import msgspec
+
+SUPERVISOR = -1
+"""in place of a worker's number: what the process above the workers has counted"""
+
+
+class Family(msgspec.Struct, frozen=True):
+    """A metric on its way from one process to another. samples: name, labels and value."""
+
+    name: str
+    text: str
+    type: str
+    samples: list[tuple[str, dict[str, str], float]]
+
 
 class Metrics:
     """Counters since the start of the worker."""

@@ -74,6 +74,13 @@ class Clock(Protocol):
         """Nanoseconds since 1970."""
 
 
+class Siblings(Protocol):
+    """The other workers of this machine."""
+
+    async def metrics(self) -> Sequence[tuple[int, bytes]]:
+        """What those that answer in time have counted: their numbers, and `api.server.snapshot`s."""
+
+
 class App:
     """An app on this worker: its configuration, and what the worker knows of it."""
 
@@ -97,8 +104,12 @@ class Node:
         self.metrics = metrics
         self.clock = clock
         self.draining = False
+        """whether clients are sent away"""
+        self.replaced = False
+        """whether another worker has taken over this one's listeners, so that only those still here will leave"""
+        self.siblings: Siblings | None = None
         self._random = random
-        self._worker = worker
+        self.worker = worker
         self._last_id = 0
         self._live: dict[str, App] = {}
         self._wanted: Counter[tuple[str, str]] = Counter()
@@ -307,7 +318,7 @@ class Node:
         if id <= self._last_id:
             id = self._last_id + 1
         self._last_id = id
-        return id << WORKER_BITS | self._worker, now
+        return id << WORKER_BITS | self.worker, now
 
     def publish(
         self,

@@ -36,7 +36,7 @@ _IDENTIFIER = re.compile(r"[!-~]{1,128}\Z")
 _APART = frozenset("/?#%:\\\"'")
 _HOOK_URL = re.compile(r"(https?|lua)://\S+\Z")
 _WEBHOOK_URL = re.compile(r"https?://\S+\Z")
-_BROKER = re.compile(r"memory\Z|(rediss?|valkeys?|unix|nats)://\S+\Z")
+_BROKER = re.compile(r"memory\Z|(rediss?|valkeys?|unix|nats)://\S+\Z|embedded:///\S+\Z")
 
 
 class Key(msgspec.Struct, frozen=True, kw_only=True):
@@ -379,7 +379,9 @@ LOG: Table = {
 ROOT: Table = {
     "server": Key(table=SERVER, finish=paths_apart),
     "api": Key(table=API),
-    "broker": Key(read=text("memory, or a URL such as redis://HOST:6379/0", _BROKER, show=False)),
+    "broker": Key(
+        read=text("memory, embedded:///PATH of a valkey-server, or a URL such as redis://HOST:6379/0", _BROKER, show=False)
+    ),
     "log": Key(table=LOG),
     "credentials": Key(read=listed(text("the path of a file, or a pattern such as apps/*.yml"), "paths"), dropped=True),
     "cluster": Key(table=CLUSTER, dropped=True),
