@@ -47,7 +47,10 @@ ABOUT: dict[str, str] = {
     "api.trust": "Whose unsigned calls are accepted; `[]`: nobody's. `unix` stands for the Unix sockets.",
     "api.whitelist": "Who may connect at all; empty: everyone.",
     "api.interface": "Read, without effect: there is one interface.",
-    "broker": "What connects workers and machines.",
+    "broker": (
+        "What connects workers and machines: nothing (`memory`), or a Redis or Valkey server, with Sentinel or as a cluster "
+        "([scaling.md](scaling.md)). Behind the URL `?prefix=…`, where several installations share one server."
+    ),
     "log.format": "`text` for people, `json` for machines: one object a line, on standard error.",
     "log.level": "What is below it is not logged.",
     "credentials": "The files of apps. Relative paths start at the folder of the configuration file.",
@@ -90,7 +93,6 @@ ABOUT: dict[str, str] = {
 WEBHOOK = config.Webhook(url="")
 PLANNED = """
 server: { proto: [ pusher, mqtt ], workers: 2 }
-broker: redis://localhost:6379/0
 cluster: { listen: "udp://*:8001" }
 credentials: [ app.yml ]
 """

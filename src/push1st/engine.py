@@ -17,11 +17,10 @@ from collections import deque
 from pathlib import Path
 
 from push1st import logs
+from push1st.config import EMBEDDED
 from push1st.errors import ConfigError
 from push1st.processes import Backoff, Process, Processes
 
-EMBEDDED = "embedded://"
-"""the scheme of `broker` that gives the path of the program"""
 PROGRAMS = ("valkey-server", "redis-server")
 MEMORY_SHARE = 0.25
 """the part of the machine's memory it may use"""

@@ -22,7 +22,7 @@ MEMBER_ADDED = INTERNAL + "member_added"
 MEMBER_REMOVED = INTERNAL + "member_removed"
 
 
-class Message(msgspec.Struct, frozen=True, gc=False):
+class Message(msgspec.Struct, frozen=True, gc=False, array_like=True):
     """One event on one channel, on its way to the subscribers.
 
     data: JSON text. id: 64 bits, increasing per worker, unique everywhere. received: wall clock, nanoseconds.

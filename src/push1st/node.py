@@ -75,7 +75,9 @@ class Clock(Protocol):
 
 
 class Siblings(Protocol):
-    """The other workers of this machine."""
+    """The other workers of this machine. number: this one's among them."""
+
+    number: int
 
     async def metrics(self) -> Sequence[tuple[int, bytes]]:
         """What those that answer in time have counted: their numbers, and `api.server.snapshot`s."""
@@ -94,7 +96,7 @@ class App:
 
 
 class Node:
-    """worker: this worker's number, below 1024. random: an unpredictable number of so many bits."""
+    """worker: this worker's number among all, below 1024. random: an unpredictable number of so many bits."""
 
     def __init__(
         self, apps: Apps, fanout: Fanout, metrics: Metrics, clock: Clock, random: Callable[[int], int], worker: int = 0

@@ -22,7 +22,7 @@ from push1st import logs
 from push1st.api import Api
 from push1st.apps import SOURCES
 from push1st.brokers import BROKERS
-from push1st.config import Config, Networks, Ssl
+from push1st.config import EMBEDDED, Config, Networks, Ssl
 from push1st.eager import settled, spawn
 from push1st.errors import ConfigError
 from push1st.fanout import Fanout
@@ -77,12 +77,11 @@ def raise_file_limit() -> int:
 
 
 class Server:
-    """A worker and its listeners. doors: the sockets to listen on. number: this worker's. siblings: those beside it, if any."""
+    """A worker and its listeners. doors: the sockets to listen on. siblings: the workers beside it, if any."""
 
-    def __init__(self, config: Config, doors: Sequence[Door], number: int = 0, siblings: Siblings | None = None) -> None:
+    def __init__(self, config: Config, doors: Sequence[Door], siblings: Siblings | None = None) -> None:
         self.config = config
         self._doors = doors
-        self._number = number
         self._siblings = siblings
         self._servers: list[asyncio.AbstractServer] = []
         self._stop = asyncio.Event()
@@ -96,10 +95,10 @@ class Server:
         clock = SystemClock()
         metrics = Metrics()
         fanout = Fanout(loop.call_soon, clock.wall, metrics, lambda: _failed("fan-out"))
-        self.node = Node(load(SOURCES, "files")(config.apps), fanout, metrics, clock, secrets.randbits, self._number)
+        self.node = Node(load(SOURCES, "files")(config.apps), fanout, metrics, clock, secrets.randbits)
         self.node.siblings = self._siblings
-        memory = load(BROKERS, "memory")(self.node.stamp)
-        await self.node.open(memory, memory, memory, memory, lambda _: None)
+        broker = self._broker()
+        await self.node.open(broker, broker, broker, broker, lambda _: None)
         codecs = {name: load(PROTOCOLS, name)() for name in PROTOCOLS}
         self._sweep = Sweep(clock.monotonic, lambda: _failed("sweep"), lambda: spawn(self.node.tick()))
         self.worker = Worker(self.node, Api(self.node, config.api.path).serve, config, codecs, self._sweep, _failed)
@@ -113,6 +112,21 @@ class Server:
         gc.collect()
         gc.freeze()
         gc.set_threshold(*GC_THRESHOLD)
+
+    def _broker(self) -> Any:
+        """Broker, roster, users and facts in one."""
+        node, url = self.node, self.config.broker
+        if url == "memory" or url.startswith(EMBEDDED):
+            return load(BROKERS, "memory")(node.stamp)
+
+        def hooked(app: str) -> bool:
+            found = node.apps.by_id(app)
+            return found is not None and bool(found.hook or found.webhooks)
+
+        def numbered(number: int) -> None:
+            node.worker = number
+
+        return load(BROKERS, "redis")(url, node.stamp, secrets.token_hex(8), hooked, numbered)
 
     async def _listen(self, door: Door, context: ssl.SSLContext | None) -> None:
         loop = asyncio.get_running_loop()

@@ -20,11 +20,12 @@ import time
 from collections.abc import Callable, Coroutine, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
+from urllib.parse import quote
 
 import msgspec
 
 from push1st import engine, logs
-from push1st.config import Config, Listen, Ssl
+from push1st.config import EMBEDDED, Config, Listen, Ssl
 from push1st.control import Alive, Ask, Line, Order, Ready, Retire, Told, pack
 from push1st.engine import Engine
 from push1st.errors import ConfigError
@@ -278,7 +279,7 @@ class Supervisor:
     def _as_run(self, config: Config) -> Config:
         """The configuration as workers need it: with the engine's address, and one certificate for all."""
         if _needs_engine(config) and self._engine is not None:
-            config = msgspec.structs.replace(config, broker=f"unix://{self._engine.path}")
+            config = msgspec.structs.replace(config, broker=f"unix://{quote(str(self._engine.path))}")
 
         def certified(ssl: Ssl) -> Ssl:
             if not ssl.enable or ssl.cert:
@@ -462,7 +463,7 @@ class Supervisor:
 
 
 def _needs_engine(config: Config) -> bool:
-    return config.broker == "memory" or config.broker.startswith(engine.EMBEDDED)
+    return config.broker == "memory" or config.broker.startswith(EMBEDDED)
 
 
 def _places(config: Config) -> Iterator[Place]:

@@ -45,9 +45,9 @@ async def _work(end: socket.socket) -> int:
     config = unpack(order.config)
     logs.setup(config.log.format, config.log.level, sys.stderr, worker=order.number)
     connections = raise_file_limit()
-    siblings = Siblings(line)
+    siblings = Siblings(order.number, line)
     doors = [Door(role, Listen.parse(address), socket.socket(fileno=fd)) for role, address, fd in order.doors]
-    server = Server(config, doors, order.number, siblings)
+    server = Server(config, doors, siblings)
     listening = asyncio.ensure_future(_listen(line, server, siblings))
     listening.add_done_callback(partial(_orphaned, order.engine))
     await server.start()
@@ -65,7 +65,7 @@ async def _listen(line: Line, server: Server, siblings: "Siblings") -> None:
             case Alive():
                 line.say(word)
             case Ask(id):
-                line.say(Told(id, [(server.node.worker, snapshot(server.node))]))
+                line.say(Told(id, [(siblings.number, snapshot(server.node))]))
             case Told():
                 siblings.told(word)
 
@@ -84,7 +84,8 @@ def _orphaned(engine: str, listening: asyncio.Future[None]) -> None:
 class Siblings:
     """The other workers, asked by way of the supervisor."""
 
-    def __init__(self, line: Line) -> None:
+    def __init__(self, number: int, line: Line) -> None:
+        self.number = number
         self._line = line
         self._ids = itertools.count()
         self._asked: dict[int, asyncio.Future[Told]] = {}

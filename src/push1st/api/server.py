@@ -30,7 +30,7 @@ async def metrics(node: Node, request: Request) -> Response:
         raise Refused(403, "metrics are for trusted callers: an unsigned call to an API listener, from a network in api.trust")
     families = list(_Collected(node).collect())
     if node.siblings is not None:
-        families = merged([(node.worker, snapshot(node)), *await node.siblings.metrics()])
+        families = merged([(node.siblings.number, snapshot(node)), *await node.siblings.metrics()])
     registry = CollectorRegistry()
     registry.register(_Fixed(families))
     return Response(200, generate_latest(registry), b"text/plain; version=0.0.4; charset=utf-8")

@@ -11,9 +11,24 @@ from typing import Protocol
 
 import msgspec
 
-from push1st.messages import Fact, Member, Message
+from push1st.channels import kind_of
+from push1st.messages import API, INTERNAL, Fact, Member, Message
 
-BROKERS = {"memory": "push1st.brokers.memory:Memory"}
+BROKERS = {"memory": "push1st.brokers.memory:Memory", "redis": "push1st.brokers.redis:Redis"}
+
+KEEP_SECONDS = 1800
+"""how long the last event of a cache channel is kept (Pusher protocol, section 8)"""
+
+
+def keeps(message: Message) -> bool:
+    """Whether a message becomes the last event of its channel: what the API publishes to all of a cache channel does."""
+    return (
+        message.sender == API
+        and message.delivery == "broadcast"
+        and not message.event.startswith(INTERNAL)
+        and kind_of(message.channel).cache
+    )
+
 
 Receive = Callable[[Message], int]
 """Delivers a message to this worker's subscribers; returns how many there are."""

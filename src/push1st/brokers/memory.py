@@ -3,13 +3,10 @@
 from collections import OrderedDict
 from collections.abc import Callable, Sequence
 
-from push1st.brokers import Happened, Kept, Occupancy, Receive
-from push1st.channels import kind_of
+from push1st.brokers import KEEP_SECONDS, Happened, Kept, Occupancy, Receive, keeps
 from push1st.errors import LimitReached
-from push1st.messages import API, INTERNAL, Fact, Happening, Member, Message, member_added, member_removed, status_changed
+from push1st.messages import Fact, Happening, Member, Message, member_added, member_removed, status_changed
 
-KEEP_SECONDS = 1800
-"""how long the last event of a cache channel is kept (Pusher protocol, section 8)"""
 MOST_KEPT = 10_000
 MOST_KEPT_BYTES = 64 << 20
 """cache channels, and bytes of their events' data, that are kept; the least recently published go first"""
@@ -69,13 +66,11 @@ class Memory:
         pass
 
     async def publish(self, message: Message) -> int:
-        if "cache-" in message.channel and message.sender == API and kind_of(message.channel).cache:
+        if "cache-" in message.channel and keeps(message):
             self._keep(message)
         return self._receive(message)
 
     def _keep(self, message: Message) -> None:
-        if message.event.startswith(INTERNAL) or message.delivery != "broadcast":
-            return
         key = message.app, message.channel
         self._drop(key)
         self._kept[key] = message

@@ -307,8 +307,6 @@ def _not_yet(config: Config, root: Value, sections: Sequence[Value]) -> Iterator
         yield root.at("cluster"), CLUSTER_NOTE
     if "mqtt" in config.server.proto:
         yield root.at("server", "proto"), "mqtt does nothing yet"
-    if config.broker != "memory" and not config.broker.startswith("embedded:"):
-        yield root.at("broker"), "does nothing yet; only memory works"
     for app, section in zip(config.apps, sections, strict=True):
         if app.hook and app.hook.endpoint:
             yield section.at("hook"), "a hook does nothing yet"

@@ -15,8 +15,10 @@ from typing import Any, TypeVar
 
 import msgspec
 
+from push1st.brokerurl import ALLOWED as BROKER_URLS
+from push1st.brokerurl import parse as parse_broker
 from push1st.channels import CONTROL, type_names
-from push1st.config import PROTOCOLS, TRIGGERS, AppConfig, Hook, Listen, Networks, ServerConfig, Ssl, Webhook, network
+from push1st.config import EMBEDDED, PROTOCOLS, TRIGGERS, AppConfig, Hook, Listen, Networks, ServerConfig, Ssl, Webhook, network
 from push1st.configfile.tree import Value, each, name_of, wrong
 from push1st.errors import ConfigError
 from push1st.limits import Limits
@@ -36,7 +38,6 @@ _IDENTIFIER = re.compile(r"[!-~]{1,128}\Z")
 _APART = frozenset("/?#%:\\\"'")
 _HOOK_URL = re.compile(r"(https?|lua)://\S+\Z")
 _WEBHOOK_URL = re.compile(r"https?://\S+\Z")
-_BROKER = re.compile(r"memory\Z|(rediss?|valkeys?|unix|nats)://\S+\Z|embedded:///\S+\Z")
 
 
 class Key(msgspec.Struct, frozen=True, kw_only=True):
@@ -263,6 +264,17 @@ def workers(value: Value) -> int | str:
         raise wrong(value, "a whole number from 1 to 1024, or auto") from None
 
 
+def broker(value: Value) -> str:
+    allowed = f"memory, {EMBEDDED}/PATH of a valkey-server, or a URL such as {BROKER_URLS}"
+    found = scalar(value, allowed, show=False)
+    if found != "memory" and not found.startswith(f"{EMBEDDED}/"):
+        try:
+            parse_broker(found)
+        except ValueError as error:
+            raise wrong(value, str(error) if str(error) != BROKER_URLS else allowed, show=False) from None
+    return found
+
+
 def headers(value: Value) -> tuple[tuple[str, str], ...]:
     if value.kind != "mapping":
         raise wrong(value, "a section of header names and values", show=False)
@@ -379,9 +391,7 @@ LOG: Table = {
 ROOT: Table = {
     "server": Key(table=SERVER, finish=paths_apart),
     "api": Key(table=API),
-    "broker": Key(
-        read=text("memory, embedded:///PATH of a valkey-server, or a URL such as redis://HOST:6379/0", _BROKER, show=False)
-    ),
+    "broker": Key(read=broker),
     "log": Key(table=LOG),
     "credentials": Key(read=listed(text("the path of a file, or a pattern such as apps/*.yml"), "paths"), dropped=True),
     "cluster": Key(table=CLUSTER, dropped=True),

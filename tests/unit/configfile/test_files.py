@@ -97,10 +97,10 @@ def test_every_key_without_effect_gives_one_note():
     notes = load(CONFIGS / "everything" / "server.yml", {}).warnings
     for path in (
         *("server.threads", "server.accept", "server.path", "api.threads", "api.accept", "api.module.smpp"),
-        *("log.stdout", "log.file", "log.syslog", "log.remote", "broker", "server.workers", "one.hook", "one.webhooks"),
+        *("log.stdout", "log.file", "log.syslog", "log.remote", "server.workers", "one.hook", "one.webhooks"),
     ):
         assert len([note for note in notes if f" {path}: " in note]) == 1, path
-    assert len(notes) == 14
+    assert len(notes) == 13
 
 
 def test_no_note_shows_a_secret():
@@ -222,11 +222,10 @@ def test_a_protocol_that_is_not_named_is_off(reading):
     assert reading("server: { proto: [] }").server.proto == set()
 
 
-def test_mqtt_broker_and_workers_warn_that_they_do_nothing_yet(reading):
-    text = "server: { proto: [ mqtt ], workers: 2 }\nbroker: redis://h/0\n"
+def test_mqtt_and_workers_warn_that_they_do_nothing_yet(reading):
+    text = "server: { proto: [ mqtt ], workers: 2 }\n"
     assert reading(text, APP_TEXT).warnings == (
         "server.yml:1: server.proto: mqtt does nothing yet",
-        "server.yml:2: broker: does nothing yet; only memory works",
         "server.yml:1: server.workers: does nothing yet; there is one worker",
     )
     assert reading("server: { workers: 1 }\nbroker: memory", APP_TEXT).warnings == ()

@@ -1,0 +1,208 @@
+"""One connection to a server that speaks RESP3 (Redis from 6 on, Valkey): commands out, replies and messages in.
+
+Commands are joined to one write a loop turn and answered in order; messages of topics come in between, in the order in
+which the server did things (RESP3 push data). Knows no keys and no scripts.
+
+Whoever waits for an `ordered` reply goes on before any message behind that reply is delivered: so what a roster
+answers and what its topics say are one sequence, though replies wake coroutines a turn later.
+"""
+
+import asyncio
+from collections import deque
+from collections.abc import Callable
+from typing import Any, cast
+
+import hiredis
+
+Answer = Callable[[Any], None]
+"""Takes a reply; a `hiredis.ReplyError` among them."""
+Pushed = Callable[[bytes], None]
+"""Takes a message of a topic."""
+Argument = str | bytes | int
+NOTHING = object()
+
+
+pack: Callable[[tuple[Argument, ...]], bytes] = hiredis.pack_command  # type: ignore[assignment]  # its stub asks for one item
+"""A command as the server reads it."""
+
+
+class Lost(Exception):
+    """The connection ended before the reply came: the command may have been carried out."""
+
+
+class Link(asyncio.Protocol):
+    """pushed: called with every message of the topics subscribed to. lost: called once, when the connection has ended."""
+
+    def __init__(self, pushed: Pushed, lost: Callable[[], None]) -> None:
+        self._pushed = pushed
+        self._lost = lost
+        self._loop = asyncio.get_running_loop()
+        self._reader = hiredis.Reader(notEnoughData=NOTHING)
+        self._transport: asyncio.Transport
+        self._waiting: deque[Answer | Subscribing] = deque()
+        self._out: list[bytes] = []
+        self._out_size = 0
+        self._held: hiredis.PushNotification | None = None
+        self._stopped = False
+        self.alive = False
+        self.heard = 0.0
+        """when the server last said anything, on the loop's clock"""
+        self._asked = 0.0
+        """when it was last asked something with nothing else to answer"""
+
+    # asyncio.Protocol
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        self._transport = cast(asyncio.Transport, transport)
+        self.alive = True
+        self.heard = self._loop.time()
+
+    def data_received(self, data: bytes) -> None:
+        self.heard = self._loop.time()
+        self._reader.feed(data)
+        if self._held is None:
+            self._read()
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        self._end()
+
+    def _end(self) -> None:
+        if self.alive:
+            self.alive = False
+            waiting, self._waiting = self._waiting, deque()
+            wrong = Lost("the connection to the broker is lost")
+            for one in waiting:
+                (one.answer if isinstance(one, Subscribing) else one)(wrong)
+            self._lost()
+
+    def abort(self) -> None:
+        """Ends the connection now."""
+        self._transport.abort()
+        self._end()
+
+    def close(self) -> None:
+        """Sends what is queued, then ends the connection."""
+        self.flush()
+        self._transport.close()
+
+    # Reading
+
+    def _read(self) -> None:
+        gets, waiting, pushed = self._reader.gets, self._waiting, self._pushed
+        while self.alive:
+            try:
+                item = gets()
+            except hiredis.ProtocolError:
+                self.abort()
+                return
+            if item is NOTHING:
+                return
+            if type(item) is not hiredis.PushNotification:
+                one = waiting.popleft()
+                (one.answer if type(one) is Subscribing else cast(Answer, one))(item)
+            elif item[0] == b"message" or item[0] == b"smessage":
+                if self._stopped:
+                    self._held = item
+                    return
+                pushed(item[2])
+            else:
+                self._confirm(item)
+
+    def _confirm(self, item: list[Any]) -> None:
+        """A topic was subscribed to, or given up: that is a push too, in the place of a reply."""
+        if item[0] not in (b"subscribe", b"unsubscribe", b"ssubscribe", b"sunsubscribe"):
+            return  # such as an invalidation, which nobody asked for
+        one = self._waiting[0] if self._waiting else None
+        if not isinstance(one, Subscribing) or one.kind != item[0]:
+            self.abort()  # a cluster takes topics away when their slot moves
+            return
+        one.count -= 1
+        if not one.count:
+            self._waiting.popleft()
+            one.answer(None)
+
+    def _go_on(self) -> None:
+        self._stopped = False
+        held, self._held = self._held, None
+        if held is not None and self.alive:
+            self._pushed(held[2])
+            self._read()
+
+    # Writing
+
+    @property
+    def queued(self) -> int:
+        """Bytes that the server has not taken yet."""
+        return self._out_size + self._transport.get_write_buffer_size()
+
+    def silent(self, now: float) -> float:
+        """Seconds for which the server has owed an answer and said nothing."""
+        return now - max(self.heard, self._asked) if self._waiting else 0
+
+    def send(self, command: bytes, answer: "Answer | Subscribing") -> None:
+        """Queues a packed command; `answer` gets its reply, or Lost."""
+        if not self._out:
+            self._loop.call_soon(self.flush)
+        if not self._waiting:
+            self._asked = self._loop.time()
+        self._out.append(command)
+        self._out_size += len(command)
+        self._waiting.append(answer)
+
+    def flush(self) -> None:
+        out, self._out, self._out_size = self._out, [], 0
+        if out and self.alive:
+            self._transport.write(out[0] if len(out) == 1 else b"".join(out))
+
+    def call(self, *command: Argument, ordered: bool = False) -> "asyncio.Future[Any]":
+        """The reply to a command. The future raises ReplyError or Lost. ordered: see the module."""
+        future: asyncio.Future[Any] = self._loop.create_future()
+        if not self.alive:
+            future.set_exception(Lost("the connection to the broker is lost"))
+            return future
+
+        def answer(reply: Any) -> None:
+            if future.done():
+                return
+            if isinstance(reply, Exception):
+                future.set_exception(reply)
+            else:
+                future.set_result(reply)
+            if ordered and not self._stopped:
+                self._stopped = True
+                self._loop.call_soon(self._go_on)  # behind whoever the future wakes
+
+        self.send(pack(command), answer)
+        return future
+
+    def topics(self, verb: str, names: list[bytes]) -> "asyncio.Future[None]":
+        """Subscribes to topics, or gives them up; done when the server has confirmed all of them.
+
+        verb: SUBSCRIBE, UNSUBSCRIBE, SSUBSCRIBE or SUNSUBSCRIBE.
+        """
+        future: asyncio.Future[None] = self._loop.create_future()
+        if not self.alive:
+            future.set_exception(Lost("the connection to the broker is lost"))
+            return future
+
+        def answer(reply: Any) -> None:
+            if future.done():
+                return
+            if isinstance(reply, Exception):
+                future.set_exception(reply)
+            else:
+                future.set_result(None)
+
+        self.send(pack((verb, *names)), Subscribing(verb.lower().encode(), len(names), answer))
+        return future
+
+
+class Subscribing:
+    """What waits for `count` topics to be confirmed."""
+
+    __slots__ = ("answer", "count", "kind")
+
+    def __init__(self, kind: bytes, count: int, answer: Answer) -> None:
+        self.kind = kind
+        self.count = count
+        self.answer = answer

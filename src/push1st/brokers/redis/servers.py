@@ -1,0 +1,150 @@
+"""Finds the server that holds a shard and connects to it: HELLO, password, database, scripts.
+
+A server asked for by its address is taken as it is; Sentinel is asked for the master's address, a cluster for the
+master of a slot. What is found must say itself that it is a master: after a failover the old one may not know yet.
+"""
+
+import asyncio
+import binascii
+import ssl
+from collections.abc import Callable
+from typing import Any
+
+import hiredis
+
+from push1st.brokers.redis.link import Argument, Link, Lost, Pushed
+from push1st.brokers.redis.scripts import SCRIPTS
+from push1st.brokerurl import Address
+
+CONNECT_SECONDS = 5
+"""to the end of the first exchange with a server"""
+CLUSTER_SHARDS = 16
+SLOTS = 16384
+
+
+class Unusable(Exception):
+    """A server that was reached, and cannot be used: what it said."""
+
+
+def slot_of(tag: str) -> int:
+    """The slot of the keys with this hash tag (Redis cluster specification)."""
+    return binascii.crc_hqx(tag.encode(), 0) % SLOTS
+
+
+def tags(address: Address) -> list[str]:
+    """The hash tags of the shards: one, or in a cluster several, spread evenly over the slots."""
+    if address.how != "cluster":
+        return ["0"]
+    found: dict[int, str] = {}
+    number = 0
+    while len(found) < CLUSTER_SHARDS:
+        found.setdefault(slot_of(str(number)) * CLUSTER_SHARDS // SLOTS, str(number))
+        number += 1
+    return [found[part] for part in range(CLUSTER_SHARDS)]
+
+
+async def connect(address: Address, tag: str, name: str, pushed: Pushed, lost: Callable[[], None]) -> Link:
+    """A link to the master that holds the shard, with all scripts loaded. Raises OSError, TimeoutError, Unusable or Lost."""
+    async with asyncio.timeout(CONNECT_SECONDS):
+        if address.how == "sentinel":
+            host, port = await _master(address)
+        elif address.how == "cluster":
+            host, port = await _holder(address, slot_of(tag))
+        else:
+            host, port = address.hosts[0] if address.hosts else ("", 0)
+        link = await _open(address, host, port, pushed, lost)
+        try:
+            await _prepare(link, address, name)
+        except BaseException:
+            link.abort()
+            raise
+        return link
+
+
+async def _open(address: Address, host: str, port: int, pushed: Pushed, lost: Callable[[], None]) -> Link:
+    loop = asyncio.get_running_loop()
+    link = Link(pushed, lost)
+    if address.path:
+        await loop.create_unix_connection(lambda: link, address.path)
+    else:
+        context = ssl.create_default_context() if address.tls else None
+        await loop.create_connection(lambda: link, host, port, ssl=context)
+    return link
+
+
+async def _hello(link: Link, address: Address, name: str, *, password: bool = True) -> dict[bytes, Any]:
+    command: list[Argument] = ["HELLO", "3"]
+    if password and (address.user or address.password):
+        command += ["AUTH", address.user or "default", address.password]
+    found = await _ask(link, *command, "SETNAME", name)
+    return found if isinstance(found, dict) else {}
+
+
+async def _prepare(link: Link, address: Address, name: str) -> None:
+    about = await _hello(link, address, name)
+    if address.database:
+        await _ask(link, "SELECT", address.database)
+    if about.get(b"role", b"master") != b"master":
+        raise Unusable("this server is a replica, not a master")
+    sharded = address.how == "cluster"
+    loading = [link.call("SCRIPT", "LOAD", one.sharded if sharded else one.text) for one in SCRIPTS]
+    for one in loading:
+        await _reply(one)
+
+
+async def _reply(future: "asyncio.Future[Any]") -> Any:
+    try:
+        return await future
+    except hiredis.ReplyError as wrong:
+        raise Unusable(str(wrong)) from None
+
+
+async def _ask(link: Link, *command: Argument) -> Any:
+    return await _reply(link.call(*command))
+
+
+async def _first(address: Address, ask: Callable[[Link], Any]) -> Any:
+    """What the first of the hosts answers that can answer."""
+    wrong: Exception = Unusable("no host is given")
+    for host, port in address.hosts:
+        try:
+            link = await _open(address, host, port, lambda _: None, lambda: None)
+        except OSError as failure:
+            wrong = failure
+            continue
+        try:
+            found = await ask(link)
+            if found is not None:
+                return found
+            wrong = Unusable(f"{host}:{port} does not know")
+        except (Unusable, Lost) as failure:
+            wrong = failure
+        finally:
+            link.abort()
+    raise wrong
+
+
+async def _master(address: Address) -> tuple[str, int]:
+    """The master's address, as Sentinel has it."""
+
+    async def ask(link: Link) -> tuple[str, int] | None:
+        await _hello(link, address, "push1st", password=False)
+        found = await _ask(link, "SENTINEL", "GET-MASTER-ADDR-BY-NAME", address.master)
+        return (found[0].decode(), int(found[1])) if found else None
+
+    host, port = await _first(address, ask)
+    return host, port
+
+
+async def _holder(address: Address, slot: int) -> tuple[str, int]:
+    """The address of the master that holds a slot, as the cluster has it."""
+
+    async def ask(link: Link) -> tuple[str, int] | None:
+        await _hello(link, address, "push1st")
+        for first, last, master, *_ in await _ask(link, "CLUSTER", "SLOTS"):
+            if first <= slot <= last and master[0]:
+                return master[0].decode(), int(master[1])
+        return None
+
+    host, port = await _first(address, ask)
+    return host, port

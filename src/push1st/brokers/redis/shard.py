@@ -1,0 +1,641 @@
+"""One shard: the keys of one hash slot, the connection to the server that holds it, and this node's own entries in it.
+
+What this node knows of its own clients is the truth; what the broker has of it follows, command by command. So
+whenever that may have come apart (a new connection, a lease that ran out, a server that came back empty) the node
+reads its entries, and sends what is different.
+
+Two kinds of calls: publishing fails at once when the broker is away, and after `CONFIRM_SECONDS` without an answer;
+what clients wait for (subscribing, signing in) is held back for up to `PATIENCE_SECONDS`, since most absences are short
+and clients do not ask twice.
+"""
+
+import asyncio
+import random
+from collections import deque
+from collections.abc import Awaitable, Callable, Iterator
+from functools import partial
+from typing import Any
+
+import hiredis
+
+from push1st import logs
+from push1st.brokers.redis.link import Argument, Link, Lost, pack
+from push1st.brokers.redis.scripts import BEAT, BURY, CONNECT, ENTER, JOIN, KEEP, LEAVE, SIGN_IN, SIGN_OUT, Script
+from push1st.brokers.redis.servers import Unusable, connect
+from push1st.brokers.redis.views import Views
+from push1st.brokers.redis.wire import encode_message, encode_messages
+from push1st.brokerurl import Address
+from push1st.errors import LimitReached, Refused
+from push1st.messages import Member, Message
+
+LEASE_SECONDS = 10
+"""from a node's last sign of life until the others may remove its entries"""
+BEAT_SECONDS = 3
+"""between two signs of life, and two looks for nodes that give none"""
+RECOVERY_SECONDS = 10
+"""for all nodes to announce their entries again after the broker lost them; until then nobody is told that somebody left"""
+CONFIRM_SECONDS = 2
+"""for the broker to confirm a publish"""
+PATIENCE_SECONDS = 5
+"""for the broker to come back, before what clients wait for is refused"""
+SILENT_SECONDS = 5
+"""without an answer: then the connection is taken for dead"""
+BACKOFF_SECONDS = 2
+"""between two attempts to connect, at most"""
+MOST_QUEUED = 8 << 20
+"""bytes a slow broker may be behind before publishing is refused"""
+MOST_QUEUED_EVER = 64 << 20
+"""bytes a slow broker may be behind before the connection is taken for dead: what leaves clients is not refused"""
+BURIED = 500
+"""entries of a dead node that are removed in one step"""
+TOPICS = 500
+"""topics that are subscribed to by one command"""
+FAULTS = ("NOLEASE", "NOSCRIPT", "MOVED", "ASK", "READONLY", "LOADING", "CLUSTERDOWN", "MASTERDOWN", "TRYAGAIN", "NOAUTH")
+"""error replies after which a server has to be found, or entered, anew"""
+AWAY = "the broker is away: nothing was published"
+AWAY_FOR_LONG = "the broker is away, try again"
+UNCONFIRMED = "the broker has not confirmed in time: the event may have been delivered to some"
+
+log = logs.get("push1st.broker")
+
+
+class Batch:
+    """What one topic gets within one turn of the loop. kept: the message a cache channel keeps, and for how many ms."""
+
+    __slots__ = ("app", "at", "channel", "done", "kept", "messages", "milliseconds")
+
+    def __init__(self, app: str, channel: str, done: "asyncio.Future[int]", at: float) -> None:
+        self.app = app
+        self.channel = channel
+        self.messages: list[Message] = []
+        self.kept: Message | None = None
+        self.milliseconds = 0
+        self.done = done
+        self.at = at
+
+    def fail(self, text: str) -> None:
+        if not self.done.done():
+            self.done.set_exception(Refused(503, text))
+            self.done.exception()  # whoever published may be gone: then nobody asks
+
+    def published(self, reply: Any) -> None:
+        if isinstance(reply, Exception):
+            self.fail(UNCONFIRMED if isinstance(reply, Lost) else f"the broker refused: {reply}")
+
+    def counted(self, reply: Any) -> None:
+        if isinstance(reply, Exception):
+            self.published(reply)
+        elif not self.done.done():
+            self.done.set_result(int(reply or 0))
+
+
+class Seat:
+    """A user on a presence channel, and this node's connections by which it is there."""
+
+    __slots__ = ("member", "sockets")
+
+    def __init__(self, member: Member) -> None:
+        self.member = member
+        self.sockets: set[str] = set()
+
+
+class Room:
+    """A channel somebody on this node is on."""
+
+    __slots__ = ("seats", "subscriptions")
+
+    def __init__(self) -> None:
+        self.subscriptions = 0
+        self.seats: dict[str, Seat] = {}
+
+
+class Joined:
+    """What a join brought. kept: a cache channel's event and the milliseconds it is still kept."""
+
+    __slots__ = ("kept", "members", "total")
+
+    def __init__(self, total: int, members: tuple[Member, ...], kept: tuple[bytes, int] | None) -> None:
+        self.total = total
+        self.members = members
+        self.kept = kept
+
+
+class Shard:
+    """tag: the hash tag of its keys. node: this node's name, another one after each start.
+
+    stamp: the id and time of a message made here. hooked: whether an app has hooks. pushed: takes what topics bring.
+    """
+
+    def __init__(
+        self,
+        address: Address,
+        tag: str,
+        node: str,
+        stamp: Callable[[], tuple[int, int]],
+        hooked: Callable[[str], bool],
+        pushed: Callable[[bytes], None],
+        views: Views,
+    ) -> None:
+        self._address = address
+        self._tag = tag
+        self._node = node
+        self._stamp = stamp
+        self._hooked = hooked
+        self._pushed = pushed
+        self._views = views
+        self.base = f"{address.prefix}:{{{tag}}}"
+        self._sharded = address.how == "cluster"
+        self._publish, self._subscribe, self._unsubscribe = (
+            ("SPUBLISH", "SSUBSCRIBE", "SUNSUBSCRIBE") if self._sharded else ("PUBLISH", "SUBSCRIBE", "UNSUBSCRIBE")
+        )
+        self.link: Link | None = None
+        """usable, and this node's entries are or will be told on it"""
+        self._task: asyncio.Task[None] | None = None
+        self._broken: asyncio.Event
+        self._waiters: deque[tuple[float, asyncio.Future[None]]] = deque()
+        self._batches: dict[str, Batch] = {}
+        self._unconfirmed: deque[Batch] = deque()
+        self._topics: set[str] = set()
+        self._rooms: dict[tuple[str, str], Room] = {}
+        self._users: dict[tuple[str, str], set[str]] = {}
+        self._connections: dict[str, int] = {}
+        self._epoch = ""
+        self._closing = False
+        self._recovered_at: float | None = None
+        """when views are to be compared with the roster, on the loop's clock"""
+        self._beat_at = 0.0
+        self.numbered: Callable[[int], None] | None = None
+        """called with this node's number; where it is set, this shard gives one"""
+        self._number = random.randrange(1024)  # noqa: S311 - the first one to ask for
+        self.away_since: float | None = None
+
+    # The connection
+
+    def start(self) -> None:
+        self._loop = asyncio.get_running_loop()
+        self._broken = asyncio.Event()
+        self.away_since = self._loop.time()
+        self._task = self._loop.create_task(self._run())
+
+    async def _run(self) -> None:
+        failures = 0
+        while True:
+            self._broken.clear()
+            link: Link | None = None
+            try:
+                link = await connect(self._address, self._tag, f"push1st-{self._node}", self._pushed, self._lost)
+                await self._enter(link)
+            except (OSError, TimeoutError, Unusable, Lost, hiredis.ReplyError) as wrong:
+                if link is not None:
+                    link.abort()
+                if not failures:
+                    log.warning("the broker cannot be used", broker=str(self._address), reason=str(wrong) or type(wrong).__name__)
+                failures += 1
+                most = min(BACKOFF_SECONDS, 0.05 * 2 ** min(failures, 10))
+                await asyncio.sleep(most * random.uniform(0.5, 1))  # noqa: S311 - so that nodes do not come all at once
+                continue
+            if failures or self.away_since is not None:
+                log.info("the broker is connected", broker=str(self._address))
+            failures = 0
+            self.away_since = None
+            await self._broken.wait()
+            self._leave_link(link)
+
+    def _lost(self) -> None:
+        self._broken.set()
+        self.link = None
+        if self.away_since is None and not self._closing:
+            self.away_since = self._loop.time()
+            log.warning("the broker is away", broker=str(self._address))
+
+    def _leave_link(self, link: Link) -> None:
+        if link.alive:
+            link.abort()
+
+    def _again(self, why: object) -> None:
+        """The server has to be found or entered anew."""
+        log.info("the broker is entered anew", reason=str(why))
+        link = self.link
+        if link is not None:
+            link.abort()
+
+    async def close(self) -> None:
+        """Takes this node's entries off, and disconnects."""
+        if self._task is None:
+            return
+        self._closing = True
+        self._task.cancel()
+        await asyncio.gather(self._task, return_exceptions=True)
+        link, self.link = self.link, None
+        if link is None or not link.alive:
+            return
+        try:
+            async with asyncio.timeout(CONFIRM_SECONDS):
+                await link.call("DEL", self._key("lease", self._node))
+                while await link.call(*self._bury(self._node)):
+                    pass
+        except (TimeoutError, Lost, hiredis.ReplyError) as wrong:
+            log.info("this node's entries go with its lease", reason=str(wrong))
+        link.close()
+
+    # Entering: making the broker's entries of this node what they are here
+
+    async def _enter(self, link: Link) -> None:
+        new = f"{self._node}-{self._stamp()[0]}"
+        wanted = self._number if self.numbered else -1
+        epoch, recovering, number = await link.call(
+            *self._evalsha(ENTER), self._node, new, self._epoch, LEASE_SECONDS, RECOVERY_SECONDS, wanted
+        )
+        if self.numbered:
+            self._number = number
+            self.numbered(number)
+        self._epoch = epoch.decode()
+        topics = sorted(self._topics)
+        for at in range(0, len(topics), TOPICS):
+            await link.topics(self._subscribe, [one.encode() for one in topics[at : at + TOPICS]])
+        stored: dict[str, str] = {}
+        cursor = "0"
+        while True:
+            cursor_bytes, found = await link.call("HSCAN", self._key("n", self._node), cursor, "COUNT", 1000)
+            cursor = cursor_bytes.decode()
+            stored |= dict(zip(*[iter(one.decode() for one in found)] * 2, strict=True))
+            if cursor == "0":
+                break
+        missing = [one for one in self._topics if one not in topics]
+        if missing:  # subscribed to in the meantime
+            await link.topics(self._subscribe, [one.encode() for one in missing])
+        # From here on nothing waits: what clients do next is told behind this.
+        self.link = link
+        self._announce(stored)
+        now = self._loop.time()
+        self._recovered_at = now + recovering / 1000 + 0.1 if recovering > 0 else now
+        self._beat_at = now + BEAT_SECONDS
+        while self._waiters:
+            _, future = self._waiters.popleft()
+            if not future.done():
+                future.set_result(None)
+
+    def _announce(self, stored: dict[str, str]) -> None:
+        """Tells what is different here from what the broker has."""
+        for (app, channel), room in self._rooms.items():
+            if stored.pop(f"c/{app}/{channel}", "0") != str(room.subscriptions):
+                self._tell(JOIN, *self._joining(app, channel, None, 0, "", announced=True))
+            for user_id, seat in room.seats.items():
+                if stored.pop(f"m/{app}/{channel}/{user_id}", None) is None:
+                    self._tell(JOIN, *self._joining(app, channel, seat.member, 0, "", announced=True))
+        for app, user_id in self._users:
+            if stored.pop(f"u/{app}/{user_id}", None) is None:
+                self._tell(SIGN_IN, app, user_id, "", *self._stamp())
+        for app, count in self._connections.items():
+            if stored.pop(f"q/{app}", None) != str(count):
+                self._tell(CONNECT, app, count, 0)
+        for field in stored:
+            kind, app, rest = field.split("/", 2) if field.count("/") > 1 else (*field.split("/", 1), "")
+            if kind == "c":
+                self._tell(LEAVE, *self._leaving(app, rest, "", ""))
+            elif kind == "m":
+                channel, _, user_id = rest.rpartition("/")
+                self._tell(LEAVE, *self._leaving(app, channel, user_id, ""))
+            elif kind == "u":
+                self._tell(SIGN_OUT, app, rest, "", *self._stamp())
+            else:
+                self._tell(CONNECT, app, 0, 0)
+
+    def _compare_views(self, link: Link) -> None:
+        """Tells clients here what they missed of who came and went."""
+
+        def members(key: tuple[str, str], reply: Any) -> None:
+            if isinstance(reply, dict):
+                seats = self._rooms[key].seats if key in self._rooms else {}
+                one_socket = {user: next(iter(seat.sockets)) for user, seat in seats.items() if len(seat.sockets) == 1}
+                self._views.compare(key, {user.decode(): info for user, info in _infos(reply)}, one_socket, self._stamp)
+
+        def online(key: tuple[str, str], reply: Any) -> None:
+            if not isinstance(reply, Exception):
+                self._views.compare_status(key, reply is not None, self._stamp)
+
+        for key in self._views.of(self.owns):
+            link.send(pack(("HGETALL", self._key("m", "/".join(key)))), partial(members, key))
+        for key in self._views.watched(self.owns):
+            link.send(pack(("HGET", self._key("u", key[0]), key[1])), partial(online, key))
+
+    def owns(self, app: str, channel: str) -> bool:
+        """Whether a channel's keys are in this shard; set by whoever divides them."""
+        return True
+
+    # Time
+
+    def tick(self, now: float) -> None:
+        """Deadlines, signs of life, and looks for who gives none. Several times a second."""
+        unconfirmed = self._unconfirmed
+        while unconfirmed and (unconfirmed[0].done.done() or unconfirmed[0].at + CONFIRM_SECONDS <= now):
+            unconfirmed.popleft().fail(UNCONFIRMED)
+        while self._waiters and self._waiters[0][0] <= now:
+            _, future = self._waiters.popleft()
+            if not future.done():
+                future.set_exception(Refused(503, AWAY_FOR_LONG))
+        link = self.link
+        if link is None:
+            return
+        if link.silent(now) > SILENT_SECONDS or link.queued > MOST_QUEUED_EVER:
+            self._again("the server does not answer" if link.queued <= MOST_QUEUED_EVER else "the server is too slow")
+            return
+        if self._recovered_at is not None and self._recovered_at <= now:
+            self._recovered_at = None
+            self._compare_views(link)
+        if self._beat_at <= now:
+            self._beat_at = now + BEAT_SECONDS
+            self.beat()
+
+    def beat(self) -> None:
+        """A sign of life."""
+        if self.link is not None:
+            self._send(self.link, BEAT, self._beaten, self._node, LEASE_SECONDS, "0")
+
+    def _beaten(self, reply: Any) -> None:
+        if isinstance(reply, Exception):
+            self._told(reply)
+            return
+        epoch, recovering, _, dead = reply
+        if (epoch or b"").decode() != self._epoch:
+            self._again("the broker has lost its state")
+            return
+        if recovering > 0:
+            self._recovered_at = self._loop.time() + recovering / 1000 + 0.1
+        for node in dead:
+            log.warning("a node is gone", node=node.decode())
+            self._remove(node.decode(), 1)
+
+    def _remove(self, node: str, reply: Any) -> None:
+        """Removes the entries of a node that is gone, some in each step."""
+        if isinstance(reply, Exception):
+            self._told(reply)
+        elif reply and self.link is not None:
+            self.link.send(pack(self._bury(node)), lambda reply: self._remove(node, reply))
+
+    def _bury(self, node: str) -> tuple[Argument, ...]:
+        ids = [self._stamp()[0] for _ in range(BURIED)]
+        return (*self._evalsha(BURY), node, self._stamp()[1], "", *ids)
+
+    # Commands
+
+    def _key(self, *parts: str) -> str:
+        return ":".join((self.base, *parts))
+
+    def topic(self, app: str, channel: str) -> str:
+        return f"{self.base}:t:{app}/{channel}"
+
+    def _evalsha(self, script: Script) -> tuple[Argument, ...]:
+        return "EVALSHA", script.sharded_digest if self._sharded else script.digest, 1, self.base
+
+    def _send(self, link: Link, script: Script, answer: Callable[[Any], None], *args: Argument) -> None:
+        link.send(pack((*self._evalsha(script), *args)), answer)
+
+    def _tell(self, script: Script, *args: Argument) -> None:
+        """A change nobody waits for. While the broker is away it is not told: entering tells what is different."""
+        if self.link is not None:
+            self._send(self.link, script, self._told, self._node, *args)
+
+    def _told(self, reply: Any) -> None:
+        if isinstance(reply, hiredis.ReplyError):
+            self._again(reply)
+
+    async def usable(self) -> Link:
+        """The link, once there is one. Raises Refused(503)."""
+        if self.link is None:
+            future: asyncio.Future[None] = self._loop.create_future()
+            self._waiters.append((self._loop.time() + PATIENCE_SECONDS, future))
+            await future
+        if self.link is None:
+            raise Refused(503, AWAY_FOR_LONG)
+        return self.link
+
+    async def call(self, *command: Argument, ordered: bool = False) -> Any:
+        """The reply to a command that may be done twice. Raises Refused(503)."""
+        return await self._until_done(lambda link: link.call(*command, ordered=ordered))
+
+    async def _until_done(self, ask: Callable[[Link], Awaitable[Any]]) -> Any:
+        """What `ask` brings, on one link after another if need be. Raises Refused(503)."""
+        deadline = self._loop.time() + PATIENCE_SECONDS
+        while True:
+            link = await self.usable()
+            try:
+                return await ask(link)
+            except Lost:
+                wrong = AWAY_FOR_LONG
+            except hiredis.ReplyError as reply:
+                wrong = f"the broker refused: {reply}"
+                if not str(reply).startswith(FAULTS):
+                    raise Refused(503, wrong) from None
+                self._again(reply)
+            if self._loop.time() > deadline:
+                raise Refused(503, wrong)
+
+    # Messages
+
+    async def subscribe(self, app: str, channel: str) -> None:
+        topic = self.topic(app, channel)
+        self._topics.add(topic)
+        await self._until_done(lambda link: link.topics(self._subscribe, [topic.encode()]))
+
+    def unsubscribe(self, app: str, channel: str) -> None:
+        topic = self.topic(app, channel)
+        if topic in self._topics:
+            self._topics.discard(topic)
+            if self.link is not None:
+                self.link.topics(self._unsubscribe, [topic.encode()]).add_done_callback(_ignore)
+
+    def publish(self, message: Message, milliseconds: int | None = None) -> "asyncio.Future[int]":
+        """Sends a message with all others of its topic in this turn; the subscribers the topic has. Raises Refused(503).
+
+        milliseconds: how long a cache channel keeps it, if it does.
+        """
+        link = self.link
+        if link is None:
+            raise Refused(503, AWAY)
+        name = f"{message.app}/{message.channel}"
+        batch = self._batches.get(name)
+        if batch is None:
+            if link.queued > MOST_QUEUED:
+                raise Refused(503, "the broker is too slow: nothing was published")
+            if not self._batches:
+                self._loop.call_soon(self._send_batches)
+            batch = self._batches[name] = Batch(message.app, message.channel, self._loop.create_future(), self._loop.time())
+        batch.messages.append(message)
+        if milliseconds is not None:
+            batch.kept, batch.milliseconds = message, milliseconds
+        return batch.done
+
+    def _send_batches(self) -> None:
+        batches, self._batches = self._batches, {}
+        link = self.link
+        for name, batch in batches.items():
+            if link is None:
+                batch.fail(AWAY)
+                continue
+            self._unconfirmed.append(batch)
+            data = encode_messages(batch.messages)
+            if batch.kept is None:
+                link.send(pack((self._publish, f"{self.base}:t:{name}", data)), batch.published)
+                link.send(pack(("HGET", f"{self.base}:i:{batch.app}", batch.channel)), batch.counted)
+            else:
+                kept = encode_message(batch.kept)
+                self._send(link, KEEP, batch.counted, batch.app, batch.channel, data, kept, batch.milliseconds)
+        if link is not None:
+            link.flush()
+
+    # The roster
+
+    async def join(self, app: str, channel: str, socket_id: str, member: Member | None, most: int, want: str) -> Joined:
+        """want: `m` for the members, `k` for the event kept. Raises LimitReached, Refused(503)."""
+        key = app, channel
+        room = self._rooms.get(key)
+        if room is None:
+            room = self._rooms[key] = Room()
+        room.subscriptions += 1
+        if member is not None:
+            seat = room.seats.get(member.user_id)
+            if seat is None:
+                seat = room.seats[member.user_id] = Seat(member)
+            seat.sockets.add(socket_id)
+        try:
+            # What is sent depends on who else has joined by then, so it is made for each attempt.
+            reply = await self._until_done(
+                lambda link: link.call(
+                    *self._evalsha(JOIN),
+                    self._node,
+                    *self._joining(app, channel, member, most, socket_id, want),
+                    ordered=True,
+                )
+            )
+            if reply == b"FULL":
+                raise LimitReached(403, f"{channel} has {most} members, which is this app's limit")
+        except BaseException:
+            self.leave(app, channel, socket_id, None if member is None else member.user_id)
+            raise
+        total, found, kept, left = reply
+        members = {user.decode(): info for user, info in _infos(found)} if found is not None else {}
+        if found is not None:
+            self._views.begin(key, members)
+        everyone = tuple(Member(user, info) for user, info in members.items())
+        return Joined(total, everyone, (kept, left) if kept is not None else None)
+
+    def _joining(
+        self, app: str, channel: str, member: Member | None, most: int, socket_id: str, want: str = "", *, announced: bool = False
+    ) -> tuple[Argument, ...]:
+        room = self._rooms[app, channel]
+        user_id, info = ("", b"") if member is None else (member.user_id, member.info)
+        hooked = "1" if self._hooked(app) else "0"
+        quiet = "1" if announced else "0"
+        return app, channel, room.subscriptions, user_id, info, most, want, socket_id, *self._stamp(), hooked, quiet
+
+    def leave(self, app: str, channel: str, socket_id: str, user_id: str | None) -> None:
+        key = app, channel
+        room = self._rooms.get(key)
+        if room is None:
+            return
+        gone = ""
+        if user_id is not None:
+            seat = room.seats.get(user_id)
+            if seat is None or socket_id not in seat.sockets:
+                return
+            seat.sockets.discard(socket_id)
+            if not seat.sockets:
+                del room.seats[user_id]
+                gone = user_id
+        room.subscriptions -= 1
+        if room.subscriptions <= 0:
+            del self._rooms[key]
+            self._views.end(key)
+        self._tell(LEAVE, *self._leaving(app, channel, gone, socket_id))
+
+    def _leaving(self, app: str, channel: str, user_id: str, socket_id: str) -> tuple[Argument, ...]:
+        room = self._rooms.get((app, channel))
+        count = 0 if room is None else room.subscriptions
+        return app, channel, count, user_id, socket_id, *self._stamp(), "1" if self._hooked(app) else "0"
+
+    async def subscriptions(self, app: str, channel: str) -> int:
+        return int(await self.call("HGET", self._key("i", app), channel) or 0)
+
+    async def users_on(self, app: str, channel: str) -> int:
+        return int(await self.call("HLEN", self._key("m", f"{app}/{channel}")))
+
+    async def members(self, app: str, channel: str) -> dict[str, bytes]:
+        """Users and their infos."""
+        found = await self.call("HGETALL", self._key("m", f"{app}/{channel}"), ordered=True)
+        return {user.decode(): info for user, info in _infos(found)}
+
+    async def channels(self, app: str, prefix: str) -> dict[str, int]:
+        """Subscriptions by channel."""
+        pattern = "".join(f"\\{char}" if char in "*?[]\\^-" else char for char in prefix) + "*"
+        found: dict[str, int] = {}
+        cursor = "0"
+        while True:
+            more, pairs = await self.call("HSCAN", self._key("i", app), cursor, "MATCH", pattern, "COUNT", 1000)
+            found |= {name.decode(): int(count) for name, count in zip(pairs[::2], pairs[1::2], strict=True)}
+            cursor = more.decode()
+            if cursor == "0":
+                return found
+
+    async def kept(self, app: str, channel: str) -> tuple[bytes, int] | None:
+        """A cache channel's event, and the milliseconds it is still kept."""
+        key = self._key("k", f"{app}/{channel}")
+        kept, left = await self.call("GET", key), await self.call("PTTL", key)
+        return None if kept is None or left <= 0 else (kept, left)
+
+    # Users
+
+    async def sign_in(self, app: str, user_id: str, socket_id: str) -> None:
+        sockets = self._users.setdefault((app, user_id), set())
+        sockets.add(socket_id)
+        try:
+            await self.call(*self._evalsha(SIGN_IN), self._node, app, user_id, socket_id, *self._stamp(), ordered=True)
+        except BaseException:
+            self.sign_out(app, user_id, socket_id)
+            raise
+
+    def sign_out(self, app: str, user_id: str, socket_id: str) -> None:
+        sockets = self._users.get((app, user_id))
+        if sockets is None or socket_id not in sockets:
+            return
+        sockets.discard(socket_id)
+        if not sockets:
+            del self._users[app, user_id]
+            self._tell(SIGN_OUT, app, user_id, socket_id, *self._stamp())
+
+    async def online(self, app: str, user_ids: list[str]) -> frozenset[str]:
+        found = await self.call("HMGET", self._key("u", app), *user_ids, ordered=True)
+        return frozenset(user for user, count in zip(user_ids, found, strict=True) if count is not None)
+
+    # Connections of apps
+
+    async def connect(self, app: str, most: int) -> bool:
+        """Counts a connection, unless the app has as many as it may."""
+        self._connections[app] = self._connections.get(app, 0) + 1
+        try:
+            if await self.call(*self._evalsha(CONNECT), self._node, app, self._connections[app], most):
+                return True
+        except BaseException:
+            self.disconnect(app)
+            raise
+        self.disconnect(app)
+        return False
+
+    def disconnect(self, app: str) -> None:
+        count = self._connections.get(app, 0) - 1
+        if count > 0:
+            self._connections[app] = count
+        else:
+            self._connections.pop(app, None)
+        self._tell(CONNECT, app, max(count, 0), 0)
+
+
+def _infos(found: dict[bytes, bytes] | list[bytes]) -> Iterator[tuple[bytes, bytes]]:
+    """Users and infos of what a presence channel's key has: `NODES:INFO` by user. Scripts give it as a flat list."""
+    pairs = found.items() if isinstance(found, dict) else zip(found[::2], found[1::2], strict=True)
+    for user, held in pairs:
+        yield user, held.partition(b":")[2]
+
+
+def _ignore(future: "asyncio.Future[None]") -> None:
+    future.exception()

@@ -1,0 +1,92 @@
+"""What clients on this node know of members and of watched users, so that each edge reaches them once.
+
+An edge may come twice (a node announces its entries again) or not at all (the connection was lost). So edges change
+a view, and only what changes it is delivered; and after an absence the view is compared with the roster. A view
+begins with the first join of a channel here and ends with the last leave.
+"""
+
+from collections.abc import Callable, Iterator
+
+from push1st.brokers import Receive
+from push1st.brokers.redis.wire import Edge
+from push1st.messages import Member, member_added, member_removed, status_changed, watch_topic
+
+Key = tuple[str, str]
+"""app and channel, or app and user"""
+Stamp = Callable[[], tuple[int, int]]
+
+
+class Views:
+    """receive: delivers a message to this node's clients."""
+
+    def __init__(self) -> None:
+        self.receive: Receive = lambda _: 0
+        self._members: dict[Key, dict[str, bytes]] = {}
+        self._online: dict[Key, bool] = {}
+
+    # Members of presence channels
+
+    def begin(self, key: Key, members: dict[str, bytes]) -> None:
+        """The first client on a channel was told these members."""
+        self._members.setdefault(key, dict(members))
+
+    def end(self, key: Key) -> None:
+        self._members.pop(key, None)
+
+    def of(self, owns: Callable[[str, str], bool]) -> list[Key]:
+        return [key for key in self._members if owns(*key)]
+
+    def edge(self, edge: Edge) -> None:
+        """Delivers an edge, if it is news."""
+        key = edge.app, edge.channel
+        view = self._members.get(key)
+        if edge.kind == "+":
+            if view is not None:
+                if edge.user_id in view:
+                    return
+                view[edge.user_id] = edge.info
+            self.receive(
+                member_added(edge.app, edge.channel, Member(edge.user_id, edge.info), edge.id, edge.received, edge.socket_id)
+            )
+        elif edge.kind == "-":
+            if view is not None and view.pop(edge.user_id, None) is None:
+                return
+            self.receive(member_removed(edge.app, edge.channel, edge.user_id, edge.id, edge.received, edge.socket_id))
+        else:
+            self._status(edge.app, edge.user_id, edge.kind == "on", edge.id, edge.received, edge.socket_id)
+
+    def compare(self, key: Key, members: dict[str, bytes], sockets: dict[str, str], stamp: Stamp) -> None:
+        """Delivers what a view missed. sockets: users here with a single connection, which is not told of itself."""
+        view = self._members.get(key)
+        if view is None:
+            return
+        for user_id in [one for one in view if one not in members]:
+            del view[user_id]
+            self.receive(member_removed(*key, user_id, *stamp(), exclude=""))
+        for user_id, info in members.items():
+            if user_id not in view:
+                view[user_id] = info
+                self.receive(member_added(*key, Member(user_id, info), *stamp(), exclude=sockets.get(user_id, "")))
+
+    # Watched users
+
+    def watch(self, app: str, user_id: str, online: bool) -> bool:
+        """Begins to follow a user that is watched here; says whether it is online as far as clients know."""
+        return self._online.setdefault((app, user_id), online)
+
+    def unwatch(self, app: str, user_id: str) -> None:
+        self._online.pop((app, user_id), None)
+
+    def watched(self, owns: Callable[[str, str], bool]) -> Iterator[Key]:
+        return (key for key in list(self._online) if owns(key[0], watch_topic(key[1])))
+
+    def compare_status(self, key: Key, online: bool, stamp: Stamp) -> None:
+        self._status(*key, online, *stamp(), exclude="")
+
+    def _status(self, app: str, user_id: str, online: bool, id: int, received: int, exclude: str) -> None:
+        key = app, user_id
+        if key in self._online:
+            if self._online[key] == online:
+                return
+            self._online[key] = online
+        self.receive(status_changed(app, user_id, online, id, received, exclude))

@@ -1,0 +1,94 @@
+"""A broker's URL, and how to find the server it means: one server, Sentinel's master, or the master of a cluster's slot.
+
+redis://user:password@host:6379/0?prefix=push1st      also valkey://; rediss:// and valkeys:// are TLS
+unix:///run/valkey.sock?db=0&prefix=push1st
+redis+sentinel://host:26379,host:26379/master/0       rediss+sentinel:// talks TLS to the servers and the sentinels
+redis+cluster://host:6379,host:6379                   sharded topics, so Redis from 7 on, or Valkey
+"""
+
+import re
+from typing import Literal
+from urllib.parse import parse_qsl, unquote
+
+import msgspec
+
+_URL = re.compile(
+    r"(?P<kind>redis|rediss|valkey|valkeys)(?:\+(?P<how>sentinel|cluster))?://"
+    r"(?:(?P<user>[^@/?#:]*)(?::(?P<password>[^@/?#]*))?@)?"
+    r"(?P<hosts>[^/?#]+)(?P<path>/[^?#]*)?(?:\?(?P<query>[^#]*))?\Z"
+)
+_HOST = re.compile(r"(?:\[(?P<six>[0-9A-Fa-f:.]+)\]|(?P<name>[^:\[\]]+))(?::(?P<port>[0-9]{1,5}))?\Z")
+_UNIX = re.compile(r"unix://(?:(?P<user>[^@/?#:]*)(?::(?P<password>[^@/?#]*))?@)?(?P<path>/[^?#]+)(?:\?(?P<query>[^#]*))?\Z")
+_PREFIX = re.compile(r"[A-Za-z0-9_.:-]{1,64}\Z")
+ALLOWED = "redis://HOST:6379/0, unix:///PATH, redis+sentinel://HOST:26379/MASTER or redis+cluster://HOST:6379"
+
+
+class Address(msgspec.Struct, frozen=True):
+    """hosts: host and port of the server, of the sentinels, or of servers of the cluster. path: of a Unix socket."""
+
+    how: Literal["server", "sentinel", "cluster"]
+    hosts: tuple[tuple[str, int], ...] = ()
+    path: str = ""
+    tls: bool = False
+    user: str = ""
+    password: str = ""
+    database: int = 0
+    master: str = ""
+    prefix: str = "push1st"
+
+    def __repr__(self) -> str:
+        return f"Address({self})"
+
+    def __str__(self) -> str:
+        """Without the password."""
+        where = self.path or ",".join(f"[{host}]:{port}" if ":" in host else f"{host}:{port}" for host, port in self.hosts)
+        return f"{self.how} {where}"
+
+
+def parse(url: str) -> Address:
+    """Raises ValueError with what is allowed."""
+    match = _URL.match(url) or _UNIX.match(url)
+    if match is None:
+        raise ValueError(ALLOWED)
+    found = match.groupdict()
+    query = dict(parse_qsl(found["query"] or "", keep_blank_values=True))
+    prefix = query.pop("prefix", "push1st")
+    database = query.pop("db", "")
+    if query or not _PREFIX.match(prefix):
+        raise ValueError(f"{ALLOWED}; behind it ?prefix= of 1 to 64 letters, digits and _ . : -")
+    user, password = unquote(found["user"] or ""), unquote(found["password"] or "")
+    if "hosts" not in found:
+        return Address(
+            "server", path=unquote(found["path"]), user=user, password=password, database=_number(database), prefix=prefix
+        )
+    how = found["how"] or "server"
+    parts = [unquote(part) for part in (found["path"] or "").strip("/").split("/") if part]
+    master = ""
+    if how == "sentinel":
+        if not parts:
+            raise ValueError(ALLOWED)
+        master = parts.pop(0)
+    if len(parts) > (0 if how == "cluster" else 1):
+        raise ValueError(ALLOWED)
+    default = 26379 if how == "sentinel" else 6379
+    hosts = tuple(_host(one, default) for one in found["hosts"].split(","))
+    if how == "server" and len(hosts) > 1:
+        raise ValueError(ALLOWED)
+    tls = found["kind"].endswith("s") and found["kind"] != "redis"
+    number = _number(parts[0] if parts else database)
+    return Address(how, hosts, "", tls, user, password, number, master, prefix)  # type: ignore[arg-type]  # one of the three
+
+
+def _number(text: str) -> int:
+    if not text:
+        return 0
+    if not text.isdecimal():
+        raise ValueError(ALLOWED)
+    return int(text)
+
+
+def _host(text: str, default: int) -> tuple[str, int]:
+    match = _HOST.match(text)
+    if match is None or int(match["port"] or default) > 65535:
+        raise ValueError(ALLOWED)
+    return match["six"] or match["name"], int(match["port"] or default)
