@@ -4,6 +4,7 @@ Messages are structs, packed, with their length before them. When the socket end
 """
 
 import asyncio
+import contextlib
 import socket
 from typing import Any
 
@@ -85,8 +86,10 @@ class Line:
             return None
         return word
 
-    def close(self) -> None:
+    async def close(self) -> None:
         self._writer.close()
+        with contextlib.suppress(OSError):
+            await self._writer.wait_closed()
 
 
 def pack(config: Config) -> bytes:

@@ -215,8 +215,10 @@ class Supervisor:
         backoff = Backoff()
         while (worker := slot.worker) is not None:
             await asyncio.wait((worker.process.ended,))
-            wait = backoff.after(time.monotonic() - worker.process.born)
+            lived = time.monotonic() - worker.process.born
             while slot.worker is worker:
+                wait = backoff.after(lived)
+                lived = 0
                 self._restarts += 1
                 log.error("worker ended", worker=worker.number, how=worker.process.how, again_in=wait)
                 if wait:  # meanwhile new connections are for the others; what waits for this one is lost
@@ -224,7 +226,6 @@ class Supervisor:
                     slot.doors = {}
                 await asyncio.sleep(wait)
                 await self._fill(slot, slot.config, worker)
-                wait = backoff.after(0)
 
     async def _fill(self, slot: Slot, config: Config, instead_of: Worker | None) -> bool:
         """Starts a worker in the place of another, which retires when the new one listens; returns whether one works."""
@@ -257,13 +258,15 @@ class Supervisor:
             self._workers.discard(worker)
 
     async def _begin(self, config: Config, doors: Sequence[Door]) -> Worker:
-        number = next(number for number in itertools.count() if all(number != worker.number for worker in self._workers))
         ours, theirs = socket.socketpair()
         with theirs:
             inherited = [theirs.fileno(), *(door.socket.fileno() for door in doors)]
             command = [sys.executable, *interpreter_options(), "-m", "push1st.worker", str(theirs.fileno())]
             process = self._processes.start(command, inherited)
-        worker = Worker(number, process, await Line.on(ours))
+        line = await Line.on(ours)
+        taken = {worker.number for worker in self._workers}
+        number = next(number for number in itertools.count() if number not in taken)
+        worker = Worker(number, process, line)
         self._workers.add(worker)
         order = Order(
             number,
@@ -306,7 +309,7 @@ class Supervisor:
                     self._spawn(self._gather(worker, id))
                 case Told(id) if id in worker.asked:
                     worker.asked.pop(id).set_result(word)
-        worker.line.close()
+        await worker.line.close()
         await worker.process.end_within(LAST_SECONDS)
         self._workers.discard(worker)
 

@@ -54,6 +54,7 @@ async def _work(end: socket.socket) -> int:
     line.say(Ready(connections))
     await server.run()
     listening.cancel()
+    await line.close()
     return 0
 
 

@@ -1,0 +1,32 @@
+"""Machines for tests that leave them as they were, and what every test needs."""
+
+import contextlib
+from collections.abc import Iterator
+
+import pytest
+
+from tests.clients.conftest import channel
+from tests.clients.process import ServerProcess
+from tests.cluster.machine import machine
+
+__all__ = ["channel"]
+
+
+@pytest.fixture(scope="session")
+def shared() -> Iterator[ServerProcess]:
+    """Two workers that no test harms."""
+    with machine() as server:
+        yield server
+
+
+@pytest.fixture
+def own() -> Iterator[ServerProcess]:
+    """Two workers to harm."""
+    with machine() as server:
+        yield server
+
+
+@pytest.fixture
+def stack() -> Iterator[contextlib.ExitStack]:
+    with contextlib.ExitStack() as entered:
+        yield entered
