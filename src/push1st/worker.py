@@ -30,11 +30,7 @@ GATHER_SECONDS = 3
 def main() -> int:
     signal.signal(signal.SIGHUP, signal.SIG_IGN)
     with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
-        try:
-            return runner.run(_work(socket.socket(fileno=int(sys.argv[1]))))
-        except ConfigError as wrong:
-            print(wrong, file=sys.stderr)
-            return 1
+        return runner.run(_work(socket.socket(fileno=int(sys.argv[1]))))
 
 
 async def _work(end: socket.socket) -> int:
@@ -50,7 +46,11 @@ async def _work(end: socket.socket) -> int:
     server = Server(config, doors, siblings)
     listening = asyncio.ensure_future(_listen(line, server, siblings))
     listening.add_done_callback(partial(_orphaned, order.engine))
-    await server.start()
+    try:
+        await server.start()
+    except ConfigError as wrong:
+        print(wrong, file=sys.stderr, flush=True)
+        os._exit(1)  # whatever is open is the kernel's to close
     line.say(Ready(connections))
     await server.run()
     listening.cancel()
