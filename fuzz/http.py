@@ -98,7 +98,7 @@ class Server:
         numbers = Random(1)  # noqa: S311 - ids of connections, in a fuzzer
         self.node = Node(Files(config.apps), fanout, metrics, clock, numbers.getrandbits)
         memory = Memory(self.node.stamp)
-        begin(self.node.open(memory, memory, memory, memory, lambda _: None))
+        begin(self.node.open(memory, memory, memory, memory, memory, lambda _: None))
         sweep = Sweep(clock.monotonic, self.note, lambda: None)
         codecs: dict[str, Any] = {"pusher": Pusher(), "websocket": Raw()}
         self.worker = Worker(self.node, Api(self.node, config.api.path).serve, config, codecs, sweep, self.failed)

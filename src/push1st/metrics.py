@@ -26,6 +26,8 @@ class Metrics:
     """Counters since the start of the worker."""
 
     __slots__ = (
+        "broker_away",
+        "broker_unconfirmed",
         "bytes_in",
         "bytes_out",
         "connections",
@@ -56,3 +58,7 @@ class Metrics:
         """what was answered with an error, by reason"""
         self.cut_offs: Counter[str] = Counter()
         """connections ended by the server, by reason"""
+        self.broker_away = 0.0
+        """seconds without a broker"""
+        self.broker_unconfirmed = 0
+        """broker messages that were not confirmed in time"""

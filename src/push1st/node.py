@@ -13,9 +13,10 @@ from typing import Any, Protocol
 import msgspec
 
 from push1st.apps import Apps
-from push1st.brokers import Broker, Facts, Happened, Kept, Occupancy, Roster, Users
+from push1st.brokers import Broker, Facts, Happened, Joined, Kept, Occupancy, Quotas, Roster, Users
 from push1st.channels import kind_of
 from push1st.config import AppConfig
+from push1st.eager import Rest, begin, spawn
 from push1st.errors import Disconnect, LimitReached, Refused
 from push1st.fanout import Fanout
 from push1st.hub import Lane, Subscriber, Tenant
@@ -41,7 +42,8 @@ WORKER_BITS = 10
 MANY = 100
 COUNT_SECONDS = 5
 """over so many subscribers, so many seconds between two subscription counts (Pusher protocol, section 3)"""
-Members = tuple[Member, ...] | None
+SESSIONS = b"sessions"
+"""the question who is on a channel"""
 
 
 class Client(Subscriber, Protocol):
@@ -55,6 +57,16 @@ class Client(Subscriber, Protocol):
     def closed(self) -> bool: ...
 
     def disconnect(self, code: int, reason: str) -> None: ...
+
+
+class Listed(msgspec.Struct, frozen=True, array_like=True):
+    """A connection on a channel, on whichever worker."""
+
+    id: str
+    ip: str
+
+
+_listed = msgspec.msgpack.Decoder(list[Listed])
 
 
 class Left(msgspec.Struct, frozen=True):
@@ -86,11 +98,13 @@ class Siblings(Protocol):
 class App:
     """An app on this worker: its configuration, and what the worker knows of it."""
 
-    __slots__ = ("config", "publishes", "reads", "tenant")
+    __slots__ = ("config", "over_quota", "publishes", "reads", "tenant")
 
     def __init__(self, config: AppConfig, now: float) -> None:
         self.config = config
         self.tenant = Tenant()
+        self.over_quota: set[Client] = set()
+        """connections that are about to end, since the app has all it may have"""
         self.publishes = Bucket(config.limits.publishes, now)
         self.reads = Bucket(config.limits.reads, now)
 
@@ -116,17 +130,17 @@ class Node:
         self._live: dict[str, App] = {}
         self._wanted: Counter[tuple[str, str]] = Counter()
         """topics that joining clients need, before the hub knows them"""
-        self._counted: dict[tuple[str, str], float] = {}
         self._uncounted: dict[tuple[str, str], App] = {}
         self._broker: Broker
         self._roster: Roster
         self._users: Users
+        self._quotas: Quotas
         self._facts: Facts
 
-    async def open(self, broker: Broker, roster: Roster, users: Users, facts: Facts, happened: Happened) -> None:
+    async def open(self, broker: Broker, roster: Roster, users: Users, quotas: Quotas, facts: Facts, happened: Happened) -> None:
         """Connects the broker; before this nothing may be published or subscribed to."""
-        self._broker, self._roster, self._users, self._facts = broker, roster, users, facts
-        await broker.open(self.receive, happened)
+        self._broker, self._roster, self._users, self._quotas, self._facts = broker, roster, users, quotas, facts
+        await broker.open(self.receive, happened, self._answer)
 
     async def close(self) -> None:
         await self._broker.close()
@@ -150,18 +164,40 @@ class Node:
         return f"{prefix}.{number}" if prefix else number
 
     def connect(self, app: App, client: Client) -> None:
-        """Raises Disconnect(4004) when the app has all the connections it may have."""
+        """Raises Disconnect(4004) when the app has all the connections it may have.
+
+        With a broker that has to be asked, a client that is one too many is disconnected when the answer comes.
+        """
         most = app.config.limits.connections
-        if most and len(app.tenant.sessions) >= most:
-            self.metrics.refusals["over-quota"] += 1
-            raise Disconnect(4004, f"Over connection quota: this app may have {most}")
+        if most:
+            admitted = begin(self._quotas.connect(app.config.id, most))
+            if isinstance(admitted, Rest):
+                spawn(self._admit(app, client, admitted))
+            elif not admitted:
+                raise self._over_quota(most)
         app.tenant.connect(client, client.prefix)
+
+    async def _admit(self, app: App, client: Client, admitted: Rest[bool]) -> None:
+        if not await admitted:
+            if client.closed:
+                return
+            app.over_quota.add(client)
+            end = self._over_quota(app.config.limits.connections)
+            client.disconnect(end.code, end.reason)
+
+    def _over_quota(self, most: int) -> Disconnect:
+        self.metrics.refusals["over-quota"] += 1
+        return Disconnect(4004, f"Over connection quota: this app may have {most}")
 
     async def disconnect(self, app: App, client: Client, left: Left) -> None:
         """A connection has ended: it leaves its channels. The others' pending frames are not touched by that."""
         tenant, id = app.tenant, app.config.id
         self.fanout.forget(client, (*left.lanes.values(), *left.topics.values()))
         tenant.disconnect(client, client.prefix)
+        if client in app.over_quota:
+            app.over_quota.discard(client)
+        elif app.config.limits.connections:
+            await self._quotas.disconnect(id)
         for name in (*left.lanes, *left.topics):
             tenant.unsubscribe(client, name)
         for name in left.lanes:
@@ -182,26 +218,36 @@ class Node:
 
     # Channels
 
-    async def subscribe(self, app: App, client: Client, name: str, member: Member | None) -> tuple[Lane, Members]:
-        """Puts a client on a channel; on a presence channel returns the members too. Raises LimitReached."""
+    async def listed(self, app: App, channel: str) -> list[Listed]:
+        """The connections subscribed to a channel, on all workers that answer in time."""
+        answers = await self._broker.ask(app.config.id, channel, SESSIONS)
+        return [one for answer in answers for one in _listed.decode(answer)]
+
+    def _answer(self, app: str, channel: str, question: bytes) -> bytes:
+        """What another worker asks."""
+        live = self._live.get(app)
+        found = [] if live is None or question != SESSIONS else self.sessions(live, channel)
+        return msgspec.msgpack.encode([Listed(client.id, client.ip) for client in found])
+
+    async def subscribe(self, app: App, client: Client, name: str, member: Member | None) -> tuple[Lane, Joined]:
+        """Puts a client on a channel: its lane, and what was true when it joined. Raises LimitReached."""
         id = app.config.id
         key = id, name
         self._wanted[key] += 1
         try:
             if name not in app.tenant.channels:
                 await self._broker.subscribe(id, name)
-            members = await self._roster.join(id, name, client.id, member, app.config.limits.members)
+            joined = await self._roster.join(id, name, client.id, member, app.config.limits.members)
             if client.closed:
                 await self._roster.leave(id, name, client.id, _user_id(member))
                 raise LimitReached(403, "the connection is closed")
-            return self._join(app, client, name), members
+            return self._join(app, client, name), joined
         finally:
             self._want_less(key)
             await self._release(app, name)
 
-    async def replay(self, app: App, name: str) -> Replayed | CacheMissed:
+    def replay(self, name: str, kept: Kept | None) -> Replayed | CacheMissed:
         """What a new subscriber of a cache channel is told right after it was told that it is one."""
-        kept = await self._broker.last(app.config.id, name)
         return CacheMissed(name) if kept is None else Replayed(kept.message, self.clock.wall())
 
     async def unsubscribe(self, app: App, client: Client, name: str, member: Member | None, lanes: dict[str, Lane]) -> None:
@@ -242,25 +288,20 @@ class Node:
             return
         key = app.config.id, name
         occupancy = await self._roster.channel(*key)
-        if occupancy is None:
-            self._counted.pop(key, None)
-            self._uncounted.pop(key, None)
-            return
-        now = self.clock.monotonic()
-        if occupancy.subscriptions > MANY and now - self._counted.get(key, -COUNT_SECONDS) < COUNT_SECONDS:
-            self._uncounted[key] = app
-            return
+        if occupancy is not None and occupancy.subscriptions > MANY:
+            if not await self._roster.claim(*key, COUNT_SECONDS):
+                self._uncounted[key] = app
+                return
+            occupancy = await self._roster.channel(*key)
         self._uncounted.pop(key, None)
-        if occupancy.subscriptions > MANY:
-            self._counted[key] = now
+        if occupancy is None:
+            return
         await self._broker.publish(subscription_count(*key, occupancy.subscriptions, *self.stamp()))
 
     async def tick(self) -> None:
         """Once a second: sends the subscription counts whose time has come."""
-        now = self.clock.monotonic()
         for key, app in list(self._uncounted.items()):
-            if now - self._counted.get(key, 0) >= COUNT_SECONDS:
-                await self.count(app, key[1])
+            await self.count(app, key[1])
 
     # Users
 
@@ -275,11 +316,11 @@ class Node:
             for name in topics:
                 if name not in app.tenant.channels:
                     await self._broker.subscribe(id, name)
-            lanes = {name: self._join(app, client, name) for name in topics if not client.closed}
             await self._users.sign_in(id, user.id, client.id)
             online = await self._users.online(id, user.watchlist)
             if client.closed:
                 raise LimitReached(403, "the connection is closed")
+            lanes = {name: self._join(app, client, name) for name in topics}
             signed_in = True
         finally:
             if not signed_in:

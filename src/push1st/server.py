@@ -24,7 +24,7 @@ from push1st.apps import SOURCES
 from push1st.brokers import BROKERS
 from push1st.config import EMBEDDED, Config, Networks, Ssl
 from push1st.eager import settled, spawn
-from push1st.errors import ConfigError
+from push1st.errors import ConfigError, Refused
 from push1st.fanout import Fanout
 from push1st.listening import BACKLOG, GRACE, ROLES, Door, addresses, bind, close, with_ports
 from push1st.metrics import Metrics
@@ -98,7 +98,10 @@ class Server:
         self.node = Node(load(SOURCES, "files")(config.apps), fanout, metrics, clock, secrets.randbits)
         self.node.siblings = self._siblings
         broker = self._broker()
-        await self.node.open(broker, broker, broker, broker, lambda _: None)
+        try:
+            await self.node.open(broker, broker, broker, broker, broker, lambda _: None)
+        except Refused as wrong:
+            raise ConfigError(wrong.text) from None
         codecs = {name: load(PROTOCOLS, name)() for name in PROTOCOLS}
         self._sweep = Sweep(clock.monotonic, lambda: _failed("sweep"), lambda: spawn(self.node.tick()))
         self.worker = Worker(self.node, Api(self.node, config.api.path).serve, config, codecs, self._sweep, _failed)
@@ -119,14 +122,12 @@ class Server:
         if url == "memory" or url.startswith(EMBEDDED):
             return load(BROKERS, "memory")(node.stamp)
 
-        def hooked(app: str) -> bool:
-            found = node.apps.by_id(app)
-            return found is not None and bool(found.hook or found.webhooks)
+        hooked = frozenset(app.id for app in self.config.apps if app.enable and (app.hook or app.webhooks))
 
         def numbered(number: int) -> None:
             node.worker = number
 
-        return load(BROKERS, "redis")(url, node.stamp, secrets.token_hex(8), hooked, numbered)
+        return load(BROKERS, "redis")(url, node.stamp, secrets.token_hex(8), node.metrics, lambda: hooked, numbered)
 
     async def _listen(self, door: Door, context: ssl.SSLContext | None) -> None:
         loop = asyncio.get_running_loop()

@@ -258,15 +258,15 @@ class Session:
         most = self.app.config.limits.subscriptions
         if most and len(self.subscriptions) >= most:
             raise LimitReached(403, f"a connection may have {most} subscriptions")
-        lane, members = await self.node.subscribe(self.app, self, name, member)
+        lane, joined = await self.node.subscribe(self.app, self, name, member)
         self.subscriptions[name] = lane
         if member is not None:
             if self.members is None:
                 self.members = {}
             self.members[name] = member
-        self.outlet.send(Subscribed(name, members))
+        self.outlet.send(Subscribed(name, joined.members))
         if kind.cache:
-            self.outlet.send(await self.node.replay(self.app, name))
+            self.outlet.send(self.node.replay(name, joined.kept))
         if self.app.config.subscription_count:
             await self.node.count(self.app, name)
 

@@ -29,7 +29,7 @@ from push1st.config import EMBEDDED, Config, Listen, Ssl
 from push1st.control import Alive, Ask, Line, Order, Ready, Retire, Told, pack
 from push1st.engine import Engine
 from push1st.errors import ConfigError
-from push1st.listening import BALANCED, GRACE, ROLES, Door, Role, addresses, again, bind, close, with_ports
+from push1st.listening import BACKLOG, BALANCED, GRACE, ROLES, Door, Role, addresses, again, bind, close, with_ports
 from push1st.metrics import SUPERVISOR, Family
 from push1st.processes import Backoff, Process, Processes, interpreter_options
 from push1st.rundir import RunDir
@@ -172,9 +172,14 @@ class Supervisor:
         self._doors = self._bound(config)
         if _needs_engine(config):
             await self._start_engine(config)
-        slots = [Slot() for _ in range(wanted(config))]
-        # The first alone, so that what is wrong with all of them is said once.
-        for some in (slots[:1], slots[1:]):
+        first, *others = (Slot() for _ in range(wanted(config)))
+        # The first alone, so that what is wrong with all of them is said once. When it listens the others' sockets do too:
+        # clients that have waited for the server to come back must not all become those of one worker.
+        for some in ([first], others):
+            for slot in others if some is others else ():
+                slot.doors = self._doors_of(slot, config)
+                for door in _all(slot.doors):
+                    door.socket.listen(BACKLOG)
             if not all(await asyncio.gather(*(self._open(slot, config) for slot in some))) and not self._stop.is_set():
                 raise ConfigError("a worker did not start, so none runs")
 

@@ -1,4 +1,7 @@
-"""Machines for tests that leave them as they were, and what every test needs."""
+"""Machines for tests that leave them as they were, and what every test needs.
+
+`async def` tests run in a loop of their own each, and wait for real servers, each wait with a deadline.
+"""
 
 import contextlib
 from collections.abc import Iterator
@@ -8,6 +11,7 @@ import pytest
 from tests.clients.conftest import channel
 from tests.clients.process import ServerProcess
 from tests.cluster.machine import machine
+from tests.unit.fakes import pytest_pyfunc_call as pytest_pyfunc_call
 
 __all__ = ["channel"]
 

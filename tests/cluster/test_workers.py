@@ -144,10 +144,10 @@ def test_nobody_is_refused_while_a_dead_worker_is_replaced(own: ServerProcess) -
 
 
 def test_a_worker_that_dies_again_and_again_is_started_ever_later(own: ServerProcess) -> None:
-    for count in range(1, 5):
+    for _ in range(4):
         wait_until(lambda: 0 in workers(own), "worker 0 is there", 20)
         kill(workers(own)[0])
-        wait_until(lambda count=count: own.output.count("worker ended") == count, "its end is noticed")
+        wait_until(lambda: 0 not in workers(own), "it is gone")
     assert re.findall(r"worker ended .*again_in=([0-9.]+)", own.output) == ["0", "0.5", "1.0", "2.0"]
     for _ in range(40):  # the other worker takes all
         assert own.get("/health", port=own.ws_port).status == 200

@@ -11,44 +11,50 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from push1st.brokers import Broker, Facts, Occupancy, Roster, Users
+from push1st.brokers import Broker, Facts, Occupancy, Quotas, Roster, Users
 from push1st.brokers.memory import Memory
 from push1st.errors import LimitReached
 from push1st.messages import MEMBER_ADDED, MEMBER_REMOVED, WATCHLIST_EVENTS, Fact, Member, Message, watch_topic
+from tests.contract.redis import Settled, redis_broker, valkey
 
 A, B = "app-a", "app-b"
 NOW = 1_700_000_000_000_000_000
 ROOM = "presence-c"
 
 
-Ports = tuple[Broker, Roster, Users, Facts]
+@asynccontextmanager
+async def memory() -> AsyncIterator[Any]:
+    numbers = count(1)
+    yield Memory(lambda: (next(numbers), NOW))
 
 
 @asynccontextmanager
-async def memory() -> AsyncIterator[Ports]:
-    numbers = count(1)
-    one = Memory(lambda: (next(numbers), NOW))
-    yield one, one, one, one
+async def redis() -> AsyncIterator[Any]:
+    yield Settled(redis_broker(valkey().url))
 
 
-Implementation = Callable[[], AbstractAsyncContextManager[Ports]]
-IMPLEMENTATIONS: dict[str, Implementation] = {"memory": memory}
+Implementation = Callable[[], AbstractAsyncContextManager[Any]]
+IMPLEMENTATIONS: dict[str, Implementation] = {"memory": memory, "redis": redis}
 
 
 class Heard:
     """A broker that is open, its roster, users and facts, and what it brought."""
 
-    def __init__(self, broker: Broker, roster: Roster, users: Users, facts: Facts) -> None:
-        self.broker = broker
-        self.roster = roster
-        self.users = users
+    def __init__(self, one: Any) -> None:
+        self.broker: Broker = one
+        self.roster: Roster = one
+        self.users: Users = one
+        self.quotas: Quotas = one
+        self.facts: Facts = one
         self.messages: list[Message] = []
-        self.facts = facts
         self.happened: list[Fact] = []
 
     def receive(self, message: Message) -> int:
         self.messages.append(message)
-        return 3
+        return 1
+
+    def answer(self, app: str, channel: str, question: bytes) -> bytes:
+        return f"{app} {channel} ".encode() + question
 
     def edges(self, channel: str = ROOM) -> list[tuple[str, str]]:
         """The presence edges of a channel, in order: `+` or `-`, and the user."""
@@ -59,13 +65,21 @@ class Heard:
             if one.channel == channel and one.event in words
         ]
 
+    async def have_happened(self, count: int) -> None:
+        """Waits for facts, which may take a way of their own."""
+        for _ in range(1000):
+            if len(self.happened) >= count:
+                break
+            await asyncio.sleep(0.01)
+
     def edges_reported(self, channel: str = ROOM) -> list[tuple[str, str | None]]:
         return [(one.kind, one.user_id) for one in self.happened if one.channel == channel]
 
     async def join(
         self, socket: str, user: str | None = None, channel: str = ROOM, app: str = A, most: int = 0, info: bytes = b"1"
-    ):
-        return await self.roster.join(app, channel, socket, None if user is None else Member(user, info), most)
+    ) -> tuple[Member, ...] | None:
+        joined = await self.roster.join(app, channel, socket, None if user is None else Member(user, info), most)
+        return joined.members
 
     async def leave(self, socket: str, user: str | None = None, channel: str = ROOM, app: str = A) -> None:
         await self.roster.leave(app, channel, socket, user)
@@ -73,9 +87,10 @@ class Heard:
 
 @asynccontextmanager
 async def opened(implementation: Implementation) -> AsyncIterator[Heard]:
-    async with implementation() as (broker, roster, users, facts):
-        heard = Heard(broker, roster, users, facts)
-        await broker.open(heard.receive, heard.happened.append)
+    async with implementation() as one:
+        heard = Heard(one)
+        broker = heard.broker
+        await broker.open(heard.receive, heard.happened.append, heard.answer)
         for app in (A, B):
             for channel in (ROOM, "c", "cache-c", watch_topic("u1")):
                 await broker.subscribe(app, channel)
@@ -104,7 +119,8 @@ async def test_a_message_arrives_as_it_was_published(implementation):
 
 async def test_publishing_returns_how_many_subscribers_there_are(implementation):
     async with opened(implementation) as heard:
-        assert await heard.broker.publish(message(1)) == 3
+        await heard.join("1.1", channel="c")
+        assert await heard.broker.publish(message(1)) == 1
 
 
 async def test_messages_of_a_topic_arrive_in_order(implementation):
@@ -138,6 +154,11 @@ async def test_what_was_unsubscribed_may_be_subscribed_again(implementation):
         await heard.broker.subscribe(A, "c")
         await heard.broker.publish(message(1))
         assert [one.id for one in heard.messages] == [1]
+
+
+async def test_every_worker_that_is_subscribed_answers_a_question(implementation):
+    async with opened(implementation) as heard:
+        assert list(await heard.broker.ask(A, "c", b"what")) == [b"app-a c what"]
 
 
 # The last event of a cache channel
@@ -181,6 +202,16 @@ async def test_other_events_are_not_kept(implementation, message):
         assert await heard.broker.last(A, message.channel) is None
 
 
+async def test_who_joins_a_cache_channel_gets_what_is_kept(implementation):
+    async with opened(implementation) as heard:
+        assert (await heard.roster.join(A, "cache-c", "1.1", None, 0)).kept is None
+        await heard.broker.publish(kept(b"1"))
+        joined = await heard.roster.join(A, "cache-c", "1.2", None, 0)
+        assert joined.kept is not None
+        assert joined.kept.message == kept(b"1")
+        assert joined.kept.ttl in (1800, 1799)
+
+
 # Who has signed in
 
 
@@ -209,6 +240,21 @@ async def test_users_of_another_app_are_others(implementation):
         await heard.users.sign_in(A, "u1", "1.1")
         assert await heard.users.online(B, ["u1"]) == frozenset()
         assert await heard.users.online(A, []) == frozenset()
+
+
+# Claims and quotas
+
+
+async def test_a_channel_is_claimed_once_within_the_time(implementation):
+    async with opened(implementation) as heard:
+        assert [await heard.roster.claim(A, name, 100) for name in ("c", "c", "d")] == [True, False, True]
+
+
+async def test_an_app_has_as_many_connections_as_it_may(implementation):
+    async with opened(implementation) as heard:
+        assert [await heard.quotas.connect(app, 2) for app in (A, A, A, B)] == [True, True, False, True]
+        await heard.quotas.disconnect(A)
+        assert [await heard.quotas.connect(A, 2) for _ in range(2)] == [True, False]
 
 
 # Occupancy
@@ -404,7 +450,7 @@ def test_over_any_interleaving_edges_alternate_and_counts_are_right(implementati
                             await heard.join(f"1.{socket}", name, most=most)
                         continue
                     members = await heard.join(f"1.{socket}", name, most=most)
-                    assert members is None if name is None else {one.user_id for one in members} == there | {name}
+                    assert members is None if name is None else {one.user_id for one in members or ()} == there | {name}
                     on[socket] = name
                     if name is not None and name not in there:
                         expected.append(("+", name))
@@ -433,6 +479,7 @@ async def test_a_reported_fact_happens_once(implementation):
     async with opened(implementation) as heard:
         fact = Fact("client-event", A, "private-c", NOW, "1.2", "u1", b'{"a":1}', "client-e", b'{"b":2}')
         heard.facts.report(fact)
+        await heard.have_happened(1)
         assert heard.happened == [fact]
 
 
@@ -442,6 +489,7 @@ async def test_edges_of_a_channel_are_reported(implementation):
         await heard.join("1.2", channel="c")
         await heard.leave("1.1", channel="c")
         await heard.leave("1.2", channel="c")
+        await heard.have_happened(2)
         assert heard.edges_reported("c") == [("occupied", None), ("vacated", None)]
 
 
@@ -451,6 +499,7 @@ async def test_edges_of_members_are_reported_between_those_of_the_channel(implem
         await heard.join("1.2", "u1")
         await heard.leave("1.1", "u1")
         await heard.leave("1.2", "u1")
+        await heard.have_happened(4)
         assert heard.edges_reported() == [
             ("occupied", None),
             ("member-added", "u1"),
@@ -465,4 +514,5 @@ async def test_a_member_that_is_refused_is_no_edge(implementation):
         await heard.join("1.1", "u1")
         with pytest.raises(LimitReached):
             await heard.join("1.2", "u2", most=1)
+        await heard.have_happened(2)
         assert heard.edges_reported() == [("occupied", None), ("member-added", "u1")]

@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 from websockets.frames import Frame, Opcode
 
-from push1st import auth
+from push1st import auth, brokers
 from push1st.api import Api
 from push1st.apps.files import Files
 from push1st.brokers.memory import Memory
@@ -131,7 +131,7 @@ class World:
         self.broker = SlowBroker(self.memory)
         opened: Any = self.broker if slow else self.memory
         self.facts: list[Fact] = []
-        done(self.node.open(opened, opened, opened, opened, self.facts.append))
+        done(self.node.open(opened, opened, opened, opened, opened, self.facts.append))
         self.app = self.node.app(self.apps[0])
 
     def _failed(self) -> None:
@@ -317,11 +317,11 @@ class SlowBroker:
         while self._waiting:
             await self.let(self._waiting[0][0])
 
-    async def open(self, receive: Callable[[Message], int], happened: Callable[[Fact], None]) -> None:
+    async def open(self, receive: Callable[[Message], int], happened: Callable[[Fact], None], answer: brokers.Answer) -> None:
         def heard(message: Message) -> int:
             return receive(message) if self.topics[message.app, message.channel] else 0
 
-        await self._memory.open(heard, happened)
+        await self._memory.open(heard, happened, answer)
 
     def report(self, fact: Fact) -> None:
         self._memory.report(fact)

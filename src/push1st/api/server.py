@@ -83,6 +83,10 @@ class _Collected:
         yield _counter("api_requests", "API requests", "status", count.requests)
         yield _counter("refusals", "what was answered with an error", "reason", count.refusals)
         yield _counter("cut_offs", "connections ended by the server", "reason", count.cut_offs)
+        yield CounterMetricFamily("push1st_broker_away_seconds", "seconds without a broker", count.broker_away)
+        yield CounterMetricFamily(
+            "push1st_broker_unconfirmed", "messages that the broker did not confirm in time", count.broker_unconfirmed
+        )
         yield GaugeMetricFamily("push1st_pending_bytes", "bytes waiting for the end of the loop turn", node.fanout.pending)
         yield GaugeMetricFamily("push1st_pending_slices", "parts of long flushes still to be written", node.fanout.slices)
         sizes: dict[str, dict[str, int]] = {"connections": {}, "channels": {}, "subscriptions": {}}

@@ -1,9 +1,9 @@
 """What connects workers and machines: the ports, and the registry of their implementations.
 
 `Broker` carries messages and keeps the last of a cache channel; `Roster` knows who is on which channel, `Users` who has
-signed in; `Facts` takes what happened to the hooks. An implementation is one file here, one line in `BROKERS`, and
-one line in `tests/contract`. They are `async`, since most of them wait for a network; those that do not (memory)
-finish in one step, which costs a publish nothing.
+signed in, `Quotas` how many are connected; `Facts` takes what happened to the hooks. An implementation is one module
+here, one line in `BROKERS`, and one line in `tests/contract`. They are `async`, since most of them wait for a network;
+those that do not (memory) finish in one step, which costs a publish nothing.
 """
 
 from collections.abc import Callable, Sequence
@@ -34,6 +34,8 @@ Receive = Callable[[Message], int]
 """Delivers a message to this worker's subscribers; returns how many there are."""
 Happened = Callable[[Fact], None]
 """Takes what happened to the hooks."""
+Answer = Callable[[str, str, bytes], bytes]
+"""Answers a question about an app's channel, for this worker."""
 
 
 class Kept(msgspec.Struct, frozen=True, gc=False):
@@ -43,6 +45,9 @@ class Kept(msgspec.Struct, frozen=True, gc=False):
     ttl: int
 
 
+ASK_SECONDS = 0.5
+
+
 class Broker(Protocol):
     """Messages between workers. A topic is an app's id and a channel's name.
 
@@ -50,10 +55,11 @@ class Broker(Protocol):
     section 3); publishing and keeping are one step.
     """
 
-    async def open(self, receive: Receive, happened: Happened) -> None:
+    async def open(self, receive: Receive, happened: Happened, answer: Answer) -> None:
         """Connects; from here on `receive` is called with every message of the topics subscribed to, in order.
 
-        happened: called with every fact of the cluster, on one worker; in order per channel.
+        happened: called with every fact of the cluster, on one worker; in order per channel. answer: answers what any
+        worker asks about a topic subscribed to here.
         """
 
     async def close(self) -> None:
@@ -74,6 +80,9 @@ class Broker(Protocol):
     async def last(self, app: str, channel: str) -> Kept | None:
         """The event kept for a cache channel."""
 
+    async def ask(self, app: str, channel: str, question: bytes) -> Sequence[bytes]:
+        """What the workers that are subscribed to a topic answer, as far as they do within `ASK_SECONDS`."""
+
 
 class Occupancy(msgspec.Struct, frozen=True, gc=False):
     """How many are on a channel. users: distinct users, on presence channels."""
@@ -83,6 +92,16 @@ class Occupancy(msgspec.Struct, frozen=True, gc=False):
     users: int = 0
 
 
+class Joined(msgspec.Struct, frozen=True, gc=False):
+    """What was true when a subscription was added.
+
+    members: of a presence channel, the new one included, when a member joined. kept: the event of a cache channel.
+    """
+
+    members: tuple[Member, ...] | None = None
+    kept: Kept | None = None
+
+
 class Roster(Protocol):
     """Who is where, for all workers together.
 
@@ -90,8 +109,11 @@ class Roster(Protocol):
     occupied, vacated, member-added, member-removed.
     """
 
-    async def join(self, app: str, channel: str, socket_id: str, member: Member | None, most: int) -> tuple[Member, ...] | None:
-        """Adds a subscription. On a presence channel returns the members, the new one included.
+    async def join(self, app: str, channel: str, socket_id: str, member: Member | None, most: int) -> Joined:
+        """Adds a subscription to a topic that this worker is subscribed to.
+
+        What the topic brings behind this step is not received before whoever waits for it has gone on: so a new subscriber
+        that is put on the channel then misses nothing, and gets nothing twice.
 
         most: members the channel may have (0: unlimited). Raises LimitReached when it would have more.
         """
@@ -108,6 +130,9 @@ class Roster(Protocol):
     async def members(self, app: str, channel: str) -> tuple[Member, ...]:
         """Who is on a presence channel."""
 
+    async def claim(self, app: str, channel: str, seconds: int) -> bool:
+        """Whether nobody has claimed the channel for the last seconds; it is claimed now if so."""
+
 
 class Users(Protocol):
     """Who has signed in, for all workers together. The first connection of a user and the end of its last are edges."""
@@ -117,7 +142,20 @@ class Users(Protocol):
     async def sign_out(self, app: str, user_id: str, socket_id: str) -> None: ...
 
     async def online(self, app: str, user_ids: Sequence[str]) -> frozenset[str]:
-        """Those of the users who have a connection."""
+        """Those of the users who have a connection.
+
+        Edges behind that are not received before whoever waits for it has gone on.
+        """
+
+
+class Quotas(Protocol):
+    """How many connections apps have, for all workers together. Only apps with a limit are counted."""
+
+    async def connect(self, app: str, most: int) -> bool:
+        """Counts a connection, and says whether the app may have it: False is for one that is not counted."""
+
+    async def disconnect(self, app: str) -> None:
+        """Takes off a connection that was counted."""
 
 
 class Facts(Protocol):

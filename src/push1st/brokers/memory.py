@@ -3,7 +3,7 @@
 from collections import OrderedDict
 from collections.abc import Callable, Sequence
 
-from push1st.brokers import KEEP_SECONDS, Happened, Kept, Occupancy, Receive, keeps
+from push1st.brokers import KEEP_SECONDS, Answer, Happened, Joined, Kept, Occupancy, Receive, keeps
 from push1st.errors import LimitReached
 from push1st.messages import Fact, Happening, Member, Message, member_added, member_removed, status_changed
 
@@ -43,9 +43,12 @@ class Memory:
         self._kept_bytes = 0
         self._receive: Receive = lambda _: 0
         self._happened: Happened = lambda _: None
+        self._answer: Answer = lambda *_: b""
+        self._claims: dict[tuple[str, str], int] = {}
+        self._connections: dict[str, int] = {}
 
-    async def open(self, receive: Receive, happened: Happened) -> None:
-        self._receive, self._happened = receive, happened
+    async def open(self, receive: Receive, happened: Happened, answer: Answer) -> None:
+        self._receive, self._happened, self._answer = receive, happened, answer
 
     def report(self, fact: Fact) -> None:
         self._happened(fact)
@@ -93,7 +96,10 @@ class Memory:
             return None
         return Kept(message, ttl)
 
-    async def join(self, app: str, channel: str, socket_id: str, member: Member | None, most: int) -> tuple[Member, ...] | None:
+    async def ask(self, app: str, channel: str, question: bytes) -> Sequence[bytes]:
+        return (self._answer(app, channel, question),)
+
+    async def join(self, app: str, channel: str, socket_id: str, member: Member | None, most: int) -> Joined:
         rooms = self._rooms.setdefault(app, {})
         room = rooms.get(channel)
         if room is None:
@@ -101,7 +107,7 @@ class Memory:
             self._edge("occupied", app, channel, socket_id)
         if member is None:
             room.subscriptions += 1
-            return None
+            return Joined(None, await self._kept_of(app, channel))
         seat = room.seats.get(member.user_id)
         if seat is None:
             if most and len(room.seats) >= most:
@@ -111,7 +117,10 @@ class Memory:
             self._edge("member-added", app, channel, socket_id, member)
         seat.sockets.add(socket_id)
         room.subscriptions += 1
-        return tuple(seat.member for seat in room.seats.values())
+        return Joined(tuple(seat.member for seat in room.seats.values()), await self._kept_of(app, channel))
+
+    async def _kept_of(self, app: str, channel: str) -> Kept | None:
+        return await self.last(app, channel) if "cache-" in channel else None
 
     async def leave(self, app: str, channel: str, socket_id: str, user_id: str | None) -> None:
         rooms = self._rooms.get(app, {})
@@ -130,6 +139,7 @@ class Memory:
         room.subscriptions -= 1
         if room.subscriptions <= 0:
             del rooms[channel]
+            self._claims.pop((app, channel), None)
             self._edge("vacated", app, channel, socket_id)
 
     async def channels(self, app: str, prefix: str = "") -> Sequence[Occupancy]:
@@ -147,6 +157,23 @@ class Memory:
     async def members(self, app: str, channel: str) -> tuple[Member, ...]:
         room = self._rooms.get(app, {}).get(channel)
         return () if room is None else tuple(seat.member for seat in room.seats.values())
+
+    async def claim(self, app: str, channel: str, seconds: int) -> bool:
+        key, now = (app, channel), self._stamp()[1]
+        if now < self._claims.get(key, 0):
+            return False
+        self._claims[key] = now + seconds * 1_000_000_000
+        return True
+
+    async def connect(self, app: str, most: int) -> bool:
+        count = self._connections.get(app, 0)
+        if most and count >= most:
+            return False
+        self._connections[app] = count + 1
+        return True
+
+    async def disconnect(self, app: str) -> None:
+        self._connections[app] -= 1
 
     async def sign_in(self, app: str, user_id: str, socket_id: str) -> None:
         sockets = self._users.setdefault(app, {}).setdefault(user_id, set())

@@ -10,21 +10,25 @@ member list and the edges behind it never overlap, and whoever joins gets what w
 
 import asyncio
 from binascii import crc_hqx
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
+from functools import partial
 
 import msgspec
 
 from push1st import logs
-from push1st.brokers import KEEP_SECONDS, Happened, Kept, Occupancy, Receive, keeps
+from push1st.brokers import ASK_SECONDS, KEEP_SECONDS, Answer, Happened, Joined, Kept, Occupancy, Receive, keeps
 from push1st.brokers.redis.servers import tags
 from push1st.brokers.redis.shard import Shard
 from push1st.brokers.redis.views import Views
-from push1st.brokers.redis.wire import EDGE, decode_edge, decode_message, decode_messages
+from push1st.brokers.redis.wire import ANSWER, EDGE, QUESTION, decode_answer, decode_edge, decode_messages, decode_question
 from push1st.brokerurl import parse
 from push1st.channels import kind_of
+from push1st.errors import Refused
 from push1st.messages import Fact, Member, Message, watch_topic
+from push1st.metrics import Metrics
 
 TICK_SECONDS = 0.25
+WATCHING = watch_topic("")
 MESSAGES = 0x90
 """the first byte of several messages, at least: a MessagePack array"""
 
@@ -34,7 +38,7 @@ log = logs.get("push1st.broker")
 class Redis:
     """url: see `brokerurl.py`. stamp: the id and the time (wall clock, nanoseconds) of a message made here.
 
-    node: a name no other worker has or had. hooked: whether an app has hooks. numbered: called with the number of this
+    node: a name no other worker has or had. hooked: the apps that have hooks. numbered: called with the number of this
     node among all, below 1024, that ends its message ids.
     """
 
@@ -43,7 +47,8 @@ class Redis:
         url: str,
         stamp: Callable[[], tuple[int, int]],
         node: str,
-        hooked: Callable[[str], bool],
+        metrics: Metrics,
+        hooked: Callable[[], Collection[str]],
         numbered: Callable[[int], None],
     ) -> None:
         address = parse(url)
@@ -51,11 +56,22 @@ class Redis:
         self._views = Views()
         self._receive: Receive = lambda _: 0
         self._happened: Happened = lambda _: None
-        self._shards = [Shard(address, tag, node, stamp, hooked, self._pushed, self._views) for tag in tags(address)]
+        self._answer: Answer = lambda *_: b""
+        self._metrics = metrics
+        self._shards: list[Shard] = []
+        for index, tag in enumerate(tags(address)):
+            pushed = partial(self._pushed, index)
+            self._shards.append(Shard(address, tag, node, stamp, hooked, pushed, self._hand_on, self._views, metrics))
         self._shards[0].numbered = numbered
         for index, shard in enumerate(self._shards):
-            shard.owns = lambda app, channel, index=index: self._index(app, channel) == index  # type: ignore[method-assign,misc]
+            shard.owns = partial(self._is_in, index)  # type: ignore[method-assign]
         self._timer: asyncio.TimerHandle | None = None
+
+    def _is_in(self, index: int, app: str, channel: str) -> bool:
+        return self._index(app, channel) == index
+
+    def _hand_on(self, fact: Fact) -> None:
+        self._happened(fact)
 
     def _index(self, app: str, channel: str) -> int:
         many = len(self._shards)
@@ -66,19 +82,25 @@ class Redis:
 
     # Broker
 
-    async def open(self, receive: Receive, happened: Happened) -> None:
-        self._receive, self._happened = receive, happened
+    async def open(self, receive: Receive, happened: Happened, answer: Answer) -> None:
+        self._receive, self._happened, self._answer = receive, happened, answer
         self._views.receive = receive
         for shard in self._shards:
             shard.start()
         self._tick()
         for shard in self._shards:
-            await shard.usable()
+            try:
+                await shard.usable()
+            except Refused:
+                await self.close()
+                raise Refused(503, f"the broker cannot be used: {shard.reason}") from None
 
     def _tick(self) -> None:
         loop = asyncio.get_running_loop()
         self._timer = loop.call_later(TICK_SECONDS, self._tick)
         now = loop.time()
+        if any(shard.link is None for shard in self._shards):
+            self._metrics.broker_away += TICK_SECONDS
         for shard in self._shards:
             shard.tick(now)
 
@@ -88,13 +110,24 @@ class Redis:
         if self._timer is not None:
             self._timer.cancel()
 
-    def _pushed(self, data: bytes) -> None:
+    async def settled(self) -> None:
+        """Returns when everything caused here before has arrived here."""
+        for shard in self._shards:
+            await shard.call("PING")
+
+    def _pushed(self, index: int, data: bytes) -> None:
         try:
             if data[0] >= MESSAGES:
                 for message in decode_messages(data):
                     self._receive(message)
             elif data[0] == EDGE:
-                self._views.edge(decode_edge(data))
+                edge = decode_edge(data)
+                self._views.edge(edge, self._shards[index].has(edge.app, edge.channel, edge.user_id, edge.socket_id))
+            elif data[0] == QUESTION:
+                asked = decode_question(data)
+                self._shards[index].answer(asked, self._answer(asked.app, asked.channel, asked.question))
+            elif data[0] == ANSWER:
+                self._shards[index].answered(*decode_answer(data))
         except (msgspec.DecodeError, UnicodeDecodeError, ValueError, IndexError) as wrong:
             log.error("a message of the broker cannot be read", reason=str(wrong))  # such as one of another version
 
@@ -102,6 +135,8 @@ class Redis:
         await self._shard(app, channel).subscribe(app, channel)
 
     async def unsubscribe(self, app: str, channel: str) -> None:
+        if channel.startswith(WATCHING):
+            self._views.unwatch(app, channel.removeprefix(WATCHING))
         self._shard(app, channel).unsubscribe(app, channel)
 
     async def publish(self, message: Message) -> int:
@@ -112,15 +147,15 @@ class Redis:
         return await self._shard(message.app, message.channel).publish(message, milliseconds)
 
     async def last(self, app: str, channel: str) -> Kept | None:
-        kept = await self._shard(app, channel).kept(app, channel)
-        return None if kept is None else Kept(decode_message(kept[0]), kept[1] // 1000)
+        return await self._shard(app, channel).kept(app, channel)
+
+    async def ask(self, app: str, channel: str, question: bytes) -> Sequence[bytes]:
+        return await self._shard(app, channel).ask(app, channel, question, ASK_SECONDS)
 
     # Roster
 
-    async def join(self, app: str, channel: str, socket_id: str, member: Member | None, most: int) -> tuple[Member, ...] | None:
-        want = "m" if kind_of(channel).presence else ""
-        joined = await self._shard(app, channel).join(app, channel, socket_id, member, most, want)
-        return None if member is None else joined.members
+    async def join(self, app: str, channel: str, socket_id: str, member: Member | None, most: int) -> Joined:
+        return await self._shard(app, channel).join(app, channel, socket_id, member, most)
 
     async def leave(self, app: str, channel: str, socket_id: str, user_id: str | None) -> None:
         self._shard(app, channel).leave(app, channel, socket_id, user_id)
@@ -146,6 +181,17 @@ class Redis:
         found = await self._shard(app, channel).members(app, channel)
         return tuple(Member(user, info) for user, info in found.items())
 
+    async def claim(self, app: str, channel: str, seconds: int) -> bool:
+        return await self._shard(app, channel).claim(app, channel, seconds)
+
+    # Quotas
+
+    async def connect(self, app: str, most: int) -> bool:
+        return await self._shard(app, "").connect(app, most)
+
+    async def disconnect(self, app: str) -> None:
+        self._shard(app, "").disconnect(app)
+
     # Users
 
     async def sign_in(self, app: str, user_id: str, socket_id: str) -> None:
@@ -158,12 +204,13 @@ class Redis:
         shards: dict[int, list[str]] = {}
         for user_id in user_ids:
             shards.setdefault(self._index(app, watch_topic(user_id)), []).append(user_id)
-        found: frozenset[str] = frozenset()
+        online: dict[str, bool] = {}
         for index, some in shards.items():
-            found |= await self._shards[index].online(app, some)
-        return found
+            online |= await self._shards[index].online(app, some)
+        # What has changed since the first shard answered is known from the edges.
+        return frozenset(user for user, first in online.items() if self._views.status(app, user, first))
 
     # Facts
 
     def report(self, fact: Fact) -> None:
-        self._happened(fact)
+        self._shard(fact.app, fact.channel).report(fact)

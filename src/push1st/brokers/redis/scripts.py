@@ -12,7 +12,11 @@ All keys of a shard are in one hash slot, behind its base (`prefix:{number}`), w
     BASE:u:APP        hash: user who has signed in → number of nodes that have it
     BASE:q            hash: app → connections
     BASE:k:APP/CHANNEL  the last event of a cache channel
-    BASE:facts        stream: what happened, for hooks; about 100,000 wait for their reader at most, then the oldest are lost
+    BASE:claim:APP/CHANNEL  there while nobody else may tell the channel how many subscribers it has
+    BASE:numbers      hash: number → node: the ends of message ids
+    BASE:facts        stream: what happened, for hooks; over MOST_FACTS the oldest are lost
+    BASE:facts:read   the last of them that was read
+    BASE:reader       the node that reads them, there while it is alive
     BASE:t:APP/CHANNEL  the channel's topic
 
 Every change names the node's own number (its subscriptions, whether it has the user), never a difference: so a step
@@ -23,6 +27,9 @@ import hashlib
 
 import msgspec
 
+MOST_FACTS = 100_000
+"""facts that wait for their reader, about"""
+
 _COMMON = """
 local base = KEYS[1]
 local publish = 'PUBLISH'
@@ -31,7 +38,7 @@ local function edge(kind, app, channel, user, socket, id, received, info)
     '\\1' .. table.concat({kind, app, channel, user, socket, id, received, info}, '\\0'))
 end
 local function fact(kind, app, channel, received, socket, user, info)
-  redis.call('XADD', base .. ':facts', 'MAXLEN', '~', '100000', '*', 'k', kind, 'a', app, 'c', channel, 't', received,
+  redis.call('XADD', base .. ':facts', 'MAXLEN', '~', 'MOST_FACTS', '*', 'k', kind, 'a', app, 'c', channel, 't', received,
     's', socket, 'u', user, 'i', info)
 end
 local function recovering() return redis.call('EXISTS', base .. ':recovering') == 1 end
@@ -84,22 +91,22 @@ class Script(msgspec.Struct, frozen=True):
 
 
 def _script(text: str) -> Script:
-    whole = _COMMON + text
+    whole = _COMMON.replace("MOST_FACTS", f"{MOST_FACTS}") + text
     sharded = whole.replace("local publish = 'PUBLISH'", "local publish = 'SPUBLISH'")
     return Script(whole, sharded, *(hashlib.sha1(one.encode(), usedforsecurity=False).hexdigest() for one in (whole, sharded)))
 
 
 ENTER = _script("""
--- node, new epoch, epoch known before or '', seconds of the lease, seconds of recovery, whether it wants a number
+-- node, new epoch, epoch known before or '', milliseconds of the lease and of recovery, the number it wants or -1
 local node = ARGV[1]
 local epoch = redis.call('GET', base .. ':epoch')
 if not epoch then
   epoch = ARGV[2]
   redis.call('SET', base .. ':epoch', epoch)
 end
-if ARGV[3] ~= '' and ARGV[3] ~= epoch then redis.call('SET', base .. ':recovering', '1', 'EX', ARGV[5]) end
+if ARGV[3] ~= '' and ARGV[3] ~= epoch then redis.call('SET', base .. ':recovering', '1', 'PX', ARGV[5]) end
 redis.call('SADD', base .. ':nodes', node)
-redis.call('SET', base .. ':lease:' .. node, '1', 'EX', ARGV[4])
+redis.call('SET', base .. ':lease:' .. node, '1', 'PX', ARGV[4])
 local number = tonumber(ARGV[6])
 if number >= 0 then
   local numbers = base .. ':numbers'
@@ -119,8 +126,8 @@ return {epoch, redis.call('PTTL', base .. ':recovering'), number}
 BEAT = _script(
     _ALIVE
     + """
--- node, seconds of the lease, whether it may read the facts
-redis.call('EXPIRE', base .. ':lease:' .. node, ARGV[2])
+-- node, milliseconds of the lease, whether it may read the facts
+redis.call('PEXPIRE', base .. ':lease:' .. node, ARGV[2])
 local dead = {}
 for _, other in ipairs(redis.call('SMEMBERS', base .. ':nodes')) do
   if redis.call('EXISTS', base .. ':lease:' .. other) == 0 then dead[#dead + 1] = other end
@@ -129,7 +136,7 @@ local reads = 0
 if ARGV[3] == '1' then
   local reader = redis.call('GET', base .. ':reader')
   if not reader or reader == node then
-    redis.call('SET', base .. ':reader', node, 'EX', ARGV[2])
+    redis.call('SET', base .. ':reader', node, 'PX', ARGV[2])
     reads = 1
   end
 end
@@ -242,6 +249,11 @@ redis.call(publish, base .. ':t:' .. name, ARGV[3])
 return redis.call('HGET', base .. ':i:' .. ARGV[1], ARGV[2])
 """)
 
+LAST = _script("""
+-- the key of what is kept
+return {redis.call('GET', ARGV[1]), redis.call('PTTL', ARGV[1])}
+""")
+
 BURY = _script("""
 -- the dead node, received, whether hooks want facts (app names, separated by /), ids of edges
 local node, received = ARGV[1], ARGV[2]
@@ -292,4 +304,4 @@ redis.call('SREM', base .. ':nodes', node)
 return 0
 """)
 
-SCRIPTS = (ENTER, BEAT, JOIN, LEAVE, SIGN_IN, SIGN_OUT, CONNECT, KEEP, BURY)
+SCRIPTS = (ENTER, BEAT, JOIN, LEAVE, SIGN_IN, SIGN_OUT, CONNECT, KEEP, LAST, BURY)

@@ -12,27 +12,52 @@ and clients do not ask twice.
 import asyncio
 import random
 from collections import deque
-from collections.abc import Awaitable, Callable, Iterator
+from collections.abc import Awaitable, Callable, Collection, Iterator
 from functools import partial
 from typing import Any
 
 import hiredis
 
 from push1st import logs
+from push1st.brokers import Joined, Kept
+from push1st.brokers.redis.facts import Reader
 from push1st.brokers.redis.link import Argument, Link, Lost, pack
-from push1st.brokers.redis.scripts import BEAT, BURY, CONNECT, ENTER, JOIN, KEEP, LEAVE, SIGN_IN, SIGN_OUT, Script
+from push1st.brokers.redis.scripts import (
+    BEAT,
+    BURY,
+    CONNECT,
+    ENTER,
+    JOIN,
+    KEEP,
+    LAST,
+    LEAVE,
+    MOST_FACTS,
+    SIGN_IN,
+    SIGN_OUT,
+    Script,
+)
 from push1st.brokers.redis.servers import Unusable, connect
 from push1st.brokers.redis.views import Views
-from push1st.brokers.redis.wire import encode_message, encode_messages
+from push1st.brokers.redis.wire import (
+    Question,
+    decode_message,
+    encode_answer,
+    encode_fact,
+    encode_message,
+    encode_messages,
+    encode_question,
+)
 from push1st.brokerurl import Address
+from push1st.channels import kind_of
 from push1st.errors import LimitReached, Refused
-from push1st.messages import Member, Message
+from push1st.messages import Fact, Member, Message, watch_topic
+from push1st.metrics import Metrics
 
-LEASE_SECONDS = 10
+LEASE_SECONDS = 10.0
 """from a node's last sign of life until the others may remove its entries"""
-BEAT_SECONDS = 3
+BEAT_SECONDS = 3.0
 """between two signs of life, and two looks for nodes that give none"""
-RECOVERY_SECONDS = 10
+RECOVERY_SECONDS = 10.0
 """for all nodes to announce their entries again after the broker lost them; until then nobody is told that somebody left"""
 CONFIRM_SECONDS = 2
 """for the broker to confirm a publish"""
@@ -48,6 +73,8 @@ MOST_QUEUED_EVER = 64 << 20
 """bytes a slow broker may be behind before the connection is taken for dead: what leaves clients is not refused"""
 BURIED = 500
 """entries of a dead node that are removed in one step"""
+MOST_UNREPORTED = 10_000
+"""facts that wait for the broker to come back; then the oldest are lost"""
 TOPICS = 500
 """topics that are subscribed to by one command"""
 FAULTS = ("NOLEASE", "NOSCRIPT", "MOVED", "ASK", "READONLY", "LOADING", "CLUSTERDOWN", "MASTERDOWN", "TRYAGAIN", "NOAUTH")
@@ -109,21 +136,37 @@ class Room:
         self.seats: dict[str, Seat] = {}
 
 
-class Joined:
-    """What a join brought. kept: a cache channel's event and the milliseconds it is still kept."""
+class Asked:
+    """A question and its answers, until all are there that are expected."""
 
-    __slots__ = ("kept", "members", "total")
+    __slots__ = ("_expected", "answers", "done")
 
-    def __init__(self, total: int, members: tuple[Member, ...], kept: tuple[bytes, int] | None) -> None:
-        self.total = total
-        self.members = members
-        self.kept = kept
+    def __init__(self, done: "asyncio.Future[None]") -> None:
+        self.done = done
+        self.answers: list[bytes] = []
+        self._expected = -1
+
+    def expect(self, count: int) -> None:
+        self._expected = count
+        self._look()
+
+    def add(self, answer: bytes) -> None:
+        self.answers.append(answer)
+        self._look()
+
+    def _look(self) -> None:
+        if 0 <= self._expected <= len(self.answers):
+            self.end()
+
+    def end(self) -> None:
+        if not self.done.done():
+            self.done.set_result(None)
 
 
 class Shard:
     """tag: the hash tag of its keys. node: this node's name, another one after each start.
 
-    stamp: the id and time of a message made here. hooked: whether an app has hooks. pushed: takes what topics bring.
+    stamp: the id and time of a message made here. hooked: the apps that have hooks. pushed: takes what topics bring.
     """
 
     def __init__(
@@ -132,9 +175,11 @@ class Shard:
         tag: str,
         node: str,
         stamp: Callable[[], tuple[int, int]],
-        hooked: Callable[[str], bool],
+        hooked: Callable[[], Collection[str]],
         pushed: Callable[[bytes], None],
+        happened: Callable[[Fact], None],
         views: Views,
+        metrics: Metrics,
     ) -> None:
         self._address = address
         self._tag = tag
@@ -142,7 +187,15 @@ class Shard:
         self._stamp = stamp
         self._hooked = hooked
         self._pushed = pushed
+        self._happened = happened
         self._views = views
+        self._metrics = metrics
+        self._reader: Reader | None = None
+        self._unreported: deque[Fact] = deque(maxlen=MOST_UNREPORTED)
+        self._asked: dict[int, Asked] = {}
+        self._asks = 0
+        self.reason = ""
+        """why the broker could not be used the last time"""
         self.base = f"{address.prefix}:{{{tag}}}"
         self._sharded = address.how == "cluster"
         self._publish, self._subscribe, self._unsubscribe = (
@@ -155,11 +208,15 @@ class Shard:
         self._waiters: deque[tuple[float, asyncio.Future[None]]] = deque()
         self._batches: dict[str, Batch] = {}
         self._unconfirmed: deque[Batch] = deque()
-        self._topics: set[str] = set()
+        self.inbox = self.topic("", node)
+        """where answers come"""
+        self._topics = {self.inbox}
         self._rooms: dict[tuple[str, str], Room] = {}
         self._users: dict[tuple[str, str], set[str]] = {}
         self._connections: dict[str, int] = {}
         self._epoch = ""
+        self._unsure = False
+        """whether something was not done that has to be"""
         self._closing = False
         self._recovered_at: float | None = None
         """when views are to be compared with the roster, on the loop's clock"""
@@ -188,8 +245,9 @@ class Shard:
             except (OSError, TimeoutError, Unusable, Lost, hiredis.ReplyError) as wrong:
                 if link is not None:
                     link.abort()
+                self.reason = str(wrong) or type(wrong).__name__
                 if not failures:
-                    log.warning("the broker cannot be used", broker=str(self._address), reason=str(wrong) or type(wrong).__name__)
+                    log.warning("the broker cannot be used", broker=str(self._address), reason=self.reason)
                 failures += 1
                 most = min(BACKOFF_SECONDS, 0.05 * 2 ** min(failures, 10))
                 await asyncio.sleep(most * random.uniform(0.5, 1))  # noqa: S311 - so that nodes do not come all at once
@@ -226,6 +284,7 @@ class Shard:
         self._closing = True
         self._task.cancel()
         await asyncio.gather(self._task, return_exceptions=True)
+        await self._stop_reading()
         link, self.link = self.link, None
         if link is None or not link.alive:
             return
@@ -244,7 +303,7 @@ class Shard:
         new = f"{self._node}-{self._stamp()[0]}"
         wanted = self._number if self.numbered else -1
         epoch, recovering, number = await link.call(
-            *self._evalsha(ENTER), self._node, new, self._epoch, LEASE_SECONDS, RECOVERY_SECONDS, wanted
+            *self._evalsha(ENTER), self._node, new, self._epoch, _ms(LEASE_SECONDS), _ms(RECOVERY_SECONDS), wanted
         )
         if self.numbered:
             self._number = number
@@ -267,9 +326,12 @@ class Shard:
         # From here on nothing waits: what clients do next is told behind this.
         self.link = link
         self._announce(stored)
+        while self._unreported:
+            self.report(self._unreported.popleft())
         now = self._loop.time()
         self._recovered_at = now + recovering / 1000 + 0.1 if recovering > 0 else now
         self._beat_at = now + BEAT_SECONDS
+        self.beat()
         while self._waiters:
             _, future = self._waiters.popleft()
             if not future.done():
@@ -329,6 +391,7 @@ class Shard:
         """Deadlines, signs of life, and looks for who gives none. Several times a second."""
         unconfirmed = self._unconfirmed
         while unconfirmed and (unconfirmed[0].done.done() or unconfirmed[0].at + CONFIRM_SECONDS <= now):
+            self._metrics.broker_unconfirmed += not unconfirmed[0].done.done()
             unconfirmed.popleft().fail(UNCONFIRMED)
         while self._waiters and self._waiters[0][0] <= now:
             _, future = self._waiters.popleft()
@@ -350,21 +413,34 @@ class Shard:
     def beat(self) -> None:
         """A sign of life."""
         if self.link is not None:
-            self._send(self.link, BEAT, self._beaten, self._node, LEASE_SECONDS, "0")
+            self._send(self.link, BEAT, self._beaten, self._node, _ms(LEASE_SECONDS), "1" if self._hooked() else "0")
 
     def _beaten(self, reply: Any) -> None:
         if isinstance(reply, Exception):
             self._told(reply)
             return
-        epoch, recovering, _, dead = reply
+        epoch, recovering, reads, dead = reply
         if (epoch or b"").decode() != self._epoch:
             self._again("the broker has lost its state")
             return
         if recovering > 0:
             self._recovered_at = self._loop.time() + recovering / 1000 + 0.1
+        if self._unsure:
+            self._unsure = False
+            self._again("something was refused before")
+            return
+        if reads and (self._reader is None or self._reader.ended):
+            self._reader = Reader(self._address, self._tag, self._node, self._key("facts"), self._happened)
+        elif not reads and self._reader is not None:
+            self._loop.create_task(self._stop_reading())
         for node in dead:
             log.warning("a node is gone", node=node.decode())
             self._remove(node.decode(), 1)
+
+    async def _stop_reading(self) -> None:
+        reader, self._reader = self._reader, None
+        if reader is not None:
+            await reader.stop()
 
     def _remove(self, node: str, reply: Any) -> None:
         """Removes the entries of a node that is gone, some in each step."""
@@ -374,8 +450,9 @@ class Shard:
             self.link.send(pack(self._bury(node)), lambda reply: self._remove(node, reply))
 
     def _bury(self, node: str) -> tuple[Argument, ...]:
+        hooked = "/".join(("", *self._hooked(), ""))
         ids = [self._stamp()[0] for _ in range(BURIED)]
-        return (*self._evalsha(BURY), node, self._stamp()[1], "", *ids)
+        return (*self._evalsha(BURY), node, self._stamp()[1], hooked, *ids)
 
     # Commands
 
@@ -398,7 +475,11 @@ class Shard:
 
     def _told(self, reply: Any) -> None:
         if isinstance(reply, hiredis.ReplyError):
-            self._again(reply)
+            if str(reply).startswith(FAULTS):
+                self._again(reply)
+            elif not self._unsure:  # such as one that is out of memory: trying again at once would not help
+                self._unsure = True
+                log.error("the broker refused", reason=str(reply))
 
     async def usable(self) -> Link:
         """The link, once there is one. Raises Refused(503)."""
@@ -484,10 +565,49 @@ class Shard:
         if link is not None:
             link.flush()
 
+    # Questions
+
+    async def ask(self, app: str, channel: str, question: bytes, seconds: float) -> list[bytes]:
+        """What the nodes answer that are subscribed to a topic, as far as they do in time. Raises Refused(503)."""
+        self._asks += 1
+        number = self._asks
+        asked = self._asked[number] = Asked(self._loop.create_future())
+        timer = self._loop.call_later(seconds, asked.end)
+        try:
+            data = encode_question(Question(self.inbox, number, app, channel, question))
+            asked.expect(await self.call(self._publish, self.topic(app, channel), data))
+            await asked.done
+        finally:
+            timer.cancel()
+            del self._asked[number]
+        return asked.answers
+
+    def answer(self, question: Question, answer: bytes) -> None:
+        """Answers what another node asks, or this one."""
+        if self.link is not None:
+            self.link.send(pack((self._publish, question.inbox, encode_answer(question.number, answer))), self._told)
+
+    def answered(self, number: int, answer: bytes) -> None:
+        asked = self._asked.get(number)
+        if asked is not None:
+            asked.add(answer)
+
+    # Facts
+
+    def report(self, fact: Fact) -> None:
+        """While the broker is away the last facts are kept."""
+        if self.link is None:
+            self._unreported.append(fact)
+        else:
+            command = ("XADD", self._key("facts"), "MAXLEN", "~", MOST_FACTS, "*", "fact", encode_fact(fact))
+            self.link.send(pack(command), self._told)
+
     # The roster
 
-    async def join(self, app: str, channel: str, socket_id: str, member: Member | None, most: int, want: str) -> Joined:
-        """want: `m` for the members, `k` for the event kept. Raises LimitReached, Refused(503)."""
+    async def join(self, app: str, channel: str, socket_id: str, member: Member | None, most: int) -> Joined:
+        """Raises LimitReached, Refused(503)."""
+        kind = kind_of(channel)
+        want = ("m" if kind.presence else "") + ("k" if kind.cache else "")
         key = app, channel
         room = self._rooms.get(key)
         if room is None:
@@ -513,21 +633,29 @@ class Shard:
         except BaseException:
             self.leave(app, channel, socket_id, None if member is None else member.user_id)
             raise
-        total, found, kept, left = reply
-        members = {user.decode(): info for user, info in _infos(found)} if found is not None else {}
+        _, found, kept, left = reply
+        everyone = None
         if found is not None:
+            members = {user.decode(): info for user, info in _infos(found)}
             self._views.begin(key, members)
-        everyone = tuple(Member(user, info) for user, info in members.items())
-        return Joined(total, everyone, (kept, left) if kept is not None else None)
+            if member is not None:
+                everyone = tuple(Member(user, info) for user, info in members.items())
+        return Joined(everyone, _kept(kept, left))
 
     def _joining(
         self, app: str, channel: str, member: Member | None, most: int, socket_id: str, want: str = "", *, announced: bool = False
     ) -> tuple[Argument, ...]:
         room = self._rooms[app, channel]
         user_id, info = ("", b"") if member is None else (member.user_id, member.info)
-        hooked = "1" if self._hooked(app) else "0"
+        hooked = "1" if app in self._hooked() else "0"
         quiet = "1" if announced else "0"
         return app, channel, room.subscriptions, user_id, info, most, want, socket_id, *self._stamp(), hooked, quiet
+
+    def has(self, app: str, channel: str, user_id: str, socket_id: str) -> bool:
+        """Whether a member is on a channel by this connection, which is one of this node."""
+        room = self._rooms.get((app, channel))
+        seat = None if room is None else room.seats.get(user_id)
+        return seat is not None and socket_id in seat.sockets
 
     def leave(self, app: str, channel: str, socket_id: str, user_id: str | None) -> None:
         key = app, channel
@@ -552,7 +680,7 @@ class Shard:
     def _leaving(self, app: str, channel: str, user_id: str, socket_id: str) -> tuple[Argument, ...]:
         room = self._rooms.get((app, channel))
         count = 0 if room is None else room.subscriptions
-        return app, channel, count, user_id, socket_id, *self._stamp(), "1" if self._hooked(app) else "0"
+        return app, channel, count, user_id, socket_id, *self._stamp(), "1" if app in self._hooked() else "0"
 
     async def subscriptions(self, app: str, channel: str) -> int:
         return int(await self.call("HGET", self._key("i", app), channel) or 0)
@@ -577,11 +705,12 @@ class Shard:
             if cursor == "0":
                 return found
 
-    async def kept(self, app: str, channel: str) -> tuple[bytes, int] | None:
-        """A cache channel's event, and the milliseconds it is still kept."""
-        key = self._key("k", f"{app}/{channel}")
-        kept, left = await self.call("GET", key), await self.call("PTTL", key)
-        return None if kept is None or left <= 0 else (kept, left)
+    async def kept(self, app: str, channel: str) -> Kept | None:
+        """A cache channel's event."""
+        return _kept(*await self.call(*self._evalsha(LAST), self._key("k", f"{app}/{channel}")))
+
+    async def claim(self, app: str, channel: str, seconds: int) -> bool:
+        return await self.call("SET", self._key("claim", f"{app}/{channel}"), self._node, "NX", "EX", seconds) is not None
 
     # Users
 
@@ -603,23 +732,32 @@ class Shard:
             del self._users[app, user_id]
             self._tell(SIGN_OUT, app, user_id, socket_id, *self._stamp())
 
-    async def online(self, app: str, user_ids: list[str]) -> frozenset[str]:
+    async def online(self, app: str, user_ids: list[str]) -> dict[str, bool]:
+        """Whether users are online; those whose topics are subscribed to here are followed from here on."""
         found = await self.call("HMGET", self._key("u", app), *user_ids, ordered=True)
-        return frozenset(user for user, count in zip(user_ids, found, strict=True) if count is not None)
+        online = {user: count is not None for user, count in zip(user_ids, found, strict=True)}
+        for user, is_online in online.items():
+            if self.topic(app, watch_topic(user)) in self._topics:
+                self._views.watch(app, user, is_online)
+        return online
 
     # Connections of apps
 
     async def connect(self, app: str, most: int) -> bool:
         """Counts a connection, unless the app has as many as it may."""
         self._connections[app] = self._connections.get(app, 0) + 1
-        try:
-            if await self.call(*self._evalsha(CONNECT), self._node, app, self._connections[app], most):
+        if self.link is not None:
+            try:
+                admitted = await self.link.call(*self._evalsha(CONNECT), self._node, app, self._connections[app], most)
+            except Lost:
                 return True
-        except BaseException:
-            self.disconnect(app)
-            raise
-        self.disconnect(app)
-        return False
+            except hiredis.ReplyError as wrong:
+                self._again(wrong)
+                return True
+            if not admitted:
+                self.disconnect(app)
+                return False
+        return True  # if the broker is away: when it is back it is told
 
     def disconnect(self, app: str) -> None:
         count = self._connections.get(app, 0) - 1
@@ -635,6 +773,15 @@ def _infos(found: dict[bytes, bytes] | list[bytes]) -> Iterator[tuple[bytes, byt
     pairs = found.items() if isinstance(found, dict) else zip(found[::2], found[1::2], strict=True)
     for user, held in pairs:
         yield user, held.partition(b":")[2]
+
+
+def _kept(message: bytes | None, left: int) -> Kept | None:
+    """left: milliseconds that it is still kept."""
+    return None if message is None or left <= 0 else Kept(decode_message(message), left // 1000)
+
+
+def _ms(seconds: float) -> int:
+    return int(seconds * 1000)
 
 
 def _ignore(future: "asyncio.Future[None]") -> None:

@@ -36,13 +36,16 @@ class Views:
     def of(self, owns: Callable[[str, str], bool]) -> list[Key]:
         return [key for key in self._members if owns(*key)]
 
-    def edge(self, edge: Edge) -> None:
-        """Delivers an edge, if it is news."""
+    def edge(self, edge: Edge, own: bool) -> None:
+        """Delivers an edge, if it is news.
+
+        own: whether a connection here caused it, by a join that may have begun the view, with itself in it.
+        """
         key = edge.app, edge.channel
         view = self._members.get(key)
         if edge.kind == "+":
             if view is not None:
-                if edge.user_id in view:
+                if edge.user_id in view and not own:
                     return
                 view[edge.user_id] = edge.info
             self.receive(
@@ -70,9 +73,13 @@ class Views:
 
     # Watched users
 
-    def watch(self, app: str, user_id: str, online: bool) -> bool:
-        """Begins to follow a user that is watched here; says whether it is online as far as clients know."""
-        return self._online.setdefault((app, user_id), online)
+    def watch(self, app: str, user_id: str, online: bool) -> None:
+        """Begins to follow a user that is watched here."""
+        self._online.setdefault((app, user_id), online)
+
+    def status(self, app: str, user_id: str, otherwise: bool) -> bool:
+        """Whether a user is online, as far as clients here know."""
+        return self._online.get((app, user_id), otherwise)
 
     def unwatch(self, app: str, user_id: str) -> None:
         self._online.pop((app, user_id), None)

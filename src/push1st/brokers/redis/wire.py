@@ -8,7 +8,7 @@ from typing import NamedTuple
 
 import msgspec
 
-from push1st.messages import Message
+from push1st.messages import Fact, Message
 
 EDGE, QUESTION, ANSWER = 1, 2, 3
 
@@ -16,6 +16,11 @@ _encoder = msgspec.msgpack.Encoder()
 _messages = msgspec.msgpack.Decoder(list[Message])
 _message = msgspec.msgpack.Decoder(Message)
 
+_answer = msgspec.msgpack.Decoder(tuple[int, bytes])
+_fact = msgspec.msgpack.Decoder(Fact)
+
+encode_fact = _encoder.encode
+decode_fact = _fact.decode
 encode_messages = _encoder.encode
 decode_messages = _messages.decode
 encode_message = _encoder.encode
@@ -39,3 +44,32 @@ def decode_edge(data: bytes) -> Edge:
     *texts, info = data[1:].split(b"\0", 7)
     kind, app, channel, user, socket, id, received = (one.decode() for one in texts)
     return Edge(kind, app, channel, user, socket, int(id), int(received), info)
+
+
+class Question(msgspec.Struct, frozen=True, array_like=True):
+    """What a node asks those that are subscribed to a topic. inbox: the topic where it is answered, with the number."""
+
+    inbox: str
+    number: int
+    app: str
+    channel: str
+    question: bytes
+
+
+_question = msgspec.msgpack.Decoder(Question)
+
+
+def encode_question(question: Question) -> bytes:
+    return bytes((QUESTION,)) + _encoder.encode(question)
+
+
+def decode_question(data: bytes) -> Question:
+    return _question.decode(memoryview(data)[1:])
+
+
+def encode_answer(number: int, answer: bytes) -> bytes:
+    return bytes((ANSWER,)) + _encoder.encode((number, answer))
+
+
+def decode_answer(data: bytes) -> tuple[int, bytes]:
+    return _answer.decode(memoryview(data)[1:])

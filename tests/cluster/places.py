@@ -1,0 +1,248 @@
+"""Nodes of a cluster within one process, and their clients: each node with its own connection to a real server.
+
+A client writes down what it is told, and fails at once when that contradicts itself: a member that comes twice or goes
+without having come, a message that comes twice or to one who is not subscribed.
+"""
+
+import asyncio
+import json
+import random
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from itertools import count
+from typing import Any
+
+from push1st import auth
+from push1st.apps.files import Files
+from push1st.brokers.redis import Redis, shard
+from push1st.eager import spawn
+from push1st.fanout import Fanout
+from push1st.messages import (
+    MEMBER_ADDED,
+    MEMBER_REMOVED,
+    WATCHLIST_EVENTS,
+    CacheMissed,
+    Fact,
+    Message,
+    Replayed,
+    SignedIn,
+    SignIn,
+    Subscribe,
+    Subscribed,
+    Unsubscribe,
+    Watched,
+)
+from push1st.metrics import Metrics
+from push1st.node import Node
+from push1st.server import SystemClock
+from push1st.session import Session
+from tests.unit.fakes import KEY, SECRET, app_config
+
+SETTLED_SECONDS = 15
+_names = count(1)
+
+
+class Wire:
+    name = "lines"
+
+    def message(self, message: Message, now: int) -> bytes:
+        return json.dumps([message.channel, message.event, message.data.decode(), message.id]).encode() + b"\n"
+
+
+WIRE = Wire()
+
+
+@contextmanager
+def hurried(**seconds: float) -> Iterator[None]:
+    """Signs of life and recoveries follow each other faster; the lease is not shortened: tests end it themselves."""
+    before = {name: getattr(shard, name) for name in seconds}
+    for name, value in seconds.items():
+        setattr(shard, name, value)
+    try:
+        yield
+    finally:
+        for name, value in before.items():
+            setattr(shard, name, value)
+
+
+async def until(true: Callable[[], object], what: Callable[[], object] = lambda: "") -> None:
+    """Waits for a condition."""
+    deadline = time.monotonic() + SETTLED_SECONDS
+    while not true():
+        assert time.monotonic() < deadline, what()
+        await asyncio.sleep(0.005)
+
+
+class Place:
+    """A node with its broker."""
+
+    def __init__(self, url: str, **limits: int) -> None:
+        loop = asyncio.get_running_loop()
+        self.metrics = Metrics()
+        self.failures: list[str] = []
+        self.name = f"node{next(_names)}"
+        fanout = Fanout(loop.call_soon, time.time_ns, self.metrics, lambda: self.failures.append(repr(sys.exception())))
+        self.config = app_config({"members": 0, **limits}, subscription_count=bool(limits))
+        self.node = Node(Files([self.config]), fanout, self.metrics, SystemClock(), random.getrandbits)
+        self.facts: list[Fact] = []
+
+        def numbered(number: int) -> None:
+            self.node.worker = number
+
+        hooked = frozenset({self.config.id})
+        self.broker = Redis(url, self.node.stamp, self.name, self.metrics, lambda: hooked, numbered)
+        self.app = self.node.app(self.config)
+        self.clients: list[Client] = []
+
+    async def open(self) -> "Place":
+        await self.node.open(self.broker, self.broker, self.broker, self.broker, self.broker, self.facts.append)
+        return self
+
+    @property
+    def shards(self) -> list[shard.Shard]:
+        return self.broker._shards
+
+    @property
+    def connected(self) -> bool:
+        return all(one.link is not None for one in self.shards)
+
+    def client(self) -> "Client":
+        client = Client(self)
+        self.clients.append(client)
+        return client
+
+    def publish(self, channel: str, data: bytes, **more: Any) -> Any:
+        return self.node.publish(self.app, channel, "e", data, self.node.stamp(), **more)
+
+    def drop(self) -> None:
+        """Its connection to the broker is lost."""
+        for one in self.shards:
+            if one.link is not None:
+                one.link.abort()
+
+    def crash(self) -> None:
+        """It is gone, without a word to anybody."""
+        for client in self.clients:
+            client.dead = True
+        for one in self.shards:
+            if one._task is not None:
+                one._task.cancel()
+            if one._reader is not None:
+                one._reader._task.cancel()
+            one._closing = True
+        self.drop()
+        if self.broker._timer is not None:
+            self.broker._timer.cancel()
+
+    async def close(self) -> None:
+        await self.node.close()
+
+
+class Client:
+    """An outlet of a session that keeps what it reads. user: of the presence channels it joins."""
+
+    def __init__(self, place: Place) -> None:
+        self.place = place
+        self.dead = False
+        self.members: dict[str, set[str]] = {}
+        self.online: set[str] = set()
+        self.messages: dict[str, list[str]] = {}
+        self.replies: list[Any] = []
+        self.closes: list[int] = []
+        self.session = Session(place.node, place.app, self, WIRE, self.write, "192.0.2.1")
+
+    # What it is told
+
+    def write(self, data: bytes) -> None:
+        assert not self.dead, "a client of a node that crashed is written to"
+        for line in data.splitlines():
+            what, *rest = json.loads(line)
+            if what == "reply":
+                self._reply(*rest)
+            else:
+                self._message(what, *rest)
+
+    def send(self, reply: Any) -> None:
+        if self.session.closed:
+            return
+        self.replies.append(reply)
+        match reply:
+            case Subscribed(channel, members):
+                told = ["reply", "subscribed", channel, None if members is None else [one.user_id for one in members]]
+            case Watched(online, _):
+                told = ["reply", "watched", "", list(online)]
+            case Replayed(message, _):
+                told = ["reply", "replayed", message.channel, message.data.decode()]
+            case _:
+                return
+        self.place.node.fanout.direct(self.session, json.dumps(told).encode() + b"\n")
+
+    def _reply(self, kind: str, channel: str, value: Any) -> None:
+        if kind == "subscribed":
+            self.messages.setdefault(channel, [])
+            if value is not None:
+                assert len(set(value)) == len(value)
+                self.members[channel] = set(value)
+        elif kind == "watched":
+            self.online = set(value)
+        else:
+            self.messages[channel].append(value)
+
+    def _message(self, channel: str, event: str, data: str, id: int) -> None:
+        if event == WATCHLIST_EVENTS:
+            for one in json.loads(data)["events"]:
+                for user in one["user_ids"]:
+                    assert (user in self.online) == (one["name"] == "offline"), f"{user} is {one['name']} twice"
+                    (self.online.add if one["name"] == "online" else self.online.discard)(user)
+            return
+        if event == MEMBER_ADDED:
+            user = json.loads(data)["user_id"]
+            if channel in self.members:
+                assert user not in self.members[channel], f"{user} joins {channel} twice"
+                self.members[channel].add(user)
+        elif event == MEMBER_REMOVED:
+            user = json.loads(data)["user_id"]
+            if channel in self.members:
+                assert user in self.members[channel], f"{user} leaves {channel} twice"
+                self.members[channel].discard(user)
+        elif event == "e":
+            assert data not in self.messages[channel], f"{data} comes twice on {channel}"
+            self.messages[channel].append(data)
+
+    def close(self, code: int, reason: str) -> None:
+        self.closes.append(code)
+        self.session.close()
+
+    def fail(self) -> None:
+        self.place.failures.append(repr(sys.exception()))
+
+    # What it does
+
+    @property
+    def on(self) -> set[str]:
+        return set() if self.session.closed else set(self.session.subscriptions)
+
+    def join(self, channel: str, user: str = "") -> None:
+        data = json.dumps({"user_id": user}) if user else ""
+        token = f"{KEY}:{auth.channel_signature(SECRET, self.session.id, channel, data)}"
+        self.session.handle(Subscribe(channel, token, data))
+
+    def sign_in(self, user: str, *watchlist: str) -> None:
+        data = json.dumps({"id": user, "watchlist": watchlist})
+        self.session.handle(SignIn(f"{KEY}:{auth.user_signature(SECRET, self.session.id, data)}", data))
+
+    def leave(self, channel: str) -> None:
+        self.members.pop(channel, None)
+        self.session.handle(Unsubscribe(channel))
+
+    def lose(self) -> None:
+        """Its connection ends."""
+        self.session.close()
+
+    def has(self, kind: type) -> bool:
+        return any(isinstance(one, kind) for one in self.replies)
+
+
+__all__ = ["CacheMissed", "Client", "Place", "SignedIn", "hurried", "spawn", "until"]

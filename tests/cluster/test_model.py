@@ -1,0 +1,240 @@
+"""Several nodes on a real server, driven through anything: clients that come, go and publish, nodes that crash or lose
+their connection, a server that loses its state or dies. What every client was told is compared with a model.
+
+`make model` runs many more examples and prints the seed; `ARGS=--hypothesis-seed=N` repeats a run.
+"""
+
+import asyncio
+import os
+import time
+from collections import defaultdict
+from itertools import count, pairwise
+from typing import Any
+
+from hypothesis import HealthCheck, given, note, settings
+from hypothesis import strategies as st
+
+from push1st.errors import Refused
+from tests.cluster.places import SETTLED_SECONDS, Client, Place, hurried, until
+from tests.valkey import Valkey
+
+NODES, CLIENTS = 3, 6
+CHANNELS = ("presence-a", "presence-b", "private-c")
+USERS = ("u0", "u1", "u2")
+EXAMPLES = int(os.environ.get("MODEL_EXAMPLES", "25"))
+
+clients = st.integers(0, CLIENTS - 1)
+nodes = st.integers(0, NODES - 1)
+channels = st.sampled_from(CHANNELS)
+step = st.one_of(
+    st.tuples(st.just("join"), clients, channels),
+    st.tuples(st.just("join"), clients, channels),
+    st.tuples(st.just("leave"), clients, channels),
+    st.tuples(st.just("lose"), clients),
+    st.tuples(st.just("publish"), nodes, channels),
+    st.tuples(st.just("publish"), nodes, channels),
+    st.tuples(st.just("sign in"), clients),
+    st.tuples(st.just("turn")),
+    st.tuples(st.just("settle")),
+    st.tuples(st.just("drop"), nodes),
+    st.tuples(st.just("crash"), nodes),
+    st.tuples(st.just("flush")),
+    st.tuples(st.just("restart")),
+)
+plans = st.lists(step, min_size=5, max_size=40)
+
+
+class World:
+    """The nodes, their clients, and what must have reached them."""
+
+    def __init__(self, valkey: Valkey, url: str) -> None:
+        self.valkey = valkey
+        self.url = url
+        self.numbers = count(1)
+        self.places: list[Place] = []
+        self.clients: list[Client] = []
+        self.due: dict[tuple[Client, str], list[str]] = defaultdict(list)
+        """what was published to a client since everything settled last, while nothing failed"""
+        self.refused: list[str] = []
+        """publishing that was refused though nothing had failed"""
+        self.calm = True
+        self.tasks: set[asyncio.Task[None]] = set()
+
+    async def open(self) -> None:
+        self.places = [await Place(self.url).open() for _ in range(NODES)]
+        self.clients = [self.places[n % NODES].client() for n in range(CLIENTS)]
+
+    async def step(self, what: str, *args: Any) -> None:
+        match what, *args:
+            case "join", n, channel:
+                if channel not in self.clients[n].on:
+                    self.clients[n].join(channel, USERS[n % len(USERS)] if channel.startswith("presence-") else "")
+            case "leave", n, channel:
+                self.clients[n].leave(channel)
+            case "lose", n:
+                self.clients[n].lose()
+                self.clients[n] = self.clients[n].place.client()
+            case "sign in", n:
+                if self.clients[n].session.user is None:
+                    self.clients[n].sign_in(USERS[n % len(USERS)], *USERS)
+            case "publish", n, channel:
+                task = asyncio.create_task(self.publish(self.places[n], channel))
+                self.tasks.add(task)
+                task.add_done_callback(self.tasks.discard)
+            case ("turn",):
+                await asyncio.sleep(0)
+            case ("settle",):
+                await self.settle()
+            case "drop", n:
+                self.calm = False
+                self.places[n].drop()
+            case "crash", n:
+                self.calm = False
+                await self.crash(n)
+            case ("flush",):
+                self.calm = False
+                self.valkey.ask("FLUSHALL")
+            case ("restart",):
+                self.calm = False
+                self.valkey.kill()
+                await asyncio.sleep(0)
+                self.valkey.start()
+
+    async def publish(self, place: Place, channel: str) -> None:
+        text = str(next(self.numbers))
+        on = [one for one in self.clients if channel in one.on]
+        try:
+            await place.publish(channel, text.encode())
+        except Refused as refused:
+            if self.calm:
+                self.refused.append(str(refused))
+        else:
+            if self.calm:
+                for client in on:
+                    self.due[client, channel].append(text)
+
+    async def crash(self, n: int) -> None:
+        """A node is gone, and its lease runs out; another one takes its place."""
+        gone = self.places[n]
+        gone.crash()
+        for k in range(CLIENTS):
+            if self.clients[k].place is gone:
+                self.clients[k].session.closed = True
+        self.valkey.ask("DEL", f"{gone.shards[0].base}:lease:{gone.name}")
+        self.places[n] = await Place(self.url).open()
+        for k in range(CLIENTS):
+            if self.clients[k].place is gone:
+                self.clients[k] = self.places[n].client()
+
+    async def settle(self) -> None:
+        """Waits until everything said has arrived, then compares."""
+        await until(lambda: all(place.connected for place in self.places) and not self.tasks, self.told)
+        await until(lambda: not any(client.session._busy for client in self.clients), self.told)
+        await until(lambda: self.told() == self.expected(), lambda: f"{self.told()}\nshould be\n{self.expected()}")
+        assert [place.failures for place in self.places] == [[]] * NODES
+        assert self.refused == []
+        for (client, channel), texts in self.due.items():
+            if channel in client.on and not client.session.closed:
+                await until(lambda c=client, n=channel, t=texts: set(t) <= set(c.messages[n]), self.told)  # type: ignore[misc]
+        self.due.clear()
+        self.compare_orders()
+        self.calm = True
+
+    def told(self) -> dict[str, Any]:
+        """What clients believe."""
+        return {
+            "members": [{name: sorted(client.members.get(name, ())) for name in sorted(client.on)} for client in self.clients],
+            "online": [sorted(client.online) if client.session.user else None for client in self.clients],
+        }
+
+    def expected(self) -> dict[str, Any]:
+        """What is true."""
+        there: dict[str, set[str]] = defaultdict(set)
+        for client in self.clients:
+            for name, member in (client.session.members or {}).items():
+                there[name].add(member.user_id)
+        online = {client.session.user.id for client in self.clients if client.session.user}
+        return {
+            "members": [{name: sorted(there[name]) for name in sorted(client.on)} for client in self.clients],
+            "online": [sorted(online) if client.session.user else None for client in self.clients],
+        }
+
+    def compare_orders(self) -> None:
+        """Messages of a channel come in one order, whoever gets them."""
+        for channel in CHANNELS:
+            orders = [client.messages.get(channel, []) for client in self.clients]
+            for one, other in pairwise(orders):
+                both = set(one) & set(other)
+                assert [text for text in one if text in both] == [text for text in other if text in both]
+
+    async def check_api(self) -> None:
+        """In the end every node answers the API alike."""
+        deadline = time.monotonic() + SETTLED_SECONDS
+        while (answered := await self.answers()) != self.right_answers():
+            assert time.monotonic() < deadline, f"{answered}\nshould be\n{self.right_answers()}"
+            await asyncio.sleep(0.01)
+
+    async def answers(self) -> list[dict[str, Any]]:
+        """What each node says of each channel: subscriptions, users, connections."""
+        found = []
+        for place in self.places:
+            node, app = place.node, place.app
+            there = {one.channel: one for one in await node.channels(app)}
+            of_place: dict[str, Any] = {}
+            for channel in CHANNELS:
+                one = await node.channel(app, channel)
+                members = sorted(member.user_id for member in await node.members(app, channel))
+                listed = sorted(session.id for session in await node.listed(app, channel))
+                for found_so in (one, there.get(channel)):
+                    counts = (found_so.subscriptions, found_so.users) if found_so else (0, 0)
+                    of_place.setdefault(channel, []).append(counts)
+                of_place[channel] += [members, listed]
+            found.append(of_place)
+        return found
+
+    def right_answers(self) -> list[dict[str, Any]]:
+        right: dict[str, Any] = {}
+        for channel in CHANNELS:
+            on = [client.session for client in self.clients if channel in client.on]
+            users = sorted({one.members[channel].user_id for one in on if one.members and channel in one.members})
+            counts = len(on), len(users)
+            right[channel] = [counts, counts, users, sorted(one.id for one in on)]
+        return [right] * NODES
+
+    async def close(self) -> None:
+        for place in self.places:
+            await place.close()
+
+
+async def run(valkey: Valkey, url: str, plan: list[tuple[Any, ...]]) -> None:
+    world = World(valkey, url)
+    await world.open()
+    try:
+        for one in plan:
+            await world.step(*one)
+        await world.settle()
+        await world.check_api()
+    finally:
+        await world.close()
+
+
+@settings(
+    max_examples=EXAMPLES,
+    deadline=None,
+    print_blob=True,
+    suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large],
+)
+@given(plan=plans, prefix=st.integers(0, 1 << 60))
+def model(valkey: Valkey, plan: list[tuple[Any, ...]], prefix: int) -> None:
+    note(f"{plan}")
+    valkey.ask("FLUSHALL")
+    with hurried(BEAT_SECONDS=0.05, RECOVERY_SECONDS=0.3, BACKOFF_SECONDS=0.05):
+        asyncio.run(run(valkey, f"{valkey.url}?prefix=m{prefix}", plan))
+
+
+def test_every_client_is_told_what_is_true_whatever_happens() -> None:
+    valkey = Valkey()
+    try:
+        model(valkey)
+    finally:
+        valkey.close()

@@ -1,0 +1,49 @@
+"""The Redis broker on a real server, for the suite that every broker passes."""
+
+import atexit
+from functools import cache
+from itertools import count
+from typing import Any
+
+from push1st.brokers.redis import Redis
+from push1st.metrics import Metrics
+from tests.valkey import Valkey
+
+NOW = 1_700_000_000_000_000_000
+_prefixes = count(1)
+
+
+@cache
+def valkey() -> Valkey:
+    """One server for all tests; each broker has a prefix of its own."""
+    server = Valkey()
+    atexit.register(server.close)
+    return server
+
+
+def redis_broker(url: str, hooked: frozenset[str] = frozenset({"app-a", "app-b"})) -> Redis:
+    """One node's, alone under its prefix."""
+    numbers = count(1)
+    prefix = f"t{next(_prefixes)}"
+    return Redis(f"{url}?prefix={prefix}", lambda: (next(numbers), NOW), "node", Metrics(), lambda: hooked, lambda _: None)
+
+
+class Settled:
+    """A broker whose calls return when all they cause has arrived."""
+
+    def __init__(self, broker: Redis) -> None:
+        self._broker = broker
+        self.report = broker.report
+        self.open = broker.open
+        self.close = broker.close
+
+    def __getattr__(self, name: str) -> Any:
+        call = getattr(self._broker, name)
+
+        async def settled(*args: Any) -> Any:
+            try:
+                return await call(*args)
+            finally:
+                await self._broker.settled()
+
+        return settled

