@@ -15,7 +15,7 @@ import msgspec
 from push1st.config import ApiConfig, ServerConfig, demo
 from push1st.control import Line, Order, Ready, pack
 from push1st.engine import answers, command, program
-from tests.clients.process import DEADLINE
+from tests.clients.process import DEADLINE, wait_until
 
 
 def run_engine(path: Path) -> "subprocess.Popen[bytes]":
@@ -33,8 +33,6 @@ def run_worker(end: socket.socket) -> "subprocess.Popen[bytes]":
 
 async def until_ready(line: Line, path: Path) -> None:
     async with asyncio.timeout(20):
-        while not await answers(path):
-            await asyncio.sleep(0.02)
         nowhere = msgspec.structs.replace(
             demo(), server=ServerConfig(listen=()), api=ApiConfig(listen=()), broker=f"unix://{path}"
         )
@@ -46,6 +44,7 @@ def test_a_worker_whose_supervisor_is_gone_ends_and_takes_the_engine_with_it() -
     with tempfile.TemporaryDirectory(prefix="p1-") as folder:
         path = Path(folder) / "engine.sock"
         engine = run_engine(path)
+        wait_until(lambda: asyncio.run(answers(path)), "the engine works")
         ours, theirs = socket.socketpair()
         with theirs:
             worker = run_worker(theirs)
