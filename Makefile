@@ -10,7 +10,7 @@ NODE_INSTALLED := $(CLIENTS)/node_modules/.installed
 BROWSER_SOUGHT := $(VENV)/.browser
 
 .DEFAULT_GOAL := help
-.PHONY: help install serve test check bench format lock clean
+.PHONY: help install serve test model check bench format lock clean
 
 help: ## list these targets
 	@sed -n 's/^\([a-z]*\):[^#]*## \(.*\)/  make \1|\2/p' $(MAKEFILE_LIST) | while IFS='|' read -r name what; do \
@@ -25,6 +25,10 @@ serve: $(INSTALLED) ## run the demo: WebSockets on 127.0.0.1:6001, API on 127.0.
 test: $(INSTALLED) $(NODE_INSTALLED) $(BROWSER_SOUGHT) ## run every test: unit and contract first, then real clients against a real server
 	@echo "test: unit, contract, then other people's clients"
 	@$(BIN)/python -m pytest $(ARGS)
+
+model: $(INSTALLED) ## drive a cluster through thousands of random joins, crashes and broker restarts; ARGS=--hypothesis-seed=N repeats a run
+	@seed=$$$$; echo "model: make model ARGS=--hypothesis-seed=$$seed does the same again"; \
+		MODEL_EXAMPLES=$${MODEL_EXAMPLES:-5000} $(BIN)/python -m pytest --timeout 7200 --hypothesis-seed=$$seed $(ARGS) tests/cluster/test_model.py
 
 check: $(INSTALLED) ## format, lint, types, layers: what must be clean before a commit
 	@echo "check: ruff format, ruff, mypy, import-linter"

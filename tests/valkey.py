@@ -33,19 +33,24 @@ def program() -> str:
 
 
 class Valkey:
-    """options: further ones, as on its command line. port: of TCP besides, 0: none."""
+    """options: further ones, as on its command line. port: of TCP besides, 0: none. config: of a sentinel."""
 
-    def __init__(self, *options: str, port: int = 0, executable: str | None = None) -> None:
+    def __init__(self, *options: str, port: int = 0, config: Path | None = None) -> None:
         self._folder = tempfile.TemporaryDirectory(prefix="valkey-")
         self.path = f"{self._folder.name}/s"
         self.port = port
-        self._command = [executable or program(), "--unixsocket", self.path, "--save", "", "--appendonly", "no"]
+        kind = ["--save", "", "--appendonly", "no"] if config is None else ["--sentinel"]
+        self._command = [program(), *([] if config is None else [str(config)]), "--unixsocket", self.path, *kind]
         self._command += ["--dir", self._folder.name, "--port", str(port), "--bind", "127.0.0.1", *options]
         self.start()
 
     @property
     def url(self) -> str:
         return f"unix://{self.path}"
+
+    @property
+    def pid(self) -> int:
+        return self._process.pid
 
     def start(self) -> None:
         """Starts it, also again after `kill`."""

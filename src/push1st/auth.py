@@ -37,6 +37,8 @@ from .errors import Refused
 
 TIMESTAMP_TOLERANCE: Final = 600
 """seconds by which the clock of an API client may differ (Pusher protocol, section 9)"""
+BLOCK: Final = 64
+"""bytes of a block of SHA-256"""
 ACCESS_TOKEN_BYTES: Final = 8192
 """an access token comes in a URL or a header; a longer one is not looked at"""
 
@@ -57,15 +59,22 @@ def hmac_hex(secret: str, text: str | bytes) -> str:
     """
     if isinstance(text, str):
         text = text.encode("utf-8", "surrogatepass")
-    mac = _keyed(secret).copy()
-    mac.update(text)
-    return mac.hexdigest()
+    begun, ended = _keyed(secret)
+    inner, outer = begun.copy(), ended.copy()
+    inner.update(text)
+    outer.update(inner.digest())
+    digest: str = outer.hexdigest()
+    return digest
 
 
 @lru_cache(maxsize=256)
-def _keyed(secret: str) -> hmac.HMAC:
-    """An HMAC that has taken its key in: copying it is a third cheaper than keying another one, on every publish."""
-    return hmac.new(secret.encode("utf-8", "surrogatepass"), digestmod="sha256")
+def _keyed(secret: str) -> tuple[Any, Any]:
+    """The two hashes of HMAC (RFC 2104 §2) that have taken the key in: copying them costs 0.9 µs, keying anew 2.0."""
+    key = secret.encode("utf-8", "surrogatepass")
+    if len(key) > BLOCK:
+        key = hashlib.sha256(key).digest()
+    key = key.ljust(BLOCK, b"\0")
+    return hashlib.sha256(bytes(byte ^ 0x36 for byte in key)), hashlib.sha256(bytes(byte ^ 0x5C for byte in key))
 
 
 def equal(a: str, b: str) -> bool:
@@ -227,12 +236,30 @@ def sign_request(
     return query
 
 
-def check_request(key: str, secret: str, method: str, path: str, query: str, body: bytes, now: float) -> None:
-    """Check the signature of an API request (Pusher protocol, section 9).
+def check_request(key: str, secret: str, method: str, path: str, query: str, body: bytes, now: float) -> bool:
+    """Check the signature of an API request (Pusher protocol, section 9); says whether there are other parameters.
 
     method, path, query: as they stand in the request line (the official libraries sign the path as they send it), path
     and query without the `?`. now: seconds since 1970. Raises Refused(401) saying precisely what is wrong.
     """
+    parts = query.split("&")
+    if len(parts) == 5 and body and secret:
+        # What nearly every library sends for a call with a body: nothing but the signature, in the order of signing, so that
+        # it is signed as it stands. Whatever is wrong is told further down.
+        key_part, stamp_part, version_part, digest_part, signature_part = parts
+        stamp = stamp_part[15:]
+        if (
+            key_part == f"auth_key={key}"
+            and stamp_part[:15] == "auth_timestamp="
+            and stamp.isdecimal()
+            and len(stamp) <= 16
+            and abs(int(now) - int(stamp)) <= TIMESTAMP_TOLERANCE
+            and version_part == "auth_version=1.0"
+            and digest_part == f"body_md5={hashlib.md5(body, usedforsecurity=False).hexdigest()}"
+            and signature_part[:15] == "auth_signature="
+            and equal(signature_part[15:], hmac_hex(secret, f"{method}\n{path}\n{query[: -len(signature_part) - 1]}"))
+        ):
+            return False
     pairs = _pairs(query)
     given = dict(pairs)
     if len(given) < len(pairs) and (twice := _SIGNING.intersection(_repeated(pairs))):
@@ -258,6 +285,7 @@ def check_request(key: str, secret: str, method: str, path: str, query: str, bod
     pairs.remove(("auth_signature", signature))
     if not equal(signature, hmac_hex(secret, _request_text(method, path, pairs))):
         raise Refused(401, "auth_signature is wrong: sign METHOD, path and sorted parameters, a line each, with the app's secret")
+    return not _SIGNING.issuperset(given)
 
 
 def _check_timestamp(text: str, now: float) -> None:

@@ -17,6 +17,8 @@ PUSHER_NAME = re.compile(r"#?[A-Za-z0-9_\-=@,.;]+\Z")
 PLAIN = re.compile(r"[ -~]{1,255}\Z")
 CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f]")
 WIDE_NAME_BYTES = 255
+RESERVED = ("pusher:", "pusher_internal:")
+"""how the names of events begin that only the server may send (Pusher protocol, section 9)"""
 
 
 class Kind(msgspec.Struct, frozen=True, gc=False):
@@ -84,8 +86,3 @@ def wide_name_error(name: str) -> str | None:
     if not name.isascii() and any("\ud800" <= c <= "\udfff" for c in name):
         return f"channel name {name[:80]!r} is not valid UTF-8"
     return None
-
-
-def reserved_event(name: str) -> bool:
-    """Whether only the server may send an event of this name (Pusher protocol, section 9)."""
-    return name.startswith(("pusher:", "pusher_internal:"))

@@ -9,9 +9,11 @@ What runs before the first wait has no current task, so it must not use `asyncio
 
 import asyncio
 from collections.abc import Coroutine, Generator
-from typing import Any, Generic, TypeVar
+from typing import Any, Generic, TypeAlias, TypeVar
 
 T = TypeVar("T")
+Soon: TypeAlias = T | Coroutine[Any, Any, T]
+"""A result that is there at once, or the coroutine that will have it: what seldom waits makes no coroutine then."""
 _running: set[asyncio.Task[Any]] = set()
 
 
@@ -66,6 +68,11 @@ def spawn(coroutine: Coroutine[Any, Any, None]) -> None:
         task = asyncio.get_running_loop().create_task(_finish(rest))
         _running.add(task)
         task.add_done_callback(_running.discard)
+
+
+async def wait(soon: Soon[T]) -> T:
+    """The result, once it is there."""
+    return await soon if isinstance(soon, Coroutine) else soon
 
 
 async def settled() -> None:

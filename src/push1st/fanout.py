@@ -76,6 +76,7 @@ class Fanout:
         count = 0
         excluded = tenant.sessions.get(message.exclude) if message.exclude else None
         now = self._clock()
+        lanes = self._lanes
         for lane in channel.lanes:
             size = len(lane.writes)
             if not size:
@@ -95,7 +96,8 @@ class Fanout:
             lane.frames.append(frame)
             lane.size += len(frame)
             count += size
-            self._due(lane)
+            if lane not in lanes or lane.size > PENDING or apart:
+                self._due(lane)
         self._metrics.messages_out += count
         return count
 
@@ -178,11 +180,31 @@ class Fanout:
     def flush(self) -> None:
         """The end of a loop turn: everything pending goes out, or as much of it as a turn may take."""
         self._scheduled = False
-        self._flush_outboxes()
-        budget = SLICE
+        if self._outboxes:
+            self._flush_outboxes()
         lanes = self._lanes
+        if not lanes:
+            return
+        budget = SLICE
         long: list[Lane] = []
         for lane in list(lanes):
+            writes = lane.writes
+            frames = lane.frames
+            if frames and not lane.slices and not lane.apart and len(writes) <= budget:
+                # What nearly every lane is: one buffer, for all, at once.
+                buffer = frames[0] if len(frames) == 1 else b"".join(frames)
+                lane.frames, lane.size = [], 0
+                del lanes[lane]
+                budget -= len(writes)
+                self._metrics.bytes_out += len(buffer) * len(writes)
+                rest = iter(writes.values())
+                try:
+                    for write in rest:
+                        write(buffer)
+                except Exception:
+                    self._failed()
+                    self._write(rest, buffer)
+                continue
             if not lane.slices and budget > 0:
                 self._flush_lane(lane)
                 budget -= 0 if lane.slices else len(lane.writes)

@@ -155,6 +155,20 @@ class Tenant:
             return () if one is None else (one,)
         return self.prefixes.get(message.target, ())
 
+    def reach(self, message: Message) -> int:
+        """How many subscribers here a message goes to."""
+        channel = self.channels.get(message.channel)
+        if channel is None:
+            return 0
+        if message.delivery == "broadcast":
+            excluded = self.sessions.get(message.exclude)
+            return len(channel) - (excluded is not None and any(excluded in lane.writes for lane in channel.lanes))
+        found = 0
+        for target in self.targets(message):
+            lane = channel.lane(target.wire)
+            found += lane is not None and target in lane.writes and target.id != message.exclude
+        return found
+
 
 def _parts(prefix: str) -> Iterator[str]:
     """`a.b` is reached as `a` and as `a.b`."""

@@ -6,9 +6,9 @@ became void during a wait is taken back.
 """
 
 from collections import Counter
-from collections.abc import Callable, Coroutine, Sequence
+from collections.abc import Callable, Sequence
 from contextlib import suppress
-from typing import Any, Protocol
+from typing import Protocol
 
 import msgspec
 
@@ -16,7 +16,7 @@ from push1st.apps import Apps
 from push1st.brokers import Broker, Facts, Happened, Joined, Kept, Occupancy, Quotas, Roster, Users
 from push1st.channels import kind_of
 from push1st.config import AppConfig
-from push1st.eager import Rest, begin, spawn
+from push1st.eager import Rest, Soon, begin, spawn, wait
 from push1st.errors import Disconnect, LimitReached, Refused
 from push1st.fanout import Fanout
 from push1st.hub import Lane, Subscriber, Tenant
@@ -44,6 +44,8 @@ COUNT_SECONDS = 5
 """over so many subscribers, so many seconds between two subscription counts (Pusher protocol, section 3)"""
 SESSIONS = b"sessions"
 """the question who is on a channel"""
+REACH = b"reach"
+"""the question how many a message goes to, which follows it"""
 
 
 class Client(Subscriber, Protocol):
@@ -67,6 +69,7 @@ class Listed(msgspec.Struct, frozen=True, array_like=True):
 
 
 _listed = msgspec.msgpack.Decoder(list[Listed])
+_message = msgspec.msgpack.Decoder(Message)
 
 
 class Left(msgspec.Struct, frozen=True):
@@ -226,7 +229,9 @@ class Node:
     def _answer(self, app: str, channel: str, question: bytes) -> bytes:
         """What another worker asks."""
         live = self._live.get(app)
-        found = [] if live is None or question != SESSIONS else self.sessions(live, channel)
+        if question.startswith(REACH):
+            return b"0" if live is None else b"%d" % live.tenant.reach(_message.decode(question[len(REACH) :]))
+        found = [] if live is None else self.sessions(live, channel)
         return msgspec.msgpack.encode([Listed(client.id, client.ip) for client in found])
 
     async def subscribe(self, app: App, client: Client, name: str, member: Member | None) -> tuple[Lane, Joined]:
@@ -296,7 +301,7 @@ class Node:
         self._uncounted.pop(key, None)
         if occupancy is None:
             return
-        await self._broker.publish(subscription_count(*key, occupancy.subscriptions, *self.stamp()))
+        await wait(self._broker.publish(subscription_count(*key, occupancy.subscriptions, *self.stamp())))
 
     async def tick(self) -> None:
         """Once a second: sends the subscription counts whose time has come."""
@@ -337,7 +342,7 @@ class Node:
 
     async def terminate(self, app: App, user_id: str) -> None:
         """Ends the connections a user has signed in on, on every worker."""
-        await self._broker.publish(Message(app.config.id, session_topic(user_id), TERMINATE, b"{}", *self.stamp()))
+        await wait(self._broker.publish(Message(app.config.id, session_topic(user_id), TERMINATE, b"{}", *self.stamp())))
 
     async def members(self, app: App, channel: str) -> tuple[Member, ...]:
         return await self._roster.members(app.config.id, channel)
@@ -374,12 +379,18 @@ class Node:
         exclude: str = "",
         options: Options = DEFAULT_OPTIONS,
         user_id: str | None = None,
-    ) -> Coroutine[Any, Any, int]:
-        """Sends an event to a channel's subscribers; returns how many there are. Raises Refused(503)."""
+    ) -> Soon[int]:
+        """Sends an event to a channel's subscribers; the result is how many there are. Raises Refused(503)."""
         id, now = stamp
         return self._broker.publish(
             Message(app.config.id, channel, event, data, id, now, sender, exclude, options.delivery, options.session, user_id)
         )
+
+    async def reach(self, app: App, channel: str, exclude: str, options: Options) -> int:
+        """How many subscribers an event goes to that is not for all of them: only their workers know."""
+        message = Message(app.config.id, channel, "", b"", 0, 0, API, exclude, delivery=options.delivery, target=options.session)
+        answers = await self._broker.ask(app.config.id, channel, REACH + msgspec.msgpack.encode(message))
+        return sum(map(int, answers))
 
     def receive(self, message: Message) -> int:
         """What the broker brings, the worker's own messages included."""

@@ -13,7 +13,7 @@ from typing import Protocol
 import msgspec
 
 from push1st import auth
-from push1st.channels import PUBLIC, Kind, kind_of, pusher_name_error, reserved_event, wide_name_error
+from push1st.channels import PUBLIC, RESERVED, Kind, kind_of, pusher_name_error, wide_name_error
 from push1st.eager import spawn
 from push1st.errors import Disconnect, LimitReached, Refused
 from push1st.hub import Lane, Wire, Write
@@ -370,7 +370,7 @@ class Session:
             raise Refused(403, f"not subscribed to {channel[:200]}")
         if not event or len(event) > limits.event_name:
             raise Refused(400, f"an event name has 1 to {limits.event_name} characters")
-        if reserved_event(event):
+        if event.startswith(RESERVED):
             raise Refused(400, "event names that begin with pusher: or pusher_internal: are reserved")
         # A decoded string is never longer than its JSON text.
         if len(command.data) > limits.payload and (size := string_size(command.data)) > limits.payload:
@@ -388,7 +388,7 @@ class Session:
         member = self.members.get(channel) if self.members else None
         node = self.node
         node.metrics.events_in[self.wire.name] += 1
-        await node.publish(
+        soon = node.publish(
             self.app,
             channel,
             event,
@@ -399,3 +399,5 @@ class Session:
             options=Options(0, command.delivery, command.target),
             user_id=member.user_id if member is not None else None,
         )
+        if not isinstance(soon, int):
+            await soon

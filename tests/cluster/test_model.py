@@ -128,7 +128,7 @@ class World:
 
     async def settle(self) -> None:
         """Waits until everything said has arrived, then compares."""
-        await until(lambda: all(place.connected for place in self.places) and not self.tasks, self.told)
+        await until(lambda: self.in_step() and not self.tasks, self.told)
         await until(lambda: not any(client.session._busy for client in self.clients), self.told)
         await until(lambda: self.told() == self.expected(), lambda: f"{self.told()}\nshould be\n{self.expected()}")
         assert [place.failures for place in self.places] == [[]] * NODES
@@ -139,6 +139,11 @@ class World:
         self.due.clear()
         self.compare_orders()
         self.calm = True
+
+    def in_step(self) -> bool:
+        """Whether every node has entered the server as it is now."""
+        epoch = self.valkey.ask("GET", f"{self.places[0].shards[0].base}:epoch").split(b"\r\n")[1:2]
+        return all(place.connected and [place.shards[0]._epoch.encode()] == epoch for place in self.places)
 
     def told(self) -> dict[str, Any]:
         """What clients believe."""
@@ -204,6 +209,7 @@ class World:
     async def close(self) -> None:
         for place in self.places:
             await place.close()
+        await asyncio.sleep(0.01)  # for transports to end
 
 
 async def run(valkey: Valkey, url: str, plan: list[tuple[Any, ...]]) -> None:

@@ -7,6 +7,7 @@ from typing import Any
 
 from push1st.brokers.redis import Redis
 from push1st.metrics import Metrics
+from tests.cluster.servers import Cluster
 from tests.valkey import Valkey
 
 NOW = 1_700_000_000_000_000_000
@@ -19,6 +20,14 @@ def valkey() -> Valkey:
     server = Valkey()
     atexit.register(server.close)
     return server
+
+
+@cache
+def cluster() -> Cluster:
+    """Three servers that share the keys, for all tests."""
+    servers = Cluster()
+    atexit.register(servers.close)
+    return servers
 
 
 def redis_broker(url: str, hooked: frozenset[str] = frozenset({"app-a", "app-b"})) -> Redis:

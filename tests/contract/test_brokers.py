@@ -13,9 +13,10 @@ from hypothesis import strategies as st
 
 from push1st.brokers import Broker, Facts, Occupancy, Quotas, Roster, Users
 from push1st.brokers.memory import Memory
+from push1st.eager import wait
 from push1st.errors import LimitReached
 from push1st.messages import MEMBER_ADDED, MEMBER_REMOVED, WATCHLIST_EVENTS, Fact, Member, Message, watch_topic
-from tests.contract.redis import Settled, redis_broker, valkey
+from tests.contract.redis import Settled, cluster, redis_broker, valkey
 
 A, B = "app-a", "app-b"
 NOW = 1_700_000_000_000_000_000
@@ -33,8 +34,13 @@ async def redis() -> AsyncIterator[Any]:
     yield Settled(redis_broker(valkey().url))
 
 
+@asynccontextmanager
+async def redis_cluster() -> AsyncIterator[Any]:
+    yield Settled(redis_broker(cluster().url))
+
+
 Implementation = Callable[[], AbstractAsyncContextManager[Any]]
-IMPLEMENTATIONS: dict[str, Implementation] = {"memory": memory, "redis": redis}
+IMPLEMENTATIONS: dict[str, Implementation] = {"memory": memory, "redis": redis, "redis-cluster": redis_cluster}
 
 
 class Heard:
@@ -55,6 +61,9 @@ class Heard:
 
     def answer(self, app: str, channel: str, question: bytes) -> bytes:
         return f"{app} {channel} ".encode() + question
+
+    async def publish(self, message: Message) -> int:
+        return await wait(self.broker.publish(message))
 
     def edges(self, channel: str = ROOM) -> list[tuple[str, str]]:
         """The presence edges of a channel, in order: `+` or `-`, and the user."""
@@ -113,33 +122,33 @@ def message(n: int, channel: str = "c", app: str = A) -> Message:
 async def test_a_message_arrives_as_it_was_published(implementation):
     full = Message(A, "c", "e", b'{"a":"\xd0\xb6"}', 1 << 62, 7, "1.2", "3.4", "multicast", "p.q", "u1")
     async with opened(implementation) as heard:
-        await heard.broker.publish(full)
+        await heard.publish(full)
         assert heard.messages == [full]
 
 
 async def test_publishing_returns_how_many_subscribers_there_are(implementation):
     async with opened(implementation) as heard:
         await heard.join("1.1", channel="c")
-        assert await heard.broker.publish(message(1)) == 1
+        assert await heard.publish(message(1)) == 1
 
 
 async def test_messages_of_a_topic_arrive_in_order(implementation):
     async with opened(implementation) as heard:
         for n in range(100):
-            await heard.broker.publish(message(n))
+            await heard.publish(message(n))
         assert [one.id for one in heard.messages] == list(range(100))
 
 
 async def test_messages_published_at_once_arrive_once_each(implementation):
     async with opened(implementation) as heard:
-        await asyncio.gather(*(heard.broker.publish(message(n)) for n in range(50)))
+        await asyncio.gather(*(heard.publish(message(n)) for n in range(50)))
         assert sorted(one.id for one in heard.messages) == list(range(50))
 
 
 async def test_subscribing_twice_is_once(implementation):
     async with opened(implementation) as heard:
         await heard.broker.subscribe(A, "c")
-        await heard.broker.publish(message(1))
+        await heard.publish(message(1))
         assert len(heard.messages) == 1
 
 
@@ -152,7 +161,7 @@ async def test_what_was_unsubscribed_may_be_subscribed_again(implementation):
     async with opened(implementation) as heard:
         await heard.broker.unsubscribe(A, "c")
         await heard.broker.subscribe(A, "c")
-        await heard.broker.publish(message(1))
+        await heard.publish(message(1))
         assert [one.id for one in heard.messages] == [1]
 
 
@@ -175,8 +184,8 @@ async def test_nothing_is_kept_at_first(implementation):
 
 async def test_the_last_event_of_a_cache_channel_is_kept_for_half_an_hour(implementation):
     async with opened(implementation) as heard:
-        await heard.broker.publish(kept(b"1"))
-        await heard.broker.publish(kept(b"2", NOW - 60_000_000_000))
+        await heard.publish(kept(b"1"))
+        await heard.publish(kept(b"2", NOW - 60_000_000_000))
         found = await heard.broker.last(A, "cache-c")
         assert found is not None
         assert found.message == kept(b"2", NOW - 60_000_000_000)
@@ -198,14 +207,14 @@ async def test_the_last_event_of_a_cache_channel_is_kept_for_half_an_hour(implem
 )
 async def test_other_events_are_not_kept(implementation, message):
     async with opened(implementation) as heard:
-        await heard.broker.publish(message)
+        await heard.publish(message)
         assert await heard.broker.last(A, message.channel) is None
 
 
 async def test_who_joins_a_cache_channel_gets_what_is_kept(implementation):
     async with opened(implementation) as heard:
         assert (await heard.roster.join(A, "cache-c", "1.1", None, 0)).kept is None
-        await heard.broker.publish(kept(b"1"))
+        await heard.publish(kept(b"1"))
         joined = await heard.roster.join(A, "cache-c", "1.2", None, 0)
         assert joined.kept is not None
         assert joined.kept.message == kept(b"1")
@@ -380,7 +389,7 @@ async def test_subscriptions_without_a_member_cause_no_edges(implementation):
 async def test_edges_are_in_order_with_the_channels_messages(implementation):
     async with opened(implementation) as heard:
         await heard.join("1.1", "u1")
-        await heard.broker.publish(message(1, ROOM))
+        await heard.publish(message(1, ROOM))
         await heard.leave("1.1", "u1")
         assert [one.event for one in heard.messages] == [MEMBER_ADDED, "e", MEMBER_REMOVED]
 
@@ -441,7 +450,7 @@ def test_over_any_interleaving_edges_alternate_and_counts_are_right(implementati
             expected: list[tuple[str, str]] = []
             for step, socket, user in plan:
                 if step == "publish":
-                    await heard.broker.publish(message(1, ROOM))
+                    await heard.publish(message(1, ROOM))
                 elif step == "join" and socket not in on:
                     name = None if user is None else f"u{user}"
                     there = set(filter(None, on.values()))

@@ -12,6 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from push1st import fanout
+from push1st.eager import wait
 from push1st.messages import Subscribe, Unsubscribe
 from tests.unit.fakes import APP, PUSHER, Outlet, World, token, turns
 from tests.unit.fakes import texts as texts_of
@@ -85,7 +86,7 @@ class Crowd:
             elif step == "lose":
                 self.lose(n)
             elif step == "publish":
-                await world.node.publish(world.app, room, "e", b"1", world.node.stamp())
+                await wait(world.node.publish(world.app, room, "e", b"1", world.node.stamp()))
             elif step == "let" and broker.waiting:
                 await broker.let(broker.waiting[n % len(broker.waiting)])
             elif step == "turn":
@@ -116,7 +117,7 @@ def test_over_any_interleaving_there_are_no_ghosts_and_nobody_is_deaf(plan, call
             assert (occupancy.subscriptions if occupancy else 0) == len(on), "the roster has ghosts, or misses somebody"
             assert set(world.node.sessions(world.app, room)) == {crowd.clients[n][0] for n in on}, "the hub is wrong"
             assert bool(world.broker.topics[APP, room]) == bool(on), "a topic was given up early, or kept for nobody"
-            await world.node.publish(world.app, room, "last", b"1", world.node.stamp())
+            await wait(world.node.publish(world.app, room, "last", b"1", world.node.stamp()))
         world.turns.drain()
         for n, (_, outlet) in enumerate(crowd.clients):
             heard = {one["channel"] for one in outlet.read if one["event"] == "last"}

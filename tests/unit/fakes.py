@@ -18,7 +18,7 @@ from push1st.api import Api
 from push1st.apps.files import Files
 from push1st.brokers.memory import Memory
 from push1st.config import ApiConfig, AppConfig, Config, ServerConfig
-from push1st.eager import begin, spawn
+from push1st.eager import begin, spawn, wait
 from push1st.fanout import Fanout
 from push1st.limits import Limits
 from push1st.messages import DEFAULT_OPTIONS, Fact, Message, Options, Request, Response, Subscribe, Unsubscribe
@@ -150,7 +150,7 @@ class World:
 
     def publish(self, channel: str, data: bytes, event: str = "e", **more: Any) -> int:
         """As the API does; with the memory broker nothing waits."""
-        count: int = done(self.node.publish(self.app, channel, event, data, self.node.stamp(), **more))
+        count: int = done(wait(self.node.publish(self.app, channel, event, data, self.node.stamp(), **more)))
         return count
 
 
@@ -338,7 +338,7 @@ class SlowBroker:
 
     async def publish(self, message: Message) -> int:
         await self._step("publish", message.channel)
-        return await self._memory.publish(message)
+        return self._memory.publish(message)
 
     async def join(self, app: str, channel: str, *rest: Any) -> Any:
         await self._step("join", channel)

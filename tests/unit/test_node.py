@@ -2,6 +2,7 @@
 
 import pytest
 
+from push1st.eager import wait
 from push1st.errors import Disconnect, LimitReached, Refused
 from push1st.messages import Subscribe, Subscribed, SubscriptionRefused, Unsubscribe
 from push1st.node import WORKER_BITS, Node
@@ -87,7 +88,7 @@ def test_messages_for_an_unknown_app_reach_nobody(world):
     session, outlet = world.session()
     session.handle(Subscribe("c"))
     app = world.node.app(other)
-    assert done(world.node.publish(app, "c", "e", b"1", world.node.stamp())) == 0
+    assert done(wait(world.node.publish(app, "c", "e", b"1", world.node.stamp()))) == 0
     world.turns.drain()
     assert outlet.writes == []
 
@@ -97,7 +98,7 @@ def test_apps_do_not_hear_each_other():
     world = World(one, two)
     session, _ = world.session()
     session.handle(Subscribe("c"))
-    assert done(world.node.publish(world.node.app(two), "c", "e", b"1", world.node.stamp())) == 0
+    assert done(wait(world.node.publish(world.node.app(two), "c", "e", b"1", world.node.stamp()))) == 0
     assert world.publish("c", b"1") == 1
 
 
@@ -111,7 +112,7 @@ def subscribed(outlet):
 async def heard(world, outlet) -> bool:
     """Whether what is published now reaches this client."""
     outlet.writes.clear()
-    await world.node.publish(world.app, "c", "e", b"1", world.node.stamp())
+    await wait(world.node.publish(world.app, "c", "e", b"1", world.node.stamp()))
     world.turns.drain()
     return bool(outlet.writes)
 

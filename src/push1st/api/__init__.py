@@ -1,7 +1,7 @@
 """The HTTP API: who may call, and what a path means.
 
-An endpoint is an `async` function of a `Call`; it is one line in `ROUTES`. Calls are signed the Pusher way, or unsigned
-from a trusted network (Push1st API, section 6); a call about the server itself is never signed.
+An endpoint is a function of a `Call`, `async` where it waits; it is one line in `ROUTES`. Calls are signed the Pusher way,
+or unsigned from a trusted network (Push1st API, section 6); a call about the server itself is never signed.
 """
 
 from collections.abc import Callable, Coroutine, Iterable
@@ -14,10 +14,10 @@ import msgspec
 
 from push1st import auth
 from push1st.api import channels, events, server, tokens, users
-from push1st.api.call import Call, Endpoint, error
+from push1st.api.call import Answer, Call, Endpoint, error
 from push1st.errors import Refused
 from push1st.messages import Request, Response
-from push1st.node import Node
+from push1st.node import App, Node
 
 ROUTES: dict[tuple[str, ...], dict[str, Endpoint]] = {
     ("events",): {"POST": events.publish},
@@ -41,7 +41,10 @@ SERVER: dict[str, Callable[[Node, Request], Coroutine[Any, Any, Response]]] = {
 
 
 class Route(msgspec.Struct, frozen=True):
-    app: str
+    """What a path means. app: None where there is none of that id, or a disabled one."""
+
+    app_id: str
+    app: App | None
     methods: dict[str, Endpoint]
     args: tuple[str, ...]
 
@@ -54,32 +57,36 @@ class Api:
         self._base = base
         self._route = lru_cache(1024)(self._find)
 
-    def serve(self, request: Request) -> Coroutine[Any, Any, Response]:
-        """Who answers a request, begun. It, or this call already, raises Refused."""
-        path = request.path
+    def serve(self, request: Request) -> Answer:
+        """The answer to a request, or what will give it. It, or this call already, raises Refused."""
+        path, query = request.path, request.query
         route = self._route(path) if len(path) <= MOST_CACHED else self._find(path)
         if route is None:
             return self._about_server(request)
-        method = "GET" if request.method == "HEAD" else request.method
-        endpoint = route.methods.get(method)
+        endpoint = route.methods.get("GET" if request.method == "HEAD" else request.method)
         if endpoint is None:
             return _wrong_method(request.method, route.methods)
-        signed = "auth_signature=" in request.query or "auth_key=" in request.query
+        signed = has_params = bool(query)
+        if query:
+            signed = "auth_signature=" in query or "auth_key=" in query
         if not signed and not request.trusted:
             raise Refused(401, "this call must be signed: auth_key, auth_timestamp, auth_version, body_md5, auth_signature")
-        config = self._node.apps.by_id(route.app)
-        if config is None:
-            raise Refused(403, f"there is no app {route.app[:64]!r}")
-        if not config.enable:
-            raise Refused(403, f"app {config.id!r} is disabled")
+        app = route.app
+        if app is None:
+            raise Refused(403, self._why_not(route.app_id))
         if signed:
+            config = app.config
             if not config.secret:
                 raise Refused(401, f"app {config.id!r} has no secret, so no call can be signed for it")
             now = self._node.clock.wall() // 1_000_000_000
-            auth.check_request(config.key, config.secret, request.method, request.path, request.query, request.body, now)
-        return endpoint(Call(self._node, self._node.app(config), request, route.args, signed))
+            has_params = auth.check_request(config.key, config.secret, request.method, path, query, request.body, now)
+        return endpoint(Call(self._node, app, request, route.args, signed, has_params))
 
-    def _about_server(self, request: Request) -> Coroutine[Any, Any, Response]:
+    def _why_not(self, app_id: str) -> str:
+        known = self._node.apps.by_id(app_id) is not None
+        return f"app {app_id!r} is disabled" if known else f"there is no app {app_id[:64]!r}"
+
+    def _about_server(self, request: Request) -> Answer:
         endpoint = SERVER.get(request.path.rstrip("/"))
         if endpoint is None:
             raise Refused(404, f"nothing is at {request.path[:200]}")
@@ -95,13 +102,16 @@ class Api:
             if len(pattern) == len(parts) and all(want in ("*", part) for want, part in zip(pattern, parts, strict=True)):
                 try:
                     args = [unquote_to_bytes(part).decode() for want, part in zip(pattern, parts, strict=True) if want == "*"]
-                    return Route(unquote_to_bytes(app).decode(), methods, tuple(args))
+                    app_id = unquote_to_bytes(app).decode()
                 except UnicodeDecodeError:
                     return None
+                config = self._node.apps.by_id(app_id)
+                live = self._node.app(config) if config is not None and config.enable else None
+                return Route(app_id, live, methods, tuple(args))
         return None
 
 
-async def _wrong_method(method: str, allowed: Iterable[str]) -> Response:
+def _wrong_method(method: str, allowed: Iterable[str]) -> Response:
     names = ", ".join(sorted(allowed))
     status = HTTPStatus.METHOD_NOT_ALLOWED
     return error(status, f"{method} is not allowed here, {names} is", f"Allow: {names}\r\n".encode())

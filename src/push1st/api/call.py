@@ -1,12 +1,13 @@
 """What an endpoint gets, and how it reads and answers."""
 
-from collections.abc import Callable, Coroutine
-from typing import Any, TypeVar
+from collections.abc import Callable
+from typing import TypeVar
 from urllib.parse import parse_qsl
 
 import msgspec
 
 from push1st.channels import pusher_name_error, wide_name_error
+from push1st.eager import Soon
 from push1st.errors import Refused
 from push1st.messages import Request, Response, user_channel
 from push1st.node import App, Node
@@ -16,13 +17,17 @@ _USER_CHANNEL = user_channel("")
 
 
 class Call(msgspec.Struct, frozen=True, gc=False):
-    """One call for an app, allowed to be made. args: the variable segments of the path. signed: the Pusher way."""
+    """One call for an app, allowed to be made.
+
+    args: the variable segments of the path. signed: the Pusher way. has_params: its query has more than the signature.
+    """
 
     node: Node
     app: App
     request: Request
     args: tuple[str, ...]
     signed: bool
+    has_params: bool
 
     def body(self, decoder: msgspec.json.Decoder[T]) -> T:
         """The request's body. Raises Refused(400) when it is not what the decoder takes."""
@@ -32,7 +37,10 @@ class Call(msgspec.Struct, frozen=True, gc=False):
                 body.decode()  # the decoder takes what it only passes on as it is
             except UnicodeDecodeError as wrong:
                 raise Refused(400, f"the body is not UTF-8: {wrong.reason} at byte {wrong.start}") from wrong
-        return self.decode(decoder, body)
+        try:
+            return decoder.decode(body)
+        except (msgspec.DecodeError, RecursionError):
+            return self.decode(decoder, body)
 
     def decode(self, decoder: msgspec.json.Decoder[T], text: bytes) -> T:
         """JSON that a caller sent. Raises Refused(400) when it is not what the decoder takes."""
@@ -59,7 +67,7 @@ class Call(msgspec.Struct, frozen=True, gc=False):
         wrong = pusher_name_error(name, self.app.config.limits.channel_name) if self.signed else wide_name_error(name)
         if wrong:
             raise Refused(400, wrong)
-        if name.startswith("#") and (not name.startswith(_USER_CHANNEL) or name == _USER_CHANNEL):
+        if name[0] == "#" and (not name.startswith(_USER_CHANNEL) or name == _USER_CHANNEL):
             raise Refused(400, "channel names that begin with # are reserved")
 
     def check_reads(self) -> None:
@@ -69,7 +77,8 @@ class Call(msgspec.Struct, frozen=True, gc=False):
             raise Refused(429, f"more than {most} reads a second")
 
 
-Endpoint = Callable[[Call], Coroutine[Any, Any, Response]]
+Answer = Soon[Response]
+Endpoint = Callable[[Call], Answer]
 
 
 def answer(value: object) -> Response:

@@ -5,11 +5,13 @@ Everything in a request is checked before anything is published.
 
 import re
 import time
+from collections.abc import Iterable
 
 import msgspec
 
-from push1st.api.call import Call, answer
-from push1st.channels import kind_of, reserved_event
+from push1st.api.call import Answer, Call, answer
+from push1st.channels import RESERVED, kind_of
+from push1st.eager import Soon, wait
 from push1st.errors import Refused
 from push1st.jsontext import encode, string_size
 from push1st.limits import Limits
@@ -41,15 +43,15 @@ class Batch(msgspec.Struct, gc=False):
     batch: list[BatchEvent]
 
 
-_SIGNATURE_ONLY = re.compile(r"(?:(?:auth_[a-z]+|body_md5)=[^&]*(?:&|\Z))*\Z")
 _event = msgspec.json.Decoder(Event)
 _batch = msgspec.json.Decoder(Batch)
 _fields = msgspec.json.Decoder(dict[str, msgspec.Raw])
 
 
-async def publish(call: Call) -> Response:
-    event = call.body(_event) if _SIGNATURE_ONLY.match(call.request.query) else _with_params(call)
-    limits = call.app.config.limits
+def publish(call: Call) -> Answer:
+    app, node = call.app, call.node
+    event = _with_params(call) if call.has_params else call.body(_event)
+    limits = app.config.limits
     channels = event.channels
     if channels is None:
         if event.channel is None:
@@ -78,19 +80,60 @@ async def publish(call: Call) -> Response:
     if limits.publishes:
         check_rate(call, len(channels))
 
-    app, node = call.app, call.node
     stamp = node.stamp()
     node.metrics.events_in[API] += 1
     exclude = event.socket_id or ""
-    counts = {}
+    counts: dict[str, int] = {}
+    waiting: dict[str, Soon[int]] = {}
     for name in channels:
-        counts[name] = await node.publish(app, name, event.name, data, stamp, API, exclude, options)
-    if attributes:
-        return answer({"channels": {name: await channel_info(call, name, attributes) for name in channels}})
+        count = node.publish(app, name, event.name, data, stamp, API, exclude, options)
+        if isinstance(count, int):
+            counts[name] = count
+        else:
+            waiting[name] = count
+    if attributes or waiting:
+        narrowed = not call.signed and (exclude or options.delivery != "broadcast")
+        reach = (exclude, options) if narrowed else None
+        return _publish_slowly(call, counts, waiting, attributes, stamp[0], reach)
+    return _published(call, counts, stamp[0])
+
+
+def _published(call: Call, counts: dict[str, int], id: int) -> Response:
     if call.signed:
         return Response(200, b"{}")
     spent = time.perf_counter_ns() - call.request.started
-    return Response(200, b'{"channels":%b,"msg-id":%d,"time":%d}' % (encode(counts), stamp[0], spent))
+    return Response(200, b'{"channels":%b,"msg-id":%d,"time":%d}' % (encode(counts), id, spent))
+
+
+async def _publish_slowly(
+    call: Call,
+    counts: dict[str, int],
+    waiting: dict[str, Soon[int]],
+    attributes: tuple[str, ...],
+    id: int,
+    reach: tuple[str, Options] | None,
+) -> Response:
+    """reach: what narrows whom the event goes to, where the caller is told how many that are."""
+    counts |= zip(waiting, await _all(waiting.values()), strict=True)
+    if waiting and reach:  # a broker that has to be waited for knows all subscribers, but not who of them is left out
+        counts = {name: await call.node.reach(call.app, name, *reach) for name in counts}
+    if attributes:
+        return answer({"channels": {name: await channel_info(call, name, attributes) for name in counts}})
+    return _published(call, counts, id)
+
+
+async def _all(publishes: Iterable[Soon[int]]) -> list[int]:
+    """Waits for all at once, so that they cost the broker one round trip."""
+    rest = iter(publishes)
+    counts = []
+    try:
+        for one in rest:
+            counts.append(await wait(one))  # noqa: PERF401 - what is left is to be known
+    finally:
+        for one in rest:  # all have been sent; of the others it is not asked any more what became of them
+            if not isinstance(one, int):
+                one.close()
+    return counts
 
 
 async def batch(call: Call) -> Response:
@@ -113,10 +156,13 @@ async def batch(call: Call) -> Response:
         check_rate(call, len(events))
     node = call.node
     node.metrics.events_in[API] += len(events)
-    infos = []
-    for event, data, attributes in checked:
-        await node.publish(call.app, event.channel, event.name, data, node.stamp(), API, event.socket_id or "")
-        infos.append(await channel_info(call, event.channel, attributes) if attributes else {})
+    await _all(
+        [
+            node.publish(call.app, event.channel, event.name, data, node.stamp(), API, event.socket_id or "")
+            for event, data, _ in checked
+        ]
+    )
+    infos = [await channel_info(call, event.channel, attributes) if attributes else {} for event, _, attributes in checked]
     return answer({"batch": infos} if any(attributes for _, _, attributes in checked) else {})
 
 
@@ -137,7 +183,7 @@ async def publish_body(call: Call) -> Response:
     if limits.publishes:
         check_rate(call, 1)
     call.node.metrics.events_in[API] += 1
-    await call.node.publish(call.app, channel, params["name"], data, call.node.stamp(), API, socket_id)
+    await wait(call.node.publish(call.app, channel, params["name"], data, call.node.stamp(), API, socket_id))
     return Response(202, b"{}")
 
 
@@ -163,7 +209,7 @@ def check_event(name: str, data: msgspec.Raw, limits: Limits) -> bytes:
     """An event's data as JSON text. Raises Refused for a name or data that may not be published."""
     if not 1 <= len(name) <= limits.event_name:
         raise Refused(400, f"name has {len(name)} characters, allowed are 1 to {limits.event_name}")
-    if reserved_event(name):
+    if name.startswith(RESERVED):
         raise Refused(400, "event names that begin with pusher: or pusher_internal: are reserved")
     text = bytes(data).strip()
     # A decoded string is never longer than its JSON text, so only a text over the limit is looked at more closely.

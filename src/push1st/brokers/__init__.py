@@ -3,7 +3,7 @@
 `Broker` carries messages and keeps the last of a cache channel; `Roster` knows who is on which channel, `Users` who has
 signed in, `Quotas` how many are connected; `Facts` takes what happened to the hooks. An implementation is one module
 here, one line in `BROKERS`, and one line in `tests/contract`. They are `async`, since most of them wait for a network;
-those that do not (memory) finish in one step, which costs a publish nothing.
+`publish`, on the data road, only where one does.
 """
 
 from collections.abc import Callable, Sequence
@@ -12,6 +12,7 @@ from typing import Protocol
 import msgspec
 
 from push1st.channels import kind_of
+from push1st.eager import Soon
 from push1st.messages import API, INTERNAL, Fact, Member, Message
 
 BROKERS = {"memory": "push1st.brokers.memory:Memory", "redis": "push1st.brokers.redis:Redis"}
@@ -70,11 +71,13 @@ class Broker(Protocol):
 
     async def unsubscribe(self, app: str, channel: str) -> None: ...
 
-    async def publish(self, message: Message) -> int:
-        """Sends a message to all workers, this one included; returns the number of subscribers it goes to.
+    def publish(self, message: Message) -> Soon[int]:
+        """Sends a message to all workers, this one included; the result is the number of the topic's subscribers.
 
-        Raises Refused(503, …) when the broker is away or has not confirmed within 2 s: the message may have been
-        delivered to some.
+        A connection that is excluded may be counted in, and all of them for a message to some: `Node.reach` knows better.
+
+        What is published in one turn goes out in that order. Raises Refused(503, …) when the broker is away or has not
+        confirmed within 2 s: the message may have been delivered to some.
         """
 
     async def last(self, app: str, channel: str) -> Kept | None:

@@ -68,7 +68,7 @@ class Memory:
     async def unsubscribe(self, app: str, channel: str) -> None:
         pass
 
-    async def publish(self, message: Message) -> int:
+    def publish(self, message: Message) -> int:
         if "cache-" in message.channel and keeps(message):
             self._keep(message)
         return self._receive(message)

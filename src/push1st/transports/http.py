@@ -183,16 +183,15 @@ class HttpConnection(asyncio.Protocol):
                 self._upgraded.process(data)
             return
         worker = self._listener.worker
-        worker.answer(self)
+        worker.answering.append(self)
         fresh = self._stage == IDLE and not self._busy
-        if fresh and (line := worker.line.match(data)):
-            start = line.end()
+        if fresh:
+            start = data.find(b"\r\n") + 2
             end = data.find(b"\r\n\r\n", start - 2) + 4
-            length = worker.heads.get(data[start:end])
-            if length is not None and len(data) - end == length and end <= MOST_HEAD:
+            known = end <= MOST_HEAD and worker.heads.get(data[start:end]) == len(data) - end
+            if known and (line := worker.line(data[:start])):
                 self._started = time.perf_counter_ns()
-                path, _, query = line[2].decode().partition("?")
-                self._serve(Request(line[1].decode(), path, query, data[end:], self._trusts_peer, self._started), True)
+                self._serve(Request(*line, data[end:], self._trusts_peer, self._started), True)
                 return
         before = self._stage, self._started
         self._ended = 0
@@ -236,17 +235,16 @@ class HttpConnection(asyncio.Protocol):
         Clients on a kept connection send the same headers again and again, only the length changes. The next request
         with the very same bytes behind its request line is known by them (`Worker.heads`).
         """
-        line = self._listener.worker.line.match(data)
         headers = self._headers
+        start = data.find(b"\r\n") + 2
         if (
-            line is not None
+            self._listener.worker.line(data[:start])
             and self._refused is None
             and not self._last
             and headers.keys() <= _HARMLESS
             and _is_own_name(headers.get(b"host", b""))
             and headers.get(b"connection", b"keep-alive").lower() == b"keep-alive"
         ):
-            start = line.end()
             end = data.find(b"\r\n\r\n", start - 2) + 4
             if len(data) - end == self._size and end - start <= MOST_REMEMBERED:
                 heads = self._listener.worker.heads
@@ -419,8 +417,10 @@ class HttpConnection(asyncio.Protocol):
         return bool(ip) and self._listener.trusting and not _is_loopback(ip or "") and trust.contains(ip or "")
 
     def _serve(self, request: Request, keep: bool) -> None:
+        response: Response | Rest[Response]
         try:
-            response = begin(self._listener.worker.serve(request))
+            soon = self._listener.worker.serve(request)
+            response = soon if isinstance(soon, Response) else begin(soon)
         except Exception as wrong:
             response = self._failure(wrong)
         if isinstance(response, Rest):
@@ -512,8 +512,11 @@ class HttpConnection(asyncio.Protocol):
         keep = keep and not worker.node.draining
         body = response.body
         if keep and response.status == 200 and not response.headers and not head:
-            self._answers.append(b"%b%d\r\n\r\n%b" % (_ok(worker.sweep.now, response.content_type), len(body), body))
-            self._expect(self._listener.keep_alive)
+            now = worker.sweep.now
+            self._answers.append(b"%b%d\r\n\r\n%b" % (_ok(now, response.content_type), len(body), body))
+            self._deadline = now + self._listener.keep_alive
+            if self._deadline + 1 < self.due_at:
+                worker.sweep.watch(self, self._deadline)
             return
         self._answers.append(
             b"%b%b\r\nContent-Type: %b\r\nContent-Length: %d\r\n%b%b\r\n%b"

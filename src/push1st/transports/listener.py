@@ -2,17 +2,22 @@
 
 import asyncio
 import re
-from collections.abc import Callable, Coroutine
-from typing import Any, Protocol
+from collections.abc import Callable
+from typing import Protocol
 
 from push1st.config import Config, Networks, ProtocolConfig
+from push1st.eager import Soon
 from push1st.messages import Request, Response
 from push1st.node import Node
 from push1st.protocols import Codec
 from push1st.transports.sweep import Sweep
 from push1st.transports.xhr import Fallbacks
 
-Serve = Callable[[Request], Coroutine[Any, Any, Response]]
+Serve = Callable[[Request], Soon[Response]]
+Line = tuple[str, str, str]
+MOST_LINES = 1024
+MOST_LINE = 256
+"""request lines that are remembered, and bytes one of them may have"""
 
 
 class Answering(Protocol):
@@ -58,10 +63,11 @@ class Worker:
         self.heads: dict[bytes, int] = {}
         """the bytes of headers seen before that say nothing but a request's length, and that length"""
         self.fallbacks = Fallbacks(self)
-        self.line = re.compile(rb"(GET|POST) (?!%b)(/[!-~]*+) HTTP/1\.1\r\n" % self.fallbacks.start.encode())
-        """request lines before which headers may be known: all but those whose headers mean something to a fallback"""
+        self._line = re.compile(rb"(GET|POST) (?!%b)(/[!-~]*+) HTTP/1\.1\r\n\Z" % self.fallbacks.start.encode())
+        self._lines: dict[bytes, Line] = {}
         self._arrived: list[tuple[Connection, bytes]] = []
-        self._answering: list[Answering] = []
+        self.answering: list[Answering] = []
+        """connections that write their answers in this turn's last phase"""
         payload = max((app.limits.payload for app in config.apps), default=0)
         batch = max((app.limits.batch for app in config.apps), default=0)
         self.most_body = max(config.server.max_payload, 2 * payload * max(batch, 1) + 65_536)
@@ -80,9 +86,23 @@ class Worker:
             asyncio.get_running_loop().call_soon(self.turn)
         self._arrived.append((connection, data))
 
-    def answer(self, connection: Answering) -> None:
-        """Has a connection write its answers in this turn's last phase."""
-        self._answering.append(connection)
+    def line(self, line: bytes) -> Line | None:
+        """Method, path and query of a request line behind which headers may be known.
+
+        None for those whose headers mean something to a fallback, and for what is better left to the parser.
+        """
+        known = self._lines.get(line)
+        if known is None:
+            found = self._line.match(line)
+            if found is None:
+                return None
+            path, _, query = found[2].decode().partition("?")
+            known = found[1].decode(), path, query
+            if not query and len(line) <= MOST_LINE:
+                if len(self._lines) >= MOST_LINES:
+                    self._lines.clear()
+                self._lines[line] = known
+        return known
 
     def turn(self) -> None:
         """The second and the third phase."""
@@ -93,7 +113,7 @@ class Worker:
             except Exception:
                 self.failed("connection")
                 connection.abort()
-        answering, self._answering = self._answering, []
+        answering, self.answering = self.answering, []
         for one in answering:
             try:
                 one.flush()

@@ -7,6 +7,7 @@ import pytest
 
 from push1st.api import Api
 from push1st.config import AppConfig
+from push1st.eager import wait
 from push1st.errors import Refused
 from push1st.messages import Message, Options, Request, Response
 from tests.unit.fakes import APP, World, done, signed
@@ -22,10 +23,10 @@ class Caller:
         self.sent: list[tuple[str, str, bytes, str, Options]] = []
         publish = self.world.memory.publish
 
-        async def noted(message: Message) -> int:
+        def noted(message: Message) -> int:
             options = Options(0, message.delivery, message.target)
             self.sent.append((message.channel, message.event, message.data, message.exclude, options))
-            return await publish(message)
+            return publish(message)
 
         self.world.memory.publish = noted  # type: ignore[method-assign]
 
@@ -33,7 +34,7 @@ class Caller:
         """As a connection does: what is refused is answered."""
 
         async def serve() -> Response:
-            return await self.api.serve(request)
+            return await wait(self.api.serve(request))
 
         try:
             response: Response = done(serve())

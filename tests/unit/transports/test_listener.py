@@ -18,7 +18,7 @@ class Connection:
 
     def process(self, data: bytes) -> None:
         self.log.append(f"{self.name} works on {data.decode()}")
-        self.site.worker.answer(self)
+        self.site.worker.answering.append(self)
         if self.fails == "process":
             raise ValueError("a defect")
 

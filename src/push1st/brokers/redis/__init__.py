@@ -10,8 +10,9 @@ member list and the edges behind it never overlap, and whoever joins gets what w
 
 import asyncio
 from binascii import crc_hqx
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection, Coroutine, Sequence
 from functools import partial
+from typing import Any
 
 import msgspec
 
@@ -139,12 +140,16 @@ class Redis:
             self._views.unwatch(app, channel.removeprefix(WATCHING))
         self._shard(app, channel).unsubscribe(app, channel)
 
-    async def publish(self, message: Message) -> int:
+    def publish(self, message: Message) -> Coroutine[Any, Any, int]:
+        """What is published is on its way when this returns; the coroutine waits for what becomes of it."""
         milliseconds = None
         if "cache-" in message.channel and keeps(message):
             age = self._stamp()[1] - message.received
             milliseconds = max(0, KEEP_SECONDS * 1000 - age // 1_000_000)
-        return await self._shard(message.app, message.channel).publish(message, milliseconds)
+        try:
+            return _counted(self._shard(message.app, message.channel).publish(message, milliseconds))
+        except Refused as refused:
+            return _refused(refused)
 
     async def last(self, app: str, channel: str) -> Kept | None:
         return await self._shard(app, channel).kept(app, channel)
@@ -178,8 +183,7 @@ class Redis:
         return Occupancy(channel, subscriptions, users)
 
     async def members(self, app: str, channel: str) -> tuple[Member, ...]:
-        found = await self._shard(app, channel).members(app, channel)
-        return tuple(Member(user, info) for user, info in found.items())
+        return tuple((await self._shard(app, channel).members(app, channel)).values())
 
     async def claim(self, app: str, channel: str, seconds: int) -> bool:
         return await self._shard(app, channel).claim(app, channel, seconds)
@@ -214,3 +218,11 @@ class Redis:
 
     def report(self, fact: Fact) -> None:
         self._shard(fact.app, fact.channel).report(fact)
+
+
+async def _counted(future: "asyncio.Future[int]") -> int:
+    return await future
+
+
+async def _refused(refused: Refused) -> int:
+    raise refused

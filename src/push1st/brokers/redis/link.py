@@ -166,6 +166,7 @@ class Link(asyncio.Protocol):
                 return
             if isinstance(reply, Exception):
                 future.set_exception(reply)
+                future.exception()  # whoever asked may be gone: then nobody asks for it
             else:
                 future.set_result(reply)
             if ordered and not self._stopped:
@@ -190,6 +191,7 @@ class Link(asyncio.Protocol):
                 return
             if isinstance(reply, Exception):
                 future.set_exception(reply)
+                future.exception()
             else:
                 future.set_result(None)
 

@@ -12,7 +12,7 @@ and clients do not ask twice.
 import asyncio
 import random
 from collections import deque
-from collections.abc import Awaitable, Callable, Collection, Iterator
+from collections.abc import Awaitable, Callable, Collection
 from functools import partial
 from typing import Any
 
@@ -87,23 +87,30 @@ log = logs.get("push1st.broker")
 
 
 class Batch:
-    """What one topic gets within one turn of the loop. kept: the message a cache channel keeps, and for how many ms."""
+    """What one topic gets within one turn of the loop. kept: the message a cache channel keeps, and for how many ms.
 
-    __slots__ = ("app", "at", "channel", "done", "kept", "messages", "milliseconds")
+    waiting: a future for each message; several coroutines that were begun without a task cannot wait for one.
+    """
 
-    def __init__(self, app: str, channel: str, done: "asyncio.Future[int]", at: float) -> None:
+    __slots__ = ("app", "at", "channel", "done", "kept", "messages", "milliseconds", "waiting")
+
+    def __init__(self, app: str, channel: str, at: float) -> None:
         self.app = app
         self.channel = channel
         self.messages: list[Message] = []
+        self.waiting: list[asyncio.Future[int]] = []
         self.kept: Message | None = None
         self.milliseconds = 0
-        self.done = done
+        self.done = False
         self.at = at
 
     def fail(self, text: str) -> None:
-        if not self.done.done():
-            self.done.set_exception(Refused(503, text))
-            self.done.exception()  # whoever published may be gone: then nobody asks
+        if not self.done:
+            self.done = True
+            for future in self.waiting:
+                if not future.done():
+                    future.set_exception(Refused(503, text))
+                    future.exception()  # whoever published may be gone: then nobody asks
 
     def published(self, reply: Any) -> None:
         if isinstance(reply, Exception):
@@ -112,8 +119,12 @@ class Batch:
     def counted(self, reply: Any) -> None:
         if isinstance(reply, Exception):
             self.published(reply)
-        elif not self.done.done():
-            self.done.set_result(int(reply or 0))
+        elif not self.done:
+            self.done = True
+            count = int(reply or 0)
+            for future in self.waiting:
+                if not future.done():
+                    future.set_result(count)
 
 
 class Seat:
@@ -370,7 +381,7 @@ class Shard:
             if isinstance(reply, dict):
                 seats = self._rooms[key].seats if key in self._rooms else {}
                 one_socket = {user: next(iter(seat.sockets)) for user, seat in seats.items() if len(seat.sockets) == 1}
-                self._views.compare(key, {user.decode(): info for user, info in _infos(reply)}, one_socket, self._stamp)
+                self._views.compare(key, _members(reply), one_socket, self._stamp)
 
         def online(key: tuple[str, str], reply: Any) -> None:
             if not isinstance(reply, Exception):
@@ -390,8 +401,8 @@ class Shard:
     def tick(self, now: float) -> None:
         """Deadlines, signs of life, and looks for who gives none. Several times a second."""
         unconfirmed = self._unconfirmed
-        while unconfirmed and (unconfirmed[0].done.done() or unconfirmed[0].at + CONFIRM_SECONDS <= now):
-            self._metrics.broker_unconfirmed += not unconfirmed[0].done.done()
+        while unconfirmed and (unconfirmed[0].done or unconfirmed[0].at + CONFIRM_SECONDS <= now):
+            self._metrics.broker_unconfirmed += not unconfirmed[0].done
             unconfirmed.popleft().fail(UNCONFIRMED)
         while self._waiters and self._waiters[0][0] <= now:
             _, future = self._waiters.popleft()
@@ -541,11 +552,13 @@ class Shard:
                 raise Refused(503, "the broker is too slow: nothing was published")
             if not self._batches:
                 self._loop.call_soon(self._send_batches)
-            batch = self._batches[name] = Batch(message.app, message.channel, self._loop.create_future(), self._loop.time())
+            batch = self._batches[name] = Batch(message.app, message.channel, self._loop.time())
         batch.messages.append(message)
         if milliseconds is not None:
             batch.kept, batch.milliseconds = message, milliseconds
-        return batch.done
+        future: asyncio.Future[int] = self._loop.create_future()
+        batch.waiting.append(future)
+        return future
 
     def _send_batches(self) -> None:
         batches, self._batches = self._batches, {}
@@ -607,11 +620,13 @@ class Shard:
     async def join(self, app: str, channel: str, socket_id: str, member: Member | None, most: int) -> Joined:
         """Raises LimitReached, Refused(503)."""
         kind = kind_of(channel)
-        want = ("m" if kind.presence else "") + ("k" if kind.cache else "")
+        want = "k" if kind.cache else ""
         key = app, channel
         room = self._rooms.get(key)
         if room is None:
             room = self._rooms[key] = Room()
+            if kind.presence:
+                want += "m"  # the next ones find them in the view that this one begins
         room.subscriptions += 1
         if member is not None:
             seat = room.seats.get(member.user_id)
@@ -634,13 +649,19 @@ class Shard:
             self.leave(app, channel, socket_id, None if member is None else member.user_id)
             raise
         _, found, kept, left = reply
-        everyone = None
         if found is not None:
-            members = {user.decode(): info for user, info in _infos(found)}
-            self._views.begin(key, members)
-            if member is not None:
-                everyone = tuple(Member(user, info) for user, info in members.items())
-        return Joined(everyone, _kept(kept, left))
+            self._views.begin(key, _members(found))
+        if not kind.presence:
+            return Joined(None, _kept(kept, left))
+        view = self._views.members(key)
+        if view is None:  # the first one here was refused
+            self._views.begin(key, await self.members(app, channel))
+            view = self._views.members(key) or {}
+        if member is None:
+            return Joined(None, _kept(kept, left))
+        # The edge of this join may still be behind its answer, so the view may not have it yet.
+        everyone = view if member.user_id in view else view | {member.user_id: member}
+        return Joined(tuple(everyone.values()), _kept(kept, left))
 
     def _joining(
         self, app: str, channel: str, member: Member | None, most: int, socket_id: str, want: str = "", *, announced: bool = False
@@ -688,10 +709,9 @@ class Shard:
     async def users_on(self, app: str, channel: str) -> int:
         return int(await self.call("HLEN", self._key("m", f"{app}/{channel}")))
 
-    async def members(self, app: str, channel: str) -> dict[str, bytes]:
-        """Users and their infos."""
-        found = await self.call("HGETALL", self._key("m", f"{app}/{channel}"), ordered=True)
-        return {user.decode(): info for user, info in _infos(found)}
+    async def members(self, app: str, channel: str) -> dict[str, Member]:
+        """Members by their ids."""
+        return _members(await self.call("HGETALL", self._key("m", f"{app}/{channel}"), ordered=True))
 
     async def channels(self, app: str, prefix: str) -> dict[str, int]:
         """Subscriptions by channel."""
@@ -768,11 +788,10 @@ class Shard:
         self._tell(CONNECT, app, max(count, 0), 0)
 
 
-def _infos(found: dict[bytes, bytes] | list[bytes]) -> Iterator[tuple[bytes, bytes]]:
-    """Users and infos of what a presence channel's key has: `NODES:INFO` by user. Scripts give it as a flat list."""
+def _members(found: dict[bytes, bytes] | list[bytes]) -> dict[str, Member]:
+    """Members by their ids, of what a presence channel's key has: `NODES:INFO` by user. Scripts give it as a flat list."""
     pairs = found.items() if isinstance(found, dict) else zip(found[::2], found[1::2], strict=True)
-    for user, held in pairs:
-        yield user, held.partition(b":")[2]
+    return {(id := user.decode()): Member(id, held.partition(b":")[2]) for user, held in pairs}
 
 
 def _kept(message: bytes | None, left: int) -> Kept | None:

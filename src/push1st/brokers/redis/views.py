@@ -21,14 +21,18 @@ class Views:
 
     def __init__(self) -> None:
         self.receive: Receive = lambda _: 0
-        self._members: dict[Key, dict[str, bytes]] = {}
+        self._members: dict[Key, dict[str, Member]] = {}
         self._online: dict[Key, bool] = {}
 
     # Members of presence channels
 
-    def begin(self, key: Key, members: dict[str, bytes]) -> None:
-        """The first client on a channel was told these members."""
-        self._members.setdefault(key, dict(members))
+    def begin(self, key: Key, members: dict[str, Member]) -> None:
+        """The first client on a channel is told these members, by their ids."""
+        self._members.setdefault(key, members)
+
+    def members(self, key: Key) -> dict[str, Member] | None:
+        """Who is on a channel; None when nobody here follows it."""
+        return self._members.get(key)
 
     def end(self, key: Key) -> None:
         self._members.pop(key, None)
@@ -44,13 +48,12 @@ class Views:
         key = edge.app, edge.channel
         view = self._members.get(key)
         if edge.kind == "+":
+            member = Member(edge.user_id, edge.info)
             if view is not None:
                 if edge.user_id in view and not own:
                     return
-                view[edge.user_id] = edge.info
-            self.receive(
-                member_added(edge.app, edge.channel, Member(edge.user_id, edge.info), edge.id, edge.received, edge.socket_id)
-            )
+                view[edge.user_id] = member
+            self.receive(member_added(edge.app, edge.channel, member, edge.id, edge.received, edge.socket_id))
         elif edge.kind == "-":
             if view is not None and view.pop(edge.user_id, None) is None:
                 return
@@ -58,7 +61,7 @@ class Views:
         else:
             self._status(edge.app, edge.user_id, edge.kind == "on", edge.id, edge.received, edge.socket_id)
 
-    def compare(self, key: Key, members: dict[str, bytes], sockets: dict[str, str], stamp: Stamp) -> None:
+    def compare(self, key: Key, members: dict[str, Member], sockets: dict[str, str], stamp: Stamp) -> None:
         """Delivers what a view missed. sockets: users here with a single connection, which is not told of itself."""
         view = self._members.get(key)
         if view is None:
@@ -66,10 +69,10 @@ class Views:
         for user_id in [one for one in view if one not in members]:
             del view[user_id]
             self.receive(member_removed(*key, user_id, *stamp(), exclude=""))
-        for user_id, info in members.items():
+        for user_id, member in members.items():
             if user_id not in view:
-                view[user_id] = info
-                self.receive(member_added(*key, Member(user_id, info), *stamp(), exclude=sockets.get(user_id, "")))
+                view[user_id] = member
+                self.receive(member_added(*key, member, *stamp(), exclude=sockets.get(user_id, "")))
 
     # Watched users
 

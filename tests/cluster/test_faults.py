@@ -1,0 +1,287 @@
+"""What happens when the broker, the way to it, or a node dies: on a real server that is killed, stopped and emptied."""
+
+import asyncio
+import time
+from collections.abc import AsyncIterator, Callable
+from contextlib import AbstractAsyncContextManager, asynccontextmanager
+from typing import Any
+
+import pytest
+
+from push1st.brokers.redis import shard
+from push1st.errors import Refused
+from push1st.messages import Options, SignedIn, SubscriptionRefused
+from tests.cluster.places import Client, Place, hurried, until
+from tests.valkey import Valkey
+
+ROOM = "presence-c"
+Nodes = Callable[..., AbstractAsyncContextManager[tuple[Valkey, Place, Place]]]
+
+
+@asynccontextmanager
+async def nodes(**limits: int) -> AsyncIterator[tuple[Valkey, Place, Place]]:
+    """A server of their own, and two nodes."""
+    valkey = Valkey()
+    try:
+        with hurried(BEAT_SECONDS=0.05, RECOVERY_SECONDS=0.5):
+            one, two = await Place(valkey.url, **limits).open(), await Place(valkey.url, **limits).open()
+            try:
+                yield valkey, one, two
+                assert one.failures == two.failures == []
+            finally:
+                valkey.go_on()
+                await one.close()
+                await two.close()
+                await asyncio.sleep(0.01)
+    finally:
+        valkey.close()
+
+
+async def on(place: Place, channel: str, user: str = "") -> Client:
+    """A client that is on a channel."""
+    client = place.client()
+    client.join(channel, user)
+    await until(lambda: channel in client.messages)
+    return client
+
+
+async def status(publishing: Any) -> int:
+    """As the API would answer."""
+    try:
+        await publishing
+    except Refused as refused:
+        return refused.code
+    return 200
+
+
+# The broker
+
+
+async def test_while_the_broker_is_away_clients_stay_and_publishing_is_refused() -> None:
+    async with nodes() as (valkey, one, two):
+        client = await on(two, "c")
+        valkey.kill()
+        await until(lambda: not one.connected and not two.connected)
+        assert await status(one.publish("c", b"1")) == 503
+        assert not client.session.closed
+        await until(lambda: one.metrics.broker_away > 0)
+        valkey.start()
+
+
+async def test_a_broker_that_comes_back_serves_as_before() -> None:
+    async with nodes() as (valkey, one, two):
+        clients = [await on(one, ROOM, "a"), await on(two, ROOM, "b")]
+        valkey.kill()
+        await until(lambda: not one.connected and not two.connected)
+        valkey.start()
+        await until(lambda: one.connected and two.connected)
+        assert await status(one.publish(ROOM, b"1")) == 200
+        await until(lambda: [client.messages[ROOM] for client in clients] == [["1"], ["1"]])
+        found = await two.node.channel(two.app, ROOM)
+        assert found is not None
+        assert (found.subscriptions, found.users) == (2, 2)
+
+
+async def test_nobody_is_told_that_somebody_left_when_the_broker_lost_its_state() -> None:
+    async with nodes() as (valkey, one, two):
+        clients = [await on(one, ROOM, "a"), await on(two, ROOM, "b")]
+        valkey.ask("FLUSHALL")
+        late = await on(one, ROOM, "c")
+        await until(lambda: all(client.members[ROOM] == {"a", "b", "c"} for client in (*clients, late)))
+        # A client fails by itself when somebody comes twice or goes without having come.
+        await until(lambda: valkey.ask("EXISTS", f"{one.shards[0].base}:recovering") == b":0\r\n")
+        await until(lambda: one.shards[0]._recovered_at is None and two.shards[0]._recovered_at is None)
+        assert [client.members[ROOM] for client in (*clients, late)] == [{"a", "b", "c"}] * 3
+
+
+async def test_who_left_while_the_broker_was_away_is_gone_for_everybody() -> None:
+    async with nodes() as (valkey, one, two):
+        staying, leaving = await on(one, ROOM, "a"), await on(two, ROOM, "b")
+        await until(lambda: staying.members[ROOM] == {"a", "b"})
+        valkey.kill()
+        await until(lambda: not one.connected and not two.connected)
+        leaving.lose()
+        valkey.start()
+        await until(lambda: staying.members[ROOM] == {"a"})
+
+
+async def test_who_subscribes_while_the_broker_is_away_gets_in_when_it_is_back() -> None:
+    async with nodes() as (valkey, one, two):
+        valkey.kill()
+        await until(lambda: not one.connected and not two.connected)
+        client = one.client()
+        client.join("c")
+        await asyncio.sleep(0.1)
+        assert client.on == set()
+        valkey.start()
+        await until(lambda: client.on == {"c"} and two.connected)
+        assert await status(two.publish("c", b"1")) == 200
+        await until(lambda: client.messages["c"] == ["1"])
+
+
+async def test_a_subscription_is_refused_when_the_broker_stays_away(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(shard, "PATIENCE_SECONDS", 0.2)
+    async with nodes() as (valkey, one, _):
+        valkey.kill()
+        await until(lambda: not one.connected)
+        client = one.client()
+        client.join("c")
+        await until(lambda: client.has(SubscriptionRefused))
+        assert client.replies[-1].status == 503
+        assert not client.session.closed
+
+
+async def test_a_broker_that_hangs_is_noticed_by_who_publishes_within_two_seconds() -> None:
+    async with nodes() as (valkey, one, _):
+        valkey.pause()
+        started = time.monotonic()
+        assert await status(one.publish("c", b"1")) == 503
+        assert time.monotonic() - started < 3
+        await until(lambda: one.metrics.broker_unconfirmed == 1)
+
+
+async def test_a_connection_that_hangs_is_given_up_and_made_anew(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(shard, "SILENT_SECONDS", 0.3)
+    async with nodes() as (valkey, one, two):
+        client = await on(two, "c")
+        valkey.pause()
+        await until(lambda: not one.connected and not two.connected)
+        valkey.go_on()
+        await until(lambda: one.connected and two.connected)
+        assert await status(one.publish("c", b"1")) == 200
+        await until(lambda: client.messages["c"] == ["1"])
+
+
+async def test_a_broker_that_is_behind_is_not_sent_more(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(shard, "MOST_QUEUED", 1 << 20)
+    async with nodes() as (valkey, one, _):
+        valkey.pause()
+        publishing = []
+        for _ in range(200):
+            publishing.append(asyncio.ensure_future(status(one.publish("c", b"1" * 50_000))))
+            await asyncio.sleep(0)
+        link = one.shards[0].link
+        assert link is not None
+        assert link.queued < (1 << 20) + 100_000
+        valkey.go_on()
+        statuses = await asyncio.gather(*publishing)
+        assert {200, 503} == set(statuses)
+
+
+# Nodes
+
+
+async def test_what_a_dead_node_had_is_removed_when_its_lease_is_over(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(shard, "LEASE_SECONDS", 1.0)
+    async with nodes() as (valkey, one, two):
+        staying = await on(one, ROOM, "a")
+        dead = await Place(valkey.url).open()
+        gone = await on(dead, ROOM, "b")
+        await on(dead, "c")
+        gone.sign_in("b")
+        await until(lambda: gone.has(SignedIn))
+        watching = two.client()
+        watching.sign_in("w", "b")
+        await until(lambda: watching.online == {"b"})
+        await until(lambda: staying.members[ROOM] == {"a", "b"})
+        started = time.monotonic()
+        dead.crash()
+        await until(lambda: staying.members[ROOM] == {"a"} and watching.online == set())
+        assert time.monotonic() - started < 1 + 0.05 + 1, "later than the lease and a look"
+        await until(lambda: not one.shards[0]._asked)
+        assert await two.node.channel(two.app, "c") is None
+
+
+async def test_removing_what_a_dead_node_had_is_done_in_steps_and_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(shard, "BURIED", 3)
+    async with nodes() as (valkey, one, two):
+        staying = [await on(one, ROOM, "a"), await on(two, ROOM, "b")]
+        dead = await Place(valkey.url).open()
+        for n in range(20):
+            await on(dead, ROOM, f"d{n}")
+        await until(lambda: all(len(client.members[ROOM]) == 22 for client in staying))
+        dead.crash()
+        valkey.ask("DEL", f"{one.shards[0].base}:lease:{dead.name}")
+        await until(lambda: all(client.members[ROOM] == {"a", "b"} for client in staying))
+        found = await one.node.channel(one.app, ROOM)
+        assert found is not None
+        assert (found.subscriptions, found.users) == (2, 2)
+
+
+async def test_a_node_whose_lease_ran_out_while_it_lived_announces_itself_again() -> None:
+    async with nodes() as (valkey, one, two):
+        clients = [await on(one, ROOM, "a"), await on(two, ROOM, "b")]
+        await until(lambda: clients[0].members[ROOM] == {"a", "b"})
+        valkey.ask("DEL", f"{one.shards[0].base}:lease:{one.name}")
+        await until(lambda: one.connected and valkey.ask("EXISTS", f"{one.shards[0].base}:lease:{one.name}") == b":1\r\n")
+        await until(lambda: [client.members[ROOM] for client in clients] == [{"a", "b"}] * 2)
+        found = await two.node.channel(two.app, ROOM)
+        assert found is not None
+        assert found.users == 2
+
+
+async def test_nodes_have_numbers_of_their_own() -> None:
+    async with nodes() as (_, one, two):
+        assert one.node.worker != two.node.worker
+        assert {one.node.stamp()[0] & 1023, two.node.stamp()[0] & 1023} == {one.node.worker, two.node.worker}
+
+
+async def test_facts_are_read_on_by_another_node_when_the_reader_dies() -> None:
+    async with nodes() as (valkey, one, two):
+        await on(one, "c")
+        await until(lambda: one.facts or two.facts)
+        reader, other = (one, two) if one.facts else (two, one)
+        assert not other.facts
+        reader.crash()
+        valkey.ask("DEL", f"{one.shards[0].base}:reader")
+        await on(other, "d")
+        await until(lambda: [fact.channel for fact in other.facts][-1:] == ["d"])
+
+
+# One cluster, one truth
+
+
+async def test_an_app_has_no_more_connections_than_it_may_on_all_nodes_together() -> None:
+    async with nodes(connections=3) as (_, one, two):
+        clients = [place.client() for place in (one, two, one, two)]
+        await until(lambda: sum(client.session.closed for client in clients) == 1)
+        assert [client.closes for client in clients if client.session.closed] == [[4004]]
+        next(client for client in clients if not client.session.closed).lose()
+        await one.broker.settled()
+        await two.broker.settled()
+        fifth = one.client()
+        await asyncio.sleep(0.1)
+        assert not fifth.session.closed
+
+
+async def test_a_users_connections_are_ended_on_every_node() -> None:
+    async with nodes() as (_, one, two):
+        clients = [one.client(), two.client()]
+        for client in clients:
+            client.sign_in("u")
+        await until(lambda: all(client.has(SignedIn) for client in clients))
+        await one.node.terminate(one.app, "u")
+        await until(lambda: [client.closes for client in clients] == [[4009], [4009]])
+
+
+async def test_a_message_for_one_connection_is_counted_where_it_is() -> None:
+    async with nodes() as (_, one, two):
+        here, there = await on(one, "c"), await on(two, "c")
+        for how, count in (
+            (Options(0, "unicast", there.session.id), 1),
+            (Options(0, "unicast", "9.9"), 0),
+            (Options(), 2),
+        ):
+            assert await one.node.reach(one.app, "c", "", how) == count
+        assert await one.node.reach(one.app, "c", there.session.id, Options()) == 1
+        assert await one.node.reach(one.app, "c", here.session.id, Options()) == 1
+
+
+async def test_only_nodes_with_subscribers_get_a_channels_messages() -> None:
+    async with nodes() as (_, one, two):
+        await on(one, "c")
+        heard: list[str] = []
+        two.broker._receive = lambda message: heard.append(message.channel) or 0  # type: ignore[func-returns-value]
+        assert await status(one.publish("c", b"1")) == 200
+        await two.broker.settled()
+        assert heard == []

@@ -1,0 +1,116 @@
+"""The kinds of servers a broker's URL may name, real ones: with a password, over TLS, watched by Sentinel."""
+
+import asyncio
+import os
+import ssl
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from pathlib import Path
+
+import pytest
+
+from push1st.errors import Refused
+from push1st.selfsigned import self_signed
+from tests.cluster.places import Place, hurried, until
+from tests.cluster.servers import Watched, free_port
+from tests.valkey import Valkey
+
+
+@asynccontextmanager
+async def valkey(*options: str, port: int = 0) -> AsyncIterator[Valkey]:
+    server = Valkey(*options, port=port)
+    try:
+        yield server
+    finally:
+        await asyncio.sleep(0.01)
+        server.close()
+
+
+async def serves(url: str) -> bool:
+    """Whether two nodes reach each other through the broker of this URL."""
+    one, two = await Place(url).open(), await Place(url).open()
+    try:
+        client = two.client()
+        client.join("c")
+        await until(lambda: client.on == {"c"})
+        assert await one.publish("c", b"1") == 1
+        await until(lambda: client.messages["c"] == ["1"])
+        return True
+    finally:
+        await one.close()
+        await two.close()
+
+
+async def test_a_database_and_a_password() -> None:
+    async with valkey(port=free_port()) as server:
+        server.ask("CONFIG", "SET", "requirepass", "hunter2")
+        assert await serves(f"redis://:hunter2@127.0.0.1:{server.port}/3")
+        with pytest.raises(Refused, match="cannot be used"):
+            await serves(f"redis://127.0.0.1:{server.port}/3")
+
+
+async def test_a_user() -> None:
+    async with valkey(port=free_port()) as server:
+        server.ask("ACL", "SETUSER", "push", "on", ">hunter2", "~shop:*", "&shop:*", "+@all")
+        assert await serves(f"valkey://push:hunter2@localhost:{server.port}?prefix=shop")
+
+
+async def test_installations_with_prefixes_of_their_own_do_not_hear_each_other() -> None:
+    async with valkey() as server:
+        one, two = await Place(f"{server.url}?prefix=a").open(), await Place(f"{server.url}?prefix=b").open()
+        client = two.client()
+        client.join("c")
+        await until(lambda: client.on == {"c"})
+        assert await one.publish("c", b"1") == 0
+        assert await two.publish("c", b"2") == 1
+        await until(lambda: client.messages["c"] == ["2"])
+        await one.close()
+        await two.close()
+
+
+async def test_tls(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    key, cert = self_signed()
+    monkeypatch.setenv("SSL_CERT_FILE", cert)
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    context.load_cert_chain(cert, key)
+    async with valkey() as server:
+
+        async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+            there, back = await asyncio.open_unix_connection(server.path)
+
+            async def copy(source: asyncio.StreamReader, sink: asyncio.StreamWriter) -> None:
+                while data := await source.read(65_536):
+                    sink.write(data)
+                sink.close()
+
+            await asyncio.gather(copy(reader, back), copy(there, writer), return_exceptions=True)
+
+        proxy = await asyncio.start_server(serve, "127.0.0.1", 0, ssl=context)
+        port = proxy.sockets[0].getsockname()[1]
+        try:
+            assert await serves(f"rediss://localhost:{port}/0")
+        finally:
+            proxy.close()
+            os.unlink(key)
+            os.unlink(cert)
+
+
+async def test_nodes_follow_sentinel_to_the_new_master(tmp_path: Path) -> None:
+    watched = Watched(tmp_path)
+    try:
+        with hurried(BEAT_SECONDS=0.05, RECOVERY_SECONDS=0.5):
+            one, two = await Place(watched.url).open(), await Place(watched.url).open()
+            client = two.client()
+            client.join("presence-c", "u")
+            await until(lambda: client.on == {"presence-c"})
+            assert await one.publish("presence-c", b"1") == 1
+            watched.master.kill()
+            await until(lambda: not one.connected and not two.connected)
+            await until(lambda: one.connected and two.connected)
+            assert await one.publish("presence-c", b"2") == 1
+            await until(lambda: client.messages["presence-c"] == ["1", "2"])
+            assert client.members["presence-c"] == {"u"}
+            await one.close()
+            await two.close()
+    finally:
+        watched.close()
