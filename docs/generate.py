@@ -48,7 +48,7 @@ ABOUT: dict[str, str] = {
     "api.whitelist": "Who may connect at all; empty: everyone.",
     "api.interface": "Read, without effect: there is one interface.",
     "broker": (
-        "What connects workers and machines: nothing of yours (`memory`: several workers then share a Valkey that they bring along; "
+        "What connects workers and machines: nothing of yours (`memory`: several workers then share a Valkey they bring along; "
         "`embedded://`: the same, by the program at that path), or a Redis or Valkey server, with Sentinel or as a cluster "
         "([scaling.md](scaling.md)). Behind the URL `?prefix=…`, where several installations share one server."
     ),

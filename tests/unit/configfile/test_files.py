@@ -6,9 +6,10 @@ import pytest
 
 from push1st.channels import type_names
 from push1st.config import Config, Listen, Networks
-from push1st.configfile import load
+from push1st.configfile import CLUSTER_NOTE, load
 from push1st.configfile import tree as trees
 from push1st.configfile.keys import APP, ROOT, Table
+from push1st.errors import ConfigError
 from push1st.limits import Limits
 
 CONFIGS = Path(__file__).parent.parent / "configs"
@@ -51,8 +52,7 @@ def test_what_of_push1st_has_no_effect_is_said_once_each():
     assert load(CONFIGS / "push1st" / "server.yml", {}).warnings == (
         "server.yml:9: server.threads: has no effect here; use server.workers",
         "server.yml:46: api.module.smpp: has no effect here",
-        "server.yml:29: cluster: has no effect here: nodes find each other through a Redis or Valkey that all share, "
-        "not by UDP; say broker: redis://HOST:6379/0 on each",
+        f"server.yml:29: cluster: {CLUSTER_NOTE}",
         "server.yml:8: server.proto: mqtt does nothing yet",
         "apps/default.yml:9: app-test.hook: a hook does nothing yet",
         "apps/devices.yml:1: devices: found no secret, so the app has public channels only",
@@ -98,10 +98,10 @@ def test_every_key_without_effect_gives_one_note():
     notes = load(CONFIGS / "everything" / "server.yml", {}).warnings
     for path in (
         *("server.threads", "server.accept", "server.path", "api.threads", "api.accept", "api.module.smpp"),
-        *("log.stdout", "log.file", "log.syslog", "log.remote", "server.workers", "one.hook", "one.webhooks"),
+        *("log.stdout", "log.file", "log.syslog", "log.remote", "one.hook", "one.webhooks"),
     ):
         assert len([note for note in notes if f" {path}: " in note]) == 1, path
-    assert len(notes) == 13
+    assert len(notes) == 12
 
 
 def test_no_note_shows_a_secret():
