@@ -1,4 +1,7 @@
-"""The command line: serve · reload · check · token · publish · subscribe · version."""
+"""The command line: serve · reload · check · token · publish · subscribe · version.
+
+What only one command needs is imported by it: the supervisor of several workers is this process, and should be small.
+"""
 
 import argparse
 import json
@@ -12,9 +15,9 @@ from pathlib import Path
 import msgspec
 
 import push1st
-from push1st import auth, client, configfile, logs, rundir, supervisor
+from push1st import configfile, logs, rundir, supervisor
 from push1st.config import Config, Listen, strictness
-from push1st.errors import ConfigError, Refused
+from push1st.errors import ClientError, ConfigError, Refused
 
 DEMO_URL = "ws://127.0.0.1:6001"
 DEMO_API = "http://127.0.0.1:6002"
@@ -25,7 +28,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     options = _parser().parse_args(arguments)
     try:
         code: int = options.run(options)
-    except (ConfigError, client.ClientError, Refused) as wrong:
+    except (ConfigError, ClientError, Refused) as wrong:
         print(wrong.text if isinstance(wrong, Refused) else wrong, file=sys.stderr)
         return 1
     except KeyboardInterrupt:
@@ -171,7 +174,7 @@ def _serve(options: argparse.Namespace) -> int:
     if count > 1:
         supervisor.run(load, config, options.config, started)
     else:
-        from push1st import server  # here, because nothing else needs an event loop and what runs on it
+        from push1st import server
 
         server.run(config, started)
     return 0
@@ -271,11 +274,15 @@ def _app(options: argparse.Namespace) -> tuple[str, str]:
 
 
 def _session_token(options: argparse.Namespace) -> int:
+    from push1st import auth
+
     print(auth.session_token(_app(options)[1], options.socket_id, options.channel, options.data))
     return 0
 
 
 def _access_token(options: argparse.Namespace) -> int:
+    from push1st import auth
+
     app, secret = _app(options)
     channels = options.channel or ["*"]
     print(
@@ -287,6 +294,8 @@ def _access_token(options: argparse.Namespace) -> int:
 
 
 def _publish(options: argparse.Namespace) -> int:
+    from push1st import client
+
     try:
         data = json.loads(options.data)
     except ValueError:
@@ -297,6 +306,8 @@ def _publish(options: argparse.Namespace) -> int:
 
 
 def _subscribe(options: argparse.Namespace) -> int:
+    from push1st import client
+
     def show(channel: str, event: str, data: str) -> None:
         print(f"{channel}  {event}  {data}", flush=True)
 
