@@ -7,7 +7,7 @@ CLIENTS := tests/clients
 
 INSTALLED := $(VENV)/.installed
 NODE_INSTALLED := $(CLIENTS)/node_modules/.installed
-BROWSER_SOUGHT := $(VENV)/.browser
+PROGRAMS_SOUGHT := $(VENV)/.programs
 
 .DEFAULT_GOAL := help
 .PHONY: help install serve test model check bench format lock clean
@@ -22,8 +22,8 @@ install: $(INSTALLED) ## prepare .venv with the exact versions of requirements.l
 serve: $(INSTALLED) ## run the demo: WebSockets on 127.0.0.1:6001, API on 127.0.0.1:6002
 	@exec $(BIN)/push1st serve
 
-test: $(INSTALLED) $(NODE_INSTALLED) $(BROWSER_SOUGHT) ## run every test: unit and contract first, then real clients against a real server
-	@echo "test: unit, contract, then other people's clients"
+test: $(INSTALLED) $(NODE_INSTALLED) $(PROGRAMS_SOUGHT) ## run every test: unit and contract, real clients against a real server, the book
+	@echo "test: unit, contract, other people's clients, the book"
 	@$(BIN)/python -m pytest $(ARGS)
 
 model: $(INSTALLED) ## drive a cluster through thousands of random joins, crashes and broker restarts; ARGS=--hypothesis-seed=N repeats a run
@@ -58,11 +58,11 @@ clean: ## remove what the other targets made
 	@rm -rf $(VENV) $(CLIENTS)/node_modules .mypy_cache .pytest_cache .ruff_cache .hypothesis .import_linter_cache
 
 $(INSTALLED): requirements.lock pyproject.toml
-	@echo "install: making $(VENV) with $$($(PYTHON) --version)"
+	@echo "install: making $(VENV) with $$($(PYTHON) --version), which takes about half a minute"
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Python 3.11 or newer is needed: make PYTHON=python3.x")'
 	@$(PYTHON) -m venv --clear $(VENV)
-	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps -r requirements.lock
-	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation --editable .
+	@$(BIN)/python -m pip install -qq --disable-pip-version-check --no-deps -r requirements.lock
+	@$(BIN)/python -m pip install -qq --disable-pip-version-check --no-deps --no-build-isolation --editable .
 	@touch $@
 
 $(NODE_INSTALLED): $(CLIENTS)/package.json $(CLIENTS)/package-lock.json
@@ -71,12 +71,7 @@ $(NODE_INSTALLED): $(CLIENTS)/package.json $(CLIENTS)/package-lock.json
 	@npm ci --prefix $(CLIENTS) --no-fund --no-audit --loglevel=error
 	@touch $@
 
-# The browser tests take any Chromium there is, and are skipped without one.
-$(BROWSER_SOUGHT): $(INSTALLED)
-	@if command -v chromium chromium-browser google-chrome google-chrome-stable >/dev/null; then :; \
-	elif [ "$$(id -u)" = 0 ] && command -v apt-get >/dev/null; then \
-		echo "test: fetching Chromium"; \
-		{ apt-get update -qq && apt-get install -qq -y --no-install-recommends chromium; } >/dev/null 2>&1 \
-			|| echo "test: Chromium cannot be had, so the browser tests are skipped" >&2; \
-	else echo "test: there is no Chromium, so the browser tests are skipped" >&2; fi
+# Programs of other people, for the tests that need them: Chromium, nginx, Caddy, …
+$(PROGRAMS_SOUGHT): tests/programs.sh $(INSTALLED)
+	@sh tests/programs.sh
 	@touch $@

@@ -137,8 +137,7 @@ async def latency(publisher: Server, other: Server, seconds: float, name: str) -
     async def read() -> None:
         while True:
             frame = await reader.readuntil(b"}")
-            sent = frame.rpartition(b"@")[2].partition(b"@")
-            times.append(time.perf_counter() - float(frame.split(b"@")[1]) if sent else 0)
+            times.append(time.perf_counter() - float(frame.split(b"@")[1]))
 
     async def drain() -> None:
         while True:

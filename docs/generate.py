@@ -169,7 +169,7 @@ def page() -> str:
     root = config.Config()
     for title, table, struct, path in (
         ("server", keys.SERVER, root.server, ("server",)),
-        ("server.pusher, server.websocket, server.mqtt", keys.PROTOCOL, None, ("server", "pusher")),
+        (", ".join(f"server.{name}" for name in config.PROTOCOLS), keys.PROTOCOL, None, ("server", "pusher")),
         ("api", keys.API, root.api, ("api",)),
         ("log", keys.LOG, root.log, ("log",)),
     ):
@@ -217,7 +217,7 @@ def _keys(table: keys.Table, struct: Any, path: Path_) -> Iterator[tuple[Path_, 
 
 
 def _is_own_table(path: Path_) -> bool:
-    return path[-1] in ("pusher", "websocket", "mqtt", "limits", "webhooks") and len(path) == 2
+    return path[-1] in (*config.PROTOCOLS, "limits", "webhooks") and len(path) == 2
 
 
 def _row(path: Path_, key: keys.Key, struct: Any, default: Any) -> str:
@@ -226,7 +226,10 @@ def _row(path: Path_, key: keys.Key, struct: Any, default: Any) -> str:
 
 
 def _protocols(server: config.ServerConfig) -> str:
-    lines = ["| key | what may stand there | pusher | websocket | mqtt | meaning |", "| --- | --- | --- | --- | --- | --- |"]
+    lines = [
+        f"| key | what may stand there | {' | '.join(config.PROTOCOLS)} | meaning |",
+        "| --- " * (len(config.PROTOCOLS) + 3) + "|",
+    ]
     for name, key in keys.PROTOCOL.items():
         field = key.into or name.replace("-", "_")
         defaults = " | ".join(_shown(getattr(getattr(server, one), field)) for one in config.PROTOCOLS)

@@ -28,11 +28,15 @@ def main(arguments: Sequence[str] | None = None) -> int:
     options = _parser().parse_args(arguments)
     try:
         code: int = options.run(options)
+        sys.stdout.flush()
     except (ConfigError, ClientError, Refused) as wrong:
         print(wrong.text if isinstance(wrong, Refused) else wrong, file=sys.stderr)
         return 1
     except KeyboardInterrupt:
         return 130
+    except BrokenPipeError:  # who reads what is printed has enough of it, as `head` has
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 1
     return code
 
 
@@ -217,7 +221,7 @@ def _check(options: argparse.Namespace) -> int:
 
 def _listening(config: Config) -> list[str]:
     scheme = "wss" if config.server.ssl.enable else "ws"
-    protocols = " and ".join(sorted(config.server.proto & {"pusher", "websocket"}))
+    protocols = " and ".join(sorted(config.server.proto - {"mqtt"}))
     lines = [f"WebSockets ({protocols}) and signed API calls on {_shown(address, scheme)}" for address in config.server.listen]
     scheme = "https" if config.api.ssl.enable else "http"
     trusted = ", ".join(str(net) for net in config.api.trust.nets) + (", unix" if config.api.trust.unix else "")

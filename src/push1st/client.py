@@ -35,7 +35,7 @@ def publish(api: str, app: str, key: str, secret: str, channels: list[str], even
         connection.request("POST", target, body, {"Content-Type": "application/json"})
         response = connection.getresponse()
         answer = response.read().decode()
-    except OSError as wrong:
+    except (OSError, http.client.HTTPException) as wrong:
         raise ClientError(f"no answer from {api}: {wrong}; is the server running?") from wrong
     finally:
         connection.close()
@@ -68,6 +68,8 @@ def subscribe(
         raise ClientError(
             f"the server closed the connection: {close.code} {close.reason}" if close else "the connection broke"
         ) from end
+    except BrokenPipeError:  # of standard output; a broken connection is a ConnectionClosed
+        raise
     except (OSError, InvalidHandshake) as wrong:
         raise ClientError(f"no connection to {url}: {wrong}; is the server running?") from wrong
 

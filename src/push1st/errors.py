@@ -1,4 +1,4 @@
-"""The two kinds of failure a client can cause (design: rule 12).
+"""The two kinds of failure a client can cause (invariant 9).
 
 `Refused` is answered and the client stays; `Disconnect` ends the connection. Anything else that is raised while a
 client is served is our own defect: it is logged with its trace and closes that one connection.

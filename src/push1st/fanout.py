@@ -4,7 +4,7 @@
 `flush` joins what each lane got into one buffer and writes that buffer to every subscriber of the lane. Nearly all of
 a delivery is the kernel's `send`, so the loops here do nothing but call it.
 
-The rules (design: rules 2 to 5), and where they are kept:
+The rules (invariants 2 to 5), and where they are kept:
 - A channel's pending frames go to the subscribers they were meant for: whoever changes a lane's subscribers calls
   `settle_lanes` first.
 - What is sent to one connection directly queues behind what its channels owe it: `direct` calls `settle` first, and

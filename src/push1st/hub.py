@@ -4,7 +4,7 @@ Pure and synchronous: it holds sets and answers questions; it sends nothing and 
 subscribers of one channel that share a wire, because those share their frames: the fan-out keeps a channel's pending
 frames in its lanes. The order in a lane is the order of joining.
 
-Whoever changes a channel's subscribers settles its pending frames first (design: rule 2); `node.py` does.
+Whoever changes a channel's subscribers settles its pending frames first (invariant 2); `node.py` does.
 """
 
 from collections.abc import Callable, Iterable, Iterator

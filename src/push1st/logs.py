@@ -2,7 +2,7 @@
 
 It must not know who logs what. Our own loggers and those of libraries (asyncio, warnings, …) go one way: through one list
 of processors into one stream. What is rendered holds no secret, so that no caller has to remember to take them out
-(design, rule 13): fields named like one are masked, and so are `token=…`, `auth=…` and the like within any text, be it a
+(invariant 10): fields named like one are masked, and so are `token=…`, `auth=…` and the like within any text, be it a
 logged URL or a traceback. Best effort against accidents, no licence to log secrets.
 
     log = logs.get(__name__)

@@ -1,6 +1,6 @@
 """One worker's brain: it runs the effects of sessions and API calls on the hub, the roster and the broker.
 
-Its order of steps is what keeps the promises of the fan-out (design: rules 1 and 2): what is read from shared state
+Its order of steps is what keeps the promises of the fan-out (invariants 1 and 2): what is read from shared state
 is changed without an `await` between, a channel's pending frames are settled before its subscribers change, and what
 became void during a wait is taken back.
 """

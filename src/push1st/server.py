@@ -1,4 +1,4 @@
-"""One worker: builds everything from the configuration, listens, drains, stops (design: layers, Stopping).
+"""One worker: builds everything from the configuration, listens, drains, stops (ARCHITECTURE: layers, stopping).
 
 This is the place where concrete classes are named; all else knows them by their ports.
 """
@@ -184,7 +184,7 @@ class Server:
         await self._end()
 
     async def _drain(self) -> None:
-        """No new connections, then clients leave in slices (design: Stopping).
+        """No new connections, then clients leave in slices (ARCHITECTURE: stopping).
 
         Before a stop, readiness turns false, and load balancers have a grace to see it. A worker that is replaced is
         not missed: it stops to listen at once, and serves in that grace what it has just accepted.

@@ -19,6 +19,7 @@ from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, TypeVar
 
+import pytest
 import yaml
 
 from tests.clients.signing import signed_query
@@ -48,6 +49,14 @@ def wait_until(condition: Callable[[], T], what: str, deadline: float = DEADLINE
             return value
         assert time.monotonic() < end, f"not within {deadline} s: {what}"
         time.sleep(0.01)
+
+
+def program(name: str, package: str = "") -> str:
+    """Where a program of the machine is; skips the test where it is not, and says what to install."""
+    found = shutil.which(name) or shutil.which(name, path="/usr/sbin:/usr/local/sbin")
+    if found is None:
+        pytest.skip(f"{name} is not on this machine: apt-get install {package or name}")
+    return found
 
 
 def free_ports(count: int) -> list[int]:

@@ -5,6 +5,7 @@ import json
 import os
 import re
 import signal
+import socket
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -12,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.clients.process import DEADLINE, ServerProcess, free_ports, wait_until
+from tests.clients.process import DEADLINE, ServerProcess, free_ports, program, wait_until
 from tests.clients.raw_socket import raw_socket
 from tests.clients.signing import hmac_hex
 
@@ -65,6 +66,37 @@ def test_publish_says_why_it_failed(server: ServerProcess, channel: str) -> None
 def test_publish_says_that_nobody_is_there() -> None:
     (port,) = free_ports(1)
     assert push1st("publish", "--api", f"http://127.0.0.1:{port}", "c", "e", code=1).stderr
+
+
+def test_publish_says_that_somebody_else_is_there() -> None:
+    """For instance TLS, where it was called without."""
+    with socket.create_server(("127.0.0.1", 0)) as other:
+        call = [*PUSH1ST, "publish", "--api", f"http://127.0.0.1:{other.getsockname()[1]}", "c", "e"]
+        with subprocess.Popen(call, stderr=subprocess.PIPE, text=True) as process:
+            other.settimeout(DEADLINE)
+            connection, _ = other.accept()
+            with connection:
+                connection.sendall(b"\x15\x03\x01\x00\x02\x02\x46\r\n")
+                _, errors = process.communicate(timeout=DEADLINE)
+    assert process.returncode == 1
+    assert errors.startswith("no answer from ")
+
+
+@pytest.mark.parametrize("command", [("version",), ("check",), ("subscribe",)], ids=" ".join)
+def test_a_command_ends_quietly_when_nobody_reads_what_it_prints(
+    server: ServerProcess, channel: str, command: tuple[str, ...]
+) -> None:
+    read, write = os.pipe()
+    os.close(read)
+    more = {"version": (), "check": ("-c", str(server.folder / "server.yml")), "subscribe": ("--url", server.ws, channel)}
+    with subprocess.Popen([*PUSH1ST, *command, *more[command[0]]], stdout=write, stderr=subprocess.PIPE, text=True) as process:
+        os.close(write)
+        if command == ("subscribe",):
+            server.until_sessions(channel, 1)
+            server.publish(channel, "greeting", "hello")
+        _, errors = process.communicate(timeout=DEADLINE)
+    assert process.returncode == 1
+    assert [line for line in errors.splitlines() if not line.startswith("subscribed")] == []
 
 
 def test_the_session_token_is_the_one_of_the_api(server: ServerProcess) -> None:
@@ -138,6 +170,7 @@ def test_the_demo_s_lines_to_paste_show_a_message(demo: subprocess.Popen[str], t
         text += line
     assert "demo" in text
     assert "Not for production" in text
+    program("curl")
     subscribe, pause, curl = (line.strip() for line in text.splitlines()[-3:])
     (port,) = re.findall(r"WebSockets +ws://127\.0\.0\.1:(\d+)", text)
     # Pasted as they stand: but for the pause, in whose place the test waits until the subscriber says that it is there.

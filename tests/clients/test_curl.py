@@ -22,7 +22,7 @@ from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509.oid import NameOID
 
-from tests.clients.process import APP, DEADLINE, ServerProcess, merged, running
+from tests.clients.process import APP, DEADLINE, ServerProcess, merged, program, running
 from tests.clients.pusher_socket import PusherSocket, pusher_socket
 from tests.clients.raw_socket import raw_socket
 from tests.clients.wire import Wire
@@ -47,6 +47,7 @@ JSON = "application/json; charset=utf-8"
 
 def curl(command: str, server: ServerProcess, *more: str, base: str | None = None) -> tuple[int, str, str]:
     """Run a curl command of the page; status, content type and body."""
+    program("curl")
     here = command.replace("http://localhost:6002", base or f"http://localhost:{server.api_port}")
     written = r"\n%{http_code} %{content_type}"
     done = subprocess.run(
@@ -460,7 +461,9 @@ def test_a_connection_is_kept_alive(server: ServerProcess, port: str) -> None:
 
 def test_curl_reuses_its_connection(server: ServerProcess) -> None:
     address = f"http://localhost:{server.api_port}/health"
-    done = subprocess.run(["curl", "--silent", "--verbose", address, address], check=True, capture_output=True, text=True)
+    done = subprocess.run(
+        [program("curl"), "--silent", "--verbose", address, address], check=True, capture_output=True, text=True
+    )
     assert "Re-using existing" in done.stderr
 
 

@@ -26,7 +26,7 @@ class Page:
 class Book:
     """Frames are numbered, so that each says where it belongs.
 
-    Order is promised per channel, and between a channel and direct replies, not across channels (design: rule 2): so
+    Order is promised per channel, and between a channel and direct replies, not across channels (invariant 2): so
     what is compared is, for each channel, the sequence of its frames and the direct ones.
     """
 

@@ -130,7 +130,7 @@ def test_over_any_interleaving_there_are_no_ghosts_and_nobody_is_deaf(plan, call
 @settings(max_examples=150, deadline=None)
 @given(plan=steps, calls=held)
 def test_over_any_interleaving_a_members_list_and_the_edges_behind_it_agree(plan, calls):
-    """What a client was told when it joined, plus the edges that followed, is who is there (design: rule 8)."""
+    """What a client was told when it joined, plus the edges that followed, is who is there (invariant 8)."""
 
     async def run() -> None:
         crowd = Crowd()

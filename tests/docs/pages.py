@@ -15,7 +15,8 @@ its language in the opening fence, where Markdown shows it to nobody:
     ```… fragment                a part of a configuration: checked inside a whole one
     ```… not-run                 not run; docs/README.md says why
 
-Ports of the demo, 6001 and 6002, are replaced by free ones, and paths of a whole machine by paths in the folder.
+Ports of the demo, 6001 and 6002, are replaced by free ones, and paths of a whole machine by paths in the folder. Commands
+that change the machine, or need what is not there, have stand-ins: `STAND_INS`.
 """
 
 import contextlib
@@ -38,7 +39,7 @@ from tests.clients.process import DEADLINE, free_ports, wait_until
 
 ROOT = Path(__file__).parents[2]
 NODE_MODULES = ROOT / "tests" / "clients" / "node_modules"
-PAGES = sorted([*ROOT.glob("*.md"), *ROOT.glob("docs/*.md")])
+PAGES = sorted([*ROOT.glob("*.md"), *ROOT.glob("docs/*.md"), *ROOT.glob("docs/decisions/*.md")])
 KINDS = ("file", "fails", "background", "answer", "shows", "browser", "same", "fragment", "not-run")
 ELSEWHERE = ("/etc/push1st", "/run/push1st", "/opt/push1st")
 """paths of a machine that a page sets up"""
@@ -55,6 +56,44 @@ publish\\ *) set -- "$@" --api http://127.0.0.1:6002 ;;
 esac
 exec PYTHON -m push1st "$@"
 """
+
+DOCKER = """#!/bin/bash
+# `docker run` and `docker exec` without a container: the same command with the same variables, files and arguments, here.
+set -eu
+case $1 in
+exec) shift 2; exec "$@" ;;
+run) shift ;;
+*) exit 1 ;;
+esac
+export PUSH1ST_SERVER_LISTEN=tcp://127.0.0.1:6001 PUSH1ST_API_LISTEN=tcp://127.0.0.1:6002
+while :; do
+    case $1 in
+    -e) export "$2"; shift 2 ;;
+    -v) from=${2%%:*}; to=${2#*:}; to=${to%:ro}; mkdir -p "$(dirname "$to")"; ln -sfn "$from" "$to"; shift 2 ;;
+    -p | --name) shift 2 ;;
+    -*) shift ;;
+    *) break ;;
+    esac
+done
+[ "$1" = push1st ] # the image; `docker build` is tried by hand
+shift
+exec push1st "${@-serve}"
+"""
+
+INSTALL = """#!/bin/bash
+# `install` that leaves owners as they are.
+keep=()
+while [ $# -gt 0 ]; do
+    case $1 in
+    -o | -g) shift 2 ;;
+    *) keep+=("$1"); shift ;;
+    esac
+done
+exec /usr/bin/install "${keep[@]}"
+"""
+
+NOTHING = "#!/bin/sh\n"
+STAND_INS = {"push1st": PUSH1ST, "docker": DOCKER, "install": INSTALL, "useradd": NOTHING, "chown": NOTHING}
 
 BROWSER = """
 import { createRequire } from 'node:module';
@@ -144,8 +183,9 @@ class Story:
         self._fragments = 0
         commands = self.folder / ".venv" / "bin"
         commands.mkdir(parents=True)
-        (commands / "push1st").write_text(self.here(PUSH1ST.replace("PYTHON", sys.executable)))
-        (commands / "push1st").chmod(0o755)
+        for name, script in STAND_INS.items():
+            (commands / name).write_text(self.here(script.replace("PYTHON", sys.executable)))
+            (commands / name).chmod(0o755)
         (self.folder / "deploy").mkdir()
         for file in (ROOT / "deploy").iterdir():
             (self.folder / "deploy" / file.name).write_text(self.here(file.read_text()))
@@ -238,7 +278,7 @@ class Story:
         text = text.replace("tcp://*:", "tcp://127.0.0.1:")  # tests listen on this machine only
         one = Background(text, self.folder, self.env, len(self.background))
         self.background.append(one)
-        if "push1st serve" in text:
+        if "push1st serve" in text or "docker run" in text:
             try:
                 wait_until(lambda: self._ready(one), f"{block.place}: the server is ready")
             except AssertionError as wrong:

@@ -12,13 +12,12 @@ import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
-import pytest
 from cryptography import x509
 from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509.oid import NameOID
 
-from tests.clients.process import DEADLINE, ServerProcess, free_ports, running, wait_until
+from tests.clients.process import DEADLINE, ServerProcess, free_ports, program, running, wait_until
 from tests.docs.pages import ROOT
 
 NAME = "push.example.com"
@@ -110,9 +109,7 @@ def caddy_configuration(folder: Path, server: ServerProcess, port: int, plain: i
 @contextlib.contextmanager
 def proxied(kind: str) -> Iterator[Proxy]:
     """A server as the howto wants it, and the proxy before it. Skips when the proxy is not on this machine."""
-    program = shutil.which(kind) or shutil.which(kind, path="/usr/sbin:/usr/local/sbin")
-    if program is None:
-        pytest.skip(f"{kind} is not on this machine: apt-get install {kind}")
+    proxy = program(kind)
     folder = Path(tempfile.mkdtemp(prefix="p1-proxy-"))
     certificate(folder)
     port, plain = free_ports(2)
@@ -122,18 +119,18 @@ def proxied(kind: str) -> Iterator[Proxy]:
         file = folder / ("nginx.conf" if kind == "nginx" else "Caddyfile")
         if kind == "nginx":
             file.write_text(nginx_configuration(folder, server, port, plain))
-            command = [program, "-p", str(folder), "-c", str(file), "-e", str(folder / "error.log")]
+            command = [proxy, "-p", str(folder), "-c", str(file), "-e", str(folder / "error.log")]
         else:
             file.write_text(caddy_configuration(folder, server, port, plain))
-            command = [program, "run", "--config", str(file), "--adapter", "caddyfile"]
+            command = [proxy, "run", "--config", str(file), "--adapter", "caddyfile"]
         with open(folder / "output", "wb") as output:
             process = subprocess.Popen(
                 command, stdout=output, stderr=output, env={"HOME": str(folder), "PATH": "/usr/bin:/bin"}, cwd=folder
             )
         stack.callback(end, process)
-        proxy = Proxy(port, folder / "cert.pem", server)
-        wait_until(lambda: answers(process, proxy, folder / "output"), f"{kind} answers")
-        yield proxy
+        running_proxy = Proxy(port, folder / "cert.pem", server)
+        wait_until(lambda: answers(process, running_proxy, folder / "output"), f"{kind} answers")
+        yield running_proxy
 
 
 def answers(process: "subprocess.Popen[bytes]", proxy: Proxy, output: Path) -> bool:

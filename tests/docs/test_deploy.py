@@ -3,7 +3,6 @@
 import json
 import re
 import shlex
-import shutil
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -14,7 +13,7 @@ import yaml
 
 from push1st import configfile
 from push1st.configfile import APP_VARIABLES, ROOT_VARIABLES
-from tests.clients.process import ServerProcess, running
+from tests.clients.process import ServerProcess, program, running
 from tests.docs.pages import ROOT
 
 DEPLOY = ROOT / "deploy"
@@ -51,8 +50,7 @@ def server() -> Iterator[ServerProcess]:
 @pytest.fixture
 def unit(tmp_path: Path) -> Path:
     """The unit with commands that are here, since `verify` looks for them."""
-    if shutil.which("systemd-analyze") is None:
-        pytest.skip("systemd-analyze is not on this machine")
+    program("systemd-analyze", "systemd")
     text = (DEPLOY / "push1st.service").read_text()
     assert "/opt/push1st/bin/push1st" in text
     file = tmp_path / "push1st.service"

@@ -5,13 +5,27 @@ from pathlib import Path
 
 import pytest
 
+from tests.clients.process import program
 from tests.docs.pages import PAGES, ROOT, blocks, is_run, story
 
 NOT_RUN = re.compile(r"^\| \[?`?([\w./-]+\.md)`?\]?(?:\([^)]*\))? \| `(\w+)` \|", re.MULTILINE)
 
 
+PROGRAMS = {"curl", "openssl"}
+"""what the examples need of the machine, beside Python and Node.js"""
+
+
+def words(page: Path) -> set[str]:
+    """What the commands of a page are made of."""
+    return {
+        word for block in blocks(page) if block.language == "bash" and is_run(block) for word in re.findall(r"\w+", block.text)
+    }
+
+
 @pytest.mark.parametrize("page", [page for page in PAGES if any(map(is_run, blocks(page)))], ids=lambda page: page.name)
 def test_the_examples_of_a_page_do_what_it_says(page: Path) -> None:
+    for name in sorted(PROGRAMS & words(page)):
+        program(name)
     with story() as telling:
         for block in blocks(page):
             telling.do(block)
@@ -24,11 +38,19 @@ def test_every_example_that_is_not_run_is_listed_with_its_reason() -> None:
     assert listed == there
 
 
-def test_every_link_to_a_file_leads_somewhere() -> None:
-    dead = [
-        f"{page.relative_to(ROOT)}: {target}"
-        for page in PAGES
-        for target in re.findall(r"\]\(([^)#:\s]+)(?:#[^)]*)?\)", re.sub(r"<!--.*?-->", "", page.read_text(), flags=re.DOTALL))
-        if not (page.parent / target).exists()
-    ]
+def headings(page: Path) -> set[str]:
+    """What the headings of a page are called in links."""
+    lines = re.sub(r"^```.*?^```$", "", page.read_text(), flags=re.MULTILINE | re.DOTALL).splitlines()
+    titles = (line.lstrip("#").strip().lower() for line in lines if re.match(r"#+ ", line))
+    return {re.sub(r"[^\w -]", "", title).replace(" ", "-") for title in titles}
+
+
+def test_every_link_leads_somewhere() -> None:
+    dead = []
+    for page in PAGES:
+        text = re.sub(r"<!--.*?-->", "", page.read_text(), flags=re.DOTALL)
+        for target, _, heading in (link.partition("#") for link in re.findall(r"\]\(([^)\s]+)\)", text)):
+            there = page.parent / target if target else page
+            if ":" not in target and (not there.exists() or (heading and heading not in headings(there))):
+                dead.append(f"{page.relative_to(ROOT)}: {target}#{heading}")
     assert dead == []

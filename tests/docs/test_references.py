@@ -6,20 +6,28 @@ import re
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from types import ModuleType
-from typing import Any
+from typing import Any, NamedTuple
 
 import pytest
 
 from push1st.errors import Refused
 from push1st.messages import Failure, Message, Ping, Publish
 from push1st.protocols import Codec
+from push1st.protocols.pusher import CODES, NOTICE
 from push1st.protocols.websocket import text_frame
+from push1st.transports.websocket import _STATUSES
 from tests.clients.process import ServerProcess, running
 from tests.clients.pusher_socket import pusher_socket
 from tests.docs.pages import ROOT, blocks
 
 SOURCE = ROOT / "src" / "push1st"
-REFUSING = ("Refused", "LimitReached", "Disconnect", "_refusal", "error", "_refuse", "close", "leave", "disconnect")
+REFUSING = ("Refused", "LimitReached", "Disconnect", "_refusal", "error", "_refuse", "close", "leave", "disconnect", "Failure")
+HELPERS = re.compile(r"(?:\w*_)?(?:error|ambiguous|why_not)\(")
+"""functions that say what is wrong, as they are called"""
+NOTICES = {4302}
+"""codes of `pusher:error` that refuse nothing"""
+NEVER_SENT = {1000, 1006}
+"""close codes of the client's own"""
 
 
 def page(name: str) -> str:
@@ -42,23 +50,75 @@ def test_the_configuration_page_is_what_the_code_says() -> None:
 # -- errors
 
 
-def calls(file: Path) -> Iterator[tuple[str, ast.expr, ast.expr]]:
-    for node in ast.walk(ast.parse(file.read_text())):
-        if isinstance(node, ast.Call) and len(node.args) >= 2:
-            name = node.func.id if isinstance(node.func, ast.Name) else getattr(node.func, "attr", "")
-            if name in REFUSING:
-                yield f"{file.relative_to(ROOT)}:{node.lineno}", node.args[0], node.args[1]
-            elif name == "_cut_off" and len(node.args) > 2:
-                yield f"{file.relative_to(ROOT)}:{node.lineno}", node.args[1], node.args[2]
+class Refusal(NamedTuple):
+    """A place in the source where something is refused, or closed with a code. code: 0 where it is not a fixed one."""
+
+    place: str
+    code: int
+    text: str
+    """with `…` where it has a value; nothing where it is passed on"""
 
 
-def refusals() -> Iterator[tuple[str, int, str]]:
-    """Place, code (0: not a fixed one) and message of everything that is refused or closed with a code."""
+def refusals() -> Iterator[Refusal]:
     for file in sorted(SOURCE.rglob("*.py")):
+        tree = ast.parse(file.read_text())
         names = constants(file)
-        for place, code, text in calls(file):
-            number = code.value if isinstance(code, ast.Constant) and isinstance(code.value, int) else 0
-            yield place, number, message(text, names)
+        for function in (node for node in ast.walk(tree) if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef)):
+            for line, code, text in said(function):
+                place = f"{file.relative_to(ROOT)}:{line}"
+                words = message(text, names)
+                assert words is not None or passes_on(text, function), f"{place}: which message is this? Only HELPERS may make it"
+                number = code.value if isinstance(code, ast.Constant) else 0
+                yield Refusal(place, number if isinstance(number, int) else 0, words or "")
+
+
+def said(function: ast.FunctionDef | ast.AsyncFunctionDef) -> Iterator[tuple[int, ast.expr, ast.expr]]:
+    """Line, code and text of each refusal in a function."""
+    for node in ast.walk(function):
+        match node:
+            case ast.Call(func=ast.Name(id=name) | ast.Attribute(attr=name), args=[code, text, *_]) if name in REFUSING:
+                if is_code(code):
+                    yield node.lineno, code, text
+            case ast.Call(func=ast.Attribute(attr="_cut_off"), args=[_, code, text]):
+                yield node.lineno, code, text
+            case ast.Call(func=ast.Name(id="Response"), args=[ast.Constant(value=int(status)) as code, body, *_]) if (
+                status >= 400
+            ):
+                yield node.lineno, code, error_of(body)
+            case ast.Return(value=ast.Tuple(elts=[code, text])) if function.name == "slow":
+                yield node.lineno, code, text
+
+
+def is_code(code: ast.expr) -> bool:
+    match code:
+        case ast.Constant(value=int()) | ast.Name(id="code" | "status") | ast.Attribute(attr="code") | ast.IfExp():
+            return True
+    return False
+
+
+def error_of(body: ast.expr) -> ast.expr:
+    """The message in the body of an answer."""
+    match body:
+        case ast.Call(args=[ast.Dict(keys=[ast.Constant(value="error")], values=[text])]):
+            return text
+        case ast.Constant(value=bytes(text)):
+            return ast.Constant(text.decode().strip())
+    return body
+
+
+def passes_on(text: ast.expr, function: ast.FunctionDef | ast.AsyncFunctionDef) -> bool:
+    """Whether a text comes from elsewhere: a refusal that was caught, the caller, one of `helpers`, or a library's exception."""
+    match text:
+        case ast.Attribute(attr="text" | "reason") | ast.Call(func=ast.Name(id="str"), args=[ast.Name(id="error")]):
+            return True
+        case ast.Call():
+            return HELPERS.search(ast.unparse(text)) is not None
+        case ast.Name(id=name):
+            if name in {one.arg for one in function.args.args}:
+                return True
+            bound = (node for node in ast.walk(function) if isinstance(node, ast.Assign | ast.NamedExpr))
+            return any(name in ast.unparse(node) and HELPERS.search(ast.unparse(node)) for node in bound)
+    return False
 
 
 def constants(file: Path) -> dict[str, ast.expr]:
@@ -74,8 +134,8 @@ def constants(file: Path) -> dict[str, ast.expr]:
     return found
 
 
-def message(text: ast.expr, names: Mapping[str, ast.expr]) -> str:
-    """A text of the code, with `…` where it has a value; nothing where it is put together elsewhere."""
+def message(text: ast.expr, names: Mapping[str, ast.expr]) -> str | None:
+    """A text of the code, with `…` where it has a value; None where it is put together elsewhere."""
     match text:
         case ast.Constant(value=str(words)):
             return words
@@ -83,22 +143,32 @@ def message(text: ast.expr, names: Mapping[str, ast.expr]) -> str:
             return "".join(str(part.value) if isinstance(part, ast.Constant) else "…" for part in parts)
         case ast.Name(id=name) if name in names:
             return message(names[name], {})
-    return ""
+    return None
 
 
 def helpers() -> Iterator[tuple[str, str]]:
-    """Messages that pure functions return for their callers to refuse with."""
-    for file in (SOURCE / "channels.py", SOURCE / "messages.py", SOURCE / "auth.py"):
+    """Messages that functions return for their callers to refuse with."""
+    for file in sorted(SOURCE.rglob("*.py")):
         for function in ast.walk(ast.parse(file.read_text())):
-            if isinstance(function, ast.FunctionDef) and function.name.strip("_").rsplit("_", 1)[-1] in ("error", "ambiguous"):
-                returned = (node.value for node in ast.walk(function) if isinstance(node, ast.Return))
-                yield from ((f"{file.name}: {function.name}", message(value, {})) for value in returned if value is not None)
+            if isinstance(function, ast.FunctionDef) and HELPERS.fullmatch(f"{function.name}("):
+                returned = [node.value for node in ast.walk(function) if isinstance(node, ast.Return) and node.value is not None]
+                either = [(one.body, one.orelse) if isinstance(one, ast.IfExp) else (one,) for one in returned]
+                texts = (message(text, {}) for texts in either for text in texts)
+                yield from ((f"{file.name}: {function.name}", text) for text in texts if text)
+
+
+def rows(section: str) -> list[list[str]]:
+    """The cells of a section's tables, up to the next section of its rank."""
+    rank = section.split()[0]
+    text = page("errors.md").partition(f"\n{section}\n")[2]
+    assert text, section
+    lines = re.split(rf"\n{rank} ", text)[0].splitlines()
+    return [[cell.strip() for cell in re.split(r"(?<!\\)\|", line)[1:-1]] for line in lines if re.match(r"\| [`\d]", line)]
 
 
 def known() -> set[str]:
     """The messages of the page's tables, without the code's marks."""
-    tables = page("errors.md").partition("\n## Messages")[2].partition("\n## ")[0]
-    return {plain(cell) for cell in re.findall(r"^\| `([^|]+?)` \|", tables, re.MULTILINE)}
+    return {plain(first.strip("`")) for first, *_ in rows("## Messages")}
 
 
 def plain(text: str) -> str:
@@ -114,14 +184,34 @@ def test_every_message_of_a_refusal_is_on_the_errors_page() -> None:
 
 def test_the_errors_page_has_no_message_that_is_gone() -> None:
     here = {plain(text) for _, _, text in refusals()} | {plain(text) for _, text in helpers()}
-    gone = sorted(text for text in known() if text not in here)
-    assert gone == []
+    assert sorted(known() - here) == []
 
 
-def test_every_code_is_on_the_errors_page() -> None:
-    text = page("errors.md")
-    codes = {code for _, code, _ in refusals() if code} | {4301, 4302, 4300, 1000}
-    assert [code for code in sorted(codes) if not re.search(rf"^\| {code} \|", text, re.MULTILINE)] == []
+def test_every_status_is_on_the_errors_page_and_no_other() -> None:
+    used = {code for _, code, _ in refusals() if 400 <= code < 600} | {*_STATUSES.values()}
+    assert {int(row[0]) for row in rows("## HTTP statuses")} == used
+
+
+def test_every_close_code_is_on_the_errors_page_and_no_other() -> None:
+    used = {code for _, code, _ in refusals() if code >= 1000 and code not in NOTICES}
+    assert {int(row[0]) for row in rows("## Close codes")} == used | NEVER_SENT
+
+
+def test_every_code_of_a_pusher_error_is_on_the_errors_page_and_no_other() -> None:
+    codes = {int(row[0]) for row in rows("## Pusher errors") if row[0].isdigit()}
+    assert codes == {*CODES.values(), NOTICE, *NOTICES}
+
+
+def test_every_row_of_the_errors_page_says_what_to_do() -> None:
+    sections = (
+        "## HTTP statuses",
+        "## Close codes",
+        "## Pusher errors",
+        "## Raw WebSocket errors",
+        "## Messages",
+        "## At the start",
+    )
+    assert [row for section in sections for row in rows(section) if not all(row)] == []
 
 
 def test_every_close_code_of_pusher_is_on_the_protocols_page() -> None:

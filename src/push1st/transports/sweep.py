@@ -1,4 +1,4 @@
-"""One timer a worker for all deadlines and keepalives (design: rule 6).
+"""One timer a worker for all deadlines and keepalives (invariant 6).
 
 A connection is kept under the second at which something may be due for it. It is looked at then, not before: activity
 only writes down its time, and when the second comes the connection says when to look next. So an idle connection

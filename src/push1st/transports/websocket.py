@@ -288,16 +288,19 @@ def upgrade(
     if "pusher" in config.proto:
         for base in (config.pusher.path.rstrip("/") + config.app_path, config.app_path):
             if path.startswith(base):
-                return _open(worker, handshake, config.pusher, _start_pusher, path[len(base) :], transport, rest, before)
+                return _open(
+                    worker, handshake, "pusher", config.pusher, _start_pusher, path[len(base) :], transport, rest, before
+                )
     base = config.websocket.path.rstrip("/") + config.app_path
     if "websocket" in config.proto and path.startswith(base):
-        return _open(worker, handshake, config.websocket, _start_raw, path[len(base) :], transport, rest, before)
+        return _open(worker, handshake, "websocket", config.websocket, _start_raw, path[len(base) :], transport, rest, before)
     return _refusal(404, f"no WebSocket is served at {path[:200]}")
 
 
 def _open(
     worker: Worker,
     handshake: Handshake,
+    name: str,
     protocol: ProtocolConfig,
     start: Start,
     tail: str,
@@ -311,7 +314,7 @@ def _open(
         return _refusal(426, "WebSocket version 13 is spoken here", b"Sec-WebSocket-Version: 13\r\nUpgrade: websocket\r\n")
     if not _valid_key(handshake.key):
         return _refusal(400, "Sec-WebSocket-Key must be 16 bytes in base64")
-    codec = worker.codecs["pusher" if start is _start_pusher else "websocket"]
+    codec = worker.codecs[name]
     accept = base64.b64encode(hashlib.sha1(handshake.key.encode() + _GUID, usedforsecurity=False).digest())
     most = worker.most_message(protocol)
     connection = WebSocketConnection(worker, transport, codec, protocol.activity_timeout, most, before + _SWITCH % accept)
@@ -321,7 +324,7 @@ def _open(
     except Disconnect as wrong:
         end = wrong
         worker.node.metrics.refusals[str(end.code)] += 1
-        status = _STATUSES.get(end.code) if start is _start_raw else None
+        status = None if name == "pusher" else _STATUSES.get(end.code)
         if status is not None:
             return _refusal(status, end.reason)
     connection.take_over()
@@ -333,7 +336,7 @@ def _open(
 
 
 _STATUSES = {4001: 403, 4003: 403, 4004: 503, 4009: 403, 4200: 503}
-"""what a raw client is told before the upgrade, for Pusher's codes"""
+"""what clients that are not Pusher's are told before the upgrade, for Pusher's codes"""
 
 
 def _start_pusher(

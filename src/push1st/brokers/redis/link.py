@@ -43,7 +43,8 @@ class Link(asyncio.Protocol):
         self._out: list[bytes] = []
         self._out_size = 0
         self._held: hiredis.PushNotification | None = None
-        self._stopped = False
+        self._resuming = 0
+        """how many wait for an ordered reply that is there and have not gone on yet"""
         self.alive = False
         self.heard = 0.0
         """when the server last said anything, on the loop's clock"""
@@ -101,7 +102,7 @@ class Link(asyncio.Protocol):
                 one = waiting.popleft()
                 (one.answer if type(one) is Subscribing else cast(Answer, one))(item)
             elif item[0] == b"message" or item[0] == b"smessage":
-                if self._stopped:
+                if self._resuming:
                     self._held = item
                     return
                 pushed(item[2])
@@ -122,7 +123,9 @@ class Link(asyncio.Protocol):
             one.answer(None)
 
     def _go_on(self) -> None:
-        self._stopped = False
+        self._resuming -= 1
+        if self._resuming:
+            return
         held, self._held = self._held, None
         if held is not None and self.alive:
             self._pushed(held[2])
@@ -169,8 +172,8 @@ class Link(asyncio.Protocol):
                 future.exception()  # whoever asked may be gone: then nobody asks for it
             else:
                 future.set_result(reply)
-            if ordered and not self._stopped:
-                self._stopped = True
+            if ordered:
+                self._resuming += 1
                 self._loop.call_soon(self._go_on)  # behind whoever the future wakes
 
         self.send(pack(command), answer)

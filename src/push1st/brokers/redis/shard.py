@@ -104,17 +104,17 @@ class Batch:
         self.done = False
         self.at = at
 
-    def fail(self, text: str) -> None:
+    def fail(self, refused: Refused) -> None:
         if not self.done:
             self.done = True
             for future in self.waiting:
                 if not future.done():
-                    future.set_exception(Refused(503, text))
+                    future.set_exception(refused)
                     future.exception()  # whoever published may be gone: then nobody asks
 
     def published(self, reply: Any) -> None:
         if isinstance(reply, Exception):
-            self.fail(UNCONFIRMED if isinstance(reply, Lost) else f"the broker refused: {reply}")
+            self.fail(Refused(503, UNCONFIRMED) if isinstance(reply, Lost) else Refused(503, f"the broker refused: {reply}"))
 
     def counted(self, reply: Any) -> None:
         if isinstance(reply, Exception):
@@ -253,6 +253,10 @@ class Shard:
             try:
                 link = await connect(self._address, self._tag, f"push1st-{self._node}", self._pushed, self._lost)
                 await self._enter(link)
+            except asyncio.CancelledError:
+                if link is not None:
+                    link.abort()
+                raise
             except (OSError, TimeoutError, Unusable, Lost, hiredis.ReplyError) as wrong:
                 if link is not None:
                     link.abort()
@@ -403,7 +407,7 @@ class Shard:
         unconfirmed = self._unconfirmed
         while unconfirmed and (unconfirmed[0].done or unconfirmed[0].at + CONFIRM_SECONDS <= now):
             self._metrics.broker_unconfirmed += not unconfirmed[0].done
-            unconfirmed.popleft().fail(UNCONFIRMED)
+            unconfirmed.popleft().fail(Refused(503, UNCONFIRMED))
         while self._waiters and self._waiters[0][0] <= now:
             _, future = self._waiters.popleft()
             if not future.done():
@@ -514,14 +518,14 @@ class Shard:
             try:
                 return await ask(link)
             except Lost:
-                wrong = AWAY_FOR_LONG
+                refused = Refused(503, AWAY_FOR_LONG)
             except hiredis.ReplyError as reply:
-                wrong = f"the broker refused: {reply}"
+                refused = Refused(503, f"the broker refused: {reply}")
                 if not str(reply).startswith(FAULTS):
-                    raise Refused(503, wrong) from None
+                    raise refused from None
                 self._again(reply)
             if self._loop.time() > deadline:
-                raise Refused(503, wrong)
+                raise refused
 
     # Messages
 
@@ -565,7 +569,7 @@ class Shard:
         link = self.link
         for name, batch in batches.items():
             if link is None:
-                batch.fail(AWAY)
+                batch.fail(Refused(503, AWAY))
                 continue
             self._unconfirmed.append(batch)
             data = encode_messages(batch.messages)

@@ -1,0 +1,168 @@
+"""The connection to the broker: replies in order, messages in between, and who waits goes on in time."""
+
+import asyncio
+from collections.abc import Callable
+
+import hiredis
+import pytest
+
+from push1st.brokers.redis.link import Link, Lost
+from tests.unit.fakes import Transport, turns
+
+
+class Line:
+    """A link on a transport that keeps what is written."""
+
+    def __init__(self) -> None:
+        self.messages: list[bytes] = []
+        self.lost = 0
+        self.transport = Transport()
+        self.link = Link(self.messages.append, self._lost)
+        self.link.connection_made(self.transport)
+
+    def _lost(self) -> None:
+        self.lost += 1
+
+    def says(self, *items: bytes) -> None:
+        self.link.data_received(b"".join(items))
+
+
+@pytest.fixture
+def line() -> Callable[[], Line]:
+    return Line
+
+
+def message(data: bytes, topic: bytes = b"t") -> bytes:
+    return b">3\r\n$7\r\nmessage\r\n$%d\r\n%b\r\n$%d\r\n%b\r\n" % (len(topic), topic, len(data), data)
+
+
+def confirmed(kind: bytes, topic: bytes) -> bytes:
+    return b">3\r\n$%d\r\n%b\r\n$%d\r\n%b\r\n:1\r\n" % (len(kind), kind, len(topic), topic)
+
+
+async def test_commands_of_a_turn_are_one_write(line):
+    one = line()
+    one.link.call("GET", "a")
+    one.link.call("SET", "b", 1)
+    assert one.transport.writes == []
+    await turns()
+    assert one.transport.writes == [b"*2\r\n$3\r\nGET\r\n$1\r\na\r\n*3\r\n$3\r\nSET\r\n$1\r\nb\r\n$1\r\n1\r\n"]
+
+
+async def test_replies_go_to_the_commands_in_order_whatever_comes_between(line):
+    one = line()
+    first, second = one.link.call("GET", "a"), one.link.call("GET", "b")
+    one.says(message(b"1"), b":1\r\n", message(b"2"), b"$1\r\n")
+    one.says(b"x\r\n")
+    assert (await first, await second) == (1, b"x")
+    assert one.messages == [b"1", b"2"]
+
+
+async def test_an_error_is_raised_by_its_command_alone(line):
+    one = line()
+    bad, good = one.link.call("BAD"), one.link.call("PING")
+    one.says(b"-ERR unknown\r\n+PONG\r\n")
+    with pytest.raises(hiredis.ReplyError, match="ERR unknown"):
+        await bad
+    assert await good == b"PONG"
+
+
+async def test_who_waits_for_an_ordered_reply_goes_on_before_the_messages_behind_it(line):
+    one = line()
+    seen: list[list[bytes]] = []
+
+    async def wait() -> None:
+        await one.link.call("X", ordered=True)
+        seen.append(list(one.messages))
+
+    task = asyncio.create_task(wait())
+    await turns()
+    one.says(message(b"1"), b":1\r\n", message(b"2"), message(b"3"))
+    one.says(message(b"4"))
+    await task
+    assert seen == [[b"1"]]
+    await turns()
+    assert one.messages == [b"1", b"2", b"3", b"4"]
+
+
+async def test_replies_behind_an_ordered_one_are_in_its_place_too(line):
+    one = line()
+    seen: list[tuple[int, list[bytes]]] = []
+
+    async def wait(n: int) -> None:
+        await one.link.call("X", ordered=True)
+        seen.append((n, list(one.messages)))
+
+    tasks = [asyncio.create_task(wait(n)) for n in range(3)]
+    await turns()
+    one.says(b":1\r\n:2\r\n", message(b"1"), b":3\r\n", message(b"2"))
+    await asyncio.gather(*tasks)
+    assert seen == [(0, []), (1, []), (2, [b"1"])]
+    await turns()
+    assert one.messages == [b"1", b"2"]
+
+
+async def test_topics_are_confirmed_in_the_place_of_replies(line):
+    one = line()
+    topics = one.link.topics("SUBSCRIBE", [b"a", b"b"])
+    reply = one.link.call("PING")
+    one.says(confirmed(b"subscribe", b"a"))
+    assert not topics.done()
+    one.says(confirmed(b"subscribe", b"b"), b"+PONG\r\n")
+    await topics
+    assert await reply == b"PONG"
+
+
+async def test_topics_that_are_refused_say_so(line):
+    one = line()
+    topics = one.link.topics("SUBSCRIBE", [b"a"])
+    one.says(b"-NOPERM no\r\n")
+    with pytest.raises(hiredis.ReplyError, match="NOPERM"):
+        await topics
+
+
+async def test_a_topic_that_is_taken_away_ends_the_connection(line):
+    one = line()
+    waiting = one.link.call("PING")
+    one.says(confirmed(b"sunsubscribe", b"a"))
+    with pytest.raises(Lost):
+        await waiting
+    assert one.transport.aborted
+    assert one.lost == 1
+
+
+async def test_a_lost_connection_fails_all_that_waits_and_what_comes_later(line):
+    one = line()
+    waiting = [one.link.call("PING"), one.link.topics("SUBSCRIBE", [b"a"])]
+    one.link.connection_lost(None)
+    waiting += [one.link.call("PING"), one.link.topics("SUBSCRIBE", [b"a"])]
+    for future in waiting:
+        with pytest.raises(Lost):
+            await future
+    assert one.lost == 1
+
+
+async def test_what_is_no_reply_ends_the_connection(line):
+    one = line()
+    one.says(b"HTTP/1.1 400\r\n")
+    assert one.transport.aborted
+    assert one.lost == 1
+
+
+async def test_nothing_is_delivered_behind_the_end(line):
+    one = line()
+    one.link.call("X", ordered=True)
+    one.says(b":1\r\n", message(b"1"))
+    one.link.abort()
+    await turns()
+    assert one.messages == []
+
+
+async def test_silence_counts_only_while_an_answer_is_owed(line):
+    one = line()
+    now = asyncio.get_running_loop().time()
+    assert one.link.silent(now + 100) == 0
+    one.link.call("PING")
+    assert one.link.silent(now + 100) == pytest.approx(100, abs=1)
+    one.says(b"+PONG\r\n")
+    assert one.link.silent(now + 100) == 0

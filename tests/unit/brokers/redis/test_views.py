@@ -1,0 +1,100 @@
+"""What clients know of members: each edge reaches them once, and what was missed is found by comparing."""
+
+from itertools import count
+
+import msgspec
+import pytest
+
+from push1st.brokers.redis.views import Views
+from push1st.brokers.redis.wire import Edge
+from push1st.messages import MEMBER_ADDED, MEMBER_REMOVED, Member, Message
+
+KEY = ("app", "presence-c")
+
+
+class Told:
+    def __init__(self) -> None:
+        self.views = Views()
+        self.messages: list[Message] = []
+        self.views.receive = self._receive
+        numbers = count(1)
+        self.stamp = lambda: (next(numbers), 7)
+
+    def _receive(self, message: Message) -> int:
+        self.messages.append(message)
+        return 1
+
+    def begin(self, *users: str) -> None:
+        self.views.begin(KEY, {user: Member(user) for user in users})
+
+    def edge(self, kind: str, user: str, *, own: bool = False) -> None:
+        channel = KEY[1] if kind in "+-" else f"#watch-{user}"
+        self.views.edge(Edge(kind, "app", channel, user, "1.1", 5, 7, b"null"), own)
+
+    def compare(self, *users: str, **sockets: str) -> None:
+        self.views.compare(KEY, {user: Member(user) for user in users}, sockets, self.stamp)
+
+    @property
+    def edges(self) -> list[str]:
+        signs = {MEMBER_ADDED: "+", MEMBER_REMOVED: "-"}
+        return [signs[one.event] + msgspec.json.decode(one.data)["user_id"] for one in self.messages]
+
+
+@pytest.fixture
+def told():
+    return Told()
+
+
+def test_news_is_told_once(told):
+    told.begin("a")
+    for kind, user in (("+", "b"), ("+", "b"), ("+", "a"), ("-", "c"), ("-", "b"), ("-", "b")):
+        told.edge(kind, user)
+    assert told.edges == ["+b", "-b"]
+
+
+def test_an_edge_that_a_client_here_caused_is_told_though_its_view_began_with_it(told):
+    told.begin("a")
+    told.edge("+", "a", own=True)
+    assert told.edges == ["+a"]
+    assert told.messages[0].exclude == "1.1"
+
+
+def test_edges_of_channels_nobody_follows_pass(told):
+    told.edge("+", "a")
+    told.edge("-", "a")
+    assert told.edges == ["+a", "-a"]
+
+
+def test_what_was_missed_is_told_after_comparing(told):
+    told.begin("a", "b")
+    told.compare("b", "c", "d", c="1.2")
+    assert told.edges == ["-a", "+c", "+d"]
+    assert [one.exclude for one in told.messages] == ["", "1.2", ""]
+    told.compare("b", "c", "d")
+    assert told.edges == ["-a", "+c", "+d"]
+
+
+def test_a_view_that_ended_is_not_compared(told):
+    told.begin("a")
+    told.views.end(KEY)
+    told.compare("b")
+    assert told.edges == []
+    assert told.views.members(KEY) is None
+
+
+def test_the_first_view_stays_when_another_join_answers(told):
+    told.begin("a")
+    told.begin("a", "b")
+    told.edge("+", "b")
+    assert told.edges == ["+b"]
+
+
+def test_a_watched_user_changes_once(told):
+    told.views.watch("app", "u", False)
+    for kind in ("off", "on", "on", "off"):
+        told.edge(kind, "u")
+    assert [msgspec.json.decode(one.data)["events"][0]["name"] for one in told.messages] == ["online", "offline"]
+    assert told.views.status("app", "u", True) is False
+    told.views.compare_status(("app", "u"), True, told.stamp)
+    assert told.views.status("app", "u", False) is True
+    assert len(told.messages) == 3
