@@ -206,6 +206,7 @@ async def main() -> None:
     url = options.broker or valkey.url
     single = request("events", {"name": "e", "channels": ["c"], "data": DATA})
     batch = request("batch_events", {"batch": [{"name": "e", "channel": "c", "data": DATA}] * 10})
+    spread = [{"name": "e", "channel": "c" if n == 0 else f"c{n}", "data": DATA} for n in range(10)]
     try:
         with tempfile.TemporaryDirectory() as name:
             folder = Path(name)
@@ -218,6 +219,8 @@ async def main() -> None:
                 print("cores: publishing worker, other worker, Valkey")
                 await rate(one, two, single, 1, options.seconds, pids)
                 await rate(one, two, batch, 10, options.seconds, pids)
+                print("the same to ten channels, of which one is listened to (a tenth arrives):")
+                await rate(one, two, request("batch_events", {"batch": spread}), 10, options.seconds, pids)
             await memory(valkey)
     finally:
         valkey.close()

@@ -18,6 +18,8 @@ WATCHLIST_EVENTS = INTERNAL + "watchlist_events"
 SUBSCRIPTION_COUNT = INTERNAL + "subscription_count"
 TERMINATE = INTERNAL + "terminate"
 """Never sent to clients: it ends the connections of a signed-in user, on every worker."""
+TOLD = INTERNAL + "told"
+"""Never sent to clients: what workers say to each other."""
 MEMBER_ADDED = INTERNAL + "member_added"
 MEMBER_REMOVED = INTERNAL + "member_removed"
 

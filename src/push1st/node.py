@@ -25,6 +25,7 @@ from push1st.messages import (
     API,
     DEFAULT_OPTIONS,
     TERMINATE,
+    TOLD,
     CacheMissed,
     Member,
     Message,
@@ -70,6 +71,13 @@ class Listed(msgspec.Struct, frozen=True, array_like=True):
 
 _listed = msgspec.msgpack.Decoder(list[Listed])
 _message = msgspec.msgpack.Decoder(Message)
+
+
+class Listener(msgspec.Struct, frozen=True):
+    """What this worker does on a topic of its own: answers a question, hears what is told."""
+
+    answer: Callable[[bytes], bytes]
+    hear: Callable[[bytes], None]
 
 
 class Left(msgspec.Struct, frozen=True):
@@ -133,6 +141,7 @@ class Node:
         self._live: dict[str, App] = {}
         self._wanted: Counter[tuple[str, str]] = Counter()
         """topics that joining clients need, before the hub knows them"""
+        self._listeners: dict[tuple[str, str], Listener] = {}
         self._uncounted: dict[tuple[str, str], App] = {}
         self._broker: Broker
         self._roster: Roster
@@ -229,6 +238,9 @@ class Node:
     def _answer(self, app: str, channel: str, question: bytes) -> bytes:
         """What another worker asks."""
         live = self._live.get(app)
+        listener = self._listeners.get((app, channel))
+        if listener is not None:
+            return listener.answer(question)
         if question.startswith(REACH):
             return b"0" if live is None else b"%d" % live.tenant.reach(_message.decode(question[len(REACH) :]))
         found = [] if live is None else self.sessions(live, channel)
@@ -392,6 +404,34 @@ class Node:
         answers = await self._broker.ask(app.config.id, channel, REACH + msgspec.msgpack.encode(message))
         return sum(map(int, answers))
 
+    # Between workers
+
+    @property
+    def shared(self) -> bool:
+        """Whether there may be other workers."""
+        return self._broker.shared
+
+    async def listen(self, app: App, topic: str, listener: Listener) -> None:
+        """Answers what is asked on a topic, and hears what is told there, from here on. Raises Refused(503)."""
+        self._listeners[app.config.id, topic] = listener
+        await self._broker.subscribe(app.config.id, topic)
+
+    async def unlisten(self, app: App, topic: str) -> None:
+        if self._listeners.pop((app.config.id, topic), None) is not None:
+            await self._broker.unsubscribe(app.config.id, topic)
+
+    async def ask(self, app: App, topic: str, question: bytes) -> Sequence[bytes]:
+        """The answers of those who listen on a topic. Raises Refused(503)."""
+        return await self._broker.ask(app.config.id, topic, question)
+
+    def tell(self, app: App, topic: str, data: bytes) -> None:
+        """Says something to who listens on a topic; what is said in one turn comes in this order."""
+        spawn(self._tell(Message(app.config.id, topic, TOLD, data, *self.stamp())))
+
+    async def _tell(self, message: Message) -> None:
+        with suppress(Refused):  # the broker is away, and with it who was to hear this
+            await wait(self._broker.publish(message))
+
     def receive(self, message: Message) -> int:
         """What the broker brings, the worker's own messages included."""
         app = self._live.get(message.app)
@@ -401,7 +441,10 @@ class Node:
             for client in self.sessions(app, message.channel):
                 client.disconnect(4009, "Terminated by the app")
             return 0
-        return self.fanout.receive(app.tenant, message)
+        count = self.fanout.receive(app.tenant, message)
+        if not count and message.event == TOLD and (listener := self._listeners.get((message.app, message.channel))) is not None:
+            listener.hear(message.data)
+        return count
 
 
 def _user_id(member: Member | None) -> str | None:

@@ -220,6 +220,20 @@ async def test_a_node_whose_lease_ran_out_while_it_lived_announces_itself_again(
         assert found.users == 2
 
 
+async def test_a_nodes_own_clients_are_not_told_to_have_left_when_the_others_took_it_for_dead() -> None:
+    async with nodes() as (valkey, one, two):
+        clients = [await on(one, ROOM, "a"), await on(two, ROOM, "b")]
+        await until(lambda: clients[0].members[ROOM] == {"a", "b"})
+        one.shards[0]._beat_at = float("inf")  # it stands still, but for its socket
+        valkey.ask("DEL", f"{one.shards[0].base}:lease:{one.name}")
+        await until(lambda: clients[1].members[ROOM] == {"b"})
+        await one.broker.settled()
+        assert clients[0].members[ROOM] == {"a", "b"}
+        one.shards[0].beat()
+        await until(lambda: clients[1].members[ROOM] == {"a", "b"})
+        assert clients[0].members[ROOM] == {"a", "b"}
+
+
 async def test_nodes_have_numbers_of_their_own() -> None:
     async with nodes() as (_, one, two):
         assert one.node.worker != two.node.worker

@@ -56,6 +56,10 @@ class Broker(Protocol):
     section 3); publishing and keeping are one step.
     """
 
+    @property
+    def shared(self) -> bool:
+        """Whether there may be other workers."""
+
     async def open(self, receive: Receive, happened: Happened, answer: Answer) -> None:
         """Connects; from here on `receive` is called with every message of the topics subscribed to, in order.
 

@@ -35,6 +35,8 @@ class Room:
 class Memory:
     """Broker, roster, users and facts in one. stamp: the id and the time (wall clock, nanoseconds) of a message made here."""
 
+    shared = False
+
     def __init__(self, stamp: Callable[[], tuple[int, int]]) -> None:
         self._stamp = stamp
         self._rooms: dict[str, dict[str, Room]] = {}

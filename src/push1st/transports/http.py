@@ -9,6 +9,7 @@ import ipaddress
 import re
 import time
 from collections import deque
+from collections.abc import Coroutine
 from email.utils import formatdate
 from http import HTTPStatus
 from typing import cast
@@ -19,12 +20,13 @@ import msgspec
 from push1st.eager import Rest, begin, spawn
 from push1st.errors import Refused
 from push1st.messages import Request, Response
+from push1st.transports.afar import Afar
 from push1st.transports.listener import Listener
 from push1st.transports.sweep import NEVER
 from push1st.transports.websocket import Handshake, WebSocketConnection, upgrade
 from push1st.transports.xhr import HEADERS as FALLBACK_HEADERS
 from push1st.transports.xhr import TYPE as FALLBACK_TYPE
-from push1st.transports.xhr import Stream, Visit, XhrConnection
+from push1st.transports.xhr import Found, Stream, Visit, XhrConnection
 
 MOST_HEAD = 16_384
 """bytes of a request line with its headers"""
@@ -141,7 +143,7 @@ class HttpConnection(asyncio.Protocol):
         self._refused: Response | None = None
         self._answers: list[bytes] = []
         self._waiting: deque[tuple[Request | Visit, bool]] = deque()
-        self._held: XhrConnection | None = None
+        self._held: XhrConnection | Afar | None = None
         self._keep = False
         self._busy = False
         self._last = False
@@ -469,15 +471,39 @@ class HttpConnection(asyncio.Protocol):
 
     def _visit(self, visit: Visit, keep: bool) -> None:
         """A fallback's request: it is answered, waits until there is something to answer, or takes the socket over."""
-        worker = self._listener.worker
-        found: Response | Stream | XhrConnection
         try:
-            found = worker.fallbacks.visit(visit, self)
+            found = self._listener.worker.fallbacks.visit(visit, self)
+            begun = begin(found) if isinstance(found, Coroutine) else found
+        except Exception as wrong:
+            begun = msgspec.structs.replace(self._failure(wrong), headers=FALLBACK_HEADERS)
+        if isinstance(begun, Rest):
+            self._busy, self._deadline = True, NEVER
+            spawn(self._seek(begun, keep))
+        elif isinstance(begun, Response):
+            self._answer(begun, keep, visit.method == "HEAD")
+        else:
+            self._hand_over(begun, keep)
+
+    async def _seek(self, rest: Rest[Found], keep: bool) -> None:
+        """Waits for what becomes of a fallback's request, whose session may be on another worker."""
+        try:
+            found = await rest
         except Exception as wrong:
             found = msgspec.structs.replace(self._failure(wrong), headers=FALLBACK_HEADERS)
         if isinstance(found, Response):
-            self._answer(found, keep, visit.method == "HEAD")
-        elif isinstance(found, Stream):
+            self._done(found, keep)
+            return
+        self._busy = False
+        if not self._gone:
+            self._hand_over(found, keep)
+            if self._upgraded is not None:
+                self._let_go()
+        elif not isinstance(found, Stream):
+            found.lost(self)
+
+    def _hand_over(self, found: Stream | XhrConnection | Afar, keep: bool) -> None:
+        worker = self._listener.worker
+        if isinstance(found, Stream):
             # It ends with its connection, so it needs no chunks, and every subscriber gets the same bytes.
             head = b"%b%b\r\nContent-Type: %b\r\n%bConnection: close\r\n\r\n" % (
                 _STATUS[200],

@@ -11,20 +11,26 @@ A client makes up a session id, asks with one request after another for what the
 Between requests what is due to a client is kept, up to `server.outbox` bytes and for `GAP_SECONDS`. A request displaces
 the one before it. Heartbeats keep the client's clock and the proxies' quiet, and have the client show that it is there.
 
-A session belongs to its app, its origin and its id, not to an address: those change (decision 0005).
+A session belongs to its app, its origin and its id, not to an address: those change (decision 0005). It stays on the
+worker where it began; requests that come to others are passed on (`afar.py`).
 """
 
 import asyncio
 import re
-from typing import TYPE_CHECKING, Protocol
+from collections.abc import Coroutine
+from functools import partial
+from typing import TYPE_CHECKING, Any, Protocol, TypeAlias
 
 import msgspec
 
+from push1st.eager import spawn
 from push1st.errors import Disconnect, Refused
 from push1st.messages import Established, Reply, Response
+from push1st.node import App, Listener
 from push1st.protocols.pusher_xhr import HEARTBEAT, LONGEST, OPEN_FRAME, close_frame, decode_messages, whole_frames
 from push1st.session import Session
 from push1st.transports.admission import AUTHORIZE_SECONDS, admit, check_version
+from push1st.transports.afar import Afar, Asked, Away, Said, decode_asked, decode_response, decode_said, encode, topic_of
 from push1st.transports.sweep import NEVER
 
 if TYPE_CHECKING:  # it holds the fallbacks
@@ -89,6 +95,13 @@ class Fallbacks:
     def __init__(self, worker: "Worker") -> None:
         self._worker = worker
         self._clients: dict[tuple[str, str | None, str], XhrConnection] = {}
+        self._topics: dict[tuple[str, str | None, str], App] = {}
+        """the sessions here that other workers may ask for"""
+        self._name = ""
+        self._inboxes: set[str] = set()
+        self._numbers = 0
+        self._afar: dict[int, Afar] = {}
+        self._away: dict[tuple[str, int], tuple[XhrConnection, Away]] = {}
         self.apart = 0
         config = worker.config.server
         bases = (config.pusher.path.rstrip("/") + config.app_path, config.app_path) if "pusher" in config.proto else ()
@@ -96,10 +109,10 @@ class Fallbacks:
         self.start = base + "[^/ ?]+/[^/ ?]+/[^/ ?]+/xhr"
         self.path = re.compile(base + r"([^/]+)/([^/]+/[^/]+)/(xhr_streaming|xhr_send|xhr)\Z")
 
-    def visit(self, visit: Visit, poll: Poll) -> "Response | Stream | XhrConnection":
+    def visit(self, visit: Visit, poll: Poll) -> "Found | Coroutine[Any, Any, Found]":
         """What becomes of a request: its answer, a stream that takes the socket over, or the client that `poll` waits for.
 
-        Raises Refused.
+        It is found out by the coroutine where other workers have to be asked. Both raise Refused.
         """
         if visit.method == "OPTIONS":
             return Response(200, b"", TYPE, _PREFLIGHT)
@@ -108,6 +121,12 @@ class Fallbacks:
         if not _ID.match(visit.id):
             raise Refused(400, "a session id is 1 to 3 digits, a slash, and 8 to 64 of A-Za-z0-9_-")
         client = self._clients.get((visit.key, visit.origin, visit.id))
+        if client is None and self._worker.node.shared:
+            return self._seek(visit, poll)
+        return self._serve(visit, poll, client)
+
+    def _serve(self, visit: Visit, poll: Poll, client: "XhrConnection | None") -> "Found":
+        """A request of a session here, or the first one of a new session."""
         if visit.road == "xhr_send":
             if client is None or client.closing:
                 raise Refused(404, "no session has this id")
@@ -121,6 +140,96 @@ class Fallbacks:
                 self._worker.node.metrics.refusals[str(end.code)] += 1
                 return Response(200, OPEN_FRAME + close_frame(end.code, end.reason), TYPE, HEADERS)
         return Stream(client, self._worker) if visit.road == "xhr_streaming" else client.poll(poll)
+
+    # Sessions of other workers
+
+    async def _seek(self, visit: Visit, poll: Poll) -> "Found":
+        """A request whose session is not here: it is passed on to its worker, or begins one."""
+        node = self._worker.node
+        config = node.apps.by_key(visit.key)
+        if config is None:
+            return self._serve(visit, poll, None)
+        app = node.app(config)
+        name = visit.key, visit.origin, visit.id
+        topic = topic_of(*name)
+        inbox = await self._inbox(app)
+        self._numbers += 1
+        number = self._numbers
+        afar = self._afar[number] = Afar(number, inbox, partial(self._tell, app, topic), partial(self._afar.pop, number, None))
+        try:
+            answers = await node.ask(app, topic, encode(Asked(visit.road, visit.body, number, inbox)))
+            if answers and not answers[0]:
+                return Stream(afar, self._worker) if visit.road == "xhr_streaming" else afar.hold(poll)
+        except Refused:
+            self._afar.pop(number, None)
+            raise
+        self._afar.pop(number, None)
+        if answers:
+            return decode_response(answers[0])
+        if visit.road != "xhr_send":
+            await node.listen(app, topic, Listener(partial(self._answer, app, name), self._hear_of_own))
+            self._topics[name] = app
+        found = self._serve(visit, poll, self._clients.get(name))
+        if name not in self._clients and self._topics.pop(name, None) is not None:
+            await node.unlisten(app, topic)
+        return found
+
+    async def _inbox(self, app: App) -> str:
+        """The topic on which this worker hears of requests that it passed on."""
+        if not self._name:
+            self._name = f"#xhr-at-{self._worker.node.new_id()}"
+        if app.config.id not in self._inboxes:
+            await self._worker.node.listen(app, self._name, Listener(lambda _: b"", self._hear_of_afar))
+            self._inboxes.add(app.config.id)
+        return self._name
+
+    def _tell(self, app: App, topic: str, said: Said) -> None:
+        self._worker.node.tell(app, topic, encode(said))
+
+    def _hear_of_afar(self, data: bytes) -> None:
+        """What the owner of a session says to a request here."""
+        said = decode_said(data)
+        afar = self._afar.get(said.number)
+        if afar is not None:
+            afar.hear(said)
+
+    def _answer(self, app: App, name: tuple[str, str | None, str], question: bytes) -> bytes:
+        """What becomes of a request at another worker, of a session here: its answer, or nothing while it waits."""
+        asked = decode_asked(question)
+        client = self._clients.get(name)
+        if client is None or (asked.road == "xhr_send" and client.closing):
+            return encode(Response(404, b"no session has this id\n", TYPE, HEADERS))
+        if asked.road == "xhr_send":
+            try:
+                client.receive(asked.body)
+            except Refused as refused:
+                return encode(Response(refused.code, refused.text.encode(), TYPE, HEADERS))
+            return encode(Response(200, b"", TYPE, HEADERS))
+        where = asked.to, asked.number
+        away = Away(asked.number, asked.to, partial(self._tell, app, asked.to), partial(self._away.pop, where, None))
+        self._away[where] = client, away
+        if asked.road == "xhr_streaming":
+            client.stream(away)
+            return b""
+        found = client.poll(away)
+        if isinstance(found, Response):
+            del self._away[where]
+            return encode(found)
+        return b""
+
+    def _hear_of_own(self, data: bytes) -> None:
+        """What another worker says of a request to a session here."""
+        said = decode_said(data)
+        client, away = self._away.get((said.by, said.number), (None, None))
+        if client is None or away is None:
+            return
+        if said.word == "lost":
+            del self._away[said.by, said.number]
+            client.lost(away)
+        elif said.word == "slow":
+            client.too_slow(away)
+        else:
+            client.close(4200, "Server is stopping, reconnect")
 
     def _open(self, visit: Visit) -> "XhrConnection":
         worker = self._worker
@@ -139,6 +248,9 @@ class Fallbacks:
         if self._clients.get(client.name) is not client:
             return False
         del self._clients[client.name]
+        app = self._topics.pop(client.name, None)
+        if app is not None:
+            spawn(self._worker.node.unlisten(app, topic_of(*client.name)))
         return True
 
 
@@ -181,7 +293,7 @@ class XhrConnection:
         self._period = min(HEARTBEAT_SECONDS, self._timeout / 2)
         self._session: Session | None = None
         self._poll: Poll | None = None
-        self._stream: Stream | None = None
+        self._stream: Stream | Away | None = None
         self._room = -1
         """characters until the stream is full; less than nothing: full, or there is none"""
         self._kept: list[bytes] = []
@@ -220,7 +332,7 @@ class XhrConnection:
             return self._answer()
         return self
 
-    def stream(self, stream: "Stream") -> None:
+    def stream(self, stream: "Stream | Away") -> None:
         """A stream has begun."""
         self._displace(None, stream)
         self._room = LONGEST
@@ -230,7 +342,7 @@ class XhrConnection:
         if self.closing:
             self._said_all()
 
-    def _displace(self, poll: Poll | None, stream: "Stream | None") -> None:
+    def _displace(self, poll: Poll | None, stream: "Stream | Away | None") -> None:
         """A new request is there; the one before it is over. Not in this turn, in which it may bring about the next."""
         if self._is_apart:
             self._fallbacks.apart -= 1
@@ -244,7 +356,7 @@ class XhrConnection:
         if old_stream is not None:
             loop.call_soon(old_stream.close)
 
-    def lost(self, request: "Poll | Stream") -> None:
+    def lost(self, request: "Poll | Stream | Away") -> None:
         """The socket of a request is gone."""
         if request is self._poll:
             self._part()
@@ -353,7 +465,7 @@ class XhrConnection:
 
     # The end
 
-    def too_slow(self, stream: "Stream | None") -> None:
+    def too_slow(self, stream: "Stream | Away | None") -> None:
         """What waits for the client passed its bound: here, or on its stream.
 
         This may be in the midst of a flush, so the cut waits for the end of the turn.
@@ -454,7 +566,7 @@ class Stream(asyncio.Protocol):
 
     __slots__ = ("_client", "_transport", "_worker", "due_at")
 
-    def __init__(self, client: XhrConnection, worker: "Worker") -> None:
+    def __init__(self, client: XhrConnection | Afar, worker: "Worker") -> None:
         self._client = client
         self._worker = worker
         self._transport: asyncio.Transport
@@ -508,3 +620,7 @@ class Stream(asyncio.Protocol):
     def due(self, now: float) -> float | None:
         self._transport.abort()
         return None
+
+
+Found: TypeAlias = Response | Stream | XhrConnection | Afar
+"""What becomes of a request: its answer, a stream that takes the socket over, or who will answer it."""

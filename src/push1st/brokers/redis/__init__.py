@@ -43,6 +43,8 @@ class Redis:
     node among all, below 1024, that ends its message ids.
     """
 
+    shared = True
+
     def __init__(
         self,
         url: str,
@@ -123,7 +125,7 @@ class Redis:
                     self._receive(message)
             elif data[0] == EDGE:
                 edge = decode_edge(data)
-                self._views.edge(edge, self._shards[index].has(edge.app, edge.channel, edge.user_id, edge.socket_id))
+                self._views.edge(edge, self._shards[index].has(edge.app, edge.channel, edge.user_id))
             elif data[0] == QUESTION:
                 asked = decode_question(data)
                 self._shards[index].answer(asked, self._answer(asked.app, asked.channel, asked.question))

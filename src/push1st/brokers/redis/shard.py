@@ -408,7 +408,7 @@ class Shard:
         while unconfirmed and (unconfirmed[0].done or unconfirmed[0].at + CONFIRM_SECONDS <= now):
             self._metrics.broker_unconfirmed += not unconfirmed[0].done
             unconfirmed.popleft().fail(Refused(503, UNCONFIRMED))
-        while self._waiters and self._waiters[0][0] <= now:
+        while self._waiters and self._waiters[0][0] <= now:  # nearly in the order of their deadlines
             _, future = self._waiters.popleft()
             if not future.done():
                 future.set_exception(Refused(503, AWAY_FOR_LONG))
@@ -498,12 +498,11 @@ class Shard:
 
     async def usable(self) -> Link:
         """The link, once there is one. Raises Refused(503)."""
-        if self.link is None:
+        deadline = self._loop.time() + PATIENCE_SECONDS
+        while self.link is None:
             future: asyncio.Future[None] = self._loop.create_future()
-            self._waiters.append((self._loop.time() + PATIENCE_SECONDS, future))
+            self._waiters.append((deadline, future))
             await future
-        if self.link is None:
-            raise Refused(503, AWAY_FOR_LONG)
         return self.link
 
     async def call(self, *command: Argument, ordered: bool = False) -> Any:
@@ -654,12 +653,12 @@ class Shard:
             raise
         _, found, kept, left = reply
         if found is not None:
-            self._views.begin(key, _members(found))
+            self._views.begin(key, _members(found), socket_id)
         if not kind.presence:
             return Joined(None, _kept(kept, left))
         view = self._views.members(key)
         if view is None:  # the first one here was refused
-            self._views.begin(key, await self.members(app, channel))
+            self._views.begin(key, await self.members(app, channel), "")
             view = self._views.members(key) or {}
         if member is None:
             return Joined(None, _kept(kept, left))
@@ -676,11 +675,10 @@ class Shard:
         quiet = "1" if announced else "0"
         return app, channel, room.subscriptions, user_id, info, most, want, socket_id, *self._stamp(), hooked, quiet
 
-    def has(self, app: str, channel: str, user_id: str, socket_id: str) -> bool:
-        """Whether a member is on a channel by this connection, which is one of this node."""
+    def has(self, app: str, channel: str, user_id: str) -> bool:
+        """Whether a member is on a channel by a connection of this node."""
         room = self._rooms.get((app, channel))
-        seat = None if room is None else room.seats.get(user_id)
-        return seat is not None and socket_id in seat.sockets
+        return room is not None and user_id in room.seats
 
     def leave(self, app: str, channel: str, socket_id: str, user_id: str | None) -> None:
         key = app, channel

@@ -22,13 +22,17 @@ class Views:
     def __init__(self) -> None:
         self.receive: Receive = lambda _: 0
         self._members: dict[Key, dict[str, Member]] = {}
+        self._began: dict[Key, str] = {}
+        """the connections whose joins began the views: those have them in, though their edges come only then"""
         self._online: dict[Key, bool] = {}
 
     # Members of presence channels
 
-    def begin(self, key: Key, members: dict[str, Member]) -> None:
+    def begin(self, key: Key, members: dict[str, Member], socket_id: str) -> None:
         """The first client on a channel is told these members, by their ids."""
-        self._members.setdefault(key, members)
+        if key not in self._members:
+            self._members[key] = members
+            self._began[key] = socket_id
 
     def members(self, key: Key) -> dict[str, Member] | None:
         """Who is on a channel; None when nobody here follows it."""
@@ -36,25 +40,25 @@ class Views:
 
     def end(self, key: Key) -> None:
         self._members.pop(key, None)
+        self._began.pop(key, None)
 
     def of(self, owns: Callable[[str, str], bool]) -> list[Key]:
         return [key for key in self._members if owns(*key)]
 
-    def edge(self, edge: Edge, own: bool) -> None:
-        """Delivers an edge, if it is news.
-
-        own: whether a connection here caused it, by a join that may have begun the view, with itself in it.
-        """
+    def edge(self, edge: Edge, here: bool) -> None:
+        """Delivers an edge, if it is news. here: whether the member is on the channel by a connection of this node."""
         key = edge.app, edge.channel
         view = self._members.get(key)
         if edge.kind == "+":
             member = Member(edge.user_id, edge.info)
             if view is not None:
-                if edge.user_id in view and not own:
+                if edge.user_id in view and (not edge.socket_id or self._began.get(key) != edge.socket_id):
                     return
                 view[edge.user_id] = member
             self.receive(member_added(edge.app, edge.channel, member, edge.id, edge.received, edge.socket_id))
         elif edge.kind == "-":
+            if here and not edge.socket_id:
+                return  # another node took this one for dead, or another one died: the member is here all the same
             if view is not None and view.pop(edge.user_id, None) is None:
                 return
             self.receive(member_removed(edge.app, edge.channel, edge.user_id, edge.id, edge.received, edge.socket_id))

@@ -24,12 +24,12 @@ class Told:
         self.messages.append(message)
         return 1
 
-    def begin(self, *users: str) -> None:
-        self.views.begin(KEY, {user: Member(user) for user in users})
+    def begin(self, *users: str, by: str = "9.9") -> None:
+        self.views.begin(KEY, {user: Member(user) for user in users}, by)
 
-    def edge(self, kind: str, user: str, *, own: bool = False) -> None:
+    def edge(self, kind: str, user: str, socket: str = "1.1", *, here: bool = False) -> None:
         channel = KEY[1] if kind in "+-" else f"#watch-{user}"
-        self.views.edge(Edge(kind, "app", channel, user, "1.1", 5, 7, b"null"), own)
+        self.views.edge(Edge(kind, "app", channel, user, socket, 5, 7, b"null"), here)
 
     def compare(self, *users: str, **sockets: str) -> None:
         self.views.compare(KEY, {user: Member(user) for user in users}, sockets, self.stamp)
@@ -52,11 +52,21 @@ def test_news_is_told_once(told):
     assert told.edges == ["+b", "-b"]
 
 
-def test_an_edge_that_a_client_here_caused_is_told_though_its_view_began_with_it(told):
-    told.begin("a")
-    told.edge("+", "a", own=True)
+def test_the_edge_of_the_join_that_began_a_view_is_told_though_the_view_has_it(told):
+    told.begin("a", by="1.1")
+    told.edge("+", "a", "1.1", here=True)
+    told.edge("+", "a", "", here=True)
     assert told.edges == ["+a"]
     assert told.messages[0].exclude == "1.1"
+
+
+def test_who_is_here_is_not_told_to_have_left_by_a_node_that_took_this_one_for_dead(told):
+    told.begin("a")
+    told.edge("-", "a", "", here=True)
+    told.edge("+", "a", "", here=True)
+    assert told.edges == []
+    told.edge("-", "a", "1.1", here=True)
+    assert told.edges == ["-a"]
 
 
 def test_edges_of_channels_nobody_follows_pass(told):

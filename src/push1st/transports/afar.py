@@ -1,0 +1,144 @@
+"""Sessions of HTTP fallbacks whose requests come to other workers: how a request and its session find each other.
+
+A session stays on the worker where it began, its owner. The owner listens on a topic of the session's; another worker to
+which a request comes asks there, and nobody answers if the session is its own to begin. Sending is one question and its
+answer. For a request that waits, or streams, the owner holds an `Away` where it would hold the request itself, and says
+what to write on the topic of the asking worker; that one holds an `Afar` where it would hold the session.
+"""
+
+from collections.abc import Callable
+from hashlib import blake2b
+from typing import TYPE_CHECKING, Literal
+
+import msgspec
+
+from push1st.messages import Response
+
+if TYPE_CHECKING:
+    from push1st.transports.xhr import Poll, Stream
+
+Word = Literal["write", "finish", "end", "lost", "slow", "leave"]
+Tell = Callable[["Said"], None]
+
+
+class Asked(msgspec.Struct, frozen=True, array_like=True):
+    """A request, as it is passed on. number and to: what is said of it goes to this topic, with this number."""
+
+    road: str
+    body: bytes
+    number: int
+    to: str
+
+
+class Said(msgspec.Struct, frozen=True, array_like=True):
+    """What one side says to the other of a request: the owner `write`, `finish`, `end`; the asking worker the rest."""
+
+    word: Word
+    number: int
+    by: str
+    """the asking worker's topic"""
+    data: bytes = b""
+    response: Response | None = None
+
+
+_asked = msgspec.msgpack.Decoder(Asked)
+_said = msgspec.msgpack.Decoder(Said)
+_response = msgspec.msgpack.Decoder(Response)
+encode = msgspec.msgpack.encode
+decode_asked = _asked.decode
+decode_said = _said.decode
+decode_response = _response.decode
+
+
+def topic_of(key: str, origin: str | None, id: str) -> str:
+    """Where a session is asked for. Origins are as long as clients like."""
+    return "#xhr-" + blake2b(repr((key, origin, id)).encode(), digest_size=16).hexdigest()
+
+
+class Away:
+    """A poll or a stream of a session here, on another worker. tell: says something there."""
+
+    __slots__ = ("_by", "_ended", "_number", "_tell")
+
+    def __init__(self, number: int, by: str, tell: Tell, ended: Callable[[], object]) -> None:
+        self._number = number
+        self._by = by
+        self._tell = tell
+        self._ended = ended
+
+    def finish(self, response: Response) -> None:
+        self._tell(Said("finish", self._number, self._by, b"", response))
+        self._ended()
+
+    def write(self, data: bytes) -> None:
+        self._tell(Said("write", self._number, self._by, data))
+
+    def close(self) -> None:
+        self._tell(Said("end", self._number, self._by))
+        self._ended()
+
+
+class Afar:
+    """The session of another worker, as a poll or a stream here sees it. tell: says something to its owner."""
+
+    __slots__ = ("_by", "_ended", "_kept", "_number", "_over", "_tell", "poll", "streams")
+
+    def __init__(self, number: int, by: str, tell: Tell, ended: Callable[[], object]) -> None:
+        self._number = number
+        self._by = by
+        self._tell = tell
+        self._ended = ended
+        self._kept: list[Said] = []
+        self._over = False
+        self.poll: Poll | None = None
+        self.streams: Stream | None = None
+
+    def hear(self, said: Said) -> None:
+        """What the owner says; it may be here before the request knows that it is expected."""
+        if said.word == "finish" and said.response is not None and self.poll is not None:
+            self._end()
+            self.poll.finish(said.response)
+        elif self.streams is None:
+            self._kept.append(said)
+        elif said.word == "write":
+            self.streams.write(said.data)
+        else:
+            self._end()
+            self.streams.close()
+
+    def hold(self, poll: "Poll") -> "Afar | Response":
+        """A poll waits, if it is not answered yet."""
+        self.poll = poll
+        for said in self._kept:
+            if said.response is not None:
+                self._end()
+                return said.response
+        return self
+
+    def stream(self, stream: "Stream") -> None:
+        """A stream has begun."""
+        self.streams = stream
+        kept, self._kept = self._kept, []
+        for said in kept:
+            self.hear(said)
+
+    def lost(self, request: "Poll | Stream") -> None:
+        """The socket of the request is gone."""
+        self._say("lost")
+        self._end()
+
+    def too_slow(self, stream: "Stream") -> None:
+        self._say("slow")
+
+    def close(self, code: int, reason: str) -> None:
+        """This worker stops."""
+        self._say("leave")
+
+    def _say(self, word: Word) -> None:
+        if not self._over:
+            self._tell(Said(word, self._number, self._by))
+
+    def _end(self) -> None:
+        if not self._over:
+            self._over = True
+            self._ended()

@@ -1,0 +1,209 @@
+"""HTTP fallbacks whose requests come to another server than the one that has their session."""
+
+import contextlib
+import http.client
+import json
+import socket
+import threading
+from collections.abc import Iterator
+from itertools import count, cycle
+from typing import Any
+
+import pytest
+
+from tests.clients.node import NodeProcess
+from tests.clients.process import DEADLINE, ServerProcess, program, running, wait_until
+from tests.valkey import Valkey
+
+QUERY = "?protocol=7&client=by-hand&version=1"
+
+
+class Session:
+    """The id under which a test asks."""
+
+    numbers = count(10_000_000)
+    path = ""
+
+
+@pytest.fixture(autouse=True)
+def _session() -> None:
+    Session.path = f"/pusher/app/app-key/7/{next(Session.numbers)}"
+
+
+@pytest.fixture(scope="module")
+def pair() -> Iterator[tuple[ServerProcess, ServerProcess]]:
+    """Two servers on one broker."""
+    valkey = Valkey()
+    try:
+        with running({"broker": valkey.url}) as one, running({"broker": valkey.url}) as other:
+            yield one, other
+    finally:
+        valkey.close()
+
+
+@contextlib.contextmanager
+def asked(server: ServerProcess, road: str, body: bytes = b"") -> Iterator[http.client.HTTPResponse]:
+    connection = http.client.HTTPConnection("127.0.0.1", server.ws_port, timeout=DEADLINE)
+    try:
+        connection.request("POST", f"{Session.path}/{road}{QUERY}", body)
+        with connection.getresponse() as response:
+            yield response
+    finally:
+        connection.close()
+
+
+def send(server: ServerProcess, event: str, **data: Any) -> int:
+    text = json.dumps({"event": event, "data": data})
+    with asked(server, "xhr_send", json.dumps([text]).encode()) as response:
+        response.read()
+        return response.status
+
+
+def names(chunk: bytes) -> list[str]:
+    """The events of what was read."""
+    found = []
+    for line in chunk.splitlines():
+        if line.startswith((b"a", b"m")):
+            texts = json.loads(line[1:])
+            found += [json.loads(text)["event"] for text in (texts if isinstance(texts, list) else [texts])]
+    return found
+
+
+def publish(server: ServerProcess, data: str) -> None:
+    answer = server.post("/apps/app-test/events", {"name": "e", "channel": "c", "data": data})
+    assert answer.status == 200
+
+
+def test_what_is_sent_to_another_server_reaches_the_session(pair: tuple[ServerProcess, ServerProcess]) -> None:
+    one, other = pair
+    with asked(one, "xhr_streaming") as stream:
+        assert stream.readline() == b"o\n"
+        assert names(stream.readline()) == ["pusher:connection_established"]
+        assert send(other, "pusher:subscribe", channel="c") == 200
+        assert names(stream.readline()) == ["pusher_internal:subscription_succeeded"]
+
+
+def test_a_stream_from_another_server_goes_on_with_the_session(pair: tuple[ServerProcess, ServerProcess]) -> None:
+    one, other = pair
+    with asked(one, "xhr_streaming") as first:
+        assert first.readline() == b"o\n"
+        first.readline()
+        assert send(one, "pusher:subscribe", channel="c") == 200
+        first.readline()
+        with asked(other, "xhr_streaming") as second:
+            assert first.read() == b""  # displaced
+            publish(one, "1")
+            publish(other, "2")
+            assert names(second.readline() + second.readline()) == ["e", "e"]
+            with asked(one, "xhr_streaming") as third:
+                assert second.read() == b""
+                publish(other, "3")
+                assert names(third.readline()) == ["e"]
+
+
+def test_polls_are_answered_wherever_they_come(pair: tuple[ServerProcess, ServerProcess]) -> None:
+    one, other = pair
+    path = cycle((one, other))
+    with asked(next(path), "xhr") as response:
+        assert response.read().startswith(b"o\n")
+    assert send(other, "pusher:subscribe", channel="c") == 200
+    got: list[str] = []
+    for n in range(4):
+        if n:
+            publish(one, f"{n}")
+        with asked(next(path), "xhr") as response:
+            assert response.status == 200
+            got += names(response.read())
+    assert [name for name in got if name == "e"] == ["e"] * 3
+
+
+def test_a_poll_waits_at_another_server(pair: tuple[ServerProcess, ServerProcess]) -> None:
+    one, other = pair
+    with asked(one, "xhr") as response:
+        response.read()
+    assert send(one, "pusher:subscribe", channel="c") == 200
+    with asked(other, "xhr") as response:
+        assert names(response.read()) == ["pusher_internal:subscription_succeeded"]
+    with contextlib.closing(http.client.HTTPConnection("127.0.0.1", other.ws_port, timeout=DEADLINE)) as connection:
+        connection.request("POST", f"{Session.path}/xhr{QUERY}", b"")
+        publish(one, "1")
+        assert names(connection.getresponse().read()) == ["e"]
+
+
+def test_a_session_nobody_has_is_unknown(pair: tuple[ServerProcess, ServerProcess]) -> None:
+    path = f"/pusher/app/app-key/9/99999999/xhr_send{QUERY}"
+    with contextlib.closing(http.client.HTTPConnection("127.0.0.1", pair[0].ws_port, timeout=DEADLINE)) as connection:
+        connection.request("POST", path, b"[]")
+        assert connection.getresponse().status == 404
+
+
+def test_the_loss_of_a_stream_at_another_server_keeps_what_follows(pair: tuple[ServerProcess, ServerProcess]) -> None:
+    one, other = pair
+    with asked(one, "xhr") as response:
+        response.read()
+    assert send(one, "pusher:subscribe", channel="c") == 200
+    with asked(other, "xhr_streaming") as stream:
+        assert names(stream.readline()) == ["pusher_internal:subscription_succeeded"]
+
+    def kept() -> bool:
+        """Published until the owner knows of the loss: then it is kept."""
+        publish(one, "1")
+        with asked(one, "xhr") as response:
+            return "e" in names(response.read())
+
+    wait_until(kept, "what follows is kept for the next request")
+
+
+class RoundRobin:
+    """Connections to it go to one server, then to the other."""
+
+    def __init__(self, ports: list[int]) -> None:
+        self._ports = cycle(ports)
+        self._listening = socket.create_server(("127.0.0.1", 0))
+        self.port: int = self._listening.getsockname()[1]
+        self.count = 0
+        threading.Thread(target=self._accept, daemon=True).start()
+
+    def _accept(self) -> None:
+        with contextlib.suppress(OSError):
+            while True:
+                client, _ = self._listening.accept()
+                self.count += 1
+                server = socket.create_connection(("127.0.0.1", next(self._ports)))
+                for source, sink in ((client, server), (server, client)):
+                    threading.Thread(target=self._copy, args=(source, sink), daemon=True).start()
+
+    def _copy(self, source: socket.socket, sink: socket.socket) -> None:
+        with contextlib.suppress(OSError):
+            while data := source.recv(65_536):
+                sink.sendall(data)
+        for one in (source, sink):
+            with contextlib.suppress(OSError):
+                one.shutdown(socket.SHUT_RDWR)
+        source.close()
+
+    def close(self) -> None:
+        self._listening.close()
+
+
+@pytest.mark.parametrize("road", ["xhr_streaming", "xhr_polling"])
+def test_pusher_js_works_when_each_connection_goes_to_another_server(
+    pair: tuple[ServerProcess, ServerProcess], road: str
+) -> None:
+    program("node", "nodejs")
+    between = RoundRobin([server.ws_port for server in pair])
+    options = {"httpHost": "127.0.0.1", "httpPort": between.port, "enabledTransports": [road]}
+    client = NodeProcess(
+        "pusher_js.mjs", {"key": "app-key", "client": options, "api": pair[0].api, "authorize": "server", "secret": "secret"}
+    )
+    try:
+        client.next(on="state", state="connected")
+        client.tell("subscribe", channel="c", events=["e"])
+        client.next(on="subscribed", channel="c")
+        for n in range(20):
+            publish(pair[n % 2], f"{n}")
+            assert client.next(on="event", event="e")["data"] == n
+        assert between.count > 1
+    finally:
+        client.close()
+        between.close()
