@@ -16,6 +16,8 @@ Type = Literal["public", "private", "presence", "protected"]
 PUSHER_NAME = re.compile(r"#?[A-Za-z0-9_\-=@,.;]+\Z")
 PLAIN = re.compile(r"[ -~]{1,255}\Z")
 CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f]")
+USER_ID = re.compile(r"[^\x00-\x1f\x7f-\x9f\ud800-\udfff]{1,128}\Z")
+"""Wider than Pusher's rule, which is that of channel names: real ones are `auth0|1`, or addresses with a `+`."""
 WIDE_NAME_BYTES = 255
 RESERVED = ("pusher:", "pusher_internal:")
 """how the names of events begin that only the server may send (Pusher protocol, section 9)"""
@@ -86,3 +88,10 @@ def wide_name_error(name: str) -> str | None:
     if not name.isascii() and any("\ud800" <= c <= "\udfff" for c in name):
         return f"channel name {name[:80]!r} is not valid UTF-8"
     return None
+
+
+def user_id_error(id: str) -> str | None:
+    """What is wrong with the id of a user, or None."""
+    if USER_ID.match(id):
+        return None
+    return f"user id {id[:80]!r} must have 1 to 128 characters, and no control characters"

@@ -204,6 +204,14 @@ class ServerConfig(msgspec.Struct, frozen=True, kw_only=True):
     outbox: int = 1_048_576
     max_payload: int = 65_400
 
+    def bases(self, protocol: Literal["pusher", "websocket"]) -> tuple[str, ...]:
+        """What the paths of a protocol's WebSockets begin with, up to the key; nothing where it is off."""
+        if protocol not in self.proto:
+            return ()
+        if protocol == "pusher":
+            return self.pusher.path.rstrip("/") + self.app_path, self.app_path
+        return (self.websocket.path.rstrip("/") + self.app_path,)
+
 
 class ApiConfig(msgspec.Struct, frozen=True, kw_only=True):
     """The HTTP API.

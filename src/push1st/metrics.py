@@ -6,6 +6,26 @@ asked, not kept here.
 """
 
 from collections import Counter
+from typing import Final
+
+STATUSES: Final = ("200", "202", "400", "401", "403", "404", "405", "408", "413", "429", "500", "503")
+REFUSALS: Final = (
+    *("400", "401", "403", "404", "413", "429", "503"),
+    *("4001", "4003", "4004", "4005", "4006", "4007", "4008", "4009", "4100", "4200"),
+    *("AuthError", "Invalid", "Forbidden", "LimitReached", "Unavailable", "access-token"),
+)
+CUT_OFFS: Final = (
+    "flood",
+    "gone",
+    "internal-error",
+    "not-authorized",
+    "queue-full",
+    "silent",
+    "slow",
+    "slow-request",
+    "whitelist",
+)
+"""labels that are shown before their first count: a rate over a series that only now appears misses what made it appear"""
 
 import msgspec
 

@@ -143,6 +143,7 @@ class Node:
         """topics that joining clients need, before the hub knows them"""
         self._listeners: dict[tuple[str, str], Listener] = {}
         self._uncounted: dict[tuple[str, str], App] = {}
+        self._counting = False
         self._broker: Broker
         self._roster: Roster
         self._users: Users
@@ -186,7 +187,7 @@ class Node:
             if isinstance(admitted, Rest):
                 spawn(self._admit(app, client, admitted))
             elif not admitted:
-                raise self._over_quota(most)
+                raise _over_quota(most)
         app.tenant.connect(client, client.prefix)
 
     async def _admit(self, app: App, client: Client, admitted: Rest[bool]) -> None:
@@ -194,32 +195,26 @@ class Node:
             if client.closed:
                 return
             app.over_quota.add(client)
-            end = self._over_quota(app.config.limits.connections)
+            end = _over_quota(app.config.limits.connections)
+            self.metrics.refusals[str(end.code)] += 1
             client.disconnect(end.code, end.reason)
-
-    def _over_quota(self, most: int) -> Disconnect:
-        self.metrics.refusals["over-quota"] += 1
-        return Disconnect(4004, f"Over connection quota: this app may have {most}")
 
     async def disconnect(self, app: App, client: Client, left: Left) -> None:
         """A connection has ended: it leaves its channels. The others' pending frames are not touched by that."""
         tenant, id = app.tenant, app.config.id
         self.fanout.forget(client, (*left.lanes.values(), *left.topics.values()))
         tenant.disconnect(client, client.prefix)
+        for name in (*left.lanes, *left.topics):
+            tenant.unsubscribe(client, name)
         if client in app.over_quota:
             app.over_quota.discard(client)
         elif app.config.limits.connections:
             await self._quotas.disconnect(id)
-        for name in (*left.lanes, *left.topics):
-            tenant.unsubscribe(client, name)
         for name in left.lanes:
-            with suppress(Refused):  # the broker is away: the entry goes with this node's lease
-                await self._roster.leave(id, name, client.id, _user_id(left.members.get(name)))
-            await self._release(app, name)
-            if app.config.subscription_count:
-                await self.count(app, name)
+            await self._leave(app, client, name, left.members.get(name))
         if left.user is not None:
-            await self._users.sign_out(id, left.user.id, client.id)
+            with suppress(Refused):
+                await self._users.sign_out(id, left.user.id, client.id)
         for name in left.topics:
             await self._release(app, name)
 
@@ -275,7 +270,12 @@ class Node:
         self.fanout.settle(client)
         lanes.pop(name, None)
         app.tenant.unsubscribe(client, name)
-        await self._roster.leave(app.config.id, name, client.id, _user_id(member))
+        await self._leave(app, client, name, member)
+
+    async def _leave(self, app: App, client: Client, name: str, member: Member | None) -> None:
+        """What is left to do outside of the hub. With the broker away it stays undone there, and nothing else does."""
+        with suppress(Refused):
+            await self._roster.leave(app.config.id, name, client.id, _user_id(member))
         await self._release(app, name)
         if app.config.subscription_count:
             await self.count(app, name)
@@ -294,16 +294,22 @@ class Node:
     async def _release(self, app: App, name: str) -> None:
         """Ends the worker's subscription to a topic, if nobody here needs it any more."""
         if name not in app.tenant.channels and (app.config.id, name) not in self._wanted:
-            await self._broker.unsubscribe(app.config.id, name)
+            with suppress(Refused):  # what still comes reaches nobody
+                await self._broker.unsubscribe(app.config.id, name)
 
     async def count(self, app: App, name: str) -> None:
         """Tells a channel's subscribers how many they are, where the app asked for it (Pusher protocol, section 3).
 
-        Over `MANY` subscribers at most once in `COUNT_SECONDS`; `tick` sends what was held back.
+        Over `MANY` subscribers at most once in `COUNT_SECONDS`; `tick` sends what was held back, or failed.
         """
         if name.startswith("#") or kind_of(name).presence:
             return
-        key = app.config.id, name
+        try:
+            await self._count(app, (app.config.id, name))
+        except Refused:
+            self._uncounted[app.config.id, name] = app
+
+    async def _count(self, app: App, key: tuple[str, str]) -> None:
         occupancy = await self._roster.channel(*key)
         if occupancy is not None and occupancy.subscriptions > MANY:
             if not await self._roster.claim(*key, COUNT_SECONDS):
@@ -316,9 +322,15 @@ class Node:
         await wait(self._broker.publish(subscription_count(*key, occupancy.subscriptions, *self.stamp())))
 
     async def tick(self) -> None:
-        """Once a second: sends the subscription counts whose time has come."""
-        for key, app in list(self._uncounted.items()):
-            await self.count(app, key[1])
+        """Once a second: sends the subscription counts whose time has come. A slow broker is asked once at a time."""
+        if self._counting:
+            return
+        self._counting = True
+        try:
+            for key, app in list(self._uncounted.items()):
+                await self.count(app, key[1])
+        finally:
+            self._counting = False
 
     # Users
 
@@ -341,8 +353,6 @@ class Node:
             signed_in = True
         finally:
             if not signed_in:
-                for name in topics:
-                    app.tenant.unsubscribe(client, name)
                 with suppress(Refused):
                     await self._users.sign_out(id, user.id, client.id)
             for name in topics:
@@ -445,6 +455,10 @@ class Node:
         if not count and message.event == TOLD and (listener := self._listeners.get((message.app, message.channel))) is not None:
             listener.hear(message.data)
         return count
+
+
+def _over_quota(most: int) -> Disconnect:
+    return Disconnect(4004, f"Over connection quota: this app may have {most}")
 
 
 def _user_id(member: Member | None) -> str | None:

@@ -104,7 +104,7 @@ class Server:
             raise ConfigError(wrong.text) from None
         codecs = {name: load(PROTOCOLS, name)() for name in PROTOCOLS}
         self._sweep = Sweep(clock.monotonic, lambda: _failed("sweep"), lambda: spawn(self.node.tick()))
-        self.worker = Worker(self.node, Api(self.node, config.api.path).serve, config, codecs, self._sweep, _failed)
+        self.worker = Worker(self.node, Api(self.node, config).serve, config, codecs, self._sweep, _failed)
         self._sweep.start()
         contexts: dict[Ssl, ssl.SSLContext | None] = {}
         for entry in (config.server, config.api):

@@ -5,7 +5,6 @@ them. A refused command is answered and the client stays, unless it keeps on: mo
 are a flood, and end the connection.
 """
 
-import re
 from collections import deque
 from collections.abc import Iterable
 from typing import Protocol
@@ -13,7 +12,7 @@ from typing import Protocol
 import msgspec
 
 from push1st import auth
-from push1st.channels import PUBLIC, RESERVED, Kind, kind_of, pusher_name_error, wide_name_error
+from push1st.channels import PUBLIC, RESERVED, Kind, kind_of, pusher_name_error, user_id_error, wide_name_error
 from push1st.eager import spawn
 from push1st.errors import Disconnect, LimitReached, Refused
 from push1st.hub import Lane, Wire, Write
@@ -43,14 +42,12 @@ WAITING = 1000
 """commands a client may have waiting"""
 PATIENCE = 100
 """refused commands a second before a client is cut off"""
-MOST_USER_ID = 128
 PUBLISHES = 1000
 """events a second from a client that may publish freely (Push1st has no such limit): more is a flood"""
 USER_BYTES = 1024
 """bytes of a presence member's `channel_data` (Pusher protocol, section 8)"""
 WATCHLIST = 100
 """users a watchlist may name; the rest is left out, and the client told so (Pusher protocol, section 5)"""
-USER_ID = re.compile(r"[A-Za-z0-9_\-=@,.;]{1,128}\Z")
 
 
 class Outlet(Protocol):
@@ -216,9 +213,12 @@ class Session:
                 await self._publish(command)
             case Subscribe():
                 try:
-                    await self._subscribe(command)
+                    is_new = await self._subscribe(command)
                 except Refused as refused:
                     self._refuse_subscription(command.channel, refused)
+                else:
+                    if is_new and self.app.config.subscription_count:
+                        await self.node.count(self.app, command.channel)
             case Unsubscribe(channel):
                 await self._unsubscribe(channel)
             case SignIn():
@@ -236,14 +236,15 @@ class Session:
         if isinstance(refused, LimitReached):
             kind = "LimitReached"
         else:
-            kind = {401: "AuthError", 400: "Invalid"}.get(refused.code, "Forbidden")
+            kind = {401: "AuthError", 400: "Invalid", 503: "Unavailable"}.get(refused.code, "Forbidden")
         if not self._is_patient():
             self.refuse(refused)
             return
         self.node.metrics.refusals[kind] += 1
         self.outlet.send(SubscriptionRefused(channel, kind, refused.text, refused.code))
 
-    async def _subscribe(self, command: Subscribe) -> None:
+    async def _subscribe(self, command: Subscribe) -> bool:
+        """Whether the client was not subscribed to the channel already."""
         name = command.channel
         kind = self._permit(command)
         member = None
@@ -254,7 +255,7 @@ class Session:
         if name in self.subscriptions:
             members = await self.node.members(self.app, name) if member else None
             self.outlet.send(Subscribed(name, members))
-            return
+            return False
         most = self.app.config.limits.subscriptions
         if most and len(self.subscriptions) >= most:
             raise LimitReached(403, f"a connection may have {most} subscriptions")
@@ -267,8 +268,7 @@ class Session:
         self.outlet.send(Subscribed(name, joined.members))
         if kind.cache:
             self.outlet.send(self.node.replay(name, joined.kept))
-        if self.app.config.subscription_count:
-            await self.node.count(self.app, name)
+        return True
 
     def permits(self, channel: str) -> bool:
         """Whether a client that brings its rights in a token may subscribe."""
@@ -314,8 +314,8 @@ class Session:
             except (msgspec.DecodeError, RecursionError) as error:
                 raise Refused(400, f'channel_data must be JSON with "user_id" and "user_info": {error}') from error
             member = Member(str(data.user_id), bytes(data.user_info).strip())
-        if not USER_ID.match(member.user_id):
-            raise Refused(400, "user_id must be 1 to 128 of A-Za-z0-9_-=@,.;")
+        if wrong := user_id_error(member.user_id):
+            raise Refused(400, wrong)
         return member
 
     async def _unsubscribe(self, name: str) -> None:
@@ -334,15 +334,15 @@ class Session:
             data = _user_data.decode(command.user_data)
         except (msgspec.DecodeError, RecursionError) as error:
             raise Refused(400, f'user_data must be JSON with "id", a string: {error}') from error
-        if not 1 <= len(data.id) <= MOST_USER_ID or wide_name_error(data.id):
-            raise Refused(400, f"the id in user_data must be 1 to {MOST_USER_ID} characters without control characters")
+        if wrong := user_id_error(data.id):
+            raise Refused(400, wrong)
         if self.user is not None:
             if self.user.id != data.id:
                 raise Refused(401, f"this connection is signed in as {self.user.id!r} already")
             self.outlet.send(SignedIn(command.user_data))
             return
         wanted = list(dict.fromkeys(data.watchlist or ()))
-        watchlist = tuple(one for one in wanted[:WATCHLIST] if not wide_name_error(one))
+        watchlist = tuple(one for one in wanted[:WATCHLIST] if not user_id_error(one))
         user = User(data.id, bytes(data.user_info).strip(), watchlist)
         topics, watched = await self.node.sign_in(self.app, self, user)
         self.user, self.topics, self.authorized = user, topics, True

@@ -263,6 +263,18 @@ def test_a_giant_body_is_answered_with_413_before_it_is_sent(server: ServerProce
         assert wire.response()[0] == 413
 
 
+@pytest.mark.parametrize("port", ["ws_port", "api_port"])
+def test_who_sends_a_giant_body_all_the_same_gets_to_read_its_answer(server: ServerProcess, port: str) -> None:
+    """A client that does not look up before all is sent; a reset would throw the answer away."""
+    with Wire(getattr(server, port)) as wire:
+        wire.send(b"POST /apps/app-test/events HTTP/1.1\r\nHost: localhost\r\nContent-Length: 5000000\r\n\r\n")
+        for _ in range(50):
+            wire.send(b"x" * 100_000)
+        status, headers, _ = wire.response()
+        assert (status, headers["connection"]) == (413, "close")
+        assert wire.is_closed()
+
+
 def test_chunks_without_end_are_answered_with_413(server: ServerProcess) -> None:
     with Wire(server.api_port) as wire:
         wire.send(b"POST /apps/app-test/events HTTP/1.1\r\nHost: localhost\r\nTransfer-Encoding: chunked\r\n\r\n")

@@ -11,6 +11,7 @@ import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, Protocol
+from urllib.parse import quote
 
 import pusher
 import pytest
@@ -305,6 +306,24 @@ def test_the_library_for_node_ends_the_connections_of_a_user(
     assert node_sdk.terminate(f"{channel}-nobody") == {}
 
 
+@pytest.mark.parametrize("id", ["auth0|7", "ann+shop@example.com", "ж/ ?#%"])
+def test_the_library_for_node_reaches_a_user_of_any_id(
+    node_sdk: NodeSdk, client: Callable[[], PusherSocket], channel: str, id: str
+) -> None:
+    """In a path the id is escaped by who calls the library: it signs what it is given."""
+    one, id = client(), f"{channel}{id}"
+    sign_in(one, id)
+    name = f"#server-to-user-{id}"
+    one.send("pusher:subscribe", {"channel": name, "auth": ""})
+    one.expect("pusher_internal:subscription_succeeded", name)
+    assert one.subscribe(f"presence-{channel}", {"user_id": id})["presence"]["ids"] == [id]
+    assert node_sdk.users(f"presence-{channel}") == {"users": [{"id": id}]}
+    assert node_sdk.send_to_user(id, "paid", {"id": 7}) == {}
+    assert one.expect("paid", name) == {"id": 7}
+    assert node_sdk.terminate(quote(id, safe="")) == {}
+    assert one.close_code() == 4009
+
+
 def test_the_library_for_python_ends_the_connections_of_a_user_by_its_own_request_only(
     server: ServerProcess, started: Callable[..., NodeProcess], client: Callable[[], PusherSocket], channel: str
 ) -> None:
@@ -320,6 +339,54 @@ def test_the_library_for_python_ends_the_connections_of_a_user_by_its_own_reques
     request = Request(inner, POST, f"/apps/1234/users/{channel}/terminate_connections", {})
     assert inner.http.send_request(request) == {}
     assert one.close_code() == 4009
+
+
+def test_the_library_for_node_calls_what_it_has_no_method_for(
+    node_sdk: NodeSdk, client: Callable[[], PusherSocket], channel: str
+) -> None:
+    one = client()
+    one.subscribe(channel)
+    assert node_sdk.call("post", {"path": "/events", "body": event(channel, "paid", '{"id":7}')}) == {}
+    assert one.expect("paid", channel) == {"id": 7}
+    assert node_sdk.get("/channels", filter_by_prefix=channel) == {"channels": {channel: {}}}
+
+
+def test_a_query_that_the_library_for_node_signs_is_good_for_others(
+    server: ServerProcess, node_sdk: NodeSdk, client: Callable[[], PusherSocket], channel: str
+) -> None:
+    client().subscribe(f"presence-{channel}", {"user_id": "u1"})
+    path, params = f"/apps/1234/channels/presence-{channel}", {"info": "user_count"}
+    query = node_sdk.signing.ask(
+        "sign", method="createSignedQueryString", args=[{"method": "GET", "path": path, "params": params}]
+    )
+    assert server.get(f"{path}?{query}", port=server.ws_port).json == {"occupied": True, "user_count": 1}
+
+
+def test_the_library_for_python_may_be_made_from_a_url_or_the_environment(
+    server: ServerProcess, client: Callable[[], PusherSocket], channel: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The one for Python takes the port for a part of the host, so that it is given apart."""
+    url = "http://sdk-key:secret@127.0.0.1/apps/1234"
+    monkeypatch.setenv("PUSHER_URL", url)
+    one = client()
+    one.subscribe(channel)
+    for made in (pusher.Pusher.from_url(url, port=server.ws_port), pusher.Pusher.from_env(port=server.ws_port)):
+        assert made.trigger(channel, "paid", {"id": 7}) == {}
+        assert one.expect("paid", channel) == {"id": 7}
+
+
+def test_no_method_of_a_library_is_left_out() -> None:
+    """`authenticate` of the one for Node is its old name for authorizeChannel; webhooks have tests of their own."""
+    source = (ROOT / "tests" / "clients" / "node_modules" / "pusher" / "lib" / "pusher.js").read_text("utf-8")
+    assert set(re.findall(r"^Pusher\.prototype\.(\w+) =", source, re.MULTILINE)) == {
+        *("trigger", "triggerBatch", "sendToUser", "terminateUserConnections", "get", "post"),
+        *("authorizeChannel", "authenticate", "authenticateUser", "channelSharedSecret", "createSignedQueryString", "webhook"),
+    }
+    assert {name for name in dir(pusher.Pusher) if not name.startswith("_")} == {
+        *("trigger", "trigger_batch", "send_to_user", "terminate_user_connections"),
+        *("channels_info", "channel_info", "users_info"),
+        *("authenticate", "authenticate_user", "from_url", "from_env", "validate_webhook"),
+    }
 
 
 def test_a_library_authorises_channels_of_every_kind(sdk: Sdk, client: Callable[[], PusherSocket], channel: str) -> None:

@@ -362,8 +362,8 @@ def test_members_are_limited_where_the_app_says_so(connect: Callable[..., Pusher
 
 @pytest.mark.parametrize(
     "user",
-    [{"user_id": "u" * 129}, {"user_id": "ü"}, {"user_id": "a b"}, {"user_id": "u", "user_info": {"text": "x" * 1100}}],
-    ids=["too long", "not ASCII", "with a space", "with too much info"],
+    [{"user_id": "u" * 129}, {"user_id": "a\nb"}, {"user_id": "u", "user_info": {"text": "x" * 1100}}],
+    ids=["too long", "with a control character", "with too much info"],
 )
 def test_a_user_that_breaks_the_limits_is_refused(
     connect: Callable[..., PusherSocket], channel: str, user: dict[str, Any]

@@ -1,4 +1,7 @@
-"""Where well-known servers get the Pusher protocol wrong (section 11): one test for each mistake, named after it."""
+"""Where well-known servers get the Pusher protocol wrong (section 11): one test for each mistake, named after it.
+
+That signatures are not compared with `===` is in tests/unit/test_auth.py.
+"""
 
 import json
 import time
@@ -9,6 +12,7 @@ import pytest
 
 from tests.clients.process import ServerProcess
 from tests.clients.pusher_socket import PusherSocket, dialled, pusher_socket
+from tests.clients.test_users import sign_in
 from tests.clients.wire import CLOSE, Wire, frame
 
 
@@ -67,6 +71,12 @@ def test_data_is_present_in_every_frame(server: ServerProcess, connect: Callable
     assert all("data" in frame for frame in client.frames)
 
 
+def test_data_is_present_in_cache_miss(connect: Callable[..., PusherSocket], channel: str) -> None:
+    client = connect()
+    client.subscribe(f"cache-{channel}")
+    assert client.receive() == {"event": "pusher:cache_miss", "channel": f"cache-{channel}", "data": "{}"}
+
+
 def test_activity_timeout_is_a_number(server: ServerProcess) -> None:
     with dialled(server) as socket:
         timeout = json.loads(socket.receive()["data"])["activity_timeout"]
@@ -111,6 +121,17 @@ def test_info_of_a_channel_is_honoured(server: ServerProcess, connect: Callable[
 )
 def test_info_that_does_not_apply_is_400(server: ServerProcess, path: str, query: dict[str, str]) -> None:
     assert server.signed("GET", f"/apps/app-counting/{path}", query=query, key="counting-key").status == 400
+
+
+def test_terminate_ends_the_connections_of_who_signed_in_and_not_of_a_member_of_that_id(
+    server: ServerProcess, connect: Callable[..., PusherSocket], channel: str
+) -> None:
+    member, user = connect(), connect()
+    member.subscribe(f"presence-{channel}", {"user_id": channel})
+    sign_in(user, channel)
+    assert server.signed("POST", f"/apps/app-test/users/{channel}/terminate_connections").body == b"{}"
+    assert user.close_code() == 4009
+    assert member.round_trip() == []
 
 
 @pytest.mark.parametrize(

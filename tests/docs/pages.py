@@ -98,6 +98,7 @@ STAND_INS = {"push1st": PUSH1ST, "docker": DOCKER, "install": INSTALL, "useradd"
 BROWSER = """
 import { createRequire } from 'node:module';
 globalThis.Pusher = createRequire(process.cwd() + '/x.js')('pusher-js');
+globalThis.window = globalThis;
 globalThis.document = { body: { append: (...what) => console.log(...what) } };
 """
 
@@ -176,7 +177,7 @@ class Story:
     def __init__(self) -> None:
         self.folder = Path(tempfile.mkdtemp(prefix="p1-"))  # short: the path of a Unix socket has at most 107 bytes
         self.ws_port, self.api_port, proxy, backend = free_ports(4)
-        self.ports = {"6001": self.ws_port, "6002": self.api_port, "8443": proxy, "5000": backend}
+        self.ports = {"6001": self.ws_port, "8080": self.ws_port, "6002": self.api_port, "8443": proxy, "5000": backend}
         self.background: list[Background] = []
         self.printed = ""
         self.configurations: list[Path] = []

@@ -12,6 +12,7 @@ import pytest
 
 from push1st.errors import Refused
 from push1st.messages import Failure, Message, Ping, Publish
+from push1st.metrics import CUT_OFFS, REFUSALS
 from push1st.protocols import Codec
 from push1st.protocols.pusher import CODES, NOTICE
 from push1st.protocols.websocket import text_frame
@@ -257,6 +258,7 @@ def test_every_reason_is_on_the_metrics_page(counter: str) -> None:
     )
     assert reasons
     assert [reason for reason in sorted(reasons) if f"| `{reason}` |" not in section] == []
+    assert reasons <= set({"refusals": REFUSALS, "cut_offs": CUT_OFFS}[counter]), "shown before its first count"
 
 
 # -- the anatomy of a protocol

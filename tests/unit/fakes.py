@@ -390,6 +390,7 @@ class Transport(asyncio.Transport):
         self.closed = False
         self.aborted = False
         self.reading = True
+        self.ended = False
         self.high: int | None = None
         self.bound: int | None = None
         self.protocol: Any = None
@@ -405,6 +406,7 @@ class Transport(asyncio.Transport):
         return data
 
     def write(self, data: Any) -> None:
+        assert not self.ended, "written behind the end"
         if self.closed or self.aborted:
             self.late.append(bytes(data))
             return
@@ -421,6 +423,12 @@ class Transport(asyncio.Transport):
 
     def is_closing(self) -> bool:
         return self.closed or self.aborted
+
+    def can_write_eof(self) -> bool:
+        return self.get_extra_info("sslcontext") is None
+
+    def write_eof(self) -> None:
+        self.ended = True
 
     def pause_reading(self) -> None:
         self.reading = False
@@ -457,7 +465,7 @@ class Site:
         self.failures = self.world.failures
         self.config = Config(server=server or ServerConfig(), api=api or ApiConfig(), apps=self.world.apps)
         self.sweep = Sweep(self.clock.monotonic, self._swept_badly, lambda: spawn(self.node.tick()))
-        self.serve = serve or Api(self.node, self.config.api.path).serve
+        self.serve = serve or Api(self.node, self.config).serve
         codecs: dict[str, Any] = {"pusher": PUSHER, "pusher-xhr": XHR, "websocket": RAW}
         self.worker = Worker(self.node, self.serve, self.config, codecs, self.sweep, self._failed)
         self.listener = Listener(self.worker, trusting, self.config.api.whitelist, self.config.api.keep_alive_timeout)

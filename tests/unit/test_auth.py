@@ -716,3 +716,17 @@ def test_the_python_sdk_makes_the_same_signature(sdk):
     empty = hashlib.md5(b"", usedforsecurity=False).hexdigest()
     assert request.query_params["body_md5"] == empty  # theirs signs the MD5 of nothing as well
     assert set(ours) == set(request.query_params) - {"body_md5"}
+
+
+# Comparing
+
+
+def test_signatures_are_compared_by_nothing_that_tells_where_they_differ(monkeypatch):
+    """With `==` one can be guessed byte by byte (Pusher protocol, section 11). Here whatever the right way says goes."""
+    monkeypatch.setattr("hmac.compare_digest", lambda *_: True)
+    assert auth.check_channel(KEY, SECRET, "1.2", "private-c", "wrong")
+    assert auth.check_user(KEY, SECRET, "1.2", "{}", "wrong")
+    query = GOLDEN | {"auth_signature": "wrong", "body_md5": "wrong"}
+    auth.check_request(KEY, SECRET, "POST", "/apps/3/events", urlencode(query), BODY, THEN)
+    token = auth.access_token("another secret", "app", "*", "*", 0, 0)
+    assert auth.check_access_token(SECRET, "app", token, 0).app == "app"

@@ -4,7 +4,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from push1st.channels import PUBLIC, RESERVED, Kind, kind_of, pusher_name_error, type_names, wide_name_error
+from push1st.channels import PUBLIC, RESERVED, Kind, kind_of, pusher_name_error, type_names, user_id_error, wide_name_error
 
 
 @pytest.mark.parametrize(
@@ -142,3 +142,21 @@ def test_events_of_the_protocol_are_reserved(name):
 )
 def test_other_events_are_not_reserved(name):
     assert not name.startswith(RESERVED)
+
+
+# Ids of users
+
+
+@pytest.mark.parametrize(
+    "id", ["1", "u-1", "auth0|1", "ann+shop@example.com", "a b", "жук", "a/b:c", "é" * 128, "\U0001f980" * 128, "-1"]
+)
+def test_the_id_of_a_user_may_be_any_text(id):
+    assert user_id_error(id) is None
+
+
+@pytest.mark.parametrize("id", ["", "u" * 129, "a\nb", "a\x00", "\x7f", "\x85", "\ud800", "a\n"])
+def test_the_id_of_a_user_is_short_and_has_no_control_characters(id):
+    error = user_id_error(id)
+    assert error is not None
+    assert error.endswith("must have 1 to 128 characters, and no control characters")
+    assert error.encode()

@@ -252,6 +252,16 @@ def test_a_user_id_may_be_a_number_and_is_a_text_then(client):
     assert ids(outlet) == ["42"]
 
 
+@pytest.mark.parametrize("user_id", ["auth0|1", "ann+shop@example.com", "Ж \U0001f980"])
+def test_a_user_id_may_be_what_real_apps_have(world, user_id):
+    (one, first), (two, _) = world.session(), world.session()
+    presence(one, {"user_id": user_id})
+    assert ids(first) == [user_id]
+    sign_in(two, user_id)
+    two.handle(Subscribe(f"#server-to-user-{user_id}"))
+    assert world.publish(f"#server-to-user-{user_id}", b"1") == 1
+
+
 def test_the_infos_text_is_kept_as_it_came(client):
     session, outlet = client
     presence(session, '{"user_id":"1","user_info": {"a" : 1.50, "a":"\\u0436"} }')
@@ -270,9 +280,9 @@ def test_the_infos_text_is_kept_as_it_came(client):
         '{"user_id":""}',
         '{"user_id":1.5}',
         '{"user_id":true}',
-        '{"user_id":"a b"}',
+        '{"user_id":"a\\u0000"}',
         '{"user_id":"' + "u" * 129 + '"}',
-        '{"user_id":"ж"}',
+        '{"user_id":"\\u0085"}',
         '{"user_id":"\\ud800"}',
         "[" * 1000,
         '{"user_id":"1","user_info":NaN}',
@@ -709,6 +719,24 @@ async def test_a_sign_in_that_the_broker_refuses_leaves_nothing(slow, call):
     session.close()
     assert slow.app.tenant.channels == {}, "the hub has a ghost"
     assert await slow.memory.online(APP, ["u1"]) == frozenset()
+
+
+async def test_a_sign_in_that_fails_takes_nothing_with_it_that_is_due_to_others(slow):
+    """Its own edge was excluded from a topic that had frames already: such a frame has a list of its own."""
+    (watching, outlet), (one, first), (two, _) = slow.session(), slow.session(), slow.session()
+    sign_in(watching, "w", ["u1"])
+    sign_in(two, "u1")
+    slow.turns.drain()
+    slow.broker.held = {"sign_in"}
+    sign_in(one, "u1", ["u1"])
+    await turns()
+    two.close()
+    slow.broker.fail["online"] = Refused(503, "the broker is away")
+    await slow.broker.let("sign_in")
+    assert failure(first) == 503
+    slow.turns.drain()
+    assert slow.failures == []
+    assert statuses(outlet)[-3:] == [("offline", "u1"), ("online", "u1"), ("offline", "u1")]
 
 
 async def test_one_who_signs_in_while_another_signs_out_still_hears(slow):

@@ -15,6 +15,7 @@ import msgspec
 from push1st import auth
 from push1st.api import channels, events, server, tokens, users
 from push1st.api.call import Answer, Call, Endpoint, error
+from push1st.config import Config
 from push1st.errors import Refused
 from push1st.messages import Request, Response
 from push1st.node import App, Node
@@ -50,11 +51,12 @@ class Route(msgspec.Struct, frozen=True):
 
 
 class Api:
-    """base: the path all apps are below, `/apps/`."""
+    """config: says which paths are the API's, and which those of WebSockets."""
 
-    def __init__(self, node: Node, base: str) -> None:
+    def __init__(self, node: Node, config: Config) -> None:
         self._node = node
-        self._base = base
+        self._base = config.api.path
+        self._websockets = config.server.bases("pusher") + config.server.bases("websocket")
         self._route = lru_cache(1024)(self._find)
 
     def serve(self, request: Request) -> Answer:
@@ -89,6 +91,8 @@ class Api:
     def _about_server(self, request: Request) -> Answer:
         endpoint = SERVER.get(request.path.rstrip("/"))
         if endpoint is None:
+            if request.path.startswith(self._websockets) and request.method in ("GET", "HEAD"):
+                return _no_websocket()
             raise Refused(404, f"nothing is at {request.path[:200]}")
         if request.method not in ("GET", "HEAD"):
             return _wrong_method(request.method, ("GET",))
@@ -115,3 +119,11 @@ def _wrong_method(method: str, allowed: Iterable[str]) -> Response:
     names = ", ".join(sorted(allowed))
     status = HTTPStatus.METHOD_NOT_ALLOWED
     return error(status, f"{method} is not allowed here, {names} is", f"Allow: {names}\r\n".encode())
+
+
+def _no_websocket() -> Response:
+    return error(
+        426,
+        "this address is for WebSockets: use a WebSocket library, and let a proxy pass Upgrade and Connection on",
+        b"Upgrade: websocket\r\nConnection: Upgrade\r\n",
+    )

@@ -6,7 +6,7 @@ from urllib.parse import parse_qsl
 
 import msgspec
 
-from push1st.channels import pusher_name_error, wide_name_error
+from push1st.channels import pusher_name_error, user_id_error, wide_name_error
 from push1st.eager import Soon
 from push1st.errors import Refused
 from push1st.messages import Request, Response, user_channel
@@ -62,13 +62,19 @@ class Call(msgspec.Struct, frozen=True, gc=False):
     def check_channel_name(self, name: str) -> None:
         """Raises Refused(400) for a name that breaks the rule for this kind of call (Push1st API, section 7).
 
-        Of the names that begin with `#` a backend may use those of users only; the others carry what is our own.
+        Of the names that begin with `#` a backend may use those of users only, whose rule is that of their ids; the
+        others carry what is our own.
         """
-        wrong = pusher_name_error(name, self.app.config.limits.channel_name) if self.signed else wide_name_error(name)
+        if name[:1] == "#":
+            if not name.startswith(_USER_CHANNEL):
+                raise Refused(400, "channel names that begin with # are reserved")
+            wrong = user_id_error(name.removeprefix(_USER_CHANNEL))
+        elif self.signed:
+            wrong = pusher_name_error(name, self.app.config.limits.channel_name)
+        else:
+            wrong = wide_name_error(name)
         if wrong:
             raise Refused(400, wrong)
-        if name[0] == "#" and (not name.startswith(_USER_CHANNEL) or name == _USER_CHANNEL):
-            raise Refused(400, "channel names that begin with # are reserved")
 
     def check_reads(self) -> None:
         """Raises Refused(429) when the app reads more often than it may."""

@@ -3,16 +3,17 @@
 Metrics are for trusted callers: they name apps.
 """
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 
 import msgspec
 from prometheus_client import CollectorRegistry, generate_latest
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
 
 from push1st.errors import Refused
-from push1st.messages import Request, Response
-from push1st.metrics import SUPERVISOR, Family
+from push1st.messages import API, Request, Response
+from push1st.metrics import CUT_OFFS, REFUSALS, STATUSES, SUPERVISOR, Family
 from push1st.node import Node
+from push1st.protocols import PROTOCOLS
 
 
 async def health(_node: Node, _request: Request) -> Response:
@@ -74,15 +75,15 @@ class _Collected:
 
     def collect(self) -> Iterator[Metric]:
         node, count = self._node, self._node.metrics
-        yield _gauge("connections", "open connections", "protocol", count.connections)
-        yield _counter("connections_opened", "connections accepted", "protocol", count.opened)
-        yield _counter("events_in", "events published, by the road they came", "road", count.events_in)
+        yield _gauge("connections", "open connections", "protocol", dict.fromkeys(PROTOCOLS, 0) | count.connections)
+        yield _counter("connections_opened", "connections accepted", "protocol", count.opened, PROTOCOLS)
+        yield _counter("events_in", "events published, by the road they came", "road", count.events_in, (API, *PROTOCOLS))
         yield CounterMetricFamily("push1st_messages_out", "messages queued to subscribers", count.messages_out)
         yield CounterMetricFamily("push1st_bytes_in", "bytes received on WebSockets", count.bytes_in)
         yield CounterMetricFamily("push1st_bytes_out", "bytes queued to WebSockets", count.bytes_out)
-        yield _counter("api_requests", "API requests", "status", count.requests)
-        yield _counter("refusals", "what was answered with an error", "reason", count.refusals)
-        yield _counter("cut_offs", "connections ended by the server", "reason", count.cut_offs)
+        yield _counter("api_requests", "API requests", "status", count.requests, STATUSES)
+        yield _counter("refusals", "what was answered with an error", "reason", count.refusals, REFUSALS)
+        yield _counter("cut_offs", "connections ended by the server", "reason", count.cut_offs, CUT_OFFS)
         yield CounterMetricFamily("push1st_broker_away_seconds", "seconds without a broker", count.broker_away)
         yield CounterMetricFamily(
             "push1st_broker_unconfirmed", "messages that the broker did not confirm in time", count.broker_unconfirmed
@@ -99,10 +100,12 @@ class _Collected:
             yield _gauge(f"app_{what}", f"{what} of an app on this worker", "app", values)
 
 
-def _counter(name: str, text: str, label: str, values: Mapping[str, int] | Mapping[int, int]) -> Metric:
+def _counter(name: str, text: str, label: str, values: Mapping[str, int] | Mapping[int, int], known: Iterable[str]) -> Metric:
+    """known: values of the label that are shown before their first count."""
     family = CounterMetricFamily(f"push1st_{name}", text, labels=[label])
-    for value, count in values.items():
-        family.add_metric([str(value)], count)
+    counts = dict.fromkeys(known, 0) | {str(value): count for value, count in values.items()}
+    for value, count in counts.items():
+        family.add_metric([value], count)
     return family
 
 

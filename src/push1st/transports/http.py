@@ -5,13 +5,9 @@ behind it queue, and when they are many the socket is not read. Every stage has 
 """
 
 import asyncio
-import ipaddress
-import re
 import time
 from collections import deque
 from collections.abc import Coroutine
-from email.utils import formatdate
-from http import HTTPStatus
 from typing import cast
 
 import httptools
@@ -21,6 +17,8 @@ from push1st.eager import Rest, begin, spawn
 from push1st.errors import Refused
 from push1st.messages import Request, Response
 from push1st.transports.afar import Afar
+from push1st.transports.answers import encoded, endless, error, ok
+from push1st.transports.caller import is_own_name, is_trusted, visitor_ip
 from push1st.transports.listener import Listener
 from push1st.transports.sweep import NEVER
 from push1st.transports.websocket import Handshake, WebSocketConnection, upgrade
@@ -39,13 +37,15 @@ ANSWER_SECONDS = 30
 MOST_HEADS = 4096
 MOST_REMEMBERED = 1024
 """headers of requests that are remembered, and bytes those of one request may have"""
+LINGER_SECONDS = 2
+LINGER_BYTES = 16 << 20
+"""for a client to stop sending what is not read, and read why: a socket closed before that throws away the answer"""
 TOO_LONG_HEAD = f"request line and headers have at most {MOST_HEAD} bytes"
 IDLE, HEAD, BODY = 0, 1, 2
 """where the parser is"""
 MOST_WAITING = 16
 """pipelined requests that may wait before the socket is not read any further"""
 
-_STATUS = {status.value: b"HTTP/1.1 %d %b\r\nDate: " % (status.value, status.phrase.encode()) for status in HTTPStatus}
 _HARMLESS = frozenset((b"connection", b"content-length", b"host"))
 _NEEDED = frozenset(
     (
@@ -65,30 +65,6 @@ _NEEDED = frozenset(
 )
 
 
-def error(status: int, text: str, headers: bytes = b"") -> Response:
-    return Response(status, msgspec.json.encode({"error": text}), headers=headers)
-
-
-_OWN_NAME = re.compile(rb"(?:(?:[a-z0-9-]+\.)*localhost|[0-9.]+|\[[0-9a-f:.]+\])?(?::[0-9]+)?\Z", re.IGNORECASE)
-
-
-def _is_own_name(host: bytes) -> bool:
-    """Whether a Host header names this machine as such: an address or `localhost`.
-
-    A page whose name was made to point at 127.0.0.1 (DNS rebinding) calls as its own origin, without `Origin`; but it
-    cannot hide its name.
-    """
-    return _OWN_NAME.match(host) is not None
-
-
-def _is_loopback(ip: str) -> bool:
-    try:
-        address = ipaddress.ip_address(ip.partition("%")[0])
-    except ValueError:
-        return False
-    return (getattr(address, "ipv4_mapped", None) or address).is_loopback
-
-
 class HttpConnection(asyncio.Protocol):
     """One connection, until it is closed or becomes a WebSocket."""
 
@@ -104,6 +80,7 @@ class HttpConnection(asyncio.Protocol):
         "_held",
         "_keep",
         "_last",
+        "_linger",
         "_listener",
         "_parser",
         "_parts",
@@ -147,6 +124,7 @@ class HttpConnection(asyncio.Protocol):
         self._keep = False
         self._busy = False
         self._last = False
+        self._linger = 0
         self._gone = False
         self._paused = False
         self._writing = True
@@ -183,6 +161,8 @@ class HttpConnection(asyncio.Protocol):
         if self._last:
             if self._upgraded is not None:
                 self._upgraded.process(data)
+            elif self._linger:
+                self._pass_over(len(data))
             return
         worker = self._listener.worker
         worker.answering.append(self)
@@ -244,7 +224,7 @@ class HttpConnection(asyncio.Protocol):
             and self._refused is None
             and not self._last
             and headers.keys() <= _HARMLESS
-            and _is_own_name(headers.get(b"host", b""))
+            and is_own_name(headers.get(b"host", b""))
             and headers.get(b"connection", b"keep-alive").lower() == b"keep-alive"
         ):
             end = data.find(b"\r\n\r\n", start - 2) + 4
@@ -375,48 +355,17 @@ class HttpConnection(asyncio.Protocol):
     def _too_large(self) -> None:
         self._refuse(413, f"a request body has at most {self._listener.worker.most_body} bytes")
 
-    def _client_ip(self) -> str | None:
-        """The client's address: the peer's, or what a configured proxy says; None when an unknown proxy says something."""
-        headers = self._headers
-        forwarded = headers.get(b"x-forwarded-for")
-        if forwarded is None and b"forwarded" not in headers:
-            return self._peer
-        proxies = self._listener.worker.config.server.proxies
-        if not proxies or not proxies.contains(self._peer) or forwarded is None:
-            return None
-        ip = self._peer
-        for hop in reversed(forwarded.decode("latin-1").split(",")):
-            ip = hop.strip()
-            if not ip:
-                return None
-            if not proxies.contains(ip):
-                break
-        return ip
-
     def _visitor_ip(self) -> str:
-        """The same, of who is no caller of the API."""
-        ip = self._client_ip()
-        if ip is not None:
-            return ip
-        # Somebody forwards what is not believed: who forwards is known by its own address, unless it has none or is a proxy.
-        believed = not self._peer or self._listener.worker.config.server.proxies.contains(self._peer)
-        return "unknown" if believed else self._peer
+        return visitor_ip(self._peer, self._headers, self._listener.worker.config.server.proxies)
 
     def _origin(self) -> str | None:
         origin = self._headers.get(b"origin")
         return None if origin is None else origin.decode("latin-1")
 
     def _trusted(self) -> bool:
-        """Whether this request may go unsigned (Push1st API, section 6)."""
-        headers = self._headers
-        if b"origin" in headers:
-            return False
-        if b"x-forwarded-for" not in headers and b"forwarded" not in headers:
-            return self._trusts_peer and (_is_own_name(headers.get(b"host", b"")) or not _is_loopback(self._peer))
-        # What a proxy forwards came from elsewhere, whatever it says of itself.
-        ip = self._client_ip()
-        trust = self._listener.worker.config.api.trust
-        return bool(ip) and self._listener.trusting and not _is_loopback(ip or "") and trust.contains(ip or "")
+        listener = self._listener
+        config = listener.worker.config
+        return listener.trusting and is_trusted(self._peer, self._headers, config.api.trust, config.server.proxies)
 
     def _serve(self, request: Request, keep: bool) -> None:
         response: Response | Rest[Response]
@@ -502,15 +451,9 @@ class HttpConnection(asyncio.Protocol):
             found.lost(self)
 
     def _hand_over(self, found: Stream | XhrConnection | Afar, keep: bool) -> None:
-        worker = self._listener.worker
         if isinstance(found, Stream):
-            # It ends with its connection, so it needs no chunks, and every subscriber gets the same bytes.
-            head = b"%b%b\r\nContent-Type: %b\r\n%bConnection: close\r\n\r\n" % (
-                _STATUS[200],
-                _date(worker.sweep.now),
-                FALLBACK_TYPE,
-                FALLBACK_HEADERS,
-            )
+            # Without chunks every subscriber gets the same bytes.
+            head = endless(self._listener.worker.sweep.now, FALLBACK_TYPE, FALLBACK_HEADERS)
             before, self._answers = b"".join((*self._answers, head)), []
             self._waiting.clear()
             self._last = True
@@ -536,26 +479,15 @@ class HttpConnection(asyncio.Protocol):
         worker = self._listener.worker
         worker.node.metrics.requests[response.status] += 1
         keep = keep and not worker.node.draining
-        body = response.body
+        now = worker.sweep.now
         if keep and response.status == 200 and not response.headers and not head:
-            now = worker.sweep.now
-            self._answers.append(b"%b%d\r\n\r\n%b" % (_ok(now, response.content_type), len(body), body))
+            body = response.body
+            self._answers.append(b"%b%d\r\n\r\n%b" % (ok(now, response.content_type), len(body), body))
             self._deadline = now + self._listener.keep_alive
             if self._deadline + 1 < self.due_at:
                 worker.sweep.watch(self, self._deadline)
             return
-        self._answers.append(
-            b"%b%b\r\nContent-Type: %b\r\nContent-Length: %d\r\n%b%b\r\n%b"
-            % (
-                _STATUS[response.status],
-                _date(worker.sweep.now),
-                response.content_type,
-                len(body),
-                response.headers,
-                b"" if keep else b"Connection: close\r\n",
-                b"" if head else body,
-            )
-        )
+        self._answers.append(encoded(response, now, keep, head))
         if not keep:
             self._last = True
         self._expect(self._listener.keep_alive)
@@ -567,8 +499,21 @@ class HttpConnection(asyncio.Protocol):
             self._answers = []
             self._transport.write(answers[0] if len(answers) == 1 else b"".join(answers))
             if self._last and not self._busy:
+                if self._refused is not None:
+                    self._expect(LINGER_SECONDS)
+                    self._linger = LINGER_BYTES
+                    if self._transport.can_write_eof():
+                        self._transport.write_eof()
+                    return
                 self._expect(ANSWER_SECONDS)
                 self._transport.close()
+
+    def _pass_over(self, size: int) -> None:
+        """What a client sends on behind the answer that refuses it."""
+        self._linger -= size
+        if self._linger <= 0:
+            self._linger = 0
+            self._transport.close()
 
     def _reading(self) -> None:
         """Reads only while answers go out and few requests wait."""
@@ -597,7 +542,7 @@ class HttpConnection(asyncio.Protocol):
         if self._transport.is_closing() or not self._writing:
             self._transport.abort()
             return None
-        if self._stage != IDLE or not self._started:
+        if not self._linger and (self._stage != IDLE or not self._started):
             self._listener.worker.node.metrics.cut_offs["slow-request"] += 1
             self._answer(error(408, "the request took too long"), False)
             self.flush()
@@ -663,25 +608,3 @@ class HttpConnection(asyncio.Protocol):
         self._last = True
         self._answer(refusal, False)
         self.flush()
-
-
-_dated = (-1, b"")
-_oks: dict[bytes, tuple[int, bytes]] = {}
-
-
-def _ok(now: float, content_type: bytes) -> bytes:
-    """The start of the most frequent answer, up to its length; made once a second."""
-    second, start = _oks.get(content_type, (-1, b""))
-    if second != int(now):
-        start = b"%b%b\r\nContent-Type: %b\r\nContent-Length: " % (_STATUS[200], _date(now), content_type)
-        _oks[content_type] = int(now), start
-    return start
-
-
-def _date(now: float) -> bytes:
-    """The `Date` header's value (RFC 9110 §6.6.1), made once for each second of the sweep's clock."""
-    global _dated
-    second = int(now)
-    if _dated[0] != second:
-        _dated = (second, formatdate(usegmt=True).encode())
-    return _dated[1]

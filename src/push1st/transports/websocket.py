@@ -285,15 +285,12 @@ def upgrade(
     """
     config = worker.config.server
     path = handshake.path
-    if "pusher" in config.proto:
-        for base in (config.pusher.path.rstrip("/") + config.app_path, config.app_path):
-            if path.startswith(base):
-                return _open(
-                    worker, handshake, "pusher", config.pusher, _start_pusher, path[len(base) :], transport, rest, before
-                )
-    base = config.websocket.path.rstrip("/") + config.app_path
-    if "websocket" in config.proto and path.startswith(base):
-        return _open(worker, handshake, "websocket", config.websocket, _start_raw, path[len(base) :], transport, rest, before)
+    for base in config.bases("pusher"):
+        if path.startswith(base):
+            return _open(worker, handshake, "pusher", config.pusher, _start_pusher, path[len(base) :], transport, rest, before)
+    for base in config.bases("websocket"):
+        if path.startswith(base):
+            return _open(worker, handshake, "websocket", config.websocket, _start_raw, path[len(base) :], transport, rest, before)
     return _refusal(404, f"no WebSocket is served at {path[:200]}")
 
 
@@ -311,7 +308,11 @@ def _open(
     if handshake.method != "GET":
         return _refusal(405, "a WebSocket handshake is a GET", b"Allow: GET\r\n")
     if handshake.version != "13":
-        return _refusal(426, "WebSocket version 13 is spoken here", b"Sec-WebSocket-Version: 13\r\nUpgrade: websocket\r\n")
+        return _refusal(
+            426,
+            "WebSocket version 13 is spoken here",
+            b"Sec-WebSocket-Version: 13\r\nUpgrade: websocket\r\nConnection: Upgrade\r\n",
+        )
     if not _valid_key(handshake.key):
         return _refusal(400, "Sec-WebSocket-Key must be 16 bytes in base64")
     codec = worker.codecs[name]

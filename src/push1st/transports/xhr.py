@@ -103,8 +103,7 @@ class Fallbacks:
         self._afar: dict[int, Afar] = {}
         self._away: dict[tuple[str, int], tuple[XhrConnection, Away]] = {}
         self.apart = 0
-        config = worker.config.server
-        bases = (config.pusher.path.rstrip("/") + config.app_path, config.app_path) if "pusher" in config.proto else ()
+        bases = worker.config.server.bases("pusher")
         base = f"(?:{'|'.join(map(re.escape, bases))})" if bases else "(?!)"
         self.start = base + "[^/ ?]+/[^/ ?]+/[^/ ?]+/xhr"
         self.path = re.compile(base + r"([^/]+)/([^/]+/[^/]+)/(xhr_streaming|xhr_send|xhr)\Z")

@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 
 from push1st.api import Api
-from push1st.config import AppConfig
+from push1st.config import AppConfig, Config
 from push1st.eager import wait
 from push1st.errors import Refused
 from push1st.messages import Message, Options, Request, Response
@@ -18,7 +18,7 @@ class Caller:
 
     def __init__(self, *apps: AppConfig, **how: Any) -> None:
         self.world = World(*apps, **how)
-        self.api = Api(self.world.node, "/apps/")
+        self.api = Api(self.world.node, Config())
         self.trusted = True
         self.sent: list[tuple[str, str, bytes, str, Options]] = []
         publish = self.world.memory.publish

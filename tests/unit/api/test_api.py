@@ -3,6 +3,7 @@
 import pytest
 
 from push1st.api import ROUTES, Api
+from push1st.config import ApiConfig, Config, ServerConfig
 from push1st.messages import Request
 from tests.unit.fakes import APP, app_config, signed
 
@@ -121,7 +122,6 @@ def test_nothing_can_be_signed_for_an_app_without_a_secret(calling):
         f"/apps/{APP}/Events",
         f"//apps/{APP}/events",
         f"/x/apps/{APP}/events",
-        "/app/app-key",
         "/metricsx",
         f"/apps/{APP}/channels/%ff",
         "/apps/%ff/channels",
@@ -158,6 +158,22 @@ def test_segments_of_a_path_are_unescaped(caller):
 
 
 def test_paths_can_be_configured(caller):
-    caller.api = Api(caller.world.node, "/push/")
+    caller.api = Api(caller.world.node, Config(api=ApiConfig(path="/push/")))
     assert caller.get(f"/push/{APP}/channels")[0] == 200
     assert caller.get(f"/apps/{APP}/channels")[0] == 404
+
+
+@pytest.mark.parametrize("method", ["GET", "HEAD"])
+@pytest.mark.parametrize("path", ["/app/app-key", "/pusher/app/app-key", "/ws/app/app-key/c", "/app/"])
+def test_a_plain_request_for_a_websocket_is_told_so(caller, method, path):
+    response = caller.respond(Request(method, path, "protocol=7", b"", False, 0))
+    assert response.status == 426
+    assert b"WebSocket" in response.body
+    assert response.headers == b"Upgrade: websocket\r\nConnection: Upgrade\r\n"
+
+
+@pytest.mark.parametrize("path", ["/ws/app/app-key/c", "/apps", "/application/x", "/ws"])
+def test_where_no_websockets_are_nothing_is(caller, path):
+    caller.api = Api(caller.world.node, Config(server=ServerConfig(proto=frozenset({"pusher"}))))
+    assert caller.get(path)[0] == 404
+    assert caller.post("/app/app-key", b"")[0] == 404

@@ -125,6 +125,19 @@ def test_a_signed_call_may_name_what_pusher_allows(caller, name):
     assert caller.event(key=True, channels=[name])[0] == 200
 
 
+@pytest.mark.parametrize("key", [True, False])
+@pytest.mark.parametrize("user_id", ["auth0|1", "ann+shop@example.com", "жук", "u" * 128])
+def test_a_user_s_channel_has_any_user_s_id_in_its_name(calling, user_id, key):
+    caller = calling(app_config({"channel_name": 20}))
+    assert caller.event(key=key, channels=[f"#server-to-user-{user_id}"])[0] == 200
+
+
+@pytest.mark.parametrize("key", [True, False])
+@pytest.mark.parametrize("name", ["#server-to-user-", "#server-to-user-a\nb", "#server-to-user-" + "u" * 129, "#user-1", "#"])
+def test_other_names_with_a_number_sign_are_refused(caller, name, key):
+    assert caller.event(key=key, channels=[name])[0] == 400
+
+
 def test_an_encrypted_channel_alone_is_published_to(caller):
     assert caller.event(channels=[ENCRYPTED])[0] == 200
 

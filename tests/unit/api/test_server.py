@@ -57,6 +57,25 @@ def test_metrics_are_prometheus_text(caller):
     assert all(name.startswith("push1st_") for name, *_ in samples)
 
 
+@pytest.mark.parametrize(
+    ("series", "label"),
+    [
+        ("connections", "pusher-xhr"),
+        ("connections_opened_total", "websocket"),
+        ("events_in_total", "api"),
+        ("events_in_total", "pusher"),
+        ("api_requests_total", "500"),
+        ("refusals_total", "AuthError"),
+        ("refusals_total", "4004"),
+        ("cut_offs_total", "slow"),
+    ],
+)
+def test_usual_labels_are_there_before_their_first_count(caller, series, label):
+    body = caller.respond(Request("GET", "/metrics", "", b"", True, 0)).body.decode()
+    (line,) = (line for line in body.splitlines() if line.startswith(f"push1st_{series}{{") and f'"{label}"' in line)
+    assert line.endswith(" 0.0")
+
+
 def test_metrics_hold_no_secret(caller):
     response = caller.respond(Request("GET", "/metrics", "", b"", True, 0))
     assert b"secret" not in response.body

@@ -9,8 +9,17 @@ import pytest
 from push1st.config import ApiConfig, Networks, ServerConfig
 from push1st.errors import Refused
 from push1st.messages import Request, Response
+from push1st.transports import answers as answers_module
 from push1st.transports import http
-from push1st.transports.http import ANSWER_SECONDS, BODY_SECONDS, HEAD_SECONDS, MOST_HEAD, MOST_WAITING
+from push1st.transports.http import (
+    ANSWER_SECONDS,
+    BODY_SECONDS,
+    HEAD_SECONDS,
+    LINGER_BYTES,
+    LINGER_SECONDS,
+    MOST_HEAD,
+    MOST_WAITING,
+)
 from push1st.transports.sweep import NEVER
 from tests.unit.fakes import Answer, Site, answers, handshake, request, statuses, turns
 
@@ -368,7 +377,7 @@ async def test_what_is_wrong_behind_one_that_waits_is_answered_after_it(site, se
     assert transport.data == b""
     await served.answer("/wait/a")
     assert statuses(transport.data) == [200, 200, 400]
-    assert transport.closed
+    assert transport.ended
 
 
 async def test_a_client_that_goes_while_its_request_waits_leaves_nothing(site, served):
@@ -435,7 +444,7 @@ async def test_what_is_not_http_is_refused_and_ends(site, served, data):
     (answer,) = answers(transport.data)
     assert answer.status == 400
     assert "error" in answer.json
-    assert transport.closed
+    assert transport.ended
     assert served.requests == []
     assert site.failures == []
 
@@ -447,7 +456,7 @@ async def test_other_versions_are_refused(site, served, data):
     transport = await site.ask(data)
     (answer,) = answers(transport.data)
     assert answer.status in (400, 505)
-    assert transport.closed
+    assert transport.ended
     assert served.requests == []
 
 
@@ -465,7 +474,7 @@ async def test_a_head_of_the_most_bytes_is_read(site):
 async def test_a_larger_head_is_refused(site, served, size):
     transport = await site.ask(head_of(size))
     assert statuses(transport.data) == [431]
-    assert transport.closed
+    assert transport.ended
     assert served.requests == []
 
 
@@ -518,13 +527,13 @@ async def test_trailers_are_bounded(site):
         await turns(1)
     (answer,) = answers(transport.data)
     assert answer.status in (400, 413, 431)
-    assert transport.closed
+    assert transport.ended
 
 
 async def test_a_body_that_is_announced_too_large_is_refused_before_it_comes(site, served):
     transport = await site.ask(b"POST /x HTTP/1.1\r\nHost: h\r\nContent-Length: %d\r\n\r\n" % (site.worker.most_body + 1))
     assert statuses(transport.data) == [413]
-    assert transport.closed
+    assert transport.ended
     assert served.requests == []
 
 
@@ -542,6 +551,52 @@ async def test_a_chunked_body_that_becomes_too_large_is_refused(site, served):
     await turns()
     assert statuses(transport.data) == [413]
     assert served.requests == []
+
+
+TOO_LARGE = b"POST /x HTTP/1.1\r\nHost: h\r\nContent-Length: 99999999\r\n\r\n"
+
+
+@pytest.mark.parametrize("secure", [False, True])
+async def test_a_client_that_is_refused_may_send_on_until_it_reads_why(site, served, secure):
+    """A socket that is closed with bytes unread resets the connection, and the answer with it."""
+    connection, transport = site.connect(secure=secure)
+    connection.data_received(TOO_LARGE)
+    await turns()
+    assert statuses(transport.data) == [413]
+    assert (transport.ended, transport.closed) == (not secure, False)
+    for _ in range(10):
+        connection.data_received(b"y" * 100_000)
+    connection.data_received(request("GET", "/smuggled"))
+    await turns()
+    assert served.requests == []
+    assert statuses(transport.data) == [413]
+    assert not transport.closed
+    assert connection.eof_received() is False
+
+
+async def test_it_may_send_on_for_a_short_time_only(site):
+    connection, transport = site.connect()
+    connection.data_received(TOO_LARGE)
+    await turns()
+    for _ in range(LINGER_SECONDS + 1):
+        connection.data_received(b"y")
+        await turns()
+        site.pass_seconds(1)
+    assert transport.closed
+    assert statuses(transport.data) == [413]
+    site.pass_seconds(ANSWER_SECONDS + 1)
+    assert transport.aborted
+
+
+async def test_it_may_send_on_so_much_only(site):
+    connection, transport = site.connect()
+    connection.data_received(TOO_LARGE)
+    await turns()
+    for _ in range(LINGER_BYTES // 1_000_000 + 1):
+        assert not transport.closed
+        connection.data_received(b"y" * 1_000_000)
+        await turns()
+    assert transport.closed
 
 
 async def test_answers_before_the_one_that_is_refused_are_sent(site):
@@ -938,7 +993,7 @@ async def test_a_handshake_behind_one_that_waits_is_refused_in_order(site, serve
     transport = await site.ask(request("GET", "/wait/a") + handshake(APP_PATH))
     await served.answer("/wait/a")
     assert statuses(transport.data) == [200, 400]
-    assert transport.closed
+    assert transport.ended
 
 
 async def test_a_handshake_that_ends_badly_leaves_no_http_connection_behind():
@@ -1006,7 +1061,7 @@ async def test_the_date_moves_on_whatever_is_answered(site, monkeypatch):
     def dated(usegmt: bool) -> str:
         return f"second {now[0]:.0f}"
 
-    monkeypatch.setattr(http, "formatdate", dated)
+    monkeypatch.setattr(answers_module, "formatdate", dated)
     site.clock.advance(50_000)
     site.sweep.run()
     await site.ask(request("GET", "/x"))

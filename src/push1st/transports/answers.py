@@ -1,0 +1,55 @@
+"""Responses as bytes: status lines, dates and lengths (RFC 9112). It knows no socket, and no clock but the one it is given.
+
+The most frequent answer's start is made once a second, so that nothing of it is put together for each.
+"""
+
+from email.utils import formatdate
+from http import HTTPStatus
+
+import msgspec
+
+from push1st.messages import Response
+
+_STATUS = {status.value: b"HTTP/1.1 %d %b\r\nDate: " % (status.value, status.phrase.encode()) for status in HTTPStatus}
+_dated = (-1, b"")
+_oks: dict[bytes, tuple[int, bytes]] = {}
+
+
+def error(status: int, text: str, headers: bytes = b"") -> Response:
+    return Response(status, msgspec.json.encode({"error": text}), headers=headers)
+
+
+def encoded(response: Response, now: float, keep: bool, head: bool) -> bytes:
+    """A whole response. now: the sweep's clock. keep: whether the connection stays. head: without the body."""
+    return b"%b%b\r\nContent-Type: %b\r\nContent-Length: %d\r\n%b%b\r\n%b" % (
+        _STATUS[response.status],
+        _date(now),
+        response.content_type,
+        len(response.body),
+        response.headers,
+        b"" if keep else b"Connection: close\r\n",
+        b"" if head else response.body,
+    )
+
+
+def ok(now: float, content_type: bytes) -> bytes:
+    """The start of the most frequent answer, up to its length."""
+    second, start = _oks.get(content_type, (-1, b""))
+    if second != int(now):
+        start = b"%b%b\r\nContent-Type: %b\r\nContent-Length: " % (_STATUS[200], _date(now), content_type)
+        _oks[content_type] = int(now), start
+    return start
+
+
+def endless(now: float, content_type: bytes, headers: bytes) -> bytes:
+    """The head of an answer that ends with its connection, so that it needs no chunks."""
+    return b"%b%b\r\nContent-Type: %b\r\n%bConnection: close\r\n\r\n" % (_STATUS[200], _date(now), content_type, headers)
+
+
+def _date(now: float) -> bytes:
+    """The `Date` header's value (RFC 9110 §6.6.1), made once for each second of the sweep's clock."""
+    global _dated
+    second = int(now)
+    if _dated[0] != second:
+        _dated = (second, formatdate(usegmt=True).encode())
+    return _dated[1]
