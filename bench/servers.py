@@ -21,6 +21,7 @@ import subprocess
 import sys
 import tempfile
 import time
+import urllib.request
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -62,6 +63,8 @@ class Peer:
     environment: dict[str, str]
     one_port: bool = True
     """the API is on the port of the WebSockets"""
+    workers: int = 1
+    """processes to wait for, of this server"""
 
 
 @dataclass(frozen=True, slots=True)
@@ -296,6 +299,7 @@ def push1st(workers: int) -> Peer:
         command,
         environment,
         False,
+        workers,
     )
 
 
@@ -410,6 +414,14 @@ def accepts(port: int) -> bool:
         return trial.connect_ex(("127.0.0.1", port)) == 0
 
 
+def all_serve(peer: Peer, api: int) -> bool:
+    """Whether all workers of this server are there."""
+    if peer.workers == 1:
+        return True
+    with urllib.request.urlopen(f"http://127.0.0.1:{api}/metrics", timeout=5) as answer:
+        return f"push1st_workers {peer.workers}.0" in answer.read().decode()
+
+
 def family(pid: int) -> list[int]:
     """A process and its descendants, by the parents in /proc/*/stat."""
     parents: dict[int, int] = {}
@@ -454,12 +466,12 @@ def running(peer: Peer, cores: set[int] | None = None) -> Iterator[Running]:
         )
     try:
         deadline = time.monotonic() + START_SECONDS
-        while not (accepts(port) and accepts(api)):
+        while not (accepts(port) and accepts(api) and all_serve(peer, api)):
             if process.poll() is not None or time.monotonic() > deadline:
                 words = " ".join(log.read_text(errors="replace").split())
                 raise CannotRun(f"{peer.label} did not start ({process.poll()}): {words[-300:]}")
             time.sleep(0.05)
-        time.sleep(0.3)  # for workers that come after the socket
+        time.sleep(0.3)  # for peers' workers that come after the socket
         yield Running(peer, port, api, family(process.pid))
     finally:
         for sign, patience in ((signal.SIGTERM, STOP_SECONDS), (signal.SIGKILL, STOP_SECONDS)):

@@ -35,7 +35,7 @@ ABOUT: dict[str, str] = {
         "`limits.payload` to it, unless the app sets its own."
     ),
     "server.outbox": "Bytes a connection may be behind. A client that reads too slowly to stay below is cut off.",
-    "server.workers": "Processes that serve.",
+    "server.workers": "Processes that serve; `auto` is one a core ([scaling.md](scaling.md)).",
     "server.drain": "Seconds in which clients are told to reconnect when the server stops.",
     "server.app-path": "What stands before the app's key in every WebSocket path.",
     "api.listen": "Where the API is served, to unsigned calls too. `false` switches it off.",
@@ -48,7 +48,8 @@ ABOUT: dict[str, str] = {
     "api.whitelist": "Who may connect at all; empty: everyone.",
     "api.interface": "Read, without effect: there is one interface.",
     "broker": (
-        "What connects workers and machines: nothing (`memory`), or a Redis or Valkey server, with Sentinel or as a cluster "
+        "What connects workers and machines: nothing of yours (`memory`: several workers then share a Valkey they bring along; "
+        "`embedded://`: the same, by the program at that path), or a Redis or Valkey server, with Sentinel or as a cluster "
         "([scaling.md](scaling.md)). Behind the URL `?prefix=…`, where several installations share one server."
     ),
     "log.format": "`text` for people, `json` for machines: one object a line, on standard error.",
@@ -92,7 +93,7 @@ ABOUT: dict[str, str] = {
 
 WEBHOOK = config.Webhook(url="")
 PLANNED = """
-server: { proto: [ pusher, mqtt ], workers: 2 }
+server: { proto: [ pusher, mqtt ] }
 cluster: { listen: "udp://*:8001" }
 credentials: [ app.yml ]
 """

@@ -1,17 +1,23 @@
-"""The command line: serve · check · token · publish · subscribe · version."""
+"""The command line: serve · reload · check · token · publish · subscribe · version.
+
+What only one command needs is imported by it: the supervisor of several workers is this process, and should be small.
+"""
 
 import argparse
 import json
 import os
+import signal
 import sys
 import time
 from collections.abc import Sequence
 from pathlib import Path
 
+import msgspec
+
 import push1st
-from push1st import auth, client, configfile, logs
+from push1st import configfile, logs, rundir, supervisor
 from push1st.config import Config, Listen, strictness
-from push1st.errors import ConfigError, Refused
+from push1st.errors import ClientError, ConfigError, Refused
 
 DEMO_URL = "ws://127.0.0.1:6001"
 DEMO_API = "http://127.0.0.1:6002"
@@ -23,7 +29,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         code: int = options.run(options)
         sys.stdout.flush()
-    except (ConfigError, client.ClientError, Refused) as wrong:
+    except (ConfigError, ClientError, Refused) as wrong:
         print(wrong.text if isinstance(wrong, Refused) else wrong, file=sys.stderr)
         return 1
     except KeyboardInterrupt:
@@ -46,7 +52,22 @@ def _parser() -> argparse.ArgumentParser:
         "serve", help="run the server", description="Runs the server: a configuration, or a demo without one."
     )
     _config_option(serve, "the configuration file (server.yml); without it, a demo on 127.0.0.1 (or $PUSH1ST_CONFIG)")
+    serve.add_argument(
+        "--workers",
+        type=_workers,
+        metavar="N|auto",
+        help="how many worker processes, auto: one a core (default: server.workers, 1)",
+    )
     serve.set_defaults(run=_serve)
+
+    reload = commands.add_parser(
+        "reload",
+        help="have a running server read its configuration again",
+        description="Has a server with several workers on this machine read its configuration again and replace its workers one "
+        "by one, without refusing a connection. The same as SIGHUP to its first process.",
+    )
+    _config_option(reload, "the configuration file of the server meant, if several run (or $PUSH1ST_CONFIG)")
+    reload.set_defaults(run=_reload)
 
     check = commands.add_parser(
         "check",
@@ -109,6 +130,14 @@ def _parser() -> argparse.ArgumentParser:
     return parser
 
 
+def _workers(text: str) -> int | str:
+    if text == "auto":
+        return text
+    if not text.isascii() or not text.isdigit() or not 1 <= int(text) <= supervisor.MOST_WORKERS:
+        raise argparse.ArgumentTypeError(f"found {text!r}, allowed: a whole number from 1 to {supervisor.MOST_WORKERS}, or auto")
+    return int(text)
+
+
 def _config_option(parser: argparse.ArgumentParser, text: str) -> None:
     parser.add_argument("-c", "--config", metavar="FILE", default=os.environ.get("PUSH1ST_CONFIG"), help=text)
 
@@ -126,22 +155,51 @@ def _load(file: str | None) -> Config:
 
 
 def _serve(options: argparse.Namespace) -> int:
-    from push1st import server  # here, because the other commands need no event loop
+    def load() -> Config:
+        config = _load(options.config)
+        if options.workers is None:
+            return config
+        return msgspec.structs.replace(config, server=msgspec.structs.replace(config.server, workers=options.workers))
 
-    config = _load(options.config)
+    config = load()
     logs.setup(config.log.format, config.log.level, sys.stderr)
     log = logs.get("push1st.server")
     for warning in config.warnings:
         log.warning(warning)
+    count = supervisor.wanted(config)
 
-    def started(connections: int) -> None:
+    def started(config: Config, connections: int) -> None:
         if config.demo and config.log.format == "text" and config.server.listen and config.api.listen:
             print(_demo_text(config), flush=True)
         for line in _listening(config):
             log.info(line)
-        log.info("ready", apps=len(config.apps), connections_possible=connections)
+        log.info("ready", apps=len(config.apps), workers=count, connections_possible=connections)
 
-    server.run(config, started)
+    if count > 1:
+        supervisor.run(load, config, options.config, started)
+    else:
+        from push1st import server
+
+        server.run(config, started)
+    return 0
+
+
+def _reload(options: argparse.Namespace) -> int:
+    found = rundir.running(options.config)
+    if len(found) != 1:
+        which = f" with {options.config}" if options.config else ""
+        if found:
+            pids = ", ".join(map(str, found))
+            print(f"push1st reload: several servers run{which}: {pids}. Say which: kill -HUP PID", file=sys.stderr)
+        else:
+            print(
+                f"push1st reload: no server of this user with several workers runs{which}. "
+                "One worker cannot be replaced while it serves: restart it. Under systemd: systemctl reload push1st",
+                file=sys.stderr,
+            )
+        return 1
+    os.kill(found[0], signal.SIGHUP)
+    print(f"asked the server {found[0]} to reload; its log says how that went")
     return 0
 
 
@@ -220,11 +278,15 @@ def _app(options: argparse.Namespace) -> tuple[str, str]:
 
 
 def _session_token(options: argparse.Namespace) -> int:
+    from push1st import auth
+
     print(auth.session_token(_app(options)[1], options.socket_id, options.channel, options.data))
     return 0
 
 
 def _access_token(options: argparse.Namespace) -> int:
+    from push1st import auth
+
     app, secret = _app(options)
     channels = options.channel or ["*"]
     print(
@@ -236,6 +298,8 @@ def _access_token(options: argparse.Namespace) -> int:
 
 
 def _publish(options: argparse.Namespace) -> int:
+    from push1st import client
+
     try:
         data = json.loads(options.data)
     except ValueError:
@@ -246,6 +310,8 @@ def _publish(options: argparse.Namespace) -> int:
 
 
 def _subscribe(options: argparse.Namespace) -> int:
+    from push1st import client
+
     def show(channel: str, event: str, data: str) -> None:
         print(f"{channel}  {event}  {data}", flush=True)
 

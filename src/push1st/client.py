@@ -15,13 +15,10 @@ from websockets.sync.client import ClientConnection, connect
 
 from push1st import auth
 from push1st.channels import kind_of
+from push1st.errors import ClientError
 
 Show = Callable[[str, str, str], None]
 """Gets channel, event and data."""
-
-
-class ClientError(Exception):
-    """What went wrong, for a person."""
 
 
 def publish(api: str, app: str, key: str, secret: str, channels: list[str], event: str, data: object) -> str:

@@ -24,6 +24,9 @@ TRIGGERS = ("register", "unregister", "join", "leave", "push")
 SECRET_BYTES = 32
 """Shorter keys are weaker than the HMAC-SHA256 they are used for (RFC 7518 §3.2)."""
 
+EMBEDDED = "embedded://"
+"""`broker`: what several workers of one machine have by themselves, by a server program at the path behind it"""
+
 _LISTEN = "tcp://HOST:PORT (HOST may be *), or unix://PATH"
 _TCP = re.compile(r"tcp://(?:\[([^\]]+)\]|([A-Za-z0-9_.-]*|\*)):([0-9]{1,5})/?\Z")
 _UNIX = re.compile(r"unix://[^\x00-\x1f\x7f-\x9f\ud800-\udfff]+\Z")

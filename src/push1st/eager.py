@@ -30,6 +30,8 @@ class Rest(Generic[T]):
         waits = self._first
         while True:
             failure = value = None
+            if waits is not None:
+                waits._asyncio_future_blocking = True
             try:
                 value = yield waits
             except BaseException as error:
@@ -48,6 +50,10 @@ def begin(coroutine: Coroutine[Any, Any, T]) -> T | Rest[T]:
     except StopIteration as done:
         result: T = done.value
         return result
+    if first is not None:
+        # A future is told by whoever waits that it is waited for, and forgets it when a task takes note (asyncio's way to
+        # find `yield` without `from`). Until there is a task others may wait for the same future: they must not find it told.
+        first._asyncio_future_blocking = False
     return Rest(coroutine, first)
 
 

@@ -41,3 +41,7 @@ class Disconnect(Exception):
 
 class ConfigError(Exception):
     """A configuration that cannot run: file, place, what was found, what is allowed."""
+
+
+class ClientError(Exception):
+    """What went wrong when a command called a server, for a person."""

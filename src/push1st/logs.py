@@ -13,6 +13,7 @@ import logging
 import math
 import re
 from collections.abc import Mapping
+from functools import partial
 from typing import Final, Literal, TextIO
 
 import structlog
@@ -40,11 +41,11 @@ _SECRET_TEXT = re.compile(
 _CONTROL = re.compile("[\x00-\x1f\x7f-\x9f\u2028\u2029\ud800-\udfff]")
 
 
-def setup(format: Literal["text", "json"], level: str, stream: TextIO) -> None:
+def setup(format: Literal["text", "json"], level: str, stream: TextIO, worker: int | None = None) -> None:
     """From here on everything that is logged goes to `stream`, in colour if that is a terminal and `format` is text.
 
     level: debug, info, warning, error or critical, in any case; what is below it is dropped. Raises ValueError for another.
-    May be called again, as after a fork.
+    worker: a number that stands in each event. May be called again.
     """
     try:
         number = logging.getLevelNamesMapping()[level.upper()]
@@ -57,6 +58,8 @@ def setup(format: Literal["text", "json"], level: str, stream: TextIO) -> None:
         structlog.processors.StackInfoRenderer(),
         structlog.processors.format_exc_info,
     ]
+    if worker is not None:
+        shared.append(partial(_add_worker, worker))
     render: list[Processor] = [structlog.processors.JSONRenderer()]
     if format == "text":
         console = structlog.dev.ConsoleRenderer(colors=stream.isatty(), exception_formatter=structlog.dev.plain_traceback)
@@ -83,6 +86,11 @@ def get(name: str) -> FilteringBoundLogger:
     """The logger of a module: `log.info("event", field=value)`; `log.exception("event")` adds the trace."""
     logger: FilteringBoundLogger = structlog.get_logger(name)
     return logger
+
+
+def _add_worker(number: int, _logger: WrappedLogger, _method: str, event: EventDict) -> EventDict:
+    event["worker"] = number
+    return event
 
 
 def mask_secrets(_logger: WrappedLogger, _method: str, event: EventDict) -> EventDict:

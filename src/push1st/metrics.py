@@ -8,6 +8,8 @@ asked, not kept here.
 from collections import Counter
 from typing import Final
 
+import msgspec
+
 STATUSES: Final = ("200", "202", "400", "401", "403", "404", "405", "408", "413", "429", "500", "503")
 REFUSALS: Final = (
     *("400", "401", "403", "404", "413", "429", "503"),
@@ -26,6 +28,18 @@ CUT_OFFS: Final = (
     "whitelist",
 )
 """labels that are shown before their first count: a rate over a series that only now appears misses what made it appear"""
+
+SUPERVISOR = -1
+"""in place of a worker's number: what the process above the workers has counted"""
+
+
+class Family(msgspec.Struct, frozen=True):
+    """A metric on its way from one process to another. samples: name, labels and value."""
+
+    name: str
+    text: str
+    type: str
+    samples: list[tuple[str, dict[str, str], float]]
 
 
 class Metrics:

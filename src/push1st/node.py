@@ -97,6 +97,15 @@ class Clock(Protocol):
         """Nanoseconds since 1970."""
 
 
+class Siblings(Protocol):
+    """The other workers of this machine. number: this one's among them."""
+
+    number: int
+
+    async def metrics(self) -> Sequence[tuple[int, bytes]]:
+        """What those that answer in time have counted: their numbers, and `api.server.snapshot`s."""
+
+
 class App:
     """An app on this worker: its configuration, and what the worker knows of it."""
 
@@ -122,6 +131,10 @@ class Node:
         self.metrics = metrics
         self.clock = clock
         self.draining = False
+        """whether clients are sent away"""
+        self.replaced = False
+        """whether another worker has taken over this one's listeners, so that only those still here will leave"""
+        self.siblings: Siblings | None = None
         self._random = random
         self.worker = worker
         self._last_id = 0

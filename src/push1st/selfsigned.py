@@ -4,6 +4,7 @@ import datetime as dt
 import ipaddress
 import socket
 import tempfile
+from pathlib import Path
 
 from cryptography import x509
 from cryptography.hazmat.primitives import hashes, serialization
@@ -11,10 +12,14 @@ from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509.oid import NameOID
 
 DAYS = 365
+NOTE = "TLS with a certificate made now and signed by nobody: clients must be told to accept it"
 
 
-def self_signed() -> tuple[str, str]:
-    """Writes a new key and a certificate for this host into files only we can read; returns their paths."""
+def self_signed(folder: Path | None = None) -> tuple[str, str]:
+    """Writes a new key and a certificate for this host into files only we can read; returns their paths.
+
+    folder: where to; that for temporary files if None.
+    """
     key = ec.generate_private_key(ec.SECP256R1())
     names = dict.fromkeys(("localhost", socket.gethostname()))
     name = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, "push1st self-signed")])
@@ -33,10 +38,10 @@ def self_signed() -> tuple[str, str]:
         .sign(key, hashes.SHA256())
     )
     private = key.private_bytes(serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption())
-    return _file(private), _file(certificate.public_bytes(serialization.Encoding.PEM))
+    return _file(private, folder), _file(certificate.public_bytes(serialization.Encoding.PEM), folder)
 
 
-def _file(content: bytes) -> str:
-    with tempfile.NamedTemporaryFile(delete=False) as file:  # created readable by the owner only
+def _file(content: bytes, folder: Path | None) -> str:
+    with tempfile.NamedTemporaryFile(dir=folder, delete=False) as file:  # created readable by the owner only
         file.write(content)
         return file.name

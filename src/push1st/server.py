@@ -10,13 +10,11 @@ import os
 import resource
 import secrets
 import signal
-import socket
 import ssl
 import sys
 import time
-from collections.abc import Callable
-from pathlib import Path
-from typing import Any
+from collections.abc import Callable, Sequence
+from typing import Any, TextIO
 
 import uvloop
 
@@ -24,32 +22,31 @@ from push1st import logs
 from push1st.api import Api
 from push1st.apps import SOURCES
 from push1st.brokers import BROKERS
-from push1st.config import Config, Listen, Networks, Ssl
+from push1st.config import EMBEDDED, Config, Networks, Ssl
 from push1st.eager import settled, spawn
 from push1st.errors import ConfigError, Refused
 from push1st.fanout import Fanout
+from push1st.listening import BACKLOG, GRACE, ROLES, Door, addresses, bind, close, with_ports
 from push1st.metrics import Metrics
-from push1st.node import Node
+from push1st.node import Node, Siblings
 from push1st.protocols import PROTOCOLS
-from push1st.selfsigned import self_signed
+from push1st.selfsigned import NOTE, self_signed
 from push1st.transports.http import HttpConnection
 from push1st.transports.listener import Listener, Worker
 from push1st.transports.sweep import Sweep
 
-BACKLOG = 4096
 SPARE_FILES = 64
 """file descriptors kept for other things than connections"""
 FAREWELLS = 50
 """connections told to leave in one slice, at least"""
 SLICE_SECONDS = 0.1
-GRACE = 0.25
-"""the part of `drain` in which the server says it is not ready, but still takes connections: load balancers need to see it"""
+FAREWELL = "Server is stopping, reconnect"
 GC_THRESHOLD = (50_000, 50, 50)
 """Connections make no cycles that outlive them, so the collector has little to find and may look seldom."""
 TLS_SECONDS = 10
 """for a client's TLS handshake"""
-UNIX_MODE = 0o660
-"""of Unix sockets: who may open one may call unsigned, where `api.trust` has `unix`"""
+CALLERS_SECONDS = 1
+"""for callers of the API to make their last call, where they can make the next elsewhere"""
 LAST_SECONDS = 5
 """for clients that were told to leave to answer, before their sockets are destroyed"""
 
@@ -80,14 +77,16 @@ def raise_file_limit() -> int:
 
 
 class Server:
-    """A worker and its listeners."""
+    """A worker and its listeners. doors: the sockets to listen on. siblings: the workers beside it, if any."""
 
-    def __init__(self, config: Config) -> None:
+    def __init__(self, config: Config, doors: Sequence[Door], siblings: Siblings | None = None) -> None:
         self.config = config
+        self._doors = doors
+        self._siblings = siblings
         self._servers: list[asyncio.AbstractServer] = []
-        self._unix: list[Path] = []
         self._stop = asyncio.Event()
         self._now = asyncio.Event()
+        self._told = False
 
     async def start(self) -> None:
         """Listens. Raises ConfigError when an address cannot be had."""
@@ -97,6 +96,7 @@ class Server:
         metrics = Metrics()
         fanout = Fanout(loop.call_soon, clock.wall, metrics, lambda: _failed("fan-out"))
         self.node = Node(load(SOURCES, "files")(config.apps), fanout, metrics, clock, secrets.randbits)
+        self.node.siblings = self._siblings
         broker = self._broker()
         try:
             await self.node.open(broker, broker, broker, broker, broker, lambda _: None)
@@ -110,13 +110,8 @@ class Server:
         for entry in (config.server, config.api):
             if entry.ssl not in contexts:
                 contexts[entry.ssl] = _context(entry.ssl)
-        nobody = Networks()
-        for address in config.server.listen:
-            listener = Listener(self.worker, False, nobody, config.api.keep_alive_timeout)
-            await self._listen(address, listener, contexts[config.server.ssl])
-        for address in config.api.listen:
-            listener = Listener(self.worker, True, config.api.whitelist, config.api.keep_alive_timeout)
-            await self._listen(address, listener, contexts[config.api.ssl])
+        for door in self._doors:
+            await self._listen(door, contexts[(config.server if door.role == "server" else config.api).ssl])
         gc.collect()
         gc.freeze()
         gc.set_threshold(*GC_THRESHOLD)
@@ -124,7 +119,7 @@ class Server:
     def _broker(self) -> Any:
         """Broker, roster, users and facts in one."""
         node, url = self.node, self.config.broker
-        if url == "memory":
+        if url == "memory" or url.startswith(EMBEDDED):
             return load(BROKERS, "memory")(node.stamp)
 
         hooked = frozenset(app.id for app in self.config.apps if app.enable and (app.hook or app.webhooks))
@@ -134,47 +129,48 @@ class Server:
 
         return load(BROKERS, "redis")(url, node.stamp, secrets.token_hex(8), node.metrics, lambda: hooked, numbered)
 
-    async def _listen(self, address: Listen, listener: Listener, context: ssl.SSLContext | None) -> None:
+    async def _listen(self, door: Door, context: ssl.SSLContext | None) -> None:
         loop = asyncio.get_running_loop()
+        config = self.config
+        trusting = door.role == "api"
+        listener = Listener(
+            self.worker, trusting, config.api.whitelist if trusting else Networks(), config.api.keep_alive_timeout
+        )
 
-        # A Unix socket needs no TLS: what goes through it does not leave the machine.
         def connection() -> HttpConnection:
             return HttpConnection(listener)
 
         try:
-            if address.scheme == "unix":
-                path = Path(address.path)
-                _make_room(path)
-                self._servers.append(await loop.create_unix_server(connection, str(path), backlog=BACKLOG))
-                os.chmod(path, UNIX_MODE)
-                self._unix.append(path)
+            if door.address.scheme == "unix":  # needs no TLS: what goes through it does not leave the machine
+                server = await loop.create_unix_server(
+                    connection,
+                    sock=door.socket,
+                    backlog=BACKLOG,
+                    cleanup_socket=False,  # type: ignore[call-arg]  # uvloop has it on every Python
+                )
             else:
-                self._servers.append(
-                    await loop.create_server(
-                        connection,
-                        address.host or None,
-                        address.port,
-                        backlog=BACKLOG,
-                        ssl=context,
-                        ssl_handshake_timeout=TLS_SECONDS if context else None,
-                    )
+                seconds = TLS_SECONDS if context else None
+                server = await loop.create_server(
+                    connection, sock=door.socket, backlog=BACKLOG, ssl=context, ssl_handshake_timeout=seconds
                 )
         except OSError as wrong:
-            raise ConfigError(f"cannot listen on {address}: {wrong.strerror or wrong}") from wrong
-
-    @property
-    def ports(self) -> list[int]:
-        """The TCP ports listened on, in the configuration's order."""
-        return [s.getsockname()[1] for server in self._servers for s in _sockets(server) if s.family != socket.AF_UNIX]
+            raise ConfigError(f"cannot listen on {door.address}: {wrong.strerror or wrong}") from wrong
+        self._servers.append(server)
 
     def stop(self) -> None:
         """Begins a graceful stop; the second call ends it at once."""
-        if self._stop.is_set():
+        if self._told:
             self._now.set()
+        self._told = True
+        self._stop.set()
+
+    def retire(self) -> None:
+        """Begins to leave to another worker, which already listens on the same sockets."""
+        self.node.replaced = True
         self._stop.set()
 
     async def run(self) -> None:
-        """Serves until `stop`, then drains."""
+        """Serves until `stop` or `retire`, then drains."""
         loop = asyncio.get_running_loop()
         for name in (signal.SIGTERM, signal.SIGINT):
             loop.add_signal_handler(name, self.stop)
@@ -188,32 +184,48 @@ class Server:
         await self._end()
 
     async def _drain(self) -> None:
-        """Readiness turns false, then no new connections, then clients leave in slices (ARCHITECTURE: stopping)."""
+        """No new connections, then clients leave in slices (ARCHITECTURE: stopping).
+
+        Before a stop, readiness turns false, and load balancers have a grace to see it. A worker that is replaced is
+        not missed: it stops to listen at once, and serves in that grace what it has just accepted.
+        """
         drain = self.config.server.drain
-        worker = self.worker
-        self.node.draining = True
-        log.info("stopping", connections=len(worker.open), drain=drain)
-        if not self.config.demo:
+        worker, node = self.worker, self.node
+        log.info("stopping", connections=len(worker.open), drain=drain, replaced=node.replaced)
+        if node.replaced:
+            self._close()
             await asyncio.sleep(drain * GRACE)
-        for server in self._servers:
-            server.close()
+            node.draining = True
+        else:
+            node.draining = True
+            if not self.config.demo:
+                await asyncio.sleep(drain * GRACE)
+            self._close()
         slices = max(1, int(drain * (1 - GRACE) / SLICE_SECONDS))
-        each = max(FAREWELLS, -(-len(worker.open) // slices))
-        waiting = list(worker.open)
+        # Callers of the API go last: each answer now ends its connection, so who calls at all loses no call.
+        waiting = [one for one in worker.open if not isinstance(one, HttpConnection)]
+        each = max(FAREWELLS, -(-len(waiting) // slices))
         while waiting:
             for connection in waiting[:each]:
-                connection.leave(4200, "Server is stopping, reconnect")
+                connection.leave(4200, FAREWELL)
             del waiting[:each]
             await asyncio.sleep(SLICE_SECONDS if waiting else 0)
-        deadline = time.monotonic() + LAST_SECONDS
-        while worker.open and time.monotonic() < deadline:
-            for connection in list(worker.open):
-                connection.leave(4200, "Server is stopping, reconnect")
+        now = time.monotonic()
+        patience = now + min(CALLERS_SECONDS, drain * GRACE) if node.replaced else now
+        deadline = patience + LAST_SECONDS
+        while worker.open and now < deadline:
+            for one in list(worker.open):
+                if now >= patience or not isinstance(one, HttpConnection):
+                    one.leave(4200, FAREWELL)
             await asyncio.sleep(0.02)
+            now = time.monotonic()
 
-    async def _end(self) -> None:
+    def _close(self) -> None:
         for server in self._servers:
             server.close()
+
+    async def _end(self) -> None:
+        self._close()
         for connection in list(self.worker.open):
             connection.abort()
         await asyncio.sleep(0)
@@ -221,51 +233,47 @@ class Server:
         await settled()
         await self.node.close()
         self._sweep.stop()
-        for path in self._unix:
-            path.unlink(missing_ok=True)
         log.info("stopped")
 
 
-def run(config: Config, started: Callable[[int], None]) -> None:
-    """Runs one worker until it is told to stop. started: called when it listens, with how many connections may be open."""
+def run(config: Config, started: Callable[[Config, int], None]) -> None:
+    """Runs the only worker until it is told to stop.
+
+    started: called when it listens, with the configuration as it runs, and how many connections may be open.
+    """
     connections = raise_file_limit()
+    doors = [door for role in ROLES for address in addresses(config, role) for door in bind(role, address)]
+    config = with_ports(config, doors)
 
     async def main() -> None:
-        server = Server(config)
+        server = Server(config, doors)
         await server.start()
-        started(connections)
+        asyncio.get_running_loop().add_signal_handler(signal.SIGHUP, _hung_up(server, sys.stdin))
+        started(config, connections)
         await server.run()
 
-    with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
-        runner.run(main())
+    try:
+        with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
+            runner.run(main())
+    finally:
+        close(doors)
 
 
-def _sockets(server: asyncio.AbstractServer) -> list[socket.socket]:
-    return list(getattr(server, "sockets", ()))
+def _hung_up(server: Server, terminal: TextIO) -> Callable[[], None]:
+    """What SIGHUP does to the only worker: the end of its terminal ends it; otherwise there is nobody to replace it."""
+    had_one = terminal.isatty()
+
+    def hung_up() -> None:
+        if had_one and not terminal.isatty():
+            server.stop()
+        else:
+            log.warning("one worker cannot be replaced while it serves: restart it, or run two (server.workers)")
+
+    return hung_up
 
 
 def _failed(where: str) -> None:
     log.error("internal error", where=where, exc_info=sys.exception())
-
-
-def _make_room(path: Path) -> None:
-    """Makes the folder of a Unix socket, and removes a socket nobody listens on.
-
-    Raises ConfigError when somebody does, or when a file that is no socket is in the way.
-    """
-    path.parent.mkdir(parents=True, exist_ok=True)
-    if not path.exists():
-        return
-    if not path.is_socket():
-        raise ConfigError(f"cannot listen on unix://{path}: a file that is no socket is in the way")
-    with socket.socket(socket.AF_UNIX) as probe:
-        probe.settimeout(1)
-        try:
-            probe.connect(str(path))
-        except ConnectionRefusedError:
-            path.unlink()
-        else:
-            raise ConfigError(f"cannot listen on unix://{path}: another server does")
 
 
 def _context(settings: Ssl) -> ssl.SSLContext | None:
@@ -284,7 +292,7 @@ def _context(settings: Ssl) -> ssl.SSLContext | None:
             finally:
                 os.unlink(key)
                 os.unlink(cert)
-            log.warning("TLS with a certificate made now and signed by nobody: clients must be told to accept it")
+            log.warning(NOTE)
     except (ssl.SSLError, OSError) as wrong:
         raise ConfigError(f"cannot use the certificate {settings.cert} with the key {settings.key}: {wrong}") from wrong
     return context

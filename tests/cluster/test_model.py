@@ -20,7 +20,7 @@ from tests.valkey import Valkey
 
 NODES, CLIENTS = 3, 6
 CHANNELS = ("presence-a", "presence-b", "private-c")
-USERS = ("u0", "u1", "u2")
+USERS = ("u0", "a/u1", "u2")
 EXAMPLES = int(os.environ.get("MODEL_EXAMPLES", "25"))
 
 clients = st.integers(0, CLIENTS - 1)

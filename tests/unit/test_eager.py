@@ -46,6 +46,17 @@ async def test_a_rest_goes_on_where_it_waited_even_if_that_is_over_already():
     assert await rest == 2
 
 
+async def test_several_may_begin_to_wait_for_one_future():
+    future = asyncio.get_running_loop().create_future()
+
+    async def wait():
+        return await future
+
+    rests = [begin(wait()) for _ in range(3)]
+    future.get_loop().call_soon(future.set_result, 1)
+    assert await asyncio.gather(*(rest for rest in rests if isinstance(rest, Rest))) == [1, 1, 1]
+
+
 async def test_what_the_wait_raises_is_raised_within():
     future = asyncio.get_running_loop().create_future()
 

@@ -3,7 +3,7 @@
 Metrics are for trusted callers: they name apps.
 """
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 
 import msgspec
 from prometheus_client import CollectorRegistry, generate_latest
@@ -11,7 +11,7 @@ from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metri
 
 from push1st.errors import Refused
 from push1st.messages import API, Request, Response
-from push1st.metrics import CUT_OFFS, REFUSALS, STATUSES
+from push1st.metrics import CUT_OFFS, REFUSALS, STATUSES, SUPERVISOR, Family
 from push1st.node import Node
 from push1st.protocols import PROTOCOLS
 
@@ -21,7 +21,7 @@ async def health(_node: Node, _request: Request) -> Response:
 
 
 async def ready(node: Node, _request: Request) -> Response:
-    if node.draining:
+    if node.draining and not node.replaced:
         return Response(503, msgspec.json.encode({"error": "draining: this server is about to stop"}))
     return Response(200, b'{"status":"ready"}')
 
@@ -29,9 +29,42 @@ async def ready(node: Node, _request: Request) -> Response:
 async def metrics(node: Node, request: Request) -> Response:
     if not request.trusted:
         raise Refused(403, "metrics are for trusted callers: an unsigned call to an API listener, from a network in api.trust")
+    families = list(_Collected(node).collect())
+    if node.siblings is not None:
+        families = merged([(node.siblings.number, snapshot(node)), *await node.siblings.metrics()])
     registry = CollectorRegistry()
-    registry.register(_Collected(node))
+    registry.register(_Fixed(families))
     return Response(200, generate_latest(registry), b"text/plain; version=0.0.4; charset=utf-8")
+
+
+def snapshot(node: Node) -> bytes:
+    """What a worker has counted, for the worker that is asked for the metrics of all."""
+    return msgspec.msgpack.encode(
+        [
+            Family(one.name, one.documentation, one.type, [(sample.name, sample.labels, sample.value) for sample in one.samples])
+            for one in _Collected(node).collect()
+        ]
+    )
+
+
+def merged(snapshots: Sequence[tuple[int, bytes]]) -> list[Metric]:
+    """The metrics of several workers, each with its number as the label `worker`; the supervisor's (SUPERVISOR) without."""
+    families: dict[str, Metric] = {}
+    for number, packed in snapshots:
+        more = {} if number == SUPERVISOR else {"worker": str(number)}
+        for one in msgspec.msgpack.decode(packed, type=list[Family]):
+            family = families.setdefault(one.name, Metric(one.name, one.text, one.type))
+            for name, labels, value in one.samples:
+                family.add_sample(name, labels | more, value)
+    return list(families.values())
+
+
+class _Fixed:
+    def __init__(self, families: Sequence[Metric]) -> None:
+        self._families = families
+
+    def collect(self) -> Sequence[Metric]:
+        return self._families
 
 
 class _Collected:

@@ -54,6 +54,11 @@ _PATTERN = re.compile(r"[*?\[]")
 
 _LOOPBACK = frozenset({"127.0.0.1", "::1", "localhost"})
 
+CLUSTER_NOTE = (
+    "has no effect here: nodes find each other through a Redis or Valkey that all share, not by UDP; "
+    "say broker: redis://HOST:6379/0 on each"
+)
+
 L = TypeVar("L", ServerConfig, ApiConfig)
 
 
@@ -299,11 +304,9 @@ def _warnings(config: Config, root: Value, sections: Sequence[Value]) -> Iterato
 def _not_yet(config: Config, root: Value, sections: Sequence[Value]) -> Iterator[tuple[Value | None, str]]:
     """What is planned, and where it is asked for."""
     if _is_set(root, "cluster") and not off(root.at("cluster", "listen")):
-        yield root.at("cluster"), "does nothing yet; this server works alone"
+        yield root.at("cluster"), CLUSTER_NOTE
     if "mqtt" in config.server.proto:
         yield root.at("server", "proto"), "mqtt does nothing yet"
-    if config.server.workers != 1:
-        yield root.at("server", "workers"), "does nothing yet; there is one worker"
     for app, section in zip(config.apps, sections, strict=True):
         if app.hook and app.hook.endpoint:
             yield section.at("hook"), "a hook does nothing yet"

@@ -18,7 +18,7 @@ import msgspec
 from push1st.brokerurl import ALLOWED as BROKER_URLS
 from push1st.brokerurl import parse as parse_broker
 from push1st.channels import CONTROL, type_names
-from push1st.config import PROTOCOLS, TRIGGERS, AppConfig, Hook, Listen, Networks, ServerConfig, Ssl, Webhook, network
+from push1st.config import EMBEDDED, PROTOCOLS, TRIGGERS, AppConfig, Hook, Listen, Networks, ServerConfig, Ssl, Webhook, network
 from push1st.configfile.tree import Value, each, name_of, wrong
 from push1st.errors import ConfigError
 from push1st.limits import Limits
@@ -265,9 +265,9 @@ def workers(value: Value) -> int | str:
 
 
 def broker(value: Value) -> str:
-    allowed = f"memory, or a URL such as {BROKER_URLS}"
+    allowed = f"memory, {EMBEDDED}/PATH of a valkey-server, or a URL such as {BROKER_URLS}"
     found = scalar(value, allowed, show=False)
-    if found != "memory":
+    if found != "memory" and not found.startswith(f"{EMBEDDED}/"):
         try:
             parse_broker(found)
         except ValueError as error:

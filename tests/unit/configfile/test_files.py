@@ -6,9 +6,10 @@ import pytest
 
 from push1st.channels import type_names
 from push1st.config import Config, Listen, Networks
-from push1st.configfile import load
+from push1st.configfile import CLUSTER_NOTE, load
 from push1st.configfile import tree as trees
 from push1st.configfile.keys import APP, ROOT, Table
+from push1st.errors import ConfigError
 from push1st.limits import Limits
 
 CONFIGS = Path(__file__).parent.parent / "configs"
@@ -51,7 +52,7 @@ def test_what_of_push1st_has_no_effect_is_said_once_each():
     assert load(CONFIGS / "push1st" / "server.yml", {}).warnings == (
         "server.yml:9: server.threads: has no effect here; use server.workers",
         "server.yml:46: api.module.smpp: has no effect here",
-        "server.yml:29: cluster: does nothing yet; this server works alone",
+        f"server.yml:29: cluster: {CLUSTER_NOTE}",
         "server.yml:8: server.proto: mqtt does nothing yet",
         "apps/default.yml:9: app-test.hook: a hook does nothing yet",
         "apps/devices.yml:1: devices: found no secret, so the app has public channels only",
@@ -97,10 +98,10 @@ def test_every_key_without_effect_gives_one_note():
     notes = load(CONFIGS / "everything" / "server.yml", {}).warnings
     for path in (
         *("server.threads", "server.accept", "server.path", "api.threads", "api.accept", "api.module.smpp"),
-        *("log.stdout", "log.file", "log.syslog", "log.remote", "server.workers", "one.hook", "one.webhooks"),
+        *("log.stdout", "log.file", "log.syslog", "log.remote", "one.hook", "one.webhooks"),
     ):
         assert len([note for note in notes if f" {path}: " in note]) == 1, path
-    assert len(notes) == 13
+    assert len(notes) == 12
 
 
 def test_no_note_shows_a_secret():
@@ -222,13 +223,20 @@ def test_a_protocol_that_is_not_named_is_off(reading):
     assert reading("server: { proto: [] }").server.proto == set()
 
 
-def test_mqtt_and_workers_warn_that_they_do_nothing_yet(reading):
-    text = "server: { proto: [ mqtt ], workers: 2 }\n"
-    assert reading(text, APP_TEXT).warnings == (
-        "server.yml:1: server.proto: mqtt does nothing yet",
-        "server.yml:1: server.workers: does nothing yet; there is one worker",
-    )
-    assert reading("server: { workers: 1 }\nbroker: memory", APP_TEXT).warnings == ()
+def test_mqtt_warns_that_it_does_nothing_yet(reading):
+    assert reading("server: { proto: [ mqtt ] }\n", APP_TEXT).warnings == ("server.yml:1: server.proto: mqtt does nothing yet",)
+
+
+@pytest.mark.parametrize("broker", ["memory", "embedded:///usr/bin/valkey-server", "redis://10.0.0.1/0"])
+def test_several_workers_and_what_connects_them_need_no_warning(reading, broker):
+    config = reading(f"server: {{ workers: 2 }}\nbroker: {broker}", APP_TEXT)
+    assert config.warnings == ()
+    assert config.broker == broker
+
+
+def test_an_embedded_broker_has_the_absolute_path_of_a_program(reading):
+    with pytest.raises(ConfigError, match="embedded:///PATH"):
+        reading("broker: embedded://valkey-server", APP_TEXT)
 
 
 def test_hooks_of_many_apps_give_one_warning(reading):

@@ -134,7 +134,7 @@ class Entries:
             if rest.pop(f"c/{app}/{channel}", "0") != str(room.subscriptions):
                 yield Difference("more", app, channel)
             for user_id, seat in room.seats.items():
-                if rest.pop(f"m/{app}/{channel}/{user_id}", None) is None:
+                if rest.pop(f"m/{app}/{channel}\n{user_id}", None) is None:
                     yield Difference("more", app, channel, member=seat.member)
         for app, user_id in self._users:
             if rest.pop(f"u/{app}/{user_id}", None) is None:
@@ -147,7 +147,7 @@ class Entries:
             if kind == "c":
                 yield Difference("less", app, names[0])
             elif kind == "m":
-                channel, _, user_id = names[0].rpartition("/")
+                channel, _, user_id = names[0].partition("\n")
                 yield Difference("less", app, channel, user_id)
             elif kind == "u":
                 yield Difference("signed out", app, user_id=names[0])

@@ -6,7 +6,7 @@ All keys of a shard are in one hash slot, behind its base (`prefix:{number}`), w
     BASE:recovering   there while nodes announce their entries again after that
     BASE:nodes        set: the nodes that may have entries
     BASE:lease:NODE   there while the node is alive
-    BASE:n:NODE       hash: its entries: c/APP/CHANNEL → subscriptions, m/APP/CHANNEL/USER, u/APP/USER, q/APP → connections
+    BASE:n:NODE       hash: its entries: c/APP/CHANNEL → subscriptions, m/APP/CHANNEL\\nUSER, u/APP/USER, q/APP → connections
     BASE:i:APP        hash: channel → subscriptions
     BASE:m:APP/CHANNEL  hash: user on a presence channel → number of nodes that have it, ":", its info
     BASE:u:APP        hash: user who has signed in → number of nodes that have it
@@ -53,7 +53,7 @@ local function count(mine, app, channel, n)
 end
 local function drop_member(mine, app, channel, user, socket, id, received, hooked, quiet)
   local members = base .. ':m:' .. app .. '/' .. channel
-  if redis.call('HDEL', mine, 'm/' .. app .. '/' .. channel .. '/' .. user) == 0 then return end
+  if redis.call('HDEL', mine, 'm/' .. app .. '/' .. channel .. '\\n' .. user) == 0 then return end
   local held = redis.call('HGET', members, user)
   if not held then return end
   local nodes, info = string.match(held, '^(%d+):(.*)$')
@@ -155,7 +155,7 @@ if ARGV[13] == '1' and hooked and recovering() then hooked = false end
 local members = base .. ':m:' .. app .. '/' .. channel
 local added = false
 if user ~= '' then
-  local entry = 'm/' .. app .. '/' .. channel .. '/' .. user
+  local entry = 'm/' .. app .. '/' .. channel .. '\\n' .. user
   if redis.call('HEXISTS', mine, entry) == 0 then
     local held = redis.call('HGET', members, user)
     if held then
@@ -270,7 +270,7 @@ local function hooked(app) return string.find(ARGV[3], '/' .. app .. '/', 1, tru
 local function bury_channel(app, channel)
   local users = redis.call('HKEYS', base .. ':m:' .. app .. '/' .. channel)
   for _, user in ipairs(users) do
-    if redis.call('HEXISTS', mine, 'm/' .. app .. '/' .. channel .. '/' .. user) == 1 then
+    if redis.call('HEXISTS', mine, 'm/' .. app .. '/' .. channel .. '\\n' .. user) == 1 then
       local one = id()
       if not one then return false end
       drop_member(mine, app, channel, user, '', one, received, hooked(app), quiet)
@@ -286,7 +286,7 @@ for i = 1, #entries, 2 do
   if kind == 'c' then
     if not bury_channel(app, rest) then return 1 end
   elseif kind == 'm' then
-    local channel = string.match(rest, '^(.*)/[^/]*$')
+    local channel = string.match(rest, '^[^\\n]*')
     if not bury_channel(app, channel) then return 1 end
     redis.call('HDEL', mine, entries[i])
   elseif kind == 'u' then

@@ -71,8 +71,8 @@ def filled() -> Entries:
 
 FIELDS = {
     "c/app/presence-c": "2",
-    "m/app/presence-c/a": "",
-    "m/app/presence-c/b": "",
+    "m/app/presence-c\na": "",
+    "m/app/presence-c\nb": "",
     "c/app/x/y": "1",
     "u/app/u/v": "",
     "q/app": "1",

@@ -1,0 +1,486 @@
+"""The process above several workers: it holds the sockets, starts workers, and puts another in the place of one that ends.
+
+It serves nobody itself and knows nothing of clients, so there is little that could go wrong in it. Each worker has a
+slot, whose sockets outlive it: what waits in them is accepted by the next. On Linux each slot has a socket of its own
+for every TCP address, and the kernel spreads connections over them (SO_REUSEPORT); elsewhere, and for Unix sockets, all
+share one. A reload fills one slot after another: the new worker listens before the old one stops, on the same socket.
+
+Its children die with it: by the kernel's hand on Linux, elsewhere because their end of a socket pair ends.
+"""
+
+import asyncio
+import contextlib
+import itertools
+import math
+import os
+import signal
+import socket
+import sys
+import time
+from collections.abc import Callable, Coroutine, Iterable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+from urllib.parse import quote
+
+import msgspec
+
+from push1st import engine, logs
+from push1st.config import EMBEDDED, Config, Listen, Ssl
+from push1st.control import Alive, Ask, Line, Order, Ready, Retire, Told, pack
+from push1st.engine import Engine
+from push1st.errors import ConfigError
+from push1st.listening import BACKLOG, BALANCED, GRACE, ROLES, Door, Role, addresses, again, bind, close, with_ports
+from push1st.metrics import SUPERVISOR, Family
+from push1st.processes import Backoff, Process, Processes, interpreter_options
+from push1st.rundir import RunDir
+
+MOST_WORKERS = 1024
+START_SECONDS = 60
+"""for a worker to be ready"""
+BEAT_SECONDS = 10
+MOST_BEATS = 6
+"""how often a worker is asked whether it is alive, and how many times it may not answer"""
+GATHER_SECONDS = 1
+"""for workers to say what they have counted"""
+LAST_SECONDS = 15
+"""for a worker to end, beyond its drain; the second stop leaves it a third of that"""
+Load = Callable[[], Config]
+"""Reads the configuration anew. Raises ConfigError."""
+Started = Callable[[Config, int], None]
+"""Gets the configuration as it runs, and how many connections may be open."""
+Place = tuple[Role, Listen]
+
+log = logs.get("push1st.supervisor")
+
+
+def wanted(config: Config) -> int:
+    """How many workers the configuration means; `auto` is one a core this process may use."""
+    return cores() if config.server.workers == "auto" else config.server.workers
+
+
+def cores() -> int:
+    """CPUs this process may use: by its affinity, and by the quota of its container (cgroup v2), rounded up."""
+    count = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    with contextlib.suppress(OSError, ValueError):  # no such file, or `max`: no quota
+        quota, period = map(int, Path("/sys/fs/cgroup/cpu.max").read_text().split())
+        count = min(count, math.ceil(quota / period))
+    return max(1, min(count, MOST_WORKERS))
+
+
+def run(load: Load, config: Config, file: str | None, started: Started) -> None:
+    """Runs several workers until told to stop. Raises ConfigError when they cannot start.
+
+    load: reads the configuration of `file` (None: the demo) again, for a reload.
+    """
+    directory = RunDir(file)
+
+    async def main() -> None:
+        await Supervisor(load, directory.path).run(config, started)
+
+    try:
+        asyncio.run(main())
+    finally:
+        directory.close()
+
+
+class Worker:
+    """A worker's process, and the line to it."""
+
+    def __init__(self, number: int, process: Process, line: Line) -> None:
+        self.number = number
+        self.process = process
+        self.line = line
+        self.ready: asyncio.Future[int] = asyncio.get_running_loop().create_future()
+        self.asked: dict[int, asyncio.Future[Told]] = {}
+        self.beats = 0
+        """questions whether it is alive that it has not answered yet"""
+
+
+class Slot:
+    """A place for a worker."""
+
+    def __init__(self) -> None:
+        self.doors: dict[Place, list[Door]] = {}
+        self.worker: Worker | None = None
+        self.config: Config
+        self.changing = asyncio.Lock()
+        self.keeper: asyncio.Task[None] | None = None
+
+
+class Supervisor:
+    """load: as in `run`. folder: for the engine's socket and certificates."""
+
+    def __init__(self, load: Load, folder: Path) -> None:
+        self._load = load
+        self._folder = folder
+        self._doors: dict[Place, list[Door]] = {}
+        """what slots share, or make their own sockets from"""
+        self._slots: list[Slot] = []
+        self._drain = 0
+        self._certificate: tuple[str, str] | None = None
+        self._processes = Processes()
+        self._workers: set[Worker] = set()
+        self._engine: Engine | None = None
+        self._tasks: set[asyncio.Task[None]] = set()
+        self._ids = itertools.count()
+        self._stop = asyncio.Event()
+        self._now = asyncio.Event()
+        self._reload = asyncio.Event()
+        self._reloading: asyncio.Task[None] | None = None
+        self._restarts = 0
+
+    # From start to stop
+
+    async def run(self, config: Config, started: Started) -> None:
+        loop = asyncio.get_running_loop()
+        loop.add_signal_handler(signal.SIGTERM, self.stop)
+        loop.add_signal_handler(signal.SIGINT, self.stop)
+        loop.add_signal_handler(signal.SIGHUP, self._hung_up())
+        try:
+            await self._start(config)
+            if not self._stop.is_set():
+                connections = sum(slot.worker.ready.result() for slot in self._slots if slot.worker is not None)
+                started(with_ports(config, _all(self._doors)), connections)
+                self._reloading = self._spawn(self._reloads())
+                await self._stop.wait()
+        finally:
+            await self._end()
+
+    def stop(self) -> None:
+        """Begins a graceful stop; the second call ends it at once."""
+        for worker in self._workers:
+            if self._stop.is_set() or not worker.ready.done():
+                worker.process.send(signal.SIGTERM)
+        if self._stop.is_set():
+            self._now.set()
+        self._stop.set()
+
+    def _hung_up(self) -> Callable[[], None]:
+        """SIGHUP is a reload, unless it says that the terminal is gone."""
+        had_one = sys.stdin.isatty()
+
+        def hung_up() -> None:
+            if had_one and not sys.stdin.isatty():
+                self.stop()
+            else:
+                self._reload.set()
+
+        return hung_up
+
+    async def _start(self, config: Config) -> None:
+        self._drain = config.server.drain
+        self._doors = self._bound(config)
+        if _needs_engine(config):
+            await self._start_engine(config)
+        first, *others = (Slot() for _ in range(wanted(config)))
+        # The first alone, so that what is wrong with all of them is said once. When it listens the others' sockets do too:
+        # clients that have waited for the server to come back must not all become those of one worker.
+        for some in ([first], others):
+            for slot in others if some is others else ():
+                slot.doors = self._doors_of(slot, config)
+                for door in _all(slot.doors):
+                    door.socket.listen(BACKLOG)
+            if not all(await asyncio.gather(*(self._open(slot, config) for slot in some))) and not self._stop.is_set():
+                raise ConfigError("a worker did not start, so none runs")
+
+    async def _end(self) -> None:
+        """Ends workers gracefully, then the engine. The sockets close when workers have had their grace to be not ready."""
+        for task in (self._reloading, *(slot.keeper for slot in self._slots)):
+            if task is not None:
+                task.cancel()
+        for worker in self._workers:
+            worker.process.send(signal.SIGTERM)
+        ends = [worker.process.ended for worker in self._workers]
+        now = asyncio.ensure_future(self._now.wait())
+        if ends:
+            all_ended = asyncio.gather(*ends)
+            await asyncio.wait((all_ended, now), timeout=self._drain * GRACE, return_when=asyncio.FIRST_COMPLETED)
+            for slot in self._slots:
+                self._close(_all(slot.doors))
+            await asyncio.wait((all_ended, now), timeout=self._drain + LAST_SECONDS, return_when=asyncio.FIRST_COMPLETED)
+        for worker in list(self._workers):
+            if not await worker.process.end_within(LAST_SECONDS / 3 if self._now.is_set() else 0):
+                log.error("worker killed, because it did not end", worker=worker.number)
+        now.cancel()
+        close(_all(self._doors))
+        await self._stop_engine()
+
+    # Workers
+
+    async def _open(self, slot: Slot, config: Config) -> bool:
+        """Begins with a slot; returns whether it has a worker that works."""
+        self._slots.append(slot)
+        done = await self._fill(slot, config, None)
+        if done and not self._stop.is_set():
+            slot.keeper = self._spawn(self._keep(slot))
+        return done
+
+    async def _keep(self, slot: Slot) -> None:
+        """Puts another worker in the place of one that ended, again and again."""
+        backoff = Backoff()
+        while (worker := slot.worker) is not None:
+            await asyncio.wait((worker.process.ended,))
+            lived = time.monotonic() - worker.process.born
+            while slot.worker is worker:
+                wait = backoff.after(lived)
+                lived = 0
+                self._restarts += 1
+                log.error("worker ended", worker=worker.number, how=worker.process.how, again_in=wait)
+                if wait:  # meanwhile new connections are for the others; what waits for this one is lost
+                    self._close(_all(slot.doors))
+                    slot.doors = {}
+                await asyncio.sleep(wait)
+                await self._fill(slot, slot.config, worker)
+
+    async def _fill(self, slot: Slot, config: Config, instead_of: Worker | None) -> bool:
+        """Starts a worker in the place of another, which retires when the new one listens; returns whether one works."""
+        async with slot.changing:
+            old = slot.worker
+            if old is not instead_of:
+                return True
+            doors = self._doors_of(slot, config)
+            worker = await self._begin(config, _all(doors))
+            await asyncio.wait((worker.ready, worker.process.ended), timeout=START_SECONDS, return_when=asyncio.FIRST_COMPLETED)
+            if not worker.ready.done():
+                worker.process.send(signal.SIGKILL)
+                await asyncio.wait((worker.process.ended,))
+                log.error("worker did not start", worker=worker.number, how=worker.process.how)
+                self._close(door for place, those in doors.items() if place not in slot.doors for door in those)
+                return False
+            left = [door for place, those in slot.doors.items() if place not in doors for door in those]
+            slot.worker, slot.config, slot.doors = worker, config, doors
+            log.info("worker ready", worker=worker.number, pid=worker.process.pid)
+        await self._retire(old)
+        self._close(left)
+        return True
+
+    async def _retire(self, worker: Worker | None) -> None:
+        """Has a worker end whose place is taken, or is no more."""
+        if worker is not None and not worker.process.ended.done():
+            worker.line.say(Retire())
+            if not await worker.process.end_within(self._drain + LAST_SECONDS):
+                log.error("worker killed, because it did not end", worker=worker.number)
+            self._workers.discard(worker)
+
+    async def _begin(self, config: Config, doors: Sequence[Door]) -> Worker:
+        ours, theirs = socket.socketpair()
+        with theirs:
+            inherited = [theirs.fileno(), *(door.socket.fileno() for door in doors)]
+            command = [sys.executable, *interpreter_options(), "-m", "push1st.worker", str(theirs.fileno())]
+            process = self._processes.start(command, inherited)
+        line = await Line.on(ours)
+        taken = {worker.number for worker in self._workers}
+        number = next(number for number in itertools.count() if number not in taken)
+        worker = Worker(number, process, line)
+        self._workers.add(worker)
+        order = Order(
+            number,
+            pack(self._as_run(with_ports(config, doors))),
+            [(door.role, str(door.address), door.socket.fileno()) for door in doors],
+            str(self._engine.path) if self._engine and _needs_engine(config) else "",
+        )
+        worker.line.say(order)
+        self._spawn(self._listen(worker))
+        self._spawn(self._watch(worker))
+        return worker
+
+    def _as_run(self, config: Config) -> Config:
+        """The configuration as workers need it: with the engine's address, and one certificate for all."""
+        if _needs_engine(config) and self._engine is not None:
+            config = msgspec.structs.replace(config, broker=f"unix://{quote(str(self._engine.path))}")
+
+        def certified(ssl: Ssl) -> Ssl:
+            if not ssl.enable or ssl.cert:
+                return ssl
+            if self._certificate is None:
+                from push1st.selfsigned import NOTE, self_signed  # here, because few need it, and it is large
+
+                self._certificate = self_signed(self._folder)
+                log.warning(NOTE)
+            return Ssl(True, *self._certificate)
+
+        server = msgspec.structs.replace(config.server, ssl=certified(config.server.ssl))
+        return msgspec.structs.replace(
+            config, server=server, api=msgspec.structs.replace(config.api, ssl=certified(config.api.ssl))
+        )
+
+    async def _listen(self, worker: Worker) -> None:
+        while (word := await worker.line.heard()) is not None:
+            worker.beats = 0
+            match word:
+                case Ready(connections):
+                    worker.ready.set_result(connections)
+                case Ask(id):
+                    self._spawn(self._gather(worker, id))
+                case Told(id) if id in worker.asked:
+                    worker.asked.pop(id).set_result(word)
+        await worker.line.close()
+        await worker.process.end_within(LAST_SECONDS)
+        self._workers.discard(worker)
+
+    async def _watch(self, worker: Worker) -> None:
+        """Kills a worker that hangs. What counts are questions, not time, which also passes while the machine stands still."""
+        while not worker.process.ended.done():
+            if worker.beats >= MOST_BEATS:
+                log.error("worker hangs", worker=worker.number)
+                worker.process.send(signal.SIGKILL)
+            worker.beats += 1
+            worker.line.say(Alive())
+            await asyncio.wait((worker.process.ended,), timeout=BEAT_SECONDS)
+
+    async def _gather(self, asking: Worker, id: int) -> None:
+        """Tells a worker what the others have counted."""
+        answers = []
+        for worker in self._workers:
+            if worker is not asking and worker.ready.done():
+                question = next(self._ids)
+                answer = worker.asked[question] = asyncio.get_running_loop().create_future()
+                worker.line.say(Ask(question))
+                answers.append(answer)
+        done = (await asyncio.wait(answers, timeout=GATHER_SECONDS))[0] if answers else ()
+        metrics = [snapshot for answer in done for snapshot in answer.result().metrics]
+        asking.line.say(Told(id, [*metrics, (SUPERVISOR, self._snapshot())]))
+
+    def _snapshot(self) -> bytes:
+        working = sum(worker.ready.done() for worker in self._workers)
+        figures = (
+            ("push1st_workers", "", "gauge", "workers that serve", working),
+            ("push1st_worker_restarts", "_total", "counter", "workers that ended by themselves", self._restarts),
+            (
+                "push1st_engine_restarts",
+                "_total",
+                "counter",
+                "embedded engines that ended by themselves",
+                self._engine.restarts if self._engine else 0,
+            ),
+        )
+        return msgspec.msgpack.encode(
+            [Family(name, text, type, [(name + end, {}, float(value))]) for name, end, type, text, value in figures]
+        )
+
+    # Reloads
+
+    async def _reloads(self) -> None:
+        while True:
+            await self._reload.wait()
+            self._reload.clear()
+            try:
+                await self._replace_all()
+            except ConfigError as wrong:
+                for problem in str(wrong).splitlines():
+                    log.error("reload refused, all goes on as it was", problem=problem)
+
+    async def _replace_all(self) -> None:
+        """Reads the configuration anew and replaces the workers, one by one.
+
+        The first that starts decides: until then nothing has changed, and from then on the new configuration is it.
+        """
+        config = self._load()
+        log.info("reloading", workers=wanted(config))
+        for warning in config.warnings:
+            log.warning(warning)
+        had_engine = self._engine is not None
+        fresh = self._bound(config)
+        self._doors |= fresh
+        try:
+            if _needs_engine(config) and not had_engine:
+                await self._start_engine(config)
+            if not await self._fill(self._slots[0], config, self._slots[0].worker):
+                raise ConfigError("a worker with the new configuration did not start")
+        except ConfigError:
+            for place, doors in fresh.items():
+                close(doors)
+                del self._doors[place]
+            if not had_engine:
+                await self._stop_engine()
+            raise
+        self._drain = config.server.drain
+        logs.setup(config.log.format, config.log.level, sys.stderr)
+        count = wanted(config)
+        for slot in self._slots[1:count]:
+            slot.config = config
+            await self._fill(slot, config, slot.worker)
+        for _ in range(len(self._slots), count):
+            await self._open(Slot(), config)
+        for slot in self._slots[count:]:
+            self._slots.remove(slot)
+            await self._vacate(slot)
+        for place in self._doors.keys() - set(_places(config)):
+            close(self._doors.pop(place))
+        if had_engine and not _needs_engine(config):
+            await self._stop_engine()
+        log.info("reloaded", workers=len(self._slots))
+
+    async def _vacate(self, slot: Slot) -> None:
+        if slot.keeper is not None:
+            slot.keeper.cancel()
+        async with slot.changing:
+            await self._retire(slot.worker)
+            self._close(_all(slot.doors))
+
+    # Sockets
+
+    def _bound(self, config: Config) -> dict[Place, list[Door]]:
+        """The addresses of a configuration that are not bound yet, bound. Raises ConfigError."""
+        fresh: dict[Place, list[Door]] = {}
+        try:
+            for place in _places(config):
+                if place not in self._doors:
+                    fresh[place] = bind(*place, shared=BALANCED)
+        except ConfigError:
+            close(_all(fresh))
+            raise
+        return fresh
+
+    def _doors_of(self, slot: Slot, config: Config) -> dict[Place, list[Door]]:
+        return {
+            place: slot.doors.get(place) or [again(door) if _is_balanced(door) else door for door in self._doors[place]]
+            for place in _places(config)
+        }
+
+    def _close(self, doors: Iterable[Door]) -> None:
+        """Closes the sockets that are a slot's own."""
+        for door in doors:
+            if _is_balanced(door):
+                door.socket.close()
+
+    # The engine
+
+    async def _start_engine(self, config: Config) -> None:
+        self._engine = Engine(self._processes, engine.program(config.broker), self._folder / "engine.sock")
+        self._spawn(self._engine.keep())
+        await self._engine.working()
+
+    async def _stop_engine(self) -> None:
+        if self._engine is not None:
+            await self._engine.stop()
+            self._engine = None
+
+    # Tasks
+
+    def _spawn(self, coroutine: Coroutine[Any, Any, None]) -> asyncio.Task[None]:
+        task = asyncio.get_running_loop().create_task(coroutine)
+        self._tasks.add(task)
+        task.add_done_callback(self._done)
+        return task
+
+    def _done(self, task: asyncio.Task[None]) -> None:
+        self._tasks.discard(task)
+        if not task.cancelled() and (wrong := task.exception()) is not None:
+            log.error("internal error", exc_info=wrong)
+
+
+def _needs_engine(config: Config) -> bool:
+    return config.broker == "memory" or config.broker.startswith(EMBEDDED)
+
+
+def _places(config: Config) -> Iterator[Place]:
+    return ((role, address) for role in ROLES for address in addresses(config, role))
+
+
+def _all(doors: Mapping[Place, Sequence[Door]]) -> list[Door]:
+    return [door for those in doors.values() for door in those]
+
+
+def _is_balanced(door: Door) -> bool:
+    return BALANCED and door.address.scheme == "tcp"

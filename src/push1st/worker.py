@@ -1,0 +1,111 @@
+"""One of several workers: `python -m push1st.worker FD`, started by `supervisor` and by nobody else.
+
+What it is to be comes over the descriptor FD (`control`), and so does its end: when the other side is gone, so is it.
+"""
+
+import asyncio
+import itertools
+import os
+import signal
+import socket
+import sys
+from collections.abc import Sequence
+from functools import partial
+
+import uvloop
+
+from push1st import logs
+from push1st.api.server import snapshot
+from push1st.config import Listen
+from push1st.control import Alive, Ask, Line, Order, Ready, Retire, Told, unpack
+from push1st.engine import shut_down
+from push1st.errors import ConfigError
+from push1st.listening import Door
+from push1st.server import Server, raise_file_limit
+
+GATHER_SECONDS = 3
+"""for the supervisor to say what the others have counted"""
+
+
+def main() -> int:
+    signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
+        return runner.run(_work(socket.socket(fileno=int(sys.argv[1]))))
+
+
+async def _work(end: socket.socket) -> int:
+    line = await Line.on(end)
+    order = await line.heard()
+    if not isinstance(order, Order):
+        return 1
+    config = unpack(order.config)
+    logs.setup(config.log.format, config.log.level, sys.stderr, worker=order.number)
+    connections = raise_file_limit()
+    siblings = Siblings(order.number, line)
+    doors = [Door(role, Listen.parse(address), socket.socket(fileno=fd)) for role, address, fd in order.doors]
+    server = Server(config, doors, siblings)
+    listening = asyncio.ensure_future(_listen(line, server, siblings))
+    listening.add_done_callback(partial(_orphaned, order.engine))
+    try:
+        await server.start()
+    except ConfigError as wrong:
+        print(wrong, file=sys.stderr, flush=True)
+        os._exit(1)  # whatever is open is the kernel's to close
+    line.say(Ready(connections))
+    await server.run()
+    listening.cancel()
+    await line.close()
+    return 0
+
+
+async def _listen(line: Line, server: Server, siblings: "Siblings") -> None:
+    while (word := await line.heard()) is not None:
+        match word:
+            case Retire():
+                server.retire()
+            case Alive():
+                line.say(word)
+            case Ask(id):
+                line.say(Told(id, [(siblings.number, snapshot(server.node))]))
+            case Told():
+                siblings.told(word)
+
+
+def _orphaned(engine: str, listening: asyncio.Future[None]) -> None:
+    """Nobody watches this worker any more, or would start another in its place: it ends at once, as its supervisor did.
+
+    Linux does it before (`supervisor.die_with_parent`); elsewhere this is how.
+    """
+    if not listening.cancelled():
+        logs.get("push1st.worker").error("the supervisor is gone", exc_info=listening.exception())
+        shut_down(engine)
+        os._exit(1)
+
+
+class Siblings:
+    """The other workers, asked by way of the supervisor."""
+
+    def __init__(self, number: int, line: Line) -> None:
+        self.number = number
+        self._line = line
+        self._ids = itertools.count()
+        self._asked: dict[int, asyncio.Future[Told]] = {}
+
+    async def metrics(self) -> Sequence[tuple[int, bytes]]:
+        id = next(self._ids)
+        answer = self._asked[id] = asyncio.get_running_loop().create_future()
+        self._line.say(Ask(id))
+        try:
+            done, _ = await asyncio.wait((answer,), timeout=GATHER_SECONDS)
+            return answer.result().metrics if done else ()
+        finally:
+            del self._asked[id]
+
+    def told(self, word: Told) -> None:
+        answer = self._asked.get(word.id)
+        if answer is not None and not answer.done():
+            answer.set_result(word)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,124 @@
+"""A server with several workers, seen from outside: its processes, by `ps`, and what each worker has, by its metrics."""
+
+import contextlib
+import os
+import re
+import signal
+import subprocess
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+import yaml
+
+from tests.clients.process import ServerProcess, merged, running, wait_until
+from tests.clients.pusher_socket import PusherSocket, pusher_socket
+
+SAMPLE = re.compile(r'(?m)^(\w+)\{(?:[^}]*,)?worker="(\d+)"[^}]*\} ([0-9.e+]+)$')
+MOST_TRIES = 60
+"""connections until one is where it is wanted: by chance not in one of 2 ** 60 runs"""
+
+
+@contextlib.contextmanager
+def machine(
+    workers: int = 2, config: Mapping[str, Any] | None = None, apps: Mapping[str, Any] | None = None
+) -> Iterator[ServerProcess]:
+    """A server with so many workers, all ready."""
+    with running(merged({"server": {"workers": workers}}, config or {}), apps) as server:
+        until_workers(server, workers)
+        yield server
+
+
+def until_workers(server: ServerProcess, count: int) -> None:
+    wait_until(lambda: figure(server, "push1st_workers") == count, f"{count} workers", 20)
+
+
+def figure(server: ServerProcess, name: str) -> float:
+    """A metric without labels."""
+    text = server.get("/metrics").body.decode()
+    found = re.search(rf"(?m)^{name} ([0-9.e+]+)$", text)
+    assert found, text
+    return float(found[1])
+
+
+def by_worker(server: ServerProcess, name: str) -> dict[int, float]:
+    """A metric of each worker, summed over its other labels."""
+    found: dict[int, float] = {}
+    for metric, worker, value in SAMPLE.findall(server.get("/metrics").body.decode()):
+        if metric == name:
+            found[int(worker)] = found.get(int(worker), 0) + float(value)
+    return found
+
+
+def children(pid: int) -> dict[int, str]:
+    """The command lines of a process's children."""
+    listed = subprocess.run(["ps", "-A", "-ww", "-o", "pid=,ppid=,command="], capture_output=True, text=True, check=True).stdout
+    rows = (line.split(None, 2) for line in listed.splitlines())
+    return {int(row[0]): row[2] for row in rows if len(row) == 3 and int(row[1]) == pid and "defunct" not in row[2]}
+
+
+def supervisor(server: ServerProcess) -> int:
+    assert server.process is not None
+    return server.process.pid
+
+
+def workers(server: ServerProcess) -> dict[int, int]:
+    """The processes of the workers that are there, by their numbers."""
+    there = children(supervisor(server))
+    ready = re.findall(r"worker ready .*pid=(\d+) worker=(\d+)", server.output)
+    return {int(number): int(pid) for pid, number in ready if int(pid) in there}
+
+
+def engine(server: ServerProcess) -> int:
+    """The process of the embedded engine."""
+    (pid,) = [pid for pid, command in children(supervisor(server)).items() if "engine.sock" in command]
+    return pid
+
+
+def exists(pid: int) -> bool:
+    """Whether a process is there; one that is dead and whose end nobody has asked for is not."""
+    state = subprocess.run(["ps", "-o", "stat=", "-p", str(pid)], capture_output=True, text=True, check=False).stdout.strip()
+    return bool(state) and not state.startswith("Z")
+
+
+def kill(pid: int, number: int = signal.SIGKILL) -> None:
+    os.kill(pid, number)
+
+
+def connect_to(server: ServerProcess, number: int, stack: contextlib.ExitStack) -> PusherSocket:
+    """A client of one worker."""
+    for _ in range(MOST_TRIES):
+        before = by_worker(server, "push1st_connections_opened_total").get(number, 0)
+        with contextlib.ExitStack() as attempt:
+            client = attempt.enter_context(pusher_socket(server))
+            if by_worker(server, "push1st_connections_opened_total").get(number, 0) > before:
+                stack.push(attempt.pop_all())
+                return client
+    raise AssertionError(f"no connection reaches worker {number}")
+
+
+def reconfigure(server: ServerProcess, change: Mapping[str, Any]) -> None:
+    """Lays a change on the configuration file of a running server."""
+    file = server.folder / "server.yml"
+    file.write_text(yaml.safe_dump(merged(yaml.safe_load(file.read_text()), change)))
+
+
+def reload(server: ServerProcess, outcome: str = "reloaded") -> None:
+    """Has the server read its configuration again, and waits until its log says how that went."""
+    before = server.output.count(outcome)
+    kill(supervisor(server), signal.SIGHUP)
+    wait_until(lambda: server.output.count(outcome) > before, f"the log says: {outcome}", 30)
+
+
+def until_delivered(server: ServerProcess, channel: str, clients: Sequence[PusherSocket], deadline: float = 15) -> None:
+    """Publishes again and again until every client has got something; while the engine is away the answer is 503."""
+    end = time.monotonic() + deadline
+    waiting = list(clients)
+    while waiting:
+        answer = server.post("/apps/app-test/events", {"name": "e", "channels": [channel], "data": 1})
+        assert answer.status in (200, 503), answer
+        for client in list(waiting):
+            with contextlib.suppress(TimeoutError):
+                assert client.receive(0.05)["event"] == "e"
+                waiting.remove(client)
+        assert time.monotonic() < end, answer

@@ -1,0 +1,68 @@
+"""Where the kernel does not kill the children of who was killed (Linux does), they find out themselves.
+
+The parent here is the test, which does not ask the kernel for anything.
+"""
+
+import asyncio
+import socket
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+
+import msgspec
+
+from push1st.config import ApiConfig, ServerConfig, demo
+from push1st.control import Line, Order, Ready, pack
+from push1st.engine import answers, command, program
+from tests.clients.process import DEADLINE, wait_until
+
+
+def run_engine(path: Path) -> "subprocess.Popen[bytes]":
+    return subprocess.Popen(command(program("memory"), path), stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL)
+
+
+def run_worker(end: socket.socket) -> "subprocess.Popen[bytes]":
+    return subprocess.Popen(
+        [sys.executable, "-m", "push1st.worker", str(end.fileno())],
+        pass_fds=[end.fileno()],
+        stdin=subprocess.DEVNULL,
+        stderr=subprocess.PIPE,
+    )
+
+
+async def until_ready(line: Line, path: Path) -> None:
+    async with asyncio.timeout(20):
+        nowhere = msgspec.structs.replace(
+            demo(), server=ServerConfig(listen=()), api=ApiConfig(listen=()), broker=f"unix://{path}"
+        )
+        line.say(Order(3, pack(nowhere), [], str(path)))
+        assert isinstance(await line.heard(), Ready)
+
+
+def test_a_worker_whose_supervisor_is_gone_ends_and_takes_the_engine_with_it() -> None:
+    with tempfile.TemporaryDirectory(prefix="p1-") as folder:
+        path = Path(folder) / "engine.sock"
+        engine = run_engine(path)
+        wait_until(lambda: asyncio.run(answers(path)), "the engine works")
+        ours, theirs = socket.socketpair()
+        with theirs:
+            worker = run_worker(theirs)
+
+        async def supervise() -> None:
+            line = await Line.on(ours)
+            await until_ready(line, path)
+            await line.close()
+
+        try:
+            asyncio.run(supervise())
+            assert worker.wait(DEADLINE) == 1
+            assert engine.wait(DEADLINE) == 0
+            assert worker.stderr is not None
+            assert "the supervisor is gone" in worker.stderr.read().decode()
+        finally:
+            for process in (worker, engine):
+                process.kill()
+                process.wait()
+            if worker.stderr is not None:
+                worker.stderr.close()

@@ -1,0 +1,281 @@
+"""A reload replaces workers one by one, and nobody is refused meanwhile; a configuration that cannot run changes nothing."""
+
+import asyncio
+import contextlib
+import http.client
+import itertools
+import json
+import socket
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Iterator
+
+import pytest
+from websockets.asyncio.client import connect
+from websockets.exceptions import ConnectionClosed
+
+from tests.clients.process import ServerProcess, free_ports, running, wait_until
+from tests.clients.pusher_socket import QUERY, pusher_socket
+from tests.cluster.machine import (
+    by_worker,
+    children,
+    connect_to,
+    engine,
+    exists,
+    kill,
+    machine,
+    reconfigure,
+    reload,
+    supervisor,
+    until_workers,
+    workers,
+)
+
+
+def test_all_workers_are_others_afterwards_and_the_engine_is_the_same(own: ServerProcess) -> None:
+    before, same = workers(own), engine(own)
+    reload(own)
+    until_workers(own, 2)
+    assert not set(workers(own).values()) & set(before.values())
+    assert engine(own) == same
+
+
+def test_the_command_finds_the_server_by_its_configuration(own: ServerProcess) -> None:
+    def command(*arguments: str) -> subprocess.CompletedProcess[str]:
+        return subprocess.run(
+            [sys.executable, "-m", "push1st", "reload", *arguments], capture_output=True, text=True, timeout=20, check=False
+        )
+
+    done = command("-c", str(own.folder / "server.yml"))
+    assert done.returncode == 0, done.stderr
+    assert str(supervisor(own)) in done.stdout
+    wait_until(lambda: "reloaded" in own.output, "it has", 30)
+    refused = command("-c", str(own.folder / "other.yml"))
+    assert refused.returncode == 1
+    assert "no server of this user" in refused.stderr
+
+
+def test_one_worker_says_that_it_cannot_be_replaced_and_goes_on() -> None:
+    with running() as server:
+        kill(supervisor(server), 1)
+        wait_until(lambda: "one worker cannot be replaced" in server.output, "it says so")
+        server.assert_alive()
+
+
+# -- nobody is refused, nothing is lost
+
+
+@contextlib.contextmanager
+def again_and_again(action, failures: list[str]) -> Iterator[list[int]]:
+    """Does something in a thread until the end of the block; counts how often, and keeps what goes wrong."""
+    done = [0]
+    over = threading.Event()
+
+    def run() -> None:
+        while not over.is_set():
+            try:
+                action()
+                done[0] += 1
+            except Exception as wrong:
+                failures.append(repr(wrong))
+
+    thread = threading.Thread(target=run)
+    thread.start()
+    try:
+        yield done
+    finally:
+        over.set()
+        thread.join(20)
+
+
+class Stay:
+    """A subscriber's time on one connection, and what it got in it."""
+
+    def __init__(self) -> None:
+        self.began = time.monotonic()
+        self.ended = 0.0
+        self.received: set[int] = set()
+
+
+def test_nobody_who_connects_is_refused_and_no_acknowledged_publish_is_lost(own: ServerProcess, channel: str) -> None:
+    """Clients come and go, one calls, one publishes; four listen, and come back when they are told to."""
+    failures: list[str] = []
+    published: list[tuple[float, float]] = []
+    stays: list[Stay] = []
+    over = threading.Event()
+
+    def listen() -> None:
+        with pusher_socket(own) as client:
+            client.subscribe(channel)
+            stay = Stay()
+            try:
+                while not over.is_set():
+                    with contextlib.suppress(TimeoutError):
+                        stay.received.add(json.loads(client.receive(0.1)["data"]))
+            except ConnectionClosed:
+                assert client.connection.close_code == 4200, client.connection.close_code
+            stay.ended = time.monotonic()
+            stays.append(stay)
+
+    def visit() -> None:
+        with pusher_socket(own) as client:
+            client.subscribe(f"{channel}-other")
+
+    def call() -> None:
+        assert own.get("/health", port=own.ws_port).status == 200
+
+    def publish() -> None:
+        began = time.monotonic()
+        own.publish(channel, "e", len(published))
+        published.append((began, time.monotonic()))
+
+    with contextlib.ExitStack() as stack:
+        for _ in range(4):
+            stack.enter_context(again_and_again(listen, failures))
+        stack.callback(over.set)
+        visits, calls, _ = (stack.enter_context(again_and_again(action, failures)) for action in (visit, call, publish))
+        time.sleep(0.3)
+        reload(own)
+        reload(own)
+        time.sleep(0.3)
+    assert failures == []
+    assert visits[0] > 20
+    assert calls[0] > 20
+    assert len(published) > 50
+    assert len(stays) > 4
+    for stay in stays:
+        # What was confirmed just before the end may still have been between two workers.
+        due = {number for number, (began, ended) in enumerate(published) if stay.began < began and ended < stay.ended - 0.1}
+        assert due <= stay.received, sorted(due - stay.received)
+
+
+def test_a_publisher_on_a_kept_connection_is_told_before_it_ends(own: ServerProcess, channel: str) -> None:
+    """So it loses no call: the answer that is the last says so."""
+    over = threading.Event()
+    lost: list[str] = []
+    renewed = [0]
+
+    def publish() -> None:
+        connection = http.client.HTTPConnection("127.0.0.1", own.api_port, timeout=10)
+        while not over.is_set():
+            try:
+                connection.request("POST", "/apps/app-test/events", json.dumps({"name": "e", "channels": [channel], "data": 1}))
+                answer = connection.getresponse()
+                answer.read()
+                if answer.getheader("Connection") == "close":
+                    renewed[0] += 1
+            except OSError as wrong:
+                lost.append(repr(wrong))
+            time.sleep(0.01)
+        connection.close()
+
+    threads = [threading.Thread(target=publish) for _ in range(6)]
+    for thread in threads:
+        thread.start()
+    try:
+        time.sleep(0.2)
+        reload(own)
+    finally:
+        over.set()
+        for thread in threads:
+            thread.join(20)
+    assert lost == []
+    assert renewed[0] >= 6
+
+
+def test_clients_are_told_to_reconnect_in_slices() -> None:
+    with machine(config={"server": {"drain": 3}}) as server:
+
+        async def client(ended: list[float]) -> None:
+            async with connect(f"{server.ws}/app/app-key?{QUERY}", compression=None, ping_interval=None) as connection:
+                with contextlib.suppress(ConnectionClosed):
+                    while True:
+                        await connection.recv()
+                assert connection.close_code == 4200, connection.close_code
+                ended.append(time.monotonic())
+
+        async def clients() -> list[float]:
+            ended: list[float] = []
+            tasks = [asyncio.create_task(client(ended)) for _ in range(400)]
+            await asyncio.to_thread(wait_until, all_are_there, "400 clients")
+            kill(supervisor(server), 1)
+            await asyncio.wait_for(asyncio.gather(*tasks), 30)
+            return sorted(ended)
+
+        def all_are_there() -> bool:
+            return sum(by_worker(server, "push1st_connections_opened_total").values()) == 400
+
+        ended = asyncio.run(clients())
+        slices = 1 + sum(later - earlier > 0.05 for earlier, later in itertools.pairwise(ended))
+        assert slices >= 6, f"{slices} slices of 400 clients on 2 workers, of at least 50 each"
+        wait_until(lambda: "reloaded" in server.output, "it is over", 20)
+
+
+# -- what the new configuration says
+
+
+def test_an_app_that_is_new_works(own: ServerProcess) -> None:
+    (own.folder / "apps" / "more.yml").write_text("more: {key: more-key, secret: more-secret}\n")
+    reload(own)
+    with pusher_socket(own, "more-key") as client:
+        client.subscribe("c")
+
+
+def test_addresses_come_and_go_and_others_stay(own: ServerProcess) -> None:
+    old = own.ws_port
+    (new,) = free_ports(1)
+    reconfigure(own, {"server": {"listen": [f"tcp://127.0.0.1:{old}", f"tcp://127.0.0.1:{new}"]}})
+    reload(own)
+    assert own.get("/health", port=new).status == 200
+    assert own.get("/health", port=old).status == 200
+    reconfigure(own, {"server": {"listen": f"tcp://127.0.0.1:{new}"}})
+    reload(own)
+    assert own.get("/health", port=new).status == 200
+    with pytest.raises(ConnectionRefusedError):
+        socket.create_connection(("127.0.0.1", old)).close()
+
+
+def test_workers_come_and_go(own: ServerProcess) -> None:
+    reconfigure(own, {"server": {"workers": 3}})
+    reload(own)
+    until_workers(own, 3)
+    reconfigure(own, {"server": {"workers": 1}})
+    reload(own)
+    until_workers(own, 1)
+    for _ in range(20):
+        assert own.get("/health", port=own.ws_port).status == 200
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        ({"server": {"drain": "soon"}}, "server.drain"),
+        ({"server": {"ssl": {"enable": True, "key": "server.yml", "cert": "server.yml"}}}, "cannot use the certificate"),
+        ({"server": {"listen": "tcp://192.0.2.1:1"}}, "cannot listen on tcp://192.0.2.1:1"),
+    ],
+    ids=["a value that is not allowed", "a certificate that is none", "an address that is not ours"],
+)
+def test_a_configuration_that_cannot_run_changes_nothing(
+    own: ServerProcess, change: dict, said: str, stack: contextlib.ExitStack, channel: str
+) -> None:
+    client = connect_to(own, 0, stack)
+    client.subscribe(channel)
+    before = workers(own)
+    reconfigure(own, change)
+    reload(own, "reload refused, all goes on as it was")
+    assert said in own.output
+    assert workers(own) == before
+    kill(before[1])  # what is started now is started as before
+    wait_until(lambda: len(workers(own)) == 2, "another worker is there", 20)
+    until_workers(own, 2)
+    own.publish(channel, "e", 1)
+    assert client.expect("e", channel) == 1
+
+
+def test_nothing_is_left_of_workers_that_were_replaced(own: ServerProcess) -> None:
+    before = children(supervisor(own))
+    reload(own)
+    wait_until(lambda: sum(map(exists, before)) == 1, "of those before, only the engine is there")
+    assert len(children(supervisor(own))) == 3

@@ -1,0 +1,57 @@
+"""Many clients return at once: they are let in, and those who are there go on receiving.
+
+A small storm, for every run of the tests; `bench/storm.py` makes a large one, and says how long it took.
+"""
+
+import asyncio
+import json
+import time
+
+from websockets.asyncio.client import ClientConnection, connect
+
+from tests.clients.process import ServerProcess
+from tests.clients.pusher_socket import QUERY
+from tests.cluster.machine import by_worker
+
+MANY = 500
+STEADY = 6
+SECONDS = 20
+"""for all of them: ten times what it takes where two cores are shared with everything else"""
+
+
+async def subscribed(server: ServerProcess, channel: str) -> ClientConnection:
+    connection = await connect(f"{server.ws}/app/app-key?{QUERY}", compression=None, ping_interval=None, open_timeout=SECONDS)
+    await connection.send(json.dumps({"event": "pusher:subscribe", "data": {"channel": channel}}))
+    while json.loads(await connection.recv())["event"] != "pusher_internal:subscription_succeeded":
+        pass
+    return connection
+
+
+def test_a_storm_is_let_in_while_those_who_are_there_receive(shared: ServerProcess, channel: str) -> None:
+    async def storm() -> None:
+        steady = [await subscribed(shared, channel) for _ in range(STEADY)]
+        over = asyncio.Event()
+        sent = 0
+
+        async def publish() -> None:
+            nonlocal sent
+            while not over.is_set():
+                await asyncio.to_thread(shared.publish, channel, "e", sent)
+                sent += 1
+                await asyncio.sleep(0.05)
+
+        publishing = asyncio.create_task(publish())
+        began = time.monotonic()
+        many = await asyncio.wait_for(asyncio.gather(*(subscribed(shared, f"{channel}-{n % 50}") for n in range(MANY))), SECONDS)
+        took = time.monotonic() - began
+        over.set()
+        await publishing
+        assert sent > took  # at least one a second was accepted
+        for client in steady:
+            got = [json.loads(json.loads(await asyncio.wait_for(client.recv(), 5))["data"]) for _ in range(sent)]
+            assert got == list(range(sent))
+        await asyncio.gather(*(client.close() for client in (*steady, *many)))
+
+    asyncio.run(storm())
+    opened = by_worker(shared, "push1st_connections_opened_total")
+    assert all(count > MANY / 4 for count in opened.values()), opened

@@ -1,0 +1,273 @@
+"""Several workers on one machine are one server, and stay one when some of them die."""
+
+import contextlib
+import re
+import signal
+import socket
+import time
+from pathlib import Path
+
+import pytest
+
+from tests.clients.process import ServerProcess, running, wait_until
+from tests.clients.pusher_socket import pusher_socket
+from tests.cluster.machine import (
+    by_worker,
+    children,
+    connect_to,
+    engine,
+    exists,
+    figure,
+    kill,
+    machine,
+    supervisor,
+    until_delivered,
+    until_workers,
+    workers,
+)
+
+
+def test_what_one_worker_is_given_reaches_the_clients_of_all_in_order(
+    shared: ServerProcess, channel: str, stack: contextlib.ExitStack
+) -> None:
+    clients = [connect_to(shared, number, stack) for number in (0, 1)]
+    for client in clients:
+        client.subscribe(channel)
+    for number in range(50):  # each on a connection of its own, so on either worker
+        assert shared.publish(channel, "e", number).json["channels"] == {channel: 2}
+    for client in clients:
+        assert [client.expect("e", channel) for _ in range(50)] == list(range(50))
+    assert all(count > 0 for count in by_worker(shared, "push1st_events_in_total").values())
+
+
+def test_members_of_a_presence_channel_are_seen_from_both_workers(
+    shared: ServerProcess, channel: str, stack: contextlib.ExitStack
+) -> None:
+    first, second = (connect_to(shared, number, stack) for number in (0, 1))
+    first.subscribe(f"presence-{channel}", {"user_id": "one"})
+    seen = second.subscribe(f"presence-{channel}", {"user_id": "two"})
+    assert sorted(seen["presence"]["ids"]) == ["one", "two"]
+    assert first.expect("pusher_internal:member_added", f"presence-{channel}")["user_id"] == "two"
+
+
+def test_new_connections_are_spread_over_the_workers(shared: ServerProcess, stack: contextlib.ExitStack) -> None:
+    before = by_worker(shared, "push1st_connections_opened_total")
+    for _ in range(40):
+        stack.enter_context(pusher_socket(shared))
+    after = by_worker(shared, "push1st_connections_opened_total")
+    assert sum(after.values()) - sum(before.values()) == 40
+    assert all(after[number] - before.get(number, 0) >= 5 for number in (0, 1)), after
+
+
+def test_one_scrape_has_the_metrics_of_all_workers_each_once(shared: ServerProcess, stack: contextlib.ExitStack) -> None:
+    for number in (0, 1):
+        connect_to(shared, number, stack)
+    for _ in range(10):  # whichever worker answers
+        text = shared.get("/metrics").body.decode()
+        assert text.count("# TYPE push1st_connections gauge") == 1
+        assert len(re.findall(r'(?m)^push1st_connections\{protocol="pusher",worker="\d"\} [1-9]', text)) == 2
+        assert "push1st_workers 2.0" in text
+
+
+def test_every_worker_answers_health_and_readiness(shared: ServerProcess) -> None:
+    for _ in range(10):
+        for port in (shared.ws_port, shared.api_port, shared.unix):
+            assert shared.get("/health", port=port).status == 200
+            assert shared.get("/ready", port=port).status == 200
+
+
+def test_log_lines_of_a_worker_have_its_number(own: ServerProcess) -> None:
+    own.signal()
+    own.wait()
+    assert set(re.findall(r"stopped .*\[push1st.server\] *worker=(\d)", own.output)) == {"0", "1"}
+
+
+def test_port_0_is_one_port_for_all_workers() -> None:
+    with running({"server": {"listen": "tcp://127.0.0.1:0", "workers": 3}}) as server:
+        until_workers(server, 3)
+        (port,) = set(map(int, re.findall(r"ws://127\.0\.0\.1:(\d+)", server.output)))
+        server.ws_port = port
+        with contextlib.ExitStack() as stack:
+            for number in range(3):
+                connect_to(server, number, stack)
+
+
+def test_a_second_server_does_not_get_the_port(shared: ServerProcess) -> None:
+    """Sockets that are shared among workers (SO_REUSEPORT) are not shared with strangers."""
+    other = ServerProcess({"server": {"workers": 2, "listen": f"tcp://127.0.0.1:{shared.ws_port}"}})
+    with pytest.raises(AssertionError, match=f"cannot listen on tcp://127.0.0.1:{shared.ws_port}"):
+        other.start()
+
+
+def test_what_a_worker_cannot_start_with_is_said_once_and_ends_the_server() -> None:
+    server = ServerProcess({"server": {"workers": 3}})
+    (server.folder / "key.pem").write_text("no key")
+    (server.folder / "cert.pem").write_text("no certificate")
+    text = (server.folder / "server.yml").read_text()
+    (server.folder / "server.yml").write_text(
+        text.replace("server:\n", "server:\n  ssl: {enable: true, key: key.pem, cert: cert.pem}\n")
+    )
+    with pytest.raises(AssertionError, match="the server ended with 1"):
+        server.start()
+    assert server.output.count("cannot use the certificate") == 1
+    assert "Traceback" not in server.output
+
+
+# -- a worker dies
+
+
+def test_a_worker_that_dies_is_replaced_and_the_clients_of_the_other_stay(
+    own: ServerProcess, channel: str, stack: contextlib.ExitStack
+) -> None:
+    doomed, other = (connect_to(own, number, stack) for number in (0, 1))
+    other.subscribe(channel)
+    there = workers(own)
+    kill(there[0])
+    assert doomed.close_code() == 1006
+    wait_until(lambda: len(workers(own)) == 2, "another worker is there")
+    until_workers(own, 2)
+    assert there[0] not in workers(own).values()
+    assert figure(own, "push1st_worker_restarts_total") == 1
+    connect_to(own, 0, stack).subscribe(channel)
+    own.publish(channel, "e", 1)
+    assert other.expect("e", channel) == 1
+
+
+def test_nobody_is_refused_while_a_dead_worker_is_replaced(own: ServerProcess) -> None:
+    """What reaches the socket of the dead one waits there for the next."""
+    before = workers(own)
+    kill(before[0])
+    end = time.monotonic() + 3
+    while time.monotonic() < end:
+        assert own.get("/health", port=own.ws_port).status == 200
+    assert len(workers(own)) == 2
+
+
+def test_a_worker_that_dies_again_and_again_is_started_ever_later(own: ServerProcess) -> None:
+    for _ in range(4):
+        wait_until(lambda: 0 in workers(own), "worker 0 is there", 20)
+        kill(workers(own)[0])
+        wait_until(lambda: 0 not in workers(own), "it is gone")
+    assert re.findall(r"worker ended .*again_in=([0-9.]+)", own.output) == ["0", "0.5", "1.0", "2.0"]
+    for _ in range(40):  # the other worker takes all
+        assert own.get("/health", port=own.ws_port).status == 200
+    until_workers(own, 2)
+
+
+def test_a_worker_that_hangs_does_not_hide_what_the_others_have_counted(own: ServerProcess) -> None:
+    hung, well = workers(own)[0], 1
+    kill(hung, signal.SIGSTOP)
+    try:
+        answer = None
+        for _ in range(20):  # until the other is asked
+            with contextlib.suppress(TimeoutError):
+                answer = ask(own.api_port, "/metrics", 3)
+                break
+        assert answer is not None
+        assert f'worker="{well}"' in answer
+        assert 'worker="0"' not in answer
+    finally:
+        kill(hung, signal.SIGCONT)
+
+
+def ask(port: int, path: str, seconds: float) -> str:
+    with socket.create_connection(("127.0.0.1", port), seconds) as connection:
+        connection.sendall(f"GET {path} HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n".encode())
+        answer = b""
+        while data := connection.recv(65536):
+            answer += data
+        return answer.decode()
+
+
+# -- the engine dies
+
+
+def test_the_engine_that_dies_is_replaced_and_clients_notice_nothing(
+    own: ServerProcess, channel: str, stack: contextlib.ExitStack
+) -> None:
+    clients = [connect_to(own, number, stack) for number in (0, 1)]
+    for client in clients:
+        client.subscribe(channel)
+    before = engine(own)
+    kill(before)
+    wait_until(lambda: not exists(before) and own.output.count("engine ready") == 2, "another engine is there")
+    until_delivered(own, channel, clients)
+    assert figure(own, "push1st_engine_restarts_total") == 1
+
+
+def test_publishing_fails_loudly_while_the_engine_does_not_answer(
+    own: ServerProcess, channel: str, stack: contextlib.ExitStack
+) -> None:
+    client = connect_to(own, 0, stack)
+    client.subscribe(channel)
+    stopped = engine(own)
+    kill(stopped, signal.SIGSTOP)
+    answer = own.post("/apps/app-test/events", {"name": "e", "channels": [channel], "data": "lost"})
+    assert answer.status == 503
+    kill(stopped)
+    wait_until(lambda: own.output.count("engine ready") == 2, "another engine is there")
+    until_delivered(own, channel, [client])
+
+
+# -- the supervisor dies, or is told to stop
+
+
+def test_nothing_is_left_when_the_supervisor_is_killed(own: ServerProcess, stack: contextlib.ExitStack) -> None:
+    client = connect_to(own, 0, stack)
+    there = children(supervisor(own))
+    assert len(there) == 3
+    own.signal(signal.SIGKILL)
+    own.wait()
+    assert client.close_code(2) == 1006
+    wait_until(lambda: not any(map(exists, there)), "workers and engine are gone", 2)
+    own.start()  # on the same ports, and over the Unix socket that is left
+    until_workers(own, 2)
+
+
+def test_a_signal_drains_all_workers_and_leaves_nothing(own: ServerProcess, stack: contextlib.ExitStack) -> None:
+    clients = [connect_to(own, number, stack) for number in (0, 1)]
+    there = children(supervisor(own))
+    own.signal()
+    assert [client.close_code() for client in clients] == [4200, 4200]
+    assert own.wait() == 0
+    assert not any(map(exists, there))
+    assert not own.unix.exists()
+    for port in (own.ws_port, own.api_port):
+        with pytest.raises(ConnectionRefusedError):
+            socket.create_connection(("127.0.0.1", port)).close()
+
+
+def test_it_is_not_ready_before_it_stops_listening(stack: contextlib.ExitStack) -> None:
+    with machine(config={"server": {"drain": 8}}) as server:
+        stack.enter_context(pusher_socket(server))
+        server.signal()
+        seen: list[int] = []
+        with contextlib.suppress(ConnectionError):
+            while not seen or seen[-1] == 200:
+                seen.append(server.get("/ready").status)
+        assert seen[-1] == 503
+        server.signal()
+
+
+def test_a_second_signal_stops_it_at_once(stack: contextlib.ExitStack) -> None:
+    with machine(config={"server": {"drain": 60}}) as server:
+        for _ in range(20):
+            stack.enter_context(pusher_socket(server))
+        server.signal()
+        wait_until(lambda: server.get("/ready").status == 503, "it is draining")
+        started = time.monotonic()
+        server.signal()
+        assert server.wait(5) == 0
+        assert time.monotonic() - started < 5
+
+
+def test_the_engine_is_nobody_elses_and_keeps_nothing(shared: ServerProcess) -> None:
+    found = re.search(r"unixsocket:(\S+)", children(supervisor(shared))[engine(shared)])
+    assert found
+    path = Path(found[1])
+    assert path.parent.stat().st_mode & 0o077 == 0
+    with socket.socket(socket.AF_UNIX) as client:
+        client.connect(str(path))
+        for name, value in (("port", "0"), ("save", ""), ("appendonly", "no"), ("maxmemory-policy", "noeviction")):
+            client.sendall(f"CONFIG GET {name}\r\n".encode())
+            assert client.recv(1000) == f"*2\r\n${len(name)}\r\n{name}\r\n${len(value)}\r\n{value}\r\n".encode()

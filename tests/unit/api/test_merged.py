@@ -1,0 +1,25 @@
+"""The metrics of several workers in one scrape."""
+
+import msgspec
+
+from push1st.api.server import merged
+from push1st.metrics import SUPERVISOR, Family
+
+
+def packed(*families: Family) -> bytes:
+    return msgspec.msgpack.encode(families)
+
+
+def test_each_family_is_there_once_with_a_series_a_worker():
+    one = Family("push1st_x", "x", "counter", [("push1st_x_total", {"road": "api"}, 3)])
+    (family,) = merged([(0, packed(one)), (2, packed(one))])
+    assert (family.name, family.type, family.documentation) == ("push1st_x", "counter", "x")
+    assert [(sample.name, sample.labels, sample.value) for sample in family.samples] == [
+        ("push1st_x_total", {"road": "api", "worker": "0"}, 3),
+        ("push1st_x_total", {"road": "api", "worker": "2"}, 3),
+    ]
+
+
+def test_what_is_the_supervisors_is_no_workers():
+    (family,) = merged([(SUPERVISOR, packed(Family("push1st_workers", "w", "gauge", [("push1st_workers", {}, 2)])))])
+    assert family.samples[0].labels == {}

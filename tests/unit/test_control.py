@@ -1,0 +1,28 @@
+"""What goes to a worker is what the supervisor has."""
+
+from push1st.config import AppConfig, Config, Hook, Listen, Networks, ServerConfig, Webhook, demo
+from push1st.control import pack, unpack
+from push1st.limits import Limits
+
+
+def test_a_configuration_comes_out_as_it_went_in():
+    config = Config(
+        server=ServerConfig(
+            listen=(Listen("tcp", "::1", 6001), Listen("unix", path="/a")), workers="auto", proxies=Networks.parse(["10.0.0.0/8"])
+        ),
+        apps=(
+            AppConfig(
+                id="a",
+                key="k",
+                secret="s",
+                origins=("https://a",),
+                limits=Limits(members=3),
+                hook=Hook(trigger=frozenset({"join"}), endpoint=("http://h/",)),
+                webhooks=(Webhook(url="http://h/", headers=(("a", "b"),)),),
+            ),
+        ),
+        broker="unix:///x",
+        warnings=("careful",),
+    )
+    assert unpack(pack(config)) == config
+    assert unpack(pack(demo())) == demo()

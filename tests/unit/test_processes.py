@@ -1,0 +1,42 @@
+"""How long to wait before a child is started again, and with which interpreter."""
+
+import sys
+
+import pytest
+
+from push1st.processes import LEAST_WAIT, MOST_WAIT, STEADY_SECONDS, Backoff, interpreter_options
+
+
+def test_one_that_ends_soon_is_started_at_once_and_then_ever_later():
+    backoff = Backoff()
+    waits = [backoff.after(1) for _ in range(12)]
+    assert waits[:4] == [0, LEAST_WAIT, 2 * LEAST_WAIT, 4 * LEAST_WAIT]
+    assert waits[-2:] == [MOST_WAIT, MOST_WAIT]
+
+
+def test_one_that_ran_well_is_forgiven():
+    backoff = Backoff()
+    for _ in range(5):
+        backoff.after(0)
+    assert backoff.after(STEADY_SECONDS) == 0
+    assert backoff.after(1) == 0
+    assert backoff.after(1) == LEAST_WAIT
+
+
+@pytest.mark.parametrize(
+    ("line", "arguments", "options"),
+    [
+        (["python", "-m", "push1st", "serve"], ["/x/__main__.py", "serve"], []),
+        (
+            ["python", "-W", "error", "-X", "dev", "-m", "push1st", "serve"],
+            ["/x/__main__.py", "serve"],
+            ["-W", "error", "-X", "dev"],
+        ),
+        (["python", "/bin/push1st", "serve", "-c", "x"], ["/bin/push1st", "serve", "-c", "x"], []),
+        (["python", "-I", "/bin/push1st", "serve"], ["/bin/push1st", "serve"], ["-I"]),
+    ],
+)
+def test_workers_get_the_options_of_our_own_interpreter(monkeypatch, line, arguments, options):
+    monkeypatch.setattr(sys, "orig_argv", line)
+    monkeypatch.setattr(sys, "argv", arguments)
+    assert interpreter_options() == options
