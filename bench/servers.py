@@ -255,12 +255,13 @@ def interpreter() -> tuple[str, str]:
     system = shutil.which("python3", path="/usr/bin:/usr/local/bin:/opt/homebrew/bin")
     if system is None or float(run(system, "-c", SPEED)) > 0.9 * float(run(python, "-c", SPEED)):
         return python, ""
-    made = BUILD / "python/bin/python"
-    if not made.exists():
-        print(f"bench: {system} is much faster than {python}, so bench/.build/python is made with it (once)", file=sys.stderr)
+    made, lock = BUILD / "python/bin/python", HERE.parent / "requirements.lock"
+    installed = BUILD / "python/requirements.lock"
+    if not installed.exists() or installed.read_text() != lock.read_text():
+        print(f"bench: {system} is much faster than {python}, so bench/.build/python is made with it", file=sys.stderr)
         run(system, "-m", "venv", "--without-pip", "--clear", made.parent.parent)
-        lock = HERE.parent / "requirements.lock"
         run(python, "-m", "pip", "--python", made, "install", "--quiet", "--no-deps", "-r", lock)
+        shutil.copy(lock, installed)
     return str(made), ", the system's"
 
 

@@ -94,7 +94,13 @@ class Server:
         config = self.config
         clock = SystemClock()
         metrics = Metrics()
-        fanout = Fanout(loop.call_soon, clock.wall, metrics, lambda: _failed("fan-out"))
+        shared = config.broker != "memory"
+
+        def next_turn(flush: Callable[[], None]) -> None:
+            # What the broker confirmed is answered in the next turn, and deliveries come behind answers (decision 0004).
+            loop.call_soon(loop.call_soon, flush)
+
+        fanout = Fanout(next_turn if shared else loop.call_soon, clock.wall, metrics, lambda: _failed("fan-out"))
         self.node = Node(load(SOURCES, "files")(config.apps), fanout, metrics, clock, secrets.randbits)
         self.node.siblings = self._siblings
         broker = self._broker()

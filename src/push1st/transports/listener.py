@@ -120,7 +120,8 @@ class Worker:
             except Exception:
                 self.failed("answer")
                 one.abort()
-        self.node.fanout.flush()
+        if not self.node.shared:
+            self.node.fanout.flush()
 
     def most_message(self, protocol: ProtocolConfig) -> int:
         """Bytes a WebSocket message may have: at least the largest event, JSON-escaped."""

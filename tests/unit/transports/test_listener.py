@@ -65,6 +65,22 @@ async def test_a_turn_reads_all_then_works_then_writes_answers_before_deliveries
     assert log == ["one works on a", "two works on b", "one answers", "two answers", "a delivery"]
 
 
+async def test_with_a_broker_that_confirms_later_deliveries_have_a_turn_of_their_own():
+    site = Site()
+    log: list[str] = []
+    session, outlet = site.world.session(push=frozenset())
+    session.handle(Subscribe("c"))
+    await turns(2)
+    outlet.on_write = lambda: log.append("a delivery")
+    site.world.memory.shared = True
+    site.worker.arrived(Connection(site, log, "one"), b"a")
+    site.world.publish("c", b"1")
+    site.worker.turn()
+    assert log == ["one works on a", "one answers"]
+    await turns(2)
+    assert log[-1] == "a delivery"
+
+
 @pytest.mark.parametrize("step", ["process", "flush"])
 async def test_one_connection_that_fails_stops_no_other(step):
     site = Site()
