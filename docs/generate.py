@@ -73,13 +73,31 @@ ABOUT: dict[str, str] = {
         "A Pusher client that within 10 seconds neither signs in nor joins a channel that needs a signature is closed with 4009."
     ),
     "APP.options.statistic": "Read, without effect.",
-    "APP.hook.trigger": "What the hook is told of.",
+    "APP.hook.trigger": "What the hook is told of ([Push1st's hooks](webhooks.md#push1sts-hooks)).",
     "APP.hook.endpoint": "Where it is told.",
+    "APP.hook.sign": "Requests carry the app's key and a signature.",
     "APP.hook.http-pipelining": "Read, without effect.",
     "APP.hook.keep-alive": "Read, without effect.",
     "APP.webhooks.url": "Where events are sent.",
-    "APP.webhooks.events": "Which; empty: all.",
-    "APP.webhooks.filter": "Prefixes of channel names; empty: all.",
+    "APP.webhooks.format": "Pusher's, or Push1st's.",
+    "APP.webhooks.events": "Which; empty: all of the format.",
+    "APP.webhooks.filter": "Channels, by prefix or by a pattern in which `*` stands for anything; empty: all.",
+    "APP.webhooks.timeout": "Seconds a delivery may take.",
+    "APP.webhooks.batch": "Events a delivery may have.",
+    "APP.webhooks.concurrency": "Deliveries at once, each of other channels. Without it 10, and 1 of `py:` and `lua:`.",
+    "APP.authorize.url": "Who is asked.",
+    "APP.authorize.on": "What it is asked about.",
+    "APP.authorize.filter": "Channels it is asked about, by prefix or pattern; empty: all.",
+    "APP.authorize.headers": "Headers of each request.",
+    "APP.authorize.timeout": "Seconds it has to answer; then the answer is no.",
+    "APP.authorize.cache": "Seconds an answer is kept; 0: not at all.",
+    "APP.authorize.concurrency": "Processes of a `py:` function.",
+    "hooks.events": "Events that may wait for an endpoint; what comes then is dropped.",
+    "hooks.bytes": "Bytes that may wait for an endpoint.",
+    "hooks.folder": (
+        "Where the rest of the queues is saved at a stop, and what is given up is kept (`dead-letters.jsonl`). "
+        "Without one both are lost, and counted."
+    ),
     "APP.webhooks.headers": "Headers of each request.",
     "ssl": "A place for anchors: `&name` here, `*name` where it is used.",
     "PROTOCOL.path": "What its paths begin with, before `server.app-path`.",
@@ -92,6 +110,7 @@ ABOUT: dict[str, str] = {
 }
 
 WEBHOOK = config.Webhook(url="")
+AUTHORIZE = config.Authorize(url="")
 PLANNED = """
 server: { proto: [ pusher, mqtt ] }
 cluster: { listen: "udp://*:8001" }
@@ -101,8 +120,6 @@ PLANNED_APP = """
 app:
   key: key
   secret: 0123456789abcdef0123456789abcdef
-  hook: { endpoint: "http://localhost/" }
-  webhooks: [ { url: "http://localhost/" } ]
 """
 
 HEAD = """<!-- Written by docs/generate.py from the code. Do not edit: change the code or docs/generate.py, then run it. -->
@@ -172,6 +189,7 @@ def page() -> str:
         (", ".join(f"server.{name}" for name in config.PROTOCOLS), keys.PROTOCOL, None, ("server", "pusher")),
         ("api", keys.API, root.api, ("api",)),
         ("log", keys.LOG, root.log, ("log",)),
+        ("hooks", keys.HOOKS, root.hooks, ("hooks",)),
     ):
         parts.append(f"## {title}\n\n")
         if struct is None:
@@ -186,7 +204,10 @@ def page() -> str:
     )
     parts.append("### limits\n\nRates are per second. What they are refused with is in [errors.md](errors.md).\n\n")
     parts.append(_table(keys.LIMITS, limits.Limits(), ("APP", "limits")))
-    parts.append("### webhooks\n\nA list of sections.\n\n" + _table(keys.WEBHOOK, WEBHOOK, ("APP", "webhooks")))
+    parts.append("### webhooks\n\nA list of sections: [webhooks.md](webhooks.md).\n\n")
+    parts.append(_table(keys.WEBHOOK, WEBHOOK, ("APP", "webhooks")))
+    parts.append("### authorize\n\nA section, or a list of them: [authorising.md](authorising.md).\n\n")
+    parts.append(_table(keys.AUTHORIZE, AUTHORIZE, ("APP", "authorize")))
     parts.append(_without_effect())
     return "".join(parts).rstrip() + "\n"
 
@@ -217,7 +238,7 @@ def _keys(table: keys.Table, struct: Any, path: Path_) -> Iterator[tuple[Path_, 
 
 
 def _is_own_table(path: Path_) -> bool:
-    return path[-1] in (*config.PROTOCOLS, "limits", "webhooks") and len(path) == 2
+    return path[-1] in (*config.PROTOCOLS, "limits", "webhooks", "authorize") and len(path) == 2
 
 
 def _row(path: Path_, key: keys.Key, struct: Any, default: Any) -> str:

@@ -18,6 +18,7 @@ from push1st.brokers.memory import Memory
 from push1st.config import Config, demo
 from push1st.eager import begin
 from push1st.fanout import Fanout
+from push1st.hooks.switchboard import Switchboard
 from push1st.metrics import Metrics
 from push1st.node import Node
 from push1st.protocols.pusher import Pusher
@@ -118,7 +119,10 @@ class Server:
         numbers = Random(1)  # noqa: S311 - ids of connections, in a fuzzer
         self.node = Node(Files(config.apps), fanout, metrics, clock, numbers.getrandbits)
         memory = Memory(self.node.stamp)
-        begin(self.node.open(memory, memory, memory, memory, memory, lambda _: None))
+        hooks = Switchboard(
+            config.apps, config.hooks, "", clock, numbers.getrandbits, metrics.hook_events, metrics.hook_attempts, metrics.asked
+        )
+        begin(self.node.open(memory, memory, memory, memory, memory, hooks))
         sweep = Sweep(clock.monotonic, self.note, lambda: None)
         codecs: dict[str, Any] = {"pusher": Pusher(), "pusher-xhr": PusherXhr(), "websocket": Raw()}
         self.worker = Worker(self.node, Api(self.node, config).serve, config, codecs, sweep, self.failed)

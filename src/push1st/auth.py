@@ -9,7 +9,7 @@ One secret an app signs five kinds of text, so no text of one kind may be readab
     socket_id::user::user_data            a sign-in (section 5)
     METHOD\\n/path\\nname=value&…           an API request (section 9)
     base64url.base64url                   an access token, a JWT (Push1st API, section 2)
-    {"time_ms":…}                         a webhook's body (Pusher protocol, section 9)
+    {…}                                   what is sent to a backend: a webhook, a hook, a question (section 9)
 
 They differ by what comes first: neither a socket id nor a channel name may hold a colon, a line break or a brace, and a
 channel name is not empty. `session_token`, which signs what it is sent, enforces that.
@@ -95,6 +95,15 @@ def check_channel(key: str, secret: str, socket_id: str, channel: str, auth: str
     if not secret or not channel or ":" in channel:
         return False
     return equal(auth.removeprefix(f"{key}:"), channel_signature(secret, socket_id, channel, channel_data))
+
+
+def body_signature(secret: str, body: bytes) -> str:
+    """What a backend tells by that a request comes from here (Pusher protocol, section 9): `X-Pusher-Signature`.
+
+    body: JSON, an object.
+    """
+    assert body[:1] == b"{", "it must not be readable as anything else that is signed"
+    return hmac_hex(secret, body)
 
 
 def user_signature(secret: str, socket_id: str, user_data: str) -> str:

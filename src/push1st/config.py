@@ -20,6 +20,16 @@ Net = ipaddress.IPv4Network | ipaddress.IPv6Network
 Protocol = Literal["pusher", "websocket", "mqtt"]
 PROTOCOLS: tuple[Protocol, ...] = ("pusher", "websocket", "mqtt")
 TRIGGERS = ("register", "unregister", "join", "leave", "push")
+WEBHOOK_EVENTS = (
+    "channel_occupied",
+    "channel_vacated",
+    "member_added",
+    "member_removed",
+    "client_event",
+    "cache_miss",
+    "subscription_count",
+)
+QUESTIONS = ("connect", "subscribe", "publish")
 
 SECRET_BYTES = 32
 """Shorter keys are weaker than the HMAC-SHA256 they are used for (RFC 7518 §3.2)."""
@@ -229,25 +239,67 @@ class ApiConfig(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Hook(_Discreet, frozen=True, kw_only=True):
-    """Push1st's hook of an app: triggers, and URLs (http, https, lua). Does nothing yet."""
+    """Push1st's hook of an app.
+
+    trigger: what endpoints are told of. endpoint: where. sign: requests carry the app's key and a signature.
+    """
 
     hidden: ClassVar[frozenset[str]] = frozenset({"endpoint"})
 
     trigger: frozenset[str] = frozenset()
     endpoint: tuple[str, ...] = ()
+    sign: bool = False
 
 
 class Webhook(_Discreet, frozen=True, kw_only=True):
-    """A webhook of an app. filter: prefixes of channel names. timeout: seconds. batch: events a request. Does nothing yet."""
+    """A webhook of an app.
+
+    events: which it is told of; empty: all of its format. filter: channels it is told of, by prefix, or by a pattern in
+    which `*` stands for anything; empty: all. headers: of each request. timeout: seconds a delivery may take. batch: events
+    a delivery may have. concurrency: deliveries at once, each of other channels; 0: 10, and 1 of `py:` and `lua:`.
+    """
 
     hidden: ClassVar[frozenset[str]] = frozenset({"url", "headers"})
 
     url: str
+    format: Literal["pusher", "push1st"] = "pusher"
     events: tuple[str, ...] = ()
     filter: tuple[str, ...] = ()
     headers: tuple[tuple[str, str], ...] = ()
     timeout: int = 5
-    batch: int = 10
+    batch: int = 1
+    concurrency: int = 0
+
+
+class Authorize(_Discreet, frozen=True, kw_only=True):
+    """Who an app has a say through.
+
+    on: what it is asked about. filter: channels it is asked about, as of a webhook; empty: all. headers: of each request.
+    timeout: seconds it has to answer; then the answer is no. cache: seconds an answer is kept; 0: not at all.
+    concurrency: processes of a `py:` function.
+    """
+
+    hidden: ClassVar[frozenset[str]] = frozenset({"url", "headers"})
+
+    url: str
+    on: frozenset[str] = frozenset()
+    filter: tuple[str, ...] = ()
+    headers: tuple[tuple[str, str], ...] = ()
+    timeout: int = 3
+    cache: int = 0
+    concurrency: int = 1
+
+
+class HooksConfig(msgspec.Struct, frozen=True, kw_only=True):
+    """What all endpoints of hooks share.
+
+    events, bytes: that may wait for one endpoint; what comes then is dropped. folder: where the rest of a queue is saved
+    at a stop, and what was given up is kept (`dead-letters.jsonl`); without one both are lost, and counted.
+    """
+
+    events: int = 100_000
+    bytes: int = 67_108_864
+    folder: str = ""
 
 
 class AppConfig(_Discreet, frozen=True, kw_only=True):
@@ -274,6 +326,7 @@ class AppConfig(_Discreet, frozen=True, kw_only=True):
     statistic: bool = False
     hook: Hook | None = None
     webhooks: tuple[Webhook, ...] = ()
+    authorize: tuple[Authorize, ...] = ()
 
 
 class LogConfig(msgspec.Struct, frozen=True, kw_only=True):
@@ -282,7 +335,11 @@ class LogConfig(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Config(_Discreet, frozen=True, kw_only=True):
-    """Everything. broker: `memory`, or a URL. warnings: what loads and does not do what it says. demo: see `demo`."""
+    """Everything.
+
+    broker: `memory`, or a URL. folder: where relative paths start. warnings: what loads and does not do what it says.
+    demo: see `demo`.
+    """
 
     hidden: ClassVar[frozenset[str]] = frozenset({"broker"})
 
@@ -291,6 +348,8 @@ class Config(_Discreet, frozen=True, kw_only=True):
     apps: tuple[AppConfig, ...] = ()
     broker: str = "memory"
     log: LogConfig = LogConfig()
+    hooks: HooksConfig = HooksConfig()
+    folder: str = ""
     warnings: tuple[str, ...] = ()
     demo: bool = False
 

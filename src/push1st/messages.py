@@ -145,6 +145,15 @@ def session_topic(user_id: str) -> str:
     return f"#user-{user_id}"
 
 
+class Visitor(msgspec.Struct, frozen=True, gc=False):
+    """What a client that connects has shown, for the app's backend. query: as in the URL; headers: None without one."""
+
+    query: str = ""
+    origin: str | None = None
+    cookie: str | None = None
+    authorization: str | None = None
+
+
 # Commands: what a client asks for.
 
 

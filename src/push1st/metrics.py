@@ -22,10 +22,17 @@ CUT_OFFS: Final = (
     "internal-error",
     "not-authorized",
     "queue-full",
+    "refused-by-app",
     "silent",
     "slow",
     "slow-request",
     "whitelist",
+)
+HOOK_EVENTS: Final = ("queued", "sent", "overflowed", "expired", "stopped", "endpoint-gone", "unburied")
+HOOK_ATTEMPTS: Final = ("delivered", "refused", "timed-out", "unreachable", "untrusted", "raised", "crashed", "internal-error")
+ASKED: Final = (
+    *("allowed", "refused", "cached", "malformed", "failed"),
+    *("timed-out", "unreachable", "untrusted", "raised", "crashed"),
 )
 """labels that are shown before their first count: a rate over a series that only now appears misses what made it appear"""
 
@@ -46,6 +53,7 @@ class Metrics:
     """Counters since the start of the worker."""
 
     __slots__ = (
+        "asked",
         "broker_away",
         "broker_unconfirmed",
         "bytes_in",
@@ -53,6 +61,8 @@ class Metrics:
         "connections",
         "cut_offs",
         "events_in",
+        "hook_attempts",
+        "hook_events",
         "messages_out",
         "opened",
         "refusals",
@@ -82,3 +92,9 @@ class Metrics:
         """seconds without a broker"""
         self.broker_unconfirmed = 0
         """broker messages that were not confirmed in time"""
+        self.hook_events: Counter[str] = Counter()
+        """events for hooks, by what became of them: queued, then sent or lost in some way"""
+        self.hook_attempts: Counter[str] = Counter()
+        """deliveries tried, by result"""
+        self.asked: Counter[str] = Counter()
+        """questions to the apps' backends, by answer"""

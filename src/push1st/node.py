@@ -13,12 +13,15 @@ from typing import Protocol
 import msgspec
 
 from push1st.apps import Apps
-from push1st.brokers import Broker, Facts, Happened, Joined, Kept, Occupancy, Quotas, Roster, Users
+from push1st.brokers import Broker, Facts, Joined, Kept, Occupancy, Quotas, Roster, Users
 from push1st.channels import kind_of
 from push1st.config import AppConfig
 from push1st.eager import Rest, Soon, begin, spawn, wait
 from push1st.errors import Disconnect, LimitReached, Refused
 from push1st.fanout import Fanout
+from push1st.hooks import Hooks
+from push1st.hooks.authorize import asks
+from push1st.hooks.formats import kinds
 from push1st.hub import Lane, Subscriber, Tenant
 from push1st.limits import Bucket
 from push1st.messages import (
@@ -27,6 +30,8 @@ from push1st.messages import (
     TERMINATE,
     TOLD,
     CacheMissed,
+    Fact,
+    Happening,
     Member,
     Message,
     Options,
@@ -107,9 +112,12 @@ class Siblings(Protocol):
 
 
 class App:
-    """An app on this worker: its configuration, and what the worker knows of it."""
+    """An app on this worker: its configuration, and what the worker knows of it.
 
-    __slots__ = ("config", "over_quota", "publishes", "reads", "tenant")
+    reported: the facts its hooks want. asks: what its backend has a say in, each with whether it is about a channel.
+    """
+
+    __slots__ = ("asks", "config", "over_quota", "publishes", "reads", "reported", "tenant")
 
     def __init__(self, config: AppConfig, now: float) -> None:
         self.config = config
@@ -118,6 +126,8 @@ class App:
         """connections that are about to end, since the app has all it may have"""
         self.publishes = Bucket(config.limits.publishes, now)
         self.reads = Bucket(config.limits.reads, now)
+        self.reported = kinds(config)
+        self.asks = asks(config)
 
 
 class Node:
@@ -149,11 +159,13 @@ class Node:
         self._users: Users
         self._quotas: Quotas
         self._facts: Facts
+        self.hooks: Hooks
 
-    async def open(self, broker: Broker, roster: Roster, users: Users, quotas: Quotas, facts: Facts, happened: Happened) -> None:
+    async def open(self, broker: Broker, roster: Roster, users: Users, quotas: Quotas, facts: Facts, hooks: Hooks) -> None:
         """Connects the broker; before this nothing may be published or subscribed to."""
         self._broker, self._roster, self._users, self._quotas, self._facts = broker, roster, users, quotas, facts
-        await broker.open(self.receive, happened, self._answer)
+        self.hooks = hooks
+        await broker.open(self.receive, hooks.happened, self._answer)
 
     async def close(self) -> None:
         await self._broker.close()
@@ -253,14 +265,21 @@ class Node:
             if client.closed:
                 await self._roster.leave(id, name, client.id, _user_id(member))
                 raise LimitReached(403, "the connection is closed")
-            return self._join(app, client, name), joined
+            lane = self._join(app, client, name)
+            if "joined" in app.reported:
+                self.report(app, "joined", name, client.id, member)
+            return lane, joined
         finally:
             self._want_less(key)
             await self._release(app, name)
 
-    def replay(self, name: str, kept: Kept | None) -> Replayed | CacheMissed:
+    def replay(self, app: App, name: str, kept: Kept | None) -> Replayed | CacheMissed:
         """What a new subscriber of a cache channel is told right after it was told that it is one."""
-        return CacheMissed(name) if kept is None else Replayed(kept.message, self.clock.wall())
+        if kept is not None:
+            return Replayed(kept.message, self.clock.wall())
+        if "cache-missed" in app.reported:
+            self.report(app, "cache-missed", name)
+        return CacheMissed(name)
 
     async def unsubscribe(self, app: App, client: Client, name: str, member: Member | None, lanes: dict[str, Lane]) -> None:
         """Takes a client off a channel, and the lane off the client's, once it has got what was due to it."""
@@ -274,6 +293,8 @@ class Node:
 
     async def _leave(self, app: App, client: Client, name: str, member: Member | None) -> None:
         """What is left to do outside of the hub. With the broker away it stays undone there, and nothing else does."""
+        if "left" in app.reported:
+            self.report(app, "left", name, client.id, member)
         with suppress(Refused):
             await self._roster.leave(app.config.id, name, client.id, _user_id(member))
         await self._release(app, name)
@@ -320,6 +341,8 @@ class Node:
         if occupancy is None:
             return
         await wait(self._broker.publish(subscription_count(*key, occupancy.subscriptions, *self.stamp())))
+        if "counted" in app.reported:
+            self._facts.report(Fact("counted", *key, self.clock.wall(), count=occupancy.subscriptions))
 
     async def tick(self) -> None:
         """Once a second: sends the subscription counts whose time has come. A slow broker is asked once at a time."""
@@ -331,6 +354,23 @@ class Node:
                 await self.count(app, key[1])
         finally:
             self._counting = False
+
+    # Facts
+
+    def report(
+        self,
+        app: App,
+        kind: Happening,
+        channel: str,
+        socket_id: str = "",
+        member: Member | None = None,
+        event: str = "",
+        data: bytes = b"",
+    ) -> None:
+        """Tells the hooks of what happened; for kinds that are in `app.reported`, and channels that are no user's own."""
+        if not channel.startswith("#"):
+            user_id, info = (None, b"null") if member is None else (member.user_id, member.info)
+            self._facts.report(Fact(kind, app.config.id, channel, self.clock.wall(), socket_id, user_id, info, event, data))
 
     # Users
 

@@ -26,6 +26,7 @@ from push1st.config import EMBEDDED, Config, Networks, Ssl
 from push1st.eager import settled, spawn
 from push1st.errors import ConfigError, Refused
 from push1st.fanout import Fanout
+from push1st.hooks.switchboard import Switchboard
 from push1st.listening import BACKLOG, GRACE, ROLES, Door, addresses, bind, close, with_ports
 from push1st.metrics import Metrics
 from push1st.node import Node, Siblings
@@ -47,6 +48,8 @@ TLS_SECONDS = 10
 """for a client's TLS handshake"""
 CALLERS_SECONDS = 1
 """for callers of the API to make their last call, where they can make the next elsewhere"""
+HOOKS_SECONDS = 5
+"""for hook events that are queued to be sent; what is left is saved"""
 LAST_SECONDS = 5
 """for clients that were told to leave to answer, before their sockets are destroyed"""
 
@@ -103,11 +106,25 @@ class Server:
         fanout = Fanout(next_turn if shared else loop.call_soon, clock.wall, metrics, lambda: _failed("fan-out"))
         self.node = Node(load(SOURCES, "files")(config.apps), fanout, metrics, clock, secrets.randbits)
         self.node.siblings = self._siblings
+        try:
+            self._hooks = Switchboard(
+                config.apps,
+                config.hooks,
+                config.folder,
+                clock,
+                secrets.randbits,
+                metrics.hook_events,
+                metrics.hook_attempts,
+                metrics.asked,
+            )
+        except OSError as wrong:
+            raise ConfigError(f"cannot keep hook events in {config.hooks.folder}: {wrong.strerror or wrong}") from wrong
         broker = self._broker()
         try:
-            await self.node.open(broker, broker, broker, broker, broker, lambda _: None)
+            await self.node.open(broker, broker, broker, broker, broker, self._hooks)
         except Refused as wrong:
             raise ConfigError(wrong.text) from None
+        self._hooks.open()
         codecs = {name: load(PROTOCOLS, name)() for name in PROTOCOLS}
         self._sweep = Sweep(clock.monotonic, lambda: _failed("sweep"), lambda: spawn(self.node.tick()))
         self.worker = Worker(self.node, Api(self.node, config).serve, config, codecs, self._sweep, _failed)
@@ -237,6 +254,7 @@ class Server:
         await asyncio.sleep(0)
         self.node.fanout.flush()
         await settled()
+        await self._hooks.close(0 if self._now.is_set() else HOOKS_SECONDS)
         await self.node.close()
         self._sweep.stop()
         log.info("stopped")

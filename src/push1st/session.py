@@ -6,7 +6,7 @@ are a flood, and end the connection.
 """
 
 from collections import deque
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from typing import Protocol
 
 import msgspec
@@ -15,6 +15,8 @@ from push1st import auth
 from push1st.channels import PUBLIC, RESERVED, Kind, kind_of, pusher_name_error, user_id_error, wide_name_error
 from push1st.eager import spawn
 from push1st.errors import Disconnect, LimitReached, Refused
+from push1st.hooks import Decision
+from push1st.hooks.events import Connecting, Publishing, Subscribing
 from push1st.hub import Lane, Wire, Write
 from push1st.jsontext import string_size
 from push1st.limits import Bucket
@@ -34,6 +36,7 @@ from push1st.messages import (
     SubscriptionRefused,
     Unsubscribe,
     User,
+    Visitor,
     user_channel,
 )
 from push1st.node import App, Left, Node
@@ -157,6 +160,45 @@ class Session:
             self.subscriptions, self.topics = {}, None
             spawn(self.node.disconnect(self.app, self, left))
 
+    def enter(self, visitor: Visitor, let_in: Callable[[], None]) -> None:
+        """Calls `let_in` as soon as the client is in: now, or when the app's backend has agreed. Commands wait for that."""
+        if "connect" not in self.app.asks:
+            let_in()
+            return
+        self._busy = True
+        spawn(self._enter(visitor, let_in))
+
+    async def _enter(self, visitor: Visitor, let_in: Callable[[], None]) -> None:
+        try:
+            answer = await self.node.hooks.ask(
+                Connecting(
+                    self.app.config.id,
+                    self.id,
+                    self.ip,
+                    visitor.query,
+                    visitor.origin,
+                    visitor.cookie,
+                    visitor.authorization,
+                )
+            )
+            if answer.refused is None and answer.user_id is not None and not self.closed:
+                if wrong := user_id_error(answer.user_id):
+                    raise Refused(400, wrong)
+                self.topics, _ = await self.node.sign_in(self.app, self, user := User(answer.user_id, answer.user_info))
+                self.user, self.authorized = user, True
+            if not self.closed:
+                if answer.refused is not None:
+                    raise answer.refused
+                let_in()
+        except Refused as refused:
+            self.node.metrics.cut_offs["refused-by-app"] += 1
+            self.outlet.close(refused.code if refused.code >= 4000 else 4009, refused.text)
+        except Exception:
+            self.outlet.fail()
+        if self._queue and not self.closed:
+            await self._apply(self._queue.popleft())
+        self._busy = False
+
     # Commands
 
     def handle(self, command: Command) -> None:
@@ -242,14 +284,24 @@ class Session:
             return
         self.node.metrics.refusals[kind] += 1
         self.outlet.send(SubscriptionRefused(channel, kind, refused.text, refused.code))
+        if self.push is not None and not self.subscriptions and not self._queue:
+            self.outlet.close(1008, "no channel to subscribe to: the app's backend allowed none")
 
     async def _subscribe(self, command: Subscribe) -> bool:
         """Whether the client was not subscribed to the channel already."""
         name = command.channel
         kind = self._permit(command)
+        answer = None
+        if name not in self.subscriptions and self._is_asked(name):
+            answer = await self._ask_to_subscribe(command)
         member = None
         if kind.presence and self.claims is None and self.push is None:
-            member = self._member(command.channel_data)
+            if answer is not None and answer.user_id is not None:
+                member = Member(answer.user_id, answer.user_info)
+            elif name not in self.subscriptions or not self._is_asked(name):
+                member = self._member(command.channel_data)
+            else:
+                member = (self.members or {}).get(name)
         if kind.needs_auth:
             self.authorized = True
         if name in self.subscriptions:
@@ -267,8 +319,25 @@ class Session:
             self.members[name] = member
         self.outlet.send(Subscribed(name, joined.members))
         if kind.cache:
-            self.outlet.send(self.node.replay(name, joined.kept))
+            self.outlet.send(self.node.replay(self.app, name, joined.kept))
         return True
+
+    def _is_asked(self, channel: str) -> bool:
+        """Whether the app's backend decides who may subscribe."""
+        asked = self.app.asks.get("subscribe")
+        return asked is not None and not channel.startswith("#") and bool(asked(channel))
+
+    async def _ask_to_subscribe(self, command: Subscribe) -> Decision:
+        """Raises Refused when the app's backend does."""
+        user_id = None if self.user is None else self.user.id
+        answer = await self.node.hooks.ask(
+            Subscribing(self.app.config.id, self.id, self.ip, command.channel, command.channel_data, user_id)
+        )
+        if answer.refused is not None:
+            raise answer.refused
+        if answer.user_id is not None and (wrong := user_id_error(answer.user_id)):
+            raise Refused(500, wrong)
+        return answer
 
     def permits(self, channel: str) -> bool:
         """Whether a client that brings its rights in a token may subscribe."""
@@ -292,7 +361,7 @@ class Session:
         kind = kind_of(name)
         if kind.type not in config.channels and not (kind.type == "protected" and "private" in config.channels):
             raise Refused(403, f"this app has no {kind.type} channels")
-        if not kind.needs_auth:
+        if not kind.needs_auth or self._is_asked(name):
             return kind
         if self.push is not None:
             if self.claims is None or not self.claims.allows(name):
@@ -386,13 +455,16 @@ class Session:
                     raise Disconnect(1008, f"more than {most} messages a second")
                 raise Refused(429, f"more than {most} client events a second")
         member = self.members.get(channel) if self.members else None
+        data = command.data
+        if "publish" in self.app.asks and self.app.asks["publish"](channel):
+            data = await self._ask_to_publish(command, member)
         node = self.node
         node.metrics.events_in[self.wire.name] += 1
         soon = node.publish(
             self.app,
             channel,
             event,
-            command.data,
+            data,
             node.stamp(),
             sender=self.id,
             exclude=self.id,
@@ -401,3 +473,21 @@ class Session:
         )
         if not isinstance(soon, int):
             await soon
+        if "client-event" in self.app.reported:
+            node.report(self.app, "client-event", channel, self.id, member, event, data)
+
+    async def _ask_to_publish(self, command: Publish, member: Member | None) -> bytes:
+        """The data to publish. Raises Refused when the app's backend does, or when the client has left meanwhile."""
+        user_id = member.user_id if member is not None else self.user.id if self.user is not None else None
+        config = self.app.config
+        answer = await self.node.hooks.ask(
+            Publishing(config.id, self.id, self.ip, command.channel, command.event, msgspec.Raw(command.data), user_id)
+        )
+        if answer.refused is not None:
+            raise answer.refused
+        if command.channel not in self.subscriptions:
+            raise Refused(403, f"not subscribed to {command.channel[:200]}")
+        data = command.data if answer.data is None else answer.data
+        if string_size(data) > config.limits.payload:
+            raise Refused(413, f"data has {string_size(data)} bytes, the limit is {config.limits.payload}")
+        return data

@@ -24,7 +24,6 @@ from push1st.messages import (
     MEMBER_REMOVED,
     WATCHLIST_EVENTS,
     CacheMissed,
-    Fact,
     Message,
     Replayed,
     SignedIn,
@@ -38,7 +37,7 @@ from push1st.metrics import Metrics
 from push1st.node import Node
 from push1st.server import SystemClock
 from push1st.session import Session
-from tests.unit.fakes import KEY, SECRET, app_config
+from tests.unit.fakes import KEY, SECRET, Hooks, app_config
 
 SETTLED_SECONDS = 15
 _names = count(1)
@@ -86,7 +85,8 @@ class Place:
         fanout = Fanout(loop.call_soon, time.time_ns, self.metrics, lambda: self.failures.append(repr(sys.exception())))
         self.config = app_config({"members": 0, **limits}, subscription_count=bool(limits))
         self.node = Node(Files([self.config]), fanout, self.metrics, SystemClock(), random.getrandbits)
-        self.facts: list[Fact] = []
+        self.hooks = Hooks()
+        self.facts = self.hooks.facts
 
         def numbered(number: int) -> None:
             self.node.worker = number
@@ -97,7 +97,7 @@ class Place:
         self.clients: list[Client] = []
 
     async def open(self) -> "Place":
-        await self.node.open(self.broker, self.broker, self.broker, self.broker, self.broker, self.facts.append)
+        await self.node.open(self.broker, self.broker, self.broker, self.broker, self.broker, self.hooks)
         return self
 
     @property

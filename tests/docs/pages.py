@@ -262,7 +262,7 @@ class Story:
         self._fragments += 1
         folder = self.folder / f".fragment-{self._fragments}"
         folder.mkdir()
-        root = re.match(r"(server|api|log|broker|ssl|credentials):", text) is not None
+        root = re.match(r"(server|api|log|broker|ssl|credentials|hooks):", text) is not None
         (folder / "server.yml").write_text(text if root else "credentials: [ apps.yml ]\n")
         (folder / "apps.yml").write_text("" if root else text)
         try:

@@ -20,6 +20,8 @@ from push1st.brokers.memory import Memory
 from push1st.config import ApiConfig, AppConfig, Config, ServerConfig
 from push1st.eager import begin, spawn, wait
 from push1st.fanout import Fanout
+from push1st.hooks import Decision, Status
+from push1st.hooks.events import Question
 from push1st.limits import Limits
 from push1st.messages import DEFAULT_OPTIONS, Fact, Message, Options, Request, Response, Subscribe, Unsubscribe
 from push1st.metrics import Metrics
@@ -115,6 +117,33 @@ def app_config(limits: dict[str, int] | None = None, **changes: Any) -> AppConfi
     return AppConfig(**(values | {"limits": Limits(**(limits or {}))} | changes))
 
 
+class Hooks:
+    """Keeps what happened."""
+
+    def __init__(self) -> None:
+        self.facts: list[Fact] = []
+        self.asked: list[Question] = []
+        self.decision = Decision()
+        self.waits: asyncio.Future[None] | None = None
+
+    def happened(self, fact: Fact) -> None:
+        self.facts.append(fact)
+
+    async def ask(self, question: Question) -> Decision:
+        """What `decision` says, once `waits` is done."""
+        self.asked.append(question)
+        waits = self.waits
+        if waits is not None:
+            await waits
+        return self.decision
+
+    def status(self, app: str) -> list[Status]:
+        return []
+
+    def queued(self) -> dict[str, int]:
+        return {}
+
+
 class World:
     """A node on the memory broker, or on another one made of it, with its clock and turns."""
 
@@ -130,8 +159,8 @@ class World:
         self.memory = Memory(self.node.stamp)
         self.broker = SlowBroker(self.memory)
         opened: Any = self.broker if slow else self.memory
-        self.facts: list[Fact] = []
-        done(self.node.open(opened, opened, opened, opened, opened, self.facts.append))
+        self.hooks = Hooks()
+        done(self.node.open(opened, opened, opened, opened, opened, self.hooks))
         self.app = self.node.app(self.apps[0])
 
     def _failed(self) -> None:

@@ -13,7 +13,7 @@ from urllib.parse import unquote_to_bytes
 import msgspec
 
 from push1st import auth
-from push1st.api import channels, events, server, tokens, users
+from push1st.api import channels, events, hooks, server, tokens, users
 from push1st.api.call import Answer, Call, Endpoint, error
 from push1st.config import Config
 from push1st.errors import Refused
@@ -28,6 +28,7 @@ ROUTES: dict[tuple[str, ...], dict[str, Endpoint]] = {
     ("channels", "*", "events"): {"POST": events.publish_body},
     ("channels", "*", "users"): {"GET": channels.users},
     ("users", "*", "terminate_connections"): {"POST": users.terminate},
+    ("hooks",): {"GET": hooks.listing},
     ("token", "session"): {"POST": tokens.session},
     ("token", "access"): {"POST": tokens.access},
 }

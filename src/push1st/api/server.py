@@ -11,7 +11,7 @@ from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metri
 
 from push1st.errors import Refused
 from push1st.messages import API, Request, Response
-from push1st.metrics import CUT_OFFS, REFUSALS, STATUSES, SUPERVISOR, Family
+from push1st.metrics import ASKED, CUT_OFFS, HOOK_ATTEMPTS, HOOK_EVENTS, REFUSALS, STATUSES, SUPERVISOR, Family
 from push1st.node import Node
 from push1st.protocols import PROTOCOLS
 
@@ -88,6 +88,10 @@ class _Collected:
         yield CounterMetricFamily(
             "push1st_broker_unconfirmed", "messages that the broker did not confirm in time", count.broker_unconfirmed
         )
+        yield _counter("hook_events", "events for hooks, by what became of them", "outcome", count.hook_events, HOOK_EVENTS)
+        yield _counter("hook_attempts", "deliveries to hook endpoints, by result", "result", count.hook_attempts, HOOK_ATTEMPTS)
+        yield _counter("asked", "questions to the backends of apps", "answer", count.asked, ASKED)
+        yield _gauge("hook_events_queued", "events of an app that wait for its hook endpoints", "app", node.hooks.queued())
         yield GaugeMetricFamily("push1st_pending_bytes", "bytes waiting for the end of the loop turn", node.fanout.pending)
         yield GaugeMetricFamily("push1st_pending_slices", "parts of long flushes still to be written", node.fanout.slices)
         sizes: dict[str, dict[str, int]] = {"connections": {}, "channels": {}, "subscriptions": {}}

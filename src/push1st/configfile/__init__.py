@@ -17,6 +17,7 @@ import glob
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from functools import partial
+from importlib.util import find_spec
 from os.path import realpath
 from pathlib import Path
 from typing import TypeVar
@@ -79,7 +80,7 @@ def load(path: str | Path, env: Mapping[str, str]) -> Config:
             sections += read(credentials, _name(credentials, folder), problems).keys.values()
         except ConfigError as error:
             problems.append(str(error))
-    return _config(Config(), root, _overlaid(sections, apps, chosen, problems), folder, problems, warnings)
+    return _config(Config(folder=str(folder)), root, _overlaid(sections, apps, chosen, problems), folder, problems, warnings)
 
 
 def with_env(base: Config, env: Mapping[str, str]) -> Config:
@@ -191,6 +192,9 @@ def _config(base: Config, root: Value, sections: list[Value], folder: Path, prob
     table = ROOT | {
         "server": _finished(ROOT["server"], lambda new, value: _placed(paths_apart(new, value), value, folder)),
         "api": _finished(ROOT["api"], lambda new, value: _placed(new, value, folder)),
+        "hooks": _finished(
+            ROOT["hooks"], lambda new, _: msgspec.structs.replace(new, folder=new.folder and str(folder / new.folder))
+        ),
     }
     known = {app.id: app for app in base.apps}
     config: Config
@@ -287,7 +291,7 @@ def _warnings(config: Config, root: Value, sections: Sequence[Value]) -> Iterato
     for value, note in (*notes(ROOT, root), *(note for section in sections for note in notes(APP, section))):
         yield f"{value}: {note}"
     said = set()
-    for place, text in _not_yet(config, root, sections):
+    for place, text in _not_yet(config, root):
         if place is not None and text not in said:
             said.add(text)
             yield f"{place}: {text}"
@@ -297,18 +301,24 @@ def _warnings(config: Config, root: Value, sections: Sequence[Value]) -> Iterato
     for app, section in zip(config.apps, sections, strict=True):
         if not app.secret:
             yield f"{section}: found no secret, so the app has public channels only"
+        for place, url in _endpoints(app, section):
+            if url.startswith("lua://") and not (Path(config.folder) / url.removeprefix("lua://")).is_file():
+                yield f'{place}: found "{url}", where no file is: nothing will be told to it'
+            if url.startswith("lua://") and find_spec("lupa") is None:
+                yield f"{place}: hooks in Lua need lupa: pip install 'push1st[lua]'"
     if not config.apps:
         yield f"{root.at('credentials') or root}: no app is configured, so every client will be refused"
 
 
-def _not_yet(config: Config, root: Value, sections: Sequence[Value]) -> Iterator[tuple[Value | None, str]]:
+def _endpoints(app: AppConfig, section: Value) -> Iterator[tuple[Value, str]]:
+    """The URLs of an app's hooks, and where they stand."""
+    yield from ((section.at("hook") or section, url) for url in (app.hook.endpoint if app.hook else ()))
+    yield from ((section.at("webhooks") or section, webhook.url) for webhook in app.webhooks)
+
+
+def _not_yet(config: Config, root: Value) -> Iterator[tuple[Value | None, str]]:
     """What is planned, and where it is asked for."""
     if _is_set(root, "cluster") and not off(root.at("cluster", "listen")):
         yield root.at("cluster"), CLUSTER_NOTE
     if "mqtt" in config.server.proto:
         yield root.at("server", "proto"), "mqtt does nothing yet"
-    for app, section in zip(config.apps, sections, strict=True):
-        if app.hook and app.hook.endpoint:
-            yield section.at("hook"), "a hook does nothing yet"
-        if app.webhooks:
-            yield section.at("webhooks"), "a webhook does nothing yet"

@@ -18,7 +18,22 @@ import msgspec
 from push1st.brokerurl import ALLOWED as BROKER_URLS
 from push1st.brokerurl import parse as parse_broker
 from push1st.channels import CONTROL, type_names
-from push1st.config import EMBEDDED, PROTOCOLS, TRIGGERS, AppConfig, Hook, Listen, Networks, ServerConfig, Ssl, Webhook, network
+from push1st.config import (
+    EMBEDDED,
+    PROTOCOLS,
+    QUESTIONS,
+    TRIGGERS,
+    WEBHOOK_EVENTS,
+    AppConfig,
+    Authorize,
+    Hook,
+    Listen,
+    Networks,
+    ServerConfig,
+    Ssl,
+    Webhook,
+    network,
+)
 from push1st.configfile.tree import Value, each, name_of, wrong
 from push1st.errors import ConfigError
 from push1st.limits import Limits
@@ -36,8 +51,11 @@ _SURROGATE = re.compile("[\ud800-\udfff]")
 _URL_PATH = re.compile(r"[A-Za-z0-9_.~/-]*\Z")
 _IDENTIFIER = re.compile(r"[!-~]{1,128}\Z")
 _APART = frozenset("/?#%:\\\"'")
-_HOOK_URL = re.compile(r"(https?|lua)://\S+\Z")
-_WEBHOOK_URL = re.compile(r"https?://\S+\Z")
+_PY = r"py://[A-Za-z_]\w*(\.[A-Za-z_]\w*)*:[A-Za-z_]\w*\Z"
+_HOOK_URL = re.compile(rf"(https?|lua)://\S+\Z|{_PY}")
+_ASK_URL = re.compile(rf"https?://\S+\Z|{_PY}")
+_HEADER = re.compile(r"[A-Za-z0-9!#$%&'*+.^_`|~-]+\Z")
+_FILTER = re.compile(r".+\Z")
 
 
 class Key(msgspec.Struct, frozen=True, kw_only=True):
@@ -278,6 +296,8 @@ def broker(value: Value) -> str:
 def headers(value: Value) -> tuple[tuple[str, str], ...]:
     if value.kind != "mapping":
         raise wrong(value, "a section of header names and values", show=False)
+    if any(not _HEADER.match(name) for name in value.keys):
+        raise ConfigError(f"{value}: found a name that is none of a header, allowed: names such as X-Token")
     read = text("text", numbers=True, show=False)
     return tuple(zip(value.keys, each(partial(read, child) for child in value.keys.values()), strict=True))
 
@@ -285,7 +305,25 @@ def headers(value: Value) -> tuple[tuple[str, str], ...]:
 def webhook(value: Value) -> Webhook:
     filled = fill(Webhook(url=""), WEBHOOK, value)
     if not filled.url:
-        raise ConfigError(f"{value}.url: found nothing, allowed: http://… or https://…")
+        raise ConfigError(f"{value}.url: found nothing, allowed: http://…, https://…, py://MODULE:FUNCTION or lua://FILE")
+    if filled.url.startswith("lua://") and filled.format != "push1st":
+        raise ConfigError(
+            f"{value}: found lua:// without format: push1st, allowed: that format, which is what Lua is called with"
+        )
+    if filled.format == "push1st" and filled.batch > 1:
+        raise ConfigError(f"{value}.batch: found {filled.batch}, allowed: 1, since this format has no batches")
+    known = TRIGGERS if filled.format == "push1st" else WEBHOOK_EVENTS
+    if unknown := [event for event in filled.events if event not in known]:
+        raise ConfigError(f"{value}.events: found {name_of(unknown[0])}, allowed: {' or '.join(known)}")
+    return filled
+
+
+def authorize(value: Value) -> Authorize:
+    filled = fill(Authorize(url=""), AUTHORIZE, value)
+    if not filled.url or not filled.on:
+        raise ConfigError(
+            f"{value}: found no {'on' if filled.url else 'url'}, allowed: url, and on: connect, subscribe or publish"
+        )
     return filled
 
 
@@ -388,11 +426,18 @@ LOG: Table = {
     **dict.fromkeys(("stdout", "file", "syslog", "remote"), _SINK),
 }
 
+HOOKS: Table = {
+    "events": Key(read=whole(1, MOST)),
+    "bytes": Key(read=whole(1, 1 << 40)),
+    "folder": Key(read=text("the path of a folder")),
+}
+
 ROOT: Table = {
     "server": Key(table=SERVER, finish=paths_apart),
     "api": Key(table=API),
     "broker": Key(read=broker),
     "log": Key(table=LOG),
+    "hooks": Key(table=HOOKS),
     "credentials": Key(read=listed(text("the path of a file, or a pattern such as apps/*.yml"), "paths"), dropped=True),
     "cluster": Key(table=CLUSTER, dropped=True),
     "ssl": _ANY,  # a place for anchors
@@ -409,23 +454,44 @@ LIMITS: Table = {
 
 HOOK: Table = {
     "trigger": Key(read=words(*TRIGGERS)),
-    "endpoint": Key(read=listed(text("http://…, https://… or lua://…", _HOOK_URL, show=False), "URLs")),
+    "endpoint": Key(read=listed(text("http://…, https://…, lua://FILE or py://MODULE:FUNCTION", _HOOK_URL, show=False), "URLs")),
+    "sign": Key(read=flag),
     "http-pipelining": Key(read=flag, dropped=True),
     "keep-alive": _ANY,
 }
 
+_TIMEOUT = Key(read=whole(1, 60, "seconds"))
+_CONCURRENCY = Key(read=whole(1, 1000))
+_CHANNELS = Key(read=listed(text("a prefix, or a pattern with *", _FILTER), "prefixes or patterns"))
+
 WEBHOOK: Table = {
-    "url": Key(read=text("http://… or https://…", _WEBHOOK_URL, show=False)),
+    "url": Key(read=text("http://…, https://…, py://MODULE:FUNCTION or lua://FILE", _HOOK_URL, show=False)),
+    "format": Key(read=word("pusher", "push1st")),
     "events": Key(read=_TEXTS),
-    "filter": Key(read=_TEXTS),
+    "filter": _CHANNELS,
     "headers": Key(read=headers),
-    "timeout": Key(read=whole(1, 3600, "seconds")),
+    "timeout": _TIMEOUT,
     "batch": Key(read=whole(1, 10_000)),
+    "concurrency": _CONCURRENCY,
+}
+
+AUTHORIZE: Table = {
+    "url": Key(read=text("http://…, https://… or py://MODULE:FUNCTION", _ASK_URL, show=False)),
+    "on": Key(read=words(*QUESTIONS)),
+    "filter": _CHANNELS,
+    "headers": Key(read=headers),
+    "timeout": _TIMEOUT,
+    "cache": Key(read=whole(0, SECONDS_A_DAY, "seconds")),
+    "concurrency": _CONCURRENCY,
 }
 
 
 def _webhooks(value: Value) -> tuple[Webhook, ...]:
     return tuple(each(partial(webhook, item) for item in (value.items if value.kind == "list" else (value,))))
+
+
+def _authorize(value: Value) -> tuple[Authorize, ...]:
+    return tuple(each(partial(authorize, item) for item in (value.items if value.kind == "list" else (value,))))
 
 
 def _keyed(app: AppConfig, section: Value) -> AppConfig:
@@ -448,6 +514,7 @@ APP: Table = {
     "limits": Key(table=LIMITS),
     "hook": Key(table=HOOK),
     "webhooks": Key(read=_webhooks, variable=False),
+    "authorize": Key(read=_authorize, variable=False),
 }
 
 

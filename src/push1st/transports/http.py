@@ -15,7 +15,7 @@ import msgspec
 
 from push1st.eager import Rest, begin, spawn
 from push1st.errors import Refused
-from push1st.messages import Request, Response
+from push1st.messages import Request, Response, Visitor
 from push1st.transports.afar import Afar
 from push1st.transports.answers import encoded, endless, error, ok
 from push1st.transports.caller import is_own_name, is_trusted, visitor_ip
@@ -52,6 +52,7 @@ _NEEDED = frozenset(
         b"authorization",
         b"connection",
         b"content-length",
+        b"cookie",
         b"expect",
         b"forwarded",
         b"host",
@@ -324,7 +325,7 @@ class HttpConnection(asyncio.Protocol):
         if found is None:
             request = Request(method, path, query, body, self._trusted(), self._started)
         else:
-            request = Visit(method, found[1], found[2], found[3], query, body, self._origin(), self._visitor_ip())
+            request = Visit(method, found[1], found[2], found[3], query, body, self._visitor(query), self._visitor_ip())
         if not keep:
             self._last = True
         if self._busy:
@@ -361,6 +362,15 @@ class HttpConnection(asyncio.Protocol):
     def _origin(self) -> str | None:
         origin = self._headers.get(b"origin")
         return None if origin is None else origin.decode("latin-1")
+
+    def _visitor(self, query: str) -> Visitor:
+        cookie, authorization = self._headers.get(b"cookie"), self._headers.get(b"authorization")
+        return Visitor(
+            query,
+            self._origin(),
+            None if cookie is None else cookie.decode("latin-1"),
+            None if authorization is None else authorization.decode("latin-1"),
+        )
 
     def _trusted(self) -> bool:
         listener = self._listener
@@ -587,11 +597,9 @@ class HttpConnection(asyncio.Protocol):
         handshake = Handshake(
             self._parser.get_method().decode(),
             path,
-            query,
             headers.get(b"sec-websocket-key", b"").decode("latin-1"),
             headers.get(b"sec-websocket-version", b"").decode("latin-1"),
-            self._origin(),
-            headers.get(b"authorization", b"").decode("latin-1"),
+            self._visitor(query),
             self._visitor_ip(),
         )
         refusal: Response | WebSocketConnection

@@ -21,7 +21,7 @@ from push1st import auth
 from push1st.config import ProtocolConfig
 from push1st.errors import Disconnect, Refused
 from push1st.hub import Write
-from push1st.messages import Established, Ping, Reply, Response, Subscribe
+from push1st.messages import Established, Ping, Reply, Response, Subscribe, Visitor
 from push1st.node import App
 from push1st.protocols import Codec
 from push1st.protocols.websocket import PING_FRAME, Closed, Decoder, Pinged, Text, close_frame, pong_frame
@@ -39,15 +39,13 @@ _SWITCH = b"HTTP/1.1 101 Switching Protocols\r\nUpgrade: websocket\r\nConnection
 
 
 class Handshake(msgspec.Struct, frozen=True, gc=False):
-    """A request to upgrade. path and query: as on the request line. ip: "" on a Unix socket."""
+    """A request to upgrade. path: as on the request line. ip: "" on a Unix socket."""
 
     method: str
     path: str
-    query: str
     key: str
     version: str
-    origin: str | None
-    authorization: str
+    visitor: Visitor
     ip: str
 
 
@@ -347,10 +345,12 @@ def _start_pusher(
     key = tail.removesuffix("/")
     if not key or "/" in key:
         raise Disconnect(4005, "Path not found: connect to /app/KEY")
-    check_version(handshake.query)
-    app = admit(worker, protocol, key, handshake.origin, handshake.ip)
-    connection.open(Session(worker.node, app, connection, connection.codec, connection.write, handshake.ip))
-    connection.established(protocol.activity_timeout)
+    visitor = handshake.visitor
+    check_version(visitor.query)
+    app = admit(worker, protocol, key, visitor.origin, handshake.ip)
+    session = Session(worker.node, app, connection, connection.codec, connection.write, handshake.ip)
+    connection.open(session)
+    session.enter(visitor, lambda: connection.established(protocol.activity_timeout))
 
 
 def _start_raw(
@@ -361,8 +361,8 @@ def _start_raw(
         key, *channels = (unquote_to_bytes(part).decode() for part in tail.split("/"))
     except UnicodeDecodeError:
         raise Disconnect(1008, "the path is not UTF-8") from None
-    query = params(handshake.query)
-    app = admit(worker, protocol, key, handshake.origin, handshake.ip)
+    query = params(handshake.visitor.query)
+    app = admit(worker, protocol, key, handshake.visitor.origin, handshake.ip)
     prefix = query.get("session", "")
     if prefix and not PREFIX.match(prefix):
         raise Disconnect(1008, "session must be 1 to 8 parts of A-Za-z0-9_-=@,; with dots between")
@@ -374,13 +374,15 @@ def _start_raw(
     wanted = [name for name in dict.fromkeys(channels) if name and session.permits(name)]
     if not wanted:
         raise Disconnect(1008, "no channel to subscribe to: they need an access token, or their names are not valid")
+    session.enter(handshake.visitor, lambda: None)
     for name in wanted:
         session.handle(Subscribe(name))
 
 
 def _claims(worker: Worker, handshake: Handshake, app: App, token: str) -> auth.Claims | None:
     """What an access token allows, from the header or the query; None without one, or when it is not valid."""
-    scheme, _, bearer = handshake.authorization.partition(" ")
+    visitor = handshake.visitor
+    scheme, _, bearer = (visitor.authorization or "").partition(" ")
     if scheme.lower() == "bearer":
         token = bearer.strip()
     if not token or not app.config.secret:
@@ -390,7 +392,7 @@ def _claims(worker: Worker, handshake: Handshake, app: App, token: str) -> auth.
     except Refused:
         worker.node.metrics.refusals["access-token"] += 1
         return None
-    return claims if claims.allows_origin(handshake.origin) else None
+    return claims if claims.allows_origin(visitor.origin) else None
 
 
 def _refusal(status: int, text: str, headers: bytes = b"") -> Response:

@@ -25,7 +25,7 @@ import msgspec
 
 from push1st.eager import spawn
 from push1st.errors import Disconnect, Refused
-from push1st.messages import Established, Reply, Response
+from push1st.messages import Established, Reply, Response, Visitor
 from push1st.node import App, Listener
 from push1st.protocols.pusher_xhr import HEARTBEAT, LONGEST, OPEN_FRAME, close_frame, decode_messages, whole_frames
 from push1st.session import Session
@@ -67,7 +67,7 @@ _ID = re.compile(r"[0-9]{1,3}/[A-Za-z0-9_-]{8,64}\Z")
 
 
 class Visit(msgspec.Struct, frozen=True, gc=False):
-    """A request on a fallback's path. road: xhr_streaming, xhr or xhr_send. origin: None of who is no browser."""
+    """A request on a fallback's path. road: xhr_streaming, xhr or xhr_send."""
 
     method: str
     key: str
@@ -75,8 +75,13 @@ class Visit(msgspec.Struct, frozen=True, gc=False):
     road: str
     query: str
     body: bytes
-    origin: str | None
+    visitor: Visitor
     ip: str
+
+    @property
+    def origin(self) -> str | None:
+        """None of who is no browser."""
+        return self.visitor.origin
 
 
 class Poll(Protocol):
@@ -238,7 +243,7 @@ class Fallbacks:
         if self.apart >= MOST_APART:
             raise Disconnect(4100, "Over capacity: too many sessions wait for their next request")
         client = XhrConnection(self, worker, (visit.key, visit.origin, visit.id))
-        client.open(Session(worker.node, app, client, client.codec, client.write, visit.ip))
+        client.open(Session(worker.node, app, client, client.codec, client.write, visit.ip), visit.visitor)
         self._clients[client.name] = client
         return client
 
@@ -303,8 +308,8 @@ class XhrConnection:
         self._seen = self._wrote = self._full_since = self._apart_since = worker.sweep.now
         self._asked = 0.0
 
-    def open(self, session: Session) -> None:
-        """The client has been let in."""
+    def open(self, session: Session, visitor: Visitor) -> None:
+        """The client has got this far; whether it is let in may be for the app's backend to say."""
         worker = self._worker
         self._session = session
         self._fallbacks.apart += 1
@@ -312,10 +317,10 @@ class XhrConnection:
         metrics.connections[self.codec.name] += 1
         metrics.opened[self.codec.name] += 1
         worker.node.fanout.direct(session, OPEN_FRAME)
-        self.send(Established(session.id, self._timeout))
         worker.open.add(self)
         if session.app.config.authorized_only:
             self._authorize_by = self._seen + AUTHORIZE_SECONDS
+        session.enter(visitor, lambda: self.send(Established(session.id, self._timeout)))
         worker.sweep.watch(self, self._seen + GAP_SECONDS)
 
     # What the client reads

@@ -78,7 +78,7 @@ def test_all_problems_are_listed_in_order(wrong):
         ("log: { file: { verbos: 5 } }", "1: log.file.verbos: unknown key, did you mean verbose?"),
         ("server: { lisen: x }", "1: server.lisen: unknown key, did you mean listen?"),
         ("apis: 1", "1: apis: unknown key, did you mean api?"),
-        ("xyz: 1", "1: xyz: unknown key, allowed: server, api, broker, log, credentials, cluster, ssl"),
+        ("xyz: 1", "1: xyz: unknown key, allowed: server, api, broker, log, hooks, credentials, cluster, ssl"),
         ("api: { module: { sms: 1 } }", "1: api.module.sms: unknown key, allowed: smpp"),
         ("server: { listen: !x tcp://*:1 }", '1: server.listen: found "tcp://*:1" (a number or date), allowed: tcp://HOST:PORT'),
         ("server: { app-path: 'a\\tb', proxies: \"\\u0007\" }", "1: server.app-path: found"),

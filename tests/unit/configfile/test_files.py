@@ -1,11 +1,12 @@
 """Push1st's own files, and what may stand in them."""
 
+import re
 from pathlib import Path
 
 import pytest
 
 from push1st.channels import type_names
-from push1st.config import Config, Listen, Networks
+from push1st.config import Config, HooksConfig, Listen, Networks
 from push1st.configfile import CLUSTER_NOTE, load
 from push1st.configfile import tree as trees
 from push1st.configfile.keys import APP, ROOT, Table
@@ -54,7 +55,6 @@ def test_what_of_push1st_has_no_effect_is_said_once_each():
         "server.yml:46: api.module.smpp: has no effect here",
         f"server.yml:29: cluster: {CLUSTER_NOTE}",
         "server.yml:8: server.proto: mqtt does nothing yet",
-        "apps/default.yml:9: app-test.hook: a hook does nothing yet",
         "apps/devices.yml:1: devices: found no secret, so the app has public channels only",
     )
 
@@ -90,7 +90,13 @@ def test_every_key_loads():
     first, second = one.webhooks
     assert (first.url, first.events, first.filter) == ("https://user:hunter2@example.com/hook", ("channel_occupied",), ("room-",))
     assert (first.headers, first.timeout, first.batch) == ((("Authorization", "Bearer hunter2"),), 2, 3)
-    assert second.url == "http://example.com/"
+    assert (first.concurrency, first.format) == (4, "pusher")
+    assert (second.url, second.batch, second.events) == ("http://example.com/", 1, ())
+    assert one.hook.sign
+    (ask,) = one.authorize
+    assert (ask.url, ask.on) == ("https://user:hunter2@example.com/authorize", frozenset({"connect", "subscribe"}))
+    assert (ask.filter, ask.timeout, ask.cache, ask.concurrency) == (("private-*-chat",), 1, 60, 2)
+    assert config.hooks == HooksConfig(events=1000, bytes=1_000_000, folder=str(CONFIGS / "everything" / "hooks"))
     assert (two.name, two.hook, two.webhooks, two.limits.payload) == ("two", None, (), 100_000)
 
 
@@ -98,10 +104,10 @@ def test_every_key_without_effect_gives_one_note():
     notes = load(CONFIGS / "everything" / "server.yml", {}).warnings
     for path in (
         *("server.threads", "server.accept", "server.path", "api.threads", "api.accept", "api.module.smpp"),
-        *("log.stdout", "log.file", "log.syslog", "log.remote", "one.hook", "one.webhooks"),
+        *("log.stdout", "log.file", "log.syslog", "log.remote", "one.hook"),
     ):
         assert len([note for note in notes if f" {path}: " in note]) == 1, path
-    assert len(notes) == 12
+    assert len(notes) == 11
 
 
 def test_no_note_shows_a_secret():
@@ -239,12 +245,41 @@ def test_an_embedded_broker_has_the_absolute_path_of_a_program(reading):
         reading("broker: embedded://valkey-server", APP_TEXT)
 
 
-def test_hooks_of_many_apps_give_one_warning(reading):
-    text = "{0}: {{ key: {0}, secret: s, hook: {{ trigger: join, endpoint: http://h/ }}, webhooks: [ {{ url: http://h/ }} ] }}\n"
-    assert reading("", text.format("a") + text.format("b")).warnings == (
-        "apps/0.yml:1: a.hook: a hook does nothing yet",
-        "apps/0.yml:1: a.webhooks: a webhook does nothing yet",
+def test_a_hook_in_lua_whose_file_is_not_there_is_noted(reading):
+    text = "a: { key: k, secret: s, hook: { trigger: join, endpoint: lua://no.lua } }\n"
+    assert reading("", text).warnings == (
+        'apps/0.yml:1: a.hook: found "lua://no.lua", where no file is: nothing will be told to it',
     )
+
+
+def test_hooks_that_can_work_give_no_warning(reading):
+    text = "a: { key: k, secret: s, hook: { trigger: join, endpoint: http://h/ }, webhooks: [ { url: http://h/ } ] }\n"
+    assert reading("", text).warnings == ()
+
+
+@pytest.mark.parametrize(
+    ("webhook", "says"),
+    [
+        ("{ events: [ client_event ] }", "a.webhooks.url: found nothing"),
+        ("{ url: http://h/, events: [ join ] }", "a.webhooks.events: found join, allowed: channel_occupied or"),
+        ("{ url: http://h/, format: push1st, events: [ member_added ] }", "found member_added, allowed: register or"),
+        ("{ url: http://h/, format: push1st, batch: 2 }", "a.webhooks.batch: found 2, allowed: 1"),
+        ("{ url: lua://a.lua }", "allowed: that format, which is what Lua is called with"),
+        ("{ url: 'py://a-b:c' }", "a.webhooks.url: found text, allowed: http://…"),
+        ("{ url: http://h/, headers: { 'a b': c } }", "allowed: names such as X-Token"),
+    ],
+)
+def test_a_webhook_that_cannot_work_is_a_mistake(reading, webhook, says):
+    with pytest.raises(ConfigError, match=re.escape(says)):
+        reading("", f"a: {{ key: k, secret: s, webhooks: [ {webhook} ] }}\n")
+
+
+@pytest.mark.parametrize(
+    "authorize", ["{ on: connect }", "{ url: http://h/ }", "{ url: http://h/, on: join }", "{ url: lua://x, on: publish }"]
+)
+def test_a_say_without_a_place_or_a_question_is_a_mistake(reading, authorize):
+    with pytest.raises(ConfigError, match=r"a\.authorize"):
+        reading("", f"a: {{ key: k, secret: s, authorize: {authorize} }}\n")
 
 
 def test_an_app_without_a_secret_has_public_channels_only_and_a_warning(reading):

@@ -1,0 +1,96 @@
+"""Edges in, settled facts out: a channel that is empty for a moment, or a member that reloads its page, is not news.
+
+`vacated` and `member-removed` are held back `HOLD_SECONDS`; when the opposite edge comes in that time both are dropped
+(Pusher protocol, section 9). So what comes out alternates strictly, per channel and per member, even if an edge comes in
+twice. Of a cache channel that is missed by many, one fact is let through in `HOLD_SECONDS`.
+
+Pure: it knows facts and the time it is given, nothing of who is where. A channel or member it has not heard of may have
+been there before this process was, so the first edge of it is believed, whichever it is.
+"""
+
+from collections import OrderedDict
+from collections.abc import Iterable
+
+from push1st.messages import Fact
+
+HOLD_SECONDS = 3.0
+REMEMBERED = 10_000
+"""channels and members of which it is known that they are gone, so that an edge that comes twice is told once"""
+
+ENTERING = {"occupied": "vacated", "member-added": "member-removed"}
+LEAVING = {leaving: entering for entering, leaving in ENTERING.items()}
+
+Key = tuple[str, str, str | None]
+"""app, channel, member"""
+
+
+class Debounce:
+    """`feed` and `due` return what is to be told now, in order."""
+
+    def __init__(self) -> None:
+        self._there: set[Key] = set()
+        """of which it was last told that they are there"""
+        self._gone: OrderedDict[Key, None] = OrderedDict()
+        self._held: OrderedDict[Key, tuple[float, Fact]] = OrderedDict()
+        """leaving edges with the time they are told at, the earliest first"""
+        self._missed: OrderedDict[Key, float] = OrderedDict()
+
+    def feed(self, fact: Fact, now: float) -> list[Fact]:
+        """now: seconds on a clock that does not go back."""
+        settled = self.due(now) if self._held or self._missed else []
+        if fact.kind in ENTERING:
+            key = _key(fact)
+            if self._held.pop(key, None) is None and key not in self._there:
+                self._there.add(key)
+                self._gone.pop(key, None)
+                settled.append(fact)
+        elif fact.kind in LEAVING:
+            key = _key(fact)
+            if key not in self._held and key not in self._gone:
+                self._there.add(key)
+                self._held[key] = now + HOLD_SECONDS, fact
+        elif fact.kind == "cache-missed":
+            key = fact.app, fact.channel, None
+            if key not in self._missed:
+                self._missed[key] = now + HOLD_SECONDS
+                settled.append(fact)
+        else:
+            settled.append(fact)
+        return settled
+
+    def due(self, now: float) -> list[Fact]:
+        """The edges whose time has come."""
+        settled = []
+        held, missed = self._held, self._missed
+        while held and next(iter(held.values()))[0] <= now:
+            settled.append(self._leave(*held.popitem(last=False)))
+        while missed and next(iter(missed.values())) <= now:
+            missed.popitem(last=False)
+        return settled
+
+    @property
+    def is_holding(self) -> bool:
+        return bool(self._held)
+
+    def held(self) -> list[Fact]:
+        """The edges that are held back; taken out, to be kept for `hold`."""
+        facts = [fact for _, fact in self._held.values()]
+        self._held.clear()
+        return facts
+
+    def hold(self, facts: Iterable[Fact], now: float) -> None:
+        """Takes up what an earlier process held back, before anything is fed: who comes back now was not away."""
+        for fact in facts:
+            self._there.add(_key(fact))
+            self._held[_key(fact)] = now + HOLD_SECONDS, fact
+
+    def _leave(self, key: Key, held: tuple[float, Fact]) -> Fact:
+        self._there.discard(key)
+        self._gone[key] = None
+        if len(self._gone) > REMEMBERED:
+            self._gone.popitem(last=False)
+        return held[1]
+
+
+def _key(fact: Fact) -> Key:
+    return fact.app, fact.channel, fact.user_id

@@ -1,0 +1,144 @@
+"""What endpoints are sent, in Pusher's and in Push1st's format, and which of it they want.
+
+Pure. An event is encoded once for all endpoints of its format. Names of Pusher's events: protocol, section 9; Push1st's
+triggers: Push1st API, section 8.
+"""
+
+import re
+from collections.abc import Callable, Iterable, Sequence
+
+import msgspec
+
+from push1st.config import AppConfig, Authorize, Hook, Webhook
+from push1st.hooks import Format, Target
+from push1st.jsontext import as_string, encode
+from push1st.messages import Fact, Happening
+
+EVENTS: dict[Format, dict[Happening, str]] = {
+    "pusher": {
+        "occupied": "channel_occupied",
+        "vacated": "channel_vacated",
+        "member-added": "member_added",
+        "member-removed": "member_removed",
+        "client-event": "client_event",
+        "cache-missed": "cache_miss",
+        "counted": "subscription_count",
+    },
+    "push1st": {
+        "occupied": "register",
+        "vacated": "unregister",
+        "joined": "join",
+        "left": "leave",
+        "client-event": "push",
+    },
+}
+OPPOSITES: dict[Happening, Happening] = {
+    "occupied": "vacated",
+    "vacated": "occupied",
+    "member-added": "member-removed",
+    "member-removed": "member-added",
+}
+CONCURRENCY = 10
+"""deliveries at once to an endpoint that is not in a process of ours"""
+
+
+class Wanted(msgspec.Struct, frozen=True):
+    """An endpoint as an app's configuration has it. kinds: of facts. filter: whether it wants a channel."""
+
+    target: Target
+    format: Format
+    kinds: frozenset[Happening]
+    filter: Callable[[str], object]
+    batch: int
+    concurrency: int
+
+
+def wanted(app: AppConfig, folder: str) -> tuple[Wanted, ...]:
+    """The endpoints of an app, of `hook` and of `webhooks`. folder: where relative paths start."""
+    return tuple(_wanted(app, one, folder, signed) for one, signed in _webhooks(app) if one.url)
+
+
+def kinds(app: AppConfig) -> frozenset[Happening]:
+    """What has to be reported of the app: what some endpoint wants, and the edges that cancel those."""
+    found = frozenset[Happening]().union(*(_kinds(one) for one, _ in _webhooks(app)))
+    return found | {OPPOSITES[kind] for kind in found & OPPOSITES.keys()}
+
+
+def _webhooks(app: AppConfig) -> Iterable[tuple[Webhook, bool]]:
+    """Each with whether it is signed. A hook is a webhook in another format."""
+    hook = app.hook or Hook()
+    if hook.trigger:
+        yield from ((Webhook(url=url, format="push1st", events=tuple(hook.trigger)), hook.sign) for url in hook.endpoint)
+    yield from ((one, True) for one in app.webhooks)
+
+
+def _kinds(webhook: Webhook) -> frozenset[Happening]:
+    names = EVENTS[webhook.format]
+    return frozenset(kind for kind, name in names.items() if not webhook.events or name in webhook.events)
+
+
+def _wanted(app: AppConfig, webhook: Webhook, folder: str, signed: bool) -> Wanted:
+    ours = not webhook.url.startswith("http")
+    concurrency = webhook.concurrency or (1 if ours else CONCURRENCY)
+    return Wanted(
+        target(app, webhook, folder, concurrency, signed),
+        webhook.format,
+        _kinds(webhook),
+        matcher(webhook.filter),
+        webhook.batch,
+        concurrency,
+    )
+
+
+def target(app: AppConfig, one: Webhook | Authorize, folder: str, processes: int, signed: bool = True) -> Target:
+    return Target(app.id, one.url, app.key, app.secret if signed else "", one.headers, one.timeout, processes, folder)
+
+
+def matcher(filters: Sequence[str]) -> Callable[[str], object]:
+    """Whether a channel's name begins with one of these, or, where one has a `*`, is like it from end to end."""
+    if not filters:
+        return lambda _: True
+    parts = (".*".join(map(re.escape, one.split("*"))) + r"\Z" if "*" in one else re.escape(one) for one in filters)
+    return re.compile("|".join(parts), re.DOTALL).match
+
+
+# Pusher's
+
+
+def pusher_event(fact: Fact) -> bytes:
+    """One of `events` in a body."""
+    text = b'{"name":"%b","channel":%b' % (EVENTS["pusher"][fact.kind].encode(), encode(fact.channel))
+    match fact.kind:
+        case "client-event":
+            text += b',"event":%b,"data":%b' % (encode(fact.event), as_string(fact.data))
+            text += b',"socket_id":%b' % encode(fact.socket_id)
+        case "counted":
+            text += b',"subscription_count":%d' % fact.count
+    if fact.user_id is not None and fact.kind in ("client-event", "member-added", "member-removed"):
+        text += b',"user_id":' + encode(fact.user_id)
+    return text + b"}"
+
+
+def pusher_body(events: Sequence[bytes], at: int) -> bytes:
+    """at: wall clock, nanoseconds."""
+    return b'{"time_ms":%d,"events":[%b]}' % (at // 1_000_000, b",".join(events))
+
+
+# Push1st's
+
+
+def push1st_event(fact: Fact) -> bytes:
+    """A whole body."""
+    data = b"{}"
+    if fact.user_id is not None:
+        data = b'{"user-id":%b,"user-info":%b}' % (encode(fact.user_id), fact.user_info)
+    trigger = EVENTS["push1st"][fact.kind].encode()
+    head = b'{"event":"%b","app":%b,"channel":%b' % (trigger, encode(fact.app), encode(fact.channel))
+    return head + b',"session":%b,"data":%b}' % (encode(fact.socket_id), encode(data.decode()))
+
+
+ENCODERS: dict[Format, Callable[[Fact], bytes]] = {"pusher": pusher_event, "push1st": push1st_event}
+
+
+def body(format: Format, events: Sequence[bytes], at: int) -> bytes:
+    return pusher_body(events, at) if format == "pusher" else events[0]

@@ -1,0 +1,88 @@
+"""Endpoints that are scripts in Lua: `lua://file.lua`, whose `OnTrigger` is called (Push1st API, section 8).
+
+Each has a process of its own, and no way out of it: what reaches files, other programs, the debugger, Python or byte
+code is taken away, and memory is bounded. Time is bounded by the process being killed, which no script can evade.
+Needs the extra `push1st[lua]`. Run as a program, this is the child.
+"""
+
+import sys
+from pathlib import Path
+from typing import Any
+
+import msgspec
+
+from push1st.hooks import Target
+from push1st.hooks.child import ASK, Called, serve
+from push1st.hooks.events import Triggered
+from push1st.hooks.processes import Processes
+
+MOST_MEMORY = 64 << 20
+
+SANDBOX = """
+local write, tostring, select, concat = ..., tostring, select, table.concat
+local globals, keep = _G, {}
+for name in ([[assert error ipairs next pairs pcall rawequal rawget rawlen rawset select setmetatable tonumber
+               tostring type xpcall _VERSION math string table utf8 coroutine]]):gmatch("%S+") do
+    keep[name] = globals[name]
+end
+keep.print = function(...)
+    local words = {}
+    for at = 1, select("#", ...) do words[at] = tostring((select(at, ...))) end
+    write(concat(words, "\\t"))
+end
+keep.os = { time = os.time, date = os.date, clock = os.clock, difftime = os.difftime }
+string.dump = nil
+getmetatable("").__metatable = false
+local pairs = pairs
+for name in pairs(globals) do globals[name] = nil end
+for name, value in pairs(keep) do globals[name] = value end
+globals._G = globals
+"""
+
+
+class Lua(Processes):
+    """A `Way`."""
+
+    def __init__(self, target: Target) -> None:
+        super().__init__("push1st.hooks.lua", target)
+
+
+def load(place: str, folder: str) -> Called:
+    """The script's `OnTrigger`, to be called with what frames hold."""
+    import lupa  # an extra
+
+    def refuse(*_: object) -> Any:
+        raise AttributeError("Python is out of reach")
+
+    source = (Path(folder) / place).read_bytes()
+    lua = lupa.LuaRuntime(
+        encoding="utf-8",
+        register_eval=False,
+        register_builtins=False,
+        unpack_returned_tuples=True,
+        attribute_filter=refuse,
+        max_memory=MOST_MEMORY,
+    )
+    lua.execute(SANDBOX, lambda line: print(line, flush=True))
+    lua.execute(source.decode())
+    function = lua.globals().OnTrigger
+    if function is None:
+        raise NameError("the script has no function OnTrigger(trigger, app, channel, session, json)")
+
+    def call(kind: bytes, body: bytes) -> bytes:
+        if kind == ASK:
+            raise TypeError("a script cannot be asked")
+        one = msgspec.json.decode(body, type=Triggered)
+        function(one.event, one.app, one.channel, one.session, one.data)
+        return b""
+
+    return call
+
+
+def main() -> None:
+    _, place, seconds, folder = sys.argv[1:]
+    serve(lambda: load(place, folder), float(seconds))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,196 @@
+"""Where facts come in: from here each goes, debounced, to the endpoints of its app that want it.
+
+It is the one end of `happened`: whichever worker's broker calls that has the queues. It asks nobody who is where.
+"""
+
+import asyncio
+import hashlib
+import importlib
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Sequence
+
+import msgspec
+
+from push1st import logs
+from push1st.config import AppConfig, HooksConfig
+from push1st.hooks import WAYS, Format, Status, Target, Way
+from push1st.hooks.authorize import Authority
+from push1st.hooks.debounce import LEAVING, Debounce
+from push1st.hooks.endpoint import Clock, Endpoint
+from push1st.hooks.formats import ENCODERS, Wanted, kinds, wanted
+from push1st.hooks.queue import Delivery
+from push1st.hooks.store import Saved, Store
+from push1st.messages import Fact
+
+log = logs.get("push1st.hooks")
+
+
+def way_to(url: str) -> type[Way]:
+    """The class for an endpoint, from the registry."""
+    module, _, attribute = WAYS[url.partition("://")[0]].partition(":")
+    way: type[Way] = getattr(importlib.import_module(module), attribute)
+    return way
+
+
+def reach(target: Target) -> Way:
+    """The way to an endpoint. It has been loaded before: the first event does not wait for that."""
+    return way_to(target.url)(target)  # type: ignore[call-arg]  # the port does not say how it is made
+
+
+class Switchboard:
+    """folder: where relative paths start. events, attempts, asked: counters (`Metrics`). Raises OSError for `config.folder`."""
+
+    def __init__(
+        self,
+        apps: Sequence[AppConfig],
+        config: HooksConfig,
+        folder: str,
+        clock: Clock,
+        random: Callable[[int], int],
+        events: Counter[str],
+        attempts: Counter[str],
+        asked: Counter[str],
+        reach: Callable[[Target], Way] = reach,
+    ) -> None:
+        self.clock = clock
+        self.random = random
+        self.reach = reach
+        self.events = events
+        self.attempts = attempts
+        self._config = config
+        self._folder = folder
+        self._store = Store(config.folder) if config.folder else None
+        self._authority = Authority(apps, folder, clock, asked, reach)
+        self.ask = self._authority.ask
+        self._debounce = Debounce()
+        self._settled_at: asyncio.TimerHandle | None = None
+        self._endpoints = {app.id: self._of(wanted(app, folder)) for app in apps if app.enable}
+        self._kinds = {app.id: kinds(app) for app in apps if app.enable}
+        for app in apps:
+            for url in (*(one.wanted.target.url for one in self._endpoints.get(app.id, ())), *(one.url for one in app.authorize)):
+                way_to(url)
+
+    def _of(self, wanted: Iterable[Wanted]) -> tuple[Endpoint, ...]:
+        return tuple(Endpoint(one, self, self._config.events, self._config.bytes) for one in wanted)
+
+    def _all(self) -> Iterator[Endpoint]:
+        for endpoints in self._endpoints.values():
+            yield from endpoints
+
+    def open(self) -> None:
+        """Takes up what the last process saved."""
+        if self._store is None:
+            return
+        known = {fingerprint(one.wanted): one for one in self._all()}
+        held = []
+        count = gone = 0
+        for line in self._store.saved():
+            count += 1
+            endpoint = known.get(line.endpoint)
+            if line.held is not None:
+                held.append(line.held)
+            elif endpoint is None:
+                gone += 1
+                self.events["endpoint-gone"] += len(line.events)
+            elif line.id:
+                delivery = Delivery(line.channels, [bytes(event) for event in line.events])
+                delivery.id, delivery.body = line.id, line.body.encode()
+                endpoint.queue.restore(delivery, self.clock.monotonic())
+                endpoint.wake()
+            else:
+                endpoint.put(line.channels[0], bytes(line.events[0]))
+        if held:
+            self._debounce.hold(held, self.clock.monotonic())
+            self._settle_later()
+        if count:
+            log.info("hook events of the last process are taken up", lines=count, endpoints_gone=gone)
+
+    def happened(self, fact: Fact) -> None:
+        """What the broker calls with each fact. Never waits."""
+        if fact.kind not in self._kinds.get(fact.app, ()) or fact.channel.startswith("#"):
+            return
+        self._tell("push1st", fact)  # of everything at once (Push1st API, section 8)
+        for settled in self._debounce.feed(fact, self.clock.monotonic()):
+            self._tell("pusher", settled)
+        if fact.kind in LEAVING:
+            self._settle_later()
+
+    def _settle_later(self) -> None:
+        if self._settled_at is None:
+            self._settled_at = asyncio.get_running_loop().call_later(1, self._settle)
+
+    def _settle(self) -> None:
+        self._settled_at = None
+        for fact in self._debounce.due(self.clock.monotonic()):
+            self._tell("pusher", fact)
+        if self._debounce.is_holding:
+            self._settle_later()
+
+    def _tell(self, format: Format, fact: Fact) -> None:
+        event = b""
+        for one in self._endpoints.get(fact.app, ()):
+            if one.wanted.format == format and one.wants(fact):
+                event = event or ENCODERS[format](fact)
+                one.put(fact.channel, event)
+
+    def bury(self, app: str, endpoint: str, reason: str, events: Sequence[bytes]) -> None:
+        if self._store is not None and not self._store.bury(app, endpoint, reason, events):
+            self.events["unburied"] += len(events)
+
+    def status(self, app: str) -> list[Status]:
+        """The endpoints of an app, in the order of its configuration."""
+        return [one.status() for one in self._endpoints.get(app, ())]
+
+    def queued(self) -> dict[str, int]:
+        """How many events wait, by app."""
+        return {app: sum(one.queue.events for one in those) for app, those in self._endpoints.items() if those}
+
+    async def close(self, seconds: float) -> None:
+        """Sends what it can for so long; saves the rest."""
+        if self._settled_at is not None:
+            self._settled_at.cancel()
+        held = self._debounce.held()
+        if self._store is None:
+            for fact in held:
+                self._tell("pusher", fact)
+            held = []
+        endpoints = list(self._all())
+        draining = [asyncio.ensure_future(one.drained()) for one in endpoints if not one.queue.idle]
+        if draining:
+            await asyncio.wait(draining, timeout=seconds)
+            for task in draining:
+                task.cancel()
+            await asyncio.gather(*draining, return_exceptions=True)
+        await asyncio.gather(self._authority.close(), *(one.stop() for one in endpoints))
+        if self._store is None:
+            for one in endpoints:
+                one.give_up()
+            return
+        try:
+            count = self._store.save(self._rest(endpoints, held))
+        except OSError as failure:
+            log.error("hook events cannot be saved", reason=failure.strerror)
+            for one in endpoints:
+                one.give_up()
+        else:
+            if count:
+                log.info("hook events are saved for the next start", lines=count)
+        await self._store.close()
+
+    def _rest(self, endpoints: Iterable[Endpoint], held: Iterable[Fact]) -> Iterator[Saved]:
+        for one in endpoints:
+            name = fingerprint(one.wanted)
+            for delivery in one.queue.tried():
+                yield Saved(
+                    name, delivery.channels, tuple(map(msgspec.Raw, delivery.events)), delivery.id, delivery.body.decode()
+                )
+            for channel, event in one.queue.untried():
+                yield Saved(name, (channel,), (msgspec.Raw(event),))
+        for fact in held:
+            yield Saved(held=fact)
+
+
+def fingerprint(wanted: Wanted) -> str:
+    """By which an endpoint is known again after a start, without its URL."""
+    target = wanted.target
+    return hashlib.sha256(f"{target.app}\n{target.url}\n{wanted.format}".encode()).hexdigest()[:32]

@@ -1,0 +1,209 @@
+"""What is asked of a backend, what its answers mean, and which of them are kept."""
+
+import asyncio
+import json
+from collections import Counter
+from typing import Any
+
+import msgspec
+import pytest
+
+from push1st.config import Authorize
+from push1st.errors import Refused
+from push1st.hooks import Decision, NotDelivered, Target
+from push1st.hooks.authorize import MOST_CACHED, MOST_MESSAGE, UNDECIDED, Authority, asks
+from push1st.hooks.events import Connecting, Publishing, Subscribing
+from tests.unit.fakes import APP, Clock, app_config
+
+CONNECTING = Connecting(APP, "1.2", "::1", "q=1")
+
+
+class Backend:
+    """A `Way` that answers what it is told to."""
+
+    def __init__(self) -> None:
+        self.answer: Any = {"allow": True}
+        self.asked: list[Any] = []
+        self.target: Target | None = None
+
+    def __call__(self, target: Target) -> "Backend":
+        self.target = target
+        return self
+
+    async def tell(self, id: str, body: bytes) -> None: ...
+
+    async def ask(self, body: bytes) -> bytes:
+        self.asked.append(json.loads(body))
+        if isinstance(self.answer, Exception):
+            raise self.answer
+        if self.answer == "stall":
+            await asyncio.get_running_loop().create_future()
+        return self.answer if isinstance(self.answer, bytes) else json.dumps(self.answer).encode()
+
+    async def close(self) -> None: ...
+
+
+class Asking:
+    def __init__(self, cache: int = 0, timeout: int = 3) -> None:
+        self.clock = Clock()
+        self.backend = Backend()
+        self.counted: Counter[str] = Counter()
+        one = Authorize(url="http://h/", on=frozenset(("connect", "subscribe", "publish")), cache=cache, timeout=timeout)
+        self.authority = Authority([app_config(authorize=(one,))], "", self.clock, self.counted, self.backend)
+        self.ask = self.authority.ask
+
+
+@pytest.mark.parametrize(
+    ("question", "body"),
+    [
+        (CONNECTING, {"on": "connect", "app": APP, "socket_id": "1.2", "ip": "::1", "query": "q=1"}),
+        (Subscribing(APP, "1.2", "::1", "c"), {"on": "subscribe", "app": APP, "socket_id": "1.2", "ip": "::1", "channel": "c"}),
+        (
+            Publishing(APP, "1.2", "::1", "c", "e", msgspec.Raw(b'{"a":1}'), "7"),
+            {
+                "on": "publish",
+                "app": APP,
+                "socket_id": "1.2",
+                "ip": "::1",
+                "channel": "c",
+                "event": "e",
+                "data": {"a": 1},
+                "user_id": "7",
+            },
+        ),
+    ],
+)
+async def test_a_question_as_json(question, body):
+    asking = Asking()
+    assert await asking.ask(question) == Decision()
+    assert {name: value for name, value in asking.backend.asked[0].items() if value not in (None, "")} == body
+
+
+@pytest.mark.parametrize(
+    ("answer", "decision"),
+    [
+        ({"allow": True, "user": {"id": 7, "info": {"a": 1}}}, Decision(user_id="7", user_info=b'{"a": 1}')),
+        ({"allow": True, "user": {"id": "7"}}, Decision(user_id="7")),
+        ({"allow": True, "data": {"b": 2}}, Decision(data=b'{"b": 2}')),
+        ({"allow": True, "data": None}, Decision(data=b"null")),
+    ],
+)
+async def test_an_answer_may_change_who_and_what(answer, decision):
+    asking = Asking()
+    asking.backend.answer = answer
+    assert await asking.ask(CONNECTING) == decision
+
+
+@pytest.mark.parametrize(
+    ("question", "answer", "code", "text"),
+    [
+        (CONNECTING, {}, 4009, "the app does not allow this client to connect"),
+        (CONNECTING, {"code": 4123, "message": "no"}, 4123, "no"),
+        (CONNECTING, {"code": 1000}, 4009, "the app does not allow this client to connect"),
+        (Subscribing(APP, "1.2", "", "c"), {"message": "no"}, 403, "no"),
+        (Subscribing(APP, "1.2", "", "c"), {"code": 404, "message": "x" * 500}, 404, "x" * MOST_MESSAGE),
+        (Subscribing(APP, "1.2", "", "c"), {"code": 4009}, 403, "the app does not allow this client to subscribe"),
+        (Publishing(APP, "1.2", "", "c", "e", 1), {"code": 4321}, 4321, "the app does not allow this client to publish"),
+    ],
+)
+async def test_a_refusal_has_the_backends_code_and_message_where_they_are_fit(question, answer, code, text):
+    asking = Asking()
+    asking.backend.answer = {"allow": False, **answer}
+    refused = (await asking.ask(question)).refused
+    assert refused is not None
+    assert (refused.code, refused.text) == (code, text)
+    assert asking.counted == {"refused": 1}
+
+
+@pytest.mark.parametrize(
+    ("answer", "counted"),
+    [
+        (NotDelivered("refused", "answered 500"), "failed"),
+        (NotDelivered("unreachable", "cannot connect"), "unreachable"),
+        (b"", "malformed"),
+        (b"[]", "malformed"),
+        ({}, "malformed"),
+        ({"allow": "yes"}, "malformed"),
+        ({"allow": True, "user": {}}, "malformed"),
+        (b"[" * 100_000, "malformed"),
+    ],
+)
+async def test_what_is_no_answer_is_a_no(answer, counted):
+    asking = Asking(cache=60)
+    asking.backend.answer = answer
+    refused = (await asking.ask(CONNECTING)).refused
+    assert refused is not None
+    assert (refused.code, refused.text) == (503, UNDECIDED)
+    assert asking.counted == {counted: 1}
+    asking.backend.answer = {"allow": True}
+    assert await asking.ask(CONNECTING) == Decision()  # it was not kept
+
+
+async def test_an_answer_that_does_not_come_in_time_is_a_no():
+    asking = Asking(timeout=0)
+    asking.backend.answer = "stall"
+    refused = (await asking.ask(CONNECTING)).refused
+    assert isinstance(refused, Refused)
+    assert asking.counted == {"timed-out": 1}
+
+
+async def test_answers_are_kept_for_the_time_stated():
+    asking = Asking(cache=60)
+    for seconds, times in ((0, 1), (59, 1), (2, 2)):
+        asking.clock.advance(seconds)
+        await asking.ask(CONNECTING)
+        assert len(asking.backend.asked) == times
+    assert asking.counted == {"allowed": 2, "cached": 1}
+
+
+async def test_refusals_are_kept_too():
+    asking = Asking(cache=60)
+    asking.backend.answer = {"allow": False}
+    for _ in range(2):
+        assert (await asking.ask(CONNECTING)).refused is not None
+    assert len(asking.backend.asked) == 1
+
+
+async def test_without_a_time_nothing_is_kept():
+    asking = Asking()
+    for _ in range(2):
+        await asking.ask(CONNECTING)
+    assert len(asking.backend.asked) == 2
+
+
+@pytest.mark.parametrize(
+    ("one", "two", "times"),
+    [
+        (CONNECTING, Connecting(APP, "3.4", "::1", "q=1"), 1),
+        (CONNECTING, Connecting(APP, "3.4", "::1", "q=2"), 2),
+        (CONNECTING, Connecting(APP, "3.4", "::1", "q=1", cookie="a=b"), 2),
+        (Subscribing(APP, "1.2", "", "c"), Subscribing(APP, "3.4", "", "c"), 2),
+        (Subscribing(APP, "1.2", "", "c", "", "7"), Subscribing(APP, "3.4", "", "c", "", "7"), 1),
+        (Subscribing(APP, "1.2", "", "c", "", "7"), Subscribing(APP, "3.4", "", "c", "", "8"), 2),
+        (Subscribing(APP, "1.2", "", "c", "", "7"), Subscribing(APP, "1.2", "", "d", "", "7"), 2),
+        (Publishing(APP, "1.2", "", "c", "e", 1), Publishing(APP, "1.2", "", "c", "e", 2), 2),
+    ],
+)
+async def test_an_answer_is_for_those_who_showed_the_same(one, two, times):
+    asking = Asking(cache=60)
+    await asking.ask(one)
+    await asking.ask(two)
+    assert len(asking.backend.asked) == times
+
+
+async def test_answers_that_are_kept_are_bounded():
+    asking = Asking(cache=60)
+    for number in range(MOST_CACHED + 5):
+        asking.authority._cached[asking.authority._endpoints[APP, "connect"], b"%d" % number] = 1e9, Decision()
+        if len(asking.authority._cached) > MOST_CACHED:
+            break
+    await asking.ask(CONNECTING)
+    assert len(asking.authority._cached) <= MOST_CACHED + 1
+
+
+def test_an_app_is_asked_what_its_configuration_says():
+    assert asks(app_config()) == {}
+    found = asks(app_config(authorize=(Authorize(url="http://h/", on=frozenset(("connect", "publish")), filter=("private-",)),)))
+    assert set(found) == {"connect", "publish"}
+    assert found["connect"]("")
+    assert [bool(found["publish"](name)) for name in ("private-a", "a")] == [True, False]

@@ -1,0 +1,146 @@
+"""Edges are held back, cancelled, and told in turn."""
+
+from collections.abc import Iterable
+
+from hypothesis import given
+from hypothesis import strategies as st
+
+from push1st.hooks.debounce import ENTERING, HOLD_SECONDS, REMEMBERED, Debounce
+from push1st.messages import Fact, Happening
+
+
+def fact(kind: Happening, channel: str = "c", user_id: str | None = None) -> Fact:
+    return Fact(kind, "a", channel, 0, user_id=user_id)
+
+
+def kinds(facts: Iterable[Fact]) -> list[str]:
+    return [one.kind for one in facts]
+
+
+def test_an_occupied_channel_is_told_at_once():
+    assert kinds(Debounce().feed(fact("occupied"), 0)) == ["occupied"]
+
+
+def test_a_vacated_channel_is_told_after_three_seconds():
+    debounce = Debounce()
+    debounce.feed(fact("occupied"), 0)
+    assert debounce.feed(fact("vacated"), 10) == []
+    assert debounce.due(12.9) == []
+    assert kinds(debounce.due(13)) == ["vacated"]
+    assert debounce.due(20) == []
+
+
+def test_a_client_that_returns_in_time_is_no_news():
+    debounce = Debounce()
+    debounce.feed(fact("occupied"), 0)
+    debounce.feed(fact("vacated"), 10)
+    assert debounce.feed(fact("occupied"), 12.9) == []
+    assert debounce.due(100) == []
+
+
+def test_a_client_that_returns_late_is_news_behind_its_leaving():
+    debounce = Debounce()
+    debounce.feed(fact("occupied"), 0)
+    debounce.feed(fact("vacated"), 10)
+    assert kinds(debounce.feed(fact("occupied"), 13)) == ["vacated", "occupied"]
+
+
+def test_members_are_told_apart():
+    debounce = Debounce()
+    for user in ("1", "2"):
+        debounce.feed(fact("member-added", user_id=user), 0)
+    debounce.feed(fact("member-removed", user_id="1"), 1)
+    debounce.feed(fact("member-removed", user_id="2"), 2)
+    debounce.feed(fact("member-added", user_id="2"), 3)
+    assert [(one.kind, one.user_id) for one in debounce.due(10)] == [("member-removed", "1")]
+
+
+def test_a_channel_of_an_earlier_process_may_be_vacated():
+    debounce = Debounce()
+    debounce.feed(fact("vacated"), 0)
+    assert kinds(debounce.due(3)) == ["vacated"]
+
+
+def test_an_edge_that_comes_twice_is_told_once():
+    debounce = Debounce()
+    assert kinds(debounce.feed(fact("occupied"), 0)) == ["occupied"]
+    assert debounce.feed(fact("occupied"), 0) == []
+    debounce.feed(fact("vacated"), 1)
+    debounce.feed(fact("vacated"), 2)
+    assert kinds(debounce.due(4)) == ["vacated"]
+    debounce.feed(fact("vacated"), 5)
+    assert debounce.due(10) == []
+
+
+def test_what_is_no_edge_passes_at_once():
+    assert kinds(Debounce().feed(fact("client-event"), 0)) == ["client-event"]
+
+
+def test_of_a_cache_channel_missed_by_many_one_fact_passes_at_a_time():
+    debounce = Debounce()
+    told = [len(debounce.feed(fact("cache-missed"), at)) for at in (0, 0.1, 2.9, 3, 3.1)]
+    assert told == [1, 0, 0, 1, 0]
+    assert kinds(debounce.feed(fact("cache-missed", "other"), 3.2)) == ["cache-missed"]
+
+
+def test_what_is_held_back_can_be_handed_to_the_next_process():
+    first, second = Debounce(), Debounce()
+    first.feed(fact("occupied"), 0)
+    first.feed(fact("vacated"), 1)
+    held = first.held()
+    assert (kinds(held), first.is_holding) == (["vacated"], False)
+    second.hold(held, 100)
+    assert second.feed(fact("occupied"), 101) == []
+    assert second.due(200) == []
+
+
+def test_what_nobody_came_back_to_is_told_by_the_next_process():
+    debounce = Debounce()
+    debounce.hold([fact("vacated")], 100)
+    assert kinds(debounce.due(103)) == ["vacated"]
+
+
+def test_it_remembers_only_so_many_that_are_gone():
+    debounce = Debounce()
+    for number in range(REMEMBERED + 10):
+        debounce.feed(fact("occupied", str(number)), 0)
+        debounce.feed(fact("vacated", str(number)), 0)
+    debounce.due(10)
+    assert len(debounce._gone) == REMEMBERED
+    assert debounce._there == set()
+
+
+CHANNELS, USERS = ("presence-1", "presence-2"), ("u", "v")
+steps = st.lists(
+    st.tuples(st.sampled_from(CHANNELS), st.sampled_from(USERS), st.booleans(), st.floats(0, 5), st.integers(1, 3)), max_size=60
+)
+
+
+@given(steps)
+def test_any_joins_and_leaves_are_told_in_turn_per_channel_and_member(steps):
+    """Edges as a roster makes them; some come more than once, as from a stream that is read again."""
+    debounce = Debounce()
+    present: dict[str, set[str]] = {channel: set() for channel in CHANNELS}
+    told: list[Fact] = []
+    now = 0.0
+    for channel, user, joins, pause, times in steps:
+        now += pause
+        there = present[channel]
+        edges: list[Fact] = []
+        if joins and user not in there:
+            edges = [fact("occupied", channel)] if not there else []
+            edges.append(fact("member-added", channel, user))
+            there.add(user)
+        elif not joins and user in there:
+            there.discard(user)
+            edges = [fact("member-removed", channel, user)]
+            edges += [fact("vacated", channel)] if not there else []
+        for edge in edges:
+            for _ in range(times):
+                told += debounce.feed(edge, now)
+    told += debounce.due(now + HOLD_SECONDS)
+    for channel in CHANNELS:
+        for user in (None, *USERS):
+            entering = [one.kind in ENTERING for one in told if (one.channel, one.user_id) == (channel, user)]
+            assert entering == [number % 2 == 0 for number in range(len(entering))]
+            assert bool(entering and entering[-1]) == (user in present[channel] if user else bool(present[channel]))

@@ -1,0 +1,154 @@
+"""What endpoints are sent, byte by byte, and which of it they want."""
+
+import json
+
+import pytest
+
+from push1st.config import Hook, Webhook
+from push1st.hooks import shown
+from push1st.hooks.formats import kinds, matcher, push1st_event, pusher_body, pusher_event, wanted
+from push1st.messages import Fact
+from tests.unit.fakes import APP, SECRET, app_config
+
+
+@pytest.mark.parametrize(
+    ("fact", "event"),
+    [
+        (Fact("occupied", APP, "c", 1, "1.2"), b'{"name":"channel_occupied","channel":"c"}'),
+        (Fact("vacated", APP, "c", 1, "1.2"), b'{"name":"channel_vacated","channel":"c"}'),
+        (Fact("cache-missed", APP, "cache-c", 1), b'{"name":"cache_miss","channel":"cache-c"}'),
+        (
+            Fact("member-added", APP, "presence-c", 1, "1.2", "7", b'{"a":1}'),
+            b'{"name":"member_added","channel":"presence-c","user_id":"7"}',
+        ),
+        (
+            Fact("member-removed", APP, "presence-c", 1, "1.2", "7"),
+            b'{"name":"member_removed","channel":"presence-c","user_id":"7"}',
+        ),
+        (
+            Fact("client-event", APP, "presence-c", 1, "1.2", "7", b"null", "client-x", b'{"a":"\\u00e9"}'),
+            (
+                b'{"name":"client_event","channel":"presence-c","event":"client-x","data":"{\\"a\\":\\"\\\\u00e9\\"}",'
+                b'"socket_id":"1.2","user_id":"7"}'
+            ),
+        ),
+        (
+            Fact("client-event", APP, "private-c", 1, "1.2", event="client-x", data=b'"text"'),
+            b'{"name":"client_event","channel":"private-c","event":"client-x","data":"text","socket_id":"1.2"}',
+        ),
+        (Fact("counted", APP, "c", 1, count=7), b'{"name":"subscription_count","channel":"c","subscription_count":7}'),
+    ],
+)
+def test_an_event_of_pusher(fact, event):
+    assert pusher_event(fact) == event
+
+
+def test_a_body_of_pusher_has_milliseconds_and_events():
+    assert (
+        pusher_body([b'{"a":1}', b'{"b":2}'], 1_327_078_148_132_999_999)
+        == b'{"time_ms":1327078148132,"events":[{"a":1},{"b":2}]}'
+    )
+
+
+@pytest.mark.parametrize(
+    ("fact", "trigger", "session"),
+    [
+        (Fact("occupied", APP, "c", 1, "1.2"), "register", "1.2"),
+        (Fact("vacated", APP, "c", 1), "unregister", ""),
+        (Fact("joined", APP, "c", 1, "1.2"), "join", "1.2"),
+        (Fact("left", APP, "c", 1, "1.2"), "leave", "1.2"),
+        (Fact("client-event", APP, "c", 1, "1.2", event="client-x", data=b"1"), "push", "1.2"),
+    ],
+)
+def test_a_hook_of_push1st(fact, trigger, session):
+    assert push1st_event(fact) == (
+        b'{"event":"%b","app":"app-test","channel":"c","session":"%b","data":"{}"}' % (trigger.encode(), session.encode())
+    )
+
+
+def test_a_hook_of_push1st_says_who_on_presence_channels():
+    found = json.loads(push1st_event(Fact("joined", APP, "presence-c", 1, "1.2", 'a"b', b'{"name":"A"}')))
+    assert json.loads(found["data"]) == {"user-id": 'a"b', "user-info": {"name": "A"}}
+
+
+# Filters
+
+
+@pytest.mark.parametrize(
+    ("filters", "fits", "not_"),
+    [
+        ((), ["a", "room-1", ""], []),
+        (("room-",), ["room-", "room-1"], ["room", "a-room-1", "Room-1", " room-1"]),
+        (("room-", "private-x"), ["room-1", "private-x", "private-xy"], ["private-y", "presence-room-1"]),
+        (("*-chat",), ["a-chat", "-chat"], ["a-chat-1", "chat", "achat"]),
+        (
+            ("presence-*-chat",),
+            ["presence-a-chat", "presence-a-b-chat"],
+            ["presence-chat", "presence-a-chat2", "xpresence-a-chat"],
+        ),
+        (("private-*",), ["private-", "private-a"], ["private", "aprivate-"]),
+        (("a.c", "x+*"), ["a.c", "a.cd", "x+1"], ["abc", "xx1"]),
+        (("*-a\n*",), ["x-a\ny"], ["x-ay"]),
+    ],
+)
+def test_a_filter_lets_through_what_it_names_and_nothing_else(filters, fits, not_):
+    matches = matcher(filters)
+    assert [name for name in [*fits, *not_] if matches(name)] == fits
+
+
+# What an app's configuration means
+
+
+def test_hook_and_webhooks_are_endpoints_side_by_side():
+    app = app_config(
+        hook=Hook(trigger=frozenset({"join"}), endpoint=("http://a/", "lua://b.lua")),
+        webhooks=(Webhook(url="http://c/", batch=5, timeout=7), Webhook(url="py://m:f", concurrency=3)),
+    )
+    found = wanted(app, "/etc")
+    assert [one.target.url for one in found] == ["http://a/", "lua://b.lua", "http://c/", "py://m:f"]
+    assert [one.format for one in found] == ["push1st", "push1st", "pusher", "pusher"]
+    assert [one.concurrency for one in found] == [10, 1, 10, 3]
+    assert [(one.batch, one.target.timeout) for one in found] == [(1, 5), (1, 5), (5, 7), (1, 5)]
+    assert [one.target.secret for one in found] == ["", "", SECRET, SECRET]
+
+
+def test_a_hook_is_signed_where_that_is_said():
+    (one,) = wanted(app_config(hook=Hook(trigger=frozenset({"join"}), endpoint=("http://a/",), sign=True)), "")
+    assert one.target.secret == SECRET
+
+
+def test_a_hook_without_triggers_has_no_endpoints():
+    app = app_config(hook=Hook(endpoint=("http://a/",)))
+    assert (wanted(app, ""), kinds(app)) == ((), frozenset())
+
+
+def test_an_app_without_hooks_has_nothing_reported():
+    assert kinds(app_config()) == frozenset()
+
+
+def test_a_webhook_without_events_wants_all_seven():
+    (one,) = wanted(app_config(webhooks=(Webhook(url="http://a/"),)), "")
+    assert one.kinds == {"occupied", "vacated", "member-added", "member-removed", "client-event", "cache-missed", "counted"}
+
+
+def test_the_opposite_of_an_edge_that_is_wanted_is_reported_too():
+    assert kinds(app_config(webhooks=(Webhook(url="http://a/", events=("channel_vacated", "client_event")),))) == {
+        "vacated",
+        "occupied",
+        "client-event",
+    }
+
+
+@pytest.mark.parametrize(
+    ("url", "text"),
+    [
+        ("https://user:hunter2@example.com:8443/hook?token=hunter2#hunter2", "https://…@example.com:8443/hook?…"),
+        ("http://example.com/hook", "http://example.com/hook"),
+        ("http://example.com?a=hunter2", "http://example.com?…"),
+        ("http://a@b:hunter2@example.com/", "http://…@example.com/"),
+        ("py://shop.hooks:on_event", "py://shop.hooks:on_event"),
+        ("lua://hooks/a.lua", "lua://hooks/a.lua"),
+    ],
+)
+def test_a_url_is_shown_without_its_secrets(url, text):
+    assert shown(url) == text

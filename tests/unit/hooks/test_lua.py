@@ -1,0 +1,70 @@
+"""What a script may do, and what it cannot reach."""
+
+from pathlib import Path
+
+import pytest
+
+from push1st.hooks.child import ASK, TELL
+from push1st.hooks.lua import load
+
+BODY = b'{"event":"join","app":"a","channel":"c","session":"1.2","data":"{}"}'
+
+
+def script(folder: Path, text: str):
+    (folder / "hook.lua").write_text(text)
+    return load("hook.lua", str(folder))
+
+
+def test_the_function_gets_all_of_it(tmp_path, capsys):
+    call = script(tmp_path, "function OnTrigger(...) print(...) end")
+    assert call(TELL, BODY) == b""
+    assert capsys.readouterr().out == "join\ta\tc\t1.2\t{}\n"
+
+
+def test_what_is_harmless_is_there(tmp_path, capsys):
+    what = "math.floor(1.5), ('a'):upper(), #table.pack(1, 2), type(os.time()), utf8.char(228), _G == _G._G"
+    script(tmp_path, f"function OnTrigger() print({what}) end")(TELL, BODY)
+    assert capsys.readouterr().out == "1\tA\t2\tnumber\tä\ttrue\n"
+
+
+@pytest.mark.parametrize(
+    "reach",
+    [
+        "io.open('/etc/passwd')",
+        "os.execute('true')",
+        "os.exit(1)",
+        "os.getenv('HOME')",
+        "require('os')",
+        "dofile('/etc/passwd')",
+        "load('return 1')()",
+        "debug.getinfo(1)",
+        "python.builtins.open('/etc/passwd')",
+        "package.loadlib('x', 'y')",
+        "string.dump(OnTrigger)",
+        "getmetatable('').__index.rep = nil",
+        "collectgarbage('stop')",
+        "('x'):rep(1 << 30)",
+        "local t = {} for i = 1, 1e9 do t[i] = ('x'):rep(1000) .. i end",
+        "error('x')",
+    ],
+)
+def test_a_script_reaches_nothing_outside(tmp_path, capsys, reach):
+    call = script(tmp_path, f"function OnTrigger() print('reached', (pcall(function() {reach} end))) end")
+    call(TELL, BODY)
+    assert capsys.readouterr().out == "reached\tfalse\n"
+
+
+def test_print_is_no_way_into_python(tmp_path, capsys):
+    text = "function OnTrigger() for _, f in pairs({print}) do print(pcall(function() return f.__globals__ end)) end end"
+    script(tmp_path, text)(TELL, BODY)
+    assert capsys.readouterr().out.startswith("false\t")
+
+
+def test_a_script_without_the_function_is_refused(tmp_path):
+    with pytest.raises(NameError, match="OnTrigger"):
+        script(tmp_path, "x = 1")
+
+
+def test_a_script_cannot_be_asked(tmp_path):
+    with pytest.raises(TypeError):
+        script(tmp_path, "function OnTrigger() end")(ASK, b"{}")

@@ -1,0 +1,225 @@
+"""The queue of an endpoint: bounds, order, batches, retries. Time is an argument."""
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from push1st.hooks.queue import FRESH_SECONDS, OVERHEAD, RETRIES_SECONDS, Delivery, Queue, wait
+
+
+def queue(concurrency: int = 10, batch: int = 1, events: int = 1000, bytes: int = 1 << 20) -> Queue:
+    return Queue(concurrency, batch, events, bytes)
+
+
+def fill(one: Queue, *events: str) -> None:
+    """`a1` is an event of channel a."""
+    for event in events:
+        assert one.put(event[0], event.encode())
+
+
+def taken(one: Queue, now: float = 0) -> list[str]:
+    """What may be sent now, each delivery's events joined."""
+    found = []
+    while (delivery := one.next(now)) is not None:
+        found.append(b" ".join(delivery.events).decode())
+    return found
+
+
+def first(one: Queue, now: float = 0) -> Delivery:
+    delivery = one.next(now)
+    assert delivery is not None
+    return delivery
+
+
+def test_channels_go_side_by_side_and_each_in_order():
+    one = queue()
+    fill(one, "a1", "a2", "b1")
+    delivery = first(one)
+    assert delivery.events == [b"a1"]
+    assert taken(one) == ["b1"]
+    one.done(delivery)
+    assert taken(one) == ["a2"]
+
+
+def test_so_many_are_under_way_at_once():
+    one = queue(concurrency=2)
+    fill(one, "a1", "b1", "c1")
+    assert taken(one) == ["a1", "b1"]
+
+
+def test_a_batch_takes_events_of_several_channels_in_order():
+    one = queue(batch=4)
+    fill(one, "a1", "b1", "a2", "b2", "c1")
+    assert taken(one) == ["a1 a2 b1 b2", "c1"]
+
+
+def test_what_is_left_of_a_channel_waits_for_its_batch():
+    one = queue(batch=2)
+    fill(one, "a1", "a2", "a3")
+    delivery = first(one)
+    assert taken(one) == []
+    one.done(delivery)
+    assert taken(one) == ["a3"]
+
+
+def test_large_events_do_not_share_a_body():
+    one = queue(batch=10, bytes=1 << 30)
+    for channel in "ab":
+        one.put(channel, b"x" * 700_000)
+    assert len(first(one).events) == 1
+    assert len(first(one).events) == 1
+
+
+def test_retries_come_after_1_2_4_and_at_most_60_seconds_for_five_minutes():
+    one = queue()
+    fill(one, "a1")
+    delivery, now, times = first(one), 0.0, [0.0]
+    while one.failed(delivery, now, 1.0):
+        at = one.when()
+        assert at is not None
+        assert one.next(at - 0.001) is None
+        now = at
+        times.append(now)
+        assert one.next(now) is delivery
+    assert times == [0, 1, 3, 7, 15, 31, 63, 123, 183, 243]
+    assert times[-1] <= RETRIES_SECONDS
+    assert (one.events, one.bytes, one.idle) == (0, 0, True)
+
+
+def test_a_failed_event_holds_back_its_channel_and_no_other():
+    one = queue()
+    fill(one, "a1", "a2", "b1")
+    one.failed(first(one), 0, 1.0)
+    assert taken(one, 0.5) == ["b1"]
+    assert taken(one, 1) == ["a1"]
+
+
+def test_what_was_given_up_lets_its_channel_go_on():
+    one = queue()
+    fill(one, "a1", "a2")
+    delivery = first(one)
+    delivery.first = -400
+    assert not one.failed(delivery, 0, 1.0)
+    assert taken(one) == ["a2"]
+
+
+def test_an_endpoint_that_is_down_is_not_knocked_at_by_all_that_waits():
+    one = queue(concurrency=2, events=10_000)
+    for number in range(100):
+        one.put(str(number), b"x")
+    tries = 0
+    now = 0.0
+    while now < 20:
+        while (delivery := one.next(now)) is not None:
+            tries += 1
+            one.failed(delivery, now, 1.0)
+        now += 0.25
+    assert tries < 20 / FRESH_SECONDS * 6
+
+
+def test_poisoned_events_do_not_stop_the_others():
+    """Some deliveries always fail; while they wait, others are still begun."""
+    one = queue(concurrency=2, events=10_000)
+    for number in range(4):
+        one.put(f"bad{number}", b"bad")
+    for number in range(200):
+        one.put(f"good{number}", b"good")
+    good, now = 0, 0.0
+    while now < 30:
+        while (delivery := one.next(now)) is not None:
+            if delivery.events == [b"bad"]:
+                one.failed(delivery, now, 1.0)
+            else:
+                good += 1
+                one.done(delivery)
+        now += 0.25
+    assert good == 200
+
+
+@pytest.mark.parametrize(("events", "bytes"), [(3, 1 << 20), (1000, 3 * (OVERHEAD + 2))])
+def test_what_does_not_fit_is_not_taken(events, bytes):
+    one = queue(events=events, bytes=bytes)
+    fill(one, "a1", "a2", "b1")
+    assert not one.put("c", b"c1")
+    one.done(first(one))
+    assert one.put("c", b"c1")
+
+
+def test_when_says_when_to_ask_again():
+    one = queue(concurrency=1)
+    assert one.when() is None
+    fill(one, "a1", "b1")
+    assert one.when() == 0
+    delivery = first(one)
+    assert one.when() is None
+    one.failed(delivery, 5, 1.0)
+    assert one.when() == 0  # b1 may be begun now
+    other = first(one, 5)
+    one.failed(other, 5, 1.0)
+    assert one.when() == 6
+
+
+def test_what_was_tried_and_what_was_not_can_be_handed_over():
+    one = queue(concurrency=1)
+    fill(one, "a1", "a2", "b1")
+    delivery = first(one)
+    delivery.id = "x"
+    assert [found.id for found in one.tried()] == ["x"]
+    assert list(one.untried()) == [("a", b"a2"), ("b", b"b1")]
+    two = queue(concurrency=1)
+    for found in one.tried():
+        two.restore(found, 100)
+    for channel, event in one.untried():
+        two.put(channel, event)
+    assert (two.events, two.bytes) == (one.events, one.bytes)
+    again = first(two, 100)
+    assert (again.id, again.events) == ("x", [b"a1"])
+    two.done(again)
+    assert first(two, 100).events == [b"b1"]
+
+
+@given(
+    st.lists(st.tuples(st.sampled_from("abc"), st.booleans(), st.floats(0, 3)), max_size=80),
+    st.integers(1, 3),
+    st.integers(1, 4),
+)
+def test_whatever_fails_each_channel_stays_in_order_and_nothing_is_lost(steps, concurrency, batch):
+    one = queue(concurrency, batch)
+    under_way: list[Delivery] = []
+    arrived: dict[str, list[int]] = {"a": [], "b": [], "c": []}
+    put = dict.fromkeys("abc", 0)
+    now = 0.0
+
+    def arrive(delivery: Delivery) -> None:
+        for event in delivery.events:
+            arrived[event[:1].decode()].append(int(event[1:]))
+        one.done(delivery)
+
+    for channel, works, pause in steps:
+        now += pause
+        one.put(channel, f"{channel}{put[channel]}".encode())
+        put[channel] += 1
+        while (delivery := one.next(now)) is not None:
+            under_way.append(delivery)
+        assert len(under_way) <= concurrency
+        if under_way:
+            delivery = under_way.pop(0)
+            if works:
+                arrive(delivery)
+            else:
+                assert one.failed(delivery, now, 1.0) or now - delivery.first > RETRIES_SECONDS - 60
+    for delivery in under_way:
+        arrive(delivery)
+    for _ in range(1000):
+        at = one.when()
+        if at is None:
+            break
+        now = max(now, at)
+        while (delivery := one.next(now)) is not None:
+            arrive(delivery)
+    assert arrived == {channel: list(range(count)) for channel, count in put.items()}
+    assert (one.events, one.bytes) == (0, 0)
+
+
+def test_waits_double_up_to_a_minute():
+    assert [wait(attempts) for attempts in range(1, 9)] == [1, 2, 4, 8, 16, 32, 60, 60]

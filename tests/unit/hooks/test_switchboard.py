@@ -1,0 +1,232 @@
+"""From facts to deliveries: what goes where, what is kept over a stop, and what is counted."""
+
+import asyncio
+import json
+import os
+from collections import Counter
+from pathlib import Path
+
+import pytest
+
+from push1st.config import Hook, HooksConfig, Webhook
+from push1st.hooks import NotDelivered, Target
+from push1st.hooks.debounce import HOLD_SECONDS
+from push1st.hooks.switchboard import Switchboard
+from push1st.messages import Fact, Happening
+from tests.unit.fakes import APP, Clock, app_config, turns
+
+
+class Endpoint:
+    """A `Way` that takes what it is told, fails, or waits."""
+
+    def __init__(self) -> None:
+        self.told: list[tuple[str, bytes]] = []
+        self.fails = False
+        self.waits: asyncio.Future[None] | None = None
+        self.closed = False
+
+    async def tell(self, id: str, body: bytes) -> None:
+        self.told.append((id, body))
+        if self.waits is not None:
+            await self.waits
+        if self.fails:
+            raise NotDelivered("refused", "answered 500")
+
+    async def ask(self, body: bytes) -> bytes:
+        return b""
+
+    async def close(self) -> None:
+        self.closed = True
+
+    @property
+    def names(self) -> list[str]:
+        return [event["name"] for _, body in self.told for event in json.loads(body)["events"]]
+
+
+class Board:
+    """A switchboard with its endpoints by URL."""
+
+    def __init__(self, *webhooks: Webhook, hook: Hook | None = None, config: HooksConfig = HooksConfig()) -> None:  # noqa: B008 - frozen
+        self.clock = Clock()
+        self.events: Counter[str] = Counter()
+        self.attempts: Counter[str] = Counter()
+        self.at: dict[str, Endpoint] = {}
+        self.numbers = 0
+        self.board = Switchboard(
+            [app_config(webhooks=webhooks, hook=hook)],
+            config,
+            "",
+            self.clock,
+            self._random,
+            self.events,
+            self.attempts,
+            Counter(),
+            self._reach,
+        )
+
+    def _random(self, _: int) -> int:
+        self.numbers += 1
+        return self.numbers
+
+    def _reach(self, target: Target) -> Endpoint:
+        return self.at.setdefault(target.url, Endpoint())
+
+    def happened(self, *kinds: Happening, channel: str = "c", app: str = APP) -> None:
+        for kind in kinds:
+            self.board.happened(Fact(kind, app, channel, 1))
+
+    @property
+    def status(self):
+        return self.board.status(APP)[0]
+
+
+A = Webhook(url="http://a/")
+
+
+async def test_a_fact_goes_to_every_endpoint_that_wants_it():
+    board = Board(A, Webhook(url="http://b/", events=("cache_miss",)), Webhook(url="http://c/", filter=("d",)))
+    board.happened("occupied")
+    await turns()
+    assert {url: endpoint.names for url, endpoint in board.at.items()} == {"http://a/": ["channel_occupied"]}
+
+
+async def test_facts_of_others_and_of_single_users_go_nowhere():
+    board = Board(A)
+    board.happened("occupied", app="other")
+    board.happened("occupied", channel="#server-to-user-7")
+    await turns()
+    assert board.at == {}
+
+
+async def test_push1st_is_told_at_once_and_pusher_when_it_is_settled():
+    board = Board(A, hook=Hook(trigger=frozenset(("register", "unregister")), endpoint=("http://p/",)))
+    board.happened("occupied", "vacated", "occupied")
+    await turns(20)
+    assert [json.loads(body)["event"] for _, body in board.at["http://p/"].told] == ["register", "unregister", "register"]
+    assert board.at["http://a/"].names == ["channel_occupied"]
+
+
+async def test_what_was_held_back_is_told_with_the_next_fact_after_its_time():
+    board = Board(A)
+    board.happened("occupied", "vacated")
+    board.clock.advance(HOLD_SECONDS)
+    board.happened("cache-missed", channel="c")
+    await turns(20)
+    assert board.at["http://a/"].names == ["channel_occupied", "channel_vacated", "cache_miss"]
+    await board.board.close(0)
+
+
+async def test_a_failure_is_counted_shown_and_keeps_the_event():
+    board = Board(A)
+    board.at["http://a/"] = Endpoint()
+    board.at["http://a/"].fails = True
+    board.happened("occupied")
+    await turns(10)
+    assert (board.status.queued, board.status.retrying, board.status.last_error) == (1, 1, "answered 500")
+    assert board.status.last_error_at == board.clock.wall() // 1_000_000_000
+    assert (board.attempts, board.events) == ({"refused": 1}, {"queued": 1})
+    await board.board.close(0)
+
+
+async def test_what_is_under_way_at_a_stop_is_broken_off_and_sent_again_with_its_id(tmp_path: Path):
+    config = HooksConfig(folder=str(tmp_path))
+    one = Board(A, config=config)
+    one.at["http://a/"] = Endpoint()
+    one.at["http://a/"].waits = asyncio.get_running_loop().create_future()
+    one.happened("occupied")
+    one.happened("cache-missed", "client-event")
+    await turns(10)
+    await one.board.close(0)
+    assert one.at["http://a/"].closed
+    two = Board(A, config=config)
+    two.numbers = 100
+    two.board.open()
+    await turns(20)
+    assert two.at["http://a/"].told[0] == one.at["http://a/"].told[0]
+    assert two.at["http://a/"].names == ["channel_occupied", "cache_miss", "client_event"]
+    assert os.listdir(tmp_path) == []
+    await two.board.close(0)
+
+
+async def test_what_was_held_back_is_handed_on(tmp_path: Path):
+    config = HooksConfig(folder=str(tmp_path))
+    one = Board(A, config=config)
+    one.happened("occupied", "vacated")
+    one.happened("occupied", "vacated", channel="d")
+    await turns(10)
+    await one.board.close(0)
+    two = Board(A, config=config)
+    two.board.open()
+    two.happened("occupied")
+    two.clock.advance(HOLD_SECONDS)
+    two.happened("cache-missed", channel="cache-e")
+    await turns(20)
+    assert sorted(two.at["http://a/"].names) == ["cache_miss", "channel_vacated"]
+    await two.board.close(0)
+
+
+async def test_without_a_folder_what_is_held_back_is_told_at_the_stop():
+    board = Board(A)
+    board.happened("occupied", "vacated")
+    await board.board.close(5)
+    assert board.at["http://a/"].names == ["channel_occupied", "channel_vacated"]
+
+
+async def test_events_for_an_endpoint_that_is_gone_are_counted(tmp_path: Path):
+    config = HooksConfig(folder=str(tmp_path))
+    one = Board(A, config=config)
+    one.at["http://a/"] = Endpoint()
+    one.at["http://a/"].fails = True
+    one.happened("occupied")
+    await turns(10)
+    await one.board.close(0)
+    two = Board(Webhook(url="http://b/"), config=config)
+    two.board.open()
+    assert two.events == {"endpoint-gone": 1}
+
+
+async def test_without_a_folder_what_is_left_at_the_stop_is_counted_as_lost():
+    board = Board(A)
+    board.at["http://a/"] = Endpoint()
+    board.at["http://a/"].fails = True
+    board.happened("occupied")
+    await turns(10)
+    await board.board.close(0)
+    assert board.events == {"queued": 1, "stopped": 1}
+
+
+async def test_a_line_that_cannot_be_read_does_not_stop_the_others(tmp_path: Path):
+    config = HooksConfig(folder=str(tmp_path))
+    one = Board(A, config=config)
+    one.at["http://a/"] = Endpoint()
+    one.at["http://a/"].fails = True
+    one.happened("occupied")
+    await turns(10)
+    await one.board.close(0)
+    (name,) = os.listdir(tmp_path)
+    file = tmp_path / name
+    assert file.stat().st_mode & 0o777 == 0o600
+    file.write_bytes(b"{broken\n" + file.read_bytes())
+    two = Board(A, config=config)
+    two.board.open()
+    await turns(10)
+    assert two.at["http://a/"].names == ["channel_occupied"]
+    await two.board.close(0)
+
+
+def test_a_folder_that_cannot_be_had_is_an_error(tmp_path: Path):
+    (tmp_path / "file").write_text("")
+    with pytest.raises(OSError, match="file"):
+        Board(A, config=HooksConfig(folder=str(tmp_path / "file")))
+
+
+async def test_what_overflows_is_lost_and_counted():
+    board = Board(A, config=HooksConfig(events=2))
+    board.at["http://a/"] = Endpoint()
+    board.at["http://a/"].fails = True
+    for number in range(5):
+        board.happened("occupied", channel=str(number))
+    assert (board.status.queued, board.status.failed) == (2, 3)
+    assert board.events == {"queued": 2, "overflowed": 3}
+    assert board.board.queued() == {APP: 2}
+    await board.board.close(0)

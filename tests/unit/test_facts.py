@@ -1,0 +1,129 @@
+"""What the node and its sessions report for hooks, and of which apps."""
+
+import pytest
+
+from push1st.config import Hook, Webhook
+from push1st.messages import Fact, Publish, Subscribe, Unsubscribe
+from push1st.node import COUNT_SECONDS, MANY
+from tests.unit.fakes import APP, World, app_config, done, token
+
+PUSH1ST = Hook(trigger=frozenset(("join", "leave", "push")), endpoint=("http://h/",))
+
+
+def telling(*events: str, **more) -> World:
+    return World(app_config(webhooks=(Webhook(url="http://h/", events=events),), **more))
+
+
+def reported(world, *kinds: str) -> list[Fact]:
+    return [fact for fact in world.hooks.facts if fact.kind in kinds]
+
+
+@pytest.fixture
+def world():
+    return World(app_config(hook=PUSH1ST))
+
+
+def join(session, name, channel_data=""):
+    session.handle(Subscribe(name, token(session, name, channel_data), channel_data))
+
+
+def test_each_connection_joins_and_leaves(world):
+    one, two = world.session()[0], world.session()[0]
+    for session in (one, two):
+        join(session, "c")
+    one.handle(Unsubscribe("c"))
+    two.close()
+    facts = reported(world, "joined", "left")
+    assert [(fact.kind, fact.socket_id) for fact in facts] == [
+        ("joined", one.id),
+        ("joined", two.id),
+        ("left", one.id),
+        ("left", two.id),
+    ]
+    assert {(fact.app, fact.channel, fact.user_id) for fact in facts} == {(APP, "c", None)}
+    assert {fact.at for fact in facts} == {world.clock.wall()}
+
+
+def test_members_join_and_leave_as_who_they_are(world):
+    session, _ = world.session()
+    join(session, "presence-c", '{"user_id":"7","user_info":{"a":1}}')
+    session.close()
+    assert [(fact.kind, fact.user_id, fact.user_info) for fact in reported(world, "joined", "left")] == [
+        ("joined", "7", b'{"a":1}'),
+        ("left", "7", b'{"a":1}'),
+    ]
+
+
+def test_leaving_comes_before_the_edges_it_causes(world):
+    session, _ = world.session()
+    join(session, "presence-c", '{"user_id":"7"}')
+    session.close()
+    assert [fact.kind for fact in world.hooks.facts] == [
+        *("occupied", "member-added", "joined"),
+        *("left", "member-removed", "vacated"),
+    ]
+
+
+def test_a_refused_subscription_is_no_news(world):
+    session, _ = world.session()
+    session.handle(Subscribe("private-c", "wrong"))
+    assert world.hooks.facts == []
+
+
+def test_a_client_event_is_reported_with_its_sender(world):
+    session, _ = world.session()
+    join(session, "presence-c", '{"user_id":"7"}')
+    session.handle(Publish("presence-c", "client-e", b'{"a":1}'))
+    (fact,) = reported(world, "client-event")
+    assert (fact.event, fact.data, fact.socket_id, fact.user_id) == ("client-e", b'{"a":1}', session.id, "7")
+
+
+def test_a_refused_client_event_is_not(world):
+    session, _ = world.session()
+    session.handle(Publish("private-c", "client-e", b"1"))
+    assert reported(world, "client-event") == []
+
+
+def test_an_event_of_the_api_is_not(world):
+    world.publish("c", b"1")
+    assert reported(world, "client-event") == []
+
+
+def test_a_cache_channel_without_an_event_is_reported():
+    world = telling("cache_miss")
+    join(world.session()[0], "cache-c")
+    assert [fact.channel for fact in reported(world, "cache-missed")] == ["cache-c"]
+    world.publish("cache-d", b"1")
+    join(world.session()[0], "cache-d")
+    assert [fact.channel for fact in reported(world, "cache-missed")] == ["cache-c"]
+
+
+def test_counts_follow_the_rule_for_large_channels():
+    world = telling("subscription_count", subscription_count=True)
+    for _ in range(MANY + 10):
+        join(world.session()[0], "c")
+    assert [fact.count for fact in reported(world, "counted")] == list(range(1, MANY + 2))
+    world.clock.advance(COUNT_SECONDS)
+    done(world.node.tick())
+    assert reported(world, "counted")[-1].count == MANY + 10
+
+
+def test_counts_are_for_apps_that_opted_in():
+    world = telling("subscription_count")
+    join(world.session()[0], "c")
+    assert reported(world, "counted") == []
+
+
+def test_an_app_without_hooks_has_nothing_reported_but_the_rosters_edges():
+    world = World(app_config(subscription_count=True))
+    session, _ = world.session()
+    join(session, "presence-c", '{"user_id":"7"}')
+    join(session, "cache-c")
+    session.handle(Publish("presence-c", "client-e", b"1"))
+    session.close()
+    assert {fact.kind for fact in world.hooks.facts} <= {"occupied", "vacated", "member-added", "member-removed"}
+
+
+def test_channels_of_users_are_never_reported_by_the_node(world):
+    world.node.report(world.app, "joined", "#server-to-user-7", "1.2")
+    assert reported(world, "joined") == []

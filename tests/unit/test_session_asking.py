@@ -1,0 +1,304 @@
+"""A client whose app's backend has a say: what is asked, what an answer does, and who waits for it."""
+
+import asyncio
+
+import pytest
+
+from push1st.config import Authorize
+from push1st.errors import Refused
+from push1st.hooks import Decision
+from push1st.hooks.events import Connecting, Publishing, Subscribing
+from push1st.messages import (
+    Established,
+    Failure,
+    Member,
+    Ping,
+    Pong,
+    Publish,
+    Subscribe,
+    Subscribed,
+    SubscriptionRefused,
+    Unsubscribe,
+    Visitor,
+)
+from push1st.session import WAITING
+from tests.unit.fakes import APP, RAW, World, app_config, token, turns
+
+VISITOR = Visitor("protocol=7", "https://shop.example", "session=1", "Bearer x")
+
+
+def asking(*on: str, **more) -> World:
+    return World(app_config(authorize=(Authorize(url="http://h/", on=frozenset(on), **more),)))
+
+
+@pytest.fixture
+def world():
+    return asking("connect", "subscribe", "publish")
+
+
+def entering(world, **more):
+    """A Pusher client at the door."""
+    session, outlet = world.session(**more)
+    session.enter(VISITOR, lambda: outlet.send(Established(session.id, 120)))
+    return session, outlet
+
+
+async def held(world) -> None:
+    """From here on the backend takes its time."""
+    world.hooks.waits = asyncio.get_running_loop().create_future()
+
+
+async def decided(world, decision: Decision = Decision()) -> None:  # noqa: B008 - frozen
+    waits, world.hooks.waits = world.hooks.waits, None
+    world.hooks.decision = decision
+    waits.set_result(None)
+    await turns()
+
+
+def test_an_app_that_is_not_asked_lets_in_at_once():
+    world = World()
+    session, outlet = entering(world)
+    assert outlet.replies == [Established(session.id, 120)]
+    assert world.hooks.asked == []
+
+
+def test_on_connect_the_backend_is_shown_what_the_client_has_shown(world):
+    session, outlet = entering(world)
+    (question,) = world.hooks.asked
+    assert question == Connecting(APP, session.id, session.ip, "protocol=7", "https://shop.example", "session=1", "Bearer x")
+    assert outlet.replies == [Established(session.id, 120)]
+
+
+async def test_the_greeting_waits_for_the_answer_and_so_do_commands(world):
+    await held(world)
+    session, outlet = entering(world)
+    session.handle(Ping())
+    session.handle(Subscribe("c"))
+    await turns()
+    assert outlet.replies == []
+    await decided(world)
+    assert outlet.replies == [Established(session.id, 120), Pong(), Subscribed("c")]
+
+
+async def test_a_client_that_is_not_wanted_is_closed_with_the_backends_words(world):
+    await held(world)
+    session, outlet = entering(world)
+    session.handle(Ping())
+    await decided(world, Decision(Refused(4321, "not today")))
+    assert outlet.closes == [((4321, "not today"))]
+    assert outlet.replies == []
+    assert world.metrics.cut_offs["refused-by-app"] == 1
+
+
+def test_a_backend_that_gives_no_answer_closes_with_4009(world):
+    world.hooks.decision = Decision(Refused(503, "no answer"))
+    assert entering(world)[1].closes == [(4009, "no answer")]
+
+
+def test_a_user_the_backend_names_is_signed_in(world):
+    world.hooks.decision = Decision(user_id="7", user_info=b'{"a":1}')
+    session, _ = entering(world)
+    assert session.user is not None
+    assert (session.user.id, session.user.info, session.authorized) == ("7", b'{"a":1}', True)
+    world.hooks.decision = Decision()
+    session.handle(Subscribe("#server-to-user-7"))
+    assert "#server-to-user-7" in session.subscriptions
+
+
+async def test_a_client_that_leaves_meanwhile_leaves_nothing_behind(world):
+    await held(world)
+    session, outlet = entering(world)
+    session.close()
+    await decided(world, Decision(user_id="7"))
+    assert (session.user, outlet.replies) == (None, [])
+    assert await world.memory.online(APP, ["7"]) == frozenset()
+
+
+async def test_commands_that_wait_are_bounded(world):
+    await held(world)
+    session, outlet = entering(world)
+    for _ in range(WAITING + 1):
+        session.handle(Ping())
+    assert outlet.closes == [((4100, f"more than {WAITING} commands are waiting"))]
+    await decided(world)
+
+
+async def test_others_are_not_held_up(world):
+    other, others = entering(world)
+    await held(world)
+    session, _ = entering(world)
+    session.handle(Subscribe("c"))
+    other.handle(Ping())
+    assert others.last == Pong()
+    await decided(world)
+
+
+# Subscribing
+
+
+@pytest.fixture
+def inside():
+    """A client of an app that is asked about subscriptions and events."""
+    world = asking("subscribe", "publish")
+    return world, *world.session()
+
+
+@pytest.mark.parametrize("name", ["c", "private-c", "protected-c", "private-encrypted-c"])
+def test_the_backend_decides_instead_of_a_signature(inside, name):
+    world, session, outlet = inside
+    session.handle(Subscribe(name, "", "text"))
+    assert world.hooks.asked == [Subscribing(APP, session.id, session.ip, name, "text")]
+    assert outlet.last == Subscribed(name)
+
+
+def test_a_signature_does_not_help_against_the_backend(inside):
+    world, session, outlet = inside
+    world.hooks.decision = Decision(Refused(403, "no"))
+    session.handle(Subscribe("private-c", token(session, "private-c")))
+    assert outlet.last == SubscriptionRefused("private-c", "Forbidden", "no", 403)
+    assert session.subscriptions == {}
+
+
+def test_a_member_is_whom_the_backend_says(inside):
+    world, session, outlet = inside
+    world.hooks.decision = Decision(user_id="7", user_info=b'{"a":1}')
+    session.handle(Subscribe("presence-c", "", '{"user_id":"admin"}'))
+    assert outlet.last == Subscribed("presence-c", (Member("7", b'{"a":1}'),))
+
+
+def test_a_backend_that_only_allows_takes_the_members_word(inside):
+    _, session, outlet = inside
+    session.handle(Subscribe("presence-c", "", '{"user_id":"8"}'))
+    assert outlet.last == Subscribed("presence-c", (Member("8"),))
+
+
+def test_a_member_that_breaks_the_rules_is_refused(inside):
+    world, session, outlet = inside
+    world.hooks.decision = Decision(user_id="a\nb")
+    session.handle(Subscribe("presence-c"))
+    assert outlet.last.status == 500
+
+
+def test_channels_outside_the_filter_need_their_signature():
+    world = asking("subscribe", filter=("presence-",))
+    session, outlet = world.session()
+    session.handle(Subscribe("private-c"))
+    assert outlet.last.status == 401
+    session.handle(Subscribe("c"))
+    assert outlet.last == Subscribed("c")
+    assert world.hooks.asked == []
+
+
+def test_who_is_on_a_channel_already_is_not_asked_about_again(inside):
+    world, session, outlet = inside
+    for _ in range(2):
+        session.handle(Subscribe("presence-c", "", '{"user_id":"8"}'))
+    assert len(world.hooks.asked) == 1
+    assert outlet.last == Subscribed("presence-c", (Member("8"),))
+
+
+def test_names_are_checked_before_the_backend_is_asked(inside):
+    world, session, outlet = inside
+    for name in ("", "a b", "#server-to-user-7"):
+        session.handle(Subscribe(name))
+        assert isinstance(outlet.last, SubscriptionRefused)
+    assert world.hooks.asked == []
+
+
+async def test_a_client_that_unsubscribes_meanwhile_does_so_afterwards(inside):
+    world, session, outlet = inside
+    await held(world)
+    session.handle(Subscribe("c"))
+    session.handle(Unsubscribe("c"))
+    await decided(world)
+    assert (outlet.replies, session.subscriptions) == ([Subscribed("c")], {})
+
+
+def test_a_raw_client_needs_no_token_where_the_backend_decides(inside):
+    world, *_ = inside
+    session, _ = world.session(RAW, push=frozenset(("private",)))
+    assert session.permits("private-c")
+    session.handle(Subscribe("private-c"))
+    assert "private-c" in session.subscriptions
+
+
+def test_a_raw_client_that_was_allowed_nothing_is_closed(inside):
+    world, *_ = inside
+    world.hooks.decision = Decision(Refused(403, "no"))
+    session, outlet = world.session(RAW, push=frozenset(("private",)))
+    session.handle(Subscribe("private-c"))
+    assert outlet.closes
+    assert outlet.closes[0][0] == 1008
+
+
+# Publishing
+
+
+@pytest.fixture
+def speaker(inside):
+    world, session, outlet = inside
+    session.handle(Subscribe("private-c"))
+    other, _ = world.session()
+    other.handle(Subscribe("private-c"))
+    world.hooks.asked.clear()
+    return world, session, outlet, other
+
+
+def _frames(world) -> list[bytes]:
+    (lane,) = world.app.tenant.channels["private-c"].lanes
+    return [frame for frames in (lane.frames, *lane.apart.values()) for frame in frames]
+
+
+def test_an_event_is_shown_to_the_backend_and_passes(speaker):
+    world, session, *_ = speaker
+    session.handle(Publish("private-c", "client-e", b'{"a":1}'))
+    (question,) = world.hooks.asked
+    assert isinstance(question, Publishing)
+    assert (question.channel, question.event, bytes(question.data), question.user_id) == (
+        "private-c",
+        "client-e",
+        b'{"a":1}',
+        None,
+    )
+    assert any(b'{\\"a\\":1}' in frame or b'{"a":1}' in frame for frame in _frames(world))
+
+
+def test_the_backend_may_change_what_is_said(speaker):
+    world, session, *_ = speaker
+    world.hooks.decision = Decision(data=b'"decent"')
+    session.handle(Publish("private-c", "client-e", b'"indecent"'))
+    text = b"".join(_frames(world))
+    assert b"decent" in text
+    assert b"indecent" not in text
+
+
+def test_the_backend_may_forbid_it(speaker):
+    world, session, outlet, _ = speaker
+    world.hooks.decision = Decision(Refused(4444, "shh"))
+    session.handle(Publish("private-c", "client-e", b'"x"'))
+    assert outlet.last == Failure(4444, "shh")
+    assert _frames(world) == []
+
+
+def test_what_the_backend_makes_of_it_has_the_apps_limit(speaker):
+    world, session, outlet, _ = speaker
+    world.hooks.decision = Decision(data=b'"' + b"x" * 20_000 + b'"')
+    session.handle(Publish("private-c", "client-e", b'"x"'))
+    assert outlet.last.code == 413
+
+
+def test_what_is_not_allowed_anyway_is_not_asked(speaker):
+    world, session, *_ = speaker
+    session.handle(Publish("elsewhere", "client-e", b'"x"'))
+    session.handle(Publish("private-elsewhere", "client-e", b'"x"'))
+    assert world.hooks.asked == []
+
+
+async def test_events_keep_their_order_while_one_waits(speaker):
+    world, session, *_ = speaker
+    await held(world)
+    for number in range(3):
+        session.handle(Publish("private-c", "client-e", b"%d" % number))
+    assert len(world.hooks.asked) == 1
+    await decided(world)
+    assert [bytes(question.data) for question in world.hooks.asked] == [b"0", b"1", b"2"]
