@@ -344,6 +344,7 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--subscribers", type=int, default=1000, metavar="N")
     parser.add_argument("--connections", type=int, metavar="N", help="for memory and connects; as many as allowed up to 10,000")
     parser.add_argument("--workers", type=int, default=1, metavar="N", help="of this server")
+    parser.add_argument("--hooks", default="", metavar="URL", help="this server tells it of all but what clients publish")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write every run, and the medians")
     parser.add_argument("--plot", type=Path, metavar="FILE", help="write bars as SVG")
     options = parser.parse_args()
@@ -363,7 +364,7 @@ def main() -> int:
         except CannotRun as error:
             print(f"bench: the load generator cannot be compiled: {error}", file=sys.stderr)
             return 2
-        ready, left_out = peers(options.only, options.workers)
+        ready, left_out = peers(options.only, options.workers, options.hooks)
         for name, why in left_out.items():
             print(f"bench: {name} is left out: {why}", file=sys.stderr)
         for number in range(1, options.rounds + 1):

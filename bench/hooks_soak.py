@@ -66,7 +66,9 @@ class Receiver(asyncio.Protocol):
     @classmethod
     def note(cls, body: bytes) -> None:
         cls.requests += 1
-        for event in json.loads(body)["events"]:
+        for event in json.loads(body).get("events", ()):
+            if event["name"] != "client_event":
+                continue
             seen = cls.seen.setdefault(event["channel"], [])
             number = int(event["data"])
             if number < len(seen):
@@ -77,14 +79,16 @@ class Receiver(asyncio.Protocol):
                 seen.append(number)
 
 
-async def receive(port: int) -> None:
-    """Listens and does not, in turn; at SIGTERM prints what came."""
+async def receive(port: int, always: bool) -> None:
+    """Listens and does not, in turn, or `always`; at SIGTERM prints what came."""
     loop = asyncio.get_running_loop()
     end = asyncio.Event()
     loop.add_signal_handler(signal.SIGTERM, end.set)
     loop.add_signal_handler(signal.SIGUSR1, lambda: print(sum(map(len, Receiver.seen.values())), flush=True))
     stay = asyncio.Event()
     loop.add_signal_handler(signal.SIGUSR2, stay.set)
+    if always:
+        stay.set()
     while not end.is_set():
         server = await loop.create_server(Receiver, "127.0.0.1", port)
         with suppress(TimeoutError):
@@ -251,9 +255,12 @@ def main() -> int:
     parser.add_argument("--seconds", type=float, default=60)
     parser.add_argument("--events", type=int, default=50_000)
     parser.add_argument("--receive", type=int, metavar="PORT", help=argparse.SUPPRESS)
+    parser.add_argument(
+        "--sink", type=int, metavar="PORT", help="only take what comes there, until SIGTERM: for bench.py --hooks"
+    )
     options = parser.parse_args()
-    if options.receive:
-        asyncio.run(receive(options.receive))
+    if options.receive or options.sink:
+        asyncio.run(receive(options.receive or options.sink, bool(options.sink)))
         return 0
     soak(options.seconds, options.events, hooks=False)
     well = soak(options.seconds, options.events, hooks=True)

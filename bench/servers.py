@@ -36,6 +36,12 @@ APP, KEY, SECRET = "app-test", "app-key", "secret"
 EVENT = "bench"
 PAYLOAD = 100
 PUSHER_PATH = f"/app/{KEY}?protocol=7&client=bench&version=1"
+HOOKS = (
+    "  hook: {{ trigger: [ register, unregister, join, leave ], endpoint: '{0}' }}\n"
+    "  webhooks:\n    - {{ url: '{0}', batch: 100, events: [ channel_occupied, channel_vacated, member_added, member_removed,"
+    " cache_miss, subscription_count ] }}\n"
+)
+"""of an app that tells of everything but what clients publish"""
 START_SECONDS = 20
 STOP_SECONDS = 3
 
@@ -268,7 +274,7 @@ def interpreter() -> tuple[str, str]:
 # ---- the peers -------------------------------------------------------------------------------------------------------------
 
 
-def push1st(workers: int) -> Peer:
+def push1st(workers: int, hooks: str) -> Peer:
     python, built = interpreter()
     environment = {"PYTHONPATH": str(HERE.parent / "src")}
     version = run(python, "-c", "import push1st.server; print(push1st.__version__)", cwd=HERE.parent / "src").split()[-1]
@@ -277,6 +283,7 @@ def push1st(workers: int) -> Peer:
         (folder / "apps.yml").write_text(
             f"{APP}:\n  enable: true\n  name: bench\n  key: {KEY}\n  secret: {SECRET}\n"
             "  options: { client-messages: true }\n  channels: [ public, private, presence ]\n"
+            + (HOOKS.format(hooks) if hooks else "")
         )
         (folder / "server.yml").write_text(
             f"server:\n  listen: tcp://127.0.0.1:{port}\n  proto: [ pusher, websocket ]\n"
@@ -374,10 +381,10 @@ def csend() -> Peer:
 NAMES = ("push1st", "uws", "soketi", "nchan", "csend")
 
 
-def peers(names: list[str], workers: int) -> tuple[list[Peer], dict[str, str]]:
-    """Installs the named peers; returns those that can run, and why the others cannot."""
+def peers(names: list[str], workers: int, hooks: str = "") -> tuple[list[Peer], dict[str, str]]:
+    """Installs the named peers; returns those that can run, and why the others cannot. hooks: where this server tells all."""
     makers: dict[str, Callable[[], Peer]] = {
-        "push1st": lambda: push1st(workers),
+        "push1st": lambda: push1st(workers, hooks),
         "uws": uws,
         "soketi": soketi,
         "nchan": nchan,
