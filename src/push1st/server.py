@@ -254,7 +254,8 @@ class Server:
         await asyncio.sleep(0)
         self.node.fanout.flush()
         await settled()
-        await self._hooks.close(0 if self._now.is_set() else HOOKS_SECONDS)
+        alone = self._siblings is None and not self.node.shared
+        await self._hooks.close(0 if self._now.is_set() else HOOKS_SECONDS, alone=alone)
         await self.node.close()
         self._sweep.stop()
         log.info("stopped")

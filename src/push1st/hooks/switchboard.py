@@ -145,12 +145,16 @@ class Switchboard:
         """How many events wait, by app."""
         return {app: sum(one.queue.events for one in those) for app, those in self._endpoints.items() if those}
 
-    async def close(self, seconds: float) -> None:
-        """Sends what it can for so long; saves the rest."""
+    async def close(self, seconds: float, alone: bool) -> None:
+        """Sends what it can for so long; saves the rest.
+
+        alone: no other process may take the next facts. What is held back waits for the next start only then; else it is
+        told now, since who takes them over knows nothing of it.
+        """
         if self._settled_at is not None:
             self._settled_at.cancel()
         held = self._debounce.held()
-        if self._store is None:
+        if self._store is None or not alone:
             for fact in held:
                 self._tell("pusher", fact)
             held = []

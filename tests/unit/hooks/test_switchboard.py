@@ -113,7 +113,7 @@ async def test_what_was_held_back_is_told_with_the_next_fact_after_its_time():
     board.happened("cache-missed", channel="c")
     await turns(20)
     assert board.at["http://a/"].names == ["channel_occupied", "channel_vacated", "cache_miss"]
-    await board.board.close(0)
+    await board.board.close(0, True)
 
 
 async def test_a_failure_is_counted_shown_and_keeps_the_event():
@@ -125,7 +125,7 @@ async def test_a_failure_is_counted_shown_and_keeps_the_event():
     assert (board.status.queued, board.status.retrying, board.status.last_error) == (1, 1, "answered 500")
     assert board.status.last_error_at == board.clock.wall() // 1_000_000_000
     assert (board.attempts, board.events) == ({"refused": 1}, {"queued": 1})
-    await board.board.close(0)
+    await board.board.close(0, True)
 
 
 async def test_what_is_under_way_at_a_stop_is_broken_off_and_sent_again_with_its_id(tmp_path: Path):
@@ -136,7 +136,7 @@ async def test_what_is_under_way_at_a_stop_is_broken_off_and_sent_again_with_its
     one.happened("occupied")
     one.happened("cache-missed", "client-event")
     await turns(10)
-    await one.board.close(0)
+    await one.board.close(0, True)
     assert one.at["http://a/"].closed
     two = Board(A, config=config)
     two.numbers = 100
@@ -145,7 +145,7 @@ async def test_what_is_under_way_at_a_stop_is_broken_off_and_sent_again_with_its
     assert two.at["http://a/"].told[0] == one.at["http://a/"].told[0]
     assert two.at["http://a/"].names == ["channel_occupied", "cache_miss", "client_event"]
     assert os.listdir(tmp_path) == []
-    await two.board.close(0)
+    await two.board.close(0, True)
 
 
 async def test_what_was_held_back_is_handed_on(tmp_path: Path):
@@ -154,7 +154,7 @@ async def test_what_was_held_back_is_handed_on(tmp_path: Path):
     one.happened("occupied", "vacated")
     one.happened("occupied", "vacated", channel="d")
     await turns(10)
-    await one.board.close(0)
+    await one.board.close(0, True)
     two = Board(A, config=config)
     two.board.open()
     two.happened("occupied")
@@ -162,14 +162,22 @@ async def test_what_was_held_back_is_handed_on(tmp_path: Path):
     two.happened("cache-missed", channel="cache-e")
     await turns(20)
     assert sorted(two.at["http://a/"].names) == ["cache_miss", "channel_vacated"]
-    await two.board.close(0)
+    await two.board.close(0, True)
 
 
 async def test_without_a_folder_what_is_held_back_is_told_at_the_stop():
     board = Board(A)
     board.happened("occupied", "vacated")
-    await board.board.close(5)
+    await board.board.close(5, True)
     assert board.at["http://a/"].names == ["channel_occupied", "channel_vacated"]
+
+
+async def test_what_was_held_back_is_told_at_once_where_another_worker_goes_on(tmp_path: Path):
+    board = Board(A, config=HooksConfig(folder=str(tmp_path)))
+    board.happened("occupied", "vacated")
+    await board.board.close(5, False)
+    assert board.at["http://a/"].names == ["channel_occupied", "channel_vacated"]
+    assert os.listdir(tmp_path) == []
 
 
 async def test_events_for_an_endpoint_that_is_gone_are_counted(tmp_path: Path):
@@ -179,7 +187,7 @@ async def test_events_for_an_endpoint_that_is_gone_are_counted(tmp_path: Path):
     one.at["http://a/"].fails = True
     one.happened("occupied")
     await turns(10)
-    await one.board.close(0)
+    await one.board.close(0, True)
     two = Board(Webhook(url="http://b/"), config=config)
     two.board.open()
     assert two.events == {"endpoint-gone": 1}
@@ -191,7 +199,7 @@ async def test_without_a_folder_what_is_left_at_the_stop_is_counted_as_lost():
     board.at["http://a/"].fails = True
     board.happened("occupied")
     await turns(10)
-    await board.board.close(0)
+    await board.board.close(0, True)
     assert board.events == {"queued": 1, "stopped": 1}
 
 
@@ -202,7 +210,7 @@ async def test_a_line_that_cannot_be_read_does_not_stop_the_others(tmp_path: Pat
     one.at["http://a/"].fails = True
     one.happened("occupied")
     await turns(10)
-    await one.board.close(0)
+    await one.board.close(0, True)
     (name,) = os.listdir(tmp_path)
     file = tmp_path / name
     assert file.stat().st_mode & 0o777 == 0o600
@@ -211,7 +219,7 @@ async def test_a_line_that_cannot_be_read_does_not_stop_the_others(tmp_path: Pat
     two.board.open()
     await turns(10)
     assert two.at["http://a/"].names == ["channel_occupied"]
-    await two.board.close(0)
+    await two.board.close(0, True)
 
 
 def test_a_folder_that_cannot_be_had_is_an_error(tmp_path: Path):
@@ -229,4 +237,4 @@ async def test_what_overflows_is_lost_and_counted():
     assert (board.status.queued, board.status.failed) == (2, 3)
     assert board.events == {"queued": 2, "overflowed": 3}
     assert board.board.queued() == {APP: 2}
-    await board.board.close(0)
+    await board.board.close(0, True)
