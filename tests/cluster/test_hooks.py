@@ -1,0 +1,21 @@
+"""Webhooks of several workers: each thing is told once, whichever worker it happened on."""
+
+from contextlib import ExitStack
+
+from tests.clients.process import APP, merged, running, wait_until
+from tests.clients.pusher_socket import pusher_socket
+from tests.clients.receiver import receiving
+
+
+def test_each_edge_is_told_once_by_all_workers_together() -> None:
+    with receiving() as receiver, ExitStack() as stack:
+        webhooks = {"webhooks": [{"url": receiver.url, "events": ["channel_occupied", "member_added", "client_event"]}]}
+        server = stack.enter_context(running({"server": {"workers": 2, "drain": 0}}, {"app-test": merged(APP, webhooks)}))
+        clients = [stack.enter_context(pusher_socket(server)) for _ in range(8)]
+        for number, client in enumerate(clients):
+            client.subscribe("presence-room", {"user_id": str(number % 4)})
+        clients[0].send("client-last", 1, "presence-room")
+        wait_until(lambda: any(event["name"] == "client_event" for event in receiver.events), "the last event")
+        names = [event["name"] for event in receiver.events]
+        assert names == ["channel_occupied", *["member_added"] * 4, "client_event"]
+        assert [event["user_id"] for event in receiver.events if event["name"] == "member_added"] == ["0", "1", "2", "3"]
