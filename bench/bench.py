@@ -6,8 +6,9 @@
 
 A run is one start of one server under one kind of load (`RUNS`); the load generator, bench/load.c, prints what it counted. Every
 round goes through all kinds of load, and through all servers within each, so that rounds alternate and neighbours in the table
-ran within the same minute. A figure (`FIGURES`) is the median over the rounds. Ratios are against the bare uWebSockets.js server
-of the same table. With two cores or more the server has the first to itself and the load generator the last.
+ran within the same minute. A figure (`FIGURES`) is the median over the rounds. Ratios are against the bare uWebSockets.js server,
+within each round, and the median of those. With two cores or more the server has the first to itself and the load generator
+the last.
 
 What each figure means, and what it does not: bench/README.md.
 """
@@ -214,6 +215,15 @@ class Bench:
         values = [result[field] for result in self.results if result["run"] == run and result["peer"] == peer]
         return statistics.median(values) if values else None
 
+    def ratio(self, run: str, field: str, peer: str, other: str) -> float | None:
+        """The median of the ratios within each round: what ran in the same minute, since machines drift between rounds."""
+        rounds: dict[int, dict[str, float]] = {}
+        for result in self.results:
+            if result["run"] == run:
+                rounds.setdefault(result["round"], {})[result["peer"]] = result[field]
+        ratios = [one[peer] / one[other] for one in rounds.values() if peer in one and one.get(other)]
+        return statistics.median(ratios) if ratios else None
+
 
 @dataclass(frozen=True, slots=True)
 class Use:
@@ -258,11 +268,11 @@ def grid(rows: list[list[str]]) -> str:
     return "\n".join(lines)
 
 
-def cell(figure: Figure, value: float | None, yardstick: float | None) -> str:
+def cell(figure: Figure, value: float | None, ratio: float | None) -> str:
     if value is None:
         return "–"
     text = f"{value * figure.scale:,.{figure.digits}f}"
-    return f"{text} ({value / yardstick:.2f}×)" if yardstick else text
+    return f"{text} ({ratio:.2f}×)" if ratio else text
 
 
 def table(bench: Bench, ready: list[Peer]) -> str:
@@ -270,8 +280,14 @@ def table(bench: Bench, ready: list[Peer]) -> str:
     for figure in FIGURES:
         values = {peer.name: bench.median(figure.run, figure.field, peer.name) for peer in ready}
         if any(value is not None for value in values.values()):
-            yardstick = values.get("uws")
-            cells = (cell(figure, values[peer.name], None if peer.name == "uws" else yardstick) for peer in ready)
+            cells = (
+                cell(
+                    figure,
+                    values[peer.name],
+                    None if peer.name == "uws" else bench.ratio(figure.run, figure.field, peer.name, "uws"),
+                )
+                for peer in ready
+            )
             rows.append([f"{figure.title}, {figure.unit}", *cells])
     for run, how in (("one", "one publish at a time"), ("eight", "8 publishers")):
         for field, who in (("server_cpu", "server"), ("load_cpu", "load generator")):
@@ -286,11 +302,12 @@ def goals(bench: Bench) -> list[str]:
     lines = []
     for goal in GOALS:
         figure = next(figure for figure in FIGURES if (figure.run, figure.field) == (goal.run, goal.field))
-        value = bench.median(goal.run, goal.field, "push1st")
-        other = bench.median(goal.run, goal.field, goal.other) if goal.other else 1.0
-        if value is None or not other:
+        if goal.other:
+            ratio = bench.ratio(goal.run, goal.field, "push1st", goal.other)
+        else:
+            ratio = bench.median(goal.run, goal.field, "push1st")
+        if ratio is None:
             continue
-        ratio = value / other
         reached = ratio >= goal.bound if goal.at_least else ratio <= goal.bound
         unit = f"× {goal.other}" if goal.other else figure.unit
         lines.append(
@@ -322,12 +339,11 @@ def conditions(bench: Bench, ready: list[Peer], left_out: dict[str, str]) -> lis
 def draw(bench: Bench, ready: list[Peer], caption: list[str]) -> str:
     panels = []
     for figure in FIGURES:
-        yardstick = bench.median(figure.run, figure.field, "uws")
         bars = []
         for peer in ready:
             value = bench.median(figure.run, figure.field, peer.name)
             if value is not None:
-                ratio = value / yardstick if yardstick and peer.name != "uws" else None
+                ratio = None if peer.name == "uws" else bench.ratio(figure.run, figure.field, peer.name, "uws")
                 bars.append(plot.Bar(peer.label, value * figure.scale, ratio, figure.digits, peer.name == "push1st"))
         if bars:
             panels.append(plot.Panel(figure.title, figure.unit, figure.more_is_better, bars))
@@ -376,7 +392,10 @@ def main() -> int:
         return 1
     caption = conditions(bench, ready, left_out)
     print(table(bench, ready))
-    print("\nMedians over rounds; (n×): times uWebSockets.js in this run\n" + "\n".join(f"- {line}" for line in caption))
+    print(
+        "\nMedians over rounds; (n×): times uWebSockets.js, the median of the rounds\n"
+        + "\n".join(f"- {line}" for line in caption)
+    )
     if reached := goals(bench):
         print("\nGoals\n" + "\n".join(reached))
     if options.json:

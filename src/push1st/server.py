@@ -61,6 +61,24 @@ class SystemClock:
     wall = staticmethod(time.time_ns)
 
 
+class Random:
+    """Unpredictable numbers, fetched from the system many at a time: one is needed for each connection."""
+
+    BYTES = 4096
+
+    def __init__(self) -> None:
+        self._bytes = b""
+        self._at = 0
+
+    def bits(self, count: int) -> int:
+        """A number of so many bits, at most `BYTES` bytes."""
+        size = (count + 7) // 8
+        start, self._at = self._at, self._at + size
+        if self._at > len(self._bytes):
+            self._bytes, start, self._at = os.urandom(self.BYTES), 0, size
+        return int.from_bytes(self._bytes[start : start + size], "big") >> size * 8 - count
+
+
 def load(registry: dict[str, str], name: str) -> Any:
     """The class a registry names as `module:Class`."""
     module, _, attribute = registry[name].partition(":")
@@ -104,7 +122,7 @@ class Server:
             loop.call_soon(loop.call_soon, flush)
 
         fanout = Fanout(next_turn if shared else loop.call_soon, clock.wall, metrics, lambda: _failed("fan-out"))
-        self.node = Node(load(SOURCES, "files")(config.apps), fanout, metrics, clock, secrets.randbits)
+        self.node = Node(load(SOURCES, "files")(config.apps), fanout, metrics, clock, Random().bits)
         self.node.siblings = self._siblings
         try:
             self._hooks = Switchboard(

@@ -4,6 +4,7 @@ Refusals are `Disconnect` with Pusher's codes (protocol, section 6); the transpo
 """
 
 import re
+from functools import lru_cache
 from typing import TYPE_CHECKING
 from urllib.parse import parse_qsl
 
@@ -36,13 +37,21 @@ def admit(worker: "Worker", protocol: ProtocolConfig, key: str, origin: str | No
 
 def check_version(query: str) -> None:
     """Raises Disconnect for a protocol version that Pusher's clients may not have (protocol, section 1)."""
+    if (wrong := _version_error(query)) is not None:
+        raise Disconnect(*wrong)
+
+
+@lru_cache(256)
+def _version_error(query: str) -> tuple[int, str] | None:
+    """Clients of one library and version send the same query."""
     version = params(query).get("protocol", "")
     if not version:
-        raise Disconnect(4008, "No protocol version supplied")
+        return 4008, "No protocol version supplied"
     if not re.fullmatch(r"\d{1,9}", version, re.ASCII):
-        raise Disconnect(4006, "Invalid version string format")
+        return 4006, "Invalid version string format"
     if not 4 <= int(version) <= 7:
-        raise Disconnect(4007, "Unsupported protocol version: 4 to 7 are spoken here")
+        return 4007, "Unsupported protocol version: 4 to 7 are spoken here"
+    return None
 
 
 def params(query: str) -> dict[str, str]:

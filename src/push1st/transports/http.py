@@ -264,22 +264,21 @@ class HttpConnection(asyncio.Protocol):
 
     def on_url(self, url: bytes) -> None:
         self._url += url
-        self._count_head(len(url))
+        self._head += len(url)
+        if self._head > MOST_HEAD:
+            self._refuse(431, TOO_LONG_HEAD)
 
     def on_header(self, name: bytes, value: bytes) -> None:
         if self._stage == BODY:
             return  # trailers mean nothing here
-        self._count_head(len(name) + len(value) + 4)
+        self._head += len(name) + len(value) + 4
+        if self._head > MOST_HEAD:
+            self._refuse(431, TOO_LONG_HEAD)
         name = name.lower()
         if name in _NEEDED:
             before = self._headers.get(name)
             # A list may come as several lines (RFC 9110 §5.3).
             self._headers[name] = value if before is None else before + b", " + value
-
-    def _count_head(self, size: int) -> None:
-        self._head += size
-        if self._head > MOST_HEAD:
-            self._refuse(431, TOO_LONG_HEAD)
 
     def on_headers_complete(self) -> None:
         self._stage = BODY
