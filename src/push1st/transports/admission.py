@@ -37,21 +37,21 @@ def admit(worker: "Worker", protocol: ProtocolConfig, key: str, origin: str | No
 
 def check_version(query: str) -> None:
     """Raises Disconnect for a protocol version that Pusher's clients may not have (protocol, section 1)."""
-    if (wrong := _version_error(query)) is not None:
-        raise Disconnect(*wrong)
+    version = _version(query)
+    if version == "7":
+        return
+    if not version:
+        raise Disconnect(4008, "No protocol version supplied")
+    if not re.fullmatch(r"\d{1,9}", version, re.ASCII):
+        raise Disconnect(4006, "Invalid version string format")
+    if not 4 <= int(version) <= 7:
+        raise Disconnect(4007, "Unsupported protocol version: 4 to 7 are spoken here")
 
 
 @lru_cache(256)
-def _version_error(query: str) -> tuple[int, str] | None:
-    """Clients of one library and version send the same query."""
-    version = params(query).get("protocol", "")
-    if not version:
-        return 4008, "No protocol version supplied"
-    if not re.fullmatch(r"\d{1,9}", version, re.ASCII):
-        return 4006, "Invalid version string format"
-    if not 4 <= int(version) <= 7:
-        return 4007, "Unsupported protocol version: 4 to 7 are spoken here"
-    return None
+def _version(query: str) -> str:
+    """Clients of one library and release send the same query."""
+    return params(query).get("protocol", "")
 
 
 def params(query: str) -> dict[str, str]:
