@@ -16,7 +16,7 @@ import msgspec
 
 import push1st
 from push1st import configfile, logs, rundir, supervisor
-from push1st.config import Config, Listen, strictness
+from push1st.config import EMBEDDED, AppConfig, Config, Listen, strictness
 from push1st.errors import ClientError, ConfigError, Refused
 
 DEMO_URL = "ws://127.0.0.1:6001"
@@ -209,11 +209,13 @@ def _check(options: argparse.Namespace) -> int:
         return 2
     config = _load(options.config)
     print(f"{options.config}: good")
-    for line in _listening(config):
+    for line in (*_listening(config), *_spread(config)):
         print(f"  {line}")
     for app in config.apps:
         state = "" if app.enable else "  (disabled)"
         print(f"  app {app.id}  key {app.key}  channels {', '.join(sorted(app.channels))}{state}")
+        for line in _backends(app):
+            print(f"    {line}")
     for note in (*config.warnings, *strictness(config)):
         print(f"  note: {note}")
     return 0
@@ -227,6 +229,25 @@ def _listening(config: Config) -> list[str]:
     trusted = ", ".join(str(net) for net in config.api.trust.nets) + (", unix" if config.api.trust.unix else "")
     whom = f"{config.api.path}, unsigned calls from {trusted or 'nobody'}"
     return lines + [f"API on {_shown(address, scheme)}{whom}" for address in config.api.listen]
+
+
+def _spread(config: Config) -> list[str]:
+    """Over what it is spread, where that is more than one process."""
+    from push1st import brokerurl
+
+    count = supervisor.wanted(config)
+    shared = config.broker != "memory" and not config.broker.startswith(EMBEDDED)
+    return ([f"{count} workers"] if count > 1 else []) + ([f"broker: {brokerurl.parse(config.broker)}"] if shared else [])
+
+
+def _backends(app: AppConfig) -> list[str]:
+    """Who is told, and who is asked. Imported here: only `check` needs it."""
+    from push1st.hooks import shown
+
+    lines = [f"tells {shown(one.url)} of {', '.join(one.events) or 'all events'}" for one in app.webhooks]
+    if app.hook is not None:
+        lines += [f"tells {shown(url)} of {', '.join(sorted(app.hook.trigger))}" for url in app.hook.endpoint]
+    return lines + [f"asks {shown(one.url)} on {', '.join(sorted(one.on))}" for one in app.authorize]
 
 
 def _shown(address: Listen, scheme: str) -> str:

@@ -123,6 +123,33 @@ def test_check_says_what_would_run(server: ServerProcess) -> None:
     assert "secret" not in said.replace("the secret is shorter", "").replace("no secret", "")
 
 
+def test_check_says_who_is_told_and_asked_and_over_what_it_is_spread(tmp_path: Path) -> None:
+    (tmp_path / "server.yml").write_text(
+        "server: { workers: 2 }\nbroker: redis://:hidden@10.0.0.9:6379/0\ncredentials: [ apps.yml ]\n"
+    )
+    (tmp_path / "apps.yml").write_text("""
+shop:
+  key: a-key
+  secret: a-long-random-secret-of-at-least-32-bytes
+  webhooks:
+    - url: https://me:hidden@example.com/rooms?token=hidden
+      events: [ channel_occupied, channel_vacated ]
+    - url: py://shop_hooks:on_event
+  hook: { trigger: [ join, leave ], endpoint: http://127.0.0.1:8080/hook }
+  authorize: { url: http://127.0.0.1:5000/may, on: [ subscribe, connect ] }
+""")
+    said = push1st("check", "-c", str(tmp_path / "server.yml")).stdout
+    assert "hidden" not in said
+    assert [line.strip() for line in said.splitlines() if re.match("  2 workers|  broker|    ", line)] == [
+        "2 workers",
+        "broker: server 10.0.0.9:6379",
+        "tells https://…@example.com/rooms?… of channel_occupied, channel_vacated",
+        "tells py://shop_hooks:on_event of all events",
+        "tells http://127.0.0.1:8080/hook of join, leave",
+        "asks http://127.0.0.1:5000/may on connect, subscribe",
+    ]
+
+
 def test_check_refuses_an_unknown_key_and_says_where(tmp_path: Path) -> None:
     (tmp_path / "server.yml").write_text("server:\n    listen: tcp://127.0.0.1:0\n    listen: tcp://127.0.0.1:0\n")
     failed = push1st("check", "-c", str(tmp_path / "server.yml"), code=1)

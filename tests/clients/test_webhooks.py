@@ -16,7 +16,7 @@ import pusher
 import pytest
 
 from push1st.selfsigned import self_signed
-from tests.clients.process import APP, ServerProcess, merged, wait_until
+from tests.clients.process import APP, ServerProcess, free_ports, merged, wait_until
 from tests.clients.process import running as serving
 from tests.clients.pusher_socket import pusher_socket
 from tests.clients.raw_socket import raw_socket
@@ -392,6 +392,13 @@ def test_an_endpoint_that_stalls_delays_only_itself(receiver: Receiver) -> None:
             assert (stalled["queued"], stalled["sent"]) == (30, 0)
             wait_until(lambda: hooks(server)[1]["sent"] == 30, "sent", 2)
             assert other["failed"] == 0
+
+
+def test_an_endpoint_that_is_not_there_is_told_in_the_words_of_the_system(receiver: Receiver) -> None:
+    with telling(receiver, url=f"http://127.0.0.1:{free_ports(1)[0]}/") as server, pusher_socket(server) as one:
+        one.subscribe("room")
+        wait_until(lambda: hooks(server)[0]["last_error"], "a failure")
+        assert hooks(server)[0]["last_error"] == "cannot connect: Connection refused"
 
 
 def test_connections_are_kept(receiver: Receiver) -> None:

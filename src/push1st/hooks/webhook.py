@@ -4,6 +4,8 @@ Redirects are not followed: the body is signed for the one that was configured. 
 counts; its body is read, up to `MOST_READ`, only so that the connection can be used again.
 """
 
+import os
+import socket
 import ssl
 
 import aiohttp
@@ -77,9 +79,14 @@ def _reason(failure: BaseException) -> str:
     if isinstance(failure, aiohttp.ClientConnectorCertificateError):
         return str(failure.certificate_error)
     if isinstance(failure, aiohttp.ClientConnectorError):
-        return f"cannot connect: {failure.os_error.strerror or type(failure.os_error).__name__}"
+        return f"cannot connect: {_of_the_system(failure.os_error)}"
     if isinstance(failure, aiohttp.ServerDisconnectedError):
         return "the connection was closed before an answer"
-    if isinstance(failure, OSError) and failure.strerror:
-        return failure.strerror
-    return type(failure).__name__
+    return _of_the_system(failure) if isinstance(failure, OSError) else type(failure).__name__
+
+
+def _of_the_system(failure: OSError) -> str:
+    """`Connection refused`, where asyncio says `Connect call failed ('127.0.0.1', 5000)`."""
+    if failure.errno and not isinstance(failure, socket.gaierror):  # whose numbers are its own
+        return os.strerror(failure.errno)
+    return failure.strerror or type(failure).__name__
