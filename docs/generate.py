@@ -158,7 +158,7 @@ server.yml: good
 - A key that does not stand here is a mistake, and so is one that stands twice. A key with nothing behind it is as good as none.
 - A list may be written `[ a, b ]`, `{ a, b }`, one item a line, or as one value without brackets.
 - Relative paths start at the folder of the configuration file.
-- Changes take effect when the server is started again.
+- Changes take effect when the server is started again, or with several workers by [`push1st reload`](scaling.md#reload).
 
 ## The environment
 
