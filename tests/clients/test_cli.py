@@ -163,6 +163,22 @@ def test_serve_refuses_a_port_that_is_taken(server: ServerProcess, tmp_path: Pat
     assert str(server.ws_port) in failed.stderr
 
 
+def test_serve_says_which_broker_cannot_be_used(tmp_path: Path) -> None:
+    (port,) = free_ports(1)
+    (tmp_path / "server.yml").write_text(
+        f"server: {{ listen: 'tcp://127.0.0.1:0' }}\napi: {{ listen: false }}\nbroker: redis://:hidden@127.0.0.1:{port}\n"
+    )
+    failed = push1st("serve", "-c", str(tmp_path / "server.yml"), code=1)
+    assert f"the broker cannot be used: server 127.0.0.1:{port}: " in failed.stderr
+    assert "hidden" not in failed.stderr
+
+
+def test_without_a_command_it_says_which_there_are() -> None:
+    said = push1st(code=2).stderr
+    assert "run the server" in said
+    assert "Begin with" in said
+
+
 def test_version_is_the_package_s() -> None:
     assert re.match(r"push1st \d+\.\d+", push1st("version").stdout)
 

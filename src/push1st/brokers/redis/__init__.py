@@ -96,7 +96,7 @@ class Redis:
                 await shard.usable()
             except Refused:
                 await self.close()
-                raise Refused(503, f"the broker cannot be used: {shard.reason}") from None
+                raise Refused(503, f"the broker cannot be used: {shard.address}: {shard.reason}") from None
 
     def _tick(self) -> None:
         loop = asyncio.get_running_loop()

@@ -98,7 +98,7 @@ class Shard:
         views: Views,
         metrics: Metrics,
     ) -> None:
-        self._address = address
+        self.address = address
         self._tag = tag
         self._node = node
         self._stamp = stamp
@@ -152,7 +152,7 @@ class Shard:
             self._broken.clear()
             link: Link | None = None
             try:
-                link = await connect(self._address, self._tag, f"push1st-{self._node}", self._pushed, self._lost)
+                link = await connect(self.address, self._tag, f"push1st-{self._node}", self._pushed, self._lost)
                 await self._enter(link)
             except asyncio.CancelledError:
                 if link is not None:
@@ -163,13 +163,13 @@ class Shard:
                     link.abort()
                 self.reason = str(wrong) or type(wrong).__name__
                 if not failures:
-                    log.warning("the broker cannot be used", broker=str(self._address), reason=self.reason)
+                    log.warning("the broker cannot be used", broker=str(self.address), reason=self.reason)
                 failures += 1
                 most = min(BACKOFF_SECONDS, 0.05 * 2 ** min(failures, 10))
                 await asyncio.sleep(most * random.uniform(0.5, 1))  # noqa: S311 - so that nodes do not come all at once
                 continue
             if failures or self.away_since is not None:
-                log.info("the broker is connected", broker=str(self._address))
+                log.info("the broker is connected", broker=str(self.address))
             failures = 0
             self.away_since = None
             await self._broken.wait()
@@ -180,7 +180,7 @@ class Shard:
         self.link = None
         if self.away_since is None and not self._closing:
             self.away_since = self._loop.time()
-            log.warning("the broker is away", broker=str(self._address))
+            log.warning("the broker is away", broker=str(self.address))
 
     def _again(self, why: object) -> None:
         """The server has to be found or entered anew."""
@@ -325,7 +325,7 @@ class Shard:
             self._again("something was refused before")
             return
         if reads and (self._reader is None or self._reader.ended):
-            self._reader = Reader(self._address, self._tag, self._node, self._key("facts"), self._happened)
+            self._reader = Reader(self.address, self._tag, self._node, self._key("facts"), self._happened)
         elif not reads and self._reader is not None:
             self._loop.create_task(self._stop_reading())
         for node in dead:
