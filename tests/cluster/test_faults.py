@@ -251,6 +251,20 @@ async def test_facts_are_read_on_by_another_node_when_the_reader_dies() -> None:
         await until(lambda: [fact.channel for fact in other.facts][-1:] == ["d"])
 
 
+async def test_facts_are_read_on_with_the_next_sign_of_life_when_the_reader_leaves() -> None:
+    async with nodes() as (valkey, one, two):
+        await on(one, "c")
+        await until(lambda: one.facts or two.facts)
+        reader, other = (one, two) if one.facts else (two, one)
+        assert not other.facts
+        key = f"{one.shards[0].base}:reader"
+        held = valkey.ask("GET", key)
+        await reader.close()
+        assert valkey.ask("GET", key) != held
+        await on(other, "d")
+        await until(lambda: [fact.channel for fact in other.facts][-1:] == ["d"])
+
+
 # One cluster, one truth
 
 

@@ -300,6 +300,7 @@ for i = 1, #entries, 2 do
   end
 end
 if redis.call('EXISTS', mine) == 1 then return 1 end
+if redis.call('GET', base .. ':reader') == node then redis.call('DEL', base .. ':reader') end
 redis.call('SREM', base .. ':nodes', node)
 return 0
 """)
