@@ -404,7 +404,7 @@ def test_connections_are_kept(receiver: Receiver) -> None:
 
 def test_extra_headers_are_sent_and_credentials_of_the_url_are_nowhere_to_be_seen(receiver: Receiver) -> None:
     url = receiver.url.replace("http://", "http://ann:hunter2@") + "?token=hunter2"
-    webhooks = [{"url": url, "headers": {"X-Shop": "hunter2", "User-Agent": "shop"}}]
+    webhooks = [{"url": url, "headers": {"X-Shop": "hunter2", "user-agent": "shop", "content-type": "text/plain"}}]
     receiver.act = lambda _: 500 if len(receiver.got) == 1 else 200
     with running(apps={"app-test": merged(APP, {"webhooks": webhooks})}) as server, pusher_socket(server) as one:
         one.subscribe("room")
@@ -414,6 +414,9 @@ def test_extra_headers_are_sent_and_credentials_of_the_url_are_nowhere_to_be_see
         assert "hunter2" not in server.output
     assert got[0].headers["x-shop"] == "hunter2"
     assert got[0].headers["user-agent"] == "shop"
+    assert [got[0].all.count(name) for name in ("user-agent", "content-type")] == [1, 1]
+    assert got[0].headers["content-type"] == "application/json"
+    assert got[0].headers["accept-encoding"] == "identity"
     assert got[0].headers["authorization"].startswith("Basic ")
     assert b"hunter2" not in answer.body + metrics.body
     assert answer.json["hooks"][0]["endpoint"].startswith("http://…@localhost:")
