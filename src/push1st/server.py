@@ -275,7 +275,7 @@ class Server:
         self.node.fanout.flush()
         await settled()
         await self.node.close()  # first: a fact that came behind the queues' end would be lost
-        await self._hooks.close(0 if self._now.is_set() else HOOKS_SECONDS, alone=self._is_alone)
+        await self._hooks.close(HOOKS_SECONDS, self._is_alone, enough=self._now)
         self._sweep.stop()
         log.info("stopped")
 

@@ -155,8 +155,8 @@ class Switchboard:
         """How many events wait, by app."""
         return {app: sum(one.queue.events for one in those) for app, those in self._endpoints.items() if those}
 
-    async def close(self, seconds: float, alone: bool) -> None:
-        """Sends what it can for so long; saves the rest.
+    async def close(self, seconds: float, alone: bool, enough: asyncio.Event | None = None) -> None:
+        """Sends what it can for so long, or until it is told that it is enough; saves the rest.
 
         alone: no other process may take the next facts. What is held back waits for the next start only then; else it is
         told now, since who takes them over knows nothing of it.
@@ -172,10 +172,12 @@ class Switchboard:
         endpoints = list(self._all())
         draining = [asyncio.ensure_future(one.drained()) for one in endpoints if not one.queue.idle]
         if draining:
-            await asyncio.wait(draining, timeout=seconds)
-            for task in draining:
-                task.cancel()
-            await asyncio.gather(*draining, return_exceptions=True)
+            drained = asyncio.gather(*draining)
+            waits = [drained] if enough is None else [drained, asyncio.ensure_future(enough.wait())]
+            await asyncio.wait(waits, timeout=seconds, return_when=asyncio.FIRST_COMPLETED)
+            for one in waits:
+                one.cancel()
+            await asyncio.gather(*waits, return_exceptions=True)
         await asyncio.gather(self._authority.close(), *(one.stop() for one in endpoints))
         if self._store is None:
             for one in endpoints:

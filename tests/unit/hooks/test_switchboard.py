@@ -164,6 +164,22 @@ async def test_a_batch_that_was_about_to_be_sent_at_a_stop_is_kept_whole(tmp_pat
     await two.board.close(0, True)
 
 
+async def test_a_stop_that_is_told_it_is_enough_waits_no_longer():
+    board = Board(A)
+    board.at["http://a/"] = Endpoint()
+    board.at["http://a/"].fails = True
+    board.happened("occupied")
+    await turns(10)
+    enough = asyncio.Event()
+    closing = asyncio.ensure_future(board.board.close(60, True, enough))
+    await turns(10)
+    assert not closing.done()
+    enough.set()
+    await turns(20)
+    assert closing.done()
+    assert board.events == {"queued": 1, "stopped": 1}
+
+
 async def test_what_was_held_back_is_handed_on(tmp_path: Path):
     config = HooksConfig(folder=str(tmp_path))
     one = Board(A, config=config)
