@@ -392,6 +392,7 @@ def test_an_endpoint_that_stalls_delays_only_itself(receiver: Receiver) -> None:
             assert (stalled["queued"], stalled["sent"]) == (30, 0)
             wait_until(lambda: hooks(server)[1]["sent"] == 30, "sent", 2)
             assert other["failed"] == 0
+            server.stop_at_once()
 
 
 def test_connections_are_kept(receiver: Receiver) -> None:
@@ -443,6 +444,7 @@ def test_a_certificate_that_nobody_vouches_for_is_not_believed() -> None:
         wait_until(lambda: hooks(server)[0]["last_error"], "a failure")
         assert "TLS failed" in hooks(server)[0]["last_error"]
         assert receiver.got == []
+        server.stop_at_once()
 
 
 def test_a_certificate_that_is_vouched_for_is(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -477,7 +479,7 @@ def test_what_overflows_is_counted_logged_and_kept_as_dead_letters(receiver: Rec
         assert 'push1st_hook_events_total{outcome="overflowed"} 3.0' in text
         assert 'push1st_hook_events_queued{app="app-test"} 5.0' in text
         assert "hook events are lost" in server.output
-        receiver.act = lambda _: 200
+        server.stop_at_once()
 
 
 def test_a_stop_drains_the_queue(receiver: Receiver) -> None:
@@ -503,6 +505,7 @@ def test_what_is_left_at_a_stop_is_sent_by_the_next_start_with_its_delivery_id(r
             one.send(f"client-{number}", number, "private-a")
         one.round_trip()
         receiver.until(1)
+        server.stop_at_once()
     assert list(tmp_path.glob("saved-*.jsonl"))
     first = receiver.got[0]
     tried = len(receiver.got)
@@ -533,8 +536,7 @@ def test_without_a_folder_what_cannot_be_sent_at_a_stop_is_said_to_be_lost(recei
     with telling(receiver, events=["channel_occupied"]) as server, pusher_socket(server) as one:
         one.subscribe("room")
         receiver.until(1)
-        server.signal()
-        server.wait(20)
+        server.stop_at_once()
         assert "hook events are lost" in server.output
         assert "stopped" in server.output
 
