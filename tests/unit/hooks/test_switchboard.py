@@ -228,7 +228,9 @@ async def test_events_for_an_endpoint_that_is_gone_are_counted(tmp_path: Path):
     assert (letter["reason"], letter["events"]) == ("endpoint-gone", [{"name": "channel_occupied", "channel": "c"}])
 
 
-async def test_what_a_worker_that_was_replaced_has_saved_is_sent_by_those_that_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+async def test_what_a_worker_that_was_replaced_has_saved_is_sent_by_those_that_run(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
     monkeypatch.setattr("push1st.hooks.switchboard.TAKE_UP_SECONDS", 0.0)
     config = HooksConfig(folder=str(tmp_path))
     two = Board(A, config=config)
@@ -267,7 +269,7 @@ async def test_a_line_that_cannot_be_read_does_not_stop_the_others(tmp_path: Pat
     file = tmp_path / name
     assert file.stat().st_mode & 0o777 == 0o600
     fingerprint = json.loads(file.read_bytes())["endpoint"].encode()
-    spoilt = (b'{broken', b'{"endpoint":"\xff"}', b'{"events":' + b"[" * 100_000, b'{"endpoint":"%b"}' % fingerprint)
+    spoilt = (b"{broken", b'{"endpoint":"\xff"}', b'{"events":' + b"[" * 100_000, b'{"endpoint":"%b"}' % fingerprint)
     file.write_bytes(b"\n".join((*spoilt, file.read_bytes())))
     two = Board(A, config=config)
     two.board.open()
