@@ -67,7 +67,7 @@ class Receiver:
             def do_POST(self) -> None:
                 length = int(self.headers.get("content-length", 0))
                 headers = {name.lower(): value for name, value in self.headers.items()}
-                body, names = self.rfile.read(length), tuple(name.lower() for name in self.headers.keys())
+                body, names = self.rfile.read(length), tuple(name.lower() for name in self.headers)
                 got = Got(self.path, headers, body, time.monotonic(), self.client_address[1], names)
                 receiver.got.append(got)
                 receiver._do(self, got)

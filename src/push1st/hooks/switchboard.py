@@ -8,6 +8,7 @@ import hashlib
 import importlib
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from typing import Any
 
 import msgspec
 
@@ -173,10 +174,10 @@ class Switchboard:
         draining = [asyncio.ensure_future(one.drained()) for one in endpoints if not one.queue.idle]
         if draining:
             drained = asyncio.gather(*draining)
-            waits = [drained] if enough is None else [drained, asyncio.ensure_future(enough.wait())]
+            waits: list[asyncio.Future[Any]] = [drained] if enough is None else [drained, asyncio.ensure_future(enough.wait())]
             await asyncio.wait(waits, timeout=seconds, return_when=asyncio.FIRST_COMPLETED)
-            for one in waits:
-                one.cancel()
+            for wait in waits:
+                wait.cancel()
             await asyncio.gather(*waits, return_exceptions=True)
         await asyncio.gather(self._authority.close(), *(one.stop() for one in endpoints))
         if self._store is None:
