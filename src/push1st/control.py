@@ -39,16 +39,17 @@ class Retire(msgspec.Struct, frozen=True, tag=True):
 
 
 class Ask(msgspec.Struct, frozen=True, tag=True):
-    """For metrics: a worker asks for those of all others, the supervisor for that worker's own."""
+    """For metrics, or how the hooks of an app do: a worker asks for those of all others, the supervisor for a worker's own."""
 
     id: int
+    app: str | None = None
 
 
 class Told(msgspec.Struct, frozen=True, tag=True):
-    """The answer: numbers of workers (or SUPERVISOR), and packed families."""
+    """The answer: numbers of workers (or SUPERVISOR), and packed families or states of hooks."""
 
     id: int
-    metrics: list[tuple[int, bytes]]
+    packed: list[tuple[int, bytes]]
 
 
 class Alive(msgspec.Struct, frozen=True, tag=True):

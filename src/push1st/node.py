@@ -110,6 +110,9 @@ class Siblings(Protocol):
     async def metrics(self) -> Sequence[tuple[int, bytes]]:
         """What those that answer in time have counted: their numbers, and `api.server.snapshot`s."""
 
+    async def hooks(self, app: str) -> Sequence[bytes]:
+        """How the app's hooks do there: `api.hooks.states`."""
+
 
 class App:
     """An app on this worker: its configuration, and what the worker knows of it.

@@ -26,6 +26,7 @@ from push1st.config import EMBEDDED, Config, Networks, Ssl
 from push1st.eager import settled, spawn
 from push1st.errors import ConfigError, Refused
 from push1st.fanout import Fanout
+from push1st.hooks.formats import OPPOSITES, kinds
 from push1st.hooks.switchboard import Switchboard
 from push1st.listening import BACKLOG, GRACE, ROLES, Door, addresses, bind, close, with_ports
 from push1st.metrics import Metrics
@@ -142,7 +143,7 @@ class Server:
             await self.node.open(broker, broker, broker, broker, broker, self._hooks)
         except Refused as wrong:
             raise ConfigError(wrong.text) from None
-        self._hooks.open()
+        self._hooks.open(self._is_alone)
         codecs = {name: load(PROTOCOLS, name)() for name in PROTOCOLS}
         self._sweep = Sweep(clock.monotonic, lambda: _failed("sweep"), lambda: spawn(self.node.tick()))
         self.worker = Worker(self.node, Api(self.node, config).serve, config, codecs, self._sweep, _failed)
@@ -163,7 +164,8 @@ class Server:
         if url == "memory" or url.startswith(EMBEDDED):
             return load(BROKERS, "memory")(node.stamp)
 
-        hooked = frozenset(app.id for app in self.config.apps if app.enable and (app.hook or app.webhooks))
+        # What the roster reports itself; the other facts are reported here, where some hook wants them.
+        hooked = frozenset(app.id for app in self.config.apps if app.enable and not OPPOSITES.keys().isdisjoint(kinds(app)))
 
         def numbered(number: int) -> None:
             node.worker = number
@@ -272,11 +274,14 @@ class Server:
         await asyncio.sleep(0)
         self.node.fanout.flush()
         await settled()
-        alone = self._siblings is None and not self.node.shared
-        await self._hooks.close(0 if self._now.is_set() else HOOKS_SECONDS, alone=alone)
-        await self.node.close()
+        await self.node.close()  # first: a fact that came behind the queues' end would be lost
+        await self._hooks.close(HOOKS_SECONDS, self._is_alone, enough=self._now)
         self._sweep.stop()
         log.info("stopped")
+
+    @property
+    def _is_alone(self) -> bool:
+        return self._siblings is None and not self.node.shared
 
 
 def run(config: Config, started: Callable[[Config, int], None]) -> None:

@@ -310,8 +310,8 @@ class Supervisor:
             match word:
                 case Ready(connections):
                     worker.ready.set_result(connections)
-                case Ask(id):
-                    self._spawn(self._gather(worker, id))
+                case Ask(id, app):
+                    self._spawn(self._gather(worker, id, app))
                 case Told(id) if id in worker.asked:
                     worker.asked.pop(id).set_result(word)
         await worker.line.close()
@@ -328,18 +328,20 @@ class Supervisor:
             worker.line.say(Alive())
             await asyncio.wait((worker.process.ended,), timeout=BEAT_SECONDS)
 
-    async def _gather(self, asking: Worker, id: int) -> None:
-        """Tells a worker what the others have counted."""
+    async def _gather(self, asking: Worker, id: int, app: str | None) -> None:
+        """Tells a worker what the others have counted, or how an app's hooks do there."""
         answers = []
         for worker in self._workers:
             if worker is not asking and worker.ready.done():
                 question = next(self._ids)
                 answer = worker.asked[question] = asyncio.get_running_loop().create_future()
-                worker.line.say(Ask(question))
+                worker.line.say(Ask(question, app))
                 answers.append(answer)
         done = (await asyncio.wait(answers, timeout=GATHER_SECONDS))[0] if answers else ()
-        metrics = [snapshot for answer in done for snapshot in answer.result().metrics]
-        asking.line.say(Told(id, [*metrics, (SUPERVISOR, self._snapshot())]))
+        packed = [snapshot for answer in done for snapshot in answer.result().packed]
+        if app is None:
+            packed.append((SUPERVISOR, self._snapshot()))
+        asking.line.say(Told(id, packed))
 
     def _snapshot(self) -> bytes:
         working = sum(worker.ready.done() for worker in self._workers)

@@ -15,6 +15,7 @@ from functools import partial
 import uvloop
 
 from push1st import logs
+from push1st.api.hooks import states
 from push1st.api.server import snapshot
 from push1st.config import Listen
 from push1st.control import Alive, Ask, Line, Order, Ready, Retire, Told, unpack
@@ -65,8 +66,9 @@ async def _listen(line: Line, server: Server, siblings: "Siblings") -> None:
                 server.retire()
             case Alive():
                 line.say(word)
-            case Ask(id):
-                line.say(Told(id, [(siblings.number, snapshot(server.node))]))
+            case Ask(id, app):
+                packed = snapshot(server.node) if app is None else states(server.node.hooks.status(app))
+                line.say(Told(id, [(siblings.number, packed)]))
             case Told():
                 siblings.told(word)
 
@@ -92,12 +94,18 @@ class Siblings:
         self._asked: dict[int, asyncio.Future[Told]] = {}
 
     async def metrics(self) -> Sequence[tuple[int, bytes]]:
+        return await self._ask(None)
+
+    async def hooks(self, app: str) -> Sequence[bytes]:
+        return [packed for _, packed in await self._ask(app)]
+
+    async def _ask(self, app: str | None) -> Sequence[tuple[int, bytes]]:
         id = next(self._ids)
         answer = self._asked[id] = asyncio.get_running_loop().create_future()
-        self._line.say(Ask(id))
+        self._line.say(Ask(id, app))
         try:
             done, _ = await asyncio.wait((answer,), timeout=GATHER_SECONDS)
-            return answer.result().metrics if done else ()
+            return answer.result().packed if done else ()
         finally:
             del self._asked[id]
 

@@ -212,6 +212,13 @@ class ServerProcess:
         assert self.process.returncode == 0, self.output
         self.assert_quiet()
 
+    def stop_at_once(self) -> None:
+        """A second signal behind the first: what is queued is not waited for."""
+        self.signal()
+        wait_until(lambda: " stopping " in self.output, "the first signal is heard")
+        self.signal()
+        self.wait()
+
     def assert_quiet(self) -> None:
         """Nothing was raised past a connection, and Python itself had nothing to complain of."""
         complaint = re.search(r"Traceback|internal error|Task exception|never (awaited|retrieved)|\w*Warning: ", self.output)

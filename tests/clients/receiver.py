@@ -22,13 +22,14 @@ STALL_SECONDS = 20
 
 @dataclass(frozen=True)
 class Got:
-    """A request. at: seconds on a clock that does not go back. connection: the client's port."""
+    """A request. at: seconds on a clock that does not go back. connection: the client's port. all: names of headers."""
 
     path: str
     headers: dict[str, str]
     body: bytes
     at: float
     connection: int
+    all: tuple[str, ...]
 
     @property
     def json(self) -> Any:
@@ -66,7 +67,8 @@ class Receiver:
             def do_POST(self) -> None:
                 length = int(self.headers.get("content-length", 0))
                 headers = {name.lower(): value for name, value in self.headers.items()}
-                got = Got(self.path, headers, self.rfile.read(length), time.monotonic(), self.client_address[1])
+                body, names = self.rfile.read(length), tuple(name.lower() for name in self.headers)
+                got = Got(self.path, headers, body, time.monotonic(), self.client_address[1], names)
                 receiver.got.append(got)
                 receiver._do(self, got)
 

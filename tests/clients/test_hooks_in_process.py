@@ -57,6 +57,8 @@ def running(kept: Kept, module: str = "", quiet: bool = True, **app: Any) -> Ite
             yield server
             if not quiet:  # the trace of what the test had its hook do is meant to be in the log
                 server.assert_quiet = lambda: None  # type: ignore[method-assign]
+                if status(server)["queued"]:  # an event that fails would be waited for
+                    server.stop_at_once()
 
 
 def status(server: ServerProcess) -> dict[str, Any]:

@@ -392,6 +392,7 @@ def test_an_endpoint_that_stalls_delays_only_itself(receiver: Receiver) -> None:
             assert (stalled["queued"], stalled["sent"]) == (30, 0)
             wait_until(lambda: hooks(server)[1]["sent"] == 30, "sent", 2)
             assert other["failed"] == 0
+            server.stop_at_once()
 
 
 def test_an_endpoint_that_is_not_there_is_told_in_the_words_of_the_system(receiver: Receiver) -> None:
@@ -411,7 +412,7 @@ def test_connections_are_kept(receiver: Receiver) -> None:
 
 def test_extra_headers_are_sent_and_credentials_of_the_url_are_nowhere_to_be_seen(receiver: Receiver) -> None:
     url = receiver.url.replace("http://", "http://ann:hunter2@") + "?token=hunter2"
-    webhooks = [{"url": url, "headers": {"X-Shop": "hunter2", "User-Agent": "shop"}}]
+    webhooks = [{"url": url, "headers": {"X-Shop": "hunter2", "user-agent": "shop", "content-type": "text/plain"}}]
     receiver.act = lambda _: 500 if len(receiver.got) == 1 else 200
     with running(apps={"app-test": merged(APP, {"webhooks": webhooks})}) as server, pusher_socket(server) as one:
         one.subscribe("room")
@@ -421,6 +422,9 @@ def test_extra_headers_are_sent_and_credentials_of_the_url_are_nowhere_to_be_see
         assert "hunter2" not in server.output
     assert got[0].headers["x-shop"] == "hunter2"
     assert got[0].headers["user-agent"] == "shop"
+    assert [got[0].all.count(name) for name in ("user-agent", "content-type")] == [1, 1]
+    assert got[0].headers["content-type"] == "application/json"
+    assert got[0].headers["accept-encoding"] == "identity"
     assert got[0].headers["authorization"].startswith("Basic ")
     assert b"hunter2" not in answer.body + metrics.body
     assert answer.json["hooks"][0]["endpoint"].startswith("http://…@localhost:")
@@ -447,6 +451,7 @@ def test_a_certificate_that_nobody_vouches_for_is_not_believed() -> None:
         wait_until(lambda: hooks(server)[0]["last_error"], "a failure")
         assert "TLS failed" in hooks(server)[0]["last_error"]
         assert receiver.got == []
+        server.stop_at_once()
 
 
 def test_a_certificate_that_is_vouched_for_is(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -481,7 +486,7 @@ def test_what_overflows_is_counted_logged_and_kept_as_dead_letters(receiver: Rec
         assert 'push1st_hook_events_total{outcome="overflowed"} 3.0' in text
         assert 'push1st_hook_events_queued{app="app-test"} 5.0' in text
         assert "hook events are lost" in server.output
-        receiver.act = lambda _: 200
+        server.stop_at_once()
 
 
 def test_a_stop_drains_the_queue(receiver: Receiver) -> None:
@@ -507,6 +512,7 @@ def test_what_is_left_at_a_stop_is_sent_by_the_next_start_with_its_delivery_id(r
             one.send(f"client-{number}", number, "private-a")
         one.round_trip()
         receiver.until(1)
+        server.stop_at_once()
     assert list(tmp_path.glob("saved-*.jsonl"))
     first = receiver.got[0]
     tried = len(receiver.got)
@@ -537,8 +543,7 @@ def test_without_a_folder_what_cannot_be_sent_at_a_stop_is_said_to_be_lost(recei
     with telling(receiver, events=["channel_occupied"]) as server, pusher_socket(server) as one:
         one.subscribe("room")
         receiver.until(1)
-        server.signal()
-        server.wait(20)
+        server.stop_at_once()
         assert "hook events are lost" in server.output
         assert "stopped" in server.output
 

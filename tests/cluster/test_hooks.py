@@ -2,9 +2,14 @@
 
 from contextlib import ExitStack
 
-from tests.clients.process import APP, merged, running, wait_until
+from tests.clients.process import APP, ServerProcess, merged, running, wait_until
 from tests.clients.pusher_socket import pusher_socket
 from tests.clients.receiver import receiving
+
+
+def sent(server: ServerProcess) -> int:
+    (state,) = server.get("/apps/app-test/hooks").json["hooks"]
+    return int(state["sent"])
 
 
 def test_each_edge_is_told_once_by_all_workers_together() -> None:
@@ -16,6 +21,8 @@ def test_each_edge_is_told_once_by_all_workers_together() -> None:
             client.subscribe("presence-room", {"user_id": str(number % 4)})
         clients[0].send("client-last", 1, "presence-room")
         wait_until(lambda: any(event["name"] == "client_event" for event in receiver.events), "the last event")
+        wait_until(lambda: sent(server) == 6, "all is counted as sent")
+        assert {sent(server) for _ in range(8)} == {6}  # whichever worker answers
         names = [event["name"] for event in receiver.events]
         assert names == ["channel_occupied", *["member_added"] * 4, "client_event"]
         assert [event["user_id"] for event in receiver.events if event["name"] == "member_added"] == ["0", "1", "2", "3"]

@@ -5,6 +5,7 @@ the answer is `{"allow": true}`, with what is to be changed, or `{"allow": false
 """
 
 import asyncio
+import hashlib
 from collections import Counter, OrderedDict
 from collections.abc import Callable, Sequence
 
@@ -146,7 +147,7 @@ def _key(question: Question) -> bytes:
     """
     if isinstance(question, Connecting) or question.user_id is not None:
         question = msgspec.structs.replace(question, socket_id="")
-    return _encode(question)
+    return hashlib.sha256(_encode(question)).digest()  # a question may hold as much as a client may publish
 
 
 def _answer(on: str, said: Said) -> Decision:

@@ -97,6 +97,9 @@ class Endpoint:
         loop = asyncio.get_running_loop()
         now = self._around.clock.monotonic()
         while (delivery := self.queue.next(now)) is not None:
+            if not delivery.id:  # before its task runs: a stop may come first, and keeps what has an id as a whole
+                delivery.id = f"{self._around.random(128):032x}"
+                delivery.body = body(self.wanted.format, delivery.events, self._around.clock.wall())
             task = loop.create_task(self._deliver(delivery))
             self._tasks[task] = delivery
             task.add_done_callback(self._finished)
@@ -112,9 +115,6 @@ class Endpoint:
 
     async def _deliver(self, delivery: Delivery) -> None:
         around, queue, wanted = self._around, self.queue, self.wanted
-        if not delivery.id:
-            delivery.id = f"{around.random(128):032x}"
-            delivery.body = body(wanted.format, delivery.events, around.clock.wall())
         try:
             if self._way is None:
                 self._way = around.reach(wanted.target)

@@ -59,6 +59,8 @@ class Queue:
         self._busy: set[str] = set()
         self._under_way: set[Delivery] = set()
         self._retries: list[tuple[float, Delivery]] = []
+        self._restored: list[Delivery] = []
+        """what another process has tried, behind something that is on its channels already"""
         self._failing = False
         self._fresh_at = 0.0
         self.events = 0
@@ -67,7 +69,8 @@ class Queue:
     @property
     def retrying(self) -> int:
         """Events that have been tried, and will be again."""
-        return sum(one.count for _, one in self._retries) + sum(one.count for one in self._under_way if one.attempts)
+        waiting = (*(one for _, one in self._retries), *self._restored)
+        return sum(one.count for one in waiting) + sum(one.count for one in self._under_way if one.attempts)
 
     @property
     def idle(self) -> bool:
@@ -151,10 +154,10 @@ class Queue:
         self._under_way.discard(delivery)
         self.events -= delivery.count
         self.bytes -= delivery.size
-        for channel in delivery.channels:
-            self._busy.discard(channel)
-            if channel in self._waiting:
-                self._ready.append(channel)
+        self._busy.difference_update(delivery.channels)
+        if self._restored:
+            self._go_on()
+        self._ready.extend(channel for channel in delivery.channels if channel in self._waiting and channel not in self._busy)
 
     def when(self) -> float | None:
         """When `next` should be asked again, if nothing else happens before."""
@@ -171,6 +174,7 @@ class Queue:
     def tried(self) -> Iterator[Delivery]:
         """What is under way or waits to be tried again, the oldest first."""
         yield from sorted((*self._under_way, *(one for _, one in self._retries)))
+        yield from self._restored
 
     def untried(self) -> Iterator[tuple[str, bytes]]:
         """The rest, in order per channel."""
@@ -178,9 +182,23 @@ class Queue:
             yield from ((channel, event) for event in waiting)
 
     def restore(self, delivery: Delivery, now: float) -> None:
-        """Takes up what another process has tried, before anything is put."""
+        """Takes up what another process has tried: before what waits, behind what is under way on its channels."""
         delivery.first = now
         self.events += delivery.count
         self.bytes += delivery.size
-        self._busy.update(delivery.channels)
-        heapq.heappush(self._retries, (now, delivery))
+        self._restored.append(delivery)
+        self._go_on()
+
+    def _go_on(self) -> None:
+        """What was restored takes its channels as soon as they are free."""
+        left = []
+        for delivery in self._restored:
+            if self._busy.isdisjoint(delivery.channels):
+                self._busy.update(delivery.channels)
+                for channel in self._waiting.keys() & delivery.channels:
+                    if channel in self._ready:
+                        self._ready.remove(channel)
+                heapq.heappush(self._retries, (delivery.first, delivery))
+            else:
+                left.append(delivery)
+        self._restored = left

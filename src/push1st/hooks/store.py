@@ -27,7 +27,10 @@ log = logs.get("push1st.hooks")
 
 
 class Saved(msgspec.Struct, frozen=True, omit_defaults=True):
-    """A line. endpoint: its fingerprint. Of a delivery that was tried: id, body, channels. Or an edge that was held back."""
+    """A line. endpoint: its fingerprint. Of a delivery that was tried: id, body, channels. Or an edge that was held back.
+
+    Raises ValueError for a line that is none of these.
+    """
 
     endpoint: str = ""
     channels: tuple[str, ...] = ()
@@ -35,6 +38,10 @@ class Saved(msgspec.Struct, frozen=True, omit_defaults=True):
     id: str = ""
     body: str = ""
     held: Fact | None = None
+
+    def __post_init__(self) -> None:
+        if self.held is None and not (self.endpoint and self.channels and self.events):
+            raise ValueError("an event needs its endpoint and channels")
 
 
 class Dead(msgspec.Struct, frozen=True):
@@ -88,7 +95,7 @@ class Store:
                 for line in lines:
                     try:
                         yield msgspec.json.decode(line, type=Saved)
-                    except msgspec.DecodeError as wrong:
+                    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as wrong:
                         log.error("a saved hook event cannot be read", file=file.name, reason=str(wrong))
             taken.unlink()
 

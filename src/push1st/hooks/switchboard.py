@@ -8,6 +8,7 @@ import hashlib
 import importlib
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from typing import Any
 
 import msgspec
 
@@ -21,6 +22,9 @@ from push1st.hooks.formats import ENCODERS, Wanted, kinds, wanted
 from push1st.hooks.queue import Delivery
 from push1st.hooks.store import Saved, Store
 from push1st.messages import Fact
+
+TAKE_UP_SECONDS = 10.0
+"""between two looks for what another worker, which was replaced, has saved when this one ran already"""
 
 log = logs.get("push1st.hooks")
 
@@ -64,6 +68,7 @@ class Switchboard:
         self.ask = self._authority.ask
         self._debounce = Debounce()
         self._settled_at: asyncio.TimerHandle | None = None
+        self._look_at: asyncio.TimerHandle | None = None
         self._endpoints = {app.id: self._of(wanted(app, folder)) for app in apps if app.enable}
         self._kinds = {app.id: kinds(app) for app in apps if app.enable}
         for app in apps:
@@ -77,14 +82,19 @@ class Switchboard:
         for endpoints in self._endpoints.values():
             yield from endpoints
 
-    def open(self) -> None:
-        """Takes up what the last process saved."""
+    def open(self, alone: bool = True) -> None:
+        """Takes up what the last process saved. alone: no other process may save more while this one runs."""
         if self._store is None:
             return
+        self._take_up(self._store)
+        if not alone:
+            self._look_at = asyncio.get_running_loop().call_later(TAKE_UP_SECONDS, self.open, False)
+
+    def _take_up(self, store: Store) -> None:
         known = {fingerprint(one.wanted): one for one in self._all()}
         held = []
         count = gone = 0
-        for line in self._store.saved():
+        for line in store.saved():
             count += 1
             endpoint = known.get(line.endpoint)
             if line.held is not None:
@@ -92,6 +102,7 @@ class Switchboard:
             elif endpoint is None:
                 gone += 1
                 self.events["endpoint-gone"] += len(line.events)
+                self.bury("", line.endpoint, "endpoint-gone", [bytes(event) for event in line.events])
             elif line.id:
                 delivery = Delivery(line.channels, [bytes(event) for event in line.events])
                 delivery.id, delivery.body = line.id, line.body.encode()
@@ -145,14 +156,15 @@ class Switchboard:
         """How many events wait, by app."""
         return {app: sum(one.queue.events for one in those) for app, those in self._endpoints.items() if those}
 
-    async def close(self, seconds: float, alone: bool) -> None:
-        """Sends what it can for so long; saves the rest.
+    async def close(self, seconds: float, alone: bool, enough: asyncio.Event | None = None) -> None:
+        """Sends what it can for so long, or until it is told that it is enough; saves the rest.
 
         alone: no other process may take the next facts. What is held back waits for the next start only then; else it is
         told now, since who takes them over knows nothing of it.
         """
-        if self._settled_at is not None:
-            self._settled_at.cancel()
+        for timer in (self._settled_at, self._look_at):
+            if timer is not None:
+                timer.cancel()
         held = self._debounce.held()
         if self._store is None or not alone:
             for fact in held:
@@ -161,10 +173,12 @@ class Switchboard:
         endpoints = list(self._all())
         draining = [asyncio.ensure_future(one.drained()) for one in endpoints if not one.queue.idle]
         if draining:
-            await asyncio.wait(draining, timeout=seconds)
-            for task in draining:
-                task.cancel()
-            await asyncio.gather(*draining, return_exceptions=True)
+            drained = asyncio.gather(*draining)
+            waits: list[asyncio.Future[Any]] = [drained] if enough is None else [drained, asyncio.ensure_future(enough.wait())]
+            await asyncio.wait(waits, timeout=seconds, return_when=asyncio.FIRST_COMPLETED)
+            for wait in waits:
+                wait.cancel()
+            await asyncio.gather(*waits, return_exceptions=True)
         await asyncio.gather(self._authority.close(), *(one.stop() for one in endpoints))
         if self._store is None:
             for one in endpoints:

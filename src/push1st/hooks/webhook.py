@@ -23,12 +23,15 @@ class Web:
 
     def __init__(self, target: Target) -> None:
         self._target = target
-        self._headers = {
-            "User-Agent": "push1st",
-            **({"X-Pusher-Key": target.key} if target.secret else {}),
-            **dict(target.headers),
+        own = {
             "Content-Type": "application/json",  # exactly: the Node library compares it (Pusher protocol, section 9)
+            "Accept-Encoding": "identity",  # answers are read as they come
+            **({"X-Pusher-Key": target.key} if target.secret else {}),
         }
+        taken = {"x-pusher-signature", "x-push1st-delivery", *map(str.lower, own)}
+        headers = {name: text for name, text in target.headers if name.lower() not in taken}
+        agent = {} if "user-agent" in map(str.lower, headers) else {"User-Agent": "push1st"}
+        self._headers = agent | headers | own
         self._session = aiohttp.ClientSession(
             connector=aiohttp.TCPConnector(limit=MOST_CONNECTIONS, keepalive_timeout=KEEP_SECONDS),
             cookie_jar=aiohttp.DummyCookieJar(),

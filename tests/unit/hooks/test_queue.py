@@ -178,6 +178,33 @@ def test_what_was_tried_and_what_was_not_can_be_handed_over():
     assert first(two, 100).events == [b"b1"]
 
 
+def tried(*events: str, id: str = "x") -> Delivery:
+    """What another process has begun to send."""
+    one = Delivery(tuple(dict.fromkeys(event[0] for event in events)), [event.encode() for event in events])
+    one.id = id
+    return one
+
+
+def test_what_two_processes_left_of_one_channel_goes_one_after_another_and_nothing_passes_it():
+    one = queue()
+    fill(one, "a3")
+    one.restore(tried("a1", id="x"), 0)
+    one.restore(tried("a2", id="y"), 0)
+    fill(one, "a4", "a5", "b1")
+    assert one.events == 6
+    delivery = first(one)
+    assert (delivery.id, delivery.events) == ("x", [b"a1"])
+    assert taken(one) == ["b1"]
+    assert [found.id for found in one.tried()].count("y") == 1
+    for expected in (b"a2", b"a3", b"a4", b"a5"):
+        one.done(delivery)
+        delivery = first(one)
+        assert delivery.events == [expected]
+        assert taken(one) == []
+    one.done(delivery)
+    assert one.events == 1
+
+
 @given(
     st.lists(st.tuples(st.sampled_from("abc"), st.booleans(), st.floats(0, 3)), max_size=80),
     st.integers(1, 3),

@@ -148,6 +148,38 @@ async def test_what_is_under_way_at_a_stop_is_broken_off_and_sent_again_with_its
     await two.board.close(0, True)
 
 
+async def test_a_batch_that_was_about_to_be_sent_at_a_stop_is_kept_whole(tmp_path: Path):
+    config = HooksConfig(folder=str(tmp_path))
+    batched = Webhook(url="http://a/", batch=10)
+    one = Board(batched, config=config)
+    one.happened("occupied", "client-event", "cache-missed")
+    (endpoint,) = one.board._endpoints[APP]
+    endpoint._pump()  # as the loop does at the end of the turn; the delivery's task would run in the next
+    await endpoint.stop()
+    await one.board.close(0, True)
+    two = Board(batched, config=config)
+    two.board.open()
+    await turns(10)
+    assert two.at["http://a/"].names == ["channel_occupied", "client_event", "cache_miss"]
+    await two.board.close(0, True)
+
+
+async def test_a_stop_that_is_told_it_is_enough_waits_no_longer():
+    board = Board(A)
+    board.at["http://a/"] = Endpoint()
+    board.at["http://a/"].fails = True
+    board.happened("occupied")
+    await turns(10)
+    enough = asyncio.Event()
+    closing = asyncio.ensure_future(board.board.close(60, True, enough))
+    await turns(10)
+    assert not closing.done()
+    enough.set()
+    await turns(20)
+    assert closing.done()
+    assert board.events == {"queued": 1, "stopped": 1}
+
+
 async def test_what_was_held_back_is_handed_on(tmp_path: Path):
     config = HooksConfig(folder=str(tmp_path))
     one = Board(A, config=config)
@@ -191,6 +223,28 @@ async def test_events_for_an_endpoint_that_is_gone_are_counted(tmp_path: Path):
     two = Board(Webhook(url="http://b/"), config=config)
     two.board.open()
     assert two.events == {"endpoint-gone": 1}
+    await two.board.close(0, True)
+    letter = json.loads((tmp_path / "dead-letters.jsonl").read_bytes())
+    assert (letter["reason"], letter["events"]) == ("endpoint-gone", [{"name": "channel_occupied", "channel": "c"}])
+
+
+async def test_what_a_worker_that_was_replaced_has_saved_is_sent_by_those_that_run(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setattr("push1st.hooks.switchboard.TAKE_UP_SECONDS", 0.0)
+    config = HooksConfig(folder=str(tmp_path))
+    two = Board(A, config=config)
+    two.board.open(alone=False)
+    one = Board(A, config=config)
+    one.at["http://a/"] = Endpoint()
+    one.at["http://a/"].fails = True
+    one.happened("occupied")
+    await turns(10)
+    await one.board.close(0, False)
+    await turns(20)
+    assert two.at["http://a/"].names == ["channel_occupied"]
+    assert two.at["http://a/"].told[0] == one.at["http://a/"].told[0]
+    await two.board.close(0, False)
 
 
 async def test_without_a_folder_what_is_left_at_the_stop_is_counted_as_lost():
@@ -214,7 +268,9 @@ async def test_a_line_that_cannot_be_read_does_not_stop_the_others(tmp_path: Pat
     (name,) = os.listdir(tmp_path)
     file = tmp_path / name
     assert file.stat().st_mode & 0o777 == 0o600
-    file.write_bytes(b"{broken\n" + file.read_bytes())
+    fingerprint = json.loads(file.read_bytes())["endpoint"].encode()
+    spoilt = (b"{broken", b'{"endpoint":"\xff"}', b'{"events":' + b"[" * 100_000, b'{"endpoint":"%b"}' % fingerprint)
+    file.write_bytes(b"\n".join((*spoilt, file.read_bytes())))
     two = Board(A, config=config)
     two.board.open()
     await turns(10)
