@@ -68,7 +68,7 @@ class Engine:
             said: deque[str] = deque(maxlen=LAST_LINES)
             ours, theirs = os.pipe()
             born = time.monotonic()
-            process = None
+            process, how = None, ""
             try:
                 self.path.unlink(missing_ok=True)
                 process = self._process = self._processes.start(command(self._program, self.path), output=theirs)
