@@ -67,22 +67,29 @@ class Engine:
         while not self._stopping.is_set():
             said: deque[str] = deque(maxlen=LAST_LINES)
             ours, theirs = os.pipe()
+            born = time.monotonic()
+            process, how = None, ""
             try:
                 self.path.unlink(missing_ok=True)
                 process = self._process = self._processes.start(command(self._program, self.path), output=theirs)
+            except ConfigError as wrong:  # such as a program that is being replaced just now
+                os.close(ours)
+                how = str(wrong)
             finally:
                 os.close(theirs)
-            reading = asyncio.ensure_future(_read(ours, said))
-            await self._watch(process)
-            await reading
+            if process is not None:
+                reading = asyncio.ensure_future(_read(ours, said))
+                await self._watch(process)
+                await reading
+                how = process.how
             if self._stopping.is_set():
                 return
             if not self._works.done():
-                self._works.set_exception(OSError("; ".join((process.how, *said))))
+                self._works.set_exception(OSError("; ".join((how, *said))))
                 return
             self.restarts += 1
-            wait = backoff.after(time.monotonic() - process.born)
-            log.error("engine ended", how=process.how, said=list(said), again_in=wait)
+            wait = backoff.after(time.monotonic() - born)
+            log.error("engine ended", how=how, said=list(said), again_in=wait)
             await asyncio.sleep(wait)
 
     async def _watch(self, process: Process) -> None:
@@ -140,7 +147,7 @@ def _of_the_wheel() -> str | None:
 def command(executable: str, path: Path) -> list[str]:
     """How to run it on the Unix socket `path`. Every option is one that Redis 6.2 has as well."""
     memory = int(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") * MEMORY_SHARE)
-    options = {
+    options: dict[str, str | tuple[str, ...]] = {
         "port": "0",
         "unixsocket": str(path),
         "unixsocketperm": "700",
@@ -154,11 +161,11 @@ def command(executable: str, path: Path) -> list[str]:
         "maxmemory-policy": "noeviction",
         # A worker that is behind by more than this is cut off, and joins anew: it must be able to miss a second or two
         # at full speed, and must not bring the others down when it never comes back.
-        "client-output-buffer-limit": "pubsub 256mb 64mb 10",
+        "client-output-buffer-limit": ("pubsub", "256mb", "64mb", "10"),
     }
     words = [executable]
     for name, value in options.items():
-        words += [f"--{name}", *(value.split() or [""])]
+        words += [f"--{name}", *((value,) if isinstance(value, str) else value)]
     return words
 
 

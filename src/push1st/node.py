@@ -120,13 +120,13 @@ class App:
     reported: the facts its hooks want. asks: what its backend has a say in, each with whether it is about a channel.
     """
 
-    __slots__ = ("asks", "config", "over_quota", "publishes", "reads", "reported", "tenant")
+    __slots__ = ("asks", "config", "publishes", "reads", "reported", "tenant", "uncounted")
 
     def __init__(self, config: AppConfig, now: float) -> None:
         self.config = config
         self.tenant = Tenant()
-        self.over_quota: set[Client] = set()
-        """connections that are about to end, since the app has all it may have"""
+        self.uncounted: set[Client] = set()
+        """connections of which the broker has not said yet whether the app may have them, or that it may not"""
         self.publishes = Bucket(config.limits.publishes, now)
         self.reads = Bucket(config.limits.reads, now)
         self.reported = kinds(config)
@@ -191,28 +191,30 @@ class Node:
         number = f"{bits >> 32}.{bits & 0xFFFFFFFF}"
         return f"{prefix}.{number}" if prefix else number
 
-    def connect(self, app: App, client: Client) -> None:
+    def connect(self, app: App, client: Client) -> Rest[bool] | None:
         """Raises Disconnect(4004) when the app has all the connections it may have.
 
-        With a broker that has to be asked, a client that is one too many is disconnected when the answer comes.
+        With a broker that has to be asked, what `admit` waits for.
         """
         most = app.config.limits.connections
+        asked = None
         if most:
             admitted = begin(self._quotas.connect(app.config.id, most))
             if isinstance(admitted, Rest):
-                spawn(self._admit(app, client, admitted))
+                asked = admitted
+                app.uncounted.add(client)
             elif not admitted:
                 raise _over_quota(most)
         app.tenant.connect(client, client.prefix)
+        return asked
 
-    async def _admit(self, app: App, client: Client, admitted: Rest[bool]) -> None:
-        if not await admitted:
-            if client.closed:
-                return
-            app.over_quota.add(client)
-            end = _over_quota(app.config.limits.connections)
-            self.metrics.refusals[str(end.code)] += 1
-            client.disconnect(end.code, end.reason)
+    async def admit(self, app: App, client: Client, asked: Rest[bool]) -> None:
+        """Waits until it is known whether a connection may be. Raises Disconnect(4004)."""
+        if not await asked:
+            raise _over_quota(app.config.limits.connections)
+        if client.closed:  # it has ended before it was counted
+            await self._quotas.disconnect(app.config.id)
+        app.uncounted.discard(client)
 
     async def disconnect(self, app: App, client: Client, left: Left) -> None:
         """A connection has ended: it leaves its channels. The others' pending frames are not touched by that."""
@@ -221,8 +223,8 @@ class Node:
         tenant.disconnect(client, client.prefix)
         for name in (*left.lanes, *left.topics):
             tenant.unsubscribe(client, name)
-        if client in app.over_quota:
-            app.over_quota.discard(client)
+        if client in app.uncounted:
+            app.uncounted.discard(client)
         elif app.config.limits.connections:
             await self._quotas.disconnect(id)
         for name in left.lanes:

@@ -87,6 +87,7 @@ class Session:
     """
 
     __slots__ = (
+        "_asked",
         "_busy",
         "_events",
         "_patience",
@@ -142,7 +143,7 @@ class Session:
         self._queue: deque[Command] | None = None
         self._events: Bucket | None = None
         self._patience: Bucket | None = None
-        node.connect(app, self)
+        self._asked = node.connect(app, self)
 
     @property
     def lanes(self) -> Iterable[Lane]:
@@ -161,8 +162,11 @@ class Session:
             spawn(self.node.disconnect(self.app, self, left))
 
     def enter(self, visitor: Visitor, let_in: Callable[[], None]) -> None:
-        """Calls `let_in` as soon as the client is in: now, or when the app's backend has agreed. Commands wait for that."""
-        if "connect" not in self.app.asks:
+        """Calls `let_in` as soon as the client is in: now, or when the broker has counted it and the app's backend agreed.
+
+        Commands wait for that.
+        """
+        if self._asked is None and "connect" not in self.app.asks:
             let_in()
             return
         self._busy = True
@@ -170,26 +174,17 @@ class Session:
 
     async def _enter(self, visitor: Visitor, let_in: Callable[[], None]) -> None:
         try:
-            answer = await self.node.hooks.ask(
-                Connecting(
-                    self.app.config.id,
-                    self.id,
-                    self.ip,
-                    visitor.query,
-                    visitor.origin,
-                    visitor.cookie,
-                    visitor.authorization,
-                )
-            )
-            if answer.refused is None and answer.user_id is not None and not self.closed:
-                if wrong := user_id_error(answer.user_id):
-                    raise Refused(400, wrong)
-                self.topics, _ = await self.node.sign_in(self.app, self, user := User(answer.user_id, answer.user_info))
-                self.user, self.authorized = user, True
+            if self._asked is not None:
+                asked, self._asked = self._asked, None
+                await self.node.admit(self.app, self, asked)
+            if "connect" in self.app.asks and not self.closed:
+                await self._ask_to_connect(visitor)
             if not self.closed:
-                if answer.refused is not None:
-                    raise answer.refused
                 let_in()
+        except Disconnect as end:
+            if not self.closed:
+                self.node.metrics.refusals[str(end.code)] += 1
+                self.outlet.close(end.code, end.reason)
         except Refused as refused:
             self.node.metrics.cut_offs["refused-by-app"] += 1
             self.outlet.close(refused.code if refused.code >= 4000 else 4009, refused.text)
@@ -198,6 +193,27 @@ class Session:
         if self._queue and not self.closed:
             await self._apply(self._queue.popleft())
         self._busy = False
+
+    async def _ask_to_connect(self, visitor: Visitor) -> None:
+        """Raises Refused when the app's backend does."""
+        answer = await self.node.hooks.ask(
+            Connecting(
+                self.app.config.id,
+                self.id,
+                self.ip,
+                visitor.query,
+                visitor.origin,
+                visitor.cookie,
+                visitor.authorization,
+            )
+        )
+        if answer.refused is None and answer.user_id is not None and not self.closed:
+            if wrong := user_id_error(answer.user_id):
+                raise Refused(400, wrong)
+            self.topics, _ = await self.node.sign_in(self.app, self, user := User(answer.user_id, answer.user_info))
+            self.user, self.authorized = user, True
+        if not self.closed and answer.refused is not None:
+            raise answer.refused
 
     # Commands
 

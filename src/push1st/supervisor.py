@@ -59,12 +59,32 @@ def wanted(config: Config) -> int:
 
 
 def cores() -> int:
-    """CPUs this process may use: by its affinity, and by the quota of its container (cgroup v2), rounded up."""
+    """CPUs this process may use: by its affinity, and by the quotas of its container or service (cgroup v2), rounded up."""
     count = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    with contextlib.suppress(OSError, ValueError):  # no such file, or `max`: no quota
-        quota, period = map(int, Path("/sys/fs/cgroup/cpu.max").read_text().split())
-        count = min(count, math.ceil(quota / period))
-    return max(1, min(count, MOST_WORKERS))
+    return max(1, min(quota(Path("/"), count), MOST_WORKERS))
+
+
+def quota(root: Path, count: int) -> int:
+    """As many of `count` CPUs as the control groups below `root` let this process use."""
+    for folder in _cgroups(root):
+        with contextlib.suppress(OSError, ValueError):  # no such file, or `max`: no quota
+            most, period = map(int, (folder / "cpu.max").read_text().split())
+            count = min(count, math.ceil(most / period))
+    return count
+
+
+def _cgroups(root: Path) -> Iterator[Path]:
+    """The folders of this process's control group and those above it, each of which may have a quota."""
+    top = root / "sys/fs/cgroup"
+    group = top
+    with contextlib.suppress(OSError):
+        for line in (root / "proc/self/cgroup").read_text().splitlines():
+            if line.startswith("0::/") and ".." not in line:
+                group = top / line[4:]
+    while group != top:
+        yield group
+        group = group.parent
+    yield top
 
 
 def run(load: Load, config: Config, file: str | None, started: Started) -> None:
@@ -227,10 +247,15 @@ class Supervisor:
                 self._restarts += 1
                 log.error("worker ended", worker=worker.number, how=worker.process.how, again_in=wait)
                 if wait:  # meanwhile new connections are for the others; what waits for this one is lost
-                    self._close(_all(slot.doors))
-                    slot.doors = {}
+                    async with slot.changing:  # a reload may be giving them to another worker just now
+                        if slot.worker is worker:
+                            self._close(_all(slot.doors))
+                            slot.doors = {}
                 await asyncio.sleep(wait)
-                await self._fill(slot, slot.config, worker)
+                try:
+                    await self._fill(slot, slot.config, worker)
+                except (ConfigError, OSError) as wrong:  # such as no memory, or no descriptors, for one more
+                    log.error("worker cannot be started", reason=str(wrong))
 
     async def _fill(self, slot: Slot, config: Config, instead_of: Worker | None) -> bool:
         """Starts a worker in the place of another, which retires when the new one listens; returns whether one works."""
@@ -368,7 +393,7 @@ class Supervisor:
             self._reload.clear()
             try:
                 await self._replace_all()
-            except ConfigError as wrong:
+            except (ConfigError, OSError) as wrong:
                 for problem in str(wrong).splitlines():
                     log.error("reload refused, all goes on as it was", problem=problem)
 
@@ -389,7 +414,7 @@ class Supervisor:
                 await self._start_engine(config)
             if not await self._fill(self._slots[0], config, self._slots[0].worker):
                 raise ConfigError("a worker with the new configuration did not start")
-        except ConfigError:
+        except (ConfigError, OSError):
             for place, doors in fresh.items():
                 close(doors)
                 del self._doors[place]

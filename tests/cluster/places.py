@@ -31,6 +31,7 @@ from push1st.messages import (
     Subscribe,
     Subscribed,
     Unsubscribe,
+    Visitor,
     Watched,
 )
 from push1st.metrics import Metrics
@@ -151,9 +152,14 @@ class Client:
         self.messages: dict[str, list[str]] = {}
         self.replies: list[Any] = []
         self.closes: list[int] = []
+        self.entered = False
         self.session = Session(place.node, place.app, self, WIRE, self.write, "192.0.2.1")
+        self.session.enter(Visitor(), self.enter)
 
     # What it is told
+
+    def enter(self) -> None:
+        self.entered = True
 
     def write(self, data: bytes) -> None:
         assert not self.dead, "a client of a node that crashed is written to"

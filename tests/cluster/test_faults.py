@@ -10,7 +10,7 @@ import pytest
 
 from push1st.brokers.redis import publishing, shard
 from push1st.errors import Refused
-from push1st.messages import Message, Options, SignedIn, SubscriptionRefused
+from push1st.messages import MEMBER_REMOVED, Message, Options, SignedIn, SubscriptionRefused
 from tests.cluster.places import Client, Place, hurried, until
 from tests.valkey import Valkey
 
@@ -207,6 +207,16 @@ async def test_removing_what_a_dead_node_had_is_done_in_steps_and_once(monkeypat
         assert (found.subscriptions, found.users) == (2, 2)
 
 
+async def test_a_dead_node_is_removed_however_much_it_had() -> None:
+    async with nodes() as (valkey, one, _):
+        base = one.shards[0].base
+        had = "for i = 1, 100000 do redis.call('HSET', KEYS[1], 'c/app/' .. i, '1'); redis.call('HSET', KEYS[2], i, '1') end"
+        valkey.ask("EVAL", had, "2", f"{base}:n:dead", f"{base}:i:app")
+        valkey.ask("SADD", f"{base}:nodes", "dead")
+        await until(lambda: valkey.ask("SISMEMBER", f"{base}:nodes", "dead") == b":0\r\n")
+        assert valkey.ask("EXISTS", f"{base}:n:dead", f"{base}:i:app") == b":0\r\n"
+
+
 async def test_a_node_whose_lease_ran_out_while_it_lived_announces_itself_again() -> None:
     async with nodes() as (valkey, one, two):
         clients = [await on(one, ROOM, "a"), await on(two, ROOM, "b")]
@@ -273,12 +283,84 @@ async def test_an_app_has_no_more_connections_than_it_may_on_all_nodes_together(
         clients = [place.client() for place in (one, two, one, two)]
         await until(lambda: sum(client.session.closed for client in clients) == 1)
         assert [client.closes for client in clients if client.session.closed] == [[4004]]
+        assert [client.entered for client in clients] == [not client.session.closed for client in clients]
         next(client for client in clients if not client.session.closed).lose()
         await one.broker.settled()
         await two.broker.settled()
         fifth = one.client()
         await asyncio.sleep(0.1)
         assert not fifth.session.closed
+
+
+async def test_who_is_refused_and_gone_before_the_answer_is_counted_by_nobody() -> None:
+    async with nodes(connections=1) as (_, one, two):
+        first = one.client()
+        await until(lambda: first.entered)
+        for _ in range(3):
+            two.client().lose()
+        first.lose()
+        await until(lambda: not one.app.uncounted and not two.app.uncounted)
+        await one.broker.settled()
+        await two.broker.settled()
+        clients = [two.client(), two.client()]
+        await until(lambda: any(client.session.closed for client in clients))
+        assert sorted(client.entered for client in clients) == [False, True]
+
+
+async def test_what_a_client_published_last_comes_before_its_leave() -> None:
+    async with nodes() as (_, one, two):
+        leaving, staying = await on(one, ROOM, "a"), await on(two, ROOM, "b")
+        await until(lambda: leaving.members[ROOM] == {"a", "b"})
+        seen: list[str] = []
+        told = staying._message
+
+        def listen(channel: str, event: str, data: str, id: int) -> None:
+            seen.append(event)
+            told(channel, event, data, id)
+
+        staying._message = listen  # type: ignore[method-assign]
+        publishing = asyncio.ensure_future(one.publish(ROOM, b"1"))
+        leaving.lose()  # within the same turn
+        await publishing
+        await until(lambda: len(seen) == 2)
+        assert seen == ["e", MEMBER_REMOVED]
+
+
+async def test_a_broker_that_is_full_refuses_what_is_new_and_lets_go_who_leaves() -> None:
+    async with nodes() as (valkey, one, two):
+        leaving, staying = await on(one, ROOM, "a"), await on(two, ROOM, "b")
+        quiet = await on(one, "c")
+        await until(lambda: leaving.members[ROOM] == {"a", "b"})
+        links = [place.shards[0].link for place in (one, two)]
+        valkey.ask("CONFIG", "SET", "maxmemory", "1")
+        refused = two.client()
+        refused.join("d")
+        await until(lambda: refused.has(SubscriptionRefused))
+        leaving.lose()
+        quiet.lose()
+        await until(lambda: staying.members[ROOM] == {"b"})
+        await until(lambda: valkey.ask("HEXISTS", f"{one.shards[0].base}:i:app", "c") == b":0\r\n")
+        assert await status(one.publish(ROOM, b"1")) == 200
+        await until(lambda: staying.messages[ROOM] == ["1"])
+        told = [len(place.facts) for place in (one, two)]
+        await asyncio.sleep(0.2)  # some signs of life
+        assert [place.shards[0].link for place in (one, two)] == links, "their connections were given up"
+        assert [len(place.facts) for place in (one, two)] == told, "facts were told again"
+        one.drop()
+        await until(lambda: one.connected)
+
+
+async def test_a_node_that_ends_lets_another_read_the_facts_at_once() -> None:
+    async with nodes() as (_, one, two):
+        await on(one, "c")
+        await until(lambda: one.facts or two.facts)
+        reader = one if one.facts else two
+        ended = time.monotonic()
+        await reader.close()
+        other = two if reader is one else one
+        await on(other, "d")
+        await until(lambda: [fact.channel for fact in other.facts][-1:] == ["d"])
+        assert time.monotonic() - ended < 5, "only when the lease was over"
 
 
 async def test_a_users_connections_are_ended_on_every_node() -> None:

@@ -5,6 +5,7 @@ import contextlib
 import http.client
 import itertools
 import json
+import signal
 import socket
 import subprocess
 import sys
@@ -279,3 +280,22 @@ def test_nothing_is_left_of_workers_that_were_replaced(own: ServerProcess) -> No
     reload(own)
     wait_until(lambda: sum(map(exists, before)) == 1, "of those before, only the engine is there")
     assert len(children(supervisor(own))) == 3
+
+
+def test_a_worker_that_dies_again_while_it_is_replaced_does_not_take_the_sockets_of_the_next(own: ServerProcess) -> None:
+    first = workers(own)[0]
+    kill(first)
+    wait_until(lambda: workers(own).get(0) not in (None, first), "another worker is there")
+    until_workers(own, 2)
+    second = workers(own)[0]
+    starts = own.output.count("worker ready")
+    kill(supervisor(own), signal.SIGHUP)
+    wait_until(lambda: len(children(supervisor(own))) == 4, "its successor starts")
+    kill(second)
+    wait_until(lambda: own.output.count("worker ready") >= starts + 2 and "reloaded" in own.output, "the reload is done", 30)
+    until_workers(own, 2)
+    reload(own)
+    until_workers(own, 2)
+    assert "internal error" not in own.output
+    for _ in range(20):
+        assert own.get("/health", port=own.ws_port).status == 200

@@ -8,9 +8,11 @@ import time
 from pathlib import Path
 
 import pytest
+from websockets.exceptions import ConnectionClosed
+from websockets.sync.client import connect
 
-from tests.clients.process import ServerProcess, running, wait_until
-from tests.clients.pusher_socket import pusher_socket
+from tests.clients.process import APP, ServerProcess, merged, running, wait_until
+from tests.clients.pusher_socket import PLAIN, QUERY, pusher_socket
 from tests.cluster.machine import (
     by_worker,
     children,
@@ -111,6 +113,17 @@ def test_what_a_worker_cannot_start_with_is_said_once_and_ends_the_server() -> N
         server.start()
     assert server.output.count("cannot use the certificate") == 1
     assert "Traceback" not in server.output
+
+
+def test_who_is_over_the_quota_of_all_workers_together_is_never_let_in(stack: contextlib.ExitStack) -> None:
+    server = stack.enter_context(machine(apps={"app-test": merged(APP, {"limits": {"connections": 2}})}))
+    for _ in range(2):
+        stack.enter_context(pusher_socket(server))
+    for _ in range(6):  # on either worker
+        with connect(f"{server.ws}/app/app-key?{QUERY}", **PLAIN) as client:
+            with pytest.raises(ConnectionClosed):  # no connection_established before
+                client.recv(5)
+            assert client.close_code == 4004
 
 
 # -- a worker dies

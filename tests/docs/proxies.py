@@ -33,6 +33,11 @@ class Proxy:
         self.server = server
         self.context = ssl.create_default_context(cafile=str(certificate))
         self.context.verify_flags &= ~ssl.VERIFY_X509_STRICT
+        # For clients that read in one thread and write in another, which TLS objects of Python before 3.13 do not survive: with
+        # TLS 1.3 tickets come behind the handshake, just when the request is written, and it may be lost. Others speak 1.3.
+        self.threads = ssl.create_default_context(cafile=str(certificate))
+        self.threads.verify_flags &= ~ssl.VERIFY_X509_STRICT
+        self.threads.maximum_version = ssl.TLSVersion.TLSv1_2
 
     @property
     def url(self) -> str:

@@ -43,7 +43,7 @@ def signed(proxy: Proxy, path: str, body: Any) -> tuple[int, Any]:
 
 
 def raw(proxy: Proxy, channel: str, source: str = "127.0.0.1") -> ClientConnection:
-    return connect(f"wss://{proxy.url}/ws/app/app-key/{channel}", ssl=proxy.context, source_address=(source, 0))
+    return connect(f"wss://{proxy.url}/ws/app/app-key/{channel}", ssl=proxy.threads, source_address=(source, 0))
 
 
 @pytest.mark.parametrize("transports", [["ws", "wss"], ["xhr_streaming"], ["xhr_polling"]], ids=" ".join)
@@ -84,7 +84,7 @@ def test_the_server_knows_the_address_of_the_client_and_not_of_the_proxy(proxy: 
 def test_a_client_cannot_claim_another_address(proxy: Proxy) -> None:
     claimed = {"X-Forwarded-For": "10.1.2.3"}
     with connect(
-        f"wss://{proxy.url}/ws/app/app-key/claims", ssl=proxy.context, additional_headers=claimed, source_address=("127.0.0.3", 0)
+        f"wss://{proxy.url}/ws/app/app-key/claims", ssl=proxy.threads, additional_headers=claimed, source_address=("127.0.0.3", 0)
     ):
         proxy.server.until_sessions("claims", 1)
         assert [one["ip"] for one in proxy.server.get("/apps/app-test/channels/claims").json["sessions"]] == ["127.0.0.3"]

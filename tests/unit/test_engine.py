@@ -1,11 +1,13 @@
 """Which program the engine is, and how it is called."""
 
+import asyncio
 from pathlib import Path
 
 import pytest
 
 from push1st import engine
 from push1st.errors import ConfigError
+from push1st.processes import Processes
 
 
 def executable(path: Path) -> str:
@@ -47,3 +49,21 @@ def test_it_listens_on_its_socket_only_and_refuses_rather_than_forgets(tmp_path)
     assert f"--unixsocket {tmp_path}/engine.sock" in options
     assert "--maxmemory-policy noeviction" in options
     assert words[words.index("--save") + 1] == ""
+
+
+async def test_a_program_that_is_none_is_an_error_and_not_waited_for(tmp_path):
+    path = tmp_path / "valkey-server"
+    path.write_bytes(b"\x00no program")
+    path.chmod(0o755)
+    one = engine.Engine(Processes(), str(path), tmp_path / "engine.sock")
+    async with asyncio.timeout(5):
+        await one.keep()
+        with pytest.raises(ConfigError, match="did not start: cannot run"):
+            await one.working()
+
+
+def test_a_folder_with_a_space_in_its_name_is_one_word(tmp_path):
+    path = tmp_path / "a b" / "engine.sock"
+    words = engine.command("valkey-server", path)
+    assert words[words.index("--unixsocket") + 1] == str(path)
+    assert words[words.index("--dir") + 1] == str(path.parent)

@@ -7,7 +7,7 @@ from typing import Any, cast
 import hiredis
 
 from push1st import logs
-from push1st.brokers.redis.link import Lost
+from push1st.brokers.redis.link import Argument, Lost
 from push1st.brokers.redis.servers import Unusable, connect
 from push1st.brokers.redis.wire import decode_fact
 from push1st.brokerurl import Address
@@ -22,13 +22,25 @@ log = logs.get("push1st.broker")
 
 
 class Reader:
-    """Reads until it is stopped or its connection, which is its own, is lost. happened: takes the facts."""
+    """Reads until it is stopped or its connection, which is its own, is lost. happened: takes the facts.
 
-    def __init__(self, address: Address, tag: str, node: str, stream: str, happened: Callable[[Fact], None]) -> None:
+    read: the command that notes how far they were read, but for that.
+    """
+
+    def __init__(
+        self,
+        address: Address,
+        tag: str,
+        node: str,
+        stream: str,
+        read: tuple[Argument, ...],
+        happened: Callable[[Fact], None],
+    ) -> None:
         self._address = address
         self._tag = tag
         self._node = node
         self._stream = stream
+        self._read = read
         self._happened = happened
         self._task = asyncio.get_running_loop().create_task(self._run())
 
@@ -44,8 +56,7 @@ class Reader:
         link = None
         try:
             link = await connect(self._address, self._tag, f"push1st-facts-{self._node}", lambda _: None, lambda: None)
-            read = f"{self._stream}:read"
-            position = await link.call("GET", read) or b"0"
+            position = await link.call("GET", f"{self._stream}:read") or b"0"
             while True:
                 found = await link.call("XREAD", "COUNT", FACTS, "BLOCK", BLOCK_MS, "STREAMS", self._stream, position)
                 if found:
@@ -53,8 +64,7 @@ class Reader:
                     for _, fields in entries:
                         self._hand_on(dict(zip(fields[::2], fields[1::2], strict=True)))
                     position = entries[-1][0]
-                    await link.call("SET", read, position)
-                    await link.call("XTRIM", self._stream, "MINID", position)
+                    await link.call(*self._read, position)
         except (OSError, TimeoutError, Unusable, Lost, hiredis.ReplyError) as wrong:
             log.info("facts are not read any more", reason=str(wrong) or type(wrong).__name__)
         finally:

@@ -111,10 +111,18 @@ class Publishing:
                 batch.fail(Refused(503, AWAY))
             return
         for batch in batches.values():
-            self._unconfirmed.append(batch)
-            kept = None if batch.kept is None else encode_message(batch.kept)
-            self._send(link, batch, encode_messages(batch.messages), kept)
+            self._dispatch(link, batch)
         link.flush()
+
+    def _dispatch(self, link: Link, batch: Batch) -> None:
+        self._unconfirmed.append(batch)
+        kept = None if batch.kept is None else encode_message(batch.kept)
+        self._send(link, batch, encode_messages(batch.messages), kept)
+
+    def send(self, key: tuple[str, str]) -> None:
+        """Sends what a channel got in this turn so far: before somebody leaves it, who may have published it."""
+        if key in self._batches and self._link is not None and self._link.alive:
+            self._dispatch(self._link, self._batches.pop(key))
 
     def tick(self, now: float) -> None:
         """Gives up what was not confirmed in time."""

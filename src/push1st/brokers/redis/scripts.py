@@ -41,6 +41,9 @@ local function fact(kind, app, channel, received, socket, user, info)
   redis.call('XADD', base .. ':facts', 'MAXLEN', '~', 'MOST_FACTS', '*', 'k', kind, 'a', app, 'c', channel, 't', received,
     's', socket, 'u', user, 'i', info)
 end
+-- A server that is full refuses a script's first write, if that may need memory, but none behind one that needs none: so
+-- who leaves, and a node that comes back, are always let.
+local function let() redis.call('DEL', base .. ':none') end
 local function recovering() return redis.call('EXISTS', base .. ':recovering') == 1 end
 local function count(mine, app, channel, n)
   local field = 'c/' .. app .. '/' .. channel
@@ -98,6 +101,7 @@ def _script(text: str) -> Script:
 
 ENTER = _script("""
 -- node, new epoch, epoch known before or '', milliseconds of the lease and of recovery, the number it wants or -1
+let()
 local node = ARGV[1]
 local epoch = redis.call('GET', base .. ':epoch')
 if not epoch then
@@ -192,6 +196,7 @@ LEAVE = _script(
 -- node, app, channel, its subscriptions, user that it has no more or '', socket, id, received, whether hooks want facts
 local app, channel, n, user = ARGV[2], ARGV[3], tonumber(ARGV[4]), ARGV[5]
 local socket, id, received, hooked = ARGV[6], ARGV[7], ARGV[8], ARGV[9] == '1'
+let()
 local quiet = recovering()
 if user ~= '' then drop_member(mine, app, channel, user, socket, id, received, hooked, quiet) end
 local total, change = count(mine, app, channel, n)
@@ -217,6 +222,7 @@ SIGN_OUT = _script(
     _ALIVE
     + """
 -- node, app, user, socket, id, received
+let()
 drop_user(mine, ARGV[2], ARGV[3], ARGV[4], ARGV[5], ARGV[6], recovering())
 return 1
 """
@@ -231,6 +237,7 @@ local n, most = tonumber(ARGV[3]), tonumber(ARGV[4])
 local old = tonumber(redis.call('HGET', mine, field) or '0')
 local total = tonumber(redis.call('HGET', base .. ':q', ARGV[2]) or '0')
 if n > old and most > 0 and total + n - old > most then return 0 end
+if n < old then let() end
 if n > 0 then redis.call('HSET', mine, field, n) else redis.call('HDEL', mine, field) end
 if redis.call('HINCRBY', base .. ':q', ARGV[2], n - old) <= 0 then redis.call('HDEL', base .. ':q', ARGV[2]) end
 return 1
@@ -255,12 +262,15 @@ return {redis.call('GET', ARGV[1]), redis.call('PTTL', ARGV[1])}
 """)
 
 BURY = _script("""
--- the dead node, received, whether hooks want facts (app names, separated by /), ids of edges
+-- the dead node, received, whether hooks want facts (app names, separated by /), where to go on (a cursor), ids of edges
+-- Returns where to go on, or false when all is done. It does not begin anew each time: what is removed leaves holes in the
+-- hash, in which a look from the start finds nothing.
 local node, received = ARGV[1], ARGV[2]
-if redis.call('EXISTS', base .. ':lease:' .. node) == 1 then return 0 end
+if redis.call('EXISTS', base .. ':lease:' .. node) == 1 then return false end
+let()
 local mine = base .. ':n:' .. node
 local quiet = recovering()
-local next_id = 4
+local next_id = 5
 local function id()
   if next_id > #ARGV then return nil end
   next_id = next_id + 1
@@ -280,18 +290,18 @@ local function bury_channel(app, channel)
   if total <= 0 and change < 0 and hooked(app) and not quiet then fact('vacated', app, channel, received, '', '', 'null') end
   return true
 end
-local entries = redis.call('HSCAN', mine, '0', 'COUNT', #ARGV)[2]
+local cursor, entries = unpack(redis.call('HSCAN', mine, ARGV[4], 'COUNT', #ARGV))
 for i = 1, #entries, 2 do
   local kind, app, rest = string.match(entries[i], '^(.)/([^/]*)/?(.*)$')
   if kind == 'c' then
-    if not bury_channel(app, rest) then return 1 end
+    if not bury_channel(app, rest) then return ARGV[4] end
   elseif kind == 'm' then
     local channel = string.match(rest, '^[^\\n]*')
-    if not bury_channel(app, channel) then return 1 end
+    if not bury_channel(app, channel) then return ARGV[4] end
     redis.call('HDEL', mine, entries[i])
   elseif kind == 'u' then
     local one = id()
-    if not one then return 1 end
+    if not one then return ARGV[4] end
     drop_user(mine, app, rest, '', one, received, quiet)
   else
     local n = tonumber(entries[i + 1])
@@ -299,10 +309,18 @@ for i = 1, #entries, 2 do
     if redis.call('HINCRBY', base .. ':q', app, -n) <= 0 then redis.call('HDEL', base .. ':q', app) end
   end
 end
-if redis.call('EXISTS', mine) == 1 then return 1 end
+if redis.call('EXISTS', mine) == 1 then return cursor end
 if redis.call('GET', base .. ':reader') == node then redis.call('DEL', base .. ':reader') end
 redis.call('SREM', base .. ':nodes', node)
-return 0
+return false
 """)
 
-SCRIPTS = (ENTER, BEAT, JOIN, LEAVE, SIGN_IN, SIGN_OUT, CONNECT, KEEP, LAST, BURY)
+READ = _script("""
+-- the last fact that was read
+let()
+redis.call('SET', base .. ':facts:read', ARGV[1])
+redis.call('XTRIM', base .. ':facts', 'MINID', ARGV[1])
+return 1
+""")
+
+SCRIPTS = (ENTER, BEAT, JOIN, LEAVE, SIGN_IN, SIGN_OUT, CONNECT, KEEP, LAST, BURY, READ)

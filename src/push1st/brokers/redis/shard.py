@@ -34,6 +34,7 @@ from push1st.brokers.redis.scripts import (
     LAST,
     LEAVE,
     MOST_FACTS,
+    READ,
     SIGN_IN,
     SIGN_OUT,
     Script,
@@ -49,6 +50,7 @@ from push1st.brokers.redis.wire import (
 )
 from push1st.brokerurl import Address
 from push1st.channels import kind_of
+from push1st.eager import spawn
 from push1st.errors import LimitReached, Refused
 from push1st.messages import Fact, Member, Message, watch_topic
 from push1st.metrics import Metrics
@@ -203,8 +205,9 @@ class Shard:
         try:
             async with asyncio.timeout(CONFIRM_SECONDS):
                 await link.call("DEL", self._key("lease", self._node))
-                while await link.call(*self._bury(self._node)):
-                    pass
+                cursor = b"0"
+                while cursor is not None:
+                    cursor = await link.call(*self._bury(self._node, cursor))
         except (TimeoutError, Lost, hiredis.ReplyError) as wrong:
             log.info("this node's entries go with its lease", reason=str(wrong))
         link.close()
@@ -224,14 +227,7 @@ class Shard:
         topics = sorted(self._topics)
         for at in range(0, len(topics), TOPICS):
             await link.topics(self._subscribe, [one.encode() for one in topics[at : at + TOPICS]])
-        stored: dict[str, str] = {}
-        cursor = "0"
-        while True:
-            cursor_bytes, found = await link.call("HSCAN", self._key("n", self._node), cursor, "COUNT", 1000)
-            cursor = cursor_bytes.decode()
-            stored |= dict(zip(*[iter(one.decode() for one in found)] * 2, strict=True))
-            if cursor == "0":
-                break
+        stored = await self._stored(link)
         # From here on nothing waits: what clients do next is told behind this. Who subscribes has waited for it.
         self.link = link
         for topic in set(topics) - self._topics:
@@ -248,6 +244,27 @@ class Shard:
             _, future = self._waiters.popleft()
             if not future.done():
                 future.set_result(None)
+
+    async def _stored(self, link: Link) -> dict[str, str]:
+        """The broker's copy of this node's entries."""
+        stored: dict[str, str] = {}
+        cursor = b"0"
+        while True:
+            cursor, found = await link.call("HSCAN", self._key("n", self._node), cursor, "COUNT", 1000)
+            stored |= dict(zip(*[iter(one.decode() for one in found)] * 2, strict=True))
+            if cursor == b"0":
+                return stored
+
+    async def _mend_all(self, link: Link) -> None:
+        """Tells again what was refused. What changes meanwhile is told twice, which does nothing."""
+        try:
+            stored = await self._stored(link)
+        except (Lost, hiredis.ReplyError) as wrong:
+            self._told(wrong)
+            return
+        if self.link is link:
+            for difference in self._entries.differences(stored):
+                self._mend(difference)
 
     def _mend(self, of: Difference) -> None:
         """Makes the broker's copy of an entry what it is here."""
@@ -320,17 +337,16 @@ class Shard:
             return
         if recovering > 0:
             self._recovered_at = self._loop.time() + recovering / 1000 + 0.1
-        if self._unsure:
+        if self._unsure and self.link is not None:
             self._unsure = False
-            self._again("something was refused before")
-            return
+            spawn(self._mend_all(self.link))
         if reads and (self._reader is None or self._reader.ended):
-            self._reader = Reader(self.address, self._tag, self._node, self._key("facts"), self._happened)
+            self._reader = Reader(self.address, self._tag, self._node, self._key("facts"), self._evalsha(READ), self._happened)
         elif not reads and self._reader is not None:
             self._loop.create_task(self._stop_reading())
         for node in dead:
             log.warning("a node is gone", node=node.decode())
-            self._remove(node.decode(), 1)
+            self._remove(node.decode(), b"0")
 
     async def _stop_reading(self) -> None:
         reader, self._reader = self._reader, None
@@ -341,13 +357,13 @@ class Shard:
         """Removes the entries of a node that is gone, some in each step."""
         if isinstance(reply, Exception):
             self._told(reply)
-        elif reply and self.link is not None:
-            self.link.send(pack(self._bury(node)), lambda reply: self._remove(node, reply))
+        elif reply is not None and self.link is not None:
+            self.link.send(pack(self._bury(node, reply)), lambda reply: self._remove(node, reply))
 
-    def _bury(self, node: str) -> tuple[Argument, ...]:
+    def _bury(self, node: str, cursor: bytes) -> tuple[Argument, ...]:
         hooked = "/".join(("", *self._hooked(), ""))
         ids = [self._stamp()[0] for _ in range(BURIED)]
-        return (*self._evalsha(BURY), node, self._stamp()[1], hooked, *ids)
+        return (*self._evalsha(BURY), node, self._stamp()[1], hooked, cursor, *ids)
 
     # Commands
 
@@ -512,6 +528,7 @@ class Shard:
         key = app, channel
         gone = self._entries.leave(key, socket_id, user_id)
         if gone is not None:
+            self._publishing.send(key)
             if not self._entries.subscriptions(key):
                 self._views.end(key)
             self._tell(LEAVE, *self._leaving(key, gone, socket_id))

@@ -1,0 +1,132 @@
+"""Two machines of two workers each, on one Valkey: they are one server, whatever dies.
+
+Machines are servers on ports of their own. Each has two workers and shares nothing with the other but the broker.
+"""
+
+import contextlib
+import signal
+import time
+from collections.abc import Iterator
+from typing import NamedTuple
+
+import pytest
+
+from tests.clients.node import NodeProcess
+from tests.clients.process import ServerProcess, wait_until
+from tests.cluster.machine import by_worker, children, connect_to, exists, machine, supervisor
+from tests.valkey import Valkey
+
+ROOM = "presence-room"
+GONE_SECONDS = 13
+"""in which what a dead machine had is gone (docs/scaling.md): a lease of 10, a look every 3"""
+MOST_CLIENTS = 16
+"""of one machine, until each of its workers has one: by chance not enough in one of 2 ** 15 runs"""
+
+
+class Cluster(NamedTuple):
+    valkey: Valkey
+    one: ServerProcess
+    two: ServerProcess
+
+
+@pytest.fixture
+def cluster() -> Iterator[Cluster]:
+    valkey = Valkey()
+    try:
+        broker = {"broker": f"{valkey.url}?prefix=shop"}
+        with machine(config=broker) as one, machine(config=broker) as two:
+            yield Cluster(valkey, one, two)
+    finally:
+        valkey.close()
+
+
+def pusher_js(server: ServerProcess, user: str, stack: contextlib.ExitStack) -> NodeProcess:
+    client = {"wsHost": "127.0.0.1", "wsPort": server.ws_port}
+    options = {
+        "key": "app-key",
+        "client": client,
+        "authorize": "self",
+        "secret": "secret",
+        "user": {"user_id": user, "user_info": {}},
+    }
+    process = NodeProcess("pusher_js.mjs", options)
+    stack.callback(process.close)
+    process.next(on="state", state="connected")
+    process.tell("subscribe", channel=ROOM, events=["e"])
+    process.next(on="subscribed", channel=ROOM)
+    return process
+
+
+def on_every_worker(server: ServerProcess, name: str, stack: contextlib.ExitStack) -> dict[str, NodeProcess]:
+    """Clients by their users, until each worker has one."""
+    clients: dict[str, NodeProcess] = {}
+    while len(clients) < MOST_CLIENTS:
+        user = f"{name}{len(clients)}"
+        clients[user] = pusher_js(server, user, stack)
+        counts = by_worker(server, "push1st_connections")
+        if len(counts) == 2 and all(counts.values()):
+            return clients
+    raise AssertionError("all clients are on one worker")
+
+
+def sees(client: NodeProcess, users: set[str]) -> bool:
+    return set(client.ask("members", channel=ROOM)["members"]) == users
+
+
+def users_of(server: ServerProcess) -> set[str]:
+    return {user["id"] for user in server.signed("GET", f"/apps/app-test/channels/{ROOM}/users").json["users"]}
+
+
+def test_pusher_js_clients_on_four_workers_of_two_machines_see_one_presence_channel(
+    cluster: Cluster, stack: contextlib.ExitStack
+) -> None:
+    clients = on_every_worker(cluster.one, "a", stack) | on_every_worker(cluster.two, "b", stack)
+    for client in clients.values():
+        wait_until(lambda c=client: sees(c, set(clients)), "it sees everybody")  # type: ignore[misc]
+    for server in (cluster.one, cluster.two):
+        for _ in range(4):  # whichever worker answers
+            assert users_of(server) == set(clients)
+        server.publish(ROOM, "e", server.ws_port)
+        for client in clients.values():
+            assert client.next(on="event")["data"] == server.ws_port
+    cluster.valkey.kill()
+    cluster.valkey.start()
+    for server in (cluster.one, cluster.two):
+        wait_until(lambda s=server: users_of(s) == set(clients), "the broker knows everybody again", 20)  # type: ignore[misc]
+    cluster.one.publish(ROOM, "e", "last")
+    for client in clients.values():
+        client.next(on="event", data="last")
+        assert sees(client, set(clients))
+        assert not [seen for seen in client.seen if seen["on"] == "member_removed"], "a false leave"
+        came = [seen["member"]["id"] for seen in client.seen if seen["on"] == "member_added"]
+        assert len(came) == len(set(came)), "a false join"
+
+
+def test_a_machine_that_is_killed_is_gone_for_the_other_within_the_stated_time(
+    cluster: Cluster, stack: contextlib.ExitStack
+) -> None:
+    staying = [connect_to(cluster.one, number, stack) for number in (0, 1)]
+    leaving = [connect_to(cluster.two, number, stack) for number in (0, 1)]
+    for number, client in enumerate([*staying, *leaving]):
+        client.subscribe(ROOM, {"user_id": str(number)})
+    for server in (cluster.one, cluster.two):
+        assert users_of(server) == {"0", "1", "2", "3"}
+    there = children(supervisor(cluster.two))
+    cluster.two.signal(signal.SIGKILL)
+    cluster.two.wait()
+    killed = time.monotonic()
+    wait_until(lambda: not any(map(exists, there)), "its workers are gone", 2)
+    while time.monotonic() < killed + 3:  # the other machine does not hang meanwhile
+        started = time.monotonic()
+        cluster.one.publish("other", "e", 1)
+        assert time.monotonic() - started < 1
+    wait_until(lambda: users_of(cluster.one) == {"0", "1"}, "its members are gone", GONE_SECONDS + 1)
+    assert time.monotonic() - killed < GONE_SECONDS + 1
+    cluster.one.publish(ROOM, "last", 1)
+    for client in staying:
+        gone = []
+        while (frame := client.receive())["event"] != "last":
+            if frame["event"] == "pusher_internal:member_removed":
+                gone.append(frame["data"])
+        assert len(gone) == 2, gone
+    cluster.two.start()
