@@ -105,7 +105,7 @@ class Worker:
         return known
 
     def turn(self) -> None:
-        """The second and the third phase."""
+        """The second and the third phase; with a broker that confirms later, deliveries have a turn of their own."""
         arrived, self._arrived = self._arrived, []
         for connection, data in arrived:
             try:
