@@ -6,7 +6,6 @@ The API behind it is the real one, with the demo app; handshakes are real, too.
 import asyncio
 import atexit
 import sys
-from collections.abc import Callable
 from functools import cache
 from random import Random
 from typing import Any
@@ -115,7 +114,7 @@ class Server:
         self.failures: list[BaseException | None] = []
         self.clock = clock = Clock()
         metrics = Metrics()
-        fanout = Fanout(self.call_soon, clock.wall, metrics, self.note)
+        fanout = Fanout(self.loop, clock, metrics, self.note)
         numbers = Random(1)  # noqa: S311 - ids of connections, in a fuzzer
         self.node = Node(Files(config.apps), fanout, metrics, clock, numbers.getrandbits)
         memory = Memory(self.node.stamp)
@@ -127,9 +126,6 @@ class Server:
         codecs: dict[str, Any] = {"pusher": Pusher(), "pusher-xhr": PusherXhr(), "websocket": Raw()}
         self.worker = Worker(self.node, Api(self.node, config).serve, config, codecs, sweep, self.failed)
         self.listener = Listener(self.worker, True, config.api.whitelist, 10)
-
-    def call_soon(self, run: Callable[[], None]) -> object:
-        return self.loop.call_soon(run)
 
     def failed(self, where: str) -> None:
         self.note()

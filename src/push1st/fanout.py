@@ -9,6 +9,8 @@ The rules (invariants 2 to 5), and where they are kept:
   `settle_lanes` first.
 - What is sent to one connection directly queues behind what its channels owe it: `direct` calls `settle` first, and
   every flush writes the direct outboxes first.
+- What many get is not written message by message while more comes: after a flush that took long, the next one waits
+  for as many messages as that one wrote, for some milliseconds at most (decision 0015). Direct frames do not wait.
 - A lane with many subscribers is written in slices, one a loop turn. A slice keeps its subscribers; later frames
   queue behind it.
 - Nothing here waits: a transport that cannot send buffers up to its bound, then tells its connection, which cuts
@@ -17,6 +19,7 @@ The rules (invariants 2 to 5), and where they are kept:
 
 from collections.abc import Callable, Iterable
 from itertools import islice
+from typing import Protocol
 
 from push1st.hub import Lane, Slice, Subscriber, Tenant, Write
 from push1st.messages import Message
@@ -30,6 +33,31 @@ APART = 32
 """subscribers with frames of their own that a lane may keep within a turn before it is flushed early"""
 SLICES = 4
 """slices a lane may queue before the oldest is finished at once"""
+HOLD = 2
+"""a flush may wait for so many times what the last one took"""
+HOLD_LEAST, HOLD_MOST = 0.001, 0.006
+"""seconds a flush may wait: less is not worth a timer, more would be felt"""
+
+
+class Clock(Protocol):
+    def monotonic(self) -> float:
+        """Seconds that never go back."""
+
+    def wall(self) -> int:
+        """Nanoseconds since 1970."""
+
+
+class Timer(Protocol):
+    def cancel(self) -> object: ...
+
+
+class Turns(Protocol):
+    """The event loop, as far as the fan-out needs it."""
+
+    def call_soon(self, run: Callable[[], None]) -> object:
+        """Runs a function at the end of this loop turn, or of one soon after it."""
+
+    def call_later(self, seconds: float, run: Callable[[], None]) -> Timer: ...
 
 
 class Outbox:
@@ -44,27 +72,42 @@ class Outbox:
 
 
 class Fanout:
-    """call_soon: runs a function at the end of this loop turn. clock: wall clock in nanoseconds.
+    """failed: called in the handler of an exception that a write raised; the other subscribers get theirs all the same."""
 
-    failed: called in the handler of an exception that a write raised; the other subscribers get theirs all the same.
-    """
+    __slots__ = (
+        "_call_soon",
+        "_clock",
+        "_count",
+        "_ended",
+        "_failed",
+        "_lanes",
+        "_merged",
+        "_metrics",
+        "_monotonic",
+        "_outboxes",
+        "_scheduled",
+        "_timer",
+        "_took",
+        "_turns",
+    )
 
-    __slots__ = ("_call_soon", "_clock", "_failed", "_lanes", "_metrics", "_outboxes", "_scheduled")
-
-    def __init__(
-        self,
-        call_soon: Callable[[Callable[[], None]], object],
-        clock: Callable[[], int],
-        metrics: Metrics,
-        failed: Callable[[], None],
-    ) -> None:
+    def __init__(self, turns: Turns, clock: Clock, metrics: Metrics, failed: Callable[[], None]) -> None:
         self._failed = failed
-        self._call_soon = call_soon
-        self._clock = clock
+        self._turns = turns
+        self._call_soon = turns.call_soon
+        self._clock = clock.wall
+        self._monotonic = clock.monotonic
         self._metrics = metrics
         self._lanes: dict[Lane, None] = {}
         self._outboxes: dict[Subscriber, Outbox] = {}
         self._scheduled = False
+        self._count = 0
+        """messages that wait for the flush"""
+        self._merged = 0
+        """messages that the last flush wrote"""
+        self._ended = self._took = 0.0
+        """when the last flush ended, and the seconds it took"""
+        self._timer: Timer | None = None
 
     def receive(self, tenant: Tenant, message: Message) -> int:
         """Queues a message to its channel's subscribers on this worker; returns how many that are."""
@@ -98,6 +141,11 @@ class Fanout:
             count += size
             if lane not in lanes or lane.size > PENDING or apart:
                 self._due(lane)
+        self._count += 1
+        if self._timer is not None and self._count >= self._merged:
+            self._timer.cancel()
+            self._timer = None
+            self._schedule()
         self._metrics.messages_out += count
         return count
 
@@ -128,9 +176,12 @@ class Fanout:
                 self._lanes.pop(lane, None)
                 return
         self._lanes[lane] = None
+        self._schedule()
+
+    def _schedule(self) -> None:
         if not self._scheduled:
             self._scheduled = True
-            self._call_soon(self.flush)
+            self._call_soon(self.turn)
 
     def direct(self, subscriber: Subscriber, frame: bytes) -> None:
         """Queues a frame for one connection, behind what its channels owe it."""
@@ -139,9 +190,7 @@ class Fanout:
         outbox = self._outboxes.get(subscriber)
         if outbox is None:
             outbox = self._outboxes[subscriber] = Outbox(subscriber.write)
-            if not self._scheduled:
-                self._scheduled = True
-                self._call_soon(self.flush)
+            self._schedule()
         outbox.frames.append(frame)
         outbox.size += len(frame)
         if outbox.size > PENDING:
@@ -177,14 +226,36 @@ class Fanout:
                 for part in lane.slices:
                     part.remaining.pop(subscriber, None)
 
+    def turn(self) -> None:
+        """The end of a loop turn: a flush, unless it is better to wait for more."""
+        if self._count < self._merged and self._lanes and self._holds():
+            self._scheduled = False
+            self._flush_outboxes()
+        else:
+            self.flush()
+
+    def _holds(self) -> bool:
+        """Whether a flush waits that has fewer messages than the last one, which ended just now and took long."""
+        if self._timer is None:
+            seconds = min(HOLD * self._took, HOLD_MOST)
+            if seconds < HOLD_LEAST or self._monotonic() - self._ended > seconds:
+                return False
+            self._timer = self._turns.call_later(seconds, self.flush)
+        return True
+
     def flush(self) -> None:
-        """The end of a loop turn: everything pending goes out, or as much of it as a turn may take."""
+        """Everything pending goes out, or as much of it as a turn may take."""
         self._scheduled = False
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
         if self._outboxes:
             self._flush_outboxes()
         lanes = self._lanes
         if not lanes:
             return
+        self._merged, self._count = self._count, 0
+        began = self._monotonic()
         budget = SLICE
         long: list[Lane] = []
         for lane in list(lanes):
@@ -218,6 +289,8 @@ class Fanout:
             self._flush_slices(lane, each)
             if not lane.due:
                 del lanes[lane]
+        self._ended = self._monotonic()
+        self._took = self._ended - began
         if lanes and not self._scheduled:
             self._scheduled = True
             self._call_soon(self.flush)

@@ -18,7 +18,7 @@ from push1st.channels import kind_of
 from push1st.config import AppConfig
 from push1st.eager import Rest, Soon, begin, spawn, wait
 from push1st.errors import Disconnect, LimitReached, Refused
-from push1st.fanout import Fanout
+from push1st.fanout import Clock, Fanout
 from push1st.hooks import Hooks
 from push1st.hooks.authorize import asks
 from push1st.hooks.formats import kinds
@@ -92,14 +92,6 @@ class Left(msgspec.Struct, frozen=True):
     members: dict[str, Member]
     topics: dict[str, Lane]
     user: User | None
-
-
-class Clock(Protocol):
-    def monotonic(self) -> float:
-        """Seconds that never go back."""
-
-    def wall(self) -> int:
-        """Nanoseconds since 1970."""
 
 
 class Siblings(Protocol):

@@ -80,6 +80,20 @@ class Random:
         return int.from_bytes(self._bytes[start : start + size], "big") >> size * 8 - count
 
 
+class Behind:
+    """Runs things two turns later: what a broker confirms is answered in the next turn, and deliveries come behind answers.
+
+    Decision 0004 says why.
+    """
+
+    def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
+        self._loop = loop
+        self.call_later = loop.call_later
+
+    def call_soon(self, run: Callable[[], None]) -> None:
+        self._loop.call_soon(self._loop.call_soon, run)
+
+
 def load(registry: dict[str, str], name: str) -> Any:
     """The class a registry names as `module:Class`."""
     module, _, attribute = registry[name].partition(":")
@@ -116,13 +130,8 @@ class Server:
         config = self.config
         clock = SystemClock()
         metrics = Metrics()
-        shared = config.broker != "memory"
-
-        def next_turn(flush: Callable[[], None]) -> None:
-            # What the broker confirmed is answered in the next turn, and deliveries come behind answers (decision 0004).
-            loop.call_soon(loop.call_soon, flush)
-
-        fanout = Fanout(next_turn if shared else loop.call_soon, clock.wall, metrics, lambda: _failed("fan-out"))
+        turns = loop if config.broker == "memory" else Behind(loop)
+        fanout = Fanout(turns, clock, metrics, lambda: _failed("fan-out"))
         self.node = Node(load(SOURCES, "files")(config.apps), fanout, metrics, clock, Random().bits)
         self.node.siblings = self._siblings
         try:

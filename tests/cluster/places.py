@@ -83,7 +83,7 @@ class Place:
         self.metrics = Metrics()
         self.failures: list[str] = []
         self.name = f"node{next(_names)}"
-        fanout = Fanout(loop.call_soon, time.time_ns, self.metrics, lambda: self.failures.append(repr(sys.exception())))
+        fanout = Fanout(loop, SystemClock(), self.metrics, lambda: self.failures.append(repr(sys.exception())))
         self.config = app_config({"members": 0, **limits}, subscription_count=bool(limits))
         self.node = Node(Files([self.config]), fanout, self.metrics, SystemClock(), random.getrandbits)
         self.hooks = Hooks()

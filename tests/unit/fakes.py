@@ -77,14 +77,39 @@ class Clock:
         self.seconds += seconds
 
 
+class Timer:
+    def __init__(self, seconds: float, run: Callable[[], object], timers: "list[Timer]") -> None:
+        self.seconds = seconds
+        self.run = run
+        self._timers = timers
+        timers.append(self)
+
+    def cancel(self) -> None:
+        if self in self._timers:
+            self._timers.remove(self)
+
+
 class Turns:
-    """A loop's `call_soon`. `end` is the end of a turn: it runs what is due, not what that adds."""
+    """A loop's `call_soon` and `call_later`.
+
+    `end` is the end of a turn: it runs what is due, not what that adds. `elapse`: the time has come for all timers.
+    """
 
     def __init__(self) -> None:
         self.due: list[Callable[[], object]] = []
+        self.timers: list[Timer] = []
 
     def call_soon(self, run: Callable[[], object]) -> None:
         self.due.append(run)
+
+    def call_later(self, seconds: float, run: Callable[[], object]) -> Timer:
+        return Timer(seconds, run, self.timers)
+
+    def elapse(self) -> None:
+        timers = self.timers.copy()
+        self.timers.clear()
+        for timer in timers:
+            timer.run()
 
     def end(self) -> None:
         due, self.due = self.due, []
@@ -92,11 +117,23 @@ class Turns:
             run()
 
     def drain(self, most: int = 5000) -> None:
-        """Ends turns until nothing is due any more."""
-        while self.due:
+        """Ends turns until nothing is due any more, and no timer runs."""
+        while self.due or self.timers:
             assert most, "the turns never end"
             most -= 1
+            if not self.due:
+                self.elapse()
             self.end()
+
+
+class LoopTurns:
+    """The running loop's."""
+
+    def call_soon(self, run: Callable[[], object]) -> object:
+        return asyncio.get_running_loop().call_soon(run)
+
+    def call_later(self, seconds: float, run: Callable[[], object]) -> asyncio.TimerHandle:
+        return asyncio.get_running_loop().call_later(seconds, run)
 
 
 class Wire:
@@ -147,14 +184,14 @@ class Hooks:
 class World:
     """A node on the memory broker, or on another one made of it, with its clock and turns."""
 
-    def __init__(self, *apps: AppConfig, slow: bool = False, call_soon: Callable[[Callable[[], None]], object] | None = None):
+    def __init__(self, *apps: AppConfig, slow: bool = False, turns: LoopTurns | None = None):
         self.clock = Clock()
         self.turns = Turns()
         self.metrics = Metrics()
         self.random = 0
         self.apps = apps or (app_config(),)
         self.failures: list[BaseException | None] = []
-        self.fanout = Fanout(call_soon or self.turns.call_soon, self.clock.wall, self.metrics, self._failed)
+        self.fanout = Fanout(turns or self.turns, self.clock, self.metrics, self._failed)
         self.node = Node(Files(self.apps), self.fanout, self.metrics, self.clock, self._randbits)
         self.memory = Memory(self.node.stamp)
         self.broker = SlowBroker(self.memory)
@@ -225,10 +262,13 @@ class Stage:
         self.fanout = self.world.fanout
         self.tenant = self.world.app.tenant
         self.wire = Wire()
+        self.writing = 0.0
+        """seconds that a write takes"""
 
     def client(self, *channels: str, wire: Wire | None = None, prefix: str = "") -> Listening:
         one = Listening()
         world = self.world
+        one.on_write = lambda _: world.clock.advance(self.writing)
         one.session = Session(world.node, world.app, one, wire or self.wire, one.write, "", prefix, None, frozenset())
         for name in channels:
             self.join(one, name)
@@ -487,7 +527,7 @@ class Site:
         trusting: bool = True,
         slow: bool = False,
     ) -> None:
-        self.world = World(*apps, slow=slow, call_soon=lambda run: asyncio.get_running_loop().call_soon(run))
+        self.world = World(*apps, slow=slow, turns=LoopTurns())
         self.node = self.world.node
         self.metrics = self.world.metrics
         self.clock = self.world.clock

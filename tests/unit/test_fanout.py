@@ -637,6 +637,98 @@ def test_all_may_be_cut_in_one_flush(stage, small):
 # Everything together
 
 CHANNELS = ("a", "b")
+# Waiting for more
+
+
+def flushed(stage, merged, seconds=0.003):
+    """A client that has just got so many messages in one flush that took so long."""
+    one = stage.client("c")
+    stage.writing = seconds
+    for _ in range(merged):
+        stage.publish("c", b".")
+    stage.turns.end()
+    stage.turns.drain()
+    one.writes.clear()
+    return one
+
+
+def test_after_a_long_flush_the_next_waits_for_as_many_messages(stage):
+    one = flushed(stage, 3)
+    for n in b"123":
+        stage.turns.end()
+        assert one.writes == []
+        stage.publish("c", b"%c" % n)
+    stage.turns.end()
+    assert one.writes == [b"123"]
+    assert stage.turns.timers == []
+
+
+def test_a_flush_waits_twice_what_the_last_one_took(stage):
+    one = flushed(stage, 3, 0.002)
+    stage.publish("c", b"1")
+    stage.turns.end()
+    (timer,) = stage.turns.timers
+    assert timer.seconds == pytest.approx(0.004)
+    stage.turns.elapse()
+    assert one.writes == [b"1"]
+
+
+def test_a_flush_waits_no_longer_than_its_bound(stage):
+    flushed(stage, 3, 1.0)
+    stage.publish("c", b"1")
+    stage.turns.end()
+    (timer,) = stage.turns.timers
+    assert timer.seconds == fanout.HOLD_MOST
+
+
+def test_what_waited_in_vain_is_the_new_measure(stage):
+    one = flushed(stage, 3)
+    stage.publish("c", b"1")
+    stage.turns.end()
+    stage.turns.elapse()
+    stage.publish("c", b"2")
+    stage.turns.end()
+    assert one.writes == [b"1", b"2"]
+
+
+@pytest.mark.parametrize(("merged", "seconds"), [(1, 0.003), (3, 0.0001)])
+def test_after_one_message_or_a_short_flush_nothing_waits(stage, merged, seconds):
+    one = flushed(stage, merged, seconds)
+    stage.publish("c", b"1")
+    stage.turns.end()
+    assert one.writes == [b"1"]
+
+
+def test_after_a_pause_nothing_waits(stage):
+    one = flushed(stage, 3)
+    stage.world.clock.advance(0.01)
+    stage.publish("c", b"1")
+    stage.turns.end()
+    assert one.writes == [b"1"]
+
+
+def test_direct_frames_do_not_wait(stage):
+    flushed(stage, 3)
+    other = stage.client("d")
+    stage.publish("c", b"1")
+    stage.turns.end()
+    stage.direct(other, b"now")
+    stage.turns.end()
+    assert other.writes == [b"now"]
+
+
+def test_a_wait_that_lost_its_messages_does_not_stop_the_next(stage):
+    one = flushed(stage, 3)
+    stage.publish("c", b"1")
+    stage.turns.end()
+    stage.settle(one)
+    stage.turns.elapse()
+    stage.publish("c", b"2")
+    stage.turns.end()
+    stage.turns.elapse()
+    assert one.writes == [b"1", b"2"]
+
+
 ids = st.integers(0, 5)
 channels = st.sampled_from(CHANNELS)
 
@@ -664,8 +756,10 @@ class Deliveries(RuleBasedStateMachine):
         APART=st.sampled_from((0, 1, 2, 32)),
         SLICES=st.sampled_from((1, 2, 4)),
         subscribed=st.lists(st.tuples(ids, channels)),
+        writing=st.sampled_from((0, 0.0005, 0.004)),
     )
-    def begin(self, subscribed, **bounds):
+    def begin(self, subscribed, writing, **bounds):
+        self.stage.writing = writing
         self.bounds.enter_context(patch.multiple(fanout, **bounds))
         for n, channel in subscribed:
             self.join(n, channel)
@@ -747,7 +841,11 @@ class Deliveries(RuleBasedStateMachine):
     def end_turn(self):
         self.stage.turns.end()
 
-    @precondition(lambda self: self.stage.turns.due)
+    @rule()
+    def elapse(self):
+        self.stage.turns.elapse()
+
+    @precondition(lambda self: self.stage.turns.due or self.stage.turns.timers)
     @rule()
     def drain(self):
         self.stage.turns.drain()

@@ -121,7 +121,7 @@ class Worker:
                 self.failed("answer")
                 one.abort()
         if not self.node.shared:
-            self.node.fanout.flush()
+            self.node.fanout.turn()
 
     def most_message(self, protocol: ProtocolConfig) -> int:
         """Bytes a WebSocket message may have: at least the largest event, JSON-escaped."""
