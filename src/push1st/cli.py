@@ -4,6 +4,7 @@ What only one command needs is imported by it: the supervisor of several workers
 """
 
 import argparse
+import contextlib
 import json
 import os
 import signal
@@ -68,7 +69,8 @@ def _parser() -> argparse.ArgumentParser:
         "reload",
         help="have a running server read its configuration again",
         description="Has a server with several workers on this machine read its configuration again and replace its workers one "
-        "by one, without refusing a connection. The same as SIGHUP to its first process.",
+        "by one, without refusing a connection; ends when that is done. SIGHUP to its first process does the same. Exit code 1: "
+        "it cannot run (then all goes on as it was), or some worker did not start.",
     )
     _config_option(reload, "the configuration file of the server meant, if several run (or $PUSH1ST_CONFIG)")
     reload.set_defaults(run=_reload)
@@ -202,9 +204,23 @@ def _reload(options: argparse.Namespace) -> int:
                 file=sys.stderr,
             )
         return 1
-    os.kill(found[0], signal.SIGHUP)
-    print(f"asked the server {found[0]} to reload; its log says how that went")
-    return 0
+    process = found[0]
+    before = rundir.reloads(process)
+    with contextlib.suppress(ProcessLookupError):
+        os.kill(process, signal.SIGHUP)
+    print(f"the server {process} reloads: workers are replaced one by one, each has server.drain seconds to leave", flush=True)
+    while (now := rundir.reloads(process)) is not None and before is not None:
+        # One that has begun before it was asked may have read the configuration of before.
+        if now.ended > before.begun:
+            for problem in now.problems:
+                print(f"push1st reload: {problem}", file=sys.stderr)
+            if now.problems:
+                return 1
+            print(f"reloaded: {now.workers} worker{'s' * (now.workers != 1)}")
+            return 0
+        time.sleep(0.1)
+    print(f"push1st reload: the server {process} has ended meanwhile", file=sys.stderr)
+    return 1
 
 
 def _check(options: argparse.Namespace) -> int:

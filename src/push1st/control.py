@@ -34,6 +34,12 @@ class Ready(msgspec.Struct, frozen=True, tag=True):
     connections: int
 
 
+class Failed(msgspec.Struct, frozen=True, tag=True):
+    """A worker cannot start. reason: for people."""
+
+    reason: str
+
+
 class Retire(msgspec.Struct, frozen=True, tag=True):
     """Another worker has taken a worker's place."""
 
@@ -56,7 +62,7 @@ class Alive(msgspec.Struct, frozen=True, tag=True):
     """Is the other there? It is."""
 
 
-Word = Order | Ready | Retire | Ask | Told | Alive
+Word = Order | Ready | Failed | Retire | Ask | Told | Alive
 _decoder = msgspec.msgpack.Decoder(Word)
 
 

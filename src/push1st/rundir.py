@@ -1,5 +1,6 @@
 """Where a running supervisor is found: a folder only its user can enter, called by its process id, with the name of its
-configuration in it, and the socket of the embedded engine. It holds a lock on the folder, which ends with it.
+configuration in it, what became of its reloads, and the socket of the embedded engine. It holds a lock on the folder,
+which ends with it.
 
 Folders of supervisors that did not end by themselves are removed by the next one that starts.
 """
@@ -12,9 +13,21 @@ import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
+import msgspec
+
 from push1st.errors import ConfigError
 
 _NAME = "configuration"
+_RELOADS = "reloads"
+
+
+class Reloads(msgspec.Struct, frozen=True):
+    """How many a supervisor has begun and ended; of the last one that ended: how many workers run, and what was wrong."""
+
+    begun: int = 0
+    ended: int = 0
+    workers: int = 0
+    problems: tuple[str, ...] = ()
 
 
 class RunDir:
@@ -34,9 +47,16 @@ class RunDir:
                 self._lock = os.open(self.path, os.O_RDONLY)
                 fcntl.flock(self._lock, fcntl.LOCK_EX)
             (self.path / _NAME).write_text(_absolute(config))
+            self.note(Reloads())
         except OSError as wrong:
             text = wrong.strerror or wrong
             raise ConfigError(f"several workers need a folder in {base.parent} for their supervisor: {text}") from wrong
+
+    def note(self, reloads: Reloads) -> None:
+        """Says what became of reloads. Raises OSError."""
+        written = self.path / f"{_RELOADS}.new"
+        written.write_bytes(msgspec.json.encode(reloads))
+        written.rename(self.path / _RELOADS)
 
     def close(self) -> None:
         shutil.rmtree(self.path, ignore_errors=True)
@@ -52,6 +72,15 @@ def running(config: str | None) -> list[int]:
         return [int(one.name) for one in held if config is None or (one / _NAME).read_text() == _absolute(config)]
     except OSError:  # none has ever run, or one has just ended
         return []
+
+
+def reloads(process: int) -> Reloads | None:
+    """What became of a supervisor's reloads; None when it runs no more."""
+    folder = _base() / str(process)
+    try:
+        return msgspec.json.decode((folder / _RELOADS).read_bytes(), type=Reloads) if _is_held(folder) else None
+    except (OSError, msgspec.DecodeError):
+        return None
 
 
 def _base() -> Path:

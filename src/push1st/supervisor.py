@@ -26,13 +26,13 @@ import msgspec
 
 from push1st import engine, logs
 from push1st.config import EMBEDDED, Config, Listen, Ssl
-from push1st.control import Alive, Ask, Line, Order, Ready, Retire, Told, pack
+from push1st.control import Alive, Ask, Failed, Line, Order, Ready, Retire, Told, pack
 from push1st.engine import Engine
 from push1st.errors import ConfigError
 from push1st.listening import BACKLOG, BALANCED, GRACE, ROLES, Door, Role, addresses, again, bind, close, with_ports
 from push1st.metrics import SUPERVISOR, Family
 from push1st.processes import Backoff, Process, Processes, interpreter_options
-from push1st.rundir import RunDir
+from push1st.rundir import Reloads, RunDir
 
 MOST_WORKERS = 1024
 START_SECONDS = 60
@@ -41,7 +41,7 @@ BEAT_SECONDS = 10
 MOST_BEATS = 6
 """how often a worker is asked whether it is alive, and how many times it may not answer"""
 GATHER_SECONDS = 1
-"""for workers to say what they have counted"""
+"""for workers to say what they have counted, or why they cannot start"""
 LAST_SECONDS = 15
 """for a worker to end, beyond its drain; the second stop leaves it a third of that"""
 Load = Callable[[], Config]
@@ -95,7 +95,7 @@ def run(load: Load, config: Config, file: str | None, started: Started) -> None:
     directory = RunDir(file)
 
     async def main() -> None:
-        await Supervisor(load, directory.path).run(config, started)
+        await Supervisor(load, directory).run(config, started)
 
     try:
         asyncio.run(main())
@@ -112,6 +112,10 @@ class Worker:
         self.line = line
         self.ready: asyncio.Future[int] = asyncio.get_running_loop().create_future()
         self.asked: dict[int, asyncio.Future[Told]] = {}
+        self.problem = ""
+        """why it cannot start"""
+        self.silent = asyncio.Event()
+        """set when it has said all"""
         self.beats = 0
         """questions whether it is alive that it has not answered yet"""
 
@@ -122,17 +126,20 @@ class Slot:
     def __init__(self) -> None:
         self.doors: dict[Place, list[Door]] = {}
         self.worker: Worker | None = None
+        self.problem = ""
+        """why the last worker that was to come here did not"""
         self.config: Config
         self.changing = asyncio.Lock()
         self.keeper: asyncio.Task[None] | None = None
 
 
 class Supervisor:
-    """load: as in `run`. folder: for the engine's socket and certificates."""
+    """load: as in `run`. directory: also for the engine's socket and certificates."""
 
-    def __init__(self, load: Load, folder: Path) -> None:
+    def __init__(self, load: Load, directory: RunDir) -> None:
         self._load = load
-        self._folder = folder
+        self._directory = directory
+        self._folder = directory.path
         self._doors: dict[Place, list[Door]] = {}
         """what slots share, or make their own sockets from"""
         self._slots: list[Slot] = []
@@ -269,7 +276,10 @@ class Supervisor:
             if not worker.ready.done():
                 worker.process.send(signal.SIGKILL)
                 await asyncio.wait((worker.process.ended,))
+                with contextlib.suppress(TimeoutError):
+                    await asyncio.wait_for(worker.silent.wait(), GATHER_SECONDS)
                 log.error("worker did not start", worker=worker.number, how=worker.process.how)
+                slot.problem = worker.problem or f"worker {worker.number} did not start: {worker.process.how}"
                 self._close(door for place, those in doors.items() if place not in slot.doors for door in those)
                 return False
             left = [door for place, those in slot.doors.items() if place not in doors for door in those]
@@ -335,10 +345,13 @@ class Supervisor:
             match word:
                 case Ready(connections):
                     worker.ready.set_result(connections)
+                case Failed(reason):
+                    worker.problem = reason
                 case Ask(id, app):
                     self._spawn(self._gather(worker, id, app))
                 case Told(id) if id in worker.asked:
                     worker.asked.pop(id).set_result(word)
+        worker.silent.set()
         await worker.line.close()
         await worker.process.end_within(LAST_SECONDS)
         self._workers.discard(worker)
@@ -388,19 +401,28 @@ class Supervisor:
     # Reloads
 
     async def _reloads(self) -> None:
-        while True:
+        for number in itertools.count():
             await self._reload.wait()
             self._reload.clear()
+            self._note(Reloads(number + 1, number))
+            problems: tuple[str, ...] = ()
             try:
-                await self._replace_all()
+                problems = await self._replace_all()
             except (ConfigError, OSError) as wrong:
-                for problem in str(wrong).splitlines():
+                problems = tuple(str(wrong).splitlines())
+                for problem in problems:
                     log.error("reload refused, all goes on as it was", problem=problem)
+            self._note(Reloads(number + 1, number + 1, len(self._slots), problems))
 
-    async def _replace_all(self) -> None:
-        """Reads the configuration anew and replaces the workers, one by one.
+    def _note(self, reloads: Reloads) -> None:
+        with contextlib.suppress(OSError):  # a full disk: whoever asked reads the log
+            self._directory.note(reloads)
+
+    async def _replace_all(self) -> tuple[str, ...]:
+        """Reads the configuration anew and replaces the workers, one by one; returns why some were not.
 
         The first that starts decides: until then nothing has changed, and from then on the new configuration is it.
+        Raises ConfigError or OSError when it does not.
         """
         config = self._load()
         log.info("reloading", workers=wanted(config))
@@ -413,7 +435,7 @@ class Supervisor:
             if _needs_engine(config) and not had_engine:
                 await self._start_engine(config)
             if not await self._fill(self._slots[0], config, self._slots[0].worker):
-                raise ConfigError("a worker with the new configuration did not start")
+                raise ConfigError(self._slots[0].problem)
         except (ConfigError, OSError):
             for place, doors in fresh.items():
                 close(doors)
@@ -424,11 +446,15 @@ class Supervisor:
         self._drain = config.server.drain
         logs.setup(config.log.format, config.log.level, sys.stderr)
         count = wanted(config)
+        problems = []
         for slot in self._slots[1:count]:
             slot.config = config
-            await self._fill(slot, config, slot.worker)
+            if not await self._fill(slot, config, slot.worker):
+                problems.append(slot.problem)
         for _ in range(len(self._slots), count):
-            await self._open(Slot(), config)
+            slot = Slot()
+            if not await self._open(slot, config):
+                problems.append(slot.problem)
         for slot in self._slots[count:]:
             self._slots.remove(slot)
             await self._vacate(slot)
@@ -437,6 +463,7 @@ class Supervisor:
         if had_engine and not _needs_engine(config):
             await self._stop_engine()
         log.info("reloaded", workers=len(self._slots))
+        return tuple(problems)
 
     async def _vacate(self, slot: Slot) -> None:
         if slot.keeper is not None:

@@ -18,7 +18,7 @@ from push1st import logs
 from push1st.api.hooks import states
 from push1st.api.server import snapshot
 from push1st.config import Listen
-from push1st.control import Alive, Ask, Line, Order, Ready, Retire, Told, unpack
+from push1st.control import Alive, Ask, Failed, Line, Order, Ready, Retire, Told, unpack
 from push1st.engine import shut_down
 from push1st.errors import ConfigError
 from push1st.listening import Door
@@ -51,6 +51,7 @@ async def _work(end: socket.socket) -> int:
         await server.start()
     except ConfigError as wrong:
         print(wrong, file=sys.stderr, flush=True)
+        line.say(Failed(str(wrong)))
         os._exit(1)  # whatever is open is the kernel's to close
     line.say(Ready(connections))
     await server.run()

@@ -43,19 +43,48 @@ def test_all_workers_are_others_afterwards_and_the_engine_is_the_same(own: Serve
     assert engine(own) == same
 
 
-def test_the_command_finds_the_server_by_its_configuration(own: ServerProcess) -> None:
-    def command(*arguments: str) -> subprocess.CompletedProcess[str]:
-        return subprocess.run(
-            [sys.executable, "-m", "push1st", "reload", *arguments], capture_output=True, text=True, timeout=20, check=False
-        )
+def command(*arguments: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, "-m", "push1st", "reload", *arguments], capture_output=True, text=True, timeout=40, check=False
+    )
 
+
+def test_the_command_finds_the_server_by_its_configuration_and_ends_when_it_has_reloaded(own: ServerProcess) -> None:
+    before = workers(own)
+    reconfigure(own, {"server": {"workers": 3}})
     done = command("-c", str(own.folder / "server.yml"))
-    assert done.returncode == 0, done.stderr
+    assert (done.returncode, done.stderr) == (0, "")
     assert str(supervisor(own)) in done.stdout
-    wait_until(lambda: "reloaded" in own.output, "it has", 30)
+    assert done.stdout.endswith("reloaded: 3 workers\n")
+    assert len(workers(own)) == 3
+    assert not set(workers(own).values()) & set(before.values())
     refused = command("-c", str(own.folder / "other.yml"))
     assert refused.returncode == 1
     assert "no server of this user" in refused.stderr
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        ({"server": {"drain": "soon"}}, "server.drain"),
+        ({"server": {"ssl": {"enable": True, "key": "server.yml", "cert": "server.yml"}}}, "cannot use the certificate"),
+    ],
+    ids=["known before a worker starts", "known by a worker"],
+)
+def test_the_command_says_why_nothing_was_reloaded(own: ServerProcess, change: dict, said: str) -> None:
+    reconfigure(own, change)
+    done = command("-c", str(own.folder / "server.yml"))
+    assert done.returncode == 1
+    assert said in done.stderr
+    assert "reloaded" not in done.stdout
+
+
+def test_the_command_waits_for_a_reload_that_read_what_is_there_now(own: ServerProcess) -> None:
+    kill(supervisor(own), signal.SIGHUP)
+    wait_until(lambda: "reloading" in own.output, "it has begun")
+    reconfigure(own, {"server": {"workers": 1}})
+    done = command("-c", str(own.folder / "server.yml"))
+    assert done.stdout.endswith("reloaded: 1 worker\n")
 
 
 def test_one_worker_says_that_it_cannot_be_replaced_and_goes_on() -> None:
