@@ -151,8 +151,7 @@ server.yml: good
   WebSockets (pusher and websocket) and signed API calls on ws://*:6001
   API on http://127.0.0.1:6002/apps/, unsigned calls from 127.0.0.0/8, ::1/128, unix
   app shop  key a-public-key  channels presence, private, protected, public
-  note: shop: limits.payload is 10240, Push1st's is 65400
-…
+  note: shop: limits (in brackets Push1st's): payload 10240 (65400), members 100 (unlimited), …
 ```
 
 - A key that does not stand here is a mistake, and so is one that stands twice. A key with nothing behind it is as good as none.

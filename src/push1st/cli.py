@@ -236,7 +236,7 @@ def _check(options: argparse.Namespace) -> int:
         print(f"  app {app.id}  key {app.key}  channels {', '.join(sorted(app.channels))}{state}")
         for line in _backends(app):
             print(f"    {line}")
-    for note in (*config.warnings, *strictness(config)):
+    for note in (*config.warnings, *strictness(config), *_uncallable(config)):
         print(f"  note: {note}")
     return 0
 
@@ -268,6 +268,25 @@ def _backends(app: AppConfig) -> list[str]:
     if app.hook is not None:
         lines += [f"tells {shown(url)} of {', '.join(sorted(app.hook.trigger))}" for url in app.hook.endpoint]
     return lines + [f"asks {shown(one.url)} on {', '.join(sorted(one.on))}" for one in app.authorize]
+
+
+def _uncallable(config: Config) -> list[str]:
+    """Functions and scripts that apps name and that cannot be called: a line each. What they import runs."""
+    from push1st.hooks.processes import problem
+
+    named = {
+        (app.id, url)
+        for app in config.apps
+        if app.enable
+        for url in (
+            *(one.url for one in app.webhooks),
+            *(one.url for one in app.authorize),
+            *(app.hook.endpoint if app.hook else ()),
+        )
+        if url.startswith(("py://", "lua://"))
+    }
+    found = ((app, url, problem(url, config.folder)) for app, url in sorted(named))
+    return [f"{app}: {url} cannot be called: {why}" for app, url, why in found if why]
 
 
 def _shown(address: Listen, scheme: str) -> str:

@@ -375,15 +375,19 @@ _PUSH1ST = {"payload": 65_400} | dict.fromkeys(
 
 
 def strictness(config: Config) -> list[str]:
-    """Where enabled apps are limited more than Push1st would, and whose secret is short: a line each."""
+    """Where enabled apps are limited more than Push1st would, a line for all that are alike; and whose secret is short."""
+    alike: dict[str, list[str]] = {}
     lines = []
     for app in config.apps:
         if not app.enable:
             continue
-        for field, theirs in _PUSH1ST.items():
-            ours = getattr(app.limits, field)
-            if ours and (ours < theirs or not theirs):
-                lines.append(f"{app.id}: limits.{field.replace('_', '-')} is {ours}, Push1st's is {theirs or 'unlimited'}")
+        stricter = [
+            f"{field.replace('_', '-')} {ours} ({theirs or 'unlimited'})"
+            for field, theirs in _PUSH1ST.items()
+            if (ours := getattr(app.limits, field)) and (ours < theirs or not theirs)
+        ]
+        if stricter:
+            alike.setdefault(", ".join(stricter), []).append(app.id)
         if app.secret and len(app.secret.encode()) < SECRET_BYTES and not config.demo:
             lines.append(f"{app.id}: the secret is shorter than {SECRET_BYTES} bytes: access tokens signed with it are weak")
-    return lines
+    return [f"{', '.join(ids)}: limits (in brackets Push1st's): {limits}" for limits, ids in alike.items()] + lines

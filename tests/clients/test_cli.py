@@ -150,6 +150,32 @@ shop:
     ]
 
 
+def test_check_calls_by_name_what_apps_could_not_call(tmp_path: Path) -> None:
+    (tmp_path / "server.yml").write_text("credentials: [ apps.yml ]\n")
+    (tmp_path / "apps.yml").write_text("""
+shop:
+  key: a-key
+  secret: a-long-random-secret-of-at-least-32-bytes
+  webhooks:
+    - url: py://shop_hooks:on_event
+    - url: py://shop_hooks:nothing
+    - url: py://no_such_module:on_event
+  hook: { trigger: [ join ], endpoint: lua://hook.lua }
+""")
+    (tmp_path / "shop_hooks.py").write_text("def on_event(event): ...\n")
+    (tmp_path / "hook.lua").write_text("this is no Lua")
+    said = push1st("check", "-c", str(tmp_path / "server.yml")).stdout
+    notes = [line for line in said.splitlines() if "cannot be called" in line]
+    assert [line.partition(" cannot be called")[0] for line in notes] == [
+        "  note: shop: lua://hook.lua",
+        "  note: shop: py://no_such_module:on_event",
+        "  note: shop: py://shop_hooks:nothing",
+    ]
+    assert "LuaSyntaxError" in notes[0]
+    assert "No module named 'no_such_module'" in notes[1]
+    assert "has no attribute 'nothing'" in notes[2]
+
+
 def test_check_refuses_an_unknown_key_and_says_where(tmp_path: Path) -> None:
     (tmp_path / "server.yml").write_text("server:\n    listen: tcp://127.0.0.1:0\n    listen: tcp://127.0.0.1:0\n")
     failed = push1st("check", "-c", str(tmp_path / "server.yml"), code=1)

@@ -245,11 +245,13 @@ def test_the_configuration_does_not_change():
 # Strictness
 
 
-def test_what_is_stricter_than_push1st_is_listed_for_each_app():
-    lines = strictness(Config(apps=(app(id="one"), app(id="two", limits=Limits(payload=65_400, members=0)))))
-    assert "one: limits.payload is 10240, Push1st's is 65400" in lines
-    assert "one: limits.members is 100, Push1st's is unlimited" in lines
-    assert not [line for line in lines if line.startswith("two: ") and ("payload" in line or "members" in line)]
+def test_what_is_stricter_than_push1st_is_one_line_for_all_apps_that_are_alike():
+    own = Limits(payload=65_400, members=0)
+    same, other = strictness(Config(apps=(app(id="one"), app(id="two", limits=own), app(id="three"))))
+    assert same.startswith("one, three: limits (in brackets Push1st's): payload 10240 (65400), members 100 (unlimited), ")
+    assert other.startswith("two: ")
+    assert "payload" not in other
+    assert "members" not in other
 
 
 def test_an_app_without_stricter_limits_is_not_listed():
