@@ -17,7 +17,7 @@ from push1st.messages import Fact
 
 LOG_SECONDS = 10.0
 JITTER = 0.1
-"""the part by which a wait differs at most, so that those who failed together do not come back together"""
+"""the part by which a wait is shorter at most, so that those who failed together do not come back together"""
 
 log = logs.get("push1st.hooks")
 
@@ -141,7 +141,7 @@ class Endpoint:
             self._failing = True
             app = self.wanted.target.app
             log.warning("hook endpoint does not take events", app=app, endpoint=self.name, reason=text, delivery=delivery.id)
-        jitter = 1 + JITTER * (around.random(16) / 32768 - 1)
+        jitter = 1 - JITTER * around.random(16) / 65536
         if not self.queue.failed(delivery, around.clock.monotonic(), jitter):
             self._lose("expired", delivery.events)
 
