@@ -151,7 +151,7 @@ class Entries:
         """
         rest = dict(stored)
         for (app, channel), room in self._rooms.items():
-            joining = self._joining.get((app, channel), frozenset())
+            joining = self._joining.get((app, channel), set())
             stored_too = rest.pop(f"c/{app}/{channel}", "0") == str(room.subscriptions)
             if not stored_too and room.subscriptions > len(joining):
                 yield Difference("more", app, channel)

@@ -69,7 +69,9 @@ local function tell_removed(app, channel, user, socket, id, received, hooked, in
   if hooked then fact('member-removed', app, channel, received, socket, user, info) end
 end
 local function tell_vacated(app, channel, socket, received) fact('vacated', app, channel, received, socket, '', 'null') end
-local function tell_offline(app, user, socket, id, received) edge('off', app, '#watch-' .. user, user, socket, id, received, '') end
+local function tell_offline(app, user, socket, id, received)
+  edge('off', app, '#watch-' .. user, user, socket, id, received, '')
+end
 local function vacate(app, channel, socket, id, received, quiet)
   if quiet then note('c/' .. app .. '/' .. channel, socket, id, received, true, 'null')
   else tell_vacated(app, channel, socket, received) end
@@ -381,10 +383,13 @@ return 1
 """)
 
 READ = _script("""
--- the last fact that was read
+-- node, milliseconds of the lease, the last fact that was handed on
+-- Returns whether this is still the node that reads them; its lease begins anew.
+if redis.call('GET', base .. ':reader') ~= ARGV[1] then return 0 end
 let()
-redis.call('SET', base .. ':facts:read', ARGV[1])
-redis.call('XTRIM', base .. ':facts', 'MINID', ARGV[1])
+redis.call('PEXPIRE', base .. ':reader', ARGV[2])
+redis.call('SET', base .. ':facts:read', ARGV[3])
+redis.call('XTRIM', base .. ':facts', 'MINID', ARGV[3])
 return 1
 """)
 

@@ -20,7 +20,7 @@ import hiredis
 from push1st import logs
 from push1st.brokers import Joined, Kept, Recount
 from push1st.brokers.redis.entries import NOBODY, Difference, Entries, Key
-from push1st.brokers.redis.facts import Reader
+from push1st.brokers.redis.facts import NOWHERE, Reader
 from push1st.brokers.redis.link import Argument, Link, Lost, pack
 from push1st.brokers.redis.publishing import CONFIRM_SECONDS, Batch, Publishing
 from push1st.brokers.redis.questions import Questions
@@ -136,7 +136,7 @@ class Shard:
         self._entries = Entries()
         self._epoch = ""
         self._untold: dict[Gone, tuple[str, bytes]] = {}
-        """who left and the broker may not have heard of it, with the socket and the info; only matters if it has lost its state"""
+        """who left and the broker may not have heard of it, with socket and info; it matters only if that has lost its state"""
         self._state_lost = False
         """whether it has, since this node was last in it"""
         self._unsure = False
@@ -236,6 +236,7 @@ class Shard:
             self.numbered(number)
         if self._epoch not in ("", epoch.decode()):
             self._state_lost = True
+            await self._stop_reading()  # the places of its facts begin anew
         self._epoch = epoch.decode()
         topics = sorted(self._topics)
         for at in range(0, len(topics), TOPICS):
@@ -368,7 +369,10 @@ class Shard:
             self._unsure = False
             spawn(self._mend_all(self.link))
         if reads and (self._reader is None or self._reader.ended):
-            self._reader = Reader(self.address, self._tag, self._node, self._key("facts"), self._evalsha(READ), self._happened)
+            place = NOWHERE if self._reader is None else self._reader.place
+            read = *self._evalsha(READ), self._node, _ms(LEASE_SECONDS)
+            facts = self._key("facts")
+            self._reader = Reader(self.address, self._tag, self._node, facts, read, LEASE_SECONDS, place, self._happened)
         elif not reads and self._reader is not None:
             self._loop.create_task(self._stop_reading())
         for node in dead:
