@@ -19,7 +19,7 @@ class Link:
 
     def __init__(self, happened: list[Any], *leases: int) -> None:
         self.happened = happened
-        self.answers = {"XREAD": list(READ), "READ": list(leases)}
+        self.answers: dict[str, list[Any]] = {"XREAD": list(READ), "READ": list(leases)}
 
     def call(self, *command: Any) -> "asyncio.Future[Any]":
         future = asyncio.get_running_loop().create_future()
