@@ -37,7 +37,7 @@ from push1st.rundir import Reloads, RunDir
 MOST_WORKERS = 1024
 START_SECONDS = 60
 """for a worker to be ready"""
-BEAT_SECONDS = 10
+BEAT_SECONDS = 10.0
 MOST_BEATS = 6
 """how often a worker is asked whether it is alive, and how many times it may not answer"""
 GATHER_SECONDS = 1

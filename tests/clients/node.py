@@ -53,9 +53,9 @@ class NodeProcess:
         self.tell(do, **what)
         return self.next(on="answer")["answer"]
 
-    def next(self, deadline: float = DEADLINE, **fields: Any) -> dict[str, Any]:
+    def next(self, **fields: Any) -> dict[str, Any]:
         """The next report that has all of `fields`; what comes before it is passed over."""
-        end = time.monotonic() + deadline
+        end = time.monotonic() + DEADLINE
         while True:
             try:
                 report = self._reports.get(timeout=max(0.0, end - time.monotonic()))

@@ -15,7 +15,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -109,9 +109,15 @@ class UnixConnection(http.client.HTTPConnection):
 
 
 class ServerProcess:
-    """One server, its two ports, its Unix socket and its two output files."""
+    """One server, its two ports, its Unix socket and its two output files. program: how Python runs it."""
 
-    def __init__(self, config: Mapping[str, Any] | None = None, apps: Mapping[str, Any] | None = None) -> None:
+    def __init__(
+        self,
+        config: Mapping[str, Any] | None = None,
+        apps: Mapping[str, Any] | None = None,
+        program: Sequence[str] = ("-m", "push1st"),
+    ) -> None:
+        self._program = program
         self.folder = Path(tempfile.mkdtemp(prefix="p1-"))  # short: the path of a Unix socket has at most 107 bytes
         self.unix = self.folder / "push1st.api"
         self.ws_port, self.api_port = free_ports(2)
@@ -160,8 +166,7 @@ class ServerProcess:
                     "default",
                     "-X",
                     "faulthandler",
-                    "-m",
-                    "push1st",
+                    *self._program,
                     "serve",
                     "-c",
                     str(self.folder / "server.yml"),
@@ -295,9 +300,13 @@ class ServerProcess:
 
 
 @contextlib.contextmanager
-def running(config: Mapping[str, Any] | None = None, apps: Mapping[str, Any] | None = None) -> Iterator[ServerProcess]:
+def running(
+    config: Mapping[str, Any] | None = None,
+    apps: Mapping[str, Any] | None = None,
+    program: Sequence[str] = ("-m", "push1st"),
+) -> Iterator[ServerProcess]:
     """A server for the length of a `with` block."""
-    server = ServerProcess(config, apps)
+    server = ServerProcess(config, apps, program)
     try:
         server.start()
         yield server

@@ -126,6 +126,26 @@ def test_who_is_over_the_quota_of_all_workers_together_is_never_let_in(stack: co
             assert client.close_code == 4004
 
 
+def test_whatever_a_client_speaks_counts_toward_the_quota_of_all_workers(stack: contextlib.ExitStack) -> None:
+    server = stack.enter_context(machine(apps={"app-test": merged(APP, {"limits": {"connections": 3}})}))
+    raw = f"{server.ws}/ws/app/app-key/c"
+    poll = f"/pusher/app/app-key/7/%08d/xhr?{QUERY}"
+    stack.enter_context(pusher_socket(server))
+    stack.enter_context(connect(raw, **PLAIN))
+    assert server.post(poll % 0, b"", port=server.ws_port).body.startswith(b"o\n")
+    end = time.monotonic() + 5  # the session of the fallback lasts longer without a request
+    for number in range(1, 5):  # on either worker
+        polled = [server.post(poll % number, b"", port=server.ws_port).body for _ in range(2)]
+        assert polled[0] == b"o\n"
+        assert polled[1].startswith(b"c[4004,")
+        for url in (raw, f"{server.ws}/app/app-key?{QUERY}"):
+            with connect(url, **PLAIN) as client:
+                with pytest.raises(ConnectionClosed):
+                    client.recv(5)
+                assert client.close_code == 4004
+    assert time.monotonic() < end
+
+
 # -- a worker dies
 
 
