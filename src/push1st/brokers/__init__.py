@@ -66,7 +66,8 @@ class Broker(Protocol):
         """Connects; from here on `receive` is called with every message of the topics subscribed to, in order.
 
         happened: called with every fact of the cluster, on one worker; in order per channel. answer: answers what any
-        worker asks about a topic subscribed to here. recount: called on one worker when a dead one's subscriptions are removed.
+        worker asks about a topic subscribed to here. recount: called on the worker that removed a dead one's subscriptions,
+        and on one that had to announce its own again.
         """
 
     async def close(self) -> None:
