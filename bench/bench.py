@@ -145,7 +145,7 @@ CLUSTER_GOALS = tuple(
 
 @dataclass(frozen=True, slots=True)
 class Suite:
-    """What is measured together. base: whom ratios are against. busy: the runs whose CPU shares are shown, and what to call them."""
+    """What is measured together. base: whom ratios are against. busy: runs whose CPU shares are shown, and what to call them."""
 
     title: str
     names: Sequence[str]
@@ -377,8 +377,9 @@ def goals(bench: Bench) -> list[str]:
             continue
         reached = ratio >= goal.bound if goal.at_least else ratio <= goal.bound
         unit = f"× {goal.other}" if goal.other else figure.unit
+        who = "" if goal.ours == "push1st" else f" ({goal.ours})"
         lines.append(
-            f"- {'reached' if reached else 'MISSED '}: {figure.title}{'' if goal.ours == 'push1st' else f' ({goal.ours})'}: {ratio:.2f} {unit}, "
+            f"- {'reached' if reached else 'MISSED '}: {figure.title}{who}: {ratio:.2f} {unit}, "
             f"wanted {'≥' if goal.at_least else '≤'} {goal.bound:g}"
         )
     return lines

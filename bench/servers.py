@@ -306,8 +306,7 @@ def push1st(workers: int, hooks: str, nodes: int = 1) -> Peer:
             f"  workers: {workers}\n  drain: 0\n  pusher: {{ activity-timeout: 120 }}\n"
             f"api:\n  listen: [ tcp://127.0.0.1:{api} ]\n  keep-alive-timeout: 600\n"
             "log: { level: warning }\n"
-            "credentials: [ apps.yml ]\n"
-            + (f"broker: redis://127.0.0.1:{broker}\n" if broker else "")
+            "credentials: [ apps.yml ]\n" + (f"broker: redis://127.0.0.1:{broker}\n" if broker else "")
         )
         return [python, "-m", "push1st", "serve", "-c", str(folder / "server.yml")]
 
