@@ -446,6 +446,7 @@ class Shard:
 
     def _send_batch(self, link: Link, batch: Batch, data: bytes, kept: bytes | None) -> None:
         app, channel = batch.app, batch.channel
+        self._publishing.tick(batch.at)  # lets go of what is confirmed, bit by bit: thousands at once are a pause of milliseconds
         if kept is None:
             link.send(pack((self._publish, self.topic(app, channel), data)), batch.published)
             link.send(pack(("HGET", self._key("i", app), channel)), batch.counted)
