@@ -3,12 +3,13 @@
     python bench/bench.py                        everything: about twelve minutes
     python bench/bench.py --quick                one short round: is anything badly off?
     python bench/bench.py --only push1st,uws     some of the servers
+    python bench/bench.py --cluster              several nodes and a broker between them, against soketi's: about four minutes
 
-A run is one start of one server under one kind of load (`RUNS`); the load generator, bench/load.c, prints what it counted. Every
-round goes through all kinds of load, and through all servers within each, so that rounds alternate and neighbours in the table
-ran within the same minute. A figure (`FIGURES`) is the median over the rounds. Ratios are against the bare uWebSockets.js server,
-within each round, and the median of those. With two cores or more the server has the first to itself and the load generator
-the last.
+A `Suite` is what is measured together: each server alone, or clusters. A run is one start of one server under one kind of load;
+the load generator, bench/load.c, prints what it counted. Every round goes through all kinds of load, and through all servers
+within each, so that rounds alternate and neighbours in the table ran within the same minute. A figure is the median over the
+rounds. Ratios are against one of the servers (alone: the bare uWebSockets.js), within each round, and the median of those. Alone,
+with two cores or more, the server has the first to itself and the load generator the last.
 
 What each figure means, and what it does not: bench/README.md.
 """
@@ -29,12 +30,16 @@ from typing import Any
 
 import plot
 from servers import (
+    CLUSTER_NAMES,
     HERE,
+    KEY,
     NAMES,
     PAYLOAD,
+    SECRET,
     CannotRun,
     Peer,
     Running,
+    broker_version,
     compiled,
     machine,
     peers,
@@ -64,7 +69,7 @@ class Run:
     """the bare C loop takes part"""
 
 
-RUNS = (
+ALONE_RUNS = (
     Run("one", "publish", {"publishers": 1, "backlog": 1}, with_floor=True),
     Run("eight", "publish", {"publishers": 8, "backlog": 64}),
     Run("unsigned", "publish", {"publishers": 16, "backlog": 4096}, signed=False, many=True),
@@ -72,6 +77,7 @@ RUNS = (
     Run("latency", "publish", {"publishers": 16}),
     Run("idle", "hold", {}),
 )
+CLUSTER_RUNS = (Run("eight", "publish", {"publishers": 8, "backlog": 64}, signed=True), Run("presence", "presence", {}))
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,7 +93,7 @@ class Figure:
     digits: int = 0
 
 
-FIGURES = (
+ALONE_FIGURES = (
     Figure("eight", "deliveries_per_s", "fan-out, 8 publishers at once", "deliveries/s"),
     Figure("one", "deliveries_per_s", "fan-out, one publish at a time", "deliveries/s"),
     Figure("eight", "server_us_per_delivery", "server CPU, 8 publishers", "µs a delivery", False, digits=2),
@@ -98,6 +104,12 @@ FIGURES = (
     Figure("latency", "p99_us", "latency at half load, 99 of 100", "ms", False, 0.001, 2),
     Figure("idle", "kib_per_connection", "memory of an idle connection", "KiB", False, digits=2),
     Figure("idle", "connects_per_s", "new connections", "connects/s"),
+)
+CLUSTER_FIGURES = (
+    Figure("eight", "deliveries_per_s", "fan-out, 8 publishers at once", "deliveries/s"),
+    Figure("eight", "server_us_per_delivery", "CPU of nodes and broker, 8 publishers", "µs a delivery", False, digits=2),
+    Figure("presence", "joins_per_s", "members joining one presence channel", "joins/s"),
+    Figure("presence", "server_us_per_join", "CPU of nodes and broker, joins", "ms a join", False, 0.001, 2),
 )
 
 
@@ -110,9 +122,10 @@ class Goal:
     other: str | None
     bound: float
     at_least: bool
+    ours: str = "push1st"
 
 
-GOALS = (
+ALONE_GOALS = (
     Goal("eight", "deliveries_per_s", "uws", 0.95, True),
     Goal("eight", "deliveries_per_s", "soketi", 5, True),
     Goal("eight", "deliveries_per_s", "nchan", 3, True),
@@ -123,6 +136,50 @@ GOALS = (
     Goal("idle", "kib_per_connection", None, 6, False),
     Goal("idle", "connects_per_s", "uws", 0.4, True),
 )
+CLUSTER_GOALS = tuple(
+    Goal(run, field, "soketi", 5, True, ours)
+    for run, field in (("eight", "deliveries_per_s"), ("presence", "joins_per_s"))
+    for ours in ("push1st", "embedded")
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Suite:
+    """What is measured together. base: whom ratios are against. busy: runs whose CPU shares are shown, and what to call them."""
+
+    title: str
+    names: Sequence[str]
+    runs: Sequence[Run]
+    figures: Sequence[Figure]
+    goals: Sequence[Goal]
+    base: str
+    base_label: str
+    busy: Sequence[tuple[str, str]]
+    nodes: int
+
+
+ALONE = Suite(
+    "Push1st and its peers",
+    NAMES,
+    ALONE_RUNS,
+    ALONE_FIGURES,
+    ALONE_GOALS,
+    "uws",
+    "uWebSockets.js",
+    (("one", "one publish at a time"), ("eight", "8 publishers")),
+    1,
+)
+CLUSTER = Suite(
+    "Push1st and soketi, two nodes each",
+    CLUSTER_NAMES,
+    CLUSTER_RUNS,
+    CLUSTER_FIGURES,
+    CLUSTER_GOALS,
+    "soketi",
+    "soketi",
+    (("eight", "8 publishers"), ("presence", "joins")),
+    2,
+)
 
 Result = dict[str, Any]
 
@@ -132,12 +189,13 @@ class Bench:
 
     def __init__(self, options: argparse.Namespace, folder: Path) -> None:
         self.options = options
+        self.suite: Suite = options.suite
         self.folder = folder
         self.load = compiled(HERE / "load.c")
         self.results: list[Result] = []
         self.notes: dict[str, str] = {}
         cores = sorted(os.sched_getaffinity(0))
-        pinned = options.workers < len(cores)
+        pinned = self.suite.nodes == 1 and options.workers < len(cores)
         self.server_cores = set(cores[: options.workers]) if pinned else set(cores)
         self.load_cores = {cores[-1]} if pinned else set(cores)
         self.pinned = pinned
@@ -153,8 +211,8 @@ class Bench:
     def command(self, server: Running, run: Run, signed: bool) -> list[str]:
         options, peer = self.options, server.peer
         words: dict[str, object] = {
-            "port": server.port,
-            "api": server.api,
+            "port": ":".join(map(str, server.ports)),
+            "api": ":".join(map(str, server.apis)),
             "path": peer.path,
             "pusher": int(peer.pusher),
             "pids": ":".join(map(str, server.pids)),
@@ -164,6 +222,8 @@ class Bench:
             "n": options.connections if run.mode == "hold" else options.subscribers,
             **run.options,
         }
+        if run.mode == "presence":
+            words |= {"key": KEY, "secret": SECRET, "burst": options.burst}
         if run.mode == "publish":
             channels = options.subscribers if run.many else 1
             latency = run.name == "latency"
@@ -199,14 +259,19 @@ class Bench:
             print(f"bench: round {number}: {run.name:9}{peer.label:15} FAILED: {error}", file=sys.stderr)
             return
         self.results.append(result)
-        for field, meaning in (("lost", "deliveries lost"), ("refused", "publishes refused"), ("closed", "connections closed")):
+        for field, meaning in (
+            ("lost", "deliveries lost"),
+            ("refused", "publishes refused"),
+            ("closed", "connections closed"),
+            ("uneven", "clients that did not get exactly what they should"),
+        ):
             if result.get(field):
                 self.notes[f"{peer.label}, {run.name}, round {number}"] = f"{result[field]} {meaning}"
         if result["load_cpu"] > 0.95:
             self.notes[f"{peer.label}, {run.name}, round {number}, load"] = "the load generator was the bottleneck"
         shown = ", ".join(
             f"{result[figure.field] * figure.scale:,.{figure.digits}f} {figure.unit}"
-            for figure in FIGURES
+            for figure in self.suite.figures
             if figure.run == run.name
         )
         busy = f"server {result['server_cpu']:.0%}, load {result['load_cpu']:.0%}, others {others:.0%}"
@@ -278,20 +343,21 @@ def cell(figure: Figure, value: float | None, ratio: float | None) -> str:
 
 def table(bench: Bench, ready: list[Peer]) -> str:
     rows = [["", *(peer.label for peer in ready)]]
-    for figure in FIGURES:
+    suite = bench.suite
+    for figure in suite.figures:
         values = {peer.name: bench.median(figure.run, figure.field, peer.name) for peer in ready}
         if any(value is not None for value in values.values()):
             cells = (
                 cell(
                     figure,
                     values[peer.name],
-                    None if peer.name == "uws" else bench.ratio(figure.run, figure.field, peer.name, "uws"),
+                    None if peer.name == suite.base else bench.ratio(figure.run, figure.field, peer.name, suite.base),
                 )
                 for peer in ready
             )
             rows.append([f"{figure.title}, {figure.unit}", *cells])
-    for run, how in (("one", "one publish at a time"), ("eight", "8 publishers")):
-        for field, who in (("server_cpu", "server"), ("load_cpu", "load generator")):
+    for run, how in suite.busy:
+        for field, who in (("server_cpu", "server" if suite.nodes == 1 else "nodes and broker"), ("load_cpu", "load generator")):
             shares = [bench.median(run, field, peer.name) for peer in ready]
             if all(share is None for share in shares):
                 continue
@@ -301,18 +367,19 @@ def table(bench: Bench, ready: list[Peer]) -> str:
 
 def goals(bench: Bench) -> list[str]:
     lines = []
-    for goal in GOALS:
-        figure = next(figure for figure in FIGURES if (figure.run, figure.field) == (goal.run, goal.field))
+    for goal in bench.suite.goals:
+        figure = next(figure for figure in bench.suite.figures if (figure.run, figure.field) == (goal.run, goal.field))
         if goal.other:
-            ratio = bench.ratio(goal.run, goal.field, "push1st", goal.other)
+            ratio = bench.ratio(goal.run, goal.field, goal.ours, goal.other)
         else:
-            ratio = bench.median(goal.run, goal.field, "push1st")
+            ratio = bench.median(goal.run, goal.field, goal.ours)
         if ratio is None:
             continue
         reached = ratio >= goal.bound if goal.at_least else ratio <= goal.bound
         unit = f"× {goal.other}" if goal.other else figure.unit
+        who = "" if goal.ours == "push1st" else f" ({goal.ours})"
         lines.append(
-            f"- {'reached' if reached else 'MISSED '}: {figure.title}: {ratio:.2f} {unit}, "
+            f"- {'reached' if reached else 'MISSED '}: {figure.title}{who}: {ratio:.2f} {unit}, "
             f"wanted {'≥' if goal.at_least else '≤'} {goal.bound:g}"
         )
     return lines
@@ -327,7 +394,10 @@ def conditions(bench: Bench, ready: list[Peer], left_out: dict[str, str]) -> lis
     lines = [
         f"{about['date']}; {about['cpu']}, {about['cores']} cores; Linux {about['kernel']}; {where}",
         f"{options.rounds} × {options.seconds:g} s, alternating; {options.subscribers:,} subscribers, {PAYLOAD}-byte payloads",
-        f"latency at {LATENCY_LOAD:,} deliveries/s; memory and connects at {options.connections:,} connections",
+        f"latency at {LATENCY_LOAD:,} deliveries/s; memory and connects at {options.connections:,} connections"
+        if bench.suite.nodes == 1
+        else f"two nodes each, and a broker of their own ({broker_version()}): with nodes on TCP, with workers on a Unix socket; "
+        f"as many members as subscribers, at most {options.burst} joins under way at a time",
         "; ".join(f"{peer.label}: {peer.version}" for peer in ready),
         f"everything else on the machine kept {others:.2f} cores busy (median)"
         + (": too much for figures worth quoting" if others > 0.1 else ""),
@@ -339,28 +409,32 @@ def conditions(bench: Bench, ready: list[Peer], left_out: dict[str, str]) -> lis
 
 def draw(bench: Bench, ready: list[Peer], caption: list[str]) -> str:
     panels = []
-    for figure in FIGURES:
+    for figure in bench.suite.figures:
         bars = []
         for peer in ready:
             value = bench.median(figure.run, figure.field, peer.name)
             if value is not None:
-                ratio = None if peer.name == "uws" else bench.ratio(figure.run, figure.field, peer.name, "uws")
+                base = bench.suite.base
+                ratio = None if peer.name == base else bench.ratio(figure.run, figure.field, peer.name, base)
                 bars.append(plot.Bar(peer.label, value * figure.scale, ratio, figure.digits, peer.name == "push1st"))
         if bars:
             panels.append(plot.Panel(figure.title, figure.unit, figure.more_is_better, bars))
-    return plot.bars("Push1st and its peers", panels, caption)
+    return plot.bars(bench.suite.title, panels, caption)
 
 
 def arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description="Measure this server and its peers.")
     parser.add_argument("--quick", action="store_true", help="one round of one second, 2,000 idle connections")
-    parser.add_argument("--only", default=",".join(NAMES), metavar="NAMES", help="some of " + ",".join(NAMES))
-    parser.add_argument("--runs", default=",".join(run.name for run in RUNS), metavar="RUNS", help="some of %(default)s")
+    parser.add_argument("--cluster", action="store_true", help="two nodes and a broker each, instead of servers alone")
+    parser.add_argument("--only", metavar="NAMES", help=f"some of {','.join(NAMES)}; of clusters: {','.join(CLUSTER_NAMES)}")
+    kinds = [",".join(run.name for run in runs) for runs in (ALONE_RUNS, CLUSTER_RUNS)]
+    parser.add_argument("--runs", metavar="RUNS", help=f"some of {kinds[0]}; of clusters: {kinds[1]}")
     parser.add_argument("--rounds", type=int, metavar="N")
     parser.add_argument("--seconds", type=float, metavar="S", help="how long each run measures")
     parser.add_argument("--subscribers", type=int, default=1000, metavar="N")
     parser.add_argument("--connections", type=int, metavar="N", help="for memory and connects; as many as allowed up to 10,000")
     parser.add_argument("--workers", type=int, default=1, metavar="N", help="of this server")
+    parser.add_argument("--burst", type=int, default=64, metavar="N", help="joins of members under way at a time")
     parser.add_argument("--hooks", default="", metavar="URL", help="this server tells it of all but what clients publish")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write every run, and the medians")
     parser.add_argument("--plot", type=Path, metavar="FILE", help="write bars as SVG")
@@ -368,8 +442,9 @@ def arguments() -> argparse.Namespace:
     options.rounds = options.rounds or (1 if options.quick else 3)
     options.seconds = options.seconds or (1.0 if options.quick else 5.0)
     options.connections = min(options.connections or (2_000 if options.quick else 10_000), raise_file_limit() - 100)
-    options.only = [name for name in NAMES if name in options.only.split(",")]
-    options.runs = options.runs.split(",")
+    suite = options.suite = CLUSTER if options.cluster else ALONE
+    options.only = [name for name in suite.names if not options.only or name in options.only.split(",")]
+    options.runs = [run for run in suite.runs if not options.runs or run.name in options.runs.split(",")]
     return options
 
 
@@ -381,12 +456,12 @@ def main() -> int:
         except CannotRun as error:
             print(f"bench: the load generator cannot be compiled: {error}", file=sys.stderr)
             return 2
-        ready, left_out = peers(options.only, options.workers, options.hooks)
+        ready, left_out = peers(options.only, options.workers, options.hooks, options.suite.nodes)
         for name, why in left_out.items():
             print(f"bench: {name} is left out: {why}", file=sys.stderr)
         for number in range(1, options.rounds + 1):
-            for run in RUNS:
-                for peer in ready if run.name in options.runs else ():
+            for run in options.runs:
+                for peer in ready:
                     bench.measure(peer, run, number)
     if not bench.results:
         print("bench: nothing could be measured", file=sys.stderr)
@@ -394,7 +469,7 @@ def main() -> int:
     caption = conditions(bench, ready, left_out)
     print(table(bench, ready))
     print(
-        "\nMedians over rounds; (n×): times uWebSockets.js, the median of the rounds\n"
+        f"\nMedians over rounds; (n×): times {bench.suite.base_label}, the median of the rounds\n"
         + "\n".join(f"- {line}" for line in caption)
     )
     if reached := goals(bench):
@@ -402,7 +477,7 @@ def main() -> int:
     if options.json:
         medians = {
             f"{figure.run}.{figure.field}": {peer.name: bench.median(figure.run, figure.field, peer.name) for peer in ready}
-            for figure in FIGURES
+            for figure in bench.suite.figures
         }
         everything = {
             "conditions": machine() | {"lines": caption},

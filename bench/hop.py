@@ -1,16 +1,20 @@
-"""Measures what a broker between workers costs: two servers of one worker each, on one Valkey, and a client of both.
+"""Measures what a broker between nodes costs: two of one worker each, on one Valkey, beside one alone.
 
-    python bench/hop.py [--seconds 5] [--broker redis://…]
+    python bench/hop.py [--rounds 5] [--seconds 5] [--rate 0]
 
-Events per second from 16 connections, singly and in batches of 10, to a subscriber on the other server; the time from a
-publish to its arrival on the other server, beside that on a server with the memory broker; the memory a channel and a
-member take in the broker. CPU is of each process, as a part of one core. The client is in Python and shares the machine,
-so the figures are what is reached at least.
+The time an event takes from the moment its publish was due until the subscriber has it: with one server, and published to one
+node for subscribers of the other. 100 channels with one subscriber each, so that nothing is merged but what comes within a turn;
+16 connections that publish one event at a time; as many a second as `--rate` says, or half of what the two nodes and their broker
+do at most. Rounds alternate, and what the hop adds is the median of the differences within each round. The load generator is
+load.c; with two cores it shares them with both nodes and the broker.
+
+Then events per second from 16 connections to a subscriber on the other node, singly and in batches of 10 (this client is in
+Python, so that is what is reached at least; CPU is of each process, as a part of one core), and the memory that channels and
+members take in the broker.
 """
 
 import argparse
 import asyncio
-import contextlib
 import json
 import os
 import statistics
@@ -18,42 +22,92 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import AsyncIterator, Callable
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import uvloop
-from servers import free_port
+from servers import (
+    APP,
+    EVENT,
+    HERE,
+    KEY,
+    PAYLOAD,
+    CannotRun,
+    Peer,
+    Running,
+    broker_version,
+    compiled,
+    machine,
+    push1st,
+    raise_file_limit,
+    running,
+    write_requests,
+)
 
-sys.path.insert(0, str(Path(__file__).parents[1]))
 from tests.valkey import Valkey
 
 CONNECTIONS = 16
-RATE = 1000
-"""publishes a second at which the time of the hop is measured"""
-APP = "app: { key: key, secret: a-secret-of-thirty-two-bytes-or-more, limits: { members: 0 } }\n"
-DATA = "x" * 100
+CHANNELS = 100
+IDS = 10_000
+"""publishes that can be told apart at a time"""
+DATA = "x" * PAYLOAD
+
+# ---- the time of the hop ---------------------------------------------------------------------------------------------------
 
 
-class Server:
-    """One server process. broker: `memory` or a URL."""
+def load(server: Running, folder: Path, seconds: float, **options: int) -> dict[str, float]:
+    """What load.c counts: publishes to the first node for subscribers on the last."""
+    words = {
+        "port": server.ports[-1],
+        "api": server.apis[0],
+        "path": server.peer.path,
+        "pids": ":".join(map(str, server.pids)),
+        "seconds": seconds,
+        "warm": 1,
+        "least": PAYLOAD,
+        "n": CHANNELS,
+        "channels": CHANNELS,
+        "publishers": CONNECTIONS,
+        "file": write_requests(folder / "requests", server.peer, CHANNELS, IDS, signed=False),
+        **options,
+    }
+    command = [str(compiled(HERE / "load.c")), "publish", *(f"{key}={value}" for key, value in words.items())]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=seconds + 60, check=False)
+    if done.returncode:
+        raise CannotRun(done.stderr.strip())
+    counted: dict[str, float] = json.loads(done.stdout)
+    return counted
 
-    def __init__(self, folder: Path, broker: str) -> None:
-        self.port, self.api = free_port(), free_port()
-        config = folder / f"{self.port}.yml"
-        (folder / "app.yml").write_text(APP)
-        config.write_text(
-            f"server: {{ listen: 'tcp://127.0.0.1:{self.port}', drain: 0 }}\napi: {{ listen: 'tcp://127.0.0.1:{self.api}' }}\n"
-            f"broker: '{broker}'\ncredentials: [ app.yml ]\nlog: {{ level: warning }}\n"
+
+def hop(alone: Peer, pair: Peer, options: argparse.Namespace, folder: Path) -> None:
+    rate = options.rate
+    if not rate:
+        with running(pair) as server:
+            most = load(server, folder, options.seconds, backlog=CONNECTIONS * 4)
+        rate = round(most["publishes_per_s"] / 2)
+        print(
+            f"at most {most['publishes_per_s']:,.0f} publishes/s to the other node (nodes and broker {most['server_cpu']:.2f} "
+            f"cores, load {most['load_cpu']:.2f}); half of that: {rate:,}"
         )
-        self.process = subprocess.Popen([sys.executable, "-m", "push1st", "serve", "-c", str(config)])
+    added: list[tuple[float, float]] = []
+    for number in range(1, options.rounds + 1):
+        found = []
+        for peer in (alone, pair):
+            with running(peer) as server:
+                one = load(server, folder, options.seconds, rate=rate)
+            p50, p99 = one["p50_us"] / 1000, one["p99_us"] / 1000
+            found.append((p50, p99))
+            print(
+                f"round {number}: {peer.label:16} p50 {p50:.2f} ms, p99 {p99:.2f} ms ({one['publishes_per_s']:,.0f}/s; "
+                f"servers {one['server_cpu']:.2f} cores, load {one['load_cpu']:.2f}; {one['lost']:.0f} lost)"
+            )
+        added.append((found[1][0] - found[0][0], found[1][1] - found[0][1]))
+    p50, p99 = (statistics.median(one) for one in zip(*added, strict=True))
+    print(f"the hop adds at {rate:,}/s: p50 {p50:.2f} ms, p99 {p99:.2f} ms (medians of {options.rounds} rounds)")
 
-    def cpu(self) -> float:
-        return cpu(self.process.pid)
 
-    def stop(self) -> None:
-        self.process.terminate()
-        self.process.wait(10)
+# ---- events a second -------------------------------------------------------------------------------------------------------
 
 
 def cpu(pid: int) -> float:
@@ -62,35 +116,20 @@ def cpu(pid: int) -> float:
     return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
 
 
-async def connect(port: int) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
-    deadline = time.monotonic() + 10
-    while True:
-        try:
-            return await asyncio.open_connection("127.0.0.1", port)
-        except OSError:
-            if time.monotonic() > deadline:
-                raise
-            await asyncio.sleep(0.05)
-
-
-async def subscriber(port: int, channel: str) -> asyncio.StreamReader:
+async def subscriber(port: int, channel: str) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
     """A raw WebSocket client that is on a channel."""
-    reader, writer = await connect(port)
+    reader, writer = await asyncio.open_connection("127.0.0.1", port)
     writer.write(
-        f"GET /ws/app/key/{channel} HTTP/1.1\r\nHost: h\r\nUpgrade: websocket\r\nConnection: Upgrade\r\n"
+        f"GET /ws/app/{KEY}/{channel} HTTP/1.1\r\nHost: h\r\nUpgrade: websocket\r\nConnection: Upgrade\r\n"
         "Sec-WebSocket-Key: c2l4dGVlbiBieXRlcyBvaw==\r\nSec-WebSocket-Version: 13\r\n\r\n".encode()
     )
     await reader.readuntil(b"\r\n\r\n")
-    keep.append(writer)
-    return reader
-
-
-keep: list[asyncio.StreamWriter] = []
+    return reader, writer
 
 
 def request(path: str, body: object) -> bytes:
     text = json.dumps(body).encode()
-    return f"POST /apps/app/{path} HTTP/1.1\r\nHost: 127.0.0.1\r\nContent-Length: {len(text)}\r\n\r\n".encode() + text
+    return f"POST /apps/{APP}/{path} HTTP/1.1\r\nHost: 127.0.0.1\r\nContent-Length: {len(text)}\r\n\r\n".encode() + text
 
 
 async def answer(reader: asyncio.StreamReader) -> None:
@@ -99,9 +138,9 @@ async def answer(reader: asyncio.StreamReader) -> None:
     await reader.readexactly(int(head.lower().partition(b"content-length: ")[2].partition(b"\r")[0]))
 
 
-async def rate(publisher: Server, other: Server, body: bytes, events: int, seconds: float, pids: list[int]) -> None:
-    """Events per second that arrive at the other server's subscriber."""
-    reader = await subscriber(other.port, "c")
+async def rate(server: Running, body: bytes, events: int, seconds: float) -> None:
+    """Events per second that are published to the first node, and what of them arrives at a subscriber of the last."""
+    reader, client = await subscriber(server.ports[-1], "c")
     arrived = 0
     published = 0
     until = time.monotonic() + seconds
@@ -113,61 +152,51 @@ async def rate(publisher: Server, other: Server, body: bytes, events: int, secon
 
     async def post() -> None:
         nonlocal published
-        answers, writer = await connect(publisher.api)
+        answers, writer = await asyncio.open_connection("127.0.0.1", server.api)
         while time.monotonic() < until:
             writer.write(body)
             await answer(answers)
             published += events
+        writer.close()
 
     reading = asyncio.create_task(read())
-    before, started = [cpu(pid) for pid in pids], time.monotonic()
+    before, started = [cpu(pid) for pid in server.pids], time.monotonic()
     await asyncio.gather(*(post() for _ in range(CONNECTIONS)))
     spent = time.monotonic() - started
-    used = [round((cpu(pid) - then) / spent, 2) for pid, then in zip(pids, before, strict=True)]
+    used = [round((cpu(pid) - then) / spent, 2) for pid, then in zip(server.pids, before, strict=True)]
     await asyncio.sleep(0.3)
     reading.cancel()
-    print(f"{events:>4} a request: {published / spent:>9.0f} events/s published, {arrived / published:.1%} arrived, cores {used}")
+    client.close()
+    print(
+        f"{events:>4} a request: {published / spent:>9,.0f} events/s published, {arrived / published:.1%} arrived, cores {used}"
+    )
 
 
-async def latency(publisher: Server, other: Server, seconds: float, name: str) -> None:
-    reader = await subscriber(other.port, "l")
-    answers, writer = await connect(publisher.api)
-    times: list[float] = []
-
-    async def read() -> None:
-        while True:
-            frame = await reader.readuntil(b"}")
-            times.append(time.perf_counter() - float(frame.split(b"@")[1]))
-
-    async def drain() -> None:
-        while True:
-            await answer(answers)
-
-    tasks = asyncio.create_task(read()), asyncio.create_task(drain())
-    due = time.perf_counter()
-    for _ in range(int(seconds * RATE)):
-        due += 1 / RATE
-        await asyncio.sleep(max(0, due - time.perf_counter()))
-        data = f"@{time.perf_counter():.7f}@{DATA}"
-        writer.write(request("events", {"name": "e", "channels": ["l"], "data": data}))
-    await asyncio.sleep(0.3)
-    for task in tasks:
-        task.cancel()
-    cuts = statistics.quantiles([1000 * one for one in times], n=100)
-    print(f"{name}: {RATE}/s, p50 {cuts[49]:.3f} ms, p99 {cuts[98]:.3f} ms, {len(times)} arrived")
+async def rates(server: Running, seconds: float) -> None:
+    print("cores: Valkey, publishing node, other node")
+    await rate(server, request("events", {"name": EVENT, "channels": ["c"], "data": DATA}), 1, seconds)
+    batch = [{"name": EVENT, "channel": "c", "data": DATA}] * 10
+    await rate(server, request("batch_events", {"batch": batch}), 10, seconds)
+    print("the same to ten channels, of which one is listened to (a tenth arrives):")
+    spread = [{"name": EVENT, "channel": "c" if n == 0 else f"c{n}", "data": DATA} for n in range(10)]
+    await rate(server, request("batch_events", {"batch": spread}), 10, seconds)
 
 
-async def memory(valkey: Valkey) -> None:
+# ---- memory ----------------------------------------------------------------------------------------------------------------
+
+
+async def memory() -> None:
     """Bytes an entry takes: 10,000 channels with one subscriber, then a presence channel of 10,000 members."""
     from push1st.brokers.redis import Redis
     from push1st.messages import Member
     from push1st.metrics import Metrics
 
-    broker = Redis(f"{valkey.url}?prefix=m", lambda: (1, 1), "n", Metrics(), lambda: (), lambda _: None)
+    between = Valkey()
+    broker = Redis(f"{between.url}?prefix=m", lambda: (1, 1), "n", Metrics(), lambda: (), lambda _: None)
     await broker.open(lambda _: 0, lambda _: None, lambda *_: b"", lambda *_: None)
 
     def used() -> int:
-        return int(valkey.ask("INFO", "memory").partition(b"used_memory:")[2].partition(b"\r")[0])
+        return int(between.ask("INFO", "memory").partition(b"used_memory:")[2].partition(b"\r")[0])
 
     async def grown(what: str, join: Callable[[int], Any], count: int = 10_000) -> None:
         before = used()
@@ -183,48 +212,30 @@ async def memory(valkey: Valkey) -> None:
     info = b'{"name":"Somebody","avatar":"https://example.com/1.png"}'
     await grown("a member", lambda n: broker.join("app", "presence-c", f"3.{n}", Member(f"user-{n:08}", info), 0))
     await broker.close()
+    between.close()
 
 
-@contextlib.asynccontextmanager
-async def pair(broker: str, folder: Path) -> AsyncIterator[tuple[Server, Server]]:
-    one, two = Server(folder, broker), Server(folder, broker)
-    try:
-        for server in (one, two):
-            (await connect(server.api))[1].close()
-        yield one, two
-    finally:
-        one.stop()
-        two.stop()
-
-
-async def main() -> None:
-    parser = argparse.ArgumentParser(description="What a broker between workers costs.")
-    parser.add_argument("--seconds", type=float, default=5)
-    parser.add_argument("--broker", help="a URL; a Valkey of its own by default")
+def main() -> int:
+    parser = argparse.ArgumentParser(description="What a broker between nodes costs.")
+    parser.add_argument("--rounds", type=int, default=5, metavar="N")
+    parser.add_argument("--seconds", type=float, default=5, metavar="S", help="how long each measurement takes")
+    parser.add_argument("--rate", type=int, default=0, metavar="N", help="publishes a second; half of the most by default")
     options = parser.parse_args()
-    valkey = Valkey()
-    url = options.broker or valkey.url
-    single = request("events", {"name": "e", "channels": ["c"], "data": DATA})
-    batch = request("batch_events", {"batch": [{"name": "e", "channel": "c", "data": DATA}] * 10})
-    spread = [{"name": "e", "channel": "c" if n == 0 else f"c{n}", "data": DATA} for n in range(10)]
+    raise_file_limit()
+    alone, pair = push1st(1, ""), push1st(1, "", nodes=2)
+    about = machine()
+    print(f"{about['date']}; {about['cpu']}, {about['cores']} cores; Push1st {pair.version}; {broker_version()} on TCP; loopback")
     try:
-        with tempfile.TemporaryDirectory() as name:
-            folder = Path(name)
-            async with pair("memory", folder) as (one, _):
-                await latency(one, one, options.seconds, "memory broker")
-            async with pair(f"{url}?prefix=hop", folder) as (one, two):
-                await latency(one, one, options.seconds, "through the broker, same worker")
-                await latency(one, two, options.seconds, "through the broker, other worker")
-                pids = [one.process.pid, two.process.pid, valkey.pid]
-                print("cores: publishing worker, other worker, Valkey")
-                await rate(one, two, single, 1, options.seconds, pids)
-                await rate(one, two, batch, 10, options.seconds, pids)
-                print("the same to ten channels, of which one is listened to (a tenth arrives):")
-                await rate(one, two, request("batch_events", {"batch": spread}), 10, options.seconds, pids)
-            await memory(valkey)
-    finally:
-        valkey.close()
+        with tempfile.TemporaryDirectory(prefix="push1st-bench-") as folder:
+            hop(alone, pair, options, Path(folder))
+        with running(pair) as server:
+            uvloop.run(rates(server, options.seconds))
+    except CannotRun as error:
+        print(f"hop: {error}", file=sys.stderr)
+        return 1
+    uvloop.run(memory())
+    return 0
 
 
 if __name__ == "__main__":
-    uvloop.run(main())
+    sys.exit(main())

@@ -9,6 +9,13 @@
  *             was due to the moment each subscriber had it.
  *   hold      connect `n` clients as fast as the server takes them, then read what the server's memory grew by.
  *   churn     `n` places; `rate` times a second one client leaves (saying so, closing, or resetting) and another comes.
+ *   presence  `n` connections are there; then all join one presence channel, at most `burst` under way at a time, each signed
+ *             ahead with `key` and `secret`. Ends when everybody knows everybody: the members in a client's own answer and
+ *             the member_added behind it are `n` together. Or when nothing has come for three seconds: then some know too
+ *             few or too many (`uneven`), and the time is that of the last frame. Done twice, on two channels: the first
+ *             time warms up, the second counts.
+ *
+ * `port` and `api` may be several, 1:2:3, of several nodes: clients and publishers take them in turn.
  *
  * The file of requests comes from bench.py, which knows how each server wants to be asked (and signs ahead of time): each is
  * its length in decimal, a newline, and its bytes. Request i publishes to channel i mod `channels`, client i subscribes to
@@ -47,6 +54,13 @@ struct client {
     uint64_t seen;
 };
 
+struct member { /* a client's part in the run of joins */
+    char subscribe[512], socket_id[40];
+    char tail[65]; /* the last bytes of a frame, where the count of members is */
+    size_t length, kept;
+    uint64_t listed, added; /* members in the answer, and those that came behind it */
+};
+
 struct publisher {
     int fd, busy;
     size_t have;
@@ -65,12 +79,13 @@ struct mark { /* everything counted, at one moment */
 };
 
 /* What may be said on the command line. */
-static const char *host = "127.0.0.1", *path = "/", *file = NULL, *pids = "";
-static long port, api, pusher = 1, n = 1, channels = 1, publishers = 1, backlog = 1, rate, least = 1, burst = 64, base = 100;
+static const char *host = "127.0.0.1", *path = "/", *file = NULL, *pids = "", *ports = "", *apis = "", *key = "", *secret = "";
+static long pusher = 1, n = 1, channels = 1, publishers = 1, backlog = 1, rate, least = 1, burst = 64, base = 100;
 static double seconds = 5, warm = 0.5, patience = 60;
 static const struct { const char *name; long *number; double *real; const char **text; } OPTIONS[] = {
     {"host", 0, 0, &host},         {"path", 0, 0, &path},       {"file", 0, 0, &file},       {"pids", 0, 0, &pids},
-    {"port", &port, 0, 0},         {"api", &api, 0, 0},         {"pusher", &pusher, 0, 0},   {"n", &n, 0, 0},
+    {"port", 0, 0, &ports},        {"api", 0, 0, &apis},        {"key", 0, 0, &key},         {"secret", 0, 0, &secret},
+    {"pusher", &pusher, 0, 0},     {"n", &n, 0, 0},
     {"channels", &channels, 0, 0}, {"publishers", &publishers, 0, 0}, {"backlog", &backlog, 0, 0}, {"rate", &rate, 0, 0},
     {"least", &least, 0, 0},       {"burst", &burst, 0, 0},     {"base", &base, 0, 0},       {"seconds", 0, &seconds, 0},
     {"warm", 0, &warm, 0},         {"patience", 0, &patience, 0},
@@ -78,11 +93,13 @@ static const struct { const char *name; long *number; double *real; const char *
 
 static int poller, timer = -1;
 static struct client *clients;
+static struct member *members; /* in the run of joins only */
 static struct publisher *posts;
 static struct request *requests;
 static size_t request_count, next_request;
 static uint64_t *published_on; /* publishes a channel */
 static uint64_t published, answered, refused, redialled, received, ready, connecting, failed, closed, ticks;
+static uint64_t joined, listed, added, last_came; /* in the run of joins: answers, members in them, members told of, when */
 static uint64_t count_from = UINT64_MAX, count_to; /* latencies of publishes due in this span are kept */
 static uint32_t *histogram;                        /* one bucket a microsecond, the last one for everything above */
 enum { BUCKETS = 2000000 };
@@ -142,6 +159,13 @@ static void watch(int operation, int fd, uint32_t events, int kind, uint16_t gen
     if (epoll_ctl(poller, operation, fd, &event) < 0) die("epoll_ctl: %s", strerror(errno));
 }
 
+static long in_turn(const char *list, size_t number) { /* of 1:2:3 */
+    size_t count = 1;
+    for (const char *at = list; *at; at++) count += *at == ':';
+    for (number %= count; number; number--) list = strchr(list, ':') + 1;
+    return atol(list);
+}
+
 static int dial(long to, int blocking) {
     static uint32_t dialled;
     int one = 1, fd = socket(AF_INET, SOCK_STREAM | (blocking ? 0 : SOCK_NONBLOCK), 0);
@@ -182,7 +206,7 @@ static void come(struct client *c) {
     size_t index = (size_t)(c - clients);
     uint16_t generation = (uint16_t)(c->generation + 1);
     uint64_t seen = c->seen;
-    *c = (struct client){.fd = dial(port, 0), .generation = generation, .stage = CONNECTING, .seen = seen};
+    *c = (struct client){.fd = dial(in_turn(ports, index), 0), .generation = generation, .stage = CONNECTING, .seen = seen};
     if (c->fd < 0) {
         failed++;
         c->stage = ABSENT;
@@ -193,9 +217,16 @@ static void come(struct client *c) {
 }
 
 static void write_frame(struct client *c, unsigned opcode, const char *text, size_t length) {
-    unsigned char frame[256] = {(unsigned char)(0x80 | opcode), (unsigned char)(0x80 | length)}; /* masked, as RFC 6455 §5.3 wants, with zeros */
-    memcpy(frame + 6, text, length);
-    if (send(c->fd, frame, length + 6, MSG_NOSIGNAL) != (ssize_t)length + 6 && c->stage != LEAVING) fail(c, "cannot send");
+    unsigned char frame[600] = {(unsigned char)(0x80 | opcode), (unsigned char)(0x80 | length)}; /* masked, as RFC 6455 §5.3 wants, with zeros */
+    size_t head = 6;
+    if (length > 125) {
+        frame[1] = 0x80 | 126;
+        frame[2] = (unsigned char)(length >> 8);
+        frame[3] = (unsigned char)length;
+        head = 8;
+    }
+    memcpy(frame + head, text, length);
+    if (send(c->fd, frame, length + head, MSG_NOSIGNAL) != (ssize_t)(length + head) && c->stage != LEAVING) fail(c, "cannot send");
 }
 
 static void upgrade(struct client *c) {
@@ -211,8 +242,8 @@ static void upgrade(struct client *c) {
     if (hole) snprintf(where, sizeof where, "%.*s%s%s", (int)(hole - path), path, channel, hole + 2);
     else snprintf(where, sizeof where, "%s", path);
     int length = snprintf(text, sizeof text,
-                          "GET %s HTTP/1.1\r\nHost: %s:%ld\r\nUpgrade: websocket\r\nConnection: Upgrade\r\n"
-                          "Sec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\nSec-WebSocket-Version: 13\r\n\r\n", where, host, port);
+                          "GET %s HTTP/1.1\r\nHost: %s\r\nUpgrade: websocket\r\nConnection: Upgrade\r\n"
+                          "Sec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\nSec-WebSocket-Version: 13\r\n\r\n", where, host);
     c->stage = UPGRADING;
     watch(EPOLL_CTL_MOD, c->fd, EPOLLIN | EPOLLET, CLIENT, c->generation, (size_t)(c - clients));
     if (send(c->fd, text, (size_t)length, MSG_NOSIGNAL) != length) fail(c, "cannot send");
@@ -231,8 +262,36 @@ static void note_latency(struct client *c) {
     if (due >= count_from && due < count_to) histogram[took < BUCKETS ? took : BUCKETS - 1]++;
 }
 
+static void member_frame(struct client *c) {
+    struct member *m = &members[c - clients];
+    if (memmem(c->head, c->kept, "member_added", 12)) m->added++, added++;
+    else if (memmem(c->head, c->kept, "subscription_succeeded", 22)) {
+        m->tail[m->kept] = 0;
+        const char *count = strstr(m->tail, "count");
+        if (!count) die("an answer without a count of members: %s", m->tail);
+        m->listed = strtoul(count + strcspn(count, "0123456789"), NULL, 10);
+        listed += m->listed;
+        joined++;
+    } else if (memmem(c->head, c->kept, "error", 5)) die("instead of a member's place: %.*s", c->kept, c->head);
+    else return; /* a ping */
+    last_came = now();
+}
+
+static void keep_tail(struct member *m, const unsigned char *at, size_t count) {
+    size_t room = sizeof m->tail - 1;
+    if (count > room) at += count - room, count = room;
+    size_t old = m->kept + count > room ? room - count : m->kept;
+    memmove(m->tail, m->tail + m->kept - old, old);
+    memcpy(m->tail + old, at, count);
+    m->kept = old + count;
+}
+
 static void text_frame(struct client *c) {
     if (c->stage == READY) {
+        if (members) {
+            member_frame(c);
+            return;
+        }
         if (c->length < (uint64_t)least) return;
         received++;
         c->seen++;
@@ -240,6 +299,14 @@ static void text_frame(struct client *c) {
     } else if (c->stage == GREETING) {
         if (!memmem(c->head, c->kept, "connection_established", 22)) {
             fail(c, "instead of a greeting");
+            return;
+        }
+        if (members) { /* it joins later */
+            const char *id = memmem(c->head, c->kept, "socket_id", 9);
+            if (!id) die("a greeting without a socket_id");
+            id += strcspn(id, "0123456789");
+            snprintf(members[c - clients].socket_id, sizeof members->socket_id, "%.*s", (int)strspn(id, "0123456789."), id);
+            settle(c);
             return;
         }
         char text[125];
@@ -280,7 +347,7 @@ static void feed(struct client *c, const unsigned char *at, size_t count) {
         if (pusher) c->stage = GREETING;
         else settle(c);
     }
-    int keep = histogram || c->stage != READY;
+    int keep = histogram || members || c->stage != READY;
     while (count && c->stage != ABSENT) {
         if (!c->inside) { /* RFC 6455 §5.2: two bytes, then two or eight more of length */
             c->header[c->headers++] = *at++;
@@ -293,6 +360,7 @@ static void feed(struct client *c, const unsigned char *at, size_t count) {
             c->length = c->left;
             c->inside = 1;
             c->headers = c->kept = 0;
+            if (members) members[c - clients].kept = 0;
         } else {
             size_t take = count < c->left ? count : c->left;
             if (keep || (c->header[0] & 8)) {
@@ -300,6 +368,7 @@ static void feed(struct client *c, const unsigned char *at, size_t count) {
                 memcpy(c->head + c->kept, at, copy);
                 c->kept += (uint8_t)copy;
             }
+            if (members) keep_tail(&members[c - clients], at, take);
             at += take;
             count -= take;
             c->left -= take;
@@ -307,7 +376,7 @@ static void feed(struct client *c, const unsigned char *at, size_t count) {
         if (c->inside && !c->left) {
             c->inside = 0;
             whole_frame(c);
-            keep = histogram || c->stage != READY;
+            keep = histogram || members || c->stage != READY;
         }
     }
 }
@@ -332,7 +401,7 @@ static void client_event(struct client *c) {
 /* ---- one publisher ------------------------------------------------------------------------------------------------- */
 
 static void dial_publisher(struct publisher *p) {
-    p->fd = dial(api, 1);
+    p->fd = dial(in_turn(apis, (size_t)(p - posts)), 1);
     watch(EPOLL_CTL_ADD, p->fd, EPOLLIN, POST, 0, (size_t)(p - posts));
 }
 
@@ -392,6 +461,92 @@ static void read_requests(void) {
 static void dial_publishers(void) {
     posts = calloc((size_t)publishers, sizeof *posts);
     for (long i = 0; i < publishers; i++) dial_publisher(&posts[i]);
+}
+
+/* ---- signatures ---------------------------------------------------------------------------------------------------- */
+
+struct sha { /* SHA-256 (FIPS 180-4) of what was added */
+    uint32_t state[8];
+    uint64_t length;
+    unsigned char block[64];
+};
+
+static uint32_t constants[64];
+
+static uint32_t turned(uint32_t word, int bits) { return word >> bits | word << (32 - bits); }
+
+static uint32_t root_bits(unsigned prime, int cubic) { /* the first 32 bits behind the point of its square or cube root */
+    unsigned __int128 wanted = (unsigned __int128)prime << (cubic ? 96 : 64), root = 0;
+    for (int bit = 35; bit >= 0; bit--) {
+        unsigned __int128 trial = root | (unsigned __int128)1 << bit;
+        if ((cubic ? trial * trial * trial : trial * trial) <= wanted) root = trial;
+    }
+    return (uint32_t)root;
+}
+
+static struct sha sha_begin(void) {
+    struct sha sha = {.length = 0};
+    int found = 0;
+    for (unsigned number = 2; found < 64; number++) {
+        unsigned factor = 2;
+        while (number % factor) factor++;
+        if (factor != number) continue;
+        if (found < 8) sha.state[found] = root_bits(number, 0);
+        constants[found++] = root_bits(number, 1);
+    }
+    return sha;
+}
+
+static void sha_block(struct sha *sha) {
+    uint32_t words[64], v[8];
+    for (int i = 0; i < 16; i++)
+        words[i] = (uint32_t)sha->block[4 * i] << 24 | (uint32_t)sha->block[4 * i + 1] << 16 | (uint32_t)sha->block[4 * i + 2] << 8 | sha->block[4 * i + 3];
+    for (int i = 16; i < 64; i++) {
+        uint32_t a = words[i - 15], b = words[i - 2];
+        words[i] = words[i - 16] + words[i - 7] + (turned(a, 7) ^ turned(a, 18) ^ a >> 3) + (turned(b, 17) ^ turned(b, 19) ^ b >> 10);
+    }
+    memcpy(v, sha->state, sizeof v);
+    for (int i = 0; i < 64; i++) {
+        uint32_t one = v[7] + (turned(v[4], 6) ^ turned(v[4], 11) ^ turned(v[4], 25)) + ((v[4] & v[5]) ^ (~v[4] & v[6])) + constants[i] + words[i];
+        uint32_t two = (turned(v[0], 2) ^ turned(v[0], 13) ^ turned(v[0], 22)) + ((v[0] & v[1]) ^ (v[0] & v[2]) ^ (v[1] & v[2]));
+        memmove(v + 1, v, 7 * sizeof *v);
+        v[4] += one;
+        v[0] = one + two;
+    }
+    for (int i = 0; i < 8; i++) sha->state[i] += v[i];
+}
+
+static void sha_add(struct sha *sha, const void *bytes, size_t count) {
+    for (const unsigned char *at = bytes; count; count--) {
+        sha->block[sha->length++ % 64] = *at++;
+        if (sha->length % 64 == 0) sha_block(sha);
+    }
+}
+
+static void sha_end(struct sha *sha, unsigned char digest[32]) {
+    uint64_t bits = sha->length * 8;
+    unsigned char length[8];
+    for (int i = 0; i < 8; i++) length[i] = (unsigned char)(bits >> (56 - 8 * i));
+    sha_add(sha, "\x80", 1);
+    while (sha->length % 64 != 56) sha_add(sha, "", 1);
+    sha_add(sha, length, 8);
+    for (int i = 0; i < 32; i++) digest[i] = (unsigned char)(sha->state[i / 4] >> (24 - i % 4 * 8));
+}
+
+static void sign(const char *text, char hex[65]) { /* HMAC-SHA256 (RFC 2104) with the secret */
+    unsigned char inner[64] = {0}, outer[64], digest[32];
+    if (strlen(secret) > sizeof inner) die("a secret of more than 64 bytes");
+    memcpy(inner, secret, strlen(secret));
+    for (int i = 0; i < 64; i++) outer[i] = inner[i] ^ 0x5c, inner[i] ^= 0x36;
+    struct sha sha = sha_begin();
+    sha_add(&sha, inner, 64);
+    sha_add(&sha, text, strlen(text));
+    sha_end(&sha, digest);
+    sha = sha_begin();
+    sha_add(&sha, outer, 64);
+    sha_add(&sha, digest, 32);
+    sha_end(&sha, digest);
+    for (int i = 0; i < 32; i++) snprintf(hex + 2 * i, 3, "%02x", digest[i]);
 }
 
 /* ---- the loop ------------------------------------------------------------------------------------------------------ */
@@ -509,6 +664,60 @@ static void run_hold(void) {
            (unsigned long)closed);
 }
 
+static void join_all(const char *channel, struct mark *from, struct mark *to) {
+    for (size_t i = 0; i < (size_t)n; i++) {
+        struct member *m = &members[i];
+        char told[160], escaped[200], text[400], hex[65];
+        snprintf(told, sizeof told, "{\"user_id\":\"user-%06zu\",\"user_info\":{\"name\":\"Somebody %zu\",\"role\":\"member\"}}", i, i);
+        char *out = escaped;
+        for (const char *at = told; *at; at++) {
+            if (*at == '"') *out++ = '\\';
+            *out++ = *at;
+        }
+        *out = 0;
+        snprintf(text, sizeof text, "%s:%s:%s", m->socket_id, channel, told);
+        sign(text, hex);
+        m->length = (size_t)snprintf(m->subscribe, sizeof m->subscribe,
+                                     "{\"event\":\"pusher:subscribe\",\"data\":{\"channel\":\"%s\",\"auth\":\"%s:%s\",\"channel_data\":\"%s\"}}",
+                                     channel, key, hex, escaped);
+        m->listed = m->added = 0;
+    }
+    joined = listed = added = 0;
+    *from = mark();
+    last_came = from->at;
+    uint64_t whole = (uint64_t)n * (uint64_t)n, asked = 0, deadline = from->at + (uint64_t)(patience * 1e9);
+    while (listed + added < whole || joined < (uint64_t)n) {
+        while (asked < (uint64_t)n && asked - joined < (uint64_t)burst) {
+            write_frame(&clients[asked], 1, members[asked].subscribe, members[asked].length);
+            asked++;
+        }
+        turn(10);
+        if (failed || closed) die("%lu connections lost", (unsigned long)(failed + closed));
+        if (now() > deadline) die("%lu of %ld members joined after %.0f s", (unsigned long)joined, n, patience);
+        if (now() > last_came + 3000000000u) break;
+    }
+    *to = mark();
+    to->at = last_came;
+    rest(0.2);
+}
+
+static void run_presence(void) {
+    struct mark from, to;
+    members = calloc((size_t)n, sizeof *members);
+    connect_up_to((size_t)n);
+    join_all("presence-warm", &from, &to);
+    rest(1);
+    join_all("presence-bench", &from, &to);
+    double wall = (double)(to.at - from.at) / 1e9;
+    size_t uneven = 0;
+    for (size_t i = 0; i < (size_t)n; i++) uneven += members[i].listed + members[i].added != (uint64_t)n;
+    printf("{\"members\":%ld,\"seconds\":%.3f,\"joins_per_s\":%.1f,\"server_us_per_join\":%.1f,\"server_cpu\":%.3f,\"load_cpu\":%.3f,"
+           "\"joined\":%lu,\"listed\":%lu,\"added\":%lu,\"uneven\":%zu,\"closed\":%lu}\n",
+           n, wall, (double)joined / wall, (to.server_cpu - from.server_cpu) * 1e6 / (double)n, (to.server_cpu - from.server_cpu) / wall,
+           (to.load_cpu - from.load_cpu) / wall, (unsigned long)joined, (unsigned long)listed, (unsigned long)added, uneven,
+           (unsigned long)closed);
+}
+
 static void leave(struct client *c, uint64_t how) {
     static const char unsubscribe[] = "{\"event\":\"pusher:unsubscribe\",\"data\":{\"channel\":\"bench-%zu\"}}";
     if (how % 3) { /* gone without a word: half of them by FIN, half by RST */
@@ -550,7 +759,7 @@ static void run_churn(void) {
 }
 
 int main(int count, char **words) {
-    if (count < 2) die("usage: load publish|hold|churn name=value …");
+    if (count < 2) die("usage: load publish|hold|churn|presence name=value …");
     for (int i = 2; i < count; i++) {
         char *value = strchr(words[i], '=');
         size_t option = 0, known = sizeof OPTIONS / sizeof *OPTIONS;
@@ -572,6 +781,7 @@ int main(int count, char **words) {
     if (!strcmp(words[1], "publish")) run_publish();
     else if (!strcmp(words[1], "hold")) run_hold();
     else if (!strcmp(words[1], "churn")) run_churn();
+    else if (!strcmp(words[1], "presence")) run_presence();
     else die("unknown mode '%s'", words[1]);
     return 0;
 }

@@ -4,7 +4,8 @@
 is started, no right is needed. A peer whose installation fails is left out with a note; it never stops the bench.
 
 A `Peer` is what is true of a server before it runs. `running()` starts it on free ports of 127.0.0.1 in a temporary folder,
-waits until it accepts connections, and stops it and all its children at the end. This module knows nothing of measuring.
+waits until it accepts connections, and stops it and all its children at the end; one of several nodes with a Valkey of its
+own, over which they reach each other. This module knows nothing of measuring.
 """
 
 import hashlib
@@ -22,12 +23,15 @@ import sys
 import tempfile
 import time
 import urllib.request
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 HERE = Path(__file__).parent
+sys.path.insert(0, str(HERE.parent))
+from tests import valkey  # noqa: E402
+
 BUILD = HERE / ".build"
 NODE = BUILD / "node"
 NCHAN = BUILD / "nchan"
@@ -64,21 +68,33 @@ class Peer:
     """subscribers speak the Pusher protocol; otherwise whoever connects is subscribed"""
     plain: Request | None
     signed: Request | None
-    command: Callable[[Path, int, int], list[str]]
-    """(folder, WebSocket port, API port) → what to run; may write files into the folder"""
+    command: Callable[[Path, int, int, int], list[str]]
+    """(folder, WebSocket port, API port, the broker's port or 0) → what to run; may write files into the folder"""
     environment: dict[str, str]
     one_port: bool = True
     """the API is on the port of the WebSockets"""
     workers: int = 1
     """processes to wait for, of this server"""
+    nodes: int = 1
+    """servers that are one, over a broker; one alone needs none"""
 
 
 @dataclass(frozen=True, slots=True)
 class Running:
+    """ports, apis: of its nodes. pids: of all processes, the broker's too."""
+
     peer: Peer
-    port: int
-    api: int
+    ports: list[int]
+    apis: list[int]
     pids: list[int]
+
+    @property
+    def port(self) -> int:
+        return self.ports[0]
+
+    @property
+    def api(self) -> int:
+        return self.apis[0]
 
 
 # ---- asking to publish -----------------------------------------------------------------------------------------------------
@@ -274,15 +290,15 @@ def interpreter() -> tuple[str, str]:
 # ---- the peers -------------------------------------------------------------------------------------------------------------
 
 
-def push1st(workers: int, hooks: str) -> Peer:
+def push1st(workers: int, hooks: str, nodes: int = 1) -> Peer:
     python, built = interpreter()
     environment = {"PYTHONPATH": str(HERE.parent / "src")}
     version = run(python, "-c", "import push1st.server; print(push1st.__version__)", cwd=HERE.parent / "src").split()[-1]
 
-    def command(folder: Path, port: int, api: int) -> list[str]:
+    def command(folder: Path, port: int, api: int, broker: int) -> list[str]:
         (folder / "apps.yml").write_text(
             f"{APP}:\n  enable: true\n  name: bench\n  key: {KEY}\n  secret: {SECRET}\n"
-            "  options: { client-messages: true }\n  channels: [ public, private, presence ]\n"
+            "  options: { client-messages: true }\n  channels: [ public, private, presence ]\n  limits: { members: 0 }\n"
             + (HOOKS.format(hooks) if hooks else "")
         )
         (folder / "server.yml").write_text(
@@ -290,11 +306,11 @@ def push1st(workers: int, hooks: str) -> Peer:
             f"  workers: {workers}\n  drain: 0\n  pusher: {{ activity-timeout: 120 }}\n"
             f"api:\n  listen: [ tcp://127.0.0.1:{api} ]\n  keep-alive-timeout: 600\n"
             "log: { level: warning }\n"
-            "credentials: [ apps.yml ]\n"
+            "credentials: [ apps.yml ]\n" + (f"broker: redis://127.0.0.1:{broker}\n" if broker else "")
         )
         return [python, "-m", "push1st", "serve", "-c", str(folder / "server.yml")]
 
-    label = "Push1st" if workers == 1 else f"Push1st, {workers} workers"
+    label = "Push1st" + (f", {workers} workers" if workers > 1 else f", {nodes} nodes" if nodes > 1 else "")
     python_version = run(python, "-c", "import platform; print(platform.python_version())").strip()
     return Peer(
         "push1st",
@@ -308,6 +324,7 @@ def push1st(workers: int, hooks: str) -> Peer:
         environment,
         False,
         workers,
+        nodes,
     )
 
 
@@ -315,7 +332,7 @@ def uws() -> Peer:
     version = node_package("uWebSockets.js")
     node = run("node", "--version").strip()
 
-    def command(folder: Path, port: int, api: int) -> list[str]:  # noqa: ARG001
+    def command(folder: Path, port: int, api: int, broker: int) -> list[str]:  # noqa: ARG001
         return ["node", str(HERE / "peers/uws.js"), str(port)]
 
     environment = {"NODE_PATH": str(NODE / "node_modules")}
@@ -332,10 +349,10 @@ def uws() -> Peer:
     )
 
 
-def soketi() -> Peer:
+def soketi(nodes: int = 1) -> Peer:
     version = node_package("@soketi/soketi")
 
-    def command(folder: Path, port: int, api: int) -> list[str]:  # noqa: ARG001
+    def command(folder: Path, port: int, api: int, broker: int) -> list[str]:  # noqa: ARG001
         return ["node", str(NODE / "node_modules/@soketi/soketi/bin/server.js"), "start"]
 
     environment = {
@@ -344,9 +361,14 @@ def soketi() -> Peer:
         "SOKETI_DEFAULT_APP_ID": APP,
         "SOKETI_DEFAULT_APP_KEY": KEY,
         "SOKETI_DEFAULT_APP_SECRET": SECRET,
+        "SOKETI_PRESENCE_MAX_MEMBERS": "1000000",
         "NODE_ENV": "production",
     }
-    return Peer("soketi", "soketi", version, PUSHER_PATH, True, None, signed_event, command, environment)
+    label = "soketi"
+    if nodes > 1:
+        label += f", {nodes} nodes"
+        environment |= {"SOKETI_ADAPTER_DRIVER": "redis", "SOKETI_DB_REDIS_HOST": "127.0.0.1", "SOKETI_DB_REDIS_PORT": "{broker}"}
+    return Peer("soketi", label, version, PUSHER_PATH, True, None, signed_event, command, environment, nodes=nodes)
 
 
 def nchan() -> Peer:
@@ -354,7 +376,7 @@ def nchan() -> Peer:
     packages = sorted(path.name.split("_")[1].replace("%3a", ":") for path in NCHAN.glob("libnginx-mod-nchan_*.deb"))
     nginx_version = run(program, "-v").strip().rpartition("/")[2]
 
-    def command(folder: Path, port: int, api: int) -> list[str]:  # noqa: ARG001
+    def command(folder: Path, port: int, api: int, broker: int) -> list[str]:  # noqa: ARG001
         (folder / "nginx.conf").write_text(
             NGINX_CONF.format(
                 module=NCHAN / "root" / NCHAN_MODULE,
@@ -372,21 +394,23 @@ def nchan() -> Peer:
 def csend() -> Peer:
     program = compiled(HERE / "peers/csend.c")
 
-    def command(folder: Path, port: int, api: int) -> list[str]:  # noqa: ARG001
+    def command(folder: Path, port: int, api: int, broker: int) -> list[str]:  # noqa: ARG001
         return [str(program), str(port)]
 
     return Peer("csend", "bare C send", "bench/peers/csend.c", "/", False, csend_event, None, command, {})
 
 
 NAMES = ("push1st", "uws", "soketi", "nchan", "csend")
+CLUSTER_NAMES = ("push1st", "embedded", "soketi")
 
 
-def peers(names: list[str], workers: int, hooks: str = "") -> tuple[list[Peer], dict[str, str]]:
+def peers(names: Sequence[str], workers: int, hooks: str = "", nodes: int = 1) -> tuple[list[Peer], dict[str, str]]:
     """Installs the named peers; returns those that can run, and why the others cannot. hooks: where this server tells all."""
     makers: dict[str, Callable[[], Peer]] = {
-        "push1st": lambda: push1st(workers, hooks),
+        "push1st": lambda: push1st(workers, hooks, nodes),
+        "embedded": lambda: replace(push1st(nodes, hooks), name="embedded"),
         "uws": uws,
-        "soketi": soketi,
+        "soketi": lambda: soketi(nodes),
         "nchan": nchan,
         "csend": csend,
     }
@@ -414,6 +438,13 @@ def free_port() -> int:
                 continue
             return port
     raise CannotRun("no free port between 20000 and 32000")
+
+
+def broker_version() -> str:
+    """Of the broker between the nodes."""
+    program = valkey.program()
+    words = dict(word.partition("=")[::2] for word in run(program, "--version").split())
+    return f"{Path(program).name} {words.get('v', '')}"
 
 
 def accepts(port: int) -> bool:
@@ -454,11 +485,27 @@ def raise_file_limit() -> int:
 @contextmanager
 def running(peer: Peer, cores: set[int] | None = None) -> Iterator[Running]:
     """The peer, running on free ports and only on these cores; whatever it started is gone at the end."""
+    with ExitStack() as stack:
+        broker, pids = 0, []
+        if peer.nodes > 1:
+            broker = free_port()
+            between = valkey.Valkey(port=broker)
+            stack.callback(between.close)
+            pids.append(between.pid)
+        nodes = [stack.enter_context(node(peer, cores, broker)) for _ in range(peer.nodes)]
+        for _, _, more in nodes:
+            pids += more
+        yield Running(peer, [port for port, _, _ in nodes], [api for _, api, _ in nodes], pids)
+
+
+@contextmanager
+def node(peer: Peer, cores: set[int] | None, broker: int) -> Iterator[tuple[int, int, list[int]]]:
+    """One server of a peer: its WebSocket port, its API port, its processes."""
     folder = Path(tempfile.mkdtemp(prefix="push1st-bench-"))
     port = free_port()
     api = port if peer.one_port else free_port()
-    environment = {key: value.format(port=port) for key, value in peer.environment.items()}
-    command = peer.command(folder, port, api)
+    environment = {key: value.format(port=port, broker=broker) for key, value in peer.environment.items()}
+    command = peer.command(folder, port, api, broker)
     if cores and shutil.which("taskset"):
         command = ["taskset", "-c", ",".join(map(str, sorted(cores))), *command]
     log = folder / "output.log"
@@ -480,7 +527,7 @@ def running(peer: Peer, cores: set[int] | None = None) -> Iterator[Running]:
                 raise CannotRun(f"{peer.label} did not start ({process.poll()}): {words[-300:]}")
             time.sleep(0.05)
         time.sleep(0.3)  # for peers' workers that come after the socket
-        yield Running(peer, port, api, family(process.pid))
+        yield port, api, family(process.pid)
     finally:
         for sign, patience in ((signal.SIGTERM, STOP_SECONDS), (signal.SIGKILL, STOP_SECONDS)):
             try:

@@ -54,6 +54,17 @@ async def status(publishing: Any) -> int:
     return 200
 
 
+async def test_members_who_join_two_nodes_at_once_are_each_told_of_all_others_once() -> None:
+    async with nodes() as (_, one, two):
+        clients = [(one, two)[n % 2].client() for n in range(60)]
+        for n, client in enumerate(clients):
+            client.join(ROOM, f"u{n // 2}" if n < 20 else f"u{n}")
+            if n % 7 == 6:
+                await asyncio.sleep(0)
+        everybody = {f"u{n}" for n in (*range(10), *range(20, 60))}
+        await until(lambda: all(client.members.get(ROOM) == everybody for client in clients))
+
+
 # The broker
 
 

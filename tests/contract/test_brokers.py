@@ -404,6 +404,24 @@ async def test_a_channel_has_as_many_members_as_it_may(implementation):
         assert heard.edges() == [("+", "u0"), ("+", "u1")]
 
 
+async def test_members_who_join_at_once_know_all_before_them_and_are_each_one_edge(implementation):
+    async with opened(implementation) as heard:
+        await heard.join("1.0", "u0")
+        lists = await asyncio.gather(*(heard.join(f"1.{n}", f"u{n}") for n in (1, 2, 3)))
+        for n, members in enumerate(lists, 1):
+            assert {f"u{k}" for k in range(n + 1)} <= {member.user_id for member in members or ()}
+        assert heard.edges() == [("+", f"u{n}") for n in range(4)]
+        assert await heard.roster.channel(A, ROOM) == Occupancy(ROOM, 4, 4)
+
+
+async def test_of_members_who_join_at_once_as_many_are_let_in_as_there_is_room_for(implementation):
+    async with opened(implementation) as heard:
+        joins = (heard.join(f"1.{n}", f"u{n % 3}", most=2) for n in range(5))
+        results = await asyncio.gather(*joins, return_exceptions=True)
+        assert [isinstance(one, LimitReached) for one in results] == [False, False, True, False, False]
+        assert await heard.roster.channel(A, ROOM) == Occupancy(ROOM, 4, 2)
+
+
 async def test_a_full_channel_lets_its_members_in_again(implementation):
     async with opened(implementation) as heard:
         await heard.join("1.1", "u1", most=1)

@@ -79,6 +79,9 @@ class Pusher:
 
     def __init__(self, head: Callable[[int], bytes] = text_head) -> None:
         self._head = head
+        self._subscribed = Subscribed("")
+        self._frame = b""
+        """the last list of members, and its frame: those who join a channel at once get the same one"""
 
     def message(self, message: Message, now: int) -> bytes:
         if message.event == WATCHLIST_EVENTS:
@@ -111,7 +114,14 @@ class Pusher:
         return Publish(frame.channel, frame.event, bytes(frame.data).strip())
 
     def reply(self, reply: Reply) -> bytes:
-        return self.message(reply.message, reply.now) if isinstance(reply, Replayed) else self._framed(_reply(reply))
+        if isinstance(reply, Replayed):
+            return self.message(reply.message, reply.now)
+        if isinstance(reply, Subscribed) and reply.members:
+            last = self._subscribed
+            if reply.members is not last.members or reply.channel != last.channel:
+                self._subscribed, self._frame = reply, self._framed(_reply(reply))
+            return self._frame
+        return self._framed(_reply(reply))
 
     def _framed(self, text: bytes) -> bytes:
         return self._head(len(text)) + text

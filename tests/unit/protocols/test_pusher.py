@@ -164,6 +164,14 @@ def test_a_channel_without_members_has_empty_maps():
     assert json.loads(got["data"]) == {"presence": {"ids": [], "hash": {}, "count": 0}}
 
 
+def test_those_who_join_at_once_get_one_frame_of_their_members():
+    members, others = (Member("u1"),), (Member("u1"),)
+    first = codec.reply(Subscribed("presence-x", members))
+    assert codec.reply(Subscribed("presence-x", members)) is first
+    assert json.loads(shown(codec.reply(Subscribed("presence-y", members))))["channel"] == "presence-y"
+    assert codec.reply(Subscribed("presence-x", others)) == first
+
+
 def test_a_slow_consumer_is_told_to_back_off():
     code, reason = codec.slow()
     assert 4100 <= code < 4200

@@ -174,12 +174,19 @@ class Link(asyncio.Protocol):
                 future.exception()  # whoever asked may be gone: then nobody asks for it
             else:
                 future.set_result(reply)
-            if ordered:
-                self._resuming += 1
-                self._loop.call_soon(self._go_on)  # behind whoever the future wakes
 
-        self.send(pack(command), answer)
+        (self.send_ordered if ordered else self.send)(pack(command), answer)
         return future
+
+    def send_ordered(self, command: bytes, answer: Answer) -> None:
+        """As `send`; whoever is woken by `answer` goes on before any message behind the reply is delivered."""
+
+        def answer_ordered(reply: Any) -> None:
+            answer(reply)
+            self._resuming += 1
+            self._loop.call_soon(self._go_on)  # behind those who are woken
+
+        self.send(command, answer_ordered)
 
     def topics(self, verb: str, names: list[bytes]) -> "asyncio.Future[None]":
         """Subscribes to topics, or gives them up; done when the server has confirmed all of them.

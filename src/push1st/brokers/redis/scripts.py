@@ -191,44 +191,49 @@ return {redis.call('GET', base .. ':epoch'), left, reads, dead, gone, behind(ARG
 JOIN = _script(
     _ALIVE
     + """
--- node, app, channel, its subscriptions, user or '', info, most members, what is wanted (m: members, k: the event kept),
--- socket, id, received, whether hooks want facts, whether this only announces what was there before
-local app, channel, n, user, info = ARGV[2], ARGV[3], tonumber(ARGV[4]), ARGV[5], ARGV[6]
-local socket, id, received, hooked = ARGV[9], ARGV[10], ARGV[11], ARGV[12] == '1'
-if ARGV[13] == '1' and hooked and recovering() then hooked = false end
+-- node, app, channel, its subscriptions, most members, what is wanted (m: members, k: the event kept), whether hooks want
+-- facts, whether this only announces what was there before; then of each that joins: user or '', info, socket, id, received
+-- Returns among the rest what became of each: 1 a member that is new, 2 one too many, 0 neither.
+local app, channel, n, most, hooked = ARGV[2], ARGV[3], tonumber(ARGV[4]), tonumber(ARGV[5]), ARGV[7] == '1'
+if ARGV[8] == '1' and hooked and recovering() then hooked = false end
 local members = base .. ':m:' .. app .. '/' .. channel
-local added, told = false, false
-if user ~= '' then
+local ways, told = {}, {}
+for i = 9, #ARGV, 5 do
+  local user, info, way = ARGV[i], ARGV[i + 1], 0
   local entry = 'm/' .. app .. '/' .. channel .. '\\n' .. user
-  if redis.call('HEXISTS', mine, entry) == 0 then
+  if user ~= '' and redis.call('HEXISTS', mine, entry) == 0 then
     local held = redis.call('HGET', members, user)
     if held then
       local nodes, kept = string.match(held, '^(%d+):(.*)$')
       redis.call('HSET', members, user, (tonumber(nodes) + 1) .. ':' .. kept)
+    elseif most > 0 and redis.call('HLEN', members) >= most then
+      way, n = 2, n - 1
     else
-      local most = tonumber(ARGV[7])
-      if most > 0 and redis.call('HLEN', members) >= most then return 'FULL' end
       redis.call('HSET', members, user, '1:' .. info)
-      added, told = true, was_noted(entry)
+      way, told[#ways + 1] = 1, was_noted(entry)
     end
-    redis.call('HSET', mine, entry, '')
+    if way ~= 2 then redis.call('HSET', mine, entry, '') end
   end
+  ways[#ways + 1] = way
 end
 local total, change = count(mine, app, channel, n)
 if change > 0 and total == change and not was_noted('c/' .. app .. '/' .. channel) and hooked then
-  fact('occupied', app, channel, received, socket, '', 'null')
+  fact('occupied', app, channel, ARGV[13], ARGV[11], '', 'null')
 end
-if added then
-  edge('+', app, channel, user, socket, id, received, info)
-  if hooked and not told then fact('member-added', app, channel, received, socket, user, info) end
+for i, way in ipairs(ways) do
+  if way == 1 then
+    local user, info, socket, id, received = unpack(ARGV, 4 + 5 * i, 8 + 5 * i)
+    edge('+', app, channel, user, socket, id, received, info)
+    if hooked and not told[i] then fact('member-added', app, channel, received, socket, user, info) end
+  end
 end
 local found, kept, left = false, false, 0
-if string.find(ARGV[8], 'm', 1, true) then found = redis.call('HGETALL', members) end
-if string.find(ARGV[8], 'k', 1, true) then
+if string.find(ARGV[6], 'm', 1, true) then found = redis.call('HGETALL', members) end
+if string.find(ARGV[6], 'k', 1, true) then
   kept = redis.call('GET', base .. ':k:' .. app .. '/' .. channel)
   left = redis.call('PTTL', base .. ':k:' .. app .. '/' .. channel)
 end
-return {total, found, kept, left}
+return {total, found, kept, left, ways}
 """
 )
 

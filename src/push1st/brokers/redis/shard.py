@@ -21,6 +21,7 @@ from push1st import logs
 from push1st.brokers import Joined, Kept, Recount
 from push1st.brokers.redis.entries import NOBODY, Difference, Entries, Key
 from push1st.brokers.redis.facts import NOWHERE, Reader
+from push1st.brokers.redis.joining import ADDED, REFUSED, Coming, Joining, Step
 from push1st.brokers.redis.link import Argument, Link, Lost, pack
 from push1st.brokers.redis.publishing import CONFIRM_SECONDS, Batch, Publishing
 from push1st.brokers.redis.questions import Questions
@@ -44,6 +45,7 @@ from push1st.brokers.redis.scripts import (
 from push1st.brokers.redis.servers import Unusable, connect
 from push1st.brokers.redis.views import Views
 from push1st.brokers.redis.wire import (
+    Edge,
     Question,
     decode_message,
     encode_answer,
@@ -138,6 +140,7 @@ class Shard:
         self._broken: asyncio.Event
         self._waiters: deque[tuple[float, asyncio.Future[None]]] = deque()
         self._publishing = Publishing(self._send_batch, metrics)
+        self._joining = Joining(self._send_step)
         self.inbox = self.topic("", node)
         """where answers come"""
         self._topics = {self.inbox}
@@ -315,7 +318,8 @@ class Shard:
             self.recount(of.app, of.channel)
         match of.what:
             case "more":
-                self._tell(JOIN, *self._joining((of.app, of.channel), of.member, 0, "", announced=True))
+                who = _coming(of.member, "", *self._stamp())
+                self._tell(JOIN, *self._join((of.app, of.channel), announced=True), *who)
             case "less":
                 self._tell(LEAVE, *self._leaving((of.app, of.channel), of.user_id, ""))
             case "signed in":
@@ -523,6 +527,7 @@ class Shard:
 
     def _send_batch(self, link: Link, batch: Batch, data: bytes, kept: bytes | None) -> None:
         app, channel = batch.app, batch.channel
+        self._publishing.tick(batch.at)  # lets go of what is confirmed, bit by bit: thousands at once are a pause of milliseconds
         if kept is None:
             link.send(pack((self._publish, self.topic(app, channel), data)), batch.published)
             link.send(pack(("HGET", self._key("i", app), channel)), batch.counted)
@@ -565,42 +570,61 @@ class Shard:
         if self._entries.join(key, socket_id, member) and kind.presence:
             want += "m"  # the next ones find them in the view that this one begins
         try:
-            # What is sent depends on who else has joined by then, so it is made for each attempt.
-            reply = await self._until_done(
-                lambda link: link.call(
-                    *self._evalsha(JOIN),
-                    self._node,
-                    *self._joining(key, member, most, socket_id, want),
-                    ordered=True,
-                )
-            )
-            if reply == b"FULL":
+
+            async def attempt(link: Link) -> tuple[Step, Coming]:
+                step, coming = self._joining.join(link, key, member, socket_id, self._stamp(), most, want)
+                await coming.done
+                return step, coming
+
+            step, coming = await self._until_done(attempt)
+            if kind.presence:
+                self._see(step)
+            if coming.way == REFUSED:
                 raise LimitReached(403, f"{channel} has {most} members, which is this app's limit")
             self._entries.joined(key, socket_id)
         except BaseException:
             self.leave(app, channel, socket_id, None if member is None else member.user_id)
             raise
-        _, found, kept, left = reply
-        if found is not None:
-            self._views.begin(key, _members(found), socket_id)
+        kept = _kept(step.kept, step.left)
         if not kind.presence:
-            return Joined(None, _kept(kept, left))
-        view = self._views.members(key)
-        if view is None:  # the first one here was refused
-            self._views.begin(key, await self.members(app, channel), "")
-            view = self._views.members(key) or {}
-        if member is None:
-            return Joined(None, _kept(kept, left))
-        # The edge of this join may still be behind its answer, so the view may not have it yet.
-        everyone = view if member.user_id in view else view | {member.user_id: member}
-        return Joined(tuple(everyone.values()), _kept(kept, left))
+            return Joined(None, kept)
+        if step.everyone is None:  # the first one here was refused
+            self._views.begin(key, await self.members(app, channel))
+            step.everyone = tuple((self._views.members(key) or {}).values())
+        return Joined(None if member is None else step.everyone, kept)
 
-    def _joining(
-        self, key: Key, member: Member | None, most: int, socket_id: str, want: str = "", *, announced: bool = False
-    ) -> tuple[Argument, ...]:
-        user_id, info = ("", b"") if member is None else (member.user_id, member.info)
-        count, quiet = self._entries.subscriptions(key), "1" if announced else "0"
-        return *key, count, user_id, info, most, want, socket_id, *self._stamp(), self._wants_facts(key[0]), quiet
+    def _see(self, step: Step) -> None:
+        """Tells those who are on a channel here of those who join it, and the latter who is there.
+
+        Not when the answer comes, but when the first of them goes on: those of an earlier step are on the channel then, and
+        none of these is. What the topic brings of them is no news any more.
+        """
+        if step.seen:
+            return
+        step.seen = True
+        key, follows = step.key, self._views.members(step.key) is not None
+        for one in step.coming:
+            if one.member is not None and (one.way == ADDED or (follows and one.way != REFUSED)):
+                self._views.edge(
+                    Edge("+", *key, one.member.user_id, one.socket_id, one.id, one.received, one.member.info), here=True
+                )
+        if step.found is not None:
+            self._views.begin(key, _members(step.found))
+        view = self._views.members(key)
+        if view is not None:
+            step.everyone = tuple(view.values())
+
+    def _send_step(self, step: Step) -> None:
+        if not step.link.alive:
+            step.answered(Lost("the connection to the broker is lost"))
+            return
+        command = [*self._evalsha(JOIN), self._node, *self._join(step.key, step.most, step.want)]
+        for one in step.coming:
+            command += _coming(one.member, one.socket_id, one.id, one.received)
+        step.link.send_ordered(pack(tuple(command)), step.answered)
+
+    def _join(self, key: Key, most: int = 0, want: str = "", *, announced: bool = False) -> tuple[Argument, ...]:
+        return *key, self._entries.subscriptions(key), most, want, self._wants_facts(key[0]), "1" if announced else "0"
 
     def has(self, app: str, channel: str, user_id: str) -> bool:
         """Whether a member is on a channel by a connection of this node."""
@@ -608,6 +632,7 @@ class Shard:
 
     def leave(self, app: str, channel: str, socket_id: str, user_id: str | None) -> None:
         key = app, channel
+        self._joining.send(key)
         waited = self._entries.joined(key, socket_id)
         gone = self._entries.leave(key, socket_id, user_id)
         if gone is None:
@@ -713,6 +738,12 @@ def _members(found: dict[bytes, bytes] | list[bytes]) -> dict[str, Member]:
     """Members by their ids, of what a presence channel's key has: `NODES:INFO` by user. Scripts give it as a flat list."""
     pairs = found.items() if isinstance(found, dict) else zip(found[::2], found[1::2], strict=True)
     return {(id := user.decode()): Member(id, held.partition(b":")[2]) for user, held in pairs}
+
+
+def _coming(member: Member | None, socket_id: str, id: int, received: int) -> tuple[Argument, ...]:
+    """Of one that joins, for the script."""
+    user_id, info = ("", b"") if member is None else (member.user_id, member.info)
+    return user_id, info, socket_id, id, received
 
 
 def _kept(message: bytes | None, left: int) -> Kept | None:

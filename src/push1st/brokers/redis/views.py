@@ -22,17 +22,13 @@ class Views:
     def __init__(self) -> None:
         self.receive: Receive = lambda _: 0
         self._members: dict[Key, dict[str, Member]] = {}
-        self._began: dict[Key, str] = {}
-        """the connections whose joins began the views: those have them in, though their edges come only then"""
         self._online: dict[Key, bool] = {}
 
     # Members of presence channels
 
-    def begin(self, key: Key, members: dict[str, Member], socket_id: str) -> None:
-        """The first client on a channel is told these members, by their ids."""
-        if key not in self._members:
-            self._members[key] = members
-            self._began[key] = socket_id
+    def begin(self, key: Key, members: dict[str, Member]) -> None:
+        """The first clients on a channel are told these members, by their ids."""
+        self._members.setdefault(key, members)
 
     def members(self, key: Key) -> dict[str, Member] | None:
         """Who is on a channel; None when nobody here follows it."""
@@ -40,7 +36,6 @@ class Views:
 
     def end(self, key: Key) -> None:
         self._members.pop(key, None)
-        self._began.pop(key, None)
 
     def of(self, owns: Callable[[str, str], bool]) -> list[Key]:
         return [key for key in self._members if owns(*key)]
@@ -52,7 +47,7 @@ class Views:
         if edge.kind == "+":
             member = Member(edge.user_id, edge.info)
             if view is not None:
-                if edge.user_id in view and (not edge.socket_id or self._began.get(key) != edge.socket_id):
+                if edge.user_id in view:
                     return
                 view[edge.user_id] = member
             self.receive(member_added(edge.app, edge.channel, member, edge.id, edge.received, edge.socket_id))

@@ -24,8 +24,8 @@ class Told:
         self.messages.append(message)
         return 1
 
-    def begin(self, *users: str, by: str = "9.9") -> None:
-        self.views.begin(KEY, {user: Member(user) for user in users}, by)
+    def begin(self, *users: str) -> None:
+        self.views.begin(KEY, {user: Member(user) for user in users})
 
     def edge(self, kind: str, user: str, socket: str = "1.1", *, here: bool = False) -> None:
         channel = KEY[1] if kind in "+-" else f"#watch-{user}"
@@ -50,14 +50,6 @@ def test_news_is_told_once(told):
     for kind, user in (("+", "b"), ("+", "b"), ("+", "a"), ("-", "c"), ("-", "b"), ("-", "b")):
         told.edge(kind, user)
     assert told.edges == ["+b", "-b"]
-
-
-def test_the_edge_of_the_join_that_began_a_view_is_told_though_the_view_has_it(told):
-    told.begin("a", by="1.1")
-    told.edge("+", "a", "1.1", here=True)
-    told.edge("+", "a", "", here=True)
-    assert told.edges == ["+a"]
-    assert told.messages[0].exclude == "1.1"
 
 
 def test_who_is_here_is_not_told_to_have_left_by_a_node_that_took_this_one_for_dead(told):

@@ -1,0 +1,114 @@
+"""Subscriptions on their way to the broker: what joins a channel in a turn is one step, and what becomes of each."""
+
+import asyncio
+
+import hiredis
+import pytest
+
+from push1st.brokers.redis import joining
+from push1st.brokers.redis.joining import ADDED, REFUSED, Coming, Joining, Step
+from push1st.brokers.redis.link import Link
+from push1st.messages import Member
+from tests.unit.fakes import Transport, turns
+
+KEY = ("app", "presence-c")
+
+
+class Desk:
+    """Joins whose steps the test sees and answers."""
+
+    def __init__(self) -> None:
+        self.steps: list[Step] = []
+        self.joining = Joining(self.steps.append)
+        self.link = self.another_link()
+
+    def another_link(self) -> Link:
+        link = Link(lambda _: None, lambda: None)
+        link.connection_made(Transport())
+        return link
+
+    def join(self, user: str, key: tuple[str, str] = KEY, want: str = "") -> tuple[Step, Coming]:
+        return self.joining.join(self.link, key, Member(user), f"1.{user}", (1, 2), 0, want)
+
+    @property
+    def sent(self) -> list[list[str]]:
+        return [[one.member.user_id for one in step.coming if one.member] for step in self.steps]
+
+
+async def test_who_joins_a_channel_in_one_turn_joins_in_one_step():
+    desk = Desk()
+    for user, channel in (("a", "presence-c"), ("b", "presence-d"), ("c", "presence-c")):
+        desk.join(user, ("app", channel))
+    assert desk.sent == []
+    await turns()
+    desk.join("d")
+    await turns()
+    assert desk.sent == [["a", "c"], ["b"], ["d"]]
+
+
+async def test_a_step_asks_for_what_any_of_them_wants():
+    desk = Desk()
+    desk.join("a", want="m")
+    desk.join("b", want="k")
+    await turns()
+    assert set(desk.steps[0].want) == {"m", "k"}
+
+
+async def test_a_step_has_so_many_at_most(monkeypatch):
+    monkeypatch.setattr(joining, "MOST", 2)
+    desk = Desk()
+    for user in "abc":
+        desk.join(user)
+    await turns()
+    assert desk.sent == [["a", "b"], ["c"]]
+
+
+async def test_those_of_another_connection_are_another_step():
+    desk = Desk()
+    desk.join("a")
+    desk.link = desk.another_link()
+    desk.join("b")
+    await turns()
+    assert desk.sent == [["a"], ["b"]]
+
+
+async def test_what_there_is_of_a_channel_is_sent_early_and_once():
+    desk = Desk()
+    desk.join("a")
+    desk.joining.send(KEY)
+    desk.joining.send(KEY)
+    assert desk.sent == [["a"]]
+    desk.join("b")
+    await turns()
+    assert desk.sent == [["a"], ["b"]]
+
+
+async def test_each_goes_on_with_what_became_of_it():
+    desk = Desk()
+    ways = [desk.join(user) for user in "abc"]
+    await turns()
+    desk.steps[0].answered([3, [b"x", b"1:null"], b"kept", 7, [ADDED, REFUSED, 0]])
+    await asyncio.gather(*(coming.done for _, coming in ways))
+    assert [coming.way for _, coming in ways] == [ADDED, REFUSED, 0]
+    assert {step for step, _ in ways} == {desk.steps[0]}
+    assert (desk.steps[0].found, desk.steps[0].kept, desk.steps[0].left) == ([b"x", b"1:null"], b"kept", 7)
+
+
+async def test_a_step_that_failed_fails_for_all_of_it():
+    desk = Desk()
+    ways = [desk.join(user) for user in "ab"]
+    await turns()
+    desk.steps[0].answered(hiredis.ReplyError("NOLEASE"))
+    for _, coming in ways:
+        with pytest.raises(hiredis.ReplyError, match="NOLEASE"):
+            await coming.done
+
+
+async def test_who_is_gone_by_then_keeps_nobody_waiting():
+    desk = Desk()
+    (_, gone), (_, other) = desk.join("a"), desk.join("b")
+    gone.done.cancel()
+    await turns()
+    desk.steps[0].answered([2, None, None, 0, [ADDED, ADDED]])
+    await other.done
+    assert gone.done.cancelled()
