@@ -7,7 +7,7 @@ from typing import Any, cast
 import hiredis
 
 from push1st import logs
-from push1st.brokers.redis.link import Argument, Lost
+from push1st.brokers.redis.link import Argument, Link, Lost
 from push1st.brokers.redis.servers import Unusable, connect
 from push1st.brokers.redis.wire import decode_fact
 from push1st.brokerurl import Address
@@ -17,6 +17,8 @@ FACTS = 500
 """facts read at once"""
 BLOCK_MS = 1000
 """for facts to come; less than what makes a server silent"""
+SILENT_SECONDS = 5
+"""without an answer: then the connection is taken for dead, before others may take this node for it"""
 
 log = logs.get("push1st.broker")
 
@@ -56,15 +58,15 @@ class Reader:
         link = None
         try:
             link = await connect(self._address, self._tag, f"push1st-facts-{self._node}", lambda _: None, lambda: None)
-            position = await link.call("GET", f"{self._stream}:read") or b"0"
+            position = await _answer(link, "GET", f"{self._stream}:read") or b"0"
             while True:
-                found = await link.call("XREAD", "COUNT", FACTS, "BLOCK", BLOCK_MS, "STREAMS", self._stream, position)
+                found = await _answer(link, "XREAD", "COUNT", FACTS, "BLOCK", BLOCK_MS, "STREAMS", self._stream, position)
                 if found:
                     entries = found[self._stream.encode()]
                     for _, fields in entries:
                         self._hand_on(dict(zip(fields[::2], fields[1::2], strict=True)))
                     position = entries[-1][0]
-                    await link.call(*self._read, position)
+                    await _answer(link, *self._read, position)
         except (OSError, TimeoutError, Unusable, Lost, hiredis.ReplyError) as wrong:
             log.info("facts are not read any more", reason=str(wrong) or type(wrong).__name__)
         finally:
@@ -76,6 +78,12 @@ class Reader:
             self._happened(_fact_of(fields))
         except Exception:  # one that cannot be read, or that hooks choke on, must not hold up the others
             log.exception("a fact is passed over")
+
+
+async def _answer(link: Link, *command: Argument) -> Any:
+    """Raises TimeoutError, Lost, ReplyError."""
+    async with asyncio.timeout(SILENT_SECONDS):
+        return await link.call(*command)
 
 
 def _fact_of(fields: dict[bytes, bytes]) -> Fact:

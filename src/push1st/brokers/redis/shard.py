@@ -180,6 +180,8 @@ class Shard:
     def _lost(self) -> None:
         self._broken.set()
         self.link = None
+        if self._reader is not None:  # others may read soon, and it would go on where it was
+            self._loop.create_task(self._stop_reading())
         if self.away_since is None and not self._closing:
             self.away_since = self._loop.time()
             log.warning("the broker is away", broker=str(self.address))
