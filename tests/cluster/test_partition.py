@@ -1,19 +1,28 @@
 """A machine that cannot reach the broker for a while, though the broker and the other machine are well; and that heals."""
 
 import asyncio
+import contextlib
 import itertools
+import json
 import time
 from collections import defaultdict
 from collections.abc import AsyncIterator, Iterable
 from contextlib import asynccontextmanager
+from typing import Any
 
 import pytest
 
 from push1st.brokers.redis import facts
 from push1st.messages import Fact, SignedIn
+from tests.clients.process import APP, ServerProcess, merged, wait_until
+from tests.clients.pusher_socket import PusherSocket
+from tests.clients.receiver import Receiver, receiving
+from tests.cluster.machine import connect_to, machine
 from tests.cluster.places import Place, hurried, until
 from tests.cluster.road import Road, road
-from tests.cluster.test_faults import ROOM, on, status
+from tests.cluster.test_faults import on, status
+from tests.cluster.test_machines import GONE_SECONDS, ROOM, users_of
+from tests.cluster.test_reload import again_and_again
 from tests.valkey import Valkey
 
 LEASE = 1.5
@@ -145,3 +154,113 @@ async def test_facts_are_read_on_when_only_the_connection_they_are_read_on_hangs
         cluster.road.forget(b"push1st-facts-")
         await on(cluster.near, "d")
         await until(lambda: [fact.channel for fact in cluster.facts] == ["c", "d"])
+
+
+# -- machines, in life's own time
+
+
+class Published:
+    """What one who publishes again and again was answered: the number, the status, and when it began and ended."""
+
+    def __init__(self, server: ServerProcess, channel: str, name: str) -> None:
+        self.answers: list[tuple[str, int, float, float]] = []
+        self._server = server
+        self._channel = channel
+        self._name = name
+
+    def __call__(self) -> None:
+        began = time.monotonic()
+        data = f"{self._name}{len(self.answers)}"
+        answer = self._server.post("/apps/app-test/events", {"name": "e", "channels": [self._channel], "data": data})
+        self.answers.append((data, answer.status, began, time.monotonic()))
+        time.sleep(0.02)
+
+    def acknowledged(self, since: float, until: float) -> list[str]:
+        return [data for data, status, began, ended in self.answers if status == 200 and since <= began and ended <= until]
+
+
+def test_two_machines_are_one_again_after_a_partition(stack: contextlib.ExitStack) -> None:
+    """One of them is swallowed for longer than the lease, then its connections are cut once."""
+    receiver = stack.enter_context(receiving())
+    events = ["channel_occupied", "channel_vacated", "member_added", "member_removed"]
+    app = {"app-test": merged(APP, {"webhooks": [{"url": receiver.url, "events": events}]})}
+    valkey = stack.enter_context(contextlib.closing(Valkey()))
+    way = stack.enter_context(road(valkey.path))
+    two = stack.enter_context(machine(config={"broker": way.url}, apps=app))
+    one = stack.enter_context(machine(config={"broker": valkey.url}, apps=app))
+    near, far = ([connect_to(server, number, stack) for number in (0, 1)] for server in (one, two))
+    for number, client in enumerate([*near, *far]):
+        client.subscribe(ROOM, {"user_id": str(number)})
+    far[0].request_subscription("far")
+    wait_until(lambda: users_of(one) == users_of(two) == {"0", "1", "2", "3"}, "all are there")
+
+    failures: list[str] = []
+    published = [Published(server, ROOM, name) for server, name in ((one, "one"), (two, "two"))]
+    with contextlib.ExitStack() as publishing:
+        for publish in published:
+            publishing.enter_context(again_and_again(publish, failures))
+        time.sleep(0.3)
+        way.swallow()
+        blocked = time.monotonic()
+        wait_until(lambda: users_of(one) == {"0", "1"}, "the members of the other are gone", GONE_SECONDS + 1)
+        gone = time.monotonic()
+        lost = [("far", None), (ROOM, "2"), (ROOM, "3")]
+        wait_until(lambda: all(len(told(receiver)[one]) == 2 for one in lost), "the hooks were told")
+        way.open()
+        wait_until(lambda: users_of(one) == {"0", "1", "2", "3"}, "they are back")
+        wait_until(lambda: users_of(two) == {"0", "1", "2", "3"}, "there as well")
+        healed = time.monotonic()
+        time.sleep(0.5)
+        cut = time.monotonic()
+        way.cut()
+        time.sleep(1)
+        wait_until(lambda: published[1].answers[-1][1] == 200, "it publishes again")
+        end = time.monotonic()
+    assert failures == []
+    for server in (one, two):
+        server.publish(ROOM, "last", 1)
+        for _ in range(4):  # whichever worker answers
+            assert users_of(server) == {"0", "1", "2", "3"}
+            listed = {entry["channel"]: entry["sess_count"] for entry in server.get("/apps/app-test/channels/").json}
+            assert listed == {ROOM: 4, "far": 1}
+
+    assert {status for _, status, _, _ in published[0].answers} == {200}
+    assert {status for _, status, _, _ in published[1].answers} == {200, 503}
+    assert max(ended - began for one in published for _, _, began, ended in one.answers) < 2.5
+    assert published[1].acknowledged(blocked + 0.1, gone) == []
+    for client in [*near, *far]:
+        seen = until_last(client, 2)
+        got = [frame["data"] for frame in seen if frame["event"] == "e"]
+        assert len(got) == len(set(got)), "an event came twice"
+        due = published[0].acknowledged(healed, cut) + published[1].acknowledged(healed, cut)
+        if client in near:
+            due = published[0].acknowledged(0, end) + published[1].acknowledged(0, end)
+        assert set(due) <= set(got)
+        for name in ("one", "two"):
+            numbers = [int(data.removeprefix(name)) for data in got if data.startswith(name)]
+            assert numbers == sorted(numbers)
+        moves = [(frame["event"], json.loads(frame["data"])["user_id"]) for frame in seen if "member_" in frame["event"]]
+        for user in "0123":
+            mine = [event.rpartition("_")[2] for event, who in moves if who == user]
+            if client in near and user in "23":
+                assert mine[-2:] == ["removed", "added"]
+                assert mine.count("removed") == 1
+            assert all(first != then for first, then in itertools.pairwise(mine)), (user, mine)
+    wait_until(lambda: all(len(told(receiver)[one]) == 3 for one in lost), "the hooks were told")
+    members = {(ROOM, user): ["added", "removed", "added"] if user in "23" else ["added"] for user in "0123"}
+    assert told(receiver) == {(ROOM, None): ["occupied"], ("far", None): ["occupied", "vacated", "occupied"], **members}
+
+
+def until_last(client: PusherSocket, count: int) -> list[dict[str, Any]]:
+    """All that came until the last event of each machine."""
+    while sum(frame["event"] == "last" for frame in client.frames) < count:
+        client.receive()
+    return client.frames
+
+
+def told(receiver: Receiver) -> dict[tuple[str, str | None], list[str]]:
+    """What the backend was told of each channel, and of each member of it."""
+    found: dict[tuple[str, str | None], list[str]] = defaultdict(list)
+    for event in receiver.events:
+        found[event["channel"], event.get("user_id")].append(event["name"].rpartition("_")[2])
+    return found
