@@ -52,6 +52,10 @@ class Valkey:
     def pid(self) -> int:
         return self._process.pid
 
+    @property
+    def is_running(self) -> bool:
+        return self._process.poll() is None
+
     def start(self) -> None:
         """Starts it, also again after `kill`."""
         with open(f"{self._folder.name}/log", "ab") as log:

@@ -24,31 +24,67 @@ def wait(true: Callable[[], object]) -> None:
 
 
 class Cluster:
-    """Three masters that share the slots."""
+    """Masters that share the slots, each with a replica if wanted."""
 
-    def __init__(self, count: int = 3) -> None:
-        self.servers = []
-        for _ in range(count):
-            bus = str(free_port())
-            self.servers.append(
-                Valkey("--cluster-enabled", "yes", "--cluster-port", bus, "--cluster-node-timeout", "2000", port=free_port())
+    def __init__(self, count: int = 3, *, replicas: bool = False) -> None:
+        self.servers: list[Valkey] = []
+        self.replicas: list[Valkey] = []
+        for _ in range(count * (2 if replicas else 1)):
+            server = Valkey(
+                *("--cluster-enabled", "yes", "--cluster-port", str(free_port()), "--cluster-node-timeout", "1500"),
+                *("--cluster-replica-no-failover", "no", "--repl-diskless-sync-delay", "0"),
+                port=free_port(),
             )
+            (self.servers if len(self.servers) < count else self.replicas).append(server)
         each = 16384 // count
         first = self.servers[0]
         for n, server in enumerate(self.servers):
             last = 16383 if n == count - 1 else (n + 1) * each - 1
             server.ask("CLUSTER", "ADDSLOTSRANGE", str(n * each), str(last))
+        for server in self.all:
             bus = server.ask("CONFIG", "GET", "cluster-port").split(b"\r\n")[4].decode()
             first.ask("CLUSTER", "MEET", "127.0.0.1", str(server.port), bus)
+        known = f"cluster_known_nodes:{len(self.all)}".encode()
         wait(lambda: all(b"cluster_state:ok" in server.ask("CLUSTER", "INFO") for server in self.servers))
-        wait(lambda: all(f"cluster_known_nodes:{count}".encode() in one.ask("CLUSTER", "INFO") for one in self.servers))
+        wait(lambda: all(known in one.ask("CLUSTER", "INFO") for one in self.all))
+        for master, replica in zip(self.servers, self.replicas, strict=False):
+            wait(lambda: replica.ask("CLUSTER", "REPLICATE", self.id(master)) == b"+OK\r\n")  # noqa: B023 - used at once
+        wait(lambda: all(b"master_link_status:up" in one.ask("INFO", "replication") for one in self.replicas))
+
+    @property
+    def all(self) -> list[Valkey]:
+        return [*self.servers, *self.replicas]
 
     @property
     def url(self) -> str:
-        return "redis+cluster://" + ",".join(f"127.0.0.1:{server.port}" for server in self.servers)
+        return "redis+cluster://" + ",".join(f"127.0.0.1:{server.port}" for server in self.all)
+
+    def id(self, server: Valkey) -> str:
+        return server.ask("CLUSTER", "MYID").split(b"\r\n")[1].decode()
+
+    def holder(self, slot: int) -> Valkey:
+        """The master of a slot, as it says itself."""
+        (found,) = [one for one in self.all if self._holds(one, slot)]
+        return found
+
+    def is_master(self, server: Valkey) -> bool:
+        return server.is_running and b"role:master" in server.ask("INFO", "replication")
+
+    def replica_of(self, master: Valkey) -> Valkey:
+        port = f"master_port:{master.port}".encode()
+        (found,) = [one for one in self.all if one.is_running and port in one.ask("INFO", "replication")]
+        return found
+
+    def _holds(self, server: Valkey, slot: int) -> bool:
+        if not self.is_master(server):
+            return False
+        _, _, answer = server.ask("CLUSTER", "NODES").partition(b"\r\n")
+        (line,) = [line for line in answer.decode().splitlines() if "myself" in line]
+        ranges = (one.partition("-") for one in line.split()[8:] if "[" not in one)
+        return any(int(first) <= slot <= int(last or first) for first, _, last in ranges)
 
     def close(self) -> None:
-        for server in self.servers:
+        for server in self.all:
             server.close()
 
 

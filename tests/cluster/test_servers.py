@@ -107,6 +107,7 @@ async def test_nodes_follow_sentinel_to_the_new_master(tmp_path: Path) -> None:
             watched.master.kill()
             await until(lambda: not one.connected and not two.connected)
             await until(lambda: one.connected and two.connected)
+            await until(lambda: all(place.shards[0].outlet is not None for place in (one, two)))
             assert await one.publish("presence-c", b"2") == 1
             await until(lambda: client.messages["presence-c"] == ["1", "2"])
             assert client.members["presence-c"] == {"u"}

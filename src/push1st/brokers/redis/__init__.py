@@ -102,7 +102,7 @@ class Redis:
         loop = asyncio.get_running_loop()
         self._timer = loop.call_later(TICK_SECONDS, self._tick)
         now = loop.time()
-        if any(shard.link is None for shard in self._shards):
+        if any(shard.outlet is None for shard in self._shards):
             self._metrics.broker_away += TICK_SECONDS
         for shard in self._shards:
             shard.tick(now)

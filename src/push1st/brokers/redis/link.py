@@ -46,6 +46,8 @@ class Link(asyncio.Protocol):
         self._resuming = 0
         """how many wait for an ordered reply that is there and have not gone on yet"""
         self.alive = False
+        self.server = ""
+        """what tells the server from another one that takes its place; set by whoever connects"""
         self.heard = 0.0
         """when the server last said anything, on the loop's clock"""
         self._asked = 0.0

@@ -5,7 +5,7 @@ All keys of a shard are in one hash slot, behind its base (`prefix:{number}`), w
     BASE:epoch        a random word; another one, or none: the server has lost its state
     BASE:recovering   there while nodes announce their entries again after that
     BASE:nodes        set: the nodes that may have entries
-    BASE:lease:NODE   there while the node is alive
+    BASE:lease:NODE   there while the node is alive: the server on which it was the last time
     BASE:n:NODE       hash: its entries: c/APP/CHANNEL → subscriptions, m/APP/CHANNEL\\nUSER, u/APP/USER, q/APP → connections
     BASE:i:APP        hash: channel → subscriptions
     BASE:m:APP/CHANNEL  hash: user on a presence channel → number of nodes that have it, ":", its info
@@ -44,6 +44,16 @@ end
 -- A server that is full refuses a script's first write, if that may need memory, but none behind one that needs none: so
 -- who leaves, and a node that comes back, are always let.
 local function let() redis.call('DEL', base .. ':none') end
+-- How many nodes are alive and were on another server the last time, which this one has taken the place of: they have not
+-- subscribed to anything here yet.
+local function behind(server)
+  local some = 0
+  for _, node in ipairs(redis.call('SMEMBERS', base .. ':nodes')) do
+    local at = redis.call('GET', base .. ':lease:' .. node)
+    if at and at ~= server then some = some + 1 end
+  end
+  return some
+end
 local function recovering() return redis.call('EXISTS', base .. ':recovering') == 1 end
 local function count(mine, app, channel, n)
   local field = 'c/' .. app .. '/' .. channel
@@ -100,7 +110,8 @@ def _script(text: str) -> Script:
 
 
 ENTER = _script("""
--- node, new epoch, epoch known before or '', milliseconds of the lease and of recovery, the number it wants or -1
+-- node, new epoch, epoch known before or '', milliseconds of the lease and of recovery, the number it wants or -1, the server
+-- Who was on another server is on this one from its first sign of life on, which comes when it has subscribed to its topics.
 let()
 local node = ARGV[1]
 local epoch = redis.call('GET', base .. ':epoch')
@@ -110,7 +121,9 @@ if not epoch then
 end
 if ARGV[3] ~= '' and ARGV[3] ~= epoch then redis.call('SET', base .. ':recovering', '1', 'PX', ARGV[5]) end
 redis.call('SADD', base .. ':nodes', node)
-redis.call('SET', base .. ':lease:' .. node, '1', 'PX', ARGV[4])
+local last = redis.call('GET', base .. ':lease:' .. node)
+local others = behind(ARGV[7]) - (last and last ~= ARGV[7] and 1 or 0)
+redis.call('SET', base .. ':lease:' .. node, last or ARGV[7], 'PX', ARGV[4])
 local number = tonumber(ARGV[6])
 if number >= 0 then
   local numbers = base .. ':numbers'
@@ -124,14 +137,17 @@ if number >= 0 then
     end
   end
 end
-return {epoch, redis.call('PTTL', base .. ':recovering'), number}
+return {epoch, redis.call('PTTL', base .. ':recovering'), number, others}
 """)
 
 BEAT = _script(
     _ALIVE
     + """
--- node, milliseconds of the lease, whether it may read the facts
+-- node, milliseconds of the lease, whether it may read the facts, the server
 redis.call('PEXPIRE', base .. ':lease:' .. node, ARGV[2])
+if redis.call('GET', base .. ':lease:' .. node) ~= ARGV[4] then
+  redis.call('SET', base .. ':lease:' .. node, ARGV[4], 'PX', ARGV[2])
+end
 local dead = {}
 for _, other in ipairs(redis.call('SMEMBERS', base .. ':nodes')) do
   if redis.call('EXISTS', base .. ':lease:' .. other) == 0 then dead[#dead + 1] = other end
@@ -144,7 +160,7 @@ if ARGV[3] == '1' then
     reads = 1
   end
 end
-return {redis.call('GET', base .. ':epoch'), redis.call('PTTL', base .. ':recovering'), reads, dead}
+return {redis.call('GET', base .. ':epoch'), redis.call('PTTL', base .. ':recovering'), reads, dead, behind(ARGV[4])}
 """
 )
 

@@ -75,8 +75,12 @@ MOST_UNREPORTED = 10_000
 """facts that wait for the broker to come back; then the oldest are lost"""
 TOPICS = 500
 """topics that are subscribed to by one command"""
-FAULTS = ("NOLEASE", "NOSCRIPT", "MOVED", "ASK", "READONLY", "LOADING", "CLUSTERDOWN", "MASTERDOWN", "TRYAGAIN", "NOAUTH")
+FAULTS = ("NOLEASE", "NOSCRIPT", "MOVED", "READONLY", "LOADING", "CLUSTERDOWN", "MASTERDOWN", "NOAUTH")
 """error replies after which a server has to be found, or entered, anew"""
+MOVING = ("ASK", "TRYAGAIN")
+"""error replies while a cluster moves the slot, key by key: its topics are still where they were"""
+MOVING_SECONDS = 0.1
+"""between two attempts meanwhile"""
 AWAY_FOR_LONG = "the broker is away, try again"
 
 log = logs.get("push1st.broker")
@@ -120,6 +124,10 @@ class Shard:
         )
         self.link: Link | None = None
         """usable, and this node's entries are or will be told on it"""
+        self.outlet: Link | None = None
+        """the link, as far as one may publish on it: after a failover not before all others could hear it"""
+        self._opens_at = 0.0
+        """when one may anyway, on the loop's clock"""
         self._task: asyncio.Task[None] | None = None
         self._broken: asyncio.Event
         self._waiters: deque[tuple[float, asyncio.Future[None]]] = deque()
@@ -179,7 +187,7 @@ class Shard:
 
     def _lost(self) -> None:
         self._broken.set()
-        self.link = None
+        self.link = self.outlet = None
         if self._reader is not None:  # others may read soon, and it would go on where it was
             self._loop.create_task(self._stop_reading())
         if self.away_since is None and not self._closing:
@@ -201,7 +209,7 @@ class Shard:
         self._task.cancel()
         await asyncio.gather(self._task, return_exceptions=True)
         await self._stop_reading()
-        link, self.link = self.link, None
+        link, self.link, self.outlet = self.link, None, None
         if link is None or not link.alive:
             return
         try:
@@ -219,8 +227,8 @@ class Shard:
     async def _enter(self, link: Link) -> None:
         new = f"{self._node}-{self._stamp()[0]}"
         wanted = self._number if self.numbered else -1
-        epoch, recovering, number = await link.call(
-            *self._evalsha(ENTER), self._node, new, self._epoch, _ms(LEASE_SECONDS), _ms(RECOVERY_SECONDS), wanted
+        epoch, recovering, number, behind = await link.call(
+            *self._evalsha(ENTER), self._node, new, self._epoch, _ms(LEASE_SECONDS), _ms(RECOVERY_SECONDS), wanted, link.server
         )
         if self.numbered:
             self._number = number
@@ -232,6 +240,8 @@ class Shard:
         stored = await self._stored(link)
         # From here on nothing waits: what clients do next is told behind this. Who subscribes has waited for it.
         self.link = link
+        self._opens_at = self._loop.time() + LEASE_SECONDS
+        self._open(behind)
         for topic in set(topics) - self._topics:
             link.topics(self._unsubscribe, [topic.encode()]).add_done_callback(_ignore)
         for difference in self._entries.differences(stored):
@@ -246,6 +256,11 @@ class Shard:
             _, future = self._waiters.popleft()
             if not future.done():
                 future.set_result(None)
+
+    def _open(self, behind: int) -> None:
+        """Lets publish, unless other nodes have not come to this server yet: they would not get it."""
+        if not behind or self._loop.time() >= self._opens_at:
+            self.outlet = self.link
 
     async def _stored(self, link: Link) -> dict[str, str]:
         """The broker's copy of this node's entries."""
@@ -320,23 +335,26 @@ class Shard:
         if self._recovered_at is not None and self._recovered_at <= now:
             self._recovered_at = None
             self._compare_views(link)
-        if self._beat_at <= now:
+        if self._beat_at <= now or self.outlet is None:
             self._beat_at = now + BEAT_SECONDS
             self.beat()
 
     def beat(self) -> None:
         """A sign of life."""
         if self.link is not None:
-            self._send(self.link, BEAT, self._beaten, self._node, _ms(LEASE_SECONDS), "1" if self._hooked() else "0")
+            reads = "1" if self._hooked() else "0"
+            self._send(self.link, BEAT, self._beaten, self._node, _ms(LEASE_SECONDS), reads, self.link.server)
 
     def _beaten(self, reply: Any) -> None:
         if isinstance(reply, Exception):
             self._told(reply)
             return
-        epoch, recovering, reads, dead = reply
+        epoch, recovering, reads, dead, behind = reply
         if (epoch or b"").decode() != self._epoch:
             self._again("the broker has lost its state")
             return
+        if self.outlet is None:
+            self._open(behind)
         if recovering > 0:
             self._recovered_at = self._loop.time() + recovering / 1000 + 0.1
         if self._unsure and self.link is not None:
@@ -390,6 +408,8 @@ class Shard:
         if isinstance(reply, hiredis.ReplyError):
             if str(reply).startswith(FAULTS):
                 self._again(reply)
+            elif str(reply).startswith(MOVING):
+                self._unsure = True
             elif not self._unsure:  # such as one that is out of memory: trying again at once would not help
                 self._unsure = True
                 log.error("the broker refused", reason=str(reply))
@@ -418,9 +438,12 @@ class Shard:
                 refused = Refused(503, AWAY_FOR_LONG)
             except hiredis.ReplyError as reply:
                 refused = Refused(503, f"the broker refused: {reply}")
-                if not str(reply).startswith(FAULTS):
+                if str(reply).startswith(MOVING):
+                    await asyncio.sleep(MOVING_SECONDS)
+                elif str(reply).startswith(FAULTS):
+                    self._again(reply)
+                else:
                     raise refused from None
-                self._again(reply)
             if self._loop.time() > deadline:
                 raise refused
 
@@ -440,7 +463,7 @@ class Shard:
 
     def publish(self, message: Message, milliseconds: int | None = None) -> "asyncio.Future[int]":
         """See `Publishing`."""
-        return self._publishing.publish(self.link, message, milliseconds)
+        return self._publishing.publish(self.outlet, message, milliseconds)
 
     def _send_batch(self, link: Link, batch: Batch, data: bytes, kept: bytes | None) -> None:
         app, channel = batch.app, batch.channel
