@@ -37,9 +37,10 @@ from push1st.rundir import Reloads, RunDir
 MOST_WORKERS = 1024
 START_SECONDS = 60
 """for a worker to be ready"""
-BEAT_SECONDS = 10
-MOST_BEATS = 6
-"""how often a worker is asked whether it is alive, and how many times it may not answer"""
+BEAT_SECONDS = 3
+MOST_BEATS = 4
+"""how often a worker is asked whether it is alive, and how many times it may not answer: then it is killed, which is within
+15 seconds, when the others have just taken its clients for gone (`brokers/redis/shard.py`)"""
 GATHER_SECONDS = 1
 """for workers to say what they have counted, or why they cannot start"""
 LAST_SECONDS = 15
@@ -358,6 +359,7 @@ class Supervisor:
 
     async def _watch(self, worker: Worker) -> None:
         """Kills a worker that hangs. What counts are questions, not time, which also passes while the machine stands still."""
+        await asyncio.wait((worker.ready, worker.process.ended), return_when=asyncio.FIRST_COMPLETED)  # has its own deadline
         while not worker.process.ended.done():
             if worker.beats >= MOST_BEATS:
                 log.error("worker hangs", worker=worker.number)
