@@ -247,7 +247,9 @@ def test_two_machines_are_one_again_after_a_partition(stack: contextlib.ExitStac
                 assert mine.count("removed") == 1
             assert all(first != then for first, then in itertools.pairwise(mine)), (user, mine)
     wait_until(lambda: all(len(told(receiver)[one]) == 3 for one in lost), "the hooks were told")
-    members = {(ROOM, user): ["added", "removed", "added"] if user in "23" else ["added"] for user in "0123"}
+    members: dict[tuple[str, str | None], list[str]] = {
+        (ROOM, user): ["added", "removed", "added"] if user in "23" else ["added"] for user in "0123"
+    }
     assert told(receiver) == {(ROOM, None): ["occupied"], ("far", None): ["occupied", "vacated", "occupied"], **members}
 
 
