@@ -189,7 +189,7 @@ class Shard:
         self._broken.set()
         self.link = self.outlet = None
         if self._reader is not None:  # others may read soon, and it would go on where it was
-            self._loop.create_task(self._stop_reading())
+            self._loop.create_task(self._reader.stop())
         if self.away_since is None and not self._closing:
             self.away_since = self._loop.time()
             log.warning("the broker is away", broker=str(self.address))
