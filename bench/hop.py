@@ -164,7 +164,7 @@ async def memory(valkey: Valkey) -> None:
     from push1st.metrics import Metrics
 
     broker = Redis(f"{valkey.url}?prefix=m", lambda: (1, 1), "n", Metrics(), lambda: (), lambda _: None)
-    await broker.open(lambda _: 0, lambda _: None, lambda *_: b"")
+    await broker.open(lambda _: 0, lambda _: None, lambda *_: b"", lambda *_: None)
 
     def used() -> int:
         return int(valkey.ask("INFO", "memory").partition(b"used_memory:")[2].partition(b"\r")[0])

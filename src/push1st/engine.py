@@ -29,7 +29,7 @@ ASK_SECONDS = 1
 START_SECONDS = 20
 START_BEAT_SECONDS = 0.02
 """how often it is asked until it is there"""
-BEAT_SECONDS = 2
+BEAT_SECONDS = 2.0
 MOST_BEATS = 5
 """how often it is asked then, and how many times it may not answer before it is killed"""
 LAST_SECONDS = 5

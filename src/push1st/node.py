@@ -160,7 +160,7 @@ class Node:
         """Connects the broker; before this nothing may be published or subscribed to."""
         self._broker, self._roster, self._users, self._quotas, self._facts = broker, roster, users, quotas, facts
         self.hooks = hooks
-        await broker.open(self.receive, hooks.happened, self._answer)
+        await broker.open(self.receive, hooks.happened, self._answer, self._recount)
 
     async def close(self) -> None:
         await self._broker.close()
@@ -326,6 +326,12 @@ class Node:
             await self._count(app, (app.config.id, name))
         except Refused:
             self._uncounted[app.config.id, name] = app
+
+    def _recount(self, id: str, name: str) -> None:
+        """Has `tick` tell a channel's subscribers how many they are."""
+        config = self.apps.by_id(id)
+        if config is not None and config.subscription_count and not name.startswith("#"):
+            self._uncounted[id, name] = self.app(config)
 
     async def _count(self, app: App, key: tuple[str, str]) -> None:
         occupancy = await self._roster.channel(*key)

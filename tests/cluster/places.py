@@ -22,6 +22,7 @@ from push1st.fanout import Fanout
 from push1st.messages import (
     MEMBER_ADDED,
     MEMBER_REMOVED,
+    SUBSCRIPTION_COUNT,
     WATCHLIST_EVENTS,
     CacheMissed,
     Message,
@@ -150,6 +151,7 @@ class Client:
         self.members: dict[str, set[str]] = {}
         self.online: set[str] = set()
         self.messages: dict[str, list[str]] = {}
+        self.counts: list[int] = []
         self.replies: list[Any] = []
         self.closes: list[int] = []
         self.entered = False
@@ -213,6 +215,8 @@ class Client:
             if channel in self.members:
                 assert user in self.members[channel], f"{user} leaves {channel} twice"
                 self.members[channel].discard(user)
+        elif event == SUBSCRIPTION_COUNT:
+            self.counts.append(json.loads(data)["subscription_count"])
         elif event == "e":
             assert data not in self.messages[channel], f"{data} comes twice on {channel}"
             self.messages[channel].append(data)

@@ -3,8 +3,10 @@
 import contextlib
 import http.client
 import json
+import signal
 import socket
 import threading
+import time
 from collections.abc import Iterator
 from itertools import count, cycle
 from typing import Any
@@ -152,6 +154,59 @@ def test_the_loss_of_a_stream_at_another_server_keeps_what_follows(pair: tuple[S
             return "e" in names(response.read())
 
     wait_until(kept, "what follows is kept for the next request")
+
+
+# A server dies
+
+
+GONE_SECONDS = 12
+"""in which a request whose session's server was killed is ended (docs/scaling.md): 3 looks, every 2 or 3 seconds"""
+
+
+@pytest.fixture
+def doomed() -> Iterator[tuple[ServerProcess, ServerProcess]]:
+    """Two servers on one broker, to harm."""
+    valkey = Valkey()
+    try:
+        with running({"broker": valkey.url}) as one, running({"broker": valkey.url}) as other:
+            yield one, other
+            for server in (one, other):
+                if server.process is not None and server.process.poll() is not None:
+                    server.start()  # to be stopped in order
+    finally:
+        valkey.close()
+
+
+def killed(server: ServerProcess) -> float:
+    server.signal(signal.SIGKILL)
+    server.wait()
+    return time.monotonic()
+
+
+@pytest.mark.parametrize("road", ["xhr_streaming", "xhr"])
+def test_requests_whose_sessions_server_was_killed_are_ended_soon(doomed: tuple[ServerProcess, ServerProcess], road: str) -> None:
+    one, other = doomed
+    with asked(one, "xhr") as response:
+        response.read()
+    with contextlib.closing(http.client.HTTPConnection("127.0.0.1", other.ws_port, timeout=GONE_SECONDS)) as connection:
+        connection.request("POST", f"{Session.path}/{road}{QUERY}", b"")
+        assert send(other, "pusher:unsubscribe", channel="nowhere") == 200  # asked for behind the request, and answered
+        died = killed(one)
+        assert connection.getresponse().read().startswith(b"c[4200,")
+        assert time.monotonic() - died < GONE_SECONDS
+
+
+def test_a_session_whose_streams_server_was_killed_is_gone_soon(doomed: tuple[ServerProcess, ServerProcess]) -> None:
+    one, other = doomed
+    with asked(one, "xhr") as response:
+        response.read()
+    assert send(one, "pusher:subscribe", channel="c") == 200
+    with contextlib.suppress(OSError, http.client.HTTPException), asked(other, "xhr_streaming") as stream:
+        assert names(stream.readline()) == ["pusher_internal:subscription_succeeded"]
+        killed(other)
+        stream.read()
+    seconds = GONE_SECONDS + 10  # for the client to ask again
+    wait_until(lambda: "c" not in one.signed("GET", "/apps/app-test/channels").json["channels"], "the session is gone", seconds)
 
 
 class RoundRobin:

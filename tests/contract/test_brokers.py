@@ -99,7 +99,7 @@ async def opened(implementation: Implementation) -> AsyncIterator[Heard]:
     async with implementation() as one:
         heard = Heard(one)
         broker = heard.broker
-        await broker.open(heard.receive, heard.happened.append, heard.answer)
+        await broker.open(heard.receive, heard.happened.append, heard.answer, lambda *_: None)
         for app in (A, B):
             for channel in (ROOM, "c", "cache-c", watch_topic("u1")):
                 await broker.subscribe(app, channel)

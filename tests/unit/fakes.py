@@ -386,11 +386,17 @@ class SlowBroker:
         while self._waiting:
             await self.let(self._waiting[0][0])
 
-    async def open(self, receive: Callable[[Message], int], happened: Callable[[Fact], None], answer: brokers.Answer) -> None:
+    async def open(
+        self,
+        receive: Callable[[Message], int],
+        happened: Callable[[Fact], None],
+        answer: brokers.Answer,
+        recount: brokers.Recount,
+    ) -> None:
         def heard(message: Message) -> int:
             return receive(message) if self.topics[message.app, message.channel] else 0
 
-        await self._memory.open(heard, happened, answer)
+        await self._memory.open(heard, happened, answer, recount)
 
     def report(self, fact: Fact) -> None:
         self._memory.report(fact)

@@ -37,6 +37,8 @@ Happened = Callable[[Fact], None]
 """Takes what happened to the hooks."""
 Answer = Callable[[str, str, bytes], bytes]
 """Answers a question about an app's channel, for this worker."""
+Recount = Callable[[str, str], None]
+"""Takes an app's channel that may have another number of subscriptions than was told, and nobody else will tell."""
 
 
 class Kept(msgspec.Struct, frozen=True, gc=False):
@@ -60,11 +62,12 @@ class Broker(Protocol):
     def shared(self) -> bool:
         """Whether there may be other workers."""
 
-    async def open(self, receive: Receive, happened: Happened, answer: Answer) -> None:
+    async def open(self, receive: Receive, happened: Happened, answer: Answer, recount: Recount) -> None:
         """Connects; from here on `receive` is called with every message of the topics subscribed to, in order.
 
         happened: called with every fact of the cluster, on one worker; in order per channel. answer: answers what any
-        worker asks about a topic subscribed to here.
+        worker asks about a topic subscribed to here. recount: called on the worker that removed a dead one's subscriptions,
+        and on one that had to announce its own again.
         """
 
     async def close(self) -> None:

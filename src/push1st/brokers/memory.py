@@ -3,7 +3,7 @@
 from collections import OrderedDict
 from collections.abc import Callable, Sequence
 
-from push1st.brokers import KEEP_SECONDS, Answer, Happened, Joined, Kept, Occupancy, Receive, keeps
+from push1st.brokers import KEEP_SECONDS, Answer, Happened, Joined, Kept, Occupancy, Receive, Recount, keeps
 from push1st.errors import LimitReached
 from push1st.messages import Fact, Happening, Member, Message, member_added, member_removed, status_changed
 
@@ -49,7 +49,7 @@ class Memory:
         self._claims: dict[tuple[str, str], int] = {}
         self._connections: dict[str, int] = {}
 
-    async def open(self, receive: Receive, happened: Happened, answer: Answer) -> None:
+    async def open(self, receive: Receive, happened: Happened, answer: Answer, recount: Recount) -> None:
         self._receive, self._happened, self._answer = receive, happened, answer
 
     def report(self, fact: Fact) -> None:

@@ -3,7 +3,8 @@
 A session stays on the worker where it began, its owner. The owner listens on a topic of the session's; another worker to
 which a request comes asks there, and nobody answers if the session is its own to begin. Sending is one question and its
 answer. For a request that waits, or streams, the owner holds an `Away` where it would hold the request itself, and says
-what to write on the topic of the asking worker; that one holds an `Afar` where it would hold the session.
+what to write on the topic of the asking worker; that one holds an `Afar` where it would hold the session. Each asks now and
+then whether the other worker is still there (`xhr.Fallbacks`): one that was killed says no more that it is gone.
 """
 
 from collections.abc import Callable
@@ -13,9 +14,19 @@ from typing import TYPE_CHECKING, Literal
 import msgspec
 
 from push1st.messages import Response
+from push1st.protocols.pusher_xhr import close_frame
 
 if TYPE_CHECKING:
+    from push1st.node import App
     from push1st.transports.xhr import Poll, Stream
+
+TYPE = b"text/plain; charset=utf-8"
+HEADERS = (
+    b"Access-Control-Allow-Origin: *\r\n"  # the wire has no cookies; origins are checked where the session begins
+    b"Cache-Control: no-store, no-transform\r\n"
+    b"X-Content-Type-Options: nosniff\r\n"  # browsers hold back what they first have to guess the type of
+    b"X-Accel-Buffering: no\r\n"
+)
 
 Word = Literal["write", "finish", "end", "lost", "slow", "leave"]
 Tell = Callable[["Said"], None]
@@ -56,34 +67,40 @@ def topic_of(key: str, origin: str | None, id: str) -> str:
 
 
 class Away:
-    """A poll or a stream of a session here, on another worker. tell: says something there."""
+    """A poll or a stream of a session here, on another worker. by: its topic. tell: says something there."""
 
-    __slots__ = ("_by", "_ended", "_number", "_tell")
+    __slots__ = ("_ended", "_number", "_tell", "app", "by")
 
-    def __init__(self, number: int, by: str, tell: Tell, ended: Callable[[], object]) -> None:
+    def __init__(self, app: "App", number: int, by: str, tell: Tell, ended: Callable[[], object]) -> None:
+        self.app = app
         self._number = number
-        self._by = by
+        self.by = by
         self._tell = tell
         self._ended = ended
 
     def finish(self, response: Response) -> None:
-        self._tell(Said("finish", self._number, self._by, b"", response))
+        self._tell(Said("finish", self._number, self.by, b"", response))
         self._ended()
 
     def write(self, data: bytes) -> None:
-        self._tell(Said("write", self._number, self._by, data))
+        self._tell(Said("write", self._number, self.by, data))
 
     def close(self) -> None:
-        self._tell(Said("end", self._number, self._by))
+        self._tell(Said("end", self._number, self.by))
         self._ended()
 
 
 class Afar:
-    """The session of another worker, as a poll or a stream here sees it. tell: says something to its owner."""
+    """The session of another worker, as a poll or a stream here sees it. tell: says something to its owner.
 
-    __slots__ = ("_by", "_ended", "_kept", "_number", "_over", "_tell", "poll", "streams")
+    owner: that worker's topic, once it has answered.
+    """
 
-    def __init__(self, number: int, by: str, tell: Tell, ended: Callable[[], object]) -> None:
+    __slots__ = ("_by", "_ended", "_kept", "_number", "_over", "_tell", "app", "owner", "poll", "streams")
+
+    def __init__(self, app: "App", number: int, by: str, tell: Tell, ended: Callable[[], object]) -> None:
+        self.app = app
+        self.owner = ""
         self._number = number
         self._by = by
         self._tell = tell
@@ -133,6 +150,19 @@ class Afar:
     def close(self, code: int, reason: str) -> None:
         """This worker stops."""
         self._say("leave")
+
+    def abandon(self) -> None:
+        """The owner is gone. The client is told to begin anew."""
+        if self._over:
+            return
+        self._say("lost")  # should the owner be there all the same
+        self._end()
+        frame = close_frame(4200, "The server of this session is gone, reconnect")
+        if self.streams is not None:
+            self.streams.write(frame)
+            self.streams.close()
+        elif self.poll is not None:
+            self.poll.finish(Response(200, frame, TYPE, HEADERS))
 
     def _say(self, word: Word) -> None:
         if not self._over:

@@ -16,14 +16,14 @@ import msgspec
 from push1st.eager import Rest, begin, spawn
 from push1st.errors import Refused
 from push1st.messages import Request, Response, Visitor
+from push1st.transports.afar import HEADERS as FALLBACK_HEADERS
+from push1st.transports.afar import TYPE as FALLBACK_TYPE
 from push1st.transports.afar import Afar
 from push1st.transports.answers import encoded, endless, error, ok
 from push1st.transports.caller import is_own_name, is_trusted, visitor_ip
 from push1st.transports.listener import Listener
 from push1st.transports.sweep import NEVER
 from push1st.transports.websocket import Handshake, WebSocketConnection, upgrade
-from push1st.transports.xhr import HEADERS as FALLBACK_HEADERS
-from push1st.transports.xhr import TYPE as FALLBACK_TYPE
 from push1st.transports.xhr import Found, Stream, Visit, XhrConnection
 
 MOST_HEAD = 16_384
@@ -456,7 +456,7 @@ class HttpConnection(asyncio.Protocol):
             self._hand_over(found, keep)
             if self._upgraded is not None:
                 self._let_go()
-        elif not isinstance(found, Stream):
+        else:
             found.lost(self)
 
     def _hand_over(self, found: Stream | XhrConnection | Afar, keep: bool) -> None:

@@ -17,6 +17,7 @@ worker where it began; requests that come to others are passed on (`afar.py`).
 
 import asyncio
 import re
+from collections import Counter
 from collections.abc import Coroutine
 from functools import partial
 from typing import TYPE_CHECKING, Any, Protocol, TypeAlias
@@ -30,7 +31,19 @@ from push1st.node import App, Listener
 from push1st.protocols.pusher_xhr import HEARTBEAT, LONGEST, OPEN_FRAME, close_frame, decode_messages, whole_frames
 from push1st.session import Session
 from push1st.transports.admission import AUTHORIZE_SECONDS, admit, check_version
-from push1st.transports.afar import Afar, Asked, Away, Said, decode_asked, decode_response, decode_said, encode, topic_of
+from push1st.transports.afar import (
+    HEADERS,
+    TYPE,
+    Afar,
+    Asked,
+    Away,
+    Said,
+    decode_asked,
+    decode_response,
+    decode_said,
+    encode,
+    topic_of,
+)
 from push1st.transports.sweep import NEVER
 
 if TYPE_CHECKING:  # it holds the fallbacks
@@ -49,14 +62,11 @@ FULL_SECONDS = 60
 CLOSE_SECONDS = 5
 MOST_APART = 10_000
 """sessions of a worker that wait for their next request: they cost the client no socket"""
+LOOK_SECONDS = 2
+MOST_MISSES = 3
+"""how often other workers are asked whether they are there, and how many times they may not answer"""
+INBOX = "#xhr-at-"
 
-TYPE = b"text/plain; charset=utf-8"
-HEADERS = (
-    b"Access-Control-Allow-Origin: *\r\n"  # the wire has no cookies; origins are checked where the session begins
-    b"Cache-Control: no-store, no-transform\r\n"
-    b"X-Content-Type-Options: nosniff\r\n"  # browsers hold back what they first have to guess the type of
-    b"X-Accel-Buffering: no\r\n"
-)
 _PREFLIGHT = (
     b"Access-Control-Allow-Origin: *\r\n"
     b"Access-Control-Allow-Methods: POST\r\n"
@@ -107,6 +117,9 @@ class Fallbacks:
         self._numbers = 0
         self._afar: dict[int, Afar] = {}
         self._away: dict[tuple[str, int], tuple[XhrConnection, Away]] = {}
+        self._misses: Counter[tuple[str, str]] = Counter()
+        self._looking = False
+        self.due_at = NEVER
         self.apart = 0
         bases = worker.config.server.bases("pusher")
         base = f"(?:{'|'.join(map(re.escape, bases))})" if bases else "(?!)"
@@ -159,10 +172,13 @@ class Fallbacks:
         inbox = await self._inbox(app)
         self._numbers += 1
         number = self._numbers
-        afar = self._afar[number] = Afar(number, inbox, partial(self._tell, app, topic), partial(self._afar.pop, number, None))
+        tell = partial(self._tell, app, topic)
+        afar = self._afar[number] = Afar(app, number, inbox, tell, partial(self._afar.pop, number, None))
         try:
             answers = await node.ask(app, topic, encode(Asked(visit.road, visit.body, number, inbox)))
-            if answers and not answers[0]:
+            if answers and answers[0].startswith(INBOX.encode()):
+                afar.owner = answers[0].decode()
+                self._look_later()
                 return Stream(afar, self._worker) if visit.road == "xhr_streaming" else afar.hold(poll)
         except Refused:
             self._afar.pop(number, None)
@@ -181,7 +197,7 @@ class Fallbacks:
     async def _inbox(self, app: App) -> str:
         """The topic on which this worker hears of requests that it passed on."""
         if not self._name:
-            self._name = f"#xhr-at-{self._worker.node.new_id()}"
+            self._name = INBOX + self._worker.node.new_id()
         if app.config.id not in self._inboxes:
             await self._worker.node.listen(app, self._name, Listener(lambda _: b"", self._hear_of_afar))
             self._inboxes.add(app.config.id)
@@ -198,7 +214,7 @@ class Fallbacks:
             afar.hear(said)
 
     def _answer(self, app: App, name: tuple[str, str | None, str], question: bytes) -> bytes:
-        """What becomes of a request at another worker, of a session here: its answer, or nothing while it waits."""
+        """What becomes of a request at another worker, of a session here: its answer, or while it waits where to find us."""
         asked = decode_asked(question)
         client = self._clients.get(name)
         if client is None or (asked.road == "xhr_send" and client.closing):
@@ -210,16 +226,17 @@ class Fallbacks:
                 return encode(Response(refused.code, refused.text.encode(), TYPE, HEADERS))
             return encode(Response(200, b"", TYPE, HEADERS))
         where = asked.to, asked.number
-        away = Away(asked.number, asked.to, partial(self._tell, app, asked.to), partial(self._away.pop, where, None))
+        away = Away(app, asked.number, asked.to, partial(self._tell, app, asked.to), partial(self._away.pop, where, None))
         self._away[where] = client, away
+        self._look_later()
         if asked.road == "xhr_streaming":
             client.stream(away)
-            return b""
+            return self._name.encode()
         found = client.poll(away)
         if isinstance(found, Response):
             del self._away[where]
             return encode(found)
-        return b""
+        return self._name.encode()
 
     def _hear_of_own(self, data: bytes) -> None:
         """What another worker says of a request to a session here."""
@@ -228,12 +245,57 @@ class Fallbacks:
         if client is None or away is None:
             return
         if said.word == "lost":
-            del self._away[said.by, said.number]
-            client.lost(away)
+            self._lose(said.by, said.number)
         elif said.word == "slow":
             client.too_slow(away)
         else:
             client.close(4200, "Server is stopping, reconnect")
+
+    def _lose(self, by: str, number: int) -> None:
+        """A request at another worker is gone."""
+        client, away = self._away.pop((by, number), (None, None))
+        if client is not None and away is not None:
+            client.lost(away)
+
+    # Whether other workers are there
+
+    def _look_later(self) -> None:
+        if self.due_at == NEVER:
+            self._worker.sweep.watch(self, self._worker.sweep.now + LOOK_SECONDS)
+
+    def due(self, now: float) -> float | None:
+        if not self._afar and not self._away:
+            self._misses.clear()
+            return None
+        if not self._looking:
+            spawn(self._look())
+        return now + LOOK_SECONDS
+
+    async def _look(self) -> None:
+        """Asks each worker that has a session of a request here, or a request of a session here, whether it is there."""
+        self._looking = True
+        try:
+            others = {(one.app.config.id, one.owner): one.app for one in self._afar.values() if one.owner}
+            others |= {(away.app.config.id, away.by): away.app for _, away in self._away.values()}
+            self._misses = Counter({one: count for one, count in self._misses.items() if one in others})
+            for (id, topic), app in others.items():
+                if await self._worker.node.ask(app, topic, b""):
+                    del self._misses[id, topic]
+                else:
+                    self._misses[id, topic] += 1
+                    if self._misses[id, topic] >= MOST_MISSES:
+                        self._abandon(app, topic)
+        except Refused:  # the broker is away: nobody knows
+            pass
+        finally:
+            self._looking = False
+
+    def _abandon(self, app: App, topic: str) -> None:
+        """Another worker is gone."""
+        for afar in [one for one in self._afar.values() if one.app is app and one.owner == topic]:
+            afar.abandon()
+        for where in [where for where, (_, away) in self._away.items() if away.app is app and away.by == topic]:
+            self._lose(*where)
 
     def _open(self, visit: Visit) -> "XhrConnection":
         worker = self._worker
@@ -614,6 +676,10 @@ class Stream(asyncio.Protocol):
 
     def resume_writing(self) -> None:
         pass
+
+    def lost(self, request: object) -> None:
+        """Its socket was gone before it began."""
+        self._client.lost(self)
 
     def leave(self, code: int, reason: str) -> None:
         self._client.close(code, reason)

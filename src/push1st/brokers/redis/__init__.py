@@ -17,7 +17,7 @@ from typing import Any
 import msgspec
 
 from push1st import logs
-from push1st.brokers import ASK_SECONDS, KEEP_SECONDS, Answer, Happened, Joined, Kept, Occupancy, Receive, keeps
+from push1st.brokers import ASK_SECONDS, KEEP_SECONDS, Answer, Happened, Joined, Kept, Occupancy, Receive, Recount, keeps
 from push1st.brokers.redis.servers import tags
 from push1st.brokers.redis.shard import Shard
 from push1st.brokers.redis.views import Views
@@ -85,10 +85,11 @@ class Redis:
 
     # Broker
 
-    async def open(self, receive: Receive, happened: Happened, answer: Answer) -> None:
+    async def open(self, receive: Receive, happened: Happened, answer: Answer, recount: Recount) -> None:
         self._receive, self._happened, self._answer = receive, happened, answer
         self._views.receive = receive
         for shard in self._shards:
+            shard.recount = recount
             shard.start()
         self._tick()
         for shard in self._shards:

@@ -32,6 +32,9 @@ class Room:
         self.seats: dict[str, Seat] = {}
 
 
+NOBODY = Member("")
+
+
 class Difference(NamedTuple):
     """Something the broker does not have as it is here. member: who is missing there; user_id: who is no more here."""
 
@@ -47,11 +50,14 @@ class Entries:
         self._rooms: dict[Key, Room] = {}
         self._users: dict[Key, set[str]] = {}
         self._connections: dict[str, int] = {}
+        self._joining: dict[Key, set[str]] = {}
+        """connections on channels of which the broker has not said yet whether they may be"""
 
     # Channels
 
     def join(self, key: Key, socket_id: str, member: Member | None) -> bool:
-        """Adds a subscription; says whether it is the first one of its channel."""
+        """Adds a subscription, to be followed by `joined` or `leave`; says whether it is the first one of its channel."""
+        self._joining.setdefault(key, set()).add(socket_id)
         room = self._rooms.get(key)
         first = room is None
         if room is None:
@@ -64,12 +70,23 @@ class Entries:
             seat.sockets.add(socket_id)
         return first
 
-    def leave(self, key: Key, socket_id: str, user_id: str | None) -> str | None:
-        """Takes a subscription off. The user that is on the channel no more, or ""; None when there was nothing to take off."""
+    def joined(self, key: Key, socket_id: str) -> bool:
+        """The broker has let a subscription be. Whether it had not before."""
+        joining = self._joining.get(key)
+        if joining is None or socket_id not in joining:
+            return False
+        joining.discard(socket_id)
+        if not joining:
+            del self._joining[key]
+        return True
+
+    def leave(self, key: Key, socket_id: str, user_id: str | None) -> Member | None:
+        """Takes a subscription off. Who is on the channel no more, or NOBODY; None when there was nothing to take off."""
+        self.joined(key, socket_id)
         room = self._rooms.get(key)
         if room is None:
             return None
-        gone = ""
+        gone = NOBODY
         if user_id is not None:
             seat = room.seats.get(user_id)
             if seat is None or socket_id not in seat.sockets:
@@ -77,7 +94,7 @@ class Entries:
             seat.sockets.discard(socket_id)
             if not seat.sockets:
                 del room.seats[user_id]
-                gone = user_id
+                gone = seat.member
         room.subscriptions -= 1
         if room.subscriptions <= 0:
             del self._rooms[key]
@@ -128,13 +145,18 @@ class Entries:
     # The broker's copy
 
     def differences(self, stored: dict[str, str]) -> Iterator[Difference]:
-        """stored: the fields of the broker's copy."""
+        """stored: the fields of the broker's copy.
+
+        Subscriptions that wait for the broker's say are neither here nor not here; what it says is about all of their channel.
+        """
         rest = dict(stored)
         for (app, channel), room in self._rooms.items():
-            if rest.pop(f"c/{app}/{channel}", "0") != str(room.subscriptions):
+            joining = self._joining.get((app, channel), set())
+            stored_too = rest.pop(f"c/{app}/{channel}", "0") == str(room.subscriptions)
+            if not stored_too and room.subscriptions > len(joining):
                 yield Difference("more", app, channel)
             for user_id, seat in room.seats.items():
-                if rest.pop(f"m/{app}/{channel}\n{user_id}", None) is None:
+                if rest.pop(f"m/{app}/{channel}\n{user_id}", None) is None and not seat.sockets <= joining:
                     yield Difference("more", app, channel, member=seat.member)
         for app, user_id in self._users:
             if rest.pop(f"u/{app}/{user_id}", None) is None:

@@ -1,4 +1,11 @@
-"""Reads the facts of a shard, on the one node that holds the lease to, and hands them on in order, at least once."""
+"""Reads the facts of a shard, on the one node that holds the lease to, and hands them on in order.
+
+Before facts are handed on the server says that the lease is still this node's, and if that was too long ago by the time it is
+heard (the process stood still) they are another's by now. The place is noted in the same turn of the loop in which they
+were handed on, so before anything of them is on its way to a backend: one that dies before has told nobody, and what it
+read is read again; one that dies behind it is not read again. Should the note get lost with the connection, the next
+reader of this node goes on where this one was.
+"""
 
 import asyncio
 from collections.abc import Callable
@@ -20,13 +27,17 @@ BLOCK_MS = 1000
 SILENT_SECONDS = 5
 """without an answer: then the connection is taken for dead, before others may take this node for it"""
 
+NOWHERE = b"0-0"
+"""the place before all facts"""
+
 log = logs.get("push1st.broker")
 
 
 class Reader:
-    """Reads until it is stopped or its connection, which is its own, is lost. happened: takes the facts.
+    """Reads until it is stopped, or has no lease any more, or its connection, which is its own, is lost.
 
-    read: the command that notes how far they were read, but for that.
+    read: the command that asks for the lease and notes how far facts were read, but for that. seconds: of the lease. place:
+    where the one before it on this node was. happened: takes the facts.
     """
 
     def __init__(
@@ -36,6 +47,8 @@ class Reader:
         node: str,
         stream: str,
         read: tuple[Argument, ...],
+        seconds: float,
+        place: bytes,
         happened: Callable[[Fact], None],
     ) -> None:
         self._address = address
@@ -43,6 +56,9 @@ class Reader:
         self._node = node
         self._stream = stream
         self._read = read
+        self._seconds = seconds
+        self.place = place
+        """the last fact that was handed on"""
         self._happened = happened
         self._task = asyncio.get_running_loop().create_task(self._run())
 
@@ -58,20 +74,38 @@ class Reader:
         link = None
         try:
             link = await connect(self._address, self._tag, f"push1st-facts-{self._node}", lambda _: None, lambda: None)
-            position = await _answer(link, "GET", f"{self._stream}:read") or b"0"
-            while True:
-                found = await _answer(link, "XREAD", "COUNT", FACTS, "BLOCK", BLOCK_MS, "STREAMS", self._stream, position)
-                if found:
-                    entries = found[self._stream.encode()]
-                    for _, fields in entries:
-                        self._hand_on(dict(zip(fields[::2], fields[1::2], strict=True)))
-                    position = entries[-1][0]
-                    await _answer(link, *self._read, position)
+            self.place = max(self.place, await _answer(link, "GET", f"{self._stream}:read") or NOWHERE, key=_order)
+            while await self._more(link):
+                pass
+            log.info("facts are read by another node")
         except (OSError, TimeoutError, Unusable, Lost, hiredis.ReplyError) as wrong:
             log.info("facts are not read any more", reason=str(wrong) or type(wrong).__name__)
+        except asyncio.CancelledError:
+            if link is not None:
+                link.close()  # behind the last note
+                link = None
+            raise
         finally:
             if link is not None:
                 link.abort()
+
+    async def _more(self, link: Link) -> bool:
+        """Reads some facts, if there are any; returns whether that is still this node's to do."""
+        found = await _answer(link, "XREAD", "COUNT", FACTS, "BLOCK", BLOCK_MS, "STREAMS", self._stream, self.place)
+        if not found:
+            return True
+        loop = asyncio.get_running_loop()
+        asked = loop.time()
+        if not await _answer(link, *self._read, self.place) or loop.time() >= asked + self._seconds:
+            return False
+        entries = found[self._stream.encode()]
+        for _, fields in entries:
+            self._hand_on(dict(zip(fields[::2], fields[1::2], strict=True)))
+        self.place = entries[-1][0]
+        noted = link.call(*self._read, self.place)
+        link.flush()  # not at the end of the turn: see the module
+        async with asyncio.timeout(SILENT_SECONDS):
+            return bool(await noted)
 
     def _hand_on(self, fields: dict[bytes, Any]) -> None:
         try:
@@ -84,6 +118,10 @@ async def _answer(link: Link, *command: Argument) -> Any:
     """Raises TimeoutError, Lost, ReplyError."""
     async with asyncio.timeout(SILENT_SECONDS):
         return await link.call(*command)
+
+
+def _order(place: bytes) -> tuple[int, ...]:
+    return tuple(map(int, place.split(b"-")))
 
 
 def _fact_of(fields: dict[bytes, bytes]) -> Fact:

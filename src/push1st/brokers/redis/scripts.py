@@ -4,6 +4,9 @@ All keys of a shard are in one hash slot, behind its base (`prefix:{number}`), w
 
     BASE:epoch        a random word; another one, or none: the server has lost its state
     BASE:recovering   there while nodes announce their entries again after that
+    BASE:gone         hash: who left meanwhile and is nowhere by now, in fields like those of a node → socket, id, received,
+                      whether hooks want facts, info; told when all nodes must have announced theirs
+    BASE:gone:order   list: those fields, in the order in which they left
     BASE:nodes        set: the nodes that may have entries
     BASE:lease:NODE   there while the node is alive: the server on which it was the last time
     BASE:n:NODE       hash: its entries: c/APP/CHANNEL → subscriptions, m/APP/CHANNEL\\nUSER, u/APP/USER, q/APP → connections
@@ -64,6 +67,25 @@ local function count(mine, app, channel, n)
   if total <= 0 then redis.call('HDEL', base .. ':i:' .. app, channel) end
   return total, n - old
 end
+-- Who leaves while nodes still announce theirs may be on one that has not yet: it is noted, and told by SETTLE unless it is
+-- somewhere again by then.
+local function note(field, socket, id, received, hooked, info)
+  local noted = table.concat({socket, id, received, hooked and '1' or '0', info}, '\\0')
+  if redis.call('HSET', base .. ':gone', field, noted) == 1 then redis.call('RPUSH', base .. ':gone:order', field) end
+end
+local function was_noted(field) return redis.call('HDEL', base .. ':gone', field) == 1 end
+local function tell_removed(app, channel, user, socket, id, received, hooked, info)
+  edge('-', app, channel, user, socket, id, received, 'null')
+  if hooked then fact('member-removed', app, channel, received, socket, user, info) end
+end
+local function tell_vacated(app, channel, socket, received) fact('vacated', app, channel, received, socket, '', 'null') end
+local function tell_offline(app, user, socket, id, received)
+  edge('off', app, '#watch-' .. user, user, socket, id, received, '')
+end
+local function vacate(app, channel, socket, id, received, quiet)
+  if quiet then note('c/' .. app .. '/' .. channel, socket, id, received, true, 'null')
+  else tell_vacated(app, channel, socket, received) end
+end
 local function drop_member(mine, app, channel, user, socket, id, received, hooked, quiet)
   local members = base .. ':m:' .. app .. '/' .. channel
   if redis.call('HDEL', mine, 'm/' .. app .. '/' .. channel .. '\\n' .. user) == 0 then return end
@@ -75,15 +97,15 @@ local function drop_member(mine, app, channel, user, socket, id, received, hooke
     return
   end
   redis.call('HDEL', members, user)
-  if quiet then return end
-  edge('-', app, channel, user, socket, id, received, 'null')
-  if hooked then fact('member-removed', app, channel, received, socket, user, info) end
+  if quiet then note('m/' .. app .. '/' .. channel .. '\\n' .. user, socket, id, received, hooked, info)
+  else tell_removed(app, channel, user, socket, id, received, hooked, info) end
 end
 local function drop_user(mine, app, user, socket, id, received, quiet)
   if redis.call('HDEL', mine, 'u/' .. app .. '/' .. user) == 0 then return end
   if redis.call('HINCRBY', base .. ':u:' .. app, user, -1) > 0 then return end
   redis.call('HDEL', base .. ':u:' .. app, user)
-  if not quiet then edge('off', app, '#watch-' .. user, user, socket, id, received, '') end
+  if quiet then note('u/' .. app .. '/' .. user, socket, id, received, false, '')
+  else tell_offline(app, user, socket, id, received) end
 end
 """
 
@@ -160,7 +182,9 @@ if ARGV[3] == '1' then
     reads = 1
   end
 end
-return {redis.call('GET', base .. ':epoch'), redis.call('PTTL', base .. ':recovering'), reads, dead, behind(ARGV[4])}
+local left = redis.call('PTTL', base .. ':recovering')
+local gone = left <= 0 and redis.call('EXISTS', base .. ':gone:order') or 0
+return {redis.call('GET', base .. ':epoch'), left, reads, dead, gone, behind(ARGV[4])}
 """
 )
 
@@ -173,7 +197,7 @@ local app, channel, n, user, info = ARGV[2], ARGV[3], tonumber(ARGV[4]), ARGV[5]
 local socket, id, received, hooked = ARGV[9], ARGV[10], ARGV[11], ARGV[12] == '1'
 if ARGV[13] == '1' and hooked and recovering() then hooked = false end
 local members = base .. ':m:' .. app .. '/' .. channel
-local added = false
+local added, told = false, false
 if user ~= '' then
   local entry = 'm/' .. app .. '/' .. channel .. '\\n' .. user
   if redis.call('HEXISTS', mine, entry) == 0 then
@@ -185,16 +209,18 @@ if user ~= '' then
       local most = tonumber(ARGV[7])
       if most > 0 and redis.call('HLEN', members) >= most then return 'FULL' end
       redis.call('HSET', members, user, '1:' .. info)
-      added = true
+      added, told = true, was_noted(entry)
     end
     redis.call('HSET', mine, entry, '')
   end
 end
 local total, change = count(mine, app, channel, n)
-if hooked and change > 0 and total == change then fact('occupied', app, channel, received, socket, '', 'null') end
+if change > 0 and total == change and not was_noted('c/' .. app .. '/' .. channel) and hooked then
+  fact('occupied', app, channel, received, socket, '', 'null')
+end
 if added then
   edge('+', app, channel, user, socket, id, received, info)
-  if hooked then fact('member-added', app, channel, received, socket, user, info) end
+  if hooked and not told then fact('member-added', app, channel, received, socket, user, info) end
 end
 local found, kept, left = false, false, 0
 if string.find(ARGV[8], 'm', 1, true) then found = redis.call('HGETALL', members) end
@@ -216,7 +242,7 @@ let()
 local quiet = recovering()
 if user ~= '' then drop_member(mine, app, channel, user, socket, id, received, hooked, quiet) end
 local total, change = count(mine, app, channel, n)
-if total <= 0 and change < 0 and hooked and not quiet then fact('vacated', app, channel, received, socket, '', 'null') end
+if total <= 0 and change < 0 and hooked then vacate(app, channel, socket, id, received, quiet) end
 return total
 """
 )
@@ -228,6 +254,7 @@ SIGN_IN = _script(
 local app, user = ARGV[2], ARGV[3]
 if redis.call('HSETNX', mine, 'u/' .. app .. '/' .. user, '') == 0 then return 0 end
 if redis.call('HINCRBY', base .. ':u:' .. app, user, 1) == 1 then
+  was_noted('u/' .. app .. '/' .. user)
   edge('on', app, '#watch-' .. user, user, ARGV[4], ARGV[5], ARGV[6], '')
 end
 return 1
@@ -278,65 +305,109 @@ return {redis.call('GET', ARGV[1]), redis.call('PTTL', ARGV[1])}
 """)
 
 BURY = _script("""
--- the dead node, received, whether hooks want facts (app names, separated by /), where to go on (a cursor), ids of edges
--- Returns where to go on, or false when all is done. It does not begin anew each time: what is removed leaves holes in the
--- hash, in which a look from the start finds nothing.
+-- the dead node, received, whether hooks want facts (app names, separated by /), where to go on, ids of edges
+-- Returns where to go on, or false when all is done, and the apps and channels of which others have subscriptions still.
+-- First all members go (m and a cursor), then all channels (c): a channel is vacated when its members were removed. It does
+-- not begin anew each time: what is removed leaves holes in the hash, in which a look from the start finds nothing.
 local node, received = ARGV[1], ARGV[2]
-if redis.call('EXISTS', base .. ':lease:' .. node) == 1 then return false end
+if redis.call('EXISTS', base .. ':lease:' .. node) == 1 then return {false, {}} end
 let()
 local mine = base .. ':n:' .. node
 local quiet = recovering()
 local next_id = 5
 local function id()
-  if next_id > #ARGV then return nil end
   next_id = next_id + 1
   return ARGV[next_id - 1]
 end
 local function hooked(app) return string.find(ARGV[3], '/' .. app .. '/', 1, true) ~= nil end
-local function bury_channel(app, channel)
-  local users = redis.call('HKEYS', base .. ':m:' .. app .. '/' .. channel)
-  for _, user in ipairs(users) do
-    if redis.call('HEXISTS', mine, 'm/' .. app .. '/' .. channel .. '\\n' .. user) == 1 then
-      local one = id()
-      if not one then return false end
-      drop_member(mine, app, channel, user, '', one, received, hooked(app), quiet)
-    end
-  end
-  local total, change = count(mine, app, channel, 0)
-  if total <= 0 and change < 0 and hooked(app) and not quiet then fact('vacated', app, channel, received, '', '', 'null') end
-  return true
-end
-local cursor, entries = unpack(redis.call('HSCAN', mine, ARGV[4], 'COUNT', #ARGV))
+local phase, at = string.sub(ARGV[4], 1, 1), string.sub(ARGV[4], 2)
+local fewer = {}
+local cursor, entries = unpack(redis.call('HSCAN', mine, at, 'COUNT', #ARGV - 4))
 for i = 1, #entries, 2 do
   local kind, app, rest = string.match(entries[i], '^(.)/([^/]*)/?(.*)$')
-  if kind == 'c' then
-    if not bury_channel(app, rest) then return ARGV[4] end
-  elseif kind == 'm' then
-    local channel = string.match(rest, '^[^\\n]*')
-    if not bury_channel(app, channel) then return ARGV[4] end
-    redis.call('HDEL', mine, entries[i])
-  elseif kind == 'u' then
-    local one = id()
-    if not one then return ARGV[4] end
-    drop_user(mine, app, rest, '', one, received, quiet)
-  else
+  if next_id > #ARGV then return {ARGV[4], fewer} end
+  if phase == 'c' and kind == 'c' then
+    local total, change = count(mine, app, rest, 0)
+    if total > 0 then
+      fewer[#fewer + 1] = app
+      fewer[#fewer + 1] = rest
+    elseif change < 0 and hooked(app) then
+      vacate(app, rest, '', id(), received, quiet)
+    end
+  elseif phase == 'm' and kind == 'm' then
+    local channel, user = string.match(rest, '^([^\\n]*)\\n(.*)$')
+    drop_member(mine, app, channel, user, '', id(), received, hooked(app), quiet)
+  elseif phase == 'm' and kind == 'u' then
+    drop_user(mine, app, rest, '', id(), received, quiet)
+  elseif phase == 'm' and kind == 'q' then
     local n = tonumber(entries[i + 1])
     redis.call('HDEL', mine, entries[i])
     if redis.call('HINCRBY', base .. ':q', app, -n) <= 0 then redis.call('HDEL', base .. ':q', app) end
   end
 end
-if redis.call('EXISTS', mine) == 1 then return cursor end
+if cursor ~= '0' then return {phase .. cursor, fewer} end
+if phase == 'm' then return {'c0', fewer} end
+if redis.call('EXISTS', mine) == 1 then return {'m0', fewer} end
 if redis.call('GET', base .. ':reader') == node then redis.call('DEL', base .. ':reader') end
 redis.call('SREM', base .. ':nodes', node)
-return false
+return {false, fewer}
 """)
 
-READ = _script("""
--- the last fact that was read
+NOTE = _script(
+    _ALIVE
+    + """
+-- node, what it has no more (m, c or u), app, channel, user, socket, id, received, whether hooks want facts, info
+-- Of who left when the server could not be told, and then lost its state.
 let()
-redis.call('SET', base .. ':facts:read', ARGV[1])
-redis.call('XTRIM', base .. ':facts', 'MINID', ARGV[1])
+local kind, app, channel, user = ARGV[2], ARGV[3], ARGV[4], ARGV[5]
+local field, there
+if kind == 'm' then
+  field = 'm/' .. app .. '/' .. channel .. '\\n' .. user
+  there = redis.call('HEXISTS', base .. ':m:' .. app .. '/' .. channel, user)
+elseif kind == 'c' then
+  field, there = 'c/' .. app .. '/' .. channel, redis.call('HEXISTS', base .. ':i:' .. app, channel)
+else
+  field, there = 'u/' .. app .. '/' .. user, redis.call('HEXISTS', base .. ':u:' .. app, user)
+end
+if there == 0 then note(field, ARGV[6], ARGV[7], ARGV[8], ARGV[9] == '1', ARGV[10]) end
+return 1
+"""
+)
+
+SETTLE = _script("""
+-- how many at most; returns whether there may be more
+let()
+if recovering() then return 0 end
+for i = 1, tonumber(ARGV[1]) do
+  local field = redis.call('LPOP', base .. ':gone:order')
+  if not field then return 0 end
+  local noted = redis.call('HGET', base .. ':gone', field)
+  if noted then
+    redis.call('HDEL', base .. ':gone', field)
+    local socket, id, received, hooked, info = string.match(noted, '^(%Z*)%z(%Z*)%z(%Z*)%z(%Z*)%z(.*)$')
+    local kind, app, rest = string.match(field, '^(.)/([^/]*)/(.*)$')
+    if kind == 'm' then
+      local channel, user = string.match(rest, '^([^\\n]*)\\n(.*)$')
+      tell_removed(app, channel, user, socket, id, received, hooked == '1', info)
+    elseif kind == 'c' then
+      tell_vacated(app, rest, socket, received)
+    else
+      tell_offline(app, rest, socket, id, received)
+    end
+  end
+end
 return 1
 """)
 
-SCRIPTS = (ENTER, BEAT, JOIN, LEAVE, SIGN_IN, SIGN_OUT, CONNECT, KEEP, LAST, BURY, READ)
+READ = _script("""
+-- node, milliseconds of the lease, the last fact that was handed on
+-- Returns whether this is still the node that reads them; its lease begins anew.
+if redis.call('GET', base .. ':reader') ~= ARGV[1] then return 0 end
+let()
+redis.call('PEXPIRE', base .. ':reader', ARGV[2])
+redis.call('SET', base .. ':facts:read', ARGV[3])
+redis.call('XTRIM', base .. ':facts', 'MINID', ARGV[3])
+return 1
+""")
+
+SCRIPTS = (ENTER, BEAT, JOIN, LEAVE, SIGN_IN, SIGN_OUT, CONNECT, KEEP, LAST, BURY, NOTE, SETTLE, READ)

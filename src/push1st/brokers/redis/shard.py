@@ -13,14 +13,14 @@ import random
 from collections import deque
 from collections.abc import Awaitable, Callable, Collection
 from functools import partial
-from typing import Any
+from typing import Any, Literal
 
 import hiredis
 
 from push1st import logs
-from push1st.brokers import Joined, Kept
-from push1st.brokers.redis.entries import Difference, Entries, Key
-from push1st.brokers.redis.facts import Reader
+from push1st.brokers import Joined, Kept, Recount
+from push1st.brokers.redis.entries import NOBODY, Difference, Entries, Key
+from push1st.brokers.redis.facts import NOWHERE, Reader
 from push1st.brokers.redis.link import Argument, Link, Lost, pack
 from push1st.brokers.redis.publishing import CONFIRM_SECONDS, Batch, Publishing
 from push1st.brokers.redis.questions import Questions
@@ -34,7 +34,9 @@ from push1st.brokers.redis.scripts import (
     LAST,
     LEAVE,
     MOST_FACTS,
+    NOTE,
     READ,
+    SETTLE,
     SIGN_IN,
     SIGN_OUT,
     Script,
@@ -60,7 +62,7 @@ LEASE_SECONDS = 10.0
 BEAT_SECONDS = 3.0
 """between two signs of life, and two looks for nodes that give none"""
 RECOVERY_SECONDS = 10.0
-"""for all nodes to announce their entries again after the broker lost them; until then nobody is told that somebody left"""
+"""for all nodes to announce their entries again after the broker lost them; who leaves meanwhile is told to have left then"""
 PATIENCE_SECONDS = 5
 """for the broker to come back, before what clients wait for is refused"""
 SILENT_SECONDS = 5
@@ -70,7 +72,9 @@ BACKOFF_SECONDS = 2
 MOST_QUEUED_EVER = 64 << 20
 """bytes a slow broker may be behind before the connection is taken for dead: what leaves clients is not refused"""
 BURIED = 500
-"""entries of a dead node that are removed in one step"""
+"""entries of a dead node that are removed in one step, or told that were removed without a word"""
+FIRST = b"m0"
+"""where removing begins (`scripts.BURY`)"""
 MOST_UNREPORTED = 10_000
 """facts that wait for the broker to come back; then the oldest are lost"""
 TOPICS = 500
@@ -82,6 +86,8 @@ MOVING = ("ASK", "TRYAGAIN")
 MOVING_SECONDS = 0.1
 """between two attempts meanwhile"""
 AWAY_FOR_LONG = "the broker is away, try again"
+Gone = tuple[Literal["m", "c", "u"], str, str, str]
+"""a member, channel or user that is here no more: app, channel, user"""
 
 log = logs.get("push1st.broker")
 
@@ -137,12 +143,17 @@ class Shard:
         self._topics = {self.inbox}
         self._entries = Entries()
         self._epoch = ""
+        self._untold: dict[Gone, tuple[str, bytes]] = {}
+        """who left and the broker may not have heard of it, with socket and info; it matters only if that has lost its state"""
+        self._state_lost = False
+        """whether it has, since this node was last in it"""
         self._unsure = False
         """whether something was not done that has to be"""
         self._closing = False
         self._recovered_at: float | None = None
         """when views are to be compared with the roster, on the loop's clock"""
         self._beat_at = 0.0
+        self.recount: Recount = lambda *_: None
         self.numbered: Callable[[int], None] | None = None
         """called with this node's number; where it is set, this shard gives one"""
         self._number = random.randrange(1024)  # noqa: S311 - the first one to ask for
@@ -215,9 +226,9 @@ class Shard:
         try:
             async with asyncio.timeout(CONFIRM_SECONDS):
                 await link.call("DEL", self._key("lease", self._node))
-                cursor = b"0"
-                while cursor is not None:
-                    cursor = await link.call(*self._bury(self._node, cursor))
+                at = FIRST
+                while at is not None:
+                    at, _ = await link.call(*self._bury(self._node, at))
         except (TimeoutError, Lost, hiredis.ReplyError) as wrong:
             log.info("this node's entries go with its lease", reason=str(wrong))
         link.close()
@@ -233,6 +244,9 @@ class Shard:
         if self.numbered:
             self._number = number
             self.numbered(number)
+        if self._epoch not in ("", epoch.decode()):
+            self._state_lost = True
+            await self._stop_reading()  # the places of its facts begin anew
         self._epoch = epoch.decode()
         topics = sorted(self._topics)
         for at in range(0, len(topics), TOPICS):
@@ -246,6 +260,7 @@ class Shard:
             link.topics(self._unsubscribe, [topic.encode()]).add_done_callback(_ignore)
         for difference in self._entries.differences(stored):
             self._mend(difference)
+        self._tell_untold()
         while self._unreported:
             self.report(self._unreported.popleft())
         now = self._loop.time()
@@ -283,8 +298,21 @@ class Shard:
             for difference in self._entries.differences(stored):
                 self._mend(difference)
 
+    def _tell_untold(self) -> None:
+        """A broker that still knows who is here was told who left, as a difference; one that lost its state hears of it so."""
+        untold, self._untold = self._untold, {}
+        if self._state_lost:
+            self._state_lost = False
+            for what in ("m", "c", "u"):
+                for (kind, app, channel, user_id), (socket_id, info) in untold.items():
+                    if kind == what:
+                        hooked = self._wants_facts(app)
+                        self._tell(NOTE, kind, app, channel, user_id, socket_id, *self._stamp(), hooked, info)
+
     def _mend(self, of: Difference) -> None:
         """Makes the broker's copy of an entry what it is here."""
+        if of.what in ("more", "less"):
+            self.recount(of.app, of.channel)
         match of.what:
             case "more":
                 self._tell(JOIN, *self._joining((of.app, of.channel), of.member, 0, "", announced=True))
@@ -349,7 +377,7 @@ class Shard:
         if isinstance(reply, Exception):
             self._told(reply)
             return
-        epoch, recovering, reads, dead, behind = reply
+        epoch, recovering, reads, dead, gone, behind = reply
         if (epoch or b"").decode() != self._epoch:
             self._again("the broker has lost its state")
             return
@@ -361,12 +389,16 @@ class Shard:
             self._unsure = False
             spawn(self._mend_all(self.link))
         if reads and (self._reader is None or self._reader.ended):
-            self._reader = Reader(self.address, self._tag, self._node, self._key("facts"), self._evalsha(READ), self._happened)
+            place = NOWHERE if self._reader is None else self._reader.place
+            read = *self._evalsha(READ), self._node, _ms(LEASE_SECONDS)
+            facts = self._key("facts")
+            self._reader = Reader(self.address, self._tag, self._node, facts, read, LEASE_SECONDS, place, self._happened)
         elif not reads and self._reader is not None:
             self._loop.create_task(self._stop_reading())
         for node in dead:
             log.warning("a node is gone", node=node.decode())
-            self._remove(node.decode(), b"0")
+            self._remove(node.decode(), (FIRST, ()))
+        self._settle(gone)
 
     async def _stop_reading(self) -> None:
         reader, self._reader = self._reader, None
@@ -377,13 +409,24 @@ class Shard:
         """Removes the entries of a node that is gone, some in each step."""
         if isinstance(reply, Exception):
             self._told(reply)
-        elif reply is not None and self.link is not None:
-            self.link.send(pack(self._bury(node, reply)), lambda reply: self._remove(node, reply))
+            return
+        at, fewer = reply
+        for app, channel in zip(fewer[::2], fewer[1::2], strict=True):
+            self.recount(app.decode(), channel.decode())
+        if at is not None and self.link is not None:
+            self.link.send(pack(self._bury(node, at)), lambda reply: self._remove(node, reply))
 
-    def _bury(self, node: str, cursor: bytes) -> tuple[Argument, ...]:
+    def _bury(self, node: str, at: bytes) -> tuple[Argument, ...]:
         hooked = "/".join(("", *self._hooked(), ""))
         ids = [self._stamp()[0] for _ in range(BURIED)]
-        return (*self._evalsha(BURY), node, self._stamp()[1], hooked, cursor, *ids)
+        return (*self._evalsha(BURY), node, self._stamp()[1], hooked, at, *ids)
+
+    def _settle(self, reply: Any) -> None:
+        """Has told who left while nodes announced their entries again, some in each step."""
+        if isinstance(reply, Exception):
+            self._told(reply)
+        elif reply and self.link is not None:
+            self._send(self.link, SETTLE, self._settle, BURIED)
 
     # Commands
 
@@ -403,6 +446,19 @@ class Shard:
         """A change nobody waits for. While the broker is away it is not told: entering tells what is different."""
         if self.link is not None:
             self._send(self.link, script, self._told, self._node, *args)
+
+    def _tell_gone(self, gone: dict[Gone, tuple[str, bytes]], script: Script, *args: Argument) -> None:
+        """Tells that somebody left; kept as long as the broker may not have heard of it."""
+
+        def told(reply: Any) -> None:
+            if isinstance(reply, Lost) or (isinstance(reply, hiredis.ReplyError) and str(reply).startswith(FAULTS)):
+                self._untold |= gone
+            self._told(reply)
+
+        if self.link is None:
+            self._untold |= gone
+        else:
+            self._send(self.link, script, told, self._node, *args)
 
     def _told(self, reply: Any) -> None:
         if isinstance(reply, hiredis.ReplyError):
@@ -520,6 +576,7 @@ class Shard:
             )
             if reply == b"FULL":
                 raise LimitReached(403, f"{channel} has {most} members, which is this app's limit")
+            self._entries.joined(key, socket_id)
         except BaseException:
             self.leave(app, channel, socket_id, None if member is None else member.user_id)
             raise
@@ -551,12 +608,19 @@ class Shard:
 
     def leave(self, app: str, channel: str, socket_id: str, user_id: str | None) -> None:
         key = app, channel
+        waited = self._entries.joined(key, socket_id)
         gone = self._entries.leave(key, socket_id, user_id)
-        if gone is not None:
-            self._publishing.send(key)
-            if not self._entries.subscriptions(key):
-                self._views.end(key)
-            self._tell(LEAVE, *self._leaving(key, gone, socket_id))
+        if gone is None:
+            return
+        self._publishing.send(key)
+        untold: dict[Gone, tuple[str, bytes]] = {}
+        if gone is not NOBODY and not waited:
+            untold["m", app, channel, gone.user_id] = socket_id, gone.info
+        if not self._entries.subscriptions(key):
+            self._views.end(key)
+            if app in self._hooked() and not waited:
+                untold["c", app, channel, ""] = socket_id, b"null"
+        self._tell_gone(untold, LEAVE, *self._leaving(key, gone.user_id, socket_id))
 
     def _leaving(self, key: Key, user_id: str, socket_id: str) -> tuple[Argument, ...]:
         return *key, self._entries.subscriptions(key), user_id, socket_id, *self._stamp(), self._wants_facts(key[0])
@@ -605,7 +669,7 @@ class Shard:
 
     def sign_out(self, app: str, user_id: str, socket_id: str) -> None:
         if self._entries.sign_out((app, user_id), socket_id):
-            self._tell(SIGN_OUT, app, user_id, socket_id, *self._stamp())
+            self._tell_gone({("u", app, "", user_id): (socket_id, b"")}, SIGN_OUT, app, user_id, socket_id, *self._stamp())
 
     async def online(self, app: str, user_ids: list[str]) -> dict[str, bool]:
         """Whether users are online; those whose topics are subscribed to here are followed from here on."""
@@ -619,21 +683,26 @@ class Shard:
     # Connections of apps
 
     async def connect(self, app: str, most: int) -> bool:
-        """Counts a connection, unless the app has as many as it may."""
-        self._entries.connect(app)
-        if self.link is not None:
+        """Counts a connection, unless the app has as many as it may. With the broker away for long it is let be."""
+
+        async def ask(link: Link) -> bool:
+            self._entries.connect(app)
             try:
-                count = self._entries.connections(app)
-                admitted = await self.link.call(*self._evalsha(CONNECT), self._node, app, count, most)
-            except Lost:
-                return True
-            except hiredis.ReplyError as wrong:
-                self._again(wrong)
-                return True
-            if not admitted:
-                self.disconnect(app)
-                return False
-        return True  # if the broker is away: when it is back it is told
+                reply = await link.call(*self._evalsha(CONNECT), self._node, app, self._entries.connections(app), most)
+            except BaseException:
+                self._entries.disconnect(app)  # not here as long as nobody has agreed: entering must not tell of it
+                raise
+            return bool(reply)
+
+        try:
+            admitted: bool = await self._until_done(ask)
+        except Refused:
+            self._entries.connect(app)
+            self._unsure = True
+            return True
+        if not admitted:
+            self.disconnect(app)
+        return admitted
 
     def disconnect(self, app: str) -> None:
         self._entries.disconnect(app)

@@ -3,7 +3,7 @@
 from hypothesis import given
 from hypothesis import strategies as st
 
-from push1st.brokers.redis.entries import Difference, Entries
+from push1st.brokers.redis.entries import NOBODY, Difference, Entries
 from push1st.messages import Member
 
 ROOM = ("app", "presence-c")
@@ -20,9 +20,9 @@ def test_a_user_is_gone_with_its_last_connection():
     entries = Entries()
     for socket in ("1.1", "1.2"):
         entries.join(ROOM, socket, A)
-    assert entries.leave(ROOM, "1.1", "a") == ""
+    assert entries.leave(ROOM, "1.1", "a") is NOBODY
     assert entries.has(ROOM, "a")
-    assert entries.leave(ROOM, "1.2", "a") == "a"
+    assert entries.leave(ROOM, "1.2", "a") == A
     assert not entries.has(ROOM, "a")
     assert entries.subscriptions(ROOM) == 0
 
@@ -64,6 +64,8 @@ def filled() -> Entries:
     entries.join(ROOM, "1.1", A)
     entries.join(ROOM, "1.2", B)
     entries.join(("app", "x/y"), "1.1", None)
+    for key, socket in ((ROOM, "1.1"), (ROOM, "1.2"), (("app", "x/y"), "1.1")):
+        entries.joined(key, socket)
     entries.sign_in(("app", "u/v"), "1.1")
     entries.connect("app")
     return entries
@@ -102,6 +104,27 @@ def test_what_the_copy_has_too_much_is_taken_off():
         Difference("less", "app", "x/y"),
         Difference("signed out", "app", user_id="u/v"),
         Difference("connections", "app"),
+    }
+
+
+def test_what_the_broker_has_not_agreed_to_is_no_difference_whether_it_has_it_or_not():
+    entries = Entries()
+    entries.join(ROOM, "1.1", A)
+    assert list(entries.differences({})) == []
+    assert list(entries.differences({"c/app/presence-c": "1", "m/app/presence-c\na": ""})) == []
+    assert entries.joined(ROOM, "1.1")
+    assert not entries.joined(ROOM, "1.1")
+    assert set(entries.differences({})) == {Difference("more", *ROOM), Difference("more", *ROOM, member=A)}
+
+
+def test_who_waits_for_the_brokers_say_hides_nobody_else():
+    entries = filled()
+    entries.join(ROOM, "1.3", A)
+    entries.join(ROOM, "1.4", Member("d"))
+    assert {one for one in entries.differences({}) if one.channel == ROOM[1]} == {
+        Difference("more", *ROOM),
+        Difference("more", *ROOM, member=A),
+        Difference("more", *ROOM, member=B),
     }
 
 

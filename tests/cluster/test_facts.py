@@ -1,0 +1,98 @@
+"""What happened is handed to hooks once and in order, whatever becomes of the node that reads it, or of its connection."""
+
+import re
+from contextlib import ExitStack
+
+from push1st.messages import Fact
+from tests.clients.process import APP, ServerProcess, merged, wait_until
+from tests.clients.receiver import receiving
+from tests.cluster.machine import by_worker, connect_to, kill, machine, workers
+from tests.cluster.places import Place, until
+from tests.cluster.test_faults import nodes, on
+from tests.cluster.test_machines import GONE_SECONDS
+from tests.valkey import Valkey
+
+
+def reading(*places: Place) -> Place:
+    """The node that was handed facts."""
+    (found,) = [place for place in places if place.facts]
+    return found
+
+
+def channels(*places: Place) -> list[str]:
+    return [fact.channel for place in places for fact in place.facts]
+
+
+def cut(valkey: Valkey, place: Place) -> None:
+    """Ends the connection on which a node reads facts."""
+    (id,) = re.findall(rf"id=(\d+) [^\n]*name=push1st-facts-{place.name} ".encode(), valkey.ask("CLIENT", "LIST"))
+    valkey.ask("CLIENT", "KILL", "ID", id.decode())
+
+
+async def test_a_reader_whose_connection_ends_before_its_place_is_noted_hands_nothing_on_twice() -> None:
+    async with nodes() as (valkey, one, two):
+        await on(one, "c")
+        await until(lambda: one.facts or two.facts)
+        reader = reading(one, two)
+
+        def happened(fact: Fact) -> None:
+            reader.facts.append(fact)
+            cut(valkey, reader)
+
+        reader.broker._happened = happened
+        await on(one, "d")
+        await until(lambda: channels(reader) == ["c", "d"])
+        reader.broker._happened = reader.facts.append
+        await on(one, "e")
+        await until(lambda: channels(one, two)[-1:] == ["e"])
+        assert channels(one, two) == ["c", "d", "e"]
+
+
+async def test_a_reader_whose_lease_is_another_nodes_hands_nothing_on() -> None:
+    async with nodes() as (valkey, one, two):
+        await on(one, "c")
+        await until(lambda: one.facts or two.facts)
+        reader, other = (one, two) if one.facts else (two, one)
+        reader.shards[0]._beat_at = float("inf")  # it does not notice, but by reading
+        valkey.ask("SET", f"{one.shards[0].base}:reader", other.name)
+        for name in "defg":
+            await on(reader, name)
+        await until(lambda: channels(other) == ["d", "e", "f", "g"])
+        assert channels(reader) == ["c"]
+
+
+async def test_facts_of_a_broker_that_lost_its_state_are_read_from_their_beginning() -> None:
+    async with nodes() as (valkey, one, two):
+        await on(one, "c")
+        await until(lambda: one.facts or two.facts)
+        base = one.shards[0].base
+        valkey.ask("XADD", f"{base}:facts", "99999999999999-0", "fact", "not one")  # as by a clock that went back since
+        await until(lambda: valkey.ask("GET", f"{base}:facts:read").endswith(b"99999999999999-0\r\n"))
+        valkey.ask("FLUSHALL")
+        await on(two, "d")
+        await until(lambda: "d" in channels(one, two))
+
+
+def sent(server: ServerProcess) -> dict[int, float]:
+    return by_worker(server, "push1st_hook_attempts_total")
+
+
+def test_a_worker_that_is_killed_while_it_reads_facts_has_none_of_them_told_twice_or_in_another_order() -> None:
+    with receiving() as receiver, ExitStack() as stack:
+        hooks = {"webhooks": [{"url": receiver.url, "events": ["channel_occupied"], "concurrency": 1}]}
+        server = stack.enter_context(machine(config={"server": {"drain": 0}}, apps={"app-test": merged(APP, hooks)}))
+        first = connect_to(server, 0, stack)
+        first.subscribe("c0")
+        wait_until(lambda: receiver.events, "the first event")
+        wait_until(lambda: any(sent(server).values()), "it is counted")
+        (reader,) = [number for number, count in sent(server).items() if count]
+        client = connect_to(server, 1 - reader, stack)
+        there = workers(server)
+        for number in range(1, 61):
+            client.subscribe(f"c{number}")
+            if number == 30:
+                kill(there[reader])
+        wait_until(lambda: receiver.events[-1]["channel"] == "c60", "the last event", GONE_SECONDS + 10)
+        told = [int(event["channel"][1:]) for event in receiver.events]
+        assert told == sorted(set(told)), "twice, or in another order"
+        assert set(range(31, 61)) <= set(told), "more is lost than the dead one had"

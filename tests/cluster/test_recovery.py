@@ -1,0 +1,257 @@
+"""Who leaves, and who comes, when nobody can be told at once: the broker is away, or has lost its state."""
+
+import asyncio
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+
+import pytest
+
+from push1st.brokers.redis import shard
+from push1st.errors import LimitReached
+from push1st.messages import SignedIn, SubscriptionRefused
+from tests.cluster.places import Place, until
+from tests.cluster.test_faults import ROOM, nodes, on
+from tests.valkey import Valkey
+
+
+def facts(*places: Place) -> list[tuple[str, str, str | None]]:
+    """What hooks were told, on whichever node; without client events."""
+    return [(fact.kind, fact.channel, fact.user_id) for place in places for fact in place.facts]
+
+
+@asynccontextmanager
+async def emptied(valkey: Valkey, *places: Place) -> AsyncIterator[None]:
+    """In it the broker has lost its state, and all nodes have announced theirs; behind it nobody waits for others."""
+    told = len(facts(*places))
+    valkey.ask("FLUSHALL")
+    await until(lambda: all(place.connected and recovering(valkey, place) for place in places))
+    yield
+    await until(lambda: not any(recovering(valkey, place) for place in places))
+    await until(lambda: all(place.shards[0]._recovered_at is None for place in places))
+    gone = f"{places[0].shards[0].base}:gone"
+    await until(lambda: valkey.ask("EXISTS", gone, f"{gone}:order") == b":0\r\n")
+    for place in places:
+        await place.broker.settled()
+    assert len(facts(*places)) >= told
+
+
+def recovering(valkey: Valkey, place: Place) -> bool:
+    epoch = place.shards[0]._epoch.encode()
+    base = place.shards[0].base
+    return valkey.ask("EXISTS", f"{base}:recovering") == b":1\r\n" and epoch in valkey.ask("GET", f"{base}:epoch")
+
+
+async def test_who_leaves_while_nodes_announce_themselves_again_is_told_to_have_left_once() -> None:
+    async with nodes() as (valkey, one, two):
+        staying, leaving = await on(one, ROOM, "a"), await on(two, ROOM, "b")
+        watching, offline = one.client(), two.client()
+        offline.sign_in("b")
+        await until(lambda: offline.has(SignedIn))
+        watching.sign_in("w", "b")
+        await until(lambda: watching.online == {"b"})
+        await until(lambda: len(facts(one, two)) == 3)
+        async with emptied(valkey, one, two):
+            leaving.lose()
+            offline.lose()
+        await until(lambda: staying.members[ROOM] == {"a"} and watching.online == set())
+        await until(lambda: facts(one, two)[3:] == [("member-removed", ROOM, "b")])
+        await on(one, "last")
+        await until(lambda: facts(one, two)[4:] == [("occupied", "last", None)])
+
+
+async def test_a_channel_left_while_nodes_announce_themselves_again_is_told_to_be_empty_behind_its_members() -> None:
+    async with nodes() as (valkey, one, two):
+        leaving = [await on(one, ROOM, "a"), await on(two, ROOM, "b"), await on(two, "c")]
+        await until(lambda: len(facts(one, two)) == 4)
+        async with emptied(valkey, one, two):
+            for client in leaving:
+                client.lose()
+        await until(lambda: len(facts(one, two)) == 8)
+        told = facts(one, two)[4:]
+        assert {("member-removed", ROOM, "a"), ("member-removed", ROOM, "b")} == set(
+            told[: told.index(("vacated", ROOM, None))]
+        ) - {("vacated", "c", None)}
+        assert ("vacated", "c", None) in told
+
+
+async def test_who_comes_back_meanwhile_was_never_away() -> None:
+    async with nodes() as (valkey, one, two):
+        staying, leaving = await on(one, ROOM, "a"), await on(two, ROOM, "b")
+        gone = await on(two, "c")
+        await until(lambda: len(facts(one, two)) == 4)
+        async with emptied(valkey, one, two):
+            leaving.lose()
+            gone.lose()
+            await on(one, ROOM, "b")
+            await on(one, "c")
+        await on(one, "last")
+        await until(lambda: ("occupied", "last", None) in facts(one, two))
+        assert len(facts(one, two)) == 5
+        assert staying.members[ROOM] == {"a", "b"}
+
+
+async def test_who_is_still_there_by_another_node_has_not_left() -> None:
+    async with nodes() as (valkey, one, two):
+        staying, leaving = await on(one, ROOM, "a"), await on(two, ROOM, "b")
+        await on(one, ROOM, "b")
+        await until(lambda: len(facts(one, two)) == 3)
+        one.shards[0]._beat_at = float("inf")  # it has not noticed yet
+        valkey.ask("FLUSHALL")
+        await until(lambda: two.connected and recovering(valkey, two))
+        leaving.lose()
+        await two.broker.settled()
+        one.shards[0].beat()
+        async with emptied_again(valkey, one, two):
+            pass
+        await on(two, "last")
+        await until(lambda: facts(one, two)[3:] == [("occupied", "last", None)])
+        assert staying.members[ROOM] == {"a", "b"}
+
+
+@asynccontextmanager
+async def emptied_again(valkey: Valkey, one: Place, two: Place) -> AsyncIterator[None]:
+    await until(lambda: recovering(valkey, one))
+    yield
+    await until(lambda: not recovering(valkey, one) and not recovering(valkey, two))
+    await until(lambda: one.shards[0]._recovered_at is None and two.shards[0]._recovered_at is None)
+
+
+async def test_who_left_before_the_broker_came_back_empty_is_told_to_have_left_once() -> None:
+    async with nodes() as (valkey, one, two):
+        staying, leaving = await on(one, ROOM, "a"), await on(two, ROOM, "b")
+        gone = await on(two, "c")
+        await until(lambda: len(facts(one, two)) == 4)
+        valkey.kill()
+        await until(lambda: not one.connected and not two.connected)
+        leaving.lose()
+        gone.lose()
+        valkey.start()
+        await until(lambda: staying.members[ROOM] == {"a"})
+        await until(lambda: len(facts(one, two)) == 6)
+        await on(one, "last")
+        await until(lambda: ("occupied", "last", None) in facts(one, two))
+        assert facts(one, two)[4:] == [("member-removed", ROOM, "b"), ("vacated", "c", None), ("occupied", "last", None)]
+
+
+async def test_who_leaves_before_anybody_noticed_that_the_broker_lost_its_state_is_told_to_have_left_once() -> None:
+    async with nodes() as (valkey, one, two):
+        staying, leaving = await on(one, ROOM, "a"), await on(two, ROOM, "b")
+        await until(lambda: len(facts(one, two)) == 3)
+        valkey.ask("FLUSHALL")
+        leaving.lose()
+        await until(lambda: staying.members[ROOM] == {"a"})
+        await until(lambda: facts(one, two)[3:] == [("member-removed", ROOM, "b")])
+
+
+# Limits
+
+
+@asynccontextmanager
+async def away(valkey: Valkey, place: Place) -> AsyncIterator[None]:
+    """In it a node has no connection to the broker, which keeps what it has."""
+    valkey.pause()
+    place.drop()
+    assert not place.connected
+    yield
+    await asyncio.sleep(0.05)
+    valkey.go_on()
+
+
+async def test_who_joins_while_the_broker_is_away_is_refused_by_a_channel_that_is_full() -> None:
+    async with nodes(members=1) as (valkey, one, two):
+        await on(two, ROOM, "a")
+        await on(one, ROOM, "a")  # so that its node has the topic, and only the roster is waited for
+        async with away(valkey, one):
+            refused, again = one.client(), one.client()
+            refused.join(ROOM, "b")
+            again.join(ROOM, "a")
+        await until(lambda: refused.has(SubscriptionRefused) and ROOM in again.on)
+        assert [reply.kind for reply in refused.replies if isinstance(reply, SubscriptionRefused)] == [LimitReached.__name__]
+        assert [user.user_id for user in await two.node.members(two.app, ROOM)] == ["a"]
+        found = await two.node.channel(two.app, ROOM)
+        assert found is not None
+        assert (found.subscriptions, found.users) == (3, 1)
+        assert [fact for fact in facts(one, two) if fact[0].startswith("member-")] == [("member-added", ROOM, "a")]
+
+
+async def test_who_connects_while_the_broker_is_away_is_refused_by_an_app_that_is_full() -> None:
+    async with nodes(connections=2) as (valkey, one, two):
+        first = two.client()
+        await until(lambda: first.entered)
+        async with away(valkey, one):
+            clients = [one.client() for _ in range(3)]
+            assert not any(client.entered for client in clients)
+        await until(lambda: sum(client.session.closed for client in clients) == 2)
+        assert [client.closes for client in clients if client.session.closed] == [[4004], [4004]]
+        await until(lambda: [client.entered for client in clients] == [not client.session.closed for client in clients])
+
+
+async def test_who_connects_while_the_broker_stays_away_is_let_in(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(shard, "PATIENCE_SECONDS", 0.2)
+    async with nodes(connections=1) as (valkey, one, _):
+        async with away(valkey, one):
+            client = one.client()
+            await until(lambda: client.entered)
+        await until(lambda: one.connected)
+        refused = one.client()
+        await until(lambda: refused.closes == [4004])
+
+
+# Counts
+
+
+async def test_the_count_without_what_a_dead_node_had_is_told_once() -> None:
+    async with nodes(connections=100) as (valkey, one, two):
+        dead = await Place(valkey.url, connections=100).open()
+        for place in (one, two):
+            place.app.reported = frozenset({"counted"})
+        clients = [await on(one, "c"), await on(two, "c")]
+        await on(dead, "c")
+        await on(dead, "only-there")
+        await until(lambda: [client.counts[-1:] for client in clients] == [[3], [3]])
+        dead.crash()
+        valkey.ask("DEL", f"{one.shards[0].base}:lease:{dead.name}")
+        await until(lambda: valkey.ask("SISMEMBER", f"{one.shards[0].base}:nodes", dead.name) == b":0\r\n")
+        for _ in range(3):
+            for place in (one, two):
+                await place.broker.settled()
+                await place.node.tick()
+        await until(lambda: [client.counts[-1:] for client in clients] == [[2], [2]])
+        assert [client.counts for client in clients] == [[1, 2, 3, 2], [2, 3, 2]]
+        told = [fact.count for place in (one, two) for fact in place.facts if fact.kind == "counted" and fact.channel == "c"]
+        await until(lambda: told[-1:] == [2])
+        assert sorted(told) == [1, 2, 2]
+
+
+async def test_a_node_that_was_taken_for_dead_has_the_count_told_that_is_right_again() -> None:
+    async with nodes(connections=100) as (valkey, one, two):
+        clients = [await on(one, "c"), await on(two, "c")]
+        one.shards[0]._beat_at = float("inf")  # it stands still, but for its socket
+        valkey.ask("DEL", f"{one.shards[0].base}:lease:{one.name}")
+        await until(lambda: valkey.ask("SISMEMBER", f"{two.shards[0].base}:nodes", one.name) == b":0\r\n")
+        await two.broker.settled()
+        await two.node.tick()
+        await until(lambda: clients[1].counts[-1:] == [1])
+        one.shards[0].beat()
+        await until(lambda: valkey.ask("SISMEMBER", f"{two.shards[0].base}:nodes", one.name) == b":1\r\n" and one.connected)
+        await one.node.tick()
+        await until(lambda: [client.counts[-1:] for client in clients] == [[2], [2]])
+
+
+async def test_removing_a_dead_node_holds_the_broker_up_for_no_time_to_speak_of() -> None:
+    """Presence channels with many members, of the dead one and of others, are the costly ones."""
+    had = """
+    for i = 1, 50000 do redis.call('HSET', KEYS[1], 'c/app/' .. i, '1'); redis.call('HSET', KEYS[2], i, '2') end
+    for i = 1, 20000 do redis.call('HSET', KEYS[3], 'u' .. i, '1:null') end
+    for i = 1, 5000 do redis.call('HSET', KEYS[1], 'm/app/presence-x\\nu' .. i, '') end
+    """
+    async with nodes() as (valkey, one, _):
+        base = one.shards[0].base
+        valkey.ask("EVAL", had, "3", f"{base}:n:dead", f"{base}:i:app", f"{base}:m:app/presence-x")
+        valkey.ask("CONFIG", "SET", "slowlog-log-slower-than", "100000")
+        valkey.ask("SLOWLOG", "RESET")
+        valkey.ask("SADD", f"{base}:nodes", "dead")
+        await until(lambda: valkey.ask("SISMEMBER", f"{base}:nodes", "dead") == b":0\r\n")
+        assert valkey.ask("HLEN", f"{base}:m:app/presence-x") == b":15000\r\n"
+        assert valkey.ask("HGET", f"{base}:i:app", "7") == b"$1\r\n1\r\n"
+        assert valkey.ask("SLOWLOG", "GET") == b"*0\r\n"
