@@ -104,7 +104,16 @@ def subscription_count(app: str, channel: str, count: int, id: int, received: in
 
 
 Happening = Literal[
-    "occupied", "vacated", "member-added", "member-removed", "joined", "left", "client-event", "cache-missed", "counted"
+    "occupied",
+    "vacated",
+    "member-added",
+    "member-removed",
+    "joined",
+    "left",
+    "client-event",
+    "cache-missed",
+    "counted",
+    "read-elsewhere",
 ]
 
 
@@ -113,6 +122,8 @@ class Fact(msgspec.Struct, frozen=True, gc=False):
 
     at: wall clock, nanoseconds. socket_id: of the connection that caused it, where one did. user_id and user_info (JSON
     text): of the member it is about. event and data (JSON text): of a client event. count: of subscriptions.
+
+    `read-elsewhere` is about no channel: others have been told facts since the last one that was told here.
     """
 
     kind: Happening

@@ -62,10 +62,9 @@ class Cluster:
     def id(self, server: Valkey) -> str:
         return server.ask("CLUSTER", "MYID").split(b"\r\n")[1].decode()
 
-    def holder(self, slot: int) -> Valkey:
-        """The master of a slot, as it says itself."""
-        (found,) = [one for one in self.all if self._holds(one, slot)]
-        return found
+    def holders(self, slot: int) -> list[Valkey]:
+        """The masters of a slot, as they say themselves: while it changes hands, two may, or none."""
+        return [one for one in self.all if self._holds(one, slot)]
 
     def is_master(self, server: Valkey) -> bool:
         return server.is_running and b"role:master" in server.ask("INFO", "replication")

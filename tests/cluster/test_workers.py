@@ -1,6 +1,7 @@
 """Several workers on one machine are one server, and stay one when some of them die."""
 
 import contextlib
+import http.client
 import re
 import signal
 import socket
@@ -139,15 +140,6 @@ def test_who_is_over_the_quota_of_all_workers_together_is_never_let_in(full: Ser
             assert client.close_code == 4004
 
 
-def test_a_raw_client_over_the_quota_is_never_subscribed(full: ServerProcess) -> None:
-    for _ in range(ATTEMPTS):
-        with connect(f"{full.ws}/ws/app/app-key/c", **PLAIN) as client:
-            with pytest.raises(ConnectionClosed):  # nothing comes before
-                client.recv(5)
-            assert client.close_code == 4004
-        assert full.session_count("c") == 0
-
-
 @pytest.mark.parametrize("road", ["xhr", "xhr_streaming"])
 def test_a_fallback_session_over_the_quota_is_never_let_in(full: ServerProcess, road: str) -> None:
     for number in range(ATTEMPTS):
@@ -156,6 +148,29 @@ def test_a_fallback_session_over_the_quota_is_never_let_in(full: ServerProcess, 
         if road == "xhr":  # whose first answer only says that there is a session
             answers.append(full.post(path, b"", port=full.ws_port))
         assert b"".join(answer.body for answer in answers).startswith(b"o\nc[4004,")
+
+
+def test_whatever_a_client_speaks_counts_toward_the_quota_of_all_workers(stack: contextlib.ExitStack) -> None:
+    server = stack.enter_context(machine(apps={"app-test": merged(APP, {"limits": {"connections": 3}})}))
+    raw = f"{server.ws}/ws/app/app-key/c"
+    fallback = f"/pusher/app/app-key/7/%08d/xhr_streaming?{QUERY}"
+    stack.enter_context(pusher_socket(server))
+    stack.enter_context(connect(raw, **PLAIN))
+
+    def stream(number: int) -> http.client.HTTPResponse:
+        connection = stack.enter_context(contextlib.closing(http.client.HTTPConnection("127.0.0.1", server.ws_port, timeout=10)))
+        connection.request("POST", fallback % number, b"")
+        return stack.enter_context(connection.getresponse())
+
+    there = stream(0)
+    assert [there.readline()[:1] for _ in range(2)] == [b"o", b"a"]
+    for number in range(1, 5):  # on either worker
+        assert stream(number).read().startswith(b"o\nc[4004,")
+        for url in (raw, f"{server.ws}/app/app-key?{QUERY}"):
+            with connect(url, **PLAIN) as client:
+                with pytest.raises(ConnectionClosed):
+                    client.recv(5)
+                assert client.close_code == 4004
 
 
 # -- a worker dies

@@ -58,6 +58,11 @@ class Debounce:
             settled.append(fact)
         return settled
 
+    def forget(self) -> None:
+        """What was told last is not known any more: others have told since. What is held back here still is."""
+        self._there.clear()
+        self._gone.clear()
+
     def due(self, now: float) -> list[Fact]:
         """The edges whose time has come."""
         settled = []

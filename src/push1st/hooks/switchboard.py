@@ -118,6 +118,9 @@ class Switchboard:
 
     def happened(self, fact: Fact) -> None:
         """What the broker calls with each fact. Never waits."""
+        if fact.kind == "read-elsewhere":
+            self._debounce.forget()
+            return
         if fact.kind not in self._kinds.get(fact.app, ()) or fact.channel.startswith("#"):
             return
         self._tell("push1st", fact)  # of everything at once (Push1st API, section 8)

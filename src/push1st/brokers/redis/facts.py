@@ -37,7 +37,7 @@ class Reader:
     """Reads until it is stopped, or has no lease any more, or its connection, which is its own, is lost.
 
     read: the command that asks for the lease and notes how far facts were read, but for that. seconds: of the lease. place:
-    where the one before it on this node was. happened: takes the facts.
+    where the one before it on this node was. again: whether there was one. happened: takes the facts.
     """
 
     def __init__(
@@ -49,6 +49,7 @@ class Reader:
         read: tuple[Argument, ...],
         seconds: float,
         place: bytes,
+        again: bool,
         happened: Callable[[Fact], None],
     ) -> None:
         self._address = address
@@ -59,6 +60,7 @@ class Reader:
         self._seconds = seconds
         self.place = place
         """the last fact that was handed on"""
+        self._again = again
         self._happened = happened
         self._task = asyncio.get_running_loop().create_task(self._run())
 
@@ -74,7 +76,10 @@ class Reader:
         link = None
         try:
             link = await connect(self._address, self._tag, f"push1st-facts-{self._node}", lambda _: None, lambda: None)
-            self.place = max(self.place, await _answer(link, "GET", f"{self._stream}:read") or NOWHERE, key=_order)
+            noted = await _answer(link, "GET", f"{self._stream}:read") or NOWHERE
+            if self._again and _order(self.place) < _order(noted):
+                self._happened(Fact("read-elsewhere", "", "", 0))
+            self.place = max(self.place, noted, key=_order)
             while await self._more(link):
                 pass
             log.info("facts are read by another node")
@@ -102,9 +107,9 @@ class Reader:
         for _, fields in entries:
             self._hand_on(dict(zip(fields[::2], fields[1::2], strict=True)))
         self.place = entries[-1][0]
+        noted = link.call(*self._read, self.place)
+        link.flush()  # not at the end of the turn: see the module
         async with asyncio.timeout(SILENT_SECONDS):
-            noted = link.call(*self._read, self.place)
-            link.flush()  # not at the end of the turn: see the module
             return bool(await noted)
 
     def _hand_on(self, fields: dict[bytes, Any]) -> None:

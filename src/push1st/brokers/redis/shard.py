@@ -121,6 +121,7 @@ class Shard:
         self._happened = happened
         self._views = views
         self._reader: Reader | None = None
+        self._has_read = False
         self._unreported: deque[Fact] = deque(maxlen=MOST_UNREPORTED)
         self._questions = Questions()
         self.reason = ""
@@ -396,9 +397,12 @@ class Shard:
             place = NOWHERE if self._reader is None else self._reader.place
             read = *self._evalsha(READ), self._node, _ms(LEASE_SECONDS)
             facts = self._key("facts")
-            self._reader = Reader(self.address, self._tag, self._node, facts, read, LEASE_SECONDS, place, self._happened)
-        elif not reads and self._reader is not None:
-            self._loop.create_task(self._stop_reading())
+            self._reader = Reader(
+                self.address, self._tag, self._node, facts, read, LEASE_SECONDS, place, self._has_read, self._happened
+            )
+            self._has_read = True
+        elif not reads and self._reader is not None and not self._reader.ended:
+            self._loop.create_task(self._reader.stop())
         for node in dead:
             log.warning("a node is gone", node=node.decode())
             self._remove(node.decode(), (FIRST, ()))

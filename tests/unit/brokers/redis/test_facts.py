@@ -34,7 +34,7 @@ class Link:
 async def read(seconds: float, *leases: int) -> tuple[bool, list[Any], bytes]:
     """Whether to go on, what happened, and the place at last."""
     happened: list[Any] = []
-    reader = Reader(parse("redis://localhost"), "0", "node", "s", ("READ",), seconds, NOWHERE, happened.append)
+    reader = Reader(parse("redis://localhost"), "0", "node", "s", ("READ",), seconds, NOWHERE, False, happened.append)
     await reader.stop()
     return await reader._more(Link(happened, *leases)), happened, reader.place  # type: ignore[arg-type]
 
