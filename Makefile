@@ -10,11 +10,11 @@ NODE_INSTALLED := $(CLIENTS)/node_modules/.installed
 PROGRAMS_SOUGHT := $(VENV)/.programs
 
 .DEFAULT_GOAL := help
-.PHONY: help install serve test model check bench format lock clean
+.PHONY: help install serve test model check bench bench-cluster format lock clean
 
 help: ## list these targets
-	@sed -n 's/^\([a-z]*\):[^#]*## \(.*\)/  make \1|\2/p' $(MAKEFILE_LIST) | while IFS='|' read -r name what; do \
-		printf '%-16s %s\n' "$$name" "$$what"; done
+	@sed -n 's/^\([a-z-]*\):[^#]*## \(.*\)/  make \1|\2/p' $(MAKEFILE_LIST) | while IFS='|' read -r name what; do \
+		printf '%-20s %s\n' "$$name" "$$what"; done
 
 install: $(INSTALLED) ## prepare .venv with the exact versions of requirements.lock, and nothing else
 	@echo "install: .venv is ready; the command is $(BIN)/push1st"
@@ -39,6 +39,9 @@ check: $(INSTALLED) ## format, lint, types, layers: what must be clean before a 
 
 bench: $(INSTALLED) ## measure this server and its peers: deliveries, CPU a delivery, memory a connection
 	@$(BIN)/python bench/bench.py $(ARGS)
+
+bench-cluster: $(INSTALLED) ## measure two nodes and a broker, and two workers, against two of soketi's with its Redis adapter
+	@$(BIN)/python bench/bench.py --cluster $(ARGS)
 
 format: $(INSTALLED) ## rewrite the code the way `make check` wants it
 	@$(BIN)/ruff format .

@@ -5,8 +5,8 @@
 The time an event takes from the moment its publish was due until the subscriber has it: with one server, and published to one
 node for subscribers of the other. 100 channels with one subscriber each, so that nothing is merged but what comes within a turn;
 16 connections that publish one event at a time; as many a second as `--rate` says, or half of what the two nodes and their broker
-do at most. Rounds alternate, and what the hop adds is the median of the differences within each round. The load generator is
-load.c; with two cores it shares them with both nodes and the broker.
+do at most, which each round finds out. What the hop adds is the median of the differences within each round. The load
+generator is load.c; with two cores it shares them with both nodes and the broker.
 
 Then events per second from 16 connections to a subscriber on the other node, singly and in batches of 10 (this client is in
 Python, so that is what is reached at least; CPU is of each process, as a part of one core), and the memory that channels and
@@ -81,30 +81,25 @@ def load(server: Running, folder: Path, seconds: float, **options: int) -> dict[
 
 
 def hop(alone: Peer, pair: Peer, options: argparse.Namespace, folder: Path) -> None:
-    rate = options.rate
-    if not rate:
-        with running(pair) as server:
-            most = load(server, folder, options.seconds, backlog=CONNECTIONS * 4)
-        rate = round(most["publishes_per_s"] / 2)
-        print(
-            f"at most {most['publishes_per_s']:,.0f} publishes/s to the other node (nodes and broker {most['server_cpu']:.2f} "
-            f"cores, load {most['load_cpu']:.2f}); half of that: {rate:,}"
-        )
     added: list[tuple[float, float]] = []
     for number in range(1, options.rounds + 1):
-        found = []
-        for peer in (alone, pair):
-            with running(peer) as server:
-                one = load(server, folder, options.seconds, rate=rate)
-            p50, p99 = one["p50_us"] / 1000, one["p99_us"] / 1000
-            found.append((p50, p99))
-            print(
-                f"round {number}: {peer.label:16} p50 {p50:.2f} ms, p99 {p99:.2f} ms ({one['publishes_per_s']:,.0f}/s; "
-                f"servers {one['server_cpu']:.2f} cores, load {one['load_cpu']:.2f}; {one['lost']:.0f} lost)"
-            )
-        added.append((found[1][0] - found[0][0], found[1][1] - found[0][1]))
+        with running(pair) as server:
+            most = load(server, folder, options.seconds, backlog=CONNECTIONS * 4)
+            rate = options.rate or round(most["publishes_per_s"] / 2)
+            two = load(server, folder, options.seconds, rate=rate)
+        with running(alone) as server:
+            one = load(server, folder, options.seconds, rate=rate)
+        print(f"round {number}: at most {most['publishes_per_s']:,.0f}/s to the other node ({busy(most)}); at {rate:,}/s:")
+        for peer, found in ((alone, one), (pair, two)):
+            p50, p99 = found["p50_us"] / 1000, found["p99_us"] / 1000
+            print(f"  {peer.label:16} p50 {p50:.2f} ms, p99 {p99:.2f} ms ({busy(found)}; {found['lost']:.0f} lost)")
+        added.append(((two["p50_us"] - one["p50_us"]) / 1000, (two["p99_us"] - one["p99_us"]) / 1000))
     p50, p99 = (statistics.median(one) for one in zip(*added, strict=True))
-    print(f"the hop adds at {rate:,}/s: p50 {p50:.2f} ms, p99 {p99:.2f} ms (medians of {options.rounds} rounds)")
+    print(f"the hop adds: p50 {p50:.2f} ms, p99 {p99:.2f} ms (medians of {options.rounds} rounds)")
+
+
+def busy(found: dict[str, float]) -> str:
+    return f"servers {found['server_cpu']:.2f} cores, load {found['load_cpu']:.2f}"
 
 
 # ---- events a second -------------------------------------------------------------------------------------------------------
