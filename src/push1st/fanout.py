@@ -35,7 +35,7 @@ SLICES = 4
 """slices a lane may queue before the oldest is finished at once"""
 HOLD = 2
 """a flush may wait for so many times what the last one took"""
-HOLD_LEAST, HOLD_MOST = 0.001, 0.006
+HOLD_LEAST, HOLD_MOST = 0.001, 0.008
 """seconds a flush may wait: less is not worth a timer, more would be felt"""
 
 
