@@ -9,8 +9,8 @@ The rules (invariants 2 to 5), and where they are kept:
   `settle_lanes` first.
 - What is sent to one connection directly queues behind what its channels owe it: `direct` calls `settle` first, and
   every flush writes the direct outboxes first.
-- What many get is not written message by message while more comes: after a flush that took long, the next one waits
-  for as many messages as that one wrote, for some milliseconds at most (decision 0015). Direct frames do not wait.
+- What many get is not written message by message while more comes: after a flush that wrote many of them at once, the
+  next one waits for as many, for some milliseconds at most (decision 0015). Direct frames do not wait.
 - A lane with many subscribers is written in slices, one a loop turn. A slice keeps its subscribers; later frames
   queue behind it.
 - Nothing here waits: a transport that cannot send buffers up to its bound, then tells its connection, which cuts
@@ -33,8 +33,8 @@ APART = 32
 """subscribers with frames of their own that a lane may keep within a turn before it is flushed early"""
 SLICES = 4
 """slices a lane may queue before the oldest is finished at once"""
-HOLD = 2
-"""a flush may wait for so many times what the last one took"""
+HOLD = 0.000_016
+"""seconds a flush may wait for each write of the last one: two to three times what that takes"""
 HOLD_LEAST, HOLD_MOST = 0.001, 0.008
 """seconds a flush may wait: less is not worth a timer, more would be felt"""
 
@@ -77,18 +77,18 @@ class Fanout:
     __slots__ = (
         "_call_soon",
         "_clock",
-        "_count",
+        "_delivered",
+        "_due_deliveries",
         "_ended",
         "_failed",
         "_lanes",
-        "_merged",
         "_metrics",
         "_monotonic",
         "_outboxes",
         "_scheduled",
         "_timer",
-        "_took",
         "_turns",
+        "_wrote",
     )
 
     def __init__(self, turns: Turns, clock: Clock, metrics: Metrics, failed: Callable[[], None]) -> None:
@@ -101,12 +101,12 @@ class Fanout:
         self._lanes: dict[Lane, None] = {}
         self._outboxes: dict[Subscriber, Outbox] = {}
         self._scheduled = False
-        self._count = 0
-        """messages that wait for the flush"""
-        self._merged = 0
-        """messages that the last flush wrote"""
-        self._ended = self._took = 0.0
-        """when the last flush ended, and the seconds it took"""
+        self._due_deliveries = 0
+        """messages that wait for the flush, each as often as it has subscribers"""
+        self._delivered = self._wrote = 0
+        """such messages of the last flush, and its writes"""
+        self._ended = 0.0
+        """when it ended"""
         self._timer: Timer | None = None
 
     def receive(self, tenant: Tenant, message: Message) -> int:
@@ -141,8 +141,8 @@ class Fanout:
             count += size
             if lane not in lanes or lane.size > PENDING or apart:
                 self._due(lane)
-        self._count += 1
-        if self._timer is not None and self._count >= self._merged:
+        self._due_deliveries += count
+        if self._timer is not None and self._due_deliveries >= self._delivered:
             self._timer.cancel()
             self._timer = None
             self._schedule()
@@ -165,6 +165,7 @@ class Fanout:
             lane.size += len(frames[lane])
             count += 1
             self._due(lane)
+        self._due_deliveries += count
         self._metrics.messages_out += count
         return count
 
@@ -228,17 +229,17 @@ class Fanout:
 
     def turn(self) -> None:
         """The end of a loop turn: a flush, unless it is better to wait for more."""
-        if self._count < self._merged and self._lanes and self._holds():
+        if self._due_deliveries < self._delivered and self._lanes and self._holds():
             self._scheduled = False
             self._flush_outboxes()
         else:
             self.flush()
 
     def _holds(self) -> bool:
-        """Whether a flush waits that has fewer messages than the last one, which ended just now and took long."""
+        """Whether a flush waits that has less than the last one, which ended just now and wrote much, several messages each."""
         if self._timer is None:
-            seconds = min(HOLD * self._took, HOLD_MOST)
-            if seconds < HOLD_LEAST or self._monotonic() - self._ended > seconds:
+            seconds = min(HOLD * self._wrote, HOLD_MOST)
+            if seconds < HOLD_LEAST or self._delivered < 2 * self._wrote or self._monotonic() - self._ended > seconds:
                 return False
             self._timer = self._turns.call_later(seconds, self.flush)
         return True
@@ -254,8 +255,7 @@ class Fanout:
         lanes = self._lanes
         if not lanes:
             return
-        self._merged, self._count = self._count, 0
-        began = self._monotonic()
+        self._delivered, self._due_deliveries = self._due_deliveries, 0
         budget = SLICE
         long: list[Lane] = []
         for lane in list(lanes):
@@ -285,12 +285,12 @@ class Fanout:
                 del lanes[lane]
         # Long flushes share what is left, but at least half a turn, and take turns.
         each = max(budget, SLICE // 2) // max(1, len(long)) or 1
+        self._wrote = SLICE - budget
         for lane in long:
-            self._flush_slices(lane, each)
+            self._wrote += self._flush_slices(lane, each)
             if not lane.due:
                 del lanes[lane]
         self._ended = self._monotonic()
-        self._took = self._ended - began
         if lanes and not self._scheduled:
             self._scheduled = True
             self._call_soon(self.flush)

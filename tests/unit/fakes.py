@@ -262,13 +262,10 @@ class Stage:
         self.fanout = self.world.fanout
         self.tenant = self.world.app.tenant
         self.wire = Wire()
-        self.writing = 0.0
-        """seconds that a write takes"""
 
     def client(self, *channels: str, wire: Wire | None = None, prefix: str = "") -> Listening:
         one = Listening()
         world = self.world
-        one.on_write = lambda _: world.clock.advance(self.writing)
         one.session = Session(world.node, world.app, one, wire or self.wire, one.write, "", prefix, None, frozenset())
         for name in channels:
             self.join(one, name)

@@ -639,20 +639,21 @@ def test_all_may_be_cut_in_one_flush(stage, small):
 CHANNELS = ("a", "b")
 # Waiting for more
 
+MANY = 100
+"""subscribers: enough for a flush to be waited with"""
 
-def flushed(stage, merged, seconds=0.003):
-    """A client that has just got so many messages in one flush that took so long."""
-    one = stage.client("c")
-    stage.writing = seconds
+
+def flushed(stage, merged, subscribers=MANY):
+    """The first of some clients that have just got so many messages in one flush."""
+    one, *_ = [stage.client("c") for _ in range(subscribers)]
     for _ in range(merged):
         stage.publish("c", b".")
-    stage.turns.end()
     stage.turns.drain()
     one.writes.clear()
     return one
 
 
-def test_after_a_long_flush_the_next_waits_for_as_many_messages(stage):
+def test_after_a_flush_of_several_messages_to_many_the_next_waits_for_as_many(stage):
     one = flushed(stage, 3)
     for n in b"123":
         stage.turns.end()
@@ -663,22 +664,15 @@ def test_after_a_long_flush_the_next_waits_for_as_many_messages(stage):
     assert stage.turns.timers == []
 
 
-def test_a_flush_waits_twice_what_the_last_one_took(stage):
-    one = flushed(stage, 3, 0.002)
+@pytest.mark.parametrize(("subscribers", "seconds"), [(100, 0.0016), (400, 0.0064), (1000, fanout.HOLD_MOST)])
+def test_a_flush_waits_the_longer_the_more_the_last_one_wrote_up_to_a_bound(stage, subscribers, seconds):
+    one = flushed(stage, 3, subscribers)
     stage.publish("c", b"1")
     stage.turns.end()
     (timer,) = stage.turns.timers
-    assert timer.seconds == pytest.approx(0.004)
+    assert timer.seconds == pytest.approx(seconds)
     stage.turns.elapse()
     assert one.writes == [b"1"]
-
-
-def test_a_flush_waits_no_longer_than_its_bound(stage):
-    flushed(stage, 3, 1.0)
-    stage.publish("c", b"1")
-    stage.turns.end()
-    (timer,) = stage.turns.timers
-    assert timer.seconds == fanout.HOLD_MOST
 
 
 def test_what_waited_in_vain_is_the_new_measure(stage):
@@ -691,12 +685,22 @@ def test_what_waited_in_vain_is_the_new_measure(stage):
     assert one.writes == [b"1", b"2"]
 
 
-@pytest.mark.parametrize(("merged", "seconds"), [(1, 0.003), (3, 0.0001)])
-def test_after_one_message_or_a_short_flush_nothing_waits(stage, merged, seconds):
-    one = flushed(stage, merged, seconds)
+@pytest.mark.parametrize(("merged", "subscribers"), [(1, MANY), (3, 20)])
+def test_after_one_message_or_to_few_nothing_waits(stage, merged, subscribers):
+    one = flushed(stage, merged, subscribers)
     stage.publish("c", b"1")
     stage.turns.end()
     assert one.writes == [b"1"]
+
+
+def test_after_many_messages_on_channels_of_their_own_nothing_waits(stage):
+    clients = [stage.client(f"c{n}") for n in range(2 * MANY)]
+    for n in range(2 * MANY):
+        stage.publish(f"c{n}", b"1")
+    stage.turns.end()
+    stage.publish("c0", b"2")
+    stage.turns.end()
+    assert clients[0].writes == [b"1", b"2"]
 
 
 def test_after_a_pause_nothing_waits(stage):
@@ -756,10 +760,9 @@ class Deliveries(RuleBasedStateMachine):
         APART=st.sampled_from((0, 1, 2, 32)),
         SLICES=st.sampled_from((1, 2, 4)),
         subscribed=st.lists(st.tuples(ids, channels)),
-        writing=st.sampled_from((0, 0.0005, 0.004)),
+        HOLD=st.sampled_from((fanout.HOLD, 0.001)),
     )
-    def begin(self, subscribed, writing, **bounds):
-        self.stage.writing = writing
+    def begin(self, subscribed, **bounds):
         self.bounds.enter_context(patch.multiple(fanout, **bounds))
         for n, channel in subscribed:
             self.join(n, channel)
