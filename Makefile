@@ -23,8 +23,8 @@ serve: $(INSTALLED) ## run the demo: WebSockets on 127.0.0.1:6001, API on 127.0.
 	@exec $(BIN)/push1st serve
 
 test: $(INSTALLED) $(NODE_INSTALLED) $(PROGRAMS_SOUGHT) ## run every test: unit and contract, real clients against a real server, the book
-	@echo "test: unit, contract, other people's clients, the book"
-	@$(BIN)/python -m pytest $(ARGS)
+	@echo "test: unit, contract, other people's clients, the book; two files at a time, since most of them wait"
+	@$(BIN)/python -m pytest -n 2 --dist loadfile $(ARGS)
 
 model: $(INSTALLED) ## drive a cluster through thousands of random joins, crashes and broker restarts; ARGS=--hypothesis-seed=N repeats a run
 	@seed=$$$$; echo "model: make model ARGS=--hypothesis-seed=$$seed does the same again"; \

@@ -175,9 +175,14 @@ class Supervisor:
             await self._end()
 
     def stop(self) -> None:
-        """Begins a graceful stop; the second call ends it at once."""
+        """Begins a graceful stop; the second call ends it at once.
+
+        By another signal: a second one that is like the first is none while that has not been taken yet.
+        """
         for worker in self._workers:
-            if self._stop.is_set() or not worker.ready.done():
+            if self._stop.is_set():
+                worker.process.send(signal.SIGINT)
+            elif not worker.ready.done():
                 worker.process.send(signal.SIGTERM)
         if self._stop.is_set():
             self._now.set()
