@@ -126,6 +126,8 @@ class Goal:
 
 
 ALONE_GOALS = (
+    Goal("eight", "deliveries_per_s", "alone", 1.6, True),
+    Goal("eight", "server_us_per_delivery", "alone", 1.15, False),
     Goal("eight", "deliveries_per_s", "uws", 0.95, True),
     Goal("eight", "deliveries_per_s", "soketi", 5, True),
     Goal("eight", "deliveries_per_s", "nchan", 3, True),
@@ -194,11 +196,11 @@ class Bench:
         self.load = compiled(HERE / "load.c")
         self.results: list[Result] = []
         self.notes: dict[str, str] = {}
-        cores = sorted(os.sched_getaffinity(0))
-        pinned = self.suite.nodes == 1 and options.workers < len(cores)
-        self.server_cores = set(cores[: options.workers]) if pinned else set(cores)
-        self.load_cores = {cores[-1]} if pinned else set(cores)
-        self.pinned = pinned
+        self.cores = sorted(os.sched_getaffinity(0))
+
+    def server_cores(self, peer: Peer) -> set[int] | None:
+        """Those of a server that leaves one to the load generator; None: all share all."""
+        return set(self.cores[: peer.workers]) if self.suite.nodes == 1 and peer.workers < len(self.cores) else None
 
     def signs(self, peer: Peer, run: Run) -> bool | None:
         """Whether the server publishes signed in this run; None: it does not take part."""
@@ -231,7 +233,7 @@ class Bench:
             words["file"] = write_requests(self.folder / "requests", peer, channels, IDS if latency else channels, signed)
             if latency:
                 words["rate"] = max(1, round(LATENCY_LOAD / options.subscribers))
-        prefix = ["taskset", "-c", ",".join(map(str, self.load_cores))] if self.pinned else []
+        prefix = ["taskset", "-c", str(self.cores[-1])] if self.server_cores(peer) else []
         return [*prefix, str(self.load), run.mode, *(f"{key}={value}" for key, value in words.items())]
 
     def measure(self, peer: Peer, run: Run, number: int) -> None:
@@ -239,7 +241,7 @@ class Bench:
         if signed is None:
             return
         try:
-            with running(peer, self.server_cores if self.pinned else None) as server:
+            with running(peer, self.server_cores(peer)) as server:
                 before = Use.now(server.pids)
                 done = subprocess.run(
                     self.command(server, run, signed),
@@ -388,9 +390,11 @@ def goals(bench: Bench) -> list[str]:
 def conditions(bench: Bench, ready: list[Peer], left_out: dict[str, str]) -> list[str]:
     options, about = bench.options, machine()
     others = statistics.median(result["others"] for result in bench.results) if bench.results else 0.0
-    where = "not pinned"
-    if bench.pinned:
-        where = f"server on core {', '.join(map(str, sorted(bench.server_cores)))}, load generator on {min(bench.load_cores)}"
+    placed = {peer.label: bench.server_cores(peer) for peer in ready}
+    pinned = sorted({core for cores in placed.values() for core in cores or ()})
+    where = f"servers on core {', '.join(map(str, pinned))}, load generator on {bench.cores[-1]}" if pinned else "not pinned"
+    if pinned and None in placed.values():
+        where += f"; not pinned: {', '.join(label for label, cores in placed.items() if cores is None)}"
     lines = [
         f"{about['date']}; {about['cpu']}, {about['cores']} cores; Linux {about['kernel']}; {where}",
         f"{options.rounds} × {options.seconds:g} s, alternating; {options.subscribers:,} subscribers, {PAYLOAD}-byte payloads",
@@ -443,7 +447,8 @@ def arguments() -> argparse.Namespace:
     options.seconds = options.seconds or (1.0 if options.quick else 5.0)
     options.connections = min(options.connections or (2_000 if options.quick else 10_000), raise_file_limit() - 100)
     suite = options.suite = CLUSTER if options.cluster else ALONE
-    options.only = [name for name in suite.names if not options.only or name in options.only.split(",")]
+    names = [name for name in suite.names if name != "alone" or options.workers > 1]
+    options.only = [name for name in names if not options.only or name in options.only.split(",")]
     options.runs = [run for run in suite.runs if not options.runs or run.name in options.runs.split(",")]
     return options
 

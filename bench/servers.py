@@ -400,7 +400,7 @@ def csend() -> Peer:
     return Peer("csend", "bare C send", "bench/peers/csend.c", "/", False, csend_event, None, command, {})
 
 
-NAMES = ("push1st", "uws", "soketi", "nchan", "csend")
+NAMES = ("push1st", "alone", "uws", "soketi", "nchan", "csend")
 CLUSTER_NAMES = ("push1st", "embedded", "soketi")
 
 
@@ -408,6 +408,7 @@ def peers(names: Sequence[str], workers: int, hooks: str = "", nodes: int = 1) -
     """Installs the named peers; returns those that can run, and why the others cannot. hooks: where this server tells all."""
     makers: dict[str, Callable[[], Peer]] = {
         "push1st": lambda: push1st(workers, hooks, nodes),
+        "alone": lambda: replace(push1st(1, hooks), name="alone"),
         "embedded": lambda: replace(push1st(nodes, hooks), name="embedded"),
         "uws": uws,
         "soketi": lambda: soketi(nodes),
