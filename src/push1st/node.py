@@ -343,9 +343,13 @@ class Node:
         self._uncounted.pop(key, None)
         if occupancy is None:
             return
-        await wait(self._broker.publish(subscription_count(*key, occupancy.subscriptions, *self.stamp())))
+        told = occupancy.subscriptions
+        await wait(self._broker.publish(subscription_count(*key, told, *self.stamp())))
         if "counted" in app.reported:
-            self._facts.report(Fact("counted", *key, self.clock.wall(), count=occupancy.subscriptions))
+            self._facts.report(Fact("counted", *key, self.clock.wall(), count=told))
+        occupancy = await self._roster.channel(*key)
+        if occupancy is not None and occupancy.subscriptions != told:  # another worker may have told the newer number first
+            self._uncounted[key] = app
 
     async def tick(self) -> None:
         """Once a second: sends the subscription counts whose time has come. A slow broker is asked once at a time."""

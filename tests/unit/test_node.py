@@ -1,5 +1,7 @@
 """One worker's brain: ids, quotas, and what keeps topics and channels together while a broker takes its time."""
 
+import json
+
 import pytest
 
 from push1st import auth
@@ -7,7 +9,7 @@ from push1st.eager import spawn, wait
 from push1st.errors import Disconnect, LimitReached, Refused
 from push1st.messages import SignIn, Subscribe, Subscribed, SubscriptionRefused, Unsubscribe
 from push1st.node import COUNT_SECONDS, MANY, WORKER_BITS, Node
-from tests.unit.fakes import APP, SECRET, Clock, World, app_config, done, turns
+from tests.unit.fakes import APP, SECRET, Clock, World, app_config, done, frames, turns
 
 TOPIC = (APP, "c")
 
@@ -329,6 +331,20 @@ async def test_a_count_that_cannot_be_told_refuses_nobody(call):
     session.handle(Subscribe("c"))
     assert [type(reply) for reply in outlet.replies] == [Subscribed, Subscribed]
     await world.node.tick()
+
+
+async def test_a_count_that_another_worker_may_have_overtaken_is_told_again():
+    world = World(app_config(subscription_count=True), slow=True)
+    session, outlet = world.session()
+    world.broker.held = {"publish"}
+    session.handle(Subscribe("c"))
+    await turns()
+    await world.memory.join(APP, "c", "elsewhere", None, 0)  # and the other worker tells "2" before this one's "1" is out
+    await world.broker.let_all()
+    await world.node.tick()
+    world.turns.drain()
+    told = [json.loads(payload) for _, payload in frames(b"".join(outlet.writes))]
+    assert [json.loads(one["data"]) for one in told] == [{"subscription_count": 1}, {"subscription_count": 2}]
 
 
 async def test_counts_that_were_held_back_outlast_a_broker_that_is_away():
