@@ -408,10 +408,11 @@ class Supervisor:
     # Reloads
 
     async def _reloads(self) -> None:
-        for number in itertools.count():
+        last = Reloads()
+        while True:
             await self._reload.wait()
             self._reload.clear()
-            self._note(Reloads(number + 1, number))
+            self._note(Reloads(last.begun + 1, last.ended, last.workers, last.problems))
             problems: tuple[str, ...] = ()
             try:
                 problems = await self._replace_all()
@@ -419,7 +420,8 @@ class Supervisor:
                 problems = tuple(str(wrong).splitlines())
                 for problem in problems:
                     log.error("reload refused, all goes on as it was", problem=problem)
-            self._note(Reloads(number + 1, number + 1, len(self._slots), problems))
+            last = Reloads(last.begun + 1, last.ended + 1, len(self._slots), problems)
+            self._note(last)
 
     def _note(self, reloads: Reloads) -> None:
         with contextlib.suppress(OSError):  # a full disk: whoever asked reads the log

@@ -87,6 +87,18 @@ def test_the_command_waits_for_a_reload_that_read_what_is_there_now(own: ServerP
     assert done.stdout.endswith("reloaded: 1 worker\n")
 
 
+def test_a_command_says_what_became_of_its_reload_though_the_next_has_begun(own: ServerProcess) -> None:
+    reconfigure(own, {"server": {"ssl": {"enable": True, "key": "server.yml", "cert": "server.yml"}}})
+    start = [sys.executable, "-m", "push1st", "reload", "-c", str(own.folder / "server.yml")]
+    with subprocess.Popen(start, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as first:
+        wait_until(lambda: "reloading" in own.output, "it has begun")
+        second = command("-c", str(own.folder / "server.yml"))
+        _, said = first.communicate(timeout=40)
+    assert "cannot use the certificate" in said
+    assert "cannot use the certificate" in second.stderr
+    assert (first.returncode, second.returncode) == (1, 1)
+
+
 def test_one_worker_says_that_it_cannot_be_replaced_and_goes_on() -> None:
     with running() as server:
         kill(supervisor(server), 1)
