@@ -346,7 +346,10 @@ def _without_effect() -> str:
         lines += (f"- `{path}.{name}`: {key.note}" for name, key in table.items() if key.note)
     lines += (f"- `api.module.{name}`: {key.note}" for name, key in (keys.API["module"].table or {}).items() if key.note)
     if planned := _planned():
-        lines += ["\nAnd these, which are planned:\n", *(f"- `{where}`: {text}" for where, text in planned.items())]
+        lines += [
+            "\nAnd what these ask for is not here, or done otherwise:\n",
+            *(f"- `{where}`: {text}" for where, text in planned.items()),
+        ]
     return "\n".join(lines) + "\n"
 
 

@@ -17,10 +17,13 @@ _URL = re.compile(
     r"(?:(?P<user>[^@/?#:]*)(?::(?P<password>[^@/?#]*))?@)?"
     r"(?P<hosts>[^/?#]+)(?P<path>/[^?#]*)?(?:\?(?P<query>[^#]*))?\Z"
 )
-_HOST = re.compile(r"(?:\[(?P<six>[0-9A-Fa-f:.]+)\]|(?P<name>[^:\[\]]+))(?::(?P<port>[0-9]{1,5}))?\Z")
+_HOST = re.compile(r"(?:\[(?P<six>[0-9A-Fa-f:.]+)\]|(?P<name>[^:@\[\]]+))(?::(?P<port>[0-9]{1,5}))?\Z")
 _UNIX = re.compile(r"unix://(?:(?P<user>[^@/?#:]*)(?::(?P<password>[^@/?#]*))?@)?(?P<path>/[^?#]+)(?:\?(?P<query>[^#]*))?\Z")
+_BEGINNING = re.compile(r"(?:unix|(?:redis|valkey)s?(?:\+(?:sentinel|cluster))?)://")
 _PREFIX = re.compile(r"[A-Za-z0-9_.:-]{1,64}\Z")
 ALLOWED = "redis://HOST:6379/0, unix:///PATH, redis+sentinel://HOST:26379/MASTER or redis+cluster://HOST:6379"
+
+_UNESCAPED = "a password, or another part, with one of @ : / ? # in it, which is written %40 %3A %2F %3F %23"
 
 
 class Address(msgspec.Struct, frozen=True):
@@ -44,51 +47,83 @@ class Address(msgspec.Struct, frozen=True):
         where = self.path or ",".join(f"[{host}]:{port}" if ":" in host else f"{host}:{port}" for host, port in self.hosts)
         return f"{self.how} {where}"
 
+    @property
+    def all(self) -> str:
+        """Without the password, with what else there is."""
+        parts = [str(self)]
+        parts += ["TLS"] if self.tls else []
+        parts += [f"master {self.master}"] if self.master else []
+        parts += [f"user {self.user}"] if self.user else []
+        parts += ["with a password" if self.password else "without a password"]
+        parts += [f"database {self.database}"] if self.how != "cluster" else []
+        return ", ".join([*parts, f"prefix {self.prefix}"])
+
 
 def parse(url: str) -> Address:
-    """Raises ValueError with what is allowed."""
+    """Raises ValueError with what is there that may not be, without the URL's own words: a password may be among them."""
     match = _URL.match(url) or _UNIX.match(url)
     if match is None:
-        raise ValueError(ALLOWED)
+        raise ValueError(_problem(url))
     found = match.groupdict()
     query = dict(parse_qsl(found["query"] or "", keep_blank_values=True))
     prefix = query.pop("prefix", "push1st")
     database = query.pop("db", "")
-    if query or not _PREFIX.match(prefix):
-        raise ValueError(f"{ALLOWED}; behind it ?prefix= of 1 to 64 letters, digits and _ . : -")
+    if query:
+        raise ValueError("something else than prefix= or db= behind the ?")
+    if not _PREFIX.match(prefix):
+        raise ValueError("a prefix that is not 1 to 64 letters, digits and _ . : -")
     user, password = unquote(found["user"] or ""), unquote(found["password"] or "")
     if "hosts" not in found:
         return Address(
             "server", path=unquote(found["path"]), user=user, password=password, database=_number(database), prefix=prefix
         )
+    if "@" in (found["path"] or ""):
+        raise ValueError(_UNESCAPED)
     how = found["how"] or "server"
     parts = [unquote(part) for part in (found["path"] or "").strip("/").split("/") if part]
     master = ""
     if how == "sentinel":
         if not parts:
-            raise ValueError(ALLOWED)
+            raise ValueError("no name of a master behind the sentinels")
         master = parts.pop(0)
-    if len(parts) > (0 if how == "cluster" else 1):
-        raise ValueError(ALLOWED)
+    if parts and how == "cluster":
+        raise ValueError("a database, which a cluster has none of")
+    if len(parts) > 1:
+        raise ValueError("more than one database")
     default = 26379 if how == "sentinel" else 6379
     hosts = tuple(_host(one, default) for one in found["hosts"].split(","))
     if how == "server" and len(hosts) > 1:
-        raise ValueError(ALLOWED)
+        raise ValueError("more than one host, without +sentinel or +cluster")
     tls = found["kind"].endswith("s") and found["kind"] != "redis"
     number = _number(parts[0] if parts else database)
     return Address(how, hosts, "", tls, user, password, number, master, prefix)  # type: ignore[arg-type]  # one of the three
+
+
+def _problem(url: str) -> str:
+    """What keeps a URL from being one of a broker."""
+    beginning = _BEGINNING.match(url)
+    if beginning is None:
+        return "something that begins in none of these ways"
+    rest = url[beginning.end() :]
+    if "#" in rest:
+        return _UNESCAPED
+    if beginning[0] == "unix://":
+        return "no absolute path behind unix://, which makes three slashes"
+    return "no host"
 
 
 def _number(text: str) -> int:
     if not text:
         return 0
     if not text.isdecimal():
-        raise ValueError(ALLOWED)
+        raise ValueError("a database that is no number")
     return int(text)
 
 
 def _host(text: str, default: int) -> tuple[str, int]:
     match = _HOST.match(text)
-    if match is None or int(match["port"] or default) > 65535:
-        raise ValueError(ALLOWED)
+    if match is None:
+        raise ValueError(_UNESCAPED if "@" in text else "a host or port that is none")
+    if int(match["port"] or default) > 65535:
+        raise ValueError("a port over 65535")
     return match["six"] or match["name"], int(match["port"] or default)

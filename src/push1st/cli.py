@@ -196,7 +196,7 @@ def _reload(options: argparse.Namespace) -> int:
         which = f" with {options.config}" if options.config else ""
         if found:
             pids = ", ".join(map(str, found))
-            print(f"push1st reload: several servers run{which}: {pids}. Say which: kill -HUP PID", file=sys.stderr)
+            print(f"push1st reload: several servers run{which}: {pids}. Say which: -c FILE, or kill -HUP PID", file=sys.stderr)
         else:
             print(
                 f"push1st reload: no server of this user with several workers runs{which}. "
@@ -228,8 +228,9 @@ def _check(options: argparse.Namespace) -> int:
         print("push1st check: which configuration? Give it with -c FILE.", file=sys.stderr)
         return 2
     config = _load(options.config)
+    lines = [*_listening(config), *_spread(config)]
     print(f"{options.config}: good")
-    for line in (*_listening(config), *_spread(config)):
+    for line in lines:
         print(f"  {line}")
     for app in config.apps:
         state = "" if app.enable else "  (disabled)"
@@ -252,12 +253,15 @@ def _listening(config: Config) -> list[str]:
 
 
 def _spread(config: Config) -> list[str]:
-    """Over what it is spread, where that is more than one process."""
-    from push1st import brokerurl
+    """Over what it is spread, where that is more than one process. Raises ConfigError where workers lack an engine."""
+    from push1st import brokerurl, engine
 
     count = supervisor.wanted(config)
     shared = config.broker != "memory" and not config.broker.startswith(EMBEDDED)
-    return ([f"{count} workers"] if count > 1 else []) + ([f"broker: {brokerurl.parse(config.broker)}"] if shared else [])
+    lines = [f"{count} workers"] if count > 1 else []
+    if count > 1 and not shared:
+        lines += [f"between them: {engine.program(config.broker)}"]
+    return lines + ([f"broker: {brokerurl.parse(config.broker).all}"] if shared else [])
 
 
 def _backends(app: AppConfig) -> list[str]:

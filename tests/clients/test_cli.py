@@ -123,6 +123,13 @@ def test_check_says_what_would_run(server: ServerProcess) -> None:
     assert "secret" not in said.replace("the secret is shorter", "").replace("no secret", "")
 
 
+def test_check_finds_out_that_several_workers_have_nothing_between_them(tmp_path: Path) -> None:
+    (tmp_path / "server.yml").write_text("server: { workers: 2 }\nbroker: embedded:///nowhere/valkey-server\n")
+    done = push1st("check", "-c", str(tmp_path / "server.yml"), code=1)
+    assert "cannot run /nowhere/valkey-server" in done.stderr
+    assert "good" not in done.stdout
+
+
 def test_check_says_who_is_told_and_asked_and_over_what_it_is_spread(tmp_path: Path) -> None:
     (tmp_path / "server.yml").write_text(
         "server: { workers: 2 }\nbroker: redis://:hidden@10.0.0.9:6379/0\ncredentials: [ apps.yml ]\n"
@@ -142,7 +149,7 @@ shop:
     assert "hidden" not in said
     assert [line.strip() for line in said.splitlines() if re.match("  2 workers|  broker|    ", line)] == [
         "2 workers",
-        "broker: server 10.0.0.9:6379",
+        "broker: server 10.0.0.9:6379, with a password, database 0, prefix push1st",
         "tells https://…@example.com/rooms?… of channel_occupied, channel_vacated",
         "tells py://shop_hooks:on_event of all events",
         "tells http://127.0.0.1:8080/hook of join, leave",

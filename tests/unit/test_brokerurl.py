@@ -25,30 +25,54 @@ def test_a_url_says_where_the_broker_is(url, address):
 
 
 @pytest.mark.parametrize(
-    "url",
+    ("url", "said"),
     [
-        "",
-        "h",
-        "http://h",
-        "redis://",
-        "redis://h:x",
-        "redis://h:70000",
-        "redis://a,b",
-        "redis://h/x",
-        "redis://h/0/1",
-        "redis://h?timeout=1",
-        "redis://h?prefix=",
-        "redis://h?prefix=a%20b",
-        "unix://relative",
-        "redis+sentinel://a",
-        "redis+cluster://a/1",
-        "redis+other://a",
-        "redis://h/0#x",
+        ("", "begins in none of these ways"),
+        ("h", "begins in none of these ways"),
+        ("http://h", "begins in none of these ways"),
+        ("redis+other://a", "begins in none of these ways"),
+        ("redis://", "no host"),
+        ("redis:///0", "no host"),
+        ("redis://h:x", "a host or port that is none"),
+        ("redis://h:70000", "a port over 65535"),
+        ("redis://a,b", "more than one host"),
+        ("redis://h/x", "a database that is no number"),
+        ("redis://h/0/1", "more than one database"),
+        ("redis+cluster://a/1", "a database, which a cluster has none of"),
+        ("redis+sentinel://a", "no name of a master"),
+        ("redis://h?timeout=1", "something else than prefix= or db="),
+        ("redis://h?prefix=", "a prefix that is not"),
+        ("redis://h?prefix=a%20b", "a prefix that is not"),
+        ("unix://relative", "no absolute path"),
+        ("redis://:p@ss@h", "which is written %40"),
+        ("redis://:p/ss@h", "which is written %40"),
+        ("redis://:p#ss@h", "which is written %40"),
+        ("redis://h/0#x", "which is written %40"),
     ],
 )
-def test_what_is_no_such_url_is_refused_with_what_is_allowed(url):
-    with pytest.raises(ValueError, match="redis://HOST:6379/0"):
+def test_what_is_no_such_url_is_refused_with_what_is_wrong(url, said):
+    with pytest.raises(ValueError, match=said):
         parse(url)
+
+
+@pytest.mark.parametrize("url", ["redis://:hunt@er2@h", "redis://:hunt/er2@h", "redis://:hunt#er2@h", "redis://:er2@h:x"])
+def test_what_is_refused_does_not_show_the_password(url):
+    with pytest.raises(ValueError, match=r"\S") as refused:
+        parse(url)
+    assert "er2" not in str(refused.value)
+
+
+@pytest.mark.parametrize(
+    ("url", "said"),
+    [
+        ("redis://h", "server h:6379, without a password, database 0, prefix push1st"),
+        ("rediss://u:p@h/2?prefix=shop", "server h:6379, TLS, user u, with a password, database 2, prefix shop"),
+        ("redis+sentinel://a/main", "sentinel a:26379, master main, without a password, database 0, prefix push1st"),
+        ("redis+cluster://:p@a:1,b:2", "cluster a:1,b:2, with a password, prefix push1st"),
+    ],
+)
+def test_an_address_says_what_it_leads_to(url, said):
+    assert parse(url).all == said
 
 
 def test_an_address_does_not_show_its_password():

@@ -289,7 +289,7 @@ def broker(value: Value) -> str:
         try:
             parse_broker(found)
         except ValueError as error:
-            raise wrong(value, str(error) if str(error) != BROKER_URLS else allowed, show=False) from None
+            raise ConfigError(f"{value}: found {error}, allowed: {allowed}") from None
     return found
 
 

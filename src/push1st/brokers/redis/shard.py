@@ -42,7 +42,7 @@ from push1st.brokers.redis.scripts import (
     SIGN_OUT,
     Script,
 )
-from push1st.brokers.redis.servers import Unusable, connect
+from push1st.brokers.redis.servers import CONNECT_SECONDS, Unusable, connect
 from push1st.brokers.redis.views import Views
 from push1st.brokers.redis.wire import (
     Edge,
@@ -186,7 +186,8 @@ class Shard:
             except (OSError, TimeoutError, Unusable, Lost, hiredis.ReplyError) as wrong:
                 if link is not None:
                     link.abort()
-                self.reason = str(wrong) or type(wrong).__name__
+                silent = f"no answer within {CONNECT_SECONDS} s" if isinstance(wrong, TimeoutError) else type(wrong).__name__
+                self.reason = str(wrong) or silent
                 if not failures:
                     log.warning("the broker cannot be used", broker=str(self.address), reason=self.reason)
                 failures += 1
