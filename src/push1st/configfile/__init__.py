@@ -24,7 +24,7 @@ from typing import TypeVar
 
 import msgspec
 
-from push1st.config import DEMO_SECRET, PROTOCOLS, ApiConfig, AppConfig, Config, Listen, ProtocolConfig, ServerConfig
+from push1st.config import DEMO_SECRET, EMBEDDED, PROTOCOLS, ApiConfig, AppConfig, Config, Listen, ProtocolConfig, ServerConfig
 from push1st.config import demo as plain_demo
 from push1st.configfile.keys import (
     APP,
@@ -55,10 +55,8 @@ _PATTERN = re.compile(r"[*?\[]")
 
 _LOOPBACK = frozenset({"127.0.0.1", "::1", "localhost"})
 
-CLUSTER_NOTE = (
-    "has no effect here: nodes find each other through a Redis or Valkey that all share, not by UDP; "
-    "say broker: redis://HOST:6379/0 on each"
-)
+CLUSTER_NOTE = "has no effect here: nodes find each other through a Redis or Valkey that all share, not by UDP"
+SAY_BROKER = "; say broker: redis://HOST:6379/0 on each"
 
 L = TypeVar("L", ServerConfig, ApiConfig)
 
@@ -319,6 +317,7 @@ def _endpoints(app: AppConfig, section: Value) -> Iterator[tuple[Value, str]]:
 def _not_yet(config: Config, root: Value) -> Iterator[tuple[Value | None, str]]:
     """What is planned, and where it is asked for."""
     if _is_set(root, "cluster") and not off(root.at("cluster", "listen")):
-        yield root.at("cluster"), CLUSTER_NOTE
+        shared = config.broker != "memory" and not config.broker.startswith(EMBEDDED)
+        yield root.at("cluster"), CLUSTER_NOTE if shared else CLUSTER_NOTE + SAY_BROKER
     if "mqtt" in config.server.proto:
         yield root.at("server", "proto"), "mqtt does nothing yet"

@@ -7,7 +7,7 @@ import pytest
 
 from push1st.channels import type_names
 from push1st.config import Config, HooksConfig, Listen, Networks
-from push1st.configfile import CLUSTER_NOTE, load
+from push1st.configfile import CLUSTER_NOTE, SAY_BROKER, load
 from push1st.configfile import tree as trees
 from push1st.configfile.keys import APP, ROOT, Table
 from push1st.errors import ConfigError
@@ -53,7 +53,7 @@ def test_what_of_push1st_has_no_effect_is_said_once_each():
     assert load(CONFIGS / "push1st" / "server.yml", {}).warnings == (
         "server.yml:9: server.threads: has no effect here; use server.workers",
         "server.yml:46: api.module.smpp: has no effect here",
-        f"server.yml:29: cluster: {CLUSTER_NOTE}",
+        f"server.yml:29: cluster: {CLUSTER_NOTE}{SAY_BROKER}",
         "server.yml:8: server.proto: mqtt does nothing yet",
         "apps/devices.yml:1: devices: found no secret, so the app has public channels only",
     )
@@ -191,6 +191,11 @@ def test_listening_can_be_switched_off(reading, word):
 def test_a_cluster_that_is_switched_off_gives_no_warning(reading, word):
     assert [note for note in reading(f"cluster: {{ listen: {word} }}", APP_TEXT).warnings if "cluster" in note] == []
     assert [note for note in reading("cluster: { listen: udp://*:8001 }", APP_TEXT).warnings if "cluster" in note]
+
+
+def test_who_has_a_broker_is_not_told_to_have_one(reading):
+    (note,) = [one for one in reading("broker: redis://h\ncluster: { family: [ a ] }", APP_TEXT).warnings if "cluster" in one]
+    assert note.endswith(CLUSTER_NOTE)
 
 
 def test_peers_may_be_a_bare_list_or_a_section_of_known_keys(reading, wrong):

@@ -67,6 +67,7 @@ class Redis:
             self._shards.append(Shard(address, tag, node, stamp, hooked, pushed, self._hand_on, self._views, metrics))
         self._shards[0].numbered = numbered
         for index, shard in enumerate(self._shards):
+            shard.said = self._shards[0].said
             shard.owns = partial(self._is_in, index)  # type: ignore[method-assign]
         self._timer: asyncio.TimerHandle | None = None
 

@@ -25,6 +25,7 @@ from push1st.brokers.redis.joining import ADDED, REFUSED, Coming, Joining, Step
 from push1st.brokers.redis.link import Argument, Link, Lost, pack
 from push1st.brokers.redis.publishing import CONFIRM_SECONDS, Batch, Publishing
 from push1st.brokers.redis.questions import Questions
+from push1st.brokers.redis.said import Said
 from push1st.brokers.redis.scripts import (
     BEAT,
     BURY,
@@ -158,6 +159,8 @@ class Shard:
         """when views are to be compared with the roster, on the loop's clock"""
         self._beat_at = 0.0
         self.recount: Recount = lambda *_: None
+        self.said = Said()
+        """what has been logged; the broker's shards share one"""
         self.numbered: Callable[[int], None] | None = None
         """called with this node's number; where it is set, this shard gives one"""
         self._number = random.randrange(1024)  # noqa: S311 - the first one to ask for
@@ -188,13 +191,13 @@ class Shard:
                     link.abort()
                 silent = f"no answer within {CONNECT_SECONDS} s" if isinstance(wrong, TimeoutError) else type(wrong).__name__
                 self.reason = str(wrong) or silent
-                if not failures:
+                if not failures and self._is_new(self.reason):
                     log.warning("the broker cannot be used", broker=str(self.address), reason=self.reason)
                 failures += 1
                 most = min(BACKOFF_SECONDS, 0.05 * 2 ** min(failures, 10))
                 await asyncio.sleep(most * random.uniform(0.5, 1))  # noqa: S311 - so that nodes do not come all at once
                 continue
-            if failures or self.away_since is not None:
+            if (failures or self.away_since is not None) and self._is_new("connected"):
                 log.info("the broker is connected", broker=str(self.address))
             failures = 0
             self.away_since = None
@@ -208,7 +211,11 @@ class Shard:
             self._loop.create_task(self._reader.stop())
         if self.away_since is None and not self._closing:
             self.away_since = self._loop.time()
-            log.warning("the broker is away", broker=str(self.address))
+            if self._is_new("away"):
+                log.warning("the broker is away", broker=str(self.address))
+
+    def _is_new(self, words: str) -> bool:
+        return self.said.is_new(words, self._tag, self._loop.time())
 
     def _again(self, why: object) -> None:
         """The server has to be found or entered anew."""
