@@ -79,7 +79,7 @@ class Engine:
                 os.close(theirs)
             if process is not None:
                 reading = asyncio.ensure_future(_read(ours, said))
-                await self._watch(process)
+                await self._watch(process, said)
                 await reading
                 how = process.how
             if self._stopping.is_set():
@@ -92,12 +92,13 @@ class Engine:
             log.error("engine ended", how=how, said=list(said), again_in=wait)
             await asyncio.sleep(wait)
 
-    async def _watch(self, process: Process) -> None:
-        """Returns when it has ended; kills it when it hangs."""
+    async def _watch(self, process: Process, said: deque[str]) -> None:
+        """Returns when it has ended; kills it when it hangs. What it said before it worked is not why it ended."""
         works, misses = False, 0
         while not process.ended.done():
             if await answers(self.path):
                 if not works:
+                    said.clear()
                     log.info("engine ready", pid=process.pid)
                 works, misses = True, 0
                 if not self._works.done():
