@@ -143,6 +143,27 @@ async def test_who_leaves_before_anybody_noticed_that_the_broker_lost_its_state_
         await until(lambda: facts(one, two)[3:] == [("member-removed", ROOM, "b")])
 
 
+async def test_who_left_while_another_connection_of_theirs_waited_in_vain_is_told_to_have_left(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    async with nodes() as (valkey, one, two):
+        staying, leaving = await on(one, ROOM, "a"), await on(two, ROOM, "b")
+        gone = await on(two, "c")
+        await until(lambda: len(facts(one, two)) == 4)
+        monkeypatch.setattr(shard, "PATIENCE_SECONDS", 0.2)
+        valkey.kill()
+        await until(lambda: not one.connected and not two.connected)
+        waiting = [two.client(), two.client()]
+        waiting[0].join(ROOM, "b")
+        waiting[1].join("c")
+        leaving.lose()
+        gone.lose()
+        await until(lambda: all(client.has(SubscriptionRefused) for client in waiting))
+        valkey.start()
+        await until(lambda: staying.members[ROOM] == {"a"})
+        await until(lambda: facts(one, two)[4:] == [("member-removed", ROOM, "b"), ("vacated", "c", None)])
+
+
 # Limits
 
 
@@ -172,6 +193,25 @@ async def test_who_joins_while_the_broker_is_away_is_refused_by_a_channel_that_i
         assert found is not None
         assert (found.subscriptions, found.users) == (3, 1)
         assert [fact for fact in facts(one, two) if fact[0].startswith("member-")] == [("member-added", ROOM, "a")]
+
+
+async def test_who_goes_with_a_node_and_is_refused_by_another_is_told_to_have_left() -> None:
+    async with nodes(members=2) as (valkey, one, two):
+        dead = await Place(valkey.url, members=2).open()
+        staying = await on(one, ROOM, "a")
+        await on(dead, ROOM, "b")
+        await until(lambda: staying.members[ROOM] == {"a", "b"} and one.shards[0]._recovered_at is None)
+        link = one.shards[0].link
+        assert link is not None
+        link._transport.pause_reading()  # it hears of that when the client has asked
+        await dead.close()
+        await on(two, ROOM, "c")
+        refused = one.client()
+        refused.join(ROOM, "b")
+        await two.broker.settled()
+        link._transport.resume_reading()
+        await until(lambda: refused.has(SubscriptionRefused))
+        await until(lambda: staying.members[ROOM] == {"a", "c"}, lambda: staying.members)
 
 
 async def test_who_connects_while_the_broker_is_away_is_refused_by_an_app_that_is_full() -> None:

@@ -13,22 +13,24 @@ Key = tuple[str, str]
 
 
 class Seat:
-    """A user on a presence channel, and this node's connections by which it is there."""
+    """A user on a presence channel, and this node's connections by which it is there. let: as in `Room`."""
 
-    __slots__ = ("member", "sockets")
+    __slots__ = ("let", "member", "sockets")
 
     def __init__(self, member: Member) -> None:
         self.member = member
+        self.let = False
         self.sockets: set[str] = set()
 
 
 class Room:
-    """A channel somebody on this node is on."""
+    """A channel somebody on this node is on. let: whether the broker has said so of anybody since it was empty here."""
 
-    __slots__ = ("seats", "subscriptions")
+    __slots__ = ("let", "seats", "subscriptions")
 
     def __init__(self) -> None:
         self.subscriptions = 0
+        self.let = False
         self.seats: dict[str, Seat] = {}
 
 
@@ -50,14 +52,11 @@ class Entries:
         self._rooms: dict[Key, Room] = {}
         self._users: dict[Key, set[str]] = {}
         self._connections: dict[str, int] = {}
-        self._joining: dict[Key, set[str]] = {}
-        """connections on channels of which the broker has not said yet whether they may be"""
 
     # Channels
 
     def join(self, key: Key, socket_id: str, member: Member | None) -> bool:
         """Adds a subscription, to be followed by `joined` or `leave`; says whether it is the first one of its channel."""
-        self._joining.setdefault(key, set()).add(socket_id)
         room = self._rooms.get(key)
         first = room is None
         if room is None:
@@ -70,19 +69,15 @@ class Entries:
             seat.sockets.add(socket_id)
         return first
 
-    def joined(self, key: Key, socket_id: str) -> bool:
-        """The broker has let a subscription be. Whether it had not before."""
-        joining = self._joining.get(key)
-        if joining is None or socket_id not in joining:
-            return False
-        joining.discard(socket_id)
-        if not joining:
-            del self._joining[key]
-        return True
+    def joined(self, key: Key, user_id: str | None) -> None:
+        """The broker has let a subscription be."""
+        room = self._rooms[key]
+        room.let = True
+        if user_id is not None:
+            room.seats[user_id].let = True
 
     def leave(self, key: Key, socket_id: str, user_id: str | None) -> Member | None:
         """Takes a subscription off. Who is on the channel no more, or NOBODY; None when there was nothing to take off."""
-        self.joined(key, socket_id)
         room = self._rooms.get(key)
         if room is None:
             return None
@@ -104,10 +99,13 @@ class Entries:
         room = self._rooms.get(key)
         return 0 if room is None else room.subscriptions
 
-    def has(self, key: Key, user_id: str) -> bool:
-        """Whether a user is on a channel by a connection of this node."""
+    def has(self, key: Key, user_id: str | None = None) -> bool:
+        """Whether somebody, or this user, is on a channel by a connection of this node, and the broker has let them be."""
         room = self._rooms.get(key)
-        return room is not None and user_id in room.seats
+        if room is None or user_id is None:
+            return room is not None and room.let
+        seat = room.seats.get(user_id)
+        return seat is not None and seat.let
 
     def alone(self, key: Key) -> dict[str, str]:
         """The users on a channel that have a single connection here, and that connection."""
@@ -147,16 +145,15 @@ class Entries:
     def differences(self, stored: dict[str, str]) -> Iterator[Difference]:
         """stored: the fields of the broker's copy.
 
-        Subscriptions that wait for the broker's say are neither here nor not here; what it says is about all of their channel.
+        Whom it has not let be yet is neither here nor not here; what it says then is about all of their channel.
         """
         rest = dict(stored)
         for (app, channel), room in self._rooms.items():
-            joining = self._joining.get((app, channel), set())
             stored_too = rest.pop(f"c/{app}/{channel}", "0") == str(room.subscriptions)
-            if not stored_too and room.subscriptions > len(joining):
+            if not stored_too and room.let:
                 yield Difference("more", app, channel)
             for user_id, seat in room.seats.items():
-                if rest.pop(f"m/{app}/{channel}\n{user_id}", None) is None and not seat.sockets <= joining:
+                if rest.pop(f"m/{app}/{channel}\n{user_id}", None) is None and seat.let:
                     yield Difference("more", app, channel, member=seat.member)
         for app, user_id in self._users:
             if rest.pop(f"u/{app}/{user_id}", None) is None:

@@ -593,7 +593,7 @@ class Shard:
                 self._see(step)
             if coming.way == REFUSED:
                 raise LimitReached(403, f"{channel} has {most} members, which is this app's limit")
-            self._entries.joined(key, socket_id)
+            self._entries.joined(key, None if member is None else member.user_id)
         except BaseException:
             self.leave(app, channel, socket_id, None if member is None else member.user_id)
             raise
@@ -645,17 +645,17 @@ class Shard:
     def leave(self, app: str, channel: str, socket_id: str, user_id: str | None) -> None:
         key = app, channel
         self._joining.send(key)
-        waited = self._entries.joined(key, socket_id)
+        occupied, seated = self._entries.has(key), self._entries.has(key, user_id)
         gone = self._entries.leave(key, socket_id, user_id)
         if gone is None:
             return
         self._publishing.send(key)
         untold: dict[Gone, tuple[str, bytes]] = {}
-        if gone is not NOBODY and not waited:
+        if gone is not NOBODY and seated:
             untold["m", app, channel, gone.user_id] = socket_id, gone.info
         if not self._entries.subscriptions(key):
             self._views.end(key)
-            if app in self._hooked() and not waited:
+            if app in self._hooked() and occupied:
                 untold["c", app, channel, ""] = socket_id, b"null"
         self._tell_gone(untold, LEAVE, *self._leaving(key, gone.user_id, socket_id))
 

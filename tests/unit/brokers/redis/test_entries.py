@@ -20,11 +20,35 @@ def test_a_user_is_gone_with_its_last_connection():
     entries = Entries()
     for socket in ("1.1", "1.2"):
         entries.join(ROOM, socket, A)
+    entries.joined(ROOM, "a")
     assert entries.leave(ROOM, "1.1", "a") is NOBODY
     assert entries.has(ROOM, "a")
     assert entries.leave(ROOM, "1.2", "a") == A
     assert not entries.has(ROOM, "a")
     assert entries.subscriptions(ROOM) == 0
+
+
+def test_whom_the_broker_has_not_let_be_is_not_here():
+    entries = Entries()
+    entries.join(ROOM, "1.1", A)
+    assert not entries.has(ROOM)
+    assert not entries.has(ROOM, "a")
+    entries.join(ROOM, "1.2", B)
+    entries.joined(ROOM, "b")
+    assert entries.has(ROOM)
+    assert not entries.has(ROOM, "a")
+    entries.leave(ROOM, "1.1", "a")
+    entries.leave(ROOM, "1.2", "b")
+    entries.join(ROOM, "1.3", B)
+    assert not entries.has(ROOM)
+    assert not entries.has(ROOM, "b")
+
+
+def test_who_waits_keeps_the_place_of_who_left():
+    entries = filled()
+    entries.join(ROOM, "1.3", A)
+    entries.leave(ROOM, "1.1", "a")
+    assert Difference("more", *ROOM, member=A) in set(entries.differences({}))
 
 
 def test_what_was_not_there_is_not_taken_off():
@@ -64,8 +88,8 @@ def filled() -> Entries:
     entries.join(ROOM, "1.1", A)
     entries.join(ROOM, "1.2", B)
     entries.join(("app", "x/y"), "1.1", None)
-    for key, socket in ((ROOM, "1.1"), (ROOM, "1.2"), (("app", "x/y"), "1.1")):
-        entries.joined(key, socket)
+    for key, user in ((ROOM, "a"), (ROOM, "b"), (("app", "x/y"), None)):
+        entries.joined(key, user)
     entries.sign_in(("app", "u/v"), "1.1")
     entries.connect("app")
     return entries
@@ -112,8 +136,7 @@ def test_what_the_broker_has_not_agreed_to_is_no_difference_whether_it_has_it_or
     entries.join(ROOM, "1.1", A)
     assert list(entries.differences({})) == []
     assert list(entries.differences({"c/app/presence-c": "1", "m/app/presence-c\na": ""})) == []
-    assert entries.joined(ROOM, "1.1")
-    assert not entries.joined(ROOM, "1.1")
+    entries.joined(ROOM, "a")
     assert set(entries.differences({})) == {Difference("more", *ROOM), Difference("more", *ROOM, member=A)}
 
 
