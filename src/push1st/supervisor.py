@@ -243,7 +243,7 @@ class Supervisor:
     async def _open(self, slot: Slot, config: Config) -> bool:
         """Begins with a slot; returns whether it has a worker that works."""
         self._slots.append(slot)
-        done = await self._fill(slot, config, None)
+        done = await self._fill(slot, config)
         if done and not self._stop.is_set():
             slot.keeper = self._spawn(self._keep(slot))
         return done
@@ -266,16 +266,21 @@ class Supervisor:
                             slot.doors = {}
                 await asyncio.sleep(wait)
                 try:
-                    await self._fill(slot, slot.config, worker)
+                    await self._fill(slot, None, worker)
                 except (ConfigError, OSError) as wrong:  # such as no memory, or no descriptors, for one more
                     log.error("worker cannot be started", reason=str(wrong))
 
-    async def _fill(self, slot: Slot, config: Config, instead_of: Worker | None) -> bool:
-        """Starts a worker in the place of another, which retires when the new one listens; returns whether one works."""
+    async def _fill(self, slot: Slot, config: Config | None, ended: Worker | None = None) -> bool:
+        """Starts a worker in the place of another, which retires when the new one listens; returns whether one works.
+
+        config: None: that of the slot, if its worker is still the one that ended.
+        """
         async with slot.changing:
             old = slot.worker
-            if old is not instead_of:
-                return True
+            if config is None:
+                if old is not ended:
+                    return True
+                config = slot.config
             doors = self._doors_of(slot, config)
             worker = await self._begin(config, _all(doors))
             await asyncio.wait((worker.ready, worker.process.ended), timeout=START_SECONDS, return_when=asyncio.FIRST_COMPLETED)
@@ -443,7 +448,7 @@ class Supervisor:
         try:
             if _needs_engine(config) and not had_engine:
                 await self._start_engine(config)
-            if not await self._fill(self._slots[0], config, self._slots[0].worker):
+            if not await self._fill(self._slots[0], config):
                 raise ConfigError(self._slots[0].problem)
         except (ConfigError, OSError):
             for place, doors in fresh.items():
@@ -458,7 +463,7 @@ class Supervisor:
         problems = []
         for slot in self._slots[1:count]:
             slot.config = config
-            if not await self._fill(slot, config, slot.worker):
+            if not await self._fill(slot, config):
                 problems.append(slot.problem)
         for _ in range(len(self._slots), count):
             slot = Slot()

@@ -99,6 +99,20 @@ def test_a_command_says_what_became_of_its_reload_though_the_next_has_begun(own:
     assert (first.returncode, second.returncode) == (1, 1)
 
 
+def test_a_worker_that_is_just_being_started_is_replaced_too(own: ServerProcess) -> None:
+    """It was told the configuration of before."""
+    first = min(workers(own))
+    kill(workers(own)[first])
+    wait_until(lambda: len(children(supervisor(own))) == 3, "another one is being started in its place")
+    reconfigure(own, {"server": {"pusher": {"activity-timeout": 77}}})
+    done = command("-c", str(own.folder / "server.yml"))
+    assert done.stdout.endswith("reloaded: 2 workers\n")
+    with contextlib.ExitStack() as stack:
+        for number in workers(own):
+            greeting = connect_to(own, number, stack).frames[0]
+            assert json.loads(greeting["data"])["activity_timeout"] == 77
+
+
 def test_one_worker_says_that_it_cannot_be_replaced_and_goes_on() -> None:
     with running() as server:
         kill(supervisor(server), 1)
