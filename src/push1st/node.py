@@ -481,13 +481,18 @@ class Node:
         """The answers of those who listen on a topic. Raises Refused(503)."""
         return await self._broker.ask(app.config.id, topic, question)
 
-    def tell(self, app: App, topic: str, data: bytes) -> None:
-        """Says something to who listens on a topic; what is said in one turn comes in this order."""
-        spawn(self._tell(Message(app.config.id, topic, TOLD, data, *self.stamp())))
+    def tell(self, app: App, topic: str, data: bytes, lost: Callable[[], object]) -> None:
+        """Says something to who listens on a topic; what is said in one turn comes in this order.
 
-    async def _tell(self, message: Message) -> None:
-        with suppress(Refused):  # the broker is away, and with it who was to hear this
+        lost: called when the broker is away, or has not confirmed it.
+        """
+        spawn(self._tell(Message(app.config.id, topic, TOLD, data, *self.stamp()), lost))
+
+    async def _tell(self, message: Message, lost: Callable[[], object]) -> None:
+        try:
             await wait(self._broker.publish(message))
+        except Refused:
+            lost()
 
     def receive(self, message: Message) -> int:
         """What the broker brings, the worker's own messages included."""

@@ -209,6 +209,31 @@ def test_a_session_whose_streams_server_was_killed_is_gone_soon(doomed: tuple[Se
     wait_until(lambda: "c" not in one.signed("GET", "/apps/app-test/channels").json["channels"], "the session is gone", seconds)
 
 
+# The broker is away
+
+
+@pytest.mark.parametrize("road", ["xhr_streaming", "xhr"])
+def test_a_session_whose_reply_got_lost_with_the_broker_ends(road: str) -> None:
+    """What was to go to the other server is lost, so the client is told to begin anew."""
+    valkey = Valkey()
+    try:
+        with running({"broker": valkey.url}) as one, running({"broker": valkey.url}) as other:
+            with asked(one, "xhr") as response:
+                response.read()
+            with contextlib.closing(http.client.HTTPConnection("127.0.0.1", other.ws_port, timeout=GONE_SECONDS)) as connection:
+                connection.request("POST", f"{Session.path}/{road}{QUERY}", b"")
+                assert send(other, "pusher:unsubscribe", channel="nowhere") == 200  # asked for behind the request, and answered
+                valkey.kill()
+                wait_until(lambda: "the broker is away" in one.output and "the broker is away" in other.output, "it is away")
+                assert send(one, "pusher:ping") == 200
+                valkey.start()
+                assert connection.getresponse().read().startswith(b"c[4200,")
+            with asked(one, "xhr") as response:
+                assert response.read().startswith(b"c[4200,")
+    finally:
+        valkey.close()
+
+
 class RoundRobin:
     """Connections to it go to one server, then to the other."""
 

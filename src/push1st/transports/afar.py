@@ -4,7 +4,8 @@ A session stays on the worker where it began, its owner. The owner listens on a 
 which a request comes asks there, and nobody answers if the session is its own to begin. Sending is one question and its
 answer. For a request that waits, or streams, the owner holds an `Away` where it would hold the request itself, and says
 what to write on the topic of the asking worker; that one holds an `Afar` where it would hold the session. Each asks now and
-then whether the other worker is still there (`xhr.Fallbacks`): one that was killed says no more that it is gone.
+then whether the other worker is still there and knows of the request (`xhr.Fallbacks`): one that was killed says no more
+that it is gone, and what is said while the broker is away is not heard.
 """
 
 from collections.abc import Callable
@@ -52,12 +53,25 @@ class Said(msgspec.Struct, frozen=True, array_like=True):
     response: Response | None = None
 
 
+class Look(msgspec.Struct, frozen=True, array_like=True):
+    """Whether a worker is there, and knows of these requests; its answer are those it does not know of.
+
+    by: the topic of the worker that asks. here: requests to that one of sessions there. there: of its own sessions, there.
+    """
+
+    by: str
+    here: list[int]
+    there: list[int]
+
+
 _asked = msgspec.msgpack.Decoder(Asked)
 _said = msgspec.msgpack.Decoder(Said)
+_look = msgspec.msgpack.Decoder(Look)
 _response = msgspec.msgpack.Decoder(Response)
 encode = msgspec.msgpack.encode
 decode_asked = _asked.decode
 decode_said = _said.decode
+decode_look = _look.decode
 decode_response = _response.decode
 
 

@@ -37,8 +37,10 @@ from push1st.transports.afar import (
     Afar,
     Asked,
     Away,
+    Look,
     Said,
     decode_asked,
+    decode_look,
     decode_response,
     decode_said,
     encode,
@@ -118,6 +120,8 @@ class Fallbacks:
         self._afar: dict[int, Afar] = {}
         self._away: dict[tuple[str, int], tuple[XhrConnection, Away]] = {}
         self._misses: Counter[tuple[str, str]] = Counter()
+        self._doubted: set[tuple[str, int, bool]] = set()
+        """requests that the other worker did not know of when it was asked the last time"""
         self._looking = False
         self.due_at = NEVER
         self.apart = 0
@@ -172,7 +176,7 @@ class Fallbacks:
         inbox = await self._inbox(app)
         self._numbers += 1
         number = self._numbers
-        tell = partial(self._tell, app, topic)
+        tell = partial(self._say, app, topic)
         afar = self._afar[number] = Afar(app, number, inbox, tell, partial(self._afar.pop, number, None))
         try:
             answers = await node.ask(app, topic, encode(Asked(visit.road, visit.body, number, inbox)))
@@ -199,12 +203,32 @@ class Fallbacks:
         if not self._name:
             self._name = INBOX + self._worker.node.new_id()
         if app.config.id not in self._inboxes:
-            await self._worker.node.listen(app, self._name, Listener(lambda _: b"", self._hear_of_afar))
+            await self._worker.node.listen(app, self._name, Listener(self._answer_look, self._hear_of_afar))
             self._inboxes.add(app.config.id)
         return self._name
 
-    def _tell(self, app: App, topic: str, said: Said) -> None:
-        self._worker.node.tell(app, topic, encode(said))
+    def _say(self, app: App, topic: str, said: Said) -> None:
+        """To the owner of a session."""
+        self._worker.node.tell(
+            app, topic, encode(said), partial(asyncio.get_running_loop().call_soon, self._give_up, said.number)
+        )
+
+    def _give_up(self, number: int) -> None:
+        """The owner of a session does not hear of a request here, or we not of it."""
+        afar = self._afar.get(number)
+        if afar is not None:
+            afar.abandon()
+
+    def _say_of_own(self, app: App, client: "XhrConnection", said: Said) -> None:
+        """To the worker of a request. This may be in the midst of a flush."""
+        lost = partial(asyncio.get_running_loop().call_soon, self._unheard, client, said)
+        self._worker.node.tell(app, said.by, encode(said), lost)
+
+    def _unheard(self, client: "XhrConnection", said: Said) -> None:
+        """Whether a client got what it was to be told is not known: it is told to begin anew."""
+        self._lose(said.by, said.number)
+        if said.word != "end":
+            client.close(4200, "The broker is away, reconnect")
 
     def _hear_of_afar(self, data: bytes) -> None:
         """What the owner of a session says to a request here."""
@@ -226,7 +250,7 @@ class Fallbacks:
                 return encode(Response(refused.code, refused.text.encode(), TYPE, HEADERS))
             return encode(Response(200, b"", TYPE, HEADERS))
         where = asked.to, asked.number
-        away = Away(app, asked.number, asked.to, partial(self._tell, app, asked.to), partial(self._away.pop, where, None))
+        away = Away(app, asked.number, asked.to, partial(self._say_of_own, app, client), partial(self._away.pop, where, None))
         self._away[where] = client, away
         self._look_later()
         if asked.road == "xhr_streaming":
@@ -266,29 +290,52 @@ class Fallbacks:
     def due(self, now: float) -> float | None:
         if not self._afar and not self._away:
             self._misses.clear()
+            self._doubted.clear()
             return None
         if not self._looking:
             spawn(self._look())
         return now + LOOK_SECONDS
 
     async def _look(self) -> None:
-        """Asks each worker that has a session of a request here, or a request of a session here, whether it is there."""
+        """Asks each worker that has a session of a request here, or a request of a session here, whether it is there.
+
+        And whether it knows of them: of one that it does not know of twice the end was said while the broker was away.
+        """
         self._looking = True
+        doubted: set[tuple[str, int, bool]] = set()
         try:
             others = {(one.app.config.id, one.owner): one.app for one in self._afar.values() if one.owner}
             others |= {(away.app.config.id, away.by): away.app for _, away in self._away.values()}
             self._misses = Counter({one: count for one, count in self._misses.items() if one in others})
             for (id, topic), app in others.items():
-                if await self._worker.node.ask(app, topic, b""):
+                here = [number for number, afar in self._afar.items() if afar.app is app and afar.owner == topic]
+                there = [number for (by, number), (_, away) in self._away.items() if away.app is app and by == topic]
+                answers = await self._worker.node.ask(app, topic, encode(Look(self._name, here, there)))
+                if answers:
                     del self._misses[id, topic]
+                    unknown = decode_look(answers[0])
+                    doubted |= {(topic, number, True) for number in unknown.here}
+                    doubted |= {(topic, number, False) for number in unknown.there}
                 else:
                     self._misses[id, topic] += 1
                     if self._misses[id, topic] >= MOST_MISSES:
                         self._abandon(app, topic)
+            for topic, number, is_here in self._doubted & doubted:
+                if is_here:
+                    self._give_up(number)
+                else:
+                    self._lose(topic, number)
         except Refused:  # the broker is away: nobody knows
             pass
         finally:
+            self._doubted = doubted
             self._looking = False
+
+    def _answer_look(self, question: bytes) -> bytes:
+        """Which requests of the worker that asks, and which of its sessions', are not known here."""
+        look = decode_look(question)
+        here = [number for number in look.here if (look.by, number) not in self._away]
+        return encode(Look("", here, [number for number in look.there if number not in self._afar]))
 
     def _abandon(self, app: App, topic: str) -> None:
         """Another worker is gone."""
