@@ -90,6 +90,18 @@ async def test_who_comes_back_meanwhile_was_never_away() -> None:
         assert staying.members[ROOM] == {"a", "b"}
 
 
+async def test_who_comes_back_meanwhile_as_somebody_else_is_told_too_who_it_was_no_more() -> None:
+    async with nodes() as (valkey, one, two):
+        staying, changing = await on(one, ROOM, "a"), await on(two, ROOM, "b")
+        await on(two, ROOM, "c")  # so that its node goes on following the channel
+        async with emptied(valkey, one, two):
+            changing.leave(ROOM)
+            changing.join(ROOM, "d")
+            await until(lambda: ROOM in changing.members)
+        for client in (staying, changing):
+            await until(lambda client=client: client.members[ROOM] == {"a", "c", "d"}, lambda client=client: client.members)
+
+
 async def test_who_is_still_there_by_another_node_has_not_left() -> None:
     async with nodes() as (valkey, one, two):
         staying, leaving = await on(one, ROOM, "a"), await on(two, ROOM, "b")

@@ -74,8 +74,8 @@ local function note(field, socket, id, received, hooked, info)
   if redis.call('HSET', base .. ':gone', field, noted) == 1 then redis.call('RPUSH', base .. ':gone:order', field) end
 end
 local function was_noted(field) return redis.call('HDEL', base .. ':gone', field) == 1 end
-local function tell_removed(app, channel, user, socket, id, received, hooked, info)
-  edge('-', app, channel, user, socket, id, received, 'null')
+local function tell_removed(app, channel, user, socket, id, received, hooked, info, exclude)
+  edge('-', app, channel, user, exclude, id, received, 'null')
   if hooked then fact('member-removed', app, channel, received, socket, user, info) end
 end
 local function tell_vacated(app, channel, socket, received) fact('vacated', app, channel, received, socket, '', 'null') end
@@ -98,7 +98,7 @@ local function drop_member(mine, app, channel, user, socket, id, received, hooke
   end
   redis.call('HDEL', members, user)
   if quiet then note('m/' .. app .. '/' .. channel .. '\\n' .. user, socket, id, received, hooked, info)
-  else tell_removed(app, channel, user, socket, id, received, hooked, info) end
+  else tell_removed(app, channel, user, socket, id, received, hooked, info, socket) end
 end
 local function drop_user(mine, app, user, socket, id, received, quiet)
   if redis.call('HDEL', mine, 'u/' .. app .. '/' .. user) == 0 then return end
@@ -393,7 +393,8 @@ for i = 1, tonumber(ARGV[1]) do
     local kind, app, rest = string.match(field, '^(.)/([^/]*)/(.*)$')
     if kind == 'm' then
       local channel, user = string.match(rest, '^([^\\n]*)\\n(.*)$')
-      tell_removed(app, channel, user, socket, id, received, hooked == '1', info)
+      -- That connection may be on the channel again, as somebody else: so it is not excluded.
+      tell_removed(app, channel, user, socket, id, received, hooked == '1', info, '')
     elseif kind == 'c' then
       tell_vacated(app, rest, socket, received)
     else
