@@ -1,8 +1,8 @@
 """One client, whatever it speaks: applies its commands in order, checks its rights and its limits. Knows no bytes.
 
 Commands are applied one after another. One that waits (for a broker) holds back those behind it, up to `WAITING` of
-them. A refused command is answered and the client stays, unless it keeps on: more than `PATIENCE` refusals a second
-are a flood, and end the connection.
+them. A refused command is answered and the client stays, unless it keeps on: more than `PATIENCE` refusals a second,
+of what is bad about them, are a flood, and end the connection.
 """
 
 from collections import deque
@@ -255,7 +255,8 @@ class Session:
         metrics.refusals[str(refused.code)] += 1
         if self._is_patient():
             self.outlet.send(Failure(refused.code, refused.text))
-        elif refused.code != 429:  # who only sends good events too fast stays (Pusher protocol, section 4), unanswered
+        # Who only sends good events too fast stays (Pusher protocol, section 4), or while the broker is away: unanswered.
+        elif refused.code not in (429, 503):
             metrics.cut_offs["flood"] += 1
             self.outlet.close(1008, "too many bad messages")
 

@@ -832,6 +832,16 @@ def test_a_client_that_is_only_too_fast_stays(world):
     assert not session.closed
 
 
+def test_a_raw_client_that_publishes_while_the_broker_is_away_stays(slow):
+    session, outlet = raw(slow)
+    session.handle(Subscribe("c"))
+    slow.broker.fail["publish"] = Refused(503, "the broker is away")
+    for _ in range(3 * PATIENCE):
+        session.handle(Publish("c", "e", b"1"))
+    assert failure(outlet) == 503
+    assert outlet.closes == []
+
+
 def test_a_raw_client_that_floods_is_cut_off(world):
     session, outlet = raw(world)
     session.handle(Subscribe("c"))
