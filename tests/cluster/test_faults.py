@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 
+from push1st.brokers import ASK_SECONDS
 from push1st.brokers.redis import publishing, shard
 from push1st.errors import Refused
 from push1st.messages import MEMBER_REMOVED, Message, Options, SignedIn, SubscriptionRefused
@@ -410,3 +411,29 @@ async def test_only_nodes_with_subscribers_get_a_channels_messages() -> None:
         assert await status(one.publish("c", b"1")) == 200
         await two.broker.settled()
         assert heard == []
+
+
+# Questions
+
+
+async def test_what_is_asked_while_the_broker_is_away_is_answered_when_it_is_back() -> None:
+    async with nodes() as (valkey, one, two):
+        client = await on(two, "c")
+        valkey.pause()
+        asking = asyncio.ensure_future(one.node.listed(one.app, "c"))
+        await asyncio.sleep(ASK_SECONDS + 0.1)
+        valkey.go_on()
+        assert [found.id for found in await asking] == [client.session.id]
+
+
+async def test_after_a_failover_nobody_is_asked_before_all_could_hear_it() -> None:
+    async with nodes() as (valkey, one, _):
+        base = one.shards[0].base
+        valkey.ask("SADD", f"{base}:nodes", "late")
+        valkey.ask("SET", f"{base}:lease:late", "another server", "PX", "10000")
+        one.drop()
+        await until(lambda: one.connected)
+        assert await status(one.broker.ask(one.config.id, "c", b"")) == 503
+        valkey.ask("DEL", f"{base}:lease:late")
+        await until(lambda: one.shards[0].outlet is not None)
+        assert await one.broker.ask(one.config.id, "c", b"") == []

@@ -44,15 +44,17 @@ class Questions:
         return self._last
 
     async def answers(self, number: int, reached: Awaitable[int], seconds: float) -> list[bytes]:
-        """The answers that come in time. reached: asks, and says how many nodes that reached."""
+        """The answers that come in time. reached: asks, and says how many nodes that reached; time counts from then on."""
         loop = asyncio.get_running_loop()
         asked = self._asked[number] = Asked(loop.create_future())
-        timer = loop.call_later(seconds, asked.end)
+        timer = None
         try:
             asked.expect(await reached)
+            timer = loop.call_later(seconds, asked.end)
             await asked.done
         finally:
-            timer.cancel()
+            if timer is not None:
+                timer.cancel()
             del self._asked[number]
         return asked.answers
 

@@ -552,7 +552,13 @@ class Shard:
         """What the nodes answer that are subscribed to a topic, as far as they do in time. Raises Refused(503)."""
         number = self._questions.next()
         data = encode_question(Question(self.inbox, number, app, channel, question))
-        return await self._questions.answers(number, self.call(self._publish, self.topic(app, channel), data), seconds)
+
+        def asked(link: Link) -> Awaitable[int]:
+            if self.outlet is not link:  # not all could hear it: one that has the answer might seem not to be there
+                raise Refused(503, AWAY_FOR_LONG)
+            return link.call(self._publish, self.topic(app, channel), data)
+
+        return await self._questions.answers(number, self._until_done(asked), seconds)
 
     def answer(self, question: Question, answer: bytes) -> None:
         """Answers what another node asks, or this one."""
