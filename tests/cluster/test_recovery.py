@@ -98,8 +98,7 @@ async def test_who_comes_back_meanwhile_as_somebody_else_is_told_too_who_it_was_
             changing.leave(ROOM)
             changing.join(ROOM, "d")
             await until(lambda: ROOM in changing.members)
-        for client in (staying, changing):
-            await until(lambda client=client: client.members[ROOM] == {"a", "c", "d"}, lambda client=client: client.members)
+        await until(lambda: all(client.members[ROOM] == {"a", "c", "d"} for client in (staying, changing)))
 
 
 async def test_who_is_still_there_by_another_node_has_not_left() -> None:
