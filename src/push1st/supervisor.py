@@ -425,6 +425,9 @@ class Supervisor:
                 problems = tuple(str(wrong).splitlines())
                 for problem in problems:
                     log.error("reload refused, all goes on as it was", problem=problem)
+            except Exception:  # the next reload, and whoever waits for this one, must not suffer
+                log.exception("internal error")
+                problems = ("an internal error, which the server's log tells of",)
             last = Reloads(last.begun + 1, last.ended + 1, len(self._slots), problems)
             self._note(last)
 
