@@ -11,7 +11,7 @@ from collections import defaultdict
 from itertools import count, pairwise
 from typing import Any
 
-from hypothesis import HealthCheck, given, note, settings
+from hypothesis import HealthCheck, example, given, note, settings
 from hypothesis import strategies as st
 
 from push1st.errors import Refused
@@ -231,6 +231,7 @@ async def run(valkey: Valkey, url: str, plan: list[tuple[Any, ...]]) -> None:
     suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large],
 )
 @given(plan=plans, prefix=st.integers(0, 1 << 60))
+@example([("join", 3, "presence-b"), ("join", 3, "presence-b"), ("drop", 2), ("join", 5, "presence-b"), ("flush",)], 0)
 def model(valkey: Valkey, plan: list[tuple[Any, ...]], prefix: int) -> None:
     note(f"{plan}")
     valkey.ask("FLUSHALL")

@@ -187,7 +187,10 @@ class Redis:
         return Occupancy(channel, subscriptions, users)
 
     async def members(self, app: str, channel: str) -> tuple[Member, ...]:
-        return tuple((await self._shard(app, channel).members(app, channel)).values())
+        # Who follows the channel knows them, also while the broker has lost its state; and who asks again what it is told
+        # already must not be told of others than those whose coming and going it hears.
+        view = self._views.members((app, channel))
+        return tuple((await self._shard(app, channel).members(app, channel) if view is None else view).values())
 
     async def claim(self, app: str, channel: str, seconds: int) -> bool:
         return await self._shard(app, channel).claim(app, channel, seconds)

@@ -416,4 +416,12 @@ redis.call('XTRIM', base .. ':facts', 'MINID', ARGV[3])
 return 1
 """)
 
-SCRIPTS = (ENTER, BEAT, JOIN, LEAVE, SIGN_IN, SIGN_OUT, CONNECT, KEEP, LAST, BURY, NOTE, SETTLE, READ)
+SEEN = _script("""
+-- the epoch known, a hash, a field or '' for all of them
+-- What is compared with what clients were told must not be what is left by a server that has lost its state.
+if redis.call('GET', base .. ':epoch') ~= ARGV[1] then return redis.error_reply('NOLEASE the state is lost') end
+if ARGV[3] == '' then return redis.call('HGETALL', ARGV[2]) end
+return redis.call('HGET', ARGV[2], ARGV[3])
+""")
+
+SCRIPTS = (ENTER, BEAT, JOIN, LEAVE, SIGN_IN, SIGN_OUT, CONNECT, KEEP, LAST, BURY, NOTE, SETTLE, READ, SEEN)

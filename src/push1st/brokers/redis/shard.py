@@ -38,6 +38,7 @@ from push1st.brokers.redis.scripts import (
     MOST_FACTS,
     NOTE,
     READ,
+    SEEN,
     SETTLE,
     SIGN_IN,
     SIGN_OUT,
@@ -342,17 +343,21 @@ class Shard:
         """Tells clients here what they missed of who came and went."""
 
         def members(key: tuple[str, str], reply: Any) -> None:
-            if isinstance(reply, dict):
+            if isinstance(reply, Exception):
+                self._told(reply)
+            else:
                 self._views.compare(key, _members(reply), self._entries.alone(key), self._stamp)
 
         def online(key: tuple[str, str], reply: Any) -> None:
-            if not isinstance(reply, Exception):
+            if isinstance(reply, Exception):
+                self._told(reply)
+            else:
                 self._views.compare_status(key, reply is not None, self._stamp)
 
         for key in self._views.of(self.owns):
-            link.send(pack(("HGETALL", self._key("m", "/".join(key)))), partial(members, key))
+            self._send(link, SEEN, partial(members, key), self._epoch, self._key("m", "/".join(key)), "")
         for key in self._views.watched(self.owns):
-            link.send(pack(("HGET", self._key("u", key[0]), key[1])), partial(online, key))
+            self._send(link, SEEN, partial(online, key), self._epoch, self._key("u", key[0]), key[1])
 
     def owns(self, app: str, channel: str) -> bool:
         """Whether a channel's keys are in this shard; set by whoever divides them."""
