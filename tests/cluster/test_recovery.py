@@ -306,3 +306,43 @@ async def test_removing_a_dead_node_holds_the_broker_up_for_no_time_to_speak_of(
         assert valkey.ask("HLEN", f"{base}:m:app/presence-x") == b":15000\r\n"
         assert valkey.ask("HGET", f"{base}:i:app", "7") == b"$1\r\n1\r\n"
         assert valkey.ask("SLOWLOG", "GET") == b"*0\r\n"
+
+
+async def test_who_subscribes_again_when_the_broker_has_lost_its_state_is_told_the_members_it_follows(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    async with nodes() as (valkey, one, two):
+        client, _ = await on(one, ROOM, "a"), await on(two, ROOM, "b")
+        await until(lambda: client.members[ROOM] == {"a", "b"})
+        monkeypatch.setattr(shard.Shard, "tick", lambda *_: None)  # so that nobody notices meanwhile
+        await one.broker.settled()
+        valkey.ask("FLUSHALL")
+        client.members[ROOM] = set()
+        client.join(ROOM, "a")
+        await until(lambda: client.members[ROOM] == {"a", "b"})
+
+
+async def test_what_clients_were_told_is_not_compared_with_what_a_broker_without_its_state_has() -> None:
+    async with nodes() as (valkey, one, two):
+        client, _ = await on(one, ROOM, "a"), await on(two, ROOM, "b")
+        await until(lambda: client.members[ROOM] == {"a", "b"})
+        link = one.shards[0].link
+        assert link is not None
+        told = client.members[ROOM] = Told(client.members[ROOM])
+        valkey.ask("FLUSHALL")
+        one.shards[0]._compare_views(link)
+        await until(lambda: one.shards[0].link not in (None, link))
+        await one.broker.settled()
+        assert told.taken == []
+
+
+class Told(set[str]):
+    """Members, and who was taken from them."""
+
+    def __init__(self, members: set[str]) -> None:
+        super().__init__(members)
+        self.taken: list[object] = []
+
+    def discard(self, user: object) -> None:
+        self.taken.append(user)
+        super().discard(user)
