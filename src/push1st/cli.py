@@ -17,7 +17,7 @@ import msgspec
 
 import push1st
 from push1st import configfile, logs, rundir, supervisor
-from push1st.config import EMBEDDED, AppConfig, Config, Listen, strictness
+from push1st.config import AppConfig, Config, Listen, strictness
 from push1st.errors import ClientError, ConfigError, Refused
 
 DEMO_URL = "ws://127.0.0.1:6001"
@@ -257,11 +257,10 @@ def _spread(config: Config) -> list[str]:
     from push1st import brokerurl, engine
 
     count = supervisor.wanted(config)
-    shared = config.broker != "memory" and not config.broker.startswith(EMBEDDED)
     lines = [f"{count} workers"] if count > 1 else []
-    if count > 1 and not shared:
+    if count > 1 and not config.has_broker:
         lines += [f"between them: {engine.program(config.broker)}"]
-    return lines + ([f"broker: {brokerurl.parse(config.broker).all}"] if shared else [])
+    return lines + ([f"broker: {brokerurl.parse(config.broker).all}"] if config.has_broker else [])
 
 
 def _backends(app: AppConfig) -> list[str]:

@@ -353,6 +353,11 @@ class Config(_Discreet, frozen=True, kw_only=True):
     warnings: tuple[str, ...] = ()
     demo: bool = False
 
+    @property
+    def has_broker(self) -> bool:
+        """Whether it is connected to one that was there before; several workers without one are given an engine of their own."""
+        return self.broker != "memory" and not self.broker.startswith(EMBEDDED)
+
 
 DEMO_SECRET = "secret"  # noqa: S105 - public on purpose, hence on the loopback interface only
 

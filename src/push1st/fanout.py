@@ -10,7 +10,7 @@ The rules (invariants 2 to 5), and where they are kept:
 - What is sent to one connection directly queues behind what its channels owe it: `direct` calls `settle` first, and
   every flush writes the direct outboxes first.
 - What many get is not written message by message while more comes: after a flush that wrote many of them at once, the
-  next one waits for as many, for some milliseconds at most (decision 0015). Direct frames do not wait.
+  next one waits for as many, for some milliseconds at most (decision 0012). Direct frames do not wait.
 - A lane with many subscribers is written in slices, one a loop turn. A slice keeps its subscribers; later frames
   queue behind it.
 - Nothing here waits: a transport that cannot send buffers up to its bound, then tells its connection, which cuts
@@ -28,9 +28,9 @@ from push1st.metrics import Metrics
 SLICE = 2048
 """writes a loop turn before the rest waits for the next: about 15 ms"""
 PENDING = 262_144
-"""bytes a lane or an outbox may keep within a turn before it is flushed early"""
+"""bytes a lane or an outbox may keep before it is flushed early"""
 APART = 32
-"""subscribers with frames of their own that a lane may keep within a turn before it is flushed early"""
+"""subscribers with frames of their own that a lane may keep before it is flushed early"""
 SLICES = 4
 """slices a lane may queue before the oldest is finished at once"""
 HOLD = 0.000_016
@@ -75,6 +75,7 @@ class Fanout:
     """failed: called in the handler of an exception that a write raised; the other subscribers get theirs all the same."""
 
     __slots__ = (
+        "_call_later",
         "_call_soon",
         "_clock",
         "_delivered",
@@ -87,14 +88,13 @@ class Fanout:
         "_outboxes",
         "_scheduled",
         "_timer",
-        "_turns",
         "_wrote",
     )
 
     def __init__(self, turns: Turns, clock: Clock, metrics: Metrics, failed: Callable[[], None]) -> None:
         self._failed = failed
-        self._turns = turns
         self._call_soon = turns.call_soon
+        self._call_later = turns.call_later
         self._clock = clock.wall
         self._monotonic = clock.monotonic
         self._metrics = metrics
@@ -241,7 +241,7 @@ class Fanout:
             seconds = min(HOLD * self._wrote, HOLD_MOST)
             if seconds < HOLD_LEAST or self._delivered < 2 * self._wrote or self._monotonic() - self._ended > seconds:
                 return False
-            self._timer = self._turns.call_later(seconds, self.flush)
+            self._timer = self._call_later(seconds, self.flush)
         return True
 
     def flush(self) -> None:

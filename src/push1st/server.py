@@ -22,7 +22,7 @@ from push1st import logs
 from push1st.api import Api
 from push1st.apps import SOURCES
 from push1st.brokers import BROKERS
-from push1st.config import EMBEDDED, Config, Networks, Ssl
+from push1st.config import Config, Networks, Ssl
 from push1st.eager import settled, spawn
 from push1st.errors import ConfigError, Refused
 from push1st.fanout import Fanout
@@ -130,7 +130,7 @@ class Server:
         config = self.config
         clock = SystemClock()
         metrics = Metrics()
-        turns = loop if config.broker == "memory" else Behind(loop)
+        turns = Behind(loop) if config.has_broker else loop
         fanout = Fanout(turns, clock, metrics, lambda: _failed("fan-out"))
         self.node = Node(load(SOURCES, "files")(config.apps), fanout, metrics, clock, Random().bits)
         self.node.siblings = self._siblings
@@ -170,7 +170,7 @@ class Server:
     def _broker(self) -> Any:
         """Broker, roster, users and facts in one."""
         node, url = self.node, self.config.broker
-        if url == "memory" or url.startswith(EMBEDDED):
+        if not self.config.has_broker:
             return load(BROKERS, "memory")(node.stamp)
 
         # What the roster reports itself; the other facts are reported here, where some hook wants them.

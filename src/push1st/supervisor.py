@@ -25,7 +25,7 @@ from urllib.parse import quote
 import msgspec
 
 from push1st import engine, logs
-from push1st.config import EMBEDDED, Config, Listen, Ssl
+from push1st.config import Config, Listen, Ssl
 from push1st.control import Alive, Ask, Failed, Line, Order, Ready, Retire, Told, pack
 from push1st.engine import Engine
 from push1st.errors import ConfigError
@@ -542,7 +542,7 @@ class Supervisor:
 
 
 def _needs_engine(config: Config) -> bool:
-    return config.broker == "memory" or config.broker.startswith(EMBEDDED)
+    return not config.has_broker
 
 
 def _places(config: Config) -> Iterator[Place]:

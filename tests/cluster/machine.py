@@ -4,6 +4,7 @@ import contextlib
 import os
 import re
 import signal
+import socket
 import subprocess
 import time
 from collections.abc import Iterator, Mapping, Sequence
@@ -122,3 +123,14 @@ def until_delivered(server: ServerProcess, channel: str, clients: Sequence[Pushe
                 assert client.receive(0.05)["event"] == "e"
                 waiting.remove(client)
         assert time.monotonic() < end, answer
+
+
+def copy(source: socket.socket, sink: socket.socket) -> None:
+    """What a proxy does with each direction of a connection, until either side ends it."""
+    with contextlib.suppress(OSError):
+        while data := source.recv(65_536):
+            sink.sendall(data)
+    for one in (source, sink):
+        with contextlib.suppress(OSError):
+            one.shutdown(socket.SHUT_RDWR)
+    source.close()

@@ -15,6 +15,7 @@ import pytest
 
 from tests.clients.node import NodeProcess
 from tests.clients.process import DEADLINE, ServerProcess, program, running, wait_until
+from tests.cluster.machine import copy
 from tests.valkey import Valkey
 
 QUERY = "?protocol=7&client=by-hand&version=1"
@@ -251,16 +252,7 @@ class RoundRobin:
                 self.count += 1
                 server = socket.create_connection(("127.0.0.1", next(self._ports)))
                 for source, sink in ((client, server), (server, client)):
-                    threading.Thread(target=self._copy, args=(source, sink), daemon=True).start()
-
-    def _copy(self, source: socket.socket, sink: socket.socket) -> None:
-        with contextlib.suppress(OSError):
-            while data := source.recv(65_536):
-                sink.sendall(data)
-        for one in (source, sink):
-            with contextlib.suppress(OSError):
-                one.shutdown(socket.SHUT_RDWR)
-        source.close()
+                    threading.Thread(target=copy, args=(source, sink), daemon=True).start()
 
     def close(self) -> None:
         self._listening.close()

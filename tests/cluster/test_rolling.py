@@ -15,7 +15,7 @@ from websockets.exceptions import ConnectionClosed, InvalidHandshake
 from tests.clients.node import NodeProcess
 from tests.clients.process import DEADLINE, ServerProcess, wait_until
 from tests.clients.pusher_socket import pusher_socket
-from tests.cluster.machine import machine, reload, until_workers
+from tests.cluster.machine import copy, machine, reload, until_workers
 from tests.cluster.test_reload import again_and_again
 from tests.valkey import Valkey
 
@@ -112,7 +112,7 @@ class Balancer:
                 client, _ = self._listening.accept()
                 server = self._connected()
                 for source, sink in ((client, server), (server, client)):
-                    self._threads.append(threading.Thread(target=self._copy, args=(source, sink)))
+                    self._threads.append(threading.Thread(target=copy, args=(source, sink)))
                     self._threads[-1].start()
 
     def _connected(self) -> socket.socket:
@@ -121,15 +121,6 @@ class Balancer:
             with contextlib.suppress(ConnectionRefusedError):
                 return socket.create_connection(("127.0.0.1", self._ports[self._turn % len(self._ports)]))
         raise AssertionError("nobody takes connections")
-
-    def _copy(self, source: socket.socket, sink: socket.socket) -> None:
-        with contextlib.suppress(OSError):
-            while data := source.recv(65_536):
-                sink.sendall(data)
-        for one in (source, sink):
-            with contextlib.suppress(OSError):
-                one.shutdown(socket.SHUT_RDWR)
-        source.close()
 
     def close(self) -> None:
         self._listening.shutdown(socket.SHUT_RDWR)

@@ -92,7 +92,7 @@ class _Collected:
         yield _counter("hook_attempts", "deliveries to hook endpoints, by result", "result", count.hook_attempts, HOOK_ATTEMPTS)
         yield _counter("asked", "questions to the backends of apps", "answer", count.asked, ASKED)
         yield _gauge("hook_events_queued", "events of an app that wait for its hook endpoints", "app", node.hooks.queued())
-        yield GaugeMetricFamily("push1st_pending_bytes", "bytes waiting for the end of the loop turn", node.fanout.pending)
+        yield GaugeMetricFamily("push1st_pending_bytes", "bytes waiting for the next flush", node.fanout.pending)
         yield GaugeMetricFamily("push1st_pending_slices", "parts of long flushes still to be written", node.fanout.slices)
         sizes: dict[str, dict[str, int]] = {"connections": {}, "channels": {}, "subscriptions": {}}
         for app in node.live():

@@ -24,7 +24,7 @@ from typing import TypeVar
 
 import msgspec
 
-from push1st.config import DEMO_SECRET, EMBEDDED, PROTOCOLS, ApiConfig, AppConfig, Config, Listen, ProtocolConfig, ServerConfig
+from push1st.config import DEMO_SECRET, PROTOCOLS, ApiConfig, AppConfig, Config, Listen, ProtocolConfig, ServerConfig
 from push1st.config import demo as plain_demo
 from push1st.configfile.keys import (
     APP,
@@ -317,7 +317,6 @@ def _endpoints(app: AppConfig, section: Value) -> Iterator[tuple[Value, str]]:
 def _not_yet(config: Config, root: Value) -> Iterator[tuple[Value | None, str]]:
     """What is planned, and where it is asked for."""
     if _is_set(root, "cluster") and not off(root.at("cluster", "listen")):
-        shared = config.broker != "memory" and not config.broker.startswith(EMBEDDED)
-        yield root.at("cluster"), CLUSTER_NOTE if shared else CLUSTER_NOTE + SAY_BROKER
+        yield root.at("cluster"), CLUSTER_NOTE if config.has_broker else CLUSTER_NOTE + SAY_BROKER
     if "mqtt" in config.server.proto:
         yield root.at("server", "proto"), "mqtt does nothing yet"

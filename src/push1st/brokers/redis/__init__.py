@@ -1,8 +1,9 @@
 """Broker, roster, users and facts in a Redis or Valkey server: for several workers, and for several machines.
 
 `Redis` divides apps' channels among shards; everything else is in `shard.py` (entries, lease, recovery), `scripts.py`
-(the atomic steps), `link.py` (the connection), `views.py` (each edge once) and `servers.py` (which server). A plain
-server is one shard, a cluster several.
+(the atomic steps), `link.py` (the connection), `publishing.py` and `joining.py` (what goes out at the end of a turn),
+`views.py` (each edge once), `facts.py` (what hooks are told) and `servers.py` (which server). A plain server is one
+shard, a cluster several.
 
 Roster and topics share one connection, and what it brings is handled in the order in which the server did it. So a
 member list and the edges behind it never overlap, and whoever joins gets what was published after it joined.
@@ -67,7 +68,7 @@ class Redis:
             self._shards.append(Shard(address, tag, node, stamp, hooked, pushed, self._hand_on, self._views, metrics))
         self._shards[0].numbered = numbered
         for index, shard in enumerate(self._shards):
-            shard.said = self._shards[0].said
+            shard.logged = self._shards[0].logged
             shard.owns = partial(self._is_in, index)  # type: ignore[method-assign]
         self._timer: asyncio.TimerHandle | None = None
 

@@ -8,6 +8,7 @@ import asyncio
 from collections.abc import Callable
 from typing import Any
 
+from push1st.brokers.redis.entries import Key
 from push1st.brokers.redis.link import Link
 from push1st.messages import Member
 
@@ -15,8 +16,6 @@ MOST = 500
 """subscriptions made in one step, which the broker does not interrupt: some milliseconds"""
 ADDED, REFUSED = 1, 2
 """a member that is new to the cluster, one that is one too many; anything else needs nothing done"""
-Key = tuple[str, str]
-"""app and channel"""
 
 
 class Coming:

@@ -7,16 +7,16 @@ SECONDS = 1.0
 """within which shards say the same for the same cause"""
 
 
-class Said:
+class Logged:
     def __init__(self) -> None:
-        self._said: dict[str, tuple[float, set[str]]] = {}
+        self._logged: dict[str, tuple[float, set[str]]] = {}
 
     def is_new(self, words: str, tag: str, now: float) -> bool:
         """Whether no other shard has just said it. What a shard says again is new."""
-        self._said = {said: since for said, since in self._said.items() if now - since[0] <= SECONDS}
-        tags = self._said[words][1] if words in self._said else {tag}
+        self._logged = {said: since for said, since in self._logged.items() if now - since[0] <= SECONDS}
+        tags = self._logged[words][1] if words in self._logged else {tag}
         if tag in tags:
-            self._said[words] = now, {tag}
+            self._logged[words] = now, {tag}
             return True
         tags.add(tag)
         return False

@@ -115,6 +115,7 @@ class Publishing:
         link.flush()
 
     def _dispatch(self, link: Link, batch: Batch) -> None:
+        self.tick(batch.at)  # what is confirmed goes bit by bit: thousands at once are a pause of milliseconds
         self._unconfirmed.append(batch)
         kept = None if batch.kept is None else encode_message(batch.kept)
         self._send(link, batch, encode_messages(batch.messages), kept)
@@ -125,7 +126,7 @@ class Publishing:
             self._dispatch(self._link, self._batches.pop(key))
 
     def tick(self, now: float) -> None:
-        """Gives up what was not confirmed in time."""
+        """Lets go of what is confirmed, and gives up what was not in time."""
         unconfirmed = self._unconfirmed
         while unconfirmed and (unconfirmed[0].done or unconfirmed[0].at + CONFIRM_SECONDS <= now):
             batch = unconfirmed.popleft()

@@ -23,9 +23,9 @@ from push1st.brokers.redis.entries import NOBODY, Difference, Entries, Key
 from push1st.brokers.redis.facts import NOWHERE, Reader
 from push1st.brokers.redis.joining import ADDED, REFUSED, Coming, Joining, Step
 from push1st.brokers.redis.link import Argument, Link, Lost, pack
+from push1st.brokers.redis.logged import Logged
 from push1st.brokers.redis.publishing import CONFIRM_SECONDS, Batch, Publishing
 from push1st.brokers.redis.questions import Questions
-from push1st.brokers.redis.said import Said
 from push1st.brokers.redis.scripts import (
     BEAT,
     BURY,
@@ -160,7 +160,7 @@ class Shard:
         """when views are to be compared with the roster, on the loop's clock"""
         self._beat_at = 0.0
         self.recount: Recount = lambda *_: None
-        self.said = Said()
+        self.logged = Logged()
         """what has been logged; the broker's shards share one"""
         self.numbered: Callable[[int], None] | None = None
         """called with this node's number; where it is set, this shard gives one"""
@@ -216,7 +216,7 @@ class Shard:
                 log.warning("the broker is away", broker=str(self.address))
 
     def _is_new(self, words: str) -> bool:
-        return self.said.is_new(words, self._tag, self._loop.time())
+        return self.logged.is_new(words, self._tag, self._loop.time())
 
     def _again(self, why: object) -> None:
         """The server has to be found or entered anew."""
@@ -544,7 +544,6 @@ class Shard:
 
     def _send_batch(self, link: Link, batch: Batch, data: bytes, kept: bytes | None) -> None:
         app, channel = batch.app, batch.channel
-        self._publishing.tick(batch.at)  # lets go of what is confirmed, bit by bit: thousands at once are a pause of milliseconds
         if kept is None:
             link.send(pack((self._publish, self.topic(app, channel), data)), batch.published)
             link.send(pack(("HGET", self._key("i", app), channel)), batch.counted)
