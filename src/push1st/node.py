@@ -413,8 +413,9 @@ class Node:
         """Ends the connections a user has signed in on, on every worker."""
         await wait(self._broker.publish(Message(app.config.id, session_topic(user_id), TERMINATE, b"{}", *self.stamp())))
 
-    async def members(self, app: App, channel: str) -> tuple[Member, ...]:
-        return await self._roster.members(app.config.id, channel)
+    async def members(self, app: App, channel: str, *, told: bool = False) -> tuple[Member, ...]:
+        """told: as far as clients here have been told."""
+        return await self._roster.members(app.config.id, channel, told=told)
 
     async def channels(self, app: App, prefix: str = "") -> Sequence[Occupancy]:
         """The occupied channels, but for those of single users."""

@@ -322,7 +322,8 @@ class Session:
         if kind.needs_auth:
             self.authorized = True
         if name in self.subscriptions:
-            members = await self.node.members(self.app, name) if member else None
+            # Others than those whose coming and going it is told of would stay in its list, or be missing from it.
+            members = await self.node.members(self.app, name, told=True) if member else None
             self.outlet.send(Subscribed(name, members))
             return False
         most = self.app.config.limits.subscriptions

@@ -317,6 +317,7 @@ async def test_who_subscribes_again_when_the_broker_has_lost_its_state_is_told_t
         monkeypatch.setattr(shard.Shard, "tick", lambda *_: None)  # so that nobody notices meanwhile
         await one.broker.settled()
         valkey.ask("FLUSHALL")
+        assert await one.node.members(one.app, ROOM) == ()  # the API tells what the broker has
         client.members[ROOM] = set()
         client.join(ROOM, "a")
         await until(lambda: client.members[ROOM] == {"a", "b"})

@@ -428,9 +428,9 @@ class SlowBroker:
         await self._step("channel", channel)
         return await self._memory.channel(app, channel)
 
-    async def members(self, app: str, channel: str) -> Any:
+    async def members(self, app: str, channel: str, *, told: bool = False) -> Any:
         await self._step("members", channel)
-        return await self._memory.members(app, channel)
+        return await self._memory.members(app, channel, told=told)
 
     async def last(self, app: str, channel: str) -> Any:
         await self._step("last", channel)

@@ -137,8 +137,8 @@ class Roster(Protocol):
     async def channel(self, app: str, channel: str) -> Occupancy | None:
         """None when nobody is subscribed."""
 
-    async def members(self, app: str, channel: str) -> tuple[Member, ...]:
-        """Who is on a presence channel."""
+    async def members(self, app: str, channel: str, *, told: bool = False) -> tuple[Member, ...]:
+        """Who is on a presence channel. told: as far as clients here have been told, if any are on it."""
 
     async def claim(self, app: str, channel: str, seconds: int) -> bool:
         """Whether nobody has claimed the channel for the last seconds; it is claimed now if so."""

@@ -187,10 +187,8 @@ class Redis:
         users = await shard.users_on(app, channel) if kind_of(channel).presence else 0
         return Occupancy(channel, subscriptions, users)
 
-    async def members(self, app: str, channel: str) -> tuple[Member, ...]:
-        # Who follows the channel knows them, also while the broker has lost its state; and who asks again what it is told
-        # already must not be told of others than those whose coming and going it hears.
-        view = self._views.members((app, channel))
+    async def members(self, app: str, channel: str, *, told: bool = False) -> tuple[Member, ...]:
+        view = self._views.members((app, channel)) if told else None
         return tuple((await self._shard(app, channel).members(app, channel) if view is None else view).values())
 
     async def claim(self, app: str, channel: str, seconds: int) -> bool:
