@@ -10,7 +10,7 @@ NODE_INSTALLED := $(CLIENTS)/node_modules/.installed
 PROGRAMS_SOUGHT := $(VENV)/.programs
 
 .DEFAULT_GOAL := help
-.PHONY: help install serve test model check bench bench-cluster format lock clean
+.PHONY: help install serve test test-long model check bench bench-cluster format lock clean
 
 help: ## list these targets
 	@sed -n 's/^\([a-z-]*\):[^#]*## \(.*\)/  make \1|\2/p' $(MAKEFILE_LIST) | while IFS='|' read -r name what; do \
@@ -25,6 +25,10 @@ serve: $(INSTALLED) ## run the demo: WebSockets on 127.0.0.1:6001, API on 127.0.
 test: $(INSTALLED) $(NODE_INSTALLED) $(PROGRAMS_SOUGHT) ## run every test: unit and contract, real clients against a real server, the book
 	@echo "test: unit, contract, other people's clients, the book; two files at a time, since most of them wait"
 	@$(BIN)/python -m pytest -n 2 --dist loadfile $(ARGS)
+
+test-long: $(INSTALLED) $(NODE_INSTALLED) $(PROGRAMS_SOUGHT) ## run the tests that need minutes by their nature: kills in a row, long outages, long model runs
+	@echo "test-long: only the tests marked long; they take minutes each"
+	@$(BIN)/python -m pytest -m long --timeout 1800 $(ARGS)
 
 model: $(INSTALLED) ## drive a cluster through thousands of random joins, crashes and broker restarts; ARGS=--hypothesis-seed=N repeats a run
 	@seed=$$$$; echo "model: make model ARGS=--hypothesis-seed=$$seed does the same again"; \
