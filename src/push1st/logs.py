@@ -88,6 +88,29 @@ def get(name: str) -> FilteringBoundLogger:
     return logger
 
 
+class Seldom:
+    """Has a thing that happens again and again logged at once, and then at most once in `seconds`.
+
+    if times := seldom.times(now): log.warning("this happens", times=times)
+    """
+
+    __slots__ = ("_at", "_seconds", "_times")
+
+    def __init__(self, seconds: float = 60.0) -> None:
+        self._seconds = seconds
+        self._at = -math.inf
+        self._times = 0
+
+    def times(self, now: float) -> int:
+        """Counts one more; returns how many since the last line if another line is due, else 0. now: seconds that never go back."""
+        self._times += 1
+        if now - self._at < self._seconds:
+            return 0
+        self._at = now
+        times, self._times = self._times, 0
+        return times
+
+
 def _add_worker(number: int, _logger: WrappedLogger, _method: str, event: EventDict) -> EventDict:
     event["worker"] = number
     return event

@@ -5,6 +5,7 @@ import http.client
 import json
 import ssl
 import time
+from collections import Counter
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -13,6 +14,7 @@ import pytest
 from tests.clients.conftest import APPS
 from tests.clients.node import NodeProcess
 from tests.clients.process import DEADLINE, ServerProcess, running, wait_until
+from tests.clients.wire import Wire
 
 ROADS = ("xhr_streaming", "xhr_polling")
 SESSION = "/pusher/app/app-key/7/01234567"
@@ -350,3 +352,37 @@ def test_who_sends_to_no_session_is_told(server: ServerProcess) -> None:
     assert server.post("/pusher/app/app-key/7/never-seen/xhr_send", b"[]", port=server.ws_port).status == 404
     assert server.post("/pusher/app/app-key/7/short/xhr_send", b"[]", port=server.ws_port).status == 400
     assert server.get("/pusher/app/app-key/7/never-seen/xhr", port=server.ws_port).status == 405
+
+
+def test_one_address_does_not_take_the_sessions_of_all() -> None:
+    """It begins 5,100 sessions and goes on with none of them; a proxy that is known names it."""
+    with running({"server": {"proxies": ["127.0.0.1"]}}, APPS) as server:
+
+        def first_post(name: str, address: str) -> bytes:
+            path = f"/pusher/app/app-key/7/{name}/xhr{QUERY}"
+            answer = server.post(path, b"", headers={"X-Forwarded-For": address}, port=server.ws_port)
+            assert answer.status == 200
+            return answer.body
+
+        with Wire(server.ws_port) as wire:
+            codes = Counter[str]()
+            for group in range(0, 5100, 10):
+                requests = [
+                    f"POST /pusher/app/app-key/7/flood-{n:05}/xhr{QUERY} HTTP/1.1\r\nHost: localhost\r\n"
+                    f"X-Forwarded-For: 203.0.113.9\r\nContent-Length: 0\r\n\r\n"
+                    for n in range(group, group + 10)
+                ]
+                wire.send("".join(requests).encode())
+                for _ in requests:
+                    size = 0
+                    while (line := wire.reader.readline()) != b"\r\n":
+                        assert line, "the server ended the connection"
+                        name, _, value = line.lower().partition(b":")
+                        size = int(value) if name == b"content-length" else size
+                    codes[json.loads(wire.reader.read(size).splitlines()[1][1:])[0]] += 1
+        assert codes[4100] == 100
+        assert b"connection_established" in first_post("another-0", "203.0.113.10")
+        assert b"[4100," in first_post("another-1", "203.0.113.9")
+        (line,) = (line for line in server.output.splitlines() if "too many HTTP fallback sessions" in line)
+        assert "203.0.113.9" in line
+        assert "server.proxies" in line

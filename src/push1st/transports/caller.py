@@ -7,6 +7,7 @@ headers: names in lower case.
 import ipaddress
 import re
 from collections.abc import Mapping
+from functools import lru_cache
 
 from push1st.config import Networks
 
@@ -58,6 +59,29 @@ def visitor_ip(peer: str, headers: Headers, proxies: Networks) -> str:
         return ip
     # Somebody forwards what is not believed: who forwards is known by its own address, unless it has none or is a proxy.
     return "unknown" if not peer or proxies.contains(peer) else peer
+
+
+def shared_address(ip: str) -> str:
+    """The name under which a bound per address counts a client: its IPv4 address, or the /64 network of its IPv6 address.
+
+    An IPv6 client has a whole network to choose from. "" stands for those without such a bound: loopback, Unix sockets,
+    and clients whose address is not known.
+    """
+    return _shared_address(ip) if len(ip) <= 64 else ""  # no address is that long, but a forwarded header may be
+
+
+@lru_cache(4096)
+def _shared_address(ip: str) -> str:
+    try:
+        address = ipaddress.ip_address(ip.partition("%")[0])
+    except ValueError:
+        return ""
+    address = getattr(address, "ipv4_mapped", None) or address
+    if address.is_loopback:
+        return ""
+    if address.version == 4:
+        return str(address)
+    return str(ipaddress.IPv6Network((int(address), 64), strict=False))
 
 
 def _is_loopback(ip: str) -> bool:

@@ -24,6 +24,7 @@ from typing import TYPE_CHECKING, Any, Protocol, TypeAlias
 
 import msgspec
 
+from push1st import logs
 from push1st.eager import spawn
 from push1st.errors import Disconnect, Refused
 from push1st.messages import Established, Reply, Response, Visitor
@@ -46,6 +47,8 @@ from push1st.transports.afar import (
     encode,
     topic_of,
 )
+from push1st.transports.caller import shared_address
+from push1st.transports.places import Bound, Places
 from push1st.transports.sweep import NEVER
 
 if TYPE_CHECKING:  # it holds the fallbacks
@@ -62,12 +65,14 @@ PONG_SECONDS = 30
 FULL_SECONDS = 60
 """for a client to read a response to its end and ask anew"""
 CLOSE_SECONDS = 5
-MOST_APART = 10_000
-"""sessions of a worker that wait for their next request: they cost the client no socket"""
+MAX_APART = 10_000
+"""sessions of a worker that wait for their next request, which cost the client no socket; for one app and one address fewer"""
 LOOK_SECONDS = 2
 MOST_MISSES = 3
 """how often other workers are asked whether they are there, and how many times they may not answer"""
 INBOX = "#xhr-at-"
+
+PROXY_HINT = "an address of a proxy of yours belongs into server.proxies, so that its clients are told apart"
 
 _PREFLIGHT = (
     b"Access-Control-Allow-Origin: *\r\n"
@@ -76,6 +81,8 @@ _PREFLIGHT = (
     b"Access-Control-Max-Age: 86400\r\n"
 )
 _ID = re.compile(r"[0-9]{1,3}/[A-Za-z0-9_-]{8,64}\Z")
+
+log = logs.get("push1st.transports")
 
 
 class Visit(msgspec.Struct, frozen=True, gc=False):
@@ -106,7 +113,7 @@ class Fallbacks:
     """A worker's fallback sessions.
 
     path: what the paths of their requests match: app key, id, road. start: what these begin with, a regular expression.
-    apart: how many of the sessions wait for a request.
+    apart: the places of the sessions that wait for a request.
     """
 
     def __init__(self, worker: "Worker") -> None:
@@ -124,7 +131,8 @@ class Fallbacks:
         """requests that the other worker did not know of when it was asked the last time"""
         self._looking = False
         self.due_at = NEVER
-        self.apart = 0
+        self.apart = Places(MAX_APART)
+        self._full = {bound: logs.Seldom() for bound in ("worker", "app", "address")}
         bases = worker.config.server.bases("pusher")
         base = f"(?:{'|'.join(map(re.escape, bases))})" if bases else "(?!)"
         self.start = base + "[^/ ?]+/[^/ ?]+/[^/ ?]+/xhr"
@@ -349,12 +357,24 @@ class Fallbacks:
         protocol = worker.config.server.pusher
         check_version(visit.query)
         app = admit(worker, protocol, visit.key, visit.origin, visit.ip)
-        if self.apart >= MOST_APART:
-            raise Disconnect(4100, "Over capacity: too many sessions wait for their next request")
-        client = XhrConnection(self, worker, (visit.key, visit.origin, visit.id))
+        place = app.config.id, shared_address(visit.ip)
+        if full := self.apart.full(*place):
+            self._log_full(*full, *place)
+            raise Disconnect(4100, f"Over capacity: too many sessions of this {full[0]} wait for their next request")
+        client = XhrConnection(self, worker, (visit.key, visit.origin, visit.id), place)
         client.open(Session(worker.node, app, client, client.codec, client.write, visit.ip), visit.visitor)
         self._clients[client.name] = client
         return client
+
+    def _log_full(self, bound: Bound, most: int, app: str, address: str) -> None:
+        """Logs that new sessions are refused: the first of them, then at most one line a minute for each kind of bound."""
+        times = self._full[bound].times(self._worker.node.clock.monotonic())
+        if not times:
+            return
+        fields = {"app": app} if bound == "app" else {"address": address, "hint": PROXY_HINT} if bound == "address" else {}
+        log.warning(
+            "too many HTTP fallback sessions wait for their next request", bound=bound, most=most, refused=times, **fields
+        )
 
     def forget(self, client: "XhrConnection") -> bool:
         """Whether it was known until now."""
@@ -368,7 +388,7 @@ class Fallbacks:
 
 
 class XhrConnection:
-    """One client, whatever request it is there with. name: what `Fallbacks` knows it by."""
+    """One client, whatever request it is there with. name: what `Fallbacks` knows it by. place: its app and its address."""
 
     __slots__ = (
         "_apart_since",
@@ -379,6 +399,7 @@ class XhrConnection:
         "_kept",
         "_kept_size",
         "_period",
+        "_place",
         "_poll",
         "_room",
         "_scheduled",
@@ -395,10 +416,11 @@ class XhrConnection:
         "name",
     )
 
-    def __init__(self, fallbacks: Fallbacks, worker: "Worker", name: tuple[str, str | None, str]) -> None:
+    def __init__(self, fallbacks: Fallbacks, worker: "Worker", name: tuple[str, str | None, str], place: tuple[str, str]) -> None:
         self._fallbacks = fallbacks
         self._worker = worker
         self.name = name
+        self._place = place
         self.codec = worker.codecs["pusher-xhr"]
         self.closing = False
         self.due_at = NEVER
@@ -421,7 +443,7 @@ class XhrConnection:
         """The client has got this far; whether it is let in may be for the app's backend to say."""
         worker = self._worker
         self._session = session
-        self._fallbacks.apart += 1
+        self._fallbacks.apart.take(*self._place)
         metrics = worker.node.metrics
         metrics.connections[self.codec.name] += 1
         metrics.opened[self.codec.name] += 1
@@ -458,7 +480,7 @@ class XhrConnection:
     def _displace(self, poll: Poll | None, stream: "Stream | Away | None") -> None:
         """A new request is there; the one before it is over. Not in this turn, in which it may bring about the next."""
         if self._is_apart:
-            self._fallbacks.apart -= 1
+            self._fallbacks.apart.leave(*self._place)
         old_poll, self._poll = self._poll, poll
         old_stream, self._stream = self._stream, stream
         self._room = -1
@@ -480,7 +502,7 @@ class XhrConnection:
     def _part(self) -> None:
         """No request is there any more."""
         self._poll = self._stream = None
-        self._fallbacks.apart += 1
+        self._fallbacks.apart.take(*self._place)
         sweep = self._worker.sweep
         self._apart_since = sweep.now
         if self.closing and not self._kept:
@@ -619,7 +641,7 @@ class XhrConnection:
 
     def _forget(self) -> None:
         if self._fallbacks.forget(self) and self._is_apart:
-            self._fallbacks.apart -= 1
+            self._fallbacks.apart.leave(*self._place)
         self._worker.sweep.forget(self)
 
     def leave(self, code: int, reason: str) -> None:

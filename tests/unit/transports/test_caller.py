@@ -3,7 +3,7 @@
 import pytest
 
 from push1st.config import Networks
-from push1st.transports.caller import client_ip, is_own_name, is_trusted, visitor_ip
+from push1st.transports.caller import client_ip, is_own_name, is_trusted, shared_address, visitor_ip
 
 PROXIES = Networks.parse(("10.0.0.0/8",))
 TRUST = Networks.parse(("127.0.0.0/8", "::1", "192.168.0.0/16"))
@@ -74,3 +74,24 @@ def test_who_forwards_what_is_not_believed_is_known_by_its_own_address_unless_it
 def test_an_unsigned_call_is_believed_from_near_and_by_nobody_s_word(peer, headers, trusted):
     assert is_trusted(peer, headers, TRUST, PROXIES) is trusted
     assert not is_trusted(peer, headers, NOBODY, PROXIES)
+
+
+@pytest.mark.parametrize(
+    ("ip", "shared"),
+    [
+        ("203.0.113.9", "203.0.113.9"),
+        ("::ffff:203.0.113.9", "203.0.113.9"),
+        ("2001:db8:1:2:3::4", "2001:db8:1:2::/64"),
+        ("2001:db8:1:2::", "2001:db8:1:2::/64"),
+        ("fe80::1%eth0", "fe80::/64"),
+        ("", ""),
+        ("127.0.0.1", ""),
+        ("127.4.4.4", ""),
+        ("::1", ""),
+        ("::ffff:127.0.0.1", ""),
+        ("unknown", ""),
+        ("1" * 10_000, ""),
+    ],
+)
+def test_a_bound_per_address_counts_networks_of_ipv6_and_never_loopback(ip, shared):
+    assert shared_address(ip) == shared

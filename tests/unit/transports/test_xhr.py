@@ -8,7 +8,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from push1st.config import ProtocolConfig, ServerConfig
+from structlog.testing import capture_logs
+
+from push1st.config import Networks, ProtocolConfig, ServerConfig
 from push1st.messages import Response
 from push1st.transports import xhr
 from push1st.transports.http import HttpConnection
@@ -164,7 +166,7 @@ async def test_who_is_not_let_in_is_told_with_a_code(site, path, code, road):
     answer = Answer((await ask(site, path.replace("/xhr", f"/{road}"))).data)
     assert (answer.status, events(answer.body)) == (200, ["o", code])
     assert site.metrics.refusals == {str(code): 1}
-    assert site.worker.fallbacks.apart == 0
+    assert site.worker.fallbacks.apart.taken == 0
 
 
 async def test_limits_and_origins_of_the_app_hold():
@@ -176,7 +178,7 @@ async def test_limits_and_origins_of_the_app_hold():
     assert events(answer.body) == ["o", 4009]
     answer = Answer((await ask(site, POLL)).data)
     assert events(answer.body) == ["o", 4004]
-    assert site.worker.fallbacks.apart == 0
+    assert site.worker.fallbacks.apart.taken == 0
 
 
 async def test_a_server_that_stops_lets_nobody_in(site):
@@ -192,18 +194,102 @@ async def test_it_is_counted(site):
     assert site.metrics.connections["pusher-xhr"] == 0
 
 
-async def test_sessions_between_requests_are_bounded(site, monkeypatch):
-    monkeypatch.setattr(xhr, "MOST_APART", 2)
+OFFICE, HOME, ELSEWHERE = "203.0.113.9", "198.51.100.7", "2001:db8::7"
+
+
+async def polled_as(site: Site, n: int, peer: object = ("127.0.0.1", 40_000), key: str = KEY) -> list:
+    """What the first poll of a session brings. n: tells sessions apart."""
+    path = POLL.replace("session0", f"session{n}").replace(KEY, key)
+    return events(Answer((await site.ask(request("POST", path, b""), peer)).data).body)
+
+
+async def test_sessions_between_requests_are_bounded(monkeypatch):
+    monkeypatch.setattr(xhr, "MAX_APART", 4)
+    site = Site(app_config(), app_config(id="other", key="other-key"), app_config(id="third", key="third-key"))
     for n in range(2):
         assert await polled_as(site, n) == WELCOME
-    assert await polled_as(site, 2) == ["o", 4100]
+        assert await polled_as(site, n, key="other-key") == WELCOME
+    assert await polled_as(site, 2, key="third-key") == ["o", 4100]
     site.pass_seconds(GAP_SECONDS + 1)
     assert await polled_as(site, 3) == WELCOME
-    assert site.worker.fallbacks.apart == 1
+    assert site.worker.fallbacks.apart.taken == 1
 
 
-async def polled_as(site: Site, n: int) -> list:
-    return events(Answer((await ask(site, POLL.replace("session0", f"session{n}"))).data).body)
+async def test_an_app_has_three_quarters_of_the_sessions_between_requests(monkeypatch):
+    monkeypatch.setattr(xhr, "MAX_APART", 8)
+    site = Site(app_config(), app_config(id="other", key="other-key"))
+    for n in range(6):
+        assert await polled_as(site, n) == WELCOME
+    for n in range(6, 20):
+        assert await polled_as(site, n) == ["o", 4100]
+    for n in range(2):
+        assert await polled_as(site, n, key="other-key") == WELCOME
+    site.pass_seconds(GAP_SECONDS + 1)
+    assert await polled_as(site, 0) == WELCOME
+
+
+async def test_an_address_has_half_of_the_sessions_between_requests(monkeypatch):
+    monkeypatch.setattr(xhr, "MAX_APART", 8)
+    site = Site()
+    for n in range(20):
+        assert await polled_as(site, n, (OFFICE, 1)) == (WELCOME if n < 4 else ["o", 4100])
+    assert await polled_as(site, 20, (HOME, 1)) == WELCOME
+    site.pass_seconds(GAP_SECONDS + 1)
+    assert await polled_as(site, 21, (OFFICE, 1)) == WELCOME
+
+
+async def test_the_bound_of_an_address_leaves_its_established_sessions_alone(monkeypatch):
+    monkeypatch.setattr(xhr, "MAX_APART", 4)
+    site = Site()
+    streaming = await site.ask(request("POST", STREAM, b""), (OFFICE, 1))
+    for n in range(1, 9):
+        await polled_as(site, n, (OFFICE, 1))
+    assert await polled_as(site, 9, (OFFICE, 1)) == ["o", 4100]
+    streaming.take()
+    await subscribe(site)
+    await publish(site, "1")
+    assert heard(streaming) == ["subscription_succeeded", "1"]
+    streaming.protocol.connection_lost(None)
+    await publish(site, "2")
+    again = await site.ask(request("POST", STREAM, b""), (OFFICE, 1))
+    assert events(again.data.partition(b"\r\n\r\n")[2]) == ["2"]
+
+
+@pytest.mark.parametrize("peer", ["", ("127.0.0.1", 1), ("127.8.0.1", 1), ("::1", 1, 0, 0), ("::ffff:127.0.0.1", 1, 0, 0)])
+async def test_loopback_and_unix_sockets_have_no_bound_per_address(monkeypatch, peer):
+    monkeypatch.setattr(xhr, "MAX_APART", 8)
+    site = Site()
+    assert [await polled_as(site, n, peer) for n in range(6)] == [WELCOME] * 6
+
+
+async def test_behind_a_known_proxy_each_client_is_an_address_of_its_own(monkeypatch):
+    monkeypatch.setattr(xhr, "MAX_APART", 8)
+    site = Site(server=ServerConfig(proxies=Networks.parse(("10.0.0.1",))))
+    for n in range(6):
+        path = POLL.replace("session0", f"session{n}")
+        asked = request("POST", path, b"", f"X-Forwarded-For: 203.0.113.{n}")
+        assert events(Answer((await site.ask(asked, ("10.0.0.1", 1))).data).body) == WELCOME
+
+
+async def test_the_first_session_over_a_bound_is_logged_and_those_after_it_once_a_minute(monkeypatch):
+    monkeypatch.setattr(xhr, "MAX_APART", 4)
+    site = Site()
+    with capture_logs() as logged:
+        for n in range(30):
+            await polled_as(site, n, (OFFICE, 1))
+    (line,) = logged
+    assert (line["log_level"], line["bound"], line["most"], line["address"]) == ("warning", "address", 2, OFFICE)
+    assert "server.proxies" in line["hint"]
+    assert site.metrics.refusals == {"4100": 28}
+    with capture_logs() as logged:
+        site.pass_seconds(5)
+        await polled_as(site, 30, (OFFICE, 1))
+        assert logged == []
+        for n in range(31, 40):
+            site.pass_seconds(10)
+            for more in range(3):
+                await polled_as(site, 10 * n + more, (OFFICE, 1))
+    assert 1 <= len(logged) <= 2
 
 
 async def test_no_path_of_theirs_reaches_the_api(site):
@@ -542,7 +628,7 @@ async def test_a_client_that_stays_silent_is_gone(site):
     assert site.metrics.cut_offs == {"silent": 1}
     assert not site.world.app.tenant.sessions
     site.pass_seconds(2 * GAP_SECONDS)
-    assert site.worker.fallbacks.apart == 0
+    assert site.worker.fallbacks.apart.taken == 0
 
 
 async def test_a_client_that_is_talked_to_without_a_break_is_asked_too(site):
@@ -576,7 +662,7 @@ async def test_a_client_without_a_request_is_gone(site):
     assert not site.world.app.tenant.channels
     assert site.metrics.cut_offs == {"gone": 1}
     assert await send(site) == 404
-    assert site.worker.fallbacks.apart == 0
+    assert site.worker.fallbacks.apart.taken == 0
     assert await polled(site) == WELCOME
 
 
@@ -620,7 +706,7 @@ async def test_who_is_disconnected_between_requests_is_told_with_the_next(site):
     second = await stream(site)
     assert heard(second) == ["1", 4009]
     assert second.closed
-    assert site.worker.fallbacks.apart == 0
+    assert site.worker.fallbacks.apart.taken == 0
 
 
 async def test_who_is_disconnected_and_never_asks_again_is_forgotten(site):
@@ -628,7 +714,7 @@ async def test_who_is_disconnected_and_never_asks_again_is_forgotten(site):
     transport.protocol.connection_lost(None)
     session_of(site).disconnect(4009, "Terminated by the app")
     site.pass_seconds(GAP_SECONDS + 1)
-    assert site.worker.fallbacks.apart == 0
+    assert site.worker.fallbacks.apart.taken == 0
     assert await polled(site) == WELCOME
     assert site.metrics.cut_offs == {}
 
@@ -639,7 +725,7 @@ async def test_a_poll_is_told_of_the_end(site):
     session_of(site).disconnect(4009, "Terminated by the app")
     await turns()
     assert events(Answer(poll.data).body) == [4009]
-    assert site.worker.fallbacks.apart == 0
+    assert site.worker.fallbacks.apart.taken == 0
 
 
 async def test_all_are_told_when_the_server_stops(site):
@@ -787,7 +873,7 @@ def test_what_is_counted_stays_true_and_everything_ends(taken):
                     site.pass_seconds((1, GAP_SECONDS, TIMEOUT)[n])
             await turns()
             clients = list(fallbacks._clients.values())
-            assert fallbacks.apart == sum(one._is_apart for one in clients)
+            assert fallbacks.apart.taken == sum(one._is_apart for one in clients)
             sessions = sum(not one.closing for one in clients)
             assert len(site.world.app.tenant.sessions) == sessions == site.metrics.connections["pusher-xhr"]
             assert site.failures == []
@@ -795,7 +881,7 @@ def test_what_is_counted_stays_true_and_everything_ends(taken):
             lost.protocol.connection_lost(None)
         site.pass_seconds(2 * GAP_SECONDS)
         assert not fallbacks._clients
-        assert fallbacks.apart == 0
+        assert fallbacks.apart.taken == 0
         assert not site.world.app.tenant.channels
 
     with patch.object(xhr, "LONGEST", 500):
