@@ -102,7 +102,10 @@ class Seldom:
         self._times = 0
 
     def times(self, now: float) -> int:
-        """Counts one more; returns how many since the last line if another line is due, else 0. now: seconds that never go back."""
+        """Counts one more; returns how many there were since the last line if another one is due, else 0.
+
+        now: seconds that never go back.
+        """
         self._times += 1
         if now - self._at < self._seconds:
             return 0

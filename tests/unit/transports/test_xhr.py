@@ -7,7 +7,6 @@ from unittest.mock import patch
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-
 from structlog.testing import capture_logs
 
 from push1st.config import Networks, ProtocolConfig, ServerConfig
