@@ -9,6 +9,8 @@ from push1st.errors import Disconnect
 from push1st.protocols.websocket import Closed, Decoder, Pinged, Ponged, Text, close_frame, pong_frame
 
 MOST = 1000
+MOST_REST = 131
+"""bytes of an incomplete header or control frame"""
 CODES = {1002, 1003, 1007, 1009}
 
 
@@ -33,6 +35,11 @@ SEEDS = [
     masked(Opcode.CLOSE, b""),
     masked(Opcode.BINARY, b"\x00\x01"),
     masked(Opcode.TEXT, b"x" * (MOST + 1)),
+    masked(Opcode.TEXT, "жук".encode()[:3], False) + masked(Opcode.CONT, "жук".encode()[3:]),
+    masked(Opcode.TEXT, b"a\xff", False) + masked(Opcode.CONT, b"b"),
+    b"\x89\xff" + (65_536).to_bytes(8, "big"),
+    b"\x81\xfe\x00\x05\0\0\0\0short",
+    b"\x81\xff\0\0\0\0\0\0\x01\x00\0\0\0\0" + b"x" * 256,
 ]
 
 
@@ -66,6 +73,8 @@ def events_of(chunks: list[bytes]) -> list[object]:
             whole(close_frame(end.code, end.reason))
             events.append(end.code)
             break
+        assert len(decoder._rest) <= MOST_REST
+        assert len(decoder._message or b"") <= MOST
     return events
 
 

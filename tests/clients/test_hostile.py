@@ -64,6 +64,20 @@ def test_a_connection_is_closed_for(server: ServerProcess, name: str, path: str)
         assert wire.close_code() == code
 
 
+@pytest.mark.parametrize("name", ["a continuation of nothing", "binary", "bad UTF-8", "a header that promises 2^62 bytes"])
+def test_the_server_ends_its_side_with_the_close_frame(server: ServerProcess, name: str) -> None:
+    """It waits for no answer to a close frame that says that nothing more is read (RFC 6455 §7.1.7)."""
+    sent, code = WRONG_FRAMES[name]
+    with Wire(server.ws_port).greet() as wire:
+        wire.send(sent)
+        began = time.monotonic()
+        assert wire.close_code() == code
+        assert wire.is_closed()
+        assert time.monotonic() - began < 1
+        with contextlib.suppress(Gone):
+            wire.send(frame(CLOSE, code.to_bytes(2, "big")))  # discarded
+
+
 def test_a_message_may_come_in_fragments_with_pings_between(server: ServerProcess) -> None:
     message = b'{"event":"pusher:ping","data":{}}'
     with Wire(server.ws_port).greet() as wire:

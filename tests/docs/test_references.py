@@ -110,7 +110,7 @@ def error_of(body: ast.expr) -> ast.expr:
 def passes_on(text: ast.expr, function: ast.FunctionDef | ast.AsyncFunctionDef) -> bool:
     """Whether a text comes from elsewhere: a refusal that was caught, the caller, one of `helpers`, or a library's exception."""
     match text:
-        case ast.Attribute(attr="text" | "reason") | ast.Call(func=ast.Name(id="str"), args=[ast.Name(id="error")]):
+        case ast.Attribute(attr="text" | "reason") | ast.Call(func=ast.Name(id="str"), args=[ast.Name(id="error" | "exc")]):
             return True
         case ast.Call():
             return HELPERS.search(ast.unparse(text)) is not None

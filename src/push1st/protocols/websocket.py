@@ -1,15 +1,15 @@
-"""WebSocket framing (RFC 6455), without I/O: the `websockets` library's frame parser, put together to messages.
+"""WebSocket framing (RFC 6455), without I/O. The library `websockets` unmasks, and reads close frames.
 
-A decoder holds a buffer only while a frame is incomplete, so an idle connection costs none. Frames to clients are
+A decoder holds a buffer only while a message is incomplete, so an idle connection costs none. Frames to clients are
 never masked and never fragmented (RFC 6455 §5.1).
 """
 
-from collections.abc import Generator, Iterator
+from codecs import utf_8_decode
+from collections.abc import Iterator
 
 import msgspec
-from websockets.exceptions import PayloadTooBig, ProtocolError
-from websockets.frames import Close, Frame, Opcode
-from websockets.streams import StreamReader
+from websockets.exceptions import ProtocolError
+from websockets.frames import Close, Opcode
 
 try:
     from websockets.speedups import apply_mask
@@ -64,90 +64,143 @@ def pong_frame(payload: bytes) -> bytes:
 
 
 PING_FRAME = b"\x89\x00"
+FIN = 0x80
+NOT_UTF8 = "a text message is not UTF-8"
 
 
 class Decoder:
-    """Bytes from a client → events. most: bytes a message may have."""
+    """Bytes from a client → events. most: bytes a message may have.
 
-    __slots__ = ("_message", "_most", "_parse", "_reader")
+    What RFC 6455 forbids is found with the first bytes that show it, not at the end of the frame or of the message.
+    """
+
+    __slots__ = ("_checked", "_fin", "_left", "_mask", "_message", "_most", "_rest")
 
     def __init__(self, most: int) -> None:
         self._most = most
-        self._reader: StreamReader | None = None
-        self._parse: Generator[None, None, Frame] | None = None
+        self._rest = b""
+        """the start of a header or of a control frame, at most 131 bytes"""
         self._message: bytearray | None = None
+        """the text so far, of a message in fragments or of a frame that has not come whole"""
+        self._checked = 0
+        """bytes of the message that are known to be UTF-8"""
+        self._left = 0
+        """bytes that the message's frame still has to bring"""
+        self._mask = b""
+        self._fin = False
 
     def feed(self, data: bytes) -> Iterator[Event]:
         """Yields what is complete. Raises Disconnect where RFC 6455 §7.4.1 says so: 1002, 1003, 1007, 1009."""
-        reader = self._reader
-        if reader is None:
+        if self._message is None and not self._rest:
             # Most of what clients send is one short, whole text frame, alone: that takes no parser.
             size = len(data) - 6
-            if size < 126 and size >= 0 and data[0] == 0x81 and data[1] == 0x80 | size and self._message is None:
+            if size < 126 and size >= 0 and data[0] == 0x81 and data[1] == 0x80 | size:
                 yield _text(apply_mask(data[6:], data[2:6]))
                 return
-            reader = StreamReader()
-        reader.feed_data(data)
-        self._reader = reader
-        while True:
-            parse = self._parse
-            if parse is None:
-                if not reader.buffer:
-                    self._reader = None
-                    return
-                parse = Frame.parse(reader.read_exact, mask=True, max_size=self._most)
-            try:
-                next(parse)
-            except StopIteration as done:
-                self._parse = None
-                event = self._frame(done.value)
+        elif self._rest:
+            data, self._rest = self._rest + data, b""
+        at, end = 0, len(data)
+        while at < end:
+            if self._left:
+                piece = data[at : at + self._left]
+                at += len(piece)
+                event = self._piece(piece)
                 if event is not None:
                     yield event
-            except PayloadTooBig as error:
-                self._parse = None
-                raise Disconnect(1009, f"a message has at most {self._most} bytes") from error
-            except ProtocolError as error:
-                self._parse = None
-                raise Disconnect(1002, str(error)) from error
-            else:
-                self._parse = parse
+                continue
+            start = at
+            at, size = self._head(data, at)
+            opcode = data[start] & 15
+            if not at or (opcode >= Opcode.CLOSE and at + size > end):
+                self._rest = data[start:]
                 return
-
-    def _frame(self, frame: Frame) -> Event | None:
-        match frame.opcode:
-            case Opcode.TEXT:
-                if self._message is not None:
-                    raise Disconnect(1002, "a new message began before the last one ended")  # RFC 6455 §5.4
-                if frame.fin:
-                    return _text(frame.data)
-                self._message = bytearray(frame.data)
-            case Opcode.CONT:
+            mask = data[at - 4 : at]
+            if opcode >= Opcode.CLOSE:
+                yield _control(opcode, apply_mask(data[at : at + size], mask))
+                at += size
+            elif opcode == Opcode.TEXT and data[start] & FIN and at + size <= end:
+                yield _text(apply_mask(data[at : at + size], mask))
+                at += size
+            else:
+                self._fin = bool(data[start] & FIN)
+                self._mask = mask
+                self._left = size
                 if self._message is None:
-                    raise Disconnect(1002, "a continuation of nothing")  # RFC 6455 §5.4
-                if len(self._message) + len(frame.data) > self._most:
-                    raise Disconnect(1009, f"a message has at most {self._most} bytes")
-                self._message += frame.data
-                if frame.fin:
-                    whole, self._message = self._message, None
-                    return _text(whole)
-            case Opcode.PING:
-                return Pinged(bytes(frame.data))
-            case Opcode.PONG:
-                return PONGED
-            case Opcode.CLOSE:
-                try:
-                    return Closed(int(Close.parse(frame.data).code))
-                except ProtocolError as error:
-                    raise Disconnect(1002, str(error)) from error
-                except UnicodeDecodeError as error:
-                    raise Disconnect(1007, "the close reason is not UTF-8") from error
-            case _:
+                    self._message = bytearray()
+                if not size and (event := self._piece(b"")) is not None:
+                    yield event
+
+    def _head(self, data: bytes, at: int) -> tuple[int, int]:
+        """Where a frame's payload begins, and how long it is; 0 and 0 if the header is not complete. Raises Disconnect."""
+        if len(data) < at + 2:
+            return 0, 0
+        first, second = data[at], data[at + 1]
+        opcode, size = first & 15, second & 127
+        if first & 0x70:
+            raise Disconnect(1002, "a reserved bit is set: no extension was negotiated")  # RFC 6455 §5.2
+        if not second & 0x80:
+            raise Disconnect(1002, "a frame of a client is masked")  # RFC 6455 §5.1
+        match opcode:
+            case Opcode.TEXT | Opcode.BINARY if self._message is not None:
+                raise Disconnect(1002, "a new message began before the last one ended")  # RFC 6455 §5.4
+            case Opcode.BINARY:
                 raise Disconnect(1003, "binary messages are not supported")
+            case Opcode.CONT if self._message is None:
+                raise Disconnect(1002, "a continuation of nothing")  # RFC 6455 §5.4
+            case Opcode.TEXT | Opcode.CONT:
+                pass
+            case Opcode.CLOSE | Opcode.PING | Opcode.PONG:
+                if size > 125 or not first & FIN:  # RFC 6455 §5.5
+                    raise Disconnect(1002, "a control frame is whole and has at most 125 bytes")
+            case _:
+                raise Disconnect(1002, f"opcode {opcode} has no meaning")
+        more = 0 if size < 126 else 2 if size == 126 else 8
+        at += 2 + more
+        if len(data) < at:
+            return 0, 0
+        if more:
+            size = int.from_bytes(data[at - more : at], "big")
+            if size < (126 if more == 2 else 65_536):
+                raise Disconnect(1002, f"a length of {size} takes fewer bytes")  # RFC 6455 §5.2
+        if size + len(self._message or b"") > self._most and opcode < Opcode.CLOSE:
+            raise Disconnect(1009, f"a message has at most {self._most} bytes")
+        return (at + 4, size) if len(data) >= at + 4 else (0, 0)
+
+    def _piece(self, piece: bytes) -> Text | None:
+        """Adds the next bytes of a message's frame; returns the message once it is complete. Raises Disconnect."""
+        message = self._message
+        assert message is not None
+        message += apply_mask(piece, self._mask)
+        self._left -= len(piece)
+        if not self._left and self._fin:
+            self._message, self._checked = None, 0
+            return _text(message)
+        turn = len(piece) % 4
+        self._mask = self._mask[turn:] + self._mask[:turn]
+        with memoryview(message)[self._checked :] as rest:
+            try:
+                self._checked += utf_8_decode(rest, "strict", False)[1]  # a letter may end in the next piece
+            except UnicodeDecodeError as exc:
+                raise Disconnect(1007, NOT_UTF8) from exc  # RFC 6455 §8.1
         return None
+
+
+def _control(opcode: int, payload: bytes) -> Event:
+    match opcode:
+        case Opcode.PING:
+            return Pinged(payload)
+        case Opcode.PONG:
+            return PONGED
+    try:
+        return Closed(int(Close.parse(payload).code))
+    except ProtocolError as exc:
+        raise Disconnect(1002, str(exc)) from exc
+    except UnicodeDecodeError as exc:
+        raise Disconnect(1007, "the close reason is not UTF-8") from exc
 
 
 def _text(data: bytes | bytearray | memoryview) -> Text:
     try:
         return Text(str(data, "utf-8"))
-    except UnicodeDecodeError as error:
-        raise Disconnect(1007, "a text message is not UTF-8") from error  # RFC 6455 §8.1
+    except UnicodeDecodeError as exc:
+        raise Disconnect(1007, NOT_UTF8) from exc  # RFC 6455 §8.1

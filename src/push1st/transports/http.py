@@ -21,7 +21,7 @@ from push1st.transports.afar import TYPE as FALLBACK_TYPE
 from push1st.transports.afar import Afar
 from push1st.transports.answers import encoded, endless, error, ok
 from push1st.transports.caller import is_own_name, is_trusted, visitor_ip
-from push1st.transports.listener import Listener
+from push1st.transports.listener import LINGER_BYTES, LINGER_SECONDS, Listener
 from push1st.transports.sweep import NEVER
 from push1st.transports.websocket import Handshake, WebSocketConnection, upgrade
 from push1st.transports.xhr import Found, Stream, Visit, XhrConnection
@@ -37,9 +37,6 @@ ANSWER_SECONDS = 30
 MOST_HEADS = 4096
 MOST_REMEMBERED = 1024
 """headers of requests that are remembered, and bytes those of one request may have"""
-LINGER_SECONDS = 2
-LINGER_BYTES = 16 << 20
-"""for a client to stop sending what is not read, and read why: a socket closed before that throws away the answer"""
 TOO_LONG_HEAD = f"request line and headers have at most {MOST_HEAD} bytes"
 IDLE, HEAD, BODY = 0, 1, 2
 """where the parser is"""

@@ -18,6 +18,9 @@ Line = tuple[str, str, str]
 MOST_LINES = 1024
 MOST_LINE = 256
 """request lines that are remembered, and bytes one of them may have"""
+LINGER_SECONDS = 2
+LINGER_BYTES = 16 << 20
+"""for a client to stop sending what is not read, and read why: a socket closed before that throws away the answer"""
 
 
 class Answering(Protocol):

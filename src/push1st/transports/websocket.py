@@ -4,7 +4,9 @@ A connection that can be told why it is not let in is upgraded and then closed w
 Pusher's clients retry a refused handshake for ever; raw WebSocket clients get an HTTP status (Push1st API, section 7).
 
 The end of a connection: the session leaves at once, the close frame goes out behind what is due, and the client has
-`CLOSE_SECONDS` to answer it; then the socket is destroyed.
+`CLOSE_SECONDS` to answer it; then the socket is destroyed. After a violation of the protocol nothing that the client sends
+has a meaning, its close frame included: the socket is closed for writing with the close frame, and what still comes is
+discarded until the client ends too (RFC 6455 §7.1.1, §7.1.7).
 """
 
 import asyncio
@@ -27,7 +29,7 @@ from push1st.protocols import Codec
 from push1st.protocols.websocket import PING_FRAME, Closed, Decoder, Pinged, Text, close_frame, pong_frame
 from push1st.session import Session
 from push1st.transports.admission import AUTHORIZE_SECONDS, admit, check_version, params
-from push1st.transports.listener import Worker
+from push1st.transports.listener import LINGER_BYTES, LINGER_SECONDS, Worker
 from push1st.transports.sweep import NEVER
 
 CLOSE_SECONDS = 5
@@ -54,9 +56,9 @@ class WebSocketConnection(asyncio.Protocol):
 
     __slots__ = (
         "_authorize_by",
-        "_broken",
         "_closing",
         "_decoder",
+        "_linger",
         "_pinged",
         "_seen",
         "_session",
@@ -80,7 +82,7 @@ class WebSocketConnection(asyncio.Protocol):
         self._session: Session | None = None
         self._seen = worker.sweep.now
         self._pinged = 0
-        self._broken = False
+        self._linger = 0
         self._slow = False
         self._closing = False
         self._switch = switch
@@ -131,7 +133,8 @@ class WebSocketConnection(asyncio.Protocol):
         self._seen = worker.sweep.now
         self._pinged = 0
         worker.node.metrics.bytes_in += len(data)
-        if self._broken:
+        if self._linger:
+            self._discard(len(data))
             return
         try:
             for event in self._decoder.feed(data):
@@ -145,11 +148,11 @@ class WebSocketConnection(asyncio.Protocol):
                 elif type(event) is Pinged and self._session is not None:
                     worker.node.fanout.direct(self._session, pong_frame(event.payload))
         except Disconnect as end:
-            self._broken = True  # nothing behind a bad frame has a meaning
             self.close(end.code, end.reason)
+            self._half_close()
         except Exception:
-            self._broken = True
             self.fail()
+            self._half_close()
 
     def _text(self, text: str) -> None:
         session = self._session
@@ -221,6 +224,20 @@ class WebSocketConnection(asyncio.Protocol):
         sweep = self._worker.sweep
         sweep.watch(self, sweep.now + CLOSE_SECONDS)
 
+    def _half_close(self) -> None:
+        """Says that nothing more comes from here, and begins to discard what the client sends."""
+        self._linger = LINGER_BYTES
+        sweep = self._worker.sweep
+        sweep.watch(self, sweep.now + LINGER_SECONDS)
+        if not self._transport.is_closing() and self._transport.can_write_eof():
+            self._transport.write_eof()
+
+    def _discard(self, size: int) -> None:
+        self._linger -= size
+        if self._linger <= 0:
+            self._linger = 1
+            self._transport.abort()
+
     def _closed_by_client(self, code: int) -> None:
         if not self._closing:
             self.close(code if code not in (1005, 1006) else 1000, "")
@@ -241,6 +258,9 @@ class WebSocketConnection(asyncio.Protocol):
     def due(self, now: float) -> float | None:
         """Keepalive: a ping frame after silence, the protocol's own ping after half the wait, then the end."""
         if self._closing:
+            if self._linger and not self._transport.is_closing():
+                self._transport.close()
+                return now + CLOSE_SECONDS
             self._transport.abort()
             return None
         if self._authorize_by:

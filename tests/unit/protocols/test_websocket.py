@@ -102,8 +102,21 @@ def test_fragments_may_be_empty():
 def test_an_idle_decoder_holds_nothing():
     decoder = Decoder(MOST)
     assert list(decoder.feed(masked(TEXT, "a"))) == [Text("a")]
-    assert decoder._reader is None
-    assert decoder._parse is None
+    assert list(decoder.feed(masked(TEXT, "жук", fin=False) + masked(CONT, "")[:3])) == []
+    assert list(decoder.feed(masked(CONT, "")[3:])) == [Text("жук")]
+    assert decoder._message is None
+    assert decoder._rest == b""
+
+
+@pytest.mark.parametrize("cut", [1, 2, 5])
+def test_a_frame_that_comes_slowly_is_kept_once(cut):
+    """Neither a header, nor a control frame, nor a message makes the decoder hold more than its bytes."""
+    decoder = Decoder(MOST)
+    data = masked(PING, b"x" * 125) + masked(TEXT, "ж" * 300)
+    for at in range(0, len(data), cut):
+        list(decoder.feed(data[at : at + cut]))
+        assert len(decoder._rest) <= 131
+        assert len(decoder._message or b"") <= 600
 
 
 pieces = st.lists(
@@ -182,6 +195,10 @@ WRONG = {
     "a binary message in fragments": (masked(BINARY, b"a", fin=False), 1003),
     "a message that is too large": (masked(TEXT, "x" * (MOST + 1)), 1009),
     "a length of 2^63": (b"\x81\xff\x80" + b"\0" * 7 + b"\0\0\0\0", 1009),
+    "a short length in two bytes": (b"\x81\xfe\x00\x7d" + b"\0\0\0\0" + b"x" * 125, 1002),
+    "a short length in eight bytes": (b"\x81\xff" + (125).to_bytes(8, "big") + b"\0\0\0\0" + b"x" * 125, 1002),
+    "a length of two bytes in eight": (b"\x81\xff" + (65_535).to_bytes(8, "big") + b"\0\0\0\0" + b"x" * 65_535, 1002),
+    "a text that is not UTF-8 within fragments": (masked(TEXT, b"\xff", fin=False) + masked(CONT, "a"), 1007),
     "fragments that are too large together": (masked(TEXT, "x" * MOST, fin=False) + masked(CONT, "x"), 1009),
 }
 
@@ -208,6 +225,31 @@ def test_what_is_not_allowed_ends_it_split_at_every_byte(data, code):
 
 def test_a_length_is_refused_before_the_payload_comes():
     assert decode(b"\x81\xff" + (MOST + 1).to_bytes(8, "big")) == [1009]
+
+
+AT_ONCE = {
+    "a text that is not UTF-8, in a fragment": (masked(TEXT, b"a\xff", fin=False), 1007),
+    "a text that is not UTF-8, in a later fragment": (masked(TEXT, b"a\xd0", fin=False) + masked(CONT, b"a", fin=False), 1007),
+    "a text that is not UTF-8, in half a frame": (masked(TEXT, b"a\xff" + b"x" * 100)[:8], 1007),
+    "a letter that cannot go on, in half a frame": (masked(TEXT, b"\xf4\x90\x80\x80" + b"x" * 100)[:8], 1007),
+    "a ping that declares two bytes of length": (b"\x89\xfe", 1002),
+    "a ping that declares 65,536 bytes": (b"\x89\xff", 1002),
+    "a close in fragments": (b"\x08\xff", 1002),
+    "a binary message": (b"\x82\xfe", 1003),
+    "a reserved opcode": (b"\x83\xfe", 1002),
+    "a reserved bit": (b"\xc1\xfe", 1002),
+    "a frame that is not masked": (b"\x81\x7e", 1002),
+    "a continuation of nothing": (b"\x80\xfe", 1002),
+    "a new message within another": (masked(TEXT, "a", fin=False) + b"\x81\xfe", 1002),
+    "a short length in two bytes": (b"\x81\xfe\x00\x7d", 1002),
+    "a short length in eight bytes": (b"\x81\xff" + (65_535).to_bytes(8, "big"), 1002),
+    "fragments that are too large together": (masked(TEXT, "x" * MOST, fin=False) + masked(CONT, "x")[:6], 1009),
+}
+
+
+@pytest.mark.parametrize(("data", "code"), AT_ONCE.values(), ids=AT_ONCE.keys())
+def test_what_is_not_allowed_ends_it_with_the_first_bytes_that_show_it(data, code):
+    assert decode(data) == [code]
 
 
 def test_a_message_of_the_most_bytes_is_read():

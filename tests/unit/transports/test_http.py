@@ -15,11 +15,10 @@ from push1st.transports.http import (
     ANSWER_SECONDS,
     BODY_SECONDS,
     HEAD_SECONDS,
-    LINGER_BYTES,
-    LINGER_SECONDS,
     MOST_HEAD,
     MOST_WAITING,
 )
+from push1st.transports.listener import LINGER_BYTES, LINGER_SECONDS
 from push1st.transports.sweep import NEVER
 from tests.unit.fakes import Answer, Site, answers, handshake, request, statuses, turns
 

@@ -11,6 +11,7 @@ from websockets.frames import Opcode
 from push1st import auth
 from push1st.config import Networks, ProtocolConfig, ServerConfig
 from push1st.transports.admission import AUTHORIZE_SECONDS, origin_allowed
+from push1st.transports.listener import LINGER_BYTES, LINGER_SECONDS
 from push1st.transports.sweep import NEVER
 from push1st.transports.websocket import CLOSE_SECONDS, PONG_SECONDS
 from tests.unit.fakes import (
@@ -551,6 +552,79 @@ async def test_a_client_that_goes_on_talking_after_the_close_is_destroyed_all_th
         site.pass_seconds(1)
     assert transport.aborted
     assert transport.data == b""
+
+
+VIOLATIONS = {
+    1002: masked(Opcode.CONT, b"x"),
+    1003: masked(Opcode.BINARY, b"x"),
+    1007: masked(Opcode.TEXT, b"\xff"),
+    1009: b"\x81\xff" + (1 << 40).to_bytes(8, "big") + b"mask",
+}
+
+
+@pytest.mark.parametrize(("code", "sent"), VIOLATIONS.items())
+async def test_a_violation_closes_the_socket_for_writing_behind_the_close_frame(site, code, sent):
+    transport = await opened(site)
+    await send(transport, sent)
+    assert close_of(transport.take())[0] == code
+    assert transport.ended
+    assert not transport.is_closing()
+
+
+async def test_what_a_client_sends_behind_its_violation_is_discarded_until_it_ends(site):
+    transport = await opened(site)
+    await send(transport, VIOLATIONS[1002])
+    transport.take()
+    await send(transport, text({"event": "pusher:ping"}), close(1000), masked(Opcode.CONT, b"x"))
+    assert transport.data == b""
+    assert not transport.is_closing()
+    assert transport.protocol.eof_received() is False
+
+
+async def test_a_client_that_stays_behind_its_violation_is_closed_then_destroyed(site):
+    transport = await opened(site)
+    await send(transport, VIOLATIONS[1002])
+    site.pass_seconds(LINGER_SECONDS + 1)
+    assert transport.closed
+    assert not transport.aborted
+    site.pass_seconds(CLOSE_SECONDS + 1)
+    assert transport.aborted
+
+
+async def test_a_client_that_sends_on_behind_its_violation_is_destroyed(site):
+    transport = await opened(site)
+    await send(transport, VIOLATIONS[1002])
+    await send(transport, *[b"x" * (1 << 20)] * (LINGER_BYTES >> 20))
+    assert transport.aborted
+    await send(transport, b"x")
+    assert site.failures == []
+
+
+async def test_a_violation_in_place_of_the_answer_to_a_close_ends_the_wait(site):
+    transport = await opened(site)
+    transport.protocol.close(4009, "terminated")
+    await send(transport, VIOLATIONS[1002])
+    assert close_of(transport.data) == (4009, "terminated")
+    assert transport.ended
+
+
+async def test_tls_which_has_no_half_close_lingers_and_is_closed(site):
+    connection, transport = site.connect(secure=True)
+    connection.data_received(handshake(PUSHER))
+    await turns()
+    await send(transport, VIOLATIONS[1002])
+    assert close_of(body(transport))[0] == 1002
+    assert not transport.is_closing()
+    site.pass_seconds(LINGER_SECONDS + 1)
+    assert transport.closed
+
+
+async def test_a_defect_closes_the_socket_for_writing_too(site, monkeypatch):
+    transport = await opened(site)
+    monkeypatch.setattr(transport.protocol.codec, "decode", lambda _: 1 / 0)
+    await send(transport, text("x"))
+    assert close_of(transport.data)[0] == 1011
+    assert transport.ended
 
 
 async def test_bytes_behind_a_violation_are_no_defect_of_ours(site):
