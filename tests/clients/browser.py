@@ -15,6 +15,7 @@ from urllib.parse import parse_qs
 from websockets.sync.client import ClientConnection, connect
 
 from push1st import auth
+from tests.clients.node import MODULES
 from tests.clients.process import DEADLINE, wait_until
 
 NAMES = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable")
@@ -33,7 +34,7 @@ FLAGS = (
 HERE = Path(__file__).parent
 FILES = {
     "/": (HERE / "pages" / "pusher.html", "text/html"),
-    "/pusher.js": (HERE / "node_modules" / "pusher-js" / "dist" / "web" / "pusher.js", "text/javascript"),
+    "/pusher.js": (MODULES / "pusher-js" / "dist" / "web" / "pusher.js", "text/javascript"),
 }
 
 

@@ -8,9 +8,19 @@ import time
 from pathlib import Path
 from typing import Any
 
-from tests.clients.process import DEADLINE
+import pytest
+
+from tests.clients.process import DEADLINE, program
 
 SCRIPTS = Path(__file__).parent / "node"
+MODULES = Path(__file__).parent / "node_modules"
+
+
+def node_program() -> str:
+    """The Node.js of the tests; skips the test where there is none, or where `make test` has not fetched the clients."""
+    if not (MODULES / ".installed").exists():
+        pytest.skip(f"{MODULES} has no clients: make test fetches them, and needs Node.js for it")
+    return program("node", "nodejs")
 
 
 class NodeProcess:
@@ -19,7 +29,7 @@ class NodeProcess:
     def __init__(self, script: str, options: Any) -> None:
         self.script = script
         self.process = subprocess.Popen(
-            ["node", str(SCRIPTS / script), json.dumps(options)],
+            [node_program(), str(SCRIPTS / script), json.dumps(options)],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,

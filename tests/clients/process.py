@@ -52,8 +52,9 @@ def wait_until(condition: Callable[[], T], what: str, deadline: float = DEADLINE
 
 
 def program(name: str, package: str = "") -> str:
-    """Where a program of the machine is; skips the test where it is not, and says what to install."""
-    found = shutil.which(name) or shutil.which(name, path="/usr/sbin:/usr/local/sbin")
+    """Where a program of the machine or of .venv is; skips the test where it is not, and says what to install."""
+    places = os.pathsep.join((str(Path(sys.prefix) / "bin"), os.environ["PATH"], "/usr/sbin", "/usr/local/sbin"))
+    found = shutil.which(name, path=places)
     if found is None:
         pytest.skip(f"{name} is not on this machine: apt-get install {package or name}")
     return found

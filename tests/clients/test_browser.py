@@ -7,6 +7,7 @@ import pytest
 
 from tests.clients import browser as browsers
 from tests.clients.browser import Browser, Tab
+from tests.clients.node import node_program
 from tests.clients.process import ServerProcess, free_ports, running, wait_until
 
 ROADS = ("ws", "xhr_streaming", "xhr_polling")
@@ -17,6 +18,7 @@ GAP = 20
 
 @pytest.fixture(scope="module")
 def browser() -> Iterator[Browser]:
+    node_program()
     program = browsers.find()
     if program is None:
         pytest.skip(f"no browser: none of {', '.join(browsers.NAMES)} is on PATH")

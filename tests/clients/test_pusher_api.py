@@ -18,7 +18,7 @@ import pytest
 from pusher.errors import PusherError
 from pusher.http import POST, Request
 
-from tests.clients.node import NodeProcess
+from tests.clients.node import MODULES, NodeProcess, node_program
 from tests.clients.process import APP, Answer, ServerProcess, merged, running
 from tests.clients.pusher_socket import PusherSocket
 from tests.clients.signing import channel_auth, hmac_hex, signed_query
@@ -377,7 +377,8 @@ def test_the_library_for_python_may_be_made_from_a_url_or_the_environment(
 
 def test_no_method_of_a_library_is_left_out() -> None:
     """`authenticate` of the one for Node is its old name for authorizeChannel; webhooks have tests of their own."""
-    source = (ROOT / "tests" / "clients" / "node_modules" / "pusher" / "lib" / "pusher.js").read_text("utf-8")
+    node_program()
+    source = (MODULES / "pusher" / "lib" / "pusher.js").read_text("utf-8")
     assert set(re.findall(r"^Pusher\.prototype\.(\w+) =", source, re.MULTILINE)) == {
         *("trigger", "triggerBatch", "sendToUser", "terminateUserConnections", "get", "post"),
         *("authorizeChannel", "authenticate", "authenticateUser", "channelSharedSecret", "createSignedQueryString", "webhook"),

@@ -12,7 +12,7 @@ from typing import Any
 
 import yaml
 
-from tests.clients.process import ServerProcess, merged, running, wait_until
+from tests.clients.process import ServerProcess, merged, program, running, wait_until
 from tests.clients.pusher_socket import PusherSocket, pusher_socket
 
 SAMPLE = re.compile(r'(?m)^(\w+)\{(?:[^}]*,)?worker="(\d+)"[^}]*\} ([0-9.e+]+)$')
@@ -53,7 +53,9 @@ def by_worker(server: ServerProcess, name: str) -> dict[int, float]:
 
 def children(pid: int) -> dict[int, str]:
     """The command lines of a process's children."""
-    listed = subprocess.run(["ps", "-A", "-ww", "-o", "pid=,ppid=,command="], capture_output=True, text=True, check=True).stdout
+    listed = subprocess.run(
+        [program("ps", "procps"), "-A", "-ww", "-o", "pid=,ppid=,command="], capture_output=True, text=True, check=True
+    ).stdout
     rows = (line.split(None, 2) for line in listed.splitlines())
     return {int(row[0]): row[2] for row in rows if len(row) == 3 and int(row[1]) == pid and "defunct" not in row[2]}
 
@@ -78,7 +80,9 @@ def engine(server: ServerProcess) -> int:
 
 def exists(pid: int) -> bool:
     """Whether a process is there; one that is dead and whose end nobody has asked for is not."""
-    state = subprocess.run(["ps", "-o", "stat=", "-p", str(pid)], capture_output=True, text=True, check=False).stdout.strip()
+    state = subprocess.run(
+        [program("ps", "procps"), "-o", "stat=", "-p", str(pid)], capture_output=True, text=True, check=False
+    ).stdout.strip()
     return bool(state) and not state.startswith("Z")
 
 

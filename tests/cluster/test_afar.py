@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 
 from tests.clients.node import NodeProcess
-from tests.clients.process import DEADLINE, ServerProcess, program, running, wait_until
+from tests.clients.process import DEADLINE, ServerProcess, running, wait_until
 from tests.cluster.machine import copy
 from tests.valkey import Valkey
 
@@ -262,7 +262,6 @@ class RoundRobin:
 def test_pusher_js_works_when_each_connection_goes_to_another_server(
     pair: tuple[ServerProcess, ServerProcess], road: str
 ) -> None:
-    program("node", "nodejs")
     between = RoundRobin([server.ws_port for server in pair])
     options = {"httpHost": "127.0.0.1", "httpPort": between.port, "enabledTransports": [road]}
     client = NodeProcess(

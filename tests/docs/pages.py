@@ -35,10 +35,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from tests.clients.node import MODULES
 from tests.clients.process import DEADLINE, free_ports, wait_until
 
 ROOT = Path(__file__).parents[2]
-NODE_MODULES = ROOT / "tests" / "clients" / "node_modules"
 PAGES = sorted([*ROOT.glob("*.md"), *ROOT.glob("docs/*.md"), *ROOT.glob("docs/decisions/*.md")])
 KINDS = ("file", "fails", "background", "answer", "shows", "browser", "same", "fragment", "not-run")
 ELSEWHERE = ("/etc/push1st", "/run/push1st", "/opt/push1st")
@@ -190,7 +190,7 @@ class Story:
         (self.folder / "deploy").mkdir()
         for file in (ROOT / "deploy").iterdir():
             (self.folder / "deploy" / file.name).write_text(self.here(file.read_text()))
-        (self.folder / "node_modules").symlink_to(NODE_MODULES)
+        (self.folder / "node_modules").symlink_to(MODULES)
         self.env = {name: value for name, value in os.environ.items() if not name.startswith("PUSH1ST_")}
         self.env["PUSH1ST_SERVER_DRAIN"] = "0"  # nobody waits for a load balancer here
         self.env["PATH"] = os.pathsep.join((str(commands), str(Path(sys.prefix) / "bin"), self.env["PATH"]))

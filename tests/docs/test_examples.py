@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.clients.node import node_program
 from tests.clients.process import program
 from tests.docs.pages import PAGES, ROOT, blocks, is_run, story
 
@@ -26,6 +27,8 @@ def words(page: Path) -> set[str]:
 def test_the_examples_of_a_page_do_what_it_says(page: Path) -> None:
     for name in sorted(PROGRAMS & words(page)):
         program(name)
+    if "node" in words(page) or any(block.says("browser") for block in blocks(page)):
+        node_program()
     with story() as telling:
         for block in blocks(page):
             telling.do(block)
