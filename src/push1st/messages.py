@@ -262,7 +262,16 @@ class Failure(msgspec.Struct, frozen=True, gc=False):
     text: str
 
 
-Reply = Established | Subscribed | SubscriptionRefused | SignedIn | Watched | Replayed | CacheMissed | Failure | Ping | Pong
+class Ending(msgspec.Struct, frozen=True, gc=False):
+    """The connection is about to be closed with this WebSocket close code."""
+
+    code: int
+    reason: str
+
+
+Reply = (
+    Established | Subscribed | SubscriptionRefused | SignedIn | Watched | Replayed | CacheMissed | Failure | Ending | Ping | Pong
+)
 
 
 # What HTTP transports and the API exchange.

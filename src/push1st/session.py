@@ -187,7 +187,7 @@ class Session:
                 self.outlet.close(end.code, end.reason)
         except Refused as refused:
             self.node.metrics.cut_offs["refused-by-app"] += 1
-            self.outlet.close(refused.code if refused.code >= 4000 else 4009, refused.text)
+            self.outlet.close(_close_code(refused.code), refused.text)
         except Exception:
             self.outlet.fail()
         if self._queue and not self.closed:
@@ -509,3 +509,13 @@ class Session:
         if string_size(data) > config.limits.payload:
             raise Refused(413, f"data has {string_size(data)} bytes, the limit is {config.limits.payload}")
         return data
+
+
+def _close_code(code: int) -> int:
+    """The close code for a client that is not let in.
+
+    During the handshake pusher-js reconnects without a pause after 4200 to 4299; after 4100 it waits a second.
+    """
+    if code == 503 or 4200 <= code < 4300:
+        return 4100
+    return code if code >= 4000 else 4009

@@ -1,6 +1,7 @@
 """pusher-js, the official browser client, here under Node."""
 
 import base64
+import time
 from collections.abc import Callable
 from typing import Any
 
@@ -65,6 +66,19 @@ def test_gives_up_for_good_with(server: ServerProcess, node: Callable[..., NodeP
     client.next(on="error", code=code)
     client.next(on="state", state="disconnected")
     assert client.ask("connection") == {"state": "disconnected", "retries": False}
+
+
+def test_waits_a_second_between_handshakes_that_a_stopping_server_rejects(node: Callable[..., NodeProcess]) -> None:
+    with running({"server": {"drain": 12}}) as server:  # a quarter of that it still takes connections
+        server.signal()
+        wait_until(lambda: server.get("/ready").status == 503, "it is draining")
+        client = start_pusher_js(node, server)
+        client.next(on="error", code=4100)
+        first = time.monotonic()
+        client.next(on="error", code=4100)
+        assert time.monotonic() - first > 0.9
+        client.close()
+        server.signal()
 
 
 # -- public channels

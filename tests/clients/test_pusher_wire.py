@@ -46,19 +46,28 @@ def test_the_version_of_the_client_is_nobody_s_business(server: ServerProcess) -
         ("/app/app-key", "protocol=seven", 4006),
         ("/app/app-key", "protocol=3", 4007),
         ("/app/app-key", "protocol=8", 4007),
-        ("/app/app-key", "client=js&version=8.6.0", 4008),
-        ("/app/app-key", "", 4008),
     ],
 )
-def test_what_cannot_be_served_is_upgraded_and_closed_with_its_code(
+def test_a_rejected_handshake_is_upgraded_and_answered_with_an_error_frame_before_the_close(
     server: ServerProcess, path: str, query: str, code: int
 ) -> None:
     with dialled(server, path, query) as socket:
+        error = socket.expect_error()
+        assert error["code"] == code
         assert socket.close_code() == code
+        assert socket.connection.close_reason == error["message"]
+        assert len(socket.frames) == 1
+
+
+@pytest.mark.parametrize("query", ["client=js&version=8.6.0", "", "protocol=", "protocol=&client=js"])
+def test_a_client_that_names_no_protocol_version_is_served(server: ServerProcess, query: str) -> None:
+    with dialled(server, query=query) as socket:
+        socket.established()
 
 
 def test_a_wrong_origin_is_upgraded_and_closed_with_4009(server: ServerProcess) -> None:
     with dialled(server, "/app/origins-key", origin="https://bad.example") as socket:
+        assert socket.expect_error()["code"] == 4009
         assert socket.close_code() == 4009
 
 

@@ -28,6 +28,17 @@ def client(server: ServerProcess) -> Iterator[Any]:
     made.disconnect(timeout=1)  # its thread sometimes looks up from its socket after ten seconds only; it is a daemon
 
 
+def test_does_not_reconnect_after_4001(server: ServerProcess) -> None:
+    errors: queue.Queue[Any] = queue.Queue()
+    made = pysher.Pusher("nobodys-key", secure=False, custom_host="127.0.0.1", port=server.ws_port, reconnect_interval=0)
+    made.connection.bind("pusher:error", errors.put)
+    made.connect()
+    assert errors.get(timeout=DEADLINE)["code"] == 4001
+    made.connection.join(DEADLINE)
+    assert not made.connection.is_alive()
+    assert errors.empty()
+
+
 def bound(subscription: Any, event: str) -> "queue.Queue[str]":
     """What the subscription receives under this name."""
     received: queue.Queue[str] = queue.Queue()

@@ -58,6 +58,7 @@ def test_pusher_clients_are_told_to_reconnect_with_4200(own: ServerProcess) -> N
     with pusher_socket(own) as client:
         own.signal()
         assert client.close_code() == 4200
+        assert [frame["event"] for frame in client.frames] == ["pusher:connection_established"], "no error frame comes first"
 
 
 def test_raw_clients_are_closed_with_a_code(own: ServerProcess, channel: str) -> None:

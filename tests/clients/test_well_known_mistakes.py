@@ -13,7 +13,7 @@ import pytest
 from tests.clients.process import ServerProcess
 from tests.clients.pusher_socket import PusherSocket, dialled, pusher_socket
 from tests.clients.test_users import sign_in
-from tests.clients.wire import CLOSE, Wire, frame
+from tests.clients.wire import CLOSE, TEXT, Wire, frame
 
 
 def test_client_events_are_refused_on_public_channels(connect: Callable[..., PusherSocket], channel: str) -> None:
@@ -159,13 +159,14 @@ def test_invalid_requests_are_400_and_never_422(server: ServerProcess, body: Any
         ("/app/nobodys-key?protocol=7", 4001),
         ("/app/off-key?protocol=7", 4003),
         ("/app/app-key?protocol=1", 4007),
-        ("/app/app-key", 4008),
     ],
 )
-def test_a_refusal_is_a_close_with_its_code_and_not_an_error_followed_by_a_plain_close(
+def test_an_error_frame_is_followed_by_a_close_with_its_code_and_not_by_a_plain_close(
     server: ServerProcess, path: str, code: int
 ) -> None:
     with Wire(server.ws_port).upgrade(path) as wire:
+        opcode, payload = wire.receive()
+        assert (opcode, json.loads(payload)["data"]["code"]) == (TEXT, code)
         opcode, payload = wire.receive()
         assert opcode == CLOSE, payload
         assert int.from_bytes(payload[:2]) == code

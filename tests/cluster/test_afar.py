@@ -193,7 +193,7 @@ def test_requests_whose_sessions_server_was_killed_are_ended_soon(doomed: tuple[
         connection.request("POST", f"{Session.path}/{road}{QUERY}", b"")
         assert send(other, "pusher:unsubscribe", channel="nowhere") == 200  # asked for behind the request, and answered
         died = killed(one)
-        assert connection.getresponse().read().startswith(b"c[4200,")
+        assert connection.getresponse().read().splitlines()[-1].startswith(b"c[4200,")
         assert time.monotonic() - died < GONE_SECONDS
 
 
@@ -228,11 +228,25 @@ def test_a_session_whose_reply_got_lost_with_the_broker_ends(road: str) -> None:
                 wait_until(lambda: "the broker is away" in one.output and "the broker is away" in other.output, "it is away")
                 assert send(one, "pusher:ping") == 200
                 valkey.start()
-                assert connection.getresponse().read().startswith(b"c[4200,")
+                assert connection.getresponse().read().splitlines()[-1].startswith(b"c[4200,")
             with asked(one, "xhr") as response:
-                assert response.read().startswith(b"c[4200,")
+                assert response.read().splitlines()[-1].startswith(b"c[4200,")
     finally:
         valkey.close()
+
+
+def test_a_new_session_while_the_broker_is_away_is_rejected_with_4100() -> None:
+    """After an HTTP status other than 200 pusher-js would try again at once, for as long as the broker is away."""
+    with contextlib.closing(Valkey()) as valkey, running({"broker": valkey.url}) as server:
+        valkey.kill()
+        wait_until(lambda: "the broker is away" in server.output, "it is away")
+        with asked(server, "xhr") as response:
+            assert response.status == 200
+            opened, error, closed = response.read().splitlines()
+        assert opened == b"o"
+        assert json.loads(json.loads(error[1:])[0])["data"]["code"] == 4100
+        assert closed.startswith(b"c[4100,")
+        valkey.start()
 
 
 class RoundRobin:

@@ -90,9 +90,16 @@ async def test_a_client_that_is_not_wanted_is_closed_with_the_backends_words(wor
     assert world.metrics.cut_offs["refused-by-app"] == 1
 
 
-def test_a_backend_that_gives_no_answer_closes_with_4009(world):
+def test_a_backend_that_gives_no_answer_closes_with_4100(world):
+    """The client comes back after a pause: after 4009 it would stay away when the backend is there again."""
     world.hooks.decision = Decision(Refused(503, "no answer"))
-    assert entering(world)[1].closes == [(4009, "no answer")]
+    assert entering(world)[1].closes == [(4100, "no answer")]
+
+
+@pytest.mark.parametrize(("code", "sent"), [(4000, 4000), (4199, 4199), (4200, 4100), (4299, 4100), (4300, 4300), (403, 4009)])
+def test_a_handshake_is_not_rejected_with_a_code_after_which_clients_return_at_once(world, code, sent):
+    world.hooks.decision = Decision(Refused(code, "not now"))
+    assert entering(world)[1].closes == [(sent, "not now")]
 
 
 def test_a_user_the_backend_names_is_signed_in(world):

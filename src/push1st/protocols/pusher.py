@@ -14,6 +14,7 @@ from push1st.messages import (
     WATCHLIST_EVENTS,
     CacheMissed,
     Command,
+    Ending,
     Established,
     Failure,
     Member,
@@ -116,6 +117,8 @@ class Pusher:
     def reply(self, reply: Reply) -> bytes:
         if isinstance(reply, Replayed):
             return self.message(reply.message, reply.now)
+        if isinstance(reply, Ending) and not 4000 <= reply.code < 4300:
+            return b""  # pusher-js, in its handshake, takes an error of another code for a defect, and never retries
         if isinstance(reply, Subscribed) and reply.members:
             last = self._subscribed
             if reply.members is not last.members or reply.channel != last.channel:
@@ -131,7 +134,7 @@ class Pusher:
 
 
 def _reply(
-    reply: Established | Subscribed | SubscriptionRefused | SignedIn | Watched | CacheMissed | Failure | Ping | Pong,
+    reply: Established | Subscribed | SubscriptionRefused | SignedIn | Watched | CacheMissed | Failure | Ending | Ping | Pong,
 ) -> bytes:
     match reply:
         case Subscribed(channel, None):
@@ -156,9 +159,13 @@ def _reply(
             data = msgspec.json.encode({"type": kind, "error": text, "status": status})
             return _event("pusher:subscription_error", channel, data)
         case Failure(code, text):
-            code = code if code >= NOTICE else CODES.get(code, NOTICE)
-            data = msgspec.json.encode({"code": code, "message": text})
-            return b'{"event":"pusher:error","data":' + data + b"}"
+            return _error(code if code >= NOTICE else CODES.get(code, NOTICE), text)
+        case Ending(code, reason):
+            return _error(code, reason)
+
+
+def _error(code: int, text: str) -> bytes:
+    return b'{"event":"pusher:error","data":' + msgspec.json.encode({"code": code, "message": text}) + b"}"
 
 
 def _plain(event: str, data: bytes) -> bytes:

@@ -8,7 +8,7 @@ import msgspec
 
 from push1st.errors import Refused
 from push1st.jsontext import encode
-from push1st.messages import Command, Message, Ping, Pong, Reply
+from push1st.messages import Command, Ending, Message, Ping, Pong, Reply
 from push1st.protocols.pusher import Pusher
 
 OPEN_FRAME = b"o\n"
@@ -43,8 +43,10 @@ class PusherXhr:
         return _pusher.slow()
 
 
-def close_frame(code: int, reason: str) -> bytes:
-    return b"c[%d,%b]\n" % (code, encode(reason))
+def end_frames(code: int, reason: str, announced: bool = True) -> bytes:
+    """The frames that end a session: an error where the protocol has one for the code, unless `announced` is false; a close."""
+    error = _frame(_pusher.reply(Ending(code, reason))) if announced else b""
+    return error + b"c[%d,%b]\n" % (code, encode(reason))
 
 
 def decode_messages(body: bytes) -> list[str]:
@@ -72,7 +74,7 @@ def whole_frames(data: bytes, room: int) -> tuple[int, int]:
 
 
 def _frame(text: bytes) -> bytes:
-    return b"a[%b]\n" % encode(text.decode())
+    return b"a[%b]\n" % encode(text.decode()) if text else b""
 
 
 _PING = _frame(_pusher.reply(Ping()))

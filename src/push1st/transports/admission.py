@@ -31,17 +31,15 @@ def admit(worker: "Worker", protocol: ProtocolConfig, key: str, origin: str | No
     if not origin_allowed(origin, found.origins):
         raise Disconnect(4009, "Connection is unauthorized: this origin is not allowed")
     if worker.node.draining:
-        raise Disconnect(4200, "Server is going away, reconnect")
+        raise Disconnect(4100, "Server is going away, reconnect")
     return worker.node.app(found)
 
 
 def check_version(query: str) -> None:
-    """Raises Disconnect for a protocol version that Pusher's clients may not have (protocol, section 1)."""
+    """Raises Disconnect for a protocol version that is not served (protocol, section 1). Without one it is version 7."""
     version = _version(query)
-    if version == "7":
+    if version in ("7", ""):
         return
-    if not version:
-        raise Disconnect(4008, "No protocol version supplied")
     if not re.fullmatch(r"\d{1,9}", version, re.ASCII):
         raise Disconnect(4006, "Invalid version string format")
     if not 4 <= int(version) <= 7:

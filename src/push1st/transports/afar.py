@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Literal
 import msgspec
 
 from push1st.messages import Response
-from push1st.protocols.pusher_xhr import close_frame
+from push1st.protocols.pusher_xhr import end_frames
 
 if TYPE_CHECKING:
     from push1st.node import App
@@ -161,7 +161,7 @@ class Afar:
     def too_slow(self, stream: "Stream") -> None:
         self._say("slow")
 
-    def close(self, code: int, reason: str) -> None:
+    def leave(self, code: int, reason: str) -> None:
         """This worker stops."""
         self._say("leave")
 
@@ -171,12 +171,12 @@ class Afar:
             return
         self._say("lost")  # should the owner be there all the same
         self._end()
-        frame = close_frame(4200, "The server of this session is gone, reconnect")
+        frames = end_frames(4200, "The server of this session is gone, reconnect")
         if self.streams is not None:
-            self.streams.write(frame)
+            self.streams.write(frames)
             self.streams.close()
         elif self.poll is not None:
-            self.poll.finish(Response(200, frame, TYPE, HEADERS))
+            self.poll.finish(Response(200, frames, TYPE, HEADERS))
 
     def _say(self, word: Word) -> None:
         if not self._over:

@@ -23,7 +23,7 @@ from push1st import auth
 from push1st.config import ProtocolConfig
 from push1st.errors import Disconnect, Refused
 from push1st.hub import Write
-from push1st.messages import Established, Ping, Reply, Response, Subscribe, Visitor
+from push1st.messages import Ending, Established, Ping, Reply, Response, Subscribe, Visitor
 from push1st.node import App
 from push1st.protocols import Codec
 from push1st.protocols.websocket import PING_FRAME, Closed, Decoder, Pinged, Text, close_frame, pong_frame
@@ -202,10 +202,13 @@ class WebSocketConnection(asyncio.Protocol):
                 self._worker.node.fanout.direct(self._session, frame)
 
     def close(self, code: int, reason: str) -> None:
+        self._close(code, reason)
+
+    def _close(self, code: int, reason: str, announced: bool = True) -> None:
         if not self._closing:
             if self._session is not None:
                 self._worker.node.fanout.settle(self._session)
-            self._end(code, reason)
+            self._end(code, reason, announced)
 
     def fail(self) -> None:
         if self._closing:
@@ -216,11 +219,13 @@ class WebSocketConnection(asyncio.Protocol):
 
     # The end
 
-    def _end(self, code: int, reason: str) -> None:
+    def _end(self, code: int, reason: str, announced: bool = True) -> None:
+        """announced: whether the protocol's own frame about the end, if it has one, comes before the close frame."""
         self._closing = True
         self._leave()
         if not self._transport.is_closing():
-            self._transport.write(close_frame(code, reason))
+            notice = self.codec.reply(Ending(code, reason)) if announced else b""
+            self._transport.write(notice + close_frame(code, reason))
         sweep = self._worker.sweep
         sweep.watch(self, sweep.now + CLOSE_SECONDS)
 
@@ -239,8 +244,7 @@ class WebSocketConnection(asyncio.Protocol):
             self._transport.abort()
 
     def _closed_by_client(self, code: int) -> None:
-        if not self._closing:
-            self.close(code if code not in (1005, 1006) else 1000, "")
+        self._close(code if code not in (1005, 1006) else 1000, "", announced=False)
         self._transport.close()
 
     def _leave(self) -> None:
@@ -250,7 +254,8 @@ class WebSocketConnection(asyncio.Protocol):
             session.close()
 
     def leave(self, code: int, reason: str) -> None:
-        self.close(code, reason)
+        """The server stops. An error frame would have clients show an error of what is none."""
+        self._close(code, reason, announced=False)
 
     def abort(self) -> None:
         self._transport.abort()
@@ -354,7 +359,7 @@ def _open(
     return connection
 
 
-_STATUSES = {4001: 403, 4003: 403, 4004: 503, 4009: 403, 4200: 503}
+_STATUSES = {4001: 403, 4003: 403, 4004: 503, 4009: 403, 4100: 503}
 """what clients that are not Pusher's are told before the upgrade, for Pusher's codes"""
 
 

@@ -29,7 +29,7 @@ from push1st.eager import spawn
 from push1st.errors import Disconnect, Refused
 from push1st.messages import Established, Reply, Response, Visitor
 from push1st.node import App, Listener
-from push1st.protocols.pusher_xhr import HEARTBEAT, LONGEST, OPEN_FRAME, close_frame, decode_messages, whole_frames
+from push1st.protocols.pusher_xhr import HEARTBEAT, LONGEST, OPEN_FRAME, decode_messages, end_frames, whole_frames
 from push1st.session import Session
 from push1st.transports.admission import AUTHORIZE_SECONDS, admit, check_version
 from push1st.transports.afar import (
@@ -165,15 +165,26 @@ class Fallbacks:
             try:
                 client = self._open(visit)
             except Disconnect as end:
-                # pusher-js takes any status but 200, and an end before the beginning, for an accident, and tries again.
-                self._worker.node.metrics.refusals[str(end.code)] += 1
-                return Response(200, OPEN_FRAME + close_frame(end.code, end.reason), TYPE, HEADERS)
+                return self._reject(end)
         return Stream(client, self._worker) if visit.road == "xhr_streaming" else client.poll(poll)
+
+    def _reject(self, end: Disconnect) -> Response:
+        """The answer to a first request. After another status than 200, or without `o`, pusher-js retries at once."""
+        self._worker.node.metrics.refusals[str(end.code)] += 1
+        return Response(200, OPEN_FRAME + end_frames(end.code, end.reason), TYPE, HEADERS)
 
     # Sessions of other workers
 
     async def _seek(self, visit: Visit, poll: Poll) -> "Found":
-        """A request whose session is not here: it is passed on to its worker, or begins one."""
+        """A request whose session is not here: it is passed on to its worker, or begins one. Raises Refused(503)."""
+        try:
+            return await self._forward(visit, poll)
+        except Refused as refused:
+            if visit.road == "xhr_send" or refused.code != 503:
+                raise
+            return self._reject(Disconnect(4100, "The broker is away, reconnect later"))
+
+    async def _forward(self, visit: Visit, poll: Poll) -> "Found":
         node = self._worker.node
         config = node.apps.by_key(visit.key)
         if config is None:
@@ -281,7 +292,7 @@ class Fallbacks:
         elif said.word == "slow":
             client.too_slow(away)
         else:
-            client.close(4200, "Server is stopping, reconnect")
+            client.leave(4200, "Server is stopping, reconnect")
 
     def _lose(self, by: str, number: int) -> None:
         """A request at another worker is gone."""
@@ -587,10 +598,13 @@ class XhrConnection:
             self._worker.node.fanout.direct(self._session, self.codec.reply(reply))
 
     def close(self, code: int, reason: str) -> None:
+        self._close(code, reason)
+
+    def _close(self, code: int, reason: str, announced: bool = True) -> None:
         if not self.closing:
             if self._session is not None:
                 self._worker.node.fanout.settle(self._session)
-            self._end(code, reason)
+            self._end(code, reason, announced)
 
     def fail(self) -> None:
         if not self.closing:
@@ -615,14 +629,17 @@ class XhrConnection:
             self._kept, self._kept_size = [], 0
             self._end(*self.codec.slow())
 
-    def _end(self, code: int, reason: str) -> None:
-        """The session leaves at once; the client is told on the request that is there, or on its next one."""
+    def _end(self, code: int, reason: str, announced: bool = True) -> None:
+        """The session leaves at once; the client is told on the request that is there, or on its next one.
+
+        announced: whether an error frame comes before the close frame.
+        """
         self.closing = True
         self._leave()
-        frame = close_frame(code, reason)
+        frames = end_frames(code, reason, announced)
         if self._stream is not None and self._room < 0:
-            self._stream.write(frame)  # perhaps the client still reads it; if not, the next request gets it
-        self.write(frame)
+            self._stream.write(frames)  # perhaps the client still reads it; if not, the next request gets it
+        self.write(frames)
         self._said_all()
 
     def _said_all(self) -> None:
@@ -645,7 +662,7 @@ class XhrConnection:
         self._worker.sweep.forget(self)
 
     def leave(self, code: int, reason: str) -> None:
-        self.close(code, reason)
+        self._close(code, reason, announced=False)
 
     def abort(self) -> None:
         self.closing = True
@@ -751,7 +768,7 @@ class Stream(asyncio.Protocol):
         self._client.lost(self)
 
     def leave(self, code: int, reason: str) -> None:
-        self._client.close(code, reason)
+        self._client.leave(code, reason)
 
     def abort(self) -> None:
         self._transport.abort()

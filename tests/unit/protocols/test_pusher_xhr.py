@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from push1st.errors import Refused
 from push1st.messages import Established, Failure, Message, Ping, Pong, Replayed, Subscribe, Subscribed
 from push1st.protocols.pusher import Pusher
-from push1st.protocols.pusher_xhr import PusherXhr, close_frame, decode_messages, whole_frames
+from push1st.protocols.pusher_xhr import PusherXhr, decode_messages, end_frames, whole_frames
 from tests.unit.fakes import frames
 
 codec = PusherXhr()
@@ -46,8 +46,15 @@ def test_a_reply_is_what_it_is_on_a_websocket(reply):
     assert shown(codec.reply(reply)) == on_websocket(websocket.reply(reply))
 
 
-def test_a_close_frame_has_code_and_reason():
-    assert close_frame(4001, 'no "app"') == b'c[4001,"no \\"app\\""]\n'
+def test_the_end_is_an_error_frame_and_a_close_frame_with_code_and_reason():
+    error, close = end_frames(4001, 'no "app"').splitlines()
+    assert json.loads(json.loads(error[1:])[0]) == {"event": "pusher:error", "data": {"code": 4001, "message": 'no "app"'}}
+    assert close == b'c[4001,"no \\"app\\""]'
+
+
+@pytest.mark.parametrize(("code", "announced"), [(4001, False), (1008, True), (4300, True)])
+def test_the_end_without_an_error_is_a_close_frame(code, announced):
+    assert end_frames(code, "no", announced) == b'c[%d,"no"]\n' % code
 
 
 def test_what_clients_send_is_read_as_on_a_websocket():

@@ -3,10 +3,11 @@
 import pytest
 
 from push1st.messages import Response
+from push1st.protocols.pusher_xhr import end_frames
 from push1st.transports.afar import Afar, Said
 from push1st.transports.xhr import Stream
 
-END = b'c[4200,"The server of this session is gone, reconnect"]\n'
+END = end_frames(4200, "The server of this session is gone, reconnect")
 
 
 class Request:

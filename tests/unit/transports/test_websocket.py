@@ -118,8 +118,6 @@ PUSHER_ENDS = {
     "an unknown app": ("/app/unknown?protocol=7", 4001),
     "no app": ("/app/?protocol=7", 4005),
     "a longer path": (f"/app/{KEY}/more?protocol=7", 4005),
-    "no version": (f"/app/{KEY}", 4008),
-    "an empty version": (f"/app/{KEY}?protocol=", 4008),
     "a version that is no number": (f"/app/{KEY}?protocol=seven", 4006),
     "a negative version": (f"/app/{KEY}?protocol=-7", 4006),
     "a version with a point": (f"/app/{KEY}?protocol=7.0", 4006),
@@ -130,10 +128,12 @@ PUSHER_ENDS = {
 
 
 @pytest.mark.parametrize(("path", "code"), PUSHER_ENDS.values(), ids=PUSHER_ENDS.keys())
-async def test_a_pusher_client_that_is_not_let_in_is_told_by_a_close_code(site, path, code):
+async def test_a_rejected_pusher_handshake_is_answered_with_an_error_frame_and_a_close_of_the_same_code(site, path, code):
     transport = await site.websocket(path)
-    assert close_of(body(transport))[0] == code
-    assert len(frames(body(transport))) == 1
+    (error,) = texts(body(transport))
+    assert (error["event"], error["data"]["code"]) == ("pusher:error", code)
+    assert close_of(body(transport)) == (code, error["data"]["message"])
+    assert len(frames(body(transport))) == 2
     assert not transport.closed
     assert site.metrics.refusals[str(code)] == 1
     assert site.metrics.connections["pusher"] == 0
@@ -145,7 +145,14 @@ async def test_versions_4_to_7_are_spoken(site, version):
 
 
 @pytest.mark.parametrize(
-    "path", [f"/app/{KEY}/?protocol=7", f"/app/{KEY}?x=%20&protocol=7", f"/app/{KEY}?protocol=7&version=odd"]
+    "path",
+    [
+        f"/app/{KEY}",
+        f"/app/{KEY}?protocol=",
+        f"/app/{KEY}/?protocol=7",
+        f"/app/{KEY}?x=%20&protocol=7",
+        f"/app/{KEY}?protocol=7&version=odd",
+    ],
 )
 async def test_odd_but_right_paths_are_let_in(site, path):
     assert texts(body(await site.websocket(path)))
@@ -172,7 +179,7 @@ async def test_over_the_quota_is_told_apart_from_over_capacity():
 
 async def test_while_draining_nobody_is_let_in(site):
     site.node.draining = True
-    assert close_of(body(await site.websocket(PUSHER)))[0] == 4200
+    assert close_of(body(await site.websocket(PUSHER)))[0] == 4100
     assert Answer((await site.ask(handshake(RAW))).data).status == 503
 
 
@@ -531,6 +538,33 @@ async def test_a_client_that_answers_the_close_is_let_go(site):
     assert not transport.is_closing()
     await send(transport, close(4009))
     assert transport.closed
+    assert len(frames(transport.data)) == 2
+
+
+@pytest.mark.parametrize("code", [4000, 4099, 4100, 4200, 4299])
+async def test_a_pusher_client_gets_an_error_frame_before_a_close_of_pushers_codes(site, code):
+    transport = await opened(site)
+    transport.protocol.close(code, 'no "more"')
+    assert texts(transport.data) == [{"event": "pusher:error", "data": {"code": code, "message": 'no "more"'}}]
+    assert close_of(transport.data) == (code, 'no "more"')
+
+
+@pytest.mark.parametrize("code", [1000, 1008, 1011, 3999, 4300, 4321])
+async def test_no_error_frame_comes_before_a_close_of_another_code(site, code):
+    transport = await opened(site)
+    transport.protocol.close(code, "no more")
+    assert len(frames(transport.data)) == 1
+
+
+async def test_a_raw_client_gets_no_error_frame_before_a_close(site):
+    transport = await opened(site, RAW)
+    transport.protocol.close(4201, "no answer to a ping")
+    assert len(frames(transport.data)) == 1
+
+
+async def test_the_close_of_a_client_is_answered_without_an_error_frame(site):
+    transport = await opened(site)
+    await send(transport, close(4001))
     assert len(frames(transport.data)) == 1
 
 

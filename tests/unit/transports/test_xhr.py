@@ -152,7 +152,6 @@ async def test_both_paths_and_both_roads_are_served(site, path, road):
 
 REFUSALS = {
     "an unknown app": ("/app/unknown/7/abcdefgh/xhr?protocol=7", 4001),
-    "no version": (f"/app/{KEY}/7/abcdefgh/xhr", 4008),
     "a version that is no number": (f"/app/{KEY}/7/abcdefgh/xhr?protocol=seven", 4006),
     "an old version": (f"/app/{KEY}/7/abcdefgh/xhr?protocol=3", 4007),
 }
@@ -163,7 +162,7 @@ REFUSALS = {
 async def test_who_is_not_let_in_is_told_with_a_code(site, path, code, road):
     """Behind a welcome, without which pusher-js would try again for ever."""
     answer = Answer((await ask(site, path.replace("/xhr", f"/{road}"))).data)
-    assert (answer.status, events(answer.body)) == (200, ["o", code])
+    assert (answer.status, events(answer.body)) == (200, ["o", "error", code])
     assert site.metrics.refusals == {str(code): 1}
     assert site.worker.fallbacks.apart.taken == 0
 
@@ -171,18 +170,18 @@ async def test_who_is_not_let_in_is_told_with_a_code(site, path, code, road):
 async def test_limits_and_origins_of_the_app_hold():
     site = Site(app_config({"connections": 1}, origins=("https://good.example",)))
     answer = Answer((await ask(site, POLL, b"", "Origin: https://bad.example")).data)
-    assert events(answer.body) == ["o", 4009]
+    assert events(answer.body) == ["o", "error", 4009]
     await stream(site, "Origin: https://good.example")
     answer = Answer((await ask(site, POLL, b"", "Origin: https://www.good.example")).data)
-    assert events(answer.body) == ["o", 4009]
+    assert events(answer.body) == ["o", "error", 4009]
     answer = Answer((await ask(site, POLL)).data)
-    assert events(answer.body) == ["o", 4004]
+    assert events(answer.body) == ["o", "error", 4004]
     assert site.worker.fallbacks.apart.taken == 0
 
 
 async def test_a_server_that_stops_lets_nobody_in(site):
     site.node.draining = True
-    assert await polled(site) == ["o", 4200]
+    assert await polled(site) == ["o", "error", 4100]
 
 
 async def test_it_is_counted(site):
@@ -208,7 +207,7 @@ async def test_sessions_between_requests_are_bounded(monkeypatch):
     for n in range(2):
         assert await polled_as(site, n) == WELCOME
         assert await polled_as(site, n, key="other-key") == WELCOME
-    assert await polled_as(site, 2, key="third-key") == ["o", 4100]
+    assert await polled_as(site, 2, key="third-key") == ["o", "error", 4100]
     site.pass_seconds(GAP_SECONDS + 1)
     assert await polled_as(site, 3) == WELCOME
     assert site.worker.fallbacks.apart.taken == 1
@@ -220,7 +219,7 @@ async def test_an_app_has_three_quarters_of_the_sessions_between_requests(monkey
     for n in range(6):
         assert await polled_as(site, n) == WELCOME
     for n in range(6, 20):
-        assert await polled_as(site, n) == ["o", 4100]
+        assert await polled_as(site, n) == ["o", "error", 4100]
     for n in range(2):
         assert await polled_as(site, n, key="other-key") == WELCOME
     site.pass_seconds(GAP_SECONDS + 1)
@@ -231,7 +230,7 @@ async def test_an_address_has_half_of_the_sessions_between_requests(monkeypatch)
     monkeypatch.setattr(xhr, "MAX_APART", 8)
     site = Site()
     for n in range(20):
-        assert await polled_as(site, n, (OFFICE, 1)) == (WELCOME if n < 4 else ["o", 4100])
+        assert await polled_as(site, n, (OFFICE, 1)) == (WELCOME if n < 4 else ["o", "error", 4100])
     assert await polled_as(site, 20, (HOME, 1)) == WELCOME
     site.pass_seconds(GAP_SECONDS + 1)
     assert await polled_as(site, 21, (OFFICE, 1)) == WELCOME
@@ -243,7 +242,7 @@ async def test_the_bound_of_an_address_leaves_its_established_sessions_alone(mon
     streaming = await site.ask(request("POST", STREAM, b""), (OFFICE, 1))
     for n in range(1, 9):
         await polled_as(site, n, (OFFICE, 1))
-    assert await polled_as(site, 9, (OFFICE, 1)) == ["o", 4100]
+    assert await polled_as(site, 9, (OFFICE, 1)) == ["o", "error", 4100]
     streaming.take()
     await subscribe(site)
     await publish(site, "1")
@@ -559,9 +558,9 @@ async def test_who_does_not_go_on_behind_a_full_response_is_told_to_reconnect(si
         site.pass_seconds(10)
         await send(site)
     await turns()
-    assert heard(transport)[-1] == 4200
+    assert heard(transport)[-2:] == ["error", 4200]
     assert transport.closed
-    assert await polled(site) == ["more", 4200]
+    assert await polled(site) == ["more", "error", 4200]
 
 
 async def test_a_poll_is_cut_where_the_client_drops_it(site, monkeypatch):
@@ -623,7 +622,7 @@ async def test_a_client_that_stays_silent_is_gone(site):
     site.pass_seconds(TIMEOUT + PONG_SECONDS - 1)
     assert set(heard(transport)) == {"h"}
     site.pass_seconds(1)
-    assert heard(transport) == [4201]
+    assert heard(transport) == ["error", 4201]
     assert site.metrics.cut_offs == {"silent": 1}
     assert not site.world.app.tenant.sessions
     site.pass_seconds(2 * GAP_SECONDS)
@@ -670,7 +669,7 @@ async def test_a_stream_that_is_behind_is_cut_off(site):
     assert transport.high == site.config.server.outbox
     transport.bound = 0
     await publish(site, "1")
-    assert heard(transport) == ["1", 4100]
+    assert heard(transport) == ["1", "error", 4100]
     assert transport.closed
     assert site.metrics.cut_offs == {"slow": 1}
     site.pass_seconds(CLOSE_SECONDS + 1)
@@ -692,7 +691,7 @@ async def test_what_is_kept_is_bounded():
     await publish(site, "x" * 600, "x" * 600)
     assert site.metrics.cut_offs == {"slow": 1}
     assert not site.world.app.tenant.sessions
-    assert await polled(site) == [4100]
+    assert await polled(site) == ["error", 4100]
     assert await polled(site) == WELCOME
 
 
@@ -703,7 +702,7 @@ async def test_who_is_disconnected_between_requests_is_told_with_the_next(site):
     session_of(site).disconnect(4009, "Terminated by the app")
     assert await send(site) == 404
     second = await stream(site)
-    assert heard(second) == ["1", 4009]
+    assert heard(second) == ["1", "error", 4009]
     assert second.closed
     assert site.worker.fallbacks.apart.taken == 0
 
@@ -723,7 +722,7 @@ async def test_a_poll_is_told_of_the_end(site):
     poll = await ask(site, POLL)
     session_of(site).disconnect(4009, "Terminated by the app")
     await turns()
-    assert events(Answer(poll.data).body) == [4009]
+    assert events(Answer(poll.data).body) == ["error", 4009]
     assert site.worker.fallbacks.apart.taken == 0
 
 
@@ -760,7 +759,7 @@ async def test_who_must_sign_in_is_given_time():
     transport = await stream(site)
     heard(transport)
     site.pass_seconds(11)
-    assert heard(transport)[-1] == 4009
+    assert heard(transport)[-2:] == ["error", 4009]
     transport = await stream(site, path=STREAM.replace("session0", "session1"))
     session = session_of(site)
     wanted = {"event": "pusher:subscribe", "data": {"channel": "private-c", "auth": token(session, "private-c")}}
