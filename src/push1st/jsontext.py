@@ -2,6 +2,8 @@
 
 import msgspec
 
+from push1st.errors import Refused
+
 encode = msgspec.json.Encoder().encode
 
 
@@ -17,3 +19,20 @@ def string_size(data: bytes) -> int:
     if b"\\" not in data:
         return len(data) - 2
     return len(msgspec.json.decode(data, type=str).encode("utf-8", "surrogatepass"))
+
+
+def object_text(name: str, text: msgspec.Raw, most: int) -> bytes:
+    """The JSON text of an object; b"" for nothing and for null.
+
+    name: of the field, for errors.
+    most: bytes the text may have.
+    Raises Refused for any other JSON value (400) and for a longer text (413).
+    """
+    found = bytes(text).strip()
+    if found in (b"", b"null"):
+        return b""
+    if found[:1] != b"{":
+        raise Refused(400, f"{name} must be an object")
+    if len(found) > most:
+        raise Refused(413, f"{name} has {len(found)} bytes, the limit is {most}")
+    return found

@@ -20,6 +20,8 @@ TERMINATE = INTERNAL + "terminate"
 """Never sent to clients: it ends the connections of a signed-in user, on every worker."""
 TOLD = INTERNAL + "told"
 """Never sent to clients: what workers say to each other."""
+MAX_HEADERS_BYTES = 4096
+"""bytes of an event's `headers`; in a raw frame, of `headers`, `options` and `extra` together"""
 MEMBER_ADDED = INTERNAL + "member_added"
 MEMBER_REMOVED = INTERNAL + "member_removed"
 
@@ -29,7 +31,7 @@ class Message(msgspec.Struct, frozen=True, gc=False, array_like=True):
 
     data: JSON text. id: 64 bits, increasing per worker, unique everywhere. received: wall clock, nanoseconds.
     exclude: the connection id that does not get it, or "". delivery and target: who does (Push1st API, section 3).
-    user_id: of the member who sent a client event on a presence channel.
+    user_id: of the member who sent a client event on a presence channel. headers: JSON text of an object, b"" without one.
     """
 
     app: str
@@ -43,6 +45,7 @@ class Message(msgspec.Struct, frozen=True, gc=False, array_like=True):
     delivery: Delivery = "broadcast"
     target: str = ""
     user_id: str | None = None
+    headers: bytes = b""
 
 
 class Options(msgspec.Struct, frozen=True, gc=False):
@@ -121,7 +124,8 @@ class Fact(msgspec.Struct, frozen=True, gc=False):
     """Something that happened on a channel, for hooks: each is reported once in a cluster, in order per channel.
 
     at: wall clock, nanoseconds. socket_id: of the connection that caused it, where one did. user_id and user_info (JSON
-    text): of the member it is about. event and data (JSON text): of a client event. count: of subscriptions.
+    text): of the member it is about. event and data (JSON text): of a client event. count: of subscriptions. id, delivery,
+    expires (seconds since 1970; 0: never) and given (see `Publish`): of a client event.
 
     `read-elsewhere` is about no channel: others have been told facts since the last one that was told here.
     """
@@ -136,6 +140,10 @@ class Fact(msgspec.Struct, frozen=True, gc=False):
     event: str = ""
     data: bytes = b""
     count: int = 0
+    id: int = 0
+    delivery: Delivery = "broadcast"
+    expires: int = 0
+    given: bytes = b""
 
 
 # Topics of users. Clients cannot subscribe to them by name: `#` is reserved, and only `#server-to-user-` is let through.
@@ -179,13 +187,19 @@ class Unsubscribe(msgspec.Struct, frozen=True, gc=False):
 
 
 class Publish(msgspec.Struct, frozen=True, gc=False):
-    """An event from a client. data: JSON text."""
+    """An event from a client. data: JSON text. ttl: seconds. headers: see `Message`.
+
+    given: the `headers`, `options` and `extra` of its frame for hooks: JSON text of the members, each after a comma.
+    """
 
     channel: str
     event: str
     data: bytes
     delivery: Delivery = "broadcast"
     target: str = ""
+    ttl: float = 0
+    headers: bytes = b""
+    given: bytes = b""
 
 
 class SignIn(msgspec.Struct, frozen=True, gc=False):

@@ -35,6 +35,7 @@ from push1st.messages import (
     Member,
     Message,
     Options,
+    Publish,
     Replayed,
     User,
     Watched,
@@ -371,13 +372,42 @@ class Node:
         channel: str,
         socket_id: str = "",
         member: Member | None = None,
-        event: str = "",
-        data: bytes = b"",
     ) -> None:
         """Tells the hooks of what happened; for kinds that are in `app.reported`, and channels that are no user's own."""
         if not channel.startswith("#"):
             user_id, info = (None, b"null") if member is None else (member.user_id, member.info)
-            self._facts.report(Fact(kind, app.config.id, channel, self.clock.wall(), socket_id, user_id, info, event, data))
+            self._facts.report(Fact(kind, app.config.id, channel, self.clock.wall(), socket_id, user_id, info))
+
+    def report_event(
+        self, app: App, event: Publish, data: bytes, stamp: tuple[int, int], socket_id: str, member: Member | None
+    ) -> None:
+        """Reports to the hooks what a client has published, as `report` does.
+
+        data: as it was published. stamp: of the message.
+        """
+        if event.channel.startswith("#"):
+            return
+        id, now = stamp
+        user_id, info = (None, b"null") if member is None else (member.user_id, member.info)
+        expires = now // 1_000_000_000 + int(event.ttl) if event.ttl else 0
+        self._facts.report(
+            Fact(
+                "client-event",
+                app.config.id,
+                event.channel,
+                now,
+                socket_id,
+                user_id,
+                info,
+                event.event,
+                data,
+                0,
+                id,
+                event.delivery,
+                expires,
+                event.given,
+            )
+        )
 
     # Users
 
@@ -449,11 +479,13 @@ class Node:
         exclude: str = "",
         options: Options = DEFAULT_OPTIONS,
         user_id: str | None = None,
+        headers: bytes = b"",
     ) -> Soon[int]:
         """Sends an event to a channel's subscribers; the result is how many there are. Raises Refused(503)."""
         id, now = stamp
+        target = options.session
         return self._broker.publish(
-            Message(app.config.id, channel, event, data, id, now, sender, exclude, options.delivery, options.session, user_id)
+            Message(app.config.id, channel, event, data, id, now, sender, exclude, options.delivery, target, user_id, headers)
         )
 
     async def reach(self, app: App, channel: str, exclude: str, options: Options) -> int:

@@ -478,21 +478,23 @@ class Session:
             data = await self._ask_to_publish(command, member)
         node = self.node
         node.metrics.events_in[self.wire.name] += 1
+        stamp = node.stamp()
         soon = node.publish(
             self.app,
             channel,
             event,
             data,
-            node.stamp(),
+            stamp,
             sender=self.id,
             exclude=self.id,
             options=Options(0, command.delivery, command.target),
             user_id=member.user_id if member is not None else None,
+            headers=command.headers,
         )
         if not isinstance(soon, int):
             await soon
         if "client-event" in self.app.reported:
-            node.report(self.app, "client-event", channel, self.id, member, event, data)
+            node.report_event(self.app, command, data, stamp, self.id, member)
 
     async def _ask_to_publish(self, command: Publish, member: Member | None) -> bytes:
         """The data to publish. Raises Refused when the app's backend does, or when the client has left meanwhile."""

@@ -111,7 +111,7 @@ def test_a_hook_of_push1st_may_be_a_function(kept: Kept) -> None:
     hook = {"trigger": ["join"], "endpoint": "py://shop:hook"}
     with running(kept, module, hook=hook) as server, pusher_socket(server) as one:
         one.subscribe("room")
-        assert kept.until(1) == [["join", "room", "{}"]]
+        assert kept.until(1) == [["join", "room", "null"]]
 
 
 def test_the_function_runs_in_another_process(kept: Kept) -> None:
@@ -221,7 +221,7 @@ end
     with running(kept, **lua({}, script, kept)) as server, pusher_socket(server) as one:
         one.subscribe("presence-room", {"user_id": "7", "user_info": {"name": "Ä"}})
         wait_until(lambda: "lua:\tjoin" in server.output, "the script was called")
-        assert "lua:\tregister\tapp-test\tpresence-room\ttrue\t{}" in server.output
+        assert "lua:\tregister\tapp-test\tpresence-room\tfalse\tnull" in server.output
         assert 'lua:\tjoin\tapp-test\tpresence-room\ttrue\t{"user-id":"7","user-info":{"name": "\\u00c4"}}' in server.output
 
 

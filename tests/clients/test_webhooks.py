@@ -598,11 +598,44 @@ def test_hooks_of_push1st_come_in_its_format(receiver: Receiver) -> None:
     assert [(one.json["event"], one.json["channel"], one.json["app"]) for one in got] == [
         (trigger, "presence-room", "app-test") for trigger in ("register", "join", "push", "leave", "unregister")
     ]
-    assert {one.json["session"] for one in got} == {socket_id}
+    assert [one.json["session"] for one in got] == ["", socket_id, socket_id, socket_id, ""]
     user = {"user-id": "7", "user-info": {"name": "A"}}
-    assert [json.loads(one.json["data"]) for one in got] == [{}, user, user, user, {}]
+    assert [json.loads(one.json["data"]) for one in (got[0], got[1], got[3], got[4])] == [None, user, user, None]
+    pushed = json.loads(got[2].json["data"])
+    assert (pushed["event"], pushed["channel"], pushed["data"]) == ("client-hi", "presence-room", 1)
     assert all(set(one.json) == {"event", "app", "channel", "session", "data"} for one in got)
     assert all("x-pusher-signature" not in one.headers for one in got)
+
+
+def test_a_push_hook_has_the_message_as_a_raw_client_sent_it(receiver: Receiver) -> None:
+    hook = {"trigger": ["push"], "endpoint": [receiver.url]}
+    with (
+        running(apps={"app-test": merged(APP, {"hook": hook})}) as server,
+        raw_socket(server, "room") as other,
+        raw_socket(server, "room", query="session=ann") as one,
+    ):
+        frame = {"channel": "room", "event": "hello", "data": {"a": [1]}, "headers": {"trace": "7"}, "extra": "x", "other": 1}
+        before = time.time_ns()
+        one.connection.send(json.dumps({**frame, "options": {"ttl": 60}}))
+        seen = other.receive()
+        (got,) = receiver.until(1)
+    assert (seen["data"], seen["headers"]) == ({"a": [1]}, {"trace": "7"})
+    assert "extra" not in seen
+    pushed = json.loads(got.json["data"])
+    assert before <= pushed.pop("#msg-arrival") <= time.time_ns()
+    assert before // 1_000_000_000 + 60 <= pushed.pop("#msg-expired") <= time.time() + 60
+    assert pushed.pop("#msg-from") == got.json["session"] == seen["#msg-from"]
+    assert got.json["session"].startswith("ann.")
+    assert pushed == {
+        "channel": "room",
+        "event": "hello",
+        "data": {"a": [1]},
+        "headers": {"trace": "7"},
+        "options": {"ttl": 60},
+        "extra": "x",
+        "#msg-id": seen["#msg-id"],
+        "#msg-delivery": "broadcast",
+    }
 
 
 def test_a_hook_of_push1st_is_signed_on_demand(receiver: Receiver) -> None:

@@ -120,7 +120,7 @@ def message(n: int, channel: str = "c", app: str = A) -> Message:
 
 
 async def test_a_message_arrives_as_it_was_published(implementation):
-    full = Message(A, "c", "e", b'{"a":"\xd0\xb6"}', 1 << 62, 7, "1.2", "3.4", "multicast", "p.q", "u1")
+    full = Message(A, "c", "e", b'{"a":"\xd0\xb6"}', 1 << 62, 7, "1.2", "3.4", "multicast", "p.q", "u1", b'{"h":1}')
     async with opened(implementation) as heard:
         await heard.publish(full)
         assert heard.messages == [full]
@@ -504,7 +504,9 @@ def test_over_any_interleaving_edges_alternate_and_counts_are_right(implementati
 
 async def test_a_reported_fact_happens_once(implementation):
     async with opened(implementation) as heard:
-        fact = Fact("client-event", A, "private-c", NOW, "1.2", "u1", b'{"a":1}', "client-e", b'{"b":2}')
+        fact = Fact(
+            "client-event", A, "private-c", NOW, "1.2", "u1", b'{"a":1}', "client-e", b'{"b":2}', 0, 7, "unicast", 9, b',"x":1'
+        )
         heard.facts.report(fact)
         await heard.have_happened(1)
         assert heard.happened == [fact]

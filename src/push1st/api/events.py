@@ -13,9 +13,9 @@ from push1st.api.call import Answer, Call, answer
 from push1st.channels import RESERVED, kind_of
 from push1st.eager import Soon, wait
 from push1st.errors import Refused
-from push1st.jsontext import encode, string_size
+from push1st.jsontext import encode, object_text, string_size
 from push1st.limits import Limits
-from push1st.messages import API, DEFAULT_OPTIONS, Options, Response
+from push1st.messages import API, DEFAULT_OPTIONS, MAX_HEADERS_BYTES, Options, Response
 
 SOCKET_ID = re.compile(r"([^\x00-\x1f]{1,520}\.)?\d{1,20}\.\d{1,20}\Z", re.ASCII)
 ATTRIBUTES = ("user_count", "subscription_count")
@@ -29,6 +29,7 @@ class Event(msgspec.Struct, gc=False):
     socket_id: str | None = None
     info: str | None = None
     options: Options | None = None
+    headers: msgspec.Raw = msgspec.Raw(b"")
 
 
 class BatchEvent(msgspec.Struct, gc=False):
@@ -37,6 +38,7 @@ class BatchEvent(msgspec.Struct, gc=False):
     channel: str
     socket_id: str | None = None
     info: str | None = None
+    headers: msgspec.Raw = msgspec.Raw(b"")
 
 
 class Batch(msgspec.Struct, gc=False):
@@ -78,6 +80,7 @@ def publish(call: Call) -> Answer:
         options = DEFAULT_OPTIONS
     elif wrong := options.error():
         raise Refused(400, wrong)
+    headers = object_text("headers", event.headers, MAX_HEADERS_BYTES) if event.headers else b""
     if limits.publishes:
         check_rate(call, len(channels))
 
@@ -87,7 +90,7 @@ def publish(call: Call) -> Answer:
     counts: dict[str, int] = {}
     waiting: dict[str, Soon[int]] = {}
     for name in channels:
-        count = node.publish(app, name, event.name, data, stamp, API, exclude, options)
+        count = node.publish(app, name, event.name, data, stamp, API, exclude, options, None, headers)
         if isinstance(count, int):
             counts[name] = count
         else:
@@ -150,7 +153,8 @@ async def batch(call: Call) -> Response:
             data = check_event(event.name, event.data, limits)
             if event.socket_id:
                 check_socket_id(event.socket_id)
-            checked.append((event, data, attributes_of(event.info) if event.info else ()))
+            headers = object_text("headers", event.headers, MAX_HEADERS_BYTES) if event.headers else b""
+            checked.append((event, data, attributes_of(event.info) if event.info else (), headers))
         except Refused as refused:
             raise Refused(refused.code, f"batch[{index}]: {refused.text}") from refused
     if limits.publishes:
@@ -159,12 +163,23 @@ async def batch(call: Call) -> Response:
     node.metrics.events_in[API] += len(events)
     await _all(
         [
-            node.publish(call.app, event.channel, event.name, data, node.stamp(), API, event.socket_id or "")
-            for event, data, _ in checked
+            node.publish(
+                call.app,
+                event.channel,
+                event.name,
+                data,
+                node.stamp(),
+                API,
+                event.socket_id or "",
+                DEFAULT_OPTIONS,
+                None,
+                headers,
+            )
+            for event, data, _, headers in checked
         ]
     )
-    infos = [await channel_info(call, event.channel, attributes) if attributes else {} for event, _, attributes in checked]
-    return answer({"batch": infos} if any(attributes for _, _, attributes in checked) else {})
+    infos = [await channel_info(call, event.channel, attributes) if attributes else {} for event, _, attributes, _ in checked]
+    return answer({"batch": infos} if any(attributes for _, _, attributes, _ in checked) else {})
 
 
 async def publish_body(call: Call) -> Response:

@@ -129,12 +129,33 @@ def pusher_body(events: Sequence[bytes], at: int) -> bytes:
 
 def push1st_event(fact: Fact) -> bytes:
     """A whole body."""
-    data = b"{}"
-    if fact.user_id is not None:
+    data = b"null"
+    if fact.kind == "client-event":
+        data = _message(fact)
+    elif fact.user_id is not None:
         data = b'{"user-id":%b,"user-info":%b}' % (encode(fact.user_id), fact.user_info)
     trigger = EVENTS["push1st"][fact.kind].encode()
+    session = "" if fact.kind in ("occupied", "vacated") else fact.socket_id
     head = b'{"event":"%b","app":%b,"channel":%b' % (trigger, encode(fact.app), encode(fact.channel))
-    return head + b',"session":%b,"data":%b}' % (encode(fact.socket_id), encode(data.decode()))
+    return head + b',"session":%b,"data":%b}' % (encode(session), encode(data.decode()))
+
+
+def _message(fact: Fact) -> bytes:
+    """What a client published, with what the server knows of it: `data` of a `push` hook."""
+    return (
+        b'{"event":%b,"channel":%b,"data":%b,"#msg-id":%d,"#msg-from":%b,"#msg-arrival":%d,"#msg-delivery":"%b",'
+        b'"#msg-expired":%d%b}'
+    ) % (
+        encode(fact.event),
+        encode(fact.channel),
+        fact.data,
+        fact.id,
+        encode(fact.socket_id),
+        fact.at,
+        fact.delivery.encode(),
+        fact.expires,
+        fact.given,
+    )
 
 
 ENCODERS: dict[Format, Callable[[Fact], bytes]] = {"pusher": pusher_event, "push1st": push1st_event}

@@ -3,8 +3,18 @@
 import msgspec
 
 from push1st.errors import Disconnect, Refused
-from push1st.jsontext import encode
-from push1st.messages import DEFAULT_OPTIONS, Command, Failure, Message, Options, Publish, Replayed, Reply
+from push1st.jsontext import encode, object_text
+from push1st.messages import (
+    DEFAULT_OPTIONS,
+    MAX_HEADERS_BYTES,
+    Command,
+    Failure,
+    Message,
+    Options,
+    Publish,
+    Replayed,
+    Reply,
+)
 from push1st.protocols.websocket import text_frame
 
 
@@ -12,10 +22,13 @@ class Frame(msgspec.Struct, gc=False):
     channel: str
     event: str
     data: msgspec.Raw = msgspec.Raw(b"null")
-    options: Options | None = None
+    headers: msgspec.Raw = msgspec.Raw(b"")
+    options: msgspec.Raw = msgspec.Raw(b"")
+    extra: msgspec.Raw = msgspec.Raw(b"")
 
 
 _frame = msgspec.json.Decoder(Frame)
+_options = msgspec.json.Decoder(Options)
 
 
 class Raw:
@@ -25,14 +38,15 @@ class Raw:
 
     def message(self, message: Message, now: int) -> bytes:
         return text_frame(
-            b'{"event":%b,"channel":%b,"data":%b,"#msg-id":%d,"#msg-from":"%b","#msg-time":%d}'
+            b'{"event":%b,"channel":%b,"data":%b,"#msg-id":%d,"#msg-from":%b,"#msg-time":%d%b}'
             % (
                 encode(message.event),
                 encode(message.channel),
                 message.data,
                 message.id,
-                message.sender.encode(),
+                encode(message.sender),
                 max(0, now - message.received),
+                message.headers and b',"headers":' + message.headers,
             )
         )
 
@@ -43,11 +57,25 @@ class Raw:
             raise Refused(400, f"not a message: {error}") from error
         except (msgspec.DecodeError, RecursionError) as error:
             raise Disconnect(1002, f"not JSON: {error}") from error
-        options = frame.options or DEFAULT_OPTIONS
-        wrong = options.error()
-        if wrong:
-            raise Refused(400, wrong)
-        return Publish(frame.channel, frame.event, bytes(frame.data).strip(), options.delivery, options.session)
+        data = bytes(frame.data).strip()
+        if not (frame.headers or frame.options or frame.extra):
+            return Publish(frame.channel, frame.event, data)
+        headers = object_text("headers", frame.headers, MAX_HEADERS_BYTES)
+        given = object_text("options", frame.options, MAX_HEADERS_BYTES)
+        options = DEFAULT_OPTIONS
+        if given:
+            try:
+                options = _options.decode(given)
+            except msgspec.ValidationError as exc:
+                place = str(exc).replace("`$", "`$.options")
+                raise Refused(400, f"not a message: {place}") from exc
+            if wrong := options.error():
+                raise Refused(400, wrong)
+        rest = ((b"headers", headers), (b"options", given), (b"extra", bytes(frame.extra).strip()))
+        members = b"".join(b',"%b":%b' % (name, text) for name, text in rest if text)
+        if sum(len(text) for _, text in rest) > MAX_HEADERS_BYTES:
+            raise Refused(413, f"headers, options and extra have more than {MAX_HEADERS_BYTES} bytes together")
+        return Publish(frame.channel, frame.event, data, options.delivery, options.session, options.ttl, headers, members)
 
     def reply(self, reply: Reply) -> bytes:
         match reply:

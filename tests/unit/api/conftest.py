@@ -21,10 +21,12 @@ class Caller:
         self.api = Api(self.world.node, Config())
         self.trusted = True
         self.sent: list[tuple[str, str, bytes, str, Options]] = []
+        self.headers: list[bytes] = []
         publish = self.world.memory.publish
 
         def noted(message: Message) -> int:
             options = Options(0, message.delivery, message.target)
+            self.headers.append(message.headers)
             self.sent.append((message.channel, message.event, message.data, message.exclude, options))
             return publish(message)
 

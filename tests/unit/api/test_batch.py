@@ -25,6 +25,11 @@ def test_attributes_come_in_the_order_of_the_events(caller):
     )
 
 
+def test_each_event_has_headers_of_its_own(caller):
+    assert batch(caller, {"headers": {"a": 1}}, {}) == (200, {})
+    assert caller.headers == [b'{"a": 1}', b""]
+
+
 WRONG = {
     "a reserved name": ({"name": "pusher:x"}, 400),
     "an empty name": ({"name": ""}, 400),
@@ -32,6 +37,7 @@ WRONG = {
     "a socket_id that is none": ({"socket_id": "x"}, 400),
     "an unknown attribute": ({"info": "x"}, 400),
     "too much data": ({"data": "x" * 10_241}, 413),
+    "headers that are no object": ({"headers": []}, 400),
 }
 
 

@@ -3,7 +3,7 @@
 import pytest
 
 from push1st.errors import Refused
-from push1st.messages import DEFAULT_OPTIONS, Options, Subscribe
+from push1st.messages import DEFAULT_OPTIONS, MAX_HEADERS_BYTES, Options, Subscribe
 from tests.unit.fakes import app_config
 
 ENCRYPTED = "private-encrypted-c"
@@ -109,6 +109,24 @@ def test_options_say_how_far_it_goes(caller, given, options):
     assert caller.sent[0][4] == options
 
 
+@pytest.mark.parametrize("key", [False, True], ids=["plain", "signed"])
+@pytest.mark.parametrize(
+    ("given", "headers"),
+    [("{}", b"{}"), (' {"a" : "\\u0436"}\n', b'{"a" : "\\u0436"}'), ("null", b"")],
+)
+def test_headers_go_on_as_they_came(caller, given, headers, key):
+    body = f'{{"name":"e","channels":["c","d"],"data":1,"headers":{given}}}'
+    assert caller.post("events", body, key)[0] == 200
+    assert caller.headers == [headers, headers]
+
+
+def test_headers_have_a_limit(caller):
+    most = MAX_HEADERS_BYTES - len('{"a": ""}')
+    assert caller.event(headers={"a": "x" * most})[0] == 200
+    status, answer = caller.event(headers={"a": "x" * (most + 1)})
+    assert (status, answer["error"]) == (413, "headers has 4097 bytes, the limit is 4096")
+
+
 def test_events_are_counted(caller):
     caller.event(channels=["a", "b"])
     assert caller.world.metrics.events_in["api"] == 1
@@ -180,6 +198,8 @@ BAD = {
     "unicast to nobody": {"options": {"delivery": "unicast"}},
     "multicast to nobody": {"options": {"delivery": "multicast", "session": ""}},
     "a session that is no text": {"options": {"delivery": "unicast", "session": 1}},
+    "headers that are a list": {"headers": ["a"]},
+    "headers that are a text": {"headers": "{}"},
 }
 
 

@@ -53,17 +53,49 @@ def test_a_body_of_pusher_has_milliseconds_and_events():
 @pytest.mark.parametrize(
     ("fact", "trigger", "session"),
     [
-        (Fact("occupied", APP, "c", 1, "1.2"), "register", "1.2"),
-        (Fact("vacated", APP, "c", 1), "unregister", ""),
+        (Fact("occupied", APP, "c", 1, "1.2"), "register", ""),
+        (Fact("vacated", APP, "c", 1, "1.2"), "unregister", ""),
         (Fact("joined", APP, "c", 1, "1.2"), "join", "1.2"),
         (Fact("left", APP, "c", 1, "1.2"), "leave", "1.2"),
-        (Fact("client-event", APP, "c", 1, "1.2", event="client-x", data=b"1"), "push", "1.2"),
     ],
 )
-def test_a_hook_of_push1st(fact, trigger, session):
+def test_a_hook_without_data_has_a_null(fact, trigger, session):
     assert push1st_event(fact) == (
-        b'{"event":"%b","app":"app-test","channel":"c","session":"%b","data":"{}"}' % (trigger.encode(), session.encode())
+        b'{"event":"%b","app":"app-test","channel":"c","session":"%b","data":"null"}' % (trigger.encode(), session.encode())
     )
+
+
+def pushed(fact):
+    """`data` of a `push` hook."""
+    found = json.loads(push1st_event(fact))
+    assert (found["event"], found["app"], found["channel"], found["session"]) == ("push", APP, fact.channel, "1.2")
+    return found["data"]
+
+
+def test_a_push_hook_has_the_whole_message():
+    fact = Fact("client-event", APP, 'c"', 5, "1.2", event='e"', data=b'{"a": 1}', id=7)
+    assert pushed(fact) == (
+        '{"event":"e\\"","channel":"c\\"","data":{"a": 1},"#msg-id":7,"#msg-from":"1.2","#msg-arrival":5,'
+        '"#msg-delivery":"broadcast","#msg-expired":0}'
+    )
+
+
+def test_a_push_hook_has_what_else_was_in_the_frame():
+    given = b',"headers":{"a":"b"},"options":{"ttl": 3},"extra":[1]'
+    fact = Fact("client-event", APP, "presence-c", 5, "1.2", "7", b"{}", "e", b"1", 0, 7, "unicast", 3, given)
+    assert json.loads(pushed(fact)) == {
+        "event": "e",
+        "channel": "presence-c",
+        "data": 1,
+        "#msg-id": 7,
+        "#msg-from": "1.2",
+        "#msg-arrival": 5,
+        "#msg-delivery": "unicast",
+        "#msg-expired": 3,
+        "headers": {"a": "b"},
+        "options": {"ttl": 3},
+        "extra": [1],
+    }
 
 
 def test_a_hook_of_push1st_says_who_on_presence_channels():

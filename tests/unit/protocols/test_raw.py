@@ -1,6 +1,7 @@
 """Raw WebSocket frames (Push1st API, section 7)."""
 
 import json
+import re
 
 import pytest
 from hypothesis import given
@@ -9,6 +10,7 @@ from websockets.frames import Opcode
 
 from push1st.errors import Disconnect, Refused
 from push1st.messages import (
+    MAX_HEADERS_BYTES,
     CacheMissed,
     Established,
     Failure,
@@ -44,6 +46,11 @@ def test_a_message_is_the_documented_bytes():
     assert shown(codec.message(message, 1250)) == (
         '{"event":"e","channel":"c","data":{"a": 1},"#msg-id":1634029747778812625,"#msg-from":"api","#msg-time":250}'
     )
+
+
+def test_headers_stand_in_the_frame_as_they_were_sent():
+    message = Message("app", "c", "e", b"1", 7, 0, headers=b'{"a": "\\u0436"}')
+    assert shown(codec.message(message, 3)).endswith('"#msg-from":"api","#msg-time":3,"headers":{"a": "\\u0436"}}')
 
 
 def test_data_is_what_was_sent():
@@ -110,15 +117,45 @@ FROM_CLIENTS = {
     "a message": ('{"channel":"c","event":"e","data":{"a": 1}}', Publish("c", "e", b'{"a": 1}')),
     "without data": ('{"channel":"c","event":"e"}', Publish("c", "e", b"null")),
     "null options": ('{"channel":"c","event":"e","data":1,"options":null}', Publish("c", "e", b"1")),
-    "empty options": ('{"channel":"c","event":"e","data":1,"options":{}}', Publish("c", "e", b"1")),
-    "a ttl": ('{"channel":"c","event":"e","data":1,"options":{"ttl":5}}', Publish("c", "e", b"1")),
+    "empty options": (
+        '{"channel":"c","event":"e","data":1,"options":{}}',
+        Publish("c", "e", b"1", given=b',"options":{}'),
+    ),
+    "a ttl": (
+        '{"channel":"c","event":"e","data":1,"options":{"ttl":5}}',
+        Publish("c", "e", b"1", ttl=5, given=b',"options":{"ttl":5}'),
+    ),
     "unicast": (
         '{"channel":"c","event":"e","data":1,"options":{"delivery":"unicast","session":"1.2"}}',
-        Publish("c", "e", b"1", "unicast", "1.2"),
+        Publish("c", "e", b"1", "unicast", "1.2", given=b',"options":{"delivery":"unicast","session":"1.2"}'),
     ),
     "multicast": (
         '{"channel":"c","event":"e","data":1,"options":{"delivery":"multicast","session":"p"}}',
-        Publish("c", "e", b"1", "multicast", "p"),
+        Publish("c", "e", b"1", "multicast", "p", given=b',"options":{"delivery":"multicast","session":"p"}'),
+    ),
+    "headers": (
+        '{"channel":"c","event":"e","headers": {"a": 1} ,"data":1}',
+        Publish("c", "e", b"1", headers=b'{"a": 1}', given=b',"headers":{"a": 1}'),
+    ),
+    "null headers": ('{"channel":"c","event":"e","data":1,"headers":null}', Publish("c", "e", b"1")),
+    "no headers": (
+        '{"channel":"c","event":"e","data":1,"headers":{}}',
+        Publish("c", "e", b"1", headers=b"{}", given=b',"headers":{}'),
+    ),
+    "extra": ('{"channel":"c","event":"e","data":1,"extra":null}', Publish("c", "e", b"1", given=b',"extra":null')),
+    "all that hooks are sent": (
+        '{"channel":"c","event":"e","extra":[1],"options":{},"headers":{"a":1},"data":1}',
+        Publish("c", "e", b"1", headers=b'{"a":1}', given=b',"headers":{"a":1},"options":{},"extra":[1]'),
+    ),
+    "as many headers as there may be": (
+        '{"channel":"c","event":"e","data":1,"headers":{"a":"%s"}}' % ("x" * (MAX_HEADERS_BYTES - 8)),
+        Publish(
+            "c",
+            "e",
+            b"1",
+            headers=b'{"a":"%b"}' % (b"x" * (MAX_HEADERS_BYTES - 8)),
+            given=b',"headers":{"a":"%b"}' % (b"x" * (MAX_HEADERS_BYTES - 8)),
+        ),
     ),
     "unknown fields": ('{"channel":"c","event":"e","data":1,"#msg-from":"api","x":[]}', Publish("c", "e", b"1")),
     "equal keys": ('{"channel":"a","channel":"c","event":"e","data":1,"data":2}', Publish("c", "e", b"2")),
@@ -142,6 +179,8 @@ REFUSED = {
     "an event that is no text": '{"channel":"c","event":null}',
     "options that are no object": '{"channel":"c","event":"e","options":[]}',
     "an unknown delivery": '{"channel":"c","event":"e","options":{"delivery":"anycast"}}',
+    "headers that are no object": '{"channel":"c","event":"e","headers":["a"]}',
+    "headers that are a text": '{"channel":"c","event":"e","headers":"{}"}',
     "a negative ttl": '{"channel":"c","event":"e","options":{"ttl":-1}}',
     "unicast to nobody": '{"channel":"c","event":"e","options":{"delivery":"unicast"}}',
     "multicast to nobody": '{"channel":"c","event":"e","options":{"delivery":"multicast","session":""}}',
@@ -153,6 +192,18 @@ def test_json_that_is_no_message_is_refused_and_the_client_stays(text):
     with pytest.raises(Refused) as refused:
         codec.decode(text)
     assert refused.value.code == 400
+
+
+def test_a_wrong_option_is_named_with_its_place():
+    with pytest.raises(Refused, match=re.escape("at `$.options.ttl`")):
+        codec.decode('{"channel":"c","event":"e","options":{"ttl":"5"}}')
+
+
+@pytest.mark.parametrize("field", ["headers", "extra"])
+def test_headers_and_extra_are_bounded(field):
+    with pytest.raises(Refused) as refused:
+        codec.decode(json.dumps({"channel": "c", "event": "e", field: {"a": "x" * MAX_HEADERS_BYTES}}))
+    assert refused.value.code == 413
 
 
 NO_JSON = {

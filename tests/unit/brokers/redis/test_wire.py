@@ -23,7 +23,19 @@ from push1st.messages import Message
 words = st.text(st.characters(exclude_characters="\0", exclude_categories=["Cs"]), max_size=20)
 numbers = st.integers(0, (1 << 63) - 1)
 messages = st.builds(
-    Message, words, words, words, st.binary(), numbers, numbers, words, words, st.just("unicast"), words, words | st.none()
+    Message,
+    words,
+    words,
+    words,
+    st.binary(),
+    numbers,
+    numbers,
+    words,
+    words,
+    st.just("unicast"),
+    words,
+    words | st.none(),
+    st.binary(),
 )
 
 
