@@ -17,6 +17,7 @@ REFUSALS: Final = (
     *("AuthError", "Invalid", "Forbidden", "LimitReached", "Unavailable", "access-token"),
 )
 CUT_OFFS: Final = (
+    "crowded",
     "flood",
     "gone",
     "internal-error",

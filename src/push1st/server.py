@@ -14,6 +14,8 @@ import ssl
 import sys
 import time
 from collections.abc import Callable, Sequence
+from contextlib import suppress
+from functools import partial
 from typing import Any, TextIO
 
 import uvloop
@@ -28,7 +30,7 @@ from push1st.errors import ConfigError, Refused
 from push1st.fanout import Fanout
 from push1st.hooks.formats import OPPOSITES, kinds
 from push1st.hooks.switchboard import Switchboard
-from push1st.listening import BACKLOG, GRACE, ROLES, Door, addresses, bind, close, with_ports
+from push1st.listening import BACKLOG, GRACE, ROLES, Door, Role, addresses, bind, close, with_ports
 from push1st.metrics import Metrics
 from push1st.node import Node, Siblings
 from push1st.protocols import PROTOCOLS
@@ -37,8 +39,6 @@ from push1st.transports.http import HttpConnection
 from push1st.transports.listener import Listener, Worker
 from push1st.transports.sweep import Sweep
 
-SPARE_FILES = 64
-"""file descriptors kept for other things than connections"""
 FAREWELLS = 50
 """connections told to leave in one slice, at least"""
 SLICE_SECONDS = 0.1
@@ -100,16 +100,26 @@ def load(registry: dict[str, str], name: str) -> Any:
     return getattr(importlib.import_module(module), attribute)
 
 
-def raise_file_limit() -> int:
-    """Raises the limit of open files as far as it goes; returns how many connections that allows."""
+def raise_file_limit() -> None:
+    """Raises the limit of open files as far as it goes."""
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     if soft != hard:
-        try:
+        with suppress(ValueError, OSError):  # some systems say unlimited, and mean less
             resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
-            soft = hard
-        except (ValueError, OSError):  # some systems say unlimited, and mean less
-            pass
-    return max(0, soft - SPARE_FILES)
+
+
+class Context(ssl.SSLContext):
+    """TLS of a listener. has_room: whether there is a file descriptor for a handshake that begins.
+
+    A connection that is half through its handshake holds one too, and the listener sees it only after that.
+    """
+
+    has_room: Callable[[], bool]
+
+    def wrap_bio(self, *arguments: Any, **options: Any) -> ssl.SSLObject:
+        if not self.has_room():
+            raise ConnectionAbortedError("no file descriptor is left")
+        return super().wrap_bio(*arguments, **options)
 
 
 class Server:
@@ -157,12 +167,10 @@ class Server:
         self._sweep = Sweep(clock.monotonic, lambda: _failed("sweep"), lambda: spawn(self.node.tick()))
         self.worker = Worker(self.node, Api(self.node, config).serve, config, codecs, self._sweep, _failed)
         self._sweep.start()
-        contexts: dict[Ssl, ssl.SSLContext | None] = {}
-        for entry in (config.server, config.api):
-            if entry.ssl not in contexts:
-                contexts[entry.ssl] = _context(entry.ssl)
+        contexts = self._contexts()
         for door in self._doors:
-            await self._listen(door, contexts[(config.server if door.role == "server" else config.api).ssl])
+            await self._listen(door, contexts[door.role])
+        self.worker.descriptors.count_own()
         gc.collect()
         gc.freeze()
         gc.set_threshold(*GC_THRESHOLD)
@@ -180,6 +188,30 @@ class Server:
             node.worker = number
 
         return load(BROKERS, "redis")(url, node.stamp, secrets.token_hex(8), node.metrics, lambda: hooked, numbered)
+
+    def _contexts(self) -> dict[Role, ssl.SSLContext | None]:
+        """The TLS of each role's listeners."""
+        contexts: dict[Role, ssl.SSLContext | None] = {}
+        own: tuple[str, str] | None = None
+        try:
+            for role in ROLES:
+                settings = self.config.server.ssl if role == "server" else self.config.api.ssl
+                if settings.enable and not settings.cert:
+                    if own is None:
+                        own = self_signed()
+                        log.warning(NOTE)
+                    settings = Ssl(True, *own)
+                contexts[role] = _context(settings, partial(self._has_room, role == "api")) if settings.enable else None
+        finally:
+            for path in own or ():
+                os.unlink(path)
+        return contexts
+
+    def _has_room(self, api: bool) -> bool:
+        has_room = self.worker.descriptors.handshake_room(api)
+        if not has_room:
+            self.worker.refuse_crowded()
+        return has_room
 
     async def _listen(self, door: Door, context: ssl.SSLContext | None) -> None:
         loop = asyncio.get_running_loop()
@@ -298,7 +330,7 @@ def run(config: Config, started: Callable[[Config, int], None]) -> None:
 
     started: called when it listens, with the configuration as it runs, and how many connections may be open.
     """
-    connections = raise_file_limit()
+    raise_file_limit()
     doors = [door for role in ROLES for address in addresses(config, role) for door in bind(role, address)]
     config = with_ports(config, doors)
 
@@ -306,7 +338,7 @@ def run(config: Config, started: Callable[[Config, int], None]) -> None:
         server = Server(config, doors)
         await server.start()
         asyncio.get_running_loop().add_signal_handler(signal.SIGHUP, _hung_up(server, sys.stdin))
-        started(config, connections)
+        started(config, server.worker.descriptors.possible)
         await server.run()
 
     try:
@@ -333,23 +365,13 @@ def _failed(where: str) -> None:
     log.error("internal error", where=where, exc_info=sys.exception())
 
 
-def _context(settings: Ssl) -> ssl.SSLContext | None:
-    if not settings.enable:
-        return None
-    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+def _context(settings: Ssl, has_room: Callable[[], bool]) -> Context:
+    context = Context(ssl.PROTOCOL_TLS_SERVER)
+    context.has_room = has_room
     context.minimum_version = ssl.TLSVersion.TLSv1_2
     context.set_alpn_protocols(["http/1.1"])
     try:
-        if settings.cert:
-            context.load_cert_chain(settings.cert, settings.key)
-        else:
-            key, cert = self_signed()
-            try:
-                context.load_cert_chain(cert, key)
-            finally:
-                os.unlink(key)
-                os.unlink(cert)
-            log.warning(NOTE)
+        context.load_cert_chain(settings.cert, settings.key)
     except (ssl.SSLError, OSError) as wrong:
         raise ConfigError(f"cannot use the certificate {settings.cert} with the key {settings.key}: {wrong}") from wrong
     return context

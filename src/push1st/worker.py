@@ -41,7 +41,7 @@ async def _work(end: socket.socket) -> int:
         return 1
     config = unpack(order.config)
     logs.setup(config.log.format, config.log.level, sys.stderr, worker=order.number)
-    connections = raise_file_limit()
+    raise_file_limit()
     siblings = Siblings(order.number, line)
     doors = [Door(role, Listen.parse(address), socket.socket(fileno=fd)) for role, address, fd in order.doors]
     server = Server(config, doors, siblings)
@@ -53,7 +53,7 @@ async def _work(end: socket.socket) -> int:
         print(wrong, file=sys.stderr, flush=True)
         line.say(Failed(str(wrong)))
         os._exit(1)  # whatever is open is the kernel's to close
-    line.say(Ready(connections))
+    line.say(Ready(server.worker.descriptors.possible))
     await server.run()
     listening.cancel()
     await line.close()

@@ -110,9 +110,10 @@ class UnixConnection(http.client.HTTPConnection):
 
 
 class ServerProcess:
-    """One server, its two ports, its Unix socket and its two output files."""
+    """One server, its two ports, its Unix socket and its two output files. files: its limit of open files (0: ours)."""
 
-    def __init__(self, config: Mapping[str, Any] | None = None, apps: Mapping[str, Any] | None = None) -> None:
+    def __init__(self, config: Mapping[str, Any] | None = None, apps: Mapping[str, Any] | None = None, files: int = 0) -> None:
+        self.files = files
         self.folder = Path(tempfile.mkdtemp(prefix="p1-"))  # short: the path of a Unix socket has at most 107 bytes
         self.unix = self.folder / "push1st.api"
         self.ws_port, self.api_port = free_ports(2)
@@ -154,8 +155,10 @@ class ServerProcess:
         """Start it and wait until it says that it is ready."""
         environment = {k: v for k, v in os.environ.items() if not k.startswith("PUSH1ST_")}
         with open(self.folder / "stdout", "wb") as out, open(self.folder / "stderr", "wb") as err:
+            limited = ["sh", "-c", f'ulimit -n {self.files} && exec "$@"', "sh"] if self.files else []
             self.process = subprocess.Popen(
                 [
+                    *limited,
                     sys.executable,
                     "-W",
                     "default",
@@ -296,9 +299,11 @@ class ServerProcess:
 
 
 @contextlib.contextmanager
-def running(config: Mapping[str, Any] | None = None, apps: Mapping[str, Any] | None = None) -> Iterator[ServerProcess]:
+def running(
+    config: Mapping[str, Any] | None = None, apps: Mapping[str, Any] | None = None, files: int = 0
+) -> Iterator[ServerProcess]:
     """A server for the length of a `with` block."""
-    server = ServerProcess(config, apps)
+    server = ServerProcess(config, apps, files)
     try:
         server.start()
         yield server

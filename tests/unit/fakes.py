@@ -449,14 +449,25 @@ class SlowBroker:
         return await self._memory.online(app, user_ids)
 
 
+class Numbered:
+    """A socket that has a file descriptor."""
+
+    def __init__(self, number: int) -> None:
+        self._number = number
+
+    def fileno(self) -> int:
+        return self._number
+
+
 class Transport(asyncio.Transport):
     """A socket's transport: keeps what is written. After its end nothing more is sent; `late` has what was tried.
 
     bound: bytes after which its protocol is told to pause writing, at once and within the write, as uvloop does.
+    number: of its file descriptor.
     """
 
-    def __init__(self, peer: object = ("127.0.0.1", 40_000), secure: bool = False) -> None:
-        super().__init__({"peername": peer, "sslcontext": object() if secure else None})
+    def __init__(self, peer: object = ("127.0.0.1", 40_000), secure: bool = False, number: int = 10) -> None:
+        super().__init__({"peername": peer, "sslcontext": object() if secure else None, "socket": Numbered(number)})
         self.writes: list[bytes] = []
         self.late: list[bytes] = []
         self.closed = False
@@ -548,8 +559,10 @@ class Site:
     def _swept_badly(self) -> None:
         self.failures.append(sys.exception())
 
-    def connect(self, peer: object = ("127.0.0.1", 40_000), secure: bool = False) -> tuple[HttpConnection, Transport]:
-        transport = Transport(peer, secure)
+    def connect(
+        self, peer: object = ("127.0.0.1", 40_000), secure: bool = False, number: int = 10
+    ) -> tuple[HttpConnection, Transport]:
+        transport = Transport(peer, secure, number)
         connection = HttpConnection(self.listener)
         transport.protocol = connection
         connection.connection_made(transport)

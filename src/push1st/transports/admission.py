@@ -19,8 +19,11 @@ AUTHORIZE_SECONDS = 10
 """for a client to sign in or to join a channel that needs a signature, where the app wants that"""
 
 
-def admit(worker: "Worker", protocol: ProtocolConfig, key: str, origin: str | None, ip: str) -> App:
-    """The app of a key. origin: None of a client that is no browser; ip: "" on a Unix socket. Raises Disconnect."""
+def admit(worker: "Worker", protocol: ProtocolConfig, key: str, origin: str | None, ip: str, is_crowded: bool = False) -> App:
+    """The app of a key. Raises Disconnect.
+
+    origin: None of a client that is no browser. ip: "" on a Unix socket. is_crowded: there is no file descriptor for it.
+    """
     found = worker.node.apps.by_key(key)
     if found is None:
         raise Disconnect(4001, f"App key {key[:64]} does not exist")
@@ -32,6 +35,9 @@ def admit(worker: "Worker", protocol: ProtocolConfig, key: str, origin: str | No
         raise Disconnect(4009, "Connection is unauthorized: this origin is not allowed")
     if worker.node.draining:
         raise Disconnect(4100, "Server is going away, reconnect")
+    if is_crowded:
+        worker.refuse_crowded()
+        raise Disconnect(4100, "Over capacity: this server has all the connections that it has file descriptors for")
     return worker.node.app(found)
 
 

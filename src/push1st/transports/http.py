@@ -21,7 +21,7 @@ from push1st.transports.afar import TYPE as FALLBACK_TYPE
 from push1st.transports.afar import Afar
 from push1st.transports.answers import encoded, endless, error, ok
 from push1st.transports.caller import is_own_name, is_trusted, visitor_ip
-from push1st.transports.listener import LINGER_BYTES, LINGER_SECONDS, Listener
+from push1st.transports.listener import CROWDED_SECONDS, LINGER_BYTES, LINGER_SECONDS, Listener
 from push1st.transports.sweep import NEVER
 from push1st.transports.websocket import Handshake, WebSocketConnection, upgrade
 from push1st.transports.xhr import Found, Stream, Visit, XhrConnection
@@ -142,8 +142,18 @@ class HttpConnection(asyncio.Protocol):
             worker.node.metrics.cut_offs["whitelist"] += 1
             transport.abort()
             return
+        socket = transport.get_extra_info("socket")
+        room = worker.descriptors.room(0 if socket is None else socket.fileno(), listener.trusting)
+        if room == "none":
+            worker.refuse_crowded()
+            transport.abort()
+            return
         worker.open.add(self)
-        self._expect(HEAD_SECONDS)
+        if room == "serve":
+            self._expect(HEAD_SECONDS)
+        else:
+            self._listener = listener.crowded
+            self._expect(CROWDED_SECONDS)
 
     def connection_lost(self, exc: Exception | None) -> None:
         self._last = True
@@ -321,7 +331,17 @@ class HttpConnection(asyncio.Protocol):
         if found is None:
             request = Request(method, path, query, body, self._trusted(), self._started)
         else:
-            request = Visit(method, found[1], found[2], found[3], query, body, self._visitor(query), self._visitor_ip())
+            request = Visit(
+                method,
+                found[1],
+                found[2],
+                found[3],
+                query,
+                body,
+                self._visitor(query),
+                self._visitor_ip(),
+                self._listener.is_crowded,
+            )
         if not keep:
             self._last = True
         if self._busy:
@@ -597,6 +617,7 @@ class HttpConnection(asyncio.Protocol):
             headers.get(b"sec-websocket-version", b"").decode("latin-1"),
             self._visitor(query),
             self._visitor_ip(),
+            self._listener.is_crowded,
         )
         refusal: Response | WebSocketConnection
         if self._parser.get_http_version() != "1.1" or b"content-length" in headers or b"transfer-encoding" in headers:

@@ -5,11 +5,13 @@ import re
 from collections.abc import Callable
 from typing import Protocol
 
+from push1st import logs
 from push1st.config import Config, Networks, ProtocolConfig
 from push1st.eager import Soon
 from push1st.messages import Request, Response
 from push1st.node import Node
 from push1st.protocols import Codec
+from push1st.transports.descriptors import Descriptors
 from push1st.transports.sweep import Sweep
 from push1st.transports.xhr import Fallbacks
 
@@ -21,6 +23,10 @@ MOST_LINE = 256
 LINGER_SECONDS = 2
 LINGER_BYTES = 16 << 20
 """for a client to stop sending what is not read, and read why: a socket closed before that throws away the answer"""
+CROWDED_SECONDS = 2
+"""for a request on a connection that is only answered, and between two of them"""
+
+log = logs.get("push1st.transports")
 
 
 class Answering(Protocol):
@@ -63,6 +69,8 @@ class Worker:
         self.sweep = sweep
         self.failed = failed
         self.open: set[Open] = set()
+        self.descriptors = Descriptors()
+        self._full = logs.Seldom()
         self.heads: dict[bytes, int] = {}
         """the bytes of headers seen before that say nothing but a request's length, and that length"""
         self.fallbacks = Fallbacks(self)
@@ -126,6 +134,17 @@ class Worker:
         if not self.node.shared:
             self.node.fanout.turn()
 
+    def refuse_crowded(self) -> None:
+        """Counts a client that there was no file descriptor for; logs the first one, then at most one line a minute."""
+        self.node.metrics.cut_offs["crowded"] += 1
+        if times := self._full.times(self.node.clock.monotonic()):
+            log.warning(
+                "no file descriptors for more clients",
+                connections_possible=self.descriptors.possible,
+                refused=times,
+                hint="raise the limit of open files (ulimit -n, LimitNOFILE= of a unit), or add workers or machines",
+            )
+
     def most_message(self, protocol: ProtocolConfig) -> int:
         """Bytes a WebSocket message may have: at least the largest event, JSON-escaped."""
         return max(protocol.max_payload, self._most_event)
@@ -135,10 +154,13 @@ class Listener:
     """One listening address. trusting: whether unsigned calls are considered at all; whitelist: empty means everybody.
 
     Whitelists are about addresses: who may open a Unix socket is said by its folder's and its own permissions.
+    crowded: what it is for clients that there is no file descriptor for: they are answered, and become no WebSockets.
     """
 
-    def __init__(self, worker: Worker, trusting: bool, whitelist: Networks, keep_alive: int) -> None:
+    def __init__(self, worker: Worker, trusting: bool, whitelist: Networks, keep_alive: int, is_crowded: bool = False) -> None:
         self.worker = worker
         self.trusting = trusting
         self.whitelist = whitelist
         self.keep_alive = keep_alive
+        self.is_crowded = is_crowded
+        self.crowded = self if is_crowded else Listener(worker, trusting, whitelist, CROWDED_SECONDS, True)

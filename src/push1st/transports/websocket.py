@@ -41,7 +41,7 @@ _SWITCH = b"HTTP/1.1 101 Switching Protocols\r\nUpgrade: websocket\r\nConnection
 
 
 class Handshake(msgspec.Struct, frozen=True, gc=False):
-    """A request to upgrade. path: as on the request line. ip: "" on a Unix socket."""
+    """A request to upgrade. path: as on the request line. ip: "" on a Unix socket. is_crowded: it is only answered."""
 
     method: str
     path: str
@@ -49,6 +49,7 @@ class Handshake(msgspec.Struct, frozen=True, gc=False):
     version: str
     visitor: Visitor
     ip: str
+    is_crowded: bool = False
 
 
 class WebSocketConnection(asyncio.Protocol):
@@ -372,7 +373,7 @@ def _start_pusher(
         raise Disconnect(4005, "Path not found: connect to /app/KEY")
     visitor = handshake.visitor
     check_version(visitor.query)
-    app = admit(worker, protocol, key, visitor.origin, handshake.ip)
+    app = admit(worker, protocol, key, visitor.origin, handshake.ip, handshake.is_crowded)
     session = Session(worker.node, app, connection, connection.codec, connection.write, handshake.ip)
     connection.open(session)
     session.enter(visitor, lambda: connection.established(protocol.activity_timeout))
@@ -387,7 +388,7 @@ def _start_raw(
     except UnicodeDecodeError:
         raise Disconnect(1008, "the path is not UTF-8") from None
     query = params(handshake.visitor.query)
-    app = admit(worker, protocol, key, handshake.visitor.origin, handshake.ip)
+    app = admit(worker, protocol, key, handshake.visitor.origin, handshake.ip, handshake.is_crowded)
     prefix = query.get("session", "")
     if prefix and not PREFIX.match(prefix):
         raise Disconnect(1008, "session must be 1 to 8 parts of A-Za-z0-9_-=@,; with dots between")

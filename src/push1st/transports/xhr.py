@@ -86,7 +86,7 @@ log = logs.get("push1st.transports")
 
 
 class Visit(msgspec.Struct, frozen=True, gc=False):
-    """A request on a fallback's path. road: xhr_streaming, xhr or xhr_send."""
+    """A request on a fallback's path. road: xhr_streaming, xhr or xhr_send. is_crowded: it may not begin a session."""
 
     method: str
     key: str
@@ -96,6 +96,7 @@ class Visit(msgspec.Struct, frozen=True, gc=False):
     body: bytes
     visitor: Visitor
     ip: str
+    is_crowded: bool = False
 
     @property
     def origin(self) -> str | None:
@@ -367,7 +368,7 @@ class Fallbacks:
         worker = self._worker
         protocol = worker.config.server.pusher
         check_version(visit.query)
-        app = admit(worker, protocol, visit.key, visit.origin, visit.ip)
+        app = admit(worker, protocol, visit.key, visit.origin, visit.ip, visit.is_crowded)
         place = app.config.id, shared_address(visit.ip)
         if full := self.apart.full(*place):
             self._log_full(*full, *place)

@@ -1,0 +1,124 @@
+"""More clients than there are file descriptors: they are refused in words, and everything else goes on."""
+
+import contextlib
+import re
+import resource
+import socket
+import ssl
+from collections import Counter
+from collections.abc import Iterator
+
+import pytest
+
+from tests.clients.process import ServerProcess, running, wait_until
+from tests.clients.wire import CLOSE, Gone, Wire
+
+FILES = 300
+LOGGED = "no file descriptors for more clients"
+
+
+@pytest.fixture
+def server() -> Iterator[ServerProcess]:
+    with running(files=FILES) as process:
+        yield process
+
+
+def possible(server: ServerProcess) -> int:
+    """How many clients may be connected, as the log says."""
+    (found,) = wait_until(lambda: re.findall(r"connections_possible=(\d+)", server.output), "it says that it is ready")
+    return int(found)
+
+
+def crowd(server: ServerProcess, count: int, stack: contextlib.ExitStack) -> Counter[int]:
+    """Clients that come and stay; what each was told, 0 for a welcome."""
+    told: Counter[int] = Counter()
+    for _ in range(count):
+        with contextlib.ExitStack() as attempt:
+            try:
+                wire = attempt.enter_context(Wire(server.ws_port)).upgrade("/app/app-key?protocol=7")
+                opcode, payload = wire.receive()
+                while b"pusher:error" in payload:
+                    opcode, payload = wire.receive()
+            except Gone:
+                told[1006] += 1
+                continue
+            code = int.from_bytes(payload[:2], "big") if opcode == CLOSE else 0
+            told[code] += 1
+            if not code:
+                stack.push(attempt.pop_all())
+    return told
+
+
+def crowded(server: ServerProcess) -> float:
+    found = re.search(r'(?m)^push1st_cut_offs_total\{reason="crowded"\} (\S+)$', server.get("/metrics").body.decode())
+    assert found
+    return float(found[1])
+
+
+def test_clients_stop_at_the_number_in_the_log_and_the_rest_goes_on(server: ServerProcess, stack: contextlib.ExitStack) -> None:
+    most = possible(server)
+    assert FILES - 100 < most < FILES - 64
+    first = contextlib.ExitStack()
+    with first:
+        assert crowd(server, 10, first) == {0: 10}
+        assert crowd(server, most + 50, stack) == {0: most - 10, 4100: 60}
+        for _ in range(3):
+            server.assert_alive()
+            server.publish("c", "e", "1")
+        assert server.signed("GET", "/apps/app-test/channels", port=server.ws_port).status == 200
+        with contextlib.ExitStack() as callers:
+            for _ in range(20):
+                callers.enter_context(Wire(server.api_port))
+            assert server.get("/health").status == 200
+        assert crowded(server) == 60
+        assert server.output.count(LOGGED) == 1
+    assert crowd(server, 20, stack) == {0: 10, 4100: 10}
+    assert server.output.count(LOGGED) == 1
+
+
+def test_connections_that_ask_nothing_take_no_more(server: ServerProcess, stack: contextlib.ExitStack) -> None:
+    for _ in range(FILES + 50):
+        stack.enter_context(Wire(server.ws_port))
+    wait_until(lambda: crowded(server) > 0, "they are refused")
+    server.publish("c", "e", "1")
+    assert server.output.count(LOGGED) == 1
+
+
+def test_tls_handshakes_that_do_not_go_on_take_no_more(stack: contextlib.ExitStack) -> None:
+    with running({"server": {"ssl": {"enable": True}}}, files=FILES) as server:
+        with contextlib.ExitStack() as silent:
+            for _ in range(FILES + 50):
+                silent.enter_context(socket.create_connection(("127.0.0.1", server.ws_port)))
+            wait_until(lambda: crowded(server) > 0, "they are refused")
+            server.publish("c", "e", "1")
+            assert server.output.count(LOGGED) == 1
+        context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+        context.check_hostname, context.verify_mode = False, ssl.CERT_NONE
+
+        def answered() -> bytes:
+            try:
+                with (
+                    socket.create_connection(("127.0.0.1", server.ws_port)) as plain,
+                    context.wrap_socket(plain) as secure,
+                ):
+                    secure.sendall(b"GET /health HTTP/1.1\r\nHost: localhost\r\n\r\n")
+                    return secure.recv(12)
+            except OSError:
+                return b""
+
+        wait_until(lambda: answered() == b"HTTP/1.1 200", "a client is served again")
+
+
+@pytest.mark.skipif(not hasattr(resource, "prlimit"), reason="prlimit is Linux'")
+def test_the_limit_may_be_lowered_and_raised_meanwhile(stack: contextlib.ExitStack) -> None:
+    with running() as server:
+        assert server.process is not None
+        _, hard = resource.prlimit(server.process.pid, resource.RLIMIT_NOFILE)
+        resource.prlimit(server.process.pid, resource.RLIMIT_NOFILE, (120, hard))
+        told = crowd(server, 120, stack)
+        assert set(told) == {0, 4100}
+        assert 20 < told[0] < 56
+        server.assert_alive()
+        resource.prlimit(server.process.pid, resource.RLIMIT_NOFILE, (min(FILES, hard), hard))
+        assert crowd(server, 50, stack) == {0: 50}
+        stack.close()

@@ -1,0 +1,28 @@
+"""Workers whose clients have taken the descriptors: each keeps what it needs to reach its broker again."""
+
+import contextlib
+import resource
+
+import pytest
+
+from tests.clients.process import ServerProcess, wait_until
+from tests.clients.test_descriptors import LOGGED, crowd
+from tests.cluster.machine import by_worker, engine, exists, figure, kill, workers
+
+FILES = 200
+
+
+@pytest.mark.skipif(not hasattr(resource, "prlimit"), reason="prlimit is Linux'")
+def test_full_workers_find_the_next_engine(own: ServerProcess, stack: contextlib.ExitStack) -> None:
+    for pid in workers(own).values():
+        resource.prlimit(pid, resource.RLIMIT_NOFILE, (FILES, FILES))
+    told = crowd(own, 2 * FILES + 50, stack)
+    assert set(told) == {0, 4100}
+    assert by_worker(own, "push1st_refusals_total").keys() == {0, 1}
+    before = engine(own)
+    kill(before)
+    wait_until(lambda: not exists(before) and own.output.count("engine ready") == 2, "another engine is there")
+    event = {"name": "e", "channels": ["c"], "data": "1"}
+    wait_until(lambda: own.post("/apps/app-test/events", event).status == 200, "it is published again")
+    assert figure(own, "push1st_workers") == 2
+    assert own.output.count(LOGGED) == 2  # one a worker

@@ -1,0 +1,122 @@
+"""File descriptors that are left: who is served, who is answered and sent away, who is neither."""
+
+import pytest
+from structlog.testing import capture_logs
+
+from push1st.messages import Response
+from push1st.transports.descriptors import Descriptors, file_limit, lowest_free
+from tests.unit.fakes import KEY, Answer, Site, close_of, handshake, request, statuses, turns
+
+LIMIT, OWN = 300, 30
+LAST = LIMIT - 64
+"""the first number that is none of a client's"""
+
+
+def site_at(limit: int = LIMIT, **more) -> Site:
+    site = Site(**more)
+    site.worker.descriptors = Descriptors(lambda: limit, lambda: OWN)
+    return site
+
+
+async def ask(site: Site, number: int, data: bytes):
+    """A connection that has the descriptor `number` sends `data`."""
+    connection, transport = site.connect(number=number)
+    if not transport.aborted:
+        connection.data_received(data)
+        await turns()
+    return transport
+
+
+def test_clients_leave_some_to_others():
+    descriptors = Descriptors(lambda: LIMIT, lambda: OWN)
+    assert descriptors.possible == LAST - OWN
+    found = [descriptors.room(number, api=False) for number in range(LIMIT)]
+    assert found == ["serve"] * LAST + ["answer"] * 16 + ["none"] * 48
+    assert [descriptors.room(number, api=True) for number in range(LIMIT)] == ["serve"] * (LIMIT - 16) + ["none"] * 16
+
+
+@pytest.mark.parametrize(("limit", "possible"), [(64, 17), (32, 1), (20, 0), (1 << 20, (1 << 20) - 94)])
+def test_a_low_limit_is_halved_and_a_high_one_used(limit, possible):
+    assert Descriptors(lambda: limit, lambda: OWN).possible == possible
+
+
+def test_the_limit_may_change_meanwhile():
+    limits = [LIMIT]
+    descriptors = Descriptors(lambda: limits[0], lambda: OWN)
+    assert descriptors.room(LAST, api=False) == "answer"
+    limits[0] = 1000
+    assert descriptors.room(LAST, api=False) == "serve"
+    limits[0] = 200
+    assert descriptors.room(LAST, api=False) == "none"
+
+
+def test_the_limit_of_this_process_is_known_and_the_next_number():
+    assert file_limit() > lowest_free() > 2
+
+
+@pytest.mark.parametrize(("taken", "api", "room"), [(LAST + 16, False, True), (LAST + 17, False, False), (LAST + 17, True, True)])
+def test_a_tls_handshake_that_cannot_be_answered_does_not_begin(taken, api, room):
+    numbers = [OWN]
+    descriptors = Descriptors(lambda: LIMIT, lambda: numbers[0])
+    numbers[0] = taken
+    assert descriptors.handshake_room(api) is room
+
+
+async def test_without_a_descriptor_a_websocket_is_told_to_come_back():
+    site = site_at(trusting=False)
+    transport = await ask(site, LAST, handshake(f"/app/{KEY}?protocol=7"))
+    code, reason = close_of(transport.data.partition(b"\r\n\r\n")[2])
+    assert (code, reason) == (4100, "Over capacity: this server has all the connections that it has file descriptors for")
+    assert site.metrics.cut_offs == {"crowded": 1}
+    assert not site.world.app.tenant.sessions
+    transport = await ask(site, LAST - 1, handshake(f"/app/{KEY}?protocol=7"))
+    assert len(site.world.app.tenant.sessions) == 1
+
+
+async def test_without_a_descriptor_a_raw_websocket_gets_an_http_status():
+    site = site_at(trusting=False)
+    answer = Answer((await ask(site, LAST, handshake(f"/ws/app/{KEY}/c"))).data)
+    assert (answer.status, answer.json["error"][:14]) == (503, "Over capacity:")
+
+
+async def test_without_a_descriptor_a_fallback_begins_no_session_and_goes_on_with_one():
+    site = site_at(trusting=False)
+    path = f"/pusher/app/{KEY}/7/session0/xhr?protocol=7"
+    assert b"[4100," in Answer((await ask(site, LAST, request("POST", path, b""))).data).body
+    assert b"established" in Answer((await ask(site, LAST - 1, request("POST", path, b""))).data).body
+    send = request("POST", path.replace("xhr?", "xhr_send?"), b"[]")
+    assert statuses((await ask(site, LAST, send)).data) == [200]
+
+
+async def test_without_a_descriptor_other_requests_are_answered():
+    site = site_at(trusting=False)
+    assert statuses((await ask(site, LAST + 15, request("GET", "/health"))).data) == [200]
+    assert site.metrics.cut_offs == {}
+
+
+async def test_a_connection_without_a_descriptor_does_not_stay():
+    site = site_at(trusting=False)
+    silent = await ask(site, LAST, b"")
+    asked = await ask(site, LAST, request("GET", "/health"))
+    site.pass_seconds(4)
+    assert silent.closed
+    assert asked.closed
+
+
+async def test_when_those_are_used_up_too_connections_are_destroyed_and_the_first_is_logged():
+    site = site_at(trusting=False)
+    with capture_logs() as logged:
+        for number in range(20):
+            assert (await ask(site, LAST + 16 + number, request("GET", "/health"))).aborted
+    assert [(line["log_level"], line["connections_possible"]) for line in logged] == [("warning", LAST - OWN)]
+    assert site.metrics.cut_offs == {"crowded": 20}
+    assert not site.worker.open
+
+
+async def test_callers_of_the_api_are_served_meanwhile():
+    async def serve(_request):
+        return Response(200, b"")
+
+    site = site_at(serve=serve)
+    assert statuses((await ask(site, LIMIT - 17, request("GET", "/x"))).data) == [200]
+    assert (await ask(site, LIMIT - 16, request("GET", "/x"))).aborted
