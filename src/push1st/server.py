@@ -15,7 +15,6 @@ import sys
 import time
 from collections.abc import Callable, Sequence
 from contextlib import suppress
-from functools import partial
 from typing import Any, TextIO
 
 import uvloop
@@ -109,15 +108,18 @@ def raise_file_limit() -> None:
 
 
 class Context(ssl.SSLContext):
-    """TLS of a listener. has_room: whether there is a file descriptor for a handshake that begins.
+    """TLS of a listener, which begins no handshake that there is no file descriptor for.
 
-    A connection that is half through its handshake holds one too, and the listener sees it only after that.
+    A connection that is half through its handshake has a descriptor too, and the listener sees the connection only after it.
+    has_room: whether there was one for the connection that was accepted last. refuse: counts a handshake that does not begin.
     """
 
-    has_room: Callable[[], bool]
+    has_room: bool
+    refuse: Callable[[], None]
 
     def wrap_bio(self, *arguments: Any, **options: Any) -> ssl.SSLObject:
-        if not self.has_room():
+        if not self.has_room:
+            self.refuse()
             raise ConnectionAbortedError("no file descriptor is left")
         return super().wrap_bio(*arguments, **options)
 
@@ -189,9 +191,9 @@ class Server:
 
         return load(BROKERS, "redis")(url, node.stamp, secrets.token_hex(8), node.metrics, lambda: hooked, numbered)
 
-    def _contexts(self) -> dict[Role, ssl.SSLContext | None]:
+    def _contexts(self) -> dict[Role, Context | None]:
         """The TLS of each role's listeners."""
-        contexts: dict[Role, ssl.SSLContext | None] = {}
+        contexts: dict[Role, Context | None] = {}
         own: tuple[str, str] | None = None
         try:
             for role in ROLES:
@@ -201,19 +203,13 @@ class Server:
                         own = self_signed()
                         log.warning(NOTE)
                     settings = Ssl(True, *own)
-                contexts[role] = _context(settings, partial(self._has_room, role == "api")) if settings.enable else None
+                contexts[role] = _context(settings, self.worker.refuse_crowded) if settings.enable else None
         finally:
             for path in own or ():
                 os.unlink(path)
         return contexts
 
-    def _has_room(self, api: bool) -> bool:
-        has_room = self.worker.descriptors.handshake_room(api)
-        if not has_room:
-            self.worker.refuse_crowded()
-        return has_room
-
-    async def _listen(self, door: Door, context: ssl.SSLContext | None) -> None:
+    async def _listen(self, door: Door, context: Context | None) -> None:
         loop = asyncio.get_running_loop()
         config = self.config
         trusting = door.role == "api"
@@ -222,6 +218,8 @@ class Server:
         )
 
         def connection() -> HttpConnection:
+            if context is not None:
+                context.has_room = self.worker.descriptors.has_room_for_last(trusting)
             return HttpConnection(listener)
 
         try:
@@ -365,9 +363,9 @@ def _failed(where: str) -> None:
     log.error("internal error", where=where, exc_info=sys.exception())
 
 
-def _context(settings: Ssl, has_room: Callable[[], bool]) -> Context:
+def _context(settings: Ssl, refuse: Callable[[], None]) -> Context:
     context = Context(ssl.PROTOCOL_TLS_SERVER)
-    context.has_room = has_room
+    context.refuse = refuse
     context.minimum_version = ssl.TLSVersion.TLSv1_2
     context.set_alpn_protocols(["http/1.1"])
     try:

@@ -68,6 +68,6 @@ class Descriptors:
             return "serve"
         return "answer" if not api and number < limit - spare + spare // 4 else "none"
 
-    def handshake_room(self, api: bool) -> bool:
-        """Whether there is room for a connection that was just accepted, and is to begin TLS: its number is not known yet."""
+    def has_room_for_last(self, api: bool) -> bool:
+        """Whether the connection that was just accepted may begin TLS. Its number is below the lowest that is still free."""
         return self.room(self._lowest() - 1, api) != "none"

@@ -59,7 +59,7 @@ def test_a_tls_handshake_that_cannot_be_answered_does_not_begin(taken, api, room
     numbers = [OWN]
     descriptors = Descriptors(lambda: LIMIT, lambda: numbers[0])
     numbers[0] = taken
-    assert descriptors.handshake_room(api) is room
+    assert descriptors.has_room_for_last(api) is room
 
 
 async def test_without_a_descriptor_a_websocket_is_told_to_come_back():
