@@ -17,7 +17,7 @@ import msgspec
 
 from push1st import config, limits
 from push1st.channels import type_names
-from push1st.configfile import APP_VARIABLES, ROOT_VARIABLES, keys, load
+from push1st.configfile import APP_VARIABLES, ROOT_VARIABLES, SMPP_NOTE, keys, load
 from push1st.configfile.tree import Value
 from push1st.errors import ConfigError
 
@@ -345,6 +345,12 @@ def _without_effect() -> str:
     for table, path in ((keys.SERVER, "server"), (keys.API, "api"), (keys.LOG, "log")):
         lines += (f"- `{path}.{name}`: {key.note}" for name, key in table.items() if key.note)
     lines += (f"- `api.module.{name}`: {key.note}" for name, key in (keys.API["module"].table or {}).items() if key.note)
+    lines += (f"- `{name}` of an app: {key.note}" for name, key in keys.APP.items() if key.note)
+    lines.append(f"- an app whose `channels` are `[ smpp ]`: {SMPP_NOTE}")
+    lines.append("\nAnd these values, which are as good as none:\n")
+    protocols = f"server.{{{','.join(config.PROTOCOLS)}}}"
+    for table, path in ((keys.PROTOCOL, protocols), (keys.API, "api")):
+        lines += (f"- `{path}.{name}: {value}`: {note}" for name, key in table.items() for value, note in key.unset.items())
     if planned := _planned():
         lines += [
             "\nAnd what these ask for is not here, or done otherwise:\n",

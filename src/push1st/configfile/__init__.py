@@ -56,6 +56,7 @@ _PATTERN = re.compile(r"[*?\[]")
 _LOOPBACK = frozenset({"127.0.0.1", "::1", "localhost"})
 
 CLUSTER_NOTE = "has no effect here: nodes find each other through a Redis or Valkey that all share, not by UDP"
+SMPP_NOTE = "has no effect here: it is an app of the SMPP gateway, which is not here"
 SAY_BROKER = "; say broker: redis://HOST:6379/0 on each"
 
 L = TypeVar("L", ServerConfig, ApiConfig)
@@ -75,9 +76,13 @@ def load(path: str | Path, env: Mapping[str, str]) -> Config:
     sections: list[Value] = []
     for credentials in _files(file, root, problems, warnings):
         try:
-            sections += read(credentials, _name(credentials, folder), problems).keys.values()
+            found = read(credentials, _name(credentials, folder), problems).keys.values()
         except ConfigError as error:
             problems.append(str(error))
+            continue
+        gateways = [section for section in found if _is_smpp(section)]
+        warnings += (f"{section}: {SMPP_NOTE}" for section in gateways)
+        sections += (section for section in found if section not in gateways)
     return _config(Config(folder=str(folder)), root, _overlaid(sections, apps, chosen, problems), folder, problems, warnings)
 
 
@@ -144,6 +149,12 @@ def _files(file: Path, root: Value, problems: list[str], warnings: list[str]) ->
             if realpath(one) not in done:
                 done.add(realpath(one))
                 yield one
+
+
+def _is_smpp(section: Value) -> bool:
+    """Whether a section is an app of Push1st's SMPP gateway, which has no other channels."""
+    channels = section.at("channels")
+    return channels is not None and [one.text for one in channels.items or (channels,)] == ["smpp"]
 
 
 def _name(file: Path, folder: Path) -> str:

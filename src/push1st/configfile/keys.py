@@ -62,7 +62,8 @@ class Key(msgspec.Struct, frozen=True, kw_only=True):
     """What a key may hold: a value (`read`), or a section (`table`), of the struct `empty` makes if there is none.
 
     into: the field it sets, if not called as the key. flat: the section's fields are those of the struct around it.
-    dropped: checked, and kept nowhere. note: why it has no effect here (then it is dropped too).
+    dropped: checked, and kept nowhere. note: why it has no effect here (then it is dropped too). unset: values of Push1st's
+    files that are as good as no value here, each with what that means.
     finish: has the last word on the struct of a section. variable: whether the environment may set it.
     """
 
@@ -73,6 +74,7 @@ class Key(msgspec.Struct, frozen=True, kw_only=True):
     flat: bool = False
     dropped: bool = False
     note: str = ""
+    unset: dict[str, str] = {}
     finish: Finish | None = None
     variable: bool = True
 
@@ -97,8 +99,9 @@ def _changes(base: Any, table: Table, section: Value) -> dict[str, Any]:
 def _change(base: Any, table: Table, name: str, value: Value) -> dict[str, Any]:
     key = table.get(name)
     if key is None:
-        raise ConfigError(f"{value}: unknown key, {suggestion(name, table)}")
-    if value.kind == "nothing":
+        useful = {name: key for name, key in table.items() if not key.note}
+        raise ConfigError(f"{value}: unknown key, {suggestion(name, useful or table)}")
+    if value.kind == "nothing" or value.text in key.unset:
         return {}
     field = key.into or name.replace("-", "_")
     if key.table is None:
@@ -126,8 +129,8 @@ def notes(table: Table, section: Value) -> Iterator[tuple[Value, str]]:
         key = table.get(name)
         if key is None or value.kind == "nothing":
             continue
-        if key.note:
-            yield value, key.note
+        if note := key.note or key.unset.get(value.text):
+            yield value, note
         elif key.table is not None:
             yield from notes(key.table, value)
 
@@ -346,6 +349,7 @@ def paths_apart(server: ServerConfig, section: Value) -> ServerConfig:
 
 
 _ANY = Key(dropped=True)
+_NO_SMPP = "has no effect here: there is no SMPP gateway"
 _PAYLOAD = Key(read=whole(1, 1 << 30, "bytes"), into="max_payload")
 _WHITELIST = Key(read=networks())
 _TEXTS = listed(text("text", numbers=True), "texts")
@@ -358,7 +362,10 @@ SSL: Table = {
 
 PROTOCOL: Table = {
     "path": Key(read=url_path),
-    "activity-timeout": Key(read=whole(1, SECONDS_A_DAY, "seconds")),
+    "activity-timeout": Key(
+        read=whole(1, SECONDS_A_DAY, "seconds"),
+        unset={"0": "0 means the default here: 120 seconds for Pusher, 3600 for the others"},
+    ),
     "whitelist": _WHITELIST,
     "push": Key(read=words(*type_names)),
     "max-request-payload": _PAYLOAD,
@@ -380,20 +387,21 @@ SERVER: Table = {
     "threads": Key(note="has no effect here; use server.workers"),
     "accept": Key(note="has no effect here"),
     "path": Key(note="has no effect here; each protocol has its path"),
+    "smpp": Key(table=dict.fromkeys(("path", "enable", "ttl"), _ANY), note=_NO_SMPP),
 }
 
 API: Table = {
     "listen": Key(read=listen),
     "ssl": Key(table=SSL, finish=_ssl_pair),
     "path": Key(read=url_path),
-    "keep-alive-timeout": Key(read=whole(1, SECONDS_A_DAY, "seconds")),
+    "keep-alive-timeout": Key(read=whole(1, SECONDS_A_DAY, "seconds"), unset={"0": "0 means the default here: 10 seconds"}),
     "whitelist": _WHITELIST,
     "trust": Key(read=networks(unix=True)),
-    "interface": Key(read=word("pusher"), dropped=True),
+    "interface": Key(read=word("pusher"), dropped=True, unset={"push1st": "push1st has no effect here: there is one interface"}),
     "threads": Key(note="has no effect here; use server.workers"),
     "accept": Key(note="has no effect here"),
     "module": Key(
-        table={"smpp": Key(table=dict.fromkeys(("enable", "path", "rps", "webhook"), _ANY), note="has no effect here")},
+        table={"smpp": Key(table=dict.fromkeys(("enable", "path", "rps", "webhook"), _ANY), note=_NO_SMPP)},
         dropped=True,
     ),
 }
@@ -416,7 +424,7 @@ CLUSTER: Table = {
 }
 
 _SINK = Key(
-    table=dict.fromkeys(("verbose", "pattern", "path", "number", "rotate", "facility", "url"), _ANY),
+    table=dict.fromkeys(("tag", "verbose", "pattern", "path", "number", "rotate", "facility", "url"), _ANY),
     note="has no effect here; see log.format and log.level",
 )
 
@@ -502,6 +510,9 @@ def _keyed(app: AppConfig, section: Value) -> AppConfig:
 
 APP: Table = {
     "enable": Key(read=flag),
+    "enbale": Key(  # a misspelling in the template of Push1st's package
+        read=flag, note="has no effect, as in Push1st: an app is enabled unless it says enable: false"
+    ),
     "name": Key(read=text("text", numbers=True)),
     "key": Key(read=identifier),
     "secret": Key(read=text("text", numbers=True, show=False)),

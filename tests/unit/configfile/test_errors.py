@@ -9,7 +9,7 @@ from push1st.errors import ConfigError
 
 def test_all_problems_are_listed_in_order(wrong):
     lines = wrong(
-        "server:\n  drain: x\n  pusher: { activity-timeout: 0, path: 5 }\n  proto: [ pusher, http, ws ]\nlog: 1\nbroker: x",
+        "server:\n  drain: x\n  pusher: { activity-timeout: -1, path: 5 }\n  proto: [ pusher, http, ws ]\nlog: 1\nbroker: x",
         "a: { key: [], limits: { members: -1 } }",
         "a b: 1\nc: { key: c, secret: [] }",
         "d: [",
@@ -108,9 +108,10 @@ def test_a_key_that_stands_twice_is_an_error_and_the_rest_is_still_checked(wrong
     ]
 
 
-def test_the_typing_error_of_push1sts_own_sample_is_named(wrong):
-    assert wrong("", "app: { enbale: true, key: k, secret: s }") == [
-        "apps/0.yml:1: app.enbale: unknown key, did you mean enable?"
+def test_a_key_without_effect_is_never_suggested(wrong):
+    assert wrong("", "app: { enabl: true, enbal: true, key: k, secret: s }") == [
+        "apps/0.yml:1: app.enabl: unknown key, did you mean enable?",
+        "apps/0.yml:1: app.enbal: unknown key, did you mean enable?",
     ]
 
 

@@ -52,11 +52,47 @@ def test_an_app_of_push1st_loads():
 def test_what_of_push1st_has_no_effect_is_said_once_each():
     assert load(CONFIGS / "push1st" / "server.yml", {}).warnings == (
         "server.yml:9: server.threads: has no effect here; use server.workers",
-        "server.yml:46: api.module.smpp: has no effect here",
+        "server.yml:46: api.module.smpp: has no effect here: there is no SMPP gateway",
         f"server.yml:29: cluster: {CLUSTER_NOTE}{SAY_BROKER}",
         "server.yml:8: server.proto: mqtt does nothing yet",
         "apps/devices.yml:1: devices: found no secret, so the app has public channels only",
     )
+
+
+def test_a_configuration_of_the_package_of_push1st_loads():
+    config = load(CONFIGS / "package" / "server.yml", {})
+    server = config.server
+    assert [server.pusher.activity_timeout, server.websocket.activity_timeout] == [120, 3600]
+    assert config.api.keep_alive_timeout == 10
+    assert [(app.id, app.enable) for app in config.apps] == [("app-test", True)]
+    timeout = "0 means the default here: 120 seconds for Pusher, 3600 for the others"
+    assert config.warnings == (
+        "apps/smpp.yml:1: smpp-test: has no effect here: it is an app of the SMPP gateway, which is not here",
+        "server.yml:9: server.threads: has no effect here; use server.workers",
+        f"server.yml:16: server.pusher.activity-timeout: {timeout}",
+        f"server.yml:20: server.websocket.activity-timeout: {timeout}",
+        "server.yml:28: server.smpp: has no effect here: there is no SMPP gateway",
+        "server.yml:38: api.keep-alive-timeout: 0 means the default here: 10 seconds",
+        "server.yml:39: api.interface: push1st has no effect here: there is one interface",
+        "server.yml:44: log.syslog: has no effect here; see log.format and log.level",
+        "server.yml:45: log.remote: has no effect here; see log.format and log.level",
+        "apps/app.yml:2: app-test.enbale: has no effect, as in Push1st: an app is enabled unless it says enable: false",
+        "server.yml:8: server.proto: mqtt does nothing yet",
+    )
+
+
+@pytest.mark.parametrize("channels", ["[ smpp, public ]", "[ ]"])
+def test_only_an_app_of_the_smpp_gateway_alone_is_left_out(reading, wrong, channels):
+    text = f"a: {{ key: k, secret: s, channels: {channels} }}"
+    if "smpp" in channels:
+        assert "a.channels: found" in wrong("", text)[0]
+    else:
+        assert [app.id for app in reading("", text).apps] == ["a"]
+
+
+def test_an_app_is_disabled_by_the_right_word_only(app):
+    assert app("a: { key: k, secret: s, enbale: false }").enable
+    assert not app("a: { key: k, secret: s, enbale: true, enable: false }").enable
 
 
 def test_every_key_loads():
@@ -103,11 +139,11 @@ def test_every_key_loads():
 def test_every_key_without_effect_gives_one_note():
     notes = load(CONFIGS / "everything" / "server.yml", {}).warnings
     for path in (
-        *("server.threads", "server.accept", "server.path", "api.threads", "api.accept", "api.module.smpp"),
-        *("log.stdout", "log.file", "log.syslog", "log.remote", "one.hook"),
+        *("server.threads", "server.accept", "server.path", "server.smpp", "api.threads", "api.accept", "api.module.smpp"),
+        *("log.stdout", "log.file", "log.syslog", "log.remote", "one.hook", "one.enbale"),
     ):
         assert len([note for note in notes if f" {path}: " in note]) == 1, path
-    assert len(notes) == 11
+    assert len(notes) == 13
 
 
 def test_no_note_shows_a_secret():
