@@ -44,6 +44,12 @@ SEEDS = [
     b"GET /app/app-key?protocol=7" + UPGRADE,
     b"GET /ws/app/app-key/c/d%20e?session=p&token=a.b.c" + UPGRADE,
     b"GET / HTTP/1.1\r\nHost: localhost\r\nConnection: Upgrade, HTTP2-Settings\r\nUpgrade: h2c\r\nHTTP2-Settings: AA\r\n\r\n",
+    (
+        b"POST /apps/app-test/events HTTP/1.1\r\nHost: localhost\r\nConnection: Upgrade, HTTP2-Settings\r\nUpgrade: h2c\r\n"
+        b"Expect: 100-continue\r\nContent-Length: %d\r\n\r\n%b" % (len(EVENT), EVENT)
+    )
+    * 2,
+    b"GET /ws/app/app-key/c" + UPGRADE.replace(b"Upgrade: websocket", b"Upgrade: h2c, websocket\r\nContent-Length: 0"),
     b"OPTIONS * HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n",
     b"POST /app/app-key/1/abcdefgh/xhr_streaming?protocol=7 HTTP/1.1\r\nHost: h\r\nContent-Length: 0\r\n\r\n",
     b"POST /app/app-key/1/abcdefgh/xhr?protocol=7 HTTP/1.1\r\nHost: h\r\nOrigin: http://o\r\nContent-Length: 0\r\n\r\n" * 2,

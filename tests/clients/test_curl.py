@@ -104,6 +104,16 @@ def test_the_events_call(server: ServerProcess) -> None:
         assert subscriber.expect("event_name", "channel2") == "event data payload"
 
 
+def test_curl_may_offer_http_2(server: ServerProcess) -> None:
+    """`--http2` sends `Upgrade: h2c` with the request; the offer is ignored, and nothing of the request is lost."""
+    written = ("--http2", "--write-out", r"\n%{http_code} %{content_type} %{http_version}", "--next", "--http2")
+    more = ("--silent", "--write-out", r" %{http_code} %{num_connects}", f"http://localhost:{server.api_port}/health")
+    status, content_type, body = curl(EVENTS, server, *written, *more)
+    assert status == 200
+    assert json.loads(body.splitlines()[0])["channels"] == {"channel2": 0}
+    assert content_type.split() == ["application/json;", "charset=utf-8", '1.1{"status":"ok"}', "200", "0"]
+
+
 @pytest.mark.parametrize("slash", ["", "/"])
 @pytest.mark.parametrize("path", ["token/session", "token/access", "events"])
 def test_a_trailing_slash_is_optional(server: ServerProcess, path: str, slash: str) -> None:

@@ -25,10 +25,11 @@ PROXIES = ("nginx", "caddy")
 
 
 class Proxy:
-    """A proxy that runs: its TLS port, its certificate, and the server behind it."""
+    """A proxy that runs: its TLS port, one without TLS, its certificate, and the server behind it."""
 
-    def __init__(self, port: int, certificate: Path, server: ServerProcess) -> None:
+    def __init__(self, port: int, bare: int, certificate: Path, server: ServerProcess) -> None:
         self.port = port
+        self.bare = bare
         self.certificate = certificate
         self.server = server
         self.context = ssl.create_default_context(cafile=str(certificate))
@@ -78,14 +79,17 @@ def replaced(text: str, pairs: dict[str, str]) -> str:
     return text
 
 
-def nginx_configuration(folder: Path, server: ServerProcess, port: int, plain: int) -> str:
-    """deploy/nginx.conf on free ports of 127.0.0.1, inside what a distribution puts around it."""
+def nginx_configuration(folder: Path, server: ServerProcess, port: int, bare: int, plain: int) -> str:
+    """deploy/nginx.conf on free ports of 127.0.0.1, inside what a distribution puts around it.
+
+    bare: a port without TLS, for what clients do only there. plain: the one that redirects.
+    """
     site = replaced(
         (ROOT / "deploy" / "nginx.conf").read_text(),
         {
             "    listen [::]:443 ssl;\n": "",
             "    listen [::]:80;\n": "",
-            "listen 443 ssl;": f"listen 127.0.0.1:{port} ssl;",
+            "listen 443 ssl;": f"listen 127.0.0.1:{port} ssl; listen 127.0.0.1:{bare};",
             "listen 80;": f"listen 127.0.0.1:{plain};",
             f"server_name {NAME};": "server_name localhost;",
             f"/etc/letsencrypt/live/{NAME}/fullchain.pem": str(folder / "cert.pem"),
@@ -99,16 +103,18 @@ def nginx_configuration(folder: Path, server: ServerProcess, port: int, plain: i
     return around.format(folder, paths, site)
 
 
-def caddy_configuration(folder: Path, server: ServerProcess, port: int, plain: int) -> str:
+def caddy_configuration(folder: Path, server: ServerProcess, port: int, bare: int, plain: int) -> str:
     """deploy/Caddyfile for localhost, with a certificate of its own instead of one from outside."""
     site = replaced(
         (ROOT / "deploy" / "Caddyfile").read_text(),
         {
-            f"{NAME} {{": f"https://localhost:{port} {{\n\tbind 127.0.0.1\n\ttls {folder}/cert.pem {folder}/key.pem",
+            f"{NAME} {{": "(site) {",
             "127.0.0.1:6001": f"127.0.0.1:{server.ws_port}",
         },
     )
-    return f"{{\n\tadmin off\n\tauto_https disable_redirects\n\thttp_port {plain}\n\tskip_install_trust\n}}\n{site}"
+    options = f"{{\n\tadmin off\n\tauto_https disable_redirects\n\thttp_port {plain}\n\tskip_install_trust\n}}\n"
+    tls = f"https://localhost:{port} {{\n\tbind 127.0.0.1\n\ttls {folder}/cert.pem {folder}/key.pem\n\timport site\n}}\n"
+    return f"{options}{site}{tls}http://localhost:{bare} {{\n\tbind 127.0.0.1\n\timport site\n}}\n"
 
 
 @contextlib.contextmanager
@@ -117,23 +123,23 @@ def proxied(kind: str) -> Iterator[Proxy]:
     proxy = program(kind)
     folder = Path(tempfile.mkdtemp(prefix="p1-proxy-"))
     certificate(folder)
-    port, plain = free_ports(2)
+    port, bare, plain = free_ports(3)
     with contextlib.ExitStack() as stack:
         stack.callback(shutil.rmtree, folder)
         server = stack.enter_context(running({"server": {"proxies": ["127.0.0.1", "::1"], "drain": 0}}))
         file = folder / ("nginx.conf" if kind == "nginx" else "Caddyfile")
         if kind == "nginx":
-            file.write_text(nginx_configuration(folder, server, port, plain))
+            file.write_text(nginx_configuration(folder, server, port, bare, plain))
             command = [proxy, "-p", str(folder), "-c", str(file), "-e", str(folder / "error.log")]
         else:
-            file.write_text(caddy_configuration(folder, server, port, plain))
+            file.write_text(caddy_configuration(folder, server, port, bare, plain))
             command = [proxy, "run", "--config", str(file), "--adapter", "caddyfile"]
         with open(folder / "output", "wb") as output:
             process = subprocess.Popen(
                 command, stdout=output, stderr=output, env={"HOME": str(folder), "PATH": "/usr/bin:/bin"}, cwd=folder
             )
         stack.callback(end, process)
-        running_proxy = Proxy(port, folder / "cert.pem", server)
+        running_proxy = Proxy(port, bare, folder / "cert.pem", server)
         wait_until(lambda: answers(process, running_proxy, folder / "output"), f"{kind} answers")
         yield running_proxy
 

@@ -2,6 +2,7 @@
 
 import http.client
 import json
+import subprocess
 import time
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -10,7 +11,7 @@ import pytest
 from websockets.sync.client import ClientConnection, connect
 
 from tests.clients.node import NodeProcess
-from tests.clients.process import wait_until
+from tests.clients.process import program, wait_until
 from tests.clients.signing import signed_query
 from tests.docs.proxies import PROXIES, Proxy, proxied
 
@@ -107,6 +108,17 @@ def test_metrics_are_not_reachable(proxy: Proxy) -> None:
 def test_a_signed_call_is_not_spoilt_by_the_proxy(proxy: Proxy) -> None:
     event = {"name": "e", "channels": ["c"], "data": "ü & =", "info": "subscription_count"}
     assert signed(proxy, "/apps/app-test/events", event) == (200, {"channels": {"c": {"subscription_count": 0}}})
+
+
+def test_a_client_may_offer_http_2(proxy: Proxy) -> None:
+    """curl --http2 offers it with `Upgrade: h2c` where there is no TLS; the offer is ignored, and the body arrives."""
+    event = json.dumps({"name": "e", "channels": ["offers"], "data": "x" * 9000, "info": "subscription_count"})
+    query = signed_query("POST", "/apps/app-test/events", event.encode(), {}, "app-key", "secret", time.time())
+    url = f"http://localhost:{proxy.bare}/apps/app-test/events?{query}"
+    for version in ("--http2", "--http1.1"):
+        command = [program("curl"), "--silent", "--show-error", version, "--max-time", "10", url, "--data-raw", event]
+        done = subprocess.run(command, capture_output=True, text=True, check=True)
+        assert json.loads(done.stdout) == {"channels": {"offers": {"subscription_count": 0}}}
 
 
 def test_many_clients_are_let_go_when_the_server_stops(proxy: Proxy, request: pytest.FixtureRequest) -> None:

@@ -44,6 +44,7 @@ MOST_WAITING = 16
 """pipelined requests that may wait before the socket is not read any further"""
 
 _HARMLESS = frozenset((b"connection", b"content-length", b"host"))
+_ANSWERED = frozenset((b"connection", b"expect", b"upgrade"))
 _NEEDED = frozenset(
     (
         b"authorization",
@@ -186,10 +187,8 @@ class HttpConnection(asyncio.Protocol):
         before = self._stage, self._started
         self._ended = 0
         try:
-            self._parser.feed_data(data)
-        except httptools.HttpParserUpgrade as switch:
-            self._upgrade(data[switch.args[0] :])
-            return
+            if not self._parse(data):
+                return
         except httptools.HttpParserCallbackError:
             worker.failed("request")
             self._refuse(500, "internal error")
@@ -218,6 +217,37 @@ class HttpConnection(asyncio.Protocol):
                 self._answer(self._refused, False, self._is_head())
         elif fresh and self._stage == IDLE:
             self._remember(data)
+
+    def _parse(self, data: bytes) -> bool:
+        """Feeds the parser. False: what followed was not for it, because a handshake came, or the last request."""
+        rest = memoryview(data)
+        while True:
+            try:
+                self._parser.feed_data(rest)
+            except httptools.HttpParserUpgrade as switch:
+                rest = rest[switch.args[0] :]
+                if self._wants_websocket() or self._last or self._refused is not None or self._parser.get_method() == b"CONNECT":
+                    self._upgrade(bytes(rest))
+                    return False
+                # Any other upgrade is ignored (RFC 9110 §7.8). The parser takes what follows for another protocol, so
+                # another parser gets the same request without its Upgrade.
+                head = self._head_without_upgrade()
+                self._parser = httptools.HttpRequestParser(self)
+                self._parser.feed_data(head)
+            else:
+                return True
+
+    def _wants_websocket(self) -> bool:
+        return b"websocket" in (name.strip() for name in self._headers.get(b"upgrade", b"").lower().split(b","))
+
+    def _head_without_upgrade(self) -> bytes:
+        """The request line and headers that were read, as far as they matter here. `Expect` has been answered."""
+        parser = self._parser
+        headers = {name: value for name, value in self._headers.items() if name not in _ANSWERED}
+        if not parser.should_keep_alive():
+            headers[b"connection"] = b"close"
+        lines = b"".join(b"%b: %b\r\n" % header for header in headers.items())
+        return b"%b %b HTTP/%b\r\n%b\r\n" % (parser.get_method(), self._url, parser.get_http_version().encode(), lines)
 
     def _remember(self, data: bytes) -> None:
         """Headers that came with their whole request, and say nothing but its length, are not parsed again.
@@ -317,8 +347,8 @@ class HttpConnection(asyncio.Protocol):
         if self._refused is not None or self._last:
             return
         parser = self._parser
-        if parser.should_upgrade() and self._headers.get(b"upgrade", b"").lower() == b"websocket":
-            return
+        if parser.should_upgrade() and parser.get_method() != b"CONNECT":
+            return  # `_parse` goes on with it
         keep = parser.should_keep_alive() and not parser.should_upgrade() and parser.get_http_version() == "1.1"
         body = self._body
         if self._parts:
@@ -598,10 +628,9 @@ class HttpConnection(asyncio.Protocol):
         if self._upgraded is not None:
             self._let_go()
             return
-        if self._headers.get(b"upgrade", b"").lower() == b"websocket" and self._busy:
+        if self._wants_websocket() and self._busy and not self._last:
             self._refuse(400, "a WebSocket handshake behind a request that is not answered yet")
-        if self._refused is not None or self._headers.get(b"upgrade", b"").lower() != b"websocket":
-            # Another upgrade than to a WebSocket is passed over: the request has been served as it is.
+        if self._refused is not None or self._last or not self._wants_websocket():
             self._last = True
             if self._refused is not None and not self._busy:
                 self._answer(self._refused, False, self._is_head())
@@ -620,7 +649,9 @@ class HttpConnection(asyncio.Protocol):
             self._listener.is_crowded,
         )
         refusal: Response | WebSocketConnection
-        if self._parser.get_http_version() != "1.1" or b"content-length" in headers or b"transfer-encoding" in headers:
+        # Java's client announces that it sends no body.
+        has_body = int(headers.get(b"content-length", 0)) > 0 or b"transfer-encoding" in headers
+        if self._parser.get_http_version() != "1.1" or has_body:
             refusal = error(400, "a WebSocket handshake is an HTTP/1.1 request without a body")  # RFC 6455 §4.1
         else:
             refusal = upgrade(worker, handshake, self._transport, rest, b"".join(self._answers))

@@ -901,6 +901,13 @@ async def test_an_upgrade_makes_a_websocket():
     assert site.worker.open == {transport.protocol}
 
 
+async def test_a_handshake_may_announce_that_it_has_no_body():
+    """As Java's does."""
+    assert (await Site().websocket(APP_PATH, "Content-Length: 0")).protocol.codec.name == "pusher"
+    refused = await Site().ask(handshake(APP_PATH, "Content-Length: 1") + b"x")
+    assert Answer(refused.data).status == 400
+
+
 @pytest.mark.parametrize(
     ("data", "status", "header"),
     [
@@ -958,17 +965,87 @@ async def test_a_request_for_a_websocket_that_is_no_handshake_is_an_ordinary_one
 )
 async def test_another_upgrade_is_not_made_and_the_request_is_answered_once(site, served, headers):
     transport = await site.ask(request("GET", "/x", None, *headers) + b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n")
-    (answer,) = answers(transport.data)
-    assert (answer.status, answer.keeps) == (200, False)
-    assert transport.closed
+    assert [(one.status, one.keeps) for one in answers(transport.data)] == [(200, True), (400, False)]
     assert [one.path for one in served.requests] == ["/x"]
+
+
+H2C = ("Connection: Upgrade, HTTP2-Settings", "Upgrade: h2c", "HTTP2-Settings: AAMAAABkAAQAoAAAAAIAAAAA")
+"""what curl --http2 and Java's HttpClient send with each request (RFC 7540 §3.2)"""
+
+
+def chunked(path: str, body: bytes, *headers: str) -> bytes:
+    return request("POST", path, None, "Transfer-Encoding: chunked", *headers) + b"%x\r\n%b\r\n0\r\n\r\n" % (len(body), body)
+
+
+async def test_a_request_with_another_upgrade_has_its_body_and_its_connection(site, served):
+    data = request("POST", "/a?q=1", "body", *H2C) + chunked("/b", b"more", *H2C) + request("GET", "/c", None, *H2C)
+    whole = undated((await site.ask(data)).data)
+    assert [(one.path, one.query, one.body) for one in served.requests] == [
+        ("/a", "q=1", b"body"),
+        ("/b", "", b"more"),
+        ("/c", "", b""),
+    ]
+    assert [(one.status, one.keeps) for one in answers(whole)] == [(200, True)] * 3
+    for cut in range(1, len(data)):
+        connection, transport = site.connect()
+        connection.data_received(data[:cut])
+        await turns(1)
+        connection.data_received(data[cut:])
+        await turns(1)
+        assert undated(transport.data) == whole, f"cut at {cut}"
+
+
+@pytest.mark.parametrize(
+    "headers", [("Connection: close, Upgrade", "Upgrade: h2c"), ("Connection: Upgrade, close", "Upgrade: foo/2")]
+)
+async def test_a_request_with_another_upgrade_may_be_the_last(site, headers):
+    transport = await site.ask(request("POST", "/a", "body", *headers))
+    (answer,) = answers(transport.data)
+    assert (answer.status, answer.body, answer.keeps, transport.closed) == (200, b"/a body", False, True)
+
+
+async def test_a_request_with_another_upgrade_is_told_to_go_on_once(site, served):
+    connection, transport = site.connect()
+    data = request("POST", "/a", "body", "Expect: 100-continue", *H2C)
+    connection.data_received(data[:-4])
+    await turns()
+    assert transport.take() == b"HTTP/1.1 100 Continue\r\n\r\n"
+    connection.data_received(data[-4:])
+    await turns()
+    assert statuses(transport.data) == [200]
+    assert served.last.body == b"body"
+
+
+async def test_a_request_with_another_upgrade_has_its_limits_and_its_rights(site, served):
+    assert Answer((await site.ask(request("POST", "/a", None, "Content-Length: 99999999", *H2C))).data).status == 413
+    await site.ask(request("POST", "/a", "body", "Origin: http://x", *H2C))
+    assert not served.last.trusted
+    await site.ask(request("POST", "/a", "body", *H2C), OUTSIDE)
+    assert not served.last.trusted
+
+
+async def test_a_websocket_may_follow_a_request_with_another_upgrade():
+    transport = await Site().ask(request("POST", "/apps/app-test/events", PUBLISH, *H2C) + handshake(APP_PATH))
+    assert transport.data.count(b"HTTP/1.1 200 OK") == 1
+    assert transport.data.count(b"HTTP/1.1 101 ") == 1
+
+
+async def test_many_requests_with_another_upgrade_in_one_chunk_are_read_once(site, served):
+    await site.ask(b"".join(request("POST", "/a", "body", *H2C) for _ in range(1000)))
+    assert len(served.requests) == 1000
+
+
+@pytest.mark.parametrize("upgrade", ["websocket", "WebSocket", "h2c, websocket", "websocket ,h2c"])
+async def test_a_websocket_is_found_among_several_upgrades(upgrade):
+    transport = await Site().ask(handshake(APP_PATH).replace(b"Upgrade: websocket", f"Upgrade: {upgrade}".encode()))
+    assert Answer(transport.data).status == 101
 
 
 async def test_another_upgrade_of_a_request_that_waits_is_answered_once(site, served):
     transport = await site.ask(request("GET", "/wait/a", None, "Connection: Upgrade", "Upgrade: h2c"))
     await served.answer("/wait/a")
     assert statuses(transport.data) == [200]
-    assert transport.closed
+    assert not transport.closed
 
 
 async def test_answers_to_requests_before_a_handshake_come_first_and_once():
