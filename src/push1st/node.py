@@ -5,6 +5,7 @@ is changed without an `await` between, a channel's pending frames are settled be
 became void during a wait is taken back.
 """
 
+from asyncio import sleep
 from collections import Counter
 from collections.abc import Callable, Sequence
 from contextlib import suppress
@@ -48,7 +49,9 @@ from push1st.metrics import Metrics
 WORKER_BITS = 10
 MANY = 100
 COUNT_SECONDS = 5
-"""over so many subscribers, so many seconds between two subscription counts (Pusher protocol, section 3)"""
+"""over so many subscribers, so many seconds between two subscription counts (Pusher protocol, section 3); else one second"""
+MAX_COUNTED = 1000
+"""deliveries of subscription counts at once: in a second those that need not wait, and in a turn those that waited"""
 SESSIONS = b"sessions"
 """the question who is on a channel"""
 REACH = b"reach"
@@ -150,6 +153,10 @@ class Node:
         self._listeners: dict[tuple[str, str], Listener] = {}
         self._uncounted: dict[tuple[str, str], App] = {}
         self._counting = False
+        self._counted: set[tuple[str, str]] = set()
+        """channels whose subscribers have got a count since the last tick"""
+        self._deliveries = 0
+        """of these counts"""
         self._broker: Broker
         self._roster: Roster
         self._users: Users
@@ -317,16 +324,18 @@ class Node:
                 await self._broker.unsubscribe(app.config.id, name)
 
     async def count(self, app: App, name: str) -> None:
-        """Tells a channel's subscribers how many they are, where the app asked for it (Pusher protocol, section 3).
+        """Sends the number of a channel's subscribers to them, where the app opted in (Pusher protocol, section 3).
 
-        Over `MANY` subscribers at most once in `COUNT_SECONDS`; `tick` sends what was held back, or failed.
+        The first change is sent at once, those after it as one by `tick`: so many clients that come and go cost no more
+        than one that does. Over `MANY` subscribers it is one count in `COUNT_SECONDS`.
         """
         if name.startswith("#") or kind_of(name).presence:
             return
-        try:
-            await self._count(app, (app.config.id, name))
-        except Refused:
-            self._uncounted[app.config.id, name] = app
+        key = app.config.id, name
+        if key in self._counted or self._deliveries >= MAX_COUNTED:
+            self._uncounted[key] = app
+        else:
+            self._deliveries += await self._count(app, key)
 
     def _recount(self, id: str, name: str) -> None:
         """Has `tick` tell a channel's subscribers how many they are."""
@@ -334,23 +343,30 @@ class Node:
         if config is not None and config.subscription_count and not name.startswith("#"):
             self._uncounted[id, name] = self.app(config)
 
-    async def _count(self, app: App, key: tuple[str, str]) -> None:
-        occupancy = await self._roster.channel(*key)
-        if occupancy is not None and occupancy.subscriptions > MANY:
-            if not await self._roster.claim(*key, COUNT_SECONDS):
-                self._uncounted[key] = app
-                return
+    async def _count(self, app: App, key: tuple[str, str]) -> int:
+        """Sends a channel's count, or leaves that to `tick`; returns how many subscribers it goes to."""
+        self._counted.add(key)
+        try:
             occupancy = await self._roster.channel(*key)
-        self._uncounted.pop(key, None)
-        if occupancy is None:
-            return
-        told = occupancy.subscriptions
-        await wait(self._broker.publish(subscription_count(*key, told, *self.stamp())))
-        if "counted" in app.reported:
-            self._facts.report(Fact("counted", *key, self.clock.wall(), count=told))
-        occupancy = await self._roster.channel(*key)
-        if occupancy is not None and occupancy.subscriptions != told:  # another worker may have told the newer number first
+            if occupancy is not None and occupancy.subscriptions > MANY:
+                if not await self._roster.claim(*key, COUNT_SECONDS):
+                    self._uncounted[key] = app
+                    return 0
+                occupancy = await self._roster.channel(*key)
+            self._uncounted.pop(key, None)
+            if occupancy is None:
+                return 0
+            told = occupancy.subscriptions
+            await wait(self._broker.publish(subscription_count(*key, told, *self.stamp())))
+            if "counted" in app.reported:
+                self._facts.report(Fact("counted", *key, self.clock.wall(), count=told))
+            occupancy = await self._roster.channel(*key)
+            if occupancy is not None and occupancy.subscriptions != told:  # another worker may have told the newer number first
+                self._uncounted[key] = app
+            return told
+        except Refused:
             self._uncounted[key] = app
+            return 0
 
     async def tick(self) -> None:
         """Once a second: sends the subscription counts whose time has come. A slow broker is asked once at a time."""
@@ -358,8 +374,13 @@ class Node:
             return
         self._counting = True
         try:
+            self._counted.clear()
+            self._deliveries = told = 0
             for key, app in list(self._uncounted.items()):
-                await self.count(app, key[1])
+                told += 1 + await self._count(app, key)
+                if told >= MAX_COUNTED:  # the rest of a turn is for others
+                    told = 0
+                    await sleep(0)
         finally:
             self._counting = False
 

@@ -4,7 +4,7 @@ import json
 
 import pytest
 
-from push1st import auth
+from push1st import auth, node
 from push1st.eager import spawn, wait
 from push1st.errors import Disconnect, LimitReached, Refused
 from push1st.messages import SignIn, Subscribe, Subscribed, SubscriptionRefused, Unsubscribe
@@ -42,11 +42,11 @@ def test_ids_grow_though_the_clock_stands_still_or_goes_back(world):
 
 
 def test_ids_of_two_workers_never_meet():
-    def node(worker):
+    def node_of(worker):
         world = World()
         return Node(world.node.apps, world.fanout, world.metrics, Clock(), lambda _: 0, worker)
 
-    one, two = node(3), node(4)
+    one, two = node_of(3), node_of(4)
     assert not {one.stamp()[0] for _ in range(50)} & {two.stamp()[0] for _ in range(50)}
 
 
@@ -343,8 +343,7 @@ async def test_a_count_that_another_worker_may_have_overtaken_is_told_again():
     await world.broker.let_all()
     await world.node.tick()
     world.turns.drain()
-    told = [json.loads(payload) for _, payload in frames(b"".join(outlet.writes))]
-    assert [json.loads(one["data"]) for one in told] == [{"subscription_count": 1}, {"subscription_count": 2}]
+    assert numbers(outlet) == [1, 2]
 
 
 async def test_counts_that_were_held_back_outlast_a_broker_that_is_away():
@@ -374,6 +373,72 @@ async def test_a_slow_broker_is_asked_for_counts_once_at_a_time():
     assert world.broker.waiting == ["channel"]
     await world.broker.let_all()
     assert [call for call in world.broker.calls if call[0] == "publish"] == [("publish", "a"), ("publish", "b")]
+
+
+def numbers(outlet) -> list[int]:
+    """The counts that a client has been sent, in order."""
+    told = [json.loads(payload) for _, payload in frames(b"".join(outlet.writes))]
+    return [json.loads(one["data"])["subscription_count"] for one in told]
+
+
+async def test_a_channel_gets_one_count_a_second_however_often_it_changes():
+    world = World(app_config(subscription_count=True))
+    watching = [world.session() for _ in range(95)]
+    for session, _ in watching:
+        session.handle(Subscribe("c"))
+    await world.node.tick()
+    world.turns.drain()
+    for _, outlet in watching:
+        outlet.writes.clear()
+    before = world.metrics.messages_out
+    flapping, _ = world.session()
+    for _ in range(500):
+        flapping.handle(Subscribe("c"))
+        flapping.handle(Unsubscribe("c"))
+    flapping.handle(Subscribe("c"))
+    await world.node.tick()
+    world.turns.drain()
+    assert world.metrics.messages_out - before <= 2 * 96
+    assert {tuple(numbers(outlet)) for _, outlet in watching} == {(96,)}
+    for second in range(3):
+        flapping.handle(Unsubscribe("c") if second % 2 == 0 else Subscribe("c"))
+        await world.node.tick()
+    world.turns.drain()
+    assert numbers(watching[0][1]) == [96, 95, 96, 95]
+
+
+async def test_the_first_change_is_sent_at_once():
+    world = World(app_config(subscription_count=True))
+    (one, outlet), (two, _), (three, _) = world.session(), world.session(), world.session()
+    one.handle(Subscribe("c"))
+    await world.node.tick()
+    two.handle(Subscribe("c"))
+    world.turns.drain()
+    assert numbers(outlet) == [1, 2]
+    three.handle(Subscribe("c"))
+    two.close()
+    three.close()
+    world.turns.drain()
+    assert numbers(outlet) == [1, 2]
+    await world.node.tick()
+    world.turns.drain()
+    assert numbers(outlet) == [1, 2, 1]
+
+
+async def test_counts_of_many_channels_leave_turns_to_others(monkeypatch):
+    monkeypatch.setattr(node, "MAX_COUNTED", 10)
+    world = World(app_config(subscription_count=True))
+    session, outlet = world.session()
+    for number in range(100):
+        session.handle(Subscribe(f"c{number}"))
+    world.turns.drain()
+    assert len(numbers(outlet)) == 10
+    spawn(world.node.tick())
+    world.turns.drain()
+    assert 10 < len(numbers(outlet)) < 30
+    await turns(100)
+    world.turns.drain()
+    assert len(numbers(outlet)) == 100
 
 
 # Lists
