@@ -45,6 +45,10 @@ WAITING = 1000
 """commands a client may have waiting"""
 PATIENCE = 100
 """refused commands a second before a client is cut off"""
+MAX_CHARGES = 100
+"""charges a second (`Session.charge`) that a client may keep up"""
+CHARGE_SECONDS = 60
+"""a client may use the charges of so many seconds at once"""
 PUBLISHES = 1000
 """events a second from a client that may publish freely (Push1st has no such limit): more is a flood"""
 USER_BYTES = 1024
@@ -89,6 +93,7 @@ class Session:
     __slots__ = (
         "_asked",
         "_busy",
+        "_charged",
         "_events",
         "_patience",
         "_queue",
@@ -140,6 +145,7 @@ class Session:
         """whether it has signed in, or joined a channel that needs a signature"""
         self.closed = False
         self._busy = False
+        self._charged = 0.0
         self._queue: deque[Command] | None = None
         self._events: Bucket | None = None
         self._patience: Bucket | None = None
@@ -256,9 +262,27 @@ class Session:
         if self._is_patient():
             self.outlet.send(Failure(refused.code, refused.text))
         # Who only sends good events too fast stays (Pusher protocol, section 4), or while the broker is away: unanswered.
-        elif refused.code not in (429, 503):
+        elif refused.code in (429, 503):
+            self.charge()
+        else:
             metrics.cut_offs["flood"] += 1
             self.outlet.close(1008, "too many bad messages")
+
+    def charge(self) -> None:
+        """Charges the client for a command or frame that costs the server work and leaves nothing behind.
+
+        These are pings and pongs, empty fragments, unsubscribing, subscribing again, signing in, and refused events beyond
+        those that are answered. Without a bound they would be endless. Disconnects a client that sends more than
+        `MAX_CHARGES` a second for long. New subscriptions are not charged: `limits.subscriptions` bounds them.
+        """
+        if self.closed:
+            return
+        now = self.node.clock.monotonic()
+        # A token bucket as one number, the time at which it is full again: nearly every client sends a pong now and then.
+        self._charged = max(self._charged, now) + 1 / MAX_CHARGES
+        if self._charged > now + CHARGE_SECONDS:
+            self.node.metrics.cut_offs["flood"] += 1
+            self.outlet.close(1008, f"more than {MAX_CHARGES} pings or commands without effect a second")
 
     def _is_patient(self) -> bool:
         now = self.node.clock.monotonic()
@@ -276,16 +300,21 @@ class Session:
                 except Refused as refused:
                     self._refuse_subscription(command.channel, refused)
                 else:
-                    if is_new and self.app.config.subscription_count:
+                    if not is_new:
+                        self.charge()
+                    elif self.app.config.subscription_count:
                         await self.node.count(self.app, command.channel)
             case Unsubscribe(channel):
+                self.charge()
                 await self._unsubscribe(channel)
             case SignIn():
+                self.charge()
                 await self._sign_in(command)
             case Ping():
                 self.outlet.send(Pong())
+                self.charge()
             case Pong():
-                pass
+                self.charge()
 
     # Subscribing
 

@@ -31,11 +31,17 @@ class Ponged(msgspec.Struct, frozen=True, gc=False):
     pass
 
 
+class Fragment(msgspec.Struct, frozen=True, gc=False):
+    """The header of a part of a message that is not the last one. size: of the part, in bytes."""
+
+    size: int
+
+
 class Closed(msgspec.Struct, frozen=True, gc=False):
     code: int
 
 
-Event = Text | Pinged | Ponged | Closed
+Event = Text | Pinged | Ponged | Fragment | Closed
 PONGED = Ponged()
 
 
@@ -90,7 +96,11 @@ class Decoder:
         self._fin = False
 
     def feed(self, data: bytes) -> Iterator[Event]:
-        """Yields what is complete. Raises Disconnect where RFC 6455 §7.4.1 says so: 1002, 1003, 1007, 1009."""
+        """Yields one event a frame, or none for a part of a frame.
+
+        The iterator must be used up before the next call. Raises Disconnect where RFC 6455 §7.4.1 says so: 1002, 1003,
+        1007, 1009.
+        """
         if self._message is None and not self._rest:
             # Most of what clients send is one short, whole text frame, alone: that takes no parser.
             size = len(data) - 6
@@ -127,6 +137,8 @@ class Decoder:
                 self._left = size
                 if self._message is None:
                     self._message = bytearray()
+                if not self._fin:
+                    yield Fragment(size)
                 if not size and (event := self._piece(b"")) is not None:
                     yield event
 

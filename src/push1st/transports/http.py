@@ -42,6 +42,10 @@ IDLE, HEAD, BODY = 0, 1, 2
 """where the parser is"""
 MOST_WAITING = 16
 """pipelined requests that may wait before the socket is not read any further"""
+PIECE = 2048
+"""bytes given to the parser at once, where they may hold many requests: at most 75 of them"""
+MAX_PIECES = 8
+"""pieces of a slice (see `turn`); one that completes a request is the last one of its slice"""
 
 _HARMLESS = frozenset((b"connection", b"content-length", b"host"))
 _ANSWERED = frozenset((b"connection", b"expect", b"upgrade"))
@@ -77,8 +81,10 @@ class HttpConnection(asyncio.Protocol):
         "_head",
         "_headers",
         "_held",
+        "_held_reading",
         "_keep",
         "_last",
+        "_length",
         "_linger",
         "_listener",
         "_parser",
@@ -87,6 +93,7 @@ class HttpConnection(asyncio.Protocol):
         "_peer",
         "_raw",
         "_refused",
+        "_rest",
         "_size",
         "_stage",
         "_started",
@@ -108,12 +115,15 @@ class HttpConnection(asyncio.Protocol):
         self._trusts_peer = False
         self._url = b""
         self._raw = 0
-        self._ended = 0
+        self._ended = -1
         self._headers: dict[bytes, bytes] = {}
         self._head = 0
         self._body = b""
         self._parts: list[bytes] = []
         self._size = 0
+        self._length = 0
+        self._rest: memoryview | None = None
+        self._held_reading = False
         self._stage = IDLE
         self._started = 0
         self._refused: Response | None = None
@@ -166,16 +176,18 @@ class HttpConnection(asyncio.Protocol):
     def data_received(self, data: bytes) -> None:
         self._listener.worker.arrived(self, data)
 
-    def process(self, data: bytes) -> None:
+    def process(self, data: bytes) -> bool:
         if self._last:
+            self._rest = None
             if self._upgraded is not None:
-                self._upgraded.process(data)
+                if data:
+                    self._listener.worker.arrived(self._upgraded, data)
             elif self._linger:
                 self._pass_over(len(data))
-            return
+            return False
         worker = self._listener.worker
-        worker.answering.append(self)
-        fresh = self._stage == IDLE and not self._busy
+        worker.turn.answering.append(self)
+        fresh = self._stage == IDLE and not self._busy and self._rest is None
         if fresh:
             start = data.find(b"\r\n") + 2
             end = data.find(b"\r\n\r\n", start - 2) + 4
@@ -183,31 +195,11 @@ class HttpConnection(asyncio.Protocol):
             if known and (line := worker.line(data[:start])):
                 self._started = time.perf_counter_ns()
                 self._serve(Request(*line, data[end:], self._trusts_peer, self._started), True)
-                return
+                return False
         before = self._stage, self._started
-        self._ended = 0
-        try:
-            if not self._parse(data):
-                return
-        except httptools.HttpParserCallbackError:
-            worker.failed("request")
-            self._refuse(500, "internal error")
-        except httptools.HttpParserError as wrong:
-            if not self._last:  # what follows the last request is passed over
-                self._refuse(400, f"not an HTTP/1.1 request: {wrong}")
-        if self._upgraded is not None:
-            self._let_go()
-            return
-        if self._stage != IDLE:
-            # What the parser keeps to itself or passes over is counted here: bytes that surely belong to this request.
-            if self._started == before[1]:
-                self._raw += len(data)
-            elif self._stage == HEAD:
-                self._raw = max(0, len(data) - (data.rfind(b"\r\n\r\n") + 4) - self._ended)
-            if self._stage == HEAD and self._raw > MOST_HEAD:
-                self._refuse(431, TOO_LONG_HEAD)
-            elif self._raw > 2 * worker.most_body + MOST_HEAD:
-                self._too_large()
+        over = self._parse(data) if self._rest is None and len(data) <= PIECE else self._parse_slice(data)
+        if over or self._rest is not None:
+            return self._rest is not None and not self._overfull
         if self._stage != IDLE and not self._busy and (self._stage, self._started) != before:
             self._expect(HEAD_SECONDS if self._stage == HEAD else BODY_SECONDS)
         if self._refused is not None:
@@ -215,10 +207,76 @@ class HttpConnection(asyncio.Protocol):
             self._last = True
             if not self._busy:
                 self._answer(self._refused, False, self._is_head())
-        elif fresh and self._stage == IDLE:
+        elif fresh and self._stage == IDLE and self._rest is None:
             self._remember(data)
+        return False
+
+    def _parse_slice(self, data: bytes) -> bool:
+        """Parses one slice of what arrived, and keeps the rest; returns whether this is no HTTP connection any more.
+
+        A body whose length is known is one piece, however long.
+        """
+        rest = self._rest
+        if rest is None:
+            rest = memoryview(data)
+        elif data:
+            rest = memoryview(b"".join((rest, data)))
+        for _ in range(MAX_PIECES):
+            self._rest = rest
+            if rest is None or self._overfull:
+                return False
+            size = max(PIECE, self._length - self._size) if self._stage == BODY else PIECE
+            piece = bytes(rest[:size])
+            self._rest = rest = rest[size:] if size < len(rest) else None
+            if self._parse(piece):
+                return True
+            if self._last or self._refused is not None:
+                self._rest = None
+                return False
+            if self._ended >= 0:
+                break
+        return False
 
     def _parse(self, data: bytes) -> bool:
+        """Parses some bytes, and serves the requests they complete; returns whether this is no HTTP connection any more."""
+        worker = self._listener.worker
+        started = self._started
+        self._ended = -1
+        try:
+            if not self._feed(data):
+                return True
+        except httptools.HttpParserCallbackError:
+            worker.failed("request")
+            self._refuse(500, "internal error")
+        except httptools.HttpParserError as wrong:
+            if not self._last:  # what follows the last request is passed over
+                self._refuse(400, f"not an HTTP/1.1 request: {wrong}")
+        if self._upgraded is not None:
+            self._rest = None
+            self._let_go()
+            return True
+        if self._stage != IDLE:
+            # What the parser keeps to itself or passes over is counted here: bytes that surely belong to this request.
+            if self._started == started:
+                self._raw += len(data)
+            elif self._stage == HEAD:
+                self._raw = max(0, len(data) - (data.rfind(b"\r\n\r\n") + 4) - max(self._ended, 0))
+            if self._stage == HEAD and self._raw > MOST_HEAD:
+                self._refuse(431, TOO_LONG_HEAD)
+            elif self._raw > 2 * worker.most_body + MOST_HEAD:
+                self._too_large()
+        return False
+
+    @property
+    def _overfull(self) -> bool:
+        """Whether the client has to take answers before more of its requests are worked on."""
+        return not self._writing or len(self._waiting) >= MOST_WAITING
+
+    def hold_reading(self, hold: bool) -> None:
+        self._held_reading = hold
+        self._reading()
+
+    def _feed(self, data: bytes) -> bool:
         """Feeds the parser. False: what followed was not for it, because a handshake came, or the last request."""
         rest = memoryview(data)
         while True:
@@ -227,7 +285,8 @@ class HttpConnection(asyncio.Protocol):
             except httptools.HttpParserUpgrade as switch:
                 rest = rest[switch.args[0] :]
                 if self._wants_websocket() or self._last or self._refused is not None or self._parser.get_method() == b"CONNECT":
-                    self._upgrade(bytes(rest))
+                    more, self._rest = self._rest, None
+                    self._upgrade(bytes(rest) + (b"" if more is None else more))
                     return False
                 # Any other upgrade is ignored (RFC 9110 §7.8). The parser takes what follows for another protocol, so
                 # another parser gets the same request without its Upgrade.
@@ -274,7 +333,7 @@ class HttpConnection(asyncio.Protocol):
 
     def eof_received(self) -> bool:
         # What came before the end is still worked on, and answered.
-        self._listener.worker.turn()
+        self._listener.worker.turn.catch_up()
         self._last = True
         self._stop_holding()
         return self._busy and self._transport.get_extra_info("sslcontext") is None
@@ -319,14 +378,17 @@ class HttpConnection(asyncio.Protocol):
 
     def on_headers_complete(self) -> None:
         self._stage = BODY
+        self._length = 0
         headers = self._headers
         version = self._parser.get_http_version()
         if version not in ("1.1", "1.0"):
             self._refuse(505, "HTTP/1.1 is spoken here")
         if b"," in headers.get(b"host", b"" if version == "1.0" else b","):  # RFC 9112 §3.2
             self._refuse(400, "an HTTP/1.1 request has one Host header")
-        if b"content-length" in headers and int(headers[b"content-length"]) > self._listener.worker.most_body:
-            self._too_large()
+        if b"content-length" in headers:
+            self._length = int(headers[b"content-length"])
+            if self._length > self._listener.worker.most_body:
+                self._too_large()
         expects = headers.get(b"expect", b"").lower() == b"100-continue" and version == "1.1"  # RFC 9110 §10.1.1
         if expects and self._refused is None and not self._busy:
             self.flush()
@@ -348,7 +410,7 @@ class HttpConnection(asyncio.Protocol):
             return
         parser = self._parser
         if parser.should_upgrade() and parser.get_method() != b"CONNECT":
-            return  # `_parse` goes on with it
+            return  # `_feed` goes on with it
         keep = parser.should_keep_alive() and not parser.should_upgrade() and parser.get_http_version() == "1.1"
         body = self._body
         if self._parts:
@@ -512,7 +574,9 @@ class HttpConnection(asyncio.Protocol):
             head = endless(self._listener.worker.sweep.now, FALLBACK_TYPE, FALLBACK_HEADERS)
             before, self._answers = b"".join((*self._answers, head)), []
             self._waiting.clear()
+            self._rest = None
             self._last = True
+            self._reading()
             self._upgraded = found
             found.start(self._transport, before)
         else:
@@ -572,8 +636,11 @@ class HttpConnection(asyncio.Protocol):
             self._transport.close()
 
     def _reading(self) -> None:
-        """Reads only while answers go out and few requests wait."""
-        pause = not self._writing or len(self._waiting) >= MOST_WAITING
+        """Reads only while answers go out, few requests wait, and what came is worked on."""
+        overfull = self._overfull
+        if self._rest is not None and not overfull and not self._gone:
+            self._listener.worker.turn.resume(self)
+        pause = overfull or self._held_reading or self._rest is not None
         if pause != self._paused and not self._transport.is_closing():
             self._paused = pause
             if pause:

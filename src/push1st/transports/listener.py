@@ -1,6 +1,5 @@
 """What every connection of a listener shares: who may connect, whom to trust, and where requests go."""
 
-import asyncio
 import re
 from collections.abc import Callable
 from typing import Protocol
@@ -13,6 +12,7 @@ from push1st.node import Node
 from push1st.protocols import Codec
 from push1st.transports.descriptors import Descriptors
 from push1st.transports.sweep import Sweep
+from push1st.transports.turn import Turn
 from push1st.transports.xhr import Fallbacks
 
 Serve = Callable[[Request], Soon[Response]]
@@ -27,23 +27,6 @@ CROWDED_SECONDS = 2
 """for a request on a connection that is only answered, and between two of them"""
 
 log = logs.get("push1st.transports")
-
-
-class Answering(Protocol):
-    """A connection with answers to write."""
-
-    def flush(self) -> None: ...
-
-    def abort(self) -> None: ...
-
-
-class Connection(Protocol):
-    """A connection that reads."""
-
-    def process(self, data: bytes) -> None:
-        """Works on what has arrived."""
-
-    def abort(self) -> None: ...
 
 
 class Open(Protocol):
@@ -76,26 +59,13 @@ class Worker:
         self.fallbacks = Fallbacks(self)
         self._line = re.compile(rb"(GET|POST) (?!%b)(/[!-~]*+) HTTP/1\.1\r\n\Z" % self.fallbacks.start.encode())
         self._lines: dict[bytes, Line] = {}
-        self._arrived: list[tuple[Connection, bytes]] = []
-        self.answering: list[Answering] = []
-        """connections that write their answers in this turn's last phase"""
+        self.turn = Turn(node.clock.monotonic, self._write, failed)
+        self.arrived = self.turn.arrived
         payload = max((app.limits.payload for app in config.apps), default=0)
         batch = max((app.limits.batch for app in config.apps), default=0)
         self.most_body = max(config.server.max_payload, 2 * payload * max(batch, 1) + 65_536)
         """bytes a request body may have: a full batch, JSON-escaped"""
         self._most_event = 2 * payload + 4096
-
-    def arrived(self, connection: Connection, data: bytes) -> None:
-        """Bytes for a connection, kept for the end of the turn.
-
-        A turn has three phases: all sockets that are ready are read, then all that came is worked on, then all that
-        comes of it is written, answers before deliveries. So the interpreter stays in one piece of code without a system
-        call between, which is worth half of its time, and a peer that waits is woken once. Answers go first so that
-        publishers make their next request while the deliveries of this one are written.
-        """
-        if not self._arrived:
-            asyncio.get_running_loop().call_soon(self.turn)
-        self._arrived.append((connection, data))
 
     def line(self, line: bytes) -> Line | None:
         """Method, path and query of a request line behind which headers may be known.
@@ -115,22 +85,8 @@ class Worker:
                 self._lines[line] = known
         return known
 
-    def turn(self) -> None:
-        """The second and the third phase; with a broker that confirms later, deliveries have a turn of their own."""
-        arrived, self._arrived = self._arrived, []
-        for connection, data in arrived:
-            try:
-                connection.process(data)
-            except Exception:
-                self.failed("connection")
-                connection.abort()
-        answering, self.answering = self.answering, []
-        for one in answering:
-            try:
-                one.flush()
-            except Exception:
-                self.failed("answer")
-                one.abort()
+    def _write(self) -> None:
+        """Writes this turn's deliveries. With a broker that confirms later, they have a turn of their own."""
         if not self.node.shared:
             self.node.fanout.turn()
 

@@ -14,7 +14,8 @@ import base64
 import binascii
 import hashlib
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from itertools import chain
 from urllib.parse import unquote_to_bytes
 
 import msgspec
@@ -26,7 +27,7 @@ from push1st.hub import Write
 from push1st.messages import Ending, Established, Ping, Reply, Response, Subscribe, Visitor
 from push1st.node import App
 from push1st.protocols import Codec
-from push1st.protocols.websocket import PING_FRAME, Closed, Decoder, Pinged, Text, close_frame, pong_frame
+from push1st.protocols.websocket import PING_FRAME, Closed, Decoder, Event, Fragment, Pinged, Text, close_frame, pong_frame
 from push1st.session import Session
 from push1st.transports.admission import AUTHORIZE_SECONDS, admit, check_version, params
 from push1st.transports.listener import LINGER_BYTES, LINGER_SECONDS, Worker
@@ -35,6 +36,10 @@ from push1st.transports.sweep import NEVER
 CLOSE_SECONDS = 5
 PONG_SECONDS = 30
 """from a ping to the end of a client that stays silent (Pusher protocol, section 7)"""
+MAX_FRAMES = 32
+"""frames of a slice (see `turn`)"""
+SMALL_FRAGMENT = 256
+"""bytes below which a fragment draws from the client's allowance (`Session.charge`)"""
 PREFIX = re.compile(r"[A-Za-z0-9_\-=@,;]{1,64}(\.[A-Za-z0-9_\-=@,;]{1,64}){0,7}\Z")
 _GUID = b"258EAFA5-E914-47DA-95CA-C5AB0DC85B11"
 _SWITCH = b"HTTP/1.1 101 Switching Protocols\r\nUpgrade: websocket\r\nConnection: Upgrade\r\nSec-WebSocket-Accept: %b\r\n\r\n"
@@ -59,6 +64,7 @@ class WebSocketConnection(asyncio.Protocol):
         "_authorize_by",
         "_closing",
         "_decoder",
+        "_events",
         "_linger",
         "_pinged",
         "_seen",
@@ -79,6 +85,8 @@ class WebSocketConnection(asyncio.Protocol):
         self._transport = transport
         self.codec = codec
         self._decoder = Decoder(most)
+        self._events: Iterator[Event] | None = None
+        """what arrived and is not worked on yet"""
         self._timeout = timeout
         self._session: Session | None = None
         self._seen = worker.sweep.now
@@ -129,31 +137,54 @@ class WebSocketConnection(asyncio.Protocol):
     def data_received(self, data: bytes) -> None:
         self._worker.arrived(self, data)
 
-    def process(self, data: bytes) -> None:
+    def process(self, data: bytes) -> bool:
         worker = self._worker
         self._seen = worker.sweep.now
         self._pinged = 0
         worker.node.metrics.bytes_in += len(data)
         if self._linger:
+            self._events = None
             self._discard(len(data))
-            return
+            return False
+        events = self._decoder.feed(data)
+        if self._events is not None:
+            events, self._events = chain(self._events, events), None
+        left = MAX_FRAMES
         try:
-            for event in self._decoder.feed(data):
+            for event in events:
+                left -= 1
                 if type(event) is Closed:
                     self._closed_by_client(event.code)
-                    return
+                    return False
                 if self._closing or self._slow:
-                    continue
-                if type(event) is Text:
+                    pass
+                elif type(event) is Text:
                     self._text(event.text)
-                elif type(event) is Pinged and self._session is not None:
-                    worker.node.fanout.direct(self._session, pong_frame(event.payload))
+                elif self._session is not None:
+                    self._without_text(self._session, event)
+                if not left:
+                    self._events = events
+                    return True
         except Disconnect as end:
             self.close(end.code, end.reason)
             self._half_close()
         except Exception:
             self.fail()
             self._half_close()
+        return False
+
+    def _without_text(self, session: Session, event: Event) -> None:
+        """Handles a control frame or a fragment."""
+        if type(event) is Pinged:
+            self._worker.node.fanout.direct(session, pong_frame(event.payload))
+        if type(event) is not Fragment or event.size < SMALL_FRAGMENT:
+            session.charge()
+
+    def hold_reading(self, hold: bool) -> None:
+        if hold:
+            self._transport.pause_reading()
+        elif not self._transport.is_closing():
+            self._transport.resume_reading()
 
     def _text(self, text: str) -> None:
         session = self._session
@@ -167,7 +198,7 @@ class WebSocketConnection(asyncio.Protocol):
 
     def eof_received(self) -> bool:
         """The client will send nothing more, so it is gone; what it does not take in time is thrown away."""
-        self._worker.turn()
+        self._worker.turn.catch_up()
         if not self._closing:
             self._closing = True
             self._leave()
@@ -177,6 +208,7 @@ class WebSocketConnection(asyncio.Protocol):
 
     def connection_lost(self, exc: Exception | None) -> None:
         self._closing = True
+        self._linger = 1
         self._leave()
         self._worker.open.discard(self)
         self._worker.sweep.forget(self)
@@ -210,6 +242,8 @@ class WebSocketConnection(asyncio.Protocol):
             if self._session is not None:
                 self._worker.node.fanout.settle(self._session)
             self._end(code, reason, announced)
+            if code == 1008:  # the client broke a rule: what else it sends is not worth reading
+                self._half_close()
 
     def fail(self) -> None:
         if self._closing:
@@ -232,6 +266,8 @@ class WebSocketConnection(asyncio.Protocol):
 
     def _half_close(self) -> None:
         """Says that nothing more comes from here, and begins to discard what the client sends."""
+        if self._linger:
+            return
         self._linger = LINGER_BYTES
         sweep = self._worker.sweep
         sweep.watch(self, sweep.now + LINGER_SECONDS)
@@ -356,7 +392,7 @@ def _open(
     if end is not None:
         connection.close(end.code, end.reason)
     if rest:
-        connection.process(rest)
+        worker.arrived(connection, rest)
     return connection
 
 

@@ -65,6 +65,8 @@ PONG_SECONDS = 30
 FULL_SECONDS = 60
 """for a client to read a response to its end and ask anew"""
 CLOSE_SECONDS = 5
+MAX_MESSAGES = 100
+"""messages of one `xhr_send`; pusher-js sends one"""
 MAX_APART = 10_000
 """sessions of a worker that wait for their next request, which cost the client no socket; for one app and one address fewer"""
 LOOK_SECONDS = 2
@@ -564,6 +566,8 @@ class XhrConnection:
         """Applies what one request brought. Raises Refused."""
         worker = self._worker
         texts = decode_messages(body)
+        if len(texts) > MAX_MESSAGES:
+            raise Refused(413, f"a request has at most {MAX_MESSAGES} messages")
         most = worker.most_message(worker.config.server.pusher)
         if any(len(text) > most for text in texts):
             raise Refused(413, f"a message has at most {most} bytes")
@@ -743,8 +747,12 @@ class Stream(asyncio.Protocol):
             self._transport.close()
             self._worker.sweep.watch(self, self._worker.sweep.now + CLOSE_SECONDS)
 
-    def process(self, data: bytes) -> None:
+    def process(self, data: bytes) -> bool:
         """Behind a request whose answer does not end, nothing has a meaning."""
+        return False
+
+    def hold_reading(self, hold: bool) -> None:
+        """Nothing is worked on, so nothing has to wait."""
 
     def data_received(self, data: bytes) -> None:
         pass

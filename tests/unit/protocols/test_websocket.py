@@ -12,6 +12,7 @@ from push1st.protocols.websocket import (
     PING_FRAME,
     Closed,
     Decoder,
+    Fragment,
     Pinged,
     Ponged,
     Text,
@@ -32,7 +33,7 @@ def decode(*chunks: bytes, most: int = MOST) -> list[object]:
     events: list[object] = []
     try:
         for chunk in chunks:
-            events.extend(decoder.feed(chunk))
+            events.extend(event for event in decoder.feed(chunk) if not isinstance(event, Fragment))
     except Disconnect as end:
         events.append(end.code)
     return events
@@ -97,6 +98,17 @@ def test_a_fragment_may_end_within_a_letter():
 
 def test_fragments_may_be_empty():
     assert decode(masked(TEXT, "", fin=False) + masked(CONT, "", fin=False) + masked(CONT, "a")) == [Text("a")]
+
+
+def test_each_fragment_is_an_event_with_its_size():
+    data = masked(TEXT, "ab", fin=False) + masked(CONT, "", fin=False) + masked(CONT, "c")
+    assert list(Decoder(MOST).feed(data)) == [Fragment(2), Fragment(0), Text("abc")]
+
+
+def test_a_caller_that_stops_between_events_goes_on_where_it_stopped():
+    decoder = Decoder(MOST)
+    assert next(iter(decoder.feed(masked(TEXT, "a") + masked(PING, "b") + masked(TEXT, "c")))) == Text("a")
+    assert list(decoder.feed(masked(TEXT, "d"))) == [Pinged(b"b"), Text("c"), Text("d")]
 
 
 def test_an_idle_decoder_holds_nothing():

@@ -5,6 +5,9 @@ import re
 from email.utils import parsedate_to_datetime
 
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from websockets.frames import Opcode
 
 from push1st.config import ApiConfig, Networks, ServerConfig
 from push1st.errors import Refused
@@ -20,7 +23,7 @@ from push1st.transports.http import (
 )
 from push1st.transports.listener import LINGER_BYTES, LINGER_SECONDS
 from push1st.transports.sweep import NEVER
-from tests.unit.fakes import Answer, Site, answers, handshake, request, statuses, turns
+from tests.unit.fakes import Answer, Site, answers, handshake, masked, request, statuses, turns
 
 OUTSIDE = ("203.0.113.9", 1234)
 PROXY = ("10.0.0.1", 1234)
@@ -1146,3 +1149,95 @@ async def test_the_date_moves_on_whatever_is_answered(site, monkeypatch):
         site.pass_seconds(1)
         transport = await site.ask(request("GET", "/refused") + request("GET", "/x"))
         assert [one.headers["date"] for one in answers(transport.data)] == [f"second {second}"] * 2
+
+
+# What one client may cost the others
+
+
+async def test_pipelined_requests_are_served_in_slices_and_in_order(site, served):
+    flooding, transport = site.connect()
+    other, quick = site.connect()
+    count = 500
+    flooding.data_received(b"".join(request("GET", f"/{number}") for number in range(count)))
+    other.data_received(request("GET", "/other"))
+    site.worker.turn.catch_up()
+    assert 0 < len(served.requests) < 80
+    assert served.last.path == "/other"
+    assert Answer(quick.data).body == b"/other "
+    assert not transport.reading
+    await turns(8)
+    assert [one.body for one in answers(transport.data)] == [b"/%d " % number for number in range(count)]
+    assert transport.reading
+
+
+async def test_a_large_body_is_no_flood(site, served):
+    connection, transport = site.connect()
+    connection.data_received(request("POST", "/x", "a" * 200_000))
+    site.worker.turn.catch_up()
+    assert len(served.last.body) == 200_000
+    assert transport.reading
+
+
+async def test_what_follows_a_large_body_is_served_next(site, served):
+    transport = await site.ask(request("POST", "/x", "a" * 20_000) + request("GET", "/y"))
+    assert [one.path for one in served.requests] == ["/x", "/y"]
+    assert statuses(transport.data) == [200, 200]
+
+
+async def test_requests_behind_many_that_wait_stay_unparsed_until_those_are_answered(site, served):
+    data = request("GET", "/wait/0") + b"".join(request("GET", f"/{number}") for number in range(300))
+    transport = await site.ask(data)
+    assert [one.path for one in served.requests] == ["/wait/0"]
+    assert not transport.reading
+    await served.answer("/wait/0")
+    await turns(8)
+    assert [one.path for one in served.requests] == ["/wait/0", *(f"/{number}" for number in range(300))]
+    assert len(answers(transport.data)) == 301
+    assert transport.reading
+
+
+async def test_requests_wait_while_their_client_does_not_take_the_answers(site, served):
+    connection, transport = site.connect()
+    connection.pause_writing()
+    connection.data_received(b"".join(request("GET", f"/{number}") for number in range(300)))
+    await turns()
+    assert len(served.requests) == 0
+    connection.resume_writing()
+    await turns(8)
+    assert len(served.requests) == 300
+    assert transport.reading
+
+
+async def test_a_handshake_far_behind_requests_still_makes_a_websocket(site):
+    connection, transport = site.connect()
+    connection.data_received(request("GET", "/x") * 100 + handshake("/app/app-key?protocol=7") + masked(Opcode.PING, b"p"))
+    await turns(8)
+    assert transport.data.count(b"HTTP/1.1 200 ") == 100
+    assert transport.data.endswith(b"\x8a\x01p")
+
+
+@settings(max_examples=60)
+@given(
+    st.lists(st.sampled_from(["/x", "/wait/x", "/refused", "/broken"]), max_size=60), st.lists(st.integers(1, 5000), max_size=6)
+)
+def test_any_chunking_of_pipelined_requests_gives_the_same_answers(paths, cuts):
+    async def converse() -> list[int]:
+        served = Served()
+        site = Site(serve=served)
+        connection, transport = site.connect()
+        data = b"".join(request("POST", path, "b" * (len(path) ** 4)) for path in paths)
+        for cut in cuts:
+            connection.data_received(data[:cut]) if data[:cut] else None
+            data = data[cut:]
+            await turns(1)
+        if data:
+            connection.data_received(data)
+        for _ in range(400):
+            await turns(1)
+            if served.waiting:
+                await served.answer("/wait/x")
+        return statuses(transport.data)
+
+    expected = {"/x": 200, "/wait/x": 200, "/refused": 403, "/broken": 500}
+    with asyncio.Runner() as runner:
+        assert runner.run(converse()) == [expected[path] for path in paths]

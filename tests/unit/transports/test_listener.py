@@ -16,11 +16,14 @@ class Connection:
         self.name = name
         self.fails = fails
 
-    def process(self, data: bytes) -> None:
+    def process(self, data: bytes) -> bool:
         self.log.append(f"{self.name} works on {data.decode()}")
-        self.site.worker.answering.append(self)
+        self.site.worker.turn.answering.append(self)
         if self.fails == "process":
             raise ValueError("a defect")
+        return False
+
+    def hold_reading(self, hold: bool) -> None: ...
 
     def flush(self) -> None:
         self.log.append(f"{self.name} answers")
@@ -75,7 +78,7 @@ async def test_with_a_broker_that_confirms_later_deliveries_have_a_turn_of_their
     site.world.memory.shared = True
     site.worker.arrived(Connection(site, log, "one"), b"a")
     site.world.publish("c", b"1")
-    site.worker.turn()
+    site.worker.turn.catch_up()
     assert log == ["one works on a", "one answers"]
     await turns(2)
     assert log[-1] == "a delivery"

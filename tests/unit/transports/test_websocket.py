@@ -10,10 +10,11 @@ from websockets.frames import Opcode
 
 from push1st import auth
 from push1st.config import Networks, ProtocolConfig, ServerConfig
+from push1st.session import CHARGE_SECONDS, MAX_CHARGES
 from push1st.transports.admission import AUTHORIZE_SECONDS, origin_allowed
 from push1st.transports.listener import LINGER_BYTES, LINGER_SECONDS
 from push1st.transports.sweep import NEVER
-from push1st.transports.websocket import CLOSE_SECONDS, PONG_SECONDS
+from push1st.transports.websocket import CLOSE_SECONDS, MAX_FRAMES, PONG_SECONDS, SMALL_FRAGMENT
 from tests.unit.fakes import (
     APP,
     KEY,
@@ -818,3 +819,77 @@ def test_origins_are_compared_whole(origin, allowed, lets_in):
 def test_the_accept_value_is_what_the_standard_says():
     digest = hashlib.sha1(b"dGhlIHNhbXBsZSBub25jZQ==258EAFA5-E914-47DA-95CA-C5AB0DC85B11", usedforsecurity=False).digest()
     assert base64.b64encode(digest) == b"s3pPLMBiTxaQ9kYGzzhZRbK+xOo="
+
+
+# What one client may cost the others
+
+
+async def test_a_flood_is_read_in_slices_and_others_are_served_between(site):
+    flooding, other = await opened(site), await opened(site)
+    flooding.protocol.data_received(masked(Opcode.PING, b"") * 10 * MAX_FRAMES)
+    other.protocol.data_received(text({"event": "pusher:ping", "data": {}}))
+    site.worker.turn.catch_up()
+    assert len(frames(flooding.take())) == MAX_FRAMES
+    assert not flooding.reading
+    assert [one["event"] for one in said(other)] == ["pusher:pong"]
+    await turns(3)
+    assert len(frames(flooding.take())) == 9 * MAX_FRAMES
+    assert flooding.reading
+
+
+async def test_messages_of_a_backlog_keep_their_order(site):
+    publishing, other = await opened(site, RAW), await opened(site, RAW)
+    count = 3 * MAX_FRAMES + 1
+    data = b"".join(text({"channel": "c", "event": "e", "data": number}) for number in range(count))
+    publishing.protocol.data_received(data[:5000])
+    publishing.protocol.data_received(data[5000:])
+    await turns(8)
+    assert [one["data"] for one in said(other)] == list(range(count))
+
+
+@pytest.mark.parametrize(
+    "frame",
+    [
+        masked(Opcode.PING, b""),
+        masked(Opcode.PONG, b""),
+        masked(Opcode.CONT, b"", fin=False),
+        masked(Opcode.CONT, b"x", fin=False),
+        text({"event": "pusher:ping", "data": {}}),
+        text({"event": "pusher:unsubscribe", "data": {"channel": "c"}}),
+        text({"event": "pusher:subscribe", "data": {"channel": "c"}}),
+    ],
+    ids=["pings", "pongs", "empty fragments", "tiny fragments", "protocol pings", "unsubscribing", "subscribing again"],
+)
+async def test_an_endless_flood_is_disconnected(site, frame):
+    transport = await opened(site)
+    await send(transport, text({"event": "pusher:subscribe", "data": {"channel": "c"}}), masked(Opcode.TEXT, b"", fin=False))
+    if frame[0] & 0xF == Opcode.TEXT:
+        await send(transport, masked(Opcode.CONT, b"{}"))
+    transport.take()
+    allowed = MAX_CHARGES * CHARGE_SECONDS
+    await send(transport, frame * (allowed - 1))
+    await turns(400)
+    assert site.metrics.cut_offs["flood"] == 0
+    await send(transport, frame * 3)
+    assert close_of(transport.data)[0] == 1008
+    assert site.metrics.cut_offs["flood"] == 1
+
+
+async def test_a_client_may_send_as_many_pings_as_it_likes_over_time(site):
+    transport = await opened(site)
+    for _ in range(2 * CHARGE_SECONDS):
+        site.clock.advance(1)
+        await send(transport, masked(Opcode.PING, b"") * MAX_CHARGES)
+    assert site.metrics.cut_offs["flood"] == 0
+
+
+async def test_large_fragments_are_no_flood(site):
+    transport = await opened(site)
+    for _ in range(MAX_CHARGES * CHARGE_SECONDS // 10 + 1):
+        await send(
+            transport,
+            masked(Opcode.TEXT, b'{"event":"pusher:ping","data":{}', fin=False)
+            + masked(Opcode.CONT, b" " * SMALL_FRAGMENT, fin=False) * 20
+            + masked(Opcode.CONT, b"}"),
+        )
+    assert site.metrics.cut_offs["flood"] == 0

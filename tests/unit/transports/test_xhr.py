@@ -13,7 +13,15 @@ from push1st.config import Networks, ProtocolConfig, ServerConfig
 from push1st.messages import Response
 from push1st.transports import xhr
 from push1st.transports.http import HttpConnection
-from push1st.transports.xhr import CLOSE_SECONDS, FULL_SECONDS, GAP_SECONDS, HEARTBEAT_SECONDS, PONG_SECONDS, QUIET_SECONDS
+from push1st.transports.xhr import (
+    CLOSE_SECONDS,
+    FULL_SECONDS,
+    GAP_SECONDS,
+    HEARTBEAT_SECONDS,
+    MAX_MESSAGES,
+    PONG_SECONDS,
+    QUIET_SECONDS,
+)
 from tests.unit.fakes import APP, KEY, Answer, Site, Transport, answers, app_config, request, statuses, token, turns
 
 PATH = f"/pusher/app/{KEY}/7/session0"
@@ -442,10 +450,16 @@ async def test_a_message_has_the_size_a_websockets_may_have(site):
 
 async def test_who_sends_nothing_but_errors_is_cut_off(site):
     transport = await stream(site)
-    assert await send(site, *["?"] * 500) == 200
+    for _ in range(2):
+        assert await send(site, *["?"] * MAX_MESSAGES) == 200
     assert heard(transport)[-1] == 1008
     assert transport.closed
     assert await send(site, "?") == 404
+
+
+async def test_a_request_has_a_bounded_number_of_messages(site):
+    await stream(site)
+    assert await send(site, *["?"] * (MAX_MESSAGES + 1)) == 413
 
 
 async def test_a_defect_ends_that_one_session(site, monkeypatch):

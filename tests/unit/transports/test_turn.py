@@ -1,0 +1,135 @@
+"""A turn of the loop: what one connection brings waits in slices, so that it costs the others little."""
+
+import pytest
+
+from push1st.transports.turn import BACKLOG_SECONDS, LONG_READ, Turn
+from tests.unit.fakes import Clock, turns
+
+
+class Connection:
+    """A connection whose clients sent some slices: each costs `seconds` of the clock."""
+
+    def __init__(self, log: list[str], clock: Clock, name: str, slices: int = 1, seconds: float = 0.0) -> None:
+        self.log = log
+        self.clock = clock
+        self.name = name
+        self.slices = slices
+        self.seconds = seconds
+        self.reading = True
+        self.fails_at = -1
+        self.aborted = False
+
+    def process(self, data: bytes) -> bool:
+        if self.slices == self.fails_at:
+            raise ValueError("a defect")
+        self.log.append(self.name)
+        self.clock.advance(self.seconds)
+        self.slices -= 1
+        return self.slices > 0
+
+    def hold_reading(self, hold: bool) -> None:
+        self.reading = not hold
+
+    def abort(self) -> None:
+        self.aborted = True
+
+
+@pytest.fixture
+def clock() -> Clock:
+    return Clock()
+
+
+@pytest.fixture
+def log() -> list[str]:
+    return []
+
+
+@pytest.fixture
+def failures() -> list[str]:
+    return []
+
+
+@pytest.fixture
+def turn(clock, log, failures) -> Turn:
+    return Turn(clock.monotonic, lambda: log.append("write"), failures.append)
+
+
+async def test_a_backlog_is_worked_off_in_rotation(turn, clock, log):
+    for name in "ab":
+        turn.arrived(Connection(log, clock, name, slices=3), b"x")
+    await turns(3)
+    assert [name for name in log if name != "write"] == ["a", "b", "a", "b", "a", "b"]
+
+
+async def test_a_backlog_gets_a_bounded_time_of_each_turn(turn, clock, log):
+    turn.arrived(Connection(log, clock, "a", slices=100, seconds=BACKLOG_SECONDS / 2), b"x")
+    await turns(1)
+    assert log == ["a", "write"]
+    await turns(1)
+    assert log == ["a", "write", "a", "a", "write"]
+
+
+async def test_a_backlog_gets_as_much_time_as_the_others_took(turn, clock, log):
+    turn.arrived(Connection(log, clock, "backlog", slices=1000, seconds=BACKLOG_SECONDS), b"x")
+    await turns(1)
+    log.clear()
+    turn.arrived(Connection(log, clock, "other", seconds=10 * BACKLOG_SECONDS), b"x")
+    await turns(1)
+    assert log.count("backlog") in (10, 11)  # the clock's sums are rounded
+    assert log[0] == "other"
+
+
+async def test_what_arrives_is_worked_on_before_the_backlog(turn, clock, log):
+    turn.arrived(Connection(log, clock, "backlog", slices=100, seconds=BACKLOG_SECONDS), b"x")
+    await turns(1)
+    for _ in range(3):
+        turn.arrived(Connection(log, clock, "other"), b"x")
+        await turns(1)
+    assert log == ["backlog", "write", *["other", "backlog", "write"] * 3]
+
+
+async def test_a_connection_with_a_backlog_is_not_read(turn, clock, log):
+    one = Connection(log, clock, "a", slices=3, seconds=BACKLOG_SECONDS)
+    turn.arrived(one, b"x")
+    await turns(1)
+    assert not one.reading
+    await turns(1)
+    assert not one.reading
+    await turns(1)
+    assert one.reading
+
+
+async def test_a_connection_that_brings_much_at_once_is_not_read_before_the_end_of_the_turn(turn, clock, log):
+    one = Connection(log, clock, "a")
+    turn.arrived(one, b"x" * LONG_READ)
+    assert not one.reading
+    await turns(1)
+    assert one.reading
+
+
+async def test_a_connection_that_brings_little_is_read_on(turn, clock, log):
+    one = Connection(log, clock, "a")
+    turn.arrived(one, b"x" * (LONG_READ - 1))
+    assert one.reading
+
+
+@pytest.mark.parametrize("fails_at", [3, 2, 1])
+async def test_a_connection_that_fails_ends_and_delays_no_other(turn, clock, log, failures, fails_at):
+    one, two = Connection(log, clock, "a", slices=3), Connection(log, clock, "b", slices=3)
+    one.fails_at = fails_at
+    turn.arrived(one, b"x")
+    turn.arrived(two, b"x")
+    await turns(2)
+    assert one.aborted
+    assert two.slices == 0
+    assert failures == ["connection"]
+    log.clear()
+    await turns(2)
+    assert log == []
+
+
+async def test_catching_up_leaves_the_backlog_to_its_turns(turn, clock, log):
+    turn.arrived(Connection(log, clock, "a", slices=3), b"x")
+    turn.catch_up()
+    turn.catch_up()
+    assert log == ["a", "write", "write"]
