@@ -208,7 +208,7 @@ class WebSocketConnection(asyncio.Protocol):
 
     def connection_lost(self, exc: Exception | None) -> None:
         self._closing = True
-        self._linger = 1
+        self._linger = 1  # a backlog is discarded
         self._leave()
         self._worker.open.discard(self)
         self._worker.sweep.forget(self)
