@@ -597,7 +597,7 @@ VIOLATIONS = {
 }
 
 
-@pytest.mark.parametrize(("code", "sent"), VIOLATIONS.items())
+@pytest.mark.parametrize(("code", "sent"), VIOLATIONS.items(), ids=map(str, VIOLATIONS))
 async def test_a_violation_closes_the_socket_for_writing_behind_the_close_frame(site, code, sent):
     transport = await opened(site)
     await send(transport, sent)
