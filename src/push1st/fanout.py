@@ -117,7 +117,11 @@ class Fanout:
         if message.delivery != "broadcast":
             return self._receive_targeted(tenant, message)
         count = 0
-        excluded = tenant.sessions.get(message.exclude) if message.exclude else None
+        excluded = None
+        if message.exclude:
+            if message.target:  # a broadcast that leaves out two: rare, so it may cost more
+                return self._receive_targeted(tenant, message)
+            excluded = tenant.sessions.get(message.exclude)
         now = self._clock()
         lanes = self._lanes
         for lane in channel.lanes:

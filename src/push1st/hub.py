@@ -14,6 +14,8 @@ from push1st.channels import Kind, kind_of
 from push1st.messages import Message
 
 Write = Callable[[bytes], object]
+MAX_PREFIX_PARTS = 8
+"""parts of a session prefix, with dots between, by which multicast finds its connections without a look at their ids"""
 
 
 class Wire(Protocol):
@@ -149,11 +151,17 @@ class Tenant:
         return True
 
     def targets(self, message: Message) -> Iterable[Subscriber]:
-        """The connections a unicast or multicast names, subscribed or not."""
-        if message.delivery == "unicast":
-            one = self.sessions.get(message.target)
-            return () if one is None else (one,)
-        return self.prefixes.get(message.target, ())
+        """The connections a unicast or multicast names, subscribed or not; of a broadcast, all subscribers but its target."""
+        target = message.target
+        match message.delivery:
+            case "unicast":
+                one = self.sessions.get(target)
+                return () if one is None else (one,)
+            case "broadcast":
+                return [one for one in self.channels[message.channel].subscribers() if one.id != target]
+        *_, known = _parts(target)
+        found = self.prefixes.get(known, ())
+        return found if known == target else [one for one in found if one.id.startswith(f"{target}.")]
 
     def reach(self, message: Message) -> int:
         """How many subscribers here a message goes to."""
@@ -161,8 +169,8 @@ class Tenant:
         if channel is None:
             return 0
         if message.delivery == "broadcast":
-            excluded = self.sessions.get(message.exclude)
-            return len(channel) - (excluded is not None and any(excluded in lane.writes for lane in channel.lanes))
+            excluded = filter(None, map(self.sessions.get, {message.exclude, message.target}))
+            return len(channel) - sum(one in lane.writes for one in excluded for lane in channel.lanes)
         found = 0
         for target in self.targets(message):
             lane = channel.lane(target.wire)
@@ -171,10 +179,11 @@ class Tenant:
 
 
 def _parts(prefix: str) -> Iterator[str]:
-    """`a.b` is reached as `a` and as `a.b`."""
-    at = prefix.find(".")
-    while at > 0:
-        yield prefix[:at]
+    """`a.b` is reached as `a` and as `a.b`. At most `MAX_PREFIX_PARTS` of them."""
+    at = -1
+    for _ in range(MAX_PREFIX_PARTS):
         at = prefix.find(".", at + 1)
-    if prefix:
-        yield prefix
+        if at < 0:
+            yield prefix
+            return
+        yield prefix[:at]

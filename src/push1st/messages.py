@@ -30,7 +30,8 @@ class Message(msgspec.Struct, frozen=True, gc=False, array_like=True):
     """One event on one channel, on its way to the subscribers.
 
     data: JSON text. id: 64 bits, increasing per worker, unique everywhere. received: wall clock, nanoseconds.
-    exclude: the connection id that does not get it, or "". delivery and target: who does (Push1st API, section 3).
+    exclude: the connection id that does not get it, or "". delivery and target: who does (Push1st API, section 3); the
+    target of a broadcast does not get it either, and such a broadcast excludes somebody.
     user_id: of the member who sent a client event on a presence channel. headers: JSON text of an object, b"" without one.
     """
 
@@ -62,6 +63,16 @@ class Options(msgspec.Struct, frozen=True, gc=False):
         if self.delivery != "broadcast" and not self.session:
             return f"options.session is missing, {self.delivery} needs it"
         return None
+
+    def with_socket_id(self, socket_id: str) -> "tuple[str, Options]":
+        """Returns the id that an event excludes, and the options with its target.
+
+        A broadcast excludes both `socket_id` and `session`. The target of any other delivery is `session`, or `socket_id` if
+        there is no session.
+        """
+        if self.delivery == "broadcast":
+            return (socket_id, self) if socket_id else (self.session, Options(self.ttl))
+        return (socket_id, self) if self.session else ("", Options(self.ttl, self.delivery, socket_id))
 
 
 DEFAULT_OPTIONS = Options()

@@ -1,6 +1,7 @@
 """The raw WebSocket road (Push1st API, section 7), with the client of `websockets`."""
 
 import contextlib
+import json
 import re
 import time
 from collections.abc import Callable
@@ -281,6 +282,67 @@ def test_the_id_of_a_publisher_is_in_the_list_of_sessions(
     sender.publish(channel, "said", 1)
     sessions = server.get(f"/apps/app-test/channels/{channel}/").json["sessions"]
     assert other.receive()["#msg-from"] in [session["id"] for session in sessions]
+
+
+def test_a_frame_may_be_binary(raw: Callable[..., RawSocket], channel: str) -> None:
+    sender, other = raw(channel), raw(channel)
+    sender.connection.send(json.dumps({"channel": channel, "event": "said", "data": "ж"}).encode())
+    assert other.expect("said", channel) == "ж"
+
+
+def test_headers_reach_raw_subscribers_and_leave_pusher_frames_as_they_are(
+    server: ServerProcess, raw: Callable[..., RawSocket], connect: Callable[..., PusherSocket], channel: str
+) -> None:
+    sender, other, client = raw(channel), raw(channel), connect()
+    client.subscribe(channel)
+    server.publish(channel, "paid", 1, headers={"trace": ["7"]})
+    sender.connection.send(json.dumps({"channel": channel, "event": "said", "data": 2, "headers": {"trace": "8"}}))
+    assert [other.receive()["headers"] for _ in range(2)] == [{"trace": ["7"]}, {"trace": "8"}]
+    for event in ("paid", "said"):
+        frame = client.receive()
+        assert (frame["event"], set(frame)) == (event, {"event", "channel", "data"})
+
+
+def test_a_broadcast_excludes_the_session_of_its_options(
+    server: ServerProcess, raw: Callable[..., RawSocket], channel: str
+) -> None:
+    first, second, other, session = desks(server, raw, channel)
+    assert server.publish(channel, "ring", 1, options={"session": session}).json["channels"] == {channel: 2}
+    assert second.expect("ring", channel) == other.expect("ring", channel) == 1
+    other.publish(channel, "ring", 2, session=session)
+    assert second.expect("ring", channel) == 2
+    assert first.round_trip() == other.round_trip() == []
+
+
+@pytest.mark.parametrize("delivery", ["unicast", "multicast"])
+def test_a_socket_id_is_the_target_where_no_session_is(
+    server: ServerProcess, raw: Callable[..., RawSocket], channel: str, delivery: str
+) -> None:
+    first, second, other, session = desks(server, raw, channel)
+    target, reached = (session, [first]) if delivery == "unicast" else ("desk", [first, second])
+    answer = server.publish(channel, "ring", 1, socket_id=target, options={"delivery": delivery})
+    assert answer.json["channels"] == {channel: len(reached)}
+    for one in reached:
+        assert one.expect("ring", channel) == 1
+    frame = {"channel": channel, "event": "ring", "data": 2, "socket_id": target, "options": {"delivery": delivery}}
+    other.connection.send(json.dumps(frame))
+    for one in reached:
+        assert one.expect("ring", channel) == 2
+    assert other.round_trip() == []
+
+
+def test_a_token_in_the_header_needs_no_bearer(raw: Callable[..., RawSocket], token: Callable[..., str], channel: str) -> None:
+    raw(f"private-{channel}", additional_headers={"Authorization": token()})
+
+
+@pytest.mark.parametrize("prefix", ["/orders/{7}:a+b|c*50%", "two words", "ж" * 127, 'a"b\\c', "a..b."])
+def test_a_session_prefix_is_any_text(server: ServerProcess, raw: Callable[..., RawSocket], channel: str, prefix: str) -> None:
+    one, other = raw(channel, query=f"session={quote(prefix, safe='')}"), raw(channel)
+    options = {"delivery": "multicast", "session": prefix}
+    assert server.publish(channel, "ring", 1, options=options).json["channels"] == {channel: 1}
+    assert one.expect("ring", channel) == 1
+    one.publish(channel, "said", 2)
+    assert other.receive()["#msg-from"].startswith(f"{prefix}.")
 
 
 def test_a_session_prefix_begins_the_id(server: ServerProcess, raw: Callable[..., RawSocket], channel: str) -> None:

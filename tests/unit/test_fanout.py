@@ -263,6 +263,17 @@ def test_an_exclusion_concerns_the_excluded_ones_wire_only(stage):
     assert (one.received, two.received) == (b"", b"1")
 
 
+@pytest.mark.parametrize("count", [3, 100])
+def test_a_broadcast_without_two_reaches_the_others_in_order(stage, count):
+    one, two, *others = [stage.client("c") for _ in range(count)]
+    stage.publish("c", b"1")
+    assert stage.publish("c", b"2", one, Options(0, "broadcast", two.session.id)) == count - 2
+    stage.publish("c", b"3")
+    stage.turns.drain()
+    assert (one.received, two.received) == (b"13", b"13")
+    assert {other.received for other in others} == {b"123"}
+
+
 def test_a_unicast_reaches_its_target_in_order_with_the_rest(stage):
     one, two = stage.client("c"), stage.client("c")
     stage.publish("c", b"1")

@@ -2,7 +2,7 @@
 
 import pytest
 
-from push1st.hub import Lane, Tenant
+from push1st.hub import MAX_PREFIX_PARTS, Lane, Tenant
 from push1st.messages import Message
 from tests.unit.fakes import APP, Wire
 
@@ -147,6 +147,32 @@ def test_a_prefix_of_parts_is_found_by_each_of_its_beginnings(tenant):
         assert list(tenant.targets(message(delivery="multicast", target=target))) == [one]
     for target in ("", "b", "a.", "a.b.", "a.b.c.1", "ab"):
         assert list(tenant.targets(message(delivery="multicast", target=target))) == []
+
+
+@pytest.mark.parametrize("prefix", ["a..b", ".a", "a.", "..", "/users/{7} | *", "50%"])
+def test_a_prefix_may_be_any_text(tenant, prefix):
+    one = client(f"{prefix}.1.1")
+    tenant.connect(one, prefix)
+    beginnings = [prefix[:at] for at, letter in enumerate(prefix) if letter == "." and at]
+    for target in (prefix, *beginnings):
+        assert list(tenant.targets(message(delivery="multicast", target=target))) == [one]
+    tenant.disconnect(one, prefix)
+    assert tenant.prefixes == {}
+
+
+def test_a_prefix_of_many_parts_has_few_entries_and_is_found_by_each_of_its_beginnings(tenant):
+    prefix = ".".join("abcdefghijklmnopqrstuvwxyz")
+    one, two = client(f"{prefix}.1.1"), client(f"{prefix[:29]}.1.2")
+    tenant.connect(one, prefix)
+    tenant.connect(two, prefix[:29])
+    assert len(tenant.prefixes) == MAX_PREFIX_PARTS
+    for end in range(1, len(prefix) + 1, 2):
+        found = set(tenant.targets(message(delivery="multicast", target=prefix[:end])))
+        assert found == ({one} if end > 29 else {one, two}), prefix[:end]
+    assert list(tenant.targets(message(delivery="multicast", target=prefix[:-1] + "x"))) == []
+    tenant.disconnect(one, prefix)
+    tenant.disconnect(two, prefix[:29])
+    assert tenant.prefixes == {}
 
 
 def test_a_prefix_is_forgotten_with_its_last_connection(tenant):

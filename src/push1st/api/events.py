@@ -72,21 +72,20 @@ def publish(call: Call) -> Answer:
                 raise Refused(400, f"an event on an encrypted channel goes to that channel alone, not to {len(channels)}")
         channels = list(dict.fromkeys(channels))
     data = check_event(event.name, event.data, limits)
-    if event.socket_id:
-        check_socket_id(event.socket_id)
+    exclude, options = event.socket_id or "", DEFAULT_OPTIONS
+    if event.options is not None:
+        exclude, options = event.options.with_socket_id(exclude)
+        if wrong := options.error():
+            raise Refused(400, wrong)
+    if exclude and exclude == event.socket_id:
+        check_socket_id(exclude)
     attributes = attributes_of(event.info) if event.info else ()
-    options = event.options
-    if options is None:
-        options = DEFAULT_OPTIONS
-    elif wrong := options.error():
-        raise Refused(400, wrong)
     headers = object_text("headers", event.headers, MAX_HEADERS_BYTES) if event.headers else b""
     if limits.publishes:
         check_rate(call, len(channels))
 
     stamp = node.stamp()
     node.metrics.events_in[API] += 1
-    exclude = event.socket_id or ""
     counts: dict[str, int] = {}
     waiting: dict[str, Soon[int]] = {}
     for name in channels:

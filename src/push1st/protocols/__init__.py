@@ -19,6 +19,10 @@ PROTOCOLS = {
 class Codec(Wire, Protocol):
     """What a connection needs of its protocol."""
 
+    @property
+    def binary(self) -> bool:
+        """Whether a binary message is read as a text message; else it ends the connection."""
+
     def decode(self, text: str) -> Command:
         """One text message from a client.
 

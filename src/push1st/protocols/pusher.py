@@ -77,6 +77,7 @@ class Pusher:
     """The codec; see `protocols.Codec`. head: what a frame begins with, for so many bytes of text."""
 
     name = "pusher"
+    binary = False
 
     def __init__(self, head: Callable[[int], bytes] = text_head) -> None:
         self._head = head

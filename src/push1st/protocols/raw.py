@@ -22,6 +22,7 @@ class Frame(msgspec.Struct, gc=False):
     channel: str
     event: str
     data: msgspec.Raw = msgspec.Raw(b"null")
+    socket_id: str | None = None
     headers: msgspec.Raw = msgspec.Raw(b"")
     options: msgspec.Raw = msgspec.Raw(b"")
     extra: msgspec.Raw = msgspec.Raw(b"")
@@ -35,6 +36,7 @@ class Raw:
     """The codec; see `protocols.Codec`."""
 
     name = "websocket"
+    binary = True
 
     def message(self, message: Message, now: int) -> bytes:
         return text_frame(
@@ -58,7 +60,7 @@ class Raw:
         except (msgspec.DecodeError, RecursionError) as error:
             raise Disconnect(1002, f"not JSON: {error}") from error
         data = bytes(frame.data).strip()
-        if not (frame.headers or frame.options or frame.extra):
+        if not (frame.headers or frame.options or frame.extra or frame.socket_id):
             return Publish(frame.channel, frame.event, data)
         headers = object_text("headers", frame.headers, MAX_HEADERS_BYTES)
         given = object_text("options", frame.options, MAX_HEADERS_BYTES)
@@ -69,8 +71,9 @@ class Raw:
             except msgspec.ValidationError as exc:
                 place = str(exc).replace("`$", "`$.options")
                 raise Refused(400, f"not a message: {place}") from exc
-            if wrong := options.error():
-                raise Refused(400, wrong)
+        options = Options(options.ttl, options.delivery, options.session or frame.socket_id or "")
+        if wrong := options.error():
+            raise Refused(400, wrong)
         rest = ((b"headers", headers), (b"options", given), (b"extra", bytes(frame.extra).strip()))
         members = b"".join(b',"%b":%b' % (name, text) for name, text in rest if text)
         if sum(len(text) for _, text in rest) > MAX_HEADERS_BYTES:

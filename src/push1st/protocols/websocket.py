@@ -75,15 +75,16 @@ NOT_UTF8 = "a text message is not UTF-8"
 
 
 class Decoder:
-    """Bytes from a client → events. most: bytes a message may have.
+    """Bytes from a client → events. most: bytes a message may have. binary: whether binary messages are read as text.
 
     What RFC 6455 forbids is found with the first bytes that show it, not at the end of the frame or of the message.
     """
 
-    __slots__ = ("_checked", "_fin", "_left", "_mask", "_message", "_most", "_rest")
+    __slots__ = ("_binary", "_checked", "_fin", "_left", "_mask", "_message", "_most", "_rest")
 
-    def __init__(self, most: int) -> None:
+    def __init__(self, most: int, binary: bool = False) -> None:
         self._most = most
+        self._binary = binary
         self._rest = b""
         """the start of a header or of a control frame, at most 131 bytes"""
         self._message: bytearray | None = None
@@ -155,11 +156,11 @@ class Decoder:
         match opcode:
             case Opcode.TEXT | Opcode.BINARY if self._message is not None:
                 raise Disconnect(1002, "a new message began before the last one ended")  # RFC 6455 §5.4
-            case Opcode.BINARY:
+            case Opcode.BINARY if not self._binary:
                 raise Disconnect(1003, "binary messages are not supported")
             case Opcode.CONT if self._message is None:
                 raise Disconnect(1002, "a continuation of nothing")  # RFC 6455 §5.4
-            case Opcode.TEXT | Opcode.CONT:
+            case Opcode.TEXT | Opcode.BINARY | Opcode.CONT:
                 pass
             case Opcode.CLOSE | Opcode.PING | Opcode.PONG:
                 if size > 125 or not first & FIN:  # RFC 6455 §5.5

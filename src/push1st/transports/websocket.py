@@ -13,7 +13,6 @@ import asyncio
 import base64
 import binascii
 import hashlib
-import re
 from collections.abc import Callable, Iterator
 from itertools import chain
 from urllib.parse import unquote_to_bytes
@@ -21,6 +20,7 @@ from urllib.parse import unquote_to_bytes
 import msgspec
 
 from push1st import auth
+from push1st.channels import CONTROL
 from push1st.config import ProtocolConfig
 from push1st.errors import Disconnect, Refused
 from push1st.hub import Write
@@ -40,7 +40,7 @@ MAX_FRAMES = 32
 """frames of a slice (see `turn`)"""
 SMALL_FRAGMENT = 256
 """bytes below which a fragment draws from the client's allowance (`Session.charge`)"""
-PREFIX = re.compile(r"[A-Za-z0-9_\-=@,;]{1,64}(\.[A-Za-z0-9_\-=@,;]{1,64}){0,7}\Z")
+MAX_PREFIX_BYTES = 255
 _GUID = b"258EAFA5-E914-47DA-95CA-C5AB0DC85B11"
 _SWITCH = b"HTTP/1.1 101 Switching Protocols\r\nUpgrade: websocket\r\nConnection: Upgrade\r\nSec-WebSocket-Accept: %b\r\n\r\n"
 
@@ -84,7 +84,7 @@ class WebSocketConnection(asyncio.Protocol):
         self._worker = worker
         self._transport = transport
         self.codec = codec
-        self._decoder = Decoder(most)
+        self._decoder = Decoder(most, codec.binary)
         self._events: Iterator[Event] | None = None
         """what arrived and is not worked on yet"""
         self._timeout = timeout
@@ -423,11 +423,11 @@ def _start_raw(
         key, *channels = (unquote_to_bytes(part).decode() for part in tail.split("/"))
     except UnicodeDecodeError:
         raise Disconnect(1008, "the path is not UTF-8") from None
-    query = params(handshake.visitor.query)
+    query = params(handshake.visitor.query, plus="+")
     app = admit(worker, protocol, key, handshake.visitor.origin, handshake.ip, handshake.is_crowded)
     prefix = query.get("session", "")
-    if prefix and not PREFIX.match(prefix):
-        raise Disconnect(1008, "session must be 1 to 8 parts of A-Za-z0-9_-=@,; with dots between")
+    if len(prefix.encode()) > MAX_PREFIX_BYTES or CONTROL.search(prefix):
+        raise Disconnect(1008, f"session has at most {MAX_PREFIX_BYTES} bytes and no control characters")
     claims = _claims(worker, handshake, app, query.get("token", ""))
     session = Session(
         worker.node, app, connection, connection.codec, connection.write, handshake.ip, prefix, claims, protocol.push
@@ -447,6 +447,8 @@ def _claims(worker: Worker, handshake: Handshake, app: App, token: str) -> auth.
     scheme, _, bearer = (visitor.authorization or "").partition(" ")
     if scheme.lower() == "bearer":
         token = bearer.strip()
+    elif not token and not bearer:  # as Push1st takes it
+        token = scheme
     if not token or not app.config.secret:
         return None
     try:

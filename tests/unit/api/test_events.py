@@ -4,7 +4,7 @@ import pytest
 
 from push1st.errors import Refused
 from push1st.messages import DEFAULT_OPTIONS, MAX_HEADERS_BYTES, Options, Subscribe
-from tests.unit.fakes import app_config
+from tests.unit.fakes import app_config, done
 
 ENCRYPTED = "private-encrypted-c"
 
@@ -100,6 +100,7 @@ def test_the_excluded_is_not_counted(caller):
         ({"ttl": 5}, DEFAULT_OPTIONS),
         ({"ttl": 0.5}, DEFAULT_OPTIONS),
         ({"delivery": "broadcast"}, DEFAULT_OPTIONS),
+        ({"delivery": "broadcast", "session": ""}, DEFAULT_OPTIONS),
         ({"delivery": "unicast", "session": "1.2"}, Options(0, "unicast", "1.2")),
         ({"delivery": "multicast", "session": "p"}, Options(0, "multicast", "p")),
     ],
@@ -107,6 +108,32 @@ def test_the_excluded_is_not_counted(caller):
 def test_options_say_how_far_it_goes(caller, given, options):
     assert caller.event(options=given)[0] == 200
     assert caller.sent[0][4] == options
+
+
+@pytest.mark.parametrize(
+    ("socket_id", "given", "exclude", "options"),
+    [
+        ("1.2", {"delivery": "unicast"}, "", Options(0, "unicast", "1.2")),
+        ("ann", {"delivery": "multicast", "session": ""}, "", Options(0, "multicast", "ann")),
+        ("1.2", {"delivery": "multicast", "session": "ann"}, "1.2", Options(0, "multicast", "ann")),
+        ("", {"session": "1.2"}, "1.2", DEFAULT_OPTIONS),
+        ("", {"delivery": "broadcast", "session": "no id"}, "no id", DEFAULT_OPTIONS),
+        ("3.4", {"delivery": "broadcast", "session": "1.2"}, "3.4", Options(0, "broadcast", "1.2")),
+    ],
+)
+def test_a_socket_id_and_a_session_are_excluded_from_a_broadcast_and_else_the_target(caller, socket_id, given, exclude, options):
+    assert caller.event(socket_id=socket_id, options=given)[0] == 200
+    assert caller.sent[0][3:] == (exclude, options)
+
+
+def test_a_session_of_a_broadcast_is_left_out_and_not_counted(caller):
+    (one, outlet), (two, excluded), (_, other) = (subscribed(caller, "c") for _ in range(3))
+    assert caller.event(options={"session": one.id})[1]["channels"] == {"c": 2}
+    assert caller.event(socket_id=two.id, options={"session": one.id})[1]["channels"] == {"c": 1}
+    caller.world.turns.drain()
+    assert [len(each.writes) for each in (outlet, excluded, other)] == [0, 1, 1]
+    reached = caller.world.node.reach(caller.world.app, "c", two.id, Options(0, "broadcast", one.id))
+    assert done(reached) == 1
 
 
 @pytest.mark.parametrize("key", [False, True], ids=["plain", "signed"])

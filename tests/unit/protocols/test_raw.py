@@ -137,6 +137,20 @@ FROM_CLIENTS = {
         '{"channel":"c","event":"e","headers": {"a": 1} ,"data":1}',
         Publish("c", "e", b"1", headers=b'{"a": 1}', given=b',"headers":{"a": 1}'),
     ),
+    "a broadcast without one": (
+        '{"channel":"c","event":"e","data":1,"options":{"session":"1.2"}}',
+        Publish("c", "e", b"1", "broadcast", "1.2", given=b',"options":{"session":"1.2"}'),
+    ),
+    "a socket_id": ('{"channel":"c","event":"e","data":1,"socket_id":"1.2"}', Publish("c", "e", b"1", "broadcast", "1.2")),
+    "no socket_id": ('{"channel":"c","event":"e","data":1,"socket_id":""}', Publish("c", "e", b"1")),
+    "unicast to a socket_id": (
+        '{"channel":"c","event":"e","data":1,"socket_id":"1.2","options":{"delivery":"unicast"}}',
+        Publish("c", "e", b"1", "unicast", "1.2", given=b',"options":{"delivery":"unicast"}'),
+    ),
+    "a session before a socket_id": (
+        '{"channel":"c","event":"e","data":1,"socket_id":"1.2","options":{"session":"3.4"}}',
+        Publish("c", "e", b"1", "broadcast", "3.4", given=b',"options":{"session":"3.4"}'),
+    ),
     "null headers": ('{"channel":"c","event":"e","data":1,"headers":null}', Publish("c", "e", b"1")),
     "no headers": (
         '{"channel":"c","event":"e","data":1,"headers":{}}',
@@ -179,6 +193,7 @@ REFUSED = {
     "an event that is no text": '{"channel":"c","event":null}',
     "options that are no object": '{"channel":"c","event":"e","options":[]}',
     "an unknown delivery": '{"channel":"c","event":"e","options":{"delivery":"anycast"}}',
+    "a socket_id that is no text": '{"channel":"c","event":"e","socket_id":7}',
     "headers that are no object": '{"channel":"c","event":"e","headers":["a"]}',
     "headers that are a text": '{"channel":"c","event":"e","headers":"{}"}',
     "a negative ttl": '{"channel":"c","event":"e","options":{"ttl":-1}}',

@@ -235,9 +235,10 @@ RAW_ENDS = {
     "a name that is too long": f"/ws/app/{KEY}/{'c' * 256}",
     "a reserved name": f"/ws/app/{KEY}/%23server-to-user-1",
     "a path that is not UTF-8": f"/ws/app/{KEY}/%ff",
-    "a prefix that is not allowed": f"{RAW}?session=a%20b",
-    "a prefix with an empty part": f"{RAW}?session=a..b",
-    "a prefix of too many parts": f"{RAW}?session=a.a.a.a.a.a.a.a.a",
+    "a prefix with a control character": f"{RAW}?session=a%0ab",
+    "a prefix with another control character": f"{RAW}?session=a%c2%85b",
+    "a prefix that is too long": f"{RAW}?session={'a' * 256}",
+    "a prefix whose bytes are too many": f"{RAW}?session={'%D0%B6' * 128}",
 }
 
 
@@ -248,6 +249,28 @@ async def test_a_raw_client_that_has_nothing_to_hear_is_closed_with_1008(site, p
     assert site.world.app.tenant.sessions == {}
     assert site.world.app.tenant.channels == {}
     assert site.metrics.connections["websocket"] == 0
+
+
+@pytest.mark.parametrize(
+    ("sent", "prefix"),
+    [
+        ("a:b+c/d|e*f{g}", "a:b+c/d|e*f{g}"),
+        ("a%20b", "a b"),
+        ("50%", "50%"),
+        ("a%2Bb+c%25", "a+b+c%"),
+        ("a..b", "a..b"),
+        (".".join("a" * 100), ".".join("a" * 100)),
+        ("x" * 255, "x" * 255),
+        ("%D0%B6%22%5C", 'ж"\\'),
+    ],
+)
+async def test_a_prefix_is_any_text_of_255_bytes(site, sent, prefix):
+    raw = await opened(site, f"{RAW}?session={sent}")
+    other = await opened(site, RAW)
+    (id,) = (one for one in site.world.app.tenant.sessions if one.startswith(prefix))
+    assert id.removeprefix(prefix).count(".") == 2
+    await send(raw, text({"channel": "c", "event": "e", "data": 1}))
+    assert said(other)[0]["#msg-from"] == id
 
 
 async def test_channels_without_authorisation_are_skipped(site):
@@ -270,6 +293,17 @@ async def test_a_token_in_the_query_authorises(site):
 @pytest.mark.parametrize("scheme", ["Bearer", "bearer"])
 async def test_a_token_in_the_header_authorises(site, scheme):
     await opened(site, PRIVATE, f"Authorization: {scheme} {access()}")
+    assert "private-c" in site.world.app.tenant.channels
+
+
+async def test_a_token_in_the_header_needs_no_scheme(site):
+    await opened(site, PRIVATE, f"Authorization: {access()}")
+    assert "private-c" in site.world.app.tenant.channels
+
+
+@pytest.mark.parametrize("header", ["x", "Basic YTpi"])
+async def test_a_header_without_bearer_does_not_hide_the_token_of_the_query(site, header):
+    await opened(site, f"{PRIVATE}?token={access()}", f"Authorization: {header}")
     assert "private-c" in site.world.app.tenant.channels
 
 
@@ -346,6 +380,24 @@ async def test_a_binary_message_ends_the_connection(site):
     transport = await opened(site)
     await send(transport, masked(Opcode.BINARY, b"x"))
     assert close_of(transport.data)[0] == 1003
+
+
+@pytest.mark.parametrize("cut", [None, 0, 10])
+async def test_a_binary_message_of_a_raw_client_is_read_as_text(site, cut):
+    raw, other = await opened(site, RAW), await opened(site, RAW)
+    frame = b'{"channel":"c","event":"e","data":"\xd0\xb6"}'
+    if cut is None:
+        await send(raw, masked(Opcode.BINARY, frame))
+    else:
+        await send(raw, masked(Opcode.BINARY, frame[:cut], fin=False) + masked(Opcode.CONT, frame[cut:]))
+    assert [one["data"] for one in said(other)] == ["ж"]
+
+
+@pytest.mark.parametrize(("payload", "code"), [(b"\x01\x02", 1002), (b"\xff", 1007)])
+async def test_a_binary_message_that_holds_no_json_ends_a_raw_connection(site, payload, code):
+    raw = await opened(site, RAW)
+    await send(raw, masked(Opcode.BINARY, payload))
+    assert close_of(raw.data)[0] == code
 
 
 @pytest.mark.parametrize("payload", [b"", b"abc", b"x" * 125])
