@@ -41,7 +41,11 @@ def run(data: bytes, _random: Random) -> None:
             assert isinstance(message["data"], str)
         case Subscribe(channel) | Unsubscribe(channel):
             sent(codec.reply(Subscribed(channel)))
-            sent(codec.reply(SubscriptionRefused(channel, "Invalid", channel, 400)))
+            refused = codec.reply(SubscriptionRefused(channel, "Invalid", channel, 400))
+            error = codec.reply(Failure(None, channel, channel))
+            assert refused.endswith(error)
+            sent(refused.removesuffix(error))
+            sent(error)
 
 
 def sent(frame: bytes) -> dict[str, object]:

@@ -254,7 +254,7 @@ class SubscriptionRefused(msgspec.Struct, frozen=True, gc=False):
 
 
 class SignedIn(msgspec.Struct, frozen=True, gc=False):
-    """user_data: as it was signed."""
+    """user_data: as it was signed, but with an id that is a text."""
 
     user_data: str
 
@@ -280,11 +280,13 @@ class CacheMissed(msgspec.Struct, frozen=True, gc=False):
 class Failure(msgspec.Struct, frozen=True, gc=False):
     """An answer to a bad command; the connection stays.
 
-    code: an HTTP status, which a codec may say in its own words, or one of Pusher's own from 4300 on.
+    code: an HTTP status, which a codec may say in its own words, or one of Pusher's own from 4300 on; None where Pusher sends
+    none. channel: the channel of the command, "" where it is for none.
     """
 
-    code: int
+    code: int | None
     text: str
+    channel: str = ""
 
 
 class Ending(msgspec.Struct, frozen=True, gc=False):

@@ -18,7 +18,7 @@ from push1st.errors import Disconnect, LimitReached, Refused
 from push1st.hooks import Decision
 from push1st.hooks.events import Connecting, Publishing, Subscribing
 from push1st.hub import Lane, Wire, Write
-from push1st.jsontext import string_size
+from push1st.jsontext import encode, string_size
 from push1st.limits import Bucket
 from push1st.messages import (
     Command,
@@ -74,12 +74,13 @@ class ChannelData(msgspec.Struct, gc=False):
 
 
 class UserData(msgspec.Struct, gc=False):
-    id: str
+    id: str | int
     user_info: msgspec.Raw = msgspec.Raw(b"null")
-    watchlist: list[str] | None = None
+    watchlist: list[str | int] | None = None
 
 
 _user_data = msgspec.json.Decoder(UserData)
+_fields = msgspec.json.Decoder(dict[str, msgspec.Raw])
 _channel_data = msgspec.json.Decoder(ChannelData)
 
 
@@ -255,12 +256,12 @@ class Session:
             command = self._queue.popleft()
         self._busy = False
 
-    def refuse(self, refused: Refused) -> None:
-        """Answers a bad command; cuts off who sends nothing else."""
+    def refuse(self, refused: Refused, failure: Failure | None = None) -> None:
+        """Answers a bad command, with `failure` if it is given; cuts off who sends nothing else."""
         metrics = self.node.metrics
         metrics.refusals[str(refused.code)] += 1
         if self._is_patient():
-            self.outlet.send(Failure(refused.code, refused.text))
+            self.outlet.send(failure or Failure(refused.code, refused.text))
         # Who only sends good events too fast stays (Pusher protocol, section 4), or while the broker is away: unanswered.
         elif refused.code in (429, 503):
             self.charge()
@@ -292,8 +293,12 @@ class Session:
 
     async def _one(self, command: Command) -> None:
         match command:
-            case Publish():
-                await self._publish(command)
+            case Publish(channel):
+                try:
+                    await self._publish(command)
+                except Refused as refused:
+                    if not self.closed:
+                        self.refuse(refused, Failure(refused.code, refused.text, channel))
             case Subscribe():
                 try:
                     is_new = await self._subscribe(command)
@@ -309,7 +314,11 @@ class Session:
                 await self._unsubscribe(channel)
             case SignIn():
                 self.charge()
-                await self._sign_in(command)
+                try:
+                    await self._sign_in(command)
+                except Refused as refused:
+                    if not self.closed:
+                        self.refuse(refused, Failure(None, refused.text))
             case Ping():
                 self.outlet.send(Pong())
                 self.charge()
@@ -414,7 +423,8 @@ class Session:
             if self.claims is None or not self.claims.allows(name):
                 raise Refused(401, f"no access token that allows {name}")
         elif not auth.check_channel(config.key, config.secret, self.id, name, command.auth, command.channel_data):
-            raise Refused(401, f"the auth signature for {name} is wrong")
+            signed = f"{self.id}:{name}:channel_data" if command.channel_data else f"{self.id}:{name}"
+            raise Refused(401, f"Invalid signature: auth must be the app key, a colon and the HMAC SHA256 in hex of {signed}")
         return kind
 
     def _member(self, channel_data: str) -> Member:
@@ -445,24 +455,27 @@ class Session:
         """Pusher protocol, section 5."""
         config = self.app.config
         if not auth.check_user(config.key, config.secret, self.id, command.user_data, command.auth):
-            raise Refused(401, "the auth signature of user_data is wrong")
+            signed = f"{self.id}::user::user_data"
+            raise Refused(401, f"Invalid signature: auth must be the app key, a colon and the HMAC SHA256 in hex of {signed}")
         try:
             data = _user_data.decode(command.user_data)
-        except (msgspec.DecodeError, RecursionError) as error:
-            raise Refused(400, f'user_data must be JSON with "id", a string: {error}') from error
-        if wrong := user_id_error(data.id):
+        except (msgspec.DecodeError, RecursionError) as exc:
+            raise Refused(400, f'user_data must be JSON with "id", a text or a whole number: {exc}') from exc
+        id = str(data.id)
+        if wrong := user_id_error(id):
             raise Refused(400, wrong)
+        signed_in = SignedIn(command.user_data if isinstance(data.id, str) else _with_id(command.user_data, id))
         if self.user is not None:
-            if self.user.id != data.id:
+            if self.user.id != id:
                 raise Refused(401, f"this connection is signed in as {self.user.id!r} already")
-            self.outlet.send(SignedIn(command.user_data))
+            self.outlet.send(signed_in)
             return
-        wanted = list(dict.fromkeys(data.watchlist or ()))
+        wanted = list(dict.fromkeys(map(str, data.watchlist or ())))
         watchlist = tuple(one for one in wanted[:WATCHLIST] if not user_id_error(one))
-        user = User(data.id, bytes(data.user_info).strip(), watchlist)
+        user = User(id, bytes(data.user_info).strip(), watchlist)
         topics, watched = await self.node.sign_in(self.app, self, user)
         self.user, self.topics, self.authorized = user, topics, True
-        self.outlet.send(SignedIn(command.user_data))
+        self.outlet.send(signed_in)
         if watchlist:
             self.outlet.send(watched)
         if len(wanted) > WATCHLIST:
@@ -480,6 +493,8 @@ class Session:
                 raise Refused(403, "client events are not enabled for this app")
             if not kind.needs_auth:
                 raise Refused(403, "client events are for private and presence channels")
+            if kind.encrypted:
+                raise Refused(403, "client events are not for encrypted channels: they would be delivered unencrypted")
         elif kind.type not in self.push and not (kind.type == "protected" and "private" in self.push):
             raise Refused(403, f"publishing to {kind.type} channels is not allowed here")
         if channel not in self.subscriptions:
@@ -540,6 +555,12 @@ class Session:
         if string_size(data) > config.limits.payload:
             raise Refused(413, f"data has {string_size(data)} bytes, the limit is {config.limits.payload}")
         return data
+
+
+def _with_id(user_data: str, id: str) -> str:
+    """User data whose id is a text: pusher-js drops a sign-in whose id is anything else."""
+    fields = _fields.decode(user_data) | {"id": msgspec.Raw(encode(id))}
+    return encode(fields).decode()
 
 
 def _close_code(code: int) -> int:

@@ -64,6 +64,21 @@ class PusherSocket:
         assert isinstance(data, dict), f"data of pusher:error is an object: {frame}"
         return data
 
+    def expect_refusal(self, channel: str | None = None) -> dict[str, Any]:
+        """The data of the next frame, which must refuse a subscription, or a frame that is none; what follows says the same."""
+        frame = self.receive()
+        if frame["event"] == "pusher:error":
+            assert channel is None, frame
+            return frame["data"]  # type: ignore[no-any-return]  # JSON
+        assert frame["event"] == "pusher:subscription_error", frame
+        assert channel is None or frame["channel"] == channel, frame
+        data: dict[str, Any] = json.loads(frame["data"])
+        error = self.receive()
+        assert error["event"] == "pusher:error", error
+        assert error["data"] == {"code": None, "message": data["error"]}
+        assert error.get("channel", "") == frame["channel"]
+        return data
+
     def subscribe(self, channel: str, user: dict[str, Any] | None = None) -> Any:
         """Subscribe, signed where the channel's kind asks for it; the decoded `data` of the answer."""
         self.request_subscription(channel, user)

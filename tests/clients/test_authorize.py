@@ -97,7 +97,7 @@ def test_the_backend_decides_who_subscribes_instead_of_a_signature(backend: Rece
             one.send("pusher:subscribe", {"channel": channel})
             one.expect("pusher_internal:subscription_succeeded", channel)
         one.send("pusher:subscribe", {"channel": "private-no"})
-        assert one.expect("pusher:subscription_error", "private-no") == {
+        assert one.expect_refusal("private-no") == {
             "type": "Forbidden",
             "error": "what channel?",
             "status": 404,
@@ -141,7 +141,7 @@ def test_a_backend_that_gives_no_answer_refuses(backend: Receiver, bad: Any) -> 
         one.expect("pusher_internal:subscription_succeeded", "private-room")
         backend.act = lambda _: bad
         one.send("pusher:subscribe", {"channel": "other"})
-        assert one.expect("pusher:subscription_error", "other")["status"] == 503
+        assert one.expect_refusal("other")["status"] == 503
         one.send("client-say", 1, "private-room")
         assert one.expect_error()["code"] == 4300
         with dialled(server) as refused:
@@ -242,11 +242,11 @@ def test_a_function_may_decide(tmp_path: Path) -> None:
                     data = client.expect("pusher_internal:subscription_succeeded", "presence-room")
                     assert data["presence"]["hash"] == {"7": {"name": "Ann"}}
                 one.send("pusher:subscribe", {"channel": "no"})
-                assert one.expect("pusher:subscription_error", "no")["error"] == "what channel?"
+                assert one.expect_refusal("no")["error"] == "what channel?"
                 one.send("client-say", [1], "presence-room")
                 assert two.expect("client-say", "presence-room") == {"said": [1]}
                 one.send("pusher:subscribe", {"channel": "endless"})
                 two.round_trip()
-                assert one.expect("pusher:subscription_error", "endless")["status"] == 503
+                assert one.expect_refusal("endless")["status"] == 503
                 one.send("pusher:subscribe", {"channel": "room"})  # in a process that was started anew
                 one.expect("pusher_internal:subscription_succeeded", "room")

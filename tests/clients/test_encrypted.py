@@ -12,6 +12,7 @@ import pytest
 
 from tests.clients.node import NodeProcess
 from tests.clients.process import ServerProcess
+from tests.clients.pusher_socket import PusherSocket
 from tests.clients.test_pusher_js import MASTER_KEY
 
 WORDS = "nobody-in-between-reads-this"
@@ -148,3 +149,14 @@ def test_only_ciphertext_passes_through_the_server(
     for secret in (WORDS.encode(), master, shared):
         assert secret not in said
         assert base64.b64encode(secret).rstrip(b"=") not in said
+
+
+def test_a_client_event_is_refused(connect: Callable[..., PusherSocket], channel: str) -> None:
+    """It would be plain text on a channel whose members rely on what they read being secret."""
+    name = f"private-encrypted-{channel}"
+    sender, other = connect(), connect()
+    for client in (sender, other):
+        client.subscribe(name)
+    sender.send("client-e", {"pin": "1234"}, name)
+    assert "encrypted" in sender.expect_error()["message"]
+    assert other.round_trip() == []

@@ -64,3 +64,16 @@ def test_whispers_to_the_others_of(echo: Callable[..., NodeProcess], channel: st
         listen(client, kind, channel, whispers=["typing"])
     ann.tell("whisper", kind=kind, name=channel, whisper="typing", data={"text": "hel"})
     assert bob.next(on="whisper")["data"] == {"text": "hel"}
+
+
+def test_a_refused_channel_is_an_error_once_and_the_others_go_on(
+    server: ServerProcess, echo: Callable[..., NodeProcess], channel: str
+) -> None:
+    client = echo()
+    client.tell("listen", kind="private", name=f"refused-{channel}")
+    error = client.next(on="refused", name=f"refused-{channel}")["error"]
+    assert (error["type"], error["status"]) == ("AuthError", 401)
+    listen(client, "channel", channel, events=[".paid"])
+    server.publish(channel, "paid", 1)
+    client.next(on="event")
+    assert [seen["on"] for seen in client.seen].count("refused") == 1

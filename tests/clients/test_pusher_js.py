@@ -125,7 +125,7 @@ def test_subscribes_to_a_private_channel_with_a_token_of(
     assert client.next(on="event", event="paid")["data"] == {"id": 7}
 
 
-def test_is_told_of_a_wrong_signature_and_stays_connected(
+def test_is_told_of_a_wrong_signature_once_and_stays_connected(
     server: ServerProcess, pusher_js: Callable[..., NodeProcess], channel: str
 ) -> None:
     client = pusher_js(authorize="wrongly")
@@ -133,7 +133,10 @@ def test_is_told_of_a_wrong_signature_and_stays_connected(
     error = client.next(on="subscription_error", channel=f"private-{channel}")["error"]
     assert (error["type"], error["status"]) == ("AuthError", 401)
     subscribed(client, channel)
-    assert client.ask("connection")["state"] == "connected"
+    assert client.ask("connection") == {"state": "connected", "retries": False}
+    assert [seen["on"] for seen in client.seen].count("subscription_error") == 1
+    (raised,) = [seen for seen in client.seen if seen["on"] == "message" and seen["event"] == "pusher:error"]
+    assert (raised["channel"], raised["data"]["code"]) == (f"private-{channel}", None)
 
 
 def test_sends_client_events_to_others_and_not_to_itself(pusher_js: Callable[..., NodeProcess], channel: str) -> None:

@@ -39,6 +39,19 @@ def test_does_not_reconnect_after_4001(server: ServerProcess) -> None:
     assert errors.empty()
 
 
+def test_stays_connected_after_a_wrong_signature(server: ServerProcess, client: Any, channel: str) -> None:
+    errors: queue.Queue[Any] = queue.Queue()
+    client.connection.event_handler = lambda event, data, _: errors.put((event, data))
+    client.subscribe(f"private-{channel}", auth=f"app-key:{'0' * 64}")
+    found = [errors.get(timeout=DEADLINE) for _ in range(2)]
+    assert [event for event, _ in found] == ["pusher:subscription_error", "pusher:error"]
+    assert found[1][1]["code"] is None
+    client.subscribe(channel)
+    server.until_sessions(channel, 1)
+    assert client.connection.state == "connected"
+    assert not client.connection.disconnect_called
+
+
 def bound(subscription: Any, event: str) -> "queue.Queue[str]":
     """What the subscription receives under this name."""
     received: queue.Queue[str] = queue.Queue()

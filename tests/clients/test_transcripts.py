@@ -44,7 +44,7 @@ class Line:
     def expect(self, *texts: str) -> None:
         """The next frames are these, and nothing else."""
         for text in texts:
-            assert self.receive().decode() == text.replace("CHANNEL", self.channel)
+            assert self.receive().decode() == text.replace("CHANNEL", self.channel).replace("SOCKET", self.socket_id)
 
     def send(self, text: str) -> None:
         self.wire.send(frame(TEXT, text.replace("CHANNEL", self.channel).encode()))
@@ -215,14 +215,22 @@ def test_subscription_error(line: Callable[..., Line]) -> None:
     one.send('{"event":"pusher:subscribe","data":{"channel":"private-CHANNEL","auth":"app-key:0000"}}')
     one.expect(
         r'{"event":"pusher:subscription_error","channel":"private-CHANNEL",'
-        r'"data":"{\"type\":\"AuthError\",\"error\":\"the auth signature for private-CHANNEL is wrong\",\"status\":401}"}'
+        r'"data":"{\"type\":\"AuthError\",\"error\":\"Invalid signature: '
+        r'auth must be the app key, a colon and the HMAC SHA256 in hex of SOCKET:private-CHANNEL\",\"status\":401}"}'
+    )
+    one.expect(
+        r'{"event":"pusher:error","data":{"code":null,"message":"Invalid signature: '
+        r'auth must be the app key, a colon and the HMAC SHA256 in hex of SOCKET:private-CHANNEL"},"channel":"private-CHANNEL"}'
     )
 
 
 def test_error_is_the_one_event_whose_data_is_an_object(line: Callable[..., Line]) -> None:
     one = line()
     one.send('{"event":"pusher:signin","data":{"auth":"app-key:0000","user_data":"{\\"id\\":\\"u\\"}"}}')
-    one.expect('{"event":"pusher:error","data":{"code":4009,"message":"the auth signature of user_data is wrong"}}')
+    one.expect(
+        '{"event":"pusher:error","data":{"code":null,"message":"Invalid signature: '
+        'auth must be the app key, a colon and the HMAC SHA256 in hex of SOCKET::user::user_data"}}'
+    )
 
 
 def test_error_for_too_many_client_events(line: Callable[..., Line], channel: str) -> None:
@@ -231,7 +239,10 @@ def test_error_for_too_many_client_events(line: Callable[..., Line], channel: st
     one.receive()
     for _ in range(11):
         one.send('{"event":"client-e","channel":"private-CHANNEL","data":{}}')
-    one.expect('{"event":"pusher:error","data":{"code":4301,"message":"more than 10 client events a second"}}')
+    one.expect(
+        '{"event":"pusher:error","data":{"code":4301,"message":"more than 10 client events a second"},'
+        '"channel":"private-CHANNEL"}'
+    )
 
 
 def test_error_for_a_watchlist_that_is_too_long(line: Callable[..., Line]) -> None:

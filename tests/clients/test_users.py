@@ -49,6 +49,8 @@ def statuses(client: PusherSocket) -> dict[str, list[str]]:
 def may_join(client: PusherSocket, name: str) -> bool:
     client.send("pusher:subscribe", {"channel": name, "auth": channel_auth(client.socket_id, name, key=client.key)})
     event: str = client.receive()["event"]
+    if event == "pusher:subscription_error":
+        client.expect_error()
     return event == "pusher_internal:subscription_succeeded"
 
 
@@ -76,7 +78,7 @@ def test_the_signature_may_come_without_the_key(connect: Callable[..., PusherSoc
 
 
 @pytest.mark.parametrize("wrong", ["secret", "socket", "none", "of a channel", "of other data"])
-def test_a_wrong_signature_is_answered_with_4009_and_signs_nobody_in(
+def test_a_wrong_signature_is_answered_with_an_error_without_a_code_and_signs_nobody_in(
     connect: Callable[..., PusherSocket], user: Callable[[str], str], wrong: str
 ) -> None:
     client, other = connect(), connect()
@@ -92,7 +94,9 @@ def test_a_wrong_signature_is_answered_with_4009_and_signs_nobody_in(
     else:
         auth = f"app-key:{hmac_hex(SECRET, f'{client.socket_id}::user::{text}')}"
         client.send("pusher:signin", {"user_data": text.replace("u-", "v-"), "auth": auth})
-    assert client.expect_error() == {"code": 4009, "message": "the auth signature of user_data is wrong"}
+    error = client.expect_error()
+    assert error["code"] is None
+    assert error["message"].startswith("Invalid signature: ")
     assert not may_join(client, f"#server-to-user-{user('u')}")
     assert client.round_trip() == []
 
@@ -101,7 +105,8 @@ def test_a_wrong_signature_is_answered_with_4009_and_signs_nobody_in(
     "user_data",
     [
         '{"id":""}',
-        '{"id":7}',
+        '{"id":7.5}',
+        '{"id":true}',
         '{"id":null}',
         '{"id":["u"]}',
         "{}",
@@ -112,16 +117,16 @@ def test_a_wrong_signature_is_answered_with_4009_and_signs_nobody_in(
         json.dumps({"id": "u" * 129}),
         json.dumps({"id": "a\nb"}),
         '{"id":"u","watchlist":"v"}',
-        '{"id":"u","watchlist":[7]}',
+        '{"id":"u","watchlist":[7.5]}',
     ],
     ids=lambda text: text[:30],
 )
 def test_what_names_no_user_signs_nobody_in_and_the_socket_stays(connect: Callable[..., PusherSocket], user_data: str) -> None:
     client = connect()
     ask_to_sign_in(client, user_data)
-    assert client.expect_error()["code"] == 4300
+    assert client.expect_error()["code"] is None
     assert not may_join(client, "#server-to-user-u")
-    assert not may_join(client, "#server-to-user-7")
+    assert not may_join(client, "#server-to-user-7.5")
     assert client.round_trip() == []
 
 
@@ -133,7 +138,7 @@ def test_a_socket_that_is_one_user_cannot_become_another(
     sign_in(watcher, user("watcher"), watchlist=[user("two")])
     assert statuses(watcher) == {"offline": [user("two")]}
     ask_to_sign_in(client, {"id": user("two")})
-    assert client.expect_error()["code"] == 4009
+    assert client.expect_error()["code"] is None
     assert not may_join(client, f"#server-to-user-{user('two')}")
     assert may_join(client, f"#server-to-user-{user('one')}")
     assert watcher.round_trip() == []
@@ -196,7 +201,7 @@ def test_other_names_with_a_number_sign_are_closed_to_everybody(
     statuses(client)
     for name in ("#", "#c", "#private-c", f"#user-{user('u')}", f"#watch-{user('v')}", f"#watch-{user('u')}"):
         client.send("pusher:subscribe", {"channel": name, "auth": channel_auth(client.socket_id, name)})
-        assert client.expect("pusher:subscription_error", name)["status"] == 403
+        assert client.expect_refusal(name)["status"] == 403
 
 
 def test_a_client_event_on_the_channel_of_a_user_is_refused(
@@ -389,6 +394,7 @@ def test_what_was_sent_to_a_user_before_the_end_is_delivered_before_it(
     server.publish(name, "goodbye", 1)
     terminate(server, user("u"))
     assert client.expect("goodbye", name) == 1
+    assert client.expect_error()["code"] == 4009
     with pytest.raises(ConnectionClosed):
         client.receive()
 
@@ -427,7 +433,7 @@ def test_channel_data_goes_before_the_signed_in_user(
 def test_who_has_not_signed_in_needs_channel_data(connect: Callable[..., PusherSocket], channel: str) -> None:
     client = connect()
     client.request_subscription(f"presence-{channel}")
-    assert client.expect("pusher:subscription_error", f"presence-{channel}")["status"] == 400
+    assert client.expect_refusal(f"presence-{channel}")["status"] == 400
 
 
 def test_a_signed_in_user_that_is_too_large_for_a_member_is_refused_as_one(
@@ -436,7 +442,7 @@ def test_a_signed_in_user_that_is_too_large_for_a_member_is_refused_as_one(
     client = connect()
     sign_in(client, "u", user_info="x" * 1024)
     client.request_subscription(f"presence-{channel}")
-    assert client.expect("pusher:subscription_error", f"presence-{channel}")["status"] == 413
+    assert client.expect_refusal(f"presence-{channel}")["status"] == 413
     assert client.round_trip() == []
 
 
@@ -447,10 +453,12 @@ def test_a_signed_in_user_that_is_too_large_for_a_member_is_refused_as_one(
 def pusher_js(server: ServerProcess, node: Callable[..., NodeProcess]) -> Callable[..., NodeProcess]:
     """Connected pusher-js clients, whose backend is the `pusher` server library."""
 
-    def start(id: str, watchlist: list[str] | None = None, member: Any = None) -> NodeProcess:
+    def start(id: str, watchlist: list[str] | None = None, member: Any = None, text: str = "") -> NodeProcess:
         user_data = {"id": id, "user_info": {"name": f"Name of {id}"}, "watchlist": watchlist or []}
         address = {"wsHost": "127.0.0.1", "wsPort": server.ws_port}
-        process = node("pusher_more.mjs", key="app-key", secret=SECRET, client=address, userData=user_data, member=member)
+        process = node(
+            "pusher_more.mjs", key="app-key", secret=SECRET, client=address, userData=user_data, userText=text, member=member
+        )
         process.next(on="state", state="connected")
         return process
 
@@ -472,6 +480,21 @@ def test_pusher_js_signs_in_and_gets_what_is_sent_to_its_user(
     until_joined(server, user("u"))
     server.publish(f"#server-to-user-{user('u')}", "paid", {"id": 7})
     assert client.next(on="user_event")["data"] == {"id": 7}
+
+
+def test_pusher_js_signs_in_as_a_user_whose_id_is_a_number(
+    server: ServerProcess, pusher_js: Callable[..., NodeProcess], connect: Callable[..., PusherSocket]
+) -> None:
+    """As backends without a server library send it; the library for the page takes texts only."""
+    sign_in(connect(), "90210")
+    client = pusher_js("", text='{"id": 90125, "watchlist": [90210, "90211"], "user_info": {"name": "A"}}')
+    client.tell("signin", events=["paid"])
+    assert client.next(on="online")["users"] == ["90210"]
+    assert client.next(on="offline")["users"] == ["90211"]
+    until_joined(server, "90125")
+    server.publish("#server-to-user-90125", "paid", {"id": 7})
+    assert client.next(on="user_event")["data"] == {"id": 7}
+    assert client.ask("user")["id"] == "90125"
 
 
 def test_pusher_js_sees_those_it_watches_come_and_go(

@@ -283,7 +283,7 @@ def test_the_backend_may_forbid_it(speaker):
     world, session, outlet, _ = speaker
     world.hooks.decision = Decision(Refused(4444, "shh"))
     session.handle(Publish("private-c", "client-e", b'"x"'))
-    assert outlet.last == Failure(4444, "shh")
+    assert outlet.last == Failure(4444, "shh", "private-c")
     assert _frames(world) == []
 
 

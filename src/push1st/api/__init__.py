@@ -76,7 +76,9 @@ class Api:
             raise Refused(401, "this call must be signed: auth_key, auth_timestamp, auth_version, body_md5, auth_signature")
         app = route.app
         if app is None:
-            raise Refused(403, self._why_not(route.app_id))
+            if self._node.apps.by_id(route.app_id) is None:
+                raise Refused(404, f"there is no app {route.app_id[:64]!r}")
+            raise Refused(403, f"app {route.app_id!r} is disabled")
         if signed:
             config = app.config
             if not config.secret:
@@ -84,10 +86,6 @@ class Api:
             now = self._node.clock.wall() // 1_000_000_000
             has_params = auth.check_request(config.key, config.secret, request.method, path, query, request.body, now)
         return endpoint(Call(self._node, app, request, route.args, signed, has_params))
-
-    def _why_not(self, app_id: str) -> str:
-        known = self._node.apps.by_id(app_id) is not None
-        return f"app {app_id!r} is disabled" if known else f"there is no app {app_id[:64]!r}"
 
     def _about_server(self, request: Request) -> Answer:
         endpoint = SERVER.get(request.path.rstrip("/"))

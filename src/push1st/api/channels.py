@@ -29,7 +29,7 @@ async def listing(call: Call) -> Response:
         info = listed[one.channel] = {}
         if "user_count" in attributes:
             info["user_count"] = one.users
-        if "subscription_count" in attributes and not kind_of(one.channel).presence:
+        if "subscription_count" in attributes:
             info["subscription_count"] = one.subscriptions
     return answer({"channels": listed})
 
@@ -52,8 +52,6 @@ async def one(call: Call) -> Response:
         raise Refused(400, f"info=cache is for cache channels, {name} is not one")
     if "user_count" in attributes and not kind.presence:
         raise Refused(400, f"info=user_count is for presence channels, {name} is not one")
-    if "subscription_count" in attributes and kind.presence:
-        raise Refused(400, f"info=subscription_count is not for presence channels, and {name} is one")
     info: dict[str, object] = {"occupied": occupancy is not None}
     if "user_count" in attributes:
         info["user_count"] = occupancy.users if occupancy else 0

@@ -143,8 +143,10 @@ async def batch(call: Call) -> Response:
     """`POST …/batch_events`: several events, each on one channel. The answer has their attributes in the same order."""
     events = call.body(_batch).batch
     limits = call.app.config.limits
-    if not 1 <= len(events) <= limits.batch:
-        raise Refused(400, f"batch has {len(events)} events, allowed are 1 to {limits.batch}")
+    if not events:
+        raise Refused(400, "batch is empty: it has at least one event")
+    if len(events) > limits.batch:
+        raise Refused(400, f"Batch too large ({len(events)} > {limits.batch})")  # the words that Pusher's libraries look for
     checked = []
     for index, event in enumerate(events):
         try:
@@ -229,7 +231,10 @@ def check_event(name: str, data: msgspec.Raw, limits: Limits) -> bytes:
     text = bytes(data).strip()
     # A decoded string is never longer than its JSON text, so only a text over the limit is looked at more closely.
     if len(text) > limits.payload and (size := string_size(text)) > limits.payload:
-        raise Refused(413, f"data has {size} bytes, the limit is {limits.payload}")
+        # The words that Pusher's libraries look for.
+        raise Refused(
+            413, f"The data content of this event exceeds the allowed maximum ({limits.payload} bytes): it has {size} bytes"
+        )
     return text
 
 
@@ -257,10 +262,9 @@ def attributes_of(info: str) -> tuple[str, ...]:
 async def channel_info(call: Call, name: str, attributes: tuple[str, ...]) -> dict[str, int]:
     """Those attributes that a channel of this kind has."""
     occupancy = await call.node.channel(call.app, name)
-    presence = kind_of(name).presence
     info = {}
-    if "user_count" in attributes and presence:
+    if "user_count" in attributes and kind_of(name).presence:
         info["user_count"] = occupancy.users if occupancy else 0
-    if "subscription_count" in attributes and not presence:
+    if "subscription_count" in attributes:
         info["subscription_count"] = occupancy.subscriptions if occupancy else 0
     return info

@@ -34,8 +34,8 @@ from push1st.messages import (
 )
 from push1st.protocols.websocket import text_head
 
-CODES = {401: 4009, 429: 4301}
-"""`pusher:error` codes for refusals (sections 4 and 6)."""
+CODES = {429: 4301}
+"""`pusher:error` codes for refusals (section 4). None is below 4300: after such an error libraries disconnect."""
 NOTICE = 4300
 """The code for any other: of the range after which a socket stays open."""
 
@@ -120,6 +120,8 @@ class Pusher:
             return self.message(reply.message, reply.now)
         if isinstance(reply, Ending) and not 4000 <= reply.code < 4300:
             return b""  # pusher-js, in its handshake, takes an error of another code for a defect, and never retries
+        if isinstance(reply, SubscriptionRefused):
+            return b"".join(map(self._framed, refusal(reply)))
         if isinstance(reply, Subscribed) and reply.members:
             last = self._subscribed
             if reply.members is not last.members or reply.channel != last.channel:
@@ -135,7 +137,7 @@ class Pusher:
 
 
 def _reply(
-    reply: Established | Subscribed | SubscriptionRefused | SignedIn | Watched | CacheMissed | Failure | Ending | Ping | Pong,
+    reply: Established | Subscribed | SignedIn | Watched | CacheMissed | Failure | Ending | Ping | Pong,
 ) -> bytes:
     match reply:
         case Subscribed(channel, None):
@@ -156,17 +158,21 @@ def _reply(
             return _plain(WATCHLIST_EVENTS, msgspec.json.encode({"events": events}))
         case CacheMissed(channel):
             return _event("pusher:cache_miss", channel, b"{}")
-        case SubscriptionRefused(channel, kind, text, status):
-            data = msgspec.json.encode({"type": kind, "error": text, "status": status})
-            return _event("pusher:subscription_error", channel, data)
-        case Failure(code, text):
-            return _error(code if code >= NOTICE else CODES.get(code, NOTICE), text)
+        case Failure(code, text, channel):
+            return _error(code if code is None or code >= NOTICE else CODES.get(code, NOTICE), text, channel)
         case Ending(code, reason):
             return _error(code, reason)
 
 
-def _error(code: int, text: str) -> bytes:
-    return b'{"event":"pusher:error","data":' + msgspec.json.encode({"code": code, "message": text}) + b"}"
+def refusal(refused: SubscriptionRefused) -> tuple[bytes, bytes]:
+    """The two frames of a refused subscription: pusher-js raises the first, the libraries for Java, .NET and Swift the second."""
+    data = msgspec.json.encode({"type": refused.kind, "error": refused.text, "status": refused.status})
+    return _event("pusher:subscription_error", refused.channel, data), _error(None, refused.text, refused.channel)
+
+
+def _error(code: int | None, text: str, channel: str = "") -> bytes:
+    on = b',"channel":' + encode(channel) if channel else b""
+    return b'{"event":"pusher:error","data":' + msgspec.json.encode({"code": code, "message": text}) + on + b"}"
 
 
 def _plain(event: str, data: bytes) -> bytes:

@@ -8,8 +8,8 @@ import msgspec
 
 from push1st.errors import Refused
 from push1st.jsontext import encode
-from push1st.messages import Command, Ending, Message, Ping, Pong, Reply
-from push1st.protocols.pusher import Pusher
+from push1st.messages import Command, Ending, Message, Ping, Pong, Reply, SubscriptionRefused
+from push1st.protocols.pusher import Pusher, refusal
 
 OPEN_FRAME = b"o\n"
 HEARTBEAT = b"h\n"
@@ -37,6 +37,8 @@ class PusherXhr:
                 return _PING
             case Pong():
                 return _PONG
+            case SubscriptionRefused():
+                return b"".join(map(_frame, refusal(reply)))
         return _frame(_pusher.reply(reply))
 
     def slow(self) -> tuple[int, str]:

@@ -8,6 +8,7 @@ const { client, key, api, user } = options;
 
 async function authData({ socketId, channelName }) {
   const data = channelName.startsWith('presence-') ? JSON.stringify(user) : '';
+  if (channelName.startsWith('private-refused')) return { auth: `${key}:${'0'.repeat(64)}` };
   const auth = await postJson(`${api}/apps/app-test/token/session/`, { session: socketId, channel: channelName, data });
   return data ? { auth: `${key}:${auth}`, channel_data: data } : { auth: `${key}:${auth}` };
 }
@@ -39,6 +40,7 @@ obey({
   listen({ kind, name, events = [], whispers = [] }) {
     const channel = open[kind](name);
     channel.subscribed(() => report('subscribed', { name }));
+    channel.error((error) => report('refused', { name, error }));
     for (const event of events) channel.listen(event, (data) => report('event', { name, event, data }));
     for (const whisper of whispers) channel.listenForWhisper(whisper, (data) => report('whisper', { name, whisper, data }));
     if (kind === 'presence') {

@@ -1,21 +1,27 @@
 // pusher-js with users: signed in and authorised by the `pusher` server SDK, as a backend would. Options: client
-// (pusher-js's own), key, secret, userData (whom to sign in), member (channel_data of presence channels; without it the
+// (pusher-js's own), key, secret, userData (whom to sign in; or userText, as a backend without the SDK sends it), member (channel_data of presence channels; without it the
 // signed-in user is the member).
 
+import { createHmac } from 'node:crypto';
 import PusherServer from 'pusher';
 import Pusher from 'pusher-js';
 import { obey, options, report } from './reports.mjs';
 
-const { client, key, secret, userData, member } = options;
+const { client, key, secret, userData, userText, member } = options;
 
 const backend = new PusherServer({ appId: '1', key, secret });
+
+function signed(socketId) {
+  const digest = createHmac('sha256', secret).update(`${socketId}::user::${userText}`).digest('hex');
+  return { auth: `${key}:${digest}`, user_data: userText };
+}
 
 const pusher = new Pusher(key, {
   cluster: 'none',
   forceTLS: false,
   enabledTransports: ['ws'],
   userAuthentication: {
-    customHandler: ({ socketId }, callback) => callback(null, backend.authenticateUser(socketId, userData)),
+    customHandler: ({ socketId }, callback) => callback(null, userText ? signed(socketId) : backend.authenticateUser(socketId, userData)),
   },
   channelAuthorization: {
     customHandler: ({ socketId, channelName }, callback) =>

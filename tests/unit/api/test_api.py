@@ -43,8 +43,11 @@ def test_a_trailing_slash_is_optional(caller, method, path, body):
 
 
 @pytest.mark.parametrize(("method", "path", "body"), CALLS)
-def test_an_unknown_app_is_403(caller, method, path, body):
-    assert caller.call(method, f"/apps/unknown/{path}", body)[0] == 403
+def test_an_unknown_app_is_404(caller, method, path, body):
+    """A case that the libraries for Java and Ruby have; of 403 the one for Java says that a quota is used up."""
+    for key in (False, True):
+        status, answer = caller.call(method, f"/apps/unknown/{path}", body, key=key)
+        assert (status, answer) == (404, {"error": "there is no app 'unknown'"})
 
 
 @pytest.mark.parametrize(("method", "path", "body"), CALLS)

@@ -104,8 +104,8 @@ def test_user_counts_need_a_presence_prefix(busy):
         assert busy.get("channels", query)[0] == 400
 
 
-def test_subscriptions_are_counted_where_there_are_no_users(busy):
-    answer = {"a": {"subscription_count": 2}, "presence-p": {}, "private-x": {"subscription_count": 1}}
+def test_subscriptions_are_counted_on_channels_of_every_kind(busy):
+    answer = {"a": {"subscription_count": 2}, "presence-p": {"subscription_count": 3}, "private-x": {"subscription_count": 1}}
     assert busy.get("channels", "info=subscription_count") == (200, {"channels": answer})
 
 
@@ -124,12 +124,16 @@ def test_a_channel_tells_what_is_asked(busy):
     for key in (True, False):
         assert busy.get("channels/a", "info=subscription_count", key) == (200, {"occupied": True, "subscription_count": 2})
         assert busy.get("channels/presence-p", "info=user_count", key) == (200, {"occupied": True, "user_count": 2})
+        both = {"occupied": True, "user_count": 2, "subscription_count": 3}
+        for info in ("user_count,subscription_count", "subscription_count,user_count"):
+            assert busy.get("channels/presence-p", f"info={info}", key) == (200, both)
+        del both["user_count"]
+        assert busy.get("channels/presence-p", "info=subscription_count", key) == (200, both)
         assert busy.get("channels/presence-q", "info=user_count", key) == (200, {"occupied": False, "user_count": 0})
 
 
 def test_what_a_channel_has_not_is_400(busy):
     assert busy.get("channels/a", "info=user_count")[0] == 400
-    assert busy.get("channels/presence-p", "info=subscription_count")[0] == 400
 
 
 def test_a_signed_call_is_bound_by_pushers_names(caller):

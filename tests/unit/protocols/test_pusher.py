@@ -10,6 +10,7 @@ from websockets.frames import Opcode
 from push1st.errors import Refused
 from push1st.messages import (
     CacheMissed,
+    Ending,
     Established,
     Failure,
     Member,
@@ -69,10 +70,16 @@ REPLIES = {
     "subscription_error": (
         SubscriptionRefused("private-x", "AuthError", "…", 401),
         r'{"event":"pusher:subscription_error","channel":"private-x","data":"{\"type\":\"AuthError\",\"error\":\"…\",\"status\":401}"}',
+        '{"event":"pusher:error","data":{"code":null,"message":"…"},"channel":"private-x"}',
     ),
-    "error": (
-        Failure(401, "Connection is unauthorized"),
+    "the end of a connection": (
+        Ending(4009, "Connection is unauthorized"),
         '{"event":"pusher:error","data":{"code":4009,"message":"Connection is unauthorized"}}',
+    ),
+    "a refused sign-in": (Failure(None, "no"), '{"event":"pusher:error","data":{"code":null,"message":"no"}}'),
+    "a refused client event": (
+        Failure(403, "no", "private-x"),
+        '{"event":"pusher:error","data":{"code":4300,"message":"no"},"channel":"private-x"}',
     ),
     "a notice of its own": (Failure(4302, "too many"), '{"event":"pusher:error","data":{"code":4302,"message":"too many"}}'),
     "signin_success": (
@@ -96,9 +103,9 @@ REPLIES = {
 }
 
 
-@pytest.mark.parametrize(("reply", "text"), REPLIES.values(), ids=REPLIES.keys())
-def test_replies_are_the_documented_bytes(reply, text):
-    assert shown(codec.reply(reply)) == text
+@pytest.mark.parametrize(("reply", "texts"), [(one, texts) for one, *texts in REPLIES.values()], ids=REPLIES.keys())
+def test_replies_are_the_documented_bytes(reply, texts):
+    assert [payload.decode() for _, payload in frames(codec.reply(reply))] == texts
 
 
 MESSAGES = {
@@ -132,7 +139,7 @@ def test_messages_are_the_documented_bytes(text, documented):
     assert text == documented
 
 
-@pytest.mark.parametrize(("code", "theirs"), [(401, 4009), (429, 4301), (400, 4300), (403, 4300), (413, 4300), (503, 4300)])
+@pytest.mark.parametrize(("code", "theirs"), [(401, 4300), (429, 4301), (400, 4300), (403, 4300), (413, 4300), (503, 4300)])
 def test_error_codes_are_such_that_the_socket_stays_open(code, theirs):
     assert json.loads(shown(codec.reply(Failure(code, "no"))))["data"]["code"] == theirs
 
