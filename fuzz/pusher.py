@@ -41,10 +41,10 @@ def run(data: bytes, _random: Random) -> None:
             assert isinstance(message["data"], str)
         case Subscribe(channel) | Unsubscribe(channel):
             sent(codec.reply(Subscribed(channel)))
-            refused = codec.reply(SubscriptionRefused(channel, "Invalid", channel, 400))
+            answer = codec.reply(SubscriptionRefused(channel, "Invalid", channel, 400))
             error = codec.reply(Failure(None, channel, channel))
-            assert refused.endswith(error)
-            sent(refused.removesuffix(error))
+            assert answer.endswith(error)
+            sent(answer.removesuffix(error))
             sent(error)
 
 

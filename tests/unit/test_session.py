@@ -60,7 +60,7 @@ def refusal(outlet) -> tuple[str, int]:
     return outlet.last.kind, outlet.last.status
 
 
-def failure(outlet) -> int:
+def failure(outlet) -> int | None:
     assert isinstance(outlet.last, Failure), outlet.last
     return outlet.last.code
 
