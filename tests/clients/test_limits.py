@@ -34,6 +34,7 @@ LIMITS: dict[str, dict[str, int]] = {
         "client-events": 2,
     },
     "slow": {"publishes": 3, "reads": 3},
+    "large": {"payload": 1_000_000},
 }
 APPS = {
     **{f"app-{name}": merged(APP, {"key": f"{name}-key", "limits": limits}) for name, limits in LIMITS.items()},
@@ -383,6 +384,24 @@ def test_a_presence_user_has_a_largest_size(
     else:
         client.request_subscription(name, user)
         assert client.expect_refusal(name)["status"] == status
+
+
+@pytest.mark.parametrize("path", ["/app/{}?protocol=7", "/ws/app/{}/c"])
+def test_the_largest_app_does_not_raise_the_limit_of_a_message_for_others(server: ServerProcess, path: str) -> None:
+    large = frame(TEXT, json.dumps({"event": "e", "channel": "c", "data": "x" * 900_000}).encode())
+    with Wire(server.ws_port).upgrade(path.format("app-key")) as wire:
+        wire.send(large[:100_000])
+        assert wire.close_code() == 1009
+    with Wire(server.ws_port).upgrade(path.format("large-key")) as wire:
+        wire.send(large + frame(CLOSE, b"\x03\xe8"))
+        assert wire.close_code() == 1000
+
+
+def test_the_largest_app_does_not_raise_the_limit_of_a_body_for_others(server: ServerProcess) -> None:
+    event = {"name": "e", "channels": ["c"], "data": "x" * 900_000}
+    answer = server.post("/apps/app-test/events", event)
+    assert (answer.status, answer.json["error"][:20]) == (413, "a request body has a")
+    assert server.post("/apps/app-large/events", event).status == 200
 
 
 # -- the subscription count

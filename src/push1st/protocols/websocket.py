@@ -75,15 +75,15 @@ NOT_UTF8 = "a text message is not UTF-8"
 
 
 class Decoder:
-    """Bytes from a client → events. most: bytes a message may have. binary: whether binary messages are read as text.
+    """Bytes from a client → events. most: bytes a message may have; may change. binary: whether binary messages are read as text.
 
     What RFC 6455 forbids is found with the first bytes that show it, not at the end of the frame or of the message.
     """
 
-    __slots__ = ("_binary", "_checked", "_fin", "_left", "_mask", "_message", "_most", "_rest")
+    __slots__ = ("_binary", "_checked", "_fin", "_left", "_mask", "_message", "_rest", "most")
 
     def __init__(self, most: int, binary: bool = False) -> None:
-        self._most = most
+        self.most = most
         self._binary = binary
         self._rest = b""
         """the start of a header or of a control frame, at most 131 bytes"""
@@ -175,8 +175,8 @@ class Decoder:
             size = int.from_bytes(data[at - more : at], "big")
             if size < (126 if more == 2 else 65_536):
                 raise Disconnect(1002, f"a length of {size} takes fewer bytes")  # RFC 6455 §5.2
-        if size + len(self._message or b"") > self._most and opcode < Opcode.CLOSE:
-            raise Disconnect(1009, f"a message has at most {self._most} bytes")
+        if size + len(self._message or b"") > self.most and opcode < Opcode.CLOSE:
+            raise Disconnect(1009, f"a message has at most {self.most} bytes")
         return (at + 4, size) if len(data) >= at + 4 else (0, 0)
 
     def _piece(self, piece: bytes) -> Text | None:

@@ -263,7 +263,7 @@ class HttpConnection(asyncio.Protocol):
                 self._raw = max(0, len(data) - (data.rfind(b"\r\n\r\n") + 4) - max(self._ended, 0))
             if self._stage == HEAD and self._raw > MOST_HEAD:
                 self._refuse(431, TOO_LONG_HEAD)
-            elif self._raw > 2 * worker.most_body + MOST_HEAD:
+            elif self._is_too_large((self._raw - MOST_HEAD) // 2):
                 self._too_large()
         return False
 
@@ -321,6 +321,7 @@ class HttpConnection(asyncio.Protocol):
             and self._refused is None
             and not self._last
             and headers.keys() <= _HARMLESS
+            and self._size <= self._listener.worker.least_body
             and is_own_name(headers.get(b"host", b""))
             and headers.get(b"connection", b"keep-alive").lower() == b"keep-alive"
         ):
@@ -387,7 +388,7 @@ class HttpConnection(asyncio.Protocol):
             self._refuse(400, "an HTTP/1.1 request has one Host header")
         if b"content-length" in headers:
             self._length = int(headers[b"content-length"])
-            if self._length > self._listener.worker.most_body:
+            if self._is_too_large(self._length):
                 self._too_large()
         expects = headers.get(b"expect", b"").lower() == b"100-continue" and version == "1.1"  # RFC 9110 §10.1.1
         if expects and self._refused is None and not self._busy:
@@ -396,7 +397,7 @@ class HttpConnection(asyncio.Protocol):
 
     def on_body(self, body: bytes) -> None:
         self._size += len(body)
-        if self._size > self._listener.worker.most_body:
+        if self._is_too_large(self._size):
             self._too_large()
         elif not self._body:
             self._body = body
@@ -461,8 +462,13 @@ class HttpConnection(asyncio.Protocol):
         if self._refused is None:
             self._refused = error(status, text)
 
+    def _is_too_large(self, size: int) -> bool:
+        """Whether the body is larger than the app that the request is about allows."""
+        worker = self._listener.worker
+        return size > worker.least_body and size > worker.most_body(self._target()[0])
+
     def _too_large(self) -> None:
-        self._refuse(413, f"a request body has at most {self._listener.worker.most_body} bytes")
+        self._refuse(413, f"a request body has at most {self._listener.worker.most_body(self._target()[0])} bytes here")
 
     def _visitor_ip(self) -> str:
         return visitor_ip(self._peer, self._headers, self._listener.worker.config.server.proxies)

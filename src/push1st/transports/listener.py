@@ -3,10 +3,12 @@
 import re
 from collections.abc import Callable
 from typing import Protocol
+from urllib.parse import unquote
 
 from push1st import logs
 from push1st.config import Config, Networks, ProtocolConfig
 from push1st.eager import Soon
+from push1st.limits import Limits
 from push1st.messages import Request, Response
 from push1st.node import Node
 from push1st.protocols import Codec
@@ -23,8 +25,11 @@ MOST_LINE = 256
 LINGER_SECONDS = 2
 LINGER_BYTES = 16 << 20
 """for a client to stop sending what is not read, and read why: a socket closed before that throws away the answer"""
+LEAST_BODY = 65_536
 CROWDED_SECONDS = 2
 """for a request on a connection that is only answered, and between two of them"""
+
+_SLASHES = re.compile("//+")
 
 log = logs.get("push1st.transports")
 
@@ -61,11 +66,9 @@ class Worker:
         self._lines: dict[bytes, Line] = {}
         self.turn = Turn(node.clock.monotonic, self._write, failed)
         self.arrived = self.turn.arrived
-        payload = max((app.limits.payload for app in config.apps), default=0)
-        batch = max((app.limits.batch for app in config.apps), default=0)
-        self.most_body = max(config.server.max_payload, 2 * payload * max(batch, 1) + 65_536)
-        """bytes a request body may have: a full batch, JSON-escaped"""
-        self._most_event = 2 * payload + 4096
+        self.least_body = max(config.server.max_payload, LEAST_BODY)
+        """bytes the body of any request may have"""
+        self._api_paths = tuple(dict.fromkeys((config.api.path, "/apps/")))
 
     def line(self, line: bytes) -> Line | None:
         """Method, path and query of a request line behind which headers may be known.
@@ -101,9 +104,22 @@ class Worker:
                 hint="raise the limit of open files (ulimit -n, LimitNOFILE= of a unit), or add workers or machines",
             )
 
-    def most_message(self, protocol: ProtocolConfig) -> int:
-        """Bytes a WebSocket message may have: at least the largest event, JSON-escaped."""
-        return max(protocol.max_payload, self._most_event)
+    def most_message(self, protocol: ProtocolConfig, limits: Limits) -> int:
+        """Bytes a WebSocket message may have: at least the largest event of the client's app, JSON-escaped."""
+        return max(protocol.max_payload, 2 * limits.payload + 4096)
+
+    def most_body(self, path: str) -> int:
+        """Bytes a request's body may have: of a request about an app, a full batch of that app, JSON-escaped."""
+        path = _SLASHES.sub("/", path)
+        app = None
+        for base in self._api_paths:
+            if app is None and path.startswith(base):
+                app = self.node.apps.by_id(unquote(path[len(base) :].partition("/")[0]))
+        if app is None and (fallback := self.fallbacks.path.match(path)):
+            app = self.node.apps.by_key(fallback[1])
+        if app is None or not app.enable:
+            return self.least_body
+        return max(self.least_body, 2 * app.limits.payload * app.limits.batch + LEAST_BODY)
 
 
 class Listener:

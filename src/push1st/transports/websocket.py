@@ -79,15 +79,15 @@ class WebSocketConnection(asyncio.Protocol):
     )
 
     def __init__(
-        self, worker: Worker, transport: asyncio.Transport, codec: Codec, timeout: int, most: int, switch: bytes
+        self, worker: Worker, transport: asyncio.Transport, codec: Codec, protocol: ProtocolConfig, switch: bytes
     ) -> None:
         self._worker = worker
         self._transport = transport
         self.codec = codec
-        self._decoder = Decoder(most, codec.binary)
+        self._decoder = Decoder(protocol.max_payload, codec.binary)
         self._events: Iterator[Event] | None = None
         """what arrived and is not worked on yet"""
-        self._timeout = timeout
+        self._timeout = protocol.activity_timeout
         self._session: Session | None = None
         self._seen = worker.sweep.now
         self._pinged = 0
@@ -107,9 +107,10 @@ class WebSocketConnection(asyncio.Protocol):
         assert self._session is not None
         self.send(Established(self._session.id, activity_timeout))
 
-    def open(self, session: Session) -> None:
+    def open(self, session: Session, protocol: ProtocolConfig) -> None:
         """The client has been let in."""
         self._session = session
+        self._decoder.most = self._worker.most_message(protocol, session.app.config.limits)
         node = self._worker.node
         node.fanout.direct(session, self._switch)
         self._switch = b""
@@ -377,8 +378,7 @@ def _open(
         return _refusal(400, "Sec-WebSocket-Key must be 16 bytes in base64")
     codec = worker.codecs[name]
     accept = base64.b64encode(hashlib.sha1(handshake.key.encode() + _GUID, usedforsecurity=False).digest())
-    most = worker.most_message(protocol)
-    connection = WebSocketConnection(worker, transport, codec, protocol.activity_timeout, most, before + _SWITCH % accept)
+    connection = WebSocketConnection(worker, transport, codec, protocol, before + _SWITCH % accept)
     end = None
     try:
         start(worker, handshake, protocol, tail, connection)
@@ -411,7 +411,7 @@ def _start_pusher(
     check_version(visitor.query)
     app = admit(worker, protocol, key, visitor.origin, handshake.ip, handshake.is_crowded)
     session = Session(worker.node, app, connection, connection.codec, connection.write, handshake.ip)
-    connection.open(session)
+    connection.open(session, protocol)
     session.enter(visitor, lambda: connection.established(protocol.activity_timeout))
 
 
@@ -432,7 +432,7 @@ def _start_raw(
     session = Session(
         worker.node, app, connection, connection.codec, connection.write, handshake.ip, prefix, claims, protocol.push
     )
-    connection.open(session)
+    connection.open(session, protocol)
     wanted = [name for name in dict.fromkeys(channels) if name and session.permits(name)]
     if not wanted:
         raise Disconnect(1008, "no channel to subscribe to: they need an access token, or their names are not valid")

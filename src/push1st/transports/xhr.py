@@ -568,8 +568,9 @@ class XhrConnection:
         texts = decode_messages(body)
         if len(texts) > MAX_MESSAGES:
             raise Refused(413, f"a request has at most {MAX_MESSAGES} messages")
-        most = worker.most_message(worker.config.server.pusher)
-        if any(len(text) > most for text in texts):
+        session = self._session
+        most = 0 if session is None else worker.most_message(worker.config.server.pusher, session.app.config.limits)
+        if session is not None and any(len(text) > most for text in texts):
             raise Refused(413, f"a message has at most {most} bytes")
         worker.node.metrics.bytes_in += len(body)
         self._heard()

@@ -23,7 +23,7 @@ from push1st.transports.http import (
 )
 from push1st.transports.listener import LINGER_BYTES, LINGER_SECONDS
 from push1st.transports.sweep import NEVER
-from tests.unit.fakes import Answer, Site, answers, handshake, masked, request, statuses, turns
+from tests.unit.fakes import Answer, Site, answers, app_config, handshake, masked, request, statuses, turns
 
 OUTSIDE = ("203.0.113.9", 1234)
 PROXY = ("10.0.0.1", 1234)
@@ -524,7 +524,7 @@ async def test_a_head_behind_a_large_body_is_served_wherever_it_is_cut(site):
 async def test_trailers_are_bounded(site):
     connection, transport = site.connect()
     connection.data_received(request("POST", "/x", None, "Transfer-Encoding: chunked") + b"0\r\n")
-    for n in range(30 * site.worker.most_body // 10_000):
+    for n in range(30 * site.worker.most_body("/x") // 10_000):
         connection.data_received(b"T%d: %b\r\n" % (n, b"y" * 1000))
         await turns(1)
     (answer,) = answers(transport.data)
@@ -533,26 +533,57 @@ async def test_trailers_are_bounded(site):
 
 
 async def test_a_body_that_is_announced_too_large_is_refused_before_it_comes(site, served):
-    transport = await site.ask(b"POST /x HTTP/1.1\r\nHost: h\r\nContent-Length: %d\r\n\r\n" % (site.worker.most_body + 1))
+    transport = await site.ask(b"POST /x HTTP/1.1\r\nHost: h\r\nContent-Length: %d\r\n\r\n" % (site.worker.most_body("/x") + 1))
     assert statuses(transport.data) == [413]
     assert transport.ended
     assert served.requests == []
 
 
 async def test_a_body_of_the_most_bytes_is_read(site, served):
-    transport = await site.ask(request("POST", "/x", b"y" * site.worker.most_body))
+    transport = await site.ask(request("POST", "/x", b"y" * site.worker.most_body("/x")))
     assert statuses(transport.data) == [200]
-    assert len(served.last.body) == site.worker.most_body
+    assert len(served.last.body) == site.worker.most_body("/x")
 
 
 async def test_a_chunked_body_that_becomes_too_large_is_refused(site, served):
     connection, transport = site.connect()
     connection.data_received(request("POST", "/x", None, "Transfer-Encoding: chunked"))
-    for _ in range(site.worker.most_body // 10_000 + 1):
+    for _ in range(site.worker.most_body("/x") // 10_000 + 1):
         connection.data_received(b"2710\r\n" + b"y" * 10_000 + b"\r\n")
     await turns()
     assert statuses(transport.data) == [413]
     assert served.requests == []
+
+
+BATCH = "/apps/big/batch_events"
+
+
+@pytest.mark.parametrize(
+    "path", ["/apps/app-test/events", "/apps/nobodys/events", "/apps/off/events", "/x", "/pusher/app/app-key/7/abcdefgh/xhr_send"]
+)
+async def test_a_body_has_the_limit_of_the_app_it_is_for(served, path):
+    big = {"payload": 1_000_000}
+    apps = app_config(), app_config(big, id="big", key="big-key"), app_config(big, id="off", key="off-key", enable=False)
+    site = Site(*apps, serve=served)
+    assert statuses((await site.ask(b"POST %b HTTP/1.1\r\nHost: h\r\nContent-Length: 300000\r\n\r\n" % path.encode())).data) == [
+        413
+    ]
+    connection, transport = site.connect()
+    connection.data_received(request("POST", path, None, "Transfer-Encoding: chunked") + b"%x\r\n" % 300_000 + b"y" * 300_000)
+    await turns()
+    assert statuses(transport.data) == [413]
+    assert served.requests == []
+    assert statuses((await site.ask(request("POST", BATCH, b"y" * 20_000_000))).data) == [200]
+    assert statuses((await site.ask(request("POST", "//apps///big//events", b"y" * 300_000))).data) == [200]
+
+
+async def test_known_headers_do_not_raise_the_limit(served):
+    site = Site(app_config(), app_config({"payload": 1_000_000}, id="big", key="big-key"), serve=served)
+    connection, transport = site.connect()
+    for path in (BATCH, BATCH, "/apps/app-test/events"):
+        connection.data_received(request("POST", path, b"y" * 300_000))
+        await turns()
+    assert statuses(transport.data) == [200, 200, 413]
 
 
 TOO_LARGE = b"POST /x HTTP/1.1\r\nHost: h\r\nContent-Length: 99999999\r\n\r\n"
@@ -608,7 +639,7 @@ async def test_answers_before_the_one_that_is_refused_are_sent(site):
 
 
 async def test_the_body_of_a_refused_request_is_not_taken_for_requests(site, served):
-    body = request("GET", "/smuggled") * (site.worker.most_body // 20)
+    body = request("GET", "/smuggled") * (site.worker.most_body("/x") // 20)
     transport = await site.ask(b"POST /x HTTP/1.1\r\nHost: h\r\nContent-Length: %d\r\n\r\n" % len(body) + body)
     assert statuses(transport.data) == [413]
     assert served.requests == []

@@ -2,9 +2,10 @@
 
 import pytest
 
-from push1st.config import ProtocolConfig, ServerConfig
+from push1st.config import ApiConfig, ProtocolConfig, ServerConfig
+from push1st.limits import Limits
 from push1st.messages import Subscribe
-from tests.unit.fakes import Site, app_config, turns
+from tests.unit.fakes import APP, KEY, Site, app_config, turns
 
 
 class Connection:
@@ -34,22 +35,36 @@ class Connection:
         self.log.append(f"{self.name} is destroyed")
 
 
-def test_a_body_may_hold_a_full_batch():
-    site = Site(app_config({"payload": 100_000, "batch": 10}))
-    assert site.worker.most_body >= 2 * 100_000 * 10
+EVENTS = f"/apps/{APP}/events"
+
+
+def test_a_body_may_hold_a_full_batch_of_its_app():
+    site = Site(app_config({"payload": 100_000, "batch": 10}), app_config(id="small", key="small-key"))
+    assert site.worker.most_body(EVENTS) >= 2 * 100_000 * 10
+    assert site.worker.most_body(f"/pusher/app/{KEY}/1/abcdefgh/xhr_send") >= 2 * 100_000 * 10
+    for path in ("/apps/small/events", "/apps/nobodys/events", "/pusher/app/small-key/1/abcdefgh/xhr_send", "/", "/apps/"):
+        assert site.worker.most_body(path) < 300_000
+
+
+@pytest.mark.parametrize("path", ["/sockets/apps/a%2Db/events", "/apps/a-b/events", "//apps//a-b//events"])
+def test_the_app_of_a_body_is_found_under_every_path_of_the_api(path):
+    site = Site(app_config({"payload": 1_000_000}, id="a-b"), api=ApiConfig(path="/sockets/apps/"))
+    assert site.worker.most_body(path) > 2_000_000
 
 
 def test_a_body_may_have_what_the_configuration_says():
-    assert Site(server=ServerConfig(max_payload=50_000_000)).worker.most_body == 50_000_000
+    assert Site(server=ServerConfig(max_payload=50_000_000)).worker.most_body("/x") == 50_000_000
 
 
-def test_a_message_may_hold_the_largest_event():
-    site = Site(app_config({"payload": 100_000}), app_config({"payload": 5}, id="small", key="small"))
-    assert site.worker.most_message(ProtocolConfig(path="/ws/", max_payload=10)) >= 2 * 100_000
+def test_a_message_may_hold_the_largest_event_of_its_app():
+    worker = Site().worker
+    protocol = ProtocolConfig(path="/ws/", max_payload=10)
+    assert worker.most_message(protocol, Limits(payload=100_000)) >= 2 * 100_000
+    assert worker.most_message(protocol, Limits(payload=5)) < 5000
 
 
 def test_a_message_may_have_what_its_protocol_says():
-    assert Site().worker.most_message(ProtocolConfig(path="/ws/", max_payload=5_000_000)) == 5_000_000
+    assert Site().worker.most_message(ProtocolConfig(path="/ws/", max_payload=5_000_000), Limits()) == 5_000_000
 
 
 async def test_a_turn_reads_all_then_works_then_writes_answers_before_deliveries():

@@ -362,9 +362,22 @@ async def test_what_is_no_json_ends_a_raw_connection(site):
 
 async def test_a_message_over_the_limit_ends_the_connection(site):
     transport = await opened(site)
-    most = site.worker.most_message(site.config.server.pusher)
+    most = site.worker.most_message(site.config.server.pusher, site.world.app.config.limits)
     await send(transport, text("x" * (most + 1)))
     assert close_of(transport.data)[0] == 1009
+
+
+@pytest.mark.parametrize("path", [f"/app/{KEY}?protocol=7", f"/ws/app/{KEY}/c"])
+async def test_a_message_has_the_limit_of_its_own_app(path):
+    site = Site(app_config(), app_config({"payload": 1_000_000}, id="big", key="big-key"))
+    transport = await site.websocket(path)
+    transport.take()
+    await send(transport, text("x" * 100_000))
+    assert close_of(transport.data) == (1009, "a message has at most 65400 bytes")
+    other = await site.websocket(path.replace(KEY, "big-key"))
+    other.take()
+    await send(other, text({"event": "e", "channel": "c", "data": "x" * 900_000}))
+    assert not other.closed
 
 
 async def test_a_full_event_fits_however_it_is_escaped(site):

@@ -443,7 +443,7 @@ async def test_messages_are_applied_in_order_and_bad_ones_answered(site):
 
 async def test_a_message_has_the_size_a_websockets_may_have(site):
     await stream(site)
-    most = site.worker.most_message(site.config.server.pusher)
+    most = site.worker.most_message(site.config.server.pusher, site.world.app.config.limits)
     assert await send(site, "x" * (most + 1)) == 413
     assert await send(site, "x" * most) == 200
 
