@@ -1203,7 +1203,7 @@ async def test_pipelined_requests_are_served_in_slices_and_in_order(site, served
 
 async def test_a_large_body_is_no_flood(site, served):
     connection, transport = site.connect()
-    connection.data_received(request("POST", "/x", "a" * 200_000))
+    connection.data_received(request("POST", "/apps/app-test/events", "a" * 200_000))
     site.worker.turn.catch_up()
     assert len(served.last.body) == 200_000
     assert transport.reading
