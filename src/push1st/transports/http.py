@@ -468,7 +468,7 @@ class HttpConnection(asyncio.Protocol):
         return size > worker.least_body and size > worker.most_body(self._target()[0])
 
     def _too_large(self) -> None:
-        self._refuse(413, f"a request body has at most {self._listener.worker.most_body(self._target()[0])} bytes here")
+        self._refuse(413, f"a request body has at most {self._listener.worker.most_body(self._target()[0])} bytes")
 
     def _visitor_ip(self) -> str:
         return visitor_ip(self._peer, self._headers, self._listener.worker.config.server.proxies)
