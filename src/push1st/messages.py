@@ -238,7 +238,7 @@ class Established(msgspec.Struct, frozen=True, gc=False):
 
 
 class Subscribed(msgspec.Struct, frozen=True, gc=False):
-    """members: on a presence channel, who is there, the new member included."""
+    """members: of a presence channel, a new member included."""
 
     channel: str
     members: tuple[Member, ...] | None = None

@@ -89,6 +89,9 @@ class Session:
 
     push: the types of channels an event may be published to, on protocols whose clients publish freely; None where
     they send client events under Pusher's rules.
+
+    lenient: whether a subscription to a presence channel may lack a user, as it may in Push1st: the client receives what the
+    channel gets, and is no member.
     """
 
     __slots__ = (
@@ -104,6 +107,7 @@ class Session:
         "closed",
         "id",
         "ip",
+        "lenient",
         "members",
         "node",
         "outlet",
@@ -127,6 +131,7 @@ class Session:
         prefix: str = "",
         claims: auth.Claims | None = None,
         push: frozenset[str] | None = None,
+        lenient: bool = False,
     ) -> None:
         self.node = node
         self.app = app
@@ -137,6 +142,7 @@ class Session:
         self.prefix = prefix
         self.claims = claims
         self.push = push
+        self.lenient = lenient
         self.id = node.new_id(prefix)
         self.subscriptions: dict[str, Lane] = {}
         self.members: dict[str, Member] | None = None
@@ -361,7 +367,7 @@ class Session:
             self.authorized = True
         if name in self.subscriptions:
             # Others than those whose coming and going it is told of would stay in its list, or be missing from it.
-            members = await self.node.members(self.app, name, told=True) if member else None
+            members = await self.node.members(self.app, name, told=True) if kind.presence and self.push is None else None
             self.outlet.send(Subscribed(name, members))
             return False
         most = self.app.config.limits.subscriptions
@@ -427,8 +433,11 @@ class Session:
             raise Refused(401, f"Invalid signature: auth must be the app key, a colon and the HMAC SHA256 in hex of {signed}")
         return kind
 
-    def _member(self, channel_data: str) -> Member:
-        """The member a subscription makes. Raises Refused for one that breaks the limits (Pusher protocol, section 8)."""
+    def _member(self, channel_data: str) -> Member | None:
+        """The member a subscription makes; None without a user, where that is allowed (`lenient`).
+
+        Raises Refused for one that breaks the limits (Pusher protocol, section 8).
+        """
         user = self.user if not channel_data else None  # without channel_data it is the signed-in user (section 3)
         if (len(channel_data.encode()) if user is None else len(user.info)) > USER_BYTES:
             raise Refused(413, f"channel_data is over {USER_BYTES} bytes")
@@ -438,11 +447,14 @@ class Session:
             try:
                 data = _channel_data.decode(channel_data)
             except (msgspec.DecodeError, RecursionError) as error:
+                if self.lenient:
+                    return None
                 raise Refused(400, f'channel_data must be JSON with "user_id" and "user_info": {error}') from error
             member = Member(str(data.user_id), bytes(data.user_info).strip())
-        if wrong := user_id_error(member.user_id):
+        wrong = user_id_error(member.user_id)
+        if wrong and not self.lenient:
             raise Refused(400, wrong)
-        return member
+        return None if wrong else member
 
     async def _unsubscribe(self, name: str) -> None:
         if name in self.subscriptions:

@@ -184,6 +184,21 @@ def test_learns_who_is_there_when_it_joins(pusher_js: Callable[..., NodeProcess]
     }
 
 
+def test_joins_a_presence_channel_without_a_user_on_the_path_of_push1st(
+    server: ServerProcess, pusher_js: Callable[..., NodeProcess], channel: str
+) -> None:
+    presence = f"presence-{channel}"
+    member, guest = pusher_js(user(1)), pusher_js({"user-id": 1}, client={"wsPath": "/pusher"})
+    subscribed(member, presence)
+    assert subscribed(guest, presence, "paid")["count"] == 1
+    server.publish(presence, "paid", {"id": 7})
+    assert guest.next(on="event", event="paid")["data"] == {"id": 7}
+    assert member.ask("members", channel=presence)["count"] == 1
+    pusher_js({"user-id": 1}).tell("subscribe", channel=presence)
+    subscribed(pusher_js(user(2)), presence)
+    assert server.session_count(presence) == 3
+
+
 def test_sees_members_come_and_go(pusher_js: Callable[..., NodeProcess], channel: str) -> None:
     presence = f"presence-{channel}"
     first, second = pusher_js(user(1)), pusher_js(user(2))

@@ -342,6 +342,14 @@ async def test_a_new_member_gets_all_members_itself_included(implementation):
         assert set(await heard.roster.members(A, ROOM)) == {Member("u1", b'{"a":1}'), Member("u2", b"null")}
 
 
+async def test_a_subscription_without_a_member_gets_all_members(implementation):
+    async with opened(implementation) as heard:
+        assert await heard.join("1.1") == ()
+        await heard.join("1.2", "u1")
+        assert await heard.join("1.3") == (Member("u1", b"1"),)
+        assert await heard.join("1.4", channel="c") is None
+
+
 async def test_a_users_second_connection_is_no_second_member(implementation):
     async with opened(implementation) as heard:
         await heard.join("1.1", "u1")

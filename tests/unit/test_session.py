@@ -6,6 +6,7 @@ import pytest
 
 from push1st import auth
 from push1st.auth import Claims
+from push1st.brokers import Occupancy
 from push1st.channels import type_names
 from push1st.errors import Refused
 from push1st.messages import (
@@ -295,6 +296,39 @@ def test_channel_data_that_is_no_member_is_refused_and_the_client_stays(client, 
     assert outlet.failures == []
 
 
+@pytest.mark.parametrize(
+    "data", ["", "x", "null", '{"user-id": 1}', '{"user_id":null}', '{"user_id":""}', '{"user_id":"' + "u" * 129 + '"}']
+)
+def test_a_lenient_session_subscribes_without_a_user_and_is_no_member(world, data):
+    (member, told), (session, outlet) = world.session(), world.session(lenient=True)
+    presence(member, {"user_id": "u1"})
+    for _ in range(2):
+        presence(session, data)
+        assert ids(outlet) == ["u1"]
+    presence(world.session()[0], {"user_id": "u2"})
+    world.turns.drain()
+    assert [json.loads(json.loads(event)["data"])["user_id"] for event in events(outlet)] == ["u2"]
+    assert done(world.node.channel(world.app, "presence-c")) == Occupancy("presence-c", 3, 2)
+    session.handle(Unsubscribe("presence-c"))
+    world.turns.drain()
+    assert [json.loads(event)["event"] for event in events(told)] == ["pusher_internal:member_added"]
+    assert done(world.node.channel(world.app, "presence-c")) == Occupancy("presence-c", 2, 2)
+
+
+def test_a_lenient_session_with_a_user_is_a_member(world):
+    session, outlet = world.session(lenient=True)
+    presence(session, {"user_id": 7})
+    assert ids(outlet) == ["7"]
+
+
+def test_a_lenient_session_needs_a_signature_and_keeps_the_limit(world):
+    session, outlet = world.session(lenient=True)
+    session.handle(Subscribe("presence-c", "wrong", "{}"))
+    assert refusal(outlet) == ("AuthError", 401)
+    presence(session, '{"a":"' + "x" * 1024 + '"}')
+    assert refusal(outlet) == ("Forbidden", 413)
+
+
 @pytest.mark.parametrize("letter", ["a", "ж"])
 def test_channel_data_has_at_most_1024_bytes(client, letter):
     session, outlet = client
@@ -378,7 +412,7 @@ def test_raw_names_may_be_any_text(world):
 def test_a_raw_client_is_no_member_but_counts_and_hears(world):
     session, outlet = raw(world, "*")
     session.handle(Subscribe("presence-c"))
-    assert outlet.last == Subscribed("presence-c", None)
+    assert outlet.last == Subscribed("presence-c", ())
     presence(world.session()[0], {"user_id": "u1"})
     world.turns.drain()
     occupancy = done(world.memory.channel(APP, "presence-c"))

@@ -4,6 +4,7 @@ An endpoint is a function of a `Call`, `async` where it waits; it is one line in
 or unsigned from a trusted network (Push1st API, section 6); a call about the server itself is never signed.
 """
 
+import re
 from collections.abc import Callable, Coroutine, Iterable
 from functools import lru_cache
 from http import HTTPStatus
@@ -33,6 +34,7 @@ ROUTES: dict[tuple[str, ...], dict[str, Endpoint]] = {
     ("token", "access"): {"POST": tokens.access},
 }
 """paths below `/apps/{app}/`; `*` is one percent-encoded segment"""
+_SLASHES = re.compile("/{2,}")
 MOST_CACHED = 256
 """characters of a path whose meaning is kept"""
 SERVER: dict[str, Callable[[Node, Request], Coroutine[Any, Any, Response]]] = {
@@ -88,7 +90,7 @@ class Api:
         return endpoint(Call(self._node, app, request, route.args, signed, has_params))
 
     def _about_server(self, request: Request) -> Answer:
-        endpoint = SERVER.get(request.path.rstrip("/"))
+        endpoint = SERVER.get(_SLASHES.sub("/", request.path).rstrip("/"))
         if endpoint is None:
             if request.path.startswith(self._websockets) and request.method in ("GET", "HEAD"):
                 return _no_websocket()
@@ -98,6 +100,7 @@ class Api:
         return endpoint(self._node, request)
 
     def _find(self, path: str) -> Route | None:
+        path = _SLASHES.sub("/", path)  # where the base URL of a client ends in a slash
         if not path.startswith(self._base):
             return None
         app, *parts = path[len(self._base) :].removesuffix("/").split("/")

@@ -105,7 +105,7 @@ class Occupancy(msgspec.Struct, frozen=True, gc=False):
 class Joined(msgspec.Struct, frozen=True, gc=False):
     """What was true when a subscription was added.
 
-    members: of a presence channel, the new one included, when a member joined. kept: the event of a cache channel.
+    members: of a presence channel, a new one included; None for any other. kept: the event of a cache channel.
     """
 
     members: tuple[Member, ...] | None = None

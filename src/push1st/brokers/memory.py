@@ -4,6 +4,7 @@ from collections import OrderedDict
 from collections.abc import Callable, Sequence
 
 from push1st.brokers import KEEP_SECONDS, Answer, Happened, Joined, Kept, Occupancy, Receive, Recount, keeps
+from push1st.channels import kind_of
 from push1st.errors import LimitReached
 from push1st.messages import Fact, Happening, Member, Message, member_added, member_removed, status_changed
 
@@ -107,19 +108,18 @@ class Memory:
         if room is None:
             room = rooms[channel] = Room()
             self._edge("occupied", app, channel, socket_id)
-        if member is None:
-            room.subscriptions += 1
-            return Joined(None, await self._kept_of(app, channel))
-        seat = room.seats.get(member.user_id)
-        if seat is None:
-            if most and len(room.seats) >= most:
-                raise LimitReached(403, f"{channel} has {most} members, which is this app's limit")
-            seat = room.seats[member.user_id] = Seat(member)
-            self._receive(member_added(app, channel, member, *self._stamp(), exclude=socket_id))
-            self._edge("member-added", app, channel, socket_id, member)
-        seat.sockets.add(socket_id)
+        if member is not None:
+            seat = room.seats.get(member.user_id)
+            if seat is None:
+                if most and len(room.seats) >= most:
+                    raise LimitReached(403, f"{channel} has {most} members, which is this app's limit")
+                seat = room.seats[member.user_id] = Seat(member)
+                self._receive(member_added(app, channel, member, *self._stamp(), exclude=socket_id))
+                self._edge("member-added", app, channel, socket_id, member)
+            seat.sockets.add(socket_id)
         room.subscriptions += 1
-        return Joined(tuple(seat.member for seat in room.seats.values()), await self._kept_of(app, channel))
+        members = tuple(seat.member for seat in room.seats.values()) if kind_of(channel).presence else None
+        return Joined(members, await self._kept_of(app, channel))
 
     async def _kept_of(self, app: str, channel: str) -> Kept | None:
         return await self.last(app, channel) if "cache-" in channel else None

@@ -13,6 +13,7 @@ import asyncio
 import base64
 import binascii
 import hashlib
+import re
 from collections.abc import Callable, Iterator
 from itertools import chain
 from urllib.parse import unquote_to_bytes
@@ -345,6 +346,8 @@ def upgrade(
     before: answers to earlier requests that go out first; rest: what the client sent behind the handshake.
     """
     config = worker.config.server
+    if "//" in handshake.path:  # where the base URL of a client ends in a slash
+        handshake = msgspec.structs.replace(handshake, path=re.sub("/{2,}", "/", handshake.path))
     path = handshake.path
     for base in config.bases("pusher"):
         if path.startswith(base):
@@ -410,7 +413,9 @@ def _start_pusher(
     visitor = handshake.visitor
     check_version(visitor.query)
     app = admit(worker, protocol, key, visitor.origin, handshake.ip, handshake.is_crowded)
-    session = Session(worker.node, app, connection, connection.codec, connection.write, handshake.ip)
+    original, base = worker.config.server.bases("pusher")
+    lenient = original != base and handshake.path.startswith(original)
+    session = Session(worker.node, app, connection, connection.codec, connection.write, handshake.ip, lenient=lenient)
     connection.open(session, protocol)
     session.enter(visitor, lambda: connection.established(protocol.activity_timeout))
 

@@ -214,12 +214,43 @@ async def test_paths_can_be_configured():
 # Raw clients
 
 
+async def answer_without_a_user(site, path):
+    """The event that answers a subscription to a presence channel whose `channel_data` names no user."""
+    transport = await opened(site, f"{path}?protocol=7")
+    (session,) = site.world.app.tenant.sessions.values()
+    data = '{"user-id": 1}'
+    wanted = {"channel": "presence-c", "auth": token(session, "presence-c", data), "channel_data": data}
+    await send(transport, text({"event": "pusher:subscribe", "data": wanted}))
+    return said(transport)[0]["event"]
+
+
+async def test_a_presence_channel_needs_a_user_on_the_path_of_pusher(site):
+    assert await answer_without_a_user(site, f"/app/{KEY}") == "pusher:subscription_error"
+
+
+@pytest.mark.parametrize("path", [f"/pusher/app/{KEY}", f"/pusher//app/{KEY}/"])
+async def test_a_presence_channel_needs_no_user_on_the_path_of_push1st(site, path):
+    assert await answer_without_a_user(site, path) == "pusher_internal:subscription_succeeded"
+
+
+async def test_a_path_that_both_share_is_that_of_pusher():
+    config = ServerConfig(pusher=ProtocolConfig(path="/", activity_timeout=TIMEOUT))
+    assert await answer_without_a_user(Site(server=config), f"/app/{KEY}") == "pusher:subscription_error"
+
+
 async def test_a_raw_client_is_on_all_its_channels(site):
     transport = await opened(site, f"/ws/app/{KEY}/a/b/%D0%B6%2Fx/a/")
     for name in ("a", "b", "ж/x"):
         assert site.world.publish(name, b"1") == 1
     await turns()
     assert [one["channel"] for one in said(transport)] == ["a", "b", "ж/x"]
+
+
+async def test_several_slashes_are_as_good_as_one(site):
+    await opened(site, f"//ws//app/{KEY}//c//d/")
+    assert list(site.world.app.tenant.channels) == ["c", "d"]
+    for path in (f"//app/{KEY}", f"/app//{KEY}//", f"/pusher//app/{KEY}"):
+        assert texts(body(await site.websocket(f"{path}?protocol=7")))[0]["event"] == "pusher:connection_established"
 
 
 async def test_a_raw_clients_id_has_its_prefix(site):

@@ -613,7 +613,7 @@ class Shard:
         if step.everyone is None:  # the first one here was refused
             self._views.begin(key, await self.members(app, channel))
             step.everyone = tuple((self._views.members(key) or {}).values())
-        return Joined(None if member is None else step.everyone, kept)
+        return Joined(step.everyone, kept)
 
     def _see(self, step: Step) -> None:
         """Tells those who are on a channel here of those who join it, and the latter who is there.
