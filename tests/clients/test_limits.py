@@ -434,6 +434,7 @@ def test_each_change_of_the_subscription_count_is_told(
     third.connection.socket.close()
     assert count_of(first) == 1
     if prefix:
+        second.round_trip()
         second.request_subscription(name, secret="wrong")
         second.expect_refusal(name)
     else:
