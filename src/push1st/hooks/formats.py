@@ -98,8 +98,19 @@ def matcher(filters: Sequence[str]) -> Callable[[str], object]:
     """Whether a channel's name begins with one of these, or, where one has a `*`, is like it from end to end."""
     if not filters:
         return lambda _: True
-    parts = (".*".join(map(re.escape, one.split("*"))) + r"\Z" if "*" in one else re.escape(one) for one in filters)
-    return re.compile("|".join(parts), re.DOTALL).match
+    return re.compile("|".join(map(_expression, filters)), re.DOTALL).match
+
+
+def _expression(filter: str) -> str:
+    """A filter as a regular expression, which takes linear time.
+
+    What stands between two stars is looked for at the first place, and no other is tried when the rest does not fit
+    (`(?>…)`): if it fits at all, it fits behind the first. With `.*` the time grows by a power with each star.
+    """
+    first, *more = map(re.escape, filter.split("*"))
+    if not more:
+        return first
+    return first + "".join(f"(?>.*?{part})" for part in more[:-1]) + f".*{more[-1]}\\Z"
 
 
 # Pusher's

@@ -1,8 +1,11 @@
 """What endpoints are sent, byte by byte, and which of it they want."""
 
 import json
+import timeit
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from push1st.config import Hook, Webhook
 from push1st.hooks import shown
@@ -126,6 +129,31 @@ def test_a_hook_of_push1st_says_who_on_presence_channels():
 def test_a_filter_lets_through_what_it_names_and_nothing_else(filters, fits, not_):
     matches = matcher(filters)
     assert [name for name in [*fits, *not_] if matches(name)] == fits
+
+
+@given(st.lists(st.text("ab*", max_size=8), max_size=3), st.text("ab\n", max_size=10))
+def test_a_filter_means_what_a_slow_reading_of_it_means(filters, name):
+    def fits(filter: str, rest: str) -> bool:
+        if not filter:
+            return not rest
+        if filter[0] == "*":
+            return any(fits(filter[1:], rest[n:]) for n in range(len(rest) + 1))
+        return rest.startswith(filter[0]) and fits(filter[1:], rest[1:])
+
+    expected = not filters or any(fits(one, name) if "*" in one else name.startswith(one) for one in filters)
+    assert bool(matcher(filters)(name)) is expected
+
+
+@pytest.mark.parametrize("filter", ["private-*-*-*-admin", "private-" + "*-" * 12 + "admin", "*" * 100 + "x", "*-a" * 30 + "*x"])
+@pytest.mark.parametrize("name", ["private-" + "-" * 156, "private-" + "-a" * 78])
+def test_a_filter_takes_linear_time(filter, name):
+    """The same for a name that is 16 times as long takes less than 100 times as long: a power would be 256 or more."""
+    matches = matcher((filter,))
+
+    def seconds(name: str) -> float:
+        return min(timeit.repeat(lambda: matches(name), number=20, repeat=5))
+
+    assert seconds(name * 16) < 100 * seconds(name) + 0.001
 
 
 # What an app's configuration means
