@@ -463,10 +463,10 @@ class Transport(asyncio.Transport):
     """A socket's transport: keeps what is written. After its end nothing more is sent; `late` has what was tried.
 
     bound: bytes after which its protocol is told to pause writing, at once and within the write, as uvloop does.
-    number: of its file descriptor.
+    number: of its file descriptor, by default none that is open.
     """
 
-    def __init__(self, peer: object = ("127.0.0.1", 40_000), secure: bool = False, number: int = 10) -> None:
+    def __init__(self, peer: object = ("127.0.0.1", 40_000), secure: bool = False, number: int = -1) -> None:
         super().__init__({"peername": peer, "sslcontext": object() if secure else None, "socket": Numbered(number)})
         self.writes: list[bytes] = []
         self.late: list[bytes] = []
@@ -560,7 +560,7 @@ class Site:
         self.failures.append(sys.exception())
 
     def connect(
-        self, peer: object = ("127.0.0.1", 40_000), secure: bool = False, number: int = 10
+        self, peer: object = ("127.0.0.1", 40_000), secure: bool = False, number: int = -1
     ) -> tuple[HttpConnection, Transport]:
         transport = Transport(peer, secure, number)
         connection = HttpConnection(self.listener)

@@ -12,38 +12,44 @@ from push1st.messages import Response
 
 _STATUS = {status.value: b"HTTP/1.1 %d %b\r\nDate: " % (status.value, status.phrase.encode()) for status in HTTPStatus}
 _dated = (-1, b"")
-_oks: dict[bytes, tuple[int, bytes]] = {}
+_oks: dict[bytes, tuple[int, bytes, bytes]] = {}
+CLOSE = b"Connection: close\r\n"
 
 
 def error(status: int, text: str, headers: bytes = b"") -> Response:
     return Response(status, msgspec.json.encode({"error": text}), headers=headers)
 
 
-def encoded(response: Response, now: float, keep: bool, head: bool) -> bytes:
-    """A whole response. now: the sweep's clock. keep: whether the connection stays. head: without the body."""
+def keeping(seconds: int) -> bytes:
+    """What says that a connection stays open for so long without a request (RFC 2068 §19.7.1)."""
+    return b"Connection: keep-alive\r\nKeep-Alive: timeout=%d\r\n" % seconds
+
+
+def encoded(response: Response, now: float, connection: bytes, head: bool) -> bytes:
+    """A whole response. now: the sweep's clock. connection: `keeping(…)` or `CLOSE`. head: without the body."""
     return b"%b%b\r\nContent-Type: %b\r\nContent-Length: %d\r\n%b%b\r\n%b" % (
         _STATUS[response.status],
         _date(now),
         response.content_type,
         len(response.body),
         response.headers,
-        b"" if keep else b"Connection: close\r\n",
+        connection,
         b"" if head else response.body,
     )
 
 
-def ok(now: float, content_type: bytes) -> bytes:
-    """The start of the most frequent answer, up to its length."""
-    second, start = _oks.get(content_type, (-1, b""))
-    if second != int(now):
-        start = b"%b%b\r\nContent-Type: %b\r\nContent-Length: " % (_STATUS[200], _date(now), content_type)
-        _oks[content_type] = int(now), start
+def ok(now: float, content_type: bytes, connection: bytes) -> bytes:
+    """The start of the most frequent answer, up to its length. connection: `keeping(…)`."""
+    second, start, kept = _oks.get(content_type, (-1, b"", b""))
+    if second != int(now) or kept != connection:
+        start = b"%b%b\r\n%bContent-Type: %b\r\nContent-Length: " % (_STATUS[200], _date(now), connection, content_type)
+        _oks[content_type] = int(now), start, connection
     return start
 
 
 def endless(now: float, content_type: bytes, headers: bytes) -> bytes:
     """The head of an answer that ends with its connection, so that it needs no chunks."""
-    return b"%b%b\r\nContent-Type: %b\r\n%bConnection: close\r\n\r\n" % (_STATUS[200], _date(now), content_type, headers)
+    return b"%b%b\r\nContent-Type: %b\r\n%b%b\r\n" % (_STATUS[200], _date(now), content_type, headers, CLOSE)
 
 
 def _date(now: float) -> bytes:

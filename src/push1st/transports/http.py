@@ -8,6 +8,8 @@ import asyncio
 import time
 from collections import deque
 from collections.abc import Coroutine
+from fcntl import ioctl
+from termios import FIONREAD
 from typing import cast
 
 import httptools
@@ -19,7 +21,7 @@ from push1st.messages import Request, Response, Visitor
 from push1st.transports.afar import HEADERS as FALLBACK_HEADERS
 from push1st.transports.afar import TYPE as FALLBACK_TYPE
 from push1st.transports.afar import Afar
-from push1st.transports.answers import encoded, endless, error, ok
+from push1st.transports.answers import CLOSE, encoded, endless, error, ok
 from push1st.transports.caller import is_own_name, is_trusted, visitor_ip
 from push1st.transports.listener import CROWDED_SECONDS, LINGER_BYTES, LINGER_SECONDS, Listener
 from push1st.transports.sweep import NEVER
@@ -47,6 +49,7 @@ PIECE = 2048
 MAX_PIECES = 8
 """pieces of a slice (see `turn`); one that completes a request is the last one of its slice"""
 
+_NONE = bytes(4)
 _HARMLESS = frozenset((b"connection", b"content-length", b"host"))
 _ANSWERED = frozenset((b"connection", b"expect", b"upgrade"))
 _NEEDED = frozenset(
@@ -66,6 +69,15 @@ _NEEDED = frozenset(
         b"x-forwarded-for",
     )
 )
+
+
+def has_unread(transport: asyncio.Transport) -> bool:
+    """Whether the client has sent what has not been read: a socket closed now would reset the connection."""
+    socket = transport.get_extra_info("socket")
+    try:
+        return socket is not None and ioctl(socket.fileno(), FIONREAD, _NONE) != _NONE
+    except (OSError, ValueError):  # it has just been closed
+        return False
 
 
 class HttpConnection(asyncio.Protocol):
@@ -608,12 +620,12 @@ class HttpConnection(asyncio.Protocol):
         now = worker.sweep.now
         if keep and response.status == 200 and not response.headers and not head:
             body = response.body
-            self._answers.append(b"%b%d\r\n\r\n%b" % (ok(now, response.content_type), len(body), body))
+            self._answers.append(b"%b%d\r\n\r\n%b" % (ok(now, response.content_type, self._listener.kept), len(body), body))
             self._deadline = now + self._listener.keep_alive
             if self._deadline + 1 < self.due_at:
                 worker.sweep.watch(self, self._deadline)
             return
-        self._answers.append(encoded(response, now, keep, head))
+        self._answers.append(encoded(response, now, self._listener.kept if keep else CLOSE, head))
         if not keep:
             self._last = True
         self._expect(self._listener.keep_alive)
@@ -675,14 +687,16 @@ class HttpConnection(asyncio.Protocol):
             self._listener.worker.node.metrics.cut_offs["slow-request"] += 1
             self._answer(error(408, "the request took too long"), False)
             self.flush()
+        elif not self._last and has_unread(self._transport):
+            return now + 1
         self._last = True
         self._transport.close()
         self._deadline = now + ANSWER_SECONDS
         return self._deadline
 
     def leave(self, code: int, reason: str) -> None:
-        """Ends the connection when no request is under way."""
-        if not self._busy and self._stage == IDLE:
+        """Ends the connection when no request is under way, nor on its way."""
+        if not self._busy and self._stage == IDLE and not has_unread(self._transport):
             self._last = True
             self._transport.close()
 

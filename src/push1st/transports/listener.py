@@ -12,6 +12,7 @@ from push1st.limits import Limits
 from push1st.messages import Request, Response
 from push1st.node import Node
 from push1st.protocols import Codec
+from push1st.transports.answers import keeping
 from push1st.transports.descriptors import Descriptors
 from push1st.transports.sweep import Sweep
 from push1st.transports.turn import Turn
@@ -134,5 +135,6 @@ class Listener:
         self.trusting = trusting
         self.whitelist = whitelist
         self.keep_alive = keep_alive
+        self.kept = keeping(keep_alive)
         self.is_crowded = is_crowded
         self.crowded = self if is_crowded else Listener(worker, trusting, whitelist, CROWDED_SECONDS, True)

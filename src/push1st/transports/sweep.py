@@ -3,6 +3,9 @@
 A connection is kept under the second at which something may be due for it. It is looked at then, not before: activity
 only writes down its time, and when the second comes the connection says when to look next. So an idle connection
 costs one look per activity timeout, and owns no timer.
+
+A deadline counts only after what clients have sent in time has been read: the sockets are read between the timer and the
+looks, and after the process stood still (stopped, swapped out, starved) a tick passes without looks.
 """
 
 import asyncio
@@ -16,6 +19,10 @@ LOOKS = 1000
 AGAIN_SECONDS = 10
 """until a connection whose look failed is looked at again"""
 NEVER = 1 << 62
+LATE_SECONDS = 2
+"""between two ticks: then the process stood still"""
+READ_TURNS = 3
+"""loop turns from a timer to the end of work on what the sockets bring: the turn's own rest, the reading, the work"""
 
 
 class Watched(Protocol):
@@ -41,6 +48,7 @@ class Sweep:
         self.now = clock()
         self._done = int(self.now)
         self._waiting: deque[Watched] = deque()
+        self._was_late = False
 
     def start(self) -> None:
         self._timer = asyncio.get_running_loop().call_later(1, self._tick)
@@ -69,7 +77,18 @@ class Sweep:
 
     def _tick(self) -> None:
         self._timer = asyncio.get_running_loop().call_later(1, self._tick)
-        self.run()
+        before, self.now = self.now, self._clock()
+        self._was_late = self.now - before >= LATE_SECONDS and not self._was_late
+        if self._was_late:  # but not if it always is
+            self._each_second()
+        else:
+            self._after(READ_TURNS)
+
+    def _after(self, turns: int) -> None:
+        if turns:
+            asyncio.get_running_loop().call_soon(self._after, turns - 1)
+        else:
+            self.run()
 
     def run(self) -> None:
         """Looks at what is due by now, at most `LOOKS` a loop turn."""

@@ -2,6 +2,7 @@
 
 import asyncio
 import re
+import socket
 from email.utils import parsedate_to_datetime
 
 import pytest
@@ -733,6 +734,60 @@ async def test_an_idle_connection_is_let_go_without_a_word(site):
     site.pass_seconds(2)
     assert transport.closed
     assert transport.data == b""
+
+
+async def test_a_kept_connection_says_how_long_it_stays():
+    site = Site(api=ApiConfig(keep_alive_timeout=7))
+    kept = await site.ask(request("GET", "/health") + request("GET", "/nowhere"))
+    assert [(one.headers["connection"], one.headers["keep-alive"]) for one in answers(kept.data)] == [
+        ("keep-alive", "timeout=7")
+    ] * 2
+    last = Answer((await site.ask(request("GET", "/health", None, "Connection: close"))).data)
+    assert (last.headers["connection"], "keep-alive" in last.headers) == ("close", False)
+
+
+@pytest.fixture
+def unread(site):
+    """A kept connection, its transport, and the client's end of its socket."""
+    ours, theirs = socket.socketpair()
+    with ours, theirs:
+        connection, transport = site.connect(number=ours.fileno())
+        yield connection, transport, ours, theirs
+
+
+async def test_a_connection_with_a_request_that_is_not_read_yet_is_not_idle(site, unread):
+    connection, transport, ours, theirs = unread
+    connection.data_received(request("GET", "/x"))
+    await turns()
+    theirs.send(request("GET", "/y"))
+    site.pass_seconds(site.listener.keep_alive + 5)
+    assert not transport.closed
+    connection.data_received(ours.recv(9999))
+    await turns()
+    assert statuses(transport.data) == [200, 200]
+    site.pass_seconds(site.listener.keep_alive + 2)
+    assert transport.closed
+
+
+async def test_leaving_waits_for_a_request_that_is_not_read_yet(site, unread):
+    connection, transport, ours, theirs = unread
+    connection.data_received(request("GET", "/x"))
+    await turns()
+    theirs.send(request("GET", "/y"))
+    connection.leave(4200, "going")
+    assert not transport.closed
+    ours.recv(9999)
+    connection.leave(4200, "going")
+    assert transport.closed
+
+
+async def test_a_client_that_has_ended_leaves_nothing_to_read(site, unread):
+    connection, transport, _, theirs = unread
+    connection.data_received(request("GET", "/x"))
+    await turns()
+    theirs.close()
+    site.pass_seconds(site.listener.keep_alive + 2)
+    assert transport.closed
 
 
 async def test_a_connection_that_is_used_is_kept(site):

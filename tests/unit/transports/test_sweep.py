@@ -198,6 +198,52 @@ async def test_it_ticks_until_it_is_stopped(at):
     at.sweep.stop()
 
 
+async def tick(at, seconds: float) -> None:
+    """The timer at that time, and the loop turns up to the looks."""
+    at.clock.seconds = seconds
+    at.sweep._tick()
+    at.sweep.stop()
+    await turns(module.READ_TURNS + 1)
+
+
+async def test_sockets_are_read_between_the_timer_and_the_looks(at):
+    thing = Thing()
+    at.sweep.watch(thing, 101)
+    at.clock.seconds = 101
+    at.sweep._tick()
+    at.sweep.stop()
+    for _ in range(module.READ_TURNS):
+        assert thing.looks == []
+        await turns(1)
+    await turns(1)
+    assert thing.looks == [101]
+
+
+async def test_after_the_process_stood_still_a_tick_passes_without_looks(at):
+    thing = Thing()
+    at.sweep.watch(thing, 105)
+    await tick(at, 101)
+    await tick(at, 120)
+    assert thing.looks == []
+    assert at.sweep.now == 120
+    at.sweep.watch(thing, 130)  # it had sent something
+    await tick(at, 121)
+    assert thing.looks == []
+    await tick(at, 122)
+    await tick(at, 130)
+    await tick(at, 131)
+    assert thing.looks == [131]
+    assert at.seconds == 6
+
+
+async def test_a_process_that_is_always_late_looks_every_other_tick(at):
+    thing = Thing()
+    at.sweep.watch(thing, 105)
+    for seconds in (110, 120, 130):
+        await tick(at, seconds)
+    assert thing.looks == [120]
+
+
 def test_something_may_be_done_each_second(at):
     for second in (101, 102, 110):
         at.to(second)
