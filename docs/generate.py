@@ -43,8 +43,8 @@ ABOUT: dict[str, str] = {
     "api.ssl.key": "The certificate's private key. Neither key nor certificate: a self-signed one is made at start.",
     "api.ssl.cert": "The certificate, with those between it and the root.",
     "api.path": "What all paths of the API begin with.",
-    "api.keep-alive-timeout": "Seconds a connection may be idle between two requests, on every listener. Answers name it (`Keep-Alive: timeout=10`); a "
-    "proxy's own limit for idle connections to the server has to be shorter.",
+    "api.keep-alive-timeout": "Seconds a connection may be idle between two requests, on every listener. "
+    "Answers name it (`Keep-Alive: timeout=10`); a proxy's own limit for idle connections to the server has to be shorter.",
     "api.trust": "Whose unsigned calls are accepted; `[]`: nobody's. `unix` stands for the Unix sockets.",
     "api.whitelist": "Who may connect at all; empty: everyone.",
     "api.interface": "Read, without effect: there is one interface.",

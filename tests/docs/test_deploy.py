@@ -86,6 +86,17 @@ def test_the_configuration_of_deploy_is_good(tmp_path: Path) -> None:
     assert all(listen.host == "127.0.0.1" or listen.scheme == "unix" for listen in (*config.server.listen, *config.api.listen))
 
 
+# -- the proxies
+
+
+@pytest.mark.parametrize(
+    ("name", "pattern"), [("nginx.conf", r"^ +keepalive_timeout (\d+)s;"), ("Caddyfile", r"^\t+keepalive (\d+)s")]
+)
+def test_a_proxy_ends_its_idle_connections_before_the_server_does(name: str, pattern: str) -> None:
+    (seconds,) = re.findall(pattern, (DEPLOY / name).read_text(), re.MULTILINE)
+    assert int(seconds) + 2 < configfile.demo({}).api.keep_alive_timeout
+
+
 # -- the container
 
 

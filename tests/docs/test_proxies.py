@@ -1,5 +1,6 @@
 """What the howtos for nginx and Caddy promise, through the real proxy with the configuration of deploy/."""
 
+import contextlib
 import http.client
 import json
 import subprocess
@@ -108,6 +109,23 @@ def test_metrics_are_not_reachable(proxy: Proxy) -> None:
 def test_a_signed_call_is_not_spoilt_by_the_proxy(proxy: Proxy) -> None:
     event = {"name": "e", "channels": ["c"], "data": "ü & =", "info": "subscription_count"}
     assert signed(proxy, "/apps/app-test/events", event) == (200, {"channels": {"c": {"subscription_count": 0}}})
+
+
+def test_a_large_call_takes_no_longer_than_its_bytes(proxy: Proxy) -> None:
+    """A body that a proxy passes on in a write of its own waits for an acknowledgement of the one before: 40 ms."""
+    event = {"name": "e", "channel": "large", "data": "x" * 10_000}
+    connection = http.client.HTTPSConnection("localhost", proxy.port, context=proxy.context, timeout=10)
+    with contextlib.closing(connection):
+        for events in (2, 10):
+            body = json.dumps({"batch": [event] * events})
+            took = []
+            for _ in range(8):
+                query = signed_query("POST", "/apps/app-test/batch_events", body.encode(), {}, "app-key", "secret", time.time())
+                began = time.perf_counter()
+                connection.request("POST", f"/apps/app-test/batch_events?{query}", body)
+                assert json.loads(connection.getresponse().read()) == {}
+                took.append(time.perf_counter() - began)
+            assert min(took) < 0.03
 
 
 def test_a_client_may_offer_http_2(proxy: Proxy) -> None:
