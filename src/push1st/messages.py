@@ -127,8 +127,13 @@ Happening = Literal[
     "client-event",
     "cache-missed",
     "counted",
-    "read-elsewhere",
 ]
+Phase = Literal["new", "at-once", "settled", "held"]
+
+ENTERING: dict[Happening, Happening] = {"occupied": "vacated", "member-added": "member-removed"}
+"""edges that enter, and those that leave again"""
+HOLD_SECONDS = 3.0
+"""for which hooks get no edge that leaves: most are back by then (Pusher protocol, section 9)"""
 
 
 class Fact(msgspec.Struct, frozen=True, gc=False):
@@ -138,7 +143,8 @@ class Fact(msgspec.Struct, frozen=True, gc=False):
     text): of the member it is about. event and data (JSON text): of a client event. count: of subscriptions. id, delivery,
     expires (seconds since 1970; 0: never) and given (see `Publish`): of a client event.
 
-    `read-elsewhere` is about no channel: others have been told facts since the last one that was told here.
+    phase: of an edge. `new`: hooks hold it back and cancel it (`debounce`). Where the broker does that, an edge is `at-once`,
+    for hooks that want each; `settled`, for the others; or `held`: the last process stops, and it is still held back.
     """
 
     kind: Happening
@@ -155,6 +161,7 @@ class Fact(msgspec.Struct, frozen=True, gc=False):
     delivery: Delivery = "broadcast"
     expires: int = 0
     given: bytes = b""
+    phase: Phase = "new"
 
 
 # Topics of users. Clients cannot subscribe to them by name: `#` is reserved, and only `#server-to-user-` is let through.

@@ -27,7 +27,7 @@ from push1st.config import Config, Networks, Ssl
 from push1st.eager import settled, spawn
 from push1st.errors import ConfigError, Refused
 from push1st.fanout import Fanout
-from push1st.hooks.formats import OPPOSITES, kinds
+from push1st.hooks.formats import edges
 from push1st.hooks.switchboard import Switchboard
 from push1st.listening import BACKLOG, GRACE, ROLES, Door, Role, addresses, bind, close, with_ports
 from push1st.metrics import Metrics
@@ -164,7 +164,7 @@ class Server:
             await self.node.open(broker, broker, broker, broker, broker, self._hooks)
         except Refused as wrong:
             raise ConfigError(wrong.text) from None
-        self._hooks.open(self._is_alone)
+        self._hooks.open(self._is_alone, broker.report)
         codecs = {name: load(PROTOCOLS, name)() for name in PROTOCOLS}
         self._sweep = Sweep(clock.monotonic, lambda: _failed("sweep"), lambda: spawn(self.node.tick()))
         self.worker = Worker(self.node, Api(self.node, config).serve, config, codecs, self._sweep, _failed)
@@ -184,7 +184,7 @@ class Server:
             return load(BROKERS, "memory")(node.stamp)
 
         # What the roster reports itself; the other facts are reported here, where some hook wants them.
-        hooked = frozenset(app.id for app in self.config.apps if app.enable and not OPPOSITES.keys().isdisjoint(kinds(app)))
+        hooked = {app.id: wanted for app in self.config.apps if app.enable and (wanted := edges(app))}
 
         def numbered(number: int) -> None:
             node.worker = number
@@ -314,7 +314,7 @@ class Server:
         self.node.fanout.flush()
         await settled()
         await self.node.close()  # first: a fact that came behind the queues' end would be lost
-        await self._hooks.close(HOOKS_SECONDS, self._is_alone, enough=self._now)
+        await self._hooks.close(HOOKS_SECONDS, enough=self._now)
         self._sweep.stop()
         log.info("stopped")
 

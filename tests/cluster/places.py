@@ -9,22 +9,27 @@ import json
 import random
 import sys
 import time
+from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from itertools import count
+from types import ModuleType
 from typing import Any
 
 from push1st import auth
 from push1st.apps.files import Files
 from push1st.brokers.redis import Redis, shard
+from push1st.config import HooksConfig, Webhook
 from push1st.eager import spawn
 from push1st.fanout import Fanout
+from push1st.hooks.switchboard import Switchboard
 from push1st.messages import (
     MEMBER_ADDED,
     MEMBER_REMOVED,
     SUBSCRIPTION_COUNT,
     WATCHLIST_EVENTS,
     CacheMissed,
+    Fact,
     Message,
     Replayed,
     SignedIn,
@@ -42,6 +47,7 @@ from push1st.session import Session
 from tests.unit.fakes import KEY, SECRET, Hooks, app_config
 
 SETTLED_SECONDS = 15
+EDGES = Webhook(url="http://localhost/", events=("channel_occupied", "channel_vacated", "member_added", "member_removed"))
 _names = count(1)
 
 
@@ -56,16 +62,16 @@ WIRE = Wire()
 
 
 @contextmanager
-def hurried(**seconds: float) -> Iterator[None]:
-    """Signs of life and recoveries follow each other faster; the lease is not shortened: tests end it themselves."""
-    before = {name: getattr(shard, name) for name in seconds}
+def hurried(module: ModuleType = shard, **seconds: float) -> Iterator[None]:
+    """Heartbeats and recoveries follow each other faster; the lease is not shortened: tests end it themselves."""
+    before = {name: getattr(module, name) for name in seconds}
     for name, value in seconds.items():
-        setattr(shard, name, value)
+        setattr(module, name, value)
     try:
         yield
     finally:
         for name, value in before.items():
-            setattr(shard, name, value)
+            setattr(module, name, value)
 
 
 async def until(true: Callable[[], object], what: Callable[[], object] = lambda: "") -> None:
@@ -74,6 +80,21 @@ async def until(true: Callable[[], object], what: Callable[[], object] = lambda:
     while not true():
         assert time.monotonic() < deadline, what()
         await asyncio.sleep(0.005)
+
+
+class Backend:
+    """A backend with webhooks: what it believes of who is where, by the edges it got, whichever node sent them."""
+
+    def __init__(self) -> None:
+        self.there: set[tuple[str, str | None]] = set()
+        self.contradictions: list[str] = []
+        """edges that did not take turns"""
+
+    def webhook(self, kind: str, channel: str, user_id: str | None) -> None:
+        key = channel, user_id
+        if (kind in ("occupied", "member-added")) == (key in self.there):
+            self.contradictions.append(f"{kind} {channel} {user_id}, again")
+        self.there ^= {key}
 
 
 class Place:
@@ -89,14 +110,28 @@ class Place:
         self.node = Node(Files([self.config]), fanout, self.metrics, SystemClock(), random.getrandbits)
         self.hooks = Hooks()
         self.facts = self.hooks.facts
+        self.dead = False
 
         def numbered(number: int) -> None:
             self.node.worker = number
 
-        hooked = frozenset({self.config.id})
+        hooked = {self.config.id: "s"}
         self.broker = Redis(url, self.node.stamp, self.name, self.metrics, lambda: hooked, numbered)
         self.app = self.node.app(self.config)
         self.clients: list[Client] = []
+
+    def send_edges_to(self, backend: Backend) -> "Place":
+        """As webhooks would."""
+        config = app_config(webhooks=(EDGES,))
+        board = Switchboard([config], HooksConfig(), "", SystemClock(), random.getrandbits, Counter(), Counter(), Counter())
+
+        def queue(format: str, fact: Fact) -> None:
+            if format == "pusher" and not self.dead:
+                backend.webhook(fact.kind, fact.channel, fact.user_id)
+
+        board._tell = queue  # type: ignore[method-assign]  # what an endpoint's queue takes
+        self.hooks.happened = board.happened  # type: ignore[method-assign]
+        return self
 
     async def open(self) -> "Place":
         await self.node.open(self.broker, self.broker, self.broker, self.broker, self.broker, self.hooks)
@@ -126,6 +161,7 @@ class Place:
 
     def crash(self) -> None:
         """It is gone, without a word to anybody."""
+        self.dead = True
         for client in self.clients:
             client.dead = True
         for one in self.shards:

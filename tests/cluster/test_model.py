@@ -1,5 +1,6 @@
 """Several nodes on a real server, driven through anything: clients that come, go and publish, nodes that crash or lose
-their connection, a server that loses its state or dies. What every client was told is compared with a model.
+their connection, a server that loses its state or dies. What every client was told is compared with a model, and so is
+what a backend believes by the edges that its webhooks brought: they take turns, and end right.
 
 `make model` runs many more examples and prints the seed; `ARGS=--hypothesis-seed=N` repeats a run.
 """
@@ -14,13 +15,16 @@ from typing import Any
 from hypothesis import HealthCheck, example, given, note, settings
 from hypothesis import strategies as st
 
+from push1st.brokers.redis import facts
 from push1st.errors import Refused
-from tests.cluster.places import SETTLED_SECONDS, Client, Place, hurried, until
+from tests.cluster.places import SETTLED_SECONDS, Backend, Client, Place, hurried, until
 from tests.valkey import Valkey
 
 NODES, CLIENTS = 3, 6
 CHANNELS = ("presence-a", "presence-b", "private-c")
 USERS = ("u0", "a/u1", "u2")
+HOLD = 0.3
+"""seconds for which a leaving edge is held back"""
 EXAMPLES = int(os.environ.get("MODEL_EXAMPLES", "25"))
 
 clients = st.integers(0, CLIENTS - 1)
@@ -31,6 +35,8 @@ step = st.one_of(
     st.tuples(st.just("join"), clients, channels),
     st.tuples(st.just("leave"), clients, channels),
     st.tuples(st.just("lose"), clients),
+    st.tuples(st.just("return"), clients, nodes),
+    st.tuples(st.just("pause")),
     st.tuples(st.just("publish"), nodes, channels),
     st.tuples(st.just("publish"), nodes, channels),
     st.tuples(st.just("sign in"), clients),
@@ -58,10 +64,14 @@ class World:
         self.refused: list[str] = []
         """publishing that was refused though nothing had failed"""
         self.calm = True
+        self.backend = Backend()
+        self.dead_reader = self.state_lost = self.doubtful = False
+        """whether the reader of hook events died, and the broker lost its state, since everything settled last; and whether both
+        happened at once, ever: what that reader alone knew is lost then"""
         self.tasks: set[asyncio.Task[None]] = set()
 
     async def open(self) -> None:
-        self.places = [await Place(self.url).open() for _ in range(NODES)]
+        self.places = [await Place(self.url).send_edges_to(self.backend).open() for _ in range(NODES)]
         self.clients = [self.places[n % NODES].client() for n in range(CLIENTS)]
 
     async def step(self, what: str, *args: Any) -> None:
@@ -74,6 +84,15 @@ class World:
             case "lose", n:
                 self.clients[n].lose()
                 self.clients[n] = self.clients[n].place.client()
+            case "return", n, k:
+                client = self.clients[n]
+                on = sorted(client.on)
+                client.lose()
+                self.clients[n] = self.places[k].client()
+                for channel in on:
+                    await self.step("join", n, channel)
+            case ("pause",):
+                await asyncio.sleep(HOLD / 3)
             case "sign in", n:
                 if self.clients[n].session.user is None:
                     self.clients[n].sign_in(USERS[n % len(USERS)], *USERS)
@@ -92,10 +111,10 @@ class World:
                 self.calm = False
                 await self.crash(n)
             case ("flush",):
-                self.calm = False
+                self.calm, self.state_lost = False, True
                 self.valkey.ask("FLUSHALL")
             case ("restart",):
-                self.calm = False
+                self.calm, self.state_lost = False, True
                 self.valkey.kill()
                 await asyncio.sleep(0)
                 self.valkey.start()
@@ -116,12 +135,14 @@ class World:
     async def crash(self, n: int) -> None:
         """A node is gone, and its lease runs out; another one takes its place."""
         gone = self.places[n]
+        reader = gone.shards[0]._reader
+        self.dead_reader |= reader is not None and not reader.ended
         gone.crash()
         for k in range(CLIENTS):
             if self.clients[k].place is gone:
                 self.clients[k].session.closed = True
         self.valkey.ask("DEL", f"{gone.shards[0].base}:lease:{gone.name}")
-        self.places[n] = await Place(self.url).open()
+        self.places[n] = await Place(self.url).send_edges_to(self.backend).open()
         for k in range(CLIENTS):
             if self.clients[k].place is gone:
                 self.clients[k] = self.places[n].client()
@@ -138,7 +159,25 @@ class World:
                 await until(lambda c=client, n=channel, t=texts: set(t) <= set(c.messages[n]), self.told)  # type: ignore[misc]
         self.due.clear()
         self.compare_orders()
+        await self.compare_edges()
         self.calm = True
+
+    async def compare_edges(self) -> None:
+        """What a backend believes is true, and came in turn."""
+        self.doubtful |= self.dead_reader and self.state_lost
+        self.dead_reader = self.state_lost = False
+        if self.doubtful:
+            return
+        await until(
+            lambda: self.backend.there == self.true_edges(), lambda: f"{self.backend.there}\nshould be\n{self.true_edges()}"
+        )
+        assert self.backend.contradictions == []
+
+    def true_edges(self) -> set[tuple[str, str | None]]:
+        there: set[tuple[str, str | None]] = {(name, None) for client in self.clients for name in client.on}
+        for client in self.clients:
+            there |= {(name, member.user_id) for name, member in (client.session.members or {}).items()}
+        return there
 
     def in_step(self) -> bool:
         """Whether every node has entered the server as it is now."""
@@ -232,10 +271,21 @@ async def run(valkey: Valkey, url: str, plan: list[tuple[Any, ...]]) -> None:
 )
 @given(plan=plans, prefix=st.integers(0, 1 << 60))
 @example([("join", 3, "presence-b"), ("join", 3, "presence-b"), ("drop", 2), ("join", 5, "presence-b"), ("flush",)], 0)
+@example(
+    [
+        ("join", 0, "presence-a"),
+        ("settle",),
+        *[("lose", 0), ("pause",), ("restart",), ("join", 0, "presence-a"), ("settle",)] * 5,
+    ],
+    0,
+)
 def model(valkey: Valkey, plan: list[tuple[Any, ...]], prefix: int) -> None:
     note(f"{plan}")
     valkey.ask("FLUSHALL")
-    with hurried(BEAT_SECONDS=0.05, RECOVERY_SECONDS=0.3, BACKOFF_SECONDS=0.05):
+    with (
+        hurried(BEAT_SECONDS=0.05, RECOVERY_SECONDS=0.3, BACKOFF_SECONDS=0.05),
+        hurried(facts, HOLD_SECONDS=HOLD, BLOCK_MS=50),
+    ):
         asyncio.run(run(valkey, f"{valkey.url}?prefix=m{prefix}", plan))
 
 

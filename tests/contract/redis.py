@@ -1,8 +1,10 @@
 """The Redis broker on a real server, for the suite that every broker passes."""
 
 import atexit
+from collections.abc import Mapping
 from functools import cache
 from itertools import count
+from types import MappingProxyType
 from typing import Any
 
 from push1st.brokers.redis import Redis
@@ -30,7 +32,7 @@ def cluster() -> Cluster:
     return servers
 
 
-def redis_broker(url: str, hooked: frozenset[str] = frozenset({"app-a", "app-b"})) -> Redis:
+def redis_broker(url: str, hooked: Mapping[str, str] = MappingProxyType({"app-a": "s", "app-b": "s"})) -> Redis:
     """One node's, alone under its prefix."""
     numbers = count(1)
     prefix = f"t{next(_prefixes)}"

@@ -4,6 +4,8 @@
 (Pusher protocol, section 9). So what comes out alternates strictly, per channel and per member, even if an edge comes in
 twice. Of a cache channel that is missed by many, one fact is let through in `HOLD_SECONDS`.
 
+For brokers that leave this to the hooks; where several workers share one, it does this itself (`brokers/redis/facts.py`).
+
 Pure: it knows facts and the time it is given, nothing of who is where. A channel or member it has not heard of may have
 been there before this process was, so the first edge of it is believed, whichever it is.
 """
@@ -11,13 +13,11 @@ been there before this process was, so the first edge of it is believed, whichev
 from collections import OrderedDict
 from collections.abc import Iterable
 
-from push1st.messages import Fact
+from push1st.messages import ENTERING, HOLD_SECONDS, Fact
 
-HOLD_SECONDS = 3.0
 REMEMBERED = 10_000
 """channels and members of which it is known that they are gone, so that an edge that comes twice is told once"""
 
-ENTERING = {"occupied": "vacated", "member-added": "member-removed"}
 LEAVING = {leaving: entering for entering, leaving in ENTERING.items()}
 
 Key = tuple[str, str, str | None]
@@ -57,11 +57,6 @@ class Debounce:
         else:
             settled.append(fact)
         return settled
-
-    def forget(self) -> None:
-        """What was told last is not known any more: others have told since. What is held back here still is."""
-        self._there.clear()
-        self._gone.clear()
 
     def due(self, now: float) -> list[Fact]:
         """The edges whose time has come."""

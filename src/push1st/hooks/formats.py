@@ -64,6 +64,13 @@ def kinds(app: AppConfig) -> frozenset[Happening]:
     return found | {OPPOSITES[kind] for kind in found & OPPOSITES.keys()}
 
 
+def edges(app: AppConfig) -> str:
+    """Which edges its endpoints want of the broker: `a`, at once (Push1st's format), `s`, settled (Pusher's), both or none."""
+    ways: dict[Format, str] = {"push1st": "a", "pusher": "s"}
+    formats = {one.format for one, _ in _webhooks(app) if _kinds(one) & OPPOSITES.keys()}
+    return "".join(way for format, way in ways.items() if format in formats)
+
+
 def _webhooks(app: AppConfig) -> Iterable[tuple[Webhook, bool]]:
     """Each with whether it is signed. A hook is a webhook in another format."""
     hook = app.hook or Hook()

@@ -16,7 +16,7 @@ from push1st import logs
 from push1st.config import AppConfig, HooksConfig
 from push1st.hooks import WAYS, Format, Status, Target, Way
 from push1st.hooks.authorize import Authority
-from push1st.hooks.debounce import LEAVING, Debounce
+from push1st.hooks.debounce import Debounce
 from push1st.hooks.endpoint import Clock, Endpoint
 from push1st.hooks.formats import ENCODERS, Wanted, kinds, wanted
 from push1st.hooks.queue import Delivery
@@ -82,23 +82,25 @@ class Switchboard:
         for endpoints in self._endpoints.values():
             yield from endpoints
 
-    def open(self, alone: bool = True) -> None:
-        """Takes up what the last process saved. alone: no other process may save more while this one runs."""
+    def open(self, alone: bool, report: Callable[[Fact], None]) -> None:
+        """Takes up what the last process saved. alone: no other process may save more while this one runs.
+
+        report: takes the edges that it held back to the broker.
+        """
         if self._store is None:
             return
-        self._take_up(self._store)
+        self._take_up(self._store, report)
         if not alone:
-            self._look_at = asyncio.get_running_loop().call_later(TAKE_UP_SECONDS, self.open, False)
+            self._look_at = asyncio.get_running_loop().call_later(TAKE_UP_SECONDS, self.open, False, report)
 
-    def _take_up(self, store: Store) -> None:
+    def _take_up(self, store: Store, report: Callable[[Fact], None]) -> None:
         known = {fingerprint(one.wanted): one for one in self._all()}
-        held = []
         count = gone = 0
         for line in store.saved():
             count += 1
             endpoint = known.get(line.endpoint)
             if line.held is not None:
-                held.append(line.held)
+                report(msgspec.structs.replace(line.held, phase="held"))
             elif endpoint is None:
                 gone += 1
                 self.events["endpoint-gone"] += len(line.events)
@@ -110,23 +112,23 @@ class Switchboard:
                 endpoint.wake()
             else:
                 endpoint.put(line.channels[0], bytes(line.events[0]))
-        if held:
-            self._debounce.hold(held, self.clock.monotonic())
-            self._settle_later()
         if count:
             log.info("hook events of the last process are taken up", lines=count, endpoints_gone=gone)
 
     def happened(self, fact: Fact) -> None:
         """What the broker calls with each fact. Never waits."""
-        if fact.kind == "read-elsewhere":
-            self._debounce.forget()
-            return
         if fact.kind not in self._kinds.get(fact.app, ()) or fact.channel.startswith("#"):
             return
-        self._tell("push1st", fact)  # of everything at once (Push1st API, section 8)
-        for settled in self._debounce.feed(fact, self.clock.monotonic()):
-            self._tell("pusher", settled)
-        if fact.kind in LEAVING:
+        if fact.phase in ("new", "at-once"):
+            self._tell("push1st", fact)  # of everything at once (Push1st API, section 8)
+        if fact.phase == "settled":
+            self._tell("pusher", fact)
+        elif fact.phase == "held":
+            self._debounce.hold((fact,), self.clock.monotonic())
+        elif fact.phase == "new":
+            for settled in self._debounce.feed(fact, self.clock.monotonic()):
+                self._tell("pusher", settled)
+        if self._debounce.is_holding:
             self._settle_later()
 
     def _settle_later(self) -> None:
@@ -159,17 +161,17 @@ class Switchboard:
         """How many events wait, by app."""
         return {app: sum(one.queue.events for one in those) for app, those in self._endpoints.items() if those}
 
-    async def close(self, seconds: float, alone: bool, enough: asyncio.Event | None = None) -> None:
+    async def close(self, seconds: float, enough: asyncio.Event | None = None) -> None:
         """Sends what it can for so long, or until it is told that it is enough; saves the rest.
 
-        alone: no other process may take the next facts. What is held back waits for the next start only then; else it is
-        told now, since who takes them over knows nothing of it.
+        What is held back waits for the next start, or is sent now if it cannot be saved. Where other workers go on, the broker
+        holds it back, and nothing is held back here.
         """
         for timer in (self._settled_at, self._look_at):
             if timer is not None:
                 timer.cancel()
         held = self._debounce.held()
-        if self._store is None or not alone:
+        if self._store is None:
             for fact in held:
                 self._tell("pusher", fact)
             held = []

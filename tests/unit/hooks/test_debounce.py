@@ -5,8 +5,8 @@ from collections.abc import Iterable
 from hypothesis import given
 from hypothesis import strategies as st
 
-from push1st.hooks.debounce import ENTERING, HOLD_SECONDS, REMEMBERED, Debounce
-from push1st.messages import Fact, Happening
+from push1st.hooks.debounce import REMEMBERED, Debounce
+from push1st.messages import ENTERING, HOLD_SECONDS, Fact, Happening
 
 
 def fact(kind: Happening, channel: str = "c", user_id: str | None = None) -> Fact:
@@ -28,21 +28,6 @@ def test_a_vacated_channel_is_told_after_three_seconds():
     assert debounce.due(12.9) == []
     assert kinds(debounce.due(13)) == ["vacated"]
     assert debounce.due(20) == []
-
-
-def test_what_was_told_last_may_be_forgotten_and_what_is_held_back_is_not():
-    debounce = Debounce()
-    debounce.feed(fact("occupied", "a"), 0)
-    debounce.feed(fact("occupied", "b"), 0)
-    debounce.feed(fact("vacated", "b"), 0)
-    debounce.forget()
-    assert kinds(debounce.feed(fact("occupied", "a"), 1)) == ["occupied"]
-    assert debounce.feed(fact("occupied", "b"), 1) == []
-    debounce.feed(fact("vacated", "a"), 2)
-    assert kinds(debounce.due(5)) == ["vacated"]
-    debounce.forget()
-    assert debounce.feed(fact("vacated", "a"), 6) == []
-    assert kinds(debounce.due(9)) == ["vacated"]
 
 
 def test_a_client_that_returns_in_time_is_no_news():

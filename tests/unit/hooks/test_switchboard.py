@@ -10,9 +10,8 @@ import pytest
 
 from push1st.config import Hook, HooksConfig, Webhook
 from push1st.hooks import NotDelivered, Target
-from push1st.hooks.debounce import HOLD_SECONDS
 from push1st.hooks.switchboard import Switchboard
-from push1st.messages import Fact, Happening
+from push1st.messages import HOLD_SECONDS, Fact, Happening, Phase
 from tests.unit.fakes import APP, Clock, app_config, turns
 
 
@@ -113,7 +112,7 @@ async def test_what_was_held_back_is_told_with_the_next_fact_after_its_time():
     board.happened("cache-missed", channel="c")
     await turns(20)
     assert board.at["http://a/"].names == ["channel_occupied", "channel_vacated", "cache_miss"]
-    await board.board.close(0, True)
+    await board.board.close(0)
 
 
 async def test_a_failure_is_counted_shown_and_keeps_the_event():
@@ -125,7 +124,7 @@ async def test_a_failure_is_counted_shown_and_keeps_the_event():
     assert (board.status.queued, board.status.retrying, board.status.last_error) == (1, 1, "answered 500")
     assert board.status.last_error_at == board.clock.wall() // 1_000_000_000
     assert (board.attempts, board.events) == ({"refused": 1}, {"queued": 1})
-    await board.board.close(0, True)
+    await board.board.close(0)
 
 
 async def test_what_is_under_way_at_a_stop_is_broken_off_and_sent_again_with_its_id(tmp_path: Path):
@@ -136,16 +135,16 @@ async def test_what_is_under_way_at_a_stop_is_broken_off_and_sent_again_with_its
     one.happened("occupied")
     one.happened("cache-missed", "client-event")
     await turns(10)
-    await one.board.close(0, True)
+    await one.board.close(0)
     assert one.at["http://a/"].closed
     two = Board(A, config=config)
     two.numbers = 100
-    two.board.open()
+    two.board.open(True, two.board.happened)
     await turns(20)
     assert two.at["http://a/"].told[0] == one.at["http://a/"].told[0]
     assert two.at["http://a/"].names == ["channel_occupied", "cache_miss", "client_event"]
     assert os.listdir(tmp_path) == []
-    await two.board.close(0, True)
+    await two.board.close(0)
 
 
 async def test_a_batch_that_was_about_to_be_sent_at_a_stop_is_kept_whole(tmp_path: Path):
@@ -156,12 +155,12 @@ async def test_a_batch_that_was_about_to_be_sent_at_a_stop_is_kept_whole(tmp_pat
     (endpoint,) = one.board._endpoints[APP]
     endpoint._pump()  # as the loop does at the end of the turn; the delivery's task would run in the next
     await endpoint.stop()
-    await one.board.close(0, True)
+    await one.board.close(0)
     two = Board(batched, config=config)
-    two.board.open()
+    two.board.open(True, two.board.happened)
     await turns(10)
     assert two.at["http://a/"].names == ["channel_occupied", "client_event", "cache_miss"]
-    await two.board.close(0, True)
+    await two.board.close(0)
 
 
 async def test_a_stop_that_is_told_it_is_enough_waits_no_longer():
@@ -171,7 +170,7 @@ async def test_a_stop_that_is_told_it_is_enough_waits_no_longer():
     board.happened("occupied")
     await turns(10)
     enough = asyncio.Event()
-    closing = asyncio.ensure_future(board.board.close(60, True, enough))
+    closing = asyncio.ensure_future(board.board.close(60, enough))
     await turns(10)
     assert not closing.done()
     enough.set()
@@ -186,30 +185,47 @@ async def test_what_was_held_back_is_handed_on(tmp_path: Path):
     one.happened("occupied", "vacated")
     one.happened("occupied", "vacated", channel="d")
     await turns(10)
-    await one.board.close(0, True)
+    await one.board.close(0)
     two = Board(A, config=config)
-    two.board.open()
+    two.board.open(True, two.board.happened)
     two.happened("occupied")
     two.clock.advance(HOLD_SECONDS)
     two.happened("cache-missed", channel="cache-e")
     await turns(20)
     assert sorted(two.at["http://a/"].names) == ["cache_miss", "channel_vacated"]
-    await two.board.close(0, True)
+    await two.board.close(0)
 
 
 async def test_without_a_folder_what_is_held_back_is_told_at_the_stop():
     board = Board(A)
     board.happened("occupied", "vacated")
-    await board.board.close(5, True)
+    await board.board.close(5)
     assert board.at["http://a/"].names == ["channel_occupied", "channel_vacated"]
 
 
-async def test_what_was_held_back_is_told_at_once_where_another_worker_goes_on(tmp_path: Path):
-    board = Board(A, config=HooksConfig(folder=str(tmp_path)))
-    board.happened("occupied", "vacated")
-    await board.board.close(5, False)
-    assert board.at["http://a/"].names == ["channel_occupied", "channel_vacated"]
-    assert os.listdir(tmp_path) == []
+@pytest.mark.parametrize(
+    ("phase", "names", "push1st"),
+    [("at-once", [], ["unregister"]), ("settled", ["channel_vacated"], []), ("held", [], [])],
+)
+async def test_an_edge_that_the_broker_holds_back_is_sent_to_those_it_is_for(phase: Phase, names: list[str], push1st: list[str]):
+    board = Board(A, hook=Hook(trigger=frozenset(("unregister",)), endpoint=("http://p/",)))
+    board.board.happened(Fact("vacated", APP, "c", 1, phase=phase))
+    await turns(10)
+    assert [name for url, endpoint in board.at.items() if url == "http://a/" for name in endpoint.names] == names
+    assert [json.loads(body)["event"] for url, one in board.at.items() if url == "http://p/" for _, body in one.told] == push1st
+    await board.board.close(0)
+
+
+async def test_an_edge_that_the_broker_held_back_at_the_stop_is_saved_and_reported_by_the_next_process(tmp_path: Path):
+    config = HooksConfig(folder=str(tmp_path))
+    one = Board(A, config=config)
+    one.board.happened(Fact("vacated", APP, "c", 1, phase="held"))
+    await one.board.close(0)
+    two = Board(A, config=config)
+    reported: list[Fact] = []
+    two.board.open(True, reported.append)
+    assert reported == [Fact("vacated", APP, "c", 1, phase="held")]
+    await two.board.close(0)
 
 
 async def test_events_for_an_endpoint_that_is_gone_are_counted(tmp_path: Path):
@@ -219,11 +235,11 @@ async def test_events_for_an_endpoint_that_is_gone_are_counted(tmp_path: Path):
     one.at["http://a/"].fails = True
     one.happened("occupied")
     await turns(10)
-    await one.board.close(0, True)
+    await one.board.close(0)
     two = Board(Webhook(url="http://b/"), config=config)
-    two.board.open()
+    two.board.open(True, two.board.happened)
     assert two.events == {"endpoint-gone": 1}
-    await two.board.close(0, True)
+    await two.board.close(0)
     letter = json.loads((tmp_path / "dead-letters.jsonl").read_bytes())
     assert (letter["reason"], letter["events"]) == ("endpoint-gone", [{"name": "channel_occupied", "channel": "c"}])
 
@@ -234,17 +250,17 @@ async def test_what_a_worker_that_was_replaced_has_saved_is_sent_by_those_that_r
     monkeypatch.setattr("push1st.hooks.switchboard.TAKE_UP_SECONDS", 0.0)
     config = HooksConfig(folder=str(tmp_path))
     two = Board(A, config=config)
-    two.board.open(alone=False)
+    two.board.open(False, lambda _: None)
     one = Board(A, config=config)
     one.at["http://a/"] = Endpoint()
     one.at["http://a/"].fails = True
     one.happened("occupied")
     await turns(10)
-    await one.board.close(0, False)
+    await one.board.close(0)
     await turns(20)
     assert two.at["http://a/"].names == ["channel_occupied"]
     assert two.at["http://a/"].told[0] == one.at["http://a/"].told[0]
-    await two.board.close(0, False)
+    await two.board.close(0)
 
 
 async def test_without_a_folder_what_is_left_at_the_stop_is_counted_as_lost():
@@ -253,7 +269,7 @@ async def test_without_a_folder_what_is_left_at_the_stop_is_counted_as_lost():
     board.at["http://a/"].fails = True
     board.happened("occupied")
     await turns(10)
-    await board.board.close(0, True)
+    await board.board.close(0)
     assert board.events == {"queued": 1, "stopped": 1}
 
 
@@ -264,7 +280,7 @@ async def test_a_line_that_cannot_be_read_does_not_stop_the_others(tmp_path: Pat
     one.at["http://a/"].fails = True
     one.happened("occupied")
     await turns(10)
-    await one.board.close(0, True)
+    await one.board.close(0)
     (name,) = os.listdir(tmp_path)
     file = tmp_path / name
     assert file.stat().st_mode & 0o777 == 0o600
@@ -272,10 +288,10 @@ async def test_a_line_that_cannot_be_read_does_not_stop_the_others(tmp_path: Pat
     spoilt = (b"{broken", b'{"endpoint":"\xff"}', b'{"events":' + b"[" * 100_000, b'{"endpoint":"%b"}' % fingerprint)
     file.write_bytes(b"\n".join((*spoilt, file.read_bytes())))
     two = Board(A, config=config)
-    two.board.open()
+    two.board.open(True, two.board.happened)
     await turns(10)
     assert two.at["http://a/"].names == ["channel_occupied"]
-    await two.board.close(0, True)
+    await two.board.close(0)
 
 
 def test_a_folder_that_cannot_be_had_is_an_error(tmp_path: Path):
@@ -293,4 +309,4 @@ async def test_what_overflows_is_lost_and_counted():
     assert (board.status.queued, board.status.failed) == (2, 3)
     assert board.events == {"queued": 2, "overflowed": 3}
     assert board.board.queued() == {APP: 2}
-    await board.board.close(0, True)
+    await board.board.close(0)

@@ -11,7 +11,7 @@ member list and the edges behind it never overlap, and whoever joins gets what w
 
 import asyncio
 from binascii import crc_hqx
-from collections.abc import Callable, Collection, Coroutine, Sequence
+from collections.abc import Callable, Coroutine, Mapping, Sequence
 from functools import partial
 from typing import Any
 
@@ -40,8 +40,8 @@ log = logs.get("push1st.broker")
 class Redis:
     """url: see `brokerurl.py`. stamp: the id and the time (wall clock, nanoseconds) of a message made here.
 
-    node: a name no other worker has or had. hooked: the apps that have hooks. numbered: called with the number of this
-    node among all, below 1024, that ends its message ids.
+    node: a name no other worker has or had. hooked: the apps that have hooks, with the edges that those want (`scripts`).
+    numbered: called with the number of this node among all, below 1024, that ends its message ids.
     """
 
     shared = True
@@ -52,7 +52,7 @@ class Redis:
         stamp: Callable[[], tuple[int, int]],
         node: str,
         metrics: Metrics,
-        hooked: Callable[[], Collection[str]],
+        hooked: Callable[[], Mapping[str, str]],
         numbered: Callable[[int], None],
     ) -> None:
         address = parse(url)

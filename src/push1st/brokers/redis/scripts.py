@@ -4,9 +4,12 @@ All keys of a shard are in one hash slot, behind its base (`prefix:{number}`), w
 
     BASE:epoch        a random word; another one, or none: the server has lost its state
     BASE:recovering   there while nodes announce their entries again after that
-    BASE:gone         hash: who left meanwhile and is nowhere by now, in fields like those of a node → socket, id, received,
-                      whether hooks want facts, info; told when all nodes must have announced theirs
+    BASE:gone         hash: who left meanwhile and is nowhere by now, in fields like those of a node → when, socket, id,
+                      received, which facts hooks want, info; told when all nodes must have announced theirs
     BASE:gone:order   list: those fields, in the order in which they left
+    BASE:held         hash: channels that became empty and members that left, of which hooks get no fact yet, since they may
+                      be back at once; in the same fields → when, socket, received, info
+    BASE:held:order   list: when each of them left, and its field, in that order
     BASE:nodes        set: the nodes that may have entries
     BASE:lease:NODE   there while the node is alive: the server on which it was the last time
     BASE:n:NODE       hash: its entries: c/APP/CHANNEL → subscriptions, m/APP/CHANNEL\\nUSER, u/APP/USER, q/APP → connections
@@ -20,10 +23,14 @@ All keys of a shard are in one hash slot, behind its base (`prefix:{number}`), w
     BASE:facts        stream: what happened, for hooks; over MOST_FACTS the oldest are lost
     BASE:facts:read   the last of them that was read
     BASE:reader       the node that reads them, there while it is alive
+    BASE:term         grows with each of that node's heartbeats, and with each other node that reads them
     BASE:t:APP/CHANNEL  the channel's topic
 
 Every change names the node's own number (its subscriptions, whether it has the user), never a difference: so a step
 that is done twice, or again after a lost reply, is done once.
+
+An app's hooks may want edges at once (`a`), settled (`s`), both, or none. `w` of a fact says which it is. `r` and `h` are for
+the reader only: a channel or member returned while its leaving was held back; and an earlier process had held one back.
 """
 
 import hashlib
@@ -40,9 +47,26 @@ local function edge(kind, app, channel, user, socket, id, received, info)
   redis.call(publish, base .. ':t:' .. app .. '/' .. channel,
     '\\1' .. table.concat({kind, app, channel, user, socket, id, received, info}, '\\0'))
 end
-local function fact(kind, app, channel, received, socket, user, info)
+local function fact(kind, way, app, channel, received, socket, user, info)
   redis.call('XADD', base .. ':facts', 'MAXLEN', '~', 'MOST_FACTS', '*', 'k', kind, 'a', app, 'c', channel, 't', received,
-    's', socket, 'u', user, 'i', info)
+    's', socket, 'u', user, 'i', info, 'w', way)
+end
+local function wants(hooked, way) return string.find(hooked, way, 1, true) ~= nil end
+-- The server's clock, milliseconds.
+local function clock()
+  local time = redis.call('TIME')
+  return string.format('%.0f', time[1] * 1000 + math.floor(time[2] / 1000))
+end
+-- What a field of `gone` and `held` is about: m, c or u, app, channel, user.
+local function parts(field)
+  local kind, app, rest = string.match(field, '^(.)/([^/]*)/(.*)$')
+  if kind ~= 'm' then return kind, app, rest, '' end
+  return kind, app, string.match(rest, '^([^\\n]*)\\n(.*)$')
+end
+-- A leaving edge is held back for hooks: READ releases it, unless the channel or member is back by then.
+local function hold(field, left, socket, received, info)
+  redis.call('HSET', base .. ':held', field, table.concat({left, socket, received, info}, '\\0'))
+  redis.call('RPUSH', base .. ':held:order', left .. ' ' .. field)
 end
 -- A server that is full refuses a script's first write, if that may need memory, but none behind one that needs none: so
 -- who leaves, and a node that comes back, are always let.
@@ -69,22 +93,30 @@ local function count(mine, app, channel, n)
 end
 -- Who leaves while nodes still announce theirs may be on one that has not yet: it is noted, and told by SETTLE unless it is
 -- somewhere again by then.
-local function note(field, socket, id, received, hooked, info)
-  local noted = table.concat({socket, id, received, hooked and '1' or '0', info}, '\\0')
+local function note(field, left, socket, id, received, hooked, info)
+  local noted = table.concat({left, socket, id, received, hooked, info}, '\\0')
   if redis.call('HSET', base .. ':gone', field, noted) == 1 then redis.call('RPUSH', base .. ':gone:order', field) end
 end
-local function was_noted(field) return redis.call('HDEL', base .. ':gone', field) == 1 end
-local function tell_removed(app, channel, user, socket, id, received, hooked, info, exclude)
-  edge('-', app, channel, user, exclude, id, received, 'null')
-  if hooked then fact('member-removed', app, channel, received, socket, user, info) end
+-- How hooks get the entering edge of a field, which is not noted and not held back any more.
+local function entering(field, hooked)
+  local held = redis.call('HDEL', base .. ':held', field) == 1
+  if redis.call('HDEL', base .. ':gone', field) == 1 then return 'r' end
+  return held and (wants(hooked, 'a') and 'ar' or 'r') or hooked
 end
-local function tell_vacated(app, channel, socket, received) fact('vacated', app, channel, received, socket, '', 'null') end
+local function tell_removed(app, channel, user, left, socket, id, received, hooked, info, exclude)
+  edge('-', app, channel, user, exclude, id, received, 'null')
+  if wants(hooked, 's') then hold('m/' .. app .. '/' .. channel .. '\\n' .. user, left, socket, received, info) end
+end
+local function tell_vacated(app, channel, left, socket, received, hooked)
+  if wants(hooked, 'a') then fact('vacated', 'a', app, channel, received, socket, '', 'null') end
+  if wants(hooked, 's') then hold('c/' .. app .. '/' .. channel, left, socket, received, 'null') end
+end
 local function tell_offline(app, user, socket, id, received)
   edge('off', app, '#watch-' .. user, user, socket, id, received, '')
 end
-local function vacate(app, channel, socket, id, received, quiet)
-  if quiet then note('c/' .. app .. '/' .. channel, socket, id, received, true, 'null')
-  else tell_vacated(app, channel, socket, received) end
+local function vacate(app, channel, socket, id, received, hooked, quiet)
+  if quiet then note('c/' .. app .. '/' .. channel, clock(), socket, id, received, hooked, 'null')
+  else tell_vacated(app, channel, clock(), socket, received, hooked) end
 end
 local function drop_member(mine, app, channel, user, socket, id, received, hooked, quiet)
   local members = base .. ':m:' .. app .. '/' .. channel
@@ -97,14 +129,14 @@ local function drop_member(mine, app, channel, user, socket, id, received, hooke
     return
   end
   redis.call('HDEL', members, user)
-  if quiet then note('m/' .. app .. '/' .. channel .. '\\n' .. user, socket, id, received, hooked, info)
-  else tell_removed(app, channel, user, socket, id, received, hooked, info, socket) end
+  if quiet then note('m/' .. app .. '/' .. channel .. '\\n' .. user, clock(), socket, id, received, hooked, info)
+  else tell_removed(app, channel, user, clock(), socket, id, received, hooked, info, socket) end
 end
 local function drop_user(mine, app, user, socket, id, received, quiet)
   if redis.call('HDEL', mine, 'u/' .. app .. '/' .. user) == 0 then return end
   if redis.call('HINCRBY', base .. ':u:' .. app, user, -1) > 0 then return end
   redis.call('HDEL', base .. ':u:' .. app, user)
-  if quiet then note('u/' .. app .. '/' .. user, socket, id, received, false, '')
+  if quiet then note('u/' .. app .. '/' .. user, clock(), socket, id, received, '', '')
   else tell_offline(app, user, socket, id, received) end
 end
 """
@@ -165,7 +197,9 @@ return {epoch, redis.call('PTTL', base .. ':recovering'), number, others}
 BEAT = _script(
     _ALIVE
     + """
--- node, milliseconds of the lease, whether it may read the facts, the server
+-- node, milliseconds of the lease, whether it may read the facts (-1: no; its term, if it has the ledger of the node that
+-- reads them; or 0), the server
+-- While nodes announce their entries again the node that read the facts before goes on: only that one has the ledger.
 redis.call('PEXPIRE', base .. ':lease:' .. node, ARGV[2])
 if redis.call('GET', base .. ':lease:' .. node) ~= ARGV[4] then
   redis.call('SET', base .. ':lease:' .. node, ARGV[4], 'PX', ARGV[2])
@@ -174,15 +208,16 @@ local dead = {}
 for _, other in ipairs(redis.call('SMEMBERS', base .. ':nodes')) do
   if redis.call('EXISTS', base .. ':lease:' .. other) == 0 then dead[#dead + 1] = other end
 end
-local reads = 0
-if ARGV[3] == '1' then
-  local reader = redis.call('GET', base .. ':reader')
-  if not reader or reader == node then
+local left = redis.call('PTTL', base .. ':recovering')
+local reads, ledger = 0, tonumber(ARGV[3])
+if ledger >= 0 then
+  local reader, term = redis.call('GET', base .. ':reader'), tonumber(redis.call('GET', base .. ':term') or '0')
+  if reader == node or ledger > term or (not reader and left <= 0) then
     redis.call('SET', base .. ':reader', node, 'PX', ARGV[2])
-    reads = 1
+    reads = math.max(ledger, term) + 1
+    redis.call('SET', base .. ':term', reads)
   end
 end
-local left = redis.call('PTTL', base .. ':recovering')
 local gone = left <= 0 and redis.call('EXISTS', base .. ':gone:order') or 0
 return {redis.call('GET', base .. ':epoch'), left, reads, dead, gone, behind(ARGV[4])}
 """
@@ -191,13 +226,13 @@ return {redis.call('GET', base .. ':epoch'), left, reads, dead, gone, behind(ARG
 JOIN = _script(
     _ALIVE
     + """
--- node, app, channel, its subscriptions, most members, what is wanted (m: members, k: the event kept), whether hooks want
--- facts, whether this only announces what was there before; then of each that joins: user or '', info, socket, id, received
+-- node, app, channel, its subscriptions, most members, what is wanted (m: members, k: the event kept), which edges hooks
+-- want, whether this only announces what was there before; then of each that joins: user or '', info, socket, id, received
 -- Returns among the rest what became of each: 1 a member that is new, 2 one too many, 0 neither.
-local app, channel, n, most, hooked = ARGV[2], ARGV[3], tonumber(ARGV[4]), tonumber(ARGV[5]), ARGV[7] == '1'
-if ARGV[8] == '1' and hooked and recovering() then hooked = false end
+local app, channel, n, most, hooked = ARGV[2], ARGV[3], tonumber(ARGV[4]), tonumber(ARGV[5]), ARGV[7]
+if ARGV[8] == '1' and hooked ~= '' and recovering() then hooked = '' end
 local members = base .. ':m:' .. app .. '/' .. channel
-local ways, told = {}, {}
+local ways, fact_ways = {}, {}
 for i = 9, #ARGV, 5 do
   local user, info, way = ARGV[i], ARGV[i + 1], 0
   local entry = 'm/' .. app .. '/' .. channel .. '\\n' .. user
@@ -210,21 +245,22 @@ for i = 9, #ARGV, 5 do
       way, n = 2, n - 1
     else
       redis.call('HSET', members, user, '1:' .. info)
-      way, told[#ways + 1] = 1, was_noted(entry)
+      way, fact_ways[#ways + 1] = 1, entering(entry, hooked)
     end
     if way ~= 2 then redis.call('HSET', mine, entry, '') end
   end
   ways[#ways + 1] = way
 end
 local total, change = count(mine, app, channel, n)
-if change > 0 and total == change and not was_noted('c/' .. app .. '/' .. channel) and hooked then
-  fact('occupied', app, channel, ARGV[13], ARGV[11], '', 'null')
+if change > 0 and total == change then
+  local way = entering('c/' .. app .. '/' .. channel, hooked)
+  if hooked ~= '' then fact('occupied', way, app, channel, ARGV[13], ARGV[11], '', 'null') end
 end
 for i, way in ipairs(ways) do
   if way == 1 then
     local user, info, socket, id, received = unpack(ARGV, 4 + 5 * i, 8 + 5 * i)
     edge('+', app, channel, user, socket, id, received, info)
-    if hooked and not told[i] then fact('member-added', app, channel, received, socket, user, info) end
+    if hooked ~= '' then fact('member-added', fact_ways[i], app, channel, received, socket, user, info) end
   end
 end
 local found, kept, left = false, false, 0
@@ -240,14 +276,14 @@ return {total, found, kept, left, ways}
 LEAVE = _script(
     _ALIVE
     + """
--- node, app, channel, its subscriptions, user that it has no more or '', socket, id, received, whether hooks want facts
+-- node, app, channel, its subscriptions, user that it has no more or '', socket, id, received, which edges hooks want
 local app, channel, n, user = ARGV[2], ARGV[3], tonumber(ARGV[4]), ARGV[5]
-local socket, id, received, hooked = ARGV[6], ARGV[7], ARGV[8], ARGV[9] == '1'
+local socket, id, received, hooked = ARGV[6], ARGV[7], ARGV[8], ARGV[9]
 let()
 local quiet = recovering()
 if user ~= '' then drop_member(mine, app, channel, user, socket, id, received, hooked, quiet) end
 local total, change = count(mine, app, channel, n)
-if total <= 0 and change < 0 and hooked then vacate(app, channel, socket, id, received, quiet) end
+if total <= 0 and change < 0 and hooked ~= '' then vacate(app, channel, socket, id, received, hooked, quiet) end
 return total
 """
 )
@@ -259,7 +295,7 @@ SIGN_IN = _script(
 local app, user = ARGV[2], ARGV[3]
 if redis.call('HSETNX', mine, 'u/' .. app .. '/' .. user, '') == 0 then return 0 end
 if redis.call('HINCRBY', base .. ':u:' .. app, user, 1) == 1 then
-  was_noted('u/' .. app .. '/' .. user)
+  redis.call('HDEL', base .. ':gone', 'u/' .. app .. '/' .. user)
   edge('on', app, '#watch-' .. user, user, ARGV[4], ARGV[5], ARGV[6], '')
 end
 return 1
@@ -310,7 +346,7 @@ return {redis.call('GET', ARGV[1]), redis.call('PTTL', ARGV[1])}
 """)
 
 BURY = _script("""
--- the dead node, received, whether hooks want facts (app names, separated by /), where to go on, ids of edges
+-- the dead node, received, which edges hooks want (app, newline, which, between slashes), where to go on, ids of edges
 -- Returns where to go on, or false when all is done, and the apps and channels of which others have subscriptions still.
 -- First all members go (m and a cursor), then all channels (c): a channel is vacated when its members were removed. It does
 -- not begin anew each time: what is removed leaves holes in the hash, in which a look from the start finds nothing.
@@ -324,7 +360,10 @@ local function id()
   next_id = next_id + 1
   return ARGV[next_id - 1]
 end
-local function hooked(app) return string.find(ARGV[3], '/' .. app .. '/', 1, true) ~= nil end
+local function hooked(app)
+  local _, at = string.find(ARGV[3], '/' .. app .. '\\n', 1, true)
+  return at and string.match(ARGV[3], '^%a*', at + 1) or ''
+end
 local phase, at = string.sub(ARGV[4], 1, 1), string.sub(ARGV[4], 2)
 local fewer = {}
 local cursor, entries = unpack(redis.call('HSCAN', mine, at, 'COUNT', #ARGV - 4))
@@ -336,8 +375,8 @@ for i = 1, #entries, 2 do
     if total > 0 then
       fewer[#fewer + 1] = app
       fewer[#fewer + 1] = rest
-    elseif change < 0 and hooked(app) then
-      vacate(app, rest, '', id(), received, quiet)
+    elseif change < 0 and hooked(app) ~= '' then
+      vacate(app, rest, '', id(), received, hooked(app), quiet)
     end
   elseif phase == 'm' and kind == 'm' then
     local channel, user = string.match(rest, '^([^\\n]*)\\n(.*)$')
@@ -361,7 +400,7 @@ return {false, fewer}
 NOTE = _script(
     _ALIVE
     + """
--- node, what it has no more (m, c or u), app, channel, user, socket, id, received, whether hooks want facts, info
+-- node, what it has no more (m, c or u), app, channel, user, socket, id, received, which edges hooks want, info
 -- Of who left when the server could not be told, and then lost its state.
 let()
 local kind, app, channel, user = ARGV[2], ARGV[3], ARGV[4], ARGV[5]
@@ -374,7 +413,7 @@ elseif kind == 'c' then
 else
   field, there = 'u/' .. app .. '/' .. user, redis.call('HEXISTS', base .. ':u:' .. app, user)
 end
-if there == 0 then note(field, ARGV[6], ARGV[7], ARGV[8], ARGV[9] == '1', ARGV[10]) end
+if there == 0 then note(field, clock(), ARGV[6], ARGV[7], ARGV[8], ARGV[9], ARGV[10]) end
 return 1
 """
 )
@@ -389,16 +428,15 @@ for i = 1, tonumber(ARGV[1]) do
   local noted = redis.call('HGET', base .. ':gone', field)
   if noted then
     redis.call('HDEL', base .. ':gone', field)
-    local socket, id, received, hooked, info = string.match(noted, '^(%Z*)%z(%Z*)%z(%Z*)%z(%Z*)%z(.*)$')
-    local kind, app, rest = string.match(field, '^(.)/([^/]*)/(.*)$')
+    local left, socket, id, received, hooked, info = string.match(noted, '^(%Z*)%z(%Z*)%z(%Z*)%z(%Z*)%z(%Z*)%z(.*)$')
+    local kind, app, channel, user = parts(field)
     if kind == 'm' then
-      local channel, user = string.match(rest, '^([^\\n]*)\\n(.*)$')
       -- That connection may be on the channel again, as somebody else: so it is not excluded.
-      tell_removed(app, channel, user, socket, id, received, hooked == '1', info, '')
+      tell_removed(app, channel, user, left, socket, id, received, hooked, info, '')
     elseif kind == 'c' then
-      tell_vacated(app, rest, socket, received)
+      tell_vacated(app, channel, left, socket, received, hooked)
     else
-      tell_offline(app, rest, socket, id, received)
+      tell_offline(app, channel, socket, id, received)
     end
   end
 end
@@ -406,14 +444,85 @@ return 1
 """)
 
 READ = _script("""
--- node, milliseconds of the lease, the last fact that was handed on
--- Returns whether this is still the node that reads them; its lease begins anew.
-if redis.call('GET', base .. ':reader') ~= ARGV[1] then return 0 end
+-- node, milliseconds of the lease, the last fact that was handed on, milliseconds for which leaving edges are held back, how
+-- many of them are released at most
+-- Returns whether this is still the node that reads facts, whose lease begins again, and how long nodes still announce their
+-- entries: none of those that left is released before.
+if redis.call('GET', base .. ':reader') ~= ARGV[1] then return {0, 0} end
 let()
 redis.call('PEXPIRE', base .. ':reader', ARGV[2])
 redis.call('SET', base .. ':facts:read', ARGV[3])
 redis.call('XTRIM', base .. ':facts', 'MINID', ARGV[3])
+local recovering = redis.call('PTTL', base .. ':recovering')
+if recovering > 0 then return {1, recovering} end
+local due = clock() - ARGV[4]
+for i = 1, tonumber(ARGV[5]) do
+  local left, field = string.match(redis.call('LINDEX', base .. ':held:order', 0) or '', '^(%d+) (.*)$')
+  if not left or tonumber(left) > due then break end
+  redis.call('LPOP', base .. ':held:order')
+  local held = redis.call('HGET', base .. ':held', field)
+  if held then
+    local since, socket, received, info = string.match(held, '^(%Z*)%z(%Z*)%z(%Z*)%z(.*)$')
+    if since == left then  -- otherwise it returned, and left again
+      redis.call('HDEL', base .. ':held', field)
+      local kind, app, channel, user = parts(field)
+      fact(kind == 'm' and 'member-removed' or 'vacated', 's', app, channel, received, socket, user, info)
+    end
+  end
+end
+return {1, 0}
+""")
+
+HOLD = _script(
+    _ALIVE
+    + """
+-- node, m or c, app, channel, user, socket, received, info
+-- Of a channel or member that an earlier process had when it stopped, whose leaving edge was held back.
+let()
+local kind, app, channel, user = ARGV[2], ARGV[3], ARGV[4], ARGV[5]
+local field, there
+if kind == 'm' then
+  field = 'm/' .. app .. '/' .. channel .. '\\n' .. user
+  there = redis.call('HEXISTS', base .. ':m:' .. app .. '/' .. channel, user)
+else
+  field, there = 'c/' .. app .. '/' .. channel, redis.call('HEXISTS', base .. ':i:' .. app, channel)
+end
+if there == 1 or redis.call('HEXISTS', base .. ':held', field) == 1 then return 0 end
+hold(field, clock(), ARGV[6], ARGV[7], ARGV[8])
+fact(kind == 'm' and 'member-added' or 'occupied', 'h', app, channel, ARGV[7], ARGV[6], user, ARGV[8])
 return 1
+"""
+)
+
+LAST_OUT = _script("""
+-- node, milliseconds of the lease
+-- Returns whether there is no other node: then this one reads the facts that are left, and nothing is to be waited for.
+for _, other in ipairs(redis.call('SMEMBERS', base .. ':nodes')) do
+  if redis.call('EXISTS', base .. ':lease:' .. other) == 1 then return 0 end
+end
+let()
+redis.call('SET', base .. ':reader', ARGV[1], 'PX', ARGV[2])
+redis.call('DEL', base .. ':recovering')
+return 1
+""")
+
+TAKE = _script("""
+-- node, how many at most
+-- Returns whether there are more, and leaving edges that were held back, which the last node takes with it: the field, then
+-- what is held, of each.
+if redis.call('GET', base .. ':reader') ~= ARGV[1] then return {0, {}} end
+let()
+local taken = {}
+for _, one in ipairs(redis.call('LPOP', base .. ':held:order', ARGV[2]) or {}) do
+  local left, field = string.match(one, '^(%d+) (.*)$')
+  local held = redis.call('HGET', base .. ':held', field)
+  if held and string.match(held, '^%Z*') == left then
+    redis.call('HDEL', base .. ':held', field)
+    taken[#taken + 1] = field
+    taken[#taken + 1] = held
+  end
+end
+return {redis.call('EXISTS', base .. ':held:order'), taken}
 """)
 
 SEEN = _script("""
@@ -424,4 +533,4 @@ if ARGV[3] == '' then return redis.call('HGETALL', ARGV[2]) end
 return redis.call('HGET', ARGV[2], ARGV[3])
 """)
 
-SCRIPTS = (ENTER, BEAT, JOIN, LEAVE, SIGN_IN, SIGN_OUT, CONNECT, KEEP, LAST, BURY, NOTE, SETTLE, READ, SEEN)
+SCRIPTS = (ENTER, BEAT, JOIN, LEAVE, SIGN_IN, SIGN_OUT, CONNECT, KEEP, LAST, BURY, NOTE, SETTLE, READ, HOLD, LAST_OUT, TAKE, SEEN)

@@ -11,7 +11,7 @@ most absences are short and clients do not ask twice; publishing is not (`publis
 import asyncio
 import random
 from collections import deque
-from collections.abc import Awaitable, Callable, Collection
+from collections.abc import Awaitable, Callable, Mapping
 from functools import partial
 from typing import Any, Literal
 
@@ -20,7 +20,7 @@ import hiredis
 from push1st import logs
 from push1st.brokers import Joined, Kept, Recount
 from push1st.brokers.redis.entries import NOBODY, Difference, Entries, Key
-from push1st.brokers.redis.facts import NOWHERE, Reader
+from push1st.brokers.redis.facts import Ledger, Reader
 from push1st.brokers.redis.joining import ADDED, REFUSED, Coming, Joining, Step
 from push1st.brokers.redis.link import Argument, Link, Lost, pack
 from push1st.brokers.redis.logged import Logged
@@ -31,13 +31,14 @@ from push1st.brokers.redis.scripts import (
     BURY,
     CONNECT,
     ENTER,
+    HOLD,
     JOIN,
     KEEP,
     LAST,
+    LAST_OUT,
     LEAVE,
     MOST_FACTS,
     NOTE,
-    READ,
     SEEN,
     SETTLE,
     SIGN_IN,
@@ -67,6 +68,8 @@ BEAT_SECONDS = 3.0
 """between two signs of life, and two looks for nodes that give none"""
 RECOVERY_SECONDS = 10.0
 """for all nodes to announce their entries again after the broker lost them; who leaves meanwhile is told to have left then"""
+LAST_SECONDS = 5
+"""for the last node that stops to hand on what is left for hooks"""
 PATIENCE_SECONDS = 5
 """for the broker to come back, before what clients wait for is refused"""
 SILENT_SECONDS = 5
@@ -99,7 +102,8 @@ log = logs.get("push1st.broker")
 class Shard:
     """tag: the hash tag of its keys. node: this node's name, another one after each start.
 
-    stamp: the id and time of a message made here. hooked: the apps that have hooks. pushed: takes what topics bring.
+    stamp: the id and time of a message made here. hooked: the apps that have hooks, with the edges that those want (`scripts`).
+    pushed: takes what topics bring.
     """
 
     def __init__(
@@ -108,7 +112,7 @@ class Shard:
         tag: str,
         node: str,
         stamp: Callable[[], tuple[int, int]],
-        hooked: Callable[[], Collection[str]],
+        hooked: Callable[[], Mapping[str, str]],
         pushed: Callable[[bytes], None],
         happened: Callable[[Fact], None],
         views: Views,
@@ -123,7 +127,9 @@ class Shard:
         self._happened = happened
         self._views = views
         self._reader: Reader | None = None
-        self._has_read = False
+        self._ledger = Ledger()
+        self._term = 0
+        """of the ledger (`scripts`, `BASE:term`)"""
         self._unreported: deque[Fact] = deque(maxlen=MOST_UNREPORTED)
         self._questions = Questions()
         self.reason = ""
@@ -239,12 +245,21 @@ class Shard:
         try:
             async with asyncio.timeout(CONFIRM_SECONDS):
                 await link.call("DEL", self._key("lease", self._node))
-                at = FIRST
+                at: bytes | None = FIRST
                 while at is not None:
                     at, _ = await link.call(*self._bury(self._node, at))
+            async with asyncio.timeout(LAST_SECONDS):
+                await self._hand_on_the_last(link)
         except (TimeoutError, Lost, hiredis.ReplyError) as wrong:
             log.info("this node's entries go with its lease", reason=str(wrong))
         link.close()
+
+    async def _hand_on_the_last(self, link: Link) -> None:
+        """If there is no other node, nobody else hands on what is left for hooks."""
+        if self._hooked() and await link.call(*self._evalsha(LAST_OUT), self._node, _ms(LEASE_SECONDS)):
+            while await link.call(*self._evalsha(SETTLE), BURIED):
+                continue
+            await self._read(last=True).end()
 
     # Entering: making the broker's entries of this node what they are here
 
@@ -259,7 +274,8 @@ class Shard:
             self.numbered(number)
         if self._epoch not in ("", epoch.decode()):
             self._state_lost = True
-            await self._stop_reading()  # the places of its facts begin anew
+            await self._stop_reading()
+            self._ledger.state_lost()
         self._epoch = epoch.decode()
         topics = sorted(self._topics)
         for at in range(0, len(topics), TOPICS):
@@ -388,14 +404,14 @@ class Shard:
     def beat(self) -> None:
         """A sign of life."""
         if self.link is not None:
-            reads = "1" if self._hooked() else "0"
-            self._send(self.link, BEAT, self._beaten, self._node, _ms(LEASE_SECONDS), reads, self.link.server)
+            ledger = (self._term if self._ledger.there is not None else 0) if self._hooked() else -1
+            self._send(self.link, BEAT, self._beaten, self._node, _ms(LEASE_SECONDS), ledger, self.link.server)
 
     def _beaten(self, reply: Any) -> None:
         if isinstance(reply, Exception):
             self._told(reply)
             return
-        epoch, recovering, reads, dead, gone, behind = reply
+        epoch, recovering, term, dead, gone, behind = reply
         if (epoch or b"").decode() != self._epoch:
             self._again("the broker has lost its state")
             return
@@ -406,20 +422,27 @@ class Shard:
         if self._unsure and self.link is not None:
             self._unsure = False
             spawn(self._mend_all(self.link))
-        if reads and (self._reader is None or self._reader.ended):
-            place = NOWHERE if self._reader is None else self._reader.place
-            read = *self._evalsha(READ), self._node, _ms(LEASE_SECONDS)
-            facts = self._key("facts")
-            self._reader = Reader(
-                self.address, self._tag, self._node, facts, read, LEASE_SECONDS, place, self._has_read, self._happened
-            )
-            self._has_read = True
-        elif not reads and self._reader is not None and not self._reader.ended:
-            self._loop.create_task(self._reader.stop())
+        self._term = term
+        if term and (self._reader is None or self._reader.ended):
+            self._reader = self._read()
+        elif not term:
+            self._ledger.forget()
+            if self._reader is not None and not self._reader.ended:
+                self._loop.create_task(self._reader.stop())
         for node in dead:
             log.warning("a node is gone", node=node.decode())
             self._remove(node.decode(), (FIRST, ()))
         self._settle(gone)
+
+    def _read(self, last: bool = False) -> Reader:
+        apps = [app for app, edges in self._hooked().items() if "s" in edges]
+        return Reader(
+            *(self.address, self._tag, self._node, self.base, self._evalsha, LEASE_SECONDS),
+            self._ledger,
+            apps,
+            self._happened,
+            last=last,
+        )
 
     async def _stop_reading(self) -> None:
         reader, self._reader = self._reader, None
@@ -438,7 +461,7 @@ class Shard:
             self.link.send(pack(self._bury(node, at)), lambda reply: self._remove(node, reply))
 
     def _bury(self, node: str, at: bytes) -> tuple[Argument, ...]:
-        hooked = "/".join(("", *self._hooked(), ""))
+        hooked = "/".join(("", *map("\n".join, self._hooked().items()), ""))
         ids = [self._stamp()[0] for _ in range(BURIED)]
         return (*self._evalsha(BURY), node, self._stamp()[1], hooked, at, *ids)
 
@@ -578,6 +601,10 @@ class Shard:
         """While the broker is away the last facts are kept."""
         if self.link is None:
             self._unreported.append(fact)
+        elif fact.phase == "held":
+            kind, user_id = ("c", "") if fact.user_id is None else ("m", fact.user_id)
+            what = kind, fact.app, fact.channel, user_id, fact.socket_id, fact.at, fact.user_info
+            self._send(self.link, HOLD, self._told, self._node, *what)
         else:
             command = ("XADD", self._key("facts"), "MAXLEN", "~", MOST_FACTS, "*", "fact", encode_fact(fact))
             self.link.send(pack(command), self._told)
@@ -673,7 +700,7 @@ class Shard:
         return *key, self._entries.subscriptions(key), user_id, socket_id, *self._stamp(), self._wants_facts(key[0])
 
     def _wants_facts(self, app: str) -> str:
-        return "1" if app in self._hooked() else "0"
+        return self._hooked().get(app, "")
 
     async def subscriptions(self, app: str, channel: str) -> int:
         return int(await self.call("HGET", self._key("i", app), channel) or 0)

@@ -1,52 +1,143 @@
-"""When facts are handed on, and when they are another node's by now."""
+"""When facts are handed on, when they are another node's by now, and what a ledger makes of them."""
 
 import asyncio
 from typing import Any
 
 import pytest
 
-from push1st.brokers.redis.facts import NOWHERE, Reader
+from push1st.brokers.redis.facts import NOWHERE, Ledger, Reader
 from push1st.brokers.redis.wire import encode_fact
 from push1st.brokerurl import parse
-from push1st.messages import Fact
+from push1st.messages import Fact, Happening
 
-FACT = Fact("occupied", "app", "c", 1)
-READ = [{b"s": [[b"5-1", [b"fact", encode_fact(FACT)]]]}]
+FACT = Fact("client-event", "app", "c", 1)
+ENTRY = [b"fact", encode_fact(FACT)]
 
 
 class Link:
-    """Answers commands by their names, in order; writes them down when they go out."""
+    """Answers commands by their names, in order; writes them down when they go out. leases: what READ answers."""
 
-    def __init__(self, happened: list[Any], *leases: int) -> None:
+    def __init__(self, happened: list[Any], entries: list[list[bytes]], leases: list[tuple[int, int]], **answers: Any) -> None:
         self.happened = happened
-        self.answers: dict[str, list[Any]] = {"XREAD": list(READ), "READ": list(leases)}
+        read = [{b"base:facts": [[b"%d-1" % (5 + n), entry] for n, entry in enumerate(entries)]}] if entries else [None]
+        self.answers: dict[str, list[Any]] = {"XREAD": read, "READ": list(leases), **answers}
 
     def call(self, *command: Any) -> "asyncio.Future[Any]":
         future = asyncio.get_running_loop().create_future()
         future.set_result(self.answers[command[0]].pop(0))
-        self.happened.append(command[-1] if command[0] == "READ" else command[0])
+        self.happened.append(command[3] if command[0] == "READ" else command[0])
         return future
 
     def flush(self) -> None:
         self.happened.append("flush")
 
 
-async def read(seconds: float, *leases: int) -> tuple[bool, list[Any], bytes]:
+async def read(
+    *leases: tuple[int, int],
+    seconds: float = 10,
+    entries: tuple[list[bytes], ...] = (ENTRY,),
+    ledger: Ledger | None = None,
+    **answers: Any,
+) -> tuple[bool, list[Any], bytes]:
     """Whether to go on, what happened, and the place at last."""
     happened: list[Any] = []
-    reader = Reader(parse("redis://localhost"), "0", "node", "s", ("READ",), seconds, NOWHERE, False, happened.append)
+    ledger = ledger or Ledger()
+    reader = Reader(
+        *(parse("redis://localhost"), "0", "node", "base", lambda _: ("READ",), seconds), ledger, ["app"], happened.append
+    )
     await reader.stop()
-    return await reader._more(Link(happened, *leases)), happened, reader.place  # type: ignore[arg-type]
+    link: Any = Link(happened, list(entries), list(leases), **answers)
+    return await reader._more(link), happened, ledger.place
 
 
 async def test_a_place_is_noted_in_the_turn_in_which_facts_are_handed_on() -> None:
-    assert await read(10, 1, 1) == (True, ["XREAD", NOWHERE, FACT, b"5-1", "flush"], b"5-1")
+    assert await read((1, 0), (1, 0)) == (True, ["XREAD", NOWHERE, FACT, b"5-1", "flush"], b"5-1")
 
 
 @pytest.mark.parametrize(("seconds", "lease"), [(10, 0), (0, 1)], ids=["another node has the lease", "it has run out since"])
 async def test_what_another_node_reads_is_not_handed_on(seconds: float, lease: int) -> None:
-    assert await read(seconds, lease) == (False, ["XREAD", NOWHERE], NOWHERE)
+    assert await read((lease, 0), seconds=seconds) == (False, ["XREAD", NOWHERE], NOWHERE)
 
 
 async def test_a_reader_that_finds_its_lease_gone_with_its_note_ends() -> None:
-    assert await read(10, 1, 0) == (False, ["XREAD", NOWHERE, FACT, b"5-1", "flush"], b"5-1")
+    assert await read((1, 0), (0, 0)) == (False, ["XREAD", NOWHERE, FACT, b"5-1", "flush"], b"5-1")
+
+
+# The ledger
+
+
+def entry(kind: Happening, way: str, user: str = "") -> list[bytes]:
+    channel = "presence-c" if user else "c"
+    values = {"k": kind, "a": "app", "c": channel, "t": "1", "s": "", "u": user, "i": "null", "w": way}
+    return [one.encode() for pair in values.items() for one in pair]
+
+
+def ledger(*there: str, unsure: bool = False) -> Ledger:
+    made = Ledger()
+    made.there, made.unsure = set(there), unsure
+    return made
+
+
+def facts(happened: list[Any]) -> list[tuple[str, str, str | None]]:
+    return [(one.phase, one.kind, one.user_id) for one in happened if isinstance(one, Fact)]
+
+
+async def handed_on(*entries: list[bytes], ledger: Ledger) -> list[tuple[str, str, str | None]]:
+    _, happened, _ = await read((1, 0), (1, 0), entries=entries, ledger=ledger)
+    return facts(happened)
+
+
+async def test_settled_edges_take_turns() -> None:
+    occupied, vacated = entry("occupied", "s"), entry("vacated", "s")
+    told = await handed_on(vacated, occupied, occupied, vacated, vacated, ledger=ledger())
+    assert told == [("settled", "occupied", None), ("settled", "vacated", None)]
+
+
+async def test_edges_at_once_and_settled_ones_are_told_apart() -> None:
+    returned = [entry("vacated", "a"), entry("occupied", "ar")]
+    told = await handed_on(entry("occupied", "as"), *returned, entry("vacated", "a"), entry("vacated", "s"), ledger=ledger())
+    assert told == [
+        ("at-once", "occupied", None),
+        ("settled", "occupied", None),
+        ("at-once", "vacated", None),
+        ("at-once", "occupied", None),
+        ("at-once", "vacated", None),
+        ("settled", "vacated", None),
+    ]
+
+
+async def test_one_that_an_earlier_process_held_back_is_believed_to_be_there() -> None:
+    held, removed = entry("member-added", "h", "u"), entry("member-removed", "s", "u")
+    assert await handed_on(held, removed, ledger=ledger()) == [("settled", "member-removed", "u")]
+    assert await handed_on(removed, ledger=ledger()) == []
+
+
+def scan(*fields: str) -> list[Any]:
+    return [b"0", [one.encode() for field in fields for one in (field, "1")]]
+
+
+async def test_a_ledger_is_compared_with_the_roster_when_all_nodes_have_announced_their_entries() -> None:
+    had = ledger("c/app/a", "c/app/b", "c/app/presence-c", "m/app/presence-c\nu", "m/app/presence-c\nv", unsure=True)
+    unread = [[b"9-1", entry("occupied", "s")], [b"9-2", entry("vacated", "s")], [b"9-3", ENTRY]]
+    answers: dict[str, Any] = {
+        "HSCAN": [scan("b", "d", "presence-c"), scan("m/app/presence-c\nw"), scan("c/other/x", "u/app/u")],
+        "HKEYS": [[b"v", b"x"]],
+        "XRANGE": [unread, []],
+    }
+    going_on, happened, _ = await read((1, 0), (1, 0), entries=(), ledger=had, **answers)
+    assert going_on
+    assert facts(happened) == [
+        ("settled", "member-removed", "u"),
+        ("settled", "vacated", None),
+        ("settled", "occupied", None),
+        ("settled", "member-added", "w"),
+        ("settled", "member-added", "x"),
+    ]
+    assert [one.channel for one in happened if isinstance(one, Fact) and one.user_id is None] == ["a", "d"]
+    assert not had.unsure
+
+
+async def test_a_ledger_is_not_compared_while_nodes_announce_their_entries() -> None:
+    had = ledger("c/app/a")
+    going_on, happened, _ = await read((1, 500), entries=(), ledger=had)
+    assert (going_on, facts(happened), had.unsure) == (True, [], True)
