@@ -1,14 +1,18 @@
 """What happened is handed to hooks once and in order, whatever becomes of the node that reads it, or of its connection."""
 
 import re
-from contextlib import ExitStack
+from collections.abc import AsyncIterator
+from contextlib import ExitStack, asynccontextmanager
 
+import pytest
+
+from push1st.brokers.redis import facts
 from push1st.messages import Fact
 from tests.clients.process import APP, ServerProcess, merged, wait_until
 from tests.clients.receiver import receiving
 from tests.cluster.machine import by_worker, connect_to, kill, machine, workers
-from tests.cluster.places import Place, until
-from tests.cluster.test_faults import nodes, on
+from tests.cluster.places import Backend, Client, Place, hurried, until
+from tests.cluster.test_faults import ROOM, nodes, on
 from tests.cluster.test_machines import GONE_SECONDS
 from tests.valkey import Valkey
 
@@ -71,6 +75,93 @@ async def test_facts_of_a_broker_that_lost_its_state_are_read_from_their_beginni
         valkey.ask("FLUSHALL")
         await on(two, "d")
         await until(lambda: "d" in channels(one, two))
+
+
+# Edges take turns and end right, whatever is lost
+
+HOLD = 1.0
+THERE = {(ROOM, None), (ROOM, "a")}
+
+
+@asynccontextmanager
+async def backed() -> AsyncIterator[tuple[Valkey, Backend, Place, Place, Client]]:
+    """Two nodes that send webhooks, with a member: the node that reads facts, and the other one."""
+    valkey, backend = Valkey(), Backend()
+    try:
+        with hurried(BEAT_SECONDS=0.05, RECOVERY_SECONDS=0.5), hurried(facts, HOLD_SECONDS=HOLD, BLOCK_MS=50):
+            places = [await Place(valkey.url).send_edges_to(backend).open() for _ in range(2)]
+            client = await on(places[0], ROOM, "a")
+            await until(lambda: backend.there == THERE)
+            reads = [one.shards[0]._reader is not None and not one.shards[0]._reader.ended for one in places]
+            reader, other = places if reads[0] else reversed(places)
+            yield valkey, backend, reader, other, client
+            assert backend.contradictions == []
+            for place in places:
+                await place.close()
+    finally:
+        valkey.close()
+
+
+def stand_still(place: Place) -> None:
+    """It does not notice what becomes of the broker, but by its connection."""
+    place.shards[0]._beat_at = float("inf")
+
+
+async def settled(valkey: Valkey, *places: Place) -> None:
+    """Waits until all nodes have announced their entries, and nothing is held back."""
+    base = places[0].shards[0].base
+    await until(lambda: all(place.connected for place in places) and valkey.ask("GET", f"{base}:epoch") != b"$-1\r\n")
+    await until(lambda: valkey.ask("EXISTS", f"{base}:recovering", f"{base}:held", f"{base}:gone") == b":0\r\n")
+    await until(lambda: not any(place.shards[0]._ledger.unsure for place in places if place.shards[0]._ledger.there is not None))
+
+
+async def test_a_member_that_returns_while_the_broker_loses_its_state_causes_no_edge_whichever_node_notices_first() -> None:
+    async with backed() as (valkey, backend, reader, other, client):
+        client.lose()
+        await other.broker.settled()
+        stand_still(reader)
+        valkey.ask("FLUSHALL")
+        other.shards[0].beat()
+        await until(lambda: valkey.ask("EXISTS", f"{other.shards[0].base}:epoch") == b":1\r\n")
+        await on(other, ROOM, "a")
+        for _ in range(3):
+            other.shards[0].beat()
+            await other.broker.settled()
+        reader.shards[0].beat()
+        await settled(valkey, reader, other)
+        assert backend.there == THERE
+
+
+@pytest.mark.parametrize("returns", [True, False])
+async def test_a_fact_that_is_lost_with_the_brokers_state_is_made_up_for(returns: bool) -> None:
+    async with backed() as (valkey, backend, reader, other, client):
+        assert reader.shards[0]._reader is not None
+        await reader.shards[0]._reader.stop()
+        stand_still(reader)
+        if returns:
+            await on(other, "c")
+        else:
+            client.lose()
+            await other.broker.settled()
+            await client.place.broker.settled()
+        valkey.ask("FLUSHALL")
+        reader.shards[0].beat()
+        other.shards[0].beat()
+        right = THERE | {("c", None)} if returns else set()
+        await until(lambda: backend.there == right, lambda: backend.there)
+
+
+async def test_a_member_that_returns_by_another_node_while_the_reader_dies_causes_no_edge() -> None:
+    async with backed() as (valkey, backend, reader, other, client):
+        client.lose()
+        await client.place.broker.settled()
+        reader.crash()
+        valkey.ask("DEL", f"{other.shards[0].base}:lease:{reader.name}")
+        await on(other, ROOM, "a")
+        await until(lambda: valkey.ask("GET", f"{other.shards[0].base}:reader").endswith(f"{other.name}\r\n".encode()))
+        await until(lambda: other.shards[0]._ledger.there is not None)
+        await settled(valkey, other)
+        assert backend.there == THERE
 
 
 def sent(server: ServerProcess) -> dict[int, float]:

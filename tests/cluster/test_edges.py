@@ -1,0 +1,198 @@
+"""What a backend believes by its webhooks: edges take turns and end right, whichever worker sends them, and whatever ends.
+
+Members leave and are back within the three seconds for which a leaving edge is held back: no webhook is about them, whether
+the broker loses its state meanwhile, the workers are replaced, or all is restarted.
+"""
+
+import contextlib
+import re
+import socket
+import threading
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from websockets.exceptions import ConnectionClosed
+
+from tests.clients.process import APP, ServerProcess, merged, running, wait_until
+from tests.clients.pusher_socket import pusher_socket
+from tests.clients.receiver import Receiver, receiving
+from tests.cluster.machine import children, connect_to, engine, kill, machine, reload, supervisor
+from tests.cluster.test_machines import GONE_SECONDS
+from tests.valkey import Valkey
+
+ROOM = "presence-room"
+AWAY_SECONDS = 0.3
+EDGES = ["channel_occupied", "channel_vacated", "member_added", "member_removed"]
+
+
+@pytest.fixture
+def receiver() -> Iterator[Receiver]:
+    with receiving() as one:
+        yield one
+
+
+def app(receiver: Receiver) -> dict[str, Any]:
+    return {"app-test": merged(APP, {"webhooks": [{"url": receiver.url, "events": EDGES}]})}
+
+
+class Member:
+    """A member that comes back `AWAY_SECONDS` after it was sent away, to the first server that takes it."""
+
+    def __init__(self, user: str, servers: list[ServerProcess]) -> None:
+        self._user = user
+        self._servers = servers
+        self._over = threading.Event()
+        self.stays = 0
+        """times it has come"""
+        self._thread = threading.Thread(target=self._run)
+        self._thread.start()
+
+    def _run(self) -> None:
+        while not self._over.is_set():
+            for server in self._servers:
+                with contextlib.suppress(ConnectionClosed, OSError), pusher_socket(server) as client:
+                    client.subscribe(ROOM, {"user_id": self._user})
+                    self.stays += 1
+                    while not self._over.is_set():
+                        with contextlib.suppress(TimeoutError):
+                            client.receive(0.1)
+            self._over.wait(AWAY_SECONDS)
+
+    def leave(self) -> None:
+        self._over.set()
+        self._thread.join(20)
+
+
+@contextlib.contextmanager
+def members(count: int, *servers: ServerProcess) -> Iterator[list[Member]]:
+    there = [Member(f"u{number}", list(servers)) for number in range(count)]
+    try:
+        wait_until(lambda: all(one.stays for one in there), "all members are there", 20)
+        yield there
+    finally:
+        for one in there:
+            one._over.set()
+        for one in there:
+            one.leave()
+
+
+def believed(receiver: Receiver) -> set[tuple[str, str]]:
+    """Who is there, by the webhooks that came; each must change that."""
+    there: set[tuple[str, str]] = set()
+    for event in receiver.events:
+        key = event["channel"], event.get("user_id", "")
+        assert (key in there) == (event["name"] in ("channel_vacated", "member_removed")), f"{event} came out of turn"
+        there ^= {key}
+    return there
+
+
+def nothing_more(receiver: Receiver, count: int, seconds: float) -> None:
+    """No webhook comes any more: not within so many seconds."""
+    deadline = time.monotonic() + seconds
+    while time.monotonic() < deadline:
+        assert len(receiver.events) == count, receiver.events[count:]
+        time.sleep(0.1)
+
+
+def everybody(count: int) -> set[tuple[str, str]]:
+    return {(ROOM, ""), *((ROOM, f"u{number}") for number in range(count))}
+
+
+# The broker loses its state
+
+
+@pytest.mark.parametrize("command", ["", pytest.param("FLUSHALL", marks=pytest.mark.long)], ids=["killed", "emptied"])
+def test_members_who_return_within_the_hold_time_cause_no_webhook_when_the_engine_loses_its_state(
+    receiver: Receiver, stack: contextlib.ExitStack, command: str
+) -> None:
+    server = stack.enter_context(machine(apps=app(receiver)))
+    with room(server):
+        wait_until(lambda: believed(receiver) == everybody(10), "all are there")
+    for _ in range(2):  # the worker that reads facts then may be another one each time
+        time.sleep(AWAY_SECONDS)
+        if command:
+            ask(server, command)
+        else:
+            kill(engine(server))
+        time.sleep(AWAY_SECONDS)
+        with room(server):
+            nothing_more(receiver, 11, 4.5)
+    wait_until(lambda: believed(receiver) == set(), "all have left", 2 * GONE_SECONDS)
+
+
+@contextlib.contextmanager
+def room(server: ServerProcess) -> Iterator[None]:
+    """Ten members, half of them on each worker."""
+    with contextlib.ExitStack() as stack:
+        for number in range(10):
+            connect_to(server, number % 2, stack).subscribe(ROOM, {"user_id": f"u{number}"})
+        yield
+
+
+def ask(server: ServerProcess, command: str) -> None:
+    """Has the embedded engine do something."""
+    (path,) = re.findall(r"--unixsocket (\S+)", children(supervisor(server))[engine(server)])
+    with socket.socket(socket.AF_UNIX) as one:
+        one.settimeout(5)
+        one.connect(path)
+        one.sendall(f"{command}\r\n".encode())
+        assert one.recv(100) == b"+OK\r\n"
+
+
+# Workers are replaced
+
+
+@pytest.mark.parametrize("saved", [True, False], ids=["with a folder", "without a folder"])
+def test_a_reload_causes_no_webhook_of_members_who_return(receiver: Receiver, tmp_path: Path, saved: bool) -> None:
+    config = {"hooks": {"folder": str(tmp_path)}} if saved else {}
+    with machine(config=merged(config, {"server": {"drain": 1}}), apps=app(receiver)) as server, members(20, server) as there:
+        wait_until(lambda: believed(receiver) == everybody(20), "all are there")
+        reload(server)
+        wait_until(lambda: all(one.stays > 1 for one in there), "all have come back", 20)
+        nothing_more(receiver, 21, 5)
+        assert list(tmp_path.iterdir()) == []
+        there[0].leave()
+        wait_until(lambda: believed(receiver) == everybody(20) - {(ROOM, "u0")}, "one has left")
+
+
+def test_a_rolling_restart_causes_no_webhook_of_members_who_return(receiver: Receiver) -> None:
+    valkey = Valkey()
+    try:
+        config = {"broker": f"{valkey.url}?prefix=shop", "server": {"workers": 1, "drain": 1}}
+        with running(config, app(receiver)) as one, running(config, app(receiver)) as two, members(20, one, two) as there:
+            wait_until(lambda: believed(receiver) == everybody(20), "all are there")
+            for server in (one, two):
+                server.stop()
+                server.start()
+            wait_until(lambda: all(member.stays > 1 for member in there), "all have come back", 20)
+            nothing_more(receiver, 21, 5)
+            assert believed(receiver) == everybody(20)
+    finally:
+        valkey.close()
+
+
+def test_a_restart_of_all_workers_with_a_folder_causes_webhooks_only_of_members_who_do_not_return(
+    receiver: Receiver, tmp_path: Path
+) -> None:
+    with machine(config={"hooks": {"folder": str(tmp_path)}, "server": {"drain": 0}}, apps=app(receiver)) as server:
+        with room(server):
+            wait_until(lambda: believed(receiver) == everybody(10), "all are there")
+            server.stop()
+        assert len(receiver.events) == 11
+        server.start()
+        with contextlib.ExitStack() as again:
+            for number in range(7):
+                again.enter_context(pusher_socket(server)).subscribe(ROOM, {"user_id": f"u{number}"})
+            wait_until(lambda: believed(receiver) == everybody(7), "three have left", GONE_SECONDS)
+            assert len(receiver.events) == 14
+            assert list(tmp_path.iterdir()) == []
+
+
+def test_a_stop_of_all_workers_without_a_folder_sends_that_all_have_left(receiver: Receiver) -> None:
+    with machine(config={"server": {"drain": 0}}, apps=app(receiver)) as server, room(server):
+        wait_until(lambda: believed(receiver) == everybody(10), "all are there")
+        server.stop()
+        assert believed(receiver) == set()
