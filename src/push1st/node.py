@@ -422,11 +422,10 @@ class Node:
                 info,
                 event.event,
                 data,
-                0,
-                id,
-                event.delivery,
-                expires,
-                event.given,
+                id=id,
+                delivery=event.delivery,
+                expires=expires,
+                given=event.given,
             )
         )
 
