@@ -1,0 +1,291 @@
+"""What clients can flood a server with: each kind of flood, and the process that sends it.
+
+    python bench/floods.py NAME WEBSOCKET_PORT API_PORT TLS_PORT
+
+The process keeps `CONNECTIONS` connections open (a flood may ask for more), sends on each as fast as the server takes it,
+and opens a connection again as soon as the server ends it. On SIGTERM it prints one line of JSON: bytes sent, connections
+opened. It sends to 127.0.0.1 only. `fairness.py` starts it and measures what other clients notice.
+"""
+
+import contextlib
+import hashlib
+import hmac
+import json
+import os
+import selectors
+import signal
+import socket
+import ssl
+import sys
+import threading
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any
+
+KEY, SECRET, APP = "app-key", "secret", "app-test"
+CONNECTIONS = 8
+HELD = 500
+"""connections of a flood that sends nothing and only holds them"""
+CHUNK = 131_072
+"""bytes repeated on a connection"""
+MASK = b"\x01\x02\x03\x04"
+
+
+def frame(opcode: int, payload: bytes, fin: bool = True) -> bytes:
+    """A client's WebSocket frame (RFC 6455 §5.2)."""
+    size = len(payload)
+    head = bytes((opcode | (0x80 if fin else 0),))
+    if size < 126:
+        head += bytes((0x80 | size,))
+    elif size < 65_536:
+        head += b"\xfe" + size.to_bytes(2, "big")
+    else:
+        head += b"\xff" + size.to_bytes(8, "big")
+    repeated = MASK * (size // 4 + 1)
+    masked = int.from_bytes(payload, "big") ^ int.from_bytes(repeated[:size], "big")
+    return head + MASK + masked.to_bytes(size, "big")
+
+
+def text(event: str, data: Any, **more: str) -> bytes:
+    return frame(1, json.dumps({"event": event, "data": data, **more}).encode())
+
+
+def handshake(path: str) -> bytes:
+    return (
+        f"GET {path} HTTP/1.1\r\nHost: localhost\r\nConnection: Upgrade\r\nUpgrade: websocket\r\n"
+        "Sec-WebSocket-Version: 13\r\nSec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\n\r\n"
+    ).encode()
+
+
+def post(path: str, body: bytes) -> bytes:
+    return f"POST {path} HTTP/1.1\r\nHost: localhost\r\nContent-Length: {len(body)}\r\n\r\n".encode() + body
+
+
+def signature(text: str) -> str:
+    return f"{KEY}:{hmac.new(SECRET.encode(), text.encode(), hashlib.sha256).hexdigest()}"
+
+
+PUSHER = handshake(f"/app/{KEY}?protocol=7")
+RAW = handshake(f"/ws/app/{KEY}/flood")
+
+
+@dataclass(frozen=True, slots=True)
+class Flood:
+    """One kind.
+
+    opening: sent first. repeated: makes what is sent again and again, from the connection's socket id ("" if it has none).
+    port: of the WebSockets, the API, or TLS. connections: kept open. reads: whether the answers are read.
+    """
+
+    what: str
+    opening: bytes = b""
+    repeated: Callable[[str], bytes] = lambda _: b""
+    port: str = "websocket"
+    connections: int = CONNECTIONS
+    reads: bool = True
+    start: bytes = field(default=b"", repr=False)
+    """what goes before the first repetition, after the socket id is known"""
+
+
+def joins(socket_id: str) -> bytes:
+    data = json.dumps({"user_id": socket_id})
+    auth = signature(f"{socket_id}:presence-flood:{data}")
+    join = text("pusher:subscribe", {"channel": "presence-flood", "auth": auth, "channel_data": data})
+    return join + text("pusher:unsubscribe", {"channel": "presence-flood"})
+
+
+def sign_ins(socket_id: str) -> bytes:
+    data = json.dumps({"id": socket_id})
+    return text("pusher:signin", {"auth": signature(f"{socket_id}::user::{data}"), "user_data": data})
+
+
+def client_events(socket_id: str) -> bytes:
+    subscribe = text("pusher:subscribe", {"channel": "private-flood", "auth": signature(f"{socket_id}:private-flood")})
+    return subscribe + text("client-e", {"a": 1}, channel="private-flood") * 200
+
+
+def of(data: bytes) -> Callable[[str], bytes]:
+    return lambda _: data
+
+
+EVENT = json.dumps({"name": "e", "channels": ["flood"], "data": "x" * 100}).encode()
+SUBSCRIBE = text("pusher:subscribe", {"channel": "counted"}) + text("pusher:unsubscribe", {"channel": "counted"})
+TINY = frame(1, b"{", False) + frame(0, b"}", False) * 200 + frame(0, b"")
+RAW_EVENT = frame(1, json.dumps({"event": "e", "channel": "flood", "data": "x" * 50}).encode())
+OFFER = b"GET /x HTTP/1.1\r\nHost: h\r\nConnection: Upgrade\r\nUpgrade: h2c\r\n\r\n"
+CHUNKED = f"POST /apps/{APP}/events HTTP/1.1\r\nHost: h\r\nTransfer-Encoding: chunked\r\n\r\n".encode()
+FALLBACK = f"/app/{KEY}/1/floodflood"
+FLOODS: dict[str, Flood] = {
+    "pings": Flood("empty WebSocket pings", PUSHER, of(frame(9, b""))),
+    "pongs": Flood("empty WebSocket pongs", PUSHER, of(frame(10, b""))),
+    "empty-fragments": Flood("empty fragments", PUSHER, of(frame(0, b"", False)), start=frame(1, b"{", False)),
+    "tiny-fragments": Flood("messages in fragments of 1 byte", PUSHER, of(TINY)),
+    "protocol-pings": Flood("pusher:ping messages", PUSHER, of(text("pusher:ping", {}))),
+    "bad-messages": Flood("messages that are no JSON", PUSHER, of(frame(1, b"?"))),
+    "subscribe-loop": Flood("subscribe and unsubscribe, with subscription counts", PUSHER, of(SUBSCRIBE)),
+    "presence-joins": Flood("join and leave a presence channel", PUSHER, joins),
+    "sign-ins": Flood("sign in again and again", PUSHER, sign_ins),
+    "client-events": Flood("client events", PUSHER, client_events),
+    "large-messages": Flood("messages of 60 KB", PUSHER, of(text("pusher:ping", "x" * 60_000))),
+    "too-large": Flood("frames above the limit", PUSHER, of(frame(1, b"x" * 100_000))),
+    "raw-publishes": Flood("raw publishes", RAW, of(RAW_EVENT)),
+    "no-reader": Flood("pings of a client that reads nothing", PUSHER, of(frame(9, b"x" * 125)), reads=False),
+    "connects": Flood(
+        "connect, subscribe, close", PUSHER, of(text("pusher:subscribe", {"channel": "c"}) + frame(8, b"\x03\xe8"))
+    ),
+    "health": Flood("pipelined GET /health", b"", of(b"GET /health HTTP/1.1\r\nHost: h\r\n\r\n")),
+    "not-found": Flood("pipelined requests of no resource", b"", of(b"GET /x HTTP/1.1\r\nHost: h\r\n\r\n")),
+    "unsigned": Flood("pipelined publishes to the API, which are legal", b"", of(post(f"/apps/{APP}/events", EVENT)), "api"),
+    "bad-signatures": Flood(
+        "pipelined publishes with a wrong signature", b"", of(post(f"/apps/{APP}/events?auth_key={KEY}", EVENT))
+    ),
+    "upgrades": Flood("pipelined requests that offer h2c", b"", of(OFFER)),
+    "large-heads": Flood("heads of 15 KB", b"", of(b"GET /x HTTP/1.1\r\nHost: h\r\n" + b"A: b\r\n" * 2500 + b"\r\n")),
+    "tiny-chunks": Flood(
+        "bodies in chunks of 1 byte",
+        b"",
+        of(CHUNKED + b"1\r\nx\r\n" * 8000 + b"0\r\n\r\n"),
+    ),
+    "large-bodies": Flood("bodies of 200 KB", b"", of(post(f"/apps/{APP}/events", b"[" * 200_000)), "api"),
+    "fallback-sends": Flood(
+        "messages over HTTP fallbacks, 100 a request",
+        post(f"{FALLBACK}/xhr?protocol=7", b""),
+        of(post(f"{FALLBACK}/xhr_send", json.dumps(['{"event":"pusher:ping","data":{}}'] * 100).encode())),
+    ),
+    "half-heads": Flood("connections with half a request", b"GET /app/", connections=HELD),
+    "silent": Flood("connections that send nothing", connections=HELD),
+    "silent-tls": Flood("TLS handshakes that stop in the middle", b"\x16\x03\x01\x02\x00\x01\x00", port="tls", connections=HELD),
+    "tls-handshakes": Flood("TLS handshakes without a pause", port="tls"),
+    "tls-pings": Flood("empty pings, one a TLS record", PUSHER, of(frame(9, b"")), "tls"),
+    "tls-requests": Flood("pipelined GET /health over TLS", b"", of(b"GET /health HTTP/1.1\r\nHost: h\r\n\r\n"), "tls"),
+}
+
+
+class Sender:
+    """The process: all connections of one flood."""
+
+    def __init__(self, flood: Flood, ports: dict[str, int]) -> None:
+        self.flood = flood
+        self.address = "127.0.0.1", ports[flood.port]
+        self.sent = 0
+        self.opened = 0
+        self.over = False
+
+    def run(self) -> None:
+        if self.flood.port == "tls" and self.flood.connections == CONNECTIONS:
+            threads = [threading.Thread(target=self._tls, daemon=True) for _ in range(CONNECTIONS)]
+            for thread in threads:
+                thread.start()
+            while not self.over:
+                time.sleep(0.1)
+            return
+        selector = selectors.DefaultSelector()
+        for _ in range(self.flood.connections):
+            self._open(selector)
+        while not self.over:
+            for key, events in selector.select(0.1):
+                if not key.data.ready(key.fileobj, events):
+                    selector.unregister(key.fileobj)
+                    key.fileobj.close()  # type: ignore[union-attr]
+                    self._open(selector)
+
+    def _open(self, selector: selectors.BaseSelector) -> None:
+        one = socket.socket()
+        one.setblocking(False)
+        with contextlib.suppress(BlockingIOError):
+            one.connect(self.address)
+        self.opened += 1
+        events = selectors.EVENT_WRITE | (selectors.EVENT_READ if self.flood.reads else 0)
+        selector.register(one, events, Stream(self, self.flood))
+
+    def _tls(self) -> None:
+        """One connection after another over TLS, blocking."""
+        context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+        context.check_hostname = False
+        context.verify_mode = ssl.CERT_NONE
+        unit = self.flood.repeated("")
+        while not self.over:
+            try:
+                with socket.create_connection(self.address, 5) as plain, context.wrap_socket(plain) as one:
+                    self.opened += 1
+                    if not unit:
+                        continue
+                    one.sendall(self.flood.opening)
+                    threading.Thread(target=self._drain, args=(one,), daemon=True).start()
+                    while not self.over:
+                        one.sendall(unit)
+                        self.sent += len(unit)
+            except (OSError, ValueError):
+                continue
+
+    def _drain(self, one: ssl.SSLSocket) -> None:
+        with contextlib.suppress(OSError, ValueError):
+            while one.recv(65_536):
+                pass
+
+
+class Stream:
+    """One connection: what is sent next, and whether the server has said the socket id that a flood needs."""
+
+    def __init__(self, sender: Sender, flood: Flood) -> None:
+        self.sender = sender
+        self.flood = flood
+        self.due = memoryview(flood.opening)
+        self.heard = b""
+        self.repeated: bytes | None = None
+
+    def ready(self, one: Any, events: int) -> bool:
+        """Sends and receives; returns whether the connection is still open."""
+        try:
+            if events & selectors.EVENT_READ:
+                data = one.recv(262_144)
+                if not data:
+                    return False
+                if self.repeated is None:
+                    self.heard += data
+            if events & selectors.EVENT_WRITE:
+                if not self.due:
+                    self.due = memoryview(self._next())
+                if self.due:
+                    count = one.send(self.due)
+                    self.sender.sent += count
+                    self.due = self.due[count:]
+                else:
+                    time.sleep(0.001)
+        except BlockingIOError:
+            return True
+        except OSError:
+            return False
+        return True
+
+    def _next(self) -> bytes:
+        if self.repeated is not None:
+            return self.repeated
+        socket_id = ""
+        if self.flood.opening == PUSHER and self.flood.reads:
+            _, found, rest = self.heard.partition(b'socket_id\\":\\"')
+            if not found or b'\\"' not in rest:
+                return b""
+            socket_id = rest.partition(b'\\"')[0].decode()
+        unit = self.flood.repeated(socket_id)
+        self.repeated = unit * max(1, CHUNK // len(unit)) if unit else b""
+        return self.flood.start + self.repeated
+
+
+def main() -> None:
+    name, websocket, api, tls = sys.argv[1:]
+    os.nice(10)  # the clients whose latency is measured share a core with it
+    sender = Sender(FLOODS[name], {"websocket": int(websocket), "api": int(api), "tls": int(tls)})
+
+    def stop(*_: object) -> None:
+        sender.over = True
+
+    signal.signal(signal.SIGTERM, stop)
+    sender.run()
+    print(json.dumps({"sent": sender.sent, "opened": sender.opened}), flush=True)
+    os._exit(0)  # threads may hang in sends
+
+
+if __name__ == "__main__":
+    main()
