@@ -12,7 +12,7 @@ PROGRAMS_SOUGHT := $(VENV)/.programs
 WITH_NODE := PATH="$(CURDIR)/$(BIN):$$PATH"
 
 .DEFAULT_GOAL := help
-.PHONY: help install serve test test-long model check bench bench-cluster format lock clean
+.PHONY: help install serve test test-long model check bench bench-cluster bench-fairness format lock clean
 
 help: ## list these targets
 	@sed -n 's/^\([a-z-]*\):[^#]*## \(.*\)/  make \1|\2/p' $(MAKEFILE_LIST) | while IFS='|' read -r name what; do \
@@ -48,6 +48,9 @@ bench: $(INSTALLED) ## measure this server and its peers: deliveries, CPU a deli
 
 bench-cluster: $(INSTALLED) ## measure two nodes and a broker, and two workers, against two of soketi's with its Redis adapter
 	@$(BIN)/python bench/bench.py --cluster $(ARGS)
+
+bench-fairness: $(INSTALLED) ## measure what other clients notice while a few connections flood the server; about four minutes
+	@$(BIN)/python bench/fairness.py $(ARGS)
 
 format: $(INSTALLED) ## rewrite the code the way `make check` wants it
 	@$(BIN)/ruff format .
