@@ -278,12 +278,12 @@ class Node:
             self._want_less(key)
             await self._release(app, name)
 
-    def replay(self, app: App, name: str, kept: Kept | None) -> Replayed | CacheMissed:
+    def replay(self, app: App, client: Client, name: str, kept: Kept | None) -> Replayed | CacheMissed:
         """What a new subscriber of a cache channel is told right after it was told that it is one."""
         if kept is not None:
             return Replayed(kept.message, self.clock.wall())
         if "cache-missed" in app.reported:
-            self.report(app, "cache-missed", name)
+            self.report(app, "cache-missed", name, client.id)
         return CacheMissed(name)
 
     async def unsubscribe(self, app: App, client: Client, name: str, member: Member | None, lanes: dict[str, Lane]) -> None:

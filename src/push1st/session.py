@@ -381,7 +381,7 @@ class Session:
             self.members[name] = member
         self.outlet.send(Subscribed(name, joined.members))
         if kind.cache:
-            self.outlet.send(self.node.replay(self.app, name, joined.kept))
+            self.outlet.send(self.node.replay(self.app, self, name, joined.kept))
         return True
 
     def _is_asked(self, channel: str) -> bool:

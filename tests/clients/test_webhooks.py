@@ -489,6 +489,35 @@ def test_what_overflows_is_counted_logged_and_kept_as_dead_letters(receiver: Rec
         server.stop_at_once()
 
 
+def test_a_client_that_publishes_without_end_loses_its_own_events_and_nobody_elses(receiver: Receiver) -> None:
+    def act(_: Got) -> int:
+        time.sleep(0.002)
+        return 200
+
+    receiver.act = act
+    with (
+        telling(receiver, config={"hooks": {"events": 100}}, concurrency=2) as server,
+        raw_socket(server, "public") as flooding,
+        pusher_socket(server) as one,
+    ):
+        one.subscribe("private-a")
+        for group in range(6):
+            for number in range(60):
+                flooding.publish("public", "flood", 1000 * group + number)
+            flooding.round_trip()
+            one.send("client-mine", group, "private-a")
+            one.subscribe(f"room-{group}")
+        one.round_trip()
+        until_idle(server)
+        assert 'push1st_hook_events_total{outcome="overflowed"} 0.0' not in server.get("/metrics").body.decode()
+        mine = [event["data"] for event in receiver.events if event.get("event") == "client-mine"]
+        assert mine == [str(group) for group in range(6)]
+        rooms = {event["channel"] for event in receiver.events if event["name"] == "channel_occupied"}
+        assert rooms >= {f"room-{group}" for group in range(6)}
+        flood = [int(event["data"]) for event in receiver.events if event.get("event") == "flood"]
+        assert flood == sorted(flood)
+
+
 def test_a_stop_drains_the_queue(receiver: Receiver) -> None:
     def act(_: Got) -> int:
         time.sleep(0.05)

@@ -72,9 +72,13 @@ class Endpoint:
     def wants(self, fact: Fact) -> bool:
         return fact.kind in self.wanted.kinds and bool(self.wanted.filter(fact.channel))
 
-    def put(self, channel: str, event: bytes) -> None:
-        """Queues an event, or counts it as lost."""
-        if not self.queue.put(channel, event):
+    def put(self, channel: str, event: bytes, source: str = "") -> None:
+        """Queues an event, or counts it as lost, or those that had to give way to it. source: the connection that caused it."""
+        is_queued = self.queue.put(channel, event, source)
+        if self.queue.gave_way:
+            lost, self.queue.gave_way = self.queue.gave_way, []
+            self._lose("overflowed", lost)
+        if not is_queued:
             self._lose("overflowed", [event])
             return
         self._around.events["queued"] += 1

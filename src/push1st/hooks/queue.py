@@ -3,6 +3,10 @@
 Pure: the time is an argument, and it sends nothing. A delivery holds the channels of its events until it is done, so that
 what is behind it on those channels stays behind it; other channels go past. While an endpoint fails, deliveries are not
 begun beyond its concurrency but for one a second, so that one that is down is not knocked at by everything that waits.
+
+Each event has a source, the connection that caused it. When the queue is full, an event that comes takes the place of the
+newest one of the source that has most of the queue, if its own source has less: one client that publishes without end
+loses its own events, and nobody else's. While there is room a source may have all of it.
 """
 
 import heapq
@@ -18,11 +22,34 @@ OVERHEAD = 250
 """bytes an event takes beside its own"""
 MOST_BODY = 1 << 20
 """bytes of events in a batch, if it has more than one"""
+HOG = 0.02
+"""the part of the queue from which on a source gives way to others"""
 
 
 def wait(attempts: int) -> float:
     """Seconds after so many failed attempts: 1, 2, 4 … 60."""
     return min(LONGEST_WAIT, 2.0 ** min(attempts - 1, 10))
+
+
+class Source:
+    """What a connection has in the queue. part: of its events and its bytes, added up. waiting: oldest first."""
+
+    __slots__ = ("name", "part", "waiting")
+
+    def __init__(self, name: str) -> None:
+        self.name = name
+        self.part = 0.0
+        self.waiting: dict[Entry, None] = {}
+
+
+class Entry:
+    """An event that waits; b"" when it had to give way. source: None of one that has none."""
+
+    __slots__ = ("event", "source")
+
+    def __init__(self, event: bytes, source: Source | None) -> None:
+        self.event = event
+        self.source = source
 
 
 class Delivery:
@@ -49,11 +76,18 @@ class Queue:
 
     def __init__(self, concurrency: int, batch: int, most_events: int, most_bytes: int) -> None:
         self._concurrency = concurrency
-        self._batch = batch
+        self._batch = min(batch, max(1, most_events // (2 * concurrency)))
         self._most_events = most_events
         self._most_bytes = most_bytes
-        self._waiting: dict[str, deque[bytes]] = {}
+        self._waiting: dict[str, deque[Entry]] = {}
         """by channel; none is empty"""
+        self._sources: dict[str, Source] = {}
+        self._hogs: dict[str, Source] = {}
+        """sources over `HOG`: at most 100, since the parts of all are 2 at most"""
+        self._gaps = 0
+        """entries that gave way"""
+        self.gave_way: list[bytes] = []
+        """events that had to, to be taken out by the caller of `put`"""
         self._ready: deque[str] = deque()
         """channels with something waiting and nothing under way"""
         self._busy: set[str] = set()
@@ -65,6 +99,9 @@ class Queue:
         self._fresh_at = 0.0
         self.events = 0
         self.bytes = 0
+        self._tried_events = 0
+        self._tried_bytes = 0
+        """of events in deliveries, which give way to nothing"""
 
     @property
     def retrying(self) -> int:
@@ -76,21 +113,80 @@ class Queue:
     def idle(self) -> bool:
         return not self.events
 
-    def put(self, channel: str, event: bytes) -> bool:
-        """Whether there was room."""
+    def put(self, channel: str, event: bytes, source: str = "") -> bool:
+        """Whether there was room, or some was made: see `gave_way`. source: "" of an event that no connection caused."""
         size = len(event) + OVERHEAD
-        if self.events >= self._most_events or self.bytes + size > self._most_bytes:
+        if not self._fits(size) and not self._make_room(size, source):
             return False
         self.events += 1
         self.bytes += size
+        entry = Entry(event, self._enter(source, size) if source else None)
+        if entry.source is not None:
+            entry.source.waiting[entry] = None
         waiting = self._waiting.get(channel)
         if waiting is None:
-            self._waiting[channel] = deque((event,))
+            self._waiting[channel] = deque((entry,))
             if channel not in self._busy:
                 self._ready.append(channel)
         else:
-            waiting.append(event)
+            waiting.append(entry)
         return True
+
+    # Sources
+
+    def _fits(self, size: int) -> bool:
+        return self.events < self._most_events and self.bytes + size <= self._most_bytes
+
+    def _part(self, size: int) -> float:
+        return 1 / self._most_events + size / self._most_bytes
+
+    def _enter(self, name: str, size: int) -> Source:
+        source = self._sources.get(name)
+        if source is None:
+            source = self._sources[name] = Source(name)
+        source.part += self._part(size)
+        if source.part > HOG:
+            self._hogs[name] = source
+        return source
+
+    def _forget(self, entry: Entry) -> None:
+        """An event is not its source's any more: it gave way, or is in a delivery."""
+        source = entry.source
+        if source is None:
+            return
+        del source.waiting[entry]
+        source.part -= self._part(len(entry.event) + OVERHEAD)
+        if source.part <= HOG:
+            self._hogs.pop(source.name, None)
+        if not source.waiting:
+            del self._sources[source.name]
+
+    def _make_room(self, size: int, name: str) -> bool:
+        """Has the source with most of the queue give way, if it has more than this one would have."""
+        own = self._sources.get(name)
+        part = self._part(size) + (0.0 if own is None else own.part)
+        while not self._fits(size):
+            hog = max(self._hogs.values(), key=_part_of, default=None)
+            if hog is None or hog.part <= part:
+                return False
+            entry = next(reversed(hog.waiting))
+            self._forget(entry)
+            self.gave_way.append(entry.event)
+            self.events -= 1
+            self.bytes -= len(entry.event) + OVERHEAD
+            entry.event = b""
+            self._gaps += 1
+        if self._gaps > self.events:
+            self._close_gaps()
+        return True
+
+    def _close_gaps(self) -> None:
+        left = {channel: deque(entry for entry in entries if entry.event) for channel, entries in self._waiting.items()}
+        self._waiting = {channel: entries for channel, entries in left.items() if entries}
+        self._ready = deque(channel for channel in self._ready if channel in self._waiting)
+        self._gaps = 0
+
+    # Deliveries
 
     def next(self, now: float) -> Delivery | None:
         """What is to be sent now; to be followed by `done` or `failed`."""
@@ -98,7 +194,7 @@ class Queue:
             return None
         if self._retries and self._retries[0][0] <= now:
             delivery = heapq.heappop(self._retries)[1]
-        elif not self._ready:
+        elif not self._ready or self._is_half_tried():
             return None
         else:
             if self._is_held():
@@ -106,6 +202,8 @@ class Queue:
                     return None
                 self._fresh_at = now + FRESH_SECONDS
             delivery = self._begin()
+            if not delivery.count:
+                return None
             delivery.first = now
         self._under_way.add(delivery)
         return delivery
@@ -113,25 +211,43 @@ class Queue:
     def _is_held(self) -> bool:
         return self._failing and len(self._under_way) + len(self._retries) >= self._concurrency
 
+    def _is_half_tried(self) -> bool:
+        """Whether half of the queue is in deliveries, of an endpoint that fails: the other half is for what can give way."""
+        return self._failing and (2 * self._tried_events >= self._most_events or 2 * self._tried_bytes >= self._most_bytes)
+
     def _begin(self) -> Delivery:
+        """The next events; none at all if all that waited gave way."""
         events: list[bytes] = []
         channels = []
         size = 0
         while self._ready and len(events) < self._batch:
             channel = self._ready[0]
             waiting = self._waiting[channel]
-            if events and size + len(waiting[0]) > MOST_BODY:
+            self._skip_gaps(waiting)
+            if events and waiting and size + len(waiting[0].event) > MOST_BODY:
                 break
             self._ready.popleft()
-            channels.append(channel)
-            self._busy.add(channel)
-            while waiting and len(events) < self._batch and (not events or size + len(waiting[0]) <= MOST_BODY):
-                size += len(waiting[0])
-                events.append(waiting.popleft())
+            if waiting:
+                channels.append(channel)
+                self._busy.add(channel)
+            while waiting and len(events) < self._batch and (not events or size + len(waiting[0].event) <= MOST_BODY):
+                entry = waiting.popleft()
+                self._forget(entry)
+                size += len(entry.event)
+                events.append(entry.event)
+                self._skip_gaps(waiting)
             if waiting:
                 break
             del self._waiting[channel]
-        return Delivery(tuple(channels), events)
+        delivery = Delivery(tuple(channels), events)
+        self._tried_events += delivery.count
+        self._tried_bytes += delivery.size
+        return delivery
+
+    def _skip_gaps(self, waiting: deque[Entry]) -> None:
+        while waiting and not waiting[0].event:
+            waiting.popleft()
+            self._gaps -= 1
 
     def done(self, delivery: Delivery) -> None:
         """It has arrived."""
@@ -154,6 +270,8 @@ class Queue:
         self._under_way.discard(delivery)
         self.events -= delivery.count
         self.bytes -= delivery.size
+        self._tried_events -= delivery.count
+        self._tried_bytes -= delivery.size
         self._busy.difference_update(delivery.channels)
         if self._restored:
             self._go_on()
@@ -164,7 +282,7 @@ class Queue:
         if len(self._under_way) >= self._concurrency:
             return None
         at = self._retries[0][0] if self._retries else None
-        if self._ready:
+        if self._ready and not self._is_half_tried():
             fresh = self._fresh_at if self._is_held() else 0.0
             at = fresh if at is None else min(at, fresh)
         return at
@@ -179,13 +297,15 @@ class Queue:
     def untried(self) -> Iterator[tuple[str, bytes]]:
         """The rest, in order per channel."""
         for channel, waiting in self._waiting.items():
-            yield from ((channel, event) for event in waiting)
+            yield from ((channel, entry.event) for entry in waiting if entry.event)
 
     def restore(self, delivery: Delivery, now: float) -> None:
         """Takes up what another process has tried: before what waits, behind what is under way on its channels."""
         delivery.first = now
         self.events += delivery.count
         self.bytes += delivery.size
+        self._tried_events += delivery.count
+        self._tried_bytes += delivery.size
         self._restored.append(delivery)
         self._go_on()
 
@@ -202,3 +322,7 @@ class Queue:
             else:
                 left.append(delivery)
         self._restored = left
+
+
+def _part_of(source: Source) -> float:
+    return source.part

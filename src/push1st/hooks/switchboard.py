@@ -147,7 +147,7 @@ class Switchboard:
         for one in self._endpoints.get(fact.app, ()):
             if one.wanted.format == format and one.wants(fact):
                 event = event or ENCODERS[format](fact)
-                one.put(fact.channel, event)
+                one.put(fact.channel, event, fact.socket_id)
 
     def bury(self, app: str, endpoint: str, reason: str, events: Sequence[bytes]) -> None:
         if self._store is not None and not self._store.bury(app, endpoint, reason, events):

@@ -145,6 +145,124 @@ def test_what_does_not_fit_is_not_taken(events, bytes):
     assert one.put("c", b"c1")
 
 
+@pytest.mark.parametrize(("events", "bytes"), [(100, 1 << 20), (10_000, 100 * (OVERHEAD + 5))])
+def test_one_source_does_not_displace_the_others(events, bytes):
+    """It loses its own events, the newest, when the queue is full; while there is room it may have all of it."""
+    one = queue(events=events, bytes=bytes)
+    assert sum(one.put("flood", b"f%04d" % number, "1.1") for number in range(500)) == 100
+    for number in range(40):
+        assert one.put(f"c{number}", b"c%04d" % number, f"2.{number}")
+        assert one.gave_way == [b"f%04d" % (99 - number)]
+        one.gave_way.clear()
+        assert not one.put("flood", b"f9999", "1.1")
+    for number in range(5):
+        assert one.put("x", b"x%04d" % number)
+    assert one.events == 100
+    left = sorted(event for _, event in one.untried())
+    assert left[-5:] == [b"x%04d" % number for number in range(5)]
+    assert left[40:95] == [b"f%04d" % number for number in range(55)]
+
+
+def test_two_sources_share_what_there_is():
+    one = queue(events=100)
+    for number in range(200):
+        one.put("a", b"a%d" % number, "1.1")
+    for number in range(200):
+        one.put("b", b"b%d" % number, "1.2")
+    left = [channel for channel, _ in one.untried()]
+    assert (left.count("a"), left.count("b")) == (50, 50)
+
+
+def test_those_with_little_do_not_give_way():
+    """However many connections come, each with one event."""
+    one = queue(events=100)
+    for number in range(300):
+        one.put("c", b"%d" % number, f"1.{number}")
+    assert [event for _, event in one.untried()] == [b"%d" % number for number in range(100)]
+
+
+def test_a_source_that_gave_way_leaves_no_channel_behind():
+    one = queue(events=100)
+    for number in range(100):
+        one.put(f"flood{number}", b"f", "1.1")
+    for number in range(49):
+        one.put("c", b"c%d" % number, f"2.{number}")
+    for _ in range(100):
+        delivery = one.next(0)
+        if delivery is None:
+            break
+        one.done(delivery)
+    assert (one.events, one.bytes, one.when()) == (0, 0, None)
+    assert not one._waiting
+    assert not one._sources
+    assert not one._hogs
+
+
+def test_gaps_do_not_pile_up():
+    """The endpoint takes nothing for hours, while ever other sources give way to each other."""
+    one = queue(events=200)
+    for number in range(20_000):
+        one.put(f"c{number % 7}", b"x", f"1.{number // 150}")
+    assert sum(map(len, one._waiting.values())) <= 2 * one.events + 1
+
+
+def test_an_endpoint_that_fails_holds_half_of_the_queue_at_most():
+    one = queue(concurrency=2, batch=1000, events=100)
+    now = 0.0
+    for number in range(200):
+        one.put(f"flood{number}", b"f", "1.1")
+    while now < 100:
+        while (delivery := one.next(now)) is not None:
+            one.failed(delivery, now, 1.0)
+        for number in range(200):
+            one.put(f"flood{number}", b"f", "1.1")
+        now += 1
+    assert one.retrying <= 75
+    for number in range(20):
+        assert one.put("c", b"c", f"2.{number}")
+    assert one.when() is not None
+
+
+@given(
+    st.lists(
+        st.tuples(st.sampled_from("abcd"), st.sampled_from(("", "1", "2", "3", "4")), st.integers(1, 30), st.booleans()),
+        max_size=150,
+    ),
+    st.integers(1, 3),
+    st.integers(1, 4),
+    st.integers(1, 60),
+)
+def test_whoever_gives_way_what_is_counted_is_there(steps, concurrency, batch, events):
+    one = queue(concurrency, batch, events, events * (OVERHEAD + 20))
+    fate: dict[bytes, list[str]] = {}
+    order: dict[str, list[bytes]] = {channel: [] for channel in "abcd"}
+    for number, (channel, source, size, takes) in enumerate(steps):
+        event = b"%s%d" % (channel.encode(), number) + b"." * size
+        fate[event] = []
+        if one.put(channel, event, source):
+            order[channel].append(event)
+        else:
+            fate[event].append("refused")
+        for lost in one.gave_way:
+            fate[lost].append("gave way")
+            order[chr(lost[0])].remove(lost)
+        one.gave_way.clear()
+        assert one.events <= events
+        assert one.events == one._tried_events + sum(1 for _ in one.untried())
+        if takes and (delivery := one.next(number)) is not None:
+            for taken in delivery.events:
+                fate[taken].append("sent")
+                assert order[chr(taken[0])].pop(0) == taken
+            one.done(delivery)
+    while (delivery := one.next(1000)) is not None:
+        for taken in delivery.events:
+            fate[taken].append("sent")
+            assert order[chr(taken[0])].pop(0) == taken
+        one.done(delivery)
+    assert all(len(found) == 1 for found in fate.values())
+    assert (one.events, one.bytes, one._sources, one._hogs) == (0, 0, {}, {})
+
+
 def test_when_says_when_to_ask_again():
     one = queue(concurrency=1)
     assert one.when() is None
