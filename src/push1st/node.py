@@ -20,6 +20,7 @@ from push1st.config import AppConfig
 from push1st.eager import Rest, Soon, begin, spawn, wait
 from push1st.errors import Disconnect, LimitReached, Refused
 from push1st.fanout import Clock, Fanout
+from push1st.held import Held
 from push1st.hooks import Hooks
 from push1st.hooks.authorize import asks
 from push1st.hooks.formats import kinds
@@ -116,11 +117,13 @@ class App:
     reported: the facts its hooks want. asks: what its backend has a say in, each with whether it is about a channel.
     """
 
-    __slots__ = ("asks", "config", "publishes", "reads", "reported", "tenant", "uncounted")
+    __slots__ = ("asks", "config", "held", "publishes", "reads", "reported", "tenant", "uncounted")
 
     def __init__(self, config: AppConfig, now: float) -> None:
         self.config = config
         self.tenant = Tenant()
+        self.held: Held | None = None
+        """events for clients that have just signed in; None while there are no such clients"""
         self.uncounted: set[Client] = set()
         """connections of which the broker has not said yet whether the app may have them, or that it may not"""
         self.publishes = Bucket(config.limits.publishes, now)
@@ -221,6 +224,7 @@ class Node:
         tenant, id = app.tenant, app.config.id
         self.fanout.forget(client, (*left.lanes.values(), *left.topics.values()))
         tenant.disconnect(client, client.prefix)
+        held = "" if app.held is None else app.held.drop(client)
         for name in (*left.lanes, *left.topics):
             tenant.unsubscribe(client, name)
         if client in app.uncounted:
@@ -234,6 +238,8 @@ class Node:
                 await self._users.sign_out(id, left.user.id, client.id)
         for name in left.topics:
             await self._release(app, name)
+        if held:
+            await self._end_hold(app, held)
 
     def sessions(self, app: App, channel: str) -> list[Client]:
         """The connections subscribed to a channel, on this worker."""
@@ -264,7 +270,7 @@ class Node:
         key = id, name
         self._wanted[key] += 1
         try:
-            if name not in app.tenant.channels:
+            if not self._listens(app, name):
                 await self._broker.subscribe(id, name)
             joined = await self._roster.join(id, name, client.id, member, app.config.limits.members)
             if client.closed:
@@ -317,9 +323,13 @@ class Node:
         if not self._wanted[key]:
             del self._wanted[key]
 
+    def _listens(self, app: App, name: str) -> bool:
+        """Whether the broker brings a topic for clients here."""
+        return name in app.tenant.channels or (app.held is not None and name in app.held)
+
     async def _release(self, app: App, name: str) -> None:
         """Ends the worker's subscription to a topic, if nobody here needs it any more."""
-        if name not in app.tenant.channels and (app.config.id, name) not in self._wanted:
+        if not self._listens(app, name) and (app.config.id, name) not in self._wanted:
             with suppress(Refused):  # what still comes reaches nobody
                 await self._broker.unsubscribe(app.config.id, name)
 
@@ -369,7 +379,16 @@ class Node:
             return 0
 
     async def tick(self) -> None:
-        """Once a second: sends the subscription counts whose time has come. A slow broker is asked once at a time."""
+        """Once a second: sends the subscription counts whose time has come, and what was held too long.
+
+        A slow broker is asked once at a time.
+        """
+        now = self.clock.monotonic()
+        for app in self._live.values():
+            held = app.held
+            if held is not None:
+                for client in held.due(now):
+                    spawn(self._end_hold(app, held.deliver(client)))
         if self._counting:
             return
         self._counting = True
@@ -431,17 +450,23 @@ class Node:
 
     # Users
 
-    async def sign_in(self, app: App, client: Client, user: User) -> tuple[dict[str, Lane], Watched]:
-        """Signs a client in as a user: its topics, and who of its watchlist is online."""
+    async def sign_in(self, app: App, client: Client, user: User, held: str = "") -> tuple[dict[str, Lane], Watched]:
+        """Signs a client in as a user: its topics, and who of its watchlist is online.
+
+        held: a channel to which the client will subscribe; what comes on it is held until then.
+        """
         id = app.config.id
         topics = (session_topic(user.id), *map(watch_topic, user.watchlist))
-        for name in topics:
+        wanted = (*topics, held) if held else topics
+        for name in wanted:
             self._wanted[id, name] += 1
         signed_in = False
         try:
-            for name in topics:
-                if name not in app.tenant.channels:
+            for name in wanted:
+                if not self._listens(app, name):
                     await self._broker.subscribe(id, name)
+            if held:
+                self._hold(app, client, held)
             await self._users.sign_in(id, user.id, client.id)
             online = await self._users.online(id, user.watchlist)
             if client.closed:
@@ -450,14 +475,48 @@ class Node:
             signed_in = True
         finally:
             if not signed_in:
+                if app.held is not None and app.held.drop(client):
+                    await self._end_hold(app, held)
                 with suppress(Refused):
                     await self._users.sign_out(id, user.id, client.id)
-            for name in topics:
+            for name in wanted:
                 self._want_less((id, name))
                 await self._release(app, name)
         return lanes, Watched(
             tuple(one for one in user.watchlist if one in online), tuple(one for one in user.watchlist if one not in online)
         )
+
+    async def hold(self, app: App, client: Client, channel: str) -> None:
+        """Holds what comes on a channel until the client, which has signed in before, subscribes. Raises Refused(503)."""
+        key = app.config.id, channel
+        self._wanted[key] += 1
+        try:
+            if not self._listens(app, channel):
+                await self._broker.subscribe(*key)
+            if not client.closed:
+                self._hold(app, client, channel)
+        finally:
+            self._want_less(key)
+            await self._release(app, channel)
+
+    def _hold(self, app: App, client: Client, channel: str) -> None:
+        if app.held is None:
+            app.held = Held(self._send_held)
+        app.held.add(client, channel, self.clock.monotonic())
+
+    def _send_held(self, client: Subscriber, frame: bytes) -> None:
+        self.metrics.messages_out += 1
+        self.fanout.direct(client, frame)
+
+    def deliver_held(self, app: App, client: Client) -> None:
+        """Delivers what was held for a client that is subscribed now."""
+        if app.held is not None and (channel := app.held.deliver(client)):
+            spawn(self._end_hold(app, channel))
+
+    async def _end_hold(self, app: App, channel: str) -> None:
+        if not app.held:
+            app.held = None
+        await self._release(app, channel)
 
     async def terminate(self, app: App, user_id: str) -> None:
         """Ends the connections a user has signed in on, on every worker."""
@@ -556,6 +615,8 @@ class Node:
             for client in self.sessions(app, message.channel):
                 client.disconnect(4009, "Terminated by the app")
             return 0
+        if app.held is not None and message.channel in app.held:
+            app.held.receive(message, self.clock.wall())
         count = self.fanout.receive(app.tenant, message)
         if not count and message.event == TOLD and (listener := self._listeners.get((message.app, message.channel))) is not None:
             listener.hear(message.data)

@@ -380,6 +380,8 @@ class Session:
                 self.members = {}
             self.members[name] = member
         self.outlet.send(Subscribed(name, joined.members))
+        if name.startswith("#"):
+            self.node.deliver_held(self.app, self)
         if kind.cache:
             self.outlet.send(self.node.replay(self.app, self, name, joined.kept))
         return True
@@ -476,16 +478,19 @@ class Session:
         id = str(data.id)
         if wrong := user_id_error(id):
             raise Refused(400, wrong)
+        channel = user_channel(id)
         signed_in = SignedIn(command.user_data if isinstance(data.id, str) else _with_id(command.user_data, id))
         if self.user is not None:
             if self.user.id != id:
                 raise Refused(401, f"this connection is signed in as {self.user.id!r} already")
+            if channel not in self.subscriptions:
+                await self.node.hold(self.app, self, channel)
             self.outlet.send(signed_in)
             return
         wanted = list(dict.fromkeys(map(str, data.watchlist or ())))
         watchlist = tuple(one for one in wanted[:WATCHLIST] if not user_id_error(one))
         user = User(id, bytes(data.user_info).strip(), watchlist)
-        topics, watched = await self.node.sign_in(self.app, self, user)
+        topics, watched = await self.node.sign_in(self.app, self, user, channel)
         self.user, self.topics, self.authorized = user, topics, True
         self.outlet.send(signed_in)
         if watchlist:

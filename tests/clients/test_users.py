@@ -399,6 +399,32 @@ def test_what_was_sent_to_a_user_before_the_end_is_delivered_before_it(
         client.receive()
 
 
+def test_an_event_between_signin_success_and_the_subscription_is_delivered_once(
+    server: ServerProcess, connect: Callable[..., PusherSocket], user: Callable[[str], str]
+) -> None:
+    name = f"#server-to-user-{user('u')}"
+    client = connect()
+    sign_in(client, user("u"))
+    assert server.publish(name, "paid", 1).json["channels"] == {name: 0}
+    assert server.signed("GET", f"/apps/app-test/channels/%23server-to-user-{user('u')}").json == {"occupied": False}
+    assert client.round_trip() == []
+    client.subscribe(name)
+    assert server.publish(name, "paid", 2).json["channels"] == {name: 1}
+    assert [client.expect("paid", name) for _ in range(2)] == [1, 2]
+    assert client.round_trip() == []
+
+
+@pytest.mark.long
+def test_an_event_to_a_user_who_does_not_subscribe_is_delivered_after_ten_seconds(
+    server: ServerProcess, connect: Callable[..., PusherSocket], user: Callable[[str], str]
+) -> None:
+    name = f"#server-to-user-{user('u')}"
+    client = connect()
+    sign_in(client, user("u"))
+    server.publish(name, "paid", 1)
+    assert client.receive(deadline=15)["event"] == "paid"
+
+
 # -- the presence shortcut (section 3)
 
 
@@ -480,6 +506,22 @@ def test_pusher_js_signs_in_and_gets_what_is_sent_to_its_user(
     until_joined(server, user("u"))
     server.publish(f"#server-to-user-{user('u')}", "paid", {"id": 7})
     assert client.next(on="user_event")["data"] == {"id": 7}
+
+
+def test_pusher_js_gets_what_is_sent_to_its_user_right_after_its_sign_in(
+    server: ServerProcess, pusher_js: Callable[..., NodeProcess], connect: Callable[..., PusherSocket], user: Callable[[str], str]
+) -> None:
+    """A watcher sees the user come online, which is before pusher-js has subscribed, and the backend welcomes it."""
+    watcher = connect()
+    sign_in(watcher, "w", watchlist=[user("u")])
+    statuses(watcher)
+    client = pusher_js(user("u"))
+    client.tell("signin", events=["welcome"])
+    assert statuses(watcher) == {"online": [user("u")]}
+    server.publish(f"#server-to-user-{user('u')}", "welcome", {"id": 7})
+    assert client.next(on="user_event")["data"] == {"id": 7}
+    until_joined(server, user("u"))
+    assert [seen["on"] for seen in client.seen].count("user_event") == 1
 
 
 def test_pusher_js_signs_in_as_a_user_whose_id_is_a_number(

@@ -12,6 +12,7 @@ from push1st.errors import Refused
 from push1st.messages import (
     CacheMissed,
     Failure,
+    Options,
     Ping,
     Pong,
     Publish,
@@ -21,6 +22,7 @@ from push1st.messages import (
     Subscribed,
     SubscriptionRefused,
     Unsubscribe,
+    User,
     Watched,
 )
 from push1st.protocols.websocket import text_frame
@@ -837,6 +839,203 @@ async def test_one_who_signs_in_while_another_signs_out_still_hears(slow):
     sign_in(three, "u1")
     slow.turns.drain()
     assert statuses(outlet) == [("online", "u1")]
+
+
+# Events to a user between `signin_success` and the subscription of its channel
+
+MINE = "#server-to-user-u1"
+
+
+def data_of(outlet) -> list:
+    return [json.loads(json.loads(event)["data"]) for event in events(outlet)]
+
+
+@pytest.fixture
+def mine(world):
+    """A client that has signed in and has not subscribed yet."""
+    session, outlet = world.session()
+    sign_in(session)
+    return session, outlet
+
+
+def test_events_to_a_user_are_held_until_its_subscription_and_delivered_once(world, mine):
+    session, outlet = mine
+    for number in range(3):
+        assert world.publish(MINE, b"%d" % number) == 0
+    world.turns.drain()
+    assert outlet.writes == []
+    session.handle(Subscribe(MINE))
+    assert outlet.last == Subscribed(MINE, None)
+    assert world.publish(MINE, b"3") == 1
+    world.turns.drain()
+    assert data_of(outlet) == [0, 1, 2, 3]
+    assert world.app.held is None
+
+
+def test_what_is_held_comes_after_subscription_succeeded(world, mine):
+    session, outlet = mine
+    world.publish(MINE, b"1")
+    before = []
+    outlet.on_write = lambda: before.append(len(outlet.replies))
+    session.handle(Subscribe(MINE))
+    world.turns.drain()
+    assert before == [len(outlet.replies)]
+
+
+def test_events_to_a_user_who_does_not_subscribe_are_delivered_after_ten_seconds(world, mine):
+    _, outlet = mine
+    world.publish(MINE, b"1")
+    world.clock.advance(9.9)
+    done(world.node.tick())
+    world.publish(MINE, b"2")
+    world.turns.drain()
+    assert outlet.writes == []
+    world.clock.advance(0.2)
+    done(world.node.tick())
+    world.turns.drain()
+    assert data_of(outlet) == [1, 2]
+    world.publish(MINE, b"3")
+    done(world.node.tick())
+    world.turns.drain()
+    assert data_of(outlet) == [1, 2]
+    assert world.app.held is None
+
+
+def test_each_connection_of_a_user_gets_what_was_held_for_it(world, mine):
+    (one, first), (two, second) = mine, world.session()
+    one.handle(Subscribe(MINE))
+    sign_in(two)
+    assert world.publish(MINE, b"1") == 1
+    two.handle(Subscribe(MINE))
+    world.turns.drain()
+    assert (data_of(first), data_of(second)) == ([1], [1])
+
+
+def test_events_that_are_not_for_a_client_are_not_held_for_it(world, mine):
+    session, outlet = mine
+    other, _ = world.session()
+    world.publish(MINE, b"1", exclude=session.id)
+    world.publish(MINE, b"2", options=Options(0, "unicast", other.id))
+    world.publish(MINE, b"3", options=Options(0, "multicast", "ann"))
+    world.publish(MINE, b"4", options=Options(0, "unicast", session.id))
+    world.publish("#server-to-user-u2", b"5")
+    session.handle(Subscribe(MINE))
+    world.turns.drain()
+    assert data_of(outlet) == [4]
+
+
+@pytest.mark.parametrize(("size", "most"), [(1, 100), (20_000, 3), (70_000, 0)], ids=["frames", "bytes", "a large one"])
+def test_what_is_held_is_bounded_and_what_is_over_is_delivered_at_once(world, mine, size, most):
+    session, outlet = mine
+    text = json.dumps("x" * size).encode()
+    for _ in range(most):
+        world.publish(MINE, text)
+    world.turns.drain()
+    assert outlet.writes == []
+    world.publish(MINE, text)
+    world.publish(MINE, text)
+    world.turns.drain()
+    assert len(events(outlet)) >= max(1, most)
+    session.handle(Subscribe(MINE))
+    world.turns.drain()
+    assert len(events(outlet)) == most + 2
+
+
+def test_hooks_counts_and_limits_do_not_see_who_is_about_to_subscribe():
+    world = World(app_config({"subscriptions": 1}, subscription_count=True))
+    world.app.reported = frozenset(("joined", "left", "occupied", "vacated", "counted"))
+    session, outlet = world.session()
+    sign_in(session)
+    assert done(world.node.channel(world.app, MINE)) is None
+    assert done(world.node.channels(world.app)) == []
+    session.handle(Subscribe("c"))
+    assert outlet.last == Subscribed("c", None)
+    assert [fact for fact in world.hooks.facts if fact.channel.startswith("#")] == []
+
+
+def test_nothing_is_held_for_a_connection_that_has_ended(world, mine):
+    session, outlet = mine
+    world.publish(MINE, b"1")
+    session.close()
+    assert world.app.held is None
+    world.clock.advance(20)
+    done(world.node.tick())
+    world.turns.drain()
+    assert outlet.writes == []
+
+
+def test_who_signs_in_again_is_held_events_for_again(world, mine):
+    session, outlet = mine
+    world.clock.advance(11)
+    done(world.node.tick())
+    sign_in(session)
+    world.publish(MINE, b"1")
+    session.handle(Subscribe(MINE))
+    sign_in(session)
+    assert world.app.held is None
+    world.turns.drain()
+    assert data_of(outlet) == [1]
+
+
+def test_whom_the_backend_has_signed_in_gets_nothing_without_a_subscription(world):
+    """It gets no `signin_success` either."""
+    session, _ = world.session()
+    done(world.node.sign_in(world.app, session, User("u1")))
+    assert world.app.held is None
+
+
+async def test_signin_success_waits_for_the_topic(slow):
+    session, outlet = slow.session()
+    slow.broker.held = {"subscribe"}
+    sign_in(session)
+    while slow.broker.waiting:
+        assert outlet.replies == []
+        await slow.broker.let("subscribe")
+    assert isinstance(outlet.last, SignedIn)
+    assert slow.broker.topics[APP, MINE] == 1
+    await slow.node.publish(slow.app, MINE, "e", b"1", slow.node.stamp())
+    slow.broker.held = {"join"}
+    session.handle(Subscribe(MINE))
+    await slow.node.publish(slow.app, MINE, "e", b"2", slow.node.stamp())
+    await slow.broker.let_all()
+    await slow.node.publish(slow.app, MINE, "e", b"3", slow.node.stamp())
+    slow.turns.drain()
+    assert data_of(outlet) == [1, 2, 3]
+    session.close()
+    await turns()
+    assert slow.broker.topics[APP, MINE] == 0
+
+
+@pytest.mark.parametrize("end", ["silence", "close"])
+async def test_the_topic_of_a_user_who_does_not_subscribe_is_released(slow, end):
+    session, _ = slow.session()
+    sign_in(session)
+    assert slow.broker.topics[APP, MINE] == 1
+    if end == "close":
+        session.close()
+    else:
+        slow.clock.advance(11)
+        await slow.node.tick()
+    await turns()
+    assert slow.broker.topics[APP, MINE] == 0
+
+
+async def test_a_topic_that_cannot_be_had_refuses_the_sign_in_and_leaves_nothing(slow):
+    session, outlet = slow.session()
+    sign_in(session)
+    slow.clock.advance(11)
+    await slow.node.tick()
+    slow.broker.fail["subscribe"] = Refused(503, "the broker is away")
+    sign_in(session)
+    assert failure(outlet) is None
+    assert slow.app.held is None
+    slow.broker.fail.clear()
+    slow.broker.held = {"subscribe"}
+    sign_in(session)
+    session.close()
+    await slow.broker.let_all()
+    assert slow.app.held is None
+    assert slow.broker.topics[APP, MINE] == 0
 
 
 # Cache channels and subscription counts (Pusher protocol, section 3)

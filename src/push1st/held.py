@@ -1,0 +1,99 @@
+"""Events to users, held for clients that have signed in and are about to subscribe (Pusher protocol, section 5).
+
+A client subscribes to its user's channel when it has read `signin_success`. An event that is published within that round
+trip would reach nobody. So the worker listens to the channel from before `signin_success` until the subscription, and holds
+what comes. These clients are not subscribers: the hub, the roster, counts and hooks do not know of them.
+
+Pure and synchronous: the node says when, and what becomes of the frames.
+"""
+
+from collections.abc import Callable
+
+from push1st.hub import Subscriber
+from push1st.messages import Message
+
+MAX_HELD = 100
+MAX_HELD_BYTES = 65_536
+"""frames, and bytes of them, that are held for a client; with the next one they are delivered before its subscription"""
+HELD_SECONDS = 10
+"""for a client to subscribe; then what is held is delivered, and the worker listens no longer"""
+
+
+class Hold:
+    """What is held for a client. until: seconds on the clock of `Held.add`."""
+
+    __slots__ = ("channel", "frames", "size", "until")
+
+    def __init__(self, channel: str, until: float) -> None:
+        self.channel = channel
+        self.until = until
+        self.frames: list[bytes] = []
+        self.size = 0
+
+
+class Held:
+    """An app's clients that are about to subscribe. deliver: sends a frame to a client."""
+
+    __slots__ = ("_channels", "_deliver", "_holds")
+
+    def __init__(self, deliver: Callable[[Subscriber, bytes], None]) -> None:
+        self._deliver = deliver
+        self._holds: dict[Subscriber, Hold] = {}
+        self._channels: dict[str, dict[Subscriber, Hold]] = {}
+
+    def __len__(self) -> int:
+        return len(self._holds)
+
+    def __contains__(self, channel: str) -> bool:
+        """Whether events on a channel are held for a client."""
+        return channel in self._channels
+
+    def add(self, client: Subscriber, channel: str, now: float) -> None:
+        """Holds what comes on a channel for a client. A client has one hold; a second call changes nothing."""
+        if client not in self._holds:
+            hold = self._holds[client] = Hold(channel, now + HELD_SECONDS)
+            self._channels.setdefault(channel, {})[client] = hold
+
+    def receive(self, message: Message, now: int) -> None:
+        """Holds an event for the clients it is meant for. now: wall clock, nanoseconds."""
+        for client, hold in self._channels[message.channel].items():
+            if message.exclude == client.id or (message.delivery != "broadcast" and message.target != client.id):
+                continue
+            frame = client.wire.message(message, now)
+            if len(hold.frames) >= MAX_HELD or hold.size + len(frame) > MAX_HELD_BYTES:
+                self._flush(client, hold)
+            hold.frames.append(frame)
+            hold.size += len(frame)
+
+    def deliver(self, client: Subscriber) -> str:
+        """Delivers what is held for a client, and holds nothing more for it. Returns its channel, "" without one."""
+        hold = self._holds.get(client)
+        if hold is None:
+            return ""
+        self._flush(client, hold)
+        return self.drop(client)
+
+    def drop(self, client: Subscriber) -> str:
+        """Forgets a client and what is held for it. Returns its channel, "" without one."""
+        hold = self._holds.pop(client, None)
+        if hold is None:
+            return ""
+        clients = self._channels[hold.channel]
+        del clients[client]
+        if not clients:
+            del self._channels[hold.channel]
+        return hold.channel
+
+    def due(self, now: float) -> list[Subscriber]:
+        """The clients that have not subscribed in time."""
+        due = []
+        for client, hold in self._holds.items():  # in the order of their times
+            if hold.until > now:
+                break
+            due.append(client)
+        return due
+
+    def _flush(self, client: Subscriber, hold: Hold) -> None:
+        frames, hold.frames, hold.size = hold.frames, [], 0
+        for frame in frames:
+            self._deliver(client, frame)
