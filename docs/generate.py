@@ -29,7 +29,7 @@ ABOUT: dict[str, str] = {
     "server.ssl.enable": "TLS on all addresses of `server.listen`, Unix sockets excepted.",
     "server.ssl.key": "The certificate's private key. Neither key nor certificate: a self-signed one is made at start.",
     "server.ssl.cert": "The certificate, with those between it and the root.",
-    "server.proxies": "Proxies that are believed when they say in `X-Forwarded-For` who the client is.",
+    "server.proxies": "Proxies that are believed when they say in `X-Forwarded-For` or `Forwarded` who the client is.",
     "server.max-request-payload": (
         "Bytes of one client message, where the protocol does not say otherwise. Where it is set, it also raises every app's "
         "`limits.payload` to it, unless the app sets its own."

@@ -10,11 +10,13 @@ from functools import cache
 from random import Random
 from typing import Any
 
+import msgspec
+
 from fuzz.runner import cut, main
 from push1st.api import Api
 from push1st.apps.files import Files
 from push1st.brokers.memory import Memory
-from push1st.config import Config, demo
+from push1st.config import Config, Networks, demo
 from push1st.eager import begin
 from push1st.fanout import Fanout
 from push1st.hooks.switchboard import Switchboard
@@ -41,6 +43,8 @@ SEEDS = [
     % (len(EVENT), EVENT),
     b"POST /apps/app-test/events?auth_key=a HTTP/1.1\r\nHost: h\r\nExpect: 100-continue\r\nContent-Length: 2\r\n\r\n{}",
     b"HEAD /health HTTP/1.1\r\nHost: localhost\r\nX-Forwarded-For: 1.2.3.4, 127.0.0.1\r\nOrigin: null\r\n\r\n",
+    b'GET /metrics HTTP/1.1\r\nHost: push1st.internal\r\nForwarded: for="[2001::1]:80";by=x, for=10.0.0.2:1\r\nVia: p\r\n\r\n',
+    b"GET /metrics HTTP/1.1\r\nHost: evil.example\r\nX-Forwarded-For: [::9]:443, 127.0.0.1:9\r\nX-Real-IP: 1.2.3.4\r\n\r\n",
     b"GET /app/app-key?protocol=7" + UPGRADE,
     b"GET /ws/app/app-key/c/d%20e?session=p&token=a.b.c" + UPGRADE,
     b"GET / HTTP/1.1\r\nHost: localhost\r\nConnection: Upgrade, HTTP2-Settings\r\nUpgrade: h2c\r\nHTTP2-Settings: AA\r\n\r\n",
@@ -162,7 +166,10 @@ class Server:
 
 @cache
 def server() -> Server:
-    return Server(demo())
+    """The demo, behind a proxy that says who the client is."""
+    config = demo()
+    proxied = msgspec.structs.replace(config.server, proxies=Networks.parse(["127.0.0.1"]))
+    return Server(msgspec.structs.replace(config, server=proxied))
 
 
 def run(data: bytes, random: Random) -> None:

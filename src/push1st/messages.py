@@ -314,14 +314,14 @@ Reply = (
 class Request(msgspec.Struct, frozen=True, gc=False):
     """An HTTP request for the API. started: nanoseconds on the performance counter.
 
-    path and query: as on the request line. trusted: whether it may go unsigned (Push1st API, section 6).
+    path and query: as on the request line. distrust: why it may not go unsigned, "" if it may (Push1st API, section 6).
     """
 
     method: str
     path: str
     query: str
     body: bytes
-    trusted: bool
+    distrust: str
     started: int
 
 

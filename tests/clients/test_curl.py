@@ -355,23 +355,32 @@ def test_a_signed_call_is_accepted_on_every_port(server: ServerProcess, channel:
     assert (answer.status, answer.body) == (200, b"{}")
 
 
-@pytest.mark.parametrize(
-    "headers",
-    [
-        {"Origin": "http://localhost:3000"},
-        {"Origin": "null"},
-        {"X-Forwarded-For": "203.0.113.7"},
-        {"X-Forwarded-For": "127.0.0.1"},
-        {"Forwarded": "for=203.0.113.7"},
-    ],
-    ids=str,
-)
+UNTRUSTED = [
+    ({"Origin": "http://localhost:3000"}, "Origin"),
+    ({"Origin": "null"}, "Origin"),
+    ({"Host": "evil.example"}, "Host 'evil.example'"),
+    ({"X-Forwarded-For": "203.0.113.7"}, "x-forwarded-for"),
+    ({"X-Forwarded-For": "127.0.0.1"}, "x-forwarded-for"),
+    ({"Forwarded": "for=203.0.113.7"}, "forwarded"),
+    ({"X-Real-IP": "127.0.0.1"}, "x-real-ip"),
+    ({"Via": "1.1 proxy"}, "via"),
+    ({"CF-Connecting-IP": "127.0.0.1"}, "cf-connecting-ip"),
+]
+
+
+@pytest.mark.parametrize(("headers", "why"), UNTRUSTED, ids=str)
 @pytest.mark.parametrize("path", ["/apps/app-test/events", "/apps/app-test/token/access", "/apps/app-test/token/session"])
 def test_an_unsigned_call_of_a_web_page_or_through_a_proxy_is_refused(
-    server: ServerProcess, channel: str, path: str, headers: dict[str, str]
+    server: ServerProcess, channel: str, path: str, headers: dict[str, str], why: str
 ) -> None:
     answer = server.post(path, {"name": "e", "channels": [channel], "data": 1}, headers=headers)
     assert answer.status == 401
+    assert why in answer.json["error"].partition("; it is not trusted without, since ")[2]
+
+
+def test_the_answer_says_where_unsigned_calls_are_not_taken(server: ServerProcess) -> None:
+    answer = server.post("/apps/app-test/events", {}, port=server.ws_port)
+    assert (answer.status, answer.json["error"].endswith("since it came to an address of server.listen")) == (401, True)
 
 
 def test_metrics_are_for_trusted_callers_only(server: ServerProcess) -> None:

@@ -83,8 +83,8 @@ def test_the_server_knows_the_address_of_the_client_and_not_of_the_proxy(proxy: 
         assert [one["ip"] for one in proxy.server.get("/apps/app-test/channels/addresses").json["sessions"]] == ["127.0.0.3"]
 
 
-def test_a_client_cannot_claim_another_address(proxy: Proxy) -> None:
-    claimed = {"X-Forwarded-For": "10.1.2.3"}
+@pytest.mark.parametrize("claimed", [{"X-Forwarded-For": "10.1.2.3"}, {"Forwarded": "for=10.1.2.3"}], ids=["x", "forwarded"])
+def test_a_client_cannot_claim_another_address(proxy: Proxy, claimed: dict[str, str]) -> None:
     with connect(
         f"wss://{proxy.url}/ws/app/app-key/claims", ssl=proxy.threads, additional_headers=claimed, source_address=("127.0.0.3", 0)
     ):

@@ -74,8 +74,12 @@ class Api:
         signed = has_params = bool(query)
         if query:
             signed = "auth_signature=" in query or "auth_key=" in query
-        if not signed and not request.trusted:
-            raise Refused(401, "this call must be signed: auth_key, auth_timestamp, auth_version, body_md5, auth_signature")
+        if not signed and request.distrust:
+            raise Refused(
+                401,
+                "this call must be signed: auth_key, auth_timestamp, auth_version, body_md5, auth_signature; "
+                f"it is not trusted without, since {request.distrust}",
+            )
         app = route.app
         if app is None:
             if self._node.apps.by_id(route.app_id) is None:

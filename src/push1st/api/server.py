@@ -27,8 +27,12 @@ async def ready(node: Node, _request: Request) -> Response:
 
 
 async def metrics(node: Node, request: Request) -> Response:
-    if not request.trusted:
-        raise Refused(403, "metrics are for trusted callers: an unsigned call to an API listener, from a network in api.trust")
+    if request.distrust:
+        raise Refused(
+            403,
+            "metrics are for trusted callers: an unsigned call to an API listener, from a network in api.trust; "
+            f"this one is not trusted, since {request.distrust}",
+        )
     families = list(_Collected(node).collect())
     if node.siblings is not None:
         families = merged([(node.siblings.number, snapshot(node)), *await node.siblings.metrics()])

@@ -6,13 +6,47 @@ headers: names in lower case.
 
 import ipaddress
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from functools import lru_cache
 
 from push1st.config import Networks
 
 Headers = Mapping[bytes, bytes]
+FORWARDING = frozenset(
+    (
+        b"cdn-loop",
+        b"cf-connecting-ip",
+        b"fastly-client-ip",
+        b"fly-client-ip",
+        b"forwarded",
+        b"true-client-ip",
+        b"via",
+        b"x-azure-clientip",
+        b"x-client-ip",
+        b"x-cluster-client-ip",
+        b"x-envoy-external-address",
+        b"x-forwarded",
+        b"x-forwarded-by",
+        b"x-forwarded-client-cert",
+        b"x-forwarded-for",
+        b"x-forwarded-host",
+        b"x-forwarded-port",
+        b"x-forwarded-prefix",
+        b"x-forwarded-proto",
+        b"x-forwarded-scheme",
+        b"x-forwarded-server",
+        b"x-forwarded-ssl",
+        b"x-original-forwarded-for",
+        b"x-original-host",
+        b"x-real-ip",
+    )
+)
+"""headers that a client has no reason to send, so one that is there is a proxy's"""
 _OWN_NAME = re.compile(rb"(?:(?:[a-z0-9-]+\.)*localhost|[0-9.]+|\[[0-9a-f:.]+\])?(?::[0-9]+)?\Z", re.IGNORECASE)
+_NAME = re.compile(rb"([a-z0-9_.-]++)(?::[0-9]+)?\Z")
+_PRIVATE = (b".internal", b".local", b".home.arpa", b".svc")
+_PAIR = re.compile(r'[ \t]*+([A-Za-z0-9-]++)=("(?:[^"\\]|\\.)*+"|[^\s;,"]*+)[ \t]*+(;|,|\Z)')
+_PORT = re.compile(r"\[([0-9A-Fa-f:.%\w]++)\](?::\w++)?\Z|([0-9.]++):\w++\Z")
 
 
 def is_own_name(host: bytes) -> bool:
@@ -24,32 +58,100 @@ def is_own_name(host: bytes) -> bool:
     return _OWN_NAME.match(host) is not None
 
 
-def is_trusted(peer: str, headers: Headers, trust: Networks, proxies: Networks) -> bool:
-    """Whether a request may go unsigned, on a listener where any may."""
+def is_private_name(host: bytes) -> bool:
+    """Whether a Host header is a name that no page from outside can have: public DNS has none without a dot, nor these."""
+    found = _NAME.match(host.lower())
+    name = b"." if found is None else found[1].removesuffix(b".")
+    return b"." not in name or name.endswith(_PRIVATE)
+
+
+def distrust(peer: str, headers: Headers, trust: Networks, proxies: Networks) -> str:
+    """Why a request may not go unsigned on a listener where any may; "" if it may. The same for every trusted network."""
     if b"origin" in headers:
-        return False
-    if b"x-forwarded-for" not in headers and b"forwarded" not in headers:
-        return trust.contains(peer) and (is_own_name(headers.get(b"host", b"")) or not _is_loopback(peer))
-    # What a proxy forwards came from elsewhere, whatever it says of itself.
-    ip = client_ip(peer, headers, proxies)
-    return bool(ip) and not _is_loopback(ip or "") and trust.contains(ip or "")
+        return "it has an Origin header, as web pages send it"
+    ip = peer
+    if marks := FORWARDING.intersection(headers):
+        # What a proxy forwards came from elsewhere, whatever it says of itself.
+        if not proxies.contains(peer):
+            return f"a proxy that is not in server.proxies sent it on, as its header {min(marks).decode()} shows"
+        found = {_last_client(peer, headers[name], read, proxies) for name, read in _READERS.items() if name in headers}
+        if len(found) != 1 or None in found:
+            return f"the proxy does not name one client in {min(marks).decode()}"
+        ip = str(found.pop())
+        if _is_loopback(ip):
+            return "a proxy says that it came from its own machine"
+    if not trust.contains(ip):
+        return f"{ip or 'a Unix socket'} is not in api.trust"
+    host = headers.get(b"host", b"")
+    # A Unix socket can be reached by no page.
+    if ip and not is_own_name(host) and (_is_loopback(ip) or not is_private_name(host)):
+        return f"its Host {host[:64].decode('latin-1')!r} may be a web page's: call by address, or as localhost"
+    return ""
 
 
 def client_ip(peer: str, headers: Headers, proxies: Networks) -> str | None:
-    """The client's address: the peer's, or what a configured proxy says; None when an unknown proxy says something."""
-    forwarded = headers.get(b"x-forwarded-for")
-    if forwarded is None and b"forwarded" not in headers:
-        return peer
-    if not proxies or not proxies.contains(peer) or forwarded is None:
-        return None
+    """The client's address: the peer's, or what a configured proxy says; None when an unknown proxy says something.
+
+    A proxy sets one of two headers, and may pass the other one on as a client made it up: `X-Forwarded-For` goes first.
+    """
+    for name, read in _READERS.items():
+        if name in headers:
+            return _last_client(peer, headers[name], read, proxies) if proxies and proxies.contains(peer) else None
+    return peer
+
+
+def _last_client(peer: str, value: bytes, read: Callable[[str], list[str]], proxies: Networks) -> str | None:
+    """The last hop that is no proxy of ours; None where that is no address."""
     ip = peer
-    for hop in reversed(forwarded.decode("latin-1").split(",")):
-        ip = hop.strip()
+    for hop in reversed(read(value.decode("latin-1"))):
+        ip = address(hop)
         if not ip:
             return None
         if not proxies.contains(ip):
             break
     return ip
+
+
+def _listed(value: str) -> list[str]:
+    """The hops of `X-Forwarded-For`."""
+    return [hop.strip() for hop in value.split(",")]
+
+
+def _forwarded(value: str) -> list[str]:
+    """The hops of `Forwarded` (RFC 7239 §4), "" for one that names no client; what cannot be read makes the last one such."""
+    hops, at, hop = [], 0, ""
+    while found := _PAIR.match(value, at):
+        name, text, end = found.groups()
+        if name.lower() == "for":
+            hop = re.sub(r"\\(.)", r"\1", text[1:-1]) if text.startswith('"') else text
+        at = found.end()
+        if end != ";":
+            hops.append(hop)
+            hop = ""
+        if not end:
+            return hops
+    return [*hops, ""]
+
+
+_READERS = {b"x-forwarded-for": _listed, b"forwarded": _forwarded}
+
+
+@lru_cache(1024)
+def address(hop: str) -> str:
+    """The address in a hop as proxies write it, without its port and brackets: "" for what is none.
+
+    1.2.3.4, 1.2.3.4:567, 2001:db8::1, [2001:db8::1], [2001:db8::1]:567, each perhaps in quotes (RFC 7239 §6).
+    """
+    if len(hop) > 64:
+        return ""
+    if len(hop) > 1 and hop[0] == hop[-1] == '"':
+        hop = hop[1:-1]
+    if found := _PORT.match(hop):
+        hop = found[1] or found[2]
+    try:
+        return str(ipaddress.ip_address(hop))
+    except ValueError:
+        return ""
 
 
 def visitor_ip(peer: str, headers: Headers, proxies: Networks) -> str:

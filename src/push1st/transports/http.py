@@ -22,7 +22,7 @@ from push1st.transports.afar import HEADERS as FALLBACK_HEADERS
 from push1st.transports.afar import TYPE as FALLBACK_TYPE
 from push1st.transports.afar import Afar
 from push1st.transports.answers import CLOSE, encoded, endless, error, ok
-from push1st.transports.caller import is_own_name, is_trusted, visitor_ip
+from push1st.transports.caller import FORWARDING, distrust, is_own_name, visitor_ip
 from push1st.transports.listener import CROWDED_SECONDS, LINGER_BYTES, LINGER_SECONDS, Listener
 from push1st.transports.sweep import NEVER
 from push1st.transports.websocket import Handshake, WebSocketConnection, upgrade
@@ -59,14 +59,13 @@ _NEEDED = frozenset(
         b"content-length",
         b"cookie",
         b"expect",
-        b"forwarded",
         b"host",
         b"origin",
         b"sec-websocket-key",
         b"sec-websocket-version",
         b"transfer-encoding",
         b"upgrade",
-        b"x-forwarded-for",
+        *FORWARDING,
     )
 )
 
@@ -88,6 +87,7 @@ class HttpConnection(asyncio.Protocol):
         "_body",
         "_busy",
         "_deadline",
+        "_distrust",
         "_ended",
         "_gone",
         "_head",
@@ -110,7 +110,6 @@ class HttpConnection(asyncio.Protocol):
         "_stage",
         "_started",
         "_transport",
-        "_trusts_peer",
         "_upgraded",
         "_url",
         "_waiting",
@@ -124,7 +123,7 @@ class HttpConnection(asyncio.Protocol):
         self._parser = httptools.HttpRequestParser(self)
         self._transport: asyncio.Transport
         self._peer = ""
-        self._trusts_peer = False
+        self._distrust = ""
         self._url = b""
         self._raw = 0
         self._ended = -1
@@ -160,7 +159,7 @@ class HttpConnection(asyncio.Protocol):
         self._peer = peer[0] if isinstance(peer, tuple) else ""
         listener = self._listener
         worker = listener.worker
-        self._trusts_peer = listener.trusting and worker.config.api.trust.contains(self._peer)
+        self._distrust = self._why_distrust({})
         if listener.whitelist and self._peer and not listener.whitelist.contains(self._peer):
             worker.node.metrics.cut_offs["whitelist"] += 1
             transport.abort()
@@ -206,7 +205,7 @@ class HttpConnection(asyncio.Protocol):
             known = end <= MOST_HEAD and worker.heads.get(data[start:end]) == len(data) - end
             if known and (line := worker.line(data[:start])):
                 self._started = time.perf_counter_ns()
-                self._serve(Request(*line, data[end:], self._trusts_peer, self._started), True)
+                self._serve(Request(*line, data[end:], self._distrust, self._started), True)
                 return False
         before = self._stage, self._started
         over = self._parse(data) if self._rest is None and len(data) <= PIECE else self._parse_slice(data)
@@ -434,7 +433,7 @@ class HttpConnection(asyncio.Protocol):
         found = self._listener.worker.fallbacks.path.match(path)
         request: Request | Visit
         if found is None:
-            request = Request(method, path, query, body, self._trusted(), self._started)
+            request = Request(method, path, query, body, self._why_distrust(self._headers), self._started)
         else:
             request = Visit(
                 method,
@@ -498,10 +497,12 @@ class HttpConnection(asyncio.Protocol):
             None if authorization is None else authorization.decode("latin-1"),
         )
 
-    def _trusted(self) -> bool:
+    def _why_distrust(self, headers: dict[bytes, bytes]) -> str:
         listener = self._listener
+        if not listener.trusting:
+            return "it came to an address of server.listen"
         config = listener.worker.config
-        return listener.trusting and is_trusted(self._peer, self._headers, config.api.trust, config.server.proxies)
+        return distrust(self._peer, headers, config.api.trust, config.server.proxies)
 
     def _serve(self, request: Request, keep: bool) -> None:
         response: Response | Rest[Response]

@@ -51,7 +51,7 @@ class Caller:
         if key:
             params = dict(pair.split("=", 1) for pair in query.split("&") if pair)
             query = signed(method, path, data, params, self.world.clock)
-        response = self.respond(Request(method, path, query, data, self.trusted, 0))
+        response = self.respond(Request(method, path, query, data, "" if self.trusted else "it is far away", 0))
         text = response.body.decode()
         try:
             return response.status, json.loads(text)

@@ -26,7 +26,8 @@ def test_an_unsigned_call_from_elsewhere_is_401(caller, method, path, body):
     caller.trusted = False
     status, answer = caller.call(method, path, body)
     assert status == 401
-    assert "signed" in answer["error"]
+    assert "must be signed" in answer["error"]
+    assert answer["error"].endswith("since it is far away")
 
 
 @pytest.mark.parametrize(("method", "path", "body"), CALLS)
@@ -153,7 +154,7 @@ def test_a_wrong_method_is_405_with_those_that_are_right(caller, pattern, method
     if method in allowed:
         return
     path = f"/apps/{APP}/" + "/".join(pattern).replace("*", "c")
-    response = caller.respond(Request(method, path, "", b"", True, 0))
+    response = caller.respond(Request(method, path, "", b"", "", 0))
     assert response.status == 405
     assert response.headers == f"Allow: {', '.join(sorted(allowed))}\r\n".encode()
 
@@ -178,7 +179,7 @@ def test_paths_can_be_configured(caller):
 @pytest.mark.parametrize("method", ["GET", "HEAD"])
 @pytest.mark.parametrize("path", ["/app/app-key", "/pusher/app/app-key", "/ws/app/app-key/c", "/app/"])
 def test_a_plain_request_for_a_websocket_is_told_so(caller, method, path):
-    response = caller.respond(Request(method, path, "protocol=7", b"", False, 0))
+    response = caller.respond(Request(method, path, "protocol=7", b"", "it is far away", 0))
     assert response.status == 426
     assert b"WebSocket" in response.body
     assert response.headers == b"Upgrade: websocket\r\nConnection: Upgrade\r\n"

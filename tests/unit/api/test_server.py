@@ -24,13 +24,15 @@ def test_a_server_that_drains_is_alive_and_not_ready(caller):
 @pytest.mark.parametrize("path", ["/health", "/ready", "/metrics"])
 @pytest.mark.parametrize("method", ["POST", "DELETE"])
 def test_they_are_read_only(caller, path, method):
-    response = caller.respond(Request(method, path, "", b"", True, 0))
+    response = caller.respond(Request(method, path, "", b"", "", 0))
     assert (response.status, response.headers) == (405, b"Allow: GET\r\n")
 
 
 def test_metrics_are_for_trusted_callers(caller):
     caller.trusted = False
-    assert caller.get("/metrics")[0] == 403
+    status, answer = caller.get("/metrics")
+    assert status == 403
+    assert answer["error"].endswith("since it is far away")
 
 
 def test_metrics_are_prometheus_text(caller):
@@ -39,7 +41,7 @@ def test_metrics_are_prometheus_text(caller):
     caller.event()
     caller.world.metrics.requests[200] += 2
     caller.world.metrics.refusals['an "odd" reason'] += 1
-    response = caller.respond(Request("GET", "/metrics", "", b"", True, 0))
+    response = caller.respond(Request("GET", "/metrics", "", b"", "", 0))
     assert response.content_type.startswith(b"text/plain")
     samples = {
         (sample.name, *sample.labels.values()): sample.value
@@ -71,11 +73,11 @@ def test_metrics_are_prometheus_text(caller):
     ],
 )
 def test_usual_labels_are_there_before_their_first_count(caller, series, label):
-    body = caller.respond(Request("GET", "/metrics", "", b"", True, 0)).body.decode()
+    body = caller.respond(Request("GET", "/metrics", "", b"", "", 0)).body.decode()
     (line,) = (line for line in body.splitlines() if line.startswith(f"push1st_{series}{{") and f'"{label}"' in line)
     assert line.endswith(" 0.0")
 
 
 def test_metrics_hold_no_secret(caller):
-    response = caller.respond(Request("GET", "/metrics", "", b"", True, 0))
+    response = caller.respond(Request("GET", "/metrics", "", b"", "", 0))
     assert b"secret" not in response.body

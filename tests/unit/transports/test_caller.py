@@ -3,7 +3,16 @@
 import pytest
 
 from push1st.config import Networks
-from push1st.transports.caller import client_ip, is_own_name, is_trusted, shared_address, visitor_ip
+from push1st.transports.caller import (
+    FORWARDING,
+    address,
+    client_ip,
+    distrust,
+    is_own_name,
+    is_private_name,
+    shared_address,
+    visitor_ip,
+)
 
 PROXIES = Networks.parse(("10.0.0.0/8",))
 TRUST = Networks.parse(("127.0.0.0/8", "::1", "192.168.0.0/16"))
@@ -43,7 +52,32 @@ def test_a_name_of_this_machine_is_told_from_others(host, own):
         ("10.0.0.1", forwarded("6.6.6.6, 203.0.113.9, 10.0.0.2"), "203.0.113.9"),
         ("10.0.0.1", forwarded("10.0.0.3, 10.0.0.2"), "10.0.0.3"),
         ("10.0.0.1", forwarded("203.0.113.9, "), None),
-        ("10.0.0.1", {b"forwarded": b"for=203.0.113.9"}, None),
+        ("10.0.0.1", forwarded("203.0.113.9:51008"), "203.0.113.9"),
+        ("10.0.0.1", forwarded("[2001:db8::1]:443"), "2001:db8::1"),
+        ("10.0.0.1", forwarded("[2001:DB8::1]"), "2001:db8::1"),
+        ("10.0.0.1", forwarded("2001:db8::1"), "2001:db8::1"),
+        ("10.0.0.1", forwarded('"[2001:db8::1]:443"'), "2001:db8::1"),
+        ("10.0.0.1", forwarded("6.6.6.6, 203.0.113.9:80, 10.0.0.2:80"), "203.0.113.9"),
+        ("10.0.0.1", forwarded("203.0.113.9, unknown"), None),
+        ("10.0.0.1", forwarded("unknown"), None),
+        ("10.0.0.1", forwarded("localhost"), None),
+        ("10.0.0.1", forwarded("[203.0.113.9"), None),
+        ("10.0.0.1", {b"forwarded": b"for=203.0.113.9"}, "203.0.113.9"),
+        ("10.0.0.1", {b"forwarded": b"For=203.0.113.9:51008;Proto=https;by=10.0.0.1"}, "203.0.113.9"),
+        ("10.0.0.1", {b"forwarded": b'proto=https ;for="[2001:db8::1]:443"'}, "2001:db8::1"),
+        ("10.0.0.1", {b"forwarded": b"for=[2001:db8::1]:443"}, "2001:db8::1"),
+        ("10.0.0.1", {b"forwarded": b'for=6.6.6.6, for="203.0.113.9", for=10.0.0.2'}, "203.0.113.9"),
+        ("10.0.0.1", {b"forwarded": b'for="6.6.6.6, for=7.7.7.7", for=203.0.113.9'}, "203.0.113.9"),
+        ("10.0.0.1", {b"forwarded": b'for="203.0.113.\\9"'}, "203.0.113.9"),
+        ("10.0.0.1", {b"forwarded": b"for=203.0.113.9, proto=https"}, None),
+        ("10.0.0.1", {b"forwarded": b"for=203.0.113.9, for=unknown"}, None),
+        ("10.0.0.1", {b"forwarded": b"for=_hidden;for=_SEVKISEK"}, None),
+        ("10.0.0.1", {b"forwarded": b'for="203.0.113.9'}, None),
+        ("10.0.0.1", {b"forwarded": b"for=203.0.113.9,"}, None),
+        ("10.0.0.1", {b"forwarded": b"203.0.113.9"}, None),
+        ("10.0.0.1", {b"forwarded": b""}, None),
+        ("10.0.0.1", forwarded("203.0.113.9") | {b"forwarded": b"for=6.6.6.6"}, "203.0.113.9"),
+        ("10.0.0.1", {b"x-real-ip": b"6.6.6.6", b"via": b"1.1 proxy"}, "10.0.0.1"),
         ("203.0.113.9", forwarded("127.0.0.1"), None),
     ],
 )
@@ -53,27 +87,99 @@ def test_the_client_is_the_last_that_is_no_proxy_of_ours(peer, headers, ip):
 
 @pytest.mark.parametrize(("peer", "ip"), [("203.0.113.9", "203.0.113.9"), ("10.0.0.1", "unknown"), ("", "unknown")])
 def test_who_forwards_what_is_not_believed_is_known_by_its_own_address_unless_it_is_a_proxy(peer, ip):
-    assert visitor_ip(peer, {b"forwarded": b"for=127.0.0.1"}, PROXIES) == ip
+    assert visitor_ip(peer, {b"forwarded": b"for=unknown"}, PROXIES) == ip
+
+
+@pytest.mark.parametrize("hop", ["", '"', '""', "1.2.3.4:", ":80", "1.2.3", "1.2.3.4.5", "[]", "[1.2.3.4", "x" * 9999, "[::1]x"])
+def test_what_is_no_address_is_none(hop):
+    assert address(hop) == ""
+
+
+def test_a_header_of_any_length_is_read_in_time_that_grows_with_it():
+    for value in (
+        b'for="' + b"\\x" * 8000,
+        b"for=" * 4000,
+        b"for=1.2.3.4;" * 1300,
+        b'for="' * 3000,
+        b"," * 16_000,
+        b"a" * 16_000,
+    ):
+        assert client_ip("10.0.0.1", {b"forwarded": value}, PROXIES) is None
+    assert client_ip("10.0.0.1", forwarded("[" + "1:" * 8000), PROXIES) is None
+
+
+NEAR = {b"host": b"localhost:6002"}
+LOCAL = "127.0.0.1"
+FAR = "192.168.1.7"
 
 
 @pytest.mark.parametrize(
-    ("peer", "headers", "trusted"),
+    ("peer", "headers", "why"),
     [
-        ("127.0.0.1", {b"host": b"localhost:6002"}, True),
-        ("127.0.0.1", {b"host": b"rebound.example"}, False),
-        ("192.168.1.7", {b"host": b"api.internal"}, True),
-        ("203.0.113.9", {b"host": b"localhost"}, False),
-        ("127.0.0.1", {b"host": b"localhost", b"origin": b"http://localhost"}, False),
-        ("127.0.0.1", {b"host": b"localhost", **forwarded("127.0.0.1")}, False),
-        ("10.0.0.1", forwarded("127.0.0.1"), False),
-        ("10.0.0.1", forwarded("192.168.1.7"), True),
-        ("10.0.0.1", forwarded("203.0.113.9"), False),
-        ("::ffff:127.0.0.1", {b"host": b"evil.example"}, False),
+        (LOCAL, NEAR, ""),
+        (LOCAL, {}, ""),
+        (LOCAL, {b"host": b"rebound.example"}, "its Host 'rebound.example' may be"),
+        (LOCAL, {b"host": b"push1st"}, "its Host 'push1st' may be"),
+        ("::ffff:127.0.0.1", {b"host": b"evil.example"}, "its Host 'evil.example' may be"),
+        (LOCAL, NEAR | {b"origin": b"http://localhost"}, "it has an Origin header"),
+        (FAR, NEAR, ""),
+        (FAR, {b"host": b"192.168.1.1:6002"}, ""),
+        (FAR, {b"host": b"api.internal"}, ""),
+        (FAR, {b"host": b"push1st:6002"}, ""),
+        (FAR, {b"host": b"push1st.realtime.svc.cluster.local"}, ""),
+        (FAR, {b"host": b"evil.example:6002"}, "its Host 'evil.example:6002' may be"),
+        (FAR, {b"host": b"local.evil.example"}, "its Host"),
+        (FAR, NEAR | {b"origin": b"null"}, "it has an Origin header"),
+        ("203.0.113.9", NEAR, "203.0.113.9 is not in api.trust"),
+        ("", {b"host": b"evil.example"}, "a Unix socket is not in api.trust"),
+        (LOCAL, NEAR | forwarded("127.0.0.1"), "a proxy that is not in server.proxies sent it on, as its header x-forwarded-for"),
+        ("10.0.0.1", forwarded("127.0.0.1"), "a proxy says that it came from its own machine"),
+        ("10.0.0.1", forwarded("192.168.1.7"), ""),
+        ("10.0.0.1", forwarded("192.168.1.7") | {b"via": b"1.1 x", b"x-real-ip": b"192.168.1.7"}, ""),
+        ("10.0.0.1", forwarded("192.168.1.7") | {b"host": b"evil.example"}, "its Host 'evil.example' may be"),
+        ("10.0.0.1", forwarded("203.0.113.9"), "203.0.113.9 is not in api.trust"),
+        ("10.0.0.1", forwarded("unknown"), "the proxy does not name one client in x-forwarded-for"),
+        ("10.0.0.1", {b"via": b"1.1 x"}, "the proxy does not name one client in via"),
+        ("10.0.0.1", forwarded("192.168.1.7") | {b"forwarded": b"for=192.168.1.8"}, "the proxy does not name one client"),
     ],
 )
-def test_an_unsigned_call_is_believed_from_near_and_by_nobody_s_word(peer, headers, trusted):
-    assert is_trusted(peer, headers, TRUST, PROXIES) is trusted
-    assert not is_trusted(peer, headers, NOBODY, PROXIES)
+def test_an_unsigned_call_is_believed_from_near_and_by_nobody_s_word(peer, headers, why):
+    found = distrust(peer, headers, TRUST, PROXIES)
+    assert found.startswith(why)
+    assert bool(found) is bool(why)
+    assert distrust(peer, headers, NOBODY, PROXIES)
+
+
+@pytest.mark.parametrize("name", sorted(FORWARDING))
+@pytest.mark.parametrize("peer", [LOCAL, FAR])
+def test_what_a_proxy_marks_as_its_own_is_not_believed_from_its_address(peer, name):
+    found = distrust(peer, NEAR | {name: b"192.168.1.7"}, TRUST, PROXIES)
+    assert found == f"a proxy that is not in server.proxies sent it on, as its header {name.decode()} shows"
+
+
+def test_a_unix_socket_is_believed_whatever_its_host_is_called():
+    assert distrust("", {b"host": b"push.example.com"}, Networks.parse(["unix"]), PROXIES) == ""
+
+
+@pytest.mark.parametrize(
+    ("host", "private"),
+    [
+        ("push1st", True),
+        ("Push1st_1:6002", True),
+        ("a.b.internal", True),
+        ("printer.local.", True),
+        ("router.home.arpa", True),
+        ("push1st.realtime.svc:6002", True),
+        ("evil.example", False),
+        ("internal.example", False),
+        ("evil.example@local", False),
+        ("evil.example\n", False),
+        ("a" * 9000 + ".", True),
+        ("a." * 9000, False),
+    ],
+)
+def test_a_name_that_public_dns_has_not_is_told_from_others(host, private):
+    assert is_private_name(host.encode()) is private
 
 
 @pytest.mark.parametrize(
