@@ -309,12 +309,11 @@ def test_a_wrong_access_token_call_is_400(server: ServerProcess, body: Any) -> N
 # -- errors
 
 
-@pytest.mark.parametrize("app", ["nobodys-app", "app-off"])
+@pytest.mark.parametrize(("app", "status"), [("nobodys-app", 404), ("app-off", 403)])
 @pytest.mark.parametrize("path", ["events", "token/session", "token/access"])
-def test_an_unknown_or_disabled_app_is_403(server: ServerProcess, app: str, path: str) -> None:
+def test_an_unknown_app_is_404_and_a_disabled_one_403(server: ServerProcess, app: str, status: int, path: str) -> None:
     answer = server.post(f"/apps/{app}/{path}", {"name": "e", "channels": ["c"], "data": 1})
-    assert answer.status == 403
-    assert answer.json["error"]
+    assert answer.status == status
 
 
 @pytest.mark.parametrize("path", ["/", "/nowhere", "/apps", "/apps/app-test", "/apps/app-test/nothing", "/apps/app-test/token"])
