@@ -1,6 +1,7 @@
 """Limits of an app, and the token bucket that counts what is limited per second.
 
-Defaults are Pusher's (protocol, section 8). Zero means unlimited, where the field says so.
+Defaults are Pusher's (protocol, section 8); where Pusher names none and one client could use up the server, what no honest
+client comes near. Zero means unlimited, where the field says so.
 """
 
 import msgspec
@@ -11,8 +12,8 @@ class Limits(msgspec.Struct, frozen=True, rename="kebab"):
 
     connections: int = 0
     """open connections; 0: unlimited"""
-    subscriptions: int = 0
-    """subscriptions a connection; 0: unlimited"""
+    subscriptions: int = 5_000
+    """subscriptions a connection, at 1.1 KB each; 0: unlimited"""
     members: int = 100
     """users on a presence channel; 0: unlimited"""
     payload: int = 10_240

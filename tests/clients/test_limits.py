@@ -386,6 +386,30 @@ def test_a_presence_user_has_a_largest_size(
         assert client.expect_refusal(name)["status"] == status
 
 
+def test_a_connection_has_at_most_5000_subscriptions_where_the_app_says_nothing(server: ServerProcess, channel: str) -> None:
+    with Wire(server.ws_port).greet() as wire:
+        for group in range(0, 5000, 100):
+            names = [f"{channel}-{number}" for number in range(group, group + 100)]
+            wire.send(
+                b"".join(
+                    frame(TEXT, json.dumps({"event": "pusher:subscribe", "data": {"channel": one}}).encode()) for one in names
+                )
+            )
+            assert [wire.receive_json()["channel"] for _ in names] == names
+        one_more = frame(TEXT, json.dumps({"event": "pusher:subscribe", "data": {"channel": channel}}).encode())
+        wire.send(one_more)
+        refusal = wire.receive_json()
+        assert refusal["event"] == "pusher:subscription_error"
+        why = json.loads(refusal["data"])
+        assert (why["type"], why["error"]) == ("LimitReached", "a connection may have 5000 subscriptions")
+        wire.send(
+            frame(TEXT, json.dumps({"event": "pusher:unsubscribe", "data": {"channel": f"{channel}-0"}}).encode()) + one_more
+        )
+        while (answer := wire.receive_json())["event"] == "pusher:error":
+            pass
+        assert answer["event"] == "pusher_internal:subscription_succeeded"
+
+
 @pytest.mark.parametrize("path", ["/app/{}?protocol=7", "/ws/app/{}/c"])
 def test_the_largest_app_does_not_raise_the_limit_of_a_message_for_others(server: ServerProcess, path: str) -> None:
     large = frame(TEXT, json.dumps({"event": "e", "channel": "c", "data": "x" * 900_000}).encode())

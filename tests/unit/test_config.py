@@ -255,7 +255,7 @@ def test_what_is_stricter_than_push1st_is_one_line_for_all_apps_that_are_alike()
 
 
 def test_an_app_without_stricter_limits_is_not_listed():
-    free = Limits(payload=100_000, members=0, channels_per_event=0, client_events=0)
+    free = Limits(payload=100_000, members=0, subscriptions=0, channels_per_event=0, client_events=0)
     assert strictness(Config(apps=(app(limits=free), app(id="off", enable=False)))) == []
 
 
