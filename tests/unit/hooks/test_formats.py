@@ -4,7 +4,7 @@ import json
 import timeit
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from push1st.config import Hook, Webhook
@@ -131,6 +131,7 @@ def test_a_filter_lets_through_what_it_names_and_nothing_else(filters, fits, not
     assert [name for name in [*fits, *not_] if matches(name)] == fits
 
 
+@settings(deadline=None)
 @given(st.lists(st.text("ab*", max_size=8), max_size=3), st.text("ab\n", max_size=10))
 def test_a_filter_means_what_a_slow_reading_of_it_means(filters, name):
     def fits(filter: str, rest: str) -> bool:

@@ -1,7 +1,7 @@
 """The queue of an endpoint: bounds, order, batches, retries. Time is an argument."""
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from push1st.hooks.queue import FRESH_SECONDS, OVERHEAD, RETRIES_SECONDS, Delivery, Queue, wait
@@ -223,6 +223,7 @@ def test_an_endpoint_that_fails_holds_half_of_the_queue_at_most():
     assert one.when() is not None
 
 
+@settings(deadline=None)
 @given(
     st.lists(
         st.tuples(st.sampled_from("abcd"), st.sampled_from(("", "1", "2", "3", "4")), st.integers(1, 30), st.booleans()),

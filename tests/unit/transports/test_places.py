@@ -1,6 +1,6 @@
 """Places of a worker: what an app and an address may take of them."""
 
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from push1st.transports.places import Places
@@ -25,6 +25,7 @@ def test_an_address_has_half_an_app_three_quarters():
     assert places.full("b", "x") is None
 
 
+@settings(deadline=None)
 @given(
     st.integers(1, 12), st.lists(st.tuples(st.booleans(), st.sampled_from("ab"), st.sampled_from(("", "x", "y"))), max_size=60)
 )
