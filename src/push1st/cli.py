@@ -69,8 +69,8 @@ def _parser() -> argparse.ArgumentParser:
         "reload",
         help="have a running server read its configuration again",
         description="Has a server with several workers on this machine read its configuration again and replace its workers one "
-        "by one, without refusing a connection; ends when that is done. SIGHUP to its first process does the same. Exit code 1: "
-        "it cannot run (then all goes on as it was), or some worker did not start.",
+        "by one, without refusing a connection; ends when that is done. SIGHUP to its first process does the same. Root finds "
+        "the servers of all users. Exit code 1: nothing was reloaded and all goes on as it was, or some worker did not start.",
     )
     _config_option(reload, "the configuration file of the server meant, if several run (or $PUSH1ST_CONFIG)")
     reload.set_defaults(run=_reload)
@@ -194,22 +194,23 @@ def _reload(options: argparse.Namespace) -> int:
     found = rundir.running(options.config)
     if len(found) != 1:
         which = f" with {options.config}" if options.config else ""
+        whose = "this user" if os.getuid() else "any user"
         if found:
             pids = ", ".join(map(str, found))
             print(f"push1st reload: several servers run{which}: {pids}. Say which: -c FILE, or kill -HUP PID", file=sys.stderr)
         else:
             print(
-                f"push1st reload: no server of this user with several workers runs{which}. "
-                "One worker cannot be replaced while it serves: restart it. Under systemd: systemctl reload push1st",
+                f"push1st reload: nothing was reloaded: no server of {whose} with several workers runs{which}. "
+                "One worker cannot be replaced while it serves: restart it",
                 file=sys.stderr,
             )
         return 1
-    process = found[0]
-    before = rundir.reloads(process)
+    ((process, folder),) = found.items()
+    before = rundir.reloads(folder)
     with contextlib.suppress(ProcessLookupError):
         os.kill(process, signal.SIGHUP)
     print(f"the server {process} reloads: workers are replaced one by one, each has server.drain seconds to leave", flush=True)
-    while (now := rundir.reloads(process)) is not None and before is not None:
+    while (now := rundir.reloads(folder)) is not None and before is not None:
         # One that has begun before it was asked may have read the configuration of before.
         if now.ended > before.begun:
             for problem in now.problems:
@@ -227,7 +228,11 @@ def _check(options: argparse.Namespace) -> int:
     if not options.config:
         print("push1st check: which configuration? Give it with -c FILE.", file=sys.stderr)
         return 2
+    from push1st import preflight
+
     config = _load(options.config)
+    if mistakes := preflight.mistakes(config):
+        raise ConfigError("\n".join(mistakes))
     lines = [*_listening(config), *_spread(config)]
     print(f"{options.config}: good")
     for line in lines:
@@ -237,7 +242,7 @@ def _check(options: argparse.Namespace) -> int:
         print(f"  app {app.id}  key {app.key}  channels {', '.join(sorted(app.channels))}{state}")
         for line in _backends(app):
             print(f"    {line}")
-    for note in (*config.warnings, *strictness(config), *_uncallable(config)):
+    for note in (*config.warnings, *strictness(config), *_uncallable(config), *preflight.notes(config)):
         print(f"  note: {note}")
     return 0
 

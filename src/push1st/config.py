@@ -338,7 +338,7 @@ class Config(_Discreet, frozen=True, kw_only=True):
     """Everything.
 
     broker: `memory`, or a URL. folder: where relative paths start. warnings: what loads and does not do what it says.
-    demo: see `demo`.
+    files: it was read from. demo: see `demo`.
     """
 
     hidden: ClassVar[frozenset[str]] = frozenset({"broker"})
@@ -350,6 +350,7 @@ class Config(_Discreet, frozen=True, kw_only=True):
     log: LogConfig = LogConfig()
     hooks: HooksConfig = HooksConfig()
     folder: str = ""
+    files: tuple[str, ...] = ()
     warnings: tuple[str, ...] = ()
     demo: bool = False
 

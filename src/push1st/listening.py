@@ -29,6 +29,10 @@ Role = Literal["server", "api"]
 ROLES: tuple[Role, ...] = ("server", "api")
 
 
+class AddressInUse(ConfigError):
+    """An address that cannot be had while somebody else listens on it."""
+
+
 class Door(msgspec.Struct, frozen=True):
     """A socket to listen on. role: the section of the configuration it is from. address: with the port it really has."""
 
@@ -50,7 +54,8 @@ def bind(role: Role, address: Listen, *, shared: bool = False) -> list[Door]:
                 one.socket.close()
         return _tcp(role, address, shared)
     except OSError as wrong:
-        raise ConfigError(f"cannot listen on {address}: {wrong.strerror or wrong}") from wrong
+        kind = AddressInUse if wrong.errno == errno.EADDRINUSE else ConfigError
+        raise kind(f"cannot listen on {address}: {wrong.strerror or wrong}") from wrong
 
 
 def again(door: Door) -> Door:
@@ -149,4 +154,4 @@ def _make_room(path: Path) -> None:
         except ConnectionRefusedError:
             path.unlink()
         else:
-            raise ConfigError(f"cannot listen on unix://{path}: another server does")
+            raise AddressInUse(f"cannot listen on unix://{path}: another server does")

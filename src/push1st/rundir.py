@@ -3,12 +3,16 @@ configuration in it, what became of its reloads, and the socket of the embedded 
 which ends with it.
 
 Folders of supervisors that did not end by themselves are removed by the next one that starts.
+
+A search begins in the place where this process would have its own folder, and goes on in those of systemd's services. Root
+finds the supervisors of all users, so it trusts a folder only as far as its owner: the owner of the process must be the same.
 """
 
 import contextlib
 import fcntl
 import os
 import shutil
+import stat
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
@@ -17,8 +21,12 @@ import msgspec
 
 from push1st.errors import ConfigError
 
+SERVICES = Path("/run")
+"""where systemd makes the folders that units name with `RuntimeDirectory=`"""
 _NAME = "configuration"
 _RELOADS = "reloads"
+MAX_NOTE = 1 << 20
+"""bytes read of a file that another user may have written"""
 
 
 class Reloads(msgspec.Struct, frozen=True):
@@ -38,7 +46,7 @@ class RunDir:
         self.path = base / str(os.getpid())
         try:
             base.mkdir(mode=0o700, exist_ok=True)
-            _check(base)
+            _owner(base)
             with _locked(base):  # one that starts just now has no lock yet
                 for left in base.iterdir():
                     if not _is_held(left):
@@ -63,22 +71,29 @@ class RunDir:
         os.close(self._lock)
 
 
-def running(config: str | None) -> list[int]:
-    """The processes of this user's supervisors; only those with this configuration file, if one is given."""
-    base = _base()
-    try:
-        _check(base)
-        held = filter(_is_held, sorted(base.iterdir()))
-        return [int(one.name) for one in held if config is None or (one / _NAME).read_text() == _absolute(config)]
-    except OSError:  # none has ever run, or one has just ended
-        return []
+def running(config: str | None) -> dict[int, Path]:
+    """The processes of supervisors, and their folders: those of this user, for root those of all.
+
+    config: only those with this configuration file; None: all.
+    """
+    found = {}
+    for base in _bases():
+        try:
+            owner = _owner(base)
+            for folder in filter(_is_held, sorted(base.iterdir())):
+                if _is_process_of(owner, folder.name) and (
+                    config is None or _read(folder / _NAME) == os.fsencode(_absolute(config))
+                ):
+                    found[int(folder.name)] = folder
+        except OSError:  # none has ever run there, or one has just ended
+            pass
+    return found
 
 
-def reloads(process: int) -> Reloads | None:
+def reloads(folder: Path) -> Reloads | None:
     """What became of a supervisor's reloads; None when it runs no more."""
-    folder = _base() / str(process)
     try:
-        return msgspec.json.decode((folder / _RELOADS).read_bytes(), type=Reloads) if _is_held(folder) else None
+        return msgspec.json.decode(_read(folder / _RELOADS), type=Reloads) if _is_held(folder) else None
     except (OSError, msgspec.DecodeError):
         return None
 
@@ -89,11 +104,40 @@ def _base() -> Path:
     return Path(folder, f"push1st-{os.getuid()}")
 
 
-def _check(base: Path) -> None:
-    """Raises OSError unless the folder is ours alone: where everyone may make folders, somebody else may have made it."""
+def _bases() -> Iterator[Path]:
+    """The folders that may have supervisors' folders in them."""
+    yield _base()
+    if "RUNTIME_DIRECTORY" not in os.environ:  # in a service that service is meant
+        name = f"push1st-{os.getuid() or '*'}"
+        yield from SERVICES.glob(f"*/{name}")
+        yield from Path(tempfile.gettempdir()).glob(name)
+
+
+def _owner(base: Path) -> int:
+    """The user whose folder this is.
+
+    Raises OSError unless it is theirs alone, and theirs is this process's user or this one is root: where everyone may make
+    folders, somebody else may have made it.
+    """
     state = base.lstat()
-    if state.st_uid != os.getuid() or state.st_mode & 0o077 or base.is_symlink():
+    named = base.name == f"push1st-{state.st_uid}" and os.getuid() in (state.st_uid, 0)
+    if not named or state.st_mode & 0o077 or not stat.S_ISDIR(state.st_mode):
         raise PermissionError(f"{base} is there, and is not this user's alone")
+    return state.st_uid
+
+
+def _is_process_of(user: int, process: str) -> bool:
+    """Whether a signal to this process reaches one of this user."""
+    try:
+        return process.isdecimal() and os.stat(f"/proc/{process}").st_uid == user
+    except OSError:  # it has ended; or a system without /proc, which refuses a signal to the process of another user
+        return process.isdecimal() and not Path("/proc/self").exists() and user == os.getuid()
+
+
+def _read(file: Path) -> bytes:
+    """What a file holds, and nothing else that may stand in its place. Raises OSError."""
+    with open(os.open(file, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK), "rb") as opened:
+        return opened.read(MAX_NOTE)
 
 
 @contextlib.contextmanager
@@ -108,7 +152,7 @@ def _locked(folder: Path) -> Iterator[None]:
 
 def _is_held(folder: Path) -> bool:
     try:
-        lock = os.open(folder, os.O_RDONLY)
+        lock = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW)
     except OSError:
         return False
     try:

@@ -1,8 +1,13 @@
 """Addresses are bound before anybody listens, and shared among workers only."""
 
 import contextlib
+import fcntl
+import os
 import socket
+import subprocess
+import tempfile
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 
@@ -10,6 +15,9 @@ from push1st import rundir
 from push1st.config import Config, Listen, ServerConfig
 from push1st.errors import ConfigError
 from push1st.listening import Door, again, bind, close, with_ports
+
+NOBODY = 65534
+"""a user that every system has"""
 
 
 @pytest.fixture
@@ -73,13 +81,13 @@ def test_a_unix_socket_is_gone_when_it_is_closed(tmp_path) -> None:
 
 def test_a_supervisor_is_found_while_it_runs_and_by_its_configuration(tmp_path, monkeypatch) -> None:
     monkeypatch.setenv("RUNTIME_DIRECTORY", str(tmp_path))
-    assert rundir.running(None) == []
+    assert rundir.running(None) == {}
     one = rundir.RunDir(str(tmp_path / "server.yml"))
-    assert rundir.running(None) == rundir.running(str(tmp_path / "server.yml")) == [int(one.path.name)]
-    assert rundir.running("/other.yml") == []
+    assert rundir.running(None) == rundir.running(str(tmp_path / "server.yml")) == {int(one.path.name): one.path}
+    assert rundir.running("/other.yml") == {}
     assert one.path.stat().st_mode & 0o077 == 0
     one.close()
-    assert rundir.running(None) == []
+    assert rundir.running(None) == {}
 
 
 def test_what_a_killed_supervisor_left_is_no_supervisor_and_goes_with_the_next_start(tmp_path, monkeypatch) -> None:
@@ -89,7 +97,7 @@ def test_what_a_killed_supervisor_left_is_no_supervisor_and_goes_with_the_next_s
     left = base / "1"
     left.mkdir()
     (left / "configuration").write_text("")
-    assert rundir.running(None) == []
+    assert rundir.running(None) == {}
     rundir.RunDir(None).close()
     assert not left.exists()
 
@@ -101,4 +109,73 @@ def test_a_folder_that_others_could_have_made_is_refused(tmp_path, monkeypatch) 
     base.chmod(0o777)
     with pytest.raises(ConfigError, match="several workers need a folder"):
         rundir.RunDir(None)
-    assert rundir.running(None) == []
+    assert rundir.running(None) == {}
+
+
+@pytest.fixture
+def places(tmp_path: Path, monkeypatch) -> Path:
+    """Where systemd makes folders for services, here one that is called `shop`."""
+    monkeypatch.setattr(rundir, "SERVICES", tmp_path / "run")
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path / "tmp"))
+    (tmp_path / "tmp").mkdir()
+    (tmp_path / "run" / "shop").mkdir(parents=True)
+    return tmp_path / "run" / "shop"
+
+
+def test_a_supervisor_that_systemd_started_is_found_by_its_user(places: Path, monkeypatch) -> None:
+    monkeypatch.setenv("RUNTIME_DIRECTORY", str(places))
+    one = rundir.RunDir("/etc/shop.yml")
+    monkeypatch.delenv("RUNTIME_DIRECTORY")
+    assert rundir.running("/etc/shop.yml") == rundir.running(None) == {int(one.path.name): one.path}
+    assert rundir.reloads(one.path) == rundir.Reloads()
+    one.close()
+    assert rundir.running(None) == {}
+
+
+@pytest.fixture
+def nobody() -> Iterator[int]:
+    """A process of another user."""
+    if os.getuid() != 0 or not Path("/proc/self").exists():
+        pytest.skip("needs root, to start a process of another user, and /proc")
+    process = subprocess.Popen(["sleep", "60"], user=NOBODY, group=NOBODY, extra_groups=[])
+    yield process.pid
+    process.kill()
+    process.wait()
+
+
+@pytest.mark.parametrize("owner", [0, NOBODY], ids=["a user names a process of root", "a user names a process of theirs"])
+def test_root_finds_the_supervisor_of_another_user_but_no_process_that_is_not_theirs(
+    places: Path, monkeypatch, nobody: int, owner: int
+) -> None:
+    base = places / f"push1st-{NOBODY}"
+    folder = base / str(nobody if owner else os.getpid())
+    folder.mkdir(parents=True)
+    (folder / "configuration").write_text("/etc/shop.yml")
+    for one in (base, folder):
+        one.chmod(0o700)
+        os.chown(one, NOBODY, NOBODY)
+    with held(folder):
+        assert rundir.running("/etc/shop.yml") == ({nobody: folder} if owner else {})
+
+
+def test_what_stands_in_the_place_of_a_file_is_not_waited_for(places: Path) -> None:
+    folder = places / f"push1st-{os.getuid()}" / str(os.getpid())
+    folder.mkdir(parents=True)
+    folder.parent.chmod(0o700)
+    os.mkfifo(folder / "configuration")
+    os.mkfifo(folder / "reloads")
+    os.mkfifo(folder.parent / "1")
+    with held(folder):
+        assert rundir.running("/etc/shop.yml") == {}
+        assert rundir.reloads(folder) is None
+
+
+@contextlib.contextmanager
+def held(folder: Path) -> Iterator[None]:
+    """Locked, as by a supervisor that runs."""
+    lock = os.open(folder, os.O_RDONLY)
+    fcntl.flock(lock, fcntl.LOCK_EX)
+    try:
+        yield
+    finally:
+        os.close(lock)

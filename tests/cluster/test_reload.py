@@ -60,7 +60,7 @@ def test_the_command_finds_the_server_by_its_configuration_and_ends_when_it_has_
     assert not set(workers(own).values()) & set(before.values())
     refused = command("-c", str(own.folder / "other.yml"))
     assert refused.returncode == 1
-    assert "no server of this user" in refused.stderr
+    assert "nothing was reloaded" in refused.stderr
 
 
 @pytest.mark.parametrize(

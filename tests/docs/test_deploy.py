@@ -77,6 +77,64 @@ def test_the_unit_gives_the_server_more_time_than_it_takes_to_stop() -> None:
     assert int(seconds) > configfile.demo({}).server.drain + 5
 
 
+def commands(name: str, config: Path) -> list[list[str]]:
+    """The unit's commands of a kind, with the program and a configuration that are here."""
+    here = {"/opt/push1st/bin/push1st": str(Path(sys.prefix) / "bin" / "push1st"), "/etc/push1st/server.yml": str(config)}
+    found = re.findall(rf"^{name}=(.*)$", (DEPLOY / "push1st.service").read_text(), re.MULTILINE)
+    return [[here.get(word, word) for word in shlex.split(line)] for line in found]
+
+
+@pytest.mark.parametrize("workers", [1, 2])
+def test_a_reload_by_systemd_waits_and_fails_when_nothing_was_reloaded(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, workers: int
+) -> None:
+    monkeypatch.setenv("RUNTIME_DIRECTORY", str(tmp_path))
+    with running({"server": {"drain": 0, "workers": workers}}) as server:
+        codes = [
+            subprocess.run(command, capture_output=True, text=True, timeout=30)
+            for command in commands("ExecReload", server.folder / "server.yml")
+        ]
+        assert server.output.count("worker ready") == (4 if workers == 2 else 0), "it waits until all are replaced"
+    if workers == 1:
+        assert [code for code in codes if code.returncode]
+        assert "restart it" in codes[-1].stderr
+    else:
+        assert [code.returncode for code in codes] == [0]
+        assert codes[-1].stdout.endswith("reloaded: 2 workers\n")
+
+
+SANDBOX = """
+set -e
+mount --make-rprivate /
+mount --bind "$1" "$1"
+mount -o remount,bind,ro "$1"
+shift
+exec "$@"
+"""
+"""a command in a mount namespace, where a folder is read-only, as `ProtectSystem=strict` has it"""
+
+
+@pytest.mark.parametrize("folder", ["elsewhere", "state"])
+def test_the_check_before_the_start_finds_a_folder_that_the_service_may_not_write_to(tmp_path: Path, folder: str) -> None:
+    """And passes one in the folder that the unit has made."""
+    text = (DEPLOY / "push1st.service").read_text()
+    assert re.search(r"^StateDirectory=push1st$", text, re.MULTILINE)
+    for name in ("elsewhere", "state"):
+        (tmp_path / name).mkdir()
+    (tmp_path / "server.yml").write_text(f"hooks: {{ folder: {tmp_path}/{folder}/hooks }}\napi: {{ listen: false }}\n")
+    (command,) = commands("ExecStartPre", tmp_path / "server.yml")
+    sandbox = ["unshare", "--mount", "sh", "-c", SANDBOX, "sh", str(tmp_path / "elsewhere")]
+    if subprocess.run([*sandbox, "true"], capture_output=True).returncode:
+        pytest.skip("a mount namespace cannot be made here")
+    done = subprocess.run([*sandbox, *command], capture_output=True, text=True, timeout=30)
+    if folder == "state":
+        assert done.returncode == 0, done.stderr
+        assert not (tmp_path / "state" / "hooks").exists(), "a check makes nothing"
+    else:
+        assert done.returncode == 1
+        assert f"hooks.folder: cannot keep hook events in {tmp_path}/elsewhere/hooks: Read-only file system" in done.stderr
+
+
 def test_the_configuration_of_deploy_is_good(tmp_path: Path) -> None:
     (tmp_path / "apps").mkdir()
     (tmp_path / "apps" / "shop.yml").write_text("shop: { key: k, secret: 0123456789abcdef0123456789abcdef }\n")

@@ -15,6 +15,7 @@ The reading itself is in `tree` (text to values with places) and `keys` (values 
 
 import glob
 import re
+import sys
 from collections.abc import Iterator, Mapping, Sequence
 from functools import partial
 from importlib.util import find_spec
@@ -45,6 +46,8 @@ from push1st.errors import ConfigError
 
 APP_ID = "PUSH1ST_APP_ID"
 OTHERS = frozenset({"PUSH1ST_CONFIG"})
+SHOWN_NAMES = 3
+"""variables of soketi that a warning names"""
 ROOT_VARIABLES = dict(variables(ROOT))
 APP_VARIABLES = dict(variables(APP, "PUSH1ST_APP"))
 # Kubernetes sets NAME_SERVICE_HOST and Docker NAME_PORT=tcp://… for every service, and one may be called push1st.
@@ -67,14 +70,16 @@ def load(path: str | Path, env: Mapping[str, str]) -> Config:
     file = Path(path).absolute()
     folder = file.parent
     problems: list[str] = []
-    warnings: list[str] = []
+    warnings = list(_of_soketi(env))
     root, apps, chosen = _environment(env, problems)
     try:
         root = merged(read(file, file.name, problems), root)
     except ConfigError as error:
         problems.append(str(error))
     sections: list[Value] = []
+    files = [str(file)]
     for credentials in _files(file, root, problems, warnings):
+        files.append(str(credentials))
         try:
             found = read(credentials, _name(credentials, folder), problems).keys.values()
         except ConfigError as error:
@@ -83,7 +88,8 @@ def load(path: str | Path, env: Mapping[str, str]) -> Config:
         gateways = [section for section in found if _is_smpp(section)]
         warnings += (f"{section}: {SMPP_NOTE}" for section in gateways)
         sections += (section for section in found if section not in gateways)
-    return _config(Config(folder=str(folder)), root, _overlaid(sections, apps, chosen, problems), folder, problems, warnings)
+    base = Config(folder=str(folder), files=tuple(files))
+    return _config(base, root, _overlaid(sections, apps, chosen, problems), folder, problems, warnings)
 
 
 def with_env(base: Config, env: Mapping[str, str]) -> Config:
@@ -96,7 +102,9 @@ def with_env(base: Config, env: Mapping[str, str]) -> Config:
     root, apps, chosen = _environment(env, problems)
     base = Config() if base.demo and chosen else base
     sections = [_section_of(app) for app in base.apps]
-    return _config(base, root, _overlaid(sections, apps, chosen, problems), Path.cwd(), problems, list(base.warnings))
+    return _config(
+        base, root, _overlaid(sections, apps, chosen, problems), Path.cwd(), problems, [*base.warnings, *_of_soketi(env)]
+    )
 
 
 def demo(env: Mapping[str, str]) -> Config:
@@ -124,6 +132,15 @@ def _environment(env: Mapping[str, str], problems: list[str]) -> tuple[Value, Va
     chosen = variable(APP_ID, ("id",), env[APP_ID]) if env.get(APP_ID) else None
     section = tree_of(app, app[0][1].place) if app else Value("mapping", APP_ID, "") if chosen else None
     return tree_of(root, "the environment"), section, chosen
+
+
+def _of_soketi(env: Mapping[str, str]) -> Iterator[str]:
+    """A line on the variables of soketi, which people who come from it may expect to be read."""
+    names = sorted(name for name in env if name.startswith("SOKETI_"))
+    if names:
+        more = f" and {len(names) - SHOWN_NAMES} more" if len(names) > SHOWN_NAMES else ""
+        shown = ", ".join(names[:SHOWN_NAMES])
+        yield f"{shown}{more}: variables of soketi have no effect; ours are in docs/moving-from-soketi.md"
 
 
 def _of_a_service(name: str, text: str) -> bool:
@@ -314,7 +331,7 @@ def _warnings(config: Config, root: Value, sections: Sequence[Value]) -> Iterato
             if url.startswith("lua://") and not (Path(config.folder) / url.removeprefix("lua://")).is_file():
                 yield f'{place}: found "{url}", where no file is: nothing will be told to it'
             if url.startswith("lua://") and find_spec("lupa") is None:
-                yield f"{place}: hooks in Lua need lupa: pip install 'push1st[lua]'"
+                yield f"{place}: hooks in Lua need the package lupa, which is not there: {sys.executable} -m pip install 'lupa<3'"
     if not config.apps:
         yield f"{root.at('credentials') or root}: no app is configured, so every client will be refused"
 

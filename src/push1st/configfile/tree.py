@@ -122,7 +122,7 @@ def parse(text: str, name: str, problems: list[str]) -> Value:
         try:
             node = _compose(text, _Loader, name)
         except _SYNTAX as error:
-            raise _syntax_error(error, name) from None
+            raise _syntax_error(error, name, text) from None
     tree = _Builder(name, max(LEAST_VALUES, len(text)), problems).value(node, "") if node else Value("nothing", f"{name}:1", "")
     if tree.kind == "nothing":
         return msgspec.structs.replace(tree, kind="mapping")
@@ -265,11 +265,22 @@ def _compose(text: str, loader: Any, name: str) -> yaml.Node | None:
     return yaml.compose(text, Loader=loader)
 
 
-def _syntax_error(error: Exception, name: str) -> ConfigError:
+def _syntax_error(error: Exception, name: str, text: str) -> ConfigError:
+    mark: Any = getattr(error, "problem_mark", None)
+    if mark and (tab := _tab(text, mark.line, mark.column)):
+        return ConfigError(f"{name}:{tab}: found a tab, allowed: spaces, since YAML takes no tab before a key or a value")
     # What PyYAML quotes may be a piece of a secret, unless it is a single character.
     problem = re.sub(r"(['\"]).{2,}\1", "", getattr(error, "problem", None) or "characters that are not allowed").strip()
-    place = name + _line(getattr(error, "problem_mark", None))
+    place = name + _line(mark)
     return ConfigError(f"{place}: found no YAML ({problem}), allowed: YAML; text with [ ] {{ }} # & * ! : in it may need quotes")
+
+
+def _tab(text: str, line: int, column: int) -> int:
+    """The number of the line whose tab is why the text cannot be read up to a place; 0: it is none."""
+    lines = text.splitlines()[: line + 1]
+    if lines[line:] and lines[line][column : column + 1] == "\t":
+        return line + 1
+    return next((number for number, one in enumerate(lines, 1) if "\t" in one[: len(one) - len(one.lstrip())]), 0)
 
 
 def _printable(text: str) -> str:

@@ -49,7 +49,10 @@ class Lua(Processes):
 
 def load(place: str, folder: str) -> Called:
     """The script's `OnTrigger`, to be called with what frames hold."""
-    import lupa  # an extra
+    try:
+        import lupa  # an extra
+    except ImportError:
+        raise ImportError(f"hooks in Lua need the package lupa: {sys.executable} -m pip install 'lupa<3'") from None
 
     def refuse(*_: object) -> Any:
         raise AttributeError("Python is out of reach")

@@ -174,3 +174,13 @@ def test_each_variable_has_one_meaning():
     assert len(set(names)) == len(names)
     assert "PUSH1ST_APP_CLIENT_MESSAGES" in names
     assert not [name for name in names if "THREADS" in name or "CLUSTER" in name]
+
+
+def test_variables_of_soketi_are_warned_of_without_what_they_hold(reading):
+    env = {f"SOKETI_{name}": "hidden" for name in ("DEFAULT_APP_ID", "DEFAULT_APP_KEY", "DEFAULT_APP_SECRET", "PORT")}
+    text = (
+        "SOKETI_DEFAULT_APP_ID, SOKETI_DEFAULT_APP_KEY, SOKETI_DEFAULT_APP_SECRET and 1 more: "
+        "variables of soketi have no effect; ours are in docs/moving-from-soketi.md"
+    )
+    assert demo(env).warnings == (text,)
+    assert text in reading("", env=env).warnings

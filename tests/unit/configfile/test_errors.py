@@ -89,6 +89,9 @@ def test_all_problems_are_listed_in_order(wrong):
         ("---\na: 1\n---\nb: 2", "3: found no YAML (but found another document), allowed: YAML"),
         ("server: { listen: *:6001 }", "1: found no YAML ("),
         ("server: {\n", "2: found no YAML ("),
+        ("server:\n\tdrain: 1\n", "2: found a tab, allowed: spaces"),
+        ("server:\n  drain: 1\n\tlisten: tcp://*:1\n", "3: found a tab, allowed: spaces"),
+        ("server:\n  - a\n\n  \tdrain: 1\n  x: y\n", "4: found a tab, allowed: spaces"),
     ],
 )
 def test_an_error_names_place_path_what_was_found_and_what_is_allowed(wrong, text, line):

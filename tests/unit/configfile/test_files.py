@@ -1,6 +1,7 @@
 """Push1st's own files, and what may stand in them."""
 
 import re
+import sys
 from pathlib import Path
 
 import pytest
@@ -284,6 +285,14 @@ def test_several_workers_and_what_connects_them_need_no_warning(reading, broker)
 def test_an_embedded_broker_has_the_absolute_path_of_a_program(reading):
     with pytest.raises(ConfigError, match="embedded:///PATH"):
         reading("broker: embedded://valkey-server", APP_TEXT)
+
+
+def test_a_hook_in_lua_without_lupa_is_noted_with_the_command_that_installs_it_here(reading, monkeypatch):
+    monkeypatch.setitem(sys.modules, "lupa", None)
+    text = "a: { key: k, secret: s, hook: { trigger: join, endpoint: lua://no.lua } }\n"
+    place = "apps/0.yml:1: a.hook"
+    note = f"{place}: hooks in Lua need the package lupa, which is not there: {sys.executable} -m pip install 'lupa<3'"
+    assert note in reading("", text).warnings
 
 
 def test_a_hook_in_lua_whose_file_is_not_there_is_noted(reading):

@@ -1,5 +1,6 @@
 """What a script may do, and what it cannot reach."""
 
+import sys
 from pathlib import Path
 
 import pytest
@@ -68,3 +69,9 @@ def test_a_script_without_the_function_is_refused(tmp_path):
 def test_a_script_cannot_be_asked(tmp_path):
     with pytest.raises(TypeError):
         script(tmp_path, "function OnTrigger() end")(ASK, b"{}")
+
+
+def test_without_lupa_the_failure_is_the_command_that_installs_it_here(tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "lupa", None)
+    with pytest.raises(ImportError, match=f"hooks in Lua need the package lupa: {sys.executable} -m pip install 'lupa<3'"):
+        script(tmp_path, "function OnTrigger() end")

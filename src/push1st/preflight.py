@@ -1,0 +1,93 @@
+"""What `push1st check` finds out about this machine and this user: what would keep `serve` from running here.
+
+It changes nothing: it makes no folder, and listens on no address. What it looks at may differ between the machine and user
+that check and those that serve, so a deployment checks as the service's user (`ExecStartPre=` of deploy/push1st.service).
+"""
+
+import grp
+import os
+import pwd
+import ssl
+import stat
+from collections.abc import Iterator
+from pathlib import Path
+
+from push1st.config import Config
+from push1st.errors import ConfigError
+from push1st.listening import ROLES, AddressInUse, addresses, bind, close
+
+SHOWN = 3
+"""files that a note names"""
+
+
+def obstacle(folder: Path) -> str:
+    """Why files cannot be made in a folder, or in one that is still to be made there; "" if they can."""
+    there = next(one for one in (folder, *folder.parents) if os.path.lexists(one))
+    if not there.is_dir():
+        return f"{there} is no folder"
+    if os.access(there, os.W_OK | os.X_OK):
+        return ""
+    why = "Read-only file system" if os.statvfs(there).f_flag & os.ST_RDONLY else "Permission denied"
+    return why if there == folder else f"{why} in {there}"
+
+
+def mistakes(config: Config) -> list[str]:
+    """What this user may not do here, and the server must: a line each."""
+    if not config.hooks.folder or not (why := obstacle(Path(config.hooks.folder))):
+        return []
+    allowed = (
+        "a folder that the server's user may write to; under systemd below /var/lib/NAME, with StateDirectory=NAME in the unit"
+    )
+    return [f"hooks.folder: cannot keep hook events in {config.hooks.folder}: {why}, allowed: {allowed}"]
+
+
+def notes(config: Config) -> Iterator[str]:
+    """What would fail here, but may be right where the server runs; and what root cannot find out for another user."""
+    for role in ROLES:
+        for address in addresses(config, role):
+            if address.scheme == "unix":
+                why = obstacle(Path(address.path).parent)
+                if why:
+                    yield f"cannot listen here on {address}: {why}"
+                continue
+            try:
+                close(bind(role, address))
+            except AddressInUse:  # by the server that runs, or by another; serve says so
+                pass
+            except ConfigError as exc:
+                yield str(exc)
+    for settings in {config.server.ssl, config.api.ssl}:
+        if settings.enable and settings.cert:
+            try:
+                ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER).load_cert_chain(settings.cert, settings.key)
+            except (ssl.SSLError, OSError) as exc:
+                yield f"cannot use the certificate {settings.cert} with the key {settings.key}: {exc}"
+    if os.geteuid() == 0:
+        yield from _closed(config)
+
+
+def _closed(config: Config) -> Iterator[str]:
+    """A line on the files that not every user may read."""
+    tls = (path for one in (config.server.ssl, config.api.ssl) if one.enable for path in (one.key, one.cert) if path)
+    names = [f"{file} ({_mode(Path(file))})" for file in dict.fromkeys((*config.files, *tls)) if not _is_open(Path(file))]
+    if names:
+        more = f" and {len(names) - SHOWN} more" if len(names) > SHOWN else ""
+        yield (
+            f"checked as root, which may read everything; if the server's user is another, it must be able to read "
+            f"{', '.join(names[:SHOWN])}{more}: check as that user, by runuser -u USER -- push1st check -c FILE"
+        )
+
+
+def _is_open(file: Path) -> bool:
+    """Whether every user may read a file."""
+    return bool(file.stat().st_mode & stat.S_IROTH) and all(one.stat().st_mode & stat.S_IXOTH for one in file.resolve().parents)
+
+
+def _mode(file: Path) -> str:
+    """Who may read a file: owner, group, permissions."""
+    state = file.stat()
+    try:
+        owner, group = pwd.getpwuid(state.st_uid).pw_name, grp.getgrgid(state.st_gid).gr_name
+    except KeyError:
+        owner, group = str(state.st_uid), str(state.st_gid)
+    return f"{owner}:{group} {stat.S_IMODE(state.st_mode):04o}"

@@ -1,0 +1,82 @@
+"""What a check finds out about this machine and this user, without a change to either."""
+
+import os
+import socket
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from push1st.config import ApiConfig, Config, HooksConfig, Listen, ServerConfig, Ssl
+from push1st.preflight import mistakes, notes, obstacle
+
+
+def test_a_folder_that_is_still_to_be_made_is_no_obstacle_and_is_not_made(tmp_path: Path) -> None:
+    assert obstacle(tmp_path / "a" / "b") == ""
+    assert mistakes(Config(hooks=HooksConfig(folder=str(tmp_path / "a" / "b")))) == []
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_file_in_the_way_of_the_folder_of_hook_events_is_a_mistake(tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    (line,) = mistakes(Config(hooks=HooksConfig(folder=str(tmp_path / "file" / "hooks"))))
+    assert line.startswith(
+        f"hooks.folder: cannot keep hook events in {tmp_path}/file/hooks: {tmp_path}/file is no folder, allowed:"
+    )
+
+
+def test_an_address_that_this_machine_does_not_have_is_a_note() -> None:
+    (line,) = machine_notes(Config(server=ServerConfig(listen=(Listen("tcp", "192.0.2.1", 6001),)), api=ApiConfig(listen=())))
+    assert line.startswith("cannot listen on tcp://192.0.2.1:6001: ")
+
+
+def test_an_address_that_a_server_has_is_no_note() -> None:
+    with socket.create_server(("127.0.0.1", 0)) as other:
+        listen = Listen("tcp", "127.0.0.1", other.getsockname()[1])
+        assert machine_notes(Config(server=ServerConfig(listen=(listen,)), api=ApiConfig(listen=()))) == []
+
+
+def test_the_folder_of_a_unix_socket_is_looked_at_and_not_made(tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    listen = tuple(Listen("unix", path=str(tmp_path / name / "s")) for name in ("file", "new"))
+    (line,) = machine_notes(Config(server=ServerConfig(listen=()), api=ApiConfig(listen=listen)))
+    assert line == f"cannot listen here on unix://{tmp_path}/file/s: {tmp_path}/file is no folder"
+    assert not (tmp_path / "new").exists()
+
+
+def test_a_certificate_that_cannot_be_used_is_a_note(tmp_path: Path) -> None:
+    for name in ("key", "cert"):
+        (tmp_path / name).write_text("nothing")
+    ssl = Ssl(True, str(tmp_path / "key"), str(tmp_path / "cert"))
+    (line,) = machine_notes(Config(server=ServerConfig(listen=(), ssl=ssl), api=ApiConfig(listen=())))
+    assert line.startswith(f"cannot use the certificate {tmp_path}/cert with the key {tmp_path}/key: ")
+
+
+def machine_notes(config: Config) -> list[str]:
+    return [note for note in notes(config) if not note.startswith("checked as root")]
+
+
+@pytest.fixture
+def folder() -> Iterator[Path]:
+    """A folder that every user may enter; pytest's own are for their owner."""
+    with tempfile.TemporaryDirectory() as name:
+        Path(name).chmod(0o755)
+        yield Path(name)
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="what root is reminded of")
+def test_root_is_reminded_of_files_that_the_user_of_the_server_may_not_read(folder: Path) -> None:
+    files = [folder / name for name in ("server.yml", "shop.yml")]
+    for file, mode in zip(files, (0o644, 0o600), strict=True):
+        file.touch()
+        file.chmod(mode)
+    config = Config(server=ServerConfig(listen=()), api=ApiConfig(listen=()), files=tuple(map(str, files)))
+    (line,) = notes(config)
+    assert line.startswith(
+        "checked as root, which may read everything; if the server's user is another, it must be able to read "
+    )
+    assert f"{folder}/shop.yml (root:root 0600)" in line
+    assert "server.yml (" not in line
+    files[1].chmod(0o644)
+    assert list(notes(config)) == []
