@@ -8,7 +8,8 @@ import errno
 import os
 import socket
 import sys
-from collections.abc import Iterable, Sequence
+import time
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Literal
 
@@ -20,6 +21,9 @@ from push1st.errors import ConfigError
 BACKLOG = 4096
 GRACE = 0.25
 """the part of `drain` in which a server says it is not ready, but still takes connections: load balancers need to see it"""
+FREE_SECONDS = 1.0
+"""for a server that stops to leave its addresses, beyond that part of `drain`"""
+FREE_LOOK_SECONDS = 0.02
 UNIX_MODE = 0o660
 """of Unix sockets: who may open one may call unsigned, where `api.trust` has `unix`"""
 BALANCED = sys.platform == "linux"
@@ -56,6 +60,31 @@ def bind(role: Role, address: Listen, *, shared: bool = False) -> list[Door]:
     except OSError as wrong:
         kind = AddressInUse if wrong.errno == errno.EADDRINUSE else ConfigError
         raise kind(f"cannot listen on {address}: {wrong.strerror or wrong}") from wrong
+
+
+def wait_until_free(config: Config, waiting: Callable[[str], None]) -> None:
+    """Waits for a server that stops to leave the addresses; no longer than this configuration would have it listen on.
+
+    waiting: called once with what is in the way.
+    """
+    end = time.monotonic() + config.server.drain * GRACE + FREE_SECONDS if not config.demo else 0
+    told = False
+    for role in ROLES:
+        for address in addresses(config, role):
+            while True:
+                try:
+                    close(bind(role, address))
+                except AddressInUse as exc:
+                    if time.monotonic() >= end:
+                        return  # binding says the same
+                    if not told:
+                        waiting(str(exc))
+                    told = True
+                    time.sleep(FREE_LOOK_SECONDS)
+                except ConfigError:
+                    return
+                else:
+                    break
 
 
 def again(door: Door) -> Door:

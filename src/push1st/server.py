@@ -10,10 +10,11 @@ import os
 import resource
 import secrets
 import signal
+import socket
 import ssl
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from contextlib import suppress
 from typing import Any, TextIO
 
@@ -29,7 +30,7 @@ from push1st.errors import ConfigError, Refused
 from push1st.fanout import Fanout
 from push1st.hooks.formats import edges
 from push1st.hooks.switchboard import Switchboard
-from push1st.listening import BACKLOG, GRACE, ROLES, Door, Role, addresses, bind, close, with_ports
+from push1st.listening import BACKLOG, GRACE, ROLES, Door, Role, addresses, bind, close, wait_until_free, with_ports
 from push1st.metrics import Metrics
 from push1st.node import Node, Siblings
 from push1st.protocols import PROTOCOLS
@@ -50,6 +51,8 @@ CALLERS_SECONDS = 1
 """for callers of the API to make their last call, where they can make the next elsewhere"""
 HOOKS_SECONDS = 5
 """for hook events that are queued to be sent; what is left is saved"""
+SUCCESSOR_SECONDS = 2
+"""for a process that waits for the addresses to listen on them, before clients are sent away"""
 LAST_SECONDS = 5
 """for clients that were told to leave to answer, before their sockets are destroyed"""
 
@@ -125,11 +128,16 @@ class Context(ssl.SSLContext):
 
 
 class Server:
-    """A worker and its listeners. doors: the sockets to listen on. siblings: the workers beside it, if any."""
+    """A worker and its listeners.
 
-    def __init__(self, config: Config, doors: Sequence[Door], siblings: Siblings | None = None) -> None:
+    doors: the sockets to listen on; without siblings they are its own, and are closed for good when it listens no more.
+    siblings: the workers beside it, if any.
+    """
+
+    def __init__(self, config: Config, doors: list[Door], siblings: Siblings | None = None) -> None:
         self.config = config
         self._doors = doors
+        self._places = [(door.socket.family, door.socket.getsockname()) for door in doors if door.address.scheme == "tcp"]
         self._siblings = siblings
         self._servers: list[asyncio.AbstractServer] = []
         self._stop = asyncio.Event()
@@ -268,11 +276,13 @@ class Server:
     async def _drain(self) -> None:
         """No new connections, then clients leave in slices (ARCHITECTURE: stopping).
 
-        Before a stop, readiness turns false, and load balancers have a grace to see it. A worker that is replaced is
-        not missed: it stops to listen at once, and serves in that grace what it has just accepted.
+        Before a stop, readiness turns false, and load balancers have a grace to see it. Then another process may listen on
+        the addresses; the server waits for it a little, so that clients reconnect to it. A worker that is replaced is not
+        missed: it stops to listen at once, and serves in that grace what it has just accepted.
         """
         drain = self.config.server.drain
         worker, node = self.worker, self.node
+        end = time.monotonic() + drain
         log.info("stopping", connections=len(worker.open), drain=drain, replaced=node.replaced)
         if node.replaced:
             self._close()
@@ -283,7 +293,9 @@ class Server:
             if not self.config.demo:
                 await asyncio.sleep(drain * GRACE)
             self._close()
-        slices = max(1, int(drain * (1 - GRACE) / SLICE_SECONDS))
+            if worker.open and not self.config.demo:
+                await self._succeeded(min(drain * GRACE, SUCCESSOR_SECONDS))
+        slices = max(1, int((end - time.monotonic()) / SLICE_SECONDS))
         # Callers of the API go last: each answer now ends its connection, so who calls at all loses no call.
         waiting = [one for one in worker.open if not isinstance(one, HttpConnection)]
         each = max(FAREWELLS, -(-len(waiting) // slices))
@@ -302,9 +314,23 @@ class Server:
             await asyncio.sleep(0.02)
             now = time.monotonic()
 
+    async def _succeeded(self, seconds: float) -> None:
+        """Waits until another process listens where this one did, for so long at most.
+
+        A client that is sent away before is refused when it comes back, and pusher-js tries again after 15 seconds only.
+        """
+        end = time.monotonic() + seconds
+        while self._places and time.monotonic() < end:
+            await asyncio.sleep(SLICE_SECONDS)
+            if all([await _is_listened_on(family, name) for family, name in self._places]):
+                return
+
     def _close(self) -> None:
         for server in self._servers:
             server.close()
+        if self._siblings is None:
+            close(self._doors)
+            self._doors.clear()
 
     async def _end(self) -> None:
         self._close()
@@ -323,12 +349,24 @@ class Server:
         return self._siblings is None and not self.node.shared
 
 
+async def _is_listened_on(family: int, name: Any) -> bool:
+    with socket.socket(family, socket.SOCK_STREAM) as probe:
+        probe.setblocking(False)
+        try:
+            async with asyncio.timeout(SLICE_SECONDS):
+                await asyncio.get_running_loop().sock_connect(probe, name)
+        except (OSError, TimeoutError):
+            return False
+    return True
+
+
 def run(config: Config, started: Callable[[Config, int], None]) -> None:
     """Runs the only worker until it is told to stop.
 
     started: called when it listens, with the configuration as it runs, and how many connections may be open.
     """
     raise_file_limit()
+    wait_until_free(config, lambda why: log.warning("waiting for the server that has the address to stop", why=why))
     doors = [door for role in ROLES for address in addresses(config, role) for door in bind(role, address)]
     config = with_ports(config, doors)
 

@@ -29,7 +29,20 @@ from push1st.config import Config, Listen, Ssl
 from push1st.control import Alive, Ask, Failed, Line, Order, Ready, Retire, Told, pack
 from push1st.engine import Engine
 from push1st.errors import ConfigError
-from push1st.listening import BACKLOG, BALANCED, GRACE, ROLES, Door, Role, addresses, again, bind, close, with_ports
+from push1st.listening import (
+    BACKLOG,
+    BALANCED,
+    GRACE,
+    ROLES,
+    Door,
+    Role,
+    addresses,
+    again,
+    bind,
+    close,
+    wait_until_free,
+    with_ports,
+)
 from push1st.metrics import SUPERVISOR, Family
 from push1st.processes import Backoff, Process, Processes, interpreter_options
 from push1st.rundir import Reloads, RunDir
@@ -93,6 +106,7 @@ def run(load: Load, config: Config, file: str | None, started: Started) -> None:
 
     load: reads the configuration of `file` (None: the demo) again, for a reload.
     """
+    wait_until_free(config, lambda why: log.warning("waiting for the server that has the address to stop", why=why))
     directory = RunDir(file)
 
     async def main() -> None:
@@ -230,6 +244,8 @@ class Supervisor:
             await asyncio.wait((all_ended, now), timeout=self._drain * GRACE, return_when=asyncio.FIRST_COMPLETED)
             for slot in self._slots:
                 self._close(_all(slot.doors))
+            close(_all(self._doors))  # now, so that the server that comes next has the addresses while clients leave
+            self._doors = {}
             await asyncio.wait((all_ended, now), timeout=self._drain + LAST_SECONDS, return_when=asyncio.FIRST_COMPLETED)
         for worker in list(self._workers):
             if not await worker.process.end_within(LAST_SECONDS / 3 if self._now.is_set() else 0):

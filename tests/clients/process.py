@@ -136,6 +136,8 @@ class ServerProcess:
         (self.folder / "apps").mkdir()
         (self.folder / "server.yml").write_text(yaml.safe_dump(merged(base, config or {})))
         (self.folder / "apps" / "apps.yml").write_text(yaml.safe_dump({"app-test": APP, **(apps or {})}))
+        self.outputs = ("stdout", "stderr")
+        """files of the folder"""
         self.process: subprocess.Popen[bytes] | None = None
         self.told_to_stop = False
 
@@ -149,12 +151,13 @@ class ServerProcess:
 
     @property
     def output(self) -> str:
-        return "".join((self.folder / name).read_text("utf-8", "replace") for name in ("stdout", "stderr"))
+        return "".join((self.folder / name).read_text("utf-8", "replace") for name in self.outputs)
 
     def start(self) -> "ServerProcess":
         """Start it and wait until it says that it is ready."""
         environment = {k: v for k, v in os.environ.items() if not k.startswith("PUSH1ST_")}
-        with open(self.folder / "stdout", "wb") as out, open(self.folder / "stderr", "wb") as err:
+        out_file, err_file = (self.folder / name for name in self.outputs)
+        with open(out_file, "wb") as out, open(err_file, "wb") as err:
             limited = ["sh", "-c", f'ulimit -n {self.files} && exec "$@"', "sh"] if self.files else []
             self.process = subprocess.Popen(
                 [

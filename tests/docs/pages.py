@@ -41,7 +41,7 @@ from tests.clients.process import DEADLINE, free_ports, wait_until
 ROOT = Path(__file__).parents[2]
 PAGES = sorted([*ROOT.glob("*.md"), *ROOT.glob("docs/*.md"), *ROOT.glob("docs/decisions/*.md")])
 KINDS = ("file", "fails", "background", "answer", "shows", "browser", "same", "fragment", "not-run")
-ELSEWHERE = ("/etc/push1st", "/run/push1st", "/opt/push1st")
+ELSEWHERE = ("/etc/push1st", "/run/push1st", "/opt/push1st", "/var/lib/push1st")
 """paths of a machine that a page sets up"""
 _FENCE = re.compile(r"^```(\w[^\n]*)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 _LARGE = 9999
@@ -92,8 +92,14 @@ done
 exec /usr/bin/install "${keep[@]}"
 """
 
+RUNUSER = """#!/bin/bash
+# `runuser -u USER -- COMMAND` as whoever runs the tests.
+shift 3
+exec "$@"
+"""
+
 NOTHING = "#!/bin/sh\n"
-STAND_INS = {"push1st": PUSH1ST, "docker": DOCKER, "install": INSTALL, "useradd": NOTHING, "chown": NOTHING}
+STAND_INS = {"runuser": RUNUSER, "push1st": PUSH1ST, "docker": DOCKER, "install": INSTALL, "useradd": NOTHING, "chown": NOTHING}
 
 BROWSER = """
 import { createRequire } from 'node:module';

@@ -1,0 +1,74 @@
+"""A server is stopped, and another process takes its place: how soon clients are back."""
+
+import contextlib
+import copy
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+from tests.clients.node import NodeProcess
+from tests.clients.process import ServerProcess, running, wait_until
+from tests.clients.pusher_socket import pusher_socket
+from tests.clients.test_cli import push1st
+from tests.clients.test_pusher_js import start_pusher_js, subscribed
+
+BACK_SECONDS = 2.0
+"""for clients to be back, from when the new process is ready"""
+
+
+@contextlib.contextmanager
+def successor(server: ServerProcess) -> Iterator[ServerProcess]:
+    """Another process of the same configuration, started when the first one stops, and ready when the block begins."""
+    server.signal()
+    wait_until(lambda: server.get("/ready", port=server.unix).status == 503, "it stops")
+    new = copy.copy(server)
+    new.outputs = ("stdout-2", "stderr-2")
+    try:
+        yield new.start()
+        assert server.wait() == 0
+        new.stop_at_once()
+        new.assert_quiet()
+    finally:
+        if new.process is not None and new.process.poll() is None:
+            new.process.kill()
+            new.process.wait()
+        print(new.output)
+
+
+def test_pusher_js_is_back_soon_after_a_process_is_ready_that_was_started_when_the_old_one_was_stopped(
+    node: Callable[..., NodeProcess], channel: str
+) -> None:
+    """The new one waits until the old one has left the address; then the old one sends its clients over."""
+    with running({"server": {"drain": 20}}) as server:  # 5 seconds for the new process to start
+        clients = [start_pusher_js(node, server) for _ in range(3)]
+        for client in clients:
+            client.next(on="state", state="connected")
+            subscribed(client, channel, "e")
+        with successor(server) as new:
+            ready = time.monotonic()
+            for client in clients:
+                client.next(on="state", state="connected")
+                client.next(on="subscribed", channel=channel)
+            assert time.monotonic() - ready < BACK_SECONDS
+            new.publish(channel, "e", "hello")
+            assert [client.next(on="event", event="e")["data"] for client in clients] == ["hello"] * 3
+            assert server.wait() == 0
+            assert new.get("/health", port=new.unix).status == 200, "the socket of the new one is still there"
+
+
+def test_several_workers_leave_their_addresses_before_their_clients_leave() -> None:
+    with running({"server": {"drain": 4, "workers": 2}}) as server, contextlib.ExitStack() as stack:
+        for _ in range(200):
+            stack.enter_context(pusher_socket(server))
+        with successor(server) as new, pusher_socket(new):
+            assert server.wait() == 0
+            assert new.get("/health", port=new.unix).status == 200, "the socket of the new ones is still there"
+
+
+def test_a_server_that_does_not_stop_is_not_waited_for_long(server: ServerProcess, tmp_path: Path) -> None:
+    listen = f"server: {{ listen: 'tcp://127.0.0.1:{server.ws_port}', drain: 0 }}\napi: {{ listen: false }}\n"
+    (tmp_path / "server.yml").write_text(listen)
+    failed = push1st("serve", "-c", str(tmp_path / "server.yml"), code=1)
+    *_, said, last = failed.stderr.splitlines()
+    assert "waiting for the server that has the address to stop" in said
+    assert last == f"cannot listen on tcp://127.0.0.1:{server.ws_port}: Address already in use"
