@@ -1,10 +1,42 @@
 """JSON text as it stands: what the codecs share to cut frames from it and put them together."""
 
+import re
+from typing import TypeVar
+
 import msgspec
 
 from push1st.errors import Refused
 
+T = TypeVar("T")
 encode = msgspec.json.Encoder().encode
+_ESCAPE = re.compile(
+    rb"\\(?:u[dD][89abAB][0-9a-fA-F]{2}\\u[dD][c-fC-F][0-9a-fA-F]{2}|(u[dD][89a-fA-F][0-9a-fA-F]{2})|.)", re.DOTALL
+)
+"""An escape of a JSON string; the group is half a surrogate pair."""
+
+
+def decode(decoder: msgspec.json.Decoder[T], text: str | bytes) -> T:
+    """Decodes JSON, and takes half a surrogate pair as U+FFFD.
+
+    Halves are what `JSON.stringify` makes of a text that was cut within an emoji. RFC 8259 §8.2 allows them, the decoder does
+    not: it names every one of them an error, also in values that are passed on as they are.
+
+    Raises what the decoder raises.
+    """
+    try:
+        return decoder.decode(text)
+    except msgspec.ValidationError:
+        raise
+    except msgspec.DecodeError:
+        raw = text.encode() if isinstance(text, str) else text
+        whole = _ESCAPE.sub(_whole, raw)
+        if whole == raw:
+            raise
+        return decoder.decode(whole)
+
+
+def _whole(escape: re.Match[bytes]) -> bytes:
+    return rb"\ufffd" if escape[1] else escape[0]
 
 
 def as_string(data: bytes) -> bytes:

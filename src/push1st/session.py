@@ -18,7 +18,7 @@ from push1st.errors import Disconnect, LimitReached, Refused
 from push1st.hooks import Decision
 from push1st.hooks.events import Connecting, Publishing, Subscribing
 from push1st.hub import Lane, Wire, Write
-from push1st.jsontext import encode, string_size
+from push1st.jsontext import decode, encode, string_size
 from push1st.limits import Bucket
 from push1st.messages import (
     Command,
@@ -447,7 +447,7 @@ class Session:
             member = Member(user.id, user.info)
         else:
             try:
-                data = _channel_data.decode(channel_data)
+                data = decode(_channel_data, channel_data)
             except (msgspec.DecodeError, RecursionError) as error:
                 if self.lenient:
                     return None
@@ -472,7 +472,7 @@ class Session:
             signed = f"{self.id}::user::user_data"
             raise Refused(401, f"Invalid signature: auth must be the app key, a colon and the HMAC SHA256 in hex of {signed}")
         try:
-            data = _user_data.decode(command.user_data)
+            data = decode(_user_data, command.user_data)
         except (msgspec.DecodeError, RecursionError) as exc:
             raise Refused(400, f'user_data must be JSON with "id", a text or a whole number: {exc}') from exc
         id = str(data.id)
@@ -576,7 +576,7 @@ class Session:
 
 def _with_id(user_data: str, id: str) -> str:
     """User data whose id is a text: pusher-js drops a sign-in whose id is anything else."""
-    fields = _fields.decode(user_data) | {"id": msgspec.Raw(encode(id))}
+    fields = decode(_fields, user_data) | {"id": msgspec.Raw(encode(id))}
     return encode(fields).decode()
 
 

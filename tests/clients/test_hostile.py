@@ -135,7 +135,7 @@ WRONG_MESSAGES = [
     '{"event":"client-e","data":{}}',
     '{"event":"client-e","channel":7,"data":{}}',
     '{"event":"client-e","channel":"private-c","data":{}}',
-    '{"event":"client-\\ud800","channel":"private-\\ud800","data":"\\ud800"}',
+    '{"event":"client-\\ud800","channel":"private-\\ud800","data":"\\ud80"}',
     '{"event":"client-e","channel":"private-c","data":NaN}',
     "[" * 60_000,
     '{"event":"client-e","channel":"private-c","data":' + "[" * 10_000 + "]" * 10_000 + "}",

@@ -153,6 +153,21 @@ def test_sends_client_events_to_others_and_not_to_itself(pusher_js: Callable[...
     assert not [seen for seen in first.seen if seen["on"] == "message" and seen["event"] == "client-typing"]
 
 
+def test_sends_a_text_that_was_cut_within_an_emoji(
+    server: ServerProcess, pusher_js: Callable[..., NodeProcess], channel: str
+) -> None:
+    """JavaScript writes half of it as an escape (RFC 8259 §8.2), in client events, signed `channel_data` and calls of the API."""
+    presence, cut = f"presence-{channel}", "cut \ud83d"
+    first, second = (pusher_js({"user_id": name, "user_info": cut}, "self") for name in ("ann", "bob"))
+    for client in (first, second):
+        members = subscribed(client, presence, "client-said", "said")["members"]
+        assert set(members.values()) == {"cut \ufffd"}
+    first.tell("trigger", channel=presence, event="client-said", data={"text": cut})
+    assert second.next(on="event", event="client-said")["data"] == {"text": "cut \ufffd"}
+    server.publish(presence, "said", cut)
+    assert second.next(on="event", event="said")["data"] == "cut \ufffd"
+
+
 def test_is_told_when_it_sends_too_many_client_events_and_stays_connected(
     pusher_js: Callable[..., NodeProcess], channel: str
 ) -> None:

@@ -284,6 +284,14 @@ def test_the_id_of_a_publisher_is_in_the_list_of_sessions(
     assert other.receive()["#msg-from"] in [session["id"] for session in sessions]
 
 
+def test_half_an_emoji_is_delivered_as_the_replacement_character(raw: Callable[..., RawSocket], channel: str) -> None:
+    one, other = raw(channel), raw(channel)
+    one.publish(channel, "said", {"text": "cut \ud83d"})
+    text = other.connection.recv(10)
+    assert "\\ud83d" not in str(text)
+    assert json.loads(text)["data"] == {"text": "cut \ufffd"}
+
+
 def test_a_frame_may_be_binary(raw: Callable[..., RawSocket], channel: str) -> None:
     sender, other = raw(channel), raw(channel)
     sender.connection.send(json.dumps({"channel": channel, "event": "said", "data": "ж"}).encode())

@@ -2,11 +2,12 @@
 
 import json
 
+import msgspec
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from push1st.jsontext import as_string, string_size
+from push1st.jsontext import as_string, decode, string_size
 
 texts = st.text(st.characters(codec="utf-8"))
 values = st.recursive(
@@ -58,3 +59,45 @@ def test_a_strings_size_does_not_depend_on_how_it_is_escaped(value, escaped):
 def test_a_size_is_never_more_than_that_of_the_text(value):
     data = json.dumps(value).encode()
     assert string_size(data) <= len(data)
+
+
+ANYTHING = msgspec.json.Decoder()
+
+
+@pytest.mark.parametrize(
+    ("text", "value"),
+    [
+        (r'"\ud83d"', "\ufffd"),
+        (r'"\uDE00"', "\ufffd"),
+        (r'"a\ud83db"', "a\ufffdb"),
+        (r'"\ud83d\ud83d\ude00"', "\ufffd😀"),
+        (r'"\ude00\ud83d"', "\ufffd\ufffd"),
+        (r'"\ud83d\u0041"', "\ufffdA"),
+        (r'"\ud83d\n"', "\ufffd\n"),
+        (r'"\ud83d\\ude00"', "\ufffd\\ude00"),
+        (r'"\\ud83d"', r"\ud83d"),
+        (r'"\\\ud83d"', "\\\ufffd"),
+        (r'{"\ud83d":["\udfff",{"a":"\uD800"}]}', {"\ufffd": ["\ufffd", {"a": "\ufffd"}]}),
+    ],
+)
+def test_half_a_surrogate_pair_is_the_replacement_character(text, value):
+    """RFC 8259 §8.2: such a text is allowed."""
+    assert decode(ANYTHING, text) == decode(ANYTHING, text.encode()) == value
+    assert bytes(decode(msgspec.json.Decoder(msgspec.Raw), text)).decode().encode() != b""
+
+
+@pytest.mark.parametrize("text", ["", "{", r'"\ud83"', r'"\ud83g"', r'"\ud83d', r'"\x\ud83d"', '"\x01\\ud83d"', r'"\ud83d" 1'])
+def test_what_is_no_json_stays_an_error(text):
+    with pytest.raises(msgspec.DecodeError):
+        decode(ANYTHING, text)
+
+
+def test_a_mistyped_field_stays_an_error():
+    with pytest.raises(msgspec.ValidationError):
+        decode(msgspec.json.Decoder(list[int]), r'["\ud83d"]')
+
+
+@settings(max_examples=60)
+@given(st.text())
+def test_any_text_that_javascript_writes_is_decoded_as_javascript_writes_it_in_utf_8(value):
+    assert decode(ANYTHING, json.dumps(value)) == value.encode("utf-16", "surrogatepass").decode("utf-16", "replace")

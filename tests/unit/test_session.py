@@ -286,7 +286,6 @@ def test_the_infos_text_is_kept_as_it_came(client):
         '{"user_id":"a\\u0000"}',
         '{"user_id":"' + "u" * 129 + '"}',
         '{"user_id":"\\u0085"}',
-        '{"user_id":"\\ud800"}',
         "[" * 1000,
         '{"user_id":"1","user_info":NaN}',
     ],
@@ -640,6 +639,16 @@ def statuses(outlet) -> list[tuple[str, str]]:
         for one in json.loads(json.loads(event)["data"])["events"]:
             found += [(one["name"], user) for user in one["user_ids"]]
     return found
+
+
+def test_half_a_surrogate_pair_in_signed_data_is_the_replacement_character(client):
+    """The signature is of the text as it was sent."""
+    session, outlet = client
+    presence(session, r'{"user_id":"u1","user_info":{"name":"a\ud83d"}}')
+    assert [(one.user_id, json.loads(one.info)) for one in outlet.last.members] == [("u1", {"name": "a\ufffd"})]
+    sign_in(session, "u1", user_info="a\ud83d")
+    assert isinstance(outlet.last, SignedIn)
+    assert json.loads(session.user.info) == "a\ufffd"
 
 
 def test_a_user_signs_in_with_what_was_signed(client):

@@ -9,6 +9,7 @@ import msgspec
 from push1st.channels import pusher_name_error, user_id_error, wide_name_error
 from push1st.eager import Soon
 from push1st.errors import Refused
+from push1st.jsontext import decode
 from push1st.messages import Request, Response, user_channel
 from push1st.node import App, Node
 
@@ -45,7 +46,7 @@ class Call(msgspec.Struct, frozen=True, gc=False):
     def decode(self, decoder: msgspec.json.Decoder[T], text: bytes) -> T:
         """JSON that a caller sent. Raises Refused(400) when it is not what the decoder takes."""
         try:
-            return decoder.decode(text)
+            return decode(decoder, text)
         except msgspec.ValidationError as wrong:
             raise Refused(400, f"the body has a missing or mistyped field: {wrong}") from wrong
         except (msgspec.DecodeError, RecursionError) as wrong:

@@ -18,6 +18,7 @@ from push1st.hooks import Decision, NotDelivered, Reach, Target, Way, shown
 from push1st.hooks.endpoint import Clock
 from push1st.hooks.events import Connecting, Question
 from push1st.hooks.formats import matcher, target
+from push1st.jsontext import decode
 
 MOST_CACHED = 10_000
 LOG_SECONDS = 10.0
@@ -96,7 +97,7 @@ class Authority:
                 return cached[1]
             del self._cached[key]
         try:
-            said = _said.decode(await self._answer(endpoint, _encode(question)))
+            said = decode(_said, await self._answer(endpoint, _encode(question)))
             answer = _answer(on, said)
         except NotDelivered as failure:
             return self._undecided(endpoint, "failed" if failure.kind == "refused" else failure.kind, failure.text)

@@ -9,7 +9,7 @@ from collections.abc import Callable
 import msgspec
 
 from push1st.errors import Refused
-from push1st.jsontext import as_string, encode
+from push1st.jsontext import as_string, decode, encode
 from push1st.messages import (
     WATCHLIST_EVENTS,
     CacheMissed,
@@ -95,15 +95,18 @@ class Pusher:
 
     def decode(self, text: str) -> Command:
         try:
-            frame = _frame.decode(text)
+            try:
+                frame = _frame.decode(text)
+            except msgspec.DecodeError:
+                frame = decode(_frame, text)
             match frame.event:
                 case "pusher:subscribe":
-                    wanted = _subscribe.decode(_unwrapped(frame.data))
+                    wanted = decode(_subscribe, _unwrapped(frame.data))
                     return Subscribe(wanted.channel, wanted.auth or "", wanted.channel_data or "")
                 case "pusher:unsubscribe":
-                    return Unsubscribe(_unsubscribe.decode(_unwrapped(frame.data)).channel)
+                    return Unsubscribe(decode(_unsubscribe, _unwrapped(frame.data)).channel)
                 case "pusher:signin":
-                    user = _sign_in.decode(_unwrapped(frame.data))
+                    user = decode(_sign_in, _unwrapped(frame.data))
                     return SignIn(user.auth or "", user.user_data)
                 case "pusher:ping":
                     return Ping()

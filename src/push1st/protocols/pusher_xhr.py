@@ -7,7 +7,7 @@ is the WebSocket codec's, with these frames around it.
 import msgspec
 
 from push1st.errors import Refused
-from push1st.jsontext import encode
+from push1st.jsontext import decode, encode
 from push1st.messages import Command, Ending, Message, Ping, Pong, Reply, SubscriptionRefused
 from push1st.protocols.pusher import Pusher, refusal
 
@@ -54,7 +54,7 @@ def end_frames(code: int, reason: str, announced: bool = True) -> bytes:
 def decode_messages(body: bytes) -> list[str]:
     """What a client sends in one request. Raises Refused(400)."""
     try:
-        return _messages.decode(body)
+        return decode(_messages, body)
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as wrong:
         raise Refused(400, f"the body must be a JSON array of strings: {wrong}") from wrong
 

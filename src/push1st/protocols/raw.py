@@ -3,7 +3,7 @@
 import msgspec
 
 from push1st.errors import Disconnect, Refused
-from push1st.jsontext import encode, object_text
+from push1st.jsontext import decode, encode, object_text
 from push1st.messages import (
     DEFAULT_OPTIONS,
     MAX_HEADERS_BYTES,
@@ -54,7 +54,10 @@ class Raw:
 
     def decode(self, text: str) -> Command:
         try:
-            frame = _frame.decode(text)
+            try:
+                frame = _frame.decode(text)
+            except msgspec.DecodeError:
+                frame = decode(_frame, text)
         except msgspec.ValidationError as error:
             raise Refused(400, f"not a message: {error}") from error
         except (msgspec.DecodeError, RecursionError) as error:

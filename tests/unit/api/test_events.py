@@ -1,5 +1,7 @@
 """`POST /events` (Push1st API, section 3; Pusher protocol, section 9): every refusal, and that it publishes nothing."""
 
+import json
+
 import pytest
 
 from push1st.errors import Refused
@@ -254,14 +256,22 @@ BODIES = {
     "a name that is not UTF-8": b'{"name":"\xff","channel":"c","data":1}',
     "bytes that are not UTF-8 behind": b'{"name":"e","channel":"c","data":1}\xff',
     "a surrogate": b'{"name":"e","channel":"c","data":"\xed\xa0\x80"}',
-    "a lone surrogate, escaped": rb'{"name":"e","channel":"c","data":"\ud800"}',
-    "a lone surrogate in the name": rb'{"name":"\ud800","channel":"c","data":1}',
     "NaN": b'{"name":"e","channel":"c","data":NaN}',
     "deep data": b'{"name":"e","channel":"c","data":' + b"[" * 100_000 + b"]" * 100_000 + b"}",
     "deep nonsense": b"[" * 100_000,
     "two objects": b'{"name":"e","channel":"c","data":1}{}',
     "a byte order mark": b'\xef\xbb\xbf{"name":"e","channel":"c","data":1}',
 }
+
+
+@pytest.mark.parametrize("key", [True, False])
+def test_half_a_surrogate_pair_is_published_as_the_replacement_character(caller, key):
+    """As JavaScript writes a text that was cut within an emoji (RFC 8259 §8.2); what was sent is signed."""
+    body = rb'{"name":"e","channel":"c","data":{"a":"\ud83d"}}'
+    assert caller.post("events", body, key=key)[0] == 200
+    body = rb'{"batch":[{"name":"e\ude00","channel":"c","data":"\ud83d"}]}'
+    assert caller.post("batch_events", body, key=key)[0] == 200
+    assert [(one[1], json.loads(one[2])) for one in caller.sent] == [("e", {"a": "\ufffd"}), ("e\ufffd", "\ufffd")]
 
 
 @pytest.mark.parametrize("body", BODIES.values(), ids=BODIES.keys())

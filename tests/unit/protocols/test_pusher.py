@@ -268,10 +268,7 @@ REFUSED = {
     "unsubscribe without a channel": '{"event":"pusher:unsubscribe","data":{}}',
     "NaN": '{"event":"client-x","channel":"private-x","data":NaN}',
     "infinity": '{"event":"client-x","channel":"private-x","data":-Infinity}',
-    "a lone surrogate as the event": r'{"event":"\ud800"}',
-    "a lone surrogate as the channel": r'{"event":"pusher:subscribe","data":{"channel":"private-\ud800"}}',
-    "a lone surrogate in the signature": r'{"event":"pusher:subscribe","data":{"channel":"x","auth":"\udc00"}}',
-    "a lone surrogate in a string": r'{"event":"pusher:subscribe","data":"\ud800"}',
+    "half an escape of a surrogate": r'{"event":"client-x","channel":"private-x","data":"\ud83"}',
     "a control character": '{"event":"client-x","channel":"private-x","data":"\x01"}',
     "a deep list": '{"event":"client-x","channel":"private-x","data":' + "[" * DEEP + "]" * DEEP + "}",
     "a deep object": '{"event":"client-x","channel":"private-x","data":' + '{"a":' * DEEP + "1" + "}" * DEEP + "}",
@@ -282,6 +279,17 @@ REFUSED = {
     "an empty event": '{"event":"","channel":"x","data":{}}',
     "an event in another case": '{"event":"Client-x","channel":"x","data":{}}',
 }
+
+
+def test_half_a_surrogate_pair_is_the_replacement_character():
+    """As JavaScript writes a text that was cut within an emoji (RFC 8259 §8.2)."""
+    command = codec.decode(r'{"event":"client-x","channel":"private-x","data":"a\ud83d"}')
+    assert isinstance(command, Publish)
+    assert json.loads(command.data) == "a\ufffd"
+    command = codec.decode(r'{"event":"pusher:subscribe","data":{"channel":"presence-x","channel_data":"\ud83d"}}')
+    assert command == Subscribe("presence-x", "", "\ufffd")
+    command = codec.decode(r'{"event":"pusher:subscribe","data":"{\"channel\":\"presence-x\",\"auth\":\"\\ud83d\"}"}')
+    assert command == Subscribe("presence-x", "\ufffd")
 
 
 @pytest.mark.parametrize("text", REFUSED.values(), ids=REFUSED.keys())

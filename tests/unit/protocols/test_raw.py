@@ -228,12 +228,18 @@ NO_JSON = {
     "more than an object": '{"channel":"c","event":"e"}{"channel":"c","event":"e"}',
     "NaN": '{"channel":"c","event":"e","data":NaN}',
     "a control character": '{"channel":"c","event":"e","data":"\x01"}',
-    "a lone surrogate": r'{"channel":"c","event":"\ud800","data":1}',
-    "a lone surrogate in the data": r'{"channel":"c","event":"e","data":"\udc00"}',
+    "half an escape of a surrogate": r'{"channel":"c","event":"e","data":"\udc0"}',
     "a byte order mark": '\ufeff{"channel":"c","event":"e"}',
     "a deep list": '{"channel":"c","event":"e","data":' + "[" * 100_000 + "]" * 100_000 + "}",
     "an escape that is none": r'{"channel":"c","event":"e","data":"\q"}',
 }
+
+
+def test_half_a_surrogate_pair_is_the_replacement_character():
+    """As JavaScript writes a text that was cut within an emoji (RFC 8259 §8.2)."""
+    command = codec.decode(r'{"channel":"c","event":"e\ud83d","data":{"a":"\ud83d"}}')
+    assert isinstance(command, Publish)
+    assert (command.event, json.loads(command.data)) == ("e\ufffd", {"a": "\ufffd"})
 
 
 @pytest.mark.parametrize("text", NO_JSON.values(), ids=NO_JSON.keys())
