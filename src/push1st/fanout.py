@@ -203,7 +203,13 @@ class Fanout:
 
     def settle(self, subscriber: Subscriber) -> None:
         """Writes what is due to this connection now."""
-        lanes = [lane for lane in subscriber.lanes if lane in self._lanes]
+        # A connection may have thousands of subscriptions, and a ping must not cost a look at each.
+        mine, due = subscriber.lanes, self._lanes
+        lanes = (
+            [lane for lane in mine if lane in due]
+            if len(mine) <= len(due)
+            else [lane for lane in due if subscriber in lane.writes]
+        )
         if lanes:
             self._flush_outboxes()  # what others are to get before these lanes' frames
         else:

@@ -7,7 +7,7 @@ frames in its lanes. The order in a lane is the order of joining.
 Whoever changes a channel's subscribers settles its pending frames first (invariant 2); `node.py` does.
 """
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Collection, Iterable, Iterator
 from typing import Protocol
 
 from push1st.channels import Kind, kind_of
@@ -38,7 +38,7 @@ class Subscriber(Protocol):
     @property
     def write(self) -> Write: ...
     @property
-    def lanes(self) -> Iterable["Lane"]: ...
+    def lanes(self) -> Collection["Lane"]: ...
 
 
 class Slice:

@@ -6,7 +6,7 @@ of what is bad about them, are a flood, and end the connection.
 """
 
 from collections import deque
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Collection
 from typing import Protocol
 
 import msgspec
@@ -159,7 +159,7 @@ class Session:
         self._asked = node.connect(app, self)
 
     @property
-    def lanes(self) -> Iterable[Lane]:
+    def lanes(self) -> Collection[Lane]:
         return self.subscriptions.values() if self.topics is None else (*self.subscriptions.values(), *self.topics.values())
 
     def disconnect(self, code: int, reason: str) -> None:

@@ -49,7 +49,7 @@ class Turn:
     """
 
     def __init__(self, clock: Callable[[], float], write: Callable[[], None], failed: Callable[[str], None]) -> None:
-        self._clock = clock
+        self.clock = clock
         self._write = write
         self._failed = failed
         self._scheduled = False
@@ -85,9 +85,9 @@ class Turn:
     def _run(self) -> None:
         self._scheduled = False
         if self._backlog:
-            start = self._clock()
+            start = self.clock()
             self._work()
-            now = self._clock()
+            now = self.clock()
             self._work_off(now + max(BACKLOG_SECONDS, now - start))
         else:
             self._work()
@@ -123,7 +123,7 @@ class Turn:
                     connection.hold_reading(False)
             except Exception:
                 self._abandon(connection)
-            if self._clock() >= until:
+            if self.clock() >= until:
                 break
         if backlog and not self._scheduled:
             self._schedule()

@@ -38,7 +38,8 @@ CLOSE_SECONDS = 5
 PONG_SECONDS = 30
 """from a ping to the end of a client that stays silent (Pusher protocol, section 7)"""
 MAX_FRAMES = 32
-"""frames of a slice (see `turn`)"""
+SLICE_SECONDS = 0.001
+"""a slice (see `turn`) ends with the frame that reaches one of these: joining a channel may cost 1000 times a ping"""
 SMALL_FRAGMENT = 256
 """bytes below which a fragment draws from the client's allowance (`Session.charge`)"""
 MAX_PREFIX_BYTES = 255
@@ -151,7 +152,7 @@ class WebSocketConnection(asyncio.Protocol):
         events = self._decoder.feed(data)
         if self._events is not None:
             events, self._events = chain(self._events, events), None
-        left = MAX_FRAMES
+        left, until = MAX_FRAMES, 0.0
         try:
             for event in events:
                 left -= 1
@@ -164,7 +165,9 @@ class WebSocketConnection(asyncio.Protocol):
                     self._text(event.text)
                 elif self._session is not None:
                     self._without_text(self._session, event)
-                if not left:
+                if not until:
+                    until = worker.turn.clock() + SLICE_SECONDS
+                elif not left or worker.turn.clock() > until:
                     self._events = events
                     return True
         except Disconnect as end:
