@@ -15,6 +15,7 @@ from websockets.sync.client import connect
 
 from tests.clients.process import APP, ServerProcess, merged, running, wait_until
 from tests.clients.pusher_socket import PLAIN, QUERY, dialled, pusher_socket
+from tests.clients.raw_socket import raw_socket
 from tests.clients.test_users import sign_in
 from tests.cluster.machine import (
     by_worker,
@@ -43,6 +44,29 @@ def test_what_one_worker_is_given_reaches_the_clients_of_all_in_order(
     for client in clients:
         assert [client.expect("e", channel) for _ in range(50)] == list(range(50))
     assert all(count > 0 for count in by_worker(shared, "push1st_events_in_total").values())
+
+
+def test_headers_targets_and_exclusions_hold_on_all_workers(
+    shared: ServerProcess, channel: str, stack: contextlib.ExitStack
+) -> None:
+    prefix = ".".join("abcdefghij")
+    clients = [stack.enter_context(raw_socket(shared, channel, query=f"session={prefix}.{number}")) for number in range(8)]
+    shared.until_sessions(channel, 8)
+    ids = [session["id"] for session in shared.get(f"/apps/app-test/channels/{channel}").json["sessions"]]
+    first, second = (next(id for id in ids if id.startswith(f"{prefix}.{number}.")) for number in (0, 1))
+    everybody = {"delivery": "multicast", "session": prefix}
+    assert shared.publish(channel, "all", 0, headers={"a": 1}, options=everybody).json["channels"] == {channel: 8}
+    assert shared.publish(channel, "one", 1, options={"session": first}).json["channels"] == {channel: 7}
+    assert shared.publish(channel, "two", 2, socket_id=first, options={"session": second}).json["channels"] == {channel: 6}
+    clients[2].publish(channel, "three", 3, session=second)
+    assert shared.publish(channel, "end", 4).json["channels"] == {channel: 8}
+    for number, client in enumerate(clients):
+        got = [client.receive() for _ in range(5 - (2, 2, 1, 0)[min(number, 3)])]
+        assert got[0]["headers"] == {"a": 1}
+        events = ["all", *(["one"] if number else []), *(["two"] if number > 1 else []), "end"]
+        if number not in (1, 2):
+            events.append("three")  # published by a client, which waits for nothing
+        assert sorted(message["event"] for message in got) == sorted(events)
 
 
 def test_members_of_a_presence_channel_are_seen_from_both_workers(
