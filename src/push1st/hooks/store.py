@@ -1,14 +1,22 @@
 """The folder where a queue's rest is kept between two processes, and what was given up for people to look at.
 
-Files are for their owner only: events hold what users said. Writing goes through a thread, so that a slow disk does not
-stop the loop; what is waiting to be written is bounded, and so is the file of dead letters.
+Files are for their owner only: events hold what users said. A folder may be read-only, full or out of reach for a while:
+then nothing is left behind half-written, and what was to be written or taken up is tried again. A file belongs to the process
+that holds its lock.
+
+Dead letters are written in a thread, so that a slow disk does not stop the loop; what is waiting to be written is bounded,
+and so is their file.
 """
 
 import asyncio
+import fcntl
 import os
+import re
 import secrets
 import time
 from collections.abc import Iterable, Iterator, Sequence
+from contextlib import suppress
+from itertools import chain
 from pathlib import Path
 
 import msgspec
@@ -21,7 +29,10 @@ MOST_DEAD = 64 << 20
 """bytes of dead letters; then the file is put aside, as `.1`, in place of the one before"""
 MOST_PENDING = 10_000
 """dead letters that wait to be written"""
-SAVED = "saved-*.jsonl"
+RETRY_SECONDS = 5.0
+"""between two attempts to write them"""
+SAVED = re.compile(r"(?:\.|\.taken-\d+-)?(saved-\d+-[0-9a-f]+\.jsonl)")
+"""with a dot in front while they are written, or as an earlier version named those that it was reading"""
 
 log = logs.get("push1st.hooks")
 
@@ -62,42 +73,71 @@ class Store:
         if not os.access(self._folder, os.W_OK | os.X_OK):
             raise PermissionError(13, "Permission denied", folder)
         self._pending: list[bytes] = []
+        """dead letters that are not written yet, those that are being written first"""
         self._writing: asyncio.Future[None] | None = None
+        self._under_way = 0
+        """how many of them are being written"""
+        self._retry_at: asyncio.TimerHandle | None = None
+        self._failing = False
 
     # Between two processes
 
     def save(self, lines: Iterable[Saved]) -> int:
-        """Writes them to a file of its own, whole or not at all; returns how many there were."""
+        """Writes them to a file of its own, whole or not at all; returns how many there were. Raises OSError."""
+        lines = iter(lines)
+        first = next(lines, None)
+        if first is None:
+            return 0
         name = f"saved-{time.time_ns():020d}-{secrets.token_hex(4)}.jsonl"
         temporary = self._folder / f".{name}"
         count = 0
-        with open(temporary, "wb", opener=_private) as file:
-            for line in lines:
-                file.write(msgspec.json.encode(line) + b"\n")
-                count += 1
-            file.flush()
-            os.fsync(file.fileno())
-        if count:
-            temporary.rename(self._folder / name)
-        else:
-            temporary.unlink()
+        try:
+            with open(temporary, "wb", opener=_private) as file:
+                fcntl.flock(file, fcntl.LOCK_EX)
+                for line in chain((first,), lines):
+                    file.write(msgspec.json.encode(line) + b"\n")
+                    count += 1
+                file.flush()
+                os.fsync(file.fileno())
+                temporary.rename(self._folder / name)
+        finally:
+            temporary.unlink(missing_ok=True)
         return count
 
     def saved(self) -> Iterator[Saved]:
-        """What was saved, the oldest first; each file belongs to the process that gets to rename it."""
-        for file in sorted(self._folder.glob(SAVED)):
-            taken = file.with_name(f".taken-{os.getpid()}-{file.name}")
+        """What was saved, the oldest first; each file is read by one process, and is gone before its lines are handed on.
+
+        Raises OSError at the end, if some of it cannot be had now.
+        """
+        failed: OSError | None = None
+        for name in sorted(filter(SAVED.fullmatch, os.listdir(self._folder)), key=lambda name: name[name.index("saved-") :]):
             try:
-                file.rename(taken)
-            except FileNotFoundError:
+                lines = self._taken(self._folder / name)
+            except FileNotFoundError:  # another process was faster
                 continue
-            with open(taken, "rb") as lines:
-                for line in lines:
-                    try:
-                        yield msgspec.json.decode(line, type=Saved)
-                    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as wrong:
-                        log.error("a saved hook event cannot be read", file=file.name, reason=str(wrong))
-            taken.unlink()
+            except OSError as exc:
+                failed = exc
+                continue
+            for line in lines:
+                try:
+                    yield msgspec.json.decode(line, type=Saved)
+                except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as wrong:
+                    log.error("a saved hook event cannot be read", file=name, reason=str(wrong))
+        if failed is not None:
+            raise failed
+
+    def _taken(self, path: Path) -> list[bytes]:
+        """The lines of a file, which is no more; none, if it is another process's. Raises OSError, and leaves it then."""
+        with open(path, "rb") as file:
+            try:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                return []
+            if not os.fstat(file.fileno()).st_nlink:
+                return []
+            lines = file.read().splitlines()
+            path.unlink()
+            return lines
 
     # Dead letters
 
@@ -107,37 +147,60 @@ class Store:
             return False
         letter = Dead(time.time(), app, endpoint, reason, tuple(map(msgspec.Raw, events)))
         self._pending.append(msgspec.json.encode(letter) + b"\n")
-        if self._writing is None:
-            loop = asyncio.get_running_loop()
-            self._writing = loop.run_in_executor(None, self._write, self._take())
-            self._writing.add_done_callback(self._written)
+        if self._writing is None and self._retry_at is None:
+            self._begin()
         return True
 
-    def _take(self) -> bytes:
-        pending, self._pending = self._pending, []
-        return b"".join(pending)
+    def _begin(self) -> None:
+        self._retry_at = None
+        self._under_way = len(self._pending)
+        self._writing = asyncio.get_running_loop().run_in_executor(None, self._write, b"".join(self._pending))
+        self._writing.add_done_callback(self._written)
 
     def _written(self, done: asyncio.Future[None]) -> None:
         self._writing = None
         if failure := done.exception():
-            log.error("dead letters cannot be written", reason=str(failure))
+            if not self._failing:
+                log.error("dead letters cannot be written, they are kept and tried again", reason=str(failure))
+            self._failing = True
+            self._retry_at = asyncio.get_running_loop().call_later(RETRY_SECONDS, self._begin)
+            return
+        if self._failing:
+            self._failing = False
+            log.info("dead letters are written again")
+        del self._pending[: self._under_way]
         if self._pending:
-            self._writing = asyncio.get_running_loop().run_in_executor(None, self._write, self._take())
-            self._writing.add_done_callback(self._written)
+            self._begin()
 
     def _write(self, lines: bytes) -> None:
+        """Whole or not at all."""
         path = self._folder / DEAD_LETTERS
-        with open(path, "ab", opener=_private) as file:
-            file.write(lines)
-            full = file.tell() > MOST_DEAD
-        if full:
-            path.replace(path.with_suffix(".jsonl.1"))
+        with open(path, "ab", buffering=0, opener=_private) as file:
+            fcntl.flock(file, fcntl.LOCK_EX)
+            size = file.seek(0, os.SEEK_END)
+            left = memoryview(lines)
+            try:
+                while left:
+                    left = left[file.write(left) :]
+            except OSError:
+                with suppress(OSError):
+                    file.truncate(size)
+                raise
+            if size + len(lines) > MOST_DEAD:
+                with suppress(OSError):  # then with the next ones
+                    path.replace(path.with_suffix(".jsonl.1"))
 
-    async def close(self) -> None:
-        """Returns when all is written."""
+    async def close(self) -> int:
+        """Returns when all is written, or cannot be: how many dead letters are lost then."""
+        if self._retry_at is not None:
+            self._retry_at.cancel()
+            self._begin()
         while self._writing is not None:
             await asyncio.wait((self._writing,))
             await asyncio.sleep(0)
+        if self._retry_at is not None:
+            self._retry_at.cancel()
+        return len(self._pending)
 
 
 def _private(path: str, flags: int) -> int:

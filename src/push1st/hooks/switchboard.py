@@ -25,6 +25,9 @@ from push1st.messages import Fact
 
 TAKE_UP_SECONDS = 10.0
 """between two looks for what another worker, which was replaced, has saved when this one ran already"""
+SAVE_SECONDS = 2.0
+"""for a folder that cannot be written to at a stop to be so again"""
+SAVE_AGAIN_SECONDS = 0.1
 
 log = logs.get("push1st.hooks")
 
@@ -69,6 +72,8 @@ class Switchboard:
         self._debounce = Debounce()
         self._settled_at: asyncio.TimerHandle | None = None
         self._look_at: asyncio.TimerHandle | None = None
+        self._failing = False
+        """whether what was saved could not be taken up the last time"""
         self._endpoints = {app.id: self._of(wanted(app, folder)) for app in apps if app.enable}
         self._kinds = {app.id: kinds(app) for app in apps if app.enable}
         for app in apps:
@@ -89,31 +94,42 @@ class Switchboard:
         """
         if self._store is None:
             return
-        self._take_up(self._store, report)
-        if not alone:
-            self._look_at = asyncio.get_running_loop().call_later(TAKE_UP_SECONDS, self.open, False, report)
+        again = not alone
+        try:
+            self._take_up(self._store, report)
+        except OSError as exc:
+            again = True
+            if not self._failing:
+                log.error("saved hook events cannot be taken up, tried again", reason=str(exc), seconds=TAKE_UP_SECONDS)
+            self._failing = True
+        else:
+            self._failing = False
+        if again:
+            self._look_at = asyncio.get_running_loop().call_later(TAKE_UP_SECONDS, self.open, alone, report)
 
     def _take_up(self, store: Store, report: Callable[[Fact], None]) -> None:
         known = {fingerprint(one.wanted): one for one in self._all()}
         count = gone = 0
-        for line in store.saved():
-            count += 1
-            endpoint = known.get(line.endpoint)
-            if line.held is not None:
-                report(msgspec.structs.replace(line.held, phase="held"))
-            elif endpoint is None:
-                gone += 1
-                self.events["endpoint-gone"] += len(line.events)
-                self.bury("", line.endpoint, "endpoint-gone", [bytes(event) for event in line.events])
-            elif line.id:
-                delivery = Delivery(line.channels, [bytes(event) for event in line.events])
-                delivery.id, delivery.body = line.id, line.body.encode()
-                endpoint.queue.restore(delivery, self.clock.monotonic())
-                endpoint.wake()
-            else:
-                endpoint.put(line.channels[0], bytes(line.events[0]))
-        if count:
-            log.info("hook events of the last process are taken up", lines=count, endpoints_gone=gone)
+        try:
+            for line in store.saved():
+                count += 1
+                endpoint = known.get(line.endpoint)
+                if line.held is not None:
+                    report(msgspec.structs.replace(line.held, phase="held"))
+                elif endpoint is None:
+                    gone += 1
+                    self.events["endpoint-gone"] += len(line.events)
+                    self.bury("", line.endpoint, "endpoint-gone", [bytes(event) for event in line.events])
+                elif line.id:
+                    delivery = Delivery(line.channels, [bytes(event) for event in line.events])
+                    delivery.id, delivery.body = line.id, line.body.encode()
+                    endpoint.queue.restore(delivery, self.clock.monotonic())
+                    endpoint.wake()
+                else:
+                    endpoint.put(line.channels[0], bytes(line.events[0]))
+        finally:
+            if count:
+                log.info("hook events of the last process are taken up", lines=count, endpoints_gone=gone)
 
     def happened(self, fact: Fact) -> None:
         """What the broker calls with each fact. Never waits."""
@@ -189,16 +205,28 @@ class Switchboard:
             for one in endpoints:
                 one.give_up()
             return
-        try:
-            count = self._store.save(self._rest(endpoints, held))
-        except OSError as failure:
-            log.error("hook events cannot be saved", reason=failure.strerror)
+        if not await self._save(self._store, endpoints, held, enough):
             for one in endpoints:
                 one.give_up()
-        else:
-            if count:
-                log.info("hook events are saved for the next start", lines=count)
-        await self._store.close()
+        if lost := await self._store.close():
+            log.error("dead letters are lost", letters=lost)
+
+    async def _save(self, store: Store, endpoints: list[Endpoint], held: list[Fact], enough: asyncio.Event | None) -> bool:
+        """Whether what is left could be saved: tried again for a while, since a folder may be full for a moment."""
+        time = asyncio.get_running_loop().time
+        deadline = time() + SAVE_SECONDS
+        while True:
+            try:
+                count = store.save(self._rest(endpoints, held))
+            except OSError as exc:
+                if time() >= deadline or (enough is not None and enough.is_set()):
+                    log.error("hook events cannot be saved", reason=str(exc))
+                    return False
+            else:
+                if count:
+                    log.info("hook events are saved for the next start", lines=count)
+                return True
+            await asyncio.sleep(SAVE_AGAIN_SECONDS)
 
     def _rest(self, endpoints: Iterable[Endpoint], held: Iterable[Fact]) -> Iterator[Saved]:
         for one in endpoints:

@@ -4,6 +4,8 @@ import asyncio
 import json
 import os
 from collections import Counter
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
@@ -261,6 +263,73 @@ async def test_what_a_worker_that_was_replaced_has_saved_is_sent_by_those_that_r
     assert two.at["http://a/"].names == ["channel_occupied"]
     assert two.at["http://a/"].told[0] == one.at["http://a/"].told[0]
     await two.board.close(0)
+
+
+@contextmanager
+def out_of_reach(folder: Path) -> Iterator[None]:
+    """The folder is a file: nothing can be read there or written, by whoever."""
+    aside = folder.with_name("aside")
+    folder.rename(aside)
+    folder.write_text("")
+    yield
+    folder.unlink()
+    aside.rename(folder)
+
+
+@pytest.mark.parametrize("alone", [True, False])
+async def test_what_cannot_be_taken_up_is_tried_again_with_one_log_line(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], alone: bool
+) -> None:
+    monkeypatch.setattr("push1st.hooks.switchboard.TAKE_UP_SECONDS", 0.0)
+    folder = tmp_path / "hooks"
+    config = HooksConfig(folder=str(folder))
+    one = await failed(Board(A, config=config))
+    await one.board.close(0)
+    two = Board(A, config=config)
+    with out_of_reach(folder):
+        two.board.open(alone, two.board.happened)
+        await turns(20)
+    await turns(20)
+    assert two.at["http://a/"].names == ["channel_occupied"]
+    assert os.listdir(folder) == []
+    assert capsys.readouterr().out.count("cannot be taken up") == 1
+    await two.board.close(0)
+
+
+async def failed(board: Board) -> Board:
+    """It has an event that its endpoint did not take."""
+    board.at["http://a/"] = Endpoint()
+    board.at["http://a/"].fails = True
+    board.happened("occupied")
+    await turns(10)
+    return board
+
+
+async def test_what_cannot_be_saved_at_a_stop_is_tried_again_for_a_moment(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("push1st.hooks.switchboard.SAVE_AGAIN_SECONDS", 0.0)
+    folder = tmp_path / "hooks"
+    one = await failed(Board(A, config=HooksConfig(folder=str(folder))))
+    with out_of_reach(folder):
+        closing = asyncio.ensure_future(one.board.close(0))
+        await turns(20)
+        assert not closing.done()
+    await closing
+    assert len(os.listdir(folder)) == 1
+    assert one.events == {"queued": 1}
+
+
+async def test_what_cannot_be_saved_at_a_stop_is_counted_as_lost_and_leaves_nothing_behind(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("push1st.hooks.switchboard.SAVE_SECONDS", 0.0)
+    folder = tmp_path / "hooks"
+    one = await failed(Board(A, config=HooksConfig(folder=str(folder))))
+    with out_of_reach(folder):
+        await one.board.close(0)
+    assert os.listdir(folder) == []
+    assert one.events == {"queued": 1, "stopped": 1}
 
 
 async def test_without_a_folder_what_is_left_at_the_stop_is_counted_as_lost():

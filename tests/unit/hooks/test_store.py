@@ -1,0 +1,200 @@
+"""A folder that is read-only, full, or out of reach for a while: nothing is lost that need not be, and nothing is left behind."""
+
+import asyncio
+import fcntl
+import json
+import os
+import resource
+import tempfile
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager
+from pathlib import Path
+
+import msgspec
+import pytest
+
+from push1st.hooks.store import DEAD_LETTERS, Saved, Store
+from tests.unit.fakes import turns
+
+NOBODY = 65534
+LINES = [Saved("endpoint", (f"c{number}",), (msgspec.Raw(b'"event"'),)) for number in range(3)]
+
+
+@pytest.fixture
+def folder() -> Iterator[Path]:
+    """One that any user can reach, other than pytest's."""
+    with tempfile.TemporaryDirectory(prefix="hooks-") as name:
+        yield Path(name)
+
+
+@contextmanager
+def without_descriptors() -> Iterator[None]:
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    free = os.open(os.devnull, os.O_RDONLY)
+    os.close(free)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (free, hard))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+
+
+@contextmanager
+def full() -> Iterator[None]:
+    """No file can be larger than 100 bytes."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (100, hard))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+
+
+@contextmanager
+def read_only(folder: Path) -> Iterator[None]:
+    """Also for root, to which permissions do not matter."""
+    folder.chmod(0o555)
+    user = os.geteuid()
+    if user == 0:
+        for path in folder.iterdir():
+            os.chown(path, NOBODY, -1)
+        os.seteuid(NOBODY)
+    try:
+        yield
+    finally:
+        if user == 0:
+            os.seteuid(0)
+        folder.chmod(0o755)
+
+
+def taken(one: Store) -> list[Saved]:
+    return list(one.saved())
+
+
+def names(folder: Path) -> list[str]:
+    return sorted(os.listdir(folder))
+
+
+def test_what_is_saved_is_taken_up_once(folder: Path) -> None:
+    one, two = Store(str(folder)), Store(str(folder))
+    assert one.save(LINES) == 3
+    assert taken(two) == LINES
+    assert taken(one) == []
+    assert names(folder) == []
+
+
+def test_nothing_to_save_makes_no_file(folder: Path) -> None:
+    one = Store(str(folder))
+    with read_only(folder):
+        assert one.save([]) == 0
+    assert names(folder) == []
+
+
+Fault = Callable[[Path], AbstractContextManager[None]]
+FAULTS: dict[str, Fault] = {
+    "full": lambda _: full(),
+    "out of descriptors": lambda _: without_descriptors(),
+    "read-only": read_only,
+}
+
+
+@pytest.mark.parametrize("fault", FAULTS.values(), ids=FAULTS.keys())
+def test_a_file_that_cannot_be_written_leaves_nothing_behind(folder: Path, fault: Fault) -> None:
+    one = Store(str(folder))
+    with fault(folder), pytest.raises(OSError):  # noqa: PT011 - each fault has its own
+        one.save(LINES)
+    assert names(folder) == []
+    assert one.save(LINES) == 3
+
+
+@pytest.mark.parametrize("name", ["out of descriptors", "read-only"])
+def test_what_cannot_be_taken_up_now_is_taken_up_later(folder: Path, name: str) -> None:
+    one = Store(str(folder))
+    one.save(LINES)
+    with FAULTS[name](folder), pytest.raises(OSError):  # noqa: PT011 - each fault has its own
+        taken(one)
+    assert taken(one) == LINES
+    assert names(folder) == []
+
+
+def test_one_file_that_cannot_be_read_does_not_hold_up_the_others(folder: Path) -> None:
+    one = Store(str(folder))
+    (folder / "saved-1-a.jsonl").mkdir()
+    one.save(LINES)
+    saved = one.saved()
+    assert [next(saved) for _ in LINES] == LINES
+    with pytest.raises(IsADirectoryError):
+        next(saved)
+
+
+def test_a_file_that_is_being_written_is_its_writers(folder: Path) -> None:
+    one = Store(str(folder))
+    with open(folder / ".saved-1-a.jsonl", "wb") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        assert taken(one) == []
+    assert names(folder) == [".saved-1-a.jsonl"]
+    assert taken(one) == []
+    assert names(folder) == []
+
+
+def test_what_a_process_had_when_it_was_killed_is_taken_up(folder: Path) -> None:
+    one = Store(str(folder))
+    one.save(LINES)
+    (name,) = names(folder)
+    (folder / name).rename(folder / f".taken-1-{name}")
+    assert taken(one) == LINES
+    assert names(folder) == []
+
+
+# Dead letters
+
+
+def bury(one: Store, *events: bytes) -> None:
+    for event in events:
+        assert one.bury("app", "endpoint", "expired", [event])
+
+
+def letters(folder: Path) -> list[object]:
+    return [json.loads(line)["events"] for line in (folder / DEAD_LETTERS).read_text().splitlines()]
+
+
+async def tried(one: Store) -> None:
+    """Waits until they have been written, or not."""
+    assert one._writing is not None
+    await asyncio.wait((one._writing,))
+    await turns()
+
+
+async def test_dead_letters_that_cannot_be_written_are_kept_and_written_later(
+    folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    one = Store(str(folder))
+    (folder / DEAD_LETTERS).symlink_to("/dev/full")
+    bury(one, b"1", b"2")
+    await tried(one)
+    bury(one, b"3")
+    assert one._retry_at is not None
+    one._retry_at.cancel()
+    one._begin()  # as when its time has come
+    await tried(one)
+    (folder / DEAD_LETTERS).unlink()
+    assert await one.close() == 0
+    assert letters(folder) == [[1], [2], [3]]
+    assert capsys.readouterr().out.count("dead letters cannot be written") == 1
+
+
+async def test_a_dead_letter_is_written_whole_or_not_at_all(folder: Path) -> None:
+    one = Store(str(folder))
+    bury(one, b"1")
+    assert await one.close() == 0
+    whole = (folder / DEAD_LETTERS).read_bytes()
+    with full(), pytest.raises(OSError, match="too large"):
+        one._write(b"x" * 200)
+    assert (folder / DEAD_LETTERS).read_bytes() == whole
+
+
+async def test_dead_letters_that_cannot_be_written_at_the_end_are_counted(folder: Path) -> None:
+    one = Store(str(folder))
+    (folder / DEAD_LETTERS).symlink_to("/dev/full")
+    bury(one, b"1", b"2")
+    assert await one.close() == 2
