@@ -134,7 +134,7 @@ def room(server: ServerProcess) -> Iterator[None]:
 
 def ask(server: ServerProcess, command: str) -> None:
     """Has the embedded engine do something."""
-    (path,) = re.findall(r"--unixsocket (\S+)", children(supervisor(server))[engine(server)])
+    (path,) = re.findall(r"(/\S*engine\.sock)", children(supervisor(server))[engine(server)])
     with socket.socket(socket.AF_UNIX) as one:
         one.settimeout(5)
         one.connect(path)

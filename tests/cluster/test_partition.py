@@ -164,7 +164,7 @@ async def test_a_node_that_reads_facts_again_after_another_did_makes_a_new_ledge
         await until(lambda: [fact.kind for fact in cluster.facts] == ["occupied"])
         cluster.valkey.ask("SET", key, cluster.near.name, "PX", "1500")
         client.lose()
-        await until(lambda: [fact.kind for fact in cluster.facts] == ["occupied", "vacated"])
+        await until(lambda: [fact.kind for fact in cluster.facts] == ["occupied", "vacated"], lambda: cluster.facts)
         cluster.valkey.ask("SET", key, first.name, "PX", "1500")
         await on(cluster.near, "c")
         await until(lambda: [fact.kind for fact in cluster.facts[2:]] == ["occupied"], lambda: cluster.facts)

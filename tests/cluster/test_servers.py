@@ -10,11 +10,12 @@ from pathlib import Path
 
 import pytest
 
-from push1st.brokers.redis import shard
+from push1st.brokers.redis import facts, shard
 from push1st.errors import Refused
 from push1st.selfsigned import self_signed
 from tests.cluster.places import Place, hurried, until
 from tests.cluster.servers import Watched, free_port
+from tests.cluster.test_faults import on
 from tests.valkey import Valkey
 
 COMMANDS = [
@@ -36,18 +37,26 @@ async def valkey(*options: str, port: int = 0) -> AsyncIterator[Valkey]:
 
 
 async def serves(url: str) -> bool:
-    """Whether two nodes reach each other through the broker of this URL."""
-    one, two = await Place(url).open(), await Place(url).open()
-    try:
-        client = two.client()
-        client.join("c")
-        await until(lambda: client.on == {"c"})
-        assert await one.publish("c", b"1") == 1
-        await until(lambda: client.messages["c"] == ["1"])
-        return True
-    finally:
-        await one.close()
-        await two.close()
+    """Whether two nodes reach each other through the broker of this URL, and hooks get their facts."""
+    with hurried(facts, HOLD_SECONDS=0, BLOCK_MS=50):
+        one, two = await Place(url).open(), await Place(url).open()
+        try:
+            client = two.client()
+            client.join("c")
+            await until(lambda: client.on == {"c"})
+            assert await one.publish("c", b"1") == 1
+            await until(lambda: client.messages["c"] == ["1"])
+            client.leave("c")
+            await until(lambda: [fact.kind for place in (one, two) for fact in place.facts] == ["occupied", "vacated"])
+            await on(two, "d")
+        finally:
+            await one.close()
+            await two.close()
+    assert sorted((fact.channel, fact.kind, fact.phase) for place in (one, two) for fact in place.facts)[2:] == [
+        ("d", "occupied", "settled"),
+        ("d", "vacated", "held"),
+    ]
+    return True
 
 
 async def test_a_database_and_a_password(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -172,7 +172,8 @@ class Reader:
 
     def _reading(self) -> tuple[Argument, ...]:
         lease, hold = int(self._seconds * 1000), int(HOLD_SECONDS * 1000)
-        return *self._run_script(READ), self._node, lease, self._ledger.place, hold, RELEASED
+        released = 0 if self._last else RELEASED  # the last one takes them as they are
+        return *self._run_script(READ), self._node, lease, self._ledger.place, hold, released
 
     async def _note(self, link: Link) -> int | None:
         """Notes the place; milliseconds for which nodes announce their entries, None if another node reads the facts by now."""

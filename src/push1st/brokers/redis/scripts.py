@@ -19,6 +19,7 @@ All keys of a shard are in one hash slot, behind its base (`prefix:{number}`), w
     BASE:q            hash: app → connections
     BASE:k:APP/CHANNEL  the last event of a cache channel
     BASE:claim:APP/CHANNEL  there while nobody else may tell the channel how many subscribers it has
+    BASE:clock        there for very long: by how long it still is, the scripts know how much time passes
     BASE:numbers      hash: number → node: the ends of message ids
     BASE:facts        stream: what happened, for hooks; over MOST_FACTS the oldest are lost
     BASE:facts:read   the last of them that was read
@@ -39,6 +40,8 @@ import msgspec
 
 MOST_FACTS = 100_000
 """facts that wait for their reader, about"""
+CLOCK_MS = 10**13
+"""what `BASE:clock` begins at: three centuries"""
 
 _COMMON = """
 local base = KEYS[1]
@@ -52,10 +55,14 @@ local function fact(kind, way, app, channel, received, socket, user, info)
     's', socket, 'u', user, 'i', info, 'w', way)
 end
 local function wants(hooked, way) return string.find(hooked, way, 1, true) ~= nil end
--- The server's clock, milliseconds.
+-- Milliseconds on the server's clock since some moment. (TIME is not among the rights that a user needs, docs/scaling.md.)
 local function clock()
-  local time = redis.call('TIME')
-  return string.format('%.0f', time[1] * 1000 + math.floor(time[2] / 1000))
+  local left = redis.call('PTTL', base .. ':clock')
+  if left < 0 then
+    left = CLOCK
+    redis.call('SET', base .. ':clock', '', 'PX', left)
+  end
+  return string.format('%.0f', CLOCK - left)
 end
 -- What a field of `gone` and `held` is about: m, c or u, app, channel, user.
 local function parts(field)
@@ -158,7 +165,7 @@ class Script(msgspec.Struct, frozen=True):
 
 
 def _script(text: str) -> Script:
-    whole = _COMMON.replace("MOST_FACTS", f"{MOST_FACTS}") + text
+    whole = _COMMON.replace("MOST_FACTS", f"{MOST_FACTS}").replace("CLOCK", f"{CLOCK_MS}") + text
     sharded = whole.replace("local publish = 'PUBLISH'", "local publish = 'SPUBLISH'")
     return Script(whole, sharded, *(hashlib.sha1(one.encode(), usedforsecurity=False).hexdigest() for one in (whole, sharded)))
 

@@ -68,7 +68,7 @@ BEAT_SECONDS = 3.0
 """between two signs of life, and two looks for nodes that give none"""
 RECOVERY_SECONDS = 10.0
 """for all nodes to announce their entries again after the broker lost them; who leaves meanwhile is told to have left then"""
-LAST_SECONDS = 5
+LAST_SECONDS = 3
 """for the last node that stops to hand on what is left for hooks"""
 PATIENCE_SECONDS = 5
 """for the broker to come back, before what clients wait for is refused"""
