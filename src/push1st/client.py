@@ -96,6 +96,8 @@ def _listen(
             waiting.discard(channel)
             if not waiting:
                 ready()
+        elif event == "pusher:error" and 4000 <= (data["code"] or 0) < 4300:
+            continue  # the close frame that follows says the same
         elif event in ("pusher:error", "pusher:subscription_error"):
             raise ClientError(f"the server refused {channel}: {data}" if channel else f"the server said: {data}")
         elif event == "pusher:ping":

@@ -63,6 +63,17 @@ def test_publish_says_why_it_failed(server: ServerProcess, channel: str) -> None
     assert "auth_signature" in failed.stderr
 
 
+def test_subscribe_says_why_the_server_closed_the_connection(server: ServerProcess, channel: str) -> None:
+    failed = push1st("subscribe", "--url", server.ws, "--key", "nobodys-key", channel, code=1)
+    assert "the server closed the connection: 4001 App key nobodys-key does not exist" in failed.stderr
+
+
+def test_subscribe_says_which_channel_was_refused(server: ServerProcess, channel: str) -> None:
+    failed = push1st("subscribe", "--url", server.ws, "--secret", "wrong", f"private-{channel}", code=1)
+    assert f"the server refused private-{channel}: " in failed.stderr
+    assert "Invalid signature: " in failed.stderr
+
+
 def test_publish_says_that_nobody_is_there() -> None:
     (port,) = free_ports(1)
     assert push1st("publish", "--api", f"http://127.0.0.1:{port}", "c", "e", code=1).stderr
