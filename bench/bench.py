@@ -3,6 +3,7 @@
     python bench/bench.py                        everything: about twelve minutes
     python bench/bench.py --quick                one short round: is anything badly off?
     python bench/bench.py --only push1st,uws     some of the servers
+    python bench/bench.py --before ../old        an earlier build takes part, twice; more --rounds make the comparison finer
     python bench/bench.py --cluster              several nodes and a broker between them, against soketi's: about four minutes
 
 A `Suite` is what is measured together: each server alone, or clusters. A run is one start of one server under one kind of load;
@@ -31,6 +32,7 @@ from typing import Any
 import plot
 from servers import (
     CLUSTER_NAMES,
+    EARLIER,
     HERE,
     KEY,
     NAMES,
@@ -285,12 +287,15 @@ class Bench:
 
     def ratio(self, run: str, field: str, peer: str, other: str) -> float | None:
         """The median of the ratios within each round: what ran in the same minute, since machines drift between rounds."""
+        ratios = self.ratios(run, field, peer, other)
+        return statistics.median(ratios) if ratios else None
+
+    def ratios(self, run: str, field: str, peer: str, other: str) -> list[float]:
         rounds: dict[int, dict[str, float]] = {}
         for result in self.results:
             if result["run"] == run:
                 rounds.setdefault(result["round"], {})[result["peer"]] = result[field]
-        ratios = [one[peer] / one[other] for one in rounds.values() if peer in one and one.get(other)]
-        return statistics.median(ratios) if ratios else None
+        return [one[peer] / one[other] for one in rounds.values() if peer in one and one.get(other)]
 
 
 @dataclass(frozen=True, slots=True)
@@ -387,6 +392,23 @@ def goals(bench: Bench) -> list[str]:
     return lines
 
 
+def comparison(bench: Bench) -> str:
+    """This build as multiples of the earlier one, and the earlier one as multiples of itself.
+
+    Each is the median of the rounds, with the least and the most.
+    """
+    rows = [["", "this build × the earlier one", "the earlier one × itself", "worse by more than 2 % and than the spread"]]
+    for figure in bench.suite.figures:
+        new, same = (bench.ratios(figure.run, figure.field, who, "before") for who in ("push1st", "again"))
+        if new and same:
+            spread = max(0.02, max(abs(ratio - 1) for ratio in same))
+            median = statistics.median(new)
+            worse = 1 - median if figure.more_is_better else median - 1
+            shown = [f"{statistics.median(ratios):.3f} ({min(ratios):.3f} to {max(ratios):.3f})" for ratios in (new, same)]
+            rows.append([f"{figure.title}, {figure.unit}", *shown, "yes" if worse > spread else "no"])
+    return grid(rows)
+
+
 def conditions(bench: Bench, ready: list[Peer], left_out: dict[str, str]) -> list[str]:
     options, about = bench.options, machine()
     others = statistics.median(result["others"] for result in bench.results) if bench.results else 0.0
@@ -440,6 +462,7 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--workers", type=int, default=1, metavar="N", help="of this server")
     parser.add_argument("--burst", type=int, default=64, metavar="N", help="joins of members under way at a time")
     parser.add_argument("--hooks", default="", metavar="URL", help="this server tells it of all but what clients publish")
+    parser.add_argument("--before", type=Path, metavar="CHECKOUT", help="compare with this earlier build in the same rounds")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write every run, and the medians")
     parser.add_argument("--plot", type=Path, metavar="FILE", help="write bars as SVG")
     options = parser.parse_args()
@@ -449,6 +472,7 @@ def arguments() -> argparse.Namespace:
     suite = options.suite = CLUSTER if options.cluster else ALONE
     names = [name for name in suite.names if name != "alone" or options.workers > 1]
     options.only = [name for name in names if not options.only or name in options.only.split(",")]
+    options.only += list(EARLIER) if options.before else []
     options.runs = [run for run in suite.runs if not options.runs or run.name in options.runs.split(",")]
     return options
 
@@ -461,7 +485,7 @@ def main() -> int:
         except CannotRun as error:
             print(f"bench: the load generator cannot be compiled: {error}", file=sys.stderr)
             return 2
-        ready, left_out = peers(options.only, options.workers, options.hooks, options.suite.nodes)
+        ready, left_out = peers(options.only, options.workers, options.hooks, options.suite.nodes, options.before or HERE.parent)
         for name, why in left_out.items():
             print(f"bench: {name} is left out: {why}", file=sys.stderr)
         for number in range(1, options.rounds + 1):
@@ -477,6 +501,8 @@ def main() -> int:
         f"\nMedians over rounds; (n×): times {bench.suite.base_label}, the median of the rounds\n"
         + "\n".join(f"- {line}" for line in caption)
     )
+    if options.before:
+        print(f"\nAgainst the earlier build\n\n{comparison(bench)}")
     if reached := goals(bench):
         print("\nGoals\n" + "\n".join(reached))
     if options.json:

@@ -26,6 +26,7 @@ import urllib.request
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
+from functools import cache, partial
 from pathlib import Path
 
 HERE = Path(__file__).parent
@@ -266,6 +267,7 @@ print(min(timeit.repeat(lambda: turn(1000), number=200, repeat=9)) if sys.versio
 """
 
 
+@cache
 def interpreter() -> tuple[str, str]:
     """The Python that this server runs on, and what to say of it: the project's own or, where the system's is much faster, that.
 
@@ -290,10 +292,12 @@ def interpreter() -> tuple[str, str]:
 # ---- the peers -------------------------------------------------------------------------------------------------------------
 
 
-def push1st(workers: int, hooks: str, nodes: int = 1) -> Peer:
+def push1st(workers: int, hooks: str, nodes: int = 1, checkout: Path = HERE.parent) -> Peer:
+    """This server. checkout: of which build."""
     python, built = interpreter()
-    environment = {"PYTHONPATH": str(HERE.parent / "src")}
-    version = run(python, "-c", "import push1st.server; print(push1st.__version__)", cwd=HERE.parent / "src").split()[-1]
+    source = checkout / "src"
+    environment = {"PYTHONPATH": str(source)}
+    version = run(python, "-c", "import push1st.server; print(push1st.__version__)", cwd=source).split()[-1]
 
     def command(folder: Path, port: int, api: int, broker: int) -> list[str]:
         (folder / "apps.yml").write_text(
@@ -404,12 +408,26 @@ NAMES = ("push1st", "alone", "uws", "soketi", "nchan", "csend")
 CLUSTER_NAMES = ("push1st", "embedded", "soketi")
 
 
-def peers(names: Sequence[str], workers: int, hooks: str = "", nodes: int = 1) -> tuple[list[Peer], dict[str, str]]:
-    """Installs the named peers; returns those that can run, and why the others cannot. hooks: where this server tells all."""
+def earlier(name: str, workers: int, hooks: str, nodes: int, checkout: Path) -> Peer:
+    return replace(push1st(workers, hooks, nodes, checkout), name=name, label=EARLIER[name])
+
+
+EARLIER = {"before": "earlier build", "again": "the same again"}
+"""another build of this server, twice: how it differs from itself is the noise of the comparison"""
+
+
+def peers(
+    names: Sequence[str], workers: int, hooks: str = "", nodes: int = 1, before: Path = HERE.parent
+) -> tuple[list[Peer], dict[str, str]]:
+    """Installs the named peers; returns those that can run, and why the others cannot.
+
+    hooks: the endpoint of this server's webhooks. before: the checkout of an earlier build.
+    """
     makers: dict[str, Callable[[], Peer]] = {
         "push1st": lambda: push1st(workers, hooks, nodes),
         "alone": lambda: replace(push1st(1, hooks), name="alone"),
         "embedded": lambda: replace(push1st(nodes, hooks), name="embedded"),
+        **{name: partial(earlier, name, workers, hooks, nodes, before) for name in EARLIER},
         "uws": uws,
         "soketi": lambda: soketi(nodes),
         "nchan": nchan,
