@@ -176,6 +176,23 @@ def test_paths_can_be_configured(caller):
     assert caller.get(f"/apps/{APP}/channels")[0] == 404
 
 
+@pytest.mark.parametrize("sent", ["/sockets/apps", "/sockets//apps"])
+def test_a_call_below_another_path_may_be_signed_without_what_stands_before_apps(caller, sent):
+    """As pusher-http-php does with its option `path`."""
+    caller.api = Api(caller.world.node, Config(api=ApiConfig(path="/sockets/apps/")))
+    body = b'{"name":"e","channel":"c","data":"x"}'
+    for path in (f"/apps/{APP}/events", f"{sent}/{APP}/events"):
+        assert caller.post(f"{sent}/{APP}/events", body, query=signed("POST", path, body)) == (200, {})
+    for path in (f"/apps/{APP}/channels", f"/events/{APP}/events", f"/{APP}/events"):
+        assert caller.post(f"{sent}/{APP}/events", body, query=signed("POST", path, body))[0] == 401
+    assert caller.post(f"{sent}/{APP}/events", body + b" ", query=signed("POST", path, body))[0] == 401
+
+
+def test_without_another_path_a_call_is_signed_as_it_is_sent(caller):
+    body = b'{"name":"e","channel":"c","data":"x"}'
+    assert caller.post(f"//apps/{APP}/events", body, query=signed("POST", f"/apps/{APP}/events", body))[0] == 401
+
+
 @pytest.mark.parametrize("method", ["GET", "HEAD"])
 @pytest.mark.parametrize("path", ["/app/app-key", "/pusher/app/app-key", "/ws/app/app-key/c", "/app/"])
 def test_a_plain_request_for_a_websocket_is_told_so(caller, method, path):
