@@ -15,6 +15,7 @@ import msgspec
 from fuzz.runner import cut, main
 from push1st.api import Api
 from push1st.apps.files import Files
+from push1st.auth import access_token
 from push1st.brokers.memory import Memory
 from push1st.config import Config, Networks, demo
 from push1st.eager import begin
@@ -47,6 +48,7 @@ SEEDS = [
     b"GET /metrics HTTP/1.1\r\nHost: evil.example\r\nX-Forwarded-For: [::9]:443, 127.0.0.1:9\r\nX-Real-IP: 1.2.3.4\r\n\r\n",
     b"GET /app/app-key?protocol=7" + UPGRADE,
     b"GET /ws/app/app-key/c/d%20e?session=p&token=a.b.c" + UPGRADE,
+    b"GET /ws/app/app-key/private-c?token=" + access_token("secret", "app-test", "*", "*", 60, 1_700_000_000).encode() + UPGRADE,
     b"GET / HTTP/1.1\r\nHost: localhost\r\nConnection: Upgrade, HTTP2-Settings\r\nUpgrade: h2c\r\nHTTP2-Settings: AA\r\n\r\n",
     (
         b"POST /apps/app-test/events HTTP/1.1\r\nHost: localhost\r\nConnection: Upgrade, HTTP2-Settings\r\nUpgrade: h2c\r\n"

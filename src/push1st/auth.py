@@ -44,6 +44,8 @@ ACCESS_TOKEN_BYTES: Final = 8192
 
 _SESSION = re.compile(r"[A-Za-z0-9_.-]{1,128}\Z")
 _SIGNING = frozenset(("auth_key", "auth_timestamp", "auth_version", "auth_signature", "body_md5"))
+NEVER: Final = 1 << 53
+"""seconds since 1970 that no clock reaches, and that a float holds"""
 _NO_SECRET = "the app has no secret, so nothing can be signed for it"  # noqa: S105 - a message
 # PyJWT itself would read the wall clock, and raise for claims that the Push1st API ignores.
 _SIGNATURE_ONLY: Final[Any] = {f"verify_{claim}": False for claim in ("exp", "nbf", "iat", "aud", "iss", "sub", "jti")}
@@ -205,14 +207,22 @@ def _claims(claims: Mapping[str, object], app: str, now: float) -> Claims:
     channels = [channel] if isinstance(channel, str) else channel
     if not isinstance(channels, list) or not all(isinstance(name, str) for name in channels):
         raise Refused(401, "access token's channel is neither a text nor a list of them")
-    exp = claims.get("exp")
-    if exp is None and "exp" not in claims:
+    if "nbf" in claims and now < _seconds(claims, "nbf"):
+        raise Refused(401, "access token is not valid yet: its nbf lies in the future")
+    if "exp" not in claims:
         return Claims(app, origin, tuple(channels), None)
-    if isinstance(exp, bool) or not isinstance(exp, int | float) or (isinstance(exp, float) and not math.isfinite(exp)):
-        raise Refused(401, "access token's exp is not a number")
+    exp = _seconds(claims, "exp")
     if now >= exp:  # RFC 7519 §4.1.4: "on or after"
         raise Refused(401, "access token has expired")
-    return Claims(app, origin, tuple(channels), int(exp))
+    return Claims(app, origin, tuple(channels), min(int(exp), NEVER))
+
+
+def _seconds(claims: Mapping[str, object], name: str) -> int | float:
+    """A claim that is a time (RFC 7519 §2, NumericDate). Raises Refused(401)."""
+    value = claims[name]
+    if isinstance(value, bool) or not isinstance(value, int | float) or (isinstance(value, float) and not math.isfinite(value)):
+        raise Refused(401, f"access token's {name} is not a number")
+    return value
 
 
 def _jwt_key(secret: str) -> bytes:

@@ -27,6 +27,7 @@ CUT_OFFS: Final = (
     "silent",
     "slow",
     "slow-request",
+    "token-expired",
     "whitelist",
 )
 HOOK_EVENTS: Final = ("queued", "sent", "overflowed", "expired", "stopped", "endpoint-gone", "unburied")

@@ -198,6 +198,18 @@ def test_a_private_channel_is_closed_to_an_unsigned_token(server: ServerProcess,
     assert close_code(server, f"private-{channel}", query=f"token={forged}") == 1008
 
 
+def test_a_connection_ends_when_its_token_expires(raw: Callable[..., RawSocket], token: Callable[..., str], channel: str) -> None:
+    socket = raw(f"private-{channel}", query=f"token={token(ttl=2)}")
+    assert socket.expect_error() == {"code": 401, "message": "access token has expired"}
+    assert socket.close_code() == 1008
+
+
+def test_a_token_that_is_not_valid_yet_opens_nothing(server: ServerProcess, channel: str) -> None:
+    token = minted({"app": "app-test", "channel": "*", "nbf": time.time() + 60})
+    with raw_socket(server, f"private-{channel}", query=f"token={token}") as socket:
+        assert socket.close_code() == 1008
+
+
 def test_a_token_for_an_origin_opens_from_that_origin(
     raw: Callable[..., RawSocket], token: Callable[..., str], channel: str
 ) -> None:

@@ -13,6 +13,7 @@ import asyncio
 import base64
 import binascii
 import hashlib
+import math
 import re
 from collections.abc import Callable, Iterator
 from itertools import chain
@@ -25,7 +26,7 @@ from push1st.channels import CONTROL
 from push1st.config import ProtocolConfig
 from push1st.errors import Disconnect, Refused
 from push1st.hub import Write
-from push1st.messages import Ending, Established, Ping, Reply, Response, Subscribe, Visitor
+from push1st.messages import Ending, Established, Failure, Ping, Reply, Response, Subscribe, Visitor
 from push1st.node import App
 from push1st.protocols import Codec
 from push1st.protocols.websocket import PING_FRAME, Closed, Decoder, Event, Fragment, Pinged, Text, close_frame, pong_frame
@@ -43,6 +44,7 @@ SLICE_SECONDS = 0.001
 SMALL_FRAGMENT = 256
 """bytes below which a fragment draws from the client's allowance (`Session.charge`)"""
 MAX_PREFIX_BYTES = 255
+EXPIRED = "access token has expired"
 _GUID = b"258EAFA5-E914-47DA-95CA-C5AB0DC85B11"
 _SWITCH = b"HTTP/1.1 101 Switching Protocols\r\nUpgrade: websocket\r\nConnection: Upgrade\r\nSec-WebSocket-Accept: %b\r\n\r\n"
 
@@ -133,7 +135,8 @@ class WebSocketConnection(asyncio.Protocol):
             worker.sweep.watch(self, self._authorize_by)
         elif self.due_at == NEVER:
             # Spread over the last tenth, so that clients that came together are not looked at together.
-            worker.sweep.watch(self, self._seen + self._timeout * (1 - (id(self) >> 4) % 100 / 1000))
+            first = self._timeout * (1 - (id(self) >> 4) % 100 / 1000)
+            worker.sweep.watch(self, self._seen + min(first, self._token_seconds()))
 
     # asyncio.Protocol
 
@@ -310,6 +313,22 @@ class WebSocketConnection(asyncio.Protocol):
                 return now + CLOSE_SECONDS
             self._transport.abort()
             return None
+        if self._token_seconds() <= 0:
+            self._worker.node.metrics.cut_offs["token-expired"] += 1
+            self.send(Failure(401, EXPIRED))
+            self.close(1008, EXPIRED)
+            return self.due_at
+        return min(self._keep_alive(now), now + self._token_seconds())
+
+    def _token_seconds(self) -> float:
+        """Seconds until the client's access token expires; endless without one that does."""
+        claims = None if self._session is None else self._session.claims
+        if claims is None or claims.exp is None:
+            return math.inf
+        return claims.exp - self._worker.node.clock.wall() / 1_000_000_000
+
+    def _keep_alive(self, now: float) -> float:
+        """Does what is due to a silent client; returns when to look next."""
         if self._authorize_by:
             session = self._session
             if session is not None and not session.authorized:
@@ -319,9 +338,9 @@ class WebSocketConnection(asyncio.Protocol):
                 self.close(4009, "Connection not authorized within timeout")
                 return now + CLOSE_SECONDS
             self._authorize_by = 0
-        silent_at = self._seen + self._timeout
-        if self._pinged == 0 and silent_at > now:
-            return silent_at
+        step_at = self._seen + self._timeout + self._pinged * PONG_SECONDS / 2
+        if step_at > now:
+            return step_at
         self._pinged += 1
         match self._pinged:
             case 1:

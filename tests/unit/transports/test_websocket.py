@@ -5,6 +5,7 @@ import hashlib
 import json
 from urllib.parse import quote
 
+import jwt
 import pytest
 from websockets.frames import Opcode
 
@@ -354,6 +355,59 @@ async def test_a_token_ends_when_it_says(site):
     await opened(site, f"{PRIVATE}?token={token}")
     site.clock.advance(1)
     assert close_of(body(await site.websocket(f"{PRIVATE}?token={token}")))[0] == 1008
+
+
+async def test_a_token_that_is_not_valid_yet_authorises_nothing(site):
+    token = jwt.encode({"app": APP, "channel": "*", "nbf": WALL + 1010}, SECRET.ljust(32, "\0"), algorithm="HS256")
+    assert close_of(body(await site.websocket(f"{PRIVATE}?token={token}")))[0] == 1008
+    site.clock.advance(10)
+    await opened(site, f"{PRIVATE}?token={token}")
+
+
+@pytest.mark.parametrize("path", [PRIVATE, RAW], ids=["private", "public"])
+@pytest.mark.parametrize("ttl", [5, 4000])
+async def test_a_connection_ends_when_its_token_does(path, ttl):
+    """Whether or not it needs the token; however often the client is heard of."""
+    site = Site(server=ServerConfig(websocket=ProtocolConfig(path="/ws/", activity_timeout=3600)))
+    transport = await opened(site, f"{path}?token={access(ttl=ttl)}")
+    for _ in range(ttl - 1):
+        site.pass_seconds(1)
+        await send(transport, masked(Opcode.PONG, b""))
+    assert transport.take() == b""
+    site.pass_seconds(1)
+    await turns()
+    error, end = frames(transport.take())
+    assert json.loads(error[1]) == {"event": "error", "data": {"code": 401, "message": "access token has expired"}}
+    assert end == (Opcode.CLOSE, (1008).to_bytes(2, "big") + b"access token has expired")
+    assert site.metrics.cut_offs["token-expired"] == 1
+    assert site.world.app.tenant.sessions == {}
+    assert transport.ended
+    site.pass_seconds(LINGER_SECONDS + 1)
+    assert transport.closed
+
+
+async def test_a_silent_client_with_a_token_is_pinged_as_any(site):
+    transport = await opened(site, f"{PRIVATE}?token={access(ttl=10_000)}")
+    site.pass_seconds(3600)
+    await turns()
+    assert frames(transport.take()) == [PING]
+
+
+async def test_when_the_clock_is_set_back_a_token_lasts_longer_and_nobody_is_pinged_for_it(site):
+    transport = await opened(site, f"{PRIVATE}?token={access(ttl=10)}")
+    wall, site.clock.wall = site.clock.wall, lambda: wall() - 7_000_000_000
+    site.pass_seconds(16)
+    await turns()
+    assert transport.take() == b""
+    site.pass_seconds(2)
+    await turns()
+    assert close_of(transport.take())[0] == 1008
+
+
+async def test_a_token_without_an_end_keeps_its_connection(site):
+    transport = await opened(site, f"{PRIVATE}?token={access()}")
+    site.pass_seconds(3000)
+    assert transport.take() == b""
 
 
 async def test_a_token_for_an_origin_is_good_for_that_origin(site):
