@@ -211,7 +211,7 @@ class Server:
                         own = self_signed()
                         log.warning(NOTE)
                     settings = Ssl(True, *own)
-                contexts[role] = _context(settings, self.worker.refuse_crowded) if settings.enable else None
+                contexts[role] = _context(settings, lambda: self.worker.refuse_crowded("server")) if settings.enable else None
         finally:
             for path in own or ():
                 os.unlink(path)

@@ -11,7 +11,7 @@ from collections.abc import Iterator
 import pytest
 
 from tests.clients.process import ServerProcess, running, wait_until
-from tests.clients.wire import CLOSE, Gone, Wire
+from tests.clients.wire import CLOSE, HANDSHAKE, Gone, Wire
 
 FILES = 300
 LOGGED = "no file descriptors for more clients"
@@ -29,13 +29,16 @@ def possible(server: ServerProcess) -> int:
     return int(found)
 
 
-def crowd(server: ServerProcess, count: int, stack: contextlib.ExitStack) -> Counter[int]:
-    """Clients that come and stay; what each was told, 0 for a welcome."""
+def crowd(server: ServerProcess, count: int, stack: contextlib.ExitStack, address: str = "") -> Counter[int]:
+    """Clients that come and stay; what each was told, 0 for a welcome. address: as a proxy names it."""
+    forwarded = f"X-Forwarded-For: {address}\r\n" if address else ""
     told: Counter[int] = Counter()
     for _ in range(count):
         with contextlib.ExitStack() as attempt:
             try:
-                wire = attempt.enter_context(Wire(server.ws_port)).upgrade("/app/app-key?protocol=7")
+                wire = attempt.enter_context(Wire(server.ws_port))
+                wire.send(b"GET /app/app-key?protocol=7 HTTP/1.1\r\n" + HANDSHAKE + forwarded.encode() + b"\r\n")
+                assert wire.response()[0] == 101
                 opcode, payload = wire.receive()
                 while b"pusher:error" in payload:
                     opcode, payload = wire.receive()
@@ -107,6 +110,23 @@ def test_tls_handshakes_that_do_not_go_on_take_no_more(stack: contextlib.ExitSta
                 return b""
 
         wait_until(lambda: answered() == b"HTTP/1.1 200", "a client is served again")
+
+
+def test_one_address_leaves_connections_to_others_and_keeps_those_it_has(stack: contextlib.ExitStack) -> None:
+    with running({"server": {"proxies": ["127.0.0.1"]}}, files=FILES) as server:
+        most = possible(server)
+        first = stack.enter_context(contextlib.ExitStack())
+        told = crowd(server, most + 10, first, "203.0.113.9")
+        assert told == {0: most * 7 // 8, 4100: most + 10 - most * 7 // 8}
+        assert crowd(server, 10, stack, "203.0.113.10") == {0: 10}
+        assert crowd(server, 10, stack) == {0: 10}
+        (logged,) = (line for line in server.output.splitlines() if "too many connections of one address" in line)
+        assert "203.0.113.9" in logged
+        assert "server.proxies" in logged
+        assert LOGGED not in server.output
+        first.close()
+        wait_until(lambda: crowd(server, 1, stack, "203.0.113.9") == {0: 1}, "there is room again")
+        stack.close()
 
 
 @pytest.mark.skipif(not hasattr(resource, "prlimit"), reason="prlimit is Linux'")

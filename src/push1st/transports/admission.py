@@ -15,14 +15,16 @@ from push1st.node import App
 if TYPE_CHECKING:  # it knows the transports, which know this
     from push1st.transports.listener import Worker
 
+Crowded = Literal["server", "address"]
+"""why there is no room for a client"""
 AUTHORIZE_SECONDS = 10
 """for a client to sign in or to join a channel that needs a signature, where the app wants that"""
 
 
-def admit(worker: "Worker", protocol: ProtocolConfig, key: str, origin: str | None, ip: str, is_crowded: bool = False) -> App:
+def admit(worker: "Worker", protocol: ProtocolConfig, key: str, origin: str | None, ip: str, crowded: Crowded | None) -> App:
     """The app of a key. Raises Disconnect.
 
-    origin: None of a client that is no browser. ip: "" on a Unix socket. is_crowded: there is no file descriptor for it.
+    origin: None of a client that is no browser. ip: "" on a Unix socket. crowded: why there is no room for it.
     """
     found = worker.node.apps.by_key(key)
     if found is None:
@@ -35,10 +37,17 @@ def admit(worker: "Worker", protocol: ProtocolConfig, key: str, origin: str | No
         raise Disconnect(4009, "Connection is unauthorized: this origin is not allowed")
     if worker.node.draining:
         raise Disconnect(4100, "Server is going away, reconnect")
-    if is_crowded:
-        worker.refuse_crowded()
-        raise Disconnect(4100, "Over capacity: this server has all the connections that it has file descriptors for")
+    if crowded is not None:
+        worker.refuse_crowded(crowded, ip)
+        raise Disconnect(4100, capacity_error(crowded))
     return worker.node.app(found)
+
+
+def capacity_error(crowded: Crowded) -> str:
+    """What a client is told that there is no room for."""
+    if crowded == "address":
+        return "Over capacity: this address has most of the connections that this server may have"
+    return "Over capacity: this server has all the connections that it has file descriptors for"
 
 
 def check_version(query: str) -> None:

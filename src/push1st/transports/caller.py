@@ -11,6 +11,7 @@ from functools import lru_cache
 
 from push1st.config import Networks
 
+PROXY_HINT = "an address of a proxy of yours belongs into server.proxies, so that its clients are told apart"
 Headers = Mapping[bytes, bytes]
 FORWARDING = frozenset(
     (

@@ -18,6 +18,7 @@ import msgspec
 from push1st.eager import Rest, begin, spawn
 from push1st.errors import Refused
 from push1st.messages import Request, Response, Visitor
+from push1st.transports.admission import Crowded
 from push1st.transports.afar import HEADERS as FALLBACK_HEADERS
 from push1st.transports.afar import TYPE as FALLBACK_TYPE
 from push1st.transports.afar import Afar
@@ -83,6 +84,7 @@ class HttpConnection(asyncio.Protocol):
     """One connection, until it is closed or becomes a WebSocket."""
 
     __slots__ = (
+        "_address",
         "_answers",
         "_body",
         "_busy",
@@ -123,6 +125,8 @@ class HttpConnection(asyncio.Protocol):
         self._parser = httptools.HttpRequestParser(self)
         self._transport: asyncio.Transport
         self._peer = ""
+        self._address = ""
+        """what it counts for among `Worker.addresses`"""
         self._distrust = ""
         self._url = b""
         self._raw = 0
@@ -166,15 +170,21 @@ class HttpConnection(asyncio.Protocol):
             return
         socket = transport.get_extra_info("socket")
         room = worker.descriptors.room(0 if socket is None else socket.fileno(), listener.trusting)
+        crowded: Crowded = "server"
+        if room == "serve" and not listener.trusting:
+            crowded = "address"
+            address = worker.shared_address(self._peer)
+            room = worker.addresses.enter(address)
+            self._address = address if room != "none" else ""
         if room == "none":
-            worker.refuse_crowded()
+            worker.refuse_crowded(crowded, self._peer)
             transport.abort()
             return
         worker.open.add(self)
         if room == "serve":
             self._expect(HEAD_SECONDS)
         else:
-            self._listener = listener.crowded
+            self._listener = listener.crowds[crowded]
             self._expect(CROWDED_SECONDS)
 
     def connection_lost(self, exc: Exception | None) -> None:
@@ -182,6 +192,7 @@ class HttpConnection(asyncio.Protocol):
         self._stop_holding()
         self._waiting.clear()
         self._answers.clear()
+        self._listener.worker.addresses.leave(self._address)
         self._let_go()
 
     def data_received(self, data: bytes) -> None:
@@ -444,7 +455,8 @@ class HttpConnection(asyncio.Protocol):
                 body,
                 self._visitor(query),
                 self._visitor_ip(),
-                self._listener.is_crowded,
+                self._listener.crowded,
+                bool(self._address),
             )
         if not keep:
             self._last = True
@@ -597,6 +609,7 @@ class HttpConnection(asyncio.Protocol):
             self._last = True
             self._reading()
             self._upgraded = found
+            found.address = self._address
             found.start(self._transport, before)
         else:
             self._busy, self._deadline = True, NEVER
@@ -727,14 +740,21 @@ class HttpConnection(asyncio.Protocol):
         worker = self._listener.worker
         headers = self._headers
         path, query = self._target()
+        ip = self._visitor_ip()
+        crowded, address = self._listener.crowded, self._address
+        if not address and crowded is None and not self._listener.trusting:  # behind a proxy
+            address = worker.shared_address(ip)
+            room = worker.addresses.enter(address)
+            address = address if room != "none" else ""
+            crowded = None if room == "serve" else "address"
         handshake = Handshake(
             self._parser.get_method().decode(),
             path,
             headers.get(b"sec-websocket-key", b"").decode("latin-1"),
             headers.get(b"sec-websocket-version", b"").decode("latin-1"),
             self._visitor(query),
-            self._visitor_ip(),
-            self._listener.is_crowded,
+            ip,
+            crowded,
         )
         refusal: Response | WebSocketConnection
         # Java's client announces that it sends no body.
@@ -744,11 +764,14 @@ class HttpConnection(asyncio.Protocol):
         else:
             refusal = upgrade(worker, handshake, self._transport, rest, b"".join(self._answers))
         if not isinstance(refusal, Response):
+            refusal.address = address
             self._answers = []
             self._upgraded = refusal
             self._last = True
             self._let_go()
             return
+        if not self._address:
+            worker.addresses.leave(address)
         self._last = True
         self._answer(refusal, False)
         self.flush()

@@ -2,7 +2,7 @@
 
 import re
 from collections.abc import Callable
-from typing import Protocol
+from typing import Protocol, get_args
 from urllib.parse import unquote
 
 from push1st import logs
@@ -12,8 +12,11 @@ from push1st.limits import Limits
 from push1st.messages import Request, Response
 from push1st.node import Node
 from push1st.protocols import Codec
+from push1st.transports.admission import Crowded
 from push1st.transports.answers import keeping
+from push1st.transports.caller import PROXY_HINT, shared_address
 from push1st.transports.descriptors import Descriptors
+from push1st.transports.places import Addresses
 from push1st.transports.sweep import Sweep
 from push1st.transports.turn import Turn
 from push1st.transports.xhr import Fallbacks
@@ -59,7 +62,8 @@ class Worker:
         self.failed = failed
         self.open: set[Open] = set()
         self.descriptors = Descriptors()
-        self._full = logs.Seldom()
+        self.addresses = Addresses(lambda: self.descriptors.possible)
+        self._full = {why: logs.Seldom() for why in get_args(Crowded)}
         self.heads: dict[bytes, int] = {}
         """the bytes of headers seen before that say nothing but a request's length, and that length"""
         self.fallbacks = Fallbacks(self)
@@ -94,15 +98,24 @@ class Worker:
         if not self.node.shared:
             self.node.fanout.turn()
 
-    def refuse_crowded(self) -> None:
-        """Counts a client that there was no file descriptor for; logs the first one, then at most one line a minute."""
+    def shared_address(self, ip: str) -> str:
+        """By what bounds per address count a client: "" of a known proxy, behind which are clients that are not known."""
+        return "" if self.config.server.proxies.contains(ip) else shared_address(ip)
+
+    def refuse_crowded(self, why: Crowded, ip: str = "") -> None:
+        """Counts a client that there is no room for; logs the first of a kind, then at most one line a minute."""
         self.node.metrics.cut_offs["crowded"] += 1
-        if times := self._full.times(self.node.clock.monotonic()):
+        times = self._full[why].times(self.node.clock.monotonic())
+        if times and why == "server":
             log.warning(
                 "no file descriptors for more clients",
                 connections_possible=self.descriptors.possible,
                 refused=times,
                 hint="raise the limit of open files (ulimit -n, LimitNOFILE= of a unit), or add workers or machines",
+            )
+        elif times:
+            log.warning(
+                "too many connections of one address", address=ip, most=self.addresses.most, refused=times, hint=PROXY_HINT
             )
 
     def most_message(self, protocol: ProtocolConfig, limits: Limits) -> int:
@@ -127,14 +140,19 @@ class Listener:
     """One listening address. trusting: whether unsigned calls are considered at all; whitelist: empty means everybody.
 
     Whitelists are about addresses: who may open a Unix socket is said by its folder's and its own permissions.
-    crowded: what it is for clients that there is no file descriptor for: they are answered, and become no WebSockets.
+    crowded: why it has no room for clients: then they are answered, and become no WebSockets. `crowds`: the same listener
+    for these, by the reason.
     """
 
-    def __init__(self, worker: Worker, trusting: bool, whitelist: Networks, keep_alive: int, is_crowded: bool = False) -> None:
+    def __init__(
+        self, worker: Worker, trusting: bool, whitelist: Networks, keep_alive: int, crowded: Crowded | None = None
+    ) -> None:
         self.worker = worker
         self.trusting = trusting
         self.whitelist = whitelist
         self.keep_alive = keep_alive
         self.kept = keeping(keep_alive)
-        self.is_crowded = is_crowded
-        self.crowded = self if is_crowded else Listener(worker, trusting, whitelist, CROWDED_SECONDS, True)
+        self.crowded = crowded
+        self.crowds: dict[Crowded, Listener] = {}
+        if crowded is None:
+            self.crowds = {why: Listener(worker, trusting, whitelist, CROWDED_SECONDS, why) for why in get_args(Crowded)}

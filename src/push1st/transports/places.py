@@ -8,7 +8,10 @@ Pure: it counts names, and knows nothing of what a place is.
 """
 
 from collections import Counter
+from collections.abc import Callable
 from typing import Literal
+
+from push1st.transports.descriptors import Room
 
 Bound = Literal["worker", "app", "address"]
 
@@ -47,6 +50,38 @@ class Places:
         _less(self._apps, app)
         if address:
             _less(self._addresses, address)
+
+
+class Addresses:
+    """The connections of each address, of which one has seven eighths of a worker's at most. possible: how many there may be.
+
+    A few more are answered and sent away. A connection that is counted is left alone.
+    """
+
+    ANSWERED = 16
+
+    def __init__(self, possible: Callable[[], int]) -> None:
+        self._possible = possible
+        self._counts: Counter[str] = Counter()
+
+    @property
+    def most(self) -> int:
+        """How many an address may have."""
+        return max(1, self._possible() * 7 // 8)
+
+    def enter(self, address: str) -> Room:
+        """What becomes of a further connection; but for "none" it counts until `leave`. address: "" is not counted."""
+        if not address:
+            return "serve"
+        count, most = self._counts[address], self.most
+        if count >= most + self.ANSWERED:
+            return "none"
+        self._counts[address] = count + 1
+        return "serve" if count < most else "answer"
+
+    def leave(self, address: str) -> None:
+        if address:
+            _less(self._counts, address)
 
 
 def _less(counts: Counter[str], name: str) -> None:

@@ -31,7 +31,7 @@ from push1st.node import App
 from push1st.protocols import Codec
 from push1st.protocols.websocket import PING_FRAME, Closed, Decoder, Event, Fragment, Pinged, Text, close_frame, pong_frame
 from push1st.session import Session
-from push1st.transports.admission import AUTHORIZE_SECONDS, admit, check_version, params
+from push1st.transports.admission import AUTHORIZE_SECONDS, Crowded, admit, check_version, params
 from push1st.transports.listener import LINGER_BYTES, LINGER_SECONDS, Worker
 from push1st.transports.sweep import NEVER
 
@@ -50,7 +50,7 @@ _SWITCH = b"HTTP/1.1 101 Switching Protocols\r\nUpgrade: websocket\r\nConnection
 
 
 class Handshake(msgspec.Struct, frozen=True, gc=False):
-    """A request to upgrade. path: as on the request line. ip: "" on a Unix socket. is_crowded: it is only answered."""
+    """A request to upgrade. path: as on the request line. ip: "" on a Unix socket. crowded: why it is only answered."""
 
     method: str
     path: str
@@ -58,7 +58,7 @@ class Handshake(msgspec.Struct, frozen=True, gc=False):
     version: str
     visitor: Visitor
     ip: str
-    is_crowded: bool = False
+    crowded: Crowded | None = None
 
 
 class WebSocketConnection(asyncio.Protocol):
@@ -78,6 +78,7 @@ class WebSocketConnection(asyncio.Protocol):
         "_timeout",
         "_transport",
         "_worker",
+        "address",
         "codec",
         "due_at",
     )
@@ -88,6 +89,8 @@ class WebSocketConnection(asyncio.Protocol):
         self._worker = worker
         self._transport = transport
         self.codec = codec
+        self.address = ""
+        """what it counts for among `Worker.addresses`"""
         self._decoder = Decoder(protocol.max_payload, codec.binary)
         self._events: Iterator[Event] | None = None
         """what arrived and is not worked on yet"""
@@ -218,6 +221,7 @@ class WebSocketConnection(asyncio.Protocol):
         self._closing = True
         self._linger = 1  # a backlog is discarded
         self._leave()
+        self._worker.addresses.leave(self.address)
         self._worker.open.discard(self)
         self._worker.sweep.forget(self)
 
@@ -434,7 +438,7 @@ def _start_pusher(
         raise Disconnect(4005, "Path not found: connect to /app/KEY")
     visitor = handshake.visitor
     check_version(visitor.query)
-    app = admit(worker, protocol, key, visitor.origin, handshake.ip, handshake.is_crowded)
+    app = admit(worker, protocol, key, visitor.origin, handshake.ip, handshake.crowded)
     original, base = worker.config.server.bases("pusher")
     lenient = original != base and handshake.path.startswith(original)
     session = Session(worker.node, app, connection, connection.codec, connection.write, handshake.ip, lenient=lenient)
@@ -451,7 +455,7 @@ def _start_raw(
     except UnicodeDecodeError:
         raise Disconnect(1008, "the path is not UTF-8") from None
     query = params(handshake.visitor.query, plus="+")
-    app = admit(worker, protocol, key, handshake.visitor.origin, handshake.ip, handshake.is_crowded)
+    app = admit(worker, protocol, key, handshake.visitor.origin, handshake.ip, handshake.crowded)
     prefix = query.get("session", "")
     if len(prefix.encode()) > MAX_PREFIX_BYTES or CONTROL.search(prefix):
         raise Disconnect(1008, f"session has at most {MAX_PREFIX_BYTES} bytes and no control characters")

@@ -31,7 +31,7 @@ from push1st.messages import Established, Reply, Response, Visitor
 from push1st.node import App, Listener
 from push1st.protocols.pusher_xhr import HEARTBEAT, LONGEST, OPEN_FRAME, decode_messages, end_frames, whole_frames
 from push1st.session import Session
-from push1st.transports.admission import AUTHORIZE_SECONDS, admit, check_version
+from push1st.transports.admission import AUTHORIZE_SECONDS, Crowded, admit, capacity_error, check_version
 from push1st.transports.afar import (
     HEADERS,
     TYPE,
@@ -47,7 +47,7 @@ from push1st.transports.afar import (
     encode,
     topic_of,
 )
-from push1st.transports.caller import shared_address
+from push1st.transports.caller import PROXY_HINT
 from push1st.transports.places import Bound, Places
 from push1st.transports.sweep import NEVER
 
@@ -74,7 +74,6 @@ MOST_MISSES = 3
 """how often other workers are asked whether they are there, and how many times they may not answer"""
 INBOX = "#xhr-at-"
 
-PROXY_HINT = "an address of a proxy of yours belongs into server.proxies, so that its clients are told apart"
 
 _PREFLIGHT = (
     b"Access-Control-Allow-Origin: *\r\n"
@@ -88,7 +87,10 @@ log = logs.get("push1st.transports")
 
 
 class Visit(msgspec.Struct, frozen=True, gc=False):
-    """A request on a fallback's path. road: xhr_streaming, xhr or xhr_send. is_crowded: it may not begin a session."""
+    """A request on a fallback's path. road: xhr_streaming, xhr or xhr_send.
+
+    crowded: why it may not begin a session. is_direct: whether its connection counts for its address already.
+    """
 
     method: str
     key: str
@@ -98,7 +100,8 @@ class Visit(msgspec.Struct, frozen=True, gc=False):
     body: bytes
     visitor: Visitor
     ip: str
-    is_crowded: bool = False
+    crowded: Crowded | None = None
+    is_direct: bool = False
 
     @property
     def origin(self) -> str | None:
@@ -370,13 +373,23 @@ class Fallbacks:
         worker = self._worker
         protocol = worker.config.server.pusher
         check_version(visit.query)
-        app = admit(worker, protocol, visit.key, visit.origin, visit.ip, visit.is_crowded)
-        place = app.config.id, shared_address(visit.ip)
+        app = admit(worker, protocol, visit.key, visit.origin, visit.ip, visit.crowded)
+        place = app.config.id, worker.shared_address(visit.ip)
         if full := self.apart.full(*place):
             self._log_full(*full, *place)
             raise Disconnect(4100, f"Over capacity: too many sessions of this {full[0]} wait for their next request")
-        client = XhrConnection(self, worker, (visit.key, visit.origin, visit.id), place)
-        client.open(Session(worker.node, app, client, client.codec, client.write, visit.ip), visit.visitor)
+        address = "" if visit.is_direct else place[1]
+        room = worker.addresses.enter(address)
+        try:
+            if room != "serve":
+                worker.refuse_crowded("address", visit.ip)
+                raise Disconnect(4100, capacity_error("address"))
+            client = XhrConnection(self, worker, (visit.key, visit.origin, visit.id), place)
+            client.address = address
+            client.open(Session(worker.node, app, client, client.codec, client.write, visit.ip), visit.visitor)
+        except Disconnect:
+            worker.addresses.leave(address if room != "none" else "")
+            raise
         self._clients[client.name] = client
         return client
 
@@ -424,6 +437,7 @@ class XhrConnection:
         "_timeout",
         "_worker",
         "_wrote",
+        "address",
         "closing",
         "codec",
         "due_at",
@@ -435,6 +449,8 @@ class XhrConnection:
         self._worker = worker
         self.name = name
         self._place = place
+        self.address = ""
+        """what the session counts for among `Worker.addresses`: that of a direct client's connections do"""
         self.codec = worker.codecs["pusher-xhr"]
         self.closing = False
         self.due_at = NEVER
@@ -660,6 +676,7 @@ class XhrConnection:
         self._worker.open.discard(self)
         if session is not None:
             self._worker.node.metrics.connections[self.codec.name] -= 1
+            self._worker.addresses.leave(self.address)
             session.close()
 
     def _forget(self) -> None:
@@ -722,10 +739,12 @@ class XhrConnection:
 class Stream(asyncio.Protocol):
     """The response to one `xhr_streaming` request, which never ends by itself. It owns the socket from then on."""
 
-    __slots__ = ("_client", "_transport", "_worker", "due_at")
+    __slots__ = ("_client", "_transport", "_worker", "address", "due_at")
 
     def __init__(self, client: XhrConnection | Afar, worker: "Worker") -> None:
         self._client = client
+        self.address = ""
+        """what it counts for among `Worker.addresses`"""
         self._worker = worker
         self._transport: asyncio.Transport
         self.due_at = NEVER
@@ -764,6 +783,7 @@ class Stream(asyncio.Protocol):
 
     def connection_lost(self, exc: Exception | None) -> None:
         self._client.lost(self)
+        self._worker.addresses.leave(self.address)
         self._worker.open.discard(self)
         self._worker.sweep.forget(self)
 

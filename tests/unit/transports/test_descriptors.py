@@ -1,8 +1,13 @@
 """File descriptors that are left: who is served, who is answered and sent away, who is neither."""
 
+import asyncio
+
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from structlog.testing import capture_logs
 
+from push1st.config import Networks, ServerConfig
 from push1st.messages import Response
 from push1st.transports.descriptors import Descriptors, file_limit, lowest_free
 from tests.unit.fakes import KEY, Answer, Site, close_of, handshake, request, statuses, turns
@@ -111,6 +116,111 @@ async def test_when_those_are_used_up_too_connections_are_destroyed_and_the_firs
     assert [(line["log_level"], line["connections_possible"]) for line in logged] == [("warning", LAST - OWN)]
     assert site.metrics.cut_offs == {"crowded": 20}
     assert not site.worker.open
+
+
+OFFICE, HOME = ("203.0.113.9", 1234), ("198.51.100.7", 1234)
+PROXY = ("10.0.0.1", 1234)
+
+
+def small_site(**more) -> Site:
+    """A worker that may have 16 connections, 14 of an address."""
+    site = Site(trusting=False, **more)
+    site.worker.descriptors = Descriptors(lambda: 62, lambda: OWN)
+    return site
+
+
+async def greeted(site: Site, peer: object, *headers: str) -> bool:
+    """Whether a further Pusher client is let in; if not, it has been told why."""
+    connection, transport = site.connect(peer)
+    if transport.aborted:
+        return False
+    connection.data_received(handshake(f"/app/{KEY}?protocol=7", *headers))
+    await turns()
+    frames = transport.data.partition(b"\r\n\r\n")[2]
+    if b"connection_established" in frames:
+        return True
+    assert close_of(frames) == (4100, "Over capacity: this address has most of the connections that this server may have")
+    return False
+
+
+async def test_one_address_does_not_take_the_connections_of_all():
+    site = small_site()
+    assert site.worker.descriptors.possible == 16
+    with capture_logs() as logged:
+        assert [await greeted(site, OFFICE) for _ in range(40)] == [True] * 14 + [False] * 26
+    (line,) = logged
+    assert (line["address"], line["most"]) == (OFFICE[0], 14)
+    assert "server.proxies" in line["hint"]
+    assert site.metrics.cut_offs == {"crowded": 26}
+    assert await greeted(site, HOME)
+    assert len(site.world.app.tenant.sessions) == 15
+
+
+async def test_a_connection_of_an_address_that_ends_makes_room_for_another():
+    site = small_site()
+    first = [await site.websocket(f"/app/{KEY}?protocol=7", peer=OFFICE) for _ in range(14)]
+    refused = await site.ask(handshake(f"/app/{KEY}?protocol=7"), OFFICE)
+    for transport in (*first[:2], refused):
+        transport.protocol.connection_lost(None)
+    assert [await greeted(site, OFFICE) for _ in range(3)] == [True, True, False]
+
+
+@pytest.mark.parametrize("peer", ["", ("127.0.0.1", 1), ("::1", 1, 0, 0), PROXY])
+async def test_loopback_unix_sockets_and_proxies_may_have_all_connections(peer):
+    site = small_site(server=ServerConfig(proxies=Networks.parse(("10.0.0.1",))))
+    assert [await greeted(site, peer) for _ in range(20)] == [True] * 20
+
+
+async def test_clients_behind_a_proxy_are_told_apart():
+    site = small_site(server=ServerConfig(proxies=Networks.parse(("10.0.0.1",))))
+    assert [await greeted(site, PROXY, "X-Forwarded-For: 203.0.113.9") for _ in range(40)] == [True] * 14 + [False] * 26
+    assert await greeted(site, PROXY, "X-Forwarded-For: 203.0.113.10")
+    path = f"/pusher/app/{KEY}/7/session0/xhr?protocol=7"
+    poll = await site.ask(request("POST", path, b"", "X-Forwarded-For: 203.0.113.9"), PROXY)
+    assert b"[4100," in Answer(poll.data).body
+
+
+async def test_what_is_not_a_websocket_counts_too_and_is_answered_over_the_bound():
+    site = small_site()
+    silent = [site.connect(OFFICE) for _ in range(14)]
+    assert statuses((await site.ask(request("GET", "/health"), OFFICE)).data) == [200]
+    assert not await greeted(site, OFFICE)
+    for connection, _ in silent:
+        connection.connection_lost(None)
+    assert await greeted(site, OFFICE)
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    st.lists(
+        st.tuples(st.sampled_from(("websocket", "raw", "bad", "stream", "poll", "get", "silent")), st.booleans()), max_size=40
+    )
+)
+def test_when_all_have_ended_no_address_has_anything(steps):
+    async def go():
+        site = small_site(server=ServerConfig(proxies=Networks.parse(("10.0.0.1",))))
+        made = []
+        for number, (what, proxied) in enumerate(steps):
+            headers = ("X-Forwarded-For: 203.0.113.9",) if proxied else ()
+            fallback = f"/pusher/app/{KEY}/7/session{number:02}/xhr"
+            data = {
+                "websocket": handshake(f"/app/{KEY}?protocol=7", *headers),
+                "raw": handshake(f"/ws/app/{KEY}/c", *headers),
+                "bad": handshake("/ws/app/nobodys/c", *headers),
+                "stream": request("POST", f"{fallback}_streaming?protocol=7", b"", *headers),
+                "poll": request("POST", f"{fallback}?protocol=7", b"", *headers),
+                "get": request("GET", "/health", None, *headers),
+                "silent": b"",
+            }[what]
+            made.append(await site.ask(data, PROXY if proxied else OFFICE))
+            assert site.failures == []
+        for transport in made:
+            transport.protocol.connection_lost(None)
+        site.pass_seconds(30)
+        await turns()
+        assert dict(site.worker.addresses._counts) == {}
+
+    asyncio.run(go())
 
 
 async def test_callers_of_the_api_are_served_meanwhile():
