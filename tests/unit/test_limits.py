@@ -12,7 +12,7 @@ def test_the_defaults_are_those_of_pusher():
     # Pusher protocol, section 8
     assert Limits() == Limits(
         connections=0,
-        subscriptions=0,
+        subscriptions=5_000,
         members=100,
         payload=10_240,
         channel_name=164,
