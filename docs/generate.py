@@ -66,7 +66,9 @@ ABOUT: dict[str, str] = {
     "APP.channels": "The types of channels the app has. `private` covers `protected`.",
     "APP.origins": (
         "Pages that may connect, by their `Origin`: whole (`https://shop.example`), or a host with or without its port. "
-        "Empty: any. A client that sends no `Origin` is no browser and is let in."
+        "Empty: any; there are no other patterns than `*`. `check` notes an entry that browsers write in another way: "
+        "they leave out the path and the scheme's own port, and send Punycode. "
+        "A client that sends no `Origin` is no browser and is let in."
     ),
     "APP.options.client-messages": "Pusher clients may send client events.",
     "APP.options.subscription-count": "Subscribers of a channel are told how many they are.",

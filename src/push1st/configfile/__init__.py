@@ -41,6 +41,7 @@ from push1st.configfile.keys import (
     suggestion,
     variables,
 )
+from push1st.configfile.origins import note_on
 from push1st.configfile.tree import Value, each, merged, read, refuse, tree_of, variable, wrong
 from push1st.errors import ConfigError
 
@@ -327,6 +328,9 @@ def _warnings(config: Config, root: Value, sections: Sequence[Value]) -> Iterato
     for app, section in zip(config.apps, sections, strict=True):
         if not app.secret:
             yield f"{section}: found no secret, so the app has public channels only"
+        for origin in app.origins:
+            if note := note_on(origin):
+                yield f"{section.at('origins') or section}: {note}"
         for place, url in _endpoints(app, section):
             if url.startswith("lua://") and not (Path(config.folder) / url.removeprefix("lua://")).is_file():
                 yield f'{place}: found "{url}", where no file is: nothing will be told to it'

@@ -295,6 +295,15 @@ def test_a_hook_in_lua_without_lupa_is_noted_with_the_command_that_installs_it_h
     assert note in reading("", text).warnings
 
 
+def test_an_origin_that_no_browser_sends_is_noted(reading):
+    text = "a: { key: k, secret: s, origins: [ https://shop.example, 'https://*.shop.example', https://shop.example:443 ] }\n"
+    place, hint = "apps/0.yml:1: a.origins", "such as https://shop.example, and no patterns are known but *"
+    assert reading("", text).warnings == (
+        f'{place}: found "https://*.shop.example", but browsers send one whole origin, {hint}',
+        f'{place}: found "https://shop.example:443", but browsers send "https://shop.example"',
+    )
+
+
 def test_a_hook_in_lua_whose_file_is_not_there_is_noted(reading):
     text = "a: { key: k, secret: s, hook: { trigger: join, endpoint: lua://no.lua } }\n"
     assert reading("", text).warnings == (

@@ -1,0 +1,49 @@
+"""What browsers send in `Origin`: for entries of `origins` that no browser can match.
+
+An origin is a scheme, a host, and the port where it is not the scheme's own (RFC 6454 §6.2), in lower case; a host outside
+ASCII is in Punycode. An entry may also be a host alone, with or without a port (`admission.origin_allowed`).
+"""
+
+import ipaddress
+import re
+from unicodedata import normalize
+
+_REST = re.compile(r"(?:[^/?#@]*@)?(\[[^\]]*\]|[^:/?#]*)(?::([0-9]*))?(?:[/?#].*)?\Z")
+_OWN_PORTS = {"http": ("80",), "https": ("443",), "": ("80", "443")}
+_PAGES = {"ws": "http", "wss": "https"}
+
+
+def note_on(entry: str) -> str:
+    """What is wrong with an entry of `origins`; "" if browsers send such an origin."""
+    sent = as_sent(entry)
+    if not sent:
+        return (
+            f'found "{entry}", but browsers send one whole origin, such as https://shop.example, and no patterns are known but *'
+        )
+    return "" if sent == entry.lower().rstrip("/") else f'found "{entry}", but browsers send "{sent}"'
+
+
+def as_sent(entry: str) -> str:
+    """The entry as browsers send it; "" if it is no origin."""
+    entry = normalize("NFC", entry.lower())
+    if entry.rstrip("/") in ("*", "null", "file:"):
+        return entry.rstrip("/")
+    scheme, separator, rest = entry.rpartition("://")
+    scheme = _PAGES.get(scheme, scheme)
+    found = _REST.match(rest)
+    host = _host(found[1]) if found else ""
+    if found is None or not host:
+        return ""
+    port = "" if found[2] in _OWN_PORTS.get(scheme, ()) else found[2]
+    return scheme + separator + host + (f":{port}" if port else "")
+
+
+def _host(host: str) -> str:
+    if host.startswith("["):
+        try:
+            return f"[{ipaddress.IPv6Address(host[1:-1])}]"
+        except ValueError:
+            return ""
+    if not re.fullmatch(r"[\w.-]+", host):
+        return ""
+    return ".".join(label if label.isascii() else "xn--" + label.encode("punycode").decode() for label in host.split("."))
