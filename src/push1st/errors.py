@@ -12,12 +12,14 @@ class Refused(Exception):
 
     code: an HTTP status; a protocol with codes of its own translates it.
     text: what is wrong and where, for the person who wrote the client.
+    channel: the channel the request names, where it was read so far.
     """
 
-    def __init__(self, code: int, text: str) -> None:
+    def __init__(self, code: int, text: str, channel: str = "") -> None:
         super().__init__(code, text)
         self.code = code
         self.text = text
+        self.channel = channel
 
     def __str__(self) -> str:
         return f"{self.code}: {self.text}"

@@ -267,7 +267,7 @@ class Session:
         metrics = self.node.metrics
         metrics.refusals[str(refused.code)] += 1
         if self._is_patient():
-            self.outlet.send(failure or Failure(refused.code, refused.text))
+            self.outlet.send(failure or Failure(refused.code, refused.text, refused.channel))
         # Who only sends good events too fast stays (Pusher protocol, section 4), or while the broker is away: unanswered.
         elif refused.code in (429, 503):
             self.charge()
@@ -581,7 +581,7 @@ def _with_id(user_data: str, id: str) -> str:
 
 
 def _close_code(code: int) -> int:
-    """The close code for a client that is not let in.
+    """Returns the close code for a client that the app's backend rejected.
 
     During the handshake pusher-js reconnects without a pause after 4200 to 4299; after 4100 it waits a second.
     """

@@ -125,7 +125,7 @@ def test_subscribes_to_a_private_channel_with_a_token_of(
     assert client.next(on="event", event="paid")["data"] == {"id": 7}
 
 
-def test_is_told_of_a_wrong_signature_once_and_stays_connected(
+def test_gets_one_subscription_error_for_a_wrong_signature_and_stays_connected(
     server: ServerProcess, pusher_js: Callable[..., NodeProcess], channel: str
 ) -> None:
     client = pusher_js(authorize="wrongly")

@@ -314,7 +314,8 @@ def test_client_events_are_refused_where_the_app_does_not_want_them(connect: Cal
 def test_a_client_may_not_send_an_event_called(connect: Callable[..., PusherSocket], channel: str, event: str) -> None:
     sender, other = pair(connect, f"private-{channel}")
     sender.send(event, {}, f"private-{channel}")
-    sender.round_trip()
+    assert sender.expect_error()["code"] == 4300
+    assert sender.frames[-1]["channel"] == f"private-{channel}"
     assert other.round_trip() == []
 
 

@@ -950,7 +950,7 @@ def test_what_is_held_is_bounded_and_what_is_over_is_delivered_at_once(world, mi
     assert len(events(outlet)) == most + 2
 
 
-def test_hooks_counts_and_limits_do_not_see_who_is_about_to_subscribe():
+def test_hooks_counts_and_limits_do_not_see_a_client_that_is_about_to_subscribe():
     world = World(app_config({"subscriptions": 1}, subscription_count=True))
     world.app.reported = frozenset(("joined", "left", "occupied", "vacated", "counted"))
     session, outlet = world.session()
@@ -973,7 +973,7 @@ def test_nothing_is_held_for_a_connection_that_has_ended(world, mine):
     assert outlet.writes == []
 
 
-def test_who_signs_in_again_is_held_events_for_again(world, mine):
+def test_a_second_sign_in_holds_events_again(world, mine):
     session, outlet = mine
     world.clock.advance(11)
     done(world.node.tick())
@@ -986,7 +986,7 @@ def test_who_signs_in_again_is_held_events_for_again(world, mine):
     assert data_of(outlet) == [1]
 
 
-def test_whom_the_backend_has_signed_in_gets_nothing_without_a_subscription(world):
+def test_a_user_the_backend_signed_in_gets_nothing_without_a_subscription(world):
     """It gets no `signin_success` either."""
     session, _ = world.session()
     done(world.node.sign_in(world.app, session, User("u1")))

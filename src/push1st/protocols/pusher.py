@@ -115,7 +115,11 @@ class Pusher:
         except (msgspec.DecodeError, RecursionError) as error:
             raise Refused(400, f"not a frame of the Pusher protocol: {error}") from error
         if not frame.event.startswith("client-"):
-            raise Refused(400, f"unknown event {frame.event[:80]!r}: clients may send pusher: commands and client- events")
+            raise Refused(
+                400,
+                f"unknown event {frame.event[:80]!r}: clients may send pusher: commands and client- events",
+                frame.channel,
+            )
         return Publish(frame.channel, frame.event, bytes(frame.data).strip())
 
     def reply(self, reply: Reply) -> bytes:

@@ -303,7 +303,7 @@ class WebSocketConnection(asyncio.Protocol):
             session.close()
 
     def leave(self, code: int, reason: str) -> None:
-        """The server stops. An error frame would have clients show an error of what is none."""
+        """Closes the connection because the server stops: without an error frame, since a restart is no error for clients."""
         self._close(code, reason, announced=False)
 
     def abort(self) -> None:
