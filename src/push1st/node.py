@@ -46,6 +46,7 @@ from push1st.messages import (
     watch_topic,
 )
 from push1st.metrics import Metrics
+from push1st.refusals import Refusals
 
 WORKER_BITS = 10
 MANY = 100
@@ -141,6 +142,7 @@ class Node:
         self.apps = apps
         self.fanout = fanout
         self.metrics = metrics
+        self.refusals = Refusals()
         self.clock = clock
         self.draining = False
         """whether clients are sent away"""

@@ -154,6 +154,8 @@ class Server:
         fanout = Fanout(turns, clock, metrics, lambda: _failed("fan-out"))
         self.node = Node(load(SOURCES, "files")(config.apps), fanout, metrics, clock, Random().bits)
         self.node.siblings = self._siblings
+        if config.log.level == "debug":
+            self.node.refusals.enable(clock.monotonic, (app.secret for app in config.apps))
         try:
             self._hooks = Switchboard(
                 config.apps,

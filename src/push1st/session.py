@@ -266,6 +266,7 @@ class Session:
         """Answers a bad command, with `failure` if it is given; cuts off who sends nothing else."""
         metrics = self.node.metrics
         metrics.refusals[str(refused.code)] += 1
+        self._log("command refused", refused, failure.channel if failure is not None else None)
         if self._is_patient():
             self.outlet.send(failure or Failure(refused.code, refused.text, refused.channel))
         # Who only sends good events too fast stays (Pusher protocol, section 4), or while the broker is away: unanswered.
@@ -274,6 +275,15 @@ class Session:
         else:
             metrics.cut_offs["flood"] += 1
             self.outlet.close(1008, "too many bad messages")
+
+    def _log(self, event: str, refused: Refused, channel: str | None) -> None:
+        where = {"channel": channel, "app": self.app.config.id, "socket_id": self.id, "ip": self.ip}
+        self.node.refusals.log(event, refused.code, refused.text, **where)
+
+    def log_end(self, code: int, reason: str) -> None:
+        """Logs that the server ends the connection, unless all are sent away."""
+        if not self.node.draining:
+            self.node.refusals.log("connection closed", code, reason, app=self.app.config.id, socket_id=self.id, ip=self.ip)
 
     def charge(self) -> None:
         """Charges the client for a command or frame that costs the server work and leaves nothing behind.
@@ -344,6 +354,7 @@ class Session:
             self.refuse(refused)
             return
         self.node.metrics.refusals[kind] += 1
+        self._log("subscription refused", refused, channel)
         self.outlet.send(SubscriptionRefused(channel, kind, refused.text, refused.code))
         if self.push is not None and not self.subscriptions and not self._queue:
             self.outlet.close(1008, "no channel to subscribe to: the app's backend allowed none")

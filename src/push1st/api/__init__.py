@@ -72,7 +72,7 @@ class Api:
             return self._about_server(request)
         endpoint = route.methods.get("GET" if request.method == "HEAD" else request.method)
         if endpoint is None:
-            return _wrong_method(request.method, route.methods)
+            return self._refuse(request, _wrong_method(request.method, route.methods))
         signed = has_params = bool(query)
         if query:
             signed = "auth_signature=" in query or "auth_key=" in query
@@ -106,11 +106,15 @@ class Api:
         endpoint = SERVER.get(_SLASHES.sub("/", request.path).rstrip("/"))
         if endpoint is None:
             if request.path.startswith(self._websockets) and request.method in ("GET", "HEAD"):
-                return _no_websocket()
+                return self._refuse(request, _no_websocket())
             raise Refused(404, f"nothing is at {request.path[:200]}")
         if request.method not in ("GET", "HEAD"):
-            return _wrong_method(request.method, ("GET",))
+            return self._refuse(request, _wrong_method(request.method, ("GET",)))
         return endpoint(self._node, request)
+
+    def _refuse(self, request: Request, response: Response) -> Response:
+        self._node.refusals.log_answer("request refused", response, method=request.method, path=request.path)
+        return response
 
     def _find(self, path: str) -> Route | None:
         path = _SLASHES.sub("/", path)  # where the base URL of a client ends in a slash

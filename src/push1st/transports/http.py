@@ -166,6 +166,7 @@ class HttpConnection(asyncio.Protocol):
         self._distrust = self._why_distrust({})
         if listener.whitelist and self._peer and not listener.whitelist.contains(self._peer):
             worker.node.metrics.cut_offs["whitelist"] += 1
+            self._log("connection closed", 403, "this address is not in api.whitelist")
             transport.abort()
             return
         socket = transport.get_extra_info("socket")
@@ -484,6 +485,10 @@ class HttpConnection(asyncio.Protocol):
         """Nothing more is read; the first reason is the one that is answered."""
         if self._refused is None:
             self._refused = error(status, text)
+            self._log("request refused", status, text)
+
+    def _log(self, event: str, code: int, reason: str, **where: str | None) -> None:
+        self._listener.worker.node.refusals.log(event, code, reason, **where, ip=self._peer)
 
     def _is_too_large(self, size: int) -> bool:
         """Whether the body is larger than the app that the request is about allows."""
@@ -522,30 +527,32 @@ class HttpConnection(asyncio.Protocol):
             soon = self._listener.worker.serve(request)
             response = soon if isinstance(soon, Response) else begin(soon)
         except Exception as wrong:
-            response = self._failure(wrong)
+            response = self._failure(wrong, request)
         if isinstance(response, Rest):
             self._busy = True
             self._deadline = NEVER
-            spawn(self._wait(response, keep, request.method == "HEAD"))
+            spawn(self._wait(response, keep, request))
         else:
             self._answer(response, keep, request.method == "HEAD")
 
-    def _failure(self, wrong: Exception) -> Response:
+    def _failure(self, wrong: Exception, request: Request | Visit) -> Response:
         """The answer to a request that was refused, or that uncovered a defect of ours."""
         worker = self._listener.worker
         if isinstance(wrong, Refused):
             worker.node.metrics.refusals[str(wrong.code)] += 1
+            path = request.path if isinstance(request, Request) else None
+            self._log("request refused", wrong.code, wrong.text, method=request.method, path=path)
             return error(wrong.code, wrong.text)
         worker.failed("request")
         return error(500, "internal error")
 
-    async def _wait(self, rest: Rest[Response], keep: bool, head: bool) -> None:
+    async def _wait(self, rest: Rest[Response], keep: bool, request: Request) -> None:
         """Answers a request that waits, then those behind it."""
         try:
             response = await rest
         except Exception as wrong:
-            response = self._failure(wrong)
-        self._done(response, keep, head)
+            response = self._failure(wrong, request)
+        self._done(response, keep, request.method == "HEAD")
 
     def _done(self, response: Response, keep: bool, head: bool = False) -> None:
         self._busy = False
@@ -573,21 +580,21 @@ class HttpConnection(asyncio.Protocol):
             found = self._listener.worker.fallbacks.visit(visit, self)
             begun = begin(found) if isinstance(found, Coroutine) else found
         except Exception as wrong:
-            begun = msgspec.structs.replace(self._failure(wrong), headers=FALLBACK_HEADERS)
+            begun = msgspec.structs.replace(self._failure(wrong, visit), headers=FALLBACK_HEADERS)
         if isinstance(begun, Rest):
             self._busy, self._deadline = True, NEVER
-            spawn(self._seek(begun, keep))
+            spawn(self._seek(begun, keep, visit))
         elif isinstance(begun, Response):
             self._answer(begun, keep, visit.method == "HEAD")
         else:
             self._hand_over(begun, keep)
 
-    async def _seek(self, rest: Rest[Found], keep: bool) -> None:
+    async def _seek(self, rest: Rest[Found], keep: bool, visit: Visit) -> None:
         """Waits for what becomes of a fallback's request, whose session may be on another worker."""
         try:
             found = await rest
         except Exception as wrong:
-            found = msgspec.structs.replace(self._failure(wrong), headers=FALLBACK_HEADERS)
+            found = msgspec.structs.replace(self._failure(wrong, visit), headers=FALLBACK_HEADERS)
         if isinstance(found, Response):
             self._done(found, keep)
             return
@@ -699,6 +706,7 @@ class HttpConnection(asyncio.Protocol):
             return None
         if not self._linger and (self._stage != IDLE or not self._started):
             self._listener.worker.node.metrics.cut_offs["slow-request"] += 1
+            self._log("request refused", 408, "the request took too long")
             self._answer(error(408, "the request took too long"), False)
             self.flush()
         elif not self._last and has_unread(self._transport):
@@ -773,5 +781,7 @@ class HttpConnection(asyncio.Protocol):
         if not self._address:
             worker.addresses.leave(address)
         self._last = True
+        where = {"path": handshake.path, "origin": handshake.visitor.origin, "ip": handshake.ip}
+        worker.node.refusals.log_answer("handshake refused", refusal, **where)
         self._answer(refusal, False)
         self.flush()

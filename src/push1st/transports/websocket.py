@@ -269,6 +269,8 @@ class WebSocketConnection(asyncio.Protocol):
     def _end(self, code: int, reason: str, announced: bool = True) -> None:
         """announced: whether the protocol's own frame about the end, if it has one, comes before the close frame."""
         self._closing = True
+        if self._session is not None:
+            self._session.log_end(code, reason)
         self._leave()
         if not self._transport.is_closing():
             notice = self.codec.reply(Ending(code, reason)) if announced else b""
@@ -419,6 +421,8 @@ def _open(
             return _refusal(status, end.reason)
     connection.take_over()
     if end is not None:
+        where = {"path": handshake.path, "origin": handshake.visitor.origin, "ip": handshake.ip}
+        worker.node.refusals.log("handshake refused", end.code, end.reason, **where)
         connection.close(end.code, end.reason)
     if rest:
         worker.arrived(connection, rest)
@@ -484,10 +488,19 @@ def _claims(worker: Worker, handshake: Handshake, app: App, token: str) -> auth.
         return None
     try:
         claims = auth.check_access_token(app.config.secret, app.config.id, token, worker.node.clock.wall() // 1_000_000_000)
-    except Refused:
+    except Refused as refused:
         worker.node.metrics.refusals["access-token"] += 1
+        _log_token(worker, handshake, app, refused.text)
         return None
-    return claims if claims.allows_origin(visitor.origin) else None
+    if claims.allows_origin(visitor.origin):
+        return claims
+    _log_token(worker, handshake, app, "the access token is for another origin")
+    return None
+
+
+def _log_token(worker: Worker, handshake: Handshake, app: App, reason: str) -> None:
+    where = {"app": app.config.id, "origin": handshake.visitor.origin, "ip": handshake.ip}
+    worker.node.refusals.log("access token refused", 401, reason, **where)
 
 
 def _refusal(status: int, text: str, headers: bytes = b"") -> Response:

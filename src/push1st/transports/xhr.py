@@ -171,12 +171,14 @@ class Fallbacks:
             try:
                 client = self._open(visit)
             except Disconnect as end:
-                return self._reject(end)
+                return self._reject(visit, end)
         return Stream(client, self._worker) if visit.road == "xhr_streaming" else client.poll(poll)
 
-    def _reject(self, end: Disconnect) -> Response:
+    def _reject(self, visit: Visit, end: Disconnect) -> Response:
         """The answer to a first request. After another status than 200, or without `o`, pusher-js retries at once."""
-        self._worker.node.metrics.refusals[str(end.code)] += 1
+        node = self._worker.node
+        node.metrics.refusals[str(end.code)] += 1
+        node.refusals.log("handshake refused", end.code, end.reason, key=visit.key, origin=visit.origin, ip=visit.ip)
         return Response(200, OPEN_FRAME + end_frames(end.code, end.reason), TYPE, HEADERS)
 
     # Sessions of other workers
@@ -188,7 +190,7 @@ class Fallbacks:
         except Refused as refused:
             if visit.road == "xhr_send" or refused.code != 503:
                 raise
-            return self._reject(Disconnect(4100, "The broker is away, reconnect later"))
+            return self._reject(visit, Disconnect(4100, "The broker is away, reconnect later"))
 
     async def _forward(self, visit: Visit, poll: Poll) -> "Found":
         node = self._worker.node
@@ -657,6 +659,8 @@ class XhrConnection:
         announced: whether an error frame comes before the close frame.
         """
         self.closing = True
+        if self._session is not None:
+            self._session.log_end(code, reason)
         self._leave()
         frames = end_frames(code, reason, announced)
         if self._stream is not None and self._room < 0:

@@ -1,0 +1,61 @@
+"""Refusals in the log: the words that a client or caller was answered with, and where they came from.
+
+Only at `log.level: debug`, so that the log of a server that works does not grow with what strangers send; otherwise a call
+here is one comparison. At most `MAX_LINES` a second, and the next line has the number of those that were left out. A secret
+that somebody sent in the place of a key is in the answer, and must not be in the log.
+"""
+
+import re
+from collections.abc import Callable, Iterable
+
+import msgspec
+
+from push1st import logs
+from push1st.limits import Bucket
+from push1st.messages import Response
+
+MAX_LINES = 20
+"""a second; more are left out and counted"""
+
+log = logs.get("push1st.refusals")
+
+
+class Refusals:
+    """Of one worker; off until `enable`."""
+
+    __slots__ = ("_bucket", "_clock", "_left_out", "_secrets", "enabled")
+
+    def __init__(self) -> None:
+        self.enabled = False
+
+    def enable(self, clock: Callable[[], float], secrets: Iterable[str]) -> None:
+        """From here on refusals are logged.
+
+        clock: in seconds, which do not go back. secrets: of all apps.
+        """
+        self.enabled = True
+        self._clock = clock
+        self._bucket = Bucket(MAX_LINES, clock())
+        self._left_out = 0
+        known = sorted({secret for secret in secrets if secret}, key=len, reverse=True)
+        self._secrets = re.compile("|".join(map(re.escape, known))) if known else None
+
+    def log(self, event: str, code: int, reason: str, **where: object) -> None:
+        """Logs a refusal. code and reason: the answer. where: fields of the line; those without a value are left out."""
+        if not self.enabled:
+            return
+        if not self._bucket.take(self._clock()):
+            self._left_out += 1
+            return
+        if self._left_out:
+            where["left_out"], self._left_out = self._left_out, 0
+        fields = {name: self._without_secrets(value) for name, value in where.items() if value}
+        log.debug(event, code=code, reason=self._without_secrets(reason), **fields)
+
+    def log_answer(self, event: str, response: Response, **where: object) -> None:
+        """Logs a refusal by its answer, whose body has the reason as JSON."""
+        if self.enabled:
+            self.log(event, int(response.status), msgspec.json.decode(response.body)["error"], **where)
+
+    def _without_secrets(self, value: object) -> object:
+        return self._secrets.sub(logs.MASK, value) if self._secrets is not None and isinstance(value, str) else value
