@@ -19,6 +19,7 @@ import push1st
 from push1st import configfile, logs, rundir, supervisor
 from push1st.config import AppConfig, Config, Listen, strictness
 from push1st.errors import ClientError, ConfigError, Refused
+from push1st.printable import printable, printable_lines
 
 DEMO_URL = "ws://127.0.0.1:6001"
 DEMO_API = "http://127.0.0.1:6002"
@@ -34,8 +35,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         code: int = options.run(options)
         sys.stdout.flush()
-    except (ConfigError, ClientError, Refused) as wrong:
-        print(wrong.text if isinstance(wrong, Refused) else wrong, file=sys.stderr)
+    except (ClientError, Refused) as wrong:
+        print(printable(wrong.text if isinstance(wrong, Refused) else str(wrong)), file=sys.stderr)
+        return 1
+    except ConfigError as wrong:
+        print(printable_lines(str(wrong)), file=sys.stderr)
         return 1
     except KeyboardInterrupt:
         return 130
@@ -170,13 +174,14 @@ def _serve(options: argparse.Namespace) -> int:
     config = load()
     logs.setup(config.log.format, config.log.level, sys.stderr)
     log = logs.get("push1st.server")
+    log.info("starting", version=push1st.__version__, python=sys.version.split()[0], config=options.config or "the demo")
     for warning in config.warnings:
         log.warning(warning)
     count = supervisor.wanted(config)
 
     def started(config: Config, connections: int) -> None:
         if config.demo and config.log.format == "text" and config.server.listen and config.api.listen:
-            print(_demo_text(config), flush=True)
+            print(printable_lines(_demo_text(config)), flush=True)
         for line in _listening(config):
             log.info(line)
         log.info("ready", apps=len(config.apps), workers=count, connections_possible=connections)
@@ -214,7 +219,7 @@ def _reload(options: argparse.Namespace) -> int:
         # One that has begun before it was asked may have read the configuration of before.
         if now.ended > before.begun:
             for problem in now.problems:
-                print(f"push1st reload: {problem}", file=sys.stderr)
+                print(f"push1st reload: {printable(problem)}", file=sys.stderr)
             if now.problems:
                 return 1
             print(f"reloaded: {now.workers} worker{'s' * (now.workers != 1)}")
@@ -236,14 +241,14 @@ def _check(options: argparse.Namespace) -> int:
     lines = [*_listening(config), *_spread(config)]
     print(f"{options.config}: good")
     for line in lines:
-        print(f"  {line}")
+        print(f"  {printable(line)}")
     for app in config.apps:
         state = "" if app.enable else "  (disabled)"
-        print(f"  app {app.id}  key {app.key}  channels {', '.join(sorted(app.channels))}{state}")
+        print(printable(f"  app {app.id}  key {app.key}  channels {', '.join(sorted(app.channels))}{state}"))
         for line in _backends(app):
-            print(f"    {line}")
+            print(f"    {printable(line)}")
     for note in (*config.warnings, *strictness(config), *_uncallable(config), *preflight.notes(config)):
-        print(f"  note: {note}")
+        print(f"  note: {printable(note)}")
     return 0
 
 
@@ -373,7 +378,7 @@ def _publish(options: argparse.Namespace) -> int:
     except ValueError:
         data = options.data
     channels = options.channel.split(",")
-    print(client.publish(options.api, options.app, options.key, options.secret, channels, options.event, data))
+    print(printable(client.publish(options.api, options.app, options.key, options.secret, channels, options.event, data)))
     return 0
 
 
@@ -381,10 +386,10 @@ def _subscribe(options: argparse.Namespace) -> int:
     from push1st import client
 
     def show(channel: str, event: str, data: str) -> None:
-        print(f"{channel}  {event}  {data}", flush=True)
+        print(*map(printable, (channel, event, data)), sep="  ", flush=True)
 
     def ready() -> None:
-        print(f"subscribed to {', '.join(options.channel)} (Ctrl-C ends)", file=sys.stderr, flush=True)
+        print(f"subscribed to {printable(', '.join(options.channel))} (Ctrl-C ends)", file=sys.stderr, flush=True)
 
     client.subscribe(options.url, options.key, options.secret, options.channel, show, ready, options.count)
     return 0

@@ -5,12 +5,14 @@ It speaks the signed HTTP API and the Pusher protocol as any backend and any bro
 
 import http.client
 import json
+import socket
+import ssl
 import time
 from collections.abc import Callable
 from typing import Any
-from urllib.parse import quote, urlencode, urlsplit
+from urllib.parse import SplitResult, quote, urlencode, urlsplit
 
-from websockets.exceptions import ConnectionClosed, InvalidHandshake
+from websockets.exceptions import ConnectionClosed, InvalidHandshake, InvalidStatus, InvalidURI
 from websockets.sync.client import ClientConnection, connect
 
 from push1st import auth
@@ -23,7 +25,7 @@ Show = Callable[[str, str, str], None]
 
 def publish(api: str, app: str, key: str, secret: str, channels: list[str], event: str, data: object) -> str:
     """Publishes an event and returns the server's answer; signed if there is a secret. Raises ClientError."""
-    url = urlsplit(api)
+    url = _address(api, ("http", "https"), "http://127.0.0.1:6002")
     path = f"{url.path.rstrip('/')}/apps/{quote(app, safe='')}/events"
     body = json.dumps({"name": event, "channels": channels, "data": data}).encode()
     target = path
@@ -34,9 +36,9 @@ def publish(api: str, app: str, key: str, secret: str, channels: list[str], even
     try:
         connection.request("POST", target, body, {"Content-Type": "application/json"})
         response = connection.getresponse()
-        answer = response.read().decode()
-    except (OSError, http.client.HTTPException) as wrong:
-        raise ClientError(f"no answer from {api}: {wrong}; is the server running?") from wrong
+        answer = response.read().decode("utf-8", "replace").strip()
+    except (OSError, http.client.HTTPException, UnicodeError) as wrong:
+        raise ClientError(f"no answer from {api}: {_why(wrong)}") from wrong
     finally:
         connection.close()
     if response.status != 200:
@@ -57,12 +59,13 @@ def subscribe(
 
     ready: called once all channels are subscribed to. Raises ClientError.
     """
+    _address(url, ("ws", "wss"), "ws://127.0.0.1:6001")
     missing = [name for name in channels if kind_of(name).needs_auth and not secret]
     if missing:
         raise ClientError(f"{missing[0]} needs the app's secret: give it with --secret")
     try:
-        with connect(f"{url.rstrip('/')}/app/{quote(key, safe='')}?protocol=7&client=push1st", open_timeout=10) as socket:
-            _listen(socket, key, secret, channels, show, ready, count)
+        with connect(f"{url.rstrip('/')}/app/{quote(key, safe='')}?protocol=7&client=push1st", open_timeout=10) as connection:
+            _listen(connection, key, secret, channels, show, ready, count)
     except ConnectionClosed as end:
         close = end.rcvd
         raise ClientError(
@@ -70,8 +73,39 @@ def subscribe(
         ) from end
     except BrokenPipeError:  # of standard output; a broken connection is a ConnectionClosed
         raise
-    except (OSError, InvalidHandshake) as wrong:
-        raise ClientError(f"no connection to {url}: {wrong}; is the server running?") from wrong
+    except (OSError, InvalidHandshake, InvalidURI, UnicodeError) as wrong:
+        raise ClientError(f"no connection to {url}: {_why(wrong)}") from wrong
+
+
+def _address(text: str, schemes: tuple[str, str], example: str) -> SplitResult:
+    """The parts of a server's address. Raises ClientError with what is wrong with it."""
+    try:
+        url = urlsplit(text)
+        if url.scheme in schemes and url.hostname and (url.port is None or url.port):
+            return url
+        wrong = f"it must begin with {schemes[0]}:// or {schemes[1]}://, and name a host"
+    except ValueError as exc:
+        wrong = str(exc)
+    raise ClientError(f"{text!r} is no address of a server: {wrong}, such as {example}")
+
+
+def _why(exc: Exception) -> str:
+    """Why a server was not reached, and what to look at."""
+    match exc:
+        case ssl.SSLCertVerificationError():
+            return f"its certificate is not trusted: {exc.verify_message}. SSL_CERT_FILE=FILE trusts the one in a PEM file"
+        case ssl.SSLError():
+            return f"no TLS is spoken there ({exc.reason}): try http:// or ws://, without the s"
+        case InvalidStatus():
+            return f"it answered with HTTP status {exc.response.status_code}: is the path right, and is it a Push1st?"
+        case TimeoutError():
+            return "it does not answer in time"
+        case socket.gaierror():
+            return f"its name cannot be resolved: {exc.strerror}"
+        case ConnectionRefusedError():
+            return f"{exc.strerror or exc}; is the server running?"
+        case _:
+            return f"{exc}; is it a Push1st that listens there, with or without TLS?"
 
 
 def _listen(
@@ -85,8 +119,12 @@ def _listen(
 ) -> None:
     waiting = set(channels)
     for text in socket:
-        frame: dict[str, Any] = json.loads(text)
-        event, channel, data = frame["event"], frame.get("channel", ""), frame.get("data", "")
+        try:
+            frame: dict[str, Any] = json.loads(text)
+            event, channel, data = frame["event"], frame.get("channel", ""), frame.get("data", "")
+        except (ValueError, KeyError, AttributeError, TypeError):
+            raise ClientError(f"the server does not speak Pusher's protocol: it sent {text[:100]!r}") from None
+        data = data if isinstance(data, str) else json.dumps(data)
         if event == "pusher:connection_established":
             for name in dict.fromkeys(channels):
                 socket.send(

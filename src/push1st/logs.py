@@ -19,6 +19,8 @@ from typing import Final, Literal, TextIO
 import structlog
 from structlog.typing import EventDict, FilteringBoundLogger, Processor, WrappedLogger
 
+from push1st.printable import printable, printable_lines
+
 MASK: Final = "***"
 """what stands in place of a secret"""
 DEPTH: Final = 8
@@ -38,7 +40,6 @@ _SECRET_TEXT = re.compile(
     """,
     re.VERBOSE | re.IGNORECASE | re.DOTALL,
 )
-_CONTROL = re.compile("[\x00-\x1f\x7f-\x9f\u2028\u2029\ud800-\udfff]")
 
 
 def setup(format: Literal["text", "json"], level: str, stream: TextIO, worker: int | None = None) -> None:
@@ -131,13 +132,8 @@ def escape_controls(_logger: WrappedLogger, _method: str, event: EventDict) -> E
     """
     for name, value in event.items():
         if isinstance(value, str):
-            lines = value.split("\n") if name in ("exception", "stack") else [value]
-            event[name] = "\n".join(_CONTROL.sub(_escaped, line) for line in lines)
+            event[name] = printable_lines(value) if name in ("exception", "stack") else printable(value)
     return event
-
-
-def _escaped(found: re.Match[str]) -> str:
-    return ascii(found[0])[1:-1]
 
 
 def _masked_items(items: Mapping[str, object], depth: int) -> dict[str, object]:

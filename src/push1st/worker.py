@@ -22,6 +22,7 @@ from push1st.control import Alive, Ask, Failed, Line, Order, Ready, Retire, Told
 from push1st.engine import shut_down
 from push1st.errors import ConfigError
 from push1st.listening import Door
+from push1st.printable import printable_lines
 from push1st.server import Server, raise_file_limit
 
 GATHER_SECONDS = 3
@@ -50,7 +51,7 @@ async def _work(end: socket.socket) -> int:
     try:
         await server.start()
     except ConfigError as wrong:
-        print(wrong, file=sys.stderr, flush=True)
+        print(printable_lines(str(wrong)), file=sys.stderr, flush=True)
         line.say(Failed(str(wrong)))
         os._exit(1)  # whatever is open is the kernel's to close
     line.say(Ready(server.worker.descriptors.possible))

@@ -13,7 +13,8 @@ from pathlib import Path
 
 import pytest
 
-from tests.clients.process import DEADLINE, ServerProcess, free_ports, program, wait_until
+from push1st import __version__ as push1st_version
+from tests.clients.process import DEADLINE, ServerProcess, free_ports, program, running, wait_until
 from tests.clients.raw_socket import raw_socket
 from tests.clients.signing import hmac_hex
 
@@ -77,6 +78,74 @@ def test_subscribe_says_which_channel_was_refused(server: ServerProcess, channel
 def test_publish_says_that_nobody_is_there() -> None:
     (port,) = free_ports(1)
     assert push1st("publish", "--api", f"http://127.0.0.1:{port}", "c", "e", code=1).stderr
+
+
+@pytest.mark.parametrize("url", ["127.0.0.1:6001", "http://127.0.0.1:6001", "ws://127.0.0.1:99999", "ws://", "ws://[::1", ""])
+def test_subscribe_says_what_is_wrong_with_an_address(url: str) -> None:
+    (line,) = push1st("subscribe", "--url", url, "c", code=1).stderr.splitlines()
+    assert re.fullmatch(r"'.*' is no address of a server: .+, such as ws://127\.0\.0\.1:6001", line)
+    assert "is the server running" not in line
+
+
+@pytest.mark.parametrize("api", ["127.0.0.1:6002", "localhost:6002", "ws://127.0.0.1:6002", "http://127.0.0.1:99999", "http://"])
+def test_publish_says_what_is_wrong_with_an_address(api: str) -> None:
+    (line,) = push1st("publish", "--api", api, "c", "e", code=1).stderr.splitlines()
+    assert re.fullmatch(r"'.*' is no address of a server: .+, such as http://127\.0\.0\.1:6002", line)
+
+
+def test_a_certificate_that_is_not_trusted_is_said_to_be_so() -> None:
+    tls = {"enable": True}
+    with running({"server": {"ssl": tls, "drain": 0}, "api": {"ssl": tls}}) as server:
+        for command in (
+            ("subscribe", "--url", server.ws.replace("ws:", "wss:"), "c"),
+            ("publish", "--api", server.api.replace("http:", "https:"), "c", "e"),
+        ):
+            (line,) = push1st(*command, code=1).stderr.splitlines()
+            assert "its certificate is not trusted: self" in line
+            assert "SSL_CERT_FILE" in line
+            assert "is the server running" not in line
+
+
+def test_subscribe_says_that_something_else_answers(server: ServerProcess) -> None:
+    (line,) = push1st("subscribe", "--url", f"{server.ws}/nowhere", "c", code=1).stderr.splitlines()
+    assert "it answered with HTTP status 404" in line
+
+
+EVIL = "\x1b]0;title\x07\x1b[2J\nforged\r\u202e\u2066\x9b"
+
+
+def test_what_comes_from_outside_is_shown_with_escapes(server: ServerProcess, channel: str) -> None:
+    with subscribing(server, "--count", "1", channel) as subscriber:
+        answer = server.post("/apps/app-test/events", {"name": f"e{EVIL}", "channels": [channel], "data": EVIL})
+        assert answer.status == 200, answer
+        assert subscriber.stdout is not None
+        shown = subscriber.stdout.read()
+    escapes = r"\x1b]0;title\x07\x1b[2J\nforged\r\u202e\u2066\x9b"
+    assert shown == f"{channel}  e{escapes}  {escapes}\n"
+
+
+def test_the_answer_of_a_server_is_shown_with_escapes() -> None:
+    with socket.create_server(("127.0.0.1", 0)) as other:
+        call = [*PUSH1ST, "publish", "--api", f"http://127.0.0.1:{other.getsockname()[1]}", "c", "e"]
+        for status, stream in ((200, "stdout"), (500, "stderr")):
+            with subprocess.Popen(call, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
+                other.settimeout(DEADLINE)
+                connection, _ = other.accept()
+                with connection:
+                    body = EVIL.encode()
+                    connection.sendall(b"HTTP/1.1 %d X\r\nContent-Length: %d\r\n\r\n%b" % (status, len(body), body))
+                    said = dict(zip(("stdout", "stderr"), process.communicate(timeout=DEADLINE), strict=True))
+            assert r"\x1b]0;title\x07\x1b[2J\nforged\r\u202e\u2066\x9b" in said[stream]
+            assert said[stream].count("\n") == 1
+
+
+def test_check_shows_what_files_contain_with_escapes(tmp_path: Path) -> None:
+    (tmp_path / "server.yml").write_text("credentials: [ apps.yml ]\n")
+    key = json.dumps(f"k{EVIL}")
+    (tmp_path / "apps.yml").write_text(f"shop: {{ key: {key}, secret: a-long-random-secret-of-at-least-32-bytes }}\n")
+    done = subprocess.run([*PUSH1ST, "check", "-c", str(tmp_path / "server.yml")], capture_output=True, text=True, timeout=30)
+    assert [char for char in done.stdout + done.stderr if char != "\n" and not char.isprintable()] == []
+    assert not [line for line in (done.stdout + done.stderr).split("\n") if line.startswith("forged")]
 
 
 def test_publish_says_that_somebody_else_is_there() -> None:
@@ -199,6 +268,11 @@ def test_check_refuses_an_unknown_key_and_says_where(tmp_path: Path) -> None:
     failed = push1st("check", "-c", str(tmp_path / "server.yml"), code=1)
     assert "listen" in failed.stderr
     assert "server.yml:3" in failed.stderr
+
+
+def test_the_first_line_of_the_log_is_the_version_that_runs(server: ServerProcess) -> None:
+    first = (server.folder / "stderr").read_text().splitlines()[0]
+    assert re.search(rf"starting .* config=\S*server\.yml python=3\.\S+ version={re.escape(push1st_version)}$", first), first
 
 
 def test_serve_refuses_a_port_that_is_taken(server: ServerProcess, tmp_path: Path) -> None:

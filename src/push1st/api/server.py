@@ -3,12 +3,14 @@
 Metrics are for trusted callers: they name apps.
 """
 
+import platform
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 
 import msgspec
 from prometheus_client import CollectorRegistry, generate_latest
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
 
+import push1st
 from push1st.errors import Refused
 from push1st.messages import API, Request, Response
 from push1st.metrics import ASKED, CUT_OFFS, HOOK_ATTEMPTS, HOOK_EVENTS, REFUSALS, STATUSES, SUPERVISOR, Family
@@ -79,6 +81,9 @@ class _Collected:
 
     def collect(self) -> Iterator[Metric]:
         node, count = self._node, self._node.metrics
+        build = GaugeMetricFamily("push1st_build_info", "the version that runs: always 1", labels=("version", "python"))
+        build.add_metric((push1st.__version__, platform.python_version()), 1)
+        yield build
         yield _gauge("connections", "open connections", "protocol", dict.fromkeys(PROTOCOLS, 0) | count.connections)
         yield _counter("connections_opened", "connections accepted", "protocol", count.opened, PROTOCOLS)
         yield _counter("events_in", "events published, by the road they came", "road", count.events_in, (API, *PROTOCOLS))

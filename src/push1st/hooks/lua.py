@@ -15,6 +15,7 @@ from push1st.hooks import Target
 from push1st.hooks.child import ASK, Called, serve
 from push1st.hooks.events import Triggered
 from push1st.hooks.processes import Processes
+from push1st.printable import printable
 
 MOST_MEMORY = 64 << 20
 
@@ -47,6 +48,11 @@ class Lua(Processes):
         super().__init__("push1st.hooks.lua", target)
 
 
+def _write(line: str) -> None:
+    """What the script prints, with what it puts between by tabs. It may be what a client sent, and goes where the log goes."""
+    print("\t".join(map(printable, line.split("\t"))), flush=True)
+
+
 def load(place: str, folder: str) -> Called:
     """The script's `OnTrigger`, to be called with what frames hold."""
     try:
@@ -66,7 +72,7 @@ def load(place: str, folder: str) -> Called:
         attribute_filter=refuse,
         max_memory=MOST_MEMORY,
     )
-    lua.execute(SANDBOX, lambda line: print(line, flush=True))
+    lua.execute(SANDBOX, _write)
     lua.execute(source.decode())
     function = lua.globals().OnTrigger
     if function is None:

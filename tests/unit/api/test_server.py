@@ -1,8 +1,11 @@
 """About the server itself: health, readiness, metrics."""
 
+import platform
+
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
+import push1st
 from push1st.messages import Request, Subscribe
 
 
@@ -57,6 +60,12 @@ def test_metrics_are_prometheus_text(caller):
     assert samples["push1st_app_subscriptions", "app-test"] == 1
     assert samples["push1st_pending_bytes",] > 0
     assert all(name.startswith("push1st_") for name, *_ in samples)
+
+
+def test_the_version_that_runs_is_a_metric(caller):
+    text = caller.respond(Request("GET", "/metrics", "", b"", "", 0)).body.decode()
+    python = platform.python_version()
+    assert f'push1st_build_info{{python="{python}",version="{push1st.__version__}"}} 1.0' in text
 
 
 @pytest.mark.parametrize(
