@@ -124,6 +124,7 @@ def _listen(
             event, channel, data = frame["event"], frame.get("channel", ""), frame.get("data", "")
         except (ValueError, KeyError, AttributeError, TypeError):
             raise ClientError(f"the server does not speak Pusher's protocol: it sent {text[:100]!r}") from None
+        code = data.get("code") if event == "pusher:error" and isinstance(data, dict) else None
         data = data if isinstance(data, str) else json.dumps(data)
         if event == "pusher:connection_established":
             for name in dict.fromkeys(channels):
@@ -134,7 +135,7 @@ def _listen(
             waiting.discard(channel)
             if not waiting:
                 ready()
-        elif event == "pusher:error" and 4000 <= (data["code"] or 0) < 4300:
+        elif isinstance(code, int) and 4000 <= code < 4300:
             continue  # the close frame that follows says the same
         elif event in ("pusher:error", "pusher:subscription_error"):
             raise ClientError(f"the server refused {channel}: {data}" if channel else f"the server said: {data}")
