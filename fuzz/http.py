@@ -43,6 +43,9 @@ SEEDS = [
     b"POST /apps/app-test/events HTTP/1.1\r\nHost: localhost\r\nTransfer-Encoding: chunked\r\n\r\n%x\r\n%b\r\n0\r\nT: x\r\n\r\n"
     % (len(EVENT), EVENT),
     b"POST /apps/app-test/events?auth_key=a HTTP/1.1\r\nHost: h\r\nExpect: 100-continue\r\nContent-Length: 2\r\n\r\n{}",
+    b"POST /apps/app-test/events HTTP/1.1\r\nHost: h\r\nTransfer-Encoding: gzip, chunked\r\n\r\n0\r\n\r\n",
+    b"POST /apps/app-test/events HTTP/1.1\r\nHost: h\r\nContent-Encoding: br\r\nExpect: maybe\r\nContent-Length: 1\r\n\r\n\x1f",
+    b"POST /apps/app-test/events HTTP/1.1\r\nHost: h\r\nContent-Length: %d\r\n\r\n\xef\xbb\xbf%b" % (len(EVENT) + 3, EVENT),
     b"HEAD /health HTTP/1.1\r\nHost: localhost\r\nX-Forwarded-For: 1.2.3.4, 127.0.0.1\r\nOrigin: null\r\n\r\n",
     b'GET /metrics HTTP/1.1\r\nHost: push1st.internal\r\nForwarded: for="[2001::1]:80";by=x, for=10.0.0.2:1\r\nVia: p\r\n\r\n',
     b"GET /metrics HTTP/1.1\r\nHost: evil.example\r\nX-Forwarded-For: [::9]:443, 127.0.0.1:9\r\nX-Real-IP: 1.2.3.4\r\n\r\n",

@@ -5,6 +5,7 @@ The commands are those of the page, with the port replaced.
 
 import contextlib
 import datetime as dt
+import gzip
 import ipaddress
 import json
 import shlex
@@ -262,6 +263,19 @@ def test_an_event_over_the_payload_limit_is_413(server: ServerProcess, channel: 
 )
 def test_an_app_s_own_limit_binds(server: ServerProcess, body: dict[str, Any], status: int) -> None:
     assert server.post("/apps/app-small/events", body).status == status
+
+
+def test_a_byte_order_mark_is_no_part_of_the_body(server: ServerProcess, channel: str) -> None:
+    """Editors of Windows write one; the signature is made over it."""
+    body = b"\xef\xbb\xbf" + json.dumps({"name": "e", "channel": channel, "data": "ж"}).encode()
+    assert server.post("/apps/app-test/events", body).status == 200
+    assert server.signed("POST", "/apps/app-test/events", body).status == 200
+
+
+def test_a_compressed_body_is_415(server: ServerProcess, channel: str) -> None:
+    body = gzip.compress(json.dumps({"name": "e", "channel": channel, "data": "x"}).encode())
+    answer = server.post("/apps/app-test/events", body, headers={"Content-Encoding": "gzip"})
+    assert (answer.status, answer.headers["Accept-Encoding"]) == (415, "identity")
 
 
 # -- tokens

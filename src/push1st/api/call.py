@@ -1,5 +1,6 @@
 """What an endpoint gets, and how it reads and answers."""
 
+from codecs import BOM_UTF8
 from collections.abc import Callable
 from typing import TypeVar
 from urllib.parse import parse_qsl
@@ -31,7 +32,7 @@ class Call(msgspec.Struct, frozen=True, gc=False):
     has_params: bool
 
     def body(self, decoder: msgspec.json.Decoder[T]) -> T:
-        """The request's body. Raises Refused(400) when it is not what the decoder takes."""
+        """The request's body, without a byte order mark. Raises Refused(400) when it is not what the decoder takes."""
         body = self.request.body
         if not body.isascii():
             try:
@@ -41,7 +42,7 @@ class Call(msgspec.Struct, frozen=True, gc=False):
         try:
             return decoder.decode(body)
         except (msgspec.DecodeError, RecursionError):
-            return self.decode(decoder, body)
+            return self.decode(decoder, body.removeprefix(BOM_UTF8))  # RFC 8259 §8.1
 
     def decode(self, decoder: msgspec.json.Decoder[T], text: bytes) -> T:
         """JSON that a caller sent. Raises Refused(400) when it is not what the decoder takes."""

@@ -57,6 +57,7 @@ _NEEDED = frozenset(
     (
         b"authorization",
         b"connection",
+        b"content-encoding",
         b"content-length",
         b"cookie",
         b"expect",
@@ -413,8 +414,14 @@ class HttpConnection(asyncio.Protocol):
             self._length = int(headers[b"content-length"])
             if self._is_too_large(self._length):
                 self._too_large()
-        expects = headers.get(b"expect", b"").lower() == b"100-continue" and version == "1.1"  # RFC 9110 §10.1.1
-        if expects and self._refused is None and not self._busy:
+        if headers.get(b"transfer-encoding", b"chunked").lower() != b"chunked":  # RFC 9112 §6.1
+            self._refuse(501, "chunked is the only transfer coding that is understood")
+        if headers.get(b"content-encoding", b"identity").lower() not in (b"identity", b""):  # RFC 9110 §15.5.16
+            self._refuse(415, "a body is sent as it is, not compressed", b"Accept-Encoding: identity\r\n")
+        expect = headers.get(b"expect", b"").lower() if version == "1.1" else b""  # RFC 9110 §10.1.1
+        if expect not in (b"100-continue", b""):
+            self._refuse(417, "100-continue is the only expectation that is understood")
+        if expect and self._refused is None and not self._busy:
             self.flush()
             self._transport.write(b"HTTP/1.1 100 Continue\r\n\r\n")
 
@@ -481,10 +488,10 @@ class HttpConnection(asyncio.Protocol):
     def _is_head(self) -> bool:
         return self._stage != HEAD and self._parser.get_method() == b"HEAD"
 
-    def _refuse(self, status: int, text: str) -> None:
+    def _refuse(self, status: int, text: str, headers: bytes = b"") -> None:
         """Nothing more is read; the first reason is the one that is answered."""
         if self._refused is None:
-            self._refused = error(status, text)
+            self._refused = error(status, text, headers)
             self._log("request refused", status, text)
 
     def _log(self, event: str, code: int, reason: str, **where: str | None) -> None:

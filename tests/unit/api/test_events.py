@@ -260,7 +260,8 @@ BODIES = {
     "deep data": b'{"name":"e","channel":"c","data":' + b"[" * 100_000 + b"]" * 100_000 + b"}",
     "deep nonsense": b"[" * 100_000,
     "two objects": b'{"name":"e","channel":"c","data":1}{}',
-    "a byte order mark": b'\xef\xbb\xbf{"name":"e","channel":"c","data":1}',
+    "two byte order marks": b'\xef\xbb\xbf\xef\xbb\xbf{"name":"e","channel":"c","data":1}',
+    "UTF-16": '{"name":"e","channel":"c","data":1}'.encode("utf-16"),
 }
 
 
@@ -272,6 +273,12 @@ def test_half_a_surrogate_pair_is_published_as_the_replacement_character(caller,
     body = rb'{"batch":[{"name":"e\ude00","channel":"c","data":"\ud83d"}]}'
     assert caller.post("batch_events", body, key=key)[0] == 200
     assert [(one[1], json.loads(one[2])) for one in caller.sent] == [("e", {"a": "\ufffd"}), ("e\ufffd", "\ufffd")]
+
+
+@pytest.mark.parametrize("key", [True, False])
+def test_a_byte_order_mark_is_ignored(caller, key):
+    assert caller.post("events", b'\xef\xbb\xbf{"name":"e","channel":"c","data":"\xd0\xb6"}', key)[0] == 200
+    assert caller.sent[0][2] == '"ж"'.encode()
 
 
 @pytest.mark.parametrize("body", BODIES.values(), ids=BODIES.keys())

@@ -993,6 +993,44 @@ async def test_a_trusted_address_behind_a_proxy_is_not_trusted_on_a_client_liste
     assert served.last.distrust
 
 
+# What is not understood
+
+
+@pytest.mark.parametrize(
+    ("headers", "status"),
+    [
+        (["Content-Encoding: gzip"], 415),
+        (["Content-Encoding: br, gzip"], 415),
+        (["Content-Encoding: identity"], 200),
+        (["Content-Encoding:"], 200),
+        (["Expect: 200-maybe"], 417),
+        (["Expect: 100-continue, 200-maybe"], 417),
+        (["Expect: 100-Continue"], 200),
+        (["Expect:"], 200),
+    ],
+)
+async def test_a_coding_or_expectation_that_is_not_understood_is_refused(site, served, headers, status):
+    transport = await site.ask(request("POST", "/x", "body", *headers))
+    *_, answer = answers(transport.data)
+    assert answer.status == status
+    assert len(served.requests) == (status == 200)
+    if status == 415:
+        assert answer.headers["accept-encoding"] == "identity"
+
+
+@pytest.mark.parametrize(("coding", "status"), [("gzip, chunked", 501), ("Chunked", 200), ("gzip", 501), ("chunked, gzip", 400)])
+async def test_a_transfer_coding_that_is_not_understood_is_refused(site, served, coding, status):
+    body = b"4\r\nbody\r\n0\r\n\r\n"
+    transport = await site.ask(request("POST", "/x", None, f"Transfer-Encoding: {coding}") + body + request("GET", "/y"))
+    assert statuses(transport.data)[0] == status
+    assert [one.path for one in served.requests] == (["/x", "/y"] if status == 200 else [])
+
+
+async def test_of_http_1_0_nothing_is_expected(site):
+    transport = await site.ask(request("POST", "/x", "body", "Expect: 200-maybe", version="1.0"))
+    assert statuses(transport.data) == [200]
+
+
 # Upgrades
 
 APP_PATH = "/app/app-key?protocol=7"
