@@ -112,7 +112,8 @@ async def settled(valkey: Valkey, *places: Place) -> None:
     base = places[0].shards[0].base
     await until(lambda: all(place.connected for place in places) and valkey.ask("GET", f"{base}:epoch") != b"$-1\r\n")
     await until(lambda: valkey.ask("EXISTS", f"{base}:recovering", f"{base}:held", f"{base}:gone") == b":0\r\n")
-    await until(lambda: not any(place.shards[0]._ledger.unsure for place in places if place.shards[0]._ledger.there is not None))
+    ledgers = [place.shards[0]._ledger for place in places]
+    await until(lambda: all(one.compared_at is None for one in ledgers if one.there is not None))
 
 
 async def test_a_member_that_returns_while_the_broker_loses_its_state_causes_no_edge_whichever_node_notices_first() -> None:
@@ -149,6 +150,17 @@ async def test_a_fact_that_is_lost_with_the_brokers_state_is_made_up_for(returns
         other.shards[0].beat()
         right = THERE | {("c", None)} if returns else set()
         await until(lambda: backend.there == right, lambda: backend.there)
+
+
+async def test_facts_that_a_replica_lacks_are_made_up_for() -> None:
+    async with backed() as (valkey, backend, reader, other, _):
+        assert reader.shards[0]._reader is not None
+        stand_still(reader)
+        await reader.shards[0]._reader.stop()
+        await on(other, "c")
+        valkey.ask("XTRIM", f"{other.shards[0].base}:facts", "MAXLEN", "0")
+        reader.drop()
+        await until(lambda: backend.there == THERE | {("c", None)}, lambda: backend.there)
 
 
 async def test_a_member_that_returns_by_another_node_while_the_reader_dies_causes_no_edge() -> None:

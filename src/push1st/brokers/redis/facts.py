@@ -11,7 +11,7 @@ of what hooks believe to be there, and hands on only what changes it. A node tha
 roster: who is there, and who left and is still held back, but for what the facts that were not read yet have changed. After
 the server lost its state the node with the ledger goes on reading, and when all nodes have announced their entries it compares
 the ledger with the roster in the same way: so what the server forgot (who was held back, facts that nobody had read) is made
-up for.
+up for. The same is done after a new connection, since a replica that took a master's place may lack some of the last facts.
 """
 
 import asyncio
@@ -52,18 +52,18 @@ class Ledger:
     """What hooks believe to be there of a shard, by the settled edges that were handed on up to a place. It outlives readers.
 
     there: fields as those of a node's entries (`scripts`); None: this node does not know. place: the last fact that was
-    handed on. unsure: the server lost its state, or a node announces its entries again, so it is to be compared.
+    handed on. compared_at: when it is to be compared with the roster, on the loop's clock: the server may have lost facts, or all
+    its state, and then nodes announce their entries again; None: it need not be.
     """
 
     def __init__(self) -> None:
         self.there: set[str] | None = None
         self.place = NOWHERE
-        self.unsure = False
+        self.compared_at: float | None = None
 
     def state_lost(self) -> None:
         """The places of facts begin again."""
         self.place = NOWHERE
-        self.unsure = True
 
     def forget(self) -> None:
         """Another node hands on facts."""
@@ -143,9 +143,10 @@ class Reader:
         """Finds the place where to go on, and makes the ledger, unless this node has it."""
         ledger = self._ledger
         noted = await _answer(link, "GET", f"{self._stream}:read") or NOWHERE
-        if ledger.there is None or (_order(ledger.place) < _order(noted) and not ledger.unsure):
-            ledger.there = await self._truth(link, noted)
-        ledger.place = max(ledger.place, noted, key=_order)
+        place = max(ledger.place, noted, key=_order)
+        if ledger.there is None:
+            ledger.there = await self._truth(link, place)
+        ledger.place = place
 
     async def _more(self, link: Link, wait: bool = True) -> bool:
         """Reads some facts, if there are any; returns whether that is still this node's to do."""
@@ -156,8 +157,8 @@ class Reader:
         if recovering is None:
             return False
         if recovering:
-            ledger.unsure = True
-        elif ledger.unsure and not await self._compare(link):
+            ledger.compared_at = 0
+        elif (at := ledger.compared_at) is not None and at <= asyncio.get_running_loop().time() and not await self._compare(link):
             return False
         if not found:
             return wait
@@ -231,7 +232,7 @@ class Reader:
         if recovering is None:
             return False
         if not recovering:
-            ledger.unsure = False
+            ledger.compared_at = None
             there = ledger.there or set()
             now = time.time_ns()
             for field in sorted(there - truth, reverse=True):  # members leave before their channel is empty

@@ -276,6 +276,8 @@ class Shard:
             self._state_lost = True
             await self._stop_reading()
             self._ledger.state_lost()
+        if self._epoch:
+            self._ledger.compared_at = self._loop.time() + RECOVERY_SECONDS
         self._epoch = epoch.decode()
         topics = sorted(self._topics)
         for at in range(0, len(topics), TOPICS):
@@ -422,13 +424,13 @@ class Shard:
         if self._unsure and self.link is not None:
             self._unsure = False
             spawn(self._mend_all(self.link))
+        if term != self._term + 1:  # another node has handed on facts since
+            self._ledger.forget()
         self._term = term
         if term and (self._reader is None or self._reader.ended):
             self._reader = self._read()
-        elif not term:
-            self._ledger.forget()
-            if self._reader is not None and not self._reader.ended:
-                self._loop.create_task(self._reader.stop())
+        elif not term and self._reader is not None and not self._reader.ended:
+            self._loop.create_task(self._reader.stop())
         for node in dead:
             log.warning("a node is gone", node=node.decode())
             self._remove(node.decode(), (FIRST, ()))

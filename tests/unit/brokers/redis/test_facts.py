@@ -72,9 +72,9 @@ def entry(kind: Happening, way: str, user: str = "") -> list[bytes]:
     return [one.encode() for pair in values.items() for one in pair]
 
 
-def ledger(*there: str, unsure: bool = False) -> Ledger:
+def ledger(*there: str, compared_at: float | None = None) -> Ledger:
     made = Ledger()
-    made.there, made.unsure = set(there), unsure
+    made.there, made.compared_at = set(there), compared_at
     return made
 
 
@@ -117,7 +117,7 @@ def scan(*fields: str) -> list[Any]:
 
 
 async def test_a_ledger_is_compared_with_the_roster_when_all_nodes_have_announced_their_entries() -> None:
-    had = ledger("c/app/a", "c/app/b", "c/app/presence-c", "m/app/presence-c\nu", "m/app/presence-c\nv", unsure=True)
+    had = ledger("c/app/a", "c/app/b", "c/app/presence-c", "m/app/presence-c\nu", "m/app/presence-c\nv", compared_at=0)
     unread = [[b"9-1", entry("occupied", "s")], [b"9-2", entry("vacated", "s")], [b"9-3", ENTRY]]
     answers: dict[str, Any] = {
         "HSCAN": [scan("b", "d", "presence-c"), scan("m/app/presence-c\nw"), scan("c/other/x", "u/app/u")],
@@ -134,10 +134,16 @@ async def test_a_ledger_is_compared_with_the_roster_when_all_nodes_have_announce
         ("settled", "member-added", "x"),
     ]
     assert [one.channel for one in happened if isinstance(one, Fact) and one.user_id is None] == ["a", "d"]
-    assert not had.unsure
+    assert had.compared_at is None
+
+
+async def test_a_ledger_is_not_compared_before_its_time() -> None:
+    had = ledger("c/app/a", compared_at=asyncio.get_running_loop().time() + 10)
+    going_on, happened, _ = await read((1, 0), entries=(), ledger=had)
+    assert (going_on, facts(happened)) == (True, [])
 
 
 async def test_a_ledger_is_not_compared_while_nodes_announce_their_entries() -> None:
     had = ledger("c/app/a")
     going_on, happened, _ = await read((1, 500), entries=(), ledger=had)
-    assert (going_on, facts(happened), had.unsure) == (True, [], True)
+    assert (going_on, facts(happened), had.compared_at) == (True, [], 0)
