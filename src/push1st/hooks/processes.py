@@ -108,12 +108,16 @@ class Processes:
     async def _start(self) -> None:
         target = self._target
         place = target.url.partition("://")[2]
-        child = await asyncio.create_subprocess_exec(
-            *(sys.executable, "-m", self._module, target.app, place, str(target.timeout), target.folder),
-            stdin=asyncio.subprocess.PIPE,
-            stdout=asyncio.subprocess.PIPE,
-            start_new_session=True,  # Ctrl-C is for the server, which ends its children
-        )
+        try:
+            child = await asyncio.create_subprocess_exec(
+                *(sys.executable, "-m", self._module, target.app, place, str(target.timeout), target.folder),
+                stdin=asyncio.subprocess.PIPE,
+                stdout=asyncio.subprocess.PIPE,
+                start_new_session=True,  # Ctrl-C is for the server, which ends its children
+            )
+        except OSError as exc:  # such as no descriptors left
+            log.error("hook cannot be started", endpoint=self._name, reason=exc.strerror)
+            raise NotDelivered("crashed", f"cannot be started: {exc.strerror}") from None
         self._children.add(child)
         try:
             async with asyncio.timeout(START_SECONDS):

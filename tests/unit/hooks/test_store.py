@@ -4,10 +4,9 @@ import asyncio
 import fcntl
 import json
 import os
-import resource
 import tempfile
 from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import AbstractContextManager
 from pathlib import Path
 
 import msgspec
@@ -15,8 +14,8 @@ import pytest
 
 from push1st.hooks.store import DEAD_LETTERS, Saved, Store
 from tests.unit.fakes import turns
+from tests.unit.hooks.faults import full, read_only, without_descriptors
 
-NOBODY = 65534
 LINES = [Saved("endpoint", (f"c{number}",), (msgspec.Raw(b'"event"'),)) for number in range(3)]
 
 
@@ -25,46 +24,6 @@ def folder() -> Iterator[Path]:
     """One that any user can reach, other than pytest's."""
     with tempfile.TemporaryDirectory(prefix="hooks-") as name:
         yield Path(name)
-
-
-@contextmanager
-def without_descriptors() -> Iterator[None]:
-    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    free = os.open(os.devnull, os.O_RDONLY)
-    os.close(free)
-    resource.setrlimit(resource.RLIMIT_NOFILE, (free, hard))
-    try:
-        yield
-    finally:
-        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
-
-
-@contextmanager
-def full() -> Iterator[None]:
-    """No file can be larger than 100 bytes."""
-    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (100, hard))
-    try:
-        yield
-    finally:
-        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
-
-
-@contextmanager
-def read_only(folder: Path) -> Iterator[None]:
-    """Also for root, to which permissions do not matter."""
-    folder.chmod(0o555)
-    user = os.geteuid()
-    if user == 0:
-        for path in folder.iterdir():
-            os.chown(path, NOBODY, -1)
-        os.seteuid(NOBODY)
-    try:
-        yield
-    finally:
-        if user == 0:
-            os.seteuid(0)
-        folder.chmod(0o755)
 
 
 def taken(one: Store) -> list[Saved]:
