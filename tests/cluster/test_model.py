@@ -73,6 +73,7 @@ class World:
     async def open(self) -> None:
         self.places = [await Place(self.url).send_edges_to(self.backend).open() for _ in range(NODES)]
         self.clients = [self.places[n % NODES].client() for n in range(CLIENTS)]
+        await until(lambda: any(place.shards[0]._ledger.there is not None for place in self.places))
 
     async def step(self, what: str, *args: Any) -> None:
         match what, *args:

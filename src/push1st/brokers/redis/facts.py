@@ -154,7 +154,7 @@ class Reader:
         block = ("BLOCK", BLOCK_MS) if wait else ()
         found = await _answer(link, "XREAD", "COUNT", FACTS, *block, "STREAMS", self._stream, ledger.place)
         recovering = await self._note(link)
-        if recovering is None:
+        if recovering is None or ledger.there is None:
             return False
         if recovering:
             ledger.compared_at = 0
@@ -228,12 +228,11 @@ class Reader:
         """Hands on the edges that hooks missed; returns whether that was still this node's to do."""
         ledger = self._ledger
         truth = await self._truth(link, ledger.place)
-        recovering = await self._note(link)
-        if recovering is None:
+        recovering, there = await self._note(link), ledger.there
+        if recovering is None or there is None:
             return False
         if not recovering:
             ledger.compared_at = None
-            there = ledger.there or set()
             now = time.time_ns()
             for field in sorted(there - truth, reverse=True):  # members leave before their channel is empty
                 self._happened(_edge(field, False, now, "settled"))

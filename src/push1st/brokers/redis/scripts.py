@@ -24,7 +24,7 @@ All keys of a shard are in one hash slot, behind its base (`prefix:{number}`), w
     BASE:facts        stream: what happened, for hooks; over MOST_FACTS the oldest are lost
     BASE:facts:read   the last of them that was read
     BASE:reader       the node that reads them, there while it is alive
-    BASE:term         grows with each of that node's heartbeats, and with each other node that reads them
+    BASE:term         a number that grows with each of that node's heartbeats, and that node: the last one, if none is alive
     BASE:t:APP/CHANNEL  the channel's topic
 
 Every change names the node's own number (its subscriptions, whether it has the user), never a difference: so a step
@@ -207,6 +207,7 @@ BEAT = _script(
 -- node, milliseconds of the lease, whether it may read the facts (-1: no; its term, if it has the ledger of the node that
 -- reads them; or 0), the server
 -- While nodes announce their entries again the node that read the facts before goes on: only that one has the ledger.
+-- Returns among the rest the term if this node reads the facts, negative if its ledger, if any, is not the newest; or 0.
 redis.call('PEXPIRE', base .. ':lease:' .. node, ARGV[2])
 if redis.call('GET', base .. ':lease:' .. node) ~= ARGV[4] then
   redis.call('SET', base .. ':lease:' .. node, ARGV[4], 'PX', ARGV[2])
@@ -218,11 +219,14 @@ end
 local left = redis.call('PTTL', base .. ':recovering')
 local reads, ledger = 0, tonumber(ARGV[3])
 if ledger >= 0 then
-  local reader, term = redis.call('GET', base .. ':reader'), tonumber(redis.call('GET', base .. ':term') or '0')
-  if reader == node or ledger > term or (not reader and left <= 0) then
+  local reader = redis.call('GET', base .. ':reader')
+  local term, last = string.match(redis.call('GET', base .. ':term') or '0 ', '^(%d+) (.*)$')
+  local stands = last == node or ledger > tonumber(term)
+  if reader == node or ledger > tonumber(term) or (not reader and (left <= 0 or (stands and ledger > 0))) then
     redis.call('SET', base .. ':reader', node, 'PX', ARGV[2])
     reads = math.max(ledger, term) + 1
-    redis.call('SET', base .. ':term', reads)
+    redis.call('SET', base .. ':term', reads .. ' ' .. node)
+    if not stands then reads = -reads end
   end
 end
 local gone = left <= 0 and redis.call('EXISTS', base .. ':gone:order') or 0

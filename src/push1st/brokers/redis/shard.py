@@ -424,9 +424,9 @@ class Shard:
         if self._unsure and self.link is not None:
             self._unsure = False
             spawn(self._mend_all(self.link))
-        if term != self._term + 1:  # another node has handed on facts since
+        if term <= 0:  # another node has handed on facts since
             self._ledger.forget()
-        self._term = term
+        self._term = abs(term)
         if term and (self._reader is None or self._reader.ended):
             self._reader = self._read()
         elif not term and self._reader is not None and not self._reader.ended:

@@ -36,18 +36,18 @@ async def read(
     *leases: tuple[int, int],
     seconds: float = 10,
     entries: tuple[list[bytes], ...] = (ENTRY,),
-    ledger: Ledger | None = None,
+    there: Ledger | None = None,
     **answers: Any,
 ) -> tuple[bool, list[Any], bytes]:
     """Whether to go on, what happened, and the place at last."""
     happened: list[Any] = []
-    ledger = ledger or Ledger()
+    there = there or ledger()
     reader = Reader(
-        *(parse("redis://localhost"), "0", "node", "base", lambda _: ("READ",), seconds), ledger, ["app"], happened.append
+        *(parse("redis://localhost"), "0", "node", "base", lambda _: ("READ",), seconds), there, ["app"], happened.append
     )
     await reader.stop()
     link: Any = Link(happened, list(entries), list(leases), **answers)
-    return await reader._more(link), happened, ledger.place
+    return await reader._more(link), happened, there.place
 
 
 async def test_a_place_is_noted_in_the_turn_in_which_facts_are_handed_on() -> None:
@@ -61,6 +61,10 @@ async def test_what_another_node_reads_is_not_handed_on(seconds: float, lease: i
 
 async def test_a_reader_that_finds_its_lease_gone_with_its_note_ends() -> None:
     assert await read((1, 0), (0, 0)) == (False, ["XREAD", NOWHERE, FACT, b"5-1", "flush"], b"5-1")
+
+
+async def test_a_reader_without_a_ledger_hands_nothing_on() -> None:
+    assert await read((1, 0), there=Ledger()) == (False, ["XREAD", NOWHERE], NOWHERE)
 
 
 # The ledger
@@ -83,7 +87,7 @@ def facts(happened: list[Any]) -> list[tuple[str, str, str | None]]:
 
 
 async def handed_on(*entries: list[bytes], ledger: Ledger) -> list[tuple[str, str, str | None]]:
-    _, happened, _ = await read((1, 0), (1, 0), entries=entries, ledger=ledger)
+    _, happened, _ = await read((1, 0), (1, 0), entries=entries, there=ledger)
     return facts(happened)
 
 
@@ -124,7 +128,7 @@ async def test_a_ledger_is_compared_with_the_roster_when_all_nodes_have_announce
         "HKEYS": [[b"v", b"x"]],
         "XRANGE": [unread, []],
     }
-    going_on, happened, _ = await read((1, 0), (1, 0), entries=(), ledger=had, **answers)
+    going_on, happened, _ = await read((1, 0), (1, 0), entries=(), there=had, **answers)
     assert going_on
     assert facts(happened) == [
         ("settled", "member-removed", "u"),
@@ -139,11 +143,11 @@ async def test_a_ledger_is_compared_with_the_roster_when_all_nodes_have_announce
 
 async def test_a_ledger_is_not_compared_before_its_time() -> None:
     had = ledger("c/app/a", compared_at=asyncio.get_running_loop().time() + 10)
-    going_on, happened, _ = await read((1, 0), entries=(), ledger=had)
+    going_on, happened, _ = await read((1, 0), entries=(), there=had)
     assert (going_on, facts(happened)) == (True, [])
 
 
 async def test_a_ledger_is_not_compared_while_nodes_announce_their_entries() -> None:
     had = ledger("c/app/a")
-    going_on, happened, _ = await read((1, 500), entries=(), ledger=had)
+    going_on, happened, _ = await read((1, 500), entries=(), there=had)
     assert (going_on, facts(happened), had.compared_at) == (True, [], 0)
