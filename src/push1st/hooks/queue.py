@@ -4,9 +4,9 @@ Pure: the time is an argument, and it sends nothing. A delivery holds the channe
 what is behind it on those channels stays behind it; other channels go past. While an endpoint fails, deliveries are not
 begun beyond its concurrency but for one a second, so that one that is down is not knocked at by everything that waits.
 
-Each event has a source, the connection that caused it. When the queue is full, an event that comes takes the place of the
-newest one of the source that has most of the queue, if its own source has less: one client that publishes without end
-loses its own events, and nobody else's. While there is room a source may have all of it.
+The source of an event is the connection that caused it. When the queue is full, the source that has the largest part of it
+loses its newest event to an event of a source that has less. So a client that publishes without end loses its own events,
+and those of others are queued. While there is room, one source may use all of it.
 """
 
 import heapq
@@ -32,7 +32,7 @@ def wait(attempts: int) -> float:
 
 
 class Source:
-    """What a connection has in the queue. part: of its events and its bytes, added up. waiting: oldest first."""
+    """The events of one connection. part: its parts of the queue's events and bytes, added up. waiting: oldest first."""
 
     __slots__ = ("name", "part", "waiting")
 
@@ -43,7 +43,7 @@ class Source:
 
 
 class Entry:
-    """An event that waits; b"" when it had to give way. source: None of one that has none."""
+    """An event that waits; b"" after it gave way. source: None where no connection caused it."""
 
     __slots__ = ("event", "source")
 
@@ -114,7 +114,10 @@ class Queue:
         return not self.events
 
     def put(self, channel: str, event: bytes, source: str = "") -> bool:
-        """Whether there was room, or some was made: see `gave_way`. source: "" of an event that no connection caused."""
+        """Queues an event; returns whether there was room, or other events gave way (`gave_way`).
+
+        source: the connection that caused it, or "".
+        """
         size = len(event) + OVERHEAD
         if not self._fits(size) and not self._make_room(size, source):
             return False
@@ -150,7 +153,7 @@ class Queue:
         return source
 
     def _forget(self, entry: Entry) -> None:
-        """An event is not its source's any more: it gave way, or is in a delivery."""
+        """Takes an event off its source, because it gave way or is in a delivery."""
         source = entry.source
         if source is None:
             return
@@ -162,7 +165,7 @@ class Queue:
             del self._sources[source.name]
 
     def _make_room(self, size: int, name: str) -> bool:
-        """Has the source with most of the queue give way, if it has more than this one would have."""
+        """Drops events of the source with the largest part, while that is larger than this source's would be."""
         own = self._sources.get(name)
         part = self._part(size) + (0.0 if own is None else own.part)
         while not self._fits(size):
@@ -212,7 +215,7 @@ class Queue:
         return self._failing and len(self._under_way) + len(self._retries) >= self._concurrency
 
     def _is_half_tried(self) -> bool:
-        """Whether half of the queue is in deliveries, of an endpoint that fails: the other half is for what can give way."""
+        """Whether half of the queue is in deliveries of a failing endpoint: these cannot give way, so no more are begun."""
         return self._failing and (2 * self._tried_events >= self._most_events or 2 * self._tried_bytes >= self._most_bytes)
 
     def _begin(self) -> Delivery:

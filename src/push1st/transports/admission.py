@@ -44,7 +44,7 @@ def admit(worker: "Worker", protocol: ProtocolConfig, key: str, origin: str | No
 
 
 def capacity_error(crowded: Crowded) -> str:
-    """What a client is told that there is no room for."""
+    """Returns the close reason for a client that there is no room for."""
     if crowded == "address":
         return "Over capacity: this address has most of the connections that this server may have"
     return "Over capacity: this server has all the connections that it has file descriptors for"

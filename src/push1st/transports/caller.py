@@ -165,10 +165,9 @@ def visitor_ip(peer: str, headers: Headers, proxies: Networks) -> str:
 
 
 def shared_address(ip: str) -> str:
-    """The name under which a bound per address counts a client: its IPv4 address, or the /64 network of its IPv6 address.
+    """Returns the name under which bounds per address count a client: its IPv4 address, or the /64 network of its IPv6 address.
 
-    An IPv6 client has a whole network to choose from. "" stands for those without such a bound: loopback, Unix sockets,
-    and clients whose address is not known.
+    An IPv6 client can choose from a whole network. "" has no bound: loopback, Unix sockets, and unknown addresses.
     """
     return _shared_address(ip) if len(ip) <= 64 else ""  # no address is that long, but a forwarded header may be
 

@@ -1,11 +1,11 @@
-"""Which connections there are file descriptors for.
+"""Divides the file descriptors of the process between clients, the API and the process itself.
 
-The kernel gives the lowest free number to a new descriptor (POSIX open(2)), so the number of an accepted connection says
-how many are in use, by whatever part of the process. Clients stop `SPARE` numbers below the limit. The next quarter of
-these is for clients that are answered and sent away, so that `/health` works and a refusal has words; two further quarters
-are for the API's listeners, and the last one for the process itself: its broker, its hooks, its files.
+A new descriptor has the lowest number that is free (POSIX open(2)). So the number of an accepted connection shows how many
+descriptors are in use, by any part of the process. Clients are served up to `SPARE` numbers below the limit. The first
+quarter of these is for clients that are answered and then closed: `/health` works, and a rejected client gets a reason. The
+API's listeners may use three quarters. The last quarter is for the process itself: its broker, its hooks, its files.
 
-The limit is read each time: `prlimit` changes it while the process runs.
+The limit is read each time, because `prlimit` can change it while the process runs.
 """
 
 import os
@@ -14,21 +14,21 @@ from collections.abc import Callable
 from typing import Literal
 
 SPARE = 64
-"""descriptors below the limit that clients leave alone, or half of all there are if that is less"""
+"""descriptors below the limit that are not for clients; half of those that the process has, where these are few"""
 UNLIMITED = 1 << 20
-"""a limit that some systems call infinite"""
+"""the number used for a limit that is infinite"""
 
 Room = Literal["serve", "answer", "none"]
 
 
 def file_limit() -> int:
-    """How many descriptors the process may open."""
+    """Returns the number of descriptors that the process may have."""
     soft, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
     return UNLIMITED if soft == resource.RLIM_INFINITY else soft
 
 
 def lowest_free() -> int:
-    """The number of the next descriptor; the limit when there is none."""
+    """Returns the number of the next descriptor; the limit when none is free."""
     try:
         number = os.open(os.devnull, os.O_RDONLY | os.O_CLOEXEC)
     except OSError:
@@ -48,7 +48,7 @@ class Descriptors:
         self.count_own()
 
     def count_own(self) -> None:
-        """Counts what is open as the process's own: to be called when it listens, and has no connections yet."""
+        """Counts the open descriptors as the process's own. Call it when the process listens and has no connections yet."""
         self._own = self._lowest()
 
     def _spare(self, limit: int) -> int:
@@ -56,12 +56,15 @@ class Descriptors:
 
     @property
     def possible(self) -> int:
-        """How many clients may be connected."""
+        """The number of clients that can be connected."""
         limit = self._limit()
         return max(0, limit - self._own - self._spare(limit))
 
     def room(self, number: int, api: bool) -> Room:
-        """What becomes of a connection with this number. api: whether it came to a listener of the API."""
+        """Returns the room for a connection.
+
+        number: its descriptor. api: whether it came to a listener of the API.
+        """
         limit = self._limit()
         spare = self._spare(limit)
         if number < limit - (spare // 4 if api else spare):
@@ -69,5 +72,8 @@ class Descriptors:
         return "answer" if not api and number < limit - spare + spare // 4 else "none"
 
     def has_room_for_last(self, api: bool) -> bool:
-        """Whether the connection that was just accepted may begin TLS. Its number is below the lowest that is still free."""
+        """Returns whether the connection that was accepted last may begin TLS.
+
+        Its descriptor is not known yet, but is below the lowest that is still free.
+        """
         return self.room(self._lowest() - 1, api) != "none"

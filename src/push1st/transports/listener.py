@@ -99,11 +99,11 @@ class Worker:
             self.node.fanout.turn()
 
     def shared_address(self, ip: str) -> str:
-        """By what bounds per address count a client: "" of a known proxy, behind which are clients that are not known."""
+        """Returns the name under which bounds per address count a client; "" for a known proxy, which has none."""
         return "" if self.config.server.proxies.contains(ip) else shared_address(ip)
 
     def refuse_crowded(self, why: Crowded, ip: str = "") -> None:
-        """Counts a client that there is no room for; logs the first of a kind, then at most one line a minute."""
+        """Counts a client that is rejected for lack of room. Logs the first of each kind, then at most one line a minute."""
         self.node.metrics.cut_offs["crowded"] += 1
         times = self._full[why].times(self.node.clock.monotonic())
         if times and why == "server":
@@ -123,7 +123,7 @@ class Worker:
         return max(protocol.max_payload, 2 * limits.payload + 4096)
 
     def most_body(self, path: str) -> int:
-        """Bytes a request's body may have: of a request about an app, a full batch of that app, JSON-escaped."""
+        """Returns the bytes that a request's body may have: where the path names an app, a full batch of it, JSON-escaped."""
         path = _SLASHES.sub("/", path)
         app = None
         for base in self._api_paths:
@@ -140,8 +140,8 @@ class Listener:
     """One listening address. trusting: whether unsigned calls are considered at all; whitelist: empty means everybody.
 
     Whitelists are about addresses: who may open a Unix socket is said by its folder's and its own permissions.
-    crowded: why it has no room for clients: then they are answered, and become no WebSockets. `crowds`: the same listener
-    for these, by the reason.
+    crowded: the reason why its connections are only answered, and become no WebSockets. `crowds`: the listeners for such
+    connections, by reason.
     """
 
     def __init__(

@@ -1,10 +1,9 @@
-"""A bounded number of places, of which no app and no address takes all.
+"""Bounds per app and per address, below the bound of a worker.
 
-What is bounded for a worker alone is used up by one stranger for everybody. So an app has three quarters of the places at
-most, and an address half of them: an office or a proxy is one address too. A bound is looked at when somebody comes. It
-never takes a place away.
+A bound of the worker alone lets one client use up the worker for all others. The bounds here are generous, since an office
+or a proxy is one address too. They are checked when a client connects, and never end what is established.
 
-Pure: it counts names, and knows nothing of what a place is.
+Pure: this module counts names, and does not know what is counted.
 """
 
 from collections import Counter
@@ -17,7 +16,10 @@ Bound = Literal["worker", "app", "address"]
 
 
 class Places:
-    """bound: of the worker. `taken`: how many places are taken."""
+    """A bounded number of places: an app has three quarters of them at most, an address half.
+
+    bound: the number of places. `taken`: the number that is in use.
+    """
 
     __slots__ = ("_addresses", "_apps", "_bounds", "taken")
 
@@ -28,9 +30,9 @@ class Places:
         self.taken = 0
 
     def full(self, app: str, address: str) -> tuple[Bound, int] | None:
-        """The bound that leaves no place to a further one, and how many it allows; None where there is a place.
+        """Returns the bound that is reached, and its number; None where there is a place.
 
-        address: "" is bound by its app and the worker only.
+        address: "" has no bound per address.
         """
         taken: dict[Bound, int] = {
             "address": self._addresses[address] if address else 0,
@@ -53,12 +55,13 @@ class Places:
 
 
 class Addresses:
-    """The connections of each address, of which one has seven eighths of a worker's at most. possible: how many there may be.
+    """Counts connections by address: an address has seven eighths of a worker's connections at most.
 
-    A few more are answered and sent away. A connection that is counted is left alone.
+    possible: the number of connections that the worker can have.
     """
 
     ANSWERED = 16
+    """connections over the bound that are answered before they are closed"""
 
     def __init__(self, possible: Callable[[], int]) -> None:
         self._possible = possible
@@ -66,11 +69,14 @@ class Addresses:
 
     @property
     def most(self) -> int:
-        """How many an address may have."""
+        """The number of connections that an address may have."""
         return max(1, self._possible() * 7 // 8)
 
     def enter(self, address: str) -> Room:
-        """What becomes of a further connection; but for "none" it counts until `leave`. address: "" is not counted."""
+        """Returns the room for one more connection, which counts until `leave`, unless the result is "none".
+
+        address: "" has no bound, and is not counted.
+        """
         if not address:
             return "serve"
         count, most = self._counts[address], self.most
@@ -85,7 +91,7 @@ class Addresses:
 
 
 def _less(counts: Counter[str], name: str) -> None:
-    """The table has no more entries than there are places taken."""
+    """Subtracts one; a name without a count leaves the table."""
     counts[name] -= 1
     if not counts[name]:
         del counts[name]
