@@ -441,6 +441,18 @@ async def test_counts_of_many_channels_leave_turns_to_others(monkeypatch):
     assert len(numbers(outlet)) == 100
 
 
+# Questions between workers
+
+
+def test_a_question_for_a_listener_that_is_gone_is_not_answered(world):
+    """The broker may still bring it while the topic is being released."""
+    listener = node.Listener(lambda question: b"here: " + question, lambda _: None)
+    done(world.node.listen(world.app, "#xhr-1", listener))
+    assert done(world.node.ask(world.app, "#xhr-1", b"who?")) == [b"here: who?"]
+    done(world.node.unlisten(world.app, "#xhr-1"))
+    assert done(world.node.ask(world.app, "#xhr-1", b"who?")) == []
+
+
 # Lists
 
 
