@@ -1,0 +1,46 @@
+"""What is held for clients that are about to subscribe; sessions' tests have the rest."""
+
+import pytest
+
+from push1st.held import HELD_SECONDS, MAX_HELD, MAX_HELD_BYTES, Held
+from push1st.messages import Message
+from tests.unit.fakes import World
+
+CHANNEL = "#server-to-user-u"
+
+
+@pytest.fixture
+def clients():
+    world = World()
+    return [world.session()[0] for _ in range(3)]
+
+
+def event(data: bytes = b"1", **more) -> Message:
+    return Message("app", CHANNEL, "e", data, 1, 2, **more)
+
+
+def test_clients_are_due_in_the_order_they_came(clients):
+    held = Held(lambda *_: None)
+    for at, client in enumerate(clients):
+        held.add(client, CHANNEL, at)
+    held.add(clients[0], CHANNEL, 100)
+    assert held.due(HELD_SECONDS - 0.1) == []
+    assert held.due(HELD_SECONDS + 1) == clients[:2]
+    assert [held.deliver(client) for client in clients] == [CHANNEL] * 3
+    assert (len(held), CHANNEL in held, held.drop(clients[0]), held.deliver(clients[0])) == (0, False, "", "")
+
+
+def test_what_is_held_stays_within_both_bounds(clients):
+    sent: list[bytes] = []
+    held = Held(lambda _, frame: sent.append(frame))
+    held.add(clients[0], CHANNEL, 0)
+    total = 0
+    for size in (*range(0, 20_000, 97), *[1] * 300):
+        held.receive(event(b'"' + b"x" * size + b'"'), 3)
+        total += 1
+        (hold,) = held._channels[CHANNEL].values()
+        assert len(hold.frames) <= MAX_HELD
+        assert sum(map(len, hold.frames)) == hold.size <= MAX_HELD_BYTES
+        assert len(sent) + len(hold.frames) == total
+    held.deliver(clients[0])
+    assert len(sent) == total
