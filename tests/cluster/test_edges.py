@@ -145,7 +145,7 @@ def ask(server: ServerProcess, command: str) -> None:
 # Workers are replaced
 
 
-@pytest.mark.parametrize("saved", [True, False], ids=["with a folder", "without a folder"])
+@pytest.mark.parametrize("saved", [True, pytest.param(False, marks=pytest.mark.long)], ids=["with a folder", "without a folder"])
 def test_a_reload_causes_no_webhook_of_members_who_return(receiver: Receiver, tmp_path: Path, saved: bool) -> None:
     config = {"hooks": {"folder": str(tmp_path)}} if saved else {}
     with machine(config=merged(config, {"server": {"drain": 1}}), apps=app(receiver)) as server, members(20, server) as there:

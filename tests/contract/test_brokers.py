@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 
 from push1st.brokers import Broker, Facts, Occupancy, Quotas, Roster, Users
 from push1st.brokers.memory import Memory
+from push1st.brokers.redis import facts
 from push1st.eager import wait
 from push1st.errors import LimitReached
 from push1st.messages import MEMBER_ADDED, MEMBER_REMOVED, WATCHLIST_EVENTS, Fact, Member, Message, watch_topic
@@ -37,6 +38,13 @@ async def redis() -> AsyncIterator[Any]:
 @asynccontextmanager
 async def redis_cluster() -> AsyncIterator[Any]:
     yield Settled(redis_broker(cluster().url))
+
+
+@pytest.fixture(autouse=True)
+def at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Edges that leave are not held back for long."""
+    monkeypatch.setattr(facts, "HOLD_SECONDS", 0)
+    monkeypatch.setattr(facts, "BLOCK_MS", 50)
 
 
 Implementation = Callable[[], AbstractAsyncContextManager[Any]]
@@ -544,6 +552,13 @@ async def test_edges_of_members_are_reported_between_those_of_the_channel(implem
             ("vacated", None),
         ]
         assert [one.user_info for one in heard.happened] == [b"null", b'{"name":"Ann"}', b'{"name":"Ann"}', b"null"]
+
+
+async def test_an_edge_that_an_earlier_process_held_back_is_taken_up(implementation):
+    async with opened(implementation) as heard:
+        heard.facts.report(Fact("member-removed", A, ROOM, NOW, "1.1", "u1", b'{"name":"Ann"}', phase="held"))
+        await heard.have_happened(1)
+        assert [(one.kind, one.user_id, one.user_info) for one in heard.happened] == [("member-removed", "u1", b'{"name":"Ann"}')]
 
 
 async def test_a_member_that_is_refused_is_no_edge(implementation):

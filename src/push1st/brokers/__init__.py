@@ -116,7 +116,8 @@ class Roster(Protocol):
     """Who is where, for all workers together.
 
     Each change is one atomic step that also publishes the edge it causes to the channel, and reports it as a fact:
-    occupied, vacated, member-added, member-removed.
+    occupied, vacated, member-added, member-removed. Where there may be other workers it holds back for hooks the edges that
+    leave, since no worker lives as long as the broker: their `phase` says so.
     """
 
     async def join(self, app: str, channel: str, socket_id: str, member: Member | None, most: int) -> Joined:
@@ -172,4 +173,7 @@ class Facts(Protocol):
     """What happens, for hooks. The roster reports its edges itself."""
 
     def report(self, fact: Fact) -> None:
-        """Has `happened` called with the fact, once, on one worker of the cluster. Never waits."""
+        """Has `happened` called with the fact, once, on one worker of the cluster. Never waits.
+
+        An edge whose phase is `held` is taken up from an earlier process: it is held back again.
+        """
