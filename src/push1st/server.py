@@ -176,7 +176,7 @@ class Server:
             raise ConfigError(wrong.text) from None
         self._hooks.open(self._is_alone, broker.report)
         codecs = {name: load(PROTOCOLS, name)() for name in PROTOCOLS}
-        self._sweep = Sweep(clock.monotonic, lambda: _failed("sweep"), lambda: spawn(self.node.tick()))
+        self._sweep = Sweep(clock.monotonic, lambda: _failed("sweep"), self._each_second)
         self.worker = Worker(self.node, Api(self.node, config).serve, config, codecs, self._sweep, _failed)
         self._sweep.start()
         contexts = self._contexts()
@@ -186,6 +186,10 @@ class Server:
         gc.collect()
         gc.freeze()
         gc.set_threshold(*GC_THRESHOLD)
+
+    def _each_second(self) -> None:
+        spawn(self.node.tick())
+        self.worker.check_descriptors()
 
     def _broker(self) -> Any:
         """Broker, roster, users and facts in one."""

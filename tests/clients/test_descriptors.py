@@ -141,4 +141,8 @@ def test_the_limit_may_be_lowered_and_raised_meanwhile(stack: contextlib.ExitSta
         server.assert_alive()
         resource.prlimit(server.process.pid, resource.RLIMIT_NOFILE, (min(FILES, hard), hard))
         assert crowd(server, 50, stack) == {0: 50}
+        resource.prlimit(server.process.pid, resource.RLIMIT_NOFILE, (60, hard))
+        wait_until(lambda: "no file descriptors are left" in server.output, "it is logged")
+        resource.prlimit(server.process.pid, resource.RLIMIT_NOFILE, (min(FILES, hard), hard))
+        server.assert_alive()
         stack.close()

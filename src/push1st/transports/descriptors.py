@@ -60,6 +60,11 @@ class Descriptors:
         limit = self._limit()
         return max(0, limit - self._own - self._spare(limit))
 
+    @property
+    def exhausted(self) -> bool:
+        """Whether no descriptor is left, not even for the process itself."""
+        return self._lowest() >= self._limit()
+
     def room(self, number: int, api: bool) -> Room:
         """Returns the room for a connection.
 

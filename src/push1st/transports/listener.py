@@ -35,6 +35,8 @@ CROWDED_SECONDS = 2
 
 _SLASHES = re.compile("//+")
 
+FILES_HINT = "raise the limit of open files (ulimit -n, LimitNOFILE= of a unit), or add workers or machines"
+
 log = logs.get("push1st.transports")
 
 
@@ -63,6 +65,7 @@ class Worker:
         self.open: set[Open] = set()
         self.descriptors = Descriptors()
         self.addresses = Addresses(lambda: self.descriptors.possible)
+        self._exhausted = logs.Seldom()
         self._full = {why: logs.Seldom() for why in get_args(Crowded)}
         self.heads: dict[bytes, int] = {}
         """the bytes of headers seen before that say nothing but a request's length, and that length"""
@@ -111,12 +114,20 @@ class Worker:
                 "no file descriptors for more clients",
                 connections_possible=self.descriptors.possible,
                 refused=times,
-                hint="raise the limit of open files (ulimit -n, LimitNOFILE= of a unit), or add workers or machines",
+                hint=FILES_HINT,
             )
         elif times:
             log.warning(
                 "too many connections of one address", address=ip, most=self.addresses.most, refused=times, hint=PROXY_HINT
             )
+
+    def check_descriptors(self) -> None:
+        """Logs that no descriptor is left, at most once a minute: then the kernel refuses connections before they are seen here.
+
+        So it is when the limit is lowered below what is in use, or the whole machine has no more.
+        """
+        if self.descriptors.exhausted and self._exhausted.times(self.node.clock.monotonic()):
+            log.error("no file descriptors are left", hint=FILES_HINT)
 
     def most_message(self, protocol: ProtocolConfig, limits: Limits) -> int:
         """Bytes a WebSocket message may have: at least the largest event of the client's app, JSON-escaped."""

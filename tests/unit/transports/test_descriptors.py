@@ -55,6 +55,20 @@ def test_the_limit_may_change_meanwhile():
     assert descriptors.room(LAST, api=False) == "none"
 
 
+def test_that_none_is_left_is_logged_once_a_minute():
+    limits = [LIMIT]
+    site = Site()
+    site.worker.descriptors = Descriptors(lambda: limits[0], lambda: OWN)
+    with capture_logs() as logged:
+        site.worker.check_descriptors()
+        assert logged == []
+        limits[0] = OWN
+        for _ in range(90):
+            site.worker.check_descriptors()
+            site.clock.advance(1)
+    assert [line["event"] for line in logged] == ["no file descriptors are left"] * 2
+
+
 def test_the_limit_of_this_process_is_known_and_the_next_number():
     assert file_limit() > lowest_free() > 2
 
