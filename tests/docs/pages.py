@@ -15,8 +15,8 @@ its language in the opening fence, where Markdown shows it to nobody:
     ```… fragment                a part of a configuration: checked inside a whole one
     ```… not-run                 not run; docs/README.md says why
 
-Ports of the demo, 6001 and 6002, are replaced by free ones, and paths of a whole machine by paths in the folder. Commands
-that change the machine, or need what is not there, have stand-ins: `STAND_INS`.
+Ports of the demo, 6001 and 6002, and of backends, 5000 to 5004, are replaced by free ones, and paths of a whole machine by
+paths in the folder. Commands that change the machine, or need what is not there, have stand-ins: `STAND_INS`.
 """
 
 import contextlib
@@ -182,8 +182,9 @@ class Story:
 
     def __init__(self) -> None:
         self.folder = Path(tempfile.mkdtemp(prefix="p1-"))  # short: the path of a Unix socket has at most 107 bytes
-        self.ws_port, self.api_port, proxy, backend = free_ports(4)
-        self.ports = {"6001": self.ws_port, "8080": self.ws_port, "6002": self.api_port, "8443": proxy, "5000": backend}
+        self.ws_port, self.api_port, proxy, *backends = free_ports(8)
+        self.ports = {"6001": self.ws_port, "8080": self.ws_port, "6002": self.api_port, "8443": proxy}
+        self.ports |= {str(5000 + number): port for number, port in enumerate(backends)}
         self.background: list[Background] = []
         self.printed = ""
         self.configurations: list[Path] = []
