@@ -4,7 +4,7 @@ import contextlib
 import json
 import re
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 from urllib.parse import quote
 
@@ -526,3 +526,39 @@ def test_a_large_message_arrives_whole_within_the_payload_limit(
     data = "x" * 10_000
     server.publish(channel, "big", data)
     assert socket.expect("big", channel) == data
+
+
+# -- behind a proxy
+
+
+@pytest.fixture(scope="module")
+def proxied() -> Iterator[ServerProcess]:
+    """A server that believes this machine's word on who the client is, and accepts clients of two networks only."""
+    whitelist = ["203.0.113.0/24", "2001:db8::/32"]
+    with running({"server": {"proxies": ["127.0.0.1"], "websocket": {"path": "/ws/", "whitelist": whitelist}}}) as server:
+        yield server
+
+
+@pytest.mark.parametrize(
+    ("headers", "ip"),
+    [
+        ({"X-Forwarded-For": "203.0.113.9"}, "203.0.113.9"),
+        ({"X-Forwarded-For": "203.0.113.9:51008"}, "203.0.113.9"),
+        ({"X-Forwarded-For": "198.51.100.1, 203.0.113.9:51008, 127.0.0.1"}, "203.0.113.9"),
+        ({"X-Forwarded-For": "[2001:db8::1]:443"}, "2001:db8::1"),
+        ({"Forwarded": 'for="[2001:db8::1]:443";proto=https'}, "2001:db8::1"),
+        ({"Forwarded": "proto=https; for=203.0.113.9:51008, for=127.0.0.1"}, "203.0.113.9"),
+    ],
+    ids=str,
+)
+def test_the_client_is_known_however_a_proxy_writes_its_address(
+    proxied: ServerProcess, channel: str, headers: dict[str, str], ip: str
+) -> None:
+    with raw_socket(proxied, channel, additional_headers=headers):
+        assert [one["ip"] for one in proxied.get(f"/apps/app-test/channels/{channel}").json["sessions"]] == [ip]
+
+
+@pytest.mark.parametrize("value", ["198.51.100.1:80", "unknown", "203.0.113.9.evil.example", "203.0.113.9, unknown", ""])
+def test_who_is_not_known_is_in_no_whitelist(proxied: ServerProcess, channel: str, value: str) -> None:
+    with pytest.raises(InvalidStatus, match="403"), raw_socket(proxied, channel, additional_headers={"X-Forwarded-For": value}):
+        pass
