@@ -19,19 +19,22 @@ _MOST_BYTES = 1 << 28
 class Order(msgspec.Struct, frozen=True, tag=True):
     """The first word to a worker: what it is to be.
 
-    config: packed. doors: role, address and file descriptor. engine: the socket of the embedded one, or "".
+    config: packed. doors: role, address and file descriptor. engine: the socket of the embedded one, or "". nodes: as in
+    `Workers`, where there is such an engine.
     """
 
     number: int
     config: bytes
     doors: list[tuple[Role, str, int]]
     engine: str
+    nodes: list[str]
 
 
 class Ready(msgspec.Struct, frozen=True, tag=True):
-    """A worker listens. connections: how many may be open."""
+    """A worker listens. connections: how many may be open. node: its name in the broker."""
 
     connections: int
+    node: str
 
 
 class Failed(msgspec.Struct, frozen=True, tag=True):
@@ -42,6 +45,12 @@ class Failed(msgspec.Struct, frozen=True, tag=True):
 
 class Retire(msgspec.Struct, frozen=True, tag=True):
     """Another worker has taken a worker's place."""
+
+
+class Workers(msgspec.Struct, frozen=True, tag=True):
+    """The workers that are alive, by their names in the broker: sent when that changes, and when the embedded engine is ready."""
+
+    nodes: list[str]
 
 
 class Ask(msgspec.Struct, frozen=True, tag=True):
@@ -62,7 +71,7 @@ class Alive(msgspec.Struct, frozen=True, tag=True):
     """Is the other there? It is."""
 
 
-Word = Order | Ready | Failed | Retire | Ask | Told | Alive
+Word = Order | Ready | Failed | Retire | Workers | Ask | Told | Alive
 _decoder = msgspec.msgpack.Decoder(Word)
 
 

@@ -14,6 +14,7 @@ import signal
 import socket
 import time
 from collections import deque
+from collections.abc import Callable
 from pathlib import Path
 
 from push1st import logs
@@ -43,9 +44,10 @@ log = logs.get("push1st.engine")
 
 
 class Engine:
-    """path: of its socket."""
+    """path: of its socket. ready: called whenever it works, after each start."""
 
-    def __init__(self, processes: Processes, program: str, path: Path) -> None:
+    def __init__(self, processes: Processes, program: str, path: Path, ready: Callable[[], None]) -> None:
+        self._ready = ready
         self._processes = processes
         self._program = program
         self.path = path
@@ -100,6 +102,7 @@ class Engine:
                 if not works:
                     said.clear()
                     log.info("engine ready", pid=process.pid)
+                    self._ready()
                 works, misses = True, 0
                 if not self._works.done():
                     self._works.set_result(None)

@@ -14,7 +14,7 @@ import socket
 import ssl
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from contextlib import suppress
 from typing import Any, TextIO
 
@@ -139,6 +139,10 @@ class Server:
         self._doors = doors
         self._places = [(door.socket.family, door.socket.getsockname()) for door in doors if door.address.scheme == "tcp"]
         self._siblings = siblings
+        self.name = secrets.token_hex(8)
+        """of its node in the broker"""
+        self._broker: Any = None
+        self._workers: Collection[str] | None = None
         self._servers: list[asyncio.AbstractServer] = []
         self._stop = asyncio.Event()
         self._now = asyncio.Event()
@@ -169,7 +173,9 @@ class Server:
             )
         except OSError as wrong:
             raise ConfigError(f"cannot keep hook events in {config.hooks.folder}: {wrong.strerror or wrong}") from wrong
-        broker = self._broker()
+        broker = self._broker = self._open_broker()
+        if self._workers is not None:
+            broker.workers(self._workers)
         try:
             await self.node.open(broker, broker, broker, broker, broker, self._hooks)
         except Refused as wrong:
@@ -191,7 +197,7 @@ class Server:
         spawn(self.node.tick())
         self.worker.check_descriptors()
 
-    def _broker(self) -> Any:
+    def _open_broker(self) -> Any:
         """Broker, roster, users and facts in one."""
         node, url = self.node, self.config.broker
         if not self.config.has_broker:
@@ -203,7 +209,7 @@ class Server:
         def numbered(number: int) -> None:
             node.worker = number
 
-        return load(BROKERS, "redis")(url, node.stamp, secrets.token_hex(8), node.metrics, lambda: hooked, numbered)
+        return load(BROKERS, "redis")(url, node.stamp, self.name, node.metrics, lambda: hooked, numbered)
 
     def _contexts(self) -> dict[Role, Context | None]:
         """The TLS of each role's listeners."""
@@ -252,6 +258,12 @@ class Server:
         except OSError as wrong:
             raise ConfigError(f"cannot listen on {door.address}: {wrong.strerror or wrong}") from wrong
         self._servers.append(server)
+
+    def workers(self, nodes: Collection[str]) -> None:
+        """All nodes on this machine's own engine, which is ready."""
+        self._workers = nodes
+        if self._broker is not None:
+            self._broker.workers(nodes)
 
     def stop(self) -> None:
         """Begins a graceful stop; the second call ends it at once."""

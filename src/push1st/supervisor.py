@@ -26,7 +26,7 @@ import msgspec
 
 from push1st import engine, logs
 from push1st.config import Config, Listen, Ssl
-from push1st.control import Alive, Ask, Failed, Line, Order, Ready, Retire, Told, pack
+from push1st.control import Alive, Ask, Failed, Line, Order, Ready, Retire, Told, Workers, pack
 from push1st.engine import Engine
 from push1st.errors import ConfigError
 from push1st.listening import (
@@ -119,13 +119,16 @@ def run(load: Load, config: Config, file: str | None, started: Started) -> None:
 
 
 class Worker:
-    """A worker's process, and the line to it."""
+    """A worker's process, and the line to it. on_engine: whether it uses the embedded engine."""
 
-    def __init__(self, number: int, process: Process, line: Line) -> None:
+    def __init__(self, number: int, process: Process, line: Line, on_engine: bool) -> None:
+        self.on_engine = on_engine
         self.number = number
         self.process = process
         self.line = line
         self.ready: asyncio.Future[int] = asyncio.get_running_loop().create_future()
+        self.node = ""
+        """its name in the broker, once it is ready"""
         self.asked: dict[int, asyncio.Future[Told]] = {}
         self.problem = ""
         """why it cannot start"""
@@ -333,13 +336,14 @@ class Supervisor:
         line = await Line.on(ours)
         taken = {worker.number for worker in self._workers}
         number = next(number for number in itertools.count() if number not in taken)
-        worker = Worker(number, process, line)
+        worker = Worker(number, process, line, _needs_engine(config))
         self._workers.add(worker)
         order = Order(
             number,
             pack(self._as_run(with_ports(config, doors))),
             [(door.role, str(door.address), door.socket.fileno()) for door in doors],
-            str(self._engine.path) if self._engine and _needs_engine(config) else "",
+            str(self._engine.path) if self._engine and worker.on_engine else "",
+            [one.node for one in self._on_engine()],
         )
         worker.line.say(order)
         self._spawn(self._listen(worker))
@@ -370,8 +374,10 @@ class Supervisor:
         while (word := await worker.line.heard()) is not None:
             worker.beats = 0
             match word:
-                case Ready(connections):
+                case Ready(connections, node):
+                    worker.node = node
                     worker.ready.set_result(connections)
+                    self._notify_workers()
                 case Failed(reason):
                     worker.problem = reason
                 case Ask(id, app):
@@ -393,6 +399,18 @@ class Supervisor:
             worker.beats += 1
             worker.line.say(Alive())
             await asyncio.wait((worker.process.ended,), timeout=BEAT_SECONDS)
+        self._notify_workers()
+
+    def _on_engine(self) -> list[Worker]:
+        """The workers on the embedded engine that are alive and may have clients."""
+        return [one for one in self._workers if one.on_engine and one.ready.done() and not one.process.ended.done()]
+
+    def _notify_workers(self) -> None:
+        """Sends the workers on the engine their names: they connect to it at once, and wait for no other before they publish."""
+        there = self._on_engine()
+        nodes = [worker.node for worker in there]
+        for worker in there:
+            worker.line.say(Workers(nodes))
 
     async def _gather(self, asking: Worker, id: int, app: str | None) -> None:
         """Tells a worker what the others have counted, or how an app's hooks do there."""
@@ -534,7 +552,8 @@ class Supervisor:
     # The engine
 
     async def _start_engine(self, config: Config) -> None:
-        self._engine = Engine(self._processes, engine.program(config.broker), self._folder / "engine.sock")
+        program, path = engine.program(config.broker), self._folder / "engine.sock"
+        self._engine = Engine(self._processes, program, path, self._notify_workers)
         self._spawn(self._engine.keep())
         await self._engine.working()
 

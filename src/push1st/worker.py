@@ -18,7 +18,7 @@ from push1st import logs
 from push1st.api.hooks import states
 from push1st.api.server import snapshot
 from push1st.config import Listen
-from push1st.control import Alive, Ask, Failed, Line, Order, Ready, Retire, Told, unpack
+from push1st.control import Alive, Ask, Failed, Line, Order, Ready, Retire, Told, Workers, unpack
 from push1st.engine import shut_down
 from push1st.errors import ConfigError
 from push1st.listening import Door
@@ -46,6 +46,8 @@ async def _work(end: socket.socket) -> int:
     siblings = Siblings(order.number, line)
     doors = [Door(role, Listen.parse(address), socket.socket(fileno=fd)) for role, address, fd in order.doors]
     server = Server(config, doors, siblings)
+    if order.engine:
+        server.workers(order.nodes)
     listening = asyncio.ensure_future(_listen(line, server, siblings))
     listening.add_done_callback(partial(_orphaned, order.engine))
     try:
@@ -54,7 +56,7 @@ async def _work(end: socket.socket) -> int:
         print(printable_lines(str(wrong)), file=sys.stderr, flush=True)
         line.say(Failed(str(wrong)))
         os._exit(1)  # whatever is open is the kernel's to close
-    line.say(Ready(server.worker.descriptors.possible))
+    line.say(Ready(server.worker.descriptors.possible, server.name))
     await server.run()
     listening.cancel()
     await line.close()
@@ -66,6 +68,8 @@ async def _listen(line: Line, server: Server, siblings: "Siblings") -> None:
         match word:
             case Retire():
                 server.retire()
+            case Workers(nodes):
+                server.workers(nodes)
             case Alive():
                 line.say(word)
             case Ask(id, app):

@@ -45,6 +45,7 @@ from push1st.node import Node
 from push1st.server import SystemClock
 from push1st.session import Session
 from tests.unit.fakes import KEY, SECRET, Hooks, app_config
+from tests.valkey import Valkey
 
 SETTLED_SECONDS = 15
 EDGES = Webhook(url="http://localhost/", events=("channel_occupied", "channel_vacated", "member_added", "member_removed"))
@@ -119,6 +120,7 @@ class Place:
         self.broker = Redis(url, self.node.stamp, self.name, self.metrics, lambda: hooked, numbered)
         self.app = self.node.app(self.config)
         self.clients: list[Client] = []
+        self.frozen = False
 
     def send_edges_to(self, backend: Backend) -> "Place":
         """As webhooks would."""
@@ -145,6 +147,16 @@ class Place:
     def connected(self) -> bool:
         return all(one.link is not None for one in self.shards)
 
+    @property
+    def reads(self) -> bool:
+        """Whether it has the ledger of what hooks believe, of its first shard."""
+        return self.shards[0]._ledger.there is not None
+
+    @property
+    def publishes(self) -> bool:
+        """Whether it may publish."""
+        return all(one.outlet is not None for one in self.shards)
+
     def client(self) -> "Client":
         client = Client(self)
         self.clients.append(client)
@@ -158,6 +170,48 @@ class Place:
         for one in self.shards:
             if one.link is not None:
                 one.link.abort()
+
+    def freeze(self, valkey: Valkey) -> None:
+        """It stands still from here on, for longer than its lease."""
+        self.frozen = True
+        for one in self.shards:
+            assert one.link is not None
+            one.link._transport.pause_reading()
+            one.tick = lambda now: None  # type: ignore[method-assign]  # noqa: ARG005 - called by position
+            valkey.ask("DEL", f"{one.base}:lease:{self.name}")
+
+    def thaw(self) -> None:
+        """It goes on, with the timers first, as a loop does."""
+        if not self.frozen:
+            return
+        self.frozen = False
+        now = asyncio.get_running_loop().time()
+        for one in self.shards:
+            del one.tick
+            one._recovered_at = None if one._recovered_at is None else now
+            one._beat_at = now
+            one.tick(now)
+            if one._connection is not None:
+                one._connection._transport.resume_reading()
+
+    def watch_own(self) -> None:
+        """Has it fail when its clients are told that members, or users, have gone that are here all the time."""
+        receive = self.broker._views.receive
+
+        def watched(message: Message) -> int:
+            (one,) = self.shards
+            if message.event == MEMBER_REMOVED:
+                user = json.loads(message.data)["user_id"]
+                if one.has(message.app, message.channel, user):
+                    self.failures.append(f"{user} is on {message.channel} here, and is told to have left")
+            elif message.event == WATCHLIST_EVENTS:
+                for event in json.loads(message.data)["events"]:
+                    for user in event["user_ids"]:
+                        if event["name"] == "offline" and one._entries.is_signed_in((message.app, user)):
+                            self.failures.append(f"{user} is signed in here, and is told to be offline")
+            return receive(message)
+
+        self.broker._views.receive = watched
 
     def crash(self) -> None:
         """It is gone, without a word to anybody."""

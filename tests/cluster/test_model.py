@@ -8,7 +8,7 @@ what a backend believes by the edges that its webhooks brought: they take turns,
 import asyncio
 import os
 import time
-from collections import defaultdict
+from collections import Counter, defaultdict
 from itertools import count, pairwise
 from typing import Any
 
@@ -25,6 +25,8 @@ CHANNELS = ("presence-a", "presence-b", "private-c")
 USERS = ("u0", "a/u1", "u2")
 HOLD = 0.3
 """seconds for which a leaving edge is held back"""
+WAIT_SECONDS = 0.08
+"""for signs of life, after which nodes act on what has happened"""
 EXAMPLES = int(os.environ.get("MODEL_EXAMPLES", "25"))
 
 clients = st.integers(0, CLIENTS - 1)
@@ -41,11 +43,14 @@ step = st.one_of(
     st.tuples(st.just("publish"), nodes, channels),
     st.tuples(st.just("sign in"), clients),
     st.tuples(st.just("turn")),
+    st.tuples(st.just("wait")),
     st.tuples(st.just("settle")),
     st.tuples(st.just("drop"), nodes),
     st.tuples(st.just("crash"), nodes),
     st.tuples(st.just("flush")),
     st.tuples(st.just("restart")),
+    st.tuples(st.just("freeze"), nodes),
+    st.tuples(st.just("thaw")),
 )
 plans = st.lists(step, min_size=5, max_size=40)
 
@@ -60,27 +65,37 @@ class World:
         self.places: list[Place] = []
         self.clients: list[Client] = []
         self.due: dict[tuple[Client, str], list[str]] = defaultdict(list)
-        """what was published to a client since everything settled last, while nothing failed"""
+        """what was published to a client since everything settled last, and acknowledged"""
+        self.left: Counter[tuple[Client, str]] = Counter()
+        """how often a client has left a channel"""
+        self.cut: set[Place] = set()
+        """the nodes that alone lost their connection: what others published meanwhile has not reached them"""
         self.refused: list[str] = []
         """publishing that was refused though nothing had failed"""
         self.calm = True
         self.backend = Backend()
         self.dead_reader = self.state_lost = self.doubtful = False
-        """whether the reader of hook events died, and the broker lost its state, since everything settled last; and whether both
-        happened at once, ever: what that reader alone knew is lost then"""
+        """whether the reader of hook events died, or was taken for dead, and the broker lost its state, since everything settled
+        last; and whether both happened at once, ever: what that reader alone knew is lost then"""
         self.tasks: set[asyncio.Task[None]] = set()
 
     async def open(self) -> None:
         self.places = [await Place(self.url).send_edges_to(self.backend).open() for _ in range(NODES)]
+        for place in self.places:
+            place.watch_own()
         self.clients = [self.places[n % NODES].client() for n in range(CLIENTS)]
         await until(lambda: any(place.shards[0]._ledger.there is not None for place in self.places))
 
     async def step(self, what: str, *args: Any) -> None:
+        if self.is_frozen(what, *args):
+            return
         match what, *args:
             case "join", n, channel:
                 if channel not in self.clients[n].on:
                     self.clients[n].join(channel, USERS[n % len(USERS)] if channel.startswith("presence-") else "")
             case "leave", n, channel:
+                self.left[self.clients[n], channel] += 1
+                self.due.pop((self.clients[n], channel), None)
                 self.clients[n].leave(channel)
             case "lose", n:
                 self.clients[n].lose()
@@ -98,15 +113,16 @@ class World:
                 if self.clients[n].session.user is None:
                     self.clients[n].sign_in(USERS[n % len(USERS)], *USERS)
             case "publish", n, channel:
-                task = asyncio.create_task(self.publish(self.places[n], channel))
-                self.tasks.add(task)
-                task.add_done_callback(self.tasks.discard)
+                self.spawn(self.places[n], channel)
             case ("turn",):
                 await asyncio.sleep(0)
+            case ("wait",):
+                await self.wait()
             case ("settle",):
                 await self.settle()
             case "drop", n:
                 self.calm = False
+                self.cut.add(self.places[n])
                 self.places[n].drop()
             case "crash", n:
                 self.calm = False
@@ -117,48 +133,102 @@ class World:
             case ("restart",):
                 self.calm, self.state_lost = False, True
                 self.valkey.kill()
-                await asyncio.sleep(0)
-                self.valkey.start()
+                try:
+                    await self.wait()  # nodes notice it at different times, and return at different times
+                finally:
+                    await asyncio.to_thread(self.valkey.start)
+            case "freeze", n:
+                if self.places[n].connected:
+                    self.calm = False
+                    self.dead_reader |= self.places[n].reads
+                    self.places[n].freeze(self.valkey)
+            case ("thaw",):
+                self.thaw()
+
+    def is_frozen(self, what: str, *args: Any) -> bool:
+        """Whether a step is one of a node that stands still."""
+        place: Place
+        match what:
+            case "join" | "leave" | "lose" | "sign in":
+                place = self.clients[args[0]].place
+            case "publish" | "drop" | "freeze":
+                place = self.places[args[0]]
+            case _:
+                return False
+        return place.frozen
+
+    def thaw(self) -> None:
+        for place in self.places:
+            place.thaw()
+
+    def spawn(self, place: Place, channel: str) -> None:
+        task = asyncio.create_task(self.publish(place, channel))
+        self.tasks.add(task)
+        task.add_done_callback(self.tasks.discard)
+
+    async def traffic(self) -> None:
+        """A moment in which every node that runs publishes to every channel."""
+        for place in self.places:
+            for channel in CHANNELS if not place.frozen else ():
+                self.spawn(place, channel)
+        await asyncio.sleep(0.002)
+
+    async def wait(self) -> None:
+        end = time.monotonic() + WAIT_SECONDS
+        while time.monotonic() < end:
+            await self.traffic()
 
     async def publish(self, place: Place, channel: str) -> None:
         text = str(next(self.numbers))
-        on = [one for one in self.clients if channel in one.on]
+        on = {one: self.left[one, channel] for one in self.clients if channel in one.on}
         try:
             await place.publish(channel, text.encode())
         except Refused as refused:
             if self.calm:
                 self.refused.append(str(refused))
         else:
-            if self.calm:
-                for client in on:
+            for client, left in on.items():
+                if self.left[client, channel] == left:
                     self.due[client, channel].append(text)
 
     async def crash(self, n: int) -> None:
         """A node is gone, and its lease runs out; another one takes its place."""
         gone = self.places[n]
-        reader = gone.shards[0]._reader
-        self.dead_reader |= reader is not None and not reader.ended
+        self.dead_reader |= gone.reads
         gone.crash()
         for k in range(CLIENTS):
             if self.clients[k].place is gone:
                 self.clients[k].session.closed = True
         self.valkey.ask("DEL", f"{gone.shards[0].base}:lease:{gone.name}")
-        self.places[n] = await Place(self.url).send_edges_to(self.backend).open()
+        place = self.places[n] = Place(self.url).send_edges_to(self.backend)
+        names = [one.name for one in self.places]
+        for one in self.places:
+            one.broker.workers(names)  # as the supervisor says
+        await place.open()
+        place.watch_own()
         for k in range(CLIENTS):
             if self.clients[k].place is gone:
                 self.clients[k] = self.places[n].client()
 
     async def settle(self) -> None:
         """Waits until everything said has arrived, then compares."""
-        await until(lambda: self.in_step() and not self.tasks, self.told)
+        if any(place.frozen for place in self.places):
+            await self.wait()
+        self.thaw()
+        deadline = time.monotonic() + SETTLED_SECONDS
+        while not self.in_step():
+            assert time.monotonic() < deadline, self.told()
+            await self.traffic()
+        await until(lambda: not self.tasks, self.told)
         await until(lambda: not any(client.session._busy for client in self.clients), self.told)
         await until(lambda: self.told() == self.expected(), lambda: f"{self.told()}\nshould be\n{self.expected()}")
         assert [place.failures for place in self.places] == [[]] * NODES
         assert self.refused == []
         for (client, channel), texts in self.due.items():
-            if channel in client.on and not client.session.closed:
+            if channel in client.on and not client.session.closed and client.place not in self.cut:
                 await until(lambda c=client, n=channel, t=texts: set(t) <= set(c.messages[n]), self.told)  # type: ignore[misc]
         self.due.clear()
+        self.cut.clear()
         self.compare_orders()
         await self.compare_edges()
         self.calm = True
@@ -183,7 +253,7 @@ class World:
     def in_step(self) -> bool:
         """Whether every node has entered the server as it is now."""
         epoch = self.valkey.ask("GET", f"{self.places[0].shards[0].base}:epoch").split(b"\r\n")[1:2]
-        return all(place.connected and [place.shards[0]._epoch.encode()] == epoch for place in self.places)
+        return all(place.connected and place.publishes and [place.shards[0]._epoch.encode()] == epoch for place in self.places)
 
     def told(self) -> dict[str, Any]:
         """What clients believe."""
@@ -252,6 +322,10 @@ class World:
         await asyncio.sleep(0.01)  # for transports to end
 
 
+OCCUPIED = [*(("join", n, channel) for n in range(CLIENTS) for channel in CHANNELS), ("settle",)]
+"""everybody is everywhere"""
+
+
 async def run(valkey: Valkey, url: str, plan: list[tuple[Any, ...]]) -> None:
     world = World(valkey, url)
     await world.open()
@@ -271,6 +345,10 @@ async def run(valkey: Valkey, url: str, plan: list[tuple[Any, ...]]) -> None:
     suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large],
 )
 @given(plan=plans, prefix=st.integers(0, 1 << 60))
+@example([*OCCUPIED, ("restart",)], 1)
+@example([*OCCUPIED, ("flush",), ("wait",)], 2)
+@example([*OCCUPIED, ("flush",), ("wait",), ("freeze", 1), ("wait",)], 3)
+@example([*OCCUPIED, ("freeze", 1), ("restart",), ("wait",)], 4)
 @example([("join", 3, "presence-b"), ("join", 3, "presence-b"), ("drop", 2), ("join", 5, "presence-b"), ("flush",)], 0)
 @example(
     [

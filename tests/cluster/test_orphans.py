@@ -36,7 +36,7 @@ async def until_ready(line: Line, path: Path) -> None:
         nowhere = msgspec.structs.replace(
             demo(), server=ServerConfig(listen=()), api=ApiConfig(listen=()), broker=f"unix://{path}"
         )
-        line.say(Order(3, pack(nowhere), [], str(path)))
+        line.say(Order(3, pack(nowhere), [], str(path), []))
         assert isinstance(await line.heard(), Ready)
 
 

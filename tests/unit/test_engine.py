@@ -55,7 +55,7 @@ async def test_a_program_that_is_none_is_an_error_and_not_waited_for(tmp_path):
     path = tmp_path / "valkey-server"
     path.write_bytes(b"\x00no program")
     path.chmod(0o755)
-    one = engine.Engine(Processes(), str(path), tmp_path / "engine.sock")
+    one = engine.Engine(Processes(), str(path), tmp_path / "engine.sock", lambda: None)
     async with asyncio.timeout(5):
         await one.keep()
         with pytest.raises(ConfigError, match="did not start: cannot run"):

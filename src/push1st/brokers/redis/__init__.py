@@ -11,7 +11,7 @@ member list and the edges behind it never overlap, and whoever joins gets what w
 
 import asyncio
 from binascii import crc_hqx
-from collections.abc import Callable, Coroutine, Mapping, Sequence
+from collections.abc import Callable, Collection, Coroutine, Mapping, Sequence
 from functools import partial
 from typing import Any
 
@@ -22,7 +22,17 @@ from push1st.brokers import ASK_SECONDS, KEEP_SECONDS, Answer, Happened, Joined,
 from push1st.brokers.redis.servers import tags
 from push1st.brokers.redis.shard import Shard
 from push1st.brokers.redis.views import Views
-from push1st.brokers.redis.wire import ANSWER, EDGE, QUESTION, decode_answer, decode_edge, decode_messages, decode_question
+from push1st.brokers.redis.wire import (
+    ANSWER,
+    EDGE,
+    NODE,
+    QUESTION,
+    decode_answer,
+    decode_edge,
+    decode_messages,
+    decode_node,
+    decode_question,
+)
 from push1st.brokerurl import parse
 from push1st.channels import kind_of
 from push1st.errors import Refused
@@ -116,6 +126,14 @@ class Redis:
         if self._timer is not None:
             self._timer.cancel()
 
+    def workers(self, nodes: Collection[str]) -> None:
+        """The server is this machine's own; all that are connected to it are these nodes, as far as they are alive.
+
+        So no other node has to be waited for, and if the server was away it is there now.
+        """
+        for shard in self._shards:
+            shard.workers(nodes)
+
     async def settled(self) -> None:
         """Returns when everything caused here before has arrived here."""
         for shard in self._shards:
@@ -128,12 +146,14 @@ class Redis:
                     self._receive(message)
             elif data[0] == EDGE:
                 edge = decode_edge(data)
-                self._views.edge(edge, self._shards[index].has(edge.app, edge.channel, edge.user_id))
+                self._views.edge(edge, self._shards[index].is_here(edge))
             elif data[0] == QUESTION:
                 asked = decode_question(data)
                 self._shards[index].answer(asked, self._answer(asked.app, asked.channel, asked.question))
             elif data[0] == ANSWER:
                 self._shards[index].answered(*decode_answer(data))
+            elif data[0] == NODE:
+                self._shards[index].came(decode_node(data))
         except (msgspec.DecodeError, UnicodeDecodeError, ValueError, IndexError) as wrong:
             log.error("a message of the broker cannot be read", reason=str(wrong))  # such as one of another version
 

@@ -51,6 +51,8 @@ class Entries:
     def __init__(self) -> None:
         self._rooms: dict[Key, Room] = {}
         self._users: dict[Key, set[str]] = {}
+        self._confirmed: set[Key] = set()
+        """those users that the broker has confirmed since they were not signed in here"""
         self._connections: dict[str, int] = {}
 
     # Channels
@@ -107,6 +109,12 @@ class Entries:
         seat = room.seats.get(user_id)
         return seat is not None and seat.let
 
+    def members(self, key: Key) -> dict[str, Member]:
+        """The confirmed members of a channel by connections of this node, by their ids."""
+        room = self._rooms.get(key)
+        seats = {} if room is None else room.seats
+        return {user_id: seat.member for user_id, seat in seats.items() if seat.let}
+
     def alone(self, key: Key) -> dict[str, str]:
         """The users on a channel that have a single connection here, and that connection."""
         room = self._rooms.get(key)
@@ -118,6 +126,15 @@ class Entries:
     def sign_in(self, key: Key, socket_id: str) -> None:
         self._users.setdefault(key, set()).add(socket_id)
 
+    def signed_in(self, key: Key) -> None:
+        """The broker has confirmed that a user is signed in."""
+        if key in self._users:
+            self._confirmed.add(key)
+
+    def is_signed_in(self, key: Key) -> bool:
+        """Whether a user is signed in on a connection of this node, and the broker has confirmed it."""
+        return key in self._confirmed
+
     def sign_out(self, key: Key, socket_id: str) -> bool:
         """Whether that was the user's last connection here."""
         sockets = self._users.get(key)
@@ -127,6 +144,7 @@ class Entries:
         if sockets:
             return False
         del self._users[key]
+        self._confirmed.discard(key)
         return True
 
     def connect(self, app: str) -> None:

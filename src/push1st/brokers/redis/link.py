@@ -8,6 +8,8 @@ answers and what its topics say are one sequence, though replies wake coroutines
 """
 
 import asyncio
+import contextlib
+import os
 from collections import deque
 from collections.abc import Callable
 from typing import Any, cast
@@ -20,6 +22,8 @@ Pushed = Callable[[bytes], None]
 """Takes a message of a topic."""
 Argument = str | bytes | int
 NOTHING = object()
+READ_BYTES = 1 << 16
+"""read at once of a connection that has ended"""
 
 
 pack: Callable[[tuple[Argument, ...]], bytes] = hiredis.pack_command  # type: ignore[assignment]  # its stub asks for one item
@@ -46,8 +50,8 @@ class Link(asyncio.Protocol):
         self._resuming = 0
         """how many wait for an ordered reply that is there and have not gone on yet"""
         self.alive = False
-        self.server = ""
-        """what tells the server from another one that takes its place; set by whoever connects"""
+        self._ended = False
+        """whether the connection has ended, which matters once all that it brought is delivered"""
         self.heard = 0.0
         """when the server last said anything, on the loop's clock"""
         self._asked = 0.0
@@ -67,7 +71,23 @@ class Link(asyncio.Protocol):
             self._read()
 
     def connection_lost(self, exc: Exception | None) -> None:
-        self._end()
+        if self.alive:
+            self._read_rest()
+            self._ended = True
+            if self._held is None:
+                self._end()
+
+    def _read_rest(self) -> None:
+        """Reads what the server sent before its end. Others may have been answered that it was published.
+
+        A write that fails, because the server has gone, ends the connection with all that unread.
+        """
+        connection = self._transport.get_extra_info("socket")
+        if connection is None or self._transport.get_extra_info("sslcontext") is not None:
+            return  # what TLS has not decrypted is of no use
+        with contextlib.suppress(OSError):
+            while data := os.read(connection.fileno(), READ_BYTES):
+                self.data_received(data)
 
     def _end(self) -> None:
         if self.alive:
@@ -132,6 +152,8 @@ class Link(asyncio.Protocol):
         if held is not None and self.alive:
             self._pushed(held[2])
             self._read()
+        if self._ended and self._held is None:
+            self._end()
 
     # Writing
 

@@ -11,7 +11,9 @@ All keys of a shard are in one hash slot, behind its base (`prefix:{number}`), w
                       be back at once; in the same fields → when, socket, received, info
     BASE:held:order   list: when each of them left, and its field, in that order
     BASE:nodes        set: the nodes that may have entries
-    BASE:lease:NODE   there while the node is alive: the server on which it was the last time
+    BASE:lease:NODE   there while the node is alive: `new` until it is subscribed to its topics for the first time, `there` when
+                      it is, `back` when it has entered again and is not yet
+    BASE:away         set: nodes that others know to be alive and that are not back since the state was lost
     BASE:n:NODE       hash: its entries: c/APP/CHANNEL → subscriptions, m/APP/CHANNEL\\nUSER, u/APP/USER, q/APP → connections
     BASE:i:APP        hash: channel → subscriptions
     BASE:m:APP/CHANNEL  hash: user on a presence channel → number of nodes that have it, ":", its info
@@ -78,13 +80,27 @@ end
 -- A server that is full refuses a script's first write, if that may need memory, but none behind one that needs none: so
 -- who leaves, and a node that comes back, are always let.
 local function let() redis.call('DEL', base .. ':none') end
--- How many nodes are alive and were on another server the last time, which this one has taken the place of: they have not
--- subscribed to anything here yet.
-local function behind(server)
+-- A node's inbox is the last of the topics that it subscribes to.
+local function is_subscribed(node)
+  return redis.call('PUBSUB', publish == 'SPUBLISH' and 'SHARDNUMSUB' or 'NUMSUB', base .. ':t:/' .. node)[2] > 0
+end
+-- How many other nodes are alive and would not get what is published now. A node that has been silent for so long that fewer
+-- than `least` milliseconds of its lease are left has given up its connection, whether or not the server knows that yet.
+-- A node that has just started (least is 0) does not wait for others that lost their connection: they may as well be dead.
+local function missing(node, least)
   local some = 0
-  for _, node in ipairs(redis.call('SMEMBERS', base .. ':nodes')) do
-    local at = redis.call('GET', base .. ':lease:' .. node)
-    if at and at ~= server then some = some + 1 end
+  for _, other in ipairs(redis.call('SMEMBERS', base .. ':nodes')) do
+    local lease = base .. ':lease:' .. other
+    local state = other ~= node and redis.call('GET', lease)
+    local is_cut = state == 'there' and least > 0 and (redis.call('PTTL', lease) < least or not is_subscribed(other))
+    if state == 'back' or is_cut then
+      some = some + 1
+    end
+  end
+  for _, other in ipairs(redis.call('SMEMBERS', base .. ':away')) do
+    if other ~= node and redis.call('EXISTS', base .. ':lease:' .. other) == 0 and not is_subscribed(other) then
+      some = some + 1
+    end
   end
   return some
 end
@@ -171,20 +187,28 @@ def _script(text: str) -> Script:
 
 
 ENTER = _script("""
--- node, new epoch, epoch known before or '', milliseconds of the lease and of recovery, the number it wants or -1, the server
--- Who was on another server is on this one from its first sign of life on, which comes when it has subscribed to its topics.
+-- node, new epoch, epoch known before or '', milliseconds of the lease and of recovery, the number it wants or -1, see
+-- `missing`; then the other nodes that it knows to be alive
+-- Returns among the rest whether its lease had run out, though the state is still there: the others' may have, too.
 let()
-local node = ARGV[1]
+local node, known = ARGV[1], ARGV[3]
 local epoch = redis.call('GET', base .. ':epoch')
-if not epoch then
+local empty = not epoch
+if empty then
   epoch = ARGV[2]
   redis.call('SET', base .. ':epoch', epoch)
 end
-if ARGV[3] ~= '' and ARGV[3] ~= epoch then redis.call('SET', base .. ':recovering', '1', 'PX', ARGV[5]) end
+local lost = known ~= '' and known ~= epoch
+if lost then redis.call('SET', base .. ':recovering', '1', 'PX', ARGV[5]) end
+local late = known == epoch and redis.call('EXISTS', base .. ':lease:' .. node) == 0
+for i = 8, #ARGV do
+  if empty or lost or late and redis.call('SISMEMBER', base .. ':nodes', ARGV[i]) == 1 then
+    redis.call('SADD', base .. ':away', ARGV[i])
+  end
+end
+if redis.call('PTTL', base .. ':away') < 0 then redis.call('PEXPIRE', base .. ':away', ARGV[4]) end
 redis.call('SADD', base .. ':nodes', node)
-local last = redis.call('GET', base .. ':lease:' .. node)
-local others = behind(ARGV[7]) - (last and last ~= ARGV[7] and 1 or 0)
-redis.call('SET', base .. ':lease:' .. node, last or ARGV[7], 'PX', ARGV[4])
+redis.call('SET', base .. ':lease:' .. node, known == '' and 'new' or 'back', 'PX', ARGV[4])
 local number = tonumber(ARGV[6])
 if number >= 0 then
   local numbers = base .. ':numbers'
@@ -198,23 +222,26 @@ if number >= 0 then
     end
   end
 end
-return {epoch, redis.call('PTTL', base .. ':recovering'), number, others}
+return {epoch, redis.call('PTTL', base .. ':recovering'), number, missing(node, tonumber(ARGV[7])), late and 1 or 0}
 """)
 
 BEAT = _script(
     _ALIVE
     + """
 -- node, milliseconds of the lease, whether it may read the facts (-1: no; its term, if it has the ledger of the node that
--- reads them; or 0), the server
+-- reads them; or 0), whether it has just subscribed to its topics, see `missing` or '' if it does not matter
 -- While nodes announce their entries again the node that read the facts before goes on: only that one has the ledger.
 -- Returns among the rest the term if this node reads the facts, negative if its ledger, if any, is not the newest; or 0.
 redis.call('PEXPIRE', base .. ':lease:' .. node, ARGV[2])
-if redis.call('GET', base .. ':lease:' .. node) ~= ARGV[4] then
-  redis.call('SET', base .. ':lease:' .. node, ARGV[4], 'PX', ARGV[2])
-end
-local dead = {}
+if ARGV[4] == '1' then redis.call('SET', base .. ':lease:' .. node, 'there', 'PX', ARGV[2]) end
+local dead, alive = {}, {}
 for _, other in ipairs(redis.call('SMEMBERS', base .. ':nodes')) do
-  if redis.call('EXISTS', base .. ':lease:' .. other) == 0 then dead[#dead + 1] = other end
+  if redis.call('EXISTS', base .. ':lease:' .. other) == 0 then
+    dead[#dead + 1] = other
+  elseif other ~= node then
+    alive[#alive + 1] = other
+    if ARGV[4] == '1' then redis.call(publish, base .. ':t:/' .. other, '\4' .. node) end
+  end
 end
 local left = redis.call('PTTL', base .. ':recovering')
 local reads, ledger = 0, tonumber(ARGV[3])
@@ -230,7 +257,8 @@ if ledger >= 0 then
   end
 end
 local gone = left <= 0 and redis.call('EXISTS', base .. ':gone:order') or 0
-return {redis.call('GET', base .. ':epoch'), left, reads, dead, gone, behind(ARGV[4])}
+local some = ARGV[5] == '' and 0 or missing(node, tonumber(ARGV[5]))
+return {redis.call('GET', base .. ':epoch'), left, reads, dead, gone, some, alive}
 """
 )
 

@@ -6,7 +6,6 @@ master of a slot. What is found must say itself that it is a master: after a fai
 
 import asyncio
 import binascii
-import re
 import ssl
 from collections.abc import Callable
 from typing import Any
@@ -87,20 +86,10 @@ async def _prepare(link: Link, address: Address, name: str) -> None:
         await _ask(link, "SELECT", address.database)
     if about.get(b"role", b"master") != b"master":
         raise Unusable("this server is a replica, not a master")
-    link.server = await _identity(link)
     sharded = address.how == "cluster"
     loading = [link.call("SCRIPT", "LOAD", one.sharded if sharded else one.text) for one in SCRIPTS]
     for one in loading:
         await _reply(one)
-
-
-async def _identity(link: Link) -> str:
-    """The name a server gave itself when it started; "" where a user may not ask."""
-    try:
-        found = re.search(rb"run_id:(\w+)", await link.call("INFO", "server"))
-    except hiredis.ReplyError:
-        return ""
-    return found[1].decode() if found else ""
 
 
 async def _reply(future: "asyncio.Future[Any]") -> Any:

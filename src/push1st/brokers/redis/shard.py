@@ -2,16 +2,22 @@
 
 What this node knows of its own clients is the truth; what the broker has of it follows, command by command. So
 whenever that may have come apart (a new connection, a lease that ran out, a server that came back empty) the node
-reads its entries, and sends what is different.
+reads its entries, and sends what is different. For a lease or state that is lost it keeps its connection: the topics are
+still subscribed to, and no message is missed.
+
+What is acknowledged has to reach every node that is alive. So on a new connection a node publishes only when the others
+that it knows to be alive are subscribed to their topics on the same server, as that server says (`scripts.py`, `missing`),
+or after `LEASE_SECONDS`. Which nodes are alive it knows from leases, and after they are lost from what it saw before.
 
 What clients wait for (subscribing, signing in) is held back for up to `PATIENCE_SECONDS` when the broker is away, since
 most absences are short and clients do not ask twice; publishing is not (`publishing.py`).
 """
 
 import asyncio
+import contextlib
 import random
 from collections import deque
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable, Collection, Mapping
 from functools import partial
 from typing import Any, Literal
 
@@ -86,13 +92,20 @@ MOST_UNREPORTED = 10_000
 """facts that wait for the broker to come back; then the oldest are lost"""
 TOPICS = 500
 """topics that are subscribed to by one command"""
-FAULTS = ("NOLEASE", "NOSCRIPT", "MOVED", "READONLY", "LOADING", "CLUSTERDOWN", "MASTERDOWN", "NOAUTH")
+STATE_LOST = "NOLEASE"
+"""the error reply after which the server has to be entered anew, on the same connection"""
+FAULTS = (STATE_LOST, "NOSCRIPT", "MOVED", "READONLY", "LOADING", "CLUSTERDOWN", "MASTERDOWN", "NOAUTH")
 """error replies after which a server has to be found, or entered, anew"""
 MOVING = ("ASK", "TRYAGAIN")
 """error replies while a cluster moves the slot, key by key: its topics are still where they were"""
 MOVING_SECONDS = 0.1
 """between two attempts meanwhile"""
 AWAY_FOR_LONG = "the broker is away, try again"
+HINTS = {
+    "MISCONF": "its disk is full or cannot be written to, see its own log; or turn saving off, which push1st does not need",
+    "OOM": "raise maxmemory",
+}
+"""what the administrator of the broker may do about its error replies"""
 Gone = tuple[Literal["m", "c", "u"], str, str, str]
 """a member, channel or user that is here no more: app, channel, user"""
 
@@ -139,14 +152,31 @@ class Shard:
         self._publish, self._subscribe, self._unsubscribe = (
             ("SPUBLISH", "SSUBSCRIBE", "SUNSUBSCRIBE") if self._sharded else ("PUBLISH", "SUBSCRIBE", "UNSUBSCRIBE")
         )
+        self._connection: Link | None = None
+        """prepared, and perhaps not entered yet"""
+        self._subscribed: Link | None = None
+        """the connection on which all topics are subscribed to"""
         self.link: Link | None = None
         """usable, and this node's entries are or will be told on it"""
         self.outlet: Link | None = None
-        """the link, as far as one may publish on it: after a failover not before all others could hear it"""
+        """the connection, as far as one may publish on it: on a new one not before all others could hear it"""
         self._opens_at = 0.0
         """when one may anyway, on the loop's clock"""
+        self._least = 0
+        """see `scripts.py`, `missing`"""
+        self._evicts_at = 0.0
+        """when nodes without a lease may be removed, on the loop's clock"""
+        self._evicting: set[str] = set()
+        """the nodes whose entries this one is removing"""
+        self._alive: set[str] = set()
+        """the other nodes that are alive, as far as the server has said"""
+        self._workers: set[str] | None = None
+        """the same, where the supervisor knows them"""
         self._task: asyncio.Task[None] | None = None
-        self._broken: asyncio.Event
+        self._in_doubt: asyncio.Event
+        """set when the connection, the lease or the state is lost"""
+        self._retry: asyncio.Event
+        """set when connecting again is worth a try"""
         self._waiters: deque[tuple[float, asyncio.Future[None]]] = deque()
         self._publishing = Publishing(self._send_batch, metrics)
         self._joining = Joining(self._send_step)
@@ -177,45 +207,59 @@ class Shard:
 
     def start(self) -> None:
         self._loop = asyncio.get_running_loop()
-        self._broken = asyncio.Event()
+        self._in_doubt = asyncio.Event()
+        self._retry = asyncio.Event()
         self.away_since = self._loop.time()
         self._task = self._loop.create_task(self._run())
 
     async def _run(self) -> None:
         failures = 0
+        link: Link | None = None
         while True:
-            self._broken.clear()
-            link: Link | None = None
+            self._in_doubt.clear()
             try:
-                link = await connect(self.address, self._tag, f"push1st-{self._node}", self._pushed, self._lost)
+                if link is None or not link.alive:
+                    link = None
+                    link = await connect(self.address, self._tag, f"push1st-{self._node}", self._pushed, self._lost)
+                    self._connection = link
                 await self._enter(link)
             except asyncio.CancelledError:
                 if link is not None:
                     link.abort()
                 raise
             except (OSError, TimeoutError, Unusable, Lost, hiredis.ReplyError) as wrong:
-                if link is not None:
+                if link is not None and not self._keeps(link, wrong):
                     link.abort()
                 silent = f"no answer within {CONNECT_SECONDS} s" if isinstance(wrong, TimeoutError) else type(wrong).__name__
                 self.reason = str(wrong) or silent
                 if not failures and self._is_new(self.reason):
-                    log.warning("the broker cannot be used", broker=str(self.address), reason=self.reason)
+                    log.warning("the broker cannot be used", broker=str(self.address), reason=self.reason, **_hint(self.reason))
                 failures += 1
                 most = min(BACKOFF_SECONDS, 0.05 * 2 ** min(failures, 10))
-                await asyncio.sleep(most * random.uniform(0.5, 1))  # noqa: S311 - so that nodes do not come all at once
+                with contextlib.suppress(TimeoutError):
+                    async with asyncio.timeout(most * random.uniform(0.5, 1)):  # noqa: S311 - so that nodes do not come all at once
+                        await self._retry.wait()
+                self._retry.clear()
                 continue
             if (failures or self.away_since is not None) and self._is_new("connected"):
                 log.info("the broker is connected", broker=str(self.address))
             failures = 0
             self.away_since = None
-            await self._broken.wait()
-            link.abort()
+            await self._in_doubt.wait()
+
+    def _keeps(self, link: Link, exc: Exception) -> bool:
+        """Whether a connection is still of use on which this node cannot enter: messages come and go on it as before."""
+        return self.outlet is link and isinstance(exc, hiredis.ReplyError) and not str(exc).startswith(FAULTS)
+
+    def workers(self, nodes: Collection[str]) -> None:
+        """See `Redis`."""
+        self._workers = {*nodes} - {self._node}
+        if self._task is not None:
+            self._retry.set()
 
     def _lost(self) -> None:
-        self._broken.set()
-        self.link = self.outlet = None
-        if self._reader is not None:  # others may read soon, and it would go on where it was
-            self._loop.create_task(self._reader.stop())
+        self._connection = self._subscribed = self.outlet = None
+        self._doubt()
         if self.away_since is None and not self._closing:
             self.away_since = self._loop.time()
             if self._is_new("away"):
@@ -224,11 +268,22 @@ class Shard:
     def _is_new(self, words: str) -> bool:
         return self.logged.is_new(words, self._tag, self._loop.time())
 
+    def _doubt(self) -> None:
+        """Begins to enter again."""
+        self._in_doubt.set()
+        self.link = None
+        if self._reader is not None:  # others may read soon, and it would go on where it was
+            self._loop.create_task(self._reader.stop())
+
     def _again(self, why: object) -> None:
         """The server has to be found or entered anew."""
+        link = self._connection
+        if link is None or (self.link is None and str(why).startswith(STATE_LOST)):
+            return
         log.info("the broker is entered anew", reason=str(why))
-        link = self.link
-        if link is not None:
+        if str(why).startswith(STATE_LOST):
+            self._doubt()
+        else:
             link.abort()
 
     async def close(self) -> None:
@@ -241,6 +296,8 @@ class Shard:
         await self._stop_reading()
         link, self.link, self.outlet = self.link, None, None
         if link is None or not link.alive:
+            if self._connection is not None:
+                self._connection.abort()
             return
         try:
             async with asyncio.timeout(CONFIRM_SECONDS):
@@ -266,8 +323,11 @@ class Shard:
     async def _enter(self, link: Link) -> None:
         new = f"{self._node}-{self._stamp()[0]}"
         wanted = self._number if self.numbered else -1
-        epoch, recovering, number, behind = await link.call(
-            *self._evalsha(ENTER), self._node, new, self._epoch, _ms(LEASE_SECONDS), _ms(RECOVERY_SECONDS), wanted, link.server
+        others = sorted(self._alive if self._workers is None else self._workers)
+        lease, recovery = _ms(LEASE_SECONDS), _ms(RECOVERY_SECONDS)
+        self._least = max(1, _ms(LEASE_SECONDS - SILENT_SECONDS)) if self._epoch else 0
+        epoch, recovering, number, missing, late = await link.call(
+            *self._evalsha(ENTER), self._node, new, self._epoch, lease, recovery, wanted, self._least, *others
         )
         if self.numbered:
             self._number = number
@@ -279,14 +339,21 @@ class Shard:
         if self._epoch:
             self._ledger.compared_at = self._loop.time() + RECOVERY_SECONDS
         self._epoch = epoch.decode()
-        topics = sorted(self._topics)
-        for at in range(0, len(topics), TOPICS):
-            await link.topics(self._subscribe, [one.encode() for one in topics[at : at + TOPICS]])
+        topics: list[str] = []
+        if self._subscribed is not link:
+            topics = [*sorted(self._topics - {self.inbox}), self.inbox]  # which says that all are subscribed to
+            for at in range(0, len(topics), TOPICS):
+                await link.topics(self._subscribe, [one.encode() for one in topics[at : at + TOPICS]])
         stored = await self._stored(link)
         # From here on nothing waits: what clients do next is told behind this. Who subscribes has waited for it.
         self.link = link
-        self._opens_at = self._loop.time() + LEASE_SECONDS
-        self._open(behind)
+        now = self._loop.time()
+        if self._subscribed is not link:
+            self._subscribed = link
+            self._opens_at = now + LEASE_SECONDS
+            self._open(missing)
+        if late:  # as the others' leases may be, who were away for the same reason
+            self._evicts_at = now + LEASE_SECONDS
         for topic in set(topics) - self._topics:
             link.topics(self._unsubscribe, [topic.encode()]).add_done_callback(_ignore)
         for difference in self._entries.differences(stored):
@@ -294,19 +361,24 @@ class Shard:
         self._tell_untold()
         while self._unreported:
             self.report(self._unreported.popleft())
-        now = self._loop.time()
         self._recovered_at = now + recovering / 1000 + 0.1 if recovering > 0 else now
         self._beat_at = now + BEAT_SECONDS
-        self.beat()
+        self.beat(entered=True)
         while self._waiters:
             _, future = self._waiters.popleft()
             if not future.done():
                 future.set_result(None)
 
-    def _open(self, behind: int) -> None:
-        """Lets publish, unless other nodes have not come to this server yet: they would not get it."""
-        if not behind or self._loop.time() >= self._opens_at:
+    def _open(self, missing: int) -> None:
+        """Lets publish, unless other nodes are not subscribed on this server yet: they would not get it."""
+        if not missing or self._loop.time() >= self._opens_at:
             self.outlet = self.link
+
+    def came(self, node: str) -> None:
+        """Another node has subscribed to its topics."""
+        self._alive.add(node)
+        if self.outlet is None:
+            self.beat()
 
     async def _stored(self, link: Link) -> dict[str, str]:
         """The broker's copy of this node's entries."""
@@ -364,13 +436,14 @@ class Shard:
             if isinstance(reply, Exception):
                 self._told(reply)
             else:
-                self._views.compare(key, _members(reply), self._entries.alone(key), self._stamp)
+                members = _members(reply) | self._entries.members(key)  # others may have taken this node for dead
+                self._views.compare(key, members, self._entries.alone(key), self._stamp)
 
         def online(key: tuple[str, str], reply: Any) -> None:
             if isinstance(reply, Exception):
                 self._told(reply)
             else:
-                self._views.compare_status(key, reply is not None, self._stamp)
+                self._views.compare_status(key, reply is not None or self._entries.is_signed_in(key), self._stamp)
 
         for key in self._views.of(self.owns):
             self._send(link, SEEN, partial(members, key), self._epoch, self._key("m", "/".join(key)), "")
@@ -390,11 +463,13 @@ class Shard:
             _, future = self._waiters.popleft()
             if not future.done():
                 future.set_exception(Refused(503, AWAY_FOR_LONG))
-        link = self.link
+        link = self._connection
         if link is None:
             return
         if link.silent(now) > SILENT_SECONDS or link.queued > MOST_QUEUED_EVER:
             self._again("the server does not answer" if link.queued <= MOST_QUEUED_EVER else "the server is too slow")
+            return
+        if self.link is None:
             return
         if self._recovered_at is not None and self._recovered_at <= now:
             self._recovered_at = None
@@ -403,24 +478,29 @@ class Shard:
             self._beat_at = now + BEAT_SECONDS
             self.beat()
 
-    def beat(self) -> None:
-        """A sign of life."""
+    def beat(self, *, entered: bool = False) -> None:
+        """A sign of life. entered: it is the first after this node has subscribed to its topics."""
         if self.link is not None:
             ledger = (self._term if self._ledger.there is not None else 0) if self._hooked() else -1
-            self._send(self.link, BEAT, self._beaten, self._node, _ms(LEASE_SECONDS), ledger, self.link.server)
+            least = "" if self.outlet is not None else self._least
+            lease = _ms(LEASE_SECONDS)
+            self._send(self.link, BEAT, self._beaten, self._node, lease, ledger, "1" if entered else "0", least)
 
     def _beaten(self, reply: Any) -> None:
         if isinstance(reply, Exception):
             self._told(reply)
             return
-        epoch, recovering, term, dead, gone, behind = reply
+        epoch, recovering, term, dead, gone, missing, alive = reply
         if (epoch or b"").decode() != self._epoch:
-            self._again("the broker has lost its state")
+            self._again(f"{STATE_LOST} the broker has lost its state")
             return
         if self.outlet is None:
-            self._open(behind)
+            self._open(missing)
+        alive = {node.decode() for node in alive}
         if recovering > 0:
             self._recovered_at = self._loop.time() + recovering / 1000 + 0.1
+            alive |= self._alive  # not all have leases again
+        self._alive = alive
         if self._unsure and self.link is not None:
             self._unsure = False
             spawn(self._mend_all(self.link))
@@ -431,9 +511,12 @@ class Shard:
             self._reader = self._read()
         elif not term and self._reader is not None and not self._reader.ended:
             self._loop.create_task(self._reader.stop())
-        for node in dead:
-            log.warning("a node is gone", node=node.decode())
-            self._remove(node.decode(), (FIRST, ()))
+        for name in dead if self._loop.time() >= self._evicts_at else ():
+            node = name.decode()
+            if node not in self._evicting:
+                self._evicting.add(node)
+                log.warning("a node is gone", node=node)
+                self._remove(node, (FIRST, ()))
         self._settle(gone)
 
     def _read(self, last: bool = False) -> Reader:
@@ -454,12 +537,15 @@ class Shard:
     def _remove(self, node: str, reply: Any) -> None:
         """Removes the entries of a node that is gone, some in each step."""
         if isinstance(reply, Exception):
+            self._evicting.discard(node)
             self._told(reply)
             return
         at, fewer = reply
         for app, channel in zip(fewer[::2], fewer[1::2], strict=True):
             self.recount(app.decode(), channel.decode())
-        if at is not None and self.link is not None:
+        if at is None or self.link is None:
+            self._evicting.discard(node)
+        else:
             self.link.send(pack(self._bury(node, at)), lambda reply: self._remove(node, reply))
 
     def _bury(self, node: str, at: bytes) -> tuple[Argument, ...]:
@@ -514,7 +600,7 @@ class Shard:
                 self._unsure = True
             elif not self._unsure:  # such as one that is out of memory: trying again at once would not help
                 self._unsure = True
-                log.error("the broker refused", reason=str(reply))
+                log.error("the broker refused", reason=str(reply), **_hint(str(reply)))
 
     async def usable(self) -> Link:
         """The link, once there is one. Raises Refused(503)."""
@@ -560,8 +646,8 @@ class Shard:
         topic = self.topic(app, channel)
         if topic in self._topics:
             self._topics.discard(topic)
-            if self.link is not None:
-                self.link.topics(self._unsubscribe, [topic.encode()]).add_done_callback(_ignore)
+            if self._connection is not None:
+                self._connection.topics(self._unsubscribe, [topic.encode()]).add_done_callback(_ignore)
 
     def publish(self, message: Message, milliseconds: int | None = None) -> "asyncio.Future[int]":
         """See `Publishing`."""
@@ -591,8 +677,9 @@ class Shard:
 
     def answer(self, question: Question, answer: bytes) -> None:
         """Answers what another node asks, or this one."""
-        if self.link is not None:
-            self.link.send(pack((self._publish, question.inbox, encode_answer(question.number, answer))), self._told)
+        if self._connection is not None:
+            data = encode_answer(question.number, answer)
+            self._connection.send(pack((self._publish, question.inbox, data)), self._told)
 
     def answered(self, number: int, answer: bytes) -> None:
         self._questions.answered(number, answer)
@@ -681,6 +768,12 @@ class Shard:
         """Whether a member is on a channel by a connection of this node."""
         return self._entries.has((app, channel), user_id)
 
+    def is_here(self, edge: Edge) -> bool:
+        """Whether a member, or a user that has signed in, is so by a connection of this node."""
+        if edge.kind in ("+", "-"):
+            return self.has(edge.app, edge.channel, edge.user_id)
+        return self._entries.is_signed_in((edge.app, edge.user_id))
+
     def leave(self, app: str, channel: str, socket_id: str, user_id: str | None) -> None:
         key = app, channel
         self._joining.send(key)
@@ -739,6 +832,7 @@ class Shard:
         self._entries.sign_in((app, user_id), socket_id)
         try:
             await self.call(*self._evalsha(SIGN_IN), self._node, app, user_id, socket_id, *self._stamp(), ordered=True)
+            self._entries.signed_in((app, user_id))
         except BaseException:
             self.sign_out(app, user_id, socket_id)
             raise
@@ -804,6 +898,12 @@ def _kept(message: bytes | None, left: int) -> Kept | None:
 
 def _ms(seconds: float) -> int:
     return int(seconds * 1000)
+
+
+def _hint(reason: str) -> dict[str, str]:
+    """What to do, for the log."""
+    hint = HINTS.get(reason.partition(" ")[0])
+    return {} if hint is None else {"hint": hint}
 
 
 def _ignore(future: "asyncio.Future[None]") -> None:

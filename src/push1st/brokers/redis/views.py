@@ -41,7 +41,11 @@ class Views:
         return [key for key in self._members if owns(*key)]
 
     def edge(self, edge: Edge, here: bool) -> None:
-        """Delivers an edge, if it is news. here: whether the member is on the channel by a connection of this node."""
+        """Delivers an edge, if it is news.
+
+        here: whether the member is on the channel, or the user signed in, by a connection of this node. Then the end of it
+        is not true: another node took this one for dead.
+        """
         key = edge.app, edge.channel
         view = self._members.get(key)
         if edge.kind == "+":
@@ -52,12 +56,12 @@ class Views:
                 view[edge.user_id] = member
             self.receive(member_added(edge.app, edge.channel, member, edge.id, edge.received, edge.socket_id))
         elif edge.kind == "-":
-            if here and not edge.socket_id:
-                return  # another node took this one for dead, or another one died: the member is here all the same
+            if here:
+                return
             if view is not None and view.pop(edge.user_id, None) is None:
                 return
             self.receive(member_removed(edge.app, edge.channel, edge.user_id, edge.id, edge.received, edge.socket_id))
-        else:
+        elif not here or edge.kind == "on":
             self._status(edge.app, edge.user_id, edge.kind == "on", edge.id, edge.received, edge.socket_id)
 
     def compare(self, key: Key, members: dict[str, Member], sockets: dict[str, str], stamp: Stamp) -> None:

@@ -1,4 +1,4 @@
-"""What nodes and scripts say to each other on topics: several messages at once, edges, questions and their answers.
+"""What nodes and scripts send each other on topics: several messages at once, edges, questions, answers, nodes that came.
 
 Messages are MessagePack, an array of arrays in the order of `Message`'s fields. The rest begins with a byte that no
 such array begins with. Pure.
@@ -10,7 +10,7 @@ import msgspec
 
 from push1st.messages import Fact, Message
 
-EDGE, QUESTION, ANSWER = 1, 2, 3
+EDGE, QUESTION, ANSWER, NODE = 1, 2, 3, 4
 
 _encoder = msgspec.msgpack.Encoder()
 _messages = msgspec.msgpack.Decoder(list[Message])
@@ -44,6 +44,11 @@ def decode_edge(data: bytes) -> Edge:
     *texts, info = data[1:].split(b"\0", 7)
     kind, app, channel, user, socket, id, received = (one.decode() for one in texts)
     return Edge(kind, app, channel, user, socket, int(id), int(received), info)
+
+
+def decode_node(data: bytes) -> str:
+    """The name of a node that has just subscribed to its topics."""
+    return data[1:].decode()
 
 
 class Question(msgspec.Struct, frozen=True, array_like=True):
