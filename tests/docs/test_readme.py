@@ -1,0 +1,39 @@
+"""The first screen of README.md: what it must have, and where its figures are from."""
+
+import re
+
+from tests.docs.pages import ROOT
+
+README = (ROOT / "README.md").read_text()
+PERFORMANCE = (ROOT / "docs" / "performance.md").read_text()
+
+
+def section(title: str) -> str:
+    assert f"\n## {title}\n" in README, title
+    return README.partition(f"\n## {title}\n")[2].partition("\n## ")[0]
+
+
+def test_it_begins_with_a_sentence_a_picture_and_three_ways_to_start() -> None:
+    head = README.partition("\n## ")[0]
+    (sentence,) = re.findall(r"\n\n(Push1st is [^!]*?\.)\n", head)
+    assert len(re.findall(r"\.(?:\s|$)", sentence)) == 1
+    (picture,) = re.findall(r"!\[[^\]]+\]\((\S+)\)", head)
+    assert (ROOT / picture).is_file()
+    ways = section("Start it")
+    assert ways.count("```bash") == 3
+    for way in ("make serve", "pip install .", "docker run"):
+        assert way in ways
+
+
+def test_there_are_five_numbers_and_each_is_in_the_measurements() -> None:
+    rows = re.findall(r"^\| [^|-][^|]*\| *([\d,.]+)[^|]*\|([^|]*)\|$", section("Five numbers"), re.MULTILINE)
+    assert len(rows) == 5
+    figures = [figure for first, others in rows for figure in (first, *re.findall(r"[\d,.]*\d", others))]
+    assert [figure for figure in figures if not re.search(rf"(?<![\d.,]){re.escape(figure)}(?![\d,]|\.\d)", PERFORMANCE)] == []
+
+
+def test_what_others_do_has_sources_and_what_is_not_here_is_said() -> None:
+    others = section("Others")
+    assert len(re.findall(r"\]\(https://", others)) >= 4
+    assert section("What is not here").count("\n- ") >= 3
+    assert "SECURITY.md" in section("Where to ask")
