@@ -559,6 +559,6 @@ def test_the_client_is_known_however_a_proxy_writes_its_address(
 
 
 @pytest.mark.parametrize("value", ["198.51.100.1:80", "unknown", "203.0.113.9.evil.example", "203.0.113.9, unknown", ""])
-def test_who_is_not_known_is_in_no_whitelist(proxied: ServerProcess, channel: str, value: str) -> None:
+def test_an_address_that_cannot_be_read_is_in_no_whitelist(proxied: ServerProcess, channel: str, value: str) -> None:
     with pytest.raises(InvalidStatus, match="403"), raw_socket(proxied, channel, additional_headers={"X-Forwarded-For": value}):
         pass

@@ -25,7 +25,7 @@ PROXIES = ("nginx", "caddy")
 
 
 class Proxy:
-    """A proxy that runs: its TLS port, one without TLS, its certificate, and the server behind it."""
+    """A proxy that runs: its TLS port, one without TLS, its certificate, and its server."""
 
     def __init__(self, port: int, bare: int, certificate: Path, server: ServerProcess) -> None:
         self.port = port

@@ -80,7 +80,7 @@ class Api:
             raise Refused(
                 401,
                 "this call must be signed: auth_key, auth_timestamp, auth_version, body_md5, auth_signature; "
-                f"it is not trusted without, since {request.distrust}",
+                f"unsigned, it is not trusted: {request.distrust}",
             )
         app = route.app
         if app is None:
@@ -97,7 +97,7 @@ class Api:
             except Refused:
                 if self._base == PUSHER_BASE:
                     raise
-                # PHP's library signs what it sends behind its option `path`.
+                # PHP's library does not sign the part of the path that its option `path` adds.
                 path = PUSHER_BASE + _SLASHES.sub("/", path)[len(self._base) :]
                 has_params = auth.check_request(config.key, config.secret, request.method, path, query, request.body, now)
         return endpoint(Call(self._node, app, request, route.args, signed, has_params))

@@ -33,7 +33,7 @@ async def metrics(node: Node, request: Request) -> Response:
         raise Refused(
             403,
             "metrics are for trusted callers: an unsigned call to an API listener, from a network in api.trust; "
-            f"this one is not trusted, since {request.distrust}",
+            f"this one is not trusted: {request.distrust}",
         )
     families = list(_Collected(node).collect())
     if node.siblings is not None:

@@ -152,7 +152,7 @@ class Decoder:
         if first & 0x70:
             raise Disconnect(1002, "a reserved bit is set: no extension was negotiated")  # RFC 6455 §5.2
         if not second & 0x80:
-            raise Disconnect(1002, "a frame of a client is masked")  # RFC 6455 §5.1
+            raise Disconnect(1002, "a client must mask its frames")  # RFC 6455 §5.1
         match opcode:
             case Opcode.TEXT | Opcode.BINARY if self._message is not None:
                 raise Disconnect(1002, "a new message began before the last one ended")  # RFC 6455 §5.4
@@ -164,9 +164,9 @@ class Decoder:
                 pass
             case Opcode.CLOSE | Opcode.PING | Opcode.PONG:
                 if size > 125 or not first & FIN:  # RFC 6455 §5.5
-                    raise Disconnect(1002, "a control frame is whole and has at most 125 bytes")
+                    raise Disconnect(1002, "a control frame has at most 125 bytes and is not fragmented")
             case _:
-                raise Disconnect(1002, f"opcode {opcode} has no meaning")
+                raise Disconnect(1002, f"opcode {opcode} is not defined")
         more = 0 if size < 126 else 2 if size == 126 else 8
         at += 2 + more
         if len(data) < at:
@@ -174,7 +174,7 @@ class Decoder:
         if more:
             size = int.from_bytes(data[at - more : at], "big")
             if size < (126 if more == 2 else 65_536):
-                raise Disconnect(1002, f"a length of {size} takes fewer bytes")  # RFC 6455 §5.2
+                raise Disconnect(1002, f"the length {size} is not in its shortest form")  # RFC 6455 §5.2
         if size + len(self._message or b"") > self.most and opcode < Opcode.CLOSE:
             raise Disconnect(1009, f"a message has at most {self.most} bytes")
         return (at + 4, size) if len(data) >= at + 4 else (0, 0)

@@ -21,7 +21,7 @@ def error(status: int, text: str, headers: bytes = b"") -> Response:
 
 
 def keeping(seconds: int) -> bytes:
-    """What says that a connection stays open for so long without a request (RFC 2068 §19.7.1)."""
+    """The headers of an answer on a connection that stays open for so many seconds without a request (RFC 2068 §19.7.1)."""
     return b"Connection: keep-alive\r\nKeep-Alive: timeout=%d\r\n" % seconds
 
 

@@ -74,13 +74,13 @@ def distrust(peer: str, headers: Headers, trust: Networks, proxies: Networks) ->
     if marks := FORWARDING.intersection(headers):
         # What a proxy forwards came from elsewhere, whatever it says of itself.
         if not proxies.contains(peer):
-            return f"a proxy that is not in server.proxies sent it on, as its header {min(marks).decode()} shows"
+            return f"a proxy that is not in server.proxies forwarded it, as its header {min(marks).decode()} shows"
         found = {_last_client(peer, headers[name], read, proxies) for name, read in _READERS.items() if name in headers}
         if len(found) != 1 or None in found:
             return f"the proxy does not name one client in {min(marks).decode()}"
         ip = str(found.pop())
         if _is_loopback(ip):
-            return "a proxy says that it came from its own machine"
+            return "the proxy names a loopback address as the client"
     if not trust.contains(ip):
         return f"{ip or 'a Unix socket'} is not in api.trust"
     host = headers.get(b"host", b"")

@@ -279,7 +279,7 @@ class WebSocketConnection(asyncio.Protocol):
         sweep.watch(self, sweep.now + CLOSE_SECONDS)
 
     def _half_close(self) -> None:
-        """Says that nothing more comes from here, and begins to discard what the client sends."""
+        """Closes the socket for writing, and begins to discard what the client sends."""
         if self._linger:
             return
         self._linger = LINGER_BYTES

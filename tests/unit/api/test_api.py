@@ -27,7 +27,7 @@ def test_an_unsigned_call_from_elsewhere_is_401(caller, method, path, body):
     status, answer = caller.call(method, path, body)
     assert status == 401
     assert "must be signed" in answer["error"]
-    assert answer["error"].endswith("since it is far away")
+    assert answer["error"].endswith(": it is far away")
 
 
 @pytest.mark.parametrize(("method", "path", "body"), CALLS)

@@ -35,7 +35,7 @@ def test_metrics_are_for_trusted_callers(caller):
     caller.trusted = False
     status, answer = caller.get("/metrics")
     assert status == 403
-    assert answer["error"].endswith("since it is far away")
+    assert answer["error"].endswith(": it is far away")
 
 
 def test_metrics_are_prometheus_text(caller):

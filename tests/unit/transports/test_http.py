@@ -747,7 +747,7 @@ async def test_an_idle_connection_is_let_go_without_a_word(site):
     assert transport.data == b""
 
 
-async def test_a_kept_connection_says_how_long_it_stays():
+async def test_an_answer_names_the_idle_time_of_a_kept_connection():
     site = Site(api=ApiConfig(keep_alive_timeout=7))
     kept = await site.ask(request("GET", "/health") + request("GET", "/nowhere"))
     assert [(one.headers["connection"], one.headers["keep-alive"]) for one in answers(kept.data)] == [
@@ -1026,7 +1026,7 @@ async def test_a_transfer_coding_that_is_not_understood_is_refused(site, served,
     assert [one.path for one in served.requests] == (["/x", "/y"] if status == 200 else [])
 
 
-async def test_of_http_1_0_nothing_is_expected(site):
+async def test_an_expectation_of_http_1_0_is_ignored(site):
     transport = await site.ask(request("POST", "/x", "body", "Expect: 200-maybe", version="1.0"))
     assert statuses(transport.data) == [200]
 
@@ -1148,7 +1148,7 @@ async def test_a_request_with_another_upgrade_may_be_the_last(site, headers):
     assert (answer.status, answer.body, answer.keeps, transport.closed) == (200, b"/a body", False, True)
 
 
-async def test_a_request_with_another_upgrade_is_told_to_go_on_once(site, served):
+async def test_a_request_with_another_upgrade_gets_one_100_continue(site, served):
     connection, transport = site.connect()
     data = request("POST", "/a", "body", "Expect: 100-continue", *H2C)
     connection.data_received(data[:-4])

@@ -367,7 +367,7 @@ async def test_a_token_that_is_not_valid_yet_authorises_nothing(site):
 @pytest.mark.parametrize("path", [PRIVATE, RAW], ids=["private", "public"])
 @pytest.mark.parametrize("ttl", [5, 4000])
 async def test_a_connection_ends_when_its_token_does(path, ttl):
-    """Whether or not it needs the token; however often the client is heard of."""
+    """Whether or not it needs the token, and however often the client sends."""
     site = Site(server=ServerConfig(websocket=ProtocolConfig(path="/ws/", activity_timeout=3600)))
     transport = await opened(site, f"{path}?token={access(ttl=ttl)}")
     for _ in range(ttl - 1):
@@ -748,7 +748,7 @@ VIOLATIONS = {
 
 
 @pytest.mark.parametrize(("code", "sent"), VIOLATIONS.items(), ids=map(str, VIOLATIONS))
-async def test_a_violation_closes_the_socket_for_writing_behind_the_close_frame(site, code, sent):
+async def test_a_violation_closes_the_socket_for_writing_after_the_close_frame(site, code, sent):
     transport = await opened(site)
     await send(transport, sent)
     assert close_of(transport.take())[0] == code
@@ -756,7 +756,7 @@ async def test_a_violation_closes_the_socket_for_writing_behind_the_close_frame(
     assert not transport.is_closing()
 
 
-async def test_what_a_client_sends_behind_its_violation_is_discarded_until_it_ends(site):
+async def test_bytes_after_a_violation_are_discarded_until_the_client_ends(site):
     transport = await opened(site)
     await send(transport, VIOLATIONS[1002])
     transport.take()
@@ -766,7 +766,7 @@ async def test_what_a_client_sends_behind_its_violation_is_discarded_until_it_en
     assert transport.protocol.eof_received() is False
 
 
-async def test_a_client_that_stays_behind_its_violation_is_closed_then_destroyed(site):
+async def test_a_client_that_stays_after_a_violation_is_closed_then_destroyed(site):
     transport = await opened(site)
     await send(transport, VIOLATIONS[1002])
     site.pass_seconds(LINGER_SECONDS + 1)
@@ -776,7 +776,7 @@ async def test_a_client_that_stays_behind_its_violation_is_closed_then_destroyed
     assert transport.aborted
 
 
-async def test_a_client_that_sends_on_behind_its_violation_is_destroyed(site):
+async def test_a_client_that_sends_on_after_a_violation_is_destroyed(site):
     transport = await opened(site)
     await send(transport, VIOLATIONS[1002])
     await send(transport, *[b"x" * (1 << 20)] * (LINGER_BYTES >> 20))
@@ -793,7 +793,7 @@ async def test_a_violation_in_place_of_the_answer_to_a_close_ends_the_wait(site)
     assert transport.ended
 
 
-async def test_tls_which_has_no_half_close_lingers_and_is_closed(site):
+async def test_a_tls_connection_without_half_close_lingers_and_is_closed(site):
     connection, transport = site.connect(secure=True)
     connection.data_received(handshake(PUSHER))
     await turns()
