@@ -184,6 +184,12 @@ def test_the_container_installs_wheels_of_the_locked_versions() -> None:
     assert "--constraint requirements.lock" in install
 
 
+def test_the_container_has_a_folder_for_hook_events_that_its_user_may_write_to() -> None:
+    (user,) = [words for name, words in last_stage() if name == "USER"]
+    owner, group = user.split(":")
+    assert f"install -d -o {owner} -g {group} -m 0700 /var/lib/push1st" in of("RUN")
+
+
 def test_the_commands_of_the_container_need_no_shell() -> None:
     assert json.loads(*of("ENTRYPOINT")) + json.loads(*of("CMD")) == ["push1st", "serve"]
 
