@@ -11,6 +11,7 @@ import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from random import Random
 from typing import Any
 
 import pytest
@@ -19,7 +20,7 @@ from websockets.exceptions import ConnectionClosed
 from tests.clients.process import APP, ServerProcess, merged, running, wait_until
 from tests.clients.pusher_socket import pusher_socket
 from tests.clients.receiver import Receiver, receiving
-from tests.cluster.machine import children, connect_to, engine, kill, machine, reload, supervisor
+from tests.cluster.machine import children, connect_to, engine, figure, kill, machine, reload, supervisor
 from tests.cluster.test_machines import GONE_SECONDS
 from tests.valkey import Valkey
 
@@ -44,7 +45,7 @@ class Member:
     def __init__(self, user: str, servers: list[ServerProcess]) -> None:
         self._user = user
         self._servers = servers
-        self._over = threading.Event()
+        self._over, self._hops = threading.Event(), threading.Event()
         self.stays = 0
         """times it has come"""
         self._thread = threading.Thread(target=self._run)
@@ -56,10 +57,15 @@ class Member:
                 with contextlib.suppress(ConnectionClosed, OSError), pusher_socket(server) as client:
                     client.subscribe(ROOM, {"user_id": self._user})
                     self.stays += 1
-                    while not self._over.is_set():
+                    while not self._over.is_set() and not self._hops.is_set():
                         with contextlib.suppress(TimeoutError):
                             client.receive(0.1)
+            self._hops.clear()
             self._over.wait(AWAY_SECONDS)
+
+    def hop(self) -> None:
+        """It leaves, and comes back."""
+        self._hops.set()
 
     def leave(self) -> None:
         self._over.set()
@@ -142,6 +148,10 @@ def ask(server: ServerProcess, command: str) -> None:
         assert one.recv(100) == b"+OK\r\n"
 
 
+def engine_of(server: ServerProcess) -> bool:
+    return any("engine.sock" in command for command in children(supervisor(server)).values())
+
+
 # Workers are replaced
 
 
@@ -196,3 +206,33 @@ def test_a_stop_of_all_workers_without_a_folder_sends_that_all_have_left(receive
         wait_until(lambda: believed(receiver) == everybody(10), "all are there")
         server.stop()
         assert believed(receiver) == set()
+
+
+# All of it, again and again
+
+
+@pytest.mark.long
+def test_edges_take_turns_and_end_right_over_engine_kills_and_reloads(receiver: Receiver) -> None:
+    random = Random(1)  # noqa: S311 - it has to be repeatable
+    with machine(config={"server": {"drain": 1}}, apps=app(receiver)) as server, members(20, server) as there:
+        wait_until(lambda: believed(receiver) == everybody(20), "all are there")
+        for _ in range(8):
+            what = random.choice(["kill", "empty", "reload"])
+            for one in random.sample(there, 8):
+                one.hop()
+            time.sleep(random.random())
+            if what == "kill":
+                wait_until(lambda: figure(server, "push1st_workers") == 2 and engine_of(server), "the engine is there")
+                kill(engine(server))
+            elif what == "empty":
+                wait_until(lambda: engine_of(server), "the engine is there")
+                ask(server, "FLUSHALL")
+            else:
+                reload(server)
+            time.sleep(4 * random.random())
+            believed(receiver)
+        for one in there[:10]:
+            one.leave()
+        right = everybody(20) - {(ROOM, f"u{number}") for number in range(10)}
+        wait_until(lambda: believed(receiver) == right, "half have left", 3 * GONE_SECONDS)
+        nothing_more(receiver, len(receiver.events), 4)

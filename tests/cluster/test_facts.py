@@ -152,6 +152,21 @@ async def test_a_fact_that_is_lost_with_the_brokers_state_is_made_up_for(returns
         await until(lambda: backend.there == right, lambda: backend.there)
 
 
+async def test_a_reader_that_stops_after_the_broker_lost_its_state_leaves_its_ledger_to_the_next() -> None:
+    async with backed() as (valkey, backend, reader, other, client):
+        client.lose()
+        await client.place.broker.settled()
+        valkey.ask("FLUSHALL")
+        base = reader.shards[0].base
+        await until(lambda: valkey.ask("GET", f"{base}:reader").endswith(f"{reader.name}\r\n".encode()))
+        await until(lambda: valkey.ask("EXISTS", f"{base}:recovering") == b":1\r\n")
+        await reader.close()
+        await on(other, ROOM, "a")
+        await settled(valkey, other)
+        await until(lambda: other.shards[0]._ledger.there is not None and valkey.ask("EXISTS", f"{base}:ledger") == b":0\r\n")
+        assert backend.there == THERE
+
+
 async def test_facts_that_a_replica_lacks_are_made_up_for() -> None:
     async with backed() as (valkey, backend, reader, other, _):
         assert reader.shards[0]._reader is not None

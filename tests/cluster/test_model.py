@@ -47,6 +47,7 @@ step = st.one_of(
     st.tuples(st.just("settle")),
     st.tuples(st.just("drop"), nodes),
     st.tuples(st.just("crash"), nodes),
+    st.tuples(st.just("replace"), nodes),
     st.tuples(st.just("flush")),
     st.tuples(st.just("restart")),
     st.tuples(st.just("freeze"), nodes),
@@ -127,6 +128,9 @@ class World:
             case "crash", n:
                 self.calm = False
                 await self.crash(n)
+            case "replace", n:
+                self.calm = False
+                await self.replace(n)
             case ("flush",):
                 self.calm, self.state_lost = False, True
                 self.valkey.ask("FLUSHALL")
@@ -151,7 +155,7 @@ class World:
         match what:
             case "join" | "leave" | "lose" | "sign in":
                 place = self.clients[args[0]].place
-            case "publish" | "drop" | "freeze":
+            case "publish" | "drop" | "freeze" | "replace":
                 place = self.places[args[0]]
             case _:
                 return False
@@ -200,15 +204,34 @@ class World:
             if self.clients[k].place is gone:
                 self.clients[k].session.closed = True
         self.valkey.ask("DEL", f"{gone.shards[0].base}:lease:{gone.name}")
+        await until(lambda: self.noticed(but=gone))
+        await self.open_place(n)
+        for k in range(CLIENTS):
+            if self.clients[k].place is gone:
+                self.clients[k] = self.places[n].client()
+
+    async def open_place(self, n: int) -> None:
         place = self.places[n] = Place(self.url).send_edges_to(self.backend)
         names = [one.name for one in self.places]
         for one in self.places:
             one.broker.workers(names)  # as the supervisor says
         await place.open()
         place.watch_own()
+
+    async def replace(self, n: int) -> None:
+        """A node stops in order, when another one is there in its place.
+
+        That one comes when the others have noticed what became of the broker: one that is faster is the reader too, and has no
+        ledger (docs/webhooks.md).
+        """
+        gone = self.places[n]
+        await until(self.noticed)
+        await self.open_place(n)
         for k in range(CLIENTS):
             if self.clients[k].place is gone:
+                self.clients[k].lose()
                 self.clients[k] = self.places[n].client()
+        await gone.close()
 
     async def settle(self) -> None:
         """Waits until everything said has arrived, then compares."""
@@ -254,6 +277,12 @@ class World:
         """Whether every node has entered the server as it is now."""
         epoch = self.valkey.ask("GET", f"{self.places[0].shards[0].base}:epoch").split(b"\r\n")[1:2]
         return all(place.connected and place.publishes and [place.shards[0]._epoch.encode()] == epoch for place in self.places)
+
+    def noticed(self, but: Place | None = None) -> bool:
+        """Whether every node that runs has noticed what became of the broker. but: one that is gone."""
+        epoch = self.valkey.ask("GET", f"{self.places[0].shards[0].base}:epoch").split(b"\r\n")[1:2]
+        running = [place for place in self.places if place is not but and not place.frozen]
+        return all(place.connected and [place.shards[0]._epoch.encode()] == epoch for place in running)
 
     def told(self) -> dict[str, Any]:
         """What clients believe."""

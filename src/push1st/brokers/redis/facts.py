@@ -42,6 +42,9 @@ RELEASED = 500
 SCANNED = 1000
 """entries that are read at once to make a ledger"""
 
+LEFT_SECONDS = 60
+"""for the next reader to take a ledger that was left to it"""
+
 NOWHERE = b"0-0"
 """the place before all facts"""
 
@@ -68,6 +71,15 @@ class Ledger:
     def forget(self) -> None:
         """Another node hands on facts."""
         self.there = None
+
+    async def leave(self, link: Link, base: str) -> None:
+        """Leaves it to the next reader, since this node stops before it was compared: the roster alone does not say it."""
+        if self.there and self.compared_at is not None:
+            key, fields = f"{base}:ledger", list(self.there)
+            link.call("DEL", key)
+            for at in range(0, len(fields), SCANNED):
+                await link.call("SADD", key, *fields[at : at + SCANNED])
+            await link.call("EXPIRE", key, LEFT_SECONDS)
 
 
 class Reader:
@@ -145,7 +157,11 @@ class Reader:
         noted = await _answer(link, "GET", f"{self._stream}:read") or NOWHERE
         place = max(ledger.place, noted, key=_order)
         if ledger.there is None:
-            ledger.there = await self._truth(link, place)
+            left = await _answer(link, "SMEMBERS", f"{self._base}:ledger")
+            if left:
+                ledger.there, ledger.compared_at = {field.decode() for field in left}, 0
+            else:
+                ledger.there = await self._truth(link, place)
         ledger.place = place
 
     async def _more(self, link: Link, wait: bool = True) -> bool:
@@ -185,6 +201,8 @@ class Reader:
 
     async def _finish(self, link: Link) -> None:
         """Hands on what is left."""
+        if self._ledger.compared_at is not None:  # nobody else announces anything
+            self._ledger.compared_at = 0
         while await self._more(link, wait=False):
             pass
         more = 1
@@ -239,6 +257,7 @@ class Reader:
             for field in sorted(truth - there):
                 self._happened(_edge(field, True, now, "settled"))
             ledger.there = truth
+            link.call("DEL", f"{self._base}:ledger")
         return True
 
     async def _truth(self, link: Link, place: bytes) -> set[str]:

@@ -21,6 +21,8 @@ All keys of a shard are in one hash slot, behind its base (`prefix:{number}`), w
     BASE:q            hash: app → connections
     BASE:k:APP/CHANNEL  the last event of a cache channel
     BASE:claim:APP/CHANNEL  there while nobody else may tell the channel how many subscribers it has
+    BASE:ledger       set: what hooks believe to be there, as a reader left it that stopped before it had compared that with
+                      the roster
     BASE:clock        there for very long: by how long it still is, the scripts know how much time passes
     BASE:numbers      hash: number → node: the ends of message ids
     BASE:facts        stream: what happened, for hooks; over MOST_FACTS the oldest are lost

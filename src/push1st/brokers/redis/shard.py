@@ -301,6 +301,9 @@ class Shard:
             return
         try:
             async with asyncio.timeout(CONFIRM_SECONDS):
+                if await link.call("GET", self._key("epoch")) != self._epoch.encode():
+                    self._ledger.compared_at = 0
+                await self._ledger.leave(link, self.base)
                 await link.call("DEL", self._key("lease", self._node))
                 at: bytes | None = FIRST
                 while at is not None:

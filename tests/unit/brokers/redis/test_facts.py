@@ -127,6 +127,7 @@ async def test_a_ledger_is_compared_with_the_roster_when_all_nodes_have_announce
         "HSCAN": [scan("b", "d", "presence-c"), scan("m/app/presence-c\nw"), scan("c/other/x", "u/app/u")],
         "HKEYS": [[b"v", b"x"]],
         "XRANGE": [unread, []],
+        "DEL": [1],
     }
     going_on, happened, _ = await read((1, 0), (1, 0), entries=(), there=had, **answers)
     assert going_on
