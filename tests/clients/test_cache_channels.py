@@ -94,7 +94,7 @@ def test_the_replay_carries_neither_sender_nor_user(
 def test_client_events_are_delivered_and_not_kept(
     server: ServerProcess, connect: Callable[..., PusherSocket], channel: str
 ) -> None:
-    for prefix in ("private-cache-", "private-encrypted-cache-", "presence-cache-"):
+    for prefix in ("private-cache-", "presence-cache-"):
         name = prefix + channel
         sender, other, late = connect(), connect(), connect()
         for client in (sender, other):
