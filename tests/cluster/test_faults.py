@@ -1,9 +1,11 @@
 """What happens when the broker, the way to it, or a node dies: on a real server that is killed, stopped and emptied."""
 
 import asyncio
+import json
 import time
 from collections.abc import AsyncIterator, Callable
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -361,6 +363,62 @@ async def test_a_broker_that_is_full_refuses_what_is_new_and_lets_go_who_leaves(
         assert [len(place.facts) for place in (one, two)] == told, "facts were told again"
         one.drop()
         await until(lambda: one.connected)
+
+
+@asynccontextmanager
+async def unsaved(valkey: Valkey) -> AsyncIterator[None]:
+    """In it the server cannot write its snapshot, and so refuses all writes (MISCONF)."""
+    in_its_place = Path(valkey.path).parent / "dump.rdb" / "x"
+    in_its_place.mkdir(parents=True)
+    valkey.ask("CONFIG", "SET", "save", "3600 1")
+    valkey.ask("BGSAVE")
+    await until(lambda: valkey.ask("SET", "a", "b").startswith(b"-MISCONF"))
+    yield
+    in_its_place.rmdir()
+    in_its_place.parent.rmdir()
+    valkey.ask("BGSAVE")
+    await until(lambda: valkey.ask("SET", "a", "b") == b"+OK\r\n")
+
+
+async def test_a_broker_that_cannot_save_delivers_events_and_refuses_what_is_new_until_it_can(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(shard, "PATIENCE_SECONDS", 0.2)
+    with hurried(LEASE_SECONDS=1.0):
+        async with nodes() as (valkey, one, two):
+            clients = [await on(one, ROOM, "a"), await on(two, ROOM, "b")]
+            leaving = await on(two, ROOM, "c")
+            await until(lambda: clients[0].members[ROOM] == {"a", "b", "c"})
+            one.watch_own()
+            two.watch_own()
+            links = [place.shards[0].link for place in (one, two)]
+            told: list[Any] = []
+            async with unsaved(valkey):
+                refused = one.client()
+                refused.join("new")
+                await until(lambda: refused.has(SubscriptionRefused))
+                assert refused.replies[-1].status == 503
+                leaving.lose()
+                await until(lambda: not one.connected and not two.connected)  # their leases are over, and cannot be renewed
+                later = two.client()
+                later.join("new")
+                await until(lambda: later.has(SubscriptionRefused))
+                for n, place in enumerate((one, two)):
+                    assert await status(place.publish(ROOM, b"%d" % n)) == 200
+                await until(lambda: all({"0", "1"} <= set(client.messages[ROOM]) for client in clients))
+                for place in (one, two):
+                    deliver = place.broker._views.receive
+                    place.broker._views.receive = lambda message, deliver=deliver: told.append(message) or deliver(message)  # type: ignore[misc]
+            await until(lambda: one.connected and two.connected)
+            await until(lambda: all(client.members[ROOM] == {"a", "b"} for client in clients))
+            assert [place.shards[0]._connection for place in (one, two)] == links, "their connections were given up"
+            joined = await on(one, ROOM, "d")
+            await until(lambda: all(client.members[ROOM] == {"a", "b", "d"} for client in (*clients, joined)))
+            await asyncio.sleep(0.2)  # some signs of life
+            edges = [(message.event, json.loads(message.data)["user_id"]) for message in told]
+            assert edges.count((MEMBER_REMOVED, "c")) == 2
+            assert {user for event, user in edges if event == MEMBER_REMOVED} == {"c"}, "somebody who stayed is told to have left"
+    assert "hint='its disk is full or cannot be written to" in capsys.readouterr().out
 
 
 async def test_a_node_that_ends_lets_another_read_the_facts_at_once() -> None:
