@@ -8,6 +8,7 @@ import contextlib
 import http.client
 import itertools
 import json
+import signal
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from contextlib import asynccontextmanager
@@ -17,7 +18,7 @@ import pytest
 
 from tests.clients.process import DEADLINE, ServerProcess, wait_until
 from tests.clients.pusher_socket import PusherSocket
-from tests.cluster.machine import by_worker, connect_to, engine, exists, figure, kill
+from tests.cluster.machine import by_worker, connect_to, engine, exists, figure, kill, workers
 from tests.cluster.places import Client, Place, hurried, until
 from tests.cluster.test_faults import on, status
 from tests.cluster.test_reload import again_and_again
@@ -271,3 +272,33 @@ def test_what_is_acknowledged_is_delivered_when_the_engine_is_killed_ten_times(o
             kill_engine(own, backends)
             time.sleep(3)
     assert figure(own, "push1st_engine_restarts_total") == 10
+
+
+# A worker stands still after its engine was killed
+
+
+@pytest.mark.long
+@pytest.mark.timeout(120)
+def test_a_worker_that_stands_still_after_the_engine_was_killed_does_not_tell_its_clients_that_they_left(
+    own: ServerProcess, stack: contextlib.ExitStack
+) -> None:
+    room = "presence-room"
+    clients = [connect_to(own, number, stack) for number in (0, 0, 1)]
+    for number, client in enumerate(clients):
+        client.subscribe(room, {"user_id": str(number)})
+    before = engine(own)
+    kill(before)
+    wait_until(lambda: not exists(before) and own.output.count("engine ready") == 2, "another engine is there")
+    wait_until(lambda: own.session_count(room) == 3, "both workers are on it")
+    time.sleep(2)
+    stopped = workers(own)[0]
+    kill(stopped, signal.SIGSTOP)
+    time.sleep(11)
+    kill(stopped, signal.SIGCONT)
+    wait_until(lambda: own.session_count(room) == 3, "it is back", 15)
+    time.sleep(1)
+    for client in clients[:2]:
+        client.round_trip()
+        told = [frame for frame in client.frames if frame["event"] == "pusher_internal:member_removed"]
+        assert told == []
+    assert own.output.count("worker ready") == 2, "it was replaced"

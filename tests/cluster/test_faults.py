@@ -10,10 +10,11 @@ from typing import Any
 
 import pytest
 
-from push1st.brokers import ASK_SECONDS
+from push1st.brokers import ASK_SECONDS, Receive
 from push1st.brokers.redis import facts, publishing, shard
 from push1st.errors import Refused
 from push1st.messages import MEMBER_REMOVED, Message, Options, SignedIn, SubscriptionRefused
+from push1st.server import SystemClock
 from tests.cluster.places import Client, Place, hurried, until
 from tests.valkey import Valkey
 
@@ -263,6 +264,33 @@ async def test_nodes_have_numbers_of_their_own() -> None:
         assert {one.node.stamp()[0] & 1023, two.node.stamp()[0] & 1023} == {one.node.worker, two.node.worker}
 
 
+class LateClock(SystemClock):
+    """A wall clock that was set back by hours."""
+
+    @staticmethod
+    def wall() -> int:
+        return time.time_ns() - 5 * 3_600_000_000_000
+
+
+async def test_messages_come_in_one_order_to_everybody_though_the_clock_of_a_node_was_set_back() -> None:
+    """Ids are unique, and grow with each node's own messages; only the order of arrival is that of the channel."""
+    async with nodes() as (_, one, two):
+        clients = [await on(one, "c"), await on(two, "c")]
+        ids: dict[str, int] = {}
+        for number in range(20):
+            if number == 10:
+                two.node.clock = LateClock()
+            place = (one, two)[number % 2]
+            stamp = place.node.stamp()
+            ids[str(number)] = stamp[0]
+            assert await status(place.node.publish(place.app, "c", "e", b"%d" % number, stamp)) == 200
+        await until(lambda: all(client.messages["c"] == [*ids] for client in clients))
+        assert len(set(ids.values())) == 20
+        for first in (0, 1):
+            own = [ids[str(number)] for number in range(first, 20, 2)]
+            assert own == sorted(own), "a node's ids do not grow"
+
+
 async def test_facts_are_read_on_by_another_node_when_the_reader_dies() -> None:
     async with nodes() as (valkey, one, two):
         await on(one, "c")
@@ -365,6 +393,14 @@ async def test_a_broker_that_is_full_refuses_what_is_new_and_lets_go_who_leaves(
         await until(lambda: one.connected)
 
 
+def noting(deliver: Receive, told: list[Message]) -> Receive:
+    def receive(message: Message) -> int:
+        told.append(message)
+        return deliver(message)
+
+    return receive
+
+
 @asynccontextmanager
 async def unsaved(valkey: Valkey) -> AsyncIterator[None]:
     """In it the server cannot write its snapshot, and so refuses all writes (MISCONF)."""
@@ -392,7 +428,7 @@ async def test_a_broker_that_cannot_save_delivers_events_and_refuses_what_is_new
             one.watch_own()
             two.watch_own()
             links = [place.shards[0].link for place in (one, two)]
-            told: list[Any] = []
+            told: list[Message] = []
             async with unsaved(valkey):
                 refused = one.client()
                 refused.join("new")
@@ -407,8 +443,7 @@ async def test_a_broker_that_cannot_save_delivers_events_and_refuses_what_is_new
                     assert await status(place.publish(ROOM, b"%d" % n)) == 200
                 await until(lambda: all({"0", "1"} <= set(client.messages[ROOM]) for client in clients))
                 for place in (one, two):
-                    deliver = place.broker._views.receive
-                    place.broker._views.receive = lambda message, deliver=deliver: told.append(message) or deliver(message)  # type: ignore[misc]
+                    place.broker._views.receive = noting(place.broker._views.receive, told)
             await until(lambda: one.connected and two.connected)
             await until(lambda: all(client.members[ROOM] == {"a", "b"} for client in clients))
             assert [place.shards[0]._connection for place in (one, two)] == links, "their connections were given up"

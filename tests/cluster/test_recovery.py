@@ -10,7 +10,7 @@ from push1st.brokers.redis import shard
 from push1st.errors import LimitReached
 from push1st.messages import SignedIn, SubscriptionRefused
 from tests.cluster.places import Place, until
-from tests.cluster.test_faults import ROOM, nodes, on
+from tests.cluster.test_faults import ROOM, nodes, on, status
 from tests.valkey import Valkey
 
 
@@ -336,6 +336,34 @@ async def test_what_clients_were_told_is_not_compared_with_what_a_broker_without
         await until(lambda: one.shards[0]._epoch != epoch and one.connected)
         await one.broker.settled()
         assert told.taken == []
+
+
+@pytest.mark.parametrize("lost", [True, False])
+async def test_a_node_that_stands_still_after_the_broker_lost_its_state_does_not_tell_its_clients_that_they_left(
+    lost: bool,
+) -> None:
+    async with nodes() as (valkey, one, two):
+        staying, other = await on(one, ROOM, "a"), await on(one, ROOM, "b")
+        watching = await on(two, ROOM, "c")
+        other.sign_in("b")
+        await until(lambda: other.has(SignedIn))
+        for client in (staying, watching):
+            client.sign_in("w", "b")
+        await until(
+            lambda: all(client.online == {"b"} and client.members[ROOM] == {"a", "b", "c"} for client in (staying, watching))
+        )
+        one.watch_own()
+        if lost:
+            valkey.ask("FLUSHALL")
+            await until(lambda: recovering(valkey, one) and recovering(valkey, two) and one.connected and two.connected)
+        one.freeze(valkey)
+        await until(lambda: watching.members[ROOM] == {"c"} and watching.online == set())
+        assert await status(two.publish(ROOM, b"1")) == 200
+        one.thaw()
+        await until(lambda: watching.members[ROOM] == {"a", "b", "c"} and watching.online == {"b"})
+        await one.broker.settled()
+        assert one.failures == []
+        await until(lambda: all(client.messages[ROOM] == ["1"] for client in (staying, other, watching)))
 
 
 class Told(set[str]):

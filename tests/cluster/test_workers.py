@@ -296,6 +296,19 @@ def test_the_engine_that_dies_is_replaced_and_clients_notice_nothing(
     assert figure(own, "push1st_engine_restarts_total") == 1
 
 
+def test_a_worker_that_dies_with_the_engine_is_not_waited_for(
+    own: ServerProcess, channel: str, stack: contextlib.ExitStack
+) -> None:
+    client = connect_to(own, 1, stack)
+    client.subscribe(channel)
+    kill(workers(own)[0])
+    kill(engine(own))
+    wait_until(lambda: own.output.count("engine ready") == 2, "another engine is there")
+    there = time.monotonic()
+    until_delivered(own, channel, [client])
+    assert time.monotonic() - there < 5
+
+
 def test_publishing_fails_loudly_while_the_engine_does_not_answer(
     own: ServerProcess, channel: str, stack: contextlib.ExitStack
 ) -> None:

@@ -156,3 +156,20 @@ def test_each_field_that_is_wrong_is_one_difference(wrong, number):
     copy = {field: (number if value else None) if field in wrong else value for field, value in FIELDS.items()}
     stored = {field: value for field, value in copy.items() if value is not None}
     assert len(list(filled().differences(stored))) == len(wrong)
+
+
+def test_confirmed_members_and_users_are_told_apart_from_those_that_wait_for_the_broker():
+    entries = Entries()
+    entries.join(ROOM, "1.1", A)
+    entries.join(ROOM, "1.2", B)
+    entries.joined(ROOM, "b")
+    assert entries.members(ROOM) == {"b": B}
+    user = ("app", "u")
+    entries.sign_in(user, "1.1")
+    assert not entries.is_signed_in(user)
+    entries.signed_in(user)
+    assert entries.is_signed_in(user)
+    assert entries.sign_out(user, "1.1")
+    assert not entries.is_signed_in(user)
+    entries.signed_in(user)  # it signed out before the broker's answer was there
+    assert not entries.is_signed_in(user)

@@ -1,6 +1,7 @@
 """The connection to the broker: replies in order, messages in between, and who waits goes on in time."""
 
 import asyncio
+import socket
 from collections.abc import Callable
 
 import hiredis
@@ -166,3 +167,41 @@ async def test_silence_counts_only_while_an_answer_is_owed(line):
     assert one.link.silent(now + 100) == pytest.approx(100, abs=1)
     one.says(b"+PONG\r\n")
     assert one.link.silent(now + 100) == 0
+
+
+async def test_messages_behind_an_ordered_reply_are_delivered_though_the_connection_has_ended(line):
+    one = line()
+    seen: list[list[bytes]] = []
+
+    async def wait() -> None:
+        await one.link.call("X", ordered=True)
+        seen.append(list(one.messages))
+
+    task = asyncio.create_task(wait())
+    await turns()
+    late = one.link.call("GET", "a")
+    one.says(b":1\r\n", message(b"1"), message(b"2"))
+    one.link.connection_lost(None)
+    await task
+    await turns()
+    assert seen == [[]]
+    assert one.messages == [b"1", b"2"]
+    with pytest.raises(Lost):
+        await late
+    assert one.lost == 1
+
+
+async def test_what_a_server_sent_before_its_end_is_delivered_though_a_write_failed_before_it_was_read():
+    ours, theirs = socket.socketpair()
+    messages: list[bytes] = []
+    ended = asyncio.Event()
+    loop = asyncio.get_running_loop()
+    _, link = await loop.create_connection(lambda: Link(messages.append, ended.set), sock=ours)
+    theirs.sendall(message(b"1") + message(b"2"))
+    theirs.close()
+    waiting = link.call("PING")
+    link.flush()  # within this turn, so before anything is read: the other end is gone, and this is an error
+    with pytest.raises(Lost):
+        await waiting
+    await ended.wait()
+    assert messages == [b"1", b"2"]

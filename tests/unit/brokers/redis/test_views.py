@@ -99,3 +99,12 @@ def test_a_watched_user_changes_once(told):
     told.views.compare_status(("app", "u"), True, told.stamp)
     assert told.views.status("app", "u", False) is True
     assert len(told.messages) == 3
+
+
+def test_a_user_who_is_signed_in_here_is_not_told_to_be_offline_by_a_node_that_took_this_one_for_dead(told):
+    told.views.watch("app", "u", True)
+    told.edge("off", "u", here=True)
+    told.edge("on", "u", here=True)
+    assert told.edges == []
+    told.edge("off", "u")
+    assert len(told.messages) == 1
