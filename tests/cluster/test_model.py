@@ -12,6 +12,7 @@ from collections import Counter, defaultdict
 from itertools import count, pairwise
 from typing import Any
 
+import pytest
 from hypothesis import HealthCheck, example, given, note, settings
 from hypothesis import strategies as st
 
@@ -397,6 +398,7 @@ def model(valkey: Valkey, plan: list[tuple[Any, ...]], prefix: int) -> None:
         asyncio.run(run(valkey, f"{valkey.url}?prefix=m{prefix}", plan))
 
 
+@pytest.mark.timeout(300 + 12 * EXAMPLES)  # an example takes some 3 s, which are mostly waits for leases and holds
 def test_every_client_is_told_what_is_true_whatever_happens() -> None:
     valkey = Valkey()
     try:
