@@ -8,7 +8,7 @@ CLIENTS := tests/clients
 INSTALLED := $(VENV)/.installed
 NODE_INSTALLED := $(CLIENTS)/node_modules/.installed
 PROGRAMS_SOUGHT := $(VENV)/.programs
-# Node.js of the wheel is there where the machine has none that fits (tests/programs.sh).
+# Finds Node.js from the wheel if the machine has no suitable one (tests/programs.sh).
 WITH_NODE := PATH="$(CURDIR)/$(BIN):$$PATH"
 
 .DEFAULT_GOAL := help
@@ -28,8 +28,8 @@ test: $(INSTALLED) $(NODE_INSTALLED) $(PROGRAMS_SOUGHT) ## run every test: unit 
 	@echo "test: unit, contract, other people's clients, the book; two files at a time, since most of them wait"
 	@$(BIN)/python -m pytest -n 2 --dist loadfile $(ARGS)
 
-test-long: $(INSTALLED) $(NODE_INSTALLED) $(PROGRAMS_SOUGHT) ## run the tests that need minutes by their nature: kills in a row, long outages, long model runs
-	@echo "test-long: only the tests marked long; they take minutes each"
+test-long: $(INSTALLED) $(NODE_INSTALLED) $(PROGRAMS_SOUGHT) ## run the tests that take minutes: repeated kills, long outages, long model runs
+	@echo "test-long: only the tests marked long; each takes minutes"
 	@$(BIN)/python -m pytest -m long --timeout 1800 $(ARGS)
 
 model: $(INSTALLED) ## drive a cluster through thousands of random joins, crashes and broker restarts; ARGS=--hypothesis-seed=N repeats a run
@@ -49,7 +49,7 @@ bench: $(INSTALLED) ## measure this server and its peers: deliveries, CPU a deli
 bench-cluster: $(INSTALLED) ## measure two nodes and a broker, and two workers, against two of soketi's with its Redis adapter
 	@$(BIN)/python bench/bench.py --cluster $(ARGS)
 
-bench-fairness: $(INSTALLED) ## measure what other clients notice while a few connections flood the server; about four minutes
+bench-fairness: $(INSTALLED) ## measure the latency of other clients while a few connections flood the server; about four minutes
 	@$(BIN)/python bench/fairness.py $(ARGS)
 
 format: $(INSTALLED) ## rewrite the code the way `make check` wants it
@@ -60,8 +60,8 @@ lock: ## write requirements.lock anew: the newest versions that pyproject.toml a
 	@$(PYTHON) -m venv --clear .lock
 	@.lock/bin/pip install --quiet --disable-pip-version-check --upgrade pip
 	@.lock/bin/pip install --quiet --disable-pip-version-check --group dev --group node .
-	@{ echo '# Exact versions of everything that `make install` installs, and of the Node.js that `make test` takes where'; \
-		echo '# the machine has none that fits. Written by `make lock`; do not edit.'; \
+	@{ echo '# Exact versions of everything that `make install` installs, and of the Node.js that `make test` uses if'; \
+		echo '# the machine has no suitable one. Written by `make lock`; do not edit.'; \
 		.lock/bin/pip freeze --exclude push1st; } > requirements.lock
 	@rm -rf .lock
 	@echo "lock: requirements.lock is written"
@@ -78,7 +78,7 @@ $(INSTALLED): requirements.lock pyproject.toml
 	@$(BIN)/python -m pip install -qq --disable-pip-version-check --no-deps --no-build-isolation --editable .
 	@touch $@
 
-# Without Node.js there is nothing to fetch; tests/programs.sh has named the tests that are left out.
+# Without Node.js there is nothing to fetch; tests/programs.sh has listed the tests that are skipped.
 $(NODE_INSTALLED): $(CLIENTS)/package.json $(CLIENTS)/package-lock.json | $(PROGRAMS_SOUGHT)
 	@if $(WITH_NODE) command -v npm >/dev/null; then \
 		echo "test: fetching the JavaScript clients"; \

@@ -29,7 +29,7 @@ ABOUT: dict[str, str] = {
     "server.ssl.enable": "TLS on all addresses of `server.listen`, Unix sockets excepted.",
     "server.ssl.key": "The certificate's private key. Neither key nor certificate: a self-signed one is made at start.",
     "server.ssl.cert": "The certificate, with those between it and the root.",
-    "server.proxies": "Proxies that are believed when they say in `X-Forwarded-For` or `Forwarded` who the client is.",
+    "server.proxies": "Proxies from which the server accepts the client's address in `X-Forwarded-For` or `Forwarded`.",
     "server.max-request-payload": (
         "Bytes of one client message, where the protocol does not say otherwise. Where it is set, it also raises every app's "
         "`limits.payload` to it, unless the app sets its own."
@@ -44,7 +44,7 @@ ABOUT: dict[str, str] = {
     "api.ssl.cert": "The certificate, with those between it and the root.",
     "api.path": "What all paths of the API begin with.",
     "api.keep-alive-timeout": "Seconds a connection may be idle between two requests, on every listener. "
-    "Answers name it (`Keep-Alive: timeout=10`); a proxy's own limit for idle connections to the server has to be shorter.",
+    "Answers contain this number (`Keep-Alive: timeout=10`); a proxy must close its idle connections to the server earlier.",
     "api.trust": "Whose unsigned calls are accepted; `[]`: nobody's. `unix` stands for the Unix sockets.",
     "api.whitelist": "Who may connect at all; empty: everyone.",
     "api.interface": "Read, without effect: there is one interface.",
@@ -54,7 +54,7 @@ ABOUT: dict[str, str] = {
         "([scaling.md](scaling.md)). Behind the URL `?prefix=…`, where several installations share one server."
     ),
     "log.format": "`text` for people, `json` for machines: one object a line, on standard error.",
-    "log.level": "What is below it is not logged. At `debug` each refusal is a line, with the words of the answer.",
+    "log.level": "Events below this level are not logged. At `debug` each refusal is a line, with the text of the answer.",
     "credentials": "The files of apps. Relative paths start at the folder of the configuration file.",
     "APP.enable": "A disabled app refuses its clients with 4003 and its API calls with 403.",
     "APP.name": "For people. By default the app's id.",
@@ -66,9 +66,9 @@ ABOUT: dict[str, str] = {
     "APP.channels": "The types of channels the app has. `private` covers `protected`.",
     "APP.origins": (
         "Pages that may connect, by their `Origin`: whole (`https://shop.example`), or a host with or without its port. "
-        "Empty: any; there are no other patterns than `*`. `check` notes an entry that browsers write in another way: "
-        "they leave out the path and the scheme's own port, and send Punycode. "
-        "A client that sends no `Origin` is no browser and is let in."
+        "Empty or `*`: all pages; there are no other patterns. `check` notes an entry that differs from the form browsers send: "
+        "they omit the path and the scheme's default port, and send Punycode. "
+        "A client that sends no `Origin` is not a browser, and is accepted."
     ),
     "APP.options.client-messages": "Pusher clients may send client events.",
     "APP.options.subscription-count": "Subscribers of a channel are told how many they are.",
@@ -95,7 +95,7 @@ ABOUT: dict[str, str] = {
     "APP.authorize.timeout": "Seconds it has to answer; then the answer is no.",
     "APP.authorize.cache": "Seconds an answer is kept; 0: not at all.",
     "APP.authorize.concurrency": "Processes of a `py:` function.",
-    "hooks.events": "Events that may wait for an endpoint. Over that they are dropped, first those of the connection with most.",
+    "hooks.events": "Events that may wait for an endpoint. If the queue is full, events are dropped, first those of the connection that has the most in it.",
     "hooks.bytes": "Bytes that may wait for an endpoint.",
     "hooks.folder": (
         "Where the rest of the queues is saved at a stop, and what is given up is kept (`dead-letters.jsonl`). "
@@ -350,7 +350,7 @@ def _without_effect() -> str:
     lines += (f"- `api.module.{name}`: {key.note}" for name, key in (keys.API["module"].table or {}).items() if key.note)
     lines += (f"- `{name}` of an app: {key.note}" for name, key in keys.APP.items() if key.note)
     lines.append(f"- an app whose `channels` are `[ smpp ]`: {SMPP_NOTE}")
-    lines.append("\nAnd these values, which are as good as none:\n")
+    lines.append("\nThese values mean that the default applies, or have no effect:\n")
     protocols = f"server.{{{','.join(config.PROTOCOLS)}}}"
     for table, path in ((keys.PROTOCOL, protocols), (keys.API, "api")):
         lines += (f"- `{path}.{name}: {value}`: {note}" for name, key in table.items() for value, note in key.unset.items())

@@ -208,7 +208,7 @@ def _claims(claims: Mapping[str, object], app: str, now: float) -> Claims:
     if not isinstance(channels, list) or not all(isinstance(name, str) for name in channels):
         raise Refused(401, "access token's channel is neither a text nor a list of them")
     if "nbf" in claims and now < _seconds(claims, "nbf"):
-        raise Refused(401, "access token is not valid yet: its nbf lies in the future")
+        raise Refused(401, "access token is not valid yet: its nbf is in the future")
     if "exp" not in claims:
         return Claims(app, origin, tuple(channels), None)
     exp = _seconds(claims, "exp")

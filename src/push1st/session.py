@@ -522,7 +522,7 @@ class Session:
             if not kind.needs_auth:
                 raise Refused(403, "client events are for private and presence channels")
             if kind.encrypted:
-                raise Refused(403, "client events are not for encrypted channels: they would be delivered unencrypted")
+                raise Refused(403, "client events are not allowed on encrypted channels: they would be delivered unencrypted")
         elif kind.type not in self.push and not (kind.type == "protected" and "private" in self.push):
             raise Refused(403, f"publishing to {kind.type} channels is not allowed here")
         if channel not in self.subscriptions:

@@ -302,7 +302,7 @@ def test_a_client_event_over_the_limit_is_refused_and_counted_and_the_socket_sta
             {"batch": [{"name": "e", "data": "1", "channel": "c"}] * 4},
             "Batch too large (4 > 3)",
         ),
-        ("batch_events", {"batch": []}, "batch is empty: it has at least one event"),
+        ("batch_events", {"batch": []}, "batch is empty: a batch needs at least one event"),
     ],
     ids=["channels", "no channels", "event name", "channel name", "batch", "no batch"],
 )

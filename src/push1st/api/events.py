@@ -144,7 +144,7 @@ async def batch(call: Call) -> Response:
     events = call.body(_batch).batch
     limits = call.app.config.limits
     if not events:
-        raise Refused(400, "batch is empty: it has at least one event")
+        raise Refused(400, "batch is empty: a batch needs at least one event")
     if len(events) > limits.batch:
         raise Refused(400, f"Batch too large ({len(events)} > {limits.batch})")  # the words that Pusher's libraries look for
     checked = []

@@ -47,7 +47,7 @@ def capacity_error(crowded: Crowded) -> str:
     """Returns the close reason for a client that there is no room for."""
     if crowded == "address":
         return "Over capacity: this address has most of the connections that this server may have"
-    return "Over capacity: this server has all the connections that it has file descriptors for"
+    return "Over capacity: this server has no file descriptors for more connections"
 
 
 def check_version(query: str) -> None:

@@ -85,7 +85,7 @@ async def test_without_a_descriptor_a_websocket_is_told_to_come_back():
     site = site_at(trusting=False)
     transport = await ask(site, LAST, handshake(f"/app/{KEY}?protocol=7"))
     code, reason = close_of(transport.data.partition(b"\r\n\r\n")[2])
-    assert (code, reason) == (4100, "Over capacity: this server has all the connections that it has file descriptors for")
+    assert (code, reason) == (4100, "Over capacity: this server has no file descriptors for more connections")
     assert site.metrics.cut_offs == {"crowded": 1}
     assert not site.world.app.tenant.sessions
     transport = await ask(site, LAST - 1, handshake(f"/app/{KEY}?protocol=7"))
