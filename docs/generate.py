@@ -95,7 +95,10 @@ ABOUT: dict[str, str] = {
     "APP.authorize.timeout": "Seconds it has to answer; then the answer is no.",
     "APP.authorize.cache": "Seconds an answer is kept; 0: not at all.",
     "APP.authorize.concurrency": "Processes of a `py:` function.",
-    "hooks.events": "Events that may wait for an endpoint. If the queue is full, events are dropped, first those of the connection that has the most in it.",
+    "hooks.events": (
+        "Events that may wait for an endpoint. "
+        "If the queue is full, events are dropped, first those of the connection that has the most in it."
+    ),
     "hooks.bytes": "Bytes that may wait for an endpoint.",
     "hooks.folder": (
         "Where the rest of the queues is saved at a stop, and what is given up is kept (`dead-letters.jsonl`). "

@@ -1,10 +1,10 @@
 """Events to users, held for clients that have signed in and are about to subscribe (Pusher protocol, section 5).
 
-A client subscribes to its user's channel when it has read `signin_success`. An event that is published within that round
-trip would reach nobody. So the worker listens to the channel from before `signin_success` until the subscription, and holds
-what comes. These clients are not subscribers: the hub, the roster, counts and hooks do not know of them.
+A client subscribes to its user's channel after it has read `signin_success`. An event that is published within that round
+trip would be lost. So the worker subscribes to the channel's topic before it sends `signin_success`, and holds the events
+until the client subscribes. These clients are not subscribers: they are not in the hub, the roster, counts and hooks.
 
-Pure and synchronous: the node says when, and what becomes of the frames.
+Pure and synchronous: the node passes the time, and delivers the frames.
 """
 
 from collections.abc import Callable
@@ -14,13 +14,13 @@ from push1st.messages import Message
 
 MAX_HELD = 100
 MAX_HELD_BYTES = 65_536
-"""frames, and bytes of them, that are held for a client; with the next one they are delivered before its subscription"""
+"""frames, and their bytes, that are held for a client; the next event flushes them, before the client has subscribed"""
 HELD_SECONDS = 10
-"""for a client to subscribe; then what is held is delivered, and the worker listens no longer"""
+"""for a client to subscribe; after that the held frames are delivered, and no more are held"""
 
 
 class Hold:
-    """What is held for a client. until: seconds on the clock of `Held.add`."""
+    """The frames held for a client. until: seconds on the clock of `Held.add`."""
 
     __slots__ = ("channel", "frames", "size", "until")
 
@@ -49,13 +49,13 @@ class Held:
         return channel in self._channels
 
     def add(self, client: Subscriber, channel: str, now: float) -> None:
-        """Holds what comes on a channel for a client. A client has one hold; a second call changes nothing."""
+        """Begins to hold the events of a channel for a client. A client has one hold; a second call changes nothing."""
         if client not in self._holds:
             hold = self._holds[client] = Hold(channel, now + HELD_SECONDS)
             self._channels.setdefault(channel, {})[client] = hold
 
     def receive(self, message: Message, now: int) -> None:
-        """Holds an event for the clients it is meant for. now: wall clock, nanoseconds."""
+        """Holds an event for the waiting clients that it is addressed to. now: wall clock, nanoseconds."""
         for client, hold in self._channels[message.channel].items():
             if message.exclude == client.id or (message.delivery != "broadcast" and message.target != client.id):
                 continue
@@ -66,7 +66,7 @@ class Held:
             hold.size += len(frame)
 
     def deliver(self, client: Subscriber) -> str:
-        """Delivers what is held for a client, and holds nothing more for it. Returns its channel, "" without one."""
+        """Delivers the frames held for a client, and ends its hold. Returns the channel, "" if there was no hold."""
         hold = self._holds.get(client)
         if hold is None:
             return ""
@@ -74,7 +74,7 @@ class Held:
         return self.drop(client)
 
     def drop(self, client: Subscriber) -> str:
-        """Forgets a client and what is held for it. Returns its channel, "" without one."""
+        """Drops a client's hold and its frames. Returns the channel, "" if there was no hold."""
         hold = self._holds.pop(client, None)
         if hold is None:
             return ""
@@ -85,9 +85,9 @@ class Held:
         return hold.channel
 
     def due(self, now: float) -> list[Subscriber]:
-        """The clients that have not subscribed in time."""
+        """Returns the clients that have not subscribed in time."""
         due = []
-        for client, hold in self._holds.items():  # in the order of their times
+        for client, hold in self._holds.items():  # in the order of `until`
             if hold.until > now:
                 break
             due.append(client)

@@ -453,7 +453,7 @@ async def test_a_broker_that_cannot_save_delivers_events_and_refuses_what_is_new
             edges = [(message.event, json.loads(message.data)["user_id"]) for message in told]
             assert edges.count((MEMBER_REMOVED, "c")) == 2
             assert {user for event, user in edges if event == MEMBER_REMOVED} == {"c"}, "somebody who stayed is told to have left"
-    assert "hint='its disk is full or cannot be written to" in capsys.readouterr().out
+    assert "hint='the disk is full or not writable" in capsys.readouterr().out
 
 
 async def test_a_node_that_ends_lets_another_read_the_facts_at_once() -> None:

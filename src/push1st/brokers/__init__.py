@@ -116,8 +116,8 @@ class Roster(Protocol):
     """Who is where, for all workers together.
 
     Each change is one atomic step that also publishes the edge it causes to the channel, and reports it as a fact:
-    occupied, vacated, member-added, member-removed. Where there may be other workers it holds back for hooks the edges that
-    leave, since no worker lives as long as the broker: their `phase` says so.
+    occupied, vacated, member-added, member-removed. A roster that several workers share also holds back leaving edges for
+    hooks, because the broker outlives each worker. `phase` of a fact shows whether its edge was held back.
     """
 
     async def join(self, app: str, channel: str, socket_id: str, member: Member | None, most: int) -> Joined:
@@ -173,7 +173,7 @@ class Facts(Protocol):
     """What happens, for hooks. The roster reports its edges itself."""
 
     def report(self, fact: Fact) -> None:
-        """Has `happened` called with the fact, once, on one worker of the cluster. Never waits.
+        """Passes the fact to `happened`, once, on one worker of the cluster. Never waits.
 
-        An edge whose phase is `held` is taken up from an earlier process: it is held back again.
+        An edge whose phase is `held` was held back by an earlier process when it stopped; the broker holds it back again.
         """

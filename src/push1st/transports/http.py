@@ -417,7 +417,7 @@ class HttpConnection(asyncio.Protocol):
         if headers.get(b"transfer-encoding", b"chunked").lower() != b"chunked":  # RFC 9112 §6.1
             self._refuse(501, "chunked is the only supported transfer coding")
         if headers.get(b"content-encoding", b"identity").lower() not in (b"identity", b""):  # RFC 9110 §15.5.16
-            self._refuse(415, "a compressed body is not supported: send it without Content-Encoding", b"Accept-Encoding: identity\r\n")
+            self._refuse(415, "a compressed body is not supported: send it uncompressed", b"Accept-Encoding: identity\r\n")
         expect = headers.get(b"expect", b"").lower() if version == "1.1" else b""  # RFC 9110 §10.1.1
         if expect not in (b"100-continue", b""):
             self._refuse(417, "100-continue is the only supported expectation")

@@ -50,7 +50,7 @@ log = logs.get("push1st.broker")
 class Redis:
     """url: see `brokerurl.py`. stamp: the id and the time (wall clock, nanoseconds) of a message made here.
 
-    node: a name no other worker has or had. hooked: the apps that have hooks, with the edges that those want (`scripts`).
+    node: a name no other worker has or had. hooked: the apps that have hooks → the edges that their hooks want (`scripts`).
     numbered: called with the number of this node among all, below 1024, that ends its message ids.
     """
 
@@ -127,9 +127,10 @@ class Redis:
             self._timer.cancel()
 
     def workers(self, nodes: Collection[str]) -> None:
-        """The server is this machine's own; all that are connected to it are these nodes, as far as they are alive.
+        """Takes the complete list of living nodes from the supervisor, and retries the connection at once.
 
-        So no other node has to be waited for, and if the server was away it is there now.
+        The supervisor knows this list only for the embedded engine. It sends the list when a node starts or ends, and when the
+        engine is ready. A node waits for no node outside this list before it publishes.
         """
         for shard in self._shards:
             shard.workers(nodes)

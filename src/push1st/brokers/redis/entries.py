@@ -52,7 +52,7 @@ class Entries:
         self._rooms: dict[Key, Room] = {}
         self._users: dict[Key, set[str]] = {}
         self._confirmed: set[Key] = set()
-        """those users that the broker has confirmed since they were not signed in here"""
+        """users signed in here whose sign-in the broker has confirmed"""
         self._connections: dict[str, int] = {}
 
     # Channels
@@ -110,7 +110,7 @@ class Entries:
         return seat is not None and seat.let
 
     def members(self, key: Key) -> dict[str, Member]:
-        """The confirmed members of a channel by connections of this node, by their ids."""
+        """Returns the confirmed members of a channel that have connections on this node, by user id."""
         room = self._rooms.get(key)
         seats = {} if room is None else room.seats
         return {user_id: seat.member for user_id, seat in seats.items() if seat.let}
@@ -127,7 +127,7 @@ class Entries:
         self._users.setdefault(key, set()).add(socket_id)
 
     def signed_in(self, key: Key) -> None:
-        """The broker has confirmed that a user is signed in."""
+        """Stores that the broker has confirmed a user's sign-in."""
         if key in self._users:
             self._confirmed.add(key)
 

@@ -6,12 +6,17 @@ were handed on, so before anything of them is on its way to a backend: one that 
 read is read again; one that dies behind it is not read again. Should the note get lost with the connection, the next
 reader of this node goes on where this one was.
 
-Settled edges take turns per channel and member, whatever becomes of the readers and of the server. The reader keeps a ledger
-of what hooks believe to be there, and hands on only what changes it. A node that becomes the reader makes its ledger from the
-roster: who is there, and who left and is still held back, but for what the facts that were not read yet have changed. After
-the server lost its state the node with the ledger goes on reading, and when all nodes have announced their entries it compares
-the ledger with the roster in the same way: so what the server forgot (who was held back, facts that nobody had read) is made
-up for. The same is done after a new connection, since a replica that took a master's place may lack some of the last facts.
+Settled edges of a channel or member always alternate, even if the reader changes or the server loses its state. For this the
+reader keeps a ledger: the channels and members that exist according to the edges that hooks have received. The reader delivers
+only edges that change the ledger.
+
+A node that becomes the reader builds the ledger from the roster. The ledger has the channels and members that exist, and those
+whose leaving edge is still held back. The reader then undoes the changes of facts that are not read yet.
+
+After the server lost its state, the node that has the ledger remains the reader. When all nodes have announced their entries,
+it compares the ledger with the roster, and delivers an edge for each difference. These edges replace what the server lost: held
+edges, and facts that no node had read. The reader also compares after each new connection, because a replica that became the
+master may lack some of the last facts.
 """
 
 import asyncio
@@ -38,12 +43,12 @@ BLOCK_MS = 1000
 SILENT_SECONDS = 5
 """without an answer: then the connection is taken for dead, before others may take this node for it"""
 RELEASED = 500
-"""leaving edges that are released at once"""
+"""leaving edges that one call releases"""
 SCANNED = 1000
-"""entries that are read at once to make a ledger"""
+"""entries that one call reads to build a ledger"""
 
 LEFT_SECONDS = 60
-"""for the next reader to take a ledger that was left to it"""
+"""how long a ledger stays in the broker for the next reader"""
 
 NOWHERE = b"0-0"
 """the place before all facts"""
@@ -52,11 +57,14 @@ log = logs.get("push1st.broker")
 
 
 class Ledger:
-    """What hooks believe to be there of a shard, by the settled edges that were handed on up to a place. It outlives readers.
+    """The channels and members of a shard that exist according to the settled edges that hooks have received.
 
-    there: fields as those of a node's entries (`scripts`); None: this node does not know. place: the last fact that was
-    handed on. compared_at: when it is to be compared with the roster, on the loop's clock: the server may have lost facts, or all
-    its state, and then nodes announce their entries again; None: it need not be.
+    A node keeps its ledger when its reader ends.
+
+    there: the channels and members, as fields like those of a node's entries (`scripts`); None: this node has no ledger.
+    place: the last fact that was delivered to hooks.
+    compared_at: when the ledger is to be compared with the roster, because the server may have lost facts or its state; on the
+    loop's clock; None: no comparison is needed.
     """
 
     def __init__(self) -> None:
@@ -65,15 +73,15 @@ class Ledger:
         self.compared_at: float | None = None
 
     def state_lost(self) -> None:
-        """The places of facts begin again."""
+        """Resets the place, because the server numbers its facts from the start again."""
         self.place = NOWHERE
 
     def forget(self) -> None:
-        """Another node hands on facts."""
+        """Drops the ledger, because another node is the reader."""
         self.there = None
 
     async def leave(self, link: Link, base: str) -> None:
-        """Leaves it to the next reader, since this node stops before it was compared: the roster alone does not say it."""
+        """Saves the ledger in the broker for the next reader, if this node stops before the comparison with the roster."""
         if self.there and self.compared_at is not None:
             key, fields = f"{base}:ledger", list(self.there)
             link.call("DEL", key)
@@ -85,9 +93,9 @@ class Ledger:
 class Reader:
     """Reads until it is stopped, or has no lease any more, or its connection, which is its own, is lost.
 
-    base: of the shard's keys. run: a script as a command, up to its arguments. seconds: of the lease. apps: those whose hooks
-    want settled edges. happened: takes the facts. last: there is no other node, and this one stops: it hands on what is left,
-    what is held back too, and ends.
+    base: of the shard's keys. run: returns the command for a script, without its arguments. seconds: of the lease. apps: the
+    apps whose hooks want settled edges. happened: takes the facts. last: this node stops, and no other node is alive. Then the
+    reader delivers all facts that are left, and all held edges, and ends.
     """
 
     def __init__(
@@ -126,7 +134,7 @@ class Reader:
         await self.end()
 
     async def end(self) -> None:
-        """Returns when it has ended."""
+        """Waits until the reader has ended."""
         await asyncio.gather(self._task, return_exceptions=True)
 
     async def _run(self) -> None:
@@ -152,7 +160,7 @@ class Reader:
                 link.abort()
 
     async def _begin(self, link: Link) -> None:
-        """Finds the place where to go on, and makes the ledger, unless this node has it."""
+        """Finds the place of the next fact to read, and builds the ledger if this node has none."""
         ledger = self._ledger
         noted = await _answer(link, "GET", f"{self._stream}:read") or NOWHERE
         place = max(ledger.place, noted, key=_order)
@@ -189,19 +197,22 @@ class Reader:
 
     def _reading(self) -> tuple[Argument, ...]:
         lease, hold = int(self._seconds * 1000), int(HOLD_SECONDS * 1000)
-        released = 0 if self._last else RELEASED  # the last one takes them as they are
+        released = 0 if self._last else RELEASED  # the last node takes the held edges by TAKE instead
         return *self._run_script(READ), self._node, lease, self._ledger.place, hold, released
 
     async def _note(self, link: Link) -> int | None:
-        """Notes the place; milliseconds for which nodes announce their entries, None if another node reads the facts by now."""
+        """Stores the place in the broker, and renews the lease.
+
+        Returns the milliseconds for which nodes still announce their entries; None if another node is the reader by now.
+        """
         loop = asyncio.get_running_loop()
         asked = loop.time()
         mine, recovering = await _answer(link, *self._reading())
         return int(recovering) if mine and loop.time() < asked + self._seconds else None
 
     async def _finish(self, link: Link) -> None:
-        """Hands on what is left."""
-        if self._ledger.compared_at is not None:  # nobody else announces anything
+        """Delivers the facts that are left, and the held edges."""
+        if self._ledger.compared_at is not None:  # no other node is alive that could announce entries
             self._ledger.compared_at = 0
         while await self._more(link, wait=False):
             pass
@@ -223,7 +234,7 @@ class Reader:
 
     def _happen(self, fields: dict[bytes, bytes]) -> None:
         whole = fields.get(b"fact")
-        if whole is not None:  # as a node reported it; those of scripts come in parts
+        if whole is not None:  # a fact that a node reported; facts of scripts have a field for each part
             self._happened(decode_fact(whole))
             return
         fact, way = _fact_of(fields)
@@ -235,7 +246,7 @@ class Reader:
                 self._happened(msgspec.structs.replace(fact, phase="settled"))
 
     def _changes(self, field: str, enters: bool) -> bool:
-        """Whether an edge is news for hooks; they believe it from here on."""
+        """Applies an edge to the ledger; returns whether the edge changed it."""
         there = self._ledger.there
         if there is None or (field in there) == enters:
             return False
@@ -243,7 +254,7 @@ class Reader:
         return True
 
     async def _compare(self, link: Link) -> bool:
-        """Hands on the edges that hooks missed; returns whether that was still this node's to do."""
+        """Delivers the edges that hooks missed; returns whether this node is still the reader."""
         ledger = self._ledger
         truth = await self._truth(link, ledger.place)
         recovering, there = await self._note(link), ledger.there
@@ -261,10 +272,10 @@ class Reader:
         return True
 
     async def _truth(self, link: Link, place: bytes) -> set[str]:
-        """What hooks have to believe when they got all facts up to a place, and none behind it.
+        """Returns what the ledger must contain when hooks have received all facts up to a place, and none after it.
 
-        That is who is there, and who is held back. What changes while this is read has a fact behind the place, and of each
-        channel and member the first of those says what was so before it.
+        These are the channels and members in the roster, and those whose leaving edge is held back. A change that happens
+        during the scan has a fact after the place. The first such fact of a channel or member shows its state before the change.
         """
         there: set[str] = set()
         for app in self._apps:
@@ -275,12 +286,12 @@ class Reader:
                 async with asyncio.timeout(SILENT_SECONDS):
                     for channel, users in zip(presence, await asyncio.gather(*asked), strict=True):
                         there.update(f"m/{app}/{channel}\n{user.decode()}" for user in users)
-        for left in ("held", "gone"):  # behind those who are there: who leaves meanwhile is in either
+        for left in ("held", "gone"):  # after the roster: what leaves during the scan is in the roster or in one of these
             async for fields in self._scan(link, f"{self._base}:{left}"):
                 there.update(field for field in fields if field[0] in "cm" and field.split("/", 2)[1] in self._apps)
         before: dict[str, bool] = {}
         while entries := await _answer(link, "XRANGE", self._stream, b"(" + place, "+", "COUNT", FACTS):
-            for place, fields in entries:  # noqa: B007 - the last one is where to go on
+            for place, fields in entries:  # noqa: B007 - the next XRANGE begins after the last place
                 parts = dict(zip(fields[::2], fields[1::2], strict=True))
                 if b"k" in parts:
                     fact, way = _fact_of(parts)
@@ -289,7 +300,7 @@ class Reader:
         return there.difference(field for field, is_there in before.items() if not is_there)
 
     async def _scan(self, link: Link, key: str) -> AsyncIterator[list[str]]:
-        """The fields of a hash, some at a time."""
+        """Yields the fields of a hash in batches."""
         cursor = b"0"
         while True:
             cursor, found = await _answer(link, "HSCAN", key, cursor, "COUNT", SCANNED)
@@ -309,14 +320,14 @@ def _order(place: bytes) -> tuple[int, ...]:
 
 
 def _fact_of(fields: dict[bytes, bytes]) -> tuple[Fact, bytes]:
-    """A script's fact, and which hooks it is for (`scripts`)."""
+    """Returns the fact of a script, and which hooks it is for (`w` in `scripts`)."""
     kind, app, channel, at, socket_id, user_id = (fields[name].decode() for name in (b"k", b"a", b"c", b"t", b"s", b"u"))
     fact = Fact(cast(Happening, kind), app, channel, int(at), socket_id, user_id or None, fields[b"i"], phase="at-once")
-    return fact, fields.get(b"w", b"as")  # scripts of earlier versions did not say it
+    return fact, fields.get(b"w", b"as")  # scripts of earlier versions wrote no `w`
 
 
 def _field(fact: Fact) -> str:
-    """As scripts name it."""
+    """Returns the name that scripts use for the fact's channel or member."""
     if fact.user_id is None:
         return f"c/{fact.app}/{fact.channel}"
     return f"m/{fact.app}/{fact.channel}\n{fact.user_id}"

@@ -23,7 +23,7 @@ Pushed = Callable[[bytes], None]
 Argument = str | bytes | int
 NOTHING = object()
 READ_BYTES = 1 << 16
-"""read at once of a connection that has ended"""
+"""bytes of one read from a connection that has ended"""
 
 
 pack: Callable[[tuple[Argument, ...]], bytes] = hiredis.pack_command  # type: ignore[assignment]  # its stub asks for one item
@@ -51,7 +51,7 @@ class Link(asyncio.Protocol):
         """how many wait for an ordered reply that is there and have not gone on yet"""
         self.alive = False
         self._ended = False
-        """whether the connection has ended, which matters once all that it brought is delivered"""
+        """whether the connection has ended; `_end` runs when all messages from it are delivered"""
         self.heard = 0.0
         """when the server last said anything, on the loop's clock"""
         self._asked = 0.0
@@ -78,13 +78,14 @@ class Link(asyncio.Protocol):
                 self._end()
 
     def _read_rest(self) -> None:
-        """Reads what the server sent before its end. Others may have been answered that it was published.
+        """Reads what the server sent before the connection ended.
 
-        A write that fails, because the server has gone, ends the connection with all that unread.
+        If a write fails because the server has gone, asyncio ends the connection without reading the rest. The rest may contain
+        events that the server has already confirmed to their publishers.
         """
         connection = self._transport.get_extra_info("socket")
         if connection is None or self._transport.get_extra_info("sslcontext") is not None:
-            return  # what TLS has not decrypted is of no use
+            return  # the bytes in the socket are encrypted, and the TLS layer has ended
         with contextlib.suppress(OSError):
             while data := os.read(connection.fileno(), READ_BYTES):
                 self.data_received(data)

@@ -4,16 +4,16 @@ All keys of a shard are in one hash slot, behind its base (`prefix:{number}`), w
 
     BASE:epoch        a random word; another one, or none: the server has lost its state
     BASE:recovering   there while nodes announce their entries again after that
-    BASE:gone         hash: who left meanwhile and is nowhere by now, in fields like those of a node → when, socket, id,
-                      received, which facts hooks want, info; told when all nodes must have announced theirs
+    BASE:gone         hash: channels, members and users that left during recovery and are on no node, in fields like those of
+                      a node → when, socket, id, received, which facts hooks want, info; published when recovery is over
     BASE:gone:order   list: those fields, in the order in which they left
-    BASE:held         hash: channels that became empty and members that left, of which hooks get no fact yet, since they may
-                      be back at once; in the same fields → when, socket, received, info
-    BASE:held:order   list: when each of them left, and its field, in that order
+    BASE:held         hash: channels that became empty and members that left. Their facts are held back, because most return
+                      at once; in the same fields → when, socket, received, info
+    BASE:held:order   list: the time at which each of them left, and its field, oldest first
     BASE:nodes        set: the nodes that may have entries
-    BASE:lease:NODE   there while the node is alive: `new` until it is subscribed to its topics for the first time, `there` when
-                      it is, `back` when it has entered again and is not yet
-    BASE:away         set: nodes that others know to be alive and that are not back since the state was lost
+    BASE:lease:NODE   exists while the node is alive: `new` until the node is subscribed to its topics for the first time,
+                      `there` while it is subscribed, `back` after it has entered again and until it is subscribed again
+    BASE:away         set: nodes that were alive according to other nodes, and have not entered since the state was lost
     BASE:n:NODE       hash: its entries: c/APP/CHANNEL → subscriptions, m/APP/CHANNEL\\nUSER, u/APP/USER, q/APP → connections
     BASE:i:APP        hash: channel → subscriptions
     BASE:m:APP/CHANNEL  hash: user on a presence channel → number of nodes that have it, ":", its info
@@ -21,21 +21,21 @@ All keys of a shard are in one hash slot, behind its base (`prefix:{number}`), w
     BASE:q            hash: app → connections
     BASE:k:APP/CHANNEL  the last event of a cache channel
     BASE:claim:APP/CHANNEL  there while nobody else may tell the channel how many subscribers it has
-    BASE:ledger       set: what hooks believe to be there, as a reader left it that stopped before it had compared that with
-                      the roster
-    BASE:clock        there for very long: by how long it still is, the scripts know how much time passes
+    BASE:ledger       set: the ledger of a reader (`facts.py`) that stopped before it had compared the ledger with the roster
+    BASE:clock        a key with a very long time to live: the scripts measure time by what is left of it
     BASE:numbers      hash: number → node: the ends of message ids
     BASE:facts        stream: what happened, for hooks; over MOST_FACTS the oldest are lost
     BASE:facts:read   the last of them that was read
     BASE:reader       the node that reads them, there while it is alive
-    BASE:term         a number that grows with each of that node's heartbeats, and that node: the last one, if none is alive
+    BASE:term         a number that grows with each heartbeat of the reader, and the name of that node; both stay when it ends
     BASE:t:APP/CHANNEL  the channel's topic
 
 Every change names the node's own number (its subscriptions, whether it has the user), never a difference: so a step
 that is done twice, or again after a lost reply, is done once.
 
-An app's hooks may want edges at once (`a`), settled (`s`), both, or none. `w` of a fact says which it is. `r` and `h` are for
-the reader only: a channel or member returned while its leaving was held back; and an earlier process had held one back.
+An app's hooks may want edges at once (`a`), settled (`s`), both, or none. `w` of a fact has the hooks that the fact is for.
+Two more values of `w` are for the reader only. `r`: a channel or member returned while its leaving edge was held back. `h`: an
+earlier process had held back the leaving edge of this channel or member when it stopped.
 """
 
 import hashlib
@@ -45,7 +45,7 @@ import msgspec
 MOST_FACTS = 100_000
 """facts that wait for their reader, about"""
 CLOCK_MS = 10**13
-"""what `BASE:clock` begins at: three centuries"""
+"""time to live of a new `BASE:clock`: three centuries"""
 
 _COMMON = """
 local base = KEYS[1]
@@ -59,7 +59,7 @@ local function fact(kind, way, app, channel, received, socket, user, info)
     's', socket, 'u', user, 'i', info, 'w', way)
 end
 local function wants(hooked, way) return string.find(hooked, way, 1, true) ~= nil end
--- Milliseconds on the server's clock since some moment. (TIME is not among the rights that a user needs, docs/scaling.md.)
+-- Milliseconds since an arbitrary moment, on the server's clock. (A user needs no right for TIME, docs/scaling.md.)
 local function clock()
   local left = redis.call('PTTL', base .. ':clock')
   if left < 0 then
@@ -68,13 +68,13 @@ local function clock()
   end
   return string.format('%.0f', CLOCK - left)
 end
--- What a field of `gone` and `held` is about: m, c or u, app, channel, user.
+-- Splits a field of `gone` or `held` into m, c or u, app, channel, user.
 local function parts(field)
   local kind, app, rest = string.match(field, '^(.)/([^/]*)/(.*)$')
   if kind ~= 'm' then return kind, app, rest, '' end
   return kind, app, string.match(rest, '^([^\\n]*)\\n(.*)$')
 end
--- A leaving edge is held back for hooks: READ releases it, unless the channel or member is back by then.
+-- Holds back a leaving edge for hooks. READ releases it, unless the channel or member is back by then.
 local function hold(field, left, socket, received, info)
   redis.call('HSET', base .. ':held', field, table.concat({left, socket, received, info}, '\\0'))
   redis.call('RPUSH', base .. ':held:order', left .. ' ' .. field)
@@ -82,13 +82,13 @@ end
 -- A server that is full refuses a script's first write, if that may need memory, but none behind one that needs none: so
 -- who leaves, and a node that comes back, are always let.
 local function let() redis.call('DEL', base .. ':none') end
--- A node's inbox is the last of the topics that it subscribes to.
+-- A node subscribes to its inbox last, so a node whose inbox has a subscriber is subscribed to all its topics.
 local function is_subscribed(node)
   return redis.call('PUBSUB', publish == 'SPUBLISH' and 'SHARDNUMSUB' or 'NUMSUB', base .. ':t:/' .. node)[2] > 0
 end
--- How many other nodes are alive and would not get what is published now. A node that has been silent for so long that fewer
--- than `least` milliseconds of its lease are left has given up its connection, whether or not the server knows that yet.
--- A node that has just started (least is 0) does not wait for others that lost their connection: they may as well be dead.
+-- Returns how many other living nodes would miss an event that is published now. If fewer than `least` milliseconds of a node's
+-- lease are left, the node has given up its connection, even if the server has not noticed that yet.
+-- A node that has just started (least is 0) does not wait for nodes without a connection, because they may be dead.
 local function missing(node, least)
   local some = 0
   for _, other in ipairs(redis.call('SMEMBERS', base .. ':nodes')) do
@@ -122,7 +122,7 @@ local function note(field, left, socket, id, received, hooked, info)
   local noted = table.concat({left, socket, id, received, hooked, info}, '\\0')
   if redis.call('HSET', base .. ':gone', field, noted) == 1 then redis.call('RPUSH', base .. ':gone:order', field) end
 end
--- How hooks get the entering edge of a field, which is not noted and not held back any more.
+-- Removes a field that enters from `gone` and `held`. Returns the `w` of its entering fact.
 local function entering(field, hooked)
   local held = redis.call('HDEL', base .. ':held', field) == 1
   if redis.call('HDEL', base .. ':gone', field) == 1 then return 'r' end
@@ -189,9 +189,9 @@ def _script(text: str) -> Script:
 
 
 ENTER = _script("""
--- node, new epoch, epoch known before or '', milliseconds of the lease and of recovery, the number it wants or -1, see
--- `missing`; then the other nodes that it knows to be alive
--- Returns among the rest whether its lease had run out, though the state is still there: the others' may have, too.
+-- node, new epoch, epoch known before or '', milliseconds of the lease and of recovery, the number it wants or -1, `least` of
+-- `missing`; then the other nodes that were alive according to this node
+-- The last value returned is 1 if the node's lease had expired, but the state still exists: other leases may have expired too.
 let()
 local node, known = ARGV[1], ARGV[3]
 local epoch = redis.call('GET', base .. ':epoch')
@@ -230,10 +230,10 @@ return {epoch, redis.call('PTTL', base .. ':recovering'), number, missing(node, 
 BEAT = _script(
     _ALIVE
     + """
--- node, milliseconds of the lease, whether it may read the facts (-1: no; its term, if it has the ledger of the node that
--- reads them; or 0), whether it has just subscribed to its topics, see `missing` or '' if it does not matter
--- While nodes announce their entries again the node that read the facts before goes on: only that one has the ledger.
--- Returns among the rest the term if this node reads the facts, negative if its ledger, if any, is not the newest; or 0.
+-- node; milliseconds of the lease; -1 if it may not read the facts, else the term of its ledger, or 0 if it has none; 1 if it
+-- has just subscribed to its topics; `least` of `missing`, or '' if it need not be counted
+-- During recovery the previous reader remains the reader, because only that node has the ledger.
+-- The third value returned is the term if this node is the reader, negative if another node was the reader before; else 0.
 redis.call('PEXPIRE', base .. ':lease:' .. node, ARGV[2])
 if ARGV[4] == '1' then redis.call('SET', base .. ':lease:' .. node, 'there', 'PX', ARGV[2]) end
 local dead, alive = {}, {}
@@ -268,7 +268,7 @@ JOIN = _script(
     _ALIVE
     + """
 -- node, app, channel, its subscriptions, most members, what is wanted (m: members, k: the event kept), which edges hooks
--- want, whether this only announces what was there before; then of each that joins: user or '', info, socket, id, received
+-- want, 1 if the node announces entries again; then for each subscription that joins: user or '', info, socket, id, received
 -- Returns among the rest what became of each: 1 a member that is new, 2 one too many, 0 neither.
 local app, channel, n, most, hooked = ARGV[2], ARGV[3], tonumber(ARGV[4]), tonumber(ARGV[5]), ARGV[7]
 if ARGV[8] == '1' and hooked ~= '' and recovering() then hooked = '' end
@@ -485,10 +485,10 @@ return 1
 """)
 
 READ = _script("""
--- node, milliseconds of the lease, the last fact that was handed on, milliseconds for which leaving edges are held back, how
+-- node, milliseconds of the lease, the last fact that was delivered, milliseconds for which leaving edges are held back, how
 -- many of them are released at most
--- Returns whether this is still the node that reads facts, whose lease begins again, and how long nodes still announce their
--- entries: none of those that left is released before.
+-- Renews the lease of the reader, and releases held edges unless nodes still announce their entries.
+-- Returns 1 if this node is still the reader, else 0; and the milliseconds for which nodes still announce their entries.
 if redis.call('GET', base .. ':reader') ~= ARGV[1] then return {0, 0} end
 let()
 redis.call('PEXPIRE', base .. ':reader', ARGV[2])
@@ -504,7 +504,7 @@ for i = 1, tonumber(ARGV[5]) do
   local held = redis.call('HGET', base .. ':held', field)
   if held then
     local since, socket, received, info = string.match(held, '^(%Z*)%z(%Z*)%z(%Z*)%z(.*)$')
-    if since == left then  -- otherwise it returned, and left again
+    if since == left then  -- otherwise the channel or member returned and left again
       redis.call('HDEL', base .. ':held', field)
       local kind, app, channel, user = parts(field)
       fact(kind == 'm' and 'member-removed' or 'vacated', 's', app, channel, received, socket, user, info)
@@ -518,7 +518,7 @@ HOLD = _script(
     _ALIVE
     + """
 -- node, m or c, app, channel, user, socket, received, info
--- Of a channel or member that an earlier process had when it stopped, whose leaving edge was held back.
+-- Holds back the leaving edge that an earlier process had held back for a channel or member when it stopped.
 let()
 local kind, app, channel, user = ARGV[2], ARGV[3], ARGV[4], ARGV[5]
 local field, there
@@ -537,7 +537,7 @@ return 1
 
 LAST_OUT = _script("""
 -- node, milliseconds of the lease
--- Returns whether there is no other node: then this one reads the facts that are left, and nothing is to be waited for.
+-- If no other node is alive, makes this node the reader, ends the recovery, and returns 1; else returns 0.
 for _, other in ipairs(redis.call('SMEMBERS', base .. ':nodes')) do
   if redis.call('EXISTS', base .. ':lease:' .. other) == 1 then return 0 end
 end
@@ -549,8 +549,8 @@ return 1
 
 TAKE = _script("""
 -- node, how many at most
--- Returns whether there are more, and leaving edges that were held back, which the last node takes with it: the field, then
--- what is held, of each.
+-- Removes held edges for the last node, which keeps them itself. Returns 1 if there are more, else 0; and for each edge its
+-- field and its value.
 if redis.call('GET', base .. ':reader') ~= ARGV[1] then return {0, {}} end
 let()
 local taken = {}

@@ -2,12 +2,12 @@
 
 What this node knows of its own clients is the truth; what the broker has of it follows, command by command. So
 whenever that may have come apart (a new connection, a lease that ran out, a server that came back empty) the node
-reads its entries, and sends what is different. For a lease or state that is lost it keeps its connection: the topics are
-still subscribed to, and no message is missed.
+reads its entries, and sends what is different. If only its lease or the state is lost, the node keeps its connection: it is
+still subscribed to its topics, and misses no message.
 
-What is acknowledged has to reach every node that is alive. So on a new connection a node publishes only when the others
-that it knows to be alive are subscribed to their topics on the same server, as that server says (`scripts.py`, `missing`),
-or after `LEASE_SECONDS`. Which nodes are alive it knows from leases, and after they are lost from what it saw before.
+An acknowledged event has to reach every living node. So on a new connection a node publishes only when all other living nodes
+are subscribed to their topics on the same server (`missing` in `scripts.py` counts those that are not), or after
+`LEASE_SECONDS`. Leases show which nodes are alive. If the server lost the leases, a node uses the last list it received.
 
 What clients wait for (subscribing, signing in) is held back for up to `PATIENCE_SECONDS` when the broker is away, since
 most absences are short and clients do not ask twice; publishing is not (`publishing.py`).
@@ -75,7 +75,7 @@ BEAT_SECONDS = 3.0
 RECOVERY_SECONDS = 10.0
 """for all nodes to announce their entries again after the broker lost them; who leaves meanwhile is told to have left then"""
 LAST_SECONDS = 3
-"""for the last node that stops to hand on what is left for hooks"""
+"""for the last node that stops to deliver the remaining facts to hooks"""
 PATIENCE_SECONDS = 5
 """for the broker to come back, before what clients wait for is refused"""
 SILENT_SECONDS = 5
@@ -93,7 +93,7 @@ MOST_UNREPORTED = 10_000
 TOPICS = 500
 """topics that are subscribed to by one command"""
 STATE_LOST = "NOLEASE"
-"""the error reply after which the server has to be entered anew, on the same connection"""
+"""the error reply after which a node enters again, on the same connection"""
 FAULTS = (STATE_LOST, "NOSCRIPT", "MOVED", "READONLY", "LOADING", "CLUSTERDOWN", "MASTERDOWN", "NOAUTH")
 """error replies after which a server has to be found, or entered, anew"""
 MOVING = ("ASK", "TRYAGAIN")
@@ -102,7 +102,7 @@ MOVING_SECONDS = 0.1
 """between two attempts meanwhile"""
 AWAY_FOR_LONG = "the broker is away, try again"
 HINTS = {
-    "MISCONF": "its disk is full or cannot be written to, see its own log; or turn saving off, which push1st does not need",
+    "MISCONF": "the disk is full or not writable, see the log of the broker; or turn off saving, which push1st does not need",
     "OOM": "raise maxmemory",
 }
 """what the administrator of the broker may do about its error replies"""
@@ -115,8 +115,8 @@ log = logs.get("push1st.broker")
 class Shard:
     """tag: the hash tag of its keys. node: this node's name, another one after each start.
 
-    stamp: the id and time of a message made here. hooked: the apps that have hooks, with the edges that those want (`scripts`).
-    pushed: takes what topics bring.
+    stamp: the id and time of a message made here. hooked: the apps that have hooks → the edges that their hooks want
+    (`scripts`). pushed: takes the messages of topics.
     """
 
     def __init__(
@@ -142,7 +142,7 @@ class Shard:
         self._reader: Reader | None = None
         self._ledger = Ledger()
         self._term = 0
-        """of the ledger (`scripts`, `BASE:term`)"""
+        """the term of the ledger (`BASE:term` in `scripts`)"""
         self._unreported: deque[Fact] = deque(maxlen=MOST_UNREPORTED)
         self._questions = Questions()
         self.reason = ""
@@ -153,30 +153,30 @@ class Shard:
             ("SPUBLISH", "SSUBSCRIBE", "SUNSUBSCRIBE") if self._sharded else ("PUBLISH", "SUBSCRIBE", "UNSUBSCRIBE")
         )
         self._connection: Link | None = None
-        """prepared, and perhaps not entered yet"""
+        """the connection to the server, before and after this node has entered on it"""
         self._subscribed: Link | None = None
         """the connection on which all topics are subscribed to"""
         self.link: Link | None = None
         """usable, and this node's entries are or will be told on it"""
         self.outlet: Link | None = None
-        """the connection, as far as one may publish on it: on a new one not before all others could hear it"""
+        """the connection for publishing; None until all other living nodes are subscribed on the same server"""
         self._opens_at = 0.0
-        """when one may anyway, on the loop's clock"""
+        """when this node publishes even if other nodes are missing, on the loop's clock"""
         self._least = 0
-        """see `scripts.py`, `missing`"""
+        """`least` of `missing` in `scripts.py`"""
         self._evicts_at = 0.0
         """when nodes without a lease may be removed, on the loop's clock"""
         self._evicting: set[str] = set()
         """the nodes whose entries this one is removing"""
         self._alive: set[str] = set()
-        """the other nodes that are alive, as far as the server has said"""
+        """the other living nodes, according to the server"""
         self._workers: set[str] | None = None
-        """the same, where the supervisor knows them"""
+        """the other living nodes, according to the supervisor; None: it does not know them"""
         self._task: asyncio.Task[None] | None = None
         self._in_doubt: asyncio.Event
         """set when the connection, the lease or the state is lost"""
         self._retry: asyncio.Event
-        """set when connecting again is worth a try"""
+        """set when the next attempt to connect should not wait any longer"""
         self._waiters: deque[tuple[float, asyncio.Future[None]]] = deque()
         self._publishing = Publishing(self._send_batch, metrics)
         self._joining = Joining(self._send_step)
@@ -237,7 +237,7 @@ class Shard:
                 failures += 1
                 most = min(BACKOFF_SECONDS, 0.05 * 2 ** min(failures, 10))
                 with contextlib.suppress(TimeoutError):
-                    async with asyncio.timeout(most * random.uniform(0.5, 1)):  # noqa: S311 - so that nodes do not come all at once
+                    async with asyncio.timeout(most * random.uniform(0.5, 1)):  # noqa: S311 - nodes retry at different times
                         await self._retry.wait()
                 self._retry.clear()
                 continue
@@ -248,11 +248,11 @@ class Shard:
             await self._in_doubt.wait()
 
     def _keeps(self, link: Link, exc: Exception) -> bool:
-        """Whether a connection is still of use on which this node cannot enter: messages come and go on it as before."""
+        """Whether to keep a connection on which this node cannot enter: the server still publishes and delivers on it."""
         return self.outlet is link and isinstance(exc, hiredis.ReplyError) and not str(exc).startswith(FAULTS)
 
     def workers(self, nodes: Collection[str]) -> None:
-        """See `Redis`."""
+        """See `Redis.workers`."""
         self._workers = {*nodes} - {self._node}
         if self._task is not None:
             self._retry.set()
@@ -269,10 +269,10 @@ class Shard:
         return self.logged.is_new(words, self._tag, self._loop.time())
 
     def _doubt(self) -> None:
-        """Begins to enter again."""
+        """Makes `_run` enter again."""
         self._in_doubt.set()
         self.link = None
-        if self._reader is not None:  # others may read soon, and it would go on where it was
+        if self._reader is not None:  # another node may become the reader soon
             self._loop.create_task(self._reader.stop())
 
     def _again(self, why: object) -> None:
@@ -315,7 +315,7 @@ class Shard:
         link.close()
 
     async def _hand_on_the_last(self, link: Link) -> None:
-        """If there is no other node, nobody else hands on what is left for hooks."""
+        """Delivers the remaining facts to hooks if no other node is alive to do it."""
         if self._hooked() and await link.call(*self._evalsha(LAST_OUT), self._node, _ms(LEASE_SECONDS)):
             while await link.call(*self._evalsha(SETTLE), BURIED):
                 continue
@@ -344,7 +344,7 @@ class Shard:
         self._epoch = epoch.decode()
         topics: list[str] = []
         if self._subscribed is not link:
-            topics = [*sorted(self._topics - {self.inbox}), self.inbox]  # which says that all are subscribed to
+            topics = [*sorted(self._topics - {self.inbox}), self.inbox]  # the inbox last: `is_subscribed` in `scripts`
             for at in range(0, len(topics), TOPICS):
                 await link.topics(self._subscribe, [one.encode() for one in topics[at : at + TOPICS]])
         stored = await self._stored(link)
@@ -355,7 +355,7 @@ class Shard:
             self._subscribed = link
             self._opens_at = now + LEASE_SECONDS
             self._open(missing)
-        if late:  # as the others' leases may be, who were away for the same reason
+        if late:  # leases of other nodes may have expired for the same reason
             self._evicts_at = now + LEASE_SECONDS
         for topic in set(topics) - self._topics:
             link.topics(self._unsubscribe, [topic.encode()]).add_done_callback(_ignore)
@@ -373,12 +373,12 @@ class Shard:
                 future.set_result(None)
 
     def _open(self, missing: int) -> None:
-        """Lets publish, unless other nodes are not subscribed on this server yet: they would not get it."""
+        """Allows publishing, unless other living nodes are missing: they would not receive the events."""
         if not missing or self._loop.time() >= self._opens_at:
             self.outlet = self.link
 
     def came(self, node: str) -> None:
-        """Another node has subscribed to its topics."""
+        """Handles the message that another node has subscribed to its topics."""
         self._alive.add(node)
         if self.outlet is None:
             self.beat()
@@ -439,7 +439,7 @@ class Shard:
             if isinstance(reply, Exception):
                 self._told(reply)
             else:
-                members = _members(reply) | self._entries.members(key)  # others may have taken this node for dead
+                members = _members(reply) | self._entries.members(key)  # another node may have removed this node's members
                 self._views.compare(key, members, self._entries.alone(key), self._stamp)
 
         def online(key: tuple[str, str], reply: Any) -> None:
@@ -482,7 +482,7 @@ class Shard:
             self.beat()
 
     def beat(self, *, entered: bool = False) -> None:
-        """A sign of life. entered: it is the first after this node has subscribed to its topics."""
+        """Sends a sign of life. entered: this is the first one since this node subscribed to its topics."""
         if self.link is not None:
             ledger = (self._term if self._ledger.there is not None else 0) if self._hooked() else -1
             least = "" if self.outlet is not None else self._least
@@ -502,12 +502,12 @@ class Shard:
         alive = {node.decode() for node in alive}
         if recovering > 0:
             self._recovered_at = self._loop.time() + recovering / 1000 + 0.1
-            alive |= self._alive  # not all have leases again
+            alive |= self._alive  # some nodes have no new lease yet
         self._alive = alive
         if self._unsure and self.link is not None:
             self._unsure = False
             spawn(self._mend_all(self.link))
-        if term <= 0:  # another node has handed on facts since
+        if term <= 0:  # another node has been the reader in the meantime
             self._ledger.forget()
         self._term = abs(term)
         if term and (self._reader is None or self._reader.ended):
@@ -772,7 +772,7 @@ class Shard:
         return self._entries.has((app, channel), user_id)
 
     def is_here(self, edge: Edge) -> bool:
-        """Whether a member, or a user that has signed in, is so by a connection of this node."""
+        """Whether this node has a connection of the edge's member, or of its signed-in user."""
         if edge.kind in ("+", "-"):
             return self.has(edge.app, edge.channel, edge.user_id)
         return self._entries.is_signed_in((edge.app, edge.user_id))
@@ -904,7 +904,7 @@ def _ms(seconds: float) -> int:
 
 
 def _hint(reason: str) -> dict[str, str]:
-    """What to do, for the log."""
+    """Returns the hint for an error reply, as a field of the log."""
     hint = HINTS.get(reason.partition(" ")[0])
     return {} if hint is None else {"hint": hint}
 

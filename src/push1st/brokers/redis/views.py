@@ -41,10 +41,10 @@ class Views:
         return [key for key in self._members if owns(*key)]
 
     def edge(self, edge: Edge, here: bool) -> None:
-        """Delivers an edge, if it is news.
+        """Delivers an edge, if it changes the view.
 
-        here: whether the member is on the channel, or the user signed in, by a connection of this node. Then the end of it
-        is not true: another node took this one for dead.
+        here: whether this node has a connection of the member or user. Then a leaving edge is false: another node removed this
+        node's entries, because their lease had expired.
         """
         key = edge.app, edge.channel
         view = self._members.get(key)

@@ -1,4 +1,4 @@
-"""What nodes and scripts send each other on topics: several messages at once, edges, questions, answers, nodes that came.
+"""Encodings of what nodes and scripts publish on topics: batches of messages, edges, questions, answers, names of new nodes.
 
 Messages are MessagePack, an array of arrays in the order of `Message`'s fields. The rest begins with a byte that no
 such array begins with. Pure.
@@ -47,7 +47,7 @@ def decode_edge(data: bytes) -> Edge:
 
 
 def decode_node(data: bytes) -> str:
-    """The name of a node that has just subscribed to its topics."""
+    """Returns the name of a node that has just subscribed to its topics."""
     return data[1:].decode()
 
 
