@@ -45,7 +45,7 @@ ACCESS_TOKEN_BYTES: Final = 8192
 _SESSION = re.compile(r"[A-Za-z0-9_.-]{1,128}\Z")
 _SIGNING = frozenset(("auth_key", "auth_timestamp", "auth_version", "auth_signature", "body_md5"))
 NEVER: Final = 1 << 53
-"""seconds since 1970 that no clock reaches, and that a float holds"""
+"""seconds since 1970: later than any clock, and exact as a float"""
 _NO_SECRET = "the app has no secret, so nothing can be signed for it"  # noqa: S105 - a message
 # PyJWT itself would read the wall clock, and raise for claims that the Push1st API ignores.
 _SIGNATURE_ONLY: Final[Any] = {f"verify_{claim}": False for claim in ("exp", "nbf", "iat", "aud", "iss", "sub", "jti")}
@@ -218,7 +218,7 @@ def _claims(claims: Mapping[str, object], app: str, now: float) -> Claims:
 
 
 def _seconds(claims: Mapping[str, object], name: str) -> int | float:
-    """A claim that is a time (RFC 7519 §2, NumericDate). Raises Refused(401)."""
+    """Returns a claim that is a time (RFC 7519 §2, NumericDate). Raises Refused(401)."""
     value = claims[name]
     if isinstance(value, bool) or not isinstance(value, int | float) or (isinstance(value, float) and not math.isfinite(value)):
         raise Refused(401, f"access token's {name} is not a number")

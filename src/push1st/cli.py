@@ -73,8 +73,8 @@ def _parser() -> argparse.ArgumentParser:
         "reload",
         help="have a running server read its configuration again",
         description="Has a server with several workers on this machine read its configuration again and replace its workers one "
-        "by one, without refusing a connection; ends when that is done. SIGHUP to its first process does the same. Root finds "
-        "the servers of all users. Exit code 1: nothing was reloaded and all goes on as it was, or some worker did not start.",
+        "by one, without rejecting a connection; ends when that is done. SIGHUP to its first process does the same. Root finds "
+        "the servers of all users. Exit code 1: nothing was reloaded and the server runs as before, or a worker did not start.",
     )
     _config_option(reload, "the configuration file of the server meant, if several run (or $PUSH1ST_CONFIG)")
     reload.set_defaults(run=_reload)

@@ -78,26 +78,26 @@ def subscribe(
 
 
 def _address(text: str, schemes: tuple[str, str], example: str) -> SplitResult:
-    """The parts of a server's address. Raises ClientError with what is wrong with it."""
+    """Splits a server's address. Raises ClientError if the address is not valid."""
     try:
         url = urlsplit(text)
         if url.scheme in schemes and url.hostname and (url.port is None or url.port):
             return url
-        wrong = f"it must begin with {schemes[0]}:// or {schemes[1]}://, and name a host"
+        wrong = f"it must begin with {schemes[0]}:// or {schemes[1]}://, and contain a host"
     except ValueError as exc:
         wrong = str(exc)
-    raise ClientError(f"{text!r} is no address of a server: {wrong}, such as {example}")
+    raise ClientError(f"{text!r} is not the address of a server: {wrong}, such as {example}")
 
 
 def _why(exc: Exception) -> str:
-    """Why a server was not reached, and what to look at."""
+    """Returns why a connection failed, and what to check."""
     match exc:
         case ssl.SSLCertVerificationError():
-            return f"its certificate is not trusted: {exc.verify_message}. SSL_CERT_FILE=FILE trusts the one in a PEM file"
+            return f"its certificate is not trusted: {exc.verify_message}. To trust a PEM file, set SSL_CERT_FILE=FILE"
         case ssl.SSLError():
-            return f"no TLS is spoken there ({exc.reason}): try http:// or ws://, without the s"
+            return f"the server does not use TLS there ({exc.reason}): try http:// or ws://"
         case InvalidStatus():
-            return f"it answered with HTTP status {exc.response.status_code}: is the path right, and is it a Push1st?"
+            return f"it answered with HTTP status {exc.response.status_code}: is the path right, and is it a Push1st server?"
         case TimeoutError():
             return "it does not answer in time"
         case socket.gaierror():
@@ -105,7 +105,7 @@ def _why(exc: Exception) -> str:
         case ConnectionRefusedError():
             return f"{exc.strerror or exc}; is the server running?"
         case _:
-            return f"{exc}; is it a Push1st that listens there, with or without TLS?"
+            return f"{exc}; is it a Push1st server, and does it use TLS or not as in the URL?"
 
 
 def _listen(
@@ -136,7 +136,7 @@ def _listen(
             if not waiting:
                 ready()
         elif isinstance(code, int) and 4000 <= code < 4300:
-            continue  # the close frame that follows says the same
+            continue  # the close frame that follows has the same reason
         elif event in ("pusher:error", "pusher:subscription_error"):
             raise ClientError(f"the server refused {channel}: {data}" if channel else f"the server said: {data}")
         elif event == "pusher:ping":

@@ -338,7 +338,7 @@ class Config(_Discreet, frozen=True, kw_only=True):
     """Everything.
 
     broker: `memory`, or a URL. folder: where relative paths start. warnings: what loads and does not do what it says.
-    files: it was read from. demo: see `demo`.
+    files: the files that the configuration was read from. demo: see `demo`.
     """
 
     hidden: ClassVar[frozenset[str]] = frozenset({"broker"})

@@ -19,8 +19,8 @@ _MOST_BYTES = 1 << 28
 class Order(msgspec.Struct, frozen=True, tag=True):
     """The first word to a worker: what it is to be.
 
-    config: packed. doors: role, address and file descriptor. engine: the socket of the embedded one, or "". nodes: as in
-    `Workers`, where there is such an engine.
+    config: packed. doors: role, address and file descriptor. engine: the socket of the embedded engine, or "". nodes: as in
+    `Workers`; empty without an embedded engine.
     """
 
     number: int
@@ -48,7 +48,7 @@ class Retire(msgspec.Struct, frozen=True, tag=True):
 
 
 class Workers(msgspec.Struct, frozen=True, tag=True):
-    """The workers that are alive, by their names in the broker: sent when that changes, and when the embedded engine is ready."""
+    """The names of the living workers in the broker: sent when they change, and when the embedded engine is ready."""
 
     nodes: list[str]
 

@@ -44,7 +44,7 @@ log = logs.get("push1st.engine")
 
 
 class Engine:
-    """path: of its socket. ready: called whenever it works, after each start."""
+    """path: of its socket. ready: called after each start, when the engine works."""
 
     def __init__(self, processes: Processes, program: str, path: Path, ready: Callable[[], None]) -> None:
         self._ready = ready

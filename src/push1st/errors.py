@@ -12,7 +12,7 @@ class Refused(Exception):
 
     code: an HTTP status; a protocol with codes of its own translates it.
     text: what is wrong and where, for the person who wrote the client.
-    channel: the channel the request names, where it was read so far.
+    channel: the channel that the request names, if that was decoded before the error.
     """
 
     def __init__(self, code: int, text: str, channel: str = "") -> None:

@@ -119,7 +119,7 @@ class Fanout:
         count = 0
         excluded = None
         if message.exclude:
-            if message.target:  # a broadcast that leaves out two: rare, so it may cost more
+            if message.target:  # a broadcast that excludes two connections is rare, so it may be slower
                 return self._receive_targeted(tenant, message)
             excluded = tenant.sessions.get(message.exclude)
         now = self._clock()
@@ -203,7 +203,7 @@ class Fanout:
 
     def settle(self, subscriber: Subscriber) -> None:
         """Writes what is due to this connection now."""
-        # A connection may have thousands of subscriptions, and a ping must not cost a look at each.
+        # A connection may have thousands of subscriptions, so a ping must not check the lane of each.
         mine, due = subscriber.lanes, self._lanes
         lanes = (
             [lane for lane in mine if lane in due]

@@ -15,7 +15,7 @@ from push1st.messages import Message
 
 Write = Callable[[bytes], object]
 MAX_PREFIX_PARTS = 8
-"""parts of a session prefix, with dots between, by which multicast finds its connections without a look at their ids"""
+"""parts of a session prefix, separated by dots, that are indexed; for longer targets multicast compares connection ids"""
 
 
 class Wire(Protocol):
@@ -151,7 +151,7 @@ class Tenant:
         return True
 
     def targets(self, message: Message) -> Iterable[Subscriber]:
-        """The connections a unicast or multicast names, subscribed or not; of a broadcast, all subscribers but its target."""
+        """Returns the target connections of a unicast or multicast, subscribed or not; of a broadcast, all but its target."""
         target = message.target
         match message.delivery:
             case "unicast":
@@ -179,7 +179,7 @@ class Tenant:
 
 
 def _parts(prefix: str) -> Iterator[str]:
-    """`a.b` is reached as `a` and as `a.b`. At most `MAX_PREFIX_PARTS` of them."""
+    """Yields the prefixes under which a session prefix is indexed: `a` and `a.b` for `a.b`. At most `MAX_PREFIX_PARTS`."""
     at = -1
     for _ in range(MAX_PREFIX_PARTS):
         at = prefix.find(".", at + 1)

@@ -12,16 +12,16 @@ encode = msgspec.json.Encoder().encode
 _ESCAPE = re.compile(
     rb"\\(?:u[dD][89abAB][0-9a-fA-F]{2}\\u[dD][c-fC-F][0-9a-fA-F]{2}|(u[dD][89a-fA-F][0-9a-fA-F]{2})|.)", re.DOTALL
 )
-"""An escape of a JSON string; the group is half a surrogate pair."""
+"""An escape of a JSON string; the group matches an unpaired surrogate."""
 
 
 def decode(decoder: msgspec.json.Decoder[T], text: str | bytes) -> T:
-    """Decodes JSON, and takes half a surrogate pair as U+FFFD.
+    """Decodes JSON, and replaces unpaired surrogates by U+FFFD.
 
-    Halves are what `JSON.stringify` makes of a text that was cut within an emoji. RFC 8259 §8.2 allows them, the decoder does
-    not: it names every one of them an error, also in values that are passed on as they are.
+    `JSON.stringify` writes an unpaired surrogate if a text was cut within an emoji. RFC 8259 §8.2 allows that, but the decoder
+    rejects it, even in values that are forwarded unchanged.
 
-    Raises what the decoder raises.
+    Raises the exceptions of the decoder.
     """
     try:
         return decoder.decode(text)
@@ -54,7 +54,7 @@ def string_size(data: bytes) -> int:
 
 
 def object_text(name: str, text: msgspec.Raw, most: int) -> bytes:
-    """The JSON text of an object; b"" for nothing and for null.
+    """Returns the JSON text of an object; b"" for a missing value and for null.
 
     name: of the field, for errors.
     most: bytes the text may have.

@@ -1,7 +1,7 @@
 """Limits of an app, and the token bucket that counts what is limited per second.
 
-Defaults are Pusher's (protocol, section 8); where Pusher names none and one client could use up the server, what no honest
-client comes near. Zero means unlimited, where the field says so.
+Defaults are Pusher's (protocol, section 8). If Pusher has no limit and one client could exhaust the server, the default is far
+above the needs of an honest client. Zero means unlimited if the field's docstring says so.
 """
 
 import msgspec
@@ -13,7 +13,7 @@ class Limits(msgspec.Struct, frozen=True, rename="kebab"):
     connections: int = 0
     """open connections; 0: unlimited"""
     subscriptions: int = 5_000
-    """subscriptions a connection, at 1.1 KB each; 0: unlimited"""
+    """subscriptions of one connection, which take 1.1 KB each; 0: unlimited"""
     members: int = 100
     """users on a presence channel; 0: unlimited"""
     payload: int = 10_240

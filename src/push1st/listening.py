@@ -22,7 +22,7 @@ BACKLOG = 4096
 GRACE = 0.25
 """the part of `drain` in which a server says it is not ready, but still takes connections: load balancers need to see it"""
 FREE_SECONDS = 1.0
-"""for a server that stops to leave its addresses, beyond that part of `drain`"""
+"""for a stopping server to close its listeners, in addition to `GRACE` of `drain`"""
 FREE_LOOK_SECONDS = 0.02
 UNIX_MODE = 0o660
 """of Unix sockets: who may open one may call unsigned, where `api.trust` has `unix`"""
@@ -34,7 +34,7 @@ ROLES: tuple[Role, ...] = ("server", "api")
 
 
 class AddressInUse(ConfigError):
-    """An address that cannot be had while somebody else listens on it."""
+    """Another process listens on the address."""
 
 
 class Door(msgspec.Struct, frozen=True):
@@ -63,9 +63,9 @@ def bind(role: Role, address: Listen, *, shared: bool = False) -> list[Door]:
 
 
 def wait_until_free(config: Config, waiting: Callable[[str], None]) -> None:
-    """Waits for a server that stops to leave the addresses; no longer than this configuration would have it listen on.
+    """Waits until no other server listens on the addresses, at most as long as a server with this configuration takes to stop.
 
-    waiting: called once with what is in the way.
+    waiting: called once with the error, if an address is in use.
     """
     end = time.monotonic() + config.server.drain * GRACE + FREE_SECONDS if not config.demo else 0
     told = False
@@ -76,7 +76,7 @@ def wait_until_free(config: Config, waiting: Callable[[str], None]) -> None:
                     close(bind(role, address))
                 except AddressInUse as exc:
                     if time.monotonic() >= end:
-                        return  # binding says the same
+                        return  # the caller's own `bind` raises the error
                     if not told:
                         waiting(str(exc))
                     told = True

@@ -90,7 +90,7 @@ def get(name: str) -> FilteringBoundLogger:
 
 
 class Seldom:
-    """Has a thing that happens again and again logged at once, and then at most once in `seconds`.
+    """Limits the log lines of a repeated event: the first one is logged at once, later ones at most once in `seconds`.
 
     if times := seldom.times(now): log.warning("this happens", times=times)
     """
@@ -103,7 +103,7 @@ class Seldom:
         self._times = 0
 
     def times(self, now: float) -> int:
-        """Counts one more; returns how many there were since the last line if another one is due, else 0.
+        """Counts one event; returns the number of events since the last line if a new line is due, else 0.
 
         now: seconds that never go back.
         """

@@ -30,8 +30,8 @@ class Message(msgspec.Struct, frozen=True, gc=False, array_like=True):
     """One event on one channel, on its way to the subscribers.
 
     data: JSON text. id: 64 bits, increasing per worker, unique everywhere. received: wall clock, nanoseconds.
-    exclude: the connection id that does not get it, or "". delivery and target: who does (Push1st API, section 3); the
-    target of a broadcast does not get it either, and such a broadcast excludes somebody.
+    exclude: the id of a connection that does not receive the message, or "". delivery and target: the receivers (Push1st API,
+    section 3). A broadcast also excludes its target; it has a target only if `exclude` is set.
     user_id: of the member who sent a client event on a presence channel. headers: JSON text of an object, b"" without one.
     """
 
@@ -131,9 +131,9 @@ Happening = Literal[
 Phase = Literal["new", "at-once", "settled", "held"]
 
 ENTERING: dict[Happening, Happening] = {"occupied": "vacated", "member-added": "member-removed"}
-"""edges that enter, and those that leave again"""
+"""entering edges, and the leaving edges that cancel them"""
 HOLD_SECONDS = 3.0
-"""for which hooks get no edge that leaves: most are back by then (Pusher protocol, section 9)"""
+"""for which leaving edges are held back from hooks, because most members return within them (Pusher protocol, section 9)"""
 
 
 class Fact(msgspec.Struct, frozen=True, gc=False):
@@ -143,8 +143,9 @@ class Fact(msgspec.Struct, frozen=True, gc=False):
     text): of the member it is about. event and data (JSON text): of a client event. count: of subscriptions. id, delivery,
     expires (seconds since 1970; 0: never) and given (see `Publish`): of a client event.
 
-    phase: of an edge. `new`: hooks hold it back and cancel it (`debounce`). Where the broker does that, an edge is `at-once`,
-    for hooks that want each; `settled`, for the others; or `held`: the last process stops, and it is still held back.
+    phase: of an edge. `new`: the broker does not debounce, so hooks hold the edge back (`debounce`). The other phases are for
+    brokers that debounce: `at-once`, for hooks that want every edge; `settled`, for the others; `held`, if the edge is still held
+    back when the last process stops.
     """
 
     kind: Happening
@@ -261,7 +262,7 @@ class SubscriptionRefused(msgspec.Struct, frozen=True, gc=False):
 
 
 class SignedIn(msgspec.Struct, frozen=True, gc=False):
-    """user_data: as it was signed, but with an id that is a text."""
+    """user_data: as it was signed, but the id is always a text."""
 
     user_data: str
 
@@ -287,8 +288,8 @@ class CacheMissed(msgspec.Struct, frozen=True, gc=False):
 class Failure(msgspec.Struct, frozen=True, gc=False):
     """An answer to a bad command; the connection stays.
 
-    code: an HTTP status, which a codec may say in its own words, or one of Pusher's own from 4300 on; None where Pusher sends
-    none. channel: the channel of the command, "" where it is for none.
+    code: an HTTP status, which a codec may translate, or a Pusher code from 4300 on; None if Pusher sends no code. channel: the
+    channel of the command, "" if the command has none.
     """
 
     code: int | None
@@ -314,7 +315,7 @@ Reply = (
 class Request(msgspec.Struct, frozen=True, gc=False):
     """An HTTP request for the API. started: nanoseconds on the performance counter.
 
-    path and query: as on the request line. distrust: why it may not go unsigned, "" if it may (Push1st API, section 6).
+    path and query: as on the request line. distrust: why the request must be signed, "" if it need not (Push1st API, section 6).
     """
 
     method: str

@@ -51,9 +51,9 @@ from push1st.refusals import Refusals
 WORKER_BITS = 10
 MANY = 100
 COUNT_SECONDS = 5
-"""over so many subscribers, so many seconds between two subscription counts (Pusher protocol, section 3); else one second"""
+"""a channel with more than `MANY` subscribers gets a count every `COUNT_SECONDS`, others every second (protocol, section 3)"""
 MAX_COUNTED = 1000
-"""deliveries of subscription counts at once: in a second those that need not wait, and in a turn those that waited"""
+"""deliveries of subscription counts that are sent at once in a second; and those that `tick` sends in one loop turn"""
 SESSIONS = b"sessions"
 """the question who is on a channel"""
 REACH = b"reach"
@@ -159,9 +159,9 @@ class Node:
         self._uncounted: dict[tuple[str, str], App] = {}
         self._counting = False
         self._counted: set[tuple[str, str]] = set()
-        """channels whose subscribers have got a count since the last tick"""
+        """channels whose subscribers have received a count since the last tick"""
         self._deliveries = 0
-        """of these counts"""
+        """deliveries of these counts"""
         self._broker: Broker
         self._roster: Roster
         self._users: Users
@@ -263,7 +263,7 @@ class Node:
             return listener.answer(question)
         if question.startswith(REACH):
             return b"0" if live is None else b"%d" % live.tenant.reach(_message.decode(question[len(REACH) :]))
-        if question != SESSIONS:  # for a listener that is gone
+        if question != SESSIONS:  # the listener that the question is for has ended
             return b""
         found = [] if live is None else self.sessions(live, channel)
         return msgspec.msgpack.encode([Listed(client.id, client.ip) for client in found])
@@ -328,7 +328,7 @@ class Node:
             del self._wanted[key]
 
     def _listens(self, app: App, name: str) -> bool:
-        """Whether the broker brings a topic for clients here."""
+        """Whether this worker is subscribed to a topic for its clients."""
         return name in app.tenant.channels or (app.held is not None and name in app.held)
 
     async def _release(self, app: App, name: str) -> None:
@@ -338,10 +338,10 @@ class Node:
                 await self._broker.unsubscribe(app.config.id, name)
 
     async def count(self, app: App, name: str) -> None:
-        """Sends the number of a channel's subscribers to them, where the app opted in (Pusher protocol, section 3).
+        """Sends a channel's subscribers their number, if the app opted in (Pusher protocol, section 3).
 
-        The first change is sent at once, those after it as one by `tick`: so many clients that come and go cost no more
-        than one that does. Over `MANY` subscribers it is one count in `COUNT_SECONDS`.
+        The first change is sent at once. `tick` combines later changes into one count, so many clients that subscribe and
+        unsubscribe cost no more than one. A channel with more than `MANY` subscribers gets one count in `COUNT_SECONDS`.
         """
         if name.startswith("#") or kind_of(name).presence:
             return
@@ -358,7 +358,7 @@ class Node:
             self._uncounted[id, name] = self.app(config)
 
     async def _count(self, app: App, key: tuple[str, str]) -> int:
-        """Sends a channel's count, or leaves that to `tick`; returns how many subscribers it goes to."""
+        """Sends a channel's count, or leaves that to `tick`; returns the number of subscribers that receive the count."""
         self._counted.add(key)
         try:
             occupancy = await self._roster.channel(*key)
@@ -375,7 +375,7 @@ class Node:
             if "counted" in app.reported:
                 self._facts.report(Fact("counted", *key, self.clock.wall(), count=told))
             occupancy = await self._roster.channel(*key)
-            if occupancy is not None and occupancy.subscriptions != told:  # another worker may have told the newer number first
+            if occupancy is not None and occupancy.subscriptions != told:  # another worker may have sent a newer number first
                 self._uncounted[key] = app
             return told
         except Refused:
@@ -383,9 +383,9 @@ class Node:
             return 0
 
     async def tick(self) -> None:
-        """Once a second: sends the subscription counts whose time has come, and what was held too long.
+        """Sends the subscription counts that are due, and frames that were held too long. Called once a second.
 
-        A slow broker is asked once at a time.
+        If the broker is slow, no second round begins before the first has ended.
         """
         now = self.clock.monotonic()
         for app in self._live.values():
@@ -401,7 +401,7 @@ class Node:
             self._deliveries = told = 0
             for key, app in list(self._uncounted.items()):
                 told += 1 + await self._count(app, key)
-                if told >= MAX_COUNTED:  # the rest of a turn is for others
+                if told >= MAX_COUNTED:  # other work of the loop comes first
                     told = 0
                     await sleep(0)
         finally:
@@ -425,9 +425,9 @@ class Node:
     def report_event(
         self, app: App, event: Publish, data: bytes, stamp: tuple[int, int], socket_id: str, member: Member | None
     ) -> None:
-        """Reports to the hooks what a client has published, as `report` does.
+        """Reports a client's event to the hooks, as `report` does.
 
-        data: as it was published. stamp: of the message.
+        data: the published data, which may differ from the event's. stamp: of the message.
         """
         if event.channel.startswith("#"):
             return
@@ -455,9 +455,9 @@ class Node:
     # Users
 
     async def sign_in(self, app: App, client: Client, user: User, held: str = "") -> tuple[dict[str, Lane], Watched]:
-        """Signs a client in as a user: its topics, and who of its watchlist is online.
+        """Signs a client in as a user; returns its topics, and which users of its watchlist are online.
 
-        held: a channel to which the client will subscribe; what comes on it is held until then.
+        held: a channel to which the client will subscribe; its events are held until then.
         """
         id = app.config.id
         topics = (session_topic(user.id), *map(watch_topic, user.watchlist))
@@ -491,7 +491,7 @@ class Node:
         )
 
     async def hold(self, app: App, client: Client, channel: str) -> None:
-        """Holds what comes on a channel until the client, which has signed in before, subscribes. Raises Refused(503)."""
+        """Holds the events of a channel until the client subscribes; the client has signed in before. Raises Refused(503)."""
         key = app.config.id, channel
         self._wanted[key] += 1
         try:
@@ -513,7 +513,7 @@ class Node:
         self.fanout.direct(client, frame)
 
     def deliver_held(self, app: App, client: Client) -> None:
-        """Delivers what was held for a client that is subscribed now."""
+        """Delivers the held frames of a client that has just subscribed."""
         if app.held is not None and (channel := app.held.deliver(client)):
             spawn(self._end_hold(app, channel))
 

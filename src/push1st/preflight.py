@@ -1,7 +1,7 @@
-"""What `push1st check` finds out about this machine and this user: what would keep `serve` from running here.
+"""Checks for `push1st check` whether this user can run `serve` on this machine.
 
-It changes nothing: it makes no folder, and listens on no address. What it looks at may differ between the machine and user
-that check and those that serve, so a deployment checks as the service's user (`ExecStartPre=` of deploy/push1st.service).
+The checks change nothing: they create no folder, and keep no address. Their result depends on machine and user, so a deployment
+runs them as the service's user (`ExecStartPre=` of deploy/push1st.service).
 """
 
 import grp
@@ -17,14 +17,14 @@ from push1st.errors import ConfigError
 from push1st.listening import ROLES, AddressInUse, addresses, bind, close
 
 SHOWN = 3
-"""files that a note names"""
+"""files that a note lists"""
 
 
 def obstacle(folder: Path) -> str:
-    """Why files cannot be made in a folder, or in one that is still to be made there; "" if they can."""
+    """Returns why this user cannot create files in a folder, which may not exist yet; "" if they can."""
     there = next(one for one in (folder, *folder.parents) if os.path.lexists(one))
     if not there.is_dir():
-        return f"{there} is no folder"
+        return f"{there} is not a folder"
     if os.access(there, os.W_OK | os.X_OK):
         return ""
     why = "Read-only file system" if os.statvfs(there).f_flag & os.ST_RDONLY else "Permission denied"
@@ -32,7 +32,7 @@ def obstacle(folder: Path) -> str:
 
 
 def mistakes(config: Config) -> list[str]:
-    """What this user may not do here, and the server must: a line each."""
+    """Returns a line for each thing that the server must do and this user may not."""
     if not config.hooks.folder or not (why := obstacle(Path(config.hooks.folder))):
         return []
     allowed = (
@@ -42,7 +42,7 @@ def mistakes(config: Config) -> list[str]:
 
 
 def notes(config: Config) -> Iterator[str]:
-    """What would fail here, but may be right where the server runs; and what root cannot find out for another user."""
+    """Yields what would fail here, but may work where the server runs; and what root cannot check for another user."""
     for role in ROLES:
         for address in addresses(config, role):
             if address.scheme == "unix":
@@ -52,7 +52,7 @@ def notes(config: Config) -> Iterator[str]:
                 continue
             try:
                 close(bind(role, address))
-            except AddressInUse:  # by the server that runs, or by another; serve says so
+            except AddressInUse:  # probably by the running server; otherwise `serve` reports it
                 pass
             except ConfigError as exc:
                 yield str(exc)
@@ -67,14 +67,14 @@ def notes(config: Config) -> Iterator[str]:
 
 
 def _closed(config: Config) -> Iterator[str]:
-    """A line on the files that not every user may read."""
+    """Yields a note on the files that not every user may read."""
     tls = (path for one in (config.server.ssl, config.api.ssl) if one.enable for path in (one.key, one.cert) if path)
     names = [f"{file} ({_mode(Path(file))})" for file in dict.fromkeys((*config.files, *tls)) if not _is_open(Path(file))]
     if names:
         more = f" and {len(names) - SHOWN} more" if len(names) > SHOWN else ""
         yield (
-            f"checked as root, which may read everything; if the server's user is another, it must be able to read "
-            f"{', '.join(names[:SHOWN])}{more}: check as that user, by runuser -u USER -- push1st check -c FILE"
+            f"checked as root, who may read every file; if the server runs as another user, that user must be able to read "
+            f"{', '.join(names[:SHOWN])}{more}: check as that user with runuser -u USER -- push1st check -c FILE"
         )
 
 
@@ -84,7 +84,7 @@ def _is_open(file: Path) -> bool:
 
 
 def _mode(file: Path) -> str:
-    """Who may read a file: owner, group, permissions."""
+    """Returns owner, group and permissions of a file."""
     state = file.stat()
     try:
         owner, group = pwd.getpwuid(state.st_uid).pw_name, grp.getgrgid(state.st_gid).gr_name

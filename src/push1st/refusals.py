@@ -1,8 +1,8 @@
-"""Refusals in the log: the words that a client or caller was answered with, and where they came from.
+"""Logs refusals: the text of the answer, and the client or caller that received it.
 
-Only at `log.level: debug`, so that the log of a server that works does not grow with what strangers send; otherwise a call
-here is one comparison. At most `MAX_LINES` a second, and the next line has the number of those that were left out. A secret
-that somebody sent in the place of a key is in the answer, and must not be in the log.
+Refusals are logged only at `log.level: debug`, so that strangers cannot fill the log of a working server; at other levels a call
+is one comparison. At most `MAX_LINES` are logged a second, and the next line has the number of lines left out. If a client sent
+a secret in place of a key, the answer contains the secret; the log masks it.
 """
 
 import re
@@ -15,13 +15,13 @@ from push1st.limits import Bucket
 from push1st.messages import Response
 
 MAX_LINES = 20
-"""a second; more are left out and counted"""
+"""lines a second; further lines are left out and counted"""
 
 log = logs.get("push1st.refusals")
 
 
 class Refusals:
-    """Of one worker; off until `enable`."""
+    """The refusals of one worker; not logged until `enable`."""
 
     __slots__ = ("_bucket", "_clock", "_left_out", "_secrets", "enabled")
 
@@ -29,7 +29,7 @@ class Refusals:
         self.enabled = False
 
     def enable(self, clock: Callable[[], float], secrets: Iterable[str]) -> None:
-        """From here on refusals are logged.
+        """Begins to log refusals.
 
         clock: in seconds, which do not go back. secrets: of all apps.
         """
@@ -53,7 +53,7 @@ class Refusals:
         log.debug(event, code=code, reason=self._without_secrets(reason), **fields)
 
     def log_answer(self, event: str, response: Response, **where: object) -> None:
-        """Logs a refusal by its answer, whose body has the reason as JSON."""
+        """Logs a refusal from the HTTP answer, whose JSON body has the reason."""
         if self.enabled:
             self.log(event, int(response.status), msgspec.json.decode(response.body)["error"], **where)
 

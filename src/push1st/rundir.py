@@ -4,8 +4,8 @@ which ends with it.
 
 Folders of supervisors that did not end by themselves are removed by the next one that starts.
 
-A search begins in the place where this process would have its own folder, and goes on in those of systemd's services. Root
-finds the supervisors of all users, so it trusts a folder only as far as its owner: the owner of the process must be the same.
+A search begins in the folder where this process would create its own, and continues in the folders of systemd's services. Root
+finds the supervisors of all users, so it accepts a folder only if the process belongs to the folder's owner.
 """
 
 import contextlib
@@ -22,11 +22,11 @@ import msgspec
 from push1st.errors import ConfigError
 
 SERVICES = Path("/run")
-"""where systemd makes the folders that units name with `RuntimeDirectory=`"""
+"""where systemd creates the folders of `RuntimeDirectory=`"""
 _NAME = "configuration"
 _RELOADS = "reloads"
 MAX_NOTE = 1 << 20
-"""bytes read of a file that another user may have written"""
+"""bytes that are read of a file, because another user may have written it"""
 
 
 class Reloads(msgspec.Struct, frozen=True):
@@ -72,9 +72,9 @@ class RunDir:
 
 
 def running(config: str | None) -> dict[int, Path]:
-    """The processes of supervisors, and their folders: those of this user, for root those of all.
+    """Returns the processes of supervisors and their folders: this user's supervisors, for root those of all users.
 
-    config: only those with this configuration file; None: all.
+    config: only supervisors with this configuration file; None: all.
     """
     found = {}
     for base in _bases():
@@ -85,7 +85,7 @@ def running(config: str | None) -> dict[int, Path]:
                     config is None or _read(folder / _NAME) == os.fsencode(_absolute(config))
                 ):
                     found[int(folder.name)] = folder
-        except OSError:  # none has ever run there, or one has just ended
+        except OSError:  # no supervisor has run there, or one has just ended
             pass
     return found
 
@@ -105,19 +105,19 @@ def _base() -> Path:
 
 
 def _bases() -> Iterator[Path]:
-    """The folders that may have supervisors' folders in them."""
+    """Yields the folders that may contain folders of supervisors."""
     yield _base()
-    if "RUNTIME_DIRECTORY" not in os.environ:  # in a service that service is meant
+    if "RUNTIME_DIRECTORY" not in os.environ:  # a process in a service finds only that service
         name = f"push1st-{os.getuid() or '*'}"
         yield from SERVICES.glob(f"*/{name}")
         yield from Path(tempfile.gettempdir()).glob(name)
 
 
 def _owner(base: Path) -> int:
-    """The user whose folder this is.
+    """Returns the owner of the folder.
 
-    Raises OSError unless it is theirs alone, and theirs is this process's user or this one is root: where everyone may make
-    folders, somebody else may have made it.
+    Raises OSError if other users can access the folder, or if the owner is another user and this process is not root: in a place
+    like /tmp any user may have created the folder.
     """
     state = base.lstat()
     named = base.name == f"push1st-{state.st_uid}" and os.getuid() in (state.st_uid, 0)
@@ -127,15 +127,15 @@ def _owner(base: Path) -> int:
 
 
 def _is_process_of(user: int, process: str) -> bool:
-    """Whether a signal to this process reaches one of this user."""
+    """Whether the process exists and belongs to the user, so that a signal reaches no other process."""
     try:
         return process.isdecimal() and os.stat(f"/proc/{process}").st_uid == user
-    except OSError:  # it has ended; or a system without /proc, which refuses a signal to the process of another user
+    except OSError:  # the process has ended; or there is no /proc, and then the system rejects signals to other users' processes
         return process.isdecimal() and not Path("/proc/self").exists() and user == os.getuid()
 
 
 def _read(file: Path) -> bytes:
-    """What a file holds, and nothing else that may stand in its place. Raises OSError."""
+    """Reads at most `MAX_NOTE` bytes of a file; follows no link, and waits for no pipe. Raises OSError."""
     with open(os.open(file, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK), "rb") as opened:
         return opened.read(MAX_NOTE)
 

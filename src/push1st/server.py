@@ -52,7 +52,7 @@ CALLERS_SECONDS = 1
 HOOKS_SECONDS = 5
 """for hook events that are queued to be sent; what is left is saved"""
 SUCCESSOR_SECONDS = 2
-"""for a process that waits for the addresses to listen on them, before clients are sent away"""
+"""for a process that waits for the addresses to begin to listen, before clients are disconnected"""
 LAST_SECONDS = 5
 """for clients that were told to leave to answer, before their sockets are destroyed"""
 
@@ -103,18 +103,18 @@ def load(registry: dict[str, str], name: str) -> Any:
 
 
 def raise_file_limit() -> None:
-    """Raises the limit of open files as far as it goes."""
+    """Raises the limit of open files to the hard limit."""
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     if soft != hard:
-        with suppress(ValueError, OSError):  # some systems say unlimited, and mean less
+        with suppress(ValueError, OSError):  # some systems report "unlimited", but reject it
             resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
 
 
 class Context(ssl.SSLContext):
-    """TLS of a listener, which begins no handshake that there is no file descriptor for.
+    """TLS of a listener. Begins no handshake if there is no file descriptor for the connection.
 
-    A connection that is half through its handshake has a descriptor too, and the listener sees the connection only after it.
-    has_room: whether there was one for the connection that was accepted last. refuse: counts a handshake that does not begin.
+    A connection has a descriptor during its TLS handshake, but the listener gets the connection only after the handshake.
+    has_room: whether there was a descriptor for the connection that was accepted last. refuse: counts a rejected handshake.
     """
 
     has_room: bool
@@ -130,8 +130,8 @@ class Context(ssl.SSLContext):
 class Server:
     """A worker and its listeners.
 
-    doors: the sockets to listen on; without siblings they are its own, and are closed for good when it listens no more.
-    siblings: the workers beside it, if any.
+    doors: the sockets to listen on. Without siblings the server owns them, and closes them when it stops listening.
+    siblings: the other workers, if any.
     """
 
     def __init__(self, config: Config, doors: list[Door], siblings: Siblings | None = None) -> None:
@@ -140,7 +140,7 @@ class Server:
         self._places = [(door.socket.family, door.socket.getsockname()) for door in doors if door.address.scheme == "tcp"]
         self._siblings = siblings
         self.name = secrets.token_hex(8)
-        """of its node in the broker"""
+        """the name of its node in the broker"""
         self._broker: Any = None
         self._workers: Collection[str] | None = None
         self._servers: list[asyncio.AbstractServer] = []
@@ -212,7 +212,7 @@ class Server:
         return load(BROKERS, "redis")(url, node.stamp, self.name, node.metrics, lambda: hooked, numbered)
 
     def _contexts(self) -> dict[Role, Context | None]:
-        """The TLS of each role's listeners."""
+        """Returns the TLS context of each role's listeners."""
         contexts: dict[Role, Context | None] = {}
         own: tuple[str, str] | None = None
         try:
@@ -260,7 +260,7 @@ class Server:
         self._servers.append(server)
 
     def workers(self, nodes: Collection[str]) -> None:
-        """All nodes on this machine's own engine, which is ready."""
+        """Takes the names of all living nodes on the embedded engine (`Redis.workers`)."""
         self._workers = nodes
         if self._broker is not None:
             self._broker.workers(nodes)
@@ -294,9 +294,9 @@ class Server:
     async def _drain(self) -> None:
         """No new connections, then clients leave in slices (ARCHITECTURE: stopping).
 
-        Before a stop, readiness turns false, and load balancers have a grace to see it. Then another process may listen on
-        the addresses; the server waits for it a little, so that clients reconnect to it. A worker that is replaced is not
-        missed: it stops to listen at once, and serves in that grace what it has just accepted.
+        Before a stop, readiness turns false, and load balancers have a grace period to notice it. Then the listeners close, and
+        the server waits a moment until another process listens on the addresses, so that clients can reconnect. A worker that is
+        replaced closes its listeners at once, and serves the connections that it has just accepted in the grace period.
         """
         drain = self.config.server.drain
         worker, node = self.worker, self.node
@@ -333,9 +333,9 @@ class Server:
             now = time.monotonic()
 
     async def _succeeded(self, seconds: float) -> None:
-        """Waits until another process listens where this one did, for so long at most.
+        """Waits until another process listens on the addresses of this one, at most `seconds`.
 
-        A client that is sent away before is refused when it comes back, and pusher-js tries again after 15 seconds only.
+        A client that reconnects earlier is rejected, and pusher-js retries only after 15 seconds.
         """
         end = time.monotonic() + seconds
         while self._places and time.monotonic() < end:

@@ -46,9 +46,9 @@ WAITING = 1000
 PATIENCE = 100
 """refused commands a second before a client is cut off"""
 MAX_CHARGES = 100
-"""charges a second (`Session.charge`) that a client may keep up"""
+"""charges a second (`Session.charge`) that a client may cause in the long run"""
 CHARGE_SECONDS = 60
-"""a client may use the charges of so many seconds at once"""
+"""a client may use the charges of this many seconds at once"""
 PUBLISHES = 1000
 """events a second from a client that may publish freely (Push1st has no such limit): more is a flood"""
 USER_BYTES = 1024
@@ -90,8 +90,8 @@ class Session:
     push: the types of channels an event may be published to, on protocols whose clients publish freely; None where
     they send client events under Pusher's rules.
 
-    lenient: whether a subscription to a presence channel may lack a user, as it may in Push1st: the client receives what the
-    channel gets, and is no member.
+    lenient: whether a client may subscribe to a presence channel without a user, as in Push1st. The client then receives the
+    channel's events, but is not a member.
     """
 
     __slots__ = (
@@ -263,7 +263,7 @@ class Session:
         self._busy = False
 
     def refuse(self, refused: Refused, failure: Failure | None = None) -> None:
-        """Answers a bad command, with `failure` if it is given; cuts off who sends nothing else."""
+        """Answers a bad command, with `failure` if it is given; disconnects a client that sends too many bad commands."""
         metrics = self.node.metrics
         metrics.refusals[str(refused.code)] += 1
         self._log("command refused", refused, failure.channel if failure is not None else None)
@@ -281,21 +281,21 @@ class Session:
         self.node.refusals.log(event, refused.code, refused.text, **where)
 
     def log_end(self, code: int, reason: str) -> None:
-        """Logs that the server ends the connection, unless all are sent away."""
+        """Logs that the server ends the connection, unless the server is draining."""
         if not self.node.draining:
             self.node.refusals.log("connection closed", code, reason, app=self.app.config.id, socket_id=self.id, ip=self.ip)
 
     def charge(self) -> None:
-        """Charges the client for a command or frame that costs the server work and leaves nothing behind.
+        """Charges the client for a command or frame that costs the server time and has no lasting effect.
 
-        These are pings and pongs, empty fragments, unsubscribing, subscribing again, signing in, and refused events beyond
-        those that are answered. Without a bound they would be endless. Disconnects a client that sends more than
-        `MAX_CHARGES` a second for long. New subscriptions are not charged: `limits.subscriptions` bounds them.
+        These are pings and pongs, small fragments, unsubscribing, subscribing again, signing in, and rejected events that are
+        not answered any more. No other limit bounds them. Disconnects a client that sends more than `MAX_CHARGES` a second for
+        long. New subscriptions are not charged: `limits.subscriptions` bounds them.
         """
         if self.closed:
             return
         now = self.node.clock.monotonic()
-        # A token bucket as one number, the time at which it is full again: nearly every client sends a pong now and then.
+        # A token bucket as one number (the time at which it is full again), because nearly every client needs one.
         self._charged = max(self._charged, now) + 1 / MAX_CHARGES
         if self._charged > now + CHARGE_SECONDS:
             self.node.metrics.cut_offs["flood"] += 1
@@ -447,9 +447,9 @@ class Session:
         return kind
 
     def _member(self, channel_data: str) -> Member | None:
-        """The member a subscription makes; None without a user, where that is allowed (`lenient`).
+        """Returns the member of a subscription; None if it has no user and needs none (`lenient`).
 
-        Raises Refused for one that breaks the limits (Pusher protocol, section 8).
+        Raises Refused if the member exceeds the limits (Pusher protocol, section 8).
         """
         user = self.user if not channel_data else None  # without channel_data it is the signed-in user (section 3)
         if (len(channel_data.encode()) if user is None else len(user.info)) > USER_BYTES:
@@ -586,7 +586,7 @@ class Session:
 
 
 def _with_id(user_data: str, id: str) -> str:
-    """User data whose id is a text: pusher-js drops a sign-in whose id is anything else."""
+    """Returns user data with the id as a text, because pusher-js drops a sign-in with any other id."""
     fields = decode(_fields, user_data) | {"id": msgspec.Raw(encode(id))}
     return encode(fields).decode()
 

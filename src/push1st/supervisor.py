@@ -119,7 +119,7 @@ def run(load: Load, config: Config, file: str | None, started: Started) -> None:
 
 
 class Worker:
-    """A worker's process, and the line to it. on_engine: whether it uses the embedded engine."""
+    """A worker's process, and the line to it. on_engine: whether the worker uses the embedded engine."""
 
     def __init__(self, number: int, process: Process, line: Line, on_engine: bool) -> None:
         self.on_engine = on_engine
@@ -128,7 +128,7 @@ class Worker:
         self.line = line
         self.ready: asyncio.Future[int] = asyncio.get_running_loop().create_future()
         self.node = ""
-        """its name in the broker, once it is ready"""
+        """the worker's name in the broker; "" until it is ready"""
         self.asked: dict[int, asyncio.Future[Told]] = {}
         self.problem = ""
         """why it cannot start"""
@@ -247,7 +247,7 @@ class Supervisor:
             await asyncio.wait((all_ended, now), timeout=self._drain * GRACE, return_when=asyncio.FIRST_COMPLETED)
             for slot in self._slots:
                 self._close(_all(slot.doors))
-            close(_all(self._doors))  # now, so that the server that comes next has the addresses while clients leave
+            close(_all(self._doors))  # before clients leave, so that a new server can listen on the addresses
             self._doors = {}
             await asyncio.wait((all_ended, now), timeout=self._drain + LAST_SECONDS, return_when=asyncio.FIRST_COMPLETED)
         for worker in list(self._workers):
@@ -402,11 +402,11 @@ class Supervisor:
         self._notify_workers()
 
     def _on_engine(self) -> list[Worker]:
-        """The workers on the embedded engine that are alive and may have clients."""
+        """Returns the living workers on the embedded engine that may have clients."""
         return [one for one in self._workers if one.on_engine and one.ready.done() and not one.process.ended.done()]
 
     def _notify_workers(self) -> None:
-        """Sends the workers on the engine their names: they connect to it at once, and wait for no other before they publish."""
+        """Sends these workers the names of all of them. They connect to the engine at once, and wait only for each other."""
         there = self._on_engine()
         nodes = [worker.node for worker in there]
         for worker in there:

@@ -83,14 +83,14 @@ def test_publish_says_that_nobody_is_there() -> None:
 @pytest.mark.parametrize("url", ["127.0.0.1:6001", "http://127.0.0.1:6001", "ws://127.0.0.1:99999", "ws://", "ws://[::1", ""])
 def test_subscribe_says_what_is_wrong_with_an_address(url: str) -> None:
     (line,) = push1st("subscribe", "--url", url, "c", code=1).stderr.splitlines()
-    assert re.fullmatch(r"'.*' is no address of a server: .+, such as ws://127\.0\.0\.1:6001", line)
+    assert re.fullmatch(r"'.*' is not the address of a server: .+, such as ws://127\.0\.0\.1:6001", line)
     assert "is the server running" not in line
 
 
 @pytest.mark.parametrize("api", ["127.0.0.1:6002", "localhost:6002", "ws://127.0.0.1:6002", "http://127.0.0.1:99999", "http://"])
 def test_publish_says_what_is_wrong_with_an_address(api: str) -> None:
     (line,) = push1st("publish", "--api", api, "c", "e", code=1).stderr.splitlines()
-    assert re.fullmatch(r"'.*' is no address of a server: .+, such as http://127\.0\.0\.1:6002", line)
+    assert re.fullmatch(r"'.*' is not the address of a server: .+, such as http://127\.0\.0\.1:6002", line)
 
 
 def test_a_certificate_that_is_not_trusted_is_said_to_be_so() -> None:

@@ -22,7 +22,7 @@ def test_a_file_in_the_way_of_the_folder_of_hook_events_is_a_mistake(tmp_path: P
     (tmp_path / "file").touch()
     (line,) = mistakes(Config(hooks=HooksConfig(folder=str(tmp_path / "file" / "hooks"))))
     assert line.startswith(
-        f"hooks.folder: cannot keep hook events in {tmp_path}/file/hooks: {tmp_path}/file is no folder, allowed:"
+        f"hooks.folder: cannot keep hook events in {tmp_path}/file/hooks: {tmp_path}/file is not a folder, allowed:"
     )
 
 
@@ -41,7 +41,7 @@ def test_the_folder_of_a_unix_socket_is_looked_at_and_not_made(tmp_path: Path) -
     (tmp_path / "file").touch()
     listen = tuple(Listen("unix", path=str(tmp_path / name / "s")) for name in ("file", "new"))
     (line,) = machine_notes(Config(server=ServerConfig(listen=()), api=ApiConfig(listen=listen)))
-    assert line == f"cannot listen here on unix://{tmp_path}/file/s: {tmp_path}/file is no folder"
+    assert line == f"cannot listen here on unix://{tmp_path}/file/s: {tmp_path}/file is not a folder"
     assert not (tmp_path / "new").exists()
 
 
@@ -74,7 +74,7 @@ def test_root_is_reminded_of_files_that_the_user_of_the_server_may_not_read(fold
     config = Config(server=ServerConfig(listen=()), api=ApiConfig(listen=()), files=tuple(map(str, files)))
     (line,) = notes(config)
     assert line.startswith(
-        "checked as root, which may read everything; if the server's user is another, it must be able to read "
+        "checked as root, who may read every file; if the server runs as another user, that user must be able to read "
     )
     assert f"{folder}/shop.yml (root:root 0600)" in line
     assert "server.yml (" not in line

@@ -97,7 +97,7 @@ class Api:
             except Refused:
                 if self._base == PUSHER_BASE:
                     raise
-                # PHP's library does not sign the part of the path that its option `path` adds.
+                # PHP's library signs the path without the part that its option `path` adds.
                 path = PUSHER_BASE + _SLASHES.sub("/", path)[len(self._base) :]
                 has_params = auth.check_request(config.key, config.secret, request.method, path, query, request.body, now)
         return endpoint(Call(self._node, app, request, route.args, signed, has_params))
@@ -117,7 +117,7 @@ class Api:
         return response
 
     def _find(self, path: str) -> Route | None:
-        path = _SLASHES.sub("/", path)  # where the base URL of a client ends in a slash
+        path = _SLASHES.sub("/", path)  # a client's base URL may end in a slash
         if not path.startswith(self._base):
             return None
         app, *parts = path[len(self._base) :].removesuffix("/").split("/")

@@ -32,7 +32,7 @@ class Call(msgspec.Struct, frozen=True, gc=False):
     has_params: bool
 
     def body(self, decoder: msgspec.json.Decoder[T]) -> T:
-        """The request's body, without a byte order mark. Raises Refused(400) when it is not what the decoder takes."""
+        """Decodes the request's body, without its byte order mark. Raises Refused(400) if the decoder rejects the body."""
         body = self.request.body
         if not body.isascii():
             try:

@@ -48,7 +48,7 @@ from push1st.errors import ConfigError
 APP_ID = "PUSH1ST_APP_ID"
 OTHERS = frozenset({"PUSH1ST_CONFIG"})
 SHOWN_NAMES = 3
-"""variables of soketi that a warning names"""
+"""variables of soketi that a warning lists"""
 ROOT_VARIABLES = dict(variables(ROOT))
 APP_VARIABLES = dict(variables(APP, "PUSH1ST_APP"))
 # Kubernetes sets NAME_SERVICE_HOST and Docker NAME_PORT=tcp://… for every service, and one may be called push1st.
@@ -136,12 +136,12 @@ def _environment(env: Mapping[str, str], problems: list[str]) -> tuple[Value, Va
 
 
 def _of_soketi(env: Mapping[str, str]) -> Iterator[str]:
-    """A line on the variables of soketi, which people who come from it may expect to be read."""
+    """Yields a warning if variables of soketi are set, because users of soketi may expect that they have an effect."""
     names = sorted(name for name in env if name.startswith("SOKETI_"))
     if names:
         more = f" and {len(names) - SHOWN_NAMES} more" if len(names) > SHOWN_NAMES else ""
         shown = ", ".join(names[:SHOWN_NAMES])
-        yield f"{shown}{more}: variables of soketi have no effect; ours are in docs/moving-from-soketi.md"
+        yield f"{shown}{more}: variables of soketi have no effect; docs/moving-from-soketi.md lists those of push1st"
 
 
 def _of_a_service(name: str, text: str) -> bool:
@@ -170,7 +170,7 @@ def _files(file: Path, root: Value, problems: list[str], warnings: list[str]) ->
 
 
 def _is_smpp(section: Value) -> bool:
-    """Whether a section is an app of Push1st's SMPP gateway, which has no other channels."""
+    """Whether a section is an app of Push1st's SMPP gateway: an app whose only channels are `smpp`."""
     channels = section.at("channels")
     return channels is not None and [one.text for one in channels.items or (channels,)] == ["smpp"]
 
@@ -335,7 +335,8 @@ def _warnings(config: Config, root: Value, sections: Sequence[Value]) -> Iterato
             if url.startswith("lua://") and not (Path(config.folder) / url.removeprefix("lua://")).is_file():
                 yield f'{place}: found "{url}", where no file is: nothing will be told to it'
             if url.startswith("lua://") and find_spec("lupa") is None:
-                yield f"{place}: hooks in Lua need the package lupa, which is not there: {sys.executable} -m pip install 'lupa<3'"
+                install = f"{sys.executable} -m pip install 'lupa<3'"
+                yield f"{place}: hooks in Lua need the package lupa, which is not installed: {install}"
     if not config.apps:
         yield f"{root.at('credentials') or root}: no app is configured, so every client will be refused"
 

@@ -62,8 +62,8 @@ class Key(msgspec.Struct, frozen=True, kw_only=True):
     """What a key may hold: a value (`read`), or a section (`table`), of the struct `empty` makes if there is none.
 
     into: the field it sets, if not called as the key. flat: the section's fields are those of the struct around it.
-    dropped: checked, and kept nowhere. note: why it has no effect here (then it is dropped too). unset: values of Push1st's
-    files that are as good as no value here, each with what that means.
+    dropped: checked, but not stored. note: why the key has no effect here (then it is dropped too). unset: values of Push1st's
+    files that count as a missing value here → the note on each.
     finish: has the last word on the struct of a section. variable: whether the environment may set it.
     """
 

@@ -1,7 +1,7 @@
-"""What browsers send in `Origin`: for entries of `origins` that no browser can match.
+"""Finds entries of `origins` that no browser can match, because browsers send the origin in another form.
 
-An origin is a scheme, a host, and the port where it is not the scheme's own (RFC 6454 §6.2), in lower case; a host outside
-ASCII is in Punycode. An entry may also be a host alone, with or without a port (`admission.origin_allowed`).
+In `Origin` browsers send a scheme, a host, and the port unless it is the scheme's default (RFC 6454 §6.2), in lower case; a host
+outside ASCII is in Punycode. An entry may also be a host alone, with or without a port (`admission.origin_allowed`).
 """
 
 import ipaddress
@@ -14,17 +14,15 @@ _PAGES = {"ws": "http", "wss": "https"}
 
 
 def note_on(entry: str) -> str:
-    """What is wrong with an entry of `origins`; "" if browsers send such an origin."""
+    """Returns what is wrong with an entry of `origins`; "" if browsers send such an origin."""
     sent = as_sent(entry)
     if not sent:
-        return (
-            f'found "{entry}", but browsers send one whole origin, such as https://shop.example, and no patterns are known but *'
-        )
+        return f'found "{entry}", but browsers send one whole origin, such as https://shop.example, and the only pattern is *'
     return "" if sent == entry.lower().rstrip("/") else f'found "{entry}", but browsers send "{sent}"'
 
 
 def as_sent(entry: str) -> str:
-    """The entry as browsers send it; "" if it is no origin."""
+    """Returns the entry as browsers send it; "" if it is not an origin."""
     entry = normalize("NFC", entry.lower())
     if entry.rstrip("/") in ("*", "null", "file:"):
         return entry.rstrip("/")

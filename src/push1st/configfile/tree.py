@@ -268,7 +268,7 @@ def _compose(text: str, loader: Any, name: str) -> yaml.Node | None:
 def _syntax_error(error: Exception, name: str, text: str) -> ConfigError:
     mark: Any = getattr(error, "problem_mark", None)
     if mark and (tab := _tab(text, mark.line, mark.column)):
-        return ConfigError(f"{name}:{tab}: found a tab, allowed: spaces, since YAML takes no tab before a key or a value")
+        return ConfigError(f"{name}:{tab}: found a tab, allowed: spaces, because YAML allows no tab before a key or a value")
     # What PyYAML quotes may be a piece of a secret, unless it is a single character.
     problem = re.sub(r"(['\"]).{2,}\1", "", getattr(error, "problem", None) or "characters that are not allowed").strip()
     place = name + _line(mark)
@@ -276,7 +276,7 @@ def _syntax_error(error: Exception, name: str, text: str) -> ConfigError:
 
 
 def _tab(text: str, line: int, column: int) -> int:
-    """The number of the line whose tab is why the text cannot be read up to a place; 0: it is none."""
+    """Returns the number of the line whose tab causes the syntax error at a place; 0 if no tab causes it."""
     lines = text.splitlines()[: line + 1]
     if lines[line:] and lines[line][column : column + 1] == "\t":
         return line + 1

@@ -4,7 +4,7 @@
 (Pusher protocol, section 9). So what comes out alternates strictly, per channel and per member, even if an edge comes in
 twice. Of a cache channel that is missed by many, one fact is let through in `HOLD_SECONDS`.
 
-For brokers that leave this to the hooks; where several workers share one, it does this itself (`brokers/redis/facts.py`).
+For brokers that do not debounce edges. A broker that several workers share does it itself (`brokers/redis/facts.py`).
 
 Pure: it knows facts and the time it is given, nothing of who is where. A channel or member it has not heard of may have
 been there before this process was, so the first edge of it is believed, whichever it is.

@@ -73,7 +73,7 @@ class Endpoint:
         return fact.kind in self.wanted.kinds and bool(self.wanted.filter(fact.channel))
 
     def put(self, channel: str, event: bytes, source: str = "") -> None:
-        """Queues an event, or counts it as lost, or those that had to give way to it. source: the connection that caused it."""
+        """Queues an event; counts it as lost, or the events that gave way to it. source: the connection that caused it."""
         is_queued = self.queue.put(channel, event, source)
         if self.queue.gave_way:
             lost, self.queue.gave_way = self.queue.gave_way, []

@@ -65,7 +65,7 @@ def kinds(app: AppConfig) -> frozenset[Happening]:
 
 
 def edges(app: AppConfig) -> str:
-    """Which edges its endpoints want of the broker: `a`, at once (Push1st's format), `s`, settled (Pusher's), both or none."""
+    """Returns which edges the app's endpoints want: `a`, at once (Push1st's format), `s`, settled (Pusher's), both or none."""
     ways: dict[Format, str] = {"push1st": "a", "pusher": "s"}
     formats = {one.format for one, _ in _webhooks(app) if _kinds(one) & OPPOSITES.keys()}
     return "".join(way for format, way in ways.items() if format in formats)
@@ -109,10 +109,11 @@ def matcher(filters: Sequence[str]) -> Callable[[str], object]:
 
 
 def _expression(filter: str) -> str:
-    """A filter as a regular expression, which takes linear time.
+    """Returns a filter as a regular expression that takes linear time.
 
-    What stands between two stars is looked for at the first place, and no other is tried when the rest does not fit
-    (`(?>…)`): if it fits at all, it fits behind the first. With `.*` the time grows by a power with each star.
+    The text between two stars is matched at its first occurrence only: if the rest of the filter matches after any occurrence,
+    it also matches after the first. So the group is atomic (`(?>…)`) and never backtracks. With plain `.*` each star would
+    multiply the time by the length of the name.
     """
     first, *more = map(re.escape, filter.split("*"))
     if not more:
@@ -159,7 +160,7 @@ def push1st_event(fact: Fact) -> bytes:
 
 
 def _message(fact: Fact) -> bytes:
-    """What a client published, with what the server knows of it: `data` of a `push` hook."""
+    """Returns `data` of a `push` hook: the client's message with its ids and times."""
     return (
         b'{"event":%b,"channel":%b,"data":%b,"#msg-id":%d,"#msg-from":%b,"#msg-arrival":%d,"#msg-delivery":"%b",'
         b'"#msg-expired":%d%b}'

@@ -49,7 +49,7 @@ class Lua(Processes):
 
 
 def _write(line: str) -> None:
-    """What the script prints, with what it puts between by tabs. It may be what a client sent, and goes where the log goes."""
+    """Prints a line of the script, which may contain text from clients, with escapes. Tabs separate the arguments of `print`."""
     print("\t".join(map(printable, line.split("\t"))), flush=True)
 
 

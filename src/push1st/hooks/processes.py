@@ -115,7 +115,7 @@ class Processes:
                 stdout=asyncio.subprocess.PIPE,
                 start_new_session=True,  # Ctrl-C is for the server, which ends its children
             )
-        except OSError as exc:  # such as no descriptors left
+        except OSError as exc:  # for example, no file descriptor is free
             log.error("hook cannot be started", endpoint=self._name, reason=exc.strerror)
             raise NotDelivered("crashed", f"cannot be started: {exc.strerror}") from None
         self._children.add(child)

@@ -4,9 +4,9 @@ Pure: the time is an argument, and it sends nothing. A delivery holds the channe
 what is behind it on those channels stays behind it; other channels go past. While an endpoint fails, deliveries are not
 begun beyond its concurrency but for one a second, so that one that is down is not knocked at by everything that waits.
 
-The source of an event is the connection that caused it. When the queue is full, the source that has the largest part of it
-loses its newest event to an event of a source that has less. So a client that publishes without end loses its own events,
-and those of others are queued. While there is room, one source may use all of it.
+The source of an event is the connection that caused it. When the queue is full, a new event replaces the newest event of the
+source that has the largest part of the queue, if the new event's source has less. So a client that publishes without end loses
+its own events, and the events of others are queued. While there is room, one source may use all of it.
 """
 
 import heapq
@@ -23,7 +23,7 @@ OVERHEAD = 250
 MOST_BODY = 1 << 20
 """bytes of events in a batch, if it has more than one"""
 HOG = 0.02
-"""the part of the queue from which on a source gives way to others"""
+"""a source with more than this part of the queue gives way to others"""
 
 
 def wait(attempts: int) -> float:
@@ -32,7 +32,7 @@ def wait(attempts: int) -> float:
 
 
 class Source:
-    """The events of one connection. part: its parts of the queue's events and bytes, added up. waiting: oldest first."""
+    """The events of one connection. part: its part of the queue's events plus its part of the bytes. waiting: oldest first."""
 
     __slots__ = ("name", "part", "waiting")
 
@@ -83,11 +83,11 @@ class Queue:
         """by channel; none is empty"""
         self._sources: dict[str, Source] = {}
         self._hogs: dict[str, Source] = {}
-        """sources over `HOG`: at most 100, since the parts of all are 2 at most"""
+        """sources over `HOG`: at most 100, because the sum of all parts is 2 at most"""
         self._gaps = 0
-        """entries that gave way"""
+        """entries whose event gave way, and that are still in `_waiting`"""
         self.gave_way: list[bytes] = []
-        """events that had to, to be taken out by the caller of `put`"""
+        """events that gave way; the caller of `put` takes them out"""
         self._ready: deque[str] = deque()
         """channels with something waiting and nothing under way"""
         self._busy: set[str] = set()
@@ -101,7 +101,7 @@ class Queue:
         self.bytes = 0
         self._tried_events = 0
         self._tried_bytes = 0
-        """of events in deliveries, which give way to nothing"""
+        """events in deliveries, and their bytes; these never give way"""
 
     @property
     def retrying(self) -> int:
@@ -114,7 +114,7 @@ class Queue:
         return not self.events
 
     def put(self, channel: str, event: bytes, source: str = "") -> bool:
-        """Queues an event; returns whether there was room, or other events gave way (`gave_way`).
+        """Queues an event; returns whether it is queued. Other events may give way to it (`gave_way`).
 
         source: the connection that caused it, or "".
         """
@@ -153,7 +153,7 @@ class Queue:
         return source
 
     def _forget(self, entry: Entry) -> None:
-        """Takes an event off its source, because it gave way or is in a delivery."""
+        """Removes an event from its source, because the event gave way or is in a delivery."""
         source = entry.source
         if source is None:
             return
@@ -165,7 +165,10 @@ class Queue:
             del self._sources[source.name]
 
     def _make_room(self, size: int, name: str) -> bool:
-        """Drops events of the source with the largest part, while that is larger than this source's would be."""
+        """Drops events of the source with the largest part until an event of `size` fits; returns whether it fits.
+
+        Stops if the part of source `name`, with the new event, would be at least as large.
+        """
         own = self._sources.get(name)
         part = self._part(size) + (0.0 if own is None else own.part)
         while not self._fits(size):
@@ -215,11 +218,11 @@ class Queue:
         return self._failing and len(self._under_way) + len(self._retries) >= self._concurrency
 
     def _is_half_tried(self) -> bool:
-        """Whether half of the queue is in deliveries of a failing endpoint: these cannot give way, so no more are begun."""
+        """Whether half of the queue is in deliveries of a failing endpoint. They cannot give way, so no more are begun."""
         return self._failing and (2 * self._tried_events >= self._most_events or 2 * self._tried_bytes >= self._most_bytes)
 
     def _begin(self) -> Delivery:
-        """The next events; none at all if all that waited gave way."""
+        """Begins a delivery of the next events; the delivery is empty if all waiting events gave way."""
         events: list[bytes] = []
         channels = []
         size = 0

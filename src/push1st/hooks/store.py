@@ -1,11 +1,10 @@
 """The folder where a queue's rest is kept between two processes, and what was given up for people to look at.
 
-Files are for their owner only: events hold what users said. A folder may be read-only, full or out of reach for a while:
-then nothing is left behind half-written, and what was to be written or taken up is tried again. A file belongs to the process
-that holds its lock.
+Files are for their owner only: events contain data of users. A folder may be read-only, full or unreachable for a while. Then no
+file is left half-written, and the caller retries. A file belongs to the process that holds its lock.
 
-Dead letters are written in a thread, so that a slow disk does not stop the loop; what is waiting to be written is bounded,
-and so is their file.
+Dead letters are written in a thread, so that a slow disk does not stop the loop; the letters that wait and their file are
+bounded.
 """
 
 import asyncio
@@ -32,7 +31,7 @@ MOST_PENDING = 10_000
 RETRY_SECONDS = 5.0
 """between two attempts to write them"""
 SAVED = re.compile(r"(?:\.|\.taken-\d+-)?(saved-\d+-[0-9a-f]+\.jsonl)")
-"""with a dot in front while they are written, or as an earlier version named those that it was reading"""
+"""names of saved files: with a dot in front while the file is written, or with the mark of an earlier version that read it"""
 
 log = logs.get("push1st.hooks")
 
@@ -73,17 +72,17 @@ class Store:
         if not os.access(self._folder, os.W_OK | os.X_OK):
             raise PermissionError(13, "Permission denied", folder)
         self._pending: list[bytes] = []
-        """dead letters that are not written yet, those that are being written first"""
+        """dead letters that are not written yet; first come those that are being written"""
         self._writing: asyncio.Future[None] | None = None
         self._under_way = 0
-        """how many of them are being written"""
+        """how many letters of `_pending` are being written"""
         self._retry_at: asyncio.TimerHandle | None = None
         self._failing = False
 
     # Between two processes
 
     def save(self, lines: Iterable[Saved]) -> int:
-        """Writes them to a file of its own, whole or not at all; returns how many there were. Raises OSError."""
+        """Writes all lines to a new file, or no file at all; returns the number of lines. Raises OSError."""
         lines = iter(lines)
         first = next(lines, None)
         if first is None:
@@ -105,9 +104,9 @@ class Store:
         return count
 
     def saved(self) -> Iterator[Saved]:
-        """What was saved, the oldest first; each file is read by one process, and is gone before its lines are handed on.
+        """Yields the saved lines, oldest first. One process reads each file, and removes it before its lines are yielded.
 
-        Raises OSError at the end, if some of it cannot be had now.
+        Raises OSError at the end if some files cannot be read now.
         """
         failed: OSError | None = None
         for name in sorted(filter(SAVED.fullmatch, os.listdir(self._folder)), key=lambda name: name[name.index("saved-") :]):
@@ -127,7 +126,7 @@ class Store:
             raise failed
 
     def _taken(self, path: Path) -> list[bytes]:
-        """The lines of a file, which is no more; none, if it is another process's. Raises OSError, and leaves it then."""
+        """Removes a file and returns its lines; none if another process has the lock. Raises OSError, and then keeps the file."""
         with open(path, "rb") as file:
             try:
                 fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -161,7 +160,7 @@ class Store:
         self._writing = None
         if failure := done.exception():
             if not self._failing:
-                log.error("dead letters cannot be written, they are kept and tried again", reason=str(failure))
+                log.error("dead letters cannot be written, retrying", reason=str(failure))
             self._failing = True
             self._retry_at = asyncio.get_running_loop().call_later(RETRY_SECONDS, self._begin)
             return
@@ -173,7 +172,7 @@ class Store:
             self._begin()
 
     def _write(self, lines: bytes) -> None:
-        """Whole or not at all."""
+        """Appends all lines to the file, or none."""
         path = self._folder / DEAD_LETTERS
         with open(path, "ab", buffering=0, opener=_private) as file:
             fcntl.flock(file, fcntl.LOCK_EX)
@@ -187,11 +186,11 @@ class Store:
                     file.truncate(size)
                 raise
             if size + len(lines) > MOST_DEAD:
-                with suppress(OSError):  # then with the next ones
+                with suppress(OSError):  # the next write tries again
                     path.replace(path.with_suffix(".jsonl.1"))
 
     async def close(self) -> int:
-        """Returns when all is written, or cannot be: how many dead letters are lost then."""
+        """Waits for the last write; returns how many dead letters could not be written and are lost."""
         if self._retry_at is not None:
             self._retry_at.cancel()
             self._begin()

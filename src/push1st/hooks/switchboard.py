@@ -26,7 +26,7 @@ from push1st.messages import Fact
 TAKE_UP_SECONDS = 10.0
 """between two looks for what another worker, which was replaced, has saved when this one ran already"""
 SAVE_SECONDS = 2.0
-"""for a folder that cannot be written to at a stop to be so again"""
+"""for which saving is retried at a stop, if the folder is not writable"""
 SAVE_AGAIN_SECONDS = 0.1
 
 log = logs.get("push1st.hooks")
@@ -73,7 +73,7 @@ class Switchboard:
         self._settled_at: asyncio.TimerHandle | None = None
         self._look_at: asyncio.TimerHandle | None = None
         self._failing = False
-        """whether what was saved could not be taken up the last time"""
+        """whether the last attempt to load saved events failed"""
         self._endpoints = {app.id: self._of(wanted(app, folder)) for app in apps if app.enable}
         self._kinds = {app.id: kinds(app) for app in apps if app.enable}
         for app in apps:
@@ -88,9 +88,9 @@ class Switchboard:
             yield from endpoints
 
     def open(self, alone: bool, report: Callable[[Fact], None]) -> None:
-        """Takes up what the last process saved. alone: no other process may save more while this one runs.
+        """Loads the events that earlier processes saved. alone: no other process may save more while this one runs.
 
-        report: takes the edges that it held back to the broker.
+        report: passes held edges among them to the broker.
         """
         if self._store is None:
             return
@@ -100,7 +100,7 @@ class Switchboard:
         except OSError as exc:
             again = True
             if not self._failing:
-                log.error("saved hook events cannot be taken up, tried again", reason=str(exc), seconds=TAKE_UP_SECONDS)
+                log.error("saved hook events cannot be loaded, retrying", reason=str(exc), seconds=TAKE_UP_SECONDS)
             self._failing = True
         else:
             self._failing = False
@@ -129,14 +129,14 @@ class Switchboard:
                     endpoint.put(line.channels[0], bytes(line.events[0]))
         finally:
             if count:
-                log.info("hook events of the last process are taken up", lines=count, endpoints_gone=gone)
+                log.info("saved hook events are loaded", lines=count, endpoints_gone=gone)
 
     def happened(self, fact: Fact) -> None:
         """What the broker calls with each fact. Never waits."""
         if fact.kind not in self._kinds.get(fact.app, ()) or fact.channel.startswith("#"):
             return
         if fact.phase in ("new", "at-once"):
-            self._tell("push1st", fact)  # of everything at once (Push1st API, section 8)
+            self._tell("push1st", fact)  # this format gets edges at once (Push1st API, section 8)
         if fact.phase == "settled":
             self._tell("pusher", fact)
         elif fact.phase == "held":
@@ -180,8 +180,8 @@ class Switchboard:
     async def close(self, seconds: float, enough: asyncio.Event | None = None) -> None:
         """Sends what it can for so long, or until it is told that it is enough; saves the rest.
 
-        What is held back waits for the next start, or is sent now if it cannot be saved. Where other workers go on, the broker
-        holds it back, and nothing is held back here.
+        Saves held edges for the next start, or sends them now if there is no folder. If other workers continue, the broker holds
+        the edges, and this process holds none.
         """
         for timer in (self._settled_at, self._look_at):
             if timer is not None:
@@ -212,7 +212,7 @@ class Switchboard:
             log.error("dead letters are lost", letters=lost)
 
     async def _save(self, store: Store, endpoints: list[Endpoint], held: list[Fact], enough: asyncio.Event | None) -> bool:
-        """Whether what is left could be saved: tried again for a while, since a folder may be full for a moment."""
+        """Saves the remaining events; returns whether it could. Retries for a while, since a folder may be full for a moment."""
         time = asyncio.get_running_loop().time
         deadline = time() + SAVE_SECONDS
         while True:

@@ -21,7 +21,7 @@ class Codec(Wire, Protocol):
 
     @property
     def binary(self) -> bool:
-        """Whether a binary message is read as a text message; else it ends the connection."""
+        """Whether a binary message is decoded as text; otherwise it ends the connection."""
 
     def decode(self, text: str) -> Command:
         """One text message from a client.

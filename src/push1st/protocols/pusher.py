@@ -126,7 +126,7 @@ class Pusher:
         if isinstance(reply, Replayed):
             return self.message(reply.message, reply.now)
         if isinstance(reply, Ending) and not 4000 <= reply.code < 4300:
-            return b""  # pusher-js, in its handshake, takes an error of another code for a defect, and never retries
+            return b""  # during its handshake pusher-js treats any other code as a fatal error, and never retries
         if isinstance(reply, SubscriptionRefused):
             return b"".join(map(self._framed, refusal(reply)))
         if isinstance(reply, Subscribed) and reply.members:
@@ -172,7 +172,7 @@ def _reply(
 
 
 def refusal(refused: SubscriptionRefused) -> tuple[bytes, bytes]:
-    """The two frames of a refused subscription: pusher-js raises the first, the libraries for Java, .NET and Swift the second."""
+    """Returns two frames for a rejected subscription: pusher-js reads the first, libraries for Java, .NET, Swift the second."""
     data = msgspec.json.encode({"type": refused.kind, "error": refused.text, "status": refused.status})
     return _event("pusher:subscription_error", refused.channel, data), _error(None, refused.text, refused.channel)
 

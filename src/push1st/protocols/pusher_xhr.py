@@ -46,7 +46,7 @@ class PusherXhr:
 
 
 def end_frames(code: int, reason: str, announced: bool = True) -> bytes:
-    """The frames that end a session: an error where the protocol has one for the code, unless `announced` is false; a close."""
+    """Returns the frames that end a session: an error if the protocol has one for the code and `announced` is true; a close."""
     error = _frame(_pusher.reply(Ending(code, reason))) if announced else b""
     return error + b"c[%d,%b]\n" % (code, encode(reason))
 

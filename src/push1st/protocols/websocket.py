@@ -1,4 +1,4 @@
-"""WebSocket framing (RFC 6455), without I/O. The library `websockets` unmasks, and reads close frames.
+"""WebSocket framing (RFC 6455), without I/O. The library `websockets` unmasks payloads, and parses close frames.
 
 A decoder holds a buffer only while a message is incomplete, so an idle connection costs none. Frames to clients are
 never masked and never fragmented (RFC 6455 §5.1).
@@ -32,7 +32,7 @@ class Ponged(msgspec.Struct, frozen=True, gc=False):
 
 
 class Fragment(msgspec.Struct, frozen=True, gc=False):
-    """The header of a part of a message that is not the last one. size: of the part, in bytes."""
+    """The header of a fragment that is not the last one of its message. size: bytes of the fragment."""
 
     size: int
 
@@ -75,9 +75,11 @@ NOT_UTF8 = "a text message is not UTF-8"
 
 
 class Decoder:
-    """Bytes from a client → events. most: bytes a message may have; may change. binary: whether binary messages are read as text.
+    """Decodes bytes from a client into events.
 
-    What RFC 6455 forbids is found with the first bytes that show it, not at the end of the frame or of the message.
+    most: bytes a message may have; may change. binary: whether binary messages are decoded as text.
+
+    Detects violations of RFC 6455 with the first bytes that show them, not at the end of the frame or of the message.
     """
 
     __slots__ = ("_binary", "_checked", "_fin", "_left", "_mask", "_message", "_rest", "most")
@@ -88,18 +90,18 @@ class Decoder:
         self._rest = b""
         """the start of a header or of a control frame, at most 131 bytes"""
         self._message: bytearray | None = None
-        """the text so far, of a message in fragments or of a frame that has not come whole"""
+        """the text received so far, of a fragmented message or of an incomplete frame"""
         self._checked = 0
-        """bytes of the message that are known to be UTF-8"""
+        """bytes of the message that are valid UTF-8"""
         self._left = 0
-        """bytes that the message's frame still has to bring"""
+        """bytes of the current frame that have not arrived yet"""
         self._mask = b""
         self._fin = False
 
     def feed(self, data: bytes) -> Iterator[Event]:
-        """Yields one event a frame, or none for a part of a frame.
+        """Yields one event for each frame, and none for an incomplete frame.
 
-        The iterator must be used up before the next call. Raises Disconnect where RFC 6455 §7.4.1 says so: 1002, 1003,
+        The iterator must be exhausted before the next call. Raises Disconnect with the codes of RFC 6455 §7.4.1: 1002, 1003,
         1007, 1009.
         """
         if self._message is None and not self._rest:
@@ -144,7 +146,7 @@ class Decoder:
                     yield event
 
     def _head(self, data: bytes, at: int) -> tuple[int, int]:
-        """Where a frame's payload begins, and how long it is; 0 and 0 if the header is not complete. Raises Disconnect."""
+        """Returns start and size of a frame's payload; 0 and 0 if the header is incomplete. Raises Disconnect."""
         if len(data) < at + 2:
             return 0, 0
         first, second = data[at], data[at + 1]
@@ -192,7 +194,7 @@ class Decoder:
         self._mask = self._mask[turn:] + self._mask[:turn]
         with memoryview(message)[self._checked :] as rest:
             try:
-                self._checked += utf_8_decode(rest, "strict", False)[1]  # a letter may end in the next piece
+                self._checked += utf_8_decode(rest, "strict", False)[1]  # a character may continue in the next piece
             except UnicodeDecodeError as exc:
                 raise Disconnect(1007, NOT_UTF8) from exc  # RFC 6455 §8.1
         return None

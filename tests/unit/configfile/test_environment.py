@@ -180,7 +180,7 @@ def test_variables_of_soketi_are_warned_of_without_what_they_hold(reading):
     env = {f"SOKETI_{name}": "hidden" for name in ("DEFAULT_APP_ID", "DEFAULT_APP_KEY", "DEFAULT_APP_SECRET", "PORT")}
     text = (
         "SOKETI_DEFAULT_APP_ID, SOKETI_DEFAULT_APP_KEY, SOKETI_DEFAULT_APP_SECRET and 1 more: "
-        "variables of soketi have no effect; ours are in docs/moving-from-soketi.md"
+        "variables of soketi have no effect; docs/moving-from-soketi.md lists those of push1st"
     )
     assert demo(env).warnings == (text,)
     assert text in reading("", env=env).warnings

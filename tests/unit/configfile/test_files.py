@@ -291,13 +291,13 @@ def test_a_hook_in_lua_without_lupa_is_noted_with_the_command_that_installs_it_h
     monkeypatch.setitem(sys.modules, "lupa", None)
     text = "a: { key: k, secret: s, hook: { trigger: join, endpoint: lua://no.lua } }\n"
     place = "apps/0.yml:1: a.hook"
-    note = f"{place}: hooks in Lua need the package lupa, which is not there: {sys.executable} -m pip install 'lupa<3'"
+    note = f"{place}: hooks in Lua need the package lupa, which is not installed: {sys.executable} -m pip install 'lupa<3'"
     assert note in reading("", text).warnings
 
 
 def test_an_origin_that_no_browser_sends_is_noted(reading):
     text = "a: { key: k, secret: s, origins: [ https://shop.example, 'https://*.shop.example', https://shop.example:443 ] }\n"
-    place, hint = "apps/0.yml:1: a.origins", "such as https://shop.example, and no patterns are known but *"
+    place, hint = "apps/0.yml:1: a.origins", "such as https://shop.example, and the only pattern is *"
     assert reading("", text).warnings == (
         f'{place}: found "https://*.shop.example", but browsers send one whole origin, {hint}',
         f'{place}: found "https://shop.example:443", but browsers send "https://shop.example"',

@@ -292,7 +292,7 @@ async def test_what_cannot_be_taken_up_is_tried_again_with_one_log_line(
     await turns(20)
     assert two.at["http://a/"].names == ["channel_occupied"]
     assert os.listdir(folder) == []
-    assert capsys.readouterr().out.count("cannot be taken up") == 1
+    assert capsys.readouterr().out.count("cannot be loaded") == 1
     await two.board.close(0)
 
 
