@@ -3,7 +3,7 @@
     python bench/bench.py                        everything: about twelve minutes
     python bench/bench.py --quick                one short round: is anything badly off?
     python bench/bench.py --only push1st,uws     some of the servers
-    python bench/bench.py --before ../old        an earlier build takes part, twice; more --rounds make the comparison finer
+    python bench/bench.py --before ../old        compare with an earlier build, which runs twice; more --rounds, less noise
     python bench/bench.py --cluster              several nodes and a broker between them, against soketi's: about four minutes
 
 A `Suite` is what is measured together: each server alone, or clusters. A run is one start of one server under one kind of load;
@@ -393,11 +393,11 @@ def goals(bench: Bench) -> list[str]:
 
 
 def comparison(bench: Bench) -> str:
-    """This build as multiples of the earlier one, and the earlier one as multiples of itself.
+    """Returns a table: ratios of this build to the earlier one, and of the earlier one to its second run.
 
-    Each is the median of the rounds, with the least and the most.
+    Each cell has the median of the rounds, the minimum and the maximum.
     """
-    rows = [["", "this build × the earlier one", "the earlier one × itself", "worse by more than 2 % and than the spread"]]
+    rows = [["", "this build × the earlier one", "the earlier one × itself", "worse by more than 2 % and more than the spread"]]
     for figure in bench.suite.figures:
         new, same = (bench.ratios(figure.run, figure.field, who, "before") for who in ("push1st", "again"))
         if new and same:

@@ -1,15 +1,16 @@
-"""Measures what other clients notice while a few connections flood the server.
+"""Measures the latency of other clients while a few connections flood the server.
 
     python bench/fairness.py                         every flood, one worker: about four minutes
     python bench/fairness.py --workers 2             the same with two
     python bench/fairness.py --only pings,health     some of the floods
     python bench/fairness.py --command OLD/push1st   another build
 
-The others are 20 subscribers of a channel (10 speak Pusher, 10 raw WebSocket), a publisher with 40 events a second, and a
-caller of `/health`, 40 times a second. They are measured without a flood first. A delivery counts from when its publish was
-due, so a server that stands still is charged for all that it delays. `floods.py` has the floods. The exit code is 1 when a
-goal is missed: nobody else is cut off, nothing is lost, no worker is replaced, and the p99 of the others is at most
-`EXTRA_MS` above their p99 without a flood.
+The others are 20 subscribers of a channel (10 with the Pusher protocol, 10 with raw WebSockets), a publisher that sends 40 events
+a second, and a client that calls `/health` 40 times a second. The first measurement is without a flood. The latency of a
+delivery counts from the time at which its publish was due, so a pause of the server counts for every event that it delays.
+
+`floods.py` has the floods. The goals: no other client is disconnected, no event is lost, no worker is replaced, and the p99 of
+the others is at most `EXTRA_MS` above their p99 without a flood. The exit code is 1 if a goal is missed.
 """
 
 import argparse
@@ -38,15 +39,15 @@ WARM_UP = 0.5
 START_SECONDS = 20
 EXTRA_MS = 100
 LATE_SECONDS = 20
-"""for deliveries that are under way when a flood ends"""
+"""for the last deliveries after a flood ends"""
 TICKS = os.sysconf("SC_CLK_TCK")
 
 
 @dataclass(slots=True)
 class Noticed:
-    """What the others noticed.
+    """The measurements of the other clients.
 
-    deliveries, health: milliseconds. cut_off: connections that ended. lost: deliveries and answers that never came.
+    deliveries, health: milliseconds. cut_off: connections that ended. lost: deliveries and answers that never arrived.
     """
 
     deliveries: list[float] = field(default_factory=list)
@@ -165,7 +166,7 @@ class Others:
             self.noticed.cut_off += 1
 
     async def caller(self, port: int, make: Callable[[int, float], bytes], latencies: list[float] | None) -> None:
-        """Sends requests when they are due, whether or not the ones before are answered."""
+        """Sends requests when they are due, without waiting for earlier answers."""
         sent: list[float] = []
         reader, writer = await self.connect(port)
         answers = asyncio.ensure_future(self._answers(reader, sent, latencies))
@@ -202,7 +203,7 @@ class Others:
 
 
 async def frames(reader: asyncio.StreamReader) -> AsyncIterator[tuple[int, bytes]]:
-    """The frames of a server, which are never masked and, here, never longer than 64 KiB."""
+    """Parses frames of a server: never masked, and in this bench never longer than 64 KiB."""
     while True:
         first, size = await reader.readexactly(2)
         if size == 126:
@@ -263,7 +264,7 @@ def p(values: Sequence[float], share: float) -> float:
 
 
 def line(row: Row, base: Row | None) -> tuple[str, bool]:
-    """A row of the table, and whether its goals are met."""
+    """Returns a row of the table, and whether its goals are met."""
     noticed = row.noticed
     good = not (noticed.cut_off or row.replaced or noticed.lost)
     if base is not None:

@@ -1,10 +1,10 @@
-"""What clients can flood a server with: each kind of flood, and the process that sends it.
+"""Floods: each kind of input that a client can send without a pause, and the process that sends it.
 
     python bench/floods.py NAME WEBSOCKET_PORT API_PORT TLS_PORT
 
-The process keeps `CONNECTIONS` connections open (a flood may ask for more), sends on each as fast as the server takes it,
-and opens a connection again as soon as the server ends it. On SIGTERM it prints one line of JSON: bytes sent, connections
-opened. It sends to 127.0.0.1 only. `fairness.py` starts it and measures what other clients notice.
+The process keeps `CONNECTIONS` connections open (a flood may need more), sends on each as fast as the server reads, and replaces
+a connection as soon as the server ends it. On SIGTERM the process prints one line of JSON: bytes sent, connections opened. It
+sends to 127.0.0.1 only. `fairness.py` starts the process and measures the latency of other clients.
 """
 
 import contextlib
@@ -28,7 +28,7 @@ CONNECTIONS = 8
 HELD = 500
 """connections of a flood that sends nothing and only holds them"""
 CHUNK = 131_072
-"""bytes repeated on a connection"""
+"""bytes of repeated messages in one write"""
 MASK = b"\x01\x02\x03\x04"
 
 
@@ -72,10 +72,10 @@ RAW = handshake(f"/ws/app/{KEY}/flood")
 
 @dataclass(frozen=True, slots=True)
 class Flood:
-    """One kind.
+    """One kind of flood.
 
-    opening: sent first. repeated: makes what is sent again and again, from the connection's socket id ("" if it has none).
-    port: of the WebSockets, the API, or TLS. connections: kept open. reads: whether the answers are read.
+    opening: sent first. repeated: returns the bytes to repeat, from the connection's socket id ("" if it has none).
+    port: of the WebSockets, the API, or TLS. connections: kept open. reads: whether the client reads the answers.
     """
 
     what: str
@@ -85,7 +85,7 @@ class Flood:
     connections: int = CONNECTIONS
     reads: bool = True
     start: bytes = field(default=b"", repr=False)
-    """what goes before the first repetition, after the socket id is known"""
+    """sent once before the first repetition, when the socket id is known"""
 
 
 def joins(socket_id: str) -> bytes:
@@ -122,7 +122,7 @@ FLOODS: dict[str, Flood] = {
     "empty-fragments": Flood("empty fragments", PUSHER, of(frame(0, b"", False)), start=frame(1, b"{", False)),
     "tiny-fragments": Flood("messages in fragments of 1 byte", PUSHER, of(TINY)),
     "protocol-pings": Flood("pusher:ping messages", PUSHER, of(text("pusher:ping", {}))),
-    "bad-messages": Flood("messages that are no JSON", PUSHER, of(frame(1, b"?"))),
+    "bad-messages": Flood("messages that are not JSON", PUSHER, of(frame(1, b"?"))),
     "subscribe-loop": Flood("subscribe and unsubscribe, with subscription counts", PUSHER, of(SUBSCRIBE)),
     "presence-joins": Flood("join and leave a presence channel", PUSHER, joins),
     "sign-ins": Flood("sign in again and again", PUSHER, sign_ins),
@@ -135,8 +135,8 @@ FLOODS: dict[str, Flood] = {
         "connect, subscribe, close", PUSHER, of(text("pusher:subscribe", {"channel": "c"}) + frame(8, b"\x03\xe8"))
     ),
     "health": Flood("pipelined GET /health", b"", of(b"GET /health HTTP/1.1\r\nHost: h\r\n\r\n")),
-    "not-found": Flood("pipelined requests of no resource", b"", of(b"GET /x HTTP/1.1\r\nHost: h\r\n\r\n")),
-    "unsigned": Flood("pipelined publishes to the API, which are legal", b"", of(post(f"/apps/{APP}/events", EVENT)), "api"),
+    "not-found": Flood("pipelined requests for a path that does not exist", b"", of(b"GET /x HTTP/1.1\r\nHost: h\r\n\r\n")),
+    "unsigned": Flood("pipelined publishes to the API, which are allowed", b"", of(post(f"/apps/{APP}/events", EVENT)), "api"),
     "bad-signatures": Flood(
         "pipelined publishes with a wrong signature", b"", of(post(f"/apps/{APP}/events?auth_key={KEY}", EVENT))
     ),
@@ -226,7 +226,7 @@ class Sender:
 
 
 class Stream:
-    """One connection: what is sent next, and whether the server has said the socket id that a flood needs."""
+    """One connection: the next bytes to send, and whether the socket id that a flood needs has arrived."""
 
     def __init__(self, sender: Sender, flood: Flood) -> None:
         self.sender = sender
@@ -284,7 +284,7 @@ def main() -> None:
     signal.signal(signal.SIGTERM, stop)
     sender.run()
     print(json.dumps({"sent": sender.sent, "opened": sender.opened}), flush=True)
-    os._exit(0)  # threads may hang in sends
+    os._exit(0)  # threads may be blocked in sends
 
 
 if __name__ == "__main__":

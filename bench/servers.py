@@ -293,7 +293,7 @@ def interpreter() -> tuple[str, str]:
 
 
 def push1st(workers: int, hooks: str, nodes: int = 1, checkout: Path = HERE.parent) -> Peer:
-    """This server. checkout: of which build."""
+    """This server. checkout: the folder of the build."""
     python, built = interpreter()
     source = checkout / "src"
     environment = {"PYTHONPATH": str(source)}
@@ -413,13 +413,13 @@ def earlier(name: str, workers: int, hooks: str, nodes: int, checkout: Path) -> 
 
 
 EARLIER = {"before": "earlier build", "again": "the same again"}
-"""another build of this server, twice: how it differs from itself is the noise of the comparison"""
+"""an earlier build of this server, which runs twice: the difference between its runs is the noise of the comparison"""
 
 
 def peers(
     names: Sequence[str], workers: int, hooks: str = "", nodes: int = 1, before: Path = HERE.parent
 ) -> tuple[list[Peer], dict[str, str]]:
-    """Installs the named peers; returns those that can run, and why the others cannot.
+    """Installs the named peers; returns the peers that can run, and why the others cannot.
 
     hooks: the endpoint of this server's webhooks. before: the checkout of an earlier build.
     """

@@ -171,7 +171,7 @@ class Server:
 
 @cache
 def server() -> Server:
-    """The demo, behind a proxy that says who the client is."""
+    """The demo, behind a proxy that sends the client's address."""
     config = demo()
     proxied = msgspec.structs.replace(config.server, proxies=Networks.parse(["127.0.0.1"]))
     return Server(msgspec.structs.replace(config, server=proxied))

@@ -1,4 +1,4 @@
-"""Fuzzes the raw WebSocket codec: any text is a message, is refused with 400 or 413, or ends the connection with 1002."""
+"""Fuzzes the raw WebSocket codec: any text is a message, is rejected with 400 or 413, or ends the connection with 1002."""
 
 import json
 from random import Random

@@ -22,9 +22,9 @@ AUTHORIZE_SECONDS = 10
 
 
 def admit(worker: "Worker", protocol: ProtocolConfig, key: str, origin: str | None, ip: str, crowded: Crowded | None) -> App:
-    """The app of a key. Raises Disconnect.
+    """Returns the app of a key. Raises Disconnect.
 
-    origin: None of a client that is no browser. ip: "" on a Unix socket. crowded: why there is no room for it.
+    origin: None if the client is not a browser. ip: "" on a Unix socket. crowded: why there is no room for the client.
     """
     found = worker.node.apps.by_key(key)
     if found is None:
@@ -44,14 +44,14 @@ def admit(worker: "Worker", protocol: ProtocolConfig, key: str, origin: str | No
 
 
 def capacity_error(crowded: Crowded) -> str:
-    """Returns the close reason for a client that there is no room for."""
+    """Returns the close reason for a client for which there is no room."""
     if crowded == "address":
         return "Over capacity: this address has most of the connections that this server may have"
     return "Over capacity: this server has no file descriptors for more connections"
 
 
 def check_version(query: str) -> None:
-    """Raises Disconnect for a protocol version that is not served (protocol, section 1). Without one it is version 7."""
+    """Raises Disconnect for an unsupported protocol version (protocol, section 1). A missing version counts as 7."""
     version = _version(query)
     if version in ("7", ""):
         return
@@ -68,7 +68,7 @@ def _version(query: str) -> str:
 
 
 def params(query: str, *, plus: Literal[" ", "+"] = " ") -> dict[str, str]:
-    """A query's parameters. Most have nothing escaped, and are taken apart at a fraction of the cost. plus: what + means."""
+    """Returns a query's parameters. Most queries have no escapes, and take a fast path. plus: what a `+` stands for."""
     if "%" in query or "+" in query:
         return dict(parse_qsl(query if plus == " " else query.replace("+", "%2B")))
     return {name: value for name, _, value in (pair.partition("=") for pair in query.split("&"))}

@@ -21,12 +21,12 @@ def error(status: int, text: str, headers: bytes = b"") -> Response:
 
 
 def keeping(seconds: int) -> bytes:
-    """The headers of an answer on a connection that stays open for so many seconds without a request (RFC 2068 §19.7.1)."""
+    """Returns the headers of an answer on a connection that may be idle for `seconds` (RFC 2068 §19.7.1)."""
     return b"Connection: keep-alive\r\nKeep-Alive: timeout=%d\r\n" % seconds
 
 
 def encoded(response: Response, now: float, connection: bytes, head: bool) -> bytes:
-    """A whole response. now: the sweep's clock. connection: `keeping(…)` or `CLOSE`. head: without the body."""
+    """Returns a whole response. now: the sweep's clock. connection: `keeping(…)` or `CLOSE`. head: omit the body."""
     return b"%b%b\r\nContent-Type: %b\r\nContent-Length: %d\r\n%b%b\r\n%b" % (
         _STATUS[response.status],
         _date(now),
@@ -39,7 +39,7 @@ def encoded(response: Response, now: float, connection: bytes, head: bool) -> by
 
 
 def ok(now: float, content_type: bytes, connection: bytes) -> bytes:
-    """The start of the most frequent answer, up to its length. connection: `keeping(…)`."""
+    """Returns the start of the most frequent answer, up to its length. connection: `keeping(…)`."""
     second, start, kept = _oks.get(content_type, (-1, b"", b""))
     if second != int(now) or kept != connection:
         start = b"%b%b\r\n%bContent-Type: %b\r\nContent-Length: " % (_STATUS[200], _date(now), connection, content_type)

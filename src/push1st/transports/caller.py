@@ -11,7 +11,7 @@ from functools import lru_cache
 
 from push1st.config import Networks
 
-PROXY_HINT = "an address of a proxy of yours belongs into server.proxies, so that its clients are told apart"
+PROXY_HINT = "if the address is your proxy, add it to server.proxies, so that its clients are counted one by one"
 Headers = Mapping[bytes, bytes]
 FORWARDING = frozenset(
     (
@@ -42,7 +42,7 @@ FORWARDING = frozenset(
         b"x-real-ip",
     )
 )
-"""headers that a client has no reason to send, so one that is there is a proxy's"""
+"""headers that only proxies add"""
 _OWN_NAME = re.compile(rb"(?:(?:[a-z0-9-]+\.)*localhost|[0-9.]+|\[[0-9a-f:.]+\])?(?::[0-9]+)?\Z", re.IGNORECASE)
 _NAME = re.compile(rb"([a-z0-9_.-]++)(?::[0-9]+)?\Z")
 _PRIVATE = (b".internal", b".local", b".home.arpa", b".svc")
@@ -60,19 +60,22 @@ def is_own_name(host: bytes) -> bool:
 
 
 def is_private_name(host: bytes) -> bool:
-    """Whether a Host header is a name that no page from outside can have: public DNS has none without a dot, nor these."""
+    """Whether a Host header is a name that cannot be in public DNS, so that no web page from outside can have it."""
     found = _NAME.match(host.lower())
     name = b"." if found is None else found[1].removesuffix(b".")
     return b"." not in name or name.endswith(_PRIVATE)
 
 
 def distrust(peer: str, headers: Headers, trust: Networks, proxies: Networks) -> str:
-    """Why a request may not go unsigned on a listener where any may; "" if it may. The same for every trusted network."""
+    """Returns why a request must be signed, on a listener that accepts unsigned requests; "" if it need not be.
+
+    The rules are the same for every trusted network.
+    """
     if b"origin" in headers:
         return "it has an Origin header, as web pages send it"
     ip = peer
     if marks := FORWARDING.intersection(headers):
-        # What a proxy forwards came from elsewhere, whatever it says of itself.
+        # A forwarded request came from another address than its connection.
         if not proxies.contains(peer):
             return f"a proxy that is not in server.proxies forwarded it, as its header {min(marks).decode()} shows"
         found = {_last_client(peer, headers[name], read, proxies) for name, read in _READERS.items() if name in headers}
@@ -84,16 +87,16 @@ def distrust(peer: str, headers: Headers, trust: Networks, proxies: Networks) ->
     if not trust.contains(ip):
         return f"{ip or 'a Unix socket'} is not in api.trust"
     host = headers.get(b"host", b"")
-    # A Unix socket can be reached by no page.
+    # No web page can reach a Unix socket.
     if ip and not is_own_name(host) and (_is_loopback(ip) or not is_private_name(host)):
         return f"its Host {host[:64].decode('latin-1')!r} may be a web page's: call by address, or as localhost"
     return ""
 
 
 def client_ip(peer: str, headers: Headers, proxies: Networks) -> str | None:
-    """The client's address: the peer's, or what a configured proxy says; None when an unknown proxy says something.
+    """Returns the client's address: the peer's, or the one in a configured proxy's header; None if another peer sent the header.
 
-    A proxy sets one of two headers, and may pass the other one on as a client made it up: `X-Forwarded-For` goes first.
+    A proxy sets one of two headers, and may forward the other one from a client unchanged. `X-Forwarded-For` takes precedence.
     """
     for name, read in _READERS.items():
         if name in headers:
@@ -102,7 +105,7 @@ def client_ip(peer: str, headers: Headers, proxies: Networks) -> str | None:
 
 
 def _last_client(peer: str, value: bytes, read: Callable[[str], list[str]], proxies: Networks) -> str | None:
-    """The last hop that is no proxy of ours; None where that is no address."""
+    """Returns the last hop that is not in `proxies`; None if a hop before that is not an address."""
     ip = peer
     for hop in reversed(read(value.decode("latin-1"))):
         ip = address(hop)
@@ -114,12 +117,12 @@ def _last_client(peer: str, value: bytes, read: Callable[[str], list[str]], prox
 
 
 def _listed(value: str) -> list[str]:
-    """The hops of `X-Forwarded-For`."""
+    """Returns the hops of `X-Forwarded-For`."""
     return [hop.strip() for hop in value.split(",")]
 
 
 def _forwarded(value: str) -> list[str]:
-    """The hops of `Forwarded` (RFC 7239 §4), "" for one that names no client; what cannot be read makes the last one such."""
+    """Returns the hops of `Forwarded` (RFC 7239 §4). A hop without a client is ""; a syntax error adds such a hop at the end."""
     hops, at, hop = [], 0, ""
     while found := _PAIR.match(value, at):
         name, text, end = found.groups()
@@ -139,9 +142,9 @@ _READERS = {b"x-forwarded-for": _listed, b"forwarded": _forwarded}
 
 @lru_cache(1024)
 def address(hop: str) -> str:
-    """The address in a hop as proxies write it, without its port and brackets: "" for what is none.
+    """Returns the address in a hop, without port and brackets; "" if the hop is not an address.
 
-    1.2.3.4, 1.2.3.4:567, 2001:db8::1, [2001:db8::1], [2001:db8::1]:567, each perhaps in quotes (RFC 7239 §6).
+    Proxies write 1.2.3.4, 1.2.3.4:567, 2001:db8::1, [2001:db8::1] or [2001:db8::1]:567, with or without quotes (RFC 7239 §6).
     """
     if len(hop) > 64:
         return ""
@@ -169,7 +172,7 @@ def shared_address(ip: str) -> str:
 
     An IPv6 client can choose from a whole network. "" has no bound: loopback, Unix sockets, and unknown addresses.
     """
-    return _shared_address(ip) if len(ip) <= 64 else ""  # no address is that long, but a forwarded header may be
+    return _shared_address(ip) if len(ip) <= 64 else ""  # a longer text from a forwarding header is not an address
 
 
 @lru_cache(4096)

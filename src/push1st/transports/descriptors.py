@@ -14,9 +14,9 @@ from collections.abc import Callable
 from typing import Literal
 
 SPARE = 64
-"""descriptors below the limit that are not for clients; half of those that the process has, where these are few"""
+"""descriptors below the limit that are not for clients; half of all if the limit is low"""
 UNLIMITED = 1 << 20
-"""the number used for a limit that is infinite"""
+"""the number used if the limit is infinite"""
 
 Room = Literal["serve", "answer", "none"]
 
@@ -48,7 +48,7 @@ class Descriptors:
         self.count_own()
 
     def count_own(self) -> None:
-        """Counts the open descriptors as the process's own. Call it when the process listens and has no connections yet."""
+        """Counts the open descriptors as the process's own. To be called when the process listens and has no connections yet."""
         self._own = self._lowest()
 
     def _spare(self, limit: int) -> int:

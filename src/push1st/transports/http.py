@@ -46,9 +46,9 @@ IDLE, HEAD, BODY = 0, 1, 2
 MOST_WAITING = 16
 """pipelined requests that may wait before the socket is not read any further"""
 PIECE = 2048
-"""bytes given to the parser at once, where they may hold many requests: at most 75 of them"""
+"""bytes that the parser gets at once if they may contain several requests; at most 75 of the smallest ones"""
 MAX_PIECES = 8
-"""pieces of a slice (see `turn`); one that completes a request is the last one of its slice"""
+"""pieces in a slice (see `turn`); a piece that completes a request ends its slice"""
 
 _NONE = bytes(4)
 _HARMLESS = frozenset((b"connection", b"content-length", b"host"))
@@ -73,11 +73,11 @@ _NEEDED = frozenset(
 
 
 def has_unread(transport: asyncio.Transport) -> bool:
-    """Whether the client has sent what has not been read: a socket closed now would reset the connection."""
+    """Whether the socket has unread bytes from the client: closing it now would reset the connection."""
     socket = transport.get_extra_info("socket")
     try:
         return socket is not None and ioctl(socket.fileno(), FIONREAD, _NONE) != _NONE
-    except (OSError, ValueError):  # it has just been closed
+    except (OSError, ValueError):  # the socket has just been closed
         return False
 
 
@@ -127,7 +127,7 @@ class HttpConnection(asyncio.Protocol):
         self._transport: asyncio.Transport
         self._peer = ""
         self._address = ""
-        """what it counts for among `Worker.addresses`"""
+        """the name under which `Worker.addresses` counts the connection; "" if it does not"""
         self._distrust = ""
         self._url = b""
         self._raw = 0
@@ -236,7 +236,7 @@ class HttpConnection(asyncio.Protocol):
         return False
 
     def _parse_slice(self, data: bytes) -> bool:
-        """Parses one slice of what arrived, and keeps the rest; returns whether this is no HTTP connection any more.
+        """Parses one slice of the input, and keeps the rest; returns whether the connection has left HTTP (an upgrade).
 
         A body whose length is known is one piece, however long.
         """
@@ -262,7 +262,7 @@ class HttpConnection(asyncio.Protocol):
         return False
 
     def _parse(self, data: bytes) -> bool:
-        """Parses some bytes, and serves the requests they complete; returns whether this is no HTTP connection any more."""
+        """Parses some bytes, and serves the requests that they complete; returns whether the connection has left HTTP."""
         worker = self._listener.worker
         started = self._started
         self._ended = -1
@@ -293,7 +293,7 @@ class HttpConnection(asyncio.Protocol):
 
     @property
     def _overfull(self) -> bool:
-        """Whether the client has to take answers before more of its requests are worked on."""
+        """Whether the client must read answers before the server processes more of its requests."""
         return not self._writing or len(self._waiting) >= MOST_WAITING
 
     def hold_reading(self, hold: bool) -> None:
@@ -301,7 +301,7 @@ class HttpConnection(asyncio.Protocol):
         self._reading()
 
     def _feed(self, data: bytes) -> bool:
-        """Feeds the parser. False: what followed was not for it, because a handshake came, or the last request."""
+        """Feeds the parser. Returns False after a handshake or the last request: the parser does not get the rest."""
         rest = memoryview(data)
         while True:
             try:
@@ -312,8 +312,8 @@ class HttpConnection(asyncio.Protocol):
                     more, self._rest = self._rest, None
                     self._upgrade(bytes(rest) + (b"" if more is None else more))
                     return False
-                # Any other upgrade is ignored (RFC 9110 §7.8). The parser takes what follows for another protocol, so
-                # another parser gets the same request without its Upgrade.
+                # Any other upgrade is ignored (RFC 9110 §7.8). This parser treats the following bytes as another protocol, so a
+                # new parser gets the same request without its Upgrade.
                 head = self._head_without_upgrade()
                 self._parser = httptools.HttpRequestParser(self)
                 self._parser.feed_data(head)
@@ -324,7 +324,7 @@ class HttpConnection(asyncio.Protocol):
         return b"websocket" in (name.strip() for name in self._headers.get(b"upgrade", b"").lower().split(b","))
 
     def _head_without_upgrade(self) -> bytes:
-        """The request line and headers that were read, as far as they matter here. `Expect` has been answered."""
+        """Returns the request line and the needed headers of the current request. `Expect` has been answered already."""
         parser = self._parser
         headers = {name: value for name, value in self._headers.items() if name not in _ANSWERED}
         if not parser.should_keep_alive():
@@ -441,7 +441,7 @@ class HttpConnection(asyncio.Protocol):
             return
         parser = self._parser
         if parser.should_upgrade() and parser.get_method() != b"CONNECT":
-            return  # `_feed` goes on with it
+            return  # `_feed` handles the request
         keep = parser.should_keep_alive() and not parser.should_upgrade() and parser.get_http_version() == "1.1"
         body = self._body
         if self._parts:
@@ -498,7 +498,7 @@ class HttpConnection(asyncio.Protocol):
         self._listener.worker.node.refusals.log(event, code, reason, **where, ip=self._peer)
 
     def _is_too_large(self, size: int) -> bool:
-        """Whether the body is larger than the app that the request is about allows."""
+        """Whether the body is larger than the limit of the app in the request's path."""
         worker = self._listener.worker
         return size > worker.least_body and size > worker.most_body(self._target()[0])
 
@@ -682,7 +682,7 @@ class HttpConnection(asyncio.Protocol):
             self._transport.close()
 
     def _reading(self) -> None:
-        """Reads only while answers go out, few requests wait, and what came is worked on."""
+        """Pauses reading while the client reads no answers, too many requests wait, or input is unprocessed."""
         overfull = self._overfull
         if self._rest is not None and not overfull and not self._gone:
             self._listener.worker.turn.resume(self)
@@ -724,7 +724,7 @@ class HttpConnection(asyncio.Protocol):
         return self._deadline
 
     def leave(self, code: int, reason: str) -> None:
-        """Ends the connection when no request is under way, nor on its way."""
+        """Closes the connection, unless a request is in progress or has unread bytes."""
         if not self._busy and self._stage == IDLE and not has_unread(self._transport):
             self._last = True
             self._transport.close()
@@ -772,7 +772,7 @@ class HttpConnection(asyncio.Protocol):
             crowded,
         )
         refusal: Response | WebSocketConnection
-        # Java's client announces that it sends no body.
+        # Java's client sends `Content-Length: 0` with its handshake.
         has_body = int(headers.get(b"content-length", 0)) > 0 or b"transfer-encoding" in headers
         if self._parser.get_http_version() != "1.1" or has_body:
             refusal = error(400, "a WebSocket handshake is an HTTP/1.1 request without a body")  # RFC 6455 §4.1

@@ -28,10 +28,10 @@ MOST_LINE = 256
 """request lines that are remembered, and bytes one of them may have"""
 LINGER_SECONDS = 2
 LINGER_BYTES = 16 << 20
-"""for a client to stop sending what is not read, and read why: a socket closed before that throws away the answer"""
+"""for a client to stop sending, and to read the answer: closing the socket while unread bytes arrive would drop the answer"""
 LEAST_BODY = 65_536
 CROWDED_SECONDS = 2
-"""for a request on a connection that is only answered, and between two of them"""
+"""for a request on a connection that is over the bound (`crowded`), and between two requests"""
 
 _SLASHES = re.compile("//+")
 
@@ -75,7 +75,7 @@ class Worker:
         self.turn = Turn(node.clock.monotonic, self._write, failed)
         self.arrived = self.turn.arrived
         self.least_body = max(config.server.max_payload, LEAST_BODY)
-        """bytes the body of any request may have"""
+        """bytes that the body of every request may have"""
         self._api_paths = tuple(dict.fromkeys((config.api.path, "/apps/")))
 
     def line(self, line: bytes) -> Line | None:
@@ -97,12 +97,12 @@ class Worker:
         return known
 
     def _write(self) -> None:
-        """Writes this turn's deliveries. With a broker that confirms later, they have a turn of their own."""
+        """Writes this turn's deliveries. A broker that confirms publishes later writes them in its own turns instead."""
         if not self.node.shared:
             self.node.fanout.turn()
 
     def shared_address(self, ip: str) -> str:
-        """Returns the name under which bounds per address count a client; "" for a known proxy, which has none."""
+        """Returns the name under which bounds per address count a client; "" for a proxy in `server.proxies`."""
         return "" if self.config.server.proxies.contains(ip) else shared_address(ip)
 
     def refuse_crowded(self, why: Crowded, ip: str = "") -> None:
@@ -122,9 +122,9 @@ class Worker:
             )
 
     def check_descriptors(self) -> None:
-        """Logs that no descriptor is left, at most once a minute: then the kernel refuses connections before they are seen here.
+        """Logs that no descriptor is free, at most once a minute. The kernel then rejects connections, and the server gets none.
 
-        So it is when the limit is lowered below what is in use, or the whole machine has no more.
+        This happens if the limit is lowered below the number in use, or if the whole machine has no more.
         """
         if self.descriptors.exhausted and self._exhausted.times(self.node.clock.monotonic()):
             log.error("no file descriptors are left", hint=FILES_HINT)
@@ -134,7 +134,7 @@ class Worker:
         return max(protocol.max_payload, 2 * limits.payload + 4096)
 
     def most_body(self, path: str) -> int:
-        """Returns the bytes that a request's body may have: where the path names an app, a full batch of it, JSON-escaped."""
+        """Returns the bytes that a request's body may have: at least a full batch, JSON-escaped, of the app in the path."""
         path = _SLASHES.sub("/", path)
         app = None
         for base in self._api_paths:
@@ -151,8 +151,8 @@ class Listener:
     """One listening address. trusting: whether unsigned calls are considered at all; whitelist: empty means everybody.
 
     Whitelists are about addresses: who may open a Unix socket is said by its folder's and its own permissions.
-    crowded: the reason why its connections are only answered, and become no WebSockets. `crowds`: the listeners for such
-    connections, by reason.
+    crowded: why its connections get answers, but cannot become WebSockets. `crowds`: the listeners for such connections, by
+    reason.
     """
 
     def __init__(

@@ -1,7 +1,7 @@
-"""Bounds per app and per address, below the bound of a worker.
+"""Bounds per app and per address, smaller than the bound of a worker.
 
-A bound of the worker alone lets one client use up the worker for all others. The bounds here are generous, since an office
-or a proxy is one address too. They are checked when a client connects, and never end what is established.
+With a bound of the worker alone, one client could exhaust the worker for all others. The bounds here are generous, because an
+office or a proxy is one address too. They are checked when a client connects, and never end established connections.
 
 Pure: this module counts names, and does not know what is counted.
 """
@@ -30,7 +30,7 @@ class Places:
         self.taken = 0
 
     def full(self, app: str, address: str) -> tuple[Bound, int] | None:
-        """Returns the bound that is reached, and its number; None where there is a place.
+        """Returns the bound that is reached, and its number; None if there is a place.
 
         address: "" has no bound per address.
         """

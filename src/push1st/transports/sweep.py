@@ -4,8 +4,8 @@ A connection is kept under the second at which something may be due for it. It i
 only writes down its time, and when the second comes the connection says when to look next. So an idle connection
 costs one look per activity timeout, and owns no timer.
 
-A deadline counts only after what clients have sent in time has been read: the sockets are read between the timer and the
-looks, and after the process stood still (stopped, swapped out, starved) a tick passes without looks.
+A deadline is enforced only after the server has read everything that clients sent in time. So the sockets are read between the
+timer and the looks; and if the process stood still (stopped, swapped out, starved), the next tick does not look.
 """
 
 import asyncio
@@ -20,9 +20,9 @@ AGAIN_SECONDS = 10
 """until a connection whose look failed is looked at again"""
 NEVER = 1 << 62
 LATE_SECONDS = 2
-"""between two ticks: then the process stood still"""
+"""between two ticks; after a longer time the process stood still"""
 READ_TURNS = 3
-"""loop turns from a timer to the end of work on what the sockets bring: the turn's own rest, the reading, the work"""
+"""loop turns from the timer until all input is processed: the rest of the timer's own turn, one to read, one to process"""
 
 
 class Watched(Protocol):
@@ -79,7 +79,7 @@ class Sweep:
         self._timer = asyncio.get_running_loop().call_later(1, self._tick)
         before, self.now = self.now, self._clock()
         self._was_late = self.now - before >= LATE_SECONDS and not self._was_late
-        if self._was_late:  # but not if it always is
+        if self._was_late:  # never twice in a row, since a slow process may be late at each tick
             self._each_second()
         else:
             self._after(READ_TURNS)

@@ -1,15 +1,15 @@
-"""One turn of the event loop: everything that arrived is read, then worked on, then answered (decision 0004).
+"""One turn of the event loop: reads all input, then processes it, then writes the answers (decision 0004).
 
 A turn also bounds what one connection may cost the others (decision 0013):
 
-- A connection works on a *slice* of what it sent: some frames, or some requests. What is left waits in the backlog.
-- A connection with a backlog is not read, so the kernel holds back its client.
-- The backlog is worked off in turns of the loop, one slice a connection in rotation. In each turn it gets as much time
-  as the other connections took, and `BACKLOG_SECONDS` at least.
-- A connection that brings `LONG_READ` bytes at once is not read again before the end of the turn, because the
-  event loop would otherwise read on as long as the client keeps up.
+- A connection processes a *slice* of its input: some frames, or some requests. The rest is the connection's backlog.
+- The worker does not read a connection with a backlog, so the kernel slows down its client.
+- In each turn connections with a backlog process one slice each, in rotation. They get as much time as the new input of the
+  turn took, and `BACKLOG_SECONDS` at least.
+- The worker does not read a connection again in the same turn if the last read returned `LONG_READ` bytes or more. Otherwise
+  the event loop would read on as long as the client keeps up.
 
-This module knows no protocol: what a slice is, a connection decides in `process`.
+This module knows no protocol: the connection's `process` decides what a slice is.
 """
 
 import asyncio
@@ -17,9 +17,9 @@ from collections.abc import Callable
 from typing import Protocol
 
 BACKLOG_SECONDS = 0.002
-"""of each turn for connections that have a backlog, at least"""
+"""least time of each turn for connections that have a backlog"""
 LONG_READ = 65_536
-"""bytes"""
+"""bytes of a read after which a connection is not read again in the same turn"""
 
 
 class Answering(Protocol):
@@ -34,7 +34,7 @@ class Connection(Protocol):
     """A connection that reads."""
 
     def process(self, data: bytes) -> bool:
-        """Works on one slice of what arrived, `data` last; returns whether more is left."""
+        """Processes one slice of the input, which ends with `data`; returns whether input is left."""
 
     def hold_reading(self, hold: bool) -> None:
         """Stops or resumes reading from the socket. Both may be called twice."""
@@ -45,7 +45,7 @@ class Connection(Protocol):
 class Turn:
     """A worker's turns.
 
-    clock: seconds that never go back. write: writes what this turn owes to subscribers. failed: logs the exception being handled.
+    clock: seconds that never go back. write: writes this turn's deliveries. failed: logs the exception being handled.
     """
 
     def __init__(self, clock: Callable[[], float], write: Callable[[], None], failed: Callable[[str], None]) -> None:
@@ -61,10 +61,10 @@ class Turn:
     def arrived(self, connection: Connection, data: bytes) -> None:
         """Keeps bytes of a connection for the end of the turn.
 
-        A turn has three phases: all sockets that are ready are read, then all that came is worked on, then all that
-        comes of it is written, answers before deliveries. So the interpreter stays in one piece of code without a system
-        call between, which is worth half of its time, and a client that waits is woken once. Answers go first so that
-        publishers make their next request while the deliveries of this one are written.
+        A turn has three phases: it reads all sockets that are ready, processes all input, and writes all output, answers before
+        deliveries. So the interpreter runs the same code many times without a system call in between, which halves its time, and
+        a waiting client is woken once. Answers come first so that publishers send their next request while the deliveries of
+        this one are written.
         """
         if not self._scheduled:
             self._schedule()
@@ -73,7 +73,7 @@ class Turn:
             connection.hold_reading(True)
 
     def resume(self, connection: Connection) -> None:
-        """Puts a connection into the backlog that can work on again."""
+        """Adds a connection to the backlog when it can process more of its input."""
         self._backlog[connection] = None
         if not self._scheduled:
             self._schedule()
@@ -94,7 +94,7 @@ class Turn:
         self._finish()
 
     def catch_up(self) -> None:
-        """Works on what arrived so far, before a connection ends."""
+        """Processes the input so far, before a connection ends."""
         self._work()
         self._finish()
 
@@ -111,7 +111,7 @@ class Turn:
                 self._abandon(connection)
 
     def _work_off(self, until: float) -> None:
-        """Gives connections of the backlog a slice each, in rotation, until the time is over."""
+        """Lets each connection of the backlog process a slice, in rotation, until the time `until`."""
         backlog = self._backlog
         while backlog:
             connection = next(iter(backlog))

@@ -4,9 +4,9 @@ A connection that can be told why it is not let in is upgraded and then closed w
 Pusher's clients retry a refused handshake for ever; raw WebSocket clients get an HTTP status (Push1st API, section 7).
 
 The end of a connection: the session leaves at once, the close frame goes out behind what is due, and the client has
-`CLOSE_SECONDS` to answer it; then the socket is destroyed. After a violation of the protocol nothing that the client sends
-has a meaning, its close frame included: the socket is closed for writing with the close frame, and what still comes is
-discarded until the client ends too (RFC 6455 §7.1.1, §7.1.7).
+`CLOSE_SECONDS` to answer it; then the socket is destroyed. After a violation of the protocol the server closes its side of the
+socket right after the close frame. It discards everything that the client still sends, including a close frame, until the
+client ends the connection too (RFC 6455 §7.1.1, §7.1.7).
 """
 
 import asyncio
@@ -40,9 +40,9 @@ PONG_SECONDS = 30
 """from a ping to the end of a client that stays silent (Pusher protocol, section 7)"""
 MAX_FRAMES = 32
 SLICE_SECONDS = 0.001
-"""a slice (see `turn`) ends with the frame that reaches one of these: joining a channel may cost 1000 times a ping"""
+"""a slice (see `turn`) ends with the frame that reaches one of these bounds; a join may take 1000 times as long as a ping"""
 SMALL_FRAGMENT = 256
-"""bytes below which a fragment draws from the client's allowance (`Session.charge`)"""
+"""bytes; the client is charged for a smaller fragment (`Session.charge`)"""
 MAX_PREFIX_BYTES = 255
 EXPIRED = "access token has expired"
 _GUID = b"258EAFA5-E914-47DA-95CA-C5AB0DC85B11"
@@ -50,7 +50,7 @@ _SWITCH = b"HTTP/1.1 101 Switching Protocols\r\nUpgrade: websocket\r\nConnection
 
 
 class Handshake(msgspec.Struct, frozen=True, gc=False):
-    """A request to upgrade. path: as on the request line. ip: "" on a Unix socket. crowded: why it is only answered."""
+    """A request to upgrade. path: as on the request line. ip: "" on a Unix socket. crowded: why there is no room for it."""
 
     method: str
     path: str
@@ -90,10 +90,10 @@ class WebSocketConnection(asyncio.Protocol):
         self._transport = transport
         self.codec = codec
         self.address = ""
-        """what it counts for among `Worker.addresses`"""
+        """the name under which `Worker.addresses` counts the connection; "" if it does not"""
         self._decoder = Decoder(protocol.max_payload, codec.binary)
         self._events: Iterator[Event] | None = None
-        """what arrived and is not worked on yet"""
+        """events of the input that are not handled yet"""
         self._timeout = protocol.activity_timeout
         self._session: Session | None = None
         self._seen = worker.sweep.now
@@ -254,7 +254,7 @@ class WebSocketConnection(asyncio.Protocol):
             if self._session is not None:
                 self._worker.node.fanout.settle(self._session)
             self._end(code, reason, announced)
-            if code == 1008:  # the client broke a rule: what else it sends is not worth reading
+            if code == 1008:  # the client broke a rule, so the rest of its input is discarded
                 self._half_close()
 
     def fail(self) -> None:
@@ -267,7 +267,10 @@ class WebSocketConnection(asyncio.Protocol):
     # The end
 
     def _end(self, code: int, reason: str, announced: bool = True) -> None:
-        """announced: whether the protocol's own frame about the end, if it has one, comes before the close frame."""
+        """Ends the session, and sends a close frame.
+
+        announced: whether the protocol's error frame, if it has one for the code, precedes the close frame.
+        """
         self._closing = True
         if self._session is not None:
             self._session.log_end(code, reason)
@@ -279,7 +282,7 @@ class WebSocketConnection(asyncio.Protocol):
         sweep.watch(self, sweep.now + CLOSE_SECONDS)
 
     def _half_close(self) -> None:
-        """Closes the socket for writing, and begins to discard what the client sends."""
+        """Closes the server's side of the socket, and begins to discard the client's input."""
         if self._linger:
             return
         self._linger = LINGER_BYTES
@@ -305,7 +308,7 @@ class WebSocketConnection(asyncio.Protocol):
             session.close()
 
     def leave(self, code: int, reason: str) -> None:
-        """Closes the connection because the server stops: without an error frame, since a restart is no error for clients."""
+        """Closes the connection because the server stops. Sends no error frame, because a restart is not an error for clients."""
         self._close(code, reason, announced=False)
 
     def abort(self) -> None:
@@ -327,14 +330,14 @@ class WebSocketConnection(asyncio.Protocol):
         return min(self._keep_alive(now), now + self._token_seconds())
 
     def _token_seconds(self) -> float:
-        """Seconds until the client's access token expires; endless without one that does."""
+        """Returns the seconds until the client's access token expires; infinity if no token expires."""
         claims = None if self._session is None else self._session.claims
         if claims is None or claims.exp is None:
             return math.inf
         return claims.exp - self._worker.node.clock.wall() / 1_000_000_000
 
     def _keep_alive(self, now: float) -> float:
-        """Does what is due to a silent client; returns when to look next."""
+        """Pings or disconnects a silent client, if one of these is due; returns when to look next."""
         if self._authorize_by:
             session = self._session
             if session is not None and not session.authorized:
@@ -374,7 +377,7 @@ def upgrade(
     before: answers to earlier requests that go out first; rest: what the client sent behind the handshake.
     """
     config = worker.config.server
-    if "//" in handshake.path:  # where the base URL of a client ends in a slash
+    if "//" in handshake.path:  # a client's base URL may end in a slash
         handshake = msgspec.structs.replace(handshake, path=re.sub("/{2,}", "/", handshake.path))
     path = handshake.path
     for base in config.bases("pusher"):
@@ -482,7 +485,7 @@ def _claims(worker: Worker, handshake: Handshake, app: App, token: str) -> auth.
     scheme, _, bearer = (visitor.authorization or "").partition(" ")
     if scheme.lower() == "bearer":
         token = bearer.strip()
-    elif not token and not bearer:  # as Push1st takes it
+    elif not token and not bearer:  # Push1st accepts a token without `Bearer`
         token = scheme
     if not token or not app.config.secret:
         return None

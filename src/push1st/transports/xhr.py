@@ -66,9 +66,9 @@ FULL_SECONDS = 60
 """for a client to read a response to its end and ask anew"""
 CLOSE_SECONDS = 5
 MAX_MESSAGES = 100
-"""messages of one `xhr_send`; pusher-js sends one"""
+"""messages in one `xhr_send`; pusher-js sends one"""
 MAX_APART = 10_000
-"""sessions of a worker that wait for their next request, which cost the client no socket; for one app and one address fewer"""
+"""sessions of a worker that wait for their next request (they need no socket); `Places` has smaller bounds per app and address"""
 LOOK_SECONDS = 2
 MOST_MISSES = 3
 """how often other workers are asked whether they are there, and how many times they may not answer"""
@@ -89,7 +89,7 @@ log = logs.get("push1st.transports")
 class Visit(msgspec.Struct, frozen=True, gc=False):
     """A request on a fallback's path. road: xhr_streaming, xhr or xhr_send.
 
-    crowded: why it may not begin a session. is_direct: whether its connection counts for its address already.
+    crowded: why the request may not begin a session. is_direct: whether its connection already counts for the client's address.
     """
 
     method: str
@@ -175,7 +175,7 @@ class Fallbacks:
         return Stream(client, self._worker) if visit.road == "xhr_streaming" else client.poll(poll)
 
     def _reject(self, visit: Visit, end: Disconnect) -> Response:
-        """The answer to a first request. After another status than 200, or without `o`, pusher-js retries at once."""
+        """Returns the answer that rejects a first request. pusher-js retries at once after a status other than 200, or no `o`."""
         node = self._worker.node
         node.metrics.refusals[str(end.code)] += 1
         node.refusals.log("handshake refused", end.code, end.reason, key=visit.key, origin=visit.origin, ip=visit.ip)
@@ -184,7 +184,7 @@ class Fallbacks:
     # Sessions of other workers
 
     async def _seek(self, visit: Visit, poll: Poll) -> "Found":
-        """A request whose session is not here: it is passed on to its worker, or begins one. Raises Refused(503)."""
+        """Forwards a request to the worker that has its session, or begins a session. Raises Refused(503)."""
         try:
             return await self._forward(visit, poll)
         except Refused as refused:
@@ -396,7 +396,7 @@ class Fallbacks:
         return client
 
     def _log_full(self, bound: Bound, most: int, app: str, address: str) -> None:
-        """Logs that new sessions are refused: the first of them, then at most one line a minute for each kind of bound."""
+        """Logs that new sessions are rejected: the first one at once, then at most one line a minute for each kind of bound."""
         times = self._full[bound].times(self._worker.node.clock.monotonic())
         if not times:
             return
@@ -417,7 +417,7 @@ class Fallbacks:
 
 
 class XhrConnection:
-    """One client, whatever request it is there with. name: what `Fallbacks` knows it by. place: its app and its address."""
+    """One client over all its requests. name: its key in `Fallbacks`. place: its app and its address."""
 
     __slots__ = (
         "_apart_since",
@@ -452,7 +452,7 @@ class XhrConnection:
         self.name = name
         self._place = place
         self.address = ""
-        """what the session counts for among `Worker.addresses`: that of a direct client's connections do"""
+        """the name under which `Worker.addresses` counts the session; "" if the client's own connections are counted"""
         self.codec = worker.codecs["pusher-xhr"]
         self.closing = False
         self.due_at = NEVER
@@ -654,9 +654,9 @@ class XhrConnection:
             self._end(*self.codec.slow())
 
     def _end(self, code: int, reason: str, announced: bool = True) -> None:
-        """The session leaves at once; the client is told on the request that is there, or on its next one.
+        """Ends the session at once, and sends the closing frames on the current request, or on the next one.
 
-        announced: whether an error frame comes before the close frame.
+        announced: whether an error frame precedes the close frame.
         """
         self.closing = True
         if self._session is not None:
@@ -664,7 +664,7 @@ class XhrConnection:
         self._leave()
         frames = end_frames(code, reason, announced)
         if self._stream is not None and self._room < 0:
-            self._stream.write(frames)  # perhaps the client still reads it; if not, the next request gets it
+            self._stream.write(frames)  # the client may not read it, so the next request gets the frames too
         self.write(frames)
         self._said_all()
 
@@ -748,7 +748,7 @@ class Stream(asyncio.Protocol):
     def __init__(self, client: XhrConnection | Afar, worker: "Worker") -> None:
         self._client = client
         self.address = ""
-        """what it counts for among `Worker.addresses`"""
+        """the name under which `Worker.addresses` counts the stream; "" if it does not"""
         self._worker = worker
         self._transport: asyncio.Transport
         self.due_at = NEVER
@@ -776,7 +776,7 @@ class Stream(asyncio.Protocol):
         return False
 
     def hold_reading(self, hold: bool) -> None:
-        """Nothing is worked on, so nothing has to wait."""
+        """Does nothing, because `process` discards all input."""
 
     def data_received(self, data: bytes) -> None:
         pass
