@@ -64,12 +64,12 @@ def test_publish_says_why_it_failed(server: ServerProcess, channel: str) -> None
     assert "auth_signature" in failed.stderr
 
 
-def test_subscribe_says_why_the_server_closed_the_connection(server: ServerProcess, channel: str) -> None:
+def test_subscribe_shows_why_the_server_closed_the_connection(server: ServerProcess, channel: str) -> None:
     failed = push1st("subscribe", "--url", server.ws, "--key", "nobodys-key", channel, code=1)
     assert "the server closed the connection: 4001 App key nobodys-key does not exist" in failed.stderr
 
 
-def test_subscribe_says_which_channel_was_refused(server: ServerProcess, channel: str) -> None:
+def test_subscribe_shows_which_channel_was_rejected(server: ServerProcess, channel: str) -> None:
     failed = push1st("subscribe", "--url", server.ws, "--secret", "wrong", f"private-{channel}", code=1)
     assert f"the server refused private-{channel}: " in failed.stderr
     assert "Invalid signature: " in failed.stderr
@@ -81,19 +81,19 @@ def test_publish_says_that_nobody_is_there() -> None:
 
 
 @pytest.mark.parametrize("url", ["127.0.0.1:6001", "http://127.0.0.1:6001", "ws://127.0.0.1:99999", "ws://", "ws://[::1", ""])
-def test_subscribe_says_what_is_wrong_with_an_address(url: str) -> None:
+def test_subscribe_shows_what_is_wrong_with_an_address(url: str) -> None:
     (line,) = push1st("subscribe", "--url", url, "c", code=1).stderr.splitlines()
     assert re.fullmatch(r"'.*' is not the address of a server: .+, such as ws://127\.0\.0\.1:6001", line)
     assert "is the server running" not in line
 
 
 @pytest.mark.parametrize("api", ["127.0.0.1:6002", "localhost:6002", "ws://127.0.0.1:6002", "http://127.0.0.1:99999", "http://"])
-def test_publish_says_what_is_wrong_with_an_address(api: str) -> None:
+def test_publish_shows_what_is_wrong_with_an_address(api: str) -> None:
     (line,) = push1st("publish", "--api", api, "c", "e", code=1).stderr.splitlines()
     assert re.fullmatch(r"'.*' is not the address of a server: .+, such as http://127\.0\.0\.1:6002", line)
 
 
-def test_a_certificate_that_is_not_trusted_is_said_to_be_so() -> None:
+def test_an_untrusted_certificate_is_reported() -> None:
     tls = {"enable": True}
     with running({"server": {"ssl": tls, "drain": 0}, "api": {"ssl": tls}}) as server:
         for command in (
@@ -106,7 +106,7 @@ def test_a_certificate_that_is_not_trusted_is_said_to_be_so() -> None:
             assert "is the server running" not in line
 
 
-def test_subscribe_says_that_something_else_answers(server: ServerProcess) -> None:
+def test_subscribe_shows_an_http_status_instead_of_a_handshake(server: ServerProcess) -> None:
     (line,) = push1st("subscribe", "--url", f"{server.ws}/nowhere", "c", code=1).stderr.splitlines()
     assert "it answered with HTTP status 404" in line
 
@@ -114,7 +114,7 @@ def test_subscribe_says_that_something_else_answers(server: ServerProcess) -> No
 EVIL = "\x1b]0;title\x07\x1b[2J\nforged\r\u202e\u2066\x9b"
 
 
-def test_what_comes_from_outside_is_shown_with_escapes(server: ServerProcess, channel: str) -> None:
+def test_text_of_an_event_is_shown_with_escapes(server: ServerProcess, channel: str) -> None:
     with subscribing(server, "--count", "1", channel) as subscriber:
         answer = server.post("/apps/app-test/events", {"name": f"e{EVIL}", "channels": [channel], "data": EVIL})
         assert answer.status == 200, answer

@@ -58,7 +58,9 @@ def crowded(server: ServerProcess) -> float:
     return float(found[1])
 
 
-def test_clients_stop_at_the_number_in_the_log_and_the_rest_goes_on(server: ServerProcess, stack: contextlib.ExitStack) -> None:
+def test_clients_are_limited_to_the_number_in_the_log_and_all_else_works(
+    server: ServerProcess, stack: contextlib.ExitStack
+) -> None:
     most = possible(server)
     assert FILES - 100 < most < FILES - 64
     first = contextlib.ExitStack()
@@ -79,7 +81,7 @@ def test_clients_stop_at_the_number_in_the_log_and_the_rest_goes_on(server: Serv
     assert server.output.count(LOGGED) == 1
 
 
-def test_connections_that_ask_nothing_take_no_more(server: ServerProcess, stack: contextlib.ExitStack) -> None:
+def test_connections_without_a_request_stay_within_the_limit(server: ServerProcess, stack: contextlib.ExitStack) -> None:
     for _ in range(FILES + 50):
         stack.enter_context(Wire(server.ws_port))
     wait_until(lambda: crowded(server) > 0, "they are refused")
@@ -87,7 +89,7 @@ def test_connections_that_ask_nothing_take_no_more(server: ServerProcess, stack:
     assert server.output.count(LOGGED) == 1
 
 
-def test_tls_handshakes_that_do_not_go_on_take_no_more(stack: contextlib.ExitStack) -> None:
+def test_unfinished_tls_handshakes_stay_within_the_limit(stack: contextlib.ExitStack) -> None:
     with running({"server": {"ssl": {"enable": True}}}, files=FILES) as server:
         with contextlib.ExitStack() as silent:
             for _ in range(FILES + 50):
@@ -112,7 +114,7 @@ def test_tls_handshakes_that_do_not_go_on_take_no_more(stack: contextlib.ExitSta
         wait_until(lambda: answered() == b"HTTP/1.1 200", "a client is served again")
 
 
-def test_one_address_leaves_connections_to_others_and_keeps_those_it_has(stack: contextlib.ExitStack) -> None:
+def test_one_address_cannot_take_all_connections_and_keeps_its_own(stack: contextlib.ExitStack) -> None:
     with running({"server": {"proxies": ["127.0.0.1"]}}, files=FILES) as server:
         most = possible(server)
         first = stack.enter_context(contextlib.ExitStack())
@@ -130,7 +132,7 @@ def test_one_address_leaves_connections_to_others_and_keeps_those_it_has(stack: 
 
 
 @pytest.mark.skipif(not hasattr(resource, "prlimit"), reason="prlimit is Linux'")
-def test_the_limit_may_be_lowered_and_raised_meanwhile(stack: contextlib.ExitStack) -> None:
+def test_the_limit_may_be_lowered_and_raised_while_the_server_runs(stack: contextlib.ExitStack) -> None:
     with running() as server:
         assert server.process is not None
         _, hard = resource.prlimit(server.process.pid, resource.RLIMIT_NOFILE)

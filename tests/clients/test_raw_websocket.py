@@ -335,7 +335,7 @@ def test_a_broadcast_excludes_the_session_of_its_options(
 
 
 @pytest.mark.parametrize("delivery", ["unicast", "multicast"])
-def test_a_socket_id_is_the_target_where_no_session_is(
+def test_a_socket_id_is_the_target_without_a_session(
     server: ServerProcess, raw: Callable[..., RawSocket], channel: str, delivery: str
 ) -> None:
     first, second, other, session = desks(server, raw, channel)
@@ -551,7 +551,7 @@ def proxied() -> Iterator[ServerProcess]:
     ],
     ids=str,
 )
-def test_the_client_is_known_however_a_proxy_writes_its_address(
+def test_a_client_address_is_read_in_each_form_that_proxies_write(
     proxied: ServerProcess, channel: str, headers: dict[str, str], ip: str
 ) -> None:
     with raw_socket(proxied, channel, additional_headers=headers):
@@ -559,6 +559,6 @@ def test_the_client_is_known_however_a_proxy_writes_its_address(
 
 
 @pytest.mark.parametrize("value", ["198.51.100.1:80", "unknown", "203.0.113.9.evil.example", "203.0.113.9, unknown", ""])
-def test_an_address_that_cannot_be_read_is_in_no_whitelist(proxied: ServerProcess, channel: str, value: str) -> None:
+def test_an_unreadable_address_matches_no_whitelist(proxied: ServerProcess, channel: str, value: str) -> None:
     with pytest.raises(InvalidStatus, match="403"), raw_socket(proxied, channel, additional_headers={"X-Forwarded-For": value}):
         pass

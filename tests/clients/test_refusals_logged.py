@@ -45,14 +45,14 @@ def refused(server: ServerProcess, event: str, code: int, *words: str) -> str:
         ("origins-key", {"origin": "https://bad.example"}, 4009, "Connection is unauthorized: this origin is not allowed"),
     ],
 )
-def test_a_handshake(talking: ServerProcess, key: str, options: dict[str, str], code: int, text: str) -> None:
+def test_a_rejected_handshake_is_logged(talking: ServerProcess, key: str, options: dict[str, str], code: int, text: str) -> None:
     with dialled(talking, f"/app/{key}", **options) as client:
         assert client.close_code() == code
     line = refused(talking, "handshake refused", code, text, f"path=/app/{key}", "ip=127.0.0.1")
     assert ("origin=https://bad.example" in line) == bool(options)
 
 
-def test_a_handshake_of_a_raw_client(talking: ServerProcess) -> None:
+def test_a_rejected_handshake_of_a_raw_client_is_logged(talking: ServerProcess) -> None:
     status = talking.request("GET", "/ws/app/wrong-key/c", headers=UPGRADE, port=talking.ws_port).status
     assert status == 403
     refused(talking, "handshake refused", 403, "App key wrong-key does not exist")
@@ -68,14 +68,14 @@ UPGRADE = {
 }
 
 
-def test_a_quota(talking: ServerProcess) -> None:
+def test_a_connection_over_the_quota_is_logged(talking: ServerProcess) -> None:
     with pusher_socket(talking, "full-key"), dialled(talking, "/app/full-key") as second:
         code = second.close_code()
         assert code is not None
         refused(talking, "handshake refused", code, "Over connection quota")
 
 
-def test_a_subscription_with_a_wrong_secret_and_a_client_event(talking: ServerProcess) -> None:
+def test_a_rejected_subscription_and_a_rejected_client_event_are_logged(talking: ServerProcess) -> None:
     with pusher_socket(talking, "small-key") as client:
         client.send("pusher:subscribe", {"channel": "private-c", "auth": "small-key:" + "0" * 64})
         line = refused(talking, "subscription refused", 401, "Invalid signature", "channel=private-c", "app=app-small")
@@ -84,7 +84,7 @@ def test_a_subscription_with_a_wrong_secret_and_a_client_event(talking: ServerPr
         refused(talking, "command refused", 403, "not subscribed to private-c", "channel=private-c")
 
 
-def test_a_limit(talking: ServerProcess) -> None:
+def test_a_subscription_over_a_limit_is_logged(talking: ServerProcess) -> None:
     with pusher_socket(talking, "small-key") as client:
         client.subscribe("c")
         client.send("pusher:subscribe", {"channel": "d"})
@@ -102,24 +102,24 @@ def test_a_limit(talking: ServerProcess) -> None:
         (lambda server: server.get("/nothing"), 404, "nothing is at /nothing"),
     ],
 )
-def test_a_call(talking: ServerProcess, call: Callable[[ServerProcess], object], code: int, text: str) -> None:
+def test_a_rejected_call_is_logged(talking: ServerProcess, call: Callable[[ServerProcess], object], code: int, text: str) -> None:
     call(talking)
     line = refused(talking, "request refused", code, text)
     assert "auth_signature=" not in line, "no query"
 
 
-def test_an_access_token(talking: ServerProcess, channel: str) -> None:
+def test_a_rejected_access_token_is_logged(talking: ServerProcess, channel: str) -> None:
     with raw_socket(talking, channel, query="token=no.token.here"):
         refused(talking, "access token refused", 401, "app=app-test")
 
 
-def test_a_secret_in_the_place_of_a_key(talking: ServerProcess) -> None:
+def test_a_secret_in_place_of_a_key_is_masked_in_the_log(talking: ServerProcess) -> None:
     with dialled(talking, f"/app/{SECRET}") as client:
         assert client.close_code() == 4001
     refused(talking, "handshake refused", 4001, "App key *** does not exist")
 
 
-def test_a_flood_of_refusals_is_a_few_lines_and_a_number(talking: ServerProcess) -> None:
+def test_a_flood_of_refusals_logs_a_few_lines_and_the_number_left_out(talking: ServerProcess) -> None:
     for _ in range(10 * MAX_LINES):
         talking.get("/nothing")
     assert talking.output.count("nothing is at /nothing") < 5 * MAX_LINES
@@ -127,7 +127,7 @@ def test_a_flood_of_refusals_is_a_few_lines_and_a_number(talking: ServerProcess)
     wait_until(lambda: (talking.get("/nothing"), "left_out=" in talking.output)[1], "the number of those that were left out")
 
 
-def test_at_info_there_is_none(server: ServerProcess) -> None:
+def test_refusals_are_not_logged_at_level_info(server: ServerProcess) -> None:
     server.get("/nothing/at/info")
     with socket.create_connection(("127.0.0.1", server.ws_port)) as raw:
         raw.sendall(b"no http\r\n\r\n")

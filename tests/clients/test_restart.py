@@ -35,7 +35,7 @@ def successor(server: ServerProcess) -> Iterator[ServerProcess]:
         print(new.output)
 
 
-def test_pusher_js_is_back_soon_after_a_process_is_ready_that_was_started_when_the_old_one_was_stopped(
+def test_pusher_js_reconnects_soon_to_a_process_started_when_the_old_one_stops(
     node: Callable[..., NodeProcess], channel: str
 ) -> None:
     """The new one waits until the old one has left the address; then the old one sends its clients over."""
@@ -65,7 +65,7 @@ def test_several_workers_leave_their_addresses_before_their_clients_leave() -> N
             assert new.get("/health", port=new.unix).status == 200, "the socket of the new ones is still there"
 
 
-def test_a_server_that_does_not_stop_is_not_waited_for_long(server: ServerProcess, tmp_path: Path) -> None:
+def test_a_new_process_does_not_wait_long_for_a_server_that_does_not_stop(server: ServerProcess, tmp_path: Path) -> None:
     listen = f"server: {{ listen: 'tcp://127.0.0.1:{server.ws_port}', drain: 0 }}\napi: {{ listen: false }}\n"
     (tmp_path / "server.yml").write_text(listen)
     failed = push1st("serve", "-c", str(tmp_path / "server.yml"), code=1)

@@ -489,7 +489,7 @@ def test_what_overflows_is_counted_logged_and_kept_as_dead_letters(receiver: Rec
         server.stop_at_once()
 
 
-def test_a_client_that_publishes_without_end_loses_its_own_events_and_nobody_elses(receiver: Receiver) -> None:
+def test_a_client_that_publishes_without_end_loses_only_its_own_events(receiver: Receiver) -> None:
     def act(_: Got) -> int:
         time.sleep(0.002)
         return 200

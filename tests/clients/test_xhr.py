@@ -361,7 +361,7 @@ def test_who_sends_to_no_session_is_told(server: ServerProcess) -> None:
     assert server.get("/pusher/app/app-key/7/never-seen/xhr", port=server.ws_port).status == 405
 
 
-def test_one_address_does_not_take_the_sessions_of_all() -> None:
+def test_one_address_cannot_take_all_sessions() -> None:
     """It begins 5,100 sessions and goes on with none of them; a proxy that is known names it."""
     with running({"server": {"proxies": ["127.0.0.1"]}}, APPS) as server:
 

@@ -130,7 +130,7 @@ async def ends_all_connections(valkey: Valkey) -> None:
 
 
 @pytest.mark.parametrize("fault", [restarts, is_away, is_emptied, stands_still, ends_all_connections])
-async def test_what_is_acknowledged_is_delivered_when_the_broker(fault: Fault) -> None:
+async def test_acknowledged_events_are_delivered_when_the_broker(fault: Fault) -> None:
     async with traffic() as (valkey, one):
         for _ in range(1 if fault in (is_away, stands_still) else 3):
             await fault(valkey)
@@ -138,7 +138,7 @@ async def test_what_is_acknowledged_is_delivered_when_the_broker(fault: Fault) -
     assert one.lost == [[], []]
 
 
-async def test_what_is_acknowledged_is_delivered_when_the_broker_stands_still_for_so_long_that_it_is_given_up() -> None:
+async def test_acknowledged_events_are_delivered_when_the_broker_stands_still_until_its_connection_is_given_up() -> None:
     """The server still has the old connections when the first node is back."""
     async with traffic(SILENT_SECONDS=0.5, LEASE_SECONDS=30) as (valkey, one):
         for _ in range(2):
@@ -255,7 +255,7 @@ def kill_engine(server: ServerProcess, backends: list[Backend]) -> float:
     return seconds
 
 
-def test_what_is_acknowledged_is_delivered_when_the_engine_is_killed(own: ServerProcess) -> None:
+def test_acknowledged_events_are_delivered_when_the_engine_is_killed(own: ServerProcess) -> None:
     with counted(own) as backends:
         seconds = [kill_engine(own, backends) for _ in range(KILLS)]
     assert figure(own, "push1st_engine_restarts_total") == KILLS
@@ -265,7 +265,7 @@ def test_what_is_acknowledged_is_delivered_when_the_engine_is_killed(own: Server
 
 @pytest.mark.long
 @pytest.mark.timeout(600)
-def test_what_is_acknowledged_is_delivered_when_the_engine_is_killed_ten_times(own: ServerProcess) -> None:
+def test_acknowledged_events_are_delivered_when_the_engine_is_killed_ten_times(own: ServerProcess) -> None:
     """The supervisor waits longer before each start, up to half a minute."""
     with counted(own) as backends:
         for _ in range(10):
@@ -279,7 +279,7 @@ def test_what_is_acknowledged_is_delivered_when_the_engine_is_killed_ten_times(o
 
 @pytest.mark.long
 @pytest.mark.timeout(120)
-def test_a_worker_that_stands_still_after_the_engine_was_killed_does_not_tell_its_clients_that_they_left(
+def test_a_worker_that_stands_still_after_the_engine_was_killed_sends_its_clients_no_false_edges(
     own: ServerProcess, stack: contextlib.ExitStack
 ) -> None:
     room = "presence-room"

@@ -13,7 +13,7 @@ FILES = 200
 
 
 @pytest.mark.skipif(not hasattr(resource, "prlimit"), reason="prlimit is Linux'")
-def test_full_workers_find_the_next_engine(own: ServerProcess, stack: contextlib.ExitStack) -> None:
+def test_workers_without_free_descriptors_connect_to_the_next_engine(own: ServerProcess, stack: contextlib.ExitStack) -> None:
     for pid in workers(own).values():
         resource.prlimit(pid, resource.RLIMIT_NOFILE, (FILES, FILES))
     told = crowd(own, 2 * FILES + 50, stack)

@@ -212,7 +212,7 @@ def test_a_stop_of_all_workers_without_a_folder_sends_that_all_have_left(receive
 
 
 @pytest.mark.long
-def test_edges_take_turns_and_end_right_over_engine_kills_and_reloads(receiver: Receiver) -> None:
+def test_edges_alternate_and_end_in_the_true_state_over_engine_kills_and_reloads(receiver: Receiver) -> None:
     random = Random(1)  # noqa: S311 - it has to be repeatable
     with machine(config={"server": {"drain": 1}}, apps=app(receiver)) as server, members(20, server) as there:
         wait_until(lambda: believed(receiver) == everybody(20), "all are there")

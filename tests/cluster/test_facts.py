@@ -134,7 +134,7 @@ async def test_a_member_that_returns_while_the_broker_loses_its_state_causes_no_
 
 
 @pytest.mark.parametrize("returns", [True, False])
-async def test_a_fact_that_is_lost_with_the_brokers_state_is_made_up_for(returns: bool) -> None:
+async def test_a_fact_that_is_lost_with_the_brokers_state_is_replaced(returns: bool) -> None:
     async with backed() as (valkey, backend, reader, other, client):
         assert reader.shards[0]._reader is not None
         await reader.shards[0]._reader.stop()
@@ -167,7 +167,7 @@ async def test_a_reader_that_stops_after_the_broker_lost_its_state_leaves_its_le
         assert backend.there == THERE
 
 
-async def test_facts_that_a_replica_lacks_are_made_up_for() -> None:
+async def test_facts_that_a_replica_lacks_are_replaced() -> None:
     async with backed() as (valkey, backend, reader, other, _):
         assert reader.shards[0]._reader is not None
         stand_still(reader)
@@ -178,7 +178,7 @@ async def test_facts_that_a_replica_lacks_are_made_up_for() -> None:
         await until(lambda: backend.there == THERE | {("c", None)}, lambda: backend.there)
 
 
-async def test_a_member_that_returns_by_another_node_while_the_reader_dies_causes_no_edge() -> None:
+async def test_a_member_that_returns_on_another_node_while_the_reader_dies_causes_no_edge() -> None:
     async with backed() as (valkey, backend, reader, other, client):
         client.lose()
         await client.place.broker.settled()

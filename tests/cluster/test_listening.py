@@ -158,7 +158,7 @@ def test_root_finds_the_supervisor_of_another_user_but_no_process_that_is_not_th
         assert rundir.running("/etc/shop.yml") == ({nobody: folder} if owner else {})
 
 
-def test_what_stands_in_the_place_of_a_file_is_not_waited_for(places: Path) -> None:
+def test_a_pipe_in_place_of_a_file_does_not_block(places: Path) -> None:
     folder = places / f"push1st-{os.getuid()}" / str(os.getpid())
     folder.mkdir(parents=True)
     folder.parent.chmod(0o700)

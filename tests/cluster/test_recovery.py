@@ -339,7 +339,7 @@ async def test_what_clients_were_told_is_not_compared_with_what_a_broker_without
 
 
 @pytest.mark.parametrize("lost", [True, False])
-async def test_a_node_that_stands_still_after_the_broker_lost_its_state_does_not_tell_its_clients_that_they_left(
+async def test_a_node_that_stands_still_after_the_broker_lost_its_state_sends_its_clients_no_false_edges(
     lost: bool,
 ) -> None:
     async with nodes() as (valkey, one, two):

@@ -296,9 +296,7 @@ def test_the_engine_that_dies_is_replaced_and_clients_notice_nothing(
     assert figure(own, "push1st_engine_restarts_total") == 1
 
 
-def test_a_worker_that_dies_with_the_engine_is_not_waited_for(
-    own: ServerProcess, channel: str, stack: contextlib.ExitStack
-) -> None:
+def test_no_worker_waits_for_one_that_died_with_the_engine(own: ServerProcess, channel: str, stack: contextlib.ExitStack) -> None:
     client = connect_to(own, 1, stack)
     client.subscribe(channel)
     kill(workers(own)[0])

@@ -554,7 +554,7 @@ async def test_edges_of_members_are_reported_between_those_of_the_channel(implem
         assert [one.user_info for one in heard.happened] == [b"null", b'{"name":"Ann"}', b'{"name":"Ann"}', b"null"]
 
 
-async def test_an_edge_that_an_earlier_process_held_back_is_taken_up(implementation):
+async def test_an_edge_that_an_earlier_process_held_back_is_held_again(implementation):
     async with opened(implementation) as heard:
         heard.facts.report(Fact("member-removed", A, ROOM, NOW, "1.1", "u1", b'{"name":"Ann"}', phase="held"))
         await heard.have_happened(1)

@@ -32,7 +32,7 @@ def test_there_are_five_numbers_and_each_is_in_the_measurements() -> None:
     assert [figure for figure in figures if not re.search(rf"(?<![\d.,]){re.escape(figure)}(?![\d,]|\.\d)", PERFORMANCE)] == []
 
 
-def test_what_others_do_has_sources_and_what_is_not_here_is_said() -> None:
+def test_the_comparison_has_sources_and_missing_features_are_listed() -> None:
     others = section("Others")
     assert len(re.findall(r"\]\(https://", others)) >= 4
     assert section("What is not here").count("\n- ") >= 3

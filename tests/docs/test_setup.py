@@ -58,7 +58,7 @@ def sought(environment: dict[str, str], folder: Path) -> str:
     return done.stdout + done.stderr
 
 
-def test_what_cannot_be_had_is_listed_once_with_the_tests_that_are_left_out(bare: dict[str, str], tmp_path: Path) -> None:
+def test_missing_programs_are_listed_once_with_the_tests_that_need_them(bare: dict[str, str], tmp_path: Path) -> None:
     said = sought(bare, tmp_path / "checkout")
     listed = [line.split(":")[0].strip() for line in said.splitlines() if line.startswith("  ")]
     assert set(listed) - {"nginx"} == {"node", "curl", "openssl", "ps", "caddy", "systemd-analyze", "chromium", "javac"}
@@ -66,7 +66,7 @@ def test_what_cannot_be_had_is_listed_once_with_the_tests_that_are_left_out(bare
     assert all(": tests/" in line for line in said.splitlines() if line.startswith("  "))
 
 
-def test_every_test_that_is_said_to_be_left_out_is_there() -> None:
+def test_every_test_in_the_list_of_skipped_tests_exists() -> None:
     text = (ROOT / "tests" / "programs.sh").read_text().partition("NEEDED='")[2].partition("'")[0]
     named = {word.strip(",;:") for word in text.split() if word.startswith("tests/")}
     assert named
@@ -75,7 +75,7 @@ def test_every_test_that_is_said_to_be_left_out_is_there() -> None:
 
 @pytest.mark.long
 @pytest.mark.timeout(900)
-def test_make_test_runs_pusher_js_where_there_is_no_node(bare: dict[str, str], tmp_path: Path) -> None:
+def test_make_test_runs_pusher_js_on_a_machine_without_node(bare: dict[str, str], tmp_path: Path) -> None:
     """A clone of this checkout, as far as it is committed, on the bare machine; it needs the registries."""
     clone = tmp_path / "clone"
     subprocess.run(["git", "clone", "--quiet", str(ROOT), str(clone)], check=True)

@@ -264,7 +264,7 @@ def test_an_exclusion_concerns_the_excluded_ones_wire_only(stage):
 
 
 @pytest.mark.parametrize("count", [3, 100])
-def test_a_broadcast_without_two_reaches_the_others_in_order(stage, count):
+def test_a_broadcast_that_excludes_two_connections_reaches_the_others_in_order(stage, count):
     one, two, *others = [stage.client("c") for _ in range(count)]
     stage.publish("c", b"1")
     assert stage.publish("c", b"2", one, Options(0, "broadcast", two.session.id)) == count - 2

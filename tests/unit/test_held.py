@@ -30,7 +30,7 @@ def test_clients_are_due_in_the_order_they_came(clients):
     assert (len(held), CHANNEL in held, held.drop(clients[0]), held.deliver(clients[0])) == (0, False, "", "")
 
 
-def test_what_is_held_stays_within_both_bounds(clients):
+def test_held_frames_stay_within_both_bounds(clients):
     sent: list[bytes] = []
     held = Held(lambda _, frame: sent.append(frame))
     held.add(clients[0], CHANNEL, 0)

@@ -87,7 +87,7 @@ def test_half_a_surrogate_pair_is_the_replacement_character(text, value):
 
 
 @pytest.mark.parametrize("text", ["", "{", r'"\ud83"', r'"\ud83g"', r'"\ud83d', r'"\x\ud83d"', '"\x01\\ud83d"', r'"\ud83d" 1'])
-def test_what_is_no_json_stays_an_error(text):
+def test_invalid_json_stays_an_error(text):
     with pytest.raises(msgspec.DecodeError):
         decode(ANYTHING, text)
 

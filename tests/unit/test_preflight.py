@@ -12,7 +12,7 @@ from push1st.config import ApiConfig, Config, HooksConfig, Listen, ServerConfig,
 from push1st.preflight import mistakes, notes, obstacle
 
 
-def test_a_folder_that_is_still_to_be_made_is_no_obstacle_and_is_not_made(tmp_path: Path) -> None:
+def test_a_folder_that_does_not_exist_yet_is_no_mistake_and_is_not_created(tmp_path: Path) -> None:
     assert obstacle(tmp_path / "a" / "b") == ""
     assert mistakes(Config(hooks=HooksConfig(folder=str(tmp_path / "a" / "b")))) == []
     assert list(tmp_path.iterdir()) == []
@@ -31,13 +31,13 @@ def test_an_address_that_this_machine_does_not_have_is_a_note() -> None:
     assert line.startswith("cannot listen on tcp://192.0.2.1:6001: ")
 
 
-def test_an_address_that_a_server_has_is_no_note() -> None:
+def test_an_address_in_use_gets_no_note() -> None:
     with socket.create_server(("127.0.0.1", 0)) as other:
         listen = Listen("tcp", "127.0.0.1", other.getsockname()[1])
         assert machine_notes(Config(server=ServerConfig(listen=(listen,)), api=ApiConfig(listen=()))) == []
 
 
-def test_the_folder_of_a_unix_socket_is_looked_at_and_not_made(tmp_path: Path) -> None:
+def test_the_folder_of_a_unix_socket_is_checked_and_not_created(tmp_path: Path) -> None:
     (tmp_path / "file").touch()
     listen = tuple(Listen("unix", path=str(tmp_path / name / "s")) for name in ("file", "new"))
     (line,) = machine_notes(Config(server=ServerConfig(listen=()), api=ApiConfig(listen=listen)))

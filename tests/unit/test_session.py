@@ -881,7 +881,7 @@ def test_events_to_a_user_are_held_until_its_subscription_and_delivered_once(wor
     assert world.app.held is None
 
 
-def test_what_is_held_comes_after_subscription_succeeded(world, mine):
+def test_held_events_come_after_subscription_succeeded(world, mine):
     session, outlet = mine
     world.publish(MINE, b"1")
     before = []
@@ -910,7 +910,7 @@ def test_events_to_a_user_who_does_not_subscribe_are_delivered_after_ten_seconds
     assert world.app.held is None
 
 
-def test_each_connection_of_a_user_gets_what_was_held_for_it(world, mine):
+def test_each_connection_of_a_user_gets_its_held_events(world, mine):
     (one, first), (two, second) = mine, world.session()
     one.handle(Subscribe(MINE))
     sign_in(two)
@@ -934,7 +934,7 @@ def test_events_that_are_not_for_a_client_are_not_held_for_it(world, mine):
 
 
 @pytest.mark.parametrize(("size", "most"), [(1, 100), (20_000, 3), (70_000, 0)], ids=["frames", "bytes", "a large one"])
-def test_what_is_held_is_bounded_and_what_is_over_is_delivered_at_once(world, mine, size, most):
+def test_held_events_are_bounded_and_further_events_flush_them(world, mine, size, most):
     session, outlet = mine
     text = json.dumps("x" * size).encode()
     for _ in range(most):
@@ -1029,7 +1029,7 @@ async def test_the_topic_of_a_user_who_does_not_subscribe_is_released(slow, end)
     assert slow.broker.topics[APP, MINE] == 0
 
 
-async def test_a_topic_that_cannot_be_had_refuses_the_sign_in_and_leaves_nothing(slow):
+async def test_a_failed_subscription_to_the_topic_rejects_the_sign_in_and_leaves_nothing(slow):
     session, outlet = slow.session()
     sign_in(session)
     slow.clock.advance(11)

@@ -45,13 +45,13 @@ def test_a_trailing_slash_is_optional(caller, method, path, body):
 
 @pytest.mark.parametrize(("method", "path", "body"), CALLS)
 @pytest.mark.parametrize("base", ["//apps/{}/", "/apps//{}/", "/apps/{}//", "///apps//{}///"])
-def test_several_slashes_are_as_good_as_one(caller, method, path, body, base):
+def test_several_slashes_count_as_one(caller, method, path, body, base):
     doubled = base.format(APP) + path.replace("/", "//") + "//"
     for key in (False, True):
         assert caller.call(method, doubled, body, key=key)[0] == caller.call(method, path, body, key=key)[0]
 
 
-def test_several_slashes_are_as_good_as_one_for_the_server_too(caller):
+def test_several_slashes_count_as_one_for_the_server_too(caller):
     assert caller.get("//health")[0] == caller.get("/health")[0] == 200
 
 
@@ -177,7 +177,7 @@ def test_paths_can_be_configured(caller):
 
 
 @pytest.mark.parametrize("sent", ["/sockets/apps", "/sockets//apps"])
-def test_a_call_below_another_path_may_be_signed_without_what_stands_before_apps(caller, sent):
+def test_a_call_below_another_path_may_be_signed_as_if_it_were_below_apps(caller, sent):
     """As pusher-http-php does with its option `path`."""
     caller.api = Api(caller.world.node, Config(api=ApiConfig(path="/sockets/apps/")))
     body = b'{"name":"e","channel":"c","data":"x"}'

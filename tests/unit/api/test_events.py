@@ -126,7 +126,9 @@ def test_options_say_how_far_it_goes(caller, given, options):
         ("3.4", {"delivery": "broadcast", "session": "1.2"}, "3.4", Options(0, "broadcast", "1.2")),
     ],
 )
-def test_a_socket_id_and_a_session_are_excluded_from_a_broadcast_and_else_the_target(caller, socket_id, given, exclude, options):
+def test_a_socket_id_and_a_session_are_excluded_from_a_broadcast_and_are_targets_otherwise(
+    caller, socket_id, given, exclude, options
+):
     assert caller.event(socket_id=socket_id, options=given)[0] == 200
     assert caller.sent[0][3:] == (exclude, options)
 
@@ -146,7 +148,7 @@ def test_a_session_of_a_broadcast_is_left_out_and_not_counted(caller):
     ("given", "headers"),
     [("{}", b"{}"), (' {"a" : "\\u0436"}\n', b'{"a" : "\\u0436"}'), ("null", b"")],
 )
-def test_headers_go_on_as_they_came(caller, given, headers, key):
+def test_headers_are_forwarded_unchanged(caller, given, headers, key):
     body = f'{{"name":"e","channels":["c","d"],"data":1,"headers":{given}}}'
     assert caller.post("events", body, key)[0] == 200
     assert caller.headers == [headers, headers]

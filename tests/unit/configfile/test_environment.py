@@ -176,7 +176,7 @@ def test_each_variable_has_one_meaning():
     assert not [name for name in names if "THREADS" in name or "CLUSTER" in name]
 
 
-def test_variables_of_soketi_are_warned_of_without_what_they_hold(reading):
+def test_a_warning_lists_variables_of_soketi_without_their_values(reading):
     env = {f"SOKETI_{name}": "hidden" for name in ("DEFAULT_APP_ID", "DEFAULT_APP_KEY", "DEFAULT_APP_SECRET", "PORT")}
     text = (
         "SOKETI_DEFAULT_APP_ID, SOKETI_DEFAULT_APP_KEY, SOKETI_DEFAULT_APP_SECRET and 1 more: "

@@ -91,7 +91,7 @@ def test_only_an_app_of_the_smpp_gateway_alone_is_left_out(reading, wrong, chann
         assert [app.id for app in reading("", text).apps] == ["a"]
 
 
-def test_an_app_is_disabled_by_the_right_word_only(app):
+def test_an_app_is_disabled_by_enable_and_not_by_its_misspelling(app):
     assert app("a: { key: k, secret: s, enbale: false }").enable
     assert not app("a: { key: k, secret: s, enbale: true, enable: false }").enable
 

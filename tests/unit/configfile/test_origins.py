@@ -28,7 +28,7 @@ from push1st.transports.admission import origin_allowed
         "capacitor://localhost",
     ],
 )
-def test_what_browsers_send_is_not_noted(entry):
+def test_an_origin_that_browsers_send_gets_no_note(entry):
     assert note_on(entry) == ""
     assert origin_allowed(as_sent(entry) if "://" in entry else f"https://{as_sent(entry)}", (entry,))
 
@@ -51,7 +51,7 @@ def test_what_browsers_send_is_not_noted(entry):
         ("https://shop.example:", "https://shop.example"),
     ],
 )
-def test_what_browsers_write_in_another_way_is_noted_with_that(entry, sent):
+def test_an_origin_in_another_form_is_noted_with_the_form_that_browsers_send(entry, sent):
     assert note_on(entry) == f'found "{entry}", but browsers send "{sent}"'
     assert note_on(sent) == ""
 
@@ -60,5 +60,5 @@ def test_what_browsers_write_in_another_way_is_noted_with_that(entry, sent):
     "entry",
     ["https://*.shop.example", "*.shop.example", "https://", "::1", "https://[shop.example]", "https://a:b", "a,b", ":80"],
 )
-def test_what_is_no_origin_is_noted(entry):
+def test_an_entry_that_is_not_an_origin_is_noted(entry):
     assert note_on(entry).startswith(f'found "{entry}", but browsers send one whole origin')

@@ -83,7 +83,7 @@ def test_a_push_hook_has_the_whole_message():
     )
 
 
-def test_a_push_hook_has_what_else_was_in_the_frame():
+def test_a_push_hook_has_the_other_fields_of_the_frame():
     given = b',"headers":{"a":"b"},"options":{"ttl": 3},"extra":[1]'
     fact = Fact("client-event", APP, "presence-c", 5, "1.2", "7", b"{}", "e", b"1", 0, 7, "unicast", 3, given)
     assert json.loads(pushed(fact)) == {
@@ -133,7 +133,7 @@ def test_a_filter_lets_through_what_it_names_and_nothing_else(filters, fits, not
 
 @settings(deadline=None)
 @given(st.lists(st.text("ab*", max_size=8), max_size=3), st.text("ab\n", max_size=10))
-def test_a_filter_means_what_a_slow_reading_of_it_means(filters, name):
+def test_a_filter_matches_like_a_simple_and_slow_matcher(filters, name):
     def fits(filter: str, rest: str) -> bool:
         if not filter:
             return not rest

@@ -163,7 +163,7 @@ def test_one_source_does_not_displace_the_others(events, bytes):
     assert left[40:95] == [b"f%04d" % number for number in range(55)]
 
 
-def test_two_sources_share_what_there_is():
+def test_two_sources_share_the_queue():
     one = queue(events=100)
     for number in range(200):
         one.put("a", b"a%d" % number, "1.1")
@@ -173,7 +173,7 @@ def test_two_sources_share_what_there_is():
     assert (left.count("a"), left.count("b")) == (50, 50)
 
 
-def test_those_with_little_do_not_give_way():
+def test_sources_with_few_events_do_not_give_way():
     """However many connections come, each with one event."""
     one = queue(events=100)
     for number in range(300):
@@ -198,7 +198,7 @@ def test_a_source_that_gave_way_leaves_no_channel_behind():
     assert not one._hogs
 
 
-def test_gaps_do_not_pile_up():
+def test_gaps_are_bounded():
     """The endpoint takes nothing for hours, while ever other sources give way to each other."""
     one = queue(events=200)
     for number in range(20_000):
@@ -233,7 +233,7 @@ def test_an_endpoint_that_fails_holds_half_of_the_queue_at_most():
     st.integers(1, 4),
     st.integers(1, 60),
 )
-def test_whoever_gives_way_what_is_counted_is_there(steps, concurrency, batch, events):
+def test_the_counts_match_the_queue_whichever_source_gives_way(steps, concurrency, batch, events):
     one = queue(concurrency, batch, events, events * (OVERHEAD + 20))
     fate: dict[bytes, list[str]] = {}
     order: dict[str, list[bytes]] = {channel: [] for channel in "abcd"}

@@ -34,7 +34,7 @@ def names(folder: Path) -> list[str]:
     return sorted(os.listdir(folder))
 
 
-def test_what_is_saved_is_taken_up_once(folder: Path) -> None:
+def test_saved_events_are_loaded_once(folder: Path) -> None:
     one, two = Store(str(folder)), Store(str(folder))
     assert one.save(LINES) == 3
     assert taken(two) == LINES
@@ -67,7 +67,7 @@ def test_a_file_that_cannot_be_written_leaves_nothing_behind(folder: Path, fault
 
 
 @pytest.mark.parametrize("name", ["out of descriptors", "read-only"])
-def test_what_cannot_be_taken_up_now_is_taken_up_later(folder: Path, name: str) -> None:
+def test_a_file_that_cannot_be_loaded_now_is_loaded_later(folder: Path, name: str) -> None:
     one = Store(str(folder))
     one.save(LINES)
     with FAULTS[name](folder), pytest.raises(OSError):  # noqa: PT011 - each fault has its own
@@ -86,7 +86,7 @@ def test_one_file_that_cannot_be_read_does_not_hold_up_the_others(folder: Path) 
         next(saved)
 
 
-def test_a_file_that_is_being_written_is_its_writers(folder: Path) -> None:
+def test_a_file_that_is_being_written_belongs_to_its_writer(folder: Path) -> None:
     one = Store(str(folder))
     with open(folder / ".saved-1-a.jsonl", "wb") as file:
         fcntl.flock(file, fcntl.LOCK_EX)
@@ -96,7 +96,7 @@ def test_a_file_that_is_being_written_is_its_writers(folder: Path) -> None:
     assert names(folder) == []
 
 
-def test_what_a_process_had_when_it_was_killed_is_taken_up(folder: Path) -> None:
+def test_a_file_that_a_killed_process_was_reading_is_loaded(folder: Path) -> None:
     one = Store(str(folder))
     one.save(LINES)
     (name,) = names(folder)

@@ -209,7 +209,9 @@ async def test_without_a_folder_what_is_held_back_is_told_at_the_stop():
     ("phase", "names", "push1st"),
     [("at-once", [], ["unregister"]), ("settled", ["channel_vacated"], []), ("held", [], [])],
 )
-async def test_an_edge_that_the_broker_holds_back_is_sent_to_those_it_is_for(phase: Phase, names: list[str], push1st: list[str]):
+async def test_an_edge_of_a_broker_that_debounces_is_sent_to_the_hooks_of_its_phase(
+    phase: Phase, names: list[str], push1st: list[str]
+):
     board = Board(A, hook=Hook(trigger=frozenset(("unregister",)), endpoint=("http://p/",)))
     board.board.happened(Fact("vacated", APP, "c", 1, phase=phase))
     await turns(10)
@@ -277,7 +279,7 @@ def out_of_reach(folder: Path) -> Iterator[None]:
 
 
 @pytest.mark.parametrize("alone", [True, False])
-async def test_what_cannot_be_taken_up_is_tried_again_with_one_log_line(
+async def test_loading_is_retried_with_one_log_line(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], alone: bool
 ) -> None:
     monkeypatch.setattr("push1st.hooks.switchboard.TAKE_UP_SECONDS", 0.0)
@@ -305,9 +307,7 @@ async def failed(board: Board) -> Board:
     return board
 
 
-async def test_what_cannot_be_saved_at_a_stop_is_tried_again_for_a_moment(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+async def test_saving_at_a_stop_is_retried_for_a_moment(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("push1st.hooks.switchboard.SAVE_AGAIN_SECONDS", 0.0)
     folder = tmp_path / "hooks"
     one = await failed(Board(A, config=HooksConfig(folder=str(folder))))
@@ -320,7 +320,7 @@ async def test_what_cannot_be_saved_at_a_stop_is_tried_again_for_a_moment(
     assert one.events == {"queued": 1}
 
 
-async def test_what_cannot_be_saved_at_a_stop_is_counted_as_lost_and_leaves_nothing_behind(
+async def test_events_that_cannot_be_saved_at_a_stop_are_counted_as_lost_and_leave_no_file(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("push1st.hooks.switchboard.SAVE_SECONDS", 0.0)

@@ -254,7 +254,7 @@ AT_ONCE = {
 
 
 @pytest.mark.parametrize(("data", "code"), AT_ONCE.values(), ids=AT_ONCE.keys())
-def test_what_is_not_allowed_ends_it_with_the_first_bytes_that_show_it(data, code):
+def test_a_violation_ends_the_connection_with_the_first_bytes_that_show_it(data, code):
     assert decode(data) == [code]
 
 

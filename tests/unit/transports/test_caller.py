@@ -91,7 +91,7 @@ def test_who_forwards_what_is_not_believed_is_known_by_its_own_address_unless_it
 
 
 @pytest.mark.parametrize("hop", ["", '"', '""', "1.2.3.4:", ":80", "1.2.3", "1.2.3.4.5", "[]", "[1.2.3.4", "x" * 9999, "[::1]x"])
-def test_what_is_no_address_is_none(hop):
+def test_text_that_is_not_an_address_is_rejected(hop):
     assert address(hop) == ""
 
 

@@ -32,7 +32,7 @@ async def ask(site: Site, number: int, data: bytes):
     return transport
 
 
-def test_clients_leave_some_to_others():
+def test_clients_leave_descriptors_to_the_api_and_the_process():
     descriptors = Descriptors(lambda: LIMIT, lambda: OWN)
     assert descriptors.possible == LAST - OWN
     found = [descriptors.room(number, api=False) for number in range(LIMIT)]
@@ -45,7 +45,7 @@ def test_a_low_limit_is_halved_and_a_high_one_used(limit, possible):
     assert Descriptors(lambda: limit, lambda: OWN).possible == possible
 
 
-def test_the_limit_may_change_meanwhile():
+def test_the_limit_may_change_while_the_process_runs():
     limits = [LIMIT]
     descriptors = Descriptors(lambda: limits[0], lambda: OWN)
     assert descriptors.room(LAST, api=False) == "answer"
@@ -55,7 +55,7 @@ def test_the_limit_may_change_meanwhile():
     assert descriptors.room(LAST, api=False) == "none"
 
 
-def test_that_none_is_left_is_logged_once_a_minute():
+def test_exhausted_descriptors_are_logged_once_a_minute():
     limits = [LIMIT]
     site = Site()
     site.worker.descriptors = Descriptors(lambda: limits[0], lambda: OWN)
@@ -69,7 +69,7 @@ def test_that_none_is_left_is_logged_once_a_minute():
     assert [line["event"] for line in logged] == ["no file descriptors are left"] * 2
 
 
-def test_the_limit_of_this_process_is_known_and_the_next_number():
+def test_the_limit_and_the_next_descriptor_of_this_process_are_read():
     assert file_limit() > lowest_free() > 2
 
 
@@ -81,7 +81,7 @@ def test_a_tls_handshake_that_cannot_be_answered_does_not_begin(taken, api, room
     assert descriptors.has_room_for_last(api) is room
 
 
-async def test_without_a_descriptor_a_websocket_is_told_to_come_back():
+async def test_without_a_descriptor_a_websocket_is_closed_with_4100():
     site = site_at(trusting=False)
     transport = await ask(site, LAST, handshake(f"/app/{KEY}?protocol=7"))
     code, reason = close_of(transport.data.partition(b"\r\n\r\n")[2])
@@ -122,7 +122,7 @@ async def test_a_connection_without_a_descriptor_does_not_stay():
     assert asked.closed
 
 
-async def test_when_those_are_used_up_too_connections_are_destroyed_and_the_first_is_logged():
+async def test_when_no_spare_descriptor_is_left_connections_are_destroyed_and_the_first_is_logged():
     site = site_at(trusting=False)
     with capture_logs() as logged:
         for number in range(20):
@@ -157,7 +157,7 @@ async def greeted(site: Site, peer: object, *headers: str) -> bool:
     return False
 
 
-async def test_one_address_does_not_take_the_connections_of_all():
+async def test_one_address_cannot_take_all_connections():
     site = small_site()
     assert site.worker.descriptors.possible == 16
     with capture_logs() as logged:
@@ -185,7 +185,7 @@ async def test_loopback_unix_sockets_and_proxies_may_have_all_connections(peer):
     assert [await greeted(site, peer) for _ in range(20)] == [True] * 20
 
 
-async def test_clients_behind_a_proxy_are_told_apart():
+async def test_clients_behind_a_proxy_are_counted_one_by_one():
     site = small_site(server=ServerConfig(proxies=Networks.parse(("10.0.0.1",))))
     assert [await greeted(site, PROXY, "X-Forwarded-For: 203.0.113.9") for _ in range(40)] == [True] * 14 + [False] * 26
     assert await greeted(site, PROXY, "X-Forwarded-For: 203.0.113.10")
@@ -237,7 +237,7 @@ def test_when_all_have_ended_no_address_has_anything(steps):
     asyncio.run(go())
 
 
-async def test_callers_of_the_api_are_served_meanwhile():
+async def test_callers_of_the_api_are_served_when_clients_are_not():
     async def serve(_request):
         return Response(200, b"")
 

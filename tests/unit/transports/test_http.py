@@ -1325,7 +1325,7 @@ async def test_what_follows_a_large_body_is_served_next(site, served):
     assert statuses(transport.data) == [200, 200]
 
 
-async def test_requests_behind_many_that_wait_stay_unparsed_until_those_are_answered(site, served):
+async def test_requests_after_many_waiting_ones_stay_unparsed_until_these_are_answered(site, served):
     data = request("GET", "/wait/0") + b"".join(request("GET", f"/{number}") for number in range(300))
     transport = await site.ask(data)
     assert [one.path for one in served.requests] == ["/wait/0"]
@@ -1337,7 +1337,7 @@ async def test_requests_behind_many_that_wait_stay_unparsed_until_those_are_answ
     assert transport.reading
 
 
-async def test_requests_wait_while_their_client_does_not_take_the_answers(site, served):
+async def test_requests_wait_while_their_client_does_not_read_the_answers(site, served):
     connection, transport = site.connect()
     connection.pause_writing()
     connection.data_received(b"".join(request("GET", f"/{number}") for number in range(300)))
@@ -1349,7 +1349,7 @@ async def test_requests_wait_while_their_client_does_not_take_the_answers(site, 
     assert transport.reading
 
 
-async def test_a_handshake_far_behind_requests_still_makes_a_websocket(site):
+async def test_a_handshake_far_after_requests_still_makes_a_websocket(site):
     connection, transport = site.connect()
     connection.data_received(request("GET", "/x") * 100 + handshake("/app/app-key?protocol=7") + masked(Opcode.PING, b"p"))
     await turns(8)

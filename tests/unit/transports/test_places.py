@@ -6,7 +6,7 @@ from hypothesis import strategies as st
 from push1st.transports.places import Places
 
 
-def test_an_address_has_half_an_app_three_quarters():
+def test_an_address_may_take_half_of_the_places_and_an_app_three_quarters():
     places = Places(8)
     for _ in range(4):
         assert places.full("a", "x") is None
@@ -29,7 +29,7 @@ def test_an_address_has_half_an_app_three_quarters():
 @given(
     st.integers(1, 12), st.lists(st.tuples(st.booleans(), st.sampled_from("ab"), st.sampled_from(("", "x", "y"))), max_size=60)
 )
-def test_what_is_counted_is_what_is_taken(bound, steps):
+def test_the_counts_match_the_places_that_are_taken(bound, steps):
     places = Places(bound)
     taken = []
     for comes, *place in steps:

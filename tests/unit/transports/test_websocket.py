@@ -247,7 +247,7 @@ async def test_a_raw_client_is_on_all_its_channels(site):
     assert [one["channel"] for one in said(transport)] == ["a", "b", "ж/x"]
 
 
-async def test_several_slashes_are_as_good_as_one(site):
+async def test_several_slashes_count_as_one(site):
     await opened(site, f"//ws//app/{KEY}//c//d/")
     assert list(site.world.app.tenant.channels) == ["c", "d"]
     for path in (f"//app/{KEY}", f"/app//{KEY}//", f"/pusher//app/{KEY}"):
@@ -393,7 +393,7 @@ async def test_a_silent_client_with_a_token_is_pinged_as_any(site):
     assert frames(transport.take()) == [PING]
 
 
-async def test_when_the_clock_is_set_back_a_token_lasts_longer_and_nobody_is_pinged_for_it(site):
+async def test_when_the_clock_is_set_back_a_token_lasts_longer_and_causes_no_ping(site):
     transport = await opened(site, f"{PRIVATE}?token={access(ttl=10)}")
     wall, site.clock.wall = site.clock.wall, lambda: wall() - 7_000_000_000
     site.pass_seconds(16)

@@ -158,7 +158,7 @@ def test_each_field_that_is_wrong_is_one_difference(wrong, number):
     assert len(list(filled().differences(stored))) == len(wrong)
 
 
-def test_confirmed_members_and_users_are_told_apart_from_those_that_wait_for_the_broker():
+def test_confirmed_members_and_users_differ_from_those_that_wait_for_the_broker():
     entries = Entries()
     entries.join(ROOM, "1.1", A)
     entries.join(ROOM, "1.2", B)

@@ -63,7 +63,7 @@ async def test_a_reader_that_finds_its_lease_gone_with_its_note_ends() -> None:
     assert await read((1, 0), (0, 0)) == (False, ["XREAD", NOWHERE, FACT, b"5-1", "flush"], b"5-1")
 
 
-async def test_a_reader_without_a_ledger_hands_nothing_on() -> None:
+async def test_a_reader_without_a_ledger_delivers_nothing() -> None:
     assert await read((1, 0), there=Ledger()) == (False, ["XREAD", NOWHERE], NOWHERE)
 
 
@@ -91,13 +91,13 @@ async def handed_on(*entries: list[bytes], ledger: Ledger) -> list[tuple[str, st
     return facts(happened)
 
 
-async def test_settled_edges_take_turns() -> None:
+async def test_settled_edges_alternate() -> None:
     occupied, vacated = entry("occupied", "s"), entry("vacated", "s")
     told = await handed_on(vacated, occupied, occupied, vacated, vacated, ledger=ledger())
     assert told == [("settled", "occupied", None), ("settled", "vacated", None)]
 
 
-async def test_edges_at_once_and_settled_ones_are_told_apart() -> None:
+async def test_edges_at_once_and_settled_edges_are_delivered_separately() -> None:
     returned = [entry("vacated", "a"), entry("occupied", "ar")]
     told = await handed_on(entry("occupied", "as"), *returned, entry("vacated", "a"), entry("vacated", "s"), ledger=ledger())
     assert told == [
@@ -110,7 +110,7 @@ async def test_edges_at_once_and_settled_ones_are_told_apart() -> None:
     ]
 
 
-async def test_one_that_an_earlier_process_held_back_is_believed_to_be_there() -> None:
+async def test_a_member_whose_edge_an_earlier_process_held_back_is_in_the_ledger() -> None:
     held, removed = entry("member-added", "h", "u"), entry("member-removed", "s", "u")
     assert await handed_on(held, removed, ledger=ledger()) == [("settled", "member-removed", "u")]
     assert await handed_on(removed, ledger=ledger()) == []

@@ -169,7 +169,7 @@ async def test_silence_counts_only_while_an_answer_is_owed(line):
     assert one.link.silent(now + 100) == 0
 
 
-async def test_messages_behind_an_ordered_reply_are_delivered_though_the_connection_has_ended(line):
+async def test_messages_after_an_ordered_reply_are_delivered_though_the_connection_has_ended(line):
     one = line()
     seen: list[list[bytes]] = []
 

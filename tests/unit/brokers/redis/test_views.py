@@ -101,7 +101,7 @@ def test_a_watched_user_changes_once(told):
     assert len(told.messages) == 3
 
 
-def test_a_user_who_is_signed_in_here_is_not_told_to_be_offline_by_a_node_that_took_this_one_for_dead(told):
+def test_a_user_signed_in_here_is_not_reported_offline_by_a_node_that_evicted_this_one(told):
     told.views.watch("app", "u", True)
     told.edge("off", "u", here=True)
     told.edge("on", "u", here=True)
