@@ -511,7 +511,7 @@ def _keyed(app: AppConfig, section: Value) -> AppConfig:
 APP: Table = {
     "enable": Key(read=flag),
     "enbale": Key(  # a misspelling in the template of Push1st's package
-        read=flag, note="has no effect, as in Push1st: an app is enabled unless it says enable: false"
+        read=flag, note="has no effect, as in Push1st: an app is enabled unless enable: false is set"
     ),
     "name": Key(read=text("text", numbers=True)),
     "key": Key(read=identifier),

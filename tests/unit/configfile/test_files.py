@@ -77,7 +77,7 @@ def test_a_configuration_of_the_package_of_push1st_loads():
         "server.yml:39: api.interface: push1st has no effect here: there is one interface",
         "server.yml:44: log.syslog: has no effect here; see log.format and log.level",
         "server.yml:45: log.remote: has no effect here; see log.format and log.level",
-        "apps/app.yml:2: app-test.enbale: has no effect, as in Push1st: an app is enabled unless it says enable: false",
+        "apps/app.yml:2: app-test.enbale: has no effect, as in Push1st: an app is enabled unless enable: false is set",
         "server.yml:8: server.proto: mqtt does nothing yet",
     )
 
