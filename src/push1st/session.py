@@ -1,8 +1,8 @@
 """One client, whatever it speaks: applies its commands in order, checks its rights and its limits. Knows no bytes.
 
-Commands are applied one after another. One that waits (for a broker) holds back those behind it, up to `WAITING` of
-them. A refused command is answered and the client stays, unless it keeps on: more than `PATIENCE` refusals a second,
-of what is bad about them, are a flood, and end the connection.
+Commands are applied one after another. One that waits (for a broker) holds back those after it, up to `WAITING` of
+them; a transport that can stop reading does so before. A refused command is answered and the client stays, unless it
+keeps on: more than `PATIENCE` refusals a second, of what is bad about them, are a flood, and end the connection.
 """
 
 from collections import deque
@@ -100,7 +100,7 @@ class Session:
         "_charged",
         "_events",
         "_patience",
-        "_queue",
+        "_when_idle",
         "app",
         "authorized",
         "claims",
@@ -116,6 +116,7 @@ class Session:
         "subscriptions",
         "topics",
         "user",
+        "waiting",
         "wire",
         "write",
     )
@@ -153,7 +154,9 @@ class Session:
         self.closed = False
         self._busy = False
         self._charged = 0.0
-        self._queue: deque[Command] | None = None
+        self.waiting: deque[Command] | None = None
+        """commands behind one that waits"""
+        self._when_idle: Callable[[], None] | None = None
         self._events: Bucket | None = None
         self._patience: Bucket | None = None
         self._asked = node.connect(app, self)
@@ -169,7 +172,7 @@ class Session:
         """The connection has ended, whoever ended it."""
         if not self.closed:
             self.closed = True
-            self._queue = None
+            self.waiting = None
             left = Left(self.subscriptions, self.members or {}, self.topics or {}, self.user)
             self.subscriptions, self.topics = {}, None
             spawn(self.node.disconnect(self.app, self, left))
@@ -203,9 +206,10 @@ class Session:
             self.outlet.close(_close_code(refused.code), refused.text)
         except Exception:
             self.outlet.fail()
-        if self._queue and not self.closed:
-            await self._apply(self._queue.popleft())
-        self._busy = False
+        if self.waiting and not self.closed:
+            await self._apply(self.waiting.popleft())
+        else:
+            self._rest()
 
     async def _ask_to_connect(self, visitor: Visitor) -> None:
         """Raises Refused when the app's backend does."""
@@ -237,13 +241,13 @@ class Session:
         if not self._busy:
             spawn(self._apply(command))
             return
-        if self._queue is None:
-            self._queue = deque()
-        if len(self._queue) >= WAITING:
+        if self.waiting is None:
+            self.waiting = deque()
+        if len(self.waiting) >= WAITING:
             self.node.metrics.cut_offs["queue-full"] += 1
             self.outlet.close(4100, f"more than {WAITING} commands are waiting")
             return
-        self._queue.append(command)
+        self.waiting.append(command)
 
     async def _apply(self, command: Command) -> None:
         self._busy = True
@@ -257,10 +261,22 @@ class Session:
                 self.outlet.close(end.code, end.reason)
             except Exception:
                 self.outlet.fail()
-            if not self._queue or self.closed:
+            if not self.waiting or self.closed:
                 break
-            command = self._queue.popleft()
+            command = self.waiting.popleft()
+        self._rest()
+
+    def _rest(self) -> None:
         self._busy = False
+        if self._when_idle is not None:
+            run, self._when_idle = self._when_idle, None
+            run()
+
+    def is_busy(self, when_idle: Callable[[], None]) -> bool:
+        """Whether a command waits; then `when_idle` is called when none does."""
+        if self._busy:
+            self._when_idle = when_idle
+        return self._busy
 
     def refuse(self, refused: Refused, failure: Failure | None = None) -> None:
         """Answers a bad command, with `failure` if it is given; disconnects a client that sends too many bad commands."""
@@ -356,7 +372,7 @@ class Session:
         self.node.metrics.refusals[kind] += 1
         self._log("subscription refused", refused, channel)
         self.outlet.send(SubscriptionRefused(channel, kind, refused.text, refused.code))
-        if self.push is not None and not self.subscriptions and not self._queue:
+        if self.push is not None and not self.subscriptions and not self.waiting:
             self.outlet.close(1008, "no channel to subscribe to: the app's backend allowed none")
 
     async def _subscribe(self, command: Subscribe) -> bool:

@@ -2,9 +2,11 @@
 
 import contextlib
 import http.client
+import json
 import re
 import signal
 import socket
+import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -17,6 +19,7 @@ from tests.clients.process import APP, ServerProcess, merged, running, wait_unti
 from tests.clients.pusher_socket import PLAIN, QUERY, dialled, pusher_socket
 from tests.clients.raw_socket import raw_socket
 from tests.clients.test_users import sign_in
+from tests.clients.wire import CLOSE, TEXT, Wire, frame
 from tests.cluster.machine import (
     by_worker,
     children,
@@ -44,6 +47,31 @@ def test_what_one_worker_is_given_reaches_the_clients_of_all_in_order(
     for client in clients:
         assert [client.expect("e", channel) for _ in range(50)] == list(range(50))
     assert all(count > 0 for count in by_worker(shared, "push1st_events_in_total").values())
+
+
+def test_a_client_may_subscribe_to_3000_channels_at_once(shared: ServerProcess) -> None:
+    names = [f"many-{number}" for number in range(3000)]
+    with Wire(shared.ws_port) as wire:
+        wire.greet()
+        data = b"".join(
+            frame(TEXT, json.dumps({"event": "pusher:subscribe", "data": {"channel": name}}).encode()) for name in names
+        )
+        writer = threading.Thread(target=wire.send, args=[data])
+        writer.start()
+        assert [wire.receive_json()["channel"] for _ in names] == names
+        writer.join()
+
+
+@pytest.mark.parametrize("end", [frame(CLOSE, b"\x03\xe8"), b""], ids=["close frame", "end of the stream"])
+def test_what_a_client_publishes_before_its_end_is_delivered(shared: ServerProcess, channel: str, end: bytes) -> None:
+    with raw_socket(shared, channel) as other, Wire(shared.ws_port) as wire:
+        wire.upgrade(f"/ws/app/app-key/{channel}")
+        shared.until_sessions(channel, 2)
+        frames = [frame(TEXT, json.dumps({"event": "e", "channel": channel, "data": number}).encode()) for number in range(200)]
+        wire.send(b"".join(frames) + end)
+        wire.socket.shutdown(socket.SHUT_WR)
+        assert [other.expect("e", channel) for _ in frames] == list(range(200))
+        shared.until_sessions(channel, 1)
 
 
 def test_headers_targets_and_exclusions_hold_on_all_workers(

@@ -15,7 +15,7 @@ import binascii
 import hashlib
 import math
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from itertools import chain
 from urllib.parse import unquote_to_bytes
 
@@ -26,7 +26,7 @@ from push1st.channels import CONTROL
 from push1st.config import ProtocolConfig
 from push1st.errors import Disconnect, Refused
 from push1st.hub import Write
-from push1st.messages import Ending, Established, Failure, Ping, Reply, Response, Subscribe, Visitor
+from push1st.messages import Command, Ending, Established, Failure, Ping, Reply, Response, Subscribe, Visitor
 from push1st.node import App
 from push1st.protocols import Codec
 from push1st.protocols.websocket import PING_FRAME, Closed, Decoder, Event, Fragment, Pinged, Text, close_frame, pong_frame
@@ -41,6 +41,8 @@ PONG_SECONDS = 30
 MAX_FRAMES = 32
 SLICE_SECONDS = 0.001
 """a slice (see `turn`) ends with the frame that reaches one of these bounds; a join may take 1000 times as long as a ping"""
+MAX_WAITING = 100
+"""commands that may wait (for a broker, for an app's backend) before the socket is not read any further"""
 SMALL_FRAGMENT = 256
 """bytes; the client is charged for a smaller fragment (`Session.charge`)"""
 MAX_PREFIX_BYTES = 255
@@ -155,20 +157,31 @@ class WebSocketConnection(asyncio.Protocol):
             self._events = None
             self._discard(len(data))
             return False
-        events = self._decoder.feed(data)
-        if self._events is not None:
-            events, self._events = chain(self._events, events), None
+        events = self._events
+        if events is None:
+            events = self._decoder.feed(data)
+        elif data:
+            events = chain(events, self._decoder.feed(data))
+        self._events = None
         left, until = MAX_FRAMES, 0.0
         try:
             for event in events:
                 left -= 1
                 if type(event) is Closed:
-                    self._closed_by_client(event.code)
+                    if self._session is not None and self._session.is_busy(self._resume):
+                        self._wait(chain((event,), events))
+                    else:
+                        self._closed_by_client(event.code)
                     return False
                 if self._closing or self._slow:
                     pass
                 elif type(event) is Text:
-                    self._text(event.text)
+                    waiting = self._text(event.text)
+                    if waiting and len(waiting) >= MAX_WAITING:
+                        assert self._session is not None
+                        self._session.is_busy(self._resume)
+                        self._wait(events)
+                        return False
                 elif self._session is not None:
                     self._without_text(self._session, event)
                 if not until:
@@ -194,10 +207,20 @@ class WebSocketConnection(asyncio.Protocol):
     def hold_reading(self, hold: bool) -> None:
         if hold:
             self._transport.pause_reading()
-        elif not self._transport.is_closing():
+        elif self._events is None and not self._transport.is_closing():
             self._transport.resume_reading()
 
-    def _text(self, text: str) -> None:
+    def _wait(self, events: Iterator[Event]) -> None:
+        """Works on `events` when the session has applied the commands before them. Until then nothing is read."""
+        self._events = events
+        self._transport.pause_reading()
+
+    def _resume(self) -> None:
+        if self._events is not None:
+            self._worker.turn.resume(self)
+
+    def _text(self, text: str) -> Collection[Command] | None:
+        """Handles a message; returns the commands that wait."""
         session = self._session
         assert session is not None
         try:
@@ -206,10 +229,20 @@ class WebSocketConnection(asyncio.Protocol):
             session.refuse(refused)
         else:
             session.handle(command)
+        return session.waiting
 
     def eof_received(self) -> bool:
-        """The client will send nothing more, so it is gone; what it does not take in time is thrown away."""
+        """The client will send nothing more, so it is gone once what it sent is applied.
+
+        What it does not take in time is thrown away. With TLS the socket cannot be kept until then.
+        """
         self._worker.turn.catch_up()
+        session = self._session
+        if session is not None and self._transport.get_extra_info("sslcontext") is None:
+            is_busy = session.is_busy(self._resume)
+            if is_busy or self._events is not None:
+                self._wait(chain(self._events or (), (Closed(1006),)))
+                return True
         if not self._closing:
             self._closing = True
             self._leave()
@@ -219,7 +252,8 @@ class WebSocketConnection(asyncio.Protocol):
 
     def connection_lost(self, exc: Exception | None) -> None:
         self._closing = True
-        self._linger = 1  # a backlog is discarded
+        self._linger = 1
+        self._events = None
         self._leave()
         self._worker.addresses.leave(self.address)
         self._worker.open.discard(self)
@@ -278,6 +312,7 @@ class WebSocketConnection(asyncio.Protocol):
         if not self._transport.is_closing():
             notice = self.codec.reply(Ending(code, reason)) if announced else b""
             self._transport.write(notice + close_frame(code, reason))
+        self._resume()
         sweep = self._worker.sweep
         sweep.watch(self, sweep.now + CLOSE_SECONDS)
 
@@ -347,6 +382,8 @@ class WebSocketConnection(asyncio.Protocol):
                 self.close(4009, "Connection not authorized within timeout")
                 return now + CLOSE_SECONDS
             self._authorize_by = 0
+        if self._events is not None:  # the client waits for the server
+            self._seen = now
         step_at = self._seen + self._timeout + self._pinged * PONG_SECONDS / 2
         if step_at > now:
             return step_at

@@ -11,11 +11,11 @@ from websockets.frames import Opcode
 
 from push1st import auth
 from push1st.config import Networks, ProtocolConfig, ServerConfig
-from push1st.session import CHARGE_SECONDS, MAX_CHARGES
+from push1st.session import CHARGE_SECONDS, MAX_CHARGES, WAITING
 from push1st.transports.admission import AUTHORIZE_SECONDS, origin_allowed
 from push1st.transports.listener import LINGER_BYTES, LINGER_SECONDS
 from push1st.transports.sweep import NEVER
-from push1st.transports.websocket import CLOSE_SECONDS, MAX_FRAMES, PONG_SECONDS, SMALL_FRAGMENT
+from push1st.transports.websocket import CLOSE_SECONDS, MAX_FRAMES, MAX_WAITING, PONG_SECONDS, SMALL_FRAGMENT
 from tests.unit.fakes import (
     APP,
     KEY,
@@ -937,6 +937,85 @@ async def test_the_answer_to_a_handshake_does_not_wait_for_the_broker():
     assert site.world.publish("c", b"1") == 1
 
 
+def subscribe(number: int) -> bytes:
+    return text({"event": "pusher:subscribe", "data": {"channel": f"c{number}"}})
+
+
+async def test_a_client_may_subscribe_to_any_number_of_channels_at_once():
+    site = Site(slow=True)
+    transport = await opened(site)
+    site.world.broker.held = {"subscribe"}
+    count = WAITING + 500
+    await send(transport, b"".join(map(subscribe, range(count))))
+    await turns(100)
+    assert not transport.reading
+    assert len(transport.protocol._session.waiting) <= MAX_WAITING
+    site.world.broker.held = set()
+    await site.world.broker.let_all()
+    await turns(100)
+    assert [one["channel"] for one in said(transport)] == [f"c{number}" for number in range(count)]
+    assert transport.reading
+
+
+async def test_a_client_whose_commands_wait_is_not_taken_for_silent():
+    site = Site(slow=True)
+    transport = await opened(site)
+    site.world.broker.held = {"subscribe"}
+    await send(transport, b"".join(map(subscribe, range(2 * MAX_WAITING))))
+    await turns(10)
+    site.pass_seconds(TIMEOUT + PONG_SECONDS + 1)
+    assert not frames(transport.take())
+    await site.world.broker.let_all()
+
+
+async def test_a_client_whose_commands_wait_and_that_is_told_to_leave_is_read_on():
+    site = Site(slow=True)
+    transport = await opened(site)
+    site.world.broker.held = {"subscribe"}
+    await send(transport, b"".join(map(subscribe, range(2 * MAX_WAITING))))
+    await turns(10)
+    transport.protocol.leave(4200, "bye")
+    await turns(10)
+    assert transport.reading
+    await send(transport, close(4200))
+    assert transport.closed
+    await site.world.broker.let_all()
+
+
+@pytest.mark.parametrize("ends", ["with a close frame", "without one"])
+async def test_what_a_client_sends_before_its_end_is_published(ends):
+    site = Site(slow=True)
+    publishing, other = await opened(site, RAW), await opened(site, RAW)
+    site.world.broker.held = {"publish"}
+    count = 5 * MAX_FRAMES
+    data = b"".join(text({"channel": "c", "event": "e", "data": number}) for number in range(count))
+    if ends == "with a close frame":
+        await send(publishing, data + close())
+    else:
+        publishing.protocol.data_received(data)
+        assert publishing.protocol.eof_received() is True
+    await turns(10)
+    assert len(site.world.app.tenant.sessions) == 2
+    await site.world.broker.let_all()
+    await turns(20)
+    assert [one["data"] for one in said(other)] == list(range(count))
+    assert publishing.closed
+    assert list(site.world.app.tenant.sessions) == [other.protocol._session.id]
+
+
+async def test_a_client_that_is_lost_while_its_commands_wait_is_forgotten():
+    site = Site(slow=True)
+    transport = await opened(site)
+    site.world.broker.held = {"subscribe"}
+    await send(transport, b"".join(map(subscribe, range(2 * MAX_WAITING))))
+    transport.protocol.connection_lost(None)
+    await site.world.broker.let_all()
+    await turns(10)
+    assert site.world.app.tenant.sessions == {}
+    assert site.world.app.tenant.channels == {}
+    assert site.failures == []
+
+
 # Origins
 
 
@@ -995,6 +1074,27 @@ async def test_messages_of_a_backlog_keep_their_order(site):
     publishing.protocol.data_received(data[5000:])
     await turns(8)
     assert [one["data"] for one in said(other)] == list(range(count))
+
+
+async def test_what_came_before_the_end_is_worked_on_in_slices(site):
+    publishing, other = await opened(site, RAW), await opened(site, RAW)
+    count = 3 * MAX_FRAMES
+    publishing.protocol.data_received(b"".join(text({"channel": "c", "event": "e", "data": n}) for n in range(count)))
+    assert publishing.protocol.eof_received() is True
+    assert site.metrics.events_in["websocket"] == MAX_FRAMES
+    await turns(8)
+    assert [one["data"] for one in said(other)] == list(range(count))
+    assert publishing.closed
+    assert len(site.world.app.tenant.sessions) == 1
+
+
+async def test_a_backlog_of_many_slices_is_kept_as_it_is(site):
+    transport = await opened(site)
+    transport.protocol.data_received(masked(Opcode.PING, b"") * 5 * MAX_FRAMES)
+    site.worker.turn.catch_up()
+    kept = transport.protocol._events
+    assert transport.protocol.process(b"")
+    assert transport.protocol._events is kept
 
 
 @pytest.mark.parametrize(
