@@ -1,12 +1,13 @@
 """Fuzzes the WebSocket decoder: any bytes, in any chunks, are events or the end with a code of RFC 6455 §7.4.1."""
 
+import contextlib
 from random import Random
 
 from websockets.frames import Frame, Opcode
 
 from fuzz.runner import among, cut, main
 from push1st.errors import Disconnect
-from push1st.protocols.websocket import Closed, Decoder, Pinged, Ponged, Text, close_frame, pong_frame
+from push1st.protocols.websocket import Closed, Decoder, Pinged, Ponged, Text, close_frame, pong_frame, whole_text
 
 MOST = 1000
 MOST_REST = 131
@@ -45,6 +46,9 @@ SEEDS = [
 
 def run(data: bytes, random: Random) -> None:
     assert events_of(list(cut(data, random))) == events_of([data]), "chunks change what is read"
+    with contextlib.suppress(Disconnect):
+        if (text := whole_text(data)) is not None:
+            assert events_of([data]) == [text], "the short way changes what is read"
 
 
 def whole(frame: bytes) -> None:

@@ -1,6 +1,6 @@
 """WebSocket framing (RFC 6455), without I/O. The library `websockets` unmasks payloads, and parses close frames.
 
-A decoder holds a buffer only while a message is incomplete, so an idle connection costs none. Frames to clients are
+A decoder is needed only while a frame or a message is incomplete, so an idle connection has none. Frames to clients are
 never masked and never fragmented (RFC 6455 §5.1).
 """
 
@@ -74,18 +74,29 @@ FIN = 0x80
 NOT_UTF8 = "a text message is not UTF-8"
 
 
+def whole_text(data: bytes) -> Text | None:
+    """Returns the message if the bytes are exactly one text frame of less than 126 bytes, which is most of what clients send.
+
+    Such a frame needs no `Decoder` if no message is incomplete. Raises Disconnect.
+    """
+    size = len(data) - 6
+    if size < 126 and size >= 0 and data[0] == 0x81 and data[1] == 0x80 | size:
+        return _text(apply_mask(data[6:], data[2:6]))
+    return None
+
+
 class Decoder:
     """Decodes bytes from a client into events.
 
-    most: bytes a message may have; may change. binary: whether binary messages are decoded as text.
+    most: bytes a message may have. binary: whether binary messages are decoded as text.
 
     Detects violations of RFC 6455 with the first bytes that show them, not at the end of the frame or of the message.
     """
 
-    __slots__ = ("_binary", "_checked", "_fin", "_left", "_mask", "_message", "_rest", "most")
+    __slots__ = ("_binary", "_checked", "_fin", "_left", "_mask", "_message", "_most", "_rest")
 
     def __init__(self, most: int, binary: bool = False) -> None:
-        self.most = most
+        self._most = most
         self._binary = binary
         self._rest = b""
         """the start of a header or of a control frame, at most 131 bytes"""
@@ -98,19 +109,18 @@ class Decoder:
         self._mask = b""
         self._fin = False
 
+    @property
+    def is_between_messages(self) -> bool:
+        """Whether everything received so far has been decoded, so that a new decoder may take the place of this one."""
+        return self._message is None and not self._rest
+
     def feed(self, data: bytes) -> Iterator[Event]:
         """Yields one event for each frame, and none for an incomplete frame.
 
         The iterator must be exhausted before the next call. Raises Disconnect with the codes of RFC 6455 §7.4.1: 1002, 1003,
         1007, 1009.
         """
-        if self._message is None and not self._rest:
-            # Most of what clients send is one short, whole text frame, alone: that takes no parser.
-            size = len(data) - 6
-            if size < 126 and size >= 0 and data[0] == 0x81 and data[1] == 0x80 | size:
-                yield _text(apply_mask(data[6:], data[2:6]))
-                return
-        elif self._rest:
+        if self._rest:
             data, self._rest = self._rest + data, b""
         at, end = 0, len(data)
         while at < end:
@@ -177,8 +187,8 @@ class Decoder:
             size = int.from_bytes(data[at - more : at], "big")
             if size < (126 if more == 2 else 65_536):
                 raise Disconnect(1002, f"the length {size} is not in its shortest form")  # RFC 6455 §5.2
-        if size + len(self._message or b"") > self.most and opcode < Opcode.CLOSE:
-            raise Disconnect(1009, f"a message has at most {self.most} bytes")
+        if size + len(self._message or b"") > self._most and opcode < Opcode.CLOSE:
+            raise Disconnect(1009, f"a message has at most {self._most} bytes")
         return (at + 4, size) if len(data) >= at + 4 else (0, 0)
 
     def _piece(self, piece: bytes) -> Text | None:

@@ -170,8 +170,7 @@ class HttpConnection(asyncio.Protocol):
             self._log("connection closed", 403, "this address is not in api.whitelist")
             transport.abort()
             return
-        socket = transport.get_extra_info("socket")
-        room = worker.descriptors.room(0 if socket is None else socket.fileno(), listener.trusting)
+        room = worker.descriptors.room(self._descriptor, listener.trusting)
         crowded: Crowded = "server"
         if room == "serve" and not listener.trusting:
             crowded = "address"
@@ -188,6 +187,10 @@ class HttpConnection(asyncio.Protocol):
         else:
             self._listener = listener.crowds[crowded]
             self._expect(CROWDED_SECONDS)
+
+    def _descriptor(self) -> int:
+        socket = self._transport.get_extra_info("socket")
+        return 0 if socket is None else socket.fileno()
 
     def connection_lost(self, exc: Exception | None) -> None:
         self._last = True

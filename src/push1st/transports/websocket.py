@@ -29,7 +29,18 @@ from push1st.hub import Write
 from push1st.messages import Command, Ending, Established, Failure, Ping, Reply, Response, Subscribe, Visitor
 from push1st.node import App
 from push1st.protocols import Codec
-from push1st.protocols.websocket import PING_FRAME, Closed, Decoder, Event, Fragment, Pinged, Text, close_frame, pong_frame
+from push1st.protocols.websocket import (
+    PING_FRAME,
+    Closed,
+    Decoder,
+    Event,
+    Fragment,
+    Pinged,
+    Text,
+    close_frame,
+    pong_frame,
+    whole_text,
+)
 from push1st.session import Session
 from push1st.transports.admission import AUTHORIZE_SECONDS, Crowded, admit, check_version, params
 from push1st.transports.listener import LINGER_BYTES, LINGER_SECONDS, Worker
@@ -73,11 +84,11 @@ class WebSocketConnection(asyncio.Protocol):
         "_events",
         "_linger",
         "_pinged",
+        "_protocol",
         "_seen",
         "_session",
         "_slow",
         "_switch",
-        "_timeout",
         "_transport",
         "_worker",
         "address",
@@ -93,10 +104,11 @@ class WebSocketConnection(asyncio.Protocol):
         self.codec = codec
         self.address = ""
         """the name under which `Worker.addresses` counts the connection; "" if it does not"""
-        self._decoder = Decoder(protocol.max_payload, codec.binary)
+        self._protocol = protocol
+        self._decoder: Decoder | None = None
+        """None while no frame and no message is incomplete, so that an idle connection takes no memory for it"""
         self._events: Iterator[Event] | None = None
         """events of the input that are not handled yet"""
-        self._timeout = protocol.activity_timeout
         self._session: Session | None = None
         self._seen = worker.sweep.now
         self._pinged = 0
@@ -116,10 +128,9 @@ class WebSocketConnection(asyncio.Protocol):
         assert self._session is not None
         self.send(Established(self._session.id, activity_timeout))
 
-    def open(self, session: Session, protocol: ProtocolConfig) -> None:
+    def open(self, session: Session) -> None:
         """The client has been let in."""
         self._session = session
-        self._decoder.most = self._worker.most_message(protocol, session.app.config.limits)
         node = self._worker.node
         node.fanout.direct(session, self._switch)
         self._switch = b""
@@ -140,7 +151,7 @@ class WebSocketConnection(asyncio.Protocol):
             worker.sweep.watch(self, self._authorize_by)
         elif self.due_at == NEVER:
             # Spread over the last tenth, so that clients that came together are not looked at together.
-            first = self._timeout * (1 - (id(self) >> 4) % 100 / 1000)
+            first = self._protocol.activity_timeout * (1 - (id(self) >> 4) % 100 / 1000)
             worker.sweep.watch(self, self._seen + min(first, self._token_seconds()))
 
     # asyncio.Protocol
@@ -157,14 +168,17 @@ class WebSocketConnection(asyncio.Protocol):
             self._events = None
             self._discard(len(data))
             return False
-        events = self._events
-        if events is None:
-            events = self._decoder.feed(data)
-        elif data:
-            events = chain(events, self._decoder.feed(data))
-        self._events = None
         left, until = MAX_FRAMES, 0.0
         try:
+            events = self._events
+            if events is not None:
+                self._events = None
+                if data:
+                    events = chain(events, self._feed(data))
+            elif self._decoder is None and (text := whole_text(data)) is not None:
+                events = iter((text,))
+            else:
+                events = self._feed(data)
             for event in events:
                 left -= 1
                 if type(event) is Closed:
@@ -189,6 +203,8 @@ class WebSocketConnection(asyncio.Protocol):
                 elif not left or worker.turn.clock() > until:
                     self._events = events
                     return True
+            if self._decoder is not None and self._decoder.is_between_messages:
+                self._decoder = None
         except Disconnect as end:
             self.close(end.code, end.reason)
             self._half_close()
@@ -196,6 +212,16 @@ class WebSocketConnection(asyncio.Protocol):
             self.fail()
             self._half_close()
         return False
+
+    def _feed(self, data: bytes) -> Iterator[Event]:
+        """Returns the events of these bytes, which are decoded as the iterator goes on."""
+        decoder = self._decoder
+        if decoder is None:
+            most = self._protocol.max_payload
+            if self._session is not None:
+                most = self._worker.most_message(self._protocol, self._session.app.config.limits)
+            decoder = self._decoder = Decoder(most, self.codec.binary)
+        return decoder.feed(data)
 
     def _without_text(self, session: Session, event: Event) -> None:
         """Handles a control frame or a fragment."""
@@ -384,7 +410,7 @@ class WebSocketConnection(asyncio.Protocol):
             self._authorize_by = 0
         if self._events is not None:  # the client waits for the server
             self._seen = now
-        step_at = self._seen + self._timeout + self._pinged * PONG_SECONDS / 2
+        step_at = self._seen + self._protocol.activity_timeout + self._pinged * PONG_SECONDS / 2
         if step_at > now:
             return step_at
         self._pinged += 1
@@ -486,7 +512,7 @@ def _start_pusher(
     original, base = worker.config.server.bases("pusher")
     lenient = original != base and handshake.path.startswith(original)
     session = Session(worker.node, app, connection, connection.codec, connection.write, handshake.ip, lenient=lenient)
-    connection.open(session, protocol)
+    connection.open(session)
     session.enter(visitor, lambda: connection.established(protocol.activity_timeout))
 
 
@@ -507,7 +533,7 @@ def _start_raw(
     session = Session(
         worker.node, app, connection, connection.codec, connection.write, handshake.ip, prefix, claims, protocol.push
     )
-    connection.open(session, protocol)
+    connection.open(session)
     wanted = [name for name in dict.fromkeys(channels) if name and session.permits(name)]
     if not wanted:
         raise Disconnect(1008, "no channel to subscribe to: they need an access token, or their names are not valid")

@@ -20,6 +20,7 @@ from push1st.protocols.websocket import (
     pong_frame,
     text_frame,
     text_head,
+    whole_text,
 )
 from tests.unit.fakes import frames, masked
 
@@ -57,6 +58,53 @@ def test_several_frames_in_one_chunk_are_several_events():
 
 def test_an_empty_message_is_a_message():
     assert decode(masked(TEXT, "")) == [Text("")]
+
+
+@pytest.mark.parametrize("text", ["", "жук", "x" * 125])
+def test_one_short_text_frame_needs_no_decoder(text):
+    assert whole_text(masked(TEXT, text)) == Text(text)
+
+
+NOT_WHOLE = {
+    "a long frame": masked(TEXT, "x" * 126),
+    "a frame and a byte": masked(TEXT, "a") + b"\x81",
+    "two frames": masked(TEXT, "a") * 2,
+    "a fragment": masked(TEXT, "a", fin=False),
+    "a ping": masked(PING, ""),
+    "no mask": b"\x81\x05hello",
+    "a reserved bit": b"\xc1\x80\0\0\0\0",
+    **{f"{size} bytes": masked(TEXT, "a")[:size] for size in range(7)},
+}
+
+
+@pytest.mark.parametrize("data", NOT_WHOLE.values(), ids=NOT_WHOLE.keys())
+def test_anything_but_one_short_text_frame_needs_a_decoder(data):
+    assert whole_text(data) is None
+
+
+def test_a_short_text_frame_that_is_not_utf8_is_1007():
+    with pytest.raises(Disconnect) as caught:
+        whole_text(masked(TEXT, b"\xff"))
+    assert caught.value.code == 1007
+
+
+@pytest.mark.parametrize(
+    ("data", "between"),
+    [
+        (masked(TEXT, "a"), True),
+        (masked(PING, "a"), True),
+        (masked(TEXT, "a")[:-1], False),
+        (masked(TEXT, "a") + b"\x81", False),
+        (masked(TEXT, "a", fin=False), False),
+        (masked(TEXT, "a", fin=False) + masked(PING, ""), False),
+        (masked(TEXT, "a", fin=False) + masked(CONT, "b"), True),
+        (b"", True),
+    ],
+)
+def test_decoder_is_between_messages_when_nothing_is_incomplete(data, between):
+    decoder = Decoder(MOST)
+    list(decoder.feed(data))
+    assert decoder.is_between_messages is between
 
 
 CONVERSATION = (

@@ -1,6 +1,8 @@
 """File descriptors that are left: who is served, who is answered and sent away, who is neither."""
 
 import asyncio
+from collections.abc import Callable
+from functools import partial
 
 import pytest
 from hypothesis import given, settings
@@ -17,9 +19,17 @@ LAST = LIMIT - 64
 """the first number that is none of a client's"""
 
 
+def full(limit: Callable[[], int]) -> Descriptors:
+    """Descriptors of a process that has used up nearly all of them since it began to listen."""
+    lowest = [OWN]
+    descriptors = Descriptors(limit, lambda: lowest[0])
+    lowest[0] = 1 << 30
+    return descriptors
+
+
 def site_at(limit: int = LIMIT, **more) -> Site:
     site = Site(**more)
-    site.worker.descriptors = Descriptors(lambda: limit, lambda: OWN)
+    site.worker.descriptors = full(lambda: limit)
     return site
 
 
@@ -33,11 +43,27 @@ async def ask(site: Site, number: int, data: bytes):
 
 
 def test_clients_leave_descriptors_to_the_api_and_the_process():
-    descriptors = Descriptors(lambda: LIMIT, lambda: OWN)
+    descriptors = full(lambda: LIMIT)
     assert descriptors.possible == LAST - OWN
-    found = [descriptors.room(number, api=False) for number in range(LIMIT)]
+    found = [descriptors.room(partial(int, number), api=False) for number in range(LIMIT)]
     assert found == ["serve"] * LAST + ["answer"] * 16 + ["none"] * 48
-    assert [descriptors.room(number, api=True) for number in range(LIMIT)] == ["serve"] * (LIMIT - 16) + ["none"] * 16
+    found = [descriptors.room(partial(int, number), api=True) for number in range(LIMIT)]
+    assert found == ["serve"] * (LIMIT - 16) + ["none"] * 16
+
+
+@pytest.mark.parametrize(("taken", "api", "looks"), [(LAST, False, False), (LAST + 1, False, True), (LAST + 1, True, False)])
+def test_the_number_of_a_connection_is_looked_up_only_when_few_are_left(taken, api, looks):
+    lowest = [OWN]
+    looked: list[int] = []
+    descriptors = Descriptors(lambda: LIMIT, lambda: lowest[0])
+    lowest[0] = taken
+
+    def number() -> int:
+        looked.append(LAST)
+        return LAST
+
+    descriptors.room(number, api)
+    assert bool(looked) is looks
 
 
 @pytest.mark.parametrize(("limit", "possible"), [(64, 17), (32, 1), (20, 0), (1 << 20, (1 << 20) - 94)])
@@ -47,12 +73,12 @@ def test_a_low_limit_is_halved_and_a_high_one_used(limit, possible):
 
 def test_the_limit_may_change_while_the_process_runs():
     limits = [LIMIT]
-    descriptors = Descriptors(lambda: limits[0], lambda: OWN)
-    assert descriptors.room(LAST, api=False) == "answer"
+    descriptors = full(lambda: limits[0])
+    assert descriptors.room(lambda: LAST, api=False) == "answer"
     limits[0] = 1000
-    assert descriptors.room(LAST, api=False) == "serve"
+    assert descriptors.room(lambda: LAST, api=False) == "serve"
     limits[0] = 200
-    assert descriptors.room(LAST, api=False) == "none"
+    assert descriptors.room(lambda: LAST, api=False) == "none"
 
 
 def test_exhausted_descriptors_are_logged_once_a_minute():

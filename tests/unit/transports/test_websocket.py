@@ -505,6 +505,17 @@ async def test_a_ping_frame_is_answered_with_its_payload(site, payload):
     assert frames(transport.data) == [(Opcode.PONG, payload)]
 
 
+async def test_an_idle_connection_has_no_decoder(site):
+    transport = await opened(site, RAW)
+    connection = transport.protocol
+    message = text({"channel": "c", "event": "e", "data": "x" * 200})
+    for piece in (message[:1], message[1:100], message[100:] + message[:5]):
+        await send(transport, piece)
+        assert connection._decoder is not None
+    await send(transport, message[5:])
+    assert connection._decoder is None
+
+
 async def test_a_ping_between_fragments_is_answered_before_the_message(site):
     transport = await opened(site)
     whole = '{"event":"pusher:ping"}'
