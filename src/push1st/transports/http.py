@@ -324,7 +324,8 @@ class HttpConnection(asyncio.Protocol):
                 return True
 
     def _wants_websocket(self) -> bool:
-        return b"websocket" in (name.strip() for name in self._headers.get(b"upgrade", b"").lower().split(b","))
+        offered = self._headers.get(b"upgrade", b"").lower()
+        return offered == b"websocket" or b"websocket" in (name.strip() for name in offered.split(b","))
 
     def _head_without_upgrade(self) -> bytes:
         """Returns the request line and the needed headers of the current request. `Expect` has been answered already."""
@@ -747,9 +748,10 @@ class HttpConnection(asyncio.Protocol):
         if self._upgraded is not None:
             self._let_go()
             return
-        if self._wants_websocket() and self._busy and not self._last:
+        wants_websocket = self._wants_websocket()
+        if wants_websocket and self._busy and not self._last:
             self._refuse(400, "a WebSocket handshake behind a request that is not answered yet")
-        if self._refused is not None or self._last or not self._wants_websocket():
+        if self._refused is not None or self._last or not wants_websocket:
             self._last = True
             if self._refused is not None and not self._busy:
                 self._answer(self._refused, False, self._is_head())
@@ -760,7 +762,7 @@ class HttpConnection(asyncio.Protocol):
         path, query = self._target()
         ip = self._visitor_ip()
         crowded, address = self._listener.crowded, self._address
-        if not address and crowded is None and not self._listener.trusting:  # behind a proxy
+        if ip != self._peer and not address and crowded is None and not self._listener.trusting:  # behind a proxy
             address = worker.shared_address(ip)
             room = worker.addresses.enter(address)
             address = address if room != "none" else ""
