@@ -7,22 +7,48 @@ import argparse
 import contextlib
 import json
 import os
+import re
 import signal
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from difflib import get_close_matches
 from pathlib import Path
+from typing import Any, NoReturn
 
 import msgspec
 
 import push1st
 from push1st import configfile, logs, rundir, supervisor
+from push1st.channels import kind_of, pusher_name_error, wide_name_error
 from push1st.config import AppConfig, Config, Listen, strictness
-from push1st.errors import ClientError, ConfigError, Refused
+from push1st.errors import ClientError, ConfigError, Refused, Rejected
 from push1st.printable import printable, printable_lines
 
 DEMO_URL = "ws://127.0.0.1:6001"
 DEMO_API = "http://127.0.0.1:6002"
+_OPTION = re.compile(r"--[a-z][a-z-]{0,30}(?=\Z|=)|-[a-z]\Z")
+_SOCKET_ID = re.compile(r"([A-Za-z0-9_-]+\.)?[0-9]+(\.[0-9]+)?")
+
+
+class _Parser(argparse.ArgumentParser):
+    """Rejects unknown arguments with the usage of the subcommand.
+
+    The error names options only: argparse would repeat the rest too, and a secret may be in it.
+    """
+
+    def parse_known_args(self, args: Any = None, namespace: Any = None) -> Any:
+        found, unknown = super().parse_known_args(args, namespace)
+        if unknown:
+            self._reject(unknown)
+        return found, unknown
+
+    def _reject(self, unknown: list[str]) -> NoReturn:
+        names = [match[0] for text in unknown if (match := _OPTION.match(text))]
+        if not names:
+            self.error("too many arguments; put text with spaces in quotes")
+        near = get_close_matches(names[0], self._option_string_actions, 1)
+        self.error(f"unknown option {names[0]}" + (f", did you mean {near[0]}?" if near else ""))
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -50,7 +76,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
+    parser = _Parser(
         prog="push1st",
         description="A realtime server: backends publish over HTTP, browsers and devices listen by Pusher protocol or WebSocket.",
         epilog="Begin with `push1st serve`: without a configuration it runs a demo on this machine only.",
@@ -96,7 +122,7 @@ def _parser() -> argparse.ArgumentParser:
         help="authorise a private or presence channel",
         description="A session token: `auth` for a Pusher subscription.",
     )
-    _app_options(session)
+    _app_options(session, key=False)
     session.add_argument("socket_id", help="the connection's id, such as 123.456")
     session.add_argument("channel", help="the channel, such as private-user.1")
     session.add_argument("data", nargs="?", default="", help="channel_data of a presence channel, as the client sends it")
@@ -104,7 +130,7 @@ def _parser() -> argparse.ArgumentParser:
     access = kinds.add_parser(
         "access", help="a bearer token for raw WebSockets", description="An access token: a JWT for raw WebSocket connections."
     )
-    _app_options(access)
+    _app_options(access, key=False)
     access.add_argument(
         "--channel", action="append", help="a channel it allows; `*` is all, a trailing * a prefix; repeatable (default: *)"
     )
@@ -112,26 +138,22 @@ def _parser() -> argparse.ArgumentParser:
     access.add_argument("--ttl", type=int, default=0, metavar="SECONDS", help="how long it works (default: 0, for ever)")
     access.set_defaults(run=_access_token)
 
-    secret = os.environ.get("PUSH1ST_APP_SECRET", "")
     publish = commands.add_parser(
         "publish", help="publish an event", description="Publishes an event over HTTP and prints the answer."
     )
     publish.add_argument("channel", help="the channel, or several with commas between")
     publish.add_argument("event", help="the event's name")
     publish.add_argument("data", nargs="?", default="", help="the event's data: JSON if it is, else a string (default: empty)")
-    publish.add_argument("--api", default=DEMO_API, help=f"the server's API (default: {DEMO_API})")
-    publish.add_argument("--app", default="app-test", help="the app's id (default: app-test)")
-    publish.add_argument("--key", default="app-key", help="the app's key (default: app-key)")
-    publish.add_argument("--secret", default=secret, help="sign the call with it (or $PUSH1ST_APP_SECRET)")
+    _app_options(publish)
+    publish.add_argument("--api", help=f"the server's API (default: that of the configuration, or {DEMO_API})")
     publish.set_defaults(run=_publish)
 
     subscribe = commands.add_parser(
         "subscribe", help="show events", description="Subscribes to channels and prints every event as a line."
     )
-    subscribe.add_argument("channel", nargs="+", help="channels; private and presence ones need --secret")
-    subscribe.add_argument("--url", default=DEMO_URL, help=f"the server (default: {DEMO_URL})")
-    subscribe.add_argument("--key", default="app-key", help="the app's key (default: app-key)")
-    subscribe.add_argument("--secret", default=secret, help="the app's secret (or $PUSH1ST_APP_SECRET)")
+    subscribe.add_argument("channel", nargs="+", help="channels; private and presence ones need the app's secret")
+    _app_options(subscribe)
+    subscribe.add_argument("--url", help=f"the server (default: that of the configuration, or {DEMO_URL})")
     subscribe.add_argument("--count", type=int, default=0, metavar="N", help="stop after so many events (default: never)")
     subscribe.set_defaults(run=_subscribe)
 
@@ -152,9 +174,13 @@ def _config_option(parser: argparse.ArgumentParser, text: str) -> None:
     parser.add_argument("-c", "--config", metavar="FILE", default=os.environ.get("PUSH1ST_CONFIG"), help=text)
 
 
-def _app_options(parser: argparse.ArgumentParser) -> None:
-    _config_option(parser, "take the app's secret from this configuration (default: the demo app)")
-    parser.add_argument("--app", default=None, help="the app's id (default: the only one)")
+def _app_options(parser: argparse.ArgumentParser, key: bool = True) -> None:
+    taken = "app's key and secret, and the server's address," if key else "app's secret"
+    _config_option(parser, f"take the {taken} from this configuration (or $PUSH1ST_CONFIG; default: the demo app)")
+    parser.add_argument("--app", help="the app's id (default: the only app of the configuration)")
+    if key:
+        parser.add_argument("--key", help="the app's key, in place of the one in the configuration")
+    parser.add_argument("--secret", help="the app's secret, in place of the one in the configuration (or $PUSH1ST_APP_SECRET)")
 
 
 # serve and check
@@ -214,9 +240,15 @@ def _reload(options: argparse.Namespace) -> int:
     before = rundir.reloads(folder)
     with contextlib.suppress(ProcessLookupError):
         os.kill(process, signal.SIGHUP)
-    print(f"the server {process} reloads: workers are replaced one by one, each has server.drain seconds to leave", flush=True)
+    print(f"the server {process} reads its configuration", flush=True)
+    accepted = False
     while (now := rundir.reloads(folder)) is not None and before is not None:
-        # One that has begun before it was asked may have read the configuration of before.
+        # A reload that began before the signal may have read the configuration of before.
+        if now.accepted > before.begun and not accepted:
+            accepted = True
+            print(
+                "the configuration is good: workers are replaced one by one, each has server.drain seconds to leave", flush=True
+            )
         if now.ended > before.begun:
             for problem in now.problems:
                 print(f"push1st reload: {printable(problem)}", file=sys.stderr)
@@ -339,29 +371,67 @@ def _command() -> str:
 # token, publish, subscribe, version
 
 
-def _app(options: argparse.Namespace) -> tuple[str, str]:
-    """Id and secret of the app meant."""
-    apps = {app.id: app for app in _load(options.config).apps}
-    name = options.app or (next(iter(apps)) if len(apps) == 1 else None)
-    if name not in apps:
-        raise ConfigError(f"which app? Give one with --app: {', '.join(apps)}")
-    if not apps[name].secret:
-        raise ConfigError(f"app {name} has no secret, so it has no tokens")
-    return name, apps[name].secret
+class _Target(msgspec.Struct, frozen=True):
+    """An app, and the configuration of its server. assumed: no option selects the app, so it is the demo's."""
+
+    config: Config
+    app: AppConfig
+    assumed: bool
+
+
+def _target(options: argparse.Namespace) -> _Target:
+    """Returns the app that the options select. Options win over the environment, which wins over the configuration."""
+    config = _load(options.config)
+    apps = {app.id: app for app in config.apps}
+    key = getattr(options, "key", None)
+    name = options.app or (next(iter(apps)) if len(apps) == 1 else "")
+    app = apps.get(name)
+    if app is None and name and not options.config:  # an app of another server
+        app = AppConfig(id=name, key="", secret=os.environ.get("PUSH1ST_APP_SECRET", ""))
+    if app is None:
+        raise ConfigError(f"which app? Select one with --app: {', '.join(apps) or 'the configuration has none'}")
+    if config.demo and key not in (None, app.key):  # the demo's secret does not belong to another key
+        app = msgspec.structs.replace(app, secret="")
+    assumed = config.demo and not (options.app or key)
+    return _Target(config, msgspec.structs.replace(app, key=key or app.key, secret=options.secret or app.secret), assumed)
+
+
+def _signer(options: argparse.Namespace) -> tuple[str, str]:
+    """Returns id and secret of the app that a token is for. Prints a note if it is the demo's, because no option selects one."""
+    target = _target(options)
+    app = target.app
+    if not app.secret:
+        raise ConfigError(f"app {app.id} has no secret, so it has no tokens: select an app with -c FILE, or give --secret")
+    if target.assumed:
+        secret = "the given secret" if options.secret else "its public secret"
+        another = "-c FILE, or --app with --secret"
+        print(f"note: a token for the demo's app {app.id}, signed with {secret}; for another app: {another}", file=sys.stderr)
+    return app.id, app.secret
 
 
 def _session_token(options: argparse.Namespace) -> int:
     from push1st import auth
 
-    print(auth.session_token(_app(options)[1], options.socket_id, options.channel, options.data))
+    session, channel = options.socket_id, options.channel
+    if not _SOCKET_ID.fullmatch(session):
+        swapped = "; it comes before the channel" if _SOCKET_ID.fullmatch(channel) else ""
+        raise ConfigError(f"found the socket id {session!r}, allowed: the id of a connection, such as 123.456{swapped}")
+    if not kind_of(channel).needs_auth:
+        raise ConfigError(
+            f"found the public channel {channel!r}, allowed: private-…, presence-… or protected-…; others need no token"
+        )
+    print(auth.session_token(_signer(options)[1], session, channel, options.data))
     return 0
 
 
 def _access_token(options: argparse.Namespace) -> int:
     from push1st import auth
 
-    app, secret = _app(options)
     channels = options.channel or ["*"]
+    for name in channels:
+        if error := wide_name_error(name):
+            raise ConfigError(error)
+    app, secret = _signer(options)
     print(
         auth.access_token(
             secret, app, options.origin, channels[0] if len(channels) == 1 else channels, options.ttl, int(time.time())
@@ -373,17 +443,45 @@ def _access_token(options: argparse.Namespace) -> int:
 def _publish(options: argparse.Namespace) -> int:
     from push1st import client
 
+    target = _target(options)
+    config, app = target.config, target.app
+    # An unsigned call is answered with the number of subscribers, but only where the server trusts the caller: the demo does.
+    signed = options.secret or os.environ.get("PUSH1ST_APP_SECRET") or not config.demo
+    if signed and app.secret and not app.key:
+        raise ConfigError(f"which key has app {app.id}? Give it with -c FILE or --key")
     try:
         data = json.loads(options.data)
     except ValueError:
         data = options.data
     channels = options.channel.split(",")
-    print(printable(client.publish(options.api, options.app, options.key, options.secret, channels, options.event, data)))
+    api = _address(config, "http") if options.api is None else options.api
+    with _hint(target):
+        answer = client.publish(
+            api, config.api.path, app.id, app.key, app.secret if signed else "", channels, options.event, data
+        )
+    print(printable(answer))
+    for name in channels:
+        if note := _unreachable(app, name):
+            print(printable(f"note: {note}"), file=sys.stderr)
     return 0
+
+
+def _unreachable(app: AppConfig, name: str) -> str:
+    """Returns why no client, or no Pusher client, can subscribe to a channel; "" if they can."""
+    kind = kind_of(name).type
+    if kind not in app.channels:
+        return f"nobody can subscribe to {name}: app {app.id} has no {kind} channels, only {', '.join(sorted(app.channels))}"
+    error = pusher_name_error(name)
+    return f"only raw WebSocket clients can subscribe to {name}: {error}" if error else ""
 
 
 def _subscribe(options: argparse.Namespace) -> int:
     from push1st import client
+
+    target = _target(options)
+    config, app = target.config, target.app
+    if not app.key:
+        raise ConfigError(f"which key has app {app.id}? Give it with -c FILE or --key")
 
     def show(channel: str, event: str, data: str) -> None:
         print(*map(printable, (channel, event, data)), sep="  ", flush=True)
@@ -391,8 +489,35 @@ def _subscribe(options: argparse.Namespace) -> int:
     def ready() -> None:
         print(f"subscribed to {printable(', '.join(options.channel))} (Ctrl-C ends)", file=sys.stderr, flush=True)
 
-    client.subscribe(options.url, options.key, options.secret, options.channel, show, ready, options.count)
+    url = _address(config, "ws") if options.url is None else options.url
+    with _hint(target):
+        client.subscribe(url, config.server.app_path, app.key, app.secret, options.channel, show, ready, options.count)
     return 0
+
+
+def _address(config: Config, scheme: str) -> str:
+    """Returns the URL at which this machine reaches the server of a configuration. scheme: http or ws."""
+    api = scheme == "http" and any(one.scheme == "tcp" for one in config.api.listen)
+    part = config.api if api else config.server
+    for one in part.listen:
+        if one.scheme == "tcp":
+            host = {"": "127.0.0.1", "0.0.0.0": "127.0.0.1", "::": "::1"}.get(one.host, one.host)  # noqa: S104 - is not bound
+            return _shown(msgspec.structs.replace(one, host=host), scheme + "s" * part.ssl.enable)
+    raise ConfigError(
+        f"the configuration has no TCP address to connect to: give one with {'--api' if scheme == 'http' else '--url'}"
+    )
+
+
+@contextlib.contextmanager
+def _hint(target: _Target) -> Iterator[None]:
+    """Adds to a rejection that the demo's app was used, if no option selects an app."""
+    try:
+        yield
+    except Rejected as exc:
+        if not target.assumed:
+            raise
+        another = "for another app: -c FILE, or --app with --key and --secret"
+        raise Rejected(f"{exc}; this is the demo's app {target.app.id} with the key {target.app.key}, {another}") from exc
 
 
 def _version(_options: argparse.Namespace) -> int:

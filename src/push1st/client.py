@@ -3,6 +3,7 @@
 It speaks the signed HTTP API and the Pusher protocol as any backend and any browser would.
 """
 
+import contextlib
 import http.client
 import json
 import socket
@@ -12,21 +13,24 @@ from collections.abc import Callable
 from typing import Any
 from urllib.parse import SplitResult, quote, urlencode, urlsplit
 
-from websockets.exceptions import ConnectionClosed, InvalidHandshake, InvalidStatus, InvalidURI
+from websockets.exceptions import ConnectionClosed, InvalidHandshake, InvalidMessage, InvalidStatus, InvalidURI
 from websockets.sync.client import ClientConnection, connect
 
 from push1st import auth
 from push1st.channels import kind_of
-from push1st.errors import ClientError
+from push1st.errors import ClientError, Rejected
 
 Show = Callable[[str, str, str], None]
 """Gets channel, event and data."""
 
 
-def publish(api: str, app: str, key: str, secret: str, channels: list[str], event: str, data: object) -> str:
-    """Publishes an event and returns the server's answer; signed if there is a secret. Raises ClientError."""
+def publish(api: str, base: str, app: str, key: str, secret: str, channels: list[str], event: str, data: object) -> str:
+    """Publishes an event and returns the server's answer; signed if there is a secret. Raises ClientError.
+
+    base: the path of the API, such as /apps/.
+    """
     url = _address(api, ("http", "https"), "http://127.0.0.1:6002")
-    path = f"{url.path.rstrip('/')}/apps/{quote(app, safe='')}/events"
+    path = f"{url.path.rstrip('/')}{base}{quote(app, safe='')}/events"
     body = json.dumps({"name": event, "channels": channels, "data": data}).encode()
     target = path
     if secret:
@@ -42,12 +46,13 @@ def publish(api: str, app: str, key: str, secret: str, channels: list[str], even
     finally:
         connection.close()
     if response.status != 200:
-        raise ClientError(f"{api} answered {response.status}: {answer}")
+        raise Rejected(f"{api} answered {response.status}: {answer}")
     return answer
 
 
 def subscribe(
     url: str,
+    base: str,
     key: str,
     secret: str,
     channels: list[str],
@@ -57,20 +62,21 @@ def subscribe(
 ) -> None:
     """Shows every event on the channels (channel, event, data), until the server ends or `count` have come.
 
-    ready: called once all channels are subscribed to. Raises ClientError.
+    base: the path before the key, such as /app/. ready: called once all channels are subscribed to. Raises ClientError.
     """
     _address(url, ("ws", "wss"), "ws://127.0.0.1:6001")
     missing = [name for name in channels if kind_of(name).needs_auth and not secret]
     if missing:
-        raise ClientError(f"{missing[0]} needs the app's secret: give it with --secret")
+        raise ClientError(f"{missing[0]} needs the app's secret: give it with -c FILE or --secret")
     try:
-        with connect(f"{url.rstrip('/')}/app/{quote(key, safe='')}?protocol=7&client=push1st", open_timeout=10) as connection:
+        opened = connect(f"{url.rstrip('/')}{base}{quote(key, safe='')}?protocol=7&client=push1st", open_timeout=10)
+        with contextlib.closing(opened) as connection:  # by itself a connection closes with 1011 after an exception
             _listen(connection, key, secret, channels, show, ready, count)
     except ConnectionClosed as end:
         close = end.rcvd
-        raise ClientError(
-            f"the server closed the connection: {close.code} {close.reason}" if close else "the connection broke"
-        ) from end
+        if close is None:
+            raise ClientError("the connection broke") from end
+        raise Rejected(f"the server closed the connection: {close.code} {close.reason}") from end
     except BrokenPipeError:  # of standard output; a broken connection is a ConnectionClosed
         raise
     except (OSError, InvalidHandshake, InvalidURI, UnicodeError) as wrong:
@@ -95,9 +101,13 @@ def _why(exc: Exception) -> str:
         case ssl.SSLCertVerificationError():
             return f"its certificate is not trusted: {exc.verify_message}. To trust a PEM file, set SSL_CERT_FILE=FILE"
         case ssl.SSLError():
-            return f"the server does not use TLS there ({exc.reason}): try http:// or ws://"
+            return f"the server does not use TLS there ({exc.reason}): try http:// in place of https://, or ws:// of wss://"
         case InvalidStatus():
             return f"it answered with HTTP status {exc.response.status_code}: is the path right, and is it a Push1st server?"
+        case http.client.RemoteDisconnected() | ConnectionResetError() | InvalidMessage():
+            return (
+                "it ended the connection without an answer: if it uses TLS, try https:// in place of http://, or wss:// of ws://"
+            )
         case TimeoutError():
             return "it does not answer in time"
         case socket.gaierror():
@@ -122,6 +132,7 @@ def _listen(
         try:
             frame: dict[str, Any] = json.loads(text)
             event, channel, data = frame["event"], frame.get("channel", ""), frame.get("data", "")
+            internal = event.startswith("pusher_internal:")
         except (ValueError, KeyError, AttributeError, TypeError):
             raise ClientError(f"the server does not speak Pusher's protocol: it sent {text[:100]!r}") from None
         code = data.get("code") if event == "pusher:error" and isinstance(data, dict) else None
@@ -138,10 +149,10 @@ def _listen(
         elif isinstance(code, int) and 4000 <= code < 4300:
             continue  # the close frame that follows has the same reason
         elif event in ("pusher:error", "pusher:subscription_error"):
-            raise ClientError(f"the server refused {channel}: {data}" if channel else f"the server said: {data}")
+            raise Rejected(f"the server refused {channel}: {data}" if channel else f"the server said: {data}")
         elif event == "pusher:ping":
             socket.send('{"event":"pusher:pong"}')
-        elif event != "pusher:pong":
+        elif event != "pusher:pong" and not internal:
             show(channel, event, data)
             count -= 1
             if count == 0:

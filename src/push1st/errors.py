@@ -47,3 +47,7 @@ class ConfigError(Exception):
 
 class ClientError(Exception):
     """What went wrong when a command called a server, for a person."""
+
+
+class Rejected(ClientError):
+    """A server rejected what a command requested."""

@@ -30,9 +30,13 @@ MAX_NOTE = 1 << 20
 
 
 class Reloads(msgspec.Struct, frozen=True):
-    """How many a supervisor has begun and ended; of the last one that ended: how many workers run, and what was wrong."""
+    """How many reloads a supervisor has begun and ended; of the last one that ended: how many workers run, and what was wrong.
+
+    accepted: the number of the last reload whose configuration a worker serves.
+    """
 
     begun: int = 0
+    accepted: int = 0
     ended: int = 0
     workers: int = 0
     problems: tuple[str, ...] = ()

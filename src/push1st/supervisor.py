@@ -289,10 +289,12 @@ class Supervisor:
                 except (ConfigError, OSError) as wrong:  # such as no memory, or no descriptors, for one more
                     log.error("worker cannot be started", reason=str(wrong))
 
-    async def _fill(self, slot: Slot, config: Config | None, ended: Worker | None = None) -> bool:
+    async def _fill(
+        self, slot: Slot, config: Config | None, ended: Worker | None = None, ready: Callable[[], None] | None = None
+    ) -> bool:
         """Starts a worker in the place of another, which retires when the new one listens; returns whether one works.
 
-        config: None: that of the slot, if its worker is still the one that ended.
+        config: None: that of the slot, if its worker is still the one that ended. ready: called when the new one listens.
         """
         async with slot.changing:
             old = slot.worker
@@ -315,6 +317,8 @@ class Supervisor:
             left = [door for place, those in slot.doors.items() if place not in doors for door in those]
             slot.worker, slot.config, slot.doors = worker, config, doors
             log.info("worker ready", worker=worker.number, pid=worker.process.pid)
+        if ready is not None:
+            ready()
         await self._retire(old)
         self._close(left)
         return True
@@ -451,10 +455,17 @@ class Supervisor:
         while True:
             await self._reload.wait()
             self._reload.clear()
-            self._note(Reloads(last.begun + 1, last.ended, last.workers, last.problems))
+            last = msgspec.structs.replace(last, begun=last.begun + 1)
+            self._note(last)
             problems: tuple[str, ...] = ()
+
+            def accepted() -> None:
+                nonlocal last
+                last = msgspec.structs.replace(last, accepted=last.begun)
+                self._note(last)
+
             try:
-                problems = await self._replace_all()
+                problems = await self._replace_all(accepted)
             except (ConfigError, OSError) as wrong:
                 problems = tuple(str(wrong).splitlines())
                 for problem in problems:
@@ -462,18 +473,18 @@ class Supervisor:
             except Exception:  # the next reload, and whoever waits for this one, must not suffer
                 log.exception("internal error")
                 problems = ("an internal error, which the server's log tells of",)
-            last = Reloads(last.begun + 1, last.ended + 1, len(self._slots), problems)
+            last = msgspec.structs.replace(last, ended=last.ended + 1, workers=len(self._slots), problems=problems)
             self._note(last)
 
     def _note(self, reloads: Reloads) -> None:
         with contextlib.suppress(OSError):  # a full disk: whoever asked reads the log
             self._directory.note(reloads)
 
-    async def _replace_all(self) -> tuple[str, ...]:
-        """Reads the configuration anew and replaces the workers, one by one; returns why some were not.
+    async def _replace_all(self, accepted: Callable[[], None]) -> tuple[str, ...]:
+        """Reads the configuration again and replaces the workers, one by one; returns why some were not.
 
         The first that starts decides: until then nothing has changed, and from then on the new configuration is it.
-        Raises ConfigError or OSError when it does not.
+        accepted: called then. Raises ConfigError or OSError when it does not start.
         """
         config = self._load()
         log.info("reloading", workers=wanted(config))
@@ -485,7 +496,7 @@ class Supervisor:
         try:
             if _needs_engine(config) and not had_engine:
                 await self._start_engine(config)
-            if not await self._fill(self._slots[0], config):
+            if not await self._fill(self._slots[0], config, ready=accepted):
                 raise ConfigError(self._slots[0].problem)
         except (ConfigError, OSError):
             for place, doors in fresh.items():

@@ -8,13 +8,16 @@ import signal
 import socket
 import subprocess
 import sys
+import threading
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from websockets.exceptions import ConnectionClosed
+from websockets.sync.server import ServerConnection, serve
 
 from push1st import __version__ as push1st_version
-from tests.clients.process import DEADLINE, ServerProcess, free_ports, program, running, wait_until
+from tests.clients.process import APP, DEADLINE, ServerProcess, free_ports, program, running, wait_until
 from tests.clients.raw_socket import raw_socket
 from tests.clients.signing import hmac_hex
 
@@ -106,6 +109,48 @@ def test_an_untrusted_certificate_is_reported() -> None:
             assert "is the server running" not in line
 
 
+def test_tls_on_one_side_only_is_reported_with_the_scheme_to_use(server: ServerProcess) -> None:
+    for command in (
+        ("subscribe", "--url", server.ws.replace("ws:", "wss:"), "c"),
+        ("publish", "--api", server.api.replace("http:", "https:"), "c", "e"),
+    ):
+        (line,) = push1st(*command, code=1).stderr.splitlines()
+        assert line.endswith("try http:// in place of https://, or ws:// of wss://")
+    tls = {"enable": True}
+    with running({"server": {"ssl": tls, "drain": 0}, "api": {"ssl": tls}}) as other:
+        for command in (("subscribe", "--url", other.ws, "c"), ("publish", "--api", other.api, "c", "e")):
+            (line,) = push1st(*command, code=1).stderr.splitlines()
+            assert line.endswith("if it uses TLS, try https:// in place of http://, or wss:// of ws://")
+
+
+def test_subscribe_closes_a_refused_connection_with_1000() -> None:
+    closes: list[int | None] = []
+
+    def reject(connection: ServerConnection) -> None:
+        connection.send('{"event":"pusher:connection_established","data":"{\\"socket_id\\":\\"1.2\\"}"}')
+        connection.recv()
+        connection.send('{"event":"pusher:subscription_error","channel":"c","data":{"type":"AuthError"}}')
+        with contextlib.suppress(ConnectionClosed):
+            connection.recv()
+        closes.append(connection.close_code)
+
+    with serve(reject, "127.0.0.1", 0) as other:
+        threading.Thread(target=other.serve_forever).start()
+        failed = push1st("subscribe", "--url", f"ws://127.0.0.1:{other.socket.getsockname()[1]}", "c", code=1)
+        wait_until(lambda: closes, "the connection is closed")
+        other.shutdown()
+    assert failed.stderr.startswith("the server refused c: ")
+    assert closes == [1000]
+
+
+def test_subscribe_hides_internal_frames(channel: str) -> None:
+    apps = {"app-test": {**APP, "options": {"subscription-count": True, "client-messages": True}}}
+    with running(apps=apps) as server, subscribing(server, "--count", "1", channel) as subscriber:
+        server.publish(channel, "greeting", "hello")
+        assert subscriber.stdout is not None
+        assert subscriber.stdout.read() == f"{channel}  greeting  hello\n"
+
+
 def test_subscribe_shows_an_http_status_instead_of_a_handshake(server: ServerProcess) -> None:
     (line,) = push1st("subscribe", "--url", f"{server.ws}/nowhere", "c", code=1).stderr.splitlines()
     assert "it answered with HTTP status 404" in line
@@ -189,6 +234,114 @@ def test_the_access_token_opens_a_channel(server: ServerProcess, channel: str) -
     made = push1st("token", "access", "-c", str(server.folder / "server.yml"), "--app", "app-test", "--channel", private)
     with raw_socket(server, private, query=f"token={made.stdout.strip()}"):
         server.until_sessions(private, 1)
+
+
+SHOP = {"shop": {"key": "shop-key", "secret": "a-long-random-secret-of-at-least-32-bytes", "channels": ["public", "private"]}}
+
+
+@pytest.fixture(scope="module")
+def shop() -> Iterator[ServerProcess]:
+    """A server whose only app is not the demo's."""
+    server = ServerProcess()
+    (server.folder / "apps" / "apps.yml").write_text(json.dumps(SHOP))
+    yield server.start()
+    server.stop()
+
+
+def test_publish_and_subscribe_take_app_and_addresses_from_a_configuration(shop: ServerProcess, channel: str) -> None:
+    file, name = str(shop.folder / "server.yml"), f"private-{channel}"
+    with subprocess.Popen(
+        [*PUSH1ST, "subscribe", "-c", file, "--count", "1", name], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    ) as subscriber:
+        assert subscriber.stderr is not None
+        assert subscriber.stdout is not None
+        assert "subscribed" in subscriber.stderr.readline()
+        assert push1st("publish", "-c", file, "--app", "shop", name, "greeting", "hello").stderr == ""
+        assert subscriber.stdout.read() == f"{name}  greeting  hello\n"
+
+
+def test_an_option_wins_over_the_configuration(shop: ServerProcess) -> None:
+    file = str(shop.folder / "server.yml")
+    assert "auth_signature" in push1st("publish", "-c", file, "--secret", "wrong", "c", "e", code=1).stderr
+    assert "4001" in push1st("subscribe", "-c", file, "--key", "wrong", "c", code=1).stderr
+    token = push1st("token", "session", "-c", file, "--secret", "secret", "1.2", "private-x").stdout.strip()
+    assert token == hmac_hex("secret", "1.2:private-x")
+
+
+@pytest.mark.parametrize("command", ["publish", "subscribe", "token session"])
+def test_an_app_that_the_configuration_does_not_have_is_rejected(shop: ServerProcess, command: str) -> None:
+    file = str(shop.folder / "server.yml")
+    assert push1st(*command.split(), "-c", file, "--app", "shoop", "1.2", "private-x", code=1).stderr == (
+        "which app? Select one with --app: shop\n"
+    )
+
+
+def test_a_rejection_of_the_demo_s_app_names_the_options_that_select_another(shop: ServerProcess) -> None:
+    for failed in (
+        push1st("publish", "--api", shop.api, "c", "e", code=1),
+        push1st("subscribe", "--url", shop.ws, "c", code=1),
+    ):
+        (line,) = failed.stderr.splitlines()
+        assert line.endswith(
+            "this is the demo's app app-test with the key app-key, for another app: -c FILE, or --app with --key and --secret"
+        )
+    assert "demo" not in push1st("publish", "--api", shop.api, "--app", "nobody", "c", "e", code=1).stderr
+
+
+def test_publish_notes_that_nobody_can_subscribe_to_the_channel(shop: ServerProcess) -> None:
+    done = push1st("publish", "-c", str(shop.folder / "server.yml"), "presence-x", "e")
+    assert done.stderr == "note: nobody can subscribe to presence-x: app shop has no presence channels, only private, public\n"
+
+
+def test_publish_notes_that_pusher_clients_cannot_subscribe_to_the_channel(server: ServerProcess) -> None:
+    done = push1st("publish", "--api", server.api, "a/b", "e")
+    assert done.stderr.startswith("note: only raw WebSocket clients can subscribe to a/b: channel name ")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (("session", "private-x", "1.2"), "found the socket id 'private-x', allowed: .*; it comes before the channel"),
+        (("session", "greeting", "private-x"), "found the socket id 'greeting', allowed: "),
+        (("session", "1.2", "hall"), "found the public channel 'hall', allowed: private-…"),
+        (("access", "--channel", ""), "a channel name is empty"),
+    ],
+)
+def test_arguments_that_make_no_useful_token_are_rejected(arguments: tuple[str, ...], said: str) -> None:
+    failed = push1st("token", *arguments, code=1)
+    assert re.match(said, failed.stderr)
+    assert failed.stdout == ""
+
+
+def test_a_token_of_the_demo_s_app_comes_with_a_note() -> None:
+    done = push1st("token", "session", "1.2", "private-x")
+    assert done.stderr.startswith("note: a token for the demo's app app-test, signed with its public secret; ")
+    assert push1st("token", "session", "--app", "app-test", "1.2", "private-x").stderr == ""
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (
+            ("publish", "c", "e", "d", "--secrt", "hidden"),
+            "push1st publish: error: unknown option --secrt, did you mean --secret?",
+        ),
+        (("publish", "c", "e", "d", "--secrt=hidden"), "push1st publish: error: unknown option --secrt, did you mean --secret?"),
+        (
+            ("publish", "--secret", "hidden", "c", "e", "d", "hidden"),
+            "push1st publish: error: too many arguments; put text with ",
+        ),
+        (
+            ("token", "session", "1.2", "private-x", "", "--bogus", "hidden"),
+            "push1st token session: error: unknown option --bogus",
+        ),
+    ],
+)
+def test_an_unknown_argument_is_reported_by_its_subcommand_and_without_secrets(arguments: tuple[str, ...], said: str) -> None:
+    failed = push1st(*arguments, code=2)
+    assert f"\n{said}" in failed.stderr
+    assert failed.stderr.startswith(f"usage: {said.partition(': error')[0]} ")
+    assert "hidden" not in failed.stderr
 
 
 def test_the_variable_of_publish_and_subscribe_disturbs_no_other_command(monkeypatch: pytest.MonkeyPatch) -> None:

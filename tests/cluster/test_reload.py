@@ -5,6 +5,7 @@ import contextlib
 import http.client
 import itertools
 import json
+import re
 import signal
 import socket
 import subprocess
@@ -55,7 +56,7 @@ def test_the_command_finds_the_server_by_its_configuration_and_ends_when_it_has_
     done = command("-c", str(own.folder / "server.yml"))
     assert (done.returncode, done.stderr) == (0, "")
     assert str(supervisor(own)) in done.stdout
-    assert done.stdout.endswith("reloaded: 3 workers\n")
+    assert re.search(r"reads its configuration\n.* workers are replaced one by one.*\nreloaded: 3 workers\n\Z", done.stdout)
     assert len(workers(own)) == 3
     assert not set(workers(own).values()) & set(before.values())
     refused = command("-c", str(own.folder / "other.yml"))
@@ -77,6 +78,7 @@ def test_the_command_says_why_nothing_was_reloaded(own: ServerProcess, change: d
     assert done.returncode == 1
     assert said in done.stderr
     assert "reloaded" not in done.stdout
+    assert "replaced" not in done.stdout
 
 
 def test_the_command_waits_for_a_reload_that_read_what_is_there_now(own: ServerProcess) -> None:

@@ -7,6 +7,7 @@ its language in the opening fence, where Markdown shows it to nobody:
     ```bash                      run to its end; must succeed
     ```bash fails                run to its end; must fail
     ```bash background           started, and stopped at the end of the page
+    ```bash restart              the same, after what runs in the background is stopped
     ```json answer               what the last command printed; `…` stands for anything, a number over 9999 for any other
     ```text answer               the same, word by word
     ```text shows                what the last command in the background prints by now
@@ -40,7 +41,7 @@ from tests.clients.process import DEADLINE, free_ports, wait_until
 
 ROOT = Path(__file__).parents[2]
 PAGES = sorted([*ROOT.glob("*.md"), *ROOT.glob("docs/*.md"), *ROOT.glob("docs/decisions/*.md")])
-KINDS = ("file", "fails", "background", "answer", "shows", "browser", "same", "fragment", "not-run")
+KINDS = ("file", "fails", "background", "restart", "answer", "shows", "browser", "same", "fragment", "not-run")
 ELSEWHERE = ("/etc/push1st", "/run/push1st", "/opt/push1st", "/var/lib/push1st")
 """paths of a machine that a page sets up"""
 _FENCE = re.compile(r"^```(\w[^\n]*)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
@@ -227,7 +228,9 @@ class Story:
             self._compare(block, text)
         elif block.says("shows"):
             self._shown(block, text)
-        elif block.says("background"):
+        elif block.says("background") or block.says("restart"):
+            if block.says("restart"):
+                self._stop_all()
             self._start(block, text)
         elif block.language == "bash":
             self._run(block, ["bash", "-euo", "pipefail", "-c", text])
@@ -244,9 +247,12 @@ class Story:
             for file in self.configurations:
                 self.check(file)
         finally:
-            for one in reversed(self.background):
-                one.stop()
+            self._stop_all()
             shutil.rmtree(self.folder)
+
+    def _stop_all(self) -> None:
+        for one in reversed(self.background):
+            one.stop()
 
     def check(self, file: Path) -> None:
         done = subprocess.run(
