@@ -191,6 +191,29 @@ async def test_a_member_that_returns_on_another_node_while_the_reader_dies_cause
         assert backend.there == THERE
 
 
+async def test_members_who_leave_nodes_that_knew_no_hooks_cause_edges_when_they_return() -> None:
+    """Hooks are added to the configuration, and all nodes are replaced: the old ones report no edges."""
+    valkey, backend = Valkey(), Backend()
+    backend.there = set(THERE)
+    try:
+        with hurried(BEAT_SECONDS=0.05, RECOVERY_SECONDS=0.5), hurried(facts, HOLD_SECONDS=HOLD, BLOCK_MS=50):
+            old, new = Place(valkey.url), Place(valkey.url).send_edges_to(backend)
+            old.shards[0]._hooked = dict
+            await old.open()
+            client = await on(old, ROOM, "a")
+            await new.open()
+            await until(lambda: new.reads)
+            client.lose()
+            await old.close()
+            await until(lambda: backend.there == set(), lambda: backend.there)
+            await on(new, ROOM, "a")
+            await until(lambda: backend.there == THERE, lambda: backend.there)
+            assert backend.contradictions == []
+            await new.close()
+    finally:
+        valkey.close()
+
+
 def sent(server: ServerProcess) -> dict[int, float]:
     return by_worker(server, "push1st_hook_attempts_total")
 

@@ -16,7 +16,8 @@ whose leaving edge is still held back. The reader then undoes the changes of fac
 After the server lost its state, the node that has the ledger remains the reader. When all nodes have announced their entries,
 it compares the ledger with the roster, and delivers an edge for each difference. These edges replace what the server lost: held
 edges, and facts that no node had read. The reader also compares after each new connection, because a replica that became the
-master may lack some of the last facts.
+master may lack some of the last facts. It compares after another node has ended too, because a node that was started before the
+hooks were configured reports no edges.
 """
 
 import asyncio
@@ -64,13 +65,19 @@ class Ledger:
     there: the channels and members, as fields like those of a node's entries (`scripts`); None: this node has no ledger.
     place: the last fact that was delivered to hooks.
     compared_at: when the ledger is to be compared with the roster, because the server may have lost facts or its state; on the
-    loop's clock; None: no comparison is needed.
+    loop's clock; None: no comparison is needed. checked_at: the same, because another node has ended; a ledger that the next
+    reader builds needs no such comparison.
     """
 
     def __init__(self) -> None:
         self.there: set[str] | None = None
         self.place = NOWHERE
         self.compared_at: float | None = None
+        self.checked_at: float | None = None
+
+    def is_due(self, now: float) -> bool:
+        """Whether to compare the ledger with the roster now."""
+        return any(at is not None and at <= now for at in (self.compared_at, self.checked_at))
 
     def state_lost(self) -> None:
         """Resets the place, because the server numbers its facts from the start again."""
@@ -182,7 +189,7 @@ class Reader:
             return False
         if recovering:
             ledger.compared_at = 0
-        elif (at := ledger.compared_at) is not None and at <= asyncio.get_running_loop().time() and not await self._compare(link):
+        elif ledger.is_due(asyncio.get_running_loop().time()) and not await self._compare(link):
             return False
         if not found:
             return wait
@@ -261,7 +268,7 @@ class Reader:
         if recovering is None or there is None:
             return False
         if not recovering:
-            ledger.compared_at = None
+            ledger.compared_at = ledger.checked_at = None
             now = time.time_ns()
             for field in sorted(there - truth, reverse=True):  # members leave before their channel is empty
                 self._happened(_edge(field, False, now, "settled"))

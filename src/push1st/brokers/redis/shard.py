@@ -503,6 +503,8 @@ class Shard:
         if recovering > 0:
             self._recovered_at = self._loop.time() + recovering / 1000 + 0.1
             alive |= self._alive  # some nodes have no new lease yet
+        if self._alive - alive:
+            self._ledger.checked_at = self._loop.time() + RECOVERY_SECONDS
         self._alive = alive
         if self._unsure and self.link is not None:
             self._unsure = False
