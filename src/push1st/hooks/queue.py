@@ -4,9 +4,10 @@ Pure: the time is an argument, and it sends nothing. A delivery holds the channe
 what is behind it on those channels stays behind it; other channels go past. While an endpoint fails, deliveries are not
 begun beyond its concurrency but for one a second, so that one that is down is not knocked at by everything that waits.
 
-The source of an event is the connection that caused it. When the queue is full, a new event replaces the newest event of the
-source that has the largest part of the queue, if the new event's source has less. So a client that publishes without end loses
-its own events, and the events of others are queued. While there is room, one source may use all of it.
+The source of an event is the connection that caused it; all subscription counts have one source. When the queue is full, a new
+event replaces the newest event of the source that has the largest part of the queue, if the new event's source has less. So a
+client that publishes without end loses its own events, and the events of others are queued. While there is room, one source may
+use all of it.
 """
 
 import heapq

@@ -160,10 +160,12 @@ class Switchboard:
 
     def _tell(self, format: Format, fact: Fact) -> None:
         event = b""
+        # No single connection causes a count, so all counts together are one source.
+        source = fact.kind if fact.kind == "counted" else fact.socket_id
         for one in self._endpoints.get(fact.app, ()):
             if one.wanted.format == format and one.wants(fact):
                 event = event or ENCODERS[format](fact)
-                one.put(fact.channel, event, fact.socket_id)
+                one.put(fact.channel, event, source)
 
     def bury(self, app: str, endpoint: str, reason: str, events: Sequence[bytes]) -> None:
         if self._store is not None and not self._store.bury(app, endpoint, reason, events):

@@ -12,6 +12,7 @@ import pytest
 
 from push1st.config import Hook, HooksConfig, Webhook
 from push1st.hooks import NotDelivered, Target
+from push1st.hooks.store import Store
 from push1st.hooks.switchboard import Switchboard
 from push1st.messages import HOLD_SECONDS, Fact, Happening, Phase
 from tests.unit.fakes import APP, Clock, app_config, turns
@@ -115,6 +116,21 @@ async def test_what_was_held_back_is_told_with_the_next_fact_after_its_time():
     await turns(20)
     assert board.at["http://a/"].names == ["channel_occupied", "channel_vacated", "cache_miss"]
     await board.board.close(0)
+
+
+async def test_subscription_counts_do_not_displace_other_events(tmp_path: Path):
+    """A client that subscribes to ever other channels causes a count on each."""
+    board = Board(A, config=HooksConfig(events=100, folder=str(tmp_path)))
+    board.at["http://a/"] = Endpoint()
+    board.at["http://a/"].waits = asyncio.get_running_loop().create_future()
+    for number in range(300):
+        board.happened("counted", channel=f"c{number}")
+    await turns(10)
+    board.board.happened(Fact("occupied", APP, "d", 1, socket_id="1.1"))
+    await turns(10)
+    assert (board.status.queued, board.events["queued"], board.events["overflowed"]) == (100, 101, 201)
+    await board.board.close(0)
+    assert any(b'"channel_occupied"' in bytes(event) for line in Store(str(tmp_path)).saved() for event in line.events)
 
 
 async def test_a_failure_is_counted_shown_and_keeps_the_event():
