@@ -54,6 +54,8 @@ COUNT_SECONDS = 5
 """a channel with more than `MANY` subscribers gets a count every `COUNT_SECONDS`, others every second (protocol, section 3)"""
 MAX_COUNTED = 1000
 """deliveries of subscription counts that are sent at once in a second; and those that `tick` sends in one loop turn"""
+MAX_TTL = 1 << 53
+"""seconds; a longer time to live counts as this one, because brokers store 64 bits"""
 SESSIONS = b"sessions"
 """the question who is on a channel"""
 REACH = b"reach"
@@ -433,7 +435,7 @@ class Node:
             return
         id, now = stamp
         user_id, info = (None, b"null") if member is None else (member.user_id, member.info)
-        expires = now // 1_000_000_000 + int(event.ttl) if event.ttl else 0
+        expires = now // 1_000_000_000 + int(min(event.ttl, MAX_TTL)) if event.ttl else 0
         self._facts.report(
             Fact(
                 "client-event",

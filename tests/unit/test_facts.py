@@ -2,6 +2,7 @@
 
 import pytest
 
+from push1st.brokers.redis.wire import decode_fact, encode_fact
 from push1st.config import Hook, Webhook
 from push1st.messages import Fact, Publish, Subscribe, Unsubscribe
 from push1st.node import COUNT_SECONDS, MANY
@@ -76,6 +77,16 @@ def test_a_client_event_is_reported_with_its_sender(world):
     session.handle(Publish("presence-c", "client-e", b'{"a":1}'))
     (fact,) = reported(world, "client-event")
     assert (fact.event, fact.data, fact.socket_id, fact.user_id) == ("client-e", b'{"a":1}', session.id, "7")
+
+
+@pytest.mark.parametrize("ttl", [1e20, 1.7e308])
+def test_a_client_event_with_any_ttl_can_be_reported_by_a_broker(world, ttl):
+    session, _ = world.session()
+    join(session, "presence-c", '{"user_id":"7"}')
+    session.handle(Publish("presence-c", "client-e", b"1", ttl=ttl))
+    (fact,) = reported(world, "client-event")
+    assert decode_fact(encode_fact(fact)) == fact
+    assert fact.expires > world.clock.wall() // 1_000_000_000
 
 
 def test_a_refused_client_event_is_not(world):
