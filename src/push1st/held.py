@@ -57,7 +57,8 @@ class Held:
     def receive(self, message: Message, now: int) -> None:
         """Holds an event for the waiting clients that it is addressed to. now: wall clock, nanoseconds."""
         for client, hold in self._channels[message.channel].items():
-            if message.exclude == client.id or (message.delivery != "broadcast" and message.target != client.id):
+            is_target = message.target == client.id  # a broadcast excludes its target
+            if message.exclude == client.id or is_target == (message.delivery == "broadcast"):
                 continue
             frame = client.wire.message(message, now)
             if len(hold.frames) >= MAX_HELD or hold.size + len(frame) > MAX_HELD_BYTES:

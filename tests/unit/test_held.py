@@ -44,3 +44,15 @@ def test_held_frames_stay_within_both_bounds(clients):
         assert len(sent) + len(hold.frames) == total
     held.deliver(clients[0])
     assert len(sent) == total
+
+
+def test_an_event_is_not_held_for_the_two_clients_that_it_excludes(clients):
+    got: dict[str, list[bytes]] = {client.id: [] for client in clients}
+    held = Held(lambda client, frame: got[client.id].append(frame))
+    for client in clients:
+        held.add(client, CHANNEL, 0)
+    held.receive(event(exclude=clients[0].id, target=clients[1].id), 3)
+    held.receive(event(delivery="unicast", target=clients[1].id), 3)
+    for client in clients:
+        held.deliver(client)
+    assert [len(got[client.id]) for client in clients] == [0, 1, 1]
