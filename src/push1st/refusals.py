@@ -16,6 +16,8 @@ from push1st.messages import Response
 
 MAX_LINES = 20
 """lines a second; further lines are left out and counted"""
+SHOWN_KEY = 64
+"""characters of a key that an answer repeats at least"""
 
 log = logs.get("push1st.refusals")
 
@@ -37,7 +39,8 @@ class Refusals:
         self._clock = clock
         self._bucket = Bucket(MAX_LINES, clock())
         self._left_out = 0
-        known = sorted({secret for secret in secrets if secret}, key=len, reverse=True)
+        whole = {secret for secret in secrets if secret}
+        known = sorted(whole | {secret[:SHOWN_KEY] for secret in whole}, key=len, reverse=True)
         self._secrets = re.compile("|".join(map(re.escape, known))) if known else None
 
     def log(self, event: str, code: int, reason: str, **where: object) -> None:
