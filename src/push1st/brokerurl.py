@@ -20,6 +20,8 @@ _URL = re.compile(
 _HOST = re.compile(r"(?:\[(?P<six>[0-9A-Fa-f:.]+)\]|(?P<name>[^:@\[\]]+))(?::(?P<port>[0-9]{1,5}))?\Z")
 _UNIX = re.compile(r"unix://(?:(?P<user>[^@/?#:]*)(?::(?P<password>[^@/?#]*))?@)?(?P<path>/[^?#]+)(?:\?(?P<query>[^#]*))?\Z")
 _BEGINNING = re.compile(r"(?:unix|(?:redis|valkey)s?(?:\+(?:sentinel|cluster))?)://")
+_NO_SLASHES = re.compile(r"(?:unix|(?:redis|valkey)s?(?:\+(?:sentinel|cluster))?):")
+_PLAIN = re.compile(r"[\w.-]+(?::[0-9]+)?(?:/[0-9]*)?\Z")
 _PREFIX = re.compile(r"[A-Za-z0-9_.:-]{1,64}\Z")
 ALLOWED = "redis://HOST:6379/0, unix:///PATH, redis+sentinel://HOST:26379/MASTER or redis+cluster://HOST:6379"
 
@@ -103,7 +105,9 @@ def _problem(url: str) -> str:
     """What keeps a URL from being one of a broker."""
     beginning = _BEGINNING.match(url)
     if beginning is None:
-        return "something that begins in none of these ways"
+        if _NO_SLASHES.match(url):
+            return "a URL without // after its first colon"
+        return "a host without redis:// before it" if _PLAIN.match(url) else "something that begins in none of these ways"
     rest = url[beginning.end() :]
     if "#" in rest:
         return _UNESCAPED

@@ -21,7 +21,7 @@ import msgspec
 import push1st
 from push1st import configfile, logs, rundir, supervisor
 from push1st.channels import kind_of, pusher_name_error, wide_name_error
-from push1st.config import AppConfig, Config, Listen, strictness
+from push1st.config import AppConfig, Config, Listen, strictness, unserved
 from push1st.errors import ClientError, ConfigError, Refused, Rejected
 from push1st.printable import printable, printable_lines
 
@@ -108,7 +108,8 @@ def _parser() -> argparse.ArgumentParser:
     check = commands.add_parser(
         "check",
         help="check a configuration",
-        description="Checks a configuration and says what would run. Exit code 1: it would not.",
+        description="Checks a configuration and says what would run. Exit code 1: the server would not start, or would "
+        "serve no client.",
     )
     _config_option(check, "the configuration file (or $PUSH1ST_CONFIG)")
     check.set_defaults(run=_check)
@@ -268,9 +269,12 @@ def _check(options: argparse.Namespace) -> int:
     from push1st import preflight
 
     config = _load(options.config)
-    if mistakes := preflight.mistakes(config):
-        raise ConfigError("\n".join(mistakes))
     lines = [*_listening(config), *_spread(config)]
+    mistakes = preflight.mistakes(config)
+    if reason := unserved(config):
+        mistakes.append(f"{options.config}: {reason}")
+    if mistakes:
+        raise ConfigError("\n".join(mistakes))
     print(f"{options.config}: good")
     for line in lines:
         print(f"  {printable(line)}")

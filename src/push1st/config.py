@@ -61,8 +61,10 @@ class Listen(msgspec.Struct, frozen=True):
                 raise ValueError(_LISTEN)
             return cls("unix", path="/" + path.lstrip("/") if path.startswith("/") else path)._short_enough()
         match = _TCP.match(text)
-        if not match or int(match[3]) > 65535:
+        if not match:
             raise ValueError(_LISTEN)
+        if int(match[3]) > 65535:
+            raise ValueError("a port from 0 to 65535")
         try:
             host = str(ipaddress.IPv6Address(match[1])) if match[1] else match[2]
             if _DIGITS_ONLY.match(host):
@@ -372,6 +374,22 @@ def demo() -> Config:
         apps=(app,),
         demo=True,
     )
+
+
+def unserved(config: Config) -> str:
+    """Returns why no client can be served, and what to change; "" if one can."""
+    enabled = [app for app in config.apps if app.enable]
+    if not config.apps:
+        return "no app is configured, so every client will be refused: name a file of apps in credentials"
+    if not enabled:
+        return "every app is disabled, so every client will be refused: remove enable: false from one"
+    if not any(app.channels for app in enabled):
+        return "no enabled app has channels: an app without a secret has public ones only, and its channels do not name them"
+    if not config.server.proto & {"pusher", "websocket"}:
+        return "server.proto has neither pusher nor websocket, so every client will be refused"
+    if not config.server.listen and not config.api.listen:
+        return "server.listen and api.listen are both switched off, so nobody can connect"
+    return ""
 
 
 # Push1st has the limit on size only; 0: none.

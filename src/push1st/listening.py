@@ -58,8 +58,11 @@ def bind(role: Role, address: Listen, *, shared: bool = False) -> list[Door]:
                 one.socket.close()
         return _tcp(role, address, shared)
     except OSError as wrong:
-        kind = AddressInUse if wrong.errno == errno.EADDRINUSE else ConfigError
-        raise kind(f"cannot listen on {address}: {wrong.strerror or wrong}") from wrong
+        if wrong.errno != errno.EADDRINUSE:
+            raise ConfigError(f"cannot listen on {address}: {wrong.strerror or wrong}") from wrong
+        show = f"ss -ltnp 'sport = :{address.port}'" if sys.platform == "linux" else f"lsof -nP -iTCP:{address.port} -sTCP:LISTEN"
+        advice = f"`{show}` shows the process; stop it, or change {role}.listen"
+        raise AddressInUse(f"cannot listen on {address}: {wrong.strerror or wrong}: {advice}") from wrong
 
 
 def wait_until_free(config: Config, waiting: Callable[[str], None]) -> None:
@@ -183,4 +186,4 @@ def _make_room(path: Path) -> None:
         except ConnectionRefusedError:
             path.unlink()
         else:
-            raise AddressInUse(f"cannot listen on unix://{path}: another server does")
+            raise AddressInUse(f"cannot listen on unix://{path}: another server does; stop it, or choose another path")

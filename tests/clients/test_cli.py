@@ -356,6 +356,22 @@ def test_check_says_what_would_run(server: ServerProcess) -> None:
     assert "secret" not in said.replace("the secret is shorter", "").replace("no secret", "")
 
 
+@pytest.mark.parametrize(
+    ("apps", "said"),
+    [
+        ("{}", "no app is configured"),
+        ("shop: { key: k, secret: a-long-random-secret-of-at-least-32-bytes, enable: false }", "every app is disabled"),
+        ("shop: { key: k, channels: [ private ] }", "no enabled app has channels"),
+    ],
+)
+def test_check_fails_where_no_client_can_be_served(tmp_path: Path, apps: str, said: str) -> None:
+    (tmp_path / "server.yml").write_text("credentials: [ apps.yml ]\n")
+    (tmp_path / "apps.yml").write_text(apps)
+    failed = push1st("check", "-c", str(tmp_path / "server.yml"), code=1)
+    assert failed.stderr.startswith(f"{tmp_path}/server.yml: {said}")
+    assert failed.stdout == ""
+
+
 def test_check_finds_out_that_several_workers_have_nothing_between_them(tmp_path: Path) -> None:
     (tmp_path / "server.yml").write_text("server: { workers: 2 }\nbroker: embedded:///nowhere/valkey-server\n")
     done = push1st("check", "-c", str(tmp_path / "server.yml"), code=1)

@@ -276,8 +276,9 @@ class Story:
         folder = self.folder / f".fragment-{self._fragments}"
         folder.mkdir()
         root = re.match(r"(server|api|log|broker|ssl|credentials|hooks):", text) is not None
-        (folder / "server.yml").write_text(text if root else "credentials: [ apps.yml ]\n")
-        (folder / "apps.yml").write_text("" if root else text)
+        names_apps = re.search(r"^credentials:", text, re.MULTILINE) is not None
+        (folder / "server.yml").write_text((text if root else "") + ("" if names_apps else "\ncredentials: [ apps.yml ]\n"))
+        (folder / "apps.yml").write_text("shop: { key: a-public-key, secret: a-secret }\n" if root else text)
         try:
             self.check(folder / "server.yml")
         except AssertionError as wrong:

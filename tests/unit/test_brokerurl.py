@@ -28,7 +28,10 @@ def test_a_url_says_where_the_broker_is(url, address):
     ("url", "said"),
     [
         ("", "begins in none of these ways"),
-        ("h", "begins in none of these ways"),
+        ("h", "a host without redis:// before it"),
+        ("127.0.0.1:6379", "a host without redis:// before it"),
+        ("redis:127.0.0.1:6379", "a URL without // after its first colon"),
+        ("redis:/:p@h", "a URL without // after its first colon"),
         ("http://h", "begins in none of these ways"),
         ("redis+other://a", "begins in none of these ways"),
         ("redis://", "no host"),

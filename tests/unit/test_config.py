@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from push1st.channels import type_names
-from push1st.config import AppConfig, Config, Hook, Listen, Networks, Webhook, demo, network, strictness
+from push1st.config import AppConfig, Config, Hook, Listen, Networks, Webhook, demo, network, strictness, unserved
 from push1st.limits import Limits
 
 
@@ -47,7 +47,6 @@ def test_an_address_is_read_and_written(text, listen, again):
             "6001",
             "127.0.0.1:6001",
             "tcp://127.0.0.1",
-            "tcp://*:65536",
             "tcp://*:6001/app",
             "tcp://*:x",
             "udp://*:1",
@@ -59,6 +58,36 @@ def test_an_address_is_read_and_written(text, listen, again):
 def test_what_is_no_address_is_refused(text):
     with pytest.raises(ValueError, match=r"tcp://HOST:PORT|at most 107 bytes"):
         Listen.parse(text)
+
+
+@pytest.mark.parametrize(
+    ("apps", "said"),
+    [
+        ([], "no app is configured"),
+        ([AppConfig(id="a", key="k", secret="s", enable=False)], "every app is disabled"),
+        ([AppConfig(id="a", key="k", secret="", channels=frozenset())], "no enabled app has channels"),
+        ([AppConfig(id="a", key="k", secret="s"), AppConfig(id="b", key="l", secret="s", enable=False)], ""),
+    ],
+)
+def test_a_configuration_without_a_usable_app_serves_nobody(apps, said):
+    found = unserved(Config(apps=tuple(apps)))
+    assert found.startswith(said) if said else not found
+
+
+def test_a_configuration_without_protocols_or_addresses_serves_nobody():
+    config = demo()
+    assert not unserved(config)
+    proto = msgspec.structs.replace(config.server, proto=frozenset({"mqtt"}))
+    assert unserved(msgspec.structs.replace(config, server=proto)).startswith("server.proto has neither ")
+    off = msgspec.structs.replace(config.server, listen=())
+    assert not unserved(msgspec.structs.replace(config, server=off))
+    nowhere = msgspec.structs.replace(config, server=off, api=msgspec.structs.replace(config.api, listen=()))
+    assert unserved(nowhere).startswith("server.listen and api.listen are both switched off")
+
+
+def test_a_port_above_65535_is_refused_as_a_port():
+    with pytest.raises(ValueError, match="a port from 0 to 65535"):
+        Listen.parse("tcp://*:65536")
 
 
 def test_a_relative_socket_starts_at_a_folder():

@@ -25,7 +25,7 @@ from typing import TypeVar
 
 import msgspec
 
-from push1st.config import DEMO_SECRET, PROTOCOLS, ApiConfig, AppConfig, Config, Listen, ProtocolConfig, ServerConfig
+from push1st.config import DEMO_SECRET, PROTOCOLS, ApiConfig, AppConfig, Config, Listen, ProtocolConfig, ServerConfig, unserved
 from push1st.config import demo as plain_demo
 from push1st.configfile.keys import (
     APP,
@@ -270,6 +270,8 @@ def _placed(part: L, section: Value, folder: Path) -> L:
 
 
 def _app(known: Mapping[str, AppConfig], section: Value) -> AppConfig:
+    if section.kind not in ("mapping", "nothing"):
+        raise wrong(section, "an app, which is a section under its id, such as shop: { key: …, secret: … }", show=False)
     id = identifier(msgspec.structs.replace(section, kind="text", text=section.path))
     return fill_app(known.get(id) or AppConfig(id=id, key="", secret="", name=id), section)
 
@@ -337,8 +339,8 @@ def _warnings(config: Config, root: Value, sections: Sequence[Value]) -> Iterato
             if url.startswith("lua://") and find_spec("lupa") is None:
                 install = f"{sys.executable} -m pip install 'lupa<3'"
                 yield f"{place}: hooks in Lua need the package lupa, which is not installed: {install}"
-    if not config.apps:
-        yield f"{root.at('credentials') or root}: no app is configured, so every client will be refused"
+    if reason := unserved(config):
+        yield f"{root.at('credentials') or root}: {reason}"
 
 
 def _endpoints(app: AppConfig, section: Value) -> Iterator[tuple[Value, str]]:

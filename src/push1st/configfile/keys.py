@@ -8,7 +8,7 @@ Nothing (`key:` with no value) is the same as no key.
 """
 
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from difflib import get_close_matches
 from functools import partial
 from typing import Any, TypeVar
@@ -34,7 +34,7 @@ from push1st.config import (
     Webhook,
     network,
 )
-from push1st.configfile.tree import Value, each, name_of, wrong
+from push1st.configfile.tree import COLON, Value, each, name_of, wrong
 from push1st.errors import ConfigError
 from push1st.limits import Limits
 
@@ -91,7 +91,12 @@ def _changes(base: Any, table: Table, section: Value) -> dict[str, Any]:
     if section.kind == "nothing":
         return {}
     if section.kind != "mapping":
-        raise wrong(section, f"a section with the keys {', '.join(table)}", show=False)
+        if section.kind == "text" and COLON.match(section.text):
+            raise ConfigError(f"{section}: found a colon without a space after it, allowed: KEY: VALUE")
+        useful = [name for name, key in table.items() if not key.note]
+        example = f"{section.path.rpartition('.')[2]}: {{ {useful[0]}: … }}" if useful else ""
+        names = ", ".join(useful or table)
+        raise wrong(section, f"a section with the keys {names}{example and ', such as ' + example}", show=False)
     changes = each(partial(_change, base, table, name, value) for name, value in section.keys.items())
     return {field: value for change in changes for field, value in change.items()}
 
@@ -100,6 +105,10 @@ def _change(base: Any, table: Table, name: str, value: Value) -> dict[str, Any]:
     key = table.get(name)
     if key is None:
         useful = {name: key for name, key in table.items() if not key.note}
+        if value.kind == "nothing" and (before := name.partition(":")[0]) in useful:
+            raise ConfigError(f"{value}: found {before}: without a space after the colon, allowed: {before}: VALUE")
+        if name == "apps" and "credentials" in table:
+            raise ConfigError(f"{value}: unknown key, allowed: apps in files of their own, under credentials: [ apps/*.yml ]")
         raise ConfigError(f"{value}: unknown key, {suggestion(name, useful or table)}")
     if value.kind == "nothing" or value.text in key.unset:
         return {}
@@ -118,9 +127,19 @@ def _change(base: Any, table: Table, name: str, value: Value) -> dict[str, Any]:
 
 
 def suggestion(name: str, allowed: "Table | dict[str, Any]") -> str:
-    """The nearest of the allowed names, or all of them."""
+    """The nearest of the allowed names, that name in a section below, or all of them."""
     near = get_close_matches(name_of(name), allowed, 1)
-    return f"did you mean {near[0]}?" if near else f"allowed: {', '.join(allowed)}"
+    sections = {section: key.table or {} for section, key in allowed.items() if isinstance(key, Key) and not key.dropped}
+    inside = [f"{section}.{name}" for section, table in sections.items() if name in table and not table[name].note]
+    if inside or near:
+        return f"did you mean {' or '.join(inside or near)}?"
+    return f"allowed: {', '.join(allowed)}"
+
+
+def nearest(text: str, allowed: Iterable[str]) -> str:
+    """A question to append to the allowed words, if one of them is near."""
+    near = get_close_matches(text.lower(), allowed, 1)
+    return f"; did you mean {near[0]}?" if near else ""
 
 
 def notes(table: Table, section: Value) -> Iterator[tuple[Value, str]]:
@@ -181,14 +200,15 @@ def whole(least: int, most: int, of: str = "", hint: str = "") -> Read:
 def flag(value: Value) -> bool:
     found = _FLAGS.get(value.text.lower()) if value.kind in ("flag", "variable") else None
     if found is None:
-        raise wrong(value, "true or false")
+        quoted = value.kind == "text" and value.text.lower() in _FLAGS
+        raise wrong(value, "true or false" + (", without quotes" if quoted else nearest(value.text, ("true", "false"))))
     return found
 
 
 def word(*allowed: str) -> Read:
     def read(value: Value) -> str:
         if value.kind not in ("text", "variable") or value.text not in allowed:
-            raise wrong(value, " or ".join(allowed))
+            raise wrong(value, " or ".join(allowed) + nearest(value.text, allowed))
         return value.text
 
     return read
@@ -317,7 +337,9 @@ def webhook(value: Value) -> Webhook:
         raise ConfigError(f"{value}.batch: found {filled.batch}, allowed: 1, since this format has no batches")
     known = TRIGGERS if filled.format == "push1st" else WEBHOOK_EVENTS
     if unknown := [event for event in filled.events if event not in known]:
-        raise ConfigError(f"{value}.events: found {name_of(unknown[0])}, allowed: {' or '.join(known)}")
+        raise ConfigError(
+            f"{value}.events: found {name_of(unknown[0])}, allowed: {' or '.join(known)}{nearest(unknown[0], known)}"
+        )
     return filled
 
 
@@ -495,11 +517,20 @@ AUTHORIZE: Table = {
 
 
 def _webhooks(value: Value) -> tuple[Webhook, ...]:
-    return tuple(each(partial(webhook, item) for item in (value.items if value.kind == "list" else (value,))))
+    return _sections(webhook, value, "[ { url: https://HOST/PATH } ]")
 
 
 def _authorize(value: Value) -> tuple[Authorize, ...]:
-    return tuple(each(partial(authorize, item) for item in (value.items if value.kind == "list" else (value,))))
+    return _sections(authorize, value, "{ url: https://HOST/PATH, on: [ subscribe ] }")
+
+
+def _sections(read: Callable[[Value], S], value: Value, example: str) -> tuple[S, ...]:
+    def one(item: Value) -> S:
+        if item.kind not in ("mapping", "nothing"):
+            raise wrong(item, f"a list of sections, such as {value.path.rpartition('.')[2]}: {example}", show=False)
+        return read(item)
+
+    return tuple(each(partial(one, item) for item in (value.items if value.kind == "list" else (value,))))
 
 
 def _keyed(app: AppConfig, section: Value) -> AppConfig:
@@ -511,7 +542,7 @@ def _keyed(app: AppConfig, section: Value) -> AppConfig:
 APP: Table = {
     "enable": Key(read=flag),
     "enbale": Key(  # a misspelling in the template of Push1st's package
-        read=flag, note="has no effect, as in Push1st: an app is enabled unless enable: false is set"
+        read=flag, note="a misspelling of enable, without effect as in Push1st: the app is enabled unless enable: false is set"
     ),
     "name": Key(read=text("text", numbers=True)),
     "key": Key(read=identifier),

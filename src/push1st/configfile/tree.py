@@ -54,7 +54,7 @@ class Value(msgspec.Struct, frozen=True):
         word = _WORDS.get(self.kind)
         if word is None:
             return "a section of keys" if self.kind == "mapping" else "a list" if self.kind == "list" else "nothing"
-        if not show:
+        if not show and self.kind != "flag":
             return word
         text = self.text if len(self.text) <= _MOST_SHOWN else self.text[:_MOST_SHOWN] + "…"
         return f'"{_printable(text)}" ({word})'
@@ -94,8 +94,8 @@ def refuse(lines: Sequence[str]) -> None:
 
 
 def name_of(key: str) -> str:
-    """A key for a message: as it is, unless it does not look like one (a secret after a forgotten colon)."""
-    return key if len(key) <= _MOST_NAME and key.isprintable() and " " not in key else "…"
+    """A key for a message: as it is, unless a secret may be in it (after a forgotten colon, or a colon without a space)."""
+    return key if len(key) <= _MOST_NAME and key.isprintable() and not {" ", ":"} & set(key) else "…"
 
 
 def read(file: Path, name: str, problems: list[str]) -> Value:
@@ -249,6 +249,8 @@ class _Loader(yaml.SafeLoader):
         return bool(super().check_plain() or (self.flow_level and self.peek() == ":"))
 
 
+COLON = re.compile(r"[A-Za-z_][\w-]*:(?!//)\S")
+"""a key and a value with no space between: YAML takes both for one text"""
 _SYNTAX = (yaml.YAMLError, OverflowError, ValueError)  # the latter two: PyYAML, on escapes such as "\UFFFFFFFF"
 
 
@@ -269,10 +271,44 @@ def _syntax_error(error: Exception, name: str, text: str) -> ConfigError:
     mark: Any = getattr(error, "problem_mark", None)
     if mark and (tab := _tab(text, mark.line, mark.column)):
         return ConfigError(f"{name}:{tab}: found a tab, allowed: spaces, because YAML allows no tab before a key or a value")
+    if mark and (known := _known_mistake(error, mark.line, text.splitlines())):
+        return ConfigError(f"{name}:{known}")
     # What PyYAML quotes may be a piece of a secret, unless it is a single character.
     problem = re.sub(r"(['\"]).{2,}\1", "", getattr(error, "problem", None) or "characters that are not allowed").strip()
     place = name + _line(mark)
     return ConfigError(f"{place}: found no YAML ({problem}), allowed: YAML; text with [ ] {{ }} # & * ! : in it may need quotes")
+
+
+def _known_mistake(error: Any, line: int, lines: list[str]) -> str:
+    """Returns the number of the line of a frequent mistake, what was found, and what is allowed; "" for other mistakes.
+
+    line: of the error, from 0. PyYAML finds a mistake later than people make it.
+    """
+    start = error.context_mark.line if error.context_mark else line
+    problem, context = error.problem or "", error.context or ""
+    of = "" if start == line else f" of line {start + 1}"
+    if context == "while scanning a simple key" or problem == "mapping values are not allowed here":
+        for number in range(line, max(start - 2, -1), -1):
+            if lines[number:] and COLON.match(lines[number].lstrip(" -")):
+                return f"{number + 1}: found a colon without a space after it, allowed: KEY: VALUE"
+        if context:
+            return f"{start + 1}: found a key without a colon, allowed: KEY: VALUE"
+        return (
+            f"{line + 1}: found a colon too many, or a wrong indentation, allowed: KEY: VALUE; a VALUE with a colon needs quotes"
+        )
+    if context == "while parsing a flow node" and "<stream end>" in problem:
+        return f"{line + 1}: found the end of the file after [ or {{, allowed: one ] or }} for each of them"
+    if context in ("while parsing a flow sequence", "while parsing a flow mapping"):
+        opened, closed = "[]" if context.endswith("sequence") else "{}"
+        allowed = f"commas between the values, and {closed} after the last"
+        return f"{line + 1}: found neither a comma nor {closed} for the {opened}{of}, allowed: {allowed}"
+    if context == "while scanning a quoted scalar":
+        return f"{start + 1}: found a quotation mark without a second one, allowed: text between two of them"
+    if context == "while parsing a block mapping" and "<block " in problem.partition("but found")[2]:
+        return (
+            f"{line + 1}: found an indentation of no section above, allowed: the same number of spaces for all keys of a section"
+        )
+    return ""
 
 
 def _tab(text: str, line: int, column: int) -> int:

@@ -88,7 +88,43 @@ def test_all_problems_are_listed_in_order(wrong):
         ("server: { <<: 5 }", "1: server: found a whole number, allowed: a section of keys to merge"),
         ("---\na: 1\n---\nb: 2", "3: found no YAML (but found another document), allowed: YAML"),
         ("server: { listen: *:6001 }", "1: found no YAML ("),
-        ("server: {\n", "2: found no YAML ("),
+        ("server: {\n", "2: found the end of the file after [ or {, allowed: one ] or } for each of them"),
+        (
+            "api: { listen: [ tcp://*:1 }",
+            "1: found neither a comma nor ] for the [, allowed: commas between the values, and ] after",
+        ),
+        ("api:\n  listen: [ tcp://*:1\nserver:\n  drain: 1", "3: found neither a comma nor ] for the [ of line 2, allowed: "),
+        ("api: { listen: tcp://*:1\n", "2: found neither a comma nor } for the { of line 1, allowed: commas between"),
+        ("server:\n  drain: 1\n  workers:2\n  listen: x", "3: found a colon without a space after it, allowed: KEY: VALUE"),
+        ("server:\n  workers:2\n  listen: x", "2: found a colon without a space after it, allowed: KEY: VALUE"),
+        ("server:\n  listen:tcp://*:1\n  drain: 2", "2: found a colon without a space after it, allowed: KEY: VALUE"),
+        ("server:\n  workers:2", "1: server: found a colon without a space after it, allowed: KEY: VALUE"),
+        ("server: { drain:2 }", "1: server.…: found drain: without a space after the colon, allowed: drain: VALUE"),
+        ("server:\n  drain: 1\n  workers\n  listen: x", "3: found a key without a colon, allowed: KEY: VALUE"),
+        ("server:\n  drain: 1\n   workers: 2", "3: found a colon too many, or a wrong indentation, allowed: KEY: VALUE"),
+        ("server:\n  drain: 1\n workers: 2", "3: found an indentation of no section above, allowed: the same number of spaces"),
+        ("log: { level: 'info }\n", "1: found a quotation mark without a second one, allowed: "),
+        ("server: { listen: tcp://*:70000 }", '1: server.listen: found "tcp://*:70000" (text), allowed: a port from 0 to 65535'),
+        (
+            "server: { ssl: true }",
+            '1: server.ssl: found "true" (true or false), allowed: a section with the keys enable, key, cert, such as ssl',
+        ),
+        (
+            "log: { level: warn }",
+            '1: log.level: found "warn" (text), allowed: debug or info or warning or error; did you mean warning?',
+        ),
+        (
+            "server: { ssl: { enable: ture } }",
+            '1: server.ssl.enable: found "ture" (text), allowed: true or false; did you mean true?',
+        ),
+        (
+            'server: { ssl: { enable: "yes" } }',
+            '1: server.ssl.enable: found "yes" (text), allowed: true or false, without quotes',
+        ),
+        ("workers: 2", "1: workers: unknown key, did you mean server.workers?"),
+        ("listen: tcp://*:1", "1: listen: unknown key, did you mean server.listen or api.listen?"),
+        ("apps: [ { id: a } ]", "1: apps: unknown key, allowed: apps in files of their own, under credentials: [ apps/*.yml ]"),
+        ("broker: redis:127.0.0.1:6379", "1: broker: found a URL without // after its first colon, allowed: memory, "),
         ("server:\n\tdrain: 1\n", "2: found a tab, allowed: spaces"),
         ("server:\n  drain: 1\n\tlisten: tcp://*:1\n", "3: found a tab, allowed: spaces"),
         ("server:\n  - a\n\n  \tdrain: 1\n  x: y\n", "4: found a tab, allowed: spaces"),
@@ -118,6 +154,45 @@ def test_a_key_without_effect_is_never_suggested(wrong):
     ]
 
 
+@pytest.mark.parametrize(
+    ("text", "line"),
+    [
+        (
+            "app: { key: k, webhooks: https://h/ }",
+            "1: app.webhooks: found text, allowed: a list of sections, such as webhooks: [ { url: https://HOST/PATH } ]",
+        ),
+        (
+            "app: { key: k, webhooks: [ https://h/ ] }",
+            "1: app.webhooks: found text, allowed: a list of sections, such as webhooks: ",
+        ),
+        (
+            "app: { key: k, authorize: https://h/ }",
+            "1: app.authorize: found text, allowed: a list of sections, such as authorize: { url",
+        ),
+        ("app: { key: k, hook: https://h/ }", "1: app.hook: found text, allowed: a section with the keys trigger, endpoint, "),
+        ("apps: [ { id: a } ]", "1: apps: found a list, allowed: an app, which is a section under its id, such as shop: { key: "),
+        ("key: k", "1: key: found text, allowed: an app, which is a section under its id, such as shop: { key: "),
+        ("app: { key: k, client-messages: true }", "1: app.client-messages: unknown key, did you mean options.client-messages?"),
+        (
+            "app: { key: k, channels: [ privat ] }",
+            '1: app.channels: found "privat" (text), allowed: public or private or presence or ',
+        ),
+        (
+            "app: { key: k, webhooks: [ { url: http://h/, events: [ member_add ] } ] }",
+            "1: app.webhooks.events: found member_add, ",
+        ),
+    ],
+)
+def test_an_error_in_an_app_shows_what_to_write(wrong, text, line):
+    assert wrong("", text)[0].startswith("apps/0.yml:" + line)
+
+
+def test_the_list_of_keys_has_none_without_effect(wrong):
+    (line,) = wrong("", "app: { key: k, limits: true }")
+    assert line.startswith("apps/0.yml:1: app.limits: found")
+    assert "threads" not in "".join(wrong("server: 5"))
+
+
 def test_text_in_errors_is_short_and_printable(wrong):
     (line,) = wrong('server: { drain: "' + "a\\u202e\\x07" + "b" * 1000 + '" }')
     assert '"a\\u202e\\u0007bbb' in line
@@ -144,6 +219,9 @@ def test_text_in_errors_is_short_and_printable(wrong):
         "a: { key: k, secret: s, hook: { endpoint: ftp://u:hunter2@h/ } }",
         "a: { key: k, secret: s, webhooks: [ { url: ftp://u:hunter2@h/ } ] }",
         "a: { key: k, secret: s, webhooks: [ hunter2 ] }",
+        "a: { key: k, secret:hunter2 }",
+        "a: { key: k, secret : s, other:hunter2 }",
+        "secret:hunter2",
         "a: { key: k, secret: s, webhooks: [ { url: http://h/, headers: { Authorization: [ hunter2 ] } } ] }",
         "a: { key: k, secret: s, webhooks: [ { url: http://h/, headers: hunter2 } ] }",
     ],

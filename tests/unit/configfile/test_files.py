@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from push1st.channels import type_names
-from push1st.config import Config, HooksConfig, Listen, Networks
+from push1st.config import Config, HooksConfig, Listen, Networks, unserved
 from push1st.configfile import CLUSTER_NOTE, SAY_BROKER, load
 from push1st.configfile import tree as trees
 from push1st.configfile.keys import APP, ROOT, Table
@@ -77,7 +77,7 @@ def test_a_configuration_of_the_package_of_push1st_loads():
         "server.yml:39: api.interface: push1st has no effect here: there is one interface",
         "server.yml:44: log.syslog: has no effect here; see log.format and log.level",
         "server.yml:45: log.remote: has no effect here; see log.format and log.level",
-        "apps/app.yml:2: app-test.enbale: has no effect, as in Push1st: an app is enabled unless enable: false is set",
+        f"apps/app.yml:2: app-test.enbale: {APP['enbale'].note}",
         "server.yml:8: server.proto: mqtt does nothing yet",
     )
 
@@ -154,7 +154,7 @@ def test_no_note_shows_a_secret():
 def test_a_configuration_without_apps_loads_with_a_warning_and_without_the_demo():
     config = load(CONFIGS / "container" / "server.yml", {})
     assert config.apps == ()
-    assert config.warnings == ("server.yml:1: no app is configured, so every client will be refused",)
+    assert config.warnings == (f"server.yml:1: {unserved(config)}",)
     assert not config.demo
     assert config.server.proto == {"pusher"}
     assert (config.server.pusher.path, config.server.app_path) == ("/", "/app/")
@@ -272,7 +272,9 @@ def test_a_protocol_that_is_not_named_is_off(reading):
 
 
 def test_mqtt_warns_that_it_does_nothing_yet(reading):
-    assert reading("server: { proto: [ mqtt ] }\n", APP_TEXT).warnings == ("server.yml:1: server.proto: mqtt does nothing yet",)
+    assert reading("server: { proto: [ pusher, mqtt ] }\n", APP_TEXT).warnings == (
+        "server.yml:1: server.proto: mqtt does nothing yet",
+    )
 
 
 @pytest.mark.parametrize("broker", ["memory", "embedded:///usr/bin/valkey-server", "redis://10.0.0.1/0"])
