@@ -184,11 +184,22 @@ def test_the_answer_of_a_server_is_shown_with_escapes() -> None:
             assert said[stream].count("\n") == 1
 
 
-def test_check_shows_what_files_contain_with_escapes(tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("line", "shown"),
+    [
+        (f"key: {json.dumps(f'k{EVIL}')}", "shop.key: found text"),
+        (
+            'key: k\n  hook: { trigger: [ join ], endpoint: [ "http://backend.example/\\u202egnp\\u2066" ] }',
+            r"example/\u202egnp\u2066",
+        ),
+    ],
+    ids=["a rejected key", "a backend's address"],
+)
+def test_check_shows_what_files_contain_with_escapes(tmp_path: Path, line: str, shown: str) -> None:
     (tmp_path / "server.yml").write_text("credentials: [ apps.yml ]\n")
-    key = json.dumps(f"k{EVIL}")
-    (tmp_path / "apps.yml").write_text(f"shop: {{ key: {key}, secret: a-long-random-secret-of-at-least-32-bytes }}\n")
+    (tmp_path / "apps.yml").write_text(f"shop:\n  secret: a-long-random-secret-of-at-least-32-bytes\n  {line}\n")
     done = subprocess.run([*PUSH1ST, "check", "-c", str(tmp_path / "server.yml")], capture_output=True, text=True, timeout=30)
+    assert shown in done.stdout + done.stderr
     assert [char for char in done.stdout + done.stderr if char != "\n" and not char.isprintable()] == []
     assert not [line for line in (done.stdout + done.stderr).split("\n") if line.startswith("forged")]
 
