@@ -7,13 +7,14 @@ keeps on: more than `PATIENCE` refusals a second, of what is bad about them, are
 
 from collections import deque
 from collections.abc import Callable, Collection
+from contextlib import suppress
 from typing import Protocol
 
 import msgspec
 
 from push1st import auth
 from push1st.channels import PUBLIC, RESERVED, Kind, kind_of, pusher_name_error, user_id_error, wide_name_error
-from push1st.eager import spawn
+from push1st.eager import Rest, spawn
 from push1st.errors import Disconnect, LimitReached, Refused
 from push1st.hooks import Decision
 from push1st.hooks.events import Connecting, Publishing, Subscribing
@@ -176,6 +177,14 @@ class Session:
             left = Left(self.subscriptions, self.members or {}, self.topics or {}, self.user)
             self.subscriptions, self.topics = {}, None
             spawn(self.node.disconnect(self.app, self, left))
+            asked, self._asked = self._asked, None
+            if asked is not None:
+                spawn(self._withdraw(asked))
+
+    async def _withdraw(self, asked: Rest[bool]) -> None:
+        """Waits until the broker has counted a connection that was rejected before that, so that it is not counted any more."""
+        with suppress(Disconnect):
+            await self.node.admit(self.app, self, asked)
 
     def enter(self, visitor: Visitor, let_in: Callable[[], None]) -> None:
         """Calls `let_in` as soon as the client is in: now, or when the broker has counted it and the app's backend agreed.

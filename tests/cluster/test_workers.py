@@ -242,6 +242,17 @@ def test_whatever_a_client_speaks_counts_toward_the_quota_of_all_workers(stack: 
             assert other.close_code() == 4004
 
 
+def test_raw_clients_that_are_rejected_for_their_channels_do_not_stay_counted() -> None:
+    with machine(apps={"app-test": merged(APP, {"limits": {"connections": 2}})}) as server:
+        for _ in range(ATTEMPTS):
+            with raw_socket(server, "private-x") as client, pytest.raises(ConnectionClosed):
+                client.receive()
+            assert client.connection.close_code == 1008
+        for _ in range(ATTEMPTS):
+            with pusher_socket(server):
+                pass
+
+
 # -- a worker dies
 
 
