@@ -199,7 +199,7 @@ class Endpoint:
     def give_up(self) -> None:
         """Counts what is left as lost: the server stops, and there is nowhere to keep it."""
         left = [event for one in self.queue.tried() for event in one.events]
-        left += (event for _, event in self.queue.untried())
+        left += (event for _, event, _ in self.queue.untried())
         if left:
             self._said_lost_at = -LOG_SECONDS
             self._lose("stopped", left)

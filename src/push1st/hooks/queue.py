@@ -301,10 +301,12 @@ class Queue:
         yield from sorted((*self._under_way, *(one for _, one in self._retries)))
         yield from self._restored
 
-    def untried(self) -> Iterator[tuple[str, bytes]]:
-        """The rest, in order per channel."""
+    def untried(self) -> Iterator[tuple[str, bytes, str]]:
+        """Yields channel, event and source of the rest, as arguments of `put`, in order per channel."""
         for channel, waiting in self._waiting.items():
-            yield from ((channel, entry.event) for entry in waiting if entry.event)
+            for entry in waiting:
+                if entry.event:
+                    yield channel, entry.event, "" if entry.source is None else entry.source.name
 
     def restore(self, delivery: Delivery, now: float) -> None:
         """Takes up what another process has tried: before what waits, behind what is under way on its channels."""

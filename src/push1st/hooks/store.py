@@ -37,7 +37,8 @@ log = logs.get("push1st.hooks")
 
 
 class Saved(msgspec.Struct, frozen=True, omit_defaults=True):
-    """A line. endpoint: its fingerprint. Of a delivery that was tried: id, body, channels. Or an edge that was held back.
+    """A line. endpoint: its fingerprint. Of a delivery that was tried: id, body, channels. Of any other event: its source (see
+    `queue`). Or an edge that was held back.
 
     Raises ValueError for a line that is none of these.
     """
@@ -48,6 +49,7 @@ class Saved(msgspec.Struct, frozen=True, omit_defaults=True):
     id: str = ""
     body: str = ""
     held: Fact | None = None
+    source: str = ""
 
     def __post_init__(self) -> None:
         if self.held is None and not (self.endpoint and self.channels and self.events):

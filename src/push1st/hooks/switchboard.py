@@ -126,7 +126,7 @@ class Switchboard:
                     endpoint.queue.restore(delivery, self.clock.monotonic())
                     endpoint.wake()
                 else:
-                    endpoint.put(line.channels[0], bytes(line.events[0]))
+                    endpoint.put(line.channels[0], bytes(line.events[0]), line.source)
         finally:
             if count:
                 log.info("saved hook events are loaded", lines=count, endpoints_gone=gone)
@@ -237,8 +237,8 @@ class Switchboard:
                 yield Saved(
                     name, delivery.channels, tuple(map(msgspec.Raw, delivery.events)), delivery.id, delivery.body.decode()
                 )
-            for channel, event in one.queue.untried():
-                yield Saved(name, (channel,), (msgspec.Raw(event),))
+            for channel, event, source in one.queue.untried():
+                yield Saved(name, (channel,), (msgspec.Raw(event),), source=source)
         for fact in held:
             yield Saved(held=fact)
 

@@ -158,7 +158,7 @@ def test_one_source_does_not_displace_the_others(events, bytes):
     for number in range(5):
         assert one.put("x", b"x%04d" % number)
     assert one.events == 100
-    left = sorted(event for _, event in one.untried())
+    left = sorted(event for _, event, _ in one.untried())
     assert left[-5:] == [b"x%04d" % number for number in range(5)]
     assert left[40:95] == [b"f%04d" % number for number in range(55)]
 
@@ -169,7 +169,7 @@ def test_two_sources_share_the_queue():
         one.put("a", b"a%d" % number, "1.1")
     for number in range(200):
         one.put("b", b"b%d" % number, "1.2")
-    left = [channel for channel, _ in one.untried()]
+    left = [channel for channel, *_ in one.untried()]
     assert (left.count("a"), left.count("b")) == (50, 50)
 
 
@@ -178,7 +178,7 @@ def test_sources_with_few_events_do_not_give_way():
     one = queue(events=100)
     for number in range(300):
         one.put("c", b"%d" % number, f"1.{number}")
-    assert [event for _, event in one.untried()] == [b"%d" % number for number in range(100)]
+    assert [event for _, event, _ in one.untried()] == [b"%d" % number for number in range(100)]
 
 
 def test_a_source_that_gave_way_leaves_no_channel_behind():
@@ -284,12 +284,12 @@ def test_what_was_tried_and_what_was_not_can_be_handed_over():
     delivery = first(one)
     delivery.id = "x"
     assert [found.id for found in one.tried()] == ["x"]
-    assert list(one.untried()) == [("a", b"a2"), ("b", b"b1")]
+    assert list(one.untried()) == [("a", b"a2", ""), ("b", b"b1", "")]
     two = queue(concurrency=1)
     for found in one.tried():
         two.restore(found, 100)
-    for channel, event in one.untried():
-        two.put(channel, event)
+    for rest in one.untried():
+        two.put(*rest)
     assert (two.events, two.bytes) == (one.events, one.bytes)
     again = first(two, 100)
     assert (again.id, again.events) == ("x", [b"a1"])

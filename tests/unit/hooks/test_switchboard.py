@@ -133,6 +133,24 @@ async def test_subscription_counts_do_not_displace_other_events(tmp_path: Path):
     assert any(b'"channel_occupied"' in bytes(event) for line in Store(str(tmp_path)).saved() for event in line.events)
 
 
+async def test_saved_events_of_one_connection_do_not_displace_other_events_after_a_start(tmp_path: Path):
+    config = HooksConfig(events=100, folder=str(tmp_path))
+    for number in (1, 2):
+        board = Board(A, config=config)
+        board.at["http://a/"] = Endpoint()
+        board.at["http://a/"].waits = asyncio.get_running_loop().create_future()
+        board.board.open(True, lambda _: None)
+        await turns(10)
+        if number == 1:
+            for _ in range(200):
+                board.board.happened(Fact("client-event", APP, "c", 1, socket_id="1.1", event="client-e", data=b"1"))
+        else:
+            board.board.happened(Fact("occupied", APP, "d", 1, socket_id="2.2"))
+            assert (board.status.queued, board.events["overflowed"]) == (100, 1)
+        await board.board.close(0)
+    assert any(b'"channel_occupied"' in bytes(event) for line in Store(str(tmp_path)).saved() for event in line.events)
+
+
 async def test_a_failure_is_counted_shown_and_keeps_the_event():
     board = Board(A)
     board.at["http://a/"] = Endpoint()
