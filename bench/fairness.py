@@ -3,6 +3,7 @@
     python bench/fairness.py                         every flood, one worker: about four minutes
     python bench/fairness.py --workers 2             the same with two
     python bench/fairness.py --only pings,health     some of the floods
+    python bench/fairness.py --connections 2000      the same from many connections
     python bench/fairness.py --command OLD/push1st   another build
 
 The others are 20 subscribers of a channel (10 with the Pusher protocol, 10 with raw WebSockets), a publisher that sends 40 events
@@ -215,7 +216,7 @@ def health(_number: int, _due: float) -> bytes:
     return b"GET /health HTTP/1.1\r\nHost: localhost\r\n\r\n"
 
 
-async def measure(name: str, server: Server, seconds: float, warm_up: float) -> Row:
+async def measure(name: str, server: Server, seconds: float, warm_up: float, connections: int) -> Row:
     others = Others(server)
     tasks = []
     for number in range(SUBSCRIBERS):
@@ -231,7 +232,7 @@ async def measure(name: str, server: Server, seconds: float, warm_up: float) -> 
     flood = None
     if name:
         ports = [str(server.websocket), str(server.api), str(server.websocket)]
-        program = sys.executable, str(HERE / "floods.py"), name, *ports
+        program = sys.executable, str(HERE / "floods.py"), name, *ports, *([str(connections)] if connections else [])
         flood = await asyncio.create_subprocess_exec(*program, stdout=subprocess.PIPE)
         await asyncio.sleep(WARM_UP)
     before, cpu, start = server.pids(), cpu_seconds(server.pids()), time.monotonic()
@@ -287,6 +288,7 @@ def main() -> None:
     parser.add_argument("--only", default="", help="floods, separated by commas: " + ", ".join(FLOODS))
     parser.add_argument("--workers", type=int, default=1, help="processes of the server")
     parser.add_argument("--seconds", type=float, default=4, help="of each flood")
+    parser.add_argument("--connections", type=int, default=0, help="of each flood")
     parser.add_argument("--command", default=str(HERE.parent / ".venv" / "bin" / "push1st"), help="the server to start")
     options = parser.parse_args()
     names = [name for name in options.only.split(",") if name] or list(FLOODS)
@@ -312,7 +314,7 @@ def main() -> None:
         for name in ("", *chosen):
             server = Server(options.command, tls, options.workers)
             try:
-                row = asyncio.run(measure(name, server, options.seconds, WARM_UP))
+                row = asyncio.run(measure(name, server, options.seconds, WARM_UP, options.connections))
             finally:
                 server.stop()
             shown, good = line(row, base)

@@ -1,6 +1,6 @@
 """Floods: each kind of input that a client can send without a pause, and the process that sends it.
 
-    python bench/floods.py NAME WEBSOCKET_PORT API_PORT TLS_PORT
+    python bench/floods.py NAME WEBSOCKET_PORT API_PORT TLS_PORT [CONNECTIONS]
 
 The process keeps `CONNECTIONS` connections open (a flood may need more), sends on each as fast as the server reads, and replaces
 a connection as soon as the server ends it. On SIGTERM the process prints one line of JSON: bytes sent, connections opened. It
@@ -20,8 +20,10 @@ import sys
 import threading
 import time
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
+
+from servers import raise_file_limit
 
 KEY, SECRET, APP = "app-key", "secret", "app-test"
 CONNECTIONS = 8
@@ -173,8 +175,8 @@ class Sender:
         self.over = False
 
     def run(self) -> None:
-        if self.flood.port == "tls" and self.flood.connections == CONNECTIONS:
-            threads = [threading.Thread(target=self._tls, daemon=True) for _ in range(CONNECTIONS)]
+        if self.flood.port == "tls" and not self.flood.opening.startswith(b"\x16"):
+            threads = [threading.Thread(target=self._tls, daemon=True) for _ in range(self.flood.connections)]
             for thread in threads:
                 thread.start()
             while not self.over:
@@ -274,9 +276,11 @@ class Stream:
 
 
 def main() -> None:
-    name, websocket, api, tls = sys.argv[1:]
+    name, websocket, api, tls, *connections = sys.argv[1:]
     os.nice(10)  # the clients whose latency is measured share a core with it
-    sender = Sender(FLOODS[name], {"websocket": int(websocket), "api": int(api), "tls": int(tls)})
+    flood = replace(FLOODS[name], connections=int(connections[0])) if connections else FLOODS[name]
+    raise_file_limit()
+    sender = Sender(flood, {"websocket": int(websocket), "api": int(api), "tls": int(tls)})
 
     def stop(*_: object) -> None:
         sender.over = True

@@ -169,6 +169,14 @@ class Session:
     def disconnect(self, code: int, reason: str) -> None:
         self.outlet.close(code, reason)
 
+    def mute(self, write: Write) -> None:
+        """The connection is lost, but its last commands are not applied yet. write: discards what would be sent."""
+        self.write = write
+        lanes = self.lanes
+        self.node.fanout.forget(self, lanes)
+        for lane in lanes:
+            lane.writes[self] = write
+
     def close(self) -> None:
         """The connection has ended, whoever ended it."""
         if not self.closed:

@@ -1,7 +1,8 @@
-"""What other clients notice while eight connections send as fast as they can: nothing is lost, and little is late."""
+"""What other clients notice while eight or a thousand connections send without a pause: nothing is lost, and little is late."""
 
 import contextlib
 import json
+import resource
 import socket
 import threading
 import time
@@ -14,6 +15,7 @@ from tests.clients.raw_socket import raw_socket
 from tests.clients.wire import HANDSHAKE, PING, PONG, TEXT, frame
 
 FLOODING = 8
+MANY = 1000
 FLOOD_SECONDS = 1.5
 LATE_SECONDS = 1.0
 """for a delivery while the server is flooded. `make bench-fairness` has the exact figures; this machine runs other tests, too"""
@@ -89,4 +91,39 @@ def test_a_flood_does_not_delay_other_clients(flooded: ServerProcess, stack: con
         over.set()
         for thread in threads:
             thread.join(DEADLINE)
+    assert late < LATE_SECONDS
+
+
+def test_a_thousand_connections_that_flood_at_once_do_not_delay_other_clients(
+    flooded: ServerProcess, stack: contextlib.ExitStack
+) -> None:
+    opening, unit = FLOODS["subscribing"]
+    data = unit * (CHUNK // len(unit))
+    limits = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (limits[1], limits[1]))
+    stack.callback(resource.setrlimit, resource.RLIMIT_NOFILE, limits)
+    other = stack.enter_context(raw_socket(flooded, "others"))
+    many = [stack.enter_context(socket.create_connection(("127.0.0.1", flooded.ws_port), DEADLINE)) for _ in range(MANY)]
+    for one in many:
+        one.sendall(opening)
+    for one in many:
+        assert one.recv(4096).startswith(b"HTTP/1.1 101")
+        one.setblocking(False)
+
+    def send() -> None:
+        for one in many:
+            with contextlib.suppress(OSError):
+                one.send(data)
+
+    sending = threading.Thread(target=send)
+    sending.start()
+    late = 0.0
+    end = time.monotonic() + FLOOD_SECONDS
+    while time.monotonic() < end:
+        began = time.monotonic()
+        assert flooded.publish("others", "e", began).status == 200
+        assert other.expect("e", "others") == began
+        late = max(late, time.monotonic() - began)
+        time.sleep(0.02)
+    sending.join()
     assert late < LATE_SECONDS

@@ -25,6 +25,7 @@ from push1st.transports.afar import Afar
 from push1st.transports.answers import CLOSE, encoded, endless, error, ok
 from push1st.transports.caller import FORWARDING, distrust, is_own_name, visitor_ip
 from push1st.transports.listener import CROWDED_SECONDS, LINGER_BYTES, LINGER_SECONDS, Listener
+from push1st.transports.lost import LOST, unread
 from push1st.transports.sweep import NEVER
 from push1st.transports.websocket import Handshake, WebSocketConnection, upgrade
 from push1st.transports.xhr import Found, Stream, Visit, XhrConnection
@@ -92,6 +93,7 @@ class HttpConnection(asyncio.Protocol):
         "_deadline",
         "_distrust",
         "_ended",
+        "_eof",
         "_gone",
         "_head",
         "_headers",
@@ -150,6 +152,8 @@ class HttpConnection(asyncio.Protocol):
         self._busy = False
         self._last = False
         self._linger = 0
+        self._eof = False
+        """whether the client sends nothing more, because the socket has ended or is lost"""
         self._gone = False
         self._paused = False
         self._writing = True
@@ -168,7 +172,7 @@ class HttpConnection(asyncio.Protocol):
         if listener.whitelist and self._peer and not listener.whitelist.contains(self._peer):
             worker.node.metrics.cut_offs["whitelist"] += 1
             self._log("connection closed", 403, "this address is not in api.whitelist")
-            transport.abort()
+            self.abort()
             return
         room = worker.descriptors.room(self._descriptor, listener.trusting)
         crowded: Crowded = "server"
@@ -179,7 +183,7 @@ class HttpConnection(asyncio.Protocol):
             self._address = address if room != "none" else ""
         if room == "none":
             worker.refuse_crowded(crowded, self._peer)
-            transport.abort()
+            self.abort()
             return
         worker.open.add(self)
         if room == "serve":
@@ -193,12 +197,49 @@ class HttpConnection(asyncio.Protocol):
         return 0 if socket is None else socket.fileno()
 
     def connection_lost(self, exc: Exception | None) -> None:
-        self._last = True
-        self._stop_holding()
-        self._waiting.clear()
+        turn = self._listener.worker.turn
+        turn.catch_up()
+        if self._upgraded is not None:
+            self._upgraded.connection_lost(exc)
+            return
+        if self._gone:
+            return
+        if not turn.keeps_lost():
+            self._drop_input()
+        elif not self._last and (data := unread(self._transport)):
+            self.keep(data)
+        self._transport = LOST
         self._answers.clear()
-        self._listener.worker.addresses.leave(self._address)
-        self._let_go()
+        self._writing = True
+        self._end_input()
+
+    def _end_input(self) -> None:
+        """The client sends nothing more. The connection ends when the input is processed."""
+        self._eof = True
+        self._stop_holding()
+        self._serve_waiting()
+        if self._rest is not None:
+            self._reading()
+        else:
+            self._check_end()
+
+    def _check_end(self) -> None:
+        """Ends the connection if the client sends nothing more, and everything is answered."""
+        if not self._eof or self._gone or self._busy or self._waiting or (self._rest is not None and not self._last):
+            return
+        self._last = True
+        if self._transport is LOST:
+            self._answers.clear()
+            self._listener.worker.addresses.leave(self._address)
+            self._let_go()
+        else:
+            self.flush()
+            self._transport.close()
+
+    def _drop_input(self) -> None:
+        self._last = True
+        self._rest = None
+        self._waiting.clear()
 
     def data_received(self, data: bytes) -> None:
         self._listener.worker.arrived(self, data)
@@ -223,6 +264,22 @@ class HttpConnection(asyncio.Protocol):
                 self._started = time.perf_counter_ns()
                 self._serve(Request(*line, data[end:], self._distrust, self._started), True)
                 return False
+        is_left = self._process(data, fresh)
+        if self._eof and not is_left:
+            self._check_end()
+        return is_left
+
+    def keep(self, data: bytes) -> None:
+        if not self._last:
+            self._rest = memoryview(data if self._rest is None else b"".join((self._rest, data)))
+        elif self._upgraded is not None:
+            self._listener.worker.arrived(self._upgraded, data)
+        elif self._linger:
+            self._pass_over(len(data))
+
+    def _process(self, data: bytes, fresh: bool) -> bool:
+        """Parses a slice. fresh: whether no input and no request were left before."""
+        worker = self._listener.worker
         before = self._stage, self._started
         over = self._parse(data) if self._rest is None and len(data) <= PIECE else self._parse_slice(data)
         if over or self._rest is not None:
@@ -363,9 +420,13 @@ class HttpConnection(asyncio.Protocol):
     def eof_received(self) -> bool:
         # What came before the end is still worked on, and answered.
         self._listener.worker.turn.catch_up()
-        self._last = True
-        self._stop_holding()
-        return self._busy and self._transport.get_extra_info("sslcontext") is None
+        if self._upgraded is not None:
+            return False
+        is_secure = self._transport.get_extra_info("sslcontext") is not None
+        if is_secure and (self._rest is not None or self._busy):  # uvloop closes the connection now
+            self._transport = LOST
+        self._end_input()
+        return not is_secure and not self._transport.is_closing()
 
     def pause_writing(self) -> None:
         self._writing = False
@@ -570,18 +631,23 @@ class HttpConnection(asyncio.Protocol):
         if self._gone:
             return
         self._answer(response, keep, head)
-        while self._waiting and not self._busy:
-            request, keep = self._waiting.popleft()
-            if isinstance(request, Visit):
-                self._visit(request, keep)
-            else:
-                self._serve(request, keep)
+        self._serve_waiting()
         if self._refused is not None and not self._busy and self._upgraded is None:
             self._answer(self._refused, False)
         self._reading()
         self.flush()
         if self._upgraded is not None:
             self._let_go()
+        else:
+            self._check_end()
+
+    def _serve_waiting(self) -> None:
+        while self._waiting and not self._busy:
+            request, keep = self._waiting.popleft()
+            if isinstance(request, Visit):
+                self._visit(request, keep)
+            else:
+                self._serve(request, keep)
 
     # pusher-js' HTTP fallbacks
 
@@ -610,15 +676,23 @@ class HttpConnection(asyncio.Protocol):
             self._done(found, keep)
             return
         self._busy = False
-        if not self._gone:
-            self._hand_over(found, keep)
-            if self._upgraded is not None:
-                self._let_go()
-        else:
+        if self._gone:
             found.lost(self)
+            return
+        self._hand_over(found, keep)
+        if self._upgraded is not None:
+            self._let_go()
+        elif self._eof:
+            self._serve_waiting()
+            self._check_end()
 
     def _hand_over(self, found: Stream | XhrConnection | Afar, keep: bool) -> None:
-        if isinstance(found, Stream):
+        if self._eof:
+            found.lost(self)
+        elif isinstance(found, Stream) and not self._writing:  # it would not notice the end of the client (`_reading`)
+            found.lost(self)
+            self.abort()
+        elif isinstance(found, Stream):
             # Without chunks every subscriber gets the same bytes.
             head = endless(self._listener.worker.sweep.now, FALLBACK_TYPE, FALLBACK_HEADERS)
             before, self._answers = b"".join((*self._answers, head)), []
@@ -712,8 +786,10 @@ class HttpConnection(asyncio.Protocol):
             return now + ANSWER_SECONDS
         if self._deadline > now:
             return self._deadline
+        if self._rest is not None and not self._overfull:  # the client waits for the server
+            return now + 1
         if self._transport.is_closing() or not self._writing:
-            self._transport.abort()
+            self.abort()
             return None
         if not self._linger and (self._stage != IDLE or not self._started):
             self._listener.worker.node.metrics.cut_offs["slow-request"] += 1
@@ -729,12 +805,15 @@ class HttpConnection(asyncio.Protocol):
 
     def leave(self, code: int, reason: str) -> None:
         """Closes the connection, unless a request is in progress or has unread bytes."""
-        if not self._busy and self._stage == IDLE and not has_unread(self._transport):
+        if not self._busy and self._rest is None and self._stage == IDLE and not has_unread(self._transport):
             self._last = True
             self._transport.close()
 
     def abort(self) -> None:
+        self._drop_input()
+        self._busy = False
         self._transport.abort()
+        self._check_end()
 
     def _let_go(self) -> None:
         """Nothing holds this connection any more; its parser would, and it the parser."""
@@ -751,7 +830,7 @@ class HttpConnection(asyncio.Protocol):
         wants_websocket = self._wants_websocket()
         if wants_websocket and self._busy and not self._last:
             self._refuse(400, "a WebSocket handshake behind a request that is not answered yet")
-        if self._refused is not None or self._last or not wants_websocket:
+        if self._refused is not None or self._last or self._eof or not wants_websocket:
             self._last = True
             if self._refused is not None and not self._busy:
                 self._answer(self._refused, False, self._is_head())

@@ -7,7 +7,12 @@ A turn also bounds what one connection may cost the others (decision 0013):
 - In each turn connections with a backlog process one slice each, in rotation. They get as much time as the new input of the
   turn took, and `BACKLOG_SECONDS` at least.
 - The worker does not read a connection again in the same turn if the last read returned `LONG_READ` bytes or more. Otherwise
-  the event loop would read on as long as the client keeps up.
+  the event loop would read on as long as the client keeps up. Such input is a backlog from the start.
+
+And a turn bounds what all connections together may cost: new input gets `INPUT_SECONDS`. What is left then is processed first in
+the next turns, before newer input. So a turn stays short if thousands of clients flood the worker at once.
+
+A client may send and then close. A lost connection still processes its backlog, and its answers are discarded (`lost.py`).
 
 This module knows no protocol: the connection's `process` decides what a slice is.
 """
@@ -18,8 +23,13 @@ from typing import Protocol
 
 BACKLOG_SECONDS = 0.002
 """least time of each turn for connections that have a backlog"""
+INPUT_SECONDS = 0.01
+"""time of each turn for new input; the clock is read after each `ROUND` of connections"""
+ROUND = 16
 LONG_READ = 65_536
 """bytes of a read after which a connection is not read again in the same turn"""
+MAX_BACKLOGS = 1000
+"""connections with a backlog; above it, the backlog of a lost connection is discarded"""
 
 
 class Answering(Protocol):
@@ -35,6 +45,9 @@ class Connection(Protocol):
 
     def process(self, data: bytes) -> bool:
         """Processes one slice of the input, which ends with `data`; returns whether input is left."""
+
+    def keep(self, data: bytes) -> None:
+        """Takes `data` as input that a later `process` works on."""
 
     def hold_reading(self, hold: bool) -> None:
         """Stops or resumes reading from the socket. Both may be called twice."""
@@ -54,7 +67,11 @@ class Turn:
         self._failed = failed
         self._scheduled = False
         self._arrived: list[tuple[Connection, bytes]] = []
+        self._late: dict[Connection, None] = {}
+        """connections with new input that an earlier turn had no time for"""
         self._backlog: dict[Connection, None] = {}
+        self._spent = 0.0
+        """seconds that new input took in this turn already, before `_run`"""
         self.answering: list[Answering] = []
         """connections that write their answers in this turn's last phase"""
 
@@ -84,53 +101,87 @@ class Turn:
 
     def _run(self) -> None:
         self._scheduled = False
-        if self._backlog:
+        spent, self._spent = self._spent, 0.0
+        if self._backlog or self._late or spent:
             start = self.clock()
-            self._work()
+            until = start + INPUT_SECONDS - spent
+            if self._late:
+                self._work_off(self._late, until)
+            self._work(until)
             now = self.clock()
-            self._work_off(now + max(BACKLOG_SECONDS, now - start))
+            if self._backlog:
+                self._work_off(self._backlog, now + max(BACKLOG_SECONDS, now - start))
         else:
-            self._work()
+            self._work(0.0)
         self._finish()
+        if (self._backlog or self._late) and not self._scheduled:
+            self._schedule()
 
     def catch_up(self) -> None:
-        """Processes the input so far, before a connection ends."""
-        self._work()
+        """Processes the input so far, before a connection ends. Input that the turn has no time for becomes a backlog."""
+        if self._spent >= INPUT_SECONDS:
+            arrived, self._arrived = self._arrived, []
+            self._postpone(arrived)
+        elif self._arrived:
+            start = self.clock()
+            self._work(start + INPUT_SECONDS - self._spent)
+            self._spent += self.clock() - start
         self._finish()
 
-    def _work(self) -> None:
+    def keeps_lost(self) -> bool:
+        """Whether a connection that is lost may process what had arrived."""
+        return len(self._backlog) + len(self._late) < MAX_BACKLOGS
+
+    def _work(self, until: float) -> None:
+        """Processes a slice of each connection's new input, until the time `until`, or `INPUT_SECONDS` long if it is 0."""
         arrived, self._arrived = self._arrived, []
+        if len(arrived) <= ROUND:
+            self._process(arrived)
+            return
+        until = until or self.clock() + INPUT_SECONDS
+        for at in range(0, len(arrived), ROUND):
+            if at and self.clock() >= until:
+                self._postpone(arrived[at:])
+                return
+            self._process(arrived[at : at + ROUND])
+
+    def _process(self, arrived: list[tuple[Connection, bytes]]) -> None:
         for connection, data in arrived:
             try:
-                if connection.process(data):
+                if len(data) >= LONG_READ:
+                    connection.keep(data)
+                    self.resume(connection)
+                elif connection.process(data):
                     connection.hold_reading(True)
                     self.resume(connection)
-                elif len(data) >= LONG_READ:
-                    connection.hold_reading(False)
             except Exception:
                 self._abandon(connection)
 
-    def _work_off(self, until: float) -> None:
-        """Lets each connection of the backlog process a slice, in rotation, until the time `until`."""
-        backlog = self._backlog
-        while backlog:
-            connection = next(iter(backlog))
-            del backlog[connection]
+    def _postpone(self, arrived: list[tuple[Connection, bytes]]) -> None:
+        for connection, data in arrived:
+            connection.hold_reading(True)
+            connection.keep(data)
+            (self._backlog if len(data) >= LONG_READ else self._late)[connection] = None
+
+    def _work_off(self, connections: dict[Connection, None], until: float) -> None:
+        """Lets each of these connections process a slice, in rotation, until the time `until`."""
+        while connections:
+            connection = next(iter(connections))
+            del connections[connection]
             try:
                 if connection.process(b""):
-                    backlog[connection] = None
+                    self._backlog[connection] = None
                 else:
                     connection.hold_reading(False)
             except Exception:
                 self._abandon(connection)
             if self.clock() >= until:
                 break
-        if backlog and not self._scheduled:
-            self._schedule()
 
     def _abandon(self, connection: Connection) -> None:
         self._failed("connection")
         self._backlog.pop(connection, None)
+        self._late.pop(connection, None)
         connection.abort()
 
     def _finish(self) -> None:

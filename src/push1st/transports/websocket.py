@@ -44,6 +44,7 @@ from push1st.protocols.websocket import (
 from push1st.session import Session
 from push1st.transports.admission import AUTHORIZE_SECONDS, Crowded, admit, check_version, params
 from push1st.transports.listener import LINGER_BYTES, LINGER_SECONDS, Worker
+from push1st.transports.lost import LOST, unread
 from push1st.transports.sweep import NEVER
 
 CLOSE_SECONDS = 5
@@ -230,6 +231,13 @@ class WebSocketConnection(asyncio.Protocol):
         if type(event) is not Fragment or event.size < SMALL_FRAGMENT:
             session.charge()
 
+    def keep(self, data: bytes) -> None:
+        self._worker.node.metrics.bytes_in += len(data)
+        if self._linger:
+            self._discard(len(data))
+        else:
+            self._events = self._feed(data) if self._events is None else chain(self._events, self._feed(data))
+
     def hold_reading(self, hold: bool) -> None:
         if hold:
             self._transport.pause_reading()
@@ -263,12 +271,12 @@ class WebSocketConnection(asyncio.Protocol):
         What it does not take in time is thrown away. With TLS the socket cannot be kept until then.
         """
         self._worker.turn.catch_up()
-        session = self._session
-        if session is not None and self._transport.get_extra_info("sslcontext") is None:
-            is_busy = session.is_busy(self._resume)
-            if is_busy or self._events is not None:
-                self._wait(chain(self._events or (), (Closed(1006),)))
-                return True
+        is_secure = self._transport.get_extra_info("sslcontext") is not None
+        if self._has_input():
+            if is_secure:
+                self._outlive()
+            self._wait_for_end()
+            return not is_secure
         if not self._closing:
             self._closing = True
             self._leave()
@@ -277,11 +285,44 @@ class WebSocketConnection(asyncio.Protocol):
         return False
 
     def connection_lost(self, exc: Exception | None) -> None:
+        turn = self._worker.turn
+        turn.catch_up()
+        if not self._closing and turn.keeps_lost():
+            if self._transport is LOST:
+                return
+            if data := unread(self._transport):
+                self.keep(data)
+            if self._has_input():
+                self._outlive()
+                self._wait_for_end()
+                return
+        self._release()
+
+    def _has_input(self) -> bool:
+        """Whether input is not applied yet."""
+        session = self._session
+        return session is not None and (session.is_busy(self._resume) or self._events is not None)
+
+    def _wait_for_end(self) -> None:
+        """Ends the connection when its input is applied."""
+        self._wait(chain(self._events or (), (Closed(1006),)))
+        if self._session is not None and not self._session.is_busy(self._resume):
+            self._resume()
+
+    def _outlive(self) -> None:
+        """The connection is lost before its input is applied."""
+        self._transport = LOST
+        if self._session is not None:
+            self._session.mute(LOST.write)
+
+    def _release(self) -> None:
+        """Nothing is left to do: the connection counts no more."""
         self._closing = True
         self._linger = 1
         self._events = None
         self._leave()
         self._worker.addresses.leave(self.address)
+        self.address = ""
         self._worker.open.discard(self)
         self._worker.sweep.forget(self)
 
@@ -341,6 +382,8 @@ class WebSocketConnection(asyncio.Protocol):
         self._resume()
         sweep = self._worker.sweep
         sweep.watch(self, sweep.now + CLOSE_SECONDS)
+        if self._transport is LOST:
+            self._release()
 
     def _half_close(self) -> None:
         """Closes the server's side of the socket, and begins to discard the client's input."""
@@ -374,6 +417,8 @@ class WebSocketConnection(asyncio.Protocol):
 
     def abort(self) -> None:
         self._transport.abort()
+        if self._transport is LOST:
+            self._release()
 
     def due(self, now: float) -> float | None:
         """Keepalive: a ping frame after silence, the protocol's own ping after half the wait, then the end."""

@@ -756,9 +756,9 @@ class Stream(asyncio.Protocol):
     def start(self, transport: asyncio.Transport, before: bytes) -> None:
         """before: what goes out first, the response's head the last of it."""
         self._transport = transport
-        transport.write(before)
-        transport.set_protocol(self)
+        transport.set_protocol(self)  # first, so that a client that does not read `before` is noticed
         transport.set_write_buffer_limits(high=self._worker.config.server.outbox)
+        transport.write(before)
         self._worker.open.add(self)
         self._client.stream(self)
 
@@ -774,6 +774,9 @@ class Stream(asyncio.Protocol):
     def process(self, data: bytes) -> bool:
         """Behind a request whose answer does not end, nothing has a meaning."""
         return False
+
+    def keep(self, data: bytes) -> None:
+        """Does nothing, because `process` discards all input."""
 
     def hold_reading(self, hold: bool) -> None:
         """Does nothing, because `process` discards all input."""

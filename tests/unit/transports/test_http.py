@@ -14,7 +14,7 @@ from push1st.config import ApiConfig, Networks, ServerConfig
 from push1st.errors import Refused
 from push1st.messages import Request, Response
 from push1st.transports import answers as answers_module
-from push1st.transports import http
+from push1st.transports import http, turn
 from push1st.transports.http import (
     ANSWER_SECONDS,
     BODY_SECONDS,
@@ -24,7 +24,7 @@ from push1st.transports.http import (
 )
 from push1st.transports.listener import LINGER_BYTES, LINGER_SECONDS
 from push1st.transports.sweep import NEVER
-from tests.unit.fakes import Answer, Site, answers, app_config, handshake, masked, request, statuses, turns
+from tests.unit.fakes import KEY, Answer, Site, answers, app_config, handshake, masked, request, statuses, turns
 
 OUTSIDE = ("203.0.113.9", 1234)
 PROXY = ("10.0.0.1", 1234)
@@ -394,7 +394,7 @@ async def test_what_is_wrong_behind_one_that_waits_is_answered_after_it(site, se
     assert transport.ended
 
 
-async def test_a_client_that_goes_while_its_request_waits_leaves_nothing(site, served):
+async def test_requests_of_a_lost_client_are_served_but_not_answered(site, served):
     connection, transport = site.connect()
     connection.data_received(request("GET", "/wait/a") + request("GET", "/b"))
     await turns()
@@ -402,10 +402,103 @@ async def test_a_client_that_goes_while_its_request_waits_leaves_nothing(site, s
     connection.connection_lost(None)
     await served.answer("/wait/a")
     assert transport.writes == []
-    assert [one.path for one in served.requests] == ["/wait/a"]
+    assert [one.path for one in served.requests] == ["/wait/a", "/b"]
     assert connection not in site.worker.open
     assert connection.due_at == NEVER
     assert site.failures == []
+
+
+@pytest.mark.parametrize("secure", [False, True])
+async def test_backlog_of_a_lost_client_is_served_in_slices(site, served, secure):
+    connection, transport = site.connect(secure=secure)
+    connection.data_received(b"".join(request("GET", f"/{number}") for number in range(500)))
+    await turns(1)
+    transport.abort()
+    connection.connection_lost(BrokenPipeError())
+    assert 0 < len(served.requests) < 150
+    assert connection in site.worker.open
+    await turns(20)
+    assert [one.path for one in served.requests] == [f"/{number}" for number in range(500)]
+    assert (transport.late, site.failures) == ([], [])
+    assert connection not in site.worker.open
+    assert connection.due_at == NEVER
+
+
+async def test_lost_client_becomes_no_websocket_and_holds_no_poll(site, served):
+    connection, transport = site.connect()
+    poll = request("POST", "/app/app-key/1/lostlostlost/xhr?protocol=7", "")
+    connection.data_received(request("GET", "/wait/a") + poll + poll + request("GET", "/b"))
+    await turns()
+    transport.abort()
+    connection.connection_lost(None)
+    await served.answer("/wait/a")
+    await turns()
+    assert served.last.path == "/b"
+    assert connection not in site.worker.open
+    other, transport = site.connect()
+    other.data_received(b"".join(request("GET", f"/{number}") for number in range(500)) + handshake(f"/app/{KEY}?protocol=7"))
+    await turns(1)
+    other.connection_lost(None)
+    await turns(20)
+    assert site.metrics.opened["pusher"] == 0
+    assert other not in site.worker.open
+    assert site.failures == []
+
+
+async def test_backlog_of_a_connection_that_the_server_ends_is_discarded(site, served):
+    connection, _transport = site.connect()
+    connection.data_received(b"".join(request("GET", f"/{number}") for number in range(500)))
+    await turns(1)
+    connection.abort()
+    served.requests.clear()
+    connection.connection_lost(None)
+    await turns(20)
+    assert served.requests == []
+    assert connection not in site.worker.open
+
+
+async def test_lost_client_has_no_backlog_while_a_thousand_others_have_one(site, served, monkeypatch):
+    monkeypatch.setattr(turn, "MAX_BACKLOGS", 1)
+    connection, _transport = site.connect()
+    connection.data_received(b"".join(request("GET", f"/{number}") for number in range(500)))
+    await turns(1)
+    connection.connection_lost(None)
+    served.requests.clear()
+    await turns(20)
+    assert served.requests == []
+    assert connection not in site.worker.open
+
+
+async def test_input_in_the_socket_of_a_lost_client_is_read_and_served(site, served):
+    ours, theirs = socket.socketpair()
+    ours.setblocking(False)
+    with ours, theirs:
+        connection, _transport = site.connect(number=ours.fileno())
+        theirs.send(request("GET", "/x"))
+        connection.connection_lost(BrokenPipeError())
+        await turns()
+    assert served.last.path == "/x"
+
+
+async def test_backlog_is_served_after_the_end_of_the_stream_and_answered(site, served):
+    connection, transport = site.connect()
+    connection.data_received(b"".join(request("GET", f"/{number}") for number in range(500)))
+    assert connection.eof_received() is True
+    assert 0 < len(served.requests) < 80
+    await turns(20)
+    assert [one.body for one in answers(transport.data)] == [b"/%d " % number for number in range(500)]
+    assert transport.closed
+
+
+async def test_deadline_waits_for_a_backlog(site, served):
+    connection, transport = site.connect()
+    connection.data_received(b"".join(request("GET", f"/{number}") for number in range(500)))
+    site.worker.turn.catch_up()
+    site.clock.advance(HEAD_SECONDS + ANSWER_SECONDS)
+    assert connection.due(site.clock.monotonic()) is not None
+    assert not transport.closed
+    await turns(20)
+    assert len(served.requests) == 500
 
 
 async def test_a_client_that_has_said_all_still_gets_its_answers(site, served):
@@ -1314,7 +1407,7 @@ async def test_pipelined_requests_are_served_in_slices_and_in_order(site, served
 async def test_a_large_body_is_no_flood(site, served):
     connection, transport = site.connect()
     connection.data_received(request("POST", "/apps/app-test/events", "a" * 200_000))
-    site.worker.turn.catch_up()
+    await turns(2)
     assert len(served.last.body) == 200_000
     assert transport.reading
 

@@ -24,6 +24,8 @@ class Connection:
             raise ValueError("a defect")
         return False
 
+    def keep(self, data: bytes) -> None: ...
+
     def hold_reading(self, hold: bool) -> None: ...
 
     def flush(self) -> None:

@@ -2,7 +2,7 @@
 
 import pytest
 
-from push1st.transports.turn import BACKLOG_SECONDS, LONG_READ, Turn
+from push1st.transports.turn import BACKLOG_SECONDS, INPUT_SECONDS, LONG_READ, ROUND, Turn
 from tests.unit.fakes import Clock, turns
 
 
@@ -17,6 +17,7 @@ class Connection:
         self.seconds = seconds
         self.reading = True
         self.fails_at = -1
+        self.kept = b""
         self.aborted = False
 
     def process(self, data: bytes) -> bool:
@@ -26,6 +27,9 @@ class Connection:
         self.clock.advance(self.seconds)
         self.slices -= 1
         return self.slices > 0
+
+    def keep(self, data: bytes) -> None:
+        self.kept += data
 
     def hold_reading(self, hold: bool) -> None:
         self.reading = not hold
@@ -104,7 +108,68 @@ async def test_a_connection_that_brings_much_at_once_is_not_read_before_the_end_
     turn.arrived(one, b"x" * LONG_READ)
     assert not one.reading
     await turns(1)
+    assert not one.reading
+    await turns(1)
     assert one.reading
+
+
+async def test_long_input_waits_for_the_input_of_others(turn, clock, log):
+    for number in range(100):
+        turn.arrived(Connection(log, clock, f"long {number}", seconds=BACKLOG_SECONDS), b"x" * LONG_READ)
+    turn.arrived(Connection(log, clock, "other"), b"x")
+    await turns(1)
+    assert log == ["other", "write"]
+    await turns(1)
+    assert log == ["other", "write", "long 0", "write"]
+
+
+async def test_new_input_gets_a_bounded_time_of_each_turn(turn, clock, log):
+    count = 10 * ROUND
+    each = INPUT_SECONDS / ROUND
+    many = [Connection(log, clock, str(number), seconds=each) for number in range(count)]
+    for one in many:
+        turn.arrived(one, b"x")
+    await turns(1)
+    assert log == [*map(str, range(ROUND)), "write"]
+    assert not any(one.reading for one in many[ROUND:])
+    assert all(one.kept == b"x" for one in many[ROUND:])
+    await turns(12)
+    assert [name for name in log if name != "write"] == list(map(str, range(count)))
+    assert all(one.reading for one in many)
+    assert max(map(len, "".join(name[0] for name in log).split("w"))) <= ROUND + 1
+
+
+async def test_postponed_input_comes_before_newer_input_and_the_backlog(turn, clock, log):
+    turn.arrived(Connection(log, clock, "backlog", slices=100, seconds=BACKLOG_SECONDS), b"x")
+    await turns(1)
+    for _ in range(ROUND):
+        turn.arrived(Connection(log, clock, "first", seconds=INPUT_SECONDS), b"x")
+    turn.arrived(Connection(log, clock, "late"), b"x")
+    await turns(1)
+    log.clear()
+    turn.arrived(Connection(log, clock, "new"), b"x")
+    await turns(1)
+    assert log == ["late", "new", "backlog", "write"]
+
+
+async def test_what_the_ends_of_connections_cost_counts_for_the_turn(turn, clock, log):
+    for _ in range(5):
+        turn.arrived(Connection(log, clock, "ends", seconds=INPUT_SECONDS * 0.6), b"x")
+        turn.catch_up()
+    assert log.count("ends") == 2
+    await turns(5)
+    assert log.count("ends") == 5
+
+
+async def test_postponed_connection_that_fails_ends(turn, clock, log, failures):
+    for _ in range(ROUND):
+        turn.arrived(Connection(log, clock, "first", seconds=INPUT_SECONDS), b"x")
+    late = Connection(log, clock, "late")
+    late.fails_at = 1
+    turn.arrived(late, b"x")
+    await turns(3)
+    assert late.aborted
+    assert failures == ["connection"]
 
 
 async def test_a_connection_that_brings_little_is_read_on(turn, clock, log):

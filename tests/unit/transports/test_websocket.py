@@ -1014,6 +1014,70 @@ async def test_what_a_client_sends_before_its_end_is_published(ends):
     assert list(site.world.app.tenant.sessions) == [other.protocol._session.id]
 
 
+@pytest.mark.parametrize("waits", [False, True])
+async def test_messages_of_a_lost_client_are_published(waits):
+    site = Site(slow=True)
+    publishing, other = await opened(site, RAW), await opened(site, RAW)
+    if waits:
+        site.world.broker.held = {"publish"}
+    count = 5 * MAX_FRAMES
+    connection = publishing.protocol
+    connection.data_received(b"".join(text({"channel": "c", "event": "e", "data": number}) for number in range(count)))
+    await turns(1)
+    publishing.take()
+    publishing.abort()
+    connection.connection_lost(BrokenPipeError())
+    assert connection in site.worker.open
+    if not waits:
+        site.world.publish("c", b'"for the lost client"')
+    await turns(10)
+    await site.world.broker.let_all()
+    await turns(20)
+    assert [one["data"] for one in said(other) if one["data"] != "for the lost client"] == list(range(count))
+    assert publishing.writes == publishing.late == []
+    assert list(site.world.app.tenant.sessions) == [other.protocol._session.id]
+    assert connection not in site.worker.open
+    assert connection.due_at == NEVER
+    assert site.failures == []
+
+
+async def test_messages_before_the_end_of_a_tls_stream_are_published(site):
+    _, other = await opened(site, RAW), await opened(site, RAW)
+    http, publishing = site.connect(secure=True)
+    http.data_received(handshake(RAW))
+    await turns()
+    count = 5 * MAX_FRAMES
+    connection = publishing.protocol
+    connection.data_received(b"".join(text({"channel": "c", "event": "e", "data": number}) for number in range(count)))
+    assert connection.eof_received() is False
+    publishing.close()
+    connection.connection_lost(None)
+    await turns(20)
+    assert [one["data"] for one in said(other)] == list(range(count))
+    assert len(site.world.app.tenant.sessions) == 2
+    assert connection not in site.worker.open
+    assert (publishing.late, site.failures) == ([], [])
+
+
+@pytest.mark.parametrize("how", ["leave", "abort", "flood"])
+async def test_lost_client_with_a_backlog_can_be_ended(site, how):
+    transport = await opened(site)
+    connection = transport.protocol
+    connection.data_received(masked(Opcode.PING, b"") * (100 * MAX_CHARGES if how == "flood" else 10 * MAX_FRAMES))
+    await turns(1)
+    connection.connection_lost(ConnectionResetError())
+    assert connection in site.worker.open
+    if how == "flood":
+        await turns(500)
+    else:
+        connection.leave(4200, "bye") if how == "leave" else connection.abort()
+    assert connection not in site.worker.open
+    assert site.world.app.tenant.sessions == {}
+    await turns(5)
+    assert connection.due_at == NEVER
+    assert site.failures == []
+
+
 async def test_a_client_that_is_lost_while_its_commands_wait_is_forgotten():
     site = Site(slow=True)
     transport = await opened(site)

@@ -1,0 +1,58 @@
+"""Connections that are lost: what they had received still counts, and nothing can be written to them.
+
+A client may send and then close its socket without reading the answers. The worker notices the close when a write fails or the
+socket ends, and at that time a part of the input may be unprocessed (decision 0013). The connection gets the transport `LOST`
+then, and processes its input as usual.
+"""
+
+import asyncio
+import os
+from contextlib import suppress
+
+MAX_UNREAD = 262_144
+"""bytes that are still read from a connection that is lost"""
+
+
+class Lost(asyncio.Transport):
+    """The transport of a connection that is lost: discards what is written."""
+
+    def write(self, data: object) -> None:
+        pass
+
+    def is_closing(self) -> bool:
+        return True
+
+    def close(self) -> None:
+        pass
+
+    def abort(self) -> None:
+        pass
+
+    def pause_reading(self) -> None:
+        pass
+
+    def resume_reading(self) -> None:
+        pass
+
+    def can_write_eof(self) -> bool:
+        return False
+
+
+LOST = Lost()
+
+
+def unread(transport: asyncio.Transport) -> bytes:
+    """Returns what arrived on a connection but was not read before it was lost.
+
+    May be called in `connection_lost` only. A write that fails ends a connection before its socket is read to the end. With TLS,
+    uvloop takes the end of the socket for the end of the connection, and drops what has arrived while reading was paused.
+    """
+    data = bytearray()
+    with suppress(OSError, ValueError):
+        tls = transport.get_extra_info("ssl_object")
+        if tls is None:
+            socket = transport.get_extra_info("socket")
+            return b"" if socket is None else os.read(socket.fileno(), MAX_UNREAD)
+        while len(data) < MAX_UNREAD and (piece := tls.read(MAX_UNREAD)):
+            data += piece
+    return bytes(data)
