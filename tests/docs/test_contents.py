@@ -41,18 +41,23 @@ def test_the_order_of_message_ids_is_promised_for_one_worker_only() -> None:
 
 def test_differences_from_the_original_are_rows_of_a_table() -> None:
     differences = (
-        *(
-            "`enbale`",
-            "`enable: false` of an app",
-            "| `whitelist` |",
-            "`server.app-path`",
-            "push: {",
-            "raw clients without `Origin`",
-        ),
-        *("the answer to an event is `{}`", "percent-encoding in paths", "`/smpp/…`"),
-        *("an error frame, and the connection stays", "percent-encoding in channels"),
-        *("`data` of a frame", "| `#msg-id`", "without a `user_id`"),
-        *("data` of a `join`", "cluster.family.adapter: k8s", "| `cluster.module` |"),
+        "`enbale`",
+        "`enable: false` of an app",
+        "| `whitelist` |",
+        "`server.app-path`",
+        "push: {",
+        "raw clients without `Origin`",
+        "the answer to an event is `{}`",
+        "percent-encoding in paths",
+        "`/smpp/…`",
+        "an error frame, and the connection stays",
+        "percent-encoding in channels",
+        "`data` of a frame",
+        "| `#msg-id`",
+        "without a `user_id`",
+        "`data` of a `join`",
+        "cluster.family.adapter: k8s",
+        "| `cluster.module` |",
     )
     table = "\n".join(rows(section("moving-from-push1st.md", "What is different")))
     assert [one for one in differences if one not in table] == []

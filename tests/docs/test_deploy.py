@@ -121,7 +121,10 @@ def test_the_check_before_the_start_finds_a_folder_that_the_service_may_not_writ
     assert re.search(r"^StateDirectory=push1st$", text, re.MULTILINE)
     for name in ("elsewhere", "state"):
         (tmp_path / name).mkdir()
-    (tmp_path / "server.yml").write_text(f"hooks: {{ folder: {tmp_path}/{folder}/hooks }}\napi: {{ listen: false }}\n")
+    (tmp_path / "server.yml").write_text(
+        f"hooks: {{ folder: {tmp_path}/{folder}/hooks }}\napi: {{ listen: false }}\ncredentials: [ apps.yml ]\n"
+    )
+    (tmp_path / "apps.yml").write_text("shop: { key: shop-key, secret: a-long-random-secret-of-at-least-32-bytes }\n")
     (command,) = commands("ExecStartPre", tmp_path / "server.yml")
     sandbox = ["unshare", "--mount", "sh", "-c", SANDBOX, "sh", str(tmp_path / "elsewhere")]
     if subprocess.run([*sandbox, "true"], capture_output=True).returncode:
