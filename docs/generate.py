@@ -38,7 +38,10 @@ ABOUT: dict[str, str] = {
     "server.workers": "Processes that serve; `auto` is one a core ([scaling.md](scaling.md)).",
     "server.drain": "Seconds in which clients are told to reconnect when the server stops.",
     "server.app-path": "What stands before the app's key in every WebSocket path.",
-    "api.listen": "Where the API is served, to unsigned calls too. `false` switches it off.",
+    "api.listen": (
+        "Where the API is served, to unsigned calls too, and WebSockets as on `server.listen`. `false` switches it off. "
+        "A configuration file without the section `api` means `tcp://127.0.0.1:6002`."
+    ),
     "api.ssl.enable": "TLS on all addresses of `api.listen`, Unix sockets excepted.",
     "api.ssl.key": "The certificate's private key. Neither key nor certificate: a self-signed one is made at start.",
     "api.ssl.cert": "The certificate, with those between it and the root.",
@@ -155,7 +158,7 @@ push1st check -c server.yml
 ```text answer
 server.yml: good
   WebSockets (pusher and websocket) and signed API calls on ws://*:6001
-  API on http://127.0.0.1:6002/apps/, unsigned calls from 127.0.0.0/8, ::1/128, unix
+  API on http://127.0.0.1:6002/apps/, unsigned calls from 127.0.0.0/8, ::1/128, unix; WebSockets too
   app shop  key a-public-key  channels presence, private, protected, public
   note: shop: limits (in brackets Push1st's): payload 10240 (65400), members 100 (unlimited), …
 ```

@@ -57,6 +57,8 @@ _SERVICE_PORT = re.compile(r"PUSH1ST(_\w+)?_PORT\Z")
 _SERVICE_URL = re.compile(r"(tcp|udp|sctp)://")
 _PATTERN = re.compile(r"[*?\[]")
 
+LOCAL_API = ApiConfig(listen=(Listen("tcp", "127.0.0.1", 6002),))
+"""of a file without a section `api`: an operator who does not mention the port does not expect it open to other machines"""
 _LOOPBACK = frozenset({"127.0.0.1", "::1", "localhost"})
 
 CLUSTER_NOTE = "has no effect here: nodes find each other through a Redis or Valkey that all share, not by UDP"
@@ -89,7 +91,8 @@ def load(path: str | Path, env: Mapping[str, str]) -> Config:
         gateways = [section for section in found if _is_smpp(section)]
         warnings += (f"{section}: {SMPP_NOTE}" for section in gateways)
         sections += (section for section in found if section not in gateways)
-    base = Config(folder=str(folder), files=tuple(files))
+    api = ApiConfig() if _is_set(root, "api") else LOCAL_API
+    base = Config(api=api, folder=str(folder), files=tuple(files))
     return _config(base, root, _overlaid(sections, apps, chosen, problems), folder, problems, warnings)
 
 

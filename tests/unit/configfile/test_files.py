@@ -4,6 +4,7 @@ import re
 import sys
 from pathlib import Path
 
+import msgspec
 import pytest
 
 from push1st.channels import type_names
@@ -163,7 +164,17 @@ def test_a_configuration_without_apps_loads_with_a_warning_and_without_the_demo(
 def test_an_empty_file_is_all_defaults(reading):
     config = reading("# nothing\n")
     assert config.server == Config().server
-    assert config.api == Config().api
+    assert msgspec.structs.replace(config.api, listen=Config().api.listen) == Config().api
+
+
+@pytest.mark.parametrize("text", ["# nothing\n", "api:\n", "server: { listen: tcp://*:1 }\n"])
+def test_without_a_section_api_the_api_is_for_this_machine_only(reading, text):
+    assert [str(one) for one in reading(text).api.listen] == ["tcp://127.0.0.1:6002"]
+
+
+@pytest.mark.parametrize(("text", "env"), [("api: { trust: 10.0.0.0/8 }\n", {}), ("", {"PUSH1ST_API_TRUST": "10.0.0.0/8"})])
+def test_a_section_api_without_addresses_listens_on_all(reading, text, env):
+    assert [str(one) for one in reading(text, env=env).api.listen] == ["tcp://*:6002"]
 
 
 def test_every_key_of_the_tables_stands_in_the_test_files():
