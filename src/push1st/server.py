@@ -297,26 +297,35 @@ class Server:
         Before a stop, readiness turns false, and load balancers have a grace period to notice it. Then the listeners close, and
         the server waits a moment until another process listens on the addresses, so that clients can reconnect. A worker that is
         replaced closes its listeners at once, and serves the connections that it has just accepted in the grace period.
+        An only worker without connections waits for nothing.
         """
         drain = self.config.server.drain
         worker, node = self.worker, self.node
         end = time.monotonic() + drain
-        log.info("stopping", connections=len(worker.open), drain=drain, replaced=node.replaced)
+        most = drain + LAST_SECONDS + HOOKS_SECONDS
+        log.info("stopping", connections=len(worker.open), drain=drain, replaced=node.replaced, seconds_at_most=most)
         if node.replaced:
             self._close()
             await asyncio.sleep(drain * GRACE)
             node.draining = True
         else:
             node.draining = True
-            if not self.config.demo:
+            if self._siblings is None and not worker.open:
+                return
+            if drain and not self.config.demo:
+                log.info("waiting for load balancers to notice the stop", seconds=drain * GRACE)
                 await asyncio.sleep(drain * GRACE)
             self._close()
-            if worker.open and not self.config.demo:
-                await self._succeeded(min(drain * GRACE, SUCCESSOR_SECONDS))
+            if drain and worker.open and not self.config.demo:
+                seconds = min(drain * GRACE, SUCCESSOR_SECONDS)
+                log.info("waiting for another process to listen on the addresses", seconds_at_most=seconds)
+                await self._succeeded(seconds)
         slices = max(1, int((end - time.monotonic()) / SLICE_SECONDS))
         # Callers of the API go last: each answer now ends its connection, so who calls at all loses no call.
         waiting = [one for one in worker.open if not isinstance(one, HttpConnection)]
         each = max(FAREWELLS, -(-len(waiting) // slices))
+        if waiting:
+            log.info("disconnecting clients", clients=len(waiting))
         while waiting:
             for connection in waiting[:each]:
                 connection.leave(4200, FAREWELL)
@@ -325,6 +334,8 @@ class Server:
         now = time.monotonic()
         patience = now + min(CALLERS_SECONDS, drain * GRACE) if node.replaced else now
         deadline = patience + LAST_SECONDS
+        if worker.open:
+            log.info("waiting for connections to close", connections=len(worker.open), seconds_at_most=round(deadline - now, 2))
         while worker.open and now < deadline:
             for one in list(worker.open):
                 if now >= patience or not isinstance(one, HttpConnection):

@@ -1,6 +1,7 @@
 """Graceful stop: readiness first, then the clients, then nothing is left."""
 
 import contextlib
+import re
 import signal
 import socket
 import time
@@ -28,6 +29,31 @@ def has_ended(server: ServerProcess) -> bool:
 def test_a_signal_ends_it_with_exit_code_0(own: ServerProcess, number: signal.Signals) -> None:
     own.signal(number)
     assert own.wait() == 0
+
+
+def test_a_server_without_connections_stops_at_once() -> None:
+    with running({"server": {"drain": 30}}) as server:
+        started = time.monotonic()
+        server.signal()
+        assert server.wait() == 0
+        assert time.monotonic() - started < 4
+
+
+def test_the_log_names_each_wait_of_a_stop_and_its_end(own: ServerProcess) -> None:
+    """A client that answers nothing makes the server wait in all of them."""
+    with pusher_socket(own) as client:
+        own.signal()
+        wait_until(lambda: "waiting for connections to close" in own.output, "the last wait begins")
+        own.signal()
+        assert own.wait() == 0
+        assert client.close_code() in {4200, 1006}
+    said = re.findall(r"\[info +\] (.*?) +\[push1st\.server\] (.*)", own.output)
+    stop = dict(said)
+    assert re.search(r"connections=1 drain=1 .*seconds_at_most=11$", stop["stopping"])
+    assert stop["waiting for load balancers to notice the stop"] == "seconds=0.25"
+    assert stop["waiting for another process to listen on the addresses"] == "seconds_at_most=0.25"
+    assert stop["disconnecting clients"] == "clients=1"
+    assert re.fullmatch(r"connections=1 seconds_at_most=5(\.\d+)?", stop["waiting for connections to close"])
 
 
 @pytest.fixture

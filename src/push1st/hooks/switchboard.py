@@ -196,6 +196,7 @@ class Switchboard:
         endpoints = list(self._all())
         draining = [asyncio.ensure_future(one.drained()) for one in endpoints if not one.queue.idle]
         if draining:
+            log.info("waiting for hook events to be sent", endpoints=len(draining), seconds_at_most=seconds)
             drained = asyncio.gather(*draining)
             waits: list[asyncio.Future[Any]] = [drained] if enough is None else [drained, asyncio.ensure_future(enough.wait())]
             await asyncio.wait(waits, timeout=seconds, return_when=asyncio.FIRST_COMPLETED)
