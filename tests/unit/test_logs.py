@@ -122,10 +122,18 @@ def test_a_value_that_contains_itself_is_cut_off(lines):
 
 
 def test_text_of_a_client_cannot_begin_a_line_or_move_the_cursor(text):
-    logs.get("x").info("refused\nfake", channel="a\x1b[2J\r\nfake", other="\x9b\u2028\ud800")
+    logs.get("x").info("refused\nfake", channel="a\x1b[2J\r\nfake", other="\x9b\u2028\u202e\u2066\ud800")
     assert text.getvalue().count("\n") == 1
-    assert not set("\x1b\x9b\r\u2028\ud800") & set(text.getvalue())
+    assert not set("\x1b\x9b\r\u2028\u202e\u2066\ud800") & set(text.getvalue())
     assert r"\x1b[2J\r\nfake" in text.getvalue()
+
+
+def test_text_of_a_client_in_a_trace_cannot_move_the_cursor_or_reorder_a_line(text):
+    try:
+        raise RuntimeError("\x1b[2J\u202e\u2066")
+    except RuntimeError:
+        logs.get("x").exception("refused")
+    assert r"RuntimeError: \x1b[2J\u202e\u2066" in text.getvalue()
 
 
 # Levels
