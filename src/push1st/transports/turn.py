@@ -21,6 +21,10 @@ import asyncio
 from collections.abc import Callable
 from typing import Protocol
 
+SLICE_SECONDS = 0.001
+"""most time of a slice of messages, which may have another bound, too; a join may take 1000 times as long as a ping"""
+MAX_WAITING = 100
+"""commands that may wait (for a broker, for an app's backend) before a connection processes no more messages"""
 BACKLOG_SECONDS = 0.002
 """least time of each turn for connections that have a backlog"""
 INPUT_SECONDS = 0.01

@@ -46,15 +46,13 @@ from push1st.transports.admission import AUTHORIZE_SECONDS, Crowded, admit, chec
 from push1st.transports.listener import LINGER_BYTES, LINGER_SECONDS, Worker
 from push1st.transports.lost import LOST, unread
 from push1st.transports.sweep import NEVER
+from push1st.transports.turn import MAX_WAITING, SLICE_SECONDS
 
 CLOSE_SECONDS = 5
 PONG_SECONDS = 30
 """from a ping to the end of a client that stays silent (Pusher protocol, section 7)"""
 MAX_FRAMES = 32
-SLICE_SECONDS = 0.001
-"""a slice (see `turn`) ends with the frame that reaches one of these bounds; a join may take 1000 times as long as a ping"""
-MAX_WAITING = 100
-"""commands that may wait (for a broker, for an app's backend) before the socket is not read any further"""
+"""frames in a slice (see `turn`)"""
 SMALL_FRAGMENT = 256
 """bytes; the client is charged for a smaller fragment (`Session.charge`)"""
 MAX_PREFIX_BYTES = 255

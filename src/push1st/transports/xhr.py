@@ -17,7 +17,7 @@ worker where it began; requests that come to others are passed on (`afar.py`).
 
 import asyncio
 import re
-from collections import Counter
+from collections import Counter, deque
 from collections.abc import Coroutine
 from functools import partial
 from typing import TYPE_CHECKING, Any, Protocol, TypeAlias
@@ -30,7 +30,7 @@ from push1st.errors import Disconnect, Refused
 from push1st.messages import Established, Reply, Response, Visitor
 from push1st.node import App, Listener
 from push1st.protocols.pusher_xhr import HEARTBEAT, LONGEST, OPEN_FRAME, decode_messages, end_frames, whole_frames
-from push1st.session import Session
+from push1st.session import WAITING, Session
 from push1st.transports.admission import AUTHORIZE_SECONDS, Crowded, admit, capacity_error, check_version
 from push1st.transports.afar import (
     HEADERS,
@@ -50,6 +50,7 @@ from push1st.transports.afar import (
 from push1st.transports.caller import PROXY_HINT
 from push1st.transports.places import Bound, Places
 from push1st.transports.sweep import NEVER
+from push1st.transports.turn import MAX_WAITING, SLICE_SECONDS
 
 if TYPE_CHECKING:  # it holds the fallbacks
     from push1st.transports.listener import Worker
@@ -67,6 +68,8 @@ FULL_SECONDS = 60
 CLOSE_SECONDS = 5
 MAX_MESSAGES = 100
 """messages in one `xhr_send`; pusher-js sends one"""
+MAX_MESSAGES_A_SLICE = 32
+"""messages in a slice (see `turn`)"""
 MAX_APART = 10_000
 """sessions of a worker that wait for their next request (they need no socket); `Places` has smaller bounds per app and address"""
 LOOK_SECONDS = 2
@@ -158,7 +161,10 @@ class Fallbacks:
         client = self._clients.get((visit.key, visit.origin, visit.id))
         if client is None and self._worker.node.shared:
             return self._seek(visit, poll)
-        return self._serve(visit, poll, client)
+        found = self._serve(visit, poll, client)
+        if visit.road == "xhr_send" and client is not None and client.is_behind:
+            return client.when_applied(found)
+        return found
 
     def _serve(self, visit: Visit, poll: Poll, client: "XhrConnection | None") -> "Found":
         """A request of a session here, or the first one of a new session."""
@@ -425,6 +431,7 @@ class XhrConnection:
         "_authorize_by",
         "_fallbacks",
         "_full_since",
+        "_inbox",
         "_kept",
         "_kept_size",
         "_period",
@@ -468,6 +475,8 @@ class XhrConnection:
         self._slow = False
         self._scheduled = False
         self._authorize_by = 0.0
+        self._inbox: deque[str | asyncio.Future[None]] | None = None
+        """messages that are not applied yet, and futures that are done after the messages before them"""
         self._seen = self._wrote = self._full_since = self._apart_since = worker.sweep.now
         self._asked = 0.0
 
@@ -594,11 +603,71 @@ class XhrConnection:
         self._heard()
         if not texts and self._seen - self._wrote >= min(QUIET_SECONDS, self._period):
             self._beat()
+        if self._inbox is not None:
+            self._inbox.extend(texts)
+            if len(self._inbox) > WAITING and not self.closing:
+                worker.node.metrics.cut_offs["queue-full"] += 1
+                self.close(4100, f"more than {WAITING} commands are waiting")
+        elif texts:
+            self._inbox = deque(texts)
+            if self.process(b""):
+                worker.turn.resume(self)
+
+    def process(self, data: bytes) -> bool:
+        """Applies some of the messages that requests brought; returns whether it can go on at once.
+
+        Messages are applied in slices, like those of a WebSocket, and wait while `MAX_WAITING` commands of the session do.
+        """
+        inbox = self._inbox
+        clock = self._worker.turn.clock
+        left, until = MAX_MESSAGES_A_SLICE, clock() + SLICE_SECONDS
         try:
-            for text in texts:
-                self._text(text)
+            while inbox:
+                message = inbox.popleft()
+                if not isinstance(message, str):
+                    _set_done(message)
+                    continue
+                self._text(message)
+                session = self._session
+                if session is not None and session.waiting and len(session.waiting) >= MAX_WAITING:
+                    session.is_busy(self._resume)
+                    return False
+                left -= 1
+                if inbox and (not left or clock() > until):
+                    return True
         except Exception:
             self.fail()
+        self._drop_inbox()
+        return False
+
+    def _resume(self) -> None:
+        if self._inbox is not None:
+            self._worker.turn.resume(self)
+
+    def _drop_inbox(self) -> None:
+        inbox, self._inbox = self._inbox, None
+        while inbox:
+            if not isinstance(message := inbox.popleft(), str):
+                _set_done(message)
+
+    def keep(self, data: bytes) -> None:
+        """Does nothing, because requests bring their messages with `receive`."""
+
+    def hold_reading(self, hold: bool) -> None:
+        """Does nothing: the answers to requests wait (`when_applied`)."""
+
+    @property
+    def is_behind(self) -> bool:
+        """Whether messages that requests brought are not applied yet."""
+        return self._inbox is not None
+
+    async def when_applied(self, found: "Found") -> "Found":
+        """Returns `found` when everything received so far is applied, so that a client does not send faster than that."""
+        if self._inbox is not None:
+            applied: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+            self._inbox.append(applied)
+            await applied
+        return found
 
     def _heard(self) -> None:
         self._seen = self._worker.sweep.now
@@ -677,6 +746,7 @@ class XhrConnection:
 
     def _leave(self) -> None:
         session, self._session = self._session, None
+        self._drop_inbox()
         self._worker.open.discard(self)
         if session is not None:
             self._worker.node.metrics.connections[self.codec.name] -= 1
@@ -738,6 +808,11 @@ class XhrConnection:
             self._stream.write(HEARTBEAT)  # behind the frame the client stops at: no matter whether it is read
         else:
             self.write(HEARTBEAT)
+
+
+def _set_done(future: asyncio.Future[None]) -> None:
+    if not future.done():
+        future.set_result(None)
 
 
 class Stream(asyncio.Protocol):

@@ -15,7 +15,8 @@ from push1st.session import CHARGE_SECONDS, MAX_CHARGES, WAITING
 from push1st.transports.admission import AUTHORIZE_SECONDS, origin_allowed
 from push1st.transports.listener import LINGER_BYTES, LINGER_SECONDS
 from push1st.transports.sweep import NEVER
-from push1st.transports.websocket import CLOSE_SECONDS, MAX_FRAMES, MAX_WAITING, PONG_SECONDS, SMALL_FRAGMENT
+from push1st.transports.turn import MAX_WAITING
+from push1st.transports.websocket import CLOSE_SECONDS, MAX_FRAMES, PONG_SECONDS, SMALL_FRAGMENT
 from tests.unit.fakes import (
     APP,
     KEY,

@@ -11,14 +11,17 @@ from structlog.testing import capture_logs
 
 from push1st.config import Networks, ProtocolConfig, ServerConfig
 from push1st.messages import Response
+from push1st.session import WAITING
 from push1st.transports import xhr
 from push1st.transports.http import HttpConnection
+from push1st.transports.turn import MAX_WAITING
 from push1st.transports.xhr import (
     CLOSE_SECONDS,
     FULL_SECONDS,
     GAP_SECONDS,
     HEARTBEAT_SECONDS,
     MAX_MESSAGES,
+    MAX_MESSAGES_A_SLICE,
     PONG_SECONDS,
     QUIET_SECONDS,
 )
@@ -99,6 +102,78 @@ async def subscribed(site: Site) -> Transport:
     await subscribe(site)
     assert heard(transport) == [*WELCOME, "subscription_succeeded"]
     return transport
+
+
+PROTOCOL_PING = {"event": "pusher:ping", "data": {}}
+
+
+async def test_messages_of_a_request_are_applied_in_slices(site):
+    transport = await stream(site)
+    transport.take()
+    connection, sending = site.connect()
+    body = json.dumps([json.dumps(PROTOCOL_PING)] * MAX_MESSAGES)
+    connection.data_received(request("POST", SEND, body) + request("POST", SEND, body))
+    site.worker.turn.catch_up()
+    assert heard(transport) == ["pong"] * MAX_MESSAGES_A_SLICE
+    assert sending.data == b""
+    await turns(20)
+    assert statuses(sending.data) == [200, 200]
+    assert len(heard(transport)) == 2 * MAX_MESSAGES - MAX_MESSAGES_A_SLICE
+
+
+async def test_requests_wait_while_commands_wait():
+    site = Site(slow=True)
+    transport = await stream(site)
+    site.world.broker.held = {"subscribe"}
+    wanted = [{"event": "pusher:subscribe", "data": {"channel": f"c{number}"}} for number in range(3 * MAX_MESSAGES)]
+    assert await send(site, *wanted[:MAX_MESSAGES]) == 200
+    connection, sending = site.connect()
+    for at in (MAX_MESSAGES, 2 * MAX_MESSAGES):
+        body = json.dumps([json.dumps(one) for one in wanted[at : at + MAX_MESSAGES]])
+        connection.data_received(request("POST", SEND, body))
+    await turns(10)
+    assert sending.data == b""
+    assert len(session_of(site).waiting) == MAX_WAITING
+    await site.world.broker.let_all()
+    await turns(30)
+    assert statuses(sending.data) == [200, 200]
+    await site.world.broker.let_all()
+    await turns(30)
+    assert len(session_of(site).subscriptions) == len(wanted)
+    assert not transport.closed
+
+
+@pytest.mark.parametrize("how", ["close", "abort"])
+async def test_requests_that_wait_are_answered_when_their_session_ends(how):
+    site = Site(slow=True)
+    await stream(site)
+    site.world.broker.held = {"subscribe"}
+    wanted = [json.dumps({"event": "pusher:subscribe", "data": {"channel": f"c{n}"}}) for n in range(MAX_MESSAGES)]
+    connection, sending = site.connect()
+    connection.data_received(request("POST", SEND, json.dumps(wanted)) + request("POST", SEND, json.dumps(wanted)))
+    await turns(20)
+    assert statuses(sending.data) == [200]
+    (client,) = site.worker.fallbacks._clients.values()
+    client.close(4009, "bye") if how == "close" else client.abort()
+    await turns(5)
+    assert statuses(sending.data) == [200, 200]
+    await site.world.broker.let_all()
+    assert site.failures == []
+
+
+async def test_session_with_too_many_messages_that_wait_is_ended():
+    site = Site(slow=True)
+    transport = await stream(site)
+    site.world.broker.held = {"subscribe"}
+    (client,) = site.worker.fallbacks._clients.values()
+    body = json.dumps([json.dumps(PROTOCOL_PING)] * MAX_MESSAGES).encode()
+    await subscribe(site)
+    for _ in range(WAITING // MAX_MESSAGES + 3):
+        client.receive(body)
+    await turns(5)
+    assert heard(transport)[-1] == 4100
+    assert site.metrics.cut_offs == {"queue-full": 1}
+    await site.world.broker.let_all()
 
 
 async def polled(site: Site) -> list:
