@@ -109,12 +109,12 @@ ABOUT: dict[str, str] = {
     ),
     "APP.webhooks.headers": "Headers of each request.",
     "ssl": "A place for anchors: `&name` here, `*name` where it is used.",
-    "PROTOCOL.path": "What its paths begin with, before `server.app-path`.",
-    "PROTOCOL.activity-timeout": "Seconds of silence after which a client is pinged.",
-    "PROTOCOL.whitelist": "Who may connect by this protocol; empty: everyone.",
+    "PROTOCOL.path": "The beginning of the protocol's paths; `server.app-path` and the app's key follow.",
+    "PROTOCOL.activity-timeout": "Seconds without data from a client after which the server pings it.",
+    "PROTOCOL.whitelist": "Addresses that may connect with this protocol; empty: all.",
     "PROTOCOL.push": (
-        "Types of channels its clients may publish to; `private` covers `protected`. "
-        "Without effect for Pusher: see `options.client-messages` of the app."
+        "Types of channels to which clients of this protocol may publish; `private` includes `protected`. "
+        "It has no effect for Pusher clients, which publish if the app has `options.client-messages`."
     ),
 }
 
@@ -135,7 +135,7 @@ HEAD = """<!-- Written by docs/generate.py from the code. Do not edit: change th
 
 # Configuration
 
-Every key there is. A configuration is one file, by custom `server.yml`, and the files of apps that its `credentials` name:
+This page lists all keys. A configuration consists of one file, usually `server.yml`, and of the files with apps, which the key `credentials` lists:
 
 ```yaml file=server.yml
 server: { listen: "tcp://*:6001" }
@@ -149,7 +149,7 @@ shop:
   secret: "a-long-random-secret-of-at-least-32-bytes"
 ```
 
-`push1st check` reads it as the server would, says what would run, and names every mistake with its file and line:
+`push1st check` reads the configuration as the server does. It prints what would run, or every mistake with its file and line:
 
 ```bash
 push1st check -c server.yml
@@ -163,20 +163,23 @@ server.yml: good
   note: shop: limits (in brackets Push1st's): payload 10240 (65400), members 100 (unlimited), …
 ```
 
-- A key that does not stand here is a mistake, and so is one that stands twice. A key with nothing behind it is as good as none.
-- A list may be written `[ a, b ]`, `{ a, b }`, one item a line, or as one value without brackets.
+- The server rejects a key that is not on this page, and a key that occurs twice in one section.
+- A key without a value (`drain:`) has its default, as if it were not in the file.
+- A list can have three forms: `[ a, b ]`, `{ a, b }`, or one item a line. A list with one item needs no brackets.
 - Relative paths start at the folder of the configuration file.
 - Changes take effect when the server is started again, or with several workers by [`push1st reload`](scaling.md#reload).
 
 ## The environment
 
-A variable goes over the file. Its name is the path of keys in capitals, with `_` for `.` and `-`: `PUSH1ST_SERVER_DRAIN`
-is `server.drain`. Lists are separated by commas, and `[]` is the empty one. A variable that is set to nothing is not set.
-A variable that begins with `PUSH1ST_` and does not stand here is a mistake, but for those that Docker and Kubernetes set
-for a service of that name.
+An environment variable overrides the value in the file. Its name is the path of keys in capitals, with `_` for `.` and `-`:
+`PUSH1ST_SERVER_DRAIN` is `server.drain`. Items of a list are separated by commas, and `[]` is the empty list.
+An empty variable has no effect.
+The server rejects a variable that begins with `PUSH1ST_` and is not on this page. Exceptions are the variables that Docker
+and Kubernetes set for a service that is called `push1st`.
 
-`PUSH1ST_CONFIG` is the file, where `-c` does not say it. `PUSH1ST_APP_…` sets one app: with `PUSH1ST_APP_ID` the app of
-that id, which need not be in any file; without it the only app there is. So a server can do without files:
+`PUSH1ST_CONFIG` is the configuration file for commands without `-c`.
+`PUSH1ST_APP_…` configures one app. `PUSH1ST_APP_ID` selects it; if no file contains an app with this id, the variables add one.
+Without `PUSH1ST_APP_ID` they configure the only app in the files. So a server can run without files:
 
 ```bash background
 PUSH1ST_APP_ID=shop PUSH1ST_APP_KEY=a-public-key PUSH1ST_APP_SECRET=a-long-random-secret-of-at-least-32-bytes \\
@@ -184,7 +187,7 @@ PUSH1ST_SERVER_LISTEN=tcp://127.0.0.1:6001 PUSH1ST_API_LISTEN=tcp://127.0.0.1:60
 ```
 
 Without a configuration file and without `PUSH1ST_APP_ID`, `push1st serve` runs the demo: app `app-test`, key `app-key`, secret
-`secret`, on 127.0.0.1 only. The demo app never exists next to a configuration of your own.
+`secret`, on 127.0.0.1 only. With a configuration of your own there is no demo app.
 
 """
 
