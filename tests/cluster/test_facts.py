@@ -159,12 +159,25 @@ async def test_a_reader_that_stops_after_the_broker_lost_its_state_leaves_its_le
         valkey.ask("FLUSHALL")
         base = reader.shards[0].base
         await until(lambda: valkey.ask("GET", f"{base}:reader").endswith(f"{reader.name}\r\n".encode()))
-        await until(lambda: valkey.ask("EXISTS", f"{base}:recovering") == b":1\r\n")
+        await until(lambda: valkey.ask("SCARD", f"{base}:nodes") == b":2\r\n")
         await reader.close()
         await on(other, ROOM, "a")
         await settled(valkey, other)
         await until(lambda: other.shards[0]._ledger.there is not None and valkey.ask("EXISTS", f"{base}:ledger") == b":0\r\n")
         assert backend.there == THERE
+
+
+async def test_node_that_stops_after_the_broker_lost_its_state_is_not_awaited() -> None:
+    async with nodes() as (valkey, one, two):
+        await on(one, "c")
+        base = one.shards[0].base
+        valkey.ask("FLUSHALL")
+        await until(lambda: valkey.ask("SCARD", f"{base}:nodes") == b":2\r\n")
+        assert valkey.ask("EXISTS", f"{base}:away") == b":0\r\n"
+        valkey.ask("SADD", f"{base}:away", one.name)
+        await one.close()
+        assert valkey.ask("EXISTS", f"{base}:away") == b":0\r\n"
+        await on(two, "d")
 
 
 async def test_facts_that_a_replica_lacks_are_replaced() -> None:

@@ -204,10 +204,12 @@ local lost = known ~= '' and known ~= epoch
 if lost then redis.call('SET', base .. ':recovering', '1', 'PX', ARGV[5]) end
 local late = known == epoch and redis.call('EXISTS', base .. ':lease:' .. node) == 0
 for i = 8, #ARGV do
-  if empty or lost or late and redis.call('SISMEMBER', base .. ':nodes', ARGV[i]) == 1 then
+  local is_known = empty or lost or late and redis.call('SISMEMBER', base .. ':nodes', ARGV[i]) == 1
+  if is_known and redis.call('EXISTS', base .. ':lease:' .. ARGV[i]) == 0 then
     redis.call('SADD', base .. ':away', ARGV[i])
   end
 end
+redis.call('SREM', base .. ':away', node)
 if redis.call('PTTL', base .. ':away') < 0 then redis.call('PEXPIRE', base .. ':away', ARGV[4]) end
 redis.call('SADD', base .. ':nodes', node)
 redis.call('SET', base .. ':lease:' .. node, known == '' and 'new' or 'back', 'PX', ARGV[4])
@@ -435,6 +437,7 @@ if phase == 'm' then return {'c0', fewer} end
 if redis.call('EXISTS', mine) == 1 then return {'m0', fewer} end
 if redis.call('GET', base .. ':reader') == node then redis.call('DEL', base .. ':reader') end
 redis.call('SREM', base .. ':nodes', node)
+redis.call('SREM', base .. ':away', node)
 return {false, fewer}
 """)
 
