@@ -135,7 +135,8 @@ HEAD = """<!-- Written by docs/generate.py from the code. Do not edit: change th
 
 # Configuration
 
-This page lists all keys. A configuration consists of one file, usually `server.yml`, and of the files with apps, which the key `credentials` lists:
+This page lists all keys. A configuration is one file, usually `server.yml`, and the files with apps.
+The key `credentials` lists the latter:
 
 ```yaml file=server.yml
 server: { listen: "tcp://*:6001" }
