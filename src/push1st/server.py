@@ -180,7 +180,7 @@ class Server:
             await self.node.open(broker, broker, broker, broker, broker, self._hooks)
         except Refused as wrong:
             raise ConfigError(wrong.text) from None
-        self._hooks.open(self._is_alone, broker.report)
+        self._hooks.open(broker.report)
         codecs = {name: load(PROTOCOLS, name)() for name in PROTOCOLS}
         self._sweep = Sweep(clock.monotonic, lambda: _failed("sweep"), self._each_second)
         self.worker = Worker(self.node, Api(self.node, config).serve, config, codecs, self._sweep, _failed)
@@ -372,10 +372,6 @@ class Server:
         await self._hooks.close(HOOKS_SECONDS, enough=self._now)
         self._sweep.stop()
         log.info("stopped")
-
-    @property
-    def _is_alone(self) -> bool:
-        return self._siblings is None and not self.node.shared
 
 
 async def _is_listened_on(family: int, name: Any) -> bool:

@@ -7,8 +7,9 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from tests.clients.node import NodeProcess
-from tests.clients.process import ServerProcess, running, wait_until
+from tests.clients.process import APP, ServerProcess, merged, running, wait_until
 from tests.clients.pusher_socket import pusher_socket
+from tests.clients.receiver import receiving
 from tests.clients.test_cli import push1st
 from tests.clients.test_pusher_js import start_pusher_js, subscribed
 
@@ -54,6 +55,22 @@ def test_pusher_js_reconnects_soon_to_a_process_started_when_the_old_one_stops(
             assert [client.next(on="event", event="e")["data"] for client in clients] == ["hello"] * 3
             assert server.wait() == 0
             assert new.get("/health", port=new.unix).status == 200, "the socket of the new one is still there"
+
+
+def test_held_edges_of_the_old_process_are_sent_by_the_new_one(tmp_path: Path) -> None:
+    """The new one has already looked for saved events when the old one saves them."""
+    hooks = {"hooks": {"folder": str(tmp_path / "hooks")}, "server": {"drain": 8}}
+    with receiving() as receiver, contextlib.ExitStack() as stack:
+        webhooks = {"webhooks": [{"url": receiver.url, "events": ["member_added", "member_removed", "channel_vacated"]}]}
+        server = stack.enter_context(running(hooks, {"app-test": merged(APP, webhooks)}))
+        for user in ("leaves", "returns"):
+            stack.enter_context(pusher_socket(server)).subscribe("presence-room", {"user_id": user})
+        receiver.until_events("member_added", "member_added")
+        with successor(server) as new, pusher_socket(new) as client:
+            client.subscribe("presence-room", {"user_id": "returns"})
+            wait_until(lambda: len(receiver.events) == 4, "a member has left", 25)
+            users = [(event["name"], event.get("user_id")) for event in receiver.events[2:]]
+            assert users == [("member_added", "returns"), ("member_removed", "leaves")]
 
 
 def test_several_workers_leave_their_addresses_before_their_clients_leave() -> None:

@@ -79,10 +79,12 @@ class Debounce:
         return facts
 
     def hold(self, facts: Iterable[Fact], now: float) -> None:
-        """Takes up what an earlier process held back, before anything is fed: who comes back now was not away."""
+        """Holds back edges that an earlier process had held back, except those of channels and members with newer edges."""
         for fact in facts:
-            self._there.add(_key(fact))
-            self._held[_key(fact)] = now + HOLD_SECONDS, fact
+            key = _key(fact)
+            if key not in self._there and key not in self._gone:
+                self._there.add(key)
+                self._held[key] = now + HOLD_SECONDS, fact
 
     def _leave(self, key: Key, held: tuple[float, Fact]) -> Fact:
         self._there.discard(key)

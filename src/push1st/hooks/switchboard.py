@@ -24,7 +24,7 @@ from push1st.hooks.store import Saved, Store
 from push1st.messages import Fact
 
 TAKE_UP_SECONDS = 10.0
-"""between two looks for what another worker, which was replaced, has saved when this one ran already"""
+"""between two looks for events that another process has saved since this one started, because this one takes its place"""
 SAVE_SECONDS = 2.0
 """for which saving is retried at a stop, if the folder is not writable"""
 SAVE_AGAIN_SECONDS = 0.1
@@ -87,25 +87,22 @@ class Switchboard:
         for endpoints in self._endpoints.values():
             yield from endpoints
 
-    def open(self, alone: bool, report: Callable[[Fact], None]) -> None:
-        """Loads the events that earlier processes saved. alone: no other process may save more while this one runs.
+    def open(self, report: Callable[[Fact], None]) -> None:
+        """Loads the events that other processes have saved, now and every `TAKE_UP_SECONDS`.
 
         report: passes held edges among them to the broker.
         """
         if self._store is None:
             return
-        again = not alone
         try:
             self._take_up(self._store, report)
         except OSError as exc:
-            again = True
             if not self._failing:
                 log.error("saved hook events cannot be loaded, retrying", reason=str(exc), seconds=TAKE_UP_SECONDS)
             self._failing = True
         else:
             self._failing = False
-        if again:
-            self._look_at = asyncio.get_running_loop().call_later(TAKE_UP_SECONDS, self.open, alone, report)
+        self._look_at = asyncio.get_running_loop().call_later(TAKE_UP_SECONDS, self.open, report)
 
     def _take_up(self, store: Store, report: Callable[[Fact], None]) -> None:
         known = {fingerprint(one.wanted): one for one in self._all()}

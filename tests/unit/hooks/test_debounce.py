@@ -100,6 +100,18 @@ def test_what_nobody_came_back_to_is_told_by_the_next_process():
     assert kinds(debounce.due(103)) == ["vacated"]
 
 
+def test_what_came_back_before_the_edges_of_an_earlier_process_were_loaded_is_there():
+    debounce = Debounce()
+    assert kinds(debounce.feed(fact("occupied"), 90)) == ["occupied"]
+    debounce.hold([fact("vacated")], 100)
+    assert debounce.due(103) == []
+    debounce.feed(fact("vacated"), 110)
+    debounce.hold([fact("vacated")], 112)
+    assert kinds(debounce.due(113)) == ["vacated"]
+    debounce.hold([fact("vacated")], 120)
+    assert debounce.due(130) == []
+
+
 def test_it_remembers_only_so_many_that_are_gone():
     debounce = Debounce()
     for number in range(REMEMBERED + 10):

@@ -139,7 +139,7 @@ async def test_saved_events_of_one_connection_do_not_displace_other_events_after
         board = Board(A, config=config)
         board.at["http://a/"] = Endpoint()
         board.at["http://a/"].waits = asyncio.get_running_loop().create_future()
-        board.board.open(True, lambda _: None)
+        board.board.open(lambda _: None)
         await turns(10)
         if number == 1:
             for _ in range(200):
@@ -175,7 +175,7 @@ async def test_what_is_under_way_at_a_stop_is_broken_off_and_sent_again_with_its
     assert one.at["http://a/"].closed
     two = Board(A, config=config)
     two.numbers = 100
-    two.board.open(True, two.board.happened)
+    two.board.open(two.board.happened)
     await turns(20)
     assert two.at["http://a/"].told[0] == one.at["http://a/"].told[0]
     assert two.at["http://a/"].names == ["channel_occupied", "cache_miss", "client_event"]
@@ -193,7 +193,7 @@ async def test_a_batch_that_was_about_to_be_sent_at_a_stop_is_kept_whole(tmp_pat
     await endpoint.stop()
     await one.board.close(0)
     two = Board(batched, config=config)
-    two.board.open(True, two.board.happened)
+    two.board.open(two.board.happened)
     await turns(10)
     assert two.at["http://a/"].names == ["channel_occupied", "client_event", "cache_miss"]
     await two.board.close(0)
@@ -223,7 +223,7 @@ async def test_what_was_held_back_is_handed_on(tmp_path: Path):
     await turns(10)
     await one.board.close(0)
     two = Board(A, config=config)
-    two.board.open(True, two.board.happened)
+    two.board.open(two.board.happened)
     two.happened("occupied")
     two.clock.advance(HOLD_SECONDS)
     two.happened("cache-missed", channel="cache-e")
@@ -261,7 +261,7 @@ async def test_an_edge_that_the_broker_held_back_at_the_stop_is_saved_and_report
     await one.board.close(0)
     two = Board(A, config=config)
     reported: list[Fact] = []
-    two.board.open(True, reported.append)
+    two.board.open(reported.append)
     assert reported == [Fact("vacated", APP, "c", 1, phase="held")]
     await two.board.close(0)
 
@@ -275,7 +275,7 @@ async def test_events_for_an_endpoint_that_is_gone_are_counted(tmp_path: Path):
     await turns(10)
     await one.board.close(0)
     two = Board(Webhook(url="http://b/"), config=config)
-    two.board.open(True, two.board.happened)
+    two.board.open(two.board.happened)
     assert two.events == {"endpoint-gone": 1}
     await two.board.close(0)
     letter = json.loads((tmp_path / "dead-letters.jsonl").read_bytes())
@@ -288,7 +288,7 @@ async def test_what_a_worker_that_was_replaced_has_saved_is_sent_by_those_that_r
     monkeypatch.setattr("push1st.hooks.switchboard.TAKE_UP_SECONDS", 0.0)
     config = HooksConfig(folder=str(tmp_path))
     two = Board(A, config=config)
-    two.board.open(False, lambda _: None)
+    two.board.open(lambda _: None)
     one = Board(A, config=config)
     one.at["http://a/"] = Endpoint()
     one.at["http://a/"].fails = True
@@ -312,9 +312,8 @@ def out_of_reach(folder: Path) -> Iterator[None]:
     aside.rename(folder)
 
 
-@pytest.mark.parametrize("alone", [True, False])
 async def test_loading_is_retried_with_one_log_line(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], alone: bool
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setattr("push1st.hooks.switchboard.TAKE_UP_SECONDS", 0.0)
     folder = tmp_path / "hooks"
@@ -323,7 +322,7 @@ async def test_loading_is_retried_with_one_log_line(
     await one.board.close(0)
     two = Board(A, config=config)
     with out_of_reach(folder):
-        two.board.open(alone, two.board.happened)
+        two.board.open(two.board.happened)
         await turns(20)
     await turns(20)
     assert two.at["http://a/"].names == ["channel_occupied"]
@@ -391,7 +390,7 @@ async def test_a_line_that_cannot_be_read_does_not_stop_the_others(tmp_path: Pat
     spoilt = (b"{broken", b'{"endpoint":"\xff"}', b'{"events":' + b"[" * 100_000, b'{"endpoint":"%b"}' % fingerprint)
     file.write_bytes(b"\n".join((*spoilt, file.read_bytes())))
     two = Board(A, config=config)
-    two.board.open(True, two.board.happened)
+    two.board.open(two.board.happened)
     await turns(10)
     assert two.at["http://a/"].names == ["channel_occupied"]
     await two.board.close(0)
