@@ -7,6 +7,7 @@ from contextlib import ExitStack, asynccontextmanager
 import pytest
 
 from push1st.brokers.redis import facts
+from push1st.brokers.redis.scripts import CLOCK_MS
 from push1st.messages import Fact
 from tests.clients.process import APP, ServerProcess, merged, wait_until
 from tests.clients.receiver import receiving
@@ -178,6 +179,18 @@ async def test_node_that_stops_after_the_broker_lost_its_state_is_not_awaited() 
         await one.close()
         assert valkey.ask("EXISTS", f"{base}:away") == b":0\r\n"
         await on(two, "d")
+
+
+async def test_held_edges_are_released_though_the_clock_of_the_server_was_set_back() -> None:
+    async with backed() as (valkey, backend, reader, other, client):
+        clock = f"{reader.shards[0].base}:clock"  # what is left of its time is the clock
+        valkey.ask("PEXPIRE", clock, str(CLOCK_MS - 3_600_000))
+        client.lose()
+        await client.place.broker.settled()
+        valkey.ask("PEXPIRE", clock, str(CLOCK_MS))
+        await until(lambda: backend.there == set(), lambda: backend.there)
+        await on(other, ROOM, "a")
+        await until(lambda: backend.there == THERE, lambda: backend.there)
 
 
 async def test_facts_that_a_replica_lacks_are_replaced() -> None:

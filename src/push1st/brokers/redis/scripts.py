@@ -499,10 +499,11 @@ redis.call('SET', base .. ':facts:read', ARGV[3])
 redis.call('XTRIM', base .. ':facts', 'MINID', ARGV[3])
 local recovering = redis.call('PTTL', base .. ':recovering')
 if recovering > 0 then return {1, recovering} end
-local due = clock() - ARGV[4]
+local now = tonumber(clock())
+local due = now - ARGV[4]
 for i = 1, tonumber(ARGV[5]) do
   local left, field = string.match(redis.call('LINDEX', base .. ':held:order', 0) or '', '^(%d+) (.*)$')
-  if not left or tonumber(left) > due then break end
+  if not left or (tonumber(left) > due and tonumber(left) <= now) then break end  -- later than now: the clock was set back
   redis.call('LPOP', base .. ':held:order')
   local held = redis.call('HGET', base .. ':held', field)
   if held then
