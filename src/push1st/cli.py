@@ -21,7 +21,7 @@ import msgspec
 import push1st
 from push1st import configfile, logs, rundir, supervisor
 from push1st.channels import kind_of, pusher_name_error, wide_name_error
-from push1st.config import AppConfig, Config, Listen, strictness, unserved
+from push1st.config import DEMO_SECRET, AppConfig, Config, Listen, strictness, unserved
 from push1st.errors import ClientError, ConfigError, Refused, Rejected
 from push1st.printable import printable, printable_lines
 
@@ -390,13 +390,13 @@ def _target(options: argparse.Namespace) -> _Target:
     key = getattr(options, "key", None)
     name = options.app or (next(iter(apps)) if len(apps) == 1 else "")
     app = apps.get(name)
-    if app is None and name and not options.config:  # an app of another server
+    if app is None and name and (key or options.secret or not options.config):  # an app of another server
         app = AppConfig(id=name, key="", secret=os.environ.get("PUSH1ST_APP_SECRET", ""))
     if app is None:
         raise ConfigError(f"which app? Select one with --app: {', '.join(apps) or 'the configuration has none'}")
     if config.demo and key not in (None, app.key):  # the demo's secret does not belong to another key
         app = msgspec.structs.replace(app, secret="")
-    assumed = config.demo and not (options.app or key)
+    assumed = not (options.config or options.app or key or os.environ.get("PUSH1ST_APP_ID"))
     return _Target(config, msgspec.structs.replace(app, key=key or app.key, secret=options.secret or app.secret), assumed)
 
 
@@ -407,7 +407,7 @@ def _signer(options: argparse.Namespace) -> tuple[str, str]:
     if not app.secret:
         raise ConfigError(f"app {app.id} has no secret, so it has no tokens: select an app with -c FILE, or give --secret")
     if target.assumed:
-        secret = "the given secret" if options.secret else "its public secret"
+        secret = "its public secret" if app.secret == DEMO_SECRET else "the given secret"
         another = "-c FILE, or --app with --secret"
         print(f"note: a token for the demo's app {app.id}, signed with {secret}; for another app: {another}", file=sys.stderr)
     return app.id, app.secret

@@ -306,6 +306,8 @@ class Server:
         log.info("stopping", connections=len(worker.open), drain=drain, replaced=node.replaced, seconds_at_most=most)
         if node.replaced:
             self._close()
+            if drain:
+                log.info("serving connections that were just accepted", seconds=drain * GRACE)
             await asyncio.sleep(drain * GRACE)
             node.draining = True
         else:

@@ -328,6 +328,16 @@ def test_a_token_of_the_demo_s_app_comes_with_a_note() -> None:
     done = push1st("token", "session", "1.2", "private-x")
     assert done.stderr.startswith("note: a token for the demo's app app-test, signed with its public secret; ")
     assert push1st("token", "session", "--app", "app-test", "1.2", "private-x").stderr == ""
+    done = push1st("token", "session", "--secret", "other", "1.2", "private-x")
+    assert done.stderr.startswith("note: a token for the demo's app app-test, signed with the given secret; ")
+
+
+def test_an_app_of_another_server_is_selected_by_options_alone(shop: ServerProcess, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PUSH1ST_CONFIG", str(shop.folder / "server.yml"))
+    token = push1st("token", "session", "--app", "other", "--secret", "secret", "1.2", "private-x")
+    assert (token.stdout.strip(), token.stderr) == (hmac_hex("secret", "1.2:private-x"), "")
+    failed = push1st("publish", "--app", "other", "--key", "k", "--secret", "s", "c", "e", code=1)
+    assert "there is no app 'other'" in failed.stderr
 
 
 @pytest.mark.parametrize(
