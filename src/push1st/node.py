@@ -589,7 +589,11 @@ class Node:
     async def listen(self, app: App, topic: str, listener: Listener) -> None:
         """Answers what is asked on a topic, and hears what is told there, from here on. Raises Refused(503)."""
         self._listeners[app.config.id, topic] = listener
-        await self._broker.subscribe(app.config.id, topic)
+        try:
+            await self._broker.subscribe(app.config.id, topic)
+        except Refused:
+            await self.unlisten(app, topic)
+            raise
 
     async def unlisten(self, app: App, topic: str) -> None:
         if self._listeners.pop((app.config.id, topic), None) is not None:

@@ -8,7 +8,7 @@ from push1st import auth, node
 from push1st.eager import spawn, wait
 from push1st.errors import Disconnect, LimitReached, Refused
 from push1st.messages import SignIn, Subscribe, Subscribed, SubscriptionRefused, Unsubscribe
-from push1st.node import COUNT_SECONDS, MANY, WORKER_BITS, Node
+from push1st.node import COUNT_SECONDS, MANY, WORKER_BITS, Listener, Node
 from tests.unit.fakes import APP, SECRET, Clock, World, app_config, done, frames, turns
 
 TOPIC = (APP, "c")
@@ -244,6 +244,14 @@ async def test_a_broker_that_is_away_refuses_the_subscription_and_the_client_sta
     session.handle(Subscribe("c"))
     assert subscribed(outlet) == ["c"]
     assert await heard(slow, outlet)
+
+
+async def test_a_listener_that_the_broker_refuses_is_not_kept(slow):
+    slow.broker.fail["subscribe"] = Refused(503, "the broker is away")
+    with pytest.raises(Refused):
+        await slow.node.listen(slow.app, "#t", Listener(lambda _: b"", lambda _: None))
+    assert slow.node._listeners == {}
+    assert ("unsubscribe", "#t") in slow.broker.calls
 
 
 async def test_a_client_that_disconnects_leaves_all_its_channels(slow):
