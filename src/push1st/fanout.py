@@ -117,11 +117,11 @@ class Fanout:
         if message.delivery != "broadcast":
             return self._receive_targeted(tenant, message)
         count = 0
-        excluded = None
+        excluded = also = None
         if message.exclude:
-            if message.target:  # a broadcast that excludes two connections is rare, so it may be slower
-                return self._receive_targeted(tenant, message)
             excluded = tenant.sessions.get(message.exclude)
+            if message.target and message.target != message.exclude:
+                also = tenant.sessions.get(message.target)
         now = self._clock()
         lanes = self._lanes
         for lane in channel.lanes:
@@ -130,16 +130,18 @@ class Fanout:
                 continue
             frame = lane.wire.message(message, now)
             apart = lane.apart
+            if also is not None and also in lane.writes:
+                size -= 1
+                if also not in apart:
+                    apart[also] = lane.frames.copy()
             if excluded is not None and excluded in lane.writes:
                 size -= 1
                 if excluded not in apart:
                     apart[excluded] = lane.frames.copy()
+            if apart:
                 for other, frames in apart.items():
-                    if other is not excluded:
+                    if other is not excluded and other is not also:
                         frames.append(frame)
-            elif apart:
-                for frames in apart.values():
-                    frames.append(frame)
             lane.frames.append(frame)
             lane.size += len(frame)
             count += size

@@ -151,14 +151,11 @@ class Tenant:
         return True
 
     def targets(self, message: Message) -> Iterable[Subscriber]:
-        """Returns the target connections of a unicast or multicast, subscribed or not; of a broadcast, all but its target."""
+        """Returns the target connections of a unicast or multicast, subscribed or not."""
         target = message.target
-        match message.delivery:
-            case "unicast":
-                one = self.sessions.get(target)
-                return () if one is None else (one,)
-            case "broadcast":
-                return [one for one in self.channels[message.channel].subscribers() if one.id != target]
+        if message.delivery == "unicast":
+            one = self.sessions.get(target)
+            return () if one is None else (one,)
         *_, known = _parts(target)
         found = self.prefixes.get(known, ())
         return found if known == target else [one for one in found if one.id.startswith(f"{target}.")]

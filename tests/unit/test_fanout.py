@@ -126,6 +126,24 @@ def test_an_excluded_subscriber_is_not_counted(stage):
     assert stage.metrics.messages_out == 1
 
 
+def test_a_broadcast_that_excludes_two_subscribers_costs_the_others_one_write_a_turn(stage):
+    """A raw client may send as many of these as of any other events."""
+    other = Wire("other")
+    clients = [stage.client("c", wire=other if number == 1 else None) for number in range(100)]
+    one, two, elsewhere = clients[0], clients[1], stage.client("d")
+    target = Options(0, "broadcast", two.session.id)
+    assert stage.publish("c", b"1", exclude=one, how=target) == 98
+    assert stage.publish("c", b"2", exclude=one) == 99
+    assert stage.publish("c", b"3", exclude=two, how=target) == 99
+    assert stage.publish("c", b"4", exclude="9.9", how=target) == 99
+    assert stage.publish("c", b"5", exclude=elsewhere, how=target) == 99
+    assert stage.publish("c", b"6", exclude=two, how=Options(0, "broadcast", "9.9")) == 99
+    stage.turns.drain()
+    assert (one.received, two.received) == (b"3456", b"2")
+    assert {tuple(client.writes) for client in clients[2:]} == {(b"123456",)}
+    assert stage.metrics.messages_out == 98 + 5 * 99
+
+
 def test_bytes_out_are_the_bytes_written(stage, small):
     small(SLICE=2)
     clients = [stage.client("c") for _ in range(5)]
