@@ -38,6 +38,7 @@ from push1st.selfsigned import NOTE, self_signed
 from push1st.transports.http import HttpConnection
 from push1st.transports.listener import Listener, Worker
 from push1st.transports.sweep import Sweep
+from push1st.transports.tls import Records
 
 FAREWELLS = 50
 """connections told to leave in one slice, at least"""
@@ -115,16 +116,22 @@ class Context(ssl.SSLContext):
 
     A connection has a descriptor during its TLS handshake, but the listener gets the connection only after the handshake.
     has_room: whether there was a descriptor for the connection that was accepted last. refuse: counts a rejected handshake.
+    flooded: counts a client that sends only records without data.
     """
 
+    sslobject_class = Records
     has_room: bool
     refuse: Callable[[], None]
+    flooded: Callable[[], None]
 
-    def wrap_bio(self, *arguments: Any, **options: Any) -> ssl.SSLObject:
+    def wrap_bio(self, incoming: ssl.MemoryBIO, outgoing: ssl.MemoryBIO, *arguments: Any, **options: Any) -> ssl.SSLObject:
         if not self.has_room:
             self.refuse()
             raise ConnectionAbortedError("no file descriptor is left")
-        return super().wrap_bio(*arguments, **options)
+        records = super().wrap_bio(incoming, outgoing, *arguments, **options)
+        assert isinstance(records, Records)
+        records.follow(incoming, self.flooded)
+        return records
 
 
 class Server:
@@ -223,11 +230,17 @@ class Server:
                         own = self_signed()
                         log.warning(NOTE)
                     settings = Ssl(True, *own)
-                contexts[role] = _context(settings, lambda: self.worker.refuse_crowded("server")) if settings.enable else None
+                contexts[role] = self._context(settings) if settings.enable else None
         finally:
             for path in own or ():
                 os.unlink(path)
         return contexts
+
+    def _context(self, settings: Ssl) -> Context:
+        def flooded() -> None:
+            self.node.metrics.cut_offs["flood"] += 1
+
+        return _context(settings, lambda: self.worker.refuse_crowded("server"), flooded)
 
     async def _listen(self, door: Door, context: Context | None) -> None:
         loop = asyncio.get_running_loop()
@@ -428,9 +441,10 @@ def _failed(where: str) -> None:
     log.error("internal error", where=where, exc_info=sys.exception())
 
 
-def _context(settings: Ssl, refuse: Callable[[], None]) -> Context:
+def _context(settings: Ssl, refuse: Callable[[], None], flooded: Callable[[], None]) -> Context:
     context = Context(ssl.PROTOCOL_TLS_SERVER)
     context.refuse = refuse
+    context.flooded = flooded
     context.minimum_version = ssl.TLSVersion.TLSv1_2
     context.set_alpn_protocols(["http/1.1"])
     try:

@@ -6,6 +6,7 @@ Every test ends with the server still answering; that nothing was raised past a 
 import contextlib
 import json
 import os
+import subprocess
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -14,7 +15,7 @@ from urllib.parse import quote
 
 import pytest
 
-from tests.clients.process import DEADLINE, ServerProcess, running, wait_until
+from tests.clients.process import DEADLINE, ServerProcess, program, running, wait_until
 from tests.clients.pusher_socket import PusherSocket, dialled, pusher_socket
 from tests.clients.raw_socket import raw_socket
 from tests.clients.signing import hmac_hex, signed_query
@@ -486,3 +487,28 @@ def test_a_subscriber_that_never_reads_again_loses_its_socket(narrow: ServerProc
         narrow.until_sessions(channel, 1)
         publish_until_cut_off(narrow, channel, 0)
         wait_until(lambda: count() <= before, "the socket is destroyed", 3 * DEADLINE)
+
+
+# -- TLS
+
+
+def test_client_that_only_updates_its_keys_is_disconnected() -> None:
+    """Key updates carry no data, and each costs the server as much as some messages (RFC 8446 §4.6.3)."""
+    with running({"server": {"ssl": {"enable": True}}}) as server:
+        command = [program("openssl"), "s_client", "-tls1_3", "-connect", f"127.0.0.1:{server.ws_port}"]
+        client = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+        assert client.stdin is not None
+        with client, client.stdin as commands:
+            wait_until(lambda: "push1st_connections" in metrics(server), "the server answers")
+            end = time.monotonic() + 3 * DEADLINE
+            while client.poll() is None and time.monotonic() < end:
+                with contextlib.suppress(BrokenPipeError):
+                    commands.write(b"K\n")  # of what it reads at once, s_client obeys the first letter
+                    commands.flush()
+                time.sleep(0.0005)
+            client.kill()
+        assert 'push1st_cut_offs_total{reason="flood"} 1.0' in metrics(server)
+
+
+def metrics(server: ServerProcess) -> str:
+    return server.get("/metrics").body.decode()
