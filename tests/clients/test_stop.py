@@ -4,14 +4,19 @@ import contextlib
 import re
 import signal
 import socket
+import threading
 import time
 from collections.abc import Iterator
 
 import pytest
 
-from tests.clients.process import ServerProcess, running, wait_until
+from tests.clients.process import DEADLINE, ServerProcess, running, wait_until
 from tests.clients.pusher_socket import pusher_socket
 from tests.clients.raw_socket import raw_socket
+from tests.clients.test_fairness import FLOODING, FLOODS, flood
+
+LAST_SECONDS = 5
+"""for clients that do not answer a close frame"""
 
 
 @pytest.fixture
@@ -101,6 +106,28 @@ def test_what_was_published_is_delivered_before_the_close(own: ServerProcess, ch
         own.signal()
         assert [client.expect("e", channel) for _ in range(100)] == list(range(100))
         assert client.close_code() == 4200
+
+
+@pytest.mark.parametrize("name", ["requests", "subscribing"])
+def test_stop_under_a_flood_is_in_time_and_delivers_what_was_acknowledged(own: ServerProcess, channel: str, name: str) -> None:
+    channel += name
+    over = threading.Event()
+    threads = [threading.Thread(target=flood, args=(own.ws_port, *FLOODS[name], over)) for _ in range(FLOODING)]
+    with pusher_socket(own) as client:
+        client.subscribe(channel)
+        for thread in threads:
+            thread.start()
+        try:
+            for number in range(100):
+                own.publish(channel, "e", number)
+            own.signal()
+            assert [client.expect("e", channel) for _ in range(100)] == list(range(100))
+            assert client.close_code() == 4200
+            assert own.wait(1 + LAST_SECONDS + DEADLINE) == 0
+        finally:
+            over.set()
+            for thread in threads:
+                thread.join(DEADLINE)
 
 
 def test_clients_that_answer_nothing_do_not_hold_it_up(own: ServerProcess) -> None:

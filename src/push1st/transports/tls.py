@@ -1,7 +1,8 @@
 """TLS without a flood of records that carry no data.
 
-A client may send key updates (RFC 8446 §4.6.3) without a pause. Each has 27 bytes and costs the server about 15 µs, and none of them
-reaches a connection, so no slice of a turn bounds them. OpenSSL processes all that it has in one call, and uvloop gives it 256 KiB.
+A client may send key updates (RFC 8446 §4.6.3) without a pause. Each has 27 bytes and costs the server about 15 µs.
+None of them reaches a connection, so no slice of a turn bounds them. OpenSSL processes all that it has in one call, and uvloop
+gives it 256 KiB.
 """
 
 import ssl
