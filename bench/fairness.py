@@ -97,7 +97,7 @@ class Server:
             start_new_session=True,
         )
         deadline = time.monotonic() + START_SECONDS
-        while b"ready" not in (self.folder / "log").read_bytes():
+        while b"] ready " not in (self.folder / "log").read_bytes():
             if self.process.poll() is not None or time.monotonic() > deadline:
                 raise SystemExit(f"the server did not start: {(self.folder / 'log').read_text()[-500:]}")
             time.sleep(0.05)

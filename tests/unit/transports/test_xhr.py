@@ -107,6 +107,30 @@ async def subscribed(site: Site) -> Transport:
 PROTOCOL_PING = {"event": "pusher:ping", "data": {}}
 
 
+async def test_stream_behind_answers_that_the_client_does_not_read_ends_the_connection():
+    """A socket that is not read because its client reads no answers would not be read again: nobody would notice its end."""
+    waiting: asyncio.Future[Response] = asyncio.get_running_loop().create_future()
+
+    async def serve(_: object) -> Response:
+        return await waiting
+
+    site = Site(serve=serve)
+    connection, transport = site.connect()
+    connection.data_received(request("GET", "/wait") + request("POST", STREAM))
+    await turns()
+    connection.pause_writing()
+    waiting.set_result(Response(200, b"x" * 1000))
+    await turns()
+    assert transport.aborted
+    connection.connection_lost(None)
+    await turns()
+    assert connection not in site.worker.open
+    assert len(site.worker.fallbacks._clients) == 1
+    site.pass_seconds(GAP_SECONDS + 1)
+    assert not site.worker.fallbacks._clients
+    assert not site.failures
+
+
 async def test_messages_of_a_request_are_applied_in_slices(site):
     transport = await stream(site)
     transport.take()
