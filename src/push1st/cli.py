@@ -244,12 +244,10 @@ def _reload(options: argparse.Namespace) -> int:
     print(f"the server {process} reads its configuration", flush=True)
     accepted = False
     while (now := rundir.reloads(folder)) is not None and before is not None:
-        # A reload that began before the signal may have read the configuration of before.
+        # A reload that began before the signal may have read the old configuration.
         if now.accepted > before.begun and not accepted:
             accepted = True
-            print(
-                "the configuration is good: workers are replaced one by one, each has server.drain seconds to leave", flush=True
-            )
+            print("the configuration is good: workers are replaced one by one, each drains for server.drain seconds", flush=True)
         if now.ended > before.begun:
             for problem in now.problems:
                 print(f"push1st reload: {printable(problem)}", file=sys.stderr)
@@ -452,7 +450,7 @@ def _publish(options: argparse.Namespace) -> int:
     # An unsigned call is answered with the number of subscribers, but only where the server trusts the caller: the demo does.
     signed = options.secret or os.environ.get("PUSH1ST_APP_SECRET") or not config.demo
     if signed and app.secret and not app.key:
-        raise ConfigError(f"which key has app {app.id}? Give it with -c FILE or --key")
+        raise ConfigError(f"app {app.id} has no key here: give it with -c FILE or --key")
     try:
         data = json.loads(options.data)
     except ValueError:
@@ -485,7 +483,7 @@ def _subscribe(options: argparse.Namespace) -> int:
     target = _target(options)
     config, app = target.config, target.app
     if not app.key:
-        raise ConfigError(f"which key has app {app.id}? Give it with -c FILE or --key")
+        raise ConfigError(f"app {app.id} has no key here: give it with -c FILE or --key")
 
     def show(channel: str, event: str, data: str) -> None:
         print(*map(printable, (channel, event, data)), sep="  ", flush=True)

@@ -115,7 +115,7 @@ def _why(exc: Exception) -> str:
         case ConnectionRefusedError():
             return f"{exc.strerror or exc}; is the server running?"
         case _:
-            return f"{exc}; is it a Push1st server, and does it use TLS or not as in the URL?"
+            return f"{exc}; is it a Push1st server, and is the URL's scheme the right one for its port (with or without TLS)?"
 
 
 def _listen(
@@ -149,7 +149,7 @@ def _listen(
         elif isinstance(code, int) and 4000 <= code < 4300:
             continue  # the close frame that follows has the same reason
         elif event in ("pusher:error", "pusher:subscription_error"):
-            raise Rejected(f"the server refused {channel}: {data}" if channel else f"the server said: {data}")
+            raise Rejected(f"the server refused {channel}: {data}" if channel else f"the server reported an error: {data}")
         elif event == "pusher:ping":
             socket.send('{"event":"pusher:pong"}')
         elif event != "pusher:pong" and not internal:

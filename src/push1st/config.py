@@ -384,7 +384,7 @@ def unserved(config: Config) -> str:
     if not enabled:
         return "every app is disabled, so every client will be refused: remove enable: false from one"
     if not any(app.channels for app in enabled):
-        return "no enabled app has channels: an app without a secret has public ones only, and its channels do not name them"
+        return "no enabled app has channels: give an app a secret, or put public into its channels"
     if not config.server.proto & {"pusher", "websocket"}:
         return "server.proto has neither pusher nor websocket, so every client will be refused"
     if not config.server.listen and not config.api.listen:

@@ -127,7 +127,7 @@ def _change(base: Any, table: Table, name: str, value: Value) -> dict[str, Any]:
 
 
 def suggestion(name: str, allowed: "Table | dict[str, Any]") -> str:
-    """The nearest of the allowed names, that name in a section below, or all of them."""
+    """Returns a hint: the nearest allowed name, the same name in a section of `allowed`, or all allowed names."""
     near = get_close_matches(name_of(name), allowed, 1)
     sections = {section: key.table or {} for section, key in allowed.items() if isinstance(key, Key) and not key.dropped}
     inside = [f"{section}.{name}" for section, table in sections.items() if name in table and not table[name].note]
@@ -137,7 +137,7 @@ def suggestion(name: str, allowed: "Table | dict[str, Any]") -> str:
 
 
 def nearest(text: str, allowed: Iterable[str]) -> str:
-    """A question to append to the allowed words, if one of them is near."""
+    """Returns a question to append to the allowed words; "" if none of them is similar."""
     near = get_close_matches(text.lower(), allowed, 1)
     return f"; did you mean {near[0]}?" if near else ""
 

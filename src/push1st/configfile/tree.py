@@ -94,7 +94,7 @@ def refuse(lines: Sequence[str]) -> None:
 
 
 def name_of(key: str) -> str:
-    """A key for a message: as it is, unless a secret may be in it (after a forgotten colon, or a colon without a space)."""
+    """Returns a key as a message shows it: "…" if it may contain a secret (a colon or the space after it was forgotten)."""
     return key if len(key) <= _MOST_NAME and key.isprintable() and not {" ", ":"} & set(key) else "…"
 
 
@@ -250,7 +250,7 @@ class _Loader(yaml.SafeLoader):
 
 
 COLON = re.compile(r"[A-Za-z_][\w-]*:(?!//)\S")
-"""a key and a value with no space between: YAML takes both for one text"""
+"""a key and a value without a space between them: YAML takes both for one text"""
 _SYNTAX = (yaml.YAMLError, OverflowError, ValueError)  # the latter two: PyYAML, on escapes such as "\UFFFFFFFF"
 
 
@@ -282,7 +282,7 @@ def _syntax_error(error: Exception, name: str, text: str) -> ConfigError:
 def _known_mistake(error: Any, line: int, lines: list[str]) -> str:
     """Returns the number of the line of a frequent mistake, what was found, and what is allowed; "" for other mistakes.
 
-    line: of the error, from 0. PyYAML finds a mistake later than people make it.
+    line: of the error, from 0. PyYAML often reports a mistake some lines after the place where it is.
     """
     start = error.context_mark.line if error.context_mark else line
     problem, context = error.problem or "", error.context or ""
@@ -306,7 +306,7 @@ def _known_mistake(error: Any, line: int, lines: list[str]) -> str:
         return f"{start + 1}: found a quotation mark without a second one, allowed: text between two of them"
     if context == "while parsing a block mapping" and "<block " in problem.partition("but found")[2]:
         return (
-            f"{line + 1}: found an indentation of no section above, allowed: the same number of spaces for all keys of a section"
+            f"{line + 1}: found an indentation that fits no section, allowed: the same number of spaces for all keys of a section"
         )
     return ""
 

@@ -102,7 +102,7 @@ def test_all_problems_are_listed_in_order(wrong):
         ("server: { drain:2 }", "1: server.…: found drain: without a space after the colon, allowed: drain: VALUE"),
         ("server:\n  drain: 1\n  workers\n  listen: x", "3: found a key without a colon, allowed: KEY: VALUE"),
         ("server:\n  drain: 1\n   workers: 2", "3: found a colon too many, or a wrong indentation, allowed: KEY: VALUE"),
-        ("server:\n  drain: 1\n workers: 2", "3: found an indentation of no section above, allowed: the same number of spaces"),
+        ("server:\n  drain: 1\n workers: 2", "3: found an indentation that fits no section, allowed: the same number of spaces"),
         ("log: { level: 'info }\n", "1: found a quotation mark without a second one, allowed: "),
         ("server: { listen: tcp://*:70000 }", '1: server.listen: found "tcp://*:70000" (text), allowed: a port from 0 to 65535'),
         (
