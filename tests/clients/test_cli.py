@@ -195,7 +195,7 @@ def test_the_answer_of_a_server_is_shown_with_escapes() -> None:
     ],
     ids=["a rejected key", "a backend's address"],
 )
-def test_check_shows_what_files_contain_with_escapes(tmp_path: Path, line: str, shown: str) -> None:
+def test_check_shows_text_from_files_with_escapes(tmp_path: Path, line: str, shown: str) -> None:
     (tmp_path / "server.yml").write_text("credentials: [ apps.yml ]\n")
     (tmp_path / "apps.yml").write_text(f"shop:\n  secret: a-long-random-secret-of-at-least-32-bytes\n  {line}\n")
     done = subprocess.run([*PUSH1ST, "check", "-c", str(tmp_path / "server.yml")], capture_output=True, text=True, timeout=30)

@@ -1,4 +1,4 @@
-"""What other clients notice while eight or a thousand connections send without a pause: nothing is lost, and little is late."""
+"""Floods by eight or a thousand connections: other clients lose no event, and few of their events are late."""
 
 import contextlib
 import json

@@ -1,4 +1,4 @@
-"""Clients that send and then leave: what reached the server before counts, although nobody reads the answers."""
+"""Clients that send and then leave: the server processes their messages, although nobody reads the answers."""
 
 import contextlib
 import json

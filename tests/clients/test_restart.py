@@ -58,7 +58,7 @@ def test_pusher_js_reconnects_soon_to_a_process_started_when_the_old_one_stops(
 
 
 def test_held_edges_of_the_old_process_are_sent_by_the_new_one(tmp_path: Path) -> None:
-    """The new one has already looked for saved events when the old one saves them."""
+    """The new process has already looked for saved events when the old process saves them."""
     hooks = {"hooks": {"folder": str(tmp_path / "hooks")}, "server": {"drain": 8}}
     with receiving() as receiver, contextlib.ExitStack() as stack:
         webhooks = {"webhooks": [{"url": receiver.url, "events": ["member_added", "member_removed", "channel_vacated"]}]}

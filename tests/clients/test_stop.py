@@ -45,7 +45,7 @@ def test_a_server_without_connections_stops_at_once() -> None:
 
 
 def test_the_log_names_each_wait_of_a_stop_and_its_end(own: ServerProcess) -> None:
-    """A client that answers nothing makes the server wait in all of them."""
+    """The client does not answer the close frame, so a stop has all waits."""
     with pusher_socket(own) as client:
         own.signal()
         wait_until(lambda: "waiting for connections to close" in own.output, "the last wait begins")

@@ -217,7 +217,7 @@ async def test_a_member_that_returns_on_another_node_while_the_reader_dies_cause
         assert backend.there == THERE
 
 
-async def test_members_who_leave_nodes_that_knew_no_hooks_cause_edges_when_they_return() -> None:
+async def test_members_who_leave_nodes_without_hooks_cause_edges_when_they_return() -> None:
     """Hooks are added to the configuration, and all nodes are replaced: the old ones report no edges."""
     valkey, backend = Valkey(), Backend()
     backend.there = set(THERE)

@@ -63,7 +63,7 @@ def test_a_client_may_subscribe_to_3000_channels_at_once(shared: ServerProcess) 
 
 
 @pytest.mark.parametrize("end", [frame(CLOSE, b"\x03\xe8"), b""], ids=["close frame", "end of the stream"])
-def test_what_a_client_publishes_before_its_end_is_delivered(shared: ServerProcess, channel: str, end: bytes) -> None:
+def test_messages_before_the_end_of_a_connection_are_delivered(shared: ServerProcess, channel: str, end: bytes) -> None:
     with raw_socket(shared, channel) as other, Wire(shared.ws_port) as wire:
         wire.upgrade(f"/ws/app/app-key/{channel}")
         shared.until_sessions(channel, 2)

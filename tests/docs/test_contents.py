@@ -1,4 +1,4 @@
-"""What pages must contain, because users have looked for it there."""
+"""Checks that pages contain texts that users have looked for."""
 
 import re
 
@@ -32,7 +32,7 @@ def test_each_failure_has_tests_that_exist_and_each_failure_of_the_broker_has_a_
 
 
 def test_the_order_of_message_ids_is_promised_for_one_worker_only() -> None:
-    """`test_messages_come_in_one_order_to_everybody_though_the_clock_of_a_node_was_set_back` has the same in the cluster."""
+    """`test_messages_come_in_one_order_to_everybody_though_the_clock_of_a_node_was_set_back` checks the same in a cluster."""
     (promise,) = [row for row in rows((DOCS / "protocols.md").read_text()) if row.startswith("| `#msg-id` |")]
     assert "one worker" in promise
     assert "clock" in promise

@@ -100,7 +100,7 @@ def test_what_nobody_came_back_to_is_told_by_the_next_process():
     assert kinds(debounce.due(103)) == ["vacated"]
 
 
-def test_what_came_back_before_the_edges_of_an_earlier_process_were_loaded_is_there():
+def test_held_edges_of_an_earlier_process_are_dropped_after_newer_edges():
     debounce = Debounce()
     assert kinds(debounce.feed(fact("occupied"), 90)) == ["occupied"]
     debounce.hold([fact("vacated")], 100)

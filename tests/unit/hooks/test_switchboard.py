@@ -119,7 +119,7 @@ async def test_what_was_held_back_is_told_with_the_next_fact_after_its_time():
 
 
 async def test_subscription_counts_do_not_displace_other_events(tmp_path: Path):
-    """A client that subscribes to ever other channels causes a count on each."""
+    """A client that subscribes to many channels causes a count on each."""
     board = Board(A, config=HooksConfig(events=100, folder=str(tmp_path)))
     board.at["http://a/"] = Endpoint()
     board.at["http://a/"].waits = asyncio.get_running_loop().create_future()

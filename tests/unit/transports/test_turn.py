@@ -152,7 +152,7 @@ async def test_postponed_input_comes_before_newer_input_and_the_backlog(turn, cl
     assert log == ["late", "new", "backlog", "write"]
 
 
-async def test_what_the_ends_of_connections_cost_counts_for_the_turn(turn, clock, log):
+async def test_time_for_connections_that_end_counts_for_the_turn(turn, clock, log):
     for _ in range(5):
         turn.arrived(Connection(log, clock, "ends", seconds=INPUT_SECONDS * 0.6), b"x")
         turn.catch_up()

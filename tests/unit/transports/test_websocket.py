@@ -980,7 +980,7 @@ async def test_a_client_whose_commands_wait_is_not_taken_for_silent():
     await site.world.broker.let_all()
 
 
-async def test_a_client_whose_commands_wait_and_that_is_told_to_leave_is_read_on():
+async def test_a_draining_server_reads_a_client_whose_commands_wait():
     site = Site(slow=True)
     transport = await opened(site)
     site.world.broker.held = {"subscribe"}
@@ -995,7 +995,7 @@ async def test_a_client_whose_commands_wait_and_that_is_told_to_leave_is_read_on
 
 
 @pytest.mark.parametrize("ends", ["with a close frame", "without one"])
-async def test_what_a_client_sends_before_its_end_is_published(ends):
+async def test_messages_that_wait_at_the_end_of_a_connection_are_published(ends):
     site = Site(slow=True)
     publishing, other = await opened(site, RAW), await opened(site, RAW)
     site.world.broker.held = {"publish"}
@@ -1152,7 +1152,7 @@ async def test_messages_of_a_backlog_keep_their_order(site):
     assert [one["data"] for one in said(other)] == list(range(count))
 
 
-async def test_what_came_before_the_end_is_worked_on_in_slices(site):
+async def test_messages_before_the_end_are_published_in_slices(site):
     publishing, other = await opened(site, RAW), await opened(site, RAW)
     count = 3 * MAX_FRAMES
     publishing.protocol.data_received(b"".join(text({"channel": "c", "event": "e", "data": n}) for n in range(count)))
