@@ -205,7 +205,7 @@ class Fanout:
 
     def settle(self, subscriber: Subscriber) -> None:
         """Writes what is due to this connection now."""
-        # A connection may have thousands of subscriptions, so a ping must not check the lane of each.
+        # A connection may have thousands of subscriptions, so a ping must not check the lane of each subscription.
         mine, due = subscriber.lanes, self._lanes
         lanes = (
             [lane for lane in mine if lane in due]

@@ -53,7 +53,7 @@ MANY = 100
 COUNT_SECONDS = 5
 """a channel with more than `MANY` subscribers gets a count every `COUNT_SECONDS`, others every second (protocol, section 3)"""
 MAX_COUNTED = 1000
-"""deliveries of subscription counts that are sent at once in a second; and those that `tick` sends in one loop turn"""
+"""deliveries of subscription counts in one second, after which `tick` sends further counts; and those of `tick` in a loop turn"""
 MAX_TTL = 1 << 53
 """seconds; a longer time to live counts as this one, because brokers store 64 bits"""
 SESSIONS = b"sessions"
@@ -340,7 +340,7 @@ class Node:
                 await self._broker.unsubscribe(app.config.id, name)
 
     async def count(self, app: App, name: str) -> None:
-        """Sends a channel's subscribers their number, if the app opted in (Pusher protocol, section 3).
+        """Sends the number of subscribers to a channel's subscribers, if the app opted in (Pusher protocol, section 3).
 
         The first change is sent at once. `tick` combines later changes into one count, so many clients that subscribe and
         unsubscribe cost no more than one. A channel with more than `MANY` subscribers gets one count in `COUNT_SECONDS`.

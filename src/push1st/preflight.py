@@ -32,7 +32,7 @@ def obstacle(folder: Path) -> str:
 
 
 def mistakes(config: Config) -> list[str]:
-    """Returns a line for each thing that the server must do and this user may not."""
+    """Returns a line for each thing that the server must do and that this user may not do."""
     if not config.hooks.folder or not (why := obstacle(Path(config.hooks.folder))):
         return []
     allowed = (
@@ -42,7 +42,7 @@ def mistakes(config: Config) -> list[str]:
 
 
 def notes(config: Config) -> Iterator[str]:
-    """Yields what would fail here, but may work where the server runs; and what root cannot check for another user."""
+    """Yields notes on things that fail here but may work elsewhere, and on things that root cannot check for another user."""
     for role in ROLES:
         for address in addresses(config, role):
             if address.scheme == "unix":

@@ -17,7 +17,7 @@ from push1st.messages import Response
 MAX_LINES = 20
 """lines a second; further lines are left out and counted"""
 SHOWN_KEY = 64
-"""characters of a key that an answer repeats at least"""
+"""characters; an answer that repeats a part of a long key or id repeats at least this many"""
 
 log = logs.get("push1st.refusals")
 

@@ -5,7 +5,7 @@ which ends with it.
 Folders of supervisors that did not end by themselves are removed by the next one that starts.
 
 A search begins in the folder where this process would create its own, and continues in the folders of systemd's services. Root
-finds the supervisors of all users, so it accepts a folder only if the process belongs to the folder's owner.
+finds the supervisors of all users, so a folder counts only if the process belongs to the folder's owner.
 """
 
 import contextlib
@@ -30,9 +30,10 @@ MAX_NOTE = 1 << 20
 
 
 class Reloads(msgspec.Struct, frozen=True):
-    """How many reloads a supervisor has begun and ended; of the last one that ended: how many workers run, and what was wrong.
+    """The reloads of a supervisor: how many have begun, and how many have ended.
 
-    accepted: the number of the last reload whose configuration a worker serves.
+    accepted: the number of the last reload whose configuration a worker serves. workers: how many run after the last reload
+    that ended. problems: why that reload did not replace some workers.
     """
 
     begun: int = 0

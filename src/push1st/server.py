@@ -53,7 +53,7 @@ CALLERS_SECONDS = 1
 HOOKS_SECONDS = 5
 """for hook events that are queued to be sent; what is left is saved"""
 SUCCESSOR_SECONDS = 2
-"""for a process that waits for the addresses to begin to listen, before clients are disconnected"""
+"""for the next process to listen on the addresses, before clients are disconnected"""
 LAST_SECONDS = 5
 """for clients that were told to leave to answer, before their sockets are destroyed"""
 
@@ -310,7 +310,7 @@ class Server:
         Before a stop, readiness turns false, and load balancers have a grace period to notice it. Then the listeners close, and
         the server waits a moment until another process listens on the addresses, so that clients can reconnect. A worker that is
         replaced closes its listeners at once, and serves the connections that it has just accepted in the grace period.
-        An only worker without connections waits for nothing.
+        A single worker without connections does not wait.
         """
         drain = self.config.server.drain
         worker, node = self.worker, self.node

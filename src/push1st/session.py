@@ -1,8 +1,8 @@
 """One client, whatever it speaks: applies its commands in order, checks its rights and its limits. Knows no bytes.
 
-Commands are applied one after another. One that waits (for a broker) holds back those after it, up to `WAITING` of
-them; a transport that can stop reading does so before. A refused command is answered and the client stays, unless it
-keeps on: more than `PATIENCE` refusals a second, of what is bad about them, are a flood, and end the connection.
+Commands are applied one after another. A command that waits (for a broker) holds back the commands after it, at most `WAITING`.
+A transport that can stop reading stops earlier. A refused command is answered, and the client stays connected. More than
+`PATIENCE` refusals a second are a flood, and end the connection, unless the commands are only too fast or the broker is away.
 """
 
 from collections import deque
@@ -156,7 +156,7 @@ class Session:
         self._busy = False
         self._charged = 0.0
         self.waiting: deque[Command] | None = None
-        """commands behind one that waits"""
+        """commands after a command that waits"""
         self._when_idle: Callable[[], None] | None = None
         self._events: Bucket | None = None
         self._patience: Bucket | None = None
@@ -170,7 +170,10 @@ class Session:
         self.outlet.close(code, reason)
 
     def mute(self, write: Write) -> None:
-        """The connection is lost, but its last commands are not applied yet. write: discards what would be sent."""
+        """Discards output from now on, because the connection is lost but its last commands are not applied yet.
+
+        write: discards frames.
+        """
         self.write = write
         lanes = self.lanes
         self.node.fanout.forget(self, lanes)
@@ -190,7 +193,7 @@ class Session:
                 spawn(self._withdraw(asked))
 
     async def _withdraw(self, asked: Rest[bool]) -> None:
-        """Waits until the broker has counted a connection that was rejected before that, so that it is not counted any more."""
+        """Waits until the broker has counted a connection, and takes it out of the count: it was rejected in the meantime."""
         with suppress(Disconnect):
             await self.node.admit(self.app, self, asked)
 
@@ -290,7 +293,7 @@ class Session:
             run()
 
     def is_busy(self, when_idle: Callable[[], None]) -> bool:
-        """Whether a command waits; then `when_idle` is called when none does."""
+        """Returns whether a command waits. If so, `when_idle` is called once, when no command waits any more."""
         if self._busy:
             self._when_idle = when_idle
         return self._busy

@@ -294,7 +294,8 @@ class Supervisor:
     ) -> bool:
         """Starts a worker in the place of another, which retires when the new one listens; returns whether one works.
 
-        config: None: that of the slot, if its worker is still the one that ended. ready: called when the new one listens.
+        config: of the new worker; None: the slot's configuration, and no worker starts if another one has replaced `ended`.
+        ready: called when the new worker listens.
         """
         async with slot.changing:
             old = slot.worker
@@ -481,10 +482,10 @@ class Supervisor:
             self._directory.note(reloads)
 
     async def _replace_all(self, accepted: Callable[[], None]) -> tuple[str, ...]:
-        """Reads the configuration again and replaces the workers, one by one; returns why some were not.
+        """Reads the configuration again and replaces the workers, one by one; returns why some were not replaced.
 
-        The first that starts decides: until then nothing has changed, and from then on the new configuration is it.
-        accepted: called then. Raises ConfigError or OSError when it does not start.
+        The new configuration is in force when the first new worker listens; until then nothing has changed.
+        accepted: called when that worker listens. Raises ConfigError or OSError if that worker does not start.
         """
         config = self._load()
         log.info("reloading", workers=wanted(config))

@@ -73,7 +73,10 @@ class Endpoint:
         return fact.kind in self.wanted.kinds and bool(self.wanted.filter(fact.channel))
 
     def put(self, channel: str, event: bytes, source: str = "") -> None:
-        """Queues an event; counts it as lost, or the events that gave way to it. source: the connection that caused it."""
+        """Queues an event. Counts the events that gave way to it as lost; counts the event itself as lost if it is not queued.
+
+        source: the connection that caused the event.
+        """
         is_queued = self.queue.put(channel, event, source)
         if self.queue.gave_way:
             lost, self.queue.gave_way = self.queue.gave_way, []

@@ -219,7 +219,7 @@ class Queue:
         return self._failing and len(self._under_way) + len(self._retries) >= self._concurrency
 
     def _is_half_tried(self) -> bool:
-        """Whether half of the queue is in deliveries of a failing endpoint. They cannot give way, so no more are begun."""
+        """Whether half of the queue is in deliveries of a failing endpoint. Then no more begin: their events cannot give way."""
         return self._failing and (2 * self._tried_events >= self._most_events or 2 * self._tried_bytes >= self._most_bytes)
 
     def _begin(self) -> Delivery:
@@ -302,7 +302,7 @@ class Queue:
         yield from self._restored
 
     def untried(self) -> Iterator[tuple[str, bytes, str]]:
-        """Yields channel, event and source of the rest, as arguments of `put`, in order per channel."""
+        """Yields channel, event and source of each waiting event, as arguments of `put`, in order per channel."""
         for channel, waiting in self._waiting.items():
             for entry in waiting:
                 if entry.event:

@@ -31,14 +31,15 @@ MOST_PENDING = 10_000
 RETRY_SECONDS = 5.0
 """between two attempts to write them"""
 SAVED = re.compile(r"(?:\.|\.taken-\d+-)?(saved-\d+-[0-9a-f]+\.jsonl)")
-"""names of saved files: with a dot in front while the file is written, or with the mark of an earlier version that read it"""
+"""names of saved files: a file that is being written begins with a dot; an earlier version renamed a file while reading it"""
 
 log = logs.get("push1st.hooks")
 
 
 class Saved(msgspec.Struct, frozen=True, omit_defaults=True):
-    """A line. endpoint: its fingerprint. Of a delivery that was tried: id, body, channels. Of any other event: its source (see
-    `queue`). Or an edge that was held back.
+    """A line: a delivery that was tried, an event that was not tried, or an edge that was held back.
+
+    endpoint: its fingerprint. id and body: of a delivery. source: of an event (see `queue`). held: the edge.
 
     Raises ValueError for a line that is none of these.
     """

@@ -24,7 +24,7 @@ from push1st.hooks.store import Saved, Store
 from push1st.messages import Fact
 
 TAKE_UP_SECONDS = 10.0
-"""between two looks for events that another process has saved since this one started, because this one takes its place"""
+"""between two searches for saved events: the process that this one replaces saves its events after this one has started"""
 SAVE_SECONDS = 2.0
 """for which saving is retried at a stop, if the folder is not writable"""
 SAVE_AGAIN_SECONDS = 0.1

@@ -75,9 +75,9 @@ NOT_UTF8 = "a text message is not UTF-8"
 
 
 def whole_text(data: bytes) -> Text | None:
-    """Returns the message if the bytes are exactly one text frame of less than 126 bytes, which is most of what clients send.
+    """Returns the message if the bytes are exactly one text frame with less than 126 bytes of payload, else None.
 
-    Such a frame needs no `Decoder` if no message is incomplete. Raises Disconnect.
+    Most messages of clients are such frames. Such a frame needs no `Decoder` if no message is incomplete. Raises Disconnect.
     """
     size = len(data) - 6
     if size < 126 and size >= 0 and data[0] == 0x81 and data[1] == 0x80 | size:

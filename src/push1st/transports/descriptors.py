@@ -72,8 +72,8 @@ class Descriptors:
     def room(self, find_number: Callable[[], int], api: bool) -> Room:
         """Returns the room for a connection.
 
-        find_number: returns its descriptor; called only when few are left, because uvloop makes an object for it that stays as
-        long as the connection does (72 bytes). api: whether the connection came to a listener of the API.
+        find_number: returns the connection's descriptor. Called only when few descriptors are left, because the call makes uvloop
+        keep an object of 72 bytes for the rest of the connection. api: whether the connection came to a listener of the API.
         """
         limit = self._limit()
         spare = self._spare(limit)

@@ -214,7 +214,7 @@ class HttpConnection(asyncio.Protocol):
         self._end_input()
 
     def _end_input(self) -> None:
-        """The client sends nothing more. The connection ends when the input is processed."""
+        """Handles the end of the client's input: the connection ends when all input is processed and answered."""
         self._eof = True
         self._stop_holding()
         self._serve_waiting()

@@ -97,7 +97,7 @@ class Worker:
         return known
 
     def _write(self) -> None:
-        """Writes this turn's deliveries. A broker that confirms publishes later writes them in its own turns instead."""
+        """Writes this turn's deliveries. With a broker that confirms publishes later, the fan-out schedules its own writes."""
         if not self.node.shared:
             self.node.fanout.turn()
 

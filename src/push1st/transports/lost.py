@@ -1,4 +1,4 @@
-"""Connections that are lost: what they had received still counts, and nothing can be written to them.
+"""Connections that are lost: the input that had arrived is still processed, and nothing can be written to them.
 
 A client may send and then close its socket without reading the answers. The worker notices the close when a write fails or the
 socket ends, and at that time a part of the input may be unprocessed (decision 0013). The connection gets the transport `LOST`
@@ -42,7 +42,7 @@ LOST = Lost()
 
 
 def unread(transport: asyncio.Transport) -> bytes:
-    """Returns what arrived on a connection but was not read before it was lost.
+    """Returns the bytes that arrived before a connection was lost, but were not read.
 
     May be called in `connection_lost` only. A write that fails ends a connection before its socket is read to the end. With TLS,
     uvloop takes the end of the socket for the end of the connection, and drops what has arrived while reading was paused.

@@ -9,8 +9,8 @@ A turn also bounds what one connection may cost the others (decision 0013):
 - The worker does not read a connection again in the same turn if the last read returned `LONG_READ` bytes or more. Otherwise
   the event loop would read on as long as the client keeps up. Such input is a backlog from the start.
 
-And a turn bounds what all connections together may cost: new input gets `INPUT_SECONDS`. What is left then is processed first in
-the next turns, before newer input. So a turn stays short if thousands of clients flood the worker at once.
+And a turn bounds what all connections together may cost: new input gets `INPUT_SECONDS`. The remaining input is
+processed first in the next turns, before newer input. So a turn stays short if thousands of clients flood the worker at once.
 
 A client may send and then close. A lost connection still processes its backlog, and its answers are discarded (`lost.py`).
 
@@ -22,7 +22,7 @@ from collections.abc import Callable
 from typing import Protocol
 
 SLICE_SECONDS = 0.001
-"""most time of a slice of messages, which may have another bound, too; a join may take 1000 times as long as a ping"""
+"""most time of a slice of messages; a number of messages bounds it too, but a join may take 1000 times as long as a ping"""
 MAX_WAITING = 100
 """commands that may wait (for a broker, for an app's backend) before a connection processes no more messages"""
 BACKLOG_SECONDS = 0.002
@@ -51,7 +51,7 @@ class Connection(Protocol):
         """Processes one slice of the input, which ends with `data`; returns whether input is left."""
 
     def keep(self, data: bytes) -> None:
-        """Takes `data` as input that a later `process` works on."""
+        """Stores `data` as input for a later `process`."""
 
     def hold_reading(self, hold: bool) -> None:
         """Stops or resumes reading from the socket. Both may be called twice."""
@@ -133,11 +133,14 @@ class Turn:
         self._finish()
 
     def keeps_lost(self) -> bool:
-        """Whether a connection that is lost may process what had arrived."""
+        """Whether a connection that is lost may process the input that had arrived."""
         return len(self._backlog) + len(self._late) < MAX_BACKLOGS
 
     def _work(self, until: float) -> None:
-        """Processes a slice of each connection's new input, until the time `until`, or `INPUT_SECONDS` long if it is 0."""
+        """Processes a slice of each connection's new input, and postpones the rest when the time is over.
+
+        until: on the clock; 0: `INPUT_SECONDS` from now.
+        """
         arrived, self._arrived = self._arrived, []
         if len(arrived) <= ROUND:
             self._process(arrived)

@@ -105,7 +105,7 @@ class WebSocketConnection(asyncio.Protocol):
         """the name under which `Worker.addresses` counts the connection; "" if it does not"""
         self._protocol = protocol
         self._decoder: Decoder | None = None
-        """None while no frame and no message is incomplete, so that an idle connection takes no memory for it"""
+        """None while no frame and no message is incomplete, so that an idle connection takes no memory for a decoder"""
         self._events: Iterator[Event] | None = None
         """events of the input that are not handled yet"""
         self._session: Session | None = None
@@ -264,9 +264,9 @@ class WebSocketConnection(asyncio.Protocol):
         return session.waiting
 
     def eof_received(self) -> bool:
-        """The client will send nothing more, so it is gone once what it sent is applied.
+        """Handles the end of the client's input: the connection ends when all input is applied.
 
-        What it does not take in time is thrown away. With TLS the socket cannot be kept until then.
+        Output that the client does not read in time is discarded. With TLS uvloop closes the socket at once.
         """
         self._worker.turn.catch_up()
         is_secure = self._transport.get_extra_info("sslcontext") is not None
@@ -308,13 +308,13 @@ class WebSocketConnection(asyncio.Protocol):
             self._resume()
 
     def _outlive(self) -> None:
-        """The connection is lost before its input is applied."""
+        """Discards output from now on, because the connection is lost before its input is applied."""
         self._transport = LOST
         if self._session is not None:
             self._session.mute(LOST.write)
 
     def _release(self) -> None:
-        """Nothing is left to do: the connection counts no more."""
+        """Ends the session, drops the rest of the input, and removes the connection from all counts."""
         self._closing = True
         self._linger = 1
         self._events = None

@@ -476,7 +476,7 @@ class XhrConnection:
         self._scheduled = False
         self._authorize_by = 0.0
         self._inbox: deque[str | asyncio.Future[None]] | None = None
-        """messages that are not applied yet, and futures that are done after the messages before them"""
+        """messages that are not applied yet; a future among them is done when all messages before it are applied"""
         self._seen = self._wrote = self._full_since = self._apart_since = worker.sweep.now
         self._asked = 0.0
 
@@ -614,7 +614,7 @@ class XhrConnection:
                 worker.turn.resume(self)
 
     def process(self, data: bytes) -> bool:
-        """Applies some of the messages that requests brought; returns whether it can go on at once.
+        """Applies a slice of the messages; returns whether more of them can be applied at once.
 
         Messages are applied in slices, like those of a WebSocket, and wait while `MAX_WAITING` commands of the session do.
         """
@@ -651,18 +651,18 @@ class XhrConnection:
                 _set_done(message)
 
     def keep(self, data: bytes) -> None:
-        """Does nothing, because requests bring their messages with `receive`."""
+        """Does nothing, because input arrives by `receive`."""
 
     def hold_reading(self, hold: bool) -> None:
         """Does nothing: the answers to requests wait (`when_applied`)."""
 
     @property
     def is_behind(self) -> bool:
-        """Whether messages that requests brought are not applied yet."""
+        """Whether some messages are not applied yet."""
         return self._inbox is not None
 
     async def when_applied(self, found: "Found") -> "Found":
-        """Returns `found` when everything received so far is applied, so that a client does not send faster than that."""
+        """Returns `found` when all messages received so far are applied, so that a client does not send faster than that."""
         if self._inbox is not None:
             applied: asyncio.Future[None] = asyncio.get_running_loop().create_future()
             self._inbox.append(applied)
@@ -733,7 +733,7 @@ class XhrConnection:
         self._leave()
         frames = end_frames(code, reason, announced)
         if self._stream is not None and self._room < 0:
-            self._stream.write(frames)  # the client may not read it, so the next request gets the frames too
+            self._stream.write(frames)  # the client might not read the frames, so the next request gets them too
         self.write(frames)
         self._said_all()
 

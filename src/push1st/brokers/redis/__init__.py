@@ -129,7 +129,7 @@ class Redis:
     def workers(self, nodes: Collection[str]) -> None:
         """Takes the complete list of living nodes from the supervisor, and retries the connection at once.
 
-        The supervisor knows this list only for the embedded engine. It sends the list when a node starts or ends, and when the
+        The supervisor has this list only with the embedded engine. It sends the list when a node starts or ends, and when the
         engine is ready. A node waits for no node outside this list before it publishes.
         """
         for shard in self._shards:

@@ -16,8 +16,8 @@ whose leaving edge is still held back. The reader then undoes the changes of fac
 After the server lost its state, the node that has the ledger remains the reader. When all nodes have announced their entries,
 it compares the ledger with the roster, and delivers an edge for each difference. These edges replace what the server lost: held
 edges, and facts that no node had read. The reader also compares after each new connection, because a replica that became the
-master may lack some of the last facts. It compares after another node has ended too, because a node that was started before the
-hooks were configured reports no edges.
+master may lack some of the last facts. The reader also compares after another node has ended: that node may have been started
+before the hooks were configured, and then it reported no edges.
 """
 
 import asyncio
@@ -64,9 +64,10 @@ class Ledger:
 
     there: the channels and members, as fields like those of a node's entries (`scripts`); None: this node has no ledger.
     place: the last fact that was delivered to hooks.
-    compared_at: when the ledger is to be compared with the roster, because the server may have lost facts or its state; on the
-    loop's clock; None: no comparison is needed. checked_at: the same, because another node has ended; a ledger that the next
-    reader builds needs no such comparison.
+    compared_at: when to compare the ledger with the roster, because the server may have lost facts or its state; on the loop's
+    clock; None: no comparison is needed.
+    checked_at: when to compare them because another node has ended; None: not needed. If another node becomes the reader first,
+    this comparison is not needed either, because that node builds a new ledger.
     """
 
     def __init__(self) -> None:
@@ -293,7 +294,7 @@ class Reader:
                 async with asyncio.timeout(SILENT_SECONDS):
                     for channel, users in zip(presence, await asyncio.gather(*asked), strict=True):
                         there.update(f"m/{app}/{channel}\n{user.decode()}" for user in users)
-        for left in ("held", "gone"):  # after the roster: what leaves during the scan is in the roster or in one of these
+        for left in ("held", "gone"):  # after the roster, so that a field that leaves during the scan is not missed
             async for fields in self._scan(link, f"{self._base}:{left}"):
                 there.update(field for field in fields if field[0] in "cm" and field.split("/", 2)[1] in self._apps)
         before: dict[str, bool] = {}

@@ -22,7 +22,7 @@ All keys of a shard are in one hash slot, behind its base (`prefix:{number}`), w
     BASE:k:APP/CHANNEL  the last event of a cache channel
     BASE:claim:APP/CHANNEL  there while nobody else may tell the channel how many subscribers it has
     BASE:ledger       set: the ledger of a reader (`facts.py`) that stopped before it had compared the ledger with the roster
-    BASE:clock        a key with a very long time to live: the scripts measure time by what is left of it
+    BASE:clock        a key with a very long time to live: the scripts measure time by its remaining time
     BASE:numbers      hash: number → node: the ends of message ids
     BASE:facts        stream: what happened, for hooks; over MOST_FACTS the oldest are lost
     BASE:facts:read   the last of them that was read
@@ -59,7 +59,7 @@ local function fact(kind, way, app, channel, received, socket, user, info)
     's', socket, 'u', user, 'i', info, 'w', way)
 end
 local function wants(hooked, way) return string.find(hooked, way, 1, true) ~= nil end
--- Milliseconds since an arbitrary moment, on the server's clock. (A user needs no right for TIME, docs/scaling.md.)
+-- Milliseconds since an arbitrary moment, on the server's clock. TIME would need one more right of the user (docs/scaling.md).
 local function clock()
   local left = redis.call('PTTL', base .. ':clock')
   if left < 0 then

@@ -171,7 +171,7 @@ class Shard:
         self._alive: set[str] = set()
         """the other living nodes, according to the server"""
         self._workers: set[str] | None = None
-        """the other living nodes, according to the supervisor; None: it does not know them"""
+        """the other living nodes, according to the supervisor; None: it has sent no list"""
         self._task: asyncio.Task[None] | None = None
         self._in_doubt: asyncio.Event
         """set when the connection, the lease or the state is lost"""
