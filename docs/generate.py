@@ -39,7 +39,8 @@ ABOUT: dict[str, str] = {
     "server.drain": "Seconds in which clients are told to reconnect when the server stops.",
     "server.app-path": "What stands before the app's key in every WebSocket path.",
     "api.listen": (
-        "Where the API is served, to unsigned calls too, and WebSockets as on `server.listen`. `false` switches it off. "
+        "Addresses of the API. Only these accept unsigned calls. They accept WebSockets too, as `server.listen` does. "
+        "`false`: the server listens on `server.listen` only. "
         "A configuration file without the section `api` means `tcp://127.0.0.1:6002`."
     ),
     "api.ssl.enable": "TLS on all addresses of `api.listen`, Unix sockets excepted.",
