@@ -58,7 +58,7 @@ ABOUT: dict[str, str] = {
         "([scaling.md](scaling.md)). Behind the URL `?prefix=…`, where several installations share one server."
     ),
     "log.format": "`text` for people, `json` for machines: one object a line, on standard error.",
-    "log.level": "Events below this level are not logged. At `debug` each refusal is a line, with the text of the answer.",
+    "log.level": "Events below this level are not logged. At `debug` the server logs each rejection with the text of its answer.",
     "credentials": "The files of apps. Relative paths start at the folder of the configuration file.",
     "APP.enable": "A disabled app refuses its clients with 4003 and its API calls with 403.",
     "APP.name": "For people. By default the app's id.",

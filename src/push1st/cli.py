@@ -292,8 +292,8 @@ def _listening(config: Config) -> list[str]:
     lines = [f"WebSockets ({protocols}) and signed API calls on {_shown(address, scheme)}" for address in config.server.listen]
     scheme = "https" if config.api.ssl.enable else "http"
     trusted = ", ".join(str(net) for net in config.api.trust.nets) + (", unix" if config.api.trust.unix else "")
-    whom = f"{config.api.path}, unsigned calls from {trusted or 'nobody'}; WebSockets too"
-    return lines + [f"API on {_shown(address, scheme)}{whom}" for address in config.api.listen]
+    access = f"{config.api.path}, unsigned calls from {trusted or 'nobody'}; WebSockets too"
+    return lines + [f"API on {_shown(address, scheme)}{access}" for address in config.api.listen]
 
 
 def _spread(config: Config) -> list[str]:

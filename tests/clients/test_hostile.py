@@ -503,7 +503,7 @@ def test_client_that_only_updates_its_keys_is_disconnected() -> None:
             end = time.monotonic() + 3 * DEADLINE
             while client.poll() is None and time.monotonic() < end:
                 with contextlib.suppress(BrokenPipeError):
-                    commands.write(b"K\n")  # of what it reads at once, s_client obeys the first letter
+                    commands.write(b"K\n")  # s_client obeys only the first letter of each read
                     commands.flush()
                 time.sleep(0.0005)
             client.kill()

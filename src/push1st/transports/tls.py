@@ -12,7 +12,7 @@ from typing import Any
 PIECE = 4096
 """bytes that OpenSSL gets at once"""
 MAX_WITHOUT_DATA = 20_480
-"""bytes of a client without any data in them; a record has 18 KiB at most (RFC 8446 §5.2, RFC 5246 §6.2.3)"""
+"""bytes that a client may send without any data in them; a record has 18 KiB at most (RFC 8446 §5.2, RFC 5246 §6.2.3)"""
 
 
 class Records(ssl.SSLObject):
@@ -21,12 +21,12 @@ class Records(ssl.SSLObject):
     _incoming: ssl.MemoryBIO
     _flooded: Callable[[], None]
     _rest = memoryview(b"")
-    """what OpenSSL gets after the bytes in `_incoming`; `read` raises or returns the last data only when it is empty"""
+    """bytes that OpenSSL gets after those in `_incoming`; `read` waits for the client only when none are left"""
     _without_data = 0
     _has_failed = False
 
     def follow(self, incoming: ssl.MemoryBIO, flooded: Callable[[], None]) -> None:
-        """incoming: the bytes received, which the object reads. flooded: counts a connection that fails."""
+        """Begins to count. incoming: the bytes received, which the object reads. flooded: counts a connection that fails."""
         self._incoming, self._flooded = incoming, flooded
 
     def read(self, len: int = 1024, buffer: Any = None) -> Any:
@@ -56,7 +56,7 @@ class Records(ssl.SSLObject):
                 return data
 
     def _feed(self) -> int:
-        """Gives OpenSSL more bytes; returns how many it has."""
+        """Gives OpenSSL more bytes; returns how many bytes OpenSSL has not read."""
         self._incoming.write(self._rest[:PIECE])
         self._rest = self._rest[PIECE:]
         return self._incoming.pending
