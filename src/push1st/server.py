@@ -310,7 +310,6 @@ class Server:
         Before a stop, readiness turns false, and load balancers have a grace period to notice it. Then the listeners close, and
         the server waits a moment until another process listens on the addresses, so that clients can reconnect. A worker that is
         replaced closes its listeners at once, and serves the connections that it has just accepted in the grace period.
-        A single worker without connections does not wait.
         """
         drain = self.config.server.drain
         worker, node = self.worker, self.node
@@ -325,8 +324,6 @@ class Server:
             node.draining = True
         else:
             node.draining = True
-            if self._siblings is None and not worker.open:
-                return
             if drain and not self.config.demo:
                 log.info("waiting for load balancers to notice the stop", seconds=drain * GRACE)
                 await asyncio.sleep(drain * GRACE)
