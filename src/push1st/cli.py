@@ -84,7 +84,7 @@ def _parser() -> argparse.ArgumentParser:
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
 
     serve = commands.add_parser(
-        "serve", help="run the server", description="Runs the server: a configuration, or a demo without one."
+        "serve", help="run the server", description="Runs the server with a configuration, or a demo without one."
     )
     _config_option(serve, "the configuration file (server.yml); without it, a demo on 127.0.0.1 (or $PUSH1ST_CONFIG)")
     serve.add_argument(
@@ -97,18 +97,19 @@ def _parser() -> argparse.ArgumentParser:
 
     reload = commands.add_parser(
         "reload",
-        help="have a running server read its configuration again",
-        description="Has a server with several workers on this machine read its configuration again and replace its workers one "
-        "by one, without rejecting a connection; ends when that is done. SIGHUP to its first process does the same. Root finds "
-        "the servers of all users. Exit code 1: nothing was reloaded and the server runs as before, or a worker did not start.",
+        help="make a running server read its configuration again",
+        description="Makes a server with several workers on this machine read its configuration again and replace its workers "
+        "one by one, without rejecting a connection. Ends when all workers are replaced. SIGHUP to the server's first process "
+        "does the same. Root finds the servers of all users. Exit code 1: nothing was reloaded and the server runs as before, "
+        "or a worker did not start.",
     )
-    _config_option(reload, "the configuration file of the server meant, if several run (or $PUSH1ST_CONFIG)")
+    _config_option(reload, "the configuration file of the server to reload, if several run (or $PUSH1ST_CONFIG)")
     reload.set_defaults(run=_reload)
 
     check = commands.add_parser(
         "check",
         help="check a configuration",
-        description="Checks a configuration and says what would run. Exit code 1: the server would not start, or would "
+        description="Checks a configuration and prints what would run. Exit code 1: the server would not start, or would "
         "serve no client.",
     )
     _config_option(check, "the configuration file (or $PUSH1ST_CONFIG)")
@@ -120,7 +121,7 @@ def _parser() -> argparse.ArgumentParser:
     kinds = token.add_subparsers(required=True, metavar="KIND")
     session = kinds.add_parser(
         "session",
-        help="authorise a private or presence channel",
+        help="authorise a private, presence or protected channel",
         description="A session token: `auth` for a Pusher subscription.",
     )
     _app_options(session, key=False)
@@ -133,10 +134,12 @@ def _parser() -> argparse.ArgumentParser:
     )
     _app_options(access, key=False)
     access.add_argument(
-        "--channel", action="append", help="a channel it allows; `*` is all, a trailing * a prefix; repeatable (default: *)"
+        "--channel",
+        action="append",
+        help="a channel that the token allows; `*` is all, a trailing * a prefix; repeatable (default: *)",
     )
-    access.add_argument("--origin", default="*", help="the only Origin it works from (default: *, any)")
-    access.add_argument("--ttl", type=int, default=0, metavar="SECONDS", help="how long it works (default: 0, for ever)")
+    access.add_argument("--origin", default="*", help="the only Origin that may use the token (default: *, any)")
+    access.add_argument("--ttl", type=int, default=0, metavar="SECONDS", help="until the token expires (default: 0, never)")
     access.set_defaults(run=_access_token)
 
     publish = commands.add_parser(
@@ -144,7 +147,12 @@ def _parser() -> argparse.ArgumentParser:
     )
     publish.add_argument("channel", help="the channel, or several with commas between")
     publish.add_argument("event", help="the event's name")
-    publish.add_argument("data", nargs="?", default="", help="the event's data: JSON if it is, else a string (default: empty)")
+    publish.add_argument(
+        "data",
+        nargs="?",
+        default="",
+        help="the event's data: sent as JSON if it is valid JSON, else as a string (default: empty)",
+    )
     _app_options(publish)
     publish.add_argument("--api", help=f"the server's API (default: that of the configuration, or {DEMO_API})")
     publish.set_defaults(run=_publish)
@@ -152,7 +160,7 @@ def _parser() -> argparse.ArgumentParser:
     subscribe = commands.add_parser(
         "subscribe", help="show events", description="Subscribes to channels and prints every event as a line."
     )
-    subscribe.add_argument("channel", nargs="+", help="channels; private and presence ones need the app's secret")
+    subscribe.add_argument("channel", nargs="+", help="channels; all except public channels need the app's secret")
     _app_options(subscribe)
     subscribe.add_argument("--url", help=f"the server (default: that of the configuration, or {DEMO_URL})")
     subscribe.add_argument("--count", type=int, default=0, metavar="N", help="stop after so many events (default: never)")
