@@ -5,7 +5,7 @@ descriptors are in use, by any part of the process. Clients are served up to `SP
 quarter of these is for clients that are answered and then closed: `/health` works, and a rejected client gets a reason. The
 API's listeners may use three quarters. The last quarter is for the process itself: its broker, its hooks, its files.
 
-The limit is read each time, because `prlimit` can change it while the process runs.
+While less than half of the possible connections exist, the number is not looked up. The limit is read each time, because `prlimit` can change it while the process runs.
 """
 
 import os
@@ -69,16 +69,19 @@ class Descriptors:
         """Whether no descriptor is left, not even for the process itself."""
         return self._lowest() >= self._limit()
 
-    def room(self, find_number: Callable[[], int], api: bool) -> Room:
+    def room(self, find_number: Callable[[], int], connections: int, api: bool) -> Room:
         """Returns the room for a connection.
 
-        find_number: returns the connection's descriptor. Called only when few descriptors are left, because the call makes uvloop
-        keep an object of 72 bytes for the rest of the connection. api: whether the connection came to a listener of the API.
+        find_number: returns the connection's descriptor. It is called only when half of the possible connections exist, because
+        uvloop makes an object of 72 bytes for it, which lives as long as the connection. connections: the number of connections
+        that exist. api: whether the connection came to a listener of the API.
         """
         limit = self._limit()
         spare = self._spare(limit)
-        most = limit - (spare // 4 if api else spare)
-        if self._lowest() <= most or (number := find_number()) < most:
+        if connections * 2 < limit - self._own - spare:
+            return "serve"
+        number = find_number()
+        if number < limit - (spare // 4 if api else spare):
             return "serve"
         return "answer" if not api and number < limit - spare + spare // 4 else "none"
 
@@ -87,4 +90,5 @@ class Descriptors:
 
         Its descriptor is not known yet, but is below the lowest that is still free.
         """
-        return self.room(lambda: self._lowest() - 1, api) != "none"
+        last = self._lowest() - 1
+        return self.room(lambda: last, last, api) != "none"

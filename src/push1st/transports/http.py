@@ -174,7 +174,7 @@ class HttpConnection(asyncio.Protocol):
             self._log("connection closed", 403, "this address is not in api.whitelist")
             self.abort()
             return
-        room = worker.descriptors.room(self._descriptor, listener.trusting)
+        room = worker.descriptors.room(self._descriptor, len(worker.open), listener.trusting)
         crowded: Crowded = "server"
         if room == "serve" and not listener.trusting:
             crowded = "address"

@@ -11,7 +11,7 @@ from structlog.testing import capture_logs
 
 from push1st.config import Networks, ServerConfig
 from push1st.messages import Response
-from push1st.transports.descriptors import Descriptors, file_limit, lowest_free
+from push1st.transports.descriptors import Descriptors, Room, file_limit, lowest_free
 from tests.unit.fakes import KEY, Answer, Site, close_of, handshake, request, statuses, turns
 
 LIMIT, OWN = 300, 30
@@ -19,12 +19,17 @@ LAST = LIMIT - 64
 """the first number that is none of a client's"""
 
 
+class Full(Descriptors):
+    """Descriptors of a process that has nearly all possible connections."""
+
+    __slots__ = ()
+
+    def room(self, find_number: Callable[[], int], connections: int, api: bool) -> Room:
+        return super().room(find_number, connections + (1 << 30), api)
+
+
 def full(limit: Callable[[], int]) -> Descriptors:
-    """Descriptors of a process that has used up nearly all of them since it began to listen."""
-    lowest = [OWN]
-    descriptors = Descriptors(limit, lambda: lowest[0])
-    lowest[0] = 1 << 30
-    return descriptors
+    return Full(limit, lambda: OWN)
 
 
 def site_at(limit: int = LIMIT, **more) -> Site:
@@ -45,24 +50,23 @@ async def ask(site: Site, number: int, data: bytes):
 def test_clients_leave_descriptors_to_the_api_and_the_process():
     descriptors = full(lambda: LIMIT)
     assert descriptors.possible == LAST - OWN
-    found = [descriptors.room(partial(int, number), api=False) for number in range(LIMIT)]
+    found = [descriptors.room(partial(int, number), 0, api=False) for number in range(LIMIT)]
     assert found == ["serve"] * LAST + ["answer"] * 16 + ["none"] * 48
-    found = [descriptors.room(partial(int, number), api=True) for number in range(LIMIT)]
+    found = [descriptors.room(partial(int, number), 0, api=True) for number in range(LIMIT)]
     assert found == ["serve"] * (LIMIT - 16) + ["none"] * 16
 
 
-@pytest.mark.parametrize(("taken", "api", "looks"), [(LAST, False, False), (LAST + 1, False, True), (LAST + 1, True, False)])
-def test_the_number_of_a_connection_is_looked_up_only_when_few_are_left(taken, api, looks):
-    lowest = [OWN]
+@pytest.mark.parametrize(("connections", "looks"), [(0, False), (102, False), (103, True), (LAST, True)])
+@pytest.mark.parametrize("api", [False, True])
+def test_the_number_of_a_connection_is_looked_up_only_when_half_of_the_possible_connections_exist(connections, api, looks):
     looked: list[int] = []
-    descriptors = Descriptors(lambda: LIMIT, lambda: lowest[0])
-    lowest[0] = taken
 
     def number() -> int:
-        looked.append(LAST)
-        return LAST
+        looked.append(connections)
+        return connections
 
-    descriptors.room(number, api)
+    room = Descriptors(lambda: LIMIT, lambda: OWN).room(number, connections, api)
+    assert room == ("serve" if connections < LAST or api else "answer")
     assert bool(looked) is looks
 
 
@@ -74,11 +78,11 @@ def test_a_low_limit_is_halved_and_a_high_one_used(limit, possible):
 def test_the_limit_may_change_while_the_process_runs():
     limits = [LIMIT]
     descriptors = full(lambda: limits[0])
-    assert descriptors.room(lambda: LAST, api=False) == "answer"
+    assert descriptors.room(lambda: LAST, 0, api=False) == "answer"
     limits[0] = 1000
-    assert descriptors.room(lambda: LAST, api=False) == "serve"
+    assert descriptors.room(lambda: LAST, 0, api=False) == "serve"
     limits[0] = 200
-    assert descriptors.room(lambda: LAST, api=False) == "none"
+    assert descriptors.room(lambda: LAST, 0, api=False) == "none"
 
 
 def test_exhausted_descriptors_are_logged_once_a_minute():
