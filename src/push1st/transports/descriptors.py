@@ -5,7 +5,8 @@ descriptors are in use, by any part of the process. Clients are served up to `SP
 quarter of these is for clients that are answered and then closed: `/health` works, and a rejected client gets a reason. The
 API's listeners may use three quarters. The last quarter is for the process itself: its broker, its hooks, its files.
 
-While less than half of the possible connections exist, the number is not looked up. The limit is read each time, because `prlimit` can change it while the process runs.
+While less than half of the possible connections exist, the number is not looked up. The limit is read each time, because
+`prlimit` can change it while the process runs.
 """
 
 import os
