@@ -63,7 +63,7 @@ def test_the_number_of_a_connection_is_looked_up_only_when_half_of_the_possible_
 
     def number() -> int:
         looked.append(connections)
-        return connections
+        return int(connections)
 
     room = Descriptors(lambda: LIMIT, lambda: OWN).room(number, connections, api)
     assert room == ("serve" if connections < LAST or api else "answer")
