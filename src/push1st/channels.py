@@ -6,6 +6,7 @@ WebSockets, MQTT and unsigned calls (Push1st API, section 7).
 """
 
 import re
+from collections.abc import Container
 from typing import Literal
 
 import msgspec
@@ -61,6 +62,11 @@ def kind_of(name: str) -> Kind:
         if name.startswith(prefix):
             return kind
     return PUBLIC
+
+
+def covers(types: Container[str], kind: Kind) -> bool:
+    """Whether a list of channel types in the configuration contains a kind of channel: `private` covers `protected`."""
+    return kind.type in types or (kind.type == "protected" and "private" in types)
 
 
 def pusher_name_error(name: str, most: int = 164) -> str | None:

@@ -20,7 +20,7 @@ import msgspec
 
 import push1st
 from push1st import configfile, logs, rundir, supervisor
-from push1st.channels import kind_of, pusher_name_error, wide_name_error
+from push1st.channels import covers, kind_of, pusher_name_error, wide_name_error
 from push1st.config import DEMO_SECRET, AppConfig, Config, Listen, strictness, unserved
 from push1st.errors import ClientError, ConfigError, Refused, Rejected
 from push1st.printable import printable, printable_lines
@@ -46,7 +46,9 @@ class _Parser(argparse.ArgumentParser):
     def _reject(self, unknown: list[str]) -> NoReturn:
         names = [match[0] for text in unknown if (match := _OPTION.match(text))]
         if not names:
-            self.error("too many arguments; put text with spaces in quotes")
+            files = "--config" in self._option_string_actions and not self._get_positional_actions()
+            advice = "give the configuration file with -c FILE" if files else "put text with spaces in quotes"
+            self.error(f"too many arguments; {advice}")
         near = get_close_matches(names[0], self._option_string_actions, 1)
         self.error(f"unknown option {names[0]}" + (f", did you mean {near[0]}?" if near else ""))
 
@@ -195,6 +197,10 @@ def _app_options(parser: argparse.ArgumentParser, key: bool = True) -> None:
 # serve and check
 
 
+ENVIRONMENT = "the environment"
+"""names the configuration of a server without a file, in the log and in `check`"""
+
+
 def _load(file: str | None) -> Config:
     return configfile.load(Path(file), os.environ) if file else configfile.demo(os.environ)
 
@@ -207,9 +213,10 @@ def _serve(options: argparse.Namespace) -> int:
         return msgspec.structs.replace(config, server=msgspec.structs.replace(config.server, workers=options.workers))
 
     config = load()
+    source = options.config or ("the demo" if config.demo else ENVIRONMENT)
     logs.setup(config.log.format, config.log.level, sys.stderr)
     log = logs.get("push1st.server")
-    log.info("starting", version=push1st.__version__, python=sys.version.split()[0], config=options.config or "the demo")
+    log.info("starting", version=push1st.__version__, python=sys.version.split()[0], config=source)
     for warning in config.warnings:
         log.warning(warning)
     count = supervisor.wanted(config)
@@ -269,19 +276,20 @@ def _reload(options: argparse.Namespace) -> int:
 
 
 def _check(options: argparse.Namespace) -> int:
-    if not options.config:
-        print("push1st check: which configuration? Give it with -c FILE.", file=sys.stderr)
+    config = _load(options.config)
+    if config.demo:
+        print("push1st check: which configuration? Give it with -c FILE, or by PUSH1ST_APP_ID.", file=sys.stderr)
         return 2
     from push1st import preflight
 
-    config = _load(options.config)
+    source = options.config or ENVIRONMENT
     lines = [*_listening(config), *_spread(config)]
     mistakes = preflight.mistakes(config)
     if reason := unserved(config):
-        mistakes.append(f"{options.config}: {reason}")
+        mistakes.append(f"{source}: {reason}")
     if mistakes:
         raise ConfigError("\n".join(mistakes))
-    print(f"{options.config}: good")
+    print(f"{source}: good")
     for line in lines:
         print(f"  {printable(line)}")
     for app in config.apps:
@@ -399,7 +407,8 @@ def _target(options: argparse.Namespace) -> _Target:
     if app is None and name and (key or options.secret or not options.config):  # an app of another server
         app = AppConfig(id=name, key="", secret=os.environ.get("PUSH1ST_APP_SECRET", ""))
     if app is None:
-        raise ConfigError(f"which app? Select one with --app: {', '.join(apps) or 'the configuration has none'}")
+        problem = f"there is no app {name} in {options.config}." if name else "which app?"
+        raise ConfigError(f"{problem} Select one with --app: {', '.join(apps) or 'the configuration has none'}")
     if config.demo and key not in (None, app.key):  # the demo's secret does not belong to another key
         app = msgspec.structs.replace(app, secret="")
     assumed = not (options.config or options.app or key or os.environ.get("PUSH1ST_APP_ID"))
@@ -478,9 +487,9 @@ def _publish(options: argparse.Namespace) -> int:
 
 def _unreachable(app: AppConfig, name: str) -> str:
     """Returns why no client, or no Pusher client, can subscribe to a channel; "" if they can."""
-    kind = kind_of(name).type
-    if kind not in app.channels:
-        return f"nobody can subscribe to {name}: app {app.id} has no {kind} channels, only {', '.join(sorted(app.channels))}"
+    kind = kind_of(name)
+    if not covers(app.channels, kind):
+        return f"nobody can subscribe to {name}: app {app.id} has no {kind.type} channels, only {', '.join(sorted(app.channels))}"
     error = pusher_name_error(name)
     return f"only raw WebSocket clients can subscribe to {name}: {error}" if error else ""
 

@@ -380,7 +380,7 @@ def unserved(config: Config) -> str:
     """Returns why no client can be served, and what to change; "" if one can."""
     enabled = [app for app in config.apps if app.enable]
     if not config.apps:
-        return "no app is configured, so every client will be refused: name a file of apps in credentials"
+        return "no app is configured, so every client will be refused: credentials must name a file that exists and has an app"
     if not enabled:
         return "every app is disabled, so every client will be refused: remove enable: false from one"
     if not any(app.channels for app in enabled):
@@ -414,4 +414,6 @@ def strictness(config: Config) -> list[str]:
             alike.setdefault(", ".join(stricter), []).append(app.id)
         if app.secret and len(app.secret.encode()) < SECRET_BYTES and not config.demo:
             lines.append(f"{app.id}: the secret is shorter than {SECRET_BYTES} bytes: access tokens signed with it are weak")
-    return [f"{', '.join(ids)}: limits (in brackets Push1st's): {limits}" for limits, ids in alike.items()] + lines
+    return [
+        f"{', '.join(ids)}: limits (in brackets those of the original Push1st): {limits}" for limits, ids in alike.items()
+    ] + lines

@@ -13,7 +13,7 @@ from typing import Protocol
 import msgspec
 
 from push1st import auth
-from push1st.channels import PUBLIC, RESERVED, Kind, kind_of, pusher_name_error, user_id_error, wide_name_error
+from push1st.channels import PUBLIC, RESERVED, Kind, covers, kind_of, pusher_name_error, user_id_error, wide_name_error
 from push1st.eager import Rest, spawn
 from push1st.errors import Disconnect, LimitReached, Refused
 from push1st.hooks import Decision
@@ -470,7 +470,7 @@ class Session:
         if wrong:
             raise Refused(400, wrong)
         kind = kind_of(name)
-        if kind.type not in config.channels and not (kind.type == "protected" and "private" in config.channels):
+        if not covers(config.channels, kind):
             raise Refused(403, f"this app has no {kind.type} channels")
         if not kind.needs_auth or self._is_asked(name):
             return kind
@@ -559,7 +559,7 @@ class Session:
                 raise Refused(403, "client events are for private and presence channels")
             if kind.encrypted:
                 raise Refused(403, "client events are not allowed on encrypted channels: they would be delivered unencrypted")
-        elif kind.type not in self.push and not (kind.type == "protected" and "private" in self.push):
+        elif not covers(self.push, kind):
             raise Refused(403, f"publishing to {kind.type} channels is not allowed here")
         if channel not in self.subscriptions:
             raise Refused(403, f"not subscribed to {channel[:200]}")

@@ -283,7 +283,7 @@ def test_an_option_wins_over_the_configuration(shop: ServerProcess) -> None:
 def test_an_app_that_the_configuration_does_not_have_is_rejected(shop: ServerProcess, command: str) -> None:
     file = str(shop.folder / "server.yml")
     assert push1st(*command.split(), "-c", file, "--app", "shoop", "1.2", "private-x", code=1).stderr == (
-        "which app? Select one with --app: shop\n"
+        f"there is no app shoop in {file}. Select one with --app: shop\n"
     )
 
 
@@ -302,6 +302,10 @@ def test_a_rejection_of_the_demo_s_app_names_the_options_that_select_another(sho
 def test_publish_notes_that_nobody_can_subscribe_to_the_channel(shop: ServerProcess) -> None:
     done = push1st("publish", "-c", str(shop.folder / "server.yml"), "presence-x", "e")
     assert done.stderr == "note: nobody can subscribe to presence-x: app shop has no presence channels, only private, public\n"
+
+
+def test_publish_notes_nothing_where_private_covers_protected(shop: ServerProcess) -> None:
+    assert push1st("publish", "-c", str(shop.folder / "server.yml"), "protected-x", "e").stderr == ""
 
 
 def test_publish_notes_that_pusher_clients_cannot_subscribe_to_the_channel(server: ServerProcess) -> None:
@@ -353,6 +357,10 @@ def test_an_app_of_another_server_is_selected_by_options_alone(shop: ServerProce
             "push1st publish: error: too many arguments; put text with ",
         ),
         (
+            ("serve", "server.yml"),
+            "push1st serve: error: too many arguments; give the configuration file with -c FILE",
+        ),
+        (
             ("token", "session", "1.2", "private-x", "", "--bogus", "hidden"),
             "push1st token session: error: unknown option --bogus",
         ),
@@ -391,6 +399,14 @@ def test_check_fails_where_no_client_can_be_served(tmp_path: Path, apps: str, sa
     failed = push1st("check", "-c", str(tmp_path / "server.yml"), code=1)
     assert failed.stderr.startswith(f"{tmp_path}/server.yml: {said}")
     assert failed.stdout == ""
+
+
+def test_check_reads_a_configuration_that_is_only_in_the_environment(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert "-c FILE, or by PUSH1ST_APP_ID" in push1st("check", code=2).stderr
+    monkeypatch.setenv("PUSH1ST_APP_ID", "shop")
+    monkeypatch.setenv("PUSH1ST_APP_KEY", "a-key")
+    monkeypatch.setenv("PUSH1ST_APP_SECRET", "a-long-random-secret-of-at-least-32-bytes")
+    assert push1st("check").stdout.startswith("the environment: good\n")
 
 
 def test_check_finds_out_that_several_workers_have_nothing_between_them(tmp_path: Path) -> None:

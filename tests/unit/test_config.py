@@ -277,7 +277,9 @@ def test_the_configuration_does_not_change():
 def test_what_is_stricter_than_push1st_is_one_line_for_all_apps_that_are_alike():
     own = Limits(payload=65_400, members=0)
     same, other = strictness(Config(apps=(app(id="one"), app(id="two", limits=own), app(id="three"))))
-    assert same.startswith("one, three: limits (in brackets Push1st's): payload 10240 (65400), members 100 (unlimited), ")
+    assert same.startswith(
+        "one, three: limits (in brackets those of the original Push1st): payload 10240 (65400), members 100 (unlimited), "
+    )
     assert other.startswith("two: ")
     assert "payload" not in other
     assert "members" not in other
