@@ -32,13 +32,14 @@ def obstacle(folder: Path) -> str:
 
 
 def mistakes(config: Config) -> list[str]:
-    """Returns a line for each thing that the server must do and that this user may not do."""
+    """Returns a line for each thing that the server must do, and that fails for this user or on every machine."""
+    unusable = [why for why, everywhere in _certificates(config) if everywhere]
     if not config.hooks.folder or not (why := obstacle(Path(config.hooks.folder))):
-        return []
+        return unusable
     allowed = (
         "a folder that the server's user may write to; under systemd below /var/lib/NAME, with StateDirectory=NAME in the unit"
     )
-    return [f"hooks.folder: cannot keep hook events in {config.hooks.folder}: {why}, allowed: {allowed}"]
+    return [*unusable, f"hooks.folder: cannot keep hook events in {config.hooks.folder}: {why}, allowed: {allowed}"]
 
 
 def notes(config: Config) -> Iterator[str]:
@@ -56,14 +57,20 @@ def notes(config: Config) -> Iterator[str]:
                 pass
             except ConfigError as exc:
                 yield str(exc)
+    yield from (why for why, everywhere in _certificates(config) if not everywhere)
+    if os.geteuid() == 0:
+        yield from _closed(config)
+
+
+def _certificates(config: Config) -> Iterator[tuple[str, bool]]:
+    """Yields why a certificate cannot be used, and whether that is so for every user: the files themselves are wrong."""
     for settings in {config.server.ssl, config.api.ssl}:
         if settings.enable and settings.cert:
             try:
                 ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER).load_cert_chain(settings.cert, settings.key)
-            except (ssl.SSLError, OSError) as exc:
-                yield f"cannot use the certificate {settings.cert} with the key {settings.key}: {exc}"
-    if os.geteuid() == 0:
-        yield from _closed(config)
+            except OSError as exc:
+                why = f"cannot use the certificate {settings.cert} with the key {settings.key}: {exc}"
+                yield why, isinstance(exc, ssl.SSLError)
 
 
 def _closed(config: Config) -> Iterator[str]:

@@ -45,12 +45,22 @@ def test_the_folder_of_a_unix_socket_is_checked_and_not_created(tmp_path: Path) 
     assert not (tmp_path / "new").exists()
 
 
-def test_a_certificate_that_cannot_be_used_is_a_note(tmp_path: Path) -> None:
+def test_a_wrong_certificate_is_a_mistake_and_one_that_cannot_be_read_here_is_a_note(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ssl = Ssl(True, str(tmp_path / "key"), str(tmp_path / "cert"))
+    config = Config(server=ServerConfig(listen=(), ssl=ssl), api=ApiConfig(listen=()))
+    said = f"cannot use the certificate {tmp_path}/cert with the key {tmp_path}/key: "
     for name in ("key", "cert"):
         (tmp_path / name).write_text("nothing")
-    ssl = Ssl(True, str(tmp_path / "key"), str(tmp_path / "cert"))
-    (line,) = machine_notes(Config(server=ServerConfig(listen=(), ssl=ssl), api=ApiConfig(listen=())))
-    assert line.startswith(f"cannot use the certificate {tmp_path}/cert with the key {tmp_path}/key: ")
+    (line,) = mistakes(config)
+    assert line.startswith(said)
+    assert machine_notes(config) == []
+    monkeypatch.setattr("os.geteuid", lambda: 1000)  # root also checks who may read the file, which is not there
+    (tmp_path / "cert").unlink()
+    (line,) = notes(config)
+    assert line.startswith(said)
+    assert mistakes(config) == []
 
 
 def machine_notes(config: Config) -> list[str]:
