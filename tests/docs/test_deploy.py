@@ -182,9 +182,11 @@ def test_what_the_container_copies_is_there() -> None:
 
 
 def test_the_container_installs_wheels_of_the_locked_versions() -> None:
-    (install,) = (words for words in of("RUN") if "pip install" in words)
-    assert "--only-binary :all:" in install
-    assert "--constraint requirements.lock" in install
+    (commands,) = (words for words in of("RUN") if "pip install" in words)
+    locked, package = (words for words in commands.split("&&") if "pip install" in words)
+    assert "--only-binary :all:" in locked
+    assert "--require-hashes -r requirements.lock" in locked
+    assert "--no-deps ." in package
 
 
 def test_the_container_has_a_folder_for_hook_events_that_its_user_may_write_to() -> None:

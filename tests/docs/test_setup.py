@@ -50,7 +50,7 @@ def sought(environment: dict[str, str], folder: Path) -> str:
     """What `tests/programs.sh` prints in a checkout whose `.venv` is this one's Python, without a registry."""
     (folder / ".venv" / "bin").mkdir(parents=True)
     (folder / ".venv" / "bin" / "python").symlink_to(sys.executable)
-    shutil.copy(ROOT / "requirements.lock", folder)
+    shutil.copy(ROOT / "requirements-node.lock", folder)
     script = str(ROOT / "tests" / "programs.sh")
     environment = {**environment, "PIP_NO_INDEX": "1", "PIP_FIND_LINKS": ""}
     done = subprocess.run(["sh", script], cwd=folder, env=environment, capture_output=True, text=True, timeout=30)
