@@ -2,6 +2,7 @@
 
 All keys of a shard are in one hash slot, behind its base (`prefix:{number}`), which is the one declared key:
 
+    BASE:schema       `SCHEMA` of the node that wrote it, the version of this layout; a node of another schema is rejected
     BASE:epoch        a random word; another one, or none: the server has lost its state
     BASE:recovering   there while nodes announce their entries again after that
     BASE:gone         hash: channels, members and users that left during recovery and are on no node, in fields like those of
@@ -42,6 +43,8 @@ import hashlib
 
 import msgspec
 
+SCHEMA = 1
+"""increase it with each change after which nodes of the previous version misread the keys or messages of this one"""
 MOST_FACTS = 100_000
 """facts that wait for their reader, about"""
 CLOCK_MS = 10**13
@@ -190,9 +193,13 @@ def _script(text: str) -> Script:
 
 ENTER = _script("""
 -- node, new epoch, epoch known before or '', milliseconds of the lease and of recovery, the number it wants or -1, `least` of
--- `missing`; then the other nodes that were alive according to this node
+-- `missing`, SCHEMA; then the other nodes that were alive according to this node
+-- Keys without a schema are those of a build that wrote none, and have schema 1.
 -- The last value returned is 1 if the node's lease had expired, but the state still exists: other leases may have expired too.
+local schema = redis.call('GET', base .. ':schema')
+if (schema or '1') ~= ARGV[8] then return redis.error_reply('SCHEMA ' .. (schema or '1')) end
 let()
+if not schema then redis.call('SET', base .. ':schema', ARGV[8]) end
 local node, known = ARGV[1], ARGV[3]
 local epoch = redis.call('GET', base .. ':epoch')
 local empty = not epoch
@@ -203,7 +210,7 @@ end
 local lost = known ~= '' and known ~= epoch
 if lost then redis.call('SET', base .. ':recovering', '1', 'PX', ARGV[5]) end
 local late = known == epoch and redis.call('EXISTS', base .. ':lease:' .. node) == 0
-for i = 8, #ARGV do
+for i = 9, #ARGV do
   local is_known = empty or lost or late and redis.call('SISMEMBER', base .. ':nodes', ARGV[i]) == 1
   if is_known and redis.call('EXISTS', base .. ':lease:' .. ARGV[i]) == 0 then
     redis.call('SADD', base .. ':away', ARGV[i])

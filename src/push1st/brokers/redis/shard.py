@@ -23,7 +23,7 @@ from typing import Any, Literal
 
 import hiredis
 
-from push1st import logs
+from push1st import __version__, logs
 from push1st.brokers import Joined, Kept, Recount
 from push1st.brokers.redis.entries import NOBODY, Difference, Entries, Key
 from push1st.brokers.redis.facts import Ledger, Reader
@@ -45,6 +45,7 @@ from push1st.brokers.redis.scripts import (
     LEAVE,
     MOST_FACTS,
     NOTE,
+    SCHEMA,
     SEEN,
     SETTLE,
     SIGN_IN,
@@ -94,6 +95,8 @@ TOPICS = 500
 """topics that are subscribed to by one command"""
 STATE_LOST = "NOLEASE"
 """the error reply after which a node enters again, on the same connection"""
+OTHER_SCHEMA = "SCHEMA"
+"""the error reply to a node whose schema is not that of the keys; the schema of the keys follows"""
 FAULTS = (STATE_LOST, "NOSCRIPT", "MOVED", "READONLY", "LOADING", "CLUSTERDOWN", "MASTERDOWN", "NOAUTH")
 """error replies after which a server has to be found, or entered, anew"""
 MOVING = ("ASK", "TRYAGAIN")
@@ -329,9 +332,17 @@ class Shard:
         others = sorted(self._alive if self._workers is None else self._workers)
         lease, recovery = _ms(LEASE_SECONDS), _ms(RECOVERY_SECONDS)
         self._least = max(1, _ms(LEASE_SECONDS - SILENT_SECONDS)) if self._epoch else 0
-        epoch, recovering, number, missing, late = await link.call(
-            *self._evalsha(ENTER), self._node, new, self._epoch, lease, recovery, wanted, self._least, *others
-        )
+        arguments: tuple[Argument, ...] = (self._node, new, self._epoch, lease, recovery, wanted, self._least, SCHEMA, *others)
+        try:
+            epoch, recovering, number, missing, late = await link.call(*self._evalsha(ENTER), *arguments)
+        except hiredis.ReplyError as exc:
+            word, _, found = str(exc).partition(" ")
+            if word != OTHER_SCHEMA:
+                raise
+            raise Unusable(
+                f"the keys {self.base}:* have schema {found}, and push1st {__version__} uses schema {SCHEMA}: install a version"
+                f" of push1st that uses schema {found}, or set another prefix (?prefix=NAME) in `broker`"
+            ) from None
         if self.numbered:
             self._number = number
             self.numbered(number)
