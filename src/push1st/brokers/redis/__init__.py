@@ -147,7 +147,10 @@ class Redis:
                     self._receive(message)
             elif data[0] == EDGE:
                 edge = decode_edge(data)
-                self._views.edge(edge, self._shards[index].is_here(edge))
+                # Servers before Redis 7.2 send the edge of a join from here before its reply. Until the reply, no client here
+                # follows the channel, and the first one receives all members with the reply.
+                if edge.kind != "+" or self._views.members((edge.app, edge.channel)) is not None:
+                    self._views.edge(edge, self._shards[index].is_here(edge))
             elif data[0] == QUESTION:
                 asked = decode_question(data)
                 self._shards[index].answer(asked, self._answer(asked.app, asked.channel, asked.question))

@@ -10,6 +10,7 @@ answers and what its topics say are one sequence, though replies wake coroutines
 import asyncio
 import contextlib
 import os
+import re
 from collections import deque
 from collections.abc import Callable
 from typing import Any, cast
@@ -30,6 +31,11 @@ pack: Callable[[tuple[Argument, ...]], bytes] = hiredis.pack_command  # type: ig
 """A command as the server reads it."""
 
 
+def _error(text: str) -> hiredis.ReplyError:
+    """Redis before 7 puts the error of a command in a script behind a text of its own. Returns the error of the command."""
+    return hiredis.ReplyError(re.sub(r"^ERR Error running script .*?: -(?=[A-Z])", "", text))
+
+
 class Lost(Exception):
     """The connection ended before the reply came: the command may have been carried out."""
 
@@ -41,7 +47,7 @@ class Link(asyncio.Protocol):
         self._pushed = pushed
         self._lost = lost
         self._loop = asyncio.get_running_loop()
-        self._reader = hiredis.Reader(notEnoughData=NOTHING)
+        self._reader = hiredis.Reader(replyError=_error, notEnoughData=NOTHING)
         self._transport: asyncio.Transport
         self._waiting: deque[Answer | Subscribing] = deque()
         self._out: list[bytes] = []

@@ -68,6 +68,17 @@ async def test_an_error_is_raised_by_its_command_alone(line):
     assert await good == b"PONG"
 
 
+async def test_an_error_in_a_script_begins_with_its_code(line):
+    """As Redis 6.2 words it, and as newer servers do."""
+    one = line()
+    old, new = one.link.call("EVALSHA"), one.link.call("EVALSHA")
+    one.says(b"-ERR Error running script (call to f_08): @user_script:1: @user_script: 1: -READONLY You can't write.\r\n")
+    one.says(b"-READONLY You can't write. script: 08, on @user_script:1.\r\n")
+    for reply in (old, new):
+        with pytest.raises(hiredis.ReplyError, match=r"^READONLY You can't write"):
+            await reply
+
+
 async def test_who_waits_for_an_ordered_reply_goes_on_before_the_messages_behind_it(line):
     one = line()
     seen: list[list[bytes]] = []
