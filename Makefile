@@ -38,12 +38,13 @@ model: $(INSTALLED) ## drive a cluster through thousands of random joins, crashe
 	@seed=$$$$; echo "model: make model ARGS=--hypothesis-seed=$$seed does the same again"; \
 		MODEL_EXAMPLES=$${MODEL_EXAMPLES:-5000} $(BIN)/python -m pytest --timeout 7200 --hypothesis-seed=$$seed $(ARGS) tests/cluster/test_model.py
 
-check: $(INSTALLED) ## format, lint, types, layers: what must be clean before a commit
-	@echo "check: ruff format, ruff, mypy, import-linter"
+check: $(INSTALLED) ## format, lint, types, layers, spelling: what must be clean before a commit
+	@echo "check: ruff format, ruff, mypy, import-linter, codespell"
 	@$(BIN)/ruff format --check .
 	@$(BIN)/ruff check .
 	@$(BIN)/mypy
 	@$(BIN)/lint-imports
+	@git ls-files | xargs $(BIN)/codespell
 
 bench: $(INSTALLED) ## measure this server and its peers: deliveries, CPU a delivery, memory a connection
 	@$(BIN)/python bench/bench.py $(ARGS)

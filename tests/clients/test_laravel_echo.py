@@ -62,8 +62,8 @@ def test_whispers_to_the_others_of(echo: Callable[..., NodeProcess], channel: st
     ann, bob = (echo({"user_id": name, "user_info": {}}) for name in ("ann", "bob"))
     for client in (ann, bob):
         listen(client, kind, channel, whispers=["typing"])
-    ann.tell("whisper", kind=kind, name=channel, whisper="typing", data={"text": "hel"})
-    assert bob.next(on="whisper")["data"] == {"text": "hel"}
+    ann.tell("whisper", kind=kind, name=channel, whisper="typing", data={"text": "hello"})
+    assert bob.next(on="whisper")["data"] == {"text": "hello"}
 
 
 def test_a_refused_channel_is_an_error_once_and_the_others_go_on(

@@ -112,9 +112,9 @@ CONVERSATION = (
     + masked(TEXT, "x" * 200)
     + masked(TEXT, "first ", fin=False)
     + masked(PING, "between")
-    + masked(CONT, "sec", fin=False)
+    + masked(CONT, "se", fin=False)
     + masked(PONG, "")
-    + masked(CONT, "ond")
+    + masked(CONT, "cond")
     + masked(CLOSE, b"\x03\xe8bye")
 )
 SAID = [Text("жук"), Text("x" * 200), Pinged(b"between"), Ponged(), Text("first second"), Closed(1000)]
