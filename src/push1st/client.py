@@ -69,8 +69,10 @@ def subscribe(
     if missing:
         raise ClientError(f"{missing[0]} needs the app's secret: give it with -c FILE or --secret")
     try:
-        opened = connect(f"{url.rstrip('/')}{base}{quote(key, safe='')}?protocol=7&client=push1st", open_timeout=10)
-        with contextlib.closing(opened) as connection:  # by itself a connection closes with 1011 after an exception
+        with (
+            connect(f"{url.rstrip('/')}{base}{quote(key, safe='')}?protocol=7&client=push1st", open_timeout=10) as connection,
+            contextlib.closing(connection),  # by itself a connection closes with 1011 after an exception
+        ):
             _listen(connection, key, secret, channels, show, ready, count)
     except ConnectionClosed as end:
         close = end.rcvd
