@@ -2,7 +2,7 @@
 
 import pytest
 import yaml
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from push1st.configfile import APP_VARIABLES, ROOT_VARIABLES, demo, load
@@ -48,6 +48,7 @@ def attempt(folder, server, app):
     assert all(line.startswith(("server.yml", "app.yml")) for line in lines), lines
 
 
+@settings(deadline=None)
 @given(place=st.sampled_from(PLACES), value=structures)
 def test_any_value_under_any_key_gives_a_configuration_or_a_list_of_errors(folder, place, value):
     for key in reversed(place):
@@ -56,6 +57,7 @@ def test_any_value_under_any_key_gives_a_configuration_or_a_list_of_errors(folde
     attempt(folder, server.encode(), app.encode())
 
 
+@settings(deadline=None)
 @given(place=st.sampled_from(PLACES), text=st.text(alphabet="ab:*&!{}[],-#'\"\\\n <~?|>@%1.", max_size=40))
 def test_any_text_under_any_key_gives_a_configuration_or_a_list_of_errors(folder, place, text):
     value = "".join(f"{'  ' * depth}{key}:\n" for depth, key in enumerate(place)).rstrip("\n") + " " + text
@@ -63,12 +65,14 @@ def test_any_text_under_any_key_gives_a_configuration_or_a_list_of_errors(folder
     attempt(folder, server.encode(), app.encode())
 
 
+@settings(deadline=None)
 @given(st.binary(max_size=200))
 def test_any_bytes_give_a_configuration_or_a_list_of_errors(folder, data):
     attempt(folder, data, b"")
     attempt(folder, b"credentials: app.yml", data)
 
 
+@settings(deadline=None)
 @given(st.dictionaries(st.sampled_from([*ROOT_VARIABLES, *APP_VARIABLES, "PUSH1ST_APP_ID"]), st.text(max_size=20), max_size=5))
 def test_any_environment_gives_a_configuration_or_a_list_of_errors(env):
     lines = problems(lambda: demo(env))

@@ -1,0 +1,454 @@
+"""A whole server in this process, with real clients and backends: what `make coverage` sees of the edges and of the process."""
+
+import concurrent.futures
+import contextlib
+import http.client
+import json
+import os
+import re
+import shutil
+import signal
+import ssl
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import pytest
+from websockets.sync.client import connect
+
+from push1st.cli import main
+from tests.clients.process import APP, DEADLINE, merged
+from tests.clients.pusher_socket import PLAIN, QUERY, pusher_socket
+from tests.clients.receiver import Receiver
+from tests.contract.inside import Inside, plain_process
+
+Serve = Callable[..., Any]
+XHR = "/pusher/app/app-key/7/01234567"
+
+
+@pytest.fixture
+def make(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[..., Inside]]:
+    """Makes servers that are not started yet."""
+    made: list[Inside] = []
+
+    def make(config: dict[str, Any] | None = None, **app: Any) -> Inside:
+        base = {"server": {"drain": 0}}
+        made.append(Inside(monkeypatch, config=merged(base, config or {}), apps={"app-test": merged(APP, app)}))
+        return made[-1]
+
+    yield make
+    for server in made:
+        shutil.rmtree(server.folder)
+
+
+def visited(server: Inside, *options: str) -> Callable[[Callable[[], None]], None]:
+    """A decorator: the function visits the server as soon as that is ready."""
+
+    def visit(function: Callable[[], None]) -> None:
+        assert server.serve(function, *options) == 0
+
+    return visit
+
+
+@contextlib.contextmanager
+def request(port: int, road: str, body: str = "") -> Iterator[http.client.HTTPConnection]:
+    """A request of the session of an HTTP fallback, sent and not answered yet."""
+    connection = http.client.HTTPConnection("127.0.0.1", port, timeout=DEADLINE)
+    try:
+        connection.request("POST", f"{XHR}/{road}?{QUERY}", body, {"Content-Type": "text/plain"})
+        yield connection
+    finally:
+        connection.close()
+
+
+@contextlib.contextmanager
+def xhr(port: int, road: str, body: str = "") -> Iterator[http.client.HTTPResponse]:
+    """The same, and the head of its answer."""
+    with request(port, road, body) as connection:
+        yield connection.getresponse()
+
+
+def poll(port: int) -> list[bytes]:
+    """The lines of one poll."""
+    with xhr(port, "xhr") as response:
+        return response.read().splitlines()
+
+
+def open_session(port: int) -> None:
+    lines: list[bytes] = []
+    while len(lines) < 2:
+        lines += poll(port)
+    assert lines[0] == b"o"
+    assert frames(lines[1])[0]["event"] == "pusher:connection_established"
+
+
+def frames(line: bytes) -> list[dict[str, Any]]:
+    """The Pusher frames in a line of an HTTP fallback."""
+    assert line.startswith(b"a"), line
+    return [json.loads(text) for text in json.loads(line[1:])]
+
+
+SUBSCRIBE = json.dumps([json.dumps({"event": "pusher:subscribe", "data": {"channel": "c"}})])
+
+
+# -- clients
+
+
+def test_a_pusher_client_and_a_raw_client_receive_what_a_backend_publishes(make: Serve) -> None:
+    server = make()
+
+    @visited(server)
+    def _() -> None:
+        with (
+            pusher_socket(server) as client,
+            connect(f"{server.ws}/ws/app/app-key/c", **PLAIN) as raw,
+        ):
+            client.subscribe("c")
+            server.until_sessions("c", 2)
+            server.publish("c", "e", {"id": 7})
+            assert client.expect("e", "c") == {"id": 7}
+            assert json.loads(raw.recv(DEADLINE))["data"] == {"id": 7}
+        assert server.signed("GET", "/apps/app-test/channels").status == 200
+        assert server.get("/metrics").status == 200
+        assert server.get("/ready", port=server.unix).status == 200
+
+
+def test_the_stop_of_a_server_tells_its_clients_to_reconnect(make: Serve) -> None:
+    server = make({"server": {"drain": 1}})
+    with contextlib.ExitStack() as stack:
+        clients = []
+
+        @visited(server)
+        def _() -> None:
+            clients.append(stack.enter_context(pusher_socket(server)))
+
+        assert clients[0].close_code() == 4200
+
+
+def test_a_server_with_one_worker_goes_on_after_sighup(make: Serve) -> None:
+    server = make()
+
+    @visited(server)
+    def _() -> None:
+        os.kill(os.getpid(), signal.SIGHUP)
+        server.log.wait_for("one worker cannot be replaced while it serves")
+        server.assert_alive()
+
+
+def test_a_server_with_tls_and_no_certificate_makes_one(make: Serve) -> None:
+    server = make({"server": {"ssl": {"enable": True}}})
+
+    @visited(server)
+    def _() -> None:
+        context = ssl.create_default_context()
+        context.check_hostname, context.verify_mode = False, ssl.CERT_NONE
+        with connect(f"{server.ws.replace('ws:', 'wss:')}/app/app-key?{QUERY}", ssl=context, **PLAIN) as client:
+            assert json.loads(client.recv(DEADLINE))["event"] == "pusher:connection_established"
+
+
+# -- HTTP fallbacks
+
+
+def test_a_streaming_session_receives_events_as_lines(make: Serve) -> None:
+    server = make()
+
+    @visited(server)
+    def _() -> None:
+        with xhr(server.ws_port, "xhr_streaming") as stream:
+            while (line := stream.readline()).strip(b"h\n") == b"":  # pusher-js needs 2 KB before the first event
+                continue
+            assert line == b"o\n"
+            assert frames(stream.readline())[0]["event"] == "pusher:connection_established"
+            with xhr(server.ws_port, "xhr_send", SUBSCRIBE) as sent:
+                assert sent.status == 200
+            assert frames(stream.readline())[0]["event"] == "pusher_internal:subscription_succeeded"
+            server.publish("c", "e", "hello")
+            assert frames(stream.readline())[0]["data"] == "hello"
+
+
+def test_a_polling_session_gets_what_was_published_between_two_polls(make: Serve) -> None:
+    server = make()
+
+    @visited(server)
+    def _() -> None:
+        open_session(server.ws_port)
+        with xhr(server.ws_port, "xhr_send", SUBSCRIBE) as sent:
+            assert sent.status == 200
+        assert frames(poll(server.ws_port)[0])[0]["event"] == "pusher_internal:subscription_succeeded"
+        for data in ("one", "two"):
+            server.publish("c", "e", data)
+        received: list[str] = []
+        while len(received) < 2:
+            received += [frame["data"] for line in poll(server.ws_port) for frame in frames(line)]
+        assert received == ["one", "two"]
+
+
+@pytest.mark.parametrize(("method", "road", "status"), [("OPTIONS", "xhr", 200), ("GET", "xhr", 405), ("POST", "xhr_send", 404)])
+def test_a_fallback_request_without_a_session(make: Serve, method: str, road: str, status: int) -> None:
+    server = make()
+
+    @visited(server)
+    def _() -> None:
+        assert server.request(method, f"{XHR}/{road}?{QUERY}", port=server.ws_port).status == status
+
+
+def test_a_second_stream_of_a_session_ends_the_first(make: Serve) -> None:
+    server = make()
+
+    @visited(server)
+    def _() -> None:
+        with xhr(server.ws_port, "xhr_streaming") as first:
+            while b"established" not in first.readline():
+                continue
+            with xhr(server.ws_port, "xhr_streaming") as second:
+                assert first.read() == b""
+                assert second.status == 200
+
+
+# -- backends
+
+
+def test_a_webhook_is_sent_again_until_the_backend_accepts_it(make: Serve) -> None:
+    with contextlib.closing(Receiver()) as backend:
+        answers = iter([500, 200])
+        backend.act = lambda _: next(answers)
+        server = make(webhooks=[{"url": backend.url, "events": ["channel_occupied"]}])
+
+        @visited(server)
+        def _() -> None:
+            with pusher_socket(server) as client:
+                client.subscribe("c")
+                backend.until(2)
+
+        first, second = backend.got
+        assert first.delivery == second.delivery
+        assert second.events == [{"name": "channel_occupied", "channel": "c"}]
+
+
+@pytest.mark.parametrize(("answer", "allowed"), [({"allow": True}, True), ({"allow": False}, False), (500, False)])
+def test_a_backend_decides_who_subscribes(make: Serve, answer: Any, allowed: bool) -> None:
+    with contextlib.closing(Receiver()) as backend:
+        backend.act = lambda _: answer
+        server = make(authorize=[{"url": backend.url, "on": ["subscribe"]}])
+
+        @visited(server)
+        def _() -> None:
+            with pusher_socket(server) as client:
+                client.request_subscription("private-c")
+                expected = "pusher_internal:subscription_succeeded" if allowed else "pusher:subscription_error"
+                assert client.receive()["event"] == expected
+
+
+def test_a_python_function_decides_who_subscribes(make: Serve) -> None:
+    server = make(authorize=[{"url": "py://rights:may", "on": ["subscribe"]}])
+    (server.folder / "rights.py").write_text(
+        "def may(question):\n    if question.channel.endswith('broken'): raise ValueError('no')\n    return True\n"
+    )
+
+    @visited(server)
+    def _() -> None:
+        with pusher_socket(server) as client:
+            client.request_subscription("private-c")
+            assert client.receive()["event"] == "pusher_internal:subscription_succeeded"
+            client.request_subscription("private-broken")
+            assert client.receive()["event"] == "pusher:subscription_error"
+        server.log.wait_for("hook has failed")
+        server.may_trace = True
+
+
+# -- the command line
+
+
+def test_the_command_line_publishes_to_a_subscriber_and_shows_the_event(make: Serve, capsys: pytest.CaptureFixture[str]) -> None:
+    server = make()
+
+    @visited(server)
+    def _() -> None:
+        with concurrent.futures.ThreadPoolExecutor() as others:
+            done = others.submit(main, ["subscribe", "-c", server.config, "--count", "1", "presence-c"])
+            server.until_sessions("presence-c", 1)
+            assert main(["publish", "-c", server.config, "presence-c,c", "e", '{"id": 7}']) == 0
+            assert done.result(DEADLINE) == 0
+
+    assert re.search(r'presence-c  e  \{"id": ?7}', capsys.readouterr().out)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "error"),
+    [
+        (["publish", "--key", "nobody", "--secret", "wrong", "c", "e"], "answered 401"),
+        (["subscribe", "--key", "nobody", "c"], "4001"),
+        (["subscribe", "bad channel"], "the server refused"),
+    ],
+)
+def test_the_command_line_shows_what_the_server_rejects(
+    make: Serve, arguments: list[str], error: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    server = make()
+
+    @visited(server)
+    def _() -> None:
+        assert main([arguments[0], "-c", server.config, *arguments[1:]]) == 1
+        assert error in server.output
+
+
+@pytest.mark.parametrize(
+    ("arguments", "error"),
+    [
+        (["publish", "--api", "http://127.0.0.1:1", "c", "e"], "is the server running?"),
+        (["publish", "--api", "nonsense", "c", "e"], "is not the address of a server"),
+        (["subscribe", "--url", "ws://127.0.0.1:1", "c"], "is the server running?"),
+        (["subscribe", "--app", "other", "c"], "app other has no key"),
+        (["token", "session", "c", "123.456"], "it comes before the channel"),
+        (["token", "session", "123.456", "c"], "others need no token"),
+        (["token", "access", "--channel", "bad channel\n"], "channel"),
+        (["check", "-c", "nowhere.yml"], "nowhere.yml"),
+        (["serve", "-c", "nowhere.yml"], "nowhere.yml"),
+        (["reload", "-c", "nowhere.yml"], "nothing was reloaded"),
+    ],
+)
+def test_a_command_that_fails_says_why(arguments: list[str], error: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(arguments) == 1
+    assert error in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("arguments", "error"),
+    [
+        (["serve", "--workers", "none"], "a whole number from 1 to"),
+        (["serve", "--worker", "2", "--confg"], "unknown option"),
+        (["publish", "c", "e", "data", "more"], "too many arguments"),
+    ],
+)
+def test_a_command_that_is_called_wrongly_ends_with_2(
+    arguments: list[str], error: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit) as end:
+        main(arguments)
+    assert end.value.code == 2
+    assert error in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("arguments", [[], ["check"]])
+def test_a_command_without_what_it_needs_ends_with_2(arguments: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(arguments) == 2
+    assert capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("arguments", "shown"),
+    [
+        (["version"], "push1st "),
+        (["token", "session", "123.456", "presence-c", '{"user_id":"1"}'], "app-key:"),
+        (["token", "access", "--channel", "c", "--channel", "d", "--ttl", "60"], "eyJ"),
+    ],
+)
+def test_a_command_needs_no_server(arguments: list[str], shown: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(arguments) == 0
+    assert capsys.readouterr().out.startswith(shown) or arguments[1] == "session"
+
+
+def test_check_lists_what_would_run(make: Serve, capsys: pytest.CaptureFixture[str]) -> None:
+    server = make(
+        {"server": {"workers": 2}},
+        webhooks=[{"url": "http://127.0.0.1:9/", "events": ["channel_occupied"]}],
+        hook={"trigger": ["join"], "endpoint": ["http://127.0.0.1:9/"]},
+        authorize=[{"url": "py://nowhere:may", "on": ["subscribe"]}],
+    )
+    assert main(["check", "-c", server.config]) == 0
+    out = capsys.readouterr().out
+    for words in ("good", "2 workers", "between them", "app app-test", "tells", "asks", "note: "):
+        assert words in out
+
+
+# -- several workers
+
+
+def test_several_workers_are_one_server_and_are_replaced_by_a_reload(make: Serve, capsys: pytest.CaptureFixture[str]) -> None:
+    server = make()
+
+    @visited(server, "--workers", "2")
+    def _() -> None:
+        clients = []
+        with contextlib.ExitStack() as stack:
+            for _ in range(8):
+                clients.append(stack.enter_context(pusher_socket(server)))
+                clients[-1].subscribe("c")
+            server.publish("c", "e", "hello")
+            for client in clients:
+                assert client.receive()["data"] == "hello"
+            assert "push1st_workers 2.0" in server.get("/metrics").body.decode()
+        assert main(["reload", "-c", server.config]) == 0
+        server.assert_alive()
+
+    assert "reloaded: 2 workers" in capsys.readouterr().out
+
+
+def test_a_reload_with_a_mistake_changes_nothing(make: Serve) -> None:
+    server = make()
+    config = (server.folder / "server.yml").read_text()
+
+    @visited(server, "--workers", "2")
+    def _() -> None:
+        (server.folder / "server.yml").write_text(config + "\nmistake: 1\n")
+        assert main(["reload", "-c", server.config]) == 1
+        server.log.wait_for("reload refused")
+        server.assert_alive()
+
+
+def test_a_worker_that_dies_is_replaced(make: Serve) -> None:
+    server = make()
+
+    @visited(server, "--workers", "2")
+    def _() -> None:
+        found = re.search(r"worker ready .*pid=(\d+)", server.output)
+        assert found
+        os.kill(int(found[1]), signal.SIGKILL)
+        server.log.wait_for("worker ended")
+        server.log.wait_for("worker ready", 3)
+        server.assert_alive()
+
+
+def test_several_workers_need_a_certificate_that_exists(make: Serve) -> None:
+    server = make({"server": {"ssl": {"enable": True, "cert": "nowhere.pem", "key": "nowhere.pem"}}})
+    with plain_process():
+        assert main(["serve", "-c", server.config, "--workers", "2"]) == 1
+
+
+# -- what operators see
+
+
+def test_the_log_shows_each_rejection_at_level_debug(make: Serve) -> None:
+    server = make({"log": {"level": "debug"}})
+
+    @visited(server)
+    def _() -> None:
+        assert server.signed("GET", "/apps/app-test/channels", secret="wrong").status == 401
+        with pusher_socket(server) as client:
+            client.request_subscription("private-c", secret="wrong")
+            assert client.receive()["event"] == "pusher:subscription_error"
+        server.log.wait_for("refused", 2)
+
+
+@pytest.mark.parametrize(("act", "reason"), [("reset", "unreachable"), ("redirect:http://127.0.0.1:9/", "refused")])
+def test_a_backend_that_cannot_be_asked_is_logged_and_counted(make: Serve, act: str, reason: str) -> None:
+    with contextlib.closing(Receiver()) as backend:
+        backend.act = lambda _: act
+        server = make(authorize=[{"url": backend.url, "on": ["subscribe"]}])
+
+        @visited(server)
+        def _() -> None:
+            with pusher_socket(server) as client:
+                client.request_subscription("private-c")
+                assert client.receive()["event"] == "pusher:subscription_error"
+            server.log.wait_for("backend gives no answer")
+            assert reason in server.get("/metrics").body.decode()
+
+
+def test_the_api_shows_how_the_hooks_of_an_app_do(make: Serve) -> None:
+    with contextlib.closing(Receiver()) as backend:
+        server = make(webhooks=[{"url": backend.url, "events": ["channel_occupied"]}])
+
+        @visited(server)
+        def _() -> None:
+            (endpoint,) = server.get("/apps/app-test/hooks").json["hooks"]
+            assert endpoint["queued"] == 0
