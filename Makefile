@@ -14,7 +14,7 @@ WITH_NODE := PATH="$(CURDIR)/$(BIN):$$PATH"
 LOCK = .lock/bin/uv pip compile --universal --python-version 3.11 --generate-hashes --upgrade --no-annotate --no-header --quiet
 
 .DEFAULT_GOAL := help
-.PHONY: help install serve test test-long coverage model check bench bench-cluster bench-fairness format lock clean
+.PHONY: help install serve test test-long test-broker coverage model check bench bench-cluster bench-fairness format lock clean
 
 help: ## list these targets
 	@sed -n 's/^\([a-z-]*\):[^#]*## \(.*\)/  make \1|\2/p' $(MAKEFILE_LIST) | while IFS='|' read -r name what; do \
@@ -33,6 +33,16 @@ test: $(INSTALLED) $(NODE_INSTALLED) $(PROGRAMS_SOUGHT) ## run every test: unit 
 test-long: $(INSTALLED) $(NODE_INSTALLED) $(PROGRAMS_SOUGHT) ## run the tests that take minutes: repeated kills, long outages, long model runs
 	@echo "test-long: only the tests marked long; each takes minutes"
 	@$(BIN)/python -m pytest -m long --timeout 1800 $(ARGS)
+
+test-broker: $(INSTALLED) $(NODE_INSTALLED) $(PROGRAMS_SOUGHT) ## run the tests of brokers and clusters with the server of a container image: IMAGE=redis:7.4-bookworm
+	@docker run --rm --entrypoint sh $(IMAGE) -c 'cat "$$(command -v valkey-server || command -v redis-server)"' > $(VENV)/broker-server
+	@chmod +x $(VENV)/broker-server
+	@echo "test-broker: $$($(VENV)/broker-server --version)"
+	@BROKER_SERVER=$(CURDIR)/$(VENV)/broker-server $(BIN)/python -m pytest -n 2 --dist loadfile tests/contract tests/cluster $(ARGS)
+
+model: $(INSTALLED) ## drive a cluster through thousands of random joins, crashes and broker restarts; ARGS=--hypothesis-seed=N repeats a run
+	@seed=$$$$; echo "model: make model ARGS=--hypothesis-seed=$$seed does the same again"; \
+		MODEL_EXAMPLES=$${MODEL_EXAMPLES:-5000} $(BIN)/python -m pytest --timeout 7200 --hypothesis-seed=$$seed $(ARGS) tests/cluster/test_model.py
 
 coverage: $(INSTALLED) ## measure which branches the unit and contract tests take; fails under the floor in pyproject.toml
 	@echo "coverage: tests/unit and tests/contract, in one process"
