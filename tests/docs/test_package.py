@@ -57,6 +57,31 @@ def installed(wheel: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
+def addresses(folder: Path, **environment: str) -> list[str]:
+    """The project's addresses in a wheel that is built in an environment."""
+    build = (sys.executable, "-m", "pip", "wheel", "--quiet", "--no-deps", "--no-build-isolation", "--no-index", str(ROOT))
+    clean = {name: value for name, value in os.environ.items() if not name.startswith("GITHUB_")}
+    subprocess.run(build, cwd=folder, env={**clean, **environment}, check=True, timeout=60)
+    (made,) = folder.glob("*.whl")
+    with zipfile.ZipFile(made) as files:
+        (name,) = [name for name in files.namelist() if name.endswith(".dist-info/METADATA")]
+        lines = files.read(name).decode().splitlines()
+    return [line.partition(": ")[2] for line in lines if line.startswith("Project-URL")]
+
+
+def test_a_package_has_the_addresses_of_the_repository_that_it_is_built_from(tmp_path: Path) -> None:
+    source = "https://git.example/shop/push1st"
+    found = addresses(tmp_path, GITHUB_SERVER_URL="https://git.example", GITHUB_REPOSITORY="shop/push1st")
+    assert f"Source, {source}" in found
+    pages = [address.partition(f"{source}/blob/main/")[2] for address in found if "/blob/" in address]
+    assert pages
+    assert [page for page in pages if not (ROOT / page).exists()] == []
+
+
+def test_a_package_that_is_built_elsewhere_has_no_addresses(tmp_path: Path) -> None:
+    assert addresses(tmp_path) == []
+
+
 def test_the_wheel_holds_the_package_and_nothing_else(wheel: Path) -> None:
     names = zipfile.ZipFile(wheel).namelist()
     assert "push1st/py.typed" in names
