@@ -88,19 +88,19 @@ def test_a_short_text_frame_that_is_not_utf8_is_1007():
     assert caught.value.code == 1007
 
 
-@pytest.mark.parametrize(
-    ("data", "between"),
-    [
-        (masked(TEXT, "a"), True),
-        (masked(PING, "a"), True),
-        (masked(TEXT, "a")[:-1], False),
-        (masked(TEXT, "a") + b"\x81", False),
-        (masked(TEXT, "a", fin=False), False),
-        (masked(TEXT, "a", fin=False) + masked(PING, ""), False),
-        (masked(TEXT, "a", fin=False) + masked(CONT, "b"), True),
-        (b"", True),
-    ],
-)
+BETWEEN = {
+    "nothing": (b"", True),
+    "a text": (masked(TEXT, "a"), True),
+    "a ping": (masked(PING, "a"), True),
+    "a text without its last byte": (masked(TEXT, "a")[:-1], False),
+    "a text and a byte": (masked(TEXT, "a") + b"\x81", False),
+    "a fragment": (masked(TEXT, "a", fin=False), False),
+    "a fragment and a ping": (masked(TEXT, "a", fin=False) + masked(PING, ""), False),
+    "two fragments": (masked(TEXT, "a", fin=False) + masked(CONT, "b"), True),
+}
+
+
+@pytest.mark.parametrize(("data", "between"), BETWEEN.values(), ids=BETWEEN.keys())
 def test_decoder_is_between_messages_when_nothing_is_incomplete(data, between):
     decoder = Decoder(MOST)
     list(decoder.feed(data))
