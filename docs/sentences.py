@@ -1,0 +1,82 @@
+"""Draws random sentences of the project's prose, for a reader who has not seen the code.
+
+    python docs/sentences.py --seed 1
+
+The reader marks each sentence that is not understood at first reading. At most 3 in 100 may be marked. After mending, a new
+seed draws other sentences. Sentences come from the comments and docstrings of `src/push1st`, and from the pages of `docs` and
+the Markdown files of the root folder. A sentence is printed with its place, because a reader of the code sees its place too.
+"""
+
+import argparse
+import ast
+import io
+import random
+import re
+import tokenize
+from collections.abc import Iterator
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parents[1]
+LEAST_WORDS = 5
+"""shorter texts are headings and labels, not sentences"""
+_END = re.compile(r"(?<=[.!?])\s+(?=[A-Z`0-9\"(])|\n\s*\n|\n(?=\s*(?:[-*|]|\d+\.) )")
+_CODE_BLOCK = re.compile(r"^```.*?^```", re.MULTILINE | re.DOTALL)
+
+
+def sentences(text: str) -> Iterator[str]:
+    for part in _END.split(text):
+        sentence = " ".join(part.split()).strip("-*# ")
+        if len(sentence.split()) >= LEAST_WORDS and not sentence.startswith(("noqa", "type:", "|")):
+            yield sentence
+
+
+def in_source(file: Path) -> Iterator[str]:
+    """The sentences of a module's docstrings, of the strings that describe attributes, and of comments."""
+    source = file.read_text()
+    for node in ast.walk(ast.parse(source)):
+        if isinstance(node, ast.Expr) and isinstance(node.value, ast.Constant) and isinstance(node.value.value, str):
+            yield from sentences(node.value.value)
+    lines: dict[int, str] = {}
+    for token in tokenize.generate_tokens(io.StringIO(source).readline):
+        if token.type == tokenize.COMMENT:
+            lines[token.start[0]] = token.string.lstrip("# ")
+    block: list[str] = []
+    for number in sorted(lines):
+        if block and number - 1 not in lines:
+            yield from sentences("\n".join(block))
+            block = []
+        block.append(lines[number])
+    yield from sentences("\n".join(block))
+
+
+def in_page(file: Path) -> Iterator[str]:
+    for line in _CODE_BLOCK.sub("", file.read_text()).splitlines():
+        cells = [cell for cell in re.split(r"(?<!\\)\|", line) if cell.strip(" -:")] if line.startswith("|") else [line]
+        for cell in cells:
+            yield from sentences(cell)
+
+
+def draw(seed: int, from_source: int, from_pages: int) -> list[tuple[str, str]]:
+    """Returns pairs of place and sentence; the same ones for the same seed and the same text."""
+    chosen = random.Random(seed)  # noqa: S311  not a secret
+    pages = sorted([*ROOT.glob("*.md"), *(ROOT / "docs").rglob("*.md")])
+    modules = sorted((ROOT / "src/push1st").rglob("*.py"))
+    found: list[tuple[str, str]] = []
+    for files, read, count in ((modules, in_source, from_source), (pages, in_page, from_pages)):
+        all_of_them = [(str(file.relative_to(ROOT)), sentence) for file in files for sentence in read(file)]
+        found += chosen.sample(all_of_them, min(count, len(all_of_them)))
+    return found
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--seed", type=int, required=True, metavar="N", help="another number draws other sentences")
+    parser.add_argument("--source", type=int, default=100, metavar="N", help="sentences from comments and docstrings")
+    parser.add_argument("--pages", type=int, default=60, metavar="N", help="sentences from the pages")
+    options = parser.parse_args()
+    for number, (place, sentence) in enumerate(draw(options.seed, options.source, options.pages), 1):
+        print(f"{number:3}  {place}: {sentence}")
+
+
+if __name__ == "__main__":
+    main()
