@@ -1,0 +1,1 @@
+"""Configuration: the typed model, and how files and environment become it."""

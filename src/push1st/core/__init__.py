@@ -1,0 +1,1 @@
+"""The server without its sockets: hub, fan-out, node and sessions."""

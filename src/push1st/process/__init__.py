@@ -1,0 +1,1 @@
+"""Operating-system processes: the supervisor, its workers and the engine."""
