@@ -15,10 +15,12 @@ from typing import Any
 
 import msgspec
 
-from push1st import config, limits
+from push1st import limits
 from push1st.channels import type_names
-from push1st.configfile import APP_VARIABLES, ROOT_VARIABLES, SMPP_NOTE, keys, load
-from push1st.configfile.tree import Value
+from push1st.config import model as config
+from push1st.config import schema
+from push1st.config.load import APP_VARIABLES, ROOT_VARIABLES, SMPP_NOTE, load
+from push1st.config.tree import Value
 from push1st.errors import ConfigError
 
 PAGE = Path(__file__).with_name("configuration.md")
@@ -198,34 +200,34 @@ def page() -> str:
     parts = [HEAD]
     root = config.Config()
     for title, table, struct, path in (
-        ("server", keys.SERVER, root.server, ("server",)),
-        (", ".join(f"server.{name}" for name in config.PROTOCOLS), keys.PROTOCOL, None, ("server", "pusher")),
-        ("api", keys.API, root.api, ("api",)),
-        ("log", keys.LOG, root.log, ("log",)),
-        ("hooks", keys.HOOKS, root.hooks, ("hooks",)),
+        ("server", schema.SERVER, root.server, ("server",)),
+        (", ".join(f"server.{name}" for name in config.PROTOCOLS), schema.PROTOCOL, None, ("server", "pusher")),
+        ("api", schema.API, root.api, ("api",)),
+        ("log", schema.LOG, root.log, ("log",)),
+        ("hooks", schema.HOOKS, root.hooks, ("hooks",)),
     ):
         parts.append(f"## {title}\n\n")
         if struct is None:
             parts.append(_protocols(root.server))
         else:
             parts.append(_table(table, struct, path))
-    rest = {name: key for name, key in keys.ROOT.items() if key.table is None}
+    rest = {name: key for name, key in schema.ROOT.items() if key.table is None}
     parts.append("## broker, credentials, ssl\n\n" + _table(rest, root, ()))
     parts.append(
         "## An app\n\nA file of `credentials` has any number of apps, each under its id.\n\n"
-        + _table(keys.APP, config.AppConfig(id="", key="", secret=""), ("APP",))
+        + _table(schema.APP, config.AppConfig(id="", key="", secret=""), ("APP",))
     )
     parts.append("### limits\n\nRates are per second. What they are refused with is in [errors.md](errors.md).\n\n")
-    parts.append(_table(keys.LIMITS, limits.Limits(), ("APP", "limits")))
+    parts.append(_table(schema.LIMITS, limits.Limits(), ("APP", "limits")))
     parts.append("### webhooks\n\nA list of sections: [webhooks.md](webhooks.md).\n\n")
-    parts.append(_table(keys.WEBHOOK, WEBHOOK, ("APP", "webhooks")))
+    parts.append(_table(schema.WEBHOOK, WEBHOOK, ("APP", "webhooks")))
     parts.append("### authorize\n\nA section, or a list of them: [authorising.md](authorising.md).\n\n")
-    parts.append(_table(keys.AUTHORIZE, AUTHORIZE, ("APP", "authorize")))
+    parts.append(_table(schema.AUTHORIZE, AUTHORIZE, ("APP", "authorize")))
     parts.append(_without_effect())
     return "".join(parts).rstrip() + "\n"
 
 
-def _table(table: keys.Table, struct: Any, path: Path_) -> str:
+def _table(table: schema.Table, struct: Any, path: Path_) -> str:
     lines = ["| key | what may stand there | default | meaning |", "| --- | --- | --- | --- |"]
     lines += (_row(*row) for row in _keys(table, struct, path))
     variables = [f"`{name}`" for name in _variables(table, path)]
@@ -234,7 +236,7 @@ def _table(table: keys.Table, struct: Any, path: Path_) -> str:
     return "\n".join(lines) + "\n\n"
 
 
-def _keys(table: keys.Table, struct: Any, path: Path_) -> Iterator[tuple[Path_, keys.Key, Any, Any]]:
+def _keys(table: schema.Table, struct: Any, path: Path_) -> Iterator[tuple[Path_, schema.Key, Any, Any]]:
     """Path, key, struct and default of every key with an effect, sections opened but for those with a table of their own."""
     for name, key in table.items():
         full = (*path, name)
@@ -254,7 +256,7 @@ def _is_own_table(path: Path_) -> bool:
     return path[-1] in (*config.PROTOCOLS, "limits", "webhooks", "authorize") and len(path) == 2
 
 
-def _row(path: Path_, key: keys.Key, struct: Any, default: Any) -> str:
+def _row(path: Path_, key: schema.Key, struct: Any, default: Any) -> str:
     shown = ".".join(path[1:] if len(path) > 1 else path)
     return f"| `{shown}` | {_allowed(key)} | {_shown(default)} | {_meaning(path, key, struct)} |"
 
@@ -264,16 +266,16 @@ def _protocols(server: config.ServerConfig) -> str:
         f"| key | what may stand there | {' | '.join(config.PROTOCOLS)} | meaning |",
         "| --- " * (len(config.PROTOCOLS) + 3) + "|",
     ]
-    for name, key in keys.PROTOCOL.items():
+    for name, key in schema.PROTOCOL.items():
         field = key.into or name.replace("-", "_")
         defaults = " | ".join(_shown(getattr(getattr(server, one), field)) for one in config.PROTOCOLS)
         about = _meaning(("PROTOCOL", name), key, server.pusher)
         lines.append(f"| `{name}` | {_allowed(key)} | {defaults} | {about} |")
-    names = [f"`{name}`" for one in config.PROTOCOLS for name in _variables(keys.PROTOCOL, ("server", one))]
+    names = [f"`{name}`" for one in config.PROTOCOLS for name in _variables(schema.PROTOCOL, ("server", one))]
     return "\n".join([*lines, "", f"Variables: {', '.join(names)}."]) + "\n\n"
 
 
-def _variables(table: keys.Table, path: Path_) -> Iterator[str]:
+def _variables(table: schema.Table, path: Path_) -> Iterator[str]:
     """The variables of the keys of a table, in its order."""
     known: Mapping[str, Path_] = APP_VARIABLES if path[:1] == ("APP",) else ROOT_VARIABLES
     below = path[1:] if path[:1] == ("APP",) else path
@@ -286,7 +288,7 @@ def _variables(table: keys.Table, path: Path_) -> Iterator[str]:
 _ALLOWED = re.compile(r"allowed: (.*)\Z", re.DOTALL)
 
 
-def _allowed(key: keys.Key) -> str:
+def _allowed(key: schema.Key) -> str:
     """What a reader says it wants, when it gets something that nobody wants."""
     wrong = Value("mapping", "", "", keys={"\x00": Value("other", "", "")})
     for value in (wrong, Value("list", "", "", items=(wrong,)), Value("other", "", "", "\x00"), Value("text", "", "", "\x00")):
@@ -324,7 +326,7 @@ def _shown(default: Any) -> str:
     return f"`{default}`"
 
 
-def _meaning(path: Path_, key: keys.Key, struct: Any) -> str:
+def _meaning(path: Path_, key: schema.Key, struct: Any) -> str:
     field = key.into or path[-1].replace("-", "_")
     name = ".".join(path)
     about = ABOUT.get(name) or (struct is not None and (_of_field(type(struct), field) or _of_docstring(type(struct), field)))
@@ -356,14 +358,14 @@ def _without_effect() -> str:
         "## Keys without effect\n",
         "Files of Push1st load as they are. `push1st check` notes these keys, which have no effect here:\n",
     ]
-    for table, path in ((keys.SERVER, "server"), (keys.API, "api"), (keys.LOG, "log")):
+    for table, path in ((schema.SERVER, "server"), (schema.API, "api"), (schema.LOG, "log")):
         lines += (f"- `{path}.{name}`: {key.note}" for name, key in table.items() if key.note)
-    lines += (f"- `api.module.{name}`: {key.note}" for name, key in (keys.API["module"].table or {}).items() if key.note)
-    lines += (f"- `{name}` of an app: {key.note}" for name, key in keys.APP.items() if key.note)
+    lines += (f"- `api.module.{name}`: {key.note}" for name, key in (schema.API["module"].table or {}).items() if key.note)
+    lines += (f"- `{name}` of an app: {key.note}" for name, key in schema.APP.items() if key.note)
     lines.append(f"- an app whose `channels` are `[ smpp ]`: {SMPP_NOTE}")
     lines.append("\nThese values mean that the default applies, or have no effect:\n")
     protocols = f"server.{{{','.join(config.PROTOCOLS)}}}"
-    for table, path in ((keys.PROTOCOL, protocols), (keys.API, "api")):
+    for table, path in ((schema.PROTOCOL, protocols), (schema.API, "api")):
         lines += (f"- `{path}.{name}: {value}`: {note}" for name, key in table.items() for value, note in key.unset.items())
     if planned := _planned():
         lines += [

@@ -6,8 +6,8 @@ from pathlib import Path
 from random import Random
 
 from fuzz.runner import main
-from push1st.config import Config, strictness
-from push1st.configfile import load
+from push1st.config.load import load
+from push1st.config.model import Config, strictness
 from push1st.errors import ConfigError
 
 SECRET = b"s3cr3t-of-nobody"

@@ -17,12 +17,12 @@ from push1st.api import Api
 from push1st.apps.files import Files
 from push1st.auth import access_token
 from push1st.brokers.memory import Memory
-from push1st.config import Config, Networks, demo
+from push1st.config.model import Config, Networks, demo
+from push1st.core.fanout import Fanout
+from push1st.core.node import Node
 from push1st.eager import begin
-from push1st.fanout import Fanout
 from push1st.hooks.switchboard import Switchboard
 from push1st.metrics import Metrics
-from push1st.node import Node
 from push1st.protocols.pusher import Pusher
 from push1st.protocols.pusher_xhr import PusherXhr
 from push1st.protocols.raw import Raw

@@ -15,7 +15,7 @@ from typing import Any
 import pusher
 import pytest
 
-from push1st.selfsigned import self_signed
+from push1st.process.tls import self_signed
 from tests.clients.process import APP, ServerProcess, free_ports, merged, wait_until
 from tests.clients.process import running as serving
 from tests.clients.pusher_socket import pusher_socket

@@ -19,9 +19,11 @@ from typing import Any
 from push1st import auth
 from push1st.apps.files import Files
 from push1st.brokers.redis import Redis, shard
-from push1st.config import HooksConfig, Webhook
+from push1st.config.model import HooksConfig, Webhook
+from push1st.core.fanout import Fanout
+from push1st.core.node import Node
+from push1st.core.session import Session
 from push1st.eager import spawn
-from push1st.fanout import Fanout
 from push1st.hooks.switchboard import Switchboard
 from push1st.messages import (
     MEMBER_ADDED,
@@ -41,9 +43,7 @@ from push1st.messages import (
     Watched,
 )
 from push1st.metrics import Metrics
-from push1st.node import Node
-from push1st.server import SystemClock
-from push1st.session import Session
+from push1st.process.server import SystemClock
 from tests.unit.fakes import KEY, SECRET, Hooks, app_config
 from tests.valkey import Valkey
 

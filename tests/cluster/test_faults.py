@@ -14,7 +14,7 @@ from push1st.brokers import ASK_SECONDS, Receive
 from push1st.brokers.redis import facts, publishing, shard
 from push1st.errors import Refused
 from push1st.messages import MEMBER_REMOVED, Message, Options, SignedIn, SubscriptionRefused
-from push1st.server import SystemClock
+from push1st.process.server import SystemClock
 from tests.cluster.places import Client, Place, hurried, until
 from tests.valkey import Valkey
 

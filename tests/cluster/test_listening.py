@@ -11,10 +11,10 @@ from pathlib import Path
 
 import pytest
 
-from push1st import rundir
-from push1st.config import Config, Listen, ServerConfig
+from push1st.config.model import Config, Listen, ServerConfig
 from push1st.errors import ConfigError
-from push1st.listening import Door, again, bind, close, with_ports
+from push1st.process import rundir
+from push1st.process.sockets import Door, again, bind, close, with_ports
 
 NOBODY = 65534
 """a user that every system has"""

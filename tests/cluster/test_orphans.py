@@ -12,9 +12,9 @@ from pathlib import Path
 
 import msgspec
 
-from push1st.config import ApiConfig, ServerConfig, demo
-from push1st.control import Line, Order, Ready, pack
-from push1st.engine import answers, command, program
+from push1st.config.model import ApiConfig, ServerConfig, demo
+from push1st.process.control import Line, Order, Ready, pack
+from push1st.process.engine import answers, command, program
 from tests.clients.process import DEADLINE, wait_until
 
 
@@ -24,7 +24,7 @@ def run_engine(path: Path) -> "subprocess.Popen[bytes]":
 
 def run_worker(end: socket.socket) -> "subprocess.Popen[bytes]":
     return subprocess.Popen(
-        [sys.executable, "-m", "push1st.worker", str(end.fileno())],
+        [sys.executable, "-m", "push1st.process.worker", str(end.fileno())],
         pass_fds=[end.fileno()],
         stdin=subprocess.DEVNULL,
         stderr=subprocess.PIPE,

@@ -1,6 +1,6 @@
 """Sessions, node, fan-out and a broker that takes its time, together: over random lives, who is where and reads what.
 
-`tests/unit/test_fanout.py` does this with a broker that never waits. Here calls to the broker wait, go on in any order,
+`tests/unit/core/test_fanout.py` does this with a broker that never waits. Here calls to the broker wait, go on in any order,
 and end after their client has.
 """
 
@@ -11,7 +11,7 @@ from unittest.mock import patch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from push1st import fanout
+from push1st.core import fanout
 from push1st.eager import wait
 from push1st.messages import Subscribe, Unsubscribe
 from tests.unit.fakes import APP, PUSHER, Outlet, World, token, turns

@@ -9,11 +9,11 @@ from itertools import count
 
 import msgspec
 
-from push1st import worker
-from push1st.config import Config, demo
-from push1st.control import Alive, Ask, Line, Order, Ready, Retire, Told, pack
-from push1st.listening import ROLES, Door, addresses, bind, with_ports
-from push1st.server import Server
+from push1st.config.model import Config, demo
+from push1st.process import worker
+from push1st.process.control import Alive, Ask, Line, Order, Ready, Retire, Told, pack
+from push1st.process.server import Server
+from push1st.process.sockets import ROLES, Door, addresses, bind, with_ports
 from tests.clients.process import DEADLINE
 from tests.contract.inside import plain_process
 from tests.contract.redis import valkey

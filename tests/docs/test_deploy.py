@@ -11,8 +11,8 @@ from pathlib import Path
 import pytest
 import yaml
 
-from push1st import configfile
-from push1st.configfile import APP_VARIABLES, ROOT_VARIABLES
+from push1st.config import load as configfile
+from push1st.config.load import APP_VARIABLES, ROOT_VARIABLES
 from tests.clients.process import ServerProcess, program, running
 from tests.docs.pages import ROOT
 

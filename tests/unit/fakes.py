@@ -17,19 +17,19 @@ from push1st import auth, brokers
 from push1st.api import Api
 from push1st.apps.files import Files
 from push1st.brokers.memory import Memory
-from push1st.config import ApiConfig, AppConfig, Config, ServerConfig
+from push1st.config.model import ApiConfig, AppConfig, Config, ServerConfig
+from push1st.core.fanout import Fanout
+from push1st.core.node import Node
+from push1st.core.session import Session
 from push1st.eager import begin, spawn, wait
-from push1st.fanout import Fanout
 from push1st.hooks import Decision, Status
 from push1st.hooks.events import Question
 from push1st.limits import Limits
 from push1st.messages import DEFAULT_OPTIONS, Fact, Message, Options, Request, Response, Subscribe, Unsubscribe
 from push1st.metrics import Metrics
-from push1st.node import Node
 from push1st.protocols.pusher import Pusher
 from push1st.protocols.pusher_xhr import PusherXhr
 from push1st.protocols.raw import Raw
-from push1st.session import Session
 from push1st.transports.http import HttpConnection
 from push1st.transports.listener import Listener, Worker
 from push1st.transports.sweep import Sweep

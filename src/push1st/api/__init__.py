@@ -16,10 +16,10 @@ import msgspec
 from push1st import auth
 from push1st.api import channels, events, hooks, server, tokens, users
 from push1st.api.call import Answer, Call, Endpoint, error
-from push1st.config import Config
+from push1st.config.model import Config
+from push1st.core.node import App, Node
 from push1st.errors import Refused
 from push1st.messages import Request, Response
-from push1st.node import App, Node
 
 ROUTES: dict[tuple[str, ...], dict[str, Endpoint]] = {
     ("events",): {"POST": events.publish},

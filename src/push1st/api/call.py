@@ -8,11 +8,11 @@ from urllib.parse import parse_qsl
 import msgspec
 
 from push1st.channels import pusher_name_error, user_id_error, wide_name_error
+from push1st.core.node import App, Node
 from push1st.eager import Soon
 from push1st.errors import Refused
 from push1st.jsontext import decode
 from push1st.messages import Request, Response, user_channel
-from push1st.node import App, Node
 
 T = TypeVar("T")
 _USER_CHANNEL = user_channel("")

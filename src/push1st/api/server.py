@@ -11,10 +11,10 @@ from prometheus_client import CollectorRegistry, generate_latest
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
 
 import push1st
+from push1st.core.node import Node
 from push1st.errors import Refused
 from push1st.messages import API, Request, Response
 from push1st.metrics import ASKED, CUT_OFFS, HOOK_ATTEMPTS, HOOK_EVENTS, REFUSALS, STATUSES, SUPERVISOR, Family
-from push1st.node import Node
 from push1st.protocols import PROTOCOLS
 
 

@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from typing import Protocol
 
-from push1st.config import AppConfig
+from push1st.config.model import AppConfig
 
 SOURCES = {"files": "push1st.apps.files:Files"}
 

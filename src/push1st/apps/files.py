@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 
-from push1st.config import AppConfig
+from push1st.config.model import AppConfig
 
 
 class Files:

@@ -19,11 +19,13 @@ from typing import Any, NoReturn
 import msgspec
 
 import push1st
-from push1st import configfile, logs, rundir, supervisor
+from push1st import logs
 from push1st.channels import covers, kind_of, pusher_name_error, wide_name_error
-from push1st.config import DEMO_SECRET, AppConfig, Config, Listen, strictness, unserved
+from push1st.config import load as configfile
+from push1st.config.model import DEMO_SECRET, AppConfig, Config, Listen, strictness, unserved
 from push1st.errors import ClientError, ConfigError, Refused, Rejected
 from push1st.printable import printable, printable_lines
+from push1st.process import rundir, supervisor
 
 DEMO_URL = "ws://127.0.0.1:6001"
 DEMO_API = "http://127.0.0.1:6002"
@@ -231,7 +233,7 @@ def _serve(options: argparse.Namespace) -> int:
     if count > 1:
         supervisor.run(load, config, options.config, started)
     else:
-        from push1st import server
+        from push1st.process import server
 
         server.run(config, started)
     return 0
@@ -280,7 +282,7 @@ def _check(options: argparse.Namespace) -> int:
     if config.demo:
         print("push1st check: which configuration? Give it with -c FILE, or by PUSH1ST_APP_ID.", file=sys.stderr)
         return 2
-    from push1st import preflight
+    from push1st.cli import preflight
 
     source = options.config or ENVIRONMENT
     lines = [*_listening(config), *_spread(config)]
@@ -314,7 +316,8 @@ def _listening(config: Config) -> list[str]:
 
 def _spread(config: Config) -> list[str]:
     """Over what it is spread, where that is more than one process. Raises ConfigError where workers lack an engine."""
-    from push1st import brokerurl, engine
+    from push1st.config import brokerurl
+    from push1st.process import engine
 
     count = supervisor.wanted(config)
     lines = [f"{count} workers"] if count > 1 else []
@@ -460,7 +463,7 @@ def _access_token(options: argparse.Namespace) -> int:
 
 
 def _publish(options: argparse.Namespace) -> int:
-    from push1st import client
+    from push1st.cli import client
 
     target = _target(options)
     config, app = target.config, target.app
@@ -495,7 +498,7 @@ def _unreachable(app: AppConfig, name: str) -> str:
 
 
 def _subscribe(options: argparse.Namespace) -> int:
-    from push1st import client
+    from push1st.cli import client
 
     target = _target(options)
     config, app = target.config, target.app

@@ -12,9 +12,9 @@ import stat
 from collections.abc import Iterator
 from pathlib import Path
 
-from push1st.config import Config
+from push1st.config.model import Config
 from push1st.errors import ConfigError
-from push1st.listening import ROLES, AddressInUse, addresses, bind, close
+from push1st.process.sockets import ROLES, AddressInUse, addresses, bind, close
 
 SHOWN = 3
 """files that a note lists"""

@@ -25,9 +25,20 @@ from typing import TypeVar
 
 import msgspec
 
-from push1st.config import DEMO_SECRET, PROTOCOLS, ApiConfig, AppConfig, Config, Listen, ProtocolConfig, ServerConfig, unserved
-from push1st.config import demo as plain_demo
-from push1st.configfile.keys import (
+from push1st.config.model import (
+    DEMO_SECRET,
+    PROTOCOLS,
+    ApiConfig,
+    AppConfig,
+    Config,
+    Listen,
+    ProtocolConfig,
+    ServerConfig,
+    unserved,
+)
+from push1st.config.model import demo as plain_demo
+from push1st.config.origins import note_on
+from push1st.config.schema import (
     APP,
     ROOT,
     Finish,
@@ -41,8 +52,7 @@ from push1st.configfile.keys import (
     suggestion,
     variables,
 )
-from push1st.configfile.origins import note_on
-from push1st.configfile.tree import Value, each, merged, read, refuse, tree_of, variable, wrong
+from push1st.config.tree import Value, each, merged, read, refuse, tree_of, variable, wrong
 from push1st.errors import ConfigError
 
 APP_ID = "PUSH1ST_APP_ID"

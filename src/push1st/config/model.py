@@ -1,6 +1,6 @@
 """The configuration as typed, frozen structs, with the rules that need no file: addresses, networks, the demo.
 
-It must not know YAML, files or the environment; `configfile` reads those into what is here. Names and defaults are
+It must not know YAML, files or the environment; `config.load` reads those into what is here. Names and defaults are
 those of the Push1st API, section 9. Parsers raise ValueError with what is allowed; whoever knows the place adds it.
 Where a key, a secret or a URL with a password could be printed, `repr` shows `…` instead.
 """

@@ -15,10 +15,10 @@ from typing import Any, TypeVar
 
 import msgspec
 
-from push1st.brokerurl import ALLOWED as BROKER_URLS
-from push1st.brokerurl import parse as parse_broker
 from push1st.channels import CONTROL, type_names
-from push1st.config import (
+from push1st.config.brokerurl import ALLOWED as BROKER_URLS
+from push1st.config.brokerurl import parse as parse_broker
+from push1st.config.model import (
     EMBEDDED,
     PROTOCOLS,
     QUESTIONS,
@@ -34,7 +34,7 @@ from push1st.config import (
     Webhook,
     network,
 )
-from push1st.configfile.tree import COLON, Value, each, name_of, wrong
+from push1st.config.tree import COLON, Value, each, name_of, wrong
 from push1st.errors import ConfigError
 from push1st.limits import Limits
 

@@ -21,7 +21,7 @@ from collections.abc import Callable, Iterable
 from itertools import islice
 from typing import Protocol
 
-from push1st.hub import Lane, Slice, Subscriber, Tenant, Write
+from push1st.core.hub import Lane, Slice, Subscriber, Tenant, Write
 from push1st.messages import Message
 from push1st.metrics import Metrics
 

@@ -9,7 +9,7 @@ Pure and synchronous: the node passes the time, and delivers the frames.
 
 from collections.abc import Callable
 
-from push1st.hub import Subscriber
+from push1st.core.hub import Subscriber
 from push1st.messages import Message
 
 MAX_HELD = 100

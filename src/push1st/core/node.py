@@ -16,15 +16,15 @@ import msgspec
 from push1st.apps import Apps
 from push1st.brokers import Broker, Facts, Joined, Kept, Occupancy, Quotas, Roster, Users
 from push1st.channels import kind_of
-from push1st.config import AppConfig
+from push1st.config.model import AppConfig
+from push1st.core.fanout import Clock, Fanout
+from push1st.core.held import Held
+from push1st.core.hub import Lane, Subscriber, Tenant
 from push1st.eager import Rest, Soon, begin, spawn, wait
 from push1st.errors import Disconnect, LimitReached, Refused
-from push1st.fanout import Clock, Fanout
-from push1st.held import Held
 from push1st.hooks import Hooks
 from push1st.hooks.authorize import asks
 from push1st.hooks.formats import kinds
-from push1st.hub import Lane, Subscriber, Tenant
 from push1st.limits import Bucket
 from push1st.messages import (
     API,

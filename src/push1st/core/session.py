@@ -14,11 +14,12 @@ import msgspec
 
 from push1st import auth
 from push1st.channels import PUBLIC, RESERVED, Kind, covers, kind_of, pusher_name_error, user_id_error, wide_name_error
+from push1st.core.hub import Lane, Wire, Write
+from push1st.core.node import App, Left, Node
 from push1st.eager import Rest, spawn
 from push1st.errors import Disconnect, LimitReached, Refused
 from push1st.hooks import Decision
 from push1st.hooks.events import Connecting, Publishing, Subscribing
-from push1st.hub import Lane, Wire, Write
 from push1st.jsontext import decode, encode, string_size
 from push1st.limits import Bucket
 from push1st.messages import (
@@ -40,7 +41,6 @@ from push1st.messages import (
     Visitor,
     user_channel,
 )
-from push1st.node import App, Left, Node
 
 WAITING = 1000
 """commands a client may have waiting"""

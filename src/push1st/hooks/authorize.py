@@ -12,7 +12,7 @@ from collections.abc import Callable, Sequence
 import msgspec
 
 from push1st import logs
-from push1st.config import AppConfig
+from push1st.config.model import AppConfig
 from push1st.errors import Refused
 from push1st.hooks import Decision, NotDelivered, Reach, Target, Way, shown
 from push1st.hooks.endpoint import Clock

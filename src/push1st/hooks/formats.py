@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterable, Sequence
 
 import msgspec
 
-from push1st.config import AppConfig, Authorize, Hook, Webhook
+from push1st.config.model import AppConfig, Authorize, Hook, Webhook
 from push1st.hooks import Format, Target
 from push1st.jsontext import as_string, encode
 from push1st.messages import Fact, Happening

@@ -13,7 +13,7 @@ from typing import Any
 import msgspec
 
 from push1st import logs
-from push1st.config import AppConfig, HooksConfig
+from push1st.config.model import AppConfig, HooksConfig
 from push1st.hooks import WAYS, Format, Status, Target, Way
 from push1st.hooks.authorize import Authority
 from push1st.hooks.debounce import Debounce

@@ -10,8 +10,8 @@ from typing import Any
 
 import msgspec
 
-from push1st.config import Config, Networks
-from push1st.listening import Role
+from push1st.config.model import Config, Networks
+from push1st.process.sockets import Role
 
 _MOST_BYTES = 1 << 28
 

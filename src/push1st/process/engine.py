@@ -18,9 +18,9 @@ from collections.abc import Callable
 from pathlib import Path
 
 from push1st import logs
-from push1st.config import EMBEDDED
+from push1st.config.model import EMBEDDED
 from push1st.errors import ConfigError
-from push1st.processes import Backoff, Process, Processes
+from push1st.process.children import Backoff, Process, Processes
 
 PROGRAMS = ("valkey-server", "redis-server")
 MEMORY_SHARE = 0.25

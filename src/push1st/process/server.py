@@ -24,17 +24,17 @@ from push1st import logs
 from push1st.api import Api
 from push1st.apps import SOURCES
 from push1st.brokers import BROKERS
-from push1st.config import Config, Networks, Ssl
+from push1st.config.model import Config, Networks, Ssl
+from push1st.core.fanout import Fanout
+from push1st.core.node import Node, Siblings
 from push1st.eager import settled, spawn
 from push1st.errors import ConfigError, Refused
-from push1st.fanout import Fanout
 from push1st.hooks.formats import edges
 from push1st.hooks.switchboard import Switchboard
-from push1st.listening import BACKLOG, GRACE, ROLES, Door, Role, addresses, bind, close, wait_until_free, with_ports
 from push1st.metrics import Metrics
-from push1st.node import Node, Siblings
+from push1st.process.sockets import BACKLOG, GRACE, ROLES, Door, Role, addresses, bind, close, wait_until_free, with_ports
+from push1st.process.tls import NOTE, self_signed
 from push1st.protocols import PROTOCOLS
-from push1st.selfsigned import NOTE, self_signed
 from push1st.transports.http import HttpConnection
 from push1st.transports.listener import Listener, Worker
 from push1st.transports.sweep import Sweep

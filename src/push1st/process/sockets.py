@@ -15,7 +15,7 @@ from typing import Literal
 
 import msgspec
 
-from push1st.config import Config, Listen
+from push1st.config.model import Config, Listen
 from push1st.errors import ConfigError
 
 BACKLOG = 4096

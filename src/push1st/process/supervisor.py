@@ -24,12 +24,16 @@ from urllib.parse import quote
 
 import msgspec
 
-from push1st import engine, logs
-from push1st.config import Config, Listen, Ssl
-from push1st.control import Alive, Ask, Failed, Line, Order, Ready, Retire, Told, Workers, pack
-from push1st.engine import Engine
+from push1st import logs
+from push1st.config.model import Config, Listen, Ssl
 from push1st.errors import ConfigError
-from push1st.listening import (
+from push1st.metrics import SUPERVISOR, Family
+from push1st.process import engine
+from push1st.process.children import Backoff, Process, Processes, interpreter_options
+from push1st.process.control import Alive, Ask, Failed, Line, Order, Ready, Retire, Told, Workers, pack
+from push1st.process.engine import Engine
+from push1st.process.rundir import Reloads, RunDir
+from push1st.process.sockets import (
     BACKLOG,
     BALANCED,
     GRACE,
@@ -43,9 +47,6 @@ from push1st.listening import (
     wait_until_free,
     with_ports,
 )
-from push1st.metrics import SUPERVISOR, Family
-from push1st.processes import Backoff, Process, Processes, interpreter_options
-from push1st.rundir import Reloads, RunDir
 
 MOST_WORKERS = 1024
 START_SECONDS = 60
@@ -336,7 +337,7 @@ class Supervisor:
         ours, theirs = socket.socketpair()
         with theirs:
             inherited = [theirs.fileno(), *(door.socket.fileno() for door in doors)]
-            command = [sys.executable, *interpreter_options(), "-m", "push1st.worker", str(theirs.fileno())]
+            command = [sys.executable, *interpreter_options(), "-m", "push1st.process.worker", str(theirs.fileno())]
             process = self._processes.start(command, inherited)
         line = await Line.on(ours)
         taken = {worker.number for worker in self._workers}
@@ -364,7 +365,7 @@ class Supervisor:
             if not ssl.enable or ssl.cert:
                 return ssl
             if self._certificate is None:
-                from push1st.selfsigned import NOTE, self_signed  # here, because few need it, and it is large
+                from push1st.process.tls import NOTE, self_signed  # here, because few need it, and it is large
 
                 self._certificate = self_signed(self._folder)
                 log.warning(NOTE)

@@ -1,4 +1,4 @@
-"""One of several workers: `python -m push1st.worker FD`, started by `supervisor` and by nobody else.
+"""One of several workers: `python -m push1st.process.worker FD`, started by `supervisor` and by nobody else.
 
 What it is to be comes over the descriptor FD (`control`), and so does its end: when the other side is gone, so is it.
 """
@@ -17,13 +17,13 @@ import uvloop
 from push1st import logs
 from push1st.api.hooks import states
 from push1st.api.server import snapshot
-from push1st.config import Listen
-from push1st.control import Alive, Ask, Failed, Line, Order, Ready, Retire, Told, Workers, unpack
-from push1st.engine import shut_down
+from push1st.config.model import Listen
 from push1st.errors import ConfigError
-from push1st.listening import Door
 from push1st.printable import printable_lines
-from push1st.server import Server, raise_file_limit
+from push1st.process.control import Alive, Ask, Failed, Line, Order, Ready, Retire, Told, Workers, unpack
+from push1st.process.engine import shut_down
+from push1st.process.server import Server, raise_file_limit
+from push1st.process.sockets import Door
 
 GATHER_SECONDS = 3
 """for the supervisor to say what the others have counted"""

@@ -6,7 +6,7 @@ once for all subscribers; as a codec it reads commands from and writes replies t
 
 from typing import Protocol
 
-from push1st.hub import Wire
+from push1st.core.hub import Wire
 from push1st.messages import Command, Reply
 
 PROTOCOLS = {

@@ -8,9 +8,9 @@ from functools import lru_cache
 from typing import TYPE_CHECKING, Literal
 from urllib.parse import parse_qsl
 
-from push1st.config import ProtocolConfig
+from push1st.config.model import ProtocolConfig
+from push1st.core.node import App
 from push1st.errors import Disconnect
-from push1st.node import App
 
 if TYPE_CHECKING:  # it knows the transports, which know this
     from push1st.transports.listener import Worker

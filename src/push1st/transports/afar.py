@@ -18,7 +18,7 @@ from push1st.messages import Response
 from push1st.protocols.pusher_xhr import end_frames
 
 if TYPE_CHECKING:
-    from push1st.node import App
+    from push1st.core.node import App
     from push1st.transports.xhr import Poll, Stream
 
 TYPE = b"text/plain; charset=utf-8"

@@ -6,11 +6,11 @@ from typing import Protocol, get_args
 from urllib.parse import unquote
 
 from push1st import logs
-from push1st.config import Config, Networks, ProtocolConfig
+from push1st.config.model import Config, Networks, ProtocolConfig
+from push1st.core.node import Node
 from push1st.eager import Soon
 from push1st.limits import Limits
 from push1st.messages import Request, Response
-from push1st.node import Node
 from push1st.protocols import Codec
 from push1st.transports.admission import Crowded
 from push1st.transports.answers import keeping

@@ -23,11 +23,12 @@ import msgspec
 
 from push1st import auth
 from push1st.channels import CONTROL
-from push1st.config import ProtocolConfig
+from push1st.config.model import ProtocolConfig
+from push1st.core.hub import Write
+from push1st.core.node import App
+from push1st.core.session import Session
 from push1st.errors import Disconnect, Refused
-from push1st.hub import Write
 from push1st.messages import Command, Ending, Established, Failure, Ping, Reply, Response, Subscribe, Visitor
-from push1st.node import App
 from push1st.protocols import Codec
 from push1st.protocols.websocket import (
     PING_FRAME,
@@ -41,7 +42,6 @@ from push1st.protocols.websocket import (
     pong_frame,
     whole_text,
 )
-from push1st.session import Session
 from push1st.transports.admission import AUTHORIZE_SECONDS, Crowded, admit, check_version, params
 from push1st.transports.listener import LINGER_BYTES, LINGER_SECONDS, Worker
 from push1st.transports.lost import LOST, unread

@@ -25,12 +25,12 @@ from typing import TYPE_CHECKING, Any, Protocol, TypeAlias
 import msgspec
 
 from push1st import logs
+from push1st.core.node import App, Listener
+from push1st.core.session import WAITING, Session
 from push1st.eager import spawn
 from push1st.errors import Disconnect, Refused
 from push1st.messages import Established, Reply, Response, Visitor
-from push1st.node import App, Listener
 from push1st.protocols.pusher_xhr import HEARTBEAT, LONGEST, OPEN_FRAME, decode_messages, end_frames, whole_frames
-from push1st.session import WAITING, Session
 from push1st.transports.admission import AUTHORIZE_SECONDS, Crowded, admit, capacity_error, check_version
 from push1st.transports.afar import (
     HEADERS,

@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 
 from push1st.api import Api
-from push1st.config import AppConfig, Config
+from push1st.config.model import AppConfig, Config
 from push1st.eager import wait
 from push1st.errors import Refused
 from push1st.messages import Message, Options, Request, Response

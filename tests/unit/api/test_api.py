@@ -3,7 +3,7 @@
 import pytest
 
 from push1st.api import ROUTES, Api
-from push1st.config import ApiConfig, Config, ServerConfig
+from push1st.config.model import ApiConfig, Config, ServerConfig
 from push1st.messages import Request
 from tests.unit.fakes import APP, app_config, signed
 

@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from push1st.config import ApiConfig, Config, HooksConfig, Listen, ServerConfig, Ssl
-from push1st.preflight import mistakes, notes, obstacle
+from push1st.cli.preflight import mistakes, notes, obstacle
+from push1st.config.model import ApiConfig, Config, HooksConfig, Listen, ServerConfig, Ssl
 
 
 def test_a_folder_that_does_not_exist_yet_is_no_mistake_and_is_not_created(tmp_path: Path) -> None:

@@ -2,7 +2,7 @@
 
 import pytest
 
-from push1st.configfile import load
+from push1st.config.load import load
 from push1st.errors import ConfigError
 
 

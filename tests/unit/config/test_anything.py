@@ -5,8 +5,8 @@ import yaml
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from push1st.configfile import APP_VARIABLES, ROOT_VARIABLES, demo, load
-from push1st.configfile.keys import APP, ROOT, Table
+from push1st.config.load import APP_VARIABLES, ROOT_VARIABLES, demo, load
+from push1st.config.schema import APP, ROOT, Table
 from push1st.errors import ConfigError
 
 

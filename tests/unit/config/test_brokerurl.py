@@ -2,7 +2,7 @@
 
 import pytest
 
-from push1st.brokerurl import Address, parse
+from push1st.config.brokerurl import Address, parse
 
 
 @pytest.mark.parametrize(

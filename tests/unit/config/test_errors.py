@@ -2,8 +2,8 @@
 
 import pytest
 
-from push1st.configfile import load
-from push1st.configfile import tree as trees
+from push1st.config import tree as trees
+from push1st.config.load import load
 from push1st.errors import ConfigError
 
 

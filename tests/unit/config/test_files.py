@@ -8,10 +8,10 @@ import msgspec
 import pytest
 
 from push1st.channels import type_names
-from push1st.config import Config, HooksConfig, Listen, Networks, unserved
-from push1st.configfile import CLUSTER_NOTE, SAY_BROKER, load
-from push1st.configfile import tree as trees
-from push1st.configfile.keys import APP, ROOT, Table
+from push1st.config import tree as trees
+from push1st.config.load import CLUSTER_NOTE, SAY_BROKER, load
+from push1st.config.model import Config, HooksConfig, Listen, Networks, unserved
+from push1st.config.schema import APP, ROOT, Table
 from push1st.errors import ConfigError
 from push1st.limits import Limits
 

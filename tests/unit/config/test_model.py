@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from push1st.channels import type_names
-from push1st.config import AppConfig, Config, Hook, Listen, Networks, Webhook, demo, network, strictness, unserved
+from push1st.config.model import AppConfig, Config, Hook, Listen, Networks, Webhook, demo, network, strictness, unserved
 from push1st.limits import Limits
 
 

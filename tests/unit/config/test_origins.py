@@ -2,7 +2,7 @@
 
 import pytest
 
-from push1st.configfile.origins import as_sent, note_on
+from push1st.config.origins import as_sent, note_on
 from push1st.transports.admission import origin_allowed
 
 

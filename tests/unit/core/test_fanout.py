@@ -8,7 +8,7 @@ from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
-from push1st import fanout
+from push1st.core import fanout
 from push1st.messages import Options
 from tests.contract.book import Book
 from tests.unit.fakes import Listening, Stage, Wire

@@ -2,7 +2,7 @@
 
 import pytest
 
-from push1st.hub import MAX_PREFIX_PARTS, Lane, Tenant
+from push1st.core.hub import MAX_PREFIX_PARTS, Lane, Tenant
 from push1st.messages import Message
 from tests.unit.fakes import APP, Wire
 

@@ -4,11 +4,12 @@ import json
 
 import pytest
 
-from push1st import auth, node
+from push1st import auth
+from push1st.core import node
+from push1st.core.node import COUNT_SECONDS, MANY, WORKER_BITS, Listener, Node
 from push1st.eager import spawn, wait
 from push1st.errors import Disconnect, LimitReached, Refused
 from push1st.messages import SignIn, Subscribe, Subscribed, SubscriptionRefused, Unsubscribe
-from push1st.node import COUNT_SECONDS, MANY, WORKER_BITS, Listener, Node
 from tests.unit.fakes import APP, SECRET, Clock, World, app_config, done, frames, turns
 
 TOPIC = (APP, "c")

@@ -8,6 +8,7 @@ from push1st import auth
 from push1st.auth import Claims
 from push1st.brokers import Occupancy
 from push1st.channels import type_names
+from push1st.core.session import PATIENCE, PUBLISHES, WAITING
 from push1st.errors import Refused
 from push1st.messages import (
     CacheMissed,
@@ -26,7 +27,6 @@ from push1st.messages import (
     Watched,
 )
 from push1st.protocols.websocket import text_frame
-from push1st.session import PATIENCE, PUBLISHES, WAITING
 from tests.unit.fakes import APP, KEY, RAW, SECRET, World, app_config, done, frames, token, turns
 
 ALL = frozenset(("public", "private", "presence"))

@@ -4,7 +4,8 @@ import asyncio
 
 import pytest
 
-from push1st.config import Authorize
+from push1st.config.model import Authorize
+from push1st.core.session import WAITING
 from push1st.errors import Refused
 from push1st.hooks import Decision
 from push1st.hooks.events import Connecting, Publishing, Subscribing
@@ -21,7 +22,6 @@ from push1st.messages import (
     Unsubscribe,
     Visitor,
 )
-from push1st.session import WAITING
 from tests.unit.fakes import APP, RAW, World, app_config, token, turns
 
 VISITOR = Visitor("protocol=7", "https://shop.example", "session=1", "Bearer x")

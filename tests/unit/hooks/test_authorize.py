@@ -8,7 +8,7 @@ from typing import Any
 import msgspec
 import pytest
 
-from push1st.config import Authorize
+from push1st.config.model import Authorize
 from push1st.errors import Refused
 from push1st.hooks import Decision, NotDelivered, Target
 from push1st.hooks.authorize import MOST_CACHED, MOST_MESSAGE, UNDECIDED, Authority, asks

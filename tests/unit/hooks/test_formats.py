@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from push1st.config import Hook, Webhook
+from push1st.config.model import Hook, Webhook
 from push1st.hooks import shown
 from push1st.hooks.formats import kinds, matcher, push1st_event, pusher_body, pusher_event, wanted
 from push1st.messages import Fact

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from push1st.config import Hook, HooksConfig, Webhook
+from push1st.config.model import Hook, HooksConfig, Webhook
 from push1st.hooks import NotDelivered, Target
 from push1st.hooks.store import Store
 from push1st.hooks.switchboard import Switchboard

@@ -4,7 +4,7 @@ import sys
 
 import pytest
 
-from push1st.processes import LEAST_WAIT, MOST_WAIT, STEADY_SECONDS, Backoff, interpreter_options
+from push1st.process.children import LEAST_WAIT, MOST_WAIT, STEADY_SECONDS, Backoff, interpreter_options
 
 
 def test_one_that_ends_soon_is_started_at_once_and_then_ever_later():

@@ -1,8 +1,8 @@
 """What goes to a worker is what the supervisor has."""
 
-from push1st.config import AppConfig, Config, Hook, Listen, Networks, ServerConfig, Webhook, demo
-from push1st.control import pack, unpack
+from push1st.config.model import AppConfig, Config, Hook, Listen, Networks, ServerConfig, Webhook, demo
 from push1st.limits import Limits
+from push1st.process.control import pack, unpack
 
 
 def test_a_configuration_comes_out_as_it_went_in():

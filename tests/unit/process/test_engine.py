@@ -5,9 +5,9 @@ from pathlib import Path
 
 import pytest
 
-from push1st import engine
 from push1st.errors import ConfigError
-from push1st.processes import Processes
+from push1st.process import engine
+from push1st.process.children import Processes
 
 
 def executable(path: Path) -> str:

@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from push1st import supervisor
+from push1st.process import supervisor
 
 
 def made(root: Path, group: str, quotas: dict[str, str]) -> Path:

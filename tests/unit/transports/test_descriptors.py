@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from structlog.testing import capture_logs
 
-from push1st.config import Networks, ServerConfig
+from push1st.config.model import Networks, ServerConfig
 from push1st.messages import Response
 from push1st.transports.descriptors import Descriptors, Room, file_limit, lowest_free
 from tests.unit.fakes import KEY, Answer, Site, close_of, handshake, request, statuses, turns

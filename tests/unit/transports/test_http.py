@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from websockets.frames import Opcode
 
-from push1st.config import ApiConfig, Networks, ServerConfig
+from push1st.config.model import ApiConfig, Networks, ServerConfig
 from push1st.errors import Refused
 from push1st.messages import Request, Response
 from push1st.transports import answers as answers_module

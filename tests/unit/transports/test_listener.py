@@ -2,7 +2,7 @@
 
 import pytest
 
-from push1st.config import ApiConfig, ProtocolConfig, ServerConfig
+from push1st.config.model import ApiConfig, ProtocolConfig, ServerConfig
 from push1st.limits import Limits
 from push1st.messages import Subscribe
 from tests.unit.fakes import APP, KEY, Site, app_config, turns

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from push1st.selfsigned import self_signed
+from push1st.process.tls import self_signed
 from push1st.transports.tls import MAX_WITHOUT_DATA, PIECE, Records
 
 

@@ -10,8 +10,8 @@ import pytest
 from websockets.frames import Opcode
 
 from push1st import auth
-from push1st.config import Networks, ProtocolConfig, ServerConfig
-from push1st.session import CHARGE_SECONDS, MAX_CHARGES, WAITING
+from push1st.config.model import Networks, ProtocolConfig, ServerConfig
+from push1st.core.session import CHARGE_SECONDS, MAX_CHARGES, WAITING
 from push1st.transports.admission import AUTHORIZE_SECONDS, origin_allowed
 from push1st.transports.listener import LINGER_BYTES, LINGER_SECONDS
 from push1st.transports.sweep import NEVER

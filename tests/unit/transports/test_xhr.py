@@ -9,9 +9,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from structlog.testing import capture_logs
 
-from push1st.config import Networks, ProtocolConfig, ServerConfig
+from push1st.config.model import Networks, ProtocolConfig, ServerConfig
+from push1st.core.session import WAITING
 from push1st.messages import Response
-from push1st.session import WAITING
 from push1st.transports import xhr
 from push1st.transports.http import HttpConnection
 from push1st.transports.turn import MAX_WAITING

@@ -33,8 +33,8 @@ from push1st.brokers.redis.wire import (
     decode_node,
     decode_question,
 )
-from push1st.brokerurl import parse
 from push1st.channels import kind_of
+from push1st.config.brokerurl import parse
 from push1st.errors import Refused
 from push1st.messages import Fact, Member, Message, watch_topic
 from push1st.metrics import Metrics

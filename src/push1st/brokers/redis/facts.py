@@ -33,8 +33,8 @@ from push1st.brokers.redis.link import Argument, Link, Lost
 from push1st.brokers.redis.scripts import READ, TAKE, Script
 from push1st.brokers.redis.servers import Unusable, connect
 from push1st.brokers.redis.wire import decode_fact
-from push1st.brokerurl import Address
 from push1st.channels import kind_of
+from push1st.config.brokerurl import Address
 from push1st.messages import ENTERING, HOLD_SECONDS, Fact, Happening, Phase
 
 FACTS = 500

@@ -14,7 +14,7 @@ import hiredis
 
 from push1st.brokers.redis.link import Argument, Link, Lost, Pushed
 from push1st.brokers.redis.scripts import SCRIPTS
-from push1st.brokerurl import Address
+from push1st.config.brokerurl import Address
 
 CONNECT_SECONDS = 5
 """to the end of the first exchange with a server"""

@@ -62,8 +62,8 @@ from push1st.brokers.redis.wire import (
     encode_fact,
     encode_question,
 )
-from push1st.brokerurl import Address
 from push1st.channels import kind_of
+from push1st.config.brokerurl import Address
 from push1st.eager import spawn
 from push1st.errors import LimitReached, Refused
 from push1st.messages import Fact, Member, Message, watch_topic

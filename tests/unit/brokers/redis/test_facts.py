@@ -7,7 +7,7 @@ import pytest
 
 from push1st.brokers.redis.facts import NOWHERE, Ledger, Reader
 from push1st.brokers.redis.wire import encode_fact
-from push1st.brokerurl import parse
+from push1st.config.brokerurl import parse
 from push1st.messages import Fact, Happening
 
 FACT = Fact("client-event", "app", "c", 1)
