@@ -16,7 +16,7 @@ from random import Random
 
 Run = Callable[[bytes, Random], None]
 
-MOST_BYTES = 4096
+MAX_BYTES = 4096
 ODD = (
     b"\x00",
     b"\x7f",
@@ -81,7 +81,7 @@ def mutated(data: bytes, others: Sequence[bytes], random: Random) -> bytes:
                 data = data[:at] + random.randbytes(random.randint(1, 12)) + data[to:]
             case _:
                 data += random.choice(others)
-    return data[:MOST_BYTES]
+    return data[:MAX_BYTES]
 
 
 def cut(data: bytes, random: Random) -> Iterator[bytes]:

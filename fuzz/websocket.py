@@ -10,7 +10,7 @@ from push1st.errors import Disconnect
 from push1st.protocols.websocket import Closed, Decoder, Pinged, Ponged, Text, close_frame, pong_frame, whole_text
 
 MOST = 1000
-MOST_REST = 131
+MAX_REST = 131
 """bytes of an incomplete header or control frame"""
 CODES = {1002, 1003, 1007, 1009}
 
@@ -77,7 +77,7 @@ def events_of(chunks: list[bytes]) -> list[object]:
             whole(close_frame(end.code, end.reason))
             events.append(end.code)
             break
-        assert len(decoder._rest) <= MOST_REST
+        assert len(decoder._rest) <= MAX_REST
         assert len(decoder._message or b"") <= MOST
     return events
 

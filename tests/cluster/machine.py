@@ -16,7 +16,7 @@ from tests.clients.process import ServerProcess, merged, program, running, wait_
 from tests.clients.pusher_socket import PusherSocket, pusher_socket
 
 SAMPLE = re.compile(r'(?m)^(\w+)\{(?:[^}]*,)?worker="(\d+)"[^}]*\} ([0-9.e+]+)$')
-MOST_TRIES = 60
+MAX_TRIES = 60
 """connections until one is where it is wanted: by chance not in one of 2 ** 60 runs"""
 
 
@@ -92,7 +92,7 @@ def kill(pid: int, number: int = signal.SIGKILL) -> None:
 
 def connect_to(server: ServerProcess, number: int, stack: contextlib.ExitStack) -> PusherSocket:
     """A client of one worker."""
-    for _ in range(MOST_TRIES):
+    for _ in range(MAX_TRIES):
         before = by_worker(server, "push1st_connections_opened_total").get(number, 0)
         with contextlib.ExitStack() as attempt:
             client = attempt.enter_context(pusher_socket(server))

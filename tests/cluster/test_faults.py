@@ -168,7 +168,7 @@ async def test_a_connection_that_hangs_is_given_up_and_made_anew(monkeypatch: py
 
 
 async def test_a_broker_that_is_behind_is_not_sent_more(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(publishing, "MOST_QUEUED", 1 << 20)
+    monkeypatch.setattr(publishing, "MAX_QUEUED", 1 << 20)
     async with nodes() as (valkey, one, _):
         valkey.pause()
         waiting = []

@@ -19,7 +19,7 @@ from tests.valkey import Valkey
 ROOM = "presence-room"
 GONE_SECONDS = 13
 """in which what a dead machine had is gone (docs/scaling.md): a lease of 10, a look every 3"""
-MOST_CLIENTS = 16
+MAX_CLIENTS = 16
 """of one machine, until each of its workers has one: by chance not enough in one of 2 ** 15 runs"""
 
 
@@ -60,7 +60,7 @@ def pusher_js(server: ServerProcess, user: str, stack: contextlib.ExitStack) -> 
 def on_every_worker(server: ServerProcess, name: str, stack: contextlib.ExitStack) -> dict[str, NodeProcess]:
     """Clients by their users, until each worker has one."""
     clients: dict[str, NodeProcess] = {}
-    while len(clients) < MOST_CLIENTS:
+    while len(clients) < MAX_CLIENTS:
         user = f"{name}{len(clients)}"
         clients[user] = pusher_js(server, user, stack)
         counts = by_worker(server, "push1st_connections")

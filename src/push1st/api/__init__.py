@@ -37,7 +37,7 @@ ROUTES: dict[tuple[str, ...], dict[str, Endpoint]] = {
 _SLASHES = re.compile("/{2,}")
 PUSHER_BASE = "/apps/"
 """what the paths of Pusher's own API begin with"""
-MOST_CACHED = 256
+MAX_CACHED = 256
 """characters of a path whose meaning is kept"""
 SERVER: dict[str, Callable[[Node, Request], Coroutine[Any, Any, Response]]] = {
     "/health": server.health,
@@ -67,7 +67,7 @@ class Api:
     def serve(self, request: Request) -> Answer:
         """The answer to a request, or what will give it. It, or this call already, raises Refused."""
         path, query = request.path, request.query
-        route = self._route(path) if len(path) <= MOST_CACHED else self._find(path)
+        route = self._route(path) if len(path) <= MAX_CACHED else self._find(path)
         if route is None:
             return self._about_server(request)
         endpoint = route.methods.get("GET" if request.method == "HEAD" else request.method)

@@ -24,7 +24,7 @@ class AccessRequest(msgspec.Struct, gc=False):
 
 _session = msgspec.json.Decoder(SessionRequest)
 _access = msgspec.json.Decoder(AccessRequest)
-MOST_TTL = 10 * 366 * 86_400
+MAX_TTL = 10 * 366 * 86_400
 
 
 async def session(call: Call) -> Response:
@@ -34,8 +34,8 @@ async def session(call: Call) -> Response:
 
 async def access(call: Call) -> Response:
     wanted = call.body(_access)
-    if not 0 <= wanted.ttl <= MOST_TTL:
-        raise Refused(400, f"ttl {wanted.ttl} is out of range, allowed are 0 (never expires) to {MOST_TTL} seconds")
+    if not 0 <= wanted.ttl <= MAX_TTL:
+        raise Refused(400, f"ttl {wanted.ttl} is out of range, allowed are 0 (never expires) to {MAX_TTL} seconds")
     now = call.node.clock.wall() // 1_000_000_000
     return _token(auth.access_token(_secret(call), call.app.config.id, wanted.origin, wanted.channel, wanted.ttl, now))
 

@@ -8,8 +8,8 @@ from push1st.channels import kind_of
 from push1st.errors import LimitReached
 from push1st.messages import Fact, Happening, Member, Message, member_added, member_removed, status_changed
 
-MOST_KEPT = 10_000
-MOST_KEPT_BYTES = 64 << 20
+MAX_KEPT = 10_000
+MAX_KEPT_BYTES = 64 << 20
 """cache channels, and bytes of their events' data, that are kept; the least recently published go first"""
 
 
@@ -81,7 +81,7 @@ class Memory:
         self._drop(key)
         self._kept[key] = message
         self._kept_bytes += len(message.data)
-        while len(self._kept) > MOST_KEPT or self._kept_bytes > MOST_KEPT_BYTES:
+        while len(self._kept) > MAX_KEPT or self._kept_bytes > MAX_KEPT_BYTES:
             self._drop(next(iter(self._kept)))
 
     def _drop(self, key: tuple[str, str]) -> None:

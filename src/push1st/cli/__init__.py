@@ -178,8 +178,8 @@ def _parser() -> argparse.ArgumentParser:
 def _workers(text: str) -> int | str:
     if text == "auto":
         return text
-    if not text.isascii() or not text.isdigit() or not 1 <= int(text) <= supervisor.MOST_WORKERS:
-        raise argparse.ArgumentTypeError(f"found {text!r}, allowed: a whole number from 1 to {supervisor.MOST_WORKERS}, or auto")
+    if not text.isascii() or not text.isdigit() or not 1 <= int(text) <= supervisor.MAX_WORKERS:
+        raise argparse.ArgumentTypeError(f"found {text!r}, allowed: a whole number from 1 to {supervisor.MAX_WORKERS}, or auto")
     return int(text)
 
 

@@ -117,7 +117,7 @@ class Networks:
     """
 
     __slots__ = ("_known", "nets", "unix")
-    MOST_KNOWN = 4096
+    MAX_KNOWN = 4096
 
     def __init__(self, nets: Iterable[Net] = (), unix: bool = False) -> None:
         self.nets = tuple(nets)
@@ -136,7 +136,7 @@ class Networks:
             return False
         known = self._known.get(ip)
         if known is None:
-            if len(self._known) >= self.MOST_KNOWN:
+            if len(self._known) >= self.MAX_KNOWN:
                 self._known.clear()
             known = self._known[ip] = self._look(ip)
         return known

@@ -18,8 +18,8 @@ import yaml
 
 from push1st.errors import ConfigError
 
-MOST_BYTES = 1 << 20
-MOST_DEPTH = 20
+MAX_BYTES = 1 << 20
+MAX_DEPTH = 20
 LEAST_VALUES = 1000
 
 Kind = Literal["nothing", "text", "number", "flag", "other", "list", "mapping", "variable"]
@@ -102,11 +102,11 @@ def read(file: Path, name: str, problems: list[str]) -> Value:
     """The tree of a file that messages call `name`. Keys that stand twice go to `problems`, and the rest is read."""
     try:
         with file.open("rb") as stream:
-            data = stream.read(MOST_BYTES + 1)
+            data = stream.read(MAX_BYTES + 1)
     except (OSError, ValueError) as error:
         raise ConfigError(f"{name}: cannot be read: {getattr(error, 'strerror', None) or error}") from None
-    if len(data) > MOST_BYTES:
-        raise ConfigError(f"{name}: found more than {MOST_BYTES} bytes, allowed: at most that many")
+    if len(data) > MAX_BYTES:
+        raise ConfigError(f"{name}: found more than {MAX_BYTES} bytes, allowed: at most that many")
     try:
         return parse(data.decode("utf-8-sig"), name, problems)
     except UnicodeDecodeError as error:
@@ -171,7 +171,7 @@ class _Builder:
     def value(self, node: yaml.Node, path: str, place: str = "", depth: int = 0) -> Value:
         place = place or self._place(node)
         self._left -= 1
-        if depth > MOST_DEPTH or self._left < 0:
+        if depth > MAX_DEPTH or self._left < 0:
             raise ConfigError(f"{place}: found aliases that repeat too much, allowed: sections without aliases to themselves")
         if isinstance(node, yaml.MappingNode):
             return Value("mapping", place, path, keys=self._keys(node, path, depth))
@@ -259,9 +259,9 @@ def _compose(text: str, loader: Any, name: str) -> yaml.Node | None:
     for event in yaml.parse(text, Loader=loader):  # the composer recurses, so depth is looked at before
         if isinstance(event, yaml.CollectionStartEvent):
             depth += 1
-            if depth > MOST_DEPTH:
+            if depth > MAX_DEPTH:
                 place = name + _line(event.start_mark)
-                raise ConfigError(f"{place}: found more than {MOST_DEPTH} levels of sections, allowed: fewer")
+                raise ConfigError(f"{place}: found more than {MAX_DEPTH} levels of sections, allowed: fewer")
         elif isinstance(event, yaml.CollectionEndEvent):
             depth -= 1
     return yaml.compose(text, Loader=loader)

@@ -20,9 +20,9 @@ from push1st.hooks.events import Connecting, Question
 from push1st.hooks.formats import matcher, target
 from push1st.jsontext import decode
 
-MOST_CACHED = 10_000
+MAX_CACHED = 10_000
 LOG_SECONDS = 10.0
-MOST_MESSAGE = 100
+MAX_MESSAGE = 100
 """characters of a refusal's message: it has to fit into a close frame (RFC 6455 §5.5)"""
 CODES = {"connect": 4009}
 CODE = 403
@@ -47,7 +47,7 @@ class Said(msgspec.Struct):
     data: msgspec.Raw | msgspec.UnsetType = msgspec.UNSET
 
     def __post_init__(self) -> None:
-        self.text = self.text[:MOST_MESSAGE]
+        self.text = self.text[:MAX_MESSAGE]
 
 
 _said = msgspec.json.Decoder(Said)
@@ -106,7 +106,7 @@ class Authority:
         self._asked["refused" if answer.refused else "allowed"] += 1
         if endpoint.cache:
             self._cached[key] = self._clock.monotonic() + endpoint.cache, answer
-            if len(self._cached) > MOST_CACHED:
+            if len(self._cached) > MAX_CACHED:
                 self._cached.popitem(last=False)
         return answer
 

@@ -15,7 +15,7 @@ LENGTH = struct.Struct(">I")
 TELL, ASK = b"t", b"a"
 READY, ANSWERED, FAILED = b"r", b"o", b"e"
 """a body behind FAILED: a line that says what failed, and the trace"""
-MOST_TRACE = 10_000
+MAX_TRACE = 10_000
 LOAD_SECONDS = 30.0
 
 Called = Callable[[bytes, bytes], bytes]
@@ -59,4 +59,4 @@ def _trace() -> bytes:
     """A line that says what failed, and the trace."""
     failure = sys.exception()
     line = f"{type(failure).__name__}: {failure}".partition("\n")[0]
-    return f"{line}\n{traceback.format_exc()[-MOST_TRACE:]}".encode("utf-8", "replace")
+    return f"{line}\n{traceback.format_exc()[-MAX_TRACE:]}".encode("utf-8", "replace")

@@ -17,7 +17,7 @@ from push1st.hooks.events import Triggered
 from push1st.hooks.processes import Processes
 from push1st.printable import printable
 
-MOST_MEMORY = 64 << 20
+MAX_MEMORY = 64 << 20
 
 SANDBOX = """
 local write, tostring, select, concat = ..., tostring, select, table.concat
@@ -70,7 +70,7 @@ def load(place: str, folder: str) -> Called:
         register_builtins=False,
         unpack_returned_tuples=True,
         attribute_filter=refuse,
-        max_memory=MOST_MEMORY,
+        max_memory=MAX_MEMORY,
     )
     lua.execute(SANDBOX, _write)
     lua.execute(source.decode())

@@ -16,7 +16,7 @@ from push1st.hooks.child import ASK, FAILED, LENGTH, READY, TELL
 
 START_SECONDS = 30.0
 """for a child to load what it will call"""
-MOST_ANSWER = 1 << 20
+MAX_ANSWER = 1 << 20
 
 log = logs.get("push1st.hooks")
 
@@ -172,6 +172,6 @@ async def _receive(child: asyncio.subprocess.Process) -> tuple[bytes, bytes]:
     assert child.stdout is not None
     head = await child.stdout.readexactly(LENGTH.size + 1)
     (length,) = LENGTH.unpack(head[:-1])
-    if length > MOST_ANSWER:
+    if length > MAX_ANSWER:
         raise EOFError
     return head[-1:], await child.stdout.readexactly(length)

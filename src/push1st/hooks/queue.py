@@ -21,7 +21,7 @@ FRESH_SECONDS = 1.0
 """between two beginnings while the endpoint fails"""
 OVERHEAD = 250
 """bytes an event takes beside its own"""
-MOST_BODY = 1 << 20
+MAX_BODY = 1 << 20
 """bytes of events in a batch, if it has more than one"""
 HOG = 0.02
 """a source with more than this part of the queue gives way to others"""
@@ -231,13 +231,13 @@ class Queue:
             channel = self._ready[0]
             waiting = self._waiting[channel]
             self._skip_gaps(waiting)
-            if events and waiting and size + len(waiting[0].event) > MOST_BODY:
+            if events and waiting and size + len(waiting[0].event) > MAX_BODY:
                 break
             self._ready.popleft()
             if waiting:
                 channels.append(channel)
                 self._busy.add(channel)
-            while waiting and len(events) < self._batch and (not events or size + len(waiting[0].event) <= MOST_BODY):
+            while waiting and len(events) < self._batch and (not events or size + len(waiting[0].event) <= MAX_BODY):
                 entry = waiting.popleft()
                 self._forget(entry)
                 size += len(entry.event)

@@ -24,9 +24,9 @@ from push1st import logs
 from push1st.messages import Fact
 
 DEAD_LETTERS = "dead-letters.jsonl"
-MOST_DEAD = 64 << 20
+MAX_DEAD = 64 << 20
 """bytes of dead letters; then the file is put aside, as `.1`, in place of the one before"""
-MOST_PENDING = 10_000
+MAX_PENDING = 10_000
 """dead letters that wait to be written"""
 RETRY_SECONDS = 5.0
 """between two attempts to write them"""
@@ -145,7 +145,7 @@ class Store:
 
     def bury(self, app: str, endpoint: str, reason: str, events: Sequence[bytes]) -> bool:
         """Whether there was room to have them written."""
-        if len(self._pending) >= MOST_PENDING:
+        if len(self._pending) >= MAX_PENDING:
             return False
         letter = Dead(time.time(), app, endpoint, reason, tuple(map(msgspec.Raw, events)))
         self._pending.append(msgspec.json.encode(letter) + b"\n")
@@ -188,7 +188,7 @@ class Store:
                 with suppress(OSError):
                     file.truncate(size)
                 raise
-            if size + len(lines) > MOST_DEAD:
+            if size + len(lines) > MAX_DEAD:
                 with suppress(OSError):  # the next write tries again
                     path.replace(path.with_suffix(".jsonl.1"))
 

@@ -1,7 +1,7 @@
 """Endpoints over HTTP and HTTPS: one POST a delivery, on connections that are kept.
 
 Redirects are not followed: the body is signed for the one that was configured. Of an answer to a delivery the status
-counts; its body is read, up to `MOST_READ`, only so that the connection can be used again.
+counts; its body is read, up to `MAX_READ`, only so that the connection can be used again.
 """
 
 import os
@@ -13,8 +13,8 @@ import aiohttp
 from push1st import auth
 from push1st.hooks import NotDelivered, Target
 
-MOST_READ = 65_536
-MOST_CONNECTIONS = 100
+MAX_READ = 65_536
+MAX_CONNECTIONS = 100
 KEEP_SECONDS = 30
 
 
@@ -33,7 +33,7 @@ class Web:
         agent = {} if "user-agent" in map(str.lower, headers) else {"User-Agent": "push1st"}
         self._headers = agent | headers | own
         self._session = aiohttp.ClientSession(
-            connector=aiohttp.TCPConnector(limit=MOST_CONNECTIONS, keepalive_timeout=KEEP_SECONDS),
+            connector=aiohttp.TCPConnector(limit=MAX_CONNECTIONS, keepalive_timeout=KEEP_SECONDS),
             cookie_jar=aiohttp.DummyCookieJar(),
             timeout=aiohttp.ClientTimeout(total=target.timeout),
             auto_decompress=False,
@@ -65,7 +65,7 @@ class Web:
 
     async def _read(self, response: aiohttp.ClientResponse) -> bytes:
         parts = []
-        left = MOST_READ
+        left = MAX_READ
         while left > 0 and (part := await response.content.read(left)):
             parts.append(part)
             left -= len(part)

@@ -15,7 +15,7 @@ from push1st.errors import ConfigError
 STEADY_SECONDS = 60
 """after which one that ends is started again at once, whatever was before"""
 LEAST_WAIT = 0.5
-MOST_WAIT = 30
+MAX_WAIT = 30
 """seconds between two starts of one that ends again and again: doubled each time"""
 PR_SET_PDEATHSIG = 1  # prctl(2)
 
@@ -90,7 +90,7 @@ class Backoff:
     def after(self, lived: float) -> float:
         """lived: seconds between its start and its end."""
         self._failures = 0 if lived >= STEADY_SECONDS else self._failures + 1
-        return 0 if self._failures < 2 else min(MOST_WAIT, LEAST_WAIT * 2 ** min(self._failures - 2, 16))
+        return 0 if self._failures < 2 else min(MAX_WAIT, LEAST_WAIT * 2 ** min(self._failures - 2, 16))
 
 
 def interpreter_options() -> list[str]:

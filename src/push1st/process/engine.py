@@ -31,7 +31,7 @@ START_SECONDS = 20
 START_BEAT_SECONDS = 0.02
 """how often it is asked until it is there"""
 BEAT_SECONDS = 2
-MOST_BEATS = 5
+MAX_BEATS = 5
 """how often it is asked then, and how many times it may not answer before it is killed"""
 LAST_SECONDS = 5
 """to stop"""
@@ -108,7 +108,7 @@ class Engine:
                     self._works.set_result(None)
             else:
                 misses += 1
-            if misses >= (MOST_BEATS if works else START_SECONDS / START_BEAT_SECONDS):
+            if misses >= (MAX_BEATS if works else START_SECONDS / START_BEAT_SECONDS):
                 log.error("engine hangs", pid=process.pid)
                 process.send(signal.SIGKILL)
             await asyncio.wait((process.ended,), timeout=BEAT_SECONDS if works else START_BEAT_SECONDS)

@@ -48,11 +48,11 @@ from push1st.process.sockets import (
     with_ports,
 )
 
-MOST_WORKERS = 1024
+MAX_WORKERS = 1024
 START_SECONDS = 60
 """for a worker to be ready"""
 BEAT_SECONDS = 3
-MOST_BEATS = 4
+MAX_BEATS = 4
 """how often a worker is asked whether it is alive, and how many times it may not answer: then it is killed, which is within
 15 seconds, when the others have just taken its clients for gone (`brokers/redis/shard.py`)"""
 GATHER_SECONDS = 1
@@ -76,7 +76,7 @@ def wanted(config: Config) -> int:
 def cores() -> int:
     """CPUs this process may use: by its affinity, and by the quotas of its container or service (cgroup v2), rounded up."""
     count = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    return max(1, min(quota(Path("/"), count), MOST_WORKERS))
+    return max(1, min(quota(Path("/"), count), MAX_WORKERS))
 
 
 def quota(root: Path, count: int) -> int:
@@ -399,7 +399,7 @@ class Supervisor:
         """Kills a worker that hangs. What counts are questions, not time, which also passes while the machine stands still."""
         await asyncio.wait((worker.ready, worker.process.ended), return_when=asyncio.FIRST_COMPLETED)  # has its own deadline
         while not worker.process.ended.done():
-            if worker.beats >= MOST_BEATS:
+            if worker.beats >= MAX_BEATS:
                 log.error("worker hangs", worker=worker.number)
                 worker.process.send(signal.SIGKILL)
             worker.beats += 1

@@ -30,7 +30,7 @@ from push1st.transports.sweep import NEVER
 from push1st.transports.websocket import Handshake, WebSocketConnection, upgrade
 from push1st.transports.xhr import Found, Stream, Visit, XhrConnection
 
-MOST_HEAD = 16_384
+MAX_HEAD = 16_384
 """bytes of a request line with its headers"""
 HEAD_SECONDS = 10
 """from the connection, or the first byte of a further request, to the end of the headers"""
@@ -38,13 +38,13 @@ BODY_SECONDS = 30
 """from the headers to the end of the body"""
 ANSWER_SECONDS = 30
 """to the end of an answer that waits, and for the client to take it"""
-MOST_HEADS = 4096
-MOST_REMEMBERED = 1024
+MAX_HEADS = 4096
+MAX_REMEMBERED = 1024
 """headers of requests that are remembered, and bytes those of one request may have"""
-TOO_LONG_HEAD = f"request line and headers have at most {MOST_HEAD} bytes"
+TOO_LONG_HEAD = f"request line and headers have at most {MAX_HEAD} bytes"
 IDLE, HEAD, BODY = 0, 1, 2
 """where the parser is"""
-MOST_WAITING = 16
+MAX_WAITING = 16
 """pipelined requests that may wait before the socket is not read any further"""
 PIECE = 2048
 """bytes that the parser gets at once if they may contain several requests; at most 75 of the smallest ones"""
@@ -259,7 +259,7 @@ class HttpConnection(asyncio.Protocol):
         if fresh:
             start = data.find(b"\r\n") + 2
             end = data.find(b"\r\n\r\n", start - 2) + 4
-            known = end <= MOST_HEAD and worker.heads.get(data[start:end]) == len(data) - end
+            known = end <= MAX_HEAD and worker.heads.get(data[start:end]) == len(data) - end
             if known and (line := worker.line(data[:start])):
                 self._started = time.perf_counter_ns()
                 self._serve(Request(*line, data[end:], self._distrust, self._started), True)
@@ -345,16 +345,16 @@ class HttpConnection(asyncio.Protocol):
                 self._raw += len(data)
             elif self._stage == HEAD:
                 self._raw = max(0, len(data) - (data.rfind(b"\r\n\r\n") + 4) - max(self._ended, 0))
-            if self._stage == HEAD and self._raw > MOST_HEAD:
+            if self._stage == HEAD and self._raw > MAX_HEAD:
                 self._refuse(431, TOO_LONG_HEAD)
-            elif self._is_too_large((self._raw - MOST_HEAD) // 2):
+            elif self._is_too_large((self._raw - MAX_HEAD) // 2):
                 self._too_large()
         return False
 
     @property
     def _overfull(self) -> bool:
         """Whether the client must read answers before the server processes more of its requests."""
-        return not self._writing or len(self._waiting) >= MOST_WAITING
+        return not self._writing or len(self._waiting) >= MAX_WAITING
 
     def hold_reading(self, hold: bool) -> None:
         self._held_reading = hold
@@ -411,9 +411,9 @@ class HttpConnection(asyncio.Protocol):
             and headers.get(b"connection", b"keep-alive").lower() == b"keep-alive"
         ):
             end = data.find(b"\r\n\r\n", start - 2) + 4
-            if len(data) - end == self._size and end - start <= MOST_REMEMBERED:
+            if len(data) - end == self._size and end - start <= MAX_REMEMBERED:
                 heads = self._listener.worker.heads
-                if len(heads) >= MOST_HEADS:
+                if len(heads) >= MAX_HEADS:
                     heads.clear()
                 heads[data[start:end]] = self._size
 
@@ -451,14 +451,14 @@ class HttpConnection(asyncio.Protocol):
     def on_url(self, url: bytes) -> None:
         self._url += url
         self._head += len(url)
-        if self._head > MOST_HEAD:
+        if self._head > MAX_HEAD:
             self._refuse(431, TOO_LONG_HEAD)
 
     def on_header(self, name: bytes, value: bytes) -> None:
         if self._stage == BODY:
             return  # trailers mean nothing here
         self._head += len(name) + len(value) + 4
-        if self._head > MOST_HEAD:
+        if self._head > MAX_HEAD:
             self._refuse(431, TOO_LONG_HEAD)
         name = name.lower()
         if name in _NEEDED:

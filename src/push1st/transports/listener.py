@@ -23,8 +23,8 @@ from push1st.transports.xhr import Fallbacks
 
 Serve = Callable[[Request], Soon[Response]]
 Line = tuple[str, str, str]
-MOST_LINES = 1024
-MOST_LINE = 256
+MAX_LINES = 1024
+MAX_LINE = 256
 """request lines that are remembered, and bytes one of them may have"""
 LINGER_SECONDS = 2
 LINGER_BYTES = 16 << 20
@@ -90,8 +90,8 @@ class Worker:
                 return None
             path, _, query = found[2].decode().partition("?")
             known = found[1].decode(), path, query
-            if not query and len(line) <= MOST_LINE:
-                if len(self._lines) >= MOST_LINES:
+            if not query and len(line) <= MAX_LINE:
+                if len(self._lines) >= MAX_LINES:
                     self._lines.clear()
                 self._lines[line] = known
         return known

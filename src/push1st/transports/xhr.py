@@ -73,7 +73,7 @@ MAX_MESSAGES_A_SLICE = 32
 MAX_APART = 10_000
 """sessions of a worker that wait for their next request (they need no socket); `Places` has smaller bounds per app and address"""
 LOOK_SECONDS = 2
-MOST_MISSES = 3
+MAX_MISSES = 3
 """how often other workers are asked whether they are there, and how many times they may not answer"""
 INBOX = "#xhr-at-"
 
@@ -351,7 +351,7 @@ class Fallbacks:
                     doubted |= {(topic, number, False) for number in unknown.there}
                 else:
                     self._misses[id, topic] += 1
-                    if self._misses[id, topic] >= MOST_MISSES:
+                    if self._misses[id, topic] >= MAX_MISSES:
                         self._abandon(app, topic)
             for topic, number, is_here in self._doubted & doubted:
                 if is_here:

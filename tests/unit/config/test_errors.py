@@ -245,8 +245,8 @@ def test_a_file_that_is_not_there_or_not_readable_is_an_error(tmp_path):
 
 
 def test_a_file_is_at_most_a_mebibyte(reading, wrong):
-    reading("#" * (trees.MOST_BYTES - 1) + "\n")
-    (line,) = wrong("#" * trees.MOST_BYTES + "\n")
+    reading("#" * (trees.MAX_BYTES - 1) + "\n")
+    (line,) = wrong("#" * trees.MAX_BYTES + "\n")
     assert line == "server.yml: found more than 1048576 bytes, allowed: at most that many"
 
 

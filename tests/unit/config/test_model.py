@@ -186,9 +186,9 @@ def test_a_network_with_bits_after_its_prefix_is_refused_with_the_right_one():
 
 def test_networks_remember_a_bounded_number_of_addresses():
     net = Networks.parse(["10.0.0.0/8"])
-    for number in range(Networks.MOST_KNOWN + 2):
+    for number in range(Networks.MAX_KNOWN + 2):
         net.contains(str(ipaddress.IPv4Address(number)))
-    assert len(net._known) <= Networks.MOST_KNOWN
+    assert len(net._known) <= Networks.MAX_KNOWN
 
 
 def plain(ip):

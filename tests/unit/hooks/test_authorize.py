@@ -11,7 +11,7 @@ import pytest
 from push1st.config.model import Authorize
 from push1st.errors import Refused
 from push1st.hooks import Decision, NotDelivered, Target
-from push1st.hooks.authorize import MOST_CACHED, MOST_MESSAGE, UNDECIDED, Authority, asks
+from push1st.hooks.authorize import MAX_CACHED, MAX_MESSAGE, UNDECIDED, Authority, asks
 from push1st.hooks.events import Connecting, Publishing, Subscribing
 from tests.unit.fakes import APP, Clock, app_config
 
@@ -101,7 +101,7 @@ async def test_an_answer_may_change_who_and_what(answer, decision):
         (CONNECTING, {"code": 4123, "message": "no"}, 4123, "no"),
         (CONNECTING, {"code": 1000}, 4009, "the app does not allow this client to connect"),
         (Subscribing(APP, "1.2", "", "c"), {"message": "no"}, 403, "no"),
-        (Subscribing(APP, "1.2", "", "c"), {"code": 404, "message": "x" * 500}, 404, "x" * MOST_MESSAGE),
+        (Subscribing(APP, "1.2", "", "c"), {"code": 404, "message": "x" * 500}, 404, "x" * MAX_MESSAGE),
         (Subscribing(APP, "1.2", "", "c"), {"code": 4009}, 403, "the app does not allow this client to subscribe"),
         (Publishing(APP, "1.2", "", "c", "e", 1), {"code": 4321}, 4321, "the app does not allow this client to publish"),
     ],
@@ -193,12 +193,12 @@ async def test_an_answer_is_for_those_who_showed_the_same(one, two, times):
 
 async def test_answers_that_are_kept_are_bounded():
     asking = Asking(cache=60)
-    for number in range(MOST_CACHED + 5):
+    for number in range(MAX_CACHED + 5):
         asking.authority._cached[asking.authority._endpoints[APP, "connect"], b"%d" % number] = 1e9, Decision()
-        if len(asking.authority._cached) > MOST_CACHED:
+        if len(asking.authority._cached) > MAX_CACHED:
             break
     await asking.ask(CONNECTING)
-    assert len(asking.authority._cached) <= MOST_CACHED + 1
+    assert len(asking.authority._cached) <= MAX_CACHED + 1
 
 
 def test_an_app_is_asked_what_its_configuration_says():

@@ -4,14 +4,14 @@ import sys
 
 import pytest
 
-from push1st.process.children import LEAST_WAIT, MOST_WAIT, STEADY_SECONDS, Backoff, interpreter_options
+from push1st.process.children import LEAST_WAIT, MAX_WAIT, STEADY_SECONDS, Backoff, interpreter_options
 
 
 def test_one_that_ends_soon_is_started_at_once_and_then_ever_later():
     backoff = Backoff()
     waits = [backoff.after(1) for _ in range(12)]
     assert waits[:4] == [0, LEAST_WAIT, 2 * LEAST_WAIT, 4 * LEAST_WAIT]
-    assert waits[-2:] == [MOST_WAIT, MOST_WAIT]
+    assert waits[-2:] == [MAX_WAIT, MAX_WAIT]
 
 
 def test_one_that_ran_well_is_forgiven():

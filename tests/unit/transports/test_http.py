@@ -19,8 +19,8 @@ from push1st.transports.http import (
     ANSWER_SECONDS,
     BODY_SECONDS,
     HEAD_SECONDS,
-    MOST_HEAD,
-    MOST_WAITING,
+    MAX_HEAD,
+    MAX_WAITING,
 )
 from push1st.transports.listener import LINGER_BYTES, LINGER_SECONDS
 from push1st.transports.sweep import NEVER
@@ -276,7 +276,7 @@ async def test_heads_that_mean_something_are_not_remembered(site, served, head):
 
 
 async def test_remembered_heads_are_bounded(site, monkeypatch):
-    monkeypatch.setattr(http, "MOST_HEADS", 3)
+    monkeypatch.setattr(http, "MAX_HEADS", 3)
     for n in range(10):
         await site.ask(request("GET", f"/{n}"))
     assert len(site.worker.heads) <= 3
@@ -347,7 +347,7 @@ async def test_several_that_wait_are_answered_in_order(site, served):
 async def test_when_many_wait_the_socket_is_not_read_until_they_are_fewer(site, served):
     connection, transport = site.connect()
     connection.data_received(request("GET", "/wait/a"))
-    for _ in range(MOST_WAITING - 1):
+    for _ in range(MAX_WAITING - 1):
         connection.data_received(request("GET", "/x"))
     await turns()
     assert transport.reading
@@ -356,7 +356,7 @@ async def test_when_many_wait_the_socket_is_not_read_until_they_are_fewer(site, 
     assert not transport.reading
     await served.answer("/wait/a")
     assert transport.reading
-    assert len(answers(transport.data)) == MOST_WAITING + 1
+    assert len(answers(transport.data)) == MAX_WAITING + 1
 
 
 async def test_a_client_that_does_not_take_its_answers_is_not_read(site):
@@ -574,10 +574,10 @@ def head_of(size: int) -> bytes:
 
 
 async def test_a_head_of_the_most_bytes_is_read(site):
-    assert statuses((await site.ask(head_of(MOST_HEAD))).data) == [200]
+    assert statuses((await site.ask(head_of(MAX_HEAD))).data) == [200]
 
 
-@pytest.mark.parametrize("size", [MOST_HEAD + 64, 2 * MOST_HEAD, 10 * MOST_HEAD])
+@pytest.mark.parametrize("size", [MAX_HEAD + 64, 2 * MAX_HEAD, 10 * MAX_HEAD])
 async def test_a_larger_head_is_refused(site, served, size):
     transport = await site.ask(head_of(size))
     assert statuses(transport.data) == [431]
@@ -585,10 +585,10 @@ async def test_a_larger_head_is_refused(site, served, size):
     assert served.requests == []
 
 
-@pytest.mark.parametrize("chunk", [1000, 8192, MOST_HEAD - 1])
+@pytest.mark.parametrize("chunk", [1000, 8192, MAX_HEAD - 1])
 async def test_a_larger_head_in_parts_is_refused(site, served, chunk):
     connection, transport = site.connect()
-    data = head_of(2 * MOST_HEAD - 2)
+    data = head_of(2 * MAX_HEAD - 2)
     for at in range(0, len(data), chunk):
         connection.data_received(data[at : at + chunk])
     await turns()
@@ -609,7 +609,7 @@ async def test_a_head_without_an_end_is_refused(site):
 async def test_a_large_chunk_of_small_requests_is_served_wherever_it_is_cut(site, rest):
     """What counts is the head of one request, not what came before it in the same chunk."""
     one = request("POST", "/x", "y" * 300)
-    data = one * (3 * MOST_HEAD // len(one))
+    data = one * (3 * MAX_HEAD // len(one))
     connection, transport = site.connect()
     connection.data_received(data + one[:rest])
     connection.data_received(one[rest:])
@@ -618,7 +618,7 @@ async def test_a_large_chunk_of_small_requests_is_served_wherever_it_is_cut(site
 
 
 async def test_a_head_behind_a_large_body_is_served_wherever_it_is_cut(site):
-    data = request("POST", "/x", "y" * 2 * MOST_HEAD)
+    data = request("POST", "/x", "y" * 2 * MAX_HEAD)
     connection, transport = site.connect()
     connection.data_received(data + b"GET /x HT")
     connection.data_received(b"TP/1.1\r\nHost: h\r\n\r\n")

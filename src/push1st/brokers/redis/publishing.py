@@ -17,7 +17,7 @@ from push1st.metrics import Metrics
 
 CONFIRM_SECONDS = 2
 """for the broker to confirm a publish"""
-MOST_QUEUED = 8 << 20
+MAX_QUEUED = 8 << 20
 """bytes a slow broker may be behind before publishing is refused"""
 AWAY = "the broker is away: nothing was published"
 UNCONFIRMED = "the broker has not confirmed in time: the event may have been delivered to some"
@@ -89,7 +89,7 @@ class Publishing:
         key = message.app, message.channel
         batch = self._batches.get(key)
         if batch is None:
-            if link.queued > MOST_QUEUED:
+            if link.queued > MAX_QUEUED:
                 raise Refused(503, "the broker is too slow: nothing was published")
             if not self._batches:
                 self._link = link

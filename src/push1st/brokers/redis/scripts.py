@@ -25,7 +25,7 @@ All keys of a shard are in one hash slot, behind its base (`prefix:{number}`), w
     BASE:ledger       set: the ledger of a reader (`facts.py`) that stopped before it had compared the ledger with the roster
     BASE:clock        a key with a very long time to live: the scripts measure time by its remaining time
     BASE:numbers      hash: number → node: the ends of message ids
-    BASE:facts        stream: what happened, for hooks; over MOST_FACTS the oldest are lost
+    BASE:facts        stream: what happened, for hooks; over MAX_FACTS the oldest are lost
     BASE:facts:read   the last of them that was read
     BASE:reader       the node that reads them, there while it is alive
     BASE:term         a number that grows with each heartbeat of the reader, and the name of that node; both stay when it ends
@@ -45,7 +45,7 @@ import msgspec
 
 SCHEMA = 1
 """increase it with each change after which nodes of the previous version misread the keys or messages of this one"""
-MOST_FACTS = 100_000
+MAX_FACTS = 100_000
 """facts that wait for their reader, about"""
 CLOCK_MS = 10**13
 """time to live of a new `BASE:clock`: three centuries"""
@@ -58,7 +58,7 @@ local function edge(kind, app, channel, user, socket, id, received, info)
     '\\1' .. table.concat({kind, app, channel, user, socket, id, received, info}, '\\0'))
 end
 local function fact(kind, way, app, channel, received, socket, user, info)
-  redis.call('XADD', base .. ':facts', 'MAXLEN', '~', 'MOST_FACTS', '*', 'k', kind, 'a', app, 'c', channel, 't', received,
+  redis.call('XADD', base .. ':facts', 'MAXLEN', '~', 'MAX_FACTS', '*', 'k', kind, 'a', app, 'c', channel, 't', received,
     's', socket, 'u', user, 'i', info, 'w', way)
 end
 local function wants(hooked, way) return string.find(hooked, way, 1, true) ~= nil end
@@ -186,7 +186,7 @@ class Script(msgspec.Struct, frozen=True):
 
 
 def _script(text: str) -> Script:
-    whole = _COMMON.replace("MOST_FACTS", f"{MOST_FACTS}").replace("CLOCK", f"{CLOCK_MS}") + text
+    whole = _COMMON.replace("MAX_FACTS", f"{MAX_FACTS}").replace("CLOCK", f"{CLOCK_MS}") + text
     sharded = whole.replace("local publish = 'PUBLISH'", "local publish = 'SPUBLISH'")
     return Script(whole, sharded, *(hashlib.sha1(one.encode(), usedforsecurity=False).hexdigest() for one in (whole, sharded)))
 

@@ -43,7 +43,7 @@ from push1st.brokers.redis.scripts import (
     LAST,
     LAST_OUT,
     LEAVE,
-    MOST_FACTS,
+    MAX_FACTS,
     NOTE,
     SCHEMA,
     SEEN,
@@ -83,13 +83,13 @@ SILENT_SECONDS = 5
 """without an answer: then the connection is taken for dead"""
 BACKOFF_SECONDS = 2
 """between two attempts to connect, at most"""
-MOST_QUEUED_EVER = 64 << 20
+MAX_QUEUED_EVER = 64 << 20
 """bytes a slow broker may be behind before the connection is taken for dead: what leaves clients is not refused"""
 BURIED = 500
 """entries of a dead node that are removed in one step, or told that were removed without a word"""
 FIRST = b"m0"
 """where removing begins (`scripts.BURY`)"""
-MOST_UNREPORTED = 10_000
+MAX_UNREPORTED = 10_000
 """facts that wait for the broker to come back; then the oldest are lost"""
 TOPICS = 500
 """topics that are subscribed to by one command"""
@@ -146,7 +146,7 @@ class Shard:
         self._ledger = Ledger()
         self._term = 0
         """the term of the ledger (`BASE:term` in `scripts`)"""
-        self._unreported: deque[Fact] = deque(maxlen=MOST_UNREPORTED)
+        self._unreported: deque[Fact] = deque(maxlen=MAX_UNREPORTED)
         self._questions = Questions()
         self.reason = ""
         """why the broker could not be used the last time"""
@@ -480,8 +480,8 @@ class Shard:
         link = self._connection
         if link is None:
             return
-        if link.silent(now) > SILENT_SECONDS or link.queued > MOST_QUEUED_EVER:
-            self._again("the server does not answer" if link.queued <= MOST_QUEUED_EVER else "the server is too slow")
+        if link.silent(now) > SILENT_SECONDS or link.queued > MAX_QUEUED_EVER:
+            self._again("the server does not answer" if link.queued <= MAX_QUEUED_EVER else "the server is too slow")
             return
         if self.link is None:
             return
@@ -711,7 +711,7 @@ class Shard:
             what = kind, fact.app, fact.channel, user_id, fact.socket_id, fact.at, fact.user_info
             self._send(self.link, HOLD, self._told, self._node, *what)
         else:
-            command = ("XADD", self._key("facts"), "MAXLEN", "~", MOST_FACTS, "*", "fact", encode_fact(fact))
+            command = ("XADD", self._key("facts"), "MAXLEN", "~", MAX_FACTS, "*", "fact", encode_fact(fact))
             self.link.send(pack(command), self._told)
 
     # The roster

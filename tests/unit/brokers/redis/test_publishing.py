@@ -5,7 +5,7 @@ import asyncio
 import pytest
 
 from push1st.brokers.redis.link import Link, pack
-from push1st.brokers.redis.publishing import CONFIRM_SECONDS, MOST_QUEUED, Batch, Publishing
+from push1st.brokers.redis.publishing import CONFIRM_SECONDS, MAX_QUEUED, Batch, Publishing
 from push1st.brokers.redis.wire import decode_message, decode_messages
 from push1st.errors import Refused
 from push1st.messages import Message
@@ -145,6 +145,6 @@ async def test_what_was_confirmed_is_not_given_up():
 
 async def test_a_server_that_is_behind_gets_no_more():
     desk = Desk()
-    desk.behind = MOST_QUEUED + 1
+    desk.behind = MAX_QUEUED + 1
     with pytest.raises(Refused, match="too slow"):
         desk.publish(message(1))
