@@ -74,8 +74,8 @@ class Tab:
         """Waits until the page has seen this."""
         try:
             wait_until(lambda: list(what) in self.seen, f"the page sees {what}", deadline)
-        except AssertionError as wrong:
-            raise AssertionError(f"{wrong}; it has seen {self.seen}") from None
+        except AssertionError as exc:
+            raise AssertionError(f"{exc}; it has seen {self.seen}") from None
 
     def close(self) -> None:
         """As a person closes it: the page is not asked."""

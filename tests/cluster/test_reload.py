@@ -136,8 +136,8 @@ def again_and_again(action, failures: list[str]) -> Iterator[list[int]]:
             try:
                 action()
                 done[0] += 1
-            except Exception as wrong:
-                failures.append(repr(wrong))
+            except Exception as exc:
+                failures.append(repr(exc))
 
     thread = threading.Thread(target=run)
     thread.start()
@@ -224,8 +224,8 @@ def test_a_publisher_on_a_kept_connection_is_told_before_it_ends(own: ServerProc
                 answer.read()
                 if answer.getheader("Connection") == "close":
                     renewed[0] += 1
-            except OSError as wrong:
-                lost.append(repr(wrong))
+            except OSError as exc:
+                lost.append(repr(exc))
             time.sleep(0.01)
         connection.close()
 

@@ -281,8 +281,8 @@ class Story:
         (folder / "apps.yml").write_text("shop: { key: a-public-key, secret: a-secret }\n" if root else text)
         try:
             self.check(folder / "server.yml")
-        except AssertionError as wrong:
-            raise AssertionError(f"{block.place}: {wrong}") from None
+        except AssertionError as exc:
+            raise AssertionError(f"{block.place}: {exc}") from None
 
     def _same(self, block: Block, name: str) -> None:
         whole = (ROOT / name).read_text()
@@ -296,8 +296,8 @@ class Story:
         if "push1st serve" in text or "docker run" in text:
             try:
                 wait_until(lambda: self._ready(one), f"{block.place}: the server is ready")
-            except AssertionError as wrong:
-                raise AssertionError(f"{wrong}\n{one.seen}") from None
+            except AssertionError as exc:
+                raise AssertionError(f"{exc}\n{one.seen}") from None
 
     def _ready(self, server: Background) -> bool:
         assert server.process.poll() is None, f"the server ended:\n{server.seen}"
@@ -345,8 +345,8 @@ class Story:
         one, wanted = self.background[-1], pattern(want)
         try:
             wait_until(lambda: wanted.search(one.seen), f"{block.place}: {want!r} is shown")
-        except AssertionError as wrong:
-            raise AssertionError(f"{wrong}; it was\n{one.seen}") from None
+        except AssertionError as exc:
+            raise AssertionError(f"{exc}; it was\n{one.seen}") from None
 
     def _all_seen(self) -> str:
         return "\n".join(one.seen for one in self.background)

@@ -37,8 +37,8 @@ class Call(msgspec.Struct, frozen=True, gc=False):
         if not body.isascii():
             try:
                 body.decode()  # the decoder takes what it only passes on as it is
-            except UnicodeDecodeError as wrong:
-                raise Refused(400, f"the body is not UTF-8: {wrong.reason} at byte {wrong.start}") from wrong
+            except UnicodeDecodeError as exc:
+                raise Refused(400, f"the body is not UTF-8: {exc.reason} at byte {exc.start}") from exc
         try:
             return decoder.decode(body)
         except (msgspec.DecodeError, RecursionError):
@@ -48,10 +48,10 @@ class Call(msgspec.Struct, frozen=True, gc=False):
         """JSON that a caller sent. Raises Refused(400) when it is not what the decoder takes."""
         try:
             return decode(decoder, text)
-        except msgspec.ValidationError as wrong:
-            raise Refused(400, f"the body has a missing or mistyped field: {wrong}") from wrong
-        except (msgspec.DecodeError, RecursionError) as wrong:
-            raise Refused(400, f"the body is not JSON: {wrong}") from wrong
+        except msgspec.ValidationError as exc:
+            raise Refused(400, f"the body has a missing or mistyped field: {exc}") from exc
+        except (msgspec.DecodeError, RecursionError) as exc:
+            raise Refused(400, f"the body is not JSON: {exc}") from exc
 
     def params(self) -> dict[str, str]:
         """The query's parameters; their names in lower case, as they are signed."""
@@ -70,13 +70,13 @@ class Call(msgspec.Struct, frozen=True, gc=False):
         if name[:1] == "#":
             if not name.startswith(_USER_CHANNEL):
                 raise Refused(400, "channel names that begin with # are reserved")
-            wrong = user_id_error(name.removeprefix(_USER_CHANNEL))
+            exc = user_id_error(name.removeprefix(_USER_CHANNEL))
         elif self.signed:
-            wrong = pusher_name_error(name, self.app.config.limits.channel_name)
+            exc = pusher_name_error(name, self.app.config.limits.channel_name)
         else:
-            wrong = wide_name_error(name)
-        if wrong:
-            raise Refused(400, wrong)
+            exc = wide_name_error(name)
+        if exc:
+            raise Refused(400, exc)
 
     def check_reads(self) -> None:
         """Raises Refused(429) when the app reads more often than it may."""

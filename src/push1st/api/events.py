@@ -190,8 +190,8 @@ async def publish_body(call: Call) -> Response:
     call.check_channel_name(channel)
     try:
         text = call.request.body.decode()
-    except UnicodeDecodeError as wrong:
-        raise Refused(400, "the body is not UTF-8") from wrong
+    except UnicodeDecodeError as exc:
+        raise Refused(400, "the body is not UTF-8") from exc
     limits = call.app.config.limits
     data = check_event(params.get("name", ""), msgspec.Raw(encode(text)), limits)
     socket_id = params.get("socket_id", "")

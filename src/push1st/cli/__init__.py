@@ -65,11 +65,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         code: int = options.run(options)
         sys.stdout.flush()
-    except (ClientError, Refused) as wrong:
-        print(printable(wrong.text if isinstance(wrong, Refused) else str(wrong)), file=sys.stderr)
+    except (ClientError, Refused) as exc:
+        print(printable(exc.text if isinstance(exc, Refused) else str(exc)), file=sys.stderr)
         return 1
-    except ConfigError as wrong:
-        print(printable_lines(str(wrong)), file=sys.stderr)
+    except ConfigError as exc:
+        print(printable_lines(str(exc)), file=sys.stderr)
         return 1
     except KeyboardInterrupt:
         return 130

@@ -41,8 +41,8 @@ def publish(api: str, base: str, app: str, key: str, secret: str, channels: list
         connection.request("POST", target, body, {"Content-Type": "application/json"})
         response = connection.getresponse()
         answer = response.read().decode("utf-8", "replace").strip()
-    except (OSError, http.client.HTTPException, UnicodeError) as wrong:
-        raise ClientError(f"no answer from {api}: {_why(wrong)}") from wrong
+    except (OSError, http.client.HTTPException, UnicodeError) as exc:
+        raise ClientError(f"no answer from {api}: {_why(exc)}") from exc
     finally:
         connection.close()
     if response.status != 200:
@@ -81,8 +81,8 @@ def subscribe(
         raise Rejected(f"the server closed the connection: {close.code} {close.reason}") from end
     except BrokenPipeError:  # of standard output; a broken connection is a ConnectionClosed
         raise
-    except (OSError, InvalidHandshake, InvalidURI, UnicodeError) as wrong:
-        raise ClientError(f"no connection to {url}: {_why(wrong)}") from wrong
+    except (OSError, InvalidHandshake, InvalidURI, UnicodeError) as exc:
+        raise ClientError(f"no connection to {url}: {_why(exc)}") from exc
 
 
 def _address(text: str, schemes: tuple[str, str], example: str) -> SplitResult:

@@ -101,8 +101,8 @@ class Authority:
             answer = _answer(on, said)
         except NotDelivered as failure:
             return self._undecided(endpoint, "failed" if failure.kind == "refused" else failure.kind, failure.text)
-        except (msgspec.DecodeError, RecursionError) as wrong:
-            return self._undecided(endpoint, "malformed", f"not an answer: {wrong}")
+        except (msgspec.DecodeError, RecursionError) as exc:
+            return self._undecided(endpoint, "malformed", f"not an answer: {exc}")
         self._asked["refused" if answer.refused else "allowed"] += 1
         if endpoint.cache:
             self._cached[key] = self._clock.monotonic() + endpoint.cache, answer

@@ -123,8 +123,8 @@ class Store:
             for line in lines:
                 try:
                     yield msgspec.json.decode(line, type=Saved)
-                except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as wrong:
-                    log.error("a saved hook event cannot be read", file=name, reason=str(wrong))
+                except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as exc:
+                    log.error("a saved hook event cannot be read", file=name, reason=str(exc))
         if failed is not None:
             raise failed
 

@@ -67,8 +67,8 @@ class Processes:
                 start_new_session=True,  # a terminal's Ctrl-C is for this process, which tells the others
                 preexec_fn=partial(_die_with_parent, os.getpid()) if _prctl is not None else None,
             )
-        except OSError as wrong:
-            raise ConfigError(f"cannot run {command[0]}: {wrong.strerror or wrong}") from wrong
+        except OSError as exc:
+            raise ConfigError(f"cannot run {command[0]}: {exc.strerror or exc}") from exc
         process = Process(popen)
         self._there.add(process)
         return process

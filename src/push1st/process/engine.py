@@ -60,8 +60,8 @@ class Engine:
         """Returns when it works. Raises ConfigError when it does not."""
         try:
             await self._works
-        except OSError as wrong:
-            raise ConfigError(f"{self._program} did not start: {wrong}") from wrong
+        except OSError as exc:
+            raise ConfigError(f"{self._program} did not start: {exc}") from exc
 
     async def keep(self) -> None:
         """Runs it, again and again, until `stop`."""
@@ -74,9 +74,9 @@ class Engine:
             try:
                 self.path.unlink(missing_ok=True)
                 process = self._process = self._processes.start(command(self._program, self.path), output=theirs)
-            except ConfigError as wrong:  # such as a program that is being replaced just now
+            except ConfigError as exc:  # such as a program that is being replaced just now
                 os.close(ours)
-                how = str(wrong)
+                how = str(exc)
             finally:
                 os.close(theirs)
             if process is not None:

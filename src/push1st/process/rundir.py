@@ -61,9 +61,9 @@ class RunDir:
                 fcntl.flock(self._lock, fcntl.LOCK_EX)
             (self.path / _NAME).write_text(_absolute(config))
             self.note(Reloads())
-        except OSError as wrong:
-            text = wrong.strerror or wrong
-            raise ConfigError(f"several workers need a folder in {base.parent} for their supervisor: {text}") from wrong
+        except OSError as exc:
+            text = exc.strerror or exc
+            raise ConfigError(f"several workers need a folder in {base.parent} for their supervisor: {text}") from exc
 
     def note(self, reloads: Reloads) -> None:
         """Says what became of reloads. Raises OSError."""

@@ -178,15 +178,15 @@ class Server:
                 metrics.hook_attempts,
                 metrics.asked,
             )
-        except OSError as wrong:
-            raise ConfigError(f"cannot keep hook events in {config.hooks.folder}: {wrong.strerror or wrong}") from wrong
+        except OSError as exc:
+            raise ConfigError(f"cannot keep hook events in {config.hooks.folder}: {exc.strerror or exc}") from exc
         broker = self._broker = self._open_broker()
         if self._workers is not None:
             broker.workers(self._workers)
         try:
             await self.node.open(broker, broker, broker, broker, broker, self._hooks)
-        except Refused as wrong:
-            raise ConfigError(wrong.text) from None
+        except Refused as exc:
+            raise ConfigError(exc.text) from None
         self._hooks.open(broker.report)
         codecs = {name: load(PROTOCOLS, name)() for name in PROTOCOLS}
         self._sweep = Sweep(clock.monotonic, lambda: _failed("sweep"), self._each_second)
@@ -268,8 +268,8 @@ class Server:
                 server = await loop.create_server(
                     connection, sock=door.socket, backlog=BACKLOG, ssl=context, ssl_handshake_timeout=seconds
                 )
-        except OSError as wrong:
-            raise ConfigError(f"cannot listen on {door.address}: {wrong.strerror or wrong}") from wrong
+        except OSError as exc:
+            raise ConfigError(f"cannot listen on {door.address}: {exc.strerror or exc}") from exc
         self._servers.append(server)
 
     def workers(self, nodes: Collection[str]) -> None:
@@ -446,6 +446,6 @@ def _context(settings: Ssl, refuse: Callable[[], None], flooded: Callable[[], No
     context.set_alpn_protocols(["http/1.1"])
     try:
         context.load_cert_chain(settings.cert, settings.key)
-    except (ssl.SSLError, OSError) as wrong:
-        raise ConfigError(f"cannot use the certificate {settings.cert} with the key {settings.key}: {wrong}") from wrong
+    except (ssl.SSLError, OSError) as exc:
+        raise ConfigError(f"cannot use the certificate {settings.cert} with the key {settings.key}: {exc}") from exc
     return context

@@ -57,12 +57,12 @@ def bind(role: Role, address: Listen, *, shared: bool = False) -> list[Door]:
             for one in _tcp(role, address, False):
                 one.socket.close()
         return _tcp(role, address, shared)
-    except OSError as wrong:
-        if wrong.errno != errno.EADDRINUSE:
-            raise ConfigError(f"cannot listen on {address}: {wrong.strerror or wrong}") from wrong
+    except OSError as exc:
+        if exc.errno != errno.EADDRINUSE:
+            raise ConfigError(f"cannot listen on {address}: {exc.strerror or exc}") from exc
         show = f"ss -ltnp 'sport = :{address.port}'" if sys.platform == "linux" else f"lsof -nP -iTCP:{address.port} -sTCP:LISTEN"
         advice = f"`{show}` shows the process; stop it, or change {role}.listen"
-        raise AddressInUse(f"cannot listen on {address}: {wrong.strerror or wrong}: {advice}") from wrong
+        raise AddressInUse(f"cannot listen on {address}: {exc.strerror or exc}: {advice}") from exc
 
 
 def wait_until_free(config: Config, waiting: Callable[[str], None]) -> None:
@@ -128,8 +128,8 @@ def _tcp(role: Role, address: Listen, shared: bool) -> list[Door]:
         for family, _, _, _, name in sorted(set(found)):  # IPv4 first
             try:
                 bound = _bound(family, (name[0], port, *name[2:]), shared)
-            except OSError as wrong:
-                if doors and wrong.errno in (errno.EAFNOSUPPORT, errno.EADDRNOTAVAIL):
+            except OSError as exc:
+                if doors and exc.errno in (errno.EAFNOSUPPORT, errno.EADDRNOTAVAIL):
                     continue  # a machine without IPv6
                 raise
             port = bound.getsockname()[1]

@@ -287,8 +287,8 @@ class Supervisor:
                 await asyncio.sleep(wait)
                 try:
                     await self._fill(slot, None, worker)
-                except (ConfigError, OSError) as wrong:  # such as no memory, or no descriptors, for one more
-                    log.error("worker cannot be started", reason=str(wrong))
+                except (ConfigError, OSError) as exc:  # such as no memory, or no descriptors, for one more
+                    log.error("worker cannot be started", reason=str(exc))
 
     async def _fill(
         self, slot: Slot, config: Config | None, ended: Worker | None = None, ready: Callable[[], None] | None = None
@@ -468,8 +468,8 @@ class Supervisor:
 
             try:
                 problems = await self._replace_all(accepted)
-            except (ConfigError, OSError) as wrong:
-                problems = tuple(str(wrong).splitlines())
+            except (ConfigError, OSError) as exc:
+                problems = tuple(str(exc).splitlines())
                 for problem in problems:
                     log.error("reload refused, all goes on as it was", problem=problem)
             except Exception:  # the next reload, and whoever waits for this one, must not suffer
@@ -585,8 +585,8 @@ class Supervisor:
 
     def _done(self, task: asyncio.Task[None]) -> None:
         self._tasks.discard(task)
-        if not task.cancelled() and (wrong := task.exception()) is not None:
-            log.error("internal error", exc_info=wrong)
+        if not task.cancelled() and (exc := task.exception()) is not None:
+            log.error("internal error", exc_info=exc)
 
 
 def _needs_engine(config: Config) -> bool:

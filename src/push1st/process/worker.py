@@ -52,9 +52,9 @@ async def _work(end: socket.socket) -> int:
     listening.add_done_callback(partial(_orphaned, order.engine))
     try:
         await server.start()
-    except ConfigError as wrong:
-        print(printable_lines(str(wrong)), file=sys.stderr, flush=True)
-        line.say(Failed(str(wrong)))
+    except ConfigError as exc:
+        print(printable_lines(str(exc)), file=sys.stderr, flush=True)
+        line.say(Failed(str(exc)))
         os._exit(1)  # whatever is open is the kernel's to close
     line.say(Ready(server.worker.descriptors.possible, server.name))
     await server.run()

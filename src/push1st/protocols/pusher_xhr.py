@@ -55,8 +55,8 @@ def decode_messages(body: bytes) -> list[str]:
     """What a client sends in one request. Raises Refused(400)."""
     try:
         return decode(_messages, body)
-    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as wrong:
-        raise Refused(400, f"the body must be a JSON array of strings: {wrong}") from wrong
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as exc:
+        raise Refused(400, f"the body must be a JSON array of strings: {exc}") from exc
 
 
 def whole_frames(data: bytes, room: int) -> tuple[int, int]:

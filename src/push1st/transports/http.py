@@ -332,9 +332,9 @@ class HttpConnection(asyncio.Protocol):
         except httptools.HttpParserCallbackError:
             worker.failed("request")
             self._refuse(500, "internal error")
-        except httptools.HttpParserError as wrong:
+        except httptools.HttpParserError as exc:
             if not self._last:  # what follows the last request is passed over
-                self._refuse(400, f"not an HTTP/1.1 request: {wrong}")
+                self._refuse(400, f"not an HTTP/1.1 request: {exc}")
         if self._upgraded is not None:
             self._rest = None
             self._let_go()
@@ -598,8 +598,8 @@ class HttpConnection(asyncio.Protocol):
         try:
             soon = self._listener.worker.serve(request)
             response = soon if isinstance(soon, Response) else begin(soon)
-        except Exception as wrong:
-            response = self._failure(wrong, request)
+        except Exception as exc:
+            response = self._failure(exc, request)
         if isinstance(response, Rest):
             self._busy = True
             self._deadline = NEVER
@@ -607,14 +607,14 @@ class HttpConnection(asyncio.Protocol):
         else:
             self._answer(response, keep, request.method == "HEAD")
 
-    def _failure(self, wrong: Exception, request: Request | Visit) -> Response:
+    def _failure(self, exc: Exception, request: Request | Visit) -> Response:
         """The answer to a request that was refused, or that uncovered a defect of ours."""
         worker = self._listener.worker
-        if isinstance(wrong, Refused):
-            worker.node.metrics.refusals[str(wrong.code)] += 1
+        if isinstance(exc, Refused):
+            worker.node.metrics.refusals[str(exc.code)] += 1
             path = request.path if isinstance(request, Request) else None
-            self._log("request refused", wrong.code, wrong.text, method=request.method, path=path)
-            return error(wrong.code, wrong.text)
+            self._log("request refused", exc.code, exc.text, method=request.method, path=path)
+            return error(exc.code, exc.text)
         worker.failed("request")
         return error(500, "internal error")
 
@@ -622,8 +622,8 @@ class HttpConnection(asyncio.Protocol):
         """Answers a request that waits, then those behind it."""
         try:
             response = await rest
-        except Exception as wrong:
-            response = self._failure(wrong, request)
+        except Exception as exc:
+            response = self._failure(exc, request)
         self._done(response, keep, request.method == "HEAD")
 
     def _done(self, response: Response, keep: bool, head: bool = False) -> None:
@@ -656,8 +656,8 @@ class HttpConnection(asyncio.Protocol):
         try:
             found = self._listener.worker.fallbacks.visit(visit, self)
             begun = begin(found) if isinstance(found, Coroutine) else found
-        except Exception as wrong:
-            begun = msgspec.structs.replace(self._failure(wrong, visit), headers=FALLBACK_HEADERS)
+        except Exception as exc:
+            begun = msgspec.structs.replace(self._failure(exc, visit), headers=FALLBACK_HEADERS)
         if isinstance(begun, Rest):
             self._busy, self._deadline = True, NEVER
             spawn(self._seek(begun, keep, visit))
@@ -670,8 +670,8 @@ class HttpConnection(asyncio.Protocol):
         """Waits for what becomes of a fallback's request, whose session may be on another worker."""
         try:
             found = await rest
-        except Exception as wrong:
-            found = msgspec.structs.replace(self._failure(wrong, visit), headers=FALLBACK_HEADERS)
+        except Exception as exc:
+            found = msgspec.structs.replace(self._failure(exc, visit), headers=FALLBACK_HEADERS)
         if isinstance(found, Response):
             self._done(found, keep)
             return

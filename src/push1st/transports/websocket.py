@@ -522,8 +522,8 @@ def _open(
     end = None
     try:
         start(worker, handshake, protocol, tail, connection)
-    except Disconnect as wrong:
-        end = wrong
+    except Disconnect as exc:
+        end = exc
         worker.node.metrics.refusals[str(end.code)] += 1
         status = None if name == "pusher" else _STATUSES.get(end.code)
         if status is not None:

@@ -158,8 +158,8 @@ class Redis:
                 self._shards[index].answered(*decode_answer(data))
             elif data[0] == NODE:
                 self._shards[index].came(decode_node(data))
-        except (msgspec.DecodeError, UnicodeDecodeError, ValueError, IndexError) as wrong:
-            log.error("a message of the broker cannot be read", reason=str(wrong))  # such as one of another version
+        except (msgspec.DecodeError, UnicodeDecodeError, ValueError, IndexError) as exc:
+            log.error("a message of the broker cannot be read", reason=str(exc))  # such as one of another version
 
     async def subscribe(self, app: str, channel: str) -> None:
         await self._shard(app, channel).subscribe(app, channel)

@@ -156,8 +156,8 @@ class Reader:
             while await self._more(link):
                 pass
             log.info("facts are read by another node")
-        except (OSError, TimeoutError, Unusable, Lost, hiredis.ReplyError) as wrong:
-            log.info("facts are not read any more", reason=str(wrong) or type(wrong).__name__)
+        except (OSError, TimeoutError, Unusable, Lost, hiredis.ReplyError) as exc:
+            log.info("facts are not read any more", reason=str(exc) or type(exc).__name__)
         except asyncio.CancelledError:
             if link is not None:
                 link.close()  # behind the last note

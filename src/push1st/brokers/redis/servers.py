@@ -95,8 +95,8 @@ async def _prepare(link: Link, address: Address, name: str) -> None:
 async def _reply(future: "asyncio.Future[Any]") -> Any:
     try:
         return await future
-    except hiredis.ReplyError as wrong:
-        raise Unusable(str(wrong)) from None
+    except hiredis.ReplyError as exc:
+        raise Unusable(str(exc)) from None
 
 
 async def _ask(link: Link, *command: Argument) -> Any:
@@ -105,23 +105,23 @@ async def _ask(link: Link, *command: Argument) -> Any:
 
 async def _first(address: Address, ask: Callable[[Link], Any]) -> Any:
     """What the first of the hosts answers that can answer."""
-    wrong: Exception = Unusable("no host is given")
+    exc: Exception = Unusable("no host is given")
     for host, port in address.hosts:
         try:
             link = await _open(address, host, port, lambda _: None, lambda: None)
         except OSError as failure:
-            wrong = failure
+            exc = failure
             continue
         try:
             found = await ask(link)
             if found is not None:
                 return found
-            wrong = Unusable(f"{host}:{port} does not know")
+            exc = Unusable(f"{host}:{port} does not know")
         except (Unusable, Lost) as failure:
-            wrong = failure
+            exc = failure
         finally:
             link.abort()
-    raise wrong
+    raise exc
 
 
 async def _master(address: Address) -> tuple[str, int]:

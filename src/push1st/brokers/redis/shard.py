@@ -230,11 +230,11 @@ class Shard:
                 if link is not None:
                     link.abort()
                 raise
-            except (OSError, TimeoutError, Unusable, Lost, hiredis.ReplyError) as wrong:
-                if link is not None and not self._keeps(link, wrong):
+            except (OSError, TimeoutError, Unusable, Lost, hiredis.ReplyError) as exc:
+                if link is not None and not self._keeps(link, exc):
                     link.abort()
-                silent = f"no answer within {CONNECT_SECONDS} s" if isinstance(wrong, TimeoutError) else type(wrong).__name__
-                self.reason = str(wrong) or silent
+                silent = f"no answer within {CONNECT_SECONDS} s" if isinstance(exc, TimeoutError) else type(exc).__name__
+                self.reason = str(exc) or silent
                 if not failures and self._is_new(self.reason):
                     log.warning("the broker cannot be used", broker=str(self.address), reason=self.reason, **_hint(self.reason))
                 failures += 1
@@ -313,8 +313,8 @@ class Shard:
                     at, _ = await link.call(*self._bury(self._node, at))
             async with asyncio.timeout(LAST_SECONDS):
                 await self._hand_on_the_last(link)
-        except (TimeoutError, Lost, hiredis.ReplyError) as wrong:
-            log.info("this node's entries go with its lease", reason=str(wrong))
+        except (TimeoutError, Lost, hiredis.ReplyError) as exc:
+            log.info("this node's entries go with its lease", reason=str(exc))
         link.close()
 
     async def _hand_on_the_last(self, link: Link) -> None:
@@ -408,8 +408,8 @@ class Shard:
         """Tells again what was refused. What changes meanwhile is told twice, which does nothing."""
         try:
             stored = await self._stored(link)
-        except (Lost, hiredis.ReplyError) as wrong:
-            self._told(wrong)
+        except (Lost, hiredis.ReplyError) as exc:
+            self._told(exc)
             return
         if self.link is link:
             for difference in self._entries.differences(stored):
