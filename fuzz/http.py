@@ -21,7 +21,7 @@ from push1st.config.model import Config, Networks, demo
 from push1st.core.fanout import Fanout
 from push1st.core.node import Node
 from push1st.eager import begin
-from push1st.hooks.switchboard import Switchboard
+from push1st.hooks.dispatcher import HookDispatcher
 from push1st.metrics import Metrics
 from push1st.protocols.pusher import Pusher
 from push1st.protocols.pusher_xhr import PusherXhr
@@ -133,7 +133,7 @@ class Server:
         numbers = Random(1)  # noqa: S311 - ids of connections, in a fuzzer
         self.node = Node(Files(config.apps), fanout, metrics, clock, numbers.getrandbits)
         memory = Memory(self.node.stamp)
-        hooks = Switchboard(
+        hooks = HookDispatcher(
             config.apps, config.hooks, "", clock, numbers.getrandbits, metrics.hook_events, metrics.hook_attempts, metrics.asked
         )
         begin(self.node.open(memory, memory, memory, memory, memory, hooks))

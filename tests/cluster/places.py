@@ -24,7 +24,7 @@ from push1st.core.fanout import Fanout
 from push1st.core.node import Node
 from push1st.core.session import Session
 from push1st.eager import spawn
-from push1st.hooks.switchboard import Switchboard
+from push1st.hooks.dispatcher import HookDispatcher
 from push1st.messages import (
     MEMBER_ADDED,
     MEMBER_REMOVED,
@@ -125,7 +125,7 @@ class Place:
     def send_edges_to(self, backend: Backend) -> "Place":
         """As webhooks would."""
         config = app_config(webhooks=(EDGES,))
-        board = Switchboard([config], HooksConfig(), "", SystemClock(), random.getrandbits, Counter(), Counter(), Counter())
+        board = HookDispatcher([config], HooksConfig(), "", SystemClock(), random.getrandbits, Counter(), Counter(), Counter())
 
         def queue(format: str, fact: Fact) -> None:
             if format == "pusher" and not self.dead:

@@ -1,11 +1,11 @@
 """What tells a backend of what happens, and asks it: the ports, and the registry of ways to reach an endpoint.
 
-A fact (`messages.Fact`) comes to `happened` of a `Switchboard`; edges are held back and cancelled (`debounce`), what an
+A fact (`messages.Fact`) comes to `happened` of a `HookDispatcher`; edges are held back and cancelled (`debounce`), what an
 endpoint wants is encoded in its format (`formats`) and queued for it (`queue`); an `Endpoint` sends, retries and gives up
-(`endpoint`), by a `Way`. Questions go the same ways, without a queue (`authorize`).
+(`endpoint`), by a `HookTransport`. Questions go the same ways, without a queue (`authorize`).
 
 None of this knows nodes, sessions or transports; the node calls it. A further kind of endpoint is one file here with a
-`Way`, and one line in `WAYS`.
+`HookTransport`, and one line in `TRANSPORTS`.
 """
 
 from collections.abc import Callable
@@ -17,7 +17,7 @@ from push1st.errors import Refused
 from push1st.hooks.events import Question
 from push1st.messages import Fact
 
-WAYS = {
+TRANSPORTS = {
     "http": "push1st.hooks.webhook:Web",
     "https": "push1st.hooks.webhook:Web",
     "py": "push1st.hooks.python:Python",
@@ -56,7 +56,7 @@ class Target(msgspec.Struct, frozen=True):
         return f"Target({self.app}, {shown(self.url)})"
 
 
-class Way(Protocol):
+class HookTransport(Protocol):
     """How an endpoint is reached. Both raise NotDelivered."""
 
     async def tell(self, id: str, body: bytes) -> None:
@@ -68,7 +68,7 @@ class Way(Protocol):
     async def close(self) -> None: ...
 
 
-Reach = Callable[[Target], Way]
+Reach = Callable[[Target], HookTransport]
 
 
 class Decision(msgspec.Struct, frozen=True):

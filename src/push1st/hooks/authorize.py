@@ -14,7 +14,7 @@ import msgspec
 from push1st import logs
 from push1st.config.model import AppConfig
 from push1st.errors import Refused
-from push1st.hooks import Decision, NotDelivered, Reach, Target, Way, shown
+from push1st.hooks import Decision, HookTransport, NotDelivered, Reach, Target, shown
 from push1st.hooks.endpoint import Clock
 from push1st.hooks.events import Connecting, Question
 from push1st.hooks.formats import matcher, target
@@ -37,7 +37,7 @@ class SaidUser(msgspec.Struct):
     info: msgspec.Raw = msgspec.Raw(b"null")
 
 
-class Said(msgspec.Struct):
+class AuthorizeReply(msgspec.Struct):
     """What a backend answers."""
 
     allow: bool
@@ -50,7 +50,7 @@ class Said(msgspec.Struct):
         self.text = self.text[:MAX_MESSAGE]
 
 
-_said = msgspec.json.Decoder(Said)
+_said = msgspec.json.Decoder(AuthorizeReply)
 _encode = msgspec.json.Encoder().encode
 
 
@@ -59,7 +59,7 @@ def asks(app: AppConfig) -> dict[str, Callable[[str], object]]:
     return {on: matcher(one.filter) if on != "connect" else matcher(()) for one in app.authorize for on in one.on}
 
 
-class Asked:
+class AuthorizeEndpoint:
     """An endpoint that is asked. cache: seconds."""
 
     __slots__ = ("cache", "failed_at", "name", "target", "way")
@@ -68,22 +68,22 @@ class Asked:
         self.target = target
         self.cache = cache
         self.name = shown(target.url)
-        self.way: Way | None = None
+        self.way: HookTransport | None = None
         self.failed_at = -LOG_SECONDS
 
 
-class Authority:
+class Authorizer:
     """asked: a counter of answers (`Metrics`). folder: where relative paths start."""
 
     def __init__(self, apps: Sequence[AppConfig], folder: str, clock: Clock, asked: Counter[str], reach: Reach) -> None:
         self._clock = clock
         self._asked = asked
         self._reach = reach
-        self._endpoints: dict[tuple[str, str], Asked] = {}
-        self._cached: OrderedDict[tuple[Asked, bytes], tuple[float, Decision]] = OrderedDict()
+        self._endpoints: dict[tuple[str, str], AuthorizeEndpoint] = {}
+        self._cached: OrderedDict[tuple[AuthorizeEndpoint, bytes], tuple[float, Decision]] = OrderedDict()
         for app in apps:
             for one in app.authorize:
-                endpoint = Asked(target(app, one, folder, one.concurrency), one.cache)
+                endpoint = AuthorizeEndpoint(target(app, one, folder, one.concurrency), one.cache)
                 self._endpoints.update({(app.id, on): endpoint for on in one.on})
 
     async def ask(self, question: Question) -> Decision:
@@ -110,7 +110,7 @@ class Authority:
                 self._cached.popitem(last=False)
         return answer
 
-    async def _answer(self, endpoint: Asked, body: bytes) -> bytes:
+    async def _answer(self, endpoint: AuthorizeEndpoint, body: bytes) -> bytes:
         if endpoint.way is None:
             endpoint.way = self._reach(endpoint.target)
         task = asyncio.get_running_loop().create_task(endpoint.way.ask(body))
@@ -121,7 +121,7 @@ class Authority:
             raise NotDelivered("timed-out", f"no answer within {endpoint.target.timeout:g} s")
         return task.result()
 
-    def _undecided(self, endpoint: Asked, kind: str, text: str) -> Decision:
+    def _undecided(self, endpoint: AuthorizeEndpoint, kind: str, text: str) -> Decision:
         self._asked[kind] += 1
         now = self._clock.monotonic()
         if now - endpoint.failed_at >= LOG_SECONDS:
@@ -151,7 +151,7 @@ def _key(question: Question) -> bytes:
     return hashlib.sha256(_encode(question)).digest()  # a question may hold as much as a client may publish
 
 
-def _answer(on: str, said: Said) -> Decision:
+def _answer(on: str, said: AuthorizeReply) -> Decision:
     if not said.allow:
         code = said.code or 0
         allowed = 4000 <= code < 5000 if on == "connect" else 400 <= code < 600 or 4300 <= code < 5000

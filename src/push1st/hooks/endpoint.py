@@ -10,7 +10,7 @@ from collections.abc import Callable, Sequence
 from typing import Protocol
 
 from push1st import logs
-from push1st.hooks import NotDelivered, Reach, Status, Way, shown
+from push1st.hooks import HookTransport, NotDelivered, Reach, Status, shown
 from push1st.hooks.formats import Wanted, body
 from push1st.hooks.queue import Delivery, Queue
 from push1st.messages import Fact
@@ -28,7 +28,7 @@ class Clock(Protocol):
     def wall(self) -> int: ...
 
 
-class Around(Protocol):
+class HookContext(Protocol):
     """What endpoints share."""
 
     @property
@@ -49,12 +49,12 @@ class Around(Protocol):
 class Endpoint:
     """most_events, most_bytes: that may wait."""
 
-    def __init__(self, wanted: Wanted, around: Around, most_events: int, most_bytes: int) -> None:
+    def __init__(self, wanted: Wanted, around: HookContext, most_events: int, most_bytes: int) -> None:
         self.wanted = wanted
         self.name = shown(wanted.target.url)
         self.queue = Queue(wanted.concurrency, wanted.batch, most_events, most_bytes)
         self._around = around
-        self._way: Way | None = None
+        self._way: HookTransport | None = None
         self._tasks: dict[asyncio.Task[None], Delivery] = {}
         self._timer: asyncio.TimerHandle | None = None
         self._scheduled = False

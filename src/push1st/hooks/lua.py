@@ -42,7 +42,7 @@ globals._G = globals
 
 
 class Lua(Processes):
-    """A `Way`."""
+    """A `HookTransport`."""
 
     def __init__(self, target: Target) -> None:
         super().__init__("push1st.hooks.lua", target)

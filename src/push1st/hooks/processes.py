@@ -11,7 +11,7 @@ from collections import deque
 from contextlib import suppress
 
 from push1st import logs
-from push1st.hooks import WAYS, NotDelivered, Target, shown
+from push1st.hooks import TRANSPORTS, NotDelivered, Target, shown
 from push1st.hooks.child import ASK, FAILED, LENGTH, READY, TELL
 
 START_SECONDS = 30.0
@@ -156,7 +156,7 @@ class Processes:
 def problem(url: str, folder: str) -> str:
     """Why what an endpoint names cannot be called, or "": a child loads it, and ends. Waits."""
     scheme, _, place = url.partition("://")
-    command = [sys.executable, "-m", WAYS[scheme].partition(":")[0], "", place, "1", folder]
+    command = [sys.executable, "-m", TRANSPORTS[scheme].partition(":")[0], "", place, "1", folder]
     child = subprocess.run(command, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, check=False)  # noqa: S603 - what serving would run
     kind, body = child.stdout[LENGTH.size : LENGTH.size + 1], child.stdout[LENGTH.size + 1 :]
     return "" if kind == READY else body.partition(b"\n")[0].decode() or "the process that loads it ends at once"

@@ -19,7 +19,7 @@ from push1st.hooks.processes import Processes
 
 
 class Python(Processes):
-    """A `Way`."""
+    """A `HookTransport`."""
 
     def __init__(self, target: Target) -> None:
         super().__init__("push1st.hooks.python", target)

@@ -19,7 +19,7 @@ KEEP_SECONDS = 30
 
 
 class Web:
-    """A `Way`. Its session is made with its first request."""
+    """A `HookTransport`. Its session is made with its first request."""
 
     def __init__(self, target: Target) -> None:
         self._target = target

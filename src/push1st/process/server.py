@@ -29,8 +29,8 @@ from push1st.core.fanout import Fanout
 from push1st.core.node import Node, Siblings
 from push1st.eager import settled, spawn
 from push1st.errors import ConfigError, Refused
+from push1st.hooks.dispatcher import HookDispatcher
 from push1st.hooks.formats import edges
-from push1st.hooks.switchboard import Switchboard
 from push1st.metrics import Metrics
 from push1st.process.sockets import BACKLOG, GRACE, ROLES, Door, Role, addresses, bind, close, wait_until_free, with_ports
 from push1st.process.tls import NOTE, self_signed
@@ -168,7 +168,7 @@ class Server:
         if config.log.level == "debug":
             self.node.refusals.enable(clock.monotonic, (app.secret for app in config.apps))
         try:
-            self._hooks = Switchboard(
+            self._hooks = HookDispatcher(
                 config.apps,
                 config.hooks,
                 config.folder,

@@ -11,7 +11,7 @@ import pytest
 from push1st.config.model import Authorize
 from push1st.errors import Refused
 from push1st.hooks import Decision, NotDelivered, Target
-from push1st.hooks.authorize import MAX_CACHED, MAX_MESSAGE, UNDECIDED, Authority, asks
+from push1st.hooks.authorize import MAX_CACHED, MAX_MESSAGE, UNDECIDED, Authorizer, asks
 from push1st.hooks.events import Connecting, Publishing, Subscribing
 from tests.unit.fakes import APP, Clock, app_config
 
@@ -19,7 +19,7 @@ CONNECTING = Connecting(APP, "1.2", "::1", "q=1")
 
 
 class Backend:
-    """A `Way` that answers what it is told to."""
+    """A `HookTransport` that answers what it is told to."""
 
     def __init__(self) -> None:
         self.answer: Any = {"allow": True}
@@ -49,7 +49,7 @@ class Asking:
         self.backend = Backend()
         self.counted: Counter[str] = Counter()
         one = Authorize(url="http://h/", on=frozenset(("connect", "subscribe", "publish")), cache=cache, timeout=timeout)
-        self.authority = Authority([app_config(authorize=(one,))], "", self.clock, self.counted, self.backend)
+        self.authority = Authorizer([app_config(authorize=(one,))], "", self.clock, self.counted, self.backend)
         self.ask = self.authority.ask
 
 

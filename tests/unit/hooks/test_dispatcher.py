@@ -12,14 +12,14 @@ import pytest
 
 from push1st.config.model import Hook, HooksConfig, Webhook
 from push1st.hooks import NotDelivered, Target
+from push1st.hooks.dispatcher import HookDispatcher
 from push1st.hooks.store import Store
-from push1st.hooks.switchboard import Switchboard
 from push1st.messages import HOLD_SECONDS, Fact, Happening, Phase
 from tests.unit.fakes import APP, Clock, app_config, turns
 
 
 class Endpoint:
-    """A `Way` that takes what it is told, fails, or waits."""
+    """A `HookTransport` that takes what it is told, fails, or waits."""
 
     def __init__(self) -> None:
         self.told: list[tuple[str, bytes]] = []
@@ -54,7 +54,7 @@ class Board:
         self.attempts: Counter[str] = Counter()
         self.at: dict[str, Endpoint] = {}
         self.numbers = 0
-        self.board = Switchboard(
+        self.board = HookDispatcher(
             [app_config(webhooks=webhooks, hook=hook)],
             config,
             "",
@@ -285,7 +285,7 @@ async def test_events_for_an_endpoint_that_is_gone_are_counted(tmp_path: Path):
 async def test_what_a_worker_that_was_replaced_has_saved_is_sent_by_those_that_run(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
-    monkeypatch.setattr("push1st.hooks.switchboard.TAKE_UP_SECONDS", 0.0)
+    monkeypatch.setattr("push1st.hooks.dispatcher.TAKE_UP_SECONDS", 0.0)
     config = HooksConfig(folder=str(tmp_path))
     two = Board(A, config=config)
     two.board.open(lambda _: None)
@@ -315,7 +315,7 @@ def out_of_reach(folder: Path) -> Iterator[None]:
 async def test_loading_is_retried_with_one_log_line(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr("push1st.hooks.switchboard.TAKE_UP_SECONDS", 0.0)
+    monkeypatch.setattr("push1st.hooks.dispatcher.TAKE_UP_SECONDS", 0.0)
     folder = tmp_path / "hooks"
     config = HooksConfig(folder=str(folder))
     one = await failed(Board(A, config=config))
@@ -341,7 +341,7 @@ async def failed(board: Board) -> Board:
 
 
 async def test_saving_at_a_stop_is_retried_for_a_moment(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("push1st.hooks.switchboard.SAVE_AGAIN_SECONDS", 0.0)
+    monkeypatch.setattr("push1st.hooks.dispatcher.SAVE_AGAIN_SECONDS", 0.0)
     folder = tmp_path / "hooks"
     one = await failed(Board(A, config=HooksConfig(folder=str(folder))))
     with out_of_reach(folder):
@@ -356,7 +356,7 @@ async def test_saving_at_a_stop_is_retried_for_a_moment(tmp_path: Path, monkeypa
 async def test_events_that_cannot_be_saved_at_a_stop_are_counted_as_lost_and_leave_no_file(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("push1st.hooks.switchboard.SAVE_SECONDS", 0.0)
+    monkeypatch.setattr("push1st.hooks.dispatcher.SAVE_SECONDS", 0.0)
     folder = tmp_path / "hooks"
     one = await failed(Board(A, config=HooksConfig(folder=str(folder))))
     with out_of_reach(folder):

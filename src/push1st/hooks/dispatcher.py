@@ -14,8 +14,8 @@ import msgspec
 
 from push1st import logs
 from push1st.config.model import AppConfig, HooksConfig
-from push1st.hooks import WAYS, Format, Status, Target, Way
-from push1st.hooks.authorize import Authority
+from push1st.hooks import TRANSPORTS, Format, HookTransport, Status, Target
+from push1st.hooks.authorize import Authorizer
 from push1st.hooks.debounce import Debounce
 from push1st.hooks.endpoint import Clock, Endpoint
 from push1st.hooks.formats import ENCODERS, Wanted, kinds, wanted
@@ -32,19 +32,19 @@ SAVE_AGAIN_SECONDS = 0.1
 log = logs.get("push1st.hooks")
 
 
-def way_to(url: str) -> type[Way]:
+def way_to(url: str) -> type[HookTransport]:
     """The class for an endpoint, from the registry."""
-    module, _, attribute = WAYS[url.partition("://")[0]].partition(":")
-    way: type[Way] = getattr(importlib.import_module(module), attribute)
+    module, _, attribute = TRANSPORTS[url.partition("://")[0]].partition(":")
+    way: type[HookTransport] = getattr(importlib.import_module(module), attribute)
     return way
 
 
-def reach(target: Target) -> Way:
+def reach(target: Target) -> HookTransport:
     """The way to an endpoint. It has been loaded before: the first event does not wait for that."""
     return way_to(target.url)(target)  # type: ignore[call-arg]  # the port does not say how it is made
 
 
-class Switchboard:
+class HookDispatcher:
     """folder: where relative paths start. events, attempts, asked: counters (`Metrics`). Raises OSError for `config.folder`."""
 
     def __init__(
@@ -57,7 +57,7 @@ class Switchboard:
         events: Counter[str],
         attempts: Counter[str],
         asked: Counter[str],
-        reach: Callable[[Target], Way] = reach,
+        reach: Callable[[Target], HookTransport] = reach,
     ) -> None:
         self.clock = clock
         self.random = random
@@ -67,7 +67,7 @@ class Switchboard:
         self._config = config
         self._folder = folder
         self._store = Store(config.folder) if config.folder else None
-        self._authority = Authority(apps, folder, clock, asked, reach)
+        self._authority = Authorizer(apps, folder, clock, asked, reach)
         self.ask = self._authority.ask
         self._debounce = Debounce()
         self._settled_at: asyncio.TimerHandle | None = None
