@@ -14,7 +14,7 @@ import pytest
 from push1st.config.model import Config, Listen, ServerConfig
 from push1st.errors import ConfigError
 from push1st.process import rundir
-from push1st.process.sockets import Door, again, bind, close, with_ports
+from push1st.process.sockets import BoundSocket, again, bind, close, with_ports
 
 NOBODY = 65534
 """a user that every system has"""
@@ -26,7 +26,7 @@ def bound() -> Iterator[contextlib.ExitStack]:
         yield stack
 
 
-def doors(stack: contextlib.ExitStack, text: str, *, shared: bool = False) -> list[Door]:
+def doors(stack: contextlib.ExitStack, text: str, *, shared: bool = False) -> list[BoundSocket]:
     found = bind("server", Listen.parse(text), shared=shared)
     stack.callback(close, found)
     return found

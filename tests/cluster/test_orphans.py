@@ -13,7 +13,7 @@ from pathlib import Path
 import msgspec
 
 from push1st.config.model import ApiConfig, ServerConfig, demo
-from push1st.process.control import Line, Order, Ready, pack
+from push1st.process.control import ControlConnection, Ready, StartWorker, pack
 from push1st.process.engine import answers, command, program
 from tests.clients.process import DEADLINE, wait_until
 
@@ -31,13 +31,13 @@ def run_worker(end: socket.socket) -> "subprocess.Popen[bytes]":
     )
 
 
-async def until_ready(line: Line, path: Path) -> None:
+async def until_ready(line: ControlConnection, path: Path) -> None:
     async with asyncio.timeout(20):
         nowhere = msgspec.structs.replace(
             demo(), server=ServerConfig(listen=()), api=ApiConfig(listen=()), broker=f"unix://{path}"
         )
-        line.say(Order(3, pack(nowhere), [], str(path), []))
-        assert isinstance(await line.heard(), Ready)
+        line.send(StartWorker(3, pack(nowhere), [], str(path), []))
+        assert isinstance(await line.receive(), Ready)
 
 
 def test_a_worker_whose_supervisor_is_gone_ends_and_takes_the_engine_with_it() -> None:
@@ -50,7 +50,7 @@ def test_a_worker_whose_supervisor_is_gone_ends_and_takes_the_engine_with_it() -
             worker = run_worker(theirs)
 
         async def supervise() -> None:
-            line = await Line.on(ours)
+            line = await ControlConnection.on(ours)
             await until_ready(line, path)
             await line.close()
 

@@ -11,9 +11,9 @@ import msgspec
 
 from push1st.config.model import Config, demo
 from push1st.process import worker
-from push1st.process.control import Alive, Ask, Line, Order, Ready, Retire, Told, pack
+from push1st.process.control import Alive, Ask, ControlConnection, ControlReply, Ready, Retire, StartWorker, pack
 from push1st.process.server import Server
-from push1st.process.sockets import ROLES, Door, addresses, bind, with_ports
+from push1st.process.sockets import ROLES, BoundSocket, addresses, bind, with_ports
 from tests.clients.process import DEADLINE
 from tests.contract.inside import plain_process
 from tests.contract.redis import valkey
@@ -22,7 +22,7 @@ from tests.contract.test_server import SUBSCRIBE, frames, open_session, poll, re
 _prefixes = count(1)
 
 
-def bound(broker: str = demo().broker) -> tuple[Config, list[Door]]:
+def bound(broker: str = demo().broker) -> tuple[Config, list[BoundSocket]]:
     """The demo on free ports, without a drain; and its sockets."""
     config = demo()
     server = msgspec.structs.replace(config.server, drain=0)
@@ -53,25 +53,25 @@ async def test_a_worker_serves_what_its_supervisor_orders_until_it_retires() -> 
     ours, theirs = socket.socketpair()
     with plain_process():
         work = asyncio.ensure_future(worker._work(theirs))
-        line = await Line.on(ours)
+        line = await ControlConnection.on(ours)
         places = [(door.role, str(door.address), door.socket.detach()) for door in doors]
-        line.say(Order(7, pack(config), places, "", []))
-        assert isinstance(await line.heard(), Ready)
-        line.say(Alive())
-        assert await line.heard() == Alive()
+        line.send(StartWorker(7, pack(config), places, "", []))
+        assert isinstance(await line.receive(), Ready)
+        line.send(Alive())
+        assert await line.receive() == Alive()
         for app in (None, "app-test"):
-            line.say(Ask(1, app))
-            answer = await line.heard()
-            assert isinstance(answer, Told)
+            line.send(Ask(1, app))
+            answer = await line.receive()
+            assert isinstance(answer, ControlReply)
             assert [number for number, _ in answer.packed] == [7]
         asking = asyncio.ensure_future(asyncio.to_thread(call, port(config, "api"), "GET", "/metrics"))
-        question = await line.heard()
+        question = await line.receive()
         assert isinstance(question, Ask)
-        line.say(Told(question.id, []))
+        line.send(ControlReply(question.id, []))
         status, body = await asking
         assert status == 200
         assert b'worker="7"' in body
-        line.say(Retire())
+        line.send(Retire())
         assert await work == 0
         await line.close()
 

@@ -16,7 +16,7 @@ from push1st.process.sockets import Role
 _MOST_BYTES = 1 << 28
 
 
-class Order(msgspec.Struct, frozen=True, tag=True):
+class StartWorker(msgspec.Struct, frozen=True, tag=True):
     """The first word to a worker: what it is to be.
 
     config: packed. doors: role, address and file descriptor. engine: the socket of the embedded engine, or "". nodes: as in
@@ -60,7 +60,7 @@ class Ask(msgspec.Struct, frozen=True, tag=True):
     app: str | None = None
 
 
-class Told(msgspec.Struct, frozen=True, tag=True):
+class ControlReply(msgspec.Struct, frozen=True, tag=True):
     """The answer: numbers of workers (or SUPERVISOR), and packed families or states of hooks."""
 
     id: int
@@ -71,11 +71,11 @@ class Alive(msgspec.Struct, frozen=True, tag=True):
     """Is the other there? It is."""
 
 
-Word = Order | Ready | Failed | Retire | Workers | Ask | Told | Alive
-_decoder = msgspec.msgpack.Decoder(Word)
+ControlMessage = StartWorker | Ready | Failed | Retire | Workers | Ask | ControlReply | Alive
+_decoder = msgspec.msgpack.Decoder(ControlMessage)
 
 
-class Line:
+class ControlConnection:
     """One end of the socket pair."""
 
     def __init__(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
@@ -83,21 +83,21 @@ class Line:
         self._writer = writer
 
     @classmethod
-    async def on(cls, end: socket.socket) -> "Line":
+    async def on(cls, end: socket.socket) -> "ControlConnection":
         return cls(*await asyncio.open_unix_connection(sock=end))
 
-    def say(self, word: Word) -> None:
+    def send(self, word: ControlMessage) -> None:
         """Never waits. What is said to a process that is gone is lost."""
         packed = msgspec.msgpack.encode(word)
         self._writer.write(len(packed).to_bytes(4) + packed)
 
-    async def heard(self) -> Word | None:
+    async def receive(self) -> ControlMessage | None:
         """The next word; None when the other process is gone."""
         try:
             size = int.from_bytes(await self._reader.readexactly(4))
             if size > _MOST_BYTES:
                 return None
-            word: Word = _decoder.decode(await self._reader.readexactly(size))
+            word: ControlMessage = _decoder.decode(await self._reader.readexactly(size))
         except (OSError, asyncio.IncompleteReadError):
             return None
         return word

@@ -32,7 +32,7 @@ from push1st.errors import ConfigError, Refused
 from push1st.hooks.dispatcher import HookDispatcher
 from push1st.hooks.formats import edges
 from push1st.metrics import Metrics
-from push1st.process.sockets import BACKLOG, GRACE, ROLES, Door, Role, addresses, bind, close, wait_until_free, with_ports
+from push1st.process.sockets import BACKLOG, GRACE, ROLES, BoundSocket, Role, addresses, bind, close, wait_until_free, with_ports
 from push1st.process.tls import NOTE, self_signed
 from push1st.protocols import PROTOCOLS
 from push1st.transports.http import HttpConnection
@@ -83,7 +83,7 @@ class Random:
         return int.from_bytes(self._bytes[start : start + size], "big") >> size * 8 - count
 
 
-class Behind:
+class DeferTwoTurns:
     """Runs things two turns later: what a broker confirms is answered in the next turn, and deliveries come behind answers.
 
     Decision 0004 says why.
@@ -141,7 +141,7 @@ class Server:
     siblings: the other workers, if any.
     """
 
-    def __init__(self, config: Config, doors: list[Door], siblings: Siblings | None = None) -> None:
+    def __init__(self, config: Config, doors: list[BoundSocket], siblings: Siblings | None = None) -> None:
         self.config = config
         self._doors = doors
         self._places = [(door.socket.family, door.socket.getsockname()) for door in doors if door.address.scheme == "tcp"]
@@ -161,7 +161,7 @@ class Server:
         config = self.config
         clock = SystemClock()
         metrics = Metrics()
-        turns = Behind(loop) if config.has_broker else loop
+        turns = DeferTwoTurns(loop) if config.has_broker else loop
         fanout = Fanout(turns, clock, metrics, lambda: _failed("fan-out"))
         self.node = Node(load(SOURCES, "files")(config.apps), fanout, metrics, clock, Random().bits)
         self.node.siblings = self._siblings
@@ -242,7 +242,7 @@ class Server:
 
         return _context(settings, lambda: self.worker.refuse_crowded("server"), flooded)
 
-    async def _listen(self, door: Door, context: Context | None) -> None:
+    async def _listen(self, door: BoundSocket, context: Context | None) -> None:
         loop = asyncio.get_running_loop()
         config = self.config
         trusting = door.role == "api"

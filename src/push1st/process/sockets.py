@@ -37,7 +37,7 @@ class AddressInUse(ConfigError):
     """Another process listens on the address."""
 
 
-class Door(msgspec.Struct, frozen=True):
+class BoundSocket(msgspec.Struct, frozen=True):
     """A socket to listen on. role: the section of the configuration it is from. address: with the port it really has."""
 
     role: Role
@@ -45,14 +45,14 @@ class Door(msgspec.Struct, frozen=True):
     socket: socket.socket
 
 
-def bind(role: Role, address: Listen, *, shared: bool = False) -> list[Door]:
+def bind(role: Role, address: Listen, *, shared: bool = False) -> list[BoundSocket]:
     """Binds an address, which may be several (`tcp://*:6001` is IPv4 and IPv6), without listening yet.
 
     shared: others of us may bind the TCP address too (`again`). Raises ConfigError when it cannot be had.
     """
     try:
         if address.scheme == "unix":
-            return [Door(role, address, _unix(Path(address.path)))]
+            return [BoundSocket(role, address, _unix(Path(address.path)))]
         if shared and address.port:  # a stranger's socket would share the port with ours, in silence
             for one in _tcp(role, address, False):
                 one.socket.close()
@@ -90,12 +90,12 @@ def wait_until_free(config: Config, waiting: Callable[[str], None]) -> None:
                     break
 
 
-def again(door: Door) -> Door:
+def again(door: BoundSocket) -> BoundSocket:
     """Another socket for the same TCP address, which was bound as `shared`."""
-    return Door(door.role, door.address, _bound(door.socket.family, door.socket.getsockname(), True))
+    return BoundSocket(door.role, door.address, _bound(door.socket.family, door.socket.getsockname(), True))
 
 
-def close(doors: Iterable[Door]) -> None:
+def close(doors: Iterable[BoundSocket]) -> None:
     """Closes sockets for good: those of files are gone from their folders."""
     for door in doors:
         door.socket.close()
@@ -107,7 +107,7 @@ def addresses(config: Config, role: Role) -> Sequence[Listen]:
     return config.server.listen if role == "server" else config.api.listen
 
 
-def with_ports(config: Config, doors: Sequence[Door]) -> Config:
+def with_ports(config: Config, doors: Sequence[BoundSocket]) -> Config:
     """The configuration with the ports that port 0 became. doors: of all its addresses, in order."""
 
     def listen(role: Role) -> tuple[Listen, ...]:
@@ -120,9 +120,9 @@ def with_ports(config: Config, doors: Sequence[Door]) -> Config:
     )
 
 
-def _tcp(role: Role, address: Listen, shared: bool) -> list[Door]:
+def _tcp(role: Role, address: Listen, shared: bool) -> list[BoundSocket]:
     found = socket.getaddrinfo(address.host or None, address.port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
-    doors: list[Door] = []
+    doors: list[BoundSocket] = []
     port = address.port
     try:
         for family, _, _, _, name in sorted(set(found)):  # IPv4 first
@@ -133,7 +133,7 @@ def _tcp(role: Role, address: Listen, shared: bool) -> list[Door]:
                     continue  # a machine without IPv6
                 raise
             port = bound.getsockname()[1]
-            doors.append(Door(role, msgspec.structs.replace(address, port=port), bound))
+            doors.append(BoundSocket(role, msgspec.structs.replace(address, port=port), bound))
     except BaseException:
         for door in doors:
             door.socket.close()

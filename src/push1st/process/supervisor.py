@@ -30,7 +30,7 @@ from push1st.errors import ConfigError
 from push1st.metrics import SUPERVISOR, Family
 from push1st.process import engine
 from push1st.process.children import Backoff, Process, Processes, interpreter_options
-from push1st.process.control import Alive, Ask, Failed, Line, Order, Ready, Retire, Told, Workers, pack
+from push1st.process.control import Alive, Ask, ControlConnection, ControlReply, Failed, Ready, Retire, StartWorker, Workers, pack
 from push1st.process.engine import Engine
 from push1st.process.rundir import Reloads, RunDir
 from push1st.process.sockets import (
@@ -38,7 +38,7 @@ from push1st.process.sockets import (
     BALANCED,
     GRACE,
     ROLES,
-    Door,
+    BoundSocket,
     Role,
     addresses,
     again,
@@ -119,10 +119,10 @@ def run(load: Load, config: Config, file: str | None, started: Started) -> None:
         directory.close()
 
 
-class Worker:
+class WorkerProcess:
     """A worker's process, and the line to it. on_engine: whether the worker uses the embedded engine."""
 
-    def __init__(self, number: int, process: Process, line: Line, on_engine: bool) -> None:
+    def __init__(self, number: int, process: Process, line: ControlConnection, on_engine: bool) -> None:
         self.on_engine = on_engine
         self.number = number
         self.process = process
@@ -130,7 +130,7 @@ class Worker:
         self.ready: asyncio.Future[int] = asyncio.get_running_loop().create_future()
         self.node = ""
         """the worker's name in the broker; "" until it is ready"""
-        self.asked: dict[int, asyncio.Future[Told]] = {}
+        self.asked: dict[int, asyncio.Future[ControlReply]] = {}
         self.problem = ""
         """why it cannot start"""
         self.silent = asyncio.Event()
@@ -143,8 +143,8 @@ class Slot:
     """A place for a worker."""
 
     def __init__(self) -> None:
-        self.doors: dict[Place, list[Door]] = {}
-        self.worker: Worker | None = None
+        self.doors: dict[Place, list[BoundSocket]] = {}
+        self.worker: WorkerProcess | None = None
         self.problem = ""
         """why the last worker that was to come here did not"""
         self.config: Config
@@ -159,13 +159,13 @@ class Supervisor:
         self._load = load
         self._directory = directory
         self._folder = directory.path
-        self._doors: dict[Place, list[Door]] = {}
+        self._doors: dict[Place, list[BoundSocket]] = {}
         """what slots share, or make their own sockets from"""
         self._slots: list[Slot] = []
         self._drain = 0
         self._certificate: tuple[str, str] | None = None
         self._processes = Processes()
-        self._workers: set[Worker] = set()
+        self._workers: set[WorkerProcess] = set()
         self._engine: Engine | None = None
         self._tasks: set[asyncio.Task[None]] = set()
         self._ids = itertools.count()
@@ -291,7 +291,7 @@ class Supervisor:
                     log.error("worker cannot be started", reason=str(exc))
 
     async def _fill(
-        self, slot: Slot, config: Config | None, ended: Worker | None = None, ready: Callable[[], None] | None = None
+        self, slot: Slot, config: Config | None, ended: WorkerProcess | None = None, ready: Callable[[], None] | None = None
     ) -> bool:
         """Starts a worker in the place of another, which retires when the new one listens; returns whether one works.
 
@@ -325,33 +325,33 @@ class Supervisor:
         self._close(left)
         return True
 
-    async def _retire(self, worker: Worker | None) -> None:
+    async def _retire(self, worker: WorkerProcess | None) -> None:
         """Has a worker end whose place is taken, or is no more."""
         if worker is not None and not worker.process.ended.done():
-            worker.line.say(Retire())
+            worker.line.send(Retire())
             if not await worker.process.end_within(self._drain + LAST_SECONDS):
                 log.error("worker killed, because it did not end", worker=worker.number)
             self._workers.discard(worker)
 
-    async def _begin(self, config: Config, doors: Sequence[Door]) -> Worker:
+    async def _begin(self, config: Config, doors: Sequence[BoundSocket]) -> WorkerProcess:
         ours, theirs = socket.socketpair()
         with theirs:
             inherited = [theirs.fileno(), *(door.socket.fileno() for door in doors)]
             command = [sys.executable, *interpreter_options(), "-m", "push1st.process.worker", str(theirs.fileno())]
             process = self._processes.start(command, inherited)
-        line = await Line.on(ours)
+        line = await ControlConnection.on(ours)
         taken = {worker.number for worker in self._workers}
         number = next(number for number in itertools.count() if number not in taken)
-        worker = Worker(number, process, line, _needs_engine(config))
+        worker = WorkerProcess(number, process, line, _needs_engine(config))
         self._workers.add(worker)
-        order = Order(
+        order = StartWorker(
             number,
             pack(self._as_run(with_ports(config, doors))),
             [(door.role, str(door.address), door.socket.fileno()) for door in doors],
             str(self._engine.path) if self._engine and worker.on_engine else "",
             [one.node for one in self._on_engine()],
         )
-        worker.line.say(order)
+        worker.line.send(order)
         self._spawn(self._listen(worker))
         self._spawn(self._watch(worker))
         return worker
@@ -376,8 +376,8 @@ class Supervisor:
             config, server=server, api=msgspec.structs.replace(config.api, ssl=certified(config.api.ssl))
         )
 
-    async def _listen(self, worker: Worker) -> None:
-        while (word := await worker.line.heard()) is not None:
+    async def _listen(self, worker: WorkerProcess) -> None:
+        while (word := await worker.line.receive()) is not None:
             worker.beats = 0
             match word:
                 case Ready(connections, node):
@@ -388,14 +388,14 @@ class Supervisor:
                     worker.problem = reason
                 case Ask(id, app):
                     self._spawn(self._gather(worker, id, app))
-                case Told(id) if id in worker.asked:
+                case ControlReply(id) if id in worker.asked:
                     worker.asked.pop(id).set_result(word)
         worker.silent.set()
         await worker.line.close()
         await worker.process.end_within(LAST_SECONDS)
         self._workers.discard(worker)
 
-    async def _watch(self, worker: Worker) -> None:
+    async def _watch(self, worker: WorkerProcess) -> None:
         """Kills a worker that hangs. What counts are questions, not time, which also passes while the machine stands still."""
         await asyncio.wait((worker.ready, worker.process.ended), return_when=asyncio.FIRST_COMPLETED)  # has its own deadline
         while not worker.process.ended.done():
@@ -403,11 +403,11 @@ class Supervisor:
                 log.error("worker hangs", worker=worker.number)
                 worker.process.send(signal.SIGKILL)
             worker.beats += 1
-            worker.line.say(Alive())
+            worker.line.send(Alive())
             await asyncio.wait((worker.process.ended,), timeout=BEAT_SECONDS)
         self._notify_workers()
 
-    def _on_engine(self) -> list[Worker]:
+    def _on_engine(self) -> list[WorkerProcess]:
         """Returns the living workers on the embedded engine that may have clients."""
         return [one for one in self._workers if one.on_engine and one.ready.done() and not one.process.ended.done()]
 
@@ -416,22 +416,22 @@ class Supervisor:
         there = self._on_engine()
         nodes = [worker.node for worker in there]
         for worker in there:
-            worker.line.say(Workers(nodes))
+            worker.line.send(Workers(nodes))
 
-    async def _gather(self, asking: Worker, id: int, app: str | None) -> None:
+    async def _gather(self, asking: WorkerProcess, id: int, app: str | None) -> None:
         """Tells a worker what the others have counted, or how an app's hooks do there."""
         answers = []
         for worker in self._workers:
             if worker is not asking and worker.ready.done():
                 question = next(self._ids)
                 answer = worker.asked[question] = asyncio.get_running_loop().create_future()
-                worker.line.say(Ask(question, app))
+                worker.line.send(Ask(question, app))
                 answers.append(answer)
         done = (await asyncio.wait(answers, timeout=GATHER_SECONDS))[0] if answers else ()
         packed = [snapshot for answer in done for snapshot in answer.result().packed]
         if app is None:
             packed.append((SUPERVISOR, self._snapshot()))
-        asking.line.say(Told(id, packed))
+        asking.line.send(ControlReply(id, packed))
 
     def _snapshot(self) -> bytes:
         working = sum(worker.ready.done() for worker in self._workers)
@@ -538,9 +538,9 @@ class Supervisor:
 
     # Sockets
 
-    def _bound(self, config: Config) -> dict[Place, list[Door]]:
+    def _bound(self, config: Config) -> dict[Place, list[BoundSocket]]:
         """The addresses of a configuration that are not bound yet, bound. Raises ConfigError."""
-        fresh: dict[Place, list[Door]] = {}
+        fresh: dict[Place, list[BoundSocket]] = {}
         try:
             for place in _places(config):
                 if place not in self._doors:
@@ -550,13 +550,13 @@ class Supervisor:
             raise
         return fresh
 
-    def _doors_of(self, slot: Slot, config: Config) -> dict[Place, list[Door]]:
+    def _doors_of(self, slot: Slot, config: Config) -> dict[Place, list[BoundSocket]]:
         return {
             place: slot.doors.get(place) or [again(door) if _is_balanced(door) else door for door in self._doors[place]]
             for place in _places(config)
         }
 
-    def _close(self, doors: Iterable[Door]) -> None:
+    def _close(self, doors: Iterable[BoundSocket]) -> None:
         """Closes the sockets that are a slot's own."""
         for door in doors:
             if _is_balanced(door):
@@ -597,9 +597,9 @@ def _places(config: Config) -> Iterator[Place]:
     return ((role, address) for role in ROLES for address in addresses(config, role))
 
 
-def _all(doors: Mapping[Place, Sequence[Door]]) -> list[Door]:
+def _all(doors: Mapping[Place, Sequence[BoundSocket]]) -> list[BoundSocket]:
     return [door for those in doors.values() for door in those]
 
 
-def _is_balanced(door: Door) -> bool:
+def _is_balanced(door: BoundSocket) -> bool:
     return BALANCED and door.address.scheme == "tcp"

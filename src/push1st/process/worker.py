@@ -20,10 +20,21 @@ from push1st.api.server import snapshot
 from push1st.config.model import Listen
 from push1st.errors import ConfigError
 from push1st.printable import printable_lines
-from push1st.process.control import Alive, Ask, Failed, Line, Order, Ready, Retire, Told, Workers, unpack
+from push1st.process.control import (
+    Alive,
+    Ask,
+    ControlConnection,
+    ControlReply,
+    Failed,
+    Ready,
+    Retire,
+    StartWorker,
+    Workers,
+    unpack,
+)
 from push1st.process.engine import shut_down
 from push1st.process.server import Server, raise_file_limit
-from push1st.process.sockets import Door
+from push1st.process.sockets import BoundSocket
 
 GATHER_SECONDS = 3
 """for the supervisor to say what the others have counted"""
@@ -36,15 +47,15 @@ def main() -> int:
 
 
 async def _work(end: socket.socket) -> int:
-    line = await Line.on(end)
-    order = await line.heard()
-    if not isinstance(order, Order):
+    line = await ControlConnection.on(end)
+    order = await line.receive()
+    if not isinstance(order, StartWorker):
         return 1
     config = unpack(order.config)
     logs.setup(config.log.format, config.log.level, sys.stderr, worker=order.number)
     raise_file_limit()
     siblings = Siblings(order.number, line)
-    doors = [Door(role, Listen.parse(address), socket.socket(fileno=fd)) for role, address, fd in order.doors]
+    doors = [BoundSocket(role, Listen.parse(address), socket.socket(fileno=fd)) for role, address, fd in order.doors]
     server = Server(config, doors, siblings)
     if order.engine:
         server.workers(order.nodes)
@@ -54,28 +65,28 @@ async def _work(end: socket.socket) -> int:
         await server.start()
     except ConfigError as exc:
         print(printable_lines(str(exc)), file=sys.stderr, flush=True)
-        line.say(Failed(str(exc)))
+        line.send(Failed(str(exc)))
         os._exit(1)  # whatever is open is the kernel's to close
-    line.say(Ready(server.worker.descriptors.possible, server.name))
+    line.send(Ready(server.worker.descriptors.possible, server.name))
     await server.run()
     listening.cancel()
     await line.close()
     return 0
 
 
-async def _listen(line: Line, server: Server, siblings: "Siblings") -> None:
-    while (word := await line.heard()) is not None:
+async def _listen(line: ControlConnection, server: Server, siblings: "Siblings") -> None:
+    while (word := await line.receive()) is not None:
         match word:
             case Retire():
                 server.retire()
             case Workers(nodes):
                 server.workers(nodes)
             case Alive():
-                line.say(word)
+                line.send(word)
             case Ask(id, app):
                 packed = snapshot(server.node) if app is None else states(server.node.hooks.status(app))
-                line.say(Told(id, [(siblings.number, packed)]))
-            case Told():
+                line.send(ControlReply(id, [(siblings.number, packed)]))
+            case ControlReply():
                 siblings.told(word)
 
 
@@ -93,11 +104,11 @@ def _orphaned(engine: str, listening: asyncio.Future[None]) -> None:
 class Siblings:
     """The other workers, asked by way of the supervisor."""
 
-    def __init__(self, number: int, line: Line) -> None:
+    def __init__(self, number: int, line: ControlConnection) -> None:
         self.number = number
         self._line = line
         self._ids = itertools.count()
-        self._asked: dict[int, asyncio.Future[Told]] = {}
+        self._asked: dict[int, asyncio.Future[ControlReply]] = {}
 
     async def metrics(self) -> Sequence[tuple[int, bytes]]:
         return await self._ask(None)
@@ -108,14 +119,14 @@ class Siblings:
     async def _ask(self, app: str | None) -> Sequence[tuple[int, bytes]]:
         id = next(self._ids)
         answer = self._asked[id] = asyncio.get_running_loop().create_future()
-        self._line.say(Ask(id, app))
+        self._line.send(Ask(id, app))
         try:
             done, _ = await asyncio.wait((answer,), timeout=GATHER_SECONDS)
             return answer.result().packed if done else ()
         finally:
             del self._asked[id]
 
-    def told(self, word: Told) -> None:
+    def told(self, word: ControlReply) -> None:
         answer = self._asked.get(word.id)
         if answer is not None and not answer.done():
             answer.set_result(word)
