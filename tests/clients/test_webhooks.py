@@ -630,8 +630,8 @@ def test_hooks_of_push1st_come_in_its_format(receiver: Receiver) -> None:
     assert [one.json["session"] for one in got] == ["", socket_id, socket_id, socket_id, ""]
     user = {"user-id": "7", "user-info": {"name": "A"}}
     assert [json.loads(one.json["data"]) for one in (got[0], got[1], got[3], got[4])] == [None, user, user, None]
-    pushed = json.loads(got[2].json["data"])
-    assert (pushed["event"], pushed["channel"], pushed["data"]) == ("client-hi", "presence-room", 1)
+    on_push = json.loads(got[2].json["data"])
+    assert (on_push["event"], on_push["channel"], on_push["data"]) == ("client-hi", "presence-room", 1)
     assert all(set(one.json) == {"event", "app", "channel", "session", "data"} for one in got)
     assert all("x-pusher-signature" not in one.headers for one in got)
 
@@ -650,12 +650,12 @@ def test_a_push_hook_has_the_message_as_a_raw_client_sent_it(receiver: Receiver)
         (got,) = receiver.until(1)
     assert (seen["data"], seen["headers"]) == ({"a": [1]}, {"trace": "7"})
     assert "extra" not in seen
-    pushed = json.loads(got.json["data"])
-    assert before <= pushed.pop("#msg-arrival") <= time.time_ns()
-    assert before // 1_000_000_000 + 60 <= pushed.pop("#msg-expired") <= time.time() + 60
-    assert pushed.pop("#msg-from") == got.json["session"] == seen["#msg-from"]
+    on_push = json.loads(got.json["data"])
+    assert before <= on_push.pop("#msg-arrival") <= time.time_ns()
+    assert before // 1_000_000_000 + 60 <= on_push.pop("#msg-expired") <= time.time() + 60
+    assert on_push.pop("#msg-from") == got.json["session"] == seen["#msg-from"]
     assert got.json["session"].startswith("ann.")
-    assert pushed == {
+    assert on_push == {
         "channel": "room",
         "event": "hello",
         "data": {"a": [1]},

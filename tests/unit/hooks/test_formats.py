@@ -68,7 +68,7 @@ def test_a_hook_without_data_has_a_null(fact, trigger, session):
     )
 
 
-def pushed(fact):
+def on_push(fact):
     """`data` of a `push` hook."""
     found = json.loads(push1st_event(fact))
     assert (found["event"], found["app"], found["channel"], found["session"]) == ("push", APP, fact.channel, "1.2")
@@ -77,7 +77,7 @@ def pushed(fact):
 
 def test_a_push_hook_has_the_whole_message():
     fact = Fact("client-event", APP, 'c"', 5, "1.2", event='e"', data=b'{"a": 1}', id=7)
-    assert pushed(fact) == (
+    assert on_push(fact) == (
         '{"event":"e\\"","channel":"c\\"","data":{"a": 1},"#msg-id":7,"#msg-from":"1.2","#msg-arrival":5,'
         '"#msg-delivery":"broadcast","#msg-expired":0}'
     )
@@ -86,7 +86,7 @@ def test_a_push_hook_has_the_whole_message():
 def test_a_push_hook_has_the_other_fields_of_the_frame():
     given = b',"headers":{"a":"b"},"options":{"ttl": 3},"extra":[1]'
     fact = Fact("client-event", APP, "presence-c", 5, "1.2", "7", b"{}", "e", b"1", 0, 7, "unicast", 3, given)
-    assert json.loads(pushed(fact)) == {
+    assert json.loads(on_push(fact)) == {
         "event": "e",
         "channel": "presence-c",
         "data": 1,

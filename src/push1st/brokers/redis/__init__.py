@@ -74,8 +74,8 @@ class Redis:
         self._metrics = metrics
         self._shards: list[Shard] = []
         for index, tag in enumerate(tags(address)):
-            pushed = partial(self._pushed, index)
-            self._shards.append(Shard(address, tag, node, stamp, hooked, pushed, self._hand_on, self._views, metrics))
+            on_push = partial(self._pushed, index)
+            self._shards.append(Shard(address, tag, node, stamp, hooked, on_push, self._hand_on, self._views, metrics))
         self._shards[0].numbered = numbered
         for index, shard in enumerate(self._shards):
             shard.logged = self._shards[0].logged

@@ -29,7 +29,7 @@ import hiredis
 import msgspec
 
 from push1st import logs
-from push1st.brokers.redis.link import Argument, Link, Lost
+from push1st.brokers.redis.link import Argument, ConnectionLost, RespConnection
 from push1st.brokers.redis.scripts import READ, TAKE, Script
 from push1st.brokers.redis.servers import Unusable, connect
 from push1st.brokers.redis.wire import decode_fact
@@ -88,7 +88,7 @@ class Ledger:
         """Drops the ledger, because another node is the reader."""
         self.there = None
 
-    async def leave(self, link: Link, base: str) -> None:
+    async def leave(self, link: RespConnection, base: str) -> None:
         """Saves the ledger in the broker for the next reader, if this node stops before the comparison with the roster."""
         if self.there and self.compared_at is not None:
             key, fields = f"{base}:ledger", list(self.there)
@@ -156,7 +156,7 @@ class Reader:
             while await self._more(link):
                 pass
             log.info("facts are read by another node")
-        except (OSError, TimeoutError, Unusable, Lost, hiredis.ReplyError) as exc:
+        except (OSError, TimeoutError, Unusable, ConnectionLost, hiredis.ReplyError) as exc:
             log.info("facts are not read any more", reason=str(exc) or type(exc).__name__)
         except asyncio.CancelledError:
             if link is not None:
@@ -167,7 +167,7 @@ class Reader:
             if link is not None:
                 link.abort()
 
-    async def _begin(self, link: Link) -> None:
+    async def _begin(self, link: RespConnection) -> None:
         """Finds the place of the next fact to read, and builds the ledger if this node has none."""
         ledger = self._ledger
         noted = await _answer(link, "GET", f"{self._stream}:read") or NOWHERE
@@ -180,7 +180,7 @@ class Reader:
                 ledger.there = await self._truth(link, place)
         ledger.place = place
 
-    async def _more(self, link: Link, wait: bool = True) -> bool:
+    async def _more(self, link: RespConnection, wait: bool = True) -> bool:
         """Reads some facts, if there are any; returns whether that is still this node's to do."""
         ledger = self._ledger
         block = ("BLOCK", BLOCK_MS) if wait else ()
@@ -208,7 +208,7 @@ class Reader:
         released = 0 if self._last else RELEASED  # the last node takes the held edges by TAKE instead
         return *self._run_script(READ), self._node, lease, self._ledger.place, hold, released
 
-    async def _note(self, link: Link) -> int | None:
+    async def _note(self, link: RespConnection) -> int | None:
         """Stores the place in the broker, and renews the lease.
 
         Returns the milliseconds for which nodes still announce their entries; None if another node is the reader by now.
@@ -218,7 +218,7 @@ class Reader:
         mine, recovering = await _answer(link, *self._reading())
         return int(recovering) if mine and loop.time() < asked + self._seconds else None
 
-    async def _finish(self, link: Link) -> None:
+    async def _finish(self, link: RespConnection) -> None:
         """Delivers the facts that are left, and the held edges."""
         if self._ledger.compared_at is not None:  # no other node is alive that could announce entries
             self._ledger.compared_at = 0
@@ -261,7 +261,7 @@ class Reader:
         (there.add if enters else there.discard)(field)
         return True
 
-    async def _compare(self, link: Link) -> bool:
+    async def _compare(self, link: RespConnection) -> bool:
         """Delivers the edges that hooks missed; returns whether this node is still the reader."""
         ledger = self._ledger
         truth = await self._truth(link, ledger.place)
@@ -279,7 +279,7 @@ class Reader:
             link.call("DEL", f"{self._base}:ledger")
         return True
 
-    async def _truth(self, link: Link, place: bytes) -> set[str]:
+    async def _truth(self, link: RespConnection, place: bytes) -> set[str]:
         """Returns what the ledger must contain when hooks have received all facts up to a place, and none after it.
 
         These are the channels and members in the roster, and those whose leaving edge is held back. A change that happens
@@ -307,7 +307,7 @@ class Reader:
         there.update(field for field, is_there in before.items() if is_there)
         return there.difference(field for field, is_there in before.items() if not is_there)
 
-    async def _scan(self, link: Link, key: str) -> AsyncIterator[list[str]]:
+    async def _scan(self, link: RespConnection, key: str) -> AsyncIterator[list[str]]:
         """Yields the fields of a hash in batches."""
         cursor = b"0"
         while True:
@@ -317,7 +317,7 @@ class Reader:
                 return
 
 
-async def _answer(link: Link, *command: Argument) -> Any:
+async def _answer(link: RespConnection, *command: Argument) -> Any:
     """Raises TimeoutError, Lost, ReplyError."""
     async with asyncio.timeout(SILENT_SECONDS):
         return await link.call(*command)

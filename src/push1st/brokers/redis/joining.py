@@ -9,7 +9,7 @@ from collections.abc import Callable
 from typing import Any
 
 from push1st.brokers.redis.entries import Key
-from push1st.brokers.redis.link import Link
+from push1st.brokers.redis.link import RespConnection
 from push1st.messages import Member
 
 MOST = 500
@@ -18,7 +18,7 @@ ADDED, REFUSED = 1, 2
 """a member that is new to the cluster, one that is one too many; anything else needs nothing done"""
 
 
-class Coming:
+class PendingJoin:
     """One subscription. way: `ADDED`, `REFUSED` or 0, once the broker has answered."""
 
     __slots__ = ("done", "id", "member", "received", "socket_id", "way")
@@ -32,7 +32,7 @@ class Coming:
         self.way = 0
 
 
-class Step:
+class JoinBatch:
     """Subscriptions to one channel. most: members it may have. want: what the script is to answer besides.
 
     found, kept, left: what it did answer. everyone: all members, once they are known; see `Shard.join`.
@@ -40,12 +40,12 @@ class Step:
 
     __slots__ = ("coming", "everyone", "found", "kept", "key", "left", "link", "most", "seen", "want")
 
-    def __init__(self, link: Link, key: Key, most: int) -> None:
+    def __init__(self, link: RespConnection, key: Key, most: int) -> None:
         self.link = link
         self.key = key
         self.most = most
         self.want = ""
-        self.coming: list[Coming] = []
+        self.coming: list[PendingJoin] = []
         self.found: Any = None
         self.kept: bytes | None = None
         self.left = 0
@@ -66,16 +66,16 @@ class Step:
             one.done.set_result(None)
 
 
-class Joining:
+class JoinBatcher:
     """send: sends a step, ordered, and has `answered` called with the reply."""
 
-    def __init__(self, send: Callable[[Step], None]) -> None:
+    def __init__(self, send: Callable[[JoinBatch], None]) -> None:
         self._send = send
-        self._steps: dict[Key, Step] = {}
+        self._steps: dict[Key, JoinBatch] = {}
 
     def join(
-        self, link: Link, key: Key, member: Member | None, socket_id: str, stamp: tuple[int, int], most: int, want: str
-    ) -> tuple[Step, Coming]:
+        self, link: RespConnection, key: Key, member: Member | None, socket_id: str, stamp: tuple[int, int], most: int, want: str
+    ) -> tuple[JoinBatch, PendingJoin]:
         """A subscription that is sent at the end of the turn, and those that are sent with it."""
         loop = asyncio.get_running_loop()
         step = self._steps.get(key)
@@ -85,9 +85,9 @@ class Joining:
         if step is None:
             if not self._steps:
                 loop.call_soon(self._flush)
-            step = self._steps[key] = Step(link, key, most)
+            step = self._steps[key] = JoinBatch(link, key, most)
         step.want += want
-        coming = Coming(member, socket_id, *stamp, loop.create_future())
+        coming = PendingJoin(member, socket_id, *stamp, loop.create_future())
         step.coming.append(coming)
         return step, coming
 

@@ -36,15 +36,15 @@ def _error(text: str) -> hiredis.ReplyError:
     return hiredis.ReplyError(re.sub(r"^ERR Error running script .*?: -(?=[A-Z])", "", text))
 
 
-class Lost(Exception):
+class ConnectionLost(Exception):
     """The connection ended before the reply came: the command may have been carried out."""
 
 
-class Link(asyncio.Protocol):
+class RespConnection(asyncio.Protocol):
     """pushed: called with every message of the topics subscribed to. lost: called once, when the connection has ended."""
 
-    def __init__(self, pushed: Pushed, lost: Callable[[], None]) -> None:
-        self._pushed = pushed
+    def __init__(self, on_push: Pushed, lost: Callable[[], None]) -> None:
+        self._pushed = on_push
         self._lost = lost
         self._loop = asyncio.get_running_loop()
         self._reader = hiredis.Reader(replyError=_error, notEnoughData=NOTHING)
@@ -100,7 +100,7 @@ class Link(asyncio.Protocol):
         if self.alive:
             self.alive = False
             waiting, self._waiting = self._waiting, deque()
-            wrong = Lost("the connection to the broker is lost")
+            wrong = ConnectionLost("the connection to the broker is lost")
             for one in waiting:
                 (one.answer if isinstance(one, Subscribing) else one)(wrong)
             self._lost()
@@ -118,7 +118,7 @@ class Link(asyncio.Protocol):
     # Reading
 
     def _read(self) -> None:
-        gets, waiting, pushed = self._reader.gets, self._waiting, self._pushed
+        gets, waiting, on_push = self._reader.gets, self._waiting, self._pushed
         while self.alive:
             try:
                 item = gets()
@@ -134,7 +134,7 @@ class Link(asyncio.Protocol):
                 if self._resuming:
                     self._held = item
                     return
-                pushed(item[2])
+                on_push(item[2])
             else:
                 self._confirm(item)
 
@@ -192,7 +192,7 @@ class Link(asyncio.Protocol):
         """The reply to a command. The future raises ReplyError or Lost. ordered: see the module."""
         future: asyncio.Future[Any] = self._loop.create_future()
         if not self.alive:
-            future.set_exception(Lost("the connection to the broker is lost"))
+            future.set_exception(ConnectionLost("the connection to the broker is lost"))
             return future
 
         def answer(reply: Any) -> None:
@@ -224,7 +224,7 @@ class Link(asyncio.Protocol):
         """
         future: asyncio.Future[None] = self._loop.create_future()
         if not self.alive:
-            future.set_exception(Lost("the connection to the broker is lost"))
+            future.set_exception(ConnectionLost("the connection to the broker is lost"))
             return future
 
         def answer(reply: Any) -> None:

@@ -7,11 +7,11 @@ SECONDS = 1.0
 """within which shards say the same for the same cause"""
 
 
-class Logged:
+class LogDedup:
     def __init__(self) -> None:
         self._logged: dict[str, tuple[float, set[str]]] = {}
 
-    def is_new(self, words: str, tag: str, now: float) -> bool:
+    def should_log(self, words: str, tag: str, now: float) -> bool:
         """Whether no other shard has just said it. What a shard says again is new."""
         self._logged = {said: since for said, since in self._logged.items() if now - since[0] <= SECONDS}
         tags = self._logged[words][1] if words in self._logged else {tag}

@@ -9,7 +9,7 @@ from collections import deque
 from collections.abc import Callable
 from typing import Any
 
-from push1st.brokers.redis.link import Link, Lost
+from push1st.brokers.redis.link import ConnectionLost, RespConnection
 from push1st.brokers.redis.wire import encode_message, encode_messages
 from push1st.errors import Refused
 from push1st.messages import Message
@@ -50,8 +50,10 @@ class Batch:
                     future.exception()  # whoever published may be gone: then nobody asks
 
     def published(self, reply: Any) -> None:
-        if isinstance(reply, Exception):
-            self.fail(Refused(503, UNCONFIRMED) if isinstance(reply, Lost) else Refused(503, f"the broker refused: {reply}"))
+        if isinstance(reply, ConnectionLost):
+            self.fail(Refused(503, UNCONFIRMED))
+        elif isinstance(reply, Exception):
+            self.fail(Refused(503, f"the broker refused: {reply}"))
 
     def counted(self, reply: Any) -> None:
         if isinstance(reply, Exception):
@@ -64,21 +66,21 @@ class Batch:
                     future.set_result(count)
 
 
-Send = Callable[[Link, Batch, bytes, bytes | None], None]
+Send = Callable[[RespConnection, Batch, bytes, bytes | None], None]
 """Sends a batch: its messages, and what is kept of it. Its `published` and `counted` get the replies."""
 
 
-class Publishing:
+class PublishBatcher:
     """send: see `Send`."""
 
     def __init__(self, send: Send, metrics: Metrics) -> None:
         self._send = send
         self._metrics = metrics
-        self._link: Link | None = None
+        self._link: RespConnection | None = None
         self._batches: dict[tuple[str, str], Batch] = {}
         self._unconfirmed: deque[Batch] = deque()
 
-    def publish(self, link: Link | None, message: Message, milliseconds: int | None) -> "asyncio.Future[int]":
+    def publish(self, link: RespConnection | None, message: Message, milliseconds: int | None) -> "asyncio.Future[int]":
         """The subscribers of the message's channel, once they are known. Raises Refused(503).
 
         milliseconds: how long a cache channel keeps it, if it does.
@@ -114,7 +116,7 @@ class Publishing:
             self._dispatch(link, batch)
         link.flush()
 
-    def _dispatch(self, link: Link, batch: Batch) -> None:
+    def _dispatch(self, link: RespConnection, batch: Batch) -> None:
         self.tick(batch.at)  # what is confirmed goes bit by bit: thousands at once are a pause of milliseconds
         self._unconfirmed.append(batch)
         kept = None if batch.kept is None else encode_message(batch.kept)

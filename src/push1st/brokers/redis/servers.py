@@ -12,7 +12,7 @@ from typing import Any
 
 import hiredis
 
-from push1st.brokers.redis.link import Argument, Link, Lost, Pushed
+from push1st.brokers.redis.link import Argument, ConnectionLost, Pushed, RespConnection
 from push1st.brokers.redis.scripts import SCRIPTS
 from push1st.config.brokerurl import Address
 
@@ -43,7 +43,7 @@ def tags(address: Address) -> list[str]:
     return [found[part] for part in range(CLUSTER_SHARDS)]
 
 
-async def connect(address: Address, tag: str, name: str, pushed: Pushed, lost: Callable[[], None]) -> Link:
+async def connect(address: Address, tag: str, name: str, on_push: Pushed, lost: Callable[[], None]) -> RespConnection:
     """A link to the master that holds the shard, with all scripts loaded. Raises OSError, TimeoutError, Unusable or Lost."""
     async with asyncio.timeout(CONNECT_SECONDS):
         if address.how == "sentinel":
@@ -52,7 +52,7 @@ async def connect(address: Address, tag: str, name: str, pushed: Pushed, lost: C
             host, port = await _holder(address, slot_of(tag))
         else:
             host, port = address.hosts[0] if address.hosts else ("", 0)
-        link = await _open(address, host, port, pushed, lost)
+        link = await _open(address, host, port, on_push, lost)
         try:
             await _prepare(link, address, name)
         except BaseException:
@@ -61,9 +61,9 @@ async def connect(address: Address, tag: str, name: str, pushed: Pushed, lost: C
         return link
 
 
-async def _open(address: Address, host: str, port: int, pushed: Pushed, lost: Callable[[], None]) -> Link:
+async def _open(address: Address, host: str, port: int, on_push: Pushed, lost: Callable[[], None]) -> RespConnection:
     loop = asyncio.get_running_loop()
-    link = Link(pushed, lost)
+    link = RespConnection(on_push, lost)
     if address.path:
         await loop.create_unix_connection(lambda: link, address.path)
     else:
@@ -72,7 +72,7 @@ async def _open(address: Address, host: str, port: int, pushed: Pushed, lost: Ca
     return link
 
 
-async def _hello(link: Link, address: Address, name: str, *, password: bool = True) -> dict[bytes, Any]:
+async def _hello(link: RespConnection, address: Address, name: str, *, password: bool = True) -> dict[bytes, Any]:
     command: list[Argument] = ["HELLO", "3"]
     if password and (address.user or address.password):
         command += ["AUTH", address.user or "default", address.password]
@@ -80,7 +80,7 @@ async def _hello(link: Link, address: Address, name: str, *, password: bool = Tr
     return found if isinstance(found, dict) else {}
 
 
-async def _prepare(link: Link, address: Address, name: str) -> None:
+async def _prepare(link: RespConnection, address: Address, name: str) -> None:
     about = await _hello(link, address, name)
     if address.database:
         await _ask(link, "SELECT", address.database)
@@ -99,11 +99,11 @@ async def _reply(future: "asyncio.Future[Any]") -> Any:
         raise Unusable(str(exc)) from None
 
 
-async def _ask(link: Link, *command: Argument) -> Any:
+async def _ask(link: RespConnection, *command: Argument) -> Any:
     return await _reply(link.call(*command))
 
 
-async def _first(address: Address, ask: Callable[[Link], Any]) -> Any:
+async def _first(address: Address, ask: Callable[[RespConnection], Any]) -> Any:
     """What the first of the hosts answers that can answer."""
     exc: Exception = Unusable("no host is given")
     for host, port in address.hosts:
@@ -117,7 +117,7 @@ async def _first(address: Address, ask: Callable[[Link], Any]) -> Any:
             if found is not None:
                 return found
             exc = Unusable(f"{host}:{port} does not know")
-        except (Unusable, Lost) as failure:
+        except (Unusable, ConnectionLost) as failure:
             exc = failure
         finally:
             link.abort()
@@ -127,7 +127,7 @@ async def _first(address: Address, ask: Callable[[Link], Any]) -> Any:
 async def _master(address: Address) -> tuple[str, int]:
     """The master's address, as Sentinel has it."""
 
-    async def ask(link: Link) -> tuple[str, int] | None:
+    async def ask(link: RespConnection) -> tuple[str, int] | None:
         await _hello(link, address, "push1st", password=False)
         found = await _ask(link, "SENTINEL", "GET-MASTER-ADDR-BY-NAME", address.master)
         return (found[0].decode(), int(found[1])) if found else None
@@ -139,7 +139,7 @@ async def _master(address: Address) -> tuple[str, int]:
 async def _holder(address: Address, slot: int) -> tuple[str, int]:
     """The address of the master that holds a slot, as the cluster has it."""
 
-    async def ask(link: Link) -> tuple[str, int] | None:
+    async def ask(link: RespConnection) -> tuple[str, int] | None:
         await _hello(link, address, "push1st")
         for first, last, master, *_ in await _ask(link, "CLUSTER", "SLOTS"):
             if first <= slot <= last and master[0]:

@@ -27,11 +27,11 @@ from push1st import __version__, logs
 from push1st.brokers import Joined, Kept, Recount
 from push1st.brokers.redis.entries import NOBODY, Difference, Entries, Key
 from push1st.brokers.redis.facts import Ledger, Reader
-from push1st.brokers.redis.joining import ADDED, REFUSED, Coming, Joining, Step
-from push1st.brokers.redis.link import Argument, Link, Lost, pack
-from push1st.brokers.redis.logged import Logged
-from push1st.brokers.redis.publishing import CONFIRM_SECONDS, Batch, Publishing
-from push1st.brokers.redis.questions import Questions
+from push1st.brokers.redis.joining import ADDED, REFUSED, JoinBatch, JoinBatcher, PendingJoin
+from push1st.brokers.redis.link import Argument, ConnectionLost, RespConnection, pack
+from push1st.brokers.redis.logged import LogDedup
+from push1st.brokers.redis.publishing import CONFIRM_SECONDS, Batch, PublishBatcher
+from push1st.brokers.redis.requests import Requests
 from push1st.brokers.redis.scripts import (
     BEAT,
     BURY,
@@ -129,7 +129,7 @@ class Shard:
         node: str,
         stamp: Callable[[], tuple[int, int]],
         hooked: Callable[[], Mapping[str, str]],
-        pushed: Callable[[bytes], None],
+        on_push: Callable[[bytes], None],
         happened: Callable[[Fact], None],
         views: Views,
         metrics: Metrics,
@@ -139,7 +139,7 @@ class Shard:
         self._node = node
         self._stamp = stamp
         self._hooked = hooked
-        self._pushed = pushed
+        self._pushed = on_push
         self._happened = happened
         self._views = views
         self._reader: Reader | None = None
@@ -147,7 +147,7 @@ class Shard:
         self._term = 0
         """the term of the ledger (`BASE:term` in `scripts`)"""
         self._unreported: deque[Fact] = deque(maxlen=MAX_UNREPORTED)
-        self._questions = Questions()
+        self._questions = Requests()
         self.reason = ""
         """why the broker could not be used the last time"""
         self.base = f"{address.prefix}:{{{tag}}}"
@@ -155,13 +155,13 @@ class Shard:
         self._publish, self._subscribe, self._unsubscribe = (
             ("SPUBLISH", "SSUBSCRIBE", "SUNSUBSCRIBE") if self._sharded else ("PUBLISH", "SUBSCRIBE", "UNSUBSCRIBE")
         )
-        self._connection: Link | None = None
+        self._connection: RespConnection | None = None
         """the connection to the server, before and after this node has entered on it"""
-        self._subscribed: Link | None = None
+        self._subscribed: RespConnection | None = None
         """the connection on which all topics are subscribed to"""
-        self.link: Link | None = None
+        self.link: RespConnection | None = None
         """usable, and this node's entries are or will be told on it"""
-        self.outlet: Link | None = None
+        self.outlet: RespConnection | None = None
         """the connection for publishing; None until all other living nodes are subscribed on the same server"""
         self._opens_at = 0.0
         """when this node publishes even if other nodes are missing, on the loop's clock"""
@@ -181,8 +181,8 @@ class Shard:
         self._retry: asyncio.Event
         """set when the next attempt to connect should not wait any longer"""
         self._waiters: deque[tuple[float, asyncio.Future[None]]] = deque()
-        self._publishing = Publishing(self._send_batch, metrics)
-        self._joining = Joining(self._send_step)
+        self._publishing = PublishBatcher(self._send_batch, metrics)
+        self._joining = JoinBatcher(self._send_step)
         self.inbox = self.topic("", node)
         """where answers come"""
         self._topics = {self.inbox}
@@ -199,7 +199,7 @@ class Shard:
         """when views are to be compared with the roster, on the loop's clock"""
         self._beat_at = 0.0
         self.recount: Recount = lambda *_: None
-        self.logged = Logged()
+        self.logged = LogDedup()
         """what has been logged; the broker's shards share one"""
         self.numbered: Callable[[int], None] | None = None
         """called with this node's number; where it is set, this shard gives one"""
@@ -217,7 +217,7 @@ class Shard:
 
     async def _run(self) -> None:
         failures = 0
-        link: Link | None = None
+        link: RespConnection | None = None
         while True:
             self._in_doubt.clear()
             try:
@@ -230,7 +230,7 @@ class Shard:
                 if link is not None:
                     link.abort()
                 raise
-            except (OSError, TimeoutError, Unusable, Lost, hiredis.ReplyError) as exc:
+            except (OSError, TimeoutError, Unusable, ConnectionLost, hiredis.ReplyError) as exc:
                 if link is not None and not self._keeps(link, exc):
                     link.abort()
                 silent = f"no answer within {CONNECT_SECONDS} s" if isinstance(exc, TimeoutError) else type(exc).__name__
@@ -250,7 +250,7 @@ class Shard:
             self.away_since = None
             await self._in_doubt.wait()
 
-    def _keeps(self, link: Link, exc: Exception) -> bool:
+    def _keeps(self, link: RespConnection, exc: Exception) -> bool:
         """Whether to keep a connection on which this node cannot enter: the server still publishes and delivers on it."""
         return self.outlet is link and isinstance(exc, hiredis.ReplyError) and not str(exc).startswith(FAULTS)
 
@@ -269,7 +269,7 @@ class Shard:
                 log.warning("the broker is away", broker=str(self.address))
 
     def _is_new(self, words: str) -> bool:
-        return self.logged.is_new(words, self._tag, self._loop.time())
+        return self.logged.should_log(words, self._tag, self._loop.time())
 
     def _doubt(self) -> None:
         """Makes `_run` enter again."""
@@ -313,11 +313,11 @@ class Shard:
                     at, _ = await link.call(*self._bury(self._node, at))
             async with asyncio.timeout(LAST_SECONDS):
                 await self._hand_on_the_last(link)
-        except (TimeoutError, Lost, hiredis.ReplyError) as exc:
+        except (TimeoutError, ConnectionLost, hiredis.ReplyError) as exc:
             log.info("this node's entries go with its lease", reason=str(exc))
         link.close()
 
-    async def _hand_on_the_last(self, link: Link) -> None:
+    async def _hand_on_the_last(self, link: RespConnection) -> None:
         """Delivers the remaining facts to hooks if no other node is alive to do it."""
         if self._hooked() and await link.call(*self._evalsha(LAST_OUT), self._node, _ms(LEASE_SECONDS)):
             while await link.call(*self._evalsha(SETTLE), BURIED):
@@ -326,7 +326,7 @@ class Shard:
 
     # Entering: making the broker's entries of this node what they are here
 
-    async def _enter(self, link: Link) -> None:
+    async def _enter(self, link: RespConnection) -> None:
         new = f"{self._node}-{self._stamp()[0]}"
         wanted = self._number if self.numbered else -1
         others = sorted(self._alive if self._workers is None else self._workers)
@@ -394,7 +394,7 @@ class Shard:
         if self.outlet is None:
             self.beat()
 
-    async def _stored(self, link: Link) -> dict[str, str]:
+    async def _stored(self, link: RespConnection) -> dict[str, str]:
         """The broker's copy of this node's entries."""
         stored: dict[str, str] = {}
         cursor = b"0"
@@ -404,11 +404,11 @@ class Shard:
             if cursor == b"0":
                 return stored
 
-    async def _mend_all(self, link: Link) -> None:
+    async def _mend_all(self, link: RespConnection) -> None:
         """Tells again what was refused. What changes meanwhile is told twice, which does nothing."""
         try:
             stored = await self._stored(link)
-        except (Lost, hiredis.ReplyError) as exc:
+        except (ConnectionLost, hiredis.ReplyError) as exc:
             self._told(exc)
             return
         if self.link is link:
@@ -443,7 +443,7 @@ class Shard:
             case "connections":
                 self._tell(CONNECT, of.app, self._entries.connections(of.app), 0)
 
-    def _compare_views(self, link: Link) -> None:
+    def _compare_views(self, link: RespConnection) -> None:
         """Tells clients here what they missed of who came and went."""
 
         def members(key: tuple[str, str], reply: Any) -> None:
@@ -587,7 +587,7 @@ class Shard:
     def _evalsha(self, script: Script) -> tuple[Argument, ...]:
         return "EVALSHA", script.sharded_digest if self._sharded else script.digest, 1, self.base
 
-    def _send(self, link: Link, script: Script, answer: Callable[[Any], None], *args: Argument) -> None:
+    def _send(self, link: RespConnection, script: Script, answer: Callable[[Any], None], *args: Argument) -> None:
         link.send(pack((*self._evalsha(script), *args)), answer)
 
     def _tell(self, script: Script, *args: Argument) -> None:
@@ -599,7 +599,7 @@ class Shard:
         """Tells that somebody left; kept as long as the broker may not have heard of it."""
 
         def told(reply: Any) -> None:
-            if isinstance(reply, Lost) or (isinstance(reply, hiredis.ReplyError) and str(reply).startswith(FAULTS)):
+            if isinstance(reply, ConnectionLost) or (isinstance(reply, hiredis.ReplyError) and str(reply).startswith(FAULTS)):
                 self._untold |= gone
             self._told(reply)
 
@@ -618,7 +618,7 @@ class Shard:
                 self._unsure = True
                 log.error("the broker refused", reason=str(reply), **_hint(str(reply)))
 
-    async def usable(self) -> Link:
+    async def usable(self) -> RespConnection:
         """The link, once there is one. Raises Refused(503)."""
         deadline = self._loop.time() + PATIENCE_SECONDS
         while self.link is None:
@@ -631,14 +631,14 @@ class Shard:
         """The reply to a command that may be done twice. Raises Refused(503)."""
         return await self._until_done(lambda link: link.call(*command, ordered=ordered))
 
-    async def _until_done(self, ask: Callable[[Link], Awaitable[Any]]) -> Any:
+    async def _until_done(self, ask: Callable[[RespConnection], Awaitable[Any]]) -> Any:
         """What `ask` brings, on one link after another if need be. Raises Refused(503)."""
         deadline = self._loop.time() + PATIENCE_SECONDS
         while True:
             link = await self.usable()
             try:
                 return await ask(link)
-            except Lost:
+            except ConnectionLost:
                 refused = Refused(503, AWAY_FOR_LONG)
             except hiredis.ReplyError as reply:
                 refused = Refused(503, f"the broker refused: {reply}")
@@ -666,10 +666,10 @@ class Shard:
                 self._connection.topics(self._unsubscribe, [topic.encode()]).add_done_callback(_ignore)
 
     def publish(self, message: Message, milliseconds: int | None = None) -> "asyncio.Future[int]":
-        """See `Publishing`."""
+        """See `PublishBatcher`."""
         return self._publishing.publish(self.outlet, message, milliseconds)
 
-    def _send_batch(self, link: Link, batch: Batch, data: bytes, kept: bytes | None) -> None:
+    def _send_batch(self, link: RespConnection, batch: Batch, data: bytes, kept: bytes | None) -> None:
         app, channel = batch.app, batch.channel
         if kept is None:
             link.send(pack((self._publish, self.topic(app, channel), data)), batch.published)
@@ -684,7 +684,7 @@ class Shard:
         number = self._questions.next()
         data = encode_question(Question(self.inbox, number, app, channel, question))
 
-        def asked(link: Link) -> Awaitable[int]:
+        def asked(link: RespConnection) -> Awaitable[int]:
             if self.outlet is not link:  # not all could hear it: one that has the answer might seem not to be there
                 raise Refused(503, AWAY_FOR_LONG)
             return link.call(self._publish, self.topic(app, channel), data)
@@ -725,7 +725,7 @@ class Shard:
             want += "m"  # the next ones find them in the view that this one begins
         try:
 
-            async def attempt(link: Link) -> tuple[Step, Coming]:
+            async def attempt(link: RespConnection) -> tuple[JoinBatch, PendingJoin]:
                 step, coming = self._joining.join(link, key, member, socket_id, self._stamp(), most, want)
                 await coming.done
                 return step, coming
@@ -747,7 +747,7 @@ class Shard:
             step.everyone = tuple((self._views.members(key) or {}).values())
         return Joined(step.everyone, kept)
 
-    def _see(self, step: Step) -> None:
+    def _see(self, step: JoinBatch) -> None:
         """Tells those who are on a channel here of those who join it, and the latter who is there.
 
         Not when the answer comes, but when the first of them goes on: those of an earlier step are on the channel then, and
@@ -768,9 +768,9 @@ class Shard:
         if view is not None:
             step.everyone = tuple(view.values())
 
-    def _send_step(self, step: Step) -> None:
+    def _send_step(self, step: JoinBatch) -> None:
         if not step.link.alive:
-            step.answered(Lost("the connection to the broker is lost"))
+            step.answered(ConnectionLost("the connection to the broker is lost"))
             return
         command = [*self._evalsha(JOIN), self._node, *self._join(step.key, step.most, step.want)]
         for one in step.coming:
@@ -871,7 +871,7 @@ class Shard:
     async def connect(self, app: str, most: int) -> bool:
         """Counts a connection, unless the app has as many as it may. With the broker away for long it is let be."""
 
-        async def ask(link: Link) -> bool:
+        async def ask(link: RespConnection) -> bool:
             self._entries.connect(app)
             try:
                 reply = await link.call(*self._evalsha(CONNECT), self._node, app, self._entries.connections(app), most)

@@ -14,7 +14,7 @@ FACT = Fact("client-event", "app", "c", 1)
 ENTRY = [b"fact", encode_fact(FACT)]
 
 
-class Link:
+class RespConnection:
     """Answers commands by their names, in order; writes them down when they go out. leases: what READ answers."""
 
     def __init__(self, happened: list[Any], entries: list[list[bytes]], leases: list[tuple[int, int]], **answers: Any) -> None:
@@ -46,7 +46,7 @@ async def read(
         *(parse("redis://localhost"), "0", "node", "base", lambda _: ("READ",), seconds), there, ["app"], happened.append
     )
     await reader.stop()
-    link: Any = Link(happened, list(entries), list(leases), **answers)
+    link: Any = RespConnection(happened, list(entries), list(leases), **answers)
     return await reader._more(link), happened, there.place
 
 

@@ -6,8 +6,8 @@ import hiredis
 import pytest
 
 from push1st.brokers.redis import joining
-from push1st.brokers.redis.joining import ADDED, REFUSED, Coming, Joining, Step
-from push1st.brokers.redis.link import Link
+from push1st.brokers.redis.joining import ADDED, REFUSED, JoinBatch, JoinBatcher, PendingJoin
+from push1st.brokers.redis.link import RespConnection
 from push1st.messages import Member
 from tests.unit.fakes import Transport, turns
 
@@ -18,16 +18,16 @@ class Desk:
     """Joins whose steps the test sees and answers."""
 
     def __init__(self) -> None:
-        self.steps: list[Step] = []
-        self.joining = Joining(self.steps.append)
+        self.steps: list[JoinBatch] = []
+        self.joining = JoinBatcher(self.steps.append)
         self.link = self.another_link()
 
-    def another_link(self) -> Link:
-        link = Link(lambda _: None, lambda: None)
+    def another_link(self) -> RespConnection:
+        link = RespConnection(lambda _: None, lambda: None)
         link.connection_made(Transport())
         return link
 
-    def join(self, user: str, key: tuple[str, str] = KEY, want: str = "") -> tuple[Step, Coming]:
+    def join(self, user: str, key: tuple[str, str] = KEY, want: str = "") -> tuple[JoinBatch, PendingJoin]:
         return self.joining.join(self.link, key, Member(user), f"1.{user}", (1, 2), 0, want)
 
     @property

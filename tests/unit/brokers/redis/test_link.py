@@ -7,7 +7,7 @@ from collections.abc import Callable
 import hiredis
 import pytest
 
-from push1st.brokers.redis.link import Link, Lost
+from push1st.brokers.redis.link import ConnectionLost, RespConnection
 from tests.unit.fakes import Transport, turns
 
 
@@ -18,7 +18,7 @@ class Line:
         self.messages: list[bytes] = []
         self.lost = 0
         self.transport = Transport()
-        self.link = Link(self.messages.append, self._lost)
+        self.link = RespConnection(self.messages.append, self._lost)
         self.link.connection_made(self.transport)
 
     def _lost(self) -> None:
@@ -137,7 +137,7 @@ async def test_a_topic_that_is_taken_away_ends_the_connection(line):
     one = line()
     waiting = one.link.call("PING")
     one.says(confirmed(b"sunsubscribe", b"a"))
-    with pytest.raises(Lost):
+    with pytest.raises(ConnectionLost):
         await waiting
     assert one.transport.aborted
     assert one.lost == 1
@@ -149,7 +149,7 @@ async def test_a_lost_connection_fails_all_that_waits_and_what_comes_later(line)
     one.link.connection_lost(None)
     waiting += [one.link.call("PING"), one.link.topics("SUBSCRIBE", [b"a"])]
     for future in waiting:
-        with pytest.raises(Lost):
+        with pytest.raises(ConnectionLost):
             await future
     assert one.lost == 1
 
@@ -197,7 +197,7 @@ async def test_messages_after_an_ordered_reply_are_delivered_though_the_connecti
     await turns()
     assert seen == [[]]
     assert one.messages == [b"1", b"2"]
-    with pytest.raises(Lost):
+    with pytest.raises(ConnectionLost):
         await late
     assert one.lost == 1
 
@@ -207,12 +207,12 @@ async def test_what_a_server_sent_before_its_end_is_delivered_though_a_write_fai
     messages: list[bytes] = []
     ended = asyncio.Event()
     loop = asyncio.get_running_loop()
-    _, link = await loop.create_connection(lambda: Link(messages.append, ended.set), sock=ours)
+    _, link = await loop.create_connection(lambda: RespConnection(messages.append, ended.set), sock=ours)
     theirs.sendall(message(b"1") + message(b"2"))
     theirs.close()
     waiting = link.call("PING")
     link.flush()  # within this turn, so before anything is read: the other end is gone, and this is an error
-    with pytest.raises(Lost):
+    with pytest.raises(ConnectionLost):
         await waiting
     await ended.wait()
     assert messages == [b"1", b"2"]

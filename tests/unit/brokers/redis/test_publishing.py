@@ -4,8 +4,8 @@ import asyncio
 
 import pytest
 
-from push1st.brokers.redis.link import Link, pack
-from push1st.brokers.redis.publishing import CONFIRM_SECONDS, MAX_QUEUED, Batch, Publishing
+from push1st.brokers.redis.link import RespConnection, pack
+from push1st.brokers.redis.publishing import CONFIRM_SECONDS, MAX_QUEUED, Batch, PublishBatcher
 from push1st.brokers.redis.wire import decode_message, decode_messages
 from push1st.errors import Refused
 from push1st.messages import Message
@@ -24,13 +24,13 @@ class Desk:
         self.transport = Transport()
         self.transport.get_write_buffer_size = lambda: self.behind  # type: ignore[method-assign]
         self.behind = 0
-        self.link = Link(lambda _: None, lambda: None)
+        self.link = RespConnection(lambda _: None, lambda: None)
         self.link.connection_made(self.transport)
         self.metrics = Metrics()
         self.sent: list[tuple[str, list[Message], bytes | None]] = []
-        self.publishing = Publishing(self._send, self.metrics)
+        self.publishing = PublishBatcher(self._send, self.metrics)
 
-    def _send(self, link: Link, batch: Batch, data: bytes, kept: bytes | None) -> None:
+    def _send(self, link: RespConnection, batch: Batch, data: bytes, kept: bytes | None) -> None:
         self.sent.append((batch.channel, decode_messages(data), kept))
         link.send(pack(("PUBLISH",)), batch.published)
         link.send(pack(("HGET",)), batch.counted)

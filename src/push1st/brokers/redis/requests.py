@@ -4,7 +4,7 @@ import asyncio
 from collections.abc import Awaitable
 
 
-class Asked:
+class PendingReplies:
     """A question and its answers, until all are there that are expected."""
 
     __slots__ = ("_expected", "answers", "done")
@@ -31,11 +31,11 @@ class Asked:
             self.done.set_result(None)
 
 
-class Questions:
+class Requests:
     """Those of this node that have not been answered by all."""
 
     def __init__(self) -> None:
-        self._asked: dict[int, Asked] = {}
+        self._asked: dict[int, PendingReplies] = {}
         self._last = 0
 
     def next(self) -> int:
@@ -46,7 +46,7 @@ class Questions:
     async def answers(self, number: int, reached: Awaitable[int], seconds: float) -> list[bytes]:
         """The answers that come in time. reached: asks, and says how many nodes that reached; time counts from then on."""
         loop = asyncio.get_running_loop()
-        asked = self._asked[number] = Asked(loop.create_future())
+        asked = self._asked[number] = PendingReplies(loop.create_future())
         timer = None
         try:
             asked.expect(await reached)
