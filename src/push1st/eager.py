@@ -12,12 +12,12 @@ from collections.abc import Coroutine, Generator
 from typing import Any, Generic, TypeAlias, TypeVar
 
 T = TypeVar("T")
-Soon: TypeAlias = T | Coroutine[Any, Any, T]
+MaybeAwaitable: TypeAlias = T | Coroutine[Any, Any, T]
 """A result that is there at once, or the coroutine that will have it: what seldom waits makes no coroutine then."""
 _running: set[asyncio.Task[Any]] = set()
 
 
-class Rest(Generic[T]):
+class Suspended(Generic[T]):
     """What is left of a coroutine that has begun and waits: an awaitable of its result."""
 
     __slots__ = ("_coroutine", "_first")
@@ -43,7 +43,7 @@ class Rest(Generic[T]):
                 return result
 
 
-def begin(coroutine: Coroutine[Any, Any, T]) -> T | Rest[T]:
+def begin(coroutine: Coroutine[Any, Any, T]) -> T | Suspended[T]:
     """Runs `coroutine` up to its first wait: its result, or the rest of it. What it raises is raised here."""
     try:
         first = coroutine.send(None)
@@ -54,23 +54,23 @@ def begin(coroutine: Coroutine[Any, Any, T]) -> T | Rest[T]:
         # A future is told by whoever waits that it is waited for, and forgets it when a task takes note (asyncio's way to
         # find `yield` without `from`). Until there is a task others may wait for the same future: they must not find it told.
         first._asyncio_future_blocking = False
-    return Rest(coroutine, first)
+    return Suspended(coroutine, first)
 
 
-async def _finish(rest: Rest[Any]) -> None:
+async def _finish(rest: Suspended[Any]) -> None:
     await rest
 
 
 def spawn(coroutine: Coroutine[Any, Any, None]) -> None:
     """Runs a coroutine to its end: now if it can, else in a task that is kept until it is done."""
     rest = begin(coroutine)
-    if isinstance(rest, Rest):
+    if isinstance(rest, Suspended):
         task = asyncio.get_running_loop().create_task(_finish(rest))
         _running.add(task)
         task.add_done_callback(_running.discard)
 
 
-async def wait(soon: Soon[T]) -> T:
+async def wait(soon: MaybeAwaitable[T]) -> T:
     """The result, once it is there."""
     return await soon if isinstance(soon, Coroutine) else soon
 

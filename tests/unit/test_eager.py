@@ -6,7 +6,7 @@ import contextlib
 import pytest
 
 from push1st import eager
-from push1st.eager import Rest, begin, settled, spawn
+from push1st.eager import Suspended, begin, settled, spawn
 from tests.unit.fakes import turns
 
 
@@ -33,7 +33,7 @@ def test_what_is_raised_before_the_first_wait_is_raised_at_once():
 async def test_what_waits_has_a_rest_that_can_be_awaited():
     future = asyncio.get_running_loop().create_future()
     rest = begin(after(future))
-    assert isinstance(rest, Rest)
+    assert isinstance(rest, Suspended)
     asyncio.get_running_loop().call_soon(future.set_result, 21)
     assert await rest == 42
 
@@ -42,7 +42,7 @@ async def test_a_rest_goes_on_where_it_waited_even_if_that_is_over_already():
     future = asyncio.get_running_loop().create_future()
     rest = begin(after(future))
     future.set_result(1)
-    assert isinstance(rest, Rest)
+    assert isinstance(rest, Suspended)
     assert await rest == 2
 
 
@@ -54,7 +54,7 @@ async def test_several_may_begin_to_wait_for_one_future():
 
     rests = [begin(wait()) for _ in range(3)]
     future.get_loop().call_soon(future.set_result, 1)
-    assert await asyncio.gather(*(rest for rest in rests if isinstance(rest, Rest))) == [1, 1, 1]
+    assert await asyncio.gather(*(rest for rest in rests if isinstance(rest, Suspended))) == [1, 1, 1]
 
 
 async def test_what_the_wait_raises_is_raised_within():
@@ -68,7 +68,7 @@ async def test_what_the_wait_raises_is_raised_within():
 
     rest = begin(forgiving())
     future.set_exception(ValueError())
-    assert isinstance(rest, Rest)
+    assert isinstance(rest, Suspended)
     assert await rest == "forgiven"
 
 
@@ -78,7 +78,7 @@ async def test_a_rest_raises_what_its_coroutine_raises():
         raise ValueError("late")
 
     rest = begin(fail())
-    assert isinstance(rest, Rest)
+    assert isinstance(rest, Suspended)
     with pytest.raises(ValueError, match="late"):
         await rest
 

@@ -9,7 +9,7 @@ import msgspec
 
 from push1st.channels import pusher_name_error, user_id_error, wide_name_error
 from push1st.core.node import App, Node
-from push1st.eager import Soon
+from push1st.eager import MaybeAwaitable
 from push1st.errors import Refused
 from push1st.jsontext import decode
 from push1st.messages import Request, Response, user_channel
@@ -85,7 +85,7 @@ class Call(msgspec.Struct, frozen=True, gc=False):
             raise Refused(429, f"more than {most} reads a second")
 
 
-Answer = Soon[Response]
+Answer = MaybeAwaitable[Response]
 Endpoint = Callable[[Call], Answer]
 
 

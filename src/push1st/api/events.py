@@ -11,7 +11,7 @@ import msgspec
 
 from push1st.api.call import Answer, Call, answer
 from push1st.channels import RESERVED, kind_of
-from push1st.eager import Soon, wait
+from push1st.eager import MaybeAwaitable, wait
 from push1st.errors import Refused
 from push1st.jsontext import encode, object_text, string_size
 from push1st.limits import Limits
@@ -87,7 +87,7 @@ def publish(call: Call) -> Answer:
     stamp = node.stamp()
     node.metrics.events_in[API] += 1
     counts: dict[str, int] = {}
-    waiting: dict[str, Soon[int]] = {}
+    waiting: dict[str, MaybeAwaitable[int]] = {}
     for name in channels:
         count = node.publish(app, name, event.name, data, stamp, API, exclude, options, None, headers)
         if isinstance(count, int):
@@ -111,7 +111,7 @@ def _published(call: Call, counts: dict[str, int], id: int) -> Response:
 async def _publish_slowly(
     call: Call,
     counts: dict[str, int],
-    waiting: dict[str, Soon[int]],
+    waiting: dict[str, MaybeAwaitable[int]],
     attributes: tuple[str, ...],
     id: int,
     reach: tuple[str, Options] | None,
@@ -125,7 +125,7 @@ async def _publish_slowly(
     return _published(call, counts, id)
 
 
-async def _all(publishes: Iterable[Soon[int]]) -> list[int]:
+async def _all(publishes: Iterable[MaybeAwaitable[int]]) -> list[int]:
     """Waits for all at once, so that they cost the broker one round trip."""
     rest = iter(publishes)
     counts = []

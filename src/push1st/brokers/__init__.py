@@ -12,7 +12,7 @@ from typing import Protocol
 import msgspec
 
 from push1st.channels import kind_of
-from push1st.eager import Soon
+from push1st.eager import MaybeAwaitable
 from push1st.messages import API, INTERNAL, Fact, Member, Message
 
 BROKERS = {"memory": "push1st.brokers.memory:Memory", "redis": "push1st.brokers.redis:Redis"}
@@ -78,7 +78,7 @@ class Broker(Protocol):
 
     async def unsubscribe(self, app: str, channel: str) -> None: ...
 
-    def publish(self, message: Message) -> Soon[int]:
+    def publish(self, message: Message) -> MaybeAwaitable[int]:
         """Sends a message to all workers, this one included; the result is the number of the topic's subscribers.
 
         A connection that is excluded may be counted in, and all of them for a message to some: `Node.reach` knows better.

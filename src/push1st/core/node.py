@@ -20,7 +20,7 @@ from push1st.config.model import AppConfig
 from push1st.core.fanout import Clock, Fanout
 from push1st.core.held import Held
 from push1st.core.hub import Lane, Subscriber, Tenant
-from push1st.eager import Rest, Soon, begin, spawn, wait
+from push1st.eager import MaybeAwaitable, Suspended, begin, spawn, wait
 from push1st.errors import Disconnect, LimitReached, Refused
 from push1st.hooks import Hooks
 from push1st.hooks.authorize import asks
@@ -198,7 +198,7 @@ class Node:
         number = f"{bits >> 32}.{bits & 0xFFFFFFFF}"
         return f"{prefix}.{number}" if prefix else number
 
-    def connect(self, app: App, client: Client) -> Rest[bool] | None:
+    def connect(self, app: App, client: Client) -> Suspended[bool] | None:
         """Raises Disconnect(4004) when the app has all the connections it may have.
 
         With a broker that has to be asked, what `admit` waits for.
@@ -207,7 +207,7 @@ class Node:
         asked = None
         if most:
             admitted = begin(self._quotas.connect(app.config.id, most))
-            if isinstance(admitted, Rest):
+            if isinstance(admitted, Suspended):
                 asked = admitted
                 app.uncounted.add(client)
             elif not admitted:
@@ -215,7 +215,7 @@ class Node:
         app.tenant.connect(client, client.prefix)
         return asked
 
-    async def admit(self, app: App, client: Client, asked: Rest[bool]) -> None:
+    async def admit(self, app: App, client: Client, asked: Suspended[bool]) -> None:
         """Waits until it is known whether a connection may be. Raises Disconnect(4004)."""
         if not await asked:
             raise _over_quota(app.config.limits.connections)
@@ -565,7 +565,7 @@ class Node:
         options: Options = DEFAULT_OPTIONS,
         user_id: str | None = None,
         headers: bytes = b"",
-    ) -> Soon[int]:
+    ) -> MaybeAwaitable[int]:
         """Sends an event to a channel's subscribers; the result is how many there are. Raises Refused(503)."""
         id, now = stamp
         target = options.session

@@ -16,7 +16,7 @@ from push1st import auth
 from push1st.channels import PUBLIC, RESERVED, Kind, covers, kind_of, pusher_name_error, user_id_error, wide_name_error
 from push1st.core.hub import Lane, Wire, Write
 from push1st.core.node import App, Left, Node
-from push1st.eager import Rest, spawn
+from push1st.eager import Suspended, spawn
 from push1st.errors import Disconnect, LimitReached, Refused
 from push1st.hooks import Decision
 from push1st.hooks.events import Connecting, Publishing, Subscribing
@@ -192,7 +192,7 @@ class Session:
             if asked is not None:
                 spawn(self._withdraw(asked))
 
-    async def _withdraw(self, asked: Rest[bool]) -> None:
+    async def _withdraw(self, asked: Suspended[bool]) -> None:
         """Waits until the broker has counted a connection, and takes it out of the count: it was rejected in the meantime."""
         with suppress(Disconnect):
             await self.node.admit(self.app, self, asked)

@@ -15,7 +15,7 @@ from typing import cast
 import httptools
 import msgspec
 
-from push1st.eager import Rest, begin, spawn
+from push1st.eager import Suspended, begin, spawn
 from push1st.errors import Refused
 from push1st.messages import Request, Response, Visitor
 from push1st.transports.admission import Crowded
@@ -594,13 +594,13 @@ class HttpConnection(asyncio.Protocol):
         return distrust(self._peer, headers, config.api.trust, config.server.proxies)
 
     def _serve(self, request: Request, keep: bool) -> None:
-        response: Response | Rest[Response]
+        response: Response | Suspended[Response]
         try:
             soon = self._listener.worker.serve(request)
             response = soon if isinstance(soon, Response) else begin(soon)
         except Exception as exc:
             response = self._failure(exc, request)
-        if isinstance(response, Rest):
+        if isinstance(response, Suspended):
             self._busy = True
             self._deadline = NEVER
             spawn(self._wait(response, keep, request))
@@ -618,7 +618,7 @@ class HttpConnection(asyncio.Protocol):
         worker.failed("request")
         return error(500, "internal error")
 
-    async def _wait(self, rest: Rest[Response], keep: bool, request: Request) -> None:
+    async def _wait(self, rest: Suspended[Response], keep: bool, request: Request) -> None:
         """Answers a request that waits, then those behind it."""
         try:
             response = await rest
@@ -658,7 +658,7 @@ class HttpConnection(asyncio.Protocol):
             begun = begin(found) if isinstance(found, Coroutine) else found
         except Exception as exc:
             begun = msgspec.structs.replace(self._failure(exc, visit), headers=FALLBACK_HEADERS)
-        if isinstance(begun, Rest):
+        if isinstance(begun, Suspended):
             self._busy, self._deadline = True, NEVER
             spawn(self._seek(begun, keep, visit))
         elif isinstance(begun, Response):
@@ -666,7 +666,7 @@ class HttpConnection(asyncio.Protocol):
         else:
             self._hand_over(begun, keep)
 
-    async def _seek(self, rest: Rest[Found], keep: bool, visit: Visit) -> None:
+    async def _seek(self, rest: Suspended[Found], keep: bool, visit: Visit) -> None:
         """Waits for what becomes of a fallback's request, whose session may be on another worker."""
         try:
             found = await rest

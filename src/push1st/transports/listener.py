@@ -8,7 +8,7 @@ from urllib.parse import unquote
 from push1st import logs
 from push1st.config.model import Config, Networks, ProtocolConfig
 from push1st.core.node import Node
-from push1st.eager import Soon
+from push1st.eager import MaybeAwaitable
 from push1st.limits import Limits
 from push1st.messages import Request, Response
 from push1st.protocols import Codec
@@ -21,7 +21,7 @@ from push1st.transports.sweep import Sweep
 from push1st.transports.turn import Turn
 from push1st.transports.xhr import Fallbacks
 
-Serve = Callable[[Request], Soon[Response]]
+Serve = Callable[[Request], MaybeAwaitable[Response]]
 Line = tuple[str, str, str]
 MAX_LINES = 1024
 MAX_LINE = 256
