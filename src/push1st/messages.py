@@ -183,7 +183,7 @@ def session_topic(user_id: str) -> str:
     return f"#user-{user_id}"
 
 
-class Visitor(msgspec.Struct, frozen=True, gc=False):
+class ClientRequest(msgspec.Struct, frozen=True, gc=False):
     """What a client that connects has shown, for the app's backend. query: as in the URL; headers: None without one."""
 
     query: str = ""

@@ -48,7 +48,7 @@ class View:
             del self.members[user_id]
 
 
-class Visitor:
+class ClientRequest:
     """One Pusher client. user: as whom it is on the channel, after the commands sent so far; None: it is not."""
 
     def __init__(self, socket: PusherSocket, channel: str) -> None:
@@ -86,7 +86,7 @@ class Presence(RuleBasedStateMachine):
         self.stack = contextlib.ExitStack()
         Presence.examples += 1
         self.channel = f"presence-model-{Presence.examples}"
-        self.visitors: list[Visitor] = []
+        self.visitors: list[ClientRequest] = []
         self.witness: RawSocket
         self.seen = View()
 
@@ -98,8 +98,8 @@ class Presence(RuleBasedStateMachine):
         self.server.until_sessions(self.channel, 1)
         self.visitors = [self.visitor() for _ in range(SOCKETS)]
 
-    def visitor(self) -> Visitor:
-        return Visitor(self.stack.enter_context(pusher_socket(self.server)), self.channel)
+    def visitor(self) -> ClientRequest:
+        return ClientRequest(self.stack.enter_context(pusher_socket(self.server)), self.channel)
 
     @rule(who=st.integers(0, SOCKETS - 1), user=st.sampled_from(USERS), info=st.sampled_from(INFOS))
     def join(self, who: int, user: int | str, info: Any) -> None:

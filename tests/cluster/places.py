@@ -31,6 +31,7 @@ from push1st.messages import (
     SUBSCRIPTION_COUNT,
     WATCHLIST_EVENTS,
     CacheMissed,
+    ClientRequest,
     Fact,
     Message,
     Replayed,
@@ -39,7 +40,6 @@ from push1st.messages import (
     Subscribe,
     Subscribed,
     Unsubscribe,
-    Visitor,
     Watched,
 )
 from push1st.metrics import Metrics
@@ -246,7 +246,7 @@ class Client:
         self.closes: list[int] = []
         self.entered = False
         self.session = Session(place.node, place.app, self, WIRE, self.write, "192.0.2.1")
-        self.session.enter(Visitor(), self.enter)
+        self.session.enter(ClientRequest(), self.enter)
 
     # What it is told
 

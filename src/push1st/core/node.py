@@ -75,14 +75,14 @@ class Client(Subscriber, Protocol):
     def disconnect(self, code: int, reason: str) -> None: ...
 
 
-class Listed(msgspec.Struct, frozen=True, array_like=True):
+class SessionInfo(msgspec.Struct, frozen=True, array_like=True):
     """A connection on a channel, on whichever worker."""
 
     id: str
     ip: str
 
 
-_listed = msgspec.msgpack.Decoder(list[Listed])
+_listed = msgspec.msgpack.Decoder(list[SessionInfo])
 _message = msgspec.msgpack.Decoder(Message)
 
 
@@ -93,7 +93,7 @@ class Listener(msgspec.Struct, frozen=True):
     hear: Callable[[bytes], None]
 
 
-class Left(msgspec.Struct, frozen=True):
+class SessionState(msgspec.Struct, frozen=True):
     """What a connection had when it ended. topics: of its user, which are no subscriptions of its own."""
 
     lanes: dict[str, Lane]
@@ -223,7 +223,7 @@ class Node:
             await self._quotas.disconnect(app.config.id)
         app.uncounted.discard(client)
 
-    async def disconnect(self, app: App, client: Client, left: Left) -> None:
+    async def disconnect(self, app: App, client: Client, left: SessionState) -> None:
         """A connection has ended: it leaves its channels. The others' pending frames are not touched by that."""
         tenant, id = app.tenant, app.config.id
         self.fanout.forget(client, (*left.lanes.values(), *left.topics.values()))
@@ -252,7 +252,7 @@ class Node:
 
     # Channels
 
-    async def listed(self, app: App, channel: str) -> list[Listed]:
+    async def listed(self, app: App, channel: str) -> list[SessionInfo]:
         """The connections subscribed to a channel, on all workers that answer in time."""
         answers = await self._broker.ask(app.config.id, channel, SESSIONS)
         return [one for answer in answers for one in _listed.decode(answer)]
@@ -268,7 +268,7 @@ class Node:
         if question != SESSIONS:  # the listener that the question is for has ended
             return b""
         found = [] if live is None else self.sessions(live, channel)
-        return msgspec.msgpack.encode([Listed(client.id, client.ip) for client in found])
+        return msgspec.msgpack.encode([SessionInfo(client.id, client.ip) for client in found])
 
     async def subscribe(self, app: App, client: Client, name: str, member: Member | None) -> tuple[Lane, Joined]:
         """Puts a client on a channel: its lane, and what was true when it joined. Raises LimitReached."""

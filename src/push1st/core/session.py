@@ -15,7 +15,7 @@ import msgspec
 from push1st import auth
 from push1st.channels import PUBLIC, RESERVED, Kind, covers, kind_of, pusher_name_error, user_id_error, wide_name_error
 from push1st.core.hub import Lane, Wire, Write
-from push1st.core.node import App, Left, Node
+from push1st.core.node import App, Node, SessionState
 from push1st.eager import Suspended, spawn
 from push1st.errors import Disconnect, LimitReached, Refused
 from push1st.hooks import Decision
@@ -23,6 +23,7 @@ from push1st.hooks.events import Connecting, Publishing, Subscribing
 from push1st.jsontext import decode, encode, string_size
 from push1st.limits import Bucket
 from push1st.messages import (
+    ClientRequest,
     Command,
     Failure,
     Member,
@@ -38,7 +39,6 @@ from push1st.messages import (
     SubscriptionRefused,
     Unsubscribe,
     User,
-    Visitor,
     user_channel,
 )
 
@@ -185,7 +185,7 @@ class Session:
         if not self.closed:
             self.closed = True
             self.waiting = None
-            left = Left(self.subscriptions, self.members or {}, self.topics or {}, self.user)
+            left = SessionState(self.subscriptions, self.members or {}, self.topics or {}, self.user)
             self.subscriptions, self.topics = {}, None
             spawn(self.node.disconnect(self.app, self, left))
             asked, self._asked = self._asked, None
@@ -197,7 +197,7 @@ class Session:
         with suppress(Disconnect):
             await self.node.admit(self.app, self, asked)
 
-    def enter(self, visitor: Visitor, let_in: Callable[[], None]) -> None:
+    def enter(self, visitor: ClientRequest, let_in: Callable[[], None]) -> None:
         """Calls `let_in` as soon as the client is in: now, or when the broker has counted it and the app's backend agreed.
 
         Commands wait for that.
@@ -208,7 +208,7 @@ class Session:
         self._busy = True
         spawn(self._enter(visitor, let_in))
 
-    async def _enter(self, visitor: Visitor, let_in: Callable[[], None]) -> None:
+    async def _enter(self, visitor: ClientRequest, let_in: Callable[[], None]) -> None:
         try:
             if self._asked is not None:
                 asked, self._asked = self._asked, None
@@ -231,7 +231,7 @@ class Session:
         else:
             self._rest()
 
-    async def _ask_to_connect(self, visitor: Visitor) -> None:
+    async def _ask_to_connect(self, visitor: ClientRequest) -> None:
         """Raises Refused when the app's backend does."""
         answer = await self.node.hooks.ask(
             Connecting(

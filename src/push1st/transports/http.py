@@ -17,7 +17,7 @@ import msgspec
 
 from push1st.eager import Suspended, begin, spawn
 from push1st.errors import Refused
-from push1st.messages import Request, Response, Visitor
+from push1st.messages import ClientRequest, Request, Response
 from push1st.transports.admission import Crowded
 from push1st.transports.afar import HEADERS as FALLBACK_HEADERS
 from push1st.transports.afar import TYPE as FALLBACK_TYPE
@@ -28,7 +28,7 @@ from push1st.transports.listener import CROWDED_SECONDS, LINGER_BYTES, LINGER_SE
 from push1st.transports.lost import LOST, unread
 from push1st.transports.sweep import NEVER
 from push1st.transports.websocket import Handshake, WebSocketConnection, upgrade
-from push1st.transports.xhr import Found, Stream, Visit, XhrConnection
+from push1st.transports.xhr import Stream, XhrConnection, XhrOutcome, XhrRequest
 
 MAX_HEAD = 16_384
 """bytes of a request line with its headers"""
@@ -146,7 +146,7 @@ class HttpConnection(asyncio.Protocol):
         self._started = 0
         self._refused: Response | None = None
         self._answers: list[bytes] = []
-        self._waiting: deque[tuple[Request | Visit, bool]] = deque()
+        self._waiting: deque[tuple[Request | XhrRequest, bool]] = deque()
         self._held: XhrConnection | Afar | None = None
         self._keep = False
         self._busy = False
@@ -515,11 +515,11 @@ class HttpConnection(asyncio.Protocol):
         path, query = self._target()
         method = parser.get_method().decode()
         found = self._listener.worker.fallbacks.path.match(path)
-        request: Request | Visit
+        request: Request | XhrRequest
         if found is None:
             request = Request(method, path, query, body, self._why_distrust(self._headers), self._started)
         else:
-            request = Visit(
+            request = XhrRequest(
                 method,
                 found[1],
                 found[2],
@@ -536,7 +536,7 @@ class HttpConnection(asyncio.Protocol):
         if self._busy:
             self._waiting.append((request, keep))
             self._reading()
-        elif isinstance(request, Visit):
+        elif isinstance(request, XhrRequest):
             self._visit(request, keep)
         else:
             self._serve(request, keep)
@@ -577,9 +577,9 @@ class HttpConnection(asyncio.Protocol):
         origin = self._headers.get(b"origin")
         return None if origin is None else origin.decode("latin-1")
 
-    def _visitor(self, query: str) -> Visitor:
+    def _visitor(self, query: str) -> ClientRequest:
         cookie, authorization = self._headers.get(b"cookie"), self._headers.get(b"authorization")
-        return Visitor(
+        return ClientRequest(
             query,
             self._origin(),
             None if cookie is None else cookie.decode("latin-1"),
@@ -607,7 +607,7 @@ class HttpConnection(asyncio.Protocol):
         else:
             self._answer(response, keep, request.method == "HEAD")
 
-    def _failure(self, exc: Exception, request: Request | Visit) -> Response:
+    def _failure(self, exc: Exception, request: Request | XhrRequest) -> Response:
         """The answer to a request that was refused, or that uncovered a defect of ours."""
         worker = self._listener.worker
         if isinstance(exc, Refused):
@@ -644,14 +644,14 @@ class HttpConnection(asyncio.Protocol):
     def _serve_waiting(self) -> None:
         while self._waiting and not self._busy:
             request, keep = self._waiting.popleft()
-            if isinstance(request, Visit):
+            if isinstance(request, XhrRequest):
                 self._visit(request, keep)
             else:
                 self._serve(request, keep)
 
     # pusher-js' HTTP fallbacks
 
-    def _visit(self, visit: Visit, keep: bool) -> None:
+    def _visit(self, visit: XhrRequest, keep: bool) -> None:
         """A fallback's request: it is answered, waits until there is something to answer, or takes the socket over."""
         try:
             found = self._listener.worker.fallbacks.visit(visit, self)
@@ -666,7 +666,7 @@ class HttpConnection(asyncio.Protocol):
         else:
             self._hand_over(begun, keep)
 
-    async def _seek(self, rest: Suspended[Found], keep: bool, visit: Visit) -> None:
+    async def _seek(self, rest: Suspended[XhrOutcome], keep: bool, visit: XhrRequest) -> None:
         """Waits for what becomes of a fallback's request, whose session may be on another worker."""
         try:
             found = await rest

@@ -28,7 +28,7 @@ from push1st.core.hub import Write
 from push1st.core.node import App
 from push1st.core.session import Session
 from push1st.errors import Disconnect, Refused
-from push1st.messages import Command, Ending, Established, Failure, Ping, Reply, Response, Subscribe, Visitor
+from push1st.messages import ClientRequest, Command, Ending, Established, Failure, Ping, Reply, Response, Subscribe
 from push1st.protocols import Codec
 from push1st.protocols.websocket import (
     PING_FRAME,
@@ -68,7 +68,7 @@ class Handshake(msgspec.Struct, frozen=True, gc=False):
     path: str
     key: str
     version: str
-    visitor: Visitor
+    visitor: ClientRequest
     ip: str
     crowded: Crowded | None = None
 

@@ -29,7 +29,7 @@ from push1st.core.node import App, Listener
 from push1st.core.session import WAITING, Session
 from push1st.eager import spawn
 from push1st.errors import Disconnect, Refused
-from push1st.messages import Established, Reply, Response, Visitor
+from push1st.messages import ClientRequest, Established, Reply, Response
 from push1st.protocols.pusher_xhr import HEARTBEAT, LONGEST, OPEN_FRAME, decode_messages, end_frames, whole_frames
 from push1st.transports.admission import AUTHORIZE_SECONDS, Crowded, admit, capacity_error, check_version
 from push1st.transports.afar import (
@@ -89,7 +89,7 @@ _ID = re.compile(r"[0-9]{1,3}/[A-Za-z0-9_-]{8,64}\Z")
 log = logs.get("push1st.transports")
 
 
-class Visit(msgspec.Struct, frozen=True, gc=False):
+class XhrRequest(msgspec.Struct, frozen=True, gc=False):
     """A request on a fallback's path. road: xhr_streaming, xhr or xhr_send.
 
     crowded: why the request may not begin a session. is_direct: whether its connection already counts for the client's address.
@@ -101,7 +101,7 @@ class Visit(msgspec.Struct, frozen=True, gc=False):
     road: str
     query: str
     body: bytes
-    visitor: Visitor
+    visitor: ClientRequest
     ip: str
     crowded: Crowded | None = None
     is_direct: bool = False
@@ -147,7 +147,7 @@ class Fallbacks:
         self.start = base + "[^/ ?]+/[^/ ?]+/[^/ ?]+/xhr"
         self.path = re.compile(base + r"([^/]+)/([^/]+/[^/]+)/(xhr_streaming|xhr_send|xhr)\Z")
 
-    def visit(self, visit: Visit, poll: Poll) -> "Found | Coroutine[Any, Any, Found]":
+    def visit(self, visit: XhrRequest, poll: Poll) -> "XhrOutcome | Coroutine[Any, Any, XhrOutcome]":
         """What becomes of a request: its answer, a stream that takes the socket over, or the client that `poll` waits for.
 
         It is found out by the coroutine where other workers have to be asked. Both raise Refused.
@@ -166,7 +166,7 @@ class Fallbacks:
             return client.when_applied(found)
         return found
 
-    def _serve(self, visit: Visit, poll: Poll, client: "XhrConnection | None") -> "Found":
+    def _serve(self, visit: XhrRequest, poll: Poll, client: "XhrConnection | None") -> "XhrOutcome":
         """A request of a session here, or the first one of a new session."""
         if visit.road == "xhr_send":
             if client is None or client.closing:
@@ -180,7 +180,7 @@ class Fallbacks:
                 return self._reject(visit, end)
         return Stream(client, self._worker) if visit.road == "xhr_streaming" else client.poll(poll)
 
-    def _reject(self, visit: Visit, end: Disconnect) -> Response:
+    def _reject(self, visit: XhrRequest, end: Disconnect) -> Response:
         """Returns the answer that rejects a first request. pusher-js retries at once after a status other than 200, or no `o`."""
         node = self._worker.node
         node.metrics.refusals[str(end.code)] += 1
@@ -189,7 +189,7 @@ class Fallbacks:
 
     # Sessions of other workers
 
-    async def _seek(self, visit: Visit, poll: Poll) -> "Found":
+    async def _seek(self, visit: XhrRequest, poll: Poll) -> "XhrOutcome":
         """Forwards a request to the worker that has its session, or begins a session. Raises Refused(503)."""
         try:
             return await self._forward(visit, poll)
@@ -198,7 +198,7 @@ class Fallbacks:
                 raise
             return self._reject(visit, Disconnect(4100, "The broker is away, reconnect later"))
 
-    async def _forward(self, visit: Visit, poll: Poll) -> "Found":
+    async def _forward(self, visit: XhrRequest, poll: Poll) -> "XhrOutcome":
         node = self._worker.node
         config = node.apps.by_key(visit.key)
         if config is None:
@@ -377,7 +377,7 @@ class Fallbacks:
         for where in [where for where, (_, away) in self._away.items() if away.app is app and away.by == topic]:
             self._lose(*where)
 
-    def _open(self, visit: Visit) -> "XhrConnection":
+    def _open(self, visit: XhrRequest) -> "XhrConnection":
         worker = self._worker
         protocol = worker.config.server.pusher
         check_version(visit.query)
@@ -480,7 +480,7 @@ class XhrConnection:
         self._seen = self._wrote = self._full_since = self._apart_since = worker.sweep.now
         self._asked = 0.0
 
-    def open(self, session: Session, visitor: Visitor) -> None:
+    def open(self, session: Session, visitor: ClientRequest) -> None:
         """The client has got this far; whether it is let in may be for the app's backend to say."""
         worker = self._worker
         self._session = session
@@ -661,7 +661,7 @@ class XhrConnection:
         """Whether some messages are not applied yet."""
         return self._inbox is not None
 
-    async def when_applied(self, found: "Found") -> "Found":
+    async def when_applied(self, found: "XhrOutcome") -> "XhrOutcome":
         """Returns `found` when all messages received so far are applied, so that a client does not send faster than that."""
         if self._inbox is not None:
             applied: asyncio.Future[None] = asyncio.get_running_loop().create_future()
@@ -890,5 +890,5 @@ class Stream(asyncio.Protocol):
         return None
 
 
-Found: TypeAlias = Response | Stream | XhrConnection | Afar
+XhrOutcome: TypeAlias = Response | Stream | XhrConnection | Afar
 """What becomes of a request: its answer, a stream that takes the socket over, or who will answer it."""

@@ -10,6 +10,7 @@ from push1st.errors import Refused
 from push1st.hooks import Decision
 from push1st.hooks.events import Connecting, Publishing, Subscribing
 from push1st.messages import (
+    ClientRequest,
     Established,
     Failure,
     Member,
@@ -20,11 +21,10 @@ from push1st.messages import (
     Subscribed,
     SubscriptionRefused,
     Unsubscribe,
-    Visitor,
 )
 from tests.unit.fakes import APP, RAW, World, app_config, token, turns
 
-VISITOR = Visitor("protocol=7", "https://shop.example", "session=1", "Bearer x")
+VISITOR = ClientRequest("protocol=7", "https://shop.example", "session=1", "Bearer x")
 
 
 def asking(*on: str, **more) -> World:
