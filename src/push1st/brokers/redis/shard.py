@@ -6,7 +6,7 @@ reads its entries, and sends what is different. If only its lease or the state i
 still subscribed to its topics, and misses no message.
 
 An acknowledged event has to reach every living node. So on a new connection a node publishes only when all other living nodes
-are subscribed to their topics on the same server (`missing` in `scripts.py` counts those that are not), or after
+are subscribed to their topics on the same server (`nodes_not_here` in `lua/helpers.lua` counts those that are not), or after
 `LEASE_SECONDS`. Leases show which nodes are alive. If the server lost the leases, a node uses the last list it received.
 
 What clients wait for (subscribing, signing in) is held back for up to `PATIENCE_SECONDS` when the broker is away, since
@@ -33,21 +33,21 @@ from push1st.brokers.redis.logged import LogDedup
 from push1st.brokers.redis.publishing import CONFIRM_SECONDS, Batch, PublishBatcher
 from push1st.brokers.redis.requests import Requests
 from push1st.brokers.redis.scripts import (
-    BEAT,
-    BURY,
+    CACHED,
     CONNECT,
-    ENTER,
+    DEFER_LEAVE,
+    EVICT_NODE,
+    FLUSH_DEFERRED,
     HOLD,
     JOIN,
-    KEEP,
-    LAST,
     LAST_OUT,
     LEAVE,
     MAX_FACTS,
-    NOTE,
+    PUBLISH_CACHED,
+    READ_IF_EPOCH,
+    REGISTER,
+    RENEW,
     SCHEMA,
-    SEEN,
-    SETTLE,
     SIGN_IN,
     SIGN_OUT,
     Script,
@@ -88,7 +88,7 @@ MAX_QUEUED_EVER = 64 << 20
 BURIED = 500
 """entries of a dead node that are removed in one step, or told that were removed without a word"""
 FIRST = b"m0"
-"""where removing begins (`scripts.BURY`)"""
+"""where removing begins (`scripts.EVICT_NODE`)"""
 MAX_UNREPORTED = 10_000
 """facts that wait for the broker to come back; then the oldest are lost"""
 TOPICS = 500
@@ -166,7 +166,7 @@ class Shard:
         self._opens_at = 0.0
         """when this node publishes even if other nodes are missing, on the loop's clock"""
         self._least = 0
-        """`least` of `missing` in `scripts.py`"""
+        """`least` of `nodes_not_here` in `lua/helpers.lua`"""
         self._evicts_at = 0.0
         """when nodes without a lease may be removed, on the loop's clock"""
         self._evicting: set[str] = set()
@@ -320,7 +320,7 @@ class Shard:
     async def _hand_on_the_last(self, link: RespConnection) -> None:
         """Delivers the remaining facts to hooks if no other node is alive to do it."""
         if self._hooked() and await link.call(*self._evalsha(LAST_OUT), self._node, _ms(LEASE_SECONDS)):
-            while await link.call(*self._evalsha(SETTLE), BURIED):
+            while await link.call(*self._evalsha(FLUSH_DEFERRED), BURIED):
                 continue
             await self._read(last=True).end()
 
@@ -334,7 +334,7 @@ class Shard:
         self._least = max(1, _ms(LEASE_SECONDS - SILENT_SECONDS)) if self._epoch else 0
         arguments: tuple[Argument, ...] = (self._node, new, self._epoch, lease, recovery, wanted, self._least, SCHEMA, *others)
         try:
-            epoch, recovering, number, missing, late = await link.call(*self._evalsha(ENTER), *arguments)
+            epoch, recovering, number, missing, late = await link.call(*self._evalsha(REGISTER), *arguments)
         except hiredis.ReplyError as exc:
             word, _, found = str(exc).partition(" ")
             if word != OTHER_SCHEMA:
@@ -355,7 +355,7 @@ class Shard:
         self._epoch = epoch.decode()
         topics: list[str] = []
         if self._subscribed is not link:
-            topics = [*sorted(self._topics - {self.inbox}), self.inbox]  # the inbox last: `is_subscribed` in `scripts`
+            topics = [*sorted(self._topics - {self.inbox}), self.inbox]  # the inbox last: `is_subscribed` in `lua/helpers.lua`
             for at in range(0, len(topics), TOPICS):
                 await link.topics(self._subscribe, [one.encode() for one in topics[at : at + TOPICS]])
         stored = await self._stored(link)
@@ -424,7 +424,7 @@ class Shard:
                 for (kind, app, channel, user_id), (socket_id, info) in untold.items():
                     if kind == what:
                         hooked = self._wants_facts(app)
-                        self._tell(NOTE, kind, app, channel, user_id, socket_id, *self._stamp(), hooked, info)
+                        self._tell(DEFER_LEAVE, kind, app, channel, user_id, socket_id, *self._stamp(), hooked, info)
 
     def _mend(self, of: Difference) -> None:
         """Makes the broker's copy of an entry what it is here."""
@@ -460,9 +460,9 @@ class Shard:
                 self._views.compare_status(key, reply is not None or self._entries.is_signed_in(key), self._stamp)
 
         for key in self._views.of(self.owns):
-            self._send(link, SEEN, partial(members, key), self._epoch, self._key("m", "/".join(key)), "")
+            self._send(link, READ_IF_EPOCH, partial(members, key), self._epoch, self._key("m", "/".join(key)), "")
         for key in self._views.watched(self.owns):
-            self._send(link, SEEN, partial(online, key), self._epoch, self._key("u", key[0]), key[1])
+            self._send(link, READ_IF_EPOCH, partial(online, key), self._epoch, self._key("u", key[0]), key[1])
 
     def owns(self, app: str, channel: str) -> bool:
         """Whether a channel's keys are in this shard; set by whoever divides them."""
@@ -498,7 +498,7 @@ class Shard:
             ledger = (self._term if self._ledger.there is not None else 0) if self._hooked() else -1
             least = "" if self.outlet is not None else self._least
             lease = _ms(LEASE_SECONDS)
-            self._send(self.link, BEAT, self._beaten, self._node, lease, ledger, "1" if entered else "0", least)
+            self._send(self.link, RENEW, self._beaten, self._node, lease, ledger, "1" if entered else "0", least)
 
     def _beaten(self, reply: Any) -> None:
         if isinstance(reply, Exception):
@@ -567,14 +567,14 @@ class Shard:
     def _bury(self, node: str, at: bytes) -> tuple[Argument, ...]:
         hooked = "/".join(("", *map("\n".join, self._hooked().items()), ""))
         ids = [self._stamp()[0] for _ in range(BURIED)]
-        return (*self._evalsha(BURY), node, self._stamp()[1], hooked, at, *ids)
+        return (*self._evalsha(EVICT_NODE), node, self._stamp()[1], hooked, at, *ids)
 
     def _settle(self, reply: Any) -> None:
         """Has told who left while nodes announced their entries again, some in each step."""
         if isinstance(reply, Exception):
             self._told(reply)
         elif reply and self.link is not None:
-            self._send(self.link, SETTLE, self._settle, BURIED)
+            self._send(self.link, FLUSH_DEFERRED, self._settle, BURIED)
 
     # Commands
 
@@ -675,7 +675,7 @@ class Shard:
             link.send(pack((self._publish, self.topic(app, channel), data)), batch.published)
             link.send(pack(("HGET", self._key("i", app), channel)), batch.counted)
         else:
-            self._send(link, KEEP, batch.counted, app, channel, data, kept, batch.milliseconds)
+            self._send(link, PUBLISH_CACHED, batch.counted, app, channel, data, kept, batch.milliseconds)
 
     # Questions
 
@@ -837,7 +837,7 @@ class Shard:
 
     async def kept(self, app: str, channel: str) -> Kept | None:
         """A cache channel's event."""
-        return _kept(*await self.call(*self._evalsha(LAST), self._key("k", f"{app}/{channel}")))
+        return _kept(*await self.call(*self._evalsha(CACHED), self._key("k", f"{app}/{channel}")))
 
     async def claim(self, app: str, channel: str, seconds: int) -> bool:
         return await self.call("SET", self._key("claim", f"{app}/{channel}"), self._node, "NX", "EX", seconds) is not None

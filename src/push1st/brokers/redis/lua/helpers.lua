@@ -1,0 +1,145 @@
+-- Functions that several scripts share. `scripts.py` puts those that a script calls before the script, because the server
+-- builds them again at each call. CLOCK, MAX_FACTS and PUBLISH stand for constants of `scripts.py`.
+
+local base = KEYS[1]
+
+-- Publishes a join or a leave of a member, or a sign-in or sign-out, to the nodes that are subscribed to the channel.
+local function edge(kind, app, channel, user, socket, id, received, info)
+  redis.call(PUBLISH, base .. ':t:' .. app .. '/' .. channel,
+    '\1' .. table.concat({kind, app, channel, user, socket, id, received, info}, '\0'))
+end
+
+-- Adds a fact for hooks to the stream.
+local function fact(kind, way, app, channel, received, socket, user, info)
+  redis.call('XADD', base .. ':facts', 'MAXLEN', '~', MAX_FACTS, '*', 'k', kind, 'a', app, 'c', channel, 't', received,
+    's', socket, 'u', user, 'i', info, 'w', way)
+end
+
+local function wants(hooked, way) return string.find(hooked, way, 1, true) ~= nil end
+
+local function has_lease(node) return redis.call('EXISTS', base .. ':lease:' .. node) == 1 end
+
+-- Milliseconds since an arbitrary moment, on the server's clock. TIME would need one more right of the user (docs/scaling.md).
+local function clock()
+  local left = redis.call('PTTL', base .. ':clock')
+  if left < 0 then
+    left = CLOCK
+    redis.call('SET', base .. ':clock', '', 'PX', left)
+  end
+  return string.format('%.0f', CLOCK - left)
+end
+
+-- Splits a field of `gone` or `held` into m, c or u, app, channel, user.
+local function parts(field)
+  local kind, app, rest = string.match(field, '^(.)/([^/]*)/(.*)$')
+  if kind ~= 'm' then return kind, app, rest, '' end
+  return kind, app, string.match(rest, '^([^\n]*)\n(.*)$')
+end
+
+-- Holds back a leaving edge for hooks. `read.lua` releases it, unless the channel or member is back by then.
+local function hold(field, left, socket, received, info)
+  redis.call('HSET', base .. ':held', field, table.concat({left, socket, received, info}, '\0'))
+  redis.call('RPUSH', base .. ':held:order', left .. ' ' .. field)
+end
+
+-- Lets a script write although the server's memory is full. Such a server rejects the first write of a script if the write may
+-- need memory, but no write after one that needs none. So leaving, and a node that returns, are always possible.
+local function allow_when_full() redis.call('DEL', base .. ':none') end
+
+-- A node subscribes to its inbox last, so a node whose inbox has a subscriber is subscribed to all its topics.
+local function is_subscribed(node)
+  return redis.call('PUBSUB', PUBLISH == 'SPUBLISH' and 'SHARDNUMSUB' or 'NUMSUB', base .. ':t:/' .. node)[2] > 0
+end
+
+-- Returns how many other living nodes would miss an event that is published now. If fewer than `least` milliseconds of a node's
+-- lease are left, the node has given up its connection, even if the server has not noticed that yet.
+-- A node that has just started (least is 0) does not wait for nodes without a connection, because they may be dead.
+local function nodes_not_here(node, least)
+  local some = 0
+  for _, other in ipairs(redis.call('SMEMBERS', base .. ':nodes')) do
+    local lease = base .. ':lease:' .. other
+    local state = other ~= node and redis.call('GET', lease)
+    local is_cut = state == 'there' and least > 0 and (redis.call('PTTL', lease) < least or not is_subscribed(other))
+    if state == 'back' or is_cut then
+      some = some + 1
+    end
+  end
+  for _, other in ipairs(redis.call('SMEMBERS', base .. ':away')) do
+    if other ~= node and not has_lease(other) and not is_subscribed(other) then
+      some = some + 1
+    end
+  end
+  return some
+end
+
+-- Whether nodes announce their entries again, because the server has lost its state.
+local function recovering() return redis.call('EXISTS', base .. ':recovering') == 1 end
+
+-- Sets the number of a node's subscriptions to a channel. Returns the number of all nodes, and the difference.
+local function count(mine, app, channel, n)
+  local field = 'c/' .. app .. '/' .. channel
+  local old = tonumber(redis.call('HGET', mine, field) or '0')
+  if n == old then return tonumber(redis.call('HGET', base .. ':i:' .. app, channel) or '0'), 0 end
+  if n > 0 then redis.call('HSET', mine, field, n) else redis.call('HDEL', mine, field) end
+  local total = redis.call('HINCRBY', base .. ':i:' .. app, channel, n - old)
+  if total <= 0 then redis.call('HDEL', base .. ':i:' .. app, channel) end
+  return total, n - old
+end
+
+-- Defers a leave during recovery, because another node may still announce the same channel, member or user.
+-- `flush_deferred.lua` publishes the leave when recovery is over, unless the channel, member or user is back by then.
+local function defer(field, left, socket, id, received, hooked, info)
+  local deferred = table.concat({left, socket, id, received, hooked, info}, '\0')
+  if redis.call('HSET', base .. ':gone', field, deferred) == 1 then redis.call('RPUSH', base .. ':gone:order', field) end
+end
+
+-- Removes a field that enters from `gone` and `held`. Returns the `w` of its entering fact.
+local function entering(field, hooked)
+  local held = redis.call('HDEL', base .. ':held', field) == 1
+  if redis.call('HDEL', base .. ':gone', field) == 1 then return 'r' end
+  return held and (wants(hooked, 'a') and 'ar' or 'r') or hooked
+end
+
+local function publish_removed(app, channel, user, left, socket, id, received, hooked, info, exclude)
+  edge('-', app, channel, user, exclude, id, received, 'null')
+  if wants(hooked, 's') then hold('m/' .. app .. '/' .. channel .. '\n' .. user, left, socket, received, info) end
+end
+
+local function publish_vacated(app, channel, left, socket, received, hooked)
+  if wants(hooked, 'a') then fact('vacated', 'a', app, channel, received, socket, '', 'null') end
+  if wants(hooked, 's') then hold('c/' .. app .. '/' .. channel, left, socket, received, 'null') end
+end
+
+local function publish_offline(app, user, socket, id, received)
+  edge('off', app, '#watch-' .. user, user, socket, id, received, '')
+end
+
+local function vacate(app, channel, socket, id, received, hooked, deferred)
+  if deferred then defer('c/' .. app .. '/' .. channel, clock(), socket, id, received, hooked, 'null')
+  else publish_vacated(app, channel, clock(), socket, received, hooked) end
+end
+
+-- Removes a member from a node's entries, and from the channel if no other node has the member.
+local function drop_member(mine, app, channel, user, socket, id, received, hooked, deferred)
+  local members = base .. ':m:' .. app .. '/' .. channel
+  if redis.call('HDEL', mine, 'm/' .. app .. '/' .. channel .. '\n' .. user) == 0 then return end
+  local held = redis.call('HGET', members, user)
+  if not held then return end
+  local nodes, info = string.match(held, '^(%d+):(.*)$')
+  if tonumber(nodes) > 1 then
+    redis.call('HSET', members, user, (tonumber(nodes) - 1) .. ':' .. info)
+    return
+  end
+  redis.call('HDEL', members, user)
+  if deferred then defer('m/' .. app .. '/' .. channel .. '\n' .. user, clock(), socket, id, received, hooked, info)
+  else publish_removed(app, channel, user, clock(), socket, id, received, hooked, info, socket) end
+end
+
+-- Removes a signed-in user from a node's entries, and from the app if no other node has the user.
+local function drop_user(mine, app, user, socket, id, received, deferred)
+  if redis.call('HDEL', mine, 'u/' .. app .. '/' .. user) == 0 then return end
+  if redis.call('HINCRBY', base .. ':u:' .. app, user, -1) > 0 then return end
+  redis.call('HDEL', base .. ':u:' .. app, user)
+  if deferred then defer('u/' .. app .. '/' .. user, clock(), socket, id, received, '', '')
+  else publish_offline(app, user, socket, id, received) end
+end

@@ -1,0 +1,28 @@
+-- Holds back a leaving edge that an earlier process had held back when it stopped.
+--
+-- KEYS[1]  base of the shard's keys
+-- ARGV[1]  node
+-- ARGV[2]  m (member) or c (channel)
+-- ARGV[3]  app
+-- ARGV[4]  channel
+-- ARGV[5]  user
+-- ARGV[6]  socket
+-- ARGV[7]  received
+-- ARGV[8]  info
+--
+-- Returns 0 if the member or channel is there, or its edge is held back already; else 1.
+local node, kind, app, channel, user = ARGV[1], ARGV[2], ARGV[3], ARGV[4], ARGV[5]
+local socket, received, info = ARGV[6], ARGV[7], ARGV[8]
+if not has_lease(node) then return redis.error_reply('NOLEASE no lease') end
+allow_when_full()
+local field, there
+if kind == 'm' then
+  field = 'm/' .. app .. '/' .. channel .. '\n' .. user
+  there = redis.call('HEXISTS', base .. ':m:' .. app .. '/' .. channel, user)
+else
+  field, there = 'c/' .. app .. '/' .. channel, redis.call('HEXISTS', base .. ':i:' .. app, channel)
+end
+if there == 1 or redis.call('HEXISTS', base .. ':held', field) == 1 then return 0 end
+hold(field, clock(), socket, received, info)
+fact(kind == 'm' and 'member-added' or 'occupied', 'h', app, channel, received, socket, user, info)
+return 1

@@ -1,0 +1,59 @@
+-- Adds subscriptions of a node to a channel, and their members.
+--
+-- KEYS[1]   base of the shard's keys
+-- ARGV[1]   node
+-- ARGV[2]   app
+-- ARGV[3]   channel
+-- ARGV[4]   number of the node's subscriptions to the channel, with the new ones
+-- ARGV[5]   most members of the channel; 0 is no limit
+-- ARGV[6]   contains m if the members are wanted, k if the cached event is wanted
+-- ARGV[7]   edges that hooks want (see `scripts.py`)
+-- ARGV[8]   1 if the node announces its entries again
+-- ARGV[9…]  for each subscription that joins: user or '', info, socket, id, received
+--
+-- Returns the number of subscriptions on all nodes, the members, the cached event and the milliseconds left of it, and a result
+-- for each subscription: 1 is a new member, 2 a member that exceeds the limit, 0 neither.
+local node, app, channel, n, most = ARGV[1], ARGV[2], ARGV[3], tonumber(ARGV[4]), tonumber(ARGV[5])
+local want, hooked, announces = ARGV[6], ARGV[7], ARGV[8] == '1'
+if not has_lease(node) then return redis.error_reply('NOLEASE no lease') end
+local mine = base .. ':n:' .. node
+if announces and hooked ~= '' and recovering() then hooked = '' end
+local members = base .. ':m:' .. app .. '/' .. channel
+local results, ways = {}, {}
+for i = 9, #ARGV, 5 do
+  local user, info, result = ARGV[i], ARGV[i + 1], 0
+  local entry = 'm/' .. app .. '/' .. channel .. '\n' .. user
+  if user ~= '' and redis.call('HEXISTS', mine, entry) == 0 then
+    local held = redis.call('HGET', members, user)
+    if held then
+      local nodes, kept = string.match(held, '^(%d+):(.*)$')
+      redis.call('HSET', members, user, (tonumber(nodes) + 1) .. ':' .. kept)
+    elseif most > 0 and redis.call('HLEN', members) >= most then
+      result, n = 2, n - 1
+    else
+      redis.call('HSET', members, user, '1:' .. info)
+      result, ways[#results + 1] = 1, entering(entry, hooked)
+    end
+    if result ~= 2 then redis.call('HSET', mine, entry, '') end
+  end
+  results[#results + 1] = result
+end
+local total, change = count(mine, app, channel, n)
+if change > 0 and total == change then
+  local way = entering('c/' .. app .. '/' .. channel, hooked)
+  if hooked ~= '' then fact('occupied', way, app, channel, ARGV[13], ARGV[11], '', 'null') end
+end
+for i, result in ipairs(results) do
+  if result == 1 then
+    local user, info, socket, id, received = unpack(ARGV, 4 + 5 * i, 8 + 5 * i)
+    edge('+', app, channel, user, socket, id, received, info)
+    if hooked ~= '' then fact('member-added', ways[i], app, channel, received, socket, user, info) end
+  end
+end
+local found, cached, left = false, false, 0
+if string.find(want, 'm', 1, true) then found = redis.call('HGETALL', members) end
+if string.find(want, 'k', 1, true) then
+  cached = redis.call('GET', base .. ':k:' .. app .. '/' .. channel)
+  left = redis.call('PTTL', base .. ':k:' .. app .. '/' .. channel)
+end
+return {total, found, cached, left, results}

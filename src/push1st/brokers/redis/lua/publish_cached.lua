@@ -1,0 +1,19 @@
+-- Publishes an event to a cache channel, and caches it.
+--
+-- KEYS[1]  base of the shard's keys
+-- ARGV[1]  app
+-- ARGV[2]  channel
+-- ARGV[3]  message
+-- ARGV[4]  event to cache
+-- ARGV[5]  milliseconds for which the event is cached; 0 clears the cache
+--
+-- Returns the number of subscriptions on all nodes, or false.
+local app, channel, message, cached, left = ARGV[1], ARGV[2], ARGV[3], ARGV[4], ARGV[5]
+local name = app .. '/' .. channel
+if tonumber(left) > 0 then
+  redis.call('SET', base .. ':k:' .. name, cached, 'PX', left)
+else
+  redis.call('DEL', base .. ':k:' .. name)
+end
+redis.call(PUBLISH, base .. ':t:' .. name, message)
+return redis.call('HGET', base .. ':i:' .. app, channel)

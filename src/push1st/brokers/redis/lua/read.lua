@@ -1,0 +1,36 @@
+-- Renews the lease of the reader, removes the facts that were delivered, and releases leaving edges that were held back long
+-- enough, unless nodes still announce their entries.
+--
+-- KEYS[1]  base of the shard's keys
+-- ARGV[1]  node
+-- ARGV[2]  milliseconds of the lease
+-- ARGV[3]  last fact that was delivered
+-- ARGV[4]  milliseconds for which leaving edges are held back
+-- ARGV[5]  most edges to release
+--
+-- Returns 1 if this node is still the reader, else 0; and the milliseconds left of the recovery.
+local node, lease, delivered, held_for, most = ARGV[1], ARGV[2], ARGV[3], ARGV[4], tonumber(ARGV[5])
+if redis.call('GET', base .. ':reader') ~= node then return {0, 0} end
+allow_when_full()
+redis.call('PEXPIRE', base .. ':reader', lease)
+redis.call('SET', base .. ':facts:read', delivered)
+redis.call('XTRIM', base .. ':facts', 'MINID', delivered)
+local recovery = redis.call('PTTL', base .. ':recovering')
+if recovery > 0 then return {1, recovery} end
+local now = tonumber(clock())
+local due = now - held_for
+for _ = 1, most do
+  local left, field = string.match(redis.call('LINDEX', base .. ':held:order', 0) or '', '^(%d+) (.*)$')
+  if not left or (tonumber(left) > due and tonumber(left) <= now) then break end  -- later than now: the clock was set back
+  redis.call('LPOP', base .. ':held:order')
+  local held = redis.call('HGET', base .. ':held', field)
+  if held then
+    local since, socket, received, info = string.match(held, '^(%Z*)%z(%Z*)%z(%Z*)%z(.*)$')
+    if since == left then  -- otherwise the channel or member returned and left again
+      redis.call('HDEL', base .. ':held', field)
+      local kind, app, channel, user = parts(field)
+      fact(kind == 'm' and 'member-removed' or 'vacated', 's', app, channel, received, socket, user, info)
+    end
+  end
+end
+return {1, 0}

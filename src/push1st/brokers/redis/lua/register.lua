@@ -1,0 +1,54 @@
+-- Registers a node, when it starts and after it has lost its connection or the server its state.
+--
+-- KEYS[1]   base of the shard's keys
+-- ARGV[1]   node
+-- ARGV[2]   epoch that the state gets if it has none
+-- ARGV[3]   epoch that the node knows, or ''
+-- ARGV[4]   milliseconds of the lease
+-- ARGV[5]   milliseconds of the recovery, in which nodes announce their entries again
+-- ARGV[6]   number for message ids that the node wants, or -1
+-- ARGV[7]   `least` of `nodes_not_here`
+-- ARGV[8]   `SCHEMA` of the node
+-- ARGV[9…]  other nodes that were alive according to this node
+--
+-- Returns the epoch, the milliseconds left of the recovery, the number, how many nodes are not here, and 1 if the node's lease
+-- had expired but the state still exists: other leases may have expired too. Returns an error if the keys have another schema.
+-- Keys without a schema are those of a build that wrote none, and have schema 1.
+local node, new_epoch, known, lease, recovery = ARGV[1], ARGV[2], ARGV[3], ARGV[4], ARGV[5]
+local number, least, own_schema = tonumber(ARGV[6]), tonumber(ARGV[7]), ARGV[8]
+local schema = redis.call('GET', base .. ':schema')
+if (schema or '1') ~= own_schema then return redis.error_reply('SCHEMA ' .. (schema or '1')) end
+allow_when_full()
+if not schema then redis.call('SET', base .. ':schema', own_schema) end
+local epoch = redis.call('GET', base .. ':epoch')
+local empty = not epoch
+if empty then
+  epoch = new_epoch
+  redis.call('SET', base .. ':epoch', epoch)
+end
+local lost = known ~= '' and known ~= epoch
+if lost then redis.call('SET', base .. ':recovering', '1', 'PX', recovery) end
+local late = known == epoch and not has_lease(node)
+for i = 9, #ARGV do
+  local is_known = empty or lost or late and redis.call('SISMEMBER', base .. ':nodes', ARGV[i]) == 1
+  if is_known and not has_lease(ARGV[i]) then
+    redis.call('SADD', base .. ':away', ARGV[i])
+  end
+end
+redis.call('SREM', base .. ':away', node)
+if redis.call('PTTL', base .. ':away') < 0 then redis.call('PEXPIRE', base .. ':away', lease) end
+redis.call('SADD', base .. ':nodes', node)
+redis.call('SET', base .. ':lease:' .. node, known == '' and 'new' or 'back', 'PX', lease)
+if number >= 0 then
+  local numbers = base .. ':numbers'
+  for i = 0, 1023 do
+    local candidate = (number + i) % 1024
+    local holder = redis.call('HGET', numbers, candidate)
+    if not holder or holder == node or redis.call('SISMEMBER', base .. ':nodes', holder) == 0 then
+      redis.call('HSET', numbers, candidate, node)
+      number = candidate
+      break
+    end
+  end
+end
+return {epoch, redis.call('PTTL', base .. ':recovering'), number, nodes_not_here(node, least), late and 1 or 0}

@@ -1,0 +1,41 @@
+-- Renews a node's lease.
+--
+-- KEYS[1]  base of the shard's keys
+-- ARGV[1]  node
+-- ARGV[2]  milliseconds of the lease
+-- ARGV[3]  term of the node's ledger, 0 if it has none, -1 if the node may not read the facts
+-- ARGV[4]  1 if the node has just subscribed to its topics
+-- ARGV[5]  `least` of `nodes_not_here`, or '' if these need not be counted
+--
+-- Returns the epoch, the milliseconds left of the recovery, the term if this node is the reader (negative if another node was
+-- the reader before; else 0), the dead nodes, 1 if leaves are deferred, how many nodes are not here, and the living nodes.
+-- During recovery the previous reader remains the reader, because only that node has the ledger.
+local node, lease, ledger, just_subscribed, least = ARGV[1], ARGV[2], tonumber(ARGV[3]), ARGV[4] == '1', ARGV[5]
+if not has_lease(node) then return redis.error_reply('NOLEASE no lease') end
+redis.call('PEXPIRE', base .. ':lease:' .. node, lease)
+if just_subscribed then redis.call('SET', base .. ':lease:' .. node, 'there', 'PX', lease) end
+local dead, alive = {}, {}
+for _, other in ipairs(redis.call('SMEMBERS', base .. ':nodes')) do
+  if not has_lease(other) then
+    dead[#dead + 1] = other
+  elseif other ~= node then
+    alive[#alive + 1] = other
+    if just_subscribed then redis.call(PUBLISH, base .. ':t:/' .. other, '\4' .. node) end
+  end
+end
+local left = redis.call('PTTL', base .. ':recovering')
+local reads = 0
+if ledger >= 0 then
+  local reader = redis.call('GET', base .. ':reader')
+  local term, last = string.match(redis.call('GET', base .. ':term') or '0 ', '^(%d+) (.*)$')
+  local stands = last == node or ledger > tonumber(term)
+  if reader == node or ledger > tonumber(term) or (not reader and (left <= 0 or (stands and ledger > 0))) then
+    redis.call('SET', base .. ':reader', node, 'PX', lease)
+    reads = math.max(ledger, term) + 1
+    redis.call('SET', base .. ':term', reads .. ' ' .. node)
+    if not stands then reads = -reads end
+  end
+end
+local deferred = left <= 0 and redis.call('EXISTS', base .. ':gone:order') or 0
+local not_here = least == '' and 0 or nodes_not_here(node, tonumber(least))
+return {redis.call('GET', base .. ':epoch'), left, reads, dead, deferred, not_here, alive}

@@ -1,0 +1,21 @@
+-- Removes held edges for the last node, which stores them itself.
+--
+-- KEYS[1]  base of the shard's keys
+-- ARGV[1]  node
+-- ARGV[2]  most edges to remove
+--
+-- Returns 1 if there are more, else 0; and field and value of each edge.
+local node, most = ARGV[1], ARGV[2]
+if redis.call('GET', base .. ':reader') ~= node then return {0, {}} end
+allow_when_full()
+local taken = {}
+for _, one in ipairs(redis.call('LPOP', base .. ':held:order', most) or {}) do
+  local left, field = string.match(one, '^(%d+) (.*)$')
+  local held = redis.call('HGET', base .. ':held', field)
+  if held and string.match(held, '^%Z*') == left then
+    redis.call('HDEL', base .. ':held', field)
+    taken[#taken + 1] = field
+    taken[#taken + 1] = held
+  end
+end
+return {redis.call('EXISTS', base .. ':held:order'), taken}
