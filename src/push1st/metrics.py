@@ -77,7 +77,7 @@ class Metrics:
         self.opened: Counter[str] = Counter()
         """connections accepted, by protocol"""
         self.events_in: Counter[str] = Counter()
-        """events published, by road: api, pusher, websocket"""
+        """events published, by source: api, pusher, websocket"""
         self.messages_out = 0
         """messages queued to subscribers: one an event and subscriber"""
         self.bytes_in = 0

@@ -157,7 +157,7 @@ def test_client_events_over_the_rate_are_answered_with_4301_and_counted_and_the_
     delivered = other.round_trip()
     assert len(delivered) + len(errors) == 8
     assert counted("refusals", reason="429") == len(errors)
-    assert counted("events_in", road="pusher") == len(delivered)
+    assert counted("events_in", source="pusher") == len(delivered)
 
     def again() -> bool:
         sender.send("client-e", {"again": True}, name)

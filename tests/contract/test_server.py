@@ -50,20 +50,20 @@ def visited(server: Inside, *options: str) -> Callable[[Callable[[], None]], Non
 
 
 @contextlib.contextmanager
-def request(port: int, road: str, body: str = "") -> Iterator[http.client.HTTPConnection]:
+def request(port: int, endpoint: str, body: str = "") -> Iterator[http.client.HTTPConnection]:
     """A request of the session of an HTTP fallback, sent and not answered yet."""
     connection = http.client.HTTPConnection("127.0.0.1", port, timeout=DEADLINE)
     try:
-        connection.request("POST", f"{XHR}/{road}?{QUERY}", body, {"Content-Type": "text/plain"})
+        connection.request("POST", f"{XHR}/{endpoint}?{QUERY}", body, {"Content-Type": "text/plain"})
         yield connection
     finally:
         connection.close()
 
 
 @contextlib.contextmanager
-def xhr(port: int, road: str, body: str = "") -> Iterator[http.client.HTTPResponse]:
+def xhr(port: int, endpoint: str, body: str = "") -> Iterator[http.client.HTTPResponse]:
     """The same, and the head of its answer."""
-    with request(port, road, body) as connection:
+    with request(port, endpoint, body) as connection:
         yield connection.getresponse()
 
 
@@ -182,13 +182,15 @@ def test_a_polling_session_gets_what_was_published_between_two_polls(make: Serve
         assert received == ["one", "two"]
 
 
-@pytest.mark.parametrize(("method", "road", "status"), [("OPTIONS", "xhr", 200), ("GET", "xhr", 405), ("POST", "xhr_send", 404)])
-def test_a_fallback_request_without_a_session(make: Serve, method: str, road: str, status: int) -> None:
+@pytest.mark.parametrize(
+    ("method", "endpoint", "status"), [("OPTIONS", "xhr", 200), ("GET", "xhr", 405), ("POST", "xhr_send", 404)]
+)
+def test_a_fallback_request_without_a_session(make: Serve, method: str, endpoint: str, status: int) -> None:
     server = make()
 
     @visited(server)
     def _() -> None:
-        assert server.request(method, f"{XHR}/{road}?{QUERY}", port=server.ws_port).status == status
+        assert server.request(method, f"{XHR}/{endpoint}?{QUERY}", port=server.ws_port).status == status
 
 
 def test_a_second_stream_of_a_session_ends_the_first(make: Serve) -> None:

@@ -86,7 +86,7 @@ class _Collected:
         yield build
         yield _gauge("connections", "open connections", "protocol", dict.fromkeys(PROTOCOLS, 0) | count.connections)
         yield _counter("connections_opened", "connections accepted", "protocol", count.opened, PROTOCOLS)
-        yield _counter("events_in", "events published, by the road they came", "road", count.events_in, (API, *PROTOCOLS))
+        yield _counter("events_in", "events published, by source", "source", count.events_in, (API, *PROTOCOLS))
         yield CounterMetricFamily("push1st_messages_out", "messages queued to subscribers", count.messages_out)
         yield CounterMetricFamily("push1st_bytes_in", "bytes received on WebSockets", count.bytes_in)
         yield CounterMetricFamily("push1st_bytes_out", "bytes queued to WebSockets", count.bytes_out)

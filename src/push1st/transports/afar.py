@@ -36,7 +36,7 @@ Tell = Callable[["Said"], None]
 class Asked(msgspec.Struct, frozen=True, array_like=True):
     """A request, as it is passed on. number and to: what is said of it goes to this topic, with this number."""
 
-    road: str
+    endpoint: str
     body: bytes
     number: int
     to: str

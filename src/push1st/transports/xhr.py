@@ -90,7 +90,7 @@ log = logs.get("push1st.transports")
 
 
 class XhrRequest(msgspec.Struct, frozen=True, gc=False):
-    """A request on a fallback's path. road: xhr_streaming, xhr or xhr_send.
+    """A request on a fallback's path. endpoint: xhr_streaming, xhr or xhr_send.
 
     crowded: why the request may not begin a session. is_direct: whether its connection already counts for the client's address.
     """
@@ -98,7 +98,7 @@ class XhrRequest(msgspec.Struct, frozen=True, gc=False):
     method: str
     key: str
     id: str
-    road: str
+    endpoint: str
     query: str
     body: bytes
     visitor: ClientRequest
@@ -121,7 +121,7 @@ class Poll(Protocol):
 class Fallbacks:
     """A worker's fallback sessions.
 
-    path: what the paths of their requests match: app key, id, road. start: what these begin with, a regular expression.
+    path: what the paths of their requests match: app key, id, endpoint. start: what these begin with, a regular expression.
     apart: the places of the sessions that wait for a request.
     """
 
@@ -162,13 +162,13 @@ class Fallbacks:
         if client is None and self._worker.node.shared:
             return self._seek(visit, poll)
         found = self._serve(visit, poll, client)
-        if visit.road == "xhr_send" and client is not None and client.is_behind:
+        if visit.endpoint == "xhr_send" and client is not None and client.is_behind:
             return client.when_applied(found)
         return found
 
     def _serve(self, visit: XhrRequest, poll: Poll, client: "XhrConnection | None") -> "XhrOutcome":
         """A request of a session here, or the first one of a new session."""
-        if visit.road == "xhr_send":
+        if visit.endpoint == "xhr_send":
             if client is None or client.closing:
                 raise Refused(404, "no session has this id")
             client.receive(visit.body)
@@ -178,7 +178,7 @@ class Fallbacks:
                 client = self._open(visit)
             except Disconnect as end:
                 return self._reject(visit, end)
-        return Stream(client, self._worker) if visit.road == "xhr_streaming" else client.poll(poll)
+        return Stream(client, self._worker) if visit.endpoint == "xhr_streaming" else client.poll(poll)
 
     def _reject(self, visit: XhrRequest, end: Disconnect) -> Response:
         """Returns the answer that rejects a first request. pusher-js retries at once after a status other than 200, or no `o`."""
@@ -194,7 +194,7 @@ class Fallbacks:
         try:
             return await self._forward(visit, poll)
         except Refused as refused:
-            if visit.road == "xhr_send" or refused.code != 503:
+            if visit.endpoint == "xhr_send" or refused.code != 503:
                 raise
             return self._reject(visit, Disconnect(4100, "The broker is away, reconnect later"))
 
@@ -212,18 +212,18 @@ class Fallbacks:
         tell = partial(self._say, app, topic)
         afar = self._afar[number] = Afar(app, number, inbox, tell, partial(self._afar.pop, number, None))
         try:
-            answers = await node.ask(app, topic, encode(Asked(visit.road, visit.body, number, inbox)))
+            answers = await node.ask(app, topic, encode(Asked(visit.endpoint, visit.body, number, inbox)))
             if answers and answers[0].startswith(INBOX.encode()):
                 afar.owner = answers[0].decode()
                 self._look_later()
-                return Stream(afar, self._worker) if visit.road == "xhr_streaming" else afar.hold(poll)
+                return Stream(afar, self._worker) if visit.endpoint == "xhr_streaming" else afar.hold(poll)
         except Refused:
             self._afar.pop(number, None)
             raise
         self._afar.pop(number, None)
         if answers:
             return decode_response(answers[0])
-        if visit.road != "xhr_send":
+        if visit.endpoint != "xhr_send":
             await node.listen(app, topic, Listener(partial(self._answer, app, name), self._hear_of_own))
             self._topics[name] = app
         found = self._serve(visit, poll, self._clients.get(name))
@@ -274,9 +274,9 @@ class Fallbacks:
         """What becomes of a request at another worker, of a session here: its answer, or while it waits where to find us."""
         asked = decode_asked(question)
         client = self._clients.get(name)
-        if client is None or (asked.road == "xhr_send" and client.closing):
+        if client is None or (asked.endpoint == "xhr_send" and client.closing):
             return encode(Response(404, b"no session has this id\n", TYPE, HEADERS))
-        if asked.road == "xhr_send":
+        if asked.endpoint == "xhr_send":
             try:
                 client.receive(asked.body)
             except Refused as refused:
@@ -286,7 +286,7 @@ class Fallbacks:
         away = Away(app, asked.number, asked.to, partial(self._say_of_own, app, client), partial(self._away.pop, where, None))
         self._away[where] = client, away
         self._look_later()
-        if asked.road == "xhr_streaming":
+        if asked.endpoint == "xhr_streaming":
             client.stream(away)
             return self._name.encode()
         found = client.poll(away)

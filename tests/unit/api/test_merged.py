@@ -11,12 +11,12 @@ def packed(*families: Family) -> bytes:
 
 
 def test_each_family_is_there_once_with_a_series_a_worker():
-    one = Family("push1st_x", "x", "counter", [("push1st_x_total", {"road": "api"}, 3)])
+    one = Family("push1st_x", "x", "counter", [("push1st_x_total", {"source": "api"}, 3)])
     (family,) = merged([(0, packed(one)), (2, packed(one))])
     assert (family.name, family.type, family.documentation) == ("push1st_x", "counter", "x")
     assert [(sample.name, sample.labels, sample.value) for sample in family.samples] == [
-        ("push1st_x_total", {"road": "api", "worker": "0"}, 3),
-        ("push1st_x_total", {"road": "api", "worker": "2"}, 3),
+        ("push1st_x_total", {"source": "api", "worker": "0"}, 3),
+        ("push1st_x_total", {"source": "api", "worker": "2"}, 3),
     ]
 
 

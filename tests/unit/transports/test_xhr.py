@@ -250,9 +250,9 @@ async def test_polls_go_on_on_one_connection(site):
 
 
 @pytest.mark.parametrize("path", ["/app/", "/pusher/app/"])
-@pytest.mark.parametrize("road", ["xhr", "xhr_streaming"])
-async def test_both_paths_and_both_roads_are_served(site, path, road):
-    transport = await ask(site, f"{path}{KEY}/999/abcdefgh/{road}?protocol=7&t=1&n=2")
+@pytest.mark.parametrize("endpoint", ["xhr", "xhr_streaming"])
+async def test_both_paths_and_both_roads_are_served(site, path, endpoint):
+    transport = await ask(site, f"{path}{KEY}/999/abcdefgh/{endpoint}?protocol=7&t=1&n=2")
     assert transport.data.endswith(b"\n")
     assert events(transport.data.partition(b"\r\n\r\n")[2]) == WELCOME
 
@@ -265,10 +265,10 @@ REFUSALS = {
 
 
 @pytest.mark.parametrize(("path", "code"), REFUSALS.values(), ids=REFUSALS)
-@pytest.mark.parametrize("road", ["xhr", "xhr_streaming"])
-async def test_who_is_not_let_in_is_told_with_a_code(site, path, code, road):
+@pytest.mark.parametrize("endpoint", ["xhr", "xhr_streaming"])
+async def test_who_is_not_let_in_is_told_with_a_code(site, path, code, endpoint):
     """Behind a welcome, without which pusher-js would try again for ever."""
-    answer = Answer((await ask(site, path.replace("/xhr", f"/{road}"))).data)
+    answer = Answer((await ask(site, path.replace("/xhr", f"/{endpoint}"))).data)
     assert (answer.status, events(answer.body)) == (200, ["o", "error", code])
     assert site.metrics.refusals == {str(code): 1}
     assert site.worker.fallbacks.apart.taken == 0
@@ -603,9 +603,9 @@ class PusherJs:
     cuts=st.lists(st.tuples(st.integers(1, 400), st.booleans()), min_size=1, max_size=20),
     turns_after=st.sets(st.integers(0, 29)),
     kept=st.integers(0, 30),
-    road=st.sampled_from([STREAM, POLL]),
+    endpoint=st.sampled_from([STREAM, POLL]),
 )
-def test_nothing_is_lost_or_doubled_when_the_client_drops_a_response(texts, cuts, turns_after, kept, road):
+def test_nothing_is_lost_or_doubled_when_the_client_drops_a_response(texts, cuts, turns_after, kept, endpoint):
     """However what is sent is cut to pieces on its way, and whether it was kept or came while the response was open."""
 
     async def go():
@@ -627,7 +627,7 @@ def test_nothing_is_lost_or_doubled_when_the_client_drops_a_response(texts, cuts
             if len(client.got) == len(texts):
                 break
             client.fresh()
-            transport = await ask(site, road)
+            transport = await ask(site, endpoint)
             if not n:
                 await publish_some(kept, len(texts))
             data = transport.take().partition(b"\r\n\r\n")[2].decode()
@@ -640,7 +640,7 @@ def test_nothing_is_lost_or_doubled_when_the_client_drops_a_response(texts, cuts
                 data = data[size:]
                 if not wanted:
                     break
-            assert not wanted or road == POLL or client.got == numbered, "it waits for a request that never comes"
+            assert not wanted or endpoint == POLL or client.got == numbered, "it waits for a request that never comes"
             transport.protocol.connection_lost(None)
         assert client.got == numbered
         assert site.failures == []
@@ -961,8 +961,8 @@ def test_what_is_counted_stays_true_and_everything_ends(taken):
             path = PATH.replace("session0", f"session{n}")
             match step:
                 case "stream" | "poll":
-                    road = "xhr_streaming" if step == "stream" else "xhr"
-                    requests.append(await ask(site, f"{path}/{road}?protocol=7"))
+                    endpoint = "xhr_streaming" if step == "stream" else "xhr"
+                    requests.append(await ask(site, f"{path}/{endpoint}?protocol=7"))
                 case "send":
                     await send(site, path=path + "/xhr_send")
                 case "subscribe":
