@@ -143,7 +143,7 @@ def ask(server: ServerProcess, command: str) -> None:
     (path,) = re.findall(r"(/\S*engine\.sock)", children(supervisor(server))[engine(server)])
     with socket.socket(socket.AF_UNIX) as one:
         one.settimeout(5)
-        one.connect(path)
+        wait_until(lambda: one.connect_ex(path) == 0, "a new engine listens")
         one.sendall(f"{command}\r\n".encode())
         assert one.recv(100) == b"+OK\r\n"
 
