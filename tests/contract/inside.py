@@ -95,7 +95,7 @@ class Inside(ServerProcess):
 
 @contextlib.contextmanager
 def plain_process() -> Iterator[None]:
-    """What a server changes for its whole process is as before afterwards."""
+    """Restores afterwards what a server changes for its whole process."""
     handlers = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)}
     threshold, roots, level = gc.get_threshold(), logging.root.handlers[:], logging.root.level
     signal.signal(signal.SIGTERM, lambda *_: None)  # one that comes when the server has just ended

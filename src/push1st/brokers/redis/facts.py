@@ -1,10 +1,10 @@
-"""Reads the facts of a shard, on the one node that holds the lease to, and hands them on in order.
+"""Reads the facts of a shard, on the one node that holds the lease for it, and delivers them to hooks in order.
 
-Before facts are handed on the server says that the lease is still this node's, and if that was too long ago by the time it is
-heard (the process stood still) they are another's by now. The place is noted in the same turn of the loop in which they
-were handed on, so before anything of them is on its way to a backend: one that dies before has told nobody, and what it
-read is read again; one that dies behind it is not read again. Should the note get lost with the connection, the next
-reader of this node goes on where this one was.
+The reader renews its lease before it delivers facts. If the server's reply arrives so late that the lease may have expired (the
+process stood still), the reader delivers nothing, because another node may be the reader by then. The reader sends the place of
+the last fact to the server in the same turn of the loop in which it delivers the facts to the hooks. A reader that dies before
+that has sent nothing to a backend, and the next reader reads the same facts again. If the place is lost with the connection, the
+next reader of this node continues where this reader stopped.
 
 Settled edges of a channel or member always alternate, even if the reader changes or the server loses its state. For this the
 reader keeps a ledger: the channels and members that exist according to the edges that hooks have received. The reader delivers
