@@ -19,11 +19,11 @@ from push1st.eager import Suspended, begin, spawn
 from push1st.errors import Refused
 from push1st.messages import ClientRequest, Request, Response
 from push1st.transports.admission import Crowded
-from push1st.transports.afar import HEADERS as FALLBACK_HEADERS
-from push1st.transports.afar import TYPE as FALLBACK_TYPE
-from push1st.transports.afar import Afar
 from push1st.transports.answers import CLOSE, encoded, endless, error, ok
 from push1st.transports.caller import FORWARDING, distrust, is_own_name, visitor_ip
+from push1st.transports.forwarding import HEADERS as FALLBACK_HEADERS
+from push1st.transports.forwarding import TYPE as FALLBACK_TYPE
+from push1st.transports.forwarding import RemoteSession
 from push1st.transports.listener import CROWDED_SECONDS, LINGER_BYTES, LINGER_SECONDS, Listener
 from push1st.transports.lost import LOST, unread
 from push1st.transports.sweep import NEVER
@@ -147,7 +147,7 @@ class HttpConnection(asyncio.Protocol):
         self._refused: Response | None = None
         self._answers: list[bytes] = []
         self._waiting: deque[tuple[Request | XhrRequest, bool]] = deque()
-        self._held: XhrConnection | Afar | None = None
+        self._held: XhrConnection | RemoteSession | None = None
         self._keep = False
         self._busy = False
         self._last = False
@@ -686,7 +686,7 @@ class HttpConnection(asyncio.Protocol):
             self._serve_waiting()
             self._check_end()
 
-    def _hand_over(self, found: Stream | XhrConnection | Afar, keep: bool) -> None:
+    def _hand_over(self, found: Stream | XhrConnection | RemoteSession, keep: bool) -> None:
         if self._eof:
             found.lost(self)
         elif isinstance(found, Stream) and not self._writing:  # it would not notice the end of the client (`_reading`)

@@ -12,7 +12,7 @@ Between requests what is due to a client is kept, up to `server.outbox` bytes an
 the one before it. Heartbeats keep the client's clock and the proxies' quiet, and have the client show that it is there.
 
 A session belongs to its app, its origin and its id, not to an address: those change (decision 0005). It stays on the
-worker where it began; requests that come to others are passed on (`afar.py`).
+worker where it began; requests that come to others are passed on (`forwarding.py`).
 """
 
 import asyncio
@@ -32,22 +32,22 @@ from push1st.errors import Disconnect, Refused
 from push1st.messages import ClientRequest, Established, Reply, Response
 from push1st.protocols.pusher_xhr import HEARTBEAT, LONGEST, OPEN_FRAME, decode_messages, end_frames, whole_frames
 from push1st.transports.admission import AUTHORIZE_SECONDS, Crowded, admit, capacity_error, check_version
-from push1st.transports.afar import (
+from push1st.transports.caller import PROXY_HINT
+from push1st.transports.forwarding import (
     HEADERS,
     TYPE,
-    Afar,
-    Asked,
-    Away,
-    Look,
-    Said,
-    decode_asked,
-    decode_look,
+    ForwardedRequest,
+    ForwardFrame,
+    Probe,
+    RemoteRequest,
+    RemoteSession,
+    decode_frame,
+    decode_probe,
+    decode_request,
     decode_response,
-    decode_said,
     encode,
     topic_of,
 )
-from push1st.transports.caller import PROXY_HINT
 from push1st.transports.places import Bound, Places
 from push1st.transports.sweep import NEVER
 from push1st.transports.turn import MAX_WAITING, SLICE_SECONDS
@@ -70,9 +70,9 @@ MAX_MESSAGES = 100
 """messages in one `xhr_send`; pusher-js sends one"""
 MAX_MESSAGES_A_SLICE = 32
 """messages in a slice (see `turn`)"""
-MAX_APART = 10_000
+MAX_DETACHED = 10_000
 """sessions of a worker that wait for their next request (they need no socket); `Places` has smaller bounds per app and address"""
-LOOK_SECONDS = 2
+PROBE_SECONDS = 2
 MAX_MISSES = 3
 """how often other workers are asked whether they are there, and how many times they may not answer"""
 INBOX = "#xhr-at-"
@@ -133,14 +133,14 @@ class Fallbacks:
         self._name = ""
         self._inboxes: set[str] = set()
         self._numbers = 0
-        self._afar: dict[int, Afar] = {}
-        self._away: dict[tuple[str, int], tuple[XhrConnection, Away]] = {}
+        self._remote_sessions: dict[int, RemoteSession] = {}
+        self._remote_requests: dict[tuple[str, int], tuple[XhrConnection, RemoteRequest]] = {}
         self._misses: Counter[tuple[str, str]] = Counter()
-        self._doubted: set[tuple[str, int, bool]] = set()
+        self._suspects: set[tuple[str, int, bool]] = set()
         """requests that the other worker did not know of when it was asked the last time"""
-        self._looking = False
+        self._probing = False
         self.due_at = NEVER
-        self.apart = Places(MAX_APART)
+        self.detached = Places(MAX_DETACHED)
         self._full = {bound: logs.Seldom() for bound in ("worker", "app", "address")}
         bases = worker.config.server.bases("pusher")
         base = f"(?:{'|'.join(map(re.escape, bases))})" if bases else "(?!)"
@@ -209,22 +209,23 @@ class Fallbacks:
         inbox = await self._inbox(app)
         self._numbers += 1
         number = self._numbers
-        tell = partial(self._say, app, topic)
-        afar = self._afar[number] = Afar(app, number, inbox, tell, partial(self._afar.pop, number, None))
+        send = partial(self._send_to_owner, app, topic)
+        forget = partial(self._remote_sessions.pop, number, None)
+        remote = self._remote_sessions[number] = RemoteSession(app, number, inbox, send, forget)
         try:
-            answers = await node.ask(app, topic, encode(Asked(visit.endpoint, visit.body, number, inbox)))
+            answers = await node.ask(app, topic, encode(ForwardedRequest(visit.endpoint, visit.body, number, inbox)))
             if answers and answers[0].startswith(INBOX.encode()):
-                afar.owner = answers[0].decode()
-                self._look_later()
-                return Stream(afar, self._worker) if visit.endpoint == "xhr_streaming" else afar.hold(poll)
+                remote.owner = answers[0].decode()
+                self._probe_later()
+                return Stream(remote, self._worker) if visit.endpoint == "xhr_streaming" else remote.hold(poll)
         except Refused:
-            self._afar.pop(number, None)
+            self._remote_sessions.pop(number, None)
             raise
-        self._afar.pop(number, None)
+        self._remote_sessions.pop(number, None)
         if answers:
             return decode_response(answers[0])
         if visit.endpoint != "xhr_send":
-            await node.listen(app, topic, Listener(partial(self._answer, app, name), self._hear_of_own))
+            await node.listen(app, topic, Listener(partial(self._answer, app, name), self._on_request_frame))
             self._topics[name] = app
         found = self._serve(visit, poll, self._clients.get(name))
         if name not in self._clients and self._topics.pop(name, None) is not None:
@@ -236,43 +237,43 @@ class Fallbacks:
         if not self._name:
             self._name = INBOX + self._worker.node.new_id()
         if app.config.id not in self._inboxes:
-            await self._worker.node.listen(app, self._name, Listener(self._answer_look, self._hear_of_afar))
+            await self._worker.node.listen(app, self._name, Listener(self._answer_probe, self._on_owner_frame))
             self._inboxes.add(app.config.id)
         return self._name
 
-    def _say(self, app: App, topic: str, said: Said) -> None:
+    def _send_to_owner(self, app: App, topic: str, frame: ForwardFrame) -> None:
         """To the owner of a session."""
         self._worker.node.tell(
-            app, topic, encode(said), partial(asyncio.get_running_loop().call_soon, self._give_up, said.number)
+            app, topic, encode(frame), partial(asyncio.get_running_loop().call_soon, self._give_up, frame.number)
         )
 
     def _give_up(self, number: int) -> None:
         """The owner of a session does not hear of a request here, or we not of it."""
-        afar = self._afar.get(number)
-        if afar is not None:
-            afar.abandon()
+        remote = self._remote_sessions.get(number)
+        if remote is not None:
+            remote.abandon()
 
-    def _say_of_own(self, app: App, client: "XhrConnection", said: Said) -> None:
+    def _send_to_request(self, app: App, client: "XhrConnection", frame: ForwardFrame) -> None:
         """To the worker of a request. This may be in the midst of a flush."""
-        lost = partial(asyncio.get_running_loop().call_soon, self._unheard, client, said)
-        self._worker.node.tell(app, said.by, encode(said), lost)
+        lost = partial(asyncio.get_running_loop().call_soon, self._on_frame_lost, client, frame)
+        self._worker.node.tell(app, frame.by, encode(frame), lost)
 
-    def _unheard(self, client: "XhrConnection", said: Said) -> None:
+    def _on_frame_lost(self, client: "XhrConnection", frame: ForwardFrame) -> None:
         """Whether a client got what it was to be told is not known: it is told to begin anew."""
-        self._lose(said.by, said.number)
-        if said.word != "end":
+        self._lose(frame.by, frame.number)
+        if frame.kind != "end":
             client.close(4200, "The broker is away, reconnect")
 
-    def _hear_of_afar(self, data: bytes) -> None:
+    def _on_owner_frame(self, data: bytes) -> None:
         """What the owner of a session says to a request here."""
-        said = decode_said(data)
-        afar = self._afar.get(said.number)
-        if afar is not None:
-            afar.hear(said)
+        frame = decode_frame(data)
+        remote = self._remote_sessions.get(frame.number)
+        if remote is not None:
+            remote.on_frame(frame)
 
     def _answer(self, app: App, name: tuple[str, str | None, str], question: bytes) -> bytes:
         """What becomes of a request at another worker, of a session here: its answer, or while it waits where to find us."""
-        asked = decode_asked(question)
+        asked = decode_request(question)
         client = self._clients.get(name)
         if client is None or (asked.endpoint == "xhr_send" and client.closing):
             return encode(Response(404, b"no session has this id\n", TYPE, HEADERS))
@@ -283,77 +284,79 @@ class Fallbacks:
                 return encode(Response(refused.code, refused.text.encode(), TYPE, HEADERS))
             return encode(Response(200, b"", TYPE, HEADERS))
         where = asked.to, asked.number
-        away = Away(app, asked.number, asked.to, partial(self._say_of_own, app, client), partial(self._away.pop, where, None))
-        self._away[where] = client, away
-        self._look_later()
+        send, forget = partial(self._send_to_request, app, client), partial(self._remote_requests.pop, where, None)
+        remote = RemoteRequest(app, asked.number, asked.to, send, forget)
+        self._remote_requests[where] = client, remote
+        self._probe_later()
         if asked.endpoint == "xhr_streaming":
-            client.stream(away)
+            client.stream(remote)
             return self._name.encode()
-        found = client.poll(away)
+        found = client.poll(remote)
         if isinstance(found, Response):
-            del self._away[where]
+            del self._remote_requests[where]
             return encode(found)
         return self._name.encode()
 
-    def _hear_of_own(self, data: bytes) -> None:
+    def _on_request_frame(self, data: bytes) -> None:
         """What another worker says of a request to a session here."""
-        said = decode_said(data)
-        client, away = self._away.get((said.by, said.number), (None, None))
-        if client is None or away is None:
+        frame = decode_frame(data)
+        client, remote = self._remote_requests.get((frame.by, frame.number), (None, None))
+        if client is None or remote is None:
             return
-        if said.word == "lost":
-            self._lose(said.by, said.number)
-        elif said.word == "slow":
-            client.too_slow(away)
+        if frame.kind == "lost":
+            self._lose(frame.by, frame.number)
+        elif frame.kind == "slow":
+            client.too_slow(remote)
         else:
             client.leave(4200, "Server is stopping, reconnect")
 
     def _lose(self, by: str, number: int) -> None:
         """A request at another worker is gone."""
-        client, away = self._away.pop((by, number), (None, None))
-        if client is not None and away is not None:
-            client.lost(away)
+        client, remote = self._remote_requests.pop((by, number), (None, None))
+        if client is not None and remote is not None:
+            client.lost(remote)
 
     # Whether other workers are there
 
-    def _look_later(self) -> None:
+    def _probe_later(self) -> None:
         if self.due_at == NEVER:
-            self._worker.sweep.watch(self, self._worker.sweep.now + LOOK_SECONDS)
+            self._worker.sweep.watch(self, self._worker.sweep.now + PROBE_SECONDS)
 
     def due(self, now: float) -> float | None:
-        if not self._afar and not self._away:
+        if not self._remote_sessions and not self._remote_requests:
             self._misses.clear()
-            self._doubted.clear()
+            self._suspects.clear()
             return None
-        if not self._looking:
-            spawn(self._look())
-        return now + LOOK_SECONDS
+        if not self._probing:
+            spawn(self._probe())
+        return now + PROBE_SECONDS
 
-    async def _look(self) -> None:
+    async def _probe(self) -> None:
         """Asks each worker that has a session of a request here, or a request of a session here, whether it is there.
 
         And whether it knows of them: of one that it does not know of twice the end was said while the broker was away.
         """
-        self._looking = True
-        doubted: set[tuple[str, int, bool]] = set()
+        self._probing = True
+        suspects: set[tuple[str, int, bool]] = set()
         try:
-            others = {(one.app.config.id, one.owner): one.app for one in self._afar.values() if one.owner}
-            others |= {(away.app.config.id, away.by): away.app for _, away in self._away.values()}
+            others = {(one.app.config.id, one.owner): one.app for one in self._remote_sessions.values() if one.owner}
+            others |= {(remote.app.config.id, remote.by): remote.app for _, remote in self._remote_requests.values()}
             self._misses = Counter({one: count for one, count in self._misses.items() if one in others})
             for (id, topic), app in others.items():
-                here = [number for number, afar in self._afar.items() if afar.app is app and afar.owner == topic]
-                there = [number for (by, number), (_, away) in self._away.items() if away.app is app and by == topic]
-                answers = await self._worker.node.ask(app, topic, encode(Look(self._name, here, there)))
+                here = [number for number, remote in self._remote_sessions.items() if remote.app is app and remote.owner == topic]
+                requests = self._remote_requests.items()
+                there = [number for (by, number), (_, remote) in requests if remote.app is app and by == topic]
+                answers = await self._worker.node.ask(app, topic, encode(Probe(self._name, here, there)))
                 if answers:
                     del self._misses[id, topic]
-                    unknown = decode_look(answers[0])
-                    doubted |= {(topic, number, True) for number in unknown.here}
-                    doubted |= {(topic, number, False) for number in unknown.there}
+                    unknown = decode_probe(answers[0])
+                    suspects |= {(topic, number, True) for number in unknown.here}
+                    suspects |= {(topic, number, False) for number in unknown.there}
                 else:
                     self._misses[id, topic] += 1
                     if self._misses[id, topic] >= MAX_MISSES:
                         self._abandon(app, topic)
-            for topic, number, is_here in self._doubted & doubted:
+            for topic, number, is_here in self._suspects & suspects:
                 if is_here:
                     self._give_up(number)
                 else:
@@ -361,20 +364,20 @@ class Fallbacks:
         except Refused:  # the broker is away: nobody knows
             pass
         finally:
-            self._doubted = doubted
-            self._looking = False
+            self._suspects = suspects
+            self._probing = False
 
-    def _answer_look(self, question: bytes) -> bytes:
+    def _answer_probe(self, question: bytes) -> bytes:
         """Which requests of the worker that asks, and which of its sessions', are not known here."""
-        look = decode_look(question)
-        here = [number for number in look.here if (look.by, number) not in self._away]
-        return encode(Look("", here, [number for number in look.there if number not in self._afar]))
+        probe = decode_probe(question)
+        here = [number for number in probe.here if (probe.by, number) not in self._remote_requests]
+        return encode(Probe("", here, [number for number in probe.there if number not in self._remote_sessions]))
 
     def _abandon(self, app: App, topic: str) -> None:
         """Another worker is gone."""
-        for afar in [one for one in self._afar.values() if one.app is app and one.owner == topic]:
-            afar.abandon()
-        for where in [where for where, (_, away) in self._away.items() if away.app is app and away.by == topic]:
+        for remote in [one for one in self._remote_sessions.values() if one.app is app and one.owner == topic]:
+            remote.abandon()
+        for where in [where for where, (_, remote) in self._remote_requests.items() if remote.app is app and remote.by == topic]:
             self._lose(*where)
 
     def _open(self, visit: XhrRequest) -> "XhrConnection":
@@ -383,7 +386,7 @@ class Fallbacks:
         check_version(visit.query)
         app = admit(worker, protocol, visit.key, visit.origin, visit.ip, visit.crowded)
         place = app.config.id, worker.shared_address(visit.ip)
-        if full := self.apart.full(*place):
+        if full := self.detached.full(*place):
             self._log_full(*full, *place)
             raise Disconnect(4100, f"Over capacity: too many sessions of this {full[0]} wait for their next request")
         address = "" if visit.is_direct else place[1]
@@ -426,9 +429,9 @@ class XhrConnection:
     """One client over all its requests. name: its key in `Fallbacks`. place: its app and its address."""
 
     __slots__ = (
-        "_apart_since",
         "_asked",
         "_authorize_by",
+        "_detached_since",
         "_fallbacks",
         "_full_since",
         "_inbox",
@@ -467,7 +470,7 @@ class XhrConnection:
         self._period = min(HEARTBEAT_SECONDS, self._timeout / 2)
         self._session: Session | None = None
         self._poll: Poll | None = None
-        self._stream: Stream | Away | None = None
+        self._stream: Stream | RemoteRequest | None = None
         self._room = -1
         """characters until the stream is full; less than nothing: full, or there is none"""
         self._kept: list[bytes] = []
@@ -477,14 +480,14 @@ class XhrConnection:
         self._authorize_by = 0.0
         self._inbox: deque[str | asyncio.Future[None]] | None = None
         """messages that are not applied yet; a future among them is done when all messages before it are applied"""
-        self._seen = self._wrote = self._full_since = self._apart_since = worker.sweep.now
+        self._seen = self._wrote = self._full_since = self._detached_since = worker.sweep.now
         self._asked = 0.0
 
     def open(self, session: Session, visitor: ClientRequest) -> None:
         """The client has got this far; whether it is let in may be for the app's backend to say."""
         worker = self._worker
         self._session = session
-        self._fallbacks.apart.take(*self._place)
+        self._fallbacks.detached.take(*self._place)
         metrics = worker.node.metrics
         metrics.connections[self.codec.name] += 1
         metrics.opened[self.codec.name] += 1
@@ -498,7 +501,7 @@ class XhrConnection:
     # What the client reads
 
     @property
-    def _is_apart(self) -> bool:
+    def _is_detached(self) -> bool:
         return self._poll is None and self._stream is None
 
     def poll(self, poll: Poll) -> "Response | XhrConnection":
@@ -508,7 +511,7 @@ class XhrConnection:
             return self._answer()
         return self
 
-    def stream(self, stream: "Stream | Away") -> None:
+    def stream(self, stream: "Stream | RemoteRequest") -> None:
         """A stream has begun."""
         self._displace(None, stream)
         self._room = LONGEST
@@ -516,12 +519,12 @@ class XhrConnection:
             kept, self._kept, self._kept_size = b"".join(self._kept), [], 0
             self.write(kept)
         if self.closing:
-            self._said_all()
+            self._end_stream()
 
-    def _displace(self, poll: Poll | None, stream: "Stream | Away | None") -> None:
+    def _displace(self, poll: Poll | None, stream: "Stream | RemoteRequest | None") -> None:
         """A new request is there; the one before it is over. Not in this turn, in which it may bring about the next."""
-        if self._is_apart:
-            self._fallbacks.apart.leave(*self._place)
+        if self._is_detached:
+            self._fallbacks.detached.leave(*self._place)
         old_poll, self._poll = self._poll, poll
         old_stream, self._stream = self._stream, stream
         self._room = -1
@@ -532,7 +535,7 @@ class XhrConnection:
         if old_stream is not None:
             loop.call_soon(old_stream.close)
 
-    def lost(self, request: "Poll | Stream | Away") -> None:
+    def lost(self, request: "Poll | Stream | RemoteRequest") -> None:
         """The socket of a request is gone."""
         if request is self._poll:
             self._part()
@@ -543,9 +546,9 @@ class XhrConnection:
     def _part(self) -> None:
         """No request is there any more."""
         self._poll = self._stream = None
-        self._fallbacks.apart.take(*self._place)
+        self._fallbacks.detached.take(*self._place)
         sweep = self._worker.sweep
-        self._apart_since = sweep.now
+        self._detached_since = sweep.now
         if self.closing and not self._kept:
             self._forget()
         elif self.due_at > sweep.now + GAP_SECONDS + 1:
@@ -707,7 +710,7 @@ class XhrConnection:
 
     # The end
 
-    def too_slow(self, stream: "Stream | Away | None") -> None:
+    def too_slow(self, stream: "Stream | RemoteRequest | None") -> None:
         """What waits for the client passed its bound: here, or on its stream.
 
         This may be in the midst of a flush, so the cut waits for the end of the turn.
@@ -735,9 +738,9 @@ class XhrConnection:
         if self._stream is not None and self._room < 0:
             self._stream.write(frames)  # the client might not read the frames, so the next request gets them too
         self.write(frames)
-        self._said_all()
+        self._end_stream()
 
-    def _said_all(self) -> None:
+    def _end_stream(self) -> None:
         """Ends the stream behind the close frame. What it had no room for waits for one more request."""
         if self._stream is not None:
             self._stream.close()
@@ -754,8 +757,8 @@ class XhrConnection:
             session.close()
 
     def _forget(self) -> None:
-        if self._fallbacks.forget(self) and self._is_apart:
-            self._fallbacks.apart.leave(*self._place)
+        if self._fallbacks.forget(self) and self._is_detached:
+            self._fallbacks.detached.leave(*self._place)
         self._worker.sweep.forget(self)
 
     def leave(self, code: int, reason: str) -> None:
@@ -767,9 +770,9 @@ class XhrConnection:
 
     def due(self, now: float) -> float | None:
         """Heartbeats, and the ends of those who are gone, silent, or do not go on."""
-        if self._is_apart:
-            if self._apart_since + GAP_SECONDS > now:
-                return self._apart_since + GAP_SECONDS
+        if self._is_detached:
+            if self._detached_since + GAP_SECONDS > now:
+                return self._detached_since + GAP_SECONDS
             if not self.closing:
                 self._worker.node.metrics.cut_offs["gone"] += 1
                 self.closing = True
@@ -794,8 +797,8 @@ class XhrConnection:
         elif self._wrote + self._period <= now:
             self._beat()
         speak = self._wrote + self._period
-        hear = self._asked + PONG_SECONDS if self._asked else self._seen + self._timeout
-        return min(speak, hear, self._authorize_by or speak)
+        on_frame = self._asked + PONG_SECONDS if self._asked else self._seen + self._timeout
+        return min(speak, on_frame, self._authorize_by or speak)
 
     def _cut_off(self, why: str, code: int, reason: str) -> float:
         self._worker.node.metrics.cut_offs[why] += 1
@@ -820,7 +823,7 @@ class Stream(asyncio.Protocol):
 
     __slots__ = ("_client", "_transport", "_worker", "address", "due_at")
 
-    def __init__(self, client: XhrConnection | Afar, worker: "Worker") -> None:
+    def __init__(self, client: XhrConnection | RemoteSession, worker: "Worker") -> None:
         self._client = client
         self.address = ""
         """the name under which `Worker.addresses` counts the stream; "" if it does not"""
@@ -890,5 +893,5 @@ class Stream(asyncio.Protocol):
         return None
 
 
-XhrOutcome: TypeAlias = Response | Stream | XhrConnection | Afar
+XhrOutcome: TypeAlias = Response | Stream | XhrConnection | RemoteSession
 """What becomes of a request: its answer, a stream that takes the socket over, or who will answer it."""

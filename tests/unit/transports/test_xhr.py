@@ -271,7 +271,7 @@ async def test_who_is_not_let_in_is_told_with_a_code(site, path, code, endpoint)
     answer = Answer((await ask(site, path.replace("/xhr", f"/{endpoint}"))).data)
     assert (answer.status, events(answer.body)) == (200, ["o", "error", code])
     assert site.metrics.refusals == {str(code): 1}
-    assert site.worker.fallbacks.apart.taken == 0
+    assert site.worker.fallbacks.detached.taken == 0
 
 
 async def test_limits_and_origins_of_the_app_hold():
@@ -283,7 +283,7 @@ async def test_limits_and_origins_of_the_app_hold():
     assert events(answer.body) == ["o", "error", 4009]
     answer = Answer((await ask(site, POLL)).data)
     assert events(answer.body) == ["o", "error", 4004]
-    assert site.worker.fallbacks.apart.taken == 0
+    assert site.worker.fallbacks.detached.taken == 0
 
 
 async def test_a_server_that_stops_lets_nobody_in(site):
@@ -309,7 +309,7 @@ async def polled_as(site: Site, n: int, peer: object = ("127.0.0.1", 40_000), ke
 
 
 async def test_sessions_between_requests_are_bounded(monkeypatch):
-    monkeypatch.setattr(xhr, "MAX_APART", 4)
+    monkeypatch.setattr(xhr, "MAX_DETACHED", 4)
     site = Site(app_config(), app_config(id="other", key="other-key"), app_config(id="third", key="third-key"))
     for n in range(2):
         assert await polled_as(site, n) == WELCOME
@@ -317,11 +317,11 @@ async def test_sessions_between_requests_are_bounded(monkeypatch):
     assert await polled_as(site, 2, key="third-key") == ["o", "error", 4100]
     site.pass_seconds(GAP_SECONDS + 1)
     assert await polled_as(site, 3) == WELCOME
-    assert site.worker.fallbacks.apart.taken == 1
+    assert site.worker.fallbacks.detached.taken == 1
 
 
 async def test_an_app_has_three_quarters_of_the_sessions_between_requests(monkeypatch):
-    monkeypatch.setattr(xhr, "MAX_APART", 8)
+    monkeypatch.setattr(xhr, "MAX_DETACHED", 8)
     site = Site(app_config(), app_config(id="other", key="other-key"))
     for n in range(6):
         assert await polled_as(site, n) == WELCOME
@@ -334,7 +334,7 @@ async def test_an_app_has_three_quarters_of_the_sessions_between_requests(monkey
 
 
 async def test_an_address_has_half_of_the_sessions_between_requests(monkeypatch):
-    monkeypatch.setattr(xhr, "MAX_APART", 8)
+    monkeypatch.setattr(xhr, "MAX_DETACHED", 8)
     site = Site()
     for n in range(20):
         assert await polled_as(site, n, (OFFICE, 1)) == (WELCOME if n < 4 else ["o", "error", 4100])
@@ -344,7 +344,7 @@ async def test_an_address_has_half_of_the_sessions_between_requests(monkeypatch)
 
 
 async def test_the_bound_of_an_address_leaves_its_established_sessions_alone(monkeypatch):
-    monkeypatch.setattr(xhr, "MAX_APART", 4)
+    monkeypatch.setattr(xhr, "MAX_DETACHED", 4)
     site = Site()
     streaming = await site.ask(request("POST", STREAM, b""), (OFFICE, 1))
     for n in range(1, 9):
@@ -362,13 +362,13 @@ async def test_the_bound_of_an_address_leaves_its_established_sessions_alone(mon
 
 @pytest.mark.parametrize("peer", ["", ("127.0.0.1", 1), ("127.8.0.1", 1), ("::1", 1, 0, 0), ("::ffff:127.0.0.1", 1, 0, 0)])
 async def test_loopback_and_unix_sockets_have_no_bound_per_address(monkeypatch, peer):
-    monkeypatch.setattr(xhr, "MAX_APART", 8)
+    monkeypatch.setattr(xhr, "MAX_DETACHED", 8)
     site = Site()
     assert [await polled_as(site, n, peer) for n in range(6)] == [WELCOME] * 6
 
 
 async def test_behind_a_known_proxy_each_client_is_an_address_of_its_own(monkeypatch):
-    monkeypatch.setattr(xhr, "MAX_APART", 8)
+    monkeypatch.setattr(xhr, "MAX_DETACHED", 8)
     site = Site(server=ServerConfig(proxies=Networks.parse(("10.0.0.1",))))
     for n in range(6):
         path = POLL.replace("session0", f"session{n}")
@@ -377,7 +377,7 @@ async def test_behind_a_known_proxy_each_client_is_an_address_of_its_own(monkeyp
 
 
 async def test_the_first_session_over_a_bound_is_logged_and_those_after_it_once_a_minute(monkeypatch):
-    monkeypatch.setattr(xhr, "MAX_APART", 4)
+    monkeypatch.setattr(xhr, "MAX_DETACHED", 4)
     site = Site()
     with capture_logs() as logged:
         for n in range(30):
@@ -739,7 +739,7 @@ async def test_a_client_that_stays_silent_is_gone(site):
     assert site.metrics.cut_offs == {"silent": 1}
     assert not site.world.app.tenant.sessions
     site.pass_seconds(2 * GAP_SECONDS)
-    assert site.worker.fallbacks.apart.taken == 0
+    assert site.worker.fallbacks.detached.taken == 0
 
 
 async def test_a_client_that_is_talked_to_without_a_break_is_asked_too(site):
@@ -773,7 +773,7 @@ async def test_a_client_without_a_request_is_gone(site):
     assert not site.world.app.tenant.channels
     assert site.metrics.cut_offs == {"gone": 1}
     assert await send(site) == 404
-    assert site.worker.fallbacks.apart.taken == 0
+    assert site.worker.fallbacks.detached.taken == 0
     assert await polled(site) == WELCOME
 
 
@@ -817,7 +817,7 @@ async def test_who_is_disconnected_between_requests_is_told_with_the_next(site):
     second = await stream(site)
     assert heard(second) == ["1", "error", 4009]
     assert second.closed
-    assert site.worker.fallbacks.apart.taken == 0
+    assert site.worker.fallbacks.detached.taken == 0
 
 
 async def test_who_is_disconnected_and_never_asks_again_is_forgotten(site):
@@ -825,7 +825,7 @@ async def test_who_is_disconnected_and_never_asks_again_is_forgotten(site):
     transport.protocol.connection_lost(None)
     session_of(site).disconnect(4009, "Terminated by the app")
     site.pass_seconds(GAP_SECONDS + 1)
-    assert site.worker.fallbacks.apart.taken == 0
+    assert site.worker.fallbacks.detached.taken == 0
     assert await polled(site) == WELCOME
     assert site.metrics.cut_offs == {}
 
@@ -836,7 +836,7 @@ async def test_a_poll_is_told_of_the_end(site):
     session_of(site).disconnect(4009, "Terminated by the app")
     await turns()
     assert events(Answer(poll.data).body) == ["error", 4009]
-    assert site.worker.fallbacks.apart.taken == 0
+    assert site.worker.fallbacks.detached.taken == 0
 
 
 async def test_all_are_told_when_the_server_stops(site):
@@ -984,7 +984,7 @@ def test_what_is_counted_stays_true_and_everything_ends(taken):
                     site.pass_seconds((1, GAP_SECONDS, TIMEOUT)[n])
             await turns()
             clients = list(fallbacks._clients.values())
-            assert fallbacks.apart.taken == sum(one._is_apart for one in clients)
+            assert fallbacks.detached.taken == sum(one._is_detached for one in clients)
             sessions = sum(not one.closing for one in clients)
             assert len(site.world.app.tenant.sessions) == sessions == site.metrics.connections["pusher-xhr"]
             assert site.failures == []
@@ -992,7 +992,7 @@ def test_what_is_counted_stays_true_and_everything_ends(taken):
             lost.protocol.connection_lost(None)
         site.pass_seconds(2 * GAP_SECONDS)
         assert not fallbacks._clients
-        assert fallbacks.apart.taken == 0
+        assert fallbacks.detached.taken == 0
         assert not site.world.app.tenant.channels
 
     with patch.object(xhr, "LONGEST", 500):

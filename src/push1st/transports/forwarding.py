@@ -1,11 +1,13 @@
-"""Sessions of HTTP fallbacks whose requests come to other workers: how a request and its session find each other.
+"""Forwards the requests of HTTP fallbacks that arrive at a worker other than the one that owns their session.
 
-A session stays on the worker where it began, its owner. The owner listens on a topic of the session's; another worker to
-which a request comes asks there, and nobody answers if the session is its own to begin. Sending is one question and its
-answer. For a request that waits, or streams, the owner holds an `Away` where it would hold the request itself, and says
-what to write on the topic of the asking worker; that one holds an `Afar` where it would hold the session. Each asks now and
-then whether the other worker is still there and knows of the request (`xhr.Fallbacks`): one that was killed says no more
-that it is gone, and what is said while the broker is away is not heard.
+A session stays on the worker where it began, its *owner*. The owner subscribes to a topic of the session. A worker that receives
+a request sends it to this topic; without a reply the session does not exist, and that worker may begin it.
+
+An `xhr_send` is one request and one reply. For a poll or a stream, the owner uses a `RemoteRequest` in place of the request, and
+publishes what to write on the topic of the forwarding worker. That worker uses a `RemoteSession` in place of the session.
+
+Both workers probe each other (`xhr.Fallbacks`), because a killed worker sends no last frame, and frames are lost while the broker
+is away.
 """
 
 from collections.abc import Callable
@@ -29,11 +31,11 @@ HEADERS = (
     b"X-Accel-Buffering: no\r\n"
 )
 
-Word = Literal["write", "finish", "end", "lost", "slow", "leave"]
-Tell = Callable[["Said"], None]
+FrameKind = Literal["write", "finish", "end", "lost", "slow", "leave"]
+Send = Callable[["ForwardFrame"], None]
 
 
-class Asked(msgspec.Struct, frozen=True, array_like=True):
+class ForwardedRequest(msgspec.Struct, frozen=True, array_like=True):
     """A request, as it is passed on. number and to: what is said of it goes to this topic, with this number."""
 
     endpoint: str
@@ -42,10 +44,10 @@ class Asked(msgspec.Struct, frozen=True, array_like=True):
     to: str
 
 
-class Said(msgspec.Struct, frozen=True, array_like=True):
+class ForwardFrame(msgspec.Struct, frozen=True, array_like=True):
     """What one side says to the other of a request: the owner `write`, `finish`, `end`; the asking worker the rest."""
 
-    word: Word
+    kind: FrameKind
     number: int
     by: str
     """the asking worker's topic"""
@@ -53,7 +55,7 @@ class Said(msgspec.Struct, frozen=True, array_like=True):
     response: Response | None = None
 
 
-class Look(msgspec.Struct, frozen=True, array_like=True):
+class Probe(msgspec.Struct, frozen=True, array_like=True):
     """Whether a worker is there, and knows of these requests; its answer are those it does not know of.
 
     by: the topic of the worker that asks. here: requests to that one of sessions there. there: of its own sessions, there.
@@ -64,14 +66,14 @@ class Look(msgspec.Struct, frozen=True, array_like=True):
     there: list[int]
 
 
-_asked = msgspec.msgpack.Decoder(Asked)
-_said = msgspec.msgpack.Decoder(Said)
-_look = msgspec.msgpack.Decoder(Look)
+_request = msgspec.msgpack.Decoder(ForwardedRequest)
+_frame = msgspec.msgpack.Decoder(ForwardFrame)
+_probe = msgspec.msgpack.Decoder(Probe)
 _response = msgspec.msgpack.Decoder(Response)
 encode = msgspec.msgpack.encode
-decode_asked = _asked.decode
-decode_said = _said.decode
-decode_look = _look.decode
+decode_request = _request.decode
+decode_frame = _frame.decode
+decode_probe = _probe.decode
 decode_response = _response.decode
 
 
@@ -80,96 +82,96 @@ def topic_of(key: str, origin: str | None, id: str) -> str:
     return "#xhr-" + blake2b(repr((key, origin, id)).encode(), digest_size=16).hexdigest()
 
 
-class Away:
-    """A poll or a stream of a session here, on another worker. by: its topic. tell: says something there."""
+class RemoteRequest:
+    """A poll or a stream of a session here, on another worker. by: its topic. send: sends a frame there."""
 
-    __slots__ = ("_ended", "_number", "_tell", "app", "by")
+    __slots__ = ("_ended", "_number", "_send", "app", "by")
 
-    def __init__(self, app: "App", number: int, by: str, tell: Tell, ended: Callable[[], object]) -> None:
+    def __init__(self, app: "App", number: int, by: str, send: Send, ended: Callable[[], object]) -> None:
         self.app = app
         self._number = number
         self.by = by
-        self._tell = tell
+        self._send = send
         self._ended = ended
 
     def finish(self, response: Response) -> None:
-        self._tell(Said("finish", self._number, self.by, b"", response))
+        self._send(ForwardFrame("finish", self._number, self.by, b"", response))
         self._ended()
 
     def write(self, data: bytes) -> None:
-        self._tell(Said("write", self._number, self.by, data))
+        self._send(ForwardFrame("write", self._number, self.by, data))
 
     def close(self) -> None:
-        self._tell(Said("end", self._number, self.by))
+        self._send(ForwardFrame("end", self._number, self.by))
         self._ended()
 
 
-class Afar:
-    """The session of another worker, as a poll or a stream here sees it. tell: says something to its owner.
+class RemoteSession:
+    """The session of another worker, as a poll or a stream here sees it. send: sends a frame to its owner.
 
     owner: that worker's topic, once it has answered.
     """
 
-    __slots__ = ("_by", "_ended", "_kept", "_number", "_over", "_tell", "app", "owner", "poll", "streams")
+    __slots__ = ("_by", "_ended", "_kept", "_number", "_over", "_send", "app", "owner", "poll", "streams")
 
-    def __init__(self, app: "App", number: int, by: str, tell: Tell, ended: Callable[[], object]) -> None:
+    def __init__(self, app: "App", number: int, by: str, send: Send, ended: Callable[[], object]) -> None:
         self.app = app
         self.owner = ""
         self._number = number
         self._by = by
-        self._tell = tell
+        self._send = send
         self._ended = ended
-        self._kept: list[Said] = []
+        self._kept: list[ForwardFrame] = []
         self._over = False
         self.poll: Poll | None = None
         self.streams: Stream | None = None
 
-    def hear(self, said: Said) -> None:
+    def on_frame(self, frame: ForwardFrame) -> None:
         """What the owner says; it may be here before the request knows that it is expected."""
-        if said.word == "finish" and said.response is not None and self.poll is not None:
+        if frame.kind == "finish" and frame.response is not None and self.poll is not None:
             self._end()
-            self.poll.finish(said.response)
+            self.poll.finish(frame.response)
         elif self.streams is None:
-            self._kept.append(said)
-        elif said.word == "write":
-            self.streams.write(said.data)
+            self._kept.append(frame)
+        elif frame.kind == "write":
+            self.streams.write(frame.data)
         else:
             self._end()
             self.streams.close()
 
-    def hold(self, poll: "Poll") -> "Afar | Response":
+    def hold(self, poll: "Poll") -> "RemoteSession | Response":
         """A poll waits, if it is not answered yet."""
         self.poll = poll
-        for said in self._kept:
-            if said.response is not None:
+        for frame in self._kept:
+            if frame.response is not None:
                 self._end()
-                return said.response
+                return frame.response
         return self
 
     def stream(self, stream: "Stream") -> None:
         """A stream has begun."""
         self.streams = stream
         kept, self._kept = self._kept, []
-        for said in kept:
-            self.hear(said)
+        for frame in kept:
+            self.on_frame(frame)
 
     def lost(self, request: "Poll | Stream") -> None:
         """The socket of the request is gone."""
-        self._say("lost")
+        self._send_to_owner("lost")
         self._end()
 
     def too_slow(self, stream: "Stream") -> None:
-        self._say("slow")
+        self._send_to_owner("slow")
 
     def leave(self, code: int, reason: str) -> None:
         """This worker stops."""
-        self._say("leave")
+        self._send_to_owner("leave")
 
     def abandon(self) -> None:
         """The owner is gone. The client is told to begin anew."""
         if self._over:
             return
-        self._say("lost")  # should the owner be there all the same
+        self._send_to_owner("lost")  # should the owner be there all the same
         self._end()
         frames = end_frames(4200, "The server of this session is gone, reconnect")
         if self.streams is not None:
@@ -178,9 +180,9 @@ class Afar:
         elif self.poll is not None:
             self.poll.finish(Response(200, frames, TYPE, HEADERS))
 
-    def _say(self, word: Word) -> None:
+    def _send_to_owner(self, kind: FrameKind) -> None:
         if not self._over:
-            self._tell(Said(word, self._number, self._by))
+            self._send(ForwardFrame(kind, self._number, self._by))
 
     def _end(self) -> None:
         if not self._over:
