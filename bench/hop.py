@@ -45,7 +45,7 @@ from servers import (
     write_requests,
 )
 
-from tests.valkey import Valkey
+from tests.support.valkey import Valkey
 
 CONNECTIONS = 16
 CHANNELS = 100

@@ -31,7 +31,7 @@ from pathlib import Path
 
 HERE = Path(__file__).parent
 sys.path.insert(0, str(HERE.parent))
-from tests import valkey  # noqa: E402
+from tests.support import valkey  # noqa: E402
 
 BUILD = HERE / ".build"
 NODE = BUILD / "node"

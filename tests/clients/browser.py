@@ -15,8 +15,8 @@ from urllib.parse import parse_qs
 from websockets.sync.client import ClientConnection, connect
 
 from push1st import auth
-from tests.clients.node import MODULES
-from tests.clients.process import DEADLINE, wait_until
+from tests.support.nodejs import MODULES
+from tests.support.process import DEADLINE, wait_until
 
 NAMES = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable")
 FLAGS = (

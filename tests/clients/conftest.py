@@ -1,15 +1,14 @@
 """A server for all tests of this folder, and clients that are gone when their test is."""
 
 import contextlib
-import hashlib
 from collections.abc import Callable, Iterator
 from typing import Any
 
 import pytest
 
-from tests.clients.node import NodeProcess
-from tests.clients.process import APP, ServerProcess, merged, running
-from tests.clients.pusher_socket import PusherSocket, pusher_socket
+from tests.support.nodejs import NodeProcess
+from tests.support.process import APP, ServerProcess, merged, running
+from tests.support.pusher_socket import PusherSocket, pusher_socket
 
 APPS: dict[str, Any] = {
     # The Python library takes no app id but digits.
@@ -44,19 +43,6 @@ def server() -> Iterator[ServerProcess]:
     """The server that most tests share. Each test uses channels of its own."""
     with running(apps=APPS) as process:
         yield process
-
-
-@pytest.fixture
-def channel(request: pytest.FixtureRequest) -> str:
-    """A public channel name that no other test uses; put a prefix before it for another kind."""
-    return "c" + hashlib.blake2b(request.node.nodeid.encode(), digest_size=6).hexdigest()
-
-
-@pytest.fixture
-def stack() -> Iterator[contextlib.ExitStack]:
-    """Whatever is entered here is left, last first, when the test ends."""
-    with contextlib.ExitStack() as entered:
-        yield entered
 
 
 @pytest.fixture

@@ -9,13 +9,13 @@ from typing import Any
 
 import pytest
 
-from tests.clients.node import NodeProcess
-from tests.clients.process import APP, ServerProcess, merged, wait_until
-from tests.clients.process import running as serving
-from tests.clients.pusher_socket import dialled, pusher_socket
-from tests.clients.raw_socket import raw_socket
-from tests.clients.receiver import Act, Got, Receiver, receiving
-from tests.clients.signing import hmac_hex
+from tests.support.nodejs import NodeProcess
+from tests.support.process import APP, ServerProcess, merged, wait_until
+from tests.support.process import running as serving
+from tests.support.pusher_socket import dialled, pusher_socket
+from tests.support.raw_socket import raw_socket
+from tests.support.receiver import Act, Got, Receiver, receiving
+from tests.support.signing import hmac_hex
 
 EVERYTHING = ["connect", "subscribe", "publish"]
 

@@ -7,8 +7,8 @@ import pytest
 
 from tests.clients import browser as browsers
 from tests.clients.browser import Browser, Tab
-from tests.clients.node import node_program
-from tests.clients.process import ServerProcess, free_ports, running, wait_until
+from tests.support.nodejs import node_program
+from tests.support.process import ServerProcess, free_ports, running, wait_until
 
 ROADS = ("ws", "xhr_streaming", "xhr_polling")
 ADA, BOB = {"user_id": "ada", "user_info": {"name": "Ada"}}, {"user_id": "bob", "user_info": {"name": "Bob"}}

@@ -9,10 +9,10 @@ import threading
 from collections.abc import Callable
 from typing import Any
 
-from tests.clients.process import ServerProcess
-from tests.clients.pusher_socket import PusherSocket, pusher_socket
-from tests.clients.raw_socket import RawSocket, raw_socket
-from tests.clients.wire import Wire
+from tests.support.process import ServerProcess
+from tests.support.pusher_socket import PusherSocket, pusher_socket
+from tests.support.raw_socket import RawSocket, raw_socket
+from tests.support.wire import Wire
 
 COUNT = 300
 

@@ -9,10 +9,10 @@ from urllib.parse import quote
 
 import pytest
 
-from tests.clients.node import NodeProcess
-from tests.clients.process import APP, ServerProcess, merged, running, wait_until
-from tests.clients.pusher_socket import PusherSocket
-from tests.clients.raw_socket import raw_socket
+from tests.support.nodejs import NodeProcess
+from tests.support.process import APP, ServerProcess, merged, running, wait_until
+from tests.support.pusher_socket import PusherSocket
+from tests.support.raw_socket import raw_socket
 
 KINDS = ["cache", "private-cache", "private-encrypted-cache", "presence-cache"]
 USER = {"user_id": "u1"}

@@ -17,9 +17,9 @@ from websockets.exceptions import ConnectionClosed
 from websockets.sync.server import ServerConnection, serve
 
 from push1st import __version__ as push1st_version
-from tests.clients.process import APP, DEADLINE, ServerProcess, free_ports, program, running, wait_until
-from tests.clients.raw_socket import raw_socket
-from tests.clients.signing import hmac_hex
+from tests.support.process import APP, DEADLINE, ServerProcess, free_ports, program, running, wait_until
+from tests.support.raw_socket import raw_socket
+from tests.support.signing import hmac_hex
 
 PUSH1ST = [str(Path(sys.executable).with_name("push1st"))]
 

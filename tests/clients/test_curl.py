@@ -23,10 +23,10 @@ from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509.oid import NameOID
 
-from tests.clients.process import APP, DEADLINE, ServerProcess, merged, program, running
-from tests.clients.pusher_socket import PusherSocket, pusher_socket
-from tests.clients.raw_socket import raw_socket
-from tests.clients.wire import Wire
+from tests.support.process import APP, DEADLINE, ServerProcess, merged, program, running
+from tests.support.pusher_socket import PusherSocket, pusher_socket
+from tests.support.raw_socket import raw_socket
+from tests.support.wire import Wire
 
 TOKEN_SESSION = """
     curl --location --request POST 'http://localhost:6002/apps/app-test/token/session/' \

@@ -10,9 +10,9 @@ from collections.abc import Iterator
 
 import pytest
 
-from tests.clients.process import DEADLINE, ServerProcess, running
-from tests.clients.pusher_socket import PusherSocket, pusher_socket
-from tests.clients.wire import TEXT, Gone, Wire, frame
+from tests.support.process import DEADLINE, ServerProcess, running
+from tests.support.pusher_socket import PusherSocket, pusher_socket
+from tests.support.wire import TEXT, Gone, Wire, frame
 
 LONGEST = 45.0
 """seconds within which every deadline has passed"""

@@ -10,8 +10,8 @@ from collections.abc import Iterator
 
 import pytest
 
-from tests.clients.process import ServerProcess, running, wait_until
-from tests.clients.wire import CLOSE, HANDSHAKE, Gone, Wire
+from tests.support.process import ServerProcess, running, wait_until
+from tests.support.wire import CLOSE, HANDSHAKE, Gone, Wire
 
 FILES = 300
 LOGGED = "no file descriptors for more clients"

@@ -10,10 +10,10 @@ from collections.abc import Callable, Iterator
 import pusher
 import pytest
 
-from tests.clients.node import NodeProcess
-from tests.clients.process import ServerProcess
-from tests.clients.pusher_socket import PusherSocket
 from tests.clients.test_pusher_js import MASTER_KEY
+from tests.support.nodejs import NodeProcess
+from tests.support.process import ServerProcess
+from tests.support.pusher_socket import PusherSocket
 
 WORDS = "nobody-in-between-reads-this"
 

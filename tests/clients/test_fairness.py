@@ -10,9 +10,9 @@ from collections.abc import Iterator
 
 import pytest
 
-from tests.clients.process import DEADLINE, ServerProcess, running
-from tests.clients.raw_socket import raw_socket
-from tests.clients.wire import HANDSHAKE, PING, PONG, TEXT, frame
+from tests.support.process import DEADLINE, ServerProcess, running
+from tests.support.raw_socket import raw_socket
+from tests.support.wire import HANDSHAKE, PING, PONG, TEXT, frame
 
 FLOODING = 8
 MANY = 1000

@@ -10,9 +10,9 @@ from typing import Any
 
 import pytest
 
-from tests.clients.process import APP, ServerProcess, merged, wait_until
-from tests.clients.process import running as serving
-from tests.clients.pusher_socket import pusher_socket
+from tests.support.process import APP, ServerProcess, merged, wait_until
+from tests.support.process import running as serving
+from tests.support.pusher_socket import pusher_socket
 
 KEEPING = """
 import json, os, sys, time

@@ -15,11 +15,11 @@ from urllib.parse import quote
 
 import pytest
 
-from tests.clients.process import DEADLINE, ServerProcess, program, running, wait_until
-from tests.clients.pusher_socket import PusherSocket, dialled, pusher_socket
-from tests.clients.raw_socket import raw_socket
-from tests.clients.signing import hmac_hex, signed_query
-from tests.clients.wire import BINARY, CLOSE, HANDSHAKE, PING, PONG, TEXT, Gone, Wire, frame
+from tests.support.process import DEADLINE, ServerProcess, program, running, wait_until
+from tests.support.pusher_socket import PusherSocket, dialled, pusher_socket
+from tests.support.raw_socket import raw_socket
+from tests.support.signing import hmac_hex, signed_query
+from tests.support.wire import BINARY, CLOSE, HANDSHAKE, PING, PONG, TEXT, Gone, Wire, frame
 
 
 @pytest.fixture(autouse=True)

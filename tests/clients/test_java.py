@@ -4,7 +4,7 @@ import json
 import subprocess
 from pathlib import Path
 
-from tests.clients.process import ServerProcess, program
+from tests.support.process import ServerProcess, program
 
 PROGRAM = Path(__file__).parent / "java" / "Publish.java"
 JAVA_SECONDS = 60

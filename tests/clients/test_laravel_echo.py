@@ -5,8 +5,8 @@ from typing import Any
 
 import pytest
 
-from tests.clients.node import NodeProcess
-from tests.clients.process import ServerProcess
+from tests.support.nodejs import NodeProcess
+from tests.support.process import ServerProcess
 
 
 @pytest.fixture

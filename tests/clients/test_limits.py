@@ -14,12 +14,12 @@ from typing import Any
 
 import pytest
 
-from tests.clients.node import NodeProcess
-from tests.clients.process import APP, ServerProcess, merged, running, wait_until
-from tests.clients.pusher_socket import PusherSocket, dialled, pusher_socket
-from tests.clients.raw_socket import raw_socket
-from tests.clients.signing import hmac_hex
-from tests.clients.wire import CLOSE, TEXT, Wire, frame
+from tests.support.nodejs import NodeProcess
+from tests.support.process import APP, ServerProcess, merged, running, wait_until
+from tests.support.pusher_socket import PusherSocket, dialled, pusher_socket
+from tests.support.raw_socket import raw_socket
+from tests.support.signing import hmac_hex
+from tests.support.wire import CLOSE, TEXT, Wire, frame
 
 LIMITS: dict[str, dict[str, int]] = {
     "quota": {"connections": 1},

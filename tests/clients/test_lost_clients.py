@@ -9,10 +9,10 @@ from collections.abc import Iterator
 import pytest
 from websockets.sync.client import connect
 
-from tests.clients.process import DEADLINE, ServerProcess, running
-from tests.clients.pusher_socket import PLAIN
-from tests.clients.raw_socket import RawSocket
-from tests.clients.wire import HANDSHAKE, PING, TEXT, frame
+from tests.support.process import DEADLINE, ServerProcess, running
+from tests.support.pusher_socket import PLAIN
+from tests.support.raw_socket import RawSocket
+from tests.support.wire import HANDSHAKE, PING, TEXT, frame
 
 COUNT = 900
 """fewer than a raw client may publish in a second, and more than a slice of a turn"""

@@ -7,8 +7,8 @@ from typing import Any
 
 import pytest
 
-from tests.clients.node import NodeProcess
-from tests.clients.process import ServerProcess, running, wait_until
+from tests.support.nodejs import NodeProcess
+from tests.support.process import ServerProcess, running, wait_until
 
 MASTER_KEY = base64.b64encode(bytes(range(32))).decode()
 

@@ -8,9 +8,9 @@ from typing import Any
 import pytest
 from websockets.exceptions import ConnectionClosed
 
-from tests.clients.process import ServerProcess, wait_until
-from tests.clients.pusher_socket import PusherSocket, dialled
-from tests.clients.signing import channel_auth
+from tests.support.process import ServerProcess, wait_until
+from tests.support.pusher_socket import PusherSocket, dialled
+from tests.support.signing import channel_auth
 
 # -- 1 connect
 

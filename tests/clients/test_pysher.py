@@ -8,8 +8,8 @@ from typing import Any
 import pysher
 import pytest
 
-from tests.clients.process import DEADLINE, ServerProcess, wait_until
-from tests.clients.pusher_socket import PusherSocket
+from tests.support.process import DEADLINE, ServerProcess, wait_until
+from tests.support.pusher_socket import PusherSocket
 
 
 @pytest.fixture

@@ -13,10 +13,10 @@ import pytest
 from websockets.exceptions import InvalidStatus
 from websockets.sync.client import connect as dial
 
-from tests.clients.process import ServerProcess, running
-from tests.clients.pusher_socket import PusherSocket
-from tests.clients.raw_socket import RawSocket, raw_socket
-from tests.clients.wire import HANDSHAKE, Wire
+from tests.support.process import ServerProcess, running
+from tests.support.pusher_socket import PusherSocket
+from tests.support.raw_socket import RawSocket, raw_socket
+from tests.support.wire import HANDSHAKE, Wire
 
 
 @pytest.fixture

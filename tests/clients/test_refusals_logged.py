@@ -7,9 +7,9 @@ from collections.abc import Callable, Iterator
 import pytest
 
 from push1st.refusals import MAX_LINES
-from tests.clients.process import APP, ServerProcess, merged, running, wait_until
-from tests.clients.pusher_socket import dialled, pusher_socket
-from tests.clients.raw_socket import raw_socket
+from tests.support.process import APP, ServerProcess, merged, running, wait_until
+from tests.support.pusher_socket import dialled, pusher_socket
+from tests.support.raw_socket import raw_socket
 
 SECRET = "canary-secret-of-more-than-32-bytes-0123456789"
 APPS = {

@@ -6,12 +6,12 @@ import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
-from tests.clients.node import NodeProcess
-from tests.clients.process import APP, ServerProcess, merged, running, wait_until
-from tests.clients.pusher_socket import pusher_socket
-from tests.clients.receiver import receiving
 from tests.clients.test_cli import push1st
 from tests.clients.test_pusher_js import start_pusher_js, subscribed
+from tests.support.nodejs import NodeProcess
+from tests.support.process import APP, ServerProcess, merged, running, wait_until
+from tests.support.pusher_socket import pusher_socket
+from tests.support.receiver import receiving
 
 BACK_SECONDS = 2.0
 """for clients to be back, from when the new process is ready"""

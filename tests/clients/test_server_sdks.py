@@ -8,10 +8,10 @@ import pusher
 import pytest
 from pusher.errors import PusherError
 
-from tests.clients.node import NodeProcess
-from tests.clients.process import ServerProcess
-from tests.clients.pusher_socket import PusherSocket
-from tests.clients.signing import hmac_hex
+from tests.support.nodejs import NodeProcess
+from tests.support.process import ServerProcess
+from tests.support.pusher_socket import PusherSocket
+from tests.support.signing import hmac_hex
 
 
 class Failed(Exception):

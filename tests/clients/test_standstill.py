@@ -10,9 +10,9 @@ from collections.abc import Iterator
 
 import pytest
 
-from tests.clients.process import ServerProcess, running
-from tests.clients.pusher_socket import PusherSocket, pusher_socket
-from tests.clients.wire import Wire
+from tests.support.process import ServerProcess, running
+from tests.support.pusher_socket import PusherSocket, pusher_socket
+from tests.support.wire import Wire
 
 KEEP_ALIVE = 2
 CLIENTS = 50

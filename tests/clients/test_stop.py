@@ -10,10 +10,10 @@ from collections.abc import Iterator
 
 import pytest
 
-from tests.clients.process import DEADLINE, ServerProcess, running, wait_until
-from tests.clients.pusher_socket import pusher_socket
-from tests.clients.raw_socket import raw_socket
 from tests.clients.test_fairness import FLOODING, FLOODS, flood
+from tests.support.process import DEADLINE, ServerProcess, running, wait_until
+from tests.support.pusher_socket import pusher_socket
+from tests.support.raw_socket import raw_socket
 
 LAST_SECONDS = 5
 """for clients that do not answer a close frame"""

@@ -13,9 +13,9 @@ from typing import Any
 
 import pytest
 
-from tests.clients.process import APP, ServerProcess, merged, running
-from tests.clients.signing import channel_auth, hmac_hex
-from tests.clients.wire import TEXT, Wire, frame
+from tests.support.process import APP, ServerProcess, merged, running
+from tests.support.signing import channel_auth, hmac_hex
+from tests.support.wire import TEXT, Wire, frame
 
 APPS = {"app-counting": merged(APP, {"key": "counting-key", "options": {"subscription-count": True}})}
 GREETING = re.compile(

@@ -7,10 +7,10 @@ from typing import Any
 import pytest
 from websockets.exceptions import ConnectionClosed
 
-from tests.clients.node import NodeProcess
-from tests.clients.process import APP, ServerProcess, merged, running, wait_until
-from tests.clients.pusher_socket import PusherSocket
-from tests.clients.signing import channel_auth, hmac_hex
+from tests.support.nodejs import NodeProcess
+from tests.support.process import APP, ServerProcess, merged, running, wait_until
+from tests.support.pusher_socket import PusherSocket
+from tests.support.signing import channel_auth, hmac_hex
 
 APPS = {"app-other": merged(APP, {"key": "other-key"})}
 SECRET = "secret"

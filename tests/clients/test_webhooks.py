@@ -16,12 +16,12 @@ import pusher
 import pytest
 
 from push1st.process.tls import self_signed
-from tests.clients.process import APP, ServerProcess, free_ports, merged, wait_until
-from tests.clients.process import running as serving
-from tests.clients.pusher_socket import pusher_socket
-from tests.clients.raw_socket import raw_socket
-from tests.clients.receiver import Got, Receiver, receiving
-from tests.clients.signing import hmac_hex
+from tests.support.process import APP, ServerProcess, free_ports, merged, wait_until
+from tests.support.process import running as serving
+from tests.support.pusher_socket import pusher_socket
+from tests.support.raw_socket import raw_socket
+from tests.support.receiver import Got, Receiver, receiving
+from tests.support.signing import hmac_hex
 
 EVERYTHING = [
     "channel_occupied",

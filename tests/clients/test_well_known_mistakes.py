@@ -10,10 +10,10 @@ from typing import Any
 
 import pytest
 
-from tests.clients.process import ServerProcess
-from tests.clients.pusher_socket import PusherSocket, dialled, pusher_socket
 from tests.clients.test_users import sign_in
-from tests.clients.wire import CLOSE, TEXT, Wire, frame
+from tests.support.process import ServerProcess
+from tests.support.pusher_socket import PusherSocket, dialled, pusher_socket
+from tests.support.wire import CLOSE, TEXT, Wire, frame
 
 
 def test_client_events_are_refused_on_public_channels(connect: Callable[..., PusherSocket], channel: str) -> None:

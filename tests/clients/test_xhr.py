@@ -12,9 +12,9 @@ from typing import Any
 import pytest
 
 from tests.clients.conftest import APPS
-from tests.clients.node import NodeProcess
-from tests.clients.process import DEADLINE, ServerProcess, running, wait_until
-from tests.clients.wire import Wire
+from tests.support.nodejs import NodeProcess
+from tests.support.process import DEADLINE, ServerProcess, running, wait_until
+from tests.support.wire import Wire
 
 ROADS = ("xhr_streaming", "xhr_polling")
 SESSION = "/pusher/app/app-key/7/01234567"

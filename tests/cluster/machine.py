@@ -12,8 +12,8 @@ from typing import Any
 
 import yaml
 
-from tests.clients.process import ServerProcess, merged, program, running, wait_until
-from tests.clients.pusher_socket import PusherSocket, pusher_socket
+from tests.support.process import ServerProcess, merged, program, running, wait_until
+from tests.support.pusher_socket import PusherSocket, pusher_socket
 
 SAMPLE = re.compile(r'(?m)^(\w+)\{(?:[^}]*,)?worker="(\d+)"[^}]*\} ([0-9.e+]+)$')
 MAX_TRIES = 60

@@ -44,8 +44,8 @@ from push1st.messages import (
 )
 from push1st.metrics import Metrics
 from push1st.process.server import SystemClock
-from tests.unit.fakes import KEY, SECRET, Hooks, app_config
-from tests.valkey import Valkey
+from tests.support.node import KEY, SECRET, Hooks, app_config
+from tests.support.valkey import Valkey
 
 SETTLED_SECONDS = 15
 EDGES = Webhook(url="http://localhost/", events=("channel_occupied", "channel_vacated", "member_added", "member_removed"))

@@ -13,7 +13,7 @@ import socket
 import threading
 from collections.abc import Callable, Iterator
 
-from tests.clients.process import DEADLINE
+from tests.support.process import DEADLINE
 
 LINGER_NONE = b"\1\0\0\0\0\0\0\0"
 """for SO_LINGER: a close is a reset"""

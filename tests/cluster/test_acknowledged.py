@@ -16,13 +16,13 @@ from typing import Any
 
 import pytest
 
-from tests.clients.process import DEADLINE, ServerProcess, wait_until
-from tests.clients.pusher_socket import PusherSocket
 from tests.cluster.machine import by_worker, connect_to, engine, exists, figure, kill, workers
 from tests.cluster.places import Client, Place, hurried, until
 from tests.cluster.test_faults import on, status
 from tests.cluster.test_reload import again_and_again
-from tests.valkey import Valkey
+from tests.support.process import DEADLINE, ServerProcess, wait_until
+from tests.support.pusher_socket import PusherSocket
+from tests.support.valkey import Valkey
 
 CHANNEL = "c"
 PUBLISHES_PER_SECOND = 200

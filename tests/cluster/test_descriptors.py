@@ -5,9 +5,9 @@ import resource
 
 import pytest
 
-from tests.clients.process import ServerProcess, wait_until
 from tests.clients.test_descriptors import LOGGED, crowd
 from tests.cluster.machine import by_worker, engine, exists, figure, kill, workers
+from tests.support.process import ServerProcess, wait_until
 
 FILES = 200
 

@@ -17,12 +17,12 @@ from typing import Any
 import pytest
 from websockets.exceptions import ConnectionClosed
 
-from tests.clients.process import APP, ServerProcess, merged, running, wait_until
-from tests.clients.pusher_socket import pusher_socket
-from tests.clients.receiver import Receiver, receiving
 from tests.cluster.machine import children, connect_to, engine, figure, kill, machine, reload, supervisor
 from tests.cluster.test_machines import GONE_SECONDS
-from tests.valkey import Valkey
+from tests.support.process import APP, ServerProcess, merged, running, wait_until
+from tests.support.pusher_socket import pusher_socket
+from tests.support.receiver import Receiver, receiving
+from tests.support.valkey import Valkey
 
 ROOM = "presence-room"
 AWAY_SECONDS = 0.3

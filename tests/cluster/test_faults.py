@@ -16,7 +16,7 @@ from push1st.errors import Refused
 from push1st.messages import MEMBER_REMOVED, Message, Options, SignedIn, SubscriptionRefused
 from push1st.process.server import SystemClock
 from tests.cluster.places import Client, Place, hurried, until
-from tests.valkey import Valkey
+from tests.support.valkey import Valkey
 
 ROOM = "presence-c"
 Nodes = Callable[..., AbstractAsyncContextManager[tuple[Valkey, Place, Place]]]

@@ -13,10 +13,10 @@ from typing import Any
 
 import pytest
 
-from tests.clients.node import NodeProcess
-from tests.clients.process import DEADLINE, ServerProcess, running, wait_until
 from tests.cluster.machine import copy
-from tests.valkey import Valkey
+from tests.support.nodejs import NodeProcess
+from tests.support.process import DEADLINE, ServerProcess, running, wait_until
+from tests.support.valkey import Valkey
 
 QUERY = "?protocol=7&client=by-hand&version=1"
 

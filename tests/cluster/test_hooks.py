@@ -2,9 +2,9 @@
 
 from contextlib import ExitStack
 
-from tests.clients.process import APP, ServerProcess, merged, running, wait_until
-from tests.clients.pusher_socket import pusher_socket
-from tests.clients.receiver import receiving
+from tests.support.process import APP, ServerProcess, merged, running, wait_until
+from tests.support.pusher_socket import pusher_socket
+from tests.support.receiver import receiving
 
 
 def sent(server: ServerProcess) -> int:

@@ -13,8 +13,6 @@ from typing import NamedTuple
 
 import pytest
 
-from tests.clients.process import DEADLINE, ServerProcess, wait_until
-from tests.clients.pusher_socket import PusherSocket
 from tests.cluster.machine import (
     by_worker,
     children,
@@ -29,6 +27,8 @@ from tests.cluster.machine import (
     until_workers,
     workers,
 )
+from tests.support.process import DEADLINE, ServerProcess, wait_until
+from tests.support.pusher_socket import PusherSocket
 
 NOTICED_SECONDS = 15
 """until it is killed (docs/scaling.md)"""

@@ -11,10 +11,10 @@ from typing import NamedTuple
 
 import pytest
 
-from tests.clients.node import NodeProcess
-from tests.clients.process import ServerProcess, wait_until
 from tests.cluster.machine import by_worker, children, connect_to, exists, machine, supervisor
-from tests.valkey import Valkey
+from tests.support.nodejs import NodeProcess
+from tests.support.process import ServerProcess, wait_until
+from tests.support.valkey import Valkey
 
 ROOM = "presence-room"
 GONE_SECONDS = 13

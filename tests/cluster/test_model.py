@@ -19,7 +19,7 @@ from hypothesis import strategies as st
 from push1st.brokers.redis import facts
 from push1st.errors import Refused
 from tests.cluster.places import SETTLED_SECONDS, Backend, Client, Place, hurried, until
-from tests.valkey import Valkey
+from tests.support.valkey import Valkey
 
 NODES, CLIENTS = 3, 6
 CHANNELS = ("presence-a", "presence-b", "private-c")

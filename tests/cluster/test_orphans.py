@@ -15,7 +15,7 @@ import msgspec
 from push1st.config.model import ApiConfig, ServerConfig, demo
 from push1st.process.control import ControlConnection, Ready, StartWorker, pack
 from push1st.process.engine import answers, command, program
-from tests.clients.process import DEADLINE, wait_until
+from tests.support.process import DEADLINE, wait_until
 
 
 def run_engine(path: Path) -> "subprocess.Popen[bytes]":

@@ -14,16 +14,16 @@ import pytest
 
 from push1st.brokers.redis import facts
 from push1st.messages import Fact, SignedIn
-from tests.clients.process import APP, ServerProcess, merged, wait_until
-from tests.clients.pusher_socket import PusherSocket
-from tests.clients.receiver import Receiver, receiving
 from tests.cluster.machine import connect_to, machine
 from tests.cluster.places import Place, hurried, until
 from tests.cluster.road import Road, road
 from tests.cluster.test_faults import on, status
 from tests.cluster.test_machines import GONE_SECONDS, ROOM, users_of
 from tests.cluster.test_reload import again_and_again
-from tests.valkey import Valkey
+from tests.support.process import APP, ServerProcess, merged, wait_until
+from tests.support.pusher_socket import PusherSocket
+from tests.support.receiver import Receiver, receiving
+from tests.support.valkey import Valkey
 
 LEASE = 1.5
 SILENT = 0.4

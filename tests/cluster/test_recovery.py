@@ -11,7 +11,7 @@ from push1st.errors import LimitReached
 from push1st.messages import SignedIn, SubscriptionRefused
 from tests.cluster.places import Place, until
 from tests.cluster.test_faults import ROOM, nodes, on, status
-from tests.valkey import Valkey
+from tests.support.valkey import Valkey
 
 
 def facts(*places: Place) -> list[tuple[str, str, str | None]]:

@@ -11,9 +11,9 @@ import pytest
 
 from push1st.brokers.redis.servers import slot_of
 from tests.cluster.places import Client, Place, hurried, until
-from tests.cluster.servers import Cluster
 from tests.cluster.test_faults import ROOM, on, status
-from tests.valkey import Valkey
+from tests.support.servers import Cluster
+from tests.support.valkey import Valkey
 
 _prefixes = count(1)
 Move = Callable[["Busy", Valkey, Valkey], Awaitable[None]]

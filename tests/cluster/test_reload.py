@@ -18,8 +18,6 @@ import pytest
 from websockets.asyncio.client import connect
 from websockets.exceptions import ConnectionClosed
 
-from tests.clients.process import ServerProcess, free_ports, running, wait_until
-from tests.clients.pusher_socket import QUERY, pusher_socket
 from tests.cluster.machine import (
     by_worker,
     children,
@@ -34,6 +32,8 @@ from tests.cluster.machine import (
     until_workers,
     workers,
 )
+from tests.support.process import ServerProcess, free_ports, running, wait_until
+from tests.support.pusher_socket import QUERY, pusher_socket
 
 
 def test_all_workers_are_others_afterwards_and_the_engine_is_the_same(own: ServerProcess) -> None:

@@ -12,12 +12,12 @@ from http.client import HTTPConnection, HTTPException
 
 from websockets.exceptions import ConnectionClosed, InvalidHandshake
 
-from tests.clients.node import NodeProcess
-from tests.clients.process import DEADLINE, ServerProcess, wait_until
-from tests.clients.pusher_socket import pusher_socket
 from tests.cluster.machine import copy, machine, reload, until_workers
 from tests.cluster.test_reload import again_and_again
-from tests.valkey import Valkey
+from tests.support.nodejs import NodeProcess
+from tests.support.process import DEADLINE, ServerProcess, wait_until
+from tests.support.pusher_socket import pusher_socket
+from tests.support.valkey import Valkey
 
 SUBSCRIBERS = 6
 MARGIN = 0.1

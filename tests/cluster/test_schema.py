@@ -11,12 +11,12 @@ import pytest
 from push1st.brokers.redis import shard
 from push1st.brokers.redis.scripts import SCHEMA
 from push1st.errors import Refused
-from tests.clients.process import ServerProcess, running
-from tests.clients.pusher_socket import PusherSocket, pusher_socket
 from tests.cluster.places import Place, hurried, until
 from tests.cluster.test_faults import on, status
 from tests.docs.pages import ROOT
-from tests.valkey import Valkey
+from tests.support.process import ServerProcess, running
+from tests.support.pusher_socket import PusherSocket, pusher_socket
+from tests.support.valkey import Valkey
 
 KEY = "push1st:{0}:schema"
 UNVERSIONED = "407c95a51f453dd8fff20557b33c762f415fd096"

@@ -14,9 +14,9 @@ from push1st.brokers.redis import facts, shard
 from push1st.errors import Refused
 from push1st.process.tls import self_signed
 from tests.cluster.places import Place, hurried, until
-from tests.cluster.servers import Watched, free_port
 from tests.cluster.test_faults import on
-from tests.valkey import Valkey
+from tests.support.servers import Watched, free_port
+from tests.support.valkey import Valkey
 
 COMMANDS = [
     *(f"+@{kind}" for kind in ["connection", "pubsub", "scripting", "keyspace", "string", "hash", "set", "list", "stream"]),

@@ -9,9 +9,9 @@ import time
 
 from websockets.asyncio.client import ClientConnection, connect
 
-from tests.clients.process import ServerProcess
-from tests.clients.pusher_socket import QUERY
 from tests.cluster.machine import by_worker
+from tests.support.process import ServerProcess
+from tests.support.pusher_socket import QUERY
 
 MANY = 500
 STEADY = 6

@@ -15,11 +15,7 @@ import pytest
 from websockets.exceptions import ConnectionClosed
 from websockets.sync.client import connect
 
-from tests.clients.process import APP, ServerProcess, merged, running, wait_until
-from tests.clients.pusher_socket import PLAIN, QUERY, dialled, pusher_socket
-from tests.clients.raw_socket import raw_socket
 from tests.clients.test_users import sign_in
-from tests.clients.wire import CLOSE, TEXT, Wire, frame
 from tests.cluster.machine import (
     by_worker,
     children,
@@ -34,6 +30,10 @@ from tests.cluster.machine import (
     until_workers,
     workers,
 )
+from tests.support.process import APP, ServerProcess, merged, running, wait_until
+from tests.support.pusher_socket import PLAIN, QUERY, dialled, pusher_socket
+from tests.support.raw_socket import raw_socket
+from tests.support.wire import CLOSE, TEXT, Wire, frame
 
 
 def test_what_one_worker_is_given_reaches_the_clients_of_all_in_order(

@@ -19,7 +19,7 @@ import pytest
 import structlog
 
 from push1st.cli import main
-from tests.clients.process import DEADLINE, ServerProcess
+from tests.support.process import DEADLINE, ServerProcess
 
 
 class Output(io.StringIO):

@@ -9,8 +9,8 @@ from typing import Any
 
 from push1st.brokers.redis import Redis
 from push1st.metrics import Metrics
-from tests.cluster.servers import Cluster
-from tests.valkey import Valkey
+from tests.support.servers import Cluster
+from tests.support.valkey import Valkey
 
 NOW = 1_700_000_000_000_000_000
 _prefixes = count(1)

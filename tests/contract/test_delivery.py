@@ -14,8 +14,9 @@ from hypothesis import strategies as st
 from push1st.core import fanout
 from push1st.eager import wait
 from push1st.messages import Subscribe, Unsubscribe
-from tests.unit.fakes import APP, PUSHER, Outlet, World, token, turns
-from tests.unit.fakes import texts as texts_of
+from tests.support.frames import texts as texts_of
+from tests.support.loop import turns
+from tests.support.node import APP, PUSHER, Outlet, World, token
 
 PUBLIC, PRESENCE = "c", "presence-c"
 ids = st.integers(0, 2)

@@ -16,10 +16,10 @@ import pytest
 from websockets.sync.client import connect
 
 from push1st.cli import main
-from tests.clients.process import APP, DEADLINE, merged
-from tests.clients.pusher_socket import PLAIN, QUERY, pusher_socket
-from tests.clients.receiver import Receiver
 from tests.contract.inside import Inside, plain_process
+from tests.support.process import APP, DEADLINE, merged
+from tests.support.pusher_socket import PLAIN, QUERY, pusher_socket
+from tests.support.receiver import Receiver
 
 Serve = Callable[..., Any]
 XHR = "/pusher/app/app-key/7/01234567"

@@ -14,10 +14,10 @@ from push1st.process import worker
 from push1st.process.control import Alive, Ask, ControlConnection, ControlReply, Ready, Retire, StartWorker, pack
 from push1st.process.server import Server
 from push1st.process.sockets import ROLES, BoundSocket, addresses, bind, with_ports
-from tests.clients.process import DEADLINE
 from tests.contract.inside import plain_process
 from tests.contract.redis import valkey
 from tests.contract.test_server import SUBSCRIBE, frames, open_session, poll, request, xhr
+from tests.support.process import DEADLINE
 
 _prefixes = count(1)
 

@@ -36,8 +36,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from tests.clients.node import MODULES
-from tests.clients.process import DEADLINE, free_ports, wait_until
+from tests.support.nodejs import MODULES
+from tests.support.process import DEADLINE, free_ports, wait_until
 
 ROOT = Path(__file__).parents[2]
 PAGES = sorted([*ROOT.glob("*.md"), *ROOT.glob("docs/*.md"), *ROOT.glob("docs/decisions/*.md")])

@@ -17,8 +17,8 @@ from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509.oid import NameOID
 
-from tests.clients.process import DEADLINE, ServerProcess, free_ports, program, running, wait_until
 from tests.docs.pages import ROOT
+from tests.support.process import DEADLINE, ServerProcess, free_ports, program, running, wait_until
 
 NAME = "push.example.com"
 PROXIES = ("nginx", "caddy")

@@ -13,8 +13,8 @@ import yaml
 
 from push1st.config import load as configfile
 from push1st.config.load import APP_VARIABLES, ROOT_VARIABLES
-from tests.clients.process import ServerProcess, program, running
 from tests.docs.pages import ROOT
+from tests.support.process import ServerProcess, program, running
 
 DEPLOY = ROOT / "deploy"
 EXPOSURE = 20

@@ -5,9 +5,9 @@ from pathlib import Path
 
 import pytest
 
-from tests.clients.node import node_program
-from tests.clients.process import program
 from tests.docs.pages import PAGES, ROOT, blocks, is_run, story
+from tests.support.nodejs import node_program
+from tests.support.process import program
 
 NOT_RUN = re.compile(r"^\| \[?`?([\w./-]+\.md)`?\]?(?:\([^)]*\))? \| `(\w+)` \|", re.MULTILINE)
 

@@ -13,8 +13,8 @@ from pathlib import Path
 import pytest
 
 import push1st
-from tests.clients.process import DEADLINE, free_ports, wait_until
 from tests.docs.pages import ROOT
+from tests.support.process import DEADLINE, free_ports, wait_until
 
 
 def run(*command: str, cwd: Path) -> str:

@@ -11,10 +11,10 @@ from typing import Any
 import pytest
 from websockets.sync.client import ClientConnection, connect
 
-from tests.clients.node import NodeProcess
-from tests.clients.process import program, wait_until
-from tests.clients.signing import signed_query
 from tests.docs.proxies import PROXIES, Proxy, proxied
+from tests.support.nodejs import NodeProcess
+from tests.support.process import program, wait_until
+from tests.support.signing import signed_query
 
 
 @pytest.fixture(scope="module", params=PROXIES)

@@ -17,9 +17,9 @@ from push1st.protocols import Codec
 from push1st.protocols.pusher import CODES, NOTICE
 from push1st.protocols.websocket import text_frame
 from push1st.transports.websocket import _STATUSES
-from tests.clients.process import ServerProcess, running
-from tests.clients.pusher_socket import pusher_socket
 from tests.docs.pages import ROOT, blocks
+from tests.support.process import ServerProcess, running
+from tests.support.pusher_socket import pusher_socket
 
 SOURCE = ROOT / "src" / "push1st"
 REFUSING = ("Refused", "LimitReached", "Disconnect", "_refusal", "error", "_refuse", "close", "leave", "disconnect", "Failure")

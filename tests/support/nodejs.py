@@ -10,10 +10,11 @@ from typing import Any
 
 import pytest
 
-from tests.clients.process import DEADLINE, program
+from tests.support.process import DEADLINE, program
 
-SCRIPTS = Path(__file__).parent / "node"
-MODULES = Path(__file__).parent / "node_modules"
+CLIENTS = Path(__file__).parent.parent / "clients"
+SCRIPTS = CLIENTS / "node"
+MODULES = CLIENTS / "node_modules"
 
 
 def node_program() -> str:

@@ -22,7 +22,7 @@ from typing import Any, TypeVar
 import pytest
 import yaml
 
-from tests.clients.signing import signed_query
+from tests.support.signing import signed_query
 
 DEADLINE = 10.0
 """seconds that anything may take before a test fails"""

@@ -11,8 +11,8 @@ from typing import Any
 from websockets.exceptions import ConnectionClosed
 from websockets.sync.client import ClientConnection, connect
 
-from tests.clients.process import DEADLINE, ServerProcess
-from tests.clients.signing import channel_auth
+from tests.support.process import DEADLINE, ServerProcess
+from tests.support.signing import channel_auth
 
 # Whatever comes is read at once, so that a test that looks at none of it can still close; pings come from tests only.
 PLAIN: dict[str, Any] = {"compression": None, "max_queue": None, "ping_interval": None}

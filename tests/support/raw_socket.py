@@ -8,8 +8,8 @@ from typing import Any
 from websockets.exceptions import ConnectionClosed
 from websockets.sync.client import ClientConnection, connect
 
-from tests.clients.process import DEADLINE, ServerProcess
-from tests.clients.pusher_socket import PLAIN
+from tests.support.process import DEADLINE, ServerProcess
+from tests.support.pusher_socket import PLAIN
 
 
 class RawSocket:

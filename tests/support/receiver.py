@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
 
-from tests.clients.process import wait_until
+from tests.support.process import wait_until
 
 STALL_SECONDS = 20
 """a stalled request is let go after so long, or when the receiver ends"""

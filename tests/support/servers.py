@@ -9,13 +9,13 @@ from pathlib import Path
 
 import pytest
 
-from tests.valkey import Valkey, program
+from tests.support.valkey import Valkey, program
 
 SECONDS = 30
 
 
 def is_before_7() -> bool:
-    """Whether the program of `tests.valkey` is a Redis without sharded topics."""
+    """Whether the program of `tests.support.valkey` is a Redis without sharded topics."""
     version = subprocess.run([program(), "--version"], capture_output=True, text=True, check=True).stdout
     found = re.search(r" v=(\d+)\.", version)
     assert found, version

@@ -6,7 +6,7 @@ import socket
 import struct
 from typing import Any, Self
 
-from tests.clients.process import DEADLINE
+from tests.support.process import DEADLINE
 
 TEXT, BINARY, CLOSE, PING, PONG = 1, 2, 8, 9, 10
 HANDSHAKE = (

@@ -7,7 +7,7 @@ import pytest
 
 from push1st import eager
 from push1st.eager import Suspended, begin, settled, spawn
-from tests.unit.fakes import turns
+from tests.support.loop import turns
 
 
 async def add(a: int, b: int) -> int:

@@ -6,7 +6,8 @@ from push1st.brokers.redis.wire import decode_fact, encode_fact
 from push1st.config.model import Hook, Webhook
 from push1st.core.node import COUNT_SECONDS, MANY
 from push1st.messages import Fact, Publish, Subscribe, Unsubscribe
-from tests.unit.fakes import APP, World, app_config, done, token
+from tests.support.loop import done
+from tests.support.node import APP, World, app_config, token
 
 PUSH1ST = Hook(trigger=frozenset(("join", "leave", "push")), endpoint=("http://h/",))
 

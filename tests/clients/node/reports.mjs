@@ -1,4 +1,4 @@
-// The other end of tests/clients/node.py: commands in, reports out, one JSON value a line.
+// The other end of tests/support/nodejs.py: commands in, reports out, one JSON value a line.
 
 import { createInterface } from 'node:readline';
 

@@ -10,7 +10,9 @@ from push1st.config.model import AppConfig, Config
 from push1st.eager import wait
 from push1st.errors import Refused
 from push1st.messages import Message, Options, Request, Response
-from tests.unit.fakes import APP, World, done, signed
+from tests.support.http import signed
+from tests.support.loop import done
+from tests.support.node import APP, World
 
 
 class Caller:

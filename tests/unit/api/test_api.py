@@ -5,7 +5,8 @@ import pytest
 from push1st.api import ROUTES, Api
 from push1st.config.model import ApiConfig, Config, ServerConfig
 from push1st.messages import Request
-from tests.unit.fakes import APP, app_config, signed
+from tests.support.http import signed
+from tests.support.node import APP, app_config
 
 CALLS = [
     ("POST", "events", {"name": "e", "channel": "c", "data": "x"}),

@@ -3,7 +3,7 @@
 import pytest
 
 from push1st.messages import Subscribe
-from tests.unit.fakes import app_config
+from tests.support.node import app_config
 
 
 def batch(caller, *events, key: bool = True):

@@ -3,7 +3,7 @@
 import pytest
 
 from push1st.messages import Subscribe
-from tests.unit.fakes import app_config, token
+from tests.support.node import app_config, token
 
 
 def on(caller, *names, user: str = ""):

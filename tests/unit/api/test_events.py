@@ -6,7 +6,8 @@ import pytest
 
 from push1st.errors import Refused
 from push1st.messages import DEFAULT_OPTIONS, MAX_HEADERS_BYTES, Options, Subscribe
-from tests.unit.fakes import app_config, done
+from tests.support.loop import done
+from tests.support.node import app_config
 
 ENCRYPTED = "private-encrypted-c"
 

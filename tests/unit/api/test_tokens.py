@@ -4,7 +4,8 @@ import jwt
 import pytest
 
 from push1st import auth
-from tests.unit.fakes import APP, SECRET, WALL, app_config
+from tests.support.loop import WALL
+from tests.support.node import APP, SECRET, app_config
 
 KEY = SECRET.encode().ljust(32, b"\0")
 

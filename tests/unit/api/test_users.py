@@ -6,7 +6,7 @@ import pytest
 
 from push1st import auth
 from push1st.messages import SignIn, Subscribe
-from tests.unit.fakes import KEY, SECRET, token
+from tests.support.node import KEY, SECRET, token
 
 
 def signed_in(caller, user_id: str):

@@ -10,8 +10,9 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, pr
 
 from push1st.core import fanout
 from push1st.messages import Options
-from tests.contract.book import Book
-from tests.unit.fakes import Listening, Stage, Wire
+from tests.support.book import Book
+from tests.support.frames import Wire
+from tests.support.node import Listening, Stage
 
 
 @pytest.fixture

@@ -4,7 +4,7 @@ import pytest
 
 from push1st.core.held import HELD_SECONDS, MAX_HELD, MAX_HELD_BYTES, Held
 from push1st.messages import Message
-from tests.unit.fakes import World
+from tests.support.node import World
 
 CHANNEL = "#server-to-user-u"
 

@@ -4,7 +4,8 @@ import pytest
 
 from push1st.core.hub import MAX_PREFIX_PARTS, Lane, Tenant
 from push1st.messages import Message
-from tests.unit.fakes import APP, Wire
+from tests.support.frames import Wire
+from tests.support.node import APP
 
 PLAIN, OTHER = Wire("plain"), Wire("other")
 

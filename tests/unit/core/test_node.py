@@ -10,7 +10,9 @@ from push1st.core.node import COUNT_SECONDS, MANY, WORKER_BITS, Listener, Node
 from push1st.eager import spawn, wait
 from push1st.errors import Disconnect, LimitReached, Refused
 from push1st.messages import SignIn, Subscribe, Subscribed, SubscriptionRefused, Unsubscribe
-from tests.unit.fakes import APP, SECRET, Clock, World, app_config, done, frames, turns
+from tests.support.frames import frames
+from tests.support.loop import Clock, done, turns
+from tests.support.node import APP, SECRET, World, app_config
 
 TOPIC = (APP, "c")
 

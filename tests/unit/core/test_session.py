@@ -27,7 +27,9 @@ from push1st.messages import (
     Watched,
 )
 from push1st.protocols.websocket import text_frame
-from tests.unit.fakes import APP, KEY, RAW, SECRET, World, app_config, done, frames, token, turns
+from tests.support.frames import frames
+from tests.support.loop import done, turns
+from tests.support.node import APP, KEY, RAW, SECRET, World, app_config, token
 
 ALL = frozenset(("public", "private", "presence"))
 

@@ -22,7 +22,8 @@ from push1st.messages import (
     SubscriptionRefused,
     Unsubscribe,
 )
-from tests.unit.fakes import APP, RAW, World, app_config, token, turns
+from tests.support.loop import turns
+from tests.support.node import APP, RAW, World, app_config, token
 
 VISITOR = ClientRequest("protocol=7", "https://shop.example", "session=1", "Bearer x")
 

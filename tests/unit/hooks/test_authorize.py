@@ -13,7 +13,8 @@ from push1st.errors import Refused
 from push1st.hooks import Decision, NotDelivered, Target
 from push1st.hooks.authorize import MAX_CACHED, MAX_MESSAGE, UNDECIDED, Authorizer, asks
 from push1st.hooks.events import Connecting, Publishing, Subscribing
-from tests.unit.fakes import APP, Clock, app_config
+from tests.support.loop import Clock
+from tests.support.node import APP, app_config
 
 CONNECTING = Connecting(APP, "1.2", "::1", "q=1")
 

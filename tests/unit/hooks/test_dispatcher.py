@@ -15,7 +15,8 @@ from push1st.hooks import NotDelivered, Target
 from push1st.hooks.dispatcher import HookDispatcher
 from push1st.hooks.store import Store
 from push1st.messages import HOLD_SECONDS, Fact, Happening, Phase
-from tests.unit.fakes import APP, Clock, app_config, turns
+from tests.support.loop import Clock, turns
+from tests.support.node import APP, app_config
 
 
 class Endpoint:

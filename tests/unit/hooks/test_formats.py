@@ -11,7 +11,7 @@ from push1st.config.model import Hook, Webhook
 from push1st.hooks import shown
 from push1st.hooks.formats import kinds, matcher, push1st_event, pusher_body, pusher_event, wanted
 from push1st.messages import Fact
-from tests.unit.fakes import APP, SECRET, app_config
+from tests.support.node import APP, SECRET, app_config
 
 
 @pytest.mark.parametrize(

@@ -13,7 +13,7 @@ import msgspec
 import pytest
 
 from push1st.hooks.store import DEAD_LETTERS, Saved, Store
-from tests.unit.fakes import turns
+from tests.support.loop import turns
 from tests.unit.hooks.faults import full, read_only, without_descriptors
 
 LINES = [Saved("endpoint", (f"c{number}",), (msgspec.Raw(b'"event"'),)) for number in range(3)]

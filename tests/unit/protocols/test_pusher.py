@@ -32,7 +32,7 @@ from push1st.messages import (
     subscription_count,
 )
 from push1st.protocols.pusher import Pusher
-from tests.unit.fakes import frames
+from tests.support.frames import frames
 
 codec = Pusher()
 

@@ -11,7 +11,7 @@ from push1st.errors import Refused
 from push1st.messages import Established, Failure, Message, Ping, Pong, Replayed, Subscribe, Subscribed
 from push1st.protocols.pusher import Pusher
 from push1st.protocols.pusher_xhr import PusherXhr, decode_messages, end_frames, whole_frames
-from tests.unit.fakes import frames
+from tests.support.frames import frames
 
 codec = PusherXhr()
 websocket = Pusher()

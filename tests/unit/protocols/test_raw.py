@@ -27,7 +27,7 @@ from push1st.messages import (
     member_added,
 )
 from push1st.protocols.raw import Raw
-from tests.unit.fakes import frames
+from tests.support.frames import frames
 
 codec = Raw()
 

@@ -22,7 +22,7 @@ from push1st.protocols.websocket import (
     text_head,
     whole_text,
 )
-from tests.unit.fakes import frames, masked
+from tests.support.frames import frames, masked
 
 MOST = 70_000
 TEXT, CONT, BINARY, CLOSE, PING, PONG = Opcode.TEXT, Opcode.CONT, Opcode.BINARY, Opcode.CLOSE, Opcode.PING, Opcode.PONG

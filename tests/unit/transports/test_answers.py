@@ -4,7 +4,7 @@ import pytest
 
 from push1st.messages import Response
 from push1st.transports.answers import CLOSE, encoded, endless, error, keeping, ok
-from tests.unit.fakes import Answer
+from tests.support.http import Answer
 
 KEPT = keeping(10)
 

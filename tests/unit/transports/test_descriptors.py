@@ -12,7 +12,11 @@ from structlog.testing import capture_logs
 from push1st.config.model import Networks, ServerConfig
 from push1st.messages import Response
 from push1st.transports.descriptors import Descriptors, Room, file_limit, lowest_free
-from tests.unit.fakes import KEY, Answer, Site, close_of, handshake, request, statuses, turns
+from tests.support.frames import close_of
+from tests.support.http import Answer, handshake, request, statuses
+from tests.support.loop import turns
+from tests.support.node import KEY
+from tests.support.transport import Site
 
 LIMIT, OWN = 300, 30
 LAST = LIMIT - 64

@@ -24,7 +24,11 @@ from push1st.transports.http import (
 )
 from push1st.transports.listener import LINGER_BYTES, LINGER_SECONDS
 from push1st.transports.sweep import NEVER
-from tests.unit.fakes import KEY, Answer, Site, answers, app_config, handshake, masked, request, statuses, turns
+from tests.support.frames import masked
+from tests.support.http import Answer, answers, handshake, request, statuses
+from tests.support.loop import turns
+from tests.support.node import KEY, app_config
+from tests.support.transport import Site
 
 OUTSIDE = ("203.0.113.9", 1234)
 PROXY = ("10.0.0.1", 1234)

@@ -5,7 +5,9 @@ import pytest
 from push1st.config.model import ApiConfig, ProtocolConfig, ServerConfig
 from push1st.limits import Limits
 from push1st.messages import Subscribe
-from tests.unit.fakes import APP, KEY, Site, app_config, turns
+from tests.support.loop import turns
+from tests.support.node import APP, KEY, app_config
+from tests.support.transport import Site
 
 
 class Connection:

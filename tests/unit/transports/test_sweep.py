@@ -6,7 +6,7 @@ import pytest
 
 from push1st.transports import sweep as module
 from push1st.transports.sweep import NEVER, Sweep
-from tests.unit.fakes import Clock, turns
+from tests.support.loop import Clock, turns
 
 
 class Thing:

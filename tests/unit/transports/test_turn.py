@@ -3,7 +3,7 @@
 import pytest
 
 from push1st.transports.turn import BACKLOG_SECONDS, INPUT_SECONDS, LONG_READ, ROUND, Turn
-from tests.unit.fakes import Clock, turns
+from tests.support.loop import Clock, turns
 
 
 class Connection:

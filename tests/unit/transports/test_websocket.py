@@ -17,26 +17,11 @@ from push1st.transports.listener import LINGER_BYTES, LINGER_SECONDS
 from push1st.transports.sweep import NEVER
 from push1st.transports.turn import MAX_WAITING
 from push1st.transports.websocket import CLOSE_SECONDS, MAX_FRAMES, PONG_SECONDS, SMALL_FRAGMENT
-from tests.unit.fakes import (
-    APP,
-    KEY,
-    SECRET,
-    WALL,
-    Answer,
-    Site,
-    Transport,
-    app_config,
-    close,
-    close_of,
-    frames,
-    handshake,
-    masked,
-    request,
-    text,
-    texts,
-    token,
-    turns,
-)
+from tests.support.frames import close, close_of, frames, masked, text, texts
+from tests.support.http import Answer, handshake, request
+from tests.support.loop import WALL, turns
+from tests.support.node import APP, KEY, SECRET, app_config, token
+from tests.support.transport import Site, Transport
 
 PUSHER = f"/app/{KEY}?protocol=7&client=js&version=8.6.0&flash=false"
 RAW = f"/ws/app/{KEY}/c"

@@ -25,7 +25,10 @@ from push1st.transports.xhr import (
     PONG_SECONDS,
     QUIET_SECONDS,
 )
-from tests.unit.fakes import APP, KEY, Answer, Site, Transport, answers, app_config, request, statuses, token, turns
+from tests.support.http import Answer, answers, request, statuses
+from tests.support.loop import turns
+from tests.support.node import APP, KEY, app_config, token
+from tests.support.transport import Site, Transport
 
 PATH = f"/pusher/app/{KEY}/7/session0"
 STREAM = PATH + "/xhr_streaming?protocol=7"

@@ -9,7 +9,8 @@ from push1st.brokers.redis import joining
 from push1st.brokers.redis.joining import ADDED, REFUSED, JoinBatch, JoinBatcher, PendingJoin
 from push1st.brokers.redis.link import RespConnection
 from push1st.messages import Member
-from tests.unit.fakes import Transport, turns
+from tests.support.loop import turns
+from tests.support.transport import Transport
 
 KEY = ("app", "presence-c")
 

@@ -8,7 +8,8 @@ import hiredis
 import pytest
 
 from push1st.brokers.redis.link import ConnectionLost, RespConnection
-from tests.unit.fakes import Transport, turns
+from tests.support.loop import turns
+from tests.support.transport import Transport
 
 
 class Line:

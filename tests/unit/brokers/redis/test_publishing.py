@@ -10,7 +10,8 @@ from push1st.brokers.redis.wire import decode_message, decode_messages
 from push1st.errors import Refused
 from push1st.messages import Message
 from push1st.metrics import Metrics
-from tests.unit.fakes import Transport, turns
+from tests.support.loop import turns
+from tests.support.transport import Transport
 
 
 def message(n: int, channel: str = "c") -> Message:

@@ -1,0 +1,110 @@
+"""Clocks, timers and turns of the loop that a test moves by hand, and the hook that runs `async def` tests."""
+
+import asyncio
+import inspect
+from collections.abc import Callable, Coroutine
+from typing import Any
+
+import pytest
+
+from push1st.eager import begin
+
+WALL = 1_700_000_000
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_pyfunc_call(pyfuncitem: pytest.Function) -> bool | None:
+    """For conftest files: an `async def` test runs in a loop of its own."""
+    if not inspect.iscoroutinefunction(pyfuncitem.obj):
+        return None
+    wanted = inspect.signature(pyfuncitem.obj).parameters
+    asyncio.run(pyfuncitem.obj(**{name: pyfuncitem.funcargs[name] for name in wanted}))
+    return True
+
+
+async def turns(count: int = 4) -> None:
+    """Lets the loop go round: time does not pass."""
+    for _ in range(count):
+        await asyncio.sleep(0)
+
+
+def done(coroutine: Coroutine[Any, Any, Any]) -> Any:
+    """The result of a coroutine that must not wait."""
+    result = begin(coroutine)
+    assert not hasattr(result, "__await__"), "it waits"
+    return result
+
+
+class Clock:
+    """Both clocks of a node, moved by hand."""
+
+    def __init__(self, seconds: float = 1000.0) -> None:
+        self.seconds = seconds
+
+    def monotonic(self) -> float:
+        return self.seconds
+
+    def wall(self) -> int:
+        return WALL * 1_000_000_000 + int(self.seconds * 1_000_000_000)
+
+    def advance(self, seconds: float) -> None:
+        self.seconds += seconds
+
+
+class Timer:
+    def __init__(self, seconds: float, run: Callable[[], object], timers: "list[Timer]") -> None:
+        self.seconds = seconds
+        self.run = run
+        self._timers = timers
+        timers.append(self)
+
+    def cancel(self) -> None:
+        if self in self._timers:
+            self._timers.remove(self)
+
+
+class Turns:
+    """A loop's `call_soon` and `call_later`.
+
+    `end` is the end of a turn: it runs what is due, not what that adds. `elapse`: the time has come for all timers.
+    """
+
+    def __init__(self) -> None:
+        self.due: list[Callable[[], object]] = []
+        self.timers: list[Timer] = []
+
+    def call_soon(self, run: Callable[[], object]) -> None:
+        self.due.append(run)
+
+    def call_later(self, seconds: float, run: Callable[[], object]) -> Timer:
+        return Timer(seconds, run, self.timers)
+
+    def elapse(self) -> None:
+        timers = self.timers.copy()
+        self.timers.clear()
+        for timer in timers:
+            timer.run()
+
+    def end(self) -> None:
+        due, self.due = self.due, []
+        for run in due:
+            run()
+
+    def drain(self, most: int = 5000) -> None:
+        """Ends turns until nothing is due any more, and no timer runs."""
+        while self.due or self.timers:
+            assert most, "the turns never end"
+            most -= 1
+            if not self.due:
+                self.elapse()
+            self.end()
+
+
+class LoopTurns:
+    """The running loop's."""
+
+    def call_soon(self, run: Callable[[], object]) -> object:
+        return asyncio.get_running_loop().call_soon(run)
+
+    def call_later(self, seconds: float, run: Callable[[], object]) -> asyncio.TimerHandle:
+        return asyncio.get_running_loop().call_later(seconds, run)

@@ -1,0 +1,156 @@
+"""A transport that keeps what is written to it, and a worker whose connections use such transports."""
+
+import asyncio
+import sys
+from collections.abc import Callable, Coroutine
+from typing import Any
+
+from push1st.api import Api
+from push1st.config.model import ApiConfig, AppConfig, Config, ServerConfig
+from push1st.eager import spawn
+from push1st.messages import Request, Response
+from push1st.transports.http import HttpConnection
+from push1st.transports.listener import Listener, Worker
+from push1st.transports.sweep import Sweep
+from tests.support.http import handshake
+from tests.support.loop import LoopTurns, turns
+from tests.support.node import PUSHER, RAW, XHR, World
+
+
+class Numbered:
+    """A socket that has a file descriptor."""
+
+    def __init__(self, number: int) -> None:
+        self._number = number
+
+    def fileno(self) -> int:
+        return self._number
+
+
+class Transport(asyncio.Transport):
+    """A socket's transport: keeps what is written. After its end nothing more is sent; `late` has what was tried.
+
+    bound: bytes after which its protocol is told to pause writing, at once and within the write, as uvloop does.
+    number: of its file descriptor, by default none that is open.
+    """
+
+    def __init__(self, peer: object = ("127.0.0.1", 40_000), secure: bool = False, number: int = -1) -> None:
+        super().__init__({"peername": peer, "sslcontext": object() if secure else None, "socket": Numbered(number)})
+        self.writes: list[bytes] = []
+        self.late: list[bytes] = []
+        self.closed = False
+        self.aborted = False
+        self.reading = True
+        self.ended = False
+        self.high: int | None = None
+        self.bound: int | None = None
+        self.protocol: Any = None
+
+    @property
+    def data(self) -> bytes:
+        return b"".join(self.writes)
+
+    def take(self) -> bytes:
+        """What was written since the last time."""
+        data = self.data
+        self.writes.clear()
+        return data
+
+    def write(self, data: Any) -> None:
+        assert not self.ended, "written behind the end"
+        if self.closed or self.aborted:
+            self.late.append(bytes(data))
+            return
+        self.writes.append(bytes(data))
+        if self.bound is not None and len(self.data) > self.bound:
+            self.bound = None
+            self.protocol.pause_writing()
+
+    def close(self) -> None:
+        self.closed = True
+
+    def abort(self) -> None:
+        self.aborted = True
+
+    def is_closing(self) -> bool:
+        return self.closed or self.aborted
+
+    def can_write_eof(self) -> bool:
+        return self.get_extra_info("sslcontext") is None
+
+    def write_eof(self) -> None:
+        self.ended = True
+
+    def pause_reading(self) -> None:
+        self.reading = False
+
+    def resume_reading(self) -> None:
+        self.reading = True
+
+    def set_protocol(self, protocol: asyncio.BaseProtocol) -> None:
+        self.protocol = protocol
+
+    def set_write_buffer_limits(self, high: int | None = None, low: int | None = None) -> None:
+        self.high = high
+
+
+class Site:
+    """A worker with one listener, the connections made to it, and a sweep moved by the clock.
+
+    serve: in place of the API. Everything runs in the running loop; `turns()` lets what is due be written.
+    """
+
+    def __init__(
+        self,
+        *apps: AppConfig,
+        serve: Callable[[Request], Coroutine[Any, Any, Response]] | None = None,
+        server: ServerConfig | None = None,
+        api: ApiConfig | None = None,
+        trusting: bool = True,
+        slow: bool = False,
+    ) -> None:
+        self.world = World(*apps, slow=slow, turns=LoopTurns())
+        self.node = self.world.node
+        self.metrics = self.world.metrics
+        self.clock = self.world.clock
+        self.failures = self.world.failures
+        self.config = Config(server=server or ServerConfig(), api=api or ApiConfig(), apps=self.world.apps)
+        self.sweep = Sweep(self.clock.monotonic, self._swept_badly, lambda: spawn(self.node.tick()))
+        self.serve = serve or Api(self.node, self.config).serve
+        codecs: dict[str, Any] = {"pusher": PUSHER, "pusher-xhr": XHR, "websocket": RAW}
+        self.worker = Worker(self.node, self.serve, self.config, codecs, self.sweep, self._failed)
+        self.listener = Listener(self.worker, trusting, self.config.api.whitelist, self.config.api.keep_alive_timeout)
+
+    def _failed(self, where: str) -> None:
+        self.failures.append(sys.exception())
+
+    def _swept_badly(self) -> None:
+        self.failures.append(sys.exception())
+
+    def connect(
+        self, peer: object = ("127.0.0.1", 40_000), secure: bool = False, number: int = -1
+    ) -> tuple[HttpConnection, Transport]:
+        transport = Transport(peer, secure, number)
+        connection = HttpConnection(self.listener)
+        transport.protocol = connection
+        connection.connection_made(transport)
+        return connection, transport
+
+    async def ask(self, data: bytes, peer: object = ("127.0.0.1", 40_000)) -> Transport:
+        """A new connection that sends `data`, and what becomes of it."""
+        connection, transport = self.connect(peer)
+        connection.data_received(data)
+        await turns()
+        return transport
+
+    async def websocket(self, path: str, *headers: str, peer: object = ("127.0.0.1", 40_000)) -> Transport:
+        """A connection whose handshake has been answered; `transport.protocol` is the WebSocket."""
+        transport = await self.ask(handshake(path, *headers), peer)
+        assert transport.data.startswith(b"HTTP/1.1 101 "), transport.data
+        return transport
+
+    def pass_seconds(self, seconds: int) -> None:
+        """Time passes, second by second, as the sweep sees it."""
+        for _ in range(seconds):
+            self.clock.advance(1)
+            self.sweep.run()
