@@ -4,7 +4,8 @@
 
 The reader marks each sentence that is not understood at first reading. At most 3 in 100 may be marked. After mending, a new
 seed draws other sentences. Sentences come from the comments and docstrings of `src/push1st`, and from the pages of `docs` and
-the Markdown files of the root folder. A sentence is printed with its place, because a reader of the code sees its place too.
+the Markdown files of the root folder. A sentence is printed with its file, and a table cell with its row and column,
+because a reader of the page sees them too.
 """
 
 import argparse
@@ -20,6 +21,9 @@ ROOT = Path(__file__).resolve().parents[1]
 LEAST_WORDS = 5
 """shorter texts are headings and labels, not sentences"""
 _END = re.compile(r"(?<=[.!?])\s+(?=[A-Z`0-9\"(])|\n\s*\n|\n(?=\s*(?:[-*|]|\d+\.) )")
+_BEGINS_BLOCK = re.compile(r"\s*(?:[-*|#>]|\d+\.)\s|\|")
+_ONLY_CODE = re.compile(r"(?:`[^`]*`[,; ·]*)+")
+"""texts of errors and names of tests are no prose"""
 _CODE_BLOCK = re.compile(r"^```.*?^```", re.MULTILINE | re.DOTALL)
 
 
@@ -30,12 +34,16 @@ def sentences(text: str) -> Iterator[str]:
             yield sentence
 
 
-def in_source(file: Path) -> Iterator[str]:
-    """The sentences of a module's docstrings, of the strings that describe attributes, and of comments."""
+def in_source(file: Path) -> Iterator[tuple[str, str]]:
+    """Returns the sentences of a module's docstrings, of the strings that describe attributes, and of comments."""
+    yield from (("", sentence) for text in prose(file) for sentence in sentences(text))
+
+
+def prose(file: Path) -> Iterator[str]:
     source = file.read_text()
     for node in ast.walk(ast.parse(source)):
         if isinstance(node, ast.Expr) and isinstance(node.value, ast.Constant) and isinstance(node.value.value, str):
-            yield from sentences(node.value.value)
+            yield node.value.value
     lines: dict[int, str] = {}
     for token in tokenize.generate_tokens(io.StringIO(source).readline):
         if token.type == tokenize.COMMENT:
@@ -43,17 +51,32 @@ def in_source(file: Path) -> Iterator[str]:
     block: list[str] = []
     for number in sorted(lines):
         if block and number - 1 not in lines:
-            yield from sentences("\n".join(block))
+            yield "\n".join(block)
             block = []
         block.append(lines[number])
-    yield from sentences("\n".join(block))
+    yield "\n".join(block)
 
 
-def in_page(file: Path) -> Iterator[str]:
-    for line in _CODE_BLOCK.sub("", file.read_text()).splitlines():
-        cells = [cell for cell in re.split(r"(?<!\\)\|", line) if cell.strip(" -:")] if line.startswith("|") else [line]
-        for cell in cells:
-            yield from sentences(cell)
+def in_page(file: Path) -> Iterator[tuple[str, str]]:
+    """Returns pairs of place and sentence: the paragraphs, list items and table cells of a page. A cell has its row as its place."""
+    block: list[str] = []
+    head: list[str] = []
+    for line in [*_CODE_BLOCK.sub("", file.read_text()).splitlines(), ""]:
+        if block and (not line.strip() or _BEGINS_BLOCK.match(line)):
+            yield from (("", sentence) for sentence in sentences("\n".join(block)))
+            block = []
+        if not line.startswith("|"):
+            head = []
+            block += [line] if line.strip() else []
+            continue
+        cells = [cell.strip() for cell in re.split(r"(?<!\\)\|", line)[1:-1]]
+        if not head:
+            head = cells
+            continue
+        for column, cell in zip(head, cells, strict=True):
+            place = f", column {column!r}" if cell is cells[0] else f", row {cells[0]!r}, column {column!r}"
+            if not _ONLY_CODE.fullmatch(cell):
+                yield from ((place, sentence) for sentence in sentences(cell))
 
 
 def draw(seed: int, from_source: int, from_pages: int) -> list[tuple[str, str]]:
@@ -63,7 +86,7 @@ def draw(seed: int, from_source: int, from_pages: int) -> list[tuple[str, str]]:
     modules = sorted((ROOT / "src/push1st").rglob("*.py"))
     found: list[tuple[str, str]] = []
     for files, read, count in ((modules, in_source, from_source), (pages, in_page, from_pages)):
-        all_of_them = [(str(file.relative_to(ROOT)), sentence) for file in files for sentence in read(file)]
+        all_of_them = [(f"{file.relative_to(ROOT)}{place}", sentence) for file in files for place, sentence in read(file)]
         found += chosen.sample(all_of_them, min(count, len(all_of_them)))
     return found
 
