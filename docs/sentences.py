@@ -58,7 +58,7 @@ def prose(file: Path) -> Iterator[str]:
 
 
 def in_page(file: Path) -> Iterator[tuple[str, str]]:
-    """Returns pairs of place and sentence: the paragraphs, list items and table cells of a page. A cell has its row as its place."""
+    """Returns pairs of place and sentence from the paragraphs, list items and table cells of a page."""
     block: list[str] = []
     head: list[str] = []
     for line in [*_CODE_BLOCK.sub("", file.read_text()).splitlines(), ""]:
