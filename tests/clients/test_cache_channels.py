@@ -1,6 +1,5 @@
 """Cache channels of every kind: the last event of the API waits for those who come later (Pusher protocol, section 3)."""
 
-import base64
 import contextlib
 import json
 from collections.abc import Callable, Iterator
@@ -9,7 +8,7 @@ from urllib.parse import quote
 
 import pytest
 
-from tests.support.nodejs import NodeProcess
+from tests.support.nodejs import MASTER_KEY, NodeProcess
 from tests.support.process import APP, ServerProcess, merged, running, wait_until
 from tests.support.pusher_socket import PusherSocket
 from tests.support.raw_socket import raw_socket
@@ -17,7 +16,6 @@ from tests.support.raw_socket import raw_socket
 KINDS = ["cache", "private-cache", "private-encrypted-cache", "presence-cache"]
 USER = {"user_id": "u1"}
 APPS = {"app-counting": merged(APP, {"key": "counting-key", "options": {"subscription-count": True}})}
-MASTER_KEY = base64.b64encode(bytes(range(32))).decode()
 
 
 @pytest.fixture(scope="module")

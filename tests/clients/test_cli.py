@@ -7,7 +7,6 @@ import re
 import signal
 import socket
 import subprocess
-import sys
 import threading
 from collections.abc import Iterator
 from pathlib import Path
@@ -17,19 +16,9 @@ from websockets.exceptions import ConnectionClosed
 from websockets.sync.server import ServerConnection, serve
 
 from push1st import __version__ as push1st_version
-from tests.support.process import APP, DEADLINE, ServerProcess, free_ports, program, running, wait_until
+from tests.support.process import APP, DEADLINE, PUSH1ST, ServerProcess, free_ports, program, push1st, running, wait_until
 from tests.support.raw_socket import raw_socket
 from tests.support.signing import hmac_hex
-
-PUSH1ST = [str(Path(sys.executable).with_name("push1st"))]
-
-
-def push1st(*arguments: str, code: int = 0) -> subprocess.CompletedProcess[str]:
-    """Run a command to its end."""
-    done = subprocess.run([*PUSH1ST, *arguments], check=False, capture_output=True, text=True, timeout=DEADLINE)
-    assert done.returncode == code, done
-    assert "Traceback" not in done.stderr, done
-    return done
 
 
 @contextlib.contextmanager

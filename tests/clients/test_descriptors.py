@@ -5,16 +5,15 @@ import re
 import resource
 import socket
 import ssl
-from collections import Counter
 from collections.abc import Iterator
 
 import pytest
 
+from tests.support.descriptors import LOGGED, crowd
 from tests.support.process import ServerProcess, running, wait_until
-from tests.support.wire import CLOSE, HANDSHAKE, Gone, Wire
+from tests.support.wire import Wire
 
 FILES = 300
-LOGGED = "no file descriptors for more clients"
 
 
 @pytest.fixture
@@ -27,29 +26,6 @@ def possible(server: ServerProcess) -> int:
     """How many clients may be connected, as the log says."""
     (found,) = wait_until(lambda: re.findall(r"connections_possible=(\d+)", server.output), "it says that it is ready")
     return int(found)
-
-
-def crowd(server: ServerProcess, count: int, stack: contextlib.ExitStack, address: str = "") -> Counter[int]:
-    """Clients that come and stay; what each was told, 0 for a welcome. address: as a proxy names it."""
-    forwarded = f"X-Forwarded-For: {address}\r\n" if address else ""
-    told: Counter[int] = Counter()
-    for _ in range(count):
-        with contextlib.ExitStack() as attempt:
-            try:
-                wire = attempt.enter_context(Wire(server.ws_port))
-                wire.send(b"GET /app/app-key?protocol=7 HTTP/1.1\r\n" + HANDSHAKE + forwarded.encode() + b"\r\n")
-                assert wire.response()[0] == 101
-                opcode, payload = wire.receive()
-                while b"pusher:error" in payload:
-                    opcode, payload = wire.receive()
-            except Gone:
-                told[1006] += 1
-                continue
-            code = int.from_bytes(payload[:2], "big") if opcode == CLOSE else 0
-            told[code] += 1
-            if not code:
-                stack.push(attempt.pop_all())
-    return told
 
 
 def crowded(server: ServerProcess) -> float:

@@ -10,8 +10,7 @@ from collections.abc import Callable, Iterator
 import pusher
 import pytest
 
-from tests.clients.test_pusher_js import MASTER_KEY
-from tests.support.nodejs import NodeProcess
+from tests.support.nodejs import MASTER_KEY, NodeProcess
 from tests.support.process import ServerProcess
 from tests.support.pusher_socket import PusherSocket
 

@@ -15,9 +15,8 @@ from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, rule, run_state_machine_as_test
 
-from tests.clients.test_users import ask_to_sign_in
 from tests.support.process import ServerProcess, wait_until
-from tests.support.pusher_socket import PusherSocket, pusher_socket
+from tests.support.pusher_socket import PusherSocket, ask_to_sign_in, pusher_socket
 from tests.support.raw_socket import RawSocket, raw_socket
 
 ADDED, REMOVED = "pusher_internal:member_added", "pusher_internal:member_removed"

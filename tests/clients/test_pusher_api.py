@@ -18,14 +18,13 @@ import pytest
 from pusher.errors import PusherError
 from pusher.http import POST, Request
 
-from tests.clients.test_users import sign_in, statuses
-from tests.support.nodejs import MODULES, NodeProcess, node_program
+from tests.support.nodejs import MASTER_KEY, MODULES, NodeProcess, node_program
 from tests.support.process import APP, Answer, ServerProcess, merged, running
-from tests.support.pusher_socket import PusherSocket
+from tests.support.pusher_socket import PusherSocket, sign_in, statuses
 from tests.support.signing import channel_auth, hmac_hex, signed_query
 
 ROOT = Path(__file__).parents[2]
-MASTER_KEY = base64.b64encode(bytes(range(32))).decode()
+
 APPS = {
     "1234": merged(APP, {"key": "sdk-key"}),
     "app-off": merged(APP, {"key": "off-key", "enable": False}),

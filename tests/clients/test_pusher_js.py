@@ -1,16 +1,13 @@
 """pusher-js, the official browser client, here under Node."""
 
-import base64
 import time
 from collections.abc import Callable
 from typing import Any
 
 import pytest
 
-from tests.support.nodejs import NodeProcess
+from tests.support.nodejs import MASTER_KEY, NodeProcess, start_pusher_js, subscribed
 from tests.support.process import ServerProcess, running, wait_until
-
-MASTER_KEY = base64.b64encode(bytes(range(32))).decode()
 
 
 @pytest.fixture
@@ -23,23 +20,6 @@ def pusher_js(server: ServerProcess, node: Callable[..., NodeProcess]) -> Callab
         return process
 
     return start
-
-
-def start_pusher_js(
-    node: Callable[..., NodeProcess],
-    server: ServerProcess,
-    key: str = "app-key",
-    client: dict[str, Any] | None = None,
-    **more: Any,
-) -> NodeProcess:
-    """A pusher-js client that is about to connect."""
-    options = {"wsHost": "127.0.0.1", "wsPort": server.ws_port, **(client or {})}
-    return node("pusher_js.mjs", key=key, client=options, api=server.api, **{"secret": "secret", "masterKey": MASTER_KEY, **more})
-
-
-def subscribed(client: NodeProcess, channel: str, *events: str) -> dict[str, Any]:
-    client.tell("subscribe", channel=channel, events=events)
-    return client.next(on="subscribed", channel=channel)
 
 
 # -- connecting

@@ -6,10 +6,8 @@ import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
-from tests.clients.test_cli import push1st
-from tests.clients.test_pusher_js import start_pusher_js, subscribed
-from tests.support.nodejs import NodeProcess
-from tests.support.process import APP, ServerProcess, merged, running, wait_until
+from tests.support.nodejs import NodeProcess, start_pusher_js, subscribed
+from tests.support.process import APP, ServerProcess, merged, push1st, running, wait_until
 from tests.support.pusher_socket import pusher_socket
 from tests.support.receiver import receiving
 

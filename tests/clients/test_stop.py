@@ -10,7 +10,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from tests.clients.test_fairness import FLOODING, FLOODS, flood
+from tests.support.floods import FLOODING, FLOODS, flood
 from tests.support.process import DEADLINE, ServerProcess, running, wait_until
 from tests.support.pusher_socket import pusher_socket
 from tests.support.raw_socket import raw_socket

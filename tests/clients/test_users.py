@@ -9,7 +9,7 @@ from websockets.exceptions import ConnectionClosed
 
 from tests.support.nodejs import NodeProcess
 from tests.support.process import APP, ServerProcess, merged, running, wait_until
-from tests.support.pusher_socket import PusherSocket
+from tests.support.pusher_socket import PusherSocket, ask_to_sign_in, sign_in, statuses
 from tests.support.signing import channel_auth, hmac_hex
 
 APPS = {"app-other": merged(APP, {"key": "other-key"})}
@@ -26,24 +26,6 @@ def server() -> Iterator[ServerProcess]:
 def user(channel: str) -> Callable[[str], str]:
     """Ids of users that no other test has."""
     return lambda name: f"{name}-{channel}"
-
-
-def ask_to_sign_in(client: PusherSocket, user_data: Any, secret: str = SECRET, socket_id: str | None = None) -> None:
-    """Send a sign-in. user_data: a text as it is, anything else as JSON."""
-    text = user_data if isinstance(user_data, str) else json.dumps(user_data)
-    signature = hmac_hex(secret, f"{client.socket_id if socket_id is None else socket_id}::user::{text}")
-    client.send("pusher:signin", {"auth": f"{client.key}:{signature}", "user_data": text})
-
-
-def sign_in(client: PusherSocket, id: str, **more: Any) -> None:
-    user_data = json.dumps({"id": id, **more})
-    ask_to_sign_in(client, user_data)
-    assert client.expect("pusher:signin_success") == {"user_data": user_data}
-
-
-def statuses(client: PusherSocket) -> dict[str, list[str]]:
-    """What the next frame, a watchlist event, says."""
-    return {event["name"]: event["user_ids"] for event in client.expect("pusher_internal:watchlist_events")["events"]}
 
 
 def may_join(client: PusherSocket, name: str) -> bool:

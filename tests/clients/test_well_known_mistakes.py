@@ -10,9 +10,8 @@ from typing import Any
 
 import pytest
 
-from tests.clients.test_users import sign_in
 from tests.support.process import ServerProcess
-from tests.support.pusher_socket import PusherSocket, dialled, pusher_socket
+from tests.support.pusher_socket import PusherSocket, dialled, pusher_socket, sign_in
 from tests.support.wire import CLOSE, TEXT, Wire, frame
 
 

@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from tests.clients.conftest import APPS
+from tests.clients.apps import APPS
 from tests.support.nodejs import NodeProcess
 from tests.support.process import DEADLINE, ServerProcess, running, wait_until
 from tests.support.wire import Wire

@@ -6,6 +6,7 @@ import re
 import signal
 import socket
 import subprocess
+import threading
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
@@ -14,6 +15,10 @@ import yaml
 
 from tests.support.process import ServerProcess, merged, program, running, wait_until
 from tests.support.pusher_socket import PusherSocket, pusher_socket
+
+ROOM = "presence-room"
+GONE_SECONDS = 13
+"""in which what a dead machine had is gone (docs/scaling.md): a lease of 10, a look every 3"""
 
 SAMPLE = re.compile(r'(?m)^(\w+)\{(?:[^}]*,)?worker="(\d+)"[^}]*\} ([0-9.e+]+)$')
 MAX_TRIES = 60
@@ -138,3 +143,30 @@ def copy(source: socket.socket, sink: socket.socket) -> None:
         with contextlib.suppress(OSError):
             one.shutdown(socket.SHUT_RDWR)
     source.close()
+
+
+@contextlib.contextmanager
+def again_and_again(action, failures: list[str]) -> Iterator[list[int]]:
+    """Does something in a thread until the end of the block; counts how often, and keeps what goes wrong."""
+    done = [0]
+    over = threading.Event()
+
+    def run() -> None:
+        while not over.is_set():
+            try:
+                action()
+                done[0] += 1
+            except Exception as exc:
+                failures.append(repr(exc))
+
+    thread = threading.Thread(target=run)
+    thread.start()
+    try:
+        yield done
+    finally:
+        over.set()
+        thread.join(20)
+
+
+def users_of(server: ServerProcess) -> set[str]:
+    return {user["id"] for user in server.signed("GET", f"/apps/app-test/channels/{ROOM}/users").json["users"]}

@@ -10,20 +10,21 @@ import random
 import sys
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import AsyncIterator, Callable, Iterator
+from contextlib import asynccontextmanager, contextmanager
 from itertools import count
 from types import ModuleType
 from typing import Any
 
 from push1st import auth
 from push1st.apps.files import Files
-from push1st.brokers.redis import Redis, shard
+from push1st.brokers.redis import Redis, facts, shard
 from push1st.config.model import HooksConfig, Webhook
 from push1st.core.fanout import Fanout
 from push1st.core.node import Node
 from push1st.core.session import Session
 from push1st.eager import spawn
+from push1st.errors import Refused
 from push1st.hooks.dispatcher import HookDispatcher
 from push1st.messages import (
     MEMBER_ADDED,
@@ -46,6 +47,8 @@ from push1st.metrics import Metrics
 from push1st.process.server import SystemClock
 from tests.support.node import KEY, SECRET, Hooks, app_config
 from tests.support.valkey import Valkey
+
+ROOM = "presence-c"
 
 SETTLED_SECONDS = 15
 EDGES = Webhook(url="http://localhost/", events=("channel_occupied", "channel_vacated", "member_added", "member_removed"))
@@ -346,3 +349,39 @@ class Client:
 
 
 __all__ = ["CacheMissed", "Client", "Place", "SignedIn", "hurried", "spawn", "until"]
+
+
+@asynccontextmanager
+async def nodes(**limits: int) -> AsyncIterator[tuple[Valkey, Place, Place]]:
+    """A server of their own, and two nodes."""
+    valkey = Valkey()
+    try:
+        with hurried(BEAT_SECONDS=0.05, RECOVERY_SECONDS=0.5), hurried(facts, HOLD_SECONDS=0, BLOCK_MS=50):
+            one, two = await Place(valkey.url, **limits).open(), await Place(valkey.url, **limits).open()
+            try:
+                yield valkey, one, two
+                assert one.failures == two.failures == []
+            finally:
+                valkey.go_on()
+                await one.close()
+                await two.close()
+                await asyncio.sleep(0.01)
+    finally:
+        valkey.close()
+
+
+async def on(place: Place, channel: str, user: str = "") -> Client:
+    """A client that is on a channel."""
+    client = place.client()
+    client.join(channel, user)
+    await until(lambda: channel in client.messages)
+    return client
+
+
+async def status(publishing: Any) -> int:
+    """As the API would answer."""
+    try:
+        await publishing
+    except Refused as refused:
+        return refused.code
+    return 200

@@ -16,10 +16,8 @@ from typing import Any
 
 import pytest
 
-from tests.cluster.machine import by_worker, connect_to, engine, exists, figure, kill, workers
-from tests.cluster.places import Client, Place, hurried, until
-from tests.cluster.test_faults import on, status
-from tests.cluster.test_reload import again_and_again
+from tests.cluster.machine import again_and_again, by_worker, connect_to, engine, exists, figure, kill, workers
+from tests.cluster.places import Client, Place, hurried, on, status, until
 from tests.support.process import DEADLINE, ServerProcess, wait_until
 from tests.support.pusher_socket import PusherSocket
 from tests.support.valkey import Valkey

@@ -5,8 +5,8 @@ import resource
 
 import pytest
 
-from tests.clients.test_descriptors import LOGGED, crowd
 from tests.cluster.machine import by_worker, engine, exists, figure, kill, workers
+from tests.support.descriptors import LOGGED, crowd
 from tests.support.process import ServerProcess, wait_until
 
 FILES = 200

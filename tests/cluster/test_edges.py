@@ -17,8 +17,7 @@ from typing import Any
 import pytest
 from websockets.exceptions import ConnectionClosed
 
-from tests.cluster.machine import children, connect_to, engine, figure, kill, machine, reload, supervisor
-from tests.cluster.test_machines import GONE_SECONDS
+from tests.cluster.machine import GONE_SECONDS, children, connect_to, engine, figure, kill, machine, reload, supervisor
 from tests.support.process import APP, ServerProcess, merged, running, wait_until
 from tests.support.pusher_socket import pusher_socket
 from tests.support.receiver import Receiver, receiving

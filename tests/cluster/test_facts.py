@@ -9,10 +9,8 @@ import pytest
 from push1st.brokers.redis import facts
 from push1st.brokers.redis.scripts import CLOCK_MS
 from push1st.messages import Fact
-from tests.cluster.machine import by_worker, connect_to, kill, machine, workers
-from tests.cluster.places import Backend, Client, Place, hurried, until
-from tests.cluster.test_faults import ROOM, nodes, on
-from tests.cluster.test_machines import GONE_SECONDS
+from tests.cluster.machine import GONE_SECONDS, by_worker, connect_to, kill, machine, workers
+from tests.cluster.places import ROOM, Backend, Client, Place, hurried, nodes, on, until
 from tests.support.process import APP, ServerProcess, merged, wait_until
 from tests.support.receiver import receiving
 from tests.support.valkey import Valkey

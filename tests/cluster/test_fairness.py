@@ -6,8 +6,8 @@ import time
 
 import pytest
 
-from tests.clients.test_fairness import FLOODING, FLOODS, flood
 from tests.cluster.machine import connect_to, machine, until_delivered, workers
+from tests.support.floods import FLOODING, FLOODS, flood
 
 FLOOD_SECONDS = 25
 """longer than the supervisor waits for a worker that is silent"""

@@ -6,56 +6,17 @@ import time
 from collections.abc import AsyncIterator, Callable
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from pathlib import Path
-from typing import Any
 
 import pytest
 
 from push1st.brokers import ASK_SECONDS, Receive
-from push1st.brokers.redis import facts, publishing, shard
-from push1st.errors import Refused
+from push1st.brokers.redis import publishing, shard
 from push1st.messages import MEMBER_REMOVED, Message, Options, SignedIn, SubscriptionRefused
 from push1st.process.server import SystemClock
-from tests.cluster.places import Client, Place, hurried, until
+from tests.cluster.places import ROOM, Place, hurried, nodes, on, status, until
 from tests.support.valkey import Valkey
 
-ROOM = "presence-c"
 Nodes = Callable[..., AbstractAsyncContextManager[tuple[Valkey, Place, Place]]]
-
-
-@asynccontextmanager
-async def nodes(**limits: int) -> AsyncIterator[tuple[Valkey, Place, Place]]:
-    """A server of their own, and two nodes."""
-    valkey = Valkey()
-    try:
-        with hurried(BEAT_SECONDS=0.05, RECOVERY_SECONDS=0.5), hurried(facts, HOLD_SECONDS=0, BLOCK_MS=50):
-            one, two = await Place(valkey.url, **limits).open(), await Place(valkey.url, **limits).open()
-            try:
-                yield valkey, one, two
-                assert one.failures == two.failures == []
-            finally:
-                valkey.go_on()
-                await one.close()
-                await two.close()
-                await asyncio.sleep(0.01)
-    finally:
-        valkey.close()
-
-
-async def on(place: Place, channel: str, user: str = "") -> Client:
-    """A client that is on a channel."""
-    client = place.client()
-    client.join(channel, user)
-    await until(lambda: channel in client.messages)
-    return client
-
-
-async def status(publishing: Any) -> int:
-    """As the API would answer."""
-    try:
-        await publishing
-    except Refused as refused:
-        return refused.code
-    return 200
 
 
 async def test_members_who_join_two_nodes_at_once_are_each_told_of_all_others_once() -> None:

@@ -11,14 +11,11 @@ from typing import NamedTuple
 
 import pytest
 
-from tests.cluster.machine import by_worker, children, connect_to, exists, machine, supervisor
+from tests.cluster.machine import GONE_SECONDS, ROOM, by_worker, children, connect_to, exists, machine, supervisor, users_of
 from tests.support.nodejs import NodeProcess
 from tests.support.process import ServerProcess, wait_until
 from tests.support.valkey import Valkey
 
-ROOM = "presence-room"
-GONE_SECONDS = 13
-"""in which what a dead machine had is gone (docs/scaling.md): a lease of 10, a look every 3"""
 MAX_CLIENTS = 16
 """of one machine, until each of its workers has one: by chance not enough in one of 2 ** 15 runs"""
 
@@ -71,10 +68,6 @@ def on_every_worker(server: ServerProcess, name: str, stack: contextlib.ExitStac
 
 def sees(client: NodeProcess, users: set[str]) -> bool:
     return set(client.ask("members", channel=ROOM)["members"]) == users
-
-
-def users_of(server: ServerProcess) -> set[str]:
-    return {user["id"] for user in server.signed("GET", f"/apps/app-test/channels/{ROOM}/users").json["users"]}
 
 
 def test_pusher_js_clients_on_four_workers_of_two_machines_see_one_presence_channel(

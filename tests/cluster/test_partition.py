@@ -14,12 +14,9 @@ import pytest
 
 from push1st.brokers.redis import facts
 from push1st.messages import Fact, SignedIn
-from tests.cluster.machine import connect_to, machine
-from tests.cluster.places import Place, hurried, until
+from tests.cluster.machine import GONE_SECONDS, ROOM, again_and_again, connect_to, machine, users_of
+from tests.cluster.places import Place, hurried, on, status, until
 from tests.cluster.road import Road, road
-from tests.cluster.test_faults import on, status
-from tests.cluster.test_machines import GONE_SECONDS, ROOM, users_of
-from tests.cluster.test_reload import again_and_again
 from tests.support.process import APP, ServerProcess, merged, wait_until
 from tests.support.pusher_socket import PusherSocket
 from tests.support.receiver import Receiver, receiving

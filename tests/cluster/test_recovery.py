@@ -9,8 +9,7 @@ import pytest
 from push1st.brokers.redis import shard
 from push1st.errors import LimitReached
 from push1st.messages import SignedIn, SubscriptionRefused
-from tests.cluster.places import Place, until
-from tests.cluster.test_faults import ROOM, nodes, on, status
+from tests.cluster.places import ROOM, Place, nodes, on, status, until
 from tests.support.valkey import Valkey
 
 

@@ -10,8 +10,7 @@ from itertools import count
 import pytest
 
 from push1st.brokers.redis.servers import slot_of
-from tests.cluster.places import Client, Place, hurried, until
-from tests.cluster.test_faults import ROOM, on, status
+from tests.cluster.places import ROOM, Client, Place, hurried, on, status, until
 from tests.support.servers import Cluster
 from tests.support.valkey import Valkey
 

@@ -12,13 +12,13 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Iterator
 
 import pytest
 from websockets.asyncio.client import connect
 from websockets.exceptions import ConnectionClosed
 
 from tests.cluster.machine import (
+    again_and_again,
     by_worker,
     children,
     connect_to,
@@ -123,29 +123,6 @@ def test_one_worker_says_that_it_cannot_be_replaced_and_goes_on() -> None:
 
 
 # -- nobody is refused, nothing is lost
-
-
-@contextlib.contextmanager
-def again_and_again(action, failures: list[str]) -> Iterator[list[int]]:
-    """Does something in a thread until the end of the block; counts how often, and keeps what goes wrong."""
-    done = [0]
-    over = threading.Event()
-
-    def run() -> None:
-        while not over.is_set():
-            try:
-                action()
-                done[0] += 1
-            except Exception as exc:
-                failures.append(repr(exc))
-
-    thread = threading.Thread(target=run)
-    thread.start()
-    try:
-        yield done
-    finally:
-        over.set()
-        thread.join(20)
 
 
 class Stay:

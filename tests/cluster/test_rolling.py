@@ -12,8 +12,7 @@ from http.client import HTTPConnection, HTTPException
 
 from websockets.exceptions import ConnectionClosed, InvalidHandshake
 
-from tests.cluster.machine import copy, machine, reload, until_workers
-from tests.cluster.test_reload import again_and_again
+from tests.cluster.machine import again_and_again, copy, machine, reload, until_workers
 from tests.support.nodejs import NodeProcess
 from tests.support.process import DEADLINE, ServerProcess, wait_until
 from tests.support.pusher_socket import pusher_socket

@@ -11,8 +11,7 @@ import pytest
 from push1st.brokers.redis import shard
 from push1st.brokers.redis.scripts import SCHEMA
 from push1st.errors import Refused
-from tests.cluster.places import Place, hurried, until
-from tests.cluster.test_faults import on, status
+from tests.cluster.places import Place, hurried, on, status, until
 from tests.docs.pages import ROOT
 from tests.support.process import ServerProcess, running
 from tests.support.pusher_socket import PusherSocket, pusher_socket

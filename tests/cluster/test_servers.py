@@ -13,8 +13,7 @@ import pytest
 from push1st.brokers.redis import facts, shard
 from push1st.errors import Refused
 from push1st.process.tls import self_signed
-from tests.cluster.places import Place, hurried, until
-from tests.cluster.test_faults import on
+from tests.cluster.places import Place, hurried, on, until
 from tests.support.servers import Watched, free_port
 from tests.support.valkey import Valkey
 

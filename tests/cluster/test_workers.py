@@ -15,7 +15,6 @@ import pytest
 from websockets.exceptions import ConnectionClosed
 from websockets.sync.client import connect
 
-from tests.clients.test_users import sign_in
 from tests.cluster.machine import (
     by_worker,
     children,
@@ -31,7 +30,7 @@ from tests.cluster.machine import (
     workers,
 )
 from tests.support.process import APP, ServerProcess, merged, running, wait_until
-from tests.support.pusher_socket import PLAIN, QUERY, dialled, pusher_socket
+from tests.support.pusher_socket import PLAIN, QUERY, dialled, pusher_socket, sign_in
 from tests.support.raw_socket import raw_socket
 from tests.support.wire import CLOSE, TEXT, Wire, frame
 

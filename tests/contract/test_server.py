@@ -2,7 +2,6 @@
 
 import concurrent.futures
 import contextlib
-import http.client
 import json
 import os
 import re
@@ -17,12 +16,12 @@ from websockets.sync.client import connect
 
 from push1st.cli import main
 from tests.contract.inside import Inside, plain_process
+from tests.contract.xhr import SUBSCRIBE, XHR, frames, open_session, poll, xhr
 from tests.support.process import APP, DEADLINE, merged
 from tests.support.pusher_socket import PLAIN, QUERY, pusher_socket
 from tests.support.receiver import Receiver
 
 Serve = Callable[..., Any]
-XHR = "/pusher/app/app-key/7/01234567"
 
 
 @pytest.fixture
@@ -47,47 +46,6 @@ def visited(server: Inside, *options: str) -> Callable[[Callable[[], None]], Non
         assert server.serve(function, *options) == 0
 
     return visit
-
-
-@contextlib.contextmanager
-def request(port: int, endpoint: str, body: str = "") -> Iterator[http.client.HTTPConnection]:
-    """A request of the session of an HTTP fallback, sent and not answered yet."""
-    connection = http.client.HTTPConnection("127.0.0.1", port, timeout=DEADLINE)
-    try:
-        connection.request("POST", f"{XHR}/{endpoint}?{QUERY}", body, {"Content-Type": "text/plain"})
-        yield connection
-    finally:
-        connection.close()
-
-
-@contextlib.contextmanager
-def xhr(port: int, endpoint: str, body: str = "") -> Iterator[http.client.HTTPResponse]:
-    """The same, and the head of its answer."""
-    with request(port, endpoint, body) as connection:
-        yield connection.getresponse()
-
-
-def poll(port: int) -> list[bytes]:
-    """The lines of one poll."""
-    with xhr(port, "xhr") as response:
-        return response.read().splitlines()
-
-
-def open_session(port: int) -> None:
-    lines: list[bytes] = []
-    while len(lines) < 2:
-        lines += poll(port)
-    assert lines[0] == b"o"
-    assert frames(lines[1])[0]["event"] == "pusher:connection_established"
-
-
-def frames(line: bytes) -> list[dict[str, Any]]:
-    """The Pusher frames in a line of an HTTP fallback."""
-    assert line.startswith(b"a"), line
-    return [json.loads(text) for text in json.loads(line[1:])]
-
-
-SUBSCRIBE = json.dumps([json.dumps({"event": "pusher:subscribe", "data": {"channel": "c"}})])
 
 
 # -- clients

@@ -16,7 +16,7 @@ from push1st.process.server import Server
 from push1st.process.sockets import ROLES, BoundSocket, addresses, bind, with_ports
 from tests.contract.inside import plain_process
 from tests.contract.redis import valkey
-from tests.contract.test_server import SUBSCRIBE, frames, open_session, poll, request, xhr
+from tests.contract.xhr import SUBSCRIBE, frames, open_session, poll, request, xhr
 from tests.support.process import DEADLINE
 
 _prefixes = count(1)

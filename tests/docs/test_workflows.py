@@ -9,8 +9,8 @@ from typing import Any
 import pytest
 import yaml
 
+from tests.docs.locks import DEV, versions
 from tests.docs.pages import ROOT
-from tests.docs.test_locks import DEV, versions
 
 GITHUB = ROOT / ".github"
 WORKFLOWS = sorted((GITHUB / "workflows").glob("*.yml"))

@@ -1,16 +1,20 @@
 """A Node process that runs a JavaScript client and obeys: one JSON command a line in, one JSON report a line out."""
 
+import base64
 import json
 import queue
 import subprocess
 import threading
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from tests.support.process import DEADLINE, program
+from tests.support.process import DEADLINE, ServerProcess, program
+
+MASTER_KEY = base64.b64encode(bytes(range(32))).decode()
 
 CLIENTS = Path(__file__).parent.parent / "clients"
 SCRIPTS = CLIENTS / "node"
@@ -93,3 +97,20 @@ class NodeProcess:
         self.process.stdout.close()
         self.process.stderr.close()
         assert self.process.returncode == 0, f"{self.script} ended with {self.process.returncode}: {self._errors!r}"
+
+
+def start_pusher_js(
+    node: Callable[..., NodeProcess],
+    server: ServerProcess,
+    key: str = "app-key",
+    client: dict[str, Any] | None = None,
+    **more: Any,
+) -> NodeProcess:
+    """A pusher-js client that is about to connect."""
+    options = {"wsHost": "127.0.0.1", "wsPort": server.ws_port, **(client or {})}
+    return node("pusher_js.mjs", key=key, client=options, api=server.api, **{"secret": "secret", "masterKey": MASTER_KEY, **more})
+
+
+def subscribed(client: NodeProcess, channel: str, *events: str) -> dict[str, Any]:
+    client.tell("subscribe", channel=channel, events=events)
+    return client.next(on="subscribed", channel=channel)

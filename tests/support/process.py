@@ -24,6 +24,8 @@ import yaml
 
 from tests.support.signing import signed_query
 
+PUSH1ST = [str(Path(sys.executable).with_name("push1st"))]
+
 DEADLINE = 10.0
 """seconds that anything may take before a test fails"""
 
@@ -319,3 +321,11 @@ def running(
         raise
     finally:
         shutil.rmtree(server.folder)
+
+
+def push1st(*arguments: str, code: int = 0) -> subprocess.CompletedProcess[str]:
+    """Run a command to its end."""
+    done = subprocess.run([*PUSH1ST, *arguments], check=False, capture_output=True, text=True, timeout=DEADLINE)
+    assert done.returncode == code, done
+    assert "Traceback" not in done.stderr, done
+    return done

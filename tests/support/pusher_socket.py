@@ -12,7 +12,7 @@ from websockets.exceptions import ConnectionClosed
 from websockets.sync.client import ClientConnection, connect
 
 from tests.support.process import DEADLINE, ServerProcess
-from tests.support.signing import channel_auth
+from tests.support.signing import channel_auth, hmac_hex
 
 # Whatever comes is read at once, so that a test that looks at none of it can still close; pings come from tests only.
 PLAIN: dict[str, Any] = {"compression": None, "max_queue": None, "ping_interval": None}
@@ -125,3 +125,21 @@ def pusher_socket(server: ServerProcess, key: str = "app-key", **options: Any) -
     """An established connection."""
     with dialled(server, f"/app/{key}", **options) as socket:
         yield socket.established()
+
+
+def ask_to_sign_in(client: PusherSocket, user_data: Any, secret: str = "secret", socket_id: str | None = None) -> None:
+    """Send a sign-in. user_data: a text as it is, anything else as JSON."""
+    text = user_data if isinstance(user_data, str) else json.dumps(user_data)
+    signature = hmac_hex(secret, f"{client.socket_id if socket_id is None else socket_id}::user::{text}")
+    client.send("pusher:signin", {"auth": f"{client.key}:{signature}", "user_data": text})
+
+
+def sign_in(client: PusherSocket, id: str, **more: Any) -> None:
+    user_data = json.dumps({"id": id, **more})
+    ask_to_sign_in(client, user_data)
+    assert client.expect("pusher:signin_success") == {"user_data": user_data}
+
+
+def statuses(client: PusherSocket) -> dict[str, list[str]]:
+    """What the next frame, a watchlist event, says."""
+    return {event["name"]: event["user_ids"] for event in client.expect("pusher_internal:watchlist_events")["events"]}

@@ -15,7 +15,7 @@ from push1st.config.schema import APP, ROOT, Table
 from push1st.errors import ConfigError
 from push1st.limits import Limits
 
-CONFIGS = Path(__file__).parent.parent / "configs"
+CONFIGS = Path(__file__).parent / "examples"
 APP_TEXT = "a: { key: a-key, secret: a-secret }\n"
 
 
