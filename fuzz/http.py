@@ -23,11 +23,13 @@ from push1st.core.node import Node
 from push1st.eager import begin
 from push1st.hooks.dispatcher import HookDispatcher
 from push1st.metrics import Metrics
+from push1st.process.server import handlers
 from push1st.protocols.pusher import Pusher
 from push1st.protocols.pusher_xhr import PusherXhr
 from push1st.protocols.raw import Raw
+from push1st.transports.context import EdgeContext
 from push1st.transports.http import HttpConnection
-from push1st.transports.listener import Listener, Worker
+from push1st.transports.listener import Listener
 from push1st.transports.sweep import Sweep
 from push1st.transports.xhr import GAP_SECONDS, XhrConnection
 
@@ -139,8 +141,10 @@ class Server:
         begin(self.node.open(memory, memory, memory, memory, memory, hooks))
         sweep = Sweep(clock.monotonic, self.note, lambda: None)
         codecs: dict[str, Any] = {"pusher": Pusher(), "pusher-xhr": PusherXhr(), "websocket": Raw()}
-        self.worker = Worker(self.node, Api(self.node, config).serve, config, codecs, sweep, self.failed)
-        self.listener = Listener(self.worker, True, config.api.whitelist, 10)
+        self.context = EdgeContext(self.node, config, codecs, sweep, self.failed)
+        self.listener = Listener(
+            self.context, handlers(self.context, Api(self.node, config).serve), True, config.api.whitelist, 10
+        )
 
     def failed(self, where: str) -> None:
         self.note()
@@ -161,7 +165,7 @@ class Server:
             await asyncio.sleep(0)
         socket.protocol.connection_lost(None)
         await asyncio.sleep(0)
-        for client in list(self.worker.open):
+        for client in list(self.context.open):
             if isinstance(client, XhrConnection):  # it outlives its connection: until it did not come back
                 self.clock.seconds += GAP_SECONDS + 1
                 client.due(self.clock.seconds)
@@ -184,8 +188,8 @@ def run(data: bytes, random: Random) -> None:
         failure = one.failures.pop()
         raise AssertionError("a defect was logged") from failure
     check(answer, b"HEAD" in data)
-    assert not one.worker.open, "a connection was left behind"
-    assert not one.node.app(one.worker.config.apps[0]).tenant.sessions, "a session was left behind"
+    assert not one.context.open, "a connection was left behind"
+    assert not one.node.app(one.context.config.apps[0]).tenant.sessions, "a session was left behind"
 
 
 def check(answer: bytes, head: bool) -> None:

@@ -9,8 +9,10 @@ from push1st.api import Api
 from push1st.config.model import ApiConfig, AppConfig, Config, ServerConfig
 from push1st.eager import spawn
 from push1st.messages import Request, Response
+from push1st.process.server import handlers
+from push1st.transports.context import EdgeContext
 from push1st.transports.http import HttpConnection
-from push1st.transports.listener import Listener, Worker
+from push1st.transports.listener import Listener
 from push1st.transports.sweep import Sweep
 from tests.support.http import handshake
 from tests.support.loop import LoopTurns, turns
@@ -118,8 +120,12 @@ class Site:
         self.sweep = Sweep(self.clock.monotonic, self._swept_badly, lambda: spawn(self.node.tick()))
         self.serve = serve or Api(self.node, self.config).serve
         codecs: dict[str, Any] = {"pusher": PUSHER, "pusher-xhr": XHR, "websocket": RAW}
-        self.worker = Worker(self.node, self.serve, self.config, codecs, self.sweep, self._failed)
-        self.listener = Listener(self.worker, trusting, self.config.api.whitelist, self.config.api.keep_alive_timeout)
+        self.context = EdgeContext(self.node, self.config, codecs, self.sweep, self._failed)
+        self.handlers = handlers(self.context, self.serve)
+        self.fallbacks: Any = next((handler for _, handler in self.handlers._routes), None)
+        self.listener = Listener(
+            self.context, self.handlers, trusting, self.config.api.whitelist, self.config.api.keep_alive_timeout
+        )
 
     def _failed(self, where: str) -> None:
         self.failures.append(sys.exception())

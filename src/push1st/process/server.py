@@ -16,6 +16,7 @@ import sys
 import time
 from collections.abc import Callable, Collection
 from contextlib import suppress
+from functools import partial
 from typing import Any, TextIO
 
 import uvloop
@@ -35,10 +36,14 @@ from push1st.metrics import Metrics
 from push1st.process.sockets import BACKLOG, GRACE, ROLES, BoundSocket, Role, addresses, bind, close, wait_until_free, with_ports
 from push1st.process.tls import NOTE, self_signed
 from push1st.protocols import PROTOCOLS
+from push1st.transports import xhr
+from push1st.transports.context import EdgeContext
+from push1st.transports.handlers import Handlers, Route, Serve
 from push1st.transports.http import HttpConnection
-from push1st.transports.listener import Listener, Worker
+from push1st.transports.listener import Listener
 from push1st.transports.sweep import Sweep
 from push1st.transports.tls import Records
+from push1st.transports.websocket import upgrade
 
 FAREWELLS = 50
 """connections told to leave in one slice, at least"""
@@ -95,6 +100,12 @@ class DeferTwoTurns:
 
     def call_soon(self, run: Callable[[], None]) -> None:
         self._loop.call_soon(self._loop.call_soon, run)
+
+
+def handlers(context: EdgeContext, serve: Serve) -> Handlers:
+    """Returns the table of a worker's handlers. serve: the API."""
+    routes = [Route(context.config.server.bases("pusher"), xhr.TAIL, xhr.Fallbacks(context))]
+    return Handlers(context, serve, routes, partial(upgrade, context))
 
 
 def load(registry: dict[str, str], name: str) -> Any:
@@ -190,19 +201,20 @@ class Server:
         self._hooks.open(broker.report)
         codecs = {name: load(PROTOCOLS, name)() for name in PROTOCOLS}
         self._sweep = Sweep(clock.monotonic, lambda: _failed("sweep"), self._each_second)
-        self.worker = Worker(self.node, Api(self.node, config).serve, config, codecs, self._sweep, _failed)
+        self.context = EdgeContext(self.node, config, codecs, self._sweep, _failed)
+        self._handlers = handlers(self.context, Api(self.node, config).serve)
         self._sweep.start()
         contexts = self._contexts()
         for door in self._doors:
             await self._listen(door, contexts[door.role])
-        self.worker.descriptors.count_own()
+        self.context.descriptors.count_own()
         gc.collect()
         gc.freeze()
         gc.set_threshold(*GC_THRESHOLD)
 
     def _each_second(self) -> None:
         spawn(self.node.tick())
-        self.worker.check_descriptors()
+        self.context.check_descriptors()
 
     def _open_broker(self) -> Any:
         """Broker, roster, users and facts in one."""
@@ -240,19 +252,23 @@ class Server:
         def flooded() -> None:
             self.node.metrics.cut_offs["flood"] += 1
 
-        return _context(settings, lambda: self.worker.refuse_crowded("server"), flooded)
+        return _context(settings, lambda: self.context.refuse_crowded("server"), flooded)
 
     async def _listen(self, door: BoundSocket, context: Context | None) -> None:
         loop = asyncio.get_running_loop()
         config = self.config
         trusting = door.role == "api"
         listener = Listener(
-            self.worker, trusting, config.api.whitelist if trusting else Networks(), config.api.keep_alive_timeout
+            self.context,
+            self._handlers,
+            trusting,
+            config.api.whitelist if trusting else Networks(),
+            config.api.keep_alive_timeout,
         )
 
         def connection() -> HttpConnection:
             if context is not None:
-                context.has_room = self.worker.descriptors.has_room_for_last(trusting)
+                context.has_room = self.context.descriptors.has_room_for_last(trusting)
             return HttpConnection(listener)
 
         try:
@@ -312,10 +328,10 @@ class Server:
         replaced closes its listeners at once, and serves the connections that it has just accepted in the grace period.
         """
         drain = self.config.server.drain
-        worker, node = self.worker, self.node
+        context, node = self.context, self.node
         end = time.monotonic() + drain
         most = drain + LAST_SECONDS + HOOKS_SECONDS
-        log.info("stopping", connections=len(worker.open), drain=drain, replaced=node.replaced, seconds_at_most=most)
+        log.info("stopping", connections=len(context.open), drain=drain, replaced=node.replaced, seconds_at_most=most)
         if node.replaced:
             self._close()
             if drain:
@@ -328,13 +344,13 @@ class Server:
                 log.info("waiting for load balancers to notice the stop", seconds=drain * GRACE)
                 await asyncio.sleep(drain * GRACE)
             self._close()
-            if drain and worker.open and not self.config.demo:
+            if drain and context.open and not self.config.demo:
                 seconds = min(drain * GRACE, SUCCESSOR_SECONDS)
                 log.info("waiting for another process to listen on the addresses", seconds_at_most=seconds)
                 await self._succeeded(seconds)
         slices = max(1, int((end - time.monotonic()) / SLICE_SECONDS))
         # Callers of the API go last: each answer now ends its connection, so who calls at all loses no call.
-        waiting = [one for one in worker.open if not isinstance(one, HttpConnection)]
+        waiting = [one for one in context.open if not isinstance(one, HttpConnection)]
         each = max(FAREWELLS, -(-len(waiting) // slices))
         if waiting:
             log.info("disconnecting clients", clients=len(waiting))
@@ -346,10 +362,10 @@ class Server:
         now = time.monotonic()
         patience = now + min(CALLERS_SECONDS, drain * GRACE) if node.replaced else now
         deadline = patience + LAST_SECONDS
-        if worker.open:
-            log.info("waiting for connections to close", connections=len(worker.open), seconds_at_most=round(deadline - now, 2))
-        while worker.open and now < deadline:
-            for one in list(worker.open):
+        if context.open:
+            log.info("waiting for connections to close", connections=len(context.open), seconds_at_most=round(deadline - now, 2))
+        while context.open and now < deadline:
+            for one in list(context.open):
                 if now >= patience or not isinstance(one, HttpConnection):
                     one.leave(4200, FAREWELL)
             await asyncio.sleep(0.02)
@@ -375,7 +391,7 @@ class Server:
 
     async def _end(self) -> None:
         self._close()
-        for connection in list(self.worker.open):
+        for connection in list(self.context.open):
             connection.abort()
         await asyncio.sleep(0)
         self.node.fanout.flush()
@@ -411,7 +427,7 @@ def run(config: Config, started: Callable[[Config, int], None]) -> None:
         server = Server(config, doors)
         await server.start()
         asyncio.get_running_loop().add_signal_handler(signal.SIGHUP, _hung_up(server, sys.stdin))
-        started(config, server.worker.descriptors.possible)
+        started(config, server.context.descriptors.possible)
         await server.run()
 
     try:

@@ -67,7 +67,7 @@ async def _work(end: socket.socket) -> int:
         print(printable_lines(str(exc)), file=sys.stderr, flush=True)
         line.send(Failed(str(exc)))
         os._exit(1)  # whatever is open is the kernel's to close
-    line.send(Ready(server.worker.descriptors.possible, server.name))
+    line.send(Ready(server.context.descriptors.possible, server.name))
     await server.run()
     listening.cancel()
     await line.close()

@@ -5,28 +5,25 @@ Refusals are `Disconnect` with Pusher's codes (protocol, section 6); the transpo
 
 import re
 from functools import lru_cache
-from typing import TYPE_CHECKING, Literal
+from typing import Literal
 from urllib.parse import parse_qsl
 
 from push1st.config.model import ProtocolConfig
 from push1st.core.node import App
 from push1st.errors import Disconnect
+from push1st.transports.context import EdgeContext
+from push1st.transports.places import Crowded
 
-if TYPE_CHECKING:  # it knows the transports, which know this
-    from push1st.transports.listener import Worker
-
-Crowded = Literal["server", "address"]
-"""why there is no room for a client"""
 AUTHORIZE_SECONDS = 10
 """for a client to sign in or to join a channel that needs a signature, where the app wants that"""
 
 
-def admit(worker: "Worker", protocol: ProtocolConfig, key: str, origin: str | None, ip: str, crowded: Crowded | None) -> App:
+def admit(context: EdgeContext, protocol: ProtocolConfig, key: str, origin: str | None, ip: str, crowded: Crowded | None) -> App:
     """Returns the app of a key. Raises Disconnect.
 
     origin: None if the client is not a browser. ip: "" on a Unix socket. crowded: why there is no room for the client.
     """
-    found = worker.node.apps.by_key(key)
+    found = context.node.apps.by_key(key)
     if found is None:
         raise Disconnect(4001, f"App key {key[:64]} does not exist")
     if not found.enable:
@@ -35,12 +32,12 @@ def admit(worker: "Worker", protocol: ProtocolConfig, key: str, origin: str | No
         raise Disconnect(4009, "Connection is unauthorized: this address is not allowed")
     if not origin_allowed(origin, found.origins):
         raise Disconnect(4009, "Connection is unauthorized: this origin is not allowed")
-    if worker.node.draining:
+    if context.node.draining:
         raise Disconnect(4100, "Server is going away, reconnect")
     if crowded is not None:
-        worker.refuse_crowded(crowded, ip)
+        context.refuse_crowded(crowded, ip)
         raise Disconnect(4100, capacity_error(crowded))
-    return worker.node.app(found)
+    return context.node.app(found)
 
 
 def capacity_error(crowded: Crowded) -> str:

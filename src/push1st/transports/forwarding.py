@@ -12,16 +12,14 @@ is away.
 
 from collections.abc import Callable
 from hashlib import blake2b
-from typing import TYPE_CHECKING, Literal
+from typing import Literal, Protocol
 
 import msgspec
 
+from push1st.core.node import App
 from push1st.messages import Response
 from push1st.protocols.pusher_xhr import end_frames
-
-if TYPE_CHECKING:
-    from push1st.core.node import App
-    from push1st.transports.xhr import Poll, Stream
+from push1st.transports.handlers import Exchange
 
 TYPE = b"text/plain; charset=utf-8"
 HEADERS = (
@@ -82,12 +80,20 @@ def topic_of(key: str, origin: str | None, id: str) -> str:
     return "#xhr-" + blake2b(repr((key, origin, id)).encode(), digest_size=16).hexdigest()
 
 
+class Writer(Protocol):
+    """A stream, as the session writes to it."""
+
+    def write(self, data: bytes) -> None: ...
+
+    def close(self) -> None: ...
+
+
 class RemoteRequest:
     """A poll or a stream of a session here, on another worker. by: its topic. send: sends a frame there."""
 
     __slots__ = ("_ended", "_number", "_send", "app", "by")
 
-    def __init__(self, app: "App", number: int, by: str, send: Send, ended: Callable[[], object]) -> None:
+    def __init__(self, app: App, number: int, by: str, send: Send, ended: Callable[[], object]) -> None:
         self.app = app
         self._number = number
         self.by = by
@@ -114,7 +120,7 @@ class RemoteSession:
 
     __slots__ = ("_by", "_ended", "_kept", "_number", "_over", "_send", "app", "owner", "poll", "streams")
 
-    def __init__(self, app: "App", number: int, by: str, send: Send, ended: Callable[[], object]) -> None:
+    def __init__(self, app: App, number: int, by: str, send: Send, ended: Callable[[], object]) -> None:
         self.app = app
         self.owner = ""
         self._number = number
@@ -123,8 +129,8 @@ class RemoteSession:
         self._ended = ended
         self._kept: list[ForwardFrame] = []
         self._over = False
-        self.poll: Poll | None = None
-        self.streams: Stream | None = None
+        self.poll: Exchange | None = None
+        self.streams: Writer | None = None
 
     def on_frame(self, frame: ForwardFrame) -> None:
         """What the owner says; it may be here before the request knows that it is expected."""
@@ -139,7 +145,7 @@ class RemoteSession:
             self._end()
             self.streams.close()
 
-    def hold(self, poll: "Poll") -> "RemoteSession | Response":
+    def hold(self, poll: Exchange) -> "RemoteSession | Response":
         """A poll waits, if it is not answered yet."""
         self.poll = poll
         for frame in self._kept:
@@ -148,19 +154,19 @@ class RemoteSession:
                 return frame.response
         return self
 
-    def stream(self, stream: "Stream") -> None:
+    def stream(self, stream: Writer) -> None:
         """A stream has begun."""
         self.streams = stream
         kept, self._kept = self._kept, []
         for frame in kept:
             self.on_frame(frame)
 
-    def lost(self, request: "Poll | Stream") -> None:
+    def lost(self, request: object) -> None:
         """The socket of the request is gone."""
         self._send_to_owner("lost")
         self._end()
 
-    def too_slow(self, stream: "Stream") -> None:
+    def too_slow(self, stream: Writer) -> None:
         self._send_to_owner("slow")
 
     def leave(self, code: int, reason: str) -> None:

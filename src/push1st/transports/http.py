@@ -18,17 +18,14 @@ import msgspec
 from push1st.eager import Suspended, begin, spawn
 from push1st.errors import Refused
 from push1st.messages import ClientRequest, Request, Response
-from push1st.transports.admission import Crowded
-from push1st.transports.answers import CLOSE, encoded, endless, error, ok
+from push1st.transports.answers import CLOSE, encoded, error, ok
 from push1st.transports.caller import FORWARDING, distrust, is_own_name, visitor_ip
-from push1st.transports.forwarding import HEADERS as FALLBACK_HEADERS
-from push1st.transports.forwarding import TYPE as FALLBACK_TYPE
-from push1st.transports.forwarding import RemoteSession
-from push1st.transports.listener import CROWDED_SECONDS, LINGER_BYTES, LINGER_SECONDS, Listener
+from push1st.transports.context import LINGER_BYTES, LINGER_SECONDS
+from push1st.transports.handlers import Handler, HandlerRequest, Handshake, Outcome, Pending, Takeover
+from push1st.transports.listener import CROWDED_SECONDS, Listener
 from push1st.transports.lost import LOST, unread
+from push1st.transports.places import Crowded
 from push1st.transports.sweep import NEVER
-from push1st.transports.websocket import Handshake, WebSocketConnection, upgrade
-from push1st.transports.xhr import Stream, XhrConnection, XhrOutcome, XhrRequest
 
 MAX_HEAD = 16_384
 """bytes of a request line with its headers"""
@@ -129,7 +126,7 @@ class HttpConnection(asyncio.Protocol):
         self._transport: asyncio.Transport
         self._peer = ""
         self._address = ""
-        """the name under which `Worker.addresses` counts the connection; "" if it does not"""
+        """the name under which `EdgeContext.addresses` counts the connection; "" if it does not"""
         self._distrust = ""
         self._url = b""
         self._raw = 0
@@ -146,8 +143,8 @@ class HttpConnection(asyncio.Protocol):
         self._started = 0
         self._refused: Response | None = None
         self._answers: list[bytes] = []
-        self._waiting: deque[tuple[Request | XhrRequest, bool]] = deque()
-        self._held: XhrConnection | RemoteSession | None = None
+        self._waiting: deque[tuple[Request | HandlerRequest, Handler | None, bool]] = deque()
+        self._held: Pending | None = None
         self._keep = False
         self._busy = False
         self._last = False
@@ -157,7 +154,7 @@ class HttpConnection(asyncio.Protocol):
         self._gone = False
         self._paused = False
         self._writing = True
-        self._upgraded: WebSocketConnection | Stream | None = None
+        self._upgraded: Takeover | None = None
         self._deadline = 0.0
 
     # asyncio.Protocol
@@ -167,25 +164,25 @@ class HttpConnection(asyncio.Protocol):
         peer = transport.get_extra_info("peername")
         self._peer = peer[0] if isinstance(peer, tuple) else ""
         listener = self._listener
-        worker = listener.worker
+        context = listener.context
         self._distrust = self._why_distrust({})
         if listener.whitelist and self._peer and not listener.whitelist.contains(self._peer):
-            worker.node.metrics.cut_offs["whitelist"] += 1
+            context.node.metrics.cut_offs["whitelist"] += 1
             self._log("connection closed", 403, "this address is not in api.whitelist")
             self.abort()
             return
-        room = worker.descriptors.room(self._descriptor, len(worker.open), listener.trusting)
+        room = context.descriptors.room(self._descriptor, len(context.open), listener.trusting)
         crowded: Crowded = "server"
         if room == "serve" and not listener.trusting:
             crowded = "address"
-            address = worker.shared_address(self._peer)
-            room = worker.addresses.enter(address)
+            address = context.shared_address(self._peer)
+            room = context.addresses.enter(address)
             self._address = address if room != "none" else ""
         if room == "none":
-            worker.refuse_crowded(crowded, self._peer)
+            context.refuse_crowded(crowded, self._peer)
             self.abort()
             return
-        worker.open.add(self)
+        context.open.add(self)
         if room == "serve":
             self._expect(HEAD_SECONDS)
         else:
@@ -197,7 +194,7 @@ class HttpConnection(asyncio.Protocol):
         return 0 if socket is None else socket.fileno()
 
     def connection_lost(self, exc: Exception | None) -> None:
-        turn = self._listener.worker.turn
+        turn = self._listener.turn
         turn.catch_up()
         if self._upgraded is not None:
             self._upgraded.connection_lost(exc)
@@ -230,7 +227,7 @@ class HttpConnection(asyncio.Protocol):
         self._last = True
         if self._transport is LOST:
             self._answers.clear()
-            self._listener.worker.addresses.leave(self._address)
+            self._listener.context.addresses.leave(self._address)
             self._let_go()
         else:
             self.flush()
@@ -242,25 +239,25 @@ class HttpConnection(asyncio.Protocol):
         self._waiting.clear()
 
     def data_received(self, data: bytes) -> None:
-        self._listener.worker.arrived(self, data)
+        self._listener.arrived(self, data)
 
     def process(self, data: bytes) -> bool:
         if self._last:
             self._rest = None
             if self._upgraded is not None:
                 if data:
-                    self._listener.worker.arrived(self._upgraded, data)
+                    self._listener.arrived(self._upgraded, data)
             elif self._linger:
                 self._pass_over(len(data))
             return False
-        worker = self._listener.worker
-        worker.turn.answering.append(self)
+        listener = self._listener
+        listener.turn.answering.append(self)
         fresh = self._stage == IDLE and not self._busy and self._rest is None
         if fresh:
             start = data.find(b"\r\n") + 2
             end = data.find(b"\r\n\r\n", start - 2) + 4
-            known = end <= MAX_HEAD and worker.heads.get(data[start:end]) == len(data) - end
-            if known and (line := worker.line(data[:start])):
+            known = end <= MAX_HEAD and listener.heads.get(data[start:end]) == len(data) - end
+            if known and (line := listener.line(data[:start])):
                 self._started = time.perf_counter_ns()
                 self._serve(Request(*line, data[end:], self._distrust, self._started), True)
                 return False
@@ -273,13 +270,13 @@ class HttpConnection(asyncio.Protocol):
         if not self._last:
             self._rest = memoryview(data if self._rest is None else b"".join((self._rest, data)))
         elif self._upgraded is not None:
-            self._listener.worker.arrived(self._upgraded, data)
+            self._listener.arrived(self._upgraded, data)
         elif self._linger:
             self._pass_over(len(data))
 
     def _process(self, data: bytes, fresh: bool) -> bool:
         """Parses a slice. fresh: whether no input and no request were left before."""
-        worker = self._listener.worker
+        context = self._listener.context
         before = self._stage, self._started
         over = self._parse(data) if self._rest is None and len(data) <= PIECE else self._parse_slice(data)
         if over or self._rest is not None:
@@ -287,7 +284,7 @@ class HttpConnection(asyncio.Protocol):
         if self._stage != IDLE and not self._busy and (self._stage, self._started) != before:
             self._expect(HEAD_SECONDS if self._stage == HEAD else BODY_SECONDS)
         if self._refused is not None:
-            worker.node.metrics.refusals[str(self._refused.status)] += 1
+            context.node.metrics.refusals[str(self._refused.status)] += 1
             self._last = True
             if not self._busy:
                 self._answer(self._refused, False, self._is_head())
@@ -323,14 +320,14 @@ class HttpConnection(asyncio.Protocol):
 
     def _parse(self, data: bytes) -> bool:
         """Parses some bytes, and serves the requests that they complete; returns whether the connection has left HTTP."""
-        worker = self._listener.worker
+        context = self._listener.context
         started = self._started
         self._ended = -1
         try:
             if not self._feed(data):
                 return True
         except httptools.HttpParserCallbackError:
-            worker.failed("request")
+            context.failed("request")
             self._refuse(500, "internal error")
         except httptools.HttpParserError as exc:
             if not self._last:  # what follows the last request is passed over
@@ -397,29 +394,29 @@ class HttpConnection(asyncio.Protocol):
         """Headers that came with their whole request, and say nothing but its length, are not parsed again.
 
         Clients on a kept connection send the same headers again and again, only the length changes. The next request
-        with the very same bytes behind its request line is known by them (`Worker.heads`).
+        with the very same bytes behind its request line is known by them (`Handlers.heads`).
         """
         headers = self._headers
         start = data.find(b"\r\n") + 2
         if (
-            self._listener.worker.line(data[:start])
+            self._listener.line(data[:start])
             and self._refused is None
             and not self._last
             and headers.keys() <= _HARMLESS
-            and self._size <= self._listener.worker.least_body
+            and self._size <= self._listener.handlers.least_body
             and is_own_name(headers.get(b"host", b""))
             and headers.get(b"connection", b"keep-alive").lower() == b"keep-alive"
         ):
             end = data.find(b"\r\n\r\n", start - 2) + 4
             if len(data) - end == self._size and end - start <= MAX_REMEMBERED:
-                heads = self._listener.worker.heads
+                heads = self._listener.heads
                 if len(heads) >= MAX_HEADS:
                     heads.clear()
                 heads[data[start:end]] = self._size
 
     def eof_received(self) -> bool:
         # What came before the end is still worked on, and answered.
-        self._listener.worker.turn.catch_up()
+        self._listener.turn.catch_up()
         if self._upgraded is not None:
             return False
         is_secure = self._transport.get_extra_info("sslcontext") is not None
@@ -514,32 +511,23 @@ class HttpConnection(asyncio.Protocol):
             self._parts = []
         path, query = self._target()
         method = parser.get_method().decode()
-        found = self._listener.worker.fallbacks.path.match(path)
-        request: Request | XhrRequest
+        found = self._listener.handlers.find(path)
+        handler: Handler | None = None
+        request: Request | HandlerRequest
         if found is None:
             request = Request(method, path, query, body, self._why_distrust(self._headers), self._started)
         else:
-            request = XhrRequest(
-                method,
-                found[1],
-                found[2],
-                found[3],
-                query,
-                body,
-                self._visitor(query),
-                self._visitor_ip(),
-                self._listener.crowded,
-                bool(self._address),
+            handler, args = found
+            request = HandlerRequest(
+                method, args, query, body, self._visitor(query), self._visitor_ip(), self._listener.crowded, bool(self._address)
             )
         if not keep:
             self._last = True
         if self._busy:
-            self._waiting.append((request, keep))
+            self._waiting.append((request, handler, keep))
             self._reading()
-        elif isinstance(request, XhrRequest):
-            self._visit(request, keep)
         else:
-            self._serve(request, keep)
+            self._begin(request, handler, keep)
 
     # Serving
 
@@ -560,18 +548,18 @@ class HttpConnection(asyncio.Protocol):
             self._log("request refused", status, text)
 
     def _log(self, event: str, code: int, reason: str, **where: str | None) -> None:
-        self._listener.worker.node.refusals.log(event, code, reason, **where, ip=self._peer)
+        self._listener.context.node.refusals.log(event, code, reason, **where, ip=self._peer)
 
     def _is_too_large(self, size: int) -> bool:
         """Whether the body is larger than the limit of the app in the request's path."""
-        worker = self._listener.worker
-        return size > worker.least_body and size > worker.most_body(self._target()[0])
+        handlers = self._listener.handlers
+        return size > handlers.least_body and size > handlers.most_body(self._target()[0])
 
     def _too_large(self) -> None:
-        self._refuse(413, f"a request body has at most {self._listener.worker.most_body(self._target()[0])} bytes")
+        self._refuse(413, f"a request body has at most {self._listener.handlers.most_body(self._target()[0])} bytes")
 
     def _visitor_ip(self) -> str:
-        return visitor_ip(self._peer, self._headers, self._listener.worker.config.server.proxies)
+        return visitor_ip(self._peer, self._headers, self._listener.context.config.server.proxies)
 
     def _origin(self) -> str | None:
         origin = self._headers.get(b"origin")
@@ -590,13 +578,13 @@ class HttpConnection(asyncio.Protocol):
         listener = self._listener
         if not listener.trusting:
             return "it came to an address of server.listen"
-        config = listener.worker.config
+        config = listener.context.config
         return distrust(self._peer, headers, config.api.trust, config.server.proxies)
 
     def _serve(self, request: Request, keep: bool) -> None:
         response: Response | Suspended[Response]
         try:
-            soon = self._listener.worker.serve(request)
+            soon = self._listener.serve(request)
             response = soon if isinstance(soon, Response) else begin(soon)
         except Exception as exc:
             response = self._failure(exc, request)
@@ -607,15 +595,15 @@ class HttpConnection(asyncio.Protocol):
         else:
             self._answer(response, keep, request.method == "HEAD")
 
-    def _failure(self, exc: Exception, request: Request | XhrRequest) -> Response:
+    def _failure(self, exc: Exception, request: Request | HandlerRequest) -> Response:
         """The answer to a request that was refused, or that uncovered a defect of ours."""
-        worker = self._listener.worker
+        context = self._listener.context
         if isinstance(exc, Refused):
-            worker.node.metrics.refusals[str(exc.code)] += 1
+            context.node.metrics.refusals[str(exc.code)] += 1
             path = request.path if isinstance(request, Request) else None
             self._log("request refused", exc.code, exc.text, method=request.method, path=path)
             return error(exc.code, exc.text)
-        worker.failed("request")
+        context.failed("request")
         return error(500, "internal error")
 
     async def _wait(self, rest: Suspended[Response], keep: bool, request: Request) -> None:
@@ -643,35 +631,37 @@ class HttpConnection(asyncio.Protocol):
 
     def _serve_waiting(self) -> None:
         while self._waiting and not self._busy:
-            request, keep = self._waiting.popleft()
-            if isinstance(request, XhrRequest):
-                self._visit(request, keep)
-            else:
-                self._serve(request, keep)
+            self._begin(*self._waiting.popleft())
 
-    # pusher-js' HTTP fallbacks
+    def _begin(self, request: Request | HandlerRequest, handler: Handler | None, keep: bool) -> None:
+        if isinstance(request, Request):
+            self._serve(request, keep)
+        elif handler is not None:
+            self._handle(request, handler, keep)
 
-    def _visit(self, visit: XhrRequest, keep: bool) -> None:
-        """A fallback's request: it is answered, waits until there is something to answer, or takes the socket over."""
+    # Requests of handlers
+
+    def _handle(self, request: HandlerRequest, handler: Handler, keep: bool) -> None:
+        """Lets a handler serve a request: the request is answered, waits for its response, or the socket changes its owner."""
         try:
-            found = self._listener.worker.fallbacks.visit(visit, self)
+            found = handler.handle(request, self)
             begun = begin(found) if isinstance(found, Coroutine) else found
         except Exception as exc:
-            begun = msgspec.structs.replace(self._failure(exc, visit), headers=FALLBACK_HEADERS)
+            begun = msgspec.structs.replace(self._failure(exc, request), headers=handler.headers)
         if isinstance(begun, Suspended):
             self._busy, self._deadline = True, NEVER
-            spawn(self._seek(begun, keep, visit))
+            spawn(self._wait_for_handler(begun, keep, request, handler))
         elif isinstance(begun, Response):
-            self._answer(begun, keep, visit.method == "HEAD")
+            self._answer(begun, keep, request.method == "HEAD")
         else:
             self._hand_over(begun, keep)
 
-    async def _seek(self, rest: Suspended[XhrOutcome], keep: bool, visit: XhrRequest) -> None:
-        """Waits for what becomes of a fallback's request, whose session may be on another worker."""
+    async def _wait_for_handler(self, rest: Suspended[Outcome], keep: bool, request: HandlerRequest, handler: Handler) -> None:
+        """Waits for the outcome of a request, for example because another worker has its session."""
         try:
             found = await rest
         except Exception as exc:
-            found = msgspec.structs.replace(self._failure(exc, visit), headers=FALLBACK_HEADERS)
+            found = msgspec.structs.replace(self._failure(exc, request), headers=handler.headers)
         if isinstance(found, Response):
             self._done(found, keep)
             return
@@ -686,16 +676,14 @@ class HttpConnection(asyncio.Protocol):
             self._serve_waiting()
             self._check_end()
 
-    def _hand_over(self, found: Stream | XhrConnection | RemoteSession, keep: bool) -> None:
+    def _hand_over(self, found: Takeover | Pending, keep: bool) -> None:
         if self._eof:
             found.lost(self)
-        elif isinstance(found, Stream) and not self._writing:  # it would not notice the end of the client (`_reading`)
+        elif isinstance(found, Takeover) and not self._writing:  # it would not notice the end of the client (`_reading`)
             found.lost(self)
             self.abort()
-        elif isinstance(found, Stream):
-            # Without chunks every subscriber gets the same bytes.
-            head = endless(self._listener.worker.sweep.now, FALLBACK_TYPE, FALLBACK_HEADERS)
-            before, self._answers = b"".join((*self._answers, head)), []
+        elif isinstance(found, Takeover):
+            before, self._answers = b"".join(self._answers), []
             self._waiting.clear()
             self._rest = None
             self._last = True
@@ -720,16 +708,16 @@ class HttpConnection(asyncio.Protocol):
             held.lost(self)
 
     def _answer(self, response: Response, keep: bool, head: bool = False) -> None:
-        worker = self._listener.worker
-        worker.node.metrics.requests[response.status] += 1
-        keep = keep and not worker.node.draining
-        now = worker.sweep.now
+        context = self._listener.context
+        context.node.metrics.requests[response.status] += 1
+        keep = keep and not context.node.draining
+        now = context.sweep.now
         if keep and response.status == 200 and not response.headers and not head:
             body = response.body
             self._answers.append(b"%b%d\r\n\r\n%b" % (ok(now, response.content_type, self._listener.kept), len(body), body))
             self._deadline = now + self._listener.keep_alive
             if self._deadline + 1 < self.due_at:
-                worker.sweep.watch(self, self._deadline)
+                context.sweep.watch(self, self._deadline)
             return
         self._answers.append(encoded(response, now, self._listener.kept if keep else CLOSE, head))
         if not keep:
@@ -763,7 +751,7 @@ class HttpConnection(asyncio.Protocol):
         """Pauses reading while the client reads no answers, too many requests wait, or input is unprocessed."""
         overfull = self._overfull
         if self._rest is not None and not overfull and not self._gone:
-            self._listener.worker.turn.resume(self)
+            self._listener.turn.resume(self)
         pause = overfull or self._held_reading or self._rest is not None
         if pause != self._paused and not self._transport.is_closing():
             self._paused = pause
@@ -776,7 +764,7 @@ class HttpConnection(asyncio.Protocol):
 
     def _expect(self, seconds: float) -> None:
         """Sets the deadline. The sweep is told only of one a second or more before the look it has planned."""
-        sweep = self._listener.worker.sweep
+        sweep = self._listener.context.sweep
         self._deadline = deadline = sweep.now + seconds
         if deadline + 1 < self.due_at:
             sweep.watch(self, self._deadline)
@@ -792,7 +780,7 @@ class HttpConnection(asyncio.Protocol):
             self.abort()
             return None
         if not self._linger and (self._stage != IDLE or not self._started):
-            self._listener.worker.node.metrics.cut_offs["slow-request"] += 1
+            self._listener.context.node.metrics.cut_offs["slow-request"] += 1
             self._log("request refused", 408, "the request took too long")
             self._answer(error(408, "the request took too long"), False)
             self.flush()
@@ -817,9 +805,9 @@ class HttpConnection(asyncio.Protocol):
 
     def _let_go(self) -> None:
         """Nothing holds this connection any more; its parser would, and it the parser."""
-        worker = self._listener.worker
-        worker.open.discard(self)
-        worker.sweep.forget(self)
+        context = self._listener.context
+        context.open.discard(self)
+        context.sweep.forget(self)
         self._gone = True
         del self._parser
 
@@ -836,14 +824,14 @@ class HttpConnection(asyncio.Protocol):
                 self._answer(self._refused, False, self._is_head())
             self.flush()
             return
-        worker = self._listener.worker
+        context = self._listener.context
         headers = self._headers
         path, query = self._target()
         ip = self._visitor_ip()
         crowded, address = self._listener.crowded, self._address
         if ip != self._peer and not address and crowded is None and not self._listener.trusting:  # behind a proxy
-            address = worker.shared_address(ip)
-            room = worker.addresses.enter(address)
+            address = context.shared_address(ip)
+            room = context.addresses.enter(address)
             address = address if room != "none" else ""
             crowded = None if room == "serve" else "address"
         handshake = Handshake(
@@ -855,13 +843,13 @@ class HttpConnection(asyncio.Protocol):
             ip,
             crowded,
         )
-        refusal: Response | WebSocketConnection
+        refusal: Response | Takeover
         # Java's client sends `Content-Length: 0` with its handshake.
         has_body = int(headers.get(b"content-length", 0)) > 0 or b"transfer-encoding" in headers
         if self._parser.get_http_version() != "1.1" or has_body:
             refusal = error(400, "a WebSocket handshake is an HTTP/1.1 request without a body")  # RFC 6455 §4.1
         else:
-            refusal = upgrade(worker, handshake, self._transport, rest, b"".join(self._answers))
+            refusal = self._listener.handlers.upgrade(handshake, self._transport, rest, b"".join(self._answers))
         if not isinstance(refusal, Response):
             refusal.address = address
             self._answers = []
@@ -870,9 +858,9 @@ class HttpConnection(asyncio.Protocol):
             self._let_go()
             return
         if not self._address:
-            worker.addresses.leave(address)
+            context.addresses.leave(address)
         self._last = True
         where = {"path": handshake.path, "origin": handshake.visitor.origin, "ip": handshake.ip}
-        worker.node.refusals.log_answer("handshake refused", refusal, **where)
+        context.node.refusals.log_answer("handshake refused", refusal, **where)
         self._answer(refusal, False)
         self.flush()

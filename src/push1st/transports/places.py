@@ -13,6 +13,8 @@ from typing import Literal
 from push1st.transports.descriptors import Room
 
 Bound = Literal["worker", "app", "address"]
+Crowded = Literal["server", "address"]
+"""why there is no room for a client"""
 
 
 class Places:

@@ -28,7 +28,7 @@ from push1st.core.hub import Write
 from push1st.core.node import App
 from push1st.core.session import Session
 from push1st.errors import Disconnect, Refused
-from push1st.messages import ClientRequest, Command, Ending, Established, Failure, Ping, Reply, Response, Subscribe
+from push1st.messages import Command, Ending, Established, Failure, Ping, Reply, Response, Subscribe
 from push1st.protocols import Codec
 from push1st.protocols.websocket import (
     PING_FRAME,
@@ -42,8 +42,9 @@ from push1st.protocols.websocket import (
     pong_frame,
     whole_text,
 )
-from push1st.transports.admission import AUTHORIZE_SECONDS, Crowded, admit, check_version, params
-from push1st.transports.listener import LINGER_BYTES, LINGER_SECONDS, Worker
+from push1st.transports.admission import AUTHORIZE_SECONDS, admit, check_version, params
+from push1st.transports.context import LINGER_BYTES, LINGER_SECONDS, EdgeContext
+from push1st.transports.handlers import Handshake, Takeover
 from push1st.transports.lost import LOST, unread
 from push1st.transports.sweep import NEVER
 from push1st.transports.turn import MAX_WAITING, SLICE_SECONDS
@@ -61,24 +62,13 @@ _GUID = b"258EAFA5-E914-47DA-95CA-C5AB0DC85B11"
 _SWITCH = b"HTTP/1.1 101 Switching Protocols\r\nUpgrade: websocket\r\nConnection: Upgrade\r\nSec-WebSocket-Accept: %b\r\n\r\n"
 
 
-class Handshake(msgspec.Struct, frozen=True, gc=False):
-    """A request to upgrade. path: as on the request line. ip: "" on a Unix socket. crowded: why there is no room for it."""
-
-    method: str
-    path: str
-    key: str
-    version: str
-    visitor: ClientRequest
-    ip: str
-    crowded: Crowded | None = None
-
-
-class WebSocketConnection(asyncio.Protocol):
+class WebSocketConnection(Takeover):
     """One client. It owns the socket from the handshake on. switch: what goes out first, the handshake's answer."""
 
     __slots__ = (
         "_authorize_by",
         "_closing",
+        "_context",
         "_decoder",
         "_events",
         "_linger",
@@ -89,27 +79,25 @@ class WebSocketConnection(asyncio.Protocol):
         "_slow",
         "_switch",
         "_transport",
-        "_worker",
-        "address",
         "codec",
         "due_at",
     )
 
     def __init__(
-        self, worker: Worker, transport: asyncio.Transport, codec: Codec, protocol: ProtocolConfig, switch: bytes
+        self, context: EdgeContext, transport: asyncio.Transport, codec: Codec, protocol: ProtocolConfig, switch: bytes
     ) -> None:
-        self._worker = worker
+        self._context = context
         self._transport = transport
         self.codec = codec
         self.address = ""
-        """the name under which `Worker.addresses` counts the connection; "" if it does not"""
+        """the name under which `EdgeContext.addresses` counts the connection; "" if it does not"""
         self._protocol = protocol
         self._decoder: Decoder | None = None
         """None while no frame and no message is incomplete, so that an idle connection takes no memory for a decoder"""
         self._events: Iterator[Event] | None = None
         """events of the input that are not handled yet"""
         self._session: Session | None = None
-        self._seen = worker.sweep.now
+        self._seen = context.sweep.now
         self._pinged = 0
         self._linger = 0
         self._slow = False
@@ -130,7 +118,7 @@ class WebSocketConnection(asyncio.Protocol):
     def open(self, session: Session) -> None:
         """The client has been let in."""
         self._session = session
-        node = self._worker.node
+        node = self._context.node
         node.fanout.direct(session, self._switch)
         self._switch = b""
         metrics = node.metrics
@@ -139,30 +127,30 @@ class WebSocketConnection(asyncio.Protocol):
 
     def take_over(self) -> None:
         """The socket is this connection's now."""
-        worker = self._worker
+        context = self._context
         if self._switch:
             self._transport.write(self._switch)
         self._transport.set_protocol(self)
-        self._transport.set_write_buffer_limits(high=worker.config.server.outbox)
-        worker.open.add(self)
+        self._transport.set_write_buffer_limits(high=context.config.server.outbox)
+        context.open.add(self)
         if self._session is not None and self._session.app.config.authorized_only and self._session.push is None:
             self._authorize_by = self._seen + AUTHORIZE_SECONDS
-            worker.sweep.watch(self, self._authorize_by)
+            context.sweep.watch(self, self._authorize_by)
         elif self.due_at == NEVER:
             # Spread over the last tenth, so that clients that came together are not looked at together.
             first = self._protocol.activity_timeout * (1 - (id(self) >> 4) % 100 / 1000)
-            worker.sweep.watch(self, self._seen + min(first, self._token_seconds()))
+            context.sweep.watch(self, self._seen + min(first, self._token_seconds()))
 
     # asyncio.Protocol
 
     def data_received(self, data: bytes) -> None:
-        self._worker.arrived(self, data)
+        self._context.arrived(self, data)
 
     def process(self, data: bytes) -> bool:
-        worker = self._worker
-        self._seen = worker.sweep.now
+        context = self._context
+        self._seen = context.sweep.now
         self._pinged = 0
-        worker.node.metrics.bytes_in += len(data)
+        context.node.metrics.bytes_in += len(data)
         if self._linger:
             self._events = None
             self._discard(len(data))
@@ -198,8 +186,8 @@ class WebSocketConnection(asyncio.Protocol):
                 elif self._session is not None:
                     self._without_text(self._session, event)
                 if not until:
-                    until = worker.turn.clock() + SLICE_SECONDS
-                elif not left or worker.turn.clock() > until:
+                    until = context.turn.clock() + SLICE_SECONDS
+                elif not left or context.turn.clock() > until:
                     self._events = events
                     return True
             if self._decoder is not None and self._decoder.is_between_messages:
@@ -218,19 +206,19 @@ class WebSocketConnection(asyncio.Protocol):
         if decoder is None:
             most = self._protocol.max_payload
             if self._session is not None:
-                most = self._worker.most_message(self._protocol, self._session.app.config.limits)
+                most = self._context.most_message(self._protocol, self._session.app.config.limits)
             decoder = self._decoder = Decoder(most, self.codec.binary)
         return decoder.feed(data)
 
     def _without_text(self, session: Session, event: Event) -> None:
         """Handles a control frame or a fragment."""
         if type(event) is Pinged:
-            self._worker.node.fanout.direct(session, pong_frame(event.payload))
+            self._context.node.fanout.direct(session, pong_frame(event.payload))
         if type(event) is not Fragment or event.size < SMALL_FRAGMENT:
             session.charge()
 
     def keep(self, data: bytes) -> None:
-        self._worker.node.metrics.bytes_in += len(data)
+        self._context.node.metrics.bytes_in += len(data)
         if self._linger:
             self._discard(len(data))
         else:
@@ -249,7 +237,7 @@ class WebSocketConnection(asyncio.Protocol):
 
     def _resume(self) -> None:
         if self._events is not None:
-            self._worker.turn.resume(self)
+            self._context.turn.resume(self)
 
     def _text(self, text: str) -> Collection[Command] | None:
         """Handles a message; returns the commands that wait."""
@@ -268,7 +256,7 @@ class WebSocketConnection(asyncio.Protocol):
 
         Output that the client does not read in time is discarded. With TLS uvloop closes the socket at once.
         """
-        self._worker.turn.catch_up()
+        self._context.turn.catch_up()
         is_secure = self._transport.get_extra_info("sslcontext") is not None
         if self._has_input():
             if is_secure:
@@ -278,12 +266,12 @@ class WebSocketConnection(asyncio.Protocol):
         if not self._closing:
             self._closing = True
             self._leave()
-        sweep = self._worker.sweep
+        sweep = self._context.sweep
         sweep.watch(self, sweep.now + CLOSE_SECONDS)
         return False
 
     def connection_lost(self, exc: Exception | None) -> None:
-        turn = self._worker.turn
+        turn = self._context.turn
         turn.catch_up()
         if not self._closing and turn.keeps_lost():
             if self._transport is LOST:
@@ -319,10 +307,10 @@ class WebSocketConnection(asyncio.Protocol):
         self._linger = 1
         self._events = None
         self._leave()
-        self._worker.addresses.leave(self.address)
+        self._context.addresses.leave(self.address)
         self.address = ""
-        self._worker.open.discard(self)
-        self._worker.sweep.forget(self)
+        self._context.open.discard(self)
+        self._context.sweep.forget(self)
 
     def pause_writing(self) -> None:
         """The outbox passed its bound. This may be in the midst of a flush, so the cut waits for the end of the turn."""
@@ -334,7 +322,7 @@ class WebSocketConnection(asyncio.Protocol):
 
     def _cut(self) -> None:
         if not self._closing:
-            self._worker.node.metrics.cut_offs["slow"] += 1
+            self._context.node.metrics.cut_offs["slow"] += 1
             self._end(*self.codec.slow())
 
     # Outlet: what the session needs
@@ -343,7 +331,7 @@ class WebSocketConnection(asyncio.Protocol):
         if not self._closing and self._session is not None:
             frame = self.codec.reply(reply)
             if frame:
-                self._worker.node.fanout.direct(self._session, frame)
+                self._context.node.fanout.direct(self._session, frame)
 
     def close(self, code: int, reason: str) -> None:
         self._close(code, reason)
@@ -351,7 +339,7 @@ class WebSocketConnection(asyncio.Protocol):
     def _close(self, code: int, reason: str, announced: bool = True) -> None:
         if not self._closing:
             if self._session is not None:
-                self._worker.node.fanout.settle(self._session)
+                self._context.node.fanout.settle(self._session)
             self._end(code, reason, announced)
             if code == 1008:  # the client broke a rule, so the rest of its input is discarded
                 self._half_close()
@@ -359,8 +347,8 @@ class WebSocketConnection(asyncio.Protocol):
     def fail(self) -> None:
         if self._closing:
             return
-        self._worker.failed("connection")
-        self._worker.node.metrics.cut_offs["internal-error"] += 1
+        self._context.failed("connection")
+        self._context.node.metrics.cut_offs["internal-error"] += 1
         self.close(1011, "internal error")
 
     # The end
@@ -378,7 +366,7 @@ class WebSocketConnection(asyncio.Protocol):
             notice = self.codec.reply(Ending(code, reason)) if announced else b""
             self._transport.write(notice + close_frame(code, reason))
         self._resume()
-        sweep = self._worker.sweep
+        sweep = self._context.sweep
         sweep.watch(self, sweep.now + CLOSE_SECONDS)
         if self._transport is LOST:
             self._release()
@@ -388,7 +376,7 @@ class WebSocketConnection(asyncio.Protocol):
         if self._linger:
             return
         self._linger = LINGER_BYTES
-        sweep = self._worker.sweep
+        sweep = self._context.sweep
         sweep.watch(self, sweep.now + LINGER_SECONDS)
         if not self._transport.is_closing() and self._transport.can_write_eof():
             self._transport.write_eof()
@@ -406,7 +394,7 @@ class WebSocketConnection(asyncio.Protocol):
     def _leave(self) -> None:
         session, self._session = self._session, None
         if session is not None:
-            self._worker.node.metrics.connections[self.codec.name] -= 1
+            self._context.node.metrics.connections[self.codec.name] -= 1
             session.close()
 
     def leave(self, code: int, reason: str) -> None:
@@ -427,7 +415,7 @@ class WebSocketConnection(asyncio.Protocol):
             self._transport.abort()
             return None
         if self._token_seconds() <= 0:
-            self._worker.node.metrics.cut_offs["token-expired"] += 1
+            self._context.node.metrics.cut_offs["token-expired"] += 1
             self.send(Failure(401, EXPIRED))
             self.close(1008, EXPIRED)
             return self.due_at
@@ -438,7 +426,7 @@ class WebSocketConnection(asyncio.Protocol):
         claims = None if self._session is None else self._session.claims
         if claims is None or claims.exp is None:
             return math.inf
-        return claims.exp - self._worker.node.clock.wall() / 1_000_000_000
+        return claims.exp - self._context.node.clock.wall() / 1_000_000_000
 
     def _keep_alive(self, now: float) -> float:
         """Pings or disconnects a silent client, if one of these is due; returns when to look next."""
@@ -447,7 +435,7 @@ class WebSocketConnection(asyncio.Protocol):
             if session is not None and not session.authorized:
                 if self._authorize_by > now:
                     return self._authorize_by
-                self._worker.node.metrics.cut_offs["not-authorized"] += 1
+                self._context.node.metrics.cut_offs["not-authorized"] += 1
                 self.close(4009, "Connection not authorized within timeout")
                 return now + CLOSE_SECONDS
             self._authorize_by = 0
@@ -460,43 +448,45 @@ class WebSocketConnection(asyncio.Protocol):
         match self._pinged:
             case 1:
                 if self._session is not None:
-                    self._worker.node.fanout.direct(self._session, PING_FRAME)
+                    self._context.node.fanout.direct(self._session, PING_FRAME)
                 return now + PONG_SECONDS / 2
             case 2:
                 self.send(Ping())
                 return now + PONG_SECONDS / 2
-        self._worker.node.metrics.cut_offs["silent"] += 1
+        self._context.node.metrics.cut_offs["silent"] += 1
         self.close(4201, "no answer to a ping")
         return now + CLOSE_SECONDS
 
 
 # The handshake
 
-Start = Callable[[Worker, Handshake, ProtocolConfig, str, WebSocketConnection], None]
+Start = Callable[[EdgeContext, Handshake, ProtocolConfig, str, WebSocketConnection], None]
 
 
 def upgrade(
-    worker: Worker, handshake: Handshake, transport: asyncio.Transport, rest: bytes, before: bytes
+    context: EdgeContext, handshake: Handshake, transport: asyncio.Transport, rest: bytes, before: bytes
 ) -> Response | WebSocketConnection:
     """Makes a WebSocket of an HTTP connection, or says why not.
 
     before: answers to earlier requests that go out first; rest: what the client sent behind the handshake.
     """
-    config = worker.config.server
+    config = context.config.server
     if "//" in handshake.path:  # a client's base URL may end in a slash
         handshake = msgspec.structs.replace(handshake, path=re.sub("/{2,}", "/", handshake.path))
     path = handshake.path
     for base in config.bases("pusher"):
         if path.startswith(base):
-            return _open(worker, handshake, "pusher", config.pusher, _start_pusher, path[len(base) :], transport, rest, before)
+            return _open(context, handshake, "pusher", config.pusher, _start_pusher, path[len(base) :], transport, rest, before)
     for base in config.bases("websocket"):
         if path.startswith(base):
-            return _open(worker, handshake, "websocket", config.websocket, _start_raw, path[len(base) :], transport, rest, before)
+            return _open(
+                context, handshake, "websocket", config.websocket, _start_raw, path[len(base) :], transport, rest, before
+            )
     return _refusal(404, f"no WebSocket is served at {path[:200]}")
 
 
 def _open(
-    worker: Worker,
+    context: EdgeContext,
     handshake: Handshake,
     name: str,
     protocol: ProtocolConfig,
@@ -516,25 +506,25 @@ def _open(
         )
     if not _valid_key(handshake.key):
         return _refusal(400, "Sec-WebSocket-Key must be 16 bytes in base64")
-    codec = worker.codecs[name]
+    codec = context.codecs[name]
     accept = base64.b64encode(hashlib.sha1(handshake.key.encode() + _GUID, usedforsecurity=False).digest())
-    connection = WebSocketConnection(worker, transport, codec, protocol, before + _SWITCH % accept)
+    connection = WebSocketConnection(context, transport, codec, protocol, before + _SWITCH % accept)
     end = None
     try:
-        start(worker, handshake, protocol, tail, connection)
+        start(context, handshake, protocol, tail, connection)
     except Disconnect as exc:
         end = exc
-        worker.node.metrics.refusals[str(end.code)] += 1
+        context.node.metrics.refusals[str(end.code)] += 1
         status = None if name == "pusher" else _STATUSES.get(end.code)
         if status is not None:
             return _refusal(status, end.reason)
     connection.take_over()
     if end is not None:
         where = {"path": handshake.path, "origin": handshake.visitor.origin, "ip": handshake.ip}
-        worker.node.refusals.log("handshake refused", end.code, end.reason, **where)
+        context.node.refusals.log("handshake refused", end.code, end.reason, **where)
         connection.close(end.code, end.reason)
     if rest:
-        worker.arrived(connection, rest)
+        context.arrived(connection, rest)
     return connection
 
 
@@ -543,7 +533,7 @@ _STATUSES = {4001: 403, 4003: 403, 4004: 503, 4009: 403, 4100: 503}
 
 
 def _start_pusher(
-    worker: Worker, handshake: Handshake, protocol: ProtocolConfig, tail: str, connection: WebSocketConnection
+    context: EdgeContext, handshake: Handshake, protocol: ProtocolConfig, tail: str, connection: WebSocketConnection
 ) -> None:
     """Makes the session of a Pusher client. Raises Disconnect (protocol, sections 1 and 6)."""
     key = tail.removesuffix("/")
@@ -551,16 +541,16 @@ def _start_pusher(
         raise Disconnect(4005, "Path not found: connect to /app/KEY")
     visitor = handshake.visitor
     check_version(visitor.query)
-    app = admit(worker, protocol, key, visitor.origin, handshake.ip, handshake.crowded)
-    original, base = worker.config.server.bases("pusher")
+    app = admit(context, protocol, key, visitor.origin, handshake.ip, handshake.crowded)
+    original, base = context.config.server.bases("pusher")
     lenient = original != base and handshake.path.startswith(original)
-    session = Session(worker.node, app, connection, connection.codec, connection.write, handshake.ip, lenient=lenient)
+    session = Session(context.node, app, connection, connection.codec, connection.write, handshake.ip, lenient=lenient)
     connection.open(session)
     session.enter(visitor, lambda: connection.established(protocol.activity_timeout))
 
 
 def _start_raw(
-    worker: Worker, handshake: Handshake, protocol: ProtocolConfig, tail: str, connection: WebSocketConnection
+    context: EdgeContext, handshake: Handshake, protocol: ProtocolConfig, tail: str, connection: WebSocketConnection
 ) -> None:
     """Makes the session of a raw WebSocket client, on its channels. Raises Disconnect (Push1st API, section 7)."""
     try:
@@ -568,13 +558,13 @@ def _start_raw(
     except UnicodeDecodeError:
         raise Disconnect(1008, "the path is not UTF-8") from None
     query = params(handshake.visitor.query, plus="+")
-    app = admit(worker, protocol, key, handshake.visitor.origin, handshake.ip, handshake.crowded)
+    app = admit(context, protocol, key, handshake.visitor.origin, handshake.ip, handshake.crowded)
     prefix = query.get("session", "")
     if len(prefix.encode()) > MAX_PREFIX_BYTES or CONTROL.search(prefix):
         raise Disconnect(1008, f"session has at most {MAX_PREFIX_BYTES} bytes and no control characters")
-    claims = _claims(worker, handshake, app, query.get("token", ""))
+    claims = _claims(context, handshake, app, query.get("token", ""))
     session = Session(
-        worker.node, app, connection, connection.codec, connection.write, handshake.ip, prefix, claims, protocol.push
+        context.node, app, connection, connection.codec, connection.write, handshake.ip, prefix, claims, protocol.push
     )
     connection.open(session)
     wanted = [name for name in dict.fromkeys(channels) if name and session.permits(name)]
@@ -585,7 +575,7 @@ def _start_raw(
         session.handle(Subscribe(name))
 
 
-def _claims(worker: Worker, handshake: Handshake, app: App, token: str) -> auth.Claims | None:
+def _claims(context: EdgeContext, handshake: Handshake, app: App, token: str) -> auth.Claims | None:
     """What an access token allows, from the header or the query; None without one, or when it is not valid."""
     visitor = handshake.visitor
     scheme, _, bearer = (visitor.authorization or "").partition(" ")
@@ -596,20 +586,20 @@ def _claims(worker: Worker, handshake: Handshake, app: App, token: str) -> auth.
     if not token or not app.config.secret:
         return None
     try:
-        claims = auth.check_access_token(app.config.secret, app.config.id, token, worker.node.clock.wall() // 1_000_000_000)
+        claims = auth.check_access_token(app.config.secret, app.config.id, token, context.node.clock.wall() // 1_000_000_000)
     except Refused as refused:
-        worker.node.metrics.refusals["access-token"] += 1
-        _log_token(worker, handshake, app, refused.text)
+        context.node.metrics.refusals["access-token"] += 1
+        _log_token(context, handshake, app, refused.text)
         return None
     if claims.allows_origin(visitor.origin):
         return claims
-    _log_token(worker, handshake, app, "the access token is for another origin")
+    _log_token(context, handshake, app, "the access token is for another origin")
     return None
 
 
-def _log_token(worker: Worker, handshake: Handshake, app: App, reason: str) -> None:
+def _log_token(context: EdgeContext, handshake: Handshake, app: App, reason: str) -> None:
     where = {"app": app.config.id, "origin": handshake.visitor.origin, "ip": handshake.ip}
-    worker.node.refusals.log("access token refused", 401, reason, **where)
+    context.node.refusals.log("access token refused", 401, reason, **where)
 
 
 def _refusal(status: int, text: str, headers: bytes = b"") -> Response:

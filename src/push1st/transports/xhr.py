@@ -20,19 +20,22 @@ import re
 from collections import Counter, deque
 from collections.abc import Coroutine
 from functools import partial
-from typing import TYPE_CHECKING, Any, Protocol, TypeAlias
+from typing import Any
 
 import msgspec
 
 from push1st import logs
+from push1st.config.model import AppConfig
 from push1st.core.node import App, Listener
 from push1st.core.session import WAITING, Session
 from push1st.eager import spawn
 from push1st.errors import Disconnect, Refused
 from push1st.messages import ClientRequest, Established, Reply, Response
 from push1st.protocols.pusher_xhr import HEARTBEAT, LONGEST, OPEN_FRAME, decode_messages, end_frames, whole_frames
-from push1st.transports.admission import AUTHORIZE_SECONDS, Crowded, admit, capacity_error, check_version
+from push1st.transports.admission import AUTHORIZE_SECONDS, admit, capacity_error, check_version
+from push1st.transports.answers import endless
 from push1st.transports.caller import PROXY_HINT
+from push1st.transports.context import EdgeContext
 from push1st.transports.forwarding import (
     HEADERS,
     TYPE,
@@ -48,12 +51,10 @@ from push1st.transports.forwarding import (
     encode,
     topic_of,
 )
-from push1st.transports.places import Bound, Places
+from push1st.transports.handlers import Exchange, HandlerRequest, Outcome, Takeover
+from push1st.transports.places import Bound, Crowded, Places
 from push1st.transports.sweep import NEVER
 from push1st.transports.turn import MAX_WAITING, SLICE_SECONDS
-
-if TYPE_CHECKING:  # it holds the fallbacks
-    from push1st.transports.listener import Worker
 
 GAP_SECONDS = 10
 """from the end of a request to the next: then the client is gone"""
@@ -76,6 +77,8 @@ PROBE_SECONDS = 2
 MAX_MISSES = 3
 """how often other workers are asked whether they are there, and how many times they may not answer"""
 INBOX = "#xhr-at-"
+TAIL = "([^/]+)/([^/]+/[^/]+)/(xhr_streaming|xhr_send|xhr)"
+"""the rest of a path: app key, session id, endpoint"""
 
 
 _PREFLIGHT = (
@@ -112,20 +115,15 @@ class XhrRequest(msgspec.Struct, frozen=True, gc=False):
         return self.visitor.origin
 
 
-class Poll(Protocol):
-    """A request that waits."""
-
-    def finish(self, response: Response) -> None: ...
-
-
 class Fallbacks:
     """A worker's fallback sessions.
 
-    path: what the paths of their requests match: app key, id, endpoint. start: what these begin with, a regular expression.
     apart: the places of the sessions that wait for a request.
     """
 
-    def __init__(self, worker: "Worker") -> None:
+    headers = HEADERS
+
+    def __init__(self, worker: EdgeContext) -> None:
         self._worker = worker
         self._clients: dict[tuple[str, str | None, str], XhrConnection] = {}
         self._topics: dict[tuple[str, str | None, str], App] = {}
@@ -142,12 +140,29 @@ class Fallbacks:
         self.due_at = NEVER
         self.detached = Places(MAX_DETACHED)
         self._full = {bound: logs.Seldom() for bound in ("worker", "app", "address")}
-        bases = worker.config.server.bases("pusher")
-        base = f"(?:{'|'.join(map(re.escape, bases))})" if bases else "(?!)"
-        self.start = base + "[^/ ?]+/[^/ ?]+/[^/ ?]+/xhr"
-        self.path = re.compile(base + r"([^/]+)/([^/]+/[^/]+)/(xhr_streaming|xhr_send|xhr)\Z")
 
-    def visit(self, visit: XhrRequest, poll: Poll) -> "XhrOutcome | Coroutine[Any, Any, XhrOutcome]":
+    def handle(self, request: HandlerRequest, exchange: Exchange) -> Outcome | Coroutine[Any, Any, Outcome]:
+        """Serves a request (`handlers.Handler`)."""
+        key, id, endpoint = request.args
+        visit = XhrRequest(
+            request.method,
+            key,
+            id,
+            endpoint,
+            request.query,
+            request.body,
+            request.client,
+            request.ip,
+            request.crowded,
+            request.is_direct,
+        )
+        return self.visit(visit, exchange)
+
+    def app_of(self, args: tuple[str, ...]) -> AppConfig | None:
+        """Returns the app of a request."""
+        return self._worker.node.apps.by_key(args[0])
+
+    def visit(self, visit: XhrRequest, poll: Exchange) -> Outcome | Coroutine[Any, Any, Outcome]:
         """What becomes of a request: its answer, a stream that takes the socket over, or the client that `poll` waits for.
 
         It is found out by the coroutine where other workers have to be asked. Both raise Refused.
@@ -166,7 +181,7 @@ class Fallbacks:
             return client.when_applied(found)
         return found
 
-    def _serve(self, visit: XhrRequest, poll: Poll, client: "XhrConnection | None") -> "XhrOutcome":
+    def _serve(self, visit: XhrRequest, poll: Exchange, client: "XhrConnection | None") -> Outcome:
         """A request of a session here, or the first one of a new session."""
         if visit.endpoint == "xhr_send":
             if client is None or client.closing:
@@ -189,7 +204,7 @@ class Fallbacks:
 
     # Sessions of other workers
 
-    async def _seek(self, visit: XhrRequest, poll: Poll) -> "XhrOutcome":
+    async def _seek(self, visit: XhrRequest, poll: Exchange) -> Outcome:
         """Forwards a request to the worker that has its session, or begins a session. Raises Refused(503)."""
         try:
             return await self._forward(visit, poll)
@@ -198,7 +213,7 @@ class Fallbacks:
                 raise
             return self._reject(visit, Disconnect(4100, "The broker is away, reconnect later"))
 
-    async def _forward(self, visit: XhrRequest, poll: Poll) -> "XhrOutcome":
+    async def _forward(self, visit: XhrRequest, poll: Exchange) -> Outcome:
         node = self._worker.node
         config = node.apps.by_key(visit.key)
         if config is None:
@@ -456,7 +471,9 @@ class XhrConnection:
         "name",
     )
 
-    def __init__(self, fallbacks: Fallbacks, worker: "Worker", name: tuple[str, str | None, str], place: tuple[str, str]) -> None:
+    def __init__(
+        self, fallbacks: Fallbacks, worker: EdgeContext, name: tuple[str, str | None, str], place: tuple[str, str]
+    ) -> None:
         self._fallbacks = fallbacks
         self._worker = worker
         self.name = name
@@ -469,7 +486,7 @@ class XhrConnection:
         self._timeout = worker.config.server.pusher.activity_timeout
         self._period = min(HEARTBEAT_SECONDS, self._timeout / 2)
         self._session: Session | None = None
-        self._poll: Poll | None = None
+        self._poll: Exchange | None = None
         self._stream: Stream | RemoteRequest | None = None
         self._room = -1
         """characters until the stream is full; less than nothing: full, or there is none"""
@@ -504,7 +521,7 @@ class XhrConnection:
     def _is_detached(self) -> bool:
         return self._poll is None and self._stream is None
 
-    def poll(self, poll: Poll) -> "Response | XhrConnection":
+    def poll(self, poll: Exchange) -> "Response | XhrConnection":
         """Answers a poll, or has it wait."""
         self._displace(poll, None)
         if self._kept:
@@ -521,7 +538,7 @@ class XhrConnection:
         if self.closing:
             self._end_stream()
 
-    def _displace(self, poll: Poll | None, stream: "Stream | RemoteRequest | None") -> None:
+    def _displace(self, poll: Exchange | None, stream: "Stream | RemoteRequest | None") -> None:
         """A new request is there; the one before it is over. Not in this turn, in which it may bring about the next."""
         if self._is_detached:
             self._fallbacks.detached.leave(*self._place)
@@ -535,7 +552,7 @@ class XhrConnection:
         if old_stream is not None:
             loop.call_soon(old_stream.close)
 
-    def lost(self, request: "Poll | Stream | RemoteRequest") -> None:
+    def lost(self, request: "Exchange | Stream | RemoteRequest") -> None:
         """The socket of a request is gone."""
         if request is self._poll:
             self._part()
@@ -664,7 +681,7 @@ class XhrConnection:
         """Whether some messages are not applied yet."""
         return self._inbox is not None
 
-    async def when_applied(self, found: "XhrOutcome") -> "XhrOutcome":
+    async def when_applied(self, found: Outcome) -> Outcome:
         """Returns `found` when all messages received so far are applied, so that a client does not send faster than that."""
         if self._inbox is not None:
             applied: asyncio.Future[None] = asyncio.get_running_loop().create_future()
@@ -818,12 +835,12 @@ def _set_done(future: asyncio.Future[None]) -> None:
         future.set_result(None)
 
 
-class Stream(asyncio.Protocol):
+class Stream(Takeover):
     """The response to one `xhr_streaming` request, which never ends by itself. It owns the socket from then on."""
 
-    __slots__ = ("_client", "_transport", "_worker", "address", "due_at")
+    __slots__ = ("_client", "_transport", "_worker", "due_at")
 
-    def __init__(self, client: XhrConnection | RemoteSession, worker: "Worker") -> None:
+    def __init__(self, client: XhrConnection | RemoteSession, worker: EdgeContext) -> None:
         self._client = client
         self.address = ""
         """the name under which `Worker.addresses` counts the stream; "" if it does not"""
@@ -832,11 +849,11 @@ class Stream(asyncio.Protocol):
         self.due_at = NEVER
 
     def start(self, transport: asyncio.Transport, before: bytes) -> None:
-        """before: what goes out first, the response's head the last of it."""
+        """Begins the response. It has no chunks, so that every subscriber gets the same bytes."""
         self._transport = transport
         transport.set_protocol(self)  # first, so that a client that does not read `before` is noticed
         transport.set_write_buffer_limits(high=self._worker.config.server.outbox)
-        transport.write(before)
+        transport.write(before + endless(self._worker.sweep.now, TYPE, HEADERS))
         self._worker.open.add(self)
         self._client.stream(self)
 
@@ -891,7 +908,3 @@ class Stream(asyncio.Protocol):
     def due(self, now: float) -> float | None:
         self._transport.abort()
         return None
-
-
-XhrOutcome: TypeAlias = Response | Stream | XhrConnection | RemoteSession
-"""What becomes of a request: its answer, a stream that takes the socket over, or who will answer it."""

@@ -38,7 +38,7 @@ def full(limit: Callable[[], int]) -> Descriptors:
 
 def site_at(limit: int = LIMIT, **more) -> Site:
     site = Site(**more)
-    site.worker.descriptors = full(lambda: limit)
+    site.context.descriptors = full(lambda: limit)
     return site
 
 
@@ -92,13 +92,13 @@ def test_the_limit_may_change_while_the_process_runs():
 def test_exhausted_descriptors_are_logged_once_a_minute():
     limits = [LIMIT]
     site = Site()
-    site.worker.descriptors = Descriptors(lambda: limits[0], lambda: OWN)
+    site.context.descriptors = Descriptors(lambda: limits[0], lambda: OWN)
     with capture_logs() as logged:
-        site.worker.check_descriptors()
+        site.context.check_descriptors()
         assert logged == []
         limits[0] = OWN
         for _ in range(90):
-            site.worker.check_descriptors()
+            site.context.check_descriptors()
             site.clock.advance(1)
     assert [line["event"] for line in logged] == ["no file descriptors are left"] * 2
 
@@ -163,7 +163,7 @@ async def test_when_no_spare_descriptor_is_left_connections_are_destroyed_and_th
             assert (await ask(site, LAST + 16 + number, request("GET", "/health"))).aborted
     assert [(line["log_level"], line["connections_possible"]) for line in logged] == [("warning", LAST - OWN)]
     assert site.metrics.cut_offs == {"crowded": 20}
-    assert not site.worker.open
+    assert not site.context.open
 
 
 OFFICE, HOME = ("203.0.113.9", 1234), ("198.51.100.7", 1234)
@@ -173,7 +173,7 @@ PROXY = ("10.0.0.1", 1234)
 def small_site(**more) -> Site:
     """A worker that may have 16 connections, 14 of an address."""
     site = Site(trusting=False, **more)
-    site.worker.descriptors = Descriptors(lambda: 62, lambda: OWN)
+    site.context.descriptors = Descriptors(lambda: 62, lambda: OWN)
     return site
 
 
@@ -193,7 +193,7 @@ async def greeted(site: Site, peer: object, *headers: str) -> bool:
 
 async def test_one_address_cannot_take_all_connections():
     site = small_site()
-    assert site.worker.descriptors.possible == 16
+    assert site.context.descriptors.possible == 16
     with capture_logs() as logged:
         assert [await greeted(site, OFFICE) for _ in range(40)] == [True] * 14 + [False] * 26
     (line,) = logged
@@ -266,7 +266,7 @@ def test_when_all_have_ended_no_address_has_anything(steps):
             transport.protocol.connection_lost(None)
         site.pass_seconds(30)
         await turns()
-        assert dict(site.worker.addresses._counts) == {}
+        assert dict(site.context.addresses._counts) == {}
 
     asyncio.run(go())
 

@@ -15,6 +15,7 @@ from push1st.errors import Refused
 from push1st.messages import Request, Response
 from push1st.transports import answers as answers_module
 from push1st.transports import http, turn
+from push1st.transports.context import LINGER_BYTES, LINGER_SECONDS
 from push1st.transports.http import (
     ANSWER_SECONDS,
     BODY_SECONDS,
@@ -22,7 +23,6 @@ from push1st.transports.http import (
     MAX_HEAD,
     MAX_WAITING,
 )
-from push1st.transports.listener import LINGER_BYTES, LINGER_SECONDS
 from push1st.transports.sweep import NEVER
 from tests.support.frames import masked
 from tests.support.http import Answer, answers, handshake, request, statuses
@@ -274,7 +274,7 @@ async def test_a_known_head_in_parts_is_read_as_ever(site, served):
 async def test_heads_that_mean_something_are_not_remembered(site, served, head):
     await site.ask(request("GET", "/a", None, head))
     transport = await site.ask(request("GET", "/a", None, head))
-    assert site.worker.heads == {}
+    assert site.handlers.heads == {}
     assert (not served.last.distrust) is (head == "Connection: close")
     assert transport.closed is (head == "Connection: close")
 
@@ -283,9 +283,9 @@ async def test_remembered_heads_are_bounded(site, monkeypatch):
     monkeypatch.setattr(http, "MAX_HEADS", 3)
     for n in range(10):
         await site.ask(request("GET", f"/{n}"))
-    assert len(site.worker.heads) <= 3
+    assert len(site.handlers.heads) <= 3
     await site.ask(request("GET", "/" + "x" * 2000))
-    assert all(len(head) <= 1024 for head in site.worker.heads)
+    assert all(len(head) <= 1024 for head in site.handlers.heads)
 
 
 @pytest.mark.parametrize(
@@ -407,7 +407,7 @@ async def test_requests_of_a_lost_client_are_served_but_not_answered(site, serve
     await served.answer("/wait/a")
     assert transport.writes == []
     assert [one.path for one in served.requests] == ["/wait/a", "/b"]
-    assert connection not in site.worker.open
+    assert connection not in site.context.open
     assert connection.due_at == NEVER
     assert site.failures == []
 
@@ -420,11 +420,11 @@ async def test_backlog_of_a_lost_client_is_served_in_slices(site, served, secure
     transport.abort()
     connection.connection_lost(BrokenPipeError())
     assert 0 < len(served.requests) < 150
-    assert connection in site.worker.open
+    assert connection in site.context.open
     await turns(20)
     assert [one.path for one in served.requests] == [f"/{number}" for number in range(500)]
     assert (transport.late, site.failures) == ([], [])
-    assert connection not in site.worker.open
+    assert connection not in site.context.open
     assert connection.due_at == NEVER
 
 
@@ -438,14 +438,14 @@ async def test_lost_client_becomes_no_websocket_and_holds_no_poll(site, served):
     await served.answer("/wait/a")
     await turns()
     assert served.last.path == "/b"
-    assert connection not in site.worker.open
+    assert connection not in site.context.open
     other, transport = site.connect()
     other.data_received(b"".join(request("GET", f"/{number}") for number in range(500)) + handshake(f"/app/{KEY}?protocol=7"))
     await turns(1)
     other.connection_lost(None)
     await turns(20)
     assert site.metrics.opened["pusher"] == 0
-    assert other not in site.worker.open
+    assert other not in site.context.open
     assert site.failures == []
 
 
@@ -458,7 +458,7 @@ async def test_backlog_of_a_connection_that_the_server_ends_is_discarded(site, s
     connection.connection_lost(None)
     await turns(20)
     assert served.requests == []
-    assert connection not in site.worker.open
+    assert connection not in site.context.open
 
 
 async def test_lost_client_has_no_backlog_while_a_thousand_others_have_one(site, served, monkeypatch):
@@ -470,7 +470,7 @@ async def test_lost_client_has_no_backlog_while_a_thousand_others_have_one(site,
     served.requests.clear()
     await turns(20)
     assert served.requests == []
-    assert connection not in site.worker.open
+    assert connection not in site.context.open
 
 
 async def test_input_in_the_socket_of_a_lost_client_is_read_and_served(site, served):
@@ -497,7 +497,7 @@ async def test_backlog_is_served_after_the_end_of_the_stream_and_answered(site, 
 async def test_deadline_waits_for_a_backlog(site, served):
     connection, transport = site.connect()
     connection.data_received(b"".join(request("GET", f"/{number}") for number in range(500)))
-    site.worker.turn.catch_up()
+    site.context.turn.catch_up()
     site.clock.advance(HEAD_SECONDS + ANSWER_SECONDS)
     assert connection.due(site.clock.monotonic()) is not None
     assert not transport.closed
@@ -633,7 +633,7 @@ async def test_a_head_behind_a_large_body_is_served_wherever_it_is_cut(site):
 async def test_trailers_are_bounded(site):
     connection, transport = site.connect()
     connection.data_received(request("POST", "/x", None, "Transfer-Encoding: chunked") + b"0\r\n")
-    for n in range(30 * site.worker.most_body("/x") // 10_000):
+    for n in range(30 * site.handlers.most_body("/x") // 10_000):
         connection.data_received(b"T%d: %b\r\n" % (n, b"y" * 1000))
         await turns(1)
     (answer,) = answers(transport.data)
@@ -642,22 +642,22 @@ async def test_trailers_are_bounded(site):
 
 
 async def test_a_body_that_is_announced_too_large_is_refused_before_it_comes(site, served):
-    transport = await site.ask(b"POST /x HTTP/1.1\r\nHost: h\r\nContent-Length: %d\r\n\r\n" % (site.worker.most_body("/x") + 1))
+    transport = await site.ask(b"POST /x HTTP/1.1\r\nHost: h\r\nContent-Length: %d\r\n\r\n" % (site.handlers.most_body("/x") + 1))
     assert statuses(transport.data) == [413]
     assert transport.ended
     assert served.requests == []
 
 
 async def test_a_body_of_the_most_bytes_is_read(site, served):
-    transport = await site.ask(request("POST", "/x", b"y" * site.worker.most_body("/x")))
+    transport = await site.ask(request("POST", "/x", b"y" * site.handlers.most_body("/x")))
     assert statuses(transport.data) == [200]
-    assert len(served.last.body) == site.worker.most_body("/x")
+    assert len(served.last.body) == site.handlers.most_body("/x")
 
 
 async def test_a_chunked_body_that_becomes_too_large_is_refused(site, served):
     connection, transport = site.connect()
     connection.data_received(request("POST", "/x", None, "Transfer-Encoding: chunked"))
-    for _ in range(site.worker.most_body("/x") // 10_000 + 1):
+    for _ in range(site.handlers.most_body("/x") // 10_000 + 1):
         connection.data_received(b"2710\r\n" + b"y" * 10_000 + b"\r\n")
     await turns()
     assert statuses(transport.data) == [413]
@@ -748,7 +748,7 @@ async def test_answers_before_the_one_that_is_refused_are_sent(site):
 
 
 async def test_the_body_of_a_refused_request_is_not_taken_for_requests(site, served):
-    body = request("GET", "/smuggled") * (site.worker.most_body("/x") // 20)
+    body = request("GET", "/smuggled") * (site.handlers.most_body("/x") // 20)
     transport = await site.ask(b"POST /x HTTP/1.1\r\nHost: h\r\nContent-Length: %d\r\n\r\n" % len(body) + body)
     assert statuses(transport.data) == [413]
     assert served.requests == []
@@ -1139,7 +1139,7 @@ async def test_an_upgrade_makes_a_websocket():
     answer = Answer(transport.data)
     assert (answer.headers["upgrade"], answer.headers["connection"]) == ("websocket", "Upgrade")
     assert type(transport.protocol).__name__ == "WebSocketConnection"
-    assert site.worker.open == {transport.protocol}
+    assert site.context.open == {transport.protocol}
 
 
 async def test_a_handshake_may_announce_that_it_has_no_body():
@@ -1297,7 +1297,7 @@ async def test_answers_to_requests_before_a_handshake_come_first_and_once():
     assert first.rest.startswith(b"HTTP/1.1 101 ")
     assert transport.data.count(b"HTTP/1.1 ") == 2
     assert not transport.closed
-    assert len(site.worker.open) == 1
+    assert len(site.context.open) == 1
 
 
 async def test_a_refused_handshake_is_answered_behind_the_requests_before_it():
@@ -1317,7 +1317,7 @@ async def test_a_handshake_that_ends_badly_leaves_no_http_connection_behind():
     site = Site()
     transport = await site.ask(handshake("/nowhere"))
     transport.protocol.connection_lost(None)
-    assert site.worker.open == set()
+    assert site.context.open == set()
 
 
 # The end
@@ -1366,9 +1366,9 @@ async def test_aborting_destroys_the_socket(site):
 
 async def test_a_connection_that_is_lost_is_forgotten(site):
     connection, _ = site.connect()
-    assert site.worker.open == {connection}
+    assert site.context.open == {connection}
     connection.connection_lost(None)
-    assert site.worker.open == set()
+    assert site.context.open == set()
     assert connection.due_at == NEVER
 
 
@@ -1398,7 +1398,7 @@ async def test_pipelined_requests_are_served_in_slices_and_in_order(site, served
     count = 500
     flooding.data_received(b"".join(request("GET", f"/{number}") for number in range(count)))
     other.data_received(request("GET", "/other"))
-    site.worker.turn.catch_up()
+    site.context.turn.catch_up()
     assert 0 < len(served.requests) < 80
     assert served.last.path == "/other"
     assert Answer(quick.data).body == b"/other "

@@ -21,7 +21,7 @@ class Connection:
 
     def process(self, data: bytes) -> bool:
         self.log.append(f"{self.name} works on {data.decode()}")
-        self.site.worker.turn.answering.append(self)
+        self.site.context.turn.answering.append(self)
         if self.fails == "process":
             raise ValueError("a defect")
         return False
@@ -44,36 +44,36 @@ EVENTS = f"/apps/{APP}/events"
 
 def test_a_body_may_hold_a_full_batch_of_its_app():
     site = Site(app_config({"payload": 100_000, "batch": 10}), app_config(id="small", key="small-key"))
-    assert site.worker.most_body(EVENTS) >= 2 * 100_000 * 10
-    assert site.worker.most_body(f"/pusher/app/{KEY}/1/abcdefgh/xhr_send") >= 2 * 100_000 * 10
+    assert site.handlers.most_body(EVENTS) >= 2 * 100_000 * 10
+    assert site.handlers.most_body(f"/pusher/app/{KEY}/1/abcdefgh/xhr_send") >= 2 * 100_000 * 10
     for path in ("/apps/small/events", "/apps/nobodys/events", "/pusher/app/small-key/1/abcdefgh/xhr_send", "/", "/apps/"):
-        assert site.worker.most_body(path) < 300_000
+        assert site.handlers.most_body(path) < 300_000
 
 
 @pytest.mark.parametrize("path", ["/sockets/apps/a%2Db/events", "/apps/a-b/events", "//apps//a-b//events"])
 def test_the_app_of_a_body_is_found_under_every_path_of_the_api(path):
     site = Site(app_config({"payload": 1_000_000}, id="a-b"), api=ApiConfig(path="/sockets/apps/"))
-    assert site.worker.most_body(path) > 2_000_000
+    assert site.handlers.most_body(path) > 2_000_000
 
 
 def test_a_body_may_have_what_the_configuration_says():
-    assert Site(server=ServerConfig(max_payload=50_000_000)).worker.most_body("/x") == 50_000_000
+    assert Site(server=ServerConfig(max_payload=50_000_000)).handlers.most_body("/x") == 50_000_000
 
 
 def test_a_message_may_hold_the_largest_event_of_its_app():
-    worker = Site().worker
+    worker = Site().context
     protocol = ProtocolConfig(path="/ws/", max_payload=10)
     assert worker.most_message(protocol, Limits(payload=100_000)) >= 2 * 100_000
     assert worker.most_message(protocol, Limits(payload=5)) < 5000
 
 
 def test_a_message_may_have_what_its_protocol_says():
-    assert Site().worker.most_message(ProtocolConfig(path="/ws/", max_payload=5_000_000), Limits()) == 5_000_000
+    assert Site().context.most_message(ProtocolConfig(path="/ws/", max_payload=5_000_000), Limits()) == 5_000_000
 
 
 async def test_a_turn_reads_all_then_works_then_writes_answers_before_deliveries():
     site = Site()
-    worker, stage = site.worker, site.world
+    worker, stage = site.context, site.world
     log: list[str] = []
     session, outlet = stage.session(push=frozenset())
     session.handle(Subscribe("c"))
@@ -95,9 +95,9 @@ async def test_with_a_broker_that_confirms_later_deliveries_have_a_turn_of_their
     await turns(2)
     outlet.on_write = lambda: log.append("a delivery")
     site.world.memory.shared = True
-    site.worker.arrived(Connection(site, log, "one"), b"a")
+    site.context.arrived(Connection(site, log, "one"), b"a")
     site.world.publish("c", b"1")
-    site.worker.turn.catch_up()
+    site.context.turn.catch_up()
     assert log == ["one works on a", "one answers"]
     await turns(2)
     assert log[-1] == "a delivery"
@@ -107,8 +107,8 @@ async def test_with_a_broker_that_confirms_later_deliveries_have_a_turn_of_their
 async def test_one_connection_that_fails_stops_no_other(step):
     site = Site()
     log: list[str] = []
-    site.worker.arrived(Connection(site, log, "one", step), b"a")
-    site.worker.arrived(Connection(site, log, "two"), b"b")
+    site.context.arrived(Connection(site, log, "one", step), b"a")
+    site.context.arrived(Connection(site, log, "two"), b"b")
     await turns(1)
     assert "one is destroyed" in log
     assert log[-1] == "two answers"
@@ -120,6 +120,6 @@ async def test_what_arrives_in_the_next_turn_is_worked_on_then():
     log: list[str] = []
     one = Connection(site, log, "one")
     for n in range(2):
-        site.worker.arrived(one, b"%d" % n)
+        site.context.arrived(one, b"%d" % n)
         await turns(1)
     assert log == ["one works on 0", "one answers", "one works on 1", "one answers"]

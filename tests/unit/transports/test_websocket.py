@@ -13,7 +13,7 @@ from push1st import auth
 from push1st.config.model import Networks, ProtocolConfig, ServerConfig
 from push1st.core.session import CHARGE_SECONDS, MAX_CHARGES, WAITING
 from push1st.transports.admission import AUTHORIZE_SECONDS, origin_allowed
-from push1st.transports.listener import LINGER_BYTES, LINGER_SECONDS
+from push1st.transports.context import LINGER_BYTES, LINGER_SECONDS
 from push1st.transports.sweep import NEVER
 from push1st.transports.turn import MAX_WAITING
 from push1st.transports.websocket import CLOSE_SECONDS, MAX_FRAMES, PONG_SECONDS, SMALL_FRAGMENT
@@ -433,7 +433,7 @@ async def test_what_is_no_json_ends_a_raw_connection(site):
 
 async def test_a_message_over_the_limit_ends_the_connection(site):
     transport = await opened(site)
-    most = site.worker.most_message(site.config.server.pusher, site.world.app.config.limits)
+    most = site.context.most_message(site.config.server.pusher, site.world.app.config.limits)
     await send(transport, text("x" * (most + 1)))
     assert close_of(transport.data)[0] == 1009
 
@@ -824,7 +824,7 @@ async def test_a_connection_that_is_lost_leaves_everything(site):
     site.world.publish("c", b"1")
     connection.connection_lost(ConnectionResetError())
     await turns()
-    assert site.worker.open == set()
+    assert site.context.open == set()
     assert site.metrics.connections["websocket"] == 0
     assert site.world.app.tenant.sessions == {}
     assert site.world.app.tenant.channels == {}
@@ -1013,7 +1013,7 @@ async def test_messages_of_a_lost_client_are_published(waits):
     publishing.take()
     publishing.abort()
     connection.connection_lost(BrokenPipeError())
-    assert connection in site.worker.open
+    assert connection in site.context.open
     if not waits:
         site.world.publish("c", b'"for the lost client"')
     await turns(10)
@@ -1022,7 +1022,7 @@ async def test_messages_of_a_lost_client_are_published(waits):
     assert [one["data"] for one in said(other) if one["data"] != "for the lost client"] == list(range(count))
     assert publishing.writes == publishing.late == []
     assert list(site.world.app.tenant.sessions) == [other.protocol._session.id]
-    assert connection not in site.worker.open
+    assert connection not in site.context.open
     assert connection.due_at == NEVER
     assert site.failures == []
 
@@ -1041,7 +1041,7 @@ async def test_messages_before_the_end_of_a_tls_stream_are_published(site):
     await turns(20)
     assert [one["data"] for one in said(other)] == list(range(count))
     assert len(site.world.app.tenant.sessions) == 2
-    assert connection not in site.worker.open
+    assert connection not in site.context.open
     assert (publishing.late, site.failures) == ([], [])
 
 
@@ -1052,12 +1052,12 @@ async def test_lost_client_with_a_backlog_can_be_ended(site, how):
     connection.data_received(masked(Opcode.PING, b"") * (100 * MAX_CHARGES if how == "flood" else 10 * MAX_FRAMES))
     await turns(1)
     connection.connection_lost(ConnectionResetError())
-    assert connection in site.worker.open
+    assert connection in site.context.open
     if how == "flood":
         await turns(500)
     else:
         connection.leave(4200, "bye") if how == "leave" else connection.abort()
-    assert connection not in site.worker.open
+    assert connection not in site.context.open
     assert site.world.app.tenant.sessions == {}
     await turns(5)
     assert connection.due_at == NEVER
@@ -1118,7 +1118,7 @@ async def test_a_flood_is_read_in_slices_and_others_are_served_between(site):
     flooding, other = await opened(site), await opened(site)
     flooding.protocol.data_received(masked(Opcode.PING, b"") * 10 * MAX_FRAMES)
     other.protocol.data_received(text({"event": "pusher:ping", "data": {}}))
-    site.worker.turn.catch_up()
+    site.context.turn.catch_up()
     assert len(frames(flooding.take())) == MAX_FRAMES
     assert not flooding.reading
     assert [one["event"] for one in said(other)] == ["pusher:pong"]
@@ -1152,7 +1152,7 @@ async def test_messages_before_the_end_are_published_in_slices(site):
 async def test_a_backlog_of_many_slices_is_kept_as_it_is(site):
     transport = await opened(site)
     transport.protocol.data_received(masked(Opcode.PING, b"") * 5 * MAX_FRAMES)
-    site.worker.turn.catch_up()
+    site.context.turn.catch_up()
     kept = transport.protocol._events
     assert transport.protocol.process(b"")
     assert transport.protocol._events is kept

@@ -127,10 +127,10 @@ async def test_stream_behind_answers_that_the_client_does_not_read_ends_the_conn
     assert transport.aborted
     connection.connection_lost(None)
     await turns()
-    assert connection not in site.worker.open
-    assert len(site.worker.fallbacks._clients) == 1
+    assert connection not in site.context.open
+    assert len(site.fallbacks._clients) == 1
     site.pass_seconds(GAP_SECONDS + 1)
-    assert not site.worker.fallbacks._clients
+    assert not site.fallbacks._clients
     assert not site.failures
 
 
@@ -140,7 +140,7 @@ async def test_messages_of_a_request_are_applied_in_slices(site):
     connection, sending = site.connect()
     body = json.dumps([json.dumps(PROTOCOL_PING)] * MAX_MESSAGES)
     connection.data_received(request("POST", SEND, body) + request("POST", SEND, body))
-    site.worker.turn.catch_up()
+    site.context.turn.catch_up()
     assert heard(transport) == ["pong"] * MAX_MESSAGES_A_SLICE
     assert sending.data == b""
     await turns(20)
@@ -180,7 +180,7 @@ async def test_requests_that_wait_are_answered_when_their_session_ends(how):
     connection.data_received(request("POST", SEND, json.dumps(wanted)) + request("POST", SEND, json.dumps(wanted)))
     await turns(20)
     assert statuses(sending.data) == [200]
-    (client,) = site.worker.fallbacks._clients.values()
+    (client,) = site.fallbacks._clients.values()
     client.close(4009, "bye") if how == "close" else client.abort()
     await turns(5)
     assert statuses(sending.data) == [200, 200]
@@ -192,7 +192,7 @@ async def test_session_with_too_many_messages_that_wait_is_ended():
     site = Site(slow=True)
     transport = await stream(site)
     site.world.broker.held = {"subscribe"}
-    (client,) = site.worker.fallbacks._clients.values()
+    (client,) = site.fallbacks._clients.values()
     body = json.dumps([json.dumps(PROTOCOL_PING)] * MAX_MESSAGES).encode()
     await subscribe(site)
     for _ in range(WAITING // MAX_MESSAGES + 3):
@@ -274,7 +274,7 @@ async def test_who_is_not_let_in_is_told_with_a_code(site, path, code, endpoint)
     answer = Answer((await ask(site, path.replace("/xhr", f"/{endpoint}"))).data)
     assert (answer.status, events(answer.body)) == (200, ["o", "error", code])
     assert site.metrics.refusals == {str(code): 1}
-    assert site.worker.fallbacks.detached.taken == 0
+    assert site.fallbacks.detached.taken == 0
 
 
 async def test_limits_and_origins_of_the_app_hold():
@@ -286,7 +286,7 @@ async def test_limits_and_origins_of_the_app_hold():
     assert events(answer.body) == ["o", "error", 4009]
     answer = Answer((await ask(site, POLL)).data)
     assert events(answer.body) == ["o", "error", 4004]
-    assert site.worker.fallbacks.detached.taken == 0
+    assert site.fallbacks.detached.taken == 0
 
 
 async def test_a_server_that_stops_lets_nobody_in(site):
@@ -320,7 +320,7 @@ async def test_sessions_between_requests_are_bounded(monkeypatch):
     assert await polled_as(site, 2, key="third-key") == ["o", "error", 4100]
     site.pass_seconds(GAP_SECONDS + 1)
     assert await polled_as(site, 3) == WELCOME
-    assert site.worker.fallbacks.detached.taken == 1
+    assert site.fallbacks.detached.taken == 1
 
 
 async def test_an_app_has_three_quarters_of_the_sessions_between_requests(monkeypatch):
@@ -405,7 +405,7 @@ async def test_no_path_of_theirs_reaches_the_api(site):
     connection, transport = site.connect()
     connection.data_received(request("POST", f"/apps/{APP}/events", '{"name":"e","channel":"c","data":1}'))
     await turns()
-    assert site.worker.heads
+    assert site.handlers.heads
     connection.data_received(request("POST", SEND, '[""]'.ljust(35)))
     connection.data_received(request("GET", SEND))
     connection.data_received(request("OPTIONS", SEND))
@@ -545,7 +545,7 @@ async def test_messages_are_applied_in_order_and_bad_ones_answered(site):
 
 async def test_a_message_has_the_size_a_websockets_may_have(site):
     await stream(site)
-    most = site.worker.most_message(site.config.server.pusher, site.world.app.config.limits)
+    most = site.context.most_message(site.config.server.pusher, site.world.app.config.limits)
     assert await send(site, "x" * (most + 1)) == 413
     assert await send(site, "x" * most) == 200
 
@@ -742,7 +742,7 @@ async def test_a_client_that_stays_silent_is_gone(site):
     assert site.metrics.cut_offs == {"silent": 1}
     assert not site.world.app.tenant.sessions
     site.pass_seconds(2 * GAP_SECONDS)
-    assert site.worker.fallbacks.detached.taken == 0
+    assert site.fallbacks.detached.taken == 0
 
 
 async def test_a_client_that_is_talked_to_without_a_break_is_asked_too(site):
@@ -776,7 +776,7 @@ async def test_a_client_without_a_request_is_gone(site):
     assert not site.world.app.tenant.channels
     assert site.metrics.cut_offs == {"gone": 1}
     assert await send(site) == 404
-    assert site.worker.fallbacks.detached.taken == 0
+    assert site.fallbacks.detached.taken == 0
     assert await polled(site) == WELCOME
 
 
@@ -820,7 +820,7 @@ async def test_who_is_disconnected_between_requests_is_told_with_the_next(site):
     second = await stream(site)
     assert heard(second) == ["1", "error", 4009]
     assert second.closed
-    assert site.worker.fallbacks.detached.taken == 0
+    assert site.fallbacks.detached.taken == 0
 
 
 async def test_who_is_disconnected_and_never_asks_again_is_forgotten(site):
@@ -828,7 +828,7 @@ async def test_who_is_disconnected_and_never_asks_again_is_forgotten(site):
     transport.protocol.connection_lost(None)
     session_of(site).disconnect(4009, "Terminated by the app")
     site.pass_seconds(GAP_SECONDS + 1)
-    assert site.worker.fallbacks.detached.taken == 0
+    assert site.fallbacks.detached.taken == 0
     assert await polled(site) == WELCOME
     assert site.metrics.cut_offs == {}
 
@@ -839,7 +839,7 @@ async def test_a_poll_is_told_of_the_end(site):
     session_of(site).disconnect(4009, "Terminated by the app")
     await turns()
     assert events(Answer(poll.data).body) == ["error", 4009]
-    assert site.worker.fallbacks.detached.taken == 0
+    assert site.fallbacks.detached.taken == 0
 
 
 async def test_all_are_told_when_the_server_stops(site):
@@ -849,7 +849,7 @@ async def test_all_are_told_when_the_server_stops(site):
     poll.protocol.data_received(request("POST", POLL.replace("session0", "session1"), b""))
     await turns()
     site.node.draining = True
-    for connection in list(site.worker.open):
+    for connection in list(site.context.open):
         connection.leave(4200, "Server is stopping, reconnect")
     await turns()
     assert heard(transport) == [4200]
@@ -859,12 +859,12 @@ async def test_all_are_told_when_the_server_stops(site):
     assert poll.closed
     transport.protocol.connection_lost(None)
     poll.protocol.connection_lost(None)
-    assert {type(one) for one in site.worker.open} <= {HttpConnection}
+    assert {type(one) for one in site.context.open} <= {HttpConnection}
 
 
 async def test_all_that_is_left_is_aborted(site):
     transport = await subscribed(site)
-    for connection in list(site.worker.open):
+    for connection in list(site.context.open):
         connection.abort()
     assert transport.aborted
     assert not site.world.app.tenant.sessions
@@ -936,7 +936,7 @@ async def test_a_stream_that_asks_for_another_upgrade_is_a_stream(site):
     assert events(transport.data.partition(b"\r\n\r\n")[2]) == WELCOME
     assert site.failures == []
     transport.protocol.connection_lost(None)
-    assert not [one for one in site.worker.open if one is transport.protocol]
+    assert not [one for one in site.context.open if one is transport.protocol]
 
 
 # Whatever happens
@@ -958,7 +958,7 @@ def test_what_is_counted_stays_true_and_everything_ends(taken):
 
     async def go():
         site = Site(server=ServerConfig(outbox=2000))
-        fallbacks = site.worker.fallbacks
+        fallbacks = site.fallbacks
         requests: list[Transport] = []
         for step, n in taken:
             path = PATH.replace("session0", f"session{n}")

@@ -1,0 +1,96 @@
+"""What all connections of a worker share, whatever their protocol: the node, the configuration, and the worker's bounds.
+
+This module knows no listener, no handler and no protocol of a connection. Each of those gets the context as an argument.
+"""
+
+from collections.abc import Callable, Mapping
+from typing import Protocol, get_args
+
+from push1st import logs
+from push1st.config.model import Config, ProtocolConfig
+from push1st.core.node import Node
+from push1st.limits import Limits
+from push1st.protocols import Codec
+from push1st.transports.caller import PROXY_HINT, shared_address
+from push1st.transports.descriptors import Descriptors
+from push1st.transports.places import Addresses, Crowded
+from push1st.transports.sweep import Sweep
+from push1st.transports.turn import Turn
+
+LINGER_SECONDS = 2
+LINGER_BYTES = 16 << 20
+"""for a client to stop sending, and to read the answer: closing the socket while unread bytes arrive would drop the answer"""
+FILES_HINT = "raise the limit of open files (ulimit -n, LimitNOFILE= of a unit), or add workers or machines"
+
+log = logs.get("push1st.transports")
+
+
+class Open(Protocol):
+    """A connection, as the server sees it when it stops."""
+
+    def leave(self, code: int, reason: str) -> None:
+        """Ends the connection as soon as the requests in progress are answered."""
+
+    def abort(self) -> None:
+        """Ends the connection at once."""
+
+
+class EdgeContext:
+    """A worker's node, configuration, codecs, timers and counts, for all its transports.
+
+    codecs: by the protocol's name. failed: logs the exception being handled, with its trace.
+    `open`: all connections. `arrived`: `Turn.arrived`.
+    """
+
+    def __init__(
+        self, node: Node, config: Config, codecs: Mapping[str, Codec], sweep: Sweep, failed: Callable[[str], None]
+    ) -> None:
+        self.node = node
+        self.config = config
+        self.codecs = codecs
+        self.sweep = sweep
+        self.failed = failed
+        self.open: set[Open] = set()
+        self.descriptors = Descriptors()
+        self.addresses = Addresses(lambda: self.descriptors.possible)
+        self.turn = Turn(node.clock.monotonic, self._write, failed)
+        self.arrived = self.turn.arrived
+        self._exhausted = logs.Seldom()
+        self._full = {why: logs.Seldom() for why in get_args(Crowded)}
+
+    def _write(self) -> None:
+        """Writes this turn's deliveries. With a broker that confirms publishes later, the fan-out schedules its own writes."""
+        if not self.node.shared:
+            self.node.fanout.turn()
+
+    def shared_address(self, ip: str) -> str:
+        """Returns the name under which bounds per address count a client; "" for a proxy in `server.proxies`."""
+        return "" if self.config.server.proxies.contains(ip) else shared_address(ip)
+
+    def refuse_crowded(self, why: Crowded, ip: str = "") -> None:
+        """Counts a client that is rejected for lack of room. Logs the first of each kind, then at most one line a minute."""
+        self.node.metrics.cut_offs["crowded"] += 1
+        times = self._full[why].times(self.node.clock.monotonic())
+        if times and why == "server":
+            log.warning(
+                "no file descriptors for more clients",
+                connections_possible=self.descriptors.possible,
+                refused=times,
+                hint=FILES_HINT,
+            )
+        elif times:
+            log.warning(
+                "too many connections of one address", address=ip, most=self.addresses.most, refused=times, hint=PROXY_HINT
+            )
+
+    def check_descriptors(self) -> None:
+        """Logs that no descriptor is free, at most once a minute. The kernel then rejects connections, and the server gets none.
+
+        This happens if the limit is lowered below the number in use, or if the whole machine has no more.
+        """
+        if self.descriptors.exhausted and self._exhausted.times(self.node.clock.monotonic()):
+            log.error("no file descriptors are left", hint=FILES_HINT)
+
+    def most_message(self, protocol: ProtocolConfig, limits: Limits) -> int:
+        """Returns the bytes that a WebSocket message may have: at least the largest event of the client's app, JSON-escaped."""
+        return max(protocol.max_payload, 2 * limits.payload + 4096)
