@@ -8,7 +8,7 @@ from fuzz.runner import among, main
 from fuzz.websocket import whole
 from push1st.errors import Disconnect, Refused
 from push1st.hooks.formats import push1st_event
-from push1st.messages import Fact, Failure, Message, Publish
+from push1st.messages import Failure, HookEvent, Message, Publish
 from push1st.protocols.raw import Raw
 from push1st.protocols.websocket import close_frame
 
@@ -44,7 +44,9 @@ def run(data: bytes, _random: Random) -> None:
     assert (message["channel"], message["event"]) == (command.channel, command.event)
     assert json.dumps(message["data"]) == json.dumps(json.loads(command.data))
     assert ("headers" in message) == bool(command.headers)
-    event = Fact("client-event", "app", command.channel, 2, "1.2", event=command.event, data=command.data, given=command.given)
+    event = HookEvent(
+        "client-event", "app", command.channel, 2, "1.2", event=command.event, data=command.data, given=command.given
+    )
     pushed = json.loads(json.loads(push1st_event(event))["data"])
     assert json.dumps(pushed["data"]) == json.dumps(message["data"])
     assert pushed.get("headers", {}) == message.get("headers", {})

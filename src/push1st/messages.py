@@ -117,7 +117,7 @@ def subscription_count(app: str, channel: str, count: int, id: int, received: in
     return Message(app, channel, SUBSCRIPTION_COUNT, b'{"subscription_count":%d}' % count, id, received)
 
 
-Happening = Literal[
+HookEventKind = Literal[
     "occupied",
     "vacated",
     "member-added",
@@ -130,13 +130,13 @@ Happening = Literal[
 ]
 Phase = Literal["new", "at-once", "settled", "held"]
 
-ENTERING: dict[Happening, Happening] = {"occupied": "vacated", "member-added": "member-removed"}
+ENTERING: dict[HookEventKind, HookEventKind] = {"occupied": "vacated", "member-added": "member-removed"}
 """entering edges, and the leaving edges that cancel them"""
 HOLD_SECONDS = 3.0
 """for which leaving edges are held back from hooks, because most members return within them (Pusher protocol, section 9)"""
 
 
-class Fact(msgspec.Struct, frozen=True, gc=False):
+class HookEvent(msgspec.Struct, frozen=True, gc=False):
     """Something that happened on a channel, for hooks: each is reported once in a cluster, in order per channel.
 
     at: wall clock, nanoseconds. socket_id: of the connection that caused it, where one did. user_id and user_info (JSON
@@ -148,7 +148,7 @@ class Fact(msgspec.Struct, frozen=True, gc=False):
     back when the last process stops.
     """
 
-    kind: Happening
+    kind: HookEventKind
     app: str
     channel: str
     at: int

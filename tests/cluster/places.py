@@ -18,7 +18,7 @@ from typing import Any
 
 from push1st import auth
 from push1st.apps.files import Files
-from push1st.brokers.redis import Redis, facts, shard
+from push1st.brokers.redis import Redis, events_consumer, shard
 from push1st.config.model import HooksConfig, Webhook
 from push1st.core.fanout import Fanout
 from push1st.core.node import Node
@@ -33,7 +33,7 @@ from push1st.messages import (
     WATCHLIST_EVENTS,
     CacheMissed,
     ClientRequest,
-    Fact,
+    HookEvent,
     Message,
     Replayed,
     SignedIn,
@@ -113,7 +113,7 @@ class Place:
         self.config = app_config({"members": 0, **limits}, subscription_count=bool(limits))
         self.node = Node(Files([self.config]), fanout, self.metrics, SystemClock(), random.getrandbits)
         self.hooks = Hooks()
-        self.facts = self.hooks.facts
+        self.hook_events = self.hooks.hook_events
         self.dead = False
 
         def numbered(number: int) -> None:
@@ -130,12 +130,12 @@ class Place:
         config = app_config(webhooks=(EDGES,))
         board = HookDispatcher([config], HooksConfig(), "", SystemClock(), random.getrandbits, Counter(), Counter(), Counter())
 
-        def queue(format: str, fact: Fact) -> None:
+        def queue(format: str, hook_event: HookEvent) -> None:
             if format == "pusher" and not self.dead:
-                backend.webhook(fact.kind, fact.channel, fact.user_id)
+                backend.webhook(hook_event.kind, hook_event.channel, hook_event.user_id)
 
         board._tell = queue  # type: ignore[method-assign]  # what an endpoint's queue takes
-        self.hooks.happened = board.happened  # type: ignore[method-assign]
+        self.hooks.on_event = board.on_event  # type: ignore[method-assign]
         return self
 
     async def open(self) -> "Place":
@@ -224,8 +224,8 @@ class Place:
         for one in self.shards:
             if one._task is not None:
                 one._task.cancel()
-            if one._reader is not None:
-                one._reader._task.cancel()
+            if one._consumer is not None:
+                one._consumer._task.cancel()
             one._closing = True
         self.drop()
         if self.broker._timer is not None:
@@ -356,7 +356,7 @@ async def nodes(**limits: int) -> AsyncIterator[tuple[Valkey, Place, Place]]:
     """A server of their own, and two nodes."""
     valkey = Valkey()
     try:
-        with hurried(BEAT_SECONDS=0.05, RECOVERY_SECONDS=0.5), hurried(facts, HOLD_SECONDS=0, BLOCK_MS=50):
+        with hurried(BEAT_SECONDS=0.05, RECOVERY_SECONDS=0.5), hurried(events_consumer, HOLD_SECONDS=0, BLOCK_MS=50):
             one, two = await Place(valkey.url, **limits).open(), await Place(valkey.url, **limits).open()
             try:
                 yield valkey, one, two

@@ -116,7 +116,7 @@ def test_members_who_return_within_the_hold_time_cause_no_webhook_when_the_engin
     server = stack.enter_context(machine(apps=app(receiver)))
     with room(server):
         wait_until(lambda: believed(receiver) == everybody(10), "all are there")
-    for _ in range(2):  # the worker that reads facts then may be another one each time
+    for _ in range(2):  # the worker that reads hook events then may be another one each time
         time.sleep(AWAY_SECONDS)
         if command:
             ask(server, command)

@@ -252,30 +252,30 @@ async def test_messages_come_in_one_order_to_everybody_though_the_clock_of_a_nod
             assert own == sorted(own), "a node's ids do not grow"
 
 
-async def test_facts_are_read_on_by_another_node_when_the_reader_dies() -> None:
+async def test_hook_events_are_read_on_by_another_node_when_the_reader_dies() -> None:
     async with nodes() as (valkey, one, two):
         await on(one, "c")
-        await until(lambda: one.facts or two.facts)
-        reader, other = (one, two) if one.facts else (two, one)
-        assert not other.facts
+        await until(lambda: one.hook_events or two.hook_events)
+        reader, other = (one, two) if one.hook_events else (two, one)
+        assert not other.hook_events
         reader.crash()
         valkey.ask("DEL", f"{one.shards[0].base}:reader")
         await on(other, "d")
-        await until(lambda: ("occupied", "d") in [(fact.kind, fact.channel) for fact in other.facts])
+        await until(lambda: ("occupied", "d") in [(event.kind, event.channel) for event in other.hook_events])
 
 
-async def test_facts_are_read_on_with_the_next_sign_of_life_when_the_reader_leaves() -> None:
+async def test_hook_events_are_read_on_with_the_next_sign_of_life_when_the_reader_leaves() -> None:
     async with nodes() as (valkey, one, two):
         await on(one, "c")
-        await until(lambda: one.facts or two.facts)
-        reader, other = (one, two) if one.facts else (two, one)
-        assert not other.facts
+        await until(lambda: one.hook_events or two.hook_events)
+        reader, other = (one, two) if one.hook_events else (two, one)
+        assert not other.hook_events
         key = f"{one.shards[0].base}:reader"
         held = valkey.ask("GET", key)
         await reader.close()
         assert valkey.ask("GET", key) != held
         await on(other, "d")
-        await until(lambda: ("occupied", "d") in [(fact.kind, fact.channel) for fact in other.facts])
+        await until(lambda: ("occupied", "d") in [(event.kind, event.channel) for event in other.hook_events])
 
 
 # One cluster, one truth
@@ -345,11 +345,11 @@ async def test_a_broker_that_is_full_refuses_what_is_new_and_lets_go_who_leaves(
         await until(lambda: valkey.ask("HEXISTS", f"{one.shards[0].base}:i:app", "c") == b":0\r\n")
         assert await status(one.publish(ROOM, b"1")) == 200
         await until(lambda: staying.messages[ROOM] == ["1"])
-        await until(lambda: len(one.facts) + len(two.facts) == 6)
-        told = [len(place.facts) for place in (one, two)]
+        await until(lambda: len(one.hook_events) + len(two.hook_events) == 6)
+        told = [len(place.hook_events) for place in (one, two)]
         await asyncio.sleep(0.2)  # some signs of life
         assert [place.shards[0].link for place in (one, two)] == links, "their connections were given up"
-        assert [len(place.facts) for place in (one, two)] == told, "facts were told again"
+        assert [len(place.hook_events) for place in (one, two)] == told, "hook events were reported again"
         one.drop()
         await until(lambda: one.connected)
 
@@ -417,16 +417,16 @@ async def test_a_broker_that_cannot_save_delivers_events_and_refuses_what_is_new
     assert "hint='the disk is full or not writable" in capsys.readouterr().out
 
 
-async def test_a_node_that_ends_lets_another_read_the_facts_at_once() -> None:
+async def test_a_node_that_ends_lets_another_read_the_hook_events_at_once() -> None:
     async with nodes() as (_, one, two):
         await on(one, "c")
-        await until(lambda: one.facts or two.facts)
-        reader = one if one.facts else two
+        await until(lambda: one.hook_events or two.hook_events)
+        reader = one if one.hook_events else two
         ended = time.monotonic()
         await reader.close()
         other = two if reader is one else one
         await on(other, "d")
-        await until(lambda: ("occupied", "d") in [(fact.kind, fact.channel) for fact in other.facts])
+        await until(lambda: ("occupied", "d") in [(event.kind, event.channel) for event in other.hook_events])
         assert time.monotonic() - ended < 5, "only when the lease was over"
 
 

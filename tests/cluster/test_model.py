@@ -16,7 +16,7 @@ import pytest
 from hypothesis import HealthCheck, example, given, note, settings
 from hypothesis import strategies as st
 
-from push1st.brokers.redis import facts
+from push1st.brokers.redis import events_consumer
 from push1st.errors import Refused
 from tests.cluster.places import SETTLED_SECONDS, Backend, Client, Place, hurried, until
 from tests.support.valkey import Valkey
@@ -393,7 +393,7 @@ def model(valkey: Valkey, plan: list[tuple[Any, ...]], prefix: int) -> None:
     valkey.ask("FLUSHALL")
     with (
         hurried(BEAT_SECONDS=0.05, RECOVERY_SECONDS=0.3, BACKOFF_SECONDS=0.05),
-        hurried(facts, HOLD_SECONDS=HOLD, BLOCK_MS=50),
+        hurried(events_consumer, HOLD_SECONDS=HOLD, BLOCK_MS=50),
     ):
         asyncio.run(run(valkey, f"{valkey.url}?prefix=m{prefix}", plan))
 

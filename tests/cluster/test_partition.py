@@ -12,8 +12,8 @@ from typing import Any
 
 import pytest
 
-from push1st.brokers.redis import facts
-from push1st.messages import Fact, SignedIn
+from push1st.brokers.redis import events_consumer
+from push1st.messages import HookEvent, SignedIn
 from tests.cluster.machine import GONE_SECONDS, ROOM, again_and_again, connect_to, machine, users_of
 from tests.cluster.places import Place, hurried, on, status, until
 from tests.cluster.road import Road, road
@@ -37,10 +37,10 @@ class Divided:
         self.road = road
         self.near = near
         self.far = far
-        self.facts: list[Fact] = []
+        self.hook_events: list[HookEvent] = []
         """what hooks are told, wherever, in the order in which it is"""
         for place in self.all:
-            place.hooks.facts = self.facts
+            place.hooks.hook_events = self.hook_events
 
     @property
     def all(self) -> list[Place]:
@@ -58,7 +58,7 @@ async def divided() -> AsyncIterator[Divided]:
     valkey = Valkey()
     try:
         with road(valkey.path) as way, hurried(BEAT_SECONDS=0.1, LEASE_SECONDS=LEASE, SILENT_SECONDS=SILENT):
-            # The first one reads the facts for hooks.
+            # The first one reads the hook events for hooks.
             places = [await Place(url).open() for url in (way.url, way.url, valkey.url)]
             try:
                 yield Divided(valkey, way, places[2], places[:2])
@@ -71,12 +71,12 @@ async def divided() -> AsyncIterator[Divided]:
         valkey.close()
 
 
-def edges(facts: Iterable[Fact]) -> dict[tuple[str, str | None], list[str]]:
+def edges(events: Iterable[HookEvent]) -> dict[tuple[str, str | None], list[str]]:
     """What hooks were told of each channel, and of each member of it."""
     found: dict[tuple[str, str | None], list[str]] = defaultdict(list)
-    for fact in facts:
-        if fact.kind in ("occupied", "vacated", "member-added", "member-removed"):
-            found[fact.channel, fact.user_id].append(fact.kind)
+    for event in events:
+        if event.kind in ("occupied", "vacated", "member-added", "member-removed"):
+            found[event.channel, event.user_id].append(event.kind)
     return found
 
 
@@ -138,33 +138,33 @@ async def test_a_partition_heals(how: str, longer: bool) -> None:
         far[1].lose()
         everybody.discard("far1")
         await until(lambda: all(client.members[ROOM] == everybody for client in (near, late, far[0])))
-        told = lambda: edges(cluster.facts)  # noqa: E731
+        told = lambda: edges(cluster.hook_events)  # noqa: E731
         await until(lambda: told()["c", None][-1:] == ["vacated"] and told()[ROOM, "far1"][-1:] == ["member-removed"], told)
         assert all(map(alternates, told().values())), told()
 
 
-async def test_facts_are_read_on_when_only_the_connection_they_are_read_on_hangs(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(facts, "SILENT_SECONDS", facts.BLOCK_MS / 1000 + 0.3)
+async def test_hook_events_are_read_on_when_only_the_connection_they_are_read_on_hangs(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(events_consumer, "SILENT_SECONDS", events_consumer.BLOCK_MS / 1000 + 0.3)
     async with divided() as cluster:
         await on(cluster.near, "c")
-        await until(lambda: cluster.facts)
+        await until(lambda: cluster.hook_events)
         cluster.road.forget(b"push1st-facts-")
         await on(cluster.near, "d")
-        await until(lambda: [fact.channel for fact in cluster.facts] == ["c", "d"])
+        await until(lambda: [event.channel for event in cluster.hook_events] == ["c", "d"])
 
 
-async def test_a_node_that_reads_facts_again_after_another_did_makes_a_new_ledger() -> None:
+async def test_a_node_that_reads_hook_events_again_after_another_did_makes_a_new_ledger() -> None:
     """With its old one it would drop that a channel is occupied which another has reported to be vacated."""
     async with divided() as cluster:
         first, key = cluster.far[0], f"{cluster.near.shards[0].base}:reader"
         client = await on(cluster.near, "c")
-        await until(lambda: [fact.kind for fact in cluster.facts] == ["occupied"])
+        await until(lambda: [event.kind for event in cluster.hook_events] == ["occupied"])
         cluster.valkey.ask("SET", key, cluster.near.name, "PX", "1500")
         client.lose()
-        await until(lambda: [fact.kind for fact in cluster.facts] == ["occupied", "vacated"], lambda: cluster.facts)
+        await until(lambda: [event.kind for event in cluster.hook_events] == ["occupied", "vacated"], lambda: cluster.hook_events)
         cluster.valkey.ask("SET", key, first.name, "PX", "1500")
         await on(cluster.near, "c")
-        await until(lambda: [fact.kind for fact in cluster.facts[2:]] == ["occupied"], lambda: cluster.facts)
+        await until(lambda: [event.kind for event in cluster.hook_events[2:]] == ["occupied"], lambda: cluster.hook_events)
 
 
 # -- machines, in life's own time

@@ -13,15 +13,15 @@ from tests.cluster.places import ROOM, Place, nodes, on, status, until
 from tests.support.valkey import Valkey
 
 
-def facts(*places: Place) -> list[tuple[str, str, str | None]]:
+def events(*places: Place) -> list[tuple[str, str, str | None]]:
     """What hooks were told, on whichever node; without client events."""
-    return [(fact.kind, fact.channel, fact.user_id) for place in places for fact in place.facts]
+    return [(event.kind, event.channel, event.user_id) for place in places for event in place.hook_events]
 
 
 @asynccontextmanager
 async def emptied(valkey: Valkey, *places: Place) -> AsyncIterator[None]:
     """In it the broker has lost its state, and all nodes have announced theirs; behind it nobody waits for others."""
-    told = len(facts(*places))
+    told = len(events(*places))
     valkey.ask("FLUSHALL")
     await until(lambda: all(place.connected and recovering(valkey, place) for place in places))
     yield
@@ -31,7 +31,7 @@ async def emptied(valkey: Valkey, *places: Place) -> AsyncIterator[None]:
     await until(lambda: valkey.ask("EXISTS", gone, f"{gone}:order") == b":0\r\n")
     for place in places:
         await place.broker.settled()
-    assert len(facts(*places)) >= told
+    assert len(events(*places)) >= told
 
 
 def recovering(valkey: Valkey, place: Place) -> bool:
@@ -48,25 +48,25 @@ async def test_who_leaves_while_nodes_announce_themselves_again_is_told_to_have_
         await until(lambda: offline.has(SignedIn))
         watching.sign_in("w", "b")
         await until(lambda: watching.online == {"b"})
-        await until(lambda: len(facts(one, two)) == 3)
+        await until(lambda: len(events(one, two)) == 3)
         async with emptied(valkey, one, two):
             leaving.lose()
             offline.lose()
         await until(lambda: staying.members[ROOM] == {"a"} and watching.online == set())
-        await until(lambda: facts(one, two)[3:] == [("member-removed", ROOM, "b")])
+        await until(lambda: events(one, two)[3:] == [("member-removed", ROOM, "b")])
         await on(one, "last")
-        await until(lambda: facts(one, two)[4:] == [("occupied", "last", None)])
+        await until(lambda: events(one, two)[4:] == [("occupied", "last", None)])
 
 
 async def test_a_channel_left_while_nodes_announce_themselves_again_is_told_to_be_empty_behind_its_members() -> None:
     async with nodes() as (valkey, one, two):
         leaving = [await on(one, ROOM, "a"), await on(two, ROOM, "b"), await on(two, "c")]
-        await until(lambda: len(facts(one, two)) == 4)
+        await until(lambda: len(events(one, two)) == 4)
         async with emptied(valkey, one, two):
             for client in leaving:
                 client.lose()
-        await until(lambda: len(facts(one, two)) == 8)
-        told = facts(one, two)[4:]
+        await until(lambda: len(events(one, two)) == 8)
+        told = events(one, two)[4:]
         assert {("member-removed", ROOM, "a"), ("member-removed", ROOM, "b")} == set(
             told[: told.index(("vacated", ROOM, None))]
         ) - {("vacated", "c", None)}
@@ -77,15 +77,15 @@ async def test_who_comes_back_meanwhile_was_never_away() -> None:
     async with nodes() as (valkey, one, two):
         staying, leaving = await on(one, ROOM, "a"), await on(two, ROOM, "b")
         gone = await on(two, "c")
-        await until(lambda: len(facts(one, two)) == 4)
+        await until(lambda: len(events(one, two)) == 4)
         async with emptied(valkey, one, two):
             leaving.lose()
             gone.lose()
             await on(one, ROOM, "b")
             await on(one, "c")
         await on(one, "last")
-        await until(lambda: ("occupied", "last", None) in facts(one, two))
-        assert len(facts(one, two)) == 5
+        await until(lambda: ("occupied", "last", None) in events(one, two))
+        assert len(events(one, two)) == 5
         assert staying.members[ROOM] == {"a", "b"}
 
 
@@ -104,7 +104,7 @@ async def test_who_is_still_there_by_another_node_has_not_left() -> None:
     async with nodes() as (valkey, one, two):
         staying, leaving = await on(one, ROOM, "a"), await on(two, ROOM, "b")
         await on(one, ROOM, "b")
-        await until(lambda: len(facts(one, two)) == 3)
+        await until(lambda: len(events(one, two)) == 3)
         one.shards[0]._beat_at = float("inf")  # it has not noticed yet
         valkey.ask("FLUSHALL")
         await until(lambda: two.connected and recovering(valkey, two))
@@ -114,7 +114,7 @@ async def test_who_is_still_there_by_another_node_has_not_left() -> None:
         async with emptied_again(valkey, one, two):
             pass
         await on(two, "last")
-        await until(lambda: facts(one, two)[3:] == [("occupied", "last", None)])
+        await until(lambda: events(one, two)[3:] == [("occupied", "last", None)])
         assert staying.members[ROOM] == {"a", "b"}
 
 
@@ -130,27 +130,27 @@ async def test_who_left_before_the_broker_came_back_empty_is_told_to_have_left_o
     async with nodes() as (valkey, one, two):
         staying, leaving = await on(one, ROOM, "a"), await on(two, ROOM, "b")
         gone = await on(two, "c")
-        await until(lambda: len(facts(one, two)) == 4)
+        await until(lambda: len(events(one, two)) == 4)
         valkey.kill()
         await until(lambda: not one.connected and not two.connected)
         leaving.lose()
         gone.lose()
         valkey.start()
         await until(lambda: staying.members[ROOM] == {"a"})
-        await until(lambda: len(facts(one, two)) == 6)
+        await until(lambda: len(events(one, two)) == 6)
         await on(one, "last")
-        await until(lambda: ("occupied", "last", None) in facts(one, two))
-        assert facts(one, two)[4:] == [("member-removed", ROOM, "b"), ("vacated", "c", None), ("occupied", "last", None)]
+        await until(lambda: ("occupied", "last", None) in events(one, two))
+        assert events(one, two)[4:] == [("member-removed", ROOM, "b"), ("vacated", "c", None), ("occupied", "last", None)]
 
 
 async def test_who_leaves_before_anybody_noticed_that_the_broker_lost_its_state_is_told_to_have_left_once() -> None:
     async with nodes() as (valkey, one, two):
         staying, leaving = await on(one, ROOM, "a"), await on(two, ROOM, "b")
-        await until(lambda: len(facts(one, two)) == 3)
+        await until(lambda: len(events(one, two)) == 3)
         valkey.ask("FLUSHALL")
         leaving.lose()
         await until(lambda: staying.members[ROOM] == {"a"})
-        await until(lambda: facts(one, two)[3:] == [("member-removed", ROOM, "b")])
+        await until(lambda: events(one, two)[3:] == [("member-removed", ROOM, "b")])
 
 
 async def test_who_left_while_another_connection_of_theirs_waited_in_vain_is_told_to_have_left(
@@ -159,7 +159,7 @@ async def test_who_left_while_another_connection_of_theirs_waited_in_vain_is_tol
     async with nodes() as (valkey, one, two):
         staying, leaving = await on(one, ROOM, "a"), await on(two, ROOM, "b")
         gone = await on(two, "c")
-        await until(lambda: len(facts(one, two)) == 4)
+        await until(lambda: len(events(one, two)) == 4)
         monkeypatch.setattr(shard, "PATIENCE_SECONDS", 0.2)
         valkey.kill()
         await until(lambda: not one.connected and not two.connected)
@@ -171,7 +171,7 @@ async def test_who_left_while_another_connection_of_theirs_waited_in_vain_is_tol
         await until(lambda: all(client.has(SubscriptionRefused) for client in waiting))
         valkey.start()
         await until(lambda: staying.members[ROOM] == {"a"})
-        await until(lambda: facts(one, two)[4:] == [("member-removed", ROOM, "b"), ("vacated", "c", None)])
+        await until(lambda: events(one, two)[4:] == [("member-removed", ROOM, "b"), ("vacated", "c", None)])
 
 
 # Limits
@@ -202,7 +202,7 @@ async def test_who_joins_while_the_broker_is_away_is_refused_by_a_channel_that_i
         found = await two.node.channel(two.app, ROOM)
         assert found is not None
         assert (found.subscriptions, found.users) == (3, 1)
-        assert [fact for fact in facts(one, two) if fact[0].startswith("member-")] == [("member-added", ROOM, "a")]
+        assert [event for event in events(one, two) if event[0].startswith("member-")] == [("member-added", ROOM, "a")]
 
 
 async def test_who_goes_with_a_node_and_is_refused_by_another_is_told_to_have_left() -> None:
@@ -268,7 +268,9 @@ async def test_the_count_without_what_a_dead_node_had_is_told_once() -> None:
                 await place.node.tick()
         await until(lambda: [client.counts[-1:] for client in clients] == [[2], [2]])
         assert [client.counts for client in clients] == [[1, 2, 3, 2], [2, 3, 2]]
-        told = [fact.count for place in (one, two) for fact in place.facts if fact.kind == "counted" and fact.channel == "c"]
+        told = [
+            event.count for place in (one, two) for event in place.hook_events if event.kind == "counted" and event.channel == "c"
+        ]
         await until(lambda: told[-1:] == [2])
         assert sorted(told) == [1, 2, 2]
 

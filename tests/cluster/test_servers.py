@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from push1st.brokers.redis import facts, shard
+from push1st.brokers.redis import events_consumer, shard
 from push1st.errors import Refused
 from push1st.process.tls import self_signed
 from tests.cluster.places import Place, hurried, on, until
@@ -36,8 +36,8 @@ async def valkey(*options: str, port: int = 0) -> AsyncIterator[Valkey]:
 
 
 async def serves(url: str) -> bool:
-    """Whether two nodes reach each other through the broker of this URL, and hooks get their facts."""
-    with hurried(facts, HOLD_SECONDS=0, BLOCK_MS=50):
+    """Whether two nodes reach each other through the broker of this URL, and hooks get their hook events."""
+    with hurried(events_consumer, HOLD_SECONDS=0, BLOCK_MS=50):
         one, two = await Place(url).open(), await Place(url).open()
         try:
             client = two.client()
@@ -46,12 +46,12 @@ async def serves(url: str) -> bool:
             assert await one.publish("c", b"1") == 1
             await until(lambda: client.messages["c"] == ["1"])
             client.leave("c")
-            await until(lambda: [fact.kind for place in (one, two) for fact in place.facts] == ["occupied", "vacated"])
+            await until(lambda: [event.kind for place in (one, two) for event in place.hook_events] == ["occupied", "vacated"])
             await on(two, "d")
         finally:
             await one.close()
             await two.close()
-    assert sorted((fact.channel, fact.kind, fact.phase) for place in (one, two) for fact in place.facts)[2:] == [
+    assert sorted((event.channel, event.kind, event.phase) for place in (one, two) for event in place.hook_events)[2:] == [
         ("d", "occupied", "settled"),
         ("d", "vacated", "held"),
     ]

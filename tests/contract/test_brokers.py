@@ -11,12 +11,12 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from push1st.brokers import Broker, Facts, Occupancy, Quotas, Roster, Users
+from push1st.brokers import Broker, HookEvents, Occupancy, Quotas, Roster, Users
 from push1st.brokers.memory import Memory
-from push1st.brokers.redis import facts
+from push1st.brokers.redis import events_consumer
 from push1st.eager import wait
 from push1st.errors import LimitReached
-from push1st.messages import MEMBER_ADDED, MEMBER_REMOVED, WATCHLIST_EVENTS, Fact, Member, Message, watch_topic
+from push1st.messages import MEMBER_ADDED, MEMBER_REMOVED, WATCHLIST_EVENTS, HookEvent, Member, Message, watch_topic
 from tests.contract.redis import Settled, cluster, redis_broker, valkey
 
 A, B = "app-a", "app-b"
@@ -43,8 +43,8 @@ async def redis_cluster() -> AsyncIterator[Any]:
 @pytest.fixture(autouse=True)
 def at_once(monkeypatch: pytest.MonkeyPatch) -> None:
     """Edges that leave are not held back for long."""
-    monkeypatch.setattr(facts, "HOLD_SECONDS", 0)
-    monkeypatch.setattr(facts, "BLOCK_MS", 50)
+    monkeypatch.setattr(events_consumer, "HOLD_SECONDS", 0)
+    monkeypatch.setattr(events_consumer, "BLOCK_MS", 50)
 
 
 Implementation = Callable[[], AbstractAsyncContextManager[Any]]
@@ -52,16 +52,16 @@ IMPLEMENTATIONS: dict[str, Implementation] = {"memory": memory, "redis": redis, 
 
 
 class Heard:
-    """A broker that is open, its roster, users and facts, and what it brought."""
+    """A broker that is open, its roster, users and events, and what it brought."""
 
     def __init__(self, one: Any) -> None:
         self.broker: Broker = one
         self.roster: Roster = one
         self.users: Users = one
         self.quotas: Quotas = one
-        self.facts: Facts = one
+        self.hook_events: HookEvents = one
         self.messages: list[Message] = []
-        self.happened: list[Fact] = []
+        self.on_event: list[HookEvent] = []
 
     def receive(self, message: Message) -> int:
         self.messages.append(message)
@@ -83,14 +83,14 @@ class Heard:
         ]
 
     async def have_happened(self, count: int) -> None:
-        """Waits for facts, which may take a way of their own."""
+        """Waits for events, which may take a way of their own."""
         for _ in range(1000):
-            if len(self.happened) >= count:
+            if len(self.on_event) >= count:
                 break
             await asyncio.sleep(0.01)
 
     def edges_reported(self, channel: str = ROOM) -> list[tuple[str, str | None]]:
-        return [(one.kind, one.user_id) for one in self.happened if one.channel == channel]
+        return [(one.kind, one.user_id) for one in self.on_event if one.channel == channel]
 
     async def join(
         self, socket: str, user: str | None = None, channel: str = ROOM, app: str = A, most: int = 0, info: bytes = b"1"
@@ -107,7 +107,7 @@ async def opened(implementation: Implementation) -> AsyncIterator[Heard]:
     async with implementation() as one:
         heard = Heard(one)
         broker = heard.broker
-        await broker.open(heard.receive, heard.happened.append, heard.answer, lambda *_: None)
+        await broker.open(heard.receive, heard.on_event.append, heard.answer, lambda *_: None)
         for app in (A, B):
             for channel in (ROOM, "c", "cache-c", watch_topic("u1")):
                 await broker.subscribe(app, channel)
@@ -515,17 +515,17 @@ def test_over_any_interleaving_edges_alternate_and_counts_are_right(implementati
     asyncio.run(run())
 
 
-# Facts
+# Hook events
 
 
-async def test_a_reported_fact_happens_once(implementation):
+async def test_a_reported_hook_event_happens_once(implementation):
     async with opened(implementation) as heard:
-        fact = Fact(
+        event = HookEvent(
             "client-event", A, "private-c", NOW, "1.2", "u1", b'{"a":1}', "client-e", b'{"b":2}', 0, 7, "unicast", 9, b',"x":1'
         )
-        heard.facts.report(fact)
+        heard.hook_events.report(event)
         await heard.have_happened(1)
-        assert heard.happened == [fact]
+        assert heard.on_event == [event]
 
 
 async def test_edges_of_a_channel_are_reported(implementation):
@@ -551,14 +551,14 @@ async def test_edges_of_members_are_reported_between_those_of_the_channel(implem
             ("member-removed", "u1"),
             ("vacated", None),
         ]
-        assert [one.user_info for one in heard.happened] == [b"null", b'{"name":"Ann"}', b'{"name":"Ann"}', b"null"]
+        assert [one.user_info for one in heard.on_event] == [b"null", b'{"name":"Ann"}', b'{"name":"Ann"}', b"null"]
 
 
 async def test_an_edge_that_an_earlier_process_held_back_is_held_again(implementation):
     async with opened(implementation) as heard:
-        heard.facts.report(Fact("member-removed", A, ROOM, NOW, "1.1", "u1", b'{"name":"Ann"}', phase="held"))
+        heard.hook_events.report(HookEvent("member-removed", A, ROOM, NOW, "1.1", "u1", b'{"name":"Ann"}', phase="held"))
         await heard.have_happened(1)
-        assert [(one.kind, one.user_id, one.user_info) for one in heard.happened] == [("member-removed", "u1", b'{"name":"Ann"}')]
+        assert [(one.kind, one.user_id, one.user_info) for one in heard.on_event] == [("member-removed", "u1", b'{"name":"Ann"}')]
 
 
 async def test_a_member_that_is_refused_is_no_edge(implementation):

@@ -7,7 +7,7 @@ from typing import Any
 
 from push1st import brokers
 from push1st.brokers.memory import Memory
-from push1st.messages import Fact, Message
+from push1st.messages import HookEvent, Message
 from tests.support.loop import turns
 
 
@@ -59,17 +59,17 @@ class SlowBroker:
     async def open(
         self,
         receive: Callable[[Message], int],
-        happened: Callable[[Fact], None],
+        on_event: Callable[[HookEvent], None],
         answer: brokers.Answer,
         recount: brokers.Recount,
     ) -> None:
         def heard(message: Message) -> int:
             return receive(message) if self.topics[message.app, message.channel] else 0
 
-        await self._memory.open(heard, happened, answer, recount)
+        await self._memory.open(heard, on_event, answer, recount)
 
-    def report(self, fact: Fact) -> None:
-        self._memory.report(fact)
+    def report(self, event: HookEvent) -> None:
+        self._memory.report(event)
 
     async def subscribe(self, app: str, channel: str) -> None:
         async with self._orders[channel]:

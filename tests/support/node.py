@@ -16,7 +16,7 @@ from push1st.eager import wait
 from push1st.hooks import Decision, Status
 from push1st.hooks.events import Question
 from push1st.limits import Limits
-from push1st.messages import DEFAULT_OPTIONS, Fact, Options, Subscribe, Unsubscribe
+from push1st.messages import DEFAULT_OPTIONS, HookEvent, Options, Subscribe, Unsubscribe
 from push1st.metrics import Metrics
 from push1st.protocols.pusher import Pusher
 from push1st.protocols.pusher_xhr import PusherXhr
@@ -41,13 +41,13 @@ class Hooks:
     """Keeps what happened."""
 
     def __init__(self) -> None:
-        self.facts: list[Fact] = []
+        self.hook_events: list[HookEvent] = []
         self.asked: list[Question] = []
         self.decision = Decision()
         self.waits: asyncio.Future[None] | None = None
 
-    def happened(self, fact: Fact) -> None:
-        self.facts.append(fact)
+    def on_event(self, event: HookEvent) -> None:
+        self.hook_events.append(event)
 
     async def ask(self, question: Question) -> Decision:
         """What `decision` says, once `waits` is done."""

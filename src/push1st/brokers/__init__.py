@@ -1,7 +1,7 @@
 """What connects workers and machines: the ports, and the registry of their implementations.
 
 `Broker` carries messages and keeps the last of a cache channel; `Roster` knows who is on which channel, `Users` who has
-signed in, `Quotas` how many are connected; `Facts` takes what happened to the hooks. An implementation is one module
+signed in, `Quotas` how many are connected; `HookEvents` takes what happened to the hooks. An implementation is one module
 here, one line in `BROKERS`, and one line in `tests/contract`. They are `async`, since most of them wait for a network;
 `publish`, on the data road, only where one does.
 """
@@ -13,7 +13,7 @@ import msgspec
 
 from push1st.channels import kind_of
 from push1st.eager import MaybeAwaitable
-from push1st.messages import API, INTERNAL, Fact, Member, Message
+from push1st.messages import API, INTERNAL, HookEvent, Member, Message
 
 BROKERS = {"memory": "push1st.brokers.memory:Memory", "redis": "push1st.brokers.redis:Redis"}
 
@@ -33,7 +33,7 @@ def keeps(message: Message) -> bool:
 
 Receive = Callable[[Message], int]
 """Delivers a message to this worker's subscribers; returns how many there are."""
-Happened = Callable[[Fact], None]
+OnEvent = Callable[[HookEvent], None]
 """Takes what happened to the hooks."""
 Answer = Callable[[str, str, bytes], bytes]
 """Answers a question about an app's channel, for this worker."""
@@ -62,10 +62,10 @@ class Broker(Protocol):
     def shared(self) -> bool:
         """Whether there may be other workers."""
 
-    async def open(self, receive: Receive, happened: Happened, answer: Answer, recount: Recount) -> None:
+    async def open(self, receive: Receive, on_event: OnEvent, answer: Answer, recount: Recount) -> None:
         """Connects; from here on `receive` is called with every message of the topics subscribed to, in order.
 
-        happened: called with every fact of the cluster, on one worker; in order per channel. answer: answers what any
+        on_event: called with every hook event of the cluster, on one worker; in order per channel. answer: answers what any
         worker asks about a topic subscribed to here. recount: called on the worker that removed a dead one's subscriptions,
         and on one that had to announce its own again.
         """
@@ -115,9 +115,9 @@ class Joined(msgspec.Struct, frozen=True, gc=False):
 class Roster(Protocol):
     """Who is where, for all workers together.
 
-    Each change is one atomic step that also publishes the edge it causes to the channel, and reports it as a fact:
+    Each change is one atomic step that also publishes the edge it causes to the channel, and reports it as a hook event:
     occupied, vacated, member-added, member-removed. A roster that several workers share also holds back leaving edges for
-    hooks, because the broker outlives each worker. `phase` of a fact shows whether its edge was held back.
+    hooks, because the broker outlives each worker. `phase` of a hook event shows whether its edge was held back.
     """
 
     async def join(self, app: str, channel: str, socket_id: str, member: Member | None, most: int) -> Joined:
@@ -169,11 +169,11 @@ class Quotas(Protocol):
         """Takes off a connection that was counted."""
 
 
-class Facts(Protocol):
+class HookEvents(Protocol):
     """What happens, for hooks. The roster reports its edges itself."""
 
-    def report(self, fact: Fact) -> None:
-        """Passes the fact to `happened`, once, on one worker of the cluster. Never waits.
+    def report(self, event: HookEvent) -> None:
+        """Passes the hook event to `on_event`, once, on one worker of the cluster. Never waits.
 
         An edge whose phase is `held` was held back by an earlier process when it stopped; the broker holds it back again.
         """

@@ -1,12 +1,12 @@
-"""Broker, roster, users and facts of a single worker: nothing to start, nothing to wait for."""
+"""Broker, roster, users and hook events of a single worker: nothing to start, nothing to wait for."""
 
 from collections import OrderedDict
 from collections.abc import Callable, Sequence
 
-from push1st.brokers import KEEP_SECONDS, Answer, Happened, Joined, Kept, Occupancy, Receive, Recount, keeps
+from push1st.brokers import KEEP_SECONDS, Answer, Joined, Kept, Occupancy, OnEvent, Receive, Recount, keeps
 from push1st.channels import kind_of
 from push1st.errors import LimitReached
-from push1st.messages import Fact, Happening, Member, Message, member_added, member_removed, status_changed
+from push1st.messages import HookEvent, HookEventKind, Member, Message, member_added, member_removed, status_changed
 
 MAX_KEPT = 10_000
 MAX_KEPT_BYTES = 64 << 20
@@ -34,7 +34,10 @@ class Room:
 
 
 class Memory:
-    """Broker, roster, users and facts in one. stamp: the id and the time (wall clock, nanoseconds) of a message made here."""
+    """Broker, roster, users and hook events in one.
+
+    stamp: returns an id and a time (wall clock, nanoseconds) for a message that the broker makes.
+    """
 
     shared = False
 
@@ -45,20 +48,20 @@ class Memory:
         self._kept: OrderedDict[tuple[str, str], Message] = OrderedDict()
         self._kept_bytes = 0
         self._receive: Receive = lambda _: 0
-        self._happened: Happened = lambda _: None
+        self._on_event: OnEvent = lambda _: None
         self._answer: Answer = lambda *_: b""
         self._claims: dict[tuple[str, str], int] = {}
         self._connections: dict[str, int] = {}
 
-    async def open(self, receive: Receive, happened: Happened, answer: Answer, recount: Recount) -> None:
-        self._receive, self._happened, self._answer = receive, happened, answer
+    async def open(self, receive: Receive, on_event: OnEvent, answer: Answer, recount: Recount) -> None:
+        self._receive, self._on_event, self._answer = receive, on_event, answer
 
-    def report(self, fact: Fact) -> None:
-        self._happened(fact)
+    def report(self, event: HookEvent) -> None:
+        self._on_event(event)
 
-    def _edge(self, kind: Happening, app: str, channel: str, socket_id: str, member: Member | None = None) -> None:
+    def _edge(self, kind: HookEventKind, app: str, channel: str, socket_id: str, member: Member | None = None) -> None:
         user_id, info = (None, b"null") if member is None else (member.user_id, member.info)
-        self._happened(Fact(kind, app, channel, self._stamp()[1], socket_id, user_id, info))
+        self._on_event(HookEvent(kind, app, channel, self._stamp()[1], socket_id, user_id, info))
 
     async def close(self) -> None:
         self._rooms.clear()

@@ -14,7 +14,7 @@ from typing import Protocol
 import msgspec
 
 from push1st.apps import Apps
-from push1st.brokers import Broker, Facts, Joined, Kept, Occupancy, Quotas, Roster, Users
+from push1st.brokers import Broker, HookEvents, Joined, Kept, Occupancy, Quotas, Roster, Users
 from push1st.channels import kind_of
 from push1st.config.model import AppConfig
 from push1st.core.fanout import Clock, Fanout
@@ -32,8 +32,8 @@ from push1st.messages import (
     TERMINATE,
     TOLD,
     CacheMissed,
-    Fact,
-    Happening,
+    HookEvent,
+    HookEventKind,
     Member,
     Message,
     Options,
@@ -117,7 +117,7 @@ class Siblings(Protocol):
 class App:
     """An app on this worker: its configuration, and what the worker knows of it.
 
-    reported: the facts its hooks want. asks: what its backend has a say in, each with whether it is about a channel.
+    reported: the hook events its hooks want. asks: what its backend has a say in, each with whether it is about a channel.
     """
 
     __slots__ = ("asks", "config", "held", "publishes", "reads", "reported", "tenant", "uncounted")
@@ -168,14 +168,16 @@ class Node:
         self._roster: Roster
         self._users: Users
         self._quotas: Quotas
-        self._facts: Facts
+        self._hook_events: HookEvents
         self.hooks: Hooks
 
-    async def open(self, broker: Broker, roster: Roster, users: Users, quotas: Quotas, facts: Facts, hooks: Hooks) -> None:
+    async def open(
+        self, broker: Broker, roster: Roster, users: Users, quotas: Quotas, hook_events: HookEvents, hooks: Hooks
+    ) -> None:
         """Connects the broker; before this nothing may be published or subscribed to."""
-        self._broker, self._roster, self._users, self._quotas, self._facts = broker, roster, users, quotas, facts
+        self._broker, self._roster, self._users, self._quotas, self._hook_events = broker, roster, users, quotas, hook_events
         self.hooks = hooks
-        await broker.open(self.receive, hooks.happened, self._answer, self._recount)
+        await broker.open(self.receive, hooks.on_event, self._answer, self._recount)
 
     async def close(self) -> None:
         await self._broker.close()
@@ -375,7 +377,7 @@ class Node:
             told = occupancy.subscriptions
             await wait(self._broker.publish(subscription_count(*key, told, *self.stamp())))
             if "counted" in app.reported:
-                self._facts.report(Fact("counted", *key, self.clock.wall(), count=told))
+                self._hook_events.report(HookEvent("counted", *key, self.clock.wall(), count=told))
             occupancy = await self._roster.channel(*key)
             if occupancy is not None and occupancy.subscriptions != told:  # another worker may have sent a newer number first
                 self._uncounted[key] = app
@@ -409,12 +411,12 @@ class Node:
         finally:
             self._counting = False
 
-    # Facts
+    # Hook events
 
     def report(
         self,
         app: App,
-        kind: Happening,
+        kind: HookEventKind,
         channel: str,
         socket_id: str = "",
         member: Member | None = None,
@@ -422,7 +424,7 @@ class Node:
         """Tells the hooks of what happened; for kinds that are in `app.reported`, and channels that are no user's own."""
         if not channel.startswith("#"):
             user_id, info = (None, b"null") if member is None else (member.user_id, member.info)
-            self._facts.report(Fact(kind, app.config.id, channel, self.clock.wall(), socket_id, user_id, info))
+            self._hook_events.report(HookEvent(kind, app.config.id, channel, self.clock.wall(), socket_id, user_id, info))
 
     def report_event(
         self, app: App, event: Publish, data: bytes, stamp: tuple[int, int], socket_id: str, member: Member | None
@@ -436,8 +438,8 @@ class Node:
         id, now = stamp
         user_id, info = (None, b"null") if member is None else (member.user_id, member.info)
         expires = now // 1_000_000_000 + int(min(event.ttl, MAX_TTL)) if event.ttl else 0
-        self._facts.report(
-            Fact(
+        self._hook_events.report(
+            HookEvent(
                 "client-event",
                 app.config.id,
                 event.channel,

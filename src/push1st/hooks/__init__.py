@@ -1,7 +1,7 @@
 """What tells a backend of what happens, and asks it: the ports, and the registry of ways to reach an endpoint.
 
-A fact (`messages.Fact`) comes to `happened` of a `HookDispatcher`; edges are held back and cancelled (`debounce`), what an
-endpoint wants is encoded in its format (`formats`) and queued for it (`queue`); an `Endpoint` sends, retries and gives up
+A hook event (`messages.HookEvent`) comes to `on_event` of a `HookDispatcher`; edges are held back and cancelled (`debounce`),
+what an endpoint wants is encoded in its format (`formats`) and queued for it (`queue`); an `Endpoint` sends, retries and gives up
 (`endpoint`), by a `HookTransport`. Questions go the same ways, without a queue (`authorize`).
 
 None of this knows nodes, sessions or transports; the node calls it. A further kind of endpoint is one file here with a
@@ -15,7 +15,7 @@ import msgspec
 
 from push1st.errors import Refused
 from push1st.hooks.events import Question
-from push1st.messages import Fact
+from push1st.messages import HookEvent
 
 TRANSPORTS = {
     "http": "push1st.hooks.webhook:Web",
@@ -83,8 +83,8 @@ class Decision(msgspec.Struct, frozen=True):
 class Hooks(Protocol):
     """What the node and its sessions need of all hooks."""
 
-    def happened(self, fact: Fact) -> None:
-        """Takes a fact to the endpoints that want it. Never waits."""
+    def on_event(self, event: HookEvent) -> None:
+        """Takes a hook event to the endpoints that want it. Never waits."""
 
     async def ask(self, question: Question) -> Decision:
         """What the app's backend decides. A backend that does not answer refuses."""

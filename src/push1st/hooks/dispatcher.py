@@ -1,6 +1,6 @@
-"""Where facts come in: from here each goes, debounced, to the endpoints of its app that want it.
+"""Where hook events come in: from here each goes, debounced, to the endpoints of its app that want it.
 
-It is the one end of `happened`: whichever worker's broker calls that has the queues. It asks nobody who is where.
+It is the one end of `on_event`: whichever worker's broker calls that has the queues. It asks nobody who is where.
 """
 
 import asyncio
@@ -21,7 +21,7 @@ from push1st.hooks.endpoint import Clock, Endpoint
 from push1st.hooks.formats import ENCODERS, Wanted, kinds, wanted
 from push1st.hooks.queue import Delivery
 from push1st.hooks.store import Saved, Store
-from push1st.messages import Fact
+from push1st.messages import HookEvent
 
 TAKE_UP_SECONDS = 10.0
 """between two searches for saved events: the process that this one replaces saves its events after this one has started"""
@@ -87,7 +87,7 @@ class HookDispatcher:
         for endpoints in self._endpoints.values():
             yield from endpoints
 
-    def open(self, report: Callable[[Fact], None]) -> None:
+    def open(self, report: Callable[[HookEvent], None]) -> None:
         """Loads the events that other processes have saved, now and every `TAKE_UP_SECONDS`.
 
         report: passes held edges among them to the broker.
@@ -104,7 +104,7 @@ class HookDispatcher:
             self._failing = False
         self._look_at = asyncio.get_running_loop().call_later(TAKE_UP_SECONDS, self.open, report)
 
-    def _take_up(self, store: Store, report: Callable[[Fact], None]) -> None:
+    def _take_up(self, store: Store, report: Callable[[HookEvent], None]) -> None:
         known = {fingerprint(one.wanted): one for one in self._all()}
         count = gone = 0
         try:
@@ -128,18 +128,18 @@ class HookDispatcher:
             if count:
                 log.info("saved hook events are loaded", lines=count, endpoints_gone=gone)
 
-    def happened(self, fact: Fact) -> None:
-        """What the broker calls with each fact. Never waits."""
-        if fact.kind not in self._kinds.get(fact.app, ()) or fact.channel.startswith("#"):
+    def on_event(self, event: HookEvent) -> None:
+        """What the broker calls with each hook event. Never waits."""
+        if event.kind not in self._kinds.get(event.app, ()) or event.channel.startswith("#"):
             return
-        if fact.phase in ("new", "at-once"):
-            self._tell("push1st", fact)  # this format gets edges at once (Push1st API, section 8)
-        if fact.phase == "settled":
-            self._tell("pusher", fact)
-        elif fact.phase == "held":
-            self._debounce.hold((fact,), self.clock.monotonic())
-        elif fact.phase == "new":
-            for settled in self._debounce.feed(fact, self.clock.monotonic()):
+        if event.phase in ("new", "at-once"):
+            self._tell("push1st", event)  # this format gets edges at once (Push1st API, section 8)
+        if event.phase == "settled":
+            self._tell("pusher", event)
+        elif event.phase == "held":
+            self._debounce.hold((event,), self.clock.monotonic())
+        elif event.phase == "new":
+            for settled in self._debounce.feed(event, self.clock.monotonic()):
                 self._tell("pusher", settled)
         if self._debounce.is_holding:
             self._settle_later()
@@ -150,19 +150,19 @@ class HookDispatcher:
 
     def _settle(self) -> None:
         self._settled_at = None
-        for fact in self._debounce.due(self.clock.monotonic()):
-            self._tell("pusher", fact)
+        for hook_event in self._debounce.due(self.clock.monotonic()):
+            self._tell("pusher", hook_event)
         if self._debounce.is_holding:
             self._settle_later()
 
-    def _tell(self, format: Format, fact: Fact) -> None:
+    def _tell(self, format: Format, hook_event: HookEvent) -> None:
         event = b""
         # No single connection causes a count, so all counts together are one source.
-        source = fact.kind if fact.kind == "counted" else fact.socket_id
-        for one in self._endpoints.get(fact.app, ()):
-            if one.wanted.format == format and one.wants(fact):
-                event = event or ENCODERS[format](fact)
-                one.put(fact.channel, event, source)
+        source = hook_event.kind if hook_event.kind == "counted" else hook_event.socket_id
+        for one in self._endpoints.get(hook_event.app, ()):
+            if one.wanted.format == format and one.wants(hook_event):
+                event = event or ENCODERS[format](hook_event)
+                one.put(hook_event.channel, event, source)
 
     def bury(self, app: str, endpoint: str, reason: str, events: Sequence[bytes]) -> None:
         if self._store is not None and not self._store.bury(app, endpoint, reason, events):
@@ -187,8 +187,8 @@ class HookDispatcher:
                 timer.cancel()
         held = self._debounce.held()
         if self._store is None:
-            for fact in held:
-                self._tell("pusher", fact)
+            for hook_event in held:
+                self._tell("pusher", hook_event)
             held = []
         endpoints = list(self._all())
         draining = [asyncio.ensure_future(one.drained()) for one in endpoints if not one.queue.idle]
@@ -211,7 +211,7 @@ class HookDispatcher:
         if lost := await self._store.close():
             log.error("dead letters are lost", letters=lost)
 
-    async def _save(self, store: Store, endpoints: list[Endpoint], held: list[Fact], enough: asyncio.Event | None) -> bool:
+    async def _save(self, store: Store, endpoints: list[Endpoint], held: list[HookEvent], enough: asyncio.Event | None) -> bool:
         """Saves the remaining events; returns whether it could. Retries for a while, since a folder may be full for a moment."""
         time = asyncio.get_running_loop().time
         deadline = time() + SAVE_SECONDS
@@ -228,7 +228,7 @@ class HookDispatcher:
                 return True
             await asyncio.sleep(SAVE_AGAIN_SECONDS)
 
-    def _rest(self, endpoints: Iterable[Endpoint], held: Iterable[Fact]) -> Iterator[Saved]:
+    def _rest(self, endpoints: Iterable[Endpoint], held: Iterable[HookEvent]) -> Iterator[Saved]:
         for one in endpoints:
             name = fingerprint(one.wanted)
             for delivery in one.queue.tried():
@@ -237,8 +237,8 @@ class HookDispatcher:
                 )
             for channel, event, source in one.queue.untried():
                 yield Saved(name, (channel,), (msgspec.Raw(event),), source=source)
-        for fact in held:
-            yield Saved(held=fact)
+        for hook_event in held:
+            yield Saved(held=hook_event)
 
 
 def fingerprint(wanted: Wanted) -> str:

@@ -13,7 +13,7 @@ from push1st import logs
 from push1st.hooks import HookTransport, NotDelivered, Reach, Status, shown
 from push1st.hooks.formats import Wanted, body
 from push1st.hooks.queue import Delivery, Queue
-from push1st.messages import Fact
+from push1st.messages import HookEvent
 
 LOG_SECONDS = 10.0
 JITTER = 0.1
@@ -69,8 +69,8 @@ class Endpoint:
         self._lost: Counter[str] = Counter()
         self._said_lost_at = -LOG_SECONDS
 
-    def wants(self, fact: Fact) -> bool:
-        return fact.kind in self.wanted.kinds and bool(self.wanted.filter(fact.channel))
+    def wants(self, hook_event: HookEvent) -> bool:
+        return hook_event.kind in self.wanted.kinds and bool(self.wanted.filter(hook_event.channel))
 
     def put(self, channel: str, event: bytes, source: str = "") -> None:
         """Queues an event. Counts the events that gave way to it as lost; counts the event itself as lost if it is not queued.

@@ -12,9 +12,9 @@ import msgspec
 from push1st.config.model import AppConfig, Authorize, Hook, Webhook
 from push1st.hooks import Format, Target
 from push1st.jsontext import as_string, encode
-from push1st.messages import Fact, Happening
+from push1st.messages import HookEvent, HookEventKind
 
-EVENTS: dict[Format, dict[Happening, str]] = {
+EVENTS: dict[Format, dict[HookEventKind, str]] = {
     "pusher": {
         "occupied": "channel_occupied",
         "vacated": "channel_vacated",
@@ -32,7 +32,7 @@ EVENTS: dict[Format, dict[Happening, str]] = {
         "client-event": "push",
     },
 }
-OPPOSITES: dict[Happening, Happening] = {
+OPPOSITES: dict[HookEventKind, HookEventKind] = {
     "occupied": "vacated",
     "vacated": "occupied",
     "member-added": "member-removed",
@@ -43,11 +43,11 @@ CONCURRENCY = 10
 
 
 class Wanted(msgspec.Struct, frozen=True):
-    """An endpoint as an app's configuration has it. kinds: of facts. filter: whether it wants a channel."""
+    """An endpoint as an app's configuration has it. kinds: of hook events. filter: whether it wants a channel."""
 
     target: Target
     format: Format
-    kinds: frozenset[Happening]
+    kinds: frozenset[HookEventKind]
     filter: Callable[[str], object]
     batch: int
     concurrency: int
@@ -58,9 +58,9 @@ def wanted(app: AppConfig, folder: str) -> tuple[Wanted, ...]:
     return tuple(_wanted(app, one, folder, signed) for one, signed in _webhooks(app) if one.url)
 
 
-def kinds(app: AppConfig) -> frozenset[Happening]:
+def kinds(app: AppConfig) -> frozenset[HookEventKind]:
     """What has to be reported of the app: what some endpoint wants, and the edges that cancel those."""
-    found = frozenset[Happening]().union(*(_kinds(one) for one, _ in _webhooks(app)))
+    found = frozenset[HookEventKind]().union(*(_kinds(one) for one, _ in _webhooks(app)))
     return found | {OPPOSITES[kind] for kind in found & OPPOSITES.keys()}
 
 
@@ -79,7 +79,7 @@ def _webhooks(app: AppConfig) -> Iterable[tuple[Webhook, bool]]:
     yield from ((one, True) for one in app.webhooks)
 
 
-def _kinds(webhook: Webhook) -> frozenset[Happening]:
+def _kinds(webhook: Webhook) -> frozenset[HookEventKind]:
     names = EVENTS[webhook.format]
     return frozenset(kind for kind, name in names.items() if not webhook.events or name in webhook.events)
 
@@ -124,17 +124,17 @@ def _expression(filter: str) -> str:
 # Pusher's
 
 
-def pusher_event(fact: Fact) -> bytes:
+def pusher_event(hook_event: HookEvent) -> bytes:
     """One of `events` in a body."""
-    text = b'{"name":"%b","channel":%b' % (EVENTS["pusher"][fact.kind].encode(), encode(fact.channel))
-    match fact.kind:
+    text = b'{"name":"%b","channel":%b' % (EVENTS["pusher"][hook_event.kind].encode(), encode(hook_event.channel))
+    match hook_event.kind:
         case "client-event":
-            text += b',"event":%b,"data":%b' % (encode(fact.event), as_string(fact.data))
-            text += b',"socket_id":%b' % encode(fact.socket_id)
+            text += b',"event":%b,"data":%b' % (encode(hook_event.event), as_string(hook_event.data))
+            text += b',"socket_id":%b' % encode(hook_event.socket_id)
         case "counted":
-            text += b',"subscription_count":%d' % fact.count
-    if fact.user_id is not None and fact.kind in ("client-event", "member-added", "member-removed"):
-        text += b',"user_id":' + encode(fact.user_id)
+            text += b',"subscription_count":%d' % hook_event.count
+    if hook_event.user_id is not None and hook_event.kind in ("client-event", "member-added", "member-removed"):
+        text += b',"user_id":' + encode(hook_event.user_id)
     return text + b"}"
 
 
@@ -146,38 +146,38 @@ def pusher_body(events: Sequence[bytes], at: int) -> bytes:
 # Push1st's
 
 
-def push1st_event(fact: Fact) -> bytes:
+def push1st_event(hook_event: HookEvent) -> bytes:
     """A whole body."""
     data = b"null"
-    if fact.kind == "client-event":
-        data = _message(fact)
-    elif fact.user_id is not None:
-        data = b'{"user-id":%b,"user-info":%b}' % (encode(fact.user_id), fact.user_info)
-    trigger = EVENTS["push1st"][fact.kind].encode()
-    session = "" if fact.kind in ("occupied", "vacated") else fact.socket_id
-    head = b'{"event":"%b","app":%b,"channel":%b' % (trigger, encode(fact.app), encode(fact.channel))
+    if hook_event.kind == "client-event":
+        data = _message(hook_event)
+    elif hook_event.user_id is not None:
+        data = b'{"user-id":%b,"user-info":%b}' % (encode(hook_event.user_id), hook_event.user_info)
+    trigger = EVENTS["push1st"][hook_event.kind].encode()
+    session = "" if hook_event.kind in ("occupied", "vacated") else hook_event.socket_id
+    head = b'{"event":"%b","app":%b,"channel":%b' % (trigger, encode(hook_event.app), encode(hook_event.channel))
     return head + b',"session":%b,"data":%b}' % (encode(session), encode(data.decode()))
 
 
-def _message(fact: Fact) -> bytes:
+def _message(hook_event: HookEvent) -> bytes:
     """Returns `data` of a `push` hook: the client's message with its ids and times."""
     return (
         b'{"event":%b,"channel":%b,"data":%b,"#msg-id":%d,"#msg-from":%b,"#msg-arrival":%d,"#msg-delivery":"%b",'
         b'"#msg-expired":%d%b}'
     ) % (
-        encode(fact.event),
-        encode(fact.channel),
-        fact.data,
-        fact.id,
-        encode(fact.socket_id),
-        fact.at,
-        fact.delivery.encode(),
-        fact.expires,
-        fact.given,
+        encode(hook_event.event),
+        encode(hook_event.channel),
+        hook_event.data,
+        hook_event.id,
+        encode(hook_event.socket_id),
+        hook_event.at,
+        hook_event.delivery.encode(),
+        hook_event.expires,
+        hook_event.given,
     )
 
 
-ENCODERS: dict[Format, Callable[[Fact], bytes]] = {"pusher": pusher_event, "push1st": push1st_event}
+ENCODERS: dict[Format, Callable[[HookEvent], bytes]] = {"pusher": pusher_event, "push1st": push1st_event}
 
 
 def body(format: Format, events: Sequence[bytes], at: int) -> bytes:

@@ -21,7 +21,7 @@ from pathlib import Path
 import msgspec
 
 from push1st import logs
-from push1st.messages import Fact
+from push1st.messages import HookEvent
 
 DEAD_LETTERS = "dead-letters.jsonl"
 MAX_DEAD = 64 << 20
@@ -49,7 +49,7 @@ class Saved(msgspec.Struct, frozen=True, omit_defaults=True):
     events: tuple[msgspec.Raw, ...] = ()
     id: str = ""
     body: str = ""
-    held: Fact | None = None
+    held: HookEvent | None = None
     source: str = ""
 
     def __post_init__(self) -> None:

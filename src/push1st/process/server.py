@@ -217,12 +217,12 @@ class Server:
         self.context.check_descriptors()
 
     def _open_broker(self) -> Any:
-        """Broker, roster, users and facts in one."""
+        """Broker, roster, users and hook events in one."""
         node, url = self.node, self.config.broker
         if not self.config.has_broker:
             return load(BROKERS, "memory")(node.stamp)
 
-        # What the roster reports itself; the other facts are reported here, where some hook wants them.
+        # What the roster reports itself; the other hook events are reported here, where some hook wants them.
         hooked = {app.id: wanted for app in self.config.apps if app.enable and (wanted := edges(app))}
 
         def numbered(number: int) -> None:
@@ -396,7 +396,7 @@ class Server:
         await asyncio.sleep(0)
         self.node.fanout.flush()
         await settled()
-        await self.node.close()  # first: a fact that came behind the queues' end would be lost
+        await self.node.close()  # first: a hook event that came behind the queues' end would be lost
         await self._hooks.close(HOOKS_SECONDS, enough=self._now)
         self._sweep.stop()
         log.info("stopped")

@@ -2,10 +2,10 @@
 
 import pytest
 
-from push1st.brokers.redis.wire import decode_fact, encode_fact
+from push1st.brokers.redis.wire import decode_event, encode_event
 from push1st.config.model import Hook, Webhook
 from push1st.core.node import COUNT_SECONDS, MANY
-from push1st.messages import Fact, Publish, Subscribe, Unsubscribe
+from push1st.messages import HookEvent, Publish, Subscribe, Unsubscribe
 from tests.support.loop import done
 from tests.support.node import APP, World, app_config, token
 
@@ -16,8 +16,8 @@ def telling(*events: str, **more) -> World:
     return World(app_config(webhooks=(Webhook(url="http://h/", events=events),), **more))
 
 
-def reported(world, *kinds: str) -> list[Fact]:
-    return [fact for fact in world.hooks.facts if fact.kind in kinds]
+def reported(world, *kinds: str) -> list[HookEvent]:
+    return [event for event in world.hooks.hook_events if event.kind in kinds]
 
 
 @pytest.fixture
@@ -35,22 +35,22 @@ def test_each_connection_joins_and_leaves(world):
         join(session, "c")
     one.handle(Unsubscribe("c"))
     two.close()
-    facts = reported(world, "joined", "left")
-    assert [(fact.kind, fact.socket_id) for fact in facts] == [
+    events = reported(world, "joined", "left")
+    assert [(event.kind, event.socket_id) for event in events] == [
         ("joined", one.id),
         ("joined", two.id),
         ("left", one.id),
         ("left", two.id),
     ]
-    assert {(fact.app, fact.channel, fact.user_id) for fact in facts} == {(APP, "c", None)}
-    assert {fact.at for fact in facts} == {world.clock.wall()}
+    assert {(event.app, event.channel, event.user_id) for event in events} == {(APP, "c", None)}
+    assert {event.at for event in events} == {world.clock.wall()}
 
 
 def test_members_join_and_leave_as_who_they_are(world):
     session, _ = world.session()
     join(session, "presence-c", '{"user_id":"7","user_info":{"a":1}}')
     session.close()
-    assert [(fact.kind, fact.user_id, fact.user_info) for fact in reported(world, "joined", "left")] == [
+    assert [(event.kind, event.user_id, event.user_info) for event in reported(world, "joined", "left")] == [
         ("joined", "7", b'{"a":1}'),
         ("left", "7", b'{"a":1}'),
     ]
@@ -60,7 +60,7 @@ def test_leaving_comes_before_the_edges_it_causes(world):
     session, _ = world.session()
     join(session, "presence-c", '{"user_id":"7"}')
     session.close()
-    assert [fact.kind for fact in world.hooks.facts] == [
+    assert [event.kind for event in world.hooks.hook_events] == [
         *("occupied", "member-added", "joined"),
         *("left", "member-removed", "vacated"),
     ]
@@ -69,15 +69,15 @@ def test_leaving_comes_before_the_edges_it_causes(world):
 def test_a_refused_subscription_is_no_news(world):
     session, _ = world.session()
     session.handle(Subscribe("private-c", "wrong"))
-    assert world.hooks.facts == []
+    assert world.hooks.hook_events == []
 
 
 def test_a_client_event_is_reported_with_its_sender(world):
     session, _ = world.session()
     join(session, "presence-c", '{"user_id":"7"}')
     session.handle(Publish("presence-c", "client-e", b'{"a":1}'))
-    (fact,) = reported(world, "client-event")
-    assert (fact.event, fact.data, fact.socket_id, fact.user_id) == ("client-e", b'{"a":1}', session.id, "7")
+    (event,) = reported(world, "client-event")
+    assert (event.event, event.data, event.socket_id, event.user_id) == ("client-e", b'{"a":1}', session.id, "7")
 
 
 @pytest.mark.parametrize("ttl", [1e20, 1.7e308])
@@ -85,9 +85,9 @@ def test_a_client_event_with_any_ttl_can_be_reported_by_a_broker(world, ttl):
     session, _ = world.session()
     join(session, "presence-c", '{"user_id":"7"}')
     session.handle(Publish("presence-c", "client-e", b"1", ttl=ttl))
-    (fact,) = reported(world, "client-event")
-    assert decode_fact(encode_fact(fact)) == fact
-    assert fact.expires > world.clock.wall() // 1_000_000_000
+    (event,) = reported(world, "client-event")
+    assert decode_event(encode_event(event)) == event
+    assert event.expires > world.clock.wall() // 1_000_000_000
 
 
 def test_a_refused_client_event_is_not(world):
@@ -104,10 +104,10 @@ def test_an_event_of_the_api_is_not(world):
 def test_a_cache_channel_without_an_event_is_reported():
     world = telling("cache_miss")
     join(world.session()[0], "cache-c")
-    assert [fact.channel for fact in reported(world, "cache-missed")] == ["cache-c"]
+    assert [event.channel for event in reported(world, "cache-missed")] == ["cache-c"]
     world.publish("cache-d", b"1")
     join(world.session()[0], "cache-d")
-    assert [fact.channel for fact in reported(world, "cache-missed")] == ["cache-c"]
+    assert [event.channel for event in reported(world, "cache-missed")] == ["cache-c"]
 
 
 def test_counts_follow_the_rule_for_large_channels():
@@ -117,7 +117,7 @@ def test_counts_follow_the_rule_for_large_channels():
         done(world.node.tick())
     for _ in range(9):
         join(world.session()[0], "c")
-    assert [fact.count for fact in reported(world, "counted")] == list(range(1, MANY + 2))
+    assert [event.count for event in reported(world, "counted")] == list(range(1, MANY + 2))
     world.clock.advance(COUNT_SECONDS)
     done(world.node.tick())
     assert reported(world, "counted")[-1].count == MANY + 10
@@ -136,7 +136,7 @@ def test_an_app_without_hooks_has_nothing_reported_but_the_rosters_edges():
     join(session, "cache-c")
     session.handle(Publish("presence-c", "client-e", b"1"))
     session.close()
-    assert {fact.kind for fact in world.hooks.facts} <= {"occupied", "vacated", "member-added", "member-removed"}
+    assert {event.kind for event in world.hooks.hook_events} <= {"occupied", "vacated", "member-added", "member-removed"}
 
 
 def test_channels_of_users_are_never_reported_by_the_node(world):

@@ -961,7 +961,7 @@ def test_hooks_counts_and_limits_do_not_see_a_client_that_is_about_to_subscribe(
     assert done(world.node.channels(world.app)) == []
     session.handle(Subscribe("c"))
     assert outlet.last == Subscribed("c", None)
-    assert [fact for fact in world.hooks.facts if fact.channel.startswith("#")] == []
+    assert [event for event in world.hooks.hook_events if event.channel.startswith("#")] == []
 
 
 def test_nothing_is_held_for_a_connection_that_has_ended(world, mine):

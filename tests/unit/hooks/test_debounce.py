@@ -6,25 +6,25 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from push1st.hooks.debounce import REMEMBERED, Debounce
-from push1st.messages import ENTERING, HOLD_SECONDS, Fact, Happening
+from push1st.messages import ENTERING, HOLD_SECONDS, HookEvent, HookEventKind
 
 
-def fact(kind: Happening, channel: str = "c", user_id: str | None = None) -> Fact:
-    return Fact(kind, "a", channel, 0, user_id=user_id)
+def event(kind: HookEventKind, channel: str = "c", user_id: str | None = None) -> HookEvent:
+    return HookEvent(kind, "a", channel, 0, user_id=user_id)
 
 
-def kinds(facts: Iterable[Fact]) -> list[str]:
-    return [one.kind for one in facts]
+def kinds(events: Iterable[HookEvent]) -> list[str]:
+    return [one.kind for one in events]
 
 
 def test_an_occupied_channel_is_told_at_once():
-    assert kinds(Debounce().feed(fact("occupied"), 0)) == ["occupied"]
+    assert kinds(Debounce().feed(event("occupied"), 0)) == ["occupied"]
 
 
 def test_a_vacated_channel_is_told_after_three_seconds():
     debounce = Debounce()
-    debounce.feed(fact("occupied"), 0)
-    assert debounce.feed(fact("vacated"), 10) == []
+    debounce.feed(event("occupied"), 0)
+    assert debounce.feed(event("vacated"), 10) == []
     assert debounce.due(12.9) == []
     assert kinds(debounce.due(13)) == ["vacated"]
     assert debounce.due(20) == []
@@ -32,91 +32,91 @@ def test_a_vacated_channel_is_told_after_three_seconds():
 
 def test_a_client_that_returns_in_time_is_no_news():
     debounce = Debounce()
-    debounce.feed(fact("occupied"), 0)
-    debounce.feed(fact("vacated"), 10)
-    assert debounce.feed(fact("occupied"), 12.9) == []
+    debounce.feed(event("occupied"), 0)
+    debounce.feed(event("vacated"), 10)
+    assert debounce.feed(event("occupied"), 12.9) == []
     assert debounce.due(100) == []
 
 
 def test_a_client_that_returns_late_is_news_behind_its_leaving():
     debounce = Debounce()
-    debounce.feed(fact("occupied"), 0)
-    debounce.feed(fact("vacated"), 10)
-    assert kinds(debounce.feed(fact("occupied"), 13)) == ["vacated", "occupied"]
+    debounce.feed(event("occupied"), 0)
+    debounce.feed(event("vacated"), 10)
+    assert kinds(debounce.feed(event("occupied"), 13)) == ["vacated", "occupied"]
 
 
 def test_members_are_told_apart():
     debounce = Debounce()
     for user in ("1", "2"):
-        debounce.feed(fact("member-added", user_id=user), 0)
-    debounce.feed(fact("member-removed", user_id="1"), 1)
-    debounce.feed(fact("member-removed", user_id="2"), 2)
-    debounce.feed(fact("member-added", user_id="2"), 3)
+        debounce.feed(event("member-added", user_id=user), 0)
+    debounce.feed(event("member-removed", user_id="1"), 1)
+    debounce.feed(event("member-removed", user_id="2"), 2)
+    debounce.feed(event("member-added", user_id="2"), 3)
     assert [(one.kind, one.user_id) for one in debounce.due(10)] == [("member-removed", "1")]
 
 
 def test_a_channel_of_an_earlier_process_may_be_vacated():
     debounce = Debounce()
-    debounce.feed(fact("vacated"), 0)
+    debounce.feed(event("vacated"), 0)
     assert kinds(debounce.due(3)) == ["vacated"]
 
 
 def test_an_edge_that_comes_twice_is_told_once():
     debounce = Debounce()
-    assert kinds(debounce.feed(fact("occupied"), 0)) == ["occupied"]
-    assert debounce.feed(fact("occupied"), 0) == []
-    debounce.feed(fact("vacated"), 1)
-    debounce.feed(fact("vacated"), 2)
+    assert kinds(debounce.feed(event("occupied"), 0)) == ["occupied"]
+    assert debounce.feed(event("occupied"), 0) == []
+    debounce.feed(event("vacated"), 1)
+    debounce.feed(event("vacated"), 2)
     assert kinds(debounce.due(4)) == ["vacated"]
-    debounce.feed(fact("vacated"), 5)
+    debounce.feed(event("vacated"), 5)
     assert debounce.due(10) == []
 
 
 def test_what_is_no_edge_passes_at_once():
-    assert kinds(Debounce().feed(fact("client-event"), 0)) == ["client-event"]
+    assert kinds(Debounce().feed(event("client-event"), 0)) == ["client-event"]
 
 
-def test_of_a_cache_channel_missed_by_many_one_fact_passes_at_a_time():
+def test_of_a_cache_channel_missed_by_many_one_hook_event_passes_at_a_time():
     debounce = Debounce()
-    told = [len(debounce.feed(fact("cache-missed"), at)) for at in (0, 0.1, 2.9, 3, 3.1)]
+    told = [len(debounce.feed(event("cache-missed"), at)) for at in (0, 0.1, 2.9, 3, 3.1)]
     assert told == [1, 0, 0, 1, 0]
-    assert kinds(debounce.feed(fact("cache-missed", "other"), 3.2)) == ["cache-missed"]
+    assert kinds(debounce.feed(event("cache-missed", "other"), 3.2)) == ["cache-missed"]
 
 
 def test_what_is_held_back_can_be_handed_to_the_next_process():
     first, second = Debounce(), Debounce()
-    first.feed(fact("occupied"), 0)
-    first.feed(fact("vacated"), 1)
+    first.feed(event("occupied"), 0)
+    first.feed(event("vacated"), 1)
     held = first.held()
     assert (kinds(held), first.is_holding) == (["vacated"], False)
     second.hold(held, 100)
-    assert second.feed(fact("occupied"), 101) == []
+    assert second.feed(event("occupied"), 101) == []
     assert second.due(200) == []
 
 
 def test_what_nobody_came_back_to_is_told_by_the_next_process():
     debounce = Debounce()
-    debounce.hold([fact("vacated")], 100)
+    debounce.hold([event("vacated")], 100)
     assert kinds(debounce.due(103)) == ["vacated"]
 
 
 def test_held_edges_of_an_earlier_process_are_dropped_after_newer_edges():
     debounce = Debounce()
-    assert kinds(debounce.feed(fact("occupied"), 90)) == ["occupied"]
-    debounce.hold([fact("vacated")], 100)
+    assert kinds(debounce.feed(event("occupied"), 90)) == ["occupied"]
+    debounce.hold([event("vacated")], 100)
     assert debounce.due(103) == []
-    debounce.feed(fact("vacated"), 110)
-    debounce.hold([fact("vacated")], 112)
+    debounce.feed(event("vacated"), 110)
+    debounce.hold([event("vacated")], 112)
     assert kinds(debounce.due(113)) == ["vacated"]
-    debounce.hold([fact("vacated")], 120)
+    debounce.hold([event("vacated")], 120)
     assert debounce.due(130) == []
 
 
 def test_it_remembers_only_so_many_that_are_gone():
     debounce = Debounce()
     for number in range(REMEMBERED + 10):
-        debounce.feed(fact("occupied", str(number)), 0)
-        debounce.feed(fact("vacated", str(number)), 0)
+        debounce.feed(event("occupied", str(number)), 0)
+        debounce.feed(event("vacated", str(number)), 0)
     debounce.due(10)
     assert len(debounce._gone) == REMEMBERED
     assert debounce._there == set()
@@ -133,20 +133,20 @@ def test_any_joins_and_leaves_are_told_in_turn_per_channel_and_member(steps):
     """Edges as a roster makes them; some come more than once, as from a stream that is read again."""
     debounce = Debounce()
     present: dict[str, set[str]] = {channel: set() for channel in CHANNELS}
-    told: list[Fact] = []
+    told: list[HookEvent] = []
     now = 0.0
     for channel, user, joins, pause, times in steps:
         now += pause
         there = present[channel]
-        edges: list[Fact] = []
+        edges: list[HookEvent] = []
         if joins and user not in there:
-            edges = [fact("occupied", channel)] if not there else []
-            edges.append(fact("member-added", channel, user))
+            edges = [event("occupied", channel)] if not there else []
+            edges.append(event("member-added", channel, user))
             there.add(user)
         elif not joins and user in there:
             there.discard(user)
-            edges = [fact("member-removed", channel, user)]
-            edges += [fact("vacated", channel)] if not there else []
+            edges = [event("member-removed", channel, user)]
+            edges += [event("vacated", channel)] if not there else []
         for edge in edges:
             for _ in range(times):
                 told += debounce.feed(edge, now)

@@ -1,4 +1,4 @@
-"""From facts to deliveries: what goes where, what is kept over a stop, and what is counted."""
+"""From events to deliveries: what goes where, what is kept over a stop, and what is counted."""
 
 import asyncio
 import json
@@ -14,7 +14,7 @@ from push1st.config.model import Hook, HooksConfig, Webhook
 from push1st.hooks import NotDelivered, Target
 from push1st.hooks.dispatcher import HookDispatcher
 from push1st.hooks.store import Store
-from push1st.messages import HOLD_SECONDS, Fact, Happening, Phase
+from push1st.messages import HOLD_SECONDS, HookEvent, HookEventKind, Phase
 from tests.support.loop import Clock, turns
 from tests.support.node import APP, app_config
 
@@ -74,9 +74,9 @@ class Board:
     def _reach(self, target: Target) -> Endpoint:
         return self.at.setdefault(target.url, Endpoint())
 
-    def happened(self, *kinds: Happening, channel: str = "c", app: str = APP) -> None:
+    def on_event(self, *kinds: HookEventKind, channel: str = "c", app: str = APP) -> None:
         for kind in kinds:
-            self.board.happened(Fact(kind, app, channel, 1))
+            self.board.on_event(HookEvent(kind, app, channel, 1))
 
     @property
     def status(self):
@@ -86,34 +86,34 @@ class Board:
 A = Webhook(url="http://a/")
 
 
-async def test_a_fact_goes_to_every_endpoint_that_wants_it():
+async def test_a_hook_event_goes_to_every_endpoint_that_wants_it():
     board = Board(A, Webhook(url="http://b/", events=("cache_miss",)), Webhook(url="http://c/", filter=("d",)))
-    board.happened("occupied")
+    board.on_event("occupied")
     await turns()
     assert {url: endpoint.names for url, endpoint in board.at.items()} == {"http://a/": ["channel_occupied"]}
 
 
-async def test_facts_of_others_and_of_single_users_go_nowhere():
+async def test_hook_events_of_others_and_of_single_users_go_nowhere():
     board = Board(A)
-    board.happened("occupied", app="other")
-    board.happened("occupied", channel="#server-to-user-7")
+    board.on_event("occupied", app="other")
+    board.on_event("occupied", channel="#server-to-user-7")
     await turns()
     assert board.at == {}
 
 
 async def test_push1st_is_told_at_once_and_pusher_when_it_is_settled():
     board = Board(A, hook=Hook(trigger=frozenset(("register", "unregister")), endpoint=("http://p/",)))
-    board.happened("occupied", "vacated", "occupied")
+    board.on_event("occupied", "vacated", "occupied")
     await turns(20)
     assert [json.loads(body)["event"] for _, body in board.at["http://p/"].told] == ["register", "unregister", "register"]
     assert board.at["http://a/"].names == ["channel_occupied"]
 
 
-async def test_what_was_held_back_is_told_with_the_next_fact_after_its_time():
+async def test_what_was_held_back_is_told_with_the_next_hook_event_after_its_time():
     board = Board(A)
-    board.happened("occupied", "vacated")
+    board.on_event("occupied", "vacated")
     board.clock.advance(HOLD_SECONDS)
-    board.happened("cache-missed", channel="c")
+    board.on_event("cache-missed", channel="c")
     await turns(20)
     assert board.at["http://a/"].names == ["channel_occupied", "channel_vacated", "cache_miss"]
     await board.board.close(0)
@@ -125,9 +125,9 @@ async def test_subscription_counts_do_not_displace_other_events(tmp_path: Path):
     board.at["http://a/"] = Endpoint()
     board.at["http://a/"].waits = asyncio.get_running_loop().create_future()
     for number in range(300):
-        board.happened("counted", channel=f"c{number}")
+        board.on_event("counted", channel=f"c{number}")
     await turns(10)
-    board.board.happened(Fact("occupied", APP, "d", 1, socket_id="1.1"))
+    board.board.on_event(HookEvent("occupied", APP, "d", 1, socket_id="1.1"))
     await turns(10)
     assert (board.status.queued, board.events["queued"], board.events["overflowed"]) == (100, 101, 201)
     await board.board.close(0)
@@ -144,9 +144,9 @@ async def test_saved_events_of_one_connection_do_not_displace_other_events_after
         await turns(10)
         if number == 1:
             for _ in range(200):
-                board.board.happened(Fact("client-event", APP, "c", 1, socket_id="1.1", event="client-e", data=b"1"))
+                board.board.on_event(HookEvent("client-event", APP, "c", 1, socket_id="1.1", event="client-e", data=b"1"))
         else:
-            board.board.happened(Fact("occupied", APP, "d", 1, socket_id="2.2"))
+            board.board.on_event(HookEvent("occupied", APP, "d", 1, socket_id="2.2"))
             assert (board.status.queued, board.events["overflowed"]) == (100, 1)
         await board.board.close(0)
     assert any(b'"channel_occupied"' in bytes(event) for line in Store(str(tmp_path)).saved() for event in line.events)
@@ -156,7 +156,7 @@ async def test_a_failure_is_counted_shown_and_keeps_the_event():
     board = Board(A)
     board.at["http://a/"] = Endpoint()
     board.at["http://a/"].fails = True
-    board.happened("occupied")
+    board.on_event("occupied")
     await turns(10)
     assert (board.status.queued, board.status.retrying, board.status.last_error) == (1, 1, "answered 500")
     assert board.status.last_error_at == board.clock.wall() // 1_000_000_000
@@ -169,14 +169,14 @@ async def test_what_is_under_way_at_a_stop_is_broken_off_and_sent_again_with_its
     one = Board(A, config=config)
     one.at["http://a/"] = Endpoint()
     one.at["http://a/"].waits = asyncio.get_running_loop().create_future()
-    one.happened("occupied")
-    one.happened("cache-missed", "client-event")
+    one.on_event("occupied")
+    one.on_event("cache-missed", "client-event")
     await turns(10)
     await one.board.close(0)
     assert one.at["http://a/"].closed
     two = Board(A, config=config)
     two.numbers = 100
-    two.board.open(two.board.happened)
+    two.board.open(two.board.on_event)
     await turns(20)
     assert two.at["http://a/"].told[0] == one.at["http://a/"].told[0]
     assert two.at["http://a/"].names == ["channel_occupied", "cache_miss", "client_event"]
@@ -188,13 +188,13 @@ async def test_a_batch_that_was_about_to_be_sent_at_a_stop_is_kept_whole(tmp_pat
     config = HooksConfig(folder=str(tmp_path))
     batched = Webhook(url="http://a/", batch=10)
     one = Board(batched, config=config)
-    one.happened("occupied", "client-event", "cache-missed")
+    one.on_event("occupied", "client-event", "cache-missed")
     (endpoint,) = one.board._endpoints[APP]
     endpoint._pump()  # as the loop does at the end of the turn; the delivery's task would run in the next
     await endpoint.stop()
     await one.board.close(0)
     two = Board(batched, config=config)
-    two.board.open(two.board.happened)
+    two.board.open(two.board.on_event)
     await turns(10)
     assert two.at["http://a/"].names == ["channel_occupied", "client_event", "cache_miss"]
     await two.board.close(0)
@@ -204,7 +204,7 @@ async def test_a_stop_that_is_told_it_is_enough_waits_no_longer():
     board = Board(A)
     board.at["http://a/"] = Endpoint()
     board.at["http://a/"].fails = True
-    board.happened("occupied")
+    board.on_event("occupied")
     await turns(10)
     enough = asyncio.Event()
     closing = asyncio.ensure_future(board.board.close(60, enough))
@@ -219,15 +219,15 @@ async def test_a_stop_that_is_told_it_is_enough_waits_no_longer():
 async def test_what_was_held_back_is_handed_on(tmp_path: Path):
     config = HooksConfig(folder=str(tmp_path))
     one = Board(A, config=config)
-    one.happened("occupied", "vacated")
-    one.happened("occupied", "vacated", channel="d")
+    one.on_event("occupied", "vacated")
+    one.on_event("occupied", "vacated", channel="d")
     await turns(10)
     await one.board.close(0)
     two = Board(A, config=config)
-    two.board.open(two.board.happened)
-    two.happened("occupied")
+    two.board.open(two.board.on_event)
+    two.on_event("occupied")
     two.clock.advance(HOLD_SECONDS)
-    two.happened("cache-missed", channel="cache-e")
+    two.on_event("cache-missed", channel="cache-e")
     await turns(20)
     assert sorted(two.at["http://a/"].names) == ["cache_miss", "channel_vacated"]
     await two.board.close(0)
@@ -235,7 +235,7 @@ async def test_what_was_held_back_is_handed_on(tmp_path: Path):
 
 async def test_without_a_folder_what_is_held_back_is_told_at_the_stop():
     board = Board(A)
-    board.happened("occupied", "vacated")
+    board.on_event("occupied", "vacated")
     await board.board.close(5)
     assert board.at["http://a/"].names == ["channel_occupied", "channel_vacated"]
 
@@ -248,7 +248,7 @@ async def test_an_edge_of_a_broker_that_debounces_is_sent_to_the_hooks_of_its_ph
     phase: Phase, names: list[str], push1st: list[str]
 ):
     board = Board(A, hook=Hook(trigger=frozenset(("unregister",)), endpoint=("http://p/",)))
-    board.board.happened(Fact("vacated", APP, "c", 1, phase=phase))
+    board.board.on_event(HookEvent("vacated", APP, "c", 1, phase=phase))
     await turns(10)
     assert [name for url, endpoint in board.at.items() if url == "http://a/" for name in endpoint.names] == names
     assert [json.loads(body)["event"] for url, one in board.at.items() if url == "http://p/" for _, body in one.told] == push1st
@@ -258,12 +258,12 @@ async def test_an_edge_of_a_broker_that_debounces_is_sent_to_the_hooks_of_its_ph
 async def test_an_edge_that_the_broker_held_back_at_the_stop_is_saved_and_reported_by_the_next_process(tmp_path: Path):
     config = HooksConfig(folder=str(tmp_path))
     one = Board(A, config=config)
-    one.board.happened(Fact("vacated", APP, "c", 1, phase="held"))
+    one.board.on_event(HookEvent("vacated", APP, "c", 1, phase="held"))
     await one.board.close(0)
     two = Board(A, config=config)
-    reported: list[Fact] = []
+    reported: list[HookEvent] = []
     two.board.open(reported.append)
-    assert reported == [Fact("vacated", APP, "c", 1, phase="held")]
+    assert reported == [HookEvent("vacated", APP, "c", 1, phase="held")]
     await two.board.close(0)
 
 
@@ -272,11 +272,11 @@ async def test_events_for_an_endpoint_that_is_gone_are_counted(tmp_path: Path):
     one = Board(A, config=config)
     one.at["http://a/"] = Endpoint()
     one.at["http://a/"].fails = True
-    one.happened("occupied")
+    one.on_event("occupied")
     await turns(10)
     await one.board.close(0)
     two = Board(Webhook(url="http://b/"), config=config)
-    two.board.open(two.board.happened)
+    two.board.open(two.board.on_event)
     assert two.events == {"endpoint-gone": 1}
     await two.board.close(0)
     letter = json.loads((tmp_path / "dead-letters.jsonl").read_bytes())
@@ -293,7 +293,7 @@ async def test_what_a_worker_that_was_replaced_has_saved_is_sent_by_those_that_r
     one = Board(A, config=config)
     one.at["http://a/"] = Endpoint()
     one.at["http://a/"].fails = True
-    one.happened("occupied")
+    one.on_event("occupied")
     await turns(10)
     await one.board.close(0)
     await turns(20)
@@ -323,7 +323,7 @@ async def test_loading_is_retried_with_one_log_line(
     await one.board.close(0)
     two = Board(A, config=config)
     with out_of_reach(folder):
-        two.board.open(two.board.happened)
+        two.board.open(two.board.on_event)
         await turns(20)
     await turns(20)
     assert two.at["http://a/"].names == ["channel_occupied"]
@@ -336,7 +336,7 @@ async def failed(board: Board) -> Board:
     """It has an event that its endpoint did not take."""
     board.at["http://a/"] = Endpoint()
     board.at["http://a/"].fails = True
-    board.happened("occupied")
+    board.on_event("occupied")
     await turns(10)
     return board
 
@@ -370,7 +370,7 @@ async def test_without_a_folder_what_is_left_at_the_stop_is_counted_as_lost():
     board = Board(A)
     board.at["http://a/"] = Endpoint()
     board.at["http://a/"].fails = True
-    board.happened("occupied")
+    board.on_event("occupied")
     await turns(10)
     await board.board.close(0)
     assert board.events == {"queued": 1, "stopped": 1}
@@ -381,7 +381,7 @@ async def test_a_line_that_cannot_be_read_does_not_stop_the_others(tmp_path: Pat
     one = Board(A, config=config)
     one.at["http://a/"] = Endpoint()
     one.at["http://a/"].fails = True
-    one.happened("occupied")
+    one.on_event("occupied")
     await turns(10)
     await one.board.close(0)
     (name,) = os.listdir(tmp_path)
@@ -391,7 +391,7 @@ async def test_a_line_that_cannot_be_read_does_not_stop_the_others(tmp_path: Pat
     spoilt = (b"{broken", b'{"endpoint":"\xff"}', b'{"events":' + b"[" * 100_000, b'{"endpoint":"%b"}' % fingerprint)
     file.write_bytes(b"\n".join((*spoilt, file.read_bytes())))
     two = Board(A, config=config)
-    two.board.open(two.board.happened)
+    two.board.open(two.board.on_event)
     await turns(10)
     assert two.at["http://a/"].names == ["channel_occupied"]
     await two.board.close(0)
@@ -408,7 +408,7 @@ async def test_what_overflows_is_lost_and_counted():
     board.at["http://a/"] = Endpoint()
     board.at["http://a/"].fails = True
     for number in range(5):
-        board.happened("occupied", channel=str(number))
+        board.on_event("occupied", channel=str(number))
     assert (board.status.queued, board.status.failed) == (2, 3)
     assert board.events == {"queued": 2, "overflowed": 3}
     assert board.board.queued() == {APP: 2}

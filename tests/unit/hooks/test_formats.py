@@ -10,40 +10,40 @@ from hypothesis import strategies as st
 from push1st.config.model import Hook, Webhook
 from push1st.hooks import shown
 from push1st.hooks.formats import kinds, matcher, push1st_event, pusher_body, pusher_event, wanted
-from push1st.messages import Fact
+from push1st.messages import HookEvent
 from tests.support.node import APP, SECRET, app_config
 
 
 @pytest.mark.parametrize(
-    ("fact", "event"),
+    ("hook_event", "event"),
     [
-        (Fact("occupied", APP, "c", 1, "1.2"), b'{"name":"channel_occupied","channel":"c"}'),
-        (Fact("vacated", APP, "c", 1, "1.2"), b'{"name":"channel_vacated","channel":"c"}'),
-        (Fact("cache-missed", APP, "cache-c", 1), b'{"name":"cache_miss","channel":"cache-c"}'),
+        (HookEvent("occupied", APP, "c", 1, "1.2"), b'{"name":"channel_occupied","channel":"c"}'),
+        (HookEvent("vacated", APP, "c", 1, "1.2"), b'{"name":"channel_vacated","channel":"c"}'),
+        (HookEvent("cache-missed", APP, "cache-c", 1), b'{"name":"cache_miss","channel":"cache-c"}'),
         (
-            Fact("member-added", APP, "presence-c", 1, "1.2", "7", b'{"a":1}'),
+            HookEvent("member-added", APP, "presence-c", 1, "1.2", "7", b'{"a":1}'),
             b'{"name":"member_added","channel":"presence-c","user_id":"7"}',
         ),
         (
-            Fact("member-removed", APP, "presence-c", 1, "1.2", "7"),
+            HookEvent("member-removed", APP, "presence-c", 1, "1.2", "7"),
             b'{"name":"member_removed","channel":"presence-c","user_id":"7"}',
         ),
         (
-            Fact("client-event", APP, "presence-c", 1, "1.2", "7", b"null", "client-x", b'{"a":"\\u00e9"}'),
+            HookEvent("client-event", APP, "presence-c", 1, "1.2", "7", b"null", "client-x", b'{"a":"\\u00e9"}'),
             (
                 b'{"name":"client_event","channel":"presence-c","event":"client-x","data":"{\\"a\\":\\"\\\\u00e9\\"}",'
                 b'"socket_id":"1.2","user_id":"7"}'
             ),
         ),
         (
-            Fact("client-event", APP, "private-c", 1, "1.2", event="client-x", data=b'"text"'),
+            HookEvent("client-event", APP, "private-c", 1, "1.2", event="client-x", data=b'"text"'),
             b'{"name":"client_event","channel":"private-c","event":"client-x","data":"text","socket_id":"1.2"}',
         ),
-        (Fact("counted", APP, "c", 1, count=7), b'{"name":"subscription_count","channel":"c","subscription_count":7}'),
+        (HookEvent("counted", APP, "c", 1, count=7), b'{"name":"subscription_count","channel":"c","subscription_count":7}'),
     ],
 )
-def test_an_event_of_pusher(fact, event):
-    assert pusher_event(fact) == event
+def test_an_event_of_pusher(hook_event, event):
+    assert pusher_event(hook_event) == event
 
 
 def test_a_body_of_pusher_has_milliseconds_and_events():
@@ -54,30 +54,30 @@ def test_a_body_of_pusher_has_milliseconds_and_events():
 
 
 @pytest.mark.parametrize(
-    ("fact", "trigger", "session"),
+    ("hook_event", "trigger", "session"),
     [
-        (Fact("occupied", APP, "c", 1, "1.2"), "register", ""),
-        (Fact("vacated", APP, "c", 1, "1.2"), "unregister", ""),
-        (Fact("joined", APP, "c", 1, "1.2"), "join", "1.2"),
-        (Fact("left", APP, "c", 1, "1.2"), "leave", "1.2"),
+        (HookEvent("occupied", APP, "c", 1, "1.2"), "register", ""),
+        (HookEvent("vacated", APP, "c", 1, "1.2"), "unregister", ""),
+        (HookEvent("joined", APP, "c", 1, "1.2"), "join", "1.2"),
+        (HookEvent("left", APP, "c", 1, "1.2"), "leave", "1.2"),
     ],
 )
-def test_a_hook_without_data_has_a_null(fact, trigger, session):
-    assert push1st_event(fact) == (
+def test_a_hook_without_data_has_a_null(hook_event, trigger, session):
+    assert push1st_event(hook_event) == (
         b'{"event":"%b","app":"app-test","channel":"c","session":"%b","data":"null"}' % (trigger.encode(), session.encode())
     )
 
 
-def on_push(fact):
+def on_push(hook_event):
     """`data` of a `push` hook."""
-    found = json.loads(push1st_event(fact))
-    assert (found["event"], found["app"], found["channel"], found["session"]) == ("push", APP, fact.channel, "1.2")
+    found = json.loads(push1st_event(hook_event))
+    assert (found["event"], found["app"], found["channel"], found["session"]) == ("push", APP, hook_event.channel, "1.2")
     return found["data"]
 
 
 def test_a_push_hook_has_the_whole_message():
-    fact = Fact("client-event", APP, 'c"', 5, "1.2", event='e"', data=b'{"a": 1}', id=7)
-    assert on_push(fact) == (
+    hook_event = HookEvent("client-event", APP, 'c"', 5, "1.2", event='e"', data=b'{"a": 1}', id=7)
+    assert on_push(hook_event) == (
         '{"event":"e\\"","channel":"c\\"","data":{"a": 1},"#msg-id":7,"#msg-from":"1.2","#msg-arrival":5,'
         '"#msg-delivery":"broadcast","#msg-expired":0}'
     )
@@ -85,8 +85,8 @@ def test_a_push_hook_has_the_whole_message():
 
 def test_a_push_hook_has_the_other_fields_of_the_frame():
     given = b',"headers":{"a":"b"},"options":{"ttl": 3},"extra":[1]'
-    fact = Fact("client-event", APP, "presence-c", 5, "1.2", "7", b"{}", "e", b"1", 0, 7, "unicast", 3, given)
-    assert json.loads(on_push(fact)) == {
+    hook_event = HookEvent("client-event", APP, "presence-c", 5, "1.2", "7", b"{}", "e", b"1", 0, 7, "unicast", 3, given)
+    assert json.loads(on_push(hook_event)) == {
         "event": "e",
         "channel": "presence-c",
         "data": 1,
@@ -102,7 +102,7 @@ def test_a_push_hook_has_the_other_fields_of_the_frame():
 
 
 def test_a_hook_of_push1st_says_who_on_presence_channels():
-    found = json.loads(push1st_event(Fact("joined", APP, "presence-c", 1, "1.2", 'a"b', b'{"name":"A"}')))
+    found = json.loads(push1st_event(HookEvent("joined", APP, "presence-c", 1, "1.2", 'a"b', b'{"name":"A"}')))
     assert json.loads(found["data"]) == {"user-id": 'a"b', "user-info": {"name": "A"}}
 
 

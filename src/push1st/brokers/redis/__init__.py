@@ -1,8 +1,8 @@
-"""Broker, roster, users and facts in a Redis or Valkey server: for several workers, and for several machines.
+"""Broker, roster, users and hook events in a Redis or Valkey server: for several workers, and for several machines.
 
 `Redis` divides apps' channels among shards; everything else is in `shard.py` (entries, lease, recovery), `scripts.py`
 (the atomic steps), `link.py` (the connection), `publishing.py` and `joining.py` (what goes out at the end of a turn),
-`views.py` (each edge once), `facts.py` (what hooks are told) and `servers.py` (which server). A plain server is one
+`views.py` (each edge once), `events_consumer.py` (what hooks are told) and `servers.py` (which server). A plain server is one
 shard, a cluster several.
 
 Roster and topics share one connection, and what it brings is handled in the order in which the server did it. So a
@@ -18,7 +18,7 @@ from typing import Any
 import msgspec
 
 from push1st import logs
-from push1st.brokers import ASK_SECONDS, KEEP_SECONDS, Answer, Happened, Joined, Kept, Occupancy, Receive, Recount, keeps
+from push1st.brokers import ASK_SECONDS, KEEP_SECONDS, Answer, Joined, Kept, Occupancy, OnEvent, Receive, Recount, keeps
 from push1st.brokers.redis.servers import tags
 from push1st.brokers.redis.shard import Shard
 from push1st.brokers.redis.views import Views
@@ -36,7 +36,7 @@ from push1st.brokers.redis.wire import (
 from push1st.channels import kind_of
 from push1st.config.brokerurl import parse
 from push1st.errors import Refused
-from push1st.messages import Fact, Member, Message, watch_topic
+from push1st.messages import HookEvent, Member, Message, watch_topic
 from push1st.metrics import Metrics
 
 TICK_SECONDS = 0.25
@@ -69,7 +69,7 @@ class Redis:
         self._stamp = stamp
         self._views = Views()
         self._receive: Receive = lambda _: 0
-        self._happened: Happened = lambda _: None
+        self._on_event: OnEvent = lambda _: None
         self._answer: Answer = lambda *_: b""
         self._metrics = metrics
         self._shards: list[Shard] = []
@@ -85,8 +85,8 @@ class Redis:
     def _is_in(self, index: int, app: str, channel: str) -> bool:
         return self._index(app, channel) == index
 
-    def _hand_on(self, fact: Fact) -> None:
-        self._happened(fact)
+    def _hand_on(self, event: HookEvent) -> None:
+        self._on_event(event)
 
     def _index(self, app: str, channel: str) -> int:
         many = len(self._shards)
@@ -97,8 +97,8 @@ class Redis:
 
     # Broker
 
-    async def open(self, receive: Receive, happened: Happened, answer: Answer, recount: Recount) -> None:
-        self._receive, self._happened, self._answer = receive, happened, answer
+    async def open(self, receive: Receive, on_event: OnEvent, answer: Answer, recount: Recount) -> None:
+        self._receive, self._on_event, self._answer = receive, on_event, answer
         self._views.receive = receive
         for shard in self._shards:
             shard.recount = recount
@@ -244,10 +244,10 @@ class Redis:
         # What has changed since the first shard answered is known from the edges.
         return frozenset(user for user, first in online.items() if self._views.status(app, user, first))
 
-    # Facts
+    # Hook events
 
-    def report(self, fact: Fact) -> None:
-        self._shard(fact.app, fact.channel).report(fact)
+    def report(self, event: HookEvent) -> None:
+        self._shard(event.app, event.channel).report(event)
 
 
 async def _counted(future: "asyncio.Future[int]") -> int:

@@ -6,9 +6,9 @@ All keys of a shard are in one hash slot, behind its base (`prefix:{number}`), w
     BASE:epoch        a random word; another one, or none: the server has lost its state
     BASE:recovering   there while nodes announce their entries again after that
     BASE:gone         hash: channels, members and users that left during recovery and are on no node, in fields like those of
-                      a node → when, socket, id, received, which facts hooks want, info; published when recovery is over
+                      a node → when, socket, id, received, which events hooks want, info; published when recovery is over
     BASE:gone:order   list: those fields, in the order in which they left
-    BASE:held         hash: channels that became empty and members that left. Their facts are held back, because most return
+    BASE:held         hash: channels that became empty and members that left. Their hook events are held back, because most return
                       at once; in the same fields → when, socket, received, info
     BASE:held:order   list: the time at which each of them left, and its field, oldest first
     BASE:nodes        set: the nodes that may have entries
@@ -22,20 +22,20 @@ All keys of a shard are in one hash slot, behind its base (`prefix:{number}`), w
     BASE:q            hash: app → connections
     BASE:k:APP/CHANNEL  the last event of a cache channel
     BASE:claim:APP/CHANNEL  there while nobody else may tell the channel how many subscribers it has
-    BASE:ledger       set: the ledger of a reader (`facts.py`) that stopped before it had compared the ledger with the roster
+    BASE:ledger       set: the ledger of a consumer (`events_consumer.py`) that stopped before it compared it with the roster
     BASE:clock        a key with a very long time to live: the scripts measure time by its remaining time
     BASE:numbers      hash: number → node: the ends of message ids
-    BASE:facts        stream: what happened, for hooks; over MAX_FACTS the oldest are lost
+    BASE:facts        stream: what happened, for hooks; over MAX_HOOK_EVENTS the oldest are lost
     BASE:facts:read   the last of them that was read
     BASE:reader       the node that reads them, there while it is alive
-    BASE:term         a number that grows with each heartbeat of the reader, and the name of that node; both stay when it ends
+    BASE:term         a number that grows with each heartbeat of the consumer, and the name of that node; both stay when it ends
     BASE:t:APP/CHANNEL  the channel's topic
 
 Every change names the node's own number (its subscriptions, whether it has the user), never a difference: so a step
 that is done twice, or again after a lost reply, is done once.
 
-An app's hooks may want edges at once (`a`), settled (`s`), both, or none. `w` of a fact has the hooks that the fact is for.
-Two more values of `w` are for the reader only. `r`: a channel or member returned while its leaving edge was held back. `h`: an
+An app's hooks may want edges at once (`a`), settled (`s`), both, or none. `w` of an event names the hooks that get it.
+Two more values of `w` are for the consumer only. `r`: a channel or member returned while its leaving edge was held back. `h`: an
 earlier process had held back the leaving edge of this channel or member when it stopped.
 
 Only the functions of `lua/helpers.lua` that a script calls are sent with it: the server builds them again at each call.
@@ -49,8 +49,8 @@ import msgspec
 
 SCHEMA = 1
 """increase it with each change after which nodes of the previous version misread the keys or messages of this one"""
-MAX_FACTS = 100_000
-"""facts that wait for their reader, about"""
+MAX_HOOK_EVENTS = 100_000
+"""hook events that wait for their consumer, about"""
 CLOCK_MS = 10**13
 """time to live of a new `BASE:clock`: three centuries"""
 
@@ -89,10 +89,10 @@ def _script(name: str) -> Script:
     text = (_FOLDER / f"{name}.lua").read_text()
     needed = _needed(re.sub(r"(?m)^--.*\n", "", text))
     whole = "\n".join([_BASE, *(code for helper, code in _HELPERS.items() if helper in needed), text])
-    words = {"MAX_FACTS": f"{MAX_FACTS}", "CLOCK": f"{CLOCK_MS}"}
+    words = {"MAX_HOOK_EVENTS": f"{MAX_HOOK_EVENTS}", "CLOCK": f"{CLOCK_MS}"}
 
     def filled(publish: str) -> str:
-        return re.sub(r"\b(?:MAX_FACTS|CLOCK|PUBLISH)\b", lambda word: {**words, "PUBLISH": publish}[word[0]], whole)
+        return re.sub(r"\b(?:MAX_HOOK_EVENTS|CLOCK|PUBLISH)\b", lambda word: {**words, "PUBLISH": publish}[word[0]], whole)
 
     texts = filled("'PUBLISH'"), filled("'SPUBLISH'")
     return Script(*texts, *(hashlib.sha1(one.encode(), usedforsecurity=False).hexdigest() for one in texts))

@@ -26,7 +26,7 @@ import hiredis
 from push1st import __version__, logs
 from push1st.brokers import Joined, Kept, Recount
 from push1st.brokers.redis.entries import NOBODY, Difference, Entries, Key
-from push1st.brokers.redis.facts import Ledger, Reader
+from push1st.brokers.redis.events_consumer import Consumer, Ledger
 from push1st.brokers.redis.joining import ADDED, REFUSED, JoinBatch, JoinBatcher, PendingJoin
 from push1st.brokers.redis.link import Argument, ConnectionLost, RespConnection, pack
 from push1st.brokers.redis.logged import LogDedup
@@ -42,7 +42,7 @@ from push1st.brokers.redis.scripts import (
     JOIN,
     LAST_OUT,
     LEAVE,
-    MAX_FACTS,
+    MAX_HOOK_EVENTS,
     PUBLISH_CACHED,
     READ_IF_EPOCH,
     REGISTER,
@@ -59,14 +59,14 @@ from push1st.brokers.redis.wire import (
     Question,
     decode_message,
     encode_answer,
-    encode_fact,
+    encode_event,
     encode_question,
 )
 from push1st.channels import kind_of
 from push1st.config.brokerurl import Address
 from push1st.eager import spawn
 from push1st.errors import LimitReached, Refused
-from push1st.messages import Fact, Member, Message, watch_topic
+from push1st.messages import HookEvent, Member, Message, watch_topic
 from push1st.metrics import Metrics
 
 LEASE_SECONDS = 10.0
@@ -76,7 +76,7 @@ BEAT_SECONDS = 3.0
 RECOVERY_SECONDS = 10.0
 """for all nodes to announce their entries again after the broker lost them; who leaves meanwhile is told to have left then"""
 LAST_SECONDS = 3
-"""for the last node that stops to deliver the remaining facts to hooks"""
+"""for the last node that stops to deliver the remaining events to hooks"""
 PATIENCE_SECONDS = 5
 """for the broker to come back, before what clients wait for is refused"""
 SILENT_SECONDS = 5
@@ -90,7 +90,7 @@ BURIED = 500
 FIRST = b"m0"
 """where removing begins (`scripts.EVICT_NODE`)"""
 MAX_UNREPORTED = 10_000
-"""facts that wait for the broker to come back; then the oldest are lost"""
+"""hook events that wait for the broker to come back; then the oldest are lost"""
 TOPICS = 500
 """topics that are subscribed to by one command"""
 STATE_LOST = "NOLEASE"
@@ -130,7 +130,7 @@ class Shard:
         stamp: Callable[[], tuple[int, int]],
         hooked: Callable[[], Mapping[str, str]],
         on_push: Callable[[bytes], None],
-        happened: Callable[[Fact], None],
+        on_event: Callable[[HookEvent], None],
         views: Views,
         metrics: Metrics,
     ) -> None:
@@ -140,13 +140,13 @@ class Shard:
         self._stamp = stamp
         self._hooked = hooked
         self._pushed = on_push
-        self._happened = happened
+        self._on_event = on_event
         self._views = views
-        self._reader: Reader | None = None
+        self._consumer: Consumer | None = None
         self._ledger = Ledger()
         self._term = 0
         """the term of the ledger (`BASE:term` in `scripts`)"""
-        self._unreported: deque[Fact] = deque(maxlen=MAX_UNREPORTED)
+        self._unreported: deque[HookEvent] = deque(maxlen=MAX_UNREPORTED)
         self._questions = Requests()
         self.reason = ""
         """why the broker could not be used the last time"""
@@ -275,8 +275,8 @@ class Shard:
         """Makes `_run` enter again."""
         self._in_doubt.set()
         self.link = None
-        if self._reader is not None:  # another node may become the reader soon
-            self._loop.create_task(self._reader.stop())
+        if self._consumer is not None:  # another node may become the consumer soon
+            self._loop.create_task(self._consumer.stop())
 
     def _again(self, why: object) -> None:
         """The server has to be found or entered anew."""
@@ -318,7 +318,7 @@ class Shard:
         link.close()
 
     async def _hand_on_the_last(self, link: RespConnection) -> None:
-        """Delivers the remaining facts to hooks if no other node is alive to do it."""
+        """Delivers the remaining events to hooks if no other node is alive to do it."""
         if self._hooked() and await link.call(*self._evalsha(LAST_OUT), self._node, _ms(LEASE_SECONDS)):
             while await link.call(*self._evalsha(FLUSH_DEFERRED), BURIED):
                 continue
@@ -423,7 +423,7 @@ class Shard:
             for what in ("m", "c", "u"):
                 for (kind, app, channel, user_id), (socket_id, info) in untold.items():
                     if kind == what:
-                        hooked = self._wants_facts(app)
+                        hooked = self._wants_hook_events(app)
                         self._tell(DEFER_LEAVE, kind, app, channel, user_id, socket_id, *self._stamp(), hooked, info)
 
     def _mend(self, of: Difference) -> None:
@@ -520,13 +520,13 @@ class Shard:
         if self._unsure and self.link is not None:
             self._unsure = False
             spawn(self._mend_all(self.link))
-        if term <= 0:  # another node has been the reader in the meantime
+        if term <= 0:  # another node has been the consumer in the meantime
             self._ledger.forget()
         self._term = abs(term)
-        if term and (self._reader is None or self._reader.ended):
-            self._reader = self._read()
-        elif not term and self._reader is not None and not self._reader.ended:
-            self._loop.create_task(self._reader.stop())
+        if term and (self._consumer is None or self._consumer.ended):
+            self._consumer = self._read()
+        elif not term and self._consumer is not None and not self._consumer.ended:
+            self._loop.create_task(self._consumer.stop())
         for name in dead if self._loop.time() >= self._evicts_at else ():
             node = name.decode()
             if node not in self._evicting:
@@ -535,20 +535,20 @@ class Shard:
                 self._remove(node, (FIRST, ()))
         self._settle(gone)
 
-    def _read(self, last: bool = False) -> Reader:
+    def _read(self, last: bool = False) -> Consumer:
         apps = [app for app, edges in self._hooked().items() if "s" in edges]
-        return Reader(
+        return Consumer(
             *(self.address, self._tag, self._node, self.base, self._evalsha, LEASE_SECONDS),
             self._ledger,
             apps,
-            self._happened,
+            self._on_event,
             last=last,
         )
 
     async def _stop_reading(self) -> None:
-        reader, self._reader = self._reader, None
-        if reader is not None:
-            await reader.stop()
+        consumer, self._consumer = self._consumer, None
+        if consumer is not None:
+            await consumer.stop()
 
     def _remove(self, node: str, reply: Any) -> None:
         """Removes the entries of a node that is gone, some in each step."""
@@ -700,18 +700,18 @@ class Shard:
     def answered(self, number: int, answer: bytes) -> None:
         self._questions.answered(number, answer)
 
-    # Facts
+    # Hook events
 
-    def report(self, fact: Fact) -> None:
-        """While the broker is away the last facts are kept."""
+    def report(self, event: HookEvent) -> None:
+        """While the broker is away the last hook events are kept."""
         if self.link is None:
-            self._unreported.append(fact)
-        elif fact.phase == "held":
-            kind, user_id = ("c", "") if fact.user_id is None else ("m", fact.user_id)
-            what = kind, fact.app, fact.channel, user_id, fact.socket_id, fact.at, fact.user_info
+            self._unreported.append(event)
+        elif event.phase == "held":
+            kind, user_id = ("c", "") if event.user_id is None else ("m", event.user_id)
+            what = kind, event.app, event.channel, user_id, event.socket_id, event.at, event.user_info
             self._send(self.link, HOLD, self._told, self._node, *what)
         else:
-            command = ("XADD", self._key("facts"), "MAXLEN", "~", MAX_FACTS, "*", "fact", encode_fact(fact))
+            command = ("XADD", self._key("facts"), "MAXLEN", "~", MAX_HOOK_EVENTS, "*", "fact", encode_event(event))
             self.link.send(pack(command), self._told)
 
     # The roster
@@ -778,7 +778,7 @@ class Shard:
         step.link.send_ordered(pack(tuple(command)), step.answered)
 
     def _join(self, key: Key, most: int = 0, want: str = "", *, announced: bool = False) -> tuple[Argument, ...]:
-        return *key, self._entries.subscriptions(key), most, want, self._wants_facts(key[0]), "1" if announced else "0"
+        return *key, self._entries.subscriptions(key), most, want, self._wants_hook_events(key[0]), "1" if announced else "0"
 
     def has(self, app: str, channel: str, user_id: str) -> bool:
         """Whether a member is on a channel by a connection of this node."""
@@ -808,9 +808,9 @@ class Shard:
         self._tell_gone(untold, LEAVE, *self._leaving(key, gone.user_id, socket_id))
 
     def _leaving(self, key: Key, user_id: str, socket_id: str) -> tuple[Argument, ...]:
-        return *key, self._entries.subscriptions(key), user_id, socket_id, *self._stamp(), self._wants_facts(key[0])
+        return *key, self._entries.subscriptions(key), user_id, socket_id, *self._stamp(), self._wants_hook_events(key[0])
 
-    def _wants_facts(self, app: str) -> str:
+    def _wants_hook_events(self, app: str) -> str:
         return self._hooked().get(app, "")
 
     async def subscriptions(self, app: str, channel: str) -> int:

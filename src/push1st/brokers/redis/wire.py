@@ -8,7 +8,7 @@ from typing import NamedTuple
 
 import msgspec
 
-from push1st.messages import Fact, Message
+from push1st.messages import HookEvent, Message
 
 EDGE, QUESTION, ANSWER, NODE = 1, 2, 3, 4
 
@@ -17,10 +17,10 @@ _messages = msgspec.msgpack.Decoder(list[Message])
 _message = msgspec.msgpack.Decoder(Message)
 
 _answer = msgspec.msgpack.Decoder(tuple[int, bytes])
-_fact = msgspec.msgpack.Decoder(Fact)
+_event = msgspec.msgpack.Decoder(HookEvent)
 
-encode_fact = _encoder.encode
-decode_fact = _fact.decode
+encode_event = _encoder.encode
+decode_event = _event.decode
 encode_messages = _encoder.encode
 decode_messages = _messages.decode
 encode_message = _encoder.encode

@@ -1,5 +1,5 @@
 -- Functions that several scripts share. `scripts.py` puts those that a script calls before the script, because the server
--- builds them again at each call. CLOCK, MAX_FACTS and PUBLISH stand for constants of `scripts.py`.
+-- builds them again at each call. CLOCK, MAX_HOOK_EVENTS and PUBLISH stand for constants of `scripts.py`.
 
 local base = KEYS[1]
 
@@ -9,9 +9,9 @@ local function edge(kind, app, channel, user, socket, id, received, info)
     '\1' .. table.concat({kind, app, channel, user, socket, id, received, info}, '\0'))
 end
 
--- Adds a fact for hooks to the stream.
-local function fact(kind, way, app, channel, received, socket, user, info)
-  redis.call('XADD', base .. ':facts', 'MAXLEN', '~', MAX_FACTS, '*', 'k', kind, 'a', app, 'c', channel, 't', received,
+-- Adds an event for hooks to the stream.
+local function hook_event(kind, way, app, channel, received, socket, user, info)
+  redis.call('XADD', base .. ':facts', 'MAXLEN', '~', MAX_HOOK_EVENTS, '*', 'k', kind, 'a', app, 'c', channel, 't', received,
     's', socket, 'u', user, 'i', info, 'w', way)
 end
 
@@ -93,7 +93,7 @@ local function defer(field, left, socket, id, received, hooked, info)
   if redis.call('HSET', base .. ':gone', field, deferred) == 1 then redis.call('RPUSH', base .. ':gone:order', field) end
 end
 
--- Removes a field that enters from `gone` and `held`. Returns the `w` of its entering fact.
+-- Removes a field that enters from `gone` and `held`. Returns the `w` of its entering event.
 local function entering(field, hooked)
   local held = redis.call('HDEL', base .. ':held', field) == 1
   if redis.call('HDEL', base .. ':gone', field) == 1 then return 'r' end
@@ -106,7 +106,7 @@ local function publish_removed(app, channel, user, left, socket, id, received, h
 end
 
 local function publish_vacated(app, channel, left, socket, received, hooked)
-  if wants(hooked, 'a') then fact('vacated', 'a', app, channel, received, socket, '', 'null') end
+  if wants(hooked, 'a') then hook_event('vacated', 'a', app, channel, received, socket, '', 'null') end
   if wants(hooked, 's') then hold('c/' .. app .. '/' .. channel, left, socket, received, 'null') end
 end
 

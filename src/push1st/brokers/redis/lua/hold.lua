@@ -24,5 +24,5 @@ else
 end
 if there == 1 or redis.call('HEXISTS', base .. ':held', field) == 1 then return 0 end
 hold(field, clock(), socket, received, info)
-fact(kind == 'm' and 'member-added' or 'occupied', 'h', app, channel, received, socket, user, info)
+hook_event(kind == 'm' and 'member-added' or 'occupied', 'h', app, channel, received, socket, user, info)
 return 1

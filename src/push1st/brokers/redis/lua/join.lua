@@ -41,13 +41,13 @@ end
 local total, change = count(mine, app, channel, n)
 if change > 0 and total == change then
   local way = entering('c/' .. app .. '/' .. channel, hooked)
-  if hooked ~= '' then fact('occupied', way, app, channel, ARGV[13], ARGV[11], '', 'null') end
+  if hooked ~= '' then hook_event('occupied', way, app, channel, ARGV[13], ARGV[11], '', 'null') end
 end
 for i, result in ipairs(results) do
   if result == 1 then
     local user, info, socket, id, received = unpack(ARGV, 4 + 5 * i, 8 + 5 * i)
     edge('+', app, channel, user, socket, id, received, info)
-    if hooked ~= '' then fact('member-added', ways[i], app, channel, received, socket, user, info) end
+    if hooked ~= '' then hook_event('member-added', ways[i], app, channel, received, socket, user, info) end
   end
 end
 local found, cached, left = false, false, 0

@@ -1,4 +1,4 @@
--- Makes a node that stops the reader, and ends the recovery, if no other node is alive.
+-- Makes a node that stops the consumer, and ends the recovery, if no other node is alive.
 --
 -- KEYS[1]  base of the shard's keys
 -- ARGV[1]  node

@@ -1,14 +1,14 @@
--- Renews the lease of the reader, removes the facts that were delivered, and releases leaving edges that were held back long
+-- Renews the lease of the consumer, removes the hook events that were delivered, and releases leaving edges that were held back long
 -- enough, unless nodes still announce their entries.
 --
 -- KEYS[1]  base of the shard's keys
 -- ARGV[1]  node
 -- ARGV[2]  milliseconds of the lease
--- ARGV[3]  last fact that was delivered
+-- ARGV[3]  last hook event that was delivered
 -- ARGV[4]  milliseconds for which leaving edges are held back
 -- ARGV[5]  most edges to release
 --
--- Returns 1 if this node is still the reader, else 0; and the milliseconds left of the recovery.
+-- Returns 1 if this node is still the consumer, else 0; and the milliseconds left of the recovery.
 local node, lease, delivered, held_for, most = ARGV[1], ARGV[2], ARGV[3], ARGV[4], tonumber(ARGV[5])
 if redis.call('GET', base .. ':reader') ~= node then return {0, 0} end
 allow_when_full()
@@ -29,7 +29,7 @@ for _ = 1, most do
     if since == left then  -- otherwise the channel or member returned and left again
       redis.call('HDEL', base .. ':held', field)
       local kind, app, channel, user = parts(field)
-      fact(kind == 'm' and 'member-removed' or 'vacated', 's', app, channel, received, socket, user, info)
+      hook_event(kind == 'm' and 'member-removed' or 'vacated', 's', app, channel, received, socket, user, info)
     end
   end
 end

@@ -6,9 +6,9 @@ from contextlib import ExitStack, asynccontextmanager
 
 import pytest
 
-from push1st.brokers.redis import facts
+from push1st.brokers.redis import events_consumer
 from push1st.brokers.redis.scripts import CLOCK_MS
-from push1st.messages import Fact
+from push1st.messages import HookEvent
 from tests.cluster.machine import GONE_SECONDS, by_worker, connect_to, kill, machine, workers
 from tests.cluster.places import ROOM, Backend, Client, Place, hurried, nodes, on, until
 from tests.support.process import APP, ServerProcess, merged, wait_until
@@ -17,17 +17,17 @@ from tests.support.valkey import Valkey
 
 
 def reading(*places: Place) -> Place:
-    """The node that was handed facts."""
-    (found,) = [place for place in places if place.facts]
+    """The node that was handed hook events."""
+    (found,) = [place for place in places if place.hook_events]
     return found
 
 
 def channels(*places: Place) -> list[str]:
-    return [fact.channel for place in places for fact in place.facts]
+    return [event.channel for place in places for event in place.hook_events]
 
 
 def cut(valkey: Valkey, place: Place) -> None:
-    """Ends the connection on which a node reads facts."""
+    """Ends the connection on which a node reads hook events."""
     (id,) = re.findall(rf"id=(\d+) [^\n]*name=push1st-facts-{place.name} ".encode(), valkey.ask("CLIENT", "LIST"))
     valkey.ask("CLIENT", "KILL", "ID", id.decode())
 
@@ -35,17 +35,17 @@ def cut(valkey: Valkey, place: Place) -> None:
 async def test_a_reader_whose_connection_ends_before_its_place_is_noted_hands_nothing_on_twice() -> None:
     async with nodes() as (valkey, one, two):
         await on(one, "c")
-        await until(lambda: one.facts or two.facts)
+        await until(lambda: one.hook_events or two.hook_events)
         reader = reading(one, two)
 
-        def happened(fact: Fact) -> None:
-            reader.facts.append(fact)
+        def on_event(event: HookEvent) -> None:
+            reader.hook_events.append(event)
             cut(valkey, reader)
 
-        reader.broker._happened = happened
+        reader.broker._on_event = on_event
         await on(one, "d")
         await until(lambda: channels(reader) == ["c", "d"])
-        reader.broker._happened = reader.facts.append
+        reader.broker._on_event = reader.hook_events.append
         await on(one, "e")
         await until(lambda: channels(one, two)[-1:] == ["e"])
         assert channels(one, two) == ["c", "d", "e"]
@@ -54,8 +54,8 @@ async def test_a_reader_whose_connection_ends_before_its_place_is_noted_hands_no
 async def test_a_reader_whose_lease_is_another_nodes_hands_nothing_on() -> None:
     async with nodes() as (valkey, one, two):
         await on(one, "c")
-        await until(lambda: one.facts or two.facts)
-        reader, other = (one, two) if one.facts else (two, one)
+        await until(lambda: one.hook_events or two.hook_events)
+        reader, other = (one, two) if one.hook_events else (two, one)
         reader.shards[0]._beat_at = float("inf")  # it does not notice, but by reading
         valkey.ask("SET", f"{one.shards[0].base}:reader", other.name)
         for name in "defg":
@@ -64,10 +64,10 @@ async def test_a_reader_whose_lease_is_another_nodes_hands_nothing_on() -> None:
         assert channels(reader) == ["c"]
 
 
-async def test_facts_of_a_broker_that_lost_its_state_are_read_from_their_beginning() -> None:
+async def test_hook_events_of_a_broker_that_lost_its_state_are_read_from_their_beginning() -> None:
     async with nodes() as (valkey, one, two):
         await on(one, "c")
-        await until(lambda: one.facts or two.facts)
+        await until(lambda: one.hook_events or two.hook_events)
         base = one.shards[0].base
         valkey.ask("XADD", f"{base}:facts", "99999999999999-0", "fact", "not one")  # as by a clock that went back since
         await until(lambda: valkey.ask("GET", f"{base}:facts:read").endswith(b"99999999999999-0\r\n"))
@@ -84,14 +84,14 @@ THERE = {(ROOM, None), (ROOM, "a")}
 
 @asynccontextmanager
 async def backed() -> AsyncIterator[tuple[Valkey, Backend, Place, Place, Client]]:
-    """Two nodes that send webhooks, with a member: the node that reads facts, and the other one."""
+    """Two nodes that send webhooks, with a member: the node that reads events, and the other one."""
     valkey, backend = Valkey(), Backend()
     try:
-        with hurried(BEAT_SECONDS=0.05, RECOVERY_SECONDS=0.5), hurried(facts, HOLD_SECONDS=HOLD, BLOCK_MS=50):
+        with hurried(BEAT_SECONDS=0.05, RECOVERY_SECONDS=0.5), hurried(events_consumer, HOLD_SECONDS=HOLD, BLOCK_MS=50):
             places = [await Place(valkey.url).send_edges_to(backend).open() for _ in range(2)]
             client = await on(places[0], ROOM, "a")
             await until(lambda: backend.there == THERE)
-            reads = [one.shards[0]._reader is not None and not one.shards[0]._reader.ended for one in places]
+            reads = [one.shards[0]._consumer is not None and not one.shards[0]._consumer.ended for one in places]
             reader, other = places if reads[0] else reversed(places)
             yield valkey, backend, reader, other, client
             assert backend.contradictions == []
@@ -133,10 +133,10 @@ async def test_a_member_that_returns_while_the_broker_loses_its_state_causes_no_
 
 
 @pytest.mark.parametrize("returns", [True, False])
-async def test_a_fact_that_is_lost_with_the_brokers_state_is_replaced(returns: bool) -> None:
+async def test_a_hook_event_that_is_lost_with_the_brokers_state_is_replaced(returns: bool) -> None:
     async with backed() as (valkey, backend, reader, other, client):
-        assert reader.shards[0]._reader is not None
-        await reader.shards[0]._reader.stop()
+        assert reader.shards[0]._consumer is not None
+        await reader.shards[0]._consumer.stop()
         stand_still(reader)
         if returns:
             await on(other, "c")
@@ -191,11 +191,11 @@ async def test_held_edges_are_released_though_the_clock_of_the_server_was_set_ba
         await until(lambda: backend.there == THERE, lambda: backend.there)
 
 
-async def test_facts_that_a_replica_lacks_are_replaced() -> None:
+async def test_hook_events_that_a_replica_lacks_are_replaced() -> None:
     async with backed() as (valkey, backend, reader, other, _):
-        assert reader.shards[0]._reader is not None
+        assert reader.shards[0]._consumer is not None
         stand_still(reader)
-        await reader.shards[0]._reader.stop()
+        await reader.shards[0]._consumer.stop()
         await on(other, "c")
         valkey.ask("XTRIM", f"{other.shards[0].base}:facts", "MAXLEN", "0")
         reader.drop()
@@ -220,7 +220,7 @@ async def test_members_who_leave_nodes_without_hooks_cause_edges_when_they_retur
     valkey, backend = Valkey(), Backend()
     backend.there = set(THERE)
     try:
-        with hurried(BEAT_SECONDS=0.05, RECOVERY_SECONDS=0.5), hurried(facts, HOLD_SECONDS=HOLD, BLOCK_MS=50):
+        with hurried(BEAT_SECONDS=0.05, RECOVERY_SECONDS=0.5), hurried(events_consumer, HOLD_SECONDS=HOLD, BLOCK_MS=50):
             old, new = Place(valkey.url), Place(valkey.url).send_edges_to(backend)
             old.shards[0]._hooked = dict
             await old.open()
@@ -242,7 +242,7 @@ def sent(server: ServerProcess) -> dict[int, float]:
     return by_worker(server, "push1st_hook_attempts_total")
 
 
-def test_a_worker_that_is_killed_while_it_reads_facts_has_none_of_them_told_twice_or_in_another_order() -> None:
+def test_a_worker_that_is_killed_while_it_reads_hook_events_has_none_of_them_told_twice_or_in_another_order() -> None:
     with receiving() as receiver, ExitStack() as stack:
         hooks = {"webhooks": [{"url": receiver.url, "events": ["channel_occupied"], "concurrency": 1}]}
         server = stack.enter_context(machine(config={"server": {"drain": 0}}, apps={"app-test": merged(APP, hooks)}))

@@ -1,22 +1,22 @@
-"""Reads the facts of a shard, on the one node that holds the lease for it, and delivers them to hooks in order.
+"""Reads the hook events of a shard, on the one node that holds the lease for it, and delivers them to hooks in order.
 
-The reader renews its lease before it delivers facts. If the server's reply arrives so late that the lease may have expired (the
-process stood still), the reader delivers nothing, because another node may be the reader by then. The reader sends the place of
-the last fact to the server in the same turn of the loop in which it delivers the facts to the hooks. A reader that dies before
-that has sent nothing to a backend, and the next reader reads the same facts again. If the place is lost with the connection, the
-next reader of this node continues where this reader stopped.
+The consumer renews its lease before it delivers events. If the server's reply arrives so late that the lease may have expired
+(the process stood still), the consumer delivers nothing, because another node may be the consumer by then. The consumer sends the
+place of the last event to the server in the same turn of the loop in which it delivers the events to the hooks. A consumer that
+dies before that has sent nothing to a backend, and the next consumer reads the same events again. If the place is lost with the
+connection, the next consumer of this node continues where this consumer stopped.
 
-Settled edges of a channel or member always alternate, even if the reader changes or the server loses its state. For this the
-reader keeps a ledger: the channels and members that exist according to the edges that hooks have received. The reader delivers
-only edges that change the ledger.
+Settled edges of a channel or member always alternate, even if the consumer changes or the server loses its state. For this the
+consumer keeps a ledger: the channels and members that exist according to the edges that hooks have received. The consumer
+delivers only edges that change the ledger.
 
-A node that becomes the reader builds the ledger from the roster. The ledger has the channels and members that exist, and those
-whose leaving edge is still held back. The reader then undoes the changes of facts that are not read yet.
+A node that becomes the consumer builds the ledger from the roster. The ledger has the channels and members that exist, and those
+whose leaving edge is still held back. The consumer then undoes the changes of events that are not read yet.
 
-After the server lost its state, the node that has the ledger remains the reader. When all nodes have announced their entries,
+After the server lost its state, the node that has the ledger remains the consumer. When all nodes have announced their entries,
 it compares the ledger with the roster, and delivers an edge for each difference. These edges replace what the server lost: held
-edges, and facts that no node had read. The reader also compares after each new connection, because a replica that became the
-master may lack some of the last facts. The reader also compares after another node has ended: that node may have been started
+edges, and events that no node had read. The consumer also compares after each new connection, because a replica that became the
+master may lack some of the last events. The consumer also compares after another node has ended: that node may have been started
 before the hooks were configured, and then it reported no edges.
 """
 
@@ -32,15 +32,15 @@ from push1st import logs
 from push1st.brokers.redis.link import Argument, ConnectionLost, RespConnection
 from push1st.brokers.redis.scripts import READ, TAKE, Script
 from push1st.brokers.redis.servers import Unusable, connect
-from push1st.brokers.redis.wire import decode_fact
+from push1st.brokers.redis.wire import decode_event
 from push1st.channels import kind_of
 from push1st.config.brokerurl import Address
-from push1st.messages import ENTERING, HOLD_SECONDS, Fact, Happening, Phase
+from push1st.messages import ENTERING, HOLD_SECONDS, HookEvent, HookEventKind, Phase
 
-FACTS = 500
-"""facts read at once"""
+MAX_EVENTS = 500
+"""events read at once"""
 BLOCK_MS = 1000
-"""for facts to come; less than what makes a server silent"""
+"""for events to come; less than what makes a server silent"""
 SILENT_SECONDS = 5
 """without an answer: then the connection is taken for dead, before others may take this node for it"""
 RELEASED = 500
@@ -49,10 +49,10 @@ SCANNED = 1000
 """entries that one call reads to build a ledger"""
 
 LEFT_SECONDS = 60
-"""how long a ledger stays in the broker for the next reader"""
+"""how long a ledger stays in the broker for the next consumer"""
 
 NOWHERE = b"0-0"
-"""the place before all facts"""
+"""the place before all events"""
 
 log = logs.get("push1st.broker")
 
@@ -60,13 +60,13 @@ log = logs.get("push1st.broker")
 class Ledger:
     """The channels and members of a shard that exist according to the settled edges that hooks have received.
 
-    A node keeps its ledger when its reader ends.
+    A node keeps its ledger when its consumer ends.
 
     there: the channels and members, as fields like those of a node's entries (`scripts`); None: this node has no ledger.
-    place: the last fact that was delivered to hooks.
-    compared_at: when to compare the ledger with the roster, because the server may have lost facts or its state; on the loop's
+    place: the last event that was delivered to hooks.
+    compared_at: when to compare the ledger with the roster, because the server may have lost events or its state; on the loop's
     clock; None: no comparison is needed.
-    checked_at: when to compare them because another node has ended; None: not needed. If another node becomes the reader first,
+    checked_at: when to compare them because another node has ended; None: not needed. If another node becomes the consumer first,
     this comparison is not needed either, because that node builds a new ledger.
     """
 
@@ -81,15 +81,15 @@ class Ledger:
         return any(at is not None and at <= now for at in (self.compared_at, self.checked_at))
 
     def state_lost(self) -> None:
-        """Resets the place, because the server numbers its facts from the start again."""
+        """Resets the place, because the server numbers its events from the start again."""
         self.place = NOWHERE
 
     def forget(self) -> None:
-        """Drops the ledger, because another node is the reader."""
+        """Drops the ledger, because another node is the consumer."""
         self.there = None
 
     async def leave(self, link: RespConnection, base: str) -> None:
-        """Saves the ledger in the broker for the next reader, if this node stops before the comparison with the roster."""
+        """Saves the ledger in the broker for the next consumer, if this node stops before the comparison with the roster."""
         if self.there and self.compared_at is not None:
             key, fields = f"{base}:ledger", list(self.there)
             link.call("DEL", key)
@@ -98,12 +98,12 @@ class Ledger:
             await link.call("EXPIRE", key, LEFT_SECONDS)
 
 
-class Reader:
+class Consumer:
     """Reads until it is stopped, or has no lease any more, or its connection, which is its own, is lost.
 
     base: of the shard's keys. run: returns the command for a script, without its arguments. seconds: of the lease. apps: the
-    apps whose hooks want settled edges. happened: takes the facts. last: this node stops, and no other node is alive. Then the
-    reader delivers all facts that are left, and all held edges, and ends.
+    apps whose hooks want settled edges. on_event: takes the events. last: this node stops, and no other node is alive. Then the
+    consumer delivers all events that are left, and all held edges, and ends.
     """
 
     def __init__(
@@ -116,7 +116,7 @@ class Reader:
         seconds: float,
         ledger: Ledger,
         apps: Collection[str],
-        happened: Callable[[Fact], None],
+        on_event: Callable[[HookEvent], None],
         *,
         last: bool = False,
     ) -> None:
@@ -129,7 +129,7 @@ class Reader:
         self._seconds = seconds
         self._ledger = ledger
         self._apps = apps
-        self._happened = happened
+        self._on_event = on_event
         self._last = last
         self._task = asyncio.get_running_loop().create_task(self._run())
 
@@ -142,7 +142,7 @@ class Reader:
         await self.end()
 
     async def end(self) -> None:
-        """Waits until the reader has ended."""
+        """Waits until the consumer has ended."""
         await asyncio.gather(self._task, return_exceptions=True)
 
     async def _run(self) -> None:
@@ -155,9 +155,9 @@ class Reader:
                 return
             while await self._more(link):
                 pass
-            log.info("facts are read by another node")
+            log.info("hook events are read by another node")
         except (OSError, TimeoutError, Unusable, ConnectionLost, hiredis.ReplyError) as exc:
-            log.info("facts are not read any more", reason=str(exc) or type(exc).__name__)
+            log.info("hook events are no longer read here", reason=str(exc) or type(exc).__name__)
         except asyncio.CancelledError:
             if link is not None:
                 link.close()  # behind the last note
@@ -168,7 +168,7 @@ class Reader:
                 link.abort()
 
     async def _begin(self, link: RespConnection) -> None:
-        """Finds the place of the next fact to read, and builds the ledger if this node has none."""
+        """Finds the place of the next event to read, and builds the ledger if this node has none."""
         ledger = self._ledger
         noted = await _answer(link, "GET", f"{self._stream}:read") or NOWHERE
         place = max(ledger.place, noted, key=_order)
@@ -181,10 +181,10 @@ class Reader:
         ledger.place = place
 
     async def _more(self, link: RespConnection, wait: bool = True) -> bool:
-        """Reads some facts, if there are any; returns whether that is still this node's to do."""
+        """Reads some events, if there are any; returns whether that is still this node's to do."""
         ledger = self._ledger
         block = ("BLOCK", BLOCK_MS) if wait else ()
-        found = await _answer(link, "XREAD", "COUNT", FACTS, *block, "STREAMS", self._stream, ledger.place)
+        found = await _answer(link, "XREAD", "COUNT", MAX_EVENTS, *block, "STREAMS", self._stream, ledger.place)
         recovering = await self._note(link)
         if recovering is None or ledger.there is None:
             return False
@@ -196,7 +196,7 @@ class Reader:
             return wait
         entries = found[self._stream.encode()]
         for _, fields in entries:
-            self._hand_on(fields)
+            self._deliver_entry(fields)
         ledger.place = entries[-1][0]
         noted = link.call(*self._reading())
         link.flush()  # not at the end of the turn: see the module
@@ -211,7 +211,7 @@ class Reader:
     async def _note(self, link: RespConnection) -> int | None:
         """Stores the place in the broker, and renews the lease.
 
-        Returns the milliseconds for which nodes still announce their entries; None if another node is the reader by now.
+        Returns the milliseconds for which nodes still announce their entries; None if another node is the consumer by now.
         """
         loop = asyncio.get_running_loop()
         asked = loop.time()
@@ -219,7 +219,7 @@ class Reader:
         return int(recovering) if mine and loop.time() < asked + self._seconds else None
 
     async def _finish(self, link: RespConnection) -> None:
-        """Delivers the facts that are left, and the held edges."""
+        """Delivers the events that are left, and the held edges."""
         if self._ledger.compared_at is not None:  # no other node is alive that could announce entries
             self._ledger.compared_at = 0
         while await self._more(link, wait=False):
@@ -230,28 +230,28 @@ class Reader:
             for field, held in zip(taken[::2], taken[1::2], strict=True):
                 _, socket_id, received, info = held.split(b"\0", 3)
                 if self._changes(field.decode(), enters=False):
-                    self._happened(_edge(field.decode(), False, int(received), "held", socket_id.decode(), info))
+                    self._on_event(_edge(field.decode(), False, int(received), "held", socket_id.decode(), info))
 
-    # Facts
+    # Events
 
-    def _hand_on(self, fields: list[bytes]) -> None:
+    def _deliver_entry(self, fields: list[bytes]) -> None:
         try:
-            self._happen(dict(zip(fields[::2], fields[1::2], strict=True)))
+            self._deliver(dict(zip(fields[::2], fields[1::2], strict=True)))
         except Exception:  # one that cannot be read, or that hooks choke on, must not hold up the others
-            log.exception("a fact is passed over")
+            log.exception("skipped a hook event")
 
-    def _happen(self, fields: dict[bytes, bytes]) -> None:
+    def _deliver(self, fields: dict[bytes, bytes]) -> None:
         whole = fields.get(b"fact")
-        if whole is not None:  # a fact that a node reported; facts of scripts have a field for each part
-            self._happened(decode_fact(whole))
+        if whole is not None:  # an event that a node reported; events of scripts have a field for each part
+            self._on_event(decode_event(whole))
             return
-        fact, way = _fact_of(fields)
+        event, way = _event_of(fields)
         if b"a" in way:
-            self._happened(fact)
+            self._on_event(event)
         if b"s" in way or b"h" in way:
-            changes = self._changes(_field(fact), fact.kind in ENTERING)
+            changes = self._changes(_field(event), event.kind in ENTERING)
             if changes and b"s" in way:
-                self._happened(msgspec.structs.replace(fact, phase="settled"))
+                self._on_event(msgspec.structs.replace(event, phase="settled"))
 
     def _changes(self, field: str, enters: bool) -> bool:
         """Applies an edge to the ledger; returns whether the edge changed it."""
@@ -262,7 +262,7 @@ class Reader:
         return True
 
     async def _compare(self, link: RespConnection) -> bool:
-        """Delivers the edges that hooks missed; returns whether this node is still the reader."""
+        """Delivers the edges that hooks missed; returns whether this node is still the consumer."""
         ledger = self._ledger
         truth = await self._truth(link, ledger.place)
         recovering, there = await self._note(link), ledger.there
@@ -272,18 +272,19 @@ class Reader:
             ledger.compared_at = ledger.checked_at = None
             now = time.time_ns()
             for field in sorted(there - truth, reverse=True):  # members leave before their channel is empty
-                self._happened(_edge(field, False, now, "settled"))
+                self._on_event(_edge(field, False, now, "settled"))
             for field in sorted(truth - there):
-                self._happened(_edge(field, True, now, "settled"))
+                self._on_event(_edge(field, True, now, "settled"))
             ledger.there = truth
             link.call("DEL", f"{self._base}:ledger")
         return True
 
     async def _truth(self, link: RespConnection, place: bytes) -> set[str]:
-        """Returns what the ledger must contain when hooks have received all facts up to a place, and none after it.
+        """Returns what the ledger must contain when hooks have received all events up to a place, and none after it.
 
         These are the channels and members in the roster, and those whose leaving edge is held back. A change that happens
-        during the scan has a fact after the place. The first such fact of a channel or member shows its state before the change.
+        during the scan has an event after the place. The first such event of a channel or member shows its state before the
+        change.
         """
         there: set[str] = set()
         for app in self._apps:
@@ -298,12 +299,12 @@ class Reader:
             async for fields in self._scan(link, f"{self._base}:{left}"):
                 there.update(field for field in fields if field[0] in "cm" and field.split("/", 2)[1] in self._apps)
         before: dict[str, bool] = {}
-        while entries := await _answer(link, "XRANGE", self._stream, b"(" + place, "+", "COUNT", FACTS):
+        while entries := await _answer(link, "XRANGE", self._stream, b"(" + place, "+", "COUNT", MAX_EVENTS):
             for place, fields in entries:  # noqa: B007 - the next XRANGE begins after the last place
                 parts = dict(zip(fields[::2], fields[1::2], strict=True))
                 if b"k" in parts:
-                    fact, way = _fact_of(parts)
-                    before.setdefault(_field(fact), not (fact.kind in ENTERING and b"s" in way))
+                    event, way = _event_of(parts)
+                    before.setdefault(_field(event), not (event.kind in ENTERING and b"s" in way))
         there.update(field for field, is_there in before.items() if is_there)
         return there.difference(field for field, is_there in before.items() if not is_there)
 
@@ -327,24 +328,24 @@ def _order(place: bytes) -> tuple[int, ...]:
     return tuple(map(int, place.split(b"-")))
 
 
-def _fact_of(fields: dict[bytes, bytes]) -> tuple[Fact, bytes]:
-    """Returns the fact of a script, and which hooks it is for (`w` in `scripts`)."""
+def _event_of(fields: dict[bytes, bytes]) -> tuple[HookEvent, bytes]:
+    """Returns the event of a script, and which hooks it is for (`w` in `scripts`)."""
     kind, app, channel, at, socket_id, user_id = (fields[name].decode() for name in (b"k", b"a", b"c", b"t", b"s", b"u"))
-    fact = Fact(cast(Happening, kind), app, channel, int(at), socket_id, user_id or None, fields[b"i"], phase="at-once")
-    return fact, fields.get(b"w", b"as")  # scripts of earlier versions wrote no `w`
+    event = HookEvent(cast(HookEventKind, kind), app, channel, int(at), socket_id, user_id or None, fields[b"i"], phase="at-once")
+    return event, fields.get(b"w", b"as")  # scripts of earlier versions wrote no `w`
 
 
-def _field(fact: Fact) -> str:
-    """Returns the name that scripts use for the fact's channel or member."""
-    if fact.user_id is None:
-        return f"c/{fact.app}/{fact.channel}"
-    return f"m/{fact.app}/{fact.channel}\n{fact.user_id}"
+def _field(event: HookEvent) -> str:
+    """Returns the name that scripts use for the event's channel or member."""
+    if event.user_id is None:
+        return f"c/{event.app}/{event.channel}"
+    return f"m/{event.app}/{event.channel}\n{event.user_id}"
 
 
-def _edge(field: str, enters: bool, at: int, phase: Phase, socket_id: str = "", info: bytes = b"null") -> Fact:
+def _edge(field: str, enters: bool, at: int, phase: Phase, socket_id: str = "", info: bytes = b"null") -> HookEvent:
     _, app, rest = field.split("/", 2)
     channel, is_member, user_id = rest.partition("\n")
-    kind: Happening = "member-added" if is_member else "occupied"
-    return Fact(
+    kind: HookEventKind = "member-added" if is_member else "occupied"
+    return HookEvent(
         kind if enters else ENTERING[kind], app, channel, at, socket_id, user_id if is_member else None, info, phase=phase
     )

@@ -1,35 +1,35 @@
-"""When facts are handed on, when they are another node's by now, and what a ledger makes of them."""
+"""When hook events are handed on, when they are another node's by now, and what a ledger makes of them."""
 
 import asyncio
 from typing import Any
 
 import pytest
 
-from push1st.brokers.redis.facts import NOWHERE, Ledger, Reader
-from push1st.brokers.redis.wire import encode_fact
+from push1st.brokers.redis.events_consumer import NOWHERE, Consumer, Ledger
+from push1st.brokers.redis.wire import encode_event
 from push1st.config.brokerurl import parse
-from push1st.messages import Fact, Happening
+from push1st.messages import HookEvent, HookEventKind
 
-FACT = Fact("client-event", "app", "c", 1)
-ENTRY = [b"fact", encode_fact(FACT)]
+EVENT = HookEvent("client-event", "app", "c", 1)
+ENTRY = [b"fact", encode_event(EVENT)]
 
 
 class RespConnection:
     """Answers commands by their names, in order; writes them down when they go out. leases: what READ answers."""
 
-    def __init__(self, happened: list[Any], entries: list[list[bytes]], leases: list[tuple[int, int]], **answers: Any) -> None:
-        self.happened = happened
+    def __init__(self, on_event: list[Any], entries: list[list[bytes]], leases: list[tuple[int, int]], **answers: Any) -> None:
+        self.on_event = on_event
         read = [{b"base:facts": [[b"%d-1" % (5 + n), entry] for n, entry in enumerate(entries)]}] if entries else [None]
         self.answers: dict[str, list[Any]] = {"XREAD": read, "READ": list(leases), **answers}
 
     def call(self, *command: Any) -> "asyncio.Future[Any]":
         future = asyncio.get_running_loop().create_future()
         future.set_result(self.answers[command[0]].pop(0))
-        self.happened.append(command[3] if command[0] == "READ" else command[0])
+        self.on_event.append(command[3] if command[0] == "READ" else command[0])
         return future
 
     def flush(self) -> None:
-        self.happened.append("flush")
+        self.on_event.append("flush")
 
 
 async def read(
@@ -40,18 +40,18 @@ async def read(
     **answers: Any,
 ) -> tuple[bool, list[Any], bytes]:
     """Whether to go on, what happened, and the place at last."""
-    happened: list[Any] = []
+    on_event: list[Any] = []
     there = there or ledger()
-    reader = Reader(
-        *(parse("redis://localhost"), "0", "node", "base", lambda _: ("READ",), seconds), there, ["app"], happened.append
+    consumer = Consumer(
+        *(parse("redis://localhost"), "0", "node", "base", lambda _: ("READ",), seconds), there, ["app"], on_event.append
     )
-    await reader.stop()
-    link: Any = RespConnection(happened, list(entries), list(leases), **answers)
-    return await reader._more(link), happened, there.place
+    await consumer.stop()
+    link: Any = RespConnection(on_event, list(entries), list(leases), **answers)
+    return await consumer._more(link), on_event, there.place
 
 
-async def test_a_place_is_noted_in_the_turn_in_which_facts_are_handed_on() -> None:
-    assert await read((1, 0), (1, 0)) == (True, ["XREAD", NOWHERE, FACT, b"5-1", "flush"], b"5-1")
+async def test_a_place_is_noted_in_the_turn_in_which_hook_events_are_handed_on() -> None:
+    assert await read((1, 0), (1, 0)) == (True, ["XREAD", NOWHERE, EVENT, b"5-1", "flush"], b"5-1")
 
 
 @pytest.mark.parametrize(("seconds", "lease"), [(10, 0), (0, 1)], ids=["another node has the lease", "it has run out since"])
@@ -60,7 +60,7 @@ async def test_what_another_node_reads_is_not_handed_on(seconds: float, lease: i
 
 
 async def test_a_reader_that_finds_its_lease_gone_with_its_note_ends() -> None:
-    assert await read((1, 0), (0, 0)) == (False, ["XREAD", NOWHERE, FACT, b"5-1", "flush"], b"5-1")
+    assert await read((1, 0), (0, 0)) == (False, ["XREAD", NOWHERE, EVENT, b"5-1", "flush"], b"5-1")
 
 
 async def test_a_reader_without_a_ledger_delivers_nothing() -> None:
@@ -70,7 +70,7 @@ async def test_a_reader_without_a_ledger_delivers_nothing() -> None:
 # The ledger
 
 
-def entry(kind: Happening, way: str, user: str = "") -> list[bytes]:
+def entry(kind: HookEventKind, way: str, user: str = "") -> list[bytes]:
     channel = "presence-c" if user else "c"
     values = {"k": kind, "a": "app", "c": channel, "t": "1", "s": "", "u": user, "i": "null", "w": way}
     return [one.encode() for pair in values.items() for one in pair]
@@ -82,13 +82,13 @@ def ledger(*there: str, compared_at: float | None = None) -> Ledger:
     return made
 
 
-def facts(happened: list[Any]) -> list[tuple[str, str, str | None]]:
-    return [(one.phase, one.kind, one.user_id) for one in happened if isinstance(one, Fact)]
+def events(on_event: list[Any]) -> list[tuple[str, str, str | None]]:
+    return [(one.phase, one.kind, one.user_id) for one in on_event if isinstance(one, HookEvent)]
 
 
 async def handed_on(*entries: list[bytes], ledger: Ledger) -> list[tuple[str, str, str | None]]:
-    _, happened, _ = await read((1, 0), (1, 0), entries=entries, there=ledger)
-    return facts(happened)
+    _, on_event, _ = await read((1, 0), (1, 0), entries=entries, there=ledger)
+    return events(on_event)
 
 
 async def test_settled_edges_alternate() -> None:
@@ -129,26 +129,26 @@ async def test_a_ledger_is_compared_with_the_roster_when_all_nodes_have_announce
         "XRANGE": [unread, []],
         "DEL": [1],
     }
-    going_on, happened, _ = await read((1, 0), (1, 0), entries=(), there=had, **answers)
+    going_on, on_event, _ = await read((1, 0), (1, 0), entries=(), there=had, **answers)
     assert going_on
-    assert facts(happened) == [
+    assert events(on_event) == [
         ("settled", "member-removed", "u"),
         ("settled", "vacated", None),
         ("settled", "occupied", None),
         ("settled", "member-added", "w"),
         ("settled", "member-added", "x"),
     ]
-    assert [one.channel for one in happened if isinstance(one, Fact) and one.user_id is None] == ["a", "d"]
+    assert [one.channel for one in on_event if isinstance(one, HookEvent) and one.user_id is None] == ["a", "d"]
     assert had.compared_at is None
 
 
 async def test_a_ledger_is_not_compared_before_its_time() -> None:
     had = ledger("c/app/a", compared_at=asyncio.get_running_loop().time() + 10)
-    going_on, happened, _ = await read((1, 0), entries=(), there=had)
-    assert (going_on, facts(happened)) == (True, [])
+    going_on, on_event, _ = await read((1, 0), entries=(), there=had)
+    assert (going_on, events(on_event)) == (True, [])
 
 
 async def test_a_ledger_is_not_compared_while_nodes_announce_their_entries() -> None:
     had = ledger("c/app/a")
-    going_on, happened, _ = await read((1, 500), entries=(), there=had)
-    assert (going_on, facts(happened), had.compared_at) == (True, [], 0)
+    going_on, on_event, _ = await read((1, 500), entries=(), there=had)
+    assert (going_on, events(on_event), had.compared_at) == (True, [], 0)
