@@ -2,9 +2,11 @@
 
 import contextlib
 import hashlib
-from collections.abc import Iterator
+from asyncio import AbstractEventLoop, new_event_loop
+from collections.abc import Callable, Iterator
 
 import pytest
+import uvloop
 
 from tests.support.loop import pytest_pyfunc_call as pytest_pyfunc_call
 
@@ -20,3 +22,10 @@ def stack() -> Iterator[contextlib.ExitStack]:
     """Exits what a test entered, last first, when the test ends."""
     with contextlib.ExitStack() as entered:
         yield entered
+
+
+@pytest.fixture(params=[new_event_loop, uvloop.new_event_loop], ids=["asyncio", "uvloop"])
+def loop_factory(request: pytest.FixtureRequest) -> Callable[[], AbstractEventLoop]:
+    """Makes the loop of an `async def` test; a test that uses this fixture runs on asyncio's loop and on uvloop."""
+    factory: Callable[[], AbstractEventLoop] = request.param
+    return factory

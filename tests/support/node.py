@@ -177,8 +177,8 @@ class Listening:
 class Stage:
     """Sessions on a fan-out, through the node and the memory broker, with frames that are the data as it is."""
 
-    def __init__(self) -> None:
-        self.world = World()
+    def __init__(self, turns: LoopTurns | None = None) -> None:
+        self.world = World(turns=turns)
         self.turns = self.world.turns
         self.metrics = self.world.metrics
         self.fanout = self.world.fanout

@@ -9,6 +9,8 @@ from push1st import eager
 from push1st.eager import Suspended, begin, settled, spawn
 from tests.support.loop import turns
 
+pytestmark = pytest.mark.usefixtures("loop_factory")
+
 
 async def add(a: int, b: int) -> int:
     return a + b

@@ -5,6 +5,8 @@ import pytest
 from push1st.transports.turn import BACKLOG_SECONDS, INPUT_SECONDS, LONG_READ, ROUND, Turn
 from tests.support.loop import Clock, turns
 
+pytestmark = pytest.mark.usefixtures("loop_factory")
+
 
 class Connection:
     """A connection whose clients sent some slices: each costs `seconds` of the clock."""
