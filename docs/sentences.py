@@ -24,7 +24,7 @@ _END = re.compile(r"(?<=[.!?])\s+(?=[A-Z`0-9\"(])|\n\s*\n|\n(?=\s*(?:[-*|]|\d+\.
 _BEGINS_BLOCK = re.compile(r"\s*(?:[-*|#>]|\d+\.)\s|\|")
 _ONLY_CODE = re.compile(r"(?:`[^`]*`[,; ·]*)+")
 """texts of errors and names of tests are no prose"""
-_CODE_BLOCK = re.compile(r"^```.*?^```", re.MULTILINE | re.DOTALL)
+_CODE_BLOCK = re.compile(r"^```.*?^```|^ {4}.*?$", re.MULTILINE | re.DOTALL)
 
 
 def sentences(text: str) -> Iterator[str]:
