@@ -14,7 +14,7 @@ import pytest
 from push1st.config.model import Config, Listen, ServerConfig
 from push1st.errors import ConfigError
 from push1st.process import rundir
-from push1st.process.sockets import BoundSocket, again, bind, close, with_ports
+from push1st.process.sockets import BoundSocket, bind, bind_again, close, with_ports
 
 NOBODY = 65534
 """a user that every system has"""
@@ -57,7 +57,7 @@ def test_an_address_that_another_has_is_refused_even_if_the_other_would_share_it
 
 def test_a_shared_address_can_be_bound_again(bound: contextlib.ExitStack) -> None:
     (first,) = doors(bound, "tcp://127.0.0.1:0", shared=True)
-    second = again(first)
+    second = bind_again(first)
     bound.callback(second.socket.close)
     assert second.socket.getsockname() == first.socket.getsockname()
 

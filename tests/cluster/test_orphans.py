@@ -14,7 +14,7 @@ import msgspec
 
 from push1st.config.model import ApiConfig, ServerConfig, demo
 from push1st.process.control import ControlConnection, Ready, StartWorker, pack
-from push1st.process.engine import answers, command, program
+from push1st.process.engine import command, program, replies
 from tests.support.process import DEADLINE, wait_until
 
 
@@ -44,7 +44,7 @@ def test_a_worker_whose_supervisor_is_gone_ends_and_takes_the_engine_with_it() -
     with tempfile.TemporaryDirectory(prefix="p1-") as folder:
         path = Path(folder) / "engine.sock"
         engine = run_engine(path)
-        wait_until(lambda: asyncio.run(answers(path)), "the engine works")
+        wait_until(lambda: asyncio.run(replies(path)), "the engine works")
         ours, theirs = socket.socketpair()
         with theirs:
             worker = run_worker(theirs)

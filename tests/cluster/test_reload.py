@@ -299,7 +299,7 @@ def test_a_configuration_that_cannot_run_changes_nothing(
     client.subscribe(channel)
     before = workers(own)
     reconfigure(own, change)
-    reload(own, "reload refused, all goes on as it was")
+    reload(own, "reload refused, the server runs as before")
     assert said in own.output
     assert workers(own) == before
     kill(before[1])  # what is started now is started as before

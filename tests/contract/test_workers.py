@@ -11,7 +11,7 @@ import msgspec
 
 from push1st.config.model import Config, demo
 from push1st.process import worker
-from push1st.process.control import Alive, Ask, ControlConnection, ControlReply, Ready, Retire, StartWorker, pack
+from push1st.process.control import Alive, ControlConnection, ControlReply, ControlRequest, Ready, Retire, StartWorker, pack
 from push1st.process.server import Server
 from push1st.process.sockets import ROLES, BoundSocket, addresses, bind, with_ports
 from tests.contract.inside import plain_process
@@ -60,13 +60,13 @@ async def test_a_worker_serves_what_its_supervisor_orders_until_it_retires() -> 
         line.send(Alive())
         assert await line.receive() == Alive()
         for app in (None, "app-test"):
-            line.send(Ask(1, app))
+            line.send(ControlRequest(1, app))
             answer = await line.receive()
             assert isinstance(answer, ControlReply)
             assert [number for number, _ in answer.packed] == [7]
         asking = asyncio.ensure_future(asyncio.to_thread(call, port(config, "api"), "GET", "/metrics"))
         question = await line.receive()
-        assert isinstance(question, Ask)
+        assert isinstance(question, ControlRequest)
         line.send(ControlReply(question.id, []))
         status, body = await asking
         assert status == 200

@@ -1,103 +1,92 @@
-"""A small client for trying things: what `push1st publish` and `push1st subscribe` do.
-
-It speaks the signed HTTP API and the Pusher protocol as any backend and any browser would.
-"""
+"""What `token`, `publish` and `subscribe` share: the app and the server that their options select, and texts of failures."""
 
 import contextlib
 import http.client
-import json
+import os
 import socket
 import ssl
-import time
-from collections.abc import Callable
-from typing import Any
-from urllib.parse import SplitResult, quote, urlencode, urlsplit
+from collections.abc import Iterator
+from urllib.parse import SplitResult, urlsplit
 
-from websockets.exceptions import ConnectionClosed, InvalidHandshake, InvalidMessage, InvalidStatus, InvalidURI
-from websockets.sync.client import ClientConnection, connect
+import msgspec
+from websockets.exceptions import InvalidMessage, InvalidStatus
 
-from push1st import auth
-from push1st.channels import kind_of
-from push1st.errors import ClientError, Rejected
-
-Show = Callable[[str, str, str], None]
-"""Gets channel, event and data."""
+from push1st.cli.arguments import Options
+from push1st.cli.configuration import load, url
+from push1st.config.model import AppConfig, Config
+from push1st.errors import ClientError, ConfigError, Rejected
 
 
-def publish(api: str, base: str, app: str, key: str, secret: str, channels: list[str], event: str, data: object) -> str:
-    """Publishes an event and returns the server's answer; signed if there is a secret. Raises ClientError.
+class ServerApp(msgspec.Struct, frozen=True):
+    """An app, and the configuration of its server. assumed: no option selects the app, so it is the demo's."""
 
-    base: the path of the API, such as /apps/.
+    config: Config
+    app: AppConfig
+    assumed: bool
+
+
+def select(options: Options) -> ServerApp:
+    """Returns the app that the options select. Options win over the environment, which wins over the configuration.
+
+    Raises ConfigError if the options select no app.
     """
-    url = _address(api, ("http", "https"), "http://127.0.0.1:6002")
-    path = f"{url.path.rstrip('/')}{base}{quote(app, safe='')}/events"
-    body = json.dumps({"name": event, "channels": channels, "data": data}).encode()
-    target = path
-    if secret:
-        target = f"{path}?{urlencode(auth.sign_request(key, secret, 'POST', path, {}, body, int(time.time())))}"
-    factory = http.client.HTTPSConnection if url.scheme == "https" else http.client.HTTPConnection
-    connection = factory(url.hostname or "127.0.0.1", url.port, timeout=10)
-    try:
-        connection.request("POST", target, body, {"Content-Type": "application/json"})
-        response = connection.getresponse()
-        answer = response.read().decode("utf-8", "replace").strip()
-    except (OSError, http.client.HTTPException, UnicodeError) as exc:
-        raise ClientError(f"no answer from {api}: {_why(exc)}") from exc
-    finally:
-        connection.close()
-    if response.status != 200:
-        raise Rejected(f"{api} answered {response.status}: {answer}")
-    return answer
+    config = load(options.config)
+    apps = {app.id: app for app in config.apps}
+    key = getattr(options, "key", None)
+    name = options.app or (next(iter(apps)) if len(apps) == 1 else "")
+    app = apps.get(name)
+    if app is None and name and (key or options.secret or not options.config):  # an app of another server
+        app = AppConfig(id=name, key="", secret=os.environ.get("PUSH1ST_APP_SECRET", ""))
+    if app is None:
+        problem = f"there is no app {name} in {options.config}." if name else "which app?"
+        raise ConfigError(f"{problem} Select one with --app: {', '.join(apps) or 'the configuration has none'}")
+    if config.demo and key not in (None, app.key):  # the demo's secret does not belong to another key
+        app = msgspec.structs.replace(app, secret="")
+    assumed = not (options.config or options.app or key or os.environ.get("PUSH1ST_APP_ID"))
+    return ServerApp(config, msgspec.structs.replace(app, key=key or app.key, secret=options.secret or app.secret), assumed)
 
 
-def subscribe(
-    url: str,
-    base: str,
-    key: str,
-    secret: str,
-    channels: list[str],
-    show: Show,
-    ready: Callable[[], None],
-    count: int = 0,
-) -> None:
-    """Shows every event on the channels (channel, event, data), until the server ends or `count` have come.
+def server_url(config: Config, scheme: str) -> str:
+    """Returns the URL at which this machine reaches the server of a configuration. scheme: http or ws.
 
-    base: the path before the key, such as /app/. ready: called once all channels are subscribed to. Raises ClientError.
+    Raises ConfigError if the server listens on Unix sockets only.
     """
-    _address(url, ("ws", "wss"), "ws://127.0.0.1:6001")
-    missing = [name for name in channels if kind_of(name).needs_auth and not secret]
-    if missing:
-        raise ClientError(f"{missing[0]} needs the app's secret: give it with -c FILE or --secret")
-    try:
-        with (
-            connect(f"{url.rstrip('/')}{base}{quote(key, safe='')}?protocol=7&client=push1st", open_timeout=10) as connection,
-            contextlib.closing(connection),  # by itself a connection closes with 1011 after an exception
-        ):
-            _listen(connection, key, secret, channels, show, ready, count)
-    except ConnectionClosed as end:
-        close = end.rcvd
-        if close is None:
-            raise ClientError("the connection broke") from end
-        raise Rejected(f"the server closed the connection: {close.code} {close.reason}") from end
-    except BrokenPipeError:  # of standard output; a broken connection is a ConnectionClosed
-        raise
-    except (OSError, InvalidHandshake, InvalidURI, UnicodeError) as exc:
-        raise ClientError(f"no connection to {url}: {_why(exc)}") from exc
+    api = scheme == "http" and any(one.scheme == "tcp" for one in config.api.listen)
+    part = config.api if api else config.server
+    for one in part.listen:
+        if one.scheme == "tcp":
+            host = {"": "127.0.0.1", "0.0.0.0": "127.0.0.1", "::": "::1"}.get(one.host, one.host)  # noqa: S104 - is not bound
+            return url(msgspec.structs.replace(one, host=host), scheme + "s" * part.ssl.enable)
+    raise ConfigError(
+        f"the configuration has no TCP address to connect to: give one with {'--api' if scheme == 'http' else '--url'}"
+    )
 
 
-def _address(text: str, schemes: tuple[str, str], example: str) -> SplitResult:
-    """Splits a server's address. Raises ClientError if the address is not valid."""
+@contextlib.contextmanager
+def naming_assumed_app(target: ServerApp) -> Iterator[None]:
+    """Adds to a `Rejected` error that the command used the demo's app, if no option selects an app."""
     try:
-        url = urlsplit(text)
-        if url.scheme in schemes and url.hostname and (url.port is None or url.port):
-            return url
-        wrong = f"it must begin with {schemes[0]}:// or {schemes[1]}://, and contain a host"
+        yield
+    except Rejected as exc:
+        if not target.assumed:
+            raise
+        another = "for another app: -c FILE, or --app with --key and --secret"
+        raise Rejected(f"{exc}; this is the demo's app {target.app.id} with the key {target.app.key}, {another}") from exc
+
+
+def split_url(text: str, schemes: tuple[str, str], example: str) -> SplitResult:
+    """Splits the URL of a server. Raises ClientError if the URL is not valid."""
+    try:
+        parts = urlsplit(text)
+        if parts.scheme in schemes and parts.hostname and (parts.port is None or parts.port):
+            return parts
+        problem = f"it must begin with {schemes[0]}:// or {schemes[1]}://, and contain a host"
     except ValueError as exc:
-        wrong = str(exc)
-    raise ClientError(f"{text!r} is not the address of a server: {wrong}, such as {example}")
+        problem = str(exc)
+    raise ClientError(f"{text!r} is not the address of a server: {problem}, such as {example}")
 
 
-def _why(exc: Exception) -> str:
+def cause(exc: Exception) -> str:
     """Returns why a connection failed, and what to check."""
     match exc:
         case ssl.SSLCertVerificationError():
@@ -118,54 +107,3 @@ def _why(exc: Exception) -> str:
             return f"{exc.strerror or exc}; is the server running?"
         case _:
             return f"{exc}; is it a Push1st server, and is the URL's scheme the right one for its port (with or without TLS)?"
-
-
-def _listen(
-    socket: ClientConnection,
-    key: str,
-    secret: str,
-    channels: list[str],
-    show: Show,
-    ready: Callable[[], None],
-    count: int,
-) -> None:
-    waiting = set(channels)
-    for text in socket:
-        try:
-            frame: dict[str, Any] = json.loads(text)
-            event, channel, data = frame["event"], frame.get("channel", ""), frame.get("data", "")
-            internal = event.startswith("pusher_internal:")
-        except (ValueError, KeyError, AttributeError, TypeError):
-            raise ClientError(f"the server does not speak Pusher's protocol: it sent {text[:100]!r}") from None
-        code = data.get("code") if event == "pusher:error" and isinstance(data, dict) else None
-        data = data if isinstance(data, str) else json.dumps(data)
-        if event == "pusher:connection_established":
-            for name in dict.fromkeys(channels):
-                socket.send(
-                    json.dumps({"event": "pusher:subscribe", "data": _wanted(json.loads(data)["socket_id"], key, secret, name)})
-                )
-        elif event == "pusher_internal:subscription_succeeded":
-            waiting.discard(channel)
-            if not waiting:
-                ready()
-        elif isinstance(code, int) and 4000 <= code < 4300:
-            continue  # the close frame that follows has the same reason
-        elif event in ("pusher:error", "pusher:subscription_error"):
-            raise Rejected(f"the server refused {channel}: {data}" if channel else f"the server reported an error: {data}")
-        elif event == "pusher:ping":
-            socket.send('{"event":"pusher:pong"}')
-        elif event != "pusher:pong" and not internal:
-            show(channel, event, data)
-            count -= 1
-            if count == 0:
-                return
-
-
-def _wanted(socket_id: str, key: str, secret: str, name: str) -> dict[str, str]:
-    kind = kind_of(name)
-    wanted = {"channel": name}
-    if kind.needs_auth:
-        if kind.presence:
-            wanted["channel_data"] = json.dumps({"user_id": f"push1st-{socket_id}"})
-        wanted["auth"] = f"{key}:{auth.channel_signature(secret, socket_id, name, wanted.get('channel_data', ''))}"
-    return wanted

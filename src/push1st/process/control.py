@@ -1,6 +1,7 @@
-"""What a supervisor and its workers say to each other, over a socket pair that each worker inherits.
+"""The messages between a supervisor and its workers, over a socket pair that each worker inherits.
 
-Messages are structs, packed, with their length before them. When the socket ends, the other process is gone.
+A message is a struct, packed by MessagePack, after its length in four bytes. The connection closes when one of the two
+processes ends.
 """
 
 import asyncio
@@ -13,65 +14,76 @@ import msgspec
 from push1st.config.model import Config, Networks
 from push1st.process.sockets import Role
 
-_MOST_BYTES = 1 << 28
+MAX_BYTES = 1 << 28
 
 
 class StartWorker(msgspec.Struct, frozen=True, tag=True):
-    """The first word to a worker: what it is to be.
+    """The first message to a worker.
 
-    config: packed. doors: role, address and file descriptor. engine: the socket of the embedded engine, or "". nodes: as in
-    `Workers`; empty without an embedded engine.
+    config: the worker's configuration, packed.
+    sockets: role, address and file descriptor of each socket to listen on.
+    engine: the path of the embedded engine's socket; "" without an engine.
+    nodes: as in `Workers`; empty without an engine.
     """
 
     number: int
     config: bytes
-    doors: list[tuple[Role, str, int]]
+    sockets: list[tuple[Role, str, int]]
     engine: str
     nodes: list[str]
 
 
 class Ready(msgspec.Struct, frozen=True, tag=True):
-    """A worker listens. connections: how many may be open. node: its name in the broker."""
+    """A worker listens. connections: the number of connections that it can hold. node: the worker's name in the broker."""
 
     connections: int
     node: str
 
 
 class Failed(msgspec.Struct, frozen=True, tag=True):
-    """A worker cannot start. reason: for people."""
+    """A worker cannot start. reason: a text for people."""
 
     reason: str
 
 
 class Retire(msgspec.Struct, frozen=True, tag=True):
-    """Another worker has taken a worker's place."""
+    """Makes a worker end gracefully, because another worker listens on its sockets."""
 
 
 class Workers(msgspec.Struct, frozen=True, tag=True):
-    """The names of the living workers in the broker: sent when they change, and when the embedded engine is ready."""
+    """The names of the living workers in the broker. Sent when the names change, and when the embedded engine is ready."""
 
     nodes: list[str]
 
 
-class Ask(msgspec.Struct, frozen=True, tag=True):
-    """For metrics, or how the hooks of an app do: a worker asks for those of all others, the supervisor for a worker's own."""
+class ControlRequest(msgspec.Struct, frozen=True, tag=True):
+    """Requests counters, or the states of an app's hooks.
+
+    A worker requests those of all other workers from the supervisor, which requests them from each worker.
+
+    app: the app's id; None: counters.
+    """
 
     id: int
     app: str | None = None
 
 
 class ControlReply(msgspec.Struct, frozen=True, tag=True):
-    """The answer: numbers of workers (or SUPERVISOR), and packed families or states of hooks."""
+    """The reply to a request.
+
+    id: of the request.
+    packed: for each worker its number, and its packed metrics or states of hooks. The supervisor's number is `SUPERVISOR`.
+    """
 
     id: int
     packed: list[tuple[int, bytes]]
 
 
 class Alive(msgspec.Struct, frozen=True, tag=True):
-    """Is the other there? It is."""
+    """A probe of the supervisor, and the worker's reply to it."""
 
 
-ControlMessage = StartWorker | Ready | Failed | Retire | Workers | Ask | ControlReply | Alive
+ControlMessage = StartWorker | Ready | Failed | Retire | Workers | ControlRequest | ControlReply | Alive
 _decoder = msgspec.msgpack.Decoder(ControlMessage)
 
 
@@ -86,21 +98,21 @@ class ControlConnection:
     async def on(cls, end: socket.socket) -> "ControlConnection":
         return cls(*await asyncio.open_unix_connection(sock=end))
 
-    def send(self, word: ControlMessage) -> None:
-        """Never waits. What is said to a process that is gone is lost."""
-        packed = msgspec.msgpack.encode(word)
+    def send(self, message: ControlMessage) -> None:
+        """Sends a message without waiting. The message is lost if the other process has ended."""
+        packed = msgspec.msgpack.encode(message)
         self._writer.write(len(packed).to_bytes(4) + packed)
 
     async def receive(self) -> ControlMessage | None:
-        """The next word; None when the other process is gone."""
+        """Returns the next message; None if the other process has ended."""
         try:
             size = int.from_bytes(await self._reader.readexactly(4))
-            if size > _MOST_BYTES:
+            if size > MAX_BYTES:
                 return None
-            word: ControlMessage = _decoder.decode(await self._reader.readexactly(size))
+            message: ControlMessage = _decoder.decode(await self._reader.readexactly(size))
         except (OSError, asyncio.IncompleteReadError):
             return None
-        return word
+        return message
 
     async def close(self) -> None:
         self._writer.close()

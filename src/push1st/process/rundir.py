@@ -1,8 +1,9 @@
-"""Where a running supervisor is found: a folder only its user can enter, called by its process id, with the name of its
-configuration in it, what became of its reloads, and the socket of the embedded engine. It holds a lock on the folder,
-which ends with it.
+"""The folder of a running supervisor, by which `push1st reload` finds the supervisor.
 
-Folders of supervisors that did not end by themselves are removed by the next one that starts.
+Only the supervisor's user can open the folder, and its name is the process id. It contains the path of the configuration file,
+the progress of reloads, and the socket of the embedded engine. The supervisor holds a lock on the folder until it ends.
+
+A supervisor that starts removes the folders of supervisors that were killed.
 
 A search begins in the folder where this process would create its own, and continues in the folders of systemd's services. Root
 finds the supervisors of all users, so a folder counts only if the process belongs to the folder's owner.
@@ -25,15 +26,18 @@ SERVICES = Path("/run")
 """where systemd creates the folders of `RuntimeDirectory=`"""
 _NAME = "configuration"
 _RELOADS = "reloads"
-MAX_NOTE = 1 << 20
-"""bytes that are read of a file, because another user may have written it"""
+MAX_FILE_BYTES = 1 << 20
+"""bytes that are read of a file in the folder, because another user may have written it"""
 
 
 class Reloads(msgspec.Struct, frozen=True):
-    """The reloads of a supervisor: how many have begun, and how many have ended.
+    """The progress of a supervisor's reloads, which are numbered from 1.
 
-    accepted: the number of the last reload whose configuration a worker serves. workers: how many run after the last reload
-    that ended. problems: why that reload did not replace some workers.
+    begun: the number of the last reload that has begun.
+    accepted: the number of the last reload whose configuration a worker serves.
+    ended: the number of the last reload that has ended.
+    workers: the number of workers that run after the last reload that ended.
+    problems: the reasons why that reload did not replace some workers.
     """
 
     begun: int = 0
@@ -44,7 +48,11 @@ class Reloads(msgspec.Struct, frozen=True):
 
 
 class RunDir:
-    """config: the configuration file's path, or None. Raises ConfigError when the folder cannot be had."""
+    """Creates the folder of this process.
+
+    config: the path of the configuration file, or None.
+    Raises ConfigError if the folder cannot be created.
+    """
 
     def __init__(self, config: str | None) -> None:
         base = _base()
@@ -52,21 +60,21 @@ class RunDir:
         try:
             base.mkdir(mode=0o700, exist_ok=True)
             _owner(base)
-            with _locked(base):  # one that starts just now has no lock yet
-                for left in base.iterdir():
-                    if not _is_held(left):
-                        shutil.rmtree(left, ignore_errors=True)
+            with _locked(base):  # another supervisor may have created its folder, and not locked it yet
+                for folder in base.iterdir():
+                    if not _is_held(folder):
+                        shutil.rmtree(folder, ignore_errors=True)
                 self.path.mkdir(mode=0o700)
                 self._lock = os.open(self.path, os.O_RDONLY)
                 fcntl.flock(self._lock, fcntl.LOCK_EX)
             (self.path / _NAME).write_text(_absolute(config))
-            self.note(Reloads())
+            self.write(Reloads())
         except OSError as exc:
             text = exc.strerror or exc
             raise ConfigError(f"several workers need a folder in {base.parent} for their supervisor: {text}") from exc
 
-    def note(self, reloads: Reloads) -> None:
-        """Says what became of reloads. Raises OSError."""
+    def write(self, reloads: Reloads) -> None:
+        """Writes the progress of reloads. Raises OSError."""
         written = self.path / f"{_RELOADS}.new"
         written.write_bytes(msgspec.json.encode(reloads))
         written.rename(self.path / _RELOADS)
@@ -96,7 +104,7 @@ def running(config: str | None) -> dict[int, Path]:
 
 
 def reloads(folder: Path) -> Reloads | None:
-    """What became of a supervisor's reloads; None when it runs no more."""
+    """Reads the progress of a supervisor's reloads; None if the supervisor has ended."""
     try:
         return msgspec.json.decode(_read(folder / _RELOADS), type=Reloads) if _is_held(folder) else None
     except (OSError, msgspec.DecodeError):
@@ -104,7 +112,10 @@ def reloads(folder: Path) -> Reloads | None:
 
 
 def _base() -> Path:
-    """In the folder systemd gives a service (`RuntimeDirectory=`), or among temporary files. That of a login ends with it."""
+    """Returns the parent of this user's folders: in systemd's folder of the service (`RuntimeDirectory=`) or of temporary files.
+
+    It is not in `XDG_RUNTIME_DIR`, because systemd removes that folder when the user logs out.
+    """
     folder = os.environ.get("RUNTIME_DIRECTORY", "").partition(":")[0] or tempfile.gettempdir()
     return Path(folder, f"push1st-{os.getuid()}")
 
@@ -127,7 +138,7 @@ def _owner(base: Path) -> int:
     state = base.lstat()
     named = base.name == f"push1st-{state.st_uid}" and os.getuid() in (state.st_uid, 0)
     if not named or state.st_mode & 0o077 or not stat.S_ISDIR(state.st_mode):
-        raise PermissionError(f"{base} is there, and is not this user's alone")
+        raise PermissionError(f"{base} exists, and other users can open it or own it")
     return state.st_uid
 
 
@@ -140,13 +151,14 @@ def _is_process_of(user: int, process: str) -> bool:
 
 
 def _read(file: Path) -> bytes:
-    """Reads at most `MAX_NOTE` bytes of a file; follows no link, and waits for no pipe. Raises OSError."""
+    """Reads at most `MAX_FILE_BYTES` of a file; follows no link, and waits for no pipe. Raises OSError."""
     with open(os.open(file, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK), "rb") as opened:
-        return opened.read(MAX_NOTE)
+        return opened.read(MAX_FILE_BYTES)
 
 
 @contextlib.contextmanager
 def _locked(folder: Path) -> Iterator[None]:
+    """Holds the lock of a folder; waits for it."""
     lock = os.open(folder, os.O_RDONLY)
     try:
         fcntl.flock(lock, fcntl.LOCK_EX)
@@ -156,6 +168,7 @@ def _locked(folder: Path) -> Iterator[None]:
 
 
 def _is_held(folder: Path) -> bool:
+    """Whether a process holds the lock of a folder."""
     try:
         lock = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW)
     except OSError:

@@ -1,6 +1,6 @@
-"""One worker: builds everything from the configuration, listens, drains, stops (ARCHITECTURE: layers, stopping).
+"""One worker: builds all parts from the configuration, listens, drains and stops (ARCHITECTURE: stopping).
 
-This is the place where concrete classes are named; all else knows them by their ports.
+Only this module names concrete classes. The other layers use them through ports.
 """
 
 import asyncio
@@ -45,22 +45,22 @@ from push1st.transports.sweep import Sweep
 from push1st.transports.tls import Records
 from push1st.transports.websocket import upgrade
 
-FAREWELLS = 50
-"""connections told to leave in one slice, at least"""
+MIN_SLICE = 50
+"""connections that are disconnected in one slice, at least"""
 SLICE_SECONDS = 0.1
-FAREWELL = "Server is stopping, reconnect"
+CLOSE_REASON = "Server is stopping, reconnect"
 GC_THRESHOLD = (50_000, 50, 50)
-"""Connections make no cycles that outlive them, so the collector has little to find and may look seldom."""
+"""Connections leave few reference cycles, so the garbage collector finds little and can run seldom."""
 TLS_SECONDS = 10
 """for a client's TLS handshake"""
 CALLERS_SECONDS = 1
-"""for callers of the API to make their last call, where they can make the next elsewhere"""
+"""for callers of the API to make their last call, if another worker accepts their next one"""
 HOOKS_SECONDS = 5
-"""for hook events that are queued to be sent; what is left is saved"""
+"""to send the hook events that are queued; the rest is saved"""
 SUCCESSOR_SECONDS = 2
 """for the next process to listen on the addresses, before clients are disconnected"""
-LAST_SECONDS = 5
-"""for clients that were told to leave to answer, before their sockets are destroyed"""
+CLOSE_SECONDS = 5
+"""for clients to reply to a close frame, before their connections are aborted"""
 
 log = logs.get("push1st.server")
 
@@ -71,7 +71,7 @@ class SystemClock:
 
 
 class Random:
-    """Unpredictable numbers, fetched from the system many at a time: one is needed for each connection."""
+    """Unpredictable numbers, one for each connection. Reads many bytes from the system at a time."""
 
     BYTES = 4096
 
@@ -80,7 +80,7 @@ class Random:
         self._at = 0
 
     def bits(self, count: int) -> int:
-        """A number of so many bits, at most `BYTES` bytes."""
+        """Returns a random number of so many bits, at most 8 × `BYTES`."""
         size = (count + 7) // 8
         start, self._at = self._at, self._at + size
         if self._at > len(self._bytes):
@@ -89,9 +89,9 @@ class Random:
 
 
 class DeferTwoTurns:
-    """Runs things two turns later: what a broker confirms is answered in the next turn, and deliveries come behind answers.
+    """Calls functions two turns of the loop later, so that deliveries follow the API's answers.
 
-    Decision 0004 says why.
+    An answer that waits for the broker is sent one turn after the broker confirmed (decision 0004).
     """
 
     def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
@@ -109,7 +109,7 @@ def handlers(context: EdgeContext, serve: Serve) -> Handlers:
 
 
 def load(registry: dict[str, str], name: str) -> Any:
-    """The class a registry names as `module:Class`."""
+    """Returns the class that a registry names as `module:Class`."""
     module, _, attribute = registry[name].partition(":")
     return getattr(importlib.import_module(module), attribute)
 
@@ -123,10 +123,12 @@ def raise_file_limit() -> None:
 
 
 class Context(ssl.SSLContext):
-    """TLS of a listener. Begins no handshake if there is no file descriptor for the connection.
+    """The TLS context of a listener. It rejects a handshake if the limit of file descriptors is reached.
 
-    A connection has a descriptor during its TLS handshake, but the listener gets the connection only after the handshake.
-    has_room: whether there was a descriptor for the connection that was accepted last. refuse: counts a rejected handshake.
+    A connection uses a descriptor during its handshake, but the listener gets the connection only after the handshake.
+
+    has_room: whether the connection that was accepted last is within the limit.
+    refuse: counts a rejected handshake.
     flooded: counts a client that sends only records without data.
     """
 
@@ -148,26 +150,27 @@ class Context(ssl.SSLContext):
 class Server:
     """A worker and its listeners.
 
-    doors: the sockets to listen on. Without siblings the server owns them, and closes them when it stops listening.
+    sockets: to listen on. Without siblings the server owns the sockets, and closes them when it stops listening.
     siblings: the other workers, if any.
     """
 
-    def __init__(self, config: Config, doors: list[BoundSocket], siblings: Siblings | None = None) -> None:
+    def __init__(self, config: Config, sockets: list[BoundSocket], siblings: Siblings | None = None) -> None:
         self.config = config
-        self._doors = doors
-        self._places = [(door.socket.family, door.socket.getsockname()) for door in doors if door.address.scheme == "tcp"]
+        self._sockets = sockets
+        self._names = [(one.socket.family, one.socket.getsockname()) for one in sockets if one.address.scheme == "tcp"]
         self._siblings = siblings
         self.name = secrets.token_hex(8)
-        """the name of its node in the broker"""
+        """the name of this worker's node in the broker"""
         self._broker: Any = None
         self._workers: Collection[str] | None = None
         self._servers: list[asyncio.AbstractServer] = []
         self._stop = asyncio.Event()
         self._now = asyncio.Event()
-        self._told = False
+        """set by the second stop"""
+        self._is_stopping = False
 
     async def start(self) -> None:
-        """Listens. Raises ConfigError when an address cannot be had."""
+        """Connects to the broker and listens. Raises ConfigError if either is not possible."""
         loop = asyncio.get_running_loop()
         config = self.config
         clock = SystemClock()
@@ -205,8 +208,8 @@ class Server:
         self._handlers = handlers(self.context, Api(self.node, config).serve)
         self._sweep.start()
         contexts = self._contexts()
-        for door in self._doors:
-            await self._listen(door, contexts[door.role])
+        for bound in self._sockets:
+            await self._listen(bound, contexts[bound.role])
         self.context.descriptors.count_own()
         gc.collect()
         gc.freeze()
@@ -217,18 +220,18 @@ class Server:
         self.context.check_descriptors()
 
     def _open_broker(self) -> Any:
-        """Broker, roster, users and hook events in one."""
+        """Returns the object that implements all ports of `brokers`."""
         node, url = self.node, self.config.broker
         if not self.config.has_broker:
             return load(BROKERS, "memory")(node.stamp)
 
-        # What the roster reports itself; the other hook events are reported here, where some hook wants them.
+        # The broker itself reports these edges to hooks; the node reports the other hook events.
         hooked = {app.id: wanted for app in self.config.apps if app.enable and (wanted := edges(app))}
 
-        def numbered(number: int) -> None:
+        def set_number(number: int) -> None:
             node.worker = number
 
-        return load(BROKERS, "redis")(url, node.stamp, self.name, node.metrics, lambda: hooked, numbered)
+        return load(BROKERS, "redis")(url, node.stamp, self.name, node.metrics, lambda: hooked, set_number)
 
     def _contexts(self) -> dict[Role, Context | None]:
         """Returns the TLS context of each role's listeners."""
@@ -254,10 +257,10 @@ class Server:
 
         return _context(settings, lambda: self.context.refuse_crowded("server"), flooded)
 
-    async def _listen(self, door: BoundSocket, context: Context | None) -> None:
+    async def _listen(self, bound: BoundSocket, context: Context | None) -> None:
         loop = asyncio.get_running_loop()
         config = self.config
-        trusting = door.role == "api"
+        trusting = bound.role == "api"
         listener = Listener(
             self.context,
             self._handlers,
@@ -272,42 +275,42 @@ class Server:
             return HttpConnection(listener)
 
         try:
-            if door.address.scheme == "unix":  # needs no TLS: what goes through it does not leave the machine
+            if bound.address.scheme == "unix":  # without TLS: the data does not leave the machine
                 server = await loop.create_unix_server(
                     connection,
-                    sock=door.socket,
+                    sock=bound.socket,
                     backlog=BACKLOG,
                     cleanup_socket=False,  # type: ignore[call-arg]  # uvloop has it on every Python
                 )
             else:
                 seconds = TLS_SECONDS if context else None
                 server = await loop.create_server(
-                    connection, sock=door.socket, backlog=BACKLOG, ssl=context, ssl_handshake_timeout=seconds
+                    connection, sock=bound.socket, backlog=BACKLOG, ssl=context, ssl_handshake_timeout=seconds
                 )
         except OSError as exc:
-            raise ConfigError(f"cannot listen on {door.address}: {exc.strerror or exc}") from exc
+            raise ConfigError(f"cannot listen on {bound.address}: {exc.strerror or exc}") from exc
         self._servers.append(server)
 
     def workers(self, nodes: Collection[str]) -> None:
-        """Takes the names of all living nodes on the embedded engine (`Redis.workers`)."""
+        """Sets the names of all living nodes on the embedded engine (`Redis.workers`)."""
         self._workers = nodes
         if self._broker is not None:
             self._broker.workers(nodes)
 
     def stop(self) -> None:
-        """Begins a graceful stop; the second call ends it at once."""
-        if self._told:
+        """Begins a graceful stop; the second call stops at once."""
+        if self._is_stopping:
             self._now.set()
-        self._told = True
+        self._is_stopping = True
         self._stop.set()
 
     def retire(self) -> None:
-        """Begins to leave to another worker, which already listens on the same sockets."""
+        """Begins the graceful end of a worker that is replaced. The new worker already listens on the same sockets."""
         self.node.replaced = True
         self._stop.set()
 
     async def run(self) -> None:
-        """Serves until `stop` or `retire`, then drains."""
+        """Serves until `stop` or `retire`, then drains and closes everything."""
         loop = asyncio.get_running_loop()
         for name in (signal.SIGTERM, signal.SIGINT):
             loop.add_signal_handler(name, self.stop)
@@ -321,17 +324,17 @@ class Server:
         await self._end()
 
     async def _drain(self) -> None:
-        """No new connections, then clients leave in slices (ARCHITECTURE: stopping).
+        """Closes the listeners and disconnects clients in slices (ARCHITECTURE: stopping).
 
-        Before a stop, readiness turns false, and load balancers have a grace period to notice it. Then the listeners close, and
-        the server waits a moment until another process listens on the addresses, so that clients can reconnect. A worker that is
-        replaced closes its listeners at once, and serves the connections that it has just accepted in the grace period.
+        A server that stops is not ready at first: load balancers have a grace period to notice that. Then the listeners close,
+        and the server waits until another process listens on the addresses, so that clients can reconnect. A worker that is
+        replaced closes its listeners at once, and serves in the grace period the connections that it has just accepted.
         """
         drain = self.config.server.drain
         context, node = self.context, self.node
         end = time.monotonic() + drain
-        most = drain + LAST_SECONDS + HOOKS_SECONDS
-        log.info("stopping", connections=len(context.open), drain=drain, replaced=node.replaced, seconds_at_most=most)
+        limit = drain + CLOSE_SECONDS + HOOKS_SECONDS
+        log.info("stopping", connections=len(context.open), drain=drain, replaced=node.replaced, seconds_at_most=limit)
         if node.replaced:
             self._close()
             if drain:
@@ -347,47 +350,47 @@ class Server:
             if drain and context.open and not self.config.demo:
                 seconds = min(drain * GRACE, SUCCESSOR_SECONDS)
                 log.info("waiting for another process to listen on the addresses", seconds_at_most=seconds)
-                await self._succeeded(seconds)
+                await self._wait_for_successor(seconds)
         slices = max(1, int((end - time.monotonic()) / SLICE_SECONDS))
-        # Callers of the API go last: each answer now ends its connection, so who calls at all loses no call.
+        # HTTP connections close last. Each answer now ends its connection, so a caller of the API loses no call.
         waiting = [one for one in context.open if not isinstance(one, HttpConnection)]
-        each = max(FAREWELLS, -(-len(waiting) // slices))
+        each = max(MIN_SLICE, -(-len(waiting) // slices))
         if waiting:
             log.info("disconnecting clients", clients=len(waiting))
         while waiting:
             for connection in waiting[:each]:
-                connection.leave(4200, FAREWELL)
+                connection.leave(4200, CLOSE_REASON)
             del waiting[:each]
             await asyncio.sleep(SLICE_SECONDS if waiting else 0)
         now = time.monotonic()
         patience = now + min(CALLERS_SECONDS, drain * GRACE) if node.replaced else now
-        deadline = patience + LAST_SECONDS
+        deadline = patience + CLOSE_SECONDS
         if context.open:
             log.info("waiting for connections to close", connections=len(context.open), seconds_at_most=round(deadline - now, 2))
         while context.open and now < deadline:
             for one in list(context.open):
                 if now >= patience or not isinstance(one, HttpConnection):
-                    one.leave(4200, FAREWELL)
+                    one.leave(4200, CLOSE_REASON)
             await asyncio.sleep(0.02)
             now = time.monotonic()
 
-    async def _succeeded(self, seconds: float) -> None:
-        """Waits until another process listens on the addresses of this one, at most `seconds`.
+    async def _wait_for_successor(self, seconds: float) -> None:
+        """Waits until another process listens on the addresses of this server, at most `seconds`.
 
-        A client that reconnects earlier is rejected, and pusher-js retries only after 15 seconds.
+        The system rejects a client that reconnects earlier, and pusher-js retries only after 15 seconds.
         """
         end = time.monotonic() + seconds
-        while self._places and time.monotonic() < end:
+        while self._names and time.monotonic() < end:
             await asyncio.sleep(SLICE_SECONDS)
-            if all([await _is_listened_on(family, name) for family, name in self._places]):
+            if all([await _is_listened_on(family, name) for family, name in self._names]):
                 return
 
     def _close(self) -> None:
         for server in self._servers:
             server.close()
         if self._siblings is None:
-            close(self._doors)
-            self._doors.clear()
+            close(self._sockets)
+            self._sockets.clear()
 
     async def _end(self) -> None:
         self._close()
@@ -396,7 +399,7 @@ class Server:
         await asyncio.sleep(0)
         self.node.fanout.flush()
         await settled()
-        await self.node.close()  # first: a hook event that came behind the queues' end would be lost
+        await self.node.close()  # before the hooks, because a hook event that arrives after their end would be lost
         await self._hooks.close(HOOKS_SECONDS, enough=self._now)
         self._sweep.stop()
         log.info("stopped")
@@ -414,19 +417,20 @@ async def _is_listened_on(family: int, name: Any) -> bool:
 
 
 def run(config: Config, started: Callable[[Config, int], None]) -> None:
-    """Runs the only worker until it is told to stop.
+    """Runs the only worker until a signal stops it. Raises ConfigError if it cannot start.
 
-    started: called when it listens, with the configuration as it runs, and how many connections may be open.
+    started: called when the worker listens, with the configuration, which contains the real ports, and with the number of
+    connections that the worker can hold.
     """
     raise_file_limit()
     wait_until_free(config, lambda why: log.warning("waiting for the server that has the address to stop", why=why))
-    doors = [door for role in ROLES for address in addresses(config, role) for door in bind(role, address)]
-    config = with_ports(config, doors)
+    sockets = [one for role in ROLES for address in addresses(config, role) for one in bind(role, address)]
+    config = with_ports(config, sockets)
 
     async def main() -> None:
-        server = Server(config, doors)
+        server = Server(config, sockets)
         await server.start()
-        asyncio.get_running_loop().add_signal_handler(signal.SIGHUP, _hung_up(server, sys.stdin))
+        asyncio.get_running_loop().add_signal_handler(signal.SIGHUP, _on_hangup(server, sys.stdin))
         started(config, server.context.descriptors.possible)
         await server.run()
 
@@ -434,20 +438,20 @@ def run(config: Config, started: Callable[[Config, int], None]) -> None:
         with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
             runner.run(main())
     finally:
-        close(doors)
+        close(sockets)
 
 
-def _hung_up(server: Server, terminal: TextIO) -> Callable[[], None]:
-    """What SIGHUP does to the only worker: the end of its terminal ends it; otherwise there is nobody to replace it."""
-    had_one = terminal.isatty()
+def _on_hangup(server: Server, terminal: TextIO) -> Callable[[], None]:
+    """Returns the handler of SIGHUP: it stops the server if its terminal is gone, and otherwise logs that it cannot reload."""
+    had_terminal = terminal.isatty()
 
-    def hung_up() -> None:
-        if had_one and not terminal.isatty():
+    def on_hangup() -> None:
+        if had_terminal and not terminal.isatty():
             server.stop()
         else:
             log.warning("one worker cannot be replaced while it serves: restart it, or run two (server.workers)")
 
-    return hung_up
+    return on_hangup
 
 
 def _failed(where: str) -> None:

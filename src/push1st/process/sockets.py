@@ -1,7 +1,7 @@
-"""The sockets that clients connect to: bound by whoever starts first, listened on by workers.
+"""The sockets that clients connect to: binds them, and passes them to workers, which listen on them.
 
-It must not know what is spoken on them. With one worker the worker binds; with several the supervisor does, so that
-sockets, and the connections that wait in them, outlive the workers that accept from them.
+This module knows no protocol. A single worker binds its own sockets. Several workers get theirs from the supervisor, so
+that the sockets, and the connections that wait in them, outlive a worker that ends.
 """
 
 import errno
@@ -9,7 +9,7 @@ import os
 import socket
 import sys
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Literal
 
@@ -20,17 +20,19 @@ from push1st.errors import ConfigError
 
 BACKLOG = 4096
 GRACE = 0.25
-"""the part of `drain` in which a server says it is not ready, but still takes connections: load balancers need to see it"""
+"""the part of `drain` in which a stopping server is not ready, but still accepts connections: load balancers must notice"""
 FREE_SECONDS = 1.0
 """for a stopping server to close its listeners, in addition to `GRACE` of `drain`"""
-FREE_LOOK_SECONDS = 0.02
+FREE_POLL_SECONDS = 0.02
 UNIX_MODE = 0o660
-"""of Unix sockets: who may open one may call unsigned, where `api.trust` has `unix`"""
+"""of Unix sockets: a process that can open the socket can call unsigned, if `api.trust` contains `unix`"""
 BALANCED = sys.platform == "linux"
-"""Whether the kernel spreads new connections over the sockets of one address (SO_REUSEPORT); elsewhere workers share one."""
+"""Whether the kernel distributes new connections over the sockets of one address (SO_REUSEPORT); otherwise workers share one."""
 
 Role = Literal["server", "api"]
 ROLES: tuple[Role, ...] = ("server", "api")
+Place = tuple[Role, Listen]
+"""A section of the configuration, and an address in its `listen`."""
 
 
 class AddressInUse(ConfigError):
@@ -38,22 +40,95 @@ class AddressInUse(ConfigError):
 
 
 class BoundSocket(msgspec.Struct, frozen=True):
-    """A socket to listen on. role: the section of the configuration it is from. address: with the port it really has."""
+    """A socket to listen on. role: the section of the configuration. address: with the real port, if port 0 was configured."""
 
     role: Role
     address: Listen
     socket: socket.socket
 
 
-def bind(role: Role, address: Listen, *, shared: bool = False) -> list[BoundSocket]:
-    """Binds an address, which may be several (`tcp://*:6001` is IPv4 and IPv6), without listening yet.
+SocketsByPlace = Mapping[Place, Sequence[BoundSocket]]
 
-    shared: others of us may bind the TCP address too (`again`). Raises ConfigError when it cannot be had.
+
+class SocketTable:
+    """The bound sockets of a supervisor.
+
+    Workers use a Unix socket of the table itself. On Linux each slot has its own socket for every TCP address of the table.
+    """
+
+    def __init__(self) -> None:
+        self._sockets: dict[Place, list[BoundSocket]] = {}
+
+    def bind_missing(self, config: Config) -> list[Place]:
+        """Binds the addresses of a configuration that are not in the table; returns them. Raises ConfigError, and binds none."""
+        added: dict[Place, list[BoundSocket]] = {}
+        try:
+            for place in _places(config):
+                if place not in self._sockets:
+                    added[place] = bind(*place, shared=BALANCED)
+        except ConfigError:
+            close(flat(added))
+            raise
+        self._sockets |= added
+        return list(added)
+
+    def remove(self, places: Iterable[Place]) -> None:
+        """Closes the sockets of these addresses."""
+        for place in places:
+            close(self._sockets.pop(place))
+
+    def remove_others(self, config: Config) -> None:
+        """Closes the sockets of all addresses that a configuration does not contain."""
+        self.remove(self._sockets.keys() - set(_places(config)))
+
+    def for_slot(self, own: SocketsByPlace, config: Config) -> dict[Place, Sequence[BoundSocket]]:
+        """Returns the sockets that a slot needs for a configuration.
+
+        own: the sockets that the slot has. The slot keeps them if their addresses are in the configuration.
+        """
+        return {
+            place: own.get(place) or [bind_again(one) if _is_own(one) else one for one in self._sockets[place]]
+            for place in _places(config)
+        }
+
+    def all(self) -> list[BoundSocket]:
+        return flat(self._sockets)
+
+    def close(self) -> None:
+        """Closes all sockets."""
+        close(self.all())
+        self._sockets = {}
+
+
+def flat(sockets: SocketsByPlace) -> list[BoundSocket]:
+    return [one for those in sockets.values() for one in those]
+
+
+def close_own(sockets: Iterable[BoundSocket]) -> None:
+    """Closes those sockets that belong to one slot, not to the whole table."""
+    for one in sockets:
+        if _is_own(one):
+            one.socket.close()
+
+
+def _is_own(bound: BoundSocket) -> bool:
+    return BALANCED and bound.address.scheme == "tcp"
+
+
+def _places(config: Config) -> Iterator[Place]:
+    return ((role, address) for role in ROLES for address in addresses(config, role))
+
+
+def bind(role: Role, address: Listen, *, shared: bool = False) -> list[BoundSocket]:
+    """Binds an address without listening yet. Returns two sockets for IPv4 and IPv6, if the address means both (`tcp://*:6001`).
+
+    shared: other sockets of this server may bind the TCP address too (`bind_again`).
+    Raises ConfigError if the address cannot be bound.
     """
     try:
         if address.scheme == "unix":
             return [BoundSocket(role, address, _unix(Path(address.path)))]
-        if shared and address.port:  # a stranger's socket would share the port with ours, in silence
+        if shared and address.port:  # otherwise another program's socket could share the port with this server, without an error
             for one in _tcp(role, address, False):
                 one.socket.close()
         return _tcp(role, address, shared)
@@ -71,47 +146,49 @@ def wait_until_free(config: Config, waiting: Callable[[str], None]) -> None:
     waiting: called once with the error, if an address is in use.
     """
     end = time.monotonic() + config.server.drain * GRACE + FREE_SECONDS if not config.demo else 0
-    told = False
-    for role in ROLES:
-        for address in addresses(config, role):
-            while True:
-                try:
-                    close(bind(role, address))
-                except AddressInUse as exc:
-                    if time.monotonic() >= end:
-                        return  # the caller's own `bind` raises the error
-                    if not told:
-                        waiting(str(exc))
-                    told = True
-                    time.sleep(FREE_LOOK_SECONDS)
-                except ConfigError:
-                    return
-                else:
-                    break
+    reported = False
+    for role, address in _places(config):
+        while True:
+            try:
+                close(bind(role, address))
+            except AddressInUse as exc:
+                if time.monotonic() >= end:
+                    return  # the caller's own `bind` raises the error
+                if not reported:
+                    waiting(str(exc))
+                reported = True
+                time.sleep(FREE_POLL_SECONDS)
+            except ConfigError:
+                return
+            else:
+                break
 
 
-def again(door: BoundSocket) -> BoundSocket:
-    """Another socket for the same TCP address, which was bound as `shared`."""
-    return BoundSocket(door.role, door.address, _bound(door.socket.family, door.socket.getsockname(), True))
+def bind_again(bound: BoundSocket) -> BoundSocket:
+    """Returns another socket for the same TCP address, which must have been bound as `shared`."""
+    return BoundSocket(bound.role, bound.address, _bound(bound.socket.family, bound.socket.getsockname(), True))
 
 
-def close(doors: Iterable[BoundSocket]) -> None:
-    """Closes sockets for good: those of files are gone from their folders."""
-    for door in doors:
-        door.socket.close()
-        if door.address.scheme == "unix":
-            Path(door.address.path).unlink(missing_ok=True)
+def close(sockets: Iterable[BoundSocket]) -> None:
+    """Closes sockets, and removes the files of Unix sockets."""
+    for one in sockets:
+        one.socket.close()
+        if one.address.scheme == "unix":
+            Path(one.address.path).unlink(missing_ok=True)
 
 
 def addresses(config: Config, role: Role) -> Sequence[Listen]:
     return config.server.listen if role == "server" else config.api.listen
 
 
-def with_ports(config: Config, doors: Sequence[BoundSocket]) -> Config:
-    """The configuration with the ports that port 0 became. doors: of all its addresses, in order."""
+def with_ports(config: Config, sockets: Sequence[BoundSocket]) -> Config:
+    """Returns the configuration with the port of each socket in place of port 0.
+
+    sockets: of all addresses of the configuration, in their order.
+    """
 
     def listen(role: Role) -> tuple[Listen, ...]:
-        return tuple(dict.fromkeys(door.address for door in doors if door.role == role))
+        return tuple(dict.fromkeys(one.address for one in sockets if one.role == role))
 
     return msgspec.structs.replace(
         config,
@@ -122,23 +199,23 @@ def with_ports(config: Config, doors: Sequence[BoundSocket]) -> Config:
 
 def _tcp(role: Role, address: Listen, shared: bool) -> list[BoundSocket]:
     found = socket.getaddrinfo(address.host or None, address.port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
-    doors: list[BoundSocket] = []
+    sockets: list[BoundSocket] = []
     port = address.port
     try:
         for family, _, _, _, name in sorted(set(found)):  # IPv4 first
             try:
                 bound = _bound(family, (name[0], port, *name[2:]), shared)
             except OSError as exc:
-                if doors and exc.errno in (errno.EAFNOSUPPORT, errno.EADDRNOTAVAIL):
+                if sockets and exc.errno in (errno.EAFNOSUPPORT, errno.EADDRNOTAVAIL):
                     continue  # a machine without IPv6
                 raise
             port = bound.getsockname()[1]
-            doors.append(BoundSocket(role, msgspec.structs.replace(address, port=port), bound))
+            sockets.append(BoundSocket(role, msgspec.structs.replace(address, port=port), bound))
     except BaseException:
-        for door in doors:
-            door.socket.close()
+        for one in sockets:
+            one.socket.close()
         raise
-    return doors
+    return sockets
 
 
 def _bound(family: int, name: object, shared: bool) -> socket.socket:
@@ -149,7 +226,7 @@ def _bound(family: int, name: object, shared: bool) -> socket.socket:
             bound.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
         if family == socket.AF_INET6:
             bound.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
-        bound.bind(name)  # type: ignore[arg-type]  # what getaddrinfo and getsockname give
+        bound.bind(name)  # type: ignore[arg-type]  # the address that getaddrinfo or getsockname returned
     except BaseException:
         bound.close()
         raise
@@ -162,7 +239,7 @@ def _unix(path: Path) -> socket.socket:
     try:
         bound.bind(str(path))
         os.chmod(path, UNIX_MODE)
-        bound.listen(BACKLOG)  # at once, so that a second server sees that this one has it
+        bound.listen(BACKLOG)  # at once, so that a second server's probe finds a listener (`_make_room`)
     except BaseException:
         bound.close()
         raise
@@ -170,9 +247,9 @@ def _unix(path: Path) -> socket.socket:
 
 
 def _make_room(path: Path) -> None:
-    """Makes the folder of a Unix socket, and removes a socket nobody listens on.
+    """Creates the folder of a Unix socket, and removes a socket file that no process listens on.
 
-    Raises ConfigError when somebody does, or when a file that is no socket is in the way.
+    Raises ConfigError if a process listens there, or if the path is a file that is not a socket.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     if not path.exists():

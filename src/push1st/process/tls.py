@@ -1,4 +1,4 @@
-"""A certificate signed by nobody, for `ssl: { enable: true }` without files (Push1st API, section 9)."""
+"""Makes a self-signed certificate, for `ssl: { enable: true }` without files (Push1st API, section 9)."""
 
 import datetime as dt
 import ipaddress
@@ -12,13 +12,13 @@ from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509.oid import NameOID
 
 DAYS = 365
-NOTE = "TLS with a certificate made now and signed by nobody: clients must be told to accept it"
+NOTE = "TLS with a new self-signed certificate: clients accept it only if they are configured to"
 
 
 def self_signed(folder: Path | None = None) -> tuple[str, str]:
-    """Writes a new key and a certificate for this host into files only we can read; returns their paths.
+    """Writes a new key and a certificate for this host into files that only this user can read; returns their paths.
 
-    folder: where to; that for temporary files if None.
+    folder: of the files; None: the folder for temporary files.
     """
     key = ec.generate_private_key(ec.SECP256R1())
     names = dict.fromkeys(("localhost", socket.gethostname()))

@@ -1,6 +1,7 @@
-"""One of several workers: `python -m push1st.process.worker FD`, started by `supervisor` and by nobody else.
+"""One of several workers: `python -m push1st.process.worker FD`. The supervisor starts it.
 
-What it is to be comes over the descriptor FD (`control`), and so does its end: when the other side is gone, so is it.
+The file descriptor FD is the worker's end of the control connection. The worker receives its configuration there, and
+ends when the connection closes, because then the supervisor has ended.
 """
 
 import asyncio
@@ -22,9 +23,9 @@ from push1st.errors import ConfigError
 from push1st.printable import printable_lines
 from push1st.process.control import (
     Alive,
-    Ask,
     ControlConnection,
     ControlReply,
+    ControlRequest,
     Failed,
     Ready,
     Retire,
@@ -37,7 +38,7 @@ from push1st.process.server import Server, raise_file_limit
 from push1st.process.sockets import BoundSocket
 
 GATHER_SECONDS = 3
-"""for the supervisor to say what the others have counted"""
+"""for the supervisor to reply with the counters of the other workers"""
 
 
 def main() -> int:
@@ -47,89 +48,91 @@ def main() -> int:
 
 
 async def _work(end: socket.socket) -> int:
-    line = await ControlConnection.on(end)
-    order = await line.receive()
+    control = await ControlConnection.on(end)
+    order = await control.receive()
     if not isinstance(order, StartWorker):
         return 1
     config = unpack(order.config)
     logs.setup(config.log.format, config.log.level, sys.stderr, worker=order.number)
     raise_file_limit()
-    siblings = Siblings(order.number, line)
-    doors = [BoundSocket(role, Listen.parse(address), socket.socket(fileno=fd)) for role, address, fd in order.doors]
-    server = Server(config, doors, siblings)
+    siblings = ControlSiblings(order.number, control)
+    sockets = [BoundSocket(role, Listen.parse(address), socket.socket(fileno=fd)) for role, address, fd in order.sockets]
+    server = Server(config, sockets, siblings)
     if order.engine:
         server.workers(order.nodes)
-    listening = asyncio.ensure_future(_listen(line, server, siblings))
-    listening.add_done_callback(partial(_orphaned, order.engine))
+    receiving = asyncio.ensure_future(_receive(control, server, siblings))
+    receiving.add_done_callback(partial(_on_disconnect, order.engine))
     try:
         await server.start()
     except ConfigError as exc:
         print(printable_lines(str(exc)), file=sys.stderr, flush=True)
-        line.send(Failed(str(exc)))
-        os._exit(1)  # whatever is open is the kernel's to close
-    line.send(Ready(server.context.descriptors.possible, server.name))
+        control.send(Failed(str(exc)))
+        os._exit(1)  # the kernel closes everything that is open
+    control.send(Ready(server.context.descriptors.possible, server.name))
     await server.run()
-    listening.cancel()
-    await line.close()
+    receiving.cancel()
+    await control.close()
     return 0
 
 
-async def _listen(line: ControlConnection, server: Server, siblings: "Siblings") -> None:
-    while (word := await line.receive()) is not None:
-        match word:
+async def _receive(control: ControlConnection, server: Server, siblings: "ControlSiblings") -> None:
+    """Handles the messages of the supervisor until the connection closes."""
+    while (message := await control.receive()) is not None:
+        match message:
             case Retire():
                 server.retire()
             case Workers(nodes):
                 server.workers(nodes)
             case Alive():
-                line.send(word)
-            case Ask(id, app):
+                control.send(message)
+            case ControlRequest(id, app):
                 packed = snapshot(server.node) if app is None else states(server.node.hooks.status(app))
-                line.send(ControlReply(id, [(siblings.number, packed)]))
+                control.send(ControlReply(id, [(siblings.number, packed)]))
             case ControlReply():
-                siblings.told(word)
+                siblings.on_reply(message)
 
 
-def _orphaned(engine: str, listening: asyncio.Future[None]) -> None:
-    """Nobody watches this worker any more, or would start another in its place: it ends at once, as its supervisor did.
+def _on_disconnect(engine: str, receiving: asyncio.Future[None]) -> None:
+    """Ends the worker at once after the end of its supervisor, because no process would watch or replace the worker.
 
-    Linux does it before (`supervisor.die_with_parent`); elsewhere this is how.
+    On Linux the kernel has killed the worker before (`children`), so this is for other systems.
     """
-    if not listening.cancelled():
-        logs.get("push1st.worker").error("the supervisor is gone", exc_info=listening.exception())
+    if not receiving.cancelled():
+        logs.get("push1st.worker").error("the supervisor is gone", exc_info=receiving.exception())
         shut_down(engine)
         os._exit(1)
 
 
-class Siblings:
-    """The other workers, asked by way of the supervisor."""
+class ControlSiblings:
+    """The other workers, whose counters this worker requests through the supervisor (`core.node.Siblings`)."""
 
-    def __init__(self, number: int, line: ControlConnection) -> None:
+    def __init__(self, number: int, control: ControlConnection) -> None:
         self.number = number
-        self._line = line
+        self._control = control
         self._ids = itertools.count()
-        self._asked: dict[int, asyncio.Future[ControlReply]] = {}
+        self._requests: dict[int, asyncio.Future[ControlReply]] = {}
 
     async def metrics(self) -> Sequence[tuple[int, bytes]]:
-        return await self._ask(None)
+        return await self._request(None)
 
     async def hooks(self, app: str) -> Sequence[bytes]:
-        return [packed for _, packed in await self._ask(app)]
+        return [packed for _, packed in await self._request(app)]
 
-    async def _ask(self, app: str | None) -> Sequence[tuple[int, bytes]]:
+    async def _request(self, app: str | None) -> Sequence[tuple[int, bytes]]:
         id = next(self._ids)
-        answer = self._asked[id] = asyncio.get_running_loop().create_future()
-        self._line.send(Ask(id, app))
+        reply = self._requests[id] = asyncio.get_running_loop().create_future()
+        self._control.send(ControlRequest(id, app))
         try:
-            done, _ = await asyncio.wait((answer,), timeout=GATHER_SECONDS)
-            return answer.result().packed if done else ()
+            done, _ = await asyncio.wait((reply,), timeout=GATHER_SECONDS)
+            return reply.result().packed if done else ()
         finally:
-            del self._asked[id]
+            del self._requests[id]
 
-    def told(self, word: ControlReply) -> None:
-        answer = self._asked.get(word.id)
-        if answer is not None and not answer.done():
-            answer.set_result(word)
+    def on_reply(self, reply: ControlReply) -> None:
+        """Passes a reply to the coroutine that waits for it, if it still waits."""
+        request = self._requests.get(reply.id)
+        if request is not None and not request.done():
+            request.set_result(reply)
 
 
 if __name__ == "__main__":

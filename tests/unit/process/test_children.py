@@ -4,14 +4,14 @@ import sys
 
 import pytest
 
-from push1st.process.children import LEAST_WAIT, MAX_WAIT, STEADY_SECONDS, Backoff, interpreter_options
+from push1st.process.children import MAX_WAIT_SECONDS, MIN_WAIT_SECONDS, STEADY_SECONDS, Backoff, interpreter_options
 
 
 def test_one_that_ends_soon_is_started_at_once_and_then_ever_later():
     backoff = Backoff()
     waits = [backoff.after(1) for _ in range(12)]
-    assert waits[:4] == [0, LEAST_WAIT, 2 * LEAST_WAIT, 4 * LEAST_WAIT]
-    assert waits[-2:] == [MAX_WAIT, MAX_WAIT]
+    assert waits[:4] == [0, MIN_WAIT_SECONDS, 2 * MIN_WAIT_SECONDS, 4 * MIN_WAIT_SECONDS]
+    assert waits[-2:] == [MAX_WAIT_SECONDS, MAX_WAIT_SECONDS]
 
 
 def test_one_that_ran_well_is_forgiven():
@@ -20,7 +20,7 @@ def test_one_that_ran_well_is_forgiven():
         backoff.after(0)
     assert backoff.after(STEADY_SECONDS) == 0
     assert backoff.after(1) == 0
-    assert backoff.after(1) == LEAST_WAIT
+    assert backoff.after(1) == MIN_WAIT_SECONDS
 
 
 @pytest.mark.parametrize(

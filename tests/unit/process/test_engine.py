@@ -59,7 +59,7 @@ async def test_a_program_that_is_none_is_an_error_and_not_waited_for(tmp_path):
     async with asyncio.timeout(5):
         await one.keep()
         with pytest.raises(ConfigError, match="did not start: cannot run"):
-            await one.working()
+            await one.ready()
 
 
 def test_a_folder_with_a_space_in_its_name_is_one_word(tmp_path):

@@ -1,8 +1,8 @@
-"""How many workers `auto` is."""
+"""The number of CPUs that a process may use."""
 
 from pathlib import Path
 
-from push1st.process import supervisor
+from push1st.process.cpus import within_quota
 
 
 def made(root: Path, group: str, quotas: dict[str, str]) -> Path:
@@ -17,17 +17,17 @@ def made(root: Path, group: str, quotas: dict[str, str]) -> Path:
 
 def test_without_quotas_every_cpu_counts(tmp_path):
     root = made(tmp_path, "/a.slice/b.service", {"a.slice": "max 100000", "a.slice/b.service": "max 100000"})
-    assert supervisor.quota(root, 8) == 8
+    assert within_quota(root, 8) == 8
 
 
 def test_the_quota_of_a_container_counts_rounded_up(tmp_path):
-    assert supervisor.quota(made(tmp_path, "/", {"": "150000 100000"}), 8) == 2
+    assert within_quota(made(tmp_path, "/", {"": "150000 100000"}), 8) == 2
 
 
 def test_the_least_quota_of_a_service_and_of_what_it_is_in_counts(tmp_path):
     root = made(tmp_path, "/a.slice/b.service", {"a.slice": "300000 100000", "a.slice/b.service": "max 100000"})
-    assert supervisor.quota(root, 8) == 3
+    assert within_quota(root, 8) == 3
 
 
 def test_where_there_are_no_control_groups_every_cpu_counts(tmp_path):
-    assert supervisor.quota(tmp_path, 8) == 8
+    assert within_quota(tmp_path, 8) == 8

@@ -1,0 +1,36 @@
+"""The configuration that a command uses, and the addresses in it as people read them."""
+
+import os
+from pathlib import Path
+
+from push1st.config import load as configfile
+from push1st.config.model import Config, Listen
+
+DEMO_URL = "ws://127.0.0.1:6001"
+DEMO_API = "http://127.0.0.1:6002"
+ENVIRONMENT = "the environment"
+"""the source of a configuration without a file, as the log and `check` print it"""
+
+
+def load(file: str | None) -> Config:
+    """Reads a configuration file and the environment; without a file, the demo and the environment. Raises ConfigError."""
+    return configfile.load(Path(file), os.environ) if file else configfile.demo(os.environ)
+
+
+def url(address: Listen, scheme: str) -> str:
+    """Returns an address as a URL. scheme: of a TCP address, such as ws."""
+    if address.scheme == "unix":
+        return str(address)
+    host = address.host or "*"
+    return f"{scheme}://{f'[{host}]' if ':' in host else host}:{address.port}"
+
+
+def listening(config: Config) -> list[str]:
+    """Returns a line for each address: the protocols on it, and the callers that need no signature."""
+    scheme = "wss" if config.server.ssl.enable else "ws"
+    protocols = " and ".join(sorted(config.server.proto - {"mqtt"}))
+    lines = [f"WebSockets ({protocols}) and signed API calls on {url(address, scheme)}" for address in config.server.listen]
+    scheme = "https" if config.api.ssl.enable else "http"
+    trusted = ", ".join(str(net) for net in config.api.trust.nets) + (", unix" if config.api.trust.unix else "")
+    access = f"{config.api.path}, unsigned calls from {trusted or 'nobody'}; WebSockets too"
+    return lines + [f"API on {url(address, scheme)}{access}" for address in config.api.listen]

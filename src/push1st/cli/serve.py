@@ -1,0 +1,77 @@
+"""`push1st serve`: runs one worker in this process, or a supervisor of several workers."""
+
+import sys
+
+import msgspec
+
+import push1st
+from push1st import logs
+from push1st.cli.arguments import Options
+from push1st.cli.configuration import DEMO_URL, ENVIRONMENT, listening, load, url
+from push1st.config.model import Config
+from push1st.printable import printable_lines
+from push1st.process import cpus
+
+
+def run(options: Options) -> int:
+    """Serves until a signal stops the server. Raises ConfigError if the server cannot start."""
+
+    def read() -> Config:
+        config = load(options.config)
+        if options.workers is None:
+            return config
+        return msgspec.structs.replace(config, server=msgspec.structs.replace(config.server, workers=options.workers))
+
+    config = read()
+    source = options.config or ("the demo" if config.demo else ENVIRONMENT)
+    logs.setup(config.log.format, config.log.level, sys.stderr)
+    log = logs.get("push1st.server")
+    log.info("starting", version=push1st.__version__, python=sys.version.split()[0], config=source)
+    for warning in config.warnings:
+        log.warning(warning)
+    count = cpus.worker_count(config)
+
+    def started(config: Config, connections: int) -> None:
+        if config.demo and config.log.format == "text" and config.server.listen and config.api.listen:
+            print(printable_lines(demo_text(config)), flush=True)
+        for line in listening(config):
+            log.info(line)
+        log.info("ready", apps=len(config.apps), workers=count, connections_possible=connections)
+
+    if count > 1:
+        from push1st.process import supervisor
+
+        supervisor.run(read, config, options.config, started)
+    else:
+        from push1st.process import server
+
+        server.run(config, started)
+    return 0
+
+
+def demo_text(config: Config) -> str:
+    """Returns the greeting of the demo: its addresses, its app, and commands to try it."""
+    app = config.apps[0]
+    ws, api = url(config.server.listen[0], "ws"), url(config.api.listen[0], "http")
+    options = ("" if ws == DEMO_URL else f" --url {ws}") + ("" if app.key == "app-key" else f" --key {app.key}")
+    bound = config.server.listen[0].host or "every interface"
+    return f"""
+  Push1st {push1st.__version__}, a demo: bound to {bound}, its secret is public. Not for production.
+
+    WebSockets  {ws}/app/{app.key}   (Pusher; raw: /ws/app/{app.key}/CHANNEL)
+    API         {api}{config.api.path}{app.id}/
+    app         id {app.id} · key {app.key} · secret {app.secret}
+
+  See a message arrive. Paste into a second terminal, line by line:
+
+    {_command()} subscribe my-channel{options} &
+    sleep 1
+    curl {api}{config.api.path}{app.id}/events -d '{{"name":"greeting","channels":["my-channel"],"data":"hello"}}'
+
+  A configuration of your own: push1st serve -c server.yml. Stop with Ctrl-C.
+"""
+
+
+def _command() -> str:
+    """Returns the program with which a user can run this command again."""
+    return "push1st" if "/" not in sys.argv[0] or sys.argv[0].endswith(".py") else sys.argv[0]

@@ -1,0 +1,134 @@
+"""`push1st subscribe`: subscribes to channels by the Pusher protocol, as a browser does, and prints their events."""
+
+import contextlib
+import json
+import sys
+from collections.abc import Callable
+from typing import Any
+from urllib.parse import quote
+
+from websockets.exceptions import ConnectionClosed, InvalidHandshake, InvalidURI
+from websockets.sync.client import ClientConnection, connect
+
+from push1st import auth
+from push1st.channels import kind_of
+from push1st.cli.arguments import Options
+from push1st.cli.client import cause, naming_assumed_app, select, server_url, split_url
+from push1st.errors import ClientError, ConfigError, Rejected
+from push1st.printable import printable
+
+Show = Callable[[str, str, str], None]
+"""Prints channel, event and data."""
+OPEN_SECONDS = 10
+
+
+def run(options: Options) -> int:
+    """Prints events until the server ends the connection, or until `--count` events. Raises ConfigError and ClientError."""
+    target = select(options)
+    config, app = target.config, target.app
+    if not app.key:
+        raise ConfigError(f"app {app.id} has no key here: give it with -c FILE or --key")
+
+    def show(channel: str, event: str, data: str) -> None:
+        print(*map(printable, (channel, event, data)), sep="  ", flush=True)
+
+    def ready() -> None:
+        print(f"subscribed to {printable(', '.join(options.channel))} (Ctrl-C ends)", file=sys.stderr, flush=True)
+
+    url = server_url(config, "ws") if options.url is None else options.url
+    with naming_assumed_app(target):
+        subscribe(url, config.server.app_path, app.key, app.secret, options.channel, show, ready, options.count)
+    return 0
+
+
+def subscribe(
+    url: str,
+    base: str,
+    key: str,
+    secret: str,
+    channels: list[str],
+    show: Show,
+    ready: Callable[[], None],
+    count: int = 0,
+) -> None:
+    """Passes every event on the channels to `show`, until the server ends the connection. Raises ClientError.
+
+    url: of the server.
+    base: the path before the key, such as /app/.
+    ready: called once, when the server has confirmed all subscriptions.
+    count: the number of events after which the function returns; 0: no end.
+    """
+    split_url(url, ("ws", "wss"), "ws://127.0.0.1:6001")
+    missing = [name for name in channels if kind_of(name).needs_auth and not secret]
+    if missing:
+        raise ClientError(f"{missing[0]} needs the app's secret: give it with -c FILE or --secret")
+    try:
+        with (
+            connect(
+                f"{url.rstrip('/')}{base}{quote(key, safe='')}?protocol=7&client=push1st", open_timeout=OPEN_SECONDS
+            ) as connection,
+            contextlib.closing(connection),  # closes with code 1000; the connection itself uses 1011 after an exception
+        ):
+            _receive(connection, key, secret, channels, show, ready, count)
+    except ConnectionClosed as exc:
+        close = exc.rcvd
+        if close is None:
+            raise ClientError("the connection broke") from exc
+        raise Rejected(f"the server closed the connection: {close.code} {close.reason}") from exc
+    except BrokenPipeError:  # of standard output; a broken connection is a ConnectionClosed
+        raise
+    except (OSError, InvalidHandshake, InvalidURI, UnicodeError) as exc:
+        raise ClientError(f"no connection to {url}: {cause(exc)}") from exc
+
+
+def _receive(
+    connection: ClientConnection,
+    key: str,
+    secret: str,
+    channels: list[str],
+    show: Show,
+    ready: Callable[[], None],
+    count: int,
+) -> None:
+    """Subscribes when the server has accepted the connection, and reads frames. The parameters are those of `subscribe`."""
+    unconfirmed = set(channels)
+    for text in connection:
+        try:
+            frame: dict[str, Any] = json.loads(text)
+            event, channel, data = frame["event"], frame.get("channel", ""), frame.get("data", "")
+            internal = event.startswith("pusher_internal:")
+        except (ValueError, KeyError, AttributeError, TypeError):
+            raise ClientError(f"the server does not speak Pusher's protocol: it sent {text[:100]!r}") from None
+        code = data.get("code") if event == "pusher:error" and isinstance(data, dict) else None
+        data = data if isinstance(data, str) else json.dumps(data)
+        if event == "pusher:connection_established":
+            socket_id = json.loads(data)["socket_id"]
+            for name in dict.fromkeys(channels):
+                request = {"event": "pusher:subscribe", "data": _subscription(socket_id, key, secret, name)}
+                connection.send(json.dumps(request))
+        elif event == "pusher_internal:subscription_succeeded":
+            unconfirmed.discard(channel)
+            if not unconfirmed:
+                ready()
+        elif isinstance(code, int) and 4000 <= code < 4300:
+            continue  # the close frame that follows has the same reason
+        elif event in ("pusher:error", "pusher:subscription_error"):
+            raise Rejected(f"the server refused {channel}: {data}" if channel else f"the server reported an error: {data}")
+        elif event == "pusher:ping":
+            connection.send('{"event":"pusher:pong"}')
+        elif event != "pusher:pong" and not internal:
+            show(channel, event, data)
+            count -= 1
+            if count == 0:
+                return
+
+
+def _subscription(socket_id: str, key: str, secret: str, name: str) -> dict[str, str]:
+    """Returns the data of a `pusher:subscribe` event, signed if the channel needs it."""
+    kind = kind_of(name)
+    data = {"channel": name}
+    if kind.needs_auth:
+        if kind.presence:
+            data["channel_data"] = json.dumps({"user_id": f"push1st-{socket_id}"})
+        data["auth"] = f"{key}:{auth.channel_signature(secret, socket_id, name, data.get('channel_data', ''))}"
+    return data
