@@ -105,7 +105,7 @@ def test_the_backend_decides_who_subscribes_instead_of_a_signature(backend: Rece
         assert one.round_trip() == []
 
 
-def test_a_member_is_whom_the_backend_says(backend: Receiver) -> None:
+def test_member_is_the_user_that_the_backend_returns(backend: Receiver) -> None:
     backend.act = lambda _: {"allow": True, "user": {"id": "7", "info": {"name": "Ann"}}}
     with asking(backend, "subscribe") as server, pusher_socket(server) as one:
         one.send("pusher:subscribe", {"channel": "presence-room", "channel_data": '{"user_id":"admin"}'})

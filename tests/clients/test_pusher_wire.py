@@ -123,7 +123,7 @@ def test_a_numeric_user_id_becomes_a_string(connect: Callable[..., PusherSocket]
     assert first.expect("pusher_internal:member_removed", presence) == {"user_id": "8"}
 
 
-def test_a_member_is_not_told_of_itself(connect: Callable[..., PusherSocket], channel: str) -> None:
+def test_member_is_not_notified_of_itself(connect: Callable[..., PusherSocket], channel: str) -> None:
     client = connect()
     client.subscribe(f"presence-{channel}", {"user_id": "u1"})
     assert client.round_trip() == []

@@ -99,7 +99,7 @@ def test_any_other_channel_token_is_refused(token):
     assert not auth.check_channel(KEY, SECRET, "1234.1234", "private-foobar", token)
 
 
-def test_a_channel_token_is_good_for_one_socket_one_channel_and_one_channel_data():
+def test_channel_token_is_valid_for_one_socket_one_channel_and_one_channel_data():
     assert not auth.check_channel(KEY, SECRET, "1234.1235", "private-foobar", PRIVATE_TOKEN)
     assert not auth.check_channel(KEY, SECRET, "1234.1234", "private-foobar2", PRIVATE_TOKEN)
     assert not auth.check_channel(KEY, SECRET, "1234.1234", "private-foobar", PRIVATE_TOKEN, "{}")
@@ -135,7 +135,7 @@ def test_a_sign_in_is_accepted(token):
     assert auth.check_user(KEY, SECRET, "1234.1234", '{"id":"12345"}', token)
 
 
-def test_a_sign_in_is_good_for_one_socket_and_one_user():
+def test_sign_in_signature_is_valid_for_one_socket_and_one_user():
     assert not auth.check_user(KEY, SECRET, "1234.1235", '{"id":"12345"}', USER_TOKEN)
     assert not auth.check_user(KEY, SECRET, "1234.1234", '{"id":"admin"}', USER_TOKEN)
     assert not auth.check_user(KEY, SECRET, "1234.1234", '{"id":"12345"}', f"{KEY}::user::{USER_TOKEN}")
@@ -195,7 +195,7 @@ hostile = st.text(max_size=20) | st.text('a1.:#\n{"/-_=@,;', max_size=20) | st.s
 
 
 @given(hostile, hostile, hostile)
-def test_what_a_session_token_signs_reads_in_one_way_only(session, channel, data):
+def test_text_of_a_session_token_has_one_interpretation(session, channel, data):
     text = signed_text(session, channel, data)
     if text is None:
         return
@@ -248,7 +248,7 @@ def token_of(claims: object, secret: str = LONG, header: object = None) -> str:
 GOOD = {"app": "app-test", "origin": "*", "channel": "*"}
 
 
-def test_an_access_token_says_what_it_was_made_with():
+def test_access_token_has_the_claims_it_was_made_with():
     token = auth.access_token(SECRET, "app-test", "https://example.com", ["private-a", "presence-*"], 60, THEN)
     claims = auth.check_access_token(SECRET, "app-test", token, THEN)
     assert claims == auth.Claims("app-test", "https://example.com", ("private-a", "presence-*"), THEN + 60)
@@ -457,7 +457,7 @@ def test_a_channel_claim_matches_all_a_prefix_or_one_name(pattern, channel, allo
     assert auth.Claims("app", "*", (pattern,), None).allows(channel) is allowed
 
 
-def test_a_list_of_channels_allows_what_any_of_them_does():
+def test_list_of_channels_allows_each_match_of_an_entry():
     claims = auth.Claims("app", "*", ("private-a", "presence-*"), None)
     assert [claims.allows(name) for name in ("private-a", "presence-b", "private-b")] == [True, True, False]
     assert not auth.Claims("app", "*", (), None).allows("private-a")
@@ -524,12 +524,12 @@ def test_values_are_signed_unescaped():
         check(query, b"", method="GET", path="/apps/3/channels")
 
 
-def test_values_may_come_as_they_are_like_the_official_libraries_send_them():
+def test_query_values_may_be_unescaped_as_official_libraries_send_them():
     params = auth.sign_request(KEY, SECRET, "GET", "/apps/3/channels", {"info": "user_count,cache=;@"}, b"", THEN)
     check(query_of(params), b"", method="GET", path="/apps/3/channels")
 
 
-def test_arrays_are_signed_in_the_order_they_come():
+def test_arrays_are_signed_in_their_order_in_the_query():
     base = f"auth_key={KEY}&auth_timestamp={THEN}&auth_version=1.0"
     signature = auth.hmac_hex(SECRET, f"GET\n/p\n{base}&info[]=b&info[]=a")
     check(f"info[]=b&info%5B%5D=a&{base}&auth_signature={signature}", b"", method="GET", path="/p")
@@ -537,7 +537,7 @@ def test_arrays_are_signed_in_the_order_they_come():
         check(f"info[]=a&info[]=b&{base}&auth_signature={signature}", b"", method="GET", path="/p")
 
 
-def test_the_path_is_signed_as_it_stands_in_the_request_line():
+def test_path_is_signed_as_in_the_request_line():
     params = auth.sign_request(KEY, SECRET, "GET", "/apps/3/channels/a%2Cb", {}, b"", THEN)
     check(query_of(params), b"", method="GET", path="/apps/3/channels/a%2Cb")
     with refusal(401, "auth_signature is wrong"):
@@ -605,7 +605,7 @@ def test_a_parameter_of_the_signature_given_twice_is_refused(name, spell):
         ({"a%26b": "c"}, "'a&b' cannot be signed"),
     ],
 )
-def test_a_changed_query_is_refused_and_the_text_says_why(change, text):
+def test_changed_query_is_rejected_with_the_reason(change, text):
     with refusal(401, text) as caught:
         check(query_of(GOLDEN | change))
     assert GOLDEN["auth_signature"] not in str(caught.value)
@@ -680,7 +680,7 @@ def test_any_request_with_one_byte_changed_is_refused(request, data):
 
 
 @given(st.text(), st.binary(max_size=8))
-def test_no_query_makes_the_check_fail_otherwise(query, body):
+def test_any_invalid_query_is_rejected(query, body):
     with pytest.raises(Refused):
         check(query, body)
 
@@ -739,7 +739,7 @@ def test_the_python_sdk_makes_the_same_signature(sdk):
 # Comparing
 
 
-def test_signatures_are_compared_by_nothing_that_tells_where_they_differ(monkeypatch):
+def test_signatures_are_compared_in_constant_time(monkeypatch):
     """With `==` one can be guessed byte by byte (Pusher protocol, section 11). Here whatever the right way says goes."""
     monkeypatch.setattr("hmac.compare_digest", lambda *_: True)
     assert auth.check_channel(KEY, SECRET, "1.2", "private-c", "wrong")

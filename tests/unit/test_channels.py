@@ -21,7 +21,7 @@ from push1st.channels import PUBLIC, RESERVED, Kind, kind_of, pusher_name_error,
         ("protected-x", Kind("protected")),
     ],
 )
-def test_a_prefix_tells_the_kind(name, kind):
+def test_prefix_determines_the_kind(name, kind):
     assert kind_of(name) == kind
     assert kind.type in type_names
 
@@ -105,7 +105,7 @@ def test_the_wide_rule_counts_bytes():
 
 
 @pytest.mark.parametrize("name", ["\ud800", "a\udfff", "\udc80x"])
-def test_the_wide_rule_refuses_what_is_not_utf8(name):
+def test_wide_rule_rejects_invalid_utf8(name):
     assert "is not valid UTF-8" in (wide_name_error(name) or "")
 
 
@@ -114,7 +114,7 @@ def test_the_wide_rule_refuses_an_empty_name():
 
 
 @given(st.text() | st.text(st.characters(categories=["Cs", "Cc", "Ll"])))
-def test_a_name_that_passes_a_rule_can_be_encoded_and_stands_in_one_line(name):
+def test_valid_name_can_be_encoded_and_is_one_line(name):
     if wide_name_error(name) is None:
         assert len(name.encode()) <= 255
         assert name.isprintable() or not any(ord(c) < 32 for c in name)

@@ -20,11 +20,11 @@ async def after(future: "asyncio.Future[int]") -> int:
     return await future + await future
 
 
-def test_what_does_not_wait_is_done_at_once():
+def test_coroutine_that_does_not_wait_returns_its_result_at_once():
     assert begin(add(1, 2)) == 3
 
 
-def test_what_is_raised_before_the_first_wait_is_raised_at_once():
+def test_exception_before_the_first_wait_is_raised_at_once():
     async def fail():
         raise ValueError("no")
 
@@ -32,7 +32,7 @@ def test_what_is_raised_before_the_first_wait_is_raised_at_once():
         begin(fail())
 
 
-async def test_what_waits_has_a_rest_that_can_be_awaited():
+async def test_waiting_coroutine_returns_an_awaitable():
     future = asyncio.get_running_loop().create_future()
     rest = begin(after(future))
     assert isinstance(rest, Suspended)
@@ -40,7 +40,7 @@ async def test_what_waits_has_a_rest_that_can_be_awaited():
     assert await rest == 42
 
 
-async def test_a_rest_goes_on_where_it_waited_even_if_that_is_over_already():
+async def test_suspended_coroutine_resumes_even_if_its_future_is_done():
     future = asyncio.get_running_loop().create_future()
     rest = begin(after(future))
     future.set_result(1)
@@ -48,7 +48,7 @@ async def test_a_rest_goes_on_where_it_waited_even_if_that_is_over_already():
     assert await rest == 2
 
 
-async def test_several_may_begin_to_wait_for_one_future():
+async def test_several_coroutines_may_suspend_on_one_future():
     future = asyncio.get_running_loop().create_future()
 
     async def wait():
@@ -59,7 +59,7 @@ async def test_several_may_begin_to_wait_for_one_future():
     assert await asyncio.gather(*(rest for rest in rests if isinstance(rest, Suspended))) == [1, 1, 1]
 
 
-async def test_what_the_wait_raises_is_raised_within():
+async def test_exception_of_the_future_is_raised_in_the_coroutine():
     future = asyncio.get_running_loop().create_future()
 
     async def forgiving():
@@ -74,7 +74,7 @@ async def test_what_the_wait_raises_is_raised_within():
     assert await rest == "forgiven"
 
 
-async def test_a_rest_raises_what_its_coroutine_raises():
+async def test_suspended_coroutine_raises_its_exception():
     async def fail():
         await asyncio.sleep(0)
         raise ValueError("late")
@@ -85,7 +85,7 @@ async def test_a_rest_raises_what_its_coroutine_raises():
         await rest
 
 
-async def test_a_cancelled_rest_cancels_its_coroutine():
+async def test_cancelling_a_suspended_coroutine_cancels_it():
     ended = []
 
     async def waiting():
@@ -106,7 +106,7 @@ async def test_a_cancelled_rest_cancels_its_coroutine():
     assert ended == [True]
 
 
-async def test_spawning_what_does_not_wait_makes_no_task():
+async def test_spawning_a_coroutine_that_does_not_wait_makes_no_task():
     order = []
 
     async def step():
@@ -118,7 +118,7 @@ async def test_spawning_what_does_not_wait_makes_no_task():
     assert len(asyncio.all_tasks()) == 1
 
 
-async def test_what_waits_goes_on_in_a_task_that_is_kept():
+async def test_spawned_coroutine_that_waits_resumes_in_a_referenced_task():
     future = asyncio.get_running_loop().create_future()
     order = []
 
@@ -137,7 +137,7 @@ async def test_what_waits_goes_on_in_a_task_that_is_kept():
     assert not eager._running
 
 
-async def test_settled_waits_for_everything_spawned_and_what_that_spawns():
+async def test_waiting_for_spawned_coroutines_includes_those_they_spawn():
     done = []
 
     async def second():
@@ -154,7 +154,7 @@ async def test_settled_waits_for_everything_spawned_and_what_that_spawns():
     assert done == [1, 2]
 
 
-async def test_steps_spawned_one_after_another_begin_in_that_order():
+async def test_spawned_coroutines_start_in_their_order():
     order = []
 
     async def step(n):

@@ -55,7 +55,7 @@ def test_a_bucket_holds_no_more_than_a_second_gives():
     assert [bucket.take(1000.0) for _ in range(3)] == [True, True, False]
 
 
-def test_a_cost_that_does_not_fit_takes_nothing():
+def test_rejected_cost_takes_nothing():
     bucket = Bucket(5, now=0.0)
     assert bucket.take(0.0, 3)
     assert not bucket.take(0.0, 3)
@@ -86,6 +86,6 @@ def test_no_more_passes_than_the_rate_and_one_burst(rate, steps):
 
 
 @given(st.integers(1, 50), st.integers(1, 100))
-def test_whoever_keeps_to_the_rate_is_never_refused(rate, count):
+def test_client_within_the_rate_is_never_rejected(rate, count):
     bucket = Bucket(rate, now=0.0)
     assert all(bucket.take(i / rate) for i in range(count))

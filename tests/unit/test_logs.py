@@ -139,7 +139,7 @@ def test_text_of_a_client_in_a_trace_cannot_move_the_cursor_or_reorder_a_line(te
 # Levels
 
 
-def test_what_is_below_the_level_is_dropped_for_everybody(lines):
+def test_events_below_the_level_are_dropped_for_all_loggers(lines):
     logs.get("x").debug("ours")
     logging.getLogger("asyncio").debug("theirs")
     assert lines() == []
@@ -180,7 +180,7 @@ def test_a_logger_made_before_setup_follows_it():
 # Other people's loggers
 
 
-def test_what_libraries_log_takes_the_same_way(lines):
+def test_log_records_of_libraries_have_the_same_form(lines):
     try:
         fail()
     except RuntimeError:
@@ -191,7 +191,7 @@ def test_what_libraries_log_takes_the_same_way(lines):
     assert "token=*** failed" in line["exception"]
 
 
-def test_warnings_take_the_same_way(lines):
+def test_warnings_have_the_same_form(lines):
     with warnings.catch_warnings():
         warnings.simplefilter("always")
         logging.captureWarnings(True)

@@ -53,7 +53,7 @@ def test_options_that_may_be(options):
     ("options", "part"),
     [(Options(ttl=-1), "ttl is negative"), (Options(0, "unicast"), "unicast"), (Options(0, "multicast"), "multicast")],
 )
-def test_options_that_may_not_be_say_why(options, part):
+def test_invalid_options_raise_the_reason(options, part):
     assert part in (options.error() or "")
 
 

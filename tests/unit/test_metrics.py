@@ -3,7 +3,7 @@
 from push1st.metrics import Metrics
 
 
-def test_every_counter_starts_at_nothing():
+def test_every_counter_starts_at_0():
     metrics = Metrics()
     assert not any(getattr(metrics, name) for name in Metrics.__slots__)
 
@@ -14,7 +14,7 @@ def test_workers_do_not_share_counters():
     assert two.refusals["401"] == 0
 
 
-def test_a_counter_that_was_never_told_of_a_label_says_nothing():
+def test_reading_an_unknown_label_does_not_create_it():
     metrics = Metrics()
     assert metrics.cut_offs["slow"] == 0
     assert list(metrics.cut_offs) == []

@@ -71,7 +71,7 @@ def test_a_disabled_app_is_403(calling, method, path, body):
         assert caller.call(method, path, body, key=key)[0] == 403
 
 
-def test_who_may_not_call_does_not_learn_which_apps_there_are(caller):
+def test_rejected_caller_does_not_learn_which_apps_exist(caller):
     caller.trusted = False
     assert caller.get("/apps/unknown/channels") == caller.get("channels")
 
@@ -150,7 +150,7 @@ def test_an_unknown_path_is_404(caller, path, method):
 
 @pytest.mark.parametrize("pattern", ROUTES)
 @pytest.mark.parametrize("method", ["DELETE", "PUT", "PATCH", "OPTIONS", "GET", "POST"])
-def test_a_wrong_method_is_405_with_those_that_are_right(caller, pattern, method):
+def test_wrong_method_is_405_and_lists_the_allowed_methods(caller, pattern, method):
     allowed = ROUTES[pattern]
     if method in allowed:
         return
@@ -160,7 +160,7 @@ def test_a_wrong_method_is_405_with_those_that_are_right(caller, pattern, method
     assert response.headers == f"Allow: {', '.join(sorted(allowed))}\r\n".encode()
 
 
-def test_head_is_served_as_get_is(caller):
+def test_head_is_served_like_get(caller):
     assert caller.call("HEAD", "channels") == caller.get("channels")
     assert caller.call("HEAD", "channels", key=True) == caller.get("channels", key=True)
     assert caller.call("HEAD", "/health")[0] == 200
@@ -196,7 +196,7 @@ def test_without_another_path_a_call_is_signed_as_it_is_sent(caller):
 
 @pytest.mark.parametrize("method", ["GET", "HEAD"])
 @pytest.mark.parametrize("path", ["/app/app-key", "/pusher/app/app-key", "/ws/app/app-key/c", "/app/"])
-def test_a_plain_request_for_a_websocket_is_told_so(caller, method, path):
+def test_plain_request_on_a_websocket_path_is_426_and_names_the_upgrade(caller, method, path):
     response = caller.respond(Request(method, path, "protocol=7", b"", "it is far away", 0))
     assert response.status == 426
     assert b"WebSocket" in response.body
@@ -204,7 +204,7 @@ def test_a_plain_request_for_a_websocket_is_told_so(caller, method, path):
 
 
 @pytest.mark.parametrize("path", ["/ws/app/app-key/c", "/apps", "/application/x", "/ws"])
-def test_where_no_websockets_are_nothing_is(caller, path):
+def test_websocket_paths_are_404_without_websocket_protocols(caller, path):
     caller.api = Api(caller.world.node, Config(server=ServerConfig(proto=frozenset({"pusher"}))))
     assert caller.get(path)[0] == 404
     assert caller.post("/app/app-key", b"")[0] == 404

@@ -15,7 +15,7 @@ def test_events_are_published_each_on_its_channel(caller):
     assert [one[:4] for one in caller.sent] == [("c", "e", b'"x"', ""), ("d", "f", b'{"a": 1}', "1.2")]
 
 
-def test_attributes_come_in_the_order_of_the_events(caller):
+def test_attributes_have_the_order_of_the_events(caller):
     session, _ = caller.world.session()
     session.handle(Subscribe("c"))
     answer = {"batch": [{"subscription_count": 1}, {}, {"user_count": 0, "subscription_count": 0}]}
@@ -43,7 +43,7 @@ WRONG = {
 
 @pytest.mark.parametrize("key", [True, False])
 @pytest.mark.parametrize(("event", "status"), WRONG.values(), ids=WRONG.keys())
-def test_one_wrong_event_is_refused_with_its_place_and_nothing_is_published(caller, event, status, key):
+def test_one_invalid_event_rejects_the_batch_and_is_named_by_its_index(caller, event, status, key):
     code, answer = batch(caller, {}, event, {}, key=key)
     assert code == status
     assert answer["error"].startswith("batch[1]: ")
@@ -53,7 +53,7 @@ def test_one_wrong_event_is_refused_with_its_place_and_nothing_is_published(call
 @pytest.mark.parametrize(
     "body", [{}, {"batch": {}}, {"batch": [1]}, {"batch": [{"name": "e", "data": 1}]}, {"batch": None}, [], "x"]
 )
-def test_what_is_no_batch_is_400(caller, body):
+def test_invalid_batch_is_400(caller, body):
     assert caller.post("batch_events", body)[0] == 400
     assert caller.sent == []
 
@@ -92,7 +92,7 @@ def test_the_body_is_the_data_as_a_text(caller, key):
         ("name=e", b"x" * 10_241, 413),
     ],
 )
-def test_what_is_wrong_publishes_nothing(caller, query, body, status):
+def test_invalid_query_publishes_nothing(caller, query, body, status):
     assert caller.post("channels/c/events", body, query=query)[0] == status
     assert caller.sent == []
 
@@ -100,13 +100,13 @@ def test_what_is_wrong_publishes_nothing(caller, query, body, status):
 # Parts of an event in the query
 
 
-def test_parts_of_an_event_may_stand_in_the_query(caller):
+def test_event_fields_may_be_in_the_query(caller):
     assert caller.post("events", '{"data":"x"}', query="name=e&channel=c")[0] == 200
     assert caller.post("events", "", query="name=e&channel=c&data=x")[0] == 200
     assert [one[:3] for one in caller.sent] == [("c", "e", b'"x"')] * 2
 
 
-def test_the_body_goes_before_the_query(caller):
+def test_body_overrides_the_query(caller):
     assert caller.event(True)[0] == 200
     body = '{"name":"e","channels":["c"],"data":"x"}'
     assert caller.post("events", body, True, "name=other&channel=other")[0] == 200

@@ -94,7 +94,7 @@ def test_channels_are_filtered_by_prefix(busy):
         assert busy.get("channels", "filter_by_prefix=none", key) == (200, {"channels": {}})
 
 
-def test_users_are_counted_where_there_are_users(busy):
+def test_user_count_is_listed_for_presence_channels(busy):
     query = "filter_by_prefix=presence-&info=user_count"
     assert busy.get("channels", query, True) == (200, {"channels": {"presence-p": {"user_count": 2}}})
 
@@ -120,7 +120,7 @@ def test_a_channel_is_occupied_or_not(busy):
     assert busy.get("channels/b", key=True) == (200, {"occupied": False})
 
 
-def test_a_channel_tells_what_is_asked(busy):
+def test_channel_returns_the_requested_attributes(busy):
     for key in (True, False):
         assert busy.get("channels/a", "info=subscription_count", key) == (200, {"occupied": True, "subscription_count": 2})
         assert busy.get("channels/presence-p", "info=user_count", key) == (200, {"occupied": True, "user_count": 2})
@@ -132,7 +132,7 @@ def test_a_channel_tells_what_is_asked(busy):
         assert busy.get("channels/presence-q", "info=user_count", key) == (200, {"occupied": False, "user_count": 0})
 
 
-def test_what_a_channel_has_not_is_400(busy):
+def test_attribute_that_the_channel_does_not_have_is_400(busy):
     assert busy.get("channels/a", "info=user_count")[0] == 400
 
 

@@ -22,7 +22,7 @@ def subscribed(caller, *names):
 # What is answered
 
 
-def test_a_plain_call_is_told_how_many_get_it(caller):
+def test_plain_publish_returns_the_number_of_subscribers(caller):
     subscribed(caller, "a", "b"), subscribed(caller, "a")
     status, answer = caller.event(channels=["a", "b", "c"])
     assert status == 200
@@ -41,7 +41,7 @@ def test_a_signed_call_is_answered_with_an_empty_object(caller):
 
 
 @pytest.mark.parametrize("key", [True, False])
-def test_a_call_with_info_is_answered_with_what_it_asked_for(caller, key):
+def test_publish_with_info_returns_the_requested_attributes(caller, key):
     subscribed(caller, "c")
     asked = {"channels": ["c", "presence-c"], "info": "user_count,subscription_count"}
     assert caller.event(key, **asked) == (
@@ -54,7 +54,7 @@ def test_one_channel_may_stand_for_channels(caller):
     assert caller.event(channel="c", channels=...)[1]["channels"] == {"c": 0}
 
 
-def test_a_channel_named_twice_gets_it_once(caller):
+def test_channel_named_twice_gets_the_event_once(caller):
     assert caller.event(channels=["c", "d", "c"])[1]["channels"] == {"c": 0, "d": 0}
     assert [one[0] for one in caller.sent] == ["c", "d"]
 
@@ -75,7 +75,7 @@ def test_a_channel_named_twice_gets_it_once(caller):
         ('"{}"', b'"{}"'),
     ],
 )
-def test_data_is_any_json_and_goes_on_as_it_came(caller, text, data):
+def test_data_may_be_any_json_and_is_forwarded_unchanged(caller, text, data):
     assert caller.post("events", f'{{"name":"e","channel":"c","data":{text}}}')[0] == 200
     assert caller.sent == [("c", "e", data, "", DEFAULT_OPTIONS)]
 
@@ -111,7 +111,7 @@ def test_the_excluded_is_not_counted(caller):
         ({"delivery": "multicast", "session": "p"}, Options(0, "multicast", "p")),
     ],
 )
-def test_options_say_how_far_it_goes(caller, given, options):
+def test_options_choose_the_delivery_of_an_event(caller, given, options):
     assert caller.event(options=given)[0] == 200
     assert caller.sent[0][4] == options
 
@@ -174,7 +174,7 @@ def test_an_unsigned_call_may_name_any_channel(caller, name):
 
 
 @pytest.mark.parametrize("name", ["#server-to-user-1", "c" * 164, "private-a_-=@,.;9"])
-def test_a_signed_call_may_name_what_pusher_allows(caller, name):
+def test_signed_call_accepts_the_channel_names_of_pusher(caller, name):
     assert caller.event(key=True, channels=[name])[0] == 200
 
 
@@ -240,7 +240,7 @@ BAD = {
 
 @pytest.mark.parametrize("key", [False, True], ids=["plain", "signed"])
 @pytest.mark.parametrize("fields", BAD.values(), ids=BAD.keys())
-def test_what_is_wrong_is_400_and_publishes_nothing(caller, fields, key):
+def test_invalid_event_is_400_and_publishes_nothing(caller, fields, key):
     status, answer = caller.event(key, **fields)
     assert status == 400
     assert len(answer["error"]) > 10
@@ -329,14 +329,14 @@ def test_events_may_be_limited_to_so_many_a_second(calling):
     assert caller.event()[0] == 200
 
 
-def test_what_is_wrong_uses_up_no_rate(calling):
+def test_invalid_event_does_not_count_toward_the_rate(calling):
     caller = calling(app_config({"publishes": 1}))
     for _ in range(5):
         assert caller.event(name="pusher:x")[0] == 400
     assert caller.event()[0] == 200
 
 
-def test_a_broker_that_is_away_is_told_loudly(calling):
+def test_publish_without_broker_is_503_and_logged(calling):
     caller = calling(slow=True)
     caller.world.broker.fail["publish"] = Refused(503, "the broker is away")
     assert caller.event() == (503, {"error": "the broker is away"})

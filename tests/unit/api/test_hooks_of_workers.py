@@ -14,9 +14,9 @@ def test_counts_of_workers_are_added_and_the_last_error_of_all_is_shown():
     assert merged(one, [two, three]) == [state("a", 6, 9)]
 
 
-def test_endpoints_that_look_alike_are_told_apart_by_their_order():
+def test_equal_endpoints_are_distinguished_by_their_order():
     assert merged([state("a", 1), state("a", 2)], [[state("a", 3), state("a", 4)]]) == [state("a", 4), state("a", 6)]
 
 
-def test_an_endpoint_that_only_another_worker_has_comes_behind():
+def test_endpoint_that_only_another_worker_has_is_listed_last():
     assert merged([state("a", 1)], [[state("b", 2)]]) == [state("a", 1), state("b", 2)]

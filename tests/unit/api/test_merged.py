@@ -10,7 +10,7 @@ def packed(*families: Family) -> bytes:
     return msgspec.msgpack.encode(families)
 
 
-def test_each_family_is_there_once_with_a_series_a_worker():
+def test_each_metric_family_is_listed_once_with_a_series_for_each_worker():
     one = Family("push1st_x", "x", "counter", [("push1st_x_total", {"source": "api"}, 3)])
     (family,) = merged([(0, packed(one)), (2, packed(one))])
     assert (family.name, family.type, family.documentation) == ("push1st_x", "counter", "x")
@@ -20,6 +20,6 @@ def test_each_family_is_there_once_with_a_series_a_worker():
     ]
 
 
-def test_what_is_the_supervisors_is_no_workers():
+def test_metrics_of_the_supervisor_have_no_worker_label():
     (family,) = merged([(SUPERVISOR, packed(Family("push1st_workers", "w", "gauge", [("push1st_workers", {}, 2)])))])
     assert family.samples[0].labels == {}

@@ -81,7 +81,7 @@ def test_the_version_that_runs_is_a_metric(caller):
         ("cut_offs_total", "slow"),
     ],
 )
-def test_usual_labels_are_there_before_their_first_count(caller, series, label):
+def test_usual_labels_are_listed_before_their_first_count(caller, series, label):
     body = caller.respond(Request("GET", "/metrics", "", b"", "", 0)).body.decode()
     (line,) = (line for line in body.splitlines() if line.startswith(f"push1st_{series}{{") and f'"{label}"' in line)
     assert line.endswith(" 0.0")

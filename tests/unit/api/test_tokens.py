@@ -60,7 +60,7 @@ def test_this_call_is_no_signing_oracle(caller, body):
     assert answer["error"]
 
 
-def test_an_access_token_says_what_was_asked_for(caller):
+def test_access_token_has_the_requested_claims(caller):
     status, token = caller.post("token/access/", {"origin": "*", "channel": "*", "ttl": 0})
     assert status == 200
     assert jwt.decode(token, KEY, algorithms=["HS256"]) == {"app": APP, "origin": "*", "channel": "*"}
@@ -96,7 +96,7 @@ def test_an_access_token_may_name_several_channels(caller):
         b"x",
     ],
 )
-def test_what_is_no_access_token_is_400(caller, body):
+def test_invalid_access_token_request_is_400(caller, body):
     status, answer = caller.post("token/access", body)
     assert status == 400
     assert answer["error"]

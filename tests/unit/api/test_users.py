@@ -38,7 +38,7 @@ def test_a_member_of_that_id_is_no_signed_in_user(caller):
     assert outlet.closes == []
 
 
-def test_terminating_a_user_nobody_knows_is_fine(caller):
+def test_terminating_an_unknown_user_succeeds(caller):
     assert caller.post("users/nobody/terminate_connections", "") == (200, {})
 
 
@@ -59,7 +59,7 @@ def test_members_are_listed_once_each(caller):
     assert caller.get("channels/presence-c/users", key=True) == (200, {"users": [{"id": "u1"}, {"id": "u2"}]})
 
 
-def test_a_channel_nobody_is_on_has_no_users(caller):
+def test_channel_without_subscribers_has_no_users(caller):
     assert caller.get("channels/presence-c/users") == (200, {"users": []})
 
 

@@ -18,7 +18,7 @@ def test_a_folder_that_does_not_exist_yet_is_no_mistake_and_is_not_created(tmp_p
     assert list(tmp_path.iterdir()) == []
 
 
-def test_a_file_in_the_way_of_the_folder_of_hook_events_is_a_mistake(tmp_path: Path) -> None:
+def test_file_at_the_path_of_the_hook_events_folder_is_an_error(tmp_path: Path) -> None:
     (tmp_path / "file").touch()
     (line,) = mistakes(Config(hooks=HooksConfig(folder=str(tmp_path / "file" / "hooks"))))
     assert line.startswith(

@@ -50,7 +50,7 @@ def attempt(folder, server, app):
 
 @settings(deadline=None)
 @given(place=st.sampled_from(PLACES), value=structures)
-def test_any_value_under_any_key_gives_a_configuration_or_a_list_of_errors(folder, place, value):
+def test_any_value_of_any_key_loads_or_is_a_list_of_errors(folder, place, value):
     for key in reversed(place):
         value = {key: value}
     server, app = ("credentials: app.yml", yaml.safe_dump(value)) if place[0] == "app" else (yaml.safe_dump(value), "")
@@ -59,7 +59,7 @@ def test_any_value_under_any_key_gives_a_configuration_or_a_list_of_errors(folde
 
 @settings(deadline=None)
 @given(place=st.sampled_from(PLACES), text=st.text(alphabet="ab:*&!{}[],-#'\"\\\n <~?|>@%1.", max_size=40))
-def test_any_text_under_any_key_gives_a_configuration_or_a_list_of_errors(folder, place, text):
+def test_any_text_of_any_key_loads_or_is_a_list_of_errors(folder, place, text):
     value = "".join(f"{'  ' * depth}{key}:\n" for depth, key in enumerate(place)).rstrip("\n") + " " + text
     server, app = ("credentials: app.yml", value) if place[0] == "app" else (value, "")
     attempt(folder, server.encode(), app.encode())
@@ -67,13 +67,13 @@ def test_any_text_under_any_key_gives_a_configuration_or_a_list_of_errors(folder
 
 @settings(deadline=None)
 @given(st.binary(max_size=200))
-def test_any_bytes_give_a_configuration_or_a_list_of_errors(folder, data):
+def test_any_bytes_load_or_are_a_list_of_errors(folder, data):
     attempt(folder, data, b"")
     attempt(folder, b"credentials: app.yml", data)
 
 
 @settings(deadline=None)
 @given(st.dictionaries(st.sampled_from([*ROOT_VARIABLES, *APP_VARIABLES, "PUSH1ST_APP_ID"]), st.text(max_size=20), max_size=5))
-def test_any_environment_gives_a_configuration_or_a_list_of_errors(env):
+def test_any_environment_loads_or_is_a_list_of_errors(env):
     lines = problems(lambda: demo(env))
     assert all(line.startswith("PUSH1ST_") for line in lines), lines

@@ -20,7 +20,7 @@ from push1st.config.brokerurl import Address, parse
         ("redis+cluster://a:1,b:2", Address("cluster", (("a", 1), ("b", 2)))),
     ],
 )
-def test_a_url_says_where_the_broker_is(url, address):
+def test_broker_url_names_the_servers(url, address):
     assert parse(url) == address
 
 
@@ -53,13 +53,13 @@ def test_a_url_says_where_the_broker_is(url, address):
         ("redis://h/0#x", "which is written %40"),
     ],
 )
-def test_what_is_no_such_url_is_refused_with_what_is_wrong(url, said):
+def test_invalid_broker_url_is_rejected_with_the_reason(url, said):
     with pytest.raises(ValueError, match=said):
         parse(url)
 
 
 @pytest.mark.parametrize("url", ["redis://:hunt@er2@h", "redis://:hunt/er2@h", "redis://:hunt#er2@h", "redis://:er2@h:x"])
-def test_what_is_refused_does_not_show_the_password(url):
+def test_rejected_broker_url_does_not_show_its_password(url):
     with pytest.raises(ValueError, match=r"\S") as refused:
         parse(url)
     assert "er2" not in str(refused.value)
@@ -74,7 +74,7 @@ def test_what_is_refused_does_not_show_the_password(url):
         ("redis+cluster://:p@a:1,b:2", "cluster a:1,b:2, with a password, prefix push1st"),
     ],
 )
-def test_an_address_says_what_it_leads_to(url, said):
+def test_broker_address_is_printed_with_its_kind(url, said):
     assert parse(url).all == said
 
 

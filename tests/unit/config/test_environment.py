@@ -19,7 +19,7 @@ def demo_error(env):
     return str(error.value).split("\n")
 
 
-def test_the_environment_stands_above_the_file(reading):
+def test_environment_overrides_the_file(reading):
     env = {
         "PUSH1ST_SERVER_LISTEN": "tcp://*:1, unix://x.sock",
         "PUSH1ST_SERVER_DRAIN": "7",
@@ -61,7 +61,7 @@ def test_an_error_in_the_environment_names_the_variable(wrong):
     ]
 
 
-def test_the_variables_of_others_are_let_be():
+def test_unrelated_variables_are_ignored():
     config = demo(
         {
             "PUSH1ST_CONFIG": "/etc/push1st/server.yml",
@@ -128,13 +128,13 @@ def test_an_app_from_the_environment_is_checked_as_any_other(wrong):
     assert line.startswith('PUSH1ST_APP_LIMITS_MEMBERS: a.limits.members: found "x" (text), allowed: a whole number')
 
 
-def test_a_secret_of_the_environment_never_stands_in_an_error(wrong):
+def test_error_never_shows_a_secret_of_the_environment(wrong):
     for name in ("PUSH1ST_APP_SECRET", "PUSH1ST_APP_SECRT", "PUSH1ST_APP_KEY", "PUSH1ST_APP_HOOK_ENDPOINT"):
         assert "hunter2" not in "".join(wrong("", APP_TEXT, env={name: "hunter2 \n"}))
     assert "hunter2" not in "".join(wrong("", APP_TEXT, env={"PUSH1ST_APP_SECRET": "hunter2", "PUSH1ST_APP_ENABLE": "x"}))
 
 
-def test_the_environment_stands_above_the_demo_too():
+def test_environment_overrides_the_demo():
     config = demo({"PUSH1ST_SERVER_LISTEN": "tcp://127.0.0.1:0", "PUSH1ST_APP_ORIGINS": "x.com"})
     assert config.server.listen == (Listen("tcp", "127.0.0.1", 0),)
     assert config.api == plain.demo().api
@@ -142,7 +142,7 @@ def test_the_environment_stands_above_the_demo_too():
     assert with_env(plain.demo(), {}) == demo({}) == plain.demo()
 
 
-def test_an_app_of_the_environment_takes_the_place_of_the_demo():
+def test_app_of_the_environment_replaces_the_demo():
     config = demo({"PUSH1ST_APP_ID": "mine", "PUSH1ST_APP_KEY": "k", "PUSH1ST_APP_SECRET": "s"})
     assert [app.id for app in config.apps] == ["mine"]
     assert not config.demo

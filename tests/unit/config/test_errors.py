@@ -130,7 +130,7 @@ def test_all_problems_are_listed_in_order(wrong):
         ("server:\n  - a\n\n  \tdrain: 1\n  x: y\n", "4: found a tab, allowed: spaces"),
     ],
 )
-def test_an_error_names_place_path_what_was_found_and_what_is_allowed(wrong, text, line):
+def test_error_names_line_path_the_found_value_and_the_allowed_values(wrong, text, line):
     assert wrong(text)[0].startswith("server.yml:" + line)
 
 
@@ -138,7 +138,7 @@ def test_characters_that_yaml_does_not_allow_are_an_error(wrong):
     assert wrong("a: \x01")[0].startswith("server.yml: found no YAML (characters that are not allowed), allowed: YAML")
 
 
-def test_a_key_that_stands_twice_is_an_error_and_the_rest_is_still_checked(wrong):
+def test_duplicate_key_is_an_error_and_the_other_keys_are_checked(wrong):
     assert wrong("server:\n  drain: 1\n  drain: 2\n  outbox: x", "a: { key: k, secret: s, key: l }\na: { }") == [
         "server.yml:3: server.drain: found a second time, first at server.yml:2, allowed: each key once",
         "apps/0.yml:1: a.key: found a second time, first at apps/0.yml:1, allowed: each key once",
@@ -183,11 +183,11 @@ def test_a_key_without_effect_is_never_suggested(wrong):
         ),
     ],
 )
-def test_an_error_in_an_app_shows_what_to_write(wrong, text, line):
+def test_error_in_an_app_shows_a_correct_example(wrong, text, line):
     assert wrong("", text)[0].startswith("apps/0.yml:" + line)
 
 
-def test_the_list_of_keys_has_none_without_effect(wrong):
+def test_list_of_known_keys_omits_keys_without_effect(wrong):
     (line,) = wrong("", "app: { key: k, limits: true }")
     assert line.startswith("apps/0.yml:1: app.limits: found")
     assert "threads" not in "".join(wrong("server: 5"))
@@ -226,11 +226,11 @@ def test_text_in_errors_is_short_and_printable(wrong):
         "a: { key: k, secret: s, webhooks: [ { url: http://h/, headers: hunter2 } ] }",
     ],
 )
-def test_a_secret_never_stands_in_an_error(wrong, text):
+def test_error_never_shows_a_secret(wrong, text):
     assert "hunter2" not in "".join(wrong("", text))
 
 
-def test_a_broker_url_never_stands_in_an_error(wrong):
+def test_error_never_shows_a_broker_url(wrong):
     assert "hunter2" not in "".join(wrong("broker: http://:hunter2@h/"))
     assert "hunter2" not in "".join(wrong("", env={"PUSH1ST_BROKER": "http://:hunter2@h/"}))
 
@@ -238,7 +238,7 @@ def test_a_broker_url_never_stands_in_an_error(wrong):
 # Bounds
 
 
-def test_a_file_that_is_not_there_or_not_readable_is_an_error(tmp_path):
+def test_missing_or_unreadable_file_is_an_error(tmp_path):
     for path in (tmp_path / "no.yml", tmp_path, str(tmp_path / "a\0b")):
         with pytest.raises(ConfigError, match="cannot be read"):
             load(path, {})
@@ -256,7 +256,7 @@ def test_a_file_is_utf_8(tmp_path):
         load(tmp_path / "server.yml", {})
 
 
-def test_aliases_cannot_make_a_file_mean_a_billion_values(wrong):
+def test_aliases_cannot_expand_to_a_billion_values(wrong):
     bomb = "x0: &x0 [ a, a, a, a, a, a, a, a, a ]\n" + "".join(
         f"x{n}: &x{n} [ {', '.join([f'*x{n - 1}'] * 9)} ]\n" for n in range(1, 12)
     )

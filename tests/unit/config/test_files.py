@@ -51,7 +51,7 @@ def test_an_app_of_push1st_loads():
     assert app.hook.endpoint == ("http://127.0.0.1:8080/hook",)
 
 
-def test_what_of_push1st_has_no_effect_is_said_once_each():
+def test_each_key_of_push1st_without_effect_is_noted_once():
     assert load(CONFIGS / "push1st" / "server.yml", {}).warnings == (
         "server.yml:9: server.threads: has no effect here; use server.workers",
         "server.yml:46: api.module.smpp: has no effect here: there is no SMPP gateway",
@@ -177,7 +177,7 @@ def test_a_section_api_without_addresses_listens_on_all(reading, text, env):
     assert [str(one) for one in reading(text, env=env).api.listen] == ["tcp://*:6002"]
 
 
-def test_every_key_of_the_tables_stands_in_the_test_files():
+def test_test_files_contain_every_key_of_the_tables():
     def missing(table: Table, tree, path=""):
         for name, key in table.items():
             value = tree and tree.keys.get(name)
@@ -241,7 +241,7 @@ def test_a_cluster_that_is_switched_off_gives_no_warning(reading, word):
     assert [note for note in reading("cluster: { listen: udp://*:8001 }", APP_TEXT).warnings if "cluster" in note]
 
 
-def test_who_has_a_broker_is_not_told_to_have_one(reading):
+def test_no_broker_note_if_a_broker_is_configured(reading):
     (note,) = [one for one in reading("broker: redis://h\ncluster: { family: [ a ] }", APP_TEXT).warnings if "cluster" in one]
     assert note.endswith(CLUSTER_NOTE)
 
@@ -260,7 +260,7 @@ def test_an_ipv6_address_may_stand_unquoted_in_a_list(reading):
     assert config.api.whitelist == Networks.parse(["::/0"])
 
 
-def test_whole_numbers_are_the_text_they_are_written_in_where_text_is_wanted(app):
+def test_number_is_read_as_the_text_it_was_written_in_where_text_is_expected(app):
     found = app("0123:\n  { key: 12345, secret: 0o17, name: 1_000 }")
     assert (found.id, found.key, found.secret, found.name) == ("0123", "12345", "0o17", "1_000")
 
@@ -317,7 +317,7 @@ def test_an_origin_that_no_browser_sends_is_noted(reading):
     )
 
 
-def test_a_hook_in_lua_whose_file_is_not_there_is_noted(reading):
+def test_hook_in_lua_without_its_file_is_noted(reading):
     text = "a: { key: k, secret: s, hook: { trigger: join, endpoint: lua://no.lua } }\n"
     assert reading("", text).warnings == (
         'apps/0.yml:1: a.hook: found "lua://no.lua", where no file is: nothing will be told to it',
@@ -349,7 +349,7 @@ def test_a_webhook_that_cannot_work_is_a_mistake(reading, webhook, says):
 @pytest.mark.parametrize(
     "authorize", ["{ on: connect }", "{ url: http://h/ }", "{ url: http://h/, on: join }", "{ url: lua://x, on: publish }"]
 )
-def test_a_say_without_a_place_or_a_question_is_a_mistake(reading, authorize):
+def test_authorize_without_endpoint_or_event_is_an_error(reading, authorize):
     with pytest.raises(ConfigError, match=r"a\.authorize"):
         reading("", f"a: {{ key: k, secret: s, authorize: {authorize} }}\n")
 
@@ -386,7 +386,7 @@ def test_a_protocol_has_the_request_size_of_the_server_unless_it_has_its_own(rea
     assert (server.pusher.max_payload, server.websocket.max_payload, server.max_payload) == (200, 65_400, 65_400)
 
 
-def test_zero_is_allowed_where_it_means_unlimited(app, wrong):
+def test_zero_is_allowed_for_limits_that_it_switches_off(app, wrong):
     assert app("a: { key: k, secret: s, limits: { members: 0 } }").limits.members == 0
     (line,) = wrong("", "a: { key: k, secret: s, limits: { payload: 0 } }")
     assert line.startswith('apps/0.yml:1: a.limits.payload: found "0" (a whole number), allowed: a whole number from 1')

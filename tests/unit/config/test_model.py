@@ -55,7 +55,7 @@ def test_an_address_is_read_and_written(text, listen, again):
         *("unix://", "unix:///", "unix://opt/", "unix://..", "unix://.", "unix:///a\nb", "unix:///a\0b", "unix:///" + "a" * 107),
     ],
 )
-def test_what_is_no_address_is_refused(text):
+def test_invalid_address_is_rejected(text):
     with pytest.raises(ValueError, match=r"tcp://HOST:PORT|at most 107 bytes"):
         Listen.parse(text)
 
@@ -69,12 +69,12 @@ def test_what_is_no_address_is_refused(text):
         ([AppConfig(id="a", key="k", secret="s"), AppConfig(id="b", key="l", secret="s", enable=False)], ""),
     ],
 )
-def test_a_configuration_without_a_usable_app_serves_nobody(apps, said):
+def test_configuration_without_a_usable_app_is_rejected(apps, said):
     found = unserved(Config(apps=tuple(apps)))
     assert found.startswith(said) if said else not found
 
 
-def test_a_configuration_without_protocols_or_addresses_serves_nobody():
+def test_configuration_without_protocols_or_addresses_is_rejected():
     config = demo()
     assert not unserved(config)
     proto = msgspec.structs.replace(config.server, proto=frozenset({"mqtt"}))
@@ -126,7 +126,7 @@ def test_an_address_written_out_is_read_back_the_same(text):
 
 
 @given(st.text())
-def test_no_text_makes_the_address_parser_fail_otherwise(text):
+def test_address_parser_rejects_any_invalid_text_with_a_hint(text):
     for candidate in (text, "tcp://" + text, "unix://" + text, f"tcp://[{text}]:1"):
         try:
             assert isinstance(Listen.parse(candidate), Listen)
@@ -162,7 +162,7 @@ def test_networks_are_true_when_they_hold_something():
     assert Networks.parse(["::/0"])
 
 
-def test_networks_are_compared_hashed_and_printed_by_what_they_hold():
+def test_networks_are_compared_hashed_and_printed_by_their_addresses():
     one, other = Networks.parse(["10.0.0.0/8", "unix"]), Networks.parse(["10.0.0.0/8", "unix"])
     one.contains("10.0.0.1")
     assert one == other
@@ -174,7 +174,7 @@ def test_networks_are_compared_hashed_and_printed_by_what_they_hold():
 
 
 @pytest.mark.parametrize("text", ["", "localhost", "10.0.0.0/33", "10.0.0", "::g", "10.0.0.0/", "unix"])
-def test_what_is_no_network_is_refused(text):
+def test_invalid_network_is_rejected(text):
     with pytest.raises(ValueError, match="an IP address, or a network"):
         network(text)
 
@@ -196,7 +196,7 @@ def plain(ip):
 
 
 @given(st.lists(st.ip_addresses(network="10.0.0.0/12") | st.ip_addresses(v=6), max_size=5), st.data())
-def test_networks_of_single_addresses_hold_just_those(members, data):
+def test_networks_of_single_addresses_contain_only_these(members, data):
     nets = Networks.parse(map(str, members))
     ip = data.draw(st.sampled_from(members) | st.ip_addresses() if members else st.ip_addresses())
     expected = plain(ip) in map(plain, members)
@@ -244,7 +244,7 @@ def test_a_configuration_has_good_defaults_and_no_demo():
     assert [api.trust.contains(ip) for ip in ("127.0.0.1", "::1", "", "10.0.0.1")] == [True, True, True, False]
 
 
-def test_client_messages_are_off_unless_asked_for():
+def test_client_messages_are_off_by_default():
     assert not app().client_messages
 
 
@@ -274,7 +274,7 @@ def test_the_configuration_does_not_change():
 # Strictness
 
 
-def test_what_is_stricter_than_push1st_is_one_line_for_all_apps_that_are_alike():
+def test_limits_stricter_than_push1st_are_one_line_for_all_equal_apps():
     own = Limits(payload=65_400, members=0)
     same, other = strictness(Config(apps=(app(id="one"), app(id="two", limits=own), app(id="three"))))
     assert same.startswith(

@@ -42,7 +42,7 @@ def test_nothing_is_written_before_the_end_of_the_turn(stage):
     assert one.writes == [b"1"]
 
 
-def test_all_of_a_turn_is_one_write_a_subscriber(stage):
+def test_messages_of_a_turn_are_one_write_to_each_subscriber(stage):
     one, two = stage.client("c"), stage.client("c")
     for n in range(9):
         stage.publish("c", b"%d" % n)
@@ -108,14 +108,14 @@ def test_turns_are_written_in_order(stage):
 # Counts and metrics
 
 
-def test_a_publish_says_how_many_get_it(stage):
+def test_publish_returns_the_number_of_subscribers(stage):
     stage.client("c")
     stage.client("c", wire=Wire("other"))
     assert stage.publish("c", b"1") == 2
     assert stage.metrics.messages_out == 2
 
 
-def test_a_publish_to_nobody_counts_nobody(stage):
+def test_publish_to_a_channel_without_subscribers_counts_0(stage):
     stage.client("other")
     assert stage.publish("c", b"1") == 0
     assert stage.turns.due == []
@@ -127,7 +127,7 @@ def test_an_excluded_subscriber_is_not_counted(stage):
     assert stage.metrics.messages_out == 1
 
 
-def test_a_broadcast_that_excludes_two_subscribers_costs_the_others_one_write_a_turn(stage):
+def test_broadcast_excluding_two_subscribers_is_one_write_to_each_other_subscriber(stage):
     """A raw client may send as many of these as of any other events."""
     other = Wire("other")
     clients = [stage.client("c", wire=other if number == 1 else None) for number in range(100)]
@@ -156,7 +156,7 @@ def test_bytes_out_are_the_bytes_written(stage, small):
     assert stage.metrics.bytes_out == sum(len(one.received) for one in clients)
 
 
-def test_pending_bytes_and_slices_can_be_asked_for(stage, small):
+def test_pending_bytes_and_slices_are_properties(stage, small):
     small(SLICE=1)
     stage.client("c"), stage.client("c")
     stage.publish("c", b"four")
@@ -170,7 +170,7 @@ def test_pending_bytes_and_slices_can_be_asked_for(stage, small):
 # Joining and leaving
 
 
-def test_a_joiner_gets_only_later_frames(stage):
+def test_new_subscriber_gets_only_later_frames(stage):
     one = stage.client("c")
     stage.publish("c", b"1")
     two = stage.client("c")
@@ -179,7 +179,7 @@ def test_a_joiner_gets_only_later_frames(stage):
     assert (one.received, two.received) == (b"12", b"2")
 
 
-def test_a_leaver_gets_what_was_pending_and_no_more(stage):
+def test_leaving_subscriber_gets_pending_frames_and_no_later_ones(stage):
     one, two = stage.client("c"), stage.client("c")
     stage.publish("c", b"1")
     stage.leave(one, "c")
@@ -188,7 +188,7 @@ def test_a_leaver_gets_what_was_pending_and_no_more(stage):
     assert (one.received, two.received) == (b"1", b"12")
 
 
-def test_a_joiner_on_another_wire_gets_only_later_frames(stage):
+def test_new_subscriber_on_another_wire_gets_only_later_frames(stage):
     one = stage.client("c")
     stage.publish("c", b"1")
     two = stage.client("c", wire=Wire("other"))
@@ -197,7 +197,7 @@ def test_a_joiner_on_another_wire_gets_only_later_frames(stage):
     assert (one.received, two.received) == (b"12", b"2")
 
 
-def test_one_who_leaves_and_comes_back_misses_what_was_between(stage):
+def test_subscriber_that_leaves_and_returns_misses_the_frames_between(stage):
     one, _ = stage.client("c"), stage.client("c")
     for step, data in ((stage.leave, b"1"), (stage.join, b"2"), (stage.leave, b"3"), (stage.join, b"4")):
         stage.publish("c", data)
@@ -207,7 +207,7 @@ def test_one_who_leaves_and_comes_back_misses_what_was_between(stage):
     assert one.received == b"135"
 
 
-def test_one_who_is_gone_gets_nothing_more(stage):
+def test_lost_connection_gets_no_further_frames(stage):
     one, two = stage.client("c"), stage.client("c")
     stage.publish("c", b"1")
     stage.direct(one, b"2")
@@ -221,7 +221,7 @@ def test_one_who_is_gone_gets_nothing_more(stage):
 
 
 @pytest.mark.parametrize("how", ["excluded", "unicast"])
-def test_one_who_is_gone_with_frames_of_its_own_stops_nobody(stage, how):
+def test_lost_connection_with_frames_of_its_own_does_not_stop_the_flush(stage, how):
     one, two = stage.client("c"), stage.client("c")
     stage.publish("c", b"1")
     if how == "excluded":
@@ -235,7 +235,7 @@ def test_one_who_is_gone_with_frames_of_its_own_stops_nobody(stage, how):
     assert one.writes == []
 
 
-def test_a_channel_that_is_left_by_all_is_empty_for_who_comes_next(stage):
+def test_channel_left_by_all_has_no_frames_for_the_next_subscriber(stage):
     one = stage.client("c")
     stage.publish("c", b"1")
     stage.lose(one)
@@ -248,7 +248,7 @@ def test_a_channel_that_is_left_by_all_is_empty_for_who_comes_next(stage):
 # Exclusion, unicast, multicast
 
 
-def test_the_excluded_gets_all_but_that_frame(stage):
+def test_excluded_subscriber_misses_only_that_frame(stage):
     one, two = stage.client("c"), stage.client("c")
     stage.publish("c", b"1")
     stage.publish("c", b"2", exclude=one)
@@ -267,7 +267,7 @@ def test_several_may_be_excluded_in_one_turn(stage):
     assert (one.received, two.received, three.received) == (b"24", b"134", b"1234")
 
 
-def test_excluding_who_is_not_subscribed_changes_nothing(stage):
+def test_excluding_an_unsubscribed_connection_changes_nothing(stage):
     one, elsewhere = stage.client("c"), stage.client("other")
     assert stage.publish("c", b"1", exclude=elsewhere) == 1
     assert stage.publish("c", b"2", exclude="9.9") == 1
@@ -275,7 +275,7 @@ def test_excluding_who_is_not_subscribed_changes_nothing(stage):
     assert one.received == b"12"
 
 
-def test_an_exclusion_concerns_the_excluded_ones_wire_only(stage):
+def test_exclusion_affects_only_the_wire_of_the_excluded_subscriber(stage):
     one, two = stage.client("c"), stage.client("c", wire=Wire("other"))
     assert stage.publish("c", b"1", exclude=one) == 1
     stage.turns.end()
@@ -293,7 +293,7 @@ def test_a_broadcast_that_excludes_two_connections_reaches_the_others_in_order(s
     assert {other.received for other in others} == {b"123"}
 
 
-def test_a_unicast_reaches_its_target_in_order_with_the_rest(stage):
+def test_unicast_reaches_its_target_in_order_with_broadcasts(stage):
     one, two = stage.client("c"), stage.client("c")
     stage.publish("c", b"1")
     assert stage.unicast("c", b"2", one) == 1
@@ -302,7 +302,7 @@ def test_a_unicast_reaches_its_target_in_order_with_the_rest(stage):
     assert (one.writes, two.writes) == ([b"123"], [b"13"])
 
 
-def test_a_unicast_to_one_who_is_not_subscribed_reaches_nobody(stage):
+def test_unicast_to_an_unsubscribed_connection_is_not_delivered(stage):
     stage.client("c")
     elsewhere = stage.client("other")
     assert stage.unicast("c", b"1", elsewhere) == 0
@@ -312,12 +312,12 @@ def test_a_unicast_to_one_who_is_not_subscribed_reaches_nobody(stage):
     assert elsewhere.received == b""
 
 
-def test_a_unicast_to_another_wire_than_the_channel_has_reaches_nobody(stage):
+def test_unicast_to_a_wire_without_subscribers_is_not_delivered(stage):
     stage.client("c")
     assert stage.unicast("c", b"1", stage.client("other", wire=Wire("other"))) == 0
 
 
-def test_a_multicast_reaches_those_of_the_prefix(stage):
+def test_multicast_reaches_connections_with_the_prefix(stage):
     one, two, three = stage.client("c", prefix="a"), stage.client("c", prefix="a.b"), stage.client("c", prefix="b")
     elsewhere = stage.client("other", prefix="a")
     assert stage.multicast("c", b"1", "a") == 2
@@ -333,7 +333,7 @@ def test_a_targeted_message_is_encoded_once_a_wire(stage):
     assert stage.wire.encoded == 1
 
 
-def test_one_may_be_left_out_of_a_targeted_message(stage):
+def test_targeted_message_may_exclude_a_connection(stage):
     one, two = stage.client("c", prefix="a"), stage.client("c", prefix="a")
     assert stage.publish("c", b"1", one, Options(0, "multicast", "a")) == 1
     assert stage.publish("c", b"2", one, Options(0, "unicast", one.session.id)) == 0
@@ -341,7 +341,7 @@ def test_one_may_be_left_out_of_a_targeted_message(stage):
     assert (one.received, two.received) == (b"", b"1")
 
 
-def test_a_newcomer_gets_no_frames_of_others_apart(stage):
+def test_new_subscriber_gets_no_frames_of_other_subscribers(stage):
     one = stage.client("c")
     stage.publish("c", b"1", exclude=one)
     two = stage.client("c")
@@ -361,7 +361,7 @@ def test_direct_frames_of_a_turn_are_one_write(stage):
     assert one.writes == [b"12"]
 
 
-def test_a_direct_reply_queues_behind_what_the_channels_owe(stage):
+def test_direct_reply_is_written_after_pending_frames_of_channels(stage):
     one = stage.client("a", "b")
     stage.publish("a", b"1")
     stage.publish("b", b"2")
@@ -371,7 +371,7 @@ def test_a_direct_reply_queues_behind_what_the_channels_owe(stage):
     assert sorted(one.received) == sorted(b"123")
 
 
-def test_what_comes_after_a_direct_reply_stays_behind_it(stage):
+def test_later_frames_are_written_after_a_direct_reply(stage):
     one = stage.client("c")
     stage.direct(one, b"1")
     stage.publish("c", b"2")
@@ -381,7 +381,7 @@ def test_what_comes_after_a_direct_reply_stays_behind_it(stage):
     assert one.received == b"1234"
 
 
-def test_a_direct_reply_to_another_does_not_bring_frames_before_ones_own_reply(stage):
+def test_direct_reply_to_another_connection_does_not_move_frames_before_this_reply(stage):
     one, two = stage.client("c"), stage.client("c")
     stage.direct(two, b"subscribed ")
     stage.publish("c", b"event")
@@ -391,7 +391,7 @@ def test_a_direct_reply_to_another_does_not_bring_frames_before_ones_own_reply(s
     assert one.received == b"event pong"
 
 
-def test_settling_one_does_not_bring_frames_before_anothers_reply(stage):
+def test_settling_one_connection_does_not_move_frames_before_the_reply_of_another(stage):
     one, two = stage.client("c"), stage.client("c")
     stage.direct(two, b"subscribed ")
     stage.publish("c", b"event")
@@ -400,7 +400,7 @@ def test_settling_one_does_not_bring_frames_before_anothers_reply(stage):
     assert two.received == b"subscribed event"
 
 
-def test_settling_writes_what_is_due_to_one_now(stage):
+def test_settling_writes_all_pending_frames_of_a_connection(stage):
     one = stage.client("c")
     stage.publish("c", b"1")
     stage.direct(one, b"2")
@@ -453,7 +453,7 @@ def test_an_early_flush_writes_direct_frames_first(stage, small):
     assert one.received == b"122"
 
 
-def test_a_multicast_to_more_than_may_stand_apart_reaches_all(stage, small):
+def test_multicast_to_more_subscribers_than_a_lane_stores_apart_reaches_all(stage, small):
     small(APART=2)
     clients = [stage.client("c", prefix="a") for _ in range(7)]
     stage.publish("c", b"1")
@@ -463,7 +463,7 @@ def test_a_multicast_to_more_than_may_stand_apart_reaches_all(stage, small):
     assert [one.received for one in clients] == [b"123"] * 7
 
 
-def test_after_an_early_flush_the_turn_goes_on(stage, small):
+def test_turn_continues_after_an_early_flush(stage, small):
     small(PENDING=2)
     one = stage.client("c")
     for n in range(7):
@@ -505,7 +505,7 @@ def test_a_slice_keeps_its_subscribers(stage, small):
     assert newcomer.received == b""
 
 
-def test_later_frames_queue_behind_a_slice(stage, small):
+def test_later_frames_are_written_after_a_slice(stage, small):
     small(SLICE=2)
     clients = [stage.client("c") for _ in range(5)]
     stage.publish("c", b"1")
@@ -541,7 +541,7 @@ def test_a_direct_reply_within_a_slice_of_a_channel_that_was_left_overtakes_noth
     assert clients[3].received == b"12"
 
 
-def test_one_who_joins_within_a_slice_gets_only_later_frames(stage, small):
+def test_subscriber_that_joins_within_a_slice_gets_only_later_frames(stage, small):
     small(SLICE=1)
     clients = [stage.client("c") for _ in range(3)]
     stage.publish("c", b"1")
@@ -554,7 +554,7 @@ def test_one_who_joins_within_a_slice_gets_only_later_frames(stage, small):
     assert newcomer.received == b"3"
 
 
-def test_one_who_is_gone_within_a_slice_gets_nothing_more(stage, small):
+def test_connection_lost_within_a_slice_gets_no_further_frames(stage, small):
     small(SLICE=1)
     clients = [stage.client("c") for _ in range(4)]
     stage.publish("c", b"1")
@@ -564,7 +564,7 @@ def test_one_who_is_gone_within_a_slice_gets_nothing_more(stage, small):
     assert [one.received for one in clients] == [b"1", b"1", b"1", b""]
 
 
-def test_one_who_left_and_then_is_gone_within_a_slice_gets_nothing_more(stage, small):
+def test_connection_that_left_and_was_lost_within_a_slice_gets_no_further_frames(stage, small):
     small(SLICE=1)
     clients = [stage.client("c") for _ in range(4)]
     stage.publish("c", b"1")
@@ -613,7 +613,7 @@ def test_a_long_flush_does_not_hold_back_other_channels(stage, small):
     assert one.received == b"2"
 
 
-def test_a_large_channel_that_never_rests_does_not_starve_a_small_one(stage, small):
+def test_busy_large_channel_does_not_starve_a_small_channel(stage, small):
     small(SLICE=2)
     clients = [stage.client("large") for _ in range(6)]
     one = stage.client("small")
@@ -642,7 +642,7 @@ def test_direct_replies_do_not_wait_for_a_long_flush(stage, small):
 # Slow consumers
 
 
-def test_a_cut_that_a_write_asks_for_comes_after_the_flush(stage):
+def test_connection_that_ends_within_its_write_is_removed_after_the_flush(stage):
     one, two, three = (stage.client("c") for _ in range(3))
     two.on_write = lambda client: stage.turns.call_soon(lambda: stage.lose(client))
     stage.publish("c", b"1")
@@ -695,7 +695,7 @@ def test_after_a_flush_of_several_messages_to_many_the_next_waits_for_as_many(st
 
 
 @pytest.mark.parametrize(("subscribers", "seconds"), [(100, 0.0016), (400, 0.0064), (1000, fanout.HOLD_MOST)])
-def test_a_flush_waits_the_longer_the_more_the_last_one_wrote_up_to_a_bound(stage, subscribers, seconds):
+def test_flush_waits_longer_after_a_larger_flush_up_to_a_bound(stage, subscribers, seconds):
     one = flushed(stage, 3, subscribers)
     stage.publish("c", b"1")
     stage.turns.end()
@@ -705,7 +705,7 @@ def test_a_flush_waits_the_longer_the_more_the_last_one_wrote_up_to_a_bound(stag
     assert one.writes == [b"1"]
 
 
-def test_what_waited_in_vain_is_the_new_measure(stage):
+def test_size_of_a_flush_that_waited_in_vain_is_the_next_threshold(stage):
     one = flushed(stage, 3)
     stage.publish("c", b"1")
     stage.turns.end()
@@ -716,14 +716,14 @@ def test_what_waited_in_vain_is_the_new_measure(stage):
 
 
 @pytest.mark.parametrize(("merged", "subscribers"), [(1, MANY), (3, 20)])
-def test_after_one_message_or_to_few_nothing_waits(stage, merged, subscribers):
+def test_flush_after_one_message_or_few_subscribers_does_not_wait(stage, merged, subscribers):
     one = flushed(stage, merged, subscribers)
     stage.publish("c", b"1")
     stage.turns.end()
     assert one.writes == [b"1"]
 
 
-def test_after_many_messages_on_channels_of_their_own_nothing_waits(stage):
+def test_flush_after_messages_on_many_channels_does_not_wait(stage):
     clients = [stage.client(f"c{n}") for n in range(2 * MANY)]
     for n in range(2 * MANY):
         stage.publish(f"c{n}", b"1")
@@ -733,7 +733,7 @@ def test_after_many_messages_on_channels_of_their_own_nothing_waits(stage):
     assert clients[0].writes == [b"1", b"2"]
 
 
-def test_after_a_pause_nothing_waits(stage):
+def test_flush_after_a_pause_does_not_wait(stage):
     one = flushed(stage, 3)
     stage.world.clock.advance(0.01)
     stage.publish("c", b"1")

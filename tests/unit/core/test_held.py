@@ -19,7 +19,7 @@ def event(data: bytes = b"1", **more) -> Message:
     return Message("app", CHANNEL, "e", data, 1, 2, **more)
 
 
-def test_clients_are_due_in_the_order_they_came(clients):
+def test_clients_are_due_in_the_order_of_their_events(clients):
     held = Held(lambda *_: None)
     for at, client in enumerate(clients):
         held.add(client, CHANNEL, at)

@@ -46,7 +46,7 @@ def test_each_connection_joins_and_leaves(world):
     assert {event.at for event in events} == {world.clock.wall()}
 
 
-def test_members_join_and_leave_as_who_they_are(world):
+def test_join_and_leave_events_have_the_id_and_info_of_the_member(world):
     session, _ = world.session()
     join(session, "presence-c", '{"user_id":"7","user_info":{"a":1}}')
     session.close()
@@ -56,7 +56,7 @@ def test_members_join_and_leave_as_who_they_are(world):
     ]
 
 
-def test_leaving_comes_before_the_edges_it_causes(world):
+def test_leave_event_precedes_the_edges_it_causes(world):
     session, _ = world.session()
     join(session, "presence-c", '{"user_id":"7"}')
     session.close()
@@ -66,7 +66,7 @@ def test_leaving_comes_before_the_edges_it_causes(world):
     ]
 
 
-def test_a_refused_subscription_is_no_news(world):
+def test_rejected_subscription_is_not_reported(world):
     session, _ = world.session()
     session.handle(Subscribe("private-c", "wrong"))
     assert world.hooks.hook_events == []
@@ -129,7 +129,7 @@ def test_counts_are_for_apps_that_opted_in():
     assert reported(world, "counted") == []
 
 
-def test_an_app_without_hooks_has_nothing_reported_but_the_rosters_edges():
+def test_app_without_hooks_has_only_the_edges_of_the_roster_reported():
     world = World(app_config(subscription_count=True))
     session, _ = world.session()
     join(session, "presence-c", '{"user_id":"7"}')

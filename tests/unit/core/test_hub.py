@@ -61,7 +61,7 @@ def test_each_wire_has_a_lane_of_its_own(tenant):
     assert list(channel.subscribers()) == [one, two]
 
 
-def test_a_wire_nobody_uses_has_no_lane(tenant):
+def test_wire_without_subscribers_has_no_lane(tenant):
     tenant.subscribe(client(), "c")
     assert tenant.channels["c"].lane(OTHER) is None
 
@@ -79,7 +79,7 @@ def test_subscribing_twice_is_once(tenant):
     assert len(tenant.channels["c"]) == 1
 
 
-def test_the_last_to_leave_takes_the_channel_along(tenant):
+def test_channel_is_removed_with_its_last_subscriber(tenant):
     one, two = client("1.1"), client("1.2")
     tenant.subscribe(one, "c")
     tenant.subscribe(two, "c")
@@ -107,14 +107,14 @@ def test_an_empty_lane_that_still_owes_something_is_kept(tenant):
 
 
 @pytest.mark.parametrize("name", ["c", "other"])
-def test_leaving_where_one_is_not_is_nothing(tenant, name):
+def test_leaving_without_a_subscription_changes_nothing(tenant, name):
     tenant.subscribe(client("1.1"), "c")
     assert tenant.unsubscribe(client("1.2"), name) is False
     assert tenant.unsubscribe(client("1.2", OTHER), name) is False
     assert len(tenant.channels["c"]) == 1
 
 
-def test_a_lane_owes_frames_frames_apart_and_slices():
+def test_lane_is_due_with_frames_frames_apart_or_slices():
     lane = Lane(PLAIN)
     assert not lane.due
     for what, value in (("frames", [b"x"]), ("apart", {client(): [b"x"]}), ("slices", [object()])):

@@ -36,7 +36,7 @@ def test_a_message_id_begins_at_the_clock_in_nanoseconds(world):
     assert now - (1 << WORKER_BITS) < id <= now
 
 
-def test_ids_grow_though_the_clock_stands_still_or_goes_back(world):
+def test_message_ids_grow_even_if_the_clock_stops_or_goes_back(world):
     ids = []
     for _ in range(5):
         ids.append(world.node.stamp()[0])
@@ -73,7 +73,7 @@ def test_an_app_is_made_once(world):
     assert list(world.node.live()) == [world.app]
 
 
-def test_connections_over_the_apps_quota_are_not_let_in():
+def test_connections_over_the_quota_of_the_app_are_rejected():
     world = World(app_config({"connections": 2}))
     world.session(), world.session()
     with pytest.raises(Disconnect) as end:
@@ -81,14 +81,14 @@ def test_connections_over_the_apps_quota_are_not_let_in():
     assert end.value.code == 4004
 
 
-def test_a_connection_that_ends_makes_room_for_another():
+def test_ended_connection_frees_its_quota():
     world = World(app_config({"connections": 1}))
     first, _ = world.session()
     first.close()
     world.session()
 
 
-def test_messages_for_an_unknown_app_reach_nobody(world):
+def test_message_for_an_unknown_app_is_not_delivered(world):
     other = app_config(id="other", key="other-key")
     session, outlet = world.session()
     session.handle(Subscribe("c"))
@@ -98,7 +98,7 @@ def test_messages_for_an_unknown_app_reach_nobody(world):
     assert outlet.writes == []
 
 
-def test_apps_do_not_hear_each_other():
+def test_messages_stay_within_their_app():
     one, two = app_config(), app_config(id="other", key="other-key")
     world = World(one, two)
     session, _ = world.session()
@@ -132,7 +132,7 @@ async def test_a_first_subscription_is_confirmed_after_the_topic(slow):
     assert subscribed(outlet) == ["c"]
 
 
-async def test_the_topic_comes_before_the_roster(slow):
+async def test_topic_is_subscribed_before_the_roster_is_joined(slow):
     session, _ = slow.session()
     session.handle(Subscribe("c"))
     assert slow.broker.calls == [("subscribe", "c"), ("join", "c")]
@@ -145,7 +145,7 @@ async def test_further_subscriptions_need_no_topic(slow):
     assert [name for name, _ in slow.broker.calls].count("subscribe") == 1
 
 
-async def test_the_last_to_leave_gives_the_topic_up(slow):
+async def test_topic_is_released_with_the_last_subscriber(slow):
     one, two = slow.session()[0], slow.session()[0]
     for session in (one, two):
         session.handle(Subscribe("c"))
@@ -155,7 +155,7 @@ async def test_the_last_to_leave_gives_the_topic_up(slow):
     assert slow.broker.topics[TOPIC] == 0
 
 
-async def test_two_first_subscribers_at_once_both_hear(slow):
+async def test_two_simultaneous_first_subscribers_both_receive(slow):
     slow.broker.held = {"subscribe", "join"}
     (one, first), (two, second) = slow.session(), slow.session()
     one.handle(Subscribe("c"))
@@ -166,7 +166,7 @@ async def test_two_first_subscribers_at_once_both_hear(slow):
     assert await heard(slow, second)
 
 
-async def test_one_who_joins_while_the_last_leaves_the_roster_still_hears(slow):
+async def test_subscriber_that_joins_while_the_last_leaves_the_roster_receives(slow):
     one, _ = slow.session()
     two, outlet = slow.session()
     one.handle(Subscribe("c"))
@@ -179,7 +179,7 @@ async def test_one_who_joins_while_the_last_leaves_the_roster_still_hears(slow):
     assert await heard(slow, outlet)
 
 
-async def test_one_who_joins_while_the_last_disconnects_still_hears(slow):
+async def test_subscriber_that_joins_while_the_last_disconnects_receives(slow):
     one, _ = slow.session()
     two, outlet = slow.session()
     one.handle(Subscribe("c"))
@@ -191,7 +191,7 @@ async def test_one_who_joins_while_the_last_disconnects_still_hears(slow):
     assert await heard(slow, outlet)
 
 
-async def test_one_whose_join_waits_while_the_last_leaves_still_hears(slow):
+async def test_subscriber_whose_join_waits_while_the_last_leaves_receives(slow):
     one, _ = slow.session()
     two, outlet = slow.session()
     one.handle(Subscribe("c"))
@@ -205,7 +205,7 @@ async def test_one_whose_join_waits_while_the_last_leaves_still_hears(slow):
     assert await heard(slow, outlet)
 
 
-async def test_one_who_is_closed_while_joining_does_not_take_the_topic_from_another(slow):
+async def test_connection_closed_while_joining_keeps_the_topic_for_another(slow):
     (one, _), (two, outlet) = slow.session(), slow.session()
     slow.broker.held = {"join"}
     one.handle(Subscribe("c"))
@@ -217,7 +217,7 @@ async def test_one_who_is_closed_while_joining_does_not_take_the_topic_from_anot
     assert await heard(slow, outlet)
 
 
-async def test_one_who_is_closed_while_joining_gives_the_topic_up(slow):
+async def test_connection_closed_while_joining_releases_the_topic(slow):
     slow.broker.held = {"join"}
     session, _ = slow.session()
     session.handle(Subscribe("c"))
@@ -228,7 +228,7 @@ async def test_one_who_is_closed_while_joining_gives_the_topic_up(slow):
     assert await slow.memory.channel(APP, "c") is None
 
 
-async def test_a_join_the_roster_refuses_gives_the_topic_up(slow):
+async def test_join_rejected_by_the_roster_releases_the_topic(slow):
     slow.broker.fail["join"] = LimitReached(403, "full")
     session, outlet = slow.session()
     session.handle(Subscribe("c"))
@@ -273,7 +273,7 @@ async def test_a_client_that_disconnects_leaves_all_its_channels(slow):
     assert slow.app.tenant.channels == {}
 
 
-async def test_a_roster_that_takes_its_time_does_not_keep_a_closed_client_in_the_hub(slow):
+async def test_slow_roster_does_not_keep_a_closed_client_in_the_hub(slow):
     session, _ = slow.session()
     for name in ("a", "b"):
         session.handle(Subscribe(name))
@@ -285,7 +285,7 @@ async def test_a_roster_that_takes_its_time_does_not_keep_a_closed_client_in_the
     assert await slow.memory.channels(APP) == []
 
 
-async def test_a_roster_that_is_away_stops_nobody_from_leaving(slow):
+async def test_unreachable_roster_does_not_prevent_leaving(slow):
     session, _ = slow.session()
     for name in ("a", "b"):
         session.handle(Subscribe(name))
@@ -300,7 +300,7 @@ AWAY = Refused(503, "the broker is away")
 
 
 @pytest.mark.parametrize("call", ["leave", "unsubscribe", "channel", "publish", "sign_out"])
-async def test_a_broker_that_is_away_for_one_call_does_not_keep_a_closed_client_elsewhere(call):
+async def test_one_failed_broker_call_does_not_keep_other_entries_of_a_closed_client(call):
     """Whatever fails, the rest is done: what the broker still has goes with this node's lease."""
     world = World(app_config(subscription_count=True), slow=True)
     (session, _), (other, outlet) = world.session(), world.session()
@@ -319,7 +319,7 @@ async def test_a_broker_that_is_away_for_one_call_does_not_keep_a_closed_client_
     assert outlet.failures == []
 
 
-async def test_a_channel_left_while_the_roster_is_away_gives_its_topic_up(slow):
+async def test_channel_left_without_roster_releases_its_topic(slow):
     session, outlet = slow.session()
     session.handle(Subscribe("c"))
     slow.broker.fail["leave"] = AWAY
@@ -332,7 +332,7 @@ async def test_a_channel_left_while_the_roster_is_away_gives_its_topic_up(slow):
 
 
 @pytest.mark.parametrize("call", ["channel", "publish"])
-async def test_a_count_that_cannot_be_told_refuses_nobody(call):
+async def test_failed_count_does_not_reject_the_subscription(call):
     """Who is subscribed is subscribed, and may leave; the next change tells the number."""
     world = World(app_config(subscription_count=True), slow=True)
     session, outlet = world.session()
@@ -344,7 +344,7 @@ async def test_a_count_that_cannot_be_told_refuses_nobody(call):
     await world.node.tick()
 
 
-async def test_a_count_that_another_worker_may_have_overtaken_is_told_again():
+async def test_count_that_another_worker_may_have_changed_is_published_again():
     world = World(app_config(subscription_count=True), slow=True)
     session, outlet = world.session()
     world.broker.held = {"publish"}
@@ -371,7 +371,7 @@ async def test_counts_that_were_held_back_outlast_a_broker_that_is_away():
     assert world.broker.calls.count(("publish", "c")) == 2
 
 
-async def test_a_slow_broker_is_asked_for_counts_once_at_a_time():
+async def test_slow_broker_gets_one_count_request_at_a_time():
     world = World(app_config(subscription_count=True), slow=True)
     world.broker.fail["channel"] = AWAY
     for name in ("a", "b"):
@@ -392,7 +392,7 @@ def numbers(outlet) -> list[int]:
     return [json.loads(one["data"])["subscription_count"] for one in told]
 
 
-async def test_a_channel_gets_one_count_a_second_however_often_it_changes():
+async def test_channel_gets_at_most_one_count_a_second():
     world = World(app_config(subscription_count=True))
     watching = [world.session() for _ in range(95)]
     for session, _ in watching:
@@ -436,7 +436,7 @@ async def test_the_first_change_is_sent_at_once():
     assert numbers(outlet) == [1, 2, 1]
 
 
-async def test_counts_of_many_channels_leave_turns_to_others(monkeypatch):
+async def test_counts_of_many_channels_are_spread_over_turns(monkeypatch):
     monkeypatch.setattr(node, "MAX_COUNTED", 10)
     world = World(app_config(subscription_count=True))
     session, outlet = world.session()
@@ -455,7 +455,7 @@ async def test_counts_of_many_channels_leave_turns_to_others(monkeypatch):
 # Questions between workers
 
 
-def test_a_question_for_a_listener_that_is_gone_is_not_answered(world):
+def test_request_for_a_removed_topic_handler_gets_no_reply(world):
     """The broker may still bring it while the topic is being released."""
     listener = node.Listener(lambda question: b"here: " + question, lambda _: None)
     done(world.node.listen(world.app, "#xhr-1", listener))

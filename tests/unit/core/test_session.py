@@ -88,7 +88,7 @@ def test_a_public_channel_needs_no_signature(client, world):
     "name",
     ["private-c", "private-cache-c", "private-encrypted-c", "private-encrypted-cache-c", "protected-c"],
 )
-def test_channels_that_need_a_signature_are_joined_with_the_right_one(client, name):
+def test_valid_signature_joins_a_channel_that_needs_one(client, name):
     session, outlet = client
     subscribe(session, name)
     assert outlet.replies[0] == Subscribed(name, None)
@@ -144,21 +144,21 @@ def test_names_that_begin_with_a_number_sign_are_reserved(client, name):
 
 
 @pytest.mark.parametrize("type", type_names)
-def test_an_app_may_have_some_types_of_channels_only(type):
+def test_app_may_allow_only_some_kinds_of_channels(type):
     world = World(app_config(channels=frozenset(type_names) - {type, "private" if type == "protected" else type}))
     session, outlet = world.session()
     subscribe(session, f"{type}-c" if type != "public" else "c", '{"user_id":"1"}' if type == "presence" else "")
     assert refusal(outlet) == ("Forbidden", 403)
 
 
-def test_protected_channels_come_with_private_ones():
+def test_app_with_private_channels_has_protected_channels():
     world = World(app_config(channels=frozenset({"private"})))
     session, outlet = world.session()
     subscribe(session, "protected-c")
     assert outlet.replies == [Subscribed("protected-c", None)]
 
 
-def test_an_app_without_a_secret_lets_nobody_in_where_a_signature_is_needed():
+def test_app_without_a_secret_rejects_channels_that_need_a_signature():
     world = World(app_config(secret=""))
     session, outlet = world.session()
     session.handle(Subscribe("private-c", auth.hmac_hex("", f"{session.id}:private-c")))
@@ -191,7 +191,7 @@ def test_a_channel_name_may_be_limited():
     assert refusal(outlet) == ("Invalid", 400)
 
 
-def test_unsubscribing_ends_what_is_received(client, world):
+def test_unsubscribed_client_receives_no_further_events(client, world):
     session, outlet = client
     session.handle(Subscribe("c"))
     session.handle(Unsubscribe("c"))
@@ -199,7 +199,7 @@ def test_unsubscribing_ends_what_is_received(client, world):
     assert outlet.replies == [Subscribed("c", None)]
 
 
-def test_unsubscribing_from_where_one_is_not_is_nothing(client):
+def test_unsubscribing_without_a_subscription_changes_nothing(client):
     session, outlet = client
     session.handle(Unsubscribe("c"))
     assert outlet.replies == []
@@ -216,7 +216,7 @@ def ids(outlet) -> list[str]:
     return [member.user_id for member in outlet.last.members]
 
 
-def test_a_member_is_told_who_is_there_itself_included(world):
+def test_new_member_gets_all_members_and_itself(world):
     (one, first), (two, second) = world.session(), world.session()
     presence(one, {"user_id": "u1", "user_info": {"name": "A"}})
     presence(two, {"user_id": "u2"})
@@ -225,7 +225,7 @@ def test_a_member_is_told_who_is_there_itself_included(world):
     assert [member.info for member in second.last.members] == [b'{"name": "A"}', b"null"]
 
 
-def test_others_are_told_of_a_users_first_connection_and_its_last_only(world):
+def test_other_members_are_notified_of_the_first_and_last_connection_of_a_user(world):
     watching, outlet = world.session()
     presence(watching, {"user_id": "w"})
     sessions = [world.session()[0] for _ in range(2)]
@@ -244,7 +244,7 @@ def test_others_are_told_of_a_users_first_connection_and_its_last_only(world):
     ]
 
 
-def test_a_member_is_not_told_of_itself(world):
+def test_member_is_not_notified_of_itself(world):
     session, outlet = world.session()
     presence(session, {"user_id": "u1"})
     world.turns.drain()
@@ -258,7 +258,7 @@ def test_a_user_id_may_be_a_number_and_is_a_text_then(client):
 
 
 @pytest.mark.parametrize("user_id", ["auth0|1", "ann+shop@example.com", "Ж \U0001f980"])
-def test_a_user_id_may_be_what_real_apps_have(world, user_id):
+def test_user_id_may_have_the_forms_that_apps_use(world, user_id):
     (one, first), (two, _) = world.session(), world.session()
     presence(one, {"user_id": user_id})
     assert ids(first) == [user_id]
@@ -267,7 +267,7 @@ def test_a_user_id_may_be_what_real_apps_have(world, user_id):
     assert world.publish(f"#server-to-user-{user_id}", b"1") == 1
 
 
-def test_the_infos_text_is_kept_as_it_came(client):
+def test_user_info_is_stored_unchanged(client):
     session, outlet = client
     presence(session, '{"user_id":"1","user_info": {"a" : 1.50, "a":"\\u0436"} }')
     assert outlet.last.members[0].info == b'{"a" : 1.50, "a":"\\u0436"}'
@@ -359,7 +359,7 @@ def test_members_of_a_channel_are_limited():
     assert ids(outlet) == ["u0", "u1"]
 
 
-def test_a_member_that_subscribes_again_is_told_who_is_there(world):
+def test_member_that_subscribes_again_gets_the_members(world):
     (one, first), (two, _) = world.session(), world.session()
     presence(one, {"user_id": "u1"})
     presence(two, {"user_id": "u2"})
@@ -412,7 +412,7 @@ def test_raw_names_may_be_any_text(world):
     assert not session.permits("")
 
 
-def test_a_raw_client_is_no_member_but_counts_and_hears(world):
+def test_raw_client_counts_as_subscriber_and_is_no_member(world):
     session, outlet = raw(world, "*")
     session.handle(Subscribe("presence-c"))
     assert outlet.last == Subscribed("presence-c", ())
@@ -470,7 +470,7 @@ def test_a_raw_client_may_publish_to_an_encrypted_channel(world):
     assert len(events(outlet)) == 1
 
 
-def test_on_presence_channels_the_user_is_named_from_what_was_signed(world):
+def test_client_event_on_a_presence_channel_has_the_signed_user_id(world):
     (one, _), (_, outlet) = member_of(world, "presence-c"), member_of(world, "presence-c")
     one.handle(Publish("presence-c", "client-e", b"1"))
     world.turns.drain()
@@ -485,7 +485,7 @@ def test_on_other_channels_no_user_is_named(world):
     assert "user_id" not in json.loads(events(outlet)[-1])
 
 
-def test_client_events_are_off_unless_the_app_has_them_on():
+def test_client_events_are_rejected_unless_the_app_allows_them():
     world = World(app_config(client_messages=False))
     session, outlet = member_of(world)
     session.handle(Publish("private-c", "client-e", b"1"))
@@ -507,7 +507,7 @@ def test_client_events_need_a_subscription(world, name):
     assert len(outlet.last.text) < 500
 
 
-def test_one_who_left_publishes_no_more(world):
+def test_client_event_after_unsubscribing_is_rejected(world):
     session, outlet = member_of(world)
     session.handle(Unsubscribe("private-c"))
     session.handle(Publish("private-c", "client-e", b"1"))
@@ -653,14 +653,14 @@ def test_half_a_surrogate_pair_in_signed_data_is_the_replacement_character(clien
     assert json.loads(session.user.info) == "a\ufffd"
 
 
-def test_a_user_signs_in_with_what_was_signed(client):
+def test_sign_in_stores_the_signed_user(client):
     session, outlet = client
     data = sign_in(session)
     assert outlet.replies == [SignedIn(data)]
     assert session.authorized
 
 
-def test_a_wrong_signature_signs_nobody_in(client):
+def test_wrong_signature_rejects_the_sign_in(client):
     session, outlet = client
     session.handle(SignIn(f"{KEY}:00", '{"id":"u1"}'))
     assert failure(outlet) is None
@@ -709,7 +709,7 @@ def test_a_watchlist_may_have_numbers(world):
     assert outlet.last == Watched(("7",), ("8",))
 
 
-def test_one_who_is_signed_in_stays_that_user(client):
+def test_signed_in_connection_cannot_change_its_user(client):
     session, outlet = client
     data = sign_in(session)
     sign_in(session, "u2")
@@ -737,14 +737,14 @@ def test_topics_of_users_are_no_channels(client, name):
     assert refusal(outlet) == ("Forbidden", 403)
 
 
-def test_a_presence_channel_takes_the_signed_in_user(client):
+def test_presence_channel_uses_the_signed_in_user(client):
     session, outlet = client
     sign_in(session, "u1", user_info={"name": "A"})
     session.handle(Subscribe("presence-c", token(session, "presence-c")))
     assert [(one.user_id, one.info) for one in outlet.last.members] == [("u1", b'{"name": "A"}')]
 
 
-def test_a_watchlist_tells_who_is_there_then_who_comes_and_goes(world):
+def test_watchlist_reports_online_users_then_each_change(world):
     (watching, outlet), (one, _), (two, _) = world.session(), world.session(), world.session()
     sign_in(one, "u1")
     sign_in(watching, "w", ["u1", "u2"])
@@ -766,7 +766,7 @@ def test_a_user_is_online_once_and_offline_with_the_last_connection(world):
     assert statuses(outlet) == [("online", "u1"), ("offline", "u1")]
 
 
-def test_a_watchlist_that_is_too_long_is_cut_and_the_client_told(client):
+def test_watchlist_over_the_limit_is_cut_and_the_client_notified(client):
     session, outlet = client
     sign_in(session, "w", [f"u{n}" for n in range(101)])
     signed_in, watched, notice = outlet.replies
@@ -775,7 +775,7 @@ def test_a_watchlist_that_is_too_long_is_cut_and_the_client_told(client):
     assert notice.code == 4302
 
 
-def test_terminating_a_user_closes_where_it_signed_in_and_nothing_else(world):
+def test_terminating_a_user_closes_only_its_signed_in_connections(world):
     (one, first), (two, second), (three, third) = world.session(), world.session(), world.session()
     sign_in(one, "u1")
     sign_in(two, "u1")
@@ -785,7 +785,7 @@ def test_terminating_a_user_closes_where_it_signed_in_and_nothing_else(world):
     assert third.closes == []
 
 
-def test_a_signed_in_connection_that_ends_leaves_nothing(client, world):
+def test_ended_signed_in_connection_leaves_no_state(client, world):
     session, _ = client
     sign_in(session, "u1", ["u2", "u3"])
     session.close()
@@ -795,7 +795,7 @@ def test_a_signed_in_connection_that_ends_leaves_nothing(client, world):
 
 
 @pytest.mark.parametrize("call", ["subscribe", "sign_in", "online"])
-async def test_a_sign_in_that_waits_is_taken_back_when_the_connection_ends(slow, call):
+async def test_pending_sign_in_is_undone_when_the_connection_ends(slow, call):
     slow.broker.held = {call}
     session, outlet = slow.session()
     sign_in(session, "ghost", ["u2"])
@@ -809,7 +809,7 @@ async def test_a_sign_in_that_waits_is_taken_back_when_the_connection_ends(slow,
 
 
 @pytest.mark.parametrize("call", ["subscribe", "sign_in", "online"])
-async def test_a_sign_in_that_the_broker_refuses_leaves_nothing(slow, call):
+async def test_sign_in_rejected_by_the_broker_leaves_no_state(slow, call):
     slow.broker.fail[call] = Refused(503, "the broker is away")
     session, outlet = slow.session()
     sign_in(session, "u1", ["u2"])
@@ -820,7 +820,7 @@ async def test_a_sign_in_that_the_broker_refuses_leaves_nothing(slow, call):
     assert await slow.memory.online(APP, ["u1"]) == frozenset()
 
 
-async def test_a_sign_in_that_fails_takes_nothing_with_it_that_is_due_to_others(slow):
+async def test_failed_sign_in_keeps_the_frames_of_other_connections(slow):
     """Its own edge was excluded from a topic that had frames already: such a frame has a list of its own."""
     (watching, outlet), (one, first), (two, _) = slow.session(), slow.session(), slow.session()
     sign_in(watching, "w", ["u1"])
@@ -838,7 +838,7 @@ async def test_a_sign_in_that_fails_takes_nothing_with_it_that_is_due_to_others(
     assert statuses(outlet)[-3:] == [("offline", "u1"), ("online", "u1"), ("offline", "u1")]
 
 
-async def test_one_who_signs_in_while_another_signs_out_still_hears(slow):
+async def test_connection_that_signs_in_while_another_signs_out_receives(slow):
     (one, _), (two, outlet) = slow.session(), slow.session()
     sign_in(one, "w1", ["u1"])
     slow.broker.held = {"subscribe"}
@@ -883,7 +883,7 @@ def test_events_to_a_user_are_held_until_its_subscription_and_delivered_once(wor
     assert world.app.held is None
 
 
-def test_held_events_come_after_subscription_succeeded(world, mine):
+def test_held_events_are_sent_after_subscription_succeeded(world, mine):
     session, outlet = mine
     world.publish(MINE, b"1")
     before = []
@@ -1031,7 +1031,7 @@ async def test_the_topic_of_a_user_who_does_not_subscribe_is_released(slow, end)
     assert slow.broker.topics[APP, MINE] == 0
 
 
-async def test_a_failed_subscription_to_the_topic_rejects_the_sign_in_and_leaves_nothing(slow):
+async def test_failed_topic_subscription_rejects_the_sign_in_and_leaves_no_state(slow):
     session, outlet = slow.session()
     sign_in(session)
     slow.clock.advance(11)
@@ -1052,7 +1052,7 @@ async def test_a_failed_subscription_to_the_topic_rejects_the_sign_in_and_leaves
 # Cache channels and subscription counts (Pusher protocol, section 3)
 
 
-def test_a_cache_channel_tells_its_last_event_or_that_there_is_none(world):
+def test_cache_channel_sends_its_last_event_or_a_cache_miss(world):
     (one, first), (two, second) = world.session(), world.session()
     one.handle(Subscribe("cache-c"))
     assert first.replies == [Subscribed("cache-c", None), CacheMissed("cache-c")]
@@ -1072,7 +1072,7 @@ def test_client_events_are_not_kept(world):
     assert outlet.last == CacheMissed("private-cache-c")
 
 
-def test_subscribers_are_counted_for_those_who_asked():
+def test_subscription_counts_are_sent_only_if_the_app_enables_them():
     world = World(app_config(subscription_count=True))
     (one, outlet), (two, _) = world.session(), world.session()
     one.handle(Subscribe("c"))
@@ -1096,14 +1096,14 @@ def test_a_ping_is_answered(client):
     assert outlet.replies == [Pong()]
 
 
-def test_what_a_codec_refuses_is_answered(client, world):
+def test_input_rejected_by_a_codec_is_answered(client, world):
     session, outlet = client
     session.refuse(Refused(400, "not JSON"))
     assert outlet.replies == [Failure(400, "not JSON")]
     assert world.metrics.refusals["400"] == 1
 
 
-def test_a_client_that_sends_nothing_else_than_bad_commands_is_cut_off(client, world):
+def test_client_that_sends_only_bad_commands_is_disconnected(client, world):
     session, outlet = client
     for _ in range(PATIENCE):
         session.handle(Publish("c", "client-e", b"1"))
@@ -1150,7 +1150,7 @@ def test_a_raw_client_that_floods_is_cut_off(world):
     assert world.metrics.events_in["websocket"] == PUBLISHES
 
 
-def test_patience_comes_back_with_time(client, world):
+def test_tolerance_for_bad_commands_recovers_with_time(client, world):
     session, outlet = client
     for _ in range(5):
         for _ in range(PATIENCE):
@@ -1162,7 +1162,7 @@ def test_patience_comes_back_with_time(client, world):
 # Order, while commands wait
 
 
-async def test_commands_behind_one_that_waits_are_applied_in_order(slow):
+async def test_commands_after_a_waiting_command_are_applied_in_order(slow):
     (one, outlet), (_, other) = slow.session(), member_of(slow, "presence-c")
     slow.broker.held = {"join", "publish", "leave"}
     presence(one, {"user_id": "u2"})
@@ -1186,7 +1186,7 @@ async def test_commands_behind_one_that_waits_are_applied_in_order(slow):
     ]
 
 
-async def test_one_client_that_waits_holds_back_no_other(slow):
+async def test_waiting_client_does_not_delay_others(slow):
     (one, _), (two, outlet) = slow.session(), slow.session()
     two.handle(Subscribe("c"))
     slow.broker.held = {"subscribe"}
@@ -1222,7 +1222,7 @@ async def test_a_command_that_fails_ends_this_connection_and_no_other(slow):
     assert other.last == Subscribed("c", None)
 
 
-async def test_a_refusal_while_others_wait_does_not_end_the_queue(slow):
+async def test_rejected_command_does_not_end_the_queue(slow):
     slow.broker.held = {"subscribe"}
     session, outlet = slow.session()
     session.handle(Subscribe("c"))
@@ -1237,7 +1237,7 @@ async def test_a_refusal_while_others_wait_does_not_end_the_queue(slow):
 
 
 @pytest.mark.parametrize("call", ["subscribe", "join"])
-async def test_a_join_that_waits_is_taken_back_when_the_connection_ends(slow, call):
+async def test_waiting_join_is_undone_when_the_connection_ends(slow, call):
     slow.broker.held = {call}
     session, outlet = slow.session()
     presence(session, {"user_id": "ghost"})
@@ -1251,7 +1251,7 @@ async def test_a_join_that_waits_is_taken_back_when_the_connection_ends(slow, ca
     assert outlet.replies == []
 
 
-async def test_what_waits_behind_is_dropped_when_the_connection_ends(slow):
+async def test_queued_commands_are_dropped_when_the_connection_ends(slow):
     slow.broker.held = {"subscribe"}
     session, outlet = slow.session()
     session.handle(Subscribe("a"))
@@ -1264,7 +1264,7 @@ async def test_what_waits_behind_is_dropped_when_the_connection_ends(slow):
     assert ("subscribe", "b") not in slow.broker.calls
 
 
-async def test_a_leave_that_waits_goes_on_when_the_connection_ends(slow):
+async def test_waiting_leave_continues_when_the_connection_ends(slow):
     session, _ = member_of(slow, "presence-c")
     slow.broker.held = {"leave"}
     session.handle(Unsubscribe("presence-c"))

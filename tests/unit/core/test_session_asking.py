@@ -56,14 +56,14 @@ async def decided(world, decision: Decision = Decision()) -> None:  # noqa: B008
     await turns()
 
 
-def test_an_app_that_is_not_asked_lets_in_at_once():
+def test_connection_is_accepted_at_once_without_authorize():
     world = World()
     session, outlet = entering(world)
     assert outlet.replies == [Established(session.id, 120)]
     assert world.hooks.asked == []
 
 
-def test_on_connect_the_backend_is_shown_what_the_client_has_shown(world):
+def test_connect_request_to_the_backend_has_the_credentials_of_the_client(world):
     session, outlet = entering(world)
     (question,) = world.hooks.asked
     assert question == Connecting(APP, session.id, session.ip, "protocol=7", "https://shop.example", "session=1", "Bearer x")
@@ -81,7 +81,7 @@ async def test_the_greeting_waits_for_the_answer_and_so_do_commands(world):
     assert outlet.replies == [Established(session.id, 120), Pong(), Subscribed("c")]
 
 
-async def test_a_client_that_is_not_wanted_is_closed_with_the_backends_words(world):
+async def test_rejected_client_is_closed_with_the_text_of_the_backend(world):
     await held(world)
     session, outlet = entering(world)
     session.handle(Ping())
@@ -91,7 +91,7 @@ async def test_a_client_that_is_not_wanted_is_closed_with_the_backends_words(wor
     assert world.metrics.cut_offs["refused-by-app"] == 1
 
 
-def test_a_backend_that_gives_no_answer_closes_with_4100(world):
+def test_backend_without_reply_closes_the_connection_with_4100(world):
     """The client comes back after a pause: after 4009 it would stay away when the backend is there again."""
     world.hooks.decision = Decision(Refused(503, "no answer"))
     assert entering(world)[1].closes == [(4100, "no answer")]
@@ -113,7 +113,7 @@ def test_a_user_the_backend_names_is_signed_in(world):
     assert "#server-to-user-7" in session.subscriptions
 
 
-async def test_a_client_that_leaves_meanwhile_leaves_nothing_behind(world):
+async def test_client_that_ends_while_its_backend_decides_leaves_no_state(world):
     await held(world)
     session, outlet = entering(world)
     session.close()
@@ -131,7 +131,7 @@ async def test_commands_that_wait_are_bounded(world):
     await decided(world)
 
 
-async def test_others_are_not_held_up(world):
+async def test_other_clients_are_not_delayed(world):
     other, others = entering(world)
     await held(world)
     session, _ = entering(world)
@@ -167,14 +167,14 @@ def test_a_signature_does_not_help_against_the_backend(inside):
     assert session.subscriptions == {}
 
 
-def test_a_member_is_whom_the_backend_says(inside):
+def test_member_is_the_user_that_the_backend_returns(inside):
     world, session, outlet = inside
     world.hooks.decision = Decision(user_id="7", user_info=b'{"a":1}')
     session.handle(Subscribe("presence-c", "", '{"user_id":"admin"}'))
     assert outlet.last == Subscribed("presence-c", (Member("7", b'{"a":1}'),))
 
 
-def test_a_backend_that_only_allows_takes_the_members_word(inside):
+def test_backend_reply_without_a_user_keeps_the_channel_data(inside):
     _, session, outlet = inside
     session.handle(Subscribe("presence-c", "", '{"user_id":"8"}'))
     assert outlet.last == Subscribed("presence-c", (Member("8"),))
@@ -197,7 +197,7 @@ def test_channels_outside_the_filter_need_their_signature():
     assert world.hooks.asked == []
 
 
-def test_who_is_on_a_channel_already_is_not_asked_about_again(inside):
+def test_repeated_subscription_makes_no_second_authorize_request(inside):
     world, session, outlet = inside
     for _ in range(2):
         session.handle(Subscribe("presence-c", "", '{"user_id":"8"}'))
@@ -205,7 +205,7 @@ def test_who_is_on_a_channel_already_is_not_asked_about_again(inside):
     assert outlet.last == Subscribed("presence-c", (Member("8"),))
 
 
-def test_names_are_checked_before_the_backend_is_asked(inside):
+def test_channel_name_is_checked_before_the_authorize_request(inside):
     world, session, outlet = inside
     for name in ("", "a b", "#server-to-user-7"):
         session.handle(Subscribe(name))
@@ -271,7 +271,7 @@ def test_an_event_is_shown_to_the_backend_and_passes(speaker):
     assert any(b'{\\"a\\":1}' in frame or b'{"a":1}' in frame for frame in _frames(world))
 
 
-def test_the_backend_may_change_what_is_said(speaker):
+def test_backend_may_change_the_data_of_a_client_event(speaker):
     world, session, *_ = speaker
     world.hooks.decision = Decision(data=b'"decent"')
     session.handle(Publish("private-c", "client-e", b'"indecent"'))
@@ -288,21 +288,21 @@ def test_the_backend_may_forbid_it(speaker):
     assert _frames(world) == []
 
 
-def test_what_the_backend_makes_of_it_has_the_apps_limit(speaker):
+def test_data_changed_by_the_backend_has_the_limit_of_the_app(speaker):
     world, session, outlet, _ = speaker
     world.hooks.decision = Decision(data=b'"' + b"x" * 20_000 + b'"')
     session.handle(Publish("private-c", "client-e", b'"x"'))
     assert outlet.last.code == 413
 
 
-def test_what_is_not_allowed_anyway_is_not_asked(speaker):
+def test_disallowed_client_event_makes_no_authorize_request(speaker):
     world, session, *_ = speaker
     session.handle(Publish("elsewhere", "client-e", b'"x"'))
     session.handle(Publish("private-elsewhere", "client-e", b'"x"'))
     assert world.hooks.asked == []
 
 
-async def test_events_keep_their_order_while_one_waits(speaker):
+async def test_client_events_keep_their_order_while_one_waits(speaker):
     world, session, *_ = speaker
     await held(world)
     for number in range(3):

@@ -89,7 +89,7 @@ async def test_a_question_as_json(question, body):
         ({"allow": True, "data": None}, Decision(data=b"null")),
     ],
 )
-async def test_an_answer_may_change_who_and_what(answer, decision):
+async def test_reply_may_change_user_and_data(answer, decision):
     asking = Asking()
     asking.backend.answer = answer
     assert await asking.ask(CONNECTING) == decision
@@ -107,7 +107,7 @@ async def test_an_answer_may_change_who_and_what(answer, decision):
         (Publishing(APP, "1.2", "", "c", "e", 1), {"code": 4321}, 4321, "the app does not allow this client to publish"),
     ],
 )
-async def test_a_refusal_has_the_backends_code_and_message_where_they_are_fit(question, answer, code, text):
+async def test_rejection_has_code_and_message_of_the_backend_if_they_are_valid(question, answer, code, text):
     asking = Asking()
     asking.backend.answer = {"allow": False, **answer}
     refused = (await asking.ask(question)).refused
@@ -129,7 +129,7 @@ async def test_a_refusal_has_the_backends_code_and_message_where_they_are_fit(qu
         (b"[" * 100_000, "malformed"),
     ],
 )
-async def test_what_is_no_answer_is_a_no(answer, counted):
+async def test_invalid_reply_rejects(answer, counted):
     asking = Asking(cache=60)
     asking.backend.answer = answer
     refused = (await asking.ask(CONNECTING)).refused
@@ -140,7 +140,7 @@ async def test_what_is_no_answer_is_a_no(answer, counted):
     assert await asking.ask(CONNECTING) == Decision()  # it was not kept
 
 
-async def test_an_answer_that_does_not_come_in_time_is_a_no():
+async def test_late_reply_rejects():
     asking = Asking(timeout=0)
     asking.backend.answer = "stall"
     refused = (await asking.ask(CONNECTING)).refused
@@ -165,7 +165,7 @@ async def test_refusals_are_kept_too():
     assert len(asking.backend.asked) == 1
 
 
-async def test_without_a_time_nothing_is_kept():
+async def test_decision_is_not_cached_without_a_cache_time():
     asking = Asking()
     for _ in range(2):
         await asking.ask(CONNECTING)
@@ -185,7 +185,7 @@ async def test_without_a_time_nothing_is_kept():
         (Publishing(APP, "1.2", "", "c", "e", 1), Publishing(APP, "1.2", "", "c", "e", 2), 2),
     ],
 )
-async def test_an_answer_is_for_those_who_showed_the_same(one, two, times):
+async def test_cached_decision_is_reused_only_for_equal_credentials(one, two, times):
     asking = Asking(cache=60)
     await asking.ask(one)
     await asking.ask(two)
@@ -202,7 +202,7 @@ async def test_answers_that_are_kept_are_bounded():
     assert len(asking.authority._cached) <= MAX_CACHED + 1
 
 
-def test_an_app_is_asked_what_its_configuration_says():
+def test_only_configured_events_are_authorized():
     assert asks(app_config()) == {}
     found = asks(app_config(authorize=(Authorize(url="http://h/", on=frozenset(("connect", "publish")), filter=("private-",)),)))
     assert set(found) == {"connect", "publish"}

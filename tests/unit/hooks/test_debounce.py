@@ -17,11 +17,11 @@ def kinds(events: Iterable[HookEvent]) -> list[str]:
     return [one.kind for one in events]
 
 
-def test_an_occupied_channel_is_told_at_once():
+def test_channel_occupied_passes_at_once():
     assert kinds(Debounce().feed(event("occupied"), 0)) == ["occupied"]
 
 
-def test_a_vacated_channel_is_told_after_three_seconds():
+def test_channel_vacated_passes_after_three_seconds():
     debounce = Debounce()
     debounce.feed(event("occupied"), 0)
     assert debounce.feed(event("vacated"), 10) == []
@@ -30,7 +30,7 @@ def test_a_vacated_channel_is_told_after_three_seconds():
     assert debounce.due(20) == []
 
 
-def test_a_client_that_returns_in_time_is_no_news():
+def test_client_that_returns_in_time_causes_no_event():
     debounce = Debounce()
     debounce.feed(event("occupied"), 0)
     debounce.feed(event("vacated"), 10)
@@ -38,14 +38,14 @@ def test_a_client_that_returns_in_time_is_no_news():
     assert debounce.due(100) == []
 
 
-def test_a_client_that_returns_late_is_news_behind_its_leaving():
+def test_client_that_returns_late_causes_a_leave_and_a_join():
     debounce = Debounce()
     debounce.feed(event("occupied"), 0)
     debounce.feed(event("vacated"), 10)
     assert kinds(debounce.feed(event("occupied"), 13)) == ["vacated", "occupied"]
 
 
-def test_members_are_told_apart():
+def test_members_are_debounced_separately():
     debounce = Debounce()
     for user in ("1", "2"):
         debounce.feed(event("member-added", user_id=user), 0)
@@ -61,7 +61,7 @@ def test_a_channel_of_an_earlier_process_may_be_vacated():
     assert kinds(debounce.due(3)) == ["vacated"]
 
 
-def test_an_edge_that_comes_twice_is_told_once():
+def test_repeated_edge_passes_once():
     debounce = Debounce()
     assert kinds(debounce.feed(event("occupied"), 0)) == ["occupied"]
     assert debounce.feed(event("occupied"), 0) == []
@@ -72,7 +72,7 @@ def test_an_edge_that_comes_twice_is_told_once():
     assert debounce.due(10) == []
 
 
-def test_what_is_no_edge_passes_at_once():
+def test_events_other_than_edges_pass_at_once():
     assert kinds(Debounce().feed(event("client-event"), 0)) == ["client-event"]
 
 
@@ -83,7 +83,7 @@ def test_of_a_cache_channel_missed_by_many_one_hook_event_passes_at_a_time():
     assert kinds(debounce.feed(event("cache-missed", "other"), 3.2)) == ["cache-missed"]
 
 
-def test_what_is_held_back_can_be_handed_to_the_next_process():
+def test_held_edges_can_be_given_to_the_next_process():
     first, second = Debounce(), Debounce()
     first.feed(event("occupied"), 0)
     first.feed(event("vacated"), 1)
@@ -94,7 +94,7 @@ def test_what_is_held_back_can_be_handed_to_the_next_process():
     assert second.due(200) == []
 
 
-def test_what_nobody_came_back_to_is_told_by_the_next_process():
+def test_next_process_sends_held_edges_of_clients_that_did_not_return():
     debounce = Debounce()
     debounce.hold([event("vacated")], 100)
     assert kinds(debounce.due(103)) == ["vacated"]
@@ -112,7 +112,7 @@ def test_held_edges_of_an_earlier_process_are_dropped_after_newer_edges():
     assert debounce.due(130) == []
 
 
-def test_it_remembers_only_so_many_that_are_gone():
+def test_debounce_remembers_a_bounded_number_of_removed_clients():
     debounce = Debounce()
     for number in range(REMEMBERED + 10):
         debounce.feed(event("occupied", str(number)), 0)
@@ -129,7 +129,7 @@ steps = st.lists(
 
 
 @given(steps)
-def test_any_joins_and_leaves_are_told_in_turn_per_channel_and_member(steps):
+def test_joins_and_leaves_alternate_for_each_channel_and_member(steps):
     """Edges as a roster makes them; some come more than once, as from a stream that is read again."""
     debounce = Debounce()
     present: dict[str, set[str]] = {channel: set() for channel in CHANNELS}

@@ -86,14 +86,14 @@ class Board:
 A = Webhook(url="http://a/")
 
 
-async def test_a_hook_event_goes_to_every_endpoint_that_wants_it():
+async def test_hook_event_is_queued_for_each_endpoint_that_selects_it():
     board = Board(A, Webhook(url="http://b/", events=("cache_miss",)), Webhook(url="http://c/", filter=("d",)))
     board.on_event("occupied")
     await turns()
     assert {url: endpoint.names for url, endpoint in board.at.items()} == {"http://a/": ["channel_occupied"]}
 
 
-async def test_hook_events_of_others_and_of_single_users_go_nowhere():
+async def test_hook_events_of_unknown_apps_and_of_users_are_dropped():
     board = Board(A)
     board.on_event("occupied", app="other")
     board.on_event("occupied", channel="#server-to-user-7")
@@ -101,7 +101,7 @@ async def test_hook_events_of_others_and_of_single_users_go_nowhere():
     assert board.at == {}
 
 
-async def test_push1st_is_told_at_once_and_pusher_when_it_is_settled():
+async def test_push1st_hooks_get_edges_at_once_and_webhooks_after_debouncing():
     board = Board(A, hook=Hook(trigger=frozenset(("register", "unregister")), endpoint=("http://p/",)))
     board.on_event("occupied", "vacated", "occupied")
     await turns(20)
@@ -109,7 +109,7 @@ async def test_push1st_is_told_at_once_and_pusher_when_it_is_settled():
     assert board.at["http://a/"].names == ["channel_occupied"]
 
 
-async def test_what_was_held_back_is_told_with_the_next_hook_event_after_its_time():
+async def test_held_edge_is_sent_with_the_next_hook_event_after_its_time():
     board = Board(A)
     board.on_event("occupied", "vacated")
     board.clock.advance(HOLD_SECONDS)
@@ -164,7 +164,7 @@ async def test_a_failure_is_counted_shown_and_keeps_the_event():
     await board.board.close(0)
 
 
-async def test_what_is_under_way_at_a_stop_is_broken_off_and_sent_again_with_its_id(tmp_path: Path):
+async def test_request_in_progress_at_a_stop_is_cancelled_and_sent_again_with_its_id(tmp_path: Path):
     config = HooksConfig(folder=str(tmp_path))
     one = Board(A, config=config)
     one.at["http://a/"] = Endpoint()
@@ -200,7 +200,7 @@ async def test_a_batch_that_was_about_to_be_sent_at_a_stop_is_kept_whole(tmp_pat
     await two.board.close(0)
 
 
-async def test_a_stop_that_is_told_it_is_enough_waits_no_longer():
+async def test_stop_ends_early_when_its_event_is_set():
     board = Board(A)
     board.at["http://a/"] = Endpoint()
     board.at["http://a/"].fails = True
@@ -216,7 +216,7 @@ async def test_a_stop_that_is_told_it_is_enough_waits_no_longer():
     assert board.events == {"queued": 1, "stopped": 1}
 
 
-async def test_what_was_held_back_is_handed_on(tmp_path: Path):
+async def test_held_edges_are_saved_at_a_stop(tmp_path: Path):
     config = HooksConfig(folder=str(tmp_path))
     one = Board(A, config=config)
     one.on_event("occupied", "vacated")
@@ -233,7 +233,7 @@ async def test_what_was_held_back_is_handed_on(tmp_path: Path):
     await two.board.close(0)
 
 
-async def test_without_a_folder_what_is_held_back_is_told_at_the_stop():
+async def test_held_edges_are_sent_at_a_stop_without_a_folder():
     board = Board(A)
     board.on_event("occupied", "vacated")
     await board.board.close(5)
@@ -267,7 +267,7 @@ async def test_an_edge_that_the_broker_held_back_at_the_stop_is_saved_and_report
     await two.board.close(0)
 
 
-async def test_events_for_an_endpoint_that_is_gone_are_counted(tmp_path: Path):
+async def test_saved_events_of_a_removed_endpoint_are_counted(tmp_path: Path):
     config = HooksConfig(folder=str(tmp_path))
     one = Board(A, config=config)
     one.at["http://a/"] = Endpoint()
@@ -283,9 +283,7 @@ async def test_events_for_an_endpoint_that_is_gone_are_counted(tmp_path: Path):
     assert (letter["reason"], letter["events"]) == ("endpoint-gone", [{"name": "channel_occupied", "channel": "c"}])
 
 
-async def test_what_a_worker_that_was_replaced_has_saved_is_sent_by_those_that_run(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-):
+async def test_running_workers_send_events_saved_by_a_replaced_worker(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr("push1st.hooks.dispatcher.TAKE_UP_SECONDS", 0.0)
     config = HooksConfig(folder=str(tmp_path))
     two = Board(A, config=config)
@@ -366,7 +364,7 @@ async def test_events_that_cannot_be_saved_at_a_stop_are_counted_as_lost_and_lea
     assert one.events == {"queued": 1, "stopped": 1}
 
 
-async def test_without_a_folder_what_is_left_at_the_stop_is_counted_as_lost():
+async def test_events_left_at_a_stop_without_a_folder_are_counted_as_lost():
     board = Board(A)
     board.at["http://a/"] = Endpoint()
     board.at["http://a/"].fails = True
@@ -397,13 +395,13 @@ async def test_a_line_that_cannot_be_read_does_not_stop_the_others(tmp_path: Pat
     await two.board.close(0)
 
 
-def test_a_folder_that_cannot_be_had_is_an_error(tmp_path: Path):
+def test_unusable_folder_is_an_error(tmp_path: Path):
     (tmp_path / "file").write_text("")
     with pytest.raises(OSError, match="file"):
         Board(A, config=HooksConfig(folder=str(tmp_path / "file")))
 
 
-async def test_what_overflows_is_lost_and_counted():
+async def test_events_over_the_bound_are_dropped_and_counted():
     board = Board(A, config=HooksConfig(events=2))
     board.at["http://a/"] = Endpoint()
     board.at["http://a/"].fails = True

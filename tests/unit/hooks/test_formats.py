@@ -101,7 +101,7 @@ def test_a_push_hook_has_the_other_fields_of_the_frame():
     }
 
 
-def test_a_hook_of_push1st_says_who_on_presence_channels():
+def test_push1st_hook_names_the_user_on_presence_channels():
     found = json.loads(push1st_event(HookEvent("joined", APP, "presence-c", 1, "1.2", 'a"b', b'{"name":"A"}')))
     assert json.loads(found["data"]) == {"user-id": 'a"b', "user-info": {"name": "A"}}
 
@@ -126,7 +126,7 @@ def test_a_hook_of_push1st_says_who_on_presence_channels():
         (("*-a\n*",), ["x-a\ny"], ["x-ay"]),
     ],
 )
-def test_a_filter_lets_through_what_it_names_and_nothing_else(filters, fits, not_):
+def test_filter_passes_only_the_channels_it_names(filters, fits, not_):
     matches = matcher(filters)
     assert [name for name in [*fits, *not_] if matches(name)] == fits
 
@@ -173,7 +173,7 @@ def test_hook_and_webhooks_are_endpoints_side_by_side():
     assert [one.target.secret for one in found] == ["", "", SECRET, SECRET]
 
 
-def test_a_hook_is_signed_where_that_is_said():
+def test_push1st_hook_is_signed_only_if_configured():
     (one,) = wanted(app_config(hook=Hook(trigger=frozenset({"join"}), endpoint=("http://a/",), sign=True)), "")
     assert one.target.secret == SECRET
 
@@ -183,16 +183,16 @@ def test_a_hook_without_triggers_has_no_endpoints():
     assert (wanted(app, ""), kinds(app)) == ((), frozenset())
 
 
-def test_an_app_without_hooks_has_nothing_reported():
+def test_app_without_hooks_reports_nothing():
     assert kinds(app_config()) == frozenset()
 
 
-def test_a_webhook_without_events_wants_all_seven():
+def test_webhook_without_events_selects_all_seven():
     (one,) = wanted(app_config(webhooks=(Webhook(url="http://a/"),)), "")
     assert one.kinds == {"occupied", "vacated", "member-added", "member-removed", "client-event", "cache-missed", "counted"}
 
 
-def test_the_opposite_of_an_edge_that_is_wanted_is_reported_too():
+def test_opposite_edge_of_a_selected_edge_is_reported():
     assert kinds(app_config(webhooks=(Webhook(url="http://a/", events=("channel_vacated", "client_event")),))) == {
         "vacated",
         "occupied",

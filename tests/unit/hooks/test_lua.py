@@ -16,13 +16,13 @@ def script(folder: Path, text: str):
     return load("hook.lua", str(folder))
 
 
-def test_the_function_gets_all_of_it(tmp_path, capsys):
+def test_function_gets_all_fields_of_the_hook(tmp_path, capsys):
     call = script(tmp_path, "function OnTrigger(...) print(...) end")
     assert call(TELL, BODY) == b""
     assert capsys.readouterr().out == "join\ta\tc\t1.2\t{}\n"
 
 
-def test_what_is_harmless_is_there(tmp_path, capsys):
+def test_harmless_functions_of_lua_are_available(tmp_path, capsys):
     what = "math.floor(1.5), ('a'):upper(), #table.pack(1, 2), type(os.time()), utf8.char(228), _G == _G._G"
     script(tmp_path, f"function OnTrigger() print({what}) end")(TELL, BODY)
     assert capsys.readouterr().out == "1\tA\t2\tnumber\tä\ttrue\n"
@@ -49,13 +49,13 @@ def test_what_is_harmless_is_there(tmp_path, capsys):
         "error('x')",
     ],
 )
-def test_a_script_reaches_nothing_outside(tmp_path, capsys, reach):
+def test_script_cannot_reach_files_or_processes(tmp_path, capsys, reach):
     call = script(tmp_path, f"function OnTrigger() print('reached', (pcall(function() {reach} end))) end")
     call(TELL, BODY)
     assert capsys.readouterr().out == "reached\tfalse\n"
 
 
-def test_print_is_no_way_into_python(tmp_path, capsys):
+def test_print_gives_no_access_to_python(tmp_path, capsys):
     text = "function OnTrigger() for _, f in pairs({print}) do print(pcall(function() return f.__globals__ end)) end end"
     script(tmp_path, text)(TELL, BODY)
     assert capsys.readouterr().out.startswith("false\t")
@@ -66,7 +66,7 @@ def test_a_script_without_the_function_is_refused(tmp_path):
         script(tmp_path, "x = 1")
 
 
-def test_a_script_cannot_be_asked(tmp_path):
+def test_script_cannot_authorize(tmp_path):
     with pytest.raises(TypeError):
         script(tmp_path, "function OnTrigger() end")(ASK, b"{}")
 

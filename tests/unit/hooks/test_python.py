@@ -11,7 +11,7 @@ from push1st.hooks.events import Allow, ClientEvent, Connecting, Publishing, Ref
 from push1st.hooks.python import answered, events, load
 
 
-def test_events_are_typed_and_know_their_app():
+def test_events_are_typed_and_name_their_app():
     body = b'{"time_ms":1,"events":[{"name":"client_event","channel":"c","event":"e","data":"d","socket_id":"1.2"}]}'
     assert events("a", body) == [ClientEvent("a", "c", "e", "d", "1.2")]
 
@@ -32,12 +32,12 @@ def test_a_hook_of_push1st_is_typed():
         (Refuse(), {"allow": False}),
     ],
 )
-def test_an_answer_is_said_as_over_http(result, said):
+def test_return_value_is_encoded_like_an_http_reply(result, said):
     assert json.loads(answered(result)) == said
 
 
 @pytest.mark.parametrize("result", [None, 1, "yes", {"allow": True}])
-def test_anything_else_is_no_answer(result):
+def test_other_return_values_are_rejected(result):
     with pytest.raises(TypeError, match="an answer is"):
         answered(result)
 

@@ -31,7 +31,7 @@ def first(one: Queue, now: float = 0) -> Delivery:
     return delivery
 
 
-def test_channels_go_side_by_side_and_each_in_order():
+def test_channels_are_sent_concurrently_and_each_in_order():
     one = queue()
     fill(one, "a1", "a2", "b1")
     delivery = first(one)
@@ -41,7 +41,7 @@ def test_channels_go_side_by_side_and_each_in_order():
     assert taken(one) == ["a2"]
 
 
-def test_so_many_are_under_way_at_once():
+def test_concurrent_requests_are_bounded():
     one = queue(concurrency=2)
     fill(one, "a1", "b1", "c1")
     assert taken(one) == ["a1", "b1"]
@@ -53,7 +53,7 @@ def test_a_batch_takes_events_of_several_channels_in_order():
     assert taken(one) == ["a1 a2 b1 b2", "c1"]
 
 
-def test_what_is_left_of_a_channel_waits_for_its_batch():
+def test_remaining_events_of_a_channel_wait_for_its_batch():
     one = queue(batch=2)
     fill(one, "a1", "a2", "a3")
     delivery = first(one)
@@ -70,7 +70,7 @@ def test_large_events_do_not_share_a_body():
     assert len(first(one).events) == 1
 
 
-def test_retries_come_after_1_2_4_and_at_most_60_seconds_for_five_minutes():
+def test_retries_follow_after_1_2_4_and_at_most_60_seconds_for_five_minutes():
     one = queue()
     fill(one, "a1")
     delivery, now, times = first(one), 0.0, [0.0]
@@ -94,7 +94,7 @@ def test_a_failed_event_holds_back_its_channel_and_no_other():
     assert taken(one, 1) == ["a1"]
 
 
-def test_what_was_given_up_lets_its_channel_go_on():
+def test_abandoned_batch_does_not_block_its_channel():
     one = queue()
     fill(one, "a1", "a2")
     delivery = first(one)
@@ -137,7 +137,7 @@ def test_poisoned_events_do_not_stop_the_others():
 
 
 @pytest.mark.parametrize(("events", "bytes"), [(3, 1 << 20), (1000, 3 * (OVERHEAD + 2))])
-def test_what_does_not_fit_is_not_taken(events, bytes):
+def test_event_over_the_bound_is_not_queued(events, bytes):
     one = queue(events=events, bytes=bytes)
     fill(one, "a1", "a2", "b1")
     assert not one.put("c", b"c1")
@@ -264,7 +264,7 @@ def test_the_counts_match_the_queue_whichever_source_gives_way(steps, concurrenc
     assert (one.events, one.bytes, one._sources, one._hogs) == (0, 0, {}, {})
 
 
-def test_when_says_when_to_ask_again():
+def test_when_returns_the_time_of_the_next_request():
     one = queue(concurrency=1)
     assert one.when() is None
     fill(one, "a1", "b1")
@@ -278,7 +278,7 @@ def test_when_says_when_to_ask_again():
     assert one.when() == 6
 
 
-def test_what_was_tried_and_what_was_not_can_be_handed_over():
+def test_tried_and_untried_events_can_be_given_to_another_queue():
     one = queue(concurrency=1)
     fill(one, "a1", "a2", "b1")
     delivery = first(one)
@@ -304,7 +304,7 @@ def tried(*events: str, id: str = "x") -> Delivery:
     return one
 
 
-def test_what_two_processes_left_of_one_channel_goes_one_after_another_and_nothing_passes_it():
+def test_restored_batches_of_a_channel_are_sent_in_order_before_new_events():
     one = queue()
     fill(one, "a3")
     one.restore(tried("a1", id="x"), 0)
@@ -329,7 +329,7 @@ def test_what_two_processes_left_of_one_channel_goes_one_after_another_and_nothi
     st.integers(1, 3),
     st.integers(1, 4),
 )
-def test_whatever_fails_each_channel_stays_in_order_and_nothing_is_lost(steps, concurrency, batch):
+def test_failures_keep_the_order_of_each_channel_and_lose_no_event(steps, concurrency, batch):
     one = queue(concurrency, batch)
     under_way: list[Delivery] = []
     arrived: dict[str, list[int]] = {"a": [], "b": [], "c": []}

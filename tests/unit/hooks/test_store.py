@@ -58,7 +58,7 @@ FAULTS: dict[str, Fault] = {
 
 
 @pytest.mark.parametrize("fault", FAULTS.values(), ids=FAULTS.keys())
-def test_a_file_that_cannot_be_written_leaves_nothing_behind(folder: Path, fault: Fault) -> None:
+def test_failed_write_leaves_no_file(folder: Path, fault: Fault) -> None:
     one = Store(str(folder))
     with fault(folder), pytest.raises(OSError):  # noqa: PT011 - each fault has its own
         one.save(LINES)
@@ -76,7 +76,7 @@ def test_a_file_that_cannot_be_loaded_now_is_loaded_later(folder: Path, name: st
     assert names(folder) == []
 
 
-def test_one_file_that_cannot_be_read_does_not_hold_up_the_others(folder: Path) -> None:
+def test_unreadable_file_does_not_block_the_others(folder: Path) -> None:
     one = Store(str(folder))
     (folder / "saved-1-a.jsonl").mkdir()
     one.save(LINES)

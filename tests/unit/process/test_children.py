@@ -7,14 +7,14 @@ import pytest
 from push1st.process.children import MAX_WAIT_SECONDS, MIN_WAIT_SECONDS, STEADY_SECONDS, Backoff, interpreter_options
 
 
-def test_one_that_ends_soon_is_started_at_once_and_then_ever_later():
+def test_child_that_ends_soon_is_restarted_at_once_then_with_growing_delays():
     backoff = Backoff()
     waits = [backoff.after(1) for _ in range(12)]
     assert waits[:4] == [0, MIN_WAIT_SECONDS, 2 * MIN_WAIT_SECONDS, 4 * MIN_WAIT_SECONDS]
     assert waits[-2:] == [MAX_WAIT_SECONDS, MAX_WAIT_SECONDS]
 
 
-def test_one_that_ran_well_is_forgiven():
+def test_child_that_ran_long_is_restarted_at_once():
     backoff = Backoff()
     for _ in range(5):
         backoff.after(0)

@@ -5,7 +5,7 @@ from push1st.limits import Limits
 from push1st.process.control import pack, unpack
 
 
-def test_a_configuration_comes_out_as_it_went_in():
+def test_configuration_decodes_as_it_was_encoded():
     config = Config(
         server=ServerConfig(
             listen=(Listen("tcp", "::1", 6001), Listen("unix", path="/a")), workers="auto", proxies=Networks.parse(["10.0.0.0/8"])

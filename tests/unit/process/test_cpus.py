@@ -24,10 +24,10 @@ def test_the_quota_of_a_container_counts_rounded_up(tmp_path):
     assert within_quota(made(tmp_path, "/", {"": "150000 100000"}), 8) == 2
 
 
-def test_the_least_quota_of_a_service_and_of_what_it_is_in_counts(tmp_path):
+def test_lowest_quota_of_a_service_and_its_parents_counts(tmp_path):
     root = made(tmp_path, "/a.slice/b.service", {"a.slice": "300000 100000", "a.slice/b.service": "max 100000"})
     assert within_quota(root, 8) == 3
 
 
-def test_where_there_are_no_control_groups_every_cpu_counts(tmp_path):
+def test_without_control_groups_every_cpu_counts(tmp_path):
     assert within_quota(tmp_path, 8) == 8

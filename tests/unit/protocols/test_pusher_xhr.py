@@ -32,7 +32,7 @@ def on_websocket(frame: bytes) -> str:
 
 
 @given(st.text(), st.text(), st.text())
-def test_a_message_is_what_it_is_on_a_websocket(channel, event, data):
+def test_message_equals_its_websocket_form(channel, event, data):
     message = Message("app", channel, event, json.dumps(data + "\n", ensure_ascii=False).encode(errors="replace"), 1, 2)
     assert shown(codec.message(message, 3)) == on_websocket(websocket.message(message, 3))
 
@@ -42,7 +42,7 @@ REPLIES = [Established("1.2", 120), Subscribed("c"), Failure(401, "no\nway"), Pi
 
 
 @pytest.mark.parametrize("reply", REPLIES, ids=lambda reply: type(reply).__name__)
-def test_a_reply_is_what_it_is_on_a_websocket(reply):
+def test_reply_equals_its_websocket_form(reply):
     assert shown(codec.reply(reply)) == on_websocket(websocket.reply(reply))
 
 
@@ -57,18 +57,18 @@ def test_the_end_without_an_error_is_a_close_frame(code, announced):
     assert end_frames(code, "no", announced) == b'c[%d,"no"]\n' % code
 
 
-def test_what_clients_send_is_read_as_on_a_websocket():
+def test_client_messages_are_decoded_like_websocket_messages():
     assert codec.decode('{"event":"pusher:subscribe","data":{"channel":"c"}}') == Subscribe("c")
     assert codec.slow() == websocket.slow()
 
 
-def test_messages_come_in_arrays():
+def test_body_is_an_array_of_messages():
     assert decode_messages(b'["a","b"]') == ["a", "b"]
     assert decode_messages(b"[]") == []
 
 
 @pytest.mark.parametrize("body", [b"", b"{}", b"[1]", b'["a"', b'["\xff"]', b'"a"', b"[" * 100_000])
-def test_anything_else_is_refused(body):
+def test_other_bodies_are_rejected(body):
     with pytest.raises(Refused) as refused:
         decode_messages(body)
     assert refused.value.code == 400
@@ -98,7 +98,7 @@ def test_any_body_is_messages_or_refused(body):
         ("a\n", 0, "a\n", -2),
     ],
 )
-def test_the_first_frame_that_ends_behind_the_room_is_the_last(text, room, taken, left):
+def test_first_frame_that_exceeds_the_space_is_the_last(text, room, taken, left):
     assert whole_frames(text.encode(), room) == (len(taken.encode()), left)
 
 

@@ -48,12 +48,12 @@ def test_a_message_is_the_documented_bytes():
     )
 
 
-def test_headers_stand_in_the_frame_as_they_were_sent():
+def test_headers_are_forwarded_unchanged():
     message = Message("app", "c", "e", b"1", 7, 0, headers=b'{"a": "\\u0436"}')
     assert shown(codec.message(message, 3)).endswith('"#msg-from":"api","#msg-time":3,"headers":{"a": "\\u0436"}}')
 
 
-def test_data_is_what_was_sent():
+def test_data_is_forwarded_unchanged():
     for data in (b'"text"', b"1.50", b"null", b'[ 1 , "\\u0436" ]', '{"ж":1}'.encode()):
         assert f',"data":{data.decode()},' in shown(codec.message(Message("app", "c", "e", data, 1, 0), 0))
 
@@ -97,7 +97,7 @@ def test_a_failure_is_an_error_event():
         Pong(),
     ],
 )
-def test_the_protocol_has_no_word_for_other_replies(reply):
+def test_other_replies_are_empty(reply):
     assert codec.reply(reply) == b""
 
 
@@ -209,7 +209,7 @@ def test_json_that_is_no_message_is_refused_and_the_client_stays(text):
     assert refused.value.code == 400
 
 
-def test_a_wrong_option_is_named_with_its_place():
+def test_invalid_option_is_named_with_its_path():
     with pytest.raises(Refused, match=re.escape("at `$.options.ttl`")):
         codec.decode('{"channel":"c","event":"e","options":{"ttl":"5"}}')
 
@@ -243,7 +243,7 @@ def test_half_a_surrogate_pair_is_the_replacement_character():
 
 
 @pytest.mark.parametrize("text", NO_JSON.values(), ids=NO_JSON.keys())
-def test_what_is_no_json_ends_the_connection(text):
+def test_invalid_json_ends_the_connection(text):
     with pytest.raises(Disconnect) as end:
         codec.decode(text)
     assert end.value.code == 1002

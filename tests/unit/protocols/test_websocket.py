@@ -163,7 +163,7 @@ def test_an_idle_decoder_holds_nothing():
 
 
 @pytest.mark.parametrize("cut", [1, 2, 5])
-def test_a_frame_that_comes_slowly_is_kept_once(cut):
+def test_slowly_arriving_frame_is_stored_once(cut):
     """Neither a header, nor a control frame, nor a message makes the decoder hold more than its bytes."""
     decoder = Decoder(MOST)
     data = masked(PING, b"x" * 125) + masked(TEXT, "ж" * 300)
@@ -258,12 +258,12 @@ WRONG = {
 
 
 @pytest.mark.parametrize(("data", "code"), WRONG.values(), ids=WRONG.keys())
-def test_what_is_not_allowed_ends_the_connection(data, code):
+def test_protocol_violation_ends_the_connection(data, code):
     assert decode(data)[-1] == code
 
 
 @pytest.mark.parametrize(("data", "code"), WRONG.values(), ids=WRONG.keys())
-def test_what_came_before_is_read_first(data, code):
+def test_messages_before_a_violation_are_decoded(data, code):
     first, *_, end = decode(masked(TEXT, "before") + data)
     assert (first, end) == (Text("before"), code)
 
@@ -272,12 +272,12 @@ SHORT = {name: one for name, one in WRONG.items() if len(one[0]) < 300}
 
 
 @pytest.mark.parametrize(("data", "code"), SHORT.values(), ids=SHORT.keys())
-def test_what_is_not_allowed_ends_it_split_at_every_byte(data, code):
+def test_violation_split_at_any_byte_ends_the_connection(data, code):
     for chunks in at_every_byte(data):
         assert decode(*chunks)[-1] == code
 
 
-def test_a_length_is_refused_before_the_payload_comes():
+def test_excessive_length_is_rejected_before_the_payload_arrives():
     assert decode(b"\x81\xff" + (MOST + 1).to_bytes(8, "big")) == [1009]
 
 
@@ -312,7 +312,7 @@ def test_a_message_of_the_most_bytes_is_read():
 
 
 @pytest.mark.parametrize(("data", "code"), SHORT.values(), ids=SHORT.keys())
-def test_what_comes_after_the_end_raises_nothing_else_than_another_end(data, code):
+def test_bytes_after_the_end_raise_only_disconnect(data, code):
     """A connection that is being closed still reads, for the client's close frame."""
     for first, rest in at_every_byte(data):
         decoder = Decoder(MOST)
@@ -363,7 +363,7 @@ def test_a_reason_is_cut_to_what_fits_between_letters(reason):
     assert reason.startswith(payload[2:].decode())
 
 
-def test_a_pong_brings_the_pings_payload_back():
+def test_pong_has_the_payload_of_the_ping():
     assert pong_frame(b"abc") == b"\x8a\x03abc"
     assert frames(pong_frame(b"x" * 125)) == [(PONG, b"x" * 125)]
 

@@ -11,7 +11,7 @@ KEPT = keeping(10)
 
 @pytest.mark.parametrize("status", [200, 202, 400, 404, 426, 503])
 @pytest.mark.parametrize("keep", [True, False])
-def test_a_response_says_its_length_and_whether_the_connection_stays(status, keep):
+def test_response_has_its_length_and_whether_the_connection_stays(status, keep):
     answer = Answer(encoded(Response(status, "{é}".encode()), 1.5, KEPT if keep else CLOSE, head=False))
     assert (answer.status, answer.body, answer.keeps, answer.rest) == (status, "{é}".encode(), keep, b"")
 

@@ -39,7 +39,7 @@ def forwarded(addresses: str) -> dict[bytes, bytes]:
         ("localhost\n", False),
     ],
 )
-def test_a_name_of_this_machine_is_told_from_others(host, own):
+def test_host_name_of_this_machine_is_recognized(host, own):
     assert is_own_name(host.encode()) is own
 
 
@@ -86,7 +86,7 @@ def test_the_client_is_the_last_that_is_no_proxy_of_ours(peer, headers, ip):
 
 
 @pytest.mark.parametrize(("peer", "ip"), [("203.0.113.9", "203.0.113.9"), ("10.0.0.1", "unknown"), ("", "unknown")])
-def test_who_forwards_what_is_not_believed_is_known_by_its_own_address_unless_it_is_a_proxy(peer, ip):
+def test_caller_with_an_unknown_forwarded_address_has_its_own_address_unless_it_is_a_proxy(peer, ip):
     assert visitor_ip(peer, {b"forwarded": b"for=unknown"}, PROXIES) == ip
 
 

@@ -204,7 +204,7 @@ async def test_one_address_cannot_take_all_connections():
     assert len(site.world.app.tenant.sessions) == 15
 
 
-async def test_a_connection_of_an_address_that_ends_makes_room_for_another():
+async def test_ended_connection_frees_a_place_of_its_address():
     site = small_site()
     first = [await site.websocket(f"/app/{KEY}?protocol=7", peer=OFFICE) for _ in range(14)]
     refused = await site.ask(handshake(f"/app/{KEY}?protocol=7"), OFFICE)
@@ -219,7 +219,7 @@ async def test_loopback_unix_sockets_and_proxies_may_have_all_connections(peer):
     assert [await greeted(site, peer) for _ in range(20)] == [True] * 20
 
 
-async def test_clients_behind_a_proxy_are_counted_one_by_one():
+async def test_clients_of_a_proxy_are_counted_by_their_own_addresses():
     site = small_site(server=ServerConfig(proxies=Networks.parse(("10.0.0.1",))))
     assert [await greeted(site, PROXY, "X-Forwarded-For: 203.0.113.9") for _ in range(40)] == [True] * 14 + [False] * 26
     assert await greeted(site, PROXY, "X-Forwarded-For: 203.0.113.10")
@@ -228,7 +228,7 @@ async def test_clients_behind_a_proxy_are_counted_one_by_one():
     assert b"[4100," in Answer(poll.data).body
 
 
-async def test_what_is_not_a_websocket_counts_too_and_is_answered_over_the_bound():
+async def test_plain_http_connections_count_and_are_answered_over_the_bound():
     site = small_site()
     silent = [site.connect(OFFICE) for _ in range(14)]
     assert statuses((await site.ask(request("GET", "/health"), OFFICE)).data) == [200]
@@ -244,7 +244,7 @@ async def test_what_is_not_a_websocket_counts_too_and_is_answered_over_the_bound
         st.tuples(st.sampled_from(("websocket", "raw", "bad", "stream", "poll", "get", "silent")), st.booleans()), max_size=40
     )
 )
-def test_when_all_have_ended_no_address_has_anything(steps):
+def test_no_address_has_a_count_after_all_connections_end(steps):
     async def go():
         site = small_site(server=ServerConfig(proxies=Networks.parse(("10.0.0.1",))))
         made = []

@@ -122,7 +122,7 @@ async def test_a_refused_head_is_answered_without_a_body(site):
     assert (answer.status, answer.rest) == (403, b"")
 
 
-async def test_what_the_api_refuses_is_an_error_and_the_connection_stays(site):
+async def test_call_rejected_by_the_api_is_an_error_and_the_connection_stays(site):
     transport = await site.ask(request("GET", "/refused"))
     (answer,) = answers(transport.data)
     assert (answer.status, answer.json, answer.keeps) == (403, {"error": "no"}, True)
@@ -165,7 +165,7 @@ async def test_bytes_in_a_path_reach_the_api_one_by_one(site, served):
 # The API behind it, as it really is
 
 
-async def test_a_publish_goes_the_whole_way():
+async def test_publish_over_http_reaches_the_subscriber():
     site = Site()
     transport = await site.ask(request("POST", "/apps/app-test/events", PUBLISH))
     (answer,) = answers(transport.data)
@@ -236,7 +236,7 @@ async def test_the_same_request_again_and_again_is_answered_alike(site, served):
     assert [one.body for one in served.requests] == [b"body%d" % n for n in range(5)]
 
 
-async def test_a_head_that_is_known_binds_no_other_connection(site, served):
+async def test_remembered_head_does_not_affect_other_connections(site, served):
     """Heads are remembered by their bytes; trust and order are the connection's own."""
     data = request("POST", "/a", "body")
     await site.ask(data)
@@ -246,7 +246,7 @@ async def test_a_head_that_is_known_binds_no_other_connection(site, served):
     assert len(answers(transport.data)) == 2
 
 
-async def test_a_known_head_in_parts_is_read_as_ever(site, served):
+async def test_remembered_head_in_two_parts_is_parsed(site, served):
     data = request("POST", "/a", "body")
     await site.ask(data)
     end = data.index(b"\r\n\r\n") + 4
@@ -271,7 +271,7 @@ async def test_a_known_head_in_parts_is_read_as_ever(site, served):
         "Connection: close",
     ],
 )
-async def test_heads_that_mean_something_are_not_remembered(site, served, head):
+async def test_heads_with_connection_options_are_not_remembered(site, served, head):
     await site.ask(request("GET", "/a", None, head))
     transport = await site.ask(request("GET", "/a", None, head))
     assert site.handlers.heads == {}
@@ -299,7 +299,7 @@ async def test_remembered_heads_are_bounded(site, monkeypatch):
         ("1.0", "Connection: keep-alive", False),
     ],
 )
-async def test_a_connection_is_kept_as_the_request_says(site, version, header, keeps):
+async def test_connection_is_kept_as_the_request_demands(site, version, header, keeps):
     transport = await site.ask(request("GET", "/x", None, header, version=version))
     (answer,) = answers(transport.data)
     assert answer.keeps is keeps
@@ -330,7 +330,7 @@ async def test_while_draining_answers_close(site):
 # Requests that wait
 
 
-async def test_one_that_waits_holds_back_those_behind_it(site, served):
+async def test_waiting_request_delays_later_requests_of_its_connection(site, served):
     transport = await site.ask(request("GET", "/a") + request("GET", "/wait/b") + request("GET", "/c"))
     assert [one.body for one in answers(transport.take())] == [b"/a "]
     await served.answer("/wait/b")
@@ -363,7 +363,7 @@ async def test_when_many_wait_the_socket_is_not_read_until_they_are_fewer(site, 
     assert len(answers(transport.data)) == MAX_WAITING + 1
 
 
-async def test_a_client_that_does_not_take_its_answers_is_not_read(site):
+async def test_client_that_does_not_read_its_answers_is_not_read(site):
     connection, transport = site.connect()
     connection.pause_writing()
     assert not transport.reading
@@ -390,7 +390,7 @@ async def test_a_request_that_fails_after_a_wait_is_answered(site, served):
     assert isinstance(site.failures[0], ValueError)
 
 
-async def test_what_is_wrong_behind_one_that_waits_is_answered_after_it(site, served):
+async def test_invalid_request_after_a_waiting_request_is_answered_after_it(site, served):
     transport = await site.ask(request("GET", "/wait/a") + request("GET", "/b") + b"nonsense\r\n\r\n")
     assert transport.data == b""
     await served.answer("/wait/a")
@@ -505,7 +505,7 @@ async def test_deadline_waits_for_a_backlog(site, served):
     assert len(served.requests) == 500
 
 
-async def test_a_client_that_has_said_all_still_gets_its_answers(site, served):
+async def test_half_closed_client_gets_its_answers(site, served):
     connection, transport = site.connect()
     connection.data_received(request("GET", "/wait/a") + request("GET", "/b"))
     assert connection.eof_received() is True
@@ -514,7 +514,7 @@ async def test_a_client_that_has_said_all_still_gets_its_answers(site, served):
     assert transport.closed
 
 
-async def test_a_client_that_says_nothing_more_is_let_go(site):
+async def test_silent_half_closed_client_is_disconnected(site):
     connection, _ = site.connect()
     assert not connection.eof_received()
 
@@ -550,7 +550,7 @@ async def test_on_tls_the_end_of_reading_is_the_end(site):
         b"\x16\x03\x01\x02\x00\x01\x00\x01\xfc\x03\x03",
     ],
 )
-async def test_what_is_not_http_is_refused_and_ends(site, served, data):
+async def test_invalid_http_is_rejected_and_ends_the_connection(site, served, data):
     transport = await site.ask(data)
     (answer,) = answers(transport.data)
     assert answer.status == 400
@@ -600,7 +600,7 @@ async def test_a_larger_head_in_parts_is_refused(site, served, chunk):
     assert served.requests == []
 
 
-async def test_a_head_without_an_end_is_refused(site):
+async def test_head_without_an_end_is_rejected(site):
     connection, transport = site.connect()
     connection.data_received(b"GET /")
     for _ in range(100):
@@ -621,7 +621,7 @@ async def test_a_large_chunk_of_small_requests_is_served_wherever_it_is_cut(site
     assert set(statuses(transport.data)) == {200}
 
 
-async def test_a_head_behind_a_large_body_is_served_wherever_it_is_cut(site):
+async def test_head_after_a_large_body_is_served_at_any_split(site):
     data = request("POST", "/x", "y" * 2 * MAX_HEAD)
     connection, transport = site.connect()
     connection.data_received(data + b"GET /x HT")
@@ -641,7 +641,7 @@ async def test_trailers_are_bounded(site):
     assert transport.ended
 
 
-async def test_a_body_that_is_announced_too_large_is_refused_before_it_comes(site, served):
+async def test_body_announced_too_large_is_rejected_before_it_arrives(site, served):
     transport = await site.ask(b"POST /x HTTP/1.1\r\nHost: h\r\nContent-Length: %d\r\n\r\n" % (site.handlers.most_body("/x") + 1))
     assert statuses(transport.data) == [413]
     assert transport.ended
@@ -741,13 +741,13 @@ async def test_it_may_send_on_so_much_only(site):
     assert transport.closed
 
 
-async def test_answers_before_the_one_that_is_refused_are_sent(site):
+async def test_answers_before_a_rejected_request_are_sent(site):
     transport = await site.ask(request("GET", "/x") + b"nonsense\r\n\r\n" + request("GET", "/y"))
     assert statuses(transport.data) == [200, 400]
     assert [answer.keeps for answer in answers(transport.data)] == [True, False]
 
 
-async def test_the_body_of_a_refused_request_is_not_taken_for_requests(site, served):
+async def test_body_of_a_rejected_request_is_not_parsed_as_requests(site, served):
     body = request("GET", "/smuggled") * (site.handlers.most_body("/x") // 20)
     transport = await site.ask(b"POST /x HTTP/1.1\r\nHost: h\r\nContent-Length: %d\r\n\r\n" % len(body) + body)
     assert statuses(transport.data) == [413]
@@ -757,7 +757,7 @@ async def test_the_body_of_a_refused_request_is_not_taken_for_requests(site, ser
 # Expect
 
 
-async def test_a_client_that_expects_it_is_told_to_go_on(site, served):
+async def test_client_that_expects_100_continue_gets_it(site, served):
     connection, transport = site.connect()
     connection.data_received(b"POST /x HTTP/1.1\r\nHost: h\r\nExpect: 100-continue\r\nContent-Length: 3\r\n\r\n")
     await turns()
@@ -768,19 +768,19 @@ async def test_a_client_that_expects_it_is_told_to_go_on(site, served):
     assert served.last.body == b"abc"
 
 
-async def test_answers_before_go_out_before_the_word_to_go_on(site):
+async def test_earlier_answers_are_sent_before_100_continue(site):
     transport = await site.ask(
         request("GET", "/a") + b"POST /x HTTP/1.1\r\nHost: h\r\nExpect: 100-Continue\r\nContent-Length: 3\r\n\r\nabc"
     )
     assert [answer.status for answer in answers(transport.data)] == [200, 100, 200]
 
 
-async def test_a_client_that_expects_it_with_too_large_a_body_is_refused_at_once(site):
+async def test_client_that_expects_100_continue_with_a_too_large_body_is_rejected_at_once(site):
     transport = await site.ask(b"POST /x HTTP/1.1\r\nHost: h\r\nExpect: 100-continue\r\nContent-Length: 99999999\r\n\r\n")
     assert statuses(transport.data) == [413]
 
 
-async def test_a_client_that_expects_it_behind_one_that_waits_is_not_answered_out_of_order(site, served):
+async def test_100_continue_after_a_waiting_request_keeps_the_order_of_answers(site, served):
     transport = await site.ask(
         request("GET", "/wait/a") + b"POST /x HTTP/1.1\r\nHost: h\r\nExpect: 100-continue\r\nContent-Length: 3\r\n\r\n"
     )
@@ -795,7 +795,7 @@ async def test_a_client_that_expects_it_behind_one_that_waits_is_not_answered_ou
 # Deadlines
 
 
-async def test_a_client_that_sends_nothing_is_let_go(site):
+async def test_client_that_sends_nothing_is_disconnected(site):
     _, transport = site.connect()
     site.pass_seconds(HEAD_SECONDS - 1)
     assert not transport.closed
@@ -805,7 +805,7 @@ async def test_a_client_that_sends_nothing_is_let_go(site):
     assert site.metrics.cut_offs["slow-request"] == 1
 
 
-async def test_a_client_that_is_slow_with_its_head_is_let_go(site):
+async def test_client_with_a_slow_head_is_disconnected(site):
     connection, transport = site.connect()
     connection.data_received(request("GET", "/x"))
     await turns()
@@ -820,7 +820,7 @@ async def test_a_client_that_is_slow_with_its_head_is_let_go(site):
     assert transport.closed
 
 
-async def test_a_client_that_is_slow_with_its_body_is_let_go(site):
+async def test_client_with_a_slow_body_is_disconnected(site):
     connection, transport = site.connect()
     connection.data_received(b"POST /x HTTP/1.1\r\nHost: h\r\nContent-Length: 1000\r\n\r\n")
     await turns()
@@ -834,7 +834,7 @@ async def test_a_client_that_is_slow_with_its_body_is_let_go(site):
     assert transport.closed
 
 
-async def test_an_idle_connection_is_let_go_without_a_word(site):
+async def test_idle_connection_is_closed_without_a_response(site):
     transport = await site.ask(request("GET", "/x"))
     transport.take()
     site.pass_seconds(site.listener.keep_alive - 1)
@@ -889,7 +889,7 @@ async def test_leaving_waits_for_a_request_that_is_not_read_yet(site, unread):
     assert transport.closed
 
 
-async def test_a_client_that_has_ended_leaves_nothing_to_read(site, unread):
+async def test_ended_client_leaves_no_input(site, unread):
     connection, transport, _, theirs = unread
     connection.data_received(request("GET", "/x"))
     await turns()
@@ -915,7 +915,7 @@ async def test_a_request_that_waits_is_not_cut_off(site, served):
     assert statuses(transport.data) == [200]
 
 
-async def test_after_a_wait_the_connection_has_its_deadline_again(site, served):
+async def test_connection_has_its_deadline_again_after_a_waiting_request(site, served):
     transport = await site.ask(request("GET", "/wait/a"))
     site.pass_seconds(20)
     await served.answer("/wait/a")
@@ -946,7 +946,7 @@ async def test_a_client_that_does_not_read_is_destroyed(site):
 # Who is let in, and who is trusted
 
 
-async def test_an_address_outside_the_whitelist_is_not_let_in(served):
+async def test_address_outside_the_whitelist_is_rejected(served):
     site = Site(serve=served, api=ApiConfig(whitelist=Networks.parse(["10.0.0.0/8"])))
     connection, transport = site.connect(OUTSIDE)
     assert transport.aborted
@@ -978,14 +978,14 @@ async def test_callers_are_trusted_by_their_address(site, served, peer, trusted)
     assert (not served.last.distrust) is trusted
 
 
-async def test_on_a_client_listener_nobody_is_trusted(served):
+async def test_client_listener_trusts_no_caller(served):
     site = Site(serve=served, trusting=False)
     for peer in (("127.0.0.1", 1), ""):
         await site.ask(request("GET", "/x"), peer)
         assert served.last.distrust
 
 
-async def test_who_is_trusted_can_be_configured(served):
+async def test_trusted_networks_are_configurable(served):
     site = Site(serve=served, api=ApiConfig(trust=Networks.parse(["203.0.113.0/24"])))
     for peer, trusted in ((OUTSIDE, True), (("127.0.0.1", 1), False), ("", False)):
         await site.ask(request("GET", "/x"), peer)
@@ -1002,7 +1002,7 @@ async def test_a_web_page_is_not_trusted(site, served, origin):
     "header", ["X-Forwarded-For: 127.0.0.1", "x-forwarded-for: 203.0.113.9", "X-Forwarded-For:", "Forwarded: for=127.0.0.1"]
 )
 @pytest.mark.parametrize("peer", [("127.0.0.1", 1), ""])
-async def test_what_an_unknown_proxy_forwards_is_not_trusted(site, served, header, peer):
+async def test_address_forwarded_by_an_unknown_proxy_is_not_trusted(site, served, header, peer):
     await site.ask(request("GET", "/x", None, header), peer)
     assert served.last.distrust
 
@@ -1048,7 +1048,7 @@ def proxied(served):
         (["X-Other: 1"], False),
     ],
 )
-async def test_what_a_configured_proxy_forwards_is_believed(proxied, served, headers, trusted):
+async def test_address_forwarded_by_a_configured_proxy_is_used(proxied, served, headers, trusted):
     """But nobody is on this machine because a proxy says so."""
     await proxied.ask(request("GET", "/x", None, *headers), PROXY)
     assert (not served.last.distrust) is trusted
@@ -1289,7 +1289,7 @@ async def test_another_upgrade_of_a_request_that_waits_is_answered_once(site, se
     assert not transport.closed
 
 
-async def test_answers_to_requests_before_a_handshake_come_first_and_once():
+async def test_answers_to_requests_before_a_handshake_are_sent_first_and_once():
     site = Site()
     transport = await site.ask(request("GET", "/health") + handshake(APP_PATH))
     first = Answer(transport.data)
@@ -1300,20 +1300,20 @@ async def test_answers_to_requests_before_a_handshake_come_first_and_once():
     assert len(site.context.open) == 1
 
 
-async def test_a_refused_handshake_is_answered_behind_the_requests_before_it():
+async def test_rejected_handshake_is_answered_after_earlier_requests():
     site = Site()
     transport = await site.ask(request("GET", "/health") + handshake("/nowhere"))
     assert statuses(transport.data) == [200, 404]
 
 
-async def test_a_handshake_behind_one_that_waits_is_refused_in_order(site, served):
+async def test_handshake_after_a_waiting_request_is_rejected_in_order(site, served):
     transport = await site.ask(request("GET", "/wait/a") + handshake(APP_PATH))
     await served.answer("/wait/a")
     assert statuses(transport.data) == [200, 400]
     assert transport.ended
 
 
-async def test_a_handshake_that_ends_badly_leaves_no_http_connection_behind():
+async def test_failed_handshake_leaves_no_http_connection():
     site = Site()
     transport = await site.ask(handshake("/nowhere"))
     transport.protocol.connection_lost(None)
@@ -1372,7 +1372,7 @@ async def test_a_connection_that_is_lost_is_forgotten(site):
     assert connection.due_at == NEVER
 
 
-async def test_the_date_moves_on_whatever_is_answered(site, monkeypatch):
+async def test_date_header_advances_for_every_kind_of_answer(site, monkeypatch):
     now = [0.0]
 
     def dated(usegmt: bool) -> str:
@@ -1416,7 +1416,7 @@ async def test_a_large_body_is_no_flood(site, served):
     assert transport.reading
 
 
-async def test_what_follows_a_large_body_is_served_next(site, served):
+async def test_request_after_a_large_body_is_served_next(site, served):
     transport = await site.ask(request("POST", "/x", "a" * 20_000) + request("GET", "/y"))
     assert [one.path for one in served.requests] == ["/x", "/y"]
     assert statuses(transport.data) == [200, 200]

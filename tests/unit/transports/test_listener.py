@@ -56,7 +56,7 @@ def test_the_app_of_a_body_is_found_under_every_path_of_the_api(path):
     assert site.handlers.most_body(path) > 2_000_000
 
 
-def test_a_body_may_have_what_the_configuration_says():
+def test_body_limit_follows_the_configuration():
     assert Site(server=ServerConfig(max_payload=50_000_000)).handlers.most_body("/x") == 50_000_000
 
 
@@ -67,7 +67,7 @@ def test_a_message_may_hold_the_largest_event_of_its_app():
     assert worker.most_message(protocol, Limits(payload=5)) < 5000
 
 
-def test_a_message_may_have_what_its_protocol_says():
+def test_message_limit_follows_the_protocol():
     assert Site().context.most_message(ProtocolConfig(path="/ws/", max_payload=5_000_000), Limits()) == 5_000_000
 
 
@@ -115,7 +115,7 @@ async def test_one_connection_that_fails_stops_no_other(step):
     assert isinstance(site.failures[0], ValueError)
 
 
-async def test_what_arrives_in_the_next_turn_is_worked_on_then():
+async def test_input_of_the_next_turn_is_processed_in_that_turn():
     site = Site()
     log: list[str] = []
     one = Connection(site, log, "one")

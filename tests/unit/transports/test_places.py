@@ -29,7 +29,7 @@ def test_an_address_may_take_half_of_the_places_and_an_app_three_quarters():
 @given(
     st.integers(1, 12), st.lists(st.tuples(st.booleans(), st.sampled_from("ab"), st.sampled_from(("", "x", "y"))), max_size=60)
 )
-def test_the_counts_match_the_places_that_are_taken(bound, steps):
+def test_counts_match_the_used_places(bound, steps):
     places = Places(bound)
     taken = []
     for comes, *place in steps:

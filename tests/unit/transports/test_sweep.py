@@ -45,7 +45,7 @@ def at():
     return Sweeping()
 
 
-def test_nobody_is_looked_at_before_its_time(at):
+def test_no_connection_is_visited_before_its_time(at):
     thing = Thing()
     at.sweep.watch(thing, 103)
     at.to(102.9)
@@ -67,7 +67,7 @@ def test_a_time_that_is_over_is_the_next_second(at):
     assert thing.looks == [101]
 
 
-def test_one_look_is_all_unless_it_asks_for_more(at):
+def test_connection_is_visited_once_unless_it_returns_another_time(at):
     thing = Thing(None)
     at.sweep.watch(thing, 101)
     at.to(101)
@@ -76,7 +76,7 @@ def test_one_look_is_all_unless_it_asks_for_more(at):
     assert thing.due_at == NEVER
 
 
-def test_a_look_may_ask_for_the_next(at):
+def test_visit_may_return_the_time_of_the_next(at):
     thing = Thing(105, None)
     at.sweep.watch(thing, 101)
     for second in range(101, 110):
@@ -103,7 +103,7 @@ def test_watching_again_moves_the_time(at):
     assert thing.looks == [103]
 
 
-def test_who_is_forgotten_is_not_looked_at(at):
+def test_forgotten_connection_is_not_visited(at):
     thing = Thing()
     at.sweep.watch(thing, 101)
     at.sweep.forget(thing)
@@ -112,7 +112,7 @@ def test_who_is_forgotten_is_not_looked_at(at):
     assert thing.due_at == NEVER
 
 
-def test_forgetting_who_is_not_watched_is_nothing(at):
+def test_forgetting_an_unwatched_connection_changes_nothing(at):
     at.sweep.forget(Thing())
 
 
@@ -123,7 +123,7 @@ def test_now_is_the_clock_as_of_the_last_run(at):
     assert at.sweep.now == pytest.approx(100.7)
 
 
-def test_a_look_that_fails_is_reported_and_stops_nobody_else(at):
+def test_failed_visit_is_reported_and_does_not_stop_others(at):
     class Broken(Thing):
         def due(self, now):
             raise ValueError
@@ -136,7 +136,7 @@ def test_a_look_that_fails_is_reported_and_stops_nobody_else(at):
     assert fine.looks == [101]
 
 
-def test_a_look_may_forget_another_of_the_same_second(at):
+def test_visit_may_forget_another_connection_of_the_same_second(at):
     other = Thing()
 
     class Killer(Thing):
@@ -149,7 +149,7 @@ def test_a_look_may_forget_another_of_the_same_second(at):
     assert other.looks == []
 
 
-def test_a_look_may_move_another_of_the_same_second(at):
+def test_visit_may_move_another_connection_of_the_same_second(at):
     other = Thing()
 
     class Mover(Thing):
@@ -178,7 +178,7 @@ async def test_many_looks_are_spread_over_turns(at, monkeypatch):
     assert all(thing.looks == [101] for thing in things)
 
 
-async def test_who_is_forgotten_while_in_line_is_not_looked_at(at, monkeypatch):
+async def test_connection_forgotten_while_queued_is_not_visited(at, monkeypatch):
     monkeypatch.setattr(module, "LOOKS", 1)
     one, two = Thing(), Thing()
     at.sweep.watch(one, 101)
@@ -219,7 +219,7 @@ async def test_sockets_are_read_between_the_timer_and_the_looks(at):
     assert thing.looks == [101]
 
 
-async def test_after_the_process_stood_still_a_tick_passes_without_looks(at):
+async def test_first_tick_after_a_standstill_visits_no_connection(at):
     thing = Thing()
     at.sweep.watch(thing, 105)
     await tick(at, 101)

@@ -60,7 +60,7 @@ def turn(clock, log, failures) -> Turn:
     return Turn(clock.monotonic, lambda: log.append("write"), failures.append)
 
 
-async def test_a_backlog_is_worked_off_in_rotation(turn, clock, log):
+async def test_backlog_is_processed_in_rotation(turn, clock, log):
     for name in "ab":
         turn.arrived(Connection(log, clock, name, slices=3), b"x")
     await turns(3)
@@ -85,7 +85,7 @@ async def test_a_backlog_gets_as_much_time_as_the_others_took(turn, clock, log):
     assert log[0] == "other"
 
 
-async def test_what_arrives_is_worked_on_before_the_backlog(turn, clock, log):
+async def test_new_input_is_processed_before_the_backlog(turn, clock, log):
     turn.arrived(Connection(log, clock, "backlog", slices=100, seconds=BACKLOG_SECONDS), b"x")
     await turns(1)
     for _ in range(3):
@@ -105,7 +105,7 @@ async def test_a_connection_with_a_backlog_is_not_read(turn, clock, log):
     assert one.reading
 
 
-async def test_a_connection_that_brings_much_at_once_is_not_read_before_the_end_of_the_turn(turn, clock, log):
+async def test_connection_with_much_input_is_not_read_again_in_the_turn(turn, clock, log):
     one = Connection(log, clock, "a")
     turn.arrived(one, b"x" * LONG_READ)
     assert not one.reading
@@ -174,7 +174,7 @@ async def test_postponed_connection_that_fails_ends(turn, clock, log, failures):
     assert failures == ["connection"]
 
 
-async def test_a_connection_that_brings_little_is_read_on(turn, clock, log):
+async def test_connection_with_little_input_is_read_again(turn, clock, log):
     one = Connection(log, clock, "a")
     turn.arrived(one, b"x" * (LONG_READ - 1))
     assert one.reading

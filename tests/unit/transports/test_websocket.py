@@ -74,7 +74,7 @@ async def test_the_answer_and_the_first_frame_leave_in_one_write(site):
 
 
 @pytest.mark.parametrize("path", ["/app/", "/pusher/app/"])
-async def test_a_pusher_client_is_told_its_id(site, path):
+async def test_pusher_client_gets_its_socket_id(site, path):
     transport = await site.websocket(f"{path}{KEY}?protocol=7")
     (first,) = texts(body(transport))
     assert first["event"] == "pusher:connection_established"
@@ -85,12 +85,12 @@ async def test_a_raw_client_gets_no_welcome(site):
     assert body(await site.websocket(RAW)) == b""
 
 
-async def test_what_comes_behind_the_handshake_in_one_chunk_is_read(site):
+async def test_frames_after_the_handshake_in_one_chunk_are_read(site):
     transport = await site.ask(handshake(PUSHER) + text({"event": "pusher:ping", "data": {}}))
     assert [one["event"] for one in texts(body(transport))] == ["pusher:connection_established", "pusher:pong"]
 
 
-async def test_a_message_published_in_the_turn_of_the_handshake_comes_behind_its_answer(site):
+async def test_message_published_in_the_turn_of_the_handshake_follows_its_answer(site):
     """Even when another subscriber's direct reply flushes the channel."""
     other = await opened(site, RAW)
     connection, transport = site.connect()
@@ -142,7 +142,7 @@ async def test_versions_4_to_7_are_spoken(site, version):
         f"/app/{KEY}?protocol=7&version=odd",
     ],
 )
-async def test_odd_but_right_paths_are_let_in(site, path):
+async def test_unusual_valid_paths_are_accepted(site, path):
     assert texts(body(await site.websocket(path)))
 
 
@@ -150,7 +150,7 @@ async def test_odd_but_right_paths_are_let_in(site, path):
     ("changes", "code", "status"),
     [({"enable": False}, 4003, 403), ({"limits": {"connections": 0}, "origins": ("http://a",)}, 4009, 403)],
 )
-async def test_what_the_app_says_binds_both_protocols(changes, code, status):
+async def test_limits_of_the_app_apply_to_both_protocols(changes, code, status):
     site = Site(app_config(**changes))
     transport = await site.websocket(PUSHER, "Origin: http://evil")
     assert close_of(body(transport))[0] == code
@@ -158,14 +158,14 @@ async def test_what_the_app_says_binds_both_protocols(changes, code, status):
     assert answer.status == status
 
 
-async def test_over_the_quota_is_told_apart_from_over_capacity():
+async def test_quota_and_capacity_have_different_close_codes():
     site = Site(app_config({"connections": 1}))
     await opened(site)
     assert close_of(body(await site.websocket(PUSHER)))[0] == 4004
     assert Answer((await site.ask(handshake(RAW))).data).status == 503
 
 
-async def test_while_draining_nobody_is_let_in(site):
+async def test_draining_server_rejects_connections(site):
     site.node.draining = True
     assert close_of(body(await site.websocket(PUSHER)))[0] == 4100
     assert Answer((await site.ask(handshake(RAW))).data).status == 503
@@ -261,7 +261,7 @@ RAW_ENDS = {
 
 
 @pytest.mark.parametrize("path", RAW_ENDS.values(), ids=RAW_ENDS.keys())
-async def test_a_raw_client_that_has_nothing_to_hear_is_closed_with_1008(site, path):
+async def test_raw_client_without_allowed_channels_is_closed_with_1008(site, path):
     transport = await site.websocket(path)
     assert close_of(body(transport))[0] == 1008
     assert site.world.app.tenant.sessions == {}
@@ -330,12 +330,12 @@ async def test_a_header_without_bearer_does_not_hide_the_token_of_the_query(site
     [access("private-x"), access(app="other"), access(secret="wrong"), access(origin="http://a"), "x", quote("ж"), "a.b.c", ""],
     ids=["another channel", "another app", "another secret", "a fixed origin", "x", "letters", "parts", "empty"],
 )
-async def test_a_token_that_is_not_good_here_authorises_nothing(site, token):
+async def test_token_of_another_app_authorises_nothing(site, token):
     transport = await site.websocket(f"{PRIVATE}?token={token}")
     assert close_of(body(transport))[0] == 1008
 
 
-async def test_a_token_ends_when_it_says(site):
+async def test_connection_ends_when_its_token_expires(site):
     token = access(ttl=10)
     site.clock.advance(9)
     await opened(site, f"{PRIVATE}?token={token}")
@@ -425,7 +425,7 @@ async def test_a_bad_message_is_answered_and_the_client_stays(site):
     assert not raw.is_closing()
 
 
-async def test_what_is_no_json_ends_a_raw_connection(site):
+async def test_invalid_json_ends_a_raw_connection(site):
     raw = await opened(site, RAW)
     await send(raw, text("no JSON"))
     assert close_of(raw.data)[0] == 1002
@@ -583,7 +583,7 @@ async def test_any_bytes_are_a_sign_of_life(site, sign, after):
     assert transport.data == b""
 
 
-async def test_a_client_that_talks_is_not_pinged(site):
+async def test_active_client_is_not_pinged(site):
     transport = await opened(site)
     for _ in range(10):
         site.pass_seconds(TIMEOUT // 2)
@@ -591,7 +591,7 @@ async def test_a_client_that_talks_is_not_pinged(site):
     assert transport.data == b""
 
 
-async def test_an_idle_client_costs_a_look_an_activity_timeout(site):
+async def test_idle_client_is_visited_once_each_activity_timeout(site):
     transport = await opened(site)
     looks = 0
     for _ in range(10 * TIMEOUT):
@@ -610,7 +610,7 @@ def strict():
     return Site(app_config(authorized_only=True))
 
 
-async def test_a_client_that_does_not_authorise_itself_in_time_is_cut_off(strict):
+async def test_client_that_is_not_authorised_in_time_is_disconnected(strict):
     transport = await opened(strict)
     await send(transport, text({"event": "pusher:subscribe", "data": {"channel": "c"}}))
     strict.pass_seconds(AUTHORIZE_SECONDS - 1)
@@ -628,7 +628,7 @@ async def test_a_client_that_does_is_kept(strict):
     assert not strict.metrics.cut_offs
 
 
-async def test_a_raw_client_has_shown_its_rights_already(strict):
+async def test_raw_client_is_authorised_by_its_connection(strict):
     await opened(strict, RAW)
     strict.pass_seconds(TIMEOUT)
     assert not strict.metrics.cut_offs
@@ -637,7 +637,7 @@ async def test_a_raw_client_has_shown_its_rights_already(strict):
 # The end
 
 
-async def test_a_client_that_has_said_all_is_gone(site):
+async def test_client_that_ends_its_side_is_disconnected(site):
     transport = await opened(site, RAW)
     connection = transport.protocol
     connection.data_received(text({"channel": "c", "event": "e", "data": 1}))
@@ -663,13 +663,13 @@ async def test_a_close_is_answered_with_its_code(site, sent, answered):
     assert close_of(transport.data)[0] == answered
 
 
-async def test_what_comes_behind_a_close_is_not_read(site):
+async def test_frames_after_a_close_are_not_read(site):
     transport = await opened(site)
     await send(transport, close() + text({"event": "pusher:ping"}))
     assert len(frames(transport.data)) == 1
 
 
-async def test_what_is_due_goes_out_before_the_close(site):
+async def test_pending_frames_are_written_before_the_close(site):
     transport = await opened(site, RAW)
     site.world.publish("c", b"1")
     transport.protocol.close(4009, "terminated")
@@ -680,7 +680,7 @@ async def test_what_is_due_goes_out_before_the_close(site):
     assert second == (Opcode.CLOSE, (4009).to_bytes(2, "big") + b"terminated")
 
 
-async def test_a_client_that_answers_the_close_is_let_go(site):
+async def test_client_that_answers_the_close_is_released(site):
     transport = await opened(site)
     transport.protocol.close(4009, "terminated")
     assert not transport.is_closing()
@@ -698,7 +698,7 @@ async def test_a_pusher_client_gets_an_error_frame_before_a_close_of_pushers_cod
 
 
 @pytest.mark.parametrize("code", [1000, 1008, 1011, 3999, 4300, 4321])
-async def test_no_error_frame_comes_before_a_close_of_another_code(site, code):
+async def test_no_error_frame_precedes_a_close_with_another_code(site, code):
     transport = await opened(site)
     transport.protocol.close(code, "no more")
     assert len(frames(transport.data)) == 1
@@ -725,7 +725,7 @@ async def test_a_client_that_does_not_answer_the_close_is_destroyed(site):
     assert transport.aborted
 
 
-async def test_a_client_that_goes_on_talking_after_the_close_is_destroyed_all_the_same(site):
+async def test_client_that_sends_on_after_the_close_is_destroyed(site):
     transport = await opened(site)
     transport.protocol.close(4009, "terminated")
     transport.take()
@@ -809,7 +809,7 @@ async def test_a_defect_closes_the_socket_for_writing_too(site, monkeypatch):
     assert transport.ended
 
 
-async def test_bytes_behind_a_violation_are_no_defect_of_ours(site):
+async def test_bytes_after_a_violation_are_not_logged_as_a_defect(site):
     """Frames in two chunks, the second a violation; the client sends on while it is closed."""
     transport = await opened(site)
     await send(transport, b"\xc1", b"\x80\0\0\0\0", text("x"), text("y"))
@@ -831,7 +831,7 @@ async def test_a_connection_that_is_lost_leaves_everything(site):
     assert connection.due_at == NEVER
 
 
-async def test_a_connection_that_is_lost_with_frames_of_its_own_stops_nobody(site):
+async def test_lost_connection_with_frames_of_its_own_does_not_stop_others(site):
     """A client publishes behind a message of the API, and is lost in the same turn."""
     one, two = await opened(site, RAW), await opened(site, RAW)
     site.world.publish("c", b"1")
@@ -852,7 +852,7 @@ async def test_connections_are_counted_once_in_and_once_out(site):
     assert (site.metrics.connections["pusher"], site.metrics.opened["pusher"]) == (0, 1)
 
 
-async def test_leaving_tells_the_client_to_come_back(site):
+async def test_stopping_server_closes_clients_with_4200(site):
     transport = await opened(site)
     transport.protocol.leave(4200, "Server is stopping, reconnect")
     transport.protocol.leave(4200, "Server is stopping, reconnect")
@@ -867,7 +867,7 @@ async def test_the_outbox_has_the_configured_bound():
     assert (await opened(site)).high == 12_345
 
 
-async def test_a_slow_consumer_is_cut_off_with_a_code_and_the_others_are_not(site):
+async def test_slow_consumer_is_disconnected_with_a_code_and_others_stay(site):
     slow, other = await opened(site, RAW), await opened(site, RAW)
     slow.bound = 100
     for _ in range(3):
@@ -882,7 +882,7 @@ async def test_a_slow_consumer_is_cut_off_with_a_code_and_the_others_are_not(sit
     assert slow.aborted
 
 
-async def test_a_slow_pusher_client_is_told_to_back_off(site):
+async def test_slow_pusher_client_gets_a_code_to_reconnect_later(site):
     slow = await opened(site)
     await send(slow, text({"event": "pusher:subscribe", "data": {"channel": "c"}}))
     slow.take()
@@ -903,7 +903,7 @@ async def test_all_may_be_slow_at_once(site):
     assert site.failures == []
 
 
-async def test_a_slow_consumer_that_is_gone_before_the_cut_is_let_be(site):
+async def test_slow_consumer_that_ends_before_the_cut_is_not_closed_again(site):
     slow = await opened(site, RAW)
     slow.bound = 10
     site.world.publish("c", b'"x"')
@@ -916,7 +916,7 @@ async def test_a_slow_consumer_that_is_gone_before_the_cut_is_let_be(site):
 # A broker that takes its time
 
 
-async def test_a_raw_client_that_goes_while_it_is_subscribed_leaves_no_ghost():
+async def test_raw_client_that_ends_while_subscribing_leaves_no_entry():
     site = Site(slow=True)
     site.world.broker.held = {"subscribe"}
     transport = await site.websocket(f"/ws/app/{KEY}/a/b")
@@ -954,7 +954,7 @@ async def test_a_client_may_subscribe_to_any_number_of_channels_at_once():
     assert transport.reading
 
 
-async def test_a_client_whose_commands_wait_is_not_taken_for_silent():
+async def test_client_with_waiting_commands_does_not_count_as_silent():
     site = Site(slow=True)
     transport = await opened(site)
     site.world.broker.held = {"subscribe"}
@@ -1106,7 +1106,7 @@ def test_origins_are_compared_whole(origin, allowed, lets_in):
     assert origin_allowed(origin, allowed) is lets_in
 
 
-def test_the_accept_value_is_what_the_standard_says():
+def test_accept_value_matches_the_rfc():
     digest = hashlib.sha1(b"dGhlIHNhbXBsZSBub25jZQ==258EAFA5-E914-47DA-95CA-C5AB0DC85B11", usedforsecurity=False).digest()
     assert base64.b64encode(digest) == b"s3pPLMBiTxaQ9kYGzzhZRbK+xOo="
 
@@ -1186,7 +1186,7 @@ async def test_an_endless_flood_is_disconnected(site, frame):
     assert site.metrics.cut_offs["flood"] == 1
 
 
-async def test_a_client_may_send_as_many_pings_as_it_likes_over_time(site):
+async def test_client_may_send_any_number_of_pings_over_time(site):
     transport = await opened(site)
     for _ in range(2 * CHARGE_SECONDS):
         site.clock.advance(1)

@@ -110,7 +110,7 @@ async def subscribed(site: Site) -> Transport:
 PROTOCOL_PING = {"event": "pusher:ping", "data": {}}
 
 
-async def test_stream_behind_answers_that_the_client_does_not_read_ends_the_connection():
+async def test_stream_after_unread_answers_ends_the_connection():
     """A socket that is not read because its client reads no answers would not be read again: nobody would notice its end."""
     waiting: asyncio.Future[Response] = asyncio.get_running_loop().create_future()
 
@@ -228,7 +228,7 @@ async def test_a_stream_begins_with_a_welcome_and_does_not_end(site):
     assert not transport.closed
 
 
-async def test_a_poll_ends_with_what_the_turn_brought(site):
+async def test_poll_ends_with_the_frames_of_the_turn(site):
     transport = await ask(site, POLL)
     answer = Answer(transport.data)
     assert events(answer.body) == WELCOME
@@ -236,7 +236,7 @@ async def test_a_poll_ends_with_what_the_turn_brought(site):
     assert not transport.closed
 
 
-async def test_polls_go_on_on_one_connection(site):
+async def test_polls_continue_on_one_connection(site):
     connection, transport = site.connect()
     connection.data_received(request("POST", POLL, b""))
     await turns()
@@ -269,7 +269,7 @@ REFUSALS = {
 
 @pytest.mark.parametrize(("path", "code"), REFUSALS.values(), ids=REFUSALS)
 @pytest.mark.parametrize("endpoint", ["xhr", "xhr_streaming"])
-async def test_who_is_not_let_in_is_told_with_a_code(site, path, code, endpoint):
+async def test_rejected_client_gets_a_close_code(site, path, code, endpoint):
     """Behind a welcome, without which pusher-js would try again for ever."""
     answer = Answer((await ask(site, path.replace("/xhr", f"/{endpoint}"))).data)
     assert (answer.status, events(answer.body)) == (200, ["o", "error", code])
@@ -289,7 +289,7 @@ async def test_limits_and_origins_of_the_app_hold():
     assert site.fallbacks.detached.taken == 0
 
 
-async def test_a_server_that_stops_lets_nobody_in(site):
+async def test_stopping_server_rejects_sessions(site):
     site.node.draining = True
     assert await polled(site) == ["o", "error", 4100]
 
@@ -370,7 +370,7 @@ async def test_loopback_and_unix_sockets_have_no_bound_per_address(monkeypatch, 
     assert [await polled_as(site, n, peer) for n in range(6)] == [WELCOME] * 6
 
 
-async def test_behind_a_known_proxy_each_client_is_an_address_of_its_own(monkeypatch):
+async def test_clients_of_a_known_proxy_have_addresses_of_their_own(monkeypatch):
     monkeypatch.setattr(xhr, "MAX_DETACHED", 8)
     site = Site(server=ServerConfig(proxies=Networks.parse(("10.0.0.1",))))
     for n in range(6):
@@ -469,7 +469,7 @@ async def test_polls_that_displace_each_other_end(site):
     assert sum(statuses(transport.data).count(200) for _, transport in both) == 1
 
 
-async def test_a_stream_goes_on_as_polls_and_back(site):
+async def test_session_continues_from_stream_to_polls_and_back(site):
     transport = await subscribed(site)
     poll = await ask(site, POLL)
     assert transport.closed
@@ -480,7 +480,7 @@ async def test_a_stream_goes_on_as_polls_and_back(site):
     assert heard(transport) == ["2"]
 
 
-async def test_what_comes_between_requests_is_kept(site):
+async def test_frames_between_requests_are_stored(site):
     transport = await subscribed(site)
     transport.protocol.connection_lost(None)
     await publish(site, "1", "2")
@@ -491,7 +491,7 @@ async def test_what_comes_between_requests_is_kept(site):
 
 
 @pytest.mark.parametrize("how", ["eof", "lost"])
-async def test_what_comes_after_a_polls_client_has_gone_is_kept(site, how):
+async def test_frames_after_a_lost_poll_are_stored(site, how):
     await polled(site)
     await subscribe(site)
     await polled(site)
@@ -527,7 +527,7 @@ async def test_an_address_may_change(site):
 
 
 @pytest.mark.parametrize("body", ["", "{}", "[1]", '["a', '"a"', "[null]"])
-async def test_what_is_no_array_of_strings_is_refused(site, body):
+async def test_body_that_is_not_an_array_of_strings_is_rejected(site, body):
     transport = await subscribed(site)
     answer = Answer((await ask(site, SEND, body)).data)
     assert answer.status == 400
@@ -550,7 +550,7 @@ async def test_a_message_has_the_size_a_websockets_may_have(site):
     assert await send(site, "x" * most) == 200
 
 
-async def test_who_sends_nothing_but_errors_is_cut_off(site):
+async def test_client_that_sends_only_errors_is_disconnected(site):
     transport = await stream(site)
     for _ in range(2):
         assert await send(site, *["?"] * MAX_MESSAGES) == 200
@@ -652,7 +652,7 @@ def test_nothing_is_lost_or_doubled_when_the_client_drops_a_response(texts, cuts
         asyncio.run(go())
 
 
-async def test_a_full_stream_gets_nothing_more_but_heartbeats(site, monkeypatch):
+async def test_full_stream_gets_only_heartbeats(site, monkeypatch):
     monkeypatch.setattr(xhr, "LONGEST", 500)
     transport = await subscribed(site)
     await publish(site, *["x" * 100] * 5)
@@ -666,7 +666,7 @@ async def test_a_full_stream_gets_nothing_more_but_heartbeats(site, monkeypatch)
     assert heard(rest)[-1] == "later"
 
 
-async def test_who_does_not_go_on_behind_a_full_response_is_told_to_reconnect(site, monkeypatch):
+async def test_client_that_does_not_continue_after_a_full_response_must_reconnect(site, monkeypatch):
     monkeypatch.setattr(xhr, "LONGEST", 300)
     transport = await subscribed(site)
     await publish(site, "x" * 200, "more")
@@ -714,7 +714,7 @@ async def test_a_heartbeat_ends_a_poll(site):
     assert await send(site) == 200
 
 
-async def test_heartbeats_come_sooner_where_the_activity_timeout_is_short():
+async def test_heartbeats_are_more_frequent_with_a_short_activity_timeout():
     site = Site(server=ServerConfig(pusher=ProtocolConfig(path="/pusher/", activity_timeout=20)))
     transport = await stream(site)
     heard(transport)
@@ -733,7 +733,7 @@ async def test_a_question_is_answered_only_after_silence(site):
     assert heard(transport) == ["h"]
 
 
-async def test_a_client_that_stays_silent_is_gone(site):
+async def test_silent_client_is_disconnected(site):
     transport = await subscribed(site)
     site.pass_seconds(TIMEOUT + PONG_SECONDS - 1)
     assert set(heard(transport)) == {"h"}
@@ -745,7 +745,7 @@ async def test_a_client_that_stays_silent_is_gone(site):
     assert site.fallbacks.detached.taken == 0
 
 
-async def test_a_client_that_is_talked_to_without_a_break_is_asked_too(site):
+async def test_client_of_a_busy_stream_is_pinged(site):
     transport = await subscribed(site)
     for n in range(TIMEOUT + PONG_SECONDS):
         await publish(site, str(n))
@@ -767,7 +767,7 @@ async def test_a_client_that_answers_stays(site):
 # Ends
 
 
-async def test_a_client_without_a_request_is_gone(site):
+async def test_client_without_a_request_is_disconnected(site):
     transport = await subscribed(site)
     transport.protocol.connection_lost(None)
     site.pass_seconds(GAP_SECONDS - 1)
@@ -780,7 +780,7 @@ async def test_a_client_without_a_request_is_gone(site):
     assert await polled(site) == WELCOME
 
 
-async def test_a_stream_that_is_behind_is_cut_off(site):
+async def test_slow_stream_is_ended(site):
     transport = await subscribed(site)
     assert transport.high == site.config.server.outbox
     transport.bound = 0
@@ -792,7 +792,7 @@ async def test_a_stream_that_is_behind_is_cut_off(site):
     assert transport.aborted
 
 
-async def test_a_displaced_stream_that_is_behind_cuts_nobody_off(site):
+async def test_slow_displaced_stream_does_not_end_its_successor(site):
     first = await subscribed(site)
     second = await stream(site)
     first.protocol.pause_writing()
@@ -800,7 +800,7 @@ async def test_a_displaced_stream_that_is_behind_cuts_nobody_off(site):
     assert heard(second) == ["1"]
 
 
-async def test_what_is_kept_is_bounded():
+async def test_stored_frames_are_bounded():
     site = Site(server=ServerConfig(outbox=1000))
     transport = await subscribed(site)
     transport.protocol.connection_lost(None)
@@ -811,7 +811,7 @@ async def test_what_is_kept_is_bounded():
     assert await polled(site) == WELCOME
 
 
-async def test_who_is_disconnected_between_requests_is_told_with_the_next(site):
+async def test_client_disconnected_between_requests_gets_the_code_with_the_next(site):
     transport = await subscribed(site)
     transport.protocol.connection_lost(None)
     await publish(site, "1")
@@ -823,7 +823,7 @@ async def test_who_is_disconnected_between_requests_is_told_with_the_next(site):
     assert site.fallbacks.detached.taken == 0
 
 
-async def test_who_is_disconnected_and_never_asks_again_is_forgotten(site):
+async def test_disconnected_session_without_further_requests_is_removed(site):
     transport = await subscribed(site)
     transport.protocol.connection_lost(None)
     session_of(site).disconnect(4009, "Terminated by the app")
@@ -833,7 +833,7 @@ async def test_who_is_disconnected_and_never_asks_again_is_forgotten(site):
     assert site.metrics.cut_offs == {}
 
 
-async def test_a_poll_is_told_of_the_end(site):
+async def test_pending_poll_gets_the_close_code(site):
     await polled(site)
     poll = await ask(site, POLL)
     session_of(site).disconnect(4009, "Terminated by the app")
@@ -842,7 +842,7 @@ async def test_a_poll_is_told_of_the_end(site):
     assert site.fallbacks.detached.taken == 0
 
 
-async def test_all_are_told_when_the_server_stops(site):
+async def test_stopping_server_sends_the_close_code_to_all_sessions(site):
     transport = await subscribed(site)
     poll = await ask(site, POLL.replace("session0", "session1"))
     poll.take()
@@ -870,7 +870,7 @@ async def test_all_that_is_left_is_aborted(site):
     assert not site.world.app.tenant.sessions
 
 
-async def test_who_must_sign_in_is_given_time():
+async def test_client_that_must_sign_in_has_time():
     site = Site(app_config(authorized_only=True))
     transport = await stream(site)
     heard(transport)
@@ -887,7 +887,7 @@ async def test_who_must_sign_in_is_given_time():
 # On the connection
 
 
-async def test_what_comes_behind_a_stream_on_its_connection_means_nothing(site):
+async def test_bytes_after_a_stream_request_are_ignored(site):
     transport = await site.ask(request("POST", STREAM, b"") + request("GET", "/health"))
     transport.protocol.data_received(b"\0garbage")
     await turns()
@@ -897,7 +897,7 @@ async def test_what_comes_behind_a_stream_on_its_connection_means_nothing(site):
     assert transport.data.endswith(b"h\n")
 
 
-async def test_what_came_before_a_stream_is_answered_before_it(site):
+async def test_requests_before_a_stream_are_answered_first(site):
     transport = await site.ask(request("GET", "/health") + request("POST", STREAM, b""))
     first = Answer(transport.data)
     assert first.json == {"status": "ok"}
@@ -930,7 +930,7 @@ async def test_a_stream_without_keep_alive_is_the_same(site):
     assert not transport.closed
 
 
-async def test_a_stream_that_asks_for_another_upgrade_is_a_stream(site):
+async def test_stream_request_with_another_upgrade_is_a_stream(site):
     transport = await site.ask(request("POST", STREAM, b"", "Connection: Upgrade", "Upgrade: h2c"))
     await turns()
     assert events(transport.data.partition(b"\r\n\r\n")[2]) == WELCOME
@@ -953,7 +953,7 @@ steps = st.lists(
 
 @settings(max_examples=150, deadline=None)
 @given(steps)
-def test_what_is_counted_stays_true_and_everything_ends(taken):
+def test_counters_stay_correct_and_all_sessions_end(taken):
     """Three clients' requests, in any order and with any end, some seconds apart."""
 
     async def go():

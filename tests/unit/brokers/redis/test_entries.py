@@ -10,13 +10,13 @@ ROOM = ("app", "presence-c")
 A, B = Member("a"), Member("b", b'{"n":1}')
 
 
-def test_the_first_subscription_of_a_channel_is_told_apart():
+def test_only_the_first_subscription_of_a_channel_is_new():
     entries = Entries()
     assert [entries.join(ROOM, socket, None) for socket in ("1.1", "1.2")] == [True, False]
     assert entries.subscriptions(ROOM) == 2
 
 
-def test_a_user_is_gone_with_its_last_connection():
+def test_user_is_removed_with_its_last_connection():
     entries = Entries()
     for socket in ("1.1", "1.2"):
         entries.join(ROOM, socket, A)
@@ -28,7 +28,7 @@ def test_a_user_is_gone_with_its_last_connection():
     assert entries.subscriptions(ROOM) == 0
 
 
-def test_whom_the_broker_has_not_let_be_is_not_here():
+def test_unconfirmed_member_is_not_listed():
     entries = Entries()
     entries.join(ROOM, "1.1", A)
     assert not entries.has(ROOM)
@@ -44,14 +44,14 @@ def test_whom_the_broker_has_not_let_be_is_not_here():
     assert not entries.has(ROOM, "b")
 
 
-def test_who_waits_keeps_the_place_of_who_left():
+def test_unconfirmed_connection_keeps_the_member_of_a_connection_that_left():
     entries = filled()
     entries.join(ROOM, "1.3", A)
     entries.leave(ROOM, "1.1", "a")
     assert Difference("more", *ROOM, member=A) in set(entries.differences({}))
 
 
-def test_what_was_not_there_is_not_taken_off():
+def test_leave_without_a_join_changes_nothing():
     entries = Entries()
     assert entries.leave(ROOM, "1.1", None) is None
     entries.join(ROOM, "1.1", A)
@@ -60,7 +60,7 @@ def test_what_was_not_there_is_not_taken_off():
     assert entries.subscriptions(ROOM) == 1
 
 
-def test_users_with_a_single_connection_are_known_by_it():
+def test_users_with_one_connection_are_listed_with_it():
     entries = Entries()
     for socket, member in (("1.1", A), ("1.2", A), ("1.3", B)):
         entries.join(ROOM, socket, member)
@@ -105,7 +105,7 @@ FIELDS = {
 }
 
 
-def test_a_copy_that_is_right_has_no_differences():
+def test_equal_copies_have_no_differences():
     assert list(filled().differences(FIELDS)) == []
 
 
@@ -120,7 +120,7 @@ def test_an_empty_copy_lacks_everything():
     }
 
 
-def test_what_the_copy_has_too_much_is_taken_off():
+def test_entries_that_only_the_broker_has_are_differences():
     assert set(Entries().differences(FIELDS)) == {
         Difference("less", *ROOM),
         Difference("less", *ROOM, user_id="a"),
@@ -131,7 +131,7 @@ def test_what_the_copy_has_too_much_is_taken_off():
     }
 
 
-def test_what_the_broker_has_not_agreed_to_is_no_difference_whether_it_has_it_or_not():
+def test_unconfirmed_entry_is_no_difference():
     entries = Entries()
     entries.join(ROOM, "1.1", A)
     assert list(entries.differences({})) == []
@@ -140,7 +140,7 @@ def test_what_the_broker_has_not_agreed_to_is_no_difference_whether_it_has_it_or
     assert set(entries.differences({})) == {Difference("more", *ROOM), Difference("more", *ROOM, member=A)}
 
 
-def test_who_waits_for_the_brokers_say_hides_nobody_else():
+def test_unconfirmed_connection_does_not_hide_confirmed_members():
     entries = filled()
     entries.join(ROOM, "1.3", A)
     entries.join(ROOM, "1.4", Member("d"))
@@ -152,7 +152,7 @@ def test_who_waits_for_the_brokers_say_hides_nobody_else():
 
 
 @given(st.sets(st.sampled_from(sorted(FIELDS))), st.sampled_from(["0", "3"]))
-def test_each_field_that_is_wrong_is_one_difference(wrong, number):
+def test_each_wrong_field_is_one_difference(wrong, number):
     copy = {field: (number if value else None) if field in wrong else value for field, value in FIELDS.items()}
     stored = {field: value for field, value in copy.items() if value is not None}
     assert len(list(filled().differences(stored))) == len(wrong)

@@ -50,20 +50,20 @@ async def read(
     return await consumer._more(link), on_event, there.place
 
 
-async def test_a_place_is_noted_in_the_turn_in_which_hook_events_are_handed_on() -> None:
+async def test_position_is_saved_in_the_turn_that_delivers_hook_events() -> None:
     assert await read((1, 0), (1, 0)) == (True, ["XREAD", NOWHERE, EVENT, b"5-1", "flush"], b"5-1")
 
 
 @pytest.mark.parametrize(("seconds", "lease"), [(10, 0), (0, 1)], ids=["another node has the lease", "it has run out since"])
-async def test_what_another_node_reads_is_not_handed_on(seconds: float, lease: int) -> None:
+async def test_consumer_without_the_lease_delivers_nothing(seconds: float, lease: int) -> None:
     assert await read((lease, 0), seconds=seconds) == (False, ["XREAD", NOWHERE], NOWHERE)
 
 
-async def test_a_reader_that_finds_its_lease_gone_with_its_note_ends() -> None:
+async def test_consumer_ends_if_it_loses_its_lease_while_it_saves_its_position() -> None:
     assert await read((1, 0), (0, 0)) == (False, ["XREAD", NOWHERE, EVENT, b"5-1", "flush"], b"5-1")
 
 
-async def test_a_reader_without_a_ledger_delivers_nothing() -> None:
+async def test_consumer_without_a_ledger_delivers_nothing() -> None:
     assert await read((1, 0), there=Ledger()) == (False, ["XREAD", NOWHERE], NOWHERE)
 
 
@@ -110,7 +110,7 @@ async def test_edges_at_once_and_settled_edges_are_delivered_separately() -> Non
     ]
 
 
-async def test_a_member_whose_edge_an_earlier_process_held_back_is_in_the_ledger() -> None:
+async def test_ledger_has_members_whose_edge_an_earlier_process_held_back() -> None:
     held, removed = entry("member-added", "h", "u"), entry("member-removed", "s", "u")
     assert await handed_on(held, removed, ledger=ledger()) == [("settled", "member-removed", "u")]
     assert await handed_on(removed, ledger=ledger()) == []
@@ -120,7 +120,7 @@ def scan(*fields: str) -> list[Any]:
     return [b"0", [one.encode() for field in fields for one in (field, "1")]]
 
 
-async def test_a_ledger_is_compared_with_the_roster_when_all_nodes_have_announced_their_entries() -> None:
+async def test_ledger_is_compared_with_the_roster_after_all_nodes_have_registered() -> None:
     had = ledger("c/app/a", "c/app/b", "c/app/presence-c", "m/app/presence-c\nu", "m/app/presence-c\nv", compared_at=0)
     unread = [[b"9-1", entry("occupied", "s")], [b"9-2", entry("vacated", "s")], [b"9-3", ENTRY]]
     answers: dict[str, Any] = {

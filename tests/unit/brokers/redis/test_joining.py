@@ -36,7 +36,7 @@ class Desk:
         return [[one.member.user_id for one in step.coming if one.member] for step in self.steps]
 
 
-async def test_who_joins_a_channel_in_one_turn_joins_in_one_step():
+async def test_joins_of_a_channel_within_a_turn_are_one_step():
     desk = Desk()
     for user, channel in (("a", "presence-c"), ("b", "presence-d"), ("c", "presence-c")):
         desk.join(user, ("app", channel))
@@ -47,7 +47,7 @@ async def test_who_joins_a_channel_in_one_turn_joins_in_one_step():
     assert desk.sent == [["a", "c"], ["b"], ["d"]]
 
 
-async def test_a_step_asks_for_what_any_of_them_wants():
+async def test_step_requests_all_that_any_of_its_joins_needs():
     desk = Desk()
     desk.join("a", want="m")
     desk.join("b", want="k")
@@ -55,7 +55,7 @@ async def test_a_step_asks_for_what_any_of_them_wants():
     assert set(desk.steps[0].want) == {"m", "k"}
 
 
-async def test_a_step_has_so_many_at_most(monkeypatch):
+async def test_step_has_a_maximum_number_of_joins(monkeypatch):
     monkeypatch.setattr(joining, "MOST", 2)
     desk = Desk()
     for user in "abc":
@@ -64,7 +64,7 @@ async def test_a_step_has_so_many_at_most(monkeypatch):
     assert desk.sent == [["a", "b"], ["c"]]
 
 
-async def test_those_of_another_connection_are_another_step():
+async def test_joins_on_another_connection_are_another_step():
     desk = Desk()
     desk.join("a")
     desk.link = desk.another_link()
@@ -73,7 +73,7 @@ async def test_those_of_another_connection_are_another_step():
     assert desk.sent == [["a"], ["b"]]
 
 
-async def test_what_there_is_of_a_channel_is_sent_early_and_once():
+async def test_pending_joins_of_a_channel_can_be_sent_early_once():
     desk = Desk()
     desk.join("a")
     desk.joining.send(KEY)
@@ -84,7 +84,7 @@ async def test_what_there_is_of_a_channel_is_sent_early_and_once():
     assert desk.sent == [["a"], ["b"]]
 
 
-async def test_each_goes_on_with_what_became_of_it():
+async def test_each_join_gets_its_own_result():
     desk = Desk()
     ways = [desk.join(user) for user in "abc"]
     await turns()
@@ -105,7 +105,7 @@ async def test_a_step_that_failed_fails_for_all_of_it():
             await coming.done
 
 
-async def test_who_is_gone_by_then_keeps_nobody_waiting():
+async def test_cancelled_join_does_not_delay_the_others():
     desk = Desk()
     (_, gone), (_, other) = desk.join("a"), desk.join("b")
     gone.done.cancel()

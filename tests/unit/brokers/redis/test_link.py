@@ -51,7 +51,7 @@ async def test_commands_of_a_turn_are_one_write(line):
     assert one.transport.writes == [b"*2\r\n$3\r\nGET\r\n$1\r\na\r\n*3\r\n$3\r\nSET\r\n$1\r\nb\r\n$1\r\n1\r\n"]
 
 
-async def test_replies_go_to_the_commands_in_order_whatever_comes_between(line):
+async def test_replies_reach_their_commands_in_order_between_messages(line):
     one = line()
     first, second = one.link.call("GET", "a"), one.link.call("GET", "b")
     one.says(message(b"1"), b":1\r\n", message(b"2"), b"$1\r\n")
@@ -80,7 +80,7 @@ async def test_an_error_in_a_script_begins_with_its_code(line):
             await reply
 
 
-async def test_who_waits_for_an_ordered_reply_goes_on_before_the_messages_behind_it(line):
+async def test_ordered_reply_resumes_its_waiter_before_later_messages(line):
     one = line()
     seen: list[list[bytes]] = []
 
@@ -98,7 +98,7 @@ async def test_who_waits_for_an_ordered_reply_goes_on_before_the_messages_behind
     assert one.messages == [b"1", b"2", b"3", b"4"]
 
 
-async def test_replies_behind_an_ordered_one_are_in_its_place_too(line):
+async def test_replies_after_an_ordered_reply_keep_their_order(line):
     one = line()
     seen: list[tuple[int, list[bytes]]] = []
 
@@ -126,7 +126,7 @@ async def test_topics_are_confirmed_in_the_place_of_replies(line):
     assert await reply == b"PONG"
 
 
-async def test_topics_that_are_refused_say_so(line):
+async def test_rejected_topic_raises_the_error_of_the_server(line):
     one = line()
     topics = one.link.topics("SUBSCRIBE", [b"a"])
     one.says(b"-NOPERM no\r\n")
@@ -134,7 +134,7 @@ async def test_topics_that_are_refused_say_so(line):
         await topics
 
 
-async def test_a_topic_that_is_taken_away_ends_the_connection(line):
+async def test_topic_unsubscribed_by_the_server_ends_the_connection(line):
     one = line()
     waiting = one.link.call("PING")
     one.says(confirmed(b"sunsubscribe", b"a"))
@@ -144,7 +144,7 @@ async def test_a_topic_that_is_taken_away_ends_the_connection(line):
     assert one.lost == 1
 
 
-async def test_a_lost_connection_fails_all_that_waits_and_what_comes_later(line):
+async def test_lost_connection_fails_waiting_and_later_calls(line):
     one = line()
     waiting = [one.link.call("PING"), one.link.topics("SUBSCRIBE", [b"a"])]
     one.link.connection_lost(None)
@@ -155,14 +155,14 @@ async def test_a_lost_connection_fails_all_that_waits_and_what_comes_later(line)
     assert one.lost == 1
 
 
-async def test_what_is_no_reply_ends_the_connection(line):
+async def test_malformed_reply_ends_the_connection(line):
     one = line()
     one.says(b"HTTP/1.1 400\r\n")
     assert one.transport.aborted
     assert one.lost == 1
 
 
-async def test_nothing_is_delivered_behind_the_end(line):
+async def test_nothing_is_delivered_after_the_end(line):
     one = line()
     one.link.call("X", ordered=True)
     one.says(b":1\r\n", message(b"1"))
@@ -181,7 +181,7 @@ async def test_silence_counts_only_while_an_answer_is_owed(line):
     assert one.link.silent(now + 100) == 0
 
 
-async def test_messages_after_an_ordered_reply_are_delivered_though_the_connection_has_ended(line):
+async def test_messages_after_an_ordered_reply_are_delivered_even_if_the_connection_has_ended(line):
     one = line()
     seen: list[list[bytes]] = []
 
@@ -203,7 +203,7 @@ async def test_messages_after_an_ordered_reply_are_delivered_though_the_connecti
     assert one.lost == 1
 
 
-async def test_what_a_server_sent_before_its_end_is_delivered_though_a_write_failed_before_it_was_read():
+async def test_messages_sent_before_the_end_are_delivered_even_if_a_write_failed_first():
     ours, theirs = socket.socketpair()
     messages: list[bytes] = []
     ended = asyncio.Event()

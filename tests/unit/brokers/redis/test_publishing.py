@@ -40,7 +40,7 @@ class Desk:
         return self.publishing.publish(self.link, one, milliseconds)
 
 
-async def test_what_a_topic_gets_in_a_turn_is_one_broker_message():
+async def test_messages_of_a_topic_within_a_turn_are_one_broker_message():
     desk = Desk()
     for n, channel in ((1, "a"), (2, "b"), (3, "a")):
         desk.publish(message(n, channel))
@@ -55,7 +55,7 @@ async def test_what_a_topic_gets_in_a_turn_is_one_broker_message():
     assert len(desk.transport.writes) == 2
 
 
-async def test_every_publish_gets_the_count():
+async def test_each_publish_returns_the_count():
     desk = Desk()
     counts = [desk.publish(message(n)) for n in range(3)]
     await turns()
@@ -63,7 +63,7 @@ async def test_every_publish_gets_the_count():
     assert await asyncio.gather(*counts) == [17] * 3
 
 
-async def test_a_channel_nobody_is_on_has_no_subscribers():
+async def test_channel_without_subscribers_has_count_0():
     desk = Desk()
     count = desk.publish(message(1))
     await turns()
@@ -90,13 +90,13 @@ async def refusal(future: "asyncio.Future[int]") -> str:
     return refused.value.text
 
 
-async def test_without_a_link_nothing_is_published():
+async def test_without_a_connection_publishing_is_rejected():
     desk = Desk()
     with pytest.raises(Refused, match="503: the broker is away: nothing was published"):
         desk.publishing.publish(None, message(1), None)
 
 
-async def test_a_link_that_is_lost_before_the_end_of_the_turn_takes_nothing():
+async def test_connection_lost_before_the_end_of_the_turn_publishes_nothing():
     desk = Desk()
     future = desk.publish(message(1))
     desk.link.abort()
@@ -105,7 +105,7 @@ async def test_a_link_that_is_lost_before_the_end_of_the_turn_takes_nothing():
     assert desk.sent == []
 
 
-async def test_a_link_that_is_lost_before_the_answer_may_have_taken_it():
+async def test_connection_lost_before_the_reply_leaves_the_publish_unconfirmed():
     desk = Desk()
     future = desk.publish(message(1))
     await turns()
@@ -113,7 +113,7 @@ async def test_a_link_that_is_lost_before_the_answer_may_have_taken_it():
     assert "may have been delivered to some" in await refusal(future)
 
 
-async def test_what_the_server_refuses_is_refused():
+async def test_publish_rejected_by_the_server_is_rejected():
     desk = Desk()
     future = desk.publish(message(1))
     await turns()
@@ -121,7 +121,7 @@ async def test_what_the_server_refuses_is_refused():
     assert await refusal(future) == "the broker refused: OOM command not allowed"
 
 
-async def test_a_publish_is_given_up_after_two_seconds_and_counted():
+async def test_unconfirmed_publish_is_rejected_after_two_seconds_and_counted():
     desk = Desk()
     first = desk.publish(message(1))
     await turns()
@@ -134,7 +134,7 @@ async def test_a_publish_is_given_up_after_two_seconds_and_counted():
     desk.link.data_received(b":1\r\n$1\r\n1\r\n")  # too late
 
 
-async def test_what_was_confirmed_is_not_given_up():
+async def test_confirmed_publish_is_not_rejected():
     desk = Desk()
     future = desk.publish(message(1))
     await turns()
@@ -144,7 +144,7 @@ async def test_what_was_confirmed_is_not_given_up():
     assert desk.metrics.broker_unconfirmed == 0
 
 
-async def test_a_server_that_is_behind_gets_no_more():
+async def test_slow_server_gets_no_further_publishes():
     desk = Desk()
     desk.behind = MAX_QUEUED + 1
     with pytest.raises(Refused, match="too slow"):

@@ -45,14 +45,14 @@ def told():
     return Told()
 
 
-def test_news_is_told_once(told):
+def test_edge_is_published_once(told):
     told.begin("a")
     for kind, user in (("+", "b"), ("+", "b"), ("+", "a"), ("-", "c"), ("-", "b"), ("-", "b")):
         told.edge(kind, user)
     assert told.edges == ["+b", "-b"]
 
 
-def test_who_is_here_is_not_told_to_have_left_by_a_node_that_took_this_one_for_dead(told):
+def test_member_on_this_node_is_not_removed_by_a_node_that_evicted_this_one(told):
     told.begin("a")
     told.edge("-", "a", "", here=True)
     told.edge("+", "a", "", here=True)
@@ -60,13 +60,13 @@ def test_who_is_here_is_not_told_to_have_left_by_a_node_that_took_this_one_for_d
     assert told.edges == []
 
 
-def test_edges_of_channels_nobody_follows_pass(told):
+def test_edges_of_unfollowed_channels_pass(told):
     told.edge("+", "a")
     told.edge("-", "a")
     assert told.edges == ["+a", "-a"]
 
 
-def test_what_was_missed_is_told_after_comparing(told):
+def test_missed_edges_are_published_after_comparing(told):
     told.begin("a", "b")
     told.compare("b", "c", "d", c="1.2")
     assert told.edges == ["-a", "+c", "+d"]

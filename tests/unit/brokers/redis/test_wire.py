@@ -40,7 +40,7 @@ messages = st.builds(
 
 
 @given(st.lists(messages, min_size=1, max_size=20))
-def test_messages_come_as_they_were_sent_and_are_told_from_the_rest_by_their_first_byte(sent):
+def test_messages_decode_as_they_were_encoded_and_have_their_own_first_byte(sent):
     data = encode_messages(sent)
     assert data[0] >= MESSAGES > max(EDGE, QUESTION, ANSWER)
     assert decode_messages(data) == sent
@@ -53,7 +53,7 @@ def test_an_edge_is_read_as_a_script_writes_it(kind, app, channel, user, socket,
 
 
 @given(words, numbers, st.binary())
-def test_questions_and_answers_come_as_they_were_sent(text, number, data):
+def test_requests_and_replies_decode_as_they_were_encoded(text, number, data):
     question = Question(text, number, text, text, data)
     assert encode_question(question)[0] == QUESTION
     assert decode_question(encode_question(question)) == question
