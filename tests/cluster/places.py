@@ -316,7 +316,7 @@ class Client:
 
     def close(self, code: int, reason: str) -> None:
         self.closes.append(code)
-        self.session.close()
+        self.session.expire()
 
     def fail(self) -> None:
         self.place.failures.append(repr(sys.exception()))
@@ -342,7 +342,7 @@ class Client:
 
     def lose(self) -> None:
         """Its connection ends."""
-        self.session.close()
+        self.session.expire()
 
     def has(self, kind: type) -> bool:
         return any(isinstance(one, kind) for one in self.replies)

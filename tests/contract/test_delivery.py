@@ -73,7 +73,7 @@ class Crowd:
 
     def lose(self, n: int) -> None:
         session, outlet = self.clients[n]
-        session.close()
+        session.expire()
         self.gone.append((outlet, len(outlet.writes)))
         self.clients[n] = self.newcomer()
         self.wants[n] = set()

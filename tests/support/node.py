@@ -87,7 +87,7 @@ class Outlet:
     def close(self, code: int, reason: str) -> None:
         self.closes.append((code, reason))
         if self.session is not None:
-            self.session.close()
+            self.session.expire()
 
     def fail(self) -> None:
         self.failures.append(sys.exception())
@@ -201,7 +201,7 @@ class Stage:
 
     def lose(self, one: Listening) -> None:
         """The connection is gone."""
-        one.session.close()
+        one.session.expire()
 
     def publish(self, channel: str, data: bytes, exclude: Listening | str = "", how: Options = DEFAULT_OPTIONS) -> int:
         out = exclude if isinstance(exclude, str) else exclude.session.id

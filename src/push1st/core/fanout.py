@@ -8,7 +8,7 @@ The rules (invariants 2 to 5), and where they are kept:
 - A channel's pending frames go to the subscribers they were meant for: whoever changes a lane's subscribers calls
   `settle_lanes` first.
 - What is sent to one connection directly queues behind what its channels owe it: `direct` calls `settle` first, and
-  every flush writes the direct outboxes first.
+  every flush writes the direct frames first.
 - What many get is not written message by message while more comes: after a flush that wrote many of them at once, the
   next one waits for as many, for some milliseconds at most (decision 0012). Direct frames do not wait.
 - A lane with many subscribers is written in slices, one a loop turn. A slice keeps its subscribers; later frames
@@ -28,7 +28,7 @@ from push1st.metrics import Metrics
 SLICE = 2048
 """writes a loop turn before the rest waits for the next: about 15 ms"""
 PENDING = 262_144
-"""bytes a lane or an outbox may keep before it is flushed early"""
+"""bytes that a lane, or the direct frames of a connection, may keep before they are flushed early"""
 APART = 32
 """subscribers with frames of their own that a lane may keep before it is flushed early"""
 SLICES = 4
@@ -60,7 +60,7 @@ class Turns(Protocol):
     def call_later(self, seconds: float, run: Callable[[], None]) -> Timer: ...
 
 
-class Outbox:
+class DirectFrames:
     """Frames for one connection only, kept for the end of the turn."""
 
     __slots__ = ("frames", "size", "write")
@@ -79,13 +79,13 @@ class Fanout:
         "_call_soon",
         "_clock",
         "_delivered",
+        "_direct",
         "_due_deliveries",
         "_ended",
         "_failed",
         "_lanes",
         "_metrics",
         "_monotonic",
-        "_outboxes",
         "_scheduled",
         "_timer",
         "_wrote",
@@ -99,7 +99,7 @@ class Fanout:
         self._monotonic = clock.monotonic
         self._metrics = metrics
         self._lanes: dict[Lane, None] = {}
-        self._outboxes: dict[Subscriber, Outbox] = {}
+        self._direct: dict[Subscriber, DirectFrames] = {}
         self._scheduled = False
         self._due_deliveries = 0
         """messages that wait for the flush, each as often as it has subscribers"""
@@ -177,7 +177,7 @@ class Fanout:
 
     def _due(self, lane: Lane) -> None:
         if lane.size > PENDING or len(lane.apart) > APART:
-            self._flush_outboxes()
+            self._flush_direct()
             self._flush_lane(lane)
             if not lane.due:
                 self._lanes.pop(lane, None)
@@ -194,14 +194,14 @@ class Fanout:
         """Queues a frame for one connection, behind what its channels owe it."""
         if self._lanes:
             self.settle(subscriber)
-        outbox = self._outboxes.get(subscriber)
-        if outbox is None:
-            outbox = self._outboxes[subscriber] = Outbox(subscriber.write)
+        direct = self._direct.get(subscriber)
+        if direct is None:
+            direct = self._direct[subscriber] = DirectFrames(subscriber.write)
             self._schedule()
-        outbox.frames.append(frame)
-        outbox.size += len(frame)
-        if outbox.size > PENDING:
-            self._flush_outbox(subscriber)
+        direct.frames.append(frame)
+        direct.size += len(frame)
+        if direct.size > PENDING:
+            self._flush_direct_to(subscriber)
 
     def settle(self, subscriber: Subscriber) -> None:
         """Writes what is due to this connection now."""
@@ -213,9 +213,9 @@ class Fanout:
             else [lane for lane in due if subscriber in lane.writes]
         )
         if lanes:
-            self._flush_outboxes()  # what others are to get before these lanes' frames
+            self._flush_direct()  # what others are to get before these lanes' frames
         else:
-            self._flush_outbox(subscriber)
+            self._flush_direct_to(subscriber)
         for lane in lanes:
             self._flush_lane(lane)
             for part in lane.slices:
@@ -227,12 +227,12 @@ class Fanout:
         """Fixes who gets the pending frames of a channel, before its subscribers change."""
         for lane in lanes:
             if lane in self._lanes:
-                self._flush_outboxes()
+                self._flush_direct()
                 self._flush_lane(lane)
 
     def forget(self, subscriber: Subscriber, lanes: Iterable[Lane]) -> None:
         """A connection that was on these lanes is gone: nothing more is written to it."""
-        self._outboxes.pop(subscriber, None)
+        self._direct.pop(subscriber, None)
         for lane in lanes:
             if lane in self._lanes:
                 lane.apart.pop(subscriber, None)
@@ -243,7 +243,7 @@ class Fanout:
         """The end of a loop turn: a flush, unless it is better to wait for more."""
         if self._due_deliveries < self._delivered and self._lanes and self._holds():
             self._scheduled = False
-            self._flush_outboxes()
+            self._flush_direct()
         else:
             self.flush()
 
@@ -262,8 +262,8 @@ class Fanout:
         if self._timer is not None:
             self._timer.cancel()
             self._timer = None
-        if self._outboxes:
-            self._flush_outboxes()
+        if self._direct:
+            self._flush_direct()
         lanes = self._lanes
         if not lanes:
             return
@@ -327,22 +327,22 @@ class Fanout:
         """Parts of long flushes that wait for further turns."""
         return sum(len(lane.slices) for lane in self._lanes)
 
-    def _flush_outboxes(self) -> None:
-        if self._outboxes:
-            outboxes = self._outboxes
-            self._outboxes = {}
-            for outbox in outboxes.values():
-                frames = outbox.frames
+    def _flush_direct(self) -> None:
+        if self._direct:
+            queued = self._direct
+            self._direct = {}
+            for direct in queued.values():
+                frames = direct.frames
                 buffer = frames[0] if len(frames) == 1 else b"".join(frames)
                 self._metrics.bytes_out += len(buffer)
-                self._write((outbox.write,), buffer)
+                self._write((direct.write,), buffer)
 
-    def _flush_outbox(self, subscriber: Subscriber) -> None:
-        outbox = self._outboxes.pop(subscriber, None)
-        if outbox is not None:
-            buffer = b"".join(outbox.frames)
+    def _flush_direct_to(self, subscriber: Subscriber) -> None:
+        direct = self._direct.pop(subscriber, None)
+        if direct is not None:
+            buffer = b"".join(direct.frames)
             self._metrics.bytes_out += len(buffer)
-            self._write((outbox.write,), buffer)
+            self._write((direct.write,), buffer)
 
     def _flush_lane(self, lane: Lane) -> None:
         """Writes a lane's pending frames, or makes a slice of them when that would take too long."""

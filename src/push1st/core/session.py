@@ -1,4 +1,7 @@
-"""One client, whatever it speaks: applies its commands in order, checks its rights and its limits. Knows no bytes.
+"""One client, whatever its protocol: applies its commands in order, checks its rights and its limits. Knows no bytes.
+
+A session begins with its first connection. `detach` ends it with that connection, unless the session has an outbox
+(`core/outbox.py`). With an outbox the session stays subscribed, and keeps what is due to it until `attach` or `expire`.
 
 Commands are applied one after another. A command that waits (for a broker) holds back the commands after it, at most `WAITING`.
 A transport that can stop reading stops earlier. A refused command is answered, and the client stays connected. More than
@@ -8,7 +11,7 @@ A transport that can stop reading stops earlier. A refused command is answered, 
 from collections import deque
 from collections.abc import Callable, Collection
 from contextlib import suppress
-from typing import Protocol
+from typing import Any, Protocol
 
 import msgspec
 
@@ -16,6 +19,7 @@ from push1st import auth
 from push1st.channels import PUBLIC, RESERVED, Kind, covers, kind_of, pusher_name_error, user_id_error, wide_name_error
 from push1st.core.hub import Lane, Wire, Write
 from push1st.core.node import App, Node, SessionState
+from push1st.core.outbox import AttachedConnection, Outbox
 from push1st.eager import Suspended, spawn
 from push1st.errors import Disconnect, LimitReached, Refused
 from push1st.hooks import Decision
@@ -86,7 +90,12 @@ _channel_data = msgspec.json.Decoder(ChannelData)
 
 
 class Session:
-    """See the module. claims: rights from an access token, on protocols whose clients bring one (else None).
+    """See the module.
+
+    outlet: the connection, or the owner of the outbox. write: takes the output of the fan-out: the connection's `write`, or the
+    outbox's. outbox: for a session that outlives its connections.
+
+    claims: rights from an access token, on protocols whose clients bring one (else None).
 
     push: the types of channels an event may be published to, on protocols whose clients publish freely; None where
     they send client events under Pusher's rules.
@@ -111,8 +120,8 @@ class Session:
         "lenient",
         "members",
         "node",
+        "outbox",
         "outlet",
-        "prefix",
         "push",
         "subscriptions",
         "topics",
@@ -134,6 +143,7 @@ class Session:
         claims: auth.Claims | None = None,
         push: frozenset[str] | None = None,
         lenient: bool = False,
+        outbox: Outbox[Any] | None = None,
     ) -> None:
         self.node = node
         self.app = app
@@ -141,10 +151,10 @@ class Session:
         self.wire = wire
         self.write = write
         self.ip = ip
-        self.prefix = prefix
         self.claims = claims
         self.push = push
         self.lenient = lenient
+        self.outbox = outbox
         self.id = node.new_id(prefix)
         self.subscriptions: dict[str, Lane] = {}
         self.members: dict[str, Member] | None = None
@@ -161,6 +171,11 @@ class Session:
         self._events: Bucket | None = None
         self._patience: Bucket | None = None
         self._asked = node.connect(app, self)
+
+    @property
+    def prefix(self) -> str:
+        """The part of the id that the client chose; "" without one."""
+        return self.id.rpartition(".")[0].rpartition(".")[0]
 
     @property
     def lanes(self) -> Collection[Lane]:
@@ -180,8 +195,31 @@ class Session:
         for lane in lanes:
             lane.writes[self] = write
 
-    def close(self) -> None:
-        """The connection has ended, whoever ended it."""
+    # Connections
+
+    def attach(self, connection: AttachedConnection[Any]) -> None:
+        """Sends what the outbox kept on a new connection, and then all that follows. The session must have an outbox."""
+        assert self.outbox is not None
+        self.outbox.attach(connection)
+
+    def detach(self, until: float = 0) -> None:
+        """Handles the end of the connection: the outbox keeps what follows. Without an outbox the session expires now.
+
+        until: when the session expires, in seconds on the node's `Clock.monotonic`. The owner of the outbox calls `expire` then.
+        A time that is over expires the session now.
+        """
+        outbox = self.outbox
+        if outbox is not None:
+            outbox.detach(until)
+            if until > self.node.clock.monotonic():
+                return
+        self.expire()
+
+    def expire(self) -> None:
+        """Ends the session: it leaves its channels, and takes no command any more.
+
+        The outbox stays with its owner, which may have a last answer for the client's next request.
+        """
         if not self.closed:
             self.closed = True
             self.waiting = None

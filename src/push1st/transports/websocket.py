@@ -395,7 +395,7 @@ class WebSocketConnection(Takeover):
         session, self._session = self._session, None
         if session is not None:
             self._context.node.metrics.connections[self.codec.name] -= 1
-            session.close()
+            session.detach()
 
     def leave(self, code: int, reason: str) -> None:
         """Closes the connection because the server stops. Sends no error frame, because a restart is not an error for clients."""

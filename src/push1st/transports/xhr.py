@@ -771,7 +771,7 @@ class XhrConnection:
         if session is not None:
             self._worker.node.metrics.connections[self.codec.name] -= 1
             self._worker.addresses.leave(self.address)
-            session.close()
+            session.expire()
 
     def _forget(self) -> None:
         if self._fallbacks.forget(self) and self._is_detached:

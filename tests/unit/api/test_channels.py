@@ -58,7 +58,7 @@ def test_a_channel_is_shown_with_its_sessions(caller):
 
 def test_a_channel_without_subscribers_is_404(caller):
     one = on(caller, "c")
-    one.close()
+    one.expire()
     assert caller.get("channels/c")[0] == 404
     assert caller.get("channels/never")[0] == 404
 

@@ -34,7 +34,7 @@ def test_each_connection_joins_and_leaves(world):
     for session in (one, two):
         join(session, "c")
     one.handle(Unsubscribe("c"))
-    two.close()
+    two.expire()
     events = reported(world, "joined", "left")
     assert [(event.kind, event.socket_id) for event in events] == [
         ("joined", one.id),
@@ -49,7 +49,7 @@ def test_each_connection_joins_and_leaves(world):
 def test_join_and_leave_events_have_the_id_and_info_of_the_member(world):
     session, _ = world.session()
     join(session, "presence-c", '{"user_id":"7","user_info":{"a":1}}')
-    session.close()
+    session.expire()
     assert [(event.kind, event.user_id, event.user_info) for event in reported(world, "joined", "left")] == [
         ("joined", "7", b'{"a":1}'),
         ("left", "7", b'{"a":1}'),
@@ -59,7 +59,7 @@ def test_join_and_leave_events_have_the_id_and_info_of_the_member(world):
 def test_leave_event_precedes_the_edges_it_causes(world):
     session, _ = world.session()
     join(session, "presence-c", '{"user_id":"7"}')
-    session.close()
+    session.expire()
     assert [event.kind for event in world.hooks.hook_events] == [
         *("occupied", "member-added", "joined"),
         *("left", "member-removed", "vacated"),
@@ -135,7 +135,7 @@ def test_app_without_hooks_has_only_the_edges_of_the_roster_reported():
     join(session, "presence-c", '{"user_id":"7"}')
     join(session, "cache-c")
     session.handle(Publish("presence-c", "client-e", b"1"))
-    session.close()
+    session.expire()
     assert {event.kind for event in world.hooks.hook_events} <= {"occupied", "vacated", "member-added", "member-removed"}
 
 

@@ -84,7 +84,7 @@ def test_connections_over_the_quota_of_the_app_are_rejected():
 def test_ended_connection_frees_its_quota():
     world = World(app_config({"connections": 1}))
     first, _ = world.session()
-    first.close()
+    first.expire()
     world.session()
 
 
@@ -151,7 +151,7 @@ async def test_topic_is_released_with_the_last_subscriber(slow):
         session.handle(Subscribe("c"))
     one.handle(Unsubscribe("c"))
     assert slow.broker.topics[TOPIC] == 1
-    two.close()
+    two.expire()
     assert slow.broker.topics[TOPIC] == 0
 
 
@@ -184,7 +184,7 @@ async def test_subscriber_that_joins_while_the_last_disconnects_receives(slow):
     two, outlet = slow.session()
     one.handle(Subscribe("c"))
     slow.broker.held = {"leave"}
-    one.close()
+    one.expire()
     two.handle(Subscribe("c"))
     await turns()
     await slow.broker.let_all()
@@ -211,7 +211,7 @@ async def test_connection_closed_while_joining_keeps_the_topic_for_another(slow)
     one.handle(Subscribe("c"))
     two.handle(Subscribe("c"))
     await turns()
-    one.close()
+    one.expire()
     await slow.broker.let_all()
     assert subscribed(outlet) == ["c"]
     assert await heard(slow, outlet)
@@ -222,7 +222,7 @@ async def test_connection_closed_while_joining_releases_the_topic(slow):
     session, _ = slow.session()
     session.handle(Subscribe("c"))
     await turns()
-    session.close()
+    session.expire()
     await slow.broker.let_all()
     assert slow.broker.topics[TOPIC] == 0
     assert await slow.memory.channel(APP, "c") is None
@@ -261,7 +261,7 @@ async def test_a_client_that_disconnects_leaves_all_its_channels(slow):
     session, _ = slow.session()
     for name in ("a", "b", "c"):
         session.handle(Subscribe(name))
-    session.close()
+    session.expire()
     assert [call for call in slow.broker.calls if call[0] != "subscribe" and call[0] != "join"] == [
         ("leave", "a"),
         ("unsubscribe", "a"),
@@ -278,7 +278,7 @@ async def test_slow_roster_does_not_keep_a_closed_client_in_the_hub(slow):
     for name in ("a", "b"):
         session.handle(Subscribe(name))
     slow.broker.held = {"leave"}
-    session.close()
+    session.expire()
     assert slow.app.tenant.channels == {}
     assert slow.app.tenant.sessions == {}
     await slow.broker.let_all()
@@ -290,7 +290,7 @@ async def test_unreachable_roster_does_not_prevent_leaving(slow):
     for name in ("a", "b"):
         session.handle(Subscribe(name))
     slow.broker.fail["leave"] = Refused(503, "the broker is away")
-    session.close()
+    session.expire()
     assert slow.app.tenant.channels == {}
     assert [call for call in slow.broker.calls if call[0] == "leave"] == [("leave", "a"), ("leave", "b")]
     assert not any(slow.broker.topics.values())
@@ -310,7 +310,7 @@ async def test_one_failed_broker_call_does_not_keep_other_entries_of_a_closed_cl
     session.handle(SignIn(auth.user_signature(SECRET, session.id, '{"id":"u1"}'), '{"id":"u1"}'))
     world.broker.calls.clear()
     world.broker.fail[call] = AWAY
-    session.close()
+    session.expire()
     await turns()
     assert [name for called, name in world.broker.calls if called == "leave"] == ["a", "b"]
     assert ("sign_out", "u1") in world.broker.calls
@@ -427,8 +427,8 @@ async def test_the_first_change_is_sent_at_once():
     world.turns.drain()
     assert numbers(outlet) == [1, 2]
     three.handle(Subscribe("c"))
-    two.close()
-    three.close()
+    two.expire()
+    three.expire()
     world.turns.drain()
     assert numbers(outlet) == [1, 2]
     await world.node.tick()

@@ -233,7 +233,7 @@ def test_other_members_are_notified_of_the_first_and_last_connection_of_a_user(w
         presence(session, {"user_id": "u1"})
     world.turns.drain()
     assert [json.loads(event)["event"] for event in events(outlet)] == ["pusher_internal:member_added"]
-    sessions[0].close()
+    sessions[0].expire()
     world.turns.drain()
     assert len(events(outlet)) == 1
     sessions[1].handle(Unsubscribe("presence-c"))
@@ -750,7 +750,7 @@ def test_watchlist_reports_online_users_then_each_change(world):
     sign_in(watching, "w", ["u1", "u2"])
     assert outlet.last == Watched(("u1",), ("u2",))
     sign_in(two, "u2")
-    one.close()
+    one.expire()
     world.turns.drain()
     assert statuses(outlet) == [("online", "u2"), ("offline", "u1")]
 
@@ -760,8 +760,8 @@ def test_a_user_is_online_once_and_offline_with_the_last_connection(world):
     sign_in(watching, "w", ["u1"])
     for session in (one, two):
         sign_in(session, "u1")
-    one.close()
-    two.close()
+    one.expire()
+    two.expire()
     world.turns.drain()
     assert statuses(outlet) == [("online", "u1"), ("offline", "u1")]
 
@@ -788,7 +788,7 @@ def test_terminating_a_user_closes_only_its_signed_in_connections(world):
 def test_ended_signed_in_connection_leaves_no_state(client, world):
     session, _ = client
     sign_in(session, "u1", ["u2", "u3"])
-    session.close()
+    session.expire()
     world.turns.drain()
     assert world.app.tenant.channels == {}
     assert done(world.memory.online(APP, ["u1"])) == frozenset()
@@ -800,7 +800,7 @@ async def test_pending_sign_in_is_undone_when_the_connection_ends(slow, call):
     session, outlet = slow.session()
     sign_in(session, "ghost", ["u2"])
     await turns()
-    session.close()
+    session.expire()
     await slow.broker.let_all()
     assert slow.app.tenant.channels == {}
     assert await slow.memory.online(APP, ["ghost"]) == frozenset()
@@ -815,7 +815,7 @@ async def test_sign_in_rejected_by_the_broker_leaves_no_state(slow, call):
     sign_in(session, "u1", ["u2"])
     assert failure(outlet) is None
     slow.broker.fail.clear()
-    session.close()
+    session.expire()
     assert slow.app.tenant.channels == {}, "the hub has a ghost"
     assert await slow.memory.online(APP, ["u1"]) == frozenset()
 
@@ -829,7 +829,7 @@ async def test_failed_sign_in_keeps_the_frames_of_other_connections(slow):
     slow.broker.held = {"sign_in"}
     sign_in(one, "u1", ["u1"])
     await turns()
-    two.close()
+    two.expire()
     slow.broker.fail["online"] = Refused(503, "the broker is away")
     await slow.broker.let("sign_in")
     assert failure(first) is None
@@ -844,7 +844,7 @@ async def test_connection_that_signs_in_while_another_signs_out_receives(slow):
     slow.broker.held = {"subscribe"}
     sign_in(two, "w2", ["u1", "u2"])
     await turns()
-    one.close()
+    one.expire()
     await slow.broker.let_all()
     three, _ = slow.session()
     sign_in(three, "u1")
@@ -967,7 +967,7 @@ def test_hooks_counts_and_limits_do_not_see_a_client_that_is_about_to_subscribe(
 def test_nothing_is_held_for_a_connection_that_has_ended(world, mine):
     session, outlet = mine
     world.publish(MINE, b"1")
-    session.close()
+    session.expire()
     assert world.app.held is None
     world.clock.advance(20)
     done(world.node.tick())
@@ -1012,7 +1012,7 @@ async def test_signin_success_waits_for_the_topic(slow):
     await slow.node.publish(slow.app, MINE, "e", b"3", slow.node.stamp())
     slow.turns.drain()
     assert data_of(outlet) == [1, 2, 3]
-    session.close()
+    session.expire()
     await turns()
     assert slow.broker.topics[APP, MINE] == 0
 
@@ -1023,7 +1023,7 @@ async def test_the_topic_of_a_user_who_does_not_subscribe_is_released(slow, end)
     sign_in(session)
     assert slow.broker.topics[APP, MINE] == 1
     if end == "close":
-        session.close()
+        session.expire()
     else:
         slow.clock.advance(11)
         await slow.node.tick()
@@ -1043,7 +1043,7 @@ async def test_failed_topic_subscription_rejects_the_sign_in_and_leaves_no_state
     slow.broker.fail.clear()
     slow.broker.held = {"subscribe"}
     sign_in(session)
-    session.close()
+    session.expire()
     await slow.broker.let_all()
     assert slow.app.held is None
     assert slow.broker.topics[APP, MINE] == 0
@@ -1079,7 +1079,7 @@ def test_subscription_counts_are_sent_only_if_the_app_enables_them():
     done(world.node.tick())
     two.handle(Subscribe("c"))
     done(world.node.tick())
-    two.close()
+    two.expire()
     presence(one, {"user_id": "u1"})
     world.turns.drain()
     counts = [json.loads(json.loads(event)["data"])["subscription_count"] for event in events(outlet)]
@@ -1242,7 +1242,7 @@ async def test_waiting_join_is_undone_when_the_connection_ends(slow, call):
     session, outlet = slow.session()
     presence(session, {"user_id": "ghost"})
     await turns()
-    session.close()
+    session.expire()
     await slow.broker.let_all()
     assert await slow.memory.channels(APP) == []
     assert await slow.memory.members(APP, "presence-c") == ()
@@ -1258,7 +1258,7 @@ async def test_queued_commands_are_dropped_when_the_connection_ends(slow):
     session.handle(Subscribe("b"))
     session.handle(Ping())
     await turns()
-    session.close()
+    session.expire()
     await slow.broker.let_all()
     assert outlet.replies == []
     assert ("subscribe", "b") not in slow.broker.calls
@@ -1269,7 +1269,7 @@ async def test_waiting_leave_continues_when_the_connection_ends(slow):
     slow.broker.held = {"leave"}
     session.handle(Unsubscribe("presence-c"))
     await turns()
-    session.close()
+    session.expire()
     await slow.broker.let_all()
     assert await slow.memory.channels(APP) == []
 
@@ -1289,7 +1289,7 @@ async def test_a_leave_and_a_join_that_waits_leave_one_subscription(slow):
 
 def test_a_closed_session_applies_nothing(client, world):
     session, outlet = client
-    session.close()
+    session.expire()
     session.handle(Subscribe("c"))
     session.handle(Ping())
     assert outlet.replies == []
@@ -1299,8 +1299,8 @@ def test_a_closed_session_applies_nothing(client, world):
 def test_closing_twice_is_once(client, world):
     session, _ = client
     session.handle(Subscribe("c"))
-    session.close()
-    session.close()
+    session.expire()
+    session.expire()
     assert done(world.memory.channels(APP)) == []
 
 
@@ -1309,7 +1309,7 @@ def test_a_session_that_ends_leaves_everything(client, world):
     session.handle(Subscribe("c"))
     presence(session, {"user_id": "u1"})
     world.publish("c", b"1")
-    session.close()
+    session.expire()
     world.turns.drain()
     assert outlet.writes == []
     assert world.app.tenant.sessions == {}

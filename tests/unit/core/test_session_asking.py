@@ -116,7 +116,7 @@ def test_a_user_the_backend_names_is_signed_in(world):
 async def test_client_that_ends_while_its_backend_decides_leaves_no_state(world):
     await held(world)
     session, outlet = entering(world)
-    session.close()
+    session.expire()
     await decided(world, Decision(user_id="7"))
     assert (session.user, outlet.replies) == (None, [])
     assert await world.memory.online(APP, ["7"]) == frozenset()
