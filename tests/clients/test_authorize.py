@@ -43,7 +43,7 @@ def questions(backend: Receiver, on: str) -> list[dict[str, Any]]:
     return [got.json for got in backend.got if got.json["on"] == on]
 
 
-def test_the_backend_is_shown_who_connects_and_signed_for(backend: Receiver) -> None:
+def test_connect_request_to_the_backend_is_signed_and_has_the_credentials(backend: Receiver) -> None:
     with asking(backend, "connect") as server:
         headers = {"Cookie": "session=abc", "Authorization": "Bearer xyz"}
         with pusher_socket(server, additional_headers=headers, origin="https://shop.example") as one:
@@ -72,7 +72,7 @@ def test_a_client_that_is_refused_is_closed_before_any_greeting(backend: Receive
         assert len(one.frames) == 1
 
 
-def test_pusher_js_gives_up_when_the_backend_refuses_it(backend: Receiver, node: Callable[..., NodeProcess]) -> None:
+def test_pusher_js_stops_reconnecting_when_the_backend_rejects_it(backend: Receiver, node: Callable[..., NodeProcess]) -> None:
     backend.act = lambda _: {"allow": False, "code": 4009, "message": "no"}
     with asking(backend, "connect") as server:
         client = node("pusher_js.mjs", key="app-key", client={"wsHost": "127.0.0.1", "wsPort": server.ws_port})
@@ -82,7 +82,7 @@ def test_pusher_js_gives_up_when_the_backend_refuses_it(backend: Receiver, node:
         client.close()
 
 
-def test_a_user_the_backend_names_is_reached_as_one_that_signed_in(backend: Receiver) -> None:
+def test_user_named_by_the_backend_is_reached_like_a_signed_in_user(backend: Receiver) -> None:
     backend.act = about("connect", {"allow": True, "user": {"id": 7, "info": {"name": "Ann"}}})
     with asking(backend, "connect") as server, pusher_socket(server) as one:
         one.subscribe("#server-to-user-7")
@@ -90,7 +90,7 @@ def test_a_user_the_backend_names_is_reached_as_one_that_signed_in(backend: Rece
         assert one.close_code() == 4009
 
 
-def test_the_backend_decides_who_subscribes_instead_of_a_signature(backend: Receiver) -> None:
+def test_backend_authorizes_subscriptions_instead_of_a_signature(backend: Receiver) -> None:
     backend.act = lambda got: {"allow": got.json["channel"] != "private-no", "code": 404, "message": "what channel?"}
     with asking(backend, "subscribe") as server, pusher_socket(server) as one:
         for channel in ("private-yes", "public"):
@@ -114,7 +114,7 @@ def test_member_is_the_user_that_the_backend_returns(backend: Receiver) -> None:
     assert backend.got[0].json["channel_data"] == '{"user_id":"admin"}'
 
 
-def test_the_backend_changes_and_forbids_what_clients_say(backend: Receiver) -> None:
+def test_backend_changes_and_rejects_client_events(backend: Receiver) -> None:
     def act(got: Got) -> dict[str, Any]:
         data = got.json["data"]
         return {
@@ -135,7 +135,7 @@ def test_the_backend_changes_and_forbids_what_clients_say(backend: Receiver) -> 
 
 
 @pytest.mark.parametrize("bad", ["stall", "reset", 500, b"not json", b"{}"])
-def test_a_backend_that_gives_no_answer_refuses(backend: Receiver, bad: Any) -> None:
+def test_backend_without_reply_rejects(backend: Receiver, bad: Any) -> None:
     with asking(backend, timeout=1) as server, pusher_socket(server) as one:
         one.send("pusher:subscribe", {"channel": "private-room"})
         one.expect("pusher_internal:subscription_succeeded", "private-room")
@@ -148,7 +148,7 @@ def test_a_backend_that_gives_no_answer_refuses(backend: Receiver, bad: Any) -> 
             assert refused.close_code() == 4100
 
 
-def test_others_are_not_held_up_and_commands_of_the_one_that_waits_keep_their_order(backend: Receiver) -> None:
+def test_waiting_client_does_not_delay_others_and_keeps_the_order_of_its_commands(backend: Receiver) -> None:
     decide = threading.Event()
 
     def act(got: Got) -> dict[str, Any]:
@@ -181,7 +181,7 @@ def test_answers_are_kept_for_the_time_stated(backend: Receiver) -> None:
         assert 'push1st_asked_total{answer="cached"} 2.0' in server.get("/metrics").body.decode()
 
 
-def test_raw_clients_are_asked_about_too(backend: Receiver) -> None:
+def test_raw_clients_are_authorized_by_the_backend(backend: Receiver) -> None:
     backend.act = lambda got: {"allow": got.json.get("channel") != "private-no"}
     with asking(backend) as server:
         with raw_socket(server, "private-yes", "private-no", "presence-room") as one:
@@ -196,7 +196,7 @@ def test_raw_clients_are_asked_about_too(backend: Receiver) -> None:
             assert unwanted.close_code() == 4009
 
 
-def test_what_the_fallback_brings_is_asked_about_as_well(backend: Receiver) -> None:
+def test_fallback_sessions_are_authorized_by_the_backend(backend: Receiver) -> None:
     with asking(backend, "connect") as server:
         path = "/pusher/app/app-key/123/abcdefgh/xhr?protocol=7&client=js&version=8"
         answer = server.post(path, b"", port=server.ws_port, headers={"Cookie": "session=abc"})

@@ -40,7 +40,7 @@ def page(browser: Browser, server: ServerProcess, road: str, user: dict[str, Any
     return tab
 
 
-def test_a_page_sees_members_come_and_go(browser: Browser, server: ServerProcess, road: str, channel: str) -> None:
+def test_page_receives_member_changes(browser: Browser, server: ServerProcess, road: str, channel: str) -> None:
     presence = f"presence-{channel}"
     first = page(browser, server, road)
     assert first.do("transport") == road
@@ -72,7 +72,7 @@ def test_a_page_gets_events_and_sends_its_own(browser: Browser, server: ServerPr
         tab.close()
 
 
-def test_a_page_misses_nothing_in_a_long_time(browser: Browser, server: ServerProcess, road: str, channel: str) -> None:
+def test_page_receives_all_events_of_a_long_time(browser: Browser, server: ServerProcess, road: str, channel: str) -> None:
     """Over its fallbacks it drops a response that has grown over 256 KiB, and asks for another."""
     tab = page(browser, server, road)
     tab.do("join", channel, "n")
@@ -85,7 +85,7 @@ def test_a_page_misses_nothing_in_a_long_time(browser: Browser, server: ServerPr
     tab.close()
 
 
-def test_a_page_comes_back_after_the_server_restarts(browser: Browser, channel: str) -> None:
+def test_page_reconnects_after_a_server_restart(browser: Browser, channel: str) -> None:
     with running() as server:
         tab = page(browser, server, "xhr_streaming")
         tab.do("join", channel, "e")
@@ -101,7 +101,7 @@ def test_a_page_comes_back_after_the_server_restarts(browser: Browser, channel: 
 
 
 @pytest.mark.parametrize("key", ["nobodys-key", "off-key"])
-def test_a_page_with_a_wrong_key_gives_up(browser: Browser, server: ServerProcess, road: str, key: str) -> None:
+def test_page_with_a_wrong_key_stops_reconnecting(browser: Browser, server: ServerProcess, road: str, key: str) -> None:
     tab = browser.tab()
     hosts = {"wsHost": "127.0.0.1", "wsPort": server.ws_port, "httpHost": "127.0.0.1", "httpPort": server.ws_port}
     tab.do("start", key, {**hosts, "enabledTransports": [road]}, ADA)
@@ -110,9 +110,7 @@ def test_a_page_with_a_wrong_key_gives_up(browser: Browser, server: ServerProces
     tab.close()
 
 
-def test_a_page_whose_websockets_do_not_get_through_falls_back_by_itself(
-    browser: Browser, server: ServerProcess, channel: str
-) -> None:
+def test_page_without_working_websockets_uses_the_http_fallback(browser: Browser, server: ServerProcess, channel: str) -> None:
     tab = browser.tab()
     (closed,) = free_ports(1)
     hosts = {"wsHost": "127.0.0.1", "wsPort": closed, "wssPort": closed, "httpHost": "127.0.0.1", "httpPort": server.ws_port}

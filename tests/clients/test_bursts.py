@@ -55,7 +55,7 @@ def test_a_burst_arrives_whole_and_in_order_on_both_sides(
         assert numbers(client) == numbers(raw) == list(range(COUNT))
 
 
-def test_exclusions_in_a_burst_hit_only_whom_they_name(
+def test_exclusion_in_a_burst_affects_only_the_named_connection(
     server: ServerProcess, connect: Callable[..., PusherSocket], channel: str
 ) -> None:
     first, second, third = connect(), connect(), connect()
@@ -99,7 +99,7 @@ def test_channels_of_a_burst_do_not_mix(server: ServerProcess, connect: Callable
         assert got == (list(range(position, COUNT, 5)) if name != names[-1] else [])
 
 
-def test_who_joins_in_the_midst_of_a_burst_misses_nothing_and_sees_nothing_twice(server: ServerProcess, channel: str) -> None:
+def test_subscriber_that_joins_within_a_burst_gets_each_later_event_once(server: ServerProcess, channel: str) -> None:
     bursts = 20
     with contextlib.ExitStack() as stack, raw_socket(server, channel) as whole:
         server.until_sessions(channel, 1)
@@ -124,7 +124,7 @@ def test_who_joins_in_the_midst_of_a_burst_misses_nothing_and_sees_nothing_twice
             assert got == list(range(bursts * 50 - len(got), bursts * 50)), "all from the first on, to the last"
 
 
-def test_what_is_published_after_the_answer_to_a_subscription_is_received(
+def test_event_published_after_the_subscription_reply_is_received(
     server: ServerProcess, connect: Callable[..., PusherSocket], channel: str
 ) -> None:
     for number in range(50):
@@ -134,7 +134,7 @@ def test_what_is_published_after_the_answer_to_a_subscription_is_received(
         assert client.expect("e", channel) == number
 
 
-def test_what_is_published_after_the_answer_to_an_unsubscription_is_not_received(
+def test_event_published_after_unsubscribing_is_not_received(
     server: ServerProcess, connect: Callable[..., PusherSocket], channel: str
 ) -> None:
     client, stays = connect(), connect()
@@ -148,7 +148,7 @@ def test_what_is_published_after_the_answer_to_an_unsubscription_is_not_received
         assert stays.expect("e", channel) == number
 
 
-def test_a_disconnect_in_the_midst_of_a_burst_disturbs_nobody(server: ServerProcess, channel: str) -> None:
+def test_disconnect_within_a_burst_does_not_affect_other_clients(server: ServerProcess, channel: str) -> None:
     with raw_socket(server, channel) as stays, contextlib.ExitStack() as stack:
         for _ in range(20):
             stack.enter_context(pusher_socket(server)).subscribe(channel)

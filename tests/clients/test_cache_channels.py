@@ -41,14 +41,14 @@ def cached(server: ServerProcess, name: str, app: str = "app-test", key: str = "
     return answer.json["cache"]
 
 
-def test_who_comes_first_is_told_that_nothing_is_there(connect: Callable[..., PusherSocket], name: str) -> None:
+def test_first_subscriber_gets_a_cache_miss(connect: Callable[..., PusherSocket], name: str) -> None:
     client = connect()
     join(client, name)
     assert client.expect("pusher:cache_miss", name) == {}
     assert client.round_trip() == []
 
 
-def test_who_comes_later_gets_the_last_event_and_only_that(
+def test_later_subscriber_gets_only_the_last_event(
     server: ServerProcess, connect: Callable[..., PusherSocket], name: str
 ) -> None:
     for number in (1, 2):
@@ -60,7 +60,7 @@ def test_who_comes_later_gets_the_last_event_and_only_that(
         assert client.round_trip() == []
 
 
-def test_who_is_there_gets_what_follows_once(server: ServerProcess, connect: Callable[..., PusherSocket], name: str) -> None:
+def test_subscriber_gets_each_later_event_once(server: ServerProcess, connect: Callable[..., PusherSocket], name: str) -> None:
     client = connect()
     join(client, name)
     client.expect("pusher:cache_miss", name)
@@ -69,7 +69,7 @@ def test_who_is_there_gets_what_follows_once(server: ServerProcess, connect: Cal
     assert client.round_trip() == []
 
 
-def test_who_comes_back_on_the_same_connection_gets_it_again(
+def test_client_that_subscribes_again_gets_the_cached_event_again(
     server: ServerProcess, connect: Callable[..., PusherSocket], name: str
 ) -> None:
     server.publish(name, "e", 1)
@@ -128,7 +128,7 @@ def test_member_events_are_not_kept(server: ServerProcess, connect: Callable[...
         assert client.expect("e", name) == 1
 
 
-def test_subscription_counts_are_not_kept_and_come_behind_the_replay(
+def test_subscription_counts_are_not_cached_and_follow_the_replay(
     server: ServerProcess, connect: Callable[..., PusherSocket], channel: str
 ) -> None:
     name = f"cache-{channel}"
@@ -196,7 +196,7 @@ def test_a_call_that_is_refused_leaves_the_cache_as_it_was(server: ServerProcess
     assert cached(server, name)["data"] == "kept"
 
 
-def test_info_tells_what_is_kept_and_for_how_long(server: ServerProcess, name: str) -> None:
+def test_info_has_the_cached_event_and_its_remaining_time(server: ServerProcess, name: str) -> None:
     assert cached(server, name) is None
     server.publish(name, "e", {"n": 1})
     found = cached(server, name)
@@ -219,9 +219,7 @@ def test_each_event_has_half_an_hour_of_its_own(server: ServerProcess, channel: 
     assert wait_until(begun_anew, "the next has a time of its own")
 
 
-def test_info_of_several_attributes_is_told_together(
-    server: ServerProcess, connect: Callable[..., PusherSocket], channel: str
-) -> None:
+def test_info_has_several_attributes_together(server: ServerProcess, connect: Callable[..., PusherSocket], channel: str) -> None:
     connect().subscribe(f"presence-cache-{channel}", USER)
     path = f"/apps/app-test/channels/presence-cache-{channel}"
     assert server.signed("GET", path, query={"info": "user_count,cache"}).json == {
@@ -232,13 +230,13 @@ def test_info_of_several_attributes_is_told_together(
 
 
 @pytest.mark.parametrize("prefix", ["", "cache", "private-", "presence-", "private-encrypted-"])
-def test_info_of_a_channel_that_keeps_nothing_is_400(server: ServerProcess, channel: str, prefix: str) -> None:
+def test_cache_info_of_a_channel_without_a_cache_is_400(server: ServerProcess, channel: str, prefix: str) -> None:
     answer = server.signed("GET", f"/apps/app-test/channels/{prefix}{channel}", query={"info": "cache"})
     assert answer.status == 400
     assert "cache" in answer.json["error"]
 
 
-def test_what_one_app_keeps_is_not_another_s(server: ServerProcess, connect: Callable[..., PusherSocket], channel: str) -> None:
+def test_cached_event_stays_within_its_app(server: ServerProcess, connect: Callable[..., PusherSocket], channel: str) -> None:
     name = f"cache-{channel}"
     server.publish(name, "e", 1)
     client = connect("counting-key")
@@ -269,7 +267,7 @@ def test_a_raw_subscriber_of_a_private_cache_channel_needs_its_token(server: Ser
         assert raw.close_code() == 1008
 
 
-def test_pusher_js_is_told_of_a_miss_and_gets_the_replay(
+def test_pusher_js_gets_the_cache_miss_and_the_replay(
     server: ServerProcess, node: Callable[..., NodeProcess], channel: str
 ) -> None:
     name = f"private-cache-{channel}"
@@ -288,7 +286,7 @@ def test_pusher_js_is_told_of_a_miss_and_gets_the_replay(
     assert client.next(on="message", event="paid")["data"] == {"id": 1}
 
 
-def test_pusher_js_decrypts_what_was_kept(
+def test_pusher_js_decrypts_the_cached_event(
     server: ServerProcess, node: Callable[..., NodeProcess], stack: contextlib.ExitStack, channel: str
 ) -> None:
     """Only ciphertext is kept: the replay is the event as it was published."""

@@ -51,7 +51,7 @@ def test_publish_and_subscribe_meet_on_a_private_channel_with_a_secret(server: S
         assert subscriber.stdout.readline() == f"{private}  greeting  hello\n"
 
 
-def test_publish_says_why_it_failed(server: ServerProcess, channel: str) -> None:
+def test_publish_prints_the_reason_of_its_failure(server: ServerProcess, channel: str) -> None:
     failed = push1st("publish", "--api", server.api, "--secret", "wrong", channel, "greeting", code=1)
     assert "auth_signature" in failed.stderr
 
@@ -67,20 +67,20 @@ def test_subscribe_shows_which_channel_was_rejected(server: ServerProcess, chann
     assert "Invalid signature: " in failed.stderr
 
 
-def test_publish_says_that_nobody_is_there() -> None:
+def test_publish_reports_a_refused_connection() -> None:
     (port,) = free_ports(1)
     assert push1st("publish", "--api", f"http://127.0.0.1:{port}", "c", "e", code=1).stderr
 
 
 @pytest.mark.parametrize("url", ["127.0.0.1:6001", "http://127.0.0.1:6001", "ws://127.0.0.1:99999", "ws://", "ws://[::1", ""])
-def test_subscribe_shows_what_is_wrong_with_an_address(url: str) -> None:
+def test_subscribe_reports_an_invalid_address(url: str) -> None:
     (line,) = push1st("subscribe", "--url", url, "c", code=1).stderr.splitlines()
     assert re.fullmatch(r"'.*' is not the address of a server: .+, such as ws://127\.0\.0\.1:6001", line)
     assert "is the server running" not in line
 
 
 @pytest.mark.parametrize("api", ["127.0.0.1:6002", "localhost:6002", "ws://127.0.0.1:6002", "http://127.0.0.1:99999", "http://"])
-def test_publish_shows_what_is_wrong_with_an_address(api: str) -> None:
+def test_publish_reports_an_invalid_address(api: str) -> None:
     (line,) = push1st("publish", "--api", api, "c", "e", code=1).stderr.splitlines()
     assert re.fullmatch(r"'.*' is not the address of a server: .+, such as http://127\.0\.0\.1:6002", line)
 
@@ -193,7 +193,7 @@ def test_check_shows_text_from_files_with_escapes(tmp_path: Path, line: str, sho
     assert not [line for line in (done.stdout + done.stderr).split("\n") if line.startswith("forged")]
 
 
-def test_publish_says_that_somebody_else_is_there() -> None:
+def test_publish_reports_a_server_that_does_not_speak_http() -> None:
     """For instance TLS, where it was called without."""
     with socket.create_server(("127.0.0.1", 0)) as other:
         call = [*PUSH1ST, "publish", "--api", f"http://127.0.0.1:{other.getsockname()[1]}", "c", "e"]
@@ -208,9 +208,7 @@ def test_publish_says_that_somebody_else_is_there() -> None:
 
 
 @pytest.mark.parametrize("command", [("version",), ("check",), ("subscribe",)], ids=" ".join)
-def test_a_command_ends_quietly_when_nobody_reads_what_it_prints(
-    server: ServerProcess, channel: str, command: tuple[str, ...]
-) -> None:
+def test_command_ends_quietly_when_its_output_is_closed(server: ServerProcess, channel: str, command: tuple[str, ...]) -> None:
     read, write = os.pipe()
     os.close(read)
     more = {"version": (), "check": ("-c", str(server.folder / "server.yml")), "subscribe": ("--url", server.ws, channel)}
@@ -224,7 +222,7 @@ def test_a_command_ends_quietly_when_nobody_reads_what_it_prints(
     assert [line for line in errors.splitlines() if not line.startswith("subscribed")] == []
 
 
-def test_the_session_token_is_the_one_of_the_api(server: ServerProcess) -> None:
+def test_session_token_equals_the_token_of_the_api(server: ServerProcess) -> None:
     offline = push1st("token", "session", "-c", str(server.folder / "server.yml"), "--app", "app-test", "1.2", "private-x")
     assert offline.stdout.strip() == hmac_hex("secret", "1.2:private-x")
 
@@ -288,12 +286,12 @@ def test_a_rejection_of_the_demo_s_app_names_the_options_that_select_another(sho
     assert "demo" not in push1st("publish", "--api", shop.api, "--app", "nobody", "c", "e", code=1).stderr
 
 
-def test_publish_notes_that_nobody_can_subscribe_to_the_channel(shop: ServerProcess) -> None:
+def test_publish_notes_a_channel_that_the_app_does_not_allow(shop: ServerProcess) -> None:
     done = push1st("publish", "-c", str(shop.folder / "server.yml"), "presence-x", "e")
     assert done.stderr == "note: nobody can subscribe to presence-x: app shop has no presence channels, only private, public\n"
 
 
-def test_publish_notes_nothing_where_private_covers_protected(shop: ServerProcess) -> None:
+def test_publish_prints_no_note_for_protected_channels_of_an_app_with_private_ones(shop: ServerProcess) -> None:
     assert push1st("publish", "-c", str(shop.folder / "server.yml"), "protected-x", "e").stderr == ""
 
 
@@ -367,7 +365,7 @@ def test_the_variable_of_publish_and_subscribe_disturbs_no_other_command(monkeyp
     assert push1st("token", "session", "1.2", "private-x").stdout.strip() == hmac_hex("secret", "1.2:private-x")
 
 
-def test_check_says_what_would_run(server: ServerProcess) -> None:
+def test_check_prints_the_effective_configuration(server: ServerProcess) -> None:
     said = push1st("check", "-c", str(server.folder / "server.yml")).stdout
     assert str(server.ws_port) in said
     assert "app-test" in said
@@ -398,14 +396,14 @@ def test_check_reads_a_configuration_that_is_only_in_the_environment(monkeypatch
     assert push1st("check").stdout.startswith("the environment: good\n")
 
 
-def test_check_finds_out_that_several_workers_have_nothing_between_them(tmp_path: Path) -> None:
+def test_check_reports_several_workers_without_a_usable_broker(tmp_path: Path) -> None:
     (tmp_path / "server.yml").write_text("server: { workers: 2 }\nbroker: embedded:///nowhere/valkey-server\n")
     done = push1st("check", "-c", str(tmp_path / "server.yml"), code=1)
     assert "cannot run /nowhere/valkey-server" in done.stderr
     assert "good" not in done.stdout
 
 
-def test_check_says_who_is_told_and_asked_and_over_what_it_is_spread(tmp_path: Path) -> None:
+def test_check_prints_hooks_authorize_endpoints_and_the_broker(tmp_path: Path) -> None:
     (tmp_path / "server.yml").write_text(
         "server: { workers: 2 }\nbroker: redis://:hidden@10.0.0.9:6379/0\ncredentials: [ apps.yml ]\n"
     )
@@ -432,7 +430,7 @@ shop:
     ]
 
 
-def test_check_calls_by_name_what_apps_could_not_call(tmp_path: Path) -> None:
+def test_check_names_functions_that_apps_cannot_call(tmp_path: Path) -> None:
     (tmp_path / "server.yml").write_text("credentials: [ apps.yml ]\n")
     (tmp_path / "apps.yml").write_text("""
 shop:
@@ -458,7 +456,7 @@ shop:
     assert "has no attribute 'nothing'" in notes[2]
 
 
-def test_check_refuses_an_unknown_key_and_says_where(tmp_path: Path) -> None:
+def test_check_rejects_an_unknown_key_and_names_its_line(tmp_path: Path) -> None:
     (tmp_path / "server.yml").write_text("server:\n    listen: tcp://127.0.0.1:0\n    listen: tcp://127.0.0.1:0\n")
     failed = push1st("check", "-c", str(tmp_path / "server.yml"), code=1)
     assert "listen" in failed.stderr
@@ -476,7 +474,7 @@ def test_serve_refuses_a_port_that_is_taken(server: ServerProcess, tmp_path: Pat
     assert str(server.ws_port) in failed.stderr
 
 
-def test_serve_says_which_broker_cannot_be_used(tmp_path: Path) -> None:
+def test_serve_names_the_broker_that_it_cannot_use(tmp_path: Path) -> None:
     (port,) = free_ports(1)
     (tmp_path / "server.yml").write_text(
         f"server: {{ listen: 'tcp://127.0.0.1:0' }}\napi: {{ listen: false }}\nbroker: redis://:hidden@127.0.0.1:{port}\n"
@@ -486,7 +484,7 @@ def test_serve_says_which_broker_cannot_be_used(tmp_path: Path) -> None:
     assert "hidden" not in failed.stderr
 
 
-def test_without_a_command_it_says_which_there_are() -> None:
+def test_program_without_a_command_lists_its_commands() -> None:
     said = push1st(code=2).stderr
     assert "run the server" in said
     assert "Begin with" in said

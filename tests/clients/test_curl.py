@@ -149,7 +149,7 @@ def test_one_channel(server: ServerProcess, connect: Callable[..., PusherSocket]
     assert json.loads(body) == {"channel": channel, "type": "public", "close": "auto", "sessions": sessions}
 
 
-def test_one_channel_that_nobody_is_subscribed_to(server: ServerProcess, channel: str) -> None:
+def test_one_channel_without_subscribers(server: ServerProcess, channel: str) -> None:
     status, content_type, body = curl(f"curl http://localhost:6002/apps/app-test/channels/{channel}/", server)
     assert (status, content_type) == (404, JSON)
     assert isinstance(json.loads(body)["error"], str)
@@ -227,7 +227,7 @@ def test_message_ids_increase(server: ServerProcess, channel: str) -> None:
         b'{"name":"e","channels":["private-encrypted-a","c"],"data":"{}"}',
     ],
 )
-def test_a_wrong_event_is_answered_with_400_that_says_why(server: ServerProcess, body: bytes) -> None:
+def test_invalid_event_is_400_with_the_reason(server: ServerProcess, body: bytes) -> None:
     answer = server.post("/apps/app-test/events", body)
     assert answer.status == 400
     assert answer.headers["Content-Type"] == JSON
@@ -347,7 +347,7 @@ def test_an_unknown_path_is_404(server: ServerProcess, path: str) -> None:
         ("PUT", "/apps/app-test/channels/c", "GET"),
     ],
 )
-def test_a_wrong_method_is_405_and_says_what_is_allowed(server: ServerProcess, method: str, path: str, allowed: str) -> None:
+def test_wrong_method_is_405_and_names_the_allowed_methods(server: ServerProcess, method: str, path: str, allowed: str) -> None:
     answer = server.request(method, path)
     assert answer.status == 405
     assert allowed in answer.headers["Allow"]
@@ -391,7 +391,7 @@ def test_an_unsigned_call_of_a_web_page_or_through_a_proxy_is_refused(
     assert why in answer.json["error"].partition("; unsigned, it is not trusted: ")[2]
 
 
-def test_the_answer_names_the_listener_that_takes_no_unsigned_calls(server: ServerProcess) -> None:
+def test_rejected_unsigned_call_names_its_listener(server: ServerProcess) -> None:
     answer = server.post("/apps/app-test/events", {}, port=server.ws_port)
     assert (answer.status, answer.json["error"].endswith("it came to an address of server.listen")) == (401, True)
 
@@ -402,7 +402,7 @@ def test_metrics_are_for_trusted_callers_only(server: ServerProcess) -> None:
     assert server.get("/metrics", port=server.ws_port).status in {401, 403, 404}
 
 
-def test_nobody_is_trusted_where_the_configuration_says_so(channel: str) -> None:
+def test_empty_whitelist_trusts_no_caller(channel: str) -> None:
     with running({"api": {"trust": []}}) as server:
         body = {"name": "e", "channels": [channel], "data": "1"}
         assert server.post("/apps/app-test/events", body).status == 401

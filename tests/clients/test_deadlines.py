@@ -154,7 +154,7 @@ def test_a_client_that_never_answers_the_close_frame_is_disconnected(refused: Wi
     assert refused.is_closed()
 
 
-def test_a_half_closed_connection_is_let_go(impatient: ServerProcess) -> None:
+def test_half_closed_connection_is_disconnected(impatient: ServerProcess) -> None:
     with Wire(impatient.ws_port).upgrade("/app/app-key?protocol=7") as wire:
         wire.socket.shutdown(socket.SHUT_WR)
         assert wire.close_code() in {1000, 1006}

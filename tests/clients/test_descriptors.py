@@ -34,7 +34,7 @@ def crowded(server: ServerProcess) -> float:
     return float(found[1])
 
 
-def test_clients_are_limited_to_the_number_in_the_log_and_all_else_works(
+def test_clients_are_limited_to_the_logged_number_and_other_requests_work(
     server: ServerProcess, stack: contextlib.ExitStack
 ) -> None:
     most = possible(server)

@@ -123,7 +123,7 @@ def test_the_function_runs_in_another_process(kept: Kept) -> None:
     wait_until(lambda: not Path(f"/proc/{pid}").exists(), "the process is gone with the server")
 
 
-def test_what_a_function_raises_is_logged_counted_and_tried_again(kept: Kept) -> None:
+def test_exception_of_a_function_is_logged_counted_and_retried(kept: Kept) -> None:
     module = """
 def hook(event):
     first = not os.path.exists(HERE + "/kept.jsonl")
@@ -172,7 +172,7 @@ def hook(event):
         assert f'push1st_hook_attempts_total{{result="{kind}"}} 1.0' in server.get("/metrics").body.decode()
 
 
-def test_a_module_that_is_not_there_is_said(kept: Kept) -> None:
+def test_missing_module_is_reported(kept: Kept) -> None:
     with running(kept, quiet=False, webhooks=[{"url": "py://no_such.module:hook"}]) as server, pusher_socket(server) as one:
         one.subscribe("room")
         wait_until(lambda: status(server)["last_error"], "an error")
@@ -225,7 +225,7 @@ end
         assert 'lua:\tjoin\tapp-test\tpresence-room\ttrue\t{"user-id":"7","user-info":{"name": "\\u00c4"}}' in server.output
 
 
-def test_a_script_keeps_what_it_knows_between_calls(kept: Kept) -> None:
+def test_script_keeps_its_state_between_calls(kept: Kept) -> None:
     script = "count = 0\nfunction OnTrigger(t) count = count + 1 print('called ' .. count) end"
     with running(kept, **lua({}, script, kept)) as server, pusher_socket(server) as one:
         one.subscribe("room")
@@ -263,7 +263,7 @@ def test_an_error_in_a_script_is_logged_and_counted(kept: Kept) -> None:
         assert "no such thing" in server.output
 
 
-def test_a_script_without_the_function_is_said(kept: Kept) -> None:
+def test_script_without_the_function_is_reported(kept: Kept) -> None:
     with running(kept, quiet=False, **lua({}, "x = 1", kept)) as server, pusher_socket(server) as one:
         one.subscribe("room")
         wait_until(lambda: status(server)["last_error"], "an error")

@@ -104,7 +104,7 @@ def test_a_frame_may_come_byte_by_byte(server: ServerProcess) -> None:
         assert wire.receive_json()["event"] == "pusher:pong"
 
 
-def test_frames_behind_the_handshake_are_served(server: ServerProcess) -> None:
+def test_frames_after_the_handshake_are_served(server: ServerProcess) -> None:
     with Wire(server.ws_port) as wire:
         head = b"GET /app/app-key?protocol=7 HTTP/1.1\r\n" + HANDSHAKE + b"\r\n"
         wire.send(head + frame(TEXT, b'{"event":"pusher:ping","data":{}}'))
@@ -186,7 +186,7 @@ def test_odd_but_valid_json_is_delivered_or_refused_whole(
 # -- floods
 
 
-def test_a_flood_of_subscribes_disturbs_nobody_else(server: ServerProcess, channel: str) -> None:
+def test_flood_of_subscribes_does_not_affect_other_clients(server: ServerProcess, channel: str) -> None:
     with raw_socket(server, channel) as other, Wire(server.ws_port).greet() as wire:
         server.until_sessions(channel, 1)
         subscribes = (json.dumps({"event": "pusher:subscribe", "data": {"channel": f"{channel}-{n}"}}) for n in range(5000))
@@ -285,7 +285,7 @@ def test_a_giant_body_is_answered_with_413_before_it_is_sent(server: ServerProce
 
 
 @pytest.mark.parametrize("port", ["ws_port", "api_port"])
-def test_who_sends_a_giant_body_all_the_same_gets_to_read_its_answer(server: ServerProcess, port: str) -> None:
+def test_client_that_sends_a_giant_body_anyway_can_read_its_answer(server: ServerProcess, port: str) -> None:
     """A client that does not look up before all is sent; a reset would throw the answer away."""
     with Wire(getattr(server, port)) as wire:
         wire.send(b"POST /apps/app-test/events HTTP/1.1\r\nHost: localhost\r\nContent-Length: 5000000\r\n\r\n")
@@ -460,7 +460,7 @@ def publish_until_cut_off(server: ServerProcess, channel: str, left: int) -> int
 @pytest.mark.parametrize(
     ("path", "code"), [("/app/app-key?protocol=7", 4100), ("/ws/app/app-key/CHANNEL", 1008)], ids=["pusher", "raw"]
 )
-def test_a_subscriber_that_stops_reading_is_cut_off_and_the_others_do_not_notice(
+def test_subscriber_that_stops_reading_is_disconnected_without_effect_on_others(
     narrow: ServerProcess, channel: str, path: str, code: int
 ) -> None:
     with raw_socket(narrow, channel) as other, Wire(narrow.ws_port, receive_buffer=4096) as slow:

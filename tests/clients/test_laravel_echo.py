@@ -23,21 +23,23 @@ def listen(client: NodeProcess, kind: str, name: str, **what: Any) -> None:
     client.next(on="subscribed", name=name)
 
 
-def test_hears_an_event_on_a_public_channel(server: ServerProcess, echo: Callable[..., NodeProcess], channel: str) -> None:
+def test_receives_an_event_on_a_public_channel(server: ServerProcess, echo: Callable[..., NodeProcess], channel: str) -> None:
     client = echo()
     listen(client, "channel", channel, events=["OrderPaid"])
     server.publish(channel, "App\\Events\\OrderPaid", {"id": 7})
     assert client.next(on="event")["data"] == {"id": 7}
 
 
-def test_hears_an_event_on_a_private_channel(server: ServerProcess, echo: Callable[..., NodeProcess], channel: str) -> None:
+def test_receives_an_event_on_a_private_channel(server: ServerProcess, echo: Callable[..., NodeProcess], channel: str) -> None:
     client = echo()
     listen(client, "private", channel, events=[".order.paid"])
     server.publish(f"private-{channel}", "order.paid", {"id": 7})
     assert client.next(on="event")["data"] == {"id": 7}
 
 
-def test_does_not_hear_what_its_own_request_caused(server: ServerProcess, echo: Callable[..., NodeProcess], channel: str) -> None:
+def test_does_not_receive_the_event_of_its_own_request(
+    server: ServerProcess, echo: Callable[..., NodeProcess], channel: str
+) -> None:
     """Laravel's `toOthers()`: the backend publishes with the client's `socket_id`."""
     client = echo()
     listen(client, "channel", channel, events=[".paid"])
@@ -46,7 +48,7 @@ def test_does_not_hear_what_its_own_request_caused(server: ServerProcess, echo: 
     assert client.next(on="event")["data"] == 2
 
 
-def test_knows_who_is_here_joining_and_leaving(echo: Callable[..., NodeProcess], channel: str) -> None:
+def test_receives_members_joins_and_leaves(echo: Callable[..., NodeProcess], channel: str) -> None:
     ann, bob = (echo({"user_id": name, "user_info": {"name": name.title()}}) for name in ("ann", "bob"))
     listen(ann, "presence", channel)
     assert ann.next(on="here")["users"] == [{"name": "Ann"}]

@@ -179,7 +179,7 @@ def test_client_events_over_the_rate_are_answered_with_4301_and_counted_and_the_
     ],
     ids=["events", "batch_events", "the deprecated call"],
 )
-def test_publishes_over_the_rate_are_429_and_counted_and_reach_nobody(
+def test_publishes_over_the_rate_are_429_counted_and_not_delivered(
     server: ServerProcess,
     connect: Callable[..., PusherSocket],
     counted: Callable[..., int],
@@ -386,7 +386,7 @@ def test_a_presence_user_has_a_largest_size(
         assert client.expect_refusal(name)["status"] == status
 
 
-def test_a_connection_has_at_most_5000_subscriptions_where_the_app_says_nothing(server: ServerProcess, channel: str) -> None:
+def test_connection_has_at_most_5000_subscriptions_by_default(server: ServerProcess, channel: str) -> None:
     with Wire(server.ws_port).greet() as wire:
         for group in range(0, 5000, 100):
             names = [f"{channel}-{number}" for number in range(group, group + 100)]
@@ -439,7 +439,7 @@ def count_of(client: PusherSocket) -> int:
 
 
 @pytest.mark.parametrize("prefix", ["", "private-", "private-encrypted-"])
-def test_each_change_of_the_subscription_count_is_told(
+def test_each_change_of_the_subscription_count_is_sent(
     server: ServerProcess, connect: Callable[..., PusherSocket], channel: str, prefix: str
 ) -> None:
     """Whoever comes, and however it goes; raw clients count, and who may not join does not."""
@@ -495,7 +495,7 @@ def test_a_client_that_comes_and_goes_costs_the_others_one_count_a_second(
 
 
 @pytest.mark.parametrize("prefix", ["presence-", "presence-cache-"])
-def test_no_subscription_count_is_told_on_presence_channels(
+def test_no_subscription_count_is_sent_on_presence_channels(
     connect: Callable[..., PusherSocket], channel: str, prefix: str
 ) -> None:
     first, second = connect("counting-key"), connect("counting-key")
@@ -506,7 +506,7 @@ def test_no_subscription_count_is_told_on_presence_channels(
     assert not [frame for frame in first.round_trip() if frame["event"] == "pusher_internal:subscription_count"]
 
 
-def test_no_subscription_count_is_told_where_the_app_did_not_ask(connect: Callable[..., PusherSocket], channel: str) -> None:
+def test_no_subscription_count_is_sent_by_default(connect: Callable[..., PusherSocket], channel: str) -> None:
     first, second = connect(), connect()
     for client in (first, second):
         client.subscribe(channel)
@@ -530,7 +530,7 @@ def test_pusher_js_keeps_the_subscription_count(
     }
 
 
-def test_the_subscription_count_of_a_large_channel_is_told_at_most_every_five_seconds_and_is_right_in_the_end(
+def test_subscription_count_of_a_large_channel_is_sent_at_most_every_five_seconds_and_ends_correct(
     server: ServerProcess, stack: contextlib.ExitStack, connect: Callable[..., PusherSocket], channel: str
 ) -> None:
     watcher = connect("counting-key")
@@ -570,7 +570,7 @@ def test_the_subscription_count_of_a_large_channel_is_told_at_most_every_five_se
 
 
 @pytest.mark.parametrize("what", ["nothing", "public", "wrong"])
-def test_where_only_authorised_clients_are_wanted_one_is_closed_with_4009_after_ten_seconds_that_did(
+def test_unauthorised_client_is_closed_with_4009_after_ten_seconds_if_it(
     strangers: tuple[float, dict[str, PusherSocket]], what: str
 ) -> None:
     """`public`: joined a public channel; `wrong`: tried to join a private one."""
@@ -582,7 +582,7 @@ def test_where_only_authorised_clients_are_wanted_one_is_closed_with_4009_after_
 
 
 @pytest.mark.parametrize("what", ["private", "presence", "left", "user"])
-def test_where_only_authorised_clients_are_wanted_one_stays_that_is(
+def test_client_stays_connected_if_it_is(
     strangers: tuple[float, dict[str, PusherSocket]], server: ServerProcess, what: str
 ) -> None:
     """`left`: joined a private channel and has left it; `user`: signed in."""
@@ -591,7 +591,7 @@ def test_where_only_authorised_clients_are_wanted_one_stays_that_is(
     clients[what].round_trip()
 
 
-def test_who_is_not_authorised_in_time_is_counted(
+def test_client_that_is_not_authorised_in_time_is_counted(
     strangers: tuple[float, dict[str, PusherSocket]], server: ServerProcess
 ) -> None:
     assert 'push1st_cut_offs_total{reason="not-authorized"} 3.0' in server.get("/metrics").body.decode()

@@ -164,7 +164,7 @@ class Presence(RuleBasedStateMachine):
 
 
 @pytest.mark.timeout(400)  # a failing example is made smaller for as long as hypothesis likes
-def test_the_members_a_client_knows_are_those_that_are_there(server: ServerProcess) -> None:
+def test_member_list_of_each_client_matches_the_channel(server: ServerProcess) -> None:
     Presence.server = server
     run_state_machine_as_test(
         Presence,

@@ -234,7 +234,7 @@ def test_a_library_triggers_a_batch(sdk: Sdk, client: Callable[[], PusherSocket]
     assert [frame["event"] for frame in one.round_trip()] == ["e", "g"]
 
 
-def test_a_library_triggers_a_batch_and_learns_what_it_asked_for(sdk: Sdk, busy: object, channel: str) -> None:
+def test_library_triggers_a_batch_and_gets_the_requested_attributes(sdk: Sdk, busy: object, channel: str) -> None:
     events = [
         event(f"presence-{channel}", info="user_count"),
         event(channel),
@@ -253,7 +253,7 @@ def test_a_library_triggers_a_batch_and_learns_what_it_asked_for(sdk: Sdk, busy:
     }
 
 
-def test_the_library_for_node_triggers_and_learns_what_it_asked_for(node_sdk: NodeSdk, busy: object, channel: str) -> None:
+def test_library_for_node_triggers_and_gets_the_requested_attributes(node_sdk: NodeSdk, busy: object, channel: str) -> None:
     """The one for Python cannot ask."""
     names = [f"presence-{channel}", channel]
     assert node_sdk.trigger(names, "e", {}, info="user_count,subscription_count") == {
@@ -273,7 +273,7 @@ def test_a_library_lists_channels_by_prefix_with_their_attributes(sdk: Sdk, busy
     assert sdk.channels(f"nothing-{channel}") == {"channels": {}}
 
 
-def test_a_library_asks_about_one_channel_with_its_attributes(sdk: Sdk, busy: object, channel: str) -> None:
+def test_library_requests_the_attributes_of_one_channel(sdk: Sdk, busy: object, channel: str) -> None:
     assert sdk.channel(channel) == {"occupied": True}
     assert sdk.channel(channel, "subscription_count") == {"occupied": True, "subscription_count": 3}
     assert sdk.channel(f"presence-{channel}", "user_count") == {"occupied": True, "user_count": 2}
@@ -350,9 +350,7 @@ def test_the_library_for_python_ends_the_connections_of_a_user_by_its_own_reques
     assert one.close_code() == 4009
 
 
-def test_the_library_for_node_calls_what_it_has_no_method_for(
-    node_sdk: NodeSdk, client: Callable[[], PusherSocket], channel: str
-) -> None:
+def test_library_for_node_makes_generic_requests(node_sdk: NodeSdk, client: Callable[[], PusherSocket], channel: str) -> None:
     one = client()
     one.subscribe(channel)
     assert node_sdk.call("post", {"path": "/events", "body": event(channel, "paid", '{"id":7}')}) == {}
@@ -360,7 +358,7 @@ def test_the_library_for_node_calls_what_it_has_no_method_for(
     assert node_sdk.get("/channels", filter_by_prefix=channel) == {"channels": {channel: {}}}
 
 
-def test_a_query_that_the_library_for_node_signs_is_good_for_others(
+def test_query_signed_by_the_library_for_node_is_valid_for_other_clients(
     server: ServerProcess, node_sdk: NodeSdk, client: Callable[[], PusherSocket], channel: str
 ) -> None:
     client().subscribe(f"presence-{channel}", {"user_id": "u1"})
@@ -460,7 +458,7 @@ def test_a_library_authenticates_users(sdk: Sdk, client: Callable[[], PusherSock
         "the users of a public channel",
     ],
 )
-def test_a_library_is_told_what_is_wrong_with(sdk: Sdk, asked: Callable[[Sdk], Any], status: int) -> None:
+def test_library_gets_the_error_text_for(sdk: Sdk, asked: Callable[[Sdk], Any], status: int) -> None:
     with pytest.raises(Failed) as failed:
         asked(sdk)
     assert str(failed.value.kind) == str(status)
@@ -535,7 +533,7 @@ WRONG: list[tuple[str, Any, int]] = [
 
 
 @pytest.mark.parametrize(("path", "body", "status"), WRONG, ids=lambda one: str(one)[:60])
-def test_what_is_wrong_is_answered_with_its_code_and_reason(
+def test_invalid_call_is_answered_with_its_code_and_reason(
     call: Callable[..., Answer], path: str, body: Any, status: int
 ) -> None:
     answer = call(path, body)
@@ -555,7 +553,7 @@ def test_what_is_wrong_is_answered_with_its_code_and_reason(
         ("GET", "channels/c/events", "POST"),
     ],
 )
-def test_a_wrong_method_is_405_that_names_the_right_one(call: Callable[..., Answer], method: str, path: str, allow: str) -> None:
+def test_wrong_method_is_405_and_names_the_right_one(call: Callable[..., Answer], method: str, path: str, allow: str) -> None:
     answer = call(path, method=method)
     assert (answer.status, answer.headers["Allow"]) == (405, allow)
 
@@ -572,9 +570,7 @@ CALLS = [
 
 
 @pytest.mark.parametrize(("method", "path", "body"), CALLS, ids=lambda one: str(one)[:30])
-def test_every_call_needs_a_right_signature_of_an_app_that_is_there_and_on(
-    server: ServerProcess, method: str, path: str, body: Any
-) -> None:
+def test_each_call_needs_a_valid_signature_of_an_enabled_app(server: ServerProcess, method: str, path: str, body: Any) -> None:
     def status(app: str = "1234", **more: Any) -> int:
         return server.signed(method, f"/apps/{app}/{path}", body, **{"key": "sdk-key", "query": {"name": "e"}, **more}).status
 
@@ -626,7 +622,7 @@ def test_a_signature_is_for_the_body_it_was_made_for(server: ServerProcess, sign
     ],
     ids=["channel", "event", "no event", "data", "socket_id", "info", "data missing", "name missing", "no event at all"],
 )
-def test_of_a_batch_with_one_wrong_event_nothing_is_published(
+def test_batch_with_one_invalid_event_publishes_nothing(
     call: Callable[..., Answer], client: Callable[[], PusherSocket], channel: str, wrong: Any, place: int
 ) -> None:
     one = client()
@@ -654,7 +650,7 @@ def test_of_a_batch_with_one_wrong_event_nothing_is_published(
     ],
     ids=lambda one: str(one)[:40],
 )
-def test_of_a_trigger_with_something_wrong_nothing_is_published(
+def test_invalid_trigger_publishes_nothing(
     call: Callable[..., Answer], client: Callable[[], PusherSocket], channel: str, wrong: dict[str, Any]
 ) -> None:
     one = client()
@@ -729,7 +725,7 @@ def test_the_deprecated_call_is_checked(
     ],
     ids=["all in the query", "a list", "some", "the body goes first"],
 )
-def test_parameters_of_a_trigger_may_stand_in_the_query(
+def test_trigger_parameters_may_be_in_the_query(
     call: Callable[..., Answer], client: Callable[[], PusherSocket], channel: str, query: dict[str, str], body: Any
 ) -> None:
     one = client()
@@ -740,7 +736,7 @@ def test_parameters_of_a_trigger_may_stand_in_the_query(
     assert one.receive() == {"event": "e", "channel": channel, "data": "some words"}
 
 
-def test_a_socket_that_is_excluded_by_the_query_gets_nothing(
+def test_socket_excluded_by_the_query_gets_no_event(
     call: Callable[..., Answer], client: Callable[[], PusherSocket], channel: str
 ) -> None:
     one, other = client(), client()
@@ -764,7 +760,7 @@ def named_tests(text: str) -> list[tuple[str, str]]:
     return re.findall(r"`(test_\w+\.py)::(test_\w+)`", text)
 
 
-def test_every_test_that_the_compatibility_page_names_is_there() -> None:
+def test_tests_named_by_the_compatibility_page_exist() -> None:
     named = named_tests(PAGE.read_text("utf-8"))
     tests = {file: (ROOT / "tests" / "clients" / file).read_text("utf-8") for file, _ in named}
     assert [(file, name) for file, name in named if f"\ndef {name}(" not in tests[file]] == []

@@ -41,7 +41,7 @@ def test_gets_a_socket_id_that_server_libraries_accept(server: ServerProcess, no
 @pytest.mark.parametrize(
     ("key", "code"), [("nobodys-key", 4001), ("off-key", 4003)], ids=["an unknown key", "the key of a disabled app"]
 )
-def test_gives_up_for_good_with(server: ServerProcess, node: Callable[..., NodeProcess], key: str, code: int) -> None:
+def test_stops_reconnecting_with(server: ServerProcess, node: Callable[..., NodeProcess], key: str, code: int) -> None:
     client = start_pusher_js(node, server, key=key)
     client.next(on="error", code=code)
     client.next(on="state", state="disconnected")
@@ -79,7 +79,7 @@ def test_receives_text_data_as_text(server: ServerProcess, pusher_js: Callable[.
     assert client.next(on="event", event="said")["data"] == "plain words — ünïcödé \U0001f980"
 
 
-def test_receives_nothing_more_after_it_unsubscribed(
+def test_receives_no_events_after_unsubscribing(
     server: ServerProcess, pusher_js: Callable[..., NodeProcess], channel: str
 ) -> None:
     client = pusher_js()
@@ -149,7 +149,7 @@ def test_sends_a_text_that_was_cut_within_an_emoji(
     assert second.next(on="event", event="said")["data"] == "cut \ufffd"
 
 
-def test_is_told_when_it_sends_too_many_client_events_and_stays_connected(
+def test_gets_an_error_for_too_many_client_events_and_stays_connected(
     pusher_js: Callable[..., NodeProcess], channel: str
 ) -> None:
     private = f"private-{channel}"
@@ -168,7 +168,7 @@ def user(number: int) -> dict[str, Any]:
     return {"user_id": f"u{number}", "user_info": {"name": f"User {number}"}}
 
 
-def test_learns_who_is_there_when_it_joins(pusher_js: Callable[..., NodeProcess], channel: str) -> None:
+def test_gets_the_members_when_it_joins(pusher_js: Callable[..., NodeProcess], channel: str) -> None:
     presence = f"presence-{channel}"
     subscribed(pusher_js(user(1)), presence)
     assert subscribed(pusher_js(user(2)), presence) | {"on": ""} == {
@@ -195,7 +195,7 @@ def test_joins_a_presence_channel_without_a_user_on_the_path_of_push1st(
     assert server.session_count(presence) == 3
 
 
-def test_sees_members_come_and_go(pusher_js: Callable[..., NodeProcess], channel: str) -> None:
+def test_receives_member_changes(pusher_js: Callable[..., NodeProcess], channel: str) -> None:
     presence = f"presence-{channel}"
     first, second = pusher_js(user(1)), pusher_js(user(2))
     subscribed(first, presence)
@@ -234,7 +234,7 @@ def test_client_events_on_presence_channels_name_their_sender(pusher_js: Callabl
 # -- encrypted channels
 
 
-def test_reads_what_the_server_library_encrypted(
+def test_decrypts_events_of_the_server_library(
     server: ServerProcess, pusher_js: Callable[..., NodeProcess], node: Callable[..., NodeProcess], channel: str
 ) -> None:
     encrypted = f"private-encrypted-{channel}"
@@ -268,7 +268,7 @@ def test_pings_after_the_activity_timeout_and_gets_its_pong(node: Callable[..., 
         client.close()
 
 
-def test_reconnects_when_the_server_says_that_it_will_restart(node: Callable[..., NodeProcess]) -> None:
+def test_reconnects_when_the_server_announces_a_restart(node: Callable[..., NodeProcess]) -> None:
     with running() as server:
         client = start_pusher_js(node, server)
         client.next(on="state", state="connected")

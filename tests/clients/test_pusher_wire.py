@@ -32,7 +32,7 @@ def test_older_protocols_are_accepted(server: ServerProcess, protocol: int) -> N
         socket.established()
 
 
-def test_the_version_of_the_client_is_nobody_s_business(server: ServerProcess) -> None:
+def test_any_client_version_is_accepted(server: ServerProcess) -> None:
     with dialled(server, query="protocol=7&client=%00&version=%F0%9F%A6%80") as socket:
         socket.established()
 
@@ -86,7 +86,7 @@ def test_data_of_a_client_may_be_a_string(connect: Callable[..., PusherSocket], 
 
 
 @pytest.mark.parametrize("data", [{}, "", "{}", None], ids=repr)
-def test_a_ping_is_answered_whatever_its_data(connect: Callable[..., PusherSocket], data: Any) -> None:
+def test_ping_with_any_data_is_answered(connect: Callable[..., PusherSocket], data: Any) -> None:
     client = connect()
     client.connection.send(json.dumps({"event": "pusher:ping", "data": data}))
     assert client.expect("pusher:pong") == {}
@@ -129,7 +129,7 @@ def test_member_is_not_notified_of_itself(connect: Callable[..., PusherSocket], 
     assert client.round_trip() == []
 
 
-def test_a_connection_that_breaks_takes_its_member_with_it(connect: Callable[..., PusherSocket], channel: str) -> None:
+def test_broken_connection_removes_its_member(connect: Callable[..., PusherSocket], channel: str) -> None:
     presence = f"presence-{channel}"
     stays, breaks = connect(), connect()
     stays.subscribe(presence, {"user_id": "u1"})
@@ -186,7 +186,7 @@ def test_a_wrong_signature_is_a_subscription_error(connect: Callable[..., Pusher
     assert error["error"].startswith("Invalid signature: ")
 
 
-def test_the_signature_of_another_socket_opens_nothing(connect: Callable[..., PusherSocket], channel: str) -> None:
+def test_signature_of_another_socket_is_rejected(connect: Callable[..., PusherSocket], channel: str) -> None:
     client, other = connect(), connect()
     auth = channel_auth(other.socket_id, f"private-{channel}")
     client.send("pusher:subscribe", {"channel": f"private-{channel}", "auth": auth})
@@ -213,7 +213,7 @@ def test_presence_needs_a_user_id(connect: Callable[..., PusherSocket], channel:
     assert client.round_trip() == []
 
 
-def test_names_of_signed_in_users_are_closed_to_everybody(connect: Callable[..., PusherSocket]) -> None:
+def test_server_to_user_channels_of_other_users_are_rejected(connect: Callable[..., PusherSocket]) -> None:
     client = connect()
     name = "#server-to-user-admin"
     client.send("pusher:subscribe", {"channel": name, "auth": channel_auth(client.socket_id, name)})
@@ -232,7 +232,7 @@ def test_a_second_subscription_to_a_channel_delivers_once(
     assert client.round_trip() == []
 
 
-def test_unsubscribing_from_what_one_is_not_subscribed_to_is_harmless(connect: Callable[..., PusherSocket], channel: str) -> None:
+def test_unsubscribing_without_a_subscription_is_ignored(connect: Callable[..., PusherSocket], channel: str) -> None:
     client = connect()
     client.send("pusher:unsubscribe", {"channel": channel})
     client.round_trip()
@@ -250,7 +250,7 @@ def test_a_protected_channel_is_authorised_like_a_private_one(connect: Callable[
     connect().subscribe(f"protected-{channel}")
 
 
-def test_the_subscription_count_is_told_on_each_change(connect: Callable[..., PusherSocket], channel: str) -> None:
+def test_subscription_count_is_sent_on_each_change(connect: Callable[..., PusherSocket], channel: str) -> None:
     first, second = connect("counting-key"), connect("counting-key")
     first.subscribe(channel)
     assert first.expect("pusher_internal:subscription_count", channel) == {"subscription_count": 1}
@@ -292,7 +292,7 @@ def test_a_sender_on_a_private_channel_has_no_user_id(connect: Callable[..., Pus
     assert "user_id" not in other.receive()
 
 
-def test_a_client_event_of_who_is_not_subscribed_is_refused(connect: Callable[..., PusherSocket], channel: str) -> None:
+def test_client_event_of_an_unsubscribed_client_is_rejected(connect: Callable[..., PusherSocket], channel: str) -> None:
     _, other = pair(connect, f"private-{channel}")
     stranger = connect()
     stranger.send("client-e", {}, f"private-{channel}")
@@ -300,7 +300,7 @@ def test_a_client_event_of_who_is_not_subscribed_is_refused(connect: Callable[..
     assert other.round_trip() == []
 
 
-def test_client_events_are_refused_where_the_app_does_not_want_them(connect: Callable[..., PusherSocket], channel: str) -> None:
+def test_client_events_are_rejected_if_the_app_disables_them(connect: Callable[..., PusherSocket], channel: str) -> None:
     sender, other = pair(connect, f"private-{channel}", "quiet-key")
     sender.send("client-e", {}, f"private-{channel}")
     assert sender.expect_error()["code"] == 4300
@@ -319,7 +319,7 @@ def test_a_client_may_not_send_an_event_called(connect: Callable[..., PusherSock
     assert other.round_trip() == []
 
 
-def test_ten_client_events_a_second_are_delivered_and_the_rest_refused(
+def test_ten_client_events_a_second_are_delivered_and_the_others_rejected(
     connect: Callable[..., PusherSocket], channel: str
 ) -> None:
     sender, other = pair(connect, f"private-{channel}")
@@ -396,7 +396,7 @@ def test_a_client_event_with_too_long_a_name_is_refused(connect: Callable[..., P
     assert other.round_trip() == []
 
 
-def test_a_quota_of_one_frees_its_place_when_the_first_goes(server: ServerProcess) -> None:
+def test_quota_of_one_is_freed_when_the_connection_ends(server: ServerProcess) -> None:
     def admitted() -> bool:
         with dialled(server, "/app/quota-key") as socket:
             try:

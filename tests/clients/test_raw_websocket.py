@@ -204,7 +204,7 @@ def test_a_connection_ends_when_its_token_expires(raw: Callable[..., RawSocket],
     assert socket.close_code() == 1008
 
 
-def test_a_token_that_is_not_valid_yet_opens_nothing(server: ServerProcess, channel: str) -> None:
+def test_token_that_is_not_valid_yet_is_rejected(server: ServerProcess, channel: str) -> None:
     token = minted({"app": "app-test", "channel": "*", "nbf": time.time() + 60})
     with raw_socket(server, f"private-{channel}", query=f"token={token}") as socket:
         assert socket.close_code() == 1008
@@ -266,7 +266,7 @@ def test_a_wrong_origin_is_refused_with_403(server: ServerProcess, channel: str)
     assert refusal(server, f"/ws/app/origins-key/{channel}", origin="https://bad.example") == 403
 
 
-def test_the_right_origin_is_let_in(server: ServerProcess, stack: contextlib.ExitStack, channel: str) -> None:
+def test_allowed_origin_is_accepted(server: ServerProcess, stack: contextlib.ExitStack, channel: str) -> None:
     stack.enter_context(raw_socket(server, channel, key="origins-key", origin="https://good.example"))
     server.until_sessions(channel, 1, "app-origins")
 
@@ -504,7 +504,7 @@ def test_one_api_publish_reaches_both_sides(
     assert client.receive()["data"] == "text"
 
 
-def test_raw_subscribers_hear_of_members_and_are_none(
+def test_raw_subscribers_receive_member_events_and_are_no_members(
     raw: Callable[..., RawSocket], token: Callable[..., str], connect: Callable[..., PusherSocket], channel: str
 ) -> None:
     presence = f"presence-{channel}"

@@ -138,7 +138,7 @@ def test_channels_are_found_by_prefix(sdk: Sdk, sdk_client: Callable[[], PusherS
     assert sdk.channels(filter_by_prefix=f"private-{channel}") == {"channels": {f"private-{channel}": {}}}
 
 
-def test_channels_tell_their_user_count(sdk: Sdk, sdk_client: Callable[[], PusherSocket], channel: str) -> None:
+def test_channels_have_their_user_count(sdk: Sdk, sdk_client: Callable[[], PusherSocket], channel: str) -> None:
     presence = f"presence-{channel}"
     for number in (1, 2, 2):
         sdk_client().subscribe(presence, {"user_id": f"u{number}"})
@@ -150,7 +150,7 @@ def test_no_channels_are_an_empty_object(sdk: Sdk, channel: str) -> None:
     assert sdk.channels(filter_by_prefix=f"no-{channel}") == {"channels": {}}
 
 
-def test_a_channel_tells_that_it_is_occupied(sdk: Sdk, sdk_client: Callable[[], PusherSocket], channel: str) -> None:
+def test_occupied_channel_is_reported_as_occupied(sdk: Sdk, sdk_client: Callable[[], PusherSocket], channel: str) -> None:
     client = sdk_client()
     client.subscribe(f"presence-{channel}", {"user_id": "u1"})
     assert sdk.channel(f"presence-{channel}", info="user_count") == {"occupied": True, "user_count": 1}

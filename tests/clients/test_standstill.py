@@ -38,7 +38,7 @@ def server() -> Iterator[ServerProcess]:
 
 
 @pytest.mark.parametrize("seconds", [KEEP_ALIVE + 2, pytest.param(15, marks=pytest.mark.long)])
-def test_what_was_sent_while_the_server_stood_still_is_served(server: ServerProcess, seconds: float) -> None:
+def test_input_sent_during_a_standstill_is_served(server: ServerProcess, seconds: float) -> None:
     """Kept connections that were idle, heads that were begun, fallback sessions between two requests, and WebSockets."""
     with contextlib.ExitStack() as stack:
         kept = [stack.enter_context(Wire(server.api_port)) for _ in range(CLIENTS)]

@@ -86,7 +86,7 @@ def test_it_is_alive_while_it_drains(visited: ServerProcess) -> None:
     assert visited.get("/health").status == 200
 
 
-def test_pusher_clients_are_told_to_reconnect_with_4200(own: ServerProcess) -> None:
+def test_stopping_server_closes_pusher_clients_with_4200(own: ServerProcess) -> None:
     with pusher_socket(own) as client:
         own.signal()
         assert client.close_code() == 4200
@@ -99,7 +99,7 @@ def test_raw_clients_are_closed_with_a_code(own: ServerProcess, channel: str) ->
         assert client.close_code() in {1001, 1012, 4200}
 
 
-def test_what_was_published_is_delivered_before_the_close(own: ServerProcess, channel: str) -> None:
+def test_published_events_are_delivered_before_the_close(own: ServerProcess, channel: str) -> None:
     with pusher_socket(own) as client:
         client.subscribe(channel)
         for number in range(100):
@@ -131,7 +131,7 @@ def test_stop_under_a_flood_is_in_time_and_delivers_what_was_acknowledged(own: S
                 thread.join(DEADLINE)
 
 
-def test_clients_that_answer_nothing_do_not_hold_it_up(own: ServerProcess) -> None:
+def test_silent_clients_do_not_delay_the_stop(own: ServerProcess) -> None:
     with contextlib.ExitStack() as stack:
         for _ in range(20):
             stack.enter_context(socket.create_connection(("127.0.0.1", own.ws_port)))
@@ -152,7 +152,7 @@ def test_a_second_signal_stops_it_at_once() -> None:
         assert time.monotonic() - started < 5
 
 
-def test_nothing_listens_when_it_has_ended(own: ServerProcess) -> None:
+def test_no_socket_listens_after_the_stop(own: ServerProcess) -> None:
     own.signal()
     own.wait()
     for port in (own.ws_port, own.api_port):

@@ -262,7 +262,7 @@ def test_pong(line: Callable[..., Line]) -> None:
         one.expect('{"event":"pusher:pong","data":"{}"}')
 
 
-def test_what_a_client_sends_may_be_written_in_any_way(line: Callable[..., Line]) -> None:
+def test_client_commands_may_have_any_json_form(line: Callable[..., Line]) -> None:
     """Order, spaces, escapes, unknown keys and stringified data are all in use."""
     one = line()
     written: list[Any] = [

@@ -44,7 +44,7 @@ def terminate(server: ServerProcess, id: str, app: str = "app-test", key: str = 
 # -- signing in
 
 
-def test_user_data_comes_back_as_it_was_signed(connect: Callable[..., PusherSocket], user: Callable[[str], str]) -> None:
+def test_user_data_is_returned_as_signed(connect: Callable[..., PusherSocket], user: Callable[[str], str]) -> None:
     client = connect()
     text = '{ "more": [1.50, "\\u00e9"], "id" : "USER", "user_info": {"name": "A"} }'.replace("USER", user("u"))
     ask_to_sign_in(client, text)
@@ -60,7 +60,7 @@ def test_the_signature_may_come_without_the_key(connect: Callable[..., PusherSoc
 
 
 @pytest.mark.parametrize("wrong", ["secret", "socket", "none", "of a channel", "of other data"])
-def test_a_wrong_signature_is_answered_with_an_error_without_a_code_and_signs_nobody_in(
+def test_wrong_signature_is_answered_with_an_error_without_a_code(
     connect: Callable[..., PusherSocket], user: Callable[[str], str], wrong: str
 ) -> None:
     client, other = connect(), connect()
@@ -103,7 +103,7 @@ def test_a_wrong_signature_is_answered_with_an_error_without_a_code_and_signs_no
     ],
     ids=lambda text: text[:30],
 )
-def test_what_names_no_user_signs_nobody_in_and_the_socket_stays(connect: Callable[..., PusherSocket], user_data: str) -> None:
+def test_user_data_without_a_user_is_rejected_and_the_socket_stays(connect: Callable[..., PusherSocket], user_data: str) -> None:
     client = connect()
     ask_to_sign_in(client, user_data)
     assert client.expect_error()["code"] is None
@@ -147,7 +147,7 @@ def test_signing_in_again_as_the_same_user_succeeds_and_changes_nothing(
 # -- the channel of a user
 
 
-def test_a_user_joins_its_channel_without_a_signature_and_gets_what_is_sent_to_it_on_every_socket(
+def test_user_joins_its_channel_without_a_signature_and_receives_on_each_socket(
     server: ServerProcess, connect: Callable[..., PusherSocket], user: Callable[[str], str]
 ) -> None:
     name = f"#server-to-user-{user('u')}"
@@ -175,7 +175,7 @@ def test_the_channel_of_another_user_is_closed(connect: Callable[..., PusherSock
     assert not may_join(stranger, f"#server-to-user-{user('u')}")
 
 
-def test_other_names_with_a_number_sign_are_closed_to_everybody(
+def test_other_channel_names_with_a_number_sign_are_rejected(
     connect: Callable[..., PusherSocket], user: Callable[[str], str]
 ) -> None:
     client = connect()
@@ -224,7 +224,7 @@ def test_backends_publish_to_no_other_name_with_a_number_sign(server: ServerProc
 # -- watchlists
 
 
-def test_who_signs_in_is_told_who_of_its_watchlist_is_online_and_who_is_not(
+def test_signed_in_user_gets_the_online_and_offline_users_of_its_watchlist(
     connect: Callable[..., PusherSocket], user: Callable[[str], str]
 ) -> None:
     sign_in(connect(), user("a"))
@@ -236,7 +236,7 @@ def test_who_signs_in_is_told_who_of_its_watchlist_is_online_and_who_is_not(
 
 
 @pytest.mark.parametrize("more", [{}, {"watchlist": []}, {"watchlist": None}], ids=["none", "empty", "null"])
-def test_without_a_watchlist_nothing_is_told(
+def test_user_without_a_watchlist_gets_no_watchlist_events(
     connect: Callable[..., PusherSocket], user: Callable[[str], str], more: dict[str, Any]
 ) -> None:
     client = connect()
@@ -265,7 +265,7 @@ def test_a_watched_user_comes_online_with_its_first_socket_and_goes_offline_with
     assert watcher.round_trip() == []
 
 
-def test_every_socket_of_a_watcher_is_told_and_nobody_else(
+def test_watchlist_events_reach_each_socket_of_the_watcher_only(
     connect: Callable[..., PusherSocket], user: Callable[[str], str]
 ) -> None:
     watchers = [connect(), connect()]
@@ -281,7 +281,7 @@ def test_every_socket_of_a_watcher_is_told_and_nobody_else(
     assert client.round_trip() == []
 
 
-def test_who_watches_itself_is_online_and_told_nothing_more(
+def test_user_that_watches_itself_is_online_and_gets_no_further_events(
     connect: Callable[..., PusherSocket], user: Callable[[str], str]
 ) -> None:
     first, second = connect(), connect()
@@ -319,7 +319,7 @@ def test_a_watchlist_of_exactly_a_hundred_is_no_overflow(
     assert watcher.round_trip() == []
 
 
-def test_only_who_has_signed_in_is_online(
+def test_only_signed_in_users_are_online(
     server: ServerProcess, connect: Callable[..., PusherSocket], user: Callable[[str], str], channel: str
 ) -> None:
     """Neither a member of a presence channel, nor a failed sign-in, nor a user of another app."""
@@ -356,7 +356,7 @@ def test_terminating_closes_every_socket_on_which_the_user_has_signed_in_and_no_
         assert client.round_trip() == []
 
 
-def test_a_user_who_was_terminated_may_sign_in_again(
+def test_terminated_user_may_sign_in_again(
     server: ServerProcess, connect: Callable[..., PusherSocket], user: Callable[[str], str]
 ) -> None:
     sign_in(first := connect(), user("u"))
@@ -366,7 +366,7 @@ def test_a_user_who_was_terminated_may_sign_in_again(
     assert second.round_trip() == []
 
 
-def test_what_was_sent_to_a_user_before_the_end_is_delivered_before_it(
+def test_events_sent_before_a_termination_are_delivered_before_the_close(
     server: ServerProcess, connect: Callable[..., PusherSocket], user: Callable[[str], str]
 ) -> None:
     name = f"#server-to-user-{user('u')}"
@@ -397,7 +397,7 @@ def test_an_event_between_signin_success_and_the_subscription_is_delivered_once(
 
 
 @pytest.mark.long
-def test_an_event_to_a_user_who_does_not_subscribe_is_delivered_after_ten_seconds(
+def test_event_to_a_user_without_a_subscription_is_delivered_after_ten_seconds(
     server: ServerProcess, connect: Callable[..., PusherSocket], user: Callable[[str], str]
 ) -> None:
     name = f"#server-to-user-{user('u')}"
@@ -430,7 +430,7 @@ def test_a_signed_in_user_joins_a_presence_channel_without_channel_data(
     assert watcher.expect("pusher_internal:member_removed", name) == {"user_id": user("u")}
 
 
-def test_channel_data_goes_before_the_signed_in_user(
+def test_channel_data_overrides_the_signed_in_user(
     connect: Callable[..., PusherSocket], user: Callable[[str], str], channel: str
 ) -> None:
     client = connect()
@@ -438,7 +438,7 @@ def test_channel_data_goes_before_the_signed_in_user(
     assert client.subscribe(f"presence-{channel}", {"user_id": "other"})["presence"]["hash"] == {"other": None}
 
 
-def test_who_has_not_signed_in_needs_channel_data(connect: Callable[..., PusherSocket], channel: str) -> None:
+def test_client_without_a_sign_in_needs_channel_data(connect: Callable[..., PusherSocket], channel: str) -> None:
     client = connect()
     client.request_subscription(f"presence-{channel}")
     assert client.expect_refusal(f"presence-{channel}")["status"] == 400
@@ -478,7 +478,7 @@ def until_joined(server: ServerProcess, id: str) -> None:
     wait_until(lambda: server.signed("GET", path).json["occupied"], "the library has joined its user's channel")
 
 
-def test_pusher_js_signs_in_and_gets_what_is_sent_to_its_user(
+def test_pusher_js_signs_in_and_receives_events_of_its_user(
     server: ServerProcess, pusher_js: Callable[..., NodeProcess], user: Callable[[str], str]
 ) -> None:
     client = pusher_js(user("u"))
@@ -490,7 +490,7 @@ def test_pusher_js_signs_in_and_gets_what_is_sent_to_its_user(
     assert client.next(on="user_event")["data"] == {"id": 7}
 
 
-def test_pusher_js_gets_what_is_sent_to_its_user_right_after_its_sign_in(
+def test_pusher_js_receives_events_of_its_user_right_after_its_sign_in(
     server: ServerProcess, pusher_js: Callable[..., NodeProcess], connect: Callable[..., PusherSocket], user: Callable[[str], str]
 ) -> None:
     """A watcher sees the user come online, which is before pusher-js has subscribed, and the backend welcomes it."""
@@ -521,7 +521,7 @@ def test_pusher_js_signs_in_as_a_user_whose_id_is_a_number(
     assert client.ask("user")["id"] == "90125"
 
 
-def test_pusher_js_sees_those_it_watches_come_and_go(
+def test_pusher_js_receives_watchlist_changes(
     pusher_js: Callable[..., NodeProcess], connect: Callable[..., PusherSocket], user: Callable[[str], str]
 ) -> None:
     sign_in(connect(), user("a"))
@@ -535,7 +535,7 @@ def test_pusher_js_sees_those_it_watches_come_and_go(
     assert client.next(on="offline")["users"] == [user("b")]
 
 
-def test_pusher_js_is_told_of_a_watchlist_that_is_too_long_and_stays_signed_in(
+def test_pusher_js_gets_an_error_for_a_too_long_watchlist_and_stays_signed_in(
     pusher_js: Callable[..., NodeProcess], user: Callable[[str], str]
 ) -> None:
     client = pusher_js(user("u"), watchlist=[f"w{number}" for number in range(101)])
@@ -554,7 +554,7 @@ def test_pusher_js_joins_a_presence_channel_as_the_user_it_signed_in(
     assert client.next(on="subscribed", channel=f"presence-{channel}")["me"] == user("u")
 
 
-def test_pusher_js_does_not_come_back_when_the_app_ends_its_connection(
+def test_pusher_js_stays_disconnected_after_a_termination(
     server: ServerProcess, pusher_js: Callable[..., NodeProcess], user: Callable[[str], str]
 ) -> None:
     client = pusher_js(user("u"))

@@ -117,7 +117,7 @@ def test_a_request_is_exactly_what_pusher_sends(receiver: Receiver) -> None:
     assert got.events == [{"name": "channel_occupied", "channel": "room"}]
 
 
-def test_the_library_for_python_takes_it_for_genuine(receiver: Receiver) -> None:
+def test_library_for_python_validates_the_webhook(receiver: Receiver) -> None:
     with telling(receiver) as server, pusher_socket(server) as one:
         one.subscribe("room")
         (got,) = receiver.until(1)
@@ -129,7 +129,7 @@ def test_the_library_for_python_takes_it_for_genuine(receiver: Receiver) -> None
     assert other.validate_webhook(key, signature, got.body.decode()) is None
 
 
-def test_the_library_for_node_takes_it_for_genuine(receiver: Receiver, node: Callable[..., Any]) -> None:
+def test_library_for_node_validates_the_webhook(receiver: Receiver, node: Callable[..., Any]) -> None:
     with telling(receiver) as server, pusher_socket(server) as one:
         one.subscribe("room")
         (got,) = receiver.until(1)
@@ -139,7 +139,7 @@ def test_the_library_for_node_takes_it_for_genuine(receiver: Receiver, node: Cal
     assert not library.ask("read", headers=got.headers, body=got.body.decode() + " ")["valid"]
 
 
-def test_a_client_that_reloads_its_page_is_no_news(receiver: Receiver) -> None:
+def test_page_reload_causes_no_webhook(receiver: Receiver) -> None:
     with telling(receiver) as server:
         for _ in range(3):
             with pusher_socket(server) as one:
@@ -166,7 +166,7 @@ def test_many_that_miss_a_cache_channel_are_one_event(receiver: Receiver) -> Non
         receiver.until_events("cache_miss")
 
 
-def test_counts_are_told_only_where_the_app_opted_in(receiver: Receiver) -> None:
+def test_subscription_counts_are_sent_only_if_the_app_enables_them(receiver: Receiver) -> None:
     with telling(receiver) as server, pusher_socket(server) as one:
         one.subscribe("room")
         receiver.until_events("channel_occupied")
@@ -181,7 +181,7 @@ def test_raw_clients_cause_webhooks_too(receiver: Receiver) -> None:
     assert (events[1]["event"], json.loads(events[1]["data"])) == ("hello", {"a": [1]})
 
 
-def test_what_the_api_publishes_is_no_client_event(receiver: Receiver) -> None:
+def test_api_publish_causes_no_client_event_webhook(receiver: Receiver) -> None:
     with telling(receiver, events=["client_event"]) as server, pusher_socket(server) as one:
         one.subscribe("private-room")
         server.publish("private-room", "news", 1)
@@ -219,7 +219,7 @@ def test_a_filter_drops_exactly_what_it_should_from_every_batch(receiver: Receiv
         assert sorted(event["channel"] for event in all_of_it.events) == sorted(names)
 
 
-def test_only_the_events_that_are_wanted_come(receiver: Receiver) -> None:
+def test_only_selected_events_are_sent(receiver: Receiver) -> None:
     with telling(receiver, events=["member_added"]) as server, pusher_socket(server) as one:
         one.subscribe("presence-room", {"user_id": "7"})
         receiver.until_events("member_added")
@@ -227,7 +227,7 @@ def test_only_the_events_that_are_wanted_come(receiver: Receiver) -> None:
         receiver.until_events("member_added")
 
 
-def test_a_webhook_that_only_wants_leavings_is_not_told_of_reloads(receiver: Receiver) -> None:
+def test_webhook_for_channel_vacated_ignores_reloads(receiver: Receiver) -> None:
     with telling(receiver, events=["channel_vacated"]) as server:
         with pusher_socket(server) as one:
             one.subscribe("room")
@@ -315,7 +315,7 @@ def test_retries_come_after_1_2_and_4_seconds(receiver: Receiver) -> None:
         (302, "answered 302"),
     ],
 )
-def test_whatever_is_not_2xx_in_time_is_tried_again(receiver: Receiver, bad: Any, error: str) -> None:
+def test_response_other_than_2xx_in_time_is_retried(receiver: Receiver, bad: Any, error: str) -> None:
     receiver.act = lambda _: bad if len(receiver.got) == 1 else 200
     with telling(receiver, timeout=1) as server, pusher_socket(server) as one:
         one.subscribe("room")
@@ -395,7 +395,7 @@ def test_an_endpoint_that_stalls_delays_only_itself(receiver: Receiver) -> None:
             server.stop_at_once()
 
 
-def test_an_endpoint_that_is_not_there_is_told_in_the_words_of_the_system(receiver: Receiver) -> None:
+def test_unreachable_endpoint_is_logged_with_the_error_of_the_system(receiver: Receiver) -> None:
     with telling(receiver, url=f"http://127.0.0.1:{free_ports(1)[0]}/") as server, pusher_socket(server) as one:
         one.subscribe("room")
         wait_until(lambda: hooks(server)[0]["last_error"], "a failure")
@@ -410,7 +410,7 @@ def test_connections_are_kept(receiver: Receiver) -> None:
     assert len({one.connection for one in got}) == 1
 
 
-def test_extra_headers_are_sent_and_credentials_of_the_url_are_nowhere_to_be_seen(receiver: Receiver) -> None:
+def test_extra_headers_are_sent_and_url_credentials_never_shown(receiver: Receiver) -> None:
     url = receiver.url.replace("http://", "http://ann:hunter2@") + "?token=hunter2"
     webhooks = [{"url": url, "headers": {"X-Shop": "hunter2", "user-agent": "shop", "content-type": "text/plain"}}]
     receiver.act = lambda _: 500 if len(receiver.got) == 1 else 200
@@ -445,7 +445,7 @@ def certificate() -> Iterator[tuple[ssl.SSLContext, str]]:
         os.unlink(cert)
 
 
-def test_a_certificate_that_nobody_vouches_for_is_not_believed() -> None:
+def test_certificate_without_a_trusted_authority_is_rejected() -> None:
     with certificate() as (context, _), receiving(context) as receiver, telling(receiver) as server, pusher_socket(server) as one:
         one.subscribe("room")
         wait_until(lambda: hooks(server)[0]["last_error"], "a failure")
@@ -454,7 +454,7 @@ def test_a_certificate_that_nobody_vouches_for_is_not_believed() -> None:
         server.stop_at_once()
 
 
-def test_a_certificate_that_is_vouched_for_is(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_certificate_with_a_trusted_authority_is_accepted(monkeypatch: pytest.MonkeyPatch) -> None:
     with certificate() as (context, cert), receiving(context) as receiver:
         monkeypatch.setenv("SSL_CERT_FILE", cert)
         with telling(receiver) as server, pusher_socket(server) as one:
@@ -465,7 +465,7 @@ def test_a_certificate_that_is_vouched_for_is(monkeypatch: pytest.MonkeyPatch) -
 # Bounds, the end, and the next start
 
 
-def test_what_overflows_is_counted_logged_and_kept_as_dead_letters(receiver: Receiver, tmp_path: Path) -> None:
+def test_events_over_the_bound_are_counted_logged_and_stored_as_dead_letters(receiver: Receiver, tmp_path: Path) -> None:
     receiver.act = lambda _: "stall"
     config = {"hooks": {"events": 5, "folder": str(tmp_path)}}
     with telling(receiver, config=config, timeout=60) as server, pusher_socket(server) as one:
@@ -531,7 +531,7 @@ def test_a_stop_drains_the_queue(receiver: Receiver) -> None:
     assert [event["channel"] for event in receiver.events] == [f"room-{number}" for number in range(20)]
 
 
-def test_what_is_left_at_a_stop_is_sent_by_the_next_start_with_its_delivery_id(receiver: Receiver, tmp_path: Path) -> None:
+def test_events_left_at_a_stop_are_sent_after_the_next_start_with_their_delivery_id(receiver: Receiver, tmp_path: Path) -> None:
     receiver.act = lambda _: 503
     config = {"hooks": {"folder": str(tmp_path)}}
     events = ["channel_occupied", "client_event"]
@@ -555,7 +555,7 @@ def test_what_is_left_at_a_stop_is_sent_by_the_next_start_with_its_delivery_id(r
         until_idle(server)
 
 
-def test_clients_that_come_back_after_a_restart_are_no_news(receiver: Receiver, tmp_path: Path) -> None:
+def test_clients_that_return_after_a_restart_cause_no_webhook(receiver: Receiver, tmp_path: Path) -> None:
     config = {"hooks": {"folder": str(tmp_path)}}
     with telling(receiver, config=config) as server, pusher_socket(server) as one:
         one.subscribe("stays")
@@ -567,7 +567,7 @@ def test_clients_that_come_back_after_a_restart_are_no_news(receiver: Receiver, 
         assert events[-1]["channel"] == "goes"
 
 
-def test_without_a_folder_what_cannot_be_sent_at_a_stop_is_said_to_be_lost(receiver: Receiver) -> None:
+def test_events_left_at_a_stop_without_a_folder_are_logged_as_lost(receiver: Receiver) -> None:
     receiver.act = lambda _: 503
     with telling(receiver, events=["channel_occupied"]) as server, pusher_socket(server) as one:
         one.subscribe("room")
@@ -675,7 +675,7 @@ def test_a_hook_of_push1st_is_signed_on_demand(receiver: Receiver) -> None:
     assert got.headers["x-pusher-signature"] == hmac_hex("secret", got.body.decode())
 
 
-def test_hooks_and_webhooks_stand_side_by_side(receiver: Receiver) -> None:
+def test_hooks_and_webhooks_work_together(receiver: Receiver) -> None:
     with receiving() as push1sts:
         both = {"hook": {"trigger": ["join"], "endpoint": [push1sts.url]}, "webhooks": [{"url": receiver.url}]}
         with running(apps={"app-test": merged(APP, both)}) as server, pusher_socket(server) as one:

@@ -122,7 +122,7 @@ def test_info_that_does_not_apply_is_400(server: ServerProcess, path: str, query
     assert server.signed("GET", f"/apps/app-counting/{path}", query=query, key="counting-key").status == 400
 
 
-def test_terminate_ends_the_connections_of_who_signed_in_and_not_of_a_member_of_that_id(
+def test_terminate_ends_signed_in_connections_and_not_members_with_that_id(
     server: ServerProcess, connect: Callable[..., PusherSocket], channel: str
 ) -> None:
     member, user = connect(), connect()
@@ -208,7 +208,7 @@ def test_a_bare_prefix_does_not_make_a_kind(
     assert server.get(f"/apps/app-test/channels/{name}").json["type"] == "public"
 
 
-def test_member_added_and_removed_come_once_per_user_and_not_per_socket(
+def test_member_added_and_removed_are_sent_once_per_user_and_not_per_socket(
     server: ServerProcess, connect: Callable[..., PusherSocket], channel: str
 ) -> None:
     presence = f"presence-{channel}"

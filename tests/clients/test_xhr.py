@@ -94,14 +94,14 @@ def test_connects_below_the_path_of_apps(server: ServerProcess) -> None:
 @pytest.mark.parametrize(
     ("key", "code"), [("nobodys-key", 4001), ("off-key", 4003)], ids=["an unknown key", "the key of a disabled app"]
 )
-def test_gives_up_for_good_with(server: ServerProcess, node: Callable[..., NodeProcess], road: str, key: str, code: int) -> None:
+def test_stops_reconnecting_with(server: ServerProcess, node: Callable[..., NodeProcess], road: str, key: str, code: int) -> None:
     client = start_pusher_js(node, server, road, key=key)
     client.next(on="error", code=code)
     client.next(on="state", state="disconnected")
     assert client.ask("connection") == {"state": "disconnected", "retries": False}
 
 
-def test_gives_up_when_the_app_has_all_its_connections(node: Callable[..., NodeProcess], road: str) -> None:
+def test_stops_reconnecting_over_the_quota_of_the_app(node: Callable[..., NodeProcess], road: str) -> None:
     with running(apps=APPS) as server:
         first = start_pusher_js(node, server, road, key="quota-key")
         first.next(on="state", state="connected")
@@ -121,7 +121,7 @@ def test_is_counted_as_a_protocol_of_its_own(server: ServerProcess, pusher_js: C
 # -- channels
 
 
-def test_receives_what_is_published_at_once(server: ServerProcess, pusher_js: Callable[..., NodeProcess], channel: str) -> None:
+def test_receives_published_events_at_once(server: ServerProcess, pusher_js: Callable[..., NodeProcess], channel: str) -> None:
     client = pusher_js()
     subscribed(client, channel, "paid")
     assert server.publish(channel, "paid", {"id": 7}).json["channels"] == {channel: 1}
@@ -140,7 +140,7 @@ def test_subscribes_to_a_private_channel(
     assert client.next(on="event", event="paid")["data"] == {"id": 7}
 
 
-def test_is_told_of_a_wrong_signature_and_stays(
+def test_gets_an_error_for_a_wrong_signature_and_stays(
     server: ServerProcess, pusher_js: Callable[..., NodeProcess], channel: str
 ) -> None:
     client = pusher_js(authorize="wrongly")
@@ -149,7 +149,7 @@ def test_is_told_of_a_wrong_signature_and_stays(
     subscribed(client, channel)
 
 
-def test_sees_members_come_and_go(pusher_js: Callable[..., NodeProcess], channel: str) -> None:
+def test_receives_member_changes(pusher_js: Callable[..., NodeProcess], channel: str) -> None:
     presence = f"presence-{channel}"
     ada, bob = {"user_id": "ada", "user_info": {"name": "Ada"}}, {"user_id": "bob", "user_info": {"name": "Bob"}}
     first = pusher_js(user=ada)
@@ -161,7 +161,7 @@ def test_sees_members_come_and_go(pusher_js: Callable[..., NodeProcess], channel
     assert first.next(on="member_removed")["member"]["id"] == "bob"
 
 
-def test_is_gone_some_seconds_after_it_went_without_a_word(
+def test_silently_lost_session_is_removed_after_some_seconds(
     server: ServerProcess, pusher_js: Callable[..., NodeProcess], channel: str
 ) -> None:
     client = pusher_js()
@@ -171,7 +171,7 @@ def test_is_gone_some_seconds_after_it_went_without_a_word(
     wait_until(lambda: server.session_count(channel) == 0, "its session ends", 20)
 
 
-def test_sends_client_events_and_gets_those_of_others(pusher_js: Callable[..., NodeProcess], channel: str) -> None:
+def test_exchanges_client_events_with_others(pusher_js: Callable[..., NodeProcess], channel: str) -> None:
     private = f"private-{channel}"
     first, second = pusher_js(), pusher_js()
     for client in (first, second):
@@ -182,7 +182,7 @@ def test_sends_client_events_and_gets_those_of_others(pusher_js: Callable[..., N
     assert first.next(on="event", event="client-typing")["data"] == {"n": 2}
 
 
-def test_talks_with_a_client_on_a_websocket(
+def test_exchanges_events_with_a_client_on_a_websocket(
     server: ServerProcess, pusher_js: Callable[..., NodeProcess], node: Callable[..., NodeProcess], channel: str
 ) -> None:
     private = f"private-{channel}"
@@ -200,7 +200,7 @@ def test_talks_with_a_client_on_a_websocket(
 
 
 @pytest.mark.parametrize("text", ["x" * 6000, "ü\u4e16\U0001f980" * 700], ids=["ASCII", "other scripts"])
-def test_misses_nothing_when_it_drops_responses_that_grew_too_long(
+def test_loses_no_event_when_it_drops_long_responses(
     server: ServerProcess, pusher_js: Callable[..., NodeProcess], channel: str, text: str
 ) -> None:
     """Over 256 KiB pusher-js ends a response in the midst of what is sent, and asks for another."""
@@ -216,7 +216,7 @@ def test_misses_nothing_when_it_drops_responses_that_grew_too_long(
 # -- ends
 
 
-def test_reconnects_when_the_server_says_that_it_will_restart(node: Callable[..., NodeProcess], road: str) -> None:
+def test_reconnects_when_the_server_announces_a_restart(node: Callable[..., NodeProcess], road: str) -> None:
     with running() as server:
         client = start_pusher_js(node, server, road)
         client.next(on="state", state="connected")
@@ -227,7 +227,7 @@ def test_reconnects_when_the_server_says_that_it_will_restart(node: Callable[...
         client.close()
 
 
-def test_stays_when_nothing_happens_for_longer_than_the_activity_timeout(node: Callable[..., NodeProcess], road: str) -> None:
+def test_stays_connected_when_idle_for_longer_than_the_activity_timeout(node: Callable[..., NodeProcess], road: str) -> None:
     with running({"server": {"pusher": {"activity-timeout": 2}}}) as server:
         client = start_pusher_js(node, server, road, client={"pongTimeout": 3000})
         client.next(on="state", state="connected")
@@ -280,7 +280,7 @@ def test_origins_are_checked(server: ServerProcess) -> None:
         assert response.readline() == b"o\n"
 
 
-def test_a_session_is_nobody_elses(server: ServerProcess) -> None:
+def test_session_is_available_only_to_its_client(server: ServerProcess) -> None:
     """Not of a page of another origin that learned the id, and not of another app."""
     path = "/pusher/app/app-key/7/of-one-page"
     with opened(server, path + "/xhr_streaming" + QUERY, Origin="https://page.example") as response:
@@ -293,7 +293,7 @@ def test_a_session_is_nobody_elses(server: ServerProcess) -> None:
         assert server.post(path + "/xhr_send", b"[]", headers=send, port=server.ws_port).status == 200
 
 
-def test_a_stream_asked_for_again_goes_on_without_a_second_welcome(server: ServerProcess, channel: str) -> None:
+def test_stream_requested_again_continues_without_a_second_welcome(server: ServerProcess, channel: str) -> None:
     path = f"/pusher/app/app-key/7/{channel}"
     with opened(server, path + "/xhr_streaming" + QUERY) as first:
         assert first.readline() == b"o\n"
@@ -345,7 +345,9 @@ def test_protocol_versions_are_checked(server: ServerProcess, query: str, code: 
 
 
 @pytest.mark.parametrize("body", [b"", b"{}", b'["a"', b"[1]", b'["\xff"]', b"[" * 50_000])
-def test_what_is_no_array_of_strings_is_refused_and_the_session_stays(server: ServerProcess, body: bytes, channel: str) -> None:
+def test_body_that_is_not_an_array_of_strings_is_rejected_and_the_session_stays(
+    server: ServerProcess, body: bytes, channel: str
+) -> None:
     path = f"/pusher/app/app-key/7/{channel}"
     with opened(server, path + "/xhr_streaming" + QUERY) as response:
         assert response.readline() == b"o\n"
@@ -355,7 +357,7 @@ def test_what_is_no_array_of_strings_is_refused_and_the_session_stays(server: Se
         assert frame(response)["event"] == "pusher:pong"
 
 
-def test_who_sends_to_no_session_is_told(server: ServerProcess) -> None:
+def test_message_to_an_unknown_session_is_404(server: ServerProcess) -> None:
     assert server.post("/pusher/app/app-key/7/never-seen/xhr_send", b"[]", port=server.ws_port).status == 404
     assert server.post("/pusher/app/app-key/7/short/xhr_send", b"[]", port=server.ws_port).status == 400
     assert server.get("/pusher/app/app-key/7/never-seen/xhr", port=server.ws_port).status == 405

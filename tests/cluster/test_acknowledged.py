@@ -136,7 +136,7 @@ async def test_acknowledged_events_are_delivered_when_the_broker(fault: Fault) -
     assert one.lost == [[], []]
 
 
-async def test_acknowledged_events_are_delivered_when_the_broker_stands_still_until_its_connection_is_given_up() -> None:
+async def test_acknowledged_events_are_delivered_when_the_broker_hangs_until_its_connection_is_dropped() -> None:
     """The server still has the old connections when the first node is back."""
     async with traffic(SILENT_SECONDS=0.5, LEASE_SECONDS=30) as (valkey, one):
         for _ in range(2):

@@ -110,7 +110,7 @@ def everybody(count: int) -> set[tuple[str, str]]:
 
 
 @pytest.mark.parametrize("command", ["", pytest.param("FLUSHALL", marks=pytest.mark.long)], ids=["killed", "emptied"])
-def test_members_who_return_within_the_hold_time_cause_no_webhook_when_the_engine_loses_its_state(
+def test_members_that_return_within_the_hold_time_cause_no_webhook_after_a_state_loss(
     receiver: Receiver, stack: contextlib.ExitStack, command: str
 ) -> None:
     server = stack.enter_context(machine(apps=app(receiver)))
@@ -155,7 +155,7 @@ def engine_of(server: ServerProcess) -> bool:
 
 
 @pytest.mark.parametrize("saved", [True, pytest.param(False, marks=pytest.mark.long)], ids=["with a folder", "without a folder"])
-def test_a_reload_causes_no_webhook_of_members_who_return(receiver: Receiver, tmp_path: Path, saved: bool) -> None:
+def test_reload_causes_no_webhook_for_returning_members(receiver: Receiver, tmp_path: Path, saved: bool) -> None:
     config = {"hooks": {"folder": str(tmp_path)}} if saved else {}
     with machine(config=merged(config, {"server": {"drain": 1}}), apps=app(receiver)) as server, members(20, server) as there:
         wait_until(lambda: believed(receiver) == everybody(20), "all are there")
@@ -167,7 +167,7 @@ def test_a_reload_causes_no_webhook_of_members_who_return(receiver: Receiver, tm
         wait_until(lambda: believed(receiver) == everybody(20) - {(ROOM, "u0")}, "one has left")
 
 
-def test_a_rolling_restart_causes_no_webhook_of_members_who_return(receiver: Receiver) -> None:
+def test_rolling_restart_causes_no_webhook_for_returning_members(receiver: Receiver) -> None:
     valkey = Valkey()
     try:
         config = {"broker": f"{valkey.url}?prefix=shop", "server": {"workers": 1, "drain": 1}}
@@ -183,9 +183,7 @@ def test_a_rolling_restart_causes_no_webhook_of_members_who_return(receiver: Rec
         valkey.close()
 
 
-def test_a_restart_of_all_workers_with_a_folder_causes_webhooks_only_of_members_who_do_not_return(
-    receiver: Receiver, tmp_path: Path
-) -> None:
+def test_restart_of_all_workers_causes_webhooks_only_for_members_that_do_not_return(receiver: Receiver, tmp_path: Path) -> None:
     with machine(config={"hooks": {"folder": str(tmp_path)}, "server": {"drain": 0}}, apps=app(receiver)) as server:
         with room(server):
             wait_until(lambda: believed(receiver) == everybody(10), "all are there")

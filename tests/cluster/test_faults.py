@@ -19,7 +19,7 @@ from tests.support.valkey import Valkey
 Nodes = Callable[..., AbstractAsyncContextManager[tuple[Valkey, Place, Place]]]
 
 
-async def test_members_who_join_two_nodes_at_once_are_each_told_of_all_others_once() -> None:
+async def test_members_that_join_two_nodes_at_once_get_each_other_once() -> None:
     async with nodes() as (_, one, two):
         clients = [(one, two)[n % 2].client() for n in range(60)]
         for n, client in enumerate(clients):
@@ -44,7 +44,7 @@ async def test_while_the_broker_is_away_clients_stay_and_publishing_is_refused()
         valkey.start()
 
 
-async def test_a_broker_that_comes_back_serves_as_before() -> None:
+async def test_broker_serves_again_after_an_outage() -> None:
     async with nodes() as (valkey, one, two):
         clients = [await on(one, ROOM, "a"), await on(two, ROOM, "b")]
         valkey.kill()
@@ -58,7 +58,7 @@ async def test_a_broker_that_comes_back_serves_as_before() -> None:
         assert (found.subscriptions, found.users) == (2, 2)
 
 
-async def test_nobody_is_told_that_somebody_left_when_the_broker_lost_its_state() -> None:
+async def test_no_member_removed_is_sent_when_the_broker_loses_its_state() -> None:
     async with nodes() as (valkey, one, two):
         clients = [await on(one, ROOM, "a"), await on(two, ROOM, "b")]
         valkey.ask("FLUSHALL")
@@ -70,7 +70,7 @@ async def test_nobody_is_told_that_somebody_left_when_the_broker_lost_its_state(
         assert [client.members[ROOM] for client in (*clients, late)] == [{"a", "b", "c"}] * 3
 
 
-async def test_who_left_while_the_broker_was_away_is_gone_for_everybody() -> None:
+async def test_member_that_left_during_a_broker_outage_is_removed_on_all_nodes() -> None:
     async with nodes() as (valkey, one, two):
         staying, leaving = await on(one, ROOM, "a"), await on(two, ROOM, "b")
         await until(lambda: staying.members[ROOM] == {"a", "b"})
@@ -81,7 +81,7 @@ async def test_who_left_while_the_broker_was_away_is_gone_for_everybody() -> Non
         await until(lambda: staying.members[ROOM] == {"a"})
 
 
-async def test_who_subscribes_while_the_broker_is_away_gets_in_when_it_is_back() -> None:
+async def test_subscription_during_a_broker_outage_is_confirmed_after_it() -> None:
     async with nodes() as (valkey, one, two):
         valkey.kill()
         await until(lambda: not one.connected and not two.connected)
@@ -107,7 +107,7 @@ async def test_a_subscription_is_refused_when_the_broker_stays_away(monkeypatch:
         assert not client.session.closed
 
 
-async def test_a_broker_that_hangs_is_noticed_by_who_publishes_within_two_seconds() -> None:
+async def test_publish_to_a_hung_broker_is_rejected_within_two_seconds() -> None:
     async with nodes() as (valkey, one, _):
         valkey.pause()
         started = time.monotonic()
@@ -116,7 +116,7 @@ async def test_a_broker_that_hangs_is_noticed_by_who_publishes_within_two_second
         await until(lambda: one.metrics.broker_unconfirmed == 1)
 
 
-async def test_a_connection_that_hangs_is_given_up_and_made_anew(monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_hung_connection_is_dropped_and_reconnected(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(shard, "SILENT_SECONDS", 0.3)
     async with nodes() as (valkey, one, two):
         client = await on(two, "c")
@@ -128,7 +128,7 @@ async def test_a_connection_that_hangs_is_given_up_and_made_anew(monkeypatch: py
         await until(lambda: client.messages["c"] == ["1"])
 
 
-async def test_a_broker_that_is_behind_is_not_sent_more(monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_slow_broker_gets_no_further_publishes(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(publishing, "MAX_QUEUED", 1 << 20)
     async with nodes() as (valkey, one, _):
         valkey.pause()
@@ -147,7 +147,7 @@ async def test_a_broker_that_is_behind_is_not_sent_more(monkeypatch: pytest.Monk
 # Nodes
 
 
-async def test_what_a_dead_node_had_is_removed_when_its_lease_is_over(monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_entries_of_a_dead_node_are_evicted_when_its_lease_expires(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(shard, "LEASE_SECONDS", 1.0)
     async with nodes() as (valkey, one, two):
         staying = await on(one, ROOM, "a")
@@ -167,7 +167,7 @@ async def test_what_a_dead_node_had_is_removed_when_its_lease_is_over(monkeypatc
         assert await two.node.channel(two.app, "c") is None
 
 
-async def test_removing_what_a_dead_node_had_is_done_in_steps_and_once(monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_entries_of_a_dead_node_are_evicted_in_steps_and_once(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(shard, "BURIED", 3)
     async with nodes() as (valkey, one, two):
         staying = [await on(one, ROOM, "a"), await on(two, ROOM, "b")]
@@ -193,7 +193,7 @@ async def test_a_dead_node_is_removed_however_much_it_had() -> None:
         assert valkey.ask("EXISTS", f"{base}:n:dead", f"{base}:i:app") == b":0\r\n"
 
 
-async def test_a_node_whose_lease_ran_out_while_it_lived_announces_itself_again() -> None:
+async def test_running_node_registers_again_after_its_lease_expired() -> None:
     async with nodes() as (valkey, one, two):
         clients = [await on(one, ROOM, "a"), await on(two, ROOM, "b")]
         await until(lambda: clients[0].members[ROOM] == {"a", "b"})
@@ -205,7 +205,7 @@ async def test_a_node_whose_lease_ran_out_while_it_lived_announces_itself_again(
         assert found.users == 2
 
 
-async def test_a_nodes_own_clients_are_not_told_to_have_left_when_the_others_took_it_for_dead() -> None:
+async def test_clients_of_an_evicted_running_node_get_no_false_member_removed() -> None:
     async with nodes() as (valkey, one, two):
         clients = [await on(one, ROOM, "a"), await on(two, ROOM, "b")]
         await until(lambda: clients[0].members[ROOM] == {"a", "b"})
@@ -233,7 +233,7 @@ class LateClock(SystemClock):
         return time.time_ns() - 5 * 3_600_000_000_000
 
 
-async def test_messages_come_in_one_order_to_everybody_though_the_clock_of_a_node_was_set_back() -> None:
+async def test_messages_have_one_order_on_all_nodes_even_if_a_clock_goes_back() -> None:
     """Ids are unique, and grow with each node's own messages; only the order of arrival is that of the channel."""
     async with nodes() as (_, one, two):
         clients = [await on(one, "c"), await on(two, "c")]
@@ -295,7 +295,7 @@ async def test_an_app_has_no_more_connections_than_it_may_on_all_nodes_together(
         assert not fifth.session.closed
 
 
-async def test_who_is_refused_and_gone_before_the_answer_is_counted_by_nobody() -> None:
+async def test_rejected_connection_that_ends_before_the_reply_is_not_counted() -> None:
     async with nodes(connections=1) as (_, one, two):
         first = one.client()
         await until(lambda: first.entered)
@@ -310,7 +310,7 @@ async def test_who_is_refused_and_gone_before_the_answer_is_counted_by_nobody() 
         assert sorted(client.entered for client in clients) == [False, True]
 
 
-async def test_what_a_client_published_last_comes_before_its_leave() -> None:
+async def test_last_event_of_a_client_precedes_its_leave() -> None:
     async with nodes() as (_, one, two):
         leaving, staying = await on(one, ROOM, "a"), await on(two, ROOM, "b")
         await until(lambda: leaving.members[ROOM] == {"a", "b"})
@@ -329,7 +329,7 @@ async def test_what_a_client_published_last_comes_before_its_leave() -> None:
         assert seen == ["e", MEMBER_REMOVED]
 
 
-async def test_a_broker_that_is_full_refuses_what_is_new_and_lets_go_who_leaves() -> None:
+async def test_full_broker_rejects_new_entries_and_accepts_leaves() -> None:
     async with nodes() as (valkey, one, two):
         leaving, staying = await on(one, ROOM, "a"), await on(two, ROOM, "b")
         quiet = await on(one, "c")
@@ -377,7 +377,7 @@ async def unsaved(valkey: Valkey) -> AsyncIterator[None]:
     await until(lambda: valkey.ask("SET", "a", "b") == b"+OK\r\n")
 
 
-async def test_a_broker_that_cannot_save_delivers_events_and_refuses_what_is_new_until_it_can(
+async def test_broker_that_cannot_save_delivers_events_and_rejects_new_entries(
     capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(shard, "PATIENCE_SECONDS", 0.2)
@@ -417,7 +417,7 @@ async def test_a_broker_that_cannot_save_delivers_events_and_refuses_what_is_new
     assert "hint='the disk is full or not writable" in capsys.readouterr().out
 
 
-async def test_a_node_that_ends_lets_another_read_the_hook_events_at_once() -> None:
+async def test_stopping_node_passes_the_hook_events_lease_at_once() -> None:
     async with nodes() as (_, one, two):
         await on(one, "c")
         await until(lambda: one.hook_events or two.hook_events)
@@ -440,7 +440,7 @@ async def test_a_users_connections_are_ended_on_every_node() -> None:
         await until(lambda: [client.closes for client in clients] == [[4009], [4009]])
 
 
-async def test_a_message_for_one_connection_is_counted_where_it_is() -> None:
+async def test_message_for_one_connection_is_counted_on_its_node() -> None:
     async with nodes() as (_, one, two):
         here, there = await on(one, "c"), await on(two, "c")
         for how, count in (
@@ -471,7 +471,7 @@ async def test_only_nodes_with_subscribers_get_a_channels_messages() -> None:
 # Questions
 
 
-async def test_what_is_asked_while_the_broker_is_away_is_answered_when_it_is_back() -> None:
+async def test_request_during_a_broker_outage_is_answered_after_it() -> None:
     async with nodes() as (valkey, one, two):
         client = await on(two, "c")
         valkey.pause()
@@ -481,7 +481,7 @@ async def test_what_is_asked_while_the_broker_is_away_is_answered_when_it_is_bac
         assert [found.id for found in await asking] == [client.session.id]
 
 
-async def test_after_a_failover_nobody_is_asked_before_all_could_hear_it() -> None:
+async def test_requests_after_a_failover_wait_until_all_nodes_are_subscribed() -> None:
     async with nodes() as (valkey, one, _):
         base = one.shards[0].base
         valkey.ask("SADD", f"{base}:nodes", "late")

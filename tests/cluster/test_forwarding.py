@@ -77,7 +77,7 @@ def publish(server: ServerProcess, data: str) -> None:
     assert answer.status == 200
 
 
-def test_what_is_sent_to_another_server_reaches_the_session(pair: tuple[ServerProcess, ServerProcess]) -> None:
+def test_message_sent_to_another_server_reaches_the_session(pair: tuple[ServerProcess, ServerProcess]) -> None:
     one, other = pair
     with asked(one, "xhr_streaming") as stream:
         assert stream.readline() == b"o\n"
@@ -86,7 +86,7 @@ def test_what_is_sent_to_another_server_reaches_the_session(pair: tuple[ServerPr
         assert names(stream.readline()) == ["pusher_internal:subscription_succeeded"]
 
 
-def test_a_stream_from_another_server_goes_on_with_the_session(pair: tuple[ServerProcess, ServerProcess]) -> None:
+def test_stream_on_another_server_continues_the_session(pair: tuple[ServerProcess, ServerProcess]) -> None:
     one, other = pair
     with asked(one, "xhr_streaming") as first:
         assert first.readline() == b"o\n"
@@ -104,7 +104,7 @@ def test_a_stream_from_another_server_goes_on_with_the_session(pair: tuple[Serve
                 assert names(third.readline()) == ["e"]
 
 
-def test_polls_are_answered_wherever_they_come(pair: tuple[ServerProcess, ServerProcess]) -> None:
+def test_polls_are_answered_on_each_server(pair: tuple[ServerProcess, ServerProcess]) -> None:
     one, other = pair
     path = cycle((one, other))
     with asked(next(path), "xhr") as response:
@@ -133,14 +133,14 @@ def test_a_poll_waits_at_another_server(pair: tuple[ServerProcess, ServerProcess
         assert names(connection.getresponse().read()) == ["e"]
 
 
-def test_a_session_nobody_has_is_unknown(pair: tuple[ServerProcess, ServerProcess]) -> None:
+def test_unknown_session_is_404_on_each_server(pair: tuple[ServerProcess, ServerProcess]) -> None:
     path = f"/pusher/app/app-key/9/99999999/xhr_send{QUERY}"
     with contextlib.closing(http.client.HTTPConnection("127.0.0.1", pair[0].ws_port, timeout=DEADLINE)) as connection:
         connection.request("POST", path, b"[]")
         assert connection.getresponse().status == 404
 
 
-def test_the_loss_of_a_stream_at_another_server_keeps_what_follows(pair: tuple[ServerProcess, ServerProcess]) -> None:
+def test_frames_after_the_loss_of_a_remote_stream_are_stored(pair: tuple[ServerProcess, ServerProcess]) -> None:
     one, other = pair
     with asked(one, "xhr") as response:
         response.read()
@@ -185,7 +185,9 @@ def killed(server: ServerProcess) -> float:
 
 
 @pytest.mark.parametrize("road", ["xhr_streaming", "xhr"])
-def test_requests_whose_sessions_server_was_killed_are_ended_soon(doomed: tuple[ServerProcess, ServerProcess], road: str) -> None:
+def test_requests_of_a_session_end_soon_after_its_server_was_killed(
+    doomed: tuple[ServerProcess, ServerProcess], road: str
+) -> None:
     one, other = doomed
     with asked(one, "xhr") as response:
         response.read()
@@ -197,7 +199,7 @@ def test_requests_whose_sessions_server_was_killed_are_ended_soon(doomed: tuple[
         assert time.monotonic() - died < GONE_SECONDS
 
 
-def test_a_session_whose_streams_server_was_killed_is_gone_soon(doomed: tuple[ServerProcess, ServerProcess]) -> None:
+def test_session_is_removed_soon_after_the_server_of_its_stream_was_killed(doomed: tuple[ServerProcess, ServerProcess]) -> None:
     one, other = doomed
     with asked(one, "xhr") as response:
         response.read()
@@ -214,7 +216,7 @@ def test_a_session_whose_streams_server_was_killed_is_gone_soon(doomed: tuple[Se
 
 
 @pytest.mark.parametrize("road", ["xhr_streaming", "xhr"])
-def test_a_session_whose_reply_got_lost_with_the_broker_ends(road: str) -> None:
+def test_session_ends_if_its_reply_is_lost_with_the_broker(road: str) -> None:
     """What was to go to the other server is lost, so the client is told to begin anew."""
     valkey = Valkey()
     try:

@@ -32,7 +32,7 @@ def cut(valkey: Valkey, place: Place) -> None:
     valkey.ask("CLIENT", "KILL", "ID", id.decode())
 
 
-async def test_a_reader_whose_connection_ends_before_its_place_is_noted_hands_nothing_on_twice() -> None:
+async def test_consumer_whose_connection_ends_before_its_position_is_saved_delivers_nothing_twice() -> None:
     async with nodes() as (valkey, one, two):
         await on(one, "c")
         await until(lambda: one.hook_events or two.hook_events)
@@ -51,7 +51,7 @@ async def test_a_reader_whose_connection_ends_before_its_place_is_noted_hands_no
         assert channels(one, two) == ["c", "d", "e"]
 
 
-async def test_a_reader_whose_lease_is_another_nodes_hands_nothing_on() -> None:
+async def test_consumer_without_the_lease_of_its_node_delivers_nothing() -> None:
     async with nodes() as (valkey, one, two):
         await on(one, "c")
         await until(lambda: one.hook_events or two.hook_events)
@@ -215,7 +215,7 @@ async def test_a_member_that_returns_on_another_node_while_the_reader_dies_cause
         assert backend.there == THERE
 
 
-async def test_members_who_leave_nodes_without_hooks_cause_edges_when_they_return() -> None:
+async def test_members_that_leave_nodes_without_hooks_cause_edges_when_they_return() -> None:
     """Hooks are added to the configuration, and all nodes are replaced: the old ones report no edges."""
     valkey, backend = Valkey(), Backend()
     backend.there = set(THERE)
@@ -242,7 +242,7 @@ def sent(server: ServerProcess) -> dict[int, float]:
     return by_worker(server, "push1st_hook_attempts_total")
 
 
-def test_a_worker_that_is_killed_while_it_reads_hook_events_has_none_of_them_told_twice_or_in_another_order() -> None:
+def test_hook_events_are_sent_once_and_in_order_when_their_consumer_is_killed() -> None:
     with receiving() as receiver, ExitStack() as stack:
         hooks = {"webhooks": [{"url": receiver.url, "events": ["channel_occupied"], "concurrency": 1}]}
         server = stack.enter_context(machine(config={"server": {"drain": 0}}, apps={"app-test": merged(APP, hooks)}))

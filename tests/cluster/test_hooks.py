@@ -12,7 +12,7 @@ def sent(server: ServerProcess) -> int:
     return int(state["sent"])
 
 
-def test_each_edge_is_told_once_by_all_workers_together() -> None:
+def test_each_edge_is_sent_once_by_all_workers_together() -> None:
     with receiving() as receiver, ExitStack() as stack:
         webhooks = {"webhooks": [{"url": receiver.url, "events": ["channel_occupied", "member_added", "client_event"]}]}
         server = stack.enter_context(running({"server": {"workers": 2, "drain": 0}}, {"app-test": merged(APP, webhooks)}))

@@ -90,7 +90,7 @@ def killed_after(hung: Hung, said: str) -> float:
     return time.monotonic() - hung.since
 
 
-def test_a_worker_that_hangs_is_replaced_and_the_clients_of_the_other_notice_nothing(hung: tuple[Hung, Hung]) -> None:
+def test_hung_worker_is_replaced_without_effect_on_clients_of_the_other(hung: tuple[Hung, Hung]) -> None:
     one, _ = hung
     theirs, other = one.clients
     sent = 0
@@ -112,7 +112,7 @@ def test_a_worker_that_hangs_is_replaced_and_the_clients_of_the_other_notice_not
         wait_until(lambda: one.server.session_count("c") == 2, "what the dead one had is gone")
 
 
-def test_an_engine_that_hangs_is_replaced_and_clients_notice_nothing(hung: tuple[Hung, Hung]) -> None:
+def test_hung_engine_is_replaced_without_effect_on_clients(hung: tuple[Hung, Hung]) -> None:
     _, two = hung
     began = time.monotonic()
     assert publish(two.backend, "c", 0) == (503 if "engine hangs" not in two.server.output else 200)

@@ -62,13 +62,13 @@ def test_a_shared_address_can_be_bound_again(bound: contextlib.ExitStack) -> Non
     assert second.socket.getsockname() == first.socket.getsockname()
 
 
-def test_a_bound_address_refuses_until_somebody_listens(bound: contextlib.ExitStack) -> None:
+def test_bound_address_refuses_connections_before_it_listens(bound: contextlib.ExitStack) -> None:
     (door,) = doors(bound, "tcp://127.0.0.1:0", shared=True)
     with pytest.raises(ConnectionRefusedError):
         socket.create_connection(door.socket.getsockname()).close()
 
 
-def test_a_unix_socket_is_gone_when_it_is_closed(tmp_path) -> None:
+def test_unix_socket_file_is_removed_when_it_is_closed(tmp_path) -> None:
     found = bind("api", Listen("unix", path=str(tmp_path / "s")))
     with pytest.raises(ConfigError, match="another server does"):
         bind("api", found[0].address)
@@ -90,7 +90,7 @@ def test_a_supervisor_is_found_while_it_runs_and_by_its_configuration(tmp_path, 
     assert rundir.running(None) == {}
 
 
-def test_what_a_killed_supervisor_left_is_no_supervisor_and_goes_with_the_next_start(tmp_path, monkeypatch) -> None:
+def test_folder_of_a_killed_supervisor_is_ignored_and_removed_by_the_next_start(tmp_path, monkeypatch) -> None:
     monkeypatch.setenv("RUNTIME_DIRECTORY", str(tmp_path))
     rundir.RunDir(None).close()
     (base,) = tmp_path.iterdir()

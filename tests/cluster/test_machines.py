@@ -95,9 +95,7 @@ def test_pusher_js_clients_on_four_workers_of_two_machines_see_one_presence_chan
         assert len(came) == len(set(came)), "a false join"
 
 
-def test_a_machine_that_is_killed_is_gone_for_the_other_within_the_stated_time(
-    cluster: Cluster, stack: contextlib.ExitStack
-) -> None:
+def test_clients_of_a_killed_machine_are_removed_on_the_other_in_time(cluster: Cluster, stack: contextlib.ExitStack) -> None:
     staying = [connect_to(cluster.one, number, stack) for number in (0, 1)]
     leaving = [connect_to(cluster.two, number, stack) for number in (0, 1)]
     for number, client in enumerate([*staying, *leaving]):

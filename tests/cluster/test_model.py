@@ -399,7 +399,7 @@ def model(valkey: Valkey, plan: list[tuple[Any, ...]], prefix: int) -> None:
 
 
 @pytest.mark.timeout(300 + 12 * EXAMPLES)  # an example takes some 3 s, which are mostly waits for leases and holds
-def test_every_client_is_told_what_is_true_whatever_happens() -> None:
+def test_each_client_ends_with_the_true_state_after_any_faults() -> None:
     valkey = Valkey()
     try:
         model(valkey)

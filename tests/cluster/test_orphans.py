@@ -40,7 +40,7 @@ async def until_ready(line: ControlConnection, path: Path) -> None:
         assert isinstance(await line.receive(), Ready)
 
 
-def test_a_worker_whose_supervisor_is_gone_ends_and_takes_the_engine_with_it() -> None:
+def test_worker_without_its_supervisor_ends_with_the_engine() -> None:
     with tempfile.TemporaryDirectory(prefix="p1-") as folder:
         path = Path(folder) / "engine.sock"
         engine = run_engine(path)

@@ -190,7 +190,7 @@ class Published:
         return [data for data, status, began, ended in self.answers if status == 200 and since <= began and ended <= until]
 
 
-def test_two_machines_are_one_again_after_a_partition(stack: contextlib.ExitStack) -> None:
+def test_two_machines_agree_again_after_a_partition(stack: contextlib.ExitStack) -> None:
     """One of them is swallowed for longer than the lease, then its connections are cut once."""
     receiver = stack.enter_context(receiving())
     events = ["channel_occupied", "channel_vacated", "member_added", "member_removed"]

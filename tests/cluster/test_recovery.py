@@ -40,7 +40,7 @@ def recovering(valkey: Valkey, place: Place) -> bool:
     return valkey.ask("EXISTS", f"{base}:recovering") == b":1\r\n" and epoch in valkey.ask("GET", f"{base}:epoch")
 
 
-async def test_who_leaves_while_nodes_announce_themselves_again_is_told_to_have_left_once() -> None:
+async def test_member_that_leaves_during_registration_is_removed_once() -> None:
     async with nodes() as (valkey, one, two):
         staying, leaving = await on(one, ROOM, "a"), await on(two, ROOM, "b")
         watching, offline = one.client(), two.client()
@@ -58,7 +58,7 @@ async def test_who_leaves_while_nodes_announce_themselves_again_is_told_to_have_
         await until(lambda: events(one, two)[4:] == [("occupied", "last", None)])
 
 
-async def test_a_channel_left_while_nodes_announce_themselves_again_is_told_to_be_empty_behind_its_members() -> None:
+async def test_channel_left_during_registration_is_vacated_after_its_members() -> None:
     async with nodes() as (valkey, one, two):
         leaving = [await on(one, ROOM, "a"), await on(two, ROOM, "b"), await on(two, "c")]
         await until(lambda: len(events(one, two)) == 4)
@@ -73,7 +73,7 @@ async def test_a_channel_left_while_nodes_announce_themselves_again_is_told_to_b
         assert ("vacated", "c", None) in told
 
 
-async def test_who_comes_back_meanwhile_was_never_away() -> None:
+async def test_member_that_returns_during_registration_causes_no_edge() -> None:
     async with nodes() as (valkey, one, two):
         staying, leaving = await on(one, ROOM, "a"), await on(two, ROOM, "b")
         gone = await on(two, "c")
@@ -89,7 +89,7 @@ async def test_who_comes_back_meanwhile_was_never_away() -> None:
         assert staying.members[ROOM] == {"a", "b"}
 
 
-async def test_who_comes_back_meanwhile_as_somebody_else_is_told_too_who_it_was_no_more() -> None:
+async def test_connection_that_returns_as_another_user_during_registration_removes_the_former() -> None:
     async with nodes() as (valkey, one, two):
         staying, changing = await on(one, ROOM, "a"), await on(two, ROOM, "b")
         await on(two, ROOM, "c")  # so that its node goes on following the channel
@@ -100,7 +100,7 @@ async def test_who_comes_back_meanwhile_as_somebody_else_is_told_too_who_it_was_
         await until(lambda: all(client.members[ROOM] == {"a", "c", "d"} for client in (staying, changing)))
 
 
-async def test_who_is_still_there_by_another_node_has_not_left() -> None:
+async def test_member_with_a_connection_on_another_node_is_not_removed() -> None:
     async with nodes() as (valkey, one, two):
         staying, leaving = await on(one, ROOM, "a"), await on(two, ROOM, "b")
         await on(one, ROOM, "b")
@@ -126,7 +126,7 @@ async def emptied_again(valkey: Valkey, one: Place, two: Place) -> AsyncIterator
     await until(lambda: one.shards[0]._recovered_at is None and two.shards[0]._recovered_at is None)
 
 
-async def test_who_left_before_the_broker_came_back_empty_is_told_to_have_left_once() -> None:
+async def test_member_that_left_before_a_state_loss_is_removed_once() -> None:
     async with nodes() as (valkey, one, two):
         staying, leaving = await on(one, ROOM, "a"), await on(two, ROOM, "b")
         gone = await on(two, "c")
@@ -143,7 +143,7 @@ async def test_who_left_before_the_broker_came_back_empty_is_told_to_have_left_o
         assert events(one, two)[4:] == [("member-removed", ROOM, "b"), ("vacated", "c", None), ("occupied", "last", None)]
 
 
-async def test_who_leaves_before_anybody_noticed_that_the_broker_lost_its_state_is_told_to_have_left_once() -> None:
+async def test_member_that_leaves_before_nodes_detect_a_state_loss_is_removed_once() -> None:
     async with nodes() as (valkey, one, two):
         staying, leaving = await on(one, ROOM, "a"), await on(two, ROOM, "b")
         await until(lambda: len(events(one, two)) == 3)
@@ -153,7 +153,7 @@ async def test_who_leaves_before_anybody_noticed_that_the_broker_lost_its_state_
         await until(lambda: events(one, two)[3:] == [("member-removed", ROOM, "b")])
 
 
-async def test_who_left_while_another_connection_of_theirs_waited_in_vain_is_told_to_have_left(
+async def test_member_that_left_while_its_other_join_waited_in_vain_is_removed(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     async with nodes() as (valkey, one, two):
@@ -188,7 +188,7 @@ async def away(valkey: Valkey, place: Place) -> AsyncIterator[None]:
     valkey.go_on()
 
 
-async def test_who_joins_while_the_broker_is_away_is_refused_by_a_channel_that_is_full() -> None:
+async def test_join_during_a_broker_outage_is_rejected_by_a_full_channel() -> None:
     async with nodes(members=1) as (valkey, one, two):
         await on(two, ROOM, "a")
         await on(one, ROOM, "a")  # so that its node has the topic, and only the roster is waited for
@@ -205,7 +205,7 @@ async def test_who_joins_while_the_broker_is_away_is_refused_by_a_channel_that_i
         assert [event for event in events(one, two) if event[0].startswith("member-")] == [("member-added", ROOM, "a")]
 
 
-async def test_who_goes_with_a_node_and_is_refused_by_another_is_told_to_have_left() -> None:
+async def test_member_of_a_stopped_node_that_another_node_rejects_is_removed() -> None:
     async with nodes(members=2) as (valkey, one, two):
         dead = await Place(valkey.url, members=2).open()
         staying = await on(one, ROOM, "a")
@@ -224,7 +224,7 @@ async def test_who_goes_with_a_node_and_is_refused_by_another_is_told_to_have_le
         await until(lambda: staying.members[ROOM] == {"a", "c"}, lambda: staying.members)
 
 
-async def test_who_connects_while_the_broker_is_away_is_refused_by_an_app_that_is_full() -> None:
+async def test_connection_during_a_broker_outage_is_rejected_by_a_full_app() -> None:
     async with nodes(connections=2) as (valkey, one, two):
         first = two.client()
         await until(lambda: first.entered)
@@ -236,7 +236,7 @@ async def test_who_connects_while_the_broker_is_away_is_refused_by_an_app_that_i
         await until(lambda: [client.entered for client in clients] == [not client.session.closed for client in clients])
 
 
-async def test_who_connects_while_the_broker_stays_away_is_let_in(monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_connection_during_a_long_broker_outage_is_accepted(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(shard, "PATIENCE_SECONDS", 0.2)
     async with nodes(connections=1) as (valkey, one, _):
         async with away(valkey, one):
@@ -250,7 +250,7 @@ async def test_who_connects_while_the_broker_stays_away_is_let_in(monkeypatch: p
 # Counts
 
 
-async def test_the_count_without_what_a_dead_node_had_is_told_once() -> None:
+async def test_count_after_the_eviction_of_a_node_is_sent_once() -> None:
     async with nodes(connections=100) as (valkey, one, two):
         dead = await Place(valkey.url, connections=100).open()
         for place in (one, two):
@@ -275,7 +275,7 @@ async def test_the_count_without_what_a_dead_node_had_is_told_once() -> None:
         assert sorted(told) == [1, 2, 2]
 
 
-async def test_a_node_that_was_taken_for_dead_has_the_count_told_that_is_right_again() -> None:
+async def test_evicted_running_node_causes_the_correct_count_again() -> None:
     async with nodes(connections=100) as (valkey, one, two):
         clients = [await on(one, "c"), await on(two, "c")]
         one.shards[0]._beat_at = float("inf")  # it stands still, but for its socket
@@ -309,7 +309,7 @@ async def test_removing_a_dead_node_holds_the_broker_up_for_no_time_to_speak_of(
         assert valkey.ask("SLOWLOG", "GET") == b"*0\r\n"
 
 
-async def test_who_subscribes_again_when_the_broker_has_lost_its_state_is_told_the_members_it_follows(
+async def test_repeated_subscription_after_a_state_loss_gets_the_followed_members(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     async with nodes() as (valkey, one, two):
@@ -324,7 +324,7 @@ async def test_who_subscribes_again_when_the_broker_has_lost_its_state_is_told_t
         await until(lambda: client.members[ROOM] == {"a", "b"})
 
 
-async def test_what_clients_were_told_is_not_compared_with_what_a_broker_without_its_state_has() -> None:
+async def test_members_known_to_clients_are_not_compared_with_an_empty_broker() -> None:
     async with nodes() as (valkey, one, two):
         client, _ = await on(one, ROOM, "a"), await on(two, ROOM, "b")
         await until(lambda: client.members[ROOM] == {"a", "b"})

@@ -36,7 +36,7 @@ from tests.support.process import ServerProcess, free_ports, running, wait_until
 from tests.support.pusher_socket import QUERY, pusher_socket
 
 
-def test_all_workers_are_others_afterwards_and_the_engine_is_the_same(own: ServerProcess) -> None:
+def test_reload_replaces_all_workers_and_keeps_the_engine(own: ServerProcess) -> None:
     before, same = workers(own), engine(own)
     reload(own)
     until_workers(own, 2)
@@ -72,7 +72,7 @@ def test_the_command_finds_the_server_by_its_configuration_and_ends_when_it_has_
     ],
     ids=["known before a worker starts", "known by a worker"],
 )
-def test_the_command_says_why_nothing_was_reloaded(own: ServerProcess, change: dict, said: str) -> None:
+def test_command_prints_why_nothing_was_reloaded(own: ServerProcess, change: dict, said: str) -> None:
     reconfigure(own, change)
     done = command("-c", str(own.folder / "server.yml"))
     assert done.returncode == 1
@@ -81,7 +81,7 @@ def test_the_command_says_why_nothing_was_reloaded(own: ServerProcess, change: d
     assert "replaced" not in done.stdout
 
 
-def test_the_command_waits_for_a_reload_that_read_what_is_there_now(own: ServerProcess) -> None:
+def test_command_waits_for_a_reload_that_read_the_current_files(own: ServerProcess) -> None:
     kill(supervisor(own), signal.SIGHUP)
     wait_until(lambda: "reloading" in own.output, "it has begun")
     reconfigure(own, {"server": {"workers": 1}})
@@ -89,7 +89,7 @@ def test_the_command_waits_for_a_reload_that_read_what_is_there_now(own: ServerP
     assert done.stdout.endswith("reloaded: 1 worker\n")
 
 
-def test_a_command_says_what_became_of_its_reload_though_the_next_has_begun(own: ServerProcess) -> None:
+def test_command_prints_the_result_of_its_reload_even_if_the_next_has_begun(own: ServerProcess) -> None:
     reconfigure(own, {"server": {"ssl": {"enable": True, "key": "server.yml", "cert": "server.yml"}}})
     start = [sys.executable, "-m", "push1st", "reload", "-c", str(own.folder / "server.yml")]
     with subprocess.Popen(start, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as first:
@@ -115,7 +115,7 @@ def test_a_worker_that_is_just_being_started_is_replaced_too(own: ServerProcess)
             assert json.loads(greeting["data"])["activity_timeout"] == 77
 
 
-def test_one_worker_says_that_it_cannot_be_replaced_and_goes_on() -> None:
+def test_single_worker_logs_that_it_cannot_be_replaced_and_continues() -> None:
     with running() as server:
         kill(supervisor(server), 1)
         wait_until(lambda: "one worker cannot be replaced" in server.output, "it says so")
@@ -134,7 +134,7 @@ class Stay:
         self.received: set[int] = set()
 
 
-def test_nobody_who_connects_is_refused_and_no_acknowledged_publish_is_lost(own: ServerProcess, channel: str) -> None:
+def test_reload_refuses_no_connection_and_loses_no_acknowledged_publish(own: ServerProcess, channel: str) -> None:
     """Clients come and go, one calls, one publishes; four listen, and come back when they are told to."""
     failures: list[str] = []
     published: list[tuple[float, float]] = []
@@ -186,7 +186,7 @@ def test_nobody_who_connects_is_refused_and_no_acknowledged_publish_is_lost(own:
         assert due <= stay.received, sorted(due - stay.received)
 
 
-def test_a_publisher_on_a_kept_connection_is_told_before_it_ends(own: ServerProcess, channel: str) -> None:
+def test_publisher_on_a_kept_connection_is_notified_before_it_ends(own: ServerProcess, channel: str) -> None:
     """So it loses no call: the answer that is the last says so."""
     over = threading.Event()
     lost: list[str] = []
@@ -220,7 +220,7 @@ def test_a_publisher_on_a_kept_connection_is_told_before_it_ends(own: ServerProc
     assert renewed[0] >= 6
 
 
-def test_clients_are_told_to_reconnect_in_slices() -> None:
+def test_clients_are_disconnected_in_slices() -> None:
     with machine(config={"server": {"drain": 3}}) as server:
 
         async def client(ended: list[float]) -> None:
@@ -258,7 +258,7 @@ def test_an_app_that_is_new_works(own: ServerProcess) -> None:
         client.subscribe("c")
 
 
-def test_addresses_come_and_go_and_others_stay(own: ServerProcess) -> None:
+def test_reload_adds_and_removes_addresses_and_keeps_others(own: ServerProcess) -> None:
     old = own.ws_port
     (new,) = free_ports(1)
     reconfigure(own, {"server": {"listen": [f"tcp://127.0.0.1:{old}", f"tcp://127.0.0.1:{new}"]}})
@@ -272,7 +272,7 @@ def test_addresses_come_and_go_and_others_stay(own: ServerProcess) -> None:
         socket.create_connection(("127.0.0.1", old)).close()
 
 
-def test_workers_come_and_go(own: ServerProcess) -> None:
+def test_reload_adds_and_removes_workers(own: ServerProcess) -> None:
     reconfigure(own, {"server": {"workers": 3}})
     reload(own)
     until_workers(own, 3)
@@ -292,7 +292,7 @@ def test_workers_come_and_go(own: ServerProcess) -> None:
     ],
     ids=["a value that is not allowed", "a certificate that is none", "an address that is not ours"],
 )
-def test_a_configuration_that_cannot_run_changes_nothing(
+def test_unusable_configuration_changes_nothing(
     own: ServerProcess, change: dict, said: str, stack: contextlib.ExitStack, channel: str
 ) -> None:
     client = connect_to(own, 0, stack)
@@ -309,7 +309,7 @@ def test_a_configuration_that_cannot_run_changes_nothing(
     assert client.expect("e", channel) == 1
 
 
-def test_nothing_is_left_of_workers_that_were_replaced(own: ServerProcess) -> None:
+def test_replaced_workers_leave_no_files_or_processes(own: ServerProcess) -> None:
     before = children(supervisor(own))
     reload(own)
     wait_until(lambda: sum(map(exists, before)) == 1, "of those before, only the engine is there")

@@ -73,7 +73,7 @@ async def test_a_user() -> None:
         assert await serves(f"valkey://push:hunter2@localhost:{server.port}?prefix=shop")
 
 
-async def test_installations_with_prefixes_of_their_own_do_not_hear_each_other() -> None:
+async def test_installations_with_different_prefixes_are_separate() -> None:
     async with valkey() as server:
         one, two = await Place(f"{server.url}?prefix=a").open(), await Place(f"{server.url}?prefix=b").open()
         client = two.client()
@@ -132,7 +132,7 @@ async def test_a_user_over_tls(certificate: tuple[str, str], monkeypatch: pytest
         assert await serves(f"rediss://push:hunter2@localhost:{port}?prefix=shop")
 
 
-async def test_a_certificate_of_an_unknown_authority_is_refused_and_said(
+async def test_certificate_of_an_unknown_authority_is_rejected_and_logged(
     certificate: tuple[str, str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(shard, "PATIENCE_SECONDS", 0.5)
@@ -143,7 +143,7 @@ async def test_a_certificate_of_an_unknown_authority_is_refused_and_said(
             await serves(f"rediss://localhost:{port}")
 
 
-async def test_a_certificate_for_another_name_is_refused_and_said(
+async def test_certificate_for_another_name_is_rejected_and_logged(
     certificate: tuple[str, str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(shard, "PATIENCE_SECONDS", 0.5)

@@ -27,7 +27,7 @@ async def subscribed(server: ServerProcess, channel: str) -> ClientConnection:
     return connection
 
 
-def test_a_storm_is_let_in_while_those_who_are_there_receive(shared: ServerProcess, channel: str) -> None:
+def test_storm_of_connections_is_accepted_while_others_receive(shared: ServerProcess, channel: str) -> None:
     async def storm() -> None:
         steady = [await subscribed(shared, channel) for _ in range(STEADY)]
         over = asyncio.Event()

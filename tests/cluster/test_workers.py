@@ -35,7 +35,7 @@ from tests.support.raw_socket import raw_socket
 from tests.support.wire import CLOSE, TEXT, Wire, frame
 
 
-def test_what_one_worker_is_given_reaches_the_clients_of_all_in_order(
+def test_events_published_at_one_worker_reach_clients_of_all_in_order(
     shared: ServerProcess, channel: str, stack: contextlib.ExitStack
 ) -> None:
     clients = [connect_to(shared, number, stack) for number in (0, 1)]
@@ -106,7 +106,7 @@ def test_members_of_a_presence_channel_are_seen_from_both_workers(
     assert first.expect("pusher_internal:member_added", f"presence-{channel}")["user_id"] == "two"
 
 
-def test_events_to_a_user_who_is_about_to_subscribe_are_delivered_from_both_workers(
+def test_events_to_a_user_before_its_subscription_are_delivered_from_both_workers(
     shared: ServerProcess, channel: str, stack: contextlib.ExitStack
 ) -> None:
     client, name = connect_to(shared, 0, stack), f"#server-to-user-{channel}"
@@ -168,7 +168,7 @@ def test_a_second_server_does_not_get_the_port(shared: ServerProcess) -> None:
         other.start()
 
 
-def test_what_a_worker_cannot_start_with_is_said_once_and_ends_the_server() -> None:
+def test_start_error_of_a_worker_is_logged_once_and_ends_the_server() -> None:
     server = ServerProcess({"server": {"workers": 3}})
     (server.folder / "key.pem").write_text("no key")
     (server.folder / "cert.pem").write_text("no certificate")
@@ -197,7 +197,7 @@ def full() -> Iterator[ServerProcess]:
         yield server
 
 
-def test_who_is_over_the_quota_of_all_workers_together_is_never_let_in(full: ServerProcess) -> None:
+def test_connection_over_the_cluster_wide_quota_is_rejected(full: ServerProcess) -> None:
     for _ in range(ATTEMPTS):
         with dialled(full) as client:
             assert client.expect_error()["code"] == 4004  # no connection_established before
@@ -205,7 +205,7 @@ def test_who_is_over_the_quota_of_all_workers_together_is_never_let_in(full: Ser
 
 
 @pytest.mark.parametrize("road", ["xhr", "xhr_streaming"])
-def test_a_fallback_session_over_the_quota_is_never_let_in(full: ServerProcess, road: str) -> None:
+def test_fallback_session_over_the_cluster_wide_quota_is_rejected(full: ServerProcess, road: str) -> None:
     for number in range(ATTEMPTS):
         path = f"/pusher/app/app-key/1/{road}-session-{number}/{road}?{QUERY}"
         answers = [full.post(path, b"", port=full.ws_port)]
@@ -216,7 +216,7 @@ def test_a_fallback_session_over_the_quota_is_never_let_in(full: ServerProcess, 
         assert all(b"4004" in line for line in lines[1:3])
 
 
-def test_whatever_a_client_speaks_counts_toward_the_quota_of_all_workers(stack: contextlib.ExitStack) -> None:
+def test_clients_of_each_protocol_count_toward_the_cluster_wide_quota(stack: contextlib.ExitStack) -> None:
     server = stack.enter_context(machine(apps={"app-test": merged(APP, {"limits": {"connections": 3}})}))
     raw = f"{server.ws}/ws/app/app-key/c"
     fallback = f"/pusher/app/app-key/7/%08d/xhr_streaming?{QUERY}"
@@ -272,7 +272,7 @@ def test_a_worker_that_dies_is_replaced_and_the_clients_of_the_other_stay(
     assert other.expect("e", channel) == 1
 
 
-def test_nobody_is_refused_while_a_dead_worker_is_replaced(own: ServerProcess) -> None:
+def test_no_connection_is_refused_while_a_dead_worker_is_replaced(own: ServerProcess) -> None:
     """What reaches the socket of the dead one waits there for the next."""
     before = workers(own)
     kill(before[0])
@@ -293,7 +293,7 @@ def test_a_worker_that_dies_again_and_again_is_started_ever_later(own: ServerPro
     until_workers(own, 2)
 
 
-def test_a_worker_that_hangs_does_not_hide_what_the_others_have_counted(own: ServerProcess) -> None:
+def test_hung_worker_does_not_hide_the_metrics_of_others(own: ServerProcess) -> None:
     hung, well = workers(own)[0], 1
     kill(hung, signal.SIGSTOP)
     try:
@@ -321,9 +321,7 @@ def ask(port: int, path: str, seconds: float) -> str:
 # -- the engine dies
 
 
-def test_the_engine_that_dies_is_replaced_and_clients_notice_nothing(
-    own: ServerProcess, channel: str, stack: contextlib.ExitStack
-) -> None:
+def test_dead_engine_is_replaced_without_effect_on_clients(own: ServerProcess, channel: str, stack: contextlib.ExitStack) -> None:
     clients = [connect_to(own, number, stack) for number in (0, 1)]
     for client in clients:
         client.subscribe(channel)
@@ -362,7 +360,7 @@ def test_publishing_fails_loudly_while_the_engine_does_not_answer(
 # -- the supervisor dies, or is told to stop
 
 
-def test_nothing_is_left_when_the_supervisor_is_killed(own: ServerProcess, stack: contextlib.ExitStack) -> None:
+def test_killed_supervisor_leaves_no_process(own: ServerProcess, stack: contextlib.ExitStack) -> None:
     client = connect_to(own, 0, stack)
     there = children(supervisor(own))
     assert len(there) == 3
@@ -411,7 +409,7 @@ def test_a_second_signal_stops_it_at_once(stack: contextlib.ExitStack) -> None:
         assert time.monotonic() - started < 5
 
 
-def test_the_engine_is_nobody_elses_and_keeps_nothing(shared: ServerProcess) -> None:
+def test_engine_is_private_and_stores_nothing_on_disk(shared: ServerProcess) -> None:
     found = re.search(r"unixsocket:(\S+)", children(supervisor(shared))[engine(shared)])
     assert found
     path = Path(found[1])

@@ -134,7 +134,7 @@ async def test_a_message_arrives_as_it_was_published(implementation):
         assert heard.messages == [full]
 
 
-async def test_publishing_returns_how_many_subscribers_there_are(implementation):
+async def test_publishing_returns_the_number_of_subscribers(implementation):
     async with opened(implementation) as heard:
         await heard.join("1.1", channel="c")
         assert await heard.publish(message(1)) == 1
@@ -160,12 +160,12 @@ async def test_subscribing_twice_is_once(implementation):
         assert len(heard.messages) == 1
 
 
-async def test_unsubscribing_from_an_unknown_topic_is_nothing(implementation):
+async def test_unsubscribing_from_an_unknown_topic_is_ignored(implementation):
     async with opened(implementation) as heard:
         await heard.broker.unsubscribe(A, "nowhere")
 
 
-async def test_what_was_unsubscribed_may_be_subscribed_again(implementation):
+async def test_unsubscribed_topic_may_be_subscribed_again(implementation):
     async with opened(implementation) as heard:
         await heard.broker.unsubscribe(A, "c")
         await heard.broker.subscribe(A, "c")
@@ -185,7 +185,7 @@ def kept(data: bytes, received: int = NOW, **more: Any) -> Message:
     return Message(A, "cache-c", "e", data, 1, received, **more)
 
 
-async def test_nothing_is_kept_at_first(implementation):
+async def test_cache_is_empty_at_first(implementation):
     async with opened(implementation) as heard:
         assert await heard.broker.last(A, "cache-c") is None
 
@@ -219,7 +219,7 @@ async def test_other_events_are_not_kept(implementation, message):
         assert await heard.broker.last(A, message.channel) is None
 
 
-async def test_who_joins_a_cache_channel_gets_what_is_kept(implementation):
+async def test_join_of_a_cache_channel_returns_the_cached_event(implementation):
     async with opened(implementation) as heard:
         assert (await heard.roster.join(A, "cache-c", "1.1", None, 0)).kept is None
         await heard.publish(kept(b"1"))
@@ -252,7 +252,7 @@ async def test_a_user_is_online_from_the_first_connection_to_the_end_of_the_last
         assert {(one.channel, one.event) for one in heard.messages} == {(watch_topic("u1"), WATCHLIST_EVENTS)}
 
 
-async def test_users_of_another_app_are_others(implementation):
+async def test_users_are_separate_for_each_app(implementation):
     async with opened(implementation) as heard:
         await heard.users.sign_in(A, "u1", "1.1")
         assert await heard.users.online(B, ["u1"]) == frozenset()
@@ -277,7 +277,7 @@ async def test_an_app_has_as_many_connections_as_it_may(implementation):
 # Occupancy
 
 
-async def test_nobody_is_on_a_channel_at_first(implementation):
+async def test_channel_is_empty_at_first(implementation):
     async with opened(implementation) as heard:
         assert await heard.roster.channel(A, "c") is None
         assert await heard.roster.channels(A) == []
@@ -327,7 +327,7 @@ async def test_apps_have_channels_of_their_own(implementation):
         assert await heard.roster.channel(B, ROOM) == Occupancy(ROOM, 1, 1)
 
 
-async def test_leaving_where_nobody_is_is_nothing(implementation):
+async def test_leaving_an_empty_channel_is_ignored(implementation):
     async with opened(implementation) as heard:
         await heard.leave("1.1", channel="nowhere")
         await heard.leave("1.1", "u1")
@@ -335,7 +335,7 @@ async def test_leaving_where_nobody_is_is_nothing(implementation):
 
 
 @pytest.mark.parametrize("user", ["u1", "u2"])
-async def test_a_member_that_is_unknown_takes_nobody_off(implementation, user):
+async def test_unknown_member_removes_no_other_member(implementation, user):
     async with opened(implementation) as heard:
         await heard.join("1.1", "u1")
         await heard.leave("9.9", user)
@@ -365,7 +365,7 @@ async def test_a_users_second_connection_is_no_second_member(implementation):
         assert heard.edges() == [("+", "u1")]
 
 
-async def test_a_user_is_gone_with_the_last_connection(implementation):
+async def test_user_is_offline_after_its_last_connection(implementation):
     async with opened(implementation) as heard:
         await heard.join("1.1", "u1")
         await heard.join("1.2", "u1")
@@ -420,7 +420,7 @@ async def test_a_channel_has_as_many_members_as_it_may(implementation):
         assert heard.edges() == [("+", "u0"), ("+", "u1")]
 
 
-async def test_members_who_join_at_once_know_all_before_them_and_are_each_one_edge(implementation):
+async def test_members_that_join_together_get_all_earlier_members_and_cause_one_edge_each(implementation):
     async with opened(implementation) as heard:
         await heard.join("1.0", "u0")
         lists = await asyncio.gather(*(heard.join(f"1.{n}", f"u{n}") for n in (1, 2, 3)))
@@ -430,7 +430,7 @@ async def test_members_who_join_at_once_know_all_before_them_and_are_each_one_ed
         assert await heard.roster.channel(A, ROOM) == Occupancy(ROOM, 4, 4)
 
 
-async def test_of_members_who_join_at_once_as_many_are_let_in_as_there_is_room_for(implementation):
+async def test_members_that_join_together_are_accepted_up_to_the_limit(implementation):
     async with opened(implementation) as heard:
         joins = (heard.join(f"1.{n}", f"u{n % 3}", most=2) for n in range(5))
         results = await asyncio.gather(*joins, return_exceptions=True)
@@ -438,20 +438,20 @@ async def test_of_members_who_join_at_once_as_many_are_let_in_as_there_is_room_f
         assert await heard.roster.channel(A, ROOM) == Occupancy(ROOM, 4, 2)
 
 
-async def test_a_full_channel_lets_its_members_in_again(implementation):
+async def test_full_channel_accepts_further_connections_of_its_members(implementation):
     async with opened(implementation) as heard:
         await heard.join("1.1", "u1", most=1)
         assert await heard.join("1.2", "u1", most=1) == (Member("u1", b"1"),)
 
 
-async def test_a_full_channel_lets_in_who_is_no_member(implementation):
+async def test_full_channel_accepts_subscribers_that_are_no_members(implementation):
     async with opened(implementation) as heard:
         await heard.join("1.1", "u1", most=1)
         await heard.join("1.2", most=1)
         assert await heard.roster.channel(A, ROOM) == Occupancy(ROOM, 2, 1)
 
 
-async def test_a_member_that_leaves_makes_room(implementation):
+async def test_leaving_member_frees_its_place(implementation):
     async with opened(implementation) as heard:
         await heard.join("1.1", "u1", most=1)
         await heard.leave("1.1", "u1")

@@ -104,7 +104,7 @@ class Crowd:
 
 @settings(max_examples=150, deadline=None)
 @given(plan=steps, calls=held, size=st.sampled_from((1, 2048)))
-def test_over_any_interleaving_there_are_no_ghosts_and_nobody_is_deaf(plan, calls, size):
+def test_any_interleaving_leaves_no_stale_entry_and_no_unreached_subscriber(plan, calls, size):
     async def run() -> None:
         crowd = Crowd()
         world = crowd.world
@@ -130,7 +130,7 @@ def test_over_any_interleaving_there_are_no_ghosts_and_nobody_is_deaf(plan, call
 
 @settings(max_examples=150, deadline=None)
 @given(plan=steps, calls=held)
-def test_over_any_interleaving_a_members_list_and_the_edges_behind_it_agree(plan, calls):
+def test_any_interleaving_keeps_member_list_and_later_edges_consistent(plan, calls):
     """What a client was told when it joined, plus the edges that followed, is who is there (invariant 8)."""
 
     async def run() -> None:
@@ -155,7 +155,7 @@ def test_over_any_interleaving_a_members_list_and_the_edges_behind_it_agree(plan
 
 @settings(max_examples=150, deadline=None)
 @given(plan=steps, calls=held)
-def test_over_any_interleaving_nothing_of_a_channel_comes_before_its_subscription_is_confirmed(plan, calls):
+def test_any_interleaving_delivers_no_event_before_its_subscription_is_confirmed(plan, calls):
     async def run() -> None:
         crowd = Crowd()
         await crowd.live(plan, calls)

@@ -26,7 +26,7 @@ def test_the_same_seed_gives_the_same_inputs(module: ModuleType):
     assert inputs() == inputs()
 
 
-def test_a_failure_tells_the_input_that_causes_it():
+def test_failure_names_the_input_that_causes_it():
     def fail(data: bytes, random: object) -> None:
         raise ValueError("no")
 

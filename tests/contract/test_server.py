@@ -70,7 +70,7 @@ def test_a_pusher_client_and_a_raw_client_receive_what_a_backend_publishes(make:
         assert server.get("/ready", port=server.unix).status == 200
 
 
-def test_the_stop_of_a_server_tells_its_clients_to_reconnect(make: Serve) -> None:
+def test_stopping_server_makes_its_clients_reconnect(make: Serve) -> None:
     server = make({"server": {"drain": 1}})
     with contextlib.ExitStack() as stack:
         clients = []
@@ -82,7 +82,7 @@ def test_the_stop_of_a_server_tells_its_clients_to_reconnect(make: Serve) -> Non
         assert clients[0].close_code() == 4200
 
 
-def test_a_server_with_one_worker_goes_on_after_sighup(make: Serve) -> None:
+def test_server_with_one_worker_continues_after_sighup(make: Serve) -> None:
     server = make()
 
     @visited(server)
@@ -123,7 +123,7 @@ def test_a_streaming_session_receives_events_as_lines(make: Serve) -> None:
             assert frames(stream.readline())[0]["data"] == "hello"
 
 
-def test_a_polling_session_gets_what_was_published_between_two_polls(make: Serve) -> None:
+def test_polling_session_gets_events_published_between_two_polls(make: Serve) -> None:
     server = make()
 
     @visited(server)
@@ -185,7 +185,7 @@ def test_a_webhook_is_sent_again_until_the_backend_accepts_it(make: Serve) -> No
 
 
 @pytest.mark.parametrize(("answer", "allowed"), [({"allow": True}, True), ({"allow": False}, False), (500, False)])
-def test_a_backend_decides_who_subscribes(make: Serve, answer: Any, allowed: bool) -> None:
+def test_backend_authorizes_subscriptions(make: Serve, answer: Any, allowed: bool) -> None:
     with contextlib.closing(Receiver()) as backend:
         backend.act = lambda _: answer
         server = make(authorize=[{"url": backend.url, "on": ["subscribe"]}])
@@ -198,7 +198,7 @@ def test_a_backend_decides_who_subscribes(make: Serve, answer: Any, allowed: boo
                 assert client.receive()["event"] == expected
 
 
-def test_a_python_function_decides_who_subscribes(make: Serve) -> None:
+def test_python_function_authorizes_subscriptions(make: Serve) -> None:
     server = make(authorize=[{"url": "py://rights:may", "on": ["subscribe"]}])
     (server.folder / "rights.py").write_text(
         "def may(question):\n    if question.channel.endswith('broken'): raise ValueError('no')\n    return True\n"
@@ -240,7 +240,7 @@ def test_the_command_line_publishes_to_a_subscriber_and_shows_the_event(make: Se
         (["subscribe", "bad channel"], "the server refused"),
     ],
 )
-def test_the_command_line_shows_what_the_server_rejects(
+def test_command_prints_the_error_of_the_server(
     make: Serve, arguments: list[str], error: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     server = make()
@@ -266,7 +266,7 @@ def test_the_command_line_shows_what_the_server_rejects(
         (["reload", "-c", "nowhere.yml"], "nothing was reloaded"),
     ],
 )
-def test_a_command_that_fails_says_why(arguments: list[str], error: str, capsys: pytest.CaptureFixture[str]) -> None:
+def test_failed_command_prints_the_reason(arguments: list[str], error: str, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(arguments) == 1
     assert error in capsys.readouterr().err
 
@@ -289,7 +289,7 @@ def test_a_command_that_is_called_wrongly_ends_with_2(
 
 
 @pytest.mark.parametrize("arguments", [[], ["check"]])
-def test_a_command_without_what_it_needs_ends_with_2(arguments: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+def test_command_without_required_arguments_ends_with_2(arguments: list[str], capsys: pytest.CaptureFixture[str]) -> None:
     assert main(arguments) == 2
     assert capsys.readouterr().err
 
@@ -307,7 +307,7 @@ def test_a_command_needs_no_server(arguments: list[str], shown: str, capsys: pyt
     assert capsys.readouterr().out.startswith(shown) or arguments[1] == "session"
 
 
-def test_check_lists_what_would_run(make: Serve, capsys: pytest.CaptureFixture[str]) -> None:
+def test_check_lists_the_effective_configuration(make: Serve, capsys: pytest.CaptureFixture[str]) -> None:
     server = make(
         {"server": {"workers": 2}},
         webhooks=[{"url": "http://127.0.0.1:9/", "events": ["channel_occupied"]}],
@@ -390,7 +390,7 @@ def test_the_log_shows_each_rejection_at_level_debug(make: Serve) -> None:
 
 
 @pytest.mark.parametrize(("act", "reason"), [("reset", "unreachable"), ("redirect:http://127.0.0.1:9/", "refused")])
-def test_a_backend_that_cannot_be_asked_is_logged_and_counted(make: Serve, act: str, reason: str) -> None:
+def test_unreachable_backend_is_logged_and_counted(make: Serve, act: str, reason: str) -> None:
     with contextlib.closing(Receiver()) as backend:
         backend.act = lambda _: act
         server = make(authorize=[{"url": backend.url, "on": ["subscribe"]}])

@@ -48,7 +48,7 @@ def call(port: int, method: str, target: str, body: str | None = None) -> tuple[
         connection.close()
 
 
-async def test_a_worker_serves_what_its_supervisor_orders_until_it_retires() -> None:
+async def test_worker_serves_as_its_supervisor_orders_until_it_retires() -> None:
     config, doors = bound()
     ours, theirs = socket.socketpair()
     with plain_process():
@@ -103,7 +103,7 @@ class Pair:
                     await server.run()
 
 
-async def test_a_session_is_polled_by_way_of_another_node() -> None:
+async def test_session_is_polled_through_another_node() -> None:
     def visit(pair: Pair) -> None:
         one, two = pair.ports
         open_session(one)
@@ -118,7 +118,7 @@ async def test_a_session_is_polled_by_way_of_another_node() -> None:
     await Pair().visited(visit)
 
 
-async def test_a_session_streams_by_way_of_another_node() -> None:
+async def test_session_streams_through_another_node() -> None:
     def visit(pair: Pair) -> None:
         one, two = pair.ports
         open_session(one)

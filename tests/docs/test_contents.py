@@ -32,7 +32,7 @@ def test_each_failure_has_tests_that_exist_and_each_failure_of_the_broker_has_a_
 
 
 def test_the_order_of_message_ids_is_promised_for_one_worker_only() -> None:
-    """`test_messages_come_in_one_order_to_everybody_though_the_clock_of_a_node_was_set_back` checks the same in a cluster."""
+    """`test_messages_have_one_order_on_all_nodes_even_if_a_clock_goes_back` checks the same in a cluster."""
     (promise,) = [row for row in rows((DOCS / "protocols.md").read_text()) if row.startswith("| `#msg-id` |")]
     assert "one worker" in promise
     assert "clock" in promise
@@ -78,7 +78,7 @@ def test_the_browser_page_runs_auth_endpoints_of_four_frameworks() -> None:
     assert any("Pusher.logToConsole = true" in text for text in ran)
 
 
-def test_the_browser_page_lists_what_may_be_wrong() -> None:
+def test_browser_page_lists_possible_faults() -> None:
     causes = "".join(rows(section("howto-browser.md", "When it does not work")))
     for seen in ("`unavailable`", "4001", "4009", "`pusher:subscription_error`"):
         assert seen in causes

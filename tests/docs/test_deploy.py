@@ -58,7 +58,7 @@ def unit(tmp_path: Path) -> Path:
     return file
 
 
-def test_systemd_has_nothing_to_say_about_the_unit(unit: Path) -> None:
+def test_systemd_accepts_the_unit_without_warnings(unit: Path) -> None:
     done = subprocess.run(["systemd-analyze", "verify", str(unit)], capture_output=True, text=True, timeout=30)
     ours = [line for line in (done.stdout + done.stderr).splitlines() if "push1st" in line]
     assert ours == []
@@ -174,7 +174,7 @@ def test_the_container_begins_with_known_images_and_leaves_the_build_behind() ->
     assert of("ADD") == []
 
 
-def test_what_the_container_copies_is_there() -> None:
+def test_files_copied_by_the_container_exist() -> None:
     for words in of("COPY"):
         *sources, _ = words.split()
         if not sources[0].startswith("--from"):
@@ -199,7 +199,7 @@ def test_the_commands_of_the_container_need_no_shell() -> None:
     assert json.loads(*of("ENTRYPOINT")) + json.loads(*of("CMD")) == ["push1st", "serve"]
 
 
-def test_the_health_check_tells_a_server_that_lives_from_one_that_does_not(server: ServerProcess) -> None:
+def test_health_check_distinguishes_a_running_server(server: ServerProcess) -> None:
     (words,) = of("HEALTHCHECK")
     program, *arguments = json.loads(words.partition("CMD ")[2])
     assert program == "python"
@@ -212,7 +212,7 @@ def test_the_health_check_tells_a_server_that_lives_from_one_that_does_not(serve
     assert check(1) == 1
 
 
-def test_compose_sets_variables_that_there_are_and_that_make_a_server() -> None:
+def test_compose_sets_known_variables_that_configure_a_server() -> None:
     service = yaml.safe_load((DEPLOY / "compose.yaml").read_text())["services"]["push1st"]
     given = {name: "x" * 32 if value.startswith("${") else value for name, value in service["environment"].items()}
     assert set(given) <= {"PUSH1ST_APP_ID", *ROOT_VARIABLES, *APP_VARIABLES}

@@ -24,7 +24,7 @@ def words(page: Path) -> set[str]:
 
 
 @pytest.mark.parametrize("page", [page for page in PAGES if any(map(is_run, blocks(page)))], ids=lambda page: page.name)
-def test_the_examples_of_a_page_do_what_it_says(page: Path) -> None:
+def test_examples_of_a_page_work(page: Path) -> None:
     for name in sorted(PROGRAMS & words(page)):
         program(name)
     if "node" in words(page) or any(block.says("browser") for block in blocks(page)):

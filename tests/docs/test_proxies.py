@@ -77,7 +77,7 @@ def test_a_raw_client_receives_over_tls(proxy: Proxy) -> None:
         assert json.loads(client.recv(timeout=10))["data"] == {"n": 1}
 
 
-def test_the_server_knows_the_address_of_the_client_and_not_of_the_proxy(proxy: Proxy) -> None:
+def test_server_gets_the_address_of_the_client_and_not_of_the_proxy(proxy: Proxy) -> None:
     with raw(proxy, "addresses", source="127.0.0.3"):
         proxy.server.until_sessions("addresses", 1)
         assert [one["ip"] for one in proxy.server.get("/apps/app-test/channels/addresses").json["sessions"]] == ["127.0.0.3"]
@@ -139,7 +139,7 @@ def test_a_client_may_offer_http_2(proxy: Proxy) -> None:
         assert json.loads(done.stdout) == {"channels": {"offers": {"subscription_count": 0}}}
 
 
-def test_many_clients_are_let_go_when_the_server_stops(proxy: Proxy, request: pytest.FixtureRequest) -> None:
+def test_many_clients_are_disconnected_when_the_server_stops(proxy: Proxy, request: pytest.FixtureRequest) -> None:
     """Each is closed with 4200, through the proxy. The last test: it needs a server of its own."""
     kind = request.node.callspec.params["proxy"]
     with proxied(kind) as own:

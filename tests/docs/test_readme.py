@@ -25,7 +25,7 @@ def test_it_begins_with_a_sentence_a_picture_and_three_ways_to_start() -> None:
         assert way in ways
 
 
-def test_there_are_five_numbers_and_each_is_in_the_measurements() -> None:
+def test_each_of_the_five_numbers_is_in_the_measurements() -> None:
     rows = re.findall(r"^\| [^|-][^|]*\| *([\d,.]+)[^|]*\|([^|]*)\|$", section("Five numbers"), re.MULTILINE)
     assert len(rows) == 5
     figures = [figure for first, others in rows for figure in (first, *re.findall(r"[\d,.]*\d", others))]

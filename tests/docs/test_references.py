@@ -44,7 +44,7 @@ def generator() -> ModuleType:
     return module
 
 
-def test_the_configuration_page_is_what_the_code_says() -> None:
+def test_configuration_page_matches_the_code() -> None:
     assert page("configuration.md") == generator().page(), "run: python docs/generate.py"
 
 
@@ -183,7 +183,7 @@ def test_every_message_of_a_refusal_is_on_the_errors_page() -> None:
     assert missing == [], "docs/errors.md needs a row with what to do"
 
 
-def test_the_errors_page_has_no_message_that_is_gone() -> None:
+def test_errors_page_has_only_existing_messages() -> None:
     here = {plain(text) for _, _, text in refusals()} | {plain(text) for _, text in helpers()}
     assert sorted(known() - here) == []
 
@@ -203,7 +203,7 @@ def test_every_code_of_a_pusher_error_is_on_the_errors_page_and_no_other() -> No
     assert codes == {*CODES.values(), NOTICE, *NOTICES}
 
 
-def test_every_row_of_the_errors_page_says_what_to_do() -> None:
+def test_each_row_of_the_errors_page_has_a_remedy() -> None:
     sections = (
         "## HTTP statuses",
         "## Close codes",
@@ -237,7 +237,7 @@ def test_every_metric_is_on_the_metrics_page_and_no_other(server: ServerProcess)
     assert there == set(re.findall(r"^\| `(push1st_\w+)` \|", page("metrics.md"), re.MULTILINE))
 
 
-def test_the_types_and_labels_of_metrics_are_those_of_the_page(server: ServerProcess) -> None:
+def test_types_and_labels_of_metrics_match_the_page(server: ServerProcess) -> None:
     with pusher_socket(server, "app-key"):
         text = server.get("/metrics").body.decode()
     rows = re.findall(r"^\| `(push1st_\w+)` \| (\w+) \| (?:`(\w+)`)?", page("metrics.md"), re.MULTILINE)

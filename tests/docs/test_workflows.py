@@ -115,7 +115,7 @@ def test_an_issue_form_has_what_github_requires(path: Path) -> None:
         assert part["attributes"]["value" if part["type"] == "markdown" else "label"]
 
 
-def test_dependabot_finds_what_it_updates() -> None:
+def test_dependabot_directories_have_files_to_update() -> None:
     config = read(GITHUB / "dependabot.yml")
     assert config["version"] == 2
     for update in config["updates"]:

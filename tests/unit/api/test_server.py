@@ -26,7 +26,7 @@ def test_a_server_that_drains_is_alive_and_not_ready(caller):
 
 @pytest.mark.parametrize("path", ["/health", "/ready", "/metrics"])
 @pytest.mark.parametrize("method", ["POST", "DELETE"])
-def test_they_are_read_only(caller, path, method):
+def test_health_readiness_and_metrics_are_read_only(caller, path, method):
     response = caller.respond(Request(method, path, "", b"", "", 0))
     assert (response.status, response.headers) == (405, b"Allow: GET\r\n")
 

@@ -54,7 +54,7 @@ def test_data_is_part_of_what_is_signed(caller):
         b"{",
     ],
 )
-def test_this_call_is_no_signing_oracle(caller, body):
+def test_session_token_call_is_no_signing_oracle(caller, body):
     status, answer = caller.post("token/session", body)
     assert status == 400
     assert answer["error"]

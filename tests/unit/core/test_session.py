@@ -893,7 +893,7 @@ def test_held_events_are_sent_after_subscription_succeeded(world, mine):
     assert before == [len(outlet.replies)]
 
 
-def test_events_to_a_user_who_does_not_subscribe_are_delivered_after_ten_seconds(world, mine):
+def test_events_to_a_user_without_a_subscription_are_delivered_after_ten_seconds(world, mine):
     _, outlet = mine
     world.publish(MINE, b"1")
     world.clock.advance(9.9)
@@ -988,7 +988,7 @@ def test_a_second_sign_in_holds_events_again(world, mine):
     assert data_of(outlet) == [1]
 
 
-def test_a_user_the_backend_signed_in_gets_nothing_without_a_subscription(world):
+def test_user_signed_in_by_the_backend_gets_no_events_without_a_subscription(world):
     """It gets no `signin_success` either."""
     session, _ = world.session()
     done(world.node.sign_in(world.app, session, User("u1")))
@@ -1018,7 +1018,7 @@ async def test_signin_success_waits_for_the_topic(slow):
 
 
 @pytest.mark.parametrize("end", ["silence", "close"])
-async def test_the_topic_of_a_user_who_does_not_subscribe_is_released(slow, end):
+async def test_topic_of_a_user_without_a_subscription_is_released(slow, end):
     session, _ = slow.session()
     sign_in(session)
     assert slow.broker.topics[APP, MINE] == 1

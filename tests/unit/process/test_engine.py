@@ -42,7 +42,7 @@ def test_without_the_wheel_the_program_on_path_is_used(monkeypatch, tmp_path, na
     assert engine.program("memory") == path
 
 
-def test_it_listens_on_its_socket_only_and_refuses_rather_than_forgets(tmp_path):
+def test_engine_listens_on_its_socket_only_and_rejects_writes_when_full(tmp_path):
     words = engine.command("valkey-server", tmp_path / "engine.sock")
     options = " ".join(words)
     assert "--port 0 " in options

@@ -716,7 +716,7 @@ async def test_a_client_that_is_refused_may_send_on_until_it_reads_why(site, ser
     assert connection.eof_received() is False
 
 
-async def test_it_may_send_on_for_a_short_time_only(site):
+async def test_rejected_client_may_send_on_for_a_short_time_only(site):
     connection, transport = site.connect()
     connection.data_received(TOO_LARGE)
     await turns()
@@ -730,7 +730,7 @@ async def test_it_may_send_on_for_a_short_time_only(site):
     assert transport.aborted
 
 
-async def test_it_may_send_on_so_much_only(site):
+async def test_rejected_client_may_send_on_a_bounded_number_of_bytes_only(site):
     connection, transport = site.connect()
     connection.data_received(TOO_LARGE)
     await turns()

@@ -189,7 +189,7 @@ async def test_connection_forgotten_while_queued_is_not_visited(at, monkeypatch)
     assert two.looks == []
 
 
-async def test_it_ticks_until_it_is_stopped(at):
+async def test_sweep_ticks_until_it_is_stopped(at):
     at.sweep.start()
     timer = at.sweep._timer
     assert isinstance(timer, asyncio.TimerHandle)

@@ -294,7 +294,7 @@ async def test_stopping_server_rejects_sessions(site):
     assert await polled(site) == ["o", "error", 4100]
 
 
-async def test_it_is_counted(site):
+async def test_stream_is_counted(site):
     await stream(site)
     assert (site.metrics.connections["pusher-xhr"], site.metrics.opened["pusher-xhr"]) == (1, 1)
     site.pass_seconds(1)
@@ -417,7 +417,7 @@ async def test_no_path_of_theirs_reaches_the_api(site):
     assert (preflight.status, preflight.headers["access-control-allow-methods"]) == (200, "POST")
 
 
-async def test_they_are_off_with_the_protocol():
+async def test_fallbacks_are_off_without_the_pusher_protocol():
     site = Site(server=ServerConfig(proto=frozenset({"websocket"})))
     assert Answer((await ask(site, STREAM)).data).json["error"].startswith("nothing is at")
 
@@ -905,7 +905,7 @@ async def test_requests_before_a_stream_are_answered_first(site):
 
 
 @pytest.mark.parametrize("path", [STREAM, POLL])
-async def test_it_waits_for_the_answers_before_it(path):
+async def test_fallback_request_waits_for_earlier_answers(path):
     waits = asyncio.get_running_loop().create_future()
 
     async def serve(_):
