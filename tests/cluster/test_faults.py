@@ -448,9 +448,9 @@ async def test_message_for_one_connection_is_counted_on_its_node() -> None:
             (Options(0, "unicast", "9.9"), 0),
             (Options(), 2),
         ):
-            assert await one.node.reach(one.app, "c", "", how) == count
-        assert await one.node.reach(one.app, "c", there.session.id, Options()) == 1
-        assert await one.node.reach(one.app, "c", here.session.id, Options()) == 1
+            assert await one.node.controller.reach(one.app, "c", "", how) == count
+        assert await one.node.controller.reach(one.app, "c", there.session.id, Options()) == 1
+        assert await one.node.controller.reach(one.app, "c", here.session.id, Options()) == 1
 
 
 async def test_only_nodes_with_subscribers_get_a_channels_messages() -> None:
@@ -475,7 +475,7 @@ async def test_request_during_a_broker_outage_is_answered_after_it() -> None:
     async with nodes() as (valkey, one, two):
         client = await on(two, "c")
         valkey.pause()
-        asking = asyncio.ensure_future(one.node.listed(one.app, "c"))
+        asking = asyncio.ensure_future(one.node.controller.listed(one.app, "c"))
         await asyncio.sleep(ASK_SECONDS + 0.1)
         valkey.go_on()
         assert [found.id for found in await asking] == [client.session.id]

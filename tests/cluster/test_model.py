@@ -329,7 +329,7 @@ class World:
             for channel in CHANNELS:
                 one = await node.channel(app, channel)
                 members = sorted(member.user_id for member in await node.members(app, channel))
-                listed = sorted(session.id for session in await node.listed(app, channel))
+                listed = sorted(session.id for session in await node.controller.listed(app, channel))
                 for found_so in (one, there.get(channel)):
                     counts = (found_so.subscriptions, found_so.users) if found_so else (0, 0)
                     of_place.setdefault(channel, []).append(counts)

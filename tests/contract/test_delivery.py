@@ -116,7 +116,7 @@ def test_any_interleaving_leaves_no_stale_entry_and_no_unreached_subscriber(plan
             assert [n for n, (session, _) in enumerate(crowd.clients) if room in session.subscriptions] == on
             occupancy = await world.memory.channel(APP, room)
             assert (occupancy.subscriptions if occupancy else 0) == len(on), "the roster has ghosts, or misses somebody"
-            assert set(world.node.sessions(world.app, room)) == {crowd.clients[n][0] for n in on}, "the hub is wrong"
+            assert set(world.app.sessions(room)) == {crowd.clients[n][0] for n in on}, "the hub is wrong"
             assert bool(world.broker.topics[APP, room]) == bool(on), "a topic was given up early, or kept for nobody"
             await wait(world.node.publish(world.app, room, "last", b"1", world.node.stamp()))
         world.turns.drain()

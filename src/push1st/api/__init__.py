@@ -17,7 +17,8 @@ from push1st import auth
 from push1st.api import channels, events, hooks, server, tokens, users
 from push1st.api.call import Answer, Call, Endpoint, error
 from push1st.config.model import Config
-from push1st.core.node import App, Node
+from push1st.core.app import App
+from push1st.core.node import Node
 from push1st.errors import Refused
 from push1st.messages import Request, Response
 

@@ -8,7 +8,8 @@ from urllib.parse import parse_qsl
 import msgspec
 
 from push1st.channels import pusher_name_error, user_id_error, wide_name_error
-from push1st.core.node import App, Node
+from push1st.core.app import App
+from push1st.core.node import Node
 from push1st.eager import MaybeAwaitable
 from push1st.errors import Refused
 from push1st.jsontext import decode

@@ -119,7 +119,7 @@ async def _publish_slowly(
     """reach: what narrows whom the event goes to, where the caller is told how many that are."""
     counts |= zip(waiting, await _all(waiting.values()), strict=True)
     if waiting and reach:  # a broker that has to be waited for knows all subscribers, but not who of them is left out
-        counts = {name: await call.node.reach(call.app, name, *reach) for name in counts}
+        counts = {name: await call.node.controller.reach(call.app, name, *reach) for name in counts}
     if attributes:
         return answer({"channels": {name: await channel_info(call, name, attributes) for name in counts}})
     return _published(call, counts, id)

@@ -230,6 +230,13 @@ class Fanout:
                 self._flush_direct()
                 self._flush_lane(lane)
 
+    def subscribe(self, tenant: Tenant, subscriber: Subscriber, name: str) -> Lane:
+        """Adds a subscriber to a channel, after the channel's pending frames went to the subscribers before it."""
+        channel = tenant.channels.get(name)
+        if channel is not None:
+            self.settle_lanes(channel.lanes)
+        return tenant.subscribe(subscriber, name)
+
     def forget(self, subscriber: Subscriber, lanes: Iterable[Lane]) -> None:
         """A connection that was on these lanes is gone: nothing more is written to it."""
         self._direct.pop(subscriber, None)

@@ -13,18 +13,15 @@ from collections.abc import Callable, Collection
 from contextlib import suppress
 from typing import Any, Protocol
 
-import msgspec
-
 from push1st import auth
-from push1st.channels import PUBLIC, RESERVED, Kind, covers, kind_of, pusher_name_error, user_id_error, wide_name_error
+from push1st.channels import user_id_error
+from push1st.core import decisions, rights
+from push1st.core.app import App
 from push1st.core.hub import Lane, Wire, Write
-from push1st.core.node import App, Node, SessionState
+from push1st.core.node import Node, SessionState
 from push1st.core.outbox import AttachedConnection, Outbox
 from push1st.eager import Suspended, spawn
 from push1st.errors import Disconnect, LimitReached, Refused
-from push1st.hooks import Decision
-from push1st.hooks.events import Connecting, Publishing, Subscribing
-from push1st.jsontext import decode, encode, string_size
 from push1st.limits import Bucket
 from push1st.messages import (
     ClientRequest,
@@ -56,10 +53,6 @@ CHARGE_SECONDS = 60
 """a client may use the charges of this many seconds at once"""
 PUBLISHES = 1000
 """events a second from a client that may publish freely (Push1st has no such limit): more is a flood"""
-USER_BYTES = 1024
-"""bytes of a presence member's `channel_data` (Pusher protocol, section 8)"""
-WATCHLIST = 100
-"""users a watchlist may name; the rest is left out, and the client told so (Pusher protocol, section 5)"""
 
 
 class Outlet(Protocol):
@@ -71,22 +64,6 @@ class Outlet(Protocol):
 
     def fail(self) -> None:
         """Ends the connection after a defect of ours: logs the trace of the exception being handled."""
-
-
-class ChannelData(msgspec.Struct, gc=False):
-    user_id: str | int
-    user_info: msgspec.Raw = msgspec.Raw(b"null")
-
-
-class UserData(msgspec.Struct, gc=False):
-    id: str | int
-    user_info: msgspec.Raw = msgspec.Raw(b"null")
-    watchlist: list[str | int] | None = None
-
-
-_user_data = msgspec.json.Decoder(UserData)
-_fields = msgspec.json.Decoder(dict[str, msgspec.Raw])
-_channel_data = msgspec.json.Decoder(ChannelData)
 
 
 class Session:
@@ -252,7 +229,7 @@ class Session:
                 asked, self._asked = self._asked, None
                 await self.node.admit(self.app, self, asked)
             if "connect" in self.app.asks and not self.closed:
-                await self._ask_to_connect(visitor)
+                await self._request_connect(visitor)
             if not self.closed:
                 let_in()
         except Disconnect as end:
@@ -269,26 +246,17 @@ class Session:
         else:
             self._rest()
 
-    async def _ask_to_connect(self, visitor: ClientRequest) -> None:
-        """Raises Refused when the app's backend does."""
-        answer = await self.node.hooks.ask(
-            Connecting(
-                self.app.config.id,
-                self.id,
-                self.ip,
-                visitor.query,
-                visitor.origin,
-                visitor.cookie,
-                visitor.authorization,
-            )
-        )
-        if answer.refused is None and answer.user_id is not None and not self.closed:
-            if wrong := user_id_error(answer.user_id):
-                raise Refused(400, wrong)
-            self.topics, _ = await self.node.sign_in(self.app, self, user := User(answer.user_id, answer.user_info))
+    async def _request_connect(self, visitor: ClientRequest) -> None:
+        """Raises Refused if the app's backend rejects the client."""
+        decision = await decisions.connect(self.node.hooks, self.app, self, visitor)
+        if decision.refused is None and decision.user_id is not None and not self.closed:
+            if error := user_id_error(decision.user_id):
+                raise Refused(400, error)
+            user = User(decision.user_id, decision.user_info)
+            self.topics, _ = await self.node.signins.sign_in(self.app, self, user)
             self.user, self.authorized = user, True
-        if not self.closed and answer.refused is not None:
-            raise answer.refused
+        if not self.closed and decision.refused is not None:
+            raise decision.refused
 
     # Commands
 
@@ -398,7 +366,7 @@ class Session:
                     if not is_new:
                         self.charge()
                     elif self.app.config.subscription_count:
-                        await self.node.count(self.app, command.channel)
+                        await self.node.counts.send(self.app, command.channel)
             case Unsubscribe(channel):
                 self.charge()
                 await self._unsubscribe(channel)
@@ -436,16 +404,17 @@ class Session:
     async def _subscribe(self, command: Subscribe) -> bool:
         """Whether the client was not subscribed to the channel already."""
         name = command.channel
-        kind = self._permit(command)
-        answer = None
-        if name not in self.subscriptions and self._is_asked(name):
-            answer = await self._ask_to_subscribe(command)
+        kind = rights.to_subscribe(self, self.app.config, command, self.app.asks.get("subscribe"))
+        is_decided = decisions.is_decided(self.app, name)
+        decision = None
+        if is_decided and name not in self.subscriptions:
+            decision = await decisions.subscribe(self.node.hooks, self.app, self, command, self.user)
         member = None
         if kind.presence and self.claims is None and self.push is None:
-            if answer is not None and answer.user_id is not None:
-                member = Member(answer.user_id, answer.user_info)
-            elif name not in self.subscriptions or not self._is_asked(name):
-                member = self._member(command.channel_data)
+            if decision is not None and decision.user_id is not None:
+                member = Member(decision.user_id, decision.user_info)
+            elif name not in self.subscriptions or not is_decided:
+                member = rights.member(self, command.channel_data)
             else:
                 member = (self.members or {}).get(name)
         if kind.needs_auth:
@@ -466,82 +435,18 @@ class Session:
             self.members[name] = member
         self.outlet.send(Subscribed(name, joined.members))
         if name.startswith("#"):
-            self.node.deliver_held(self.app, self)
+            self.node.signins.deliver_held(self.app, self)
         if kind.cache:
             self.outlet.send(self.node.replay(self.app, self, name, joined.kept))
         return True
 
-    def _is_asked(self, channel: str) -> bool:
-        """Whether the app's backend decides who may subscribe."""
-        asked = self.app.asks.get("subscribe")
-        return asked is not None and not channel.startswith("#") and bool(asked(channel))
-
-    async def _ask_to_subscribe(self, command: Subscribe) -> Decision:
-        """Raises Refused when the app's backend does."""
-        user_id = None if self.user is None else self.user.id
-        answer = await self.node.hooks.ask(
-            Subscribing(self.app.config.id, self.id, self.ip, command.channel, command.channel_data, user_id)
-        )
-        if answer.refused is not None:
-            raise answer.refused
-        if answer.user_id is not None and (wrong := user_id_error(answer.user_id)):
-            raise Refused(500, wrong)
-        return answer
-
     def permits(self, channel: str) -> bool:
         """Whether a client that brings its rights in a token may subscribe."""
         try:
-            self._permit(Subscribe(channel))
+            rights.to_subscribe(self, self.app.config, Subscribe(channel), self.app.asks.get("subscribe"))
         except Refused:
             return False
         return True
-
-    def _permit(self, command: Subscribe) -> Kind:
-        """Raises Refused unless this client may subscribe to the channel."""
-        name = command.channel
-        config = self.app.config
-        if name.startswith("#"):
-            if self.user is not None and name == user_channel(self.user.id):
-                return PUBLIC
-            raise Refused(403, "channel names that begin with # are reserved")
-        wrong = pusher_name_error(name, config.limits.channel_name) if self.push is None else wide_name_error(name)
-        if wrong:
-            raise Refused(400, wrong)
-        kind = kind_of(name)
-        if not covers(config.channels, kind):
-            raise Refused(403, f"this app has no {kind.type} channels")
-        if not kind.needs_auth or self._is_asked(name):
-            return kind
-        if self.push is not None:
-            if self.claims is None or not self.claims.allows(name):
-                raise Refused(401, f"no access token that allows {name}")
-        elif not auth.check_channel(config.key, config.secret, self.id, name, command.auth, command.channel_data):
-            signed = f"{self.id}:{name}:channel_data" if command.channel_data else f"{self.id}:{name}"
-            raise Refused(401, f"Invalid signature: auth must be the app key, a colon and the HMAC SHA256 in hex of {signed}")
-        return kind
-
-    def _member(self, channel_data: str) -> Member | None:
-        """Returns the member of a subscription; None if it has no user and needs none (`lenient`).
-
-        Raises Refused if the member exceeds the limits (Pusher protocol, section 8).
-        """
-        user = self.user if not channel_data else None  # without channel_data it is the signed-in user (section 3)
-        if (len(channel_data.encode()) if user is None else len(user.info)) > USER_BYTES:
-            raise Refused(413, f"channel_data is over {USER_BYTES} bytes")
-        if user is not None:
-            member = Member(user.id, user.info)
-        else:
-            try:
-                data = decode(_channel_data, channel_data)
-            except (msgspec.DecodeError, RecursionError) as error:
-                if self.lenient:
-                    return None
-                raise Refused(400, f'channel_data must be JSON with "user_id" and "user_info": {error}') from error
-            member = Member(str(data.user_id), bytes(data.user_info).strip())
-        wrong = user_id_error(member.user_id)
-        if wrong and not self.lenient:
-            raise Refused(400, wrong)
-        return None if wrong else member
 
     async def _unsubscribe(self, name: str) -> None:
         if name in self.subscriptions:
@@ -552,63 +457,30 @@ class Session:
 
     async def _sign_in(self, command: SignIn) -> None:
         """Pusher protocol, section 5."""
-        config = self.app.config
-        if not auth.check_user(config.key, config.secret, self.id, command.user_data, command.auth):
-            signed = f"{self.id}::user::user_data"
-            raise Refused(401, f"Invalid signature: auth must be the app key, a colon and the HMAC SHA256 in hex of {signed}")
-        try:
-            data = decode(_user_data, command.user_data)
-        except (msgspec.DecodeError, RecursionError) as exc:
-            raise Refused(400, f'user_data must be JSON with "id", a text or a whole number: {exc}') from exc
-        id = str(data.id)
-        if wrong := user_id_error(id):
-            raise Refused(400, wrong)
-        channel = user_channel(id)
-        signed_in = SignedIn(command.user_data if isinstance(data.id, str) else _with_id(command.user_data, id))
+        identity = rights.to_sign_in(self, self.app.config, command)
+        user = identity.user
+        channel = user_channel(user.id)
         if self.user is not None:
-            if self.user.id != id:
-                raise Refused(401, f"this connection is signed in as {self.user.id!r} already")
             if channel not in self.subscriptions:
-                await self.node.hold(self.app, self, channel)
-            self.outlet.send(signed_in)
+                await self.node.signins.hold(self.app, self, channel)
+            self.outlet.send(SignedIn(identity.user_data))
             return
-        wanted = list(dict.fromkeys(map(str, data.watchlist or ())))
-        watchlist = tuple(one for one in wanted[:WATCHLIST] if not user_id_error(one))
-        user = User(id, bytes(data.user_info).strip(), watchlist)
-        topics, watched = await self.node.sign_in(self.app, self, user, channel)
+        topics, watched = await self.node.signins.sign_in(self.app, self, user, channel)
         self.user, self.topics, self.authorized = user, topics, True
-        self.outlet.send(signed_in)
-        if watchlist:
+        self.outlet.send(SignedIn(identity.user_data))
+        if user.watchlist:
             self.outlet.send(watched)
-        if len(wanted) > WATCHLIST:
-            self.outlet.send(Failure(4302, f"a watchlist has at most {WATCHLIST} users, the first {WATCHLIST} are watched"))
+        if identity.is_cut:
+            text = f"a watchlist has at most {rights.WATCHLIST} users, the first {rights.WATCHLIST} are watched"
+            self.outlet.send(Failure(4302, text))
 
     # Publishing
 
     async def _publish(self, command: Publish) -> None:
         config = self.app.config
-        limits = config.limits
-        channel, event = command.channel, command.event
-        kind = kind_of(channel)
-        if self.push is None:
-            if not config.client_messages:
-                raise Refused(403, "client events are not enabled for this app")
-            if not kind.needs_auth:
-                raise Refused(403, "client events are for private and presence channels")
-            if kind.encrypted:
-                raise Refused(403, "client events are not allowed on encrypted channels: they would be delivered unencrypted")
-        elif not covers(self.push, kind):
-            raise Refused(403, f"publishing to {kind.type} channels is not allowed here")
-        if channel not in self.subscriptions:
-            raise Refused(403, f"not subscribed to {channel[:200]}")
-        if not event or len(event) > limits.event_name:
-            raise Refused(400, f"an event name has 1 to {limits.event_name} characters")
-        if event.startswith(RESERVED):
-            raise Refused(400, "event names that begin with pusher: or pusher_internal: are reserved")
-        # A decoded string is never longer than its JSON text.
-        if len(command.data) > limits.payload and (size := string_size(command.data)) > limits.payload:
-            raise Refused(413, f"data has {size} bytes, the limit is {limits.payload}")
-        most = limits.client_events if self.push is None else PUBLISHES
+        channel = command.channel
+        rights.to_publish(self, config, command, channel in self.subscriptions)
+        most = config.limits.client_events if self.push is None else PUBLISHES
         if most:
             now = self.node.clock.monotonic()
             if self._events is None:
@@ -620,15 +492,18 @@ class Session:
                 raise Refused(429, f"more than {most} client events a second")
         member = self.members.get(channel) if self.members else None
         data = command.data
-        if "publish" in self.app.asks and self.app.asks["publish"](channel):
-            data = await self._ask_to_publish(command, member)
         node = self.node
+        if "publish" in self.app.asks and self.app.asks["publish"](channel):
+            user_id = member.user_id if member is not None else self.user.id if self.user is not None else None
+            data = await decisions.publish(node.hooks, self.app, self, command, user_id)
+            if channel not in self.subscriptions:
+                raise Refused(403, f"not subscribed to {channel[:200]}")
         node.metrics.events_in[self.wire.name] += 1
         stamp = node.stamp()
         soon = node.publish(
             self.app,
             channel,
-            event,
+            command.event,
             data,
             stamp,
             sender=self.id,
@@ -640,29 +515,7 @@ class Session:
         if not isinstance(soon, int):
             await soon
         if "client-event" in self.app.reported:
-            node.report_event(self.app, command, data, stamp, self.id, member)
-
-    async def _ask_to_publish(self, command: Publish, member: Member | None) -> bytes:
-        """The data to publish. Raises Refused when the app's backend does, or when the client has left meanwhile."""
-        user_id = member.user_id if member is not None else self.user.id if self.user is not None else None
-        config = self.app.config
-        answer = await self.node.hooks.ask(
-            Publishing(config.id, self.id, self.ip, command.channel, command.event, msgspec.Raw(command.data), user_id)
-        )
-        if answer.refused is not None:
-            raise answer.refused
-        if command.channel not in self.subscriptions:
-            raise Refused(403, f"not subscribed to {command.channel[:200]}")
-        data = command.data if answer.data is None else answer.data
-        if string_size(data) > config.limits.payload:
-            raise Refused(413, f"data has {string_size(data)} bytes, the limit is {config.limits.payload}")
-        return data
-
-
-def _with_id(user_data: str, id: str) -> str:
-    """Returns user data with the id as a text, because pusher-js drops a sign-in with any other id."""
-    fields = decode(_fields, user_data) | {"id": msgspec.Raw(encode(id))}
-    return encode(fields).decode()
+            node.reports.client_event(self.app, command, data, stamp, self.id, member)
 
 
 def _close_code(code: int) -> int:

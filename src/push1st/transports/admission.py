@@ -9,7 +9,7 @@ from typing import Literal
 from urllib.parse import parse_qsl
 
 from push1st.config.model import ProtocolConfig
-from push1st.core.node import App
+from push1st.core.app import App
 from push1st.errors import Disconnect
 from push1st.transports.context import EdgeContext
 from push1st.transports.places import Crowded

@@ -60,7 +60,7 @@ class EdgeContext:
 
     def _write(self) -> None:
         """Writes this turn's deliveries. With a broker that confirms publishes later, the fan-out schedules its own writes."""
-        if not self.node.shared:
+        if not self.node.controller.shared:
             self.node.fanout.turn()
 
     def shared_address(self, ip: str) -> str:

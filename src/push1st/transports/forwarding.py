@@ -16,7 +16,7 @@ from typing import Literal, Protocol
 
 import msgspec
 
-from push1st.core.node import App
+from push1st.core.app import App
 from push1st.messages import Response
 from push1st.protocols.pusher_xhr import end_frames
 from push1st.transports.handlers import Exchange

@@ -24,8 +24,8 @@ import msgspec
 from push1st import auth
 from push1st.channels import CONTROL
 from push1st.config.model import ProtocolConfig
+from push1st.core.app import App
 from push1st.core.hub import Write
-from push1st.core.node import App
 from push1st.core.session import Session
 from push1st.errors import Disconnect, Refused
 from push1st.messages import Command, Ending, Established, Failure, Ping, Reply, Response, Subscribe

@@ -140,7 +140,7 @@ def test_a_session_of_a_broadcast_is_left_out_and_not_counted(caller):
     assert caller.event(socket_id=two.id, options={"session": one.id})[1]["channels"] == {"c": 1}
     caller.world.turns.drain()
     assert [len(each.writes) for each in (outlet, excluded, other)] == [0, 1, 1]
-    reached = caller.world.node.reach(caller.world.app, "c", two.id, Options(0, "broadcast", one.id))
+    reached = caller.world.node.controller.reach(caller.world.app, "c", two.id, Options(0, "broadcast", one.id))
     assert done(reached) == 1
 
 

@@ -4,7 +4,7 @@ import pytest
 
 from push1st.brokers.redis.wire import decode_event, encode_event
 from push1st.config.model import Hook, Webhook
-from push1st.core.node import COUNT_SECONDS, MANY
+from push1st.core.counts import COUNT_SECONDS, MANY
 from push1st.messages import HookEvent, Publish, Subscribe, Unsubscribe
 from tests.support.loop import done
 from tests.support.node import APP, World, app_config, token
@@ -140,5 +140,5 @@ def test_app_without_hooks_has_only_the_edges_of_the_roster_reported():
 
 
 def test_channels_of_users_are_never_reported_by_the_node(world):
-    world.node.report(world.app, "joined", "#server-to-user-7", "1.2")
+    world.node.reports.report(world.app, "joined", "#server-to-user-7", "1.2")
     assert reported(world, "joined") == []

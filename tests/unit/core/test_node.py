@@ -5,8 +5,10 @@ import json
 import pytest
 
 from push1st import auth
-from push1st.core import node
-from push1st.core.node import COUNT_SECONDS, MANY, WORKER_BITS, Listener, Node
+from push1st.core import counts
+from push1st.core.controller import Listener
+from push1st.core.counts import COUNT_SECONDS, MANY
+from push1st.core.node import WORKER_BITS, Node
 from push1st.eager import spawn, wait
 from push1st.errors import Disconnect, LimitReached, Refused
 from push1st.messages import SignIn, Subscribe, Subscribed, SubscriptionRefused, Unsubscribe
@@ -252,8 +254,8 @@ async def test_a_broker_that_is_away_refuses_the_subscription_and_the_client_sta
 async def test_a_listener_that_the_broker_refuses_is_not_kept(slow):
     slow.broker.fail["subscribe"] = Refused(503, "the broker is away")
     with pytest.raises(Refused):
-        await slow.node.listen(slow.app, "#t", Listener(lambda _: b"", lambda _: None))
-    assert slow.node._listeners == {}
+        await slow.node.controller.listen(slow.app, "#t", Listener(lambda _: b"", lambda _: None))
+    assert slow.node.controller._listeners == {}
     assert ("unsubscribe", "#t") in slow.broker.calls
 
 
@@ -437,7 +439,7 @@ async def test_the_first_change_is_sent_at_once():
 
 
 async def test_counts_of_many_channels_are_spread_over_turns(monkeypatch):
-    monkeypatch.setattr(node, "MAX_COUNTED", 10)
+    monkeypatch.setattr(counts, "MAX_COUNTED", 10)
     world = World(app_config(subscription_count=True))
     session, outlet = world.session()
     for number in range(100):
@@ -457,11 +459,11 @@ async def test_counts_of_many_channels_are_spread_over_turns(monkeypatch):
 
 def test_request_for_a_removed_topic_handler_gets_no_reply(world):
     """The broker may still bring it while the topic is being released."""
-    listener = node.Listener(lambda question: b"here: " + question, lambda _: None)
-    done(world.node.listen(world.app, "#xhr-1", listener))
-    assert done(world.node.ask(world.app, "#xhr-1", b"who?")) == [b"here: who?"]
-    done(world.node.unlisten(world.app, "#xhr-1"))
-    assert done(world.node.ask(world.app, "#xhr-1", b"who?")) == []
+    listener = Listener(lambda question: b"here: " + question, lambda _: None)
+    done(world.node.controller.listen(world.app, "#xhr-1", listener))
+    assert done(world.node.controller.ask(world.app, "#xhr-1", b"who?")) == [b"here: who?"]
+    done(world.node.controller.unlisten(world.app, "#xhr-1"))
+    assert done(world.node.controller.ask(world.app, "#xhr-1", b"who?")) == []
 
 
 # Lists
@@ -472,5 +474,5 @@ def test_the_sessions_of_a_channel_are_those_on_this_worker(world):
     two, _ = world.session()
     one.handle(Subscribe("c"))
     two.handle(Subscribe("other"))
-    assert world.node.sessions(world.app, "c") == [one]
-    assert world.node.sessions(world.app, "nowhere") == []
+    assert world.app.sessions("c") == [one]
+    assert world.app.sessions("nowhere") == []

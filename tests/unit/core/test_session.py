@@ -991,7 +991,7 @@ def test_a_second_sign_in_holds_events_again(world, mine):
 def test_user_signed_in_by_the_backend_gets_no_events_without_a_subscription(world):
     """It gets no `signin_success` either."""
     session, _ = world.session()
-    done(world.node.sign_in(world.app, session, User("u1")))
+    done(world.node.signins.sign_in(world.app, session, User("u1")))
     assert world.app.held is None
 
 

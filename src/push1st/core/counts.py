@@ -1,0 +1,104 @@
+"""Subscription counts: how many subscribers a channel has, sent to these subscribers (Pusher protocol, section 3).
+
+The first change of a channel sends a count at once. `Counts.tick`, once a second, combines the later changes into one count, so
+thousands of clients that subscribe and unsubscribe cost little more than one. A channel with more than `MANY` subscribers gets
+one count in `COUNT_SECONDS`, from whichever worker claims it first.
+"""
+
+from asyncio import sleep
+from collections.abc import Callable
+
+from push1st.brokers import Broker, HookEvents, Roster
+from push1st.channels import kind_of
+from push1st.core.app import App
+from push1st.core.fanout import Clock
+from push1st.eager import wait
+from push1st.errors import Refused
+from push1st.messages import HookEvent, subscription_count
+
+MANY = 100
+COUNT_SECONDS = 5
+"""a channel with more than `MANY` subscribers gets a count every `COUNT_SECONDS`, others every second (protocol, section 3)"""
+MAX_COUNTED = 1000
+"""deliveries of subscription counts in one second, after which `tick` sends further counts; and those of `tick` in a loop turn"""
+
+
+class Counts:
+    """The subscription counts that this worker sends. stamp: returns the id and the time of a message."""
+
+    __slots__ = ("_broker", "_clock", "_counted", "_deliveries", "_due", "_hook_events", "_is_ticking", "_roster", "_stamp")
+
+    def __init__(self, clock: Clock, stamp: Callable[[], tuple[int, int]]) -> None:
+        self._clock = clock
+        self._stamp = stamp
+        self._broker: Broker
+        self._roster: Roster
+        self._hook_events: HookEvents
+        self._due: dict[tuple[str, str], App] = {}
+        """channels whose count `tick` sends"""
+        self._counted: set[tuple[str, str]] = set()
+        """channels whose subscribers have received a count since the last tick"""
+        self._deliveries = 0
+        """deliveries of these counts"""
+        self._is_ticking = False
+
+    def open(self, broker: Broker, roster: Roster, hook_events: HookEvents) -> None:
+        self._broker, self._roster, self._hook_events = broker, roster, hook_events
+
+    async def send(self, app: App, name: str) -> None:
+        """Sends the count of a channel after a change, now or with the next tick. The app has opted in."""
+        if name.startswith("#") or kind_of(name).presence:
+            return
+        key = app.config.id, name
+        if key in self._counted or self._deliveries >= MAX_COUNTED:
+            self._due[key] = app
+        else:
+            self._deliveries += await self._send(app, key)
+
+    def later(self, app: App, name: str) -> None:
+        """Sends the count of a channel with the next tick. The app has opted in."""
+        self._due[app.config.id, name] = app
+
+    async def _send(self, app: App, key: tuple[str, str]) -> int:
+        """Sends a channel's count, or leaves that to `tick`; returns the number of subscribers that receive the count."""
+        self._counted.add(key)
+        try:
+            occupancy = await self._roster.channel(*key)
+            if occupancy is not None and occupancy.subscriptions > MANY:
+                if not await self._roster.claim(*key, COUNT_SECONDS):
+                    self._due[key] = app
+                    return 0
+                occupancy = await self._roster.channel(*key)
+            self._due.pop(key, None)
+            if occupancy is None:
+                return 0
+            sent = occupancy.subscriptions
+            await wait(self._broker.publish(subscription_count(*key, sent, *self._stamp())))
+            if "counted" in app.reported:
+                self._hook_events.report(HookEvent("counted", *key, self._clock.wall(), count=sent))
+            occupancy = await self._roster.channel(*key)
+            if occupancy is not None and occupancy.subscriptions != sent:  # another worker may have sent a newer number first
+                self._due[key] = app
+            return sent
+        except Refused:
+            self._due[key] = app
+            return 0
+
+    async def tick(self) -> None:
+        """Sends the counts that are due. Called once a second.
+
+        If the broker is slow, no second round begins before the first has ended.
+        """
+        if self._is_ticking:
+            return
+        self._is_ticking = True
+        try:
+            self._counted.clear()
+            self._deliveries = sent = 0
+            for key, app in list(self._due.items()):
+                sent += 1 + await self._send(app, key)
+                if sent >= MAX_COUNTED:  # other work of the loop comes first
+                    sent = 0
+                    await sleep(0)
+        finally:
+            self._is_ticking = False

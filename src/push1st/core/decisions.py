@@ -1,0 +1,52 @@
+"""Requests to an app's backend: whether a client may connect, subscribe or publish (`authorize` in the configuration).
+
+Each function waits for the reply of the backend, and raises `Refused` if the backend rejects the request or does not reply.
+"""
+
+import msgspec
+
+from push1st.channels import user_id_error
+from push1st.core.app import App, Client
+from push1st.errors import Refused
+from push1st.hooks import Decision, Hooks
+from push1st.hooks.events import Connecting, Publishing, Subscribing
+from push1st.jsontext import string_size
+from push1st.messages import ClientRequest, Publish, Subscribe, User
+
+
+def is_decided(app: App, channel: str) -> bool:
+    """Returns whether the app's backend decides which clients may subscribe to a channel."""
+    asked = app.asks.get("subscribe")
+    return asked is not None and not channel.startswith("#") and bool(asked(channel))
+
+
+async def connect(hooks: Hooks, app: App, client: Client, request: ClientRequest) -> Decision:
+    """Requests a decision about a client that connects. A rejection is in the result, and is not raised."""
+    return await hooks.ask(
+        Connecting(app.config.id, client.id, client.ip, request.query, request.origin, request.cookie, request.authorization)
+    )
+
+
+async def subscribe(hooks: Hooks, app: App, client: Client, command: Subscribe, user: User | None) -> Decision:
+    """Returns the decision that a client may subscribe. user: as which the client has signed in."""
+    user_id = None if user is None else user.id
+    answer = await hooks.ask(Subscribing(app.config.id, client.id, client.ip, command.channel, command.channel_data, user_id))
+    if answer.refused is not None:
+        raise answer.refused
+    if answer.user_id is not None and (error := user_id_error(answer.user_id)):
+        raise Refused(500, error)
+    return answer
+
+
+async def publish(hooks: Hooks, app: App, client: Client, command: Publish, user_id: str | None) -> bytes:
+    """Returns the data to publish, which the backend may have replaced. user_id: of the member, or of the signed-in user."""
+    answer = await hooks.ask(
+        Publishing(app.config.id, client.id, client.ip, command.channel, command.event, msgspec.Raw(command.data), user_id)
+    )
+    if answer.refused is not None:
+        raise answer.refused
+    data = command.data if answer.data is None else answer.data
+    limit = app.config.limits.payload
+    if string_size(data) > limit:
+        raise Refused(413, f"data has {string_size(data)} bytes, the limit is {limit}")
+    return data

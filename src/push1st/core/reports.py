@@ -1,0 +1,61 @@
+"""Hook events of sessions and channels, as this worker reports them to the broker.
+
+Callers check `app.reported` first, so that a kind that no hook wants costs nothing.
+"""
+
+from push1st.brokers import HookEvents
+from push1st.core.app import App
+from push1st.core.fanout import Clock
+from push1st.messages import HookEvent, HookEventKind, Member, Publish
+
+MAX_TTL = 1 << 53
+"""seconds; a longer time to live counts as this one, because brokers store 64 bits"""
+
+
+class Reports:
+    """Reports hook events, except those of the channels of single users: names that begin with `#`."""
+
+    __slots__ = ("_clock", "_hook_events")
+
+    def __init__(self, clock: Clock) -> None:
+        self._clock = clock
+        self._hook_events: HookEvents
+
+    def open(self, hook_events: HookEvents) -> None:
+        self._hook_events = hook_events
+
+    def report(self, app: App, kind: HookEventKind, channel: str, socket_id: str = "", member: Member | None = None) -> None:
+        """Reports an event of a channel, for kinds that are in `app.reported`."""
+        if not channel.startswith("#"):
+            user_id, info = (None, b"null") if member is None else (member.user_id, member.info)
+            self._hook_events.report(HookEvent(kind, app.config.id, channel, self._clock.wall(), socket_id, user_id, info))
+
+    def client_event(
+        self, app: App, event: Publish, data: bytes, stamp: tuple[int, int], socket_id: str, member: Member | None
+    ) -> None:
+        """Reports a client event, for apps that have `client-event` in `app.reported`.
+
+        data: the published data, which may differ from the event's. stamp: of the message.
+        """
+        if event.channel.startswith("#"):
+            return
+        id, now = stamp
+        user_id, info = (None, b"null") if member is None else (member.user_id, member.info)
+        expires = now // 1_000_000_000 + int(min(event.ttl, MAX_TTL)) if event.ttl else 0
+        self._hook_events.report(
+            HookEvent(
+                "client-event",
+                app.config.id,
+                event.channel,
+                now,
+                socket_id,
+                user_id,
+                info,
+                event.event,
+                data,
+                id=id,
+                delivery=event.delivery,
+                expires=expires,
+                given=event.given,
+            )
+        )

@@ -1,0 +1,173 @@
+"""Rights of a client: which channels it may subscribe to, as which member, what it may publish, and as which user it signs in.
+
+Pure: the functions read the configuration of the app and what is known of the client, and raise `Refused`. Limits that depend on
+time, such as events a second, are the session's.
+"""
+
+from collections.abc import Callable
+from typing import Protocol
+
+import msgspec
+
+from push1st import auth
+from push1st.channels import PUBLIC, RESERVED, Kind, covers, kind_of, pusher_name_error, user_id_error, wide_name_error
+from push1st.config.model import AppConfig
+from push1st.errors import Refused
+from push1st.jsontext import decode, encode, string_size
+from push1st.messages import Member, Publish, SignIn, Subscribe, User, user_channel
+
+USER_BYTES = 1024
+"""bytes of a presence member's `channel_data` (Pusher protocol, section 8)"""
+WATCHLIST = 100
+"""users a watchlist may name; the rest is left out, and the client told so (Pusher protocol, section 5)"""
+
+
+class Claimant(Protocol):
+    """The parts of a session on which its rights depend.
+
+    claims: rights from an access token, on protocols whose clients bring one; else None.
+    push: the types of channels an event may be published to, on protocols whose clients publish freely; None where
+    clients send client events under Pusher's rules.
+    lenient: whether a client may subscribe to a presence channel without being a member.
+    """
+
+    @property
+    def id(self) -> str: ...
+    @property
+    def claims(self) -> auth.Claims | None: ...
+    @property
+    def push(self) -> frozenset[str] | None: ...
+    @property
+    def lenient(self) -> bool: ...
+    @property
+    def user(self) -> User | None: ...
+
+
+class ChannelData(msgspec.Struct, gc=False):
+    user_id: str | int
+    user_info: msgspec.Raw = msgspec.Raw(b"null")
+
+
+class UserData(msgspec.Struct, gc=False):
+    id: str | int
+    user_info: msgspec.Raw = msgspec.Raw(b"null")
+    watchlist: list[str | int] | None = None
+
+
+class Identity(msgspec.Struct, frozen=True, gc=False):
+    """A user, as its client has proved it.
+
+    user_data: as it was signed, but the id is always a text. is_cut: whether users over the limit were cut off the watchlist.
+    """
+
+    user: User
+    user_data: str
+    is_cut: bool
+
+
+_user_data = msgspec.json.Decoder(UserData)
+_fields = msgspec.json.Decoder(dict[str, msgspec.Raw])
+_channel_data = msgspec.json.Decoder(ChannelData)
+
+
+def to_subscribe(client: Claimant, config: AppConfig, command: Subscribe, decides: Callable[[str], object] | None) -> Kind:
+    """Returns the kind of a channel to which a client may subscribe. Raises Refused.
+
+    decides: returns whether the app's backend decides about a channel; the client then needs no signature and no token. None: the
+    backend decides about no channel.
+    """
+    name = command.channel
+    if name.startswith("#"):
+        if client.user is not None and name == user_channel(client.user.id):
+            return PUBLIC
+        raise Refused(403, "channel names that begin with # are reserved")
+    error = pusher_name_error(name, config.limits.channel_name) if client.push is None else wide_name_error(name)
+    if error:
+        raise Refused(400, error)
+    kind = kind_of(name)
+    if not covers(config.channels, kind):
+        raise Refused(403, f"this app has no {kind.type} channels")
+    if not kind.needs_auth or (decides is not None and decides(name)):
+        return kind
+    if client.push is not None:
+        if client.claims is None or not client.claims.allows(name):
+            raise Refused(401, f"no access token that allows {name}")
+    elif not auth.check_channel(config.key, config.secret, client.id, name, command.auth, command.channel_data):
+        signed = f"{client.id}:{name}:channel_data" if command.channel_data else f"{client.id}:{name}"
+        raise Refused(401, f"Invalid signature: auth must be the app key, a colon and the HMAC SHA256 in hex of {signed}")
+    return kind
+
+
+def member(client: Claimant, channel_data: str) -> Member | None:
+    """Returns the member of a subscription; None if it has no user and needs none (`lenient`).
+
+    Raises Refused if the member exceeds the limits (Pusher protocol, section 8).
+    """
+    user = client.user if not channel_data else None  # without channel_data it is the signed-in user (section 3)
+    if (len(channel_data.encode()) if user is None else len(user.info)) > USER_BYTES:
+        raise Refused(413, f"channel_data is over {USER_BYTES} bytes")
+    if user is not None:
+        found = Member(user.id, user.info)
+    else:
+        try:
+            data = decode(_channel_data, channel_data)
+        except (msgspec.DecodeError, RecursionError) as exc:
+            if client.lenient:
+                return None
+            raise Refused(400, f'channel_data must be JSON with "user_id" and "user_info": {exc}') from exc
+        found = Member(str(data.user_id), bytes(data.user_info).strip())
+    error = user_id_error(found.user_id)
+    if error and not client.lenient:
+        raise Refused(400, error)
+    return None if error else found
+
+
+def to_publish(client: Claimant, config: AppConfig, command: Publish, is_subscribed: bool) -> None:
+    """Raises Refused unless a client may publish an event. is_subscribed: whether it is subscribed to the event's channel."""
+    limits = config.limits
+    channel, event = command.channel, command.event
+    kind = kind_of(channel)
+    if client.push is None:
+        if not config.client_messages:
+            raise Refused(403, "client events are not enabled for this app")
+        if not kind.needs_auth:
+            raise Refused(403, "client events are for private and presence channels")
+        if kind.encrypted:
+            raise Refused(403, "client events are not allowed on encrypted channels: they would be delivered unencrypted")
+    elif not covers(client.push, kind):
+        raise Refused(403, f"publishing to {kind.type} channels is not allowed here")
+    if not is_subscribed:
+        raise Refused(403, f"not subscribed to {channel[:200]}")
+    if not event or len(event) > limits.event_name:
+        raise Refused(400, f"an event name has 1 to {limits.event_name} characters")
+    if event.startswith(RESERVED):
+        raise Refused(400, "event names that begin with pusher: or pusher_internal: are reserved")
+    # A decoded string is never longer than its JSON text.
+    if len(command.data) > limits.payload and (size := string_size(command.data)) > limits.payload:
+        raise Refused(413, f"data has {size} bytes, the limit is {limits.payload}")
+
+
+def to_sign_in(client: Claimant, config: AppConfig, command: SignIn) -> Identity:
+    """Returns the user that a client signs in as (Pusher protocol, section 5). Raises Refused."""
+    if not auth.check_user(config.key, config.secret, client.id, command.user_data, command.auth):
+        signed = f"{client.id}::user::user_data"
+        raise Refused(401, f"Invalid signature: auth must be the app key, a colon and the HMAC SHA256 in hex of {signed}")
+    try:
+        data = decode(_user_data, command.user_data)
+    except (msgspec.DecodeError, RecursionError) as exc:
+        raise Refused(400, f'user_data must be JSON with "id", a text or a whole number: {exc}') from exc
+    id = str(data.id)
+    if error := user_id_error(id):
+        raise Refused(400, error)
+    if client.user is not None and client.user.id != id:
+        raise Refused(401, f"this connection is signed in as {client.user.id!r} already")
+    wanted = list(dict.fromkeys(map(str, data.watchlist or ())))
+    watchlist = tuple(one for one in wanted[:WATCHLIST] if not user_id_error(one))
+    user_data = command.user_data if isinstance(data.id, str) else _with_id(command.user_data, id)
+    return Identity(User(id, bytes(data.user_info).strip(), watchlist), user_data, len(wanted) > WATCHLIST)
+
+
+def _with_id(user_data: str, id: str) -> str:
+    """Returns user data with the id as a text, because pusher-js drops a sign-in with any other id."""
+    fields = decode(_fields, user_data) | {"id": msgspec.Raw(encode(id))}
+    return encode(fields).decode()

@@ -1,0 +1,114 @@
+"""Signed-in users on this worker (Pusher protocol, section 5): their topics, their watchlists, and events held for them.
+
+A client that has just signed in is about to subscribe to the channel of its user. `held.py` explains why events of this channel
+are held until then.
+"""
+
+from contextlib import suppress
+
+from push1st.brokers import Users
+from push1st.core.app import App, Client
+from push1st.core.fanout import Clock, Fanout
+from push1st.core.held import Held
+from push1st.core.hub import Lane, Subscriber
+from push1st.core.topics import Topics
+from push1st.eager import spawn
+from push1st.errors import LimitReached, Refused
+from push1st.messages import User, Watched, session_topic, watch_topic
+from push1st.metrics import Metrics
+
+
+class SignIns:
+    """See the module."""
+
+    __slots__ = ("_clock", "_fanout", "_metrics", "_topics", "_users")
+
+    def __init__(self, topics: Topics, fanout: Fanout, clock: Clock, metrics: Metrics) -> None:
+        self._topics = topics
+        self._fanout = fanout
+        self._clock = clock
+        self._metrics = metrics
+        self._users: Users
+
+    def open(self, users: Users) -> None:
+        self._users = users
+
+    async def sign_in(self, app: App, client: Client, user: User, held: str = "") -> tuple[dict[str, Lane], Watched]:
+        """Signs a client in as a user; returns its topics, and which users of its watchlist are online.
+
+        held: a channel to which the client will subscribe; its events are held until then.
+        """
+        id = app.config.id
+        topics = (session_topic(user.id), *map(watch_topic, user.watchlist))
+        wanted = (*topics, held) if held else topics
+        for name in wanted:
+            self._topics.want(app, name)
+        signed_in = False
+        try:
+            for name in wanted:
+                await self._topics.subscribe(app, name)
+            if held:
+                self._hold(app, client, held)
+            await self._users.sign_in(id, user.id, client.id)
+            online = await self._users.online(id, user.watchlist)
+            if client.closed:
+                raise LimitReached(403, "the connection is closed")
+            lanes = {name: self._fanout.subscribe(app.tenant, client, name) for name in topics}
+            signed_in = True
+        finally:
+            if not signed_in:
+                if self.drop_held(app, client):
+                    await self.end_hold(app, held)
+                with suppress(Refused):
+                    await self._users.sign_out(id, user.id, client.id)
+            for name in wanted:
+                await self._topics.unwant(app, name)
+        return lanes, Watched(
+            tuple(one for one in user.watchlist if one in online), tuple(one for one in user.watchlist if one not in online)
+        )
+
+    async def sign_out(self, app: App, client: Client, user: User) -> None:
+        """Ends the sign-in of a connection that has ended. If the broker is away, its lease ends the sign-in later."""
+        with suppress(Refused):
+            await self._users.sign_out(app.config.id, user.id, client.id)
+
+    async def hold(self, app: App, client: Client, channel: str) -> None:
+        """Holds the events of a channel until the client subscribes; the client has signed in before. Raises Refused(503)."""
+        self._topics.want(app, channel)
+        try:
+            await self._topics.subscribe(app, channel)
+            if not client.closed:
+                self._hold(app, client, channel)
+        finally:
+            await self._topics.unwant(app, channel)
+
+    def _hold(self, app: App, client: Client, channel: str) -> None:
+        if app.held is None:
+            app.held = Held(self._send_held)
+        app.held.add(client, channel, self._clock.monotonic())
+
+    def _send_held(self, client: Subscriber, frame: bytes) -> None:
+        self._metrics.messages_out += 1
+        self._fanout.direct(client, frame)
+
+    def deliver_held(self, app: App, client: Client) -> None:
+        """Delivers the held frames of a client that has just subscribed."""
+        if app.held is not None and (channel := app.held.deliver(client)):
+            spawn(self.end_hold(app, channel))
+
+    def drop_held(self, app: App, client: Client) -> str:
+        """Drops the held frames of a client. Returns the channel for `end_hold`, or "" if nothing was held."""
+        return "" if app.held is None else app.held.drop(client)
+
+    async def end_hold(self, app: App, channel: str) -> None:
+        """Releases the topic of a channel whose events are no longer held for a client."""
+        if not app.held:
+            app.held = None
+        await self._topics.release(app, channel)
+
+    def tick(self, app: App, now: float) -> None:
+        """Delivers the frames that were held too long. Called once a second."""
+        held = app.held
+        if held is not None:
+            for client in held.due(now):
+                spawn(self.end_hold(app, held.deliver(client)))

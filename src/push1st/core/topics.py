@@ -1,0 +1,53 @@
+"""The topics to which this worker is subscribed at the broker for its own clients.
+
+A topic is subscribed to before the first client joins the channel, and unsubscribed from after the last client has left it.
+Joining waits for the broker, so `Topics` counts the clients that are about to join: while there is one, the topic stays.
+"""
+
+from collections import Counter
+from contextlib import suppress
+
+from push1st.brokers import Broker
+from push1st.core.app import App
+from push1st.errors import Refused
+
+
+class Topics:
+    """See the module."""
+
+    __slots__ = ("_broker", "_wanted")
+
+    def __init__(self) -> None:
+        self._broker: Broker
+        self._wanted: Counter[tuple[str, str]] = Counter()
+        """topics that joining clients need, before the hub has these clients"""
+
+    def open(self, broker: Broker) -> None:
+        self._broker = broker
+
+    def want(self, app: App, name: str) -> None:
+        """Keeps a topic subscribed until `unwant` is called as often as this."""
+        self._wanted[app.config.id, name] += 1
+
+    async def unwant(self, app: App, name: str) -> None:
+        """Undoes `want`, and releases the topic if no client of this worker needs it."""
+        key = app.config.id, name
+        self._wanted[key] -= 1
+        if not self._wanted[key]:
+            del self._wanted[key]
+        await self.release(app, name)
+
+    async def subscribe(self, app: App, name: str) -> None:
+        """Subscribes to a topic, unless this worker already receives it for its clients. Raises Refused(503)."""
+        if not self._is_received(app, name):
+            await self._broker.subscribe(app.config.id, name)
+
+    async def release(self, app: App, name: str) -> None:
+        """Unsubscribes from a topic if no client of this worker needs it."""
+        if not self._is_received(app, name) and (app.config.id, name) not in self._wanted:
+            with suppress(Refused):  # messages that still arrive have no subscriber here
+                await self._broker.unsubscribe(app.config.id, name)
+
+    def _is_received(self, app: App, name: str) -> bool:
+        """Returns whether this worker is subscribed to a topic for its clients."""
+        return name in app.tenant.channels or (app.held is not None and name in app.held)
