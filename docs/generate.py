@@ -18,7 +18,7 @@ import msgspec
 from push1st import limits
 from push1st.channels import type_names
 from push1st.config import model as config
-from push1st.config import schema
+from push1st.config import schema, tables
 from push1st.config.load import APP_VARIABLES, ROOT_VARIABLES, SMPP_NOTE, load
 from push1st.config.tree import Value
 from push1st.errors import ConfigError
@@ -200,29 +200,29 @@ def page() -> str:
     parts = [HEAD]
     root = config.Config()
     for title, table, struct, path in (
-        ("server", schema.SERVER, root.server, ("server",)),
-        (", ".join(f"server.{name}" for name in config.PROTOCOLS), schema.PROTOCOL, None, ("server", "pusher")),
-        ("api", schema.API, root.api, ("api",)),
-        ("log", schema.LOG, root.log, ("log",)),
-        ("hooks", schema.HOOKS, root.hooks, ("hooks",)),
+        ("server", tables.SERVER, root.server, ("server",)),
+        (", ".join(f"server.{name}" for name in config.PROTOCOLS), tables.PROTOCOL, None, ("server", "pusher")),
+        ("api", tables.API, root.api, ("api",)),
+        ("log", tables.LOG, root.log, ("log",)),
+        ("hooks", tables.HOOKS, root.hooks, ("hooks",)),
     ):
         parts.append(f"## {title}\n\n")
         if struct is None:
             parts.append(_protocols(root.server))
         else:
             parts.append(_table(table, struct, path))
-    rest = {name: key for name, key in schema.ROOT.items() if key.table is None}
+    rest = {name: key for name, key in tables.ROOT.items() if key.table is None}
     parts.append("## broker, credentials, ssl\n\n" + _table(rest, root, ()))
     parts.append(
         "## An app\n\nA file of `credentials` has any number of apps, each under its id.\n\n"
-        + _table(schema.APP, config.AppConfig(id="", key="", secret=""), ("APP",))
+        + _table(tables.APP, config.AppConfig(id="", key="", secret=""), ("APP",))
     )
     parts.append("### limits\n\nRates are per second. What they are refused with is in [errors.md](errors.md).\n\n")
-    parts.append(_table(schema.LIMITS, limits.Limits(), ("APP", "limits")))
+    parts.append(_table(tables.LIMITS, limits.Limits(), ("APP", "limits")))
     parts.append("### webhooks\n\nA list of sections: [webhooks.md](webhooks.md).\n\n")
-    parts.append(_table(schema.WEBHOOK, WEBHOOK, ("APP", "webhooks")))
+    parts.append(_table(tables.WEBHOOK, WEBHOOK, ("APP", "webhooks")))
     parts.append("### authorize\n\nA section, or a list of them: [authorising.md](authorising.md).\n\n")
-    parts.append(_table(schema.AUTHORIZE, AUTHORIZE, ("APP", "authorize")))
+    parts.append(_table(tables.AUTHORIZE, AUTHORIZE, ("APP", "authorize")))
     parts.append(_without_effect())
     return "".join(parts).rstrip() + "\n"
 
@@ -247,7 +247,7 @@ def _keys(table: schema.Table, struct: Any, path: Path_) -> Iterator[tuple[Path_
             yield from _keys(key.table, struct, full)
         elif key.table is not None:
             if not key.dropped:
-                yield from _keys(key.table, getattr(struct, field, None) or key.empty(), full)
+                yield from _keys(key.table, getattr(struct, field, None) or (key.empty and key.empty()), full)
         else:
             yield full, key, struct, getattr(struct, field, None)
 
@@ -266,12 +266,12 @@ def _protocols(server: config.ServerConfig) -> str:
         f"| key | what may stand there | {' | '.join(config.PROTOCOLS)} | meaning |",
         "| --- " * (len(config.PROTOCOLS) + 3) + "|",
     ]
-    for name, key in schema.PROTOCOL.items():
+    for name, key in tables.PROTOCOL.items():
         field = key.into or name.replace("-", "_")
         defaults = " | ".join(_shown(getattr(getattr(server, one), field)) for one in config.PROTOCOLS)
         about = _meaning(("PROTOCOL", name), key, server.pusher)
         lines.append(f"| `{name}` | {_allowed(key)} | {defaults} | {about} |")
-    names = [f"`{name}`" for one in config.PROTOCOLS for name in _variables(schema.PROTOCOL, ("server", one))]
+    names = [f"`{name}`" for one in config.PROTOCOLS for name in _variables(tables.PROTOCOL, ("server", one))]
     return "\n".join([*lines, "", f"Variables: {', '.join(names)}."]) + "\n\n"
 
 
@@ -358,14 +358,14 @@ def _without_effect() -> str:
         "## Keys without effect\n",
         "Files of Push1st load as they are. `push1st check` notes these keys, which have no effect here:\n",
     ]
-    for table, path in ((schema.SERVER, "server"), (schema.API, "api"), (schema.LOG, "log")):
+    for table, path in ((tables.SERVER, "server"), (tables.API, "api"), (tables.LOG, "log")):
         lines += (f"- `{path}.{name}`: {key.note}" for name, key in table.items() if key.note)
-    lines += (f"- `api.module.{name}`: {key.note}" for name, key in (schema.API["module"].table or {}).items() if key.note)
-    lines += (f"- `{name}` of an app: {key.note}" for name, key in schema.APP.items() if key.note)
+    lines += (f"- `api.module.{name}`: {key.note}" for name, key in (tables.API["module"].table or {}).items() if key.note)
+    lines += (f"- `{name}` of an app: {key.note}" for name, key in tables.APP.items() if key.note)
     lines.append(f"- an app whose `channels` are `[ smpp ]`: {SMPP_NOTE}")
     lines.append("\nThese values mean that the default applies, or have no effect:\n")
     protocols = f"server.{{{','.join(config.PROTOCOLS)}}}"
-    for table, path in ((schema.PROTOCOL, protocols), (schema.API, "api")):
+    for table, path in ((tables.PROTOCOL, protocols), (tables.API, "api")):
         lines += (f"- `{path}.{name}: {value}`: {note}" for name, key in table.items() for value, note in key.unset.items())
     if planned := _planned():
         lines += [

@@ -1,16 +1,17 @@
-"""Reads the configuration: Push1st's YAML files, and PUSH1ST_… environment variables above them.
+"""Reads the configuration: Push1st's YAML files, and PUSH1ST_… environment variables that override them.
 
-`load` is for a configuration file; `with_env` puts the environment above a configuration that came from elsewhere (the
-demo). Either gives a `Config`, or raises one ConfigError with a line for every problem: place, path of keys, what was
-found, what is allowed. Secrets, keys and URLs are never repeated in it.
+`load` reads a configuration file; `with_env` applies the environment to a configuration that exists, such as the demo.
+Both return a `Config`, or raise one ConfigError. The error has a line for each problem: place, path of keys, what was
+found, what is allowed. No line repeats a secret, a key or a URL.
 
-**Environment.** A variable is the path of keys in capitals, with `_` for `.` and `-`: PUSH1ST_SERVER_DRAIN is
-`server.drain`. Lists are separated by commas; `[]` is the empty one. A variable set to nothing is not set.
-PUSH1ST_APP_… sets one app: with PUSH1ST_APP_ID the app of that id, which need not be in any file; without it the only
-app there is. `options` is left out: PUSH1ST_APP_CLIENT_MESSAGES. PUSH1ST_CONFIG belongs to the command line, and the
-variables that Kubernetes and Docker set for a service called push1st are let be; any other PUSH1ST_… is an error.
+**Environment.** The name of a variable is the path of keys in capitals, with `_` for `.` and `-`: PUSH1ST_SERVER_DRAIN is
+`server.drain`. Items of a list are separated by commas, and `[]` is the empty list. An empty variable has no effect.
+PUSH1ST_APP_… configures one app. PUSH1ST_APP_ID selects it, and adds the app if no file contains it. Without that variable
+they configure the only app. The names omit `options`: PUSH1ST_APP_CLIENT_MESSAGES. The command line uses PUSH1ST_CONFIG.
+Kubernetes and Docker set variables for a service that is called push1st; they have no effect. Any other PUSH1ST_… is an
+error.
 
-The reading itself is in `tree` (text to values with places) and `keys` (values to fields).
+`tree` makes values with places of the text, `schema` and `readers` make structs of the values.
 """
 
 import glob
@@ -38,21 +39,10 @@ from push1st.config.model import (
 )
 from push1st.config.model import demo as plain_demo
 from push1st.config.origins import note_on
-from push1st.config.schema import (
-    APP,
-    ROOT,
-    Finish,
-    Key,
-    fill,
-    fill_app,
-    identifier,
-    notes,
-    off,
-    paths_apart,
-    suggestion,
-    variables,
-)
-from push1st.config.tree import Value, each, merged, read, refuse, tree_of, variable, wrong
+from push1st.config.readers import identifier, off
+from push1st.config.schema import Finish, Key, fill, notes, suggestion, variables
+from push1st.config.tables import APP, ROOT, fill_app, require_distinct_paths
+from push1st.config.tree import Value, each, merged, not_allowed, read, refuse, tree_of, variable
 from push1st.errors import ConfigError
 
 APP_ID = "PUSH1ST_APP_ID"
@@ -68,18 +58,18 @@ _SERVICE_URL = re.compile(r"(tcp|udp|sctp)://")
 _PATTERN = re.compile(r"[*?\[]")
 
 LOCAL_API = ApiConfig(listen=(Listen("tcp", "127.0.0.1", 6002),))
-"""of a file without a section `api`: an operator who does not mention the port does not expect it open to other machines"""
+"""of a file without a section `api`: an operator who does not configure the API does not expect that other machines reach it"""
 _LOOPBACK = frozenset({"127.0.0.1", "::1", "localhost"})
 
 CLUSTER_NOTE = "has no effect here: nodes find each other through a Redis or Valkey that all share, not by UDP"
 SMPP_NOTE = "has no effect here: it is an app of the SMPP gateway, which is not here"
-SAY_BROKER = "; say broker: redis://HOST:6379/0 on each"
+BROKER_NOTE = "; configure broker: redis://HOST:6379/0 on each"
 
 L = TypeVar("L", ServerConfig, ApiConfig)
 
 
 def load(path: str | Path, env: Mapping[str, str]) -> Config:
-    """The configuration of a file and of those its `credentials` name, with the environment above it."""
+    """Reads a file, the files that its `credentials` list, and the environment, which overrides them. Raises ConfigError."""
     file = Path(path).absolute()
     folder = file.parent
     problems: list[str] = []
@@ -87,16 +77,16 @@ def load(path: str | Path, env: Mapping[str, str]) -> Config:
     root, apps, chosen = _environment(env, problems)
     try:
         root = merged(read(file, file.name, problems), root)
-    except ConfigError as error:
-        problems.append(str(error))
+    except ConfigError as exc:
+        problems.append(str(exc))
     sections: list[Value] = []
     files = [str(file)]
     for credentials in _files(file, root, problems, warnings):
         files.append(str(credentials))
         try:
             found = read(credentials, _name(credentials, folder), problems).keys.values()
-        except ConfigError as error:
-            problems.append(str(error))
+        except ConfigError as exc:
+            problems.append(str(exc))
             continue
         gateways = [section for section in found if _is_smpp(section)]
         warnings += (f"{section}: {SMPP_NOTE}" for section in gateways)
@@ -107,10 +97,10 @@ def load(path: str | Path, env: Mapping[str, str]) -> Config:
 
 
 def with_env(base: Config, env: Mapping[str, str]) -> Config:
-    """`base` with the environment above it. Relative paths start at the working directory.
+    """Applies the environment to a configuration. Relative paths start at the working directory. Raises ConfigError.
 
-    If `base` is the demo and PUSH1ST_APP_ID is set, the environment is the whole configuration: the demo app and its
-    addresses are gone, and every default is that of a configuration file.
+    If `base` is the demo and PUSH1ST_APP_ID is set, the environment is the whole configuration. Then there is no demo app,
+    and every default is that of a configuration file.
     """
     problems: list[str] = []
     root, apps, chosen = _environment(env, problems)
@@ -122,12 +112,12 @@ def with_env(base: Config, env: Mapping[str, str]) -> Config:
 
 
 def demo(env: Mapping[str, str]) -> Config:
-    """The demo, with the environment above it: what runs without a configuration file."""
+    """Returns the configuration of a server without a configuration file: the demo, with the environment applied."""
     return with_env(plain_demo(), env)
 
 
 def _environment(env: Mapping[str, str], problems: list[str]) -> tuple[Value, Value | None, Value | None]:
-    """What the environment says: the tree of the configuration, the section of an app, and that app's id."""
+    """Reads the environment: returns the tree of the configuration, the section of an app, and the id of that app."""
     root: list[tuple[tuple[str, ...], Value]] = []
     app: list[tuple[tuple[str, ...], Value]] = []
     for name, text in sorted(env.items()):
@@ -158,16 +148,17 @@ def _of_soketi(env: Mapping[str, str]) -> Iterator[str]:
 
 
 def _of_a_service(name: str, text: str) -> bool:
+    """Whether Kubernetes or Docker has set a variable."""
     return bool(_SERVICE.match(name) or (_SERVICE_PORT.match(name) and _SERVICE_URL.match(text)))
 
 
 def _files(file: Path, root: Value, problems: list[str], warnings: list[str]) -> Iterator[Path]:
-    """The files of apps, each once and in order, without the configuration file itself."""
+    """Yields the files of apps in their order, each once, and without the configuration file itself."""
     credentials = root.at("credentials")
     try:
         patterns = ROOT["credentials"].read(credentials) if credentials and credentials.kind != "nothing" else ()
     except ConfigError:
-        return  # said when the rest is read
+        return  # `fill` reports this error
     done = {realpath(file)} if patterns else set()
     for pattern in patterns:
         names = sorted(glob.glob(pattern, root_dir=file.parent))
@@ -193,21 +184,25 @@ def _name(file: Path, folder: Path) -> str:
 
 
 def _overlaid(sections: Sequence[Value], above: Value | None, chosen: Value | None, problems: list[str]) -> list[Value]:
-    """The sections of the apps, the one that the environment means with what it says, or added to the others."""
+    """Applies the environment's section of an app: merges it into the app that it configures, or adds it to the sections.
+
+    above: the section of the environment.
+    chosen: the id in PUSH1ST_APP_ID.
+    """
     if above is None:
         return list(sections)
     if chosen is not None:
         try:
             id = identifier(chosen)
-        except ConfigError as error:
-            problems.append(str(error))
+        except ConfigError as exc:
+            problems.append(str(exc))
             return list(sections)
     elif len({section.path for section in sections}) == 1:
         id = sections[0].path
     else:
-        if not problems:  # which may be why apps are missing
+        if not problems:  # other problems may be the reason why apps are missing
             ids = ", ".join(section.path for section in sections) or "none"
-            problems.append(f"{above.place}: found apps: {ids}, allowed: exactly one, or {APP_ID} to say which")
+            problems.append(f"{above.place}: found apps: {ids}, allowed: exactly one, or {APP_ID} to select one")
         return list(sections)
     above = _moved(above, id)
     if id not in (section.path for section in sections):
@@ -216,21 +211,21 @@ def _overlaid(sections: Sequence[Value], above: Value | None, chosen: Value | No
 
 
 def _section_of(app: AppConfig) -> Value:
-    """What stands for an app that is configured already: enough to tell it from others."""
+    """Returns a section for an app that is configured already, with the keys that the checks of all apps need."""
     place = "the configuration"
     return Value("mapping", place, app.id, keys={"key": Value("text", place, f"{app.id}.key", app.key)})
 
 
 def _moved(section: Value, path: str) -> Value:
-    """The same values under the path of an app."""
+    """Returns a section with the path of an app."""
     keys = {key: _moved(child, f"{path}.{key}") for key, child in section.keys.items()}
     return msgspec.structs.replace(section, path=path, keys=keys)
 
 
 def _config(base: Config, root: Value, sections: list[Value], folder: Path, problems: list[str], warnings: list[str]) -> Config:
-    """Everything together: the sections into structs, then what can only be said of the whole."""
+    """Makes the configuration of all sections, then applies the rules that need the whole configuration. Raises ConfigError."""
     table = ROOT | {
-        "server": _finished(ROOT["server"], lambda new, value: _placed(paths_apart(new, value), value, folder)),
+        "server": _finished(ROOT["server"], lambda new, value: _placed(require_distinct_paths(new, value), value, folder)),
         "api": _finished(ROOT["api"], lambda new, value: _placed(new, value, folder)),
         "hooks": _finished(
             ROOT["hooks"], lambda new, _: msgspec.structs.replace(new, folder=new.folder and str(folder / new.folder))
@@ -260,20 +255,20 @@ def _finished(key: Key, finish: Finish) -> Key:
 
 
 def _placed(part: L, section: Value, folder: Path) -> L:
-    """The part with absolute paths; raises if it needs a file that is not there."""
+    """Returns a section's struct with absolute paths. Raises ConfigError if a file that it needs does not exist."""
     listen = section.at("listen") or section
 
     def under(address: Listen) -> Listen:
         try:
             return address.under(str(folder))
-        except ValueError as error:
-            raise wrong(listen, str(error), show=False) from None
+        except ValueError as exc:
+            raise not_allowed(listen, str(exc), show=False) from None
 
     def absolute(name: str) -> str:
         path = getattr(part.ssl, name)
         where = section.at("ssl", name)
         if path and where and part.ssl.enable and part.listen and not (folder / path).is_file():
-            raise wrong(where, "the path of a file that is there")
+            raise not_allowed(where, "the path of a file that exists")
         return str(folder / path) if path else ""
 
     addresses = each(partial(under, address) for address in part.listen)
@@ -284,13 +279,13 @@ def _placed(part: L, section: Value, folder: Path) -> L:
 
 def _app(known: Mapping[str, AppConfig], section: Value) -> AppConfig:
     if section.kind not in ("mapping", "nothing"):
-        raise wrong(section, "an app, which is a section under its id, such as shop: { key: …, secret: … }", show=False)
+        raise not_allowed(section, "an app, which is a section under its id, such as shop: { key: …, secret: … }", show=False)
     id = identifier(msgspec.structs.replace(section, kind="text", text=section.path))
     return fill_app(known.get(id) or AppConfig(id=id, key="", secret="", name=id), section)
 
 
 def _twins(sections: Sequence[Value]) -> Iterator[str]:
-    """Apps that have one id or one key."""
+    """Yields an error for each app that has the id or the key of an earlier app."""
     ids: dict[str, Value] = {}
     keys: dict[str, Value] = {}
     for section in sections:
@@ -305,19 +300,19 @@ def _twins(sections: Sequence[Value]) -> Iterator[str]:
 def _payloads(
     server: ServerConfig, apps: Sequence[AppConfig], root: Value, sections: Sequence[Value]
 ) -> tuple[ServerConfig, Sequence[AppConfig]]:
-    """A message size that is configured is that of the protocols too, and raises the apps' events to it."""
+    """Applies `server.max-request-payload`: it is the default of each protocol, and raises lower defaults of the apps' limits."""
     if not _is_set(root, "server", "max-request-payload"):
         return server, apps
-    most = server.max_payload
+    size = server.max_payload
 
     def protocol(name: str) -> ProtocolConfig:
         own: ProtocolConfig = getattr(server, name)
-        return own if _is_set(root, "server", name, "max-request-payload") else msgspec.structs.replace(own, max_payload=most)
+        return own if _is_set(root, "server", name, "max-request-payload") else msgspec.structs.replace(own, max_payload=size)
 
     def raised(app: AppConfig, section: Value) -> AppConfig:
-        if _is_set(section, "limits", "payload") or app.limits.payload >= most:
+        if _is_set(section, "limits", "payload") or app.limits.payload >= size:
             return app
-        return msgspec.structs.replace(app, limits=msgspec.structs.replace(app.limits, payload=most))
+        return msgspec.structs.replace(app, limits=msgspec.structs.replace(app.limits, payload=size))
 
     server = msgspec.structs.replace(server, **{name: protocol(name) for name in PROTOCOLS})
     return server, [raised(app, section) for app, section in zip(apps, sections, strict=True)]
@@ -329,13 +324,13 @@ def _is_set(tree: Value, *keys: str) -> bool:
 
 
 def _warnings(config: Config, root: Value, sections: Sequence[Value]) -> Iterator[str]:
-    """What loads and does not do what it says, or is hardly meant."""
+    """Yields a warning for each setting that is valid, but has no effect or is probably a mistake."""
     for value, note in (*notes(ROOT, root), *(note for section in sections for note in notes(APP, section))):
         yield f"{value}: {note}"
-    said = set()
+    seen = set()
     for place, text in _not_yet(config, root):
-        if place is not None and text not in said:
-            said.add(text)
+        if place is not None and text not in seen:
+            seen.add(text)
             yield f"{place}: {text}"
     addresses = (*config.server.listen, *config.api.listen)
     if config.demo and any(listen.scheme == "tcp" and listen.host not in _LOOPBACK for listen in addresses):
@@ -348,7 +343,7 @@ def _warnings(config: Config, root: Value, sections: Sequence[Value]) -> Iterato
                 yield f"{section.at('origins') or section}: {note}"
         for place, url in _endpoints(app, section):
             if url.startswith("lua://") and not (Path(config.folder) / url.removeprefix("lua://")).is_file():
-                yield f'{place}: found "{url}", where no file is: nothing will be told to it'
+                yield f'{place}: found "{url}", but this file does not exist, so the hook receives no events'
             if url.startswith("lua://") and find_spec("lupa") is None:
                 install = f"{sys.executable} -m pip install 'lupa<3'"
                 yield f"{place}: hooks in Lua need the package lupa, which is not installed: {install}"
@@ -357,14 +352,14 @@ def _warnings(config: Config, root: Value, sections: Sequence[Value]) -> Iterato
 
 
 def _endpoints(app: AppConfig, section: Value) -> Iterator[tuple[Value, str]]:
-    """The URLs of an app's hooks, and where they stand."""
+    """Yields the URLs of an app's hooks, each with the value that contains it."""
     yield from ((section.at("hook") or section, url) for url in (app.hook.endpoint if app.hook else ()))
     yield from ((section.at("webhooks") or section, webhook.url) for webhook in app.webhooks)
 
 
 def _not_yet(config: Config, root: Value) -> Iterator[tuple[Value | None, str]]:
-    """What is planned, and where it is asked for."""
+    """Yields the settings of features that this server lacks, each with a note."""
     if _is_set(root, "cluster") and not off(root.at("cluster", "listen")):
-        yield root.at("cluster"), CLUSTER_NOTE if config.has_broker else CLUSTER_NOTE + SAY_BROKER
+        yield root.at("cluster"), CLUSTER_NOTE if config.has_broker else CLUSTER_NOTE + BROKER_NOTE
     if "mqtt" in config.server.proto:
         yield root.at("server", "proto"), "mqtt does nothing yet"

@@ -1,11 +1,11 @@
-"""YAML text and environment variables as one kind of tree, in which every value knows its place.
+"""Reads YAML text and environment variables into one kind of tree, in which every value has its place for errors.
 
-Nodes are composed, not constructed, so that an error can name the line, and so that what Push1st's files contain and
-YAML's data model does not is read as meant: `{ enable: false, *default-ssl }` merges the aliased mapping, and
-`{ public, private }` is a mapping whose values are nothing, which `keys` takes for a list.
+PyYAML composes nodes, but does not construct Python objects from them, because a node has its line. The nodes also
+contain two forms of Push1st's files that YAML's data model lacks. `{ enable: false, *default-ssl }` merges the aliased
+mapping. `{ public, private }` is a mapping whose values are nothing, and `readers.items` reads it as a list.
 
-It must not know which keys exist. Files are untrusted enough to be bounded: in size, in depth, and in how many values
-they mean, since ten lines of aliases can mean a billion. Nothing here repeats text of the file, where secrets are.
+This module knows no keys. It limits size and depth of a file, and the number of values after aliases are expanded: ten
+lines of aliases can mean a billion values. Its errors contain no text of the file, because that could be a secret.
 """
 
 import re
@@ -20,7 +20,8 @@ from push1st.errors import ConfigError
 
 MAX_BYTES = 1 << 20
 MAX_DEPTH = 20
-LEAST_VALUES = 1000
+MIN_VALUES = 1000
+"""the limit of values in a file that has fewer characters"""
 
 Kind = Literal["nothing", "text", "number", "flag", "other", "list", "mapping", "variable"]
 _TAGS: dict[str, Kind] = {"null": "nothing", "str": "text", "int": "number", "bool": "flag"}
@@ -32,14 +33,19 @@ _WORDS: dict[Kind, str] = {
     "variable": "text",
 }
 _MERGE = "tag:yaml.org,2002:merge"
-_MOST_SHOWN = 60
-_MOST_NAME = 128
+MAX_SHOWN = 60
+MAX_NAME = 128
 
 
 class Value(msgspec.Struct, frozen=True):
-    """A value, its place (`server.yml:12`, or the name of a variable) and its path of keys (`server.drain`).
+    """A value of the tree.
 
-    text: of a scalar, as it was written. `variable`: text from the environment, of whatever kind the key wants.
+    kind: `variable` is text of an environment variable; the reader of the key decides on its type.
+    place: file and line, such as `server.yml:12`, or the name of a variable.
+    path: the keys, such as `server.drain`.
+    text: of a scalar, as in the file.
+    items: of a list.
+    keys: of a mapping.
     """
 
     kind: Kind
@@ -50,17 +56,17 @@ class Value(msgspec.Struct, frozen=True):
     keys: dict[str, "Value"] = {}
 
     def found(self, show: bool = True) -> str:
-        """The value for an error message."""
+        """Describes the value for an error. show: whether the text may be in the error."""
         word = _WORDS.get(self.kind)
         if word is None:
             return "a section of keys" if self.kind == "mapping" else "a list" if self.kind == "list" else "nothing"
         if not show and self.kind != "flag":
             return word
-        text = self.text if len(self.text) <= _MOST_SHOWN else self.text[:_MOST_SHOWN] + "…"
+        text = self.text if len(self.text) <= MAX_SHOWN else self.text[:MAX_SHOWN] + "…"
         return f'"{_printable(text)}" ({word})'
 
     def at(self, *keys: str) -> "Value | None":
-        """The value under a path of keys."""
+        """Returns the value at a path of keys, or None."""
         value: Value | None = self
         for key in keys:
             value = value.keys.get(key) if value else None
@@ -70,19 +76,19 @@ class Value(msgspec.Struct, frozen=True):
         return f"{self.place}: {self.path}" if self.path else self.place
 
 
-def wrong(value: Value, allowed: str, *, show: bool = True) -> ConfigError:
-    """The error to raise where something else than `value` is wanted."""
+def not_allowed(value: Value, allowed: str, *, show: bool = True) -> ConfigError:
+    """Returns the error for a value that is not allowed. show: whether the error may contain the value."""
     return ConfigError(f"{value}: found {value.found(show)}, allowed: {allowed}")
 
 
 def each(reads: Iterable[Callable[[], Any]]) -> list[Any]:
-    """What they return; raises one ConfigError with the lines of all that failed."""
+    """Calls all functions and returns their results. Raises one ConfigError with the lines of all that failed."""
     results, lines = [], []
     for read in reads:
         try:
             results.append(read())
-        except ConfigError as error:
-            lines.append(str(error))
+        except ConfigError as exc:
+            lines.append(str(exc))
     refuse(lines)
     return results
 
@@ -94,50 +100,61 @@ def refuse(lines: Sequence[str]) -> None:
 
 
 def name_of(key: str) -> str:
-    """Returns a key as a message shows it: "…" if it may contain a secret (a colon or the space after it was forgotten)."""
-    return key if len(key) <= _MOST_NAME and key.isprintable() and not {" ", ":"} & set(key) else "…"
+    """Returns a key as an error shows it.
+
+    That is "…" if the key contains a colon or a space: the colon between a key and a secret may be missing in the file.
+    """
+    return key if len(key) <= MAX_NAME and key.isprintable() and not {" ", ":"} & set(key) else "…"
 
 
 def read(file: Path, name: str, problems: list[str]) -> Value:
-    """The tree of a file that messages call `name`. Keys that stand twice go to `problems`, and the rest is read."""
+    """Returns the tree of a file. Raises ConfigError.
+
+    name: of the file in errors.
+    problems: gets a line for each key that occurs twice; the rest of the file is read.
+    """
     try:
         with file.open("rb") as stream:
             data = stream.read(MAX_BYTES + 1)
-    except (OSError, ValueError) as error:
-        raise ConfigError(f"{name}: cannot be read: {getattr(error, 'strerror', None) or error}") from None
+    except (OSError, ValueError) as exc:
+        raise ConfigError(f"{name}: cannot be read: {getattr(exc, 'strerror', None) or exc}") from None
     if len(data) > MAX_BYTES:
         raise ConfigError(f"{name}: found more than {MAX_BYTES} bytes, allowed: at most that many")
     try:
         return parse(data.decode("utf-8-sig"), name, problems)
-    except UnicodeDecodeError as error:
-        line = data.count(b"\n", 0, error.start) + 1
+    except UnicodeDecodeError as exc:
+        line = data.count(b"\n", 0, exc.start) + 1
         raise ConfigError(f"{name}:{line}: found bytes that are not UTF-8, allowed: UTF-8 text") from None
 
 
 def parse(text: str, name: str, problems: list[str]) -> Value:
-    """The tree of a YAML text; an empty one is an empty mapping. `problems`: as in `read`."""
+    """Returns the tree of a YAML text; an empty text is an empty mapping. `name` and `problems` are those of `read`."""
     try:
         node = _compose(text, getattr(yaml, "CSafeLoader", yaml.SafeLoader), name)
     except _SYNTAX:
         try:
             node = _compose(text, _Loader, name)
-        except _SYNTAX as error:
-            raise _syntax_error(error, name, text) from None
-    tree = _Builder(name, max(LEAST_VALUES, len(text)), problems).value(node, "") if node else Value("nothing", f"{name}:1", "")
+        except _SYNTAX as exc:
+            raise _syntax_error(exc, name, text) from None
+    tree = _Builder(name, max(MIN_VALUES, len(text)), problems).value(node, "") if node else Value("nothing", f"{name}:1", "")
     if tree.kind == "nothing":
         return msgspec.structs.replace(tree, kind="mapping")
     if tree.kind != "mapping":
-        raise wrong(tree, "a section of keys", show=False)
+        raise not_allowed(tree, "a section of keys", show=False)
     return tree
 
 
 def variable(name: str, path: Iterable[str], text: str) -> Value:
-    """The value of an environment variable."""
+    """Returns the value of an environment variable."""
     return Value("variable", name, ".".join(path), text)
 
 
 def tree_of(leaves: Iterable[tuple[tuple[str, ...], Value]], place: str, path: str = "") -> Value:
-    """A mapping of values at the ends of their paths."""
+    """Returns a mapping that contains each leaf at its path of keys.
+
+    place: of the mapping.
+    path: of the mapping.
+    """
     groups: dict[str, list[tuple[tuple[str, ...], Value]]] = {}
     for keys, leaf in leaves:
         groups.setdefault(keys[0], []).append((keys[1:], leaf))
@@ -149,7 +166,10 @@ def tree_of(leaves: Iterable[tuple[tuple[str, ...], Value]], place: str, path: s
 
 
 def merged(below: Value, above: Value) -> Value:
-    """Both trees; where they have the same key, `above` wins. A value that should be a section stays, to be refused."""
+    """Merges two trees. If both have a value at a key, the value of `above` wins.
+
+    If `below` has a scalar where `above` has a section, the scalar stays, and its reader rejects it.
+    """
     if above.kind != "mapping" or below.kind == "nothing":
         return above
     if below.kind != "mapping":
@@ -161,11 +181,14 @@ def merged(below: Value, above: Value) -> Value:
 
 
 class _Builder:
-    """Turns nodes into values; counts them, because an alias may repeat what others repeat."""
+    """Makes values of nodes, and counts the values, because aliases can multiply each other.
 
-    def __init__(self, name: str, most: int, problems: list[str]) -> None:
+    limit: the number of values.
+    """
+
+    def __init__(self, name: str, limit: int, problems: list[str]) -> None:
         self._name = name
-        self._left = most
+        self._left = limit
         self._problems = problems
 
     def value(self, node: yaml.Node, path: str, place: str = "", depth: int = 0) -> Value:
@@ -197,7 +220,7 @@ class _Builder:
                     aliased = more | aliased
                 continue
             if not isinstance(key, yaml.ScalarNode):
-                self._problems.append(str(wrong(self.value(key, path, depth=depth + 1), "text as a key")))
+                self._problems.append(str(not_allowed(self.value(key, path, depth=depth + 1), "text as a key")))
                 continue
             place = self._place(key)
             full = f"{path}.{name_of(key.value)}" if path else name_of(key.value)
@@ -214,7 +237,7 @@ class _Builder:
             if mapping.kind in ("mapping", "nothing"):
                 yield mapping.keys
             else:
-                self._problems.append(str(wrong(mapping, "a section of keys to merge", show=False)))
+                self._problems.append(str(not_allowed(mapping, "a section of keys to merge", show=False)))
 
     def _place(self, node: yaml.Node) -> str:
         return self._name + _line(node.start_mark)
@@ -232,9 +255,9 @@ _BLANK = "\0 \t\r\n\x85\u2028\u2029"
 
 
 class _Loader(yaml.SafeLoader):
-    """YAML 1.2 where PyYAML reads 1.1: in `[ 127.0.0.1, ::1 ]` a colon before text begins a plain scalar (§7.3.3).
+    """Reads `::1` in `[ 127.0.0.1, ::1 ]` as a plain scalar, as YAML 1.2 §7.3.3 requires. PyYAML implements YAML 1.1.
 
-    Slower, hence the second try only.
+    This loader is slower than that of PyYAML, so it is used only if the other one reports an error.
     """
 
     def check_value(self) -> bool:
@@ -250,13 +273,13 @@ class _Loader(yaml.SafeLoader):
 
 
 COLON = re.compile(r"[A-Za-z_][\w-]*:(?!//)\S")
-"""a key and a value without a space between them: YAML takes both for one text"""
-_SYNTAX = (yaml.YAMLError, OverflowError, ValueError)  # the latter two: PyYAML, on escapes such as "\UFFFFFFFF"
+"""a key and a value without a space between them: YAML reads both as one text"""
+_SYNTAX = (yaml.YAMLError, OverflowError, ValueError)  # PyYAML raises the last two for escapes such as "\UFFFFFFFF"
 
 
 def _compose(text: str, loader: Any, name: str) -> yaml.Node | None:
     depth = 0
-    for event in yaml.parse(text, Loader=loader):  # the composer recurses, so depth is looked at before
+    for event in yaml.parse(text, Loader=loader):  # checks the depth first, because the composer is recursive
         if isinstance(event, yaml.CollectionStartEvent):
             depth += 1
             if depth > MAX_DEPTH:
@@ -267,22 +290,23 @@ def _compose(text: str, loader: Any, name: str) -> yaml.Node | None:
     return yaml.compose(text, Loader=loader)
 
 
-def _syntax_error(error: Exception, name: str, text: str) -> ConfigError:
-    mark: Any = getattr(error, "problem_mark", None)
+def _syntax_error(exc: Exception, name: str, text: str) -> ConfigError:
+    """Returns the error for a text that is not YAML: with a hint for a frequent mistake, else with PyYAML's problem."""
+    mark: Any = getattr(exc, "problem_mark", None)
     if mark and (tab := _tab(text, mark.line, mark.column)):
         return ConfigError(f"{name}:{tab}: found a tab, allowed: spaces, because YAML allows no tab before a key or a value")
-    if mark and (known := _known_mistake(error, mark.line, text.splitlines())):
+    if mark and (known := _known_mistake(exc, mark.line, text.splitlines())):
         return ConfigError(f"{name}:{known}")
-    # What PyYAML quotes may be a piece of a secret, unless it is a single character.
-    problem = re.sub(r"(['\"]).{2,}\1", "", getattr(error, "problem", None) or "characters that are not allowed").strip()
+    # PyYAML quotes text of the file, which may be a part of a secret. A single character may stay.
+    problem = re.sub(r"(['\"]).{2,}\1", "", getattr(exc, "problem", None) or "characters that are not allowed").strip()
     place = name + _line(mark)
     return ConfigError(f"{place}: found no YAML ({problem}), allowed: YAML; text with [ ] {{ }} # & * ! : in it may need quotes")
 
 
 def _known_mistake(error: Any, line: int, lines: list[str]) -> str:
-    """Returns the number of the line of a frequent mistake, what was found, and what is allowed; "" for other mistakes.
+    """Returns the line of a frequent mistake, what was found there, and what is allowed; "" for other mistakes.
 
-    line: of the error, from 0. PyYAML often reports a mistake some lines after the place where it is.
+    line: the line that PyYAML reports, from 0. It is often some lines after the mistake.
     """
     start = error.context_mark.line if error.context_mark else line
     problem, context = error.problem or "", error.context or ""
@@ -312,7 +336,10 @@ def _known_mistake(error: Any, line: int, lines: list[str]) -> str:
 
 
 def _tab(text: str, line: int, column: int) -> int:
-    """Returns the number of the line whose tab causes the syntax error at a place; 0 if no tab causes it."""
+    """Returns the number of the line with the tab that causes a syntax error; 0 if no tab causes it.
+
+    line, column: the place that PyYAML reports.
+    """
     lines = text.splitlines()[: line + 1]
     if lines[line:] and lines[line][column : column + 1] == "\t":
         return line + 1

@@ -6,7 +6,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from push1st.config.load import APP_VARIABLES, ROOT_VARIABLES, demo, load
-from push1st.config.schema import APP, ROOT, Table
+from push1st.config.schema import Table
+from push1st.config.tables import APP, ROOT
 from push1st.errors import ConfigError
 
 

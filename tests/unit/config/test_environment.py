@@ -109,10 +109,10 @@ def test_the_environment_changes_the_app_of_its_id_or_the_only_app(reading, wron
     _, b = reading("", two, env={"PUSH1ST_APP_ID": "b", "PUSH1ST_APP_LIMITS_MEMBERS": "7"}).apps
     assert (b.key, b.limits.members, b.limits.batch) == ("b-key", 7, 6)
     assert wrong("", two, env={"PUSH1ST_APP_SECRET": "hunter2"}) == [
-        "PUSH1ST_APP_SECRET: found apps: a, b, allowed: exactly one, or PUSH1ST_APP_ID to say which"
+        "PUSH1ST_APP_SECRET: found apps: a, b, allowed: exactly one, or PUSH1ST_APP_ID to select one"
     ]
     assert wrong("credentials: []", env={"PUSH1ST_APP_SECRET": "hunter2"}) == [
-        "PUSH1ST_APP_SECRET: found apps: none, allowed: exactly one, or PUSH1ST_APP_ID to say which"
+        "PUSH1ST_APP_SECRET: found apps: none, allowed: exactly one, or PUSH1ST_APP_ID to select one"
     ]
 
 

@@ -9,9 +9,10 @@ import pytest
 
 from push1st.channels import type_names
 from push1st.config import tree as trees
-from push1st.config.load import CLUSTER_NOTE, SAY_BROKER, load
+from push1st.config.load import BROKER_NOTE, CLUSTER_NOTE, load
 from push1st.config.model import Config, HooksConfig, Listen, Networks, unserved
-from push1st.config.schema import APP, ROOT, Table
+from push1st.config.schema import Table
+from push1st.config.tables import APP, ROOT
 from push1st.errors import ConfigError
 from push1st.limits import Limits
 
@@ -55,7 +56,7 @@ def test_each_key_of_push1st_without_effect_is_noted_once():
     assert load(CONFIGS / "push1st" / "server.yml", {}).warnings == (
         "server.yml:9: server.threads: has no effect here; use server.workers",
         "server.yml:46: api.module.smpp: has no effect here: there is no SMPP gateway",
-        f"server.yml:29: cluster: {CLUSTER_NOTE}{SAY_BROKER}",
+        f"server.yml:29: cluster: {CLUSTER_NOTE}{BROKER_NOTE}",
         "server.yml:8: server.proto: mqtt does nothing yet",
         "apps/devices.yml:1: devices: found no secret, so the app has public channels only",
     )
@@ -320,7 +321,7 @@ def test_an_origin_that_no_browser_sends_is_noted(reading):
 def test_hook_in_lua_without_its_file_is_noted(reading):
     text = "a: { key: k, secret: s, hook: { trigger: join, endpoint: lua://no.lua } }\n"
     assert reading("", text).warnings == (
-        'apps/0.yml:1: a.hook: found "lua://no.lua", where no file is: nothing will be told to it',
+        'apps/0.yml:1: a.hook: found "lua://no.lua", but this file does not exist, so the hook receives no events',
     )
 
 
@@ -400,8 +401,8 @@ def test_certificates_are_only_needed_where_they_are_used(reading, wrong, tmp_pa
         "server:\n  ssl:\n    enable: true\n    key: no.key\n    cert: no.pem\napi: { ssl: { enable: true, key: /no } }"
     )
     assert lines == [
-        'server.yml:4: server.ssl.key: found "no.key" (text), allowed: the path of a file that is there',
-        'server.yml:5: server.ssl.cert: found "no.pem" (text), allowed: the path of a file that is there',
+        'server.yml:4: server.ssl.key: found "no.key" (text), allowed: the path of a file that exists',
+        'server.yml:5: server.ssl.cert: found "no.pem" (text), allowed: the path of a file that exists',
         "server.yml:6: api.ssl: found key without cert, allowed: both, or none for a self-signed certificate",
     ]
 

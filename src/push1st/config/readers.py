@@ -1,0 +1,208 @@
+"""Readers of values: each takes a `Value` and returns what belongs in a field, or raises a ConfigError.
+
+The error contains the value's place, what was found, and what is allowed. A reader of a list reports every bad item.
+"""
+
+import re
+from collections.abc import Callable
+from functools import partial
+from typing import Any
+
+import msgspec
+
+from push1st.channels import CONTROL
+from push1st.config.brokerurl import ALLOWED as BROKER_URLS
+from push1st.config.brokerurl import parse as parse_broker
+from push1st.config.model import EMBEDDED, Listen, Networks, network
+from push1st.config.schema import Read, nearest
+from push1st.config.tree import Value, each, not_allowed
+from push1st.errors import ConfigError
+
+_OFF = ("false", "off", "no", "disable", "none")
+_FLAGS = {"true": True, "yes": True, "on": True, "1": True, "false": False, "no": False, "off": False, "0": False}
+_NUMBER = re.compile(r"(0|[1-9][0-9_]{0,17})\Z")
+_SURROGATE = re.compile("[\ud800-\udfff]")
+_URL_PATH = re.compile(r"[A-Za-z0-9_.~/-]*\Z")
+_IDENTIFIER = re.compile(r"[!-~]{1,128}\Z")
+_SEPARATORS = frozenset("/?#%:\\\"'")
+_HEADER = re.compile(r"[A-Za-z0-9!#$%&'*+.^_`|~-]+\Z")
+
+
+def scalar(value: Value, allowed: str, *, numbers: bool = False, show: bool = True) -> str:
+    """Returns a text without control characters.
+
+    allowed: describes the allowed values, for an error.
+    numbers: whether a number is allowed too; its text is as in the file.
+    show: whether an error may contain the value.
+    """
+    if value.kind not in ("text", "variable", *(["number"] if numbers else [])):
+        quotes = f"{allowed}, in quotes" if value.kind in ("number", "flag", "other") else allowed
+        raise not_allowed(value, quotes, show=show)
+    if CONTROL.search(value.text) or _SURROGATE.search(value.text):
+        raise not_allowed(value, f"{allowed}, without control characters", show=show)
+    return value.text
+
+
+def text(allowed: str, pattern: re.Pattern[str] | None = None, *, numbers: bool = False, show: bool = True) -> Read:
+    """Returns a reader of texts that match a pattern. The other parameters are those of `scalar`."""
+
+    def read(value: Value) -> str:
+        found = scalar(value, allowed, numbers=numbers, show=show)
+        if pattern and not pattern.match(found):
+            raise not_allowed(value, allowed, show=show)
+        return found
+
+    return read
+
+
+def whole(least: int, most: int, of: str = "", hint: str = "") -> Read:
+    """Returns a reader of whole numbers. of: the unit. hint: is appended to the allowed numbers in an error."""
+    allowed = f"a whole number {f'of {of} ' if of else ''}from {least} to {most}{hint}"
+
+    def read(value: Value) -> int:
+        if value.kind not in ("number", "variable") or not _NUMBER.match(value.text) or not least <= int(value.text) <= most:
+            raise not_allowed(value, allowed)
+        return int(value.text)
+
+    return read
+
+
+def flag(value: Value) -> bool:
+    """Reads true or false."""
+    found = _FLAGS.get(value.text.lower()) if value.kind in ("flag", "variable") else None
+    if found is None:
+        quoted = value.kind == "text" and value.text.lower() in _FLAGS
+        raise not_allowed(value, "true or false" + (", without quotes" if quoted else nearest(value.text, ("true", "false"))))
+    return found
+
+
+def word(*allowed: str) -> Read:
+    """Returns a reader of one of some words."""
+
+    def read(value: Value) -> str:
+        if value.kind not in ("text", "variable") or value.text not in allowed:
+            raise not_allowed(value, " or ".join(allowed) + nearest(value.text, allowed))
+        return value.text
+
+    return read
+
+
+def items(value: Value, of: str) -> tuple[Value, ...]:
+    """Returns the items of a list. Its forms are `[ a, b ]`, `{ a, b }`, one value, and commas in an environment variable."""
+    if value.kind == "list":
+        return tuple(item for item in value.items if item.kind != "nothing")
+    if value.kind == "variable":
+        words = [] if value.text.strip() == "[]" else value.text.split(",")
+        return tuple(msgspec.structs.replace(value, text=word.strip()) for word in words)
+    if value.kind != "mapping":
+        return (value,)
+    if any(child.kind != "nothing" for child in value.keys.values()):
+        raise not_allowed(value, f"a list of {of}")
+    return tuple(msgspec.structs.replace(child, kind="text", path=value.path, text=key) for key, child in value.keys.items())
+
+
+def listed(read: Read, of: str, *, distinct: bool = False) -> Read:
+    """Returns a reader of lists: it returns a tuple, or with `distinct` a frozenset.
+
+    read: reads an item.
+    of: names the items, for an error.
+    """
+
+    def read_all(value: Value) -> Any:
+        found = each(partial(read, item) for item in items(value, of))
+        return frozenset(found) if distinct else tuple(found)
+
+    return read_all
+
+
+def words(*allowed: str) -> Read:
+    """Returns a reader of lists of some words."""
+    return listed(word(*allowed), " or ".join(allowed), distinct=True)
+
+
+def parsed(parse: Callable[[str], Any], of: str) -> Read:
+    """Returns a reader of texts that `parse` converts. The ValueError of `parse` contains what is allowed."""
+
+    def read(value: Value) -> Any:
+        found = scalar(value, of)
+        try:
+            return parse(found)
+        except ValueError as exc:
+            raise not_allowed(value, str(exc)) from None
+
+    return read
+
+
+def off(value: Value | None) -> bool:
+    """Whether a value switches an address off."""
+    return value is not None and value.kind in ("flag", "text", "variable") and value.text.lower() in _OFF
+
+
+def listen(value: Value) -> tuple[Listen, ...]:
+    """Reads the addresses of a listener; an empty tuple if it is switched off."""
+    if off(value):
+        return ()
+    return tuple(listed(parsed(Listen.parse, "tcp://HOST:PORT, unix://PATH or false"), "addresses")(value))
+
+
+def networks(*, unix: bool = False) -> Read:
+    """Returns a reader of lists of networks. unix: whether the word `unix` is allowed too."""
+    of = f"an IP address, a network{' or unix' if unix else ''}"
+    read = listed(parsed(lambda found: found if unix and found == "unix" else network(found), of), "networks")
+
+    def read_all(value: Value) -> Networks:
+        found = read(value)
+        return Networks((net for net in found if net != "unix"), "unix" in found)
+
+    return read_all
+
+
+def url_path(value: Value) -> str:
+    """Reads the path of a URL; returns it with a slash at both ends, even if the file has none there."""
+    allowed = "a path such as /app/, of letters, digits and _ . ~ - /"
+    found = scalar(value, allowed)
+    if not _URL_PATH.match(found):
+        raise not_allowed(value, allowed)
+    inner = "/".join(part for part in found.split("/") if part)
+    return f"/{inner}/" if inner else "/"
+
+
+def identifier(value: Value) -> str:
+    """Reads an app's id or key. URLs contain it, and signatures contain it before a colon."""
+    allowed = "1 to 128 visible ASCII characters other than / ? # % : \\ and quotes"
+    found = scalar(value, allowed, numbers=True, show=False)
+    if not _IDENTIFIER.match(found) or _SEPARATORS & set(found):
+        raise not_allowed(value, allowed, show=False)
+    return found
+
+
+def workers(value: Value) -> int | str:
+    """Reads a number of workers, or `auto`."""
+    if value.text == "auto":
+        return "auto"
+    try:
+        return int(whole(1, 1024)(value))
+    except ConfigError:
+        raise not_allowed(value, "a whole number from 1 to 1024, or auto") from None
+
+
+def broker(value: Value) -> str:
+    """Reads the broker: `memory`, the path of an embedded engine, or a URL."""
+    allowed = f"memory, {EMBEDDED}/PATH of a valkey-server, or a URL such as {BROKER_URLS}"
+    found = scalar(value, allowed, show=False)
+    if found != "memory" and not found.startswith(f"{EMBEDDED}/"):
+        try:
+            parse_broker(found)
+        except ValueError as exc:
+            raise ConfigError(f"{value}: found {exc}, allowed: {allowed}") from None
+    return found
+
+
+def headers(value: Value) -> tuple[tuple[str, str], ...]:
+    """Reads a section of HTTP headers."""
+    if value.kind != "mapping":
+        raise not_allowed(value, "a section of header names and values", show=False)
+    if any(not _HEADER.match(name) for name in value.keys):
+        raise ConfigError(f"{value}: found a name that is not allowed for a header, allowed: names such as X-Token")
+    read = text("text", numbers=True, show=False)
+    return tuple(zip(value.keys, each(partial(read, child) for child in value.keys.values()), strict=True))

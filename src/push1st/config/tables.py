@@ -1,0 +1,294 @@
+"""The keys of every section: what a key may contain, which field it sets, and which keys have no effect in this server.
+
+The names of the keys are those of the Push1st API, section 9. `docs/generate.py` writes docs/configuration.md from these
+tables.
+"""
+
+import re
+from collections.abc import Callable
+from functools import partial
+
+import msgspec
+
+from push1st.channels import type_names
+from push1st.config.model import (
+    PROTOCOLS,
+    QUESTIONS,
+    TRIGGERS,
+    WEBHOOK_EVENTS,
+    AppConfig,
+    Authorize,
+    Hook,
+    ServerConfig,
+    Ssl,
+    Webhook,
+)
+from push1st.config.readers import (
+    broker,
+    flag,
+    headers,
+    identifier,
+    listed,
+    listen,
+    networks,
+    text,
+    url_path,
+    whole,
+    word,
+    words,
+    workers,
+)
+from push1st.config.schema import Key, S, Table, changes, fill, nearest
+from push1st.config.tree import Value, each, name_of, not_allowed
+from push1st.errors import ConfigError
+from push1st.limits import Limits
+
+SECONDS_A_DAY = 86_400
+MAX_NUMBER = 2**31 - 1
+_PY = r"py://[A-Za-z_]\w*(\.[A-Za-z_]\w*)*:[A-Za-z_]\w*\Z"
+_HOOK_URL = re.compile(rf"(https?|lua)://\S+\Z|{_PY}")
+_AUTHORIZE_URL = re.compile(rf"https?://\S+\Z|{_PY}")
+_FILTER = re.compile(r".+\Z")
+
+
+def require_key_pair(ssl: Ssl, section: Value) -> Ssl:
+    """Raises ConfigError if TLS has a key without a certificate, or a certificate without a key."""
+    if ssl.enable and bool(ssl.key) != bool(ssl.cert):
+        there, missing = ("key", "cert") if ssl.key else ("cert", "key")
+        raise ConfigError(f"{section}: found {there} without {missing}, allowed: both, or none for a self-signed certificate")
+    return ssl
+
+
+def require_distinct_paths(server: ServerConfig, section: Value) -> ServerConfig:
+    """Raises ConfigError if two enabled protocols have the same path."""
+    paths: dict[str, str] = {}
+    for name in sorted(server.proto):
+        path = getattr(server, name).path
+        if path in paths:
+            raise ConfigError(f'{section}.{name}.path: found "{path}", as for {paths[path]}, allowed: a path of its own')
+        paths[path] = name
+    return server
+
+
+_ANY = Key(dropped=True)
+_NO_SMPP = "has no effect here: there is no SMPP gateway"
+_PAYLOAD = Key(read=whole(1, 1 << 30, "bytes"), into="max_payload")
+_WHITELIST = Key(read=networks())
+_TEXTS = listed(text("text", numbers=True), "texts")
+
+SSL: Table = {
+    "enable": Key(read=flag),
+    "key": Key(read=text("the path of a PEM file")),
+    "cert": Key(read=text("the path of a PEM file")),
+}
+
+PROTOCOL: Table = {
+    "path": Key(read=url_path),
+    "activity-timeout": Key(
+        read=whole(1, SECONDS_A_DAY, "seconds"),
+        unset={"0": "0 means the default here: 120 seconds for Pusher, 3600 for the others"},
+    ),
+    "whitelist": _WHITELIST,
+    "push": Key(read=words(*type_names)),
+    "max-request-payload": _PAYLOAD,
+}
+
+SERVER: Table = {
+    "proto": Key(read=words(*PROTOCOLS)),
+    "listen": Key(read=listen),
+    "ssl": Key(table=SSL, finish=require_key_pair),
+    "app-path": Key(read=url_path),
+    "pusher": Key(table=PROTOCOL),
+    "websocket": Key(table=PROTOCOL),
+    "mqtt": Key(table=PROTOCOL),
+    "max-request-payload": _PAYLOAD,
+    "drain": Key(read=whole(0, 3600, "seconds")),
+    "workers": Key(read=workers),
+    "proxies": Key(read=networks()),
+    "outbox": Key(read=whole(4096, 1 << 30, "bytes")),
+    "threads": Key(note="has no effect here; use server.workers"),
+    "accept": Key(note="has no effect here"),
+    "path": Key(note="has no effect here; each protocol has its path"),
+    "smpp": Key(table=dict.fromkeys(("path", "enable", "ttl"), _ANY), note=_NO_SMPP),
+}
+
+API: Table = {
+    "listen": Key(read=listen),
+    "ssl": Key(table=SSL, finish=require_key_pair),
+    "path": Key(read=url_path),
+    "keep-alive-timeout": Key(read=whole(1, SECONDS_A_DAY, "seconds"), unset={"0": "0 means the default here: 10 seconds"}),
+    "whitelist": _WHITELIST,
+    "trust": Key(read=networks(unix=True)),
+    "interface": Key(read=word("pusher"), dropped=True, unset={"push1st": "push1st has no effect here: there is one interface"}),
+    "threads": Key(note="has no effect here; use server.workers"),
+    "accept": Key(note="has no effect here"),
+    "module": Key(
+        table={"smpp": Key(table=dict.fromkeys(("enable", "path", "rps", "webhook"), _ANY), note=_NO_SMPP)},
+        dropped=True,
+    ),
+}
+
+_FAMILY: Table = dict.fromkeys(("adapter", "nodes", "url", "namespace", "podname", "ssl"), _ANY)
+
+
+def _family(value: Value) -> None:
+    """Checks `family`: a section with an adapter and its nodes, or only a list of nodes."""
+    if value.kind == "mapping":
+        changes(None, _FAMILY, value)
+
+
+CLUSTER: Table = {
+    "ping-interval": _ANY,
+    "listen": _ANY,
+    "family": Key(read=_family, dropped=True),
+    "sync": _ANY,
+    "module": _ANY,
+}
+
+_SINK = Key(
+    table=dict.fromkeys(("tag", "verbose", "pattern", "path", "number", "rotate", "facility", "url"), _ANY),
+    note="has no effect here; see log.format and log.level",
+)
+
+LOG: Table = {
+    "format": Key(read=word("text", "json")),
+    "level": Key(read=word("debug", "info", "warning", "error")),
+    **dict.fromkeys(("stdout", "file", "syslog", "remote"), _SINK),
+}
+
+HOOKS: Table = {
+    "events": Key(read=whole(1, MAX_NUMBER)),
+    "bytes": Key(read=whole(1, 1 << 40)),
+    "folder": Key(read=text("the path of a folder")),
+}
+
+ROOT: Table = {
+    "server": Key(table=SERVER, finish=require_distinct_paths),
+    "api": Key(table=API),
+    "broker": Key(read=broker),
+    "log": Key(table=LOG),
+    "hooks": Key(table=HOOKS),
+    "credentials": Key(read=listed(text("the path of a file, or a pattern such as apps/*.yml"), "paths"), dropped=True),
+    "cluster": Key(table=CLUSTER, dropped=True),
+    "ssl": _ANY,  # contains YAML anchors
+}
+
+_UNLIMITED = frozenset({"connections", "subscriptions", "members", "client_events", "publishes", "reads"})
+
+LIMITS: Table = {
+    field.encode_name: Key(
+        read=whole(0, MAX_NUMBER, hint=" (0: unlimited)") if field.name in _UNLIMITED else whole(1, MAX_NUMBER), into=field.name
+    )
+    for field in msgspec.structs.fields(Limits)
+}
+
+HOOK: Table = {
+    "trigger": Key(read=words(*TRIGGERS)),
+    "endpoint": Key(read=listed(text("http://…, https://…, lua://FILE or py://MODULE:FUNCTION", _HOOK_URL, show=False), "URLs")),
+    "sign": Key(read=flag),
+    "http-pipelining": Key(read=flag, dropped=True),
+    "keep-alive": _ANY,
+}
+
+_TIMEOUT = Key(read=whole(1, 60, "seconds"))
+_CONCURRENCY = Key(read=whole(1, 1000))
+_CHANNELS = Key(read=listed(text("a prefix, or a pattern with *", _FILTER), "prefixes or patterns"))
+
+WEBHOOK: Table = {
+    "url": Key(read=text("http://…, https://…, py://MODULE:FUNCTION or lua://FILE", _HOOK_URL, show=False)),
+    "format": Key(read=word("pusher", "push1st")),
+    "events": Key(read=_TEXTS),
+    "filter": _CHANNELS,
+    "headers": Key(read=headers),
+    "timeout": _TIMEOUT,
+    "batch": Key(read=whole(1, 10_000)),
+    "concurrency": _CONCURRENCY,
+}
+
+AUTHORIZE: Table = {
+    "url": Key(read=text("http://…, https://… or py://MODULE:FUNCTION", _AUTHORIZE_URL, show=False)),
+    "on": Key(read=words(*QUESTIONS)),
+    "filter": _CHANNELS,
+    "headers": Key(read=headers),
+    "timeout": _TIMEOUT,
+    "cache": Key(read=whole(0, SECONDS_A_DAY, "seconds")),
+    "concurrency": _CONCURRENCY,
+}
+
+
+def webhook(value: Value) -> Webhook:
+    """Reads a section of `webhooks`."""
+    filled = fill(Webhook(url=""), WEBHOOK, value)
+    if not filled.url:
+        raise ConfigError(f"{value}.url: found nothing, allowed: http://…, https://…, py://MODULE:FUNCTION or lua://FILE")
+    if filled.url.startswith("lua://") and filled.format != "push1st":
+        raise ConfigError(
+            f"{value}: found lua:// without format: push1st, allowed: that format, which is what Lua is called with"
+        )
+    if filled.format == "push1st" and filled.batch > 1:
+        raise ConfigError(f"{value}.batch: found {filled.batch}, allowed: 1, since this format has no batches")
+    known = TRIGGERS if filled.format == "push1st" else WEBHOOK_EVENTS
+    if unknown := [event for event in filled.events if event not in known]:
+        raise ConfigError(
+            f"{value}.events: found {name_of(unknown[0])}, allowed: {' or '.join(known)}{nearest(unknown[0], known)}"
+        )
+    return filled
+
+
+def authorize(value: Value) -> Authorize:
+    """Reads a section of `authorize`."""
+    filled = fill(Authorize(url=""), AUTHORIZE, value)
+    if not filled.url or not filled.on:
+        raise ConfigError(
+            f"{value}: found no {'on' if filled.url else 'url'}, allowed: url, and on: connect, subscribe or publish"
+        )
+    return filled
+
+
+def _webhooks(value: Value) -> tuple[Webhook, ...]:
+    return _sections(webhook, value, "[ { url: https://HOST/PATH } ]")
+
+
+def _authorize(value: Value) -> tuple[Authorize, ...]:
+    return _sections(authorize, value, "{ url: https://HOST/PATH, on: [ subscribe ] }")
+
+
+def _sections(read: Callable[[Value], S], value: Value, example: str) -> tuple[S, ...]:
+    def one(item: Value) -> S:
+        if item.kind not in ("mapping", "nothing"):
+            raise not_allowed(item, f"a list of sections, such as {value.path.rpartition('.')[2]}: {example}", show=False)
+        return read(item)
+
+    return tuple(each(partial(one, item) for item in (value.items if value.kind == "list" else (value,))))
+
+
+def _require_key(app: AppConfig, section: Value) -> AppConfig:
+    if not app.key:
+        raise ConfigError(f"{section}.key: found nothing, allowed: the key that clients connect with")
+    return app
+
+
+APP: Table = {
+    "enable": Key(read=flag),
+    "enbale": Key(  # a misspelling in the template of Push1st's package
+        read=flag, note="a misspelling of enable, without effect as in Push1st: the app is enabled unless enable: false is set"
+    ),
+    "name": Key(read=text("text", numbers=True)),
+    "key": Key(read=identifier),
+    "secret": Key(read=text("text", numbers=True, show=False)),
+    "options": Key(
+        table={name: Key(read=flag) for name in ("client-messages", "subscription-count", "authorized-only", "statistic")},
+        flat=True,
+    ),
+    "channels": Key(read=words(*type_names)),
+    "origins": Key(read=listed(text("an origin such as https://example.com", re.compile(r"\S+\Z")), "origins")),
+    "limits": Key(table=LIMITS),
+    "hook": Key(table=HOOK, empty=Hook),
+    "webhooks": Key(read=_webhooks, variable=False),
+    "authorize": Key(read=_authorize, variable=False),
+}
+
+
+def fill_app(base: AppConfig, section: Value) -> AppConfig:
+    """Returns the app with the values of its section. Raises ConfigError."""
+    return _require_key(fill(base, APP, section), section)
