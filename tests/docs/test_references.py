@@ -16,7 +16,7 @@ from push1st.metrics import CUT_OFFS, REFUSALS
 from push1st.protocols import Codec
 from push1st.protocols.pusher import CODES, NOTICE
 from push1st.protocols.websocket import text_frame
-from push1st.transports.websocket import _STATUSES
+from push1st.transports.entries.raw import RawEntry
 from tests.docs.pages import ROOT, blocks
 from tests.support.process import ServerProcess, running
 from tests.support.pusher_socket import pusher_socket
@@ -189,7 +189,7 @@ def test_errors_page_has_only_existing_messages() -> None:
 
 
 def test_every_status_is_on_the_errors_page_and_no_other() -> None:
-    used = {code for _, code, _ in refusals() if 400 <= code < 600} | {*_STATUSES.values()}
+    used = {code for _, code, _ in refusals() if 400 <= code < 600} | {*RawEntry.statuses.values()}
     assert {int(row[0]) for row in rows("## HTTP statuses")} == used
 
 
@@ -274,5 +274,6 @@ def test_the_protocol_of_the_anatomy_is_a_codec() -> None:
     assert codec.decode('orders paid {"id":7}') == Publish("orders", "paid", b'{"id":7}')
     assert codec.reply(Failure(403, "no")) == text_frame(b"! 403 no")
     assert codec.reply(Ping()) == b""
+    assert codec.binary is False
     with pytest.raises(Refused):
         codec.decode("orders")

@@ -16,7 +16,6 @@ import sys
 import time
 from collections.abc import Callable, Collection
 from contextlib import suppress
-from functools import partial
 from typing import Any, TextIO
 
 import uvloop
@@ -38,12 +37,12 @@ from push1st.process.tls import NOTE, self_signed
 from push1st.protocols import PROTOCOLS
 from push1st.transports import xhr
 from push1st.transports.context import EdgeContext
+from push1st.transports.entries import Entries
 from push1st.transports.handlers import Handlers, Route, Serve
 from push1st.transports.http import HttpConnection
 from push1st.transports.listener import Listener
 from push1st.transports.sweep import Sweep
 from push1st.transports.tls import Records
-from push1st.transports.websocket import upgrade
 
 MIN_SLICE = 50
 """connections that are disconnected in one slice, at least"""
@@ -105,12 +104,18 @@ class DeferTwoTurns:
 def handlers(context: EdgeContext, serve: Serve) -> Handlers:
     """Returns the table of a worker's handlers. serve: the API."""
     routes = [Route(context.config.server.bases("pusher"), xhr.TAIL, xhr.Fallbacks(context))]
-    return Handlers(context, serve, routes, partial(upgrade, context))
+    entries = [named(parts.entry)(context) for parts in PROTOCOLS.values() if parts.entry]
+    return Handlers(context, serve, routes, Entries(context, entries).upgrade)
 
 
 def load(registry: dict[str, str], name: str) -> Any:
-    """Returns the class that a registry names as `module:Class`."""
-    module, _, attribute = registry[name].partition(":")
+    """Returns the class that a registry has under a name."""
+    return named(registry[name])
+
+
+def named(reference: str) -> Any:
+    """Returns the class that `module:Class` refers to."""
+    module, _, attribute = reference.partition(":")
     return getattr(importlib.import_module(module), attribute)
 
 
@@ -202,7 +207,7 @@ class Server:
         except Refused as exc:
             raise ConfigError(exc.text) from None
         self._hooks.open(broker.report)
-        codecs = {name: load(PROTOCOLS, name)() for name in PROTOCOLS}
+        codecs = {name: named(parts.codec)() for name, parts in PROTOCOLS.items()}
         self._sweep = Sweep(clock.monotonic, lambda: _failed("sweep"), self._each_second)
         self.context = EdgeContext(self.node, config, codecs, self._sweep, _failed)
         self._handlers = handlers(self.context, Api(self.node, config).serve)

@@ -1,18 +1,26 @@
-"""Codecs: bytes ⇄ typed commands, replies and messages. Pure; one file a protocol and one line in `PROTOCOLS`.
+"""Codecs: bytes ⇄ typed commands, replies and messages. Pure; one file for each protocol and one line in `PROTOCOLS`.
 
 A codec has no state: one instance serves every connection of its protocol. As a wire (`hub.Wire`) it encodes a message
 once for all subscribers; as a codec it reads commands from and writes replies to one client.
 """
 
-from typing import Protocol
+from typing import NamedTuple, Protocol
 
 from push1st.core.hub import Wire
 from push1st.messages import Command, Reply
 
+
+class Parts(NamedTuple):
+    """The classes of a protocol, as `module:Class`. entry: its way in over WebSockets (`transports.entries.Entry`), if any."""
+
+    codec: str
+    entry: str = ""
+
+
 PROTOCOLS = {
-    "pusher": "push1st.protocols.pusher:Pusher",
-    "pusher-xhr": "push1st.protocols.pusher_xhr:PusherXhr",
-    "websocket": "push1st.protocols.raw:Raw",
+    "pusher": Parts("push1st.protocols.pusher:Pusher", "push1st.transports.entries.pusher:PusherEntry"),
+    "pusher-xhr": Parts("push1st.protocols.pusher_xhr:PusherXhr"),
+    "websocket": Parts("push1st.protocols.raw:Raw", "push1st.transports.entries.raw:RawEntry"),
 }
 
 

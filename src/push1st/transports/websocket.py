@@ -1,7 +1,4 @@
-"""WebSocket connections: the handshake, then decoder → session, session → outbox.
-
-A connection that can be told why it is not let in is upgraded and then closed with a code, on Pusher's paths, because
-Pusher's clients retry a refused handshake for ever; raw WebSocket clients get an HTTP status (Push1st API, section 7).
+"""WebSocket connections after the handshake: decoder → session, session → outbox. `entries` serves the handshakes.
 
 The end of a connection: the session leaves at once, the close frame goes out behind what is due, and the client has
 `CLOSE_SECONDS` to answer it; then the socket is destroyed. After a violation of the protocol the server closes its side of the
@@ -10,25 +7,16 @@ client ends the connection too (RFC 6455 §7.1.1, §7.1.7).
 """
 
 import asyncio
-import base64
-import binascii
-import hashlib
 import math
-import re
-from collections.abc import Callable, Collection, Iterator
+from collections.abc import Collection, Iterator
 from itertools import chain
-from urllib.parse import unquote_to_bytes
 
-import msgspec
-
-from push1st import auth
-from push1st.channels import CONTROL
 from push1st.config.model import ProtocolConfig
 from push1st.core.app import App
 from push1st.core.hub import Write
 from push1st.core.session import Session
 from push1st.errors import Disconnect, Refused
-from push1st.messages import Command, Ending, Established, Failure, Ping, Reply, Response, Subscribe
+from push1st.messages import Command, Ending, Established, Failure, Ping, Reply
 from push1st.protocols import Codec
 from push1st.protocols.websocket import (
     PING_FRAME,
@@ -42,9 +30,9 @@ from push1st.protocols.websocket import (
     pong_frame,
     whole_text,
 )
-from push1st.transports.admission import AUTHORIZE_SECONDS, admit, check_version, params
+from push1st.transports.admission import AUTHORIZE_SECONDS
 from push1st.transports.context import LINGER_BYTES, LINGER_SECONDS, EdgeContext
-from push1st.transports.handlers import Handshake, Takeover
+from push1st.transports.handlers import Takeover
 from push1st.transports.lost import LOST, unread
 from push1st.transports.sweep import NEVER
 from push1st.transports.turn import MAX_WAITING, SLICE_SECONDS
@@ -56,10 +44,7 @@ MAX_FRAMES = 32
 """frames in a slice (see `turn`)"""
 SMALL_FRAGMENT = 256
 """bytes; the client is charged for a smaller fragment (`Session.charge`)"""
-MAX_PREFIX_BYTES = 255
 EXPIRED = "access token has expired"
-_GUID = b"258EAFA5-E914-47DA-95CA-C5AB0DC85B11"
-_SWITCH = b"HTTP/1.1 101 Switching Protocols\r\nUpgrade: websocket\r\nConnection: Upgrade\r\nSec-WebSocket-Accept: %b\r\n\r\n"
 
 
 class WebSocketConnection(Takeover):
@@ -456,158 +441,3 @@ class WebSocketConnection(Takeover):
         self._context.node.metrics.cut_offs["silent"] += 1
         self.close(4201, "no answer to a ping")
         return now + CLOSE_SECONDS
-
-
-# The handshake
-
-Start = Callable[[EdgeContext, Handshake, ProtocolConfig, str, WebSocketConnection], None]
-
-
-def upgrade(
-    context: EdgeContext, handshake: Handshake, transport: asyncio.Transport, rest: bytes, before: bytes
-) -> Response | WebSocketConnection:
-    """Makes a WebSocket of an HTTP connection, or says why not.
-
-    before: answers to earlier requests that go out first; rest: what the client sent behind the handshake.
-    """
-    config = context.config.server
-    if "//" in handshake.path:  # a client's base URL may end in a slash
-        handshake = msgspec.structs.replace(handshake, path=re.sub("/{2,}", "/", handshake.path))
-    path = handshake.path
-    for base in config.bases("pusher"):
-        if path.startswith(base):
-            return _open(context, handshake, "pusher", config.pusher, _start_pusher, path[len(base) :], transport, rest, before)
-    for base in config.bases("websocket"):
-        if path.startswith(base):
-            return _open(
-                context, handshake, "websocket", config.websocket, _start_raw, path[len(base) :], transport, rest, before
-            )
-    return _refusal(404, f"no WebSocket is served at {path[:200]}")
-
-
-def _open(
-    context: EdgeContext,
-    handshake: Handshake,
-    name: str,
-    protocol: ProtocolConfig,
-    start: Start,
-    tail: str,
-    transport: asyncio.Transport,
-    rest: bytes,
-    before: bytes,
-) -> Response | WebSocketConnection:
-    if handshake.method != "GET":
-        return _refusal(405, "a WebSocket handshake is a GET", b"Allow: GET\r\n")
-    if handshake.version != "13":
-        return _refusal(
-            426,
-            "WebSocket version 13 is spoken here",
-            b"Sec-WebSocket-Version: 13\r\nUpgrade: websocket\r\nConnection: Upgrade\r\n",
-        )
-    if not _valid_key(handshake.key):
-        return _refusal(400, "Sec-WebSocket-Key must be 16 bytes in base64")
-    codec = context.codecs[name]
-    accept = base64.b64encode(hashlib.sha1(handshake.key.encode() + _GUID, usedforsecurity=False).digest())
-    connection = WebSocketConnection(context, transport, codec, protocol, before + _SWITCH % accept)
-    end = None
-    try:
-        start(context, handshake, protocol, tail, connection)
-    except Disconnect as exc:
-        end = exc
-        context.node.metrics.refusals[str(end.code)] += 1
-        status = None if name == "pusher" else _STATUSES.get(end.code)
-        if status is not None:
-            return _refusal(status, end.reason)
-    connection.take_over()
-    if end is not None:
-        where = {"path": handshake.path, "origin": handshake.visitor.origin, "ip": handshake.ip}
-        context.node.refusals.log("handshake refused", end.code, end.reason, **where)
-        connection.close(end.code, end.reason)
-    if rest:
-        context.arrived(connection, rest)
-    return connection
-
-
-_STATUSES = {4001: 403, 4003: 403, 4004: 503, 4009: 403, 4100: 503}
-"""what clients that are not Pusher's are told before the upgrade, for Pusher's codes"""
-
-
-def _start_pusher(
-    context: EdgeContext, handshake: Handshake, protocol: ProtocolConfig, tail: str, connection: WebSocketConnection
-) -> None:
-    """Makes the session of a Pusher client. Raises Disconnect (protocol, sections 1 and 6)."""
-    key = tail.removesuffix("/")
-    if not key or "/" in key:
-        raise Disconnect(4005, "Path not found: connect to /app/KEY")
-    visitor = handshake.visitor
-    check_version(visitor.query)
-    app = admit(context, protocol, key, visitor.origin, handshake.ip, handshake.crowded)
-    original, base = context.config.server.bases("pusher")
-    lenient = original != base and handshake.path.startswith(original)
-    session = Session(context.node, app, connection, connection.codec, connection.write, handshake.ip, lenient=lenient)
-    connection.open(session)
-    session.enter(visitor, lambda: connection.established(protocol.activity_timeout))
-
-
-def _start_raw(
-    context: EdgeContext, handshake: Handshake, protocol: ProtocolConfig, tail: str, connection: WebSocketConnection
-) -> None:
-    """Makes the session of a raw WebSocket client, on its channels. Raises Disconnect (Push1st API, section 7)."""
-    try:
-        key, *channels = (unquote_to_bytes(part).decode() for part in tail.split("/"))
-    except UnicodeDecodeError:
-        raise Disconnect(1008, "the path is not UTF-8") from None
-    query = params(handshake.visitor.query, plus="+")
-    app = admit(context, protocol, key, handshake.visitor.origin, handshake.ip, handshake.crowded)
-    prefix = query.get("session", "")
-    if len(prefix.encode()) > MAX_PREFIX_BYTES or CONTROL.search(prefix):
-        raise Disconnect(1008, f"session has at most {MAX_PREFIX_BYTES} bytes and no control characters")
-    claims = _claims(context, handshake, app, query.get("token", ""))
-    session = Session(
-        context.node, app, connection, connection.codec, connection.write, handshake.ip, prefix, claims, protocol.push
-    )
-    connection.open(session)
-    wanted = [name for name in dict.fromkeys(channels) if name and session.permits(name)]
-    if not wanted:
-        raise Disconnect(1008, "no channel to subscribe to: they need an access token, or their names are not valid")
-    session.enter(handshake.visitor, lambda: None)
-    for name in wanted:
-        session.handle(Subscribe(name))
-
-
-def _claims(context: EdgeContext, handshake: Handshake, app: App, token: str) -> auth.Claims | None:
-    """What an access token allows, from the header or the query; None without one, or when it is not valid."""
-    visitor = handshake.visitor
-    scheme, _, bearer = (visitor.authorization or "").partition(" ")
-    if scheme.lower() == "bearer":
-        token = bearer.strip()
-    elif not token and not bearer:  # Push1st accepts a token without `Bearer`
-        token = scheme
-    if not token or not app.config.secret:
-        return None
-    try:
-        claims = auth.check_access_token(app.config.secret, app.config.id, token, context.node.clock.wall() // 1_000_000_000)
-    except Refused as refused:
-        context.node.metrics.refusals["access-token"] += 1
-        _log_token(context, handshake, app, refused.text)
-        return None
-    if claims.allows_origin(visitor.origin):
-        return claims
-    _log_token(context, handshake, app, "the access token is for another origin")
-    return None
-
-
-def _log_token(context: EdgeContext, handshake: Handshake, app: App, reason: str) -> None:
-    where = {"app": app.config.id, "origin": handshake.visitor.origin, "ip": handshake.ip}
-    context.node.refusals.log("access token refused", 401, reason, **where)
-
-
-def _refusal(status: int, text: str, headers: bytes = b"") -> Response:
-    return Response(status, msgspec.json.encode({"error": text}), headers=headers)
-
-
-def _valid_key(key: str) -> bool:
-    try:
-        return len(base64.b64decode(key, validate=True)) == 16
-    except (binascii.Error, ValueError):
-        return False

@@ -1,0 +1,117 @@
+"""WebSocket handshakes: finds the protocol of a path, and lets that protocol's entry admit the client.
+
+An entry is a protocol's way in: the paths, the token, the rights, and what the client joins at once. It is one file here, and
+the second name in the protocol's line of `protocols.PROTOCOLS`.
+
+An entry rejects a client with `Disconnect`. The client gets an HTTP status if the entry has one for the code. Otherwise the
+handshake succeeds, and the server closes the WebSocket with the code. Pusher's clients need the latter: they retry a
+rejected handshake for ever.
+"""
+
+import asyncio
+import base64
+import binascii
+import hashlib
+import re
+from collections.abc import Mapping, Sequence
+from typing import Protocol
+
+import msgspec
+
+from push1st.config.model import ProtocolConfig
+from push1st.errors import Disconnect
+from push1st.messages import Response
+from push1st.protocols import Codec
+from push1st.transports.context import EdgeContext
+from push1st.transports.handlers import Handshake
+from push1st.transports.websocket import WebSocketConnection
+
+_GUID = b"258EAFA5-E914-47DA-95CA-C5AB0DC85B11"
+_SWITCH = b"HTTP/1.1 101 Switching Protocols\r\nUpgrade: websocket\r\nConnection: Upgrade\r\nSec-WebSocket-Accept: %b\r\n\r\n"
+
+
+class Entry(Protocol):
+    """A protocol's way in. It is made once for each worker, from the worker's context.
+
+    bases: what the paths begin with; empty if the protocol is off. settings: the protocol's section of the configuration.
+    statuses: HTTP status for each close code with which a client is rejected before the upgrade.
+    """
+
+    codec: Codec
+    settings: ProtocolConfig
+    bases: tuple[str, ...]
+    statuses: Mapping[int, int]
+
+    def enter(self, handshake: Handshake, tail: str, connection: WebSocketConnection) -> None:
+        """Makes the session of a client, and opens the connection with it. Raises Disconnect.
+
+        tail: the path after its base.
+        """
+
+
+class Entries:
+    """The entries of a worker, in the order in which their paths are tried."""
+
+    def __init__(self, context: EdgeContext, entries: Sequence[Entry]) -> None:
+        self._context = context
+        self._bases = [(base, entry) for entry in entries for base in entry.bases]
+
+    def upgrade(
+        self, handshake: Handshake, transport: asyncio.Transport, rest: bytes, before: bytes
+    ) -> Response | WebSocketConnection:
+        """Makes a WebSocket of an HTTP connection, or returns the answer that rejects the handshake (`handlers.Upgrade`).
+
+        rest: the client's input after the handshake. before: answers to earlier requests, which are written first.
+        """
+        if "//" in handshake.path:  # a client's base URL may end in a slash
+            handshake = msgspec.structs.replace(handshake, path=re.sub("/{2,}", "/", handshake.path))
+        path = handshake.path
+        for base, entry in self._bases:
+            if path.startswith(base):
+                return self._enter(entry, handshake, path[len(base) :], transport, rest, before)
+        return _refusal(404, f"no WebSocket is served at {path[:200]}")
+
+    def _enter(
+        self, entry: Entry, handshake: Handshake, tail: str, transport: asyncio.Transport, rest: bytes, before: bytes
+    ) -> Response | WebSocketConnection:
+        if handshake.method != "GET":
+            return _refusal(405, "a WebSocket handshake is a GET", b"Allow: GET\r\n")
+        if handshake.version != "13":
+            return _refusal(
+                426,
+                "WebSocket version 13 is spoken here",
+                b"Sec-WebSocket-Version: 13\r\nUpgrade: websocket\r\nConnection: Upgrade\r\n",
+            )
+        if not _valid_key(handshake.key):
+            return _refusal(400, "Sec-WebSocket-Key must be 16 bytes in base64")
+        context = self._context
+        accept = base64.b64encode(hashlib.sha1(handshake.key.encode() + _GUID, usedforsecurity=False).digest())
+        connection = WebSocketConnection(context, transport, entry.codec, entry.settings, before + _SWITCH % accept)
+        end = None
+        try:
+            entry.enter(handshake, tail, connection)
+        except Disconnect as exc:
+            end = exc
+            context.node.metrics.refusals[str(end.code)] += 1
+            status = entry.statuses.get(end.code)
+            if status is not None:
+                return _refusal(status, end.reason)
+        connection.take_over()
+        if end is not None:
+            where = {"path": handshake.path, "origin": handshake.visitor.origin, "ip": handshake.ip}
+            context.node.refusals.log("handshake refused", end.code, end.reason, **where)
+            connection.close(end.code, end.reason)
+        if rest:
+            context.arrived(connection, rest)
+        return connection
+
+
+def _refusal(status: int, text: str, headers: bytes = b"") -> Response:
+    return Response(status, msgspec.json.encode({"error": text}), headers=headers)
+
+
+def _valid_key(key: str) -> bool:
+    try:
+        return len(base64.b64decode(key, validate=True)) == 16
+    except (binascii.Error, ValueError):
+        return False

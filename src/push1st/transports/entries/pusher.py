@@ -1,0 +1,39 @@
+"""The way in of Pusher's clients: `/app/KEY?protocol=7`. Channels follow as messages (Pusher protocol, section 1)."""
+
+from collections.abc import Mapping
+from types import MappingProxyType
+
+from push1st.core.session import Session
+from push1st.errors import Disconnect
+from push1st.transports.admission import admit, check_version
+from push1st.transports.context import EdgeContext
+from push1st.transports.handlers import Handshake
+from push1st.transports.websocket import WebSocketConnection
+
+
+class PusherEntry:
+    """Admits a client by its app key (`entries.Entry`)."""
+
+    statuses: Mapping[int, int] = MappingProxyType({})
+    """Empty, because Pusher's clients act on close codes only."""
+
+    def __init__(self, context: EdgeContext) -> None:
+        self._context = context
+        server = context.config.server
+        self.codec = context.codecs["pusher"]
+        self.settings = server.pusher
+        self.bases = server.bases("pusher")
+
+    def enter(self, handshake: Handshake, tail: str, connection: WebSocketConnection) -> None:
+        key = tail.removesuffix("/")
+        if not key or "/" in key:
+            raise Disconnect(4005, "Path not found: connect to /app/KEY")
+        client, ip = handshake.visitor, handshake.ip
+        check_version(client.query)
+        context = self._context
+        app = admit(context, self.settings, key, client.origin, ip, handshake.crowded)
+        original, base = self.bases
+        lenient = original != base and handshake.path.startswith(original)
+        session = Session(context.node, app, connection, self.codec, connection.write, ip, lenient=lenient)
+        connection.open(session)
+        session.enter(client, lambda: connection.established(self.settings.activity_timeout))
