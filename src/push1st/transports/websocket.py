@@ -12,7 +12,6 @@ from collections.abc import Collection, Iterator
 from itertools import chain
 
 from push1st.config.model import ProtocolConfig
-from push1st.core.app import App
 from push1st.core.hub import Write
 from push1st.core.session import Session
 from push1st.errors import Disconnect, Refused

@@ -9,7 +9,7 @@ from urllib.parse import unquote_to_bytes
 
 from push1st import auth
 from push1st.channels import CONTROL
-from push1st.core.node import App
+from push1st.core.app import App
 from push1st.core.session import Session
 from push1st.errors import Disconnect, Refused
 from push1st.messages import Subscribe
