@@ -471,8 +471,8 @@ class Session:
         if user.watchlist:
             self.outlet.send(watched)
         if identity.is_cut:
-            text = f"a watchlist has at most {rights.WATCHLIST} users, the first {rights.WATCHLIST} are watched"
-            self.outlet.send(Failure(4302, text))
+            limit = rights.WATCHLIST
+            self.outlet.send(Failure(4302, f"a watchlist has at most {limit} users, the first {limit} are watched"))
 
     # Publishing
 
