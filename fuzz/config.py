@@ -1,4 +1,4 @@
-"""Fuzzes the configuration: any text is a configuration, or a ConfigError that tells places and no secret."""
+"""Fuzzes the configuration: any text loads, or raises a ConfigError that names lines and no secret."""
 
 import tempfile
 from functools import cache

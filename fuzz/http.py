@@ -1,6 +1,6 @@
-"""Fuzzes HTTP connections: any bytes, in any chunks, are answered with whole responses or not at all, never with a 500.
+"""Fuzzes HTTP connections: the server answers any bytes, in any chunks, with whole responses or not at all, and never with a 500.
 
-The API behind it is the real one, with the demo app; handshakes are real, too.
+The connections use the real API with the demo app, and real handshakes.
 """
 
 import asyncio
@@ -73,7 +73,7 @@ SEEDS = [
 
 
 class Socket(asyncio.Transport):
-    """Keeps what is written."""
+    """Stores what a connection writes."""
 
     def __init__(self) -> None:
         super().__init__({"peername": ("127.0.0.1", 1)})
@@ -175,7 +175,7 @@ class Server:
 
 @cache
 def server() -> Server:
-    """The demo, behind a proxy that sends the client's address."""
+    """Makes a worker with the demo app and a proxy that forwards the address of the client."""
     config = demo()
     proxied = msgspec.structs.replace(config.server, proxies=Networks.parse(["127.0.0.1"]))
     return Server(msgspec.structs.replace(config, server=proxied))
@@ -193,7 +193,7 @@ def run(data: bytes, random: Random) -> None:
 
 
 def check(answer: bytes, head: bool) -> None:
-    """Responses are whole, up to a 101; behind that are frames."""
+    """Checks that all responses are whole, up to a 101; WebSocket frames follow a 101."""
     while answer:
         lines, found, rest = answer.partition(b"\r\n\r\n")
         assert found, "half a head"
@@ -207,7 +207,7 @@ def check(answer: bytes, head: bool) -> None:
             answer = rest
             continue
         sizes = [int(header[16:]) for header in headers if header.startswith(b"Content-Length: ")]
-        if not sizes:  # a stream of a fallback
+        if not sizes:  # a stream of an HTTP fallback has no length
             assert b"Connection: close" in headers
             return
         (size,) = sizes

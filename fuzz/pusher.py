@@ -1,4 +1,4 @@
-"""Fuzzes the Pusher codec: any text is a command, or is refused with 400; what is read can be sent on."""
+"""Fuzzes the Pusher codec: any text is a command or is rejected with 400, and each command can be encoded as a message."""
 
 import json
 from random import Random
@@ -49,7 +49,7 @@ def run(data: bytes, _random: Random) -> None:
 
 
 def sent(frame: bytes) -> dict[str, object]:
-    """What a client reads of a text frame."""
+    """Returns the text that a client reads in a text frame."""
     size = frame[1]
     start = 2 if size < 126 else 4 if size == 126 else 10
     assert frame[0] == 0x81

@@ -1,10 +1,10 @@
-"""What every fuzzer shares: seeds, mutations, and a command line.
+"""The seeds, mutations and command line of all fuzzers.
 
     python -m fuzz.websocket --seconds 60 --seed 1
 
-A fuzzer is a module with `SEEDS` and `run(data, random)`, which feeds one input to a decoder and raises for anything
-its documentation does not allow. A failure is printed with the input that causes it: make a test of that, then fix it.
-Pure Python, no extra packages; the same seed gives the same inputs.
+A fuzzer is a module with `SEEDS` and `run(data, random)`. `run` gives one input to a decoder and raises an exception for any
+result that the documentation of the decoder does not allow. The command line prints a failure with its input: write a test with
+that input, then fix the defect. The fuzzers need no extra packages. The same seed gives the same inputs.
 """
 
 import argparse
@@ -59,7 +59,7 @@ def random_of(seed: int) -> Random:
 
 
 def mutated(data: bytes, others: Sequence[bytes], random: Random) -> bytes:
-    """`data` after one to eight changes."""
+    """Returns `data` after one to eight changes."""
     for _ in range(random.randint(1, 8)):
         at = random.randint(0, len(data))
         to = min(len(data), at + random.choice((1, 1, 1, 2, 4, 16, 64)))
@@ -85,7 +85,7 @@ def mutated(data: bytes, others: Sequence[bytes], random: Random) -> bytes:
 
 
 def cut(data: bytes, random: Random) -> Iterator[bytes]:
-    """`data` in chunks."""
+    """Returns `data` in chunks of random lengths."""
     if random.random() < 0.2:
         yield data
         return
@@ -98,14 +98,14 @@ def cut(data: bytes, random: Random) -> Iterator[bytes]:
 
 
 def inputs(seeds: Sequence[bytes], random: Random) -> Iterator[bytes]:
-    """The seeds themselves, then mutations for ever."""
+    """Yields the seeds themselves, then an endless sequence of mutations."""
     yield from seeds
     while True:
         yield mutated(random.choice(seeds), seeds, random)
 
 
 def fuzz(run: Run, seeds: Sequence[bytes], seed: int, most: int | None = None, seconds: float | None = None) -> int:
-    """Feeds `most` inputs, or as many as `seconds` allow; returns how many. Raises what the decoder should not have."""
+    """Runs `most` inputs, or as many as `seconds` allow; returns their number. Raises what the decoder must not raise."""
     random = random_of(seed)
     until = None if seconds is None else time.monotonic() + seconds
     for number, data in zip(count(), inputs(seeds, random), strict=False):
@@ -120,12 +120,12 @@ def fuzz(run: Run, seeds: Sequence[bytes], seed: int, most: int | None = None, s
 
 
 def among(code: int, codes: Container[int]) -> None:
-    """What a refusal's code must be."""
+    """Checks the code of a rejection."""
     assert code in codes, code
 
 
 def main(run: Run, seeds: Sequence[bytes], about: str | None) -> None:
-    """The command line of a fuzzer."""
+    """Runs the command line of a fuzzer."""
     parser = argparse.ArgumentParser(description=(about or "").partition("\n")[0])
     parser.add_argument("--seconds", type=float, default=10, help="how long (default: 10)")
     parser.add_argument("--seed", type=int, default=int(time.time()), help="what to begin with (default: the time)")

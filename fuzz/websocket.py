@@ -1,4 +1,4 @@
-"""Fuzzes the WebSocket decoder: any bytes, in any chunks, are events or the end with a code of RFC 6455 §7.4.1."""
+"""Fuzzes the WebSocket decoder: any bytes, in any chunks, are events, or end the connection with a code of RFC 6455 §7.4.1."""
 
 import contextlib
 from random import Random
@@ -16,7 +16,7 @@ CODES = {1002, 1003, 1007, 1009}
 
 
 def masked(opcode: Opcode, payload: bytes, fin: bool = True) -> bytes:
-    """A client's frame, with the same mask every time."""
+    """Returns a client's frame; the mask is always the same."""
     head = bytes(Frame(opcode, payload, fin).serialize(mask=False))
     at = 2 if len(payload) < 126 else 4 if len(payload) < 65_536 else 10
     mask = b"\x01\x02\x03\x04"
@@ -52,7 +52,7 @@ def run(data: bytes, random: Random) -> None:
 
 
 def whole(frame: bytes) -> None:
-    """A control frame has at most 125 bytes behind its header (RFC 6455 §5.5)."""
+    """A control frame has at most 125 bytes after its header (RFC 6455 §5.5)."""
     assert len(frame) - 2 == frame[1] <= 125
 
 

@@ -1,4 +1,4 @@
-"""A real browser, driven over its DevTools protocol, and a web server for what it shows."""
+"""A real browser, controlled over its DevTools protocol, and a web server for its pages."""
 
 import contextlib
 import http.server
@@ -39,12 +39,12 @@ FILES = {
 
 
 def find() -> str | None:
-    """A Chromium of this machine."""
+    """Returns the path of Chromium on this machine."""
     return next(filter(None, map(shutil.which, NAMES)), None)
 
 
 class Tab:
-    """One page. `evaluate` is what a person would type into its console."""
+    """One page of the browser. `evaluate` runs JavaScript like the console of the page."""
 
     def __init__(self, browser: "Browser", url: str) -> None:
         self._browser = browser
@@ -71,14 +71,14 @@ class Tab:
         return found
 
     def until(self, *what: object, deadline: float = DEADLINE) -> None:
-        """Waits until the page has seen this."""
+        """Waits until the page has reported this event."""
         try:
             wait_until(lambda: list(what) in self.seen, f"the page sees {what}", deadline)
         except AssertionError as exc:
             raise AssertionError(f"{exc}; it has seen {self.seen}") from None
 
     def close(self) -> None:
-        """As a person closes it: the page is not asked."""
+        """Closes the page without waiting for its scripts, as a person does."""
         self._browser.call("Target.closeTarget", {"targetId": self._target})
 
 
@@ -109,7 +109,7 @@ class Browser:
 
 @contextlib.contextmanager
 def browsing(program: str) -> Iterator[Browser]:
-    """A browser for the length of a `with` block."""
+    """Runs a browser for the length of a `with` block."""
     with tempfile.TemporaryDirectory(prefix="p1-browser-", ignore_cleanup_errors=True) as folder, serving() as pages:
         process = subprocess.Popen(
             [program, *FLAGS, f"--user-data-dir={folder}", "about:blank"],
@@ -132,7 +132,7 @@ def browsing(program: str) -> Iterator[Browser]:
 
 
 class Pages(http.server.BaseHTTPRequestHandler):
-    """The page, the library, and the endpoint at which a backend would sign subscriptions."""
+    """Serves the page, the library, and an endpoint that signs subscriptions like a backend."""
 
     def do_GET(self) -> None:
         path, kind = FILES.get(self.path, (None, ""))
@@ -161,7 +161,7 @@ class Pages(http.server.BaseHTTPRequestHandler):
 
 @contextlib.contextmanager
 def serving() -> Iterator[str]:
-    """A web server for the pages: of another origin than Push1st's, as a page's usually is."""
+    """Runs a web server for the pages. Its origin differs from that of Push1st, as it does in practice."""
     with http.server.ThreadingHTTPServer(("127.0.0.1", 0), Pages) as server:
         thread = threading.Thread(target=server.serve_forever)
         thread.start()

@@ -1,4 +1,4 @@
-"""A server for all tests of this folder, and clients that are gone when their test is."""
+"""A server for all tests of this folder, and clients that are closed when their test ends."""
 
 import contextlib
 from collections.abc import Callable, Iterator
@@ -14,20 +14,20 @@ from tests.support.pusher_socket import PusherSocket, pusher_socket
 
 @pytest.fixture(scope="session")
 def server() -> Iterator[ServerProcess]:
-    """The server that most tests share. Each test uses channels of its own."""
+    """Runs the server that most tests share. Each test uses channels of its own."""
     with running(apps=APPS) as process:
         yield process
 
 
 @pytest.fixture
 def connect(server: ServerProcess, stack: contextlib.ExitStack) -> Callable[..., PusherSocket]:
-    """Pusher connections to the shared server, as many as called for."""
+    """Makes Pusher connections to the shared server."""
     return lambda key="app-key", **options: stack.enter_context(pusher_socket(server, key, **options))
 
 
 @pytest.fixture
 def node(stack: contextlib.ExitStack) -> Callable[..., NodeProcess]:
-    """Node processes, as many as called for."""
+    """Makes processes of Node.js."""
 
     def start(script: str, **options: Any) -> NodeProcess:
         process = NodeProcess(script, options)

@@ -1,4 +1,4 @@
-"""A server with several workers, seen from outside: its processes, by `ps`, and what each worker has, by its metrics."""
+"""A server with several workers as seen from outside: `ps` lists its processes, and the metrics show the state of each worker."""
 
 import contextlib
 import os
@@ -18,18 +18,18 @@ from tests.support.pusher_socket import PusherSocket, pusher_socket
 
 ROOM = "presence-room"
 GONE_SECONDS = 13
-"""in which what a dead machine had is gone (docs/scaling.md): a lease of 10, a look every 3"""
+"""time until the entries of a dead machine are evicted (docs/scaling.md): a lease of 10 seconds, and a check every 3 seconds"""
 
 SAMPLE = re.compile(r'(?m)^(\w+)\{(?:[^}]*,)?worker="(\d+)"[^}]*\} ([0-9.e+]+)$')
 MAX_TRIES = 60
-"""connections until one is where it is wanted: by chance not in one of 2 ** 60 runs"""
+"""connections until one reaches the wanted worker; by chance none does in one of 2 ** 60 runs"""
 
 
 @contextlib.contextmanager
 def machine(
     workers: int = 2, config: Mapping[str, Any] | None = None, apps: Mapping[str, Any] | None = None
 ) -> Iterator[ServerProcess]:
-    """A server with so many workers, all ready."""
+    """Runs a server with this number of workers, all ready."""
     with running(merged({"server": {"workers": workers}}, config or {}), apps) as server:
         until_workers(server, workers)
         yield server
@@ -40,7 +40,7 @@ def until_workers(server: ServerProcess, count: int) -> None:
 
 
 def figure(server: ServerProcess, name: str) -> float:
-    """A metric without labels."""
+    """Returns a metric without labels."""
     text = server.get("/metrics").body.decode()
     found = re.search(rf"(?m)^{name} ([0-9.e+]+)$", text)
     assert found, text
@@ -48,7 +48,7 @@ def figure(server: ServerProcess, name: str) -> float:
 
 
 def by_worker(server: ServerProcess, name: str) -> dict[int, float]:
-    """A metric of each worker, summed over its other labels."""
+    """Returns a metric of each worker, summed over its other labels."""
     found: dict[int, float] = {}
     for metric, worker, value in SAMPLE.findall(server.get("/metrics").body.decode()):
         if metric == name:
@@ -57,7 +57,7 @@ def by_worker(server: ServerProcess, name: str) -> dict[int, float]:
 
 
 def children(pid: int) -> dict[int, str]:
-    """The command lines of a process's children."""
+    """Returns the command lines of a process's children."""
     listed = subprocess.run(
         [program("ps", "procps"), "-A", "-ww", "-o", "pid=,ppid=,command="], capture_output=True, text=True, check=True
     ).stdout
@@ -71,20 +71,20 @@ def supervisor(server: ServerProcess) -> int:
 
 
 def workers(server: ServerProcess) -> dict[int, int]:
-    """The processes of the workers that are there, by their numbers."""
+    """Returns the process ids of the running workers by their numbers."""
     there = children(supervisor(server))
     ready = re.findall(r"worker ready .*pid=(\d+) worker=(\d+)", server.output)
     return {int(number): int(pid) for pid, number in ready if int(pid) in there}
 
 
 def engine(server: ServerProcess) -> int:
-    """The process of the embedded engine."""
+    """Returns the process id of the embedded engine."""
     (pid,) = [pid for pid, command in children(supervisor(server)).items() if "engine.sock" in command]
     return pid
 
 
 def exists(pid: int) -> bool:
-    """Whether a process is there; one that is dead and whose end nobody has asked for is not."""
+    """Returns whether a process runs; a zombie does not."""
     state = subprocess.run(
         [program("ps", "procps"), "-o", "stat=", "-p", str(pid)], capture_output=True, text=True, check=False
     ).stdout.strip()
@@ -96,7 +96,7 @@ def kill(pid: int, number: int = signal.SIGKILL) -> None:
 
 
 def connect_to(server: ServerProcess, number: int, stack: contextlib.ExitStack) -> PusherSocket:
-    """A client of one worker."""
+    """Connects a client to one worker."""
     for _ in range(MAX_TRIES):
         before = by_worker(server, "push1st_connections_opened_total").get(number, 0)
         with contextlib.ExitStack() as attempt:
@@ -108,20 +108,20 @@ def connect_to(server: ServerProcess, number: int, stack: contextlib.ExitStack) 
 
 
 def reconfigure(server: ServerProcess, change: Mapping[str, Any]) -> None:
-    """Lays a change on the configuration file of a running server."""
+    """Merges a change into the configuration file of a running server."""
     file = server.folder / "server.yml"
     file.write_text(yaml.safe_dump(merged(yaml.safe_load(file.read_text()), change)))
 
 
 def reload(server: ServerProcess, outcome: str = "reloaded") -> None:
-    """Has the server read its configuration again, and waits until its log says how that went."""
+    """Makes the server read its configuration again, and waits until its log has the outcome."""
     before = server.output.count(outcome)
     kill(supervisor(server), signal.SIGHUP)
     wait_until(lambda: server.output.count(outcome) > before, f"the log says: {outcome}", 30)
 
 
 def until_delivered(server: ServerProcess, channel: str, clients: Sequence[PusherSocket], deadline: float = 15) -> None:
-    """Publishes again and again until every client has got something; while the engine is away the answer is 503."""
+    """Publishes repeatedly until each client has received an event; without the engine the answer is 503."""
     end = time.monotonic() + deadline
     waiting = list(clients)
     while waiting:
@@ -135,7 +135,7 @@ def until_delivered(server: ServerProcess, channel: str, clients: Sequence[Pushe
 
 
 def copy(source: socket.socket, sink: socket.socket) -> None:
-    """What a proxy does with each direction of a connection, until either side ends it."""
+    """Copies one direction of a connection, as a proxy does, until either side ends it."""
     with contextlib.suppress(OSError):
         while data := source.recv(65_536):
             sink.sendall(data)
@@ -147,7 +147,7 @@ def copy(source: socket.socket, sink: socket.socket) -> None:
 
 @contextlib.contextmanager
 def again_and_again(action, failures: list[str]) -> Iterator[list[int]]:
-    """Does something in a thread until the end of the block; counts how often, and keeps what goes wrong."""
+    """Repeats an action in a thread until the end of the block; counts the successes and stores the failures."""
     done = [0]
     over = threading.Event()
 

@@ -1,7 +1,7 @@
-"""Nodes of a cluster within one process, and their clients: each node with its own connection to a real server.
+"""Nodes of a cluster within one process, and their clients. Each node has its own connection to a real server.
 
-A client writes down what it is told, and fails at once when that contradicts itself: a member that comes twice or goes
-without having come, a message that comes twice or to one who is not subscribed.
+A client records all events that it receives, and fails at once if they contradict each other: a member that is added twice, or
+removed without having been added; a message that arrives twice, or without a subscription.
 """
 
 import asyncio
@@ -67,7 +67,7 @@ WIRE = Wire()
 
 @contextmanager
 def hurried(module: ModuleType = shard, **seconds: float) -> Iterator[None]:
-    """Heartbeats and recoveries follow each other faster; the lease is not shortened: tests end it themselves."""
+    """Shortens the time between heartbeats and the recovery. The lease keeps its length: tests expire it themselves."""
     before = {name: getattr(module, name) for name in seconds}
     for name, value in seconds.items():
         setattr(module, name, value)
@@ -79,7 +79,7 @@ def hurried(module: ModuleType = shard, **seconds: float) -> Iterator[None]:
 
 
 async def until(true: Callable[[], object], what: Callable[[], object] = lambda: "") -> None:
-    """Waits for a condition."""
+    """Waits until a condition is true; fails after `SETTLED_SECONDS`."""
     deadline = time.monotonic() + SETTLED_SECONDS
     while not true():
         assert time.monotonic() < deadline, what()
@@ -87,12 +87,12 @@ async def until(true: Callable[[], object], what: Callable[[], object] = lambda:
 
 
 class Backend:
-    """A backend with webhooks: what it believes of who is where, by the edges it got, whichever node sent them."""
+    """A backend with webhooks: derives occupied channels and members from the edges of all nodes."""
 
     def __init__(self) -> None:
         self.there: set[tuple[str, str | None]] = set()
         self.contradictions: list[str] = []
-        """edges that did not take turns"""
+        """edges that did not alternate"""
 
     def webhook(self, kind: str, channel: str, user_id: str | None) -> None:
         key = channel, user_id
@@ -126,7 +126,7 @@ class Place:
         self.frozen = False
 
     def send_edges_to(self, backend: Backend) -> "Place":
-        """As webhooks would."""
+        """Sends the edges of this node to a backend, like webhooks."""
         config = app_config(webhooks=(EDGES,))
         board = HookDispatcher([config], HooksConfig(), "", SystemClock(), random.getrandbits, Counter(), Counter(), Counter())
 
@@ -152,12 +152,12 @@ class Place:
 
     @property
     def reads(self) -> bool:
-        """Whether it has the ledger of what hooks believe, of its first shard."""
+        """Whether the node reads hook events and has the ledger of its first shard."""
         return self.shards[0]._ledger.there is not None
 
     @property
     def publishes(self) -> bool:
-        """Whether it may publish."""
+        """Whether the node may publish."""
         return all(one.outlet is not None for one in self.shards)
 
     def client(self) -> "Client":
@@ -169,13 +169,13 @@ class Place:
         return self.node.publish(self.app, channel, "e", data, self.node.stamp(), **more)
 
     def drop(self) -> None:
-        """Its connection to the broker is lost."""
+        """Ends the connections of the node to the broker."""
         for one in self.shards:
             if one.link is not None:
                 one.link.abort()
 
     def freeze(self, valkey: Valkey) -> None:
-        """It stands still from here on, for longer than its lease."""
+        """Stops the node until `thaw`; its lease expires."""
         self.frozen = True
         for one in self.shards:
             assert one.link is not None
@@ -184,7 +184,7 @@ class Place:
             valkey.ask("DEL", f"{one.base}:lease:{self.name}")
 
     def thaw(self) -> None:
-        """It goes on, with the timers first, as a loop does."""
+        """Resumes the node; the loop runs its timers first."""
         if not self.frozen:
             return
         self.frozen = False
@@ -198,7 +198,7 @@ class Place:
                 one._connection._transport.resume_reading()
 
     def watch_own(self) -> None:
-        """Has it fail when its clients are told that members, or users, have gone that are here all the time."""
+        """Makes the node fail if its clients receive the removal of members or users that never left."""
         receive = self.broker._views.receive
 
         def watched(message: Message) -> int:
@@ -217,7 +217,7 @@ class Place:
         self.broker._views.receive = watched
 
     def crash(self) -> None:
-        """It is gone, without a word to anybody."""
+        """Ends the node without deregistering it."""
         self.dead = True
         for client in self.clients:
             client.dead = True
@@ -236,7 +236,7 @@ class Place:
 
 
 class Client:
-    """An outlet of a session that keeps what it reads. user: of the presence channels it joins."""
+    """The outlet of a session; records events. user: the user on the presence channels that the client joins."""
 
     def __init__(self, place: Place) -> None:
         self.place = place
@@ -251,7 +251,7 @@ class Client:
         self.session = Session(place.node, place.app, self, WIRE, self.write, "192.0.2.1")
         self.session.enter(ClientRequest(), self.enter)
 
-    # What it is told
+    # Events
 
     def enter(self) -> None:
         self.entered = True
@@ -321,7 +321,7 @@ class Client:
     def fail(self) -> None:
         self.place.failures.append(repr(sys.exception()))
 
-    # What it does
+    # Commands
 
     @property
     def on(self) -> set[str]:
@@ -341,7 +341,7 @@ class Client:
         self.session.handle(Unsubscribe(channel))
 
     def lose(self) -> None:
-        """Its connection ends."""
+        """Ends the connection of the client."""
         self.session.expire()
 
     def has(self, kind: type) -> bool:
@@ -353,7 +353,7 @@ __all__ = ["CacheMissed", "Client", "Place", "SignedIn", "hurried", "spawn", "un
 
 @asynccontextmanager
 async def nodes(**limits: int) -> AsyncIterator[tuple[Valkey, Place, Place]]:
-    """A server of their own, and two nodes."""
+    """Starts a server and two nodes."""
     valkey = Valkey()
     try:
         with hurried(BEAT_SECONDS=0.05, RECOVERY_SECONDS=0.5), hurried(events_consumer, HOLD_SECONDS=0, BLOCK_MS=50):
@@ -371,7 +371,7 @@ async def nodes(**limits: int) -> AsyncIterator[tuple[Valkey, Place, Place]]:
 
 
 async def on(place: Place, channel: str, user: str = "") -> Client:
-    """A client that is on a channel."""
+    """Subscribes a new client to a channel."""
     client = place.client()
     client.join(channel, user)
     await until(lambda: channel in client.messages)
@@ -379,7 +379,7 @@ async def on(place: Place, channel: str, user: str = "") -> Client:
 
 
 async def status(publishing: Any) -> int:
-    """As the API would answer."""
+    """Returns the status that the API would answer."""
     try:
         await publishing
     except Refused as refused:

@@ -1,10 +1,10 @@
-"""The way to a broker, which can be blocked: a proxy by which one machine reaches it, while others reach it directly.
+"""A proxy between one machine and the broker; it can block the connections, while other machines reach the broker directly.
 
-There are three ways to lose it. `swallow` is what a pulled cable or a packet filter does: nothing comes through any more,
-and nobody is told, not even of connections that end. `refuse` ends them all and takes none. `cut` ends them once. After
-`open` it is as before; what was swallowed comes late where both ends have waited for it, and is lost with its connection
-where one has not. `open(forget=True)` is what a firewall does that has forgotten: connections from before stay dead;
-`forget` does so to one of them.
+The proxy blocks in three ways. `swallow` acts like a pulled cable or a packet filter: no byte passes, and neither side learns
+that a connection ended. `refuse` ends all connections and accepts none. `cut` ends all connections once. `open` ends the
+blocking. Swallowed bytes then arrive late if both ends have kept their connection, and are lost otherwise.
+`open(forget=True)` acts like a firewall that lost its state: connections from before stay dead. `forget` does this to one
+connection.
 """
 
 import asyncio
@@ -20,14 +20,14 @@ LINGER_NONE = b"\1\0\0\0\0\0\0\0"
 
 
 class Pair:
-    """A connection, and the one to the broker that stands behind it, once there is one."""
+    """A connection of the machine, and the connection to the broker that belongs to it, if it exists yet."""
 
     def __init__(self) -> None:
         self.ends: list[End] = []
         self.connecting = False
         self.forgotten = False
         self.said = b""
-        """by the machine, first"""
+        """the first bytes that the machine sent"""
 
     @property
     def broken(self) -> bool:
@@ -39,7 +39,7 @@ class Pair:
 
 
 class End(asyncio.Protocol):
-    """One of the two connections. held: what it has sent and the other has not got."""
+    """One of the two connections. held: bytes that this side sent and the other side has not received."""
 
     transport: asyncio.Transport
 
@@ -67,7 +67,7 @@ class End(asyncio.Protocol):
 
 
 class Road:
-    """path: of the broker's Unix socket. It runs in a thread of its own, so that whoever uses it may be blocked."""
+    """path: the broker's Unix socket. The proxy runs in a thread of its own, so that a blocked test does not block the proxy."""
 
     def __init__(self, path: str) -> None:
         self._path = path
@@ -97,7 +97,7 @@ class Road:
         self.do(lambda: setattr(self, "_swallows", True))
 
     def forget(self, word: bytes) -> None:
-        """Swallows all of the connection that said this at first."""
+        """Swallows all bytes of the connection whose first bytes contain this text."""
         (found,) = [pair for pair in self._pairs if word in pair.said]
         self.do(lambda: setattr(found, "forgotten", True))
 
@@ -123,7 +123,7 @@ class Road:
         self._thread.join()
         self._loop.close()
 
-    # In its thread
+    # In the thread of the proxy
 
     async def _listen(self) -> None:
         if self._server is None:
@@ -142,7 +142,7 @@ class Road:
             pair.abort()
 
     def passes(self, pair: Pair) -> None:
-        """Does what became of a connection, unless it is blocked."""
+        """Applies an event of a connection, unless the proxy is blocked."""
         self._pairs.add(pair)
         if self._swallows or pair.forgotten:
             if all(end.lost for end in pair.ends):

@@ -1,6 +1,6 @@
-"""`push1st serve` in this process: the command in the main thread, its clients and backends in another.
+"""Runs `push1st serve` in this process: the command in the main thread, its clients and backends in another thread.
 
-So a debugger and `make coverage` see the whole server. tests/clients has the same server in a process of its own.
+So a debugger and `make coverage` see the whole server. tests/clients runs the same server in a process of its own.
 """
 
 import contextlib
@@ -23,7 +23,7 @@ from tests.support.process import DEADLINE, ServerProcess
 
 
 class Output(io.StringIO):
-    """A stream that a thread may wait on until a text is written to it."""
+    """A stream; a thread may wait until a text is written to it."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -36,7 +36,7 @@ class Output(io.StringIO):
         return size
 
     def wait_for(self, text: str, times: int = 1) -> str:
-        """Returns all output once the text has been written so many times."""
+        """Waits until the text has been written this number of times; returns all output."""
         with self._changed:
             found = self._changed.wait_for(lambda: self.getvalue().count(text) >= times, DEADLINE)
             assert found, f"{text!r} was not written {times} times:\n{self.getvalue()}"
@@ -51,7 +51,7 @@ class Inside(ServerProcess):
         self._monkeypatch = monkeypatch
         self.log = Output()
         self.may_trace = False
-        """whether the log of a good server may contain the trace of an exception"""
+        """whether the log may contain the trace of an exception"""
 
     @property
     def config(self) -> str:
@@ -62,7 +62,7 @@ class Inside(ServerProcess):
         return self.log.getvalue()
 
     def serve(self, visit: Callable[[], None], *options: str) -> int:
-        """Runs the command, and `visit` in another thread once it is ready; stops it then. Returns its exit code."""
+        """Runs the command; calls `visit` in another thread when the server is ready, then stops it. Returns its exit code."""
         failures: list[BaseException] = []
         ended = threading.Event()
 
@@ -95,10 +95,10 @@ class Inside(ServerProcess):
 
 @contextlib.contextmanager
 def plain_process() -> Iterator[None]:
-    """Restores afterwards what a server changes for its whole process."""
+    """Restores the signal handlers, logging and garbage collection that a server changes for its whole process."""
     handlers = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)}
     threshold, roots, level = gc.get_threshold(), logging.root.handlers[:], logging.root.level
-    signal.signal(signal.SIGTERM, lambda *_: None)  # one that comes when the server has just ended
+    signal.signal(signal.SIGTERM, lambda *_: None)  # a signal that arrives when the server has just ended
     try:
         yield
     finally:

@@ -1,4 +1,4 @@
-"""The Redis broker on a real server, for the suite that every broker passes."""
+"""The Redis broker on a real server, for the suite that all brokers pass."""
 
 import atexit
 from collections.abc import Mapping
@@ -18,7 +18,7 @@ _prefixes = count(1)
 
 @cache
 def valkey() -> Valkey:
-    """One server for all tests; each broker has a prefix of its own."""
+    """Starts one server for all tests; each broker has a prefix of its own."""
     server = Valkey()
     atexit.register(server.close)
     return server
@@ -26,21 +26,21 @@ def valkey() -> Valkey:
 
 @cache
 def cluster() -> Cluster:
-    """Three servers that share the keys, for all tests."""
+    """Starts three servers that share the keys, for all tests."""
     servers = Cluster()
     atexit.register(servers.close)
     return servers
 
 
 def redis_broker(url: str, hooked: Mapping[str, str] = MappingProxyType({"app-a": "s", "app-b": "s"})) -> Redis:
-    """One node's, alone under its prefix."""
+    """Makes the broker of one node, alone under its prefix."""
     numbers = count(1)
     prefix = f"t{next(_prefixes)}"
     return Redis(f"{url}?prefix={prefix}", lambda: (next(numbers), NOW), "node", Metrics(), lambda: hooked, lambda _: None)
 
 
 class Settled:
-    """A broker whose calls return when all they cause has arrived."""
+    """A broker whose calls return after all messages that they cause have arrived."""
 
     def __init__(self, broker: Redis) -> None:
         self._broker = broker

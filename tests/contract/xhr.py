@@ -15,7 +15,7 @@ SUBSCRIBE = json.dumps([json.dumps({"event": "pusher:subscribe", "data": {"chann
 
 @contextlib.contextmanager
 def request(port: int, endpoint: str, body: str = "") -> Iterator[http.client.HTTPConnection]:
-    """A request of the session of an HTTP fallback, sent and not answered yet."""
+    """Sends a request of an HTTP fallback session, without waiting for the answer."""
     connection = http.client.HTTPConnection("127.0.0.1", port, timeout=DEADLINE)
     try:
         connection.request("POST", f"{XHR}/{endpoint}?{QUERY}", body, {"Content-Type": "text/plain"})
@@ -26,13 +26,13 @@ def request(port: int, endpoint: str, body: str = "") -> Iterator[http.client.HT
 
 @contextlib.contextmanager
 def xhr(port: int, endpoint: str, body: str = "") -> Iterator[http.client.HTTPResponse]:
-    """The same, and the head of its answer."""
+    """Sends a request of an HTTP fallback session, and waits for the head of the answer."""
     with request(port, endpoint, body) as connection:
         yield connection.getresponse()
 
 
 def poll(port: int) -> list[bytes]:
-    """The lines of one poll."""
+    """Returns the lines of one poll."""
     with xhr(port, "xhr") as response:
         return response.read().splitlines()
 
@@ -46,6 +46,6 @@ def open_session(port: int) -> None:
 
 
 def frames(line: bytes) -> list[dict[str, Any]]:
-    """The Pusher frames in a line of an HTTP fallback."""
+    """Returns the Pusher frames in a line of an HTTP fallback."""
     assert line.startswith(b"a"), line
     return [json.loads(text) for text in json.loads(line[1:])]

@@ -1,23 +1,23 @@
-"""Reads the pages of the book, and does what a page says: writes its files, runs its commands, compares its answers.
+"""Reads the pages of the documentation and runs them: writes their files, runs their commands, compares the answers.
 
-A page is a story: its blocks are done from top to bottom, in one folder that begins empty. What a block is stands behind
-its language in the opening fence, where Markdown shows it to nobody:
+The test runs the blocks of a page from top to bottom, in one folder that is empty at first. The opening fence of a block names
+the kind of the block after its language, where Markdown does not show it:
 
     ```yaml file=server.yml      a file; a configuration is checked with `push1st check` at the end of the page
     ```bash                      run to its end; must succeed
     ```bash fails                run to its end; must fail
     ```bash background           started, and stopped at the end of the page
-    ```bash restart              the same, after what runs in the background is stopped
-    ```json answer               what the last command printed; `…` stands for anything, a number over 9999 for any other
+    ```bash restart              the same, after the background commands are stopped
+    ```json answer               the output of the last command; `…` matches anything, and a number over 9999 matches any number
     ```text answer               the same, word by word
-    ```text shows                what the last command in the background prints by now
-    ```js browser                run by Node with what a browser has
+    ```text shows                the output so far of the last background command
+    ```js browser                run by Node.js with the objects of a browser
     ```… same=deploy/FILE        a part of that file
     ```… fragment                a part of a configuration: checked inside a whole one
     ```… not-run                 not run; docs/README.md says why
 
-Ports of the demo, 6001 and 6002, and of backends, 5000 to 5004, are replaced by free ones, and paths of a whole machine by
-paths in the folder. Commands that change the machine, or need what is not there, have stand-ins: `STAND_INS`.
+The test replaces the ports of the demo (6001, 6002) and of backends (5000 to 5004) by free ports, and absolute paths by paths
+in the folder. Commands that change the machine, or need a missing program, have replacements: `STAND_INS`.
 """
 
 import contextlib
@@ -43,7 +43,7 @@ ROOT = Path(__file__).parents[2]
 PAGES = sorted([*ROOT.glob("*.md"), *ROOT.glob("docs/*.md"), *ROOT.glob("docs/decisions/*.md")])
 KINDS = ("file", "fails", "background", "restart", "answer", "shows", "browser", "same", "fragment", "not-run")
 ELSEWHERE = ("/etc/push1st", "/run/push1st", "/opt/push1st", "/var/lib/push1st")
-"""paths of a machine that a page sets up"""
+"""paths outside the folder that pages use"""
 _FENCE = re.compile(r"^```(\w[^\n]*)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 _LARGE = 9999
 
@@ -112,7 +112,7 @@ globalThis.document = { body: { append: (...what) => console.log(...what) } };
 
 @dataclass(frozen=True)
 class Block:
-    """One fenced block. words: what stands behind its language."""
+    """One fenced block. words: the words after its language."""
 
     page: Path
     line: int
@@ -128,12 +128,12 @@ class Block:
         return word in self.words
 
     def value(self, word: str) -> str:
-        """What stands behind `word=`, or nothing."""
+        """Returns the text after `word=`, or an empty text."""
         return next((one.partition("=")[2] for one in self.words if one.startswith(f"{word}=")), "")
 
 
 def blocks(page: Path) -> list[Block]:
-    """The blocks of a page in their order. Indented ones are text."""
+    """Returns the blocks of a page in their order. Indented blocks are text."""
     text = page.read_text("utf-8")
     found = []
     for match in _FENCE.finditer(text):
@@ -143,12 +143,12 @@ def blocks(page: Path) -> list[Block]:
 
 
 def is_run(block: Block) -> bool:
-    """Whether it is a command or a file, and not what something prints."""
+    """Returns whether the block is a command or a file, and not an expected output."""
     return not any(block.says(word) for word in ("not-run", "answer", "shows"))
 
 
 class Background:
-    """A command that goes on, and what it prints."""
+    """A background command and its output."""
 
     def __init__(self, command: str, folder: Path, env: dict[str, str], number: int) -> None:
         self.output = folder / f".output-{number}"
@@ -168,7 +168,7 @@ class Background:
         return self.output.read_text("utf-8", "replace")
 
     def stop(self) -> None:
-        """Ends it and what it started, as Ctrl-C does."""
+        """Ends the command and the processes it started, as Ctrl-C does."""
         with contextlib.suppress(ProcessLookupError):
             os.killpg(self.process.pid, signal.SIGINT)
         try:
@@ -179,7 +179,7 @@ class Background:
 
 
 class Story:
-    """A page that is being done, in a folder of its own."""
+    """A page in progress, in a folder of its own."""
 
     def __init__(self) -> None:
         self.folder = Path(tempfile.mkdtemp(prefix="p1-"))  # short: the path of a Unix socket has at most 107 bytes
@@ -200,11 +200,11 @@ class Story:
             (self.folder / "deploy" / file.name).write_text(self.here(file.read_text()))
         (self.folder / "node_modules").symlink_to(MODULES)
         self.env = {name: value for name, value in os.environ.items() if not name.startswith("PUSH1ST_")}
-        self.env["PUSH1ST_SERVER_DRAIN"] = "0"  # nobody waits for a load balancer here
+        self.env["PUSH1ST_SERVER_DRAIN"] = "0"  # no load balancer needs time here
         self.env["PATH"] = os.pathsep.join((str(commands), str(Path(sys.prefix) / "bin"), self.env["PATH"]))
 
     def here(self, text: str) -> str:
-        """The text with ports and paths that are ours."""
+        """Returns the text with the ports and paths of this test."""
         for port, ours in self.ports.items():
             text = re.sub(rf"\b{port}\b", str(ours), text)
         for path in ELSEWHERE:
@@ -212,7 +212,7 @@ class Story:
         return text
 
     def do(self, block: Block) -> None:
-        """One block. Raises AssertionError with its place."""
+        """Runs one block. Raises AssertionError with the line of the block."""
         unknown = [word for word in block.words if word.partition("=")[0] not in KINDS]
         assert not unknown, f"{block.place}: unknown words {unknown}"
         text = self.here(block.text)
@@ -242,7 +242,7 @@ class Story:
             raise AssertionError(f"{block.place}: a block of {block.language} must say what it is, or not-run")
 
     def end(self) -> None:
-        """Checks the configurations, stops what runs."""
+        """Checks the configurations and stops the background commands."""
         try:
             for file in self.configurations:
                 self.check(file)
@@ -271,7 +271,7 @@ class Story:
             self.configurations.append(file)
 
     def _check_fragment(self, block: Block, text: str) -> None:
-        """Part of server.yml, or of a file of apps."""
+        """Checks a part of server.yml, or of a file of apps."""
         self._fragments += 1
         folder = self.folder / f".fragment-{self._fragments}"
         folder.mkdir()
@@ -322,7 +322,7 @@ class Story:
             self.printed += done.stderr
 
     def _browse(self, block: Block, text: str) -> None:
-        """A page's script, left running."""
+        """Starts a script of the page in the background."""
         file = self.folder / f".browser-{block.line}.mjs"
         file.write_text(BROWSER + text)
         self.background.append(
@@ -353,12 +353,12 @@ class Story:
 
 
 def pattern(text: str) -> re.Pattern[str]:
-    """`…` stands for anything."""
+    """Compares texts; `…` matches anything."""
     return re.compile(".*?".join(re.escape(part) for part in text.strip().split("…")), re.DOTALL)
 
 
 def alike(want: Any, got: Any) -> bool:
-    """Whether JSON values are the same, up to `…` and large numbers."""
+    """Returns whether JSON values are equal, except for `…` and large numbers."""
     if isinstance(want, dict):
         return isinstance(got, dict) and want.keys() == got.keys() and all(alike(want[key], got[key]) for key in want)
     if isinstance(want, list):

@@ -1,4 +1,4 @@
-"""nginx and Caddy with TLS, as deploy/ configures them, in front of a real server: on free ports, with a certificate made now."""
+"""nginx and Caddy with TLS, as deploy/ configures them, in front of a real server, on free ports and with a new certificate."""
 
 import contextlib
 import datetime as dt
@@ -25,7 +25,7 @@ PROXIES = ("nginx", "caddy")
 
 
 class Proxy:
-    """A proxy that runs: its TLS port, one without TLS, its certificate, and its server."""
+    """A running proxy: its TLS port, its port without TLS, its certificate, and its server."""
 
     def __init__(self, port: int, bare: int, certificate: Path, server: ServerProcess) -> None:
         self.port = port
@@ -34,7 +34,7 @@ class Proxy:
         self.server = server
         self.context = ssl.create_default_context(cafile=str(certificate))
         self.context.verify_flags &= ~ssl.VERIFY_X509_STRICT
-        # For clients that read in one thread and write in another, which TLS objects of Python before 3.13 do not survive: with
+        # Some clients read in one thread and write in another. TLS objects of Python before 3.13 do not support that: with
         # TLS 1.3 tickets come behind the handshake, just when the request is written, and it may be lost. Others speak 1.3.
         self.threads = ssl.create_default_context(cafile=str(certificate))
         self.threads.verify_flags &= ~ssl.VERIFY_X509_STRICT
@@ -46,7 +46,7 @@ class Proxy:
 
 
 def certificate(folder: Path) -> tuple[Path, Path]:
-    """A certificate for this machine that signs itself; certificate and key as PEM files."""
+    """Makes a self-signed certificate for this machine; returns the PEM files of certificate and key."""
     key = ec.generate_private_key(ec.SECP256R1())
     name = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, "localhost")])
     now = dt.datetime.now(dt.UTC)
@@ -72,7 +72,7 @@ def certificate(folder: Path) -> tuple[Path, Path]:
 
 
 def replaced(text: str, pairs: dict[str, str]) -> str:
-    """The text with all of these replaced; each must be there, or the file is not what this test takes it for."""
+    """Returns the text with all of these replaced; fails if one is missing, because then the file has changed."""
     for old, new in pairs.items():
         assert old in text, f"{old!r} is not in the configuration any more"
         text = text.replace(old, new)
@@ -80,9 +80,9 @@ def replaced(text: str, pairs: dict[str, str]) -> str:
 
 
 def nginx_configuration(folder: Path, server: ServerProcess, port: int, bare: int, plain: int) -> str:
-    """deploy/nginx.conf on free ports of 127.0.0.1, inside what a distribution puts around it.
+    """Returns deploy/nginx.conf with free ports of 127.0.0.1, inside the main configuration of a distribution.
 
-    bare: a port without TLS, for what clients do only there. plain: the one that redirects.
+    bare: a port without TLS, for clients that support no TLS here. plain: the port that redirects.
     """
     site = replaced(
         (ROOT / "deploy" / "nginx.conf").read_text(),
@@ -104,7 +104,7 @@ def nginx_configuration(folder: Path, server: ServerProcess, port: int, bare: in
 
 
 def caddy_configuration(folder: Path, server: ServerProcess, port: int, bare: int, plain: int) -> str:
-    """deploy/Caddyfile for localhost, with a certificate of its own instead of one from outside."""
+    """Returns deploy/Caddyfile for localhost, with the certificate of this test."""
     site = replaced(
         (ROOT / "deploy" / "Caddyfile").read_text(),
         {
@@ -119,7 +119,7 @@ def caddy_configuration(folder: Path, server: ServerProcess, port: int, bare: in
 
 @contextlib.contextmanager
 def proxied(kind: str) -> Iterator[Proxy]:
-    """A server as the howto wants it, and the proxy before it. Skips when the proxy is not on this machine."""
+    """Runs a server as the howto configures it, and the proxy in front. Skips the test if the proxy is not on this machine."""
     proxy = program(kind)
     folder = Path(tempfile.mkdtemp(prefix="p1-proxy-"))
     certificate(folder)

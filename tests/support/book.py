@@ -1,4 +1,4 @@
-"""What every subscriber must read, written down the slow and obvious way: the model the fan-out is checked against."""
+"""A slow and simple model of the frames that each subscriber must read; tests compare the fan-out with it."""
 
 import re
 from collections.abc import Iterable
@@ -13,7 +13,7 @@ class Reader(Protocol):
 
 
 class Page:
-    """One connection's: what it is owed, in order, each frame with its channel ("" for direct replies)."""
+    """The frames that one connection must read, in order, each with its channel ("" for direct replies)."""
 
     def __init__(self, prefix: str) -> None:
         self.prefix = prefix
@@ -24,10 +24,10 @@ class Page:
 
 
 class Book:
-    """Frames are numbered, so that each says where it belongs.
+    """The model of all connections. Frames are numbered, so that each frame identifies itself.
 
-    Order is promised per channel, and between a channel and direct replies, not across channels (invariant 2): so
-    what is compared is, for each channel, the sequence of its frames and the direct ones.
+    Order is guaranteed within a channel, and between a channel and direct replies, and not across channels (invariant 2). So
+    the model compares, for each channel, the sequence of its frames and of direct replies.
     """
 
     def __init__(self) -> None:
@@ -48,7 +48,7 @@ class Book:
         self._pages[reader].on.discard(channel)
 
     def lose(self, reader: Reader) -> None:
-        """It is gone: what it has read is all it will ever read."""
+        """Marks a connection as lost: it must read nothing more."""
         page = self._pages[reader]
         page.lost = True
         page.on.clear()
@@ -78,7 +78,7 @@ class Book:
         return count
 
     def check(self, reader: Reader, complete: bool = False) -> None:
-        """What a connection has read is the beginning of what it must read; all of it, if `complete`."""
+        """Checks that a connection has read the beginning of its frames, or all of them if `complete`."""
         page = self._pages[reader]
         received = reader.received
         if page.final is not None:
@@ -91,7 +91,7 @@ class Book:
         for channel in {channel for channel, _ in page.owed} | {""}:
             want = [frame for of, frame in page.owed if of in ("", channel)]
             got = [frame for frame in read if kinds[frame] in ("", channel)]
-            # A direct frame may be read before another channel's, but what is read of these two is in order.
+            # A direct reply may precede frames of another channel, but within this channel and the replies the order is fixed.
             assert got == [frame for frame in want if frame in set(got)], f"out of order on {channel!r}: {got}, not {want}"
             missing = [frame for frame in want if frame not in set(got)]
             assert got + missing == want, f"gaps on {channel!r}: {got}, not the beginning of {want}"

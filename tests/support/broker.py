@@ -12,10 +12,10 @@ from tests.support.loop import turns
 
 
 class SlowBroker:
-    """The memory broker, and what a network adds to it: calls wait while they are held, and only the topics
-    subscribed to are received. Changes of one topic keep their order, as they do on one connection to a broker.
+    """The memory broker with the delays of a network: calls wait while a test holds them, and the node receives only messages of
+    topics that it has subscribed to. Changes of one topic keep their order, as on one connection to a broker.
 
-    held: names of calls that wait. calls: what was called, in order. fail: what a call raises, by its name.
+    held: names of calls that wait. calls: all calls in their order. fail: exceptions to raise, by the names of the calls.
     """
 
     def __init__(self, memory: Memory) -> None:
@@ -44,14 +44,14 @@ class SlowBroker:
         return [name for name, _ in self._waiting]
 
     async def let(self, *names: str) -> None:
-        """Lets the oldest waiting call of each of these names go on, one after another."""
+        """Resumes the oldest waiting call of each of these names, one after another."""
         for name in names:
             at = self.waiting.index(name)
             self._waiting.pop(at)[1].set_result(None)
             await turns()
 
     async def let_all(self) -> None:
-        """Nothing is held any more."""
+        """Resumes all waiting calls, and holds no later ones."""
         self.held.clear()
         while self._waiting:
             await self.let(self._waiting[0][0])

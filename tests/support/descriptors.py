@@ -10,7 +10,10 @@ LOGGED = "no file descriptors for more clients"
 
 
 def crowd(server: ServerProcess, count: int, stack: contextlib.ExitStack, address: str = "") -> Counter[int]:
-    """Clients that come and stay; what each was told, 0 for a welcome. address: as a proxy names it."""
+    """Connects clients that stay; returns how many got each close code, 0 for an established connection.
+
+    address: the client address that a proxy forwards.
+    """
     forwarded = f"X-Forwarded-For: {address}\r\n" if address else ""
     told: Counter[int] = Counter()
     for _ in range(count):

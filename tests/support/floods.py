@@ -34,11 +34,11 @@ FLOODS = {
         post("/app/app-key/1/floodflood/xhr_send", json.dumps(['{"event":"pusher:ping","data":{}}'] * 100)),
     ),
 }
-"""what is sent first, and what is sent again and again"""
+"""bytes that are sent first, and bytes that are sent repeatedly"""
 
 
 def flood(port: int, opening: bytes, unit: bytes, over: threading.Event) -> None:
-    """Sends until it is over; connects again when the server ends the connection."""
+    """Sends until `over` is set; connects again when the server ends the connection."""
     data = unit * (CHUNK // len(unit))
     while not over.is_set():
         with contextlib.suppress(OSError), socket.create_connection(("127.0.0.1", port), DEADLINE) as one:

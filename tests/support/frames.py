@@ -9,7 +9,7 @@ from push1st.messages import Message
 
 
 class Wire:
-    """Frames are the data as it is."""
+    """A codec whose frames are the data itself."""
 
     def __init__(self, name: str = "plain") -> None:
         self.name = name
@@ -21,13 +21,13 @@ class Wire:
 
 
 def masked(opcode: Opcode, data: bytes | str, fin: bool = True) -> bytes:
-    """A frame as a client sends it."""
+    """Returns a frame as a client sends it."""
     payload = data.encode() if isinstance(data, str) else data
     return bytes(Frame(opcode, payload, fin).serialize(mask=True))
 
 
 def text(data: str | object) -> bytes:
-    """A text frame of a client: a string as it is, anything else as JSON."""
+    """Returns a text frame of a client; a string is sent unchanged, other values as JSON."""
     return masked(Opcode.TEXT, data if isinstance(data, str) else json.dumps(data))
 
 
@@ -36,7 +36,7 @@ def close(code: int = 1000, reason: str = "") -> bytes:
 
 
 def frames(data: bytes) -> list[tuple[Opcode, bytes]]:
-    """What a client reads: opcode and payload of each frame. They must be whole, unmasked and unfragmented."""
+    """Returns opcode and payload of each frame that a client reads. The frames must be whole, unmasked and unfragmented."""
     found = []
     while data:
         opcode, size, at = Opcode(data[0] & 15), data[1], 2
@@ -53,12 +53,12 @@ def frames(data: bytes) -> list[tuple[Opcode, bytes]]:
 
 
 def texts(data: bytes) -> list[Any]:
-    """The text messages a client reads, decoded from JSON."""
+    """Returns the text messages that a client reads, decoded from JSON."""
     return [json.loads(payload) for opcode, payload in frames(data) if opcode is Opcode.TEXT]
 
 
 def close_of(data: bytes) -> tuple[int, str]:
-    """Code and reason of the close frame a client reads, which must be there and the last one."""
+    """Returns code and reason of the close frame that a client reads; it must be the last frame."""
     *_, (opcode, payload) = frames(data)
     assert opcode is Opcode.CLOSE, opcode
     return int.from_bytes(payload[:2], "big"), payload[2:].decode()

@@ -29,7 +29,7 @@ def request(method: str, path: str, body: bytes | str | None = None, *headers: s
 
 
 class Answer:
-    """One HTTP response, taken off the front of `data`."""
+    """The first HTTP response in `data`. `rest` has the bytes after it."""
 
     def __init__(self, data: bytes, head_only: bool = False) -> None:
         head, separator, rest = data.partition(b"\r\n\r\n")
@@ -53,7 +53,7 @@ class Answer:
 
 
 def answers(data: bytes) -> list[Answer]:
-    """All responses in what was written."""
+    """Returns all responses in `data`."""
     found = []
     while data:
         found.append(Answer(data))
@@ -66,7 +66,7 @@ def statuses(data: bytes) -> list[int]:
 
 
 def signed(method: str, path: str, body: bytes = b"", params: dict[str, str] | None = None, clock: Clock | None = None) -> str:
-    """The query of a signed API call."""
+    """Returns the query of a signed API call."""
     now = (clock or Clock()).wall() // 1_000_000_000
     query = auth.sign_request(KEY, SECRET, method, path, params or {}, body, now)
     return "&".join(f"{name}={value}" for name, value in query.items())

@@ -26,20 +26,20 @@ def pytest_pyfunc_call(pyfuncitem: pytest.Function) -> bool | None:
 
 
 async def turns(count: int = 4) -> None:
-    """Lets the loop go round: time does not pass."""
+    """Runs the loop for this number of turns, without a delay."""
     for _ in range(count):
         await asyncio.sleep(0)
 
 
 def done(coroutine: Coroutine[Any, Any, Any]) -> Any:
-    """The result of a coroutine that must not wait."""
+    """Returns the result of a coroutine that must not wait."""
     result = begin(coroutine)
-    assert not hasattr(result, "__await__"), "it waits"
+    assert not hasattr(result, "__await__"), "the coroutine waits"
     return result
 
 
 class Clock:
-    """Both clocks of a node, moved by hand."""
+    """The two clocks of a node; a test moves them."""
 
     def __init__(self, seconds: float = 1000.0) -> None:
         self.seconds = seconds
@@ -67,9 +67,9 @@ class Timer:
 
 
 class Turns:
-    """A loop's `call_soon` and `call_later`.
+    """The `call_soon` and `call_later` of a loop, under the control of a test.
 
-    `end` is the end of a turn: it runs what is due, not what that adds. `elapse`: the time has come for all timers.
+    `end` ends a turn: it runs the functions that are due, and not those that they add. `elapse` runs all timers.
     """
 
     def __init__(self) -> None:
@@ -94,7 +94,7 @@ class Turns:
             run()
 
     def drain(self, most: int = 5000) -> None:
-        """Ends turns until nothing is due any more, and no timer runs."""
+        """Ends turns until no function and no timer is due."""
         while self.due or self.timers:
             assert most, "the turns never end"
             most -= 1
@@ -104,7 +104,7 @@ class Turns:
 
 
 class LoopTurns:
-    """The running loop's."""
+    """The `call_soon` and `call_later` of the running loop."""
 
     def call_soon(self, run: Callable[[], object]) -> object:
         return asyncio.get_running_loop().call_soon(run)

@@ -1,4 +1,4 @@
-"""A node on the memory broker, and sessions on it whose connections keep what is written."""
+"""A node on the memory broker, and sessions whose connections store what is written to them."""
 
 import asyncio
 import sys
@@ -32,13 +32,13 @@ XHR = PusherXhr()
 
 
 def app_config(limits: dict[str, int] | None = None, **changes: Any) -> AppConfig:
-    """The demo app with changes."""
+    """Returns the demo app with changes."""
     values: dict[str, Any] = {"id": APP, "key": KEY, "secret": SECRET, "client_messages": True}
     return AppConfig(**(values | {"limits": Limits(**(limits or {}))} | changes))
 
 
 class Hooks:
-    """Keeps what happened."""
+    """Hooks that store hook events and authorize requests."""
 
     def __init__(self) -> None:
         self.hook_events: list[HookEvent] = []
@@ -50,7 +50,7 @@ class Hooks:
         self.hook_events.append(event)
 
     async def ask(self, question: Question) -> Decision:
-        """What `decision` says, once `waits` is done."""
+        """Returns `decision`, after `waits` is done."""
         self.asked.append(question)
         waits = self.waits
         if waits is not None:
@@ -65,7 +65,7 @@ class Hooks:
 
 
 class Outlet:
-    """A connection as its session sees it: keeps what it is told, and ends as a real one does."""
+    """The connection of a session: stores replies, closes and writes, and ends like a real connection."""
 
     def __init__(self, world: "World") -> None:
         self._world = world
@@ -99,7 +99,7 @@ class Outlet:
 
 
 class World:
-    """A node on the memory broker, or on another one made of it, with its clock and turns."""
+    """A node on the memory broker, or on a slow broker around it, with its clock and turns."""
 
     def __init__(self, *apps: AppConfig, slow: bool = False, turns: LoopTurns | None = None):
         self.clock = Clock()
@@ -125,27 +125,27 @@ class World:
         return 7 << 32 | self.random
 
     def session(self, wire: Any = None, outlet: Outlet | None = None, **more: Any) -> tuple[Session, Outlet]:
-        """A client: Pusher's without `push`."""
+        """Makes a client; by default a Pusher client."""
         outlet = outlet or Outlet(self)
         session = Session(self.node, self.app, outlet, wire or PUSHER, outlet.write, "192.0.2.1", **more)
         outlet.session = session
         return session, outlet
 
     def publish(self, channel: str, data: bytes, event: str = "e", **more: Any) -> int:
-        """As the API does; with the memory broker nothing waits."""
+        """Publishes like the API; with the memory broker the call does not wait."""
         count: int = done(wait(self.node.publish(self.app, channel, event, data, self.node.stamp(), **more)))
         return count
 
 
 def token(session: Session, channel: str, channel_data: str = "") -> str:
-    """What authorises a Pusher client's subscription."""
+    """Returns the signature that authorises a Pusher client's subscription."""
     return f"{KEY}:{auth.channel_signature(SECRET, session.id, channel, channel_data)}"
 
 
 class Listening:
-    """A session's outlet that keeps what is written to it. on_write: called with it before each write is kept.
+    """The outlet of a session; stores what is written. on_write: called with the outlet before each write is stored.
 
-    Replies are dropped, so that what is read are the frames of the test.
+    The outlet drops replies, so that its writes are only the frames of the test.
     """
 
     def __init__(self) -> None:
@@ -175,7 +175,7 @@ class Listening:
 
 
 class Stage:
-    """Sessions on a fan-out, through the node and the memory broker, with frames that are the data as it is."""
+    """Sessions on a fan-out, through the node and the memory broker; frames are the data itself."""
 
     def __init__(self, turns: LoopTurns | None = None) -> None:
         self.world = World(turns=turns)
@@ -200,7 +200,7 @@ class Stage:
         one.session.handle(Unsubscribe(name))
 
     def lose(self, one: Listening) -> None:
-        """The connection is gone."""
+        """Ends the connection."""
         one.session.expire()
 
     def publish(self, channel: str, data: bytes, exclude: Listening | str = "", how: Options = DEFAULT_OPTIONS) -> int:

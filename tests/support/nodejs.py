@@ -1,4 +1,4 @@
-"""A Node process that runs a JavaScript client and obeys: one JSON command a line in, one JSON report a line out."""
+"""A process of Node.js that runs a JavaScript client. It reads one JSON command a line and writes one JSON report a line."""
 
 import base64
 import json
@@ -22,14 +22,14 @@ MODULES = CLIENTS / "node_modules"
 
 
 def node_program() -> str:
-    """The Node.js of the tests; skips the test where there is none, or where `make test` has not fetched the clients."""
+    """Returns the path of Node.js; skips the test without Node.js, or if `make test` has not fetched the clients."""
     if not (MODULES / ".installed").exists():
         pytest.skip(f"{MODULES} has no clients: make test fetches them, and needs Node.js for it")
     return program("node", "nodejs")
 
 
 class NodeProcess:
-    """One script of `tests/clients/node`. Reports are read by a thread and asked for by what they say."""
+    """One script of `tests/clients/node`. A thread reads its reports; `next` returns a report by its fields."""
 
     def __init__(self, script: str, options: Any) -> None:
         self.script = script
@@ -41,7 +41,7 @@ class NodeProcess:
             cwd=SCRIPTS,
         )
         self.seen: list[dict[str, Any]] = []
-        """all reports that were looked at, for the message of a failure"""
+        """all reports that `next` has read, for the message of a failure"""
         self._reports: queue.Queue[dict[str, Any]] = queue.Queue()
         self._errors = b""
         self._threads = [threading.Thread(target=self._read), threading.Thread(target=self._read_errors)]
@@ -64,12 +64,12 @@ class NodeProcess:
         self.process.stdin.flush()
 
     def ask(self, do: str, **what: Any) -> Any:
-        """The script's answer to a question."""
+        """Sends a command and returns the reply of the script."""
         self.tell(do, **what)
         return self.next(on="answer")["answer"]
 
     def next(self, **fields: Any) -> dict[str, Any]:
-        """The next report that has all of `fields`; what comes before it is passed over."""
+        """Returns the next report that has all of `fields`; skips earlier reports."""
         end = time.monotonic() + DEADLINE
         while True:
             try:
@@ -82,7 +82,7 @@ class NodeProcess:
             assert report["on"] != "exit", f"{self.script} ended before it reported {fields}: {self.seen} {self._errors!r}"
 
     def close(self) -> None:
-        """End it; it must have raised nothing."""
+        """Ends the process; fails if the script raised an exception."""
         assert self.process.stdin is not None
         assert self.process.stdout is not None
         assert self.process.stderr is not None
@@ -106,7 +106,7 @@ def start_pusher_js(
     client: dict[str, Any] | None = None,
     **more: Any,
 ) -> NodeProcess:
-    """A pusher-js client that is about to connect."""
+    """Starts a pusher-js client that connects to the server."""
     options = {"wsHost": "127.0.0.1", "wsPort": server.ws_port, **(client or {})}
     return node("pusher_js.mjs", key=key, client=options, api=server.api, **{"secret": "secret", "masterKey": MASTER_KEY, **more})
 

@@ -1,6 +1,6 @@
-"""A real `push1st serve` in a process of its own: started, asked for, stopped, and searched for traces.
+"""A real `push1st serve` in a process of its own: starts it, sends requests, stops it, and searches its log for traces.
 
-It knows nothing of the package `push1st` but its command line and its configuration files.
+This module uses only the command line and the configuration files of `push1st`, and imports nothing of the package.
 """
 
 import contextlib
@@ -27,7 +27,7 @@ from tests.support.signing import signed_query
 PUSH1ST = [str(Path(sys.executable).with_name("push1st"))]
 
 DEADLINE = 10.0
-"""seconds that anything may take before a test fails"""
+"""maximum seconds of any wait before a test fails"""
 
 T = TypeVar("T")
 
@@ -39,11 +39,11 @@ APP: dict[str, Any] = {
     "options": {"client-messages": True, "statistic": False},
     "channels": ["public", "private", "presence", "protected"],
 }
-"""the app of the API page, which every server here has as `app-test`"""
+"""the app of the API page; each server of these tests has it as `app-test`"""
 
 
 def wait_until(condition: Callable[[], T], what: str, deadline: float = DEADLINE) -> T:
-    """The first true value of `condition`, asked again and again; an assertion fails after `deadline` seconds."""
+    """Calls `condition` until it returns a true value; returns that value. Fails after `deadline` seconds."""
     end = time.monotonic() + deadline
     while True:
         value = condition()
@@ -54,7 +54,7 @@ def wait_until(condition: Callable[[], T], what: str, deadline: float = DEADLINE
 
 
 def program(name: str, package: str = "") -> str:
-    """Where a program of the machine or of .venv is; skips the test where it is not, and says what to install."""
+    """Returns the path of a program of the machine or of .venv; without it, skips the test and names the package to install."""
     places = os.pathsep.join((str(Path(sys.prefix) / "bin"), os.environ["PATH"], "/usr/sbin", "/usr/local/sbin"))
     found = shutil.which(name, path=places)
     if found is None:
@@ -63,7 +63,7 @@ def program(name: str, package: str = "") -> str:
 
 
 def free_ports(count: int) -> list[int]:
-    """TCP ports that nobody listens on; all are held until all are known, so that no two are the same."""
+    """Returns free TCP ports; holds all of them until the last is known, so that no two are equal."""
     with contextlib.ExitStack() as stack:
         ports = []
         for _ in range(count):
@@ -74,7 +74,7 @@ def free_ports(count: int) -> list[int]:
 
 
 def merged(base: Mapping[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:
-    """`base` with `over` laid on it, folder by folder."""
+    """Returns `base` with the values of `over`; merges mappings key by key."""
     result = dict(base)
     for key, value in over.items():
         there = result.get(key)
@@ -83,7 +83,7 @@ def merged(base: Mapping[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:
 
 
 class Answer:
-    """What the API answered."""
+    """A response of the API."""
 
     def __init__(self, status: int, headers: http.client.HTTPMessage, body: bytes) -> None:
         self.status = status
@@ -112,7 +112,7 @@ class UnixConnection(http.client.HTTPConnection):
 
 
 class ServerProcess:
-    """One server, its two ports, its Unix socket and its two output files. files: its limit of open files (0: ours)."""
+    """One server, its two ports, its Unix socket and its two output files. files: its limit of open files; 0: ours."""
 
     def __init__(self, config: Mapping[str, Any] | None = None, apps: Mapping[str, Any] | None = None, files: int = 0) -> None:
         self.files = files
@@ -139,7 +139,7 @@ class ServerProcess:
         (self.folder / "server.yml").write_text(yaml.safe_dump(merged(base, config or {})))
         (self.folder / "apps" / "apps.yml").write_text(yaml.safe_dump({"app-test": APP, **(apps or {})}))
         self.outputs = ("stdout", "stderr")
-        """files of the folder"""
+        """output files in the folder"""
         self.process: subprocess.Popen[bytes] | None = None
         self.told_to_stop = False
 
@@ -156,7 +156,7 @@ class ServerProcess:
         return "".join((self.folder / name).read_text("utf-8", "replace") for name in self.outputs)
 
     def start(self) -> "ServerProcess":
-        """Start it and wait until it says that it is ready."""
+        """Starts the server and waits until it is ready."""
         environment = {k: v for k, v in os.environ.items() if not k.startswith("PUSH1ST_")}
         out_file, err_file = (self.folder / name for name in self.outputs)
         with open(out_file, "wb") as out, open(err_file, "wb") as err:
@@ -202,7 +202,7 @@ class ServerProcess:
         self.process.send_signal(number)
 
     def wait(self, deadline: float = DEADLINE) -> int:
-        """Its exit code, once it has ended."""
+        """Waits until the server has ended; returns its exit code."""
         assert self.process is not None
         try:
             return self.process.wait(deadline)
@@ -212,7 +212,7 @@ class ServerProcess:
             raise AssertionError(f"the server did not end within {deadline} s:\n{self.output}") from None
 
     def stop(self) -> None:
-        """End it as an operator does, and look at what it leaves: exit code 0 and no trace of an error."""
+        """Stops the server as an operator does; checks that its exit code is 0 and its log has no trace."""
         assert self.process is not None
         if self.process.poll() is None:
             self.signal()
@@ -222,14 +222,14 @@ class ServerProcess:
         self.assert_quiet()
 
     def stop_at_once(self) -> None:
-        """A second signal behind the first: what is queued is not waited for."""
+        """Stops the server with two signals, so that it does not wait for queued data."""
         self.signal()
-        wait_until(lambda: " stopping " in self.output, "the first signal is heard")
+        wait_until(lambda: " stopping " in self.output, "the server logs the first signal")
         self.signal()
         self.wait()
 
     def assert_quiet(self) -> None:
-        """Nothing was raised past a connection, and Python itself had nothing to complain of."""
+        """Checks that the log has no trace of an exception and no warning of Python."""
         complaint = re.search(r"Traceback|internal error|Task exception|never (awaited|retrieved)|\w*Warning: ", self.output)
         assert complaint is None, self.output
 
@@ -242,7 +242,7 @@ class ServerProcess:
         *,
         port: int | Path | None = None,
     ) -> Answer:
-        """One request on a connection of its own. `body`: bytes as they are, anything else as JSON.
+        """Sends one request on a connection of its own. `body`: bytes are sent unchanged, other values as JSON.
 
         port: a TCP port, by default the API's, or the path of a Unix socket.
         """
@@ -278,19 +278,19 @@ class ServerProcess:
         at: float | None = None,
         port: int | None = None,
     ) -> Answer:
-        """One request signed the Pusher way. `at`: Unix time, now if None."""
+        """Sends one request with Pusher's signature. `at`: Unix time; None: now."""
         raw = b"" if body is None else body if isinstance(body, bytes) else json.dumps(body).encode()
         signature = signed_query(method, path, raw, query or {}, key, secret, time.time() if at is None else at)
         return self.request(method, f"{path}?{signature}", raw or None, port=port)
 
     def publish(self, channel: str, event: str, data: Any, **more: Any) -> Answer:
-        """The unsigned publish of the API page; it must be accepted."""
+        """Publishes with the unsigned call of the API page; fails if the server rejects it."""
         answer = self.post("/apps/app-test/events", {"name": event, "channels": [channel], "data": data, **more})
         assert answer.status == 200, answer
         return answer
 
     def session_count(self, channel: str, app: str = "app-test") -> int:
-        """How many are subscribed to `channel`, as Push1st's list of channels says."""
+        """Returns the number of subscribers of `channel` in Push1st's list of channels."""
         listed = self.get(f"/apps/{app}/channels/").json
         return next((entry["sess_count"] for entry in listed if entry["channel"] == channel), 0)
 
@@ -298,7 +298,7 @@ class ServerProcess:
         wait_until(lambda: self.session_count(channel, app) == count, f"{count} subscribers of {channel}")
 
     def assert_alive(self) -> None:
-        """It still answers, on both ports."""
+        """Checks that the server answers on both ports."""
         assert self.get("/health").status == 200
         assert self.get("/health", port=self.ws_port).status == 200
 
@@ -307,7 +307,7 @@ class ServerProcess:
 def running(
     config: Mapping[str, Any] | None = None, apps: Mapping[str, Any] | None = None, files: int = 0
 ) -> Iterator[ServerProcess]:
-    """A server for the length of a `with` block."""
+    """Runs a server for the length of a `with` block."""
     server = ServerProcess(config, apps, files)
     try:
         server.start()
@@ -324,7 +324,7 @@ def running(
 
 
 def push1st(*arguments: str, code: int = 0) -> subprocess.CompletedProcess[str]:
-    """Run a command to its end."""
+    """Runs a command to its end; checks its exit code."""
     done = subprocess.run([*PUSH1ST, *arguments], check=False, capture_output=True, text=True, timeout=DEADLINE)
     assert done.returncode == code, done
     assert "Traceback" not in done.stderr, done

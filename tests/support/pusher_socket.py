@@ -1,6 +1,6 @@
-"""A Pusher client that hides nothing: every frame as it came, over `websockets`.
+"""A Pusher client that returns each frame unchanged, over `websockets`.
 
-The libraries show what users see; this shows the bytes, for what the libraries swallow.
+Pusher's libraries hide some frames from their users; this client shows all frames.
 """
 
 import contextlib
@@ -14,23 +14,23 @@ from websockets.sync.client import ClientConnection, connect
 from tests.support.process import DEADLINE, ServerProcess
 from tests.support.signing import channel_auth, hmac_hex
 
-# Whatever comes is read at once, so that a test that looks at none of it can still close; pings come from tests only.
+# The client reads all frames at once, so that a test can close without reading them. Only tests send pings.
 PLAIN: dict[str, Any] = {"compression": None, "max_queue": None, "ping_interval": None}
 QUERY = "protocol=7&client=js&version=8.6.0&flash=false"
 
 
 class PusherSocket:
-    """One connection, established or on its way to be closed."""
+    """One connection: established, or about to be closed."""
 
     def __init__(self, connection: ClientConnection, key: str) -> None:
         self.connection = connection
         self.key = key
         self.socket_id = ""
         self.frames: list[dict[str, Any]] = []
-        """all that came, in order"""
+        """all received frames, in order"""
 
     def established(self) -> "PusherSocket":
-        """Read the greeting."""
+        """Reads the greeting."""
         frame = self.receive()
         assert frame["event"] == "pusher:connection_established", frame
         self.socket_id = json.loads(frame["data"])["socket_id"]
@@ -43,13 +43,13 @@ class PusherSocket:
         self.connection.send(json.dumps(frame))
 
     def receive(self, deadline: float = DEADLINE) -> dict[str, Any]:
-        """The next frame."""
+        """Returns the next frame."""
         frame = json.loads(self.connection.recv(deadline))
         self.frames.append(frame)
         return frame  # type: ignore[no-any-return]  # JSON
 
     def expect(self, event: str, channel: str | None = None) -> Any:
-        """The decoded `data` of the next frame, which must be this one."""
+        """Returns the decoded `data` of the next frame; fails if it is another event."""
         frame = self.receive()
         assert frame["event"] == event, frame
         assert frame.get("channel") == channel, frame
@@ -57,7 +57,7 @@ class PusherSocket:
         return json.loads(frame["data"])
 
     def expect_error(self) -> dict[str, Any]:
-        """`data` of the next frame, which must be a `pusher:error`."""
+        """Returns `data` of the next frame; fails if it is not a `pusher:error`."""
         frame = self.receive()
         assert frame["event"] == "pusher:error", frame
         data = frame["data"]
@@ -65,7 +65,7 @@ class PusherSocket:
         return data
 
     def expect_refusal(self, channel: str | None = None) -> dict[str, Any]:
-        """The data of the next frame, which must refuse a subscription, or a frame that is none; what follows says the same."""
+        """Returns the data of the next frame, which must reject a subscription; an error frame with the same text must follow."""
         frame = self.receive()
         if frame["event"] == "pusher:error":
             assert channel is None, frame
@@ -80,7 +80,7 @@ class PusherSocket:
         return data
 
     def subscribe(self, channel: str, user: dict[str, Any] | None = None) -> Any:
-        """Subscribe, signed where the channel's kind asks for it; the decoded `data` of the answer."""
+        """Subscribes, with a signature if the kind of the channel needs one; returns the decoded `data` of the reply."""
         self.request_subscription(channel, user)
         return self.expect("pusher_internal:subscription_succeeded", channel)
 
@@ -93,7 +93,7 @@ class PusherSocket:
         self.send("pusher:subscribe", data)
 
     def round_trip(self) -> list[dict[str, Any]]:
-        """Ping, and return what came before the pong: the way to show that something did not come."""
+        """Sends a ping and returns the frames before the pong. An empty list shows that no other frame was sent."""
         self.send("pusher:ping")
         before = []
         while (frame := self.receive())["event"] != "pusher:pong":
@@ -101,7 +101,7 @@ class PusherSocket:
         return before
 
     def close_code(self, deadline: float = DEADLINE) -> int:
-        """The code the server closes with, after whatever else it sends."""
+        """Returns the close code of the server; skips other frames."""
         try:
             while True:
                 self.receive(deadline)
@@ -115,20 +115,20 @@ class PusherSocket:
 
 @contextlib.contextmanager
 def dialled(server: ServerProcess, path: str = "/app/app-key", query: str = QUERY, **options: Any) -> Iterator[PusherSocket]:
-    """A connection whose greeting is not read yet."""
+    """Opens a connection, without reading its greeting."""
     with connect(f"{server.ws}{path}?{query}", **{**PLAIN, **options}) as connection:
         yield PusherSocket(connection, path.partition("/app/")[2])
 
 
 @contextlib.contextmanager
 def pusher_socket(server: ServerProcess, key: str = "app-key", **options: Any) -> Iterator[PusherSocket]:
-    """An established connection."""
+    """Opens an established connection."""
     with dialled(server, f"/app/{key}", **options) as socket:
         yield socket.established()
 
 
 def ask_to_sign_in(client: PusherSocket, user_data: Any, secret: str = "secret", socket_id: str | None = None) -> None:
-    """Send a sign-in. user_data: a text as it is, anything else as JSON."""
+    """Sends a sign-in. user_data: a text is sent unchanged, other values as JSON."""
     text = user_data if isinstance(user_data, str) else json.dumps(user_data)
     signature = hmac_hex(secret, f"{client.socket_id if socket_id is None else socket_id}::user::{text}")
     client.send("pusher:signin", {"auth": f"{client.key}:{signature}", "user_data": text})
@@ -141,5 +141,5 @@ def sign_in(client: PusherSocket, id: str, **more: Any) -> None:
 
 
 def statuses(client: PusherSocket) -> dict[str, list[str]]:
-    """What the next frame, a watchlist event, says."""
+    """Returns the user ids of each event in the next frame, which must be a watchlist event."""
     return {event["name"]: event["user_ids"] for event in client.expect("pusher_internal:watchlist_events")["events"]}

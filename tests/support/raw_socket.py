@@ -17,17 +17,17 @@ class RawSocket:
         self.connection = connection
 
     def receive(self, deadline: float = DEADLINE) -> dict[str, Any]:
-        """The next message."""
+        """Returns the next message."""
         return json.loads(self.connection.recv(deadline))  # type: ignore[no-any-return]  # JSON
 
     def expect(self, event: str, channel: str) -> Any:
-        """`data` of the next message, which must be this one."""
+        """Returns `data` of the next message; fails if it is another event."""
         message = self.receive()
         assert (message["event"], message["channel"]) == (event, channel), message
         return message["data"]
 
     def expect_error(self) -> dict[str, Any]:
-        """`data` of the next message, which must be an error."""
+        """Returns `data` of the next message; fails if it is not an error."""
         message = self.receive()
         assert message["event"] == "error", message
         assert isinstance(message["data"]["code"], int), message
@@ -41,7 +41,7 @@ class RawSocket:
         self.connection.send(json.dumps(frame))
 
     def close_code(self) -> int:
-        """The code the server closes with, after whatever else it sends."""
+        """Returns the close code of the server; skips other messages."""
         try:
             while True:
                 self.receive()
@@ -50,7 +50,7 @@ class RawSocket:
             return self.connection.close_code
 
     def round_trip(self) -> list[dict[str, Any]]:
-        """Ping, and return what came before the pong: the way to show that something did not come."""
+        """Sends a ping and returns the messages before the pong. An empty list shows that no message was sent."""
         assert self.connection.ping().wait(DEADLINE), "no pong"
         before = []
         with contextlib.suppress(TimeoutError):
@@ -63,7 +63,7 @@ class RawSocket:
 def raw_socket(
     server: ServerProcess, *channels: str, query: str = "", key: str = "app-key", **options: Any
 ) -> Iterator[RawSocket]:
-    """A connection that names `channels` in its path, percent-encoded where they need it."""
+    """Opens a connection with `channels` in its path, percent-encoded if necessary."""
     path = "/".join(["ws", "app", key, *channels])
     with connect(f"{server.ws}/{path}{query and '?'}{query}", **{**PLAIN, **options}) as connection:
         yield RawSocket(connection)

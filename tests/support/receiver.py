@@ -1,6 +1,6 @@
-"""A backend that webhooks are sent to, which does what a test has it do: answer, fail, stall, reset, redirect, lie.
+"""A backend that receives webhooks. A test makes it answer, fail, stall, reset, redirect, or send a false response.
 
-It is a server of its own in a thread, on a free port, and keeps every request it got in the order they came.
+The backend is an HTTP server in a thread, on a free port. It stores all requests in their order.
 """
 
 import contextlib
@@ -17,12 +17,12 @@ from typing import Any
 from tests.support.process import wait_until
 
 STALL_SECONDS = 20
-"""a stalled request is let go after so long, or when the receiver ends"""
+"""time after which a stalled request ends, unless the receiver ends before"""
 
 
 @dataclass(frozen=True)
 class Got:
-    """A request. at: seconds on a clock that does not go back. connection: the client's port. all: names of headers."""
+    """A request. at: its time on the monotonic clock, in seconds. connection: the client's port. all: names of headers."""
 
     path: str
     headers: dict[str, str]
@@ -37,7 +37,7 @@ class Got:
 
     @property
     def events(self) -> list[dict[str, Any]]:
-        """Of a body in Pusher's format."""
+        """Returns the events of a body in Pusher's format."""
         found: list[dict[str, Any]] = self.json["events"]
         return found
 
@@ -47,17 +47,17 @@ class Got:
 
 
 Act = Callable[[Got], int | str | bytes | dict[str, Any]]
-"""a status; JSON that is answered with 200; or what else to do: `stall`, `reset`, `flood`, `redirect:URL`"""
+"""a status, JSON that is sent with status 200, or one of `stall`, `reset`, `flood`, `redirect:URL`"""
 
 
 class Receiver:
-    """act: what to do with a request; it may be replaced at any time."""
+    """act: returns the response to a request; a test may replace it at any time."""
 
     def __init__(self, context: ssl.SSLContext | None = None) -> None:
         self.act: Act = lambda _: 200
         self.got: list[Got] = []
         self.accepted: list[Got] = []
-        """what was answered with 200"""
+        """requests that were answered with 200"""
         self._end = threading.Event()
         receiver = self
 
@@ -81,7 +81,7 @@ class Receiver:
             daemon_threads = True
             request_queue_size = 128
 
-            def handle_error(self, *_: Any) -> None: ...  # a client that left is no matter
+            def handle_error(self, *_: Any) -> None: ...  # the client has ended the connection
 
         self._server = Server(("127.0.0.1", 0), Handler)
         if context is not None:
@@ -131,16 +131,16 @@ class Receiver:
 
     @property
     def events(self) -> list[dict[str, Any]]:
-        """The events of all accepted bodies in Pusher's format."""
+        """Returns the events of all accepted bodies in Pusher's format."""
         return [event for got in list(self.accepted) for event in got.events]
 
     def until(self, count: int, deadline: float = 10) -> list[Got]:
-        """So many requests, at least."""
+        """Waits for at least this number of requests; returns all."""
         wait_until(lambda: len(self.got) >= count, f"{count} requests to the receiver", deadline)
         return list(self.got)
 
     def until_events(self, *names: str, deadline: float = 10) -> list[dict[str, Any]]:
-        """The accepted events, once there are as many as names; they must be those, in this order."""
+        """Waits for as many accepted events as names; fails if they are not these events in this order."""
         wait_until(lambda: len(self.events) >= len(names), f"events {names}, got {self.events}", deadline)
         assert [event["name"] for event in self.events] == list(names)
         return self.events

@@ -1,4 +1,4 @@
-"""Servers of the kinds a broker's URL may name: a cluster, and a master with a replica and a sentinel."""
+"""The kinds of servers that a broker URL may name: a cluster, and a master with a replica and a sentinel."""
 
 import re
 import socket
@@ -15,7 +15,7 @@ SECONDS = 30
 
 
 def is_before_7() -> bool:
-    """Whether the program of `tests.support.valkey` is a Redis without sharded topics."""
+    """Returns whether the program of `tests.support.valkey` is a Redis without sharded topics."""
     version = subprocess.run([program(), "--version"], capture_output=True, text=True, check=True).stdout
     found = re.search(r" v=(\d+)\.", version)
     assert found, version
@@ -36,7 +36,7 @@ def wait(true: Callable[[], object]) -> None:
 
 
 class Cluster:
-    """Masters that share the slots, each with a replica if wanted."""
+    """Masters that share the slots, each with a replica if `replicas` is set."""
 
     def __init__(self, count: int = 3, *, replicas: bool = False) -> None:
         if is_before_7():
@@ -77,7 +77,7 @@ class Cluster:
         return server.ask("CLUSTER", "MYID").split(b"\r\n")[1].decode()
 
     def holders(self, slot: int) -> list[Valkey]:
-        """The masters of a slot, as they say themselves: while it changes hands, two may, or none."""
+        """Returns the servers that claim a slot; while the slot moves, two servers or none may claim it."""
         return [one for one in self.all if self._holds(one, slot)]
 
     def is_master(self, server: Valkey) -> bool:
@@ -102,7 +102,7 @@ class Cluster:
 
 
 class Watched:
-    """A master, its replica, and the sentinel that makes the replica the master when the first is gone."""
+    """A master, its replica, and the sentinel that promotes the replica when the master fails."""
 
     def __init__(self, folder: Path) -> None:
         self.master = Valkey(port=free_port())

@@ -1,6 +1,6 @@
-"""Pusher's signatures, written once more from its documentation.
+"""Pusher's signatures, implemented a second time from its documentation.
 
-The server has its own; a test that signed with that one would only show that it agrees with itself.
+A test that used the server's own signatures would only show that the server agrees with itself.
 """
 
 import hashlib
@@ -14,7 +14,7 @@ def hmac_hex(secret: str, text: str) -> str:
 
 
 def signed_query(method: str, path: str, body: bytes, query: Mapping[str, str], key: str, secret: str, at: float) -> str:
-    """The query string of a signed API request (Pusher protocol, section 9). `at`: Unix time in seconds."""
+    """Returns the query string of a signed API request (Pusher protocol, section 9). `at`: Unix time in seconds."""
     fields = {**query, "auth_key": key, "auth_timestamp": str(int(at)), "auth_version": "1.0"}
     if body:
         fields["body_md5"] = hashlib.md5(body, usedforsecurity=False).hexdigest()
@@ -24,5 +24,5 @@ def signed_query(method: str, path: str, body: bytes, query: Mapping[str, str], 
 
 
 def channel_auth(socket_id: str, channel: str, data: str = "", key: str = "app-key", secret: str = "secret") -> str:
-    """`auth` of a subscription to a private or presence channel."""
+    """Returns the `auth` of a subscription to a private or presence channel."""
     return f"{key}:{hmac_hex(secret, ':'.join(filter(None, (socket_id, channel, data))))}"

@@ -1,4 +1,4 @@
-"""A transport that keeps what is written to it, and a worker whose connections use such transports."""
+"""A transport that stores what is written to it, and a worker whose connections use such transports."""
 
 import asyncio
 import sys
@@ -30,10 +30,10 @@ class Numbered:
 
 
 class Transport(asyncio.Transport):
-    """A socket's transport: keeps what is written. After its end nothing more is sent; `late` has what was tried.
+    """A transport that stores what is written. After its end it sends nothing; `late` stores later writes.
 
-    bound: bytes after which its protocol is told to pause writing, at once and within the write, as uvloop does.
-    number: of its file descriptor, by default none that is open.
+    bound: bytes after which the transport calls `pause_writing` of its protocol, within the write, as uvloop does.
+    number: the file descriptor; -1 is one that is not open.
     """
 
     def __init__(self, peer: object = ("127.0.0.1", 40_000), secure: bool = False, number: int = -1) -> None:
@@ -53,13 +53,13 @@ class Transport(asyncio.Transport):
         return b"".join(self.writes)
 
     def take(self) -> bytes:
-        """What was written since the last time."""
+        """Returns the bytes written since the last call."""
         data = self.data
         self.writes.clear()
         return data
 
     def write(self, data: Any) -> None:
-        assert not self.ended, "written behind the end"
+        assert not self.ended, "written after the end"
         if self.closed or self.aborted:
             self.late.append(bytes(data))
             return
@@ -99,7 +99,7 @@ class Transport(asyncio.Transport):
 class Site:
     """A worker with one listener, the connections made to it, and a sweep moved by the clock.
 
-    serve: in place of the API. Everything runs in the running loop; `turns()` lets what is due be written.
+    serve: replaces the API. All parts use the running loop; `turns()` writes pending output.
     """
 
     def __init__(
@@ -143,20 +143,20 @@ class Site:
         return connection, transport
 
     async def ask(self, data: bytes, peer: object = ("127.0.0.1", 40_000)) -> Transport:
-        """A new connection that sends `data`, and what becomes of it."""
+        """Opens a connection that sends `data`; returns its transport."""
         connection, transport = self.connect(peer)
         connection.data_received(data)
         await turns()
         return transport
 
     async def websocket(self, path: str, *headers: str, peer: object = ("127.0.0.1", 40_000)) -> Transport:
-        """A connection whose handshake has been answered; `transport.protocol` is the WebSocket."""
+        """Opens a connection and its WebSocket; `transport.protocol` is the WebSocket connection."""
         transport = await self.ask(handshake(path, *headers), peer)
         assert transport.data.startswith(b"HTTP/1.1 101 "), transport.data
         return transport
 
     def pass_seconds(self, seconds: int) -> None:
-        """Time passes, second by second, as the sweep sees it."""
+        """Advances the clock second by second and runs the sweep at each."""
         for _ in range(seconds):
             self.clock.advance(1)
             self.sweep.run()

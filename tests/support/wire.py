@@ -1,4 +1,4 @@
-"""HTTP and WebSocket written by hand on a TCP connection: for what no well-behaved client would send."""
+"""HTTP and WebSocket bytes on a TCP connection, for input that no well-behaved client sends."""
 
 import json
 import os
@@ -16,7 +16,7 @@ HANDSHAKE = (
 
 
 def frame(opcode: int, payload: bytes, *, fin: bool = True, rsv: int = 0, masked: bool = True) -> bytes:
-    """A client's frame (RFC 6455 §5.2), or one that only looks like it."""
+    """Returns a client's frame (RFC 6455 §5.2), or an invalid one."""
     first = (0x80 if fin else 0) | rsv << 4 | opcode
     mask_bit = 0x80 if masked else 0
     size = len(payload)
@@ -37,7 +37,7 @@ class Gone(Exception):
 
 
 class Wire:
-    """One connection. Everything it waits for has a deadline."""
+    """One connection. Each wait has a deadline."""
 
     def __init__(self, port: int, deadline: float = DEADLINE, receive_buffer: int | None = None) -> None:
         self.socket = socket.socket()
@@ -72,7 +72,7 @@ class Wire:
     # HTTP
 
     def response(self) -> tuple[int, dict[str, str], bytes]:
-        """The next response; its body is framed by Content-Length."""
+        """Returns the next response; Content-Length frames its body."""
         try:
             first = self.reader.readline()
         except ConnectionError as error:
@@ -87,7 +87,7 @@ class Wire:
         return status, headers, self._read(int(headers.get("content-length", 0)))
 
     def is_closed(self) -> bool:
-        """Whether the server ends the connection without another byte, before the deadline."""
+        """Returns whether the server ends the connection before the deadline, without another byte."""
         try:
             return self.reader.read(1) == b""
         except ConnectionError:
@@ -96,14 +96,14 @@ class Wire:
     # WebSocket
 
     def upgrade(self, path: str) -> Self:
-        """Open the WebSocket at `path`."""
+        """Opens the WebSocket at `path`."""
         self.send(b"GET " + path.encode() + b" HTTP/1.1\r\n" + HANDSHAKE + b"\r\n")
         status, _, _ = self.response()
         assert status == 101, status
         return self
 
     def greet(self) -> Self:
-        """Open a Pusher connection and read its greeting."""
+        """Opens a Pusher connection and reads its greeting."""
         self.upgrade("/app/app-key?protocol=7")
         opcode, payload = self.receive()
         assert opcode == TEXT
@@ -111,7 +111,7 @@ class Wire:
         return self
 
     def receive(self) -> tuple[int, bytes]:
-        """The opcode and payload of the next frame, which is whole and not masked."""
+        """Returns opcode and payload of the next frame, which must be whole and unmasked."""
         first, second = self._read(2)
         assert first & 0xF0 == 0x80, "a server's frame is final and has no extension"
         assert second & 0x80 == 0, "a server's frame is not masked"
@@ -123,14 +123,14 @@ class Wire:
         return first & 0x0F, self._read(size)
 
     def receive_json(self) -> Any:
-        """The next text frame, other frames passed over."""
+        """Returns the next text frame; skips other frames."""
         while True:
             opcode, payload = self.receive()
             if opcode == TEXT:
                 return json.loads(payload)
 
     def close_code(self) -> int:
-        """The code of the server's close frame, after whatever else it sends; 1006 if there is none."""
+        """Returns the code of the server's close frame; skips other frames. 1006: the server sends none."""
         try:
             while True:
                 opcode, payload = self.receive()

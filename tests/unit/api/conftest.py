@@ -16,7 +16,7 @@ from tests.support.node import APP, World
 
 
 class Caller:
-    """A backend. `call` and its kind return status and decoded body; `trusted` is where it calls from."""
+    """A backend. `call`, `get`, `post` and `event` return status and decoded body. trusted: whether its address is trusted."""
 
     def __init__(self, *apps: AppConfig, **how: Any) -> None:
         self.world = World(*apps, **how)
@@ -35,7 +35,7 @@ class Caller:
         self.world.memory.publish = noted  # type: ignore[method-assign]
 
     def respond(self, request: Request) -> Response:
-        """As a connection does: what is refused is answered."""
+        """Serves a request; answers a rejection, as a connection does."""
 
         async def serve() -> Response:
             return await wait(self.api.serve(request))
@@ -47,7 +47,7 @@ class Caller:
         return response
 
     def call(self, method: str, path: str, body: object = b"", query: str = "", key: bool = False) -> tuple[int, Any]:
-        """body: bytes and texts as they are, anything else as JSON. key: signed the Pusher way."""
+        """Makes a call. body: bytes and texts are sent unchanged, other values as JSON. key: signs it as Pusher does."""
         data = body if isinstance(body, bytes) else body.encode() if isinstance(body, str) else json.dumps(body).encode()
         path = path if path.startswith("/") else f"/apps/{APP}/{path}"
         if key:
@@ -67,7 +67,7 @@ class Caller:
         return self.call("POST", path, body, query, key)
 
     def event(self, key: bool = False, **fields: Any) -> tuple[int, Any]:
-        """Publishes `e` on `c`, but for these fields; a field that is `...` is left out."""
+        """Publishes the event `e` on the channel `c`, with these fields changed; a field that is `...` is omitted."""
         event = {"name": "e", "channels": ["c"], "data": "x"} | fields
         return self.post("events", {name: value for name, value in event.items() if value is not ...}, key)
 

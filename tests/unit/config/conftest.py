@@ -1,4 +1,4 @@
-"""Configurations written for one test."""
+"""Configurations that a test writes."""
 
 import pytest
 
@@ -8,7 +8,7 @@ from push1st.errors import ConfigError
 
 @pytest.fixture
 def reading(tmp_path):
-    """Loads a server.yml of this text, with apps/N.yml for each further text."""
+    """Loads a server.yml with this text, and an apps/N.yml with each further text."""
 
     def read(text="", *apps, env=None):
         (tmp_path / "apps").mkdir(exist_ok=True)
@@ -24,7 +24,7 @@ def reading(tmp_path):
 
 @pytest.fixture
 def app(reading):
-    """The one app of a text."""
+    """Returns the only app of a text."""
 
     def read(text, server="", env=None):
         (found,) = reading(server, text, env=env).apps
@@ -35,7 +35,7 @@ def app(reading):
 
 @pytest.fixture
 def wrong(reading):
-    """The lines of the error that a configuration gives."""
+    """Returns the lines of the error of a configuration."""
 
     def read(text="", *apps, env=None):
         with pytest.raises(ConfigError) as error:

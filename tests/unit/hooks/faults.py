@@ -1,4 +1,4 @@
-"""Real faults of the machine, for the time of a block."""
+"""Real faults of the machine, for the length of a `with` block."""
 
 import os
 import resource
@@ -23,7 +23,7 @@ def without_descriptors() -> Iterator[None]:
 
 @contextmanager
 def full() -> Iterator[None]:
-    """No file can be larger than 100 bytes."""
+    """Limits the size of files to 100 bytes."""
     soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (100, hard))
     try:
@@ -34,7 +34,7 @@ def full() -> Iterator[None]:
 
 @contextmanager
 def read_only(folder: Path) -> Iterator[None]:
-    """Also for root, to which permissions do not matter."""
+    """Makes a folder read-only. As root it changes the user, because permissions do not apply to root."""
     folder.chmod(0o555)
     user = os.geteuid()
     if user == 0:
