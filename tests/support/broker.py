@@ -101,9 +101,9 @@ class SlowBroker:
         await self._step("channel", channel)
         return await self._memory.channel(app, channel)
 
-    async def members(self, app: str, channel: str, *, told: bool = False) -> Any:
+    async def members(self, app: str, channel: str, *, local_view: bool = False) -> Any:
         await self._step("members", channel)
-        return await self._memory.members(app, channel, told=told)
+        return await self._memory.members(app, channel, local_view=local_view)
 
     async def last(self, app: str, channel: str) -> Any:
         await self._step("last", channel)

@@ -138,8 +138,11 @@ class Roster(Protocol):
     async def channel(self, app: str, channel: str) -> Occupancy | None:
         """None when nobody is subscribed."""
 
-    async def members(self, app: str, channel: str, *, told: bool = False) -> tuple[Member, ...]:
-        """Who is on a presence channel. told: as far as clients here have been told, if any are on it."""
+    async def members(self, app: str, channel: str, *, local_view: bool = False) -> tuple[Member, ...]:
+        """Returns the members of a presence channel.
+
+        local_view: the members that subscribers on this worker know of already; all of them if there are no such subscribers.
+        """
 
     async def claim(self, app: str, channel: str, seconds: int) -> bool:
         """Whether nobody has claimed the channel for the last seconds; it is claimed now if so."""

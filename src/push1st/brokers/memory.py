@@ -159,7 +159,7 @@ class Memory:
         room = self._rooms.get(app, {}).get(channel)
         return None if room is None else Occupancy(channel, room.subscriptions, len(room.seats))
 
-    async def members(self, app: str, channel: str, *, told: bool = False) -> tuple[Member, ...]:
+    async def members(self, app: str, channel: str, *, local_view: bool = False) -> tuple[Member, ...]:
         room = self._rooms.get(app, {}).get(channel)
         return () if room is None else tuple(seat.member for seat in room.seats.values())
 

@@ -13,7 +13,7 @@ from push1st.brokers import Broker
 from push1st.core.app import App
 from push1st.eager import spawn, wait
 from push1st.errors import Refused
-from push1st.messages import API, TOLD, Message, Options
+from push1st.messages import API, NODE_MESSAGE, Message, Options
 
 SESSIONS = b"sessions"
 """requests the sessions on a channel"""
@@ -32,23 +32,26 @@ _listed = msgspec.msgpack.Decoder(list[SessionInfo])
 _message = msgspec.msgpack.Decoder(Message)
 
 
-class Listener(msgspec.Struct, frozen=True):
-    """What this worker does on a topic of its own: answers a question, hears what is told."""
+class TopicHandler(msgspec.Struct, frozen=True):
+    """A component of this worker that handles a topic of its own.
 
-    answer: Callable[[bytes], bytes]
-    hear: Callable[[bytes], None]
+    on_request: returns the reply to a request of another worker. on_message: receives a message from another worker.
+    """
+
+    on_request: Callable[[bytes], bytes]
+    on_message: Callable[[bytes], None]
 
 
 class Controller:
     """See the module. live: the apps in use on this worker, by id. stamp: returns the id and the time of a message."""
 
-    __slots__ = ("_broker", "_listeners", "_live", "_stamp")
+    __slots__ = ("_broker", "_handlers", "_live", "_stamp")
 
     def __init__(self, live: Mapping[str, App], stamp: Callable[[], tuple[int, int]]) -> None:
         self._live = live
         self._stamp = stamp
         self._broker: Broker
-        self._listeners: dict[tuple[str, str], Listener] = {}
+        self._handlers: dict[tuple[str, str], TopicHandler] = {}
 
     def open(self, broker: Broker) -> None:
         self._broker = broker
@@ -59,61 +62,62 @@ class Controller:
         return self._broker.shared
 
     async def listed(self, app: App, channel: str) -> list[SessionInfo]:
-        """Returns the connections subscribed to a channel, on all workers that answer in time."""
-        answers = await self._broker.ask(app.config.id, channel, SESSIONS)
-        return [one for answer in answers for one in _listed.decode(answer)]
+        """Returns the connections subscribed to a channel, on all workers that reply in time."""
+        replies = await self._broker.ask(app.config.id, channel, SESSIONS)
+        return [one for reply in replies for one in _listed.decode(reply)]
 
     async def reach(self, app: App, channel: str, exclude: str, options: Options) -> int:
         """Returns how many subscribers a message reaches that is not for all of them. Only their workers can count them."""
         message = Message(app.config.id, channel, "", b"", 0, 0, API, exclude, delivery=options.delivery, target=options.session)
-        answers = await self._broker.ask(app.config.id, channel, REACH + msgspec.msgpack.encode(message))
-        return sum(map(int, answers))
+        replies = await self._broker.ask(app.config.id, channel, REACH + msgspec.msgpack.encode(message))
+        return sum(map(int, replies))
 
-    def answer(self, app: str, channel: str, question: bytes) -> bytes:
-        """What another worker asks."""
+    def reply(self, app: str, channel: str, request: bytes) -> bytes:
+        """Returns this worker's reply to a request about a channel or topic of an app; b"" if it has none."""
         live = self._live.get(app)
-        listener = self._listeners.get((app, channel))
-        if listener is not None:
-            return listener.answer(question)
-        if question.startswith(REACH):
-            return b"0" if live is None else b"%d" % live.tenant.reach(_message.decode(question[len(REACH) :]))
-        if question != SESSIONS:  # the listener that the question is for has ended
+        handler = self._handlers.get((app, channel))
+        if handler is not None:
+            return handler.on_request(request)
+        if request.startswith(REACH):
+            return b"0" if live is None else b"%d" % live.tenant.reach(_message.decode(request[len(REACH) :]))
+        if request != SESSIONS:  # the topic had a handler here, which has ended
             return b""
         found = [] if live is None else live.sessions(channel)
         return msgspec.msgpack.encode([SessionInfo(client.id, client.ip) for client in found])
 
-    async def listen(self, app: App, topic: str, listener: Listener) -> None:
-        """Answers what is asked on a topic, and hears what is told there, from here on. Raises Refused(503)."""
-        self._listeners[app.config.id, topic] = listener
+    async def handle_topic(self, app: App, topic: str, handler: TopicHandler) -> None:
+        """Passes requests and messages on a topic to a handler. Returns when the broker has confirmed it. Raises Refused(503)."""
+        self._handlers[app.config.id, topic] = handler
         try:
             await self._broker.subscribe(app.config.id, topic)
         except Refused:
-            await self.unlisten(app, topic)
+            await self.release_topic(app, topic)
             raise
 
-    async def unlisten(self, app: App, topic: str) -> None:
-        if self._listeners.pop((app.config.id, topic), None) is not None:
+    async def release_topic(self, app: App, topic: str) -> None:
+        """Ends the handling of a topic. Does nothing if this worker has no handler for it."""
+        if self._handlers.pop((app.config.id, topic), None) is not None:
             await self._broker.unsubscribe(app.config.id, topic)
 
-    async def ask(self, app: App, topic: str, question: bytes) -> Sequence[bytes]:
-        """The answers of those who listen on a topic. Raises Refused(503)."""
-        return [answer for answer in await self._broker.ask(app.config.id, topic, question) if answer]
+    async def request(self, app: App, topic: str, request: bytes) -> Sequence[bytes]:
+        """Returns the replies of the handlers of a topic, as far as they come in time. Raises Refused(503)."""
+        return [reply for reply in await self._broker.ask(app.config.id, topic, request) if reply]
 
-    def tell(self, app: App, topic: str, data: bytes, lost: Callable[[], object]) -> None:
-        """Says something to who listens on a topic; what is said in one turn comes in this order.
+    def send_to_topic(self, app: App, topic: str, data: bytes, lost: Callable[[], object]) -> None:
+        """Sends a message to the handler of a topic on another worker. Messages of one turn arrive in their order.
 
-        lost: called when the broker is away, or has not confirmed it.
+        lost: called if the broker is away, or has not confirmed the message.
         """
-        spawn(self._tell(Message(app.config.id, topic, TOLD, data, *self._stamp()), lost))
+        spawn(self._send(Message(app.config.id, topic, NODE_MESSAGE, data, *self._stamp()), lost))
 
-    async def _tell(self, message: Message, lost: Callable[[], object]) -> None:
+    async def _send(self, message: Message, lost: Callable[[], object]) -> None:
         try:
             await wait(self._broker.publish(message))
         except Refused:
             lost()
 
-    def hear(self, message: Message) -> None:
-        """Passes a message to the listener of its topic on this worker, if there is one."""
-        listener = self._listeners.get((message.app, message.channel))
-        if listener is not None:
-            listener.hear(message.data)
+    def on_message(self, message: Message) -> None:
+        """Passes a message to the handler of its topic on this worker, if there is one."""
+        handler = self._handlers.get((message.app, message.channel))
+        if handler is not None:
+            handler.on_message(message.data)

@@ -28,8 +28,8 @@ from push1st.hooks import Hooks
 from push1st.messages import (
     API,
     DEFAULT_OPTIONS,
+    NODE_MESSAGE,
     TERMINATE,
-    TOLD,
     CacheMissed,
     Member,
     Message,
@@ -105,7 +105,7 @@ class Node:
         self.counts.open(broker, roster, hook_events)
         self.reports.open(hook_events)
         self.signins.open(users)
-        await broker.open(self.receive, hooks.on_event, self.controller.answer, self._recount)
+        await broker.open(self.receive, hooks.on_event, self.controller.reply, self._recount)
 
     async def close(self) -> None:
         await self._broker.close()
@@ -238,9 +238,9 @@ class Node:
         """Ends the connections a user has signed in on, on every worker."""
         await wait(self._broker.publish(Message(app.config.id, session_topic(user_id), TERMINATE, b"{}", *self.stamp())))
 
-    async def members(self, app: App, channel: str, *, told: bool = False) -> tuple[Member, ...]:
-        """told: as far as clients here have been told."""
-        return await self._roster.members(app.config.id, channel, told=told)
+    async def members(self, app: App, channel: str, *, local_view: bool = False) -> tuple[Member, ...]:
+        """Returns the members of a presence channel. local_view: as the roster's `members`."""
+        return await self._roster.members(app.config.id, channel, local_view=local_view)
 
     async def channels(self, app: App, prefix: str = "") -> Sequence[Occupancy]:
         """The occupied channels, but for those of single users."""
@@ -295,8 +295,8 @@ class Node:
         if app.held is not None and message.channel in app.held:
             app.held.receive(message, self.clock.wall())
         count = self.fanout.receive(app.tenant, message)
-        if not count and message.event == TOLD:
-            self.controller.hear(message)
+        if not count and message.event == NODE_MESSAGE:
+            self.controller.on_message(message)
         return count
 
 

@@ -421,7 +421,7 @@ class Session:
             self.authorized = True
         if name in self.subscriptions:
             # Others than those whose coming and going it is told of would stay in its list, or be missing from it.
-            members = await self.node.members(self.app, name, told=True) if kind.presence and self.push is None else None
+            members = await self.node.members(self.app, name, local_view=True) if kind.presence and self.push is None else None
             self.outlet.send(Subscribed(name, members))
             return False
         most = self.app.config.limits.subscriptions

@@ -27,7 +27,7 @@ import msgspec
 from push1st import logs
 from push1st.config.model import AppConfig
 from push1st.core.app import App
-from push1st.core.controller import Listener
+from push1st.core.controller import TopicHandler
 from push1st.core.session import WAITING, Session
 from push1st.eager import spawn
 from push1st.errors import Disconnect, Refused
@@ -229,7 +229,9 @@ class Fallbacks:
         forget = partial(self._remote_sessions.pop, number, None)
         remote = self._remote_sessions[number] = RemoteSession(app, number, inbox, send, forget)
         try:
-            answers = await node.controller.ask(app, topic, encode(ForwardedRequest(visit.endpoint, visit.body, number, inbox)))
+            answers = await node.controller.request(
+                app, topic, encode(ForwardedRequest(visit.endpoint, visit.body, number, inbox))
+            )
             if answers and answers[0].startswith(INBOX.encode()):
                 remote.owner = answers[0].decode()
                 self._probe_later()
@@ -241,11 +243,11 @@ class Fallbacks:
         if answers:
             return decode_response(answers[0])
         if visit.endpoint != "xhr_send":
-            await node.controller.listen(app, topic, Listener(partial(self._answer, app, name), self._on_request_frame))
+            await node.controller.handle_topic(app, topic, TopicHandler(partial(self._answer, app, name), self._on_request_frame))
             self._topics[name] = app
         found = self._serve(visit, poll, self._clients.get(name))
         if name not in self._clients and self._topics.pop(name, None) is not None:
-            await node.controller.unlisten(app, topic)
+            await node.controller.release_topic(app, topic)
         return found
 
     async def _inbox(self, app: App) -> str:
@@ -253,13 +255,15 @@ class Fallbacks:
         if not self._name:
             self._name = INBOX + self._worker.node.new_id()
         if app.config.id not in self._inboxes:
-            await self._worker.node.controller.listen(app, self._name, Listener(self._answer_probe, self._on_owner_frame))
+            await self._worker.node.controller.handle_topic(
+                app, self._name, TopicHandler(self._answer_probe, self._on_owner_frame)
+            )
             self._inboxes.add(app.config.id)
         return self._name
 
     def _send_to_owner(self, app: App, topic: str, frame: ForwardFrame) -> None:
         """To the owner of a session."""
-        self._worker.node.controller.tell(
+        self._worker.node.controller.send_to_topic(
             app, topic, encode(frame), partial(asyncio.get_running_loop().call_soon, self._give_up, frame.number)
         )
 
@@ -272,7 +276,7 @@ class Fallbacks:
     def _send_to_request(self, app: App, client: "XhrConnection", frame: ForwardFrame) -> None:
         """To the worker of a request. This may be in the midst of a flush."""
         lost = partial(asyncio.get_running_loop().call_soon, self._on_frame_lost, client, frame)
-        self._worker.node.controller.tell(app, frame.by, encode(frame), lost)
+        self._worker.node.controller.send_to_topic(app, frame.by, encode(frame), lost)
 
     def _on_frame_lost(self, client: "XhrConnection", frame: ForwardFrame) -> None:
         """Whether a client got what it was to be told is not known: it is told to begin anew."""
@@ -362,7 +366,7 @@ class Fallbacks:
                 here = [number for number, remote in self._remote_sessions.items() if remote.app is app and remote.owner == topic]
                 requests = self._remote_requests.items()
                 there = [number for (by, number), (_, remote) in requests if remote.app is app and by == topic]
-                answers = await self._worker.node.controller.ask(app, topic, encode(Probe(self._name, here, there)))
+                answers = await self._worker.node.controller.request(app, topic, encode(Probe(self._name, here, there)))
                 if answers:
                     del self._misses[id, topic]
                     unknown = decode_probe(answers[0])
@@ -437,7 +441,7 @@ class Fallbacks:
         del self._clients[client.name]
         app = self._topics.pop(client.name, None)
         if app is not None:
-            spawn(self._worker.node.controller.unlisten(app, topic_of(*client.name)))
+            spawn(self._worker.node.controller.release_topic(app, topic_of(*client.name)))
         return True
 
 

@@ -6,7 +6,7 @@ import pytest
 
 from push1st import auth
 from push1st.core import counts
-from push1st.core.controller import Listener
+from push1st.core.controller import TopicHandler
 from push1st.core.counts import COUNT_SECONDS, MANY
 from push1st.core.node import WORKER_BITS, Node
 from push1st.eager import spawn, wait
@@ -254,8 +254,8 @@ async def test_a_broker_that_is_away_refuses_the_subscription_and_the_client_sta
 async def test_a_listener_that_the_broker_refuses_is_not_kept(slow):
     slow.broker.fail["subscribe"] = Refused(503, "the broker is away")
     with pytest.raises(Refused):
-        await slow.node.controller.listen(slow.app, "#t", Listener(lambda _: b"", lambda _: None))
-    assert slow.node.controller._listeners == {}
+        await slow.node.controller.handle_topic(slow.app, "#t", TopicHandler(lambda _: b"", lambda _: None))
+    assert slow.node.controller._handlers == {}
     assert ("unsubscribe", "#t") in slow.broker.calls
 
 
@@ -459,11 +459,11 @@ async def test_counts_of_many_channels_are_spread_over_turns(monkeypatch):
 
 def test_request_for_a_removed_topic_handler_gets_no_reply(world):
     """The broker may still bring it while the topic is being released."""
-    listener = Listener(lambda question: b"here: " + question, lambda _: None)
-    done(world.node.controller.listen(world.app, "#xhr-1", listener))
-    assert done(world.node.controller.ask(world.app, "#xhr-1", b"who?")) == [b"here: who?"]
-    done(world.node.controller.unlisten(world.app, "#xhr-1"))
-    assert done(world.node.controller.ask(world.app, "#xhr-1", b"who?")) == []
+    listener = TopicHandler(lambda question: b"here: " + question, lambda _: None)
+    done(world.node.controller.handle_topic(world.app, "#xhr-1", listener))
+    assert done(world.node.controller.request(world.app, "#xhr-1", b"who?")) == [b"here: who?"]
+    done(world.node.controller.release_topic(world.app, "#xhr-1"))
+    assert done(world.node.controller.request(world.app, "#xhr-1", b"who?")) == []
 
 
 # Lists

@@ -211,8 +211,8 @@ class Redis:
         users = await shard.users_on(app, channel) if kind_of(channel).presence else 0
         return Occupancy(channel, subscriptions, users)
 
-    async def members(self, app: str, channel: str, *, told: bool = False) -> tuple[Member, ...]:
-        view = self._views.members((app, channel)) if told else None
+    async def members(self, app: str, channel: str, *, local_view: bool = False) -> tuple[Member, ...]:
+        view = self._views.members((app, channel)) if local_view else None
         return tuple((await self._shard(app, channel).members(app, channel) if view is None else view).values())
 
     async def claim(self, app: str, channel: str, seconds: int) -> bool:
