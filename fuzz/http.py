@@ -20,7 +20,7 @@ from push1st.brokers.memory import Memory
 from push1st.config.model import Config, Networks, demo
 from push1st.core.fanout import Fanout
 from push1st.core.node import Node
-from push1st.eager import begin
+from push1st.eager import run_eagerly
 from push1st.hooks.dispatcher import HookDispatcher
 from push1st.metrics import Metrics
 from push1st.process.server import handlers
@@ -138,7 +138,7 @@ class Server:
         hooks = HookDispatcher(
             config.apps, config.hooks, "", clock, numbers.getrandbits, metrics.hook_events, metrics.hook_attempts, metrics.asked
         )
-        begin(self.node.open(memory, memory, memory, memory, memory, hooks))
+        run_eagerly(self.node.open(memory, memory, memory, memory, memory, hooks))
         sweep = Sweep(clock.monotonic, self.note, lambda: None)
         codecs: dict[str, Any] = {"pusher": Pusher(), "pusher-xhr": PusherXhr(), "websocket": Raw()}
         self.context = EdgeContext(self.node, config, codecs, sweep, self.failed)

@@ -1,10 +1,10 @@
-"""Coroutines that start at once: what does not wait finishes without a task.
+"""Coroutines that run at once: a coroutine that does not wait finishes without a task.
 
-Most control steps wait for nothing with the memory broker, and for one round trip with another. `begin` runs a
-coroutine up to its first wait, in the caller's turn; only if it does wait is there a task for the rest. Python 3.12
-has this as eager tasks; 3.11, which we support, has not.
+Most steps of the control road wait for nothing with the memory broker, and for one round trip with Redis. `run_eagerly` runs a
+coroutine up to its first wait, in the caller's turn of the loop. Only a coroutine that does wait gets a task, for the rest of it.
+Python 3.12 has eager tasks for this; Python 3.11 has not (decision 0014).
 
-What runs before the first wait has no current task, so it must not use `asyncio.timeout` or `asyncio.current_task`.
+The part before the first wait has no current task, so it must not use `asyncio.timeout` or `asyncio.current_task`.
 """
 
 import asyncio
@@ -13,12 +13,12 @@ from typing import Any, Generic, TypeAlias, TypeVar
 
 T = TypeVar("T")
 MaybeAwaitable: TypeAlias = T | Coroutine[Any, Any, T]
-"""A result that is there at once, or the coroutine that will have it: what seldom waits makes no coroutine then."""
+"""A result, or a coroutine that returns it later. A function that seldom waits returns the result and makes no coroutine."""
 _running: set[asyncio.Task[Any]] = set()
 
 
 class Suspended(Generic[T]):
-    """What is left of a coroutine that has begun and waits: an awaitable of its result."""
+    """A coroutine that `run_eagerly` has started and that waits. Awaiting it runs the rest, and returns the result."""
 
     __slots__ = ("_coroutine", "_first")
 
@@ -34,8 +34,8 @@ class Suspended(Generic[T]):
                 waits._asyncio_future_blocking = True
             try:
                 value = yield waits
-            except BaseException as error:
-                failure = error
+            except BaseException as exc:
+                failure = exc
             try:
                 waits = self._coroutine.send(value) if failure is None else self._coroutine.throw(failure)
             except StopIteration as done:
@@ -43,16 +43,16 @@ class Suspended(Generic[T]):
                 return result
 
 
-def begin(coroutine: Coroutine[Any, Any, T]) -> T | Suspended[T]:
-    """Runs `coroutine` up to its first wait: its result, or the rest of it. What it raises is raised here."""
+def run_eagerly(coroutine: Coroutine[Any, Any, T]) -> T | Suspended[T]:
+    """Runs `coroutine` up to its first wait. Returns its result, or the rest of it; raises its exceptions."""
     try:
         first = coroutine.send(None)
     except StopIteration as done:
         result: T = done.value
         return result
     if first is not None:
-        # A future is told by whoever waits that it is waited for, and forgets it when a task takes note (asyncio's way to
-        # find `yield` without `from`). Until there is a task others may wait for the same future: they must not find it told.
+        # `await future` sets this mark on the future, and a task clears it, to detect `yield` in place of `yield from`. Before
+        # this coroutine has a task, another coroutine may await the same future, and must find it without the mark.
         first._asyncio_future_blocking = False
     return Suspended(coroutine, first)
 
@@ -62,20 +62,20 @@ async def _finish(rest: Suspended[Any]) -> None:
 
 
 def spawn(coroutine: Coroutine[Any, Any, None]) -> None:
-    """Runs a coroutine to its end: now if it can, else in a task that is kept until it is done."""
-    rest = begin(coroutine)
+    """Runs a coroutine to its end: now if it does not wait, else in a task. The task is referenced here until it is done."""
+    rest = run_eagerly(coroutine)
     if isinstance(rest, Suspended):
         task = asyncio.get_running_loop().create_task(_finish(rest))
         _running.add(task)
         task.add_done_callback(_running.discard)
 
 
-async def wait(soon: MaybeAwaitable[T]) -> T:
-    """The result, once it is there."""
-    return await soon if isinstance(soon, Coroutine) else soon
+async def resolve(result: MaybeAwaitable[T]) -> T:
+    """Returns a result, and awaits it first if it is a coroutine."""
+    return await result if isinstance(result, Coroutine) else result
 
 
-async def settled() -> None:
-    """Waits until everything spawned has ended."""
+async def join_background() -> None:
+    """Waits until all tasks of `spawn` have ended."""
     while _running:
         await asyncio.wait(_running)

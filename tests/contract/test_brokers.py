@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from push1st.brokers import Broker, HookEvents, Occupancy, Quotas, Roster, Users
 from push1st.brokers.memory import Memory
 from push1st.brokers.redis import events_consumer
-from push1st.eager import wait
+from push1st.eager import resolve
 from push1st.errors import LimitReached
 from push1st.messages import MEMBER_ADDED, MEMBER_REMOVED, WATCHLIST_EVENTS, HookEvent, Member, Message, watch_topic
 from tests.contract.redis import Settled, cluster, redis_broker, valkey
@@ -71,7 +71,7 @@ class Heard:
         return f"{app} {channel} ".encode() + question
 
     async def publish(self, message: Message) -> int:
-        return await wait(self.broker.publish(message))
+        return await resolve(self.broker.publish(message))
 
     def edges(self, channel: str = ROOM) -> list[tuple[str, str]]:
         """The presence edges of a channel, in order: `+` or `-`, and the user."""

@@ -12,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from push1st.core import fanout
-from push1st.eager import wait
+from push1st.eager import resolve
 from push1st.messages import Subscribe, Unsubscribe
 from tests.support.frames import texts as texts_of
 from tests.support.loop import turns
@@ -87,7 +87,7 @@ class Crowd:
             elif step == "lose":
                 self.lose(n)
             elif step == "publish":
-                await wait(world.node.publish(world.app, room, "e", b"1", world.node.stamp()))
+                await resolve(world.node.publish(world.app, room, "e", b"1", world.node.stamp()))
             elif step == "let" and broker.waiting:
                 await broker.let(broker.waiting[n % len(broker.waiting)])
             elif step == "turn":
@@ -118,7 +118,7 @@ def test_any_interleaving_leaves_no_stale_entry_and_no_unreached_subscriber(plan
             assert (occupancy.subscriptions if occupancy else 0) == len(on), "the roster has ghosts, or misses somebody"
             assert set(world.app.sessions(room)) == {crowd.clients[n][0] for n in on}, "the hub is wrong"
             assert bool(world.broker.topics[APP, room]) == bool(on), "a topic was given up early, or kept for nobody"
-            await wait(world.node.publish(world.app, room, "last", b"1", world.node.stamp()))
+            await resolve(world.node.publish(world.app, room, "last", b"1", world.node.stamp()))
         world.turns.drain()
         for n, (_, outlet) in enumerate(crowd.clients):
             heard = {one["channel"] for one in outlet.read if one["event"] == "last"}

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from push1st.eager import begin
+from push1st.eager import run_eagerly
 
 WALL = 1_700_000_000
 
@@ -33,7 +33,7 @@ async def turns(count: int = 4) -> None:
 
 def done(coroutine: Coroutine[Any, Any, Any]) -> Any:
     """Returns the result of a coroutine that must not wait."""
-    result = begin(coroutine)
+    result = run_eagerly(coroutine)
     assert not hasattr(result, "__await__"), "the coroutine waits"
     return result
 

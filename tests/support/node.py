@@ -12,7 +12,7 @@ from push1st.config.model import AppConfig
 from push1st.core.fanout import Fanout
 from push1st.core.node import Node
 from push1st.core.session import Session
-from push1st.eager import wait
+from push1st.eager import resolve
 from push1st.hooks import Decision, Status
 from push1st.hooks.events import Question
 from push1st.limits import Limits
@@ -133,7 +133,7 @@ class World:
 
     def publish(self, channel: str, data: bytes, event: str = "e", **more: Any) -> int:
         """Publishes like the API; with the memory broker the call does not wait."""
-        count: int = done(wait(self.node.publish(self.app, channel, event, data, self.node.stamp(), **more)))
+        count: int = done(resolve(self.node.publish(self.app, channel, event, data, self.node.stamp(), **more)))
         return count
 
 

@@ -6,7 +6,7 @@ import contextlib
 import pytest
 
 from push1st import eager
-from push1st.eager import Suspended, begin, settled, spawn
+from push1st.eager import Suspended, join_background, run_eagerly, spawn
 from tests.support.loop import turns
 
 pytestmark = pytest.mark.usefixtures("loop_factory")
@@ -21,7 +21,7 @@ async def after(future: "asyncio.Future[int]") -> int:
 
 
 def test_coroutine_that_does_not_wait_returns_its_result_at_once():
-    assert begin(add(1, 2)) == 3
+    assert run_eagerly(add(1, 2)) == 3
 
 
 def test_exception_before_the_first_wait_is_raised_at_once():
@@ -29,12 +29,12 @@ def test_exception_before_the_first_wait_is_raised_at_once():
         raise ValueError("no")
 
     with pytest.raises(ValueError, match="no"):
-        begin(fail())
+        run_eagerly(fail())
 
 
 async def test_waiting_coroutine_returns_an_awaitable():
     future = asyncio.get_running_loop().create_future()
-    rest = begin(after(future))
+    rest = run_eagerly(after(future))
     assert isinstance(rest, Suspended)
     asyncio.get_running_loop().call_soon(future.set_result, 21)
     assert await rest == 42
@@ -42,7 +42,7 @@ async def test_waiting_coroutine_returns_an_awaitable():
 
 async def test_suspended_coroutine_resumes_even_if_its_future_is_done():
     future = asyncio.get_running_loop().create_future()
-    rest = begin(after(future))
+    rest = run_eagerly(after(future))
     future.set_result(1)
     assert isinstance(rest, Suspended)
     assert await rest == 2
@@ -54,7 +54,7 @@ async def test_several_coroutines_may_suspend_on_one_future():
     async def wait():
         return await future
 
-    rests = [begin(wait()) for _ in range(3)]
+    rests = [run_eagerly(wait()) for _ in range(3)]
     future.get_loop().call_soon(future.set_result, 1)
     assert await asyncio.gather(*(rest for rest in rests if isinstance(rest, Suspended))) == [1, 1, 1]
 
@@ -68,7 +68,7 @@ async def test_exception_of_the_future_is_raised_in_the_coroutine():
         except ValueError:
             return "forgiven"
 
-    rest = begin(forgiving())
+    rest = run_eagerly(forgiving())
     future.set_exception(ValueError())
     assert isinstance(rest, Suspended)
     assert await rest == "forgiven"
@@ -79,7 +79,7 @@ async def test_suspended_coroutine_raises_its_exception():
         await asyncio.sleep(0)
         raise ValueError("late")
 
-    rest = begin(fail())
+    rest = run_eagerly(fail())
     assert isinstance(rest, Suspended)
     with pytest.raises(ValueError, match="late"):
         await rest
@@ -97,7 +97,7 @@ async def test_cancelling_a_suspended_coroutine_cancels_it():
     async def rest_of(rest):
         await rest
 
-    task = asyncio.create_task(rest_of(begin(waiting())))
+    task = asyncio.create_task(rest_of(run_eagerly(waiting())))
     await turns()
     task.cancel()
     with contextlib.suppress(asyncio.CancelledError):
@@ -150,7 +150,7 @@ async def test_waiting_for_spawned_coroutines_includes_those_they_spawn():
         done.append(1)
 
     spawn(first())
-    await settled()
+    await join_background()
     assert done == [1, 2]
 
 
@@ -164,5 +164,5 @@ async def test_spawned_coroutines_start_in_their_order():
 
     for n in range(3):
         spawn(step(n))
-    await settled()
+    await join_background()
     assert order == [0, 1, 2, 10, 11, 12]

@@ -11,7 +11,7 @@ import msgspec
 
 from push1st.api.call import Answer, Call, answer
 from push1st.channels import RESERVED, kind_of
-from push1st.eager import MaybeAwaitable, wait
+from push1st.eager import MaybeAwaitable, resolve
 from push1st.errors import Refused
 from push1st.jsontext import encode, object_text, string_size
 from push1st.limits import Limits
@@ -131,7 +131,7 @@ async def _all(publishes: Iterable[MaybeAwaitable[int]]) -> list[int]:
     counts = []
     try:
         for one in rest:
-            counts.append(await wait(one))  # noqa: PERF401 - what is left is to be known
+            counts.append(await resolve(one))  # noqa: PERF401 - what is left is to be known
     finally:
         for one in rest:  # all have been sent; of the others it is not asked any more what became of them
             if not isinstance(one, int):
@@ -200,7 +200,7 @@ async def publish_body(call: Call) -> Response:
     if limits.publishes:
         check_rate(call, 1)
     call.node.metrics.events_in[API] += 1
-    await wait(call.node.publish(call.app, channel, params["name"], data, call.node.stamp(), API, socket_id))
+    await resolve(call.node.publish(call.app, channel, params["name"], data, call.node.stamp(), API, socket_id))
     return Response(202, b"{}")
 
 

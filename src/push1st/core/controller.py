@@ -11,7 +11,7 @@ import msgspec
 
 from push1st.brokers import Broker
 from push1st.core.app import App
-from push1st.eager import spawn, wait
+from push1st.eager import resolve, spawn
 from push1st.errors import Refused
 from push1st.messages import API, NODE_MESSAGE, Message, Options
 
@@ -112,7 +112,7 @@ class Controller:
 
     async def _send(self, message: Message, lost: Callable[[], object]) -> None:
         try:
-            await wait(self._broker.publish(message))
+            await resolve(self._broker.publish(message))
         except Refused:
             lost()
 

@@ -12,7 +12,7 @@ from push1st.brokers import Broker, HookEvents, Roster
 from push1st.channels import kind_of
 from push1st.core.app import App
 from push1st.core.fanout import Clock
-from push1st.eager import wait
+from push1st.eager import resolve
 from push1st.errors import Refused
 from push1st.messages import HookEvent, subscription_count
 
@@ -73,7 +73,7 @@ class Counts:
             if occupancy is None:
                 return 0
             sent = occupancy.subscriptions
-            await wait(self._broker.publish(subscription_count(*key, sent, *self._stamp())))
+            await resolve(self._broker.publish(subscription_count(*key, sent, *self._stamp())))
             if "counted" in app.reported:
                 self._hook_events.report(HookEvent("counted", *key, self._clock.wall(), count=sent))
             occupancy = await self._roster.channel(*key)

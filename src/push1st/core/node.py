@@ -22,7 +22,7 @@ from push1st.core.hub import Lane
 from push1st.core.reports import Reports
 from push1st.core.signins import SignIns
 from push1st.core.topics import Topics
-from push1st.eager import MaybeAwaitable, Suspended, begin, wait
+from push1st.eager import MaybeAwaitable, Suspended, resolve, run_eagerly
 from push1st.errors import Disconnect, LimitReached, Refused
 from push1st.hooks import Hooks
 from push1st.messages import (
@@ -136,7 +136,7 @@ class Node:
         most = app.config.limits.connections
         asked = None
         if most:
-            admitted = begin(self._quotas.connect(app.config.id, most))
+            admitted = run_eagerly(self._quotas.connect(app.config.id, most))
             if isinstance(admitted, Suspended):
                 asked = admitted
                 app.uncounted.add(client)
@@ -236,7 +236,7 @@ class Node:
 
     async def terminate(self, app: App, user_id: str) -> None:
         """Ends the connections a user has signed in on, on every worker."""
-        await wait(self._broker.publish(Message(app.config.id, session_topic(user_id), TERMINATE, b"{}", *self.stamp())))
+        await resolve(self._broker.publish(Message(app.config.id, session_topic(user_id), TERMINATE, b"{}", *self.stamp())))
 
     async def members(self, app: App, channel: str, *, local_view: bool = False) -> tuple[Member, ...]:
         """Returns the members of a presence channel. local_view: as the roster's `members`."""

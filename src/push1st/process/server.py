@@ -27,7 +27,7 @@ from push1st.brokers import BROKERS
 from push1st.config.model import Config, Networks, Ssl
 from push1st.core.fanout import Fanout
 from push1st.core.node import Node, Siblings
-from push1st.eager import settled, spawn
+from push1st.eager import join_background, spawn
 from push1st.errors import ConfigError, Refused
 from push1st.hooks.dispatcher import HookDispatcher
 from push1st.hooks.formats import edges
@@ -403,7 +403,7 @@ class Server:
             connection.abort()
         await asyncio.sleep(0)
         self.node.fanout.flush()
-        await settled()
+        await join_background()
         await self.node.close()  # before the hooks, because a hook event that arrives after their end would be lost
         await self._hooks.close(HOOKS_SECONDS, enough=self._now)
         self._sweep.stop()

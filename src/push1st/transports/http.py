@@ -15,7 +15,7 @@ from typing import cast
 import httptools
 import msgspec
 
-from push1st.eager import Suspended, begin, spawn
+from push1st.eager import Suspended, run_eagerly, spawn
 from push1st.errors import Refused
 from push1st.messages import ClientRequest, Request, Response
 from push1st.transports.answers import CLOSE, encoded, error, ok
@@ -585,7 +585,7 @@ class HttpConnection(asyncio.Protocol):
         response: Response | Suspended[Response]
         try:
             soon = self._listener.serve(request)
-            response = soon if isinstance(soon, Response) else begin(soon)
+            response = soon if isinstance(soon, Response) else run_eagerly(soon)
         except Exception as exc:
             response = self._failure(exc, request)
         if isinstance(response, Suspended):
@@ -645,7 +645,7 @@ class HttpConnection(asyncio.Protocol):
         """Lets a handler serve a request: the request is answered, waits for its response, or the socket changes its owner."""
         try:
             found = handler.handle(request, self)
-            begun = begin(found) if isinstance(found, Coroutine) else found
+            begun = run_eagerly(found) if isinstance(found, Coroutine) else found
         except Exception as exc:
             begun = msgspec.structs.replace(self._failure(exc, request), headers=handler.headers)
         if isinstance(begun, Suspended):

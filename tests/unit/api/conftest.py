@@ -7,7 +7,7 @@ import pytest
 
 from push1st.api import Api
 from push1st.config.model import AppConfig, Config
-from push1st.eager import wait
+from push1st.eager import resolve
 from push1st.errors import Refused
 from push1st.messages import Message, Options, Request, Response
 from tests.support.http import signed
@@ -38,7 +38,7 @@ class Caller:
         """Serves a request; answers a rejection, as a connection does."""
 
         async def serve() -> Response:
-            return await wait(self.api.serve(request))
+            return await resolve(self.api.serve(request))
 
         try:
             response: Response = done(serve())

@@ -9,7 +9,7 @@ from push1st.core import counts
 from push1st.core.controller import TopicHandler
 from push1st.core.counts import COUNT_SECONDS, MANY
 from push1st.core.node import WORKER_BITS, Node
-from push1st.eager import spawn, wait
+from push1st.eager import resolve, spawn
 from push1st.errors import Disconnect, LimitReached, Refused
 from push1st.messages import SignIn, Subscribe, Subscribed, SubscriptionRefused, Unsubscribe
 from tests.support.frames import frames
@@ -95,7 +95,7 @@ def test_message_for_an_unknown_app_is_not_delivered(world):
     session, outlet = world.session()
     session.handle(Subscribe("c"))
     app = world.node.app(other)
-    assert done(wait(world.node.publish(app, "c", "e", b"1", world.node.stamp()))) == 0
+    assert done(resolve(world.node.publish(app, "c", "e", b"1", world.node.stamp()))) == 0
     world.turns.drain()
     assert outlet.writes == []
 
@@ -105,7 +105,7 @@ def test_messages_stay_within_their_app():
     world = World(one, two)
     session, _ = world.session()
     session.handle(Subscribe("c"))
-    assert done(wait(world.node.publish(world.node.app(two), "c", "e", b"1", world.node.stamp()))) == 0
+    assert done(resolve(world.node.publish(world.node.app(two), "c", "e", b"1", world.node.stamp()))) == 0
     assert world.publish("c", b"1") == 1
 
 
@@ -119,7 +119,7 @@ def subscribed(outlet):
 async def heard(world, outlet) -> bool:
     """Whether what is published now reaches this client."""
     outlet.writes.clear()
-    await wait(world.node.publish(world.app, "c", "e", b"1", world.node.stamp()))
+    await resolve(world.node.publish(world.app, "c", "e", b"1", world.node.stamp()))
     world.turns.drain()
     return bool(outlet.writes)
 
