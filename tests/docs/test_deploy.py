@@ -11,8 +11,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from push1st.config import load as configfile
-from push1st.config.load import APP_VARIABLES, ROOT_VARIABLES
+from push1st.config.load import APP_VARIABLES, ROOT_VARIABLES, demo, load
 from tests.docs.pages import ROOT
 from tests.support.process import ServerProcess, program, running
 
@@ -74,7 +73,7 @@ def test_the_unit_is_hardened(unit: Path) -> None:
 
 def test_the_unit_gives_the_server_more_time_than_it_takes_to_stop() -> None:
     (seconds,) = re.findall(r"^TimeoutStopSec=(\d+)$", (DEPLOY / "push1st.service").read_text(), re.MULTILINE)
-    assert int(seconds) > configfile.demo({}).server.drain + 5
+    assert int(seconds) > demo({}).server.drain + 5
 
 
 def commands(name: str, config: Path) -> list[list[str]]:
@@ -142,7 +141,7 @@ def test_the_configuration_of_deploy_is_good(tmp_path: Path) -> None:
     (tmp_path / "apps").mkdir()
     (tmp_path / "apps" / "shop.yml").write_text("shop: { key: k, secret: 0123456789abcdef0123456789abcdef }\n")
     (tmp_path / "server.yml").write_text((DEPLOY / "server.yml").read_text())
-    config = configfile.load(tmp_path / "server.yml", {})
+    config = load(tmp_path / "server.yml", {})
     assert config.warnings == ()
     assert all(listen.host == "127.0.0.1" or listen.scheme == "unix" for listen in (*config.server.listen, *config.api.listen))
 
@@ -155,7 +154,7 @@ def test_the_configuration_of_deploy_is_good(tmp_path: Path) -> None:
 )
 def test_a_proxy_ends_its_idle_connections_before_the_server_does(name: str, pattern: str) -> None:
     (seconds,) = re.findall(pattern, (DEPLOY / name).read_text(), re.MULTILINE)
-    assert int(seconds) + 2 < configfile.demo({}).api.keep_alive_timeout
+    assert int(seconds) + 2 < demo({}).api.keep_alive_timeout
 
 
 # -- the container
@@ -216,7 +215,7 @@ def test_compose_sets_known_variables_that_configure_a_server() -> None:
     service = yaml.safe_load((DEPLOY / "compose.yaml").read_text())["services"]["push1st"]
     given = {name: "x" * 32 if value.startswith("${") else value for name, value in service["environment"].items()}
     assert set(given) <= {"PUSH1ST_APP_ID", *ROOT_VARIABLES, *APP_VARIABLES}
-    config = configfile.demo(given)
+    config = demo(given)
     assert [app.id for app in config.apps] == ["shop"]
     assert not config.demo
 
@@ -224,7 +223,7 @@ def test_compose_sets_known_variables_that_configure_a_server() -> None:
 def test_compose_builds_the_containerfile_and_gives_it_time_to_stop() -> None:
     service = yaml.safe_load((DEPLOY / "compose.yaml").read_text())["services"]["push1st"]
     assert (DEPLOY / service["build"]["context"] / service["build"]["dockerfile"]).samefile(DEPLOY / "Containerfile")
-    assert int(service["stop_grace_period"].removesuffix("s")) > configfile.demo({}).server.drain + 5
+    assert int(service["stop_grace_period"].removesuffix("s")) > demo({}).server.drain + 5
 
 
 def test_shell_commands_of_the_container_are_well_formed() -> None:

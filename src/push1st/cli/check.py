@@ -4,7 +4,7 @@ import sys
 
 from push1st.cli import preflight
 from push1st.cli.arguments import Options
-from push1st.cli.configuration import ENVIRONMENT, listening, load
+from push1st.cli.configuration import ENVIRONMENT, listening, load_or_demo
 from push1st.config import brokerurl
 from push1st.config.model import AppConfig, Config, strictness, unserved
 from push1st.errors import ConfigError
@@ -16,7 +16,7 @@ from push1st.process import cpus, engine
 
 def run(options: Options) -> int:
     """Prints listeners, apps and notes. Raises ConfigError if the server would not start or would serve no client."""
-    config = load(options.config)
+    config = load_or_demo(options.config)
     if config.demo:
         print("push1st check: which configuration? Give it with -c FILE, or by PUSH1ST_APP_ID.", file=sys.stderr)
         return 2

@@ -12,7 +12,7 @@ import msgspec
 from websockets.exceptions import InvalidMessage, InvalidStatus
 
 from push1st.cli.arguments import Options
-from push1st.cli.configuration import load, url
+from push1st.cli.configuration import load_or_demo, url
 from push1st.config.model import AppConfig, Config
 from push1st.errors import ClientError, ConfigError, Rejected
 
@@ -30,7 +30,7 @@ def select(options: Options) -> ServerApp:
 
     Raises ConfigError if the options select no app.
     """
-    config = load(options.config)
+    config = load_or_demo(options.config)
     apps = {app.id: app for app in config.apps}
     key = getattr(options, "key", None)
     name = options.app or (next(iter(apps)) if len(apps) == 1 else "")

@@ -3,7 +3,7 @@
 import os
 from pathlib import Path
 
-from push1st.config import load as configfile
+from push1st.config.load import demo, load
 from push1st.config.model import Config, Listen
 
 DEMO_URL = "ws://127.0.0.1:6001"
@@ -12,9 +12,9 @@ ENVIRONMENT = "the environment"
 """the source of a configuration without a file, as the log and `check` print it"""
 
 
-def load(file: str | None) -> Config:
+def load_or_demo(file: str | None) -> Config:
     """Reads a configuration file and the environment; without a file, the demo and the environment. Raises ConfigError."""
-    return configfile.load(Path(file), os.environ) if file else configfile.demo(os.environ)
+    return load(Path(file), os.environ) if file else demo(os.environ)
 
 
 def url(address: Listen, scheme: str) -> str:

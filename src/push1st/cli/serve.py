@@ -7,7 +7,7 @@ import msgspec
 import push1st
 from push1st import logs
 from push1st.cli.arguments import Options
-from push1st.cli.configuration import DEMO_URL, ENVIRONMENT, listening, load, url
+from push1st.cli.configuration import DEMO_URL, ENVIRONMENT, listening, load_or_demo, url
 from push1st.config.model import Config
 from push1st.printable import printable_lines
 from push1st.process import cpus
@@ -17,7 +17,7 @@ def run(options: Options) -> int:
     """Serves until a signal stops the server. Raises ConfigError if the server cannot start."""
 
     def read() -> Config:
-        config = load(options.config)
+        config = load_or_demo(options.config)
         if options.workers is None:
             return config
         return msgspec.structs.replace(config, server=msgspec.structs.replace(config.server, workers=options.workers))

@@ -29,7 +29,7 @@ SLICE = 2048
 """writes a loop turn before the rest waits for the next: about 15 ms"""
 PENDING = 262_144
 """bytes that a lane, or the direct frames of a connection, may keep before they are flushed early"""
-APART = 32
+MAX_OVERRIDES = 32
 """subscribers with frames of their own that a lane may keep before it is flushed early"""
 SLICES = 4
 """slices a lane may queue before the oldest is finished at once"""
@@ -129,23 +129,23 @@ class Fanout:
             if not size:
                 continue
             frame = lane.wire.message(message, now)
-            apart = lane.apart
+            overrides = lane.overrides
             if also is not None and also in lane.writes:
                 size -= 1
-                if also not in apart:
-                    apart[also] = lane.frames.copy()
+                if also not in overrides:
+                    overrides[also] = lane.frames.copy()
             if excluded is not None and excluded in lane.writes:
                 size -= 1
-                if excluded not in apart:
-                    apart[excluded] = lane.frames.copy()
-            if apart:
-                for other, frames in apart.items():
+                if excluded not in overrides:
+                    overrides[excluded] = lane.frames.copy()
+            if overrides:
+                for other, frames in overrides.items():
                     if other is not excluded and other is not also:
                         frames.append(frame)
             lane.frames.append(frame)
             lane.size += len(frame)
             count += size
-            if lane not in lanes or lane.size > PENDING or apart:
+            if lane not in lanes or lane.size > PENDING or overrides:
                 self._due(lane)
         self._due_deliveries += count
         if self._timer is not None and self._due_deliveries >= self._delivered:
@@ -165,9 +165,9 @@ class Fanout:
                 continue
             if lane not in frames:
                 frames[lane] = lane.wire.message(message, now)
-            if target not in lane.apart:
-                lane.apart[target] = lane.frames.copy()
-            lane.apart[target].append(frames[lane])
+            if target not in lane.overrides:
+                lane.overrides[target] = lane.frames.copy()
+            lane.overrides[target].append(frames[lane])
             lane.size += len(frames[lane])
             count += 1
             self._due(lane)
@@ -176,7 +176,7 @@ class Fanout:
         return count
 
     def _due(self, lane: Lane) -> None:
-        if lane.size > PENDING or len(lane.apart) > APART:
+        if lane.size > PENDING or len(lane.overrides) > MAX_OVERRIDES:
             self._flush_direct()
             self._flush_lane(lane)
             if not lane.due:
@@ -242,7 +242,7 @@ class Fanout:
         self._direct.pop(subscriber, None)
         for lane in lanes:
             if lane in self._lanes:
-                lane.apart.pop(subscriber, None)
+                lane.overrides.pop(subscriber, None)
                 for part in lane.slices:
                     part.remaining.pop(subscriber, None)
 
@@ -280,7 +280,7 @@ class Fanout:
         for lane in list(lanes):
             writes = lane.writes
             frames = lane.frames
-            if frames and not lane.slices and not lane.apart and len(writes) <= budget:
+            if frames and not lane.slices and not lane.overrides and len(writes) <= budget:
                 # What nearly every lane is: one buffer, for all, at once.
                 buffer = frames[0] if len(frames) == 1 else b"".join(frames)
                 lane.frames, lane.size = [], 0
@@ -353,12 +353,12 @@ class Fanout:
 
     def _flush_lane(self, lane: Lane) -> None:
         """Writes a lane's pending frames, or makes a slice of them when that would take too long."""
-        frames, apart, writes = lane.frames, lane.apart, lane.writes
-        if not frames and not apart:
+        frames, overrides, writes = lane.frames, lane.overrides, lane.writes
+        if not frames and not overrides:
             return
-        lane.frames, lane.apart, lane.size = [], {}, 0
+        lane.frames, lane.overrides, lane.size = [], {}, 0
         metrics = self._metrics
-        for subscriber, own in apart.items():
+        for subscriber, own in overrides.items():
             if own:
                 buffer = b"".join(own)
                 for part in lane.slices:
@@ -370,15 +370,15 @@ class Fanout:
         if not frames:
             return
         buffer = frames[0] if len(frames) == 1 else b"".join(frames)
-        metrics.bytes_out += len(buffer) * (len(writes) - len(apart))
+        metrics.bytes_out += len(buffer) * (len(writes) - len(overrides))
         if len(writes) > SLICE or lane.slices:
-            remaining = {s: write for s, write in writes.items() if s not in apart} if apart else writes.copy()
+            remaining = {s: write for s, write in writes.items() if s not in overrides} if overrides else writes.copy()
             lane.slices.append(Slice(buffer, remaining))
             while len(lane.slices) > SLICES:
                 oldest = lane.slices.pop(0)
                 self._write(oldest.remaining.values(), oldest.buffer)
-        elif apart:
-            self._write([write for subscriber, write in writes.items() if subscriber not in apart], buffer)
+        elif overrides:
+            self._write([write for subscriber, write in writes.items() if subscriber not in overrides], buffer)
         else:
             self._write(writes.values(), buffer)
 

@@ -54,23 +54,23 @@ class Slice:
 class Lane:
     """The subscribers of a channel on one wire, and what is due to them.
 
-    frames: for everybody, in order. apart: for those whose frames differ (excluded or targeted), their own list
-    instead. slices: earlier flushes that are still going out.
+    frames: for all subscribers, in order. overrides: the frames of subscribers that get other frames (excluded or targeted),
+    in place of `frames`. slices: earlier flushes of which a part is not written yet.
     """
 
-    __slots__ = ("apart", "frames", "size", "slices", "wire", "writes")
+    __slots__ = ("frames", "overrides", "size", "slices", "wire", "writes")
 
     def __init__(self, wire: Wire) -> None:
         self.wire = wire
         self.writes: dict[Subscriber, Write] = {}
         self.frames: list[bytes] = []
         self.size = 0
-        self.apart: dict[Subscriber, list[bytes]] = {}
+        self.overrides: dict[Subscriber, list[bytes]] = {}
         self.slices: list[Slice] = []
 
     @property
     def due(self) -> bool:
-        return bool(self.frames or self.apart or self.slices)
+        return bool(self.frames or self.overrides or self.slices)
 
 
 class Channel:

@@ -2,7 +2,7 @@
 
 import pytest
 
-from push1st.config import tree as trees
+from push1st.config import tree
 from push1st.config.load import load
 from push1st.errors import ConfigError
 
@@ -245,8 +245,8 @@ def test_missing_or_unreadable_file_is_an_error(tmp_path):
 
 
 def test_a_file_is_at_most_a_mebibyte(reading, wrong):
-    reading("#" * (trees.MAX_BYTES - 1) + "\n")
-    (line,) = wrong("#" * trees.MAX_BYTES + "\n")
+    reading("#" * (tree.MAX_BYTES - 1) + "\n")
+    (line,) = wrong("#" * tree.MAX_BYTES + "\n")
     assert line == "server.yml: found more than 1048576 bytes, allowed: at most that many"
 
 

@@ -8,7 +8,7 @@ import msgspec
 import pytest
 
 from push1st.channels import type_names
-from push1st.config import tree as trees
+from push1st.config import tree
 from push1st.config.load import BROKER_NOTE, CLUSTER_NOTE, load
 from push1st.config.model import Config, HooksConfig, Listen, Networks, unserved
 from push1st.config.schema import Table
@@ -188,8 +188,8 @@ def test_test_files_contain_every_key_of_the_tables():
                 yield from missing(key.table, value, f"{path}{name}.")
 
     folder = CONFIGS / "everything"
-    root = trees.read(folder / "server.yml", "server.yml", [])
-    apps = trees.read(folder / "apps" / "all.yml", "all.yml", [])
+    root = tree.read(folder / "server.yml", "server.yml", [])
+    apps = tree.read(folder / "apps" / "all.yml", "all.yml", [])
     assert [*missing(ROOT, root), *missing(APP, apps.keys["one"])] == []
 
 

@@ -434,7 +434,7 @@ def test_a_lane_is_flushed_early_when_it_holds_too_many_bytes(stage, small):
 
 
 def test_a_lane_is_flushed_early_when_too_many_have_frames_of_their_own(stage, small):
-    small(APART=2)
+    small(MAX_OVERRIDES=2)
     clients = [stage.client("c") for _ in range(4)]
     for one in clients[:2]:
         stage.publish("c", b"x", exclude=one)
@@ -453,8 +453,8 @@ def test_an_early_flush_writes_direct_frames_first(stage, small):
     assert one.received == b"122"
 
 
-def test_multicast_to_more_subscribers_than_a_lane_stores_apart_reaches_all(stage, small):
-    small(APART=2)
+def test_multicast_to_more_subscribers_than_a_lane_may_override_reaches_all(stage, small):
+    small(MAX_OVERRIDES=2)
     clients = [stage.client("c", prefix="a") for _ in range(7)]
     stage.publish("c", b"1")
     assert stage.multicast("c", b"2", "a") == 7
@@ -787,7 +787,7 @@ class Deliveries(RuleBasedStateMachine):
     @initialize(
         SLICE=st.sampled_from((1, 2, 3, 2048)),
         PENDING=st.sampled_from((0, 6, 20, 262_144)),
-        APART=st.sampled_from((0, 1, 2, 32)),
+        MAX_OVERRIDES=st.sampled_from((0, 1, 2, 32)),
         SLICES=st.sampled_from((1, 2, 4)),
         subscribed=st.lists(st.tuples(ids, channels)),
         HOLD=st.sampled_from((fanout.HOLD, 0.001)),

@@ -114,10 +114,10 @@ def test_leaving_without_a_subscription_changes_nothing(tenant, name):
     assert len(tenant.channels["c"]) == 1
 
 
-def test_lane_is_due_with_frames_frames_apart_or_slices():
+def test_lane_is_due_with_frames_overrides_or_slices():
     lane = Lane(PLAIN)
     assert not lane.due
-    for what, value in (("frames", [b"x"]), ("apart", {client(): [b"x"]}), ("slices", [object()])):
+    for what, value in (("frames", [b"x"]), ("overrides", {client(): [b"x"]}), ("slices", [object()])):
         lane = Lane(PLAIN)
         setattr(lane, what, value)
         assert lane.due

@@ -254,7 +254,7 @@ def speaker(inside):
 
 def _frames(world) -> list[bytes]:
     (lane,) = world.app.tenant.channels["private-c"].lanes
-    return [frame for frames in (lane.frames, *lane.apart.values()) for frame in frames]
+    return [frame for frames in (lane.frames, *lane.overrides.values()) for frame in frames]
 
 
 def test_an_event_is_shown_to_the_backend_and_passes(speaker):
