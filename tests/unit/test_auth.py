@@ -1,4 +1,4 @@
-"""Every signature and token: golden vectors, each refusal, and what must not be signable."""
+"""Every signature and token: golden vectors, each rejection, and texts that must not be signable."""
 
 import base64
 import hashlib
@@ -36,7 +36,7 @@ USER_TOKEN = "4708d583dada6a56435fb8bc611c77c359a31eebde13337c16ab43aa6de336ba"
 
 
 def refusal(code: int, part: str):
-    """A context that expects Refused with this code and `part` in its text."""
+    """Makes a context that expects Refused with this code and with `part` in its text."""
     return pytest.raises(Refused, match=rf"\A{code}: .*{part}")
 
 
@@ -180,7 +180,7 @@ def test_a_reserved_channel_cannot_be_signed_for(channel):
 
 
 def signed_text(session: str, channel: str, data: str) -> str | None:
-    """What `session_token` signs for these arguments, None if it refuses them."""
+    """Returns the text that `session_token` signs for these arguments, or None if it rejects them."""
     with patch.object(auth, "hmac_hex") as signed:
         try:
             auth.session_token(SECRET, session, channel, data)
@@ -201,7 +201,7 @@ def test_text_of_a_session_token_has_one_interpretation(session, channel, data):
         return
     first, _, rest = text.partition(":")
     name, _, tail = rest.partition(":")
-    assert (first, name, tail) == (session, channel, data)  # the one reading as a subscription
+    assert (first, name, tail) == (session, channel, data)  # the only interpretation as a subscription
     assert not rest.startswith(":")  # no sign-in: `id::user::…`
     assert "\n" not in first  # no API request: `METHOD\n/path\n…`
     assert not text.startswith("{")  # no webhook
@@ -238,7 +238,7 @@ LONG = "a secret that PyJWT does not warn about"
 
 
 def token_of(claims: object, secret: str = LONG, header: object = None) -> str:
-    """A JWT made without our code and without PyJWT, which would refuse to make some of them."""
+    """Makes a JWT without this package and without PyJWT, which refuses to make some of them."""
     header = {"alg": "HS256", "typ": "JWT"} if header is None else header
     signed = b".".join(base64.urlsafe_b64encode(json.dumps(part).encode()).rstrip(b"=") for part in (header, claims))
     signature = base64.urlsafe_b64encode(hmac.digest(secret.encode(), signed, "sha256")).rstrip(b"=")
@@ -695,7 +695,7 @@ def sdk(monkeypatch):
 
 
 def wire(request: Request) -> str:
-    """The query as `requests`, which the library sends with, puts it in the request line."""
+    """Returns the query of the request line that `requests`, the HTTP client of the library, sends."""
     url = requests.Request(request.method, request.url).prepare().path_url
     return url.partition("?")[2]
 
@@ -732,7 +732,7 @@ def test_the_python_sdk_makes_the_same_signature(sdk):
     request = Request(sdk._pusher_client, GET, "/apps/3/channels", {"info": "user_count"})
     ours = auth.sign_request(KEY, SECRET, GET, "/apps/3/channels", {"info": "user_count"}, b"", THEN)
     empty = hashlib.md5(b"", usedforsecurity=False).hexdigest()
-    assert request.query_params["body_md5"] == empty  # theirs signs the MD5 of nothing as well
+    assert request.query_params["body_md5"] == empty  # the library signs the MD5 of an empty body, too
     assert set(ours) == set(request.query_params) - {"body_md5"}
 
 
@@ -740,7 +740,7 @@ def test_the_python_sdk_makes_the_same_signature(sdk):
 
 
 def test_signatures_are_compared_in_constant_time(monkeypatch):
-    """With `==` one can be guessed byte by byte (Pusher protocol, section 11). Here whatever the right way says goes."""
+    """A comparison with `==` lets a client guess a signature byte by byte (Pusher protocol, section 11)."""
     monkeypatch.setattr("hmac.compare_digest", lambda *_: True)
     assert auth.check_channel(KEY, SECRET, "1.2", "private-c", "wrong")
     assert auth.check_user(KEY, SECRET, "1.2", "{}", "wrong")

@@ -1,4 +1,4 @@
-"""The failures a client can cause."""
+"""The failures that a client can cause."""
 
 import pickle
 

@@ -1,4 +1,4 @@
-"""Limits, and the bucket that counts what is limited per second."""
+"""Limits, and the token bucket of limits per second."""
 
 import msgspec
 import pytest

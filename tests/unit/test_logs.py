@@ -1,4 +1,4 @@
-"""What is logged: two formats, one way for everybody, and no secrets in it."""
+"""The log: two formats, the same for all loggers, without secrets."""
 
 import io
 import json
@@ -22,7 +22,7 @@ class Terminal(io.StringIO):
 
 @pytest.fixture(autouse=True)
 def restored():
-    """Logging is global: put back what was there."""
+    """Restores the logging, which is global."""
     handlers, level = logging.root.handlers[:], logging.root.level
     yield
     logging.captureWarnings(False)
@@ -40,7 +40,7 @@ def text():
 
 @pytest.fixture
 def lines():
-    """Sets JSON logging up; a call gives the objects logged so far."""
+    """Sets JSON logging up; returns a function that returns the objects logged so far."""
     stream = io.StringIO()
     logs.setup("json", "info", stream)
     return lambda: [json.loads(line) for line in stream.getvalue().splitlines()]
@@ -177,7 +177,7 @@ def test_a_logger_made_before_setup_follows_it():
     assert json.loads(stream.getvalue())["logger"] == "early"
 
 
-# Other people's loggers
+# Loggers of libraries
 
 
 def test_log_records_of_libraries_have_the_same_form(lines):

@@ -1,4 +1,4 @@
-"""The typed units: what presence edges say, and which options may be."""
+"""The typed units: the payload of presence edges, and the allowed options."""
 
 import json
 

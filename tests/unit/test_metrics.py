@@ -1,4 +1,4 @@
-"""Counters start at nothing, and count what they are told."""
+"""Counters start at 0 and count by label."""
 
 from push1st.metrics import Metrics
 

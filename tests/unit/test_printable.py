@@ -1,4 +1,4 @@
-"""What a terminal is not sent as it came."""
+"""Characters that a terminal must not receive unescaped."""
 
 import pytest
 

@@ -1,4 +1,4 @@
-"""Logs of refusals hold no secret, whatever part of it an answer repeats."""
+"""Logs of rejections contain no secret, even if an answer repeats a part of one."""
 
 from typing import Any
 

@@ -1,4 +1,4 @@
-"""Who may call, and what a path means (Push1st API, sections 5 and 6)."""
+"""The callers and the paths of the API (Push1st API, sections 5 and 6)."""
 
 import pytest
 
@@ -58,7 +58,7 @@ def test_several_slashes_count_as_one_for_the_server_too(caller):
 
 @pytest.mark.parametrize(("method", "path", "body"), CALLS)
 def test_an_unknown_app_is_404(caller, method, path, body):
-    """A case that the libraries for Java and Ruby have; of 403 the one for Java says that a quota is used up."""
+    """The libraries for Java and Ruby have a case for 401; the library for Java reads 403 as an exhausted quota."""
     for key in (False, True):
         status, answer = caller.call(method, f"/apps/unknown/{path}", body, key=key)
         assert (status, answer) == (404, {"error": "there is no app 'unknown'"})
@@ -179,7 +179,7 @@ def test_paths_can_be_configured(caller):
 
 @pytest.mark.parametrize("sent", ["/sockets/apps", "/sockets//apps"])
 def test_a_call_below_another_path_may_be_signed_as_if_it_were_below_apps(caller, sent):
-    """As pusher-http-php does with its option `path`."""
+    """pusher-http-php sends such calls with its option `path`."""
     caller.api = Api(caller.world.node, Config(api=ApiConfig(path="/sockets/apps/")))
     body = b'{"name":"e","channel":"c","data":"x"}'
     for path in (f"/apps/{APP}/events", f"{sent}/{APP}/events"):

@@ -97,7 +97,7 @@ def test_invalid_query_publishes_nothing(caller, query, body, status):
     assert caller.sent == []
 
 
-# Parts of an event in the query
+# Event fields in the query
 
 
 def test_event_fields_may_be_in_the_query(caller):

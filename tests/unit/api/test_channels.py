@@ -7,7 +7,7 @@ from tests.support.node import app_config, token
 
 
 def on(caller, *names, user: str = ""):
-    """A client on these channels."""
+    """Subscribes a client to these channels."""
     session, _ = caller.world.session()
     for name in names:
         data = f'{{"user_id":"{user}"}}' if user and name.startswith("presence-") else ""
@@ -18,7 +18,7 @@ def on(caller, *names, user: str = ""):
 
 @pytest.fixture
 def busy(caller):
-    """a: two subscribers; presence-p: two users on three connections; private-x: one."""
+    """Channel a has two subscribers, presence-p two users on three connections, private-x one subscriber."""
     on(caller, "a", "presence-p", user="u1")
     on(caller, "a", "presence-p", user="u1")
     on(caller, "private-x", "presence-p", user="u2")

@@ -1,4 +1,4 @@
-"""`POST /events` (Push1st API, section 3; Pusher protocol, section 9): every refusal, and that it publishes nothing."""
+"""`POST /events` (Push1st API, section 3; Pusher protocol, section 9): results, and rejections, which publish nothing."""
 
 import json
 
@@ -19,7 +19,7 @@ def subscribed(caller, *names):
     return session, outlet
 
 
-# What is answered
+# Answers
 
 
 def test_plain_publish_returns_the_number_of_subscribers(caller):
@@ -59,7 +59,7 @@ def test_channel_named_twice_gets_the_event_once(caller):
     assert [one[0] for one in caller.sent] == ["c", "d"]
 
 
-# What is published
+# Messages
 
 
 @pytest.mark.parametrize(
@@ -195,7 +195,7 @@ def test_an_encrypted_channel_alone_is_published_to(caller):
     assert caller.event(channels=[ENCRYPTED])[0] == 200
 
 
-# What is refused, with nothing published
+# Rejections
 
 BAD = {
     "no name": {"name": ...},
@@ -270,7 +270,7 @@ BODIES = {
 
 @pytest.mark.parametrize("key", [True, False])
 def test_half_a_surrogate_pair_is_published_as_the_replacement_character(caller, key):
-    """As JavaScript writes a text that was cut within an emoji (RFC 8259 §8.2); what was sent is signed."""
+    """JavaScript writes such text if it cuts an emoji (RFC 8259 §8.2); the signature is of the sent bytes."""
     body = rb'{"name":"e","channel":"c","data":{"a":"\ud83d"}}'
     assert caller.post("events", body, key=key)[0] == 200
     body = rb'{"batch":[{"name":"e\ude00","channel":"c","data":"\ud83d"}]}'

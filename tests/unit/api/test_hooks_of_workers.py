@@ -1,4 +1,4 @@
-"""How hooks do on several workers, as one answer."""
+"""The state of hooks on several workers, merged into one answer."""
 
 from push1st.api.hooks import merged
 from push1st.hooks import Status

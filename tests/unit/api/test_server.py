@@ -1,4 +1,4 @@
-"""About the server itself: health, readiness, metrics."""
+"""Calls about the server itself: health, readiness, metrics."""
 
 import platform
 

@@ -1,4 +1,4 @@
-"""What a check finds out about this machine and this user, without a change to either."""
+"""Checks of this machine and this user, which change neither."""
 
 import os
 import socket
@@ -56,7 +56,7 @@ def test_a_wrong_certificate_is_a_mistake_and_one_that_cannot_be_read_here_is_a_
     (line,) = mistakes(config)
     assert line.startswith(said)
     assert machine_notes(config) == []
-    monkeypatch.setattr("os.geteuid", lambda: 1000)  # root also checks who may read the file, which is not there
+    monkeypatch.setattr("os.geteuid", lambda: 1000)  # root also checks the permissions of the file, which does not exist
     (tmp_path / "cert").unlink()
     (line,) = notes(config)
     assert line.startswith(said)
@@ -69,7 +69,7 @@ def machine_notes(config: Config) -> list[str]:
 
 @pytest.fixture
 def folder() -> Iterator[Path]:
-    """A folder that every user may enter; pytest's own are for their owner."""
+    """Makes a folder that every user may enter; the folders of pytest are private."""
     with tempfile.TemporaryDirectory() as name:
         Path(name).chmod(0o755)
         yield Path(name)

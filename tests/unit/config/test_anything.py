@@ -1,4 +1,4 @@
-"""Whatever stands there, the answer is a configuration or a ConfigError."""
+"""Any input loads as a configuration or raises a ConfigError."""
 
 import pytest
 import yaml

@@ -1,4 +1,4 @@
-"""A broker's URL: which server it means, and that a password never shows."""
+"""A broker URL names servers, and its password never shows."""
 
 import pytest
 

@@ -1,4 +1,4 @@
-"""PUSH1ST_… variables above files and above the demo."""
+"""PUSH1ST_… variables override files and the demo."""
 
 import os
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""Every way to get a configuration wrong, and what is said then."""
+"""The error text of each mistake in a configuration."""
 
 import pytest
 

@@ -1,4 +1,4 @@
-"""Push1st's own files, and what may stand in them."""
+"""Configuration files of the original Push1st, and the forms that they allow."""
 
 import re
 import sys

@@ -1,4 +1,4 @@
-"""The typed configuration: addresses, networks, the demo, and what is never printed."""
+"""The typed configuration: addresses, networks, the demo, and values that are never printed."""
 
 import ipaddress
 
@@ -120,7 +120,7 @@ def test_an_address_written_out_is_read_back_the_same(text):
     try:
         listen = Listen.parse(text)
     except ValueError:
-        assert text.startswith("unix://")  # of the generated ones, only paths such as /.. are wrong
+        assert text.startswith("unix://")  # of the generated texts, only paths such as /.. are invalid
         return
     assert Listen.parse(str(listen)) == listen
 

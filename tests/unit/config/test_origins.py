@@ -1,4 +1,4 @@
-"""Entries of `origins` that browsers send, and what they send in place of others."""
+"""Entries of `origins`: the forms that browsers send, and corrections of other forms."""
 
 import pytest
 

@@ -1,4 +1,4 @@
-"""The fan-out: rules 2 to 5 of the design, one by one, then all together against a model."""
+"""The fan-out: invariants 2 to 5 of ARCHITECTURE.md, one by one, then together against a model."""
 
 import contextlib
 from unittest.mock import patch
@@ -667,14 +667,14 @@ def test_all_may_be_cut_in_one_flush(stage, small):
 # Everything together
 
 CHANNELS = ("a", "b")
-# Waiting for more
+# Flushes that wait for more messages
 
 MANY = 100
-"""subscribers: enough for a flush to be waited with"""
+"""number of subscribers from which a flush may wait"""
 
 
 def flushed(stage, merged, subscribers=MANY):
-    """The first of some clients that have just got so many messages in one flush."""
+    """Delivers this number of messages to some clients in one flush; returns the first client."""
     one, *_ = [stage.client("c") for _ in range(subscribers)]
     for _ in range(merged):
         stage.publish("c", b".")
@@ -768,7 +768,7 @@ channels = st.sampled_from(CHANNELS)
 
 
 class Deliveries(RuleBasedStateMachine):
-    """Random lives of six connections on two channels and two wires; the book says what each must have read."""
+    """Six connections with random commands on two channels and two wires; the model has the frames that each must read."""
 
     def __init__(self):
         super().__init__()
@@ -862,7 +862,7 @@ class Deliveries(RuleBasedStateMachine):
 
     @rule(n=ids)
     def becomes_slow(self, n):
-        """From now on a write asks for a cut at the end of the turn, as a full outbox does."""
+        """Makes each later write end its connection at the end of the turn, like a full buffer."""
 
         def cut(client):
             if self.clients[n] is client:

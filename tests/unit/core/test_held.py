@@ -1,4 +1,4 @@
-"""What is held for clients that are about to subscribe; sessions' tests have the rest."""
+"""Events held for clients that are about to subscribe; test_session.py has further tests of them."""
 
 import pytest
 

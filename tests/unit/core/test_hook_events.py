@@ -1,4 +1,4 @@
-"""What the node and its sessions report for hooks, and of which apps."""
+"""Hook events that the node and its sessions report, and the apps for which they report them."""
 
 import pytest
 

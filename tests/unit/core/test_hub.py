@@ -1,4 +1,4 @@
-"""Who is subscribed: channels, lanes, and the prefixes by which multicast finds connections."""
+"""The hub: channels, lanes, and the prefixes by which a multicast finds connections."""
 
 import pytest
 
@@ -11,7 +11,7 @@ PLAIN, OTHER = Wire("plain"), Wire("other")
 
 
 class Client:
-    """What the hub needs of a session."""
+    """Makes a subscriber with the attributes that the hub uses."""
 
     def __init__(self, id: str, wire: Wire) -> None:
         self.id = id

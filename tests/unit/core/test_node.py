@@ -1,4 +1,4 @@
-"""One worker's brain: ids, quotas, and what keeps topics and channels together while a broker takes its time."""
+"""The node of one worker: ids, quotas, and topics that match the channels, even with a slow broker."""
 
 import json
 
@@ -109,7 +109,7 @@ def test_messages_stay_within_their_app():
     assert world.publish("c", b"1") == 1
 
 
-# Topics: confirmed before the client is told, held while anybody wants them, and given up after
+# Topics: confirmed before the client is notified, kept while they have subscribers, then released
 
 
 def subscribed(outlet):
@@ -117,7 +117,7 @@ def subscribed(outlet):
 
 
 async def heard(world, outlet) -> bool:
-    """Whether what is published now reaches this client."""
+    """Returns whether an event that is published now reaches this client."""
     outlet.writes.clear()
     await resolve(world.node.publish(world.app, "c", "e", b"1", world.node.stamp()))
     world.turns.drain()
@@ -303,7 +303,7 @@ AWAY = Refused(503, "the broker is away")
 
 @pytest.mark.parametrize("call", ["leave", "unsubscribe", "channel", "publish", "sign_out"])
 async def test_one_failed_broker_call_does_not_keep_other_entries_of_a_closed_client(call):
-    """Whatever fails, the rest is done: what the broker still has goes with this node's lease."""
+    """After a failed call the other calls are made; entries left in the broker expire with the lease of this node."""
     world = World(app_config(subscription_count=True), slow=True)
     (session, _), (other, outlet) = world.session(), world.session()
     for name in ("a", "b"):
@@ -335,7 +335,7 @@ async def test_channel_left_without_roster_releases_its_topic(slow):
 
 @pytest.mark.parametrize("call", ["channel", "publish"])
 async def test_failed_count_does_not_reject_the_subscription(call):
-    """Who is subscribed is subscribed, and may leave; the next change tells the number."""
+    """The subscription is valid without the count, and the next change sends the count."""
     world = World(app_config(subscription_count=True), slow=True)
     session, outlet = world.session()
     world.broker.fail[call] = AWAY
@@ -352,7 +352,9 @@ async def test_count_that_another_worker_may_have_changed_is_published_again():
     world.broker.held = {"publish"}
     session.handle(Subscribe("c"))
     await turns()
-    await world.memory.join(APP, "c", "elsewhere", None, 0)  # and the other worker tells "2" before this one's "1" is out
+    await world.memory.join(
+        APP, "c", "elsewhere", None, 0
+    )  # and the other worker publishes the count 2 before this worker has published 1
     await world.broker.let_all()
     await world.node.tick()
     world.turns.drain()
@@ -389,7 +391,7 @@ async def test_slow_broker_gets_one_count_request_at_a_time():
 
 
 def numbers(outlet) -> list[int]:
-    """The counts that a client has been sent, in order."""
+    """Returns the counts that a client received, in order."""
     told = [json.loads(payload) for _, payload in frames(b"".join(outlet.writes))]
     return [json.loads(one["data"])["subscription_count"] for one in told]
 
@@ -454,11 +456,11 @@ async def test_counts_of_many_channels_are_spread_over_turns(monkeypatch):
     assert len(numbers(outlet)) == 100
 
 
-# Questions between workers
+# Requests between workers
 
 
 def test_request_for_a_removed_topic_handler_gets_no_reply(world):
-    """The broker may still bring it while the topic is being released."""
+    """The broker may deliver such a request while the topic is being released."""
     listener = TopicHandler(lambda question: b"here: " + question, lambda _: None)
     done(world.node.controller.handle_topic(world.app, "#xhr-1", listener))
     assert done(world.node.controller.request(world.app, "#xhr-1", b"who?")) == [b"here: who?"]

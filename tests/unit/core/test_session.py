@@ -1,4 +1,4 @@
-"""One client: its rights and limits, and the order of its commands while a broker takes its time."""
+"""The session of one client: its rights and limits, and the order of its commands with a slow broker."""
 
 import json
 
@@ -50,13 +50,13 @@ def client(world):
 
 
 def raw(world, *channels: str, push: frozenset[str] = ALL):
-    """A raw WebSocket client with an access token for these channels, or without one."""
+    """Makes a raw WebSocket client with an access token for these channels, or without a token."""
     claims = Claims(APP, "*", channels, None) if channels else None
     return world.session(RAW, push=push, claims=claims)
 
 
 def subscribe(session, name, channel_data=""):
-    """A subscription with the right signature."""
+    """Makes a subscription with a valid signature."""
     session.handle(Subscribe(name, token(session, name, channel_data), channel_data))
 
 
@@ -451,7 +451,7 @@ def test_client_events_reach_the_others_and_not_the_sender(world, name):
 
 @pytest.mark.parametrize("name", ["private-encrypted-c", "private-encrypted-cache-c"])
 def test_client_events_on_encrypted_channels_are_refused(world, name):
-    """They would go out as plain text among what only members can read."""
+    """Such an event would be plain text on a channel whose other events are encrypted."""
     (one, first), (two, second) = world.session(), world.session()
     for session in (one, two):
         subscribe(session, name)
@@ -635,7 +635,7 @@ def sign_in(session, user_id="u1", watchlist=(), **more):
 
 
 def statuses(outlet) -> list[tuple[str, str]]:
-    """What was read of watched users."""
+    """Returns the watchlist events that a client received."""
     found = []
     for event in events(outlet):
         for one in json.loads(json.loads(event)["data"])["events"]:
@@ -644,7 +644,7 @@ def statuses(outlet) -> list[tuple[str, str]]:
 
 
 def test_half_a_surrogate_pair_in_signed_data_is_the_replacement_character(client):
-    """The signature is of the text as it was sent."""
+    """The signature is of the unchanged text."""
     session, outlet = client
     presence(session, r'{"user_id":"u1","user_info":{"name":"a\ud83d"}}')
     assert [(one.user_id, json.loads(one.info)) for one in outlet.last.members] == [("u1", {"name": "a\ufffd"})]
@@ -692,7 +692,7 @@ def test_user_data_that_is_no_user_is_refused(client, data):
 
 @pytest.mark.parametrize("id", [1, 0, -1, 2**53, 2**70])
 def test_a_user_whose_id_is_a_number_is_signed_in_under_its_text(client, id):
-    """What was sent is signed; what is answered has a text, without which pusher-js drops the sign-in."""
+    """The signature is of the sent number; the reply has the id as text, because pusher-js ignores a reply with a number."""
     session, outlet = client
     sign_in(session, id, user_info={"name": "A"}, more="kept")
     assert session.user.id == str(id)
@@ -821,7 +821,7 @@ async def test_sign_in_rejected_by_the_broker_leaves_no_state(slow, call):
 
 
 async def test_failed_sign_in_keeps_the_frames_of_other_connections(slow):
-    """Its own edge was excluded from a topic that had frames already: such a frame has a list of its own."""
+    """The edge of this member excludes it, and its channel already had pending frames: such a frame is in a list of its own."""
     (watching, outlet), (one, first), (two, _) = slow.session(), slow.session(), slow.session()
     sign_in(watching, "w", ["u1"])
     sign_in(two, "u1")
@@ -863,7 +863,7 @@ def data_of(outlet) -> list:
 
 @pytest.fixture
 def mine(world):
-    """A client that has signed in and has not subscribed yet."""
+    """Makes a client that has signed in and has not subscribed."""
     session, outlet = world.session()
     sign_in(session)
     return session, outlet
@@ -989,7 +989,7 @@ def test_a_second_sign_in_holds_events_again(world, mine):
 
 
 def test_user_signed_in_by_the_backend_gets_no_events_without_a_subscription(world):
-    """It gets no `signin_success` either."""
+    """Such a user gets no `signin_success` either."""
     session, _ = world.session()
     done(world.node.signins.sign_in(world.app, session, User("u1")))
     assert world.app.held is None
@@ -1086,7 +1086,7 @@ def test_subscription_counts_are_sent_only_if_the_app_enables_them():
     assert counts == [1, 2, 1]
 
 
-# Ping, refusals, floods
+# Ping, rejections, floods
 
 
 def test_a_ping_is_answered(client):

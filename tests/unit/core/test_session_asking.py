@@ -1,4 +1,4 @@
-"""A client whose app's backend has a say: what is asked, what an answer does, and who waits for it."""
+"""Clients of an app whose backend authorizes: its requests, the effect of its replies, and the commands that wait for a reply."""
 
 import asyncio
 
@@ -38,14 +38,14 @@ def world():
 
 
 def entering(world, **more):
-    """A Pusher client at the door."""
+    """Makes a Pusher client that is about to connect."""
     session, outlet = world.session(**more)
     session.enter(VISITOR, lambda: outlet.send(Established(session.id, 120)))
     return session, outlet
 
 
 async def held(world) -> None:
-    """From here on the backend takes its time."""
+    """Makes the backend wait with its replies."""
     world.hooks.waits = asyncio.get_running_loop().create_future()
 
 
@@ -92,7 +92,7 @@ async def test_rejected_client_is_closed_with_the_text_of_the_backend(world):
 
 
 def test_backend_without_reply_closes_the_connection_with_4100(world):
-    """The client comes back after a pause: after 4009 it would stay away when the backend is there again."""
+    """After 4100 the client reconnects after a pause. After 4009 it would never reconnect, even with a working backend."""
     world.hooks.decision = Decision(Refused(503, "no answer"))
     assert entering(world)[1].closes == [(4100, "no answer")]
 
@@ -146,7 +146,7 @@ async def test_other_clients_are_not_delayed(world):
 
 @pytest.fixture
 def inside():
-    """A client of an app that is asked about subscriptions and events."""
+    """Makes a client of an app whose backend authorizes subscriptions and events."""
     world = asking("subscribe", "publish")
     return world, *world.session()
 

@@ -1,4 +1,4 @@
-"""What is asked of a backend, what its answers mean, and which of them are kept."""
+"""Authorize requests to a backend, the meaning of its replies, and the replies that are cached."""
 
 import asyncio
 import json
@@ -20,7 +20,7 @@ CONNECTING = Connecting(APP, "1.2", "::1", "q=1")
 
 
 class Backend:
-    """A `HookTransport` that answers what it is told to."""
+    """A `HookTransport` that returns the reply that a test sets."""
 
     def __init__(self) -> None:
         self.answer: Any = {"allow": True}
@@ -137,7 +137,7 @@ async def test_invalid_reply_rejects(answer, counted):
     assert (refused.code, refused.text) == (503, UNDECIDED)
     assert asking.counted == {counted: 1}
     asking.backend.answer = {"allow": True}
-    assert await asking.ask(CONNECTING) == Decision()  # it was not kept
+    assert await asking.ask(CONNECTING) == Decision()  # the reply was not cached
 
 
 async def test_late_reply_rejects():

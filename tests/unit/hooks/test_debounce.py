@@ -1,4 +1,4 @@
-"""Edges are held back, cancelled, and told in turn."""
+"""The debouncing of edges: edges wait, cancel each other, and alternate."""
 
 from collections.abc import Iterable
 
@@ -130,7 +130,7 @@ steps = st.lists(
 
 @given(steps)
 def test_joins_and_leaves_alternate_for_each_channel_and_member(steps):
-    """Edges as a roster makes them; some come more than once, as from a stream that is read again."""
+    """Edges as a roster causes them; some are repeated, as from a stream that is read again."""
     debounce = Debounce()
     present: dict[str, set[str]] = {channel: set() for channel in CHANNELS}
     told: list[HookEvent] = []

@@ -1,4 +1,4 @@
-"""From events to deliveries: what goes where, what is kept over a stop, and what is counted."""
+"""The dispatcher: the endpoints of each hook event, the events that it saves at a stop, and its counters."""
 
 import asyncio
 import json
@@ -20,7 +20,7 @@ from tests.support.node import APP, app_config
 
 
 class Endpoint:
-    """A `HookTransport` that takes what it is told, fails, or waits."""
+    """A `HookTransport` that accepts deliveries, fails, or waits."""
 
     def __init__(self) -> None:
         self.told: list[tuple[str, bytes]] = []
@@ -47,7 +47,7 @@ class Endpoint:
 
 
 class Board:
-    """A switchboard with its endpoints by URL."""
+    """A dispatcher with its endpoints by URL."""
 
     def __init__(self, *webhooks: Webhook, hook: Hook | None = None, config: HooksConfig = HooksConfig()) -> None:  # noqa: B008 - frozen
         self.clock = Clock()
@@ -120,7 +120,7 @@ async def test_held_edge_is_sent_with_the_next_hook_event_after_its_time():
 
 
 async def test_subscription_counts_do_not_displace_other_events(tmp_path: Path):
-    """A client that subscribes to many channels causes a count on each."""
+    """A client that subscribes to many channels causes a subscription count on each."""
     board = Board(A, config=HooksConfig(events=100, folder=str(tmp_path)))
     board.at["http://a/"] = Endpoint()
     board.at["http://a/"].waits = asyncio.get_running_loop().create_future()
@@ -190,7 +190,7 @@ async def test_a_batch_that_was_about_to_be_sent_at_a_stop_is_kept_whole(tmp_pat
     one = Board(batched, config=config)
     one.on_event("occupied", "client-event", "cache-missed")
     (endpoint,) = one.board._endpoints[APP]
-    endpoint._pump()  # as the loop does at the end of the turn; the delivery's task would run in the next
+    endpoint._pump()  # like the end of the turn; the task of the delivery would run in the next turn
     await endpoint.stop()
     await one.board.close(0)
     two = Board(batched, config=config)
@@ -302,7 +302,7 @@ async def test_running_workers_send_events_saved_by_a_replaced_worker(tmp_path: 
 
 @contextmanager
 def out_of_reach(folder: Path) -> Iterator[None]:
-    """The folder is a file: nothing can be read there or written, by whoever."""
+    """The folder is a file, so that no user can read or write in it."""
     aside = folder.with_name("aside")
     folder.rename(aside)
     folder.write_text("")
@@ -331,7 +331,7 @@ async def test_loading_is_retried_with_one_log_line(
 
 
 async def failed(board: Board) -> Board:
-    """It has an event that its endpoint did not take."""
+    """Such a worker has an event that its endpoint did not accept."""
     board.at["http://a/"] = Endpoint()
     board.at["http://a/"].fails = True
     board.on_event("occupied")

@@ -1,4 +1,4 @@
-"""What endpoints are sent, byte by byte, and which of it they want."""
+"""The bodies that endpoints receive, byte by byte, and the events that they select."""
 
 import json
 import timeit
@@ -69,7 +69,7 @@ def test_a_hook_without_data_has_a_null(hook_event, trigger, session):
 
 
 def on_push(hook_event):
-    """`data` of a `push` hook."""
+    """Returns `data` of a `push` hook."""
     found = json.loads(push1st_event(hook_event))
     assert (found["event"], found["app"], found["channel"], found["session"]) == ("push", APP, hook_event.channel, "1.2")
     return found["data"]
@@ -157,7 +157,7 @@ def test_a_filter_takes_linear_time(filter, name):
     assert seconds(name * 16) < 100 * seconds(name) + 0.001
 
 
-# What an app's configuration means
+# The configuration of an app
 
 
 def test_hook_and_webhooks_are_endpoints_side_by_side():

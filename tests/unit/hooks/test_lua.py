@@ -1,4 +1,4 @@
-"""What a script may do, and what it cannot reach."""
+"""The functions that a script may call, and those that it cannot reach."""
 
 import sys
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""Children that cannot be started."""
+"""Child processes that cannot be started."""
 
 import pytest
 

@@ -1,4 +1,4 @@
-"""How a function in Python is called, and what its answer means."""
+"""Calls of a function in Python, and the meaning of its return value."""
 
 import asyncio
 import json

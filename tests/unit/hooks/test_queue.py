@@ -18,7 +18,7 @@ def fill(one: Queue, *events: str) -> None:
 
 
 def taken(one: Queue, now: float = 0) -> list[str]:
-    """What may be sent now, each delivery's events joined."""
+    """Returns the deliveries that may be sent now, each with its events joined."""
     found = []
     while (delivery := one.next(now)) is not None:
         found.append(b" ".join(delivery.events).decode())
@@ -118,7 +118,7 @@ def test_an_endpoint_that_is_down_is_not_knocked_at_by_all_that_waits():
 
 
 def test_poisoned_events_do_not_stop_the_others():
-    """Some deliveries always fail; while they wait, others are still begun."""
+    """Some deliveries always fail; while they wait, the queue starts others."""
     one = queue(concurrency=2, events=10_000)
     for number in range(4):
         one.put(f"bad{number}", b"bad")
@@ -147,7 +147,7 @@ def test_event_over_the_bound_is_not_queued(events, bytes):
 
 @pytest.mark.parametrize(("events", "bytes"), [(100, 1 << 20), (10_000, 100 * (OVERHEAD + 5))])
 def test_one_source_does_not_displace_the_others(events, bytes):
-    """It loses its own events, the newest, when the queue is full; while there is room it may have all of it."""
+    """A source may fill the queue. When the queue is full, the source with the most events loses its newest ones."""
     one = queue(events=events, bytes=bytes)
     assert sum(one.put("flood", b"f%04d" % number, "1.1") for number in range(500)) == 100
     for number in range(40):
@@ -174,7 +174,7 @@ def test_two_sources_share_the_queue():
 
 
 def test_sources_with_few_events_do_not_give_way():
-    """However many connections come, each with one event."""
+    """This holds for any number of connections with one event each."""
     one = queue(events=100)
     for number in range(300):
         one.put("c", b"%d" % number, f"1.{number}")
@@ -199,7 +199,7 @@ def test_a_source_that_gave_way_leaves_no_channel_behind():
 
 
 def test_gaps_are_bounded():
-    """The endpoint takes nothing for hours, while ever other sources give way to each other."""
+    """The endpoint accepts nothing for hours, while many sources displace each other."""
     one = queue(events=200)
     for number in range(20_000):
         one.put(f"c{number % 7}", b"x", f"1.{number // 150}")
@@ -272,7 +272,7 @@ def test_when_returns_the_time_of_the_next_request():
     delivery = first(one)
     assert one.when() is None
     one.failed(delivery, 5, 1.0)
-    assert one.when() == 0  # b1 may be begun now
+    assert one.when() == 0  # b1 may start now
     other = first(one, 5)
     one.failed(other, 5, 1.0)
     assert one.when() == 6
@@ -298,7 +298,7 @@ def test_tried_and_untried_events_can_be_given_to_another_queue():
 
 
 def tried(*events: str, id: str = "x") -> Delivery:
-    """What another process has begun to send."""
+    """Makes a delivery that another process has started."""
     one = Delivery(tuple(dict.fromkeys(event[0] for event in events)), [event.encode() for event in events])
     one.id = id
     return one

@@ -1,4 +1,4 @@
-"""A folder that is read-only, full, or out of reach for a while: nothing is lost that need not be, and nothing is left behind."""
+"""A folder that is read-only, full, or temporarily unreachable: no event is lost unnecessarily, and no file remains."""
 
 import asyncio
 import fcntl
@@ -21,7 +21,7 @@ LINES = [Saved("endpoint", (f"c{number}",), (msgspec.Raw(b'"event"'),)) for numb
 
 @pytest.fixture
 def folder() -> Iterator[Path]:
-    """One that any user can reach, other than pytest's."""
+    """Makes a folder that every user can reach; the folders of pytest are private."""
     with tempfile.TemporaryDirectory(prefix="hooks-") as name:
         yield Path(name)
 
@@ -118,7 +118,7 @@ def letters(folder: Path) -> list[object]:
 
 
 async def tried(one: Store) -> None:
-    """Waits until they have been written, or not."""
+    """Waits until the dead letters are written, or the write has failed."""
     assert one._writing is not None
     await asyncio.wait((one._writing,))
     await turns()
@@ -134,7 +134,7 @@ async def test_dead_letters_that_cannot_be_written_are_kept_and_written_later(
     bury(one, b"3")
     assert one._retry_at is not None
     one._retry_at.cancel()
-    one._begin()  # as when its time has come
+    one._begin()  # as if its time were over
     await tried(one)
     (folder / DEAD_LETTERS).unlink()
     assert await one.close() == 0

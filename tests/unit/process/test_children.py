@@ -1,4 +1,4 @@
-"""How long to wait before a child is started again, and with which interpreter."""
+"""The delay before a child process is restarted, and its interpreter options."""
 
 import sys
 

@@ -1,4 +1,4 @@
-"""What goes to a worker is what the supervisor has."""
+"""The configuration that a worker receives equals that of the supervisor."""
 
 from push1st.config.model import AppConfig, Config, Hook, Listen, Networks, ServerConfig, Webhook, demo
 from push1st.limits import Limits

@@ -1,4 +1,4 @@
-"""Which program the engine is, and how it is called."""
+"""The program of the engine, and its command line."""
 
 import asyncio
 from pathlib import Path

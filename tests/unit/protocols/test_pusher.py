@@ -1,4 +1,4 @@
-"""The Pusher protocol, byte for byte (protocol, section 3), and how leniently clients are read."""
+"""The Pusher protocol, byte for byte (Pusher protocol, section 3), and its lenient reading of client messages."""
 
 import json
 
@@ -38,7 +38,7 @@ codec = Pusher()
 
 
 def shown(frame: bytes) -> str:
-    """The one text frame's text."""
+    """Returns the text of the only frame."""
     ((opcode, payload),) = frames(frame)
     assert opcode is Opcode.TEXT
     return payload.decode()
@@ -48,7 +48,7 @@ def event(data: bytes, channel: str = "x", name: str = "order.paid", **more) -> 
     return shown(codec.message(Message("app", channel, name, data, 1, 2, **more), 3))
 
 
-# What the server sends: section 3, line by line
+# Server to client: section 3, line by line
 
 REPLIES = {
     "connection_established": (
@@ -185,7 +185,7 @@ def test_slow_consumer_gets_a_code_to_reconnect_later():
     assert reason
 
 
-# What clients send
+# Client to server
 
 SUBSCRIBE = Subscribe("presence-x", "KEY:hex", '{"user_id":"u1","user_info":{"name":"A"}}')
 FROM_CLIENTS = {
@@ -282,7 +282,7 @@ REFUSED = {
 
 
 def test_half_a_surrogate_pair_is_the_replacement_character():
-    """As JavaScript writes a text that was cut within an emoji (RFC 8259 §8.2)."""
+    """JavaScript writes such text if it cuts an emoji (RFC 8259 §8.2)."""
     command = codec.decode(r'{"event":"client-x","channel":"private-x","data":"a\ud83d"}')
     assert isinstance(command, Publish)
     assert json.loads(command.data) == "a\ufffd"

@@ -18,7 +18,7 @@ websocket = Pusher()
 
 
 def shown(frame: bytes) -> str:
-    """The one message of a frame."""
+    """Returns the only message of a frame."""
     assert frame.startswith(b"a")
     assert frame.endswith(b"\n")
     assert frame.count(b"\n") == 1
@@ -80,7 +80,7 @@ def test_any_body_is_messages_or_refused(body):
         assert all(isinstance(one, str) for one in decode_messages(body))
 
 
-# Where a response is full: characters are counted as JavaScript does
+# The limit of a response: characters are counted like in JavaScript
 
 
 @pytest.mark.parametrize(

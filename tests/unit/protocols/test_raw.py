@@ -38,7 +38,7 @@ def shown(frame: bytes) -> str:
     return payload.decode()
 
 
-# What the server sends
+# Server to client
 
 
 def test_a_message_is_the_documented_bytes():
@@ -110,7 +110,7 @@ def test_a_slow_consumer_breaks_a_policy():
     assert codec.slow()[0] == 1008
 
 
-# What clients send
+# Client to server
 
 
 FROM_CLIENTS = {
@@ -236,7 +236,7 @@ NO_JSON = {
 
 
 def test_half_a_surrogate_pair_is_the_replacement_character():
-    """As JavaScript writes a text that was cut within an emoji (RFC 8259 §8.2)."""
+    """JavaScript writes such text if it cuts an emoji (RFC 8259 §8.2)."""
     command = codec.decode(r'{"channel":"c","event":"e\ud83d","data":{"a":"\ud83d"}}')
     assert isinstance(command, Publish)
     assert (command.event, json.loads(command.data)) == ("e\ufffd", {"a": "\ufffd"})

@@ -1,4 +1,4 @@
-"""WebSocket framing: whatever the chunks, the same events; what RFC 6455 forbids ends the connection with its code."""
+"""WebSocket framing: any chunks of the same bytes are the same events; violations end the connection with their code."""
 
 import contextlib
 
@@ -29,7 +29,7 @@ TEXT, CONT, BINARY, CLOSE, PING, PONG = Opcode.TEXT, Opcode.CONT, Opcode.BINARY,
 
 
 def decode(*chunks: bytes, most: int = MOST) -> list[object]:
-    """The events of these chunks; the last one is the code, if the connection ends."""
+    """Returns the events of these chunks; the last is the close code, if the connection ends."""
     decoder = Decoder(most)
     events: list[object] = []
     try:
@@ -164,7 +164,7 @@ def test_an_idle_decoder_holds_nothing():
 
 @pytest.mark.parametrize("cut", [1, 2, 5])
 def test_slowly_arriving_frame_is_stored_once(cut):
-    """Neither a header, nor a control frame, nor a message makes the decoder hold more than its bytes."""
+    """For headers, control frames and messages, the decoder stores only the received bytes."""
     decoder = Decoder(MOST)
     data = masked(PING, b"x" * 125) + masked(TEXT, "ж" * 300)
     for at in range(0, len(data), cut):
@@ -218,7 +218,7 @@ def test_any_chunking_of_any_bytes_gives_the_same_events(data, cuts):
     assert decode(*filter(None, [*chunks, rest])) == whole
 
 
-# What is not allowed
+# Violations
 
 
 def unmasked(opcode: Opcode, data: bytes) -> bytes:
@@ -313,7 +313,7 @@ def test_a_message_of_the_most_bytes_is_read():
 
 @pytest.mark.parametrize(("data", "code"), SHORT.values(), ids=SHORT.keys())
 def test_bytes_after_the_end_raise_only_disconnect(data, code):
-    """A connection that is being closed still reads, for the client's close frame."""
+    """A closing connection still reads, because the client sends a close frame."""
     for first, rest in at_every_byte(data):
         decoder = Decoder(MOST)
         for chunk in (first, rest, *[masked(TEXT, "a")] * 3):

@@ -1,4 +1,4 @@
-"""Who sends a request, by its peer and its headers: addresses behind proxies, and whom to believe."""
+"""The caller of a request, by its peer and its headers: addresses behind proxies, and proxies that are trusted."""
 
 import pytest
 

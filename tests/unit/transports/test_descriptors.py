@@ -1,4 +1,4 @@
-"""File descriptors that are left: who is served, who is answered and sent away, who is neither."""
+"""Few free file descriptors: connections that are served, that are rejected with an answer, and that are closed without one."""
 
 import asyncio
 from collections.abc import Callable
@@ -20,11 +20,11 @@ from tests.support.transport import Site
 
 LIMIT, OWN = 300, 30
 LAST = LIMIT - 64
-"""the first number that is none of a client's"""
+"""the first descriptor number above those of clients"""
 
 
 class Full(Descriptors):
-    """Descriptors of a process that has nearly all possible connections."""
+    """Returns the descriptors of a process that has nearly all possible connections."""
 
     __slots__ = ()
 
@@ -43,7 +43,7 @@ def site_at(limit: int = LIMIT, **more) -> Site:
 
 
 async def ask(site: Site, number: int, data: bytes):
-    """A connection that has the descriptor `number` sends `data`."""
+    """Opens a connection with the descriptor `number`, which sends `data`."""
     connection, transport = site.connect(number=number)
     if not transport.aborted:
         connection.data_received(data)
@@ -171,14 +171,14 @@ PROXY = ("10.0.0.1", 1234)
 
 
 def small_site(**more) -> Site:
-    """A worker that may have 16 connections, 14 of an address."""
+    """Makes a worker that may have 16 connections, 14 of them from one address."""
     site = Site(trusting=False, **more)
     site.context.descriptors = Descriptors(lambda: 62, lambda: OWN)
     return site
 
 
 async def greeted(site: Site, peer: object, *headers: str) -> bool:
-    """Whether a further Pusher client is let in; if not, it has been told why."""
+    """Returns whether another Pusher client is accepted; checks that a rejected client gets the reason."""
     connection, transport = site.connect(peer)
     if transport.aborted:
         return False

@@ -1,4 +1,4 @@
-"""HTTP/1.1 on a fake socket: order, limits, deadlines, whom to trust, and who may become a WebSocket."""
+"""HTTP/1.1 on a fake socket: order, limits, deadlines, trust, and upgrades to a WebSocket."""
 
 import asyncio
 import re
@@ -36,7 +36,7 @@ PUBLISH = '{"name":"e","channel":"c","data":"x"}'
 
 
 class Served:
-    """Requests that reached the API, and the answers they wait for. Paths below /wait/ wait."""
+    """Requests that reached the API. Requests with paths below /wait/ wait for `answer`."""
 
     def __init__(self) -> None:
         self.requests: list[Request] = []
@@ -162,7 +162,7 @@ async def test_bytes_in_a_path_reach_the_api_one_by_one(site, served):
         assert served.last.path.encode("latin-1") == b"/\xd0\xb6"
 
 
-# The API behind it, as it really is
+# With the real API
 
 
 async def test_publish_over_http_reaches_the_subscriber():
@@ -237,7 +237,7 @@ async def test_the_same_request_again_and_again_is_answered_alike(site, served):
 
 
 async def test_remembered_head_does_not_affect_other_connections(site, served):
-    """Heads are remembered by their bytes; trust and order are the connection's own."""
+    """Heads are remembered by their bytes; trust and order belong to the connection."""
     data = request("POST", "/a", "body")
     await site.ask(data)
     await site.ask(data, OUTSIDE)
@@ -525,7 +525,7 @@ async def test_on_tls_the_end_of_reading_is_the_end(site):
     assert not connection.eof_received()
 
 
-# Limits and what is not HTTP
+# Limits and invalid HTTP
 
 
 @pytest.mark.parametrize(
@@ -572,7 +572,7 @@ async def test_other_versions_are_refused(site, served, data):
 
 
 def head_of(size: int) -> bytes:
-    """A request without a body of so many bytes."""
+    """Returns a request without a body that has this number of bytes."""
     start = b"GET /x HTTP/1.1\r\nHost: h\r\nX: "
     return start + b"y" * (size - len(start) - 4) + b"\r\n\r\n"
 
@@ -611,7 +611,7 @@ async def test_head_without_an_end_is_rejected(site):
 
 @pytest.mark.parametrize("rest", [1, 20, 60])
 async def test_a_large_chunk_of_small_requests_is_served_wherever_it_is_cut(site, rest):
-    """What counts is the head of one request, not what came before it in the same chunk."""
+    """The limit counts the head of one request, without earlier bytes of the same chunk."""
     one = request("POST", "/x", "y" * 300)
     data = one * (3 * MAX_HEAD // len(one))
     connection, transport = site.connect()
@@ -700,7 +700,7 @@ TOO_LARGE = b"POST /x HTTP/1.1\r\nHost: h\r\nContent-Length: 99999999\r\n\r\n"
 
 @pytest.mark.parametrize("secure", [False, True])
 async def test_a_client_that_is_refused_may_send_on_until_it_reads_why(site, served, secure):
-    """A socket that is closed with bytes unread resets the connection, and the answer with it."""
+    """Closing a socket with unread bytes resets the connection, and the client loses the answer."""
     connection, transport = site.connect(secure=secure)
     connection.data_received(TOO_LARGE)
     await turns()
@@ -856,7 +856,7 @@ async def test_an_answer_names_the_idle_time_of_a_kept_connection():
 
 @pytest.fixture
 def unread(site):
-    """A kept connection, its transport, and the client's end of its socket."""
+    """Returns a kept connection, its transport, and the client's end of its socket."""
     ours, theirs = socket.socketpair()
     with ours, theirs:
         connection, transport = site.connect(number=ours.fileno())
@@ -943,7 +943,7 @@ async def test_a_client_that_does_not_read_is_destroyed(site):
     assert transport.aborted
 
 
-# Who is let in, and who is trusted
+# Access and trust
 
 
 async def test_address_outside_the_whitelist_is_rejected(served):
@@ -1049,7 +1049,7 @@ def proxied(served):
     ],
 )
 async def test_address_forwarded_by_a_configured_proxy_is_used(proxied, served, headers, trusted):
-    """But nobody is on this machine because a proxy says so."""
+    """A forwarded loopback address does not make the caller local."""
     await proxied.ask(request("GET", "/x", None, *headers), PROXY)
     assert (not served.last.distrust) is trusted
 
@@ -1071,7 +1071,7 @@ async def test_address_forwarded_by_a_configured_proxy_is_used(proxied, served, 
     ],
 )
 async def test_a_name_that_only_points_here_is_not_trusted(site, served, host, trusted):
-    """A page whose name was made to point at 127.0.0.1 calls as its own origin, without Origin (DNS rebinding)."""
+    """DNS rebinding: a page whose host name resolves to 127.0.0.1 calls the API as its own origin, without an Origin header."""
     for _ in range(2):
         await site.ask(f"GET /x HTTP/1.1\r\nHost: {host}\r\n\r\n".encode())
         assert (not served.last.distrust) is trusted
@@ -1090,7 +1090,7 @@ async def test_a_trusted_address_behind_a_proxy_is_not_trusted_on_a_client_liste
     assert served.last.distrust
 
 
-# What is not understood
+# Unsupported requests
 
 
 @pytest.mark.parametrize(
@@ -1143,7 +1143,7 @@ async def test_an_upgrade_makes_a_websocket():
 
 
 async def test_a_handshake_may_announce_that_it_has_no_body():
-    """As Java's does."""
+    """The HTTP client of Java sends such requests."""
     assert (await Site().websocket(APP_PATH, "Content-Length: 0")).protocol.codec.name == "pusher"
     refused = await Site().ask(handshake(APP_PATH, "Content-Length: 1") + b"x")
     assert Answer(refused.data).status == 400
@@ -1211,7 +1211,7 @@ async def test_another_upgrade_is_not_made_and_the_request_is_answered_once(site
 
 
 H2C = ("Connection: Upgrade, HTTP2-Settings", "Upgrade: h2c", "HTTP2-Settings: AAMAAABkAAQAoAAAAAIAAAAA")
-"""what curl --http2 and Java's HttpClient send with each request (RFC 7540 §3.2)"""
+"""the headers that curl --http2 and Java's HttpClient send with each request (RFC 7540 §3.2)"""
 
 
 def chunked(path: str, body: bytes, *headers: str) -> bytes:
@@ -1389,7 +1389,7 @@ async def test_date_header_advances_for_every_kind_of_answer(site, monkeypatch):
         assert [one.headers["date"] for one in answers(transport.data)] == [f"second {second}"] * 2
 
 
-# What one client may cost the others
+# Bounds of the cost of one client for others
 
 
 async def test_pipelined_requests_are_served_in_slices_and_in_order(site, served):

@@ -1,4 +1,4 @@
-"""What connections of a worker share: limits that follow from the apps, and answers written once a turn."""
+"""Shared state of a worker's connections: limits that follow from the apps, and answers that are written once a turn."""
 
 import pytest
 
@@ -11,7 +11,7 @@ from tests.support.transport import Site
 
 
 class Connection:
-    """Answers everything that arrives, and says what it does."""
+    """A connection that answers all input and logs its calls."""
 
     def __init__(self, site: Site, log: list[str], name: str, fails: str = "") -> None:
         self.site = site

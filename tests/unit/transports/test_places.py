@@ -1,4 +1,4 @@
-"""Places of a worker: what an app and an address may take of them."""
+"""Places of a worker: the shares of an app and of an address."""
 
 from hypothesis import given, settings
 from hypothesis import strategies as st

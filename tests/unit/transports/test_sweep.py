@@ -1,4 +1,4 @@
-"""One timer a worker: who is looked at, when, and in how many loop turns."""
+"""The sweep, one timer for each worker: the times of visits, and their distribution over turns."""
 
 import asyncio
 
@@ -10,7 +10,7 @@ from tests.support.loop import Clock, turns
 
 
 class Thing:
-    """Watched: answers each look with the next of `answers`."""
+    """A watched object: returns the next of `answers` at each visit."""
 
     def __init__(self, *answers: float | None) -> None:
         self.due_at = NEVER
@@ -199,7 +199,7 @@ async def test_sweep_ticks_until_it_is_stopped(at):
 
 
 async def tick(at, seconds: float) -> None:
-    """The timer at that time, and the loop turns up to the looks."""
+    """Runs the timer at that time, and the loop turns until the visits are done."""
     at.clock.seconds = seconds
     at.sweep._tick()
     at.sweep.stop()
@@ -226,7 +226,7 @@ async def test_first_tick_after_a_standstill_visits_no_connection(at):
     await tick(at, 120)
     assert thing.looks == []
     assert at.sweep.now == 120
-    at.sweep.watch(thing, 130)  # it had sent something
+    at.sweep.watch(thing, 130)  # its client had sent data
     await tick(at, 121)
     assert thing.looks == []
     await tick(at, 122)

@@ -1,4 +1,4 @@
-"""TLS records in memory: data of any size is read as it was sent."""
+"""TLS records in memory: data of any size is read unchanged."""
 
 import contextlib
 import os
@@ -12,7 +12,7 @@ from push1st.transports.tls import MAX_WITHOUT_DATA, PIECE, Records
 
 
 class Pair:
-    """A client, and the server's side, which is read as uvloop reads it: as long as bytes are there."""
+    """A client and the server's side, which reads like uvloop: as long as bytes are available."""
 
     def __init__(self, certificate: str, key: str) -> None:
         context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)

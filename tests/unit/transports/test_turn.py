@@ -1,4 +1,4 @@
-"""A turn of the loop: what one connection brings waits in slices, so that it costs the others little."""
+"""A turn of the loop: the input of one connection is processed in slices, so that it delays others little."""
 
 import pytest
 
@@ -9,7 +9,7 @@ pytestmark = pytest.mark.usefixtures("loop_factory")
 
 
 class Connection:
-    """A connection whose clients sent some slices: each costs `seconds` of the clock."""
+    """A connection with input of several slices; each slice takes `seconds` of the clock."""
 
     def __init__(self, log: list[str], clock: Clock, name: str, slices: int = 1, seconds: float = 0.0) -> None:
         self.log = log
@@ -81,7 +81,7 @@ async def test_a_backlog_gets_as_much_time_as_the_others_took(turn, clock, log):
     log.clear()
     turn.arrived(Connection(log, clock, "other", seconds=10 * BACKLOG_SECONDS), b"x")
     await turns(1)
-    assert log.count("backlog") in (10, 11)  # the clock's sums are rounded
+    assert log.count("backlog") in (10, 11)  # the sums of floating-point seconds are rounded
     assert log[0] == "other"
 
 

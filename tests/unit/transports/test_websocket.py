@@ -1,4 +1,4 @@
-"""WebSocket connections on a fake socket: the handshake's many answers, keepalive, the end, slow consumers."""
+"""WebSocket connections on a fake socket: answers to handshakes, keepalive, the end, slow consumers."""
 
 import base64
 import hashlib
@@ -35,7 +35,7 @@ def site():
 
 
 def body(transport: Transport) -> bytes:
-    """What came behind the handshake's answer."""
+    """Returns the bytes after the answer to the handshake."""
     head, separator, rest = transport.data.partition(b"\r\n\r\n")
     assert head.startswith(b"HTTP/1.1 101 ")
     assert separator
@@ -43,7 +43,7 @@ def body(transport: Transport) -> bytes:
 
 
 async def opened(site: Site, path: str = PUSHER, *headers: str) -> Transport:
-    """A connection whose first frames have been read."""
+    """Opens a connection and reads its first frames."""
     transport = await site.websocket(path, *headers)
     transport.take()
     return transport
@@ -56,7 +56,7 @@ async def send(transport: Transport, *data: bytes) -> None:
 
 
 def said(transport: Transport) -> list:
-    """The text messages since the last time."""
+    """Returns the text messages since the last call."""
     return texts(transport.take())
 
 
@@ -91,7 +91,7 @@ async def test_frames_after_the_handshake_in_one_chunk_are_read(site):
 
 
 async def test_message_published_in_the_turn_of_the_handshake_follows_its_answer(site):
-    """Even when another subscriber's direct reply flushes the channel."""
+    """This holds even if the direct reply of another subscriber flushes the channel."""
     other = await opened(site, RAW)
     connection, transport = site.connect()
     connection.data_received(handshake(RAW))
@@ -202,7 +202,7 @@ async def test_paths_can_be_configured():
 
 
 async def answer_without_a_user(site, path):
-    """The event that answers a subscription to a presence channel whose `channel_data` names no user."""
+    """Returns the reply to a presence subscription whose `channel_data` names no user."""
     transport = await opened(site, f"{path}?protocol=7")
     (session,) = site.world.app.tenant.sessions.values()
     data = '{"user-id": 1}'
@@ -353,7 +353,7 @@ async def test_a_token_that_is_not_valid_yet_authorises_nothing(site):
 @pytest.mark.parametrize("path", [PRIVATE, RAW], ids=["private", "public"])
 @pytest.mark.parametrize("ttl", [5, 4000])
 async def test_a_connection_ends_when_its_token_does(path, ttl):
-    """Whether or not it needs the token, and however often the client sends."""
+    """This holds whether or not the connection needs the token, and for any number of messages of the client."""
     site = Site(server=ServerConfig(websocket=ProtocolConfig(path="/ws/", activity_timeout=3600)))
     transport = await opened(site, f"{path}?token={access(ttl=ttl)}")
     for _ in range(ttl - 1):
@@ -810,7 +810,7 @@ async def test_a_defect_closes_the_socket_for_writing_too(site, monkeypatch):
 
 
 async def test_bytes_after_a_violation_are_not_logged_as_a_defect(site):
-    """Frames in two chunks, the second a violation; the client sends on while it is closed."""
+    """The second of two chunks has a violation, and the client sends on while the server closes the connection."""
     transport = await opened(site)
     await send(transport, b"\xc1", b"\x80\0\0\0\0", text("x"), text("y"))
     assert close_of(transport.data)[0] == 1002
@@ -832,7 +832,7 @@ async def test_a_connection_that_is_lost_leaves_everything(site):
 
 
 async def test_lost_connection_with_frames_of_its_own_does_not_stop_others(site):
-    """A client publishes behind a message of the API, and is lost in the same turn."""
+    """A client publishes after a message of the API, and its connection is lost in the same turn."""
     one, two = await opened(site, RAW), await opened(site, RAW)
     site.world.publish("c", b"1")
     one.protocol.process(text({"channel": "c", "event": "e", "data": 2}))
@@ -913,7 +913,7 @@ async def test_slow_consumer_that_ends_before_the_cut_is_not_closed_again(site):
     assert site.metrics.cut_offs["slow"] == 0
 
 
-# A broker that takes its time
+# A slow broker
 
 
 async def test_raw_client_that_ends_while_subscribing_leaves_no_entry():
@@ -1111,7 +1111,7 @@ def test_accept_value_matches_the_rfc():
     assert base64.b64encode(digest) == b"s3pPLMBiTxaQ9kYGzzhZRbK+xOo="
 
 
-# What one client may cost the others
+# Bounds of the cost of one client for others
 
 
 async def test_a_flood_is_read_in_slices_and_others_are_served_between(site):

@@ -1,4 +1,4 @@
-"""pusher-js' HTTP fallbacks on fake sockets: displacement, what is kept, heartbeats, bounds, ends."""
+"""HTTP fallbacks of pusher-js on fake sockets: displaced requests, stored frames, heartbeats, bounds, ends."""
 
 import asyncio
 import json
@@ -44,7 +44,7 @@ def site():
 
 
 def events(lines: bytes) -> list:
-    """Frames as pusher-js reads them: letters alone, messages as their event's name, or, of the event `e`, their data."""
+    """Returns frames as pusher-js reads them: single letters, the names of events, and the data of events named `e`."""
     found: list = []
     assert not lines or lines.endswith(b"\n")
     for line in lines.splitlines():
@@ -69,7 +69,7 @@ async def ask(site: Site, path: str, body: bytes | str = b"", *headers: str) -> 
 
 
 async def stream(site: Site, *headers: str, path: str = STREAM) -> Transport:
-    """A stream; what comes behind its head is what is left in it."""
+    """Opens a stream; removes the head of its response."""
     transport = await ask(site, path, b"", *headers)
     head, separator, rest = transport.take().partition(b"\r\n\r\n")
     assert head.startswith(b"HTTP/1.1 200 OK\r\n")
@@ -79,7 +79,7 @@ async def stream(site: Site, *headers: str, path: str = STREAM) -> Transport:
 
 
 def heard(transport: Transport) -> list:
-    """What a stream brought since the last time."""
+    """Returns the frames of a stream since the last call."""
     return events(transport.take())
 
 
@@ -100,7 +100,7 @@ async def publish(site: Site, *data: str) -> None:
 
 
 async def subscribed(site: Site) -> Transport:
-    """A stream on the channel `c` that has nothing to say."""
+    """Opens a stream subscribed to the channel `c`, and reads its first frames."""
     transport = await stream(site)
     await subscribe(site)
     assert heard(transport) == [*WELCOME, "subscription_succeeded"]
@@ -111,7 +111,7 @@ PROTOCOL_PING = {"event": "pusher:ping", "data": {}}
 
 
 async def test_stream_after_unread_answers_ends_the_connection():
-    """A socket that is not read because its client reads no answers would not be read again: nobody would notice its end."""
+    """The socket of a client that reads no answers is not read. A stream would never read it again, and would miss its end."""
     waiting: asyncio.Future[Response] = asyncio.get_running_loop().create_future()
 
     async def serve(_: object) -> Response:
@@ -204,7 +204,7 @@ async def test_session_with_too_many_messages_that_wait_is_ended():
 
 
 async def polled(site: Site) -> list:
-    """What a poll that need not wait brings."""
+    """Returns the frames of a poll that does not wait."""
     answer = Answer((await ask(site, POLL)).data)
     assert answer.status == 200
     return events(answer.body)
@@ -215,7 +215,7 @@ def session_of(site: Site):
     return session
 
 
-# Beginnings
+# New sessions
 
 
 async def test_a_stream_begins_with_a_welcome_and_does_not_end(site):
@@ -270,7 +270,7 @@ REFUSALS = {
 @pytest.mark.parametrize(("path", "code"), REFUSALS.values(), ids=REFUSALS)
 @pytest.mark.parametrize("endpoint", ["xhr", "xhr_streaming"])
 async def test_rejected_client_gets_a_close_code(site, path, code, endpoint):
-    """Behind a welcome, without which pusher-js would try again for ever."""
+    """The code follows a welcome, because without one pusher-js would reconnect forever."""
     answer = Answer((await ask(site, path.replace("/xhr", f"/{endpoint}"))).data)
     assert (answer.status, events(answer.body)) == (200, ["o", "error", code])
     assert site.metrics.refusals == {str(code): 1}
@@ -306,7 +306,7 @@ OFFICE, HOME, ELSEWHERE = "203.0.113.9", "198.51.100.7", "2001:db8::7"
 
 
 async def polled_as(site: Site, n: int, peer: object = ("127.0.0.1", 40_000), key: str = KEY) -> list:
-    """What the first poll of a session brings. n: tells sessions apart."""
+    """Returns the frames of the first poll of a session. n: the number of the session."""
     path = POLL.replace("session0", f"session{n}").replace(KEY, key)
     return events(Answer((await site.ask(request("POST", path, b""), peer)).data).body)
 
@@ -401,7 +401,7 @@ async def test_the_first_session_over_a_bound_is_logged_and_those_after_it_once_
 
 
 async def test_no_path_of_theirs_reaches_the_api(site):
-    """Not even behind headers that are known from calls of the API."""
+    """This holds even after headers that are remembered from calls of the API."""
     connection, transport = site.connect()
     connection.data_received(request("POST", f"/apps/{APP}/events", '{"name":"e","channel":"c","data":1}'))
     await turns()
@@ -456,7 +456,7 @@ async def test_a_second_poll_displaces_the_first(site):
 
 
 async def test_polls_that_displace_each_other_end(site):
-    """Two connections, each with polls in line: every poll is answered or waits, none is lost."""
+    """Two connections have queued polls: each poll is answered or waits, and none is lost."""
     await polled(site)
     both = [site.connect(), site.connect()]
     for connection, _ in both:
@@ -523,7 +523,7 @@ async def test_an_address_may_change(site):
     assert statuses(transport.data) == [200]
 
 
-# What the client sends
+# Client to server
 
 
 @pytest.mark.parametrize("body", ["", "{}", "[1]", '["a', '"a"', "[null]"])
@@ -576,9 +576,9 @@ async def test_a_defect_ends_that_one_session(site, monkeypatch):
 
 
 class PusherJs:
-    """How pusher-js reads a response: it takes whole frames, and drops the response where one ends behind so many characters.
+    """Reads a response like pusher-js: takes whole frames, and drops the response if a frame ends after `longest` characters.
 
-    What has come by then and was not looked at is lost with it.
+    Characters that it has received and not taken by then are lost.
     """
 
     def __init__(self, longest: int) -> None:
@@ -588,7 +588,7 @@ class PusherJs:
         self.got: list = []
 
     def read(self, more: str) -> bool:
-        """Whether the response is still wanted."""
+        """Returns whether pusher-js still reads the response."""
         self.text += more
         end = self.text.rfind("\n") + 1
         self.got += events(self.text[self.at : end].encode())
@@ -609,7 +609,7 @@ class PusherJs:
     endpoint=st.sampled_from([STREAM, POLL]),
 )
 def test_nothing_is_lost_or_doubled_when_the_client_drops_a_response(texts, cuts, turns_after, kept, endpoint):
-    """However what is sent is cut to pieces on its way, and whether it was kept or came while the response was open."""
+    """This holds for any split of the bytes on their way, and for frames that were stored or sent while the response was open."""
 
     async def go():
         site = Site()
@@ -723,7 +723,7 @@ async def test_heartbeats_are_more_frequent_with_a_short_activity_timeout():
 
 
 async def test_a_question_is_answered_only_after_silence(site):
-    """pusher-js answers a heartbeat with the question: answering that would never end."""
+    """pusher-js replies to a heartbeat with a request; an answer to that would make an endless loop."""
     transport = await subscribed(site)
     assert await send(site) == 200
     assert heard(transport) == []
@@ -939,7 +939,7 @@ async def test_stream_request_with_another_upgrade_is_a_stream(site):
     assert not [one for one in site.context.open if one is transport.protocol]
 
 
-# Whatever happens
+# Any sequence of requests
 
 steps = st.lists(
     st.tuples(
@@ -954,7 +954,7 @@ steps = st.lists(
 @settings(max_examples=150, deadline=None)
 @given(steps)
 def test_counters_stay_correct_and_all_sessions_end(taken):
-    """Three clients' requests, in any order and with any end, some seconds apart."""
+    """The requests of three clients, in any order and with any end, some seconds apart."""
 
     async def go():
         site = Site(server=ServerConfig(outbox=2000))

@@ -1,4 +1,4 @@
-"""Subscriptions on their way to the broker: what joins a channel in a turn is one step, and what becomes of each."""
+"""The join batcher: joins of a channel within a turn are one step, and each join gets its own result."""
 
 import asyncio
 
@@ -16,7 +16,7 @@ KEY = ("app", "presence-c")
 
 
 class Desk:
-    """Joins whose steps the test sees and answers."""
+    """A join batcher whose steps the test records and answers."""
 
     def __init__(self) -> None:
         self.steps: list[JoinBatch] = []

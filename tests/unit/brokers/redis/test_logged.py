@@ -1,4 +1,4 @@
-"""Shards of one broker that say the same in the log."""
+"""Equal log texts of several shards of one broker."""
 
 from push1st.brokers.redis.logged import SECONDS, LogDedup
 

@@ -1,4 +1,4 @@
-"""Messages on their way to the broker: one broker message a topic and turn, and what becomes of each publish."""
+"""The publish batcher: one broker message for each topic and turn, and the result of each publish."""
 
 import asyncio
 
@@ -19,7 +19,7 @@ def message(n: int, channel: str = "c") -> Message:
 
 
 class Desk:
-    """Publishing over a link whose server is the test."""
+    """A publish batcher on a connection whose server is the test."""
 
     def __init__(self) -> None:
         self.transport = Transport()
@@ -131,7 +131,7 @@ async def test_unconfirmed_publish_is_rejected_after_two_seconds_and_counted():
     desk.publishing.tick(now + CONFIRM_SECONDS + 0.5)
     assert "not confirmed in time" in await refusal(first)
     assert desk.metrics.broker_unconfirmed == 1
-    desk.link.data_received(b":1\r\n$1\r\n1\r\n")  # too late
+    desk.link.data_received(b":1\r\n$1\r\n1\r\n")  # after the timeout
 
 
 async def test_confirmed_publish_is_not_rejected():

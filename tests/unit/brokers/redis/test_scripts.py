@@ -1,4 +1,4 @@
-"""The Lua files: what each of them says about its arguments, and what is sent of the helpers."""
+"""The Lua files: the documentation of their arguments, and the helper functions that each script contains."""
 
 import re
 from importlib import resources

@@ -1,4 +1,4 @@
-"""What clients know of members: each edge reaches them once, and what was missed is found by comparing."""
+"""Views of members: each edge reaches clients once, and comparing finds missed edges."""
 
 from itertools import count
 
@@ -56,7 +56,7 @@ def test_member_on_this_node_is_not_removed_by_a_node_that_evicted_this_one(told
     told.begin("a")
     told.edge("-", "a", "", here=True)
     told.edge("+", "a", "", here=True)
-    told.edge("-", "a", "1.1", here=True)  # the last connection that the server knew of was another node's
+    told.edge("-", "a", "1.1", here=True)  # the last connection in the server's entry belonged to another node
     assert told.edges == []
 
 

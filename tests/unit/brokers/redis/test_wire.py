@@ -1,4 +1,4 @@
-"""What goes over topics, there and back."""
+"""Encoding and decoding of the payloads of topics."""
 
 from hypothesis import given
 from hypothesis import strategies as st
