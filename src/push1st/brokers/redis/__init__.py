@@ -1,7 +1,7 @@
 """Broker, roster, users and hook events in a Redis or Valkey server: for several workers, and for several machines.
 
 `Redis` divides apps' channels among shards; everything else is in `shard.py` (entries, lease, recovery), `scripts.py`
-(the atomic steps), `link.py` (the connection), `publishing.py` and `joining.py` (what goes out at the end of a turn),
+(the atomic steps), `resp.py` (the connection), `publishing.py` and `joining.py` (what goes out at the end of a turn),
 `views.py` (each edge once), `events_consumer.py` (what hooks are told) and `servers.py` (which server). A plain server is one
 shard, a cluster several.
 

@@ -29,7 +29,7 @@ import hiredis
 import msgspec
 
 from push1st import logs
-from push1st.brokers.redis.link import Argument, ConnectionLost, RespConnection
+from push1st.brokers.redis.resp import Argument, ConnectionLost, RespConnection
 from push1st.brokers.redis.scripts import READ, TAKE, Script
 from push1st.brokers.redis.servers import Unusable, connect
 from push1st.brokers.redis.wire import decode_event

@@ -9,7 +9,7 @@ from collections.abc import Callable
 from typing import Any
 
 from push1st.brokers.redis.entries import Key
-from push1st.brokers.redis.link import RespConnection
+from push1st.brokers.redis.resp import RespConnection
 from push1st.messages import Member
 
 MOST = 500

@@ -9,7 +9,7 @@ from collections import deque
 from collections.abc import Callable
 from typing import Any
 
-from push1st.brokers.redis.link import ConnectionLost, RespConnection
+from push1st.brokers.redis.resp import ConnectionLost, RespConnection
 from push1st.brokers.redis.wire import encode_message, encode_messages
 from push1st.errors import Refused
 from push1st.messages import Message

@@ -12,7 +12,7 @@ from typing import Any
 
 import hiredis
 
-from push1st.brokers.redis.link import Argument, ConnectionLost, Pushed, RespConnection
+from push1st.brokers.redis.resp import Argument, ConnectionLost, Pushed, RespConnection
 from push1st.brokers.redis.scripts import SCRIPTS
 from push1st.config.brokerurl import Address
 

@@ -28,7 +28,7 @@ from push1st.brokers import Joined, Kept, Recount
 from push1st.brokers.redis.entries import NOBODY, Difference, Entries, Key
 from push1st.brokers.redis.events_consumer import Consumer, Ledger
 from push1st.brokers.redis.joining import ADDED, REFUSED, JoinBatch, JoinBatcher, PendingJoin
-from push1st.brokers.redis.link import Argument, ConnectionLost, RespConnection, pack
+from push1st.brokers.redis.resp import Argument, ConnectionLost, RespConnection, pack
 from push1st.brokers.redis.logged import LogDedup
 from push1st.brokers.redis.publishing import CONFIRM_SECONDS, Batch, PublishBatcher
 from push1st.brokers.redis.requests import Requests

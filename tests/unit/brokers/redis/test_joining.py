@@ -7,7 +7,7 @@ import pytest
 
 from push1st.brokers.redis import joining
 from push1st.brokers.redis.joining import ADDED, REFUSED, JoinBatch, JoinBatcher, PendingJoin
-from push1st.brokers.redis.link import RespConnection
+from push1st.brokers.redis.resp import RespConnection
 from push1st.messages import Member
 from tests.support.loop import turns
 from tests.support.transport import Transport

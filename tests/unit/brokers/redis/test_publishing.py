@@ -4,7 +4,7 @@ import asyncio
 
 import pytest
 
-from push1st.brokers.redis.link import RespConnection, pack
+from push1st.brokers.redis.resp import RespConnection, pack
 from push1st.brokers.redis.publishing import CONFIRM_SECONDS, MAX_QUEUED, Batch, PublishBatcher
 from push1st.brokers.redis.wire import decode_message, decode_messages
 from push1st.errors import Refused

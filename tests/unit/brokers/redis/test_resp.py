@@ -7,7 +7,7 @@ from collections.abc import Callable
 import hiredis
 import pytest
 
-from push1st.brokers.redis.link import ConnectionLost, RespConnection
+from push1st.brokers.redis.resp import ConnectionLost, RespConnection
 from tests.support.loop import turns
 from tests.support.transport import Transport
 
