@@ -18,7 +18,8 @@ from typing import Any
 
 from push1st import auth
 from push1st.apps.files import Files
-from push1st.brokers.redis import Redis, events_consumer, shard
+from push1st.brokers.redis import Redis, bounds, events_consumer
+from push1st.brokers.redis.shard import Shard
 from push1st.config.model import HooksConfig, Webhook
 from push1st.core.fanout import Fanout
 from push1st.core.node import Node
@@ -66,7 +67,7 @@ WIRE = Wire()
 
 
 @contextmanager
-def hurried(module: ModuleType = shard, **seconds: float) -> Iterator[None]:
+def hurried(module: ModuleType = bounds, **seconds: float) -> Iterator[None]:
     """Shortens the time between heartbeats and the recovery. The lease keeps its length: tests expire it themselves."""
     before = {name: getattr(module, name) for name in seconds}
     for name, value in seconds.items():
@@ -119,8 +120,8 @@ class Place:
         def numbered(number: int) -> None:
             self.node.worker = number
 
-        hooked = {self.config.id: "s"}
-        self.broker = Redis(url, self.node.stamp, self.name, self.metrics, lambda: hooked, numbered)
+        self.hooked = {self.config.id: "s"}
+        self.broker = Redis(url, self.node.stamp, self.name, self.metrics, lambda: self.hooked, numbered)
         self.app = self.node.app(self.config)
         self.clients: list[Client] = []
         self.frozen = False
@@ -143,22 +144,27 @@ class Place:
         return self
 
     @property
-    def shards(self) -> list[shard.Shard]:
-        return self.broker._shards
+    def shards(self) -> list[Shard]:
+        return self.broker._shards.all
+
+    @property
+    def epoch(self) -> bytes:
+        """The epoch at its last registration in its first shard."""
+        return self.shards[0].lease.epoch.encode()
 
     @property
     def connected(self) -> bool:
-        return all(one.link is not None for one in self.shards)
+        return all(one.connection.registered_on is not None for one in self.shards)
 
     @property
     def reads(self) -> bool:
         """Whether the node reads hook events and has the ledger of its first shard."""
-        return self.shards[0]._ledger.there is not None
+        return self.shards[0].hook_events.ledger.there is not None
 
     @property
     def publishes(self) -> bool:
         """Whether the node may publish."""
-        return all(one.outlet is not None for one in self.shards)
+        return all(one.connection.publish_connection is not None for one in self.shards)
 
     def client(self) -> "Client":
         client = Client(self)
@@ -171,17 +177,17 @@ class Place:
     def drop(self) -> None:
         """Ends the connections of the node to the broker."""
         for one in self.shards:
-            if one.link is not None:
-                one.link.abort()
+            if one.connection.registered_on is not None:
+                one.connection.registered_on.abort()
 
     def freeze(self, valkey: Valkey) -> None:
         """Stops the node until `thaw`; its lease expires."""
         self.frozen = True
         for one in self.shards:
-            assert one.link is not None
-            one.link._transport.pause_reading()
+            assert one.connection.registered_on is not None
+            one.connection.registered_on._transport.pause_reading()
             one.tick = lambda now: None  # type: ignore[method-assign]  # noqa: ARG005 - called by position
-            valkey.ask("DEL", f"{one.base}:lease:{self.name}")
+            valkey.ask("DEL", one.keys.key("lease", self.name))
 
     def thaw(self) -> None:
         """Resumes the node; the loop runs its timers first."""
@@ -191,11 +197,11 @@ class Place:
         now = asyncio.get_running_loop().time()
         for one in self.shards:
             del one.tick
-            one._recovered_at = None if one._recovered_at is None else now
-            one._beat_at = now
+            one.lease.recovered_at = None if one.lease.recovered_at is None else now
+            one.lease.renews_at = now
             one.tick(now)
-            if one._connection is not None:
-                one._connection._transport.resume_reading()
+            if one.connection.established is not None:
+                one.connection.established._transport.resume_reading()
 
     def watch_own(self) -> None:
         """Makes the node fail if its clients receive the removal of members or users that never left."""
@@ -205,12 +211,12 @@ class Place:
             (one,) = self.shards
             if message.event == MEMBER_REMOVED:
                 user = json.loads(message.data)["user_id"]
-                if one.has(message.app, message.channel, user):
+                if one.roster.has_member(message.app, message.channel, user):
                     self.failures.append(f"{user} is on {message.channel} here, and is told to have left")
             elif message.event == WATCHLIST_EVENTS:
                 for event in json.loads(message.data)["events"]:
                     for user in event["user_ids"]:
-                        if event["name"] == "offline" and one._entries.is_signed_in((message.app, user)):
+                        if event["name"] == "offline" and one.roster.entries.is_signed_in((message.app, user)):
                             self.failures.append(f"{user} is signed in here, and is told to be offline")
             return receive(message)
 
@@ -222,14 +228,13 @@ class Place:
         for client in self.clients:
             client.dead = True
         for one in self.shards:
-            if one._task is not None:
-                one._task.cancel()
-            if one._consumer is not None:
-                one._consumer._task.cancel()
-            one._closing = True
+            if one.connection._task is not None:
+                one.connection._task.cancel()
+            if one.hook_events.consumer is not None:
+                one.hook_events.consumer._task.cancel()
         self.drop()
-        if self.broker._timer is not None:
-            self.broker._timer.cancel()
+        if self.broker._shards._timer is not None:
+            self.broker._shards._timer.cancel()
 
     async def close(self) -> None:
         await self.node.close()
@@ -356,7 +361,7 @@ async def nodes(**limits: int) -> AsyncIterator[tuple[Valkey, Place, Place]]:
     """Starts a server and two nodes."""
     valkey = Valkey()
     try:
-        with hurried(BEAT_SECONDS=0.05, RECOVERY_SECONDS=0.5), hurried(events_consumer, HOLD_SECONDS=0, BLOCK_MS=50):
+        with hurried(RENEW_SECONDS=0.05, RECOVERY_SECONDS=0.5), hurried(events_consumer, HOLD_SECONDS=0, BLOCK_MS=50):
             one, two = await Place(valkey.url, **limits).open(), await Place(valkey.url, **limits).open()
             try:
                 yield valkey, one, two

@@ -82,7 +82,7 @@ async def traffic(**seconds: Any) -> AsyncIterator[tuple[Valkey, Traffic]]:
     valkey = Valkey()
     places: list[Place] = []
     try:
-        with hurried(**{"BEAT_SECONDS": 0.2, "RECOVERY_SECONDS": 1, **seconds}):
+        with hurried(**{"RENEW_SECONDS": 0.2, "RECOVERY_SECONDS": 1, **seconds}):
             places += [await Place(valkey.url).open() for _ in range(2)]
             one = Traffic(places, [await on(place, CHANNEL) for place in places])
             await one.flows()

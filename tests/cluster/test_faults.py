@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from push1st.brokers import ASK_SECONDS, Receive
-from push1st.brokers.redis import publishing, shard
+from push1st.brokers.redis import bounds, publishing
 from push1st.messages import MEMBER_REMOVED, Message, Options, SignedIn, SubscriptionRefused
 from push1st.process.server import SystemClock
 from tests.cluster.places import ROOM, Place, hurried, nodes, on, status, until
@@ -65,8 +65,8 @@ async def test_no_member_removed_is_sent_when_the_broker_loses_its_state() -> No
         late = await on(one, ROOM, "c")
         await until(lambda: all(client.members[ROOM] == {"a", "b", "c"} for client in (*clients, late)))
         # A client fails by itself when somebody comes twice or goes without having come.
-        await until(lambda: valkey.ask("EXISTS", f"{one.shards[0].base}:recovering") == b":0\r\n")
-        await until(lambda: one.shards[0]._recovered_at is None and two.shards[0]._recovered_at is None)
+        await until(lambda: valkey.ask("EXISTS", f"{one.shards[0].keys.base}:recovering") == b":0\r\n")
+        await until(lambda: one.shards[0].lease.recovered_at is None and two.shards[0].lease.recovered_at is None)
         assert [client.members[ROOM] for client in (*clients, late)] == [{"a", "b", "c"}] * 3
 
 
@@ -96,7 +96,7 @@ async def test_subscription_during_a_broker_outage_is_confirmed_after_it() -> No
 
 
 async def test_a_subscription_is_refused_when_the_broker_stays_away(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(shard, "PATIENCE_SECONDS", 0.2)
+    monkeypatch.setattr(bounds, "PATIENCE_SECONDS", 0.2)
     async with nodes() as (valkey, one, _):
         valkey.kill()
         await until(lambda: not one.connected)
@@ -117,7 +117,7 @@ async def test_publish_to_a_hung_broker_is_rejected_within_two_seconds() -> None
 
 
 async def test_hung_connection_is_dropped_and_reconnected(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(shard, "SILENT_SECONDS", 0.3)
+    monkeypatch.setattr(bounds, "SILENT_SECONDS", 0.3)
     async with nodes() as (valkey, one, two):
         client = await on(two, "c")
         valkey.pause()
@@ -136,7 +136,7 @@ async def test_slow_broker_gets_no_further_publishes(monkeypatch: pytest.MonkeyP
         for _ in range(200):
             waiting.append(asyncio.ensure_future(status(one.publish("c", b"1" * 50_000))))
             await asyncio.sleep(0)
-        link = one.shards[0].link
+        link = one.shards[0].connection.registered_on
         assert link is not None
         assert link.queued < (1 << 20) + 100_000
         valkey.go_on()
@@ -148,7 +148,7 @@ async def test_slow_broker_gets_no_further_publishes(monkeypatch: pytest.MonkeyP
 
 
 async def test_entries_of_a_dead_node_are_evicted_when_its_lease_expires(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(shard, "LEASE_SECONDS", 1.0)
+    monkeypatch.setattr(bounds, "LEASE_SECONDS", 1.0)
     async with nodes() as (valkey, one, two):
         staying = await on(one, ROOM, "a")
         dead = await Place(valkey.url).open()
@@ -168,7 +168,7 @@ async def test_entries_of_a_dead_node_are_evicted_when_its_lease_expires(monkeyp
 
 
 async def test_entries_of_a_dead_node_are_evicted_in_steps_and_once(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(shard, "BURIED", 3)
+    monkeypatch.setattr(bounds, "MAX_EVICTED", 3)
     async with nodes() as (valkey, one, two):
         staying = [await on(one, ROOM, "a"), await on(two, ROOM, "b")]
         dead = await Place(valkey.url).open()
@@ -176,7 +176,7 @@ async def test_entries_of_a_dead_node_are_evicted_in_steps_and_once(monkeypatch:
             await on(dead, ROOM, f"d{n}")
         await until(lambda: all(len(client.members[ROOM]) == 22 for client in staying))
         dead.crash()
-        valkey.ask("DEL", f"{one.shards[0].base}:lease:{dead.name}")
+        valkey.ask("DEL", f"{one.shards[0].keys.base}:lease:{dead.name}")
         await until(lambda: all(client.members[ROOM] == {"a", "b"} for client in staying))
         found = await one.node.channel(one.app, ROOM)
         assert found is not None
@@ -185,7 +185,7 @@ async def test_entries_of_a_dead_node_are_evicted_in_steps_and_once(monkeypatch:
 
 async def test_a_dead_node_is_removed_however_much_it_had() -> None:
     async with nodes() as (valkey, one, _):
-        base = one.shards[0].base
+        base = one.shards[0].keys.base
         had = "for i = 1, 100000 do redis.call('HSET', KEYS[1], 'c/app/' .. i, '1'); redis.call('HSET', KEYS[2], i, '1') end"
         valkey.ask("EVAL", had, "2", f"{base}:n:dead", f"{base}:i:app")
         valkey.ask("SADD", f"{base}:nodes", "dead")
@@ -197,8 +197,8 @@ async def test_running_node_registers_again_after_its_lease_expired() -> None:
     async with nodes() as (valkey, one, two):
         clients = [await on(one, ROOM, "a"), await on(two, ROOM, "b")]
         await until(lambda: clients[0].members[ROOM] == {"a", "b"})
-        valkey.ask("DEL", f"{one.shards[0].base}:lease:{one.name}")
-        await until(lambda: one.connected and valkey.ask("EXISTS", f"{one.shards[0].base}:lease:{one.name}") == b":1\r\n")
+        valkey.ask("DEL", f"{one.shards[0].keys.base}:lease:{one.name}")
+        await until(lambda: one.connected and valkey.ask("EXISTS", f"{one.shards[0].keys.base}:lease:{one.name}") == b":1\r\n")
         await until(lambda: [client.members[ROOM] for client in clients] == [{"a", "b"}] * 2)
         found = await two.node.channel(two.app, ROOM)
         assert found is not None
@@ -209,12 +209,12 @@ async def test_clients_of_an_evicted_running_node_get_no_false_member_removed() 
     async with nodes() as (valkey, one, two):
         clients = [await on(one, ROOM, "a"), await on(two, ROOM, "b")]
         await until(lambda: clients[0].members[ROOM] == {"a", "b"})
-        one.shards[0]._beat_at = float("inf")  # it stands still, but for its socket
-        valkey.ask("DEL", f"{one.shards[0].base}:lease:{one.name}")
+        one.shards[0].lease.renews_at = float("inf")  # it stands still, but for its socket
+        valkey.ask("DEL", f"{one.shards[0].keys.base}:lease:{one.name}")
         await until(lambda: clients[1].members[ROOM] == {"b"})
         await one.broker.settled()
         assert clients[0].members[ROOM] == {"a", "b"}
-        one.shards[0].beat()
+        one.shards[0].lease.renew()
         await until(lambda: clients[1].members[ROOM] == {"a", "b"})
         assert clients[0].members[ROOM] == {"a", "b"}
 
@@ -259,7 +259,7 @@ async def test_hook_events_are_read_on_by_another_node_when_the_reader_dies() ->
         reader, other = (one, two) if one.hook_events else (two, one)
         assert not other.hook_events
         reader.crash()
-        valkey.ask("DEL", f"{one.shards[0].base}:reader")
+        valkey.ask("DEL", f"{one.shards[0].keys.base}:reader")
         await on(other, "d")
         await until(lambda: ("occupied", "d") in [(event.kind, event.channel) for event in other.hook_events])
 
@@ -270,7 +270,7 @@ async def test_hook_events_are_read_on_with_the_next_sign_of_life_when_the_reade
         await until(lambda: one.hook_events or two.hook_events)
         reader, other = (one, two) if one.hook_events else (two, one)
         assert not other.hook_events
-        key = f"{one.shards[0].base}:reader"
+        key = f"{one.shards[0].keys.base}:reader"
         held = valkey.ask("GET", key)
         await reader.close()
         assert valkey.ask("GET", key) != held
@@ -334,7 +334,7 @@ async def test_full_broker_rejects_new_entries_and_accepts_leaves() -> None:
         leaving, staying = await on(one, ROOM, "a"), await on(two, ROOM, "b")
         quiet = await on(one, "c")
         await until(lambda: leaving.members[ROOM] == {"a", "b"})
-        links = [place.shards[0].link for place in (one, two)]
+        links = [place.shards[0].connection.registered_on for place in (one, two)]
         valkey.ask("CONFIG", "SET", "maxmemory", "1")
         refused = two.client()
         refused.join("d")
@@ -342,13 +342,13 @@ async def test_full_broker_rejects_new_entries_and_accepts_leaves() -> None:
         leaving.lose()
         quiet.lose()
         await until(lambda: staying.members[ROOM] == {"b"})
-        await until(lambda: valkey.ask("HEXISTS", f"{one.shards[0].base}:i:app", "c") == b":0\r\n")
+        await until(lambda: valkey.ask("HEXISTS", f"{one.shards[0].keys.base}:i:app", "c") == b":0\r\n")
         assert await status(one.publish(ROOM, b"1")) == 200
         await until(lambda: staying.messages[ROOM] == ["1"])
         await until(lambda: len(one.hook_events) + len(two.hook_events) == 6)
         told = [len(place.hook_events) for place in (one, two)]
         await asyncio.sleep(0.2)  # some signs of life
-        assert [place.shards[0].link for place in (one, two)] == links, "their connections were given up"
+        assert [place.shards[0].connection.registered_on for place in (one, two)] == links, "their connections were given up"
         assert [len(place.hook_events) for place in (one, two)] == told, "hook events were reported again"
         one.drop()
         await until(lambda: one.connected)
@@ -380,7 +380,7 @@ async def unsaved(valkey: Valkey) -> AsyncIterator[None]:
 async def test_broker_that_cannot_save_delivers_events_and_rejects_new_entries(
     capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(shard, "PATIENCE_SECONDS", 0.2)
+    monkeypatch.setattr(bounds, "PATIENCE_SECONDS", 0.2)
     with hurried(LEASE_SECONDS=1.0):
         async with nodes() as (valkey, one, two):
             clients = [await on(one, ROOM, "a"), await on(two, ROOM, "b")]
@@ -388,7 +388,7 @@ async def test_broker_that_cannot_save_delivers_events_and_rejects_new_entries(
             await until(lambda: clients[0].members[ROOM] == {"a", "b", "c"})
             one.watch_own()
             two.watch_own()
-            links = [place.shards[0].link for place in (one, two)]
+            links = [place.shards[0].connection.registered_on for place in (one, two)]
             told: list[Message] = []
             async with unsaved(valkey):
                 refused = one.client()
@@ -407,7 +407,7 @@ async def test_broker_that_cannot_save_delivers_events_and_rejects_new_entries(
                     place.broker._views.receive = noting(place.broker._views.receive, told)
             await until(lambda: one.connected and two.connected)
             await until(lambda: all(client.members[ROOM] == {"a", "b"} for client in clients))
-            assert [place.shards[0]._connection for place in (one, two)] == links, "their connections were given up"
+            assert [place.shards[0].connection.established for place in (one, two)] == links, "their connections were given up"
             joined = await on(one, ROOM, "d")
             await until(lambda: all(client.members[ROOM] == {"a", "b", "d"} for client in (*clients, joined)))
             await asyncio.sleep(0.2)  # some signs of life
@@ -483,12 +483,12 @@ async def test_request_during_a_broker_outage_is_answered_after_it() -> None:
 
 async def test_requests_after_a_failover_wait_until_all_nodes_are_subscribed() -> None:
     async with nodes() as (valkey, one, _):
-        base = one.shards[0].base
+        base = one.shards[0].keys.base
         valkey.ask("SADD", f"{base}:nodes", "late")
         valkey.ask("SET", f"{base}:lease:late", "there", "PX", "10000")
         one.drop()
         await until(lambda: one.connected)
         assert await status(one.broker.ask(one.config.id, "c", b"")) == 503
         valkey.ask("DEL", f"{base}:lease:late")
-        await until(lambda: one.shards[0].outlet is not None)
+        await until(lambda: one.shards[0].connection.publish_connection is not None)
         assert await one.broker.ask(one.config.id, "c", b"") == []

@@ -56,8 +56,8 @@ async def test_consumer_without_the_lease_of_its_node_delivers_nothing() -> None
         await on(one, "c")
         await until(lambda: one.hook_events or two.hook_events)
         reader, other = (one, two) if one.hook_events else (two, one)
-        reader.shards[0]._beat_at = float("inf")  # it does not notice, but by reading
-        valkey.ask("SET", f"{one.shards[0].base}:reader", other.name)
+        reader.shards[0].lease.renews_at = float("inf")  # it does not notice, but by reading
+        valkey.ask("SET", f"{one.shards[0].keys.base}:reader", other.name)
         for name in "defg":
             await on(reader, name)
         await until(lambda: channels(other) == ["d", "e", "f", "g"])
@@ -68,7 +68,7 @@ async def test_hook_events_of_a_broker_that_lost_its_state_are_read_from_their_b
     async with nodes() as (valkey, one, two):
         await on(one, "c")
         await until(lambda: one.hook_events or two.hook_events)
-        base = one.shards[0].base
+        base = one.shards[0].keys.base
         valkey.ask("XADD", f"{base}:facts", "99999999999999-0", "fact", "not one")  # as by a clock that went back since
         await until(lambda: valkey.ask("GET", f"{base}:facts:read").endswith(b"99999999999999-0\r\n"))
         valkey.ask("FLUSHALL")
@@ -87,11 +87,11 @@ async def backed() -> AsyncIterator[tuple[Valkey, Backend, Place, Place, Client]
     """Two nodes that send webhooks, with a member: the node that reads events, and the other one."""
     valkey, backend = Valkey(), Backend()
     try:
-        with hurried(BEAT_SECONDS=0.05, RECOVERY_SECONDS=0.5), hurried(events_consumer, HOLD_SECONDS=HOLD, BLOCK_MS=50):
+        with hurried(RENEW_SECONDS=0.05, RECOVERY_SECONDS=0.5), hurried(events_consumer, HOLD_SECONDS=HOLD, BLOCK_MS=50):
             places = [await Place(valkey.url).send_edges_to(backend).open() for _ in range(2)]
             client = await on(places[0], ROOM, "a")
             await until(lambda: backend.there == THERE)
-            reads = [one.shards[0]._consumer is not None and not one.shards[0]._consumer.ended for one in places]
+            reads = [one.shards[0].hook_events.is_reading for one in places]
             reader, other = places if reads[0] else reversed(places)
             yield valkey, backend, reader, other, client
             assert backend.contradictions == []
@@ -103,15 +103,15 @@ async def backed() -> AsyncIterator[tuple[Valkey, Backend, Place, Place, Client]
 
 def stand_still(place: Place) -> None:
     """It does not notice what becomes of the broker, but by its connection."""
-    place.shards[0]._beat_at = float("inf")
+    place.shards[0].lease.renews_at = float("inf")
 
 
 async def settled(valkey: Valkey, *places: Place) -> None:
     """Waits until all nodes have announced their entries, and nothing is held back."""
-    base = places[0].shards[0].base
+    base = places[0].shards[0].keys.base
     await until(lambda: all(place.connected for place in places) and valkey.ask("GET", f"{base}:epoch") != b"$-1\r\n")
     await until(lambda: valkey.ask("EXISTS", f"{base}:recovering", f"{base}:held", f"{base}:gone") == b":0\r\n")
-    ledgers = [place.shards[0]._ledger for place in places]
+    ledgers = [place.shards[0].hook_events.ledger for place in places]
     await until(lambda: all(one.compared_at is None for one in ledgers if one.there is not None))
 
 
@@ -121,13 +121,13 @@ async def test_a_member_that_returns_while_the_broker_loses_its_state_causes_no_
         await other.broker.settled()
         stand_still(reader)
         valkey.ask("FLUSHALL")
-        other.shards[0].beat()
-        await until(lambda: valkey.ask("EXISTS", f"{other.shards[0].base}:epoch") == b":1\r\n")
+        other.shards[0].lease.renew()
+        await until(lambda: valkey.ask("EXISTS", f"{other.shards[0].keys.base}:epoch") == b":1\r\n")
         await on(other, ROOM, "a")
         for _ in range(3):
-            other.shards[0].beat()
+            other.shards[0].lease.renew()
             await other.broker.settled()
-        reader.shards[0].beat()
+        reader.shards[0].lease.renew()
         await settled(valkey, reader, other)
         assert backend.there == THERE
 
@@ -135,8 +135,8 @@ async def test_a_member_that_returns_while_the_broker_loses_its_state_causes_no_
 @pytest.mark.parametrize("returns", [True, False])
 async def test_a_hook_event_that_is_lost_with_the_brokers_state_is_replaced(returns: bool) -> None:
     async with backed() as (valkey, backend, reader, other, client):
-        assert reader.shards[0]._consumer is not None
-        await reader.shards[0]._consumer.stop()
+        assert reader.shards[0].hook_events.consumer is not None
+        await reader.shards[0].hook_events.consumer.stop()
         stand_still(reader)
         if returns:
             await on(other, "c")
@@ -145,8 +145,8 @@ async def test_a_hook_event_that_is_lost_with_the_brokers_state_is_replaced(retu
             await other.broker.settled()
             await client.place.broker.settled()
         valkey.ask("FLUSHALL")
-        reader.shards[0].beat()
-        other.shards[0].beat()
+        reader.shards[0].lease.renew()
+        other.shards[0].lease.renew()
         right = THERE | {("c", None)} if returns else set()
         await until(lambda: backend.there == right, lambda: backend.there)
 
@@ -156,20 +156,22 @@ async def test_a_reader_that_stops_after_the_broker_lost_its_state_leaves_its_le
         client.lose()
         await client.place.broker.settled()
         valkey.ask("FLUSHALL")
-        base = reader.shards[0].base
+        base = reader.shards[0].keys.base
         await until(lambda: valkey.ask("GET", f"{base}:reader").endswith(f"{reader.name}\r\n".encode()))
         await until(lambda: valkey.ask("SCARD", f"{base}:nodes") == b":2\r\n")
         await reader.close()
         await on(other, ROOM, "a")
         await settled(valkey, other)
-        await until(lambda: other.shards[0]._ledger.there is not None and valkey.ask("EXISTS", f"{base}:ledger") == b":0\r\n")
+        await until(
+            lambda: other.shards[0].hook_events.ledger.there is not None and valkey.ask("EXISTS", f"{base}:ledger") == b":0\r\n"
+        )
         assert backend.there == THERE
 
 
 async def test_node_that_stops_after_the_broker_lost_its_state_is_not_awaited() -> None:
     async with nodes() as (valkey, one, two):
         await on(one, "c")
-        base = one.shards[0].base
+        base = one.shards[0].keys.base
         valkey.ask("FLUSHALL")
         await until(lambda: valkey.ask("SCARD", f"{base}:nodes") == b":2\r\n")
         assert valkey.ask("EXISTS", f"{base}:away") == b":0\r\n"
@@ -181,7 +183,7 @@ async def test_node_that_stops_after_the_broker_lost_its_state_is_not_awaited() 
 
 async def test_held_edges_are_released_though_the_clock_of_the_server_was_set_back() -> None:
     async with backed() as (valkey, backend, reader, other, client):
-        clock = f"{reader.shards[0].base}:clock"  # what is left of its time is the clock
+        clock = f"{reader.shards[0].keys.base}:clock"  # what is left of its time is the clock
         valkey.ask("PEXPIRE", clock, str(CLOCK_MS - 3_600_000))
         client.lose()
         await client.place.broker.settled()
@@ -193,11 +195,11 @@ async def test_held_edges_are_released_though_the_clock_of_the_server_was_set_ba
 
 async def test_hook_events_that_a_replica_lacks_are_replaced() -> None:
     async with backed() as (valkey, backend, reader, other, _):
-        assert reader.shards[0]._consumer is not None
+        assert reader.shards[0].hook_events.consumer is not None
         stand_still(reader)
-        await reader.shards[0]._consumer.stop()
+        await reader.shards[0].hook_events.consumer.stop()
         await on(other, "c")
-        valkey.ask("XTRIM", f"{other.shards[0].base}:facts", "MAXLEN", "0")
+        valkey.ask("XTRIM", f"{other.shards[0].keys.base}:facts", "MAXLEN", "0")
         reader.drop()
         await until(lambda: backend.there == THERE | {("c", None)}, lambda: backend.there)
 
@@ -207,10 +209,10 @@ async def test_a_member_that_returns_on_another_node_while_the_reader_dies_cause
         client.lose()
         await client.place.broker.settled()
         reader.crash()
-        valkey.ask("DEL", f"{other.shards[0].base}:lease:{reader.name}")
+        valkey.ask("DEL", f"{other.shards[0].keys.base}:lease:{reader.name}")
         await on(other, ROOM, "a")
-        await until(lambda: valkey.ask("GET", f"{other.shards[0].base}:reader").endswith(f"{other.name}\r\n".encode()))
-        await until(lambda: other.shards[0]._ledger.there is not None)
+        await until(lambda: valkey.ask("GET", f"{other.shards[0].keys.base}:reader").endswith(f"{other.name}\r\n".encode()))
+        await until(lambda: other.shards[0].hook_events.ledger.there is not None)
         await settled(valkey, other)
         assert backend.there == THERE
 
@@ -220,9 +222,9 @@ async def test_members_that_leave_nodes_without_hooks_cause_edges_when_they_retu
     valkey, backend = Valkey(), Backend()
     backend.there = set(THERE)
     try:
-        with hurried(BEAT_SECONDS=0.05, RECOVERY_SECONDS=0.5), hurried(events_consumer, HOLD_SECONDS=HOLD, BLOCK_MS=50):
+        with hurried(RENEW_SECONDS=0.05, RECOVERY_SECONDS=0.5), hurried(events_consumer, HOLD_SECONDS=HOLD, BLOCK_MS=50):
             old, new = Place(valkey.url), Place(valkey.url).send_edges_to(backend)
-            old.shards[0]._hooked = dict
+            old.hooked = {}
             await old.open()
             client = await on(old, ROOM, "a")
             await new.open()

@@ -86,7 +86,7 @@ class World:
         for place in self.places:
             place.watch_own()
         self.clients = [self.places[n % NODES].client() for n in range(CLIENTS)]
-        await until(lambda: any(place.shards[0]._ledger.there is not None for place in self.places))
+        await until(lambda: any(place.shards[0].hook_events.ledger.there is not None for place in self.places))
 
     async def step(self, what: str, *args: Any) -> None:
         if self.is_frozen(what, *args):
@@ -204,7 +204,7 @@ class World:
         for k in range(CLIENTS):
             if self.clients[k].place is gone:
                 self.clients[k].session.closed = True
-        self.valkey.ask("DEL", f"{gone.shards[0].base}:lease:{gone.name}")
+        self.valkey.ask("DEL", f"{gone.shards[0].keys.base}:lease:{gone.name}")
         await until(lambda: self.noticed(but=gone))
         await self.open_place(n)
         for k in range(CLIENTS):
@@ -276,14 +276,16 @@ class World:
 
     def in_step(self) -> bool:
         """Whether every node has entered the server as it is now."""
-        epoch = self.valkey.ask("GET", f"{self.places[0].shards[0].base}:epoch").split(b"\r\n")[1:2]
-        return all(place.connected and place.publishes and [place.shards[0]._epoch.encode()] == epoch for place in self.places)
+        epoch = self.valkey.ask("GET", f"{self.places[0].shards[0].keys.base}:epoch").split(b"\r\n")[1:2]
+        return all(
+            place.connected and place.publishes and [place.shards[0].lease.epoch.encode()] == epoch for place in self.places
+        )
 
     def noticed(self, but: Place | None = None) -> bool:
         """Whether every node that runs has noticed what became of the broker. but: one that is gone."""
-        epoch = self.valkey.ask("GET", f"{self.places[0].shards[0].base}:epoch").split(b"\r\n")[1:2]
+        epoch = self.valkey.ask("GET", f"{self.places[0].shards[0].keys.base}:epoch").split(b"\r\n")[1:2]
         running = [place for place in self.places if place is not but and not place.frozen]
-        return all(place.connected and [place.shards[0]._epoch.encode()] == epoch for place in running)
+        return all(place.connected and [place.epoch] == epoch for place in running)
 
     def told(self) -> dict[str, Any]:
         """What clients believe."""
@@ -392,7 +394,7 @@ def model(valkey: Valkey, plan: list[tuple[Any, ...]], prefix: int) -> None:
     note(f"{plan}")
     valkey.ask("FLUSHALL")
     with (
-        hurried(BEAT_SECONDS=0.05, RECOVERY_SECONDS=0.3, BACKOFF_SECONDS=0.05),
+        hurried(RENEW_SECONDS=0.05, RECOVERY_SECONDS=0.3, BACKOFF_SECONDS=0.05),
         hurried(events_consumer, HOLD_SECONDS=HOLD, BLOCK_MS=50),
     ):
         asyncio.run(run(valkey, f"{valkey.url}?prefix=m{prefix}", plan))

@@ -57,7 +57,7 @@ class Divided:
 async def divided() -> AsyncIterator[Divided]:
     valkey = Valkey()
     try:
-        with road(valkey.path) as way, hurried(BEAT_SECONDS=0.1, LEASE_SECONDS=LEASE, SILENT_SECONDS=SILENT):
+        with road(valkey.path) as way, hurried(RENEW_SECONDS=0.1, LEASE_SECONDS=LEASE, SILENT_SECONDS=SILENT):
             # The first one reads the hook events for hooks.
             places = [await Place(url).open() for url in (way.url, way.url, valkey.url)]
             try:
@@ -156,7 +156,7 @@ async def test_hook_events_are_read_on_when_only_the_connection_they_are_read_on
 async def test_a_node_that_reads_hook_events_again_after_another_did_makes_a_new_ledger() -> None:
     """With its old one it would drop that a channel is occupied which another has reported to be vacated."""
     async with divided() as cluster:
-        first, key = cluster.far[0], f"{cluster.near.shards[0].base}:reader"
+        first, key = cluster.far[0], f"{cluster.near.shards[0].keys.base}:reader"
         client = await on(cluster.near, "c")
         await until(lambda: [event.kind for event in cluster.hook_events] == ["occupied"])
         cluster.valkey.ask("SET", key, cluster.near.name, "PX", "1500")

@@ -6,7 +6,8 @@ from contextlib import asynccontextmanager
 
 import pytest
 
-from push1st.brokers.redis import shard
+from push1st.brokers.redis import bounds
+from push1st.brokers.redis.shard import Shard
 from push1st.errors import LimitReached
 from push1st.messages import SignedIn, SubscriptionRefused
 from tests.cluster.places import ROOM, Place, nodes, on, status, until
@@ -26,8 +27,8 @@ async def emptied(valkey: Valkey, *places: Place) -> AsyncIterator[None]:
     await until(lambda: all(place.connected and recovering(valkey, place) for place in places))
     yield
     await until(lambda: not any(recovering(valkey, place) for place in places))
-    await until(lambda: all(place.shards[0]._recovered_at is None for place in places))
-    gone = f"{places[0].shards[0].base}:gone"
+    await until(lambda: all(place.shards[0].lease.recovered_at is None for place in places))
+    gone = f"{places[0].shards[0].keys.base}:gone"
     await until(lambda: valkey.ask("EXISTS", gone, f"{gone}:order") == b":0\r\n")
     for place in places:
         await place.broker.settled()
@@ -35,8 +36,8 @@ async def emptied(valkey: Valkey, *places: Place) -> AsyncIterator[None]:
 
 
 def recovering(valkey: Valkey, place: Place) -> bool:
-    epoch = place.shards[0]._epoch.encode()
-    base = place.shards[0].base
+    epoch = place.shards[0].lease.epoch.encode()
+    base = place.shards[0].keys.base
     return valkey.ask("EXISTS", f"{base}:recovering") == b":1\r\n" and epoch in valkey.ask("GET", f"{base}:epoch")
 
 
@@ -105,12 +106,12 @@ async def test_member_with_a_connection_on_another_node_is_not_removed() -> None
         staying, leaving = await on(one, ROOM, "a"), await on(two, ROOM, "b")
         await on(one, ROOM, "b")
         await until(lambda: len(events(one, two)) == 3)
-        one.shards[0]._beat_at = float("inf")  # it has not noticed yet
+        one.shards[0].lease.renews_at = float("inf")  # it has not noticed yet
         valkey.ask("FLUSHALL")
         await until(lambda: two.connected and recovering(valkey, two))
         leaving.lose()
         await two.broker.settled()
-        one.shards[0].beat()
+        one.shards[0].lease.renew()
         async with emptied_again(valkey, one, two):
             pass
         await on(two, "last")
@@ -123,7 +124,7 @@ async def emptied_again(valkey: Valkey, one: Place, two: Place) -> AsyncIterator
     await until(lambda: recovering(valkey, one))
     yield
     await until(lambda: not recovering(valkey, one) and not recovering(valkey, two))
-    await until(lambda: one.shards[0]._recovered_at is None and two.shards[0]._recovered_at is None)
+    await until(lambda: one.shards[0].lease.recovered_at is None and two.shards[0].lease.recovered_at is None)
 
 
 async def test_member_that_left_before_a_state_loss_is_removed_once() -> None:
@@ -160,7 +161,7 @@ async def test_member_that_left_while_its_other_join_waited_in_vain_is_removed(
         staying, leaving = await on(one, ROOM, "a"), await on(two, ROOM, "b")
         gone = await on(two, "c")
         await until(lambda: len(events(one, two)) == 4)
-        monkeypatch.setattr(shard, "PATIENCE_SECONDS", 0.2)
+        monkeypatch.setattr(bounds, "PATIENCE_SECONDS", 0.2)
         valkey.kill()
         await until(lambda: not one.connected and not two.connected)
         waiting = [two.client(), two.client()]
@@ -210,8 +211,8 @@ async def test_member_of_a_stopped_node_that_another_node_rejects_is_removed() -
         dead = await Place(valkey.url, members=2).open()
         staying = await on(one, ROOM, "a")
         await on(dead, ROOM, "b")
-        await until(lambda: staying.members[ROOM] == {"a", "b"} and one.shards[0]._recovered_at is None)
-        link = one.shards[0].link
+        await until(lambda: staying.members[ROOM] == {"a", "b"} and one.shards[0].lease.recovered_at is None)
+        link = one.shards[0].connection.registered_on
         assert link is not None
         link._transport.pause_reading()  # it hears of that when the client has asked
         await dead.close()
@@ -237,7 +238,7 @@ async def test_connection_during_a_broker_outage_is_rejected_by_a_full_app() -> 
 
 
 async def test_connection_during_a_long_broker_outage_is_accepted(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(shard, "PATIENCE_SECONDS", 0.2)
+    monkeypatch.setattr(bounds, "PATIENCE_SECONDS", 0.2)
     async with nodes(connections=1) as (valkey, one, _):
         async with away(valkey, one):
             client = one.client()
@@ -260,8 +261,8 @@ async def test_count_after_the_eviction_of_a_node_is_sent_once() -> None:
         await on(dead, "only-there")
         await until(lambda: [client.counts[-1:] for client in clients] == [[3], [3]])
         dead.crash()
-        valkey.ask("DEL", f"{one.shards[0].base}:lease:{dead.name}")
-        await until(lambda: valkey.ask("SISMEMBER", f"{one.shards[0].base}:nodes", dead.name) == b":0\r\n")
+        valkey.ask("DEL", f"{one.shards[0].keys.base}:lease:{dead.name}")
+        await until(lambda: valkey.ask("SISMEMBER", f"{one.shards[0].keys.base}:nodes", dead.name) == b":0\r\n")
         for _ in range(3):
             for place in (one, two):
                 await place.broker.settled()
@@ -278,14 +279,14 @@ async def test_count_after_the_eviction_of_a_node_is_sent_once() -> None:
 async def test_evicted_running_node_causes_the_correct_count_again() -> None:
     async with nodes(connections=100) as (valkey, one, two):
         clients = [await on(one, "c"), await on(two, "c")]
-        one.shards[0]._beat_at = float("inf")  # it stands still, but for its socket
-        valkey.ask("DEL", f"{one.shards[0].base}:lease:{one.name}")
-        await until(lambda: valkey.ask("SISMEMBER", f"{two.shards[0].base}:nodes", one.name) == b":0\r\n")
+        one.shards[0].lease.renews_at = float("inf")  # it stands still, but for its socket
+        valkey.ask("DEL", f"{one.shards[0].keys.base}:lease:{one.name}")
+        await until(lambda: valkey.ask("SISMEMBER", f"{two.shards[0].keys.base}:nodes", one.name) == b":0\r\n")
         await two.broker.settled()
         await two.node.tick()
         await until(lambda: clients[1].counts[-1:] == [1])
-        one.shards[0].beat()
-        await until(lambda: valkey.ask("SISMEMBER", f"{two.shards[0].base}:nodes", one.name) == b":1\r\n" and one.connected)
+        one.shards[0].lease.renew()
+        await until(lambda: valkey.ask("SISMEMBER", f"{two.shards[0].keys.base}:nodes", one.name) == b":1\r\n" and one.connected)
         await one.node.tick()
         await until(lambda: [client.counts[-1:] for client in clients] == [[2], [2]])
 
@@ -298,7 +299,7 @@ async def test_removing_a_dead_node_holds_the_broker_up_for_no_time_to_speak_of(
     for i = 1, 5000 do redis.call('HSET', KEYS[1], 'm/app/presence-x\\nu' .. i, '') end
     """
     async with nodes() as (valkey, one, _):
-        base = one.shards[0].base
+        base = one.shards[0].keys.base
         valkey.ask("EVAL", had, "3", f"{base}:n:dead", f"{base}:i:app", f"{base}:m:app/presence-x")
         valkey.ask("CONFIG", "SET", "slowlog-log-slower-than", "100000")
         valkey.ask("SLOWLOG", "RESET")
@@ -315,7 +316,7 @@ async def test_repeated_subscription_after_a_state_loss_gets_the_followed_member
     async with nodes() as (valkey, one, two):
         client, _ = await on(one, ROOM, "a"), await on(two, ROOM, "b")
         await until(lambda: client.members[ROOM] == {"a", "b"})
-        monkeypatch.setattr(shard.Shard, "tick", lambda *_: None)  # so that nobody notices meanwhile
+        monkeypatch.setattr(Shard, "tick", lambda *_: None)  # so that nobody notices meanwhile
         await one.broker.settled()
         valkey.ask("FLUSHALL")
         assert await one.node.members(one.app, ROOM) == ()  # the API tells what the broker has
@@ -328,13 +329,13 @@ async def test_members_known_to_clients_are_not_compared_with_an_empty_broker() 
     async with nodes() as (valkey, one, two):
         client, _ = await on(one, ROOM, "a"), await on(two, ROOM, "b")
         await until(lambda: client.members[ROOM] == {"a", "b"})
-        link = one.shards[0].link
+        link = one.shards[0].connection.registered_on
         assert link is not None
         told = client.members[ROOM] = Told(client.members[ROOM])
-        epoch = one.shards[0]._epoch
+        epoch = one.shards[0].lease.epoch
         valkey.ask("FLUSHALL")
-        one.shards[0]._compare_views(link)
-        await until(lambda: one.shards[0]._epoch != epoch and one.connected)
+        one.shards[0].reconciler._compare_views(link)
+        await until(lambda: one.shards[0].lease.epoch != epoch and one.connected)
         await one.broker.settled()
         assert told.taken == []
 

@@ -37,7 +37,7 @@ class Busy:
         self.statuses: list[int] = []
         self.slowest = 0.0
         self.joined = 0
-        self.slot = slot_of(places[0].broker._shard(places[0].app.config.id, ROOM)._tag)
+        self.slot = slot_of(places[0].broker._shard(places[0].app.config.id, ROOM).tag)
         self._over = asyncio.Event()
         self._tasks = [asyncio.ensure_future(one) for place in places for one in (self._publish(place), self._visit(place))]
 
@@ -85,9 +85,9 @@ class Busy:
 
 @asynccontextmanager
 async def busy(cluster: Cluster) -> AsyncIterator[Busy]:
-    with hurried(BEAT_SECONDS=0.5, RECOVERY_SECONDS=1):
+    with hurried(RENEW_SECONDS=0.5, RECOVERY_SECONDS=1):
         places = [await Place(f"{cluster.url}?prefix=p{next(_prefixes)}").open()]
-        places.append(await Place(cluster.url + "?prefix=" + places[0].broker._shards[0].address.prefix).open())
+        places.append(await Place(cluster.url + "?prefix=" + places[0].broker._shards.all[0].address.prefix).open())
         try:
             clients = [await on(place, ROOM, place.name) for place in places]
             one = Busy(cluster, places, clients)

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from push1st.brokers.redis import shard
+from push1st.brokers.redis import bounds
 from push1st.brokers.redis.scripts import SCHEMA
 from push1st.errors import Refused
 from tests.cluster.places import Place, hurried, on, status, until
@@ -51,7 +51,7 @@ async def test_a_node_joins_a_cluster_whose_keys_have_no_schema_and_writes_it(va
 async def test_a_node_is_rejected_by_keys_of_another_schema_and_changes_nothing(
     valkey: Valkey, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(shard, "PATIENCE_SECONDS", 0.5)
+    monkeypatch.setattr(bounds, "PATIENCE_SECONDS", 0.5)
     valkey.ask("SET", KEY, "2")
     with pytest.raises(
         Refused, match=r"the keys push1st:\{0\}:\* have schema 2, and push1st .* uses schema 1: install a version"
@@ -68,7 +68,7 @@ async def test_a_running_node_publishes_nothing_while_the_keys_have_another_sche
         valkey.ask("FLUSHALL")
         valkey.ask("SET", KEY, "2")
         place.drop()
-        await until(lambda: not place.connected and "schema 2" in place.shards[0].reason)
+        await until(lambda: not place.connected and "schema 2" in place.shards[0].connection.reason)
         assert await status(place.publish("c", b"1")) == 503
         valkey.ask("SET", KEY, "1")
         await until(lambda: place.publishes)

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from push1st.brokers.redis import events_consumer, shard
+from push1st.brokers.redis import bounds, events_consumer
 from push1st.errors import Refused
 from push1st.process.tls import self_signed
 from tests.cluster.places import Place, hurried, on, until
@@ -59,7 +59,7 @@ async def serves(url: str) -> bool:
 
 
 async def test_a_database_and_a_password(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(shard, "PATIENCE_SECONDS", 0.5)
+    monkeypatch.setattr(bounds, "PATIENCE_SECONDS", 0.5)
     async with valkey(port=free_port()) as server:
         server.ask("CONFIG", "SET", "requirepass", "hunter2")
         assert await serves(f"redis://:hunter2@127.0.0.1:{server.port}/3")
@@ -135,7 +135,7 @@ async def test_a_user_over_tls(certificate: tuple[str, str], monkeypatch: pytest
 async def test_certificate_of_an_unknown_authority_is_rejected_and_logged(
     certificate: tuple[str, str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(shard, "PATIENCE_SECONDS", 0.5)
+    monkeypatch.setattr(bounds, "PATIENCE_SECONDS", 0.5)
     async with valkey() as server, tls(server, *certificate) as port:
         with pytest.raises(
             Refused, match=r"cannot be used: server localhost.*certificate verify failed: self-signed certificate"
@@ -146,7 +146,7 @@ async def test_certificate_of_an_unknown_authority_is_rejected_and_logged(
 async def test_certificate_for_another_name_is_rejected_and_logged(
     certificate: tuple[str, str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(shard, "PATIENCE_SECONDS", 0.5)
+    monkeypatch.setattr(bounds, "PATIENCE_SECONDS", 0.5)
     monkeypatch.setenv("SSL_CERT_FILE", certificate[1])
     monkeypatch.setattr(socket, "getaddrinfo", lambda _host, *more, **rest: getaddrinfo("localhost", *more, **rest))
     async with valkey() as server, tls(server, *certificate) as port:
@@ -157,7 +157,7 @@ async def test_certificate_for_another_name_is_rejected_and_logged(
 async def test_nodes_follow_sentinel_to_the_new_master(tmp_path: Path) -> None:
     watched = Watched(tmp_path)
     try:
-        with hurried(BEAT_SECONDS=0.05, RECOVERY_SECONDS=0.5):
+        with hurried(RENEW_SECONDS=0.05, RECOVERY_SECONDS=0.5):
             one, two = await Place(watched.url).open(), await Place(watched.url).open()
             client = two.client()
             client.join("presence-c", "u")
@@ -166,7 +166,7 @@ async def test_nodes_follow_sentinel_to_the_new_master(tmp_path: Path) -> None:
             watched.master.kill()
             await until(lambda: not one.connected and not two.connected)
             await until(lambda: one.connected and two.connected)
-            await until(lambda: all(place.shards[0].outlet is not None for place in (one, two)))
+            await until(lambda: all(place.shards[0].connection.publish_connection is not None for place in (one, two)))
             assert await one.publish("presence-c", b"2") == 1
             await until(lambda: client.messages["presence-c"] == ["1", "2"])
             assert client.members["presence-c"] == {"u"}

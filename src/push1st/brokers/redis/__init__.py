@@ -1,26 +1,24 @@
 """Broker, roster, users and hook events in a Redis or Valkey server: for several workers, and for several machines.
 
-`Redis` divides apps' channels among shards; everything else is in `shard.py` (entries, lease, recovery), `scripts.py`
-(the atomic steps), `resp.py` (the connection), `publishing.py` and `joining.py` (what goes out at the end of a turn),
-`views.py` (each edge once), `events_consumer.py` (what hooks are told) and `servers.py` (which server). A plain server is one
-shard, a cluster several.
+`shards.py` divides the channels of all apps among shards. `shard.py` lists the parts of a shard. `scripts.py` lists the keys, and
+loads the atomic steps from `lua/`. `resp.py` is a connection, and `servers.py` finds the server to connect to.
 
-Roster and topics share one connection, and what it brings is handled in the order in which the server did it. So a
-member list and the edges behind it never overlap, and whoever joins gets what was published after it joined.
+The roster and the topics of a shard share one connection, and this node handles its data in the order in which the server acted.
+So a member list and the edges after it never overlap, and a new subscription receives what was published after its join.
 """
 
 import asyncio
-from binascii import crc_hqx
 from collections.abc import Callable, Collection, Coroutine, Mapping, Sequence
-from functools import partial
 from typing import Any
 
 import msgspec
 
 from push1st import logs
 from push1st.brokers import ASK_SECONDS, KEEP_SECONDS, Answer, Joined, Kept, Occupancy, OnEvent, Receive, Recount, keeps
-from push1st.brokers.redis.servers import tags
+from push1st.brokers.redis.context import NodeContext
+from push1st.brokers.redis.logged import LogDedup
 from push1st.brokers.redis.shard import Shard
+from push1st.brokers.redis.shards import Shards
 from push1st.brokers.redis.views import Views
 from push1st.brokers.redis.wire import (
     ANSWER,
@@ -39,19 +37,21 @@ from push1st.errors import Refused
 from push1st.messages import HookEvent, Member, Message, watch_topic
 from push1st.metrics import Metrics
 
-TICK_SECONDS = 0.25
 WATCHING = watch_topic("")
 MESSAGES = 0x90
-"""the first byte of several messages, at least: a MessagePack array"""
+"""the smallest first byte of a batch of messages, which is a MessagePack array"""
 
 log = logs.get("push1st.broker")
 
 
 class Redis:
-    """url: see `brokerurl.py`. stamp: the id and the time (wall clock, nanoseconds) of a message made here.
+    """Broker, roster, users, quotas and hook events in one.
 
-    node: a name no other worker has or had. hooked: the apps that have hooks → the edges that their hooks want (`scripts`).
-    numbered: called with the number of this node among all, below 1024, that ends its message ids.
+    url: see `brokerurl.py`.
+    stamp: returns the id and the time (wall clock, nanoseconds) of a new message.
+    node: a name that no other worker has or had.
+    hooked: returns the apps that have hooks → the edges that their hooks want (`scripts.py`).
+    numbered: called with the number of this node in the cluster, below 1024; message ids of this node end in it.
     """
 
     shared = True
@@ -65,66 +65,34 @@ class Redis:
         hooked: Callable[[], Mapping[str, str]],
         numbered: Callable[[int], None],
     ) -> None:
-        address = parse(url)
         self._stamp = stamp
         self._views = Views()
         self._receive: Receive = lambda _: 0
         self._on_event: OnEvent = lambda _: None
         self._answer: Answer = lambda *_: b""
-        self._metrics = metrics
-        self._shards: list[Shard] = []
-        for index, tag in enumerate(tags(address)):
-            on_push = partial(self._pushed, index)
-            self._shards.append(Shard(address, tag, node, stamp, hooked, on_push, self._hand_on, self._views, metrics))
-        self._shards[0].numbered = numbered
-        for index, shard in enumerate(self._shards):
-            shard.logged = self._shards[0].logged
-            shard.owns = partial(self._is_in, index)  # type: ignore[method-assign]
-        self._timer: asyncio.TimerHandle | None = None
-
-    def _is_in(self, index: int, app: str, channel: str) -> bool:
-        return self._index(app, channel) == index
-
-    def _hand_on(self, event: HookEvent) -> None:
-        self._on_event(event)
-
-    def _index(self, app: str, channel: str) -> int:
-        many = len(self._shards)
-        return 0 if many == 1 else crc_hqx(f"{app}/{channel}".encode(), 0) % many
-
-    def _shard(self, app: str, channel: str) -> Shard:
-        return self._shards[self._index(app, channel)]
+        self._recount: Recount = lambda *_: None
+        context = NodeContext(
+            node,
+            stamp,
+            hooked,
+            lambda event: self._on_event(event),
+            lambda app, channel: self._recount(app, channel),
+            self._views,
+            metrics,
+            LogDedup(),
+        )
+        self._shards = Shards(parse(url), context, self._pushed, numbered)
+        self._shard: Callable[[str, str], Shard] = self._shards.of
 
     # Broker
 
     async def open(self, receive: Receive, on_event: OnEvent, answer: Answer, recount: Recount) -> None:
-        self._receive, self._on_event, self._answer = receive, on_event, answer
+        self._receive, self._on_event, self._answer, self._recount = receive, on_event, answer, recount
         self._views.receive = receive
-        for shard in self._shards:
-            shard.recount = recount
-            shard.start()
-        self._tick()
-        for shard in self._shards:
-            try:
-                await shard.usable()
-            except Refused:
-                await self.close()
-                raise Refused(503, f"the broker cannot be used: {shard.address}: {shard.reason}") from None
-
-    def _tick(self) -> None:
-        loop = asyncio.get_running_loop()
-        self._timer = loop.call_later(TICK_SECONDS, self._tick)
-        now = loop.time()
-        if any(shard.outlet is None for shard in self._shards):
-            self._metrics.broker_away += TICK_SECONDS
-        for shard in self._shards:
-            shard.tick(now)
+        await self._shards.open()
 
     async def close(self) -> None:
-        for shard in self._shards:
-            await shard.close()
-        if self._timer is not None:
-            self._timer.cancel()
+        await self._shards.close()
 
     def workers(self, nodes: Collection[str]) -> None:
         """Takes the complete list of living nodes from the supervisor, and retries the connection at once.
@@ -132,15 +100,15 @@ class Redis:
         The supervisor has this list only with the embedded engine. It sends the list when a node starts or ends, and when the
         engine is ready. A node waits for no node outside this list before it publishes.
         """
-        for shard in self._shards:
-            shard.workers(nodes)
+        self._shards.workers(nodes)
 
     async def settled(self) -> None:
-        """Returns when everything caused here before has arrived here."""
-        for shard in self._shards:
-            await shard.call("PING")
+        """Returns when this node has received the results of all its earlier commands."""
+        for shard in self._shards.all:
+            await shard.connection.call("PING")
 
     def _pushed(self, index: int, data: bytes) -> None:
+        """Handles data that a topic delivered. index: of the shard."""
         try:
             if data[0] >= MESSAGES:
                 for message in decode_messages(data):
@@ -150,27 +118,27 @@ class Redis:
                 # Servers before Redis 7.2 send the edge of a join from here before its reply. Until the reply, no client here
                 # follows the channel, and the first one receives all members with the reply.
                 if edge.kind != "+" or self._views.members((edge.app, edge.channel)) is not None:
-                    self._views.edge(edge, self._shards[index].is_here(edge))
+                    self._views.edge(edge, self._shards.all[index].roster.is_here(edge))
             elif data[0] == QUESTION:
                 asked = decode_question(data)
-                self._shards[index].answer(asked, self._answer(asked.app, asked.channel, asked.question))
+                self._shards.all[index].requests.reply(asked, self._answer(asked.app, asked.channel, asked.question))
             elif data[0] == ANSWER:
-                self._shards[index].answered(*decode_answer(data))
+                self._shards.all[index].requests.replied(*decode_answer(data))
             elif data[0] == NODE:
-                self._shards[index].came(decode_node(data))
-        except (msgspec.DecodeError, UnicodeDecodeError, ValueError, IndexError) as exc:
-            log.error("a message of the broker cannot be read", reason=str(exc))  # such as one of another version
+                self._shards.all[index].lease.node_subscribed(decode_node(data))
+        except (msgspec.DecodeError, UnicodeDecodeError, ValueError, IndexError) as exc:  # such as data of another version
+            log.error("data of the broker cannot be decoded", reason=str(exc))
 
     async def subscribe(self, app: str, channel: str) -> None:
-        await self._shard(app, channel).subscribe(app, channel)
+        await self._shard(app, channel).topics.subscribe(app, channel)
 
     async def unsubscribe(self, app: str, channel: str) -> None:
         if channel.startswith(WATCHING):
             self._views.unwatch(app, channel.removeprefix(WATCHING))
-        self._shard(app, channel).unsubscribe(app, channel)
+        self._shard(app, channel).topics.unsubscribe(app, channel)
 
     def publish(self, message: Message) -> Coroutine[Any, Any, int]:
-        """What is published is on its way when this returns; the coroutine waits for what becomes of it."""
+        """Sends a message at once; the returned coroutine waits for the confirmation."""
         milliseconds = None
         if "cache-" in message.channel and keeps(message):
             age = self._stamp()[1] - message.received
@@ -181,73 +149,73 @@ class Redis:
             return _refused(refused)
 
     async def last(self, app: str, channel: str) -> Kept | None:
-        return await self._shard(app, channel).kept(app, channel)
+        return await self._shard(app, channel).roster.kept(app, channel)
 
     async def ask(self, app: str, channel: str, question: bytes) -> Sequence[bytes]:
-        return await self._shard(app, channel).ask(app, channel, question, ASK_SECONDS)
+        return await self._shard(app, channel).requests.send(app, channel, question, ASK_SECONDS)
 
     # Roster
 
     async def join(self, app: str, channel: str, socket_id: str, member: Member | None, most: int) -> Joined:
-        return await self._shard(app, channel).join(app, channel, socket_id, member, most)
+        return await self._shard(app, channel).roster.join(app, channel, socket_id, member, most)
 
     async def leave(self, app: str, channel: str, socket_id: str, user_id: str | None) -> None:
-        self._shard(app, channel).leave(app, channel, socket_id, user_id)
+        self._shard(app, channel).roster.leave(app, channel, socket_id, user_id)
 
     async def channels(self, app: str, prefix: str = "") -> Sequence[Occupancy]:
         found: dict[str, int] = {}
-        for shard in self._shards:
-            found |= await shard.channels(app, prefix)
+        for shard in self._shards.all:
+            found |= await shard.roster.channels(app, prefix)
         presence = [name for name in found if kind_of(name).presence]
-        counts = await asyncio.gather(*(self._shard(app, name).users_on(app, name) for name in presence))
+        counts = await asyncio.gather(*(self._shard(app, name).roster.user_count(app, name) for name in presence))
         users = dict(zip(presence, counts, strict=True))
         return [Occupancy(name, count, users.get(name, 0)) for name, count in sorted(found.items())]
 
     async def channel(self, app: str, channel: str) -> Occupancy | None:
-        shard = self._shard(app, channel)
-        subscriptions = await shard.subscriptions(app, channel)
+        roster = self._shard(app, channel).roster
+        subscriptions = await roster.subscriptions(app, channel)
         if not subscriptions:
             return None
-        users = await shard.users_on(app, channel) if kind_of(channel).presence else 0
+        users = await roster.user_count(app, channel) if kind_of(channel).presence else 0
         return Occupancy(channel, subscriptions, users)
 
     async def members(self, app: str, channel: str, *, local_view: bool = False) -> tuple[Member, ...]:
         view = self._views.members((app, channel)) if local_view else None
-        return tuple((await self._shard(app, channel).members(app, channel) if view is None else view).values())
+        return tuple((await self._shard(app, channel).roster.members(app, channel) if view is None else view).values())
 
     async def claim(self, app: str, channel: str, seconds: int) -> bool:
-        return await self._shard(app, channel).claim(app, channel, seconds)
+        return await self._shard(app, channel).roster.claim(app, channel, seconds)
 
     # Quotas
 
     async def connect(self, app: str, most: int) -> bool:
-        return await self._shard(app, "").connect(app, most)
+        return await self._shard(app, "").roster.connect(app, most)
 
     async def disconnect(self, app: str) -> None:
-        self._shard(app, "").disconnect(app)
+        self._shard(app, "").roster.disconnect(app)
 
     # Users
 
     async def sign_in(self, app: str, user_id: str, socket_id: str) -> None:
-        await self._shard(app, watch_topic(user_id)).sign_in(app, user_id, socket_id)
+        await self._shard(app, watch_topic(user_id)).roster.sign_in(app, user_id, socket_id)
 
     async def sign_out(self, app: str, user_id: str, socket_id: str) -> None:
-        self._shard(app, watch_topic(user_id)).sign_out(app, user_id, socket_id)
+        self._shard(app, watch_topic(user_id)).roster.sign_out(app, user_id, socket_id)
 
     async def online(self, app: str, user_ids: Sequence[str]) -> frozenset[str]:
-        shards: dict[int, list[str]] = {}
+        shards: dict[Shard, list[str]] = {}
         for user_id in user_ids:
-            shards.setdefault(self._index(app, watch_topic(user_id)), []).append(user_id)
+            shards.setdefault(self._shard(app, watch_topic(user_id)), []).append(user_id)
         online: dict[str, bool] = {}
-        for index, some in shards.items():
-            online |= await self._shards[index].online(app, some)
-        # What has changed since the first shard answered is known from the edges.
+        for shard, some in shards.items():
+            online |= await shard.roster.online(app, some)
+        # The views have the edges that arrived since the first shard replied.
         return frozenset(user for user, first in online.items() if self._views.status(app, user, first))
 
     # Hook events
 
     def report(self, event: HookEvent) -> None:
-        self._shard(event.app, event.channel).report(event)
+        self._shard(event.app, event.channel).hook_events.report(event)
 
 
 async def _counted(future: "asyncio.Future[int]") -> int:

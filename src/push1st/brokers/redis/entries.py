@@ -6,10 +6,8 @@ The broker's copy is a hash of fields (`scripts.py`, `BASE:n:NODE`); `difference
 from collections.abc import Iterator
 from typing import Literal, NamedTuple
 
+from push1st.brokers.redis.keys import ChannelKey, UserKey
 from push1st.messages import Member
-
-Key = tuple[str, str]
-"""app and channel, or app and user"""
 
 
 class Seat:
@@ -49,15 +47,15 @@ class Difference(NamedTuple):
 
 class Entries:
     def __init__(self) -> None:
-        self._rooms: dict[Key, Room] = {}
-        self._users: dict[Key, set[str]] = {}
-        self._confirmed: set[Key] = set()
+        self._rooms: dict[ChannelKey, Room] = {}
+        self._users: dict[UserKey, set[str]] = {}
+        self._confirmed: set[UserKey] = set()
         """users signed in here whose sign-in the broker has confirmed"""
         self._connections: dict[str, int] = {}
 
     # Channels
 
-    def join(self, key: Key, socket_id: str, member: Member | None) -> bool:
+    def join(self, key: ChannelKey, socket_id: str, member: Member | None) -> bool:
         """Adds a subscription, to be followed by `joined` or `leave`; says whether it is the first one of its channel."""
         room = self._rooms.get(key)
         first = room is None
@@ -71,14 +69,14 @@ class Entries:
             seat.sockets.add(socket_id)
         return first
 
-    def joined(self, key: Key, user_id: str | None) -> None:
+    def joined(self, key: ChannelKey, user_id: str | None) -> None:
         """The broker has let a subscription be."""
         room = self._rooms[key]
         room.let = True
         if user_id is not None:
             room.seats[user_id].let = True
 
-    def leave(self, key: Key, socket_id: str, user_id: str | None) -> Member | None:
+    def leave(self, key: ChannelKey, socket_id: str, user_id: str | None) -> Member | None:
         """Takes a subscription off. Who is on the channel no more, or NOBODY; None when there was nothing to take off."""
         room = self._rooms.get(key)
         if room is None:
@@ -97,11 +95,11 @@ class Entries:
             del self._rooms[key]
         return gone
 
-    def subscriptions(self, key: Key) -> int:
+    def subscriptions(self, key: ChannelKey) -> int:
         room = self._rooms.get(key)
         return 0 if room is None else room.subscriptions
 
-    def has(self, key: Key, user_id: str | None = None) -> bool:
+    def has(self, key: ChannelKey, user_id: str | None = None) -> bool:
         """Whether somebody, or this user, is on a channel by a connection of this node, and the broker has let them be."""
         room = self._rooms.get(key)
         if room is None or user_id is None:
@@ -109,13 +107,13 @@ class Entries:
         seat = room.seats.get(user_id)
         return seat is not None and seat.let
 
-    def members(self, key: Key) -> dict[str, Member]:
+    def members(self, key: ChannelKey) -> dict[str, Member]:
         """Returns the confirmed members of a channel that have connections on this node, by user id."""
         room = self._rooms.get(key)
         seats = {} if room is None else room.seats
         return {user_id: seat.member for user_id, seat in seats.items() if seat.let}
 
-    def alone(self, key: Key) -> dict[str, str]:
+    def alone(self, key: ChannelKey) -> dict[str, str]:
         """The users on a channel that have a single connection here, and that connection."""
         room = self._rooms.get(key)
         seats = {} if room is None else room.seats
@@ -123,19 +121,19 @@ class Entries:
 
     # Users, and connections of apps
 
-    def sign_in(self, key: Key, socket_id: str) -> None:
+    def sign_in(self, key: UserKey, socket_id: str) -> None:
         self._users.setdefault(key, set()).add(socket_id)
 
-    def signed_in(self, key: Key) -> None:
+    def signed_in(self, key: UserKey) -> None:
         """Stores that the broker has confirmed a user's sign-in."""
         if key in self._users:
             self._confirmed.add(key)
 
-    def is_signed_in(self, key: Key) -> bool:
+    def is_signed_in(self, key: UserKey) -> bool:
         """Whether a user is signed in on a connection of this node, and the broker has confirmed it."""
         return key in self._confirmed
 
-    def sign_out(self, key: Key, socket_id: str) -> bool:
+    def sign_out(self, key: UserKey, socket_id: str) -> bool:
         """Whether that was the user's last connection here."""
         sockets = self._users.get(key)
         if sockets is None or socket_id not in sockets:

@@ -1,27 +1,27 @@
-"""Subscriptions on their way to the broker: those that are made to a channel within a turn of the loop are made in one step.
+"""Subscriptions on the way to the broker: one step adds all that are made to a channel within one turn of the loop.
 
-So the clients that are there are told of all new members by one write, and the list of members is made once. Knows
-nothing of what the broker keeps; `shard.py` says what is sent.
+So the members that are on the channel already receive all new members by one write, and the list of members is made once. This
+module knows no keys; `presence.py` sends the steps.
 """
 
 import asyncio
 from collections.abc import Callable
 from typing import Any
 
-from push1st.brokers.redis.entries import Key
+from push1st.brokers.redis.keys import ChannelKey
 from push1st.brokers.redis.resp import RespConnection
 from push1st.messages import Member
 
-MOST = 500
-"""subscriptions made in one step, which the broker does not interrupt: some milliseconds"""
+MAX_JOINS = 500
+"""subscriptions in one step; the server runs no other command during the step, which takes some milliseconds"""
 ADDED, REFUSED = 1, 2
-"""a member that is new to the cluster, one that is one too many; anything else needs nothing done"""
+"""results of a join: a new member of the cluster, or a member over the limit; any other result needs no action"""
 
 
 class PendingJoin:
-    """One subscription. way: `ADDED`, `REFUSED` or 0, once the broker has answered."""
+    """One subscription. result: `ADDED`, `REFUSED` or 0, as soon as the broker has replied."""
 
-    __slots__ = ("done", "id", "member", "received", "socket_id", "way")
+    __slots__ = ("done", "id", "member", "received", "result", "socket_id")
 
     def __init__(self, member: Member | None, socket_id: str, id: int, received: int, done: "asyncio.Future[None]") -> None:
         self.member = member
@@ -29,76 +29,88 @@ class PendingJoin:
         self.id = id
         self.received = received
         self.done = done
-        self.way = 0
+        self.result = 0
 
 
 class JoinBatch:
-    """Subscriptions to one channel. most: members it may have. want: what the script is to answer besides.
+    """Subscriptions to one channel.
 
-    found, kept, left: what it did answer. everyone: all members, once they are known; see `Shard.join`.
+    limit: members that the channel may have.
+    want: what the script returns in addition to the results (`lua/join.lua`).
+    found, kept, left: what the script returned.
+    delivered: whether the joins were delivered to the members on this node.
+    members: all members, as soon as they are known (`ShardRoster.join`).
     """
 
-    __slots__ = ("coming", "everyone", "found", "kept", "key", "left", "link", "most", "seen", "want")
+    __slots__ = ("delivered", "found", "kept", "key", "left", "limit", "members", "pending", "resp", "want")
 
-    def __init__(self, link: RespConnection, key: Key, most: int) -> None:
-        self.link = link
+    def __init__(self, resp: RespConnection, key: ChannelKey, limit: int) -> None:
+        self.resp = resp
         self.key = key
-        self.most = most
+        self.limit = limit
         self.want = ""
-        self.coming: list[PendingJoin] = []
+        self.pending: list[PendingJoin] = []
         self.found: Any = None
         self.kept: bytes | None = None
         self.left = 0
-        self.seen = False
-        self.everyone: tuple[Member, ...] | None = None
+        self.delivered = False
+        self.members: tuple[Member, ...] | None = None
 
     def answered(self, reply: Any) -> None:
-        waiting = [one for one in self.coming if not one.done.done()]
+        """Handles the reply of the script, or the error in its place."""
+        waiting = [one for one in self.pending if not one.done.done()]
         if isinstance(reply, Exception):
             for one in waiting:
                 one.done.set_exception(reply)
-                one.done.exception()  # whoever subscribed may be gone: then nobody asks
+                one.done.exception()  # marks it as retrieved: the client may have left, and then no coroutine waits
             return
-        _, self.found, self.kept, self.left, ways = reply
-        for one, way in zip(self.coming, ways, strict=True):
-            one.way = way
+        _, self.found, self.kept, self.left, results = reply
+        for one, result in zip(self.pending, results, strict=True):
+            one.result = result
         for one in waiting:
             one.done.set_result(None)
 
 
 class JoinBatcher:
-    """send: sends a step, ordered, and has `answered` called with the reply."""
+    """send: sends a batch as an ordered command (`resp.py`) whose reply goes to `answered`."""
 
     def __init__(self, send: Callable[[JoinBatch], None]) -> None:
         self._send = send
-        self._steps: dict[Key, JoinBatch] = {}
+        self._batches: dict[ChannelKey, JoinBatch] = {}
 
     def join(
-        self, link: RespConnection, key: Key, member: Member | None, socket_id: str, stamp: tuple[int, int], most: int, want: str
+        self,
+        resp: RespConnection,
+        key: ChannelKey,
+        member: Member | None,
+        socket_id: str,
+        stamp: tuple[int, int],
+        limit: int,
+        want: str,
     ) -> tuple[JoinBatch, PendingJoin]:
-        """A subscription that is sent at the end of the turn, and those that are sent with it."""
+        """Adds a subscription, which is sent at the end of the turn. Returns its batch, and the subscription."""
         loop = asyncio.get_running_loop()
-        step = self._steps.get(key)
-        if step is not None and (step.link is not link or len(step.coming) >= MOST):
+        batch = self._batches.get(key)
+        if batch is not None and (batch.resp is not resp or len(batch.pending) >= MAX_JOINS):
             self.send(key)
-            step = None
-        if step is None:
-            if not self._steps:
+            batch = None
+        if batch is None:
+            if not self._batches:
                 loop.call_soon(self._flush)
-            step = self._steps[key] = JoinBatch(link, key, most)
-        step.want += want
-        coming = PendingJoin(member, socket_id, *stamp, loop.create_future())
-        step.coming.append(coming)
-        return step, coming
+            batch = self._batches[key] = JoinBatch(resp, key, limit)
+        batch.want += want
+        pending = PendingJoin(member, socket_id, *stamp, loop.create_future())
+        batch.pending.append(pending)
+        return batch, pending
 
-    def send(self, key: Key) -> None:
-        """Sends what there is of a channel: before somebody leaves it, who may be among those."""
-        step = self._steps.pop(key, None)
-        if step is not None:
-            self._send(step)
+    def send(self, key: ChannelKey) -> None:
+        """Sends the batch of a channel before a client leaves the channel, because the client may be in the batch."""
+        batch = self._batches.pop(key, None)
+        if batch is not None:
+            self._send(batch)
 
     def _flush(self) -> None:
-        """The end of a turn."""
-        steps, self._steps = self._steps, {}
-        for step in steps.values():
-            self._send(step)
+        """Sends all batches at the end of a turn."""
+        batches, self._batches = self._batches, {}
+        for batch in batches.values():
+            self._send(batch)

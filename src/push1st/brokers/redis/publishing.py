@@ -71,30 +71,33 @@ Send = Callable[[RespConnection, Batch, bytes, bytes | None], None]
 
 
 class PublishBatcher:
-    """send: see `Send`."""
+    """send: see `Send`. connection: on which publishes are sent; None: publishing is refused."""
 
     def __init__(self, send: Send, metrics: Metrics) -> None:
         self._send = send
         self._metrics = metrics
-        self._link: RespConnection | None = None
+        self.connection: RespConnection | None = None
+        self._batches_on: RespConnection | None = None
+        """the connection at the time of the first publish of this turn"""
         self._batches: dict[tuple[str, str], Batch] = {}
         self._unconfirmed: deque[Batch] = deque()
 
-    def publish(self, link: RespConnection | None, message: Message, milliseconds: int | None) -> "asyncio.Future[int]":
+    def publish(self, message: Message, milliseconds: int | None = None) -> "asyncio.Future[int]":
         """The subscribers of the message's channel, once they are known. Raises Refused(503).
 
         milliseconds: how long a cache channel keeps it, if it does.
         """
-        if link is None:
+        resp = self.connection
+        if resp is None:
             raise Refused(503, AWAY)
         loop = asyncio.get_running_loop()
         key = message.app, message.channel
         batch = self._batches.get(key)
         if batch is None:
-            if link.queued > MAX_QUEUED:
+            if resp.queued > MAX_QUEUED:
                 raise Refused(503, "the broker is too slow: nothing was published")
             if not self._batches:
-                self._link = link
+                self._batches_on = resp
                 loop.call_soon(self._flush)
             batch = self._batches[key] = Batch(*key, loop.time())
         batch.messages.append(message)
@@ -107,25 +110,25 @@ class PublishBatcher:
     def _flush(self) -> None:
         """The end of a turn."""
         batches, self._batches = self._batches, {}
-        link = self._link
-        if link is None or not link.alive:
+        resp = self._batches_on
+        if resp is None or not resp.alive:
             for batch in batches.values():
                 batch.fail(Refused(503, AWAY))
             return
         for batch in batches.values():
-            self._dispatch(link, batch)
-        link.flush()
+            self._dispatch(resp, batch)
+        resp.flush()
 
-    def _dispatch(self, link: RespConnection, batch: Batch) -> None:
+    def _dispatch(self, resp: RespConnection, batch: Batch) -> None:
         self.tick(batch.at)  # what is confirmed goes bit by bit: thousands at once are a pause of milliseconds
         self._unconfirmed.append(batch)
         kept = None if batch.kept is None else encode_message(batch.kept)
-        self._send(link, batch, encode_messages(batch.messages), kept)
+        self._send(resp, batch, encode_messages(batch.messages), kept)
 
     def send(self, key: tuple[str, str]) -> None:
         """Sends what a channel got in this turn so far: before somebody leaves it, who may have published it."""
-        if key in self._batches and self._link is not None and self._link.alive:
-            self._dispatch(self._link, self._batches.pop(key))
+        if key in self._batches and self._batches_on is not None and self._batches_on.alive:
+            self._dispatch(self._batches_on, self._batches.pop(key))
 
     def tick(self, now: float) -> None:
         """Lets go of what is confirmed, and gives up what was not in time."""

@@ -1,29 +1,35 @@
-"""What nodes ask each other over a topic, and the answers, of which there are as many as nodes that were reached."""
+"""Requests to all nodes that are subscribed to a topic, and their replies: as many as nodes that received the request."""
 
 import asyncio
 from collections.abc import Awaitable
 
+from push1st.brokers.redis.connection import AWAY_FOR_LONG, ShardConnection
+from push1st.brokers.redis.keys import Keys
+from push1st.brokers.redis.resp import RespConnection, pack
+from push1st.brokers.redis.wire import Question, encode_answer, encode_question
+from push1st.errors import Refused
+
 
 class PendingReplies:
-    """A question and its answers, until all are there that are expected."""
+    """The replies to one request, until as many have arrived as are expected."""
 
-    __slots__ = ("_expected", "answers", "done")
+    __slots__ = ("_expected", "done", "replies")
 
     def __init__(self, done: "asyncio.Future[None]") -> None:
         self.done = done
-        self.answers: list[bytes] = []
+        self.replies: list[bytes] = []
         self._expected = -1
 
     def expect(self, count: int) -> None:
         self._expected = count
-        self._look()
+        self._end_if_complete()
 
-    def add(self, answer: bytes) -> None:
-        self.answers.append(answer)
-        self._look()
+    def add(self, reply: bytes) -> None:
+        self.replies.append(reply)
+        self._end_if_complete()
 
-    def _look(self) -> None:
-        if 0 <= self._expected <= len(self.answers):
+    def _end_if_complete(self) -> None:
+        if 0 <= self._expected <= len(self.replies):
             self.end()
 
     def end(self) -> None:
@@ -32,33 +38,47 @@ class PendingReplies:
 
 
 class Requests:
-    """Those of this node that have not been answered by all."""
+    """The requests of this node that wait for replies. inbox: the topic on which this node receives them."""
 
-    def __init__(self) -> None:
-        self._asked: dict[int, PendingReplies] = {}
-        self._last = 0
+    def __init__(self, keys: Keys, connection: ShardConnection, inbox: str) -> None:
+        self._keys = keys
+        self._connection = connection
+        self._inbox = inbox
+        self._pending: dict[int, PendingReplies] = {}
+        self._last_number = 0
 
-    def next(self) -> int:
-        """The number of the next question."""
-        self._last += 1
-        return self._last
+    async def send(self, app: str, channel: str, request: bytes, seconds: float) -> list[bytes]:
+        """Returns the replies that arrive in time. seconds: counted from the moment the request is sent. Raises Refused(503)."""
+        self._last_number += 1
+        number = self._last_number
+        data = encode_question(Question(self._inbox, number, app, channel, request))
 
-    async def answers(self, number: int, reached: Awaitable[int], seconds: float) -> list[bytes]:
-        """The answers that come in time. reached: asks, and says how many nodes that reached; time counts from then on."""
+        def attempt(resp: RespConnection) -> Awaitable[int]:
+            if self._connection.publish_connection is not resp:  # some living nodes would not receive the request
+                raise Refused(503, AWAY_FOR_LONG)
+            return resp.call(self._keys.publish, self._keys.topic(app, channel), data)
+
         loop = asyncio.get_running_loop()
-        asked = self._asked[number] = PendingReplies(loop.create_future())
+        pending = self._pending[number] = PendingReplies(loop.create_future())
         timer = None
         try:
-            asked.expect(await reached)
-            timer = loop.call_later(seconds, asked.end)
-            await asked.done
+            pending.expect(await self._connection.until_done(attempt))
+            timer = loop.call_later(seconds, pending.end)
+            await pending.done
         finally:
             if timer is not None:
                 timer.cancel()
-            del self._asked[number]
-        return asked.answers
+            del self._pending[number]
+        return pending.replies
 
-    def answered(self, number: int, answer: bytes) -> None:
-        asked = self._asked.get(number)
-        if asked is not None:
-            asked.add(answer)
+    def reply(self, to: Question, reply: bytes) -> None:
+        """Sends this node's reply to a request, which may be a request of this node."""
+        resp = self._connection.established
+        if resp is not None:
+            resp.send(pack((self._keys.publish, to.inbox, encode_answer(to.number, reply))), self._connection.check)
+
+    def replied(self, number: int, reply: bytes) -> None:
+        """Handles a reply."""
+        pending = self._pending.get(number)
+        if pending is not None:
+            pending.add(reply)

@@ -1,10 +1,11 @@
-"""One connection to a server that speaks RESP3 (Redis from 6 on, Valkey): commands out, replies and messages in.
+"""One connection to a server that speaks RESP3 (Redis since 6, Valkey): sends commands, reads replies and messages.
 
-Commands are joined to one write a loop turn and answered in order; messages of topics come in between, in the order in
-which the server did things (RESP3 push data). Knows no keys and no scripts.
+All commands of a loop turn are one write, and the server replies in their order. Messages of topics arrive between the replies,
+in the order in which the server acted (RESP3 push data). The module knows no keys and no scripts. It is named after the protocol,
+because `connection.py` keeps a shard connected over one such connection after another.
 
-Whoever waits for an `ordered` reply goes on before any message behind that reply is delivered: so what a roster
-answers and what its topics say are one sequence, though replies wake coroutines a turn later.
+A coroutine that waits for an `ordered` reply resumes before any message after that reply is delivered. So the replies of the
+roster and the messages of its topics are one sequence, although a reply resumes its coroutine one turn later.
 """
 
 import asyncio

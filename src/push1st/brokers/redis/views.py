@@ -8,11 +8,10 @@ begins with the first join of a channel here and ends with the last leave.
 from collections.abc import Callable, Iterator
 
 from push1st.brokers import Receive
+from push1st.brokers.redis.keys import ChannelKey, UserKey
 from push1st.brokers.redis.wire import Edge
 from push1st.messages import Member, member_added, member_removed, status_changed, watch_topic
 
-Key = tuple[str, str]
-"""app and channel, or app and user"""
 Stamp = Callable[[], tuple[int, int]]
 
 
@@ -21,23 +20,23 @@ class Views:
 
     def __init__(self) -> None:
         self.receive: Receive = lambda _: 0
-        self._members: dict[Key, dict[str, Member]] = {}
-        self._online: dict[Key, bool] = {}
+        self._members: dict[ChannelKey, dict[str, Member]] = {}
+        self._online: dict[UserKey, bool] = {}
 
     # Members of presence channels
 
-    def begin(self, key: Key, members: dict[str, Member]) -> None:
+    def begin(self, key: ChannelKey, members: dict[str, Member]) -> None:
         """The first clients on a channel are told these members, by their ids."""
         self._members.setdefault(key, members)
 
-    def members(self, key: Key) -> dict[str, Member] | None:
+    def members(self, key: ChannelKey) -> dict[str, Member] | None:
         """Who is on a channel; None when nobody here follows it."""
         return self._members.get(key)
 
-    def end(self, key: Key) -> None:
+    def end(self, key: ChannelKey) -> None:
         self._members.pop(key, None)
 
-    def of(self, owns: Callable[[str, str], bool]) -> list[Key]:
+    def of(self, owns: Callable[[str, str], bool]) -> list[ChannelKey]:
         return [key for key in self._members if owns(*key)]
 
     def edge(self, edge: Edge, here: bool) -> None:
@@ -64,7 +63,7 @@ class Views:
         elif not here or edge.kind == "on":
             self._status(edge.app, edge.user_id, edge.kind == "on", edge.id, edge.received, edge.socket_id)
 
-    def compare(self, key: Key, members: dict[str, Member], sockets: dict[str, str], stamp: Stamp) -> None:
+    def compare(self, key: ChannelKey, members: dict[str, Member], sockets: dict[str, str], stamp: Stamp) -> None:
         """Delivers what a view missed. sockets: users here with a single connection, which is not told of itself."""
         view = self._members.get(key)
         if view is None:
@@ -90,10 +89,10 @@ class Views:
     def unwatch(self, app: str, user_id: str) -> None:
         self._online.pop((app, user_id), None)
 
-    def watched(self, owns: Callable[[str, str], bool]) -> Iterator[Key]:
+    def watched(self, owns: Callable[[str, str], bool]) -> Iterator[UserKey]:
         return (key for key in list(self._online) if owns(key[0], watch_topic(key[1])))
 
-    def compare_status(self, key: Key, online: bool, stamp: Stamp) -> None:
+    def compare_status(self, key: UserKey, online: bool, stamp: Stamp) -> None:
         self._status(*key, online, *stamp(), exclude="")
 
     def _status(self, app: str, user_id: str, online: bool, id: int, received: int, exclude: str) -> None:

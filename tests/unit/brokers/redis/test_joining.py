@@ -33,7 +33,7 @@ class Desk:
 
     @property
     def sent(self) -> list[list[str]]:
-        return [[one.member.user_id for one in step.coming if one.member] for step in self.steps]
+        return [[one.member.user_id for one in step.pending if one.member] for step in self.steps]
 
 
 async def test_joins_of_a_channel_within_a_turn_are_one_step():
@@ -56,7 +56,7 @@ async def test_step_requests_all_that_any_of_its_joins_needs():
 
 
 async def test_step_has_a_maximum_number_of_joins(monkeypatch):
-    monkeypatch.setattr(joining, "MOST", 2)
+    monkeypatch.setattr(joining, "MAX_JOINS", 2)
     desk = Desk()
     for user in "abc":
         desk.join(user)
@@ -90,7 +90,7 @@ async def test_each_join_gets_its_own_result():
     await turns()
     desk.steps[0].answered([3, [b"x", b"1:null"], b"kept", 7, [ADDED, REFUSED, 0]])
     await asyncio.gather(*(coming.done for _, coming in ways))
-    assert [coming.way for _, coming in ways] == [ADDED, REFUSED, 0]
+    assert [coming.result for _, coming in ways] == [ADDED, REFUSED, 0]
     assert {step for step, _ in ways} == {desk.steps[0]}
     assert (desk.steps[0].found, desk.steps[0].kept, desk.steps[0].left) == ([b"x", b"1:null"], b"kept", 7)
 

@@ -4,8 +4,8 @@ import asyncio
 
 import pytest
 
-from push1st.brokers.redis.resp import RespConnection, pack
 from push1st.brokers.redis.publishing import CONFIRM_SECONDS, MAX_QUEUED, Batch, PublishBatcher
+from push1st.brokers.redis.resp import RespConnection, pack
 from push1st.brokers.redis.wire import decode_message, decode_messages
 from push1st.errors import Refused
 from push1st.messages import Message
@@ -30,6 +30,7 @@ class Desk:
         self.metrics = Metrics()
         self.sent: list[tuple[str, list[Message], bytes | None]] = []
         self.publishing = PublishBatcher(self._send, self.metrics)
+        self.publishing.connection = self.link
 
     def _send(self, link: RespConnection, batch: Batch, data: bytes, kept: bytes | None) -> None:
         self.sent.append((batch.channel, decode_messages(data), kept))
@@ -37,7 +38,7 @@ class Desk:
         link.send(pack(("HGET",)), batch.counted)
 
     def publish(self, one: Message, milliseconds: int | None = None) -> "asyncio.Future[int]":
-        return self.publishing.publish(self.link, one, milliseconds)
+        return self.publishing.publish(one, milliseconds)
 
 
 async def test_messages_of_a_topic_within_a_turn_are_one_broker_message():
@@ -92,8 +93,9 @@ async def refusal(future: "asyncio.Future[int]") -> str:
 
 async def test_without_a_connection_publishing_is_rejected():
     desk = Desk()
+    desk.publishing.connection = None
     with pytest.raises(Refused, match="503: the broker is away: nothing was published"):
-        desk.publishing.publish(None, message(1), None)
+        desk.publish(message(1))
 
 
 async def test_connection_lost_before_the_end_of_the_turn_publishes_nothing():

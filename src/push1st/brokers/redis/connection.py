@@ -1,0 +1,312 @@
+"""Keeps a shard connected: connects again after a loss, registers the node on the new connection, and runs commands.
+
+The states of the connection and the rules between them are a table (`states.py`). This module applies the table.
+
+An acknowledged event must reach every living node. So a node on a new connection publishes only when all other living nodes are
+subscribed to their topics on the same server (`nodes_not_here` in `lua/helpers.lua`), or after `LEASE_SECONDS`.
+
+Calls that clients wait for (subscribing, signing in) wait up to `PATIENCE_SECONDS` while the broker is away. Most absences are
+shorter, and clients do not repeat these requests. Publishing does not wait (`publishing.py`).
+"""
+
+import asyncio
+import contextlib
+import random
+from collections import deque
+from collections.abc import Awaitable, Callable
+from typing import Any
+
+import hiredis
+
+from push1st import logs
+from push1st.brokers.redis import bounds
+from push1st.brokers.redis.keys import Keys
+from push1st.brokers.redis.logged import LogDedup
+from push1st.brokers.redis.resp import Argument, ConnectionLost, Pushed, RespConnection, pack
+from push1st.brokers.redis.scripts import Script
+from push1st.brokers.redis.servers import CONNECT_SECONDS, Unusable, connect
+from push1st.brokers.redis.states import (
+    PUBLISHING,
+    REGISTERED,
+    TRANSITIONS,
+    ConnectionAction,
+    ConnectionEvent,
+    ConnectionState,
+)
+from push1st.config.brokerurl import Address
+from push1st.errors import Refused
+
+STATE_LOST = "NOLEASE"
+"""first word of the error reply to a node whose lease has expired, or after the server lost its state"""
+FAULTS = (STATE_LOST, "NOSCRIPT", "MOVED", "READONLY", "LOADING", "CLUSTERDOWN", "MASTERDOWN", "NOAUTH")
+"""first words of error replies after which the node registers again, or looks up the server again"""
+MOVING = ("ASK", "TRYAGAIN")
+"""first words of error replies while a cluster moves the slot key by key; its topics stay on the old server until the end"""
+AWAY_FOR_LONG = "the broker is away, try again"
+HINTS = {
+    "MISCONF": "the disk is full or not writable, see the log of the broker; or turn off saving, which push1st does not need",
+    "OOM": "raise maxmemory",
+}
+"""first words of error replies → what the administrator of the broker can do"""
+
+log = logs.get("push1st.broker")
+
+
+def _ignore(_: object) -> None:
+    pass
+
+
+class ShardConnection:
+    """The connection of one shard, over one `RespConnection` after another.
+
+    tag: the hash tag of the shard.
+    node: the name of this node.
+    on_push: takes the messages of topics.
+    register: registers the node on a connection, and calls `registered` as its last step that may fail.
+    suspended: called when the lease or the connection is lost.
+    """
+
+    def __init__(
+        self,
+        address: Address,
+        tag: str,
+        node: str,
+        keys: Keys,
+        on_push: Pushed,
+        register: Callable[[RespConnection], Awaitable[None]],
+        suspended: Callable[[], None],
+        log_dedup: LogDedup,
+    ) -> None:
+        self._address = address
+        self._tag = tag
+        self.node = node
+        self._keys = keys
+        self._on_push = on_push
+        self._register = register
+        self._log_dedup = log_dedup
+        self.state = ConnectionState.AWAY
+        self.reason = ""
+        """why the broker could not be used the last time"""
+        self.established: RespConnection | None = None
+        """the connection to the server, registered or not"""
+        self.registered_on: RespConnection | None = None
+        """the same while the node is registered, else None"""
+        self.publish_connection: RespConnection | None = None
+        """the same while publishes are sent, else None"""
+        self.on_publish_connection: Callable[[RespConnection | None], None] = _ignore
+        """called with each new `publish_connection`"""
+        self.repair_needed = False
+        """whether the server rejected a change, so that its copy of this node's entries is wrong"""
+        self._is_reported_away = True
+        self._gate_opens_at = 0.0
+        self._waiters: deque[tuple[float, asyncio.Future[None]]] = deque()
+        self._task: asyncio.Task[None] | None = None
+        self._loop: asyncio.AbstractEventLoop
+        self._unregistered = asyncio.Event()
+        self._retry = asyncio.Event()
+        """set when the next attempt to connect must not wait any longer"""
+        self._actions: dict[ConnectionAction, Callable[[RespConnection | None], None]] = {
+            ConnectionAction.START_GATE: self._start_gate,
+            ConnectionAction.RESUME_CALLS: self._resume_calls,
+            ConnectionAction.SUSPEND: lambda _: suspended(),
+            ConnectionAction.ABORT: _abort,
+            ConnectionAction.REPORT_AWAY: self._report_away,
+        }
+
+    # States
+
+    def _apply(self, event: ConnectionEvent) -> None:
+        """Applies the row of the table for an event."""
+        row = TRANSITIONS.get((self.state, event))
+        if row is None:
+            return
+        self.state, actions = row
+        resp = self.established
+        self.registered_on = resp if self.state in REGISTERED else None
+        self.publish_connection = resp if self.state in PUBLISHING else None
+        self.on_publish_connection(self.publish_connection)
+        (self._unregistered.clear if self.state in REGISTERED else self._unregistered.set)()
+        for action in actions:
+            self._actions[action](resp)
+
+    def registered(self, missing: int) -> None:
+        """Allows commands. missing: living nodes that are not subscribed to their topics; publishes wait for these nodes."""
+        is_new = self.state is ConnectionState.REGISTERING
+        self._apply(ConnectionEvent.REGISTERED)
+        if is_new:
+            self.nodes_missing(missing)
+
+    def nodes_missing(self, missing: int) -> None:
+        """Allows publishing, unless other living nodes are missing: these nodes would not receive the events."""
+        if not missing or self._loop.time() >= self._gate_opens_at:
+            self._apply(ConnectionEvent.ALL_SUBSCRIBED)
+
+    def fault(self, reason: object) -> None:
+        """Registers again, or connects again, after an error reply or silence. reason: the error reply, or a text."""
+        event = ConnectionEvent.LEASE_LOST if str(reason).startswith(STATE_LOST) else ConnectionEvent.FAULT
+        if (self.state, event) in TRANSITIONS:
+            log.info("the node registers with the broker again", reason=str(reason))
+            self._apply(event)
+
+    def _lost(self) -> None:
+        self.established = None
+        self._apply(ConnectionEvent.DISCONNECTED)
+
+    def _start_gate(self, _: object) -> None:
+        self._gate_opens_at = self._loop.time() + bounds.LEASE_SECONDS
+
+    def _resume_calls(self, _: object) -> None:
+        while self._waiters:
+            _, future = self._waiters.popleft()
+            if not future.done():
+                future.set_result(None)
+
+    def _report_away(self, _: object) -> None:
+        self._is_reported_away = True
+        if self._should_log("away"):
+            log.warning("the broker is away", broker=str(self._address))
+
+    def _should_log(self, words: str) -> bool:
+        return self._log_dedup.should_log(words, self._tag, self._loop.time())
+
+    # Connecting
+
+    def start(self) -> None:
+        self._loop = asyncio.get_running_loop()
+        self._task = self._loop.create_task(self._run())
+
+    def retry(self) -> None:
+        """Makes the next attempt to connect at once."""
+        if self._task is not None:
+            self._retry.set()
+
+    async def close(self) -> RespConnection | None:
+        """Stops reconnecting. Returns the connection if the node is registered on it; else no connection is left."""
+        resp = self.registered_on
+        self._apply(ConnectionEvent.CLOSE)
+        if self._task is not None:
+            self._task.cancel()
+            await asyncio.gather(self._task, return_exceptions=True)
+        return resp
+
+    async def _run(self) -> None:
+        failures = 0
+        while True:
+            try:
+                await self._register(self.established or await self._connect())
+            except asyncio.CancelledError:
+                self._apply(ConnectionEvent.CLOSE)
+                raise
+            except (OSError, TimeoutError, Unusable, ConnectionLost, hiredis.ReplyError) as exc:
+                self._failed(exc, is_first=not failures)
+                failures += 1
+                pause = min(bounds.BACKOFF_SECONDS, 0.05 * 2 ** min(failures, 10))
+                with contextlib.suppress(TimeoutError):
+                    async with asyncio.timeout(pause * random.uniform(0.5, 1)):  # noqa: S311 - nodes retry at different times
+                        await self._retry.wait()
+                self._retry.clear()
+                continue
+            if (failures or self._is_reported_away) and self._should_log("connected"):
+                log.info("the broker is connected", broker=str(self._address))
+            failures = 0
+            self._is_reported_away = False
+            await self._unregistered.wait()
+
+    async def _connect(self) -> RespConnection:
+        resp = await connect(self._address, self._tag, f"push1st-{self.node}", self._on_push, self._lost)
+        if not resp.alive:
+            raise ConnectionLost("the connection to the broker is lost")
+        self.established = resp
+        self._apply(ConnectionEvent.CONNECTED)
+        return resp
+
+    def _failed(self, exc: Exception, *, is_first: bool) -> None:
+        """Handles a failed attempt to connect or to register."""
+        is_rejected = isinstance(exc, hiredis.ReplyError) and not str(exc).startswith(FAULTS)
+        self._apply(ConnectionEvent.REJECTED if is_rejected else ConnectionEvent.FAILED)
+        silent = f"no answer within {CONNECT_SECONDS} s" if isinstance(exc, TimeoutError) else type(exc).__name__
+        self.reason = str(exc) or silent
+        if is_first and self._should_log(self.reason):
+            log.warning("the broker cannot be used", broker=str(self._address), reason=self.reason, **hint(self.reason))
+
+    def tick(self, now: float) -> None:
+        """Rejects calls that have waited too long, and drops a connection whose server is silent or too slow."""
+        while self._waiters and self._waiters[0][0] <= now:  # nearly in the order of their deadlines
+            _, future = self._waiters.popleft()
+            if not future.done():
+                future.set_exception(Refused(503, AWAY_FOR_LONG))
+        resp = self.established
+        if resp is None:
+            return
+        if resp.queued > bounds.MAX_UNSENT_BYTES:
+            self.fault("the server is too slow")
+        elif resp.silent(now) > bounds.SILENT_SECONDS:
+            self.fault("the server does not answer")
+
+    # Commands
+
+    def send(self, resp: RespConnection, script: Script, answer: Callable[[Any], None], *arguments: Argument) -> None:
+        resp.send(pack(self._keys.command(script, *arguments)), answer)
+
+    def send_change(self, script: Script, *arguments: Argument) -> None:
+        """Sends a change of this node's entries that no coroutine waits for.
+
+        While the node is not registered the change is not sent, because registration compares all entries.
+        """
+        if self.registered_on is not None:
+            self.send(self.registered_on, script, self.check, self.node, *arguments)
+
+    def check(self, reply: Any) -> None:
+        """Handles the reply to a command that no coroutine waits for."""
+        if isinstance(reply, hiredis.ReplyError):
+            if str(reply).startswith(FAULTS):
+                self.fault(reply)
+            elif str(reply).startswith(MOVING):
+                self.repair_needed = True
+            elif not self.repair_needed:  # such as OOM: an attempt at once would not help
+                self.repair_needed = True
+                log.error("the broker refused", reason=str(reply), **hint(str(reply)))
+
+    async def usable(self) -> RespConnection:
+        """Returns the connection as soon as the node is registered on it. Raises Refused(503)."""
+        deadline = self._loop.time() + bounds.PATIENCE_SECONDS
+        while self.registered_on is None:
+            future: asyncio.Future[None] = self._loop.create_future()
+            self._waiters.append((deadline, future))
+            await future
+        return self.registered_on
+
+    async def call(self, *command: Argument, ordered: bool = False) -> Any:
+        """Returns the reply to a command that may run twice. Raises Refused(503). ordered: see `resp.py`."""
+        return await self.until_done(lambda resp: resp.call(*command, ordered=ordered))
+
+    async def until_done(self, attempt: Callable[[RespConnection], Awaitable[Any]]) -> Any:
+        """Returns the result of `attempt`, which is repeated on the next connection if necessary. Raises Refused(503)."""
+        deadline = self._loop.time() + bounds.PATIENCE_SECONDS
+        while True:
+            resp = await self.usable()
+            try:
+                return await attempt(resp)
+            except ConnectionLost:
+                refused = Refused(503, AWAY_FOR_LONG)
+            except hiredis.ReplyError as reply:
+                refused = Refused(503, f"the broker refused: {reply}")
+                if str(reply).startswith(MOVING):
+                    await asyncio.sleep(bounds.MOVING_SECONDS)
+                elif str(reply).startswith(FAULTS):
+                    self.fault(reply)
+                else:
+                    raise refused from None
+            if self._loop.time() > deadline:
+                raise refused
+
+
+def _abort(resp: RespConnection | None) -> None:
+    if resp is not None:
+        resp.abort()
+
+
+def hint(reason: str) -> dict[str, str]:
+    """Returns the hint for an error reply, as a field of the log."""
+    found = HINTS.get(reason.partition(" ")[0])
+    return {} if found is None else {"hint": found}

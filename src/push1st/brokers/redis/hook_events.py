@@ -1,0 +1,132 @@
+"""The hook events of a shard, on the side of the node: reports events to the broker, and runs the consumer on one node.
+
+One node of the cluster, the consumer, delivers the events of a shard to the hooks (`events_consumer.py`). At each renewal of a
+lease, the server decides which node that is (`lua/renew.lua`).
+"""
+
+import asyncio
+from collections import deque
+
+from push1st.brokers.redis import bounds
+from push1st.brokers.redis.connection import ShardConnection
+from push1st.brokers.redis.context import NodeContext
+from push1st.brokers.redis.events_consumer import Consumer, Ledger
+from push1st.brokers.redis.keys import Keys
+from push1st.brokers.redis.resp import RespConnection, pack
+from push1st.brokers.redis.scripts import FLUSH_DEFERRED, HOLD, LAST_OUT, MAX_HOOK_EVENTS
+from push1st.brokers.redis.wire import encode_event
+from push1st.config.brokerurl import Address
+from push1st.messages import HookEvent
+
+
+class HookEventStream:
+    """See the module."""
+
+    def __init__(self, address: Address, tag: str, context: NodeContext, keys: Keys, connection: ShardConnection) -> None:
+        self._address = address
+        self._tag = tag
+        self._context = context
+        self._keys = keys
+        self._connection = connection
+        self.ledger = Ledger()
+        self._term = 0
+        """the term of the ledger (`BASE:term` in `scripts.py`)"""
+        self.consumer: Consumer | None = None
+        self._unreported: deque[HookEvent] = deque(maxlen=bounds.MAX_UNREPORTED)
+
+    # Reporting
+
+    def report(self, event: HookEvent) -> None:
+        """Sends an event to the broker. While the broker is away, the last events are kept."""
+        connection, keys = self._connection, self._keys
+        resp = connection.registered_on
+        if resp is None:
+            self._unreported.append(event)
+        elif event.phase == "held":
+            kind, user_id = ("c", "") if event.user_id is None else ("m", event.user_id)
+            edge = kind, event.app, event.channel, user_id, event.socket_id, event.at, event.user_info
+            connection.send_change(HOLD, *edge)
+        else:
+            command = ("XADD", keys.key("facts"), "MAXLEN", "~", MAX_HOOK_EVENTS, "*", "fact", encode_event(event))
+            resp.send(pack(command), connection.check)
+
+    def report_kept(self) -> None:
+        """Sends the events that were kept while the broker was away."""
+        while self._unreported:
+            self.report(self._unreported.popleft())
+
+    # Reading
+
+    @property
+    def ledger_term(self) -> int:
+        """The term that a renewal sends: 0 without a ledger, -1 if this node has no hooks and may not read."""
+        if not self._context.hooked():
+            return -1
+        return self._term if self.ledger.there is not None else 0
+
+    @property
+    def is_reading(self) -> bool:
+        """Whether the consumer of this node runs."""
+        return self.consumer is not None and not self.consumer.ended
+
+    def renewed(self, term: int) -> None:
+        """Starts or stops the consumer.
+
+        term: of this node as the consumer, negative if another node was the consumer before; 0 if this node is not the consumer.
+        """
+        if term <= 0:
+            self.ledger.forget()
+        self._term = abs(term)
+        if term and not self.is_reading:
+            self.consumer = self._start()
+        elif not term and self.is_reading:
+            self.suspend()
+
+    def _start(self, *, last: bool = False) -> Consumer:
+        return Consumer(
+            *(self._address, self._tag, self._context.node, self._keys.base, self._keys.command, bounds.LEASE_SECONDS),
+            self.ledger,
+            [app for app, edges in self._context.hooked().items() if "s" in edges],
+            self._context.on_event,
+            last=last,
+        )
+
+    def suspend(self) -> None:
+        """Stops the consumer without waiting for its end, because another node may become the consumer soon."""
+        if self.consumer is not None:
+            asyncio.get_running_loop().create_task(self.consumer.stop())
+
+    async def stop(self) -> None:
+        consumer, self.consumer = self.consumer, None
+        if consumer is not None:
+            await consumer.stop()
+
+    async def state_lost(self) -> None:
+        """Stops the consumer and resets its place, because the server lost its state."""
+        await self.stop()
+        self.ledger.state_lost()
+
+    def registered_again(self) -> None:
+        """Has the ledger compared when the recovery is over: a server after a failover may lack the last events."""
+        self.ledger.compared_at = asyncio.get_running_loop().time() + bounds.RECOVERY_SECONDS
+
+    def node_ended(self) -> None:
+        """Has the ledger compared later: a node that ended may have reported no edges."""
+        self.ledger.checked_at = asyncio.get_running_loop().time() + bounds.RECOVERY_SECONDS
+
+    # Stopping
+
+    async def save_ledger(self, resp: RespConnection, *, state_lost: bool) -> None:
+        """Saves the ledger for the next consumer, if the ledger was not compared yet. state_lost: since the last registration."""
+        if state_lost:
+            self.ledger.compared_at = 0
+        await self.ledger.leave(resp, self._keys.base)
+
+    async def deliver_last(self, resp: RespConnection) -> None:
+        """Delivers the remaining events to hooks if no other node is alive. Raises ConnectionLost, ReplyError."""
+        keys, context = self._keys, self._context
+        lease = int(bounds.LEASE_SECONDS * 1000)
+        if context.hooked() and await resp.call(*keys.command(LAST_OUT, context.node, lease)):
+            while await resp.call(*keys.command(FLUSH_DEFERRED, bounds.MAX_EVICTED)):
+                continue
+            await self._start(last=True).end()

@@ -1,0 +1,39 @@
+"""The names of a shard's keys and topics, and the commands of its scripts.
+
+All keys of a shard have one hash tag, so a cluster keeps them in one slot. `scripts.py` lists the keys.
+"""
+
+from push1st.brokers.redis.resp import Argument
+from push1st.brokers.redis.scripts import Script
+
+ChannelKey = tuple[str, str]
+"""an app's id and a channel's name"""
+UserKey = tuple[str, str]
+"""an app's id and a user's id"""
+
+
+class Keys:
+    """Names of one shard.
+
+    prefix: from the broker's URL. tag: the hash tag of the shard. sharded: whether the server is a cluster, whose topics are
+    sharded channels.
+    """
+
+    __slots__ = ("_sharded", "base", "publish", "subscribe", "unsubscribe")
+
+    def __init__(self, prefix: str, tag: str, sharded: bool) -> None:
+        self.base = f"{prefix}:{{{tag}}}"
+        self._sharded = sharded
+        self.publish, self.subscribe, self.unsubscribe = (
+            ("SPUBLISH", "SSUBSCRIBE", "SUNSUBSCRIBE") if sharded else ("PUBLISH", "SUBSCRIBE", "UNSUBSCRIBE")
+        )
+
+    def key(self, *parts: str) -> str:
+        return ":".join((self.base, *parts))
+
+    def topic(self, app: str, channel: str) -> str:
+        return f"{self.base}:t:{app}/{channel}"
+
+    def command(self, script: Script, *arguments: Argument) -> tuple[Argument, ...]:
+        """Returns the command that runs a script."""
+        return "EVALSHA", script.sharded_digest if self._sharded else script.digest, 1, self.base, *arguments

@@ -1,0 +1,176 @@
+"""This node's lease in a shard, and the leases of the other nodes: renews one, and evicts nodes whose lease has expired.
+
+The broker measures leases on its own clock. A node renews its lease every `RENEW_SECONDS`. The reply contains the nodes without
+a lease, and any node may evict their entries, `MAX_EVICTED` in each step; several nodes may do this at once.
+"""
+
+import asyncio
+from collections.abc import Callable, Collection
+from typing import Any
+
+from push1st import logs
+from push1st.brokers.redis import bounds
+from push1st.brokers.redis.connection import STATE_LOST, ShardConnection
+from push1st.brokers.redis.context import NodeContext
+from push1st.brokers.redis.hook_events import HookEventStream
+from push1st.brokers.redis.keys import Keys
+from push1st.brokers.redis.resp import Argument, RespConnection, pack
+from push1st.brokers.redis.scripts import EVICT_NODE, FLUSH_DEFERRED, RENEW
+
+EVICT_FROM_START = b"m0"
+"""the place from which `EVICT_NODE` starts"""
+MARGIN_SECONDS = 0.1
+"""time after the end of a recovery, on this node's clock, until the roster is compared"""
+
+log = logs.get("push1st.broker")
+
+
+def milliseconds(seconds: float) -> int:
+    return int(seconds * 1000)
+
+
+class Lease:
+    """See the module. renewed: called after each renewal, when the entries may be repaired."""
+
+    def __init__(
+        self,
+        context: NodeContext,
+        keys: Keys,
+        connection: ShardConnection,
+        hook_events: HookEventStream,
+        renewed: Callable[[], None],
+    ) -> None:
+        self._context = context
+        self._keys = keys
+        self._connection = connection
+        self._hook_events = hook_events
+        self._on_renewed = renewed
+        self.epoch = ""
+        """the epoch of the server's state at the last registration"""
+        self.renews_at = 0.0
+        self.recovered_at: float | None = None
+        """when the recovery is over, on the loop's clock; None: the roster was compared since"""
+        self.least = 0
+        """`least` of `nodes_not_here` in `lua/helpers.lua`"""
+        self._evicts_at = 0.0
+        """when nodes without a lease may be evicted, on the loop's clock"""
+        self._evicting: set[str] = set()
+        """the nodes that this node is evicting"""
+        self._alive: set[str] = set()
+        """the other living nodes, according to the server"""
+        self._listed: set[str] | None = None
+        """the other living nodes, according to the supervisor; None: the supervisor has sent no list"""
+
+    @property
+    def others(self) -> list[str]:
+        """The other living nodes, for a server that may have lost their leases."""
+        return sorted(self._alive if self._listed is None else self._listed)
+
+    def workers(self, nodes: Collection[str]) -> None:
+        """See `Redis.workers`."""
+        self._listed = {*nodes} - {self._context.node}
+        self._connection.retry()
+
+    def node_subscribed(self, node: str) -> None:
+        """Handles the message that another node is subscribed to its topics."""
+        self._alive.add(node)
+        if self._connection.publish_connection is None:
+            self.renew()
+
+    # Renewing
+
+    def registered(self, recovery: int, late: int) -> None:
+        """Renews for the first time on a connection, and evicts no node soon if all leases may have expired.
+
+        recovery: milliseconds left of the recovery.
+        late: 1 if this node's lease had expired, but not the state; other leases may have expired for the same reason.
+        """
+        now = asyncio.get_running_loop().time()
+        if late:
+            self._evicts_at = now + bounds.LEASE_SECONDS
+        self.recovered_at = now + recovery / 1000 + MARGIN_SECONDS if recovery > 0 else now
+        self.renews_at = now + bounds.RENEW_SECONDS
+        self.renew(just_subscribed=True)
+
+    def tick(self, now: float) -> None:
+        """Renews when it is time; at each tick while publishing waits for other nodes."""
+        if self.renews_at <= now or self._connection.publish_connection is None:
+            self.renews_at = now + bounds.RENEW_SECONDS
+            self.renew()
+
+    def renew(self, *, just_subscribed: bool = False) -> None:
+        """Sends a renewal. just_subscribed: whether it is the first one since this node subscribed to its topics."""
+        connection = self._connection
+        if connection.registered_on is not None:
+            least = "" if connection.publish_connection is not None else self.least
+            lease, term = milliseconds(bounds.LEASE_SECONDS), self._hook_events.ledger_term
+            subscribed = "1" if just_subscribed else "0"
+            node = self._context.node
+            connection.send(connection.registered_on, RENEW, self._renewed, node, lease, term, subscribed, least)
+
+    def _renewed(self, reply: Any) -> None:
+        connection = self._connection
+        if isinstance(reply, Exception):
+            connection.check(reply)
+            return
+        epoch, recovery, term, dead, deferred, missing, alive = reply
+        if (epoch or b"").decode() != self.epoch:
+            connection.fault(f"{STATE_LOST} the broker has lost its state")
+            return
+        now = asyncio.get_running_loop().time()
+        connection.nodes_missing(missing)
+        alive = {node.decode() for node in alive}
+        if recovery > 0:
+            self.recovered_at = now + recovery / 1000 + MARGIN_SECONDS
+            alive |= self._alive  # some nodes have no new lease yet
+        if self._alive - alive:
+            self._hook_events.node_ended()
+        self._alive = alive
+        self._on_renewed()
+        self._hook_events.renewed(term)
+        for name in dead if now >= self._evicts_at else ():
+            node = name.decode()
+            if node not in self._evicting:
+                self._evicting.add(node)
+                log.warning("a node without a lease is evicted", node=node)
+                self._evict(node, (EVICT_FROM_START, ()))
+        self._flush_deferred(deferred)
+
+    # Evicting, and leaves that were deferred
+
+    def _evict(self, node: str, reply: Any) -> None:
+        """Evicts the next entries of a node. reply: to the step before."""
+        if isinstance(reply, Exception):
+            self._evicting.discard(node)
+            self._connection.check(reply)
+            return
+        place, fewer = reply
+        for app, channel in zip(fewer[::2], fewer[1::2], strict=True):
+            self._context.recount(app.decode(), channel.decode())
+        resp = self._connection.registered_on
+        if place is None or resp is None:
+            self._evicting.discard(node)
+        else:
+            resp.send(pack(self._eviction(node, place)), lambda reply: self._evict(node, reply))
+
+    def _eviction(self, node: str, place: bytes) -> tuple[Argument, ...]:
+        """Returns the command for one step of an eviction. place: from which the step continues."""
+        hooked = "/".join(("", *map("\n".join, self._context.hooked().items()), ""))
+        ids = [self._context.stamp()[0] for _ in range(bounds.MAX_EVICTED)]
+        return self._keys.command(EVICT_NODE, node, self._context.stamp()[1], hooked, place, *ids)
+
+    def _flush_deferred(self, reply: Any) -> None:
+        """Publishes leaves that were deferred during the recovery. reply: whether there are any."""
+        if isinstance(reply, Exception):
+            self._connection.check(reply)
+        elif reply and self._connection.registered_on is not None:
+            self._connection.send(self._connection.registered_on, FLUSH_DEFERRED, self._flush_deferred, bounds.MAX_EVICTED)
+
+    async def release(self, resp: RespConnection) -> None:
+        """Ends this node's lease, and evicts its own entries. Raises ConnectionLost, ReplyError."""
+        state_lost = await resp.call("GET", self._keys.key("epoch")) != self.epoch.encode()
+        await self._hook_events.save_ledger(resp, state_lost=state_lost)
+        await resp.call("DEL", self._keys.key("lease", self._context.node))
+        place: bytes | None = EVICT_FROM_START
+        while place is not None:
+            place, _ = await resp.call(*self._eviction(self._context.node, place))

@@ -1,0 +1,266 @@
+"""The roster of a shard, on the side of the node: joins and leaves, members, signed-in users, and connections of apps.
+
+Each change runs one script, which contains this node's new number or state, never a difference (`scripts.py`). The node changes
+its own entries first, then sends the change. If the broker does not confirm a join, the node takes the change back.
+"""
+
+from typing import Any
+
+import hiredis
+
+from push1st.brokers import Joined, Kept
+from push1st.brokers.redis.connection import FAULTS, ShardConnection
+from push1st.brokers.redis.context import NodeContext
+from push1st.brokers.redis.entries import NOBODY, Entries
+from push1st.brokers.redis.joining import ADDED, REFUSED, JoinBatch, JoinBatcher, PendingJoin
+from push1st.brokers.redis.keys import ChannelKey, Keys
+from push1st.brokers.redis.publishing import PublishBatcher
+from push1st.brokers.redis.resp import Argument, ConnectionLost, RespConnection, pack
+from push1st.brokers.redis.scripts import CACHED, CONNECT, JOIN, LEAVE, SIGN_IN, SIGN_OUT, Script
+from push1st.brokers.redis.topics import Topics
+from push1st.brokers.redis.wire import Edge, decode_message
+from push1st.channels import kind_of
+from push1st.errors import LimitReached, Refused
+from push1st.messages import Member, watch_topic
+
+Left = tuple[str, str, str, str]
+"""what left: `m` (member), `c` (channel) or `u` (user), app, channel, user"""
+
+
+class ShardRoster:
+    """See the module."""
+
+    def __init__(
+        self, context: NodeContext, keys: Keys, connection: ShardConnection, topics: Topics, publishing: PublishBatcher
+    ) -> None:
+        self._context = context
+        self._keys = keys
+        self._connection = connection
+        self._topics = topics
+        self._publishing = publishing
+        self._joining = JoinBatcher(self._send_joins)
+        self.entries = Entries()
+        self.unconfirmed_leaves: dict[Left, tuple[str, bytes]] = {}
+        """leaves that the server may not have received → socket and info; only a server that lost its state needs them"""
+
+    # Joining
+
+    async def join(self, app: str, channel: str, socket_id: str, member: Member | None, limit: int) -> Joined:
+        """See `Roster.join`. Raises LimitReached, Refused(503)."""
+        kind, key, views = kind_of(channel), (app, channel), self._context.views
+        want = "k" if kind.cache else ""
+        if self.entries.join(key, socket_id, member) and kind.presence:
+            want += "m"  # later joins on this node find the members in the view that this join begins
+        try:
+
+            async def attempt(resp: RespConnection) -> tuple[JoinBatch, PendingJoin]:
+                batch, pending = self._joining.join(resp, key, member, socket_id, self._context.stamp(), limit, want)
+                await pending.done
+                return batch, pending
+
+            batch, pending = await self._connection.until_done(attempt)
+            if kind.presence:
+                self._deliver_joins(batch)
+            if pending.result == REFUSED:
+                raise LimitReached(403, f"{channel} has {limit} members, which is this app's limit")
+            self.entries.joined(key, None if member is None else member.user_id)
+        except BaseException:
+            self.leave(app, channel, socket_id, None if member is None else member.user_id)
+            raise
+        kept = _kept(batch.kept, batch.left)
+        if not kind.presence:
+            return Joined(None, kept)
+        if batch.members is None:  # the first join here was rejected
+            views.begin(key, await self.members(app, channel))
+            batch.members = tuple((views.members(key) or {}).values())
+        return Joined(batch.members, kept)
+
+    def _deliver_joins(self, batch: JoinBatch) -> None:
+        """Delivers the joins of a batch to the members on this node, and collects the members for those that join.
+
+        The first coroutine that resumes calls this, not the reply itself: by then, the connections of earlier batches are on the
+        channel, and those of this batch are not. The edges that the topic delivers for this batch later change nothing.
+        """
+        if batch.delivered:
+            return
+        batch.delivered = True
+        key, views = batch.key, self._context.views
+        is_followed = views.members(key) is not None
+        for one in batch.pending:
+            if one.member is not None and (one.result == ADDED or (is_followed and one.result != REFUSED)):
+                edge = Edge("+", *key, one.member.user_id, one.socket_id, one.id, one.received, one.member.info)
+                views.edge(edge, here=True)
+        if batch.found is not None:
+            views.begin(key, members_of(batch.found))
+        view = views.members(key)
+        if view is not None:
+            batch.members = tuple(view.values())
+
+    def _send_joins(self, batch: JoinBatch) -> None:
+        if not batch.resp.alive:
+            batch.answered(ConnectionLost("the connection to the broker is lost"))
+            return
+        arguments: list[Argument] = [self._context.node, *self.join_arguments(batch.key, batch.limit, batch.want)]
+        for one in batch.pending:
+            arguments += join_of(one.member, one.socket_id, one.id, one.received)
+        batch.resp.send_ordered(pack(self._keys.command(JOIN, *arguments)), batch.answered)
+
+    def join_arguments(
+        self, key: ChannelKey, limit: int = 0, want: str = "", *, registers_again: bool = False
+    ) -> tuple[Argument, ...]:
+        """Returns the arguments of `lua/join.lua` about a channel."""
+        edges = self._context.hook_edges(key[0])
+        return *key, self.entries.subscriptions(key), limit, want, edges, "1" if registers_again else "0"
+
+    # Leaving
+
+    def leave(self, app: str, channel: str, socket_id: str, user_id: str | None) -> None:
+        key = app, channel
+        self._joining.send(key)
+        was_occupied, was_member = self.entries.has(key), self.entries.has(key, user_id)
+        gone = self.entries.leave(key, socket_id, user_id)
+        if gone is None:
+            return
+        self._publishing.send(key)
+        left: dict[Left, tuple[str, bytes]] = {}
+        if gone is not NOBODY and was_member:
+            left["m", app, channel, gone.user_id] = socket_id, gone.info
+        if not self.entries.subscriptions(key):
+            self._context.views.end(key)
+            if app in self._context.hooked() and was_occupied:
+                left["c", app, channel, ""] = socket_id, b"null"
+        self._send_leave(left, LEAVE, *self.leave_arguments(key, gone.user_id, socket_id))
+
+    def leave_arguments(self, key: ChannelKey, user_id: str, socket_id: str) -> tuple[Argument, ...]:
+        """Returns the arguments of `lua/leave.lua`. user_id: a user that is no longer on this node, or an empty text."""
+        edges = self._context.hook_edges(key[0])
+        return *key, self.entries.subscriptions(key), user_id, socket_id, *self._context.stamp(), edges
+
+    def _send_leave(self, left: dict[Left, tuple[str, bytes]], script: Script, *arguments: Argument) -> None:
+        """Sends a leave, and keeps what left as long as the server may not have received the command."""
+        connection = self._connection
+
+        def confirmed(reply: Any) -> None:
+            if isinstance(reply, ConnectionLost) or (isinstance(reply, hiredis.ReplyError) and str(reply).startswith(FAULTS)):
+                self.unconfirmed_leaves |= left
+            connection.check(reply)
+
+        if connection.registered_on is None:
+            self.unconfirmed_leaves |= left
+        else:
+            connection.send(connection.registered_on, script, confirmed, self._context.node, *arguments)
+
+    # Queries
+
+    def has_member(self, app: str, channel: str, user_id: str) -> bool:
+        """Whether a member is on a channel by a connection of this node."""
+        return self.entries.has((app, channel), user_id)
+
+    def is_here(self, edge: Edge) -> bool:
+        """Whether this node has a connection of the edge's member, or of its signed-in user."""
+        if edge.kind in ("+", "-"):
+            return self.has_member(edge.app, edge.channel, edge.user_id)
+        return self.entries.is_signed_in((edge.app, edge.user_id))
+
+    async def subscriptions(self, app: str, channel: str) -> int:
+        return int(await self._connection.call("HGET", self._keys.key("i", app), channel) or 0)
+
+    async def user_count(self, app: str, channel: str) -> int:
+        return int(await self._connection.call("HLEN", self._keys.key("m", f"{app}/{channel}")))
+
+    async def members(self, app: str, channel: str) -> dict[str, Member]:
+        """Returns the members of a presence channel by user id."""
+        return members_of(await self._connection.call("HGETALL", self._keys.key("m", f"{app}/{channel}"), ordered=True))
+
+    async def channels(self, app: str, prefix: str) -> dict[str, int]:
+        """Returns the numbers of subscriptions by channel."""
+        pattern = "".join(f"\\{char}" if char in "*?[]\\^-" else char for char in prefix) + "*"
+        found: dict[str, int] = {}
+        key, cursor = self._keys.key("i", app), "0"
+        while True:
+            following, pairs = await self._connection.call("HSCAN", key, cursor, "MATCH", pattern, "COUNT", 1000)
+            found |= {name.decode(): int(count) for name, count in zip(pairs[::2], pairs[1::2], strict=True)}
+            cursor = following.decode()
+            if cursor == "0":
+                return found
+
+    async def kept(self, app: str, channel: str) -> Kept | None:
+        """Returns the event of a cache channel."""
+        return _kept(*await self._connection.call(*self._keys.command(CACHED, self._keys.key("k", f"{app}/{channel}"))))
+
+    async def claim(self, app: str, channel: str, seconds: int) -> bool:
+        """See `Roster.claim`."""
+        key = self._keys.key("claim", f"{app}/{channel}")
+        return await self._connection.call("SET", key, self._context.node, "NX", "EX", seconds) is not None
+
+    # Users
+
+    async def sign_in(self, app: str, user_id: str, socket_id: str) -> None:
+        self.entries.sign_in((app, user_id), socket_id)
+        try:
+            arguments = self._context.node, app, user_id, socket_id, *self._context.stamp()
+            await self._connection.call(*self._keys.command(SIGN_IN, *arguments), ordered=True)
+            self.entries.signed_in((app, user_id))
+        except BaseException:
+            self.sign_out(app, user_id, socket_id)
+            raise
+
+    def sign_out(self, app: str, user_id: str, socket_id: str) -> None:
+        if self.entries.sign_out((app, user_id), socket_id):
+            left: dict[Left, tuple[str, bytes]] = {("u", app, "", user_id): (socket_id, b"")}
+            self._send_leave(left, SIGN_OUT, app, user_id, socket_id, *self._context.stamp())
+
+    async def online(self, app: str, user_ids: list[str]) -> dict[str, bool]:
+        """Returns whether users are online. Users whose watch topics this node is subscribed to are in a view from here on."""
+        found = await self._connection.call("HMGET", self._keys.key("u", app), *user_ids, ordered=True)
+        online = {user: count is not None for user, count in zip(user_ids, found, strict=True)}
+        for user, is_online in online.items():
+            if self._keys.topic(app, watch_topic(user)) in self._topics:
+                self._context.views.watch(app, user, is_online)
+        return online
+
+    # Connections of apps
+
+    async def connect(self, app: str, limit: int) -> bool:
+        """Counts a connection; returns False if the app has no more. While the broker is away for long, none is rejected."""
+
+        async def attempt(resp: RespConnection) -> bool:
+            self.entries.connect(app)
+            try:
+                arguments = self._context.node, app, self.entries.connections(app), limit
+                reply = await resp.call(*self._keys.command(CONNECT, *arguments))
+            except BaseException:
+                self.entries.disconnect(app)  # registration must not send a connection that the server has not admitted
+                raise
+            return bool(reply)
+
+        try:
+            admitted: bool = await self._connection.until_done(attempt)
+        except Refused:
+            self.entries.connect(app)
+            self._connection.repair_needed = True
+            return True
+        if not admitted:
+            self.disconnect(app)
+        return admitted
+
+    def disconnect(self, app: str) -> None:
+        self.entries.disconnect(app)
+        self._connection.send_change(CONNECT, app, self.entries.connections(app), 0)
+
+
+def members_of(found: dict[bytes, bytes] | list[bytes]) -> dict[str, Member]:
+    """Returns members by user id. found: a channel's key, `NODES:INFO` by user; scripts return it as a flat list."""
+    pairs = found.items() if isinstance(found, dict) else zip(found[::2], found[1::2], strict=True)
+    return {(id := user.decode()): Member(id, held.partition(b":")[2]) for user, held in pairs}
+
+
+def join_of(member: Member | None, socket_id: str, id: int, received: int) -> tuple[Argument, ...]:
+    """Returns the arguments of `lua/join.lua` about one subscription."""
+    user_id, info = ("", b"") if member is None else (member.user_id, member.info)
+    return user_id, info, socket_id, id, received
+
+
+def _kept(message: bytes | None, left: int) -> Kept | None:
+    """left: milliseconds for which the event is still cached."""
+    return None if message is None or left <= 0 else Kept(decode_message(message), left // 1000)

@@ -1,0 +1,221 @@
+"""Makes the broker's copy of this node's entries equal to the entries: at registration, and after a rejected change.
+
+The node's entries are authoritative for its own clients. The broker's copy follows command by command. After a new connection,
+an expired lease or a lost state, the two may differ. Then the node reads the copy, and sends a change for each difference. In
+the same way it compares what its clients know (`views.py`) with the roster, and delivers the differences to the clients.
+"""
+
+from collections.abc import Callable
+from functools import partial
+from typing import Any
+
+import hiredis
+
+from push1st import __version__
+from push1st.brokers.redis import bounds
+from push1st.brokers.redis.connection import ShardConnection
+from push1st.brokers.redis.context import NodeContext
+from push1st.brokers.redis.entries import Difference
+from push1st.brokers.redis.hook_events import HookEventStream
+from push1st.brokers.redis.keys import ChannelKey, Keys, UserKey
+from push1st.brokers.redis.lease import Lease, milliseconds
+from push1st.brokers.redis.presence import ShardRoster, join_of, members_of
+from push1st.brokers.redis.resp import ConnectionLost, RespConnection
+from push1st.brokers.redis.scripts import (
+    CONNECT,
+    DEFER_LEAVE,
+    JOIN,
+    LEAVE,
+    READ_IF_EPOCH,
+    REGISTER,
+    SCHEMA,
+    SIGN_IN,
+    SIGN_OUT,
+)
+from push1st.brokers.redis.servers import Unusable
+from push1st.brokers.redis.states import ConnectionState
+from push1st.brokers.redis.topics import Topics
+from push1st.eager import spawn
+
+OTHER_SCHEMA = "SCHEMA"
+"""first word of the error reply to a node whose schema is not that of the keys; the schema of the keys follows"""
+
+
+class Reconciler:
+    """See the module.
+
+    owns: whether the keys of an app's channel are in this shard.
+    numbered: called with this node's number in the cluster; only one shard of a node numbers it.
+    """
+
+    def __init__(
+        self,
+        context: NodeContext,
+        keys: Keys,
+        connection: ShardConnection,
+        topics: Topics,
+        roster: ShardRoster,
+        lease: Lease,
+        hook_events: HookEventStream,
+        owns: Callable[[str, str], bool],
+        numbered: Callable[[int], None] | None,
+        number: int,
+    ) -> None:
+        self._context = context
+        self._keys = keys
+        self._connection = connection
+        self._topics = topics
+        self._roster = roster
+        self._lease = lease
+        self._hook_events = hook_events
+        self._owns = owns
+        self._numbered = numbered
+        self._number = number
+        self._state_lost = False
+        """whether the server lost its state, and the unconfirmed leaves are not sent yet"""
+
+    # Registering
+
+    async def register(self, resp: RespConnection) -> None:
+        """Registers this node on a connection. Raises ConnectionLost, ReplyError, Unusable."""
+        missing, late, recovery = await self._send_registration(resp)
+        topics: list[str] = []
+        if self._connection.state is ConnectionState.REGISTERING:  # else the connection has the topics already
+            topics = await self._topics.subscribe_all(resp)
+        stored = await self._stored(resp)
+        # No await from here on: changes by clients are sent after those below, and new subscriptions have waited for this.
+        self._connection.registered(missing)
+        self._topics.drop_unneeded(resp, topics)
+        self._repair(stored)
+        self._send_unconfirmed_leaves()
+        self._hook_events.report_kept()
+        self._lease.registered(recovery, late)
+
+    async def _send_registration(self, resp: RespConnection) -> tuple[int, int, int]:
+        """Returns the number of missing nodes, 1 if this node's lease had expired, and the milliseconds of the recovery."""
+        node, lease = self._context.node, self._lease
+        new_epoch = f"{node}-{self._context.stamp()[0]}"
+        wanted = self._number if self._numbered else -1
+        seconds = bounds.LEASE_SECONDS - bounds.SILENT_SECONDS
+        lease.least = max(1, milliseconds(seconds)) if lease.epoch else 0
+        times = milliseconds(bounds.LEASE_SECONDS), milliseconds(bounds.RECOVERY_SECONDS)
+        command = self._keys.command(REGISTER, node, new_epoch, lease.epoch, *times, wanted, lease.least, SCHEMA, *lease.others)
+        try:
+            epoch, recovery, number, missing, late = await resp.call(*command)
+        except hiredis.ReplyError as exc:
+            word, _, found = str(exc).partition(" ")
+            if word != OTHER_SCHEMA:
+                raise
+            raise Unusable(
+                f"the keys {self._keys.base}:* have schema {found}, and push1st {__version__} uses schema {SCHEMA}: install a"
+                f" version of push1st that uses schema {found}, or set another prefix (?prefix=NAME) in `broker`"
+            ) from None
+        if self._numbered:
+            self._number = number
+            self._numbered(number)
+        if lease.epoch not in ("", epoch.decode()):
+            self._state_lost = True
+            await self._hook_events.state_lost()
+        if lease.epoch:
+            self._hook_events.registered_again()
+        lease.epoch = epoch.decode()
+        return missing, late, recovery
+
+    async def _stored(self, resp: RespConnection) -> dict[str, str]:
+        """Returns the broker's copy of this node's entries."""
+        stored: dict[str, str] = {}
+        key, cursor = self._keys.key("n", self._context.node), b"0"
+        while True:
+            cursor, found = await resp.call("HSCAN", key, cursor, "COUNT", 1000)
+            stored |= dict(zip(*[iter(one.decode() for one in found)] * 2, strict=True))
+            if cursor == b"0":
+                return stored
+
+    def _send_unconfirmed_leaves(self) -> None:
+        """Defers leaves that the server had not received before it lost its state, until all nodes have registered again.
+
+        A server that still has its state needs no list: the repair removes the entries of what left, which causes the edges.
+        """
+        left, self._roster.unconfirmed_leaves = self._roster.unconfirmed_leaves, {}
+        if not self._state_lost:
+            return
+        self._state_lost = False
+        for wanted in ("m", "c", "u"):  # a channel is vacated after its members were removed
+            for (kind, app, channel, user_id), (socket_id, info) in left.items():
+                if kind == wanted:
+                    edges, stamp = self._context.hook_edges(app), self._context.stamp()
+                    leave = kind, app, channel, user_id, socket_id, *stamp, edges, info
+                    self._connection.send_change(DEFER_LEAVE, *leave)
+
+    # Repairing
+
+    def repair_if_needed(self) -> None:
+        """Repairs the broker's copy if the server has rejected a change."""
+        connection = self._connection
+        if connection.repair_needed and connection.registered_on is not None:
+            connection.repair_needed = False
+            spawn(self._read_and_repair(connection.registered_on))
+
+    async def _read_and_repair(self, resp: RespConnection) -> None:
+        """Sends rejected changes again. Changes that clients cause meanwhile are sent twice, which does no harm."""
+        try:
+            stored = await self._stored(resp)
+        except (ConnectionLost, hiredis.ReplyError) as exc:
+            self._connection.check(exc)
+            return
+        if self._connection.registered_on is resp:
+            self._repair(stored)
+
+    def _repair(self, stored: dict[str, str]) -> None:
+        """Sends a change for each difference between the entries and the broker's copy."""
+        for difference in self._roster.entries.differences(stored):
+            self._send_repair(difference)
+
+    def _send_repair(self, of: Difference) -> None:
+        roster, send, stamp = self._roster, self._connection.send_change, self._context.stamp
+        key = of.app, of.channel
+        if of.what in ("more", "less"):
+            self._context.recount(*key)
+        match of.what:
+            case "more":
+                send(JOIN, *roster.join_arguments(key, registers_again=True), *join_of(of.member, "", *stamp()))
+            case "less":
+                send(LEAVE, *roster.leave_arguments(key, of.user_id, ""))
+            case "signed in":
+                send(SIGN_IN, of.app, of.user_id, "", *stamp())
+            case "signed out":
+                send(SIGN_OUT, of.app, of.user_id, "", *stamp())
+            case "connections":
+                send(CONNECT, of.app, roster.entries.connections(of.app), 0)
+
+    # Comparing what clients know with the roster
+
+    def tick(self, now: float) -> None:
+        """Compares the views with the roster when the recovery is over."""
+        lease, resp = self._lease, self._connection.registered_on
+        if lease.recovered_at is not None and lease.recovered_at <= now and resp is not None:
+            lease.recovered_at = None
+            self._compare_views(resp)
+
+    def _compare_views(self, resp: RespConnection) -> None:
+        """Reads the members and users in the views. The replies deliver what clients on this node have missed."""
+        send, views, epoch = self._connection.send, self._context.views, self._lease.epoch
+        for key in views.of(self._owns):
+            send(resp, READ_IF_EPOCH, partial(self._compare_members, key), epoch, self._keys.key("m", "/".join(key)), "")
+        for key in views.watched(self._owns):
+            send(resp, READ_IF_EPOCH, partial(self._compare_status, key), epoch, self._keys.key("u", key[0]), key[1])
+
+    def _compare_members(self, key: ChannelKey, reply: Any) -> None:
+        if isinstance(reply, Exception):
+            self._connection.check(reply)
+            return
+        entries = self._roster.entries
+        members = members_of(reply) | entries.members(key)  # another node may have evicted this node's members
+        self._context.views.compare(key, members, entries.alone(key), self._context.stamp)
+
+    def _compare_status(self, key: UserKey, reply: Any) -> None:
+        if isinstance(reply, Exception):
+            self._connection.check(reply)
+            return
+        is_online = reply is not None or self._roster.entries.is_signed_in(key)
+        self._context.views.compare_status(key, is_online, self._context.stamp)

@@ -1,0 +1,81 @@
+"""Divides the channels of all apps among shards: one shard on a plain server, several in a cluster."""
+
+import asyncio
+from binascii import crc_hqx
+from collections.abc import Callable, Collection
+from functools import partial
+
+from push1st.brokers.redis.context import NodeContext
+from push1st.brokers.redis.servers import tags
+from push1st.brokers.redis.shard import Shard
+from push1st.config.brokerurl import Address
+from push1st.errors import Refused
+
+TICK_SECONDS = 0.25
+"""time between two checks of deadlines and leases"""
+
+
+class Shards:
+    """on_push: takes the index of a shard, and a message of a topic. numbered: called with this node's number in the cluster."""
+
+    def __init__(
+        self,
+        address: Address,
+        context: NodeContext,
+        on_push: Callable[[int, bytes], None],
+        numbered: Callable[[int], None],
+    ) -> None:
+        self._metrics = context.metrics
+        self._timer: asyncio.TimerHandle | None = None
+        self.all: list[Shard] = []
+        for index, tag in enumerate(tags(address)):
+            self.all.append(
+                Shard(
+                    address,
+                    tag,
+                    context,
+                    partial(on_push, index),
+                    partial(self._owns, index),
+                    None if index else numbered,
+                )
+            )
+
+    def _owns(self, index: int, app: str, channel: str) -> bool:
+        return self.of(app, channel) is self.all[index]
+
+    def of(self, app: str, channel: str) -> Shard:
+        """Returns the shard of a channel."""
+        count = len(self.all)
+        return self.all[0 if count == 1 else crc_hqx(f"{app}/{channel}".encode(), 0) % count]
+
+    async def open(self) -> None:
+        """Connects all shards. Raises Refused(503)."""
+        for shard in self.all:
+            shard.connection.start()
+        self._tick()
+        for shard in self.all:
+            try:
+                await shard.connection.usable()
+            except Refused:
+                await self.close()
+                raise Refused(503, f"the broker cannot be used: {shard.address}: {shard.connection.reason}") from None
+
+    def _tick(self) -> None:
+        loop = asyncio.get_running_loop()
+        self._timer = loop.call_later(TICK_SECONDS, self._tick)
+        now = loop.time()
+        if any(shard.connection.publish_connection is None for shard in self.all):
+            self._metrics.broker_away += TICK_SECONDS
+        for shard in self.all:
+            shard.tick(now)
+
+    async def close(self) -> None:
+        for shard in self.all:
+            await shard.close()
+        if self._timer is not None:
+            self._timer.cancel()
+
+    def workers(self, nodes: Collection[str]) -> None:
+        """See `Redis.workers`."""
+        for shard in self.all:
+            shard.lease.workers(nodes)
