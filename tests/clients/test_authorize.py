@@ -1,4 +1,4 @@
-"""A backend that has a say: it allows, refuses and changes what clients do, over HTTP or as a function."""
+"""A backend that authorizes: it allows, rejects and changes commands of clients, over HTTP or as a function."""
 
 import contextlib
 import threading
@@ -35,7 +35,7 @@ def asking(backend: Receiver, *on: str, **more: Any) -> Iterator[ServerProcess]:
 
 
 def about(on: str, answer: Any) -> Act:
-    """Answers one kind of question, and allows the others."""
+    """Decides requests of one kind, and allows the others."""
     return lambda got: answer if got.json["on"] == on else {"allow": True}
 
 
@@ -177,7 +177,7 @@ def test_answers_are_kept_for_the_time_stated(backend: Receiver) -> None:
             with pusher_socket(server) as one:
                 one.subscribe("room")
         assert len(questions(backend, "connect")) == 1
-        assert len(questions(backend, "subscribe")) == 3  # nobody is signed in, so each is asked for itself
+        assert len(questions(backend, "subscribe")) == 3  # no user is signed in, so each connection makes a request of its own
         assert 'push1st_asked_total{answer="cached"} 2.0' in server.get("/metrics").body.decode()
 
 
@@ -248,5 +248,5 @@ def test_a_function_may_decide(tmp_path: Path) -> None:
                 one.send("pusher:subscribe", {"channel": "endless"})
                 two.round_trip()
                 assert one.expect_refusal("endless")["status"] == 503
-                one.send("pusher:subscribe", {"channel": "room"})  # in a process that was started anew
+                one.send("pusher:subscribe", {"channel": "room"})  # in a restarted process
                 one.expect("pusher_internal:subscription_succeeded", "room")

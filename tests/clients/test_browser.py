@@ -13,7 +13,7 @@ from tests.support.process import ServerProcess, free_ports, running, wait_until
 ROADS = ("ws", "xhr_streaming", "xhr_polling")
 ADA, BOB = {"user_id": "ada", "user_info": {"name": "Ada"}}, {"user_id": "bob", "user_info": {"name": "Bob"}}
 GAP = 20
-"""seconds in which a fallback's client that went without a word is taken for gone"""
+"""seconds after which the server ends the session of a fallback's client that has disappeared"""
 
 
 @pytest.fixture(scope="module")
@@ -32,7 +32,7 @@ def road(request: pytest.FixtureRequest) -> str:
 
 
 def page(browser: Browser, server: ServerProcess, road: str, user: dict[str, Any] = ADA, **more: Any) -> Tab:
-    """A page that has connected by this transport, the only one it has."""
+    """Opens a page that has only this transport, and waits until it is connected."""
     tab = browser.tab()
     hosts = {"wsHost": "127.0.0.1", "wsPort": server.ws_port, "httpHost": "127.0.0.1", "httpPort": server.ws_port}
     tab.do("start", "app-key", {**hosts, "enabledTransports": [road], **more}, user)
@@ -73,7 +73,7 @@ def test_a_page_gets_events_and_sends_its_own(browser: Browser, server: ServerPr
 
 
 def test_page_receives_all_events_of_a_long_time(browser: Browser, server: ServerProcess, road: str, channel: str) -> None:
-    """Over its fallbacks it drops a response that has grown over 256 KiB, and asks for another."""
+    """With a fallback, pusher-js drops a response that has grown over 256 KiB, and requests another."""
     tab = page(browser, server, road)
     tab.do("join", channel, "n")
     tab.until("joined", channel, None)

@@ -1,4 +1,4 @@
-"""Many publishes at once, merged into few writes: everybody gets what is meant for them, once and in order.
+"""Many publishes at once, merged into few writes: each subscriber gets its events once and in order.
 
 The requests are pipelined on one connection, so that the server reads many of them in one turn of its loop.
 """
@@ -18,7 +18,7 @@ COUNT = 300
 
 
 def publish_all(server: ServerProcess, bodies: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """Send all requests before reading an answer; the answers."""
+    """Sends all requests, then reads all answers; returns the answers."""
     with Wire(server.api_port) as wire:
         requests = []
         for body in bodies:
@@ -39,7 +39,7 @@ def event(channel: str, number: int, **more: Any) -> dict[str, Any]:
 
 
 def numbers(client: PusherSocket | RawSocket) -> list[int]:
-    """The data of all that has come."""
+    """Returns the data of all received events."""
     return [int(frame["data"]) for frame in client.round_trip()]
 
 

@@ -1,4 +1,4 @@
-"""Cache channels of every kind: the last event of the API waits for those who come later (Pusher protocol, section 3)."""
+"""Cache channels of every kind: later subscribers get the last event of the API (Pusher protocol, section 3)."""
 
 import contextlib
 import json
@@ -26,7 +26,7 @@ def server() -> Iterator[ServerProcess]:
 
 @pytest.fixture(params=KINDS)
 def name(request: pytest.FixtureRequest, channel: str) -> str:
-    """A cache channel of each kind."""
+    """Returns the name of a cache channel of each kind."""
     return f"{request.param}-{channel}"
 
 
@@ -35,7 +35,7 @@ def join(client: PusherSocket, name: str) -> None:
 
 
 def cached(server: ServerProcess, name: str, app: str = "app-test", key: str = "app-key") -> Any:
-    """What `info=cache` says."""
+    """Returns the result of `info=cache`."""
     answer = server.signed("GET", f"/apps/{app}/channels/{name}", query={"info": "cache"}, key=key)
     assert answer.status == 200, answer
     return answer.json["cache"]
@@ -161,7 +161,7 @@ def test_an_event_that_was_for_some_connections_only_is_not_kept(
 def test_an_event_that_one_connection_was_excluded_from_is_kept_for_all(
     server: ServerProcess, connect: Callable[..., PusherSocket], name: str
 ) -> None:
-    """The excluded one has it already, in its own way; who comes later has not."""
+    """The excluded connection caused the event itself; later subscribers have not received it."""
     origin, late = connect(), connect()
     join(origin, name)
     origin.expect("pusher:cache_miss", name)
@@ -289,7 +289,7 @@ def test_pusher_js_gets_the_cache_miss_and_the_replay(
 def test_pusher_js_decrypts_the_cached_event(
     server: ServerProcess, node: Callable[..., NodeProcess], stack: contextlib.ExitStack, channel: str
 ) -> None:
-    """Only ciphertext is kept: the replay is the event as it was published."""
+    """The cache has only ciphertext: the replay equals the published event."""
     name = f"private-encrypted-cache-{channel}"
     address = {"host": "127.0.0.1", "port": server.ws_port, "useTLS": False}
     sdk = node(

@@ -1,4 +1,4 @@
-"""The command line, and the demo as its own first page tells it: the lines to paste are pasted."""
+"""The command line, and the demo with the commands that its first page shows."""
 
 import contextlib
 import json
@@ -23,7 +23,7 @@ from tests.support.signing import hmac_hex
 
 @contextlib.contextmanager
 def subscribing(server: ServerProcess, *arguments: str) -> Iterator[subprocess.Popen[str]]:
-    """`push1st subscribe`, subscribed when the block begins."""
+    """Runs `push1st subscribe`, which is subscribed when the block begins."""
     started = subprocess.Popen(
         [*PUSH1ST, "subscribe", "--url", server.ws, *arguments], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
     )
@@ -194,7 +194,7 @@ def test_check_shows_text_from_files_with_escapes(tmp_path: Path, line: str, sho
 
 
 def test_publish_reports_a_server_that_does_not_speak_http() -> None:
-    """For instance TLS, where it was called without."""
+    """The server speaks TLS, and the command does not."""
     with socket.create_server(("127.0.0.1", 0)) as other:
         call = [*PUSH1ST, "publish", "--api", f"http://127.0.0.1:{other.getsockname()[1]}", "c", "e"]
         with subprocess.Popen(call, stderr=subprocess.PIPE, text=True) as process:
@@ -239,7 +239,7 @@ SHOP = {"shop": {"key": "shop-key", "secret": "a-long-random-secret-of-at-least-
 
 @pytest.fixture(scope="module")
 def shop() -> Iterator[ServerProcess]:
-    """A server whose only app is not the demo's."""
+    """Runs a server whose only app is not the demo's."""
     server = ServerProcess()
     (server.folder / "apps" / "apps.yml").write_text(json.dumps(SHOP))
     yield server.start()
@@ -501,7 +501,7 @@ def test_every_command_has_help(command: str) -> None:
 
 @pytest.fixture
 def demo(tmp_path: Path) -> Iterator[subprocess.Popen[str]]:
-    """`push1st serve` without a configuration, on ports of its own."""
+    """Runs `push1st serve` without a configuration, on ports of its own."""
     ws_port, api_port = free_ports(2)
     listen = {"PUSH1ST_SERVER_LISTEN": f"tcp://127.0.0.1:{ws_port}", "PUSH1ST_API_LISTEN": f"tcp://127.0.0.1:{api_port}"}
     with open(tmp_path / "stderr", "w") as errors:
@@ -527,7 +527,7 @@ def test_the_demo_s_lines_to_paste_show_a_message(demo: subprocess.Popen[str], t
     program("curl")
     subscribe, pause, curl = (line.strip() for line in text.splitlines()[-3:])
     (port,) = re.findall(r"WebSockets +ws://127\.0\.0\.1:(\d+)", text)
-    # Pasted as they stand: but for the pause, in whose place the test waits until the subscriber says that it is there.
+    # The commands of the page are unchanged, except that the test waits for the subscriber in place of the pause.
     assert pause.startswith("sleep")
     with open(tmp_path / "seen", "w+") as seen:
         shell = subprocess.Popen(["bash", "-c", f"exec {subscribe.rstrip('& ')}"], stdout=seen, stderr=subprocess.STDOUT)

@@ -1,4 +1,4 @@
-"""The API as its page calls it (Push1st API, sections 1 to 6): curl, and sockets where curl hides too much.
+"""The API with the commands of its page (Push1st API, sections 1 to 6): curl, and sockets for bytes that curl hides.
 
 The commands are those of the page, with the port replaced.
 """
@@ -47,7 +47,7 @@ JSON = "application/json; charset=utf-8"
 
 
 def curl(command: str, server: ServerProcess, *more: str, base: str | None = None) -> tuple[int, str, str]:
-    """Run a curl command of the page; status, content type and body."""
+    """Runs a curl command of the page; returns status, content type and body."""
     program("curl")
     here = command.replace("http://localhost:6002", base or f"http://localhost:{server.api_port}")
     written = r"\n%{http_code} %{content_type}"
@@ -62,7 +62,7 @@ def curl(command: str, server: ServerProcess, *more: str, base: str | None = Non
     return int(status), content_type, body
 
 
-# -- the page, word by word
+# -- the commands of the page
 
 
 def test_the_session_token_call(server: ServerProcess) -> None:
@@ -106,7 +106,7 @@ def test_the_events_call(server: ServerProcess) -> None:
 
 
 def test_curl_may_offer_http_2(server: ServerProcess) -> None:
-    """`--http2` sends `Upgrade: h2c` with the request; the offer is ignored, and nothing of the request is lost."""
+    """`--http2` sends `Upgrade: h2c` with the request. The server ignores the offer and serves the whole request."""
     written = ("--http2", "--write-out", r"\n%{http_code} %{content_type} %{http_version}", "--next", "--http2")
     more = ("--silent", "--write-out", r" %{http_code} %{num_connects}", f"http://localhost:{server.api_port}/health")
     status, content_type, body = curl(EVENTS, server, *written, *more)
@@ -155,7 +155,7 @@ def test_one_channel_without_subscribers(server: ServerProcess, channel: str) ->
     assert isinstance(json.loads(body)["error"], str)
 
 
-# -- publishing, beyond the page's one call
+# -- publishing
 
 
 @pytest.mark.parametrize("spelling", [{"channel": "CHANNEL"}, {"channels": ["CHANNEL"]}])
@@ -266,7 +266,7 @@ def test_an_app_s_own_limit_binds(server: ServerProcess, body: dict[str, Any], s
 
 
 def test_a_byte_order_mark_is_no_part_of_the_body(server: ServerProcess, channel: str) -> None:
-    """Editors of Windows write one; the signature is made over it."""
+    """Editors of Windows write a byte order mark; the signature includes it."""
     body = b"\xef\xbb\xbf" + json.dumps({"name": "e", "channel": channel, "data": "ж"}).encode()
     assert server.post("/apps/app-test/events", body).status == 200
     assert server.signed("POST", "/apps/app-test/events", body).status == 200
@@ -353,7 +353,7 @@ def test_wrong_method_is_405_and_names_the_allowed_methods(server: ServerProcess
     assert allowed in answer.headers["Allow"]
 
 
-# -- who may call
+# -- access
 
 
 def test_an_unsigned_call_is_refused_on_the_websocket_port(server: ServerProcess, channel: str) -> None:
@@ -409,7 +409,7 @@ def test_empty_whitelist_trusts_no_caller(channel: str) -> None:
         assert server.signed("POST", "/apps/app-test/events", body).status == 200
 
 
-# -- the other ways in
+# -- other listeners
 
 
 def test_the_events_call_over_the_unix_socket(server: ServerProcess) -> None:
@@ -420,7 +420,7 @@ def test_the_events_call_over_the_unix_socket(server: ServerProcess) -> None:
 
 @pytest.fixture
 def certificate(tmp_path: Path) -> tuple[Path, Path]:
-    """A key and a certificate for 127.0.0.1, made here."""
+    """Makes a key and a certificate for 127.0.0.1."""
     key = ec.generate_private_key(ec.SECP256R1())
     name = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, "tests")])
     now = dt.datetime.now(dt.UTC)

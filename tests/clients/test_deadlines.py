@@ -1,6 +1,6 @@
-"""Clients that take their time: what is unfinished ends after a deadline, so that nobody holds a connection for nothing.
+"""Slow clients: unfinished requests and silent connections end after a deadline, so that they hold no connection.
 
-All of them begin together and are then waited for one by one: the file takes as long as the longest deadline.
+All clients start together, and the tests then wait for them one by one, so that the file takes as long as the longest deadline.
 """
 
 import contextlib
@@ -15,7 +15,7 @@ from tests.support.pusher_socket import PusherSocket, pusher_socket
 from tests.support.wire import TEXT, Gone, Wire, frame
 
 LONGEST = 45.0
-"""seconds within which every deadline has passed"""
+"""seconds after which every deadline is over"""
 HEAD = b"POST /apps/app-test/events HTTP/1.1\r\nHost: localhost\r\nContent-Length: 100\r\n\r\n"
 BEGUN = {
     "says nothing": b"",
@@ -31,7 +31,7 @@ SILENT = {"pusher": "/app/app-key?protocol=7", "raw": "/ws/app/app-key/c"}
 
 @pytest.fixture(scope="module")
 def impatient() -> Iterator[ServerProcess]:
-    """A server that asks after one second of silence whether a client is there."""
+    """Runs a server that pings a client after one second of silence."""
     timeouts = {"pusher": {"activity-timeout": 1}, "websocket": {"activity-timeout": 1}}
     with running({"server": timeouts}) as server:
         yield server
@@ -39,7 +39,7 @@ def impatient() -> Iterator[ServerProcess]:
 
 @pytest.fixture(scope="module")
 def begun(impatient: ServerProcess) -> Iterator[dict[str, Wire]]:
-    """One connection for each way of never ending."""
+    """Opens one connection for each kind of unfinished input."""
     with contextlib.ExitStack() as stack:
         wires = {}
         for port in ("ws_port", "api_port"):
@@ -52,28 +52,28 @@ def begun(impatient: ServerProcess) -> Iterator[dict[str, Wire]]:
 
 @pytest.fixture(scope="module")
 def answering(impatient: ServerProcess) -> Iterator[PusherSocket]:
-    """A client that answers pings: its library does, in a thread of its own."""
+    """Opens a client whose library answers pings in a thread of its own."""
     with pusher_socket(impatient) as client:
         yield client
 
 
 @pytest.fixture(scope="module")
 def old_fashioned(impatient: ServerProcess) -> Iterator[Wire]:
-    """A client that passes over WebSocket pings and answers `pusher:ping`."""
+    """Opens a client that ignores WebSocket pings and answers `pusher:ping`."""
     with Wire(impatient.ws_port, LONGEST).greet() as wire:
         yield wire
 
 
 @pytest.fixture(scope="module")
 def silent(impatient: ServerProcess) -> Iterator[dict[str, Wire]]:
-    """A client of each protocol that says nothing more. It comes after those that answer, and so must go before them."""
+    """Opens a silent client of each protocol. It connects after the answering clients, and must be disconnected before them."""
     with contextlib.ExitStack() as stack:
         yield {name: stack.enter_context(Wire(impatient.ws_port, LONGEST).upgrade(path)) for name, path in SILENT.items()}
 
 
 @pytest.fixture(scope="module")
 def dripping(impatient: ServerProcess) -> Iterator[threading.Thread]:
-    """Sends a header byte by byte until the server has enough of it."""
+    """Sends a header byte by byte until the server ends the connection."""
 
     def drip(wire: Wire) -> None:
         wire.send(b"GET /health HTTP/1.1\r\nX-Slow: ")
@@ -96,7 +96,7 @@ def dripping(impatient: ServerProcess) -> Iterator[threading.Thread]:
 
 @pytest.fixture(scope="module")
 def refused(impatient: ServerProcess) -> Iterator[Wire]:
-    """A client that was closed and does not answer the close frame."""
+    """Opens a client that the server closes, and that does not answer the close frame."""
     with Wire(impatient.ws_port, LONGEST).upgrade("/app/nobodys-key?protocol=7") as wire:
         assert wire.close_code() == 4001
         yield wire
@@ -111,7 +111,7 @@ def closed(
     old_fashioned: Wire,
     silent: dict[str, Wire],
 ) -> dict[str, int]:
-    """The codes that the silent clients are closed with: the longest of all deadlines has passed."""
+    """Returns the close codes of the silent clients; then the longest deadline is over."""
     while (message := old_fashioned.receive_json())["event"] != "pusher:ping":
         assert message["event"] != "pusher:error", message
     old_fashioned.send(frame(TEXT, b'{"event":"pusher:pong","data":{}}'))

@@ -1,4 +1,4 @@
-"""More clients than there are file descriptors: they are refused in words, and everything else goes on."""
+"""More clients than file descriptors: the server rejects clients with a reason, and continues to serve others."""
 
 import contextlib
 import re
@@ -23,7 +23,7 @@ def server() -> Iterator[ServerProcess]:
 
 
 def possible(server: ServerProcess) -> int:
-    """How many clients may be connected, as the log says."""
+    """Returns the number of clients that may be connected, from the log."""
     (found,) = wait_until(lambda: re.findall(r"connections_possible=(\d+)", server.output), "it says that it is ready")
     return int(found)
 

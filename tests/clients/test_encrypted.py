@@ -1,4 +1,4 @@
-"""Encrypted channels, end to end: the server libraries encrypt, pusher-js decrypts, and what passes between is heard."""
+"""Encrypted channels, end to end: the server libraries encrypt, pusher-js decrypts, and the test reads the bytes between."""
 
 import base64
 import contextlib
@@ -18,12 +18,12 @@ WORDS = "nobody-in-between-reads-this"
 
 
 class Listener:
-    """A wire that is tapped: whoever connects to `port` talks with the server, and all of it is kept, both ways."""
+    """A proxy that records all bytes: connections to `port` are forwarded to the server."""
 
     def __init__(self, server: ServerProcess) -> None:
         self.server = server
         self.heard: list[tuple[bool, bytearray]] = []
-        """for each connection and direction: whether it is from the client, and the bytes"""
+        """for each connection and direction: whether the client sent the bytes, and the bytes"""
         self._socket = socket.create_server(("127.0.0.1", 0))
         self.port: int = self._socket.getsockname()[1]
         self._ends: list[socket.socket] = []
@@ -66,12 +66,12 @@ class Listener:
             end.close()
 
     def text(self) -> bytes:
-        """All that was said, without the masks of WebSockets' clients."""
+        """Returns all recorded bytes, with WebSocket frames of clients unmasked."""
         return b"\n".join(unmasked(bytes(data)) if client else bytes(data) for client, data in self.heard)
 
 
 def unmasked(data: bytes) -> bytes:
-    """A request, and the frames behind it if it is a handshake (RFC 6455 §5.2)."""
+    """Returns a request, and the unmasked frames after it if it is a handshake (RFC 6455 §5.2)."""
     head, _, rest = data.partition(b"\r\n\r\n")
     if b"\r\nupgrade: websocket" not in head.lower():
         return data
@@ -98,7 +98,7 @@ def tapped(server: ServerProcess) -> Iterator[Listener]:
 def trigger(
     request: pytest.FixtureRequest, tapped: Listener, node: Callable[..., NodeProcess]
 ) -> Callable[[str, object], object]:
-    """A backend that publishes over the tapped wire."""
+    """Makes a backend that publishes through the recording proxy."""
     if request.param == "python":
         sdk = pusher.Pusher(
             "1234",
@@ -151,7 +151,7 @@ def test_only_ciphertext_passes_through_the_server(
 
 
 def test_a_client_event_is_refused(connect: Callable[..., PusherSocket], channel: str) -> None:
-    """It would be plain text on a channel whose members rely on what they read being secret."""
+    """Such an event would be plain text on a channel whose members rely on encryption."""
     name = f"private-encrypted-{channel}"
     sender, other = connect(), connect()
     for client in (sender, other):

@@ -16,7 +16,7 @@ from tests.support.raw_socket import raw_socket
 MANY = 1000
 FLOOD_SECONDS = 1.5
 LATE_SECONDS = 1.0
-"""for a delivery while the server is flooded. `make bench-fairness` has the exact figures; this machine runs other tests, too"""
+"""maximum delay of an event while the server is flooded; other tests run on this machine, and `make bench-fairness` is exact"""
 
 
 @pytest.fixture(scope="module")

@@ -1,4 +1,4 @@
-"""Hooks in Python and in Lua: what they are called with, and that nothing they do reaches the server."""
+"""Hooks in Python and in Lua: the arguments of their calls, and their isolation from the server."""
 
 import json
 import shutil
@@ -27,7 +27,7 @@ def keep(what):
 
 
 class Kept:
-    """The folder of modules and scripts, and what they wrote down."""
+    """The folder of modules and scripts, and the lines that they wrote."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
@@ -49,15 +49,15 @@ def kept(tmp_path: Path) -> Kept:
 
 @contextmanager
 def running(kept: Kept, module: str = "", quiet: bool = True, **app: Any) -> Iterator[ServerProcess]:
-    """A server that finds the module `shop`."""
+    """Runs a server that finds the module `shop`."""
     (kept.folder / "shop.py").write_text(KEEPING + module)
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("PYTHONPATH", str(kept.folder))
         with serving({"server": {"drain": 0}}, {"app-test": merged(APP, app)}) as server:
             yield server
-            if not quiet:  # the trace of what the test had its hook do is meant to be in the log
+            if not quiet:  # the log must have the trace of the exception that the hook raises
                 server.assert_quiet = lambda: None  # type: ignore[method-assign]
-                if status(server)["queued"]:  # an event that fails would be waited for
+                if status(server)["queued"]:  # the server would wait for a failing event
                     server.stop_at_once()
 
 
@@ -163,7 +163,7 @@ def hook(event):
         one.subscribe("room")
         kept.until(1)
         before = time.monotonic()
-        for _ in range(20):  # meanwhile the server serves
+        for _ in range(20):  # the server serves during the call
             one.round_trip()
         assert time.monotonic() - before < 0.5
         assert kept.until(2) == ["room", "room"]

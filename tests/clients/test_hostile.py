@@ -1,6 +1,6 @@
-"""Input that no client should send: it gets the documented answer, and the server goes on.
+"""Input that no client should send: the server answers as documented, and continues to serve.
 
-Every test ends with the server still answering; that nothing was raised past a connection is seen when it stops.
+Each test ends with a check that the server answers. When the server stops, its log must have no trace of an exception.
 """
 
 import contextlib
@@ -24,7 +24,7 @@ from tests.support.wire import BINARY, CLOSE, HANDSHAKE, PING, PONG, TEXT, Gone,
 
 @pytest.fixture(autouse=True)
 def survives(server: ServerProcess) -> Iterator[None]:
-    """The server answers after whatever a test did to it."""
+    """Checks that the server answers after each test."""
     yield
     server.assert_alive()
 
@@ -64,16 +64,16 @@ WRONG_FRAMES = {
 def test_a_connection_is_closed_for(server: ServerProcess, name: str, path: str) -> None:
     sent, code = WRONG_FRAMES[name]
     if name == "binary" and path.startswith("/ws/"):
-        sent, code = frame(BINARY, b"hello"), 1002  # raw clients may send JSON in them, which this is not
+        sent, code = frame(BINARY, b"hello"), 1002  # a raw client may send JSON in a binary frame, and these bytes are no JSON
     with Wire(server.ws_port).upgrade(path) as wire:
-        with contextlib.suppress(Gone):  # the server need not read what comes after the mistake
+        with contextlib.suppress(Gone):  # the server need not read the bytes after the violation
             wire.send(sent)
         assert wire.close_code() == code
 
 
 @pytest.mark.parametrize("name", ["a continuation of nothing", "binary", "bad UTF-8", "a header that promises 2^62 bytes"])
 def test_the_server_ends_its_side_with_the_close_frame(server: ServerProcess, name: str) -> None:
-    """It waits for no answer to a close frame that says that nothing more is read (RFC 6455 §7.1.7)."""
+    """The server waits for no answer to a close frame for a violation, because it reads nothing more (RFC 6455 §7.1.7)."""
     sent, code = WRONG_FRAMES[name]
     with Wire(server.ws_port).greet() as wire:
         wire.send(sent)
@@ -263,10 +263,10 @@ def test_a_request_is_refused_for(server: ServerProcess, name: str, port: str) -
     with Wire(getattr(server, port)) as wire:
         with contextlib.suppress(Gone):
             wire.send(WRONG_REQUESTS[name])
-        with contextlib.suppress(Gone):  # a refusal may be lost behind what the client still sends
+        with contextlib.suppress(Gone):  # the client may lose the rejection because of the bytes that it still sends
             status, _, _ = wire.response()
             assert status in {400, 405, 413, 414, 431, 505}, status
-            # Nothing may follow: what comes after a broken request could be an attacker's second one.
+            # No second response may follow: the bytes after a malformed request could be an attacker's request.
             assert wire.is_closed() or status == 405
 
 
@@ -286,7 +286,7 @@ def test_a_giant_body_is_answered_with_413_before_it_is_sent(server: ServerProce
 
 @pytest.mark.parametrize("port", ["ws_port", "api_port"])
 def test_client_that_sends_a_giant_body_anyway_can_read_its_answer(server: ServerProcess, port: str) -> None:
-    """A client that does not look up before all is sent; a reset would throw the answer away."""
+    """The client reads only after it has sent all bytes; a reset would discard the answer."""
     with Wire(getattr(server, port)) as wire:
         wire.send(b"POST /apps/app-test/events HTTP/1.1\r\nHost: localhost\r\nContent-Length: 5000000\r\n\r\n")
         for _ in range(50):
@@ -302,7 +302,7 @@ def test_chunks_without_end_are_answered_with_413(server: ServerProcess) -> None
         with contextlib.suppress(Gone):
             for _ in range(1000):
                 wire.send(b"2000\r\n" + b"x" * 0x2000 + b"\r\n")
-        with contextlib.suppress(Gone):  # the answer may be lost behind what was still being sent
+        with contextlib.suppress(Gone):  # the client may lose the answer because of the bytes that it still sends
             assert wire.response()[0] == 413
 
 
@@ -396,7 +396,7 @@ def test_a_timestamp_that_is_no_number_of_now_is_401(server: ServerProcess, time
     assert server.get(f"/apps/app-test/channels?{query}").status == 401
 
 
-# -- who may come in
+# -- access
 
 
 def test_a_whitelist_of_a_protocol_is_obeyed(channel: str) -> None:
@@ -430,7 +430,7 @@ def test_an_address_that_a_stranger_forwards_is_not_believed(server: ServerProce
 
 
 def test_the_whitelist_of_the_api_is_obeyed() -> None:
-    """It names networks, so it does not bind the Unix socket, over which this test asks whether the server is ready."""
+    """The whitelist names networks, so it does not apply to the Unix socket, which this test uses for `/ready`."""
     with running({"api": {"whitelist": ["10.0.0.0/8"]}}) as server:
         with Wire(server.api_port) as wire, contextlib.suppress(Gone):
             wire.send(b"GET /health HTTP/1.1\r\nHost: localhost\r\n\r\n")
@@ -443,13 +443,13 @@ def test_the_whitelist_of_the_api_is_obeyed() -> None:
 
 @pytest.fixture(scope="module")
 def narrow() -> Iterator[ServerProcess]:
-    """A server that holds little for a client that does not read."""
+    """Runs a server with a small buffer for a client that does not read."""
     with running({"server": {"outbox": 65_536}}) as process:
         yield process
 
 
 def publish_until_cut_off(server: ServerProcess, channel: str, left: int) -> int:
-    """Publish until only `left` subscribers are left; how many messages that took."""
+    """Publishes until only `left` subscribers are left; returns the number of events."""
     for number in range(5000):
         server.publish(channel, "e", f"{number:06}" + "x" * 9000)
         if number % 20 == 0 and server.session_count(channel) == left:
@@ -503,7 +503,7 @@ def test_client_that_only_updates_its_keys_is_disconnected() -> None:
             end = time.monotonic() + 3 * DEADLINE
             while client.poll() is None and time.monotonic() < end:
                 with contextlib.suppress(BrokenPipeError):
-                    commands.write(b"K\n")  # s_client obeys only the first letter of each read
+                    commands.write(b"K\n")  # s_client reads only the first letter of each input as a command
                     commands.flush()
                 time.sleep(0.0005)
             client.kill()

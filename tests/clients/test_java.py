@@ -1,4 +1,4 @@
-"""Java's own HTTP client, as backends in Java use it: a small program that is compiled and run here."""
+"""Java's own HTTP client, as backends in Java use it: the test compiles and runs a small program."""
 
 import json
 import subprocess
@@ -8,11 +8,11 @@ from tests.support.process import ServerProcess, program
 
 PROGRAM = Path(__file__).parent / "java" / "Publish.java"
 JAVA_SECONDS = 60
-"""for the compiler too, on a machine that does other things"""
+"""maximum time for the compiler and the program, on a busy machine"""
 
 
 def test_http_client_publishes_and_listens(server: ServerProcess) -> None:
-    """It offers HTTP/2 with each request, body and all; what it does not get, it does not miss."""
+    """The client offers HTTP/2 with each request, also with a body, and uses HTTP/1.1 without an upgrade."""
     program("javac", "default-jdk-headless")
     run = [
         program("java", "default-jdk-headless"),

@@ -1,7 +1,7 @@
-"""Limits of an app: what is over them is refused with the documented code, changes nothing, and is counted.
+"""Limits of an app: the server rejects excess with the documented code, changes nothing, and counts it.
 
-What has to be waited for (deadlines, a throttle, the protocol's own ping) begins with the file and is looked at in its
-last tests: the file takes as long as the longest of these waits.
+Slow events (deadlines, a throttle, the ping of the protocol) start with the file, and its last tests check them. So the file
+takes as long as the longest wait.
 """
 
 import contextlib
@@ -46,21 +46,21 @@ LONGEST = 40.0
 
 @pytest.fixture(scope="module")
 def server() -> Iterator[ServerProcess]:
-    """One that soon asks whether a client is there. Only this file uses it, so that what it counts is known."""
+    """Runs a server that pings clients soon. Only this file uses it, so that the tests know its counters."""
     with running({"server": {"pusher": {"activity-timeout": 1}}}, APPS) as process:
         yield process
 
 
 @pytest.fixture(scope="module")
 def silent(server: ServerProcess) -> Iterator[Wire]:
-    """A client that answers no ping."""
+    """Opens a client that answers no ping."""
     with Wire(server.ws_port, LONGEST).greet() as wire:
         yield wire
 
 
 @pytest.fixture(scope="module")
 def strangers(server: ServerProcess) -> Iterator[tuple[float, dict[str, PusherSocket]]]:
-    """Clients of an app that wants authorised ones only, each with what it does about that, and when they came."""
+    """Clients of an app that requires authorisation, by the way in which each tries to be authorised, and their start time."""
     begun = time.monotonic()
     with contextlib.ExitStack() as stack:
         clients = {
@@ -82,12 +82,12 @@ def strangers(server: ServerProcess) -> Iterator[tuple[float, dict[str, PusherSo
 
 @pytest.fixture(scope="module", autouse=True)
 def _begun(silent: Wire, strangers: object) -> None:
-    """What takes its time has begun before the first test."""
+    """Starts the slow events before the first test."""
 
 
 @pytest.fixture
 def counted(server: ServerProcess) -> Callable[..., int]:
-    """How much a counter has grown since the test began, or since the last time it was asked for."""
+    """Returns the growth of a counter since the start of the test, or since the last call."""
 
     def now() -> dict[str, float]:
         text = server.get("/metrics").body.decode()
@@ -108,7 +108,7 @@ def signed(server: ServerProcess, app: str, path: str, body: Any = None, query: 
 
 
 def until_served(server: ServerProcess, call: Callable[[], Any]) -> Any:
-    """The first answer that is not 429: a second's worth of calls comes back within a second."""
+    """Returns the first answer other than 429; the allowance of a second is restored within a second."""
     answer: Any = wait_until(lambda: (one := call()).status != 429 and one, "it is served again", 3)
     return answer
 
@@ -203,7 +203,7 @@ def test_publishes_over_the_rate_are_429_counted_and_not_delivered(
 
 @pytest.mark.parametrize("path", ["events", "batch_events"])
 def test_each_channel_and_each_event_of_a_batch_counts(server: ServerProcess, channel: str, path: str) -> None:
-    """Three a second, and three by one call: one call at once, and then one a second."""
+    """The rate is three events a second, and each call has three events: so one call passes at once, and then one a second."""
     one = {"name": "e", "data": "1", "channel": channel}
     many = {"name": "e", "data": "1", "channels": [f"{channel}{number}" for number in range(3)]}
     body = many if path == "events" else {"batch": [one] * 3}
@@ -226,7 +226,7 @@ def test_reads_over_the_rate_are_429_and_counted(server: ServerProcess, counted:
 
 LARGE = "é" * 51  # 102 bytes
 TOO_LARGE = "The data content of this event exceeds the allowed maximum (100 bytes): it has {} bytes"
-"""as tests of Pusher's library for PHP look for it"""
+"""the text that tests of Pusher's library for PHP expect"""
 
 
 @pytest.mark.parametrize(
@@ -332,7 +332,7 @@ def test_a_call_that_is_just_within_its_limits_is_accepted(server: ServerProcess
 def test_members_over_the_limit_are_refused_and_counted_and_the_socket_stays(
     server: ServerProcess, connect: Callable[..., PusherSocket], counted: Callable[..., int], channel: str
 ) -> None:
-    """A user who is there already may come once more; a place that becomes free may be taken."""
+    """A present user may add a connection, and another user may use a freed place."""
     name = f"presence-{channel}"
     first, second, again, late = (connect("small-key") for _ in range(4))
     first.subscribe(name, {"user_id": "u1"})
@@ -432,7 +432,7 @@ def test_the_largest_app_does_not_raise_the_limit_of_a_body_for_others(server: S
 
 
 def count_of(client: PusherSocket) -> int:
-    """The next frame, which is a count."""
+    """Returns the next frame, which must be a subscription count."""
     frame = client.receive()
     assert frame["event"] == "pusher_internal:subscription_count", frame
     return int(json.loads(frame["data"])["subscription_count"])
@@ -442,7 +442,7 @@ def count_of(client: PusherSocket) -> int:
 def test_each_change_of_the_subscription_count_is_sent(
     server: ServerProcess, connect: Callable[..., PusherSocket], channel: str, prefix: str
 ) -> None:
-    """Whoever comes, and however it goes; raw clients count, and who may not join does not."""
+    """Clients of each protocol count, and each kind of leave; a rejected subscription does not count."""
     name = prefix + channel
     first, second, third = (connect("counting-key") for _ in range(3))
     first.subscribe(name)
@@ -566,14 +566,14 @@ def test_subscription_count_of_a_large_channel_is_sent_at_most_every_five_second
     assert time.monotonic() - told < 8, "at 100 there is no need to wait any more"
 
 
-# -- what was waited for since the beginning
+# -- slow events that started with the file
 
 
 @pytest.mark.parametrize("what", ["nothing", "public", "wrong"])
 def test_unauthorised_client_is_closed_with_4009_after_ten_seconds_if_it(
     strangers: tuple[float, dict[str, PusherSocket]], what: str
 ) -> None:
-    """`public`: joined a public channel; `wrong`: tried to join a private one."""
+    """`public`: joined a public channel; `wrong`: sent a wrong signature for a private channel."""
     begun, clients = strangers
     client = clients[what]
     assert client.close_code(15) == 4009
@@ -598,7 +598,7 @@ def test_client_that_is_not_authorised_in_time_is_counted(
 
 
 def test_the_protocol_s_own_ping_byte_by_byte(silent: Wire) -> None:
-    """It comes only to who did not answer a WebSocket ping either (Pusher protocol, section 7)."""
+    """The server sends it only to clients that did not answer a WebSocket ping (Pusher protocol, section 7)."""
     while (received := silent.receive())[0] != TEXT:
         pass
     assert received[1] == b'{"event":"pusher:ping","data":"{}"}'

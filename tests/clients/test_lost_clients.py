@@ -1,4 +1,4 @@
-"""Clients that send and then leave: the server processes their messages, although nobody reads the answers."""
+"""Clients that send and then disconnect: the server processes their messages, although no client reads the answers."""
 
 import contextlib
 import json
@@ -15,7 +15,7 @@ from tests.support.raw_socket import RawSocket
 from tests.support.wire import HANDSHAKE, PING, TEXT, frame
 
 COUNT = 900
-"""fewer than a raw client may publish in a second, and more than a slice of a turn"""
+"""messages: fewer than the rate limit of a raw client, and more than a slice of a turn"""
 HEALTH = b"GET /health HTTP/1.1\r\nHost: localhost\r\n\r\n"
 
 
@@ -27,13 +27,13 @@ def either(request: pytest.FixtureRequest) -> Iterator[tuple[ServerProcess, bool
 
 
 def receiver(server: ServerProcess, channel: str) -> contextlib.AbstractContextManager[RawSocket]:
-    """A subscriber on the API's port, which has no TLS here."""
+    """Opens a subscriber on the API's port, which has no TLS here."""
     connection = connect(f"ws://127.0.0.1:{server.api_port}/ws/app/app-key/{channel}", **PLAIN)
     return contextlib.nullcontext(RawSocket(connection))
 
 
 def sender(port: int, secure: bool, channel: str) -> socket.socket:
-    """A raw WebSocket after its handshake."""
+    """Opens a raw WebSocket and makes its handshake."""
     one = socket.create_connection(("127.0.0.1", port), DEADLINE)
     if secure:
         context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)

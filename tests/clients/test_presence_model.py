@@ -1,8 +1,8 @@
-"""Presence against a model: users with several sockets each come and go in any order.
+"""Presence against a model: users with several sockets join and leave in any order.
 
-What a client can know is the list it got when it joined, changed by every `member_added` and `member_removed` since.
-That must be the truth at any time (Pusher protocol, section 3). Commands are sent without waiting for each other, so
-hypothesis finds the interleavings; before it looks, all commands are let through.
+The view of a client is the list it got when it joined, changed by each later `member_added` and `member_removed`.
+The view must match the channel at any time (Pusher protocol, section 3). The test sends commands without waiting for replies,
+so that hypothesis finds interleavings; before it compares, it waits for all commands.
 """
 
 import contextlib
@@ -26,7 +26,7 @@ INFOS = [None, {"name": "A"}, {"name": "Ü", "more": [1, None]}]
 
 
 class View:
-    """What one client knows of the members: id → info."""
+    """The members in the view of one client: id → info."""
 
     def __init__(self) -> None:
         self.members: dict[str, Any] = {}
@@ -48,7 +48,7 @@ class View:
 
 
 class ClientRequest:
-    """One Pusher client. user: as whom it is on the channel, after the commands sent so far; None: it is not."""
+    """One Pusher client. user: its user on the channel after the commands so far; None: it is not on the channel."""
 
     def __init__(self, socket: PusherSocket, channel: str) -> None:
         self.socket = socket
@@ -56,11 +56,11 @@ class ClientRequest:
         self.user: str | None = None
         self.signed_in: str | None = None
         self.quiet = True
-        """whether it has certainly left, so that nothing may come any more"""
+        """whether its leave is confirmed, so that it must receive no further event"""
         self.view = View()
 
     def read(self) -> None:
-        """All that has come, up to the answer to a ping."""
+        """Reads all events up to the answer to a ping."""
         for frame in self.socket.round_trip():
             if frame["event"] == "pusher:signin_success":
                 continue
@@ -75,7 +75,7 @@ class ClientRequest:
 
 
 class Presence(RuleBasedStateMachine):
-    """The rules. examples: how many there have been, so that each has a channel of its own."""
+    """The rules. examples: the number of examples so far, so that each has a channel of its own."""
 
     server: ServerProcess
     examples = 0
@@ -91,7 +91,7 @@ class Presence(RuleBasedStateMachine):
 
     @initialize()
     def begin(self) -> None:
-        """A raw client is there from the beginning: no member, and a witness of every change."""
+        """A raw client is subscribed from the beginning: it is no member, and receives each change."""
         token = self.server.post("/apps/app-test/token/access/", {"channel": self.channel}).body.decode()
         self.witness = self.stack.enter_context(raw_socket(self.server, self.channel, query=f"token={quote(token)}"))
         self.server.until_sessions(self.channel, 1)
@@ -102,7 +102,7 @@ class Presence(RuleBasedStateMachine):
 
     @rule(who=st.integers(0, SOCKETS - 1), user=st.sampled_from(USERS), info=st.sampled_from(INFOS))
     def join(self, who: int, user: int | str, info: Any) -> None:
-        """On a channel it is on already, it stays who it was."""
+        """A client that is on the channel keeps its user."""
         visitor = self.visitors[who]
         visitor.socket.request_subscription(self.channel, {"user_id": user, "user_info": info})
         visitor.user = visitor.user or str(user)
@@ -128,7 +128,7 @@ class Presence(RuleBasedStateMachine):
 
     @rule(who=st.integers(0, SOCKETS - 1), abruptly=st.booleans())
     def vanish(self, who: int, abruptly: bool) -> None:
-        """Its connection ends, with a close frame or without; another one takes its place."""
+        """Ends a connection, with or without a close frame, and replaces it by another."""
         socket = self.visitors[who].socket
         if abruptly:
             socket.connection.socket.close()
@@ -138,14 +138,14 @@ class Presence(RuleBasedStateMachine):
 
     @rule()
     def look(self) -> None:
-        """Every view is the truth, and the API tells it too."""
+        """Each view equals the model, and so does the answer of the API."""
         there = [visitor for visitor in self.visitors if visitor.user is not None]
         truth = {visitor.user for visitor in there}
         for visitor in self.visitors:
-            visitor.read()  # now what it sent is done
+            visitor.read()  # now the server has processed its commands
         wait_until(lambda: self.server.session_count(self.channel) == 1 + len(there), "those who vanished are gone")
         for visitor in self.visitors:
-            visitor.read()  # now it knows what the others did
+            visitor.read()  # now it has received the changes of the others
             visitor.quiet = visitor.user is None
         for message in self.witness.round_trip():
             self.seen.change(message["event"], message["data"])
@@ -163,7 +163,7 @@ class Presence(RuleBasedStateMachine):
                 self.look()
 
 
-@pytest.mark.timeout(400)  # a failing example is made smaller for as long as hypothesis likes
+@pytest.mark.timeout(400)  # hypothesis shrinks a failing example, which takes long
 def test_member_list_of_each_client_matches_the_channel(server: ServerProcess) -> None:
     Presence.server = server
     run_state_machine_as_test(

@@ -1,6 +1,6 @@
-"""Pusher's HTTP API (protocol, section 9): every method of the `pusher` libraries for Node and Python, every answer exact.
+"""Pusher's HTTP API (Pusher protocol, section 9): each method of the `pusher` libraries for Node and Python, with exact answers.
 
-And what no library sends: calls signed by hand. At the end, docs/compatibility.md is held against the tests.
+Calls that no library makes are signed by this module. The last tests compare docs/compatibility.md with the tests.
 """
 
 import base64
@@ -39,13 +39,13 @@ def server() -> Iterator[ServerProcess]:
 
 @pytest.fixture
 def client(connect: Callable[..., PusherSocket]) -> Callable[[], PusherSocket]:
-    """Connections to the app of the libraries."""
+    """Makes connections to the app of the libraries."""
     return lambda: connect("sdk-key")
 
 
 @pytest.fixture
 def call(server: ServerProcess) -> Callable[..., Answer]:
-    """A call signed by hand for the app of the libraries: with a body a POST, without one a GET."""
+    """Makes a signed call for the app of the libraries: a POST with a body, a GET without one."""
 
     def signed(path: str, body: Any = None, query: dict[str, str] | None = None, method: str = "") -> Answer:
         method = method or ("GET" if body is None else "POST")
@@ -62,7 +62,7 @@ def event(channel: str, name: str = "e", data: Any = "1", **more: Any) -> dict[s
 
 
 class Failed(Exception):
-    """The library's own error. kind: the HTTP status, or what stands for it; text: what the server said."""
+    """The error of a library. kind: the HTTP status, or the library's name for it; text: the error text of the server."""
 
     def __init__(self, kind: Any, text: str) -> None:
         super().__init__(kind, text)
@@ -71,7 +71,7 @@ class Failed(Exception):
 
 
 class Sdk(Protocol):
-    """What both libraries can do. Answers are decoded."""
+    """The calls that both libraries support. Answers are decoded."""
 
     def trigger(self, channels: Any, event: str, data: Any) -> Any: ...
 
@@ -175,7 +175,7 @@ class PythonSdk:
 
 @pytest.fixture(scope="module")
 def started() -> Iterator[Callable[..., NodeProcess]]:
-    """Node processes that all tests of this file share."""
+    """Starts processes of Node.js that all tests of this file share."""
     processes: list[NodeProcess] = []
 
     def start(script: str, **options: Any) -> NodeProcess:
@@ -199,7 +199,7 @@ def sdk(request: pytest.FixtureRequest, server: ServerProcess, node_sdk: NodeSdk
 
 @pytest.fixture
 def busy(client: Callable[[], PusherSocket], channel: str) -> list[PusherSocket]:
-    """Two users on three connections on a presence channel and on a public one."""
+    """Subscribes two users with three connections to a presence channel and a public channel."""
     clients = []
     for user in ("1", "1", "2"):
         clients.append(client())
@@ -254,7 +254,7 @@ def test_library_triggers_a_batch_and_gets_the_requested_attributes(sdk: Sdk, bu
 
 
 def test_library_for_node_triggers_and_gets_the_requested_attributes(node_sdk: NodeSdk, busy: object, channel: str) -> None:
-    """The one for Python cannot ask."""
+    """The library for Python has no such call."""
     names = [f"presence-{channel}", channel]
     assert node_sdk.trigger(names, "e", {}, info="user_count,subscription_count") == {
         "channels": {f"presence-{channel}": {"user_count": 2, "subscription_count": 3}, channel: {"subscription_count": 3}}
@@ -305,7 +305,7 @@ def test_a_library_sends_to_a_user(sdk: Sdk, client: Callable[[], PusherSocket],
 def test_the_library_for_node_ends_the_connections_of_a_user(
     node_sdk: NodeSdk, client: Callable[[], PusherSocket], channel: str
 ) -> None:
-    """A member of a presence channel of that id has not signed in."""
+    """A member of a presence channel with that id has not signed in."""
     one, member = client(), client()
     sign_in(one, channel)
     member.subscribe(f"presence-{channel}", {"user_id": channel})
@@ -319,7 +319,7 @@ def test_the_library_for_node_ends_the_connections_of_a_user(
 def test_the_library_for_node_reaches_a_user_of_any_id(
     node_sdk: NodeSdk, client: Callable[[], PusherSocket], channel: str, id: str
 ) -> None:
-    """In a path the id is escaped by who calls the library: it signs what it is given."""
+    """The caller of the library escapes the id in the path: the library signs its arguments."""
     one, id = client(), f"{channel}{id}"
     sign_in(one, id)
     name = f"#server-to-user-{id}"
@@ -336,7 +336,7 @@ def test_the_library_for_node_reaches_a_user_of_any_id(
 def test_the_library_for_python_ends_the_connections_of_a_user_by_its_own_request_only(
     server: ServerProcess, started: Callable[..., NodeProcess], client: Callable[[], PusherSocket], channel: str
 ) -> None:
-    """Its `terminate_user_connections` leaves `/apps/{id}` out of the path, which nobody serves; a request made with it does."""
+    """`terminate_user_connections` of the library for Python omits `/apps/{id}` in its path; its generic request does not."""
     sdk = PythonSdk(started, server.ws_port)
     one = client()
     sign_in(one, channel)
@@ -372,7 +372,7 @@ def test_query_signed_by_the_library_for_node_is_valid_for_other_clients(
 def test_the_library_for_python_may_be_made_from_a_url_or_the_environment(
     server: ServerProcess, client: Callable[[], PusherSocket], channel: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The one for Python takes the port for a part of the host, so that it is given apart."""
+    """The library for Python reads a port in the host as a part of the name, so the test sets the port separately."""
     url = "http://sdk-key:secret@127.0.0.1/apps/1234"
     monkeypatch.setenv("PUSHER_URL", url)
     one = client()
@@ -383,7 +383,7 @@ def test_the_library_for_python_may_be_made_from_a_url_or_the_environment(
 
 
 def test_no_method_of_a_library_is_left_out() -> None:
-    """`authenticate` of the one for Node is its old name for authorizeChannel; webhooks have tests of their own."""
+    """`authenticate` of the library for Node is the old name of authorizeChannel; webhooks have tests of their own."""
     node_program()
     source = (MODULES / "pusher" / "lib" / "pusher.js").read_text("utf-8")
     assert set(re.findall(r"^Pusher\.prototype\.(\w+) =", source, re.MULTILINE)) == {
@@ -469,7 +469,7 @@ def test_library_gets_the_error_text_for(sdk: Sdk, asked: Callable[[Sdk], Any], 
 
 
 def test_an_answer_has_exactly_these_bytes(call: Callable[..., Answer], channel: str) -> None:
-    """Empty maps are `{}` and never `[]`: libraries for PHP and Go tell the difference."""
+    """Empty maps are `{}` and never `[]`: libraries for PHP and Go distinguish them."""
     empty = f"{channel}-empty"
     expected: list[tuple[tuple[Any, ...], bytes]] = [
         (("events", event(channel)), b"{}"),
@@ -489,7 +489,7 @@ def test_an_answer_has_exactly_these_bytes(call: Callable[..., Answer], channel:
         assert answer.headers["Content-Type"] == "application/json; charset=utf-8"
 
 
-# -- what is wrong
+# -- errors
 
 
 WRONG: list[tuple[str, Any, int]] = [
@@ -661,7 +661,7 @@ def test_invalid_trigger_publishes_nothing(
     assert one.round_trip() == []
 
 
-# -- what is rarely used
+# -- rare features
 
 
 def test_an_encrypted_channel_alone_may_be_triggered(sdk: Sdk, client: Callable[[], PusherSocket], channel: str) -> None:
@@ -750,13 +750,13 @@ def test_socket_excluded_by_the_query_gets_no_event(
     assert other.expect("e", channel) == 1
 
 
-# -- the page that lists it all
+# -- the page docs/compatibility.md
 
 PAGE = ROOT / "docs" / "compatibility.md"
 
 
 def named_tests(text: str) -> list[tuple[str, str]]:
-    """File and name of each test that the page names, as `file.py::test_name`."""
+    """Returns file and name of each test that the page names, as `file.py::test_name`."""
     return re.findall(r"`(test_\w+\.py)::(test_\w+)`", text)
 
 

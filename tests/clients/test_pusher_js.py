@@ -12,7 +12,7 @@ from tests.support.process import ServerProcess, running, wait_until
 
 @pytest.fixture
 def pusher_js(server: ServerProcess, node: Callable[..., NodeProcess]) -> Callable[..., NodeProcess]:
-    """Connected pusher-js clients. `user`: their `channel_data`; `client`: options of pusher-js."""
+    """Makes connected pusher-js clients. `user`: their `channel_data`; `client`: options of pusher-js."""
 
     def start(user: dict[str, Any] | None = None, authorize: str = "server", **more: Any) -> NodeProcess:
         process = start_pusher_js(node, server, user=user, authorize=authorize, **more)
@@ -49,7 +49,7 @@ def test_stops_reconnecting_with(server: ServerProcess, node: Callable[..., Node
 
 
 def test_waits_a_second_between_handshakes_that_a_stopping_server_rejects(node: Callable[..., NodeProcess]) -> None:
-    with running({"server": {"drain": 12}}) as server:  # a quarter of that it still takes connections
+    with running({"server": {"drain": 12}}) as server:  # for a quarter of that time the server still accepts connections
         server.signal()
         wait_until(lambda: server.get("/ready").status == 503, "it is draining")
         client = start_pusher_js(node, server)
@@ -59,7 +59,7 @@ def test_waits_a_second_between_handshakes_that_a_stopping_server_rejects(node: 
         assert time.monotonic() - first > 0.9
         client.close()
         server.signal()
-        server.wait()  # a third signal would meet Python on its way out
+        server.wait()  # a third signal would interrupt Python while it exits
 
 
 # -- public channels
@@ -137,7 +137,7 @@ def test_sends_client_events_to_others_and_not_to_itself(pusher_js: Callable[...
 def test_sends_a_text_that_was_cut_within_an_emoji(
     server: ServerProcess, pusher_js: Callable[..., NodeProcess], channel: str
 ) -> None:
-    """JavaScript writes half of it as an escape (RFC 8259 §8.2), in client events, signed `channel_data` and calls of the API."""
+    """JavaScript escapes half an emoji (RFC 8259 §8.2), in client events, signed `channel_data` and calls of the API."""
     presence, cut = f"presence-{channel}", "cut \ud83d"
     first, second = (pusher_js({"user_id": name, "user_info": cut}, "self") for name in ("ann", "bob"))
     for client in (first, second):

@@ -1,4 +1,4 @@
-"""The Pusher protocol frame by frame (sections 1 to 8): what the libraries rely on but do not show."""
+"""The Pusher protocol, frame by frame (sections 1 to 8), with fields that the libraries need but do not show."""
 
 import json
 import re
@@ -264,7 +264,7 @@ def test_subscription_count_is_sent_on_each_change(connect: Callable[..., Pusher
 
 
 def pair(connect: Callable[..., PusherSocket], name: str, key: str = "app-key") -> tuple[PusherSocket, PusherSocket]:
-    """Two subscribers of one channel; on a presence channel both are the same user."""
+    """Makes two subscribers of one channel; on a presence channel both are the same user."""
     both = connect(key), connect(key)
     for client in both:
         client.subscribe(name, {"user_id": "u1"} if name.startswith("presence-") else None)

@@ -25,7 +25,7 @@ def client(server: ServerProcess) -> Iterator[Any]:
     made.connect()
     wait_until(lambda: made.connection.state == "connected", "pysher connects")
     yield made
-    made.disconnect(timeout=1)  # its thread sometimes looks up from its socket after ten seconds only; it is a daemon
+    made.disconnect(timeout=1)  # its thread sometimes notices the end only after ten seconds; it is a daemon thread
 
 
 def test_does_not_reconnect_after_4001(server: ServerProcess) -> None:
@@ -53,7 +53,7 @@ def test_stays_connected_after_a_wrong_signature(server: ServerProcess, client: 
 
 
 def bound(subscription: Any, event: str) -> "queue.Queue[str]":
-    """What the subscription receives under this name."""
+    """Returns the data of events with this name that the subscription receives."""
     received: queue.Queue[str] = queue.Queue()
     subscription.bind(event, received.put)
     return received

@@ -1,4 +1,4 @@
-"""The raw WebSocket road (Push1st API, section 7), with the client of `websockets`."""
+"""Raw WebSockets (Push1st API, section 7), with the client of `websockets`."""
 
 import contextlib
 import json
@@ -21,7 +21,7 @@ from tests.support.wire import HANDSHAKE, Wire
 
 @pytest.fixture
 def raw(server: ServerProcess, stack: contextlib.ExitStack) -> Callable[..., RawSocket]:
-    """Raw connections to the shared server, subscribed before the test goes on."""
+    """Makes raw connections to the shared server, and waits until they are subscribed."""
 
     def start(*channels: str, **options: Any) -> RawSocket:
         counts = {channel: server.session_count(channel) for channel in channels}
@@ -35,7 +35,7 @@ def raw(server: ServerProcess, stack: contextlib.ExitStack) -> Callable[..., Raw
 
 @pytest.fixture
 def token(server: ServerProcess) -> Callable[..., str]:
-    """Access tokens of the API."""
+    """Makes access tokens with the API."""
 
     def ask(channel: str = "*", origin: str = "*", ttl: int = 0) -> str:
         answer = server.post("/apps/app-test/token/access/", {"origin": origin, "channel": channel, "ttl": ttl})
@@ -46,19 +46,19 @@ def token(server: ServerProcess) -> Callable[..., str]:
 
 
 def minted(claims: dict[str, Any], secret: str = "secret", algorithm: str = "HS256") -> str:
-    """A token that a backend made by itself."""
+    """Makes an access token without the API, as a backend may."""
     with pytest.warns(jwt.warnings.InsecureKeyLengthWarning) if algorithm == "HS256" else contextlib.nullcontext():
         return jwt.encode(claims, secret, algorithm)
 
 
 def close_code(server: ServerProcess, *channels: str, **options: Any) -> int:
-    """The code that a connection with these channels is closed with."""
+    """Returns the close code of a connection with these channels."""
     with raw_socket(server, *channels, **options) as socket:
         return socket.close_code()
 
 
 def refusal(server: ServerProcess, path: str, **options: Any) -> int:
-    """The HTTP status that a handshake is refused with."""
+    """Returns the HTTP status that rejects a handshake."""
     with pytest.raises(InvalidStatus) as refused, dial(server.ws + path, **options):
         pass
     return refused.value.response.status_code
@@ -226,7 +226,7 @@ def test_a_connection_without_an_authorised_channel_is_closed_with_1008(server: 
 
 
 def test_a_connection_without_any_channel_is_closed_or_refused(server: ServerProcess) -> None:
-    """The page says 1008 when no channel is left, and 404 for an unknown path: both are right here."""
+    """The page documents 1008 if no channel is left, and 404 for an unknown path: both are correct here."""
     with Wire(server.ws_port) as wire:
         wire.send(b"GET /ws/app/app-key HTTP/1.1\r\n" + HANDSHAKE + b"\r\n")
         status, _, _ = wire.response()
@@ -373,7 +373,7 @@ def test_a_session_prefix_begins_the_id(server: ServerProcess, raw: Callable[...
 
 
 def desks(server: ServerProcess, raw: Callable[..., RawSocket], channel: str) -> tuple[RawSocket, RawSocket, RawSocket, str]:
-    """Connections of the prefixes `desk`, `desk` and `desktop`, and the id of the first."""
+    """Returns connections with the prefixes `desk`, `desk` and `desktop`, and the id of the first."""
     first = raw(channel, query="session=desk")
     (session,) = server.get(f"/apps/app-test/channels/{channel}/").json["sessions"]
     return first, raw(channel, query="session=desk"), raw(channel, query="session=desktop"), session["id"]
@@ -533,7 +533,7 @@ def test_a_large_message_arrives_whole_within_the_payload_limit(
 
 @pytest.fixture(scope="module")
 def proxied() -> Iterator[ServerProcess]:
-    """A server that believes this machine's word on who the client is, and accepts clients of two networks only."""
+    """Runs a server that trusts this machine as a proxy, and accepts clients of two networks only."""
     whitelist = ["203.0.113.0/24", "2001:db8::/32"]
     with running({"server": {"proxies": ["127.0.0.1"], "websocket": {"path": "/ws/", "whitelist": whitelist}}}) as server:
         yield server

@@ -1,4 +1,4 @@
-"""At `log.level: debug` every refusal is a line of the log, in the words of the answer, and never a secret."""
+"""With `log.level: debug` the log has a line for each rejection, with the text of the answer and without secrets."""
 
 import re
 import socket
@@ -28,7 +28,7 @@ def talking() -> Iterator[ServerProcess]:
 
 
 def refused(server: ServerProcess, event: str, code: int, *words: str) -> str:
-    """The line of a refusal, which must be there soon."""
+    """Waits for the log line of a rejection; returns it."""
     line = re.compile(rf"^.*\[debug *\] {event} .*\bcode={code}\b.*$", re.MULTILINE)
 
     def found() -> str:

@@ -1,4 +1,4 @@
-"""A server is stopped, and another process takes its place: how soon clients are back."""
+"""A server stops and another process replaces it: the time until its clients have reconnected."""
 
 import contextlib
 import copy
@@ -12,12 +12,12 @@ from tests.support.pusher_socket import pusher_socket
 from tests.support.receiver import receiving
 
 BACK_SECONDS = 2.0
-"""for clients to be back, from when the new process is ready"""
+"""maximum time until clients have reconnected, after the new process is ready"""
 
 
 @contextlib.contextmanager
 def successor(server: ServerProcess) -> Iterator[ServerProcess]:
-    """Another process of the same configuration, started when the first one stops, and ready when the block begins."""
+    """Starts a process with the same configuration when the first one stops; it is ready when the block begins."""
     server.signal()
     wait_until(lambda: server.get("/ready", port=server.unix).status == 503, "it stops")
     new = copy.copy(server)
@@ -37,7 +37,7 @@ def successor(server: ServerProcess) -> Iterator[ServerProcess]:
 def test_pusher_js_reconnects_soon_to_a_process_started_when_the_old_one_stops(
     node: Callable[..., NodeProcess], channel: str
 ) -> None:
-    """The new one waits until the old one has left the address; then the old one sends its clients over."""
+    """The new process waits until the old one has released the address; then the old process disconnects its clients."""
     with running({"server": {"drain": 20}}) as server:  # 5 seconds for the new process to start
         clients = [start_pusher_js(node, server) for _ in range(3)]
         for client in clients:

@@ -15,7 +15,7 @@ from tests.support.signing import hmac_hex
 
 
 class Failed(Exception):
-    """The library's own error, by what the server answered."""
+    """The error of the library, by the status of the server."""
 
     def __init__(self, status: int) -> None:
         super().__init__(status)
@@ -23,7 +23,7 @@ class Failed(Exception):
 
 
 class Sdk(Protocol):
-    """What both libraries can do. Answers are decoded."""
+    """The calls that both libraries support. Answers are decoded."""
 
     def trigger(self, channels: Any, event: str, data: Any, socket_id: str | None = None) -> Any: ...
 
@@ -101,7 +101,7 @@ def sdk(request: pytest.FixtureRequest, sdk_class: Any, server: ServerProcess, n
 
 @pytest.fixture
 def sdk_client(connect: Callable[..., PusherSocket]) -> Callable[[], PusherSocket]:
-    """Connections to the app of the libraries."""
+    """Makes connections to the app of the libraries."""
     return lambda: connect("sdk-key")
 
 

@@ -1,6 +1,6 @@
 """A server that stood still for a while: stopped and continued, swapped out, or starved by the machine.
 
-Deadlines have passed meanwhile, while requests lay unread in its sockets. What was sent in time is in time.
+During the standstill deadlines passed, while requests were unread in its sockets. Input that was sent in time counts as in time.
 """
 
 import contextlib
@@ -39,7 +39,7 @@ def server() -> Iterator[ServerProcess]:
 
 @pytest.mark.parametrize("seconds", [KEEP_ALIVE + 2, pytest.param(15, marks=pytest.mark.long)])
 def test_input_sent_during_a_standstill_is_served(server: ServerProcess, seconds: float) -> None:
-    """Kept connections that were idle, heads that were begun, fallback sessions between two requests, and WebSockets."""
+    """The test has idle kept connections, incomplete heads, fallback sessions between two requests, and WebSockets."""
     with contextlib.ExitStack() as stack:
         kept = [stack.enter_context(Wire(server.api_port)) for _ in range(CLIENTS)]
         begun = [stack.enter_context(Wire(server.ws_port)) for _ in range(CLIENTS)]

@@ -1,4 +1,4 @@
-"""Graceful stop: readiness first, then the clients, then nothing is left."""
+"""Graceful stop: first readiness ends, then the server disconnects its clients, then no process or socket is left."""
 
 import contextlib
 import re
@@ -16,12 +16,12 @@ from tests.support.pusher_socket import pusher_socket
 from tests.support.raw_socket import raw_socket
 
 LAST_SECONDS = 5
-"""for clients that do not answer a close frame"""
+"""time for clients that do not answer a close frame"""
 
 
 @pytest.fixture
 def own() -> Iterator[ServerProcess]:
-    """A server to stop."""
+    """Runs a server that the test stops."""
     with running() as process:
         yield process
 
@@ -46,7 +46,7 @@ def test_server_without_connections_gives_load_balancers_time_and_then_stops() -
 
 
 def test_the_log_names_each_wait_of_a_stop_and_its_end(own: ServerProcess) -> None:
-    """The client does not answer the close frame, so a stop has all waits."""
+    """The client does not answer the close frame, so the stop makes all its waits."""
     with pusher_socket(own) as client:
         own.signal()
         wait_until(lambda: "waiting for connections to close" in own.output, "the last wait begins")
@@ -64,13 +64,13 @@ def test_the_log_names_each_wait_of_a_stop_and_its_end(own: ServerProcess) -> No
 
 @pytest.fixture
 def visited() -> Iterator[ServerProcess]:
-    """A server to stop that drains as long as it does by itself, with a client that is there."""
+    """Runs a server with the default drain and one client; the test stops it."""
     with running({"server": {"drain": 10}}) as process, pusher_socket(process):
         yield process
 
 
 def test_it_is_not_ready_before_it_stops_listening(visited: ServerProcess) -> None:
-    """Load balancers ask again and again: the answer they see first is 503, not a refused connection."""
+    """Load balancers poll: the first change they see is the status 503, and not a refused connection."""
     visited.signal()
     seen: list[int] = []
     with contextlib.suppress(ConnectionError):

@@ -1,8 +1,8 @@
-"""Every event of the Pusher protocol (section 3), byte by byte, on a connection written by hand.
+"""Each event of the Pusher protocol (section 3), byte by byte, on a plain TCP connection.
 
-Only what a server chooses itself is filled in: socket ids. So a change of a key, of their order, of an escape or of a
-space shows here; the libraries would pass over most of them, and some client somewhere would not. `pusher:ping`, which
-takes its time to come, is in test_limits.py, where the other waits are.
+The expected bytes are fixed, except for socket ids. So the tests show each change of a key, of the order of keys, of an escape
+or of a space. The libraries accept most of such changes, but some clients may not. test_limits.py has the slow `pusher:ping`,
+with the other waits.
 """
 
 import contextlib
@@ -24,7 +24,7 @@ GREETING = re.compile(
 
 
 class Line:
-    """A connection of which every byte is compared. key: of the app it is for. channel: what `CHANNEL` stands for."""
+    """A connection whose bytes are compared. key: the key of its app. channel: the name that replaces `CHANNEL`."""
 
     def __init__(self, wire: Wire, key: str, channel: str) -> None:
         self.wire = wire
@@ -35,14 +35,14 @@ class Line:
         self.socket_id = greeting[1].decode()
 
     def receive(self) -> bytes:
-        """The next text frame; WebSocket pings in between are passed over."""
+        """Returns the next text frame; skips WebSocket pings."""
         while True:
             opcode, payload = self.wire.receive()
             if opcode == TEXT:
                 return payload
 
     def expect(self, *texts: str) -> None:
-        """The next frames are these, and nothing else."""
+        """Checks that the next frames are exactly these."""
         for text in texts:
             assert self.receive().decode() == text.replace("CHANNEL", self.channel).replace("SOCKET", self.socket_id)
 
@@ -71,7 +71,7 @@ def server() -> Iterator[ServerProcess]:
 
 @pytest.fixture
 def line(server: ServerProcess, stack: contextlib.ExitStack, channel: str) -> Callable[..., Line]:
-    """Connections, as many as called for."""
+    """Makes connections."""
 
     def dial(key: str = "app-key") -> Line:
         wire = stack.enter_context(Wire(server.ws_port))

@@ -24,7 +24,7 @@ def server() -> Iterator[ServerProcess]:
 
 @pytest.fixture
 def user(channel: str) -> Callable[[str], str]:
-    """Ids of users that no other test has."""
+    """Makes ids of users that no other test has."""
     return lambda name: f"{name}-{channel}"
 
 
@@ -322,7 +322,7 @@ def test_a_watchlist_of_exactly_a_hundred_is_no_overflow(
 def test_only_signed_in_users_are_online(
     server: ServerProcess, connect: Callable[..., PusherSocket], user: Callable[[str], str], channel: str
 ) -> None:
-    """Neither a member of a presence channel, nor a failed sign-in, nor a user of another app."""
+    """A member of a presence channel, a failed sign-in, and a user of another app are not online."""
     watcher = connect()
     connect().subscribe(f"presence-{channel}", {"user_id": user("u")})
     ask_to_sign_in(failed := connect(), {"id": user("u")}, secret="wrong")
@@ -459,7 +459,7 @@ def test_a_signed_in_user_that_is_too_large_for_a_member_is_refused_as_one(
 
 @pytest.fixture
 def pusher_js(server: ServerProcess, node: Callable[..., NodeProcess]) -> Callable[..., NodeProcess]:
-    """Connected pusher-js clients, whose backend is the `pusher` server library."""
+    """Makes connected pusher-js clients, whose backend is the `pusher` server library."""
 
     def start(id: str, watchlist: list[str] | None = None, member: Any = None, text: str = "") -> NodeProcess:
         user_data = {"id": id, "user_info": {"name": f"Name of {id}"}, "watchlist": watchlist or []}
@@ -493,7 +493,7 @@ def test_pusher_js_signs_in_and_receives_events_of_its_user(
 def test_pusher_js_receives_events_of_its_user_right_after_its_sign_in(
     server: ServerProcess, pusher_js: Callable[..., NodeProcess], connect: Callable[..., PusherSocket], user: Callable[[str], str]
 ) -> None:
-    """A watcher sees the user come online, which is before pusher-js has subscribed, and the backend welcomes it."""
+    """A watcher gets the user's online event before pusher-js has subscribed, and the backend then publishes to the user."""
     watcher = connect()
     sign_in(watcher, "w", watchlist=[user("u")])
     statuses(watcher)
@@ -509,7 +509,7 @@ def test_pusher_js_receives_events_of_its_user_right_after_its_sign_in(
 def test_pusher_js_signs_in_as_a_user_whose_id_is_a_number(
     server: ServerProcess, pusher_js: Callable[..., NodeProcess], connect: Callable[..., PusherSocket]
 ) -> None:
-    """As backends without a server library send it; the library for the page takes texts only."""
+    """Backends without a server library send such ids; the library of this test accepts only texts."""
     sign_in(connect(), "90210")
     client = pusher_js("", text='{"id": 90125, "watchlist": [90210, "90211"], "user_info": {"name": "A"}}')
     client.tell("signin", events=["paid"])

@@ -1,4 +1,4 @@
-"""Webhooks against a backend that fails, stalls, resets, redirects: what arrives, in which order, how often."""
+"""Webhooks to a backend that fails, stalls, resets or redirects: the requests that arrive, their order, and their number."""
 
 import json
 import os
@@ -36,7 +36,7 @@ COUNTING = {"client-messages": True, "subscription-count": True}
 
 
 def running(config: dict[str, Any] | None = None, apps: dict[str, Any] | None = None) -> AbstractContextManager[ServerProcess]:
-    """A server that stops without waiting for its clients."""
+    """Runs a server that stops without waiting for its clients."""
     return serving(merged({"server": {"drain": 0}}, config or {}), apps)
 
 
@@ -50,7 +50,7 @@ def receiver() -> Iterator[Receiver]:
 def telling(
     receiver: Receiver, app: dict[str, Any] | None = None, config: dict[str, Any] | None = None, **webhook: Any
 ) -> Iterator[ServerProcess]:
-    """A server whose app has a webhook at the receiver."""
+    """Runs a server whose app has a webhook to the receiver."""
     webhooks = {"webhooks": [{"url": receiver.url, **webhook}]}
     with running(config, {"app-test": merged(merged(APP, webhooks), app or {})}) as server:
         yield server
@@ -67,7 +67,7 @@ def until_idle(server: ServerProcess) -> None:
     wait_until(lambda: all(one["queued"] == 0 for one in hooks(server)), "nothing is queued")
 
 
-# Every kind, as Pusher sends it
+# Each kind of event, in Pusher's form
 
 
 def test_every_kind_arrives_as_pusher_sends_it(receiver: Receiver) -> None:
@@ -148,7 +148,7 @@ def test_page_reload_causes_no_webhook(receiver: Receiver) -> None:
         time.sleep(1.5)
         with pusher_socket(server) as one:
             one.subscribe("presence-room", {"user_id": "7"})
-            time.sleep(2.5)  # past the three seconds of every page before
+            time.sleep(2.5)  # longer than the three seconds in which earlier pages return
             receiver.until_events("channel_occupied", "member_added")
         left = time.monotonic()
         receiver.until_events("channel_occupied", "member_added", "member_removed", "channel_vacated")
@@ -376,7 +376,7 @@ def test_a_failed_event_is_followed_by_the_others_of_its_channel_in_order(receiv
         wait_until(lambda: len(receiver.events) == 6, "all events")
     a = [event["event"] for event in receiver.events if event["channel"] == "private-a"]
     assert a == [f"client-{number}" for number in range(5)]
-    assert receiver.events[0]["channel"] == "private-b"  # which was not held back
+    assert receiver.events[0]["channel"] == "private-b"  # this edge was not held
 
 
 def test_an_endpoint_that_stalls_delays_only_itself(receiver: Receiver) -> None:
@@ -623,7 +623,7 @@ def test_hooks_of_push1st_come_in_its_format(receiver: Receiver) -> None:
             one.send("client-hi", 1, "presence-room")
             receiver.until(3)
             socket_id = one.socket_id
-        got = receiver.until(5, deadline=2)  # at once: these are not held back
+        got = receiver.until(5, deadline=2)  # at once: hooks of Push1st are not debounced
     assert [(one.json["event"], one.json["channel"], one.json["app"]) for one in got] == [
         (trigger, "presence-room", "app-test") for trigger in ("register", "join", "push", "leave", "unregister")
     ]

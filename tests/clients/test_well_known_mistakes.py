@@ -1,6 +1,6 @@
-"""Where well-known servers get the Pusher protocol wrong (section 11): one test for each mistake, named after it.
+"""Mistakes of well-known servers in the Pusher protocol (section 11): one test for each mistake, named after it.
 
-That signatures are not compared with `===` is in tests/unit/test_auth.py.
+tests/unit/test_auth.py has the test of the constant-time comparison of signatures.
 """
 
 import json
@@ -199,7 +199,7 @@ def test_channel_names_of_signed_publishes_are_validated(server: ServerProcess, 
 def test_a_bare_prefix_does_not_make_a_kind(
     server: ServerProcess, connect: Callable[..., PusherSocket], channel: str, prefix: str
 ) -> None:
-    """`cachefoo` is public and no cache channel: it is open, and neither an event nor `cache_miss` waits in it."""
+    """`cachefoo` is no cache channel: it needs no signature, and sends neither a cached event nor `cache_miss`."""
     name = prefix + channel
     server.publish(name, "earlier", 1)
     client = connect()

@@ -1,4 +1,4 @@
-"""pusher-js' HTTP fallbacks, `xhr_streaming` and `xhr_polling`: pusher-js under Node that has nothing else, and the wire."""
+"""The HTTP fallbacks of pusher-js: `xhr_streaming` and `xhr_polling` in Node without WebSockets, and plain requests."""
 
 import contextlib
 import http.client
@@ -28,7 +28,7 @@ def road(request: pytest.FixtureRequest) -> str:
 
 @pytest.fixture
 def pusher_js(server: ServerProcess, node: Callable[..., NodeProcess], road: str) -> Callable[..., NodeProcess]:
-    """Connected pusher-js clients that have this fallback only."""
+    """Makes connected pusher-js clients with only this fallback."""
 
     def start(**more: Any) -> NodeProcess:
         process = start_pusher_js(node, server, road, **more)
@@ -46,7 +46,7 @@ def start_pusher_js(
     authorize: str = "server",
     **more: Any,
 ) -> NodeProcess:
-    """A pusher-js client that is about to connect."""
+    """Makes a pusher-js client that is about to connect."""
     options = {"httpHost": "127.0.0.1", "httpPort": server.ws_port, "enabledTransports": [road], **more.pop("client", {})}
     return node("pusher_js.mjs", key=key, client=options, api=server.api, authorize=authorize, secret="secret", **more)
 
@@ -58,7 +58,7 @@ def subscribed(client: NodeProcess, channel: str, *events: str) -> dict[str, Any
 
 
 def metric(server: ServerProcess, line: str) -> float:
-    """A metric's value; 0 while there is none."""
+    """Returns the value of a metric; 0 if it is not listed."""
     for one in server.get("/metrics").body.decode().splitlines():
         name, _, value = one.rpartition(" ")
         if name == line:
@@ -67,7 +67,7 @@ def metric(server: ServerProcess, line: str) -> float:
 
 
 def rejected(body: bytes) -> int:
-    """The code with which a handshake is rejected: in an error frame, then in the close frame."""
+    """Returns the code that rejects a handshake, which is in an error frame and then in the close frame."""
     opened, error, closed = body.splitlines()
     assert opened == b"o"
     data = json.loads(json.loads(error.removeprefix(b"a"))[0])["data"]
@@ -203,7 +203,7 @@ def test_exchanges_events_with_a_client_on_a_websocket(
 def test_loses_no_event_when_it_drops_long_responses(
     server: ServerProcess, pusher_js: Callable[..., NodeProcess], channel: str, text: str
 ) -> None:
-    """Over 256 KiB pusher-js ends a response in the midst of what is sent, and asks for another."""
+    """After 256 KiB pusher-js ends a response within the sent data, and requests another."""
     client = pusher_js()
     subscribed(client, channel, "n")
     for n in range(300):
@@ -238,12 +238,12 @@ def test_stays_connected_when_idle_for_longer_than_the_activity_timeout(node: Ca
         client.close()
 
 
-# -- the wire
+# -- raw requests
 
 
 @contextlib.contextmanager
 def opened(server: ServerProcess, path: str, **headers: str) -> Iterator[http.client.HTTPResponse]:
-    """The response to an empty POST, to be read from."""
+    """Opens the response to an empty POST."""
     connection = http.client.HTTPConnection("127.0.0.1", server.ws_port, timeout=DEADLINE)
     try:
         connection.request("POST", path, b"", headers)
@@ -254,7 +254,7 @@ def opened(server: ServerProcess, path: str, **headers: str) -> Iterator[http.cl
 
 
 def frame(response: http.client.HTTPResponse) -> Any:
-    """The next message on a stream."""
+    """Returns the next message on a stream."""
     line = response.readline()
     assert line[:1] == b"a", line
     (message,) = json.loads(line[1:])
@@ -281,7 +281,7 @@ def test_origins_are_checked(server: ServerProcess) -> None:
 
 
 def test_session_is_available_only_to_its_client(server: ServerProcess) -> None:
-    """Not of a page of another origin that learned the id, and not of another app."""
+    """A page of another origin that knows the session id, and another app, get 404."""
     path = "/pusher/app/app-key/7/of-one-page"
     with opened(server, path + "/xhr_streaming" + QUERY, Origin="https://page.example") as response:
         assert response.readline() == b"o\n"
@@ -364,7 +364,7 @@ def test_message_to_an_unknown_session_is_404(server: ServerProcess) -> None:
 
 
 def test_one_address_cannot_take_all_sessions() -> None:
-    """It begins 5,100 sessions and goes on with none of them; a proxy that is known names it."""
+    """The address starts 5,100 sessions and continues none; a known proxy forwards it."""
     with running({"server": {"proxies": ["127.0.0.1"]}}, APPS) as server:
 
         def first_post(name: str, address: str) -> bytes:
