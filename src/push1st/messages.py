@@ -49,6 +49,39 @@ class Message(msgspec.Struct, frozen=True, gc=False, array_like=True):
     headers: bytes = b""
 
 
+class KeptMessage(Message, frozen=True, gc=False, array_like=True):
+    """A message of a channel with history, at its place in the history.
+
+    The publisher does not know the place, because the broker gives it: only a `Message` goes to the broker and to other workers.
+    Each worker that receives the message, or reads it from the history, makes the `KeptMessage` (`at`).
+
+    offset: 1, 2, 3 … for each channel, without holes. epoch: a word that changes when offsets may have lost their meaning.
+    """
+
+    offset: int = 0
+    epoch: str = ""
+
+    @classmethod
+    def at(cls, message: Message, offset: int, epoch: str) -> "KeptMessage":
+        """Returns a message with its place in the history of its channel."""
+        return cls(**msgspec.structs.asdict(message), offset=offset, epoch=epoch)
+
+
+class Published(msgspec.Struct, frozen=True, gc=False):
+    """The result of publishing a message.
+
+    The broker has accepted the message when there is a result, and every living worker with subscribers receives it.
+
+    count: the subscribers of the channel on all workers, as `Broker.publish` describes.
+    offset, epoch: the place of the message in the history of its channel, as in `KeptMessage`; 0 and "" if the message is not
+    kept.
+    """
+
+    count: int
+    offset: int = 0
+    epoch: str = ""
+
+
 class Options(msgspec.Struct, frozen=True, gc=False):
     """How far an event goes (Push1st API, section 3). ttl: seconds; valid, and without effect on live delivery."""
 

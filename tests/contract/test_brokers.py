@@ -71,7 +71,7 @@ class Heard:
         return f"{app} {channel} ".encode() + question
 
     async def publish(self, message: Message) -> int:
-        return await resolve(self.broker.publish(message))
+        return (await resolve(self.broker.publish(message))).count
 
     def edges(self, channel: str = ROOM) -> list[tuple[str, str]]:
         """The presence edges of a channel, in order: `+` or `-`, and the user."""

@@ -7,7 +7,7 @@ from typing import Any
 
 from push1st import brokers
 from push1st.brokers.memory import Memory
-from push1st.messages import HookEvent, Message
+from push1st.messages import HookEvent, Message, Published
 from tests.support.loop import turns
 
 
@@ -81,7 +81,7 @@ class SlowBroker:
             await self._step("unsubscribe", channel)
             self.topics[app, channel] = 0
 
-    async def publish(self, message: Message) -> int:
+    async def publish(self, message: Message) -> Published:
         await self._step("publish", message.channel)
         return self._memory.publish(message)
 

@@ -16,7 +16,7 @@ from push1st.eager import resolve
 from push1st.hooks import Decision, Status
 from push1st.hooks.events import Question
 from push1st.limits import Limits
-from push1st.messages import DEFAULT_OPTIONS, HookEvent, Options, Subscribe, Unsubscribe
+from push1st.messages import DEFAULT_OPTIONS, HookEvent, Options, Published, Subscribe, Unsubscribe
 from push1st.metrics import Metrics
 from push1st.protocols.pusher import Pusher
 from push1st.protocols.pusher_xhr import PusherXhr
@@ -133,8 +133,8 @@ class World:
 
     def publish(self, channel: str, data: bytes, event: str = "e", **more: Any) -> int:
         """Publishes like the API; with the memory broker the call does not wait."""
-        count: int = done(resolve(self.node.publish(self.app, channel, event, data, self.node.stamp(), **more)))
-        return count
+        published: Published = done(resolve(self.node.publish(self.app, channel, event, data, self.node.stamp(), **more)))
+        return published.count
 
 
 def token(session: Session, channel: str, channel_data: str = "") -> str:

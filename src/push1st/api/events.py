@@ -15,7 +15,7 @@ from push1st.eager import MaybeAwaitable, resolve
 from push1st.errors import Refused
 from push1st.jsontext import encode, object_text, string_size
 from push1st.limits import Limits
-from push1st.messages import API, DEFAULT_OPTIONS, MAX_HEADERS_BYTES, Options, Response
+from push1st.messages import API, DEFAULT_OPTIONS, MAX_HEADERS_BYTES, Options, Published, Response
 
 SOCKET_ID = re.compile(r"([^\x00-\x1f]{1,520}\.)?\d{1,20}\.\d{1,20}\Z", re.ASCII)
 ATTRIBUTES = ("user_count", "subscription_count")
@@ -87,13 +87,13 @@ def publish(call: Call) -> Answer:
     stamp = node.stamp()
     node.metrics.events_in[API] += 1
     counts: dict[str, int] = {}
-    waiting: dict[str, MaybeAwaitable[int]] = {}
+    waiting: dict[str, MaybeAwaitable[Published]] = {}
     for name in channels:
-        count = node.publish(app, name, event.name, data, stamp, API, exclude, options, None, headers)
-        if isinstance(count, int):
-            counts[name] = count
+        published = node.publish(app, name, event.name, data, stamp, API, exclude, options, None, headers)
+        if isinstance(published, Published):
+            counts[name] = published.count
         else:
-            waiting[name] = count
+            waiting[name] = published
     if attributes or waiting:
         narrowed = not call.signed and (exclude or options.delivery != "broadcast")
         reach = (exclude, options) if narrowed else None
@@ -111,7 +111,7 @@ def _published(call: Call, counts: dict[str, int], id: int) -> Response:
 async def _publish_slowly(
     call: Call,
     counts: dict[str, int],
-    waiting: dict[str, MaybeAwaitable[int]],
+    waiting: dict[str, MaybeAwaitable[Published]],
     attributes: tuple[str, ...],
     id: int,
     reach: tuple[str, Options] | None,
@@ -125,16 +125,16 @@ async def _publish_slowly(
     return _published(call, counts, id)
 
 
-async def _all(publishes: Iterable[MaybeAwaitable[int]]) -> list[int]:
+async def _all(publishes: Iterable[MaybeAwaitable[Published]]) -> list[int]:
     """Waits for all at once, so that they cost the broker one round trip."""
     rest = iter(publishes)
     counts = []
     try:
         for one in rest:
-            counts.append(await resolve(one))  # noqa: PERF401 - what is left is to be known
+            counts.append((await resolve(one)).count)  # noqa: PERF401 - what is left is to be known
     finally:
         for one in rest:  # all have been sent; of the others it is not asked any more what became of them
-            if not isinstance(one, int):
+            if not isinstance(one, Published):
                 one.close()
     return counts
 

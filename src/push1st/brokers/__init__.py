@@ -13,7 +13,7 @@ import msgspec
 
 from push1st.channels import kind_of
 from push1st.eager import MaybeAwaitable
-from push1st.messages import API, INTERNAL, HookEvent, Member, Message
+from push1st.messages import API, INTERNAL, HookEvent, KeptMessage, Member, Message, Published
 
 BROKERS = {"memory": "push1st.brokers.memory:Memory", "redis": "push1st.brokers.redis:Redis"}
 
@@ -78,8 +78,8 @@ class Broker(Protocol):
 
     async def unsubscribe(self, app: str, channel: str) -> None: ...
 
-    def publish(self, message: Message) -> MaybeAwaitable[int]:
-        """Sends a message to all workers, this one included; the result is the number of the topic's subscribers.
+    def publish(self, message: Message) -> MaybeAwaitable[Published]:
+        """Sends a message to all workers, this one included; the result has the number of the topic's subscribers.
 
         A connection that is excluded may be counted in, and all of them for a message to some: `Node.reach` knows better.
 
@@ -106,10 +106,12 @@ class Joined(msgspec.Struct, frozen=True, gc=False):
     """What was true when a subscription was added.
 
     members: of a presence channel, a new one included; None for any other. kept: the event of a cache channel.
+    history: messages of a channel with history that the subscriber gets before those that its topic brings from now on.
     """
 
     members: tuple[Member, ...] | None = None
     kept: Kept | None = None
+    history: Sequence[KeptMessage] = ()
 
 
 class Roster(Protocol):

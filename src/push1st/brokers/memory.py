@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 from push1st.brokers import KEEP_SECONDS, Answer, Joined, Kept, Occupancy, OnEvent, Receive, Recount, keeps
 from push1st.channels import kind_of
 from push1st.errors import LimitReached
-from push1st.messages import HookEvent, HookEventKind, Member, Message, member_added, member_removed, status_changed
+from push1st.messages import HookEvent, HookEventKind, Member, Message, Published, member_added, member_removed, status_changed
 
 MAX_KEPT = 10_000
 MAX_KEPT_BYTES = 64 << 20
@@ -74,10 +74,10 @@ class Memory:
     async def unsubscribe(self, app: str, channel: str) -> None:
         pass
 
-    def publish(self, message: Message) -> int:
+    def publish(self, message: Message) -> Published:
         if "cache-" in message.channel and keeps(message):
             self._keep(message)
-        return self._receive(message)
+        return Published(self._receive(message))
 
     def _keep(self, message: Message) -> None:
         key = message.app, message.channel

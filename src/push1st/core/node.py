@@ -34,6 +34,7 @@ from push1st.messages import (
     Member,
     Message,
     Options,
+    Published,
     Replayed,
     User,
     session_topic,
@@ -275,8 +276,8 @@ class Node:
         options: Options = DEFAULT_OPTIONS,
         user_id: str | None = None,
         headers: bytes = b"",
-    ) -> MaybeAwaitable[int]:
-        """Sends an event to a channel's subscribers; the result is how many there are. Raises Refused(503)."""
+    ) -> MaybeAwaitable[Published]:
+        """Sends an event to a channel's subscribers. Raises Refused(503)."""
         id, now = stamp
         target = options.session
         return self._broker.publish(

@@ -32,6 +32,7 @@ from push1st.messages import (
     Ping,
     Pong,
     Publish,
+    Published,
     Reply,
     SignedIn,
     SignIn,
@@ -500,7 +501,7 @@ class Session:
                 raise Refused(403, f"not subscribed to {channel[:200]}")
         node.metrics.events_in[self.wire.name] += 1
         stamp = node.stamp()
-        soon = node.publish(
+        published = node.publish(
             self.app,
             channel,
             command.event,
@@ -512,8 +513,8 @@ class Session:
             user_id=member.user_id if member is not None else None,
             headers=command.headers,
         )
-        if not isinstance(soon, int):
-            await soon
+        if not isinstance(published, Published):
+            await published
         if "client-event" in self.app.reported:
             node.reports.client_event(self.app, command, data, stamp, self.id, member)
 

@@ -9,7 +9,7 @@ from push1st.api import Api
 from push1st.config.model import AppConfig, Config
 from push1st.eager import resolve
 from push1st.errors import Refused
-from push1st.messages import Message, Options, Request, Response
+from push1st.messages import Message, Options, Published, Request, Response
 from tests.support.http import signed
 from tests.support.loop import done
 from tests.support.node import APP, World
@@ -26,7 +26,7 @@ class Caller:
         self.headers: list[bytes] = []
         publish = self.world.memory.publish
 
-        def noted(message: Message) -> int:
+        def noted(message: Message) -> Published:
             options = Options(0, message.delivery, message.target)
             self.headers.append(message.headers)
             self.sent.append((message.channel, message.event, message.data, message.exclude, options))

@@ -95,7 +95,7 @@ def test_message_for_an_unknown_app_is_not_delivered(world):
     session, outlet = world.session()
     session.handle(Subscribe("c"))
     app = world.node.app(other)
-    assert done(resolve(world.node.publish(app, "c", "e", b"1", world.node.stamp()))) == 0
+    assert done(resolve(world.node.publish(app, "c", "e", b"1", world.node.stamp()))).count == 0
     world.turns.drain()
     assert outlet.writes == []
 
@@ -105,7 +105,7 @@ def test_messages_stay_within_their_app():
     world = World(one, two)
     session, _ = world.session()
     session.handle(Subscribe("c"))
-    assert done(resolve(world.node.publish(world.node.app(two), "c", "e", b"1", world.node.stamp()))) == 0
+    assert done(resolve(world.node.publish(world.node.app(two), "c", "e", b"1", world.node.stamp()))).count == 0
     assert world.publish("c", b"1") == 1
 
 

@@ -34,7 +34,7 @@ from push1st.brokers.redis.wire import (
 from push1st.channels import kind_of
 from push1st.config.brokerurl import parse
 from push1st.errors import Refused
-from push1st.messages import HookEvent, Member, Message, watch_topic
+from push1st.messages import HookEvent, Member, Message, Published, watch_topic
 from push1st.metrics import Metrics
 
 WATCHING = watch_topic("")
@@ -137,7 +137,7 @@ class Redis:
             self._views.unwatch(app, channel.removeprefix(WATCHING))
         self._shard(app, channel).topics.unsubscribe(app, channel)
 
-    def publish(self, message: Message) -> Coroutine[Any, Any, int]:
+    def publish(self, message: Message) -> Coroutine[Any, Any, Published]:
         """Sends a message at once; the returned coroutine waits for the confirmation."""
         milliseconds = None
         if "cache-" in message.channel and keeps(message):
@@ -218,9 +218,9 @@ class Redis:
         self._shard(event.app, event.channel).hook_events.report(event)
 
 
-async def _counted(future: "asyncio.Future[int]") -> int:
-    return await future
+async def _counted(future: "asyncio.Future[int]") -> Published:
+    return Published(await future)
 
 
-async def _refused(refused: Refused) -> int:
+async def _refused(refused: Refused) -> Published:
     raise refused

@@ -1,9 +1,11 @@
 """Encoding and decoding of the payloads of topics."""
 
+import msgspec
 from hypothesis import given
 from hypothesis import strategies as st
 
 from push1st.brokers.redis import MESSAGES
+from push1st.brokers.redis.resp import pack
 from push1st.brokers.redis.wire import (
     ANSWER,
     EDGE,
@@ -18,7 +20,7 @@ from push1st.brokers.redis.wire import (
     encode_messages,
     encode_question,
 )
-from push1st.messages import Message
+from push1st.messages import KeptMessage, Message
 
 words = st.text(st.characters(exclude_characters="\0", exclude_categories=["Cs"]), max_size=20)
 numbers = st.integers(0, (1 << 63) - 1)
@@ -59,3 +61,34 @@ def test_requests_and_replies_decode_as_they_were_encoded(text, number, data):
     assert decode_question(encode_question(question)) == question
     assert encode_answer(number, data)[0] == ANSWER
     assert decode_answer(encode_answer(number, data)) == (number, data)
+
+
+EVENT = Message("app-test", "c", "e", b'{"a":1}', 1876543210123456512, 1779811200000000000)
+CLIENT_EVENT = Message(
+    *("app-test", "presence-c", "client-e", b'"x"', 1876543210123456513, 1779811200000000001),
+    *("1.2", "1.2", "multicast", "shop.1", "u1", b'{"h":1}'),
+)
+
+
+def test_publish_has_the_bytes_of_earlier_builds():
+    """Recorded with the build before `KeptMessage`: nodes of both builds may share a broker."""
+    recorded = (
+        b'\x9c\xa8app-test\xa1c\xa1e\xc4\x07{"a":1}\xcf\x1a\n\xd2\x1bu\x14p\x00\xcf\x18\xb3(\xdbGC\x00\x00'
+        b"\xa3api\xa0\xa9broadcast\xa0\xc0\xc4\x00"
+    )
+    assert encode_messages([EVENT, CLIENT_EVENT]) == (
+        b"\x92"
+        + recorded
+        + b'\x9c\xa8app-test\xaapresence-c\xa8client-e\xc4\x03"x"\xcf\x1a\n\xd2\x1bu\x14p\x01\xcf\x18\xb3(\xdbGC\x00'
+        b'\x01\xa31.2\xa31.2\xa9multicast\xa6shop.1\xa2u1\xc4\x07{"h":1}'
+    )
+    command = b"*3\r\n$7\r\nPUBLISH\r\n$20\r\npush1st:t:app-test/c\r\n$61\r\n\x91" + recorded + b"\r\n"
+    assert pack(("PUBLISH", "push1st:t:app-test/c", encode_messages([EVENT]))) == command
+
+
+def test_received_messages_have_no_place_until_the_receiver_gives_them_one():
+    (received,) = decode_messages(encode_messages([CLIENT_EVENT]))
+    assert type(received) is Message
+    kept = KeptMessage.at(received, 5, "k3F9aQx2bT")
+    assert (kept.offset, kept.epoch) == (5, "k3F9aQx2bT")
+    assert [getattr(kept, name) for name in Message.__struct_fields__] == list(msgspec.structs.astuple(received))
