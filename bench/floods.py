@@ -32,6 +32,8 @@ HELD = 500
 """connections of a flood that sends nothing and only holds them"""
 CHUNK = 131_072
 """bytes of repeated messages in one write"""
+RECORDS = 200
+"""TLS records encrypted at once; the buffer of OpenSSL copies its whole content whenever it grows"""
 MASK = b"\x01\x02\x03\x04"
 
 
@@ -176,8 +178,8 @@ class Sender:
         self.over = False
 
     def run(self) -> None:
-        if self.flood.port == "tls" and not self.flood.opening.startswith(b"\x16"):
-            threads = [threading.Thread(target=self._tls, daemon=True) for _ in range(self.flood.connections)]
+        if self.flood is FLOODS["tls-handshakes"]:
+            threads = [threading.Thread(target=self._tls_handshakes, daemon=True) for _ in range(self.flood.connections)]
             for thread in threads:
                 thread.start()
             while not self.over:
@@ -194,6 +196,10 @@ class Sender:
                     self._open(selector)
 
     def _open(self, selector: selectors.BaseSelector) -> None:
+        if self.flood.port == "tls" and self.flood.repeated(""):
+            stream = TlsStream(self, self.flood)
+            selector.register(stream.connect(), selectors.EVENT_WRITE | selectors.EVENT_READ, stream)
+            return
         one = socket.socket()
         one.setblocking(False)
         with contextlib.suppress(BlockingIOError):
@@ -202,30 +208,11 @@ class Sender:
         events = selectors.EVENT_WRITE | (selectors.EVENT_READ if self.flood.reads else 0)
         selector.register(one, events, Stream(self, self.flood))
 
-    def _tls(self) -> None:
-        """One connection after another over TLS, blocking."""
-        context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
-        context.check_hostname = False
-        context.verify_mode = ssl.CERT_NONE
-        unit = self.flood.repeated("")
+    def _tls_handshakes(self) -> None:
         while not self.over:
-            try:
-                with socket.create_connection(self.address, 5) as plain, context.wrap_socket(plain) as one:
-                    self.opened += 1
-                    if not unit:
-                        continue
-                    one.sendall(self.flood.opening)
-                    threading.Thread(target=self._drain, args=(one,), daemon=True).start()
-                    while not self.over:
-                        one.sendall(unit)
-                        self.sent += len(unit)
-            except (OSError, ValueError):
-                continue
-
-    def _drain(self, one: ssl.SSLSocket) -> None:
-        with contextlib.suppress(OSError, ValueError):
-            while one.recv(65_536):
-                pass
+            with contextlib.suppress(OSError), socket.create_connection(self.address, 5) as plain:
+                TlsStream.context().wrap_socket(plain).close()
+                self.opened += 1
 
 
 class Stream:
@@ -274,6 +261,61 @@ class Stream:
         unit = self.flood.repeated(socket_id)
         self.repeated = unit * max(1, CHUNK // len(unit)) if unit else b""
         return self.flood.start + self.repeated
+
+
+class TlsStream:
+    """One TLS connection. Encrypts each repetition as a record of its own, and discards the answers without decrypting them."""
+
+    def __init__(self, sender: Sender, flood: Flood) -> None:
+        self.sender = sender
+        self.unit = flood.repeated("")
+        self.opening = flood.opening
+        self.incoming, self.outgoing = ssl.MemoryBIO(), ssl.MemoryBIO()
+        self.tls = self.context().wrap_bio(self.incoming, self.outgoing)
+        self.due = memoryview(b"")
+
+    @staticmethod
+    def context() -> ssl.SSLContext:
+        context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+        context.check_hostname = False
+        context.verify_mode = ssl.CERT_NONE
+        return context
+
+    def connect(self) -> socket.socket:
+        """Returns the socket after the handshake."""
+        plain = socket.create_connection(self.sender.address, 5)
+        self.sender.opened += 1
+        while True:
+            try:
+                self.tls.do_handshake()
+            except ssl.SSLWantReadError:
+                plain.sendall(self.outgoing.read())
+                self.incoming.write(plain.recv(65_536))
+            else:
+                break
+        if self.opening:
+            self.tls.write(self.opening)
+        self.due = memoryview(self.outgoing.read())
+        plain.setblocking(False)
+        return plain
+
+    def ready(self, one: Any, events: int) -> bool:
+        """Sends and receives; returns whether the connection is still open."""
+        try:
+            if events & selectors.EVENT_READ and not one.recv(262_144):
+                return False
+            if events & selectors.EVENT_WRITE:
+                if not self.due:
+                    for _ in range(RECORDS):
+                        self.tls.write(self.unit)
+                    self.sender.sent += RECORDS * len(self.unit)
+                    self.due = memoryview(self.outgoing.read())
+                self.due = self.due[one.send(self.due) :]
+        except BlockingIOError:
+            return True
+        except OSError:
+            return False
+        return True
 
 
 def yield_cores() -> None:

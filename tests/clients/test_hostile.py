@@ -7,6 +7,7 @@ import contextlib
 import json
 import os
 import subprocess
+import sys
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -20,6 +21,8 @@ from tests.support.pusher_socket import PusherSocket, dialled, pusher_socket
 from tests.support.raw_socket import raw_socket
 from tests.support.signing import hmac_hex, signed_query
 from tests.support.wire import BINARY, CLOSE, HANDSHAKE, PING, PONG, TEXT, Gone, Wire, frame
+
+FLOODS = Path(__file__).parents[2] / "bench" / "floods.py"
 
 
 @pytest.fixture(autouse=True)
@@ -508,6 +511,25 @@ def test_client_that_only_updates_its_keys_is_disconnected() -> None:
                 time.sleep(0.0005)
             client.kill()
         assert 'push1st_cut_offs_total{reason="flood"} 1.0' in metrics(server)
+
+
+def test_tiny_tls_records_do_not_stall_others() -> None:
+    """Eight clients send an empty ping in each record, and continue after the server has closed their connections."""
+    with running({"server": {"ssl": {"enable": True}}}) as server:
+        ports = [str(server.ws_port), str(server.api_port), str(server.ws_port)]
+        flood = subprocess.Popen([sys.executable, str(FLOODS), "tls-pings", *ports], stdout=subprocess.PIPE)
+        end = time.monotonic() + 3
+        longest = 0.0
+        with flood:
+            while time.monotonic() < end:
+                start = time.monotonic()
+                assert server.get("/health").status == 200
+                longest = max(longest, time.monotonic() - start)
+                time.sleep(0.01)
+            flood.terminate()
+            sent = json.loads(flood.communicate()[0])["sent"]
+        assert sent > 10_000
+        assert longest < 1
 
 
 def metrics(server: ServerProcess) -> str:

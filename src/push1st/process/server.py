@@ -42,7 +42,7 @@ from push1st.transports.handlers import Handlers, Route, Serve
 from push1st.transports.http import HttpConnection
 from push1st.transports.listener import Listener
 from push1st.transports.sweep import Sweep
-from push1st.transports.tls import Records
+from push1st.transports.tls import Decryption, Records
 
 MIN_SLICE = 50
 """connections that are disconnected in one slice, at least"""
@@ -134,13 +134,13 @@ class Context(ssl.SSLContext):
 
     has_room: whether the connection that was accepted last is within the limit.
     refuse: counts a rejected handshake.
-    flooded: counts a client that sends only records without data.
+    decryption: bounds the time that the connections decrypt.
     """
 
     sslobject_class = Records
     has_room: bool
     refuse: Callable[[], None]
-    flooded: Callable[[], None]
+    decryption: Decryption
 
     def wrap_bio(self, incoming: ssl.MemoryBIO, outgoing: ssl.MemoryBIO, *arguments: Any, **options: Any) -> ssl.SSLObject:
         if not self.has_room:
@@ -148,8 +148,18 @@ class Context(ssl.SSLContext):
             raise ConnectionAbortedError("no file descriptor is left")
         records = super().wrap_bio(incoming, outgoing, *arguments, **options)
         assert isinstance(records, Records)
-        records.follow(incoming, self.flooded)
+        records.follow(incoming, self.decryption)
         return records
+
+
+class TlsConnection(HttpConnection):
+    """An HTTP connection over TLS."""
+
+    __slots__ = ()
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        transport.get_extra_info("ssl_object").attach(transport)
+        super().connection_made(transport)
 
 
 class Server:
@@ -214,7 +224,8 @@ class Server:
         self._sweep.start()
         contexts = self._contexts()
         for bound in self._sockets:
-            await self._listen(bound, contexts[bound.role])
+            # The data of a Unix socket does not leave the machine, so it needs no TLS.
+            await self._listen(bound, None if bound.address.scheme == "unix" else contexts[bound.role])
         self.context.descriptors.count_own()
         gc.collect()
         gc.freeze()
@@ -260,7 +271,8 @@ class Server:
         def flooded() -> None:
             self.node.metrics.cut_offs["flood"] += 1
 
-        return _context(settings, lambda: self.context.refuse_crowded("server"), flooded)
+        decryption = Decryption(flooded, asyncio.get_running_loop().call_soon)
+        return _context(settings, lambda: self.context.refuse_crowded("server"), decryption)
 
     async def _listen(self, bound: BoundSocket, context: Context | None) -> None:
         loop = asyncio.get_running_loop()
@@ -275,12 +287,13 @@ class Server:
         )
 
         def connection() -> HttpConnection:
-            if context is not None:
-                context.has_room = self.context.descriptors.has_room_for_last(trusting)
-            return HttpConnection(listener)
+            if context is None:
+                return HttpConnection(listener)
+            context.has_room = self.context.descriptors.has_room_for_last(trusting)
+            return TlsConnection(listener)
 
         try:
-            if bound.address.scheme == "unix":  # without TLS: the data does not leave the machine
+            if bound.address.scheme == "unix":
                 server = await loop.create_unix_server(
                     connection,
                     sock=bound.socket,
@@ -463,10 +476,10 @@ def _failed(where: str) -> None:
     log.error("internal error", where=where, exc_info=sys.exception())
 
 
-def _context(settings: Ssl, refuse: Callable[[], None], flooded: Callable[[], None]) -> Context:
+def _context(settings: Ssl, refuse: Callable[[], None], decryption: Decryption) -> Context:
     context = Context(ssl.PROTOCOL_TLS_SERVER)
     context.refuse = refuse
-    context.flooded = flooded
+    context.decryption = decryption
     context.minimum_version = ssl.TLSVersion.TLSv1_2
     context.set_alpn_protocols(["http/1.1"])
     try:

@@ -47,12 +47,11 @@ def unread(transport: asyncio.Transport) -> bytes:
     May be called in `connection_lost` only. A write that fails ends a connection before its socket is read to the end. With TLS,
     uvloop takes the end of the socket for the end of the connection, and drops what has arrived while reading was paused.
     """
-    data = bytearray()
+    tls = transport.get_extra_info("ssl_object")
+    if tls is not None:
+        found: bytes = tls.unread(MAX_UNREAD)
+        return found
     with suppress(OSError, ValueError):
-        tls = transport.get_extra_info("ssl_object")
-        if tls is None:
-            socket = transport.get_extra_info("socket")
-            return b"" if socket is None else os.read(socket.fileno(), MAX_UNREAD)
-        while len(data) < MAX_UNREAD and (piece := tls.read(MAX_UNREAD)):
-            data += piece
-    return bytes(data)
+        socket = transport.get_extra_info("socket")
+        return b"" if socket is None else os.read(socket.fileno(), MAX_UNREAD)
+    return b""
