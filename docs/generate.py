@@ -349,7 +349,7 @@ def _of_docstring(struct: type, field: str) -> str:
 def _of_field(struct: type, field: str) -> str:
     """The text below a field (`Limits`)."""
     source = Path(sys.modules[struct.__module__].__file__ or "").read_text()
-    found = re.search(rf'^    {field}: [^\n]*\n    """(.*?)"""', source, re.MULTILINE | re.DOTALL)
+    found = re.search(rf'^    {field}: \w+ = [^\n]*\n    """(.*?)"""', source, re.MULTILINE | re.DOTALL)
     return found[1] if found else ""
 
 

@@ -1,9 +1,9 @@
-"""A broker's URL, and how to find the server it means: one server, Sentinel's master, or the master of a cluster's slot.
+"""Parses the URL of a broker: one server, a master that Sentinel knows, or a cluster.
 
-redis://user:password@host:6379/0?prefix=push1st      also valkey://; rediss:// and valkeys:// are TLS
+redis://user:password@host:6379/0?prefix=push1st      also valkey://; rediss:// and valkeys:// use TLS
 unix:///run/valkey.sock?db=0&prefix=push1st
-redis+sentinel://host:26379,host:26379/master/0       rediss+sentinel:// talks TLS to the servers and the sentinels
-redis+cluster://host:6379,host:6379                   sharded topics, so Redis from 7 on, or Valkey
+redis+sentinel://host:26379,host:26379/master/0       rediss+sentinel:// uses TLS to the servers and the sentinels
+redis+cluster://host:6379,host:6379                   uses sharded pub/sub, so it needs Redis 7 or newer, or Valkey
 """
 
 import re
@@ -25,11 +25,17 @@ _PLAIN = re.compile(r"[\w.-]+(?::[0-9]+)?(?:/[0-9]*)?\Z")
 _PREFIX = re.compile(r"[A-Za-z0-9_.:-]{1,64}\Z")
 ALLOWED = "redis://HOST:6379/0, unix:///PATH, redis+sentinel://HOST:26379/MASTER or redis+cluster://HOST:6379"
 
-_UNESCAPED = "a password, or another part, with one of @ : / ? # in it, which is written %40 %3A %2F %3F %23"
+_UNESCAPED = "a password, or another part, that contains one of @ : / ? #, which must be written %40 %3A %2F %3F %23"
 
 
 class Address(msgspec.Struct, frozen=True):
-    """hosts: host and port of the server, of the sentinels, or of servers of the cluster. path: of a Unix socket."""
+    """The address of a broker.
+
+    hosts: host and port of the server, of the sentinels, or of some servers of the cluster.
+    path: of a Unix socket.
+    master: the name under which the sentinels know the server.
+    prefix: the beginning of all keys.
+    """
 
     how: Literal["server", "sentinel", "cluster"]
     hosts: tuple[tuple[str, int], ...] = ()
@@ -45,13 +51,13 @@ class Address(msgspec.Struct, frozen=True):
         return f"Address({self})"
 
     def __str__(self) -> str:
-        """Without the password."""
+        """Returns the address without user, password and options."""
         where = self.path or ",".join(f"[{host}]:{port}" if ":" in host else f"{host}:{port}" for host, port in self.hosts)
         return f"{self.how} {where}"
 
     @property
     def all(self) -> str:
-        """Without the password, with what else there is."""
+        """Describes all parts of the address, except the password."""
         parts = [str(self)]
         parts += ["TLS"] if self.tls else []
         parts += [f"master {self.master}"] if self.master else []
@@ -62,7 +68,7 @@ class Address(msgspec.Struct, frozen=True):
 
 
 def parse(url: str) -> Address:
-    """Raises ValueError with what is there that may not be, without the URL's own words: a password may be among them."""
+    """Parses a URL. Raises ValueError that describes the mistake, without text of the URL: that could be a password."""
     match = _URL.match(url) or _UNIX.match(url)
     if match is None:
         raise ValueError(_problem(url))
@@ -71,7 +77,7 @@ def parse(url: str) -> Address:
     prefix = query.pop("prefix", "push1st")
     database = query.pop("db", "")
     if query:
-        raise ValueError("something else than prefix= or db= behind the ?")
+        raise ValueError("an option other than prefix= and db= after the ?")
     if not _PREFIX.match(prefix):
         raise ValueError("a prefix that is not 1 to 64 letters, digits and _ . : -")
     user, password = unquote(found["user"] or ""), unquote(found["password"] or "")
@@ -86,10 +92,10 @@ def parse(url: str) -> Address:
     master = ""
     if how == "sentinel":
         if not parts:
-            raise ValueError("no name of a master behind the sentinels")
+            raise ValueError("no name of a master after the sentinels")
         master = parts.pop(0)
     if parts and how == "cluster":
-        raise ValueError("a database, which a cluster has none of")
+        raise ValueError("a database, but a cluster has no databases")
     if len(parts) > 1:
         raise ValueError("more than one database")
     default = 26379 if how == "sentinel" else 6379
@@ -102,17 +108,17 @@ def parse(url: str) -> Address:
 
 
 def _problem(url: str) -> str:
-    """What keeps a URL from being one of a broker."""
+    """Describes the mistake in a text that is not the URL of a broker."""
     beginning = _BEGINNING.match(url)
     if beginning is None:
         if _NO_SLASHES.match(url):
             return "a URL without // after its first colon"
-        return "a host without redis:// before it" if _PLAIN.match(url) else "something that begins in none of these ways"
+        return "a host without redis:// before it" if _PLAIN.match(url) else "a text with another beginning"
     rest = url[beginning.end() :]
     if "#" in rest:
         return _UNESCAPED
     if beginning[0] == "unix://":
-        return "no absolute path behind unix://, which makes three slashes"
+        return "no absolute path after unix:// (with it there are three slashes)"
     return "no host"
 
 
@@ -120,14 +126,14 @@ def _number(text: str) -> int:
     if not text:
         return 0
     if not text.isdecimal():
-        raise ValueError("a database that is no number")
+        raise ValueError("a database that is not a number")
     return int(text)
 
 
 def _host(text: str, default: int) -> tuple[str, int]:
     match = _HOST.match(text)
     if match is None:
-        raise ValueError(_UNESCAPED if "@" in text else "a host or port that is none")
+        raise ValueError(_UNESCAPED if "@" in text else "a host or port that is not valid")
     if int(match["port"] or default) > 65535:
-        raise ValueError("a port over 65535")
+        raise ValueError("a port above 65535")
     return match["six"] or match["name"], int(match["port"] or default)

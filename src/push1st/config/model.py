@@ -1,8 +1,8 @@
 """The configuration as typed, frozen structs, with the rules that need no file: addresses, networks, the demo.
 
-It must not know YAML, files or the environment; `config.load` reads those into what is here. Names and defaults are
-those of the Push1st API, section 9. Parsers raise ValueError with what is allowed; whoever knows the place adds it.
-Where a key, a secret or a URL with a password could be printed, `repr` shows `…` instead.
+This module knows neither YAML nor files nor the environment; `config.load` makes these structs of them. Names and
+defaults are those of the Push1st API, section 9. A parser raises ValueError with what is allowed, and `readers` adds the
+place to the error. The `repr` of a struct shows `…` in place of a key, a secret, or a URL that may contain a password.
 """
 
 import ipaddress
@@ -32,10 +32,10 @@ WEBHOOK_EVENTS = (
 QUESTIONS = ("connect", "subscribe", "publish")
 
 SECRET_BYTES = 32
-"""Shorter keys are weaker than the HMAC-SHA256 they are used for (RFC 7518 §3.2)."""
+"""A shorter secret makes HMAC-SHA256 weaker (RFC 7518 §3.2)."""
 
 EMBEDDED = "embedded://"
-"""`broker`: what several workers of one machine have by themselves, by a server program at the path behind it"""
+"""the beginning of a `broker` that is an engine of our own; the path of its executable follows"""
 
 _LISTEN = "tcp://HOST:PORT (HOST may be *), or unix://PATH"
 _TCP = re.compile(r"tcp://(?:\[([^\]]+)\]|([A-Za-z0-9_.-]*|\*)):([0-9]{1,5})/?\Z")
@@ -45,7 +45,12 @@ _SOCKET_BYTES = 107  # sun_path is 108 bytes, the last one is zero: unix(7)
 
 
 class Listen(msgspec.Struct, frozen=True):
-    """Where to listen. tcp: host ("" is all interfaces) and port; unix: path. `str` gives what `parse` takes."""
+    """An address to listen on. `str` returns the text that `parse` accepts.
+
+    host: of TCP; "" is all interfaces.
+    port: of TCP; 0 is any free port.
+    path: of a Unix socket.
+    """
 
     scheme: Literal["tcp", "unix"]
     host: str = ""
@@ -54,7 +59,10 @@ class Listen(msgspec.Struct, frozen=True):
 
     @classmethod
     def parse(cls, text: str) -> "Listen":
-        """A trailing slash is tolerated for tcp. `unix://a/b` is a relative path, `unix:///a/b` an absolute one."""
+        """Parses `tcp://HOST:PORT` or `unix://PATH`. Raises ValueError.
+
+        A TCP address may end with a slash. The path of `unix://a/b` is relative, that of `unix:///a/b` is absolute.
+        """
         if _UNIX.match(text):
             path = normpath(text.removeprefix("unix://"))
             if text.endswith("/") or path.rpartition("/")[2] in ("", ".", ".."):
@@ -74,7 +82,7 @@ class Listen(msgspec.Struct, frozen=True):
         return cls("tcp", "" if host == "*" else host, int(match[3]))
 
     def under(self, folder: str) -> "Listen":
-        """The same with a relative path made to start at `folder`."""
+        """Returns the address with an absolute path. A relative path starts at `folder`."""
         return Listen("unix", path=normpath(join(folder, self.path)))._short_enough() if self.scheme == "unix" else self
 
     def _short_enough(self) -> "Listen":
@@ -97,7 +105,10 @@ class Ssl(msgspec.Struct, frozen=True):
 
 
 def network(text: str) -> Net:
-    """One address or network. IPv4-mapped IPv6 (::ffff:10.0.0.0/104) is the IPv4 network it means."""
+    """Parses an address or a network. Raises ValueError.
+
+    An IPv4-mapped IPv6 network, such as ::ffff:10.0.0.0/104, becomes the IPv4 network 10.0.0.0/8.
+    """
     try:
         net = ipaddress.ip_network(text, strict=False)
     except ValueError:
@@ -110,10 +121,10 @@ def network(text: str) -> Net:
 
 
 class Networks:
-    """A set of networks, and perhaps the peers of Unix sockets.
+    """A set of networks, and optionally the peers of Unix sockets.
 
-    False when it holds nothing. What that means is the caller's rule: an empty `whitelist` lets everyone in, an empty
-    `trust` or `proxies` trusts nobody.
+    An empty set is false. Its meaning depends on the key: an empty `whitelist` admits every address, and an empty `trust`
+    or `proxies` trusts no address.
     """
 
     __slots__ = ("_known", "nets", "unix")
@@ -126,13 +137,16 @@ class Networks:
 
     @classmethod
     def parse(cls, words: Iterable[str]) -> "Networks":
-        """Addresses, networks, and the word `unix`."""
+        """Parses addresses, networks, and the word `unix`. Raises ValueError."""
         words = tuple(words)
         return cls((network(word) for word in words if word != "unix"), "unix" in words)
 
     def contains(self, ip: str) -> bool:
-        """Whether `ip` is in it; "" is the peer of a Unix socket. ::ffff:1.2.3.4 is 1.2.3.4; what is no address is in none."""
-        if len(ip) > 64:  # no address is that long, but a forwarded header may be
+        """Whether the set contains an address. ::ffff:1.2.3.4 is 1.2.3.4. A text that is not an address is in no set.
+
+        ip: the address; "" is the peer of a Unix socket.
+        """
+        if len(ip) > 64:  # no address is so long, but the text of a forwarded header may be
             return False
         known = self._known.get(ip)
         if known is None:
@@ -169,7 +183,7 @@ class Networks:
 
 
 class _Discreet(msgspec.Struct, frozen=True, kw_only=True):
-    """Fields named in `hidden` are not shown by `repr`, nor by rich, which does not ask it."""
+    """A struct whose `repr` hides the values of the fields in `hidden`. The library rich calls `__rich_repr__` instead."""
 
     hidden: ClassVar[frozenset[str]] = frozenset()
 
@@ -182,10 +196,13 @@ class _Discreet(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class ProtocolConfig(msgspec.Struct, frozen=True, kw_only=True):
-    """One protocol of `server`.
+    """A protocol of `server`.
 
-    path: with a slash at both ends. activity_timeout: seconds. whitelist: who may connect, empty: everyone.
-    push: types of channels clients may publish to; private covers protected. max_payload: bytes of one client message.
+    path: with a slash at both ends.
+    activity_timeout: seconds without data from a client after which the server pings it.
+    whitelist: addresses that may connect; empty: all.
+    push: types of channels to which clients may publish; `private` includes `protected`.
+    max_payload: bytes of one client message.
     """
 
     path: str
@@ -196,11 +213,15 @@ class ProtocolConfig(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class ServerConfig(msgspec.Struct, frozen=True, kw_only=True):
-    """What clients connect to.
+    """The listeners for clients, and the settings of their connections.
 
-    proto: the protocols that are on. listen: empty: off. app_path: with a slash at both ends. drain: seconds in which
-    clients are told to reconnect at a stop. proxies: whose X-Forwarded-For is believed. outbox: bytes a
-    connection may be behind. max_payload: bytes of one client message, where the protocol does not say otherwise.
+    proto: the enabled protocols.
+    listen: empty: the server does not listen here.
+    app_path: with a slash at both ends.
+    drain: seconds over which a stopping server disconnects its clients.
+    proxies: addresses of proxies whose `X-Forwarded-For` the server accepts.
+    outbox: bytes that may wait for a slow connection, before the server closes it.
+    max_payload: bytes of one client message, if the protocol has no limit of its own.
     """
 
     proto: frozenset[str] = frozenset({"pusher", "websocket"})
@@ -217,7 +238,7 @@ class ServerConfig(msgspec.Struct, frozen=True, kw_only=True):
     max_payload: int = 65_400
 
     def bases(self, protocol: Literal["pusher", "websocket"]) -> tuple[str, ...]:
-        """What the paths of a protocol's WebSockets begin with, up to the key; nothing where it is off."""
+        """Returns the beginnings of a protocol's WebSocket paths, up to the app's key; none if the protocol is disabled."""
         if protocol not in self.proto:
             return ()
         if protocol == "pusher":
@@ -228,8 +249,9 @@ class ServerConfig(msgspec.Struct, frozen=True, kw_only=True):
 class ApiConfig(msgspec.Struct, frozen=True, kw_only=True):
     """The HTTP API.
 
-    keep_alive_timeout: seconds. whitelist: who may connect, empty: everyone. trust: whose unsigned calls are
-    accepted, empty: nobody's (Push1st API, section 6).
+    keep_alive_timeout: seconds that a connection may be idle.
+    whitelist: addresses that may connect; empty: all.
+    trust: addresses whose unsigned calls the server accepts; empty: none (Push1st API, section 6).
     """
 
     listen: tuple[Listen, ...] = (Listen("tcp", port=6002),)
@@ -243,7 +265,9 @@ class ApiConfig(msgspec.Struct, frozen=True, kw_only=True):
 class Hook(_Discreet, frozen=True, kw_only=True):
     """Push1st's hook of an app.
 
-    trigger: what endpoints are told of. endpoint: where. sign: requests carry the app's key and a signature.
+    trigger: the events that the endpoints receive.
+    endpoint: the URLs of the endpoints.
+    sign: requests contain the app's key and a signature.
     """
 
     hidden: ClassVar[frozenset[str]] = frozenset({"endpoint"})
@@ -256,9 +280,12 @@ class Hook(_Discreet, frozen=True, kw_only=True):
 class Webhook(_Discreet, frozen=True, kw_only=True):
     """A webhook of an app.
 
-    events: which it is told of; empty: all of its format. filter: channels it is told of, by prefix, or by a pattern in
-    which `*` stands for anything; empty: all. headers: of each request. timeout: seconds a delivery may take. batch: events
-    a delivery may have. concurrency: deliveries at once, each of other channels; 0: 10, and 1 of `py:` and `lua:`.
+    events: the events that the webhook receives; empty: all of its format.
+    filter: the channels of these events, by prefix, or by a pattern in which `*` stands for any text; empty: all channels.
+    headers: of each request.
+    timeout: seconds that a delivery may take.
+    batch: the maximum number of events in a delivery.
+    concurrency: the maximum number of deliveries at a time, each of other channels; 0: 10, or 1 for `py:` and `lua:`.
     """
 
     hidden: ClassVar[frozenset[str]] = frozenset({"url", "headers"})
@@ -274,11 +301,14 @@ class Webhook(_Discreet, frozen=True, kw_only=True):
 
 
 class Authorize(_Discreet, frozen=True, kw_only=True):
-    """Who an app has a say through.
+    """An endpoint that decides for an app whether clients may connect, subscribe or publish.
 
-    on: what it is asked about. filter: channels it is asked about, as of a webhook; empty: all. headers: of each request.
-    timeout: seconds it has to answer; then the answer is no. cache: seconds an answer is kept; 0: not at all.
-    concurrency: processes of a `py:` function.
+    on: the operations that need a decision.
+    filter: the channels of these operations, as for a webhook; empty: all channels.
+    headers: of each request.
+    timeout: seconds that the endpoint has to reply; without a reply in time the server rejects the operation.
+    cache: seconds for which a reply is cached; 0: no cache.
+    concurrency: the number of processes of a `py:` function.
     """
 
     hidden: ClassVar[frozenset[str]] = frozenset({"url", "headers"})
@@ -293,10 +323,11 @@ class Authorize(_Discreet, frozen=True, kw_only=True):
 
 
 class HooksConfig(msgspec.Struct, frozen=True, kw_only=True):
-    """What all endpoints of hooks share.
+    """Settings of all hooks.
 
-    events, bytes: that may wait for one endpoint; what comes then is dropped. folder: where the rest of a queue is saved
-    at a stop, and what was given up is kept (`dead-letters.jsonl`); without one both are lost, and counted.
+    events, bytes: the limits of an endpoint's queue; a full queue drops events.
+    folder: keeps queued events while the server is stopped, and lost events (`dead-letters.jsonl`); without a folder both are
+    only counted.
     """
 
     events: int = 100_000
@@ -305,11 +336,12 @@ class HooksConfig(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class AppConfig(_Discreet, frozen=True, kw_only=True):
-    """One app.
+    """An app.
 
-    channels: the types it may use; without a secret only public ones, since nothing can be signed. origins: empty:
-    any. client_messages: clients may publish; off unless the configuration says so, as at Pusher (Push1st's files
-    always say). statistic: read, without effect.
+    channels: the types of its channels; an app without a secret has only public channels, because it cannot sign anything.
+    origins: the pages that may connect; empty: all.
+    client_messages: clients may publish. The default is that of Pusher: they may not. Push1st's files always contain the key.
+    statistic: without effect.
     """
 
     hidden: ClassVar[frozenset[str]] = frozenset({"secret"})
@@ -332,15 +364,20 @@ class AppConfig(_Discreet, frozen=True, kw_only=True):
 
 
 class LogConfig(msgspec.Struct, frozen=True, kw_only=True):
+    """Settings of the log."""
+
     format: Literal["text", "json"] = "text"
     level: Literal["debug", "info", "warning", "error"] = "info"
 
 
 class Config(_Discreet, frozen=True, kw_only=True):
-    """Everything.
+    """The whole configuration.
 
-    broker: `memory`, or a URL. folder: where relative paths start. warnings: what loads and does not do what it says.
-    files: the files that the configuration was read from. demo: see `demo`.
+    broker: `memory`, or a URL.
+    folder: the folder at which relative paths start.
+    files: the files that the configuration was read from.
+    warnings: a line for each setting that is valid, but has no effect or is probably a mistake.
+    demo: whether this is the demo (see `demo`).
     """
 
     hidden: ClassVar[frozenset[str]] = frozenset({"broker"})
@@ -358,15 +395,18 @@ class Config(_Discreet, frozen=True, kw_only=True):
 
     @property
     def has_broker(self) -> bool:
-        """Whether it is connected to one that was there before; several workers without one are given an engine of their own."""
+        """Whether the broker is a server that exists already. Otherwise several workers start an engine of their own."""
         return self.broker != "memory" and not self.broker.startswith(EMBEDDED)
 
 
-DEMO_SECRET = "secret"  # noqa: S105 - public on purpose, hence on the loopback interface only
+DEMO_SECRET = "secret"  # noqa: S105 - public on purpose, so the demo listens on the loopback interface only
 
 
 def demo() -> Config:
-    """What runs without a configuration: the app of the documentation, for this machine only. No file ever adds it."""
+    """Returns the configuration of a server without a configuration: the documentation's app, reachable from this machine only.
+
+    A configuration file never adds this app.
+    """
     app = AppConfig(id="app-test", key="app-key", secret=DEMO_SECRET, name="Demo", client_messages=True)
     return Config(
         server=ServerConfig(listen=(Listen("tcp", "127.0.0.1", 6001),)),
@@ -377,7 +417,7 @@ def demo() -> Config:
 
 
 def unserved(config: Config) -> str:
-    """Returns why no client can be served, and what to change; "" if one can."""
+    """Returns why the server could serve no client, and what to change; "" if it can serve clients."""
     enabled = [app for app in config.apps if app.enable]
     if not config.apps:
         return "no app is configured, so every client will be refused: credentials must name a file that exists and has an app"
@@ -392,14 +432,17 @@ def unserved(config: Config) -> str:
     return ""
 
 
-# Push1st has the limit on size only; 0: none.
+# The limits of the original Push1st: it has only the one on size. 0: no limit.
 _PUSH1ST = {"payload": 65_400} | dict.fromkeys(
     ("members", "connections", "subscriptions", "channels_per_event", "client_events", "publishes", "reads"), 0
 )
 
 
 def strictness(config: Config) -> list[str]:
-    """Where enabled apps are limited more than Push1st would, a line for all that are alike; and whose secret is short."""
+    """Returns a line for enabled apps with lower limits than in Push1st, and a line for each app with a short secret.
+
+    Apps with equal limits share a line.
+    """
     alike: dict[str, list[str]] = {}
     lines = []
     for app in config.apps:
