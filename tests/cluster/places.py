@@ -135,7 +135,7 @@ class Place:
             if format == "pusher" and not self.dead:
                 backend.webhook(hook_event.kind, hook_event.channel, hook_event.user_id)
 
-        board._tell = queue  # type: ignore[method-assign]  # what an endpoint's queue takes
+        board._queue = queue  # type: ignore[method-assign]  # what an endpoint's queue takes
         self.hooks.on_event = board.on_event  # type: ignore[method-assign]
         return self
 

@@ -49,7 +49,7 @@ class Hooks:
     def on_event(self, event: HookEvent) -> None:
         self.hook_events.append(event)
 
-    async def ask(self, question: Question) -> Decision:
+    async def decide(self, question: Question) -> Decision:
         """Returns `decision`, after `waits` is done."""
         self.asked.append(question)
         waits = self.waits

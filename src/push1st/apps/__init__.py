@@ -1,4 +1,4 @@
-"""Where apps come from: the port, and the registry of its implementations."""
+"""The port of app sources, which find apps, and the registry of its implementations."""
 
 from collections.abc import Sequence
 from typing import Protocol
@@ -9,7 +9,7 @@ SOURCES = {"files": "push1st.apps.files:Files"}
 
 
 class Apps(Protocol):
-    """Finds apps. Disabled ones are found, so that they can be refused by name."""
+    """Finds apps. It finds disabled apps too, so that the server can reject their clients with the right error."""
 
     def by_id(self, id: str) -> AppConfig | None: ...
 

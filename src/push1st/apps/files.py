@@ -1,4 +1,4 @@
-"""Apps from the configuration files."""
+"""Finds apps of the configuration files."""
 
 from collections.abc import Sequence
 
@@ -6,6 +6,8 @@ from push1st.config.model import AppConfig
 
 
 class Files:
+    """The app source of the configuration files."""
+
     def __init__(self, apps: Sequence[AppConfig]) -> None:
         self._apps = tuple(apps)
         self._by_id = {app.id: app for app in apps}

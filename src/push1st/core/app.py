@@ -5,7 +5,7 @@ from typing import Protocol
 from push1st.config.model import AppConfig
 from push1st.core.held import Held
 from push1st.core.hub import Subscriber, Tenant
-from push1st.hooks.authorize import asks
+from push1st.hooks.authorize import operations
 from push1st.hooks.formats import kinds
 from push1st.limits import Bucket
 
@@ -41,7 +41,7 @@ class App:
         self.publishes = Bucket(config.limits.publishes, now)
         self.reads = Bucket(config.limits.reads, now)
         self.reported = kinds(config)
-        self.asks = asks(config)
+        self.asks = operations(config)
 
     def sessions(self, channel: str) -> list[Client]:
         """Returns the connections of this worker that are subscribed to a channel."""

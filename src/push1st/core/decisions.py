@@ -22,7 +22,7 @@ def is_decided(app: App, channel: str) -> bool:
 
 async def connect(hooks: Hooks, app: App, client: Client, request: ClientRequest) -> Decision:
     """Requests a decision about a client that connects. A rejection is in the result, and is not raised."""
-    return await hooks.ask(
+    return await hooks.decide(
         Connecting(app.config.id, client.id, client.ip, request.query, request.origin, request.cookie, request.authorization)
     )
 
@@ -30,7 +30,7 @@ async def connect(hooks: Hooks, app: App, client: Client, request: ClientRequest
 async def subscribe(hooks: Hooks, app: App, client: Client, command: Subscribe, user: User | None) -> Decision:
     """Returns the decision that a client may subscribe. user: as which the client has signed in."""
     user_id = None if user is None else user.id
-    answer = await hooks.ask(Subscribing(app.config.id, client.id, client.ip, command.channel, command.channel_data, user_id))
+    answer = await hooks.decide(Subscribing(app.config.id, client.id, client.ip, command.channel, command.channel_data, user_id))
     if answer.refused is not None:
         raise answer.refused
     if answer.user_id is not None and (error := user_id_error(answer.user_id)):
@@ -40,7 +40,7 @@ async def subscribe(hooks: Hooks, app: App, client: Client, command: Subscribe, 
 
 async def publish(hooks: Hooks, app: App, client: Client, command: Publish, user_id: str | None) -> bytes:
     """Returns the data to publish, which the backend may have replaced. user_id: of the member, or of the signed-in user."""
-    answer = await hooks.ask(
+    answer = await hooks.decide(
         Publishing(app.config.id, client.id, client.ip, command.channel, command.event, msgspec.Raw(command.data), user_id)
     )
     if answer.refused is not None:

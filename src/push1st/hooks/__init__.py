@@ -1,11 +1,12 @@
-"""What tells a backend of what happens, and asks it: the ports, and the registry of ways to reach an endpoint.
+"""Notifies backends of hook events, and requests decisions from them: the ports, and the registry of transports.
 
-A hook event (`messages.HookEvent`) comes to `on_event` of a `HookDispatcher`; edges are held back and cancelled (`debounce`),
-what an endpoint wants is encoded in its format (`formats`) and queued for it (`queue`); an `Endpoint` sends, retries and gives up
-(`endpoint`), by a `HookTransport`. Questions go the same ways, without a queue (`authorize`).
+`HookDispatcher.on_event` takes a hook event (`messages.HookEvent`). Edges are held for a while, and dropped if the opposite
+edge follows (`debounce`). An event is encoded in the format of each endpoint (`formats`) and queued (`queue`). An `Endpoint`
+delivers events through a `HookTransport`, and retries failed deliveries (`endpoint`). Decisions are requested through the
+same transports, without a queue (`authorize`).
 
-None of this knows nodes, sessions or transports; the node calls it. A further kind of endpoint is one file here with a
-`HookTransport`, and one line in `TRANSPORTS`.
+These modules know neither nodes nor sessions nor transports of clients; the node calls them. A new kind of endpoint is one
+module here with a `HookTransport`, and one line in `TRANSPORTS`.
 """
 
 from collections.abc import Callable
@@ -28,7 +29,11 @@ Format = Literal["pusher", "push1st"]
 
 
 class NotDelivered(Exception):
-    """An endpoint did not take a delivery, or did not answer. kind: a word for metrics; text: for people, without secrets."""
+    """An endpoint did not accept a delivery, or did not reply to a request.
+
+    kind: a word for metrics.
+    text: the reason for people, without secrets.
+    """
 
     def __init__(self, kind: str, text: str) -> None:
         super().__init__(kind, text)
@@ -37,10 +42,12 @@ class NotDelivered(Exception):
 
 
 class Target(msgspec.Struct, frozen=True):
-    """One endpoint of an app, and how to speak to it.
+    """An endpoint of an app, with the settings of its transport.
 
-    key, secret: what requests are signed with; no secret: they are not. timeout: seconds of a delivery or an answer.
-    processes: for those that run in some. folder: where relative paths start.
+    key, secret: sign the requests; without a secret the requests are not signed.
+    timeout: seconds that a delivery or a request may take.
+    processes: the maximum number of child processes, for transports that use some.
+    folder: the folder at which relative paths start.
     """
 
     app: str
@@ -57,22 +64,28 @@ class Target(msgspec.Struct, frozen=True):
 
 
 class HookTransport(Protocol):
-    """How an endpoint is reached. Both raise NotDelivered."""
+    """Reaches one endpoint. `deliver` and `request` raise NotDelivered."""
 
-    async def tell(self, id: str, body: bytes) -> None:
-        """Returns when the endpoint has taken a delivery. id: the same each time it is tried."""
+    async def deliver(self, id: str, body: bytes) -> None:
+        """Returns when the endpoint has accepted a delivery. id: of the delivery, the same for each attempt."""
 
-    async def ask(self, body: bytes) -> bytes:
-        """The answer, a JSON text."""
+    async def request(self, body: bytes) -> bytes:
+        """Returns the reply, a JSON text."""
 
     async def close(self) -> None: ...
 
 
-Reach = Callable[[Target], HookTransport]
+OpenTransport = Callable[[Target], HookTransport]
 
 
 class Decision(msgspec.Struct, frozen=True):
-    """What a backend decided. user_info: JSON text; data: JSON text instead of the event's."""
+    """The decision of a backend.
+
+    refused: the rejection; None if the operation is allowed.
+    user_id: the user as which the client connects or subscribes.
+    user_info: JSON text.
+    data: JSON text that replaces the data of the event.
+    """
 
     refused: Refused | None = None
     user_id: str | None = None
@@ -81,26 +94,28 @@ class Decision(msgspec.Struct, frozen=True):
 
 
 class Hooks(Protocol):
-    """What the node and its sessions need of all hooks."""
+    """The port through which the node uses hooks."""
 
     def on_event(self, event: HookEvent) -> None:
-        """Takes a hook event to the endpoints that want it. Never waits."""
+        """Queues a hook event for the endpoints that want it. Never waits."""
 
-    async def ask(self, question: Question) -> Decision:
-        """What the app's backend decides. A backend that does not answer refuses."""
+    async def decide(self, question: Question) -> Decision:
+        """Returns the decision of the app's backend; a rejection if the backend does not reply."""
 
     def status(self, app: str) -> "list[Status]":
-        """The endpoints of an app, in the order of its configuration."""
+        """Returns the states of an app's endpoints, in the order of its configuration."""
 
     def queued(self) -> dict[str, int]:
-        """How many events wait, by app."""
+        """Returns the number of queued events of each app."""
 
 
 class Status(msgspec.Struct, frozen=True):
-    """An endpoint, as `GET /apps/{app}/hooks` shows it. Counts are of events, since the start.
+    """The state of an endpoint, as `GET /apps/{app}/hooks` shows it. The counts are numbers of events since the start.
 
-    failed: given up. retrying: of those queued, the ones that have been tried. last_error: of the last failure, with its
-    time in seconds since 1970.
+    failed: events that are lost.
+    retrying: queued events whose delivery has failed at least once.
+    last_error: the reason of the last failure.
+    last_error_at: its time, in seconds since 1970.
     """
 
     endpoint: str
@@ -114,7 +129,7 @@ class Status(msgspec.Struct, frozen=True):
 
 
 def shown(url: str) -> str:
-    """A URL without what may be secret in it: user, password and query."""
+    """Returns a URL without the parts that may be secret: user, password and query."""
     scheme, _, rest = url.partition("://")
     rest, question, _ = rest.partition("?")
     host, slash, path = rest.partition("/")

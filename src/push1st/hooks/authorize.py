@@ -1,7 +1,8 @@
-"""Asks an app's backend whether a client may connect, subscribe or publish, and keeps its answers for as long as it says.
+"""Requests decisions from an app's backend: whether a client may connect, subscribe or publish. Caches the replies.
 
-An answer that does not come in time, or is none, is a no. What is asked is `events.Question`, as JSON or as it stands;
-the answer is `{"allow": true}`, with what is to be changed, or `{"allow": false}`, with code and message.
+The server rejects the operation if the backend does not reply in time, or if its reply is not valid. The body of a request
+is a struct of `events`, as JSON. The reply is `{"allow": true}`, optionally with a user or data, or `{"allow": false}`,
+optionally with code and message.
 """
 
 import asyncio
@@ -14,7 +15,7 @@ import msgspec
 from push1st import logs
 from push1st.config.model import AppConfig
 from push1st.errors import Refused
-from push1st.hooks import Decision, HookTransport, NotDelivered, Reach, Target, shown
+from push1st.hooks import Decision, HookTransport, NotDelivered, OpenTransport, Target, shown
 from push1st.hooks.endpoint import Clock
 from push1st.hooks.events import Connecting, Question
 from push1st.hooks.formats import matcher, target
@@ -22,63 +23,74 @@ from push1st.jsontext import decode
 
 MAX_CACHED = 10_000
 LOG_SECONDS = 10.0
+"""between two log lines about the same endpoint"""
 MAX_MESSAGE = 100
-"""characters of a refusal's message: it has to fit into a close frame (RFC 6455 §5.5)"""
+"""characters of a rejection's message, which must fit into a close frame (RFC 6455 §5.5)"""
 CODES = {"connect": 4009}
 CODE = 403
-"""what a refusal says where the backend does not"""
+"""codes of a rejection if the backend gives none; the first for operations in `CODES`"""
 UNDECIDED = "the app's backend gave no answer"
 
 log = logs.get("push1st.hooks")
 
 
-class SaidUser(msgspec.Struct):
+class ReplyUser(msgspec.Struct):
     id: str | int
     info: msgspec.Raw = msgspec.Raw(b"null")
 
 
 class AuthorizeReply(msgspec.Struct):
-    """What a backend answers."""
+    """The reply of a backend."""
 
     allow: bool
     code: int | None = None
     text: str = msgspec.field(default="", name="message")
-    user: SaidUser | None = None
+    user: ReplyUser | None = None
     data: msgspec.Raw | msgspec.UnsetType = msgspec.UNSET
 
     def __post_init__(self) -> None:
         self.text = self.text[:MAX_MESSAGE]
 
 
-_said = msgspec.json.Decoder(AuthorizeReply)
+_decoder = msgspec.json.Decoder(AuthorizeReply)
 _encode = msgspec.json.Encoder().encode
 
 
-def asks(app: AppConfig) -> dict[str, Callable[[str], object]]:
-    """What an app is asked about, each with whether it is for a channel (`connect`: for "")."""
+def operations(app: AppConfig) -> dict[str, Callable[[str], object]]:
+    """Returns the operations that need a decision of the app's backend, each with a filter of channels.
+
+    The channel of `connect` is "".
+    """
     return {on: matcher(one.filter) if on != "connect" else matcher(()) for one in app.authorize for on in one.on}
 
 
 class AuthorizeEndpoint:
-    """An endpoint that is asked. cache: seconds."""
+    """An endpoint that decides. cache: seconds for which a decision is cached."""
 
-    __slots__ = ("cache", "failed_at", "name", "target", "way")
+    __slots__ = ("cache", "failed_at", "name", "target", "transport")
 
     def __init__(self, target: Target, cache: int) -> None:
         self.target = target
         self.cache = cache
         self.name = shown(target.url)
-        self.way: HookTransport | None = None
+        self.transport: HookTransport | None = None
         self.failed_at = -LOG_SECONDS
 
 
 class Authorizer:
-    """asked: a counter of answers (`Metrics`). folder: where relative paths start."""
+    """Requests the decisions of all apps.
 
-    def __init__(self, apps: Sequence[AppConfig], folder: str, clock: Clock, asked: Counter[str], reach: Reach) -> None:
+    folder: the folder at which relative paths start.
+    decisions: counts the decisions by result (`Metrics`).
+    open_transport: makes the transport of an endpoint at its first request.
+    """
+
+    def __init__(
+        self, apps: Sequence[AppConfig], folder: str, clock: Clock, decisions: Counter[str], open_transport: OpenTransport
+    ) -> None:
         self._clock = clock
-        self._asked = asked
-        self._reach = reach
+        self._decisions = decisions
+        self._open_transport = open_transport
         self._endpoints: dict[tuple[str, str], AuthorizeEndpoint] = {}
         self._cached: OrderedDict[tuple[AuthorizeEndpoint, bytes], tuple[float, Decision]] = OrderedDict()
         for app in apps:
@@ -86,43 +98,48 @@ class Authorizer:
                 endpoint = AuthorizeEndpoint(target(app, one, folder, one.concurrency), one.cache)
                 self._endpoints.update({(app.id, on): endpoint for on in one.on})
 
-    async def ask(self, question: Question) -> Decision:
-        """What the backend decided. It is asked only about what `asks` says."""
+    async def decide(self, question: Question) -> Decision:
+        """Returns the backend's decision, from the cache or by a request.
+
+        question: of an operation that `operations` contains for the app.
+        """
         on = str(question.__struct_config__.tag)
         endpoint = self._endpoints[question.app, on]
         key = endpoint, _key(question) if endpoint.cache else b""
         if endpoint.cache and (cached := self._cached.get(key)):
             if self._clock.monotonic() < cached[0]:
-                self._asked["cached"] += 1
+                self._decisions["cached"] += 1
                 return cached[1]
             del self._cached[key]
         try:
-            said = decode(_said, await self._answer(endpoint, _encode(question)))
-            answer = _answer(on, said)
-        except NotDelivered as failure:
-            return self._undecided(endpoint, "failed" if failure.kind == "refused" else failure.kind, failure.text)
+            reply = decode(_decoder, await self._request(endpoint, _encode(question)))
+            decision = _decision(on, reply)
+        except NotDelivered as exc:
+            return self._undecided(endpoint, "failed" if exc.kind == "refused" else exc.kind, exc.text)
         except (msgspec.DecodeError, RecursionError) as exc:
-            return self._undecided(endpoint, "malformed", f"not an answer: {exc}")
-        self._asked["refused" if answer.refused else "allowed"] += 1
+            return self._undecided(endpoint, "malformed", f"the reply is not valid: {exc}")
+        self._decisions["refused" if decision.refused else "allowed"] += 1
         if endpoint.cache:
-            self._cached[key] = self._clock.monotonic() + endpoint.cache, answer
+            self._cached[key] = self._clock.monotonic() + endpoint.cache, decision
             if len(self._cached) > MAX_CACHED:
                 self._cached.popitem(last=False)
-        return answer
+        return decision
 
-    async def _answer(self, endpoint: AuthorizeEndpoint, body: bytes) -> bytes:
-        if endpoint.way is None:
-            endpoint.way = self._reach(endpoint.target)
-        task = asyncio.get_running_loop().create_task(endpoint.way.ask(body))
+    async def _request(self, endpoint: AuthorizeEndpoint, body: bytes) -> bytes:
+        """Sends a request; returns the body of the reply. Raises NotDelivered."""
+        if endpoint.transport is None:
+            endpoint.transport = self._open_transport(endpoint.target)
+        task = asyncio.get_running_loop().create_task(endpoint.transport.request(body))
         done, _ = await asyncio.wait((task,), timeout=endpoint.target.timeout)
         if not done:
-            task.add_done_callback(_forgotten)
+            task.add_done_callback(_ignore_exception)
             task.cancel()
             raise NotDelivered("timed-out", f"no answer within {endpoint.target.timeout:g} s")
         return task.result()
 
     def _undecided(self, endpoint: AuthorizeEndpoint, kind: str, text: str) -> Decision:
-        self._asked[kind] += 1
+        """Counts and logs a failed request; returns a rejection. kind: the label of the counter."""
+        self._decisions[kind] += 1
         now = self._clock.monotonic()
         if now - endpoint.failed_at >= LOG_SECONDS:
             endpoint.failed_at = now
@@ -130,38 +147,38 @@ class Authorizer:
         return Decision(Refused(503, UNDECIDED))
 
     async def close(self) -> None:
-        ways = {one.way for one in self._endpoints.values() if one.way is not None}
-        await asyncio.gather(*(way.close() for way in ways))
+        transports = {one.transport for one in self._endpoints.values() if one.transport is not None}
+        await asyncio.gather(*(transport.close() for transport in transports))
 
 
-def _forgotten(task: asyncio.Task[bytes]) -> None:
-    """Nobody waits for it any more, so nobody would look at how it failed."""
+def _ignore_exception(task: asyncio.Task[bytes]) -> None:
+    """Reads the exception of a task, so that asyncio does not log it. No caller waits for the task."""
     if not task.cancelled():
         task.exception()
 
 
 def _key(question: Question) -> bytes:
-    """What two questions with the same answer have in common.
+    """Returns a key of the cache, which is equal for requests that must have the same decision.
 
-    Who asks is the user, the credentials of a connection, or else the connection itself: an answer for one connection
-    that has shown nothing is not another's.
+    The key of a connecting client contains its credentials, that of a signed-in user contains the user. Other keys contain
+    the connection: a decision for one anonymous connection does not apply to another.
     """
     if isinstance(question, Connecting) or question.user_id is not None:
         question = msgspec.structs.replace(question, socket_id="")
-    return hashlib.sha256(_encode(question)).digest()  # a question may hold as much as a client may publish
+    return hashlib.sha256(_encode(question)).digest()  # a hash, because a request may contain a whole event
 
 
-def _answer(on: str, said: AuthorizeReply) -> Decision:
-    if not said.allow:
-        code = said.code or 0
+def _decision(on: str, reply: AuthorizeReply) -> Decision:
+    if not reply.allow:
+        code = reply.code or 0
         allowed = 4000 <= code < 5000 if on == "connect" else 400 <= code < 600 or 4300 <= code < 5000
         code = code if allowed else CODES.get(on, CODE)
-        if said.text:
-            return Decision(Refused(code, said.text))
+        if reply.text:
+            return Decision(Refused(code, reply.text))
         return Decision(Refused(code, f"the app does not allow this client to {on}"))
-    user = said.user
+    user = reply.user
     return Decision(
         user_id=None if user is None else str(user.id),
         user_info=b"null" if user is None else bytes(user.info).strip(),
-        data=None if said.data is msgspec.UNSET else bytes(said.data).strip(),
+        data=None if reply.data is msgspec.UNSET else bytes(reply.data).strip(),
     )

@@ -1,6 +1,6 @@
-"""Where hook events come in: from here each goes, debounced, to the endpoints of its app that want it.
+"""The dispatcher of hook events: debounces each event, and queues it for the endpoints of its app that want it.
 
-It is the one end of `on_event`: whichever worker's broker calls that has the queues. It asks nobody who is where.
+The broker calls `on_event` in one worker only, and that worker has the queues. The dispatcher makes no queries to the broker.
 """
 
 import asyncio
@@ -23,29 +23,36 @@ from push1st.hooks.queue import Delivery
 from push1st.hooks.store import Saved, Store
 from push1st.messages import HookEvent
 
-TAKE_UP_SECONDS = 10.0
+LOAD_SECONDS = 10.0
 """between two searches for saved events: the process that this one replaces saves its events after this one has started"""
 SAVE_SECONDS = 2.0
-"""for which saving is retried at a stop, if the folder is not writable"""
-SAVE_AGAIN_SECONDS = 0.1
+"""for which a stopping process retries to save its events, if it cannot write to the folder"""
+SAVE_RETRY_SECONDS = 0.1
 
 log = logs.get("push1st.hooks")
 
 
-def way_to(url: str) -> type[HookTransport]:
-    """The class for an endpoint, from the registry."""
+def transport_class(url: str) -> type[HookTransport]:
+    """Returns the class of an endpoint's transport, from the registry."""
     module, _, attribute = TRANSPORTS[url.partition("://")[0]].partition(":")
-    way: type[HookTransport] = getattr(importlib.import_module(module), attribute)
-    return way
+    transport: type[HookTransport] = getattr(importlib.import_module(module), attribute)
+    return transport
 
 
-def reach(target: Target) -> HookTransport:
-    """The way to an endpoint. It has been loaded before: the first event does not wait for that."""
-    return way_to(target.url)(target)  # type: ignore[call-arg]  # the port does not say how it is made
+def open_transport(target: Target) -> HookTransport:
+    """Returns the transport of an endpoint. Its module is loaded at the start already, so the first event does not wait."""
+    return transport_class(target.url)(target)  # type: ignore[call-arg]  # the port does not say how it is made
 
 
 class HookDispatcher:
-    """folder: where relative paths start. events, attempts, asked: counters (`Metrics`). Raises OSError for `config.folder`."""
+    """Implements `Hooks` and `HookContext`.
+
+    folder: the folder at which relative paths start.
+    random: returns a random number of so many bits.
+    events, attempts, decisions: counters (`Metrics`).
+    open_transport: makes the transport of an endpoint.
+    Raises OSError if the process cannot write to `config.folder`.
+    """
 
     def __init__(
         self,
@@ -56,29 +63,29 @@ class HookDispatcher:
         random: Callable[[int], int],
         events: Counter[str],
         attempts: Counter[str],
-        asked: Counter[str],
-        reach: Callable[[Target], HookTransport] = reach,
+        decisions: Counter[str],
+        open_transport: Callable[[Target], HookTransport] = open_transport,
     ) -> None:
         self.clock = clock
         self.random = random
-        self.reach = reach
+        self.open_transport = open_transport
         self.events = events
         self.attempts = attempts
         self._config = config
         self._folder = folder
         self._store = Store(config.folder) if config.folder else None
-        self._authority = Authorizer(apps, folder, clock, asked, reach)
-        self.ask = self._authority.ask
+        self._authorizer = Authorizer(apps, folder, clock, decisions, open_transport)
+        self.decide = self._authorizer.decide
         self._debounce = Debounce()
-        self._settled_at: asyncio.TimerHandle | None = None
-        self._look_at: asyncio.TimerHandle | None = None
+        self._release_at: asyncio.TimerHandle | None = None
+        self._load_at: asyncio.TimerHandle | None = None
         self._failing = False
         """whether the last attempt to load saved events failed"""
         self._endpoints = {app.id: self._of(wanted(app, folder)) for app in apps if app.enable}
         self._kinds = {app.id: kinds(app) for app in apps if app.enable}
         for app in apps:
             for url in (*(one.wanted.target.url for one in self._endpoints.get(app.id, ())), *(one.url for one in app.authorize)):
-                way_to(url)
+                transport_class(url)
 
     def _of(self, wanted: Iterable[Wanted]) -> tuple[Endpoint, ...]:
         return tuple(Endpoint(one, self, self._config.events, self._config.bytes) for one in wanted)
@@ -88,23 +95,24 @@ class HookDispatcher:
             yield from endpoints
 
     def open(self, report: Callable[[HookEvent], None]) -> None:
-        """Loads the events that other processes have saved, now and every `TAKE_UP_SECONDS`.
+        """Loads the events that other processes have saved, now and every `LOAD_SECONDS`.
 
-        report: passes held edges among them to the broker.
+        report: called with each saved edge that was held; passes it to the broker.
         """
         if self._store is None:
             return
         try:
-            self._take_up(self._store, report)
+            self._load_saved(self._store, report)
         except OSError as exc:
             if not self._failing:
-                log.error("saved hook events cannot be loaded, retrying", reason=str(exc), seconds=TAKE_UP_SECONDS)
+                log.error("saved hook events cannot be loaded, retrying", reason=str(exc), seconds=LOAD_SECONDS)
             self._failing = True
         else:
             self._failing = False
-        self._look_at = asyncio.get_running_loop().call_later(TAKE_UP_SECONDS, self.open, report)
+        self._load_at = asyncio.get_running_loop().call_later(LOAD_SECONDS, self.open, report)
 
-    def _take_up(self, store: Store, report: Callable[[HookEvent], None]) -> None:
+    def _load_saved(self, store: Store, report: Callable[[HookEvent], None]) -> None:
+        """Queues saved events again. Events of an endpoint that the configuration no longer contains become dead letters."""
         known = {fingerprint(one.wanted): one for one in self._all()}
         count = gone = 0
         try:
@@ -116,7 +124,7 @@ class HookDispatcher:
                 elif endpoint is None:
                     gone += 1
                     self.events["endpoint-gone"] += len(line.events)
-                    self.bury("", line.endpoint, "endpoint-gone", [bytes(event) for event in line.events])
+                    self.add_dead_letter("", line.endpoint, "endpoint-gone", [bytes(event) for event in line.events])
                 elif line.id:
                     delivery = Delivery(line.channels, [bytes(event) for event in line.events])
                     delivery.id, delivery.body = line.id, line.body.encode()
@@ -129,78 +137,82 @@ class HookDispatcher:
                 log.info("saved hook events are loaded", lines=count, endpoints_gone=gone)
 
     def on_event(self, event: HookEvent) -> None:
-        """What the broker calls with each hook event. Never waits."""
+        """Queues a hook event for the endpoints that want it. The broker calls it. Never waits."""
         if event.kind not in self._kinds.get(event.app, ()) or event.channel.startswith("#"):
             return
         if event.phase in ("new", "at-once"):
-            self._tell("push1st", event)  # this format gets edges at once (Push1st API, section 8)
+            self._queue("push1st", event)  # endpoints of this format receive edges at once (Push1st API, section 8)
         if event.phase == "settled":
-            self._tell("pusher", event)
+            self._queue("pusher", event)
         elif event.phase == "held":
             self._debounce.hold((event,), self.clock.monotonic())
         elif event.phase == "new":
-            for settled in self._debounce.feed(event, self.clock.monotonic()):
-                self._tell("pusher", settled)
+            for passed in self._debounce.feed(event, self.clock.monotonic()):
+                self._queue("pusher", passed)
         if self._debounce.is_holding:
-            self._settle_later()
+            self._release_later()
 
-    def _settle_later(self) -> None:
-        if self._settled_at is None:
-            self._settled_at = asyncio.get_running_loop().call_later(1, self._settle)
+    def _release_later(self) -> None:
+        if self._release_at is None:
+            self._release_at = asyncio.get_running_loop().call_later(1, self._release)
 
-    def _settle(self) -> None:
-        self._settled_at = None
+    def _release(self) -> None:
+        self._release_at = None
         for hook_event in self._debounce.due(self.clock.monotonic()):
-            self._tell("pusher", hook_event)
+            self._queue("pusher", hook_event)
         if self._debounce.is_holding:
-            self._settle_later()
+            self._release_later()
 
-    def _tell(self, format: Format, hook_event: HookEvent) -> None:
+    def _queue(self, format: Format, hook_event: HookEvent) -> None:
+        """Encodes a hook event once, and queues it for the endpoints of a format that want it."""
         event = b""
-        # No single connection causes a count, so all counts together are one source.
+        # A count has no connection that caused it, so all counts share one source.
         source = hook_event.kind if hook_event.kind == "counted" else hook_event.socket_id
         for one in self._endpoints.get(hook_event.app, ()):
             if one.wanted.format == format and one.wants(hook_event):
                 event = event or ENCODERS[format](hook_event)
                 one.put(hook_event.channel, event, source)
 
-    def bury(self, app: str, endpoint: str, reason: str, events: Sequence[bytes]) -> None:
-        if self._store is not None and not self._store.bury(app, endpoint, reason, events):
+    def add_dead_letter(self, app: str, endpoint: str, reason: str, events: Sequence[bytes]) -> None:
+        """Keeps lost events in the folder, if one is configured. Counts those for which there is no room."""
+        if self._store is not None and not self._store.add_dead_letter(app, endpoint, reason, events):
             self.events["unburied"] += len(events)
 
     def status(self, app: str) -> list[Status]:
-        """The endpoints of an app, in the order of its configuration."""
+        """Returns the states of an app's endpoints, in the order of its configuration."""
         return [one.status() for one in self._endpoints.get(app, ())]
 
     def queued(self) -> dict[str, int]:
-        """How many events wait, by app."""
+        """Returns the number of queued events of each app."""
         return {app: sum(one.queue.events for one in those) for app, those in self._endpoints.items() if those}
 
     async def close(self, seconds: float, enough: asyncio.Event | None = None) -> None:
-        """Sends what it can for so long, or until it is told that it is enough; saves the rest.
+        """Delivers queued events for some seconds, and saves the rest.
 
-        Saves held edges for the next start, or sends them now if there is no folder. If other workers continue, the broker holds
-        the edges, and this process holds none.
+        Held edges are saved for the next start; without a folder they are delivered now. A broker that several workers share
+        holds edges itself, so then this process has none.
+
+        enough: ends the deliveries early when it is set.
         """
-        for timer in (self._settled_at, self._look_at):
+        for timer in (self._release_at, self._load_at):
             if timer is not None:
                 timer.cancel()
         held = self._debounce.held()
         if self._store is None:
             for hook_event in held:
-                self._tell("pusher", hook_event)
+                self._queue("pusher", hook_event)
             held = []
         endpoints = list(self._all())
         draining = [asyncio.ensure_future(one.drained()) for one in endpoints if not one.queue.idle]
         if draining:
             log.info("waiting for hook events to be sent", endpoints=len(draining), seconds_at_most=seconds)
             drained = asyncio.gather(*draining)
-            waits: list[asyncio.Future[Any]] = [drained] if enough is None else [drained, asyncio.ensure_future(enough.wait())]
-            await asyncio.wait(waits, timeout=seconds, return_when=asyncio.FIRST_COMPLETED)
-            for wait in waits:
+            future: list[asyncio.Future[Any]] = [drained] if enough is None else [drained, asyncio.ensure_future(enough.wait())]
+            await asyncio.wait(future, timeout=seconds, return_when=asyncio.FIRST_COMPLETED)
+            for wait in future:
                 wait.cancel()
-            await asyncio.gather(*waits, return_exceptions=True)
-        await asyncio.gather(self._authority.close(), *(one.stop() for one in endpoints))
+            await asyncio.gather(*future, return_exceptions=True)
+        await asyncio.gather(self._authorizer.close(), *(one.stop() for one in endpoints))
         if self._store is None:
             for one in endpoints:
                 one.give_up()
@@ -212,7 +224,7 @@ class HookDispatcher:
             log.error("dead letters are lost", letters=lost)
 
     async def _save(self, store: Store, endpoints: list[Endpoint], held: list[HookEvent], enough: asyncio.Event | None) -> bool:
-        """Saves the remaining events; returns whether it could. Retries for a while, since a folder may be full for a moment."""
+        """Saves the remaining events; returns whether this succeeded. Retries, because a disk may be full for a moment only."""
         time = asyncio.get_running_loop().time
         deadline = time() + SAVE_SECONDS
         while True:
@@ -226,7 +238,7 @@ class HookDispatcher:
                 if count:
                     log.info("hook events are saved for the next start", lines=count)
                 return True
-            await asyncio.sleep(SAVE_AGAIN_SECONDS)
+            await asyncio.sleep(SAVE_RETRY_SECONDS)
 
     def _rest(self, endpoints: Iterable[Endpoint], held: Iterable[HookEvent]) -> Iterator[Saved]:
         for one in endpoints:
@@ -242,6 +254,6 @@ class HookDispatcher:
 
 
 def fingerprint(wanted: Wanted) -> str:
-    """By which an endpoint is known again after a start, without its URL."""
+    """Returns a hash by which a later process finds the endpoint of saved events. The file does not contain the URL."""
     target = wanted.target
     return hashlib.sha256(f"{target.app}\n{target.url}\n{wanted.format}".encode()).hexdigest()[:32]

@@ -1,7 +1,7 @@
-"""One endpoint: what it wants is queued, sent, tried again, given up. It delays nobody but itself.
+"""One endpoint of a hook: queues its events, delivers them, retries failed deliveries, and drops events after too many failures.
 
-It has no task and no timer while it has nothing to send. What it logs is bounded: the first failure of a row, and what
-is lost at most once in `LOG_SECONDS`, with how much.
+A slow endpoint delays only its own events. An endpoint without queued events has no task and no timer. Its log lines are
+limited: one for the first of several failures in a row, and one in `LOG_SECONDS` with the number of lost events.
 """
 
 import asyncio
@@ -10,14 +10,14 @@ from collections.abc import Callable, Sequence
 from typing import Protocol
 
 from push1st import logs
-from push1st.hooks import HookTransport, NotDelivered, Reach, Status, shown
+from push1st.hooks import HookTransport, NotDelivered, OpenTransport, Status, shown
 from push1st.hooks.formats import Wanted, body
 from push1st.hooks.queue import Delivery, Queue
 from push1st.messages import HookEvent
 
 LOG_SECONDS = 10.0
 JITTER = 0.1
-"""the part by which a wait is shorter at most, so that those who failed together do not come back together"""
+"""the largest part by which a wait is shortened at random, so that deliveries that failed together are not retried together"""
 
 log = logs.get("push1st.hooks")
 
@@ -29,32 +29,32 @@ class Clock(Protocol):
 
 
 class HookContext(Protocol):
-    """What endpoints share."""
+    """Clock, random numbers, counters and the store, which all endpoints share."""
 
     @property
     def clock(self) -> Clock: ...
     @property
     def random(self) -> Callable[[int], int]: ...
     @property
-    def reach(self) -> Reach: ...
+    def open_transport(self) -> OpenTransport: ...
     @property
     def events(self) -> Counter[str]: ...
     @property
     def attempts(self) -> Counter[str]: ...
 
-    def bury(self, app: str, endpoint: str, reason: str, events: Sequence[bytes]) -> None:
-        """Keeps what is lost, where that is configured."""
+    def add_dead_letter(self, app: str, endpoint: str, reason: str, events: Sequence[bytes]) -> None:
+        """Keeps lost events, if a folder is configured."""
 
 
 class Endpoint:
-    """most_events, most_bytes: that may wait."""
+    """Delivers the events of one endpoint. max_events, max_bytes: the limits of its queue."""
 
-    def __init__(self, wanted: Wanted, around: HookContext, most_events: int, most_bytes: int) -> None:
+    def __init__(self, wanted: Wanted, context: HookContext, max_events: int, max_bytes: int) -> None:
         self.wanted = wanted
         self.name = shown(wanted.target.url)
-        self.queue = Queue(wanted.concurrency, wanted.batch, most_events, most_bytes)
-        self._around = around
-        self._way: HookTransport | None = None
+        self.queue = Queue(wanted.concurrency, wanted.batch, max_events, max_bytes)
+        self._context = context
+        self._transport: HookTransport | None = None
         self._tasks: dict[asyncio.Task[None], Delivery] = {}
         self._timer: asyncio.TimerHandle | None = None
         self._scheduled = False
@@ -67,28 +67,28 @@ class Endpoint:
         self._last_error: str | None = None
         self._last_error_at: int | None = None
         self._lost: Counter[str] = Counter()
-        self._said_lost_at = -LOG_SECONDS
+        self._lost_logged_at = -LOG_SECONDS
 
     def wants(self, hook_event: HookEvent) -> bool:
         return hook_event.kind in self.wanted.kinds and bool(self.wanted.filter(hook_event.channel))
 
     def put(self, channel: str, event: bytes, source: str = "") -> None:
-        """Queues an event. Counts the events that gave way to it as lost; counts the event itself as lost if it is not queued.
+        """Queues an event. In a full queue it replaces other events, or is not queued; the events that are dropped are lost.
 
         source: the connection that caused the event.
         """
         is_queued = self.queue.put(channel, event, source)
-        if self.queue.gave_way:
-            lost, self.queue.gave_way = self.queue.gave_way, []
+        if self.queue.dropped:
+            lost, self.queue.dropped = self.queue.dropped, []
             self._lose("overflowed", lost)
         if not is_queued:
             self._lose("overflowed", [event])
             return
-        self._around.events["queued"] += 1
+        self._context.events["queued"] += 1
         self.wake()
 
     def wake(self) -> None:
-        """Sends what can be sent, at the end of the loop's turn."""
+        """Begins the deliveries that are possible, at the end of the loop's turn."""
         if not self._scheduled and not self._stopped:
             self._scheduled = True
             self._idle.clear()
@@ -102,11 +102,11 @@ class Endpoint:
         if self._stopped:
             return
         loop = asyncio.get_running_loop()
-        now = self._around.clock.monotonic()
+        now = self._context.clock.monotonic()
         while (delivery := self.queue.next(now)) is not None:
-            if not delivery.id:  # before its task runs: a stop may come first, and keeps what has an id as a whole
-                delivery.id = f"{self._around.random(128):032x}"
-                delivery.body = body(self.wanted.format, delivery.events, self._around.clock.wall())
+            if not delivery.id:  # set before the task runs, because a stop before that saves a delivery with an id as a whole
+                delivery.id = f"{self._context.random(128):032x}"
+                delivery.body = body(self.wanted.format, delivery.events, self._context.clock.wall())
             task = loop.create_task(self._deliver(delivery))
             self._tasks[task] = delivery
             task.add_done_callback(self._finished)
@@ -121,50 +121,51 @@ class Endpoint:
         self.wake()
 
     async def _deliver(self, delivery: Delivery) -> None:
-        around, queue, wanted = self._around, self.queue, self.wanted
+        context, queue, wanted = self._context, self.queue, self.wanted
         try:
-            if self._way is None:
-                self._way = around.reach(wanted.target)
-            await self._way.tell(delivery.id, delivery.body)
-        except NotDelivered as failure:
-            self._fail(delivery, failure.kind, failure.text)
-        except Exception as defect:  # of ours: the delivery must not be lost by it
+            if self._transport is None:
+                self._transport = context.open_transport(wanted.target)
+            await self._transport.deliver(delivery.id, delivery.body)
+        except NotDelivered as exc:
+            self._fail(delivery, exc.kind, exc.text)
+        except Exception as exc:  # a defect of ours must not lose the delivery
             log.exception("internal error", where="hooks", endpoint=self.name)
-            self._fail(delivery, "internal-error", type(defect).__name__)
+            self._fail(delivery, "internal-error", type(exc).__name__)
         else:
             queue.done(delivery)
-            around.attempts["delivered"] += 1
-            around.events["sent"] += delivery.count
+            context.attempts["delivered"] += 1
+            context.events["sent"] += delivery.count
             self._sent += delivery.count
             if self._failing:
                 self._failing = False
-                log.info("hook endpoint takes events again", app=wanted.target.app, endpoint=self.name)
+                log.info("hook endpoint accepts events again", app=wanted.target.app, endpoint=self.name)
 
     def _fail(self, delivery: Delivery, kind: str, text: str) -> None:
-        around = self._around
-        around.attempts[kind] += 1
-        self._last_error, self._last_error_at = text, around.clock.wall() // 1_000_000_000
+        context = self._context
+        context.attempts[kind] += 1
+        self._last_error, self._last_error_at = text, context.clock.wall() // 1_000_000_000
         if not self._failing:
             self._failing = True
             app = self.wanted.target.app
-            log.warning("hook endpoint does not take events", app=app, endpoint=self.name, reason=text, delivery=delivery.id)
-        jitter = 1 - JITTER * around.random(16) / 65536
-        if not self.queue.failed(delivery, around.clock.monotonic(), jitter):
+            log.warning("hook endpoint accepts no events", app=app, endpoint=self.name, reason=text, delivery=delivery.id)
+        jitter = 1 - JITTER * context.random(16) / 65536
+        if not self.queue.failed(delivery, context.clock.monotonic(), jitter):
             self._lose("expired", delivery.events)
 
     def _lose(self, reason: str, events: Sequence[bytes]) -> None:
-        around = self._around
+        """Counts and logs lost events, and makes dead letters of them."""
+        context = self._context
         app = self.wanted.target.app
-        around.events[reason] += len(events)
+        context.events[reason] += len(events)
         self._failed += len(events)
         self._lost[reason] += len(events)
-        around.bury(app, self.name, reason, events)
-        now = around.clock.monotonic()
-        if now - self._said_lost_at >= LOG_SECONDS:
-            self._said_lost_at = now
-            for what, count in self._lost.items():
+        context.add_dead_letter(app, self.name, reason, events)
+        now = context.clock.monotonic()
+        if now - self._lost_logged_at >= LOG_SECONDS:
+            self._lost_logged_at = now
+            for cause, count in self._lost.items():
                 log.error(
-                    "hook events are lost", app=app, endpoint=self.name, reason=what, events=count, last_error=self._last_error
+                    "hook events are lost", app=app, endpoint=self.name, reason=cause, events=count, last_error=self._last_error
                 )
             self._lost.clear()
 
@@ -181,13 +182,13 @@ class Endpoint:
         )
 
     async def drained(self) -> None:
-        """Returns when nothing is queued any more."""
+        """Returns when the queue is empty."""
         while not self.queue.idle:
             self._idle.clear()
             await self._idle.wait()
 
     async def stop(self) -> None:
-        """Breaks off what is under way; it stays in the queue."""
+        """Cancels current deliveries, whose events stay in the queue, and closes the transport."""
         self._stopped = True
         if self._timer is not None:
             self._timer.cancel()
@@ -196,13 +197,13 @@ class Endpoint:
             task.cancel()
         if tasks:
             await asyncio.wait(tasks)
-        if self._way is not None:
-            await self._way.close()
+        if self._transport is not None:
+            await self._transport.close()
 
     def give_up(self) -> None:
-        """Counts what is left as lost: the server stops, and there is nowhere to keep it."""
+        """Counts the queued events as lost, because the server stops and cannot save them."""
         left = [event for one in self.queue.tried() for event in one.events]
         left += (event for _, event, _ in self.queue.untried())
         if left:
-            self._said_lost_at = -LOG_SECONDS
+            self._lost_logged_at = -LOG_SECONDS
             self._lose("stopped", left)

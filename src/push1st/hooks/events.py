@@ -1,6 +1,6 @@
-"""What functions in Python are called with: events of hooks, and questions an app has a say in (`authorize`).
+"""The arguments of functions in Python: events of hooks, and requests for a decision (`authorize`).
 
-For the code of users: it imports nothing of the server, and runs in a process of its own.
+Users import this module in their functions. So it imports no other module of the server, and child processes load it too.
 
     from push1st.hooks.events import MemberAdded, Event
 
@@ -39,7 +39,11 @@ class MemberRemoved(msgspec.Struct, frozen=True, tag_field="name", tag="member_r
 
 
 class ClientEvent(msgspec.Struct, frozen=True, tag_field="name", tag="client_event"):
-    """data: the text the client sent; JSON, if it sent no text. user_id: on presence channels."""
+    """An event that a client published.
+
+    data: the text that the client sent, or JSON for data of another type.
+    user_id: of the member on a presence channel.
+    """
 
     app: str
     channel: str
@@ -64,7 +68,11 @@ Event = ChannelOccupied | ChannelVacated | MemberAdded | MemberRemoved | ClientE
 
 
 class Triggered(msgspec.Struct, frozen=True):
-    """A hook of Push1st (`hook`). event: register, unregister, join, leave or push. data: JSON text."""
+    """An event of Push1st's hook (`hook`).
+
+    event: register, unregister, join, leave or push.
+    data: JSON text.
+    """
 
     event: str
     app: str
@@ -73,11 +81,15 @@ class Triggered(msgspec.Struct, frozen=True):
     data: str
 
 
-# Questions (`authorize`)
+# Requests for a decision (`authorize`)
 
 
 class Connecting(msgspec.Struct, frozen=True, tag_field="on", tag="connect"):
-    """query: of the URL, as it was sent. cookie, authorization, origin: headers; None: not sent."""
+    """A client connects.
+
+    query: of the URL, as the client sent it.
+    origin, cookie, authorization: headers; None if the client did not send the header.
+    """
 
     app: str
     socket_id: str
@@ -89,7 +101,11 @@ class Connecting(msgspec.Struct, frozen=True, tag_field="on", tag="connect"):
 
 
 class Subscribing(msgspec.Struct, frozen=True, tag_field="on", tag="subscribe"):
-    """channel_data: what the client says of itself; not to be believed. user_id: whom it is signed in as."""
+    """A client subscribes to a channel.
+
+    channel_data: from the client, unsigned; do not trust it.
+    user_id: of the user as which the client is signed in.
+    """
 
     app: str
     socket_id: str
@@ -100,7 +116,10 @@ class Subscribing(msgspec.Struct, frozen=True, tag_field="on", tag="subscribe"):
 
 
 class Publishing(msgspec.Struct, frozen=True, tag_field="on", tag="publish"):
-    """user_id: of the member on a presence channel, or whom the client is signed in as."""
+    """A client publishes an event.
+
+    user_id: of the member on a presence channel, or of the user as which the client is signed in.
+    """
 
     app: str
     socket_id: str
@@ -120,14 +139,18 @@ class User(msgspec.Struct, frozen=True, omit_defaults=True):
 
 
 class Allow(msgspec.Struct, frozen=True, omit_defaults=True):
-    """user: whom the client is signed in as (connect), or joins a presence channel as. data: instead of what it sent."""
+    """Allows the operation.
+
+    user: as which the client is signed in (`connect`), or joins a presence channel (`subscribe`).
+    data: replaces the data of the event (`publish`).
+    """
 
     user: User | None = None
     data: Any = msgspec.UNSET
 
 
 class Refuse(msgspec.Struct, frozen=True, omit_defaults=True):
-    """code, message: what the client is told."""
+    """Rejects the operation. code, message: of the error that the client receives."""
 
     code: int | None = None
     message: str = ""

@@ -1,7 +1,7 @@
-"""What endpoints are sent, in Pusher's and in Push1st's format, and which of it they want.
+"""The bodies that endpoints receive, in Pusher's and in Push1st's format, and the hook events that each endpoint wants.
 
-Pure. An event is encoded once for all endpoints of its format. Names of Pusher's events: protocol, section 9; Push1st's
-triggers: Push1st API, section 8.
+This module is pure. An event is encoded once for all endpoints of a format. The names of Pusher's events are in the Pusher
+protocol, section 9, those of Push1st's triggers in the Push1st API, section 8.
 """
 
 import re
@@ -39,11 +39,15 @@ OPPOSITES: dict[HookEventKind, HookEventKind] = {
     "member-removed": "member-added",
 }
 CONCURRENCY = 10
-"""deliveries at once to an endpoint that is not in a process of ours"""
+"""deliveries at a time to an endpoint that is not a child process"""
 
 
 class Wanted(msgspec.Struct, frozen=True):
-    """An endpoint as an app's configuration has it. kinds: of hook events. filter: whether it wants a channel."""
+    """An endpoint, as the configuration of an app defines it.
+
+    kinds: of the hook events that it wants.
+    filter: matches the channels that it wants.
+    """
 
     target: Target
     format: Format
@@ -54,25 +58,25 @@ class Wanted(msgspec.Struct, frozen=True):
 
 
 def wanted(app: AppConfig, folder: str) -> tuple[Wanted, ...]:
-    """The endpoints of an app, of `hook` and of `webhooks`. folder: where relative paths start."""
+    """Returns the endpoints of an app's `hook` and `webhooks`. folder: the folder at which relative paths start."""
     return tuple(_wanted(app, one, folder, signed) for one, signed in _webhooks(app) if one.url)
 
 
 def kinds(app: AppConfig) -> frozenset[HookEventKind]:
-    """What has to be reported of the app: what some endpoint wants, and the edges that cancel those."""
+    """Returns the kinds of hook events that the node must report: those that endpoints want, and the opposites of edges."""
     found = frozenset[HookEventKind]().union(*(_kinds(one) for one, _ in _webhooks(app)))
     return found | {OPPOSITES[kind] for kind in found & OPPOSITES.keys()}
 
 
 def edges(app: AppConfig) -> str:
     """Returns which edges the app's endpoints want: `a`, at once (Push1st's format), `s`, settled (Pusher's), both or none."""
-    ways: dict[Format, str] = {"push1st": "a", "pusher": "s"}
+    letters: dict[Format, str] = {"push1st": "a", "pusher": "s"}
     formats = {one.format for one, _ in _webhooks(app) if _kinds(one) & OPPOSITES.keys()}
-    return "".join(way for format, way in ways.items() if format in formats)
+    return "".join(letter for format, letter in letters.items() if format in formats)
 
 
 def _webhooks(app: AppConfig) -> Iterable[tuple[Webhook, bool]]:
-    """Each with whether it is signed. A hook is a webhook in another format."""
+    """Yields the app's webhooks, and whether each is signed. Push1st's hook is a webhook in another format."""
     hook = app.hook or Hook()
     if hook.trigger:
         yield from ((Webhook(url=url, format="push1st", events=tuple(hook.trigger)), hook.sign) for url in hook.endpoint)
@@ -102,7 +106,10 @@ def target(app: AppConfig, one: Webhook | Authorize, folder: str, processes: int
 
 
 def matcher(filters: Sequence[str]) -> Callable[[str], object]:
-    """Whether a channel's name begins with one of these, or, where one has a `*`, is like it from end to end."""
+    """Returns a function that matches the names of channels.
+
+    A filter without `*` matches the beginning of a name. A filter with `*`, which stands for any text, matches the whole name.
+    """
     if not filters:
         return lambda _: True
     return re.compile("|".join(map(_expression, filters)), re.DOTALL).match
@@ -125,7 +132,7 @@ def _expression(filter: str) -> str:
 
 
 def pusher_event(hook_event: HookEvent) -> bytes:
-    """One of `events` in a body."""
+    """Encodes an item of the list `events` in a body."""
     text = b'{"name":"%b","channel":%b' % (EVENTS["pusher"][hook_event.kind].encode(), encode(hook_event.channel))
     match hook_event.kind:
         case "client-event":
@@ -139,7 +146,7 @@ def pusher_event(hook_event: HookEvent) -> bytes:
 
 
 def pusher_body(events: Sequence[bytes], at: int) -> bytes:
-    """at: wall clock, nanoseconds."""
+    """Returns a body with several events. at: wall clock, nanoseconds."""
     return b'{"time_ms":%d,"events":[%b]}' % (at // 1_000_000, b",".join(events))
 
 
@@ -147,7 +154,7 @@ def pusher_body(events: Sequence[bytes], at: int) -> bytes:
 
 
 def push1st_event(hook_event: HookEvent) -> bytes:
-    """A whole body."""
+    """Encodes a hook event as a whole body."""
     data = b"null"
     if hook_event.kind == "client-event":
         data = _message(hook_event)

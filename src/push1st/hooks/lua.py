@@ -1,8 +1,8 @@
-"""Endpoints that are scripts in Lua: `lua://file.lua`, whose `OnTrigger` is called (Push1st API, section 8).
+"""Endpoints that are scripts in Lua: `lua://file.lua`; a child process calls its function `OnTrigger` (Push1st API, section 8).
 
-Each has a process of its own, and no way out of it: what reaches files, other programs, the debugger, Python or byte
-code is taken away, and memory is bounded. Time is bounded by the process being killed, which no script can evade.
-Needs the extra `push1st[lua]`. Run as a program, this is the child.
+Each script runs in a sandbox in its own process. The sandbox removes all functions that reach files, other programs, the
+debugger, Python or byte code, and it limits the memory. The parent kills a child that exceeds the time limit.
+This module needs the extra `push1st[lua]`. A child runs it as its program.
 """
 
 import sys
@@ -12,7 +12,7 @@ from typing import Any
 import msgspec
 
 from push1st.hooks import Target
-from push1st.hooks.child import ASK, Called, serve
+from push1st.hooks.child import REQUEST, Called, serve
 from push1st.hooks.events import Triggered
 from push1st.hooks.processes import Processes
 from push1st.printable import printable
@@ -42,7 +42,7 @@ globals._G = globals
 
 
 class Lua(Processes):
-    """A `HookTransport`."""
+    """A `HookTransport` to a script."""
 
     def __init__(self, target: Target) -> None:
         super().__init__("push1st.hooks.lua", target)
@@ -54,14 +54,14 @@ def _write(line: str) -> None:
 
 
 def load(place: str, folder: str) -> Called:
-    """The script's `OnTrigger`, to be called with what frames hold."""
+    """Returns a function that calls the script's `OnTrigger` with the contents of frames."""
     try:
         import lupa  # an extra
     except ImportError:
         raise ImportError(f"hooks in Lua need the package lupa: {sys.executable} -m pip install 'lupa<3'") from None
 
     def refuse(*_: object) -> Any:
-        raise AttributeError("Python is out of reach")
+        raise AttributeError("Python is out of open_transport")
 
     source = (Path(folder) / place).read_bytes()
     lua = lupa.LuaRuntime(
@@ -79,7 +79,7 @@ def load(place: str, folder: str) -> Called:
         raise NameError("the script has no function OnTrigger(trigger, app, channel, session, json)")
 
     def call(kind: bytes, body: bytes) -> bytes:
-        if kind == ASK:
+        if kind == REQUEST:
             raise TypeError("a script cannot be asked")
         one = msgspec.json.decode(body, type=Triggered)
         function(one.event, one.app, one.channel, one.session, one.data)

@@ -1,7 +1,7 @@
-"""Child processes for code that is not ours: it may crash, or never return, and takes nothing from the server's loop.
+"""Runs functions and scripts of users in child processes: their code may crash or never return, and does not block the loop.
 
-A child does one call at a time. One that does not answer in time is killed, and so is one whose call was broken off: what
-it was doing is unknown. The next call starts another. Children end by themselves when the server is gone (`child.py`).
+A child serves one call at a time. A child that does not reply in time is killed. So is a child whose call was cancelled,
+because its state is unknown. The next call starts another child. Children end when the server ends (`child.py`).
 """
 
 import asyncio
@@ -12,17 +12,20 @@ from contextlib import suppress
 
 from push1st import logs
 from push1st.hooks import TRANSPORTS, NotDelivered, Target, shown
-from push1st.hooks.child import ASK, FAILED, LENGTH, READY, TELL
+from push1st.hooks.child import DELIVER, FAILED, LENGTH, READY, REQUEST
 
 START_SECONDS = 30.0
-"""for a child to load what it will call"""
-MAX_ANSWER = 1 << 20
+"""for a child to load the user's code"""
+MAX_REPLY_BYTES = 1 << 20
 
 log = logs.get("push1st.hooks")
 
 
 class Processes:
-    """module: what a child runs, with the target's place as its argument. At most `target.processes` children."""
+    """The child processes of one endpoint, at most `target.processes`.
+
+    module: the module that a child runs, with the path of the target's URL as its argument.
+    """
 
     def __init__(self, module: str, target: Target) -> None:
         self._module = module
@@ -34,11 +37,11 @@ class Processes:
         self._starting: set[asyncio.Task[None]] = set()
         self._closed = False
 
-    async def tell(self, id: str, body: bytes) -> None:
-        await self._call(TELL, body)
+    async def deliver(self, id: str, body: bytes) -> None:
+        await self._call(DELIVER, body)
 
-    async def ask(self, body: bytes) -> bytes:
-        return await self._call(ASK, body)
+    async def request(self, body: bytes) -> bytes:
+        return await self._call(REQUEST, body)
 
     async def _call(self, kind: bytes, body: bytes) -> bytes:
         child = await self._take()
@@ -47,50 +50,50 @@ class Processes:
                 _send(child, kind, body)
                 kind, answer = await _receive(child)
         except TimeoutError:
-            log.error("hook is ended: it did not return in time", endpoint=self._name, seconds=self._target.timeout)
+            log.error("hook killed, because it did not return in time", endpoint=self._name, seconds=self._target.timeout)
             await self._end(child)
             raise NotDelivered("timed-out", f"did not return within {self._target.timeout:g} s") from None
         except (EOFError, OSError):
             await self._end(child)
-            log.error("hook has crashed", endpoint=self._name, exit_code=child.returncode)
+            log.error("hook crashed", endpoint=self._name, exit_code=child.returncode)
             raise NotDelivered("crashed", f"the process ended with {child.returncode}") from None
         except BaseException:
             await self._end(child)
             raise
         self._give(child)
         if kind == FAILED:
-            said, _, trace = answer.decode("utf-8", "replace").partition("\n")
-            log.error("hook has failed", endpoint=self._name, exception=trace)
-            raise NotDelivered("raised", said[:200])
+            text, _, trace = answer.decode("utf-8", "replace").partition("\n")
+            log.error("hook failed", endpoint=self._name, exception=trace)
+            raise NotDelivered("raised", text[:200])
         return answer
 
     async def _take(self) -> asyncio.subprocess.Process:
-        """A child that is ready, and this caller's until it is given back."""
+        """Returns a child that is ready. The caller uses it alone until it calls `_give`."""
         while self._idle:
             child = self._idle.pop()
             if child.returncode is None:
                 return child
             self._children.discard(child)
-        waits: asyncio.Future[asyncio.subprocess.Process] = asyncio.get_running_loop().create_future()
-        self._waiting.append(waits)
+        future: asyncio.Future[asyncio.subprocess.Process] = asyncio.get_running_loop().create_future()
+        self._waiting.append(future)
         self._start_more()
         try:
-            return await waits
+            return await future
         except asyncio.CancelledError:
-            if waits.done() and not waits.cancelled() and waits.exception() is None:
-                self._give(waits.result())
+            if future.done() and not future.cancelled() and future.exception() is None:
+                self._give(future.result())
             raise
 
     def _give(self, child: asyncio.subprocess.Process) -> None:
         while self._waiting:
-            waits = self._waiting.popleft()
-            if not waits.done():
-                waits.set_result(child)
+            future = self._waiting.popleft()
+            if not future.done():
+                future.set_result(child)
                 return
         self._idle.append(child)
 
     def _start_more(self) -> None:
-        """Starts a child if somebody waits for one and there may be more."""
+        """Starts a child if a call waits for one, and the limit is not reached."""
         if self._waiting and not self._closed and len(self._children) + len(self._starting) < self._target.processes:
             task = asyncio.get_running_loop().create_task(self._start())
             self._starting.add(task)
@@ -101,9 +104,9 @@ class Processes:
         failure = None if task.cancelled() else task.exception()
         if failure is not None:
             while self._waiting:
-                waits = self._waiting.popleft()
-                if not waits.done():
-                    waits.set_exception(failure)
+                future = self._waiting.popleft()
+                if not future.done():
+                    future.set_exception(failure)
 
     async def _start(self) -> None:
         target = self._target
@@ -113,7 +116,7 @@ class Processes:
                 *(sys.executable, "-m", self._module, target.app, place, str(target.timeout), target.folder),
                 stdin=asyncio.subprocess.PIPE,
                 stdout=asyncio.subprocess.PIPE,
-                start_new_session=True,  # Ctrl-C is for the server, which ends its children
+                start_new_session=True,  # Ctrl-C in a terminal reaches the server only, which then ends its children
             )
         except OSError as exc:  # for example, no file descriptor is free
             log.error("hook cannot be started", endpoint=self._name, reason=exc.strerror)
@@ -131,9 +134,9 @@ class Processes:
             raise
         if kind != READY:
             await self._end(child)
-            said, _, trace = text.decode("utf-8", "replace").partition("\n")
+            line, _, trace = text.decode("utf-8", "replace").partition("\n")
             log.error("hook cannot be started", endpoint=self._name, exception=trace)
-            raise NotDelivered("crashed", f"cannot be started: {said[:200]}")
+            raise NotDelivered("crashed", f"cannot be started: {line[:200]}")
         self._give(child)
 
     async def _end(self, child: asyncio.subprocess.Process) -> None:
@@ -154,7 +157,7 @@ class Processes:
 
 
 def problem(url: str, folder: str) -> str:
-    """Why what an endpoint names cannot be called, or "": a child loads it, and ends. Waits."""
+    """Returns why the function or script of an endpoint cannot be called; "" if it can. A child loads it. Blocks until then."""
     scheme, _, place = url.partition("://")
     command = [sys.executable, "-m", TRANSPORTS[scheme].partition(":")[0], "", place, "1", folder]
     child = subprocess.run(command, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, check=False)  # noqa: S603 - what serving would run
@@ -168,10 +171,10 @@ def _send(child: asyncio.subprocess.Process, kind: bytes, body: bytes) -> None:
 
 
 async def _receive(child: asyncio.subprocess.Process) -> tuple[bytes, bytes]:
-    """Raises EOFError when the child ends."""
+    """Returns kind and body of the next frame. Raises EOFError if the child ends."""
     assert child.stdout is not None
     head = await child.stdout.readexactly(LENGTH.size + 1)
     (length,) = LENGTH.unpack(head[:-1])
-    if length > MAX_ANSWER:
+    if length > MAX_REPLY_BYTES:
         raise EOFError
     return head[-1:], await child.stdout.readexactly(length)

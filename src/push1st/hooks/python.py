@@ -1,6 +1,6 @@
-"""Endpoints that are functions in Python: `py://package.module:function`, sync or async, in processes of their own.
+"""Endpoints that are functions in Python: `py://package.module:function`, sync or async, in child processes.
 
-The configuration's folder and the working directory are on the path of modules. Run as a program, this is the child.
+Python finds the module in the configuration's folder and in the working directory. A child runs this module as its program.
 """
 
 import asyncio
@@ -13,20 +13,25 @@ from typing import Any
 import msgspec
 
 from push1st.hooks import Target
-from push1st.hooks.child import ASK, Called, serve
+from push1st.hooks.child import REQUEST, Called, serve
 from push1st.hooks.events import Allow, Event, Question, Refuse, Triggered
 from push1st.hooks.processes import Processes
 
 
 class Python(Processes):
-    """A `HookTransport`."""
+    """A `HookTransport` to a function."""
 
     def __init__(self, target: Target) -> None:
         super().__init__("push1st.hooks.python", target)
 
 
 def load(app: str, place: str, folder: str, runner: asyncio.Runner) -> Called:
-    """The function, to be called with what frames hold. runner: has the loop in which those that are async run."""
+    """Returns a function that calls the user's function with the contents of frames.
+
+    app: the app's id.
+    place: `package.module:function`.
+    runner: has the loop for async functions.
+    """
     sys.path[:0] = [folder or os.getcwd(), os.getcwd()]
     module, _, name = place.partition(":")
     function = getattr(importlib.import_module(module), name)
@@ -36,8 +41,8 @@ def load(app: str, place: str, folder: str, runner: asyncio.Runner) -> Called:
         return runner.run(_awaited(result)) if inspect.isawaitable(result) else result
 
     def call(kind: bytes, body: bytes) -> bytes:
-        if kind == ASK:
-            return answered(run(msgspec.json.decode(body, type=Question)))
+        if kind == REQUEST:
+            return reply_of(run(msgspec.json.decode(body, type=Question)))
         for event in events(app, body):
             run(event)
         return b""
@@ -50,21 +55,21 @@ async def _awaited(result: Any) -> Any:
 
 
 def events(app: str, body: bytes) -> list[Event] | list[Triggered]:
-    """The events of a body, in either format."""
+    """Returns the events of a body, in Pusher's or in Push1st's format."""
     found = msgspec.json.decode(body)
     if "events" not in found:
         return [msgspec.convert(found, Triggered)]
     return [msgspec.convert(one | {"app": app}, Event) for one in found["events"]]
 
 
-def answered(result: object) -> bytes:
-    """What a function returned, as an HTTP endpoint would say it. Raises TypeError for what is no answer."""
+def reply_of(result: object) -> bytes:
+    """Returns the result of a user's function as the reply of an HTTP endpoint. Raises TypeError for another result."""
     match result:
         case bool():
             return msgspec.json.encode({"allow": result})
         case Allow() | Refuse():
-            said: dict[str, Any] = msgspec.to_builtins(result)
-            return msgspec.json.encode({"allow": isinstance(result, Allow), **said})
+            fields: dict[str, Any] = msgspec.to_builtins(result)
+            return msgspec.json.encode({"allow": isinstance(result, Allow), **fields})
     raise TypeError(f"an answer is True, False, Allow(…) or Refuse(…), not {result!r}")
 
 

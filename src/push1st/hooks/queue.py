@@ -1,13 +1,14 @@
-"""The queue of one endpoint: bounded, in order per channel, with what is under way and what waits to be tried again.
+"""The queue of one endpoint: it has limits, and keeps the order of events on each channel.
 
-Pure: the time is an argument, and it sends nothing. A delivery holds the channels of its events until it is done, so that
-what is behind it on those channels stays behind it; other channels go past. While an endpoint fails, deliveries are not
-begun beyond its concurrency but for one a second, so that one that is down is not knocked at by everything that waits.
+The queue is pure: it delivers nothing, and the time is an argument. An event waits, or it is in a delivery. A delivery is
+current, or waits for a retry. It blocks the channels of its events until it is done, so later events on these channels wait.
+Events on other channels pass it. While the endpoint fails, the queue throttles new deliveries: as many as its concurrency
+allows, then one a second. So an endpoint that does not work receives few requests.
 
-The source of an event is the connection that caused it; all subscription counts have one source. When the queue is full, a new
-event replaces the newest event of the source that has the largest part of the queue, if the new event's source has less. So a
-client that publishes without end loses its own events, and the events of others are queued. While there is room, one source may
-use all of it.
+The source of an event is the connection that caused it; all subscription counts share one source. In a full queue, a new event
+replaces the newest event of the source with the largest part of the queue, if the new event's source has a smaller part. So a
+client that publishes without end loses its own events, and the events of other clients are queued. While there is room, one
+source may use all of it.
 """
 
 import heapq
@@ -15,25 +16,29 @@ from collections import deque
 from collections.abc import Iterator
 
 RETRIES_SECONDS = 300.0
-"""from the first try to giving up (Pusher protocol, section 9)"""
-LONGEST_WAIT = 60.0
-FRESH_SECONDS = 1.0
-"""between two beginnings while the endpoint fails"""
+"""after the first attempt of a delivery, the queue retries it no more (Pusher protocol, section 9)"""
+MAX_WAIT_SECONDS = 60.0
+THROTTLE_SECONDS = 1.0
+"""between two new deliveries while the queue throttles them"""
 OVERHEAD = 250
-"""bytes an event takes beside its own"""
+"""bytes of memory that an event needs in addition to its text"""
 MAX_BODY = 1 << 20
-"""bytes of events in a batch, if it has more than one"""
-HOG = 0.02
-"""a source with more than this part of the queue gives way to others"""
+"""bytes of the events in a delivery, if it has more than one event"""
+LARGE_PART = 0.02
+"""if a source has more than this part of the queue, events of other sources may replace its events"""
 
 
 def wait(attempts: int) -> float:
-    """Seconds after so many failed attempts: 1, 2, 4 … 60."""
-    return min(LONGEST_WAIT, 2.0 ** min(attempts - 1, 10))
+    """Returns the seconds before a retry: 1, 2, 4 … 60. attempts: the number of failed attempts."""
+    return min(MAX_WAIT_SECONDS, 2.0 ** min(attempts - 1, 10))
 
 
 class Source:
-    """The events of one connection. part: its part of the queue's events plus its part of the bytes. waiting: oldest first."""
+    """The waiting events of one connection.
+
+    part: their part of the queue's events plus their part of its bytes.
+    waiting: the oldest event is first.
+    """
 
     __slots__ = ("name", "part", "waiting")
 
@@ -44,7 +49,11 @@ class Source:
 
 
 class Entry:
-    """An event that waits; b"" after it gave way. source: None where no connection caused it."""
+    """An event that waits.
+
+    event: JSON text; b"" after the queue dropped the event.
+    source: None if no connection caused the event.
+    """
 
     __slots__ = ("event", "source")
 
@@ -54,7 +63,12 @@ class Entry:
 
 
 class Delivery:
-    """Events that go together. events: JSON texts; id and body: set when it is first sent."""
+    """Events that are delivered together.
+
+    events: JSON texts.
+    id, body: set at the first attempt.
+    first: the time of the first attempt.
+    """
 
     __slots__ = ("attempts", "body", "channels", "count", "events", "first", "id", "size")
 
@@ -73,58 +87,65 @@ class Delivery:
 
 
 class Queue:
-    """most_events, most_bytes: that may wait, those under way included."""
+    """Queues events and makes deliveries of them.
 
-    def __init__(self, concurrency: int, batch: int, most_events: int, most_bytes: int) -> None:
+    concurrency: the number of current deliveries at a time.
+    batch: the number of events in a delivery.
+    max_events, max_bytes: the limits of the queue; events in deliveries count too.
+    """
+
+    def __init__(self, concurrency: int, batch: int, max_events: int, max_bytes: int) -> None:
         self._concurrency = concurrency
-        self._batch = min(batch, max(1, most_events // (2 * concurrency)))
-        self._most_events = most_events
-        self._most_bytes = most_bytes
+        self._batch = min(batch, max(1, max_events // (2 * concurrency)))
+        self._max_events = max_events
+        self._max_bytes = max_bytes
         self._waiting: dict[str, deque[Entry]] = {}
         """by channel; none is empty"""
         self._sources: dict[str, Source] = {}
-        self._hogs: dict[str, Source] = {}
-        """sources over `HOG`: at most 100, because the sum of all parts is 2 at most"""
+        self._large: dict[str, Source] = {}
+        """sources whose part is above `LARGE_PART`: at most 100, because the sum of all parts is at most 2"""
         self._gaps = 0
-        """entries whose event gave way, and that are still in `_waiting`"""
-        self.gave_way: list[bytes] = []
-        """events that gave way; the caller of `put` takes them out"""
+        """entries in `_waiting` whose event was dropped"""
+        self.dropped: list[bytes] = []
+        """events that a call of `put` dropped; the caller removes them"""
         self._ready: deque[str] = deque()
-        """channels with something waiting and nothing under way"""
+        """channels with waiting events that no delivery blocks"""
         self._busy: set[str] = set()
-        self._under_way: set[Delivery] = set()
+        """channels that a delivery blocks"""
+        self._current: set[Delivery] = set()
         self._retries: list[tuple[float, Delivery]] = []
+        """deliveries that wait for a retry, each with its time: a heap"""
         self._restored: list[Delivery] = []
-        """what another process has tried, behind something that is on its channels already"""
+        """deliveries of an earlier process that wait until other deliveries no longer block their channels"""
         self._failing = False
-        self._fresh_at = 0.0
+        self._next_at = 0.0
         self.events = 0
         self.bytes = 0
         self._tried_events = 0
         self._tried_bytes = 0
-        """events in deliveries, and their bytes; these never give way"""
+        """events in deliveries, and their bytes; the queue does not drop these for new events"""
 
     @property
     def retrying(self) -> int:
-        """Events that have been tried, and will be again."""
+        """The number of events whose delivery has failed and will be retried."""
         waiting = (*(one for _, one in self._retries), *self._restored)
-        return sum(one.count for one in waiting) + sum(one.count for one in self._under_way if one.attempts)
+        return sum(one.count for one in waiting) + sum(one.count for one in self._current if one.attempts)
 
     @property
     def idle(self) -> bool:
         return not self.events
 
     def put(self, channel: str, event: bytes, source: str = "") -> bool:
-        """Queues an event; returns whether it is queued. Other events may give way to it (`gave_way`).
+        """Queues an event; returns whether it is queued. Other events may be dropped for it (`dropped`).
 
-        source: the connection that caused it, or "".
+        source: the connection that caused the event, or "".
         """
         size = len(event) + OVERHEAD
         if not self._fits(size) and not self._make_room(size, source):
             return False
         self.events += 1
         self.bytes += size
-        entry = Entry(event, self._enter(source, size) if source else None)
+        entry = Entry(event, self._add_to_source(source, size) if source else None)
         if entry.source is not None:
             entry.source.waiting[entry] = None
         waiting = self._waiting.get(channel)
@@ -139,55 +160,55 @@ class Queue:
     # Sources
 
     def _fits(self, size: int) -> bool:
-        return self.events < self._most_events and self.bytes + size <= self._most_bytes
+        return self.events < self._max_events and self.bytes + size <= self._max_bytes
 
     def _part(self, size: int) -> float:
-        return 1 / self._most_events + size / self._most_bytes
+        return 1 / self._max_events + size / self._max_bytes
 
-    def _enter(self, name: str, size: int) -> Source:
+    def _add_to_source(self, name: str, size: int) -> Source:
         source = self._sources.get(name)
         if source is None:
             source = self._sources[name] = Source(name)
         source.part += self._part(size)
-        if source.part > HOG:
-            self._hogs[name] = source
+        if source.part > LARGE_PART:
+            self._large[name] = source
         return source
 
-    def _forget(self, entry: Entry) -> None:
-        """Removes an event from its source, because the event gave way or is in a delivery."""
+    def _remove_from_source(self, entry: Entry) -> None:
+        """Removes an event from its source, because the event is dropped or in a delivery."""
         source = entry.source
         if source is None:
             return
         del source.waiting[entry]
         source.part -= self._part(len(entry.event) + OVERHEAD)
-        if source.part <= HOG:
-            self._hogs.pop(source.name, None)
+        if source.part <= LARGE_PART:
+            self._large.pop(source.name, None)
         if not source.waiting:
             del self._sources[source.name]
 
     def _make_room(self, size: int, name: str) -> bool:
-        """Drops events of the source with the largest part until an event of `size` fits; returns whether it fits.
+        """Drops events of the source with the largest part until an event of `size` bytes fits; returns whether it fits.
 
-        Stops if the part of source `name`, with the new event, would be at least as large.
+        name: the source of the new event. If its part with the new event were as large, the function drops nothing more.
         """
         own = self._sources.get(name)
         part = self._part(size) + (0.0 if own is None else own.part)
         while not self._fits(size):
-            hog = max(self._hogs.values(), key=_part_of, default=None)
-            if hog is None or hog.part <= part:
+            largest = max(self._large.values(), key=_part_of, default=None)
+            if largest is None or largest.part <= part:
                 return False
-            entry = next(reversed(hog.waiting))
-            self._forget(entry)
-            self.gave_way.append(entry.event)
+            entry = next(reversed(largest.waiting))
+            self._remove_from_source(entry)
+            self.dropped.append(entry.event)
             self.events -= 1
             self.bytes -= len(entry.event) + OVERHEAD
             entry.event = b""
             self._gaps += 1
         if self._gaps > self.events:
-            self._close_gaps()
+            self._remove_gaps()
         return True
 
-    def _close_gaps(self) -> None:
+    def _remove_gaps(self) -> None:
         left = {channel: deque(entry for entry in entries if entry.event) for channel, entries in self._waiting.items()}
         self._waiting = {channel: entries for channel, entries in left.items() if entries}
         self._ready = deque(channel for channel in self._ready if channel in self._waiting)
@@ -196,34 +217,37 @@ class Queue:
     # Deliveries
 
     def next(self, now: float) -> Delivery | None:
-        """What is to be sent now; to be followed by `done` or `failed`."""
-        if len(self._under_way) >= self._concurrency:
+        """Returns a delivery to send now, or None. The caller reports its result with `done` or `failed`."""
+        if len(self._current) >= self._concurrency:
             return None
         if self._retries and self._retries[0][0] <= now:
             delivery = heapq.heappop(self._retries)[1]
-        elif not self._ready or self._is_half_tried():
+        elif not self._ready or self._is_half_full():
             return None
         else:
-            if self._is_held():
-                if now < self._fresh_at:
+            if self._is_throttled():
+                if now < self._next_at:
                     return None
-                self._fresh_at = now + FRESH_SECONDS
+                self._next_at = now + THROTTLE_SECONDS
             delivery = self._begin()
             if not delivery.count:
                 return None
             delivery.first = now
-        self._under_way.add(delivery)
+        self._current.add(delivery)
         return delivery
 
-    def _is_held(self) -> bool:
-        return self._failing and len(self._under_way) + len(self._retries) >= self._concurrency
+    def _is_throttled(self) -> bool:
+        return self._failing and len(self._current) + len(self._retries) >= self._concurrency
 
-    def _is_half_tried(self) -> bool:
-        """Whether half of the queue is in deliveries of a failing endpoint. Then no more begin: their events cannot give way."""
-        return self._failing and (2 * self._tried_events >= self._most_events or 2 * self._tried_bytes >= self._most_bytes)
+    def _is_half_full(self) -> bool:
+        """Whether the endpoint fails, and half of the queue is in deliveries.
+
+        Then no delivery begins, because the queue could not drop its events for new ones.
+        """
+        return self._failing and (2 * self._tried_events >= self._max_events or 2 * self._tried_bytes >= self._max_bytes)
 
     def _begin(self) -> Delivery:
-        """Begins a delivery of the next events; the delivery is empty if all waiting events gave way."""
+        """Makes a delivery of the next events; the delivery is empty if all waiting events were dropped."""
         events: list[bytes] = []
         channels = []
         size = 0
@@ -239,7 +263,7 @@ class Queue:
                 self._busy.add(channel)
             while waiting and len(events) < self._batch and (not events or size + len(waiting[0].event) <= MAX_BODY):
                 entry = waiting.popleft()
-                self._forget(entry)
+                self._remove_from_source(entry)
                 size += len(entry.event)
                 events.append(entry.event)
                 self._skip_gaps(waiting)
@@ -257,48 +281,51 @@ class Queue:
             self._gaps -= 1
 
     def done(self, delivery: Delivery) -> None:
-        """It has arrived."""
+        """Removes a delivery that the endpoint has accepted."""
         self._failing = False
-        self._drop(delivery)
+        self._remove(delivery)
 
     def failed(self, delivery: Delivery, now: float, jitter: float) -> bool:
-        """It has not arrived: whether it will be tried again. jitter: a factor near 1."""
+        """Schedules the retry of a delivery, or removes the delivery; returns whether there is a retry.
+
+        jitter: a factor near 1 for the wait.
+        """
         self._failing = True
         delivery.attempts += 1
         at = now + wait(delivery.attempts) * jitter
         if at - delivery.first > RETRIES_SECONDS:
-            self._drop(delivery)
+            self._remove(delivery)
             return False
-        self._under_way.discard(delivery)
+        self._current.discard(delivery)
         heapq.heappush(self._retries, (at, delivery))
         return True
 
-    def _drop(self, delivery: Delivery) -> None:
-        self._under_way.discard(delivery)
+    def _remove(self, delivery: Delivery) -> None:
+        self._current.discard(delivery)
         self.events -= delivery.count
         self.bytes -= delivery.size
         self._tried_events -= delivery.count
         self._tried_bytes -= delivery.size
         self._busy.difference_update(delivery.channels)
         if self._restored:
-            self._go_on()
+            self._claim_channels()
         self._ready.extend(channel for channel in delivery.channels if channel in self._waiting and channel not in self._busy)
 
     def when(self) -> float | None:
-        """When `next` should be asked again, if nothing else happens before."""
-        if len(self._under_way) >= self._concurrency:
+        """Returns the time at which `next` can return another delivery, if no other method is called before; None: at no time."""
+        if len(self._current) >= self._concurrency:
             return None
         at = self._retries[0][0] if self._retries else None
-        if self._ready and not self._is_half_tried():
-            fresh = self._fresh_at if self._is_held() else 0.0
-            at = fresh if at is None else min(at, fresh)
+        if self._ready and not self._is_half_full():
+            new = self._next_at if self._is_throttled() else 0.0
+            at = new if at is None else min(at, new)
         return at
 
     # Between two processes
 
     def tried(self) -> Iterator[Delivery]:
-        """What is under way or waits to be tried again, the oldest first."""
-        yield from sorted((*self._under_way, *(one for _, one in self._retries)))
+        """Yields the deliveries that are current or wait for a retry, the oldest first."""
+        yield from sorted((*self._current, *(one for _, one in self._retries)))
         yield from self._restored
 
     def untried(self) -> Iterator[tuple[str, bytes, str]]:
@@ -309,17 +336,17 @@ class Queue:
                     yield channel, entry.event, "" if entry.source is None else entry.source.name
 
     def restore(self, delivery: Delivery, now: float) -> None:
-        """Takes up what another process has tried: before what waits, behind what is under way on its channels."""
+        """Adds a delivery of another process. On its channels it follows current deliveries, and precedes waiting events."""
         delivery.first = now
         self.events += delivery.count
         self.bytes += delivery.size
         self._tried_events += delivery.count
         self._tried_bytes += delivery.size
         self._restored.append(delivery)
-        self._go_on()
+        self._claim_channels()
 
-    def _go_on(self) -> None:
-        """What was restored takes its channels as soon as they are free."""
+    def _claim_channels(self) -> None:
+        """Schedules the restored deliveries whose channels no other delivery blocks."""
         left = []
         for delivery in self._restored:
             if self._busy.isdisjoint(delivery.channels):

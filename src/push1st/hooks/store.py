@@ -1,10 +1,10 @@
-"""The folder where a queue's rest is kept between two processes, and what was given up for people to look at.
+"""The folder of hook events: queued events that a stopping process saves for the next one, and dead letters.
 
-Files are for their owner only: events contain data of users. A folder may be read-only, full or unreachable for a while. Then no
-file is left half-written, and the caller retries. A file belongs to the process that holds its lock.
+A dead letter is a line with lost events, for people to read. Only the owner can read the files, because events contain data of
+users. The folder may be read-only, full or unreachable for a while. Then no file is left half-written, and the caller retries.
+A file belongs to the process that holds its lock.
 
-Dead letters are written in a thread, so that a slow disk does not stop the loop; the letters that wait and their file are
-bounded.
+A thread writes the dead letters, so a slow disk does not stop the loop. The waiting letters and their file have limits.
 """
 
 import asyncio
@@ -24,24 +24,26 @@ from push1st import logs
 from push1st.messages import HookEvent
 
 DEAD_LETTERS = "dead-letters.jsonl"
-MAX_DEAD = 64 << 20
-"""bytes of dead letters; then the file is put aside, as `.1`, in place of the one before"""
+MAX_DEAD_BYTES = 64 << 20
+"""bytes of dead letters; a larger file is renamed to `.1`, and replaces the earlier one of that name"""
 MAX_PENDING = 10_000
 """dead letters that wait to be written"""
 RETRY_SECONDS = 5.0
 """between two attempts to write them"""
 SAVED = re.compile(r"(?:\.|\.taken-\d+-)?(saved-\d+-[0-9a-f]+\.jsonl)")
-"""names of saved files: a file that is being written begins with a dot; an earlier version renamed a file while reading it"""
+"""names of saved files: a dot is before the name while the file is written; an earlier version renamed files to read them"""
 
 log = logs.get("push1st.hooks")
 
 
 class Saved(msgspec.Struct, frozen=True, omit_defaults=True):
-    """A line: a delivery that was tried, an event that was not tried, or an edge that was held back.
+    """A line of a saved file: a delivery that failed, an event that was not sent yet, or an edge that was held.
 
-    endpoint: its fingerprint. id and body: of a delivery. source: of an event (see `queue`). held: the edge.
-
-    Raises ValueError for a line that is none of these.
+    endpoint: the fingerprint of its endpoint.
+    id, body: of a delivery.
+    held: the edge.
+    source: of an event (see `queue`).
+    Raises ValueError if the line is none of the three.
     """
 
     endpoint: str = ""
@@ -68,17 +70,18 @@ class Dead(msgspec.Struct, frozen=True):
 
 
 class Store:
+    """Reads and writes the files of a folder. Raises OSError if the process cannot write to the folder."""
+
     def __init__(self, folder: str) -> None:
-        """Raises OSError when the folder cannot be written to."""
         self._folder = Path(folder)
         self._folder.mkdir(mode=0o700, parents=True, exist_ok=True)
         if not os.access(self._folder, os.W_OK | os.X_OK):
             raise PermissionError(13, "Permission denied", folder)
         self._pending: list[bytes] = []
-        """dead letters that are not written yet; first come those that are being written"""
+        """dead letters that are not written yet; the first `_writing_count` of them are being written"""
         self._writing: asyncio.Future[None] | None = None
-        self._under_way = 0
-        """how many letters of `_pending` are being written"""
+        self._writing_count = 0
+        """the number of letters in `_pending` that are being written"""
         self._retry_at: asyncio.TimerHandle | None = None
         self._failing = False
 
@@ -107,7 +110,7 @@ class Store:
         return count
 
     def saved(self) -> Iterator[Saved]:
-        """Yields the saved lines, oldest first. One process reads each file, and removes it before its lines are yielded.
+        """Yields the saved lines, oldest first. Only one process reads a file; it removes the file before it yields the lines.
 
         Raises OSError at the end if some files cannot be read now.
         """
@@ -129,7 +132,10 @@ class Store:
             raise failed
 
     def _taken(self, path: Path) -> list[bytes]:
-        """Removes a file and returns its lines; none if another process has the lock. Raises OSError, and then keeps the file."""
+        """Removes a file and returns its lines; returns none if another process holds the lock.
+
+        Raises OSError, and then does not remove the file.
+        """
         with open(path, "rb") as file:
             try:
                 fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -143,8 +149,8 @@ class Store:
 
     # Dead letters
 
-    def bury(self, app: str, endpoint: str, reason: str, events: Sequence[bytes]) -> bool:
-        """Whether there was room to have them written."""
+    def add_dead_letter(self, app: str, endpoint: str, reason: str, events: Sequence[bytes]) -> bool:
+        """Writes a dead letter in a thread; returns False if too many letters wait already."""
         if len(self._pending) >= MAX_PENDING:
             return False
         letter = Dead(time.time(), app, endpoint, reason, tuple(map(msgspec.Raw, events)))
@@ -155,7 +161,7 @@ class Store:
 
     def _begin(self) -> None:
         self._retry_at = None
-        self._under_way = len(self._pending)
+        self._writing_count = len(self._pending)
         self._writing = asyncio.get_running_loop().run_in_executor(None, self._write, b"".join(self._pending))
         self._writing.add_done_callback(self._written)
 
@@ -170,7 +176,7 @@ class Store:
         if self._failing:
             self._failing = False
             log.info("dead letters are written again")
-        del self._pending[: self._under_way]
+        del self._pending[: self._writing_count]
         if self._pending:
             self._begin()
 
@@ -188,12 +194,12 @@ class Store:
                 with suppress(OSError):
                     file.truncate(size)
                 raise
-            if size + len(lines) > MAX_DEAD:
+            if size + len(lines) > MAX_DEAD_BYTES:
                 with suppress(OSError):  # the next write tries again
                     path.replace(path.with_suffix(".jsonl.1"))
 
     async def close(self) -> int:
-        """Waits for the last write; returns how many dead letters could not be written and are lost."""
+        """Waits for the last write; returns the number of dead letters that are not written, and are lost."""
         if self._retry_at is not None:
             self._retry_at.cancel()
             self._begin()

@@ -1,7 +1,7 @@
-"""Endpoints over HTTP and HTTPS: one POST a delivery, on connections that are kept.
+"""Endpoints over HTTP and HTTPS: one POST for each delivery, on persistent connections.
 
-Redirects are not followed: the body is signed for the one that was configured. Of an answer to a delivery the status
-counts; its body is read, up to `MAX_READ`, only so that the connection can be used again.
+The transport does not follow redirects, because the body is signed for the configured URL. For a delivery only the status
+of the response matters. Its body is read, up to `MAX_READ` bytes, so that the connection can be used again.
 """
 
 import os
@@ -19,13 +19,13 @@ KEEP_SECONDS = 30
 
 
 class Web:
-    """A `HookTransport`. Its session is made with its first request."""
+    """A `HookTransport` over HTTP."""
 
     def __init__(self, target: Target) -> None:
         self._target = target
         own = {
-            "Content-Type": "application/json",  # exactly: the Node library compares it (Pusher protocol, section 9)
-            "Accept-Encoding": "identity",  # answers are read as they come
+            "Content-Type": "application/json",  # without a charset: the Node library compares it (Pusher protocol, section 9)
+            "Accept-Encoding": "identity",  # the response is not decompressed
             **({"X-Pusher-Key": target.key} if target.secret else {}),
         }
         taken = {"x-pusher-signature", "x-push1st-delivery", *map(str.lower, own)}
@@ -39,10 +39,10 @@ class Web:
             auto_decompress=False,
         )
 
-    async def tell(self, id: str, body: bytes) -> None:
+    async def deliver(self, id: str, body: bytes) -> None:
         await self._post(body, {"X-Push1st-Delivery": id})
 
-    async def ask(self, body: bytes) -> bytes:
+    async def request(self, body: bytes) -> bytes:
         return await self._post(body, {})
 
     async def _post(self, body: bytes, more: dict[str, str]) -> bytes:
@@ -58,10 +58,10 @@ class Web:
                 return read
         except TimeoutError:
             raise NotDelivered("timed-out", f"no answer within {target.timeout:g} s") from None
-        except (aiohttp.ClientSSLError, ssl.SSLError) as failure:
-            raise NotDelivered("untrusted", f"TLS failed: {_reason(failure)}") from None
-        except (aiohttp.ClientError, OSError, ValueError) as failure:
-            raise NotDelivered("unreachable", _reason(failure)) from None
+        except (aiohttp.ClientSSLError, ssl.SSLError) as exc:
+            raise NotDelivered("untrusted", f"TLS failed: {_reason(exc)}") from None
+        except (aiohttp.ClientError, OSError, ValueError) as exc:
+            raise NotDelivered("unreachable", _reason(exc)) from None
 
     async def _read(self, response: aiohttp.ClientResponse) -> bytes:
         parts = []
@@ -77,19 +77,19 @@ class Web:
         await self._session.close()
 
 
-def _reason(failure: BaseException) -> str:
-    """What went wrong, in words that cannot hold a URL with its password."""
-    if isinstance(failure, aiohttp.ClientConnectorCertificateError):
-        return str(failure.certificate_error)
-    if isinstance(failure, aiohttp.ClientConnectorError):
-        return f"cannot connect: {_of_the_system(failure.os_error)}"
-    if isinstance(failure, aiohttp.ServerDisconnectedError):
+def _reason(exc: BaseException) -> str:
+    """Describes a failure without text that could contain the URL and its password."""
+    if isinstance(exc, aiohttp.ClientConnectorCertificateError):
+        return str(exc.certificate_error)
+    if isinstance(exc, aiohttp.ClientConnectorError):
+        return f"cannot connect: {_system_text(exc.os_error)}"
+    if isinstance(exc, aiohttp.ServerDisconnectedError):
         return "the connection was closed before an answer"
-    return _of_the_system(failure) if isinstance(failure, OSError) else type(failure).__name__
+    return _system_text(exc) if isinstance(exc, OSError) else type(exc).__name__
 
 
-def _of_the_system(failure: OSError) -> str:
-    """`Connection refused`, where asyncio says `Connect call failed ('127.0.0.1', 5000)`."""
-    if failure.errno and not isinstance(failure, socket.gaierror):  # whose numbers are its own
-        return os.strerror(failure.errno)
-    return failure.strerror or type(failure).__name__
+def _system_text(exc: OSError) -> str:
+    """Returns the system's text, such as `Connection refused`, in place of asyncio's `Connect call failed (…)`."""
+    if exc.errno and not isinstance(exc, socket.gaierror):  # `gaierror` has its own numbers
+        return os.strerror(exc.errno)
+    return exc.strerror or type(exc).__name__

@@ -11,7 +11,7 @@ import pytest
 from push1st.config.model import Authorize
 from push1st.errors import Refused
 from push1st.hooks import Decision, NotDelivered, Target
-from push1st.hooks.authorize import MAX_CACHED, MAX_MESSAGE, UNDECIDED, Authorizer, asks
+from push1st.hooks.authorize import MAX_CACHED, MAX_MESSAGE, UNDECIDED, Authorizer, operations
 from push1st.hooks.events import Connecting, Publishing, Subscribing
 from tests.support.loop import Clock
 from tests.support.node import APP, app_config
@@ -31,9 +31,9 @@ class Backend:
         self.target = target
         return self
 
-    async def tell(self, id: str, body: bytes) -> None: ...
+    async def deliver(self, id: str, body: bytes) -> None: ...
 
-    async def ask(self, body: bytes) -> bytes:
+    async def request(self, body: bytes) -> bytes:
         self.asked.append(json.loads(body))
         if isinstance(self.answer, Exception):
             raise self.answer
@@ -51,7 +51,7 @@ class Asking:
         self.counted: Counter[str] = Counter()
         one = Authorize(url="http://h/", on=frozenset(("connect", "subscribe", "publish")), cache=cache, timeout=timeout)
         self.authority = Authorizer([app_config(authorize=(one,))], "", self.clock, self.counted, self.backend)
-        self.ask = self.authority.ask
+        self.decide = self.authority.decide
 
 
 @pytest.mark.parametrize(
@@ -76,7 +76,7 @@ class Asking:
 )
 async def test_a_question_as_json(question, body):
     asking = Asking()
-    assert await asking.ask(question) == Decision()
+    assert await asking.decide(question) == Decision()
     assert {name: value for name, value in asking.backend.asked[0].items() if value not in (None, "")} == body
 
 
@@ -92,7 +92,7 @@ async def test_a_question_as_json(question, body):
 async def test_reply_may_change_user_and_data(answer, decision):
     asking = Asking()
     asking.backend.answer = answer
-    assert await asking.ask(CONNECTING) == decision
+    assert await asking.decide(CONNECTING) == decision
 
 
 @pytest.mark.parametrize(
@@ -110,7 +110,7 @@ async def test_reply_may_change_user_and_data(answer, decision):
 async def test_rejection_has_code_and_message_of_the_backend_if_they_are_valid(question, answer, code, text):
     asking = Asking()
     asking.backend.answer = {"allow": False, **answer}
-    refused = (await asking.ask(question)).refused
+    refused = (await asking.decide(question)).refused
     assert refused is not None
     assert (refused.code, refused.text) == (code, text)
     assert asking.counted == {"refused": 1}
@@ -132,18 +132,18 @@ async def test_rejection_has_code_and_message_of_the_backend_if_they_are_valid(q
 async def test_invalid_reply_rejects(answer, counted):
     asking = Asking(cache=60)
     asking.backend.answer = answer
-    refused = (await asking.ask(CONNECTING)).refused
+    refused = (await asking.decide(CONNECTING)).refused
     assert refused is not None
     assert (refused.code, refused.text) == (503, UNDECIDED)
     assert asking.counted == {counted: 1}
     asking.backend.answer = {"allow": True}
-    assert await asking.ask(CONNECTING) == Decision()  # the reply was not cached
+    assert await asking.decide(CONNECTING) == Decision()  # the reply was not cached
 
 
 async def test_late_reply_rejects():
     asking = Asking(timeout=0)
     asking.backend.answer = "stall"
-    refused = (await asking.ask(CONNECTING)).refused
+    refused = (await asking.decide(CONNECTING)).refused
     assert isinstance(refused, Refused)
     assert asking.counted == {"timed-out": 1}
 
@@ -152,7 +152,7 @@ async def test_answers_are_kept_for_the_time_stated():
     asking = Asking(cache=60)
     for seconds, times in ((0, 1), (59, 1), (2, 2)):
         asking.clock.advance(seconds)
-        await asking.ask(CONNECTING)
+        await asking.decide(CONNECTING)
         assert len(asking.backend.asked) == times
     assert asking.counted == {"allowed": 2, "cached": 1}
 
@@ -161,14 +161,14 @@ async def test_refusals_are_kept_too():
     asking = Asking(cache=60)
     asking.backend.answer = {"allow": False}
     for _ in range(2):
-        assert (await asking.ask(CONNECTING)).refused is not None
+        assert (await asking.decide(CONNECTING)).refused is not None
     assert len(asking.backend.asked) == 1
 
 
 async def test_decision_is_not_cached_without_a_cache_time():
     asking = Asking()
     for _ in range(2):
-        await asking.ask(CONNECTING)
+        await asking.decide(CONNECTING)
     assert len(asking.backend.asked) == 2
 
 
@@ -187,8 +187,8 @@ async def test_decision_is_not_cached_without_a_cache_time():
 )
 async def test_cached_decision_is_reused_only_for_equal_credentials(one, two, times):
     asking = Asking(cache=60)
-    await asking.ask(one)
-    await asking.ask(two)
+    await asking.decide(one)
+    await asking.decide(two)
     assert len(asking.backend.asked) == times
 
 
@@ -198,13 +198,15 @@ async def test_answers_that_are_kept_are_bounded():
         asking.authority._cached[asking.authority._endpoints[APP, "connect"], b"%d" % number] = 1e9, Decision()
         if len(asking.authority._cached) > MAX_CACHED:
             break
-    await asking.ask(CONNECTING)
+    await asking.decide(CONNECTING)
     assert len(asking.authority._cached) <= MAX_CACHED + 1
 
 
 def test_only_configured_events_are_authorized():
-    assert asks(app_config()) == {}
-    found = asks(app_config(authorize=(Authorize(url="http://h/", on=frozenset(("connect", "publish")), filter=("private-",)),)))
+    assert operations(app_config()) == {}
+    found = operations(
+        app_config(authorize=(Authorize(url="http://h/", on=frozenset(("connect", "publish")), filter=("private-",)),))
+    )
     assert set(found) == {"connect", "publish"}
     assert found["connect"]("")
     assert [bool(found["publish"](name)) for name in ("private-a", "a")] == [True, False]

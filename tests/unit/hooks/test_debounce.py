@@ -5,7 +5,7 @@ from collections.abc import Iterable
 from hypothesis import given
 from hypothesis import strategies as st
 
-from push1st.hooks.debounce import REMEMBERED, Debounce
+from push1st.hooks.debounce import MAX_ABSENT, Debounce
 from push1st.messages import ENTERING, HOLD_SECONDS, HookEvent, HookEventKind
 
 
@@ -114,12 +114,12 @@ def test_held_edges_of_an_earlier_process_are_dropped_after_newer_edges():
 
 def test_debounce_remembers_a_bounded_number_of_removed_clients():
     debounce = Debounce()
-    for number in range(REMEMBERED + 10):
+    for number in range(MAX_ABSENT + 10):
         debounce.feed(event("occupied", str(number)), 0)
         debounce.feed(event("vacated", str(number)), 0)
     debounce.due(10)
-    assert len(debounce._gone) == REMEMBERED
-    assert debounce._there == set()
+    assert len(debounce._absent) == MAX_ABSENT
+    assert debounce._present == set()
 
 
 CHANNELS, USERS = ("presence-1", "presence-2"), ("u", "v")

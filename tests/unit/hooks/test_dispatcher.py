@@ -25,17 +25,17 @@ class Endpoint:
     def __init__(self) -> None:
         self.told: list[tuple[str, bytes]] = []
         self.fails = False
-        self.waits: asyncio.Future[None] | None = None
+        self.future: asyncio.Future[None] | None = None
         self.closed = False
 
-    async def tell(self, id: str, body: bytes) -> None:
+    async def deliver(self, id: str, body: bytes) -> None:
         self.told.append((id, body))
-        if self.waits is not None:
-            await self.waits
+        if self.future is not None:
+            await self.future
         if self.fails:
             raise NotDelivered("refused", "answered 500")
 
-    async def ask(self, body: bytes) -> bytes:
+    async def request(self, body: bytes) -> bytes:
         return b""
 
     async def close(self) -> None:
@@ -64,14 +64,14 @@ class Board:
             self.events,
             self.attempts,
             Counter(),
-            self._reach,
+            self._open_transport,
         )
 
     def _random(self, _: int) -> int:
         self.numbers += 1
         return self.numbers
 
-    def _reach(self, target: Target) -> Endpoint:
+    def _open_transport(self, target: Target) -> Endpoint:
         return self.at.setdefault(target.url, Endpoint())
 
     def on_event(self, *kinds: HookEventKind, channel: str = "c", app: str = APP) -> None:
@@ -123,7 +123,7 @@ async def test_subscription_counts_do_not_displace_other_events(tmp_path: Path):
     """A client that subscribes to many channels causes a subscription count on each."""
     board = Board(A, config=HooksConfig(events=100, folder=str(tmp_path)))
     board.at["http://a/"] = Endpoint()
-    board.at["http://a/"].waits = asyncio.get_running_loop().create_future()
+    board.at["http://a/"].future = asyncio.get_running_loop().create_future()
     for number in range(300):
         board.on_event("counted", channel=f"c{number}")
     await turns(10)
@@ -139,7 +139,7 @@ async def test_saved_events_of_one_connection_do_not_displace_other_events_after
     for number in (1, 2):
         board = Board(A, config=config)
         board.at["http://a/"] = Endpoint()
-        board.at["http://a/"].waits = asyncio.get_running_loop().create_future()
+        board.at["http://a/"].future = asyncio.get_running_loop().create_future()
         board.board.open(lambda _: None)
         await turns(10)
         if number == 1:
@@ -168,7 +168,7 @@ async def test_request_in_progress_at_a_stop_is_cancelled_and_sent_again_with_it
     config = HooksConfig(folder=str(tmp_path))
     one = Board(A, config=config)
     one.at["http://a/"] = Endpoint()
-    one.at["http://a/"].waits = asyncio.get_running_loop().create_future()
+    one.at["http://a/"].future = asyncio.get_running_loop().create_future()
     one.on_event("occupied")
     one.on_event("cache-missed", "client-event")
     await turns(10)
@@ -284,7 +284,7 @@ async def test_saved_events_of_a_removed_endpoint_are_counted(tmp_path: Path):
 
 
 async def test_running_workers_send_events_saved_by_a_replaced_worker(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr("push1st.hooks.dispatcher.TAKE_UP_SECONDS", 0.0)
+    monkeypatch.setattr("push1st.hooks.dispatcher.LOAD_SECONDS", 0.0)
     config = HooksConfig(folder=str(tmp_path))
     two = Board(A, config=config)
     two.board.open(lambda _: None)
@@ -314,7 +314,7 @@ def out_of_reach(folder: Path) -> Iterator[None]:
 async def test_loading_is_retried_with_one_log_line(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr("push1st.hooks.dispatcher.TAKE_UP_SECONDS", 0.0)
+    monkeypatch.setattr("push1st.hooks.dispatcher.LOAD_SECONDS", 0.0)
     folder = tmp_path / "hooks"
     config = HooksConfig(folder=str(folder))
     one = await failed(Board(A, config=config))
@@ -340,7 +340,7 @@ async def failed(board: Board) -> Board:
 
 
 async def test_saving_at_a_stop_is_retried_for_a_moment(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("push1st.hooks.dispatcher.SAVE_AGAIN_SECONDS", 0.0)
+    monkeypatch.setattr("push1st.hooks.dispatcher.SAVE_RETRY_SECONDS", 0.0)
     folder = tmp_path / "hooks"
     one = await failed(Board(A, config=HooksConfig(folder=str(folder))))
     with out_of_reach(folder):

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from push1st.hooks.child import ASK, TELL
+from push1st.hooks.child import DELIVER, REQUEST
 from push1st.hooks.lua import load
 
 BODY = b'{"event":"join","app":"a","channel":"c","session":"1.2","data":"{}"}'
@@ -18,18 +18,18 @@ def script(folder: Path, text: str):
 
 def test_function_gets_all_fields_of_the_hook(tmp_path, capsys):
     call = script(tmp_path, "function OnTrigger(...) print(...) end")
-    assert call(TELL, BODY) == b""
+    assert call(DELIVER, BODY) == b""
     assert capsys.readouterr().out == "join\ta\tc\t1.2\t{}\n"
 
 
 def test_harmless_functions_of_lua_are_available(tmp_path, capsys):
     what = "math.floor(1.5), ('a'):upper(), #table.pack(1, 2), type(os.time()), utf8.char(228), _G == _G._G"
-    script(tmp_path, f"function OnTrigger() print({what}) end")(TELL, BODY)
+    script(tmp_path, f"function OnTrigger() print({what}) end")(DELIVER, BODY)
     assert capsys.readouterr().out == "1\tA\t2\tnumber\tä\ttrue\n"
 
 
 @pytest.mark.parametrize(
-    "reach",
+    "code",
     [
         "io.open('/etc/passwd')",
         "os.execute('true')",
@@ -49,15 +49,15 @@ def test_harmless_functions_of_lua_are_available(tmp_path, capsys):
         "error('x')",
     ],
 )
-def test_script_cannot_reach_files_or_processes(tmp_path, capsys, reach):
-    call = script(tmp_path, f"function OnTrigger() print('reached', (pcall(function() {reach} end))) end")
-    call(TELL, BODY)
+def test_script_cannot_reach_files_or_processes(tmp_path, capsys, code):
+    call = script(tmp_path, f"function OnTrigger() print('reached', (pcall(function() {code} end))) end")
+    call(DELIVER, BODY)
     assert capsys.readouterr().out == "reached\tfalse\n"
 
 
 def test_print_gives_no_access_to_python(tmp_path, capsys):
     text = "function OnTrigger() for _, f in pairs({print}) do print(pcall(function() return f.__globals__ end)) end end"
-    script(tmp_path, text)(TELL, BODY)
+    script(tmp_path, text)(DELIVER, BODY)
     assert capsys.readouterr().out.startswith("false\t")
 
 
@@ -68,7 +68,7 @@ def test_a_script_without_the_function_is_refused(tmp_path):
 
 def test_script_cannot_authorize(tmp_path):
     with pytest.raises(TypeError):
-        script(tmp_path, "function OnTrigger() end")(ASK, b"{}")
+        script(tmp_path, "function OnTrigger() end")(REQUEST, b"{}")
 
 
 def test_without_lupa_the_failure_is_the_command_that_installs_it_here(tmp_path, monkeypatch):

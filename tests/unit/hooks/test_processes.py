@@ -10,5 +10,5 @@ from tests.unit.hooks.faults import without_descriptors
 async def test_a_child_that_finds_no_descriptors_left_is_a_delivery_to_be_tried_again() -> None:
     way = Python(Target("app", "py://module:function", "", "", (), 5, 1, ""))
     with without_descriptors(), pytest.raises(NotDelivered, match="cannot be started: Too many open files"):
-        await way.tell("id", b"{}")
+        await way.deliver("id", b"{}")
     await way.close()

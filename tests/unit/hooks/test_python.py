@@ -6,9 +6,9 @@ import sys
 
 import pytest
 
-from push1st.hooks.child import ASK, TELL
+from push1st.hooks.child import DELIVER, REQUEST
 from push1st.hooks.events import Allow, ClientEvent, Connecting, Publishing, Refuse, Subscribing, Triggered, User
-from push1st.hooks.python import answered, events, load
+from push1st.hooks.python import events, load, reply_of
 
 
 def test_events_are_typed_and_name_their_app():
@@ -22,7 +22,7 @@ def test_a_hook_of_push1st_is_typed():
 
 
 @pytest.mark.parametrize(
-    ("result", "said"),
+    ("result", "reply"),
     [
         (True, {"allow": True}),
         (False, {"allow": False}),
@@ -32,14 +32,14 @@ def test_a_hook_of_push1st_is_typed():
         (Refuse(), {"allow": False}),
     ],
 )
-def test_return_value_is_encoded_like_an_http_reply(result, said):
-    assert json.loads(answered(result)) == said
+def test_return_value_is_encoded_like_an_http_reply(result, reply):
+    assert json.loads(reply_of(result)) == reply
 
 
 @pytest.mark.parametrize("result", [None, 1, "yes", {"allow": True}])
 def test_other_return_values_are_rejected(result):
     with pytest.raises(TypeError, match="an answer is"):
-        answered(result)
+        reply_of(result)
 
 
 MODULE = """
@@ -59,12 +59,12 @@ def test_functions_are_found_in_the_configurations_folder_sync_and_async(tmp_pat
     (tmp_path / "module_of_a_test.py").write_text(MODULE)
     with asyncio.Runner() as runner:
         hook = load("a", "module_of_a_test:hook", str(tmp_path), runner)
-        hook(TELL, b'{"time_ms":1,"events":[{"name":"cache_miss","channel":"c"},{"name":"cache_miss","channel":"d"}]}')
+        hook(DELIVER, b'{"time_ms":1,"events":[{"name":"cache_miss","channel":"c"},{"name":"cache_miss","channel":"d"}]}')
         may = load("a", "module_of_a_test:may", str(tmp_path), runner)
         for on, more in (
             ("connect", '"query":""'),
             ("subscribe", '"channel":"c"'),
             ("publish", '"channel":"c","event":"e","data":[1]'),
         ):
-            assert may(ASK, f'{{"on":"{on}","app":"a","socket_id":"1.2","ip":"::1",{more}}}'.encode()) == b'{"allow":true}'
+            assert may(REQUEST, f'{{"on":"{on}","app":"a","socket_id":"1.2","ip":"::1",{more}}}'.encode()) == b'{"allow":true}'
     assert sys.modules.pop("module_of_a_test").said == ["c", "d", Connecting, Subscribing, Publishing]

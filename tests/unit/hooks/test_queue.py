@@ -4,7 +4,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from push1st.hooks.queue import FRESH_SECONDS, OVERHEAD, RETRIES_SECONDS, Delivery, Queue, wait
+from push1st.hooks.queue import OVERHEAD, RETRIES_SECONDS, THROTTLE_SECONDS, Delivery, Queue, wait
 
 
 def queue(concurrency: int = 10, batch: int = 1, events: int = 1000, bytes: int = 1 << 20) -> Queue:
@@ -114,7 +114,7 @@ def test_an_endpoint_that_is_down_is_not_knocked_at_by_all_that_waits():
             tries += 1
             one.failed(delivery, now, 1.0)
         now += 0.25
-    assert tries < 20 / FRESH_SECONDS * 6
+    assert tries < 20 / THROTTLE_SECONDS * 6
 
 
 def test_poisoned_events_do_not_stop_the_others():
@@ -152,8 +152,8 @@ def test_one_source_does_not_displace_the_others(events, bytes):
     assert sum(one.put("flood", b"f%04d" % number, "1.1") for number in range(500)) == 100
     for number in range(40):
         assert one.put(f"c{number}", b"c%04d" % number, f"2.{number}")
-        assert one.gave_way == [b"f%04d" % (99 - number)]
-        one.gave_way.clear()
+        assert one.dropped == [b"f%04d" % (99 - number)]
+        one.dropped.clear()
         assert not one.put("flood", b"f9999", "1.1")
     for number in range(5):
         assert one.put("x", b"x%04d" % number)
@@ -195,7 +195,7 @@ def test_a_source_that_gave_way_leaves_no_channel_behind():
     assert (one.events, one.bytes, one.when()) == (0, 0, None)
     assert not one._waiting
     assert not one._sources
-    assert not one._hogs
+    assert not one._large
 
 
 def test_gaps_are_bounded():
@@ -244,10 +244,10 @@ def test_the_counts_match_the_queue_whichever_source_gives_way(steps, concurrenc
             order[channel].append(event)
         else:
             fate[event].append("refused")
-        for lost in one.gave_way:
+        for lost in one.dropped:
             fate[lost].append("gave way")
             order[chr(lost[0])].remove(lost)
-        one.gave_way.clear()
+        one.dropped.clear()
         assert one.events <= events
         assert one.events == one._tried_events + sum(1 for _ in one.untried())
         if takes and (delivery := one.next(number)) is not None:
@@ -261,7 +261,7 @@ def test_the_counts_match_the_queue_whichever_source_gives_way(steps, concurrenc
             assert order[chr(taken[0])].pop(0) == taken
         one.done(delivery)
     assert all(len(found) == 1 for found in fate.values())
-    assert (one.events, one.bytes, one._sources, one._hogs) == (0, 0, {}, {})
+    assert (one.events, one.bytes, one._sources, one._large) == (0, 0, {}, {})
 
 
 def test_when_returns_the_time_of_the_next_request():

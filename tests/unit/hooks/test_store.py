@@ -108,9 +108,9 @@ def test_a_file_that_a_killed_process_was_reading_is_loaded(folder: Path) -> Non
 # Dead letters
 
 
-def bury(one: Store, *events: bytes) -> None:
+def add_dead_letter(one: Store, *events: bytes) -> None:
     for event in events:
-        assert one.bury("app", "endpoint", "expired", [event])
+        assert one.add_dead_letter("app", "endpoint", "expired", [event])
 
 
 def letters(folder: Path) -> list[object]:
@@ -129,9 +129,9 @@ async def test_dead_letters_that_cannot_be_written_are_kept_and_written_later(
 ) -> None:
     one = Store(str(folder))
     (folder / DEAD_LETTERS).symlink_to("/dev/full")
-    bury(one, b"1", b"2")
+    add_dead_letter(one, b"1", b"2")
     await tried(one)
-    bury(one, b"3")
+    add_dead_letter(one, b"3")
     assert one._retry_at is not None
     one._retry_at.cancel()
     one._begin()  # as if its time were over
@@ -144,7 +144,7 @@ async def test_dead_letters_that_cannot_be_written_are_kept_and_written_later(
 
 async def test_a_dead_letter_is_written_whole_or_not_at_all(folder: Path) -> None:
     one = Store(str(folder))
-    bury(one, b"1")
+    add_dead_letter(one, b"1")
     assert await one.close() == 0
     whole = (folder / DEAD_LETTERS).read_bytes()
     with full(), pytest.raises(OSError, match="too large"):
@@ -155,5 +155,5 @@ async def test_a_dead_letter_is_written_whole_or_not_at_all(folder: Path) -> Non
 async def test_dead_letters_that_cannot_be_written_at_the_end_are_counted(folder: Path) -> None:
     one = Store(str(folder))
     (folder / DEAD_LETTERS).symlink_to("/dev/full")
-    bury(one, b"1", b"2")
+    add_dead_letter(one, b"1", b"2")
     assert await one.close() == 2
