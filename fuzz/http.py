@@ -31,7 +31,7 @@ from push1st.transports.context import EdgeContext
 from push1st.transports.http import HttpConnection
 from push1st.transports.listener import Listener
 from push1st.transports.sweep import Sweep
-from push1st.transports.xhr import GAP_SECONDS, XhrConnection
+from push1st.transports.xhr_session import GAP_SECONDS, XhrSession
 
 EVENT = b'{"name":"e","channels":["c"],"data":"x"}'
 UPGRADE = (
@@ -166,7 +166,7 @@ class Server:
         socket.protocol.connection_lost(None)
         await asyncio.sleep(0)
         for client in list(self.context.open):
-            if isinstance(client, XhrConnection):  # it outlives its connection: until it did not come back
+            if isinstance(client, XhrSession):  # it outlives its connection: until it did not come back
                 self.clock.seconds += GAP_SECONDS + 1
                 client.due(self.clock.seconds)
         await asyncio.sleep(0)

@@ -3,11 +3,10 @@
 import pytest
 
 from push1st.messages import Response
-from push1st.protocols.pusher_xhr import end_frames
 from push1st.transports.forwarding import ForwardFrame, RemoteSession
-from push1st.transports.xhr import Stream
+from push1st.transports.xhr_stream import Stream
 
-END = end_frames(4200, "The server of this session is gone, reconnect")
+GONE = Response(200, b"gone")
 
 
 class Request:
@@ -36,7 +35,7 @@ def remote(sent: list[str]) -> RemoteSession:
     def send(frame: ForwardFrame) -> None:
         sent.append(frame.kind)
 
-    return RemoteSession(None, 1, "#xhr-at-here", send, lambda: sent.append("forgotten"))  # type: ignore[arg-type]
+    return RemoteSession(None, 1, "#xhr-at-here", send, lambda: sent.append("forgotten"), GONE)  # type: ignore[arg-type]
 
 
 def test_stream_ends_with_a_reconnect_code_when_the_owner_is_gone(remote, sent):
@@ -44,7 +43,7 @@ def test_stream_ends_with_a_reconnect_code_when_the_owner_is_gone(remote, sent):
     remote.stream(stream)
     remote.abandon()
     remote.abandon()
-    assert stream.received == [END, "end"]
+    assert stream.received == [GONE.body, "end"]
     assert sent == ["lost", "forgotten"]
 
 
@@ -52,7 +51,7 @@ def test_poll_is_answered_with_a_reconnect_code_when_the_owner_is_gone(remote, s
     poll = Request()
     remote.hold(poll)
     remote.abandon()
-    assert poll.received == [END]
+    assert poll.received == [GONE.body]
     assert sent == ["lost", "forgotten"]
 
 

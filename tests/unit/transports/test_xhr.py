@@ -12,19 +12,19 @@ from structlog.testing import capture_logs
 from push1st.config.model import Networks, ProtocolConfig, ServerConfig
 from push1st.core.session import WAITING
 from push1st.messages import Response
-from push1st.transports import xhr
+from push1st.transports import xhr, xhr_stream
 from push1st.transports.http import HttpConnection
 from push1st.transports.turn import MAX_WAITING
-from push1st.transports.xhr import (
-    CLOSE_SECONDS,
+from push1st.transports.xhr_input import MAX_MESSAGES_A_SLICE
+from push1st.transports.xhr_session import (
     FULL_SECONDS,
     GAP_SECONDS,
     HEARTBEAT_SECONDS,
     MAX_MESSAGES,
-    MAX_MESSAGES_A_SLICE,
     PONG_SECONDS,
     QUIET_SECONDS,
 )
+from push1st.transports.xhr_stream import CLOSE_SECONDS
 from tests.support.http import Answer, answers, request, statuses
 from tests.support.loop import turns
 from tests.support.node import APP, KEY, app_config, token
@@ -648,12 +648,12 @@ def test_nothing_is_lost_or_doubled_when_the_client_drops_a_response(texts, cuts
         assert client.got == numbered
         assert site.failures == []
 
-    with patch.object(xhr, "LONGEST", 300):
+    with patch.object(xhr_stream, "LONGEST", 300):
         asyncio.run(go())
 
 
 async def test_full_stream_gets_only_heartbeats(site, monkeypatch):
-    monkeypatch.setattr(xhr, "LONGEST", 500)
+    monkeypatch.setattr(xhr_stream, "LONGEST", 500)
     transport = await subscribed(site)
     await publish(site, *["x" * 100] * 5)
     assert len(heard(transport)) < 5
@@ -667,7 +667,7 @@ async def test_full_stream_gets_only_heartbeats(site, monkeypatch):
 
 
 async def test_client_that_does_not_continue_after_a_full_response_must_reconnect(site, monkeypatch):
-    monkeypatch.setattr(xhr, "LONGEST", 300)
+    monkeypatch.setattr(xhr_stream, "LONGEST", 300)
     transport = await subscribed(site)
     await publish(site, "x" * 200, "more")
     for _ in range(FULL_SECONDS // 10 + 1):
@@ -680,7 +680,7 @@ async def test_client_that_does_not_continue_after_a_full_response_must_reconnec
 
 
 async def test_a_poll_is_cut_where_the_client_drops_it(site, monkeypatch):
-    monkeypatch.setattr(xhr, "LONGEST", 100)
+    monkeypatch.setattr(xhr_stream, "LONGEST", 100)
     await polled(site)
     await subscribe(site)
     await publish(site, *DIGITS)
@@ -987,7 +987,7 @@ def test_counters_stay_correct_and_all_sessions_end(taken):
                     site.pass_seconds((1, GAP_SECONDS, TIMEOUT)[n])
             await turns()
             clients = list(fallbacks._clients.values())
-            assert fallbacks.detached.taken == sum(one._is_detached for one in clients)
+            assert fallbacks.detached.taken == sum(one.current is None for one in clients)
             sessions = sum(not one.closing for one in clients)
             assert len(site.world.app.tenant.sessions) == sessions == site.metrics.connections["pusher-xhr"]
             assert site.failures == []
@@ -998,5 +998,5 @@ def test_counters_stay_correct_and_all_sessions_end(taken):
         assert fallbacks.detached.taken == 0
         assert not site.world.app.tenant.channels
 
-    with patch.object(xhr, "LONGEST", 500):
+    with patch.object(xhr_stream, "LONGEST", 500):
         asyncio.run(go())

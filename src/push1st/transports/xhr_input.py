@@ -1,0 +1,128 @@
+"""The messages that a fallback session receives by `xhr_send`, until they are applied.
+
+Messages are applied in slices, like those of a WebSocket (`turn.py`). They wait while `MAX_WAITING` commands of the session wait.
+The response to an `xhr_send` waits until its messages are applied, so that no client sends faster than that.
+"""
+
+import asyncio
+from collections import deque
+from typing import Protocol
+
+from push1st.core.session import WAITING, Session
+from push1st.errors import Refused
+from push1st.protocols import Codec
+from push1st.transports.handlers import Outcome
+from push1st.transports.turn import MAX_WAITING, SLICE_SECONDS, Turn
+
+MAX_MESSAGES_A_SLICE = 32
+"""messages in a slice (see `turn`)"""
+
+
+class InputOwner(Protocol):
+    """The session of the messages, as its transport represents it."""
+
+    input: "XhrInput | None"
+    is_slow: bool
+    """whether the session is about to end, so that no command is applied"""
+
+    @property
+    def codec(self) -> Codec: ...
+
+    def fail(self) -> None:
+        """Ends the session after a defect."""
+
+    def abort(self) -> None:
+        """Ends the session at once."""
+
+
+class XhrInput:
+    """Messages in order, as a connection with a backlog (`turn.Connection`). It exists while some are not applied."""
+
+    __slots__ = ("_is_done", "_owner", "_queue", "_session", "_turn")
+
+    def __init__(self, owner: InputOwner, session: Session, turn: Turn, texts: list[str]) -> None:
+        self._owner = owner
+        self._session = session
+        self._turn = turn
+        self._queue: deque[str | asyncio.Future[None]] = deque(texts)
+        """messages; a future among them is done when all messages before it are applied"""
+        self._is_done = False
+
+    def start(self) -> None:
+        """Applies a slice of the messages now, and the rest in the next turns."""
+        if self.process(b""):
+            self._turn.resume(self)
+
+    def add(self, texts: list[str]) -> bool:
+        """Adds messages. Returns whether too many wait now."""
+        self._queue.extend(texts)
+        return len(self._queue) > WAITING
+
+    def process(self, data: bytes) -> bool:
+        """Applies a slice of the messages; returns whether more of them can be applied at once."""
+        queue, session = self._queue, self._session
+        clock = self._turn.clock
+        left, until = MAX_MESSAGES_A_SLICE, clock() + SLICE_SECONDS
+        try:
+            while queue:
+                message = queue.popleft()
+                if not isinstance(message, str):
+                    _set_done(message)
+                    continue
+                self._apply(message)
+                if session.waiting and len(session.waiting) >= MAX_WAITING:
+                    session.is_busy(self._resume)
+                    return False
+                left -= 1
+                if queue and (not left or clock() > until):
+                    return True
+        except Exception:
+            self._owner.fail()
+        self.drop()
+        return False
+
+    def _apply(self, text: str) -> None:
+        session = self._session
+        if session.closed or self._owner.is_slow:
+            return
+        try:
+            command = self._owner.codec.decode(text)
+        except Refused as refused:
+            session.refuse(refused)
+        else:
+            session.handle(command)
+
+    def _resume(self) -> None:
+        if not self._is_done:
+            self._turn.resume(self)
+
+    def drop(self) -> None:
+        """Ends this input: discards messages that are not applied, and sends the responses that wait."""
+        self._is_done = True
+        if self._owner.input is self:
+            self._owner.input = None
+        while self._queue:
+            if not isinstance(message := self._queue.popleft(), str):
+                _set_done(message)
+
+    async def when_applied(self, outcome: Outcome) -> Outcome:
+        """Returns `outcome` when all messages received so far are applied."""
+        if not self._is_done:
+            applied: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+            self._queue.append(applied)
+            await applied
+        return outcome
+
+    def keep(self, data: bytes) -> None:
+        """Does nothing, because input arrives by `add`."""
+
+    def hold_reading(self, hold: bool) -> None:
+        """Does nothing: the responses wait (`when_applied`)."""
+
+    def abort(self) -> None:
+        self._owner.abort()
+
+
+def _set_done(future: asyncio.Future[None]) -> None:
+    if not future.done():
+        future.set_result(None)

@@ -1,0 +1,314 @@
+"""One session of the HTTP fallbacks, which lasts for many requests (protocol, section 10).
+
+The core's `Session` is attached to the current poll or stream, and detached between two requests. Its outbox keeps up to
+`server.outbox` bytes then, and `GAP_SECONDS` later the session expires. A new request displaces the one before it.
+
+This module has the rules of the wire: heartbeats, deadlines, and the frames that end a session. A session that ends between two
+requests is expired at once, but stays known for `GAP_SECONDS`, so that the next request gets the frames that end it.
+"""
+
+import asyncio
+from typing import Protocol
+
+from push1st.core.app import App
+from push1st.core.outbox import Outbox, OutboxPolicy
+from push1st.core.session import WAITING, Session
+from push1st.errors import Refused
+from push1st.messages import ClientRequest, Established, Reply, Response
+from push1st.protocols.pusher_xhr import HEARTBEAT, OPEN_FRAME, decode_messages, end_frames
+from push1st.transports.admission import AUTHORIZE_SECONDS
+from push1st.transports.context import EdgeContext
+from push1st.transports.forwarding import StreamWriter
+from push1st.transports.handlers import Exchange
+from push1st.transports.places import Places
+from push1st.transports.sweep import NEVER
+from push1st.transports.xhr_input import XhrInput
+from push1st.transports.xhr_stream import HEADERS, TYPE, OpenPoll, OpenStream, take_response
+
+GAP_SECONDS = 10
+"""from the end of a request to the next one; after a longer time the client is gone"""
+HEARTBEAT_SECONDS = 25
+"""of silence before a heartbeat; half the activity timeout if that is shorter"""
+QUIET_SECONDS = 5
+"""of silence after which an empty `xhr_send` gets a heartbeat; sooner it may be the client's answer to a heartbeat"""
+PONG_SECONDS = 30
+"""for a client to answer a heartbeat after a long silence"""
+FULL_SECONDS = 60
+"""for a client to read a full response to its end and send its next request"""
+MAX_MESSAGES = 100
+"""messages in one `xhr_send`; pusher-js sends one"""
+
+SessionName = tuple[str, str | None, str]
+"""app key, origin (None if the client is not a browser), and the id that the client chose"""
+
+
+class SessionRegistry(Protocol):
+    """The registry of a worker's fallback sessions. detached: the places of sessions that wait for their next request."""
+
+    detached: Places
+    policy: OutboxPolicy[bytes]
+
+    def forget(self, client: "XhrSession") -> None:
+        """Removes a session, so that its name begins a new one."""
+
+
+class XhrSession:
+    """One client over all its requests. name: its key in the registry. place: its app and its address."""
+
+    __slots__ = (
+        "_authorize_by",
+        "_beat_at",
+        "_context",
+        "_outbox",
+        "_period",
+        "_registry",
+        "_seen",
+        "_session",
+        "_timeout",
+        "address",
+        "codec",
+        "current",
+        "due_at",
+        "input",
+        "is_slow",
+        "name",
+        "place",
+        "wrote_at",
+    )
+
+    def __init__(self, registry: SessionRegistry, context: EdgeContext, name: SessionName, place: tuple[str, str]) -> None:
+        self._registry = registry
+        self._context = context
+        self.name = name
+        self.place = place
+        self.address = ""
+        """the name under which `EdgeContext.addresses` counts the session; "" if the client's own connections are counted"""
+        self.codec = context.codecs["pusher-xhr"]
+        self.due_at = NEVER
+        self._timeout = context.config.server.pusher.activity_timeout
+        self._period = min(HEARTBEAT_SECONDS, self._timeout / 2)
+        self._session: Session
+        self._outbox: Outbox[bytes] = Outbox(registry.policy, self)
+        self.current: OpenPoll | OpenStream | None = None
+        """the request that the session is attached to; None between two requests"""
+        self.input: XhrInput | None = None
+        """messages that are not applied yet"""
+        self.is_slow = False
+        self._authorize_by = 0.0
+        self._seen = self.wrote_at = context.sweep.now
+        self._beat_at = 0.0
+        """when a heartbeat was sent after a long silence of the client; 0 if the client has sent something since"""
+
+    def open(self, app: App, visitor: ClientRequest, ip: str) -> None:
+        """Begins the session. The app's backend may still reject the client. Raises Disconnect."""
+        context = self._context
+        node = context.node
+        self._session = session = Session(node, app, self, self.codec, self._outbox.write, ip, outbox=self._outbox)
+        self._detach()
+        node.metrics.connections[self.codec.name] += 1
+        node.metrics.opened[self.codec.name] += 1
+        node.fanout.direct(session, OPEN_FRAME)
+        context.open.add(self)
+        if app.config.authorized_only:
+            self._authorize_by = self._seen + AUTHORIZE_SECONDS
+        session.enter(visitor, lambda: self.send(Established(session.id, self._timeout)))
+
+    @property
+    def closing(self) -> bool:
+        """Whether the session is over, and stays known only for a request that gets its last frames."""
+        return self._session.closed
+
+    # Requests that read
+
+    def poll(self, exchange: Exchange) -> "Response | XhrSession":
+        """Returns the response to a poll. If there is nothing to read, the poll waits."""
+        current = OpenPoll(self, exchange)
+        self._displace(current)
+        if self._outbox:
+            return self._take_response()
+        self._session.attach(current)
+        return self
+
+    def stream(self, stream: StreamWriter) -> None:
+        """Handles that a stream has begun."""
+        current = OpenStream(self, self._context, stream)
+        self._displace(current)
+        self._session.attach(current)
+        if self.closing:
+            self._end_stream()
+
+    def _displace(self, current: OpenPoll | OpenStream) -> None:
+        """Makes a request the current one. The request before it ends in another turn, because its end may start the next one."""
+        if self.current is None:
+            self._registry.detached.leave(*self.place)
+        else:
+            asyncio.get_running_loop().call_soon(self.current.displace)
+        self.current = current
+        self._seen = self._context.sweep.now
+        self._beat_at = 0.0
+
+    def lost(self, request: object) -> None:
+        """Handles the end of a request's socket."""
+        if self.current is not None and self.current.request is request:
+            self._detach()
+
+    def _detach(self) -> None:
+        """Detaches the session, because it has no request any more."""
+        self.current = None
+        self._registry.detached.take(*self.place)
+        until = self._context.node.clock.monotonic() + GAP_SECONDS
+        self._session.detach(until)
+        sweep = self._context.sweep
+        if self.closing and not self._outbox:
+            self._registry.forget(self)
+        elif self.due_at > sweep.now + GAP_SECONDS + 1:
+            sweep.watch(self, until)
+
+    def answer(self, poll: OpenPoll) -> None:
+        """Answers the current poll with what the turn brought, unless that was one item over the bound, which is not sent."""
+        outbox = self._outbox
+        if poll is self.current and outbox and not (outbox.is_full and len(outbox) == 1):
+            poll.request.finish(self._take_response())
+
+    def _take_response(self) -> Response:
+        """Returns the response to the current poll, and detaches the session from it."""
+        self.wrote_at = self._context.sweep.now
+        body = take_response(self._outbox)
+        self._detach()
+        return Response(200, body, TYPE, HEADERS)
+
+    def too_slow(self, request: object) -> None:
+        """Handles that the client of a stream does not read."""
+        if self.current is not None and self.current.request is request:
+            self.on_full()
+
+    def on_full(self) -> None:
+        """Ends the session at the end of the turn, because too much waits for the client (`outbox.OutboxOwner`)."""
+        if not self.is_slow:
+            self.is_slow = True
+            asyncio.get_running_loop().call_soon(self._cut)
+
+    def _cut(self) -> None:
+        if not self.closing:
+            self._context.node.metrics.cut_offs["slow"] += 1
+            self._outbox.clear()
+            self._end(*self.codec.slow())
+
+    # Requests that send
+
+    def receive(self, body: bytes) -> None:
+        """Applies the messages of an `xhr_send`. Raises Refused."""
+        context = self._context
+        texts = decode_messages(body)
+        if len(texts) > MAX_MESSAGES:
+            raise Refused(413, f"a request has at most {MAX_MESSAGES} messages")
+        if not self.closing:
+            most = context.most_message(context.config.server.pusher, self._session.app.config.limits)
+            if any(len(text) > most for text in texts):
+                raise Refused(413, f"a message has at most {most} bytes")
+        context.node.metrics.bytes_in += len(body)
+        self._seen = context.sweep.now
+        self._beat_at = 0.0
+        if not texts and self._seen - self.wrote_at >= min(QUIET_SECONDS, self._period):
+            self._beat()
+        if self.input is not None:
+            if self.input.add(texts) and not self.closing:
+                context.node.metrics.cut_offs["queue-full"] += 1
+                self.close(4100, f"more than {WAITING} commands are waiting")
+        elif texts:
+            self.input = XhrInput(self, self._session, context.turn, texts)
+            self.input.start()
+
+    # Outlet: what the session needs
+
+    def send(self, reply: Reply) -> None:
+        if not self.closing:
+            self._context.node.fanout.direct(self._session, self.codec.reply(reply))
+
+    def close(self, code: int, reason: str, announced: bool = True) -> None:
+        """Ends the session, after all that is due to it. announced: whether an error frame precedes the close frame."""
+        if not self.closing:
+            self._context.node.fanout.settle(self._session)
+            self._end(code, reason, announced)
+
+    def fail(self) -> None:
+        if not self.closing:
+            self._context.failed("connection")
+            self._context.node.metrics.cut_offs["internal-error"] += 1
+            self.close(1011, "internal error")
+
+    # The end
+
+    def _end(self, code: int, reason: str, announced: bool = True) -> None:
+        """Ends the session at once, and sends the closing frames on the current request, or on the next one."""
+        self._session.log_end(code, reason)
+        self._expire()
+        frames = end_frames(code, reason, announced)
+        if isinstance(self.current, OpenStream) and self.current.is_full:
+            self.current.write_after_end(frames)  # the client may not read the frames, so the next request gets them too
+        self._outbox.is_full = False
+        self._outbox.write(frames)
+        self._end_stream()
+
+    def _end_stream(self) -> None:
+        """Ends the current stream after the close frame. What the stream had no room for waits for the next request."""
+        if isinstance(self.current, OpenStream):
+            self.current.request.close()
+            self._detach()
+
+    def _expire(self) -> None:
+        if self.input is not None:
+            self.input.drop()
+        self._context.open.discard(self)
+        if not self.closing:
+            self._context.node.metrics.connections[self.codec.name] -= 1
+            self._context.addresses.leave(self.address)
+            self._session.expire()
+
+    def leave(self, code: int, reason: str) -> None:
+        self.close(code, reason, announced=False)
+
+    def abort(self) -> None:
+        self._expire()
+
+    def due(self, now: float) -> float | None:
+        """Sends heartbeats, and ends clients that are gone, silent, or do not read on (`sweep.Watched`)."""
+        if self.current is None:
+            if self._outbox.until > now:
+                return self._outbox.until
+            if not self.closing:
+                self._context.node.metrics.cut_offs["gone"] += 1
+                self._expire()
+            self._registry.forget(self)
+            return None
+        if self.closing:
+            return now + GAP_SECONDS
+        if self._authorize_by:
+            if self._session.authorized:
+                self._authorize_by = 0
+            elif self._authorize_by <= now:
+                return self._cut_off("not-authorized", 4009, "Connection not authorized within timeout")
+        if self._beat_at and self._beat_at + PONG_SECONDS <= now:
+            return self._cut_off("silent", 4201, "no answer to a heartbeat")
+        if isinstance(self.current, OpenStream) and self.current.is_full and self.current.full_since + FULL_SECONDS <= now:
+            return self._cut_off("slow", 4200, "the response is full, and no other was asked for")
+        if not self._beat_at and self._seen + self._timeout <= now:
+            self._beat_at = now
+            self._beat()
+        elif self.wrote_at + self._period <= now:
+            self._beat()
+        write_at = self.wrote_at + self._period
+        answer_by = self._beat_at + PONG_SECONDS if self._beat_at else self._seen + self._timeout
+        return min(write_at, answer_by, self._authorize_by or write_at)
+
+    def _cut_off(self, why: str, code: int, reason: str) -> float:
+        self._context.node.metrics.cut_offs[why] += 1
+        self.close(code, reason)
+        return self._context.sweep.now + GAP_SECONDS
+
+    def _beat(self) -> None:
+        self.wrote_at = self._context.sweep.now
+        if isinstance(self.current, OpenStream) and self.current.is_full:
+            self.current.write_after_end(HEARTBEAT)
+        else:
+            self._outbox.write(HEARTBEAT)

@@ -1,0 +1,211 @@
+"""The responses of a fallback session: a stream that does not end, and a poll that waits for something to return.
+
+pusher-js drops a response with the first frame that ends after `LONGEST` characters, and sends its next request. What it has not
+read by then is lost, and the client acknowledges nothing. So that frame is the last one of a response. The session keeps the rest
+for the next request. `OpenStream` and `OpenPoll` apply this rule, as connections that the session's outbox is attached to.
+"""
+
+import asyncio
+from typing import Protocol
+
+from push1st.core.hub import Write
+from push1st.core.outbox import Outbox
+from push1st.messages import Response
+from push1st.protocols.pusher_xhr import LONGEST, whole_frames
+from push1st.transports.answers import endless
+from push1st.transports.context import EdgeContext
+from push1st.transports.forwarding import StreamWriter
+from push1st.transports.handlers import Exchange, Takeover
+from push1st.transports.sweep import NEVER
+
+CLOSE_SECONDS = 5
+"""for the client to read the end of a stream"""
+TYPE = b"text/plain; charset=utf-8"
+HEADERS = (
+    b"Access-Control-Allow-Origin: *\r\n"  # the wire has no cookies; origins are checked where the session begins
+    b"Cache-Control: no-store, no-transform\r\n"
+    b"X-Content-Type-Options: nosniff\r\n"  # a browser delays a response whose type it has to guess
+    b"X-Accel-Buffering: no\r\n"
+)
+
+
+class StreamOwner(Protocol):
+    """The session of a stream: one of this worker, or a `RemoteSession`."""
+
+    def stream(self, stream: StreamWriter) -> None:
+        """Handles that a stream has begun."""
+
+    def lost(self, request: object) -> None:
+        """Handles the end of a request's socket."""
+
+    def too_slow(self, request: object) -> None:
+        """Handles that the client of a stream does not read."""
+
+    def leave(self, code: int, reason: str) -> None:
+        """Ends the session because the server stops."""
+
+
+class Stream(Takeover):
+    """The response to one `xhr_streaming` request, which does not end by itself. It owns the socket of the request."""
+
+    __slots__ = ("_context", "_owner", "_transport", "due_at")
+
+    def __init__(self, owner: StreamOwner, context: EdgeContext) -> None:
+        self._owner = owner
+        self.address = ""
+        self._context = context
+        self._transport: asyncio.Transport
+        self.due_at = NEVER
+
+    def start(self, transport: asyncio.Transport, before: bytes) -> None:
+        """Begins the response. It has no chunks, so that every subscriber gets the same bytes."""
+        self._transport = transport
+        transport.set_protocol(self)  # first, so that a client that does not read `before` is noticed
+        transport.set_write_buffer_limits(high=self._context.config.server.outbox)
+        transport.write(before + endless(self._context.sweep.now, TYPE, HEADERS))
+        self._context.open.add(self)
+        self._owner.stream(self)
+
+    @property
+    def write(self) -> Write:
+        return self._transport.write
+
+    def close(self) -> None:
+        """Ends the response after all that was written. The client has `CLOSE_SECONDS` to read it."""
+        if not self._transport.is_closing():
+            self._transport.close()
+            self._context.sweep.watch(self, self._context.sweep.now + CLOSE_SECONDS)
+
+    def process(self, data: bytes) -> bool:
+        """Discards input, because no request can follow one whose response does not end."""
+        return False
+
+    def keep(self, data: bytes) -> None:
+        """Does nothing, because `process` discards all input."""
+
+    def hold_reading(self, hold: bool) -> None:
+        """Does nothing, because `process` discards all input."""
+
+    def data_received(self, data: bytes) -> None:
+        pass
+
+    def eof_received(self) -> bool:
+        self._owner.lost(self)
+        return False
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        self._owner.lost(self)
+        self._context.addresses.leave(self.address)
+        self._context.open.discard(self)
+        self._context.sweep.forget(self)
+
+    def pause_writing(self) -> None:
+        self._owner.too_slow(self)
+
+    def resume_writing(self) -> None:
+        pass
+
+    def lost(self, request: object) -> None:
+        """Handles that the client left before the stream began."""
+        self._owner.lost(self)
+
+    def leave(self, code: int, reason: str) -> None:
+        self._owner.leave(code, reason)
+
+    def abort(self) -> None:
+        self._transport.abort()
+
+    def due(self, now: float) -> float | None:
+        self._transport.abort()
+        return None
+
+
+class ResponseOwner(Protocol):
+    """The session of a response. wrote_at: when a response last wrote something, on the clock of the sweep."""
+
+    wrote_at: float
+
+    def answer(self, poll: "OpenPoll") -> None:
+        """Answers a poll with what the outbox kept."""
+
+
+class OpenStream:
+    """A stream that a session is attached to (`outbox.AttachedConnection`). request: its `Stream` or `RemoteRequest`."""
+
+    __slots__ = ("_context", "_owner", "_room", "_write", "full_since", "request")
+
+    def __init__(self, owner: ResponseOwner, context: EdgeContext, request: StreamWriter) -> None:
+        self._owner = owner
+        self._context = context
+        self.request = request
+        self._write = request.write
+        self._room = LONGEST
+        """characters until the client drops the response; below 0 if it already does"""
+        self.full_since = 0.0
+
+    @property
+    def is_full(self) -> bool:
+        """Whether the client drops the response when it reads what was written."""
+        return self._room < 0
+
+    def take(self, item: bytes) -> bytes | None:
+        """Writes whole frames, up to the one with which the client drops the response. Returns the rest."""
+        if self._room < 0:
+            return item
+        self._owner.wrote_at = now = self._context.sweep.now
+        size, self._room = whole_frames(item, self._room)
+        self._write(item[:size])
+        if self._room < 0:
+            self.full_since = now
+        return item[size:] if size < len(item) else None
+
+    def resume(self, items: list[bytes]) -> list[bytes]:
+        rest = self.take(b"".join(items))
+        return [] if rest is None else [rest]
+
+    def write_after_end(self, frames: bytes) -> None:
+        """Writes frames to a full response. The client need not read them, but its network does not see silence."""
+        self._write(frames)
+
+    def displace(self) -> None:
+        """Ends the response, because another request has the session."""
+        self.request.close()
+
+
+class OpenPoll:
+    """A poll that a session is attached to (`outbox.AttachedConnection`). It is answered with all that one turn brings."""
+
+    __slots__ = ("_is_scheduled", "_owner", "request")
+
+    def __init__(self, owner: ResponseOwner, request: Exchange) -> None:
+        self._owner = owner
+        self.request = request
+        self._is_scheduled = False
+
+    def take(self, item: bytes) -> bytes:
+        """Answers at the end of the turn. Until then the outbox keeps the frames."""
+        if not self._is_scheduled:
+            self._is_scheduled = True
+            asyncio.get_running_loop().call_soon(self._answer)
+        return item
+
+    def resume(self, items: list[bytes]) -> list[bytes]:
+        """Takes nothing, because a session answers a poll at once if its outbox has something."""
+        return items
+
+    def _answer(self) -> None:
+        self._is_scheduled = False
+        self._owner.answer(self)
+
+    def displace(self) -> None:
+        """Ends the poll, because another request has the session."""
+        self.request.finish(Response(409, b"another request has this session now\n", TYPE, HEADERS))
+
+
+def take_response(outbox: Outbox[bytes]) -> bytes:
+    """Removes from an outbox what one response may have, up to the frame with which the client drops the response."""
+    kept = b"".join(outbox.take_all())
+    size, _ = whole_frames(kept, LONGEST)
+    if size < len(kept):
+        outbox.restore([kept[size:]])
+    return kept[:size]
