@@ -10,15 +10,17 @@ import random
 import sys
 import time
 from collections import Counter
-from collections.abc import AsyncIterator, Callable, Iterator
-from contextlib import asynccontextmanager, contextmanager
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
 from itertools import count
-from types import ModuleType
 from typing import Any
+
+import msgspec
 
 from push1st import auth
 from push1st.apps.files import Files
-from push1st.brokers.redis import Redis, bounds, events_consumer
+from push1st.brokers.redis import Redis
+from push1st.brokers.redis.bounds import Timings
 from push1st.brokers.redis.shard import Shard
 from push1st.config.model import HooksConfig, Webhook
 from push1st.core.fanout import Fanout
@@ -66,17 +68,13 @@ class Wire:
 WIRE = Wire()
 
 
-@contextmanager
-def hurried(module: ModuleType = bounds, **seconds: float) -> Iterator[None]:
-    """Shortens the time between heartbeats and the recovery. The lease keeps its length: tests expire it themselves."""
-    before = {name: getattr(module, name) for name in seconds}
-    for name, value in seconds.items():
-        setattr(module, name, value)
-    try:
-        yield
-    finally:
-        for name, value in before.items():
-            setattr(module, name, value)
+FAST = Timings(renew=0.05, recovery=0.5, hold=0, read=0.05)
+"""The lease keeps its length: tests expire it themselves."""
+
+
+def fast(**changes: float) -> Timings:
+    """Returns the timings of these tests with changes."""
+    return msgspec.structs.replace(FAST, **changes)
 
 
 async def until(true: Callable[[], object], what: Callable[[], object] = lambda: "") -> None:
@@ -105,7 +103,7 @@ class Backend:
 class Place:
     """A node with its broker."""
 
-    def __init__(self, url: str, **limits: int) -> None:
+    def __init__(self, url: str, timings: Timings = FAST, **limits: int) -> None:
         loop = asyncio.get_running_loop()
         self.metrics = Metrics()
         self.failures: list[str] = []
@@ -121,7 +119,7 @@ class Place:
             self.node.worker = number
 
         self.hooked = {self.config.id: "s"}
-        self.broker = Redis(url, self.node.stamp, self.name, self.metrics, lambda: self.hooked, numbered)
+        self.broker = Redis(url, self.node.stamp, self.name, self.metrics, lambda: self.hooked, numbered, timings)
         self.app = self.node.app(self.config)
         self.clients: list[Client] = []
         self.frozen = False
@@ -353,24 +351,23 @@ class Client:
         return any(isinstance(one, kind) for one in self.replies)
 
 
-__all__ = ["CacheMissed", "Client", "Place", "SignedIn", "hurried", "spawn", "until"]
+__all__ = ["CacheMissed", "Client", "Place", "SignedIn", "fast", "spawn", "until"]
 
 
 @asynccontextmanager
-async def nodes(**limits: int) -> AsyncIterator[tuple[Valkey, Place, Place]]:
+async def nodes(timings: Timings = FAST, **limits: int) -> AsyncIterator[tuple[Valkey, Place, Place]]:
     """Starts a server and two nodes."""
     valkey = Valkey()
     try:
-        with hurried(RENEW_SECONDS=0.05, RECOVERY_SECONDS=0.5), hurried(events_consumer, HOLD_SECONDS=0, BLOCK_MS=50):
-            one, two = await Place(valkey.url, **limits).open(), await Place(valkey.url, **limits).open()
-            try:
-                yield valkey, one, two
-                assert one.failures == two.failures == []
-            finally:
-                valkey.go_on()
-                await one.close()
-                await two.close()
-                await asyncio.sleep(0.01)
+        one, two = [await Place(valkey.url, timings, **limits).open() for _ in range(2)]
+        try:
+            yield valkey, one, two
+            assert one.failures == two.failures == []
+        finally:
+            valkey.go_on()
+            await one.close()
+            await two.close()
+            await asyncio.sleep(0.01)
     finally:
         valkey.close()
 

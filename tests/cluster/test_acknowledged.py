@@ -12,12 +12,12 @@ import signal
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from contextlib import asynccontextmanager
-from typing import Any
 
 import pytest
 
+from push1st.brokers.redis.bounds import Timings
 from tests.cluster.machine import again_and_again, by_worker, connect_to, engine, exists, figure, kill, workers
-from tests.cluster.places import Client, Place, hurried, on, status, until
+from tests.cluster.places import Client, Place, on, status, until
 from tests.support.process import DEADLINE, ServerProcess, wait_until
 from tests.support.pusher_socket import PusherSocket
 from tests.support.valkey import Valkey
@@ -78,21 +78,20 @@ class Traffic:
 
 
 @asynccontextmanager
-async def traffic(**seconds: Any) -> AsyncIterator[tuple[Valkey, Traffic]]:
+async def traffic(**seconds: float) -> AsyncIterator[tuple[Valkey, Traffic]]:
     valkey = Valkey()
     places: list[Place] = []
     try:
-        with hurried(**{"RENEW_SECONDS": 0.2, "RECOVERY_SECONDS": 1, **seconds}):
-            places += [await Place(valkey.url).open() for _ in range(2)]
-            one = Traffic(places, [await on(place, CHANNEL) for place in places])
-            await one.flows()
-            yield valkey, one
-            await one.flows()
-            await one.end()
-            for place in places:
-                await place.broker.settled()
-                assert place.failures == []
-            print(f"published {one.published}, acknowledged {len(one.acknowledged)}, refused {one.refused}")
+        places += [await Place(valkey.url, Timings(renew=0.2, recovery=1, **seconds)).open() for _ in range(2)]
+        one = Traffic(places, [await on(place, CHANNEL) for place in places])
+        await one.flows()
+        yield valkey, one
+        await one.flows()
+        await one.end()
+        for place in places:
+            await place.broker.settled()
+            assert place.failures == []
+        print(f"published {one.published}, acknowledged {len(one.acknowledged)}, refused {one.refused}")
     finally:
         valkey.go_on()
         for place in places:
@@ -138,7 +137,7 @@ async def test_acknowledged_events_are_delivered_when_the_broker(fault: Fault) -
 
 async def test_acknowledged_events_are_delivered_when_the_broker_hangs_until_its_connection_is_dropped() -> None:
     """The server still has the old connections when the first node is back."""
-    async with traffic(SILENT_SECONDS=0.5, LEASE_SECONDS=30) as (valkey, one):
+    async with traffic(silent=0.5, lease=30) as (valkey, one):
         for _ in range(2):
             await stands_still(valkey)
             await one.flows()

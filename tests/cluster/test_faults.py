@@ -13,7 +13,7 @@ from push1st.brokers import ASK_SECONDS, Receive
 from push1st.brokers.redis import bounds, publishing
 from push1st.messages import MEMBER_REMOVED, Message, Options, SignedIn, SubscriptionRefused
 from push1st.process.server import SystemClock
-from tests.cluster.places import ROOM, Place, hurried, nodes, on, status, until
+from tests.cluster.places import ROOM, Place, fast, nodes, on, status, until
 from tests.support.valkey import Valkey
 
 Nodes = Callable[..., AbstractAsyncContextManager[tuple[Valkey, Place, Place]]]
@@ -95,9 +95,8 @@ async def test_subscription_during_a_broker_outage_is_confirmed_after_it() -> No
         await until(lambda: client.messages["c"] == ["1"])
 
 
-async def test_a_subscription_is_refused_when_the_broker_stays_away(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(bounds, "PATIENCE_SECONDS", 0.2)
-    async with nodes() as (valkey, one, _):
+async def test_a_subscription_is_refused_when_the_broker_stays_away() -> None:
+    async with nodes(fast(patience=1)) as (valkey, one, _):
         valkey.kill()
         await until(lambda: not one.connected)
         client = one.client()
@@ -116,9 +115,8 @@ async def test_publish_to_a_hung_broker_is_rejected_within_two_seconds() -> None
         await until(lambda: one.metrics.broker_unconfirmed == 1)
 
 
-async def test_hung_connection_is_dropped_and_reconnected(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(bounds, "SILENT_SECONDS", 0.3)
-    async with nodes() as (valkey, one, two):
+async def test_hung_connection_is_dropped_and_reconnected() -> None:
+    async with nodes(fast(silent=0.3)) as (valkey, one, two):
         client = await on(two, "c")
         valkey.pause()
         await until(lambda: not one.connected and not two.connected)
@@ -147,11 +145,11 @@ async def test_slow_broker_gets_no_further_publishes(monkeypatch: pytest.MonkeyP
 # Nodes
 
 
-async def test_entries_of_a_dead_node_are_evicted_when_its_lease_expires(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(bounds, "LEASE_SECONDS", 1.0)
-    async with nodes() as (valkey, one, two):
+async def test_entries_of_a_dead_node_are_evicted_when_its_lease_expires() -> None:
+    timings = fast(lease=1)
+    async with nodes(timings) as (valkey, one, two):
         staying = await on(one, ROOM, "a")
-        dead = await Place(valkey.url).open()
+        dead = await Place(valkey.url, timings).open()
         gone = await on(dead, ROOM, "x/b")
         await on(dead, "c")
         gone.sign_in("x/b")
@@ -377,43 +375,39 @@ async def unsaved(valkey: Valkey) -> AsyncIterator[None]:
     await until(lambda: valkey.ask("SET", "a", "b") == b"+OK\r\n")
 
 
-async def test_broker_that_cannot_save_delivers_events_and_rejects_new_entries(
-    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(bounds, "PATIENCE_SECONDS", 0.2)
-    with hurried(LEASE_SECONDS=1.0):
-        async with nodes() as (valkey, one, two):
-            clients = [await on(one, ROOM, "a"), await on(two, ROOM, "b")]
-            leaving = await on(two, ROOM, "c")
-            await until(lambda: clients[0].members[ROOM] == {"a", "b", "c"})
-            one.watch_own()
-            two.watch_own()
-            links = [place.shards[0].connection.registered_on for place in (one, two)]
-            told: list[Message] = []
-            async with unsaved(valkey):
-                refused = one.client()
-                refused.join("new")
-                await until(lambda: refused.has(SubscriptionRefused))
-                assert refused.replies[-1].status == 503
-                leaving.lose()
-                await until(lambda: not one.connected and not two.connected)  # their leases are over, and cannot be renewed
-                later = two.client()
-                later.join("new")
-                await until(lambda: later.has(SubscriptionRefused))
-                for n, place in enumerate((one, two)):
-                    assert await status(place.publish(ROOM, b"%d" % n)) == 200
-                await until(lambda: all({"0", "1"} <= set(client.messages[ROOM]) for client in clients))
-                for place in (one, two):
-                    place.broker._views.receive = noting(place.broker._views.receive, told)
-            await until(lambda: one.connected and two.connected)
-            await until(lambda: all(client.members[ROOM] == {"a", "b"} for client in clients))
-            assert [place.shards[0].connection.established for place in (one, two)] == links, "their connections were given up"
-            joined = await on(one, ROOM, "d")
-            await until(lambda: all(client.members[ROOM] == {"a", "b", "d"} for client in (*clients, joined)))
-            await asyncio.sleep(0.2)  # some signs of life
-            edges = [(message.event, json.loads(message.data)["user_id"]) for message in told]
-            assert edges.count((MEMBER_REMOVED, "c")) == 2
-            assert {user for event, user in edges if event == MEMBER_REMOVED} == {"c"}, "somebody who stayed is told to have left"
+async def test_broker_that_cannot_save_delivers_events_and_rejects_new_entries(capsys: pytest.CaptureFixture[str]) -> None:
+    async with nodes(fast(patience=1, lease=1)) as (valkey, one, two):
+        clients = [await on(one, ROOM, "a"), await on(two, ROOM, "b")]
+        leaving = await on(two, ROOM, "c")
+        await until(lambda: clients[0].members[ROOM] == {"a", "b", "c"})
+        one.watch_own()
+        two.watch_own()
+        links = [place.shards[0].connection.registered_on for place in (one, two)]
+        told: list[Message] = []
+        async with unsaved(valkey):
+            refused = one.client()
+            refused.join("new")
+            await until(lambda: refused.has(SubscriptionRefused))
+            assert refused.replies[-1].status == 503
+            leaving.lose()
+            await until(lambda: not one.connected and not two.connected)  # their leases are over, and cannot be renewed
+            later = two.client()
+            later.join("new")
+            await until(lambda: later.has(SubscriptionRefused))
+            for n, place in enumerate((one, two)):
+                assert await status(place.publish(ROOM, b"%d" % n)) == 200
+            await until(lambda: all({"0", "1"} <= set(client.messages[ROOM]) for client in clients))
+            for place in (one, two):
+                place.broker._views.receive = noting(place.broker._views.receive, told)
+        await until(lambda: one.connected and two.connected)
+        await until(lambda: all(client.members[ROOM] == {"a", "b"} for client in clients))
+        assert [place.shards[0].connection.established for place in (one, two)] == links, "their connections were given up"
+        joined = await on(one, ROOM, "d")
+        await until(lambda: all(client.members[ROOM] == {"a", "b", "d"} for client in (*clients, joined)))
+        await asyncio.sleep(0.2)  # some signs of life
+        edges = [(message.event, json.loads(message.data)["user_id"]) for message in told]
+        assert edges.count((MEMBER_REMOVED, "c")) == 2
+        assert {user for event, user in edges if event == MEMBER_REMOVED} == {"c"}, "somebody who stayed is told to have left"
     assert "hint='the disk is full or not writable" in capsys.readouterr().out
 
 

@@ -6,11 +6,10 @@ from contextlib import ExitStack, asynccontextmanager
 
 import pytest
 
-from push1st.brokers.redis import events_consumer
 from push1st.brokers.redis.scripts import CLOCK_MS
 from push1st.messages import HookEvent
 from tests.cluster.machine import GONE_SECONDS, by_worker, connect_to, kill, machine, workers
-from tests.cluster.places import ROOM, Backend, Client, Place, hurried, nodes, on, until
+from tests.cluster.places import ROOM, Backend, Client, Place, fast, nodes, on, until
 from tests.support.process import APP, ServerProcess, merged, wait_until
 from tests.support.receiver import receiving
 from tests.support.valkey import Valkey
@@ -87,16 +86,15 @@ async def backed() -> AsyncIterator[tuple[Valkey, Backend, Place, Place, Client]
     """Two nodes that send webhooks, with a member: the node that reads events, and the other one."""
     valkey, backend = Valkey(), Backend()
     try:
-        with hurried(RENEW_SECONDS=0.05, RECOVERY_SECONDS=0.5), hurried(events_consumer, HOLD_SECONDS=HOLD, BLOCK_MS=50):
-            places = [await Place(valkey.url).send_edges_to(backend).open() for _ in range(2)]
-            client = await on(places[0], ROOM, "a")
-            await until(lambda: backend.there == THERE)
-            reads = [one.shards[0].hook_events.is_reading for one in places]
-            reader, other = places if reads[0] else reversed(places)
-            yield valkey, backend, reader, other, client
-            assert backend.contradictions == []
-            for place in places:
-                await place.close()
+        places = [await Place(valkey.url, fast(hold=HOLD)).send_edges_to(backend).open() for _ in range(2)]
+        client = await on(places[0], ROOM, "a")
+        await until(lambda: backend.there == THERE)
+        reads = [one.shards[0].hook_events.is_reading for one in places]
+        reader, other = places if reads[0] else reversed(places)
+        yield valkey, backend, reader, other, client
+        assert backend.contradictions == []
+        for place in places:
+            await place.close()
     finally:
         valkey.close()
 
@@ -222,20 +220,19 @@ async def test_members_that_leave_nodes_without_hooks_cause_edges_when_they_retu
     valkey, backend = Valkey(), Backend()
     backend.there = set(THERE)
     try:
-        with hurried(RENEW_SECONDS=0.05, RECOVERY_SECONDS=0.5), hurried(events_consumer, HOLD_SECONDS=HOLD, BLOCK_MS=50):
-            old, new = Place(valkey.url), Place(valkey.url).send_edges_to(backend)
-            old.hooked = {}
-            await old.open()
-            client = await on(old, ROOM, "a")
-            await new.open()
-            await until(lambda: new.reads)
-            client.lose()
-            await old.close()
-            await until(lambda: backend.there == set(), lambda: backend.there)
-            await on(new, ROOM, "a")
-            await until(lambda: backend.there == THERE, lambda: backend.there)
-            assert backend.contradictions == []
-            await new.close()
+        old, new = Place(valkey.url, fast(hold=HOLD)), Place(valkey.url, fast(hold=HOLD)).send_edges_to(backend)
+        old.hooked = {}
+        await old.open()
+        client = await on(old, ROOM, "a")
+        await new.open()
+        await until(lambda: new.reads)
+        client.lose()
+        await old.close()
+        await until(lambda: backend.there == set(), lambda: backend.there)
+        await on(new, ROOM, "a")
+        await until(lambda: backend.there == THERE, lambda: backend.there)
+        assert backend.contradictions == []
+        await new.close()
     finally:
         valkey.close()
 

@@ -16,9 +16,8 @@ import pytest
 from hypothesis import HealthCheck, example, given, note, settings
 from hypothesis import strategies as st
 
-from push1st.brokers.redis import events_consumer
 from push1st.errors import Refused
-from tests.cluster.places import SETTLED_SECONDS, Backend, Client, Place, hurried, until
+from tests.cluster.places import SETTLED_SECONDS, Backend, Client, Place, fast, until
 from tests.support.valkey import Valkey
 
 NODES, CLIENTS = 3, 6
@@ -26,6 +25,7 @@ CHANNELS = ("presence-a", "presence-b", "private-c")
 USERS = ("u0", "a/u1", "u2")
 HOLD = 0.3
 """seconds for which a leaving edge is held back"""
+TIMINGS = fast(recovery=0.3, backoff=0.05, hold=HOLD)
 WAIT_SECONDS = 0.08
 """for signs of life, after which nodes act on what has happened"""
 EXAMPLES = int(os.environ.get("MODEL_EXAMPLES", "25"))
@@ -82,7 +82,7 @@ class World:
         self.tasks: set[asyncio.Task[None]] = set()
 
     async def open(self) -> None:
-        self.places = [await Place(self.url).send_edges_to(self.backend).open() for _ in range(NODES)]
+        self.places = [await Place(self.url, TIMINGS).send_edges_to(self.backend).open() for _ in range(NODES)]
         for place in self.places:
             place.watch_own()
         self.clients = [self.places[n % NODES].client() for n in range(CLIENTS)]
@@ -212,7 +212,7 @@ class World:
                 self.clients[k] = self.places[n].client()
 
     async def open_place(self, n: int) -> None:
-        place = self.places[n] = Place(self.url).send_edges_to(self.backend)
+        place = self.places[n] = Place(self.url, TIMINGS).send_edges_to(self.backend)
         names = [one.name for one in self.places]
         for one in self.places:
             one.broker.workers(names)  # as the supervisor says
@@ -393,11 +393,7 @@ async def run(valkey: Valkey, url: str, plan: list[tuple[Any, ...]]) -> None:
 def model(valkey: Valkey, plan: list[tuple[Any, ...]], prefix: int) -> None:
     note(f"{plan}")
     valkey.ask("FLUSHALL")
-    with (
-        hurried(RENEW_SECONDS=0.05, RECOVERY_SECONDS=0.3, BACKOFF_SECONDS=0.05),
-        hurried(events_consumer, HOLD_SECONDS=HOLD, BLOCK_MS=50),
-    ):
-        asyncio.run(run(valkey, f"{valkey.url}?prefix=m{prefix}", plan))
+    asyncio.run(run(valkey, f"{valkey.url}?prefix=m{prefix}", plan))
 
 
 @pytest.mark.timeout(300 + 12 * EXAMPLES)  # an example takes some 3 s, which are mostly waits for leases and holds

@@ -10,21 +10,21 @@ from collections.abc import AsyncIterator, Iterable
 from contextlib import asynccontextmanager
 from typing import Any
 
+import msgspec
 import pytest
 
-from push1st.brokers.redis import events_consumer
+from push1st.brokers.redis.bounds import Timings
 from push1st.messages import HookEvent, SignedIn
 from tests.cluster.machine import GONE_SECONDS, ROOM, again_and_again, connect_to, machine, users_of
-from tests.cluster.places import Place, hurried, on, status, until
+from tests.cluster.places import Place, on, status, until
 from tests.cluster.road import Road, road
 from tests.support.process import APP, ServerProcess, merged, wait_until
 from tests.support.pusher_socket import PusherSocket
 from tests.support.receiver import Receiver, receiving
 from tests.support.valkey import Valkey
 
-LEASE = 1.5
-SILENT = 0.4
-"""seconds: here all is faster than in life, in proportion"""
+TIMINGS = Timings(renew=0.1, lease=1.5, silent=0.4)
+"""shorter than in production, in proportion"""
 BLOCK = {"swallow": Road.swallow, "forget": Road.swallow, "refuse": Road.refuse}
 """how the way is lost; with `forget`, the connections from before are lost with it, and nobody is told"""
 
@@ -54,12 +54,12 @@ class Divided:
 
 
 @asynccontextmanager
-async def divided() -> AsyncIterator[Divided]:
+async def divided(timings: Timings = TIMINGS) -> AsyncIterator[Divided]:
     valkey = Valkey()
     try:
-        with road(valkey.path) as way, hurried(RENEW_SECONDS=0.1, LEASE_SECONDS=LEASE, SILENT_SECONDS=SILENT):
+        with road(valkey.path) as way:
             # The first one reads the hook events for hooks.
-            places = [await Place(url).open() for url in (way.url, way.url, valkey.url)]
+            places = [await Place(url, timings).open() for url in (way.url, way.url, valkey.url)]
             try:
                 yield Divided(valkey, way, places[2], places[:2])
                 assert [place.failures for place in places] == [[], [], []]
@@ -116,10 +116,10 @@ async def test_a_partition_heals(how: str, longer: bool) -> None:
         assert time.monotonic() - began < 2.5
         if longer:
             await until(lambda: near.members[ROOM] == {"near"} and near.online == set())
-            assert time.monotonic() - began < LEASE + 1
+            assert time.monotonic() - began < TIMINGS.lease + 1
             assert await cluster.near.node.channel(cluster.near.app, "c") is None
         else:
-            await asyncio.sleep(SILENT + 0.3)
+            await asyncio.sleep(TIMINGS.silent + 0.3)
             assert near.members[ROOM] == everybody
         late = await on(cluster.near, ROOM, "late")
         assert not any(client.session.closed for client in (*far, alone))
@@ -143,9 +143,8 @@ async def test_a_partition_heals(how: str, longer: bool) -> None:
         assert all(map(alternates, told().values())), told()
 
 
-async def test_hook_events_are_read_on_when_only_the_connection_they_are_read_on_hangs(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(events_consumer, "SILENT_SECONDS", events_consumer.BLOCK_MS / 1000 + 0.3)
-    async with divided() as cluster:
+async def test_hook_events_are_read_on_when_only_the_connection_they_are_read_on_hangs() -> None:
+    async with divided(msgspec.structs.replace(TIMINGS, read_silent=TIMINGS.read + 0.3)) as cluster:
         await on(cluster.near, "c")
         await until(lambda: cluster.hook_events)
         cluster.road.forget(b"push1st-facts-")

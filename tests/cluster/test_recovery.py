@@ -6,11 +6,10 @@ from contextlib import asynccontextmanager
 
 import pytest
 
-from push1st.brokers.redis import bounds
 from push1st.brokers.redis.shard import Shard
 from push1st.errors import LimitReached
 from push1st.messages import SignedIn, SubscriptionRefused
-from tests.cluster.places import ROOM, Place, nodes, on, status, until
+from tests.cluster.places import ROOM, Place, fast, nodes, on, status, until
 from tests.support.valkey import Valkey
 
 
@@ -154,14 +153,11 @@ async def test_member_that_leaves_before_nodes_detect_a_state_loss_is_removed_on
         await until(lambda: events(one, two)[3:] == [("member-removed", ROOM, "b")])
 
 
-async def test_member_that_left_while_its_other_join_waited_in_vain_is_removed(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    async with nodes() as (valkey, one, two):
+async def test_member_that_left_while_its_other_join_waited_in_vain_is_removed() -> None:
+    async with nodes(fast(patience=1)) as (valkey, one, two):
         staying, leaving = await on(one, ROOM, "a"), await on(two, ROOM, "b")
         gone = await on(two, "c")
         await until(lambda: len(events(one, two)) == 4)
-        monkeypatch.setattr(bounds, "PATIENCE_SECONDS", 0.2)
         valkey.kill()
         await until(lambda: not one.connected and not two.connected)
         waiting = [two.client(), two.client()]
@@ -237,9 +233,8 @@ async def test_connection_during_a_broker_outage_is_rejected_by_a_full_app() -> 
         await until(lambda: [client.entered for client in clients] == [not client.session.closed for client in clients])
 
 
-async def test_connection_during_a_long_broker_outage_is_accepted(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(bounds, "PATIENCE_SECONDS", 0.2)
-    async with nodes(connections=1) as (valkey, one, _):
+async def test_connection_during_a_long_broker_outage_is_accepted() -> None:
+    async with nodes(fast(patience=1), connections=1) as (valkey, one, _):
         async with away(valkey, one):
             client = one.client()
             await until(lambda: client.entered)

@@ -9,12 +9,14 @@ from itertools import count
 
 import pytest
 
+from push1st.brokers.redis.bounds import Timings
 from push1st.brokers.redis.servers import slot_of
-from tests.cluster.places import ROOM, Client, Place, hurried, on, status, until
+from tests.cluster.places import ROOM, Client, Place, on, status, until
 from tests.support.servers import Cluster
 from tests.support.valkey import Valkey
 
 _prefixes = count(1)
+TIMINGS = Timings(renew=0.5, recovery=1)
 Move = Callable[["Busy", Valkey, Valkey], Awaitable[None]]
 
 
@@ -85,29 +87,28 @@ class Busy:
 
 @asynccontextmanager
 async def busy(cluster: Cluster) -> AsyncIterator[Busy]:
-    with hurried(RENEW_SECONDS=0.5, RECOVERY_SECONDS=1):
-        places = [await Place(f"{cluster.url}?prefix=p{next(_prefixes)}").open()]
-        places.append(await Place(cluster.url + "?prefix=" + places[0].broker._shards.all[0].address.prefix).open())
-        try:
-            clients = [await on(place, ROOM, place.name) for place in places]
-            one = Busy(cluster, places, clients)
-            await one.goes_on()
-            yield one
-            await one.goes_on()
-            await one.end()
-            everybody = {place.name for place in places}
-            await until(lambda: all(client.members[ROOM] == everybody for client in clients))
-            for place in places:
-                found = await place.node.channel(place.app, ROOM)
-                assert found is not None
-                assert (found.subscriptions, found.users) == (2, 2)
-                assert {one.user_id for one in await place.node.members(place.app, ROOM)} == everybody
-                assert [one.channel for one in await place.node.channels(place.app)] == [ROOM]
-                assert place.failures == []
-        finally:
-            for place in places:
-                await place.close()
-            await asyncio.sleep(0.01)
+    places = [await Place(f"{cluster.url}?prefix=p{next(_prefixes)}", TIMINGS).open()]
+    places.append(await Place(cluster.url + "?prefix=" + places[0].broker._shards.all[0].address.prefix, TIMINGS).open())
+    try:
+        clients = [await on(place, ROOM, place.name) for place in places]
+        one = Busy(cluster, places, clients)
+        await one.goes_on()
+        yield one
+        await one.goes_on()
+        await one.end()
+        everybody = {place.name for place in places}
+        await until(lambda: all(client.members[ROOM] == everybody for client in clients))
+        for place in places:
+            found = await place.node.channel(place.app, ROOM)
+            assert found is not None
+            assert (found.subscriptions, found.users) == (2, 2)
+            assert {one.user_id for one in await place.node.members(place.app, ROOM)} == everybody
+            assert [one.channel for one in await place.node.channels(place.app)] == [ROOM]
+            assert place.failures == []
+    finally:
+        for place in places:
+            await place.close()
+        await asyncio.sleep(0.01)
 
 
 def lost(one: Busy) -> list[list[str]]:

@@ -8,10 +8,9 @@ from pathlib import Path
 
 import pytest
 
-from push1st.brokers.redis import bounds
 from push1st.brokers.redis.scripts import SCHEMA
 from push1st.errors import Refused
-from tests.cluster.places import Place, hurried, on, status, until
+from tests.cluster.places import Place, fast, on, status, until
 from tests.docs.pages import ROOT
 from tests.support.process import ServerProcess, running
 from tests.support.pusher_socket import PusherSocket, pusher_socket
@@ -48,33 +47,29 @@ async def test_a_node_joins_a_cluster_whose_keys_have_no_schema_and_writes_it(va
     await two.close()
 
 
-async def test_a_node_is_rejected_by_keys_of_another_schema_and_changes_nothing(
-    valkey: Valkey, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(bounds, "PATIENCE_SECONDS", 0.5)
+async def test_a_node_is_rejected_by_keys_of_another_schema_and_changes_nothing(valkey: Valkey) -> None:
     valkey.ask("SET", KEY, "2")
     with pytest.raises(
         Refused, match=r"the keys push1st:\{0\}:\* have schema 2, and push1st .* uses schema 1: install a version"
     ):
-        await Place(valkey.url).open()
+        await Place(valkey.url, fast(patience=0.5)).open()
     assert valkey.ask("KEYS", "*") == f"*1\r\n${len(KEY)}\r\n{KEY}\r\n".encode()
 
 
 async def test_a_running_node_publishes_nothing_while_the_keys_have_another_schema(valkey: Valkey) -> None:
     """Such as when the broker has lost its state, and a newer node was the first to register again."""
-    with hurried(BACKOFF_SECONDS=0.05):
-        place = await Place(valkey.url).open()
-        client = await on(place, "c")
-        valkey.ask("FLUSHALL")
-        valkey.ask("SET", KEY, "2")
-        place.drop()
-        await until(lambda: not place.connected and "schema 2" in place.shards[0].connection.reason)
-        assert await status(place.publish("c", b"1")) == 503
-        valkey.ask("SET", KEY, "1")
-        await until(lambda: place.publishes)
-        assert await place.publish("c", b"2") == 1
-        await until(lambda: client.messages["c"] == ["2"])
-        await place.close()
+    place = await Place(valkey.url, fast(backoff=0.05)).open()
+    client = await on(place, "c")
+    valkey.ask("FLUSHALL")
+    valkey.ask("SET", KEY, "2")
+    place.drop()
+    await until(lambda: not place.connected and "schema 2" in place.shards[0].connection.reason)
+    assert await status(place.publish("c", b"1")) == 503
+    valkey.ask("SET", KEY, "1")
+    await until(lambda: place.publishes)
+    assert await place.publish("c", b"2") == 1
+    await until(lambda: client.messages["c"] == ["2"])
+    await place.close()
 
 
 @pytest.fixture

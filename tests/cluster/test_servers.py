@@ -10,10 +10,10 @@ from pathlib import Path
 
 import pytest
 
-from push1st.brokers.redis import bounds, events_consumer
+from push1st.brokers.redis.bounds import Timings
 from push1st.errors import Refused
 from push1st.process.tls import self_signed
-from tests.cluster.places import Place, hurried, on, until
+from tests.cluster.places import FAST, Place, fast, on, until
 from tests.support.servers import Watched, free_port
 from tests.support.valkey import Valkey
 
@@ -22,6 +22,7 @@ COMMANDS = [
     *("-@dangerous", "+info"),
 ]
 """what a user must be allowed to do (docs/scaling.md)"""
+IMPATIENT = fast(patience=0.5)
 getaddrinfo = socket.getaddrinfo
 
 
@@ -35,22 +36,21 @@ async def valkey(*options: str, port: int = 0) -> AsyncIterator[Valkey]:
         server.close()
 
 
-async def serves(url: str) -> bool:
+async def serves(url: str, timings: Timings = FAST) -> bool:
     """Whether two nodes reach each other through the broker of this URL, and hooks get their hook events."""
-    with hurried(events_consumer, HOLD_SECONDS=0, BLOCK_MS=50):
-        one, two = await Place(url).open(), await Place(url).open()
-        try:
-            client = two.client()
-            client.join("c")
-            await until(lambda: client.on == {"c"})
-            assert await one.publish("c", b"1") == 1
-            await until(lambda: client.messages["c"] == ["1"])
-            client.leave("c")
-            await until(lambda: [event.kind for place in (one, two) for event in place.hook_events] == ["occupied", "vacated"])
-            await on(two, "d")
-        finally:
-            await one.close()
-            await two.close()
+    one, two = [await Place(url, timings).open() for _ in range(2)]
+    try:
+        client = two.client()
+        client.join("c")
+        await until(lambda: client.on == {"c"})
+        assert await one.publish("c", b"1") == 1
+        await until(lambda: client.messages["c"] == ["1"])
+        client.leave("c")
+        await until(lambda: [event.kind for place in (one, two) for event in place.hook_events] == ["occupied", "vacated"])
+        await on(two, "d")
+    finally:
+        await one.close()
+        await two.close()
     assert sorted((event.channel, event.kind, event.phase) for place in (one, two) for event in place.hook_events)[2:] == [
         ("d", "occupied", "settled"),
         ("d", "vacated", "held"),
@@ -58,13 +58,12 @@ async def serves(url: str) -> bool:
     return True
 
 
-async def test_a_database_and_a_password(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(bounds, "PATIENCE_SECONDS", 0.5)
+async def test_a_database_and_a_password() -> None:
     async with valkey(port=free_port()) as server:
         server.ask("CONFIG", "SET", "requirepass", "hunter2")
         assert await serves(f"redis://:hunter2@127.0.0.1:{server.port}/3")
         with pytest.raises(Refused, match="cannot be used"):
-            await serves(f"redis://127.0.0.1:{server.port}/3")
+            await serves(f"redis://127.0.0.1:{server.port}/3", IMPATIENT)
 
 
 async def test_a_user() -> None:
@@ -132,45 +131,40 @@ async def test_a_user_over_tls(certificate: tuple[str, str], monkeypatch: pytest
         assert await serves(f"rediss://push:hunter2@localhost:{port}?prefix=shop")
 
 
-async def test_certificate_of_an_unknown_authority_is_rejected_and_logged(
-    certificate: tuple[str, str], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(bounds, "PATIENCE_SECONDS", 0.5)
+async def test_certificate_of_an_unknown_authority_is_rejected_and_logged(certificate: tuple[str, str]) -> None:
     async with valkey() as server, tls(server, *certificate) as port:
         with pytest.raises(
             Refused, match=r"cannot be used: server localhost.*certificate verify failed: self-signed certificate"
         ):
-            await serves(f"rediss://localhost:{port}")
+            await serves(f"rediss://localhost:{port}", IMPATIENT)
 
 
 async def test_certificate_for_another_name_is_rejected_and_logged(
     certificate: tuple[str, str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(bounds, "PATIENCE_SECONDS", 0.5)
     monkeypatch.setenv("SSL_CERT_FILE", certificate[1])
     monkeypatch.setattr(socket, "getaddrinfo", lambda _host, *more, **rest: getaddrinfo("localhost", *more, **rest))
     async with valkey() as server, tls(server, *certificate) as port:
         with pytest.raises(Refused, match=r"not valid for 'broker\.example'"):
-            await serves(f"rediss://broker.example:{port}")
+            await serves(f"rediss://broker.example:{port}", IMPATIENT)
 
 
 async def test_nodes_follow_sentinel_to_the_new_master(tmp_path: Path) -> None:
     watched = Watched(tmp_path)
     try:
-        with hurried(RENEW_SECONDS=0.05, RECOVERY_SECONDS=0.5):
-            one, two = await Place(watched.url).open(), await Place(watched.url).open()
-            client = two.client()
-            client.join("presence-c", "u")
-            await until(lambda: client.on == {"presence-c"})
-            assert await one.publish("presence-c", b"1") == 1
-            watched.master.kill()
-            await until(lambda: not one.connected and not two.connected)
-            await until(lambda: one.connected and two.connected)
-            await until(lambda: all(place.shards[0].connection.publish_connection is not None for place in (one, two)))
-            assert await one.publish("presence-c", b"2") == 1
-            await until(lambda: client.messages["presence-c"] == ["1", "2"])
-            assert client.members["presence-c"] == {"u"}
-            await one.close()
-            await two.close()
+        one, two = await Place(watched.url).open(), await Place(watched.url).open()
+        client = two.client()
+        client.join("presence-c", "u")
+        await until(lambda: client.on == {"presence-c"})
+        assert await one.publish("presence-c", b"1") == 1
+        watched.master.kill()
+        await until(lambda: not one.connected and not two.connected)
+        await until(lambda: one.connected and two.connected)
+        await until(lambda: all(place.shards[0].connection.publish_connection is not None for place in (one, two)))
+        assert await one.publish("presence-c", b"2") == 1
+        await until(lambda: client.messages["presence-c"] == ["1", "2"])
+        assert client.members["presence-c"] == {"u"}
+        await one.close()
+        await two.close()
     finally:
         watched.close()

@@ -8,6 +8,7 @@ from types import MappingProxyType
 from typing import Any
 
 from push1st.brokers.redis import Redis
+from push1st.brokers.redis.bounds import Timings
 from push1st.metrics import Metrics
 from tests.support.servers import Cluster
 from tests.support.valkey import Valkey
@@ -36,7 +37,10 @@ def redis_broker(url: str, hooked: Mapping[str, str] = MappingProxyType({"app-a"
     """Makes the broker of one node, alone under its prefix."""
     numbers = count(1)
     prefix = f"t{next(_prefixes)}"
-    return Redis(f"{url}?prefix={prefix}", lambda: (next(numbers), NOW), "node", Metrics(), lambda: hooked, lambda _: None)
+    timings = Timings(hold=0, read=0.05)  # leaving edges are not held back for long
+    return Redis(
+        f"{url}?prefix={prefix}", lambda: (next(numbers), NOW), "node", Metrics(), lambda: hooked, lambda _: None, timings
+    )
 
 
 class Settled:

@@ -13,7 +13,6 @@ from hypothesis import strategies as st
 
 from push1st.brokers import Broker, HookEvents, Occupancy, Quotas, Roster, Users
 from push1st.brokers.memory import Memory
-from push1st.brokers.redis import events_consumer
 from push1st.eager import resolve
 from push1st.errors import LimitReached
 from push1st.messages import MEMBER_ADDED, MEMBER_REMOVED, WATCHLIST_EVENTS, HookEvent, Member, Message, watch_topic
@@ -38,13 +37,6 @@ async def redis() -> AsyncIterator[Any]:
 @asynccontextmanager
 async def redis_cluster() -> AsyncIterator[Any]:
     yield Settled(redis_broker(cluster().url))
-
-
-@pytest.fixture(autouse=True)
-def at_once(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Edges that leave are not held back for long."""
-    monkeypatch.setattr(events_consumer, "HOLD_SECONDS", 0)
-    monkeypatch.setattr(events_consumer, "BLOCK_MS", 50)
 
 
 Implementation = Callable[[], AbstractAsyncContextManager[Any]]

@@ -15,6 +15,7 @@ import msgspec
 
 from push1st import logs
 from push1st.brokers import ASK_SECONDS, KEEP_SECONDS, Answer, Joined, Kept, Occupancy, OnEvent, Receive, Recount, keeps
+from push1st.brokers.redis.bounds import Timings
 from push1st.brokers.redis.context import NodeContext
 from push1st.brokers.redis.logged import LogDedup
 from push1st.brokers.redis.shard import Shard
@@ -37,6 +38,7 @@ from push1st.errors import Refused
 from push1st.messages import HookEvent, Member, Message, Published, watch_topic
 from push1st.metrics import Metrics
 
+TIMINGS = Timings()
 WATCHING = watch_topic("")
 MESSAGES = 0x90
 """the smallest first byte of a batch of messages, which is a MessagePack array"""
@@ -52,6 +54,7 @@ class Redis:
     node: a name that no other worker has or had.
     hooked: returns the apps that have hooks → the edges that their hooks want (`scripts.py`).
     numbered: called with the number of this node in the cluster, below 1024; message ids of this node end in it.
+    timings: durations of leases, waits and retries.
     """
 
     shared = True
@@ -64,6 +67,7 @@ class Redis:
         metrics: Metrics,
         hooked: Callable[[], Mapping[str, str]],
         numbered: Callable[[int], None],
+        timings: Timings = TIMINGS,
     ) -> None:
         self._stamp = stamp
         self._views = Views()
@@ -80,6 +84,7 @@ class Redis:
             self._views,
             metrics,
             LogDedup(),
+            timings,
         )
         self._shards = Shards(parse(url), context, self._pushed, numbered)
         self._shard: Callable[[str, str], Shard] = self._shards.of

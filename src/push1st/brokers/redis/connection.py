@@ -3,9 +3,9 @@
 The states of the connection and the rules between them are a table (`states.py`). This module applies the table.
 
 An acknowledged event must reach every living node. So a node on a new connection publishes only when all other living nodes are
-subscribed to their topics on the same server (`nodes_not_here` in `lua/helpers.lua`), or after `LEASE_SECONDS`.
+subscribed to their topics on the same server (`nodes_not_here` in `lua/helpers.lua`), or after the lease.
 
-Calls that clients wait for (subscribing, signing in) wait up to `PATIENCE_SECONDS` while the broker is away. Most absences are
+Calls that clients wait for (subscribing, signing in) wait up to `Timings.patience` while the broker is away. Most absences are
 shorter, and clients do not repeat these requests. Publishing does not wait (`publishing.py`).
 """
 
@@ -19,7 +19,7 @@ from typing import Any
 import hiredis
 
 from push1st import logs
-from push1st.brokers.redis import bounds
+from push1st.brokers.redis.bounds import MAX_UNSENT_BYTES, Timings
 from push1st.brokers.redis.keys import Keys
 from push1st.brokers.redis.logged import LogDedup
 from push1st.brokers.redis.resp import Argument, ConnectionLost, Pushed, RespConnection, pack
@@ -76,6 +76,7 @@ class ShardConnection:
         register: Callable[[RespConnection], Awaitable[None]],
         suspended: Callable[[], None],
         log_dedup: LogDedup,
+        timings: Timings,
     ) -> None:
         self._address = address
         self._tag = tag
@@ -84,6 +85,7 @@ class ShardConnection:
         self._on_push = on_push
         self._register = register
         self._log_dedup = log_dedup
+        self._timings = timings
         self.state = ConnectionState.AWAY
         self.reason = ""
         """why the broker could not be used the last time"""
@@ -153,7 +155,7 @@ class ShardConnection:
         self._apply(ConnectionEvent.DISCONNECTED)
 
     def _start_gate(self, _: object) -> None:
-        self._gate_opens_at = self._loop.time() + bounds.LEASE_SECONDS
+        self._gate_opens_at = self._loop.time() + self._timings.lease
 
     def _resume_calls(self, _: object) -> None:
         while self._waiters:
@@ -200,7 +202,7 @@ class ShardConnection:
             except (OSError, TimeoutError, Unusable, ConnectionLost, hiredis.ReplyError) as exc:
                 self._failed(exc, is_first=not failures)
                 failures += 1
-                pause = min(bounds.BACKOFF_SECONDS, 0.05 * 2 ** min(failures, 10))
+                pause = min(self._timings.backoff, 0.05 * 2 ** min(failures, 10))
                 with contextlib.suppress(TimeoutError):
                     async with asyncio.timeout(pause * random.uniform(0.5, 1)):  # noqa: S311 - nodes retry at different times
                         await self._retry.wait()
@@ -238,9 +240,9 @@ class ShardConnection:
         resp = self.established
         if resp is None:
             return
-        if resp.queued > bounds.MAX_UNSENT_BYTES:
+        if resp.queued > MAX_UNSENT_BYTES:
             self.fault("the server is too slow")
-        elif resp.silent(now) > bounds.SILENT_SECONDS:
+        elif resp.silent(now) > self._timings.silent:
             self.fault("the server does not answer")
 
     # Commands
@@ -269,7 +271,7 @@ class ShardConnection:
 
     async def usable(self) -> RespConnection:
         """Returns the connection as soon as the node is registered on it. Raises Refused(503)."""
-        deadline = self._loop.time() + bounds.PATIENCE_SECONDS
+        deadline = self._loop.time() + self._timings.patience
         while self.registered_on is None:
             future: asyncio.Future[None] = self._loop.create_future()
             self._waiters.append((deadline, future))
@@ -282,7 +284,7 @@ class ShardConnection:
 
     async def until_done(self, attempt: Callable[[RespConnection], Awaitable[Any]]) -> Any:
         """Returns the result of `attempt`, which is repeated on the next connection if necessary. Raises Refused(503)."""
-        deadline = self._loop.time() + bounds.PATIENCE_SECONDS
+        deadline = self._loop.time() + self._timings.patience
         while True:
             resp = await self.usable()
             try:
@@ -292,7 +294,7 @@ class ShardConnection:
             except hiredis.ReplyError as reply:
                 refused = Refused(503, f"the broker refused: {reply}")
                 if str(reply).startswith(MOVING):
-                    await asyncio.sleep(bounds.MOVING_SECONDS)
+                    await asyncio.sleep(self._timings.moving)
                 elif str(reply).startswith(FAULTS):
                     self.fault(reply)
                 else:

@@ -5,6 +5,7 @@ from collections.abc import Callable, Mapping
 import msgspec
 
 from push1st.brokers import OnEvent, Recount
+from push1st.brokers.redis.bounds import Timings
 from push1st.brokers.redis.logged import LogDedup
 from push1st.brokers.redis.views import Views
 from push1st.metrics import Metrics
@@ -19,6 +20,7 @@ class NodeContext(msgspec.Struct, frozen=True):
     happened: takes hook events.
     recount: takes an app and a channel whose subscription count may have changed without an edge.
     views: what clients on this node know of members and watched users.
+    timings: durations of leases, waits and retries.
     log_dedup: drops log lines that another shard has just written.
     """
 
@@ -30,6 +32,7 @@ class NodeContext(msgspec.Struct, frozen=True):
     views: Views
     metrics: Metrics
     log_dedup: LogDedup
+    timings: Timings = Timings()
 
     def hook_edges(self, app: str) -> str:
         """Returns the edges that an app's hooks want: `a` at once, `s` settled, both or none."""

@@ -29,20 +29,17 @@ import hiredis
 import msgspec
 
 from push1st import logs
+from push1st.brokers.redis.bounds import Timings
 from push1st.brokers.redis.resp import Argument, ConnectionLost, RespConnection
 from push1st.brokers.redis.scripts import READ, TAKE, Script
 from push1st.brokers.redis.servers import Unusable, connect
 from push1st.brokers.redis.wire import decode_event
 from push1st.channels import kind_of
 from push1st.config.brokerurl import Address
-from push1st.messages import ENTERING, HOLD_SECONDS, HookEvent, HookEventKind, Phase
+from push1st.messages import ENTERING, HookEvent, HookEventKind, Phase
 
 MAX_EVENTS = 500
 """events read at once"""
-BLOCK_MS = 1000
-"""for events to come; less than what makes a server silent"""
-SILENT_SECONDS = 5
-"""without an answer: then the connection is taken for dead, before others may take this node for it"""
 RELEASED = 500
 """leaving edges that one call releases"""
 SCANNED = 1000
@@ -101,7 +98,7 @@ class Ledger:
 class Consumer:
     """Reads until it is stopped, or has no lease any more, or its connection, which is its own, is lost.
 
-    base: of the shard's keys. run: returns the command for a script, without its arguments. seconds: of the lease. apps: the
+    base: of the shard's keys. run: returns the command for a script, without its arguments. apps: the
     apps whose hooks want settled edges. on_event: takes the events. last: this node stops, and no other node is alive. Then the
     consumer delivers all events that are left, and all held edges, and ends.
     """
@@ -113,7 +110,7 @@ class Consumer:
         node: str,
         base: str,
         run: Callable[[Script], tuple[Argument, ...]],
-        seconds: float,
+        timings: Timings,
         ledger: Ledger,
         apps: Collection[str],
         on_event: Callable[[HookEvent], None],
@@ -126,7 +123,7 @@ class Consumer:
         self._base = base
         self._stream = f"{base}:facts"
         self._run_script = run
-        self._seconds = seconds
+        self._timings = timings
         self._ledger = ledger
         self._apps = apps
         self._on_event = on_event
@@ -170,10 +167,10 @@ class Consumer:
     async def _begin(self, link: RespConnection) -> None:
         """Finds the place of the next event to read, and builds the ledger if this node has none."""
         ledger = self._ledger
-        noted = await _answer(link, "GET", f"{self._stream}:read") or NOWHERE
+        noted = await self._answer(link, "GET", f"{self._stream}:read") or NOWHERE
         place = max(ledger.place, noted, key=_order)
         if ledger.there is None:
-            left = await _answer(link, "SMEMBERS", f"{self._base}:ledger")
+            left = await self._answer(link, "SMEMBERS", f"{self._base}:ledger")
             if left:
                 ledger.there, ledger.compared_at = {field.decode() for field in left}, 0
             else:
@@ -183,8 +180,8 @@ class Consumer:
     async def _more(self, link: RespConnection, wait: bool = True) -> bool:
         """Reads some events, if there are any; returns whether that is still this node's to do."""
         ledger = self._ledger
-        block = ("BLOCK", BLOCK_MS) if wait else ()
-        found = await _answer(link, "XREAD", "COUNT", MAX_EVENTS, *block, "STREAMS", self._stream, ledger.place)
+        block = ("BLOCK", int(self._timings.read * 1000)) if wait else ()
+        found = await self._answer(link, "XREAD", "COUNT", MAX_EVENTS, *block, "STREAMS", self._stream, ledger.place)
         recovering = await self._note(link)
         if recovering is None or ledger.there is None:
             return False
@@ -200,11 +197,11 @@ class Consumer:
         ledger.place = entries[-1][0]
         noted = link.call(*self._reading())
         link.flush()  # not at the end of the turn: see the module
-        async with asyncio.timeout(SILENT_SECONDS):
+        async with asyncio.timeout(self._timings.read_silent):
             return bool((await noted)[0])
 
     def _reading(self) -> tuple[Argument, ...]:
-        lease, hold = int(self._seconds * 1000), int(HOLD_SECONDS * 1000)
+        lease, hold = int(self._timings.lease * 1000), int(self._timings.hold * 1000)
         released = 0 if self._last else RELEASED  # the last node takes the held edges by TAKE instead
         return *self._run_script(READ), self._node, lease, self._ledger.place, hold, released
 
@@ -215,8 +212,8 @@ class Consumer:
         """
         loop = asyncio.get_running_loop()
         asked = loop.time()
-        mine, recovering = await _answer(link, *self._reading())
-        return int(recovering) if mine and loop.time() < asked + self._seconds else None
+        mine, recovering = await self._answer(link, *self._reading())
+        return int(recovering) if mine and loop.time() < asked + self._timings.lease else None
 
     async def _finish(self, link: RespConnection) -> None:
         """Delivers the events that are left, and the held edges."""
@@ -226,7 +223,7 @@ class Consumer:
             pass
         more = 1
         while more:
-            more, taken = await _answer(link, *self._run_script(TAKE), self._node, RELEASED)
+            more, taken = await self._answer(link, *self._run_script(TAKE), self._node, RELEASED)
             for field, held in zip(taken[::2], taken[1::2], strict=True):
                 _, socket_id, received, info = held.split(b"\0", 3)
                 if self._changes(field.decode(), enters=False):
@@ -292,14 +289,14 @@ class Consumer:
                 there.update(f"c/{app}/{channel}" for channel in channels)
                 presence = [channel for channel in channels if kind_of(channel).presence]
                 asked = [link.call("HKEYS", f"{self._base}:m:{app}/{channel}") for channel in presence]
-                async with asyncio.timeout(SILENT_SECONDS):
+                async with asyncio.timeout(self._timings.read_silent):
                     for channel, users in zip(presence, await asyncio.gather(*asked), strict=True):
                         there.update(f"m/{app}/{channel}\n{user.decode()}" for user in users)
         for left in ("held", "gone"):  # after the roster, so that a field that leaves during the scan is not missed
             async for fields in self._scan(link, f"{self._base}:{left}"):
                 there.update(field for field in fields if field[0] in "cm" and field.split("/", 2)[1] in self._apps)
         before: dict[str, bool] = {}
-        while entries := await _answer(link, "XRANGE", self._stream, b"(" + place, "+", "COUNT", MAX_EVENTS):
+        while entries := await self._answer(link, "XRANGE", self._stream, b"(" + place, "+", "COUNT", MAX_EVENTS):
             for place, fields in entries:  # noqa: B007 - the next XRANGE begins after the last place
                 parts = dict(zip(fields[::2], fields[1::2], strict=True))
                 if b"k" in parts:
@@ -308,20 +305,19 @@ class Consumer:
         there.update(field for field, is_there in before.items() if is_there)
         return there.difference(field for field, is_there in before.items() if not is_there)
 
+    async def _answer(self, link: RespConnection, *command: Argument) -> Any:
+        """Returns the reply to a command. Raises TimeoutError, ConnectionLost, ReplyError."""
+        async with asyncio.timeout(self._timings.read_silent):
+            return await link.call(*command)
+
     async def _scan(self, link: RespConnection, key: str) -> AsyncIterator[list[str]]:
         """Yields the fields of a hash in batches."""
         cursor = b"0"
         while True:
-            cursor, found = await _answer(link, "HSCAN", key, cursor, "COUNT", SCANNED)
+            cursor, found = await self._answer(link, "HSCAN", key, cursor, "COUNT", SCANNED)
             yield [field.decode() for field in found[::2]]
             if cursor == b"0":
                 return
-
-
-async def _answer(link: RespConnection, *command: Argument) -> Any:
-    """Raises TimeoutError, Lost, ReplyError."""
-    async with asyncio.timeout(SILENT_SECONDS):
-        return await link.call(*command)
 
 
 def _order(place: bytes) -> tuple[int, ...]:

@@ -84,7 +84,7 @@ class HookEventStream:
 
     def _start(self, *, last: bool = False) -> Consumer:
         return Consumer(
-            *(self._address, self._tag, self._context.node, self._keys.base, self._keys.command, bounds.LEASE_SECONDS),
+            *(self._address, self._tag, self._context.node, self._keys.base, self._keys.command, self._context.timings),
             self.ledger,
             [app for app, edges in self._context.hooked().items() if "s" in edges],
             self._context.on_event,
@@ -108,11 +108,11 @@ class HookEventStream:
 
     def registered_again(self) -> None:
         """Has the ledger compared when the recovery is over: a server after a failover may lack the last events."""
-        self.ledger.compared_at = asyncio.get_running_loop().time() + bounds.RECOVERY_SECONDS
+        self.ledger.compared_at = asyncio.get_running_loop().time() + self._context.timings.recovery
 
     def node_ended(self) -> None:
         """Has the ledger compared later: a node that ended may have reported no edges."""
-        self.ledger.checked_at = asyncio.get_running_loop().time() + bounds.RECOVERY_SECONDS
+        self.ledger.checked_at = asyncio.get_running_loop().time() + self._context.timings.recovery
 
     # Stopping
 
@@ -125,7 +125,7 @@ class HookEventStream:
     async def deliver_last(self, resp: RespConnection) -> None:
         """Delivers the remaining events to hooks if no other node is alive. Raises ConnectionLost, ReplyError."""
         keys, context = self._keys, self._context
-        lease = int(bounds.LEASE_SECONDS * 1000)
+        lease = int(self._context.timings.lease * 1000)
         if context.hooked() and await resp.call(*keys.command(LAST_OUT, context.node, lease)):
             while await resp.call(*keys.command(FLUSH_DEFERRED, bounds.MAX_EVICTED)):
                 continue

@@ -1,7 +1,7 @@
 """This node's lease in a shard, and the leases of the other nodes: renews one, and evicts nodes whose lease has expired.
 
-The broker measures leases on its own clock. A node renews its lease every `RENEW_SECONDS`. The reply contains the nodes without
-a lease, and any node may evict their entries, `MAX_EVICTED` in each step; several nodes may do this at once.
+The broker measures leases on its own clock. A node renews its lease every `Timings.renew` seconds. The reply contains the
+nodes without a lease. Any node may evict their entries, `MAX_EVICTED` in each step; several nodes may do this at once.
 """
 
 import asyncio
@@ -87,15 +87,15 @@ class Lease:
         """
         now = asyncio.get_running_loop().time()
         if late:
-            self._evicts_at = now + bounds.LEASE_SECONDS
+            self._evicts_at = now + self._context.timings.lease
         self.recovered_at = now + recovery / 1000 + MARGIN_SECONDS if recovery > 0 else now
-        self.renews_at = now + bounds.RENEW_SECONDS
+        self.renews_at = now + self._context.timings.renew
         self.renew(just_subscribed=True)
 
     def tick(self, now: float) -> None:
         """Renews when it is time; at each tick while publishing waits for other nodes."""
         if self.renews_at <= now or self._connection.publish_connection is None:
-            self.renews_at = now + bounds.RENEW_SECONDS
+            self.renews_at = now + self._context.timings.renew
             self.renew()
 
     def renew(self, *, just_subscribed: bool = False) -> None:
@@ -103,7 +103,7 @@ class Lease:
         connection = self._connection
         if connection.registered_on is not None:
             least = "" if connection.publish_connection is not None else self.least
-            lease, term = milliseconds(bounds.LEASE_SECONDS), self._hook_events.ledger_term
+            lease, term = milliseconds(self._context.timings.lease), self._hook_events.ledger_term
             subscribed = "1" if just_subscribed else "0"
             node = self._context.node
             connection.send(connection.registered_on, RENEW, self._renewed, node, lease, term, subscribed, least)

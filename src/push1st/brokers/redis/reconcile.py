@@ -12,7 +12,6 @@ from typing import Any
 import hiredis
 
 from push1st import __version__
-from push1st.brokers.redis import bounds
 from push1st.brokers.redis.connection import ShardConnection
 from push1st.brokers.redis.context import NodeContext
 from push1st.brokers.redis.entries import Difference
@@ -96,9 +95,9 @@ class Reconciler:
         node, lease = self._context.node, self._lease
         new_epoch = f"{node}-{self._context.stamp()[0]}"
         wanted = self._number if self._numbered else -1
-        seconds = bounds.LEASE_SECONDS - bounds.SILENT_SECONDS
+        seconds = self._context.timings.lease - self._context.timings.silent
         lease.least = max(1, milliseconds(seconds)) if lease.epoch else 0
-        times = milliseconds(bounds.LEASE_SECONDS), milliseconds(bounds.RECOVERY_SECONDS)
+        times = milliseconds(self._context.timings.lease), milliseconds(self._context.timings.recovery)
         command = self._keys.command(REGISTER, node, new_epoch, lease.epoch, *times, wanted, lease.least, SCHEMA, *lease.others)
         try:
             epoch, recovery, number, missing, late = await resp.call(*command)

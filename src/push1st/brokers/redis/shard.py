@@ -18,7 +18,6 @@ from collections.abc import Callable
 import hiredis
 
 from push1st import logs
-from push1st.brokers.redis import bounds
 from push1st.brokers.redis.connection import ShardConnection
 from push1st.brokers.redis.context import NodeContext
 from push1st.brokers.redis.hook_events import HookEventStream
@@ -55,9 +54,10 @@ class Shard:
     ) -> None:
         self.address = address
         self.tag = tag
+        self._timings = context.timings
         keys = self.keys = Keys(address.prefix, tag, address.how == "cluster")
         self.connection = ShardConnection(
-            address, tag, context.node, keys, on_push, self._register, self._suspend, context.log_dedup
+            address, tag, context.node, keys, on_push, self._register, self._suspend, context.log_dedup, context.timings
         )
         self._publishing = PublishBatcher(self._send_batch, context.metrics)
         self.publish = self._publishing.publish
@@ -109,7 +109,7 @@ class Shard:
         try:
             async with asyncio.timeout(CONFIRM_SECONDS):
                 await self.lease.release(resp)
-            async with asyncio.timeout(bounds.LAST_NODE_SECONDS):
+            async with asyncio.timeout(self._timings.last_node):
                 await self.hook_events.deliver_last(resp)
         except (TimeoutError, ConnectionLost, hiredis.ReplyError) as exc:
             log.info("the entries of this node remain until its lease expires", reason=str(exc))

@@ -8,7 +8,8 @@ from typing import Any
 import hiredis
 import pytest
 
-from push1st.brokers.redis import bounds, connection, scripts
+from push1st.brokers.redis import connection, scripts
+from push1st.brokers.redis.bounds import Timings
 from push1st.brokers.redis.context import NodeContext
 from push1st.brokers.redis.logged import LogDedup
 from push1st.brokers.redis.resp import RespConnection
@@ -91,7 +92,6 @@ class Server:
             "HSCAN": [b"0", []],
         }
         monkeypatch.setattr(connection, "connect", self._connect)
-        monkeypatch.setattr(bounds, "BACKOFF_SECONDS", 0)
 
     async def _connect(
         self, _: Any, __: str, ___: str, on_push: Callable[[bytes], None], lost: Callable[[], None]
@@ -123,7 +123,7 @@ class Server:
 class Node:
     """A node with one shard on the server."""
 
-    def __init__(self, hooked: Mapping[str, str] = MappingProxyType({})) -> None:
+    def __init__(self, hooked: Mapping[str, str] = MappingProxyType({}), **timings: float) -> None:
         self.recounted: list[tuple[str, str]] = []
         self.events_consumer: list[HookEvent] = []
         self.views = Views()
@@ -137,6 +137,7 @@ class Node:
             self.views,
             Metrics(),
             LogDedup(),
+            Timings(**{"backoff": 0, **timings}),
         )
         self.shard = Shard(parse("redis://localhost"), "0", self.context, lambda _: None, lambda *_: True, None)
         self.connection = self.shard.connection

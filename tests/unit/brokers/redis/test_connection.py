@@ -7,7 +7,7 @@ from typing import Any
 import hiredis
 import pytest
 
-from push1st.brokers.redis import bounds
+from push1st.brokers.redis.bounds import MAX_UNSENT_BYTES, Timings
 from push1st.brokers.redis.states import ConnectionState
 from push1st.errors import Refused
 from push1st.messages import Message
@@ -42,11 +42,10 @@ async def test_publishes_wait_on_a_new_connection_until_no_living_node_is_missin
     node.shard.publish(MESSAGE)
 
 
-async def test_publishes_start_after_the_length_of_a_lease_though_a_node_is_missing(serve, monkeypatch):
+async def test_publishes_start_after_the_length_of_a_lease_though_a_node_is_missing(serve):
     server = serve()
     server.missing = 1
-    monkeypatch.setattr(bounds, "LEASE_SECONDS", 0)
-    node = await Node().start()
+    node = await Node(lease=0).start()
     assert node.is_in(ConnectionState.READY)
 
 
@@ -134,21 +133,21 @@ async def test_calls_wait_for_the_broker_and_are_rejected_at_the_end_of_their_pa
     node = await Node().start()
     call = asyncio.ensure_future(node.connection.call("PING"))
     await settle()
-    node.tick(bounds.PATIENCE_SECONDS - 1)
+    node.tick(Timings().patience - 1)
     assert not call.done()
-    node.tick(bounds.PATIENCE_SECONDS + 1)
+    node.tick(Timings().patience + 1)
     with pytest.raises(Refused, match="the broker is away, try again"):
         await call
 
 
-@pytest.mark.parametrize(("silent", "unread"), [(True, 0), (False, bounds.MAX_UNSENT_BYTES + 1)], ids=["silent", "slow"])
+@pytest.mark.parametrize(("silent", "unread"), [(True, 0), (False, MAX_UNSENT_BYTES + 1)], ids=["silent", "slow"])
 async def test_connection_to_a_silent_or_slow_server_is_dropped(serve, silent, unread):
     server = serve()
     node = await Node().start()
     server.is_silent, server.unread = silent, unread
     asyncio.ensure_future(node.connection.call("PING"))  # noqa: RUF006 - it ends with the connection
     await settle()
-    node.tick(bounds.SILENT_SECONDS + 1 if silent else 0)
+    node.tick(Timings().silent + 1 if silent else 0)
     assert not server.connections[0].alive
 
 

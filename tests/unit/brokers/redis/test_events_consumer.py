@@ -5,6 +5,7 @@ from typing import Any
 
 import pytest
 
+from push1st.brokers.redis.bounds import Timings
 from push1st.brokers.redis.events_consumer import NOWHERE, Consumer, Ledger
 from push1st.brokers.redis.wire import encode_event
 from push1st.config.brokerurl import parse
@@ -43,7 +44,10 @@ async def read(
     on_event: list[Any] = []
     there = there or ledger()
     consumer = Consumer(
-        *(parse("redis://localhost"), "0", "node", "base", lambda _: ("READ",), seconds), there, ["app"], on_event.append
+        *(parse("redis://localhost"), "0", "node", "base", lambda _: ("READ",), Timings(lease=seconds)),
+        there,
+        ["app"],
+        on_event.append,
     )
     await consumer.stop()
     link: Any = RespConnection(on_event, list(entries), list(leases), **answers)

@@ -5,7 +5,7 @@ from collections.abc import Callable
 import hiredis
 import pytest
 
-from push1st.brokers.redis import bounds
+from push1st.brokers.redis.bounds import Timings
 from tests.unit.brokers.redis.server import EPOCH, Node, Server, settle
 
 
@@ -25,7 +25,7 @@ async def test_lease_is_renewed_when_it_is_time(serve):
     node.tick()
     await settle()
     assert server.names() == []
-    node.tick(bounds.RENEW_SECONDS + 0.1)
+    node.tick(Timings().renew + 0.1)
     await settle()
     assert server.names() == ["RENEW"]
 

@@ -6,6 +6,7 @@ from collections.abc import Iterator
 import pytest
 
 from push1st.brokers.redis import connection
+from push1st.brokers.redis.bounds import Timings
 from push1st.brokers.redis.connection import ShardConnection
 from push1st.brokers.redis.keys import Keys
 from push1st.brokers.redis.logged import LogDedup
@@ -41,6 +42,7 @@ class FakeConnection:
             self._register,
             self._suspend,
             LogDedup(),
+            Timings(),
         )
         self.shard.on_publish_connection = self.publish_connections.append
         self.shard._loop = self.loop = Loop()  # type: ignore[assignment]
