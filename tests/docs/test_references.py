@@ -123,10 +123,15 @@ def passes_on(text: ast.expr, function: ast.FunctionDef | ast.AsyncFunctionDef) 
 
 
 def constants(file: Path) -> dict[str, ast.expr]:
-    """What a module's names stand for."""
-    found = {}
+    """Returns the values of a module's names, including constants that it imports from other modules of the package."""
+    found: dict[str, ast.expr] = {}
     for node in ast.parse(file.read_text()).body:
         match node:
+            case ast.ImportFrom(module=str(module), names=names) if module.startswith("push1st."):
+                source = SOURCE.joinpath(*module.split(".")[1:]).with_suffix(".py")
+                imported = {one.name: one.asname or one.name for one in names if one.name.isupper()}
+                if imported and source.is_file():
+                    found.update({imported[name]: value for name, value in constants(source).items() if name in imported})
             case (
                 ast.Assign(targets=[ast.Name(id=name)], value=value)
                 | ast.AnnAssign(target=ast.Name(id=name), value=ast.expr() as value)
