@@ -25,7 +25,7 @@ log = logs.get("push1st.refusals")
 class Refusals:
     """The refusals of one worker; not logged until `enable`."""
 
-    __slots__ = ("_bucket", "_clock", "_left_out", "_secrets", "enabled")
+    __slots__ = ("_bucket", "_clock", "_known", "_left_out", "_secrets", "enabled")
 
     def __init__(self) -> None:
         self.enabled = False
@@ -39,9 +39,16 @@ class Refusals:
         self._clock = clock
         self._bucket = Bucket(MAX_LINES, clock())
         self._left_out = 0
-        whole = {secret for secret in secrets if secret}
-        known = sorted(whole | {secret[:SHOWN_KEY] for secret in whole}, key=len, reverse=True)
-        self._secrets = re.compile("|".join(map(re.escape, known))) if known else None
+        self._known: set[str] = set()
+        self._secrets: re.Pattern[str] | None = None
+        self.mask(*secrets)
+
+    def mask(self, *secrets: str) -> None:
+        """Masks further secrets in the log. Earlier secrets stay masked, because clients may still use them."""
+        if self.enabled:
+            self._known.update(secret[:length] for secret in secrets if secret for length in (None, SHOWN_KEY))
+            longest_first = sorted(self._known, key=len, reverse=True)
+            self._secrets = re.compile("|".join(map(re.escape, longest_first))) if longest_first else None
 
     def log(self, event: str, code: int, reason: str, **where: object) -> None:
         """Logs a refusal. code and reason: the answer. where: fields of the line; those without a value are left out."""

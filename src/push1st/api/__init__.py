@@ -64,6 +64,8 @@ class Api:
         self._base = config.api.path
         self._websockets = config.server.bases("pusher") + config.server.bases("websocket")
         self._route = lru_cache(1024)(self._find)
+        # Not a comparison of versions, because that would cost each call.
+        node.on_configured.append(lambda _: self._route.cache_clear())
 
     def serve(self, request: Request) -> Answer:
         """The answer to a request, or what will give it. It, or this call already, raises Refused."""

@@ -1,6 +1,7 @@
 """One app on this worker: its configuration, and the state that this worker keeps for it."""
 
-from typing import Protocol
+from collections.abc import Iterable
+from typing import Protocol, cast
 
 from push1st.config.model import AppConfig
 from push1st.core.held import Held
@@ -24,24 +25,56 @@ class Client(Subscriber, Protocol):
 
 
 class App:
-    """An app on this worker: its configuration, and what the worker knows of it.
+    """An app on this worker: its configuration, all that is derived from the configuration, and its clients.
 
-    reported: the hook events its hooks want. asks: what its backend has a say in, each with whether it is about a channel.
+    The configuration may change while the worker runs (`Node.configure`). So no other object stores a value that depends on the
+    configuration, or it is updated by `Node.on_configured`.
+
+    version: grows with each change of the configuration.
+    reported: the hook events that the app's hooks want.
+    asks: the decisions that the app's backend makes, each with a function that returns whether it decides about a channel.
+    publishes, reads: the rates of the API that are left.
+    counts_connections: whether the broker counts the connections of this app.
+    held: events for clients that have just signed in; None while there are no such clients.
+    uncounted: connections that the broker does not count (yet).
     """
 
-    __slots__ = ("asks", "config", "held", "publishes", "reads", "reported", "tenant", "uncounted")
+    __slots__ = (
+        "asks",
+        "config",
+        "counts_connections",
+        "held",
+        "publishes",
+        "reads",
+        "reported",
+        "tenant",
+        "uncounted",
+        "version",
+    )
 
     def __init__(self, config: AppConfig, now: float) -> None:
-        self.config = config
         self.tenant = Tenant()
         self.held: Held | None = None
-        """events for clients that have just signed in; None while there are no such clients"""
         self.uncounted: set[Client] = set()
-        """connections for which the broker has not yet confirmed or rejected a place in the quota of the app"""
-        self.publishes = Bucket(config.limits.publishes, now)
-        self.reads = Bucket(config.limits.reads, now)
+        self.counts_connections = False
+        self.version = 0
+        self.configure(config, now)
+
+    def configure(self, config: AppConfig, now: float) -> None:
+        """Applies a configuration. Clients stay connected; it holds for their next commands.
+
+        now: seconds on `Clock.monotonic`. Connections are counted from the first configuration with a limit of connections on,
+        and always after that. So each connection is counted and discounted once, whatever the limit is when it ends.
+        """
+        self.config = config
+        self.version += 1
         self.reported = kinds(config)
         self.asks = operations(config)
+        self.publishes = Bucket(config.limits.publishes, now)
+        self.reads = Bucket(config.limits.reads, now)
+        if config.limits.connections and not self.counts_connections:
+            self.counts_connections = True
+            self.uncounted.update(cast(Iterable[Client], self.tenant.sessions.values()))
 
     def sessions(self, channel: str) -> list[Client]:
         """Returns the connections of this worker that are subscribed to a channel."""

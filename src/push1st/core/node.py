@@ -86,6 +86,8 @@ class Node:
         self.worker = worker
         self._last_id = 0
         self._live: dict[str, App] = {}
+        self.on_configured: list[Callable[[AppConfig], object]] = []
+        """called with each changed configuration of an app: they update what is derived from it outside of `App`"""
         self.topics = Topics()
         self.controller = Controller(self._live, self.stamp)
         self.counts = Counts(clock, self.stamp)
@@ -119,6 +121,18 @@ class Node:
             app = self._live[config.id] = App(config, self.clock.monotonic())
         return app
 
+    def configure(self, config: AppConfig) -> None:
+        """Applies the changed configuration of an app, from the source of apps (`Apps`). Its id and its clients stay.
+
+        A configuration of an app that no client and no call of the API has used yet needs no change here.
+        """
+        app = self._live.get(config.id)
+        if app is not None:
+            app.configure(config, self.clock.monotonic())
+        self.refusals.mask(config.secret)
+        for apply in self.on_configured:
+            apply(config)
+
     def live(self) -> Sequence[App]:
         """The apps that have been used since the start."""
         return tuple(self._live.values())
@@ -136,7 +150,7 @@ class Node:
         """
         most = app.config.limits.connections
         asked = None
-        if most:
+        if app.counts_connections:
             admitted = run_eagerly(self._quotas.connect(app.config.id, most))
             if isinstance(admitted, Suspended):
                 asked = admitted
@@ -164,7 +178,7 @@ class Node:
             tenant.unsubscribe(client, name)
         if client in app.uncounted:
             app.uncounted.discard(client)
-        elif app.config.limits.connections:
+        elif app.counts_connections:
             await self._quotas.disconnect(id)
         for name in left.lanes:
             await self._leave(app, client, name, left.members.get(name))

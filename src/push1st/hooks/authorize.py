@@ -14,6 +14,7 @@ import msgspec
 
 from push1st import logs
 from push1st.config.model import AppConfig
+from push1st.eager import spawn
 from push1st.errors import Refused
 from push1st.hooks import Decision, HookTransport, NotDelivered, OpenTransport, Target, shown
 from push1st.hooks.endpoint import Clock
@@ -93,10 +94,32 @@ class Authorizer:
         self._open_transport = open_transport
         self._endpoints: dict[tuple[str, str], AuthorizeEndpoint] = {}
         self._cached: OrderedDict[tuple[AuthorizeEndpoint, bytes], tuple[float, Decision]] = OrderedDict()
+        self._folder = folder
+        self._retired: dict[HookTransport, asyncio.TimerHandle] = {}
+        """transports of endpoints that are no longer configured; each with the timer that closes it"""
         for app in apps:
-            for one in app.authorize:
-                endpoint = AuthorizeEndpoint(target(app, one, folder, one.concurrency), one.cache)
-                self._endpoints.update({(app.id, on): endpoint for on in one.on})
+            self.configure(app)
+
+    def configure(self, app: AppConfig) -> None:
+        """Applies a configuration of an app. Endpoints that it has not changed keep their cached decisions."""
+        old = {key: endpoint for key, endpoint in self._endpoints.items() if key[0] == app.id}
+        known = {(endpoint.target, endpoint.cache): endpoint for endpoint in old.values()}
+        for key in old:
+            del self._endpoints[key]
+        used = set()
+        for one in app.authorize:
+            settings = target(app, one, self._folder, one.concurrency), one.cache
+            endpoint = known.get(settings) or AuthorizeEndpoint(*settings)
+            used.add(endpoint)
+            self._endpoints.update({(app.id, on): endpoint for on in one.on})
+        for endpoint in {*old.values()} - used:
+            if (transport := endpoint.transport) is not None:  # its last request may still wait for a reply
+                later = asyncio.get_running_loop().call_later
+                self._retired[transport] = later(endpoint.target.timeout, self._retire, transport)
+
+    def _retire(self, transport: HookTransport) -> None:
+        del self._retired[transport]
+        spawn(transport.close())
 
     async def decide(self, question: Question) -> Decision:
         """Returns the backend's decision, from the cache or by a request.
@@ -147,7 +170,9 @@ class Authorizer:
         return Decision(Refused(503, UNDECIDED))
 
     async def close(self) -> None:
-        transports = {one.transport for one in self._endpoints.values() if one.transport is not None}
+        for timer in self._retired.values():
+            timer.cancel()
+        transports = {*self._retired, *(one.transport for one in self._endpoints.values() if one.transport is not None)}
         await asyncio.gather(*(transport.close() for transport in transports))
 
 

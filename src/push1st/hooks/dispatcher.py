@@ -21,7 +21,7 @@ from push1st.hooks.endpoint import Clock, Endpoint
 from push1st.hooks.formats import ENCODERS, Wanted, kinds, wanted
 from push1st.hooks.queue import Delivery
 from push1st.hooks.store import Saved, Store
-from push1st.messages import HookEvent
+from push1st.messages import HookEvent, HookEventKind
 
 LOAD_SECONDS = 10.0
 """between two searches for saved events: the process that this one replaces saves its events after this one has started"""
@@ -81,16 +81,45 @@ class HookDispatcher:
         self._load_at: asyncio.TimerHandle | None = None
         self._failing = False
         """whether the last attempt to load saved events failed"""
-        self._endpoints = {app.id: self._of(wanted(app, folder)) for app in apps if app.enable}
-        self._kinds = {app.id: kinds(app) for app in apps if app.enable}
+        self._endpoints: dict[str, tuple[Endpoint, ...]] = {}
+        self._kinds: dict[str, frozenset[HookEventKind]] = {}
+        self._retired: dict[Endpoint, asyncio.Task[None]] = {}
+        """endpoints that are no longer configured and still send their queues; each with the task that waits for this"""
         for app in apps:
-            for url in (*(one.wanted.target.url for one in self._endpoints.get(app.id, ())), *(one.url for one in app.authorize)):
-                transport_class(url)
+            self._configure(app)
 
-    def _of(self, wanted: Iterable[Wanted]) -> tuple[Endpoint, ...]:
-        return tuple(Endpoint(one, self, self._config.events, self._config.bytes) for one in wanted)
+    def configure(self, app: AppConfig) -> None:
+        """Applies a changed configuration of an app.
+
+        An endpoint that keeps its URL and settings keeps its queue. A removed or changed endpoint gets no further
+        events, and sends its queue with the settings that it had.
+        """
+        self._authorizer.configure(app)
+        self._configure(app)
+
+    def _configure(self, app: AppConfig) -> None:
+        known = {_settings(one.wanted): one for one in self._endpoints.pop(app.id, ())}
+        self._kinds.pop(app.id, None)
+        if app.enable:
+            found = []
+            for one in wanted(app, self._folder):
+                endpoint = known.pop(_settings(one), None) or Endpoint(one, self, self._config.events, self._config.bytes)
+                endpoint.wanted = one
+                found.append(endpoint)
+            self._endpoints[app.id], self._kinds[app.id] = tuple(found), kinds(app)
+        for endpoint in known.values():
+            self._retired[endpoint] = asyncio.get_running_loop().create_task(self._retire(endpoint))
+        for url in (*(one.wanted.target.url for one in self._endpoints.get(app.id, ())), *(one.url for one in app.authorize)):
+            transport_class(url)
+
+    async def _retire(self, endpoint: Endpoint) -> None:
+        """Closes an endpoint when its queue is empty."""
+        await endpoint.drained()
+        await endpoint.stop()
+        del self._retired[endpoint]
 
     def _all(self) -> Iterator[Endpoint]:
+        yield from self._retired
         for endpoints in self._endpoints.values():
             yield from endpoints
 
@@ -184,7 +213,11 @@ class HookDispatcher:
 
     def queued(self) -> dict[str, int]:
         """Returns the number of queued events of each app."""
-        return {app: sum(one.queue.events for one in those) for app, those in self._endpoints.items() if those}
+        queued = {app: 0 for app, endpoints in self._endpoints.items() if endpoints}
+        for one in self._all():
+            app = one.wanted.target.app
+            queued[app] = queued.get(app, 0) + one.queue.events
+        return queued
 
     async def close(self, seconds: float, enough: asyncio.Event | None = None) -> None:
         """Delivers queued events for some seconds, and saves the rest.
@@ -194,7 +227,7 @@ class HookDispatcher:
 
         enough: ends the deliveries early when it is set.
         """
-        for timer in (self._release_at, self._load_at):
+        for timer in (self._release_at, self._load_at, *self._retired.values()):
             if timer is not None:
                 timer.cancel()
         held = self._debounce.held()
@@ -251,6 +284,11 @@ class HookDispatcher:
                 yield Saved(name, (channel,), (msgspec.Raw(event),), source=source)
         for hook_event in held:
             yield Saved(held=hook_event)
+
+
+def _settings(wanted: Wanted) -> tuple[object, ...]:
+    """Returns the settings of an endpoint with which its queue is made and sent; not those that select events."""
+    return wanted.target, wanted.format, wanted.batch, wanted.concurrency
 
 
 def fingerprint(wanted: Wanted) -> str:

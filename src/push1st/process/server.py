@@ -24,7 +24,7 @@ from push1st import logs
 from push1st.api import Api
 from push1st.apps import SOURCES
 from push1st.brokers import BROKERS
-from push1st.config.model import Config, Networks, Ssl
+from push1st.config.model import AppConfig, Config, Networks, Ssl
 from push1st.core.fanout import Fanout
 from push1st.core.node import Node, Siblings
 from push1st.eager import join_background, spawn
@@ -209,6 +209,7 @@ class Server:
             )
         except OSError as exc:
             raise ConfigError(f"cannot keep hook events in {config.hooks.folder}: {exc.strerror or exc}") from exc
+        self.node.on_configured.append(self._hooks.configure)
         broker = self._broker = self._open_broker()
         if self._workers is not None:
             broker.workers(self._workers)
@@ -242,7 +243,16 @@ class Server:
             return load(BROKERS, "memory")(node.stamp)
 
         # The broker itself reports these edges to hooks; the node reports the other hook events.
-        hooked = {app.id: wanted for app in self.config.apps if app.enable and (wanted := edges(app))}
+        hooked: dict[str, str] = {}
+
+        def set_hooked(app: AppConfig) -> None:
+            hooked.pop(app.id, None)
+            if app.enable and (wanted := edges(app)):
+                hooked[app.id] = wanted
+
+        for app in self.config.apps:
+            set_hooked(app)
+        node.on_configured.append(set_hooked)
 
         def set_number(number: int) -> None:
             node.worker = number

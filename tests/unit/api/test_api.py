@@ -3,6 +3,7 @@
 import pytest
 
 from push1st.api import ROUTES, Api
+from push1st.apps.files import Files
 from push1st.config.model import ApiConfig, Config, ServerConfig
 from push1st.messages import Request
 from tests.support.http import signed
@@ -208,3 +209,20 @@ def test_websocket_paths_are_404_without_websocket_protocols(caller, path):
     caller.api = Api(caller.world.node, Config(server=ServerConfig(proto=frozenset({"pusher"}))))
     assert caller.get(path)[0] == 404
     assert caller.post("/app/app-key", b"")[0] == 404
+
+
+def test_calls_follow_an_app_that_is_disabled_and_enabled(caller):
+    assert caller.get("channels")[0] == 200
+    for enable, status in ((False, 403), (True, 200)):
+        config = app_config(enable=enable)
+        caller.world.node.apps = Files((config,))
+        caller.world.node.configure(config)
+        assert caller.get("channels")[0] == status
+
+
+def test_calls_find_an_app_that_is_added(caller):
+    assert caller.get("/apps/new/channels")[0] == 404
+    config = app_config(id="new", key="new-key")
+    caller.world.node.apps = Files((config,))
+    caller.world.node.configure(config)
+    assert caller.get("/apps/new/channels")[0] == 200

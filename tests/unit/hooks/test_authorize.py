@@ -210,3 +210,21 @@ def test_only_configured_events_are_authorized():
     assert set(found) == {"connect", "publish"}
     assert found["connect"]("")
     assert [bool(found["publish"](name)) for name in ("private-a", "a")] == [True, False]
+
+
+async def test_a_changed_endpoint_is_requested_without_cached_replies():
+    asking = Asking(cache=60)
+    await asking.decide(CONNECTING)
+    same = Authorize(url="http://h/", on=frozenset(("connect",)), cache=60, timeout=3)
+    asking.authority.configure(app_config(authorize=(same,)))
+    await asking.decide(CONNECTING)
+    assert (len(asking.backend.asked), asking.counted["cached"]) == (1, 1)
+    asking.authority.configure(
+        app_config(authorize=(Authorize(url="http://new/", on=frozenset(("connect",)), cache=60, timeout=3),))
+    )
+    await asking.decide(CONNECTING)
+    assert len(asking.backend.asked) == 2
+    assert asking.backend.target is not None
+    assert asking.backend.target.url == "http://new/"
+    assert len(asking.authority._retired) == 1
+    await asking.authority.close()

@@ -411,3 +411,58 @@ async def test_events_over_the_bound_are_dropped_and_counted():
     assert board.events == {"queued": 2, "overflowed": 3}
     assert board.board.queued() == {APP: 2}
     await board.board.close(0)
+
+
+async def test_a_changed_app_gets_new_endpoints_and_keeps_the_queue_of_an_unchanged_one():
+    board = Board(A, Webhook(url="http://b/"))
+    board.at["http://a/"] = Endpoint()
+    board.at["http://a/"].future = asyncio.get_running_loop().create_future()
+    board.on_event("cache-missed", channel="one")
+    await turns()
+    unchanged, removed = board.board._endpoints[APP]
+    changed = Webhook(url="http://a/", events=("member_added",))
+    board.board.configure(app_config(webhooks=(changed, Webhook(url="http://c/"))))
+    assert board.board._endpoints[APP][0] is unchanged
+    await turns()
+    assert board.at["http://b/"].closed, "its queue was empty"
+    assert board.board._retired == {}
+    board.on_event("cache-missed", channel="two")
+    await turns()
+    assert board.at["http://c/"].names == ["cache_miss"]
+    assert (len(board.at["http://a/"].told), removed.status().sent) == (1, 1)
+    assert (unchanged.status().queued, board.board.queued()) == (1, {APP: 1})
+
+
+async def test_a_removed_endpoint_sends_its_queue_first(tmp_path: Path):
+    board = Board(A, config=HooksConfig(folder=str(tmp_path)))
+    board.at["http://a/"] = backend = Endpoint()
+    backend.future = asyncio.get_running_loop().create_future()
+    board.on_event("cache-missed", channel="one")
+    await turns()
+    board.board.configure(app_config())
+    await turns()
+    assert not backend.closed
+    assert board.board.queued() == {APP: 1}
+    backend.future.set_result(None)
+    await turns(10)
+    assert (backend.closed, backend.names, board.board.queued()) == (True, ["cache_miss"], {})
+
+
+async def test_a_removed_endpoint_saves_its_queue_at_a_stop(tmp_path: Path):
+    board = Board(A, config=HooksConfig(folder=str(tmp_path)))
+    board.at["http://a/"] = Endpoint()
+    board.at["http://a/"].future = asyncio.get_running_loop().create_future()
+    board.on_event("cache-missed", channel="one")
+    await turns()
+    board.board.configure(app_config())
+    await turns()
+    await board.board.close(0)
+    assert len(list(Store(str(tmp_path)).saved())) == 1
+
+
+async def test_a_disabled_app_sends_no_further_events():
+    board = Board(A)
+    board.board.configure(app_config(webhooks=(A,), enable=False))
+    board.on_event("cache-missed")
+    await turns()
+    assert board.at == {}

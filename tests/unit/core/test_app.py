@@ -1,0 +1,165 @@
+"""An app whose configuration changes while the worker runs: the change takes effect in all that is derived from it."""
+
+import pytest
+
+from push1st.apps.files import Files
+from push1st.config.model import AppConfig, Authorize, Webhook
+from push1st.errors import Disconnect
+from push1st.logs import MASK
+from push1st.messages import Failure, Publish, Subscribe, Subscribed
+from tests.support.loop import done
+from tests.support.node import APP, World, app_config, token
+from tests.support.transport import Site
+
+
+@pytest.fixture
+def world():
+    return World()
+
+
+def configure(world: World, **changes) -> AppConfig:
+    """Changes the configuration of the app, as a source of apps does."""
+    config = app_config(**changes)
+    world.node.apps = Files((config,))
+    world.node.configure(config)
+    return config
+
+
+def test_each_configuration_raises_the_version(world):
+    tenant, version = world.app.tenant, world.app.version
+    config = configure(world, name="new")
+    assert (world.app.config, world.app.version) == (config, version + 1)
+    assert world.node.app(config) is world.app
+    assert world.app.tenant is tenant
+
+
+def test_an_app_that_is_not_used_yet_begins_with_its_new_configuration():
+    world = World(app_config(), other := app_config(id="other", key="k2"))
+    config = app_config(id="other", key="k2", name="new")
+    world.node.configure(config)
+    assert world.node.app(config).config is config
+    assert other.name == ""
+
+
+def test_new_hook_events_are_reported_by_connected_clients(world):
+    session, _ = world.session()
+    session.handle(Subscribe("c"))
+    assert "client-event" not in world.app.reported
+    configure(world, webhooks=(Webhook(url="http://h/", events=("client_event",)),))
+    session.handle(Subscribe("private-c", token(session, "private-c")))
+    session.handle(Publish("private-c", "client-e", b"1"))
+    assert [event.kind for event in world.hooks.hook_events if event.kind == "client-event"] == ["client-event"]
+    configure(world)
+    session.handle(Publish("private-c", "client-e", b"1"))
+    assert [event.kind for event in world.hooks.hook_events].count("client-event") == 1
+
+
+def test_a_backend_decides_from_the_change_on(world):
+    session, outlet = world.session()
+    session.handle(Subscribe("a"))
+    assert world.hooks.asked == []
+    configure(world, authorize=(Authorize(url="http://h/", on=frozenset(("subscribe",)), filter=("b",)),))
+    session.handle(Subscribe("b"))
+    session.handle(Subscribe("c"))
+    assert [question.channel for question in world.hooks.asked] == ["b"]
+    configure(world)
+    session.handle(Subscribe("bb"))
+    assert len(world.hooks.asked) == 1
+    assert outlet.last == Subscribed("bb")
+
+
+def test_rights_and_limits_hold_for_the_next_command(world):
+    session, outlet = world.session()
+    session.handle(Subscribe("private-c", token(session, "private-c")))
+    configure(world, limits={"payload": 8, "subscriptions": 1})
+    session.handle(Publish("private-c", "client-e", b'"123456789"'))
+    assert isinstance(outlet.last, Failure)
+    assert outlet.last.code == 413
+    session.handle(Subscribe("d"))
+    assert "d" not in session.subscriptions
+    configure(world, client_messages=False)
+    session.handle(Publish("private-c", "client-e", b"1"))
+    assert (outlet.last.code, outlet.last.text) == (403, "client events are not enabled for this app")
+
+
+def test_rates_of_the_api_begin_again(world):
+    configure(world, limits={"publishes": 2, "reads": 2})
+    now = world.clock.monotonic()
+    for bucket in (world.app.publishes, world.app.reads):
+        assert [bucket.take(now) for _ in range(3)] == [True, True, False]
+    configure(world, limits={"publishes": 3, "reads": 3})
+    for bucket in (world.app.publishes, world.app.reads):
+        assert [bucket.take(now) for _ in range(4)] == [True, True, True, False]
+
+
+def connections(world: World) -> int:
+    return world.memory._connections.get(APP, 0)
+
+
+def test_a_new_limit_of_connections_counts_new_connections_only(world):
+    old, _ = world.session()
+    configure(world, limits={"connections": 1})
+    first, _ = world.session()
+    with pytest.raises(Disconnect, match="quota"):
+        world.session()
+    old.expire()
+    assert connections(world) == 1
+    first.expire()
+    assert connections(world) == 0
+    assert not world.app.uncounted
+
+
+def test_connections_are_counted_on_without_a_limit(world):
+    configure(world, limits={"connections": 1})
+    first, _ = world.session()
+    configure(world)
+    second, _ = world.session()
+    assert connections(world) == 2
+    configure(world, limits={"connections": 2})
+    with pytest.raises(Disconnect, match="quota"):
+        world.session()
+    first.expire()
+    second.expire()
+    assert connections(world) == 0
+
+
+def test_a_disabled_app_keeps_its_clients_and_rejects_others(world):
+    session, outlet = world.session()
+    configure(world, enable=False)
+    session.handle(Subscribe("c"))
+    assert outlet.last == Subscribed("c")
+
+
+def test_subscription_counts_begin_with_the_change(world):
+    session, outlet = world.session()
+    configure(world, subscription_count=True)
+    session.handle(Subscribe("c"))
+    world.turns.drain()
+    assert any(b"subscription_count" in write for write in outlet.writes)
+
+
+def test_a_changed_secret_signs_and_is_masked_in_the_log(world):
+    world.node.refusals.enable(world.clock.monotonic, ["secret"])
+    session, outlet = world.session()
+    old = token(session, "private-c")
+    configure(world, secret="another-secret")
+    session.handle(Subscribe("private-c", old))
+    assert outlet.last.kind == "AuthError"
+    assert world.node.refusals._without_secrets("secret another-secret") == f"{MASK} {MASK}"
+
+
+def test_bodies_of_requests_follow_the_limits_of_the_app():
+    site = Site()
+    before = site.handlers.most_body(f"/apps/{APP}/events")
+    config = app_config(limits={"payload": 1_000_000})
+    site.handlers._apps._by_id[APP] = config  # type: ignore[attr-defined]
+    site.node.configure(config)
+    assert site.handlers.most_body(f"/apps/{APP}/events") > before
+
+
+def test_components_that_derive_from_an_app_are_notified_once(world):
+    found: list[AppConfig] = []
+    world.node.on_configured.append(found.append)
+    config = configure(world)
+    assert found == [config]
+    assert done(world.node.channels(world.app)) == []
