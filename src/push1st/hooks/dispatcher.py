@@ -23,12 +23,6 @@ from push1st.hooks.queue import Delivery
 from push1st.hooks.store import Saved, Store
 from push1st.messages import HookEvent, HookEventKind
 
-LOAD_SECONDS = 10.0
-"""between two searches for saved events: the process that this one replaces saves its events after this one has started"""
-SAVE_SECONDS = 2.0
-"""for which a stopping process retries to save its events, if it cannot write to the folder"""
-SAVE_RETRY_SECONDS = 0.1
-
 log = logs.get("push1st.hooks")
 
 
@@ -44,6 +38,22 @@ def open_transport(target: Target) -> HookTransport:
     return transport_class(target.url)(target)  # type: ignore[call-arg]  # the port does not say how it is made
 
 
+class SaveTimings(msgspec.Struct, frozen=True, kw_only=True):
+    """Durations in seconds. No option sets them; tests shorten them.
+
+    load: time between two searches for saved events: the process that this one replaces saves its events after this one started.
+    save: time for which a stopping process retries to save its events, if it cannot write to the folder.
+    retry: pause between two such attempts.
+    """
+
+    load: float = 10.0
+    save: float = 2.0
+    retry: float = 0.1
+
+
+TIMINGS = SaveTimings()
+
+
 class HookDispatcher:
     """Implements `Hooks` and `HookContext`.
 
@@ -51,6 +61,7 @@ class HookDispatcher:
     random: returns a random number of so many bits.
     events, attempts, decisions: counters (`Metrics`).
     open_transport: makes the transport of an endpoint.
+    timings: of loading and saving events.
     Raises OSError if the process cannot write to `config.folder`.
     """
 
@@ -65,6 +76,7 @@ class HookDispatcher:
         attempts: Counter[str],
         decisions: Counter[str],
         open_transport: Callable[[Target], HookTransport] = open_transport,
+        timings: SaveTimings = TIMINGS,
     ) -> None:
         self.clock = clock
         self.random = random
@@ -72,6 +84,7 @@ class HookDispatcher:
         self.events = events
         self.attempts = attempts
         self._config = config
+        self._timings = timings
         self._folder = folder
         self._store = Store(config.folder) if config.folder else None
         self._authorizer = Authorizer(apps, folder, clock, decisions, open_transport)
@@ -124,7 +137,7 @@ class HookDispatcher:
             yield from endpoints
 
     def open(self, report: Callable[[HookEvent], None]) -> None:
-        """Loads the events that other processes have saved, now and every `LOAD_SECONDS`.
+        """Loads the events that other processes have saved, now and periodically.
 
         report: called with each saved edge that was held; passes it to the broker.
         """
@@ -134,11 +147,11 @@ class HookDispatcher:
             self._load_saved(self._store, report)
         except OSError as exc:
             if not self._failing:
-                log.error("saved hook events cannot be loaded, retrying", reason=str(exc), seconds=LOAD_SECONDS)
+                log.error("saved hook events cannot be loaded, retrying", reason=str(exc), seconds=self._timings.load)
             self._failing = True
         else:
             self._failing = False
-        self._load_at = asyncio.get_running_loop().call_later(LOAD_SECONDS, self.open, report)
+        self._load_at = asyncio.get_running_loop().call_later(self._timings.load, self.open, report)
 
     def _load_saved(self, store: Store, report: Callable[[HookEvent], None]) -> None:
         """Queues saved events again. Events of an endpoint that the configuration no longer contains become dead letters."""
@@ -259,7 +272,7 @@ class HookDispatcher:
     async def _save(self, store: Store, endpoints: list[Endpoint], held: list[HookEvent], enough: asyncio.Event | None) -> bool:
         """Saves the remaining events; returns whether this succeeded. Retries, because a disk may be full for a moment only."""
         time = asyncio.get_running_loop().time
-        deadline = time() + SAVE_SECONDS
+        deadline = time() + self._timings.save
         while True:
             try:
                 count = store.save(self._rest(endpoints, held))
@@ -271,7 +284,7 @@ class HookDispatcher:
                 if count:
                     log.info("hook events are saved for the next start", lines=count)
                 return True
-            await asyncio.sleep(SAVE_RETRY_SECONDS)
+            await asyncio.sleep(self._timings.retry)
 
     def _rest(self, endpoints: Iterable[Endpoint], held: Iterable[HookEvent]) -> Iterator[Saved]:
         for one in endpoints:

@@ -115,13 +115,22 @@ class Pool:
     processes: starts workers.
     sockets: of all addresses in the configuration.
     folder: for the certificate that all workers share.
+    probe_seconds: the time between two probes of a worker.
     """
 
-    def __init__(self, processes: Processes, sockets: SocketTable, tasks: Tasks, folder: Path) -> None:
+    def __init__(
+        self,
+        processes: Processes,
+        sockets: SocketTable,
+        tasks: Tasks,
+        folder: Path,
+        probe_seconds: float = PROBE_SECONDS,
+    ) -> None:
         self._processes = processes
         self._sockets = sockets
         self._tasks = tasks
         self._folder = folder
+        self._probe_seconds = probe_seconds
         self._workers: set[WorkerProcess] = set()
         self._ids = itertools.count()
         self._certificate: tuple[str, str] | None = None
@@ -325,7 +334,7 @@ class Pool:
                 worker.process.send(signal.SIGKILL)
             worker.unanswered += 1
             worker.connection.send(Alive())
-            await asyncio.wait((worker.process.ended,), timeout=PROBE_SECONDS)
+            await asyncio.wait((worker.process.ended,), timeout=self._probe_seconds)
         self.notify_workers()
 
     # Messages to workers

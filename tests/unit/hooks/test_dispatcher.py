@@ -12,7 +12,7 @@ import pytest
 
 from push1st.config.model import Hook, HooksConfig, Webhook
 from push1st.hooks import NotDelivered, Target
-from push1st.hooks.dispatcher import HookDispatcher
+from push1st.hooks.dispatcher import HookDispatcher, SaveTimings
 from push1st.hooks.store import Store
 from push1st.messages import HOLD_SECONDS, HookEvent, HookEventKind, Phase
 from tests.support.loop import Clock, turns
@@ -49,7 +49,13 @@ class Endpoint:
 class Board:
     """A dispatcher with its endpoints by URL."""
 
-    def __init__(self, *webhooks: Webhook, hook: Hook | None = None, config: HooksConfig = HooksConfig()) -> None:  # noqa: B008 - frozen
+    def __init__(
+        self,
+        *webhooks: Webhook,
+        hook: Hook | None = None,
+        config: HooksConfig = HooksConfig(),  # noqa: B008 - frozen
+        **timings: float,
+    ) -> None:
         self.clock = Clock()
         self.events: Counter[str] = Counter()
         self.attempts: Counter[str] = Counter()
@@ -65,6 +71,7 @@ class Board:
             self.attempts,
             Counter(),
             self._open_transport,
+            SaveTimings(**timings),
         )
 
     def _random(self, _: int) -> int:
@@ -283,10 +290,9 @@ async def test_saved_events_of_a_removed_endpoint_are_counted(tmp_path: Path):
     assert (letter["reason"], letter["events"]) == ("endpoint-gone", [{"name": "channel_occupied", "channel": "c"}])
 
 
-async def test_running_workers_send_events_saved_by_a_replaced_worker(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr("push1st.hooks.dispatcher.LOAD_SECONDS", 0.0)
+async def test_running_workers_send_events_saved_by_a_replaced_worker(tmp_path: Path):
     config = HooksConfig(folder=str(tmp_path))
-    two = Board(A, config=config)
+    two = Board(A, config=config, load=0)
     two.board.open(lambda _: None)
     one = Board(A, config=config)
     one.at["http://a/"] = Endpoint()
@@ -311,15 +317,12 @@ def out_of_reach(folder: Path) -> Iterator[None]:
     aside.rename(folder)
 
 
-async def test_loading_is_retried_with_one_log_line(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    monkeypatch.setattr("push1st.hooks.dispatcher.LOAD_SECONDS", 0.0)
+async def test_loading_is_retried_with_one_log_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     folder = tmp_path / "hooks"
     config = HooksConfig(folder=str(folder))
     one = await failed(Board(A, config=config))
     await one.board.close(0)
-    two = Board(A, config=config)
+    two = Board(A, config=config, load=0)
     with out_of_reach(folder):
         two.board.open(two.board.on_event)
         await turns(20)
@@ -339,10 +342,9 @@ async def failed(board: Board) -> Board:
     return board
 
 
-async def test_saving_at_a_stop_is_retried_for_a_moment(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("push1st.hooks.dispatcher.SAVE_RETRY_SECONDS", 0.0)
+async def test_saving_at_a_stop_is_retried_for_a_moment(tmp_path: Path) -> None:
     folder = tmp_path / "hooks"
-    one = await failed(Board(A, config=HooksConfig(folder=str(folder))))
+    one = await failed(Board(A, config=HooksConfig(folder=str(folder)), retry=0))
     with out_of_reach(folder):
         closing = asyncio.ensure_future(one.board.close(0))
         await turns(20)
@@ -352,12 +354,9 @@ async def test_saving_at_a_stop_is_retried_for_a_moment(tmp_path: Path, monkeypa
     assert one.events == {"queued": 1}
 
 
-async def test_events_that_cannot_be_saved_at_a_stop_are_counted_as_lost_and_leave_no_file(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr("push1st.hooks.dispatcher.SAVE_SECONDS", 0.0)
+async def test_events_that_cannot_be_saved_at_a_stop_are_counted_as_lost_and_leave_no_file(tmp_path: Path) -> None:
     folder = tmp_path / "hooks"
-    one = await failed(Board(A, config=HooksConfig(folder=str(folder))))
+    one = await failed(Board(A, config=HooksConfig(folder=str(folder)), save=0))
     with out_of_reach(folder):
         await one.board.close(0)
     assert os.listdir(folder) == []

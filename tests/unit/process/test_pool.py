@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import cast
 
 import msgspec
-import pytest
 
 from push1st.config.model import Config, Listen, demo
 from push1st.metrics import SUPERVISOR, Family
@@ -116,17 +115,17 @@ def hang(process: FakeProcess, message: ControlMessage) -> None:
 
 
 class Machine:
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, **more: float) -> None:
         self.processes = FakeProcesses()
         self.sockets = SocketTable()
         self.config = config()
         self.sockets.bind_missing(self.config)
-        self.pool = Pool(cast(Processes, self.processes), self.sockets, Tasks(), folder)
+        self.pool = Pool(cast(Processes, self.processes), self.sockets, Tasks(), folder, **more)
 
 
 @asynccontextmanager
-async def machine(folder: Path) -> AsyncIterator[Machine]:
-    made = Machine(folder)
+async def machine(folder: Path, **more: float) -> AsyncIterator[Machine]:
+    made = Machine(folder, **more)
     try:
         yield made
     finally:
@@ -188,9 +187,8 @@ async def test_a_worker_that_ends_is_replaced_at_once(tmp_path: Path) -> None:
         assert len(made.processes.all) == 2
 
 
-async def test_a_worker_that_leaves_its_probes_without_reply_is_killed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(module, "PROBE_SECONDS", 0.001)
-    async with machine(tmp_path) as made:
+async def test_a_worker_that_leaves_its_probes_without_reply_is_killed(tmp_path: Path) -> None:
+    async with machine(tmp_path, probe_seconds=0.001) as made:
         made.processes.role = hang
         made.pool.stopping = True  # so that no other worker replaces this one
         await made.pool.open(Slot(), made.config)

@@ -165,23 +165,22 @@ def test_visit_may_move_another_connection_of_the_same_second(at):
     assert other.looks == [104]
 
 
-async def test_many_looks_are_spread_over_turns(at, monkeypatch):
-    monkeypatch.setattr(module, "LOOKS", 2)
-    things = [Thing() for _ in range(5)]
+async def test_many_looks_are_spread_over_turns(at):
+    things = [Thing() for _ in range(2 * module.LOOKS + 1)]
     for thing in things:
         at.sweep.watch(thing, 101)
     at.to(101)
-    assert sum(bool(thing.looks) for thing in things) == 2
+    assert sum(bool(thing.looks) for thing in things) == module.LOOKS
     await turns(1)
-    assert sum(bool(thing.looks) for thing in things) == 4
+    assert sum(bool(thing.looks) for thing in things) == 2 * module.LOOKS
     await turns(1)
     assert all(thing.looks == [101] for thing in things)
 
 
-async def test_connection_forgotten_while_queued_is_not_visited(at, monkeypatch):
-    monkeypatch.setattr(module, "LOOKS", 1)
-    one, two = Thing(), Thing()
-    at.sweep.watch(one, 101)
+async def test_connection_forgotten_while_queued_is_not_visited(at):
+    for _ in range(module.LOOKS):
+        at.sweep.watch(Thing(), 101)
+    two = Thing()
     at.sweep.watch(two, 101)
     at.to(101)
     at.sweep.forget(two)

@@ -2,6 +2,7 @@
 
 import asyncio
 import json
+from typing import Any
 from unittest.mock import patch
 
 import pytest
@@ -12,8 +13,9 @@ from structlog.testing import capture_logs
 from push1st.config.model import Networks, ProtocolConfig, ServerConfig
 from push1st.core.session import WAITING
 from push1st.messages import Response
-from push1st.transports import xhr, xhr_stream
+from push1st.transports import xhr_stream
 from push1st.transports.http import HttpConnection
+from push1st.transports.places import Places
 from push1st.transports.turn import MAX_WAITING
 from push1st.transports.xhr_input import MAX_MESSAGES_A_SLICE
 from push1st.transports.xhr_session import (
@@ -311,9 +313,15 @@ async def polled_as(site: Site, n: int, peer: object = ("127.0.0.1", 40_000), ke
     return events(Answer((await site.ask(request("POST", path, b""), peer)).data).body)
 
 
-async def test_sessions_between_requests_are_bounded(monkeypatch):
-    monkeypatch.setattr(xhr, "MAX_DETACHED", 4)
-    site = Site(app_config(), app_config(id="other", key="other-key"), app_config(id="third", key="third-key"))
+def bounded(max_detached: int, *apps: Any, **more: Any) -> Site:
+    """Makes a site with this bound of sessions without a request."""
+    site = Site(*apps, **more)
+    site.fallbacks.detached = Places(max_detached)
+    return site
+
+
+async def test_sessions_between_requests_are_bounded():
+    site = bounded(4, app_config(), app_config(id="other", key="other-key"), app_config(id="third", key="third-key"))
     for n in range(2):
         assert await polled_as(site, n) == WELCOME
         assert await polled_as(site, n, key="other-key") == WELCOME
@@ -323,9 +331,8 @@ async def test_sessions_between_requests_are_bounded(monkeypatch):
     assert site.fallbacks.detached.taken == 1
 
 
-async def test_an_app_has_three_quarters_of_the_sessions_between_requests(monkeypatch):
-    monkeypatch.setattr(xhr, "MAX_DETACHED", 8)
-    site = Site(app_config(), app_config(id="other", key="other-key"))
+async def test_an_app_has_three_quarters_of_the_sessions_between_requests():
+    site = bounded(8, app_config(), app_config(id="other", key="other-key"))
     for n in range(6):
         assert await polled_as(site, n) == WELCOME
     for n in range(6, 20):
@@ -336,9 +343,8 @@ async def test_an_app_has_three_quarters_of_the_sessions_between_requests(monkey
     assert await polled_as(site, 0) == WELCOME
 
 
-async def test_an_address_has_half_of_the_sessions_between_requests(monkeypatch):
-    monkeypatch.setattr(xhr, "MAX_DETACHED", 8)
-    site = Site()
+async def test_an_address_has_half_of_the_sessions_between_requests():
+    site = bounded(8)
     for n in range(20):
         assert await polled_as(site, n, (OFFICE, 1)) == (WELCOME if n < 4 else ["o", "error", 4100])
     assert await polled_as(site, 20, (HOME, 1)) == WELCOME
@@ -346,9 +352,8 @@ async def test_an_address_has_half_of_the_sessions_between_requests(monkeypatch)
     assert await polled_as(site, 21, (OFFICE, 1)) == WELCOME
 
 
-async def test_the_bound_of_an_address_leaves_its_established_sessions_alone(monkeypatch):
-    monkeypatch.setattr(xhr, "MAX_DETACHED", 4)
-    site = Site()
+async def test_the_bound_of_an_address_leaves_its_established_sessions_alone():
+    site = bounded(4)
     streaming = await site.ask(request("POST", STREAM, b""), (OFFICE, 1))
     for n in range(1, 9):
         await polled_as(site, n, (OFFICE, 1))
@@ -364,24 +369,21 @@ async def test_the_bound_of_an_address_leaves_its_established_sessions_alone(mon
 
 
 @pytest.mark.parametrize("peer", ["", ("127.0.0.1", 1), ("127.8.0.1", 1), ("::1", 1, 0, 0), ("::ffff:127.0.0.1", 1, 0, 0)])
-async def test_loopback_and_unix_sockets_have_no_bound_per_address(monkeypatch, peer):
-    monkeypatch.setattr(xhr, "MAX_DETACHED", 8)
-    site = Site()
+async def test_loopback_and_unix_sockets_have_no_bound_per_address(peer):
+    site = bounded(8)
     assert [await polled_as(site, n, peer) for n in range(6)] == [WELCOME] * 6
 
 
-async def test_clients_of_a_known_proxy_have_addresses_of_their_own(monkeypatch):
-    monkeypatch.setattr(xhr, "MAX_DETACHED", 8)
-    site = Site(server=ServerConfig(proxies=Networks.parse(("10.0.0.1",))))
+async def test_clients_of_a_known_proxy_have_addresses_of_their_own():
+    site = bounded(8, server=ServerConfig(proxies=Networks.parse(("10.0.0.1",))))
     for n in range(6):
         path = POLL.replace("session0", f"session{n}")
         asked = request("POST", path, b"", f"X-Forwarded-For: 203.0.113.{n}")
         assert events(Answer((await site.ask(asked, ("10.0.0.1", 1))).data).body) == WELCOME
 
 
-async def test_the_first_session_over_a_bound_is_logged_and_those_after_it_once_a_minute(monkeypatch):
-    monkeypatch.setattr(xhr, "MAX_DETACHED", 4)
-    site = Site()
+async def test_the_first_session_over_a_bound_is_logged_and_those_after_it_once_a_minute():
+    site = bounded(4)
     with capture_logs() as logged:
         for n in range(30):
             await polled_as(site, n, (OFFICE, 1))

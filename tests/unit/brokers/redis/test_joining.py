@@ -5,8 +5,7 @@ import asyncio
 import hiredis
 import pytest
 
-from push1st.brokers.redis import joining
-from push1st.brokers.redis.joining import ADDED, REFUSED, JoinBatch, JoinBatcher, PendingJoin
+from push1st.brokers.redis.joining import ADDED, MAX_JOINS, REFUSED, JoinBatch, JoinBatcher, PendingJoin
 from push1st.brokers.redis.resp import RespConnection
 from push1st.messages import Member
 from tests.support.loop import turns
@@ -55,13 +54,12 @@ async def test_step_requests_all_that_any_of_its_joins_needs():
     assert set(desk.steps[0].want) == {"m", "k"}
 
 
-async def test_step_has_a_maximum_number_of_joins(monkeypatch):
-    monkeypatch.setattr(joining, "MAX_JOINS", 2)
+async def test_step_has_a_maximum_number_of_joins():
     desk = Desk()
-    for user in "abc":
-        desk.join(user)
+    for number in range(MAX_JOINS + 1):
+        desk.join(str(number))
     await turns()
-    assert desk.sent == [["a", "b"], ["c"]]
+    assert list(map(len, desk.sent)) == [MAX_JOINS, 1]
 
 
 async def test_joins_on_another_connection_are_another_step():
