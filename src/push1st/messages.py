@@ -111,7 +111,7 @@ class Options(msgspec.Struct, frozen=True, gc=False):
 DEFAULT_OPTIONS = Options()
 
 
-class User(msgspec.Struct, frozen=True, gc=False):
+class SignedInUser(msgspec.Struct, frozen=True, gc=False):
     """Who has signed in on a connection. info: JSON text. watchlist: ids of the users it wants to know of."""
 
     id: str
@@ -300,7 +300,7 @@ class SignedIn(msgspec.Struct, frozen=True, gc=False):
     user_data: str
 
 
-class Watched(msgspec.Struct, frozen=True, gc=False):
+class WatchlistStatus(msgspec.Struct, frozen=True, gc=False):
     """Who of a watchlist is online, and who is not, at sign-in."""
 
     online: tuple[str, ...]
@@ -338,7 +338,17 @@ class Ending(msgspec.Struct, frozen=True, gc=False):
 
 
 Reply = (
-    Established | Subscribed | SubscriptionRefused | SignedIn | Watched | Replayed | CacheMissed | Failure | Ending | Ping | Pong
+    Established
+    | Subscribed
+    | SubscriptionRefused
+    | SignedIn
+    | WatchlistStatus
+    | Replayed
+    | CacheMissed
+    | Failure
+    | Ending
+    | Ping
+    | Pong
 )
 
 

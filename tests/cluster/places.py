@@ -44,7 +44,7 @@ from push1st.messages import (
     Subscribe,
     Subscribed,
     Unsubscribe,
-    Watched,
+    WatchlistStatus,
 )
 from push1st.metrics import Metrics
 from push1st.process.server import SystemClock
@@ -275,7 +275,7 @@ class Client:
         match reply:
             case Subscribed(channel, members):
                 told = ["reply", "subscribed", channel, None if members is None else [one.user_id for one in members]]
-            case Watched(online, _):
+            case WatchlistStatus(online, _):
                 told = ["reply", "watched", "", list(online)]
             case Replayed(message, _):
                 told = ["reply", "replayed", message.channel, message.data.decode()]

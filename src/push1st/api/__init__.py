@@ -47,7 +47,7 @@ SERVER: dict[str, Callable[[Node, Request], Coroutine[Any, Any, Response]]] = {
 }
 
 
-class Route(msgspec.Struct, frozen=True):
+class ApiRoute(msgspec.Struct, frozen=True):
     """What a path means. app: None where there is none of that id, or a disabled one."""
 
     app_id: str
@@ -119,7 +119,7 @@ class Api:
         self._node.refusals.log_answer("request refused", response, method=request.method, path=request.path)
         return response
 
-    def _find(self, path: str) -> Route | None:
+    def _find(self, path: str) -> ApiRoute | None:
         path = _SLASHES.sub("/", path)  # a client's base URL may end in a slash
         if not path.startswith(self._base):
             return None
@@ -133,7 +133,7 @@ class Api:
                     return None
                 config = self._node.apps.by_id(app_id)
                 live = self._node.app(config) if config is not None and config.enable else None
-                return Route(app_id, live, methods, tuple(args))
+                return ApiRoute(app_id, live, methods, tuple(args))
         return None
 
 

@@ -41,13 +41,13 @@ class BatchEvent(msgspec.Struct, gc=False):
     headers: msgspec.Raw = msgspec.Raw(b"")
 
 
-class Batch(msgspec.Struct, gc=False):
+class BatchRequest(msgspec.Struct, gc=False):
     batch: list[BatchEvent]
 
 
 _DONE = Response(200, b"{}")
 _event = msgspec.json.Decoder(Event)
-_batch = msgspec.json.Decoder(Batch)
+_batch = msgspec.json.Decoder(BatchRequest)
 _fields = msgspec.json.Decoder(dict[str, msgspec.Raw])
 
 

@@ -10,8 +10,8 @@ from collections.abc import Callable
 
 from push1st.brokers import Broker, HookEvents, Roster
 from push1st.channels import kind_of
+from push1st.clock import Clock
 from push1st.core.app import App
-from push1st.core.fanout import Clock
 from push1st.eager import resolve
 from push1st.errors import Refused
 from push1st.messages import HookEvent, subscription_count

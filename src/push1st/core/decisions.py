@@ -11,7 +11,7 @@ from push1st.errors import Refused
 from push1st.hooks import Decision, Hooks
 from push1st.hooks.events import Connecting, Publishing, Subscribing
 from push1st.jsontext import string_size
-from push1st.messages import ClientRequest, Publish, Subscribe, User
+from push1st.messages import ClientRequest, Publish, SignedInUser, Subscribe
 
 
 def is_decided(app: App, channel: str) -> bool:
@@ -27,7 +27,7 @@ async def connect(hooks: Hooks, app: App, client: Client, request: ClientRequest
     )
 
 
-async def subscribe(hooks: Hooks, app: App, client: Client, command: Subscribe, user: User | None) -> Decision:
+async def subscribe(hooks: Hooks, app: App, client: Client, command: Subscribe, user: SignedInUser | None) -> Decision:
     """Returns the decision that a client may subscribe. user: as which the client has signed in."""
     user_id = None if user is None else user.id
     answer = await hooks.decide(Subscribing(app.config.id, client.id, client.ip, command.channel, command.channel_data, user_id))

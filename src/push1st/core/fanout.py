@@ -21,6 +21,7 @@ from collections.abc import Callable, Iterable
 from itertools import islice
 from typing import Protocol
 
+from push1st.clock import Clock
 from push1st.core.hub import Lane, Slice, Subscriber, Tenant, Write
 from push1st.messages import Message
 from push1st.metrics import Metrics
@@ -37,14 +38,6 @@ HOLD = 0.000_016
 """seconds a flush may wait for each write of the last one: two to three times what that takes"""
 HOLD_LEAST, HOLD_MOST = 0.001, 0.008
 """seconds a flush may wait: less is not worth a timer, more would be felt"""
-
-
-class Clock(Protocol):
-    def monotonic(self) -> float:
-        """Seconds that never go back."""
-
-    def wall(self) -> int:
-        """Nanoseconds since 1970."""
 
 
 class Timer(Protocol):

@@ -13,15 +13,16 @@ import msgspec
 
 from push1st.apps import Apps
 from push1st.brokers import Broker, HookEvents, Joined, Kept, Occupancy, Quotas, Roster, Users
+from push1st.clock import Clock
 from push1st.config.model import AppConfig
 from push1st.core.app import App, Client
 from push1st.core.controller import Controller
 from push1st.core.counts import Counts
-from push1st.core.fanout import Clock, Fanout
+from push1st.core.fanout import Fanout
 from push1st.core.hub import Lane
 from push1st.core.reports import Reports
 from push1st.core.signins import SignIns
-from push1st.core.topics import Topics
+from push1st.core.topics import ClientTopics
 from push1st.eager import MaybeAwaitable, Suspended, resolve, run_eagerly
 from push1st.errors import Disconnect, LimitReached, Refused
 from push1st.hooks import Hooks
@@ -36,7 +37,7 @@ from push1st.messages import (
     Options,
     Published,
     Replayed,
-    User,
+    SignedInUser,
     session_topic,
 )
 from push1st.metrics import Metrics
@@ -51,7 +52,7 @@ class SessionState(msgspec.Struct, frozen=True):
     lanes: dict[str, Lane]
     members: dict[str, Member]
     topics: dict[str, Lane]
-    user: User | None
+    user: SignedInUser | None
 
 
 class Siblings(Protocol):
@@ -88,7 +89,7 @@ class Node:
         self._live: dict[str, App] = {}
         self.on_configured: list[Callable[[AppConfig], object]] = []
         """called with each changed configuration of an app: they update what is derived from it outside of `App`"""
-        self.topics = Topics()
+        self.topics = ClientTopics()
         self.controller = Controller(self._live, self.stamp)
         self.counts = Counts(clock, self.stamp)
         self.reports = Reports(clock)

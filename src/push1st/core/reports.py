@@ -4,8 +4,8 @@ Callers check `app.reported` first, so that a kind that no hook wants costs noth
 """
 
 from push1st.brokers import HookEvents
+from push1st.clock import Clock
 from push1st.core.app import App
-from push1st.core.fanout import Clock
 from push1st.messages import HookEvent, HookEventKind, Member, Publish
 
 MAX_TTL = 1 << 53

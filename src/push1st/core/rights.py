@@ -14,7 +14,7 @@ from push1st.channels import PUBLIC, RESERVED, Kind, covers, kind_of, pusher_nam
 from push1st.config.model import AppConfig
 from push1st.errors import Refused
 from push1st.jsontext import decode, encode, string_size
-from push1st.messages import Member, Publish, SignIn, Subscribe, User, user_channel
+from push1st.messages import Member, Publish, SignedInUser, SignIn, Subscribe, user_channel
 
 USER_BYTES = 1024
 """bytes of a presence member's `channel_data` (Pusher protocol, section 8)"""
@@ -40,7 +40,7 @@ class Claimant(Protocol):
     @property
     def lenient(self) -> bool: ...
     @property
-    def user(self) -> User | None: ...
+    def user(self) -> SignedInUser | None: ...
 
 
 class ChannelData(msgspec.Struct, gc=False):
@@ -60,7 +60,7 @@ class Identity(msgspec.Struct, frozen=True, gc=False):
     user_data: as it was signed, but the id is always a text. is_cut: whether users over the limit were cut off the watchlist.
     """
 
-    user: User
+    user: SignedInUser
     user_data: str
     is_cut: bool
 
@@ -164,7 +164,7 @@ def to_sign_in(client: Claimant, config: AppConfig, command: SignIn) -> Identity
     wanted = list(dict.fromkeys(map(str, data.watchlist or ())))
     watchlist = tuple(one for one in wanted[:WATCHLIST] if not user_id_error(one))
     user_data = command.user_data if isinstance(data.id, str) else _with_id(command.user_data, id)
-    return Identity(User(id, bytes(data.user_info).strip(), watchlist), user_data, len(wanted) > WATCHLIST)
+    return Identity(SignedInUser(id, bytes(data.user_info).strip(), watchlist), user_data, len(wanted) > WATCHLIST)
 
 
 def _with_id(user_data: str, id: str) -> str:

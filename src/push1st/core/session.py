@@ -35,12 +35,12 @@ from push1st.messages import (
     Published,
     Reply,
     SignedIn,
+    SignedInUser,
     SignIn,
     Subscribe,
     Subscribed,
     SubscriptionRefused,
     Unsubscribe,
-    User,
     user_channel,
 )
 
@@ -136,7 +136,7 @@ class Session:
         self.id = node.new_id(prefix)
         self.subscriptions: dict[str, Lane] = {}
         self.members: dict[str, Member] | None = None
-        self.user: User | None = None
+        self.user: SignedInUser | None = None
         self.topics: dict[str, Lane] | None = None
         self.authorized = False
         """whether it has signed in, or joined a channel that needs a signature"""
@@ -253,7 +253,7 @@ class Session:
         if decision.refused is None and decision.user_id is not None and not self.closed:
             if error := user_id_error(decision.user_id):
                 raise Refused(400, error)
-            user = User(decision.user_id, decision.user_info)
+            user = SignedInUser(decision.user_id, decision.user_info)
             self.topics, _ = await self.node.signins.sign_in(self.app, self, user)
             self.user, self.authorized = user, True
         if not self.closed and decision.refused is not None:

@@ -7,14 +7,15 @@ are held until then.
 from contextlib import suppress
 
 from push1st.brokers import Users
+from push1st.clock import Clock
 from push1st.core.app import App, Client
-from push1st.core.fanout import Clock, Fanout
+from push1st.core.fanout import Fanout
 from push1st.core.held import Held
 from push1st.core.hub import Lane, Subscriber
-from push1st.core.topics import Topics
+from push1st.core.topics import ClientTopics
 from push1st.eager import spawn
 from push1st.errors import LimitReached, Refused
-from push1st.messages import User, Watched, session_topic, watch_topic
+from push1st.messages import SignedInUser, WatchlistStatus, session_topic, watch_topic
 from push1st.metrics import Metrics
 
 
@@ -23,7 +24,7 @@ class SignIns:
 
     __slots__ = ("_clock", "_fanout", "_metrics", "_topics", "_users")
 
-    def __init__(self, topics: Topics, fanout: Fanout, clock: Clock, metrics: Metrics) -> None:
+    def __init__(self, topics: ClientTopics, fanout: Fanout, clock: Clock, metrics: Metrics) -> None:
         self._topics = topics
         self._fanout = fanout
         self._clock = clock
@@ -33,7 +34,9 @@ class SignIns:
     def open(self, users: Users) -> None:
         self._users = users
 
-    async def sign_in(self, app: App, client: Client, user: User, held: str = "") -> tuple[dict[str, Lane], Watched]:
+    async def sign_in(
+        self, app: App, client: Client, user: SignedInUser, held: str = ""
+    ) -> tuple[dict[str, Lane], WatchlistStatus]:
         """Signs a client in as a user; returns its topics, and which users of its watchlist are online.
 
         held: a channel to which the client will subscribe; its events are held until then.
@@ -63,11 +66,11 @@ class SignIns:
                     await self._users.sign_out(id, user.id, client.id)
             for name in wanted:
                 await self._topics.unwant(app, name)
-        return lanes, Watched(
+        return lanes, WatchlistStatus(
             tuple(one for one in user.watchlist if one in online), tuple(one for one in user.watchlist if one not in online)
         )
 
-    async def sign_out(self, app: App, client: Client, user: User) -> None:
+    async def sign_out(self, app: App, client: Client, user: SignedInUser) -> None:
         """Ends the sign-in of a connection that has ended. If the broker is away, its lease ends the sign-in later."""
         with suppress(Refused):
             await self._users.sign_out(app.config.id, user.id, client.id)

@@ -1,7 +1,7 @@
 """The topics to which this worker is subscribed at the broker for its own clients.
 
 A topic is subscribed to before the first client joins the channel, and unsubscribed from after the last client has left it.
-Joining waits for the broker, so `Topics` counts the clients that are about to join: while there is one, the topic stays.
+Joining waits for the broker, so `ClientTopics` counts the clients that are about to join: while there is one, the topic stays.
 """
 
 from collections import Counter
@@ -12,7 +12,7 @@ from push1st.core.app import App
 from push1st.errors import Refused
 
 
-class Topics:
+class ClientTopics:
     """See the module."""
 
     __slots__ = ("_broker", "_wanted")

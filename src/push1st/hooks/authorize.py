@@ -13,11 +13,11 @@ from collections.abc import Callable, Sequence
 import msgspec
 
 from push1st import logs
+from push1st.clock import Clock
 from push1st.config.model import AppConfig
 from push1st.eager import spawn
 from push1st.errors import Refused
 from push1st.hooks import Decision, HookTransport, NotDelivered, OpenTransport, Target, shown
-from push1st.hooks.endpoint import Clock
 from push1st.hooks.events import Connecting, Question
 from push1st.hooks.formats import matcher, target
 from push1st.jsontext import decode

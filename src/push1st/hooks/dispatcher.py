@@ -13,11 +13,12 @@ from typing import Any
 import msgspec
 
 from push1st import logs
+from push1st.clock import Clock
 from push1st.config.model import AppConfig, HooksConfig
 from push1st.hooks import TRANSPORTS, Format, HookTransport, Status, Target
 from push1st.hooks.authorize import Authorizer
 from push1st.hooks.debounce import Debounce
-from push1st.hooks.endpoint import Clock, Endpoint
+from push1st.hooks.endpoint import Endpoint
 from push1st.hooks.formats import ENCODERS, Wanted, kinds, wanted
 from push1st.hooks.queue import Delivery
 from push1st.hooks.store import Saved, Store

@@ -10,6 +10,7 @@ from collections.abc import Callable, Sequence
 from typing import Protocol
 
 from push1st import logs
+from push1st.clock import Clock
 from push1st.hooks import HookTransport, NotDelivered, OpenTransport, Status, shown
 from push1st.hooks.formats import Wanted, body
 from push1st.hooks.queue import Delivery, Queue
@@ -20,12 +21,6 @@ JITTER = 0.1
 """the largest part by which a wait is shortened at random, so that deliveries that failed together are not retried together"""
 
 log = logs.get("push1st.hooks")
-
-
-class Clock(Protocol):
-    def monotonic(self) -> float: ...
-
-    def wall(self) -> int: ...
 
 
 class HookContext(Protocol):

@@ -14,7 +14,7 @@ import msgspec
 from push1st.hooks import Target
 from push1st.hooks.child import REQUEST, Called, serve
 from push1st.hooks.events import Triggered
-from push1st.hooks.processes import Processes
+from push1st.hooks.processes import HookProcesses
 from push1st.printable import printable
 
 MAX_MEMORY = 64 << 20
@@ -41,7 +41,7 @@ globals._G = globals
 """
 
 
-class Lua(Processes):
+class Lua(HookProcesses):
     """A `HookTransport` to a script."""
 
     def __init__(self, target: Target) -> None:

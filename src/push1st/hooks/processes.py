@@ -21,7 +21,7 @@ MAX_REPLY_BYTES = 1 << 20
 log = logs.get("push1st.hooks")
 
 
-class Processes:
+class HookProcesses:
     """The child processes of one endpoint, at most `target.processes`.
 
     module: the module that a child runs, with the path of the target's URL as its argument.

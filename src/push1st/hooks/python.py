@@ -15,10 +15,10 @@ import msgspec
 from push1st.hooks import Target
 from push1st.hooks.child import REQUEST, Called, serve
 from push1st.hooks.events import Allow, Event, Question, Refuse, Triggered
-from push1st.hooks.processes import Processes
+from push1st.hooks.processes import HookProcesses
 
 
-class Python(Processes):
+class Python(HookProcesses):
     """A `HookTransport` to a function."""
 
     def __init__(self, target: Target) -> None:

@@ -45,10 +45,10 @@ class Source:
     def __init__(self, name: str) -> None:
         self.name = name
         self.part = 0.0
-        self.waiting: dict[Entry, None] = {}
+        self.waiting: dict[QueuedEvent, None] = {}
 
 
-class Entry:
+class QueuedEvent:
     """An event that waits.
 
     event: JSON text; b"" after the queue dropped the event.
@@ -99,7 +99,7 @@ class Queue:
         self._batch = min(batch, max(1, max_events // (2 * concurrency)))
         self._max_events = max_events
         self._max_bytes = max_bytes
-        self._waiting: dict[str, deque[Entry]] = {}
+        self._waiting: dict[str, deque[QueuedEvent]] = {}
         """by channel; none is empty"""
         self._sources: dict[str, Source] = {}
         self._large: dict[str, Source] = {}
@@ -145,7 +145,7 @@ class Queue:
             return False
         self.events += 1
         self.bytes += size
-        entry = Entry(event, self._add_to_source(source, size) if source else None)
+        entry = QueuedEvent(event, self._add_to_source(source, size) if source else None)
         if entry.source is not None:
             entry.source.waiting[entry] = None
         waiting = self._waiting.get(channel)
@@ -174,7 +174,7 @@ class Queue:
             self._large[name] = source
         return source
 
-    def _remove_from_source(self, entry: Entry) -> None:
+    def _remove_from_source(self, entry: QueuedEvent) -> None:
         """Removes an event from its source, because the event is dropped or in a delivery."""
         source = entry.source
         if source is None:
@@ -275,7 +275,7 @@ class Queue:
         self._tried_bytes += delivery.size
         return delivery
 
-    def _skip_gaps(self, waiting: deque[Entry]) -> None:
+    def _skip_gaps(self, waiting: deque[QueuedEvent]) -> None:
         while waiting and not waiting[0].event:
             waiting.popleft()
             self._gaps -= 1

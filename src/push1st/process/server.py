@@ -37,7 +37,7 @@ from push1st.process.tls import NOTE, self_signed
 from push1st.protocols import PROTOCOLS
 from push1st.transports import xhr
 from push1st.transports.context import EdgeContext
-from push1st.transports.entries import Entries
+from push1st.transports.entries import EntryTable
 from push1st.transports.handlers import Handlers, Route, Serve
 from push1st.transports.http import HttpConnection
 from push1st.transports.listener import Listener
@@ -105,7 +105,7 @@ def handlers(context: EdgeContext, serve: Serve) -> Handlers:
     """Returns the table of a worker's handlers. serve: the API."""
     routes = [Route(context.config.server.bases("pusher"), xhr.TAIL, xhr.Fallbacks(context))]
     entries = [named(parts.entry)(context) for parts in PROTOCOLS.values() if parts.entry]
-    return Handlers(context, serve, routes, Entries(context, entries).upgrade)
+    return Handlers(context, serve, routes, EntryTable(context, entries).upgrade)
 
 
 def load(registry: dict[str, str], name: str) -> Any:

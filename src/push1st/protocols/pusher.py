@@ -30,7 +30,7 @@ from push1st.messages import (
     Subscribed,
     SubscriptionRefused,
     Unsubscribe,
-    Watched,
+    WatchlistStatus,
 )
 from push1st.protocols.websocket import text_head
 
@@ -40,7 +40,7 @@ NOTICE = 4300
 """The code for any other: of the range after which a socket stays open."""
 
 
-class Frame(msgspec.Struct, gc=False):
+class PusherFrame(msgspec.Struct, gc=False):
     event: str
     channel: str = ""
     data: msgspec.Raw = msgspec.Raw(b"null")
@@ -61,7 +61,7 @@ class UnsubscribeData(msgspec.Struct, gc=False):
     channel: str
 
 
-_frame = msgspec.json.Decoder(Frame)
+_frame = msgspec.json.Decoder(PusherFrame)
 _subscribe = msgspec.json.Decoder(SubscribeData)
 _sign_in = msgspec.json.Decoder(SignInData)
 _unsubscribe = msgspec.json.Decoder(UnsubscribeData)
@@ -144,7 +144,7 @@ class Pusher:
 
 
 def _reply(
-    reply: Established | Subscribed | SignedIn | Watched | CacheMissed | Failure | Ending | Ping | Pong,
+    reply: Established | Subscribed | SignedIn | WatchlistStatus | CacheMissed | Failure | Ending | Ping | Pong,
 ) -> bytes:
     match reply:
         case Subscribed(channel, None):
@@ -159,7 +159,7 @@ def _reply(
             return _PING
         case SignedIn(user_data):
             return _plain("pusher:signin_success", msgspec.json.encode({"user_data": user_data}))
-        case Watched(online, offline):
+        case WatchlistStatus(online, offline):
             named = (("online", online), ("offline", offline))
             events = [{"name": name, "user_ids": ids} for name, ids in named if ids]
             return _plain(WATCHLIST_EVENTS, msgspec.json.encode({"events": events}))

@@ -18,7 +18,7 @@ from push1st.messages import (
 from push1st.protocols.websocket import text_frame
 
 
-class Frame(msgspec.Struct, gc=False):
+class RawFrame(msgspec.Struct, gc=False):
     channel: str
     event: str
     data: msgspec.Raw = msgspec.Raw(b"null")
@@ -28,7 +28,7 @@ class Frame(msgspec.Struct, gc=False):
     extra: msgspec.Raw = msgspec.Raw(b"")
 
 
-_frame = msgspec.json.Decoder(Frame)
+_frame = msgspec.json.Decoder(RawFrame)
 _options = msgspec.json.Decoder(Options)
 
 

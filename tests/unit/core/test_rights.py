@@ -10,7 +10,7 @@ from push1st.channels import kind_of
 from push1st.config.model import AppConfig
 from push1st.core import rights
 from push1st.errors import Refused
-from push1st.messages import Member, Publish, SignIn, Subscribe, User
+from push1st.messages import Member, Publish, SignedInUser, SignIn, Subscribe
 from tests.support.node import APP, KEY, SECRET, app_config
 
 ID = "1.2"
@@ -23,7 +23,7 @@ class Client(msgspec.Struct, frozen=True):
     claims: auth.Claims | None = None
     push: frozenset[str] | None = None
     lenient: bool = False
-    user: User | None = None
+    user: SignedInUser | None = None
 
 
 PUSHER = Client()
@@ -95,7 +95,7 @@ def test_a_backend_is_not_consulted_about_names_that_are_not_allowed():
 
 
 def test_a_signed_in_user_may_subscribe_to_its_own_channel_only():
-    client = Client(user=User("u1"))
+    client = Client(user=SignedInUser("u1"))
     assert rights.to_subscribe(client, app_config(), Subscribe("#server-to-user-u1"), None).type == "public"
     with pytest.raises(Refused, match="reserved"):
         rights.to_subscribe(client, app_config(), Subscribe("#server-to-user-u2"), None)
@@ -144,7 +144,7 @@ def test_a_lenient_client_without_a_valid_member_is_none():
 
 
 def test_without_channel_data_the_signed_in_user_is_the_member():
-    client = Client(user=User("u1", b'{"a":1}'))
+    client = Client(user=SignedInUser("u1", b'{"a":1}'))
     assert rights.member(client, "") == Member("u1", b'{"a":1}')
     assert rights.member(client, '{"user_id":"u2"}') == Member("u2")
 
@@ -205,7 +205,7 @@ def sign_in(user_data: str, client: Client = PUSHER, key: str = KEY) -> rights.I
 
 def test_a_signed_user_signs_in():
     identity = sign_in('{"id":"u1","user_info":{"a":1},"watchlist":["u2","u2","u3"]}')
-    assert identity.user == User("u1", b'{"a":1}', ("u2", "u3"))
+    assert identity.user == SignedInUser("u1", b'{"a":1}', ("u2", "u3"))
     assert identity.user_data == '{"id":"u1","user_info":{"a":1},"watchlist":["u2","u2","u3"]}'
     assert not identity.is_cut
 
@@ -239,7 +239,7 @@ def test_another_key_does_not_sign_in():
 
 
 def test_a_connection_keeps_its_user():
-    client = Client(user=User("u1"))
+    client = Client(user=SignedInUser("u1"))
     assert sign_in('{"id":"u1"}', client).user.id == "u1"
     with pytest.raises(Refused, match="signed in as 'u1' already") as refused:
         sign_in('{"id":"u2"}', client)

@@ -18,13 +18,13 @@ from push1st.messages import (
     Pong,
     Publish,
     SignedIn,
+    SignedInUser,
     SignIn,
     Subscribe,
     Subscribed,
     SubscriptionRefused,
     Unsubscribe,
-    User,
-    Watched,
+    WatchlistStatus,
 )
 from push1st.protocols.websocket import text_frame
 from tests.support.frames import frames
@@ -706,7 +706,7 @@ def test_a_watchlist_may_have_numbers(world):
     (one, _), (watching, outlet) = world.session(), world.session()
     sign_in(one, 7)
     sign_in(watching, "w", [7, "8", 8])
-    assert outlet.last == Watched(("7",), ("8",))
+    assert outlet.last == WatchlistStatus(("7",), ("8",))
 
 
 def test_signed_in_connection_cannot_change_its_user(client):
@@ -748,7 +748,7 @@ def test_watchlist_reports_online_users_then_each_change(world):
     (watching, outlet), (one, _), (two, _) = world.session(), world.session(), world.session()
     sign_in(one, "u1")
     sign_in(watching, "w", ["u1", "u2"])
-    assert outlet.last == Watched(("u1",), ("u2",))
+    assert outlet.last == WatchlistStatus(("u1",), ("u2",))
     sign_in(two, "u2")
     one.expire()
     world.turns.drain()
@@ -991,7 +991,7 @@ def test_a_second_sign_in_holds_events_again(world, mine):
 def test_user_signed_in_by_the_backend_gets_no_events_without_a_subscription(world):
     """Such a user gets no `signin_success` either."""
     session, _ = world.session()
-    done(world.node.signins.sign_in(world.app, session, User("u1")))
+    done(world.node.signins.sign_in(world.app, session, SignedInUser("u1")))
     assert world.app.held is None
 
 

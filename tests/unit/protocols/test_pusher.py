@@ -25,7 +25,7 @@ from push1st.messages import (
     Subscribed,
     SubscriptionRefused,
     Unsubscribe,
-    Watched,
+    WatchlistStatus,
     member_added,
     member_removed,
     status_changed,
@@ -87,7 +87,7 @@ REPLIES = {
         r'{"event":"pusher:signin_success","data":"{\"user_data\":\"{\\\"id\\\":\\\"u1\\\"}\"}"}',
     ),
     "watchlist_events": (
-        Watched(("u2",), ("u3",)),
+        WatchlistStatus(("u2",), ("u3",)),
         (
             r'{"event":"pusher_internal:watchlist_events","data":"{\"events\":[{\"name\":\"online\",\"user_ids\":[\"u2\"]},'
             r'{\"name\":\"offline\",\"user_ids\":[\"u3\"]}]}"}'

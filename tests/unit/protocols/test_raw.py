@@ -23,7 +23,7 @@ from push1st.messages import (
     SignedIn,
     Subscribed,
     SubscriptionRefused,
-    Watched,
+    WatchlistStatus,
     member_added,
 )
 from push1st.protocols.raw import Raw
@@ -91,7 +91,7 @@ def test_a_failure_is_an_error_event():
         Subscribed("c"),
         SubscriptionRefused("c", "AuthError", "no", 401),
         SignedIn("{}"),
-        Watched((), ()),
+        WatchlistStatus((), ()),
         CacheMissed("cache-c"),
         Ping(),
         Pong(),

@@ -16,7 +16,7 @@ from push1st.protocols import PROTOCOLS, Codec
 from push1st.protocols.websocket import text_frame
 from push1st.transports import entries
 from push1st.transports.admission import admit
-from push1st.transports.entries import Entries
+from push1st.transports.entries import EntryTable
 from push1st.transports.handlers import Handlers, Handshake
 from push1st.transports.listener import Listener
 from push1st.transports.websocket import WebSocketConnection
@@ -80,7 +80,7 @@ class LinesEntry:
 def site() -> Site:
     """A site with the protocol `lines` as the only one."""
     site = Site()
-    site.handlers = Handlers(site.context, site.serve, (), Entries(site.context, [LinesEntry(site)]).upgrade)
+    site.handlers = Handlers(site.context, site.serve, (), EntryTable(site.context, [LinesEntry(site)]).upgrade)
     site.listener = Listener(site.context, site.handlers, True, site.config.api.whitelist, 10)
     return site
 
@@ -125,7 +125,7 @@ async def test_the_first_entry_with_the_path_serves_it():
     site = Site()
     one, two = LinesEntry(site), LinesEntry(site)
     two.codec = Lines()
-    found = Entries(site.context, [one, two])
+    found = EntryTable(site.context, [one, two])
     site.handlers = Handlers(site.context, site.serve, (), found.upgrade)
     site.listener = Listener(site.context, site.handlers, True, site.config.api.whitelist, 10)
     transport = await site.websocket(f"/lines/{KEY}/orders")

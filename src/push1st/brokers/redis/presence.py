@@ -17,7 +17,7 @@ from push1st.brokers.redis.keys import ChannelKey, Keys
 from push1st.brokers.redis.publishing import PublishBatcher
 from push1st.brokers.redis.resp import Argument, ConnectionLost, RespConnection, pack
 from push1st.brokers.redis.scripts import CACHED, CONNECT, JOIN, LEAVE, SIGN_IN, SIGN_OUT, Script
-from push1st.brokers.redis.topics import Topics
+from push1st.brokers.redis.topics import ShardTopics
 from push1st.brokers.redis.wire import Edge, decode_message
 from push1st.channels import kind_of
 from push1st.errors import LimitReached, Refused
@@ -31,7 +31,7 @@ class ShardRoster:
     """See the module."""
 
     def __init__(
-        self, context: NodeContext, keys: Keys, connection: ShardConnection, topics: Topics, publishing: PublishBatcher
+        self, context: NodeContext, keys: Keys, connection: ShardConnection, topics: ShardTopics, publishing: PublishBatcher
     ) -> None:
         self._context = context
         self._keys = keys

@@ -33,7 +33,7 @@ from push1st.brokers.redis.scripts import (
 )
 from push1st.brokers.redis.servers import Unusable
 from push1st.brokers.redis.states import ConnectionState
-from push1st.brokers.redis.topics import Topics
+from push1st.brokers.redis.topics import ShardTopics
 from push1st.eager import spawn
 
 OTHER_SCHEMA = "SCHEMA"
@@ -52,7 +52,7 @@ class Reconciler:
         context: NodeContext,
         keys: Keys,
         connection: ShardConnection,
-        topics: Topics,
+        topics: ShardTopics,
         roster: ShardRoster,
         lease: Lease,
         hook_events: HookEventStream,

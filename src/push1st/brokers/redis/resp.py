@@ -50,7 +50,7 @@ class RespConnection(asyncio.Protocol):
         self._loop = asyncio.get_running_loop()
         self._reader = hiredis.Reader(replyError=_error, notEnoughData=NOTHING)
         self._transport: asyncio.Transport
-        self._waiting: deque[Answer | Subscribing] = deque()
+        self._waiting: deque[Answer | PendingSubscription] = deque()
         self._out: list[bytes] = []
         self._out_size = 0
         self._held: hiredis.PushNotification | None = None
@@ -103,7 +103,7 @@ class RespConnection(asyncio.Protocol):
             waiting, self._waiting = self._waiting, deque()
             wrong = ConnectionLost("the connection to the broker is lost")
             for one in waiting:
-                (one.answer if isinstance(one, Subscribing) else one)(wrong)
+                (one.answer if isinstance(one, PendingSubscription) else one)(wrong)
             self._lost()
 
     def abort(self) -> None:
@@ -130,7 +130,7 @@ class RespConnection(asyncio.Protocol):
                 return
             if type(item) is not hiredis.PushNotification:
                 one = waiting.popleft()
-                (one.answer if type(one) is Subscribing else cast(Answer, one))(item)
+                (one.answer if type(one) is PendingSubscription else cast(Answer, one))(item)
             elif item[0] == b"message" or item[0] == b"smessage":
                 if self._resuming:
                     self._held = item
@@ -144,7 +144,7 @@ class RespConnection(asyncio.Protocol):
         if item[0] not in (b"subscribe", b"unsubscribe", b"ssubscribe", b"sunsubscribe"):
             return  # such as an invalidation, which nobody asked for
         one = self._waiting[0] if self._waiting else None
-        if not isinstance(one, Subscribing) or one.kind != item[0]:
+        if not isinstance(one, PendingSubscription) or one.kind != item[0]:
             self.abort()  # a cluster takes topics away when their slot moves
             return
         one.count -= 1
@@ -174,7 +174,7 @@ class RespConnection(asyncio.Protocol):
         """Seconds for which the server has owed an answer and said nothing."""
         return now - max(self.heard, self._asked) if self._waiting else 0
 
-    def send(self, command: bytes, answer: "Answer | Subscribing") -> None:
+    def send(self, command: bytes, answer: "Answer | PendingSubscription") -> None:
         """Queues a packed command; `answer` gets its reply, or Lost."""
         if not self._out:
             self._loop.call_soon(self.flush)
@@ -237,11 +237,11 @@ class RespConnection(asyncio.Protocol):
             else:
                 future.set_result(None)
 
-        self.send(pack((verb, *names)), Subscribing(verb.lower().encode(), len(names), answer))
+        self.send(pack((verb, *names)), PendingSubscription(verb.lower().encode(), len(names), answer))
         return future
 
 
-class Subscribing:
+class PendingSubscription:
     """What waits for `count` topics to be confirmed."""
 
     __slots__ = ("answer", "count", "kind")

@@ -29,7 +29,7 @@ from push1st.brokers.redis.reconcile import Reconciler
 from push1st.brokers.redis.requests import Requests
 from push1st.brokers.redis.resp import ConnectionLost, Pushed, RespConnection, pack
 from push1st.brokers.redis.scripts import PUBLISH_CACHED
-from push1st.brokers.redis.topics import Topics
+from push1st.brokers.redis.topics import ShardTopics
 from push1st.config.brokerurl import Address
 
 log = logs.get("push1st.broker")
@@ -62,7 +62,7 @@ class Shard:
         self._publishing = PublishBatcher(self._send_batch, context.metrics)
         self.publish = self._publishing.publish
         self.connection.on_publish_connection = self._set_publish_connection
-        self.topics = Topics(keys, self.connection, context.node)
+        self.topics = ShardTopics(keys, self.connection, context.node)
         self.requests = Requests(keys, self.connection, self.topics.inbox)
         self.roster = ShardRoster(context, keys, self.connection, self.topics, self._publishing)
         self.hook_events = HookEventStream(address, tag, context, keys, self.connection)

@@ -9,7 +9,7 @@ from push1st.brokers.redis.keys import Keys
 from push1st.brokers.redis.resp import RespConnection
 
 
-class Topics:
+class ShardTopics:
     """See the module. node: the name of this node, which is also the name of its inbox."""
 
     def __init__(self, keys: Keys, connection: ShardConnection, node: str) -> None:

@@ -49,7 +49,7 @@ class Entry(Protocol):
         """
 
 
-class Entries:
+class EntryTable:
     """The entries of a worker, in the order in which their paths are tried."""
 
     def __init__(self, context: EdgeContext, entries: Sequence[Entry]) -> None:
