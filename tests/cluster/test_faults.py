@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from push1st.brokers import ASK_SECONDS, Receive
+from push1st.brokers import REQUEST_SECONDS, Receive
 from push1st.brokers.redis import bounds, publishing
 from push1st.messages import MEMBER_REMOVED, Message, Options, SignedIn, SubscriptionRefused
 from push1st.process.server import SystemClock
@@ -470,7 +470,7 @@ async def test_request_during_a_broker_outage_is_answered_after_it() -> None:
         client = await on(two, "c")
         valkey.pause()
         asking = asyncio.ensure_future(one.node.controller.listed(one.app, "c"))
-        await asyncio.sleep(ASK_SECONDS + 0.1)
+        await asyncio.sleep(REQUEST_SECONDS + 0.1)
         valkey.go_on()
         assert [found.id for found in await asking] == [client.session.id]
 
@@ -482,7 +482,7 @@ async def test_requests_after_a_failover_wait_until_all_nodes_are_subscribed() -
         valkey.ask("SET", f"{base}:lease:late", "there", "PX", "10000")
         one.drop()
         await until(lambda: one.connected)
-        assert await status(one.broker.ask(one.config.id, "c", b"")) == 503
+        assert await status(one.broker.request(one.config.id, "c", b"")) == 503
         valkey.ask("DEL", f"{base}:lease:late")
         await until(lambda: one.shards[0].connection.publish_connection is not None)
-        assert await one.broker.ask(one.config.id, "c", b"") == []
+        assert await one.broker.request(one.config.id, "c", b"") == []

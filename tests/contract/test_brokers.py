@@ -167,7 +167,7 @@ async def test_unsubscribed_topic_may_be_subscribed_again(implementation):
 
 async def test_every_worker_that_is_subscribed_answers_a_question(implementation):
     async with opened(implementation) as heard:
-        assert list(await heard.broker.ask(A, "c", b"what")) == [b"app-a c what"]
+        assert list(await heard.broker.request(A, "c", b"what")) == [b"app-a c what"]
 
 
 # The last event of a cache channel
@@ -179,18 +179,18 @@ def kept(data: bytes, received: int = NOW, **more: Any) -> Message:
 
 async def test_cache_is_empty_at_first(implementation):
     async with opened(implementation) as heard:
-        assert await heard.broker.last(A, "cache-c") is None
+        assert await heard.broker.cached(A, "cache-c") is None
 
 
 async def test_the_last_event_of_a_cache_channel_is_kept_for_half_an_hour(implementation):
     async with opened(implementation) as heard:
         await heard.publish(kept(b"1"))
         await heard.publish(kept(b"2", NOW - 60_000_000_000))
-        found = await heard.broker.last(A, "cache-c")
+        found = await heard.broker.cached(A, "cache-c")
         assert found is not None
         assert found.message == kept(b"2", NOW - 60_000_000_000)
         assert found.ttl in (1740, 1739)
-        assert await heard.broker.last(B, "cache-c") is None
+        assert await heard.broker.cached(B, "cache-c") is None
 
 
 @pytest.mark.parametrize(
@@ -208,17 +208,17 @@ async def test_the_last_event_of_a_cache_channel_is_kept_for_half_an_hour(implem
 async def test_other_events_are_not_kept(implementation, message):
     async with opened(implementation) as heard:
         await heard.publish(message)
-        assert await heard.broker.last(A, message.channel) is None
+        assert await heard.broker.cached(A, message.channel) is None
 
 
 async def test_join_of_a_cache_channel_returns_the_cached_event(implementation):
     async with opened(implementation) as heard:
-        assert (await heard.roster.join(A, "cache-c", "1.1", None, 0)).kept is None
+        assert (await heard.roster.join(A, "cache-c", "1.1", None, 0)).cached is None
         await heard.publish(kept(b"1"))
         joined = await heard.roster.join(A, "cache-c", "1.2", None, 0)
-        assert joined.kept is not None
-        assert joined.kept.message == kept(b"1")
-        assert joined.kept.ttl in (1800, 1799)
+        assert joined.cached is not None
+        assert joined.cached.message == kept(b"1")
+        assert joined.cached.ttl in (1800, 1799)
 
 
 # Who has signed in

@@ -60,13 +60,13 @@ class SlowBroker:
         self,
         receive: Callable[[Message], int],
         on_event: Callable[[HookEvent], None],
-        answer: brokers.Answer,
+        on_request: brokers.OnRequest,
         recount: brokers.Recount,
     ) -> None:
         def heard(message: Message) -> int:
             return receive(message) if self.topics[message.app, message.channel] else 0
 
-        await self._memory.open(heard, on_event, answer, recount)
+        await self._memory.open(heard, on_event, on_request, recount)
 
     def report(self, event: HookEvent) -> None:
         self._memory.report(event)
@@ -105,9 +105,9 @@ class SlowBroker:
         await self._step("members", channel)
         return await self._memory.members(app, channel, local_view=local_view)
 
-    async def last(self, app: str, channel: str) -> Any:
-        await self._step("last", channel)
-        return await self._memory.last(app, channel)
+    async def cached(self, app: str, channel: str) -> Any:
+        await self._step("cached", channel)
+        return await self._memory.cached(app, channel)
 
     async def sign_in(self, app: str, user_id: str, socket_id: str) -> None:
         await self._step("sign_in", user_id)

@@ -58,8 +58,8 @@ async def one(call: Call) -> Response:
     if "subscription_count" in attributes:
         info["subscription_count"] = occupancy.subscriptions if occupancy else 0
     if "cache" in wanted:
-        kept = await call.node.last(call.app, name)
-        info["cache"] = None if kept is None else {"data": msgspec.Raw(as_string(kept.message.data)), "ttl": kept.ttl}
+        cached = await call.node.cached(call.app, name)
+        info["cache"] = None if cached is None else {"data": msgspec.Raw(as_string(cached.message.data)), "ttl": cached.ttl}
     return answer(info)
 
 

@@ -1,9 +1,11 @@
-"""What connects workers and machines: the ports, and the registry of their implementations.
+"""The ports between workers and machines, and the registry of their implementations.
 
-`Broker` carries messages and keeps the last of a cache channel; `Roster` knows who is on which channel, `Users` who has
-signed in, `Quotas` how many are connected; `HookEvents` takes what happened to the hooks. An implementation is one module
-here, one line in `BROKERS`, and one line in `tests/contract`. They are `async`, since most of them wait for a network;
-`publish`, on the data road, only where one does.
+`Broker` carries messages and caches the last event of each cache channel. `Roster` has the subscriptions and members of
+channels, `Users` the signed-in users, `Quotas` the numbers of connections. `HookEvents` takes events for hooks. An implementation
+is one module here, one line in `BROKERS`, and one line in `tests/contract`.
+
+Most methods are `async`, because most implementations wait for a network.
+`publish` is on the data road, so it returns an awaitable only if the implementation must wait.
 """
 
 from collections.abc import Callable, Sequence
@@ -17,12 +19,14 @@ from push1st.messages import API, INTERNAL, HookEvent, KeptMessage, Member, Mess
 
 BROKERS = {"memory": "push1st.brokers.memory:Memory", "redis": "push1st.brokers.redis:Redis"}
 
-KEEP_SECONDS = 1800
-"""how long the last event of a cache channel is kept (Pusher protocol, section 8)"""
+CACHE_TTL_SECONDS = 1800
+"""time for which the last event of a cache channel is cached (Pusher protocol, section 8)"""
+REQUEST_SECONDS = 0.5
+"""time for which `Broker.request` waits for replies"""
 
 
-def keeps(message: Message) -> bool:
-    """Whether a message becomes the last event of its channel: what the API publishes to all of a cache channel does."""
+def is_cached(message: Message) -> bool:
+    """Returns whether the broker caches a message: an event from the API to all subscribers of a cache channel."""
     return (
         message.sender == API
         and message.delivery == "broadcast"
@@ -32,70 +36,68 @@ def keeps(message: Message) -> bool:
 
 
 Receive = Callable[[Message], int]
-"""Delivers a message to this worker's subscribers; returns how many there are."""
+"""Delivers a message to the subscribers on this worker; returns their number."""
 OnEvent = Callable[[HookEvent], None]
-"""Takes what happened to the hooks."""
-Answer = Callable[[str, str, bytes], bytes]
-"""Answers a question about an app's channel, for this worker."""
+"""Takes an event for the hooks."""
+OnRequest = Callable[[str, str, bytes], bytes]
+"""Returns the reply of this worker to a request about an app's channel."""
 Recount = Callable[[str, str], None]
-"""Takes an app's channel that may have another number of subscriptions than was told, and nobody else will tell."""
+"""Takes an app's channel whose number of subscriptions may differ from the last published count. No other worker corrects it."""
 
 
-class Kept(msgspec.Struct, frozen=True, gc=False):
-    """The last event of a cache channel. ttl: seconds it will still be kept."""
+class CachedEvent(msgspec.Struct, frozen=True, gc=False):
+    """The last event of a cache channel. ttl: seconds for which it stays cached."""
 
     message: Message
     ttl: int
 
 
-ASK_SECONDS = 0.5
-
-
 class Broker(Protocol):
     """Messages between workers. A topic is an app's id and a channel's name.
 
-    What the API publishes on a cache channel is kept, the last event of each, for 30 minutes (Pusher protocol,
-    section 3); publishing and keeping are one step.
+    For each cache channel, the last event that the API published is cached for 30 minutes (Pusher protocol, section 3).
+    Publishing and caching an event is one step.
     """
 
     @property
     def shared(self) -> bool:
         """Whether there may be other workers."""
 
-    async def open(self, receive: Receive, on_event: OnEvent, answer: Answer, recount: Recount) -> None:
-        """Connects; from here on `receive` is called with every message of the topics subscribed to, in order.
+    async def open(self, receive: Receive, on_event: OnEvent, on_request: OnRequest, recount: Recount) -> None:
+        """Connects. Afterwards the broker passes every message of the subscribed topics to `receive`, in order.
 
-        on_event: called with every hook event of the cluster, on one worker; in order per channel. answer: answers what any
-        worker asks about a topic subscribed to here. recount: called on the worker that removed a dead one's subscriptions,
-        and on one that had to announce its own again.
+        on_event: takes every hook event of the cluster, on one worker; in order per channel.
+        on_request: replies to requests of any worker about a topic that is subscribed to here.
+        recount: called on the worker that evicted a dead node, and on a worker that registered its entries again.
         """
 
     async def close(self) -> None:
         """Sends what is queued, then disconnects."""
 
     async def subscribe(self, app: str, channel: str) -> None:
-        """Returns when the broker has confirmed that the topic's messages come here."""
+        """Subscribes this worker to a topic; returns when the broker has confirmed the subscription."""
 
     async def unsubscribe(self, app: str, channel: str) -> None: ...
 
     def publish(self, message: Message) -> MaybeAwaitable[Published]:
-        """Sends a message to all workers, this one included; the result has the number of the topic's subscribers.
+        """Sends a message to all workers, including this one; the result has the number of the topic's subscriptions.
 
-        A connection that is excluded may be counted in, and all of them for a message to some: `Node.reach` knows better.
+        The number may include a connection that the message excludes, and it includes all connections if the message is for some
+        of them only. `Controller.reach` returns the exact number.
 
-        What is published in one turn goes out in that order. Raises Refused(503, …) when the broker is away or has not
-        confirmed within 2 s: the message may have been delivered to some.
+        Messages of one loop turn are sent in the order of the calls. Raises Refused(503, …) if the broker is away, or has not
+        confirmed within 2 s; the message may have been delivered to some subscribers.
         """
 
-    async def last(self, app: str, channel: str) -> Kept | None:
-        """The event kept for a cache channel."""
+    async def cached(self, app: str, channel: str) -> CachedEvent | None:
+        """Returns the cached event of a cache channel."""
 
-    async def ask(self, app: str, channel: str, question: bytes) -> Sequence[bytes]:
-        """What the workers that are subscribed to a topic answer, as far as they do within `ASK_SECONDS`."""
+    async def request(self, app: str, channel: str, request: bytes) -> Sequence[bytes]:
+        """Returns the replies of the workers that are subscribed to a topic, as far as they arrive in `REQUEST_SECONDS`."""
 
 
 class Occupancy(msgspec.Struct, frozen=True, gc=False):
-    """How many are on a channel. users: distinct users, on presence channels."""
+    """The numbers of a channel. users: distinct users, on presence channels."""
 
     channel: str
     subscriptions: int
@@ -103,79 +105,80 @@ class Occupancy(msgspec.Struct, frozen=True, gc=False):
 
 
 class Joined(msgspec.Struct, frozen=True, gc=False):
-    """What was true when a subscription was added.
+    """The state of a channel at the moment a subscription was added.
 
-    members: of a presence channel, a new one included; None for any other. kept: the event of a cache channel.
-    history: messages of a channel with history that the subscriber gets before those that its topic brings from now on.
+    members: of a presence channel, including a new member; None for other channels.
+    cached: the event of a cache channel.
+    history: messages of a channel with history; the subscriber receives them before the messages that its topic brings.
     """
 
     members: tuple[Member, ...] | None = None
-    kept: Kept | None = None
+    cached: CachedEvent | None = None
     history: Sequence[KeptMessage] = ()
 
 
 class Roster(Protocol):
-    """Who is where, for all workers together.
+    """The subscriptions and members of all channels, for all workers together.
 
-    Each change is one atomic step that also publishes the edge it causes to the channel, and reports it as a hook event:
-    occupied, vacated, member-added, member-removed. A roster that several workers share also holds back leaving edges for
+    Each change is one atomic step. The step also publishes the edge that it causes to the channel, and reports the edge as a hook
+    event: occupied, vacated, member-added, member-removed. A roster that several workers share also holds back leaving edges for
     hooks, because the broker outlives each worker. `phase` of a hook event shows whether its edge was held back.
     """
 
-    async def join(self, app: str, channel: str, socket_id: str, member: Member | None, most: int) -> Joined:
+    async def join(self, app: str, channel: str, socket_id: str, member: Member | None, limit: int) -> Joined:
         """Adds a subscription to a topic that this worker is subscribed to.
 
-        What the topic brings behind this step is not received before whoever waits for it has gone on: so a new subscriber
-        that is put on the channel then misses nothing, and gets nothing twice.
+        The caller resumes before the broker delivers any message that the topic received after this step. So a caller that now
+        adds the subscriber to the channel neither loses a message nor delivers one twice.
 
-        most: members the channel may have (0: unlimited). Raises LimitReached when it would have more.
+        limit: members that the channel may have (0: unlimited). Raises LimitReached if the new member would exceed the limit.
         """
 
     async def leave(self, app: str, channel: str, socket_id: str, user_id: str | None) -> None:
-        """Takes off a subscription that was made by `join`; unknown members are ignored."""
+        """Removes a subscription that `join` added; unknown members are ignored."""
 
     async def channels(self, app: str, prefix: str = "") -> Sequence[Occupancy]:
-        """The occupied channels whose names begin with `prefix`, by name."""
+        """Returns the occupied channels whose names begin with `prefix`, sorted by name."""
 
     async def channel(self, app: str, channel: str) -> Occupancy | None:
-        """None when nobody is subscribed."""
+        """Returns None if the channel has no subscription."""
 
     async def members(self, app: str, channel: str, *, local_view: bool = False) -> tuple[Member, ...]:
         """Returns the members of a presence channel.
 
-        local_view: the members that subscribers on this worker know of already; all of them if there are no such subscribers.
+        local_view: as the clients of this worker know them at the moment, if any of them is on the channel.
         """
 
     async def claim(self, app: str, channel: str, seconds: int) -> bool:
-        """Whether nobody has claimed the channel for the last seconds; it is claimed now if so."""
+        """Claims a channel for some seconds; returns False if another worker's claim has not expired."""
 
 
 class Users(Protocol):
-    """Who has signed in, for all workers together. The first connection of a user and the end of its last are edges."""
+    """The signed-in users of all workers together. The first connection of a user and the end of its last one are edges."""
 
     async def sign_in(self, app: str, user_id: str, socket_id: str) -> None: ...
 
     async def sign_out(self, app: str, user_id: str, socket_id: str) -> None: ...
 
     async def online(self, app: str, user_ids: Sequence[str]) -> frozenset[str]:
-        """Those of the users who have a connection.
+        """Returns those of the users that have a connection.
 
-        Edges behind that are not received before whoever waits for it has gone on.
+        The caller resumes before the broker delivers any later edge of these users.
         """
 
 
 class Quotas(Protocol):
-    """How many connections apps have, for all workers together. Only apps with a limit are counted."""
+    """The numbers of connections of apps, for all workers together. Only apps with a limit are counted."""
 
-    async def connect(self, app: str, most: int) -> bool:
-        """Counts a connection, and says whether the app may have it: False is for one that is not counted."""
+    async def connect(self, app: str, limit: int) -> bool:
+        """Counts a connection. Returns False if the app has `limit` connections already; then it counts nothing."""
 
     async def disconnect(self, app: str) -> None:
-        """Takes off a connection that was counted."""
+        """Takes a connection that was counted out of the count."""
 
 
 class HookEvents(Protocol):
-    """What happens, for hooks. The roster reports its edges itself."""
+    """The way of events to the hooks. The roster reports its edges itself."""
 
     def report(self, event: HookEvent) -> None:
         """Passes the hook event to `on_event`, once, on one worker of the cluster. Never waits.

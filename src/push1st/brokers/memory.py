@@ -1,20 +1,20 @@
-"""Broker, roster, users and hook events of a single worker: nothing to start, nothing to wait for."""
+"""Broker, roster, users and hook events of a single worker. It needs no server, and no call waits."""
 
 from collections import OrderedDict
 from collections.abc import Callable, Sequence
 
-from push1st.brokers import KEEP_SECONDS, Answer, Joined, Kept, Occupancy, OnEvent, Receive, Recount, keeps
+from push1st.brokers import CACHE_TTL_SECONDS, CachedEvent, Joined, Occupancy, OnEvent, OnRequest, Receive, Recount, is_cached
 from push1st.channels import kind_of
 from push1st.errors import LimitReached
 from push1st.messages import HookEvent, HookEventKind, Member, Message, Published, member_added, member_removed, status_changed
 
-MAX_KEPT = 10_000
-MAX_KEPT_BYTES = 64 << 20
-"""cache channels, and bytes of their events' data, that are kept; the least recently published go first"""
+MAX_CACHED_EVENTS = 10_000
+MAX_CACHED_BYTES = 64 << 20
+"""bytes of data of cached events; over this or `MAX_CACHED_EVENTS`, the cache drops the events published longest ago"""
 
 
-class Seat:
-    """A user on a presence channel, and the connections by which it is there."""
+class RosterMember:
+    """A user on a presence channel, and the ids of the connections by which it is subscribed."""
 
     __slots__ = ("member", "sockets")
 
@@ -23,14 +23,14 @@ class Seat:
         self.sockets: set[str] = set()
 
 
-class Room:
-    """A channel somebody is on."""
+class RosterChannel:
+    """A channel that has subscriptions."""
 
-    __slots__ = ("seats", "subscriptions")
+    __slots__ = ("members", "subscriptions")
 
     def __init__(self) -> None:
         self.subscriptions = 0
-        self.seats: dict[str, Seat] = {}
+        self.members: dict[str, RosterMember] = {}
 
 
 class Memory:
@@ -43,18 +43,18 @@ class Memory:
 
     def __init__(self, stamp: Callable[[], tuple[int, int]]) -> None:
         self._stamp = stamp
-        self._rooms: dict[str, dict[str, Room]] = {}
+        self._channels: dict[str, dict[str, RosterChannel]] = {}
         self._users: dict[str, dict[str, set[str]]] = {}
-        self._kept: OrderedDict[tuple[str, str], Message] = OrderedDict()
-        self._kept_bytes = 0
+        self._cache: OrderedDict[tuple[str, str], Message] = OrderedDict()
+        self._cached_bytes = 0
         self._receive: Receive = lambda _: 0
         self._on_event: OnEvent = lambda _: None
-        self._answer: Answer = lambda *_: b""
+        self._on_request: OnRequest = lambda *_: b""
         self._claims: dict[tuple[str, str], int] = {}
         self._connections: dict[str, int] = {}
 
-    async def open(self, receive: Receive, on_event: OnEvent, answer: Answer, recount: Recount) -> None:
-        self._receive, self._on_event, self._answer = receive, on_event, answer
+    async def open(self, receive: Receive, on_event: OnEvent, on_request: OnRequest, recount: Recount) -> None:
+        self._receive, self._on_event, self._on_request = receive, on_event, on_request
 
     def report(self, event: HookEvent) -> None:
         self._on_event(event)
@@ -64,9 +64,9 @@ class Memory:
         self._on_event(HookEvent(kind, app, channel, self._stamp()[1], socket_id, user_id, info))
 
     async def close(self) -> None:
-        self._rooms.clear()
+        self._channels.clear()
         self._users.clear()
-        self._kept.clear()
+        self._cache.clear()
 
     async def subscribe(self, app: str, channel: str) -> None:
         pass
@@ -75,93 +75,93 @@ class Memory:
         pass
 
     def publish(self, message: Message) -> Published:
-        if "cache-" in message.channel and keeps(message):
-            self._keep(message)
+        if "cache-" in message.channel and is_cached(message):
+            self._cache_event(message)
         return Published(self._receive(message))
 
-    def _keep(self, message: Message) -> None:
+    def _cache_event(self, message: Message) -> None:
         key = message.app, message.channel
-        self._drop(key)
-        self._kept[key] = message
-        self._kept_bytes += len(message.data)
-        while len(self._kept) > MAX_KEPT or self._kept_bytes > MAX_KEPT_BYTES:
-            self._drop(next(iter(self._kept)))
+        self._drop_cached(key)
+        self._cache[key] = message
+        self._cached_bytes += len(message.data)
+        while len(self._cache) > MAX_CACHED_EVENTS or self._cached_bytes > MAX_CACHED_BYTES:
+            self._drop_cached(next(iter(self._cache)))
 
-    def _drop(self, key: tuple[str, str]) -> None:
-        message = self._kept.pop(key, None)
+    def _drop_cached(self, key: tuple[str, str]) -> None:
+        message = self._cache.pop(key, None)
         if message is not None:
-            self._kept_bytes -= len(message.data)
+            self._cached_bytes -= len(message.data)
 
-    async def last(self, app: str, channel: str) -> Kept | None:
-        message = self._kept.get((app, channel))
+    async def cached(self, app: str, channel: str) -> CachedEvent | None:
+        message = self._cache.get((app, channel))
         if message is None:
             return None
-        ttl = KEEP_SECONDS - (self._stamp()[1] - message.received) // 1_000_000_000
+        ttl = CACHE_TTL_SECONDS - (self._stamp()[1] - message.received) // 1_000_000_000
         if ttl <= 0:
-            self._drop((app, channel))
+            self._drop_cached((app, channel))
             return None
-        return Kept(message, ttl)
+        return CachedEvent(message, ttl)
 
-    async def ask(self, app: str, channel: str, question: bytes) -> Sequence[bytes]:
-        return (self._answer(app, channel, question),)
+    async def request(self, app: str, channel: str, request: bytes) -> Sequence[bytes]:
+        return (self._on_request(app, channel, request),)
 
-    async def join(self, app: str, channel: str, socket_id: str, member: Member | None, most: int) -> Joined:
-        rooms = self._rooms.setdefault(app, {})
-        room = rooms.get(channel)
-        if room is None:
-            room = rooms[channel] = Room()
+    async def join(self, app: str, channel: str, socket_id: str, member: Member | None, limit: int) -> Joined:
+        channels = self._channels.setdefault(app, {})
+        occupied = channels.get(channel)
+        if occupied is None:
+            occupied = channels[channel] = RosterChannel()
             self._edge("occupied", app, channel, socket_id)
         if member is not None:
-            seat = room.seats.get(member.user_id)
-            if seat is None:
-                if most and len(room.seats) >= most:
-                    raise LimitReached(403, f"{channel} has {most} members, which is this app's limit")
-                seat = room.seats[member.user_id] = Seat(member)
+            entry = occupied.members.get(member.user_id)
+            if entry is None:
+                if limit and len(occupied.members) >= limit:
+                    raise LimitReached(403, f"{channel} has {limit} members, which is this app's limit")
+                entry = occupied.members[member.user_id] = RosterMember(member)
                 self._receive(member_added(app, channel, member, *self._stamp(), exclude=socket_id))
                 self._edge("member-added", app, channel, socket_id, member)
-            seat.sockets.add(socket_id)
-        room.subscriptions += 1
-        members = tuple(seat.member for seat in room.seats.values()) if kind_of(channel).presence else None
-        return Joined(members, await self._kept_of(app, channel))
+            entry.sockets.add(socket_id)
+        occupied.subscriptions += 1
+        members = tuple(entry.member for entry in occupied.members.values()) if kind_of(channel).presence else None
+        return Joined(members, await self._cached_of(app, channel))
 
-    async def _kept_of(self, app: str, channel: str) -> Kept | None:
-        return await self.last(app, channel) if "cache-" in channel else None
+    async def _cached_of(self, app: str, channel: str) -> CachedEvent | None:
+        return await self.cached(app, channel) if "cache-" in channel else None
 
     async def leave(self, app: str, channel: str, socket_id: str, user_id: str | None) -> None:
-        rooms = self._rooms.get(app, {})
-        room = rooms.get(channel)
-        if room is None:
+        channels = self._channels.get(app, {})
+        occupied = channels.get(channel)
+        if occupied is None:
             return
         if user_id is not None:
-            seat = room.seats.get(user_id)
-            if seat is None or socket_id not in seat.sockets:
+            entry = occupied.members.get(user_id)
+            if entry is None or socket_id not in entry.sockets:
                 return
-            seat.sockets.remove(socket_id)
-            if not seat.sockets:
-                del room.seats[user_id]
+            entry.sockets.remove(socket_id)
+            if not entry.sockets:
+                del occupied.members[user_id]
                 self._receive(member_removed(app, channel, user_id, *self._stamp(), exclude=socket_id))
-                self._edge("member-removed", app, channel, socket_id, seat.member)
-        room.subscriptions -= 1
-        if room.subscriptions <= 0:
-            del rooms[channel]
+                self._edge("member-removed", app, channel, socket_id, entry.member)
+        occupied.subscriptions -= 1
+        if occupied.subscriptions <= 0:
+            del channels[channel]
             self._claims.pop((app, channel), None)
             self._edge("vacated", app, channel, socket_id)
 
     async def channels(self, app: str, prefix: str = "") -> Sequence[Occupancy]:
-        rooms = self._rooms.get(app, {})
+        channels = self._channels.get(app, {})
         return [
-            Occupancy(name, room.subscriptions, len(room.seats))
-            for name, room in sorted(rooms.items())
+            Occupancy(name, occupied.subscriptions, len(occupied.members))
+            for name, occupied in sorted(channels.items())
             if name.startswith(prefix)
         ]
 
     async def channel(self, app: str, channel: str) -> Occupancy | None:
-        room = self._rooms.get(app, {}).get(channel)
-        return None if room is None else Occupancy(channel, room.subscriptions, len(room.seats))
+        occupied = self._channels.get(app, {}).get(channel)
+        return None if occupied is None else Occupancy(channel, occupied.subscriptions, len(occupied.members))
 
     async def members(self, app: str, channel: str, *, local_view: bool = False) -> tuple[Member, ...]:
-        room = self._rooms.get(app, {}).get(channel)
-        return () if room is None else tuple(seat.member for seat in room.seats.values())
+        occupied = self._channels.get(app, {}).get(channel)
+        return () if occupied is None else tuple(entry.member for entry in occupied.members.values())
 
     async def claim(self, app: str, channel: str, seconds: int) -> bool:
         key, now = (app, channel), self._stamp()[1]
@@ -170,9 +170,9 @@ class Memory:
         self._claims[key] = now + seconds * 1_000_000_000
         return True
 
-    async def connect(self, app: str, most: int) -> bool:
+    async def connect(self, app: str, limit: int) -> bool:
         count = self._connections.get(app, 0)
-        if most and count >= most:
+        if limit and count >= limit:
             return False
         self._connections[app] = count + 1
         return True

@@ -63,13 +63,13 @@ class Controller:
 
     async def listed(self, app: App, channel: str) -> list[SessionInfo]:
         """Returns the connections subscribed to a channel, on all workers that reply in time."""
-        replies = await self._broker.ask(app.config.id, channel, SESSIONS)
+        replies = await self._broker.request(app.config.id, channel, SESSIONS)
         return [one for reply in replies for one in _listed.decode(reply)]
 
     async def reach(self, app: App, channel: str, exclude: str, options: Options) -> int:
         """Returns how many subscribers a message reaches that is not for all of them. Only their workers can count them."""
         message = Message(app.config.id, channel, "", b"", 0, 0, API, exclude, delivery=options.delivery, target=options.session)
-        replies = await self._broker.ask(app.config.id, channel, REACH + msgspec.msgpack.encode(message))
+        replies = await self._broker.request(app.config.id, channel, REACH + msgspec.msgpack.encode(message))
         return sum(map(int, replies))
 
     def reply(self, app: str, channel: str, request: bytes) -> bytes:
@@ -101,7 +101,7 @@ class Controller:
 
     async def request(self, app: App, topic: str, request: bytes) -> Sequence[bytes]:
         """Returns the replies of the handlers of a topic, as far as they come in time. Raises Refused(503)."""
-        return [reply for reply in await self._broker.ask(app.config.id, topic, request) if reply]
+        return [reply for reply in await self._broker.request(app.config.id, topic, request) if reply]
 
     def send_to_topic(self, app: App, topic: str, data: bytes, lost: Callable[[], object]) -> None:
         """Sends a message to the handler of a topic on another worker. Messages of one turn arrive in their order.

@@ -12,7 +12,7 @@ from typing import Protocol
 import msgspec
 
 from push1st.apps import Apps
-from push1st.brokers import Broker, HookEvents, Joined, Kept, Occupancy, Quotas, Roster, Users
+from push1st.brokers import Broker, CachedEvent, HookEvents, Joined, Occupancy, Quotas, Roster, Users
 from push1st.clock import Clock
 from push1st.config.model import AppConfig
 from push1st.core.app import App, Client
@@ -209,10 +209,10 @@ class Node:
         finally:
             await self.topics.unwant(app, name)
 
-    def replay(self, app: App, client: Client, name: str, kept: Kept | None) -> Replayed | CacheMissed:
+    def replay(self, app: App, client: Client, name: str, cached: CachedEvent | None) -> Replayed | CacheMissed:
         """What a new subscriber of a cache channel is told right after it was told that it is one."""
-        if kept is not None:
-            return Replayed(kept.message, self.clock.wall())
+        if cached is not None:
+            return Replayed(cached.message, self.clock.wall())
         if "cache-missed" in app.reported:
             self.reports.report(app, "cache-missed", name, client.id)
         return CacheMissed(name)
@@ -262,8 +262,8 @@ class Node:
         """The occupied channels, but for those of single users."""
         return [one for one in await self._roster.channels(app.config.id, prefix) if not one.channel.startswith("#")]
 
-    async def last(self, app: App, name: str) -> Kept | None:
-        return await self._broker.last(app.config.id, name)
+    async def cached(self, app: App, name: str) -> CachedEvent | None:
+        return await self._broker.cached(app.config.id, name)
 
     async def channel(self, app: App, name: str) -> Occupancy | None:
         return await self._roster.channel(app.config.id, name)

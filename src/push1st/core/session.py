@@ -438,7 +438,7 @@ class Session:
         if name.startswith("#"):
             self.node.signins.deliver_held(self.app, self)
         if kind.cache:
-            self.outlet.send(self.node.replay(self.app, self, name, joined.kept))
+            self.outlet.send(self.node.replay(self.app, self, name, joined.cached))
         return True
 
     def permits(self, channel: str) -> bool:

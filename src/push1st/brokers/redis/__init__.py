@@ -14,7 +14,18 @@ from typing import Any
 import msgspec
 
 from push1st import logs
-from push1st.brokers import ASK_SECONDS, KEEP_SECONDS, Answer, Joined, Kept, Occupancy, OnEvent, Receive, Recount, keeps
+from push1st.brokers import (
+    CACHE_TTL_SECONDS,
+    REQUEST_SECONDS,
+    CachedEvent,
+    Joined,
+    Occupancy,
+    OnEvent,
+    OnRequest,
+    Receive,
+    Recount,
+    is_cached,
+)
 from push1st.brokers.redis.bounds import Timings
 from push1st.brokers.redis.context import NodeContext
 from push1st.brokers.redis.logged import LogDedup
@@ -22,15 +33,15 @@ from push1st.brokers.redis.shard import Shard
 from push1st.brokers.redis.shards import Shards
 from push1st.brokers.redis.views import Views
 from push1st.brokers.redis.wire import (
-    ANSWER,
     EDGE,
     NODE,
-    QUESTION,
-    decode_answer,
+    REPLY,
+    REQUEST,
     decode_edge,
     decode_messages,
     decode_node,
-    decode_question,
+    decode_reply,
+    decode_request,
 )
 from push1st.channels import kind_of
 from push1st.config.brokerurl import parse
@@ -73,7 +84,7 @@ class Redis:
         self._views = Views()
         self._receive: Receive = lambda _: 0
         self._on_event: OnEvent = lambda _: None
-        self._answer: Answer = lambda *_: b""
+        self._on_request: OnRequest = lambda *_: b""
         self._recount: Recount = lambda *_: None
         context = NodeContext(
             node,
@@ -91,8 +102,8 @@ class Redis:
 
     # Broker
 
-    async def open(self, receive: Receive, on_event: OnEvent, answer: Answer, recount: Recount) -> None:
-        self._receive, self._on_event, self._answer, self._recount = receive, on_event, answer, recount
+    async def open(self, receive: Receive, on_event: OnEvent, on_request: OnRequest, recount: Recount) -> None:
+        self._receive, self._on_event, self._on_request, self._recount = receive, on_event, on_request, recount
         self._views.receive = receive
         await self._shards.open()
 
@@ -124,11 +135,11 @@ class Redis:
                 # follows the channel, and the first one receives all members with the reply.
                 if edge.kind != "+" or self._views.members((edge.app, edge.channel)) is not None:
                     self._views.edge(edge, self._shards.all[index].roster.is_here(edge))
-            elif data[0] == QUESTION:
-                asked = decode_question(data)
-                self._shards.all[index].requests.reply(asked, self._answer(asked.app, asked.channel, asked.question))
-            elif data[0] == ANSWER:
-                self._shards.all[index].requests.replied(*decode_answer(data))
+            elif data[0] == REQUEST:
+                request = decode_request(data)
+                self._shards.all[index].requests.reply(request, self._on_request(request.app, request.channel, request.request))
+            elif data[0] == REPLY:
+                self._shards.all[index].requests.replied(*decode_reply(data))
             elif data[0] == NODE:
                 self._shards.all[index].lease.node_subscribed(decode_node(data))
         except (msgspec.DecodeError, UnicodeDecodeError, ValueError, IndexError) as exc:  # such as data of another version
@@ -145,24 +156,24 @@ class Redis:
     def publish(self, message: Message) -> Coroutine[Any, Any, Published]:
         """Sends a message at once; the returned coroutine waits for the confirmation."""
         milliseconds = None
-        if "cache-" in message.channel and keeps(message):
+        if "cache-" in message.channel and is_cached(message):
             age = self._stamp()[1] - message.received
-            milliseconds = max(0, KEEP_SECONDS * 1000 - age // 1_000_000)
+            milliseconds = max(0, CACHE_TTL_SECONDS * 1000 - age // 1_000_000)
         try:
             return _counted(self._shard(message.app, message.channel).publish(message, milliseconds))
         except Refused as refused:
             return _refused(refused)
 
-    async def last(self, app: str, channel: str) -> Kept | None:
-        return await self._shard(app, channel).roster.kept(app, channel)
+    async def cached(self, app: str, channel: str) -> CachedEvent | None:
+        return await self._shard(app, channel).roster.cached(app, channel)
 
-    async def ask(self, app: str, channel: str, question: bytes) -> Sequence[bytes]:
-        return await self._shard(app, channel).requests.send(app, channel, question, ASK_SECONDS)
+    async def request(self, app: str, channel: str, request: bytes) -> Sequence[bytes]:
+        return await self._shard(app, channel).requests.send(app, channel, request, REQUEST_SECONDS)
 
     # Roster
 
-    async def join(self, app: str, channel: str, socket_id: str, member: Member | None, most: int) -> Joined:
-        return await self._shard(app, channel).roster.join(app, channel, socket_id, member, most)
+    async def join(self, app: str, channel: str, socket_id: str, member: Member | None, limit: int) -> Joined:
+        return await self._shard(app, channel).roster.join(app, channel, socket_id, member, limit)
 
     async def leave(self, app: str, channel: str, socket_id: str, user_id: str | None) -> None:
         self._shard(app, channel).roster.leave(app, channel, socket_id, user_id)
@@ -193,8 +204,8 @@ class Redis:
 
     # Quotas
 
-    async def connect(self, app: str, most: int) -> bool:
-        return await self._shard(app, "").roster.connect(app, most)
+    async def connect(self, app: str, limit: int) -> bool:
+        return await self._shard(app, "").roster.connect(app, limit)
 
     async def disconnect(self, app: str) -> None:
         self._shard(app, "").roster.disconnect(app)

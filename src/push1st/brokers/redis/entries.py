@@ -1,6 +1,7 @@
-"""What this node has in a shard: its clients' subscriptions, members, users and connections. The truth; pure.
+"""This node's own entries in a shard: the subscriptions, members, users and connections of its clients. Pure.
 
-The broker's copy is a hash of fields (`scripts.py`, `BASE:n:NODE`); `differences` says what is wrong with it.
+These entries are authoritative. The broker has a copy of them, a hash of fields (`BASE:n:NODE` in `scripts.py`). `differences`
+compares the copy with the entries.
 """
 
 from collections.abc import Iterator
@@ -10,33 +11,33 @@ from push1st.brokers.redis.keys import ChannelKey, UserKey
 from push1st.messages import Member
 
 
-class Seat:
-    """A user on a presence channel, and this node's connections by which it is there. let: as in `Room`."""
+class MemberEntry:
+    """A user on a presence channel, and the ids of its connections on this node. confirmed: as in `ChannelEntry`."""
 
-    __slots__ = ("let", "member", "sockets")
+    __slots__ = ("confirmed", "member", "sockets")
 
     def __init__(self, member: Member) -> None:
         self.member = member
-        self.let = False
+        self.confirmed = False
         self.sockets: set[str] = set()
 
 
-class Room:
-    """A channel somebody on this node is on. let: whether the broker has said so of anybody since it was empty here."""
+class ChannelEntry:
+    """A channel with subscriptions of this node. confirmed: whether the broker has confirmed any since the first one here."""
 
-    __slots__ = ("let", "seats", "subscriptions")
+    __slots__ = ("confirmed", "members", "subscriptions")
 
     def __init__(self) -> None:
         self.subscriptions = 0
-        self.let = False
-        self.seats: dict[str, Seat] = {}
+        self.confirmed = False
+        self.members: dict[str, MemberEntry] = {}
 
 
-NOBODY = Member("")
+NO_MEMBER = Member("")
 
 
 class Difference(NamedTuple):
-    """Something the broker does not have as it is here. member: who is missing there; user_id: who is no more here."""
+    """An entry that differs from the broker's copy. member: missing in the copy. user_id: a user only in the copy."""
 
     what: Literal["more", "less", "signed in", "signed out", "connections"]
     app: str
@@ -47,7 +48,7 @@ class Difference(NamedTuple):
 
 class Entries:
     def __init__(self) -> None:
-        self._rooms: dict[ChannelKey, Room] = {}
+        self._channels: dict[ChannelKey, ChannelEntry] = {}
         self._users: dict[UserKey, set[str]] = {}
         self._confirmed: set[UserKey] = set()
         """users signed in here whose sign-in the broker has confirmed"""
@@ -56,68 +57,68 @@ class Entries:
     # Channels
 
     def join(self, key: ChannelKey, socket_id: str, member: Member | None) -> bool:
-        """Adds a subscription, to be followed by `joined` or `leave`; says whether it is the first one of its channel."""
-        room = self._rooms.get(key)
-        first = room is None
-        if room is None:
-            room = self._rooms[key] = Room()
-        room.subscriptions += 1
+        """Adds a subscription; returns whether it is the first one of its channel. `joined` or `leave` must follow."""
+        occupied = self._channels.get(key)
+        first = occupied is None
+        if occupied is None:
+            occupied = self._channels[key] = ChannelEntry()
+        occupied.subscriptions += 1
         if member is not None:
-            seat = room.seats.get(member.user_id)
-            if seat is None:
-                seat = room.seats[member.user_id] = Seat(member)
-            seat.sockets.add(socket_id)
+            entry = occupied.members.get(member.user_id)
+            if entry is None:
+                entry = occupied.members[member.user_id] = MemberEntry(member)
+            entry.sockets.add(socket_id)
         return first
 
     def joined(self, key: ChannelKey, user_id: str | None) -> None:
-        """The broker has let a subscription be."""
-        room = self._rooms[key]
-        room.let = True
+        """Stores that the broker has confirmed a subscription."""
+        occupied = self._channels[key]
+        occupied.confirmed = True
         if user_id is not None:
-            room.seats[user_id].let = True
+            occupied.members[user_id].confirmed = True
 
     def leave(self, key: ChannelKey, socket_id: str, user_id: str | None) -> Member | None:
-        """Takes a subscription off. Who is on the channel no more, or NOBODY; None when there was nothing to take off."""
-        room = self._rooms.get(key)
-        if room is None:
+        """Removes a subscription. Returns a member that has no other, or NO_MEMBER; None if the subscription was unknown."""
+        occupied = self._channels.get(key)
+        if occupied is None:
             return None
-        gone = NOBODY
+        gone = NO_MEMBER
         if user_id is not None:
-            seat = room.seats.get(user_id)
-            if seat is None or socket_id not in seat.sockets:
+            entry = occupied.members.get(user_id)
+            if entry is None or socket_id not in entry.sockets:
                 return None
-            seat.sockets.discard(socket_id)
-            if not seat.sockets:
-                del room.seats[user_id]
-                gone = seat.member
-        room.subscriptions -= 1
-        if room.subscriptions <= 0:
-            del self._rooms[key]
+            entry.sockets.discard(socket_id)
+            if not entry.sockets:
+                del occupied.members[user_id]
+                gone = entry.member
+        occupied.subscriptions -= 1
+        if occupied.subscriptions <= 0:
+            del self._channels[key]
         return gone
 
     def subscriptions(self, key: ChannelKey) -> int:
-        room = self._rooms.get(key)
-        return 0 if room is None else room.subscriptions
+        occupied = self._channels.get(key)
+        return 0 if occupied is None else occupied.subscriptions
 
     def has(self, key: ChannelKey, user_id: str | None = None) -> bool:
-        """Whether somebody, or this user, is on a channel by a connection of this node, and the broker has let them be."""
-        room = self._rooms.get(key)
-        if room is None or user_id is None:
-            return room is not None and room.let
-        seat = room.seats.get(user_id)
-        return seat is not None and seat.let
+        """Returns whether a channel, or a user on it, has a subscription of this node that the broker has confirmed."""
+        occupied = self._channels.get(key)
+        if occupied is None or user_id is None:
+            return occupied is not None and occupied.confirmed
+        entry = occupied.members.get(user_id)
+        return entry is not None and entry.confirmed
 
     def members(self, key: ChannelKey) -> dict[str, Member]:
         """Returns the confirmed members of a channel that have connections on this node, by user id."""
-        room = self._rooms.get(key)
-        seats = {} if room is None else room.seats
-        return {user_id: seat.member for user_id, seat in seats.items() if seat.let}
+        occupied = self._channels.get(key)
+        members = {} if occupied is None else occupied.members
+        return {user_id: entry.member for user_id, entry in members.items() if entry.confirmed}
 
     def alone(self, key: ChannelKey) -> dict[str, str]:
-        """The users on a channel that have a single connection here, and that connection."""
-        room = self._rooms.get(key)
-        seats = {} if room is None else room.seats
-        return {user_id: next(iter(seat.sockets)) for user_id, seat in seats.items() if len(seat.sockets) == 1}
+        """Returns the users on a channel that have one connection on this node → the id of that connection."""
+        occupied = self._channels.get(key)
+        members = {} if occupied is None else occupied.members
+        return {user_id: next(iter(entry.sockets)) for user_id, entry in members.items() if len(entry.sockets) == 1}
 
     # Users, and connections of apps
 
@@ -130,11 +131,11 @@ class Entries:
             self._confirmed.add(key)
 
     def is_signed_in(self, key: UserKey) -> bool:
-        """Whether a user is signed in on a connection of this node, and the broker has confirmed it."""
+        """Returns whether a user is signed in on a connection of this node, and the broker has confirmed that."""
         return key in self._confirmed
 
     def sign_out(self, key: UserKey, socket_id: str) -> bool:
-        """Whether that was the user's last connection here."""
+        """Removes a connection of a signed-in user; returns whether it was the last one on this node."""
         sockets = self._users.get(key)
         if sockets is None or socket_id not in sockets:
             return False
@@ -159,18 +160,18 @@ class Entries:
     # The broker's copy
 
     def differences(self, stored: dict[str, str]) -> Iterator[Difference]:
-        """stored: the fields of the broker's copy.
+        """Yields the differences between the entries and the broker's copy. stored: the fields of the copy.
 
-        Whom it has not let be yet is neither here nor not here; what it says then is about all of their channel.
+        Unconfirmed channels and members are skipped: their JOIN is repeated on the new connection, with the current number.
         """
         rest = dict(stored)
-        for (app, channel), room in self._rooms.items():
-            stored_too = rest.pop(f"c/{app}/{channel}", "0") == str(room.subscriptions)
-            if not stored_too and room.let:
+        for (app, channel), occupied in self._channels.items():
+            stored_too = rest.pop(f"c/{app}/{channel}", "0") == str(occupied.subscriptions)
+            if not stored_too and occupied.confirmed:
                 yield Difference("more", app, channel)
-            for user_id, seat in room.seats.items():
-                if rest.pop(f"m/{app}/{channel}\n{user_id}", None) is None and seat.let:
-                    yield Difference("more", app, channel, member=seat.member)
+            for user_id, entry in occupied.members.items():
+                if rest.pop(f"m/{app}/{channel}\n{user_id}", None) is None and entry.confirmed:
+                    yield Difference("more", app, channel, member=entry.member)
         for app, user_id in self._users:
             if rest.pop(f"u/{app}/{user_id}", None) is None:
                 yield Difference("signed in", app, user_id=user_id)

@@ -37,12 +37,12 @@ class JoinBatch:
 
     limit: members that the channel may have.
     want: what the script returns in addition to the results (`lua/join.lua`).
-    found, kept, left: what the script returned.
+    found, cached, left: what the script returned.
     delivered: whether the joins were delivered to the members on this node.
     members: all members, as soon as they are known (`ShardRoster.join`).
     """
 
-    __slots__ = ("delivered", "found", "kept", "key", "left", "limit", "members", "pending", "resp", "want")
+    __slots__ = ("cached", "delivered", "found", "key", "left", "limit", "members", "pending", "resp", "want")
 
     def __init__(self, resp: RespConnection, key: ChannelKey, limit: int) -> None:
         self.resp = resp
@@ -51,7 +51,7 @@ class JoinBatch:
         self.want = ""
         self.pending: list[PendingJoin] = []
         self.found: Any = None
-        self.kept: bytes | None = None
+        self.cached: bytes | None = None
         self.left = 0
         self.delivered = False
         self.members: tuple[Member, ...] | None = None
@@ -64,7 +64,7 @@ class JoinBatch:
                 one.done.set_exception(reply)
                 one.done.exception()  # marks it as retrieved: the client may have left, and then no coroutine waits
             return
-        _, self.found, self.kept, self.left, results = reply
+        _, self.found, self.cached, self.left, results = reply
         for one, result in zip(self.pending, results, strict=True):
             one.result = result
         for one in waiting:

@@ -1,10 +1,10 @@
-"""What the shards of one broker have said in the log, so that a cluster's sixteen say the same thing once.
+"""Remembers recent log lines of the shards of one broker, so that the sixteen shards of a cluster log one cause once.
 
-It knows no shards but by their tags, and writes no log itself.
+It identifies shards by their tags, and writes no log itself.
 """
 
 SECONDS = 1.0
-"""within which shards say the same for the same cause"""
+"""time within which equal lines of several shards have the same cause"""
 
 
 class LogDedup:
@@ -12,8 +12,8 @@ class LogDedup:
         self._logged: dict[str, tuple[float, set[str]]] = {}
 
     def should_log(self, words: str, tag: str, now: float) -> bool:
-        """Whether no other shard has just said it. What a shard says again is new."""
-        self._logged = {said: since for said, since in self._logged.items() if now - since[0] <= SECONDS}
+        """Returns whether no other shard has just logged these words. A shard that repeats its own words logs them again."""
+        self._logged = {known: since for known, since in self._logged.items() if now - since[0] <= SECONDS}
         tags = self._logged[words][1] if words in self._logged else {tag}
         if tag in tags:
             self._logged[words] = now, {tag}

@@ -8,10 +8,10 @@ from typing import Any
 
 import hiredis
 
-from push1st.brokers import Joined, Kept
+from push1st.brokers import CachedEvent, Joined
 from push1st.brokers.redis.connection import FAULTS, ShardConnection
 from push1st.brokers.redis.context import NodeContext
-from push1st.brokers.redis.entries import NOBODY, Entries
+from push1st.brokers.redis.entries import NO_MEMBER, Entries
 from push1st.brokers.redis.joining import ADDED, REFUSED, JoinBatch, JoinBatcher, PendingJoin
 from push1st.brokers.redis.keys import ChannelKey, Keys
 from push1st.brokers.redis.publishing import PublishBatcher
@@ -67,13 +67,13 @@ class ShardRoster:
         except BaseException:
             self.leave(app, channel, socket_id, None if member is None else member.user_id)
             raise
-        kept = _kept(batch.kept, batch.left)
+        cached = _cached_event(batch.cached, batch.left)
         if not kind.presence:
-            return Joined(None, kept)
+            return Joined(None, cached)
         if batch.members is None:  # the first join here was rejected
             views.begin(key, await self.members(app, channel))
             batch.members = tuple((views.members(key) or {}).values())
-        return Joined(batch.members, kept)
+        return Joined(batch.members, cached)
 
     def _deliver_joins(self, batch: JoinBatch) -> None:
         """Delivers the joins of a batch to the members on this node, and collects the members for those that join.
@@ -123,7 +123,7 @@ class ShardRoster:
             return
         self._publishing.send(key)
         left: dict[Left, tuple[str, bytes]] = {}
-        if gone is not NOBODY and was_member:
+        if gone is not NO_MEMBER and was_member:
             left["m", app, channel, gone.user_id] = socket_id, gone.info
         if not self.entries.subscriptions(key):
             self._context.views.end(key)
@@ -184,9 +184,9 @@ class ShardRoster:
             if cursor == "0":
                 return found
 
-    async def kept(self, app: str, channel: str) -> Kept | None:
+    async def cached(self, app: str, channel: str) -> CachedEvent | None:
         """Returns the event of a cache channel."""
-        return _kept(*await self._connection.call(*self._keys.command(CACHED, self._keys.key("k", f"{app}/{channel}"))))
+        return _cached_event(*await self._connection.call(*self._keys.command(CACHED, self._keys.key("k", f"{app}/{channel}"))))
 
     async def claim(self, app: str, channel: str, seconds: int) -> bool:
         """See `Roster.claim`."""
@@ -261,6 +261,6 @@ def join_of(member: Member | None, socket_id: str, id: int, received: int) -> tu
     return user_id, info, socket_id, id, received
 
 
-def _kept(message: bytes | None, left: int) -> Kept | None:
+def _cached_event(message: bytes | None, left: int) -> CachedEvent | None:
     """left: milliseconds for which the event is still cached."""
-    return None if message is None or left <= 0 else Kept(decode_message(message), left // 1000)
+    return None if message is None or left <= 0 else CachedEvent(decode_message(message), left // 1000)

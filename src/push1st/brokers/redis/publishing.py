@@ -1,7 +1,7 @@
-"""Messages on their way to the broker: one broker message a topic and loop turn, each confirmed, refused or given up.
+"""Messages on the way to the broker: all messages of a topic within one loop turn are one command, which the broker confirms.
 
-Publishing never waits for the broker to come back: it is refused at once when it is away, and given up after
-`CONFIRM_SECONDS` without an answer.
+Publishing never waits until the broker is back. While the broker is away, publishing is refused at once. A command without a
+reply fails after `CONFIRM_SECONDS`.
 """
 
 import asyncio
@@ -16,27 +16,27 @@ from push1st.messages import Message
 from push1st.metrics import Metrics
 
 CONFIRM_SECONDS = 2
-"""for the broker to confirm a publish"""
+"""time for the broker to confirm a publish"""
 MAX_QUEUED = 8 << 20
-"""bytes a slow broker may be behind before publishing is refused"""
+"""bytes queued for a slow broker, over which publishing is refused"""
 AWAY = "the broker is away: nothing was published"
 UNCONFIRMED = "the broker has not confirmed in time: the event may have been delivered to some"
 
 
 class Batch:
-    """What one topic gets within one turn of the loop. kept: what a cache channel keeps of it, and for how many ms.
+    """What one topic gets within one turn of the loop. cached: what a cache channel keeps of it, and for how many ms.
 
-    waiting: a future for each message; several coroutines that were begun without a task cannot wait for one.
+    waiting: a future for each message, because several coroutines without a task cannot wait for the same future.
     """
 
-    __slots__ = ("app", "at", "channel", "done", "kept", "messages", "milliseconds", "waiting")
+    __slots__ = ("app", "at", "cached", "channel", "done", "messages", "milliseconds", "waiting")
 
     def __init__(self, app: str, channel: str, at: float) -> None:
         self.app = app
         self.channel = channel
         self.messages: list[Message] = []
         self.waiting: list[asyncio.Future[int]] = []
-        self.kept: Message | None = None
+        self.cached: Message | None = None
         self.milliseconds = 0
         self.done = False
         self.at = at
@@ -47,7 +47,7 @@ class Batch:
             for future in self.waiting:
                 if not future.done():
                     future.set_exception(refused)
-                    future.exception()  # whoever published may be gone: then nobody asks
+                    future.exception()  # marks it as retrieved: the client may have left, and then no coroutine waits
 
     def published(self, reply: Any) -> None:
         if isinstance(reply, ConnectionLost):
@@ -67,7 +67,7 @@ class Batch:
 
 
 Send = Callable[[RespConnection, Batch, bytes, bytes | None], None]
-"""Sends a batch: its messages, and what is kept of it. Its `published` and `counted` get the replies."""
+"""Sends a batch: its messages, and the event to cache. `published` and `counted` of the batch take the replies."""
 
 
 class PublishBatcher:
@@ -83,9 +83,9 @@ class PublishBatcher:
         self._unconfirmed: deque[Batch] = deque()
 
     def publish(self, message: Message, milliseconds: int | None = None) -> "asyncio.Future[int]":
-        """The subscribers of the message's channel, once they are known. Raises Refused(503).
+        """Sends a message at the end of the turn; returns the number of the channel's subscriptions. Raises Refused(503).
 
-        milliseconds: how long a cache channel keeps it, if it does.
+        milliseconds: for which a cache channel caches the message; None if it does not.
         """
         resp = self.connection
         if resp is None:
@@ -102,13 +102,13 @@ class PublishBatcher:
             batch = self._batches[key] = Batch(*key, loop.time())
         batch.messages.append(message)
         if milliseconds is not None:
-            batch.kept, batch.milliseconds = message, milliseconds
+            batch.cached, batch.milliseconds = message, milliseconds
         future: asyncio.Future[int] = loop.create_future()
         batch.waiting.append(future)
         return future
 
     def _flush(self) -> None:
-        """The end of a turn."""
+        """Sends all batches at the end of a turn."""
         batches, self._batches = self._batches, {}
         resp = self._batches_on
         if resp is None or not resp.alive:
@@ -120,18 +120,18 @@ class PublishBatcher:
         resp.flush()
 
     def _dispatch(self, resp: RespConnection, batch: Batch) -> None:
-        self.tick(batch.at)  # what is confirmed goes bit by bit: thousands at once are a pause of milliseconds
+        self.tick(batch.at)  # releases confirmed batches bit by bit: thousands at once would take milliseconds
         self._unconfirmed.append(batch)
-        kept = None if batch.kept is None else encode_message(batch.kept)
-        self._send(resp, batch, encode_messages(batch.messages), kept)
+        cached = None if batch.cached is None else encode_message(batch.cached)
+        self._send(resp, batch, encode_messages(batch.messages), cached)
 
     def send(self, key: tuple[str, str]) -> None:
-        """Sends what a channel got in this turn so far: before somebody leaves it, who may have published it."""
+        """Sends the batch of a channel before a client leaves the channel, because the client may have published in it."""
         if key in self._batches and self._batches_on is not None and self._batches_on.alive:
             self._dispatch(self._batches_on, self._batches.pop(key))
 
     def tick(self, now: float) -> None:
-        """Lets go of what is confirmed, and gives up what was not in time."""
+        """Releases confirmed batches, and fails those that were not confirmed in time."""
         unconfirmed = self._unconfirmed
         while unconfirmed and (unconfirmed[0].done or unconfirmed[0].at + CONFIRM_SECONDS <= now):
             batch = unconfirmed.popleft()

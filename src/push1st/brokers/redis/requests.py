@@ -6,7 +6,7 @@ from collections.abc import Awaitable
 from push1st.brokers.redis.connection import AWAY_FOR_LONG, ShardConnection
 from push1st.brokers.redis.keys import Keys
 from push1st.brokers.redis.resp import RespConnection, pack
-from push1st.brokers.redis.wire import Question, encode_answer, encode_question
+from push1st.brokers.redis.wire import TopicRequest, encode_reply, encode_request
 from push1st.errors import Refused
 
 
@@ -51,7 +51,7 @@ class Requests:
         """Returns the replies that arrive in time. seconds: counted from the moment the request is sent. Raises Refused(503)."""
         self._last_number += 1
         number = self._last_number
-        data = encode_question(Question(self._inbox, number, app, channel, request))
+        data = encode_request(TopicRequest(self._inbox, number, app, channel, request))
 
         def attempt(resp: RespConnection) -> Awaitable[int]:
             if self._connection.publish_connection is not resp:  # some living nodes would not receive the request
@@ -71,11 +71,11 @@ class Requests:
             del self._pending[number]
         return pending.replies
 
-    def reply(self, to: Question, reply: bytes) -> None:
+    def reply(self, to: TopicRequest, reply: bytes) -> None:
         """Sends this node's reply to a request, which may be a request of this node."""
         resp = self._connection.established
         if resp is not None:
-            resp.send(pack((self._keys.publish, to.inbox, encode_answer(to.number, reply))), self._connection.check)
+            resp.send(pack((self._keys.publish, to.inbox, encode_reply(to.number, reply))), self._connection.check)
 
     def replied(self, number: int, reply: bytes) -> None:
         """Handles a reply."""

@@ -18,22 +18,22 @@ from typing import Any, cast
 
 import hiredis
 
-Answer = Callable[[Any], None]
-"""Takes a reply; a `hiredis.ReplyError` among them."""
+OnReply = Callable[[Any], None]
+"""Takes a reply, which may be a `hiredis.ReplyError` or a `ConnectionLost`."""
 Pushed = Callable[[bytes], None]
 """Takes a message of a topic."""
 Argument = str | bytes | int
 NOTHING = object()
 READ_BYTES = 1 << 16
-"""bytes of one read from a connection that has ended"""
+"""bytes of one read from the socket of a connection that has ended"""
 
 
 pack: Callable[[tuple[Argument, ...]], bytes] = hiredis.pack_command  # type: ignore[assignment]  # its stub asks for one item
-"""A command as the server reads it."""
+"""Returns the bytes of a command."""
 
 
 def _error(text: str) -> hiredis.ReplyError:
-    """Redis before 7 puts the error of a command in a script behind a text of its own. Returns the error of the command."""
+    """Returns the error of a command in a script. Redis before 7 puts a text of its own before that error."""
     return hiredis.ReplyError(re.sub(r"^ERR Error running script .*?: -(?=[A-Z])", "", text))
 
 
@@ -42,7 +42,7 @@ class ConnectionLost(Exception):
 
 
 class RespConnection(asyncio.Protocol):
-    """pushed: called with every message of the topics subscribed to. lost: called once, when the connection has ended."""
+    """on_push: takes every message of the subscribed topics. lost: called once, when the connection has ended."""
 
     def __init__(self, on_push: Pushed, lost: Callable[[], None]) -> None:
         self._pushed = on_push
@@ -50,29 +50,29 @@ class RespConnection(asyncio.Protocol):
         self._loop = asyncio.get_running_loop()
         self._reader = hiredis.Reader(replyError=_error, notEnoughData=NOTHING)
         self._transport: asyncio.Transport
-        self._waiting: deque[Answer | PendingSubscription] = deque()
+        self._waiting: deque[OnReply | PendingSubscription] = deque()
         self._out: list[bytes] = []
         self._out_size = 0
         self._held: hiredis.PushNotification | None = None
         self._resuming = 0
-        """how many wait for an ordered reply that is there and have not gone on yet"""
+        """ordered replies that have arrived, and whose coroutines have not resumed yet"""
         self.alive = False
         self._ended = False
-        """whether the connection has ended; `_end` runs when all messages from it are delivered"""
-        self.heard = 0.0
-        """when the server last said anything, on the loop's clock"""
-        self._asked = 0.0
-        """when it was last asked something with nothing else to answer"""
+        """whether the connection has ended; `_end` runs after all its messages are delivered"""
+        self.received_at = 0.0
+        """when the server last sent data, on the loop's clock"""
+        self._owed_since = 0.0
+        """when the oldest command without a reply was sent, if no data has arrived since"""
 
     # asyncio.Protocol
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         self._transport = cast(asyncio.Transport, transport)
         self.alive = True
-        self.heard = self._loop.time()
+        self.received_at = self._loop.time()
 
     def data_received(self, data: bytes) -> None:
-        self.heard = self._loop.time()
+        self.received_at = self._loop.time()
         self._reader.feed(data)
         if self._held is None:
             self._read()
@@ -107,7 +107,7 @@ class RespConnection(asyncio.Protocol):
             self._lost()
 
     def abort(self) -> None:
-        """Ends the connection now."""
+        """Ends the connection at once."""
         self._transport.abort()
         self._end()
 
@@ -130,7 +130,7 @@ class RespConnection(asyncio.Protocol):
                 return
             if type(item) is not hiredis.PushNotification:
                 one = waiting.popleft()
-                (one.answer if type(one) is PendingSubscription else cast(Answer, one))(item)
+                (one.answer if type(one) is PendingSubscription else cast(OnReply, one))(item)
             elif item[0] == b"message" or item[0] == b"smessage":
                 if self._resuming:
                     self._held = item
@@ -140,19 +140,19 @@ class RespConnection(asyncio.Protocol):
                 self._confirm(item)
 
     def _confirm(self, item: list[Any]) -> None:
-        """A topic was subscribed to, or given up: that is a push too, in the place of a reply."""
+        """Handles the confirmation of SUBSCRIBE or UNSUBSCRIBE, which is push data in the place of a reply."""
         if item[0] not in (b"subscribe", b"unsubscribe", b"ssubscribe", b"sunsubscribe"):
-            return  # such as an invalidation, which nobody asked for
+            return  # such as an invalidation, which this node has not requested
         one = self._waiting[0] if self._waiting else None
         if not isinstance(one, PendingSubscription) or one.kind != item[0]:
-            self.abort()  # a cluster takes topics away when their slot moves
+            self.abort()  # a cluster ends subscriptions when the slot of their topics moves
             return
         one.count -= 1
         if not one.count:
             self._waiting.popleft()
             one.answer(None)
 
-    def _go_on(self) -> None:
+    def _resume(self) -> None:
         self._resuming -= 1
         if self._resuming:
             return
@@ -167,19 +167,19 @@ class RespConnection(asyncio.Protocol):
 
     @property
     def queued(self) -> int:
-        """Bytes that the server has not taken yet."""
+        """Bytes that the server has not read yet."""
         return self._out_size + self._transport.get_write_buffer_size()
 
     def silent(self, now: float) -> float:
-        """Seconds for which the server has owed an answer and said nothing."""
-        return now - max(self.heard, self._asked) if self._waiting else 0
+        """Returns the seconds for which the server has owed a reply and sent no data."""
+        return now - max(self.received_at, self._owed_since) if self._waiting else 0
 
-    def send(self, command: bytes, answer: "Answer | PendingSubscription") -> None:
-        """Queues a packed command; `answer` gets its reply, or Lost."""
+    def send(self, command: bytes, answer: "OnReply | PendingSubscription") -> None:
+        """Queues a packed command. answer: takes the reply, or ConnectionLost."""
         if not self._out:
             self._loop.call_soon(self.flush)
         if not self._waiting:
-            self._asked = self._loop.time()
+            self._owed_since = self._loop.time()
         self._out.append(command)
         self._out_size += len(command)
         self._waiting.append(answer)
@@ -190,7 +190,7 @@ class RespConnection(asyncio.Protocol):
             self._transport.write(out[0] if len(out) == 1 else b"".join(out))
 
     def call(self, *command: Argument, ordered: bool = False) -> "asyncio.Future[Any]":
-        """The reply to a command. The future raises ReplyError or Lost. ordered: see the module."""
+        """Returns a future of the reply, which raises ReplyError or ConnectionLost. ordered: see the module."""
         future: asyncio.Future[Any] = self._loop.create_future()
         if not self.alive:
             future.set_exception(ConnectionLost("the connection to the broker is lost"))
@@ -201,25 +201,25 @@ class RespConnection(asyncio.Protocol):
                 return
             if isinstance(reply, Exception):
                 future.set_exception(reply)
-                future.exception()  # whoever asked may be gone: then nobody asks for it
+                future.exception()  # marks it as retrieved: the caller may have been cancelled
             else:
                 future.set_result(reply)
 
         (self.send_ordered if ordered else self.send)(pack(command), answer)
         return future
 
-    def send_ordered(self, command: bytes, answer: Answer) -> None:
-        """As `send`; whoever is woken by `answer` goes on before any message behind the reply is delivered."""
+    def send_ordered(self, command: bytes, answer: OnReply) -> None:
+        """Sends like `send`. A coroutine that `answer` resumes runs before any message after the reply is delivered."""
 
         def answer_ordered(reply: Any) -> None:
             answer(reply)
             self._resuming += 1
-            self._loop.call_soon(self._go_on)  # behind those who are woken
+            self._loop.call_soon(self._resume)  # after the coroutines that `answer` resumes
 
         self.send(command, answer_ordered)
 
     def topics(self, verb: str, names: list[bytes]) -> "asyncio.Future[None]":
-        """Subscribes to topics, or gives them up; done when the server has confirmed all of them.
+        """Subscribes to topics, or unsubscribes; the future is done when the server has confirmed all of them.
 
         verb: SUBSCRIBE, UNSUBSCRIBE, SSUBSCRIBE or SUNSUBSCRIBE.
         """
@@ -242,11 +242,11 @@ class RespConnection(asyncio.Protocol):
 
 
 class PendingSubscription:
-    """What waits for `count` topics to be confirmed."""
+    """A command that waits until the server has confirmed `count` topics."""
 
     __slots__ = ("answer", "count", "kind")
 
-    def __init__(self, kind: bytes, count: int, answer: Answer) -> None:
+    def __init__(self, kind: bytes, count: int, answer: OnReply) -> None:
         self.kind = kind
         self.count = count
         self.answer = answer

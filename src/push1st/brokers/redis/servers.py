@@ -1,7 +1,7 @@
 """Finds the server that holds a shard and connects to it: HELLO, password, database, scripts.
 
-A server asked for by its address is taken as it is; Sentinel is asked for the master's address, a cluster for the
-master of a slot. What is found must say itself that it is a master: after a failover the old one may not know yet.
+A URL may name the server itself, or Sentinel, which returns the address of the master, or nodes of a cluster, which return the
+master of a slot. The server must also report that it is a master: after a failover, the returned address may be out of date.
 """
 
 import asyncio
@@ -17,22 +17,22 @@ from push1st.brokers.redis.scripts import SCRIPTS
 from push1st.config.brokerurl import Address
 
 CONNECT_SECONDS = 5
-"""to the end of the first exchange with a server"""
+"""time until the first exchange with a server must be complete"""
 CLUSTER_SHARDS = 16
 SLOTS = 16384
 
 
 class Unusable(Exception):
-    """A server that was reached, and cannot be used: what it said."""
+    """A server was reached and cannot be used. The text is its error reply, or the reason."""
 
 
 def slot_of(tag: str) -> int:
-    """The slot of the keys with this hash tag (Redis cluster specification)."""
+    """Returns the slot of the keys with this hash tag (Redis cluster specification)."""
     return binascii.crc_hqx(tag.encode(), 0) % SLOTS
 
 
 def tags(address: Address) -> list[str]:
-    """The hash tags of the shards: one, or in a cluster several, spread evenly over the slots."""
+    """Returns the hash tags of the shards: one, or in a cluster several that are spread evenly over the slots."""
     if address.how != "cluster":
         return ["0"]
     found: dict[int, str] = {}
@@ -44,7 +44,10 @@ def tags(address: Address) -> list[str]:
 
 
 async def connect(address: Address, tag: str, name: str, on_push: Pushed, lost: Callable[[], None]) -> RespConnection:
-    """A link to the master that holds the shard, with all scripts loaded. Raises OSError, TimeoutError, Unusable or Lost."""
+    """Returns a connection to the master that holds the shard, with all scripts loaded.
+
+    Raises OSError, TimeoutError, Unusable or ConnectionLost.
+    """
     async with asyncio.timeout(CONNECT_SECONDS):
         if address.how == "sentinel":
             host, port = await _master(address)
@@ -104,7 +107,7 @@ async def _ask(link: RespConnection, *command: Argument) -> Any:
 
 
 async def _first(address: Address, ask: Callable[[RespConnection], Any]) -> Any:
-    """What the first of the hosts answers that can answer."""
+    """Returns the reply of the first host that has one. ask: sends the query on a connection."""
     exc: Exception = Unusable("no host is given")
     for host, port in address.hosts:
         try:
@@ -116,7 +119,7 @@ async def _first(address: Address, ask: Callable[[RespConnection], Any]) -> Any:
             found = await ask(link)
             if found is not None:
                 return found
-            exc = Unusable(f"{host}:{port} does not know")
+            exc = Unusable(f"{host}:{port} has no address for the master")
         except (Unusable, ConnectionLost) as failure:
             exc = failure
         finally:
@@ -125,7 +128,7 @@ async def _first(address: Address, ask: Callable[[RespConnection], Any]) -> Any:
 
 
 async def _master(address: Address) -> tuple[str, int]:
-    """The master's address, as Sentinel has it."""
+    """Returns the address of the master according to Sentinel."""
 
     async def ask(link: RespConnection) -> tuple[str, int] | None:
         await _hello(link, address, "push1st", password=False)
@@ -137,7 +140,7 @@ async def _master(address: Address) -> tuple[str, int]:
 
 
 async def _holder(address: Address, slot: int) -> tuple[str, int]:
-    """The address of the master that holds a slot, as the cluster has it."""
+    """Returns the address of the master that holds a slot, according to the cluster."""
 
     async def ask(link: RespConnection) -> tuple[str, int] | None:
         await _hello(link, address, "push1st")

@@ -84,13 +84,13 @@ class Shard:
     def _set_publish_connection(self, resp: RespConnection | None) -> None:
         self._publishing.connection = resp
 
-    def _send_batch(self, resp: RespConnection, batch: Batch, data: bytes, kept: bytes | None) -> None:
+    def _send_batch(self, resp: RespConnection, batch: Batch, data: bytes, cached: bytes | None) -> None:
         app, channel, keys = batch.app, batch.channel, self.keys
-        if kept is None:
+        if cached is None:
             resp.send(pack((keys.publish, keys.topic(app, channel), data)), batch.published)
             resp.send(pack(("HGET", keys.key("i", app), channel)), batch.counted)
         else:
-            self.connection.send(resp, PUBLISH_CACHED, batch.counted, app, channel, data, kept, batch.milliseconds)
+            self.connection.send(resp, PUBLISH_CACHED, batch.counted, app, channel, data, cached, batch.milliseconds)
 
     def tick(self, now: float) -> None:
         """Checks deadlines, renews the lease, and starts what is due. Called several times a second."""

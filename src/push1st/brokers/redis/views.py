@@ -1,8 +1,8 @@
-"""What clients on this node know of members and of watched users, so that each edge reaches them once.
+"""The members and watched users as clients on this node know them, so that each edge reaches these clients once.
 
-An edge may come twice (a node announces its entries again) or not at all (the connection was lost). So edges change
-a view, and only what changes it is delivered; and after an absence the view is compared with the roster. A view
-begins with the first join of a channel here and ends with the last leave.
+The broker may deliver an edge twice (a node registers again) or not at all (the connection was lost). So each edge is applied to
+a view, and the node delivers the edge only if it changes the view. After an outage the node compares the view with the roster.
+The view of a channel begins with the first join on this node, and ends with the last leave.
 """
 
 from collections.abc import Callable, Iterator
@@ -16,7 +16,7 @@ Stamp = Callable[[], tuple[int, int]]
 
 
 class Views:
-    """receive: delivers a message to this node's clients."""
+    """The views of one node. receive: delivers a message to the clients of this node."""
 
     def __init__(self) -> None:
         self.receive: Receive = lambda _: 0
@@ -26,17 +26,19 @@ class Views:
     # Members of presence channels
 
     def begin(self, key: ChannelKey, members: dict[str, Member]) -> None:
-        """The first clients on a channel are told these members, by their ids."""
+        """Starts the view of a channel, if there is none, with the members that its first clients receive, by user id."""
         self._members.setdefault(key, members)
 
     def members(self, key: ChannelKey) -> dict[str, Member] | None:
-        """Who is on a channel; None when nobody here follows it."""
+        """Returns the members of a channel by user id; None if no client on this node is on the channel."""
         return self._members.get(key)
 
     def end(self, key: ChannelKey) -> None:
+        """Ends the view of a channel."""
         self._members.pop(key, None)
 
     def of(self, owns: Callable[[str, str], bool]) -> list[ChannelKey]:
+        """Returns the channels of one shard that have a view. owns: whether a channel is in the shard."""
         return [key for key in self._members if owns(*key)]
 
     def edge(self, edge: Edge, here: bool) -> None:
@@ -64,7 +66,7 @@ class Views:
             self._status(edge.app, edge.user_id, edge.kind == "on", edge.id, edge.received, edge.socket_id)
 
     def compare(self, key: ChannelKey, members: dict[str, Member], sockets: dict[str, str], stamp: Stamp) -> None:
-        """Delivers what a view missed. sockets: users here with a single connection, which is not told of itself."""
+        """Delivers what a view lacks. sockets: users with one connection on this node; it receives no edge about itself."""
         view = self._members.get(key)
         if view is None:
             return
@@ -79,11 +81,11 @@ class Views:
     # Watched users
 
     def watch(self, app: str, user_id: str, online: bool) -> None:
-        """Begins to follow a user that is watched here."""
+        """Starts the view of a user that a client on this node watches."""
         self._online.setdefault((app, user_id), online)
 
     def status(self, app: str, user_id: str, otherwise: bool) -> bool:
-        """Whether a user is online, as far as clients here know."""
+        """Returns whether a user is online according to the view; `otherwise` if the user has no view."""
         return self._online.get((app, user_id), otherwise)
 
     def unwatch(self, app: str, user_id: str) -> None:

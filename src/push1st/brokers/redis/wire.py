@@ -1,7 +1,7 @@
-"""Encodings of what nodes and scripts publish on topics: batches of messages, edges, questions, answers, names of new nodes.
+"""Encodings of the data on topics: batches of messages, edges, requests, replies, and names of new nodes. Pure.
 
-Messages are MessagePack, an array of arrays in the order of `Message`'s fields. The rest begins with a byte that no
-such array begins with. Pure.
+A batch of messages is MessagePack: an array of arrays in the order of the fields of `Message`. All other data begins with a byte
+that cannot begin such an array.
 """
 
 from typing import NamedTuple
@@ -10,13 +10,13 @@ import msgspec
 
 from push1st.messages import HookEvent, Message
 
-EDGE, QUESTION, ANSWER, NODE = 1, 2, 3, 4
+EDGE, REQUEST, REPLY, NODE = 1, 2, 3, 4
 
 _encoder = msgspec.msgpack.Encoder()
 _messages = msgspec.msgpack.Decoder(list[Message])
 _message = msgspec.msgpack.Decoder(Message)
 
-_answer = msgspec.msgpack.Decoder(tuple[int, bytes])
+_reply = msgspec.msgpack.Decoder(tuple[int, bytes])
 _event = msgspec.msgpack.Decoder(HookEvent)
 
 encode_event = _encoder.encode
@@ -28,7 +28,7 @@ decode_message = _message.decode
 
 
 class Edge(NamedTuple):
-    """A member (`+`, `-`) of a presence channel, or a signed-in user (`on`, `off`). Made by the scripts."""
+    """A change of a member (`+`, `-`) of a presence channel, or of a signed-in user (`on`, `off`). Scripts publish it."""
 
     kind: str
     app: str
@@ -51,30 +51,30 @@ def decode_node(data: bytes) -> str:
     return data[1:].decode()
 
 
-class Question(msgspec.Struct, frozen=True, array_like=True):
-    """What a node asks those that are subscribed to a topic. inbox: the topic where it is answered, with the number."""
+class TopicRequest(msgspec.Struct, frozen=True, array_like=True):
+    """A request to all nodes that are subscribed to a topic. inbox: the topic for replies, which contain the number."""
 
     inbox: str
     number: int
     app: str
     channel: str
-    question: bytes
+    request: bytes
 
 
-_question = msgspec.msgpack.Decoder(Question)
+_request = msgspec.msgpack.Decoder(TopicRequest)
 
 
-def encode_question(question: Question) -> bytes:
-    return bytes((QUESTION,)) + _encoder.encode(question)
+def encode_request(request: TopicRequest) -> bytes:
+    return bytes((REQUEST,)) + _encoder.encode(request)
 
 
-def decode_question(data: bytes) -> Question:
-    return _question.decode(memoryview(data)[1:])
+def decode_request(data: bytes) -> TopicRequest:
+    return _request.decode(memoryview(data)[1:])
 
 
-def encode_answer(number: int, answer: bytes) -> bytes:
-    return bytes((ANSWER,)) + _encoder.encode((number, answer))
+def encode_reply(number: int, answer: bytes) -> bytes:
+    return bytes((REPLY,)) + _encoder.encode((number, answer))
 
 
-def decode_answer(data: bytes) -> tuple[int, bytes]:
-    return _answer.decode(memoryview(data)[1:])
+def decode_reply(data: bytes) -> tuple[int, bytes]:
+    return _reply.decode(memoryview(data)[1:])

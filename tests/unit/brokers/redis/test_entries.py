@@ -3,7 +3,7 @@
 from hypothesis import given
 from hypothesis import strategies as st
 
-from push1st.brokers.redis.entries import NOBODY, Difference, Entries
+from push1st.brokers.redis.entries import NO_MEMBER, Difference, Entries
 from push1st.messages import Member
 
 ROOM = ("app", "presence-c")
@@ -21,7 +21,7 @@ def test_user_is_removed_with_its_last_connection():
     for socket in ("1.1", "1.2"):
         entries.join(ROOM, socket, A)
     entries.joined(ROOM, "a")
-    assert entries.leave(ROOM, "1.1", "a") is NOBODY
+    assert entries.leave(ROOM, "1.1", "a") is NO_MEMBER
     assert entries.has(ROOM, "a")
     assert entries.leave(ROOM, "1.2", "a") == A
     assert not entries.has(ROOM, "a")

@@ -90,7 +90,7 @@ async def test_each_join_gets_its_own_result():
     await asyncio.gather(*(coming.done for _, coming in ways))
     assert [coming.result for _, coming in ways] == [ADDED, REFUSED, 0]
     assert {step for step, _ in ways} == {desk.steps[0]}
-    assert (desk.steps[0].found, desk.steps[0].kept, desk.steps[0].left) == ([b"x", b"1:null"], b"kept", 7)
+    assert (desk.steps[0].found, desk.steps[0].cached, desk.steps[0].left) == ([b"x", b"1:null"], b"kept", 7)
 
 
 async def test_a_step_that_failed_fails_for_all_of_it():

@@ -32,8 +32,8 @@ class Desk:
         self.publishing = PublishBatcher(self._send, self.metrics)
         self.publishing.connection = self.link
 
-    def _send(self, link: RespConnection, batch: Batch, data: bytes, kept: bytes | None) -> None:
-        self.sent.append((batch.channel, decode_messages(data), kept))
+    def _send(self, link: RespConnection, batch: Batch, data: bytes, cached: bytes | None) -> None:
+        self.sent.append((batch.channel, decode_messages(data), cached))
         link.send(pack(("PUBLISH",)), batch.published)
         link.send(pack(("HGET",)), batch.counted)
 
@@ -78,10 +78,10 @@ async def test_the_last_message_that_is_kept_is_kept():
     desk.publish(message(2), 7)
     desk.publish(message(3))
     await turns()
-    ((_, messages, kept),) = desk.sent
+    ((_, messages, cached),) = desk.sent
     assert [one.id for one in messages] == [1, 2, 3]
-    assert kept is not None
-    assert decode_message(kept) == message(2)
+    assert cached is not None
+    assert decode_message(cached) == message(2)
 
 
 async def refusal(future: "asyncio.Future[int]") -> str:

@@ -7,18 +7,18 @@ from hypothesis import strategies as st
 from push1st.brokers.redis import MESSAGES
 from push1st.brokers.redis.resp import pack
 from push1st.brokers.redis.wire import (
-    ANSWER,
     EDGE,
-    QUESTION,
+    REPLY,
+    REQUEST,
     Edge,
-    Question,
-    decode_answer,
+    TopicRequest,
     decode_edge,
     decode_messages,
-    decode_question,
-    encode_answer,
+    decode_reply,
+    decode_request,
     encode_messages,
-    encode_question,
+    encode_reply,
+    encode_request,
 )
 from push1st.messages import KeptMessage, Message
 
@@ -44,7 +44,7 @@ messages = st.builds(
 @given(st.lists(messages, min_size=1, max_size=20))
 def test_messages_decode_as_they_were_encoded_and_have_their_own_first_byte(sent):
     data = encode_messages(sent)
-    assert data[0] >= MESSAGES > max(EDGE, QUESTION, ANSWER)
+    assert data[0] >= MESSAGES > max(EDGE, REQUEST, REPLY)
     assert decode_messages(data) == sent
 
 
@@ -56,11 +56,11 @@ def test_an_edge_is_read_as_a_script_writes_it(kind, app, channel, user, socket,
 
 @given(words, numbers, st.binary())
 def test_requests_and_replies_decode_as_they_were_encoded(text, number, data):
-    question = Question(text, number, text, text, data)
-    assert encode_question(question)[0] == QUESTION
-    assert decode_question(encode_question(question)) == question
-    assert encode_answer(number, data)[0] == ANSWER
-    assert decode_answer(encode_answer(number, data)) == (number, data)
+    request = TopicRequest(text, number, text, text, data)
+    assert encode_request(request)[0] == REQUEST
+    assert decode_request(encode_request(request)) == request
+    assert encode_reply(number, data)[0] == REPLY
+    assert decode_reply(encode_reply(number, data)) == (number, data)
 
 
 EVENT = Message("app-test", "c", "e", b'{"a":1}', 1876543210123456512, 1779811200000000000)
