@@ -308,6 +308,7 @@ class Forwarding:
 
     async def own(self, app: App, topic: str, accept: Accept) -> None:
         """Receives the forwarded requests of a session that begins on this worker. Raises Refused(503)."""
+        await self._own_topic(app)
         await self._controller.handle_topic(
             app, topic, TopicHandler(partial(self._on_request, app, accept), self._on_request_frame)
         )
