@@ -10,6 +10,7 @@ from collections.abc import Callable, Mapping
 from functools import lru_cache
 
 from push1st.config.model import Networks
+from push1st.messages import ClientRequest
 
 PROXY_HINT = "if the address is your proxy, add it to server.proxies, so that its clients are counted one by one"
 Headers = Mapping[bytes, bytes]
@@ -165,6 +166,17 @@ def visitor_ip(peer: str, headers: Headers, proxies: Networks) -> str:
         return ip
     # Somebody forwards what is not believed: who forwards is known by its own address, unless it has none or is a proxy.
     return "unknown" if not peer or proxies.contains(peer) else peer
+
+
+def client_of(headers: Headers, query: str) -> ClientRequest:
+    """Returns what a client brings with its first request. query: the path's query."""
+    origin, cookie, authorization = (headers.get(name) for name in (b"origin", b"cookie", b"authorization"))
+    return ClientRequest(
+        query,
+        None if origin is None else origin.decode("latin-1"),
+        None if cookie is None else cookie.decode("latin-1"),
+        None if authorization is None else authorization.decode("latin-1"),
+    )
 
 
 def shared_address(ip: str) -> str:

@@ -6,6 +6,7 @@ A request that no route matches goes to the API.
 
 import asyncio
 import re
+import time
 from collections.abc import Callable, Sequence
 from typing import NamedTuple, Protocol, TypeAlias
 from urllib.parse import unquote
@@ -15,14 +16,13 @@ import msgspec
 from push1st.config.model import AppConfig
 from push1st.eager import MaybeAwaitable
 from push1st.messages import ClientRequest, Request, Response
+from push1st.protocols.http import RequestRules
+from push1st.transports.caller import FORWARDING, is_own_name
 from push1st.transports.context import EdgeContext
 from push1st.transports.places import Crowded
 
 LEAST_BODY = 65_536
 """bytes that a request's body may have, whatever its path and its app"""
-MAX_LINES = 1024
-MAX_LINE = 256
-"""request lines that are remembered, and bytes that one of them may have"""
 
 _SLASHES = re.compile("//+")
 
@@ -128,51 +128,30 @@ class Route(NamedTuple):
 
 
 Serve = Callable[[Request], MaybeAwaitable[Response]]
-Upgrade = Callable[[Handshake, asyncio.Transport, bytes, bytes], Response | Takeover]
+UpgradeHandler = Callable[[Handshake, asyncio.Transport, bytes, bytes], Response | Takeover]
 """Serves a WebSocket handshake: returns the protocol that has taken the socket over, or the answer that rejects the handshake.
 
 The bytes: the client's input after the handshake, and answers to earlier requests, which must be written first.
 """
-Line = tuple[str, str, str]
 
 
 class Handlers:
     """The table. serve: the API. routes: all other handlers. upgrade: the ways in of WebSockets.
 
-    `heads`: headers that are remembered because they have nothing but a request's length, and that length.
+    `rules`: what the decoders of all connections share.
     """
 
-    def __init__(self, context: EdgeContext, serve: Serve, routes: Sequence[Route], upgrade: Upgrade) -> None:
+    def __init__(self, context: EdgeContext, serve: Serve, routes: Sequence[Route], upgrade: UpgradeHandler) -> None:
         self._apps = context.node.apps
         self.serve = serve
         self.upgrade = upgrade
-        self.heads: dict[bytes, int] = {}
         self.least_body = max(context.config.server.max_payload, LEAST_BODY)
         """bytes that the body of every request may have"""
         self._api_paths = tuple(dict.fromkeys((context.config.api.path, "/apps/")))
         paths = [(f"(?:{'|'.join(map(re.escape, route.prefixes))}){route.tail}", route) for route in routes if route.prefixes]
         self._routes = [(re.compile(path + r"\Z"), route.handler) for path, route in paths]
         others = "|".join(path for path, _ in paths) or "(?!)"
-        self._line = re.compile(rb"(?P<method>GET|POST) (?!%b)(?P<target>/[!-~]*+) HTTP/1\.1\r\n\Z" % others.encode())
-        self._lines: dict[bytes, Line] = {}
-
-    def line(self, line: bytes) -> Line | None:
-        """Returns method, path and query of a request line whose headers may be remembered.
-
-        None for the routes, because their handlers need the headers, and for lines that only the parser can read.
-        """
-        known = self._lines.get(line)
-        if known is None:
-            found = self._line.match(line)
-            if found is None:
-                return None
-            path, _, query = found["target"].decode().partition("?")
-            known = found["method"].decode(), path, query
-            if not query and len(line) <= MAX_LINE:
-                if len(self._lines) >= MAX_LINES:
-                    self._lines.clear()
-                self._lines[line] = known
-        return known
+        self.rules = RequestRules(self.least_body, self.most_body, FORWARDING, is_own_name, others, time.perf_counter_ns)
 
     def find(self, path: str) -> tuple[Handler, tuple[str, ...]] | None:
         """Returns the handler of a path, and the groups of its route; None for the API."""

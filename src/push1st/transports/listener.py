@@ -4,6 +4,7 @@ from typing import get_args
 
 from push1st.config.model import Networks
 from push1st.transports.answers import keeping
+from push1st.transports.caller import Headers, distrust
 from push1st.transports.context import EdgeContext
 from push1st.transports.handlers import Handlers
 from push1st.transports.places import Crowded
@@ -45,5 +46,10 @@ class Listener:
         self.arrived = context.arrived
         self.turn = context.turn
         self.serve = handlers.serve
-        self.heads = handlers.heads
-        self.line = handlers.line
+
+    def distrust(self, peer: str, headers: Headers) -> str:
+        """Returns why a request must be signed; "" if it need not be. peer: the address of its connection."""
+        if not self.trusting:
+            return "it came to an address of server.listen"
+        config = self.context.config
+        return distrust(peer, headers, config.api.trust, config.server.proxies)

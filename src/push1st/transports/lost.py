@@ -8,9 +8,12 @@ then, and processes its input as usual.
 import asyncio
 import os
 from contextlib import suppress
+from fcntl import ioctl
+from termios import FIONREAD
 
 MAX_UNREAD = 262_144
 """bytes that are still read from a connection that is lost"""
+_NONE = bytes(4)
 
 
 class Lost(asyncio.Transport):
@@ -55,3 +58,12 @@ def unread(transport: asyncio.Transport) -> bytes:
         socket = transport.get_extra_info("socket")
         return b"" if socket is None else os.read(socket.fileno(), MAX_UNREAD)
     return b""
+
+
+def has_unread(transport: asyncio.Transport) -> bool:
+    """Whether the socket has unread bytes from the client: closing it now would reset the connection."""
+    socket = transport.get_extra_info("socket")
+    try:
+        return socket is not None and ioctl(socket.fileno(), FIONREAD, _NONE) != _NONE
+    except (OSError, ValueError):  # the socket has just been closed
+        return False

@@ -93,7 +93,7 @@ async def test_a_path_without_a_route_goes_to_the_api(floor, path):
 async def test_headers_of_a_route_are_not_remembered(floor):
     for _ in range(3):
         await floor.site.ask(request("GET", "/rooms/red/look"))
-    assert floor.site.handlers.heads == {}
+    assert floor.site.handlers.rules.heads == {}
     assert len(floor.rooms.requests) == 3
 
 
@@ -131,4 +131,4 @@ def test_without_routes_every_path_is_the_apis(floor):
     site = floor.site
     table = Handlers(site.context, site.serve, [Route((), "x", floor.rooms)], site.handlers.upgrade)
     assert table.find("/rooms/red/look") is None
-    assert table.line(b"GET /rooms/red/look HTTP/1.1\r\n") == ("GET", "/rooms/red/look", "")
+    assert table.rules.line(b"GET /rooms/red/look HTTP/1.1\r\n") == ("GET", "/rooms/red/look", "")

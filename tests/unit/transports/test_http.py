@@ -13,16 +13,13 @@ from websockets.frames import Opcode
 from push1st.config.model import ApiConfig, Networks, ServerConfig
 from push1st.errors import Refused
 from push1st.messages import Request, Response
+from push1st.protocols import http
+from push1st.protocols.http import MAX_HEAD
 from push1st.transports import answers as answers_module
-from push1st.transports import http, turn
+from push1st.transports import turn
 from push1st.transports.context import LINGER_BYTES, LINGER_SECONDS
-from push1st.transports.http import (
-    ANSWER_SECONDS,
-    BODY_SECONDS,
-    HEAD_SECONDS,
-    MAX_HEAD,
-    MAX_WAITING,
-)
+from push1st.transports.http import BODY_SECONDS, HEAD_SECONDS
+from push1st.transports.http_socket import ANSWER_SECONDS, MAX_WAITING
 from push1st.transports.sweep import NEVER
 from tests.support.frames import masked
 from tests.support.http import Answer, answers, handshake, request, statuses
@@ -274,7 +271,7 @@ async def test_remembered_head_in_two_parts_is_parsed(site, served):
 async def test_heads_with_connection_options_are_not_remembered(site, served, head):
     await site.ask(request("GET", "/a", None, head))
     transport = await site.ask(request("GET", "/a", None, head))
-    assert site.handlers.heads == {}
+    assert site.handlers.rules.heads == {}
     assert (not served.last.distrust) is (head == "Connection: close")
     assert transport.closed is (head == "Connection: close")
 
@@ -283,9 +280,9 @@ async def test_remembered_heads_are_bounded(site, monkeypatch):
     monkeypatch.setattr(http, "MAX_HEADS", 3)
     for n in range(10):
         await site.ask(request("GET", f"/{n}"))
-    assert len(site.handlers.heads) <= 3
+    assert len(site.handlers.rules.heads) <= 3
     await site.ask(request("GET", "/" + "x" * 2000))
-    assert all(len(head) <= 1024 for head in site.handlers.heads)
+    assert all(len(head) <= 1024 for head in site.handlers.rules.heads)
 
 
 @pytest.mark.parametrize(

@@ -170,7 +170,7 @@ async def test_no_fallback_path_reaches_the_api(site):
     connection, transport = site.connect()
     connection.data_received(request("POST", f"/apps/{APP}/events", '{"name":"e","channel":"c","data":1}'))
     await turns()
-    assert site.handlers.heads
+    assert site.handlers.rules.heads
     connection.data_received(request("POST", SEND, '[""]'.ljust(35)))
     connection.data_received(request("GET", SEND))
     connection.data_received(request("OPTIONS", SEND))

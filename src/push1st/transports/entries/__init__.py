@@ -59,7 +59,7 @@ class EntryTable:
     def upgrade(
         self, handshake: Handshake, transport: asyncio.Transport, rest: bytes, before: bytes
     ) -> Response | WebSocketConnection:
-        """Makes a WebSocket of an HTTP connection, or returns the answer that rejects the handshake (`handlers.Upgrade`).
+        """Makes a WebSocket of an HTTP connection, or returns the answer that rejects the handshake (`handlers.UpgradeHandler`).
 
         rest: the client's input after the handshake. before: answers to earlier requests, which are written first.
         """

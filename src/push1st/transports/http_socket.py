@@ -1,0 +1,226 @@
+"""The output of an HTTP connection: answers, deadlines, and the end. `pipeline` and `http` build on it."""
+
+import asyncio
+
+from push1st.messages import Request, Response
+from push1st.protocols.http import IDLE, RequestDecoder
+from push1st.transports.answers import CLOSE, encoded, error, ok
+from push1st.transports.context import LINGER_BYTES, LINGER_SECONDS
+from push1st.transports.handlers import Handler, HandlerRequest, Takeover
+from push1st.transports.listener import Listener
+from push1st.transports.lost import LOST, has_unread
+from push1st.transports.sweep import NEVER
+
+ANSWER_SECONDS = 30
+"""to the end of an answer that waits, and for the client to take it"""
+MAX_WAITING = 16
+"""pipelined requests that may wait before the socket is not read any further"""
+
+
+class HttpSocket(asyncio.Protocol):
+    """Writes the answers of a connection, and ends the connection.
+
+    `_last`: whether no further request is served. `_busy`: whether a request is in progress.
+    """
+
+    __slots__ = (
+        "_address",
+        "_answers",
+        "_busy",
+        "_deadline",
+        "_decoder",
+        "_eof",
+        "_gone",
+        "_held_reading",
+        "_last",
+        "_linger",
+        "_listener",
+        "_paused",
+        "_peer",
+        "_refused",
+        "_rest",
+        "_transport",
+        "_upgraded",
+        "_waiting",
+        "_writing",
+        "due_at",
+    )
+
+    def __init__(self, listener: Listener) -> None:
+        self._listener = listener
+        self._transport: asyncio.Transport
+        self._decoder = RequestDecoder(listener.handlers.rules)
+        self._peer = ""
+        self._address = ""
+        """the name under which `EdgeContext.addresses` counts the connection; "" if it does not"""
+        self._rest: memoryview | None = None
+        """input that is not decoded yet"""
+        self._waiting: list[tuple[Request | HandlerRequest, Handler | None, bool]] = []
+        """requests that wait for the one in progress, with whether another one may follow"""
+        self._answers: list[bytes] = []
+        self._refused: Response | None = None
+        """the answer to the request after which nothing is decoded"""
+        self._busy = False
+        self._last = False
+        self._linger = 0
+        """bytes that the client may still send after a rejection"""
+        self._eof = False
+        """whether the client sends nothing more, because the socket has ended or is lost"""
+        self._gone = False
+        self._paused = False
+        self._held_reading = False
+        self._writing = True
+        self._upgraded: Takeover | None = None
+        """the owner of the socket from now on"""
+        self._deadline = 0.0
+        self.due_at = NEVER
+
+    def process(self, data: bytes) -> bool:
+        """See `turn.Connection`."""
+        raise NotImplementedError
+
+    def keep(self, data: bytes) -> None:
+        """See `turn.Connection`."""
+        raise NotImplementedError
+
+    def _log(self, event: str, code: int, reason: str, **where: str | None) -> None:
+        self._listener.context.node.refusals.log(event, code, reason, **where, ip=self._peer)
+
+    def _answer(self, response: Response, keep: bool, head: bool = False) -> None:
+        context = self._listener.context
+        context.node.metrics.requests[response.status] += 1
+        keep = keep and not context.node.draining
+        now = context.sweep.now
+        if keep and response.status == 200 and not response.headers and not head:
+            body = response.body
+            self._answers.append(b"%b%d\r\n\r\n%b" % (ok(now, response.content_type, self._listener.kept), len(body), body))
+            self._deadline = now + self._listener.keep_alive
+            if self._deadline + 1 < self.due_at:
+                context.sweep.watch(self, self._deadline)
+            return
+        self._answers.append(encoded(response, now, self._listener.kept if keep else CLOSE, head))
+        if not keep:
+            self._last = True
+        self._expect(self._listener.keep_alive)
+
+    def flush(self) -> None:
+        """Writes the answers of this turn."""
+        answers = self._answers
+        if answers:
+            self._answers = []
+            self._transport.write(answers[0] if len(answers) == 1 else b"".join(answers))
+            if self._last and not self._busy:
+                if self._refused is not None:
+                    self._expect(LINGER_SECONDS)
+                    self._linger = LINGER_BYTES
+                    if self._transport.can_write_eof():
+                        self._transport.write_eof()
+                    return
+                self._expect(ANSWER_SECONDS)
+                self._transport.close()
+
+    def _pass_over(self, size: int) -> None:
+        """What a client sends on behind the answer that refuses it."""
+        self._linger -= size
+        if self._linger <= 0:
+            self._linger = 0
+            self._transport.close()
+
+    @property
+    def _overfull(self) -> bool:
+        """Whether the client must read answers before the server processes more of its requests."""
+        return not self._writing or len(self._waiting) >= MAX_WAITING
+
+    def _reading(self) -> None:
+        """Pauses reading while the client reads no answers, too many requests wait, or input is unprocessed."""
+        overfull = self._overfull
+        if self._rest is not None and not overfull and not self._gone:
+            self._listener.turn.resume(self)
+        pause = overfull or self._held_reading or self._rest is not None
+        if pause != self._paused and not self._transport.is_closing():
+            self._paused = pause
+            if pause:
+                self._transport.pause_reading()
+            else:
+                self._transport.resume_reading()
+
+    def hold_reading(self, hold: bool) -> None:
+        self._held_reading = hold
+        self._reading()
+
+    def pause_writing(self) -> None:
+        self._writing = False
+        self._reading()
+
+    def resume_writing(self) -> None:
+        self._writing = True
+        self._reading()
+
+    # Deadlines and the end
+
+    def _expect(self, seconds: float) -> None:
+        """Sets the deadline. The sweep is told only of one a second or more before the look it has planned."""
+        sweep = self._listener.context.sweep
+        self._deadline = deadline = sweep.now + seconds
+        if deadline + 1 < self.due_at:
+            sweep.watch(self, self._deadline)
+
+    def due(self, now: float) -> float | None:
+        if self._deadline == NEVER:
+            return now + ANSWER_SECONDS
+        if self._deadline > now:
+            return self._deadline
+        if self._rest is not None and not self._overfull:  # the client waits for the server
+            return now + 1
+        if self._transport.is_closing() or not self._writing:
+            self.abort()
+            return None
+        if not self._linger and (self._decoder.stage != IDLE or not self._decoder.started):
+            self._listener.context.node.metrics.cut_offs["slow-request"] += 1
+            self._log("request refused", 408, "the request took too long")
+            self._answer(error(408, "the request took too long"), False)
+            self.flush()
+        elif not self._last and has_unread(self._transport):
+            return now + 1
+        self._last = True
+        self._transport.close()
+        self._deadline = now + ANSWER_SECONDS
+        return self._deadline
+
+    def leave(self, code: int, reason: str) -> None:
+        """Closes the connection, unless a request is in progress or has unread bytes."""
+        if not self._busy and self._rest is None and self._decoder.stage == IDLE and not has_unread(self._transport):
+            self._last = True
+            self._transport.close()
+
+    def abort(self) -> None:
+        self._drop_input()
+        self._busy = False
+        self._transport.abort()
+        self._check_end()
+
+    def _drop_input(self) -> None:
+        self._last = True
+        self._rest = None
+        self._waiting.clear()
+
+    def _check_end(self) -> None:
+        """Ends the connection if the client sends nothing more, and everything is answered."""
+        if not self._eof or self._gone or self._busy or self._waiting or (self._rest is not None and not self._last):
+            return
+        self._last = True
+        if self._transport is LOST:
+            self._answers.clear()
+            self._listener.context.addresses.leave(self._address)
+            self._let_go()
+        else:
+            self.flush()
+            self._transport.close()
+
+    def _let_go(self) -> None:
+        """Removes the connection from all tables, because it is closed or another protocol owns the socket."""
+        context = self._listener.context
+        context.open.discard(self)
+        context.sweep.forget(self)
+        self._gone = True
+        self._decoder.close()
