@@ -1,8 +1,8 @@
-"""Writes docs/configuration.md from the code: `python docs/generate.py`, or `--check` to ask whether it is up to date.
+"""Writes docs/configuration.md from the code: `python docs/generate.py`; `--check` only checks whether the page is up to date.
 
-What may stand at a key is what the reader of that key says when it refuses something, a default is that of the struct
-the key fills, and what a key means is in that struct's docstring. `ABOUT` has what a docstring is too short for. A key
-with neither is an error here, so that none is forgotten.
+The permitted values of a key come from the error message of its reader. The default is that of the struct that the key
+fills, and the meaning comes from that struct's docstring. `ABOUT` has the texts that are too long for a docstring.
+A key without a text is an error, so that the page describes every key.
 """
 
 import re
@@ -27,97 +27,118 @@ PAGE = Path(__file__).with_name("configuration.md")
 Path_ = tuple[str, ...]
 
 ABOUT: dict[str, str] = {
-    "server.listen": "Where WebSockets and signed API calls are served. `false` switches it off.",
-    "server.ssl.enable": "TLS on all addresses of `server.listen`, Unix sockets excepted.",
-    "server.ssl.key": "The certificate's private key. Neither key nor certificate: a self-signed one is made at start.",
-    "server.ssl.cert": "The certificate, with those between it and the root.",
+    "server.listen": "Addresses that accept WebSockets and signed API calls. `false`: the server has no such address.",
+    "server.ssl.enable": "Whether the addresses of `server.listen` use TLS. Unix sockets never use TLS.",
+    "server.ssl.key": (
+        "File with the private key of the certificate. Without key and certificate, the server makes a self-signed "
+        "certificate at its start."
+    ),
+    "server.ssl.cert": "File with the certificate, and the intermediate certificates up to the root.",
     "server.proxies": "Proxies from which the server accepts the client's address in `X-Forwarded-For` or `Forwarded`.",
     "server.max-request-payload": (
-        "Bytes of one client message, where the protocol does not say otherwise. Where it is set, it also raises every app's "
-        "`limits.payload` to it, unless the app sets its own."
+        "Maximum number of bytes of one client message, unless the protocol has a setting of its own. "
+        "If this key is set, it also raises every app's `limits.payload` to this number, unless the app sets `limits.payload`."
     ),
-    "server.outbox": "Bytes a connection may be behind. A client that reads too slowly to stay below is cut off.",
-    "server.workers": "Processes that serve; `auto` is one a core ([scaling.md](scaling.md)).",
-    "server.drain": "Seconds in which clients are told to reconnect when the server stops.",
-    "server.app-path": "What stands before the app's key in every WebSocket path.",
+    "server.outbox": (
+        "Bytes that may wait for one connection. The server disconnects a client whose connection exceeds this number."
+    ),
+    "server.workers": "Number of processes that serve clients; `auto` is one for each core ([scaling.md](scaling.md)).",
+    "server.drain": "Seconds in which a stopping server disconnects its clients, so that they reconnect to another server.",
+    "server.app-path": "Part of every WebSocket path before the app's key.",
     "api.listen": (
-        "Addresses of the API. Only these accept unsigned calls. They accept WebSockets too, as `server.listen` does. "
+        "Addresses of the API. The server accepts unsigned calls only on these addresses. They accept WebSockets too. "
         "`false`: the server listens on `server.listen` only. "
-        "A configuration file without the section `api` means `tcp://127.0.0.1:6002`."
+        "If a configuration file has no section `api`, the address is `tcp://127.0.0.1:6002`."
     ),
-    "api.ssl.enable": "TLS on all addresses of `api.listen`, Unix sockets excepted.",
-    "api.ssl.key": "The certificate's private key. Neither key nor certificate: a self-signed one is made at start.",
-    "api.ssl.cert": "The certificate, with those between it and the root.",
-    "api.path": "What all paths of the API begin with.",
-    "api.keep-alive-timeout": "Seconds a connection may be idle between two requests, on every listener. "
+    "api.ssl.enable": "Whether the addresses of `api.listen` use TLS. Unix sockets never use TLS.",
+    "api.ssl.key": (
+        "File with the private key of the certificate. Without key and certificate, the server makes a self-signed "
+        "certificate at its start."
+    ),
+    "api.ssl.cert": "File with the certificate, and the intermediate certificates up to the root.",
+    "api.path": "Beginning of all paths of the API.",
+    "api.keep-alive-timeout": "Seconds that a connection may be idle between two requests, on every listener. "
     "Answers contain this number (`Keep-Alive: timeout=10`); a proxy must close its idle connections to the server earlier.",
-    "api.trust": "Whose unsigned calls are accepted; `[]`: nobody's. `unix` stands for the Unix sockets.",
-    "api.whitelist": "Who may connect at all; empty: everyone.",
-    "api.interface": "Read, without effect: there is one interface.",
+    "api.trust": (
+        "Networks from which the server accepts unsigned calls; `unix` stands for the Unix sockets. `[]`: the server "
+        "accepts no unsigned calls."
+    ),
+    "api.whitelist": "Addresses that may connect to `api.listen`; empty: all addresses.",
+    "api.interface": "The server reads this key, but the key has no effect: there is one interface.",
     "broker": (
-        "What connects workers and machines: nothing of yours (`memory`: several workers then share a Valkey they bring along; "
-        "`embedded://`: the same, by the program at that path), or a Redis or Valkey server, with Sentinel or as a cluster "
-        "([scaling.md](scaling.md)). Behind the URL `?prefix=…`, where several installations share one server."
+        "Connects workers and machines. With `memory`, several workers of one server share a Valkey that the server starts; "
+        "`embedded:///PATH` does the same with the program at PATH. Other URLs name a Redis or Valkey server, "
+        "a Sentinel or a cluster ([scaling.md](scaling.md)). "
+        "`?prefix=…` at the end of the URL separates several installations that share one broker."
     ),
-    "log.format": "`text` for people, `json` for machines: one object a line, on standard error.",
-    "log.level": "Events below this level are not logged. At `debug` the server logs each rejection with the text of its answer.",
+    "log.format": "Format of the log on standard error: `text` for people, or `json` with one JSON object in each line.",
+    "log.level": "The server logs no events below this level. At `debug` it logs each rejection with the text of its answer.",
     "credentials": "The files of apps. Relative paths start at the folder of the configuration file.",
-    "APP.enable": "A disabled app refuses its clients with 4003 and its API calls with 403.",
-    "APP.name": "For people. By default the app's id.",
-    "APP.key": "What clients connect with. Not secret. Each app needs its own.",
+    "APP.enable": "A disabled app rejects its clients with 4003 and its API calls with 403.",
+    "APP.name": "Name of the app for people. By default the app's id.",
+    "APP.key": "Public key with which clients connect. Each app needs a different key.",
     "APP.secret": (
-        "What signatures and tokens are made with. Without one the app has public channels only. "
-        "At least 32 random bytes: `openssl rand -hex 32`."
+        "Secret key of signatures and tokens. An app without a secret has public channels only. "
+        "Use at least 32 random bytes: `openssl rand -hex 32`."
     ),
-    "APP.channels": "The types of channels the app has. `private` covers `protected`.",
+    "APP.channels": "Types of channels that clients of the app may use. `private` includes `protected`.",
     "APP.origins": (
-        "Pages that may connect, by their `Origin`: whole (`https://shop.example`), or a host with or without its port. "
-        "Empty or `*`: all pages; there are no other patterns. `check` notes an entry that differs from the form browsers send: "
-        "they omit the path and the scheme's default port, and send Punycode. "
-        "A client that sends no `Origin` is not a browser, and is accepted."
+        "Web pages that may connect, by their `Origin`: a whole origin (`https://shop.example`), or a host with or without "
+        "its port. "
+        "Empty or `*`: all web pages; there are no other patterns. "
+        "`push1st check` notes an entry that differs from the form that browsers send: "
+        "browsers omit the path and the scheme's default port, and send Punycode. "
+        "The server accepts a client that sends no `Origin`, because such a client is not a browser."
     ),
-    "APP.options.client-messages": "Pusher clients may send client events.",
-    "APP.options.subscription-count": "Subscribers of a channel are told how many they are.",
+    "APP.options.client-messages": "Whether Pusher clients may send client events.",
+    "APP.options.subscription-count": "Whether the subscribers of a channel receive the number of subscribers.",
     "APP.options.authorized-only": (
-        "A Pusher client that within 10 seconds neither signs in nor joins a channel that needs a signature is closed with 4009."
+        "Whether a Pusher client must sign in, or join a channel that needs a signature, within 10 seconds. "
+        "The server closes other connections with 4009."
     ),
-    "APP.options.statistic": "Read, without effect.",
-    "APP.hook.trigger": "What the hook is told of ([Push1st's hooks](webhooks.md#push1sts-hooks)).",
-    "APP.hook.endpoint": "Where it is told.",
-    "APP.hook.sign": "Requests carry the app's key and a signature.",
-    "APP.hook.http-pipelining": "Read, without effect.",
-    "APP.hook.keep-alive": "Read, without effect.",
-    "APP.webhooks.url": "Where events are sent.",
-    "APP.webhooks.format": "Pusher's, or Push1st's.",
-    "APP.webhooks.events": "Which; empty: all of the format.",
-    "APP.webhooks.filter": "Channels, by prefix or by a pattern in which `*` stands for anything; empty: all.",
-    "APP.webhooks.timeout": "Seconds a delivery may take.",
-    "APP.webhooks.batch": "Events a delivery may have.",
-    "APP.webhooks.concurrency": "Deliveries at once, each of other channels. Without it 10, and 1 of `py:` and `lua:`.",
-    "APP.authorize.url": "Who is asked.",
-    "APP.authorize.on": "What it is asked about.",
-    "APP.authorize.filter": "Channels it is asked about, by prefix or pattern; empty: all.",
-    "APP.authorize.headers": "Headers of each request.",
-    "APP.authorize.timeout": "Seconds it has to answer; then the answer is no.",
-    "APP.authorize.cache": "Seconds an answer is kept; 0: not at all.",
-    "APP.authorize.concurrency": "Processes of a `py:` function.",
+    "APP.options.statistic": "The server reads this key, but the key has no effect.",
+    "APP.hook.trigger": "Events that the server sends to the endpoints ([Push1st's hooks](webhooks.md#push1sts-hooks)).",
+    "APP.hook.endpoint": "URLs, Python functions or Lua scripts that receive the events.",
+    "APP.hook.sign": "Whether requests have the app's key and a signature in their headers.",
+    "APP.hook.http-pipelining": "The server reads this key, but the key has no effect.",
+    "APP.hook.keep-alive": "The server reads this key, but the key has no effect.",
+    "APP.webhooks.url": "URL, Python function or Lua script to which the server sends the events.",
+    "APP.webhooks.format": "Format of the requests: Pusher's, or that of the original Push1st.",
+    "APP.webhooks.events": "Events that the server sends; empty: all events of the format.",
+    "APP.webhooks.filter": (
+        "Channels whose events the server sends, by prefix, or by a pattern in which `*` stands for any text; empty: all "
+        "channels."
+    ),
+    "APP.webhooks.timeout": "Maximum duration of a delivery in seconds.",
+    "APP.webhooks.batch": "Maximum number of events in a delivery.",
+    "APP.webhooks.concurrency": (
+        "Maximum number of simultaneous deliveries, each for different channels. The default is 10, and 1 for `py:` and `lua:`."
+    ),
+    "APP.authorize.url": "URL or Python function to which the server sends its requests.",
+    "APP.authorize.on": "Actions of clients for which the server sends a request.",
+    "APP.authorize.filter": "Channels for which the server sends requests, by prefix or pattern; empty: all channels.",
+    "APP.authorize.headers": "Additional headers of each request.",
+    "APP.authorize.timeout": "Seconds in which the backend must answer; without an answer the server rejects the action.",
+    "APP.authorize.cache": "Seconds for which the server reuses an answer; 0: the server does not reuse answers.",
+    "APP.authorize.concurrency": "Number of processes of a `py:` function.",
     "hooks.events": (
-        "Events that may wait for an endpoint. "
-        "If the queue is full, events are dropped, first those of the connection that has the most in it."
+        "Maximum number of events that wait for an endpoint. "
+        "If the queue is full, the server drops events, first those of the connection that has the most events in the queue."
     ),
-    "hooks.bytes": "Bytes that may wait for an endpoint.",
+    "hooks.bytes": "Maximum number of bytes that wait for an endpoint.",
     "hooks.folder": (
-        "Where the rest of the queues is saved at a stop, and what is given up is kept (`dead-letters.jsonl`). "
-        "Without one both are lost, and counted."
+        "Folder in which a stopping server saves waiting events. "
+        "The server also writes the events that it gives up into this folder, in `dead-letters.jsonl`. "
+        "Without a folder, both are lost, and metrics count them."
     ),
-    "APP.webhooks.headers": "Headers of each request.",
-    "ssl": "A place for anchors: `&name` here, `*name` where it is used.",
-    "PROTOCOL.path": "The beginning of the protocol's paths; `server.app-path` and the app's key follow.",
-    "PROTOCOL.activity-timeout": "Seconds without data from a client after which the server pings it.",
-    "PROTOCOL.whitelist": "Addresses that may connect with this protocol; empty: all.",
+    "APP.webhooks.headers": "Additional headers of each request.",
+    "ssl": "Section for YAML anchors: define an anchor with `&name` here, and use it with `*name` in other sections.",
+    "PROTOCOL.path": "Beginning of the protocol's paths; `server.app-path` and the app's key follow.",
+    "PROTOCOL.activity-timeout": "Seconds without data from a client after which the server sends a ping.",
+    "PROTOCOL.whitelist": "Addresses that may connect with this protocol; empty: all addresses.",
     "PROTOCOL.push": (
-        "Types of channels to which clients of this protocol may publish; `private` includes `protected`. "
-        "It has no effect for Pusher clients, which publish if the app has `options.client-messages`."
+        "Types of channels to which raw WebSocket clients may publish; `private` includes `protected`. "
+        "The key has no effect for Pusher clients, which may publish if the app has `options.client-messages`."
     ),
 }
 
@@ -138,8 +159,8 @@ HEAD = """<!-- Written by docs/generate.py from the code. Do not edit: change th
 
 # Configuration
 
-This page lists all keys. A configuration is one file, usually `server.yml`, and the files with apps.
-The key `credentials` lists the latter:
+This page lists all keys of the configuration.
+A configuration consists of one main file, usually `server.yml`, and the files with apps, which the key `credentials` lists:
 
 ```yaml file=server.yml
 server: { listen: "tcp://*:6001" }
@@ -153,7 +174,8 @@ shop:
   secret: "a-long-random-secret-of-at-least-32-bytes"
 ```
 
-`push1st check` reads the configuration as the server does. It prints what would run, or every mistake with its file and line:
+`push1st check` reads the configuration in the same way as the server.
+The command prints a summary of the configuration, or every mistake with its file and line:
 
 ```bash
 push1st check -c server.yml
@@ -171,27 +193,32 @@ server.yml: good
 - A key without a value (`drain:`) has its default, as if it were not in the file.
 - A list can have three forms: `[ a, b ]`, `{ a, b }`, or one item a line. A list with one item needs no brackets.
 - Relative paths start at the folder of the configuration file.
-- Changes take effect when the server is started again, or with several workers by [`push1st reload`](scaling.md#reload).
+- A change takes effect when you restart the server.
+  A server with several workers can also reload the configuration ([`push1st reload`](scaling.md#reload)).
 
 ## The environment
 
-An environment variable overrides the value in the file. Its name is the path of keys in capitals, with `_` for `.` and `-`:
-`PUSH1ST_SERVER_DRAIN` is `server.drain`. Items of a list are separated by commas, and `[]` is the empty list.
+An environment variable overrides the value in the file.
+The name of the variable is the path of keys in capitals, with `_` for `.` and `-`: `PUSH1ST_SERVER_DRAIN` is `server.drain`.
+Items of a list are separated by commas, and `[]` is the empty list.
 An empty variable has no effect.
-The server rejects a variable that begins with `PUSH1ST_` and is not on this page. Exceptions are the variables that Docker
-and Kubernetes set for a service that is called `push1st`.
+The server rejects a variable that begins with `PUSH1ST_` and is not on this page.
+It ignores the variables that Docker and Kubernetes set for a service with the name `push1st`.
 
-`PUSH1ST_CONFIG` is the configuration file for commands without `-c`.
-`PUSH1ST_APP_…` configures one app. `PUSH1ST_APP_ID` selects it; if no file contains an app with this id, the variables add one.
-Without `PUSH1ST_APP_ID` they configure the only app in the files. So a server can run without files:
+The variable `PUSH1ST_CONFIG` names the configuration file for commands without `-c`.
+
+The variables `PUSH1ST_APP_…` configure one app.
+`PUSH1ST_APP_ID` selects this app; if no file contains an app with this id, the variables add the app.
+Without `PUSH1ST_APP_ID`, the variables configure the only app in the files.
+So a server can run without files:
 
 ```bash background
 PUSH1ST_APP_ID=shop PUSH1ST_APP_KEY=a-public-key PUSH1ST_APP_SECRET=a-long-random-secret-of-at-least-32-bytes \\
 PUSH1ST_SERVER_LISTEN=tcp://127.0.0.1:6001 PUSH1ST_API_LISTEN=tcp://127.0.0.1:6002 push1st serve
 ```
 
-Without a configuration file and without `PUSH1ST_APP_ID`, `push1st serve` runs the demo: app `app-test`, key `app-key`, secret
-`secret`, on 127.0.0.1 only. With a configuration of your own there is no demo app.
+Without a configuration file and without `PUSH1ST_APP_ID`, `push1st serve` runs the demo on 127.0.0.1.
+The demo has the app `app-test` with the key `app-key` and the secret `secret`; this app exists only in the demo.
 
 """
 
@@ -214,21 +241,26 @@ def page() -> str:
     rest = {name: key for name, key in tables.ROOT.items() if key.table is None}
     parts.append("## broker, credentials, ssl\n\n" + _table(rest, root, ()))
     parts.append(
-        "## An app\n\nA file of `credentials` has any number of apps, each under its id.\n\n"
+        "## An app\n\nA file of `credentials` contains any number of apps; the id of an app is the name of its section.\n\n"
         + _table(tables.APP, config.AppConfig(id="", key="", secret=""), ("APP",))
     )
-    parts.append("### limits\n\nRates are per second. What they are refused with is in [errors.md](errors.md).\n\n")
+    parts.append("### limits\n\nRates are numbers per second. [errors.md](errors.md) lists the error for each limit.\n\n")
     parts.append(_table(tables.LIMITS, limits.Limits(), ("APP", "limits")))
-    parts.append("### webhooks\n\nA list of sections: [webhooks.md](webhooks.md).\n\n")
+    parts.append(
+        "### webhooks\n\nThe value of `webhooks` is a list of sections with these keys ([webhooks.md](webhooks.md)).\n\n"
+    )
     parts.append(_table(tables.WEBHOOK, WEBHOOK, ("APP", "webhooks")))
-    parts.append("### authorize\n\nA section, or a list of them: [authorising.md](authorising.md).\n\n")
+    parts.append(
+        "### authorize\n\nThe value of `authorize` is a section with these keys, or a list of such sections "
+        "([authorising.md](authorising.md)).\n\n"
+    )
     parts.append(_table(tables.AUTHORIZE, AUTHORIZE, ("APP", "authorize")))
     parts.append(_without_effect())
     return "".join(parts).rstrip() + "\n"
 
 
 def _table(table: schema.Table, struct: Any, path: Path_) -> str:
-    lines = ["| key | what may stand there | default | meaning |", "| --- | --- | --- | --- |"]
+    lines = ["| key | permitted values | default | meaning |", "| --- | --- | --- | --- |"]
     lines += (_row(*row) for row in _keys(table, struct, path))
     variables = [f"`{name}`" for name in _variables(table, path)]
     if variables:
@@ -263,7 +295,7 @@ def _row(path: Path_, key: schema.Key, struct: Any, default: Any) -> str:
 
 def _protocols(server: config.ServerConfig) -> str:
     lines = [
-        f"| key | what may stand there | {' | '.join(config.PROTOCOLS)} | meaning |",
+        f"| key | permitted values | {' | '.join(config.PROTOCOLS)} | meaning |",
         "| --- " * (len(config.PROTOCOLS) + 3) + "|",
     ]
     for name, key in tables.PROTOCOL.items():
@@ -356,20 +388,20 @@ def _of_field(struct: type, field: str) -> str:
 def _without_effect() -> str:
     lines = [
         "## Keys without effect\n",
-        "Files of Push1st load as they are. `push1st check` notes these keys, which have no effect here:\n",
+        "This server reads files of the original Push1st unchanged. `push1st check` prints a note for each of these keys, which have no effect in this server:\n",
     ]
     for table, path in ((tables.SERVER, "server"), (tables.API, "api"), (tables.LOG, "log")):
         lines += (f"- `{path}.{name}`: {key.note}" for name, key in table.items() if key.note)
     lines += (f"- `api.module.{name}`: {key.note}" for name, key in (tables.API["module"].table or {}).items() if key.note)
     lines += (f"- `{name}` of an app: {key.note}" for name, key in tables.APP.items() if key.note)
     lines.append(f"- an app whose `channels` are `[ smpp ]`: {SMPP_NOTE}")
-    lines.append("\nThese values mean that the default applies, or have no effect:\n")
+    lines.append("\nThese values have no effect, or select the default:\n")
     protocols = f"server.{{{','.join(config.PROTOCOLS)}}}"
     for table, path in ((tables.PROTOCOL, protocols), (tables.API, "api")):
         lines += (f"- `{path}.{name}: {value}`: {note}" for name, key in table.items() for value, note in key.unset.items())
     if planned := _planned():
         lines += [
-            "\nAnd what these ask for is not here, or done otherwise:\n",
+            "\nThe server does not implement these keys, or replaces them by others:\n",
             *(f"- `{where}`: {text}" for where, text in planned.items()),
         ]
     return "\n".join(lines) + "\n"
@@ -377,7 +409,7 @@ def _without_effect() -> str:
 
 @cache
 def _planned() -> dict[str, str]:
-    """What a configuration that asks for everything is told to be not there yet."""
+    """Returns the warnings for a configuration with every feature that does not exist yet, by key."""
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         (folder / "server.yml").write_text(PLANNED)
