@@ -388,8 +388,10 @@ def _of_field(struct: type, field: str) -> str:
 def _without_effect() -> str:
     lines = [
         "## Keys without effect\n",
-        "This server reads files of the original Push1st unchanged. "
-        "`push1st check` prints a note for each of these keys, which have no effect in this server:\n",
+        (
+            "This server reads files of the original Push1st unchanged. "
+            "`push1st check` prints a note for each of these keys, which have no effect in this server:\n"
+        ),
     ]
     for table, path in ((tables.SERVER, "server"), (tables.API, "api"), (tables.LOG, "log")):
         lines += (f"- `{path}.{name}`: {key.note}" for name, key in table.items() if key.note)
