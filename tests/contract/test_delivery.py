@@ -124,7 +124,7 @@ def test_any_interleaving_leaves_no_stale_entry_and_no_unreached_subscriber(plan
             heard = {one["channel"] for one in outlet.read if one["event"] == "last"}
             assert heard == crowd.wants[n], "somebody is deaf, or hears what it left"
 
-    with patch.object(fanout, "SLICE", size):
+    with patch.object(fanout, "SLICE_WRITES", size):
         asyncio.run(run())
 
 

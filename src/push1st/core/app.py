@@ -1,4 +1,4 @@
-"""One app on this worker: its configuration, and the state that this worker keeps for it."""
+"""One app on this worker: its configuration, the state that this worker keeps for it, and the interfaces of its clients."""
 
 from collections.abc import Iterable
 from typing import Protocol, cast
@@ -9,6 +9,7 @@ from push1st.core.hub import Subscriber, Tenant
 from push1st.hooks.authorize import operations
 from push1st.hooks.formats import kinds
 from push1st.limits import Bucket
+from push1st.messages import Reply
 
 
 class Client(Subscriber, Protocol):
@@ -22,6 +23,17 @@ class Client(Subscriber, Protocol):
     def closed(self) -> bool: ...
 
     def disconnect(self, code: int, reason: str) -> None: ...
+
+
+class Outlet(Protocol):
+    """The connection of a session, or the owner of its outbox."""
+
+    def send(self, reply: Reply) -> None: ...
+
+    def close(self, code: int, reason: str) -> None: ...
+
+    def fail(self) -> None:
+        """Ends the connection after an unexpected exception, and logs the trace of the exception being handled."""
 
 
 class App:

@@ -1,8 +1,8 @@
 """Subscription counts: how many subscribers a channel has, sent to these subscribers (Pusher protocol, section 3).
 
 The first change of a channel sends a count at once. `Counts.tick`, once a second, combines the later changes into one count, so
-thousands of clients that subscribe and unsubscribe cost little more than one. A channel with more than `MANY` subscribers gets
-one count in `COUNT_SECONDS`, from whichever worker claims it first.
+thousands of clients that subscribe and unsubscribe cost little more than one. A channel with more than `LARGE_CHANNEL`
+subscribers gets one count in `COUNT_SECONDS`, from whichever worker claims it first.
 """
 
 from asyncio import sleep
@@ -16,11 +16,12 @@ from push1st.eager import resolve
 from push1st.errors import Refused
 from push1st.messages import HookEvent, subscription_count
 
-MANY = 100
+LARGE_CHANNEL = 100
+"""subscribers; a larger channel gets its count less often"""
 COUNT_SECONDS = 5
-"""a channel with more than `MANY` subscribers gets a count every `COUNT_SECONDS`, others every second (protocol, section 3)"""
+"""between two counts of a large channel; other channels get a count every second (Pusher protocol, section 3)"""
 MAX_COUNTED = 1000
-"""deliveries of subscription counts in one second, after which `tick` sends further counts; and those of `tick` in a loop turn"""
+"""deliveries of counts in a second, after which the next tick sends further counts; and deliveries of a tick in a loop turn"""
 
 
 class Counts:
@@ -64,7 +65,7 @@ class Counts:
         self._counted.add(key)
         try:
             occupancy = await self._roster.channel(*key)
-            if occupancy is not None and occupancy.subscriptions > MANY:
+            if occupancy is not None and occupancy.subscriptions > LARGE_CHANNEL:
                 if not await self._roster.claim(*key, COUNT_SECONDS):
                     self._due[key] = app
                     return 0

@@ -50,3 +50,13 @@ async def publish(hooks: Hooks, app: App, client: Client, command: Publish, user
     if string_size(data) > limit:
         raise Refused(413, f"data has {string_size(data)} bytes, the limit is {limit}")
     return data
+
+
+def close_code(code: int) -> int:
+    """Returns the close code for a client that the app's backend has rejected with a code.
+
+    During the handshake pusher-js reconnects without a pause after 4200 to 4299; after 4100 it waits a second.
+    """
+    if code == 503 or 4200 <= code < 4300:
+        return 4100
+    return code if code >= 4000 else 4009

@@ -26,17 +26,17 @@ from push1st.core.hub import Lane, Slice, Subscriber, Tenant, Write
 from push1st.messages import Message
 from push1st.metrics import Metrics
 
-SLICE = 2048
+SLICE_WRITES = 2048
 """writes a loop turn before the rest waits for the next: about 15 ms"""
-PENDING = 262_144
+MAX_PENDING_BYTES = 262_144
 """bytes that a lane, or the direct frames of a connection, may keep before they are flushed early"""
 MAX_OVERRIDES = 32
 """subscribers with frames of their own that a lane may keep before it is flushed early"""
-SLICES = 4
+MAX_SLICES = 4
 """slices a lane may queue before the oldest is finished at once"""
-HOLD = 0.000_016
+HOLD_SECONDS_PER_WRITE = 0.000_016
 """seconds a flush may wait for each write of the last one: two to three times what that takes"""
-HOLD_LEAST, HOLD_MOST = 0.001, 0.008
+MIN_HOLD_SECONDS, MAX_HOLD_SECONDS = 0.001, 0.008
 """seconds a flush may wait: less is not worth a timer, more would be felt"""
 
 
@@ -138,7 +138,7 @@ class Fanout:
             lane.frames.append(frame)
             lane.size += len(frame)
             count += size
-            if lane not in lanes or lane.size > PENDING or overrides:
+            if lane not in lanes or lane.size > MAX_PENDING_BYTES or overrides:
                 self._due(lane)
         self._due_deliveries += count
         if self._timer is not None and self._due_deliveries >= self._delivered:
@@ -169,7 +169,7 @@ class Fanout:
         return count
 
     def _due(self, lane: Lane) -> None:
-        if lane.size > PENDING or len(lane.overrides) > MAX_OVERRIDES:
+        if lane.size > MAX_PENDING_BYTES or len(lane.overrides) > MAX_OVERRIDES:
             self._flush_direct()
             self._flush_lane(lane)
             if not lane.due:
@@ -193,7 +193,7 @@ class Fanout:
             self._schedule()
         direct.frames.append(frame)
         direct.size += len(frame)
-        if direct.size > PENDING:
+        if direct.size > MAX_PENDING_BYTES:
             self._flush_direct_to(subscriber)
 
     def settle(self, subscriber: Subscriber) -> None:
@@ -250,8 +250,8 @@ class Fanout:
     def _holds(self) -> bool:
         """Whether a flush waits that has less than the last one, which ended just now and wrote much, several messages each."""
         if self._timer is None:
-            seconds = min(HOLD * self._wrote, HOLD_MOST)
-            if seconds < HOLD_LEAST or self._delivered < 2 * self._wrote or self._monotonic() - self._ended > seconds:
+            seconds = min(HOLD_SECONDS_PER_WRITE * self._wrote, MAX_HOLD_SECONDS)
+            if seconds < MIN_HOLD_SECONDS or self._delivered < 2 * self._wrote or self._monotonic() - self._ended > seconds:
                 return False
             self._timer = self._call_later(seconds, self.flush)
         return True
@@ -268,7 +268,7 @@ class Fanout:
         if not lanes:
             return
         self._delivered, self._due_deliveries = self._due_deliveries, 0
-        budget = SLICE
+        budget = SLICE_WRITES
         long: list[Lane] = []
         for lane in list(lanes):
             writes = lane.writes
@@ -296,8 +296,8 @@ class Fanout:
             elif not lane.due:
                 del lanes[lane]
         # Long flushes share what is left, but at least half a turn, and take turns.
-        each = max(budget, SLICE // 2) // max(1, len(long)) or 1
-        self._wrote = SLICE - budget
+        each = max(budget, SLICE_WRITES // 2) // max(1, len(long)) or 1
+        self._wrote = SLICE_WRITES - budget
         for lane in long:
             self._wrote += self._flush_slices(lane, each)
             if not lane.due:
@@ -364,10 +364,10 @@ class Fanout:
             return
         buffer = frames[0] if len(frames) == 1 else b"".join(frames)
         metrics.bytes_out += len(buffer) * (len(writes) - len(overrides))
-        if len(writes) > SLICE or lane.slices:
+        if len(writes) > SLICE_WRITES or lane.slices:
             remaining = {s: write for s, write in writes.items() if s not in overrides} if overrides else writes.copy()
             lane.slices.append(Slice(buffer, remaining))
-            while len(lane.slices) > SLICES:
+            while len(lane.slices) > MAX_SLICES:
                 oldest = lane.slices.pop(0)
                 self._write(oldest.remaining.values(), oldest.buffer)
         elif overrides:

@@ -169,6 +169,11 @@ class Node:
             await self._quotas.disconnect(app.config.id)
         app.uncounted.discard(client)
 
+    async def withdraw(self, app: App, client: Client, asked: Suspended[bool]) -> None:
+        """Discounts a connection that has ended before the broker has counted it. asked: the result of `connect`."""
+        with suppress(Disconnect):
+            await self.admit(app, client, asked)
+
     async def disconnect(self, app: App, client: Client, left: SessionState) -> None:
         """A connection has ended: it leaves its channels. The others' pending frames are not touched by that."""
         tenant, id = app.tenant, app.config.id

@@ -16,9 +16,9 @@ from push1st.errors import Refused
 from push1st.jsontext import decode, encode, string_size
 from push1st.messages import Member, Publish, SignedInUser, SignIn, Subscribe, user_channel
 
-USER_BYTES = 1024
+MAX_MEMBER_BYTES = 1024
 """bytes of a presence member's `channel_data` (Pusher protocol, section 8)"""
-WATCHLIST = 100
+MAX_WATCHLIST = 100
 """users a watchlist may name; the rest is left out, and the client told so (Pusher protocol, section 5)"""
 
 
@@ -98,14 +98,23 @@ def to_subscribe(client: Claimant, config: AppConfig, command: Subscribe, decide
     return kind
 
 
+def may_subscribe(client: Claimant, config: AppConfig, channel: str, decides: Callable[[str], object] | None) -> bool:
+    """Returns whether a client that needs no signature may subscribe to a channel. decides: as for `to_subscribe`."""
+    try:
+        to_subscribe(client, config, Subscribe(channel), decides)
+    except Refused:
+        return False
+    return True
+
+
 def member(client: Claimant, channel_data: str) -> Member | None:
     """Returns the member of a subscription; None if it has no user and needs none (`lenient`).
 
     Raises Refused if the member exceeds the limits (Pusher protocol, section 8).
     """
     user = client.user if not channel_data else None  # without channel_data it is the signed-in user (section 3)
-    if (len(channel_data.encode()) if user is None else len(user.info)) > USER_BYTES:
-        raise Refused(413, f"channel_data is over {USER_BYTES} bytes")
+    if (len(channel_data.encode()) if user is None else len(user.info)) > MAX_MEMBER_BYTES:
+        raise Refused(413, f"channel_data is over {MAX_MEMBER_BYTES} bytes")
     if user is not None:
         found = Member(user.id, user.info)
     else:
@@ -162,9 +171,9 @@ def to_sign_in(client: Claimant, config: AppConfig, command: SignIn) -> Identity
     if client.user is not None and client.user.id != id:
         raise Refused(401, f"this connection is signed in as {client.user.id!r} already")
     wanted = list(dict.fromkeys(map(str, data.watchlist or ())))
-    watchlist = tuple(one for one in wanted[:WATCHLIST] if not user_id_error(one))
+    watchlist = tuple(one for one in wanted[:MAX_WATCHLIST] if not user_id_error(one))
     user_data = command.user_data if isinstance(data.id, str) else _with_id(command.user_data, id)
-    return Identity(SignedInUser(id, bytes(data.user_info).strip(), watchlist), user_data, len(wanted) > WATCHLIST)
+    return Identity(SignedInUser(id, bytes(data.user_info).strip(), watchlist), user_data, len(wanted) > MAX_WATCHLIST)
 
 
 def _with_id(user_data: str, id: str) -> str:

@@ -1,26 +1,26 @@
-"""One client, whatever its protocol: applies its commands in order, checks its rights and its limits. Knows no bytes.
+"""One client, whatever its protocol: applies its commands in order, within its rights and limits. Knows no bytes.
 
 A session begins with its first connection. `detach` ends it with that connection, unless the session has an outbox
-(`core/outbox.py`). With an outbox the session stays subscribed, and keeps what is due to it until `attach` or `expire`.
+(`core/outbox.py`). A session with an outbox stays subscribed, and the outbox keeps its output until `attach` or `expire`.
 
-Commands are applied one after another. A command that waits (for a broker) holds back the commands after it, at most `WAITING`.
-A transport that can stop reading stops earlier. A refused command is answered, and the client stays connected. More than
-`PATIENCE` refusals a second are a flood, and end the connection, unless the commands are only too fast or the broker is away.
+A session applies its commands one after another. While a command waits for a broker or a backend, later commands are queued, up
+to `MAX_WAITING_COMMANDS`. A transport that can stop reading does so earlier. A rejected command is answered, and the client stays
+connected. A client with more than `MAX_REFUSALS` rejected commands a second is disconnected. Two kinds of rejected commands are
+excepted: events that were only sent too fast, and commands that were rejected because the broker is away.
 """
 
 from collections import deque
 from collections.abc import Callable, Collection
-from contextlib import suppress
-from typing import Any, Protocol
+from typing import Any
 
 from push1st import auth
 from push1st.channels import user_id_error
 from push1st.core import decisions, rights
-from push1st.core.app import App
+from push1st.core.app import App, Outlet
 from push1st.core.hub import Lane, Wire, Write
 from push1st.core.node import Node, SessionState
 from push1st.core.outbox import AttachedConnection, Outbox
-from push1st.eager import Suspended, spawn
+from push1st.eager import spawn
 from push1st.errors import Disconnect, LimitReached, Refused
 from push1st.limits import Bucket
 from push1st.messages import (
@@ -33,7 +33,6 @@ from push1st.messages import (
     Pong,
     Publish,
     Published,
-    Reply,
     SignedIn,
     SignedInUser,
     SignIn,
@@ -44,42 +43,29 @@ from push1st.messages import (
     user_channel,
 )
 
-WAITING = 1000
-"""commands a client may have waiting"""
-PATIENCE = 100
-"""refused commands a second before a client is cut off"""
+MAX_WAITING_COMMANDS = 1000
+"""commands of one client that are queued while an earlier command waits"""
+MAX_REFUSALS = 100
+"""rejected commands a second; a client with more of them is disconnected"""
 MAX_CHARGES = 100
-"""charges a second (`Session.charge`) that a client may cause in the long run"""
+"""charges a second (`Session.charge`) that a client may cause for long"""
 CHARGE_SECONDS = 60
-"""a client may use the charges of this many seconds at once"""
-PUBLISHES = 1000
-"""events a second from a client that may publish freely (Push1st has no such limit): more is a flood"""
-
-
-class Outlet(Protocol):
-    """The connection, as its session sees it."""
-
-    def send(self, reply: Reply) -> None: ...
-
-    def close(self, code: int, reason: str) -> None: ...
-
-    def fail(self) -> None:
-        """Ends the connection after a defect of ours: logs the trace of the exception being handled."""
+"""a client may cause the charges of so many seconds at once"""
+MAX_PUBLISHES = 1000
+"""events a second of a raw client. Push1st has no such limit; a client with more of them is disconnected."""
 
 
 class Session:
     """See the module.
 
-    outlet: the connection, or the owner of the outbox. write: takes the output of the fan-out: the connection's `write`, or the
-    outbox's. outbox: for a session that outlives its connections.
-
-    claims: rights from an access token, on protocols whose clients bring one (else None).
-
-    push: the types of channels an event may be published to, on protocols whose clients publish freely; None where
-    they send client events under Pusher's rules.
-
+    outlet: the connection, or the owner of the outbox.
+    write: receives the output of the fan-out; it is the `write` of the connection or of the outbox.
+    prefix: the part of the session's id that the client has chosen.
+    claims: rights from an access token, for protocols whose clients may have one; else None.
+    push: the types of channels to which a raw client may publish. None for clients under Pusher's rules for client events.
     lenient: whether a client may subscribe to a presence channel without a user, as in Push1st. The client then receives the
     channel's events, but is not a member.
+    outbox: for a session that outlives its connections.
     """
 
     __slots__ = (
@@ -87,7 +73,7 @@ class Session:
         "_busy",
         "_charged",
         "_events",
-        "_patience",
+        "_refusals",
         "_when_idle",
         "app",
         "authorized",
@@ -139,15 +125,15 @@ class Session:
         self.user: SignedInUser | None = None
         self.topics: dict[str, Lane] | None = None
         self.authorized = False
-        """whether it has signed in, or joined a channel that needs a signature"""
+        """whether the client has signed in, or has joined a channel that needs a signature"""
         self.closed = False
         self._busy = False
         self._charged = 0.0
         self.waiting: deque[Command] | None = None
-        """commands after a command that waits"""
+        """commands that are queued while an earlier command waits; None before the first"""
         self._when_idle: Callable[[], None] | None = None
         self._events: Bucket | None = None
-        self._patience: Bucket | None = None
+        self._refusals: Bucket | None = None
         self._asked = node.connect(app, self)
 
     @property
@@ -163,9 +149,9 @@ class Session:
         self.outlet.close(code, reason)
 
     def mute(self, write: Write) -> None:
-        """Discards output from now on, because the connection is lost but its last commands are not applied yet.
+        """Discards further output: the connection is lost, but its last commands are not applied yet.
 
-        write: discards frames.
+        write: a function that discards frames.
         """
         self.write = write
         lanes = self.lanes
@@ -176,15 +162,15 @@ class Session:
     # Connections
 
     def attach(self, connection: AttachedConnection[Any]) -> None:
-        """Sends what the outbox kept on a new connection, and then all that follows. The session must have an outbox."""
+        """Sends the outbox on a new connection, and then all further output. The session must have an outbox."""
         assert self.outbox is not None
         self.outbox.attach(connection)
 
     def detach(self, until: float = 0) -> None:
-        """Handles the end of the connection: the outbox keeps what follows. Without an outbox the session expires now.
+        """Handles the end of the connection: the outbox keeps further output. Without an outbox the session expires now.
 
-        until: when the session expires, in seconds on the node's `Clock.monotonic`. The owner of the outbox calls `expire` then.
-        A time that is over expires the session now.
+        until: when the session expires, in seconds on the node's `Clock.monotonic`; a time in the past expires it now. The owner
+        of the outbox calls `expire` at that time.
         """
         outbox = self.outbox
         if outbox is not None:
@@ -194,9 +180,9 @@ class Session:
         self.expire()
 
     def expire(self) -> None:
-        """Ends the session: it leaves its channels, and takes no command any more.
+        """Ends the session: it leaves its channels and applies no further command.
 
-        The outbox stays with its owner, which may have a last answer for the client's next request.
+        The outbox stays with its owner, which may still answer the client's next request from it.
         """
         if not self.closed:
             self.closed = True
@@ -206,50 +192,45 @@ class Session:
             spawn(self.node.disconnect(self.app, self, left))
             asked, self._asked = self._asked, None
             if asked is not None:
-                spawn(self._withdraw(asked))
+                spawn(self.node.withdraw(self.app, self, asked))
 
-    async def _withdraw(self, asked: Suspended[bool]) -> None:
-        """Waits until the broker has counted a connection, and takes it out of the count: it was rejected in the meantime."""
-        with suppress(Disconnect):
-            await self.node.admit(self.app, self, asked)
+    def enter(self, request: ClientRequest, on_admitted: Callable[[], None]) -> None:
+        """Admits the client: at once, or when the broker has counted it and the app's backend has accepted it.
 
-    def enter(self, visitor: ClientRequest, let_in: Callable[[], None]) -> None:
-        """Calls `let_in` as soon as the client is in: now, or when the broker has counted it and the app's backend agreed.
-
-        Commands wait for that.
+        request: what the client has sent to connect, for the backend. on_admitted: called once. Commands wait until then.
         """
         if self._asked is None and "connect" not in self.app.asks:
-            let_in()
+            on_admitted()
             return
         self._busy = True
-        spawn(self._enter(visitor, let_in))
+        spawn(self._enter(request, on_admitted))
 
-    async def _enter(self, visitor: ClientRequest, let_in: Callable[[], None]) -> None:
+    async def _enter(self, request: ClientRequest, on_admitted: Callable[[], None]) -> None:
         try:
             if self._asked is not None:
                 asked, self._asked = self._asked, None
                 await self.node.admit(self.app, self, asked)
             if "connect" in self.app.asks and not self.closed:
-                await self._request_connect(visitor)
+                await self._request_connect(request)
             if not self.closed:
-                let_in()
+                on_admitted()
         except Disconnect as end:
             if not self.closed:
                 self.node.metrics.refusals[str(end.code)] += 1
                 self.outlet.close(end.code, end.reason)
         except Refused as refused:
             self.node.metrics.cut_offs["refused-by-app"] += 1
-            self.outlet.close(_close_code(refused.code), refused.text)
+            self.outlet.close(decisions.close_code(refused.code), refused.text)
         except Exception:
             self.outlet.fail()
         if self.waiting and not self.closed:
             await self._apply(self.waiting.popleft())
         else:
-            self._rest()
+            self._finish()
 
-    async def _request_connect(self, visitor: ClientRequest) -> None:
-        """Raises Refused if the app's backend rejects the client."""
-        decision = await decisions.connect(self.node.hooks, self.app, self, visitor)
+    async def _request_connect(self, request: ClientRequest) -> None:
+        """Requests the decision of the app's backend, and signs the client in as the user in it. Raises Refused."""
+        decision = await decisions.connect(self.node.hooks, self.app, self, request)
         if decision.refused is None and decision.user_id is not None and not self.closed:
             if error := user_id_error(decision.user_id):
                 raise Refused(400, error)
@@ -262,7 +243,7 @@ class Session:
     # Commands
 
     def handle(self, command: Command) -> None:
-        """Applies a command, behind those before it."""
+        """Applies a command when all earlier commands are applied."""
         if self.closed:
             return
         if not self._busy:
@@ -270,9 +251,9 @@ class Session:
             return
         if self.waiting is None:
             self.waiting = deque()
-        if len(self.waiting) >= WAITING:
+        if len(self.waiting) >= MAX_WAITING_COMMANDS:
             self.node.metrics.cut_offs["queue-full"] += 1
-            self.outlet.close(4100, f"more than {WAITING} commands are waiting")
+            self.outlet.close(4100, f"more than {MAX_WAITING_COMMANDS} commands are waiting")
             return
         self.waiting.append(command)
 
@@ -291,28 +272,33 @@ class Session:
             if not self.waiting or self.closed:
                 break
             command = self.waiting.popleft()
-        self._rest()
+        self._finish()
 
-    def _rest(self) -> None:
+    def _finish(self) -> None:
+        """Ends the application of commands, and calls the function of `is_busy`."""
         self._busy = False
         if self._when_idle is not None:
             run, self._when_idle = self._when_idle, None
             run()
 
     def is_busy(self, when_idle: Callable[[], None]) -> bool:
-        """Returns whether a command waits. If so, `when_idle` is called once, when no command waits any more."""
+        """Returns whether a command waits. If one does, `when_idle` is called once, when no command waits any more."""
         if self._busy:
             self._when_idle = when_idle
         return self._busy
 
     def refuse(self, refused: Refused, failure: Failure | None = None) -> None:
-        """Answers a bad command, with `failure` if it is given; disconnects a client that sends too many bad commands."""
+        """Answers a rejected command; disconnects a client with too many rejected commands.
+
+        failure: the answer; by default one with the code, text and channel of the exception.
+        """
         metrics = self.node.metrics
         metrics.refusals[str(refused.code)] += 1
         self._log("command refused", refused, failure.channel if failure is not None else None)
-        if self._is_patient():
+        if self._may_be_refused():
             self.outlet.send(failure or Failure(refused.code, refused.text, refused.channel))
-        # Who only sends good events too fast stays (Pusher protocol, section 4), or while the broker is away: unanswered.
+        # Events that are only too fast (Pusher protocol, section 4) and an absent broker are no reason to disconnect a client.
+        # Its further commands are not answered.
         elif refused.code in (429, 503):
             self.charge()
         else:
@@ -331,26 +317,28 @@ class Session:
     def charge(self) -> None:
         """Charges the client for a command or frame that costs the server time and has no lasting effect.
 
-        These are pings and pongs, small fragments, unsubscribing, subscribing again, signing in, and rejected events that are
-        not answered any more. No other limit bounds them. Disconnects a client that sends more than `MAX_CHARGES` a second for
-        long. New subscriptions are not charged: `limits.subscriptions` bounds them.
+        Pings, pongs, small fragments, unsubscribing, subscribing again, signing in, and rejected events without an answer are
+        charged, because no other limit bounds them. New subscriptions are not charged, because `limits.subscriptions` bounds
+        them. A client with more than `MAX_CHARGES` a second for long is disconnected.
         """
         if self.closed:
             return
         now = self.node.clock.monotonic()
-        # A token bucket as one number (the time at which it is full again), because nearly every client needs one.
+        # A token bucket as one number, the time at which it is full again: nearly every client needs it, so it is small.
         self._charged = max(self._charged, now) + 1 / MAX_CHARGES
         if self._charged > now + CHARGE_SECONDS:
             self.node.metrics.cut_offs["flood"] += 1
             self.outlet.close(1008, f"more than {MAX_CHARGES} pings or commands without effect a second")
 
-    def _is_patient(self) -> bool:
+    def _may_be_refused(self) -> bool:
+        """Returns whether the rate of rejected commands is below `MAX_REFUSALS`, and counts one."""
         now = self.node.clock.monotonic()
-        if self._patience is None:
-            self._patience = Bucket(PATIENCE, now)
-        return self._patience.take(now)
+        if self._refusals is None:
+            self._refusals = Bucket(MAX_REFUSALS, now)
+        return self._refusals.take(now)
 
     async def _one(self, command: Command) -> None:
+        """Applies one command. Raises Refused and Disconnect."""
         match command:
             case Publish(channel):
                 try:
@@ -370,7 +358,9 @@ class Session:
                         await self.node.counts.send(self.app, command.channel)
             case Unsubscribe(channel):
                 self.charge()
-                await self._unsubscribe(channel)
+                if channel in self.subscriptions:
+                    member = self.members.pop(channel, None) if self.members else None
+                    await self.node.unsubscribe(self.app, self, channel, member, self.subscriptions)
             case SignIn():
                 self.charge()
                 try:
@@ -393,7 +383,7 @@ class Session:
             kind = "LimitReached"
         else:
             kind = {401: "AuthError", 400: "Invalid", 503: "Unavailable"}.get(refused.code, "Forbidden")
-        if not self._is_patient():
+        if not self._may_be_refused():
             self.refuse(refused)
             return
         self.node.metrics.refusals[kind] += 1
@@ -403,7 +393,7 @@ class Session:
             self.outlet.close(1008, "no channel to subscribe to: the app's backend allowed none")
 
     async def _subscribe(self, command: Subscribe) -> bool:
-        """Whether the client was not subscribed to the channel already."""
+        """Subscribes the client to a channel; returns whether this is a new subscription. Raises Refused."""
         name = command.channel
         kind = rights.to_subscribe(self, self.app.config, command, self.app.asks.get("subscribe"))
         is_decided = decisions.is_decided(self.app, name)
@@ -421,8 +411,10 @@ class Session:
         if kind.needs_auth:
             self.authorized = True
         if name in self.subscriptions:
-            # Others than those whose coming and going it is told of would stay in its list, or be missing from it.
-            members = await self.node.members(self.app, name, local_view=True) if kind.presence and self.push is None else None
+            members = None
+            if kind.presence and self.push is None:
+                # As this worker's subscribers know the members: the client gets the further changes to this list, and no others.
+                members = await self.node.members(self.app, name, local_view=True)
             self.outlet.send(Subscribed(name, members))
             return False
         most = self.app.config.limits.subscriptions
@@ -441,23 +433,10 @@ class Session:
             self.outlet.send(self.node.replay(self.app, self, name, joined.cached))
         return True
 
-    def permits(self, channel: str) -> bool:
-        """Whether a client that brings its rights in a token may subscribe."""
-        try:
-            rights.to_subscribe(self, self.app.config, Subscribe(channel), self.app.asks.get("subscribe"))
-        except Refused:
-            return False
-        return True
-
-    async def _unsubscribe(self, name: str) -> None:
-        if name in self.subscriptions:
-            member = self.members.pop(name, None) if self.members else None
-            await self.node.unsubscribe(self.app, self, name, member, self.subscriptions)
-
     # Signing in
 
     async def _sign_in(self, command: SignIn) -> None:
-        """Pusher protocol, section 5."""
+        """Signs the client in as a user (Pusher protocol, section 5). Raises Refused."""
         identity = rights.to_sign_in(self, self.app.config, command)
         user = identity.user
         channel = user_channel(user.id)
@@ -472,16 +451,17 @@ class Session:
         if user.watchlist:
             self.outlet.send(watched)
         if identity.is_cut:
-            limit = rights.WATCHLIST
+            limit = rights.MAX_WATCHLIST
             self.outlet.send(Failure(4302, f"a watchlist has at most {limit} users, the first {limit} are watched"))
 
     # Publishing
 
     async def _publish(self, command: Publish) -> None:
+        """Publishes an event of the client. Raises Refused, or Disconnect for a flood."""
         config = self.app.config
         channel = command.channel
         rights.to_publish(self, config, command, channel in self.subscriptions)
-        most = config.limits.client_events if self.push is None else PUBLISHES
+        most = config.limits.client_events if self.push is None else MAX_PUBLISHES
         if most:
             now = self.node.clock.monotonic()
             if self._events is None:
@@ -517,13 +497,3 @@ class Session:
             await published
         if "client-event" in self.app.reported:
             node.reports.client_event(self.app, command, data, stamp, self.id, member)
-
-
-def _close_code(code: int) -> int:
-    """Returns the close code for a client that the app's backend rejected.
-
-    During the handshake pusher-js reconnects without a pause after 4200 to 4299; after 4100 it waits a second.
-    """
-    if code == 503 or 4200 <= code < 4300:
-        return 4100
-    return code if code >= 4000 else 4009

@@ -8,7 +8,7 @@ import asyncio
 from collections import deque
 from typing import Protocol
 
-from push1st.core.session import WAITING, Session
+from push1st.core.session import MAX_WAITING_COMMANDS, Session
 from push1st.errors import Refused
 from push1st.protocols import Codec
 from push1st.transports.handlers import Outcome
@@ -56,7 +56,7 @@ class XhrInput:
     def add(self, texts: list[str]) -> bool:
         """Adds messages. Returns whether too many wait now."""
         self._queue.extend(texts)
-        return len(self._queue) > WAITING
+        return len(self._queue) > MAX_WAITING_COMMANDS
 
     def process(self, data: bytes) -> bool:
         """Applies a slice of the messages; returns whether more of them can be applied at once."""

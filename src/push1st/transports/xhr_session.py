@@ -12,7 +12,7 @@ from typing import Protocol
 
 from push1st.core.app import App
 from push1st.core.outbox import Outbox, OutboxPolicy
-from push1st.core.session import WAITING, Session
+from push1st.core.session import MAX_WAITING_COMMANDS, Session
 from push1st.errors import Refused
 from push1st.messages import ClientRequest, Established, Reply, Response
 from push1st.protocols.pusher_xhr import HEARTBEAT, OPEN_FRAME, decode_messages, end_frames
@@ -214,7 +214,7 @@ class XhrSession:
         if self.input is not None:
             if self.input.add(texts) and not self.closing:
                 context.node.metrics.cut_offs["queue-full"] += 1
-                self.close(4100, f"more than {WAITING} commands are waiting")
+                self.close(4100, f"more than {MAX_WAITING_COMMANDS} commands are waiting")
         elif texts:
             self.input = XhrInput(self, self._session, context.turn, texts)
             self.input.start()

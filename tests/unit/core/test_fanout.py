@@ -146,7 +146,7 @@ def test_broadcast_excluding_two_subscribers_is_one_write_to_each_other_subscrib
 
 
 def test_bytes_out_are_the_bytes_written(stage, small):
-    small(SLICE=2)
+    small(SLICE_WRITES=2)
     clients = [stage.client("c") for _ in range(5)]
     stage.publish("c", b"one")
     stage.publish("c", b"two", exclude=clients[0])
@@ -157,7 +157,7 @@ def test_bytes_out_are_the_bytes_written(stage, small):
 
 
 def test_pending_bytes_and_slices_are_properties(stage, small):
-    small(SLICE=1)
+    small(SLICE_WRITES=1)
     stage.client("c"), stage.client("c")
     stage.publish("c", b"four")
     assert (stage.fanout.pending, stage.fanout.slices) == (4, 0)
@@ -423,7 +423,7 @@ def test_a_change_of_subscribers_writes_direct_frames_first(stage):
 
 
 def test_a_lane_is_flushed_early_when_it_holds_too_many_bytes(stage, small):
-    small(PENDING=5)
+    small(MAX_PENDING_BYTES=5)
     one = stage.client("c")
     stage.publish("c", b"123")
     assert one.writes == []
@@ -446,7 +446,7 @@ def test_a_lane_is_flushed_early_when_too_many_have_frames_of_their_own(stage, s
 
 
 def test_an_early_flush_writes_direct_frames_first(stage, small):
-    small(PENDING=1)
+    small(MAX_PENDING_BYTES=1)
     one = stage.client("c")
     stage.direct(one, b"1")
     stage.publish("c", b"22")
@@ -464,7 +464,7 @@ def test_multicast_to_more_subscribers_than_a_lane_may_override_reaches_all(stag
 
 
 def test_turn_continues_after_an_early_flush(stage, small):
-    small(PENDING=2)
+    small(MAX_PENDING_BYTES=2)
     one = stage.client("c")
     for n in range(7):
         stage.publish("c", b"%d" % n)
@@ -480,7 +480,7 @@ def written(clients: list[Listening]) -> int:
 
 
 def test_a_long_flush_is_written_in_slices_a_turn_each(stage, small):
-    small(SLICE=3)
+    small(SLICE_WRITES=3)
     clients = [stage.client("c") for _ in range(7)]
     stage.publish("c", b"1")
     most = 0
@@ -493,7 +493,7 @@ def test_a_long_flush_is_written_in_slices_a_turn_each(stage, small):
 
 
 def test_a_slice_keeps_its_subscribers(stage, small):
-    small(SLICE=2)
+    small(SLICE_WRITES=2)
     clients = [stage.client("c") for _ in range(5)]
     stage.publish("c", b"1")
     stage.turns.end()
@@ -506,7 +506,7 @@ def test_a_slice_keeps_its_subscribers(stage, small):
 
 
 def test_later_frames_are_written_after_a_slice(stage, small):
-    small(SLICE=2)
+    small(SLICE_WRITES=2)
     clients = [stage.client("c") for _ in range(5)]
     stage.publish("c", b"1")
     stage.turns.end()
@@ -519,7 +519,7 @@ def test_later_frames_are_written_after_a_slice(stage, small):
 
 
 def test_a_direct_reply_within_a_slice_overtakes_nothing(stage, small):
-    small(SLICE=1)
+    small(SLICE_WRITES=1)
     clients = [stage.client("c") for _ in range(4)]
     stage.publish("c", b"1")
     stage.turns.end()
@@ -531,7 +531,7 @@ def test_a_direct_reply_within_a_slice_overtakes_nothing(stage, small):
 
 
 def test_a_direct_reply_within_a_slice_of_a_channel_that_was_left_overtakes_nothing(stage, small):
-    small(SLICE=1)
+    small(SLICE_WRITES=1)
     clients = [stage.client("c") for _ in range(4)]
     stage.publish("c", b"1")
     stage.turns.end()
@@ -542,7 +542,7 @@ def test_a_direct_reply_within_a_slice_of_a_channel_that_was_left_overtakes_noth
 
 
 def test_subscriber_that_joins_within_a_slice_gets_only_later_frames(stage, small):
-    small(SLICE=1)
+    small(SLICE_WRITES=1)
     clients = [stage.client("c") for _ in range(3)]
     stage.publish("c", b"1")
     stage.turns.end()
@@ -555,7 +555,7 @@ def test_subscriber_that_joins_within_a_slice_gets_only_later_frames(stage, smal
 
 
 def test_connection_lost_within_a_slice_gets_no_further_frames(stage, small):
-    small(SLICE=1)
+    small(SLICE_WRITES=1)
     clients = [stage.client("c") for _ in range(4)]
     stage.publish("c", b"1")
     stage.turns.end()
@@ -565,7 +565,7 @@ def test_connection_lost_within_a_slice_gets_no_further_frames(stage, small):
 
 
 def test_connection_that_left_and_was_lost_within_a_slice_gets_no_further_frames(stage, small):
-    small(SLICE=1)
+    small(SLICE_WRITES=1)
     clients = [stage.client("c") for _ in range(4)]
     stage.publish("c", b"1")
     stage.turns.end()
@@ -577,7 +577,7 @@ def test_connection_that_left_and_was_lost_within_a_slice_gets_no_further_frames
 
 
 def test_all_may_leave_within_a_slice_and_come_back_in_order(stage, small):
-    small(SLICE=1)
+    small(SLICE_WRITES=1)
     clients = [stage.client("c") for _ in range(3)]
     stage.publish("c", b"1")
     stage.turns.end()
@@ -591,7 +591,7 @@ def test_all_may_leave_within_a_slice_and_come_back_in_order(stage, small):
 
 
 def test_when_slices_are_many_the_oldest_is_finished_at_once(stage, small):
-    small(SLICE=1, SLICES=2, PENDING=0)
+    small(SLICE_WRITES=1, MAX_SLICES=2, MAX_PENDING_BYTES=0)
     clients = [stage.client("c") for _ in range(3)]
     for n in range(4):
         stage.publish("c", b"%d" % n)
@@ -602,7 +602,7 @@ def test_when_slices_are_many_the_oldest_is_finished_at_once(stage, small):
 
 
 def test_a_long_flush_does_not_hold_back_other_channels(stage, small):
-    small(SLICE=2)
+    small(SLICE_WRITES=2)
     for _ in range(20):
         stage.client("large")
     one = stage.client("small")
@@ -614,7 +614,7 @@ def test_a_long_flush_does_not_hold_back_other_channels(stage, small):
 
 
 def test_busy_large_channel_does_not_starve_a_small_channel(stage, small):
-    small(SLICE=2)
+    small(SLICE_WRITES=2)
     clients = [stage.client("large") for _ in range(6)]
     one = stage.client("small")
     stage.publish("large", b"x")
@@ -628,7 +628,7 @@ def test_busy_large_channel_does_not_starve_a_small_channel(stage, small):
 
 
 def test_direct_replies_do_not_wait_for_a_long_flush(stage, small):
-    small(SLICE=2)
+    small(SLICE_WRITES=2)
     for _ in range(20):
         stage.client("large")
     one = stage.client()
@@ -654,7 +654,7 @@ def test_connection_that_ends_within_its_write_is_removed_after_the_flush(stage)
 
 
 def test_all_may_be_cut_in_one_flush(stage, small):
-    small(SLICE=2)
+    small(SLICE_WRITES=2)
     clients = [stage.client("c") for _ in range(5)]
     for one in clients:
         one.on_write = lambda client: stage.turns.call_soon(lambda: stage.lose(client))
@@ -694,7 +694,7 @@ def test_after_a_flush_of_several_messages_to_many_the_next_waits_for_as_many(st
     assert stage.turns.timers == []
 
 
-@pytest.mark.parametrize(("subscribers", "seconds"), [(100, 0.0016), (400, 0.0064), (1000, fanout.HOLD_MOST)])
+@pytest.mark.parametrize(("subscribers", "seconds"), [(100, 0.0016), (400, 0.0064), (1000, fanout.MAX_HOLD_SECONDS)])
 def test_flush_waits_longer_after_a_larger_flush_up_to_a_bound(stage, subscribers, seconds):
     one = flushed(stage, 3, subscribers)
     stage.publish("c", b"1")
@@ -785,12 +785,12 @@ class Deliveries(RuleBasedStateMachine):
         return one
 
     @initialize(
-        SLICE=st.sampled_from((1, 2, 3, 2048)),
-        PENDING=st.sampled_from((0, 6, 20, 262_144)),
+        SLICE_WRITES=st.sampled_from((1, 2, 3, 2048)),
+        MAX_PENDING_BYTES=st.sampled_from((0, 6, 20, 262_144)),
         MAX_OVERRIDES=st.sampled_from((0, 1, 2, 32)),
-        SLICES=st.sampled_from((1, 2, 4)),
+        MAX_SLICES=st.sampled_from((1, 2, 4)),
         subscribed=st.lists(st.tuples(ids, channels)),
-        HOLD=st.sampled_from((fanout.HOLD, 0.001)),
+        HOLD_SECONDS_PER_WRITE=st.sampled_from((fanout.HOLD_SECONDS_PER_WRITE, 0.001)),
     )
     def begin(self, subscribed, **bounds):
         self.bounds.enter_context(patch.multiple(fanout, **bounds))

@@ -42,13 +42,13 @@ async def test_direct_frame_is_written_after_pending_frames_of_its_connection(st
 
 
 async def test_long_flush_takes_one_slice_of_each_turn(stage):
-    clients = [stage.client("c") for _ in range(3 * fanout.SLICE)]
+    clients = [stage.client("c") for _ in range(3 * fanout.SLICE_WRITES)]
     stage.publish("c", b"1")
     counts = []
     for _ in range(3):
         await turns(1)
         counts.append(sum(len(client.writes) for client in clients))
-    assert counts == [fanout.SLICE, 2 * fanout.SLICE, 3 * fanout.SLICE]
+    assert counts == [fanout.SLICE_WRITES, 2 * fanout.SLICE_WRITES, 3 * fanout.SLICE_WRITES]
 
 
 async def test_flush_that_waits_for_more_messages_is_done_by_its_timer(stage):

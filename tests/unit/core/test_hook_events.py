@@ -4,7 +4,7 @@ import pytest
 
 from push1st.brokers.redis.wire import decode_event, encode_event
 from push1st.config.model import Hook, Webhook
-from push1st.core.counts import COUNT_SECONDS, MANY
+from push1st.core.counts import COUNT_SECONDS, LARGE_CHANNEL
 from push1st.messages import HookEvent, Publish, Subscribe, Unsubscribe
 from tests.support.loop import done
 from tests.support.node import APP, World, app_config, token
@@ -112,15 +112,15 @@ def test_a_cache_channel_without_an_event_is_reported():
 
 def test_counts_follow_the_rule_for_large_channels():
     world = telling("subscription_count", subscription_count=True)
-    for _ in range(MANY + 1):
+    for _ in range(LARGE_CHANNEL + 1):
         join(world.session()[0], "c")
         done(world.node.tick())
     for _ in range(9):
         join(world.session()[0], "c")
-    assert [event.count for event in reported(world, "counted")] == list(range(1, MANY + 2))
+    assert [event.count for event in reported(world, "counted")] == list(range(1, LARGE_CHANNEL + 2))
     world.clock.advance(COUNT_SECONDS)
     done(world.node.tick())
-    assert reported(world, "counted")[-1].count == MANY + 10
+    assert reported(world, "counted")[-1].count == LARGE_CHANNEL + 10
 
 
 def test_counts_are_for_apps_that_opted_in():

@@ -7,7 +7,7 @@ import pytest
 from push1st import auth
 from push1st.core import counts
 from push1st.core.controller import TopicHandler
-from push1st.core.counts import COUNT_SECONDS, MANY
+from push1st.core.counts import COUNT_SECONDS, LARGE_CHANNEL
 from push1st.core.node import WORKER_BITS, Node
 from push1st.eager import resolve, spawn
 from push1st.errors import Disconnect, LimitReached, Refused
@@ -363,7 +363,7 @@ async def test_count_that_another_worker_may_have_changed_is_published_again():
 
 async def test_counts_that_were_held_back_outlast_a_broker_that_is_away():
     world = World(app_config(subscription_count=True), slow=True)
-    for _ in range(MANY + 2):
+    for _ in range(LARGE_CHANNEL + 2):
         world.session()[0].handle(Subscribe("c"))
     world.broker.calls.clear()
     world.clock.advance(COUNT_SECONDS)

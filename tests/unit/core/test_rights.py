@@ -216,8 +216,8 @@ def test_an_id_that_is_a_number_becomes_a_text():
 
 
 def test_users_over_the_limit_are_cut_off_a_watchlist():
-    identity = sign_in(json.dumps({"id": "u", "watchlist": [f"u{n}" for n in range(rights.WATCHLIST + 1)]}))
-    assert len(identity.user.watchlist) == rights.WATCHLIST
+    identity = sign_in(json.dumps({"id": "u", "watchlist": [f"u{n}" for n in range(rights.MAX_WATCHLIST + 1)]}))
+    assert len(identity.user.watchlist) == rights.MAX_WATCHLIST
     assert identity.is_cut
 
 

@@ -5,7 +5,8 @@ import asyncio
 import pytest
 
 from push1st.config.model import Authorize
-from push1st.core.session import WAITING
+from push1st.core.rights import may_subscribe
+from push1st.core.session import MAX_WAITING_COMMANDS, Session
 from push1st.errors import Refused
 from push1st.hooks import Decision
 from push1st.hooks.events import Connecting, Publishing, Subscribing
@@ -26,6 +27,11 @@ from tests.support.loop import turns
 from tests.support.node import APP, RAW, World, app_config, token
 
 VISITOR = ClientRequest("protocol=7", "https://shop.example", "session=1", "Bearer x")
+
+
+def permits(session: Session, channel: str) -> bool:
+    """Returns whether the client may subscribe to a channel of its token."""
+    return may_subscribe(session, session.app.config, channel, session.app.asks.get("subscribe"))
 
 
 def asking(*on: str, **more) -> World:
@@ -125,9 +131,9 @@ async def test_client_that_ends_while_its_backend_decides_leaves_no_state(world)
 async def test_commands_that_wait_are_bounded(world):
     await held(world)
     session, outlet = entering(world)
-    for _ in range(WAITING + 1):
+    for _ in range(MAX_WAITING_COMMANDS + 1):
         session.handle(Ping())
-    assert outlet.closes == [((4100, f"more than {WAITING} commands are waiting"))]
+    assert outlet.closes == [((4100, f"more than {MAX_WAITING_COMMANDS} commands are waiting"))]
     await decided(world)
 
 
@@ -225,7 +231,7 @@ async def test_a_client_that_unsubscribes_meanwhile_does_so_afterwards(inside):
 def test_a_raw_client_needs_no_token_where_the_backend_decides(inside):
     world, *_ = inside
     session, _ = world.session(RAW, push=frozenset(("private",)))
-    assert session.permits("private-c")
+    assert permits(session, "private-c")
     session.handle(Subscribe("private-c"))
     assert "private-c" in session.subscriptions
 

@@ -11,7 +11,7 @@ from websockets.frames import Opcode
 
 from push1st import auth
 from push1st.config.model import Networks, ProtocolConfig, ServerConfig
-from push1st.core.session import CHARGE_SECONDS, MAX_CHARGES, WAITING
+from push1st.core.session import CHARGE_SECONDS, MAX_CHARGES, MAX_WAITING_COMMANDS
 from push1st.transports.admission import AUTHORIZE_SECONDS, origin_allowed
 from push1st.transports.context import LINGER_BYTES, LINGER_SECONDS
 from push1st.transports.sweep import NEVER
@@ -942,7 +942,7 @@ async def test_a_client_may_subscribe_to_any_number_of_channels_at_once():
     site = Site(slow=True)
     transport = await opened(site)
     site.world.broker.held = {"subscribe"}
-    count = WAITING + 500
+    count = MAX_WAITING_COMMANDS + 500
     await send(transport, b"".join(map(subscribe, range(count))))
     await turns(100)
     assert not transport.reading

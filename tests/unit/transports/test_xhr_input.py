@@ -4,7 +4,7 @@ import json
 
 import pytest
 
-from push1st.core.session import WAITING
+from push1st.core.session import MAX_WAITING_COMMANDS
 from push1st.transports.turn import MAX_WAITING
 from push1st.transports.xhr_input import MAX_MESSAGES_A_SLICE
 from push1st.transports.xhr_session import (
@@ -85,7 +85,7 @@ async def test_session_with_too_many_messages_that_wait_is_ended():
     (client,) = site.fallbacks._clients.values()
     body = json.dumps([json.dumps(PROTOCOL_PING)] * MAX_MESSAGES).encode()
     await subscribe(site)
-    for _ in range(WAITING // MAX_MESSAGES + 3):
+    for _ in range(MAX_WAITING_COMMANDS // MAX_MESSAGES + 3):
         client.receive(body)
     await turns(5)
     assert frames_of(transport)[-1] == 4100

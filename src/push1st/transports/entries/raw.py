@@ -10,6 +10,7 @@ from urllib.parse import unquote_to_bytes
 from push1st import auth
 from push1st.channels import CONTROL
 from push1st.core.app import App
+from push1st.core.rights import may_subscribe
 from push1st.core.session import Session
 from push1st.errors import Disconnect, Refused
 from push1st.messages import Subscribe
@@ -49,7 +50,8 @@ class RawEntry:
         push = self.settings.push
         session = Session(context.node, app, connection, self.codec, connection.write, ip, prefix, claims, push)
         connection.open(session)
-        wanted = [name for name in dict.fromkeys(channels) if name and session.permits(name)]
+        decides = app.asks.get("subscribe")
+        wanted = [name for name in dict.fromkeys(channels) if name and may_subscribe(session, app.config, name, decides)]
         if not wanted:
             raise Disconnect(1008, "no channel to subscribe to: they need an access token, or their names are not valid")
         session.enter(client, lambda: None)
