@@ -1,6 +1,6 @@
-"""What 200 promises: a publish that was acknowledged reached every subscriber, also when the broker was away or lost its state.
+"""The guarantee of status 200: an acknowledged publish reaches each subscriber, even if the broker is away or loses its state.
 
-Each test counts what was published, acknowledged and delivered, and fails if one acknowledged event is missing anywhere.
+Each test counts published, acknowledged and delivered events, and fails if one acknowledged event is missing anywhere.
 """
 
 import asyncio
@@ -26,15 +26,15 @@ CHANNEL = "c"
 PUBLISHES_PER_SECOND = 200
 AWAY_SECONDS = 1.5
 KILLS = 3
-"""in the short form; ten in the long one"""
+"""outages in the short form; the long form has ten"""
 Fault = Callable[[Valkey], Awaitable[None]]
 
 
-# Two nodes and a Valkey of their own
+# Two nodes with a Valkey
 
 
 class Traffic:
-    """Every node publishes all the time; each has a client on the channel."""
+    """Each node publishes continuously, and has a client on the channel."""
 
     def __init__(self, places: list[Place], clients: list[Client]) -> None:
         self.clients = clients
@@ -61,7 +61,7 @@ class Traffic:
             self.refused += 1
 
     async def flows(self) -> None:
-        """Returns when every node publishes again."""
+        """Waits until each node publishes again."""
         for _ in self._places:
             done = len(self.acknowledged)
             await until(lambda: len(self.acknowledged) > done + 5, lambda: self.refused)  # noqa: B023 - used at once
@@ -73,7 +73,7 @@ class Traffic:
 
     @property
     def lost(self) -> list[list[str]]:
-        """What was acknowledged and not delivered, of each client."""
+        """Returns the acknowledged events that were not delivered, for each client."""
         return [sorted(set(self.acknowledged) - set(client.messages[CHANNEL]), key=int) for client in self.clients]
 
 
@@ -136,7 +136,7 @@ async def test_acknowledged_events_are_delivered_when_the_broker(fault: Fault) -
 
 
 async def test_acknowledged_events_are_delivered_when_the_broker_hangs_until_its_connection_is_dropped() -> None:
-    """The server still has the old connections when the first node is back."""
+    """The server still has the old connections when the first node has reconnected."""
     async with traffic(silent=0.5, lease=30) as (valkey, one):
         for _ in range(2):
             await stands_still(valkey)
@@ -148,7 +148,7 @@ async def test_acknowledged_events_are_delivered_when_the_broker_hangs_until_its
 
 
 class Backend:
-    """Publishes to one worker on a kept connection, at a rate; notes what was acknowledged."""
+    """Publishes to one worker on a kept connection, at a fixed rate; records the acknowledged events."""
 
     def __init__(self, server: ServerProcess, worker: int, rate: float) -> None:
         self.published: list[str] = []
@@ -187,7 +187,7 @@ class Backend:
 
 
 class Reading:
-    """A client that keeps what it is delivered."""
+    """A client that stores its events."""
 
     def __init__(self, client: PusherSocket) -> None:
         self.delivered: set[str] = set()
@@ -202,7 +202,7 @@ class Reading:
 
 @contextlib.contextmanager
 def counted(server: ServerProcess) -> Iterator[list[Backend]]:
-    """In it both workers publish, at 200 a second, and each has two subscribers; fails if one acknowledged event is missing."""
+    """Publishes 200 events a second at both workers, each with two subscribers; fails if one acknowledged event is missing."""
     failures: list[str] = []
     with contextlib.ExitStack() as stack:
         clients = [connect_to(server, number, stack) for number in (0, 1, 0, 1)]
@@ -232,9 +232,9 @@ def counted(server: ServerProcess) -> Iterator[list[Backend]]:
 
 
 def kill_engine(server: ServerProcess, backends: list[Backend]) -> float:
-    """Returns for how many seconds publishing was not possible, beyond those in which no engine was there.
+    """Returns the seconds in which publishing was rejected although an engine ran.
 
-    Then it goes on for a while.
+    Publishing continues for a while before the function returns.
     """
     before, ready = engine(server), server.output.count("engine ready")
     kill(before)
@@ -263,7 +263,7 @@ def test_acknowledged_events_are_delivered_when_the_engine_is_killed(own: Server
 @pytest.mark.long
 @pytest.mark.timeout(600)
 def test_acknowledged_events_are_delivered_when_the_engine_is_killed_ten_times(own: ServerProcess) -> None:
-    """The supervisor waits longer before each start, up to half a minute."""
+    """The supervisor increases its delay before each start, up to half a minute."""
     with counted(own) as backends:
         for _ in range(10):
             kill_engine(own, backends)
@@ -271,7 +271,7 @@ def test_acknowledged_events_are_delivered_when_the_engine_is_killed_ten_times(o
     assert figure(own, "push1st_engine_restarts_total") == 10
 
 
-# A worker stands still after its engine was killed
+# A worker that stands still after its engine was killed
 
 
 @pytest.mark.long

@@ -1,4 +1,4 @@
-"""Workers whose clients have taken the descriptors: each keeps what it needs to reach its broker again."""
+"""Workers whose clients use all descriptors: each worker keeps the descriptors that it needs to reconnect to its broker."""
 
 import contextlib
 import resource

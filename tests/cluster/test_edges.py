@@ -1,7 +1,7 @@
-"""What a backend believes by its webhooks: edges take turns and end right, whichever worker sends them, and whatever ends.
+"""The state that a backend derives from its webhooks: edges alternate and end correctly, even if workers or the broker end.
 
-Members leave and are back within the three seconds for which a leaving edge is held back: no webhook is about them, whether
-the broker loses its state meanwhile, the workers are replaced, or all is restarted.
+A leaving edge is held for three seconds. Members that leave and return within this time cause no webhook, even if the broker
+loses its state, the workers are replaced, or all processes are restarted in this time.
 """
 
 import contextlib
@@ -39,14 +39,14 @@ def app(receiver: Receiver) -> dict[str, Any]:
 
 
 class Member:
-    """A member that comes back `AWAY_SECONDS` after it was sent away, to the first server that takes it."""
+    """A member that reconnects `AWAY_SECONDS` after a disconnect, to the first server that accepts it."""
 
     def __init__(self, user: str, servers: list[ServerProcess]) -> None:
         self._user = user
         self._servers = servers
         self._over, self._hops = threading.Event(), threading.Event()
         self.stays = 0
-        """times it has come"""
+        """number of its joins"""
         self._thread = threading.Thread(target=self._run)
         self._thread.start()
 
@@ -63,7 +63,7 @@ class Member:
             self._over.wait(AWAY_SECONDS)
 
     def hop(self) -> None:
-        """It leaves, and comes back."""
+        """Leaves and joins again."""
         self._hops.set()
 
     def leave(self) -> None:
@@ -85,7 +85,7 @@ def members(count: int, *servers: ServerProcess) -> Iterator[list[Member]]:
 
 
 def believed(receiver: Receiver) -> set[tuple[str, str]]:
-    """Who is there, by the webhooks that came; each must change that."""
+    """Returns the members according to the received webhooks; fails if a webhook changes nothing."""
     there: set[tuple[str, str]] = set()
     for event in receiver.events:
         key = event["channel"], event.get("user_id", "")
@@ -95,7 +95,7 @@ def believed(receiver: Receiver) -> set[tuple[str, str]]:
 
 
 def nothing_more(receiver: Receiver, count: int, seconds: float) -> None:
-    """No webhook comes any more: not within so many seconds."""
+    """Checks that no webhook arrives within this number of seconds."""
     deadline = time.monotonic() + seconds
     while time.monotonic() < deadline:
         assert len(receiver.events) == count, receiver.events[count:]
@@ -116,7 +116,7 @@ def test_members_that_return_within_the_hold_time_cause_no_webhook_after_a_state
     server = stack.enter_context(machine(apps=app(receiver)))
     with room(server):
         wait_until(lambda: believed(receiver) == everybody(10), "all are there")
-    for _ in range(2):  # the worker that reads hook events then may be another one each time
+    for _ in range(2):  # another worker may become the consumer of hook events each time
         time.sleep(AWAY_SECONDS)
         if command:
             ask(server, command)
@@ -130,7 +130,7 @@ def test_members_that_return_within_the_hold_time_cause_no_webhook_after_a_state
 
 @contextlib.contextmanager
 def room(server: ServerProcess) -> Iterator[None]:
-    """Ten members, half of them on each worker."""
+    """Connects ten members, half of them to each worker."""
     with contextlib.ExitStack() as stack:
         for number in range(10):
             connect_to(server, number % 2, stack).subscribe(ROOM, {"user_id": f"u{number}"})
@@ -138,7 +138,7 @@ def room(server: ServerProcess) -> Iterator[None]:
 
 
 def ask(server: ServerProcess, command: str) -> None:
-    """Has the embedded engine do something."""
+    """Sends a command to the embedded engine."""
     (path,) = re.findall(r"(/\S*engine\.sock)", children(supervisor(server))[engine(server)])
     with socket.socket(socket.AF_UNIX) as one:
         one.settimeout(5)
@@ -205,7 +205,7 @@ def test_a_stop_of_all_workers_without_a_folder_sends_that_all_have_left(receive
         assert believed(receiver) == set()
 
 
-# All of it, again and again
+# All faults, repeatedly
 
 
 @pytest.mark.long

@@ -1,4 +1,4 @@
-"""Several workers under a flood: the supervisor takes none of them for hung, and other clients stay."""
+"""Several workers under a flood: the supervisor considers none of them hung, and other clients stay connected."""
 
 import contextlib
 import threading
@@ -10,7 +10,7 @@ from tests.cluster.machine import connect_to, machine, until_delivered, workers
 from tests.support.floods import FLOODING, FLOODS, flood
 
 FLOOD_SECONDS = 25
-"""longer than the supervisor waits for a worker that is silent"""
+"""longer than the time after which the supervisor kills a silent worker"""
 
 
 @pytest.mark.long

@@ -1,4 +1,4 @@
-"""What happens when the broker, the way to it, or a node dies: on a real server that is killed, stopped and emptied."""
+"""Failures of the broker, of connections to it, and of nodes, with a real server that is killed, stopped and emptied."""
 
 import asyncio
 import json
@@ -64,7 +64,7 @@ async def test_no_member_removed_is_sent_when_the_broker_loses_its_state() -> No
         valkey.ask("FLUSHALL")
         late = await on(one, ROOM, "c")
         await until(lambda: all(client.members[ROOM] == {"a", "b", "c"} for client in (*clients, late)))
-        # A client fails by itself when somebody comes twice or goes without having come.
+        # A client fails if a member is added twice, or removed without having been added.
         await until(lambda: valkey.ask("EXISTS", f"{one.shards[0].keys.base}:recovering") == b":0\r\n")
         await until(lambda: one.shards[0].lease.recovered_at is None and two.shards[0].lease.recovered_at is None)
         assert [client.members[ROOM] for client in (*clients, late)] == [{"a", "b", "c"}] * 3
@@ -207,7 +207,7 @@ async def test_clients_of_an_evicted_running_node_get_no_false_member_removed() 
     async with nodes() as (valkey, one, two):
         clients = [await on(one, ROOM, "a"), await on(two, ROOM, "b")]
         await until(lambda: clients[0].members[ROOM] == {"a", "b"})
-        one.shards[0].lease.renews_at = float("inf")  # it stands still, but for its socket
+        one.shards[0].lease.renews_at = float("inf")  # the node stands still, but its socket is read
         valkey.ask("DEL", f"{one.shards[0].keys.base}:lease:{one.name}")
         await until(lambda: clients[1].members[ROOM] == {"b"})
         await one.broker.settled()
@@ -224,7 +224,7 @@ async def test_nodes_have_numbers_of_their_own() -> None:
 
 
 class LateClock(SystemClock):
-    """A wall clock that was set back by hours."""
+    """A wall clock that is set back by hours."""
 
     @staticmethod
     def wall() -> int:
@@ -232,7 +232,7 @@ class LateClock(SystemClock):
 
 
 async def test_messages_have_one_order_on_all_nodes_even_if_a_clock_goes_back() -> None:
-    """Ids are unique, and grow with each node's own messages; only the order of arrival is that of the channel."""
+    """Ids are unique and grow within each node; the order of a channel is the order of arrival."""
     async with nodes() as (_, one, two):
         clients = [await on(one, "c"), await on(two, "c")]
         ids: dict[str, int] = {}
@@ -276,7 +276,7 @@ async def test_hook_events_are_read_on_with_the_next_sign_of_life_when_the_reade
         await until(lambda: ("occupied", "d") in [(event.kind, event.channel) for event in other.hook_events])
 
 
-# One cluster, one truth
+# Consistency of the cluster
 
 
 async def test_an_app_has_no_more_connections_than_it_may_on_all_nodes_together() -> None:
@@ -321,7 +321,7 @@ async def test_last_event_of_a_client_precedes_its_leave() -> None:
 
         staying._message = listen  # type: ignore[method-assign]
         publishing = asyncio.ensure_future(one.publish(ROOM, b"1"))
-        leaving.lose()  # within the same turn
+        leaving.lose()  # in the same turn
         await publishing
         await until(lambda: len(seen) == 2)
         assert seen == ["e", MEMBER_REMOVED]
@@ -362,7 +362,7 @@ def noting(deliver: Receive, told: list[Message]) -> Receive:
 
 @asynccontextmanager
 async def unsaved(valkey: Valkey) -> AsyncIterator[None]:
-    """In it the server cannot write its snapshot, and so refuses all writes (MISCONF)."""
+    """Makes the server unable to write its snapshot, so that it rejects all writes (MISCONF)."""
     in_its_place = Path(valkey.path).parent / "dump.rdb" / "x"
     in_its_place.mkdir(parents=True)
     valkey.ask("CONFIG", "SET", "save", "3600 1")
@@ -390,7 +390,7 @@ async def test_broker_that_cannot_save_delivers_events_and_rejects_new_entries(c
             await until(lambda: refused.has(SubscriptionRefused))
             assert refused.replies[-1].status == 503
             leaving.lose()
-            await until(lambda: not one.connected and not two.connected)  # their leases are over, and cannot be renewed
+            await until(lambda: not one.connected and not two.connected)  # their leases have expired, and cannot be renewed
             later = two.client()
             later.join("new")
             await until(lambda: later.has(SubscriptionRefused))
@@ -462,7 +462,7 @@ async def test_only_nodes_with_subscribers_get_a_channels_messages() -> None:
         assert heard == []
 
 
-# Questions
+# Requests
 
 
 async def test_request_during_a_broker_outage_is_answered_after_it() -> None:

@@ -1,4 +1,4 @@
-"""HTTP fallbacks whose requests come to another server than the one that has their session."""
+"""HTTP fallbacks whose requests arrive at another server than the one that has their session."""
 
 import contextlib
 import http.client
@@ -22,7 +22,7 @@ QUERY = "?protocol=7&client=by-hand&version=1"
 
 
 class Session:
-    """The id under which a test asks."""
+    """Returns the session id of a test."""
 
     numbers = count(10_000_000)
     path = ""
@@ -35,7 +35,7 @@ def _session() -> None:
 
 @pytest.fixture(scope="module")
 def pair() -> Iterator[tuple[ServerProcess, ServerProcess]]:
-    """Two servers on one broker."""
+    """Runs two servers on one broker."""
     valkey = Valkey()
     try:
         with running({"broker": valkey.url}) as one, running({"broker": valkey.url}) as other:
@@ -63,7 +63,7 @@ def send(server: ServerProcess, event: str, **data: Any) -> int:
 
 
 def names(chunk: bytes) -> list[str]:
-    """The events of what was read."""
+    """Returns the events in a response."""
     found = []
     for line in chunk.splitlines():
         if line.startswith((b"a", b"m")):
@@ -94,7 +94,7 @@ def test_stream_on_another_server_continues_the_session(pair: tuple[ServerProces
         assert send(one, "pusher:subscribe", channel="c") == 200
         first.readline()
         with asked(other, "xhr_streaming") as second:
-            assert first.read() == b""  # displaced
+            assert first.read() == b""  # this request was displaced
             publish(one, "1")
             publish(other, "2")
             assert names(second.readline() + second.readline()) == ["e", "e"]
@@ -149,7 +149,7 @@ def test_frames_after_the_loss_of_a_remote_stream_are_stored(pair: tuple[ServerP
         assert names(stream.readline()) == ["pusher_internal:subscription_succeeded"]
 
     def kept() -> bool:
-        """Published until the owner knows of the loss: then it is kept."""
+        """The test publishes until the owner has noticed the loss; from then on the owner stores the events."""
         publish(one, "1")
         with asked(one, "xhr") as response:
             return "e" in names(response.read())
@@ -161,19 +161,19 @@ def test_frames_after_the_loss_of_a_remote_stream_are_stored(pair: tuple[ServerP
 
 
 GONE_SECONDS = 12
-"""in which a request whose session's server was killed is ended (docs/scaling.md): 3 looks, every 2 or 3 seconds"""
+"""time until a request ends after the server of its session was killed (docs/scaling.md): 3 probes, every 2 or 3 seconds"""
 
 
 @pytest.fixture
 def doomed() -> Iterator[tuple[ServerProcess, ServerProcess]]:
-    """Two servers on one broker, to harm."""
+    """Runs two servers on one broker, which the test harms."""
     valkey = Valkey()
     try:
         with running({"broker": valkey.url}) as one, running({"broker": valkey.url}) as other:
             yield one, other
             for server in (one, other):
                 if server.process is not None and server.process.poll() is not None:
-                    server.start()  # to be stopped in order
+                    server.start()  # so that the server can stop gracefully
     finally:
         valkey.close()
 
@@ -193,7 +193,9 @@ def test_requests_of_a_session_end_soon_after_its_server_was_killed(
         response.read()
     with contextlib.closing(http.client.HTTPConnection("127.0.0.1", other.ws_port, timeout=GONE_SECONDS)) as connection:
         connection.request("POST", f"{Session.path}/{road}{QUERY}", b"")
-        assert send(other, "pusher:unsubscribe", channel="nowhere") == 200  # asked for behind the request, and answered
+        assert (
+            send(other, "pusher:unsubscribe", channel="nowhere") == 200
+        )  # this request followed the first one, and was answered
         died = killed(one)
         assert connection.getresponse().read().splitlines()[-1].startswith(b"c[4200,")
         assert time.monotonic() - died < GONE_SECONDS
@@ -208,7 +210,7 @@ def test_session_is_removed_soon_after_the_server_of_its_stream_was_killed(doome
         assert names(stream.readline()) == ["pusher_internal:subscription_succeeded"]
         killed(other)
         stream.read()
-    seconds = GONE_SECONDS + 10  # for the client to ask again
+    seconds = GONE_SECONDS + 10  # time for the client's next request
     wait_until(lambda: "c" not in one.signed("GET", "/apps/app-test/channels").json["channels"], "the session is gone", seconds)
 
 
@@ -217,7 +219,7 @@ def test_session_is_removed_soon_after_the_server_of_its_stream_was_killed(doome
 
 @pytest.mark.parametrize("road", ["xhr_streaming", "xhr"])
 def test_session_ends_if_its_reply_is_lost_with_the_broker(road: str) -> None:
-    """What was to go to the other server is lost, so the client is told to begin anew."""
+    """The messages to the other server are lost, so the client gets the code to reconnect."""
     valkey = Valkey()
     try:
         with running({"broker": valkey.url}) as one, running({"broker": valkey.url}) as other:
@@ -225,7 +227,9 @@ def test_session_ends_if_its_reply_is_lost_with_the_broker(road: str) -> None:
                 response.read()
             with contextlib.closing(http.client.HTTPConnection("127.0.0.1", other.ws_port, timeout=GONE_SECONDS)) as connection:
                 connection.request("POST", f"{Session.path}/{road}{QUERY}", b"")
-                assert send(other, "pusher:unsubscribe", channel="nowhere") == 200  # asked for behind the request, and answered
+                assert (
+                    send(other, "pusher:unsubscribe", channel="nowhere") == 200
+                )  # this request followed the first one, and was answered
                 valkey.kill()
                 wait_until(lambda: "the broker is away" in one.output and "the broker is away" in other.output, "it is away")
                 assert send(one, "pusher:ping") == 200
@@ -238,7 +242,7 @@ def test_session_ends_if_its_reply_is_lost_with_the_broker(road: str) -> None:
 
 
 def test_a_new_session_while_the_broker_is_away_is_rejected_with_4100() -> None:
-    """After an HTTP status other than 200 pusher-js would try again at once, for as long as the broker is away."""
+    """After an HTTP status other than 200 pusher-js would retry at once, as long as the broker is away."""
     with contextlib.closing(Valkey()) as valkey, running({"broker": valkey.url}) as server:
         valkey.kill()
         wait_until(lambda: "the broker is away" in server.output, "it is away")
@@ -252,7 +256,7 @@ def test_a_new_session_while_the_broker_is_away_is_rejected_with_4100() -> None:
 
 
 class RoundRobin:
-    """Connections to it go to one server, then to the other."""
+    """A load balancer that alternates between two servers."""
 
     def __init__(self, ports: list[int]) -> None:
         self._ports = cycle(ports)

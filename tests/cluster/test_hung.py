@@ -1,6 +1,6 @@
-"""A worker that hangs, and an engine that hangs: both are noticed within 15 seconds, killed and replaced; the rest goes on.
+"""A hung worker and a hung engine: the supervisor kills and replaces each within 15 seconds, and the other processes serve on.
 
-They hang at the same time, each on a machine of its own, so that the tests wait only once.
+Both hang at the same time, each on a machine of its own, so that the tests wait only once.
 """
 
 import contextlib
@@ -31,25 +31,25 @@ from tests.support.process import DEADLINE, ServerProcess, wait_until
 from tests.support.pusher_socket import PusherSocket
 
 NOTICED_SECONDS = 15
-"""until it is killed (docs/scaling.md)"""
+"""time until the hung process is killed (docs/scaling.md)"""
 REPLACED_SECONDS = 5
-"""from then until another one works, here where others want the cores too"""
+"""time from then until its replacement works, on a busy machine"""
 
 
 class Hung(NamedTuple):
-    """A machine on which something hangs, its process, since when, and a client of each worker."""
+    """A machine with a hung process, the time since when it hangs, and a client of each worker."""
 
     server: ServerProcess
     pid: int
     since: float
     clients: list[PusherSocket]
     backend: http.client.HTTPConnection
-    """to the API, on worker 1"""
+    """a kept connection to the API of worker 1"""
 
 
 @pytest.fixture(scope="module")
 def hung() -> Iterator[tuple[Hung, Hung]]:
-    """A machine whose worker 0 hangs, and one whose engine does."""
+    """Starts a machine whose worker 0 hangs, and a machine whose engine hangs."""
     with contextlib.ExitStack() as stack:
         servers = [stack.enter_context(machine(config={"api": {"keep-alive-timeout": 60}})) for _ in range(2)]
         clients = [[connect_to(server, number, stack) for number in (0, 1)] for server in servers]
@@ -66,7 +66,7 @@ def hung() -> Iterator[tuple[Hung, Hung]]:
 
 
 def backend(server: ServerProcess, stack: contextlib.ExitStack) -> http.client.HTTPConnection:
-    """A kept connection to worker 1."""
+    """Opens a kept connection to worker 1."""
     for _ in range(60):
         before = by_worker(server, "push1st_events_in_total").get(1, 0)
         connection = http.client.HTTPConnection("127.0.0.1", server.api_port, timeout=DEADLINE)
@@ -85,7 +85,7 @@ def publish(connection: http.client.HTTPConnection, channel: str, data: int) -> 
 
 
 def killed_after(hung: Hung, said: str) -> float:
-    """Seconds until the supervisor says so and the process is gone."""
+    """Returns the seconds until the supervisor has logged the hang and the process has ended."""
     wait_until(lambda: said in hung.server.output and not exists(hung.pid), said, NOTICED_SECONDS + 2)
     return time.monotonic() - hung.since
 

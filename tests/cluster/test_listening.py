@@ -1,4 +1,4 @@
-"""Addresses are bound before anybody listens, and shared among workers only."""
+"""Addresses are bound before a worker listens, and only workers share them."""
 
 import contextlib
 import fcntl
@@ -17,7 +17,7 @@ from push1st.process import rundir
 from push1st.process.sockets import BoundSocket, bind, bind_again, close, with_ports
 
 NOBODY = 65534
-"""a user that every system has"""
+"""a user that exists on each system"""
 
 
 @pytest.fixture
@@ -76,7 +76,7 @@ def test_unix_socket_file_is_removed_when_it_is_closed(tmp_path) -> None:
     assert not (tmp_path / "s").exists()
 
 
-# -- where a supervisor is found
+# -- folders of supervisors
 
 
 def test_a_supervisor_is_found_while_it_runs_and_by_its_configuration(tmp_path, monkeypatch) -> None:
@@ -114,7 +114,7 @@ def test_a_folder_that_others_could_have_made_is_refused(tmp_path, monkeypatch) 
 
 @pytest.fixture
 def places(tmp_path: Path, monkeypatch) -> Path:
-    """Where systemd makes folders for services, here one that is called `shop`."""
+    """Makes a folder like the folders of systemd for services; the service is called `shop`."""
     monkeypatch.setattr(rundir, "SERVICES", tmp_path / "run")
     monkeypatch.setattr(tempfile, "tempdir", str(tmp_path / "tmp"))
     (tmp_path / "tmp").mkdir()
@@ -134,7 +134,7 @@ def test_a_supervisor_that_systemd_started_is_found_by_its_user(places: Path, mo
 
 @pytest.fixture
 def nobody() -> Iterator[int]:
-    """A process of another user."""
+    """Runs a process of another user."""
     if os.getuid() != 0 or not Path("/proc/self").exists():
         pytest.skip("needs root, to start a process of another user, and /proc")
     process = subprocess.Popen(["sleep", "60"], user=NOBODY, group=NOBODY, extra_groups=[])
@@ -172,7 +172,7 @@ def test_a_pipe_in_place_of_a_file_does_not_block(places: Path) -> None:
 
 @contextlib.contextmanager
 def held(folder: Path) -> Iterator[None]:
-    """Locked, as by a supervisor that runs."""
+    """Locks the folder, like a running supervisor."""
     lock = os.open(folder, os.O_RDONLY)
     fcntl.flock(lock, fcntl.LOCK_EX)
     try:

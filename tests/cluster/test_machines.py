@@ -1,6 +1,6 @@
-"""Two machines of two workers each, on one Valkey: they are one server, whatever dies.
+"""Two machines with two workers each, on one Valkey: they act as one server, even if processes die.
 
-Machines are servers on ports of their own. Each has two workers and shares nothing with the other but the broker.
+Machines are servers on ports of their own. Each has two workers, and shares only the broker with the other.
 """
 
 import contextlib
@@ -17,7 +17,7 @@ from tests.support.process import ServerProcess, wait_until
 from tests.support.valkey import Valkey
 
 MAX_CLIENTS = 16
-"""of one machine, until each of its workers has one: by chance not enough in one of 2 ** 15 runs"""
+"""clients of one machine until each of its workers has one; by chance too few in one of 2 ** 15 runs"""
 
 
 class Cluster(NamedTuple):
@@ -55,7 +55,7 @@ def pusher_js(server: ServerProcess, user: str, stack: contextlib.ExitStack) -> 
 
 
 def on_every_worker(server: ServerProcess, name: str, stack: contextlib.ExitStack) -> dict[str, NodeProcess]:
-    """Clients by their users, until each worker has one."""
+    """Connects clients until each worker has one; returns them by their users."""
     clients: dict[str, NodeProcess] = {}
     while len(clients) < MAX_CLIENTS:
         user = f"{name}{len(clients)}"
@@ -77,7 +77,7 @@ def test_pusher_js_clients_on_four_workers_of_two_machines_see_one_presence_chan
     for client in clients.values():
         wait_until(lambda c=client: sees(c, set(clients)), "it sees everybody")  # type: ignore[misc]
     for server in (cluster.one, cluster.two):
-        for _ in range(4):  # whichever worker answers
+        for _ in range(4):  # any worker may answer
             assert users_of(server) == set(clients)
         server.publish(ROOM, "e", server.ws_port)
         for client in clients.values():
@@ -107,7 +107,7 @@ def test_clients_of_a_killed_machine_are_removed_on_the_other_in_time(cluster: C
     cluster.two.wait()
     killed = time.monotonic()
     wait_until(lambda: not any(map(exists, there)), "its workers are gone", 2)
-    while time.monotonic() < killed + 3:  # the other machine does not hang meanwhile
+    while time.monotonic() < killed + 3:  # the other machine serves on in this time
         started = time.monotonic()
         cluster.one.publish("other", "e", 1)
         assert time.monotonic() - started < 1

@@ -24,10 +24,10 @@ NODES, CLIENTS = 3, 6
 CHANNELS = ("presence-a", "presence-b", "private-c")
 USERS = ("u0", "a/u1", "u2")
 HOLD = 0.3
-"""seconds for which a leaving edge is held back"""
+"""seconds for which a leaving edge is held"""
 TIMINGS = fast(recovery=0.3, backoff=0.05, hold=HOLD)
 WAIT_SECONDS = 0.08
-"""for signs of life, after which nodes act on what has happened"""
+"""seconds in which nodes detect the failures of others"""
 EXAMPLES = int(os.environ.get("MODEL_EXAMPLES", "25"))
 
 clients = st.integers(0, CLIENTS - 1)
@@ -58,7 +58,7 @@ plans = st.lists(step, min_size=5, max_size=40)
 
 
 class World:
-    """The nodes, their clients, and what must have reached them."""
+    """The nodes, their clients, and the events that must have reached them."""
 
     def __init__(self, valkey: Valkey, url: str) -> None:
         self.valkey = valkey
@@ -69,11 +69,11 @@ class World:
         self.due: dict[tuple[Client, str], list[str]] = defaultdict(list)
         """what was published to a client since everything settled last, and acknowledged"""
         self.left: Counter[tuple[Client, str]] = Counter()
-        """how often a client has left a channel"""
+        """number of times that a client has left a channel"""
         self.cut: set[Place] = set()
         """the nodes that alone lost their connection: what others published meanwhile has not reached them"""
         self.refused: list[str] = []
-        """publishing that was refused though nothing had failed"""
+        """publishes that were rejected although nothing had failed"""
         self.calm = True
         self.backend = Backend()
         self.dead_reader = self.state_lost = self.doubtful = False
@@ -139,7 +139,7 @@ class World:
                 self.calm, self.state_lost = False, True
                 self.valkey.kill()
                 try:
-                    await self.wait()  # nodes notice it at different times, and return at different times
+                    await self.wait()  # nodes notice a failure at different times, and reconnect at different times
                 finally:
                     await asyncio.to_thread(self.valkey.start)
             case "freeze", n:
@@ -151,7 +151,7 @@ class World:
                 self.thaw()
 
     def is_frozen(self, what: str, *args: Any) -> bool:
-        """Whether a step is one of a node that stands still."""
+        """Returns whether a step is a command of a node that stands still."""
         place: Place
         match what:
             case "join" | "leave" | "lose" | "sign in":
@@ -172,7 +172,7 @@ class World:
         task.add_done_callback(self.tasks.discard)
 
     async def traffic(self) -> None:
-        """A moment in which every node that runs publishes to every channel."""
+        """Publishes to each channel from each running node."""
         for place in self.places:
             for channel in CHANNELS if not place.frozen else ():
                 self.spawn(place, channel)
@@ -197,7 +197,7 @@ class World:
                     self.due[client, channel].append(text)
 
     async def crash(self, n: int) -> None:
-        """A node is gone, and its lease runs out; another one takes its place."""
+        """Ends a node, whose lease expires; another node replaces it."""
         gone = self.places[n]
         self.dead_reader |= gone.reads
         gone.crash()
@@ -215,7 +215,7 @@ class World:
         place = self.places[n] = Place(self.url, TIMINGS).send_edges_to(self.backend)
         names = [one.name for one in self.places]
         for one in self.places:
-            one.broker.workers(names)  # as the supervisor says
+            one.broker.workers(names)  # the supervisor sends this list
         await place.open()
         place.watch_own()
 
@@ -235,7 +235,7 @@ class World:
         await gone.close()
 
     async def settle(self) -> None:
-        """Waits until everything said has arrived, then compares."""
+        """Waits until all messages have arrived, then compares."""
         if any(place.frozen for place in self.places):
             await self.wait()
         self.thaw()
@@ -258,7 +258,7 @@ class World:
         self.calm = True
 
     async def compare_edges(self) -> None:
-        """What a backend believes is true, and came in turn."""
+        """Checks that the state of the backend is correct, and that its edges alternated."""
         self.doubtful |= self.dead_reader and self.state_lost
         self.dead_reader = self.state_lost = False
         if self.doubtful:
@@ -275,7 +275,7 @@ class World:
         return there
 
     def in_step(self) -> bool:
-        """Whether every node has entered the server as it is now."""
+        """Returns whether each node is registered on the server in its present state."""
         epoch = self.valkey.ask("GET", f"{self.places[0].shards[0].keys.base}:epoch").split(b"\r\n")[1:2]
         return all(
             place.connected and place.publishes and [place.shards[0].lease.epoch.encode()] == epoch for place in self.places
@@ -288,14 +288,14 @@ class World:
         return all(place.connected and [place.epoch] == epoch for place in running)
 
     def told(self) -> dict[str, Any]:
-        """What clients believe."""
+        """Returns the members according to clients."""
         return {
             "members": [{name: sorted(client.members.get(name, ())) for name in sorted(client.on)} for client in self.clients],
             "online": [sorted(client.online) if client.session.user else None for client in self.clients],
         }
 
     def expected(self) -> dict[str, Any]:
-        """What is true."""
+        """Returns the members according to the model."""
         there: dict[str, set[str]] = defaultdict(set)
         for client in self.clients:
             for name, member in (client.session.members or {}).items():
@@ -307,7 +307,7 @@ class World:
         }
 
     def compare_orders(self) -> None:
-        """Messages of a channel come in one order, whoever gets them."""
+        """Checks that all clients received the messages of a channel in one order."""
         for channel in CHANNELS:
             orders = [client.messages.get(channel, []) for client in self.clients]
             for one, other in pairwise(orders):
@@ -315,14 +315,14 @@ class World:
                 assert [text for text in one if text in both] == [text for text in other if text in both]
 
     async def check_api(self) -> None:
-        """In the end every node answers the API alike."""
+        """Checks that all nodes give the same answers to the API."""
         deadline = time.monotonic() + SETTLED_SECONDS
         while (answered := await self.answers()) != self.right_answers():
             assert time.monotonic() < deadline, f"{answered}\nshould be\n{self.right_answers()}"
             await asyncio.sleep(0.01)
 
     async def answers(self) -> list[dict[str, Any]]:
-        """What each node says of each channel: subscriptions, users, connections."""
+        """Returns subscriptions, users and connections of each channel according to a node."""
         found = []
         for place in self.places:
             node, app = place.node, place.app
@@ -351,11 +351,11 @@ class World:
     async def close(self) -> None:
         for place in self.places:
             await place.close()
-        await asyncio.sleep(0.01)  # for transports to end
+        await asyncio.sleep(0.01)  # time for transports to close
 
 
 OCCUPIED = [*(("join", n, channel) for n in range(CLIENTS) for channel in CHANNELS), ("settle",)]
-"""everybody is everywhere"""
+"""all clients join all channels"""
 
 
 async def run(valkey: Valkey, url: str, plan: list[tuple[Any, ...]]) -> None:
@@ -396,7 +396,7 @@ def model(valkey: Valkey, plan: list[tuple[Any, ...]], prefix: int) -> None:
     asyncio.run(run(valkey, f"{valkey.url}?prefix=m{prefix}", plan))
 
 
-@pytest.mark.timeout(300 + 12 * EXAMPLES)  # an example takes some 3 s, which are mostly waits for leases and holds
+@pytest.mark.timeout(300 + 12 * EXAMPLES)  # an example takes about 3 s, mostly waits for leases and held edges
 def test_each_client_ends_with_the_true_state_after_any_faults() -> None:
     valkey = Valkey()
     try:

@@ -1,6 +1,6 @@
-"""Where the kernel does not kill the children of who was killed (Linux does), they find out themselves.
+"""Children whose parent was killed end by themselves, where the kernel does not kill them (Linux does).
 
-The parent here is the test, which does not ask the kernel for anything.
+The parent is the test, which makes no such request to the kernel.
 """
 
 import asyncio

@@ -1,4 +1,4 @@
-"""A machine that cannot reach the broker for a while, though the broker and the other machine are well; and that heals."""
+"""A machine that cannot reach the broker for a while, and then can again, while the broker and the other machine work."""
 
 import asyncio
 import contextlib
@@ -26,11 +26,11 @@ from tests.support.valkey import Valkey
 TIMINGS = Timings(renew=0.1, lease=1.5, silent=0.4)
 """shorter than in production, in proportion"""
 BLOCK = {"swallow": Road.swallow, "forget": Road.swallow, "refuse": Road.refuse}
-"""how the way is lost; with `forget`, the connections from before are lost with it, and nobody is told"""
+"""the ways to block the connections; `forget` also kills the connections from before, without a reset"""
 
 
 class Divided:
-    """Two machines: `near` reaches the broker directly, the two nodes of `far` reach it by a road."""
+    """Two machines: `near` reaches the broker directly, the two nodes of `far` reach it through a proxy."""
 
     def __init__(self, valkey: Valkey, road: Road, near: Place, far: list[Place]) -> None:
         self.valkey = valkey
@@ -58,7 +58,7 @@ async def divided(timings: Timings = TIMINGS) -> AsyncIterator[Divided]:
     valkey = Valkey()
     try:
         with road(valkey.path) as way:
-            # The first one reads the hook events for hooks.
+            # The first node is the consumer of hook events.
             places = [await Place(url, timings).open() for url in (way.url, way.url, valkey.url)]
             try:
                 yield Divided(valkey, way, places[2], places[:2])
@@ -85,7 +85,7 @@ def alternates(kinds: list[str]) -> bool:
 
 
 async def agree(cluster: Divided, channel: str, subscriptions: int, users: set[str]) -> None:
-    """Whoever is asked says the same."""
+    """Checks that all nodes give the same answers."""
     for place in cluster.all:
         found = await place.node.channel(place.app, channel)
         assert found is not None
@@ -153,7 +153,7 @@ async def test_hook_events_are_read_on_when_only_the_connection_they_are_read_on
 
 
 async def test_a_node_that_reads_hook_events_again_after_another_did_makes_a_new_ledger() -> None:
-    """With its old one it would drop that a channel is occupied which another has reported to be vacated."""
+    """With its old ledger the node would drop the `occupied` of a channel for which another node has sent `vacated`."""
     async with divided() as cluster:
         first, key = cluster.far[0], f"{cluster.near.shards[0].keys.base}:reader"
         client = await on(cluster.near, "c")
@@ -166,11 +166,11 @@ async def test_a_node_that_reads_hook_events_again_after_another_did_makes_a_new
         await until(lambda: [event.kind for event in cluster.hook_events[2:]] == ["occupied"], lambda: cluster.hook_events)
 
 
-# -- machines, in life's own time
+# -- machines, with the durations of production
 
 
 class Published:
-    """What one who publishes again and again was answered: the number, the status, and when it began and ended."""
+    """The result of a publish: its number, its status, and its start and end."""
 
     def __init__(self, server: ServerProcess, channel: str, name: str) -> None:
         self.answers: list[tuple[str, int, float, float]] = []
@@ -190,7 +190,7 @@ class Published:
 
 
 def test_two_machines_agree_again_after_a_partition(stack: contextlib.ExitStack) -> None:
-    """One of them is swallowed for longer than the lease, then its connections are cut once."""
+    """The proxy swallows the bytes of one machine for longer than the lease, then cuts its connections once."""
     receiver = stack.enter_context(receiving())
     events = ["channel_occupied", "channel_vacated", "member_added", "member_removed"]
     app = {"app-test": merged(APP, {"webhooks": [{"url": receiver.url, "events": events}]})}
@@ -229,7 +229,7 @@ def test_two_machines_agree_again_after_a_partition(stack: contextlib.ExitStack)
     assert failures == []
     for server in (one, two):
         server.publish(ROOM, "last", 1)
-        for _ in range(4):  # whichever worker answers
+        for _ in range(4):  # any worker may answer
             assert users_of(server) == {"0", "1", "2", "3"}
             listed = {entry["channel"]: entry["sess_count"] for entry in server.get("/apps/app-test/channels/").json}
             assert listed == {ROOM: 4, "far": 1}
@@ -264,7 +264,7 @@ def test_two_machines_agree_again_after_a_partition(stack: contextlib.ExitStack)
 
 
 def until_last(client: PusherSocket, count: int) -> list[dict[str, Any]]:
-    """All that came until the last event of each machine."""
+    """Returns all events up to the last event of each machine."""
     while sum(frame["event"] == "last" for frame in client.frames) < count:
         client.receive()
     return client.frames

@@ -1,4 +1,4 @@
-"""Who leaves, and who comes, when nobody can be told at once: the broker is away, or has lost its state."""
+"""Members that join and leave while events cannot be delivered: the broker is away, or has lost its state."""
 
 import asyncio
 from collections.abc import AsyncIterator
@@ -20,7 +20,7 @@ def events(*places: Place) -> list[tuple[str, str, str | None]]:
 
 @asynccontextmanager
 async def emptied(valkey: Valkey, *places: Place) -> AsyncIterator[None]:
-    """In it the broker has lost its state, and all nodes have announced theirs; behind it nobody waits for others."""
+    """Makes the broker lose its state. All nodes have registered when the block begins; the recovery is over when it ends."""
     told = len(events(*places))
     valkey.ask("FLUSHALL")
     await until(lambda: all(place.connected and recovering(valkey, place) for place in places))
@@ -92,7 +92,7 @@ async def test_member_that_returns_during_registration_causes_no_edge() -> None:
 async def test_connection_that_returns_as_another_user_during_registration_removes_the_former() -> None:
     async with nodes() as (valkey, one, two):
         staying, changing = await on(one, ROOM, "a"), await on(two, ROOM, "b")
-        await on(two, ROOM, "c")  # so that its node goes on following the channel
+        await on(two, ROOM, "c")  # so that its node keeps following the channel
         async with emptied(valkey, one, two):
             changing.leave(ROOM)
             changing.join(ROOM, "d")
@@ -105,7 +105,7 @@ async def test_member_with_a_connection_on_another_node_is_not_removed() -> None
         staying, leaving = await on(one, ROOM, "a"), await on(two, ROOM, "b")
         await on(one, ROOM, "b")
         await until(lambda: len(events(one, two)) == 3)
-        one.shards[0].lease.renews_at = float("inf")  # it has not noticed yet
+        one.shards[0].lease.renews_at = float("inf")  # the node has not noticed the loss yet
         valkey.ask("FLUSHALL")
         await until(lambda: two.connected and recovering(valkey, two))
         leaving.lose()
@@ -176,7 +176,7 @@ async def test_member_that_left_while_its_other_join_waited_in_vain_is_removed()
 
 @asynccontextmanager
 async def away(valkey: Valkey, place: Place) -> AsyncIterator[None]:
-    """In it a node has no connection to the broker, which keeps what it has."""
+    """Disconnects a node from the broker, which keeps the node's entries."""
     valkey.pause()
     place.drop()
     assert not place.connected
@@ -188,7 +188,7 @@ async def away(valkey: Valkey, place: Place) -> AsyncIterator[None]:
 async def test_join_during_a_broker_outage_is_rejected_by_a_full_channel() -> None:
     async with nodes(members=1) as (valkey, one, two):
         await on(two, ROOM, "a")
-        await on(one, ROOM, "a")  # so that its node has the topic, and only the roster is waited for
+        await on(one, ROOM, "a")  # so that its node has the topic, and waits only for the roster
         async with away(valkey, one):
             refused, again = one.client(), one.client()
             refused.join(ROOM, "b")
@@ -274,7 +274,7 @@ async def test_count_after_the_eviction_of_a_node_is_sent_once() -> None:
 async def test_evicted_running_node_causes_the_correct_count_again() -> None:
     async with nodes(connections=100) as (valkey, one, two):
         clients = [await on(one, "c"), await on(two, "c")]
-        one.shards[0].lease.renews_at = float("inf")  # it stands still, but for its socket
+        one.shards[0].lease.renews_at = float("inf")  # the node stands still, but its socket is read
         valkey.ask("DEL", f"{one.shards[0].keys.base}:lease:{one.name}")
         await until(lambda: valkey.ask("SISMEMBER", f"{two.shards[0].keys.base}:nodes", one.name) == b":0\r\n")
         await two.broker.settled()
@@ -287,7 +287,7 @@ async def test_evicted_running_node_causes_the_correct_count_again() -> None:
 
 
 async def test_removing_a_dead_node_holds_the_broker_up_for_no_time_to_speak_of() -> None:
-    """Presence channels with many members, of the dead one and of others, are the costly ones."""
+    """The most expensive entries are presence channels with many members, of the dead node and of others."""
     had = """
     for i = 1, 50000 do redis.call('HSET', KEYS[1], 'c/app/' .. i, '1'); redis.call('HSET', KEYS[2], i, '2') end
     for i = 1, 20000 do redis.call('HSET', KEYS[3], 'u' .. i, '1:null') end
@@ -311,10 +311,10 @@ async def test_repeated_subscription_after_a_state_loss_gets_the_followed_member
     async with nodes() as (valkey, one, two):
         client, _ = await on(one, ROOM, "a"), await on(two, ROOM, "b")
         await until(lambda: client.members[ROOM] == {"a", "b"})
-        monkeypatch.setattr(Shard, "tick", lambda *_: None)  # so that nobody notices meanwhile
+        monkeypatch.setattr(Shard, "tick", lambda *_: None)  # so that no node notices the loss before
         await one.broker.settled()
         valkey.ask("FLUSHALL")
-        assert await one.node.members(one.app, ROOM) == ()  # the API tells what the broker has
+        assert await one.node.members(one.app, ROOM) == ()  # the API returns the state of the broker
         client.members[ROOM] = set()
         client.join(ROOM, "a")
         await until(lambda: client.members[ROOM] == {"a", "b"})
@@ -364,7 +364,7 @@ async def test_a_node_that_stands_still_after_the_broker_lost_its_state_sends_it
 
 
 class Told(set[str]):
-    """Members, and who was taken from them."""
+    """Members, and the members that were removed from them."""
 
     def __init__(self, members: set[str]) -> None:
         super().__init__(members)

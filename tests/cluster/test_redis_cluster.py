@@ -1,4 +1,4 @@
-"""A cluster of servers that changes while nodes use it: a slot moves, masters and replicas change their places, one dies."""
+"""A cluster of servers that changes while nodes use it: a slot moves, masters and replicas swap their roles, a master dies."""
 
 import asyncio
 import itertools
@@ -22,14 +22,14 @@ Move = Callable[["Busy", Valkey, Valkey], Awaitable[None]]
 
 @pytest.fixture(scope="module")
 def cluster() -> Iterator[Cluster]:
-    """Three masters, each with a replica."""
+    """Starts three masters, each with a replica."""
     one = Cluster(replicas=True)
     yield one
     one.close()
 
 
 class Busy:
-    """Two nodes, a client of each that is on a channel all the time, and others that come and go; both nodes publish."""
+    """Two nodes that publish, a client of each that stays on a channel, and clients that join and leave."""
 
     def __init__(self, cluster: Cluster, places: list[Place], clients: list[Client]) -> None:
         self.cluster = cluster
@@ -45,7 +45,7 @@ class Busy:
 
     @property
     def master(self) -> Valkey:
-        """Of the channel."""
+        """Returns the slot of the channel."""
         (found,) = self.cluster.holders(self.slot)
         return found
 
@@ -74,7 +74,7 @@ class Busy:
             await asyncio.sleep(0.01)
 
     async def goes_on(self) -> None:
-        """It works again, for both."""
+        """Waits until both nodes serve again."""
         await until(lambda: all(place.connected for place in self.places))
         for _ in range(2):
             done, joined = len(self.acknowledged), self.joined
@@ -112,12 +112,12 @@ async def busy(cluster: Cluster) -> AsyncIterator[Busy]:
 
 
 def lost(one: Busy) -> list[list[str]]:
-    """What was acknowledged and has not come, of each client."""
+    """Returns the acknowledged events that were not delivered, for each client."""
     return [sorted(set(one.acknowledged) - set(client.messages[ROOM])) for client in one.clients]
 
 
 def in_order(one: Busy) -> bool:
-    """Whether what was acknowledged came as it was published; what was answered with 503 may come late."""
+    """Returns whether acknowledged events arrived in their order; events answered with 503 may arrive late."""
     acknowledged = set(one.acknowledged)
     for client, place in itertools.product(one.clients, one.places):
         mine = [data for data in client.messages[ROOM] if data in acknowledged and data.startswith(f"{place.name}-")]
@@ -127,7 +127,7 @@ def in_order(one: Busy) -> bool:
 
 
 async def key_by_key(one: Busy, source: Valkey, target: Valkey) -> None:
-    """As `redis-cli --cluster reshard` does."""
+    """Moves a slot like `redis-cli --cluster reshard`."""
     slot = str(one.slot)
     assert target.ask("CLUSTER", "SETSLOT", slot, "IMPORTING", one.cluster.id(source)) == b"+OK\r\n"
     assert source.ask("CLUSTER", "SETSLOT", slot, "MIGRATING", one.cluster.id(target)) == b"+OK\r\n"
@@ -141,7 +141,7 @@ async def key_by_key(one: Busy, source: Valkey, target: Valkey) -> None:
 
 
 async def at_once(one: Busy, source: Valkey, target: Valkey) -> None:
-    """As Valkey does from 9 on."""
+    """Moves a slot in one step, like Valkey since version 9."""
     if b"migrateslots" not in source.ask("CLUSTER", "HELP").lower():
         pytest.skip("this server moves slots key by key: Valkey does at once from 9 on")
     answer = source.ask("CLUSTER", "MIGRATESLOTS", "SLOTSRANGE", str(one.slot), str(one.slot), "NODE", one.cluster.id(target))

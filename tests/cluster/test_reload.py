@@ -1,4 +1,4 @@
-"""A reload replaces workers one by one, and nobody is refused meanwhile; a configuration that cannot run changes nothing."""
+"""A reload replaces workers one by one and rejects no connection; an unusable configuration changes nothing."""
 
 import asyncio
 import contextlib
@@ -102,7 +102,7 @@ def test_command_prints_the_result_of_its_reload_even_if_the_next_has_begun(own:
 
 
 def test_a_worker_that_is_just_being_started_is_replaced_too(own: ServerProcess) -> None:
-    """It was told the configuration of before."""
+    """The worker has received the former configuration."""
     first = min(workers(own))
     kill(workers(own)[first])
     wait_until(lambda: len(children(supervisor(own))) == 3, "another one is being started in its place")
@@ -122,11 +122,11 @@ def test_single_worker_logs_that_it_cannot_be_replaced_and_continues() -> None:
         server.assert_alive()
 
 
-# -- nobody is refused, nothing is lost
+# -- no connection is refused, no event is lost
 
 
 class Stay:
-    """A subscriber's time on one connection, and what it got in it."""
+    """The time of a subscriber on one connection, and the events that it received."""
 
     def __init__(self) -> None:
         self.began = time.monotonic()
@@ -135,7 +135,7 @@ class Stay:
 
 
 def test_reload_refuses_no_connection_and_loses_no_acknowledged_publish(own: ServerProcess, channel: str) -> None:
-    """Clients come and go, one calls, one publishes; four listen, and come back when they are told to."""
+    """Clients connect and disconnect, one calls the API, one publishes; four subscribers reconnect when they are closed."""
     failures: list[str] = []
     published: list[tuple[float, float]] = []
     stays: list[Stay] = []
@@ -181,13 +181,13 @@ def test_reload_refuses_no_connection_and_loses_no_acknowledged_publish(own: Ser
     assert len(published) > 50
     assert len(stays) > 4
     for stay in stays:
-        # What was confirmed just before the end may still have been between two workers.
+        # An event confirmed just before the end may still have been on its way between two workers.
         due = {number for number, (began, ended) in enumerate(published) if stay.began < began and ended < stay.ended - 0.1}
         assert due <= stay.received, sorted(due - stay.received)
 
 
 def test_publisher_on_a_kept_connection_is_notified_before_it_ends(own: ServerProcess, channel: str) -> None:
-    """So it loses no call: the answer that is the last says so."""
+    """So the publisher loses no call: the last answer has `Connection: close`."""
     over = threading.Event()
     lost: list[str] = []
     renewed = [0]
@@ -248,7 +248,7 @@ def test_clients_are_disconnected_in_slices() -> None:
         wait_until(lambda: "reloaded" in server.output, "it is over", 20)
 
 
-# -- what the new configuration says
+# -- effects of the new configuration
 
 
 def test_an_app_that_is_new_works(own: ServerProcess) -> None:
@@ -302,7 +302,7 @@ def test_unusable_configuration_changes_nothing(
     reload(own, "reload refused, the server runs as before")
     assert said in own.output
     assert workers(own) == before
-    kill(before[1])  # what is started now is started as before
+    kill(before[1])  # new workers start with the former configuration
     wait_until(lambda: len(workers(own)) == 2, "another worker is there", 20)
     until_workers(own, 2)
     own.publish(channel, "e", 1)

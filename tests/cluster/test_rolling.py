@@ -1,4 +1,4 @@
-"""Two machines are restarted and reloaded, one after the other, while backends publish to both and clients come back."""
+"""Two machines restart and reload, one after the other, while backends publish to both and clients reconnect."""
 
 import contextlib
 import itertools
@@ -20,11 +20,11 @@ from tests.support.valkey import Valkey
 
 SUBSCRIBERS = 6
 MARGIN = 0.1
-"""seconds before the end of a connection in which what was confirmed may still have been on its way to it"""
+"""seconds before the end of a connection in which a confirmed event may still have been on its way to it"""
 
 
 class Stay:
-    """A subscriber's time on one connection, and what it got in it."""
+    """The time of a subscriber on one connection, and the events that it received."""
 
     def __init__(self) -> None:
         self.began = time.monotonic()
@@ -33,7 +33,7 @@ class Stay:
 
 
 class Subscriber:
-    """It does as pusher-js does: told to reconnect at once (4200 to 4299) it does, elsewhere, as behind a load balancer."""
+    """A client that reconnects like pusher-js: at once after 4200 to 4299, to the other machine, as with a load balancer."""
 
     def __init__(self, servers: list[ServerProcess], channel: str, first: int) -> None:
         self.stays: list[Stay] = []
@@ -54,7 +54,7 @@ class Subscriber:
                     try:
                         stay.received.append(client.receive(0.2)["data"])
                     except TimeoutError:
-                        if self.over.is_set():  # nothing is on its way any more
+                        if self.over.is_set():  # no event is on its way any more
                             return
             except ConnectionClosed:
                 stay.ended = time.monotonic()
@@ -62,7 +62,7 @@ class Subscriber:
 
 
 class Backend:
-    """It publishes to one machine on a kept connection, one event after another, and notes what was acknowledged, and when."""
+    """A backend that publishes to one machine on a kept connection, and records the acknowledged events with their times."""
 
     def __init__(self, server: ServerProcess, channel: str, name: str) -> None:
         self.name = name
@@ -81,7 +81,7 @@ class Backend:
             self._connection.request("POST", "/apps/app-test/events", body)
             answer = self._connection.getresponse()
             answer.read()
-        except (OSError, HTTPException):  # it is being restarted
+        except (OSError, HTTPException):  # the machine is restarting
             self._connection.close()
             time.sleep(0.05)
             return
@@ -95,7 +95,7 @@ class Backend:
 
 
 class Balancer:
-    """Connections to it go to one machine after the other, of those that take them."""
+    """A load balancer that alternates between the machines that accept connections."""
 
     def __init__(self, ports: list[int]) -> None:
         self._ports = ports
@@ -140,7 +140,7 @@ def pusher_js(servers: list[ServerProcess], channel: str) -> Iterator[NodeProces
 
 
 def in_order(received: list[str], backends: list[Backend]) -> bool:
-    """Whether what came of each backend came in its order, and nothing twice."""
+    """Returns whether the events of each backend arrived in order, and each once."""
     for backend in backends:
         numbers = [int(data.removeprefix(backend.name)) for data in received if data.startswith(backend.name)]
         if numbers != sorted(set(numbers)):

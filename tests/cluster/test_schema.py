@@ -57,7 +57,7 @@ async def test_a_node_is_rejected_by_keys_of_another_schema_and_changes_nothing(
 
 
 async def test_a_running_node_publishes_nothing_while_the_keys_have_another_schema(valkey: Valkey) -> None:
-    """Such as when the broker has lost its state, and a newer node was the first to register again."""
+    """This happens if the broker loses its state, and a newer node is the first to register again."""
     place = await Place(valkey.url, fast(backoff=0.05)).open()
     client = await on(place, "c")
     valkey.ask("FLUSHALL")
@@ -74,7 +74,7 @@ async def test_a_running_node_publishes_nothing_while_the_keys_have_another_sche
 
 @pytest.fixture
 def old_source(tmp_path: Path) -> Path:
-    """The source of a build that wrote no schema."""
+    """Extracts the source of a build that wrote no schema."""
     archive = tmp_path / "old.tar"
     done = subprocess.run(["git", "archive", "--output", archive, UNVERSIONED, "src"], cwd=ROOT, capture_output=True)
     if done.returncode:

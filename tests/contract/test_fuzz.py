@@ -1,4 +1,4 @@
-"""Every decoder against a few hundred mutated inputs, always the same ones; `python -m fuzz.NAME` goes on for longer."""
+"""Each decoder with a few hundred mutated inputs, always the same ones; `python -m fuzz.NAME` runs longer."""
 
 from types import ModuleType
 

@@ -1,4 +1,4 @@
-"""A whole server in this process, with real clients and backends: what `make coverage` sees of the edges and of the process."""
+"""A whole server in this process, with real clients and backends, so that `make coverage` measures transports and processes."""
 
 import concurrent.futures
 import contextlib
@@ -26,7 +26,7 @@ Serve = Callable[..., Any]
 
 @pytest.fixture
 def make(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[..., Inside]]:
-    """Makes servers that are not started yet."""
+    """Makes servers without starting them."""
     made: list[Inside] = []
 
     def make(config: dict[str, Any] | None = None, **app: Any) -> Inside:
@@ -40,7 +40,7 @@ def make(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[..., Inside]]:
 
 
 def visited(server: Inside, *options: str) -> Callable[[Callable[[], None]], None]:
-    """A decorator: the function visits the server as soon as that is ready."""
+    """Decorates a function: runs the server, and calls the function as soon as the server is ready."""
 
     def visit(function: Callable[[], None]) -> None:
         assert server.serve(function, *options) == 0
@@ -374,7 +374,7 @@ def test_several_workers_need_a_certificate_that_exists(make: Serve) -> None:
         assert main(["serve", "-c", server.config, "--workers", "2"]) == 1
 
 
-# -- what operators see
+# -- logs and metrics
 
 
 def test_the_log_shows_each_rejection_at_level_debug(make: Serve) -> None:

@@ -1,4 +1,4 @@
-"""Workers in this process: one that a test supervises, and two nodes on one broker that forward requests to each other."""
+"""Workers in this process: one worker whose supervisor is the test, and two nodes that forward requests to each other."""
 
 import asyncio
 import http.client
@@ -23,7 +23,7 @@ _prefixes = count(1)
 
 
 def bound(broker: str = demo().broker) -> tuple[Config, list[BoundSocket]]:
-    """The demo on free ports, without a drain; and its sockets."""
+    """Returns the demo on free ports, without a drain, and its sockets."""
     config = demo()
     server = msgspec.structs.replace(config.server, drain=0)
     listening = [msgspec.structs.replace(address, port=0) for address in (*server.listen, *config.api.listen)]
@@ -77,7 +77,7 @@ async def test_worker_serves_as_its_supervisor_orders_until_it_retires() -> None
 
 
 class Pair:
-    """Two nodes that have all but the broker to themselves."""
+    """Two nodes that share only the broker."""
 
     def __init__(self) -> None:
         url = f"{valkey().url}?prefix=pair{next(_prefixes)}"
@@ -91,7 +91,7 @@ class Pair:
         assert call(self.apis[node], "POST", "/apps/app-test/events", body)[0] == 200
 
     async def visited(self, visit: Callable[["Pair"], None]) -> None:
-        """Runs both, and `visit` in a thread."""
+        """Runs both nodes, and `visit` in a thread."""
         with plain_process():
             for server in self.servers:
                 await server.start()

@@ -1,4 +1,4 @@
-"""Checks that pages contain texts that users have looked for."""
+"""Checks that pages contain texts that users look for."""
 
 import re
 

@@ -1,4 +1,4 @@
-"""The files of deploy/, as far as they can be tried without systemd as the first process and without Docker."""
+"""The files of deploy/, as far as they can be tested without systemd as the first process and without Docker."""
 
 import json
 import re
@@ -17,11 +17,11 @@ from tests.support.process import ServerProcess, program, running
 
 DEPLOY = ROOT / "deploy"
 EXPOSURE = 20
-"""what `systemd-analyze security` may find at most: 2.0 of 10"""
+"""maximum exposure that `systemd-analyze security` may report: 2.0 of 10"""
 
 
 def instructions() -> list[tuple[str, str]]:
-    """The Containerfile's, each with its words."""
+    """Returns the instructions of the Containerfile, each with its words."""
     text = re.sub(r"^\s*#.*\n", "", (DEPLOY / "Containerfile").read_text(), flags=re.MULTILINE)
     lines = text.replace("\\\n", " ").splitlines()
     return [(line.split(None, 1)[0], " ".join(line.split(None, 1)[1].split())) for line in lines if line.strip()]
@@ -48,7 +48,7 @@ def server() -> Iterator[ServerProcess]:
 
 @pytest.fixture
 def unit(tmp_path: Path) -> Path:
-    """The unit with commands that are here, since `verify` looks for them."""
+    """Returns the unit with commands of this machine, because `verify` checks that they exist."""
     program("systemd-analyze", "systemd")
     text = (DEPLOY / "push1st.service").read_text()
     assert "/opt/push1st/bin/push1st" in text
@@ -77,7 +77,7 @@ def test_the_unit_gives_the_server_more_time_than_it_takes_to_stop() -> None:
 
 
 def commands(name: str, config: Path) -> list[list[str]]:
-    """The unit's commands of a kind, with the program and a configuration that are here."""
+    """Returns the unit's commands of one kind, with the program and a configuration of this test."""
     here = {"/opt/push1st/bin/push1st": str(Path(sys.prefix) / "bin" / "push1st"), "/etc/push1st/server.yml": str(config)}
     found = re.findall(rf"^{name}=(.*)$", (DEPLOY / "push1st.service").read_text(), re.MULTILINE)
     return [[here.get(word, word) for word in shlex.split(line)] for line in found]
@@ -110,12 +110,12 @@ mount -o remount,bind,ro "$1"
 shift
 exec "$@"
 """
-"""a command in a mount namespace, where a folder is read-only, as `ProtectSystem=strict` has it"""
+"""runs a command in a mount namespace with a read-only folder, like `ProtectSystem=strict`"""
 
 
 @pytest.mark.parametrize("folder", ["elsewhere", "state"])
 def test_the_check_before_the_start_finds_a_folder_that_the_service_may_not_write_to(tmp_path: Path, folder: str) -> None:
-    """And passes one in the folder that the unit has made."""
+    """The check accepts a folder that the unit has made."""
     text = (DEPLOY / "push1st.service").read_text()
     assert re.search(r"^StateDirectory=push1st$", text, re.MULTILINE)
     for name in ("elsewhere", "state"):

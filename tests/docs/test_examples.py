@@ -1,4 +1,4 @@
-"""The examples of the book, done page by page as they stand."""
+"""The examples of the documentation, run page by page without changes."""
 
 import re
 from pathlib import Path
@@ -13,11 +13,11 @@ NOT_RUN = re.compile(r"^\| \[?`?([\w./-]+\.md)`?\]?(?:\([^)]*\))? \| `(\w+)` \|"
 
 
 PROGRAMS = {"curl", "openssl"}
-"""what the examples need of the machine, beside Python and Node.js"""
+"""programs that the examples need, in addition to Python and Node.js"""
 
 
 def words(page: Path) -> set[str]:
-    """What the commands of a page are made of."""
+    """Returns the words of all commands of a page."""
     return {
         word for block in blocks(page) if block.language == "bash" and is_run(block) for word in re.findall(r"\w+", block.text)
     }
@@ -35,14 +35,14 @@ def test_examples_of_a_page_work(page: Path) -> None:
 
 
 def test_every_example_that_is_not_run_is_listed_with_its_reason() -> None:
-    """In one table of docs/README.md: page, language, why."""
+    """One table of docs/README.md lists them: page, language, reason."""
     listed = set(NOT_RUN.findall((ROOT / "docs" / "README.md").read_text()))
     there = {(page.name, block.language) for page in PAGES for block in blocks(page) if block.says("not-run")}
     assert listed == there
 
 
 def headings(page: Path) -> set[str]:
-    """What the headings of a page are called in links."""
+    """Returns the anchors of the headings of a page."""
     lines = re.sub(r"^```.*?^```$", "", page.read_text(), flags=re.MULTILINE | re.DOTALL).splitlines()
     titles = (line.lstrip("#").strip().lower() for line in lines if re.match(r"#+ ", line))
     return {re.sub(r"[^\w -]", "", title).replace(" ", "-") for title in titles}

@@ -1,4 +1,4 @@
-"""The package as others get it: a wheel, installed where this checkout is not on the path."""
+"""The package as users get it: a wheel, installed where this checkout is not on the path."""
 
 import http.client
 import os
@@ -18,7 +18,7 @@ from tests.support.process import DEADLINE, free_ports, wait_until
 
 
 def run(*command: str, cwd: Path) -> str:
-    """What a command prints. Its environment has nothing of ours."""
+    """Returns the output of a command, which runs without the environment of this test."""
     clean = {name: os.environ[name] for name in ("PATH", "HOME") if name in os.environ}
     done = subprocess.run(command, cwd=cwd, env=clean, capture_output=True, text=True, timeout=60)
     assert done.returncode == 0, done.stdout + done.stderr
@@ -27,7 +27,7 @@ def run(*command: str, cwd: Path) -> str:
 
 @pytest.fixture(scope="module")
 def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Built without a network: by the build backend that `make install` has installed."""
+    """Builds the wheel without a network, with the build backend that `make install` has installed."""
     folder = tmp_path_factory.mktemp("wheel")
     build = ("-m", "pip", "wheel", "--quiet", "--no-deps", "--no-build-isolation", "--no-index", "--wheel-dir", str(folder))
     run(sys.executable, *build, str(ROOT), cwd=folder)
@@ -37,7 +37,7 @@ def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def installed(wheel: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A new environment with the wheel in it. The libraries it needs are borrowed from ours, behind it on the path."""
+    """Makes a new environment with the wheel. It uses the libraries of this environment, which follow later on its path."""
     folder = tmp_path_factory.mktemp("venv")
     venv.create(folder, with_pip=False)
     site = Path(sysconfig.get_path("purelib", "venv", {"base": str(folder), "platbase": str(folder)}))
@@ -58,7 +58,7 @@ def installed(wheel: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def addresses(folder: Path, **environment: str) -> list[str]:
-    """The project's addresses in a wheel that is built in an environment."""
+    """Returns the project URLs in a wheel that is built with these variables."""
     build = (sys.executable, "-m", "pip", "wheel", "--quiet", "--no-deps", "--no-build-isolation", "--no-index", str(ROOT))
     clean = {name: value for name, value in os.environ.items() if not name.startswith("GITHUB_")}
     subprocess.run(build, cwd=folder, env={**clean, **environment}, check=True, timeout=60)

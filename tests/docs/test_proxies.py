@@ -1,4 +1,4 @@
-"""What the howtos for nginx and Caddy promise, through the real proxy with the configuration of deploy/."""
+"""The howtos for nginx and Caddy, with the real proxies and the configuration of deploy/."""
 
 import contextlib
 import http.client
@@ -26,7 +26,7 @@ def proxy(request: pytest.FixtureRequest) -> Iterator[Proxy]:
 def request(
     proxy: Proxy, method: str, path: str, body: Any = None, headers: dict[str, str] | None = None, source: str = "127.0.0.1"
 ) -> tuple[int, Any]:
-    """Status and JSON of an answer that came through the proxy."""
+    """Returns status and JSON of an answer through the proxy."""
     raw = None if body is None else json.dumps(body)
     connection = http.client.HTTPSConnection(
         "localhost", proxy.port, context=proxy.context, timeout=10, source_address=(source, 0)
@@ -112,7 +112,7 @@ def test_a_signed_call_is_not_spoilt_by_the_proxy(proxy: Proxy) -> None:
 
 
 def test_a_large_call_takes_no_longer_than_its_bytes(proxy: Proxy) -> None:
-    """A body that a proxy passes on in a write of its own waits for an acknowledgement of the one before: 40 ms."""
+    """If a proxy forwards the body in a second write, that write waits 40 ms for an acknowledgement of the first."""
     event = {"name": "e", "channel": "large", "data": "x" * 10_000}
     connection = http.client.HTTPSConnection("localhost", proxy.port, context=proxy.context, timeout=10)
     with contextlib.closing(connection):
@@ -129,7 +129,7 @@ def test_a_large_call_takes_no_longer_than_its_bytes(proxy: Proxy) -> None:
 
 
 def test_a_client_may_offer_http_2(proxy: Proxy) -> None:
-    """curl --http2 offers it with `Upgrade: h2c` where there is no TLS; the offer is ignored, and the body arrives."""
+    """curl --http2 offers HTTP/2 with `Upgrade: h2c` without TLS; the server ignores the offer and gets the body."""
     event = json.dumps({"name": "e", "channels": ["offers"], "data": "x" * 9000, "info": "subscription_count"})
     query = signed_query("POST", "/apps/app-test/events", event.encode(), {}, "app-key", "secret", time.time())
     url = f"http://localhost:{proxy.bare}/apps/app-test/events?{query}"
@@ -140,7 +140,7 @@ def test_a_client_may_offer_http_2(proxy: Proxy) -> None:
 
 
 def test_many_clients_are_disconnected_when_the_server_stops(proxy: Proxy, request: pytest.FixtureRequest) -> None:
-    """Each is closed with 4200, through the proxy. The last test: it needs a server of its own."""
+    """Each client gets the close code 4200 through the proxy. This test is the last, because it stops the server."""
     kind = request.node.callspec.params["proxy"]
     with proxied(kind) as own:
         clients: list[ClientConnection] = [raw(own, "leaving") for _ in range(10)]

@@ -1,4 +1,4 @@
-"""The first screen of README.md: what it must have, and where its figures are from."""
+"""The first screen of README.md: its required contents, and the sources of its figures."""
 
 import re
 

@@ -1,4 +1,4 @@
-"""What the reference pages say of the code is so, and is all there is."""
+"""The reference pages match the code, and are complete."""
 
 import ast
 import importlib.util
@@ -24,11 +24,11 @@ from tests.support.pusher_socket import pusher_socket
 SOURCE = ROOT / "src" / "push1st"
 REFUSING = ("Refused", "LimitReached", "Disconnect", "_refusal", "error", "_refuse", "close", "leave", "disconnect", "Failure")
 HELPERS = re.compile(r"(?:\w*_)?(?:error|ambiguous|why_not)\(")
-"""functions that say what is wrong, as they are called"""
+"""the functions that report errors, as the code calls them"""
 NOTICES = {4302}
-"""codes of `pusher:error` that refuse nothing"""
+"""codes of `pusher:error` that reject nothing"""
 NEVER_SENT = {1000, 1006}
-"""close codes of the client's own"""
+"""close codes that clients send"""
 
 
 def page(name: str) -> str:
@@ -52,7 +52,7 @@ def test_configuration_page_matches_the_code() -> None:
 
 
 class Refusal(NamedTuple):
-    """A place in the source where something is refused, or closed with a code. code: 0 where it is not a fixed one."""
+    """A place in the source that rejects, or closes with a code. code: 0 if the code is not fixed."""
 
     place: str
     code: int
@@ -74,7 +74,7 @@ def refusals() -> Iterator[Refusal]:
 
 
 def said(function: ast.FunctionDef | ast.AsyncFunctionDef) -> Iterator[tuple[int, ast.expr, ast.expr]]:
-    """Line, code and text of each refusal in a function."""
+    """Returns line, code and text of each rejection in a function."""
     for node in ast.walk(function):
         match node:
             case ast.Call(func=ast.Name(id=name) | ast.Attribute(attr=name), args=[code, text, *_]) if name in REFUSING:
@@ -98,7 +98,7 @@ def is_code(code: ast.expr) -> bool:
 
 
 def error_of(body: ast.expr) -> ast.expr:
-    """The message in the body of an answer."""
+    """Returns the message in the body of an answer."""
     match body:
         case ast.Call(args=[ast.Dict(keys=[ast.Constant(value="error")], values=[text])]):
             return text
@@ -108,7 +108,7 @@ def error_of(body: ast.expr) -> ast.expr:
 
 
 def passes_on(text: ast.expr, function: ast.FunctionDef | ast.AsyncFunctionDef) -> bool:
-    """Whether a text comes from elsewhere: a refusal that was caught, the caller, one of `helpers`, or a library's exception."""
+    """Returns whether a text has another source: a caught rejection, the caller, one of `helpers`, or a library's exception."""
     match text:
         case ast.Attribute(attr="text" | "reason") | ast.Call(func=ast.Name(id="str"), args=[ast.Name(id="error" | "exc")]):
             return True
@@ -141,7 +141,7 @@ def constants(file: Path) -> dict[str, ast.expr]:
 
 
 def message(text: ast.expr, names: Mapping[str, ast.expr]) -> str | None:
-    """A text of the code, with `…` where it has a value; None where it is put together elsewhere."""
+    """Returns a text of the code, with `…` for each value; None if other code builds the text."""
     match text:
         case ast.Constant(value=str(words)):
             return words
@@ -153,7 +153,7 @@ def message(text: ast.expr, names: Mapping[str, ast.expr]) -> str | None:
 
 
 def helpers() -> Iterator[tuple[str, str]]:
-    """Messages that functions return for their callers to refuse with."""
+    """Returns messages that functions return to their callers, which reject with them."""
     for file in sorted(SOURCE.rglob("*.py")):
         for function in ast.walk(ast.parse(file.read_text())):
             if isinstance(function, ast.FunctionDef) and HELPERS.fullmatch(f"{function.name}("):
@@ -164,7 +164,7 @@ def helpers() -> Iterator[tuple[str, str]]:
 
 
 def rows(section: str) -> list[list[str]]:
-    """The cells of a section's tables, up to the next section of its rank."""
+    """Returns the cells of a section's tables, up to the next section of the same level."""
     rank = section.split()[0]
     text = page("errors.md").partition(f"\n{section}\n")[2]
     assert text, section
@@ -173,7 +173,7 @@ def rows(section: str) -> list[list[str]]:
 
 
 def known() -> set[str]:
-    """The messages of the page's tables, without the code's marks."""
+    """Returns the messages of the page's tables, without the marks of code."""
     return {plain(first.strip("`")) for first, *_ in rows("## Messages")}
 
 

@@ -1,4 +1,4 @@
-"""`make test` on a machine that has little: Node.js comes from a wheel, and what cannot be had is listed once."""
+"""`make test` on a minimal machine: Node.js is installed from a wheel, and missing programs are listed once."""
 
 import os
 import shutil
@@ -29,12 +29,12 @@ BASE = (
     "uname",
     "dirname",
 )
-"""what the smallest machine has, beside Python"""
+"""programs of the smallest machine, in addition to Python"""
 
 
 @pytest.fixture
 def bare(tmp_path: Path) -> dict[str, str]:
-    """The environment of a machine without Node.js, a package manager, or any other program of `tests/programs.sh`."""
+    """Makes the environment of a machine without Node.js, a package manager, or any other program of `tests/programs.sh`."""
     folder = tmp_path / "bin"
     folder.mkdir()
     for name in BASE:
@@ -47,7 +47,7 @@ def bare(tmp_path: Path) -> dict[str, str]:
 
 
 def sought(environment: dict[str, str], folder: Path) -> str:
-    """What `tests/programs.sh` prints in a checkout whose `.venv` is this one's Python, without a registry."""
+    """Returns the output of `tests/programs.sh` in a checkout whose `.venv` has this Python, without a registry."""
     (folder / ".venv" / "bin").mkdir(parents=True)
     (folder / ".venv" / "bin" / "python").symlink_to(sys.executable)
     shutil.copy(ROOT / "requirements-node.lock", folder)
@@ -76,7 +76,7 @@ def test_every_test_in_the_list_of_skipped_tests_exists() -> None:
 @pytest.mark.long
 @pytest.mark.timeout(900)
 def test_make_test_runs_pusher_js_on_a_machine_without_node(bare: dict[str, str], tmp_path: Path) -> None:
-    """A clone of this checkout, as far as it is committed, on the bare machine; it needs the registries."""
+    """The test clones the commits of this checkout on the minimal machine; it needs the package registries."""
     clone = tmp_path / "clone"
     subprocess.run(["git", "clone", "--quiet", str(ROOT), str(clone)], check=True)
     command = ["make", "test", "ARGS=-n 0 tests/clients/test_pusher_js.py"]

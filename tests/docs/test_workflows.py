@@ -21,7 +21,7 @@ ECOSYSTEMS = {
     "github-actions": ".github/workflows",
     "docker": "Containerfile",
 }
-"""what an ecosystem of Dependabot reads in its directory"""
+"""the file that each ecosystem of Dependabot reads in its directory"""
 
 
 def read(path: Path) -> dict[str, Any]:
