@@ -136,7 +136,14 @@ class Server:
         self.node = Node(Files(config.apps), fanout, metrics, clock, numbers.getrandbits)
         memory = Memory(self.node.stamp)
         hooks = HookDispatcher(
-            config.apps, config.hooks, "", clock, numbers.getrandbits, metrics.hook_events, metrics.hook_attempts, metrics.asked
+            config.apps,
+            config.hooks,
+            "",
+            clock,
+            numbers.getrandbits,
+            metrics.hook_events,
+            metrics.hook_attempts,
+            metrics.decisions,
         )
         run_eagerly(self.node.open(memory, memory, memory, memory, memory, hooks))
         sweep = Sweep(clock.monotonic, self.note, lambda: None)

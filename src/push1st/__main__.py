@@ -1,4 +1,4 @@
-"""`python -m push1st`."""
+"""Runs the command line: `python -m push1st`."""
 
 import sys
 

@@ -1,21 +1,21 @@
-"""Every signature and token: what is signed, with what, and how it is checked.
+"""Every signature and token: makes and checks them.
 
-It must not know sockets, configuration or the clock: secrets and the time are arguments. Nothing it raises or returns
-holds a secret or an expected signature.
+This module knows neither sockets nor the configuration nor the clock: secrets and the time are arguments. No error and no
+result contains a secret or an expected signature.
 
-One secret an app signs five kinds of text, so no text of one kind may be readable as another:
+One secret of an app signs five kinds of text, so no text of one kind may be readable as another kind:
 
     socket_id:channel[:channel_data]      a channel subscription (Pusher protocol, section 9)
     socket_id::user::user_data            a sign-in (section 5)
     METHOD\\n/path\\nname=value&…           an API request (section 9)
     base64url.base64url                   an access token, a JWT (Push1st API, section 2)
-    {…}                                   what is sent to a backend: a webhook, a hook, a question (section 9)
+    {…}                                   the body of a request to a backend: a webhook, a hook (section 9)
 
-They differ by what comes first: neither a socket id nor a channel name may hold a colon, a line break or a brace, and a
-channel name is not empty. `session_token`, which signs what it is sent, enforces that.
+The beginnings of these texts differ. Neither a socket id nor a channel name contains a colon, a line break or a brace, and a
+channel name is not empty. `session_token` signs texts from callers, so it checks these rules.
 
-An app without a secret has public channels only (Push1st API, section 9): nothing can be signed for it and every check
-fails, since a signature made with an empty key is anybody's.
+An app without a secret has public channels only (Push1st API, section 9). It has no signatures, and every check fails:
+anybody can make a signature with an empty key.
 """
 
 import hashlib
@@ -40,24 +40,24 @@ TIMESTAMP_TOLERANCE: Final = 600
 BLOCK: Final = 64
 """bytes of a block of SHA-256"""
 ACCESS_TOKEN_BYTES: Final = 8192
-"""an access token comes in a URL or a header; a longer one is not looked at"""
+"""the limit of an access token, which comes in a URL or a header; a longer token is rejected without a check"""
 
 _SESSION = re.compile(r"[A-Za-z0-9_.-]{1,128}\Z")
 _SIGNING = frozenset(("auth_key", "auth_timestamp", "auth_version", "auth_signature", "body_md5"))
 NEVER: Final = 1 << 53
-"""seconds since 1970: later than any clock, and exact as a float"""
+"""seconds since 1970: later than any clock, and exactly represented by a float"""
 _NO_SECRET = "the app has no secret, so nothing can be signed for it"  # noqa: S105 - a message
-# PyJWT itself would read the wall clock, and raise for claims that the Push1st API ignores.
+# By default PyJWT reads the wall clock, and rejects claims that the Push1st API ignores.
 _SIGNATURE_ONLY: Final[Any] = {f"verify_{claim}": False for claim in ("exp", "nbf", "iat", "aud", "iss", "sub", "jti")}
 
 _by_name = itemgetter(0)
 
 
 def hmac_hex(secret: str, text: str | bytes) -> str:
-    """HMAC-SHA256 of `text` keyed with `secret`: 64 lower-case hex digits.
+    """Returns the HMAC-SHA256 of `text` with the key `secret`: 64 lower-case hex digits.
 
-    Text is signed as UTF-8. A lone surrogate, which JSON can smuggle in, is signed as its three bytes: an odd text then
-    has an odd signature and is no reason to fail.
+    The text is encoded as UTF-8. JSON can contain an unpaired surrogate. It is encoded as three bytes, so that signing does
+    not fail.
     """
     if isinstance(text, str):
         text = text.encode("utf-8", "surrogatepass")
@@ -71,7 +71,7 @@ def hmac_hex(secret: str, text: str | bytes) -> str:
 
 @lru_cache(maxsize=256)
 def _keyed(secret: str) -> tuple[Any, Any]:
-    """The two hashes of HMAC (RFC 2104 §2) that have taken the key in: copying them costs 0.9 µs, keying anew 2.0."""
+    """Returns the two hashes of HMAC (RFC 2104 §2) after the key: to copy them takes 0.9 µs, to make them again 2.0 µs."""
     key = secret.encode("utf-8", "surrogatepass")
     if len(key) > BLOCK:
         key = hashlib.sha256(key).digest()
@@ -80,19 +80,25 @@ def _keyed(secret: str) -> tuple[Any, Any]:
 
 
 def equal(a: str, b: str) -> bool:
-    """Whether two texts are equal, in a time that does not tell where they differ."""
+    """Whether two texts are equal. The time of the comparison does not depend on the place where they differ."""
     return hmac.compare_digest(a.encode("utf-8", "surrogatepass"), b.encode("utf-8", "surrogatepass"))
 
 
 def channel_signature(secret: str, socket_id: str, channel: str, channel_data: str = "") -> str:
-    """What authorises a subscription (Pusher protocol, section 9): HMAC of `socket_id:channel[:channel_data]`."""
+    """Returns the signature that authorises a subscription (Pusher protocol, section 9).
+
+    It is the HMAC of `socket_id:channel[:channel_data]`.
+    """
     return hmac_hex(secret, f"{socket_id}:{channel}:{channel_data}" if channel_data else f"{socket_id}:{channel}")
 
 
 def check_channel(key: str, secret: str, socket_id: str, channel: str, auth: str, channel_data: str = "") -> bool:
-    """Whether `auth`, either `token` or `app-key:token`, authorises this subscription (Push1st API, section 1).
+    """Whether a signature authorises a subscription (Push1st API, section 1).
 
-    A name that is empty or holds a colon never is: the text would read as a sign-in, or as another channel with data.
+    The text to sign must not be readable as a sign-in or as another channel with data. So a channel name that is empty, or
+    contains a colon, is never authorised.
+
+    auth: `token` or `app-key:token`.
     """
     if not secret or not channel or ":" in channel:
         return False
@@ -100,29 +106,31 @@ def check_channel(key: str, secret: str, socket_id: str, channel: str, auth: str
 
 
 def body_signature(secret: str, body: bytes) -> str:
-    """What a backend tells by that a request comes from here (Pusher protocol, section 9): `X-Pusher-Signature`.
+    """Returns the header `X-Pusher-Signature`, by which a backend verifies that this server sent a request.
 
-    body: JSON, an object.
+    Pusher protocol, section 9.
+
+    body: a JSON object.
     """
-    assert body[:1] == b"{", "it must not be readable as anything else that is signed"
+    assert body[:1] == b"{", "the body must not be readable as another kind of signed text"
     return hmac_hex(secret, body)
 
 
 def user_signature(secret: str, socket_id: str, user_data: str) -> str:
-    """What signs a user in (Pusher protocol, section 5): HMAC of `socket_id::user::user_data`."""
+    """Returns the signature that signs a user in (Pusher protocol, section 5): HMAC of `socket_id::user::user_data`."""
     return hmac_hex(secret, f"{socket_id}::user::{user_data}")
 
 
 def check_user(key: str, secret: str, socket_id: str, user_data: str, auth: str) -> bool:
-    """Whether `auth`, either `token` or `app-key:token`, signs this user in."""
+    """Whether a signature signs this user in. auth: `token` or `app-key:token`."""
     return bool(secret) and equal(auth.removeprefix(f"{key}:"), user_signature(secret, socket_id, user_data))
 
 
 def session_token(secret: str, session: str, channel: str, data: str = "") -> str:
-    """The session token of Push1st API, section 1: 64 hex digits that a client sends as `auth`.
+    """Returns the session token of Push1st API, section 1: 64 hex digits that a client sends as `auth`.
 
-    Raises Refused(400) where the text to sign could be read as something else than a subscription, and for the names
-    that belong to signed-in users and are not to be signed for; Refused(403) if the app has no secret.
+    Raises Refused(400) if the text to sign could be read as another kind of text, and for channels of signed-in users, which
+    need no token. Raises Refused(403) if the app has no secret.
     """
     if not secret:
         raise Refused(403, _NO_SECRET)
@@ -136,16 +144,16 @@ def session_token(secret: str, session: str, channel: str, data: str = "") -> st
 
 
 class Claims(msgspec.Struct, frozen=True, gc=False):
-    """What an access token says (Push1st API, section 2)."""
+    """The claims of an access token (Push1st API, section 2)."""
 
     app: str
     """app id"""
     origin: str
-    """`*`, or the one origin a request must come from"""
+    """`*`, or the only origin whose requests may use the token"""
     channels: tuple[str, ...]
-    """names; `*` is all, a trailing `*` a prefix match"""
+    """names; a trailing `*` makes a name a prefix, and `*` alone is all channels"""
     exp: int | None
-    """seconds since 1970 from which on the token is void; None: never"""
+    """seconds since 1970 at which the token expires; None: never"""
 
     def allows(self, channel: str) -> bool:
         """Whether the token authorises `channel`."""
@@ -157,10 +165,11 @@ class Claims(msgspec.Struct, frozen=True, gc=False):
 
 
 def access_token(secret: str, app: str, origin: str, channel: str | list[str], ttl: int, now: float) -> str:
-    """A JWT (HS256) that authorises `channel` on raw WebSockets (Push1st API, section 2).
+    """Returns a JWT (HS256) that authorises `channel` on raw WebSockets (Push1st API, section 2).
 
-    ttl: seconds, 0 for ever. now: seconds since 1970. Raises Refused(400) for a negative `ttl` or an empty `origin`,
-    Refused(403) if the app has no secret.
+    ttl: seconds until the token expires; 0: it does not expire.
+    now: seconds since 1970.
+    Raises Refused(400) for a negative `ttl` or an empty `origin`, Refused(403) if the app has no secret.
     """
     if not secret:
         raise Refused(403, _NO_SECRET)
@@ -175,9 +184,11 @@ def access_token(secret: str, app: str, origin: str, channel: str | list[str], t
 
 
 def check_access_token(secret: str, app: str, token: str, now: float) -> Claims:
-    """What `token` says, if it is one for `app` (id). now: seconds since 1970.
+    """Checks an access token and returns its claims. A token without `origin` is valid for any; `channel` is required.
 
-    Raises Refused(401) saying what is wrong. A token without `origin` is good for any; `channel` must be there.
+    app: the id of the app that the token must be for.
+    now: seconds since 1970.
+    Raises Refused(401) with the reason.
     """
     if not secret:
         raise Refused(401, _NO_SECRET)
@@ -197,7 +208,7 @@ def check_access_token(secret: str, app: str, token: str, now: float) -> Claims:
 
 
 def _claims(claims: Mapping[str, object], app: str, now: float) -> Claims:
-    """The claims of a token whose signature is right. Raises Refused(401)."""
+    """Returns the claims of a token whose signature is right. Raises Refused(401)."""
     if claims.get("app") != app:
         raise Refused(401, "access token is for another app")
     origin = claims.get("origin", "*")
@@ -226,9 +237,9 @@ def _seconds(claims: Mapping[str, object], name: str) -> int | float:
 
 
 def _jwt_key(secret: str) -> bytes:
-    """The secret, such that PyJWT does not warn about its length on every call (`push1st check` does that, once).
+    """Returns the secret with zero bytes up to 32 bytes, because PyJWT warns about a shorter key at each call.
 
-    HMAC itself fills a short key up with zero bytes (RFC 2104 §2), so signatures stay what they are.
+    HMAC appends zero bytes to a short key too (RFC 2104 §2), so the signatures do not change. `push1st check` warns instead.
     """
     return secret.encode("utf-8", "surrogatepass").ljust(32, b"\0")
 
@@ -236,9 +247,11 @@ def _jwt_key(secret: str) -> bytes:
 def sign_request(
     key: str, secret: str, method: str, path: str, params: Mapping[str, str], body: bytes, timestamp: int
 ) -> dict[str, str]:
-    """All query parameters to send with an API request, `params` included (Pusher protocol, section 9).
+    """Returns all query parameters of a signed API request, including `params` (Pusher protocol, section 9).
 
-    path: as it will stand in the request line. params: not yet percent-encoded. timestamp: seconds since 1970.
+    path: as in the request line.
+    params: not percent-encoded.
+    timestamp: seconds since 1970.
     Raises ValueError for parameters that cannot be signed.
     """
     if not secret:
@@ -256,15 +269,17 @@ def sign_request(
 
 
 def check_request(key: str, secret: str, method: str, path: str, query: str, body: bytes, now: float) -> bool:
-    """Check the signature of an API request (Pusher protocol, section 9); says whether there are other parameters.
+    """Checks the signature of an API request (Pusher protocol, section 9); returns whether the query has other parameters.
 
-    method, path, query: as they stand in the request line (the official libraries sign the path as they send it), path
-    and query without the `?`. now: seconds since 1970. Raises Refused(401) saying precisely what is wrong.
+    method, path: as in the request line, because the official libraries sign the path as they send it.
+    query: as in the request line, without the `?`.
+    now: seconds since 1970.
+    Raises Refused(401) with the exact reason.
     """
     parts = query.split("&")
     if len(parts) == 5 and body and secret:
-        # What nearly every library sends for a call with a body: nothing but the signature, in the order of signing, so that
-        # it is signed as it stands. Whatever is wrong is told further down.
+        # The query that nearly every library sends with a body: only the five parameters of the signature, in the order in
+        # which they are signed. So the text to sign is the query itself. The code after this branch reports what is wrong.
         key_part, stamp_part, version_part, digest_part, signature_part = parts
         stamp = stamp_part[15:]
         text = f"{method}\n{path}\n{query[: -len(signature_part) - 1]}"
@@ -276,7 +291,7 @@ def check_request(key: str, secret: str, method: str, path: str, query: str, bod
             and abs(int(now) - int(stamp)) <= TIMESTAMP_TOLERANCE
             and version_part == "auth_version=1.0"
             and digest_part == f"body_md5={hashlib.md5(body, usedforsecurity=False).hexdigest()}"
-            and signature_part.isascii()  # of text, `compare_digest` takes nothing else
+            and signature_part.isascii()  # `compare_digest` raises TypeError for other text
             and hmac.compare_digest(signature_part, "auth_signature=" + hmac_hex(secret, text))
         ):
             return False
@@ -287,8 +302,8 @@ def check_request(key: str, secret: str, method: str, path: str, query: str, bod
     try:
         auth_key, timestamp = given["auth_key"], given["auth_timestamp"]
         version, signature = given["auth_version"], given["auth_signature"]
-    except KeyError as missing:
-        raise Refused(401, f"{missing.args[0]} is missing in the query") from None
+    except KeyError as exc:
+        raise Refused(401, f"{exc.args[0]} is missing in the query") from None
     if version != "1.0":
         raise Refused(401, f"auth_version is {version[:20]!r}, only '1.0' is known")
     if auth_key != key:
@@ -318,7 +333,7 @@ def _check_timestamp(text: str, now: float) -> None:
 
 
 def _pairs(query: str) -> list[tuple[str, str]]:
-    """The query's parameters in the order sent, names in lower case, unescaped as a form's are (`+` is a space)."""
+    """Returns the query's parameters in their order, unescaped like those of a form (`+` is a space), with lower-case names."""
     pairs = []
     for part in query.split("&"):
         name, _, value = part.partition("=")
@@ -336,15 +351,15 @@ def _pairs(query: str) -> list[tuple[str, str]]:
 
 
 def _repeated(pairs: Iterable[tuple[str, str]]) -> set[str]:
-    """The names that stand there more than once."""
+    """Returns the names that occur more than once."""
     return {name for name, times in Counter(map(_by_name, pairs)).items() if times > 1}
 
 
 def _ambiguous(pairs: Iterable[tuple[str, str]]) -> str | None:
-    """What could be read two ways once it is joined for signing, or None.
+    """Returns the error for a parameter that could be read in two ways in the text to sign; None if there is none.
 
-    What is signed is unescaped, so `a=1%26b=2` and `a=1&b=2` have the same signature: whoever gets hold of one signed
-    request could send another one. No parameter of the API needs these characters.
+    The signed text is unescaped, so `a=1%26b=2` and `a=1&b=2` have the same signature. An attacker with one signed request
+    could send the other one. No parameter of the API needs these characters.
     """
     for name, value in pairs:
         if "&" in name or "=" in name or "&" in value:
@@ -353,5 +368,5 @@ def _ambiguous(pairs: Iterable[tuple[str, str]]) -> str | None:
 
 
 def _request_text(method: str, path: str, pairs: Iterable[tuple[str, str]]) -> str:
-    """What is signed of a request. Equal names, such as those of an array (`info[]`), stay in the order sent."""
+    """Returns the text of a request to sign. Parameters with equal names, such as `info[]`, keep their order."""
     return f"{method}\n{path}\n" + "&".join(map("=".join, sorted(pairs, key=_by_name)))

@@ -1,8 +1,8 @@
-"""Channel names and kinds: what a name says about who may subscribe and publish.
+"""Names and kinds of channels. The kind follows from the name, and decides which clients may subscribe and publish.
 
-A kind is told by exact prefixes, longest first, each with its dash (Pusher protocol, section 11: `cachefoo` is not a
-cache channel). Two rules bind names: Pusher's for Pusher clients and signed API calls, and a wider one for raw
-WebSockets, MQTT and unsigned calls (Push1st API, section 7).
+A kind has an exact prefix, which includes its last dash: `cachefoo` is not a cache channel (Pusher protocol, section 11).
+There are two rules for names: that of Pusher for Pusher clients and signed API calls, and a wider one for raw WebSockets,
+MQTT and unsigned calls (Push1st API, section 7).
 """
 
 import re
@@ -18,14 +18,14 @@ PUSHER_NAME = re.compile(r"#?[A-Za-z0-9_\-=@,.;]+\Z")
 PLAIN = re.compile(r"[ -~]{1,255}\Z")
 CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f]")
 USER_ID = re.compile(r"[^\x00-\x1f\x7f-\x9f\ud800-\udfff]{1,128}\Z")
-"""Wider than Pusher's rule, which is that of channel names: real ones are `auth0|1`, or addresses with a `+`."""
+"""This rule is wider than that of Pusher, which rejects real ids such as `auth0|1`, and mail addresses with a `+`."""
 WIDE_NAME_BYTES = 255
 RESERVED = ("pusher:", "pusher_internal:")
-"""how the names of events begin that only the server may send (Pusher protocol, section 9)"""
+"""prefixes of the names of events that only the server may send (Pusher protocol, section 9)"""
 
 
 class Kind(msgspec.Struct, frozen=True, gc=False):
-    """What a channel's prefix says about it. `type` is Push1st's word for it."""
+    """The kind of a channel, which follows from its prefix. type: as the configuration names it."""
 
     type: Type
     encrypted: bool = False
@@ -55,7 +55,7 @@ _STARTS = tuple(prefix for prefix, _ in _PREFIXES)
 
 
 def kind_of(name: str) -> Kind:
-    """The kind of the channel `name`."""
+    """Returns the kind of the channel `name`."""
     if not name.startswith(_STARTS):
         return PUBLIC
     for prefix, kind in _PREFIXES:
@@ -69,19 +69,22 @@ def covers(types: Container[str], kind: Kind) -> bool:
     return kind.type in types or (kind.type == "protected" and "private" in types)
 
 
-def pusher_name_error(name: str, most: int = 164) -> str | None:
-    """What is wrong with `name` under Pusher's rule (protocol, section 8), or None. `most` counts characters."""
+def pusher_name_error(name: str, limit: int = 164) -> str | None:
+    """Returns why Pusher's rule rejects a name (Pusher protocol, section 8); None if it allows the name.
+
+    limit: the maximum number of characters.
+    """
     if not name:
         return "a channel name is empty"
-    if len(name) > most:
-        return f"channel name is {len(name)} characters long, the limit is {most}"
+    if len(name) > limit:
+        return f"channel name is {len(name)} characters long, the limit is {limit}"
     if not PUSHER_NAME.match(name):
         return f"channel name {name[:80]!r} has characters outside A-Za-z0-9_-=@,.;"
     return None
 
 
 def wide_name_error(name: str) -> str | None:
-    """What is wrong with `name` under the rule for raw WebSocket, MQTT and unsigned calls, or None."""
+    """Returns why the rule for raw WebSockets, MQTT and unsigned calls rejects a name; None if it allows the name."""
     if PLAIN.match(name):
         return None
     if not name:
@@ -97,7 +100,7 @@ def wide_name_error(name: str) -> str | None:
 
 
 def user_id_error(id: str) -> str | None:
-    """What is wrong with the id of a user, or None."""
+    """Returns why the id of a user is not allowed; None if it is."""
     if USER_ID.match(id):
         return None
     return f"user id {id[:80]!r} must have 1 to 128 characters, and no control characters"

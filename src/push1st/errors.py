@@ -1,18 +1,18 @@
-"""The two kinds of failure a client can cause (invariant 9).
+"""The two kinds of failure that a client can cause (invariant 9).
 
-`Refused` is answered and the client stays; `Disconnect` ends the connection. Anything else that is raised while a
-client is served is our own defect: it is logged with its trace and closes that one connection.
+A `Refused` is sent to the client as an error, and its connection stays open. A `Disconnect` closes the connection. Any other
+exception is a defect of the server: it is logged with its trace, and closes that one connection.
 
-Refusals carry HTTP status codes, ends of connections WebSocket close codes (RFC 6455 §7.4; Pusher protocol, section 6).
+A `Refused` has an HTTP status, a `Disconnect` has a WebSocket close code (RFC 6455 §7.4; Pusher protocol, section 6).
 """
 
 
 class Refused(Exception):
-    """A request that is answered with an error; the connection stays.
+    """A request that the server rejects with an error. The connection stays open.
 
-    code: an HTTP status; a protocol with codes of its own translates it.
-    text: what is wrong and where, for the person who wrote the client.
-    channel: the channel that the request names, if that was decoded before the error.
+    code: an HTTP status; a protocol with its own codes translates it.
+    text: the mistake and its place, for the developer of the client.
+    channel: the channel of the request, if it was decoded before the error.
     """
 
     def __init__(self, code: int, text: str, channel: str = "") -> None:
@@ -26,11 +26,15 @@ class Refused(Exception):
 
 
 class LimitReached(Refused):
-    """A limit of the app, or of what the client may hold, is used up."""
+    """The app or the client has reached a limit."""
 
 
 class Disconnect(Exception):
-    """The connection ends with a WebSocket close code and a reason of at most 123 bytes of UTF-8 (RFC 6455 §5.5)."""
+    """The server closes the connection.
+
+    code: a WebSocket close code.
+    reason: at most 123 bytes of UTF-8 (RFC 6455 §5.5).
+    """
 
     def __init__(self, code: int, reason: str) -> None:
         super().__init__(code, reason)
@@ -42,12 +46,12 @@ class Disconnect(Exception):
 
 
 class ConfigError(Exception):
-    """A configuration that cannot run: file, place, what was found, what is allowed."""
+    """The server cannot run with its configuration. Each line has file and line, what was found, and what is allowed."""
 
 
 class ClientError(Exception):
-    """What went wrong when a command called a server, for a person."""
+    """A command could not use a server. The text is for a person."""
 
 
 class Rejected(ClientError):
-    """A server rejected what a command requested."""
+    """A server rejected the request of a command."""

@@ -1,4 +1,4 @@
-"""JSON text as it stands: what the codecs share to cut frames from it and put them together."""
+"""Functions on JSON text that the codecs share: they decode it, measure it, and forward it without encoding it again."""
 
 import re
 from typing import TypeVar
@@ -16,7 +16,7 @@ _ESCAPE = re.compile(
 
 
 def decode(decoder: msgspec.json.Decoder[T], text: str | bytes) -> T:
-    """Decodes JSON, and replaces unpaired surrogates by U+FFFD.
+    """Decodes JSON, and replaces each unpaired surrogate with U+FFFD.
 
     `JSON.stringify` writes an unpaired surrogate if a text was cut within an emoji. RFC 8259 §8.2 allows that, but the decoder
     rejects it, even in values that are forwarded unchanged.
@@ -40,12 +40,15 @@ def _whole(escape: re.Match[bytes]) -> bytes:
 
 
 def as_string(data: bytes) -> bytes:
-    """JSON text → a JSON string: a string stays, any other value is wrapped (Pusher protocol, section 2)."""
+    """Returns JSON text as a JSON string. A string is returned unchanged, another value is encoded as a string.
+
+    Pusher protocol, section 2: double encoding.
+    """
     return data if data[:1] == b'"' else encode(data.decode())
 
 
 def string_size(data: bytes) -> int:
-    """Bytes of an event's data as its subscribers see it: of the decoded string, or of the JSON text."""
+    """Returns the size of an event's data in bytes: of the decoded string, or of the JSON text of another value."""
     if data[:1] != b'"':
         return len(data)
     if b"\\" not in data:
@@ -53,11 +56,11 @@ def string_size(data: bytes) -> int:
     return len(msgspec.json.decode(data, type=str).encode("utf-8", "surrogatepass"))
 
 
-def object_text(name: str, text: msgspec.Raw, most: int) -> bytes:
+def object_text(name: str, text: msgspec.Raw, limit: int) -> bytes:
     """Returns the JSON text of an object; b"" for a missing value and for null.
 
     name: of the field, for errors.
-    most: bytes the text may have.
+    limit: the maximum number of bytes.
     Raises Refused for any other JSON value (400) and for a longer text (413).
     """
     found = bytes(text).strip()
@@ -65,6 +68,6 @@ def object_text(name: str, text: msgspec.Raw, most: int) -> bytes:
         return b""
     if found[:1] != b"{":
         raise Refused(400, f"{name} must be an object")
-    if len(found) > most:
-        raise Refused(413, f"{name} has {len(found)} bytes, the limit is {most}")
+    if len(found) > limit:
+        raise Refused(413, f"{name} has {len(found)} bytes, the limit is {limit}")
     return found

@@ -1,19 +1,19 @@
-"""Limits of an app, and the token bucket that counts what is limited per second.
+"""The limits of an app, and the token bucket that enforces limits per second.
 
-Defaults are Pusher's (protocol, section 8). If Pusher has no limit and one client could exhaust the server, the default is far
-above the needs of an honest client. Zero means unlimited if the field's docstring says so.
+The defaults are those of Pusher (Pusher protocol, section 8). If Pusher has no limit and one client could exhaust the server,
+the default is far above the needs of an honest client. In some fields 0 means unlimited; their docstrings mention it.
 """
 
 import msgspec
 
 
 class Limits(msgspec.Struct, frozen=True, rename="kebab"):
-    """One app's limits."""
+    """The limits of one app."""
 
     connections: int = 0
     """open connections; 0: unlimited"""
     subscriptions: int = 5_000
-    """subscriptions of one connection, which take 1.1 KB each; 0: unlimited"""
+    """subscriptions of one connection, each of which needs 1.1 KB; 0: unlimited"""
     members: int = 100
     """users on a presence channel; 0: unlimited"""
     payload: int = 10_240
@@ -23,7 +23,7 @@ class Limits(msgspec.Struct, frozen=True, rename="kebab"):
     event_name: int = 200
     """characters of an event name"""
     channels_per_event: int = 100
-    """channels one publish may name"""
+    """channels in one publish"""
     batch: int = 10
     """events in one batch"""
     client_events: int = 10
@@ -35,9 +35,9 @@ class Limits(msgspec.Struct, frozen=True, rename="kebab"):
 
 
 class Bucket:
-    """A token bucket: `rate` a second, bursts up to one second's worth.
+    """A token bucket: it admits `rate` units a second, and a burst of as many units.
 
-    `take` gets the time in seconds from its caller, on any clock that does not go back.
+    `take` gets the time in seconds from its caller, on a clock that does not go back.
     """
 
     __slots__ = ("_at", "_left", "_rate")
@@ -48,7 +48,7 @@ class Bucket:
         self._at = now
 
     def take(self, now: float, cost: int = 1) -> bool:
-        """Whether `cost` units fit now; they are used up if so."""
+        """Takes `cost` units, if the bucket has as many; returns whether it has."""
         if now > self._at:
             self._left = min(float(self._rate), self._left + (now - self._at) * self._rate)
             self._at = now

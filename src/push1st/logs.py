@@ -1,9 +1,9 @@
-"""Logging: events with fields, as text for people or as JSON, one object a line, for machines.
+"""Logging: events with fields, as text for people, or as JSON with one object a line for machines.
 
-It must not know who logs what. Our own loggers and those of libraries (asyncio, warnings, …) go one way: through one list
-of processors into one stream. What is rendered holds no secret, so that no caller has to remember to take them out
-(invariant 10): fields named like one are masked, and so are `token=…`, `auth=…` and the like within any text, be it a
-logged URL or a traceback. Best effort against accidents, no licence to log secrets.
+One list of processors handles the events of our own loggers and those of libraries (asyncio, warnings, …), and writes them to
+one stream. It masks secrets, so that no caller can log one by accident (invariant 10). It masks fields whose names end like
+that of a secret, and `token=…`, `auth=…` and similar text in any value, such as a URL or a traceback. The masks cannot
+find every secret, so callers must not log secrets all the same.
 
     log = logs.get(__name__)
     log.info("listening", address="127.0.0.1:6001")
@@ -22,7 +22,7 @@ from structlog.typing import EventDict, FilteringBoundLogger, Processor, Wrapped
 from push1st.printable import printable, printable_lines
 
 MASK: Final = "***"
-"""what stands in place of a secret"""
+"""replaces a secret"""
 DEPTH: Final = 8
 """levels of nested values that are shown"""
 
@@ -43,10 +43,12 @@ _SECRET_TEXT = re.compile(
 
 
 def setup(format: Literal["text", "json"], level: str, stream: TextIO, worker: int | None = None) -> None:
-    """From here on everything that is logged goes to `stream`, in colour if that is a terminal and `format` is text.
+    """Configures the log. Text on a terminal has colours. The function may be called again.
 
-    level: debug, info, warning, error or critical, in any case; what is below it is dropped. Raises ValueError for another.
-    worker: a number that stands in each event. May be called again.
+    level: debug, info, warning, error or critical; events below it are dropped.
+    stream: receives all events.
+    worker: the number of this worker, which is added to each event.
+    Raises ValueError for another level.
     """
     try:
         number = logging.getLevelNamesMapping()[level.upper()]
@@ -84,7 +86,7 @@ def setup(format: Literal["text", "json"], level: str, stream: TextIO, worker: i
 
 
 def get(name: str) -> FilteringBoundLogger:
-    """The logger of a module: `log.info("event", field=value)`; `log.exception("event")` adds the trace."""
+    """Returns the logger of a module: `log.info("event", field=value)`; `log.exception("event")` adds the trace."""
     logger: FilteringBoundLogger = structlog.get_logger(name)
     return logger
 
@@ -121,14 +123,14 @@ def _add_worker(number: int, _logger: WrappedLogger, _method: str, event: EventD
 
 
 def mask_secrets(_logger: WrappedLogger, _method: str, event: EventDict) -> EventDict:
-    """A processor: every value becomes something JSON can hold, without the secrets in it."""
+    """A processor that makes every value representable in JSON, and masks secrets in it."""
     return _masked_items(event, DEPTH)
 
 
 def escape_controls(_logger: WrappedLogger, _method: str, event: EventDict) -> EventDict:
-    """A processor for text: what a client sent can neither begin a new line in the log nor move a terminal's cursor.
+    """A processor for text: escapes control characters, so that text of a client cannot forge a line or move the cursor.
 
-    Traces keep their lines.
+    The line ends of traces stay.
     """
     for name, value in event.items():
         if isinstance(value, str):

@@ -1,8 +1,8 @@
-"""The typed units every part speaks: messages on the data road, commands from clients and replies, HTTP calls.
+"""The typed units that all layers exchange: messages on the data road, commands and replies of clients, HTTP requests.
 
-A codec turns bytes into commands and replies and messages into bytes; a session turns commands into replies. Neither
-knows the other's representation. All of them are frozen; data is kept as the JSON text it came in, so that a message
-is parsed once and never re-encoded for a wire that takes it as it is.
+A codec decodes bytes into commands, and encodes replies and messages as bytes. A session handles commands and returns replies.
+The session knows no bytes, and the codec knows no session. All structs are frozen. Data stays the JSON text that arrived, so a
+message is parsed once, and a wire that sends JSON needs no other encoding of its data.
 """
 
 from typing import Literal
@@ -12,12 +12,12 @@ import msgspec
 Delivery = Literal["broadcast", "multicast", "unicast"]
 
 API = "api"
-"""The sender of what came in over HTTP (`#msg-from`)."""
+"""The sender of a message that was published over HTTP (`#msg-from`)."""
 INTERNAL = "pusher_internal:"
 WATCHLIST_EVENTS = INTERNAL + "watchlist_events"
 SUBSCRIPTION_COUNT = INTERNAL + "subscription_count"
 TERMINATE = INTERNAL + "terminate"
-"""Never sent to clients: it ends the connections of a signed-in user, on every worker."""
+"""Never sent to clients: makes every worker close the connections of a signed-in user."""
 NODE_MESSAGE = INTERNAL + "told"
 """Never sent to clients: the event of messages between workers (`core/controller.py`)."""
 MAX_HEADERS_BYTES = 4096
@@ -27,12 +27,16 @@ MEMBER_REMOVED = INTERNAL + "member_removed"
 
 
 class Message(msgspec.Struct, frozen=True, gc=False, array_like=True):
-    """One event on one channel, on its way to the subscribers.
+    """An event on one channel, which workers deliver to the subscribers.
 
-    data: JSON text. id: 64 bits, increasing per worker, unique everywhere. received: wall clock, nanoseconds.
-    exclude: the id of a connection that does not receive the message, or "". delivery and target: the receivers (Push1st API,
-    section 3). A broadcast also excludes its target; it has a target only if `exclude` is set.
-    user_id: of the member who sent a client event on a presence channel. headers: JSON text of an object, b"" without one.
+    data: JSON text.
+    id: 64 bits; increases on each worker, and is unique in the cluster.
+    received: wall clock, nanoseconds.
+    exclude: the id of a connection that does not receive the message, or "".
+    delivery, target: the receivers (Push1st API, section 3). A broadcast does not reach its target. It has a target only if
+    `exclude` is set.
+    user_id: of the member that published a client event on a presence channel.
+    headers: JSON text of an object, or b"".
     """
 
     app: str
@@ -83,14 +87,14 @@ class Published(msgspec.Struct, frozen=True, gc=False):
 
 
 class Options(msgspec.Struct, frozen=True, gc=False):
-    """How far an event goes (Push1st API, section 3). ttl: seconds; valid, and without effect on live delivery."""
+    """The receivers of an event (Push1st API, section 3). ttl: seconds; it has no effect on live delivery."""
 
     ttl: float = 0
     delivery: Delivery = "broadcast"
     session: str = ""
 
     def error(self) -> str | None:
-        """What is wrong with them, or None."""
+        """Returns why the options are not valid; None if they are."""
         if self.ttl < 0:
             return "options.ttl is negative"
         if self.delivery != "broadcast" and not self.session:
@@ -112,7 +116,11 @@ DEFAULT_OPTIONS = Options()
 
 
 class SignedInUser(msgspec.Struct, frozen=True, gc=False):
-    """Who has signed in on a connection. info: JSON text. watchlist: ids of the users it wants to know of."""
+    """The user that has signed in on a connection.
+
+    info: JSON text.
+    watchlist: ids of the users whose status the connection receives.
+    """
 
     id: str
     info: bytes = b"null"
@@ -120,33 +128,33 @@ class SignedInUser(msgspec.Struct, frozen=True, gc=False):
 
 
 class Member(msgspec.Struct, frozen=True, gc=False):
-    """A user on a presence channel. info: JSON text, `null` when the user has none."""
+    """A user on a presence channel. info: JSON text; `null` if the user has no info."""
 
     user_id: str
     info: bytes = b"null"
 
 
 def member_added(app: str, channel: str, member: Member, id: int, received: int, exclude: str) -> Message:
-    """The edge that tells a presence channel of a new member (Pusher protocol, section 3)."""
+    """Returns the event that notifies a presence channel of a new member (Pusher protocol, section 3)."""
     data = b'{"user_id":' + msgspec.json.encode(member.user_id)
     data += b"}" if member.info == b"null" else b',"user_info":' + member.info + b"}"
     return Message(app, channel, MEMBER_ADDED, data, id, received, exclude=exclude)
 
 
 def member_removed(app: str, channel: str, user_id: str, id: int, received: int, exclude: str) -> Message:
-    """The edge that tells a presence channel that a member is gone."""
+    """Returns the event that notifies a presence channel of a member that has left."""
     data = b'{"user_id":' + msgspec.json.encode(user_id) + b"}"
     return Message(app, channel, MEMBER_REMOVED, data, id, received, exclude=exclude)
 
 
 def status_changed(app: str, user_id: str, online: bool, id: int, received: int, exclude: str) -> Message:
-    """The edge that tells those who watch a user that it came online or went offline (Pusher protocol, section 5)."""
+    """Returns the event that notifies the watchers of a user that the user is online or offline (Pusher protocol, section 5)."""
     data = msgspec.json.encode({"events": [{"name": "online" if online else "offline", "user_ids": [user_id]}]})
     return Message(app, watch_topic(user_id), WATCHLIST_EVENTS, data, id, received, exclude=exclude)
 
 
 def subscription_count(app: str, channel: str, count: int, id: int, received: int) -> Message:
-    """What a channel's subscribers are told of their number."""
+    """Returns the event that notifies a channel's subscribers of their number."""
     return Message(app, channel, SUBSCRIPTION_COUNT, b'{"subscription_count":%d}' % count, id, received)
 
 
@@ -166,19 +174,21 @@ Phase = Literal["new", "at-once", "settled", "held"]
 ENTERING: dict[HookEventKind, HookEventKind] = {"occupied": "vacated", "member-added": "member-removed"}
 """entering edges, and the leaving edges that cancel them"""
 HOLD_SECONDS = 3.0
-"""for which leaving edges are held back from hooks, because most members return within them (Pusher protocol, section 9)"""
+"""for which leaving edges are held, because most members return in this time (Pusher protocol, section 9)"""
 
 
 class HookEvent(msgspec.Struct, frozen=True, gc=False):
-    """Something that happened on a channel, for hooks: each is reported once in a cluster, in order per channel.
+    """An event on a channel for hooks. The broker reports it once in the cluster, and in order for each channel.
 
-    at: wall clock, nanoseconds. socket_id: of the connection that caused it, where one did. user_id and user_info (JSON
-    text): of the member it is about. event and data (JSON text): of a client event. count: of subscriptions. id, delivery,
-    expires (seconds since 1970; 0: never) and given (see `Publish`): of a client event.
-
-    phase: of an edge. `new`: the broker does not debounce, so hooks hold the edge back (`debounce`). The other phases are for
-    brokers that debounce: `at-once`, for hooks that want every edge; `settled`, for the others; `held`, if the edge is still held
-    back when the last process stops.
+    at: wall clock, nanoseconds.
+    socket_id: of the connection that caused the event, or "".
+    user_id, user_info: of the member; the info is JSON text.
+    event, data: of a client event; the data is JSON text.
+    count: of subscriptions.
+    id, delivery, expires, given: of a client event, as in `Publish`. expires: seconds since 1970; 0: never.
+    phase: of an edge. `new`: the broker does not debounce edges, so the dispatcher does (`hooks/debounce.py`). A broker that
+    debounces reports an edge as `at-once` for hooks that want every edge, and as `settled` for other hooks. It reports an edge
+    as `held` if the last process stops while it holds the edge.
     """
 
     kind: HookEventKind
@@ -198,26 +208,30 @@ class HookEvent(msgspec.Struct, frozen=True, gc=False):
     phase: Phase = "new"
 
 
-# Topics of users. Clients cannot subscribe to them by name: `#` is reserved, and only `#server-to-user-` is let through.
+# Topics of users. `#` is reserved, so clients cannot subscribe to them by name, except to `#server-to-user-`.
 
 
 def user_channel(user_id: str) -> str:
-    """The channel on which a backend reaches a signed-in user (Pusher protocol, section 5)."""
+    """Returns the channel on which a backend sends events to a signed-in user (Pusher protocol, section 5)."""
     return f"#server-to-user-{user_id}"
 
 
 def watch_topic(user_id: str) -> str:
-    """Where the edges of a user's status go."""
+    """Returns the topic of changes of a user's status."""
     return f"#watch-{user_id}"
 
 
 def session_topic(user_id: str) -> str:
-    """Where what concerns the connections of a user goes."""
+    """Returns the topic of commands to all connections of a user."""
     return f"#user-{user_id}"
 
 
 class ClientRequest(msgspec.Struct, frozen=True, gc=False):
-    """What a client that connects has shown, for the app's backend. query: as in the URL; headers: None without one."""
+    """The query and the headers of a client that connects, for the app's backend.
+
+    query: as in the URL.
+    origin, cookie, authorization: headers; None if the client did not send the header.
+    """
 
     query: str = ""
     origin: str | None = None
@@ -225,7 +239,7 @@ class ClientRequest(msgspec.Struct, frozen=True, gc=False):
     authorization: str | None = None
 
 
-# Commands: what a client asks for.
+# Commands of clients.
 
 
 class Subscribe(msgspec.Struct, frozen=True, gc=False):
@@ -239,9 +253,12 @@ class Unsubscribe(msgspec.Struct, frozen=True, gc=False):
 
 
 class Publish(msgspec.Struct, frozen=True, gc=False):
-    """An event from a client. data: JSON text. ttl: seconds. headers: see `Message`.
+    """A client publishes an event.
 
-    given: the `headers`, `options` and `extra` of its frame for hooks: JSON text of the members, each after a comma.
+    data: JSON text.
+    ttl: seconds.
+    headers: as in `Message`.
+    given: `headers`, `options` and `extra` of the frame, for hooks: JSON text of the members, each after a comma.
     """
 
     channel: str
@@ -270,7 +287,7 @@ class Pong(msgspec.Struct, frozen=True, gc=False):
 Command = Subscribe | Unsubscribe | Publish | SignIn | Ping | Pong
 
 
-# Replies: what a session tells its own client. Ping and Pong go both ways.
+# Replies of a session to its client. Ping and Pong are sent in both directions.
 
 
 class Established(msgspec.Struct, frozen=True, gc=False):
@@ -279,14 +296,18 @@ class Established(msgspec.Struct, frozen=True, gc=False):
 
 
 class Subscribed(msgspec.Struct, frozen=True, gc=False):
-    """members: of a presence channel, a new member included."""
+    """The client is subscribed. members: of a presence channel, including the client's own user."""
 
     channel: str
     members: tuple[Member, ...] | None = None
 
 
 class SubscriptionRefused(msgspec.Struct, frozen=True, gc=False):
-    """status: an HTTP status; kind: a word for programs, such as AuthError."""
+    """The subscription is rejected.
+
+    kind: a word for programs, such as AuthError.
+    status: an HTTP status.
+    """
 
     channel: str
     kind: str
@@ -295,20 +316,20 @@ class SubscriptionRefused(msgspec.Struct, frozen=True, gc=False):
 
 
 class SignedIn(msgspec.Struct, frozen=True, gc=False):
-    """user_data: as it was signed, but the id is always a text."""
+    """The user is signed in. user_data: as it was signed, but the id is always a text."""
 
     user_data: str
 
 
 class WatchlistStatus(msgspec.Struct, frozen=True, gc=False):
-    """Who of a watchlist is online, and who is not, at sign-in."""
+    """The users of a watchlist that are online or offline at the sign-in."""
 
     online: tuple[str, ...]
     offline: tuple[str, ...]
 
 
 class Replayed(msgspec.Struct, frozen=True, gc=False):
-    """The last event of a cache channel, for one new subscriber. now: wall clock, nanoseconds."""
+    """The last event of a cache channel, for a new subscriber. now: wall clock, nanoseconds."""
 
     message: Message
     now: int
@@ -319,10 +340,10 @@ class CacheMissed(msgspec.Struct, frozen=True, gc=False):
 
 
 class Failure(msgspec.Struct, frozen=True, gc=False):
-    """An answer to a bad command; the connection stays.
+    """A command is rejected. The connection stays open.
 
-    code: an HTTP status, which a codec may translate, or a Pusher code from 4300 on; None if Pusher sends no code. channel: the
-    channel of the command, "" if the command has none.
+    code: an HTTP status, which a codec may translate, or a Pusher code from 4300 on; None if Pusher sends no code.
+    channel: of the command; "" if the command has none.
     """
 
     code: int | None
@@ -331,7 +352,7 @@ class Failure(msgspec.Struct, frozen=True, gc=False):
 
 
 class Ending(msgspec.Struct, frozen=True, gc=False):
-    """The connection is about to be closed with this WebSocket close code."""
+    """The server closes the connection next, with this WebSocket close code."""
 
     code: int
     reason: str
@@ -352,13 +373,15 @@ Reply = (
 )
 
 
-# What HTTP transports and the API exchange.
+# Requests and responses between the HTTP transport and the API.
 
 
 class Request(msgspec.Struct, frozen=True, gc=False):
-    """An HTTP request for the API. started: nanoseconds on the performance counter.
+    """An HTTP request for the API.
 
-    path and query: as on the request line. distrust: why the request must be signed, "" if it need not (Push1st API, section 6).
+    path, query: as in the request line.
+    distrust: the reason why the request must be signed; "" if the API accepts it unsigned (Push1st API, section 6).
+    started: nanoseconds on the performance counter.
     """
 
     method: str
@@ -370,7 +393,7 @@ class Request(msgspec.Struct, frozen=True, gc=False):
 
 
 class Response(msgspec.Struct, frozen=True, gc=False):
-    """headers: whole lines, each with its CRLF."""
+    """An HTTP response. headers: whole lines, each with its CRLF."""
 
     status: int
     body: bytes

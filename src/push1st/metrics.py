@@ -1,8 +1,7 @@
-"""A worker's counters: plain integers that the hot path adds to, read by `/metrics` and by tests.
+"""The counters of a worker: plain integers, which the hot path increments, and which `/metrics` and tests read.
 
-Names are Prometheus', without their prefix; labelled counters are dictionaries from label value to count. The text
-format is made in `api/metrics.py`. Gauges that are sizes of something (channels, subscriptions) are read there when
-asked, not kept here.
+The names are those of Prometheus' metrics, without the prefix. A counter with a label is a dictionary from the label's value to
+the count. `api/metrics.py` makes Prometheus' text format, and reads gauges such as the number of channels from the hub.
 """
 
 from collections import Counter
@@ -32,18 +31,22 @@ CUT_OFFS: Final = (
 )
 HOOK_EVENTS: Final = ("queued", "sent", "overflowed", "expired", "stopped", "endpoint-gone", "unburied")
 HOOK_ATTEMPTS: Final = ("delivered", "refused", "timed-out", "unreachable", "untrusted", "raised", "crashed", "internal-error")
-ASKED: Final = (
+DECISIONS: Final = (
     *("allowed", "refused", "cached", "malformed", "failed"),
     *("timed-out", "unreachable", "untrusted", "raised", "crashed"),
 )
-"""labels that are shown before their first count: a rate over a series that only now appears misses what made it appear"""
+"""label values that `/metrics` shows from the start, with 0: Prometheus' `rate` ignores the first count of a new series"""
 
 SUPERVISOR = -1
-"""in place of a worker's number: what the process above the workers has counted"""
+"""takes the place of a worker's number for metrics of the supervisor"""
 
 
 class Family(msgspec.Struct, frozen=True):
-    """A metric on its way from one process to another. samples: name, labels and value."""
+    """A metric that one process sends to another.
+
+    text: the help text.
+    samples: name, labels and value of each series.
+    """
 
     name: str
     text: str
@@ -52,16 +55,16 @@ class Family(msgspec.Struct, frozen=True):
 
 
 class Metrics:
-    """Counters since the start of the worker."""
+    """The counters since the start of the worker."""
 
     __slots__ = (
-        "asked",
         "broker_away",
         "broker_unconfirmed",
         "bytes_in",
         "bytes_out",
         "connections",
         "cut_offs",
+        "decisions",
         "events_in",
         "hook_attempts",
         "hook_events",
@@ -79,7 +82,7 @@ class Metrics:
         self.events_in: Counter[str] = Counter()
         """events published, by source: api, pusher, websocket"""
         self.messages_out = 0
-        """messages queued to subscribers: one an event and subscriber"""
+        """messages queued to subscribers: one for each event and subscriber"""
         self.bytes_in = 0
         """bytes received on WebSockets"""
         self.bytes_out = 0
@@ -87,16 +90,16 @@ class Metrics:
         self.requests: Counter[int] = Counter()
         """API requests by status"""
         self.refusals: Counter[str] = Counter()
-        """what was answered with an error, by reason"""
+        """requests rejected with an error, by reason"""
         self.cut_offs: Counter[str] = Counter()
-        """connections ended by the server, by reason"""
+        """connections that the server closed, by reason"""
         self.broker_away = 0.0
-        """seconds without a broker"""
+        """seconds without a connection to the broker"""
         self.broker_unconfirmed = 0
-        """broker messages that were not confirmed in time"""
+        """messages that the broker did not confirm in time"""
         self.hook_events: Counter[str] = Counter()
-        """events for hooks, by what became of them: queued, then sent or lost in some way"""
+        """events for hooks, by state: queued, then sent, or the reason why they are lost"""
         self.hook_attempts: Counter[str] = Counter()
-        """deliveries tried, by result"""
-        self.asked: Counter[str] = Counter()
-        """questions to the apps' backends, by answer"""
+        """attempts of deliveries to hooks, by result"""
+        self.decisions: Counter[str] = Counter()
+        """requests for decisions to the apps' backends, by result"""

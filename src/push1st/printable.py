@@ -1,4 +1,4 @@
-"""Makes text from outside safe for a terminal: text of clients, servers and files must not move the cursor or forge a line."""
+"""Makes foreign text safe for a terminal: text of clients, servers and files must not move the cursor or forge a line."""
 
 import re
 
@@ -7,10 +7,10 @@ _UNSAFE = re.compile("[\x00-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e\u2066-\
 
 
 def printable(text: str) -> str:
-    r"""Returns the text as one line, with escapes such as `\x1b` for unsafe characters."""
+    r"""Returns a text as one line, with escapes such as `\x1b` for unsafe characters."""
     return _UNSAFE.sub(lambda found: ascii(found[0])[1:-1], text)
 
 
 def printable_lines(text: str) -> str:
-    """Returns a text of several lines with the same escapes. The line ends must be our own, not from outside."""
+    """Returns a text of several lines with the same escapes. The line ends must not come from foreign text."""
     return "\n".join(map(printable, text.split("\n")))

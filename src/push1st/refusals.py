@@ -1,8 +1,8 @@
-"""Logs refusals: the text of the answer, and the client or caller that received it.
+"""Logs rejections: the text of the error, and the client or caller that received it.
 
-Refusals are logged only at `log.level: debug`, so that strangers cannot fill the log of a working server; at other levels a call
-is one comparison. At most `MAX_LINES` are logged a second, and the next line has the number of lines left out. If a client sent
-a secret in place of a key, the answer contains the secret; the log masks it.
+Rejections are logged only at `log.level: debug`, so that strangers cannot fill the log of a working server. At other levels a
+call costs one comparison. At most `MAX_LINES` lines are logged a second; the next line has the number of omitted lines. If a
+client sends a secret in place of a key, the error contains the secret, and the log masks it.
 """
 
 import re
@@ -15,15 +15,15 @@ from push1st.limits import Bucket
 from push1st.messages import Response
 
 MAX_LINES = 20
-"""lines a second; further lines are left out and counted"""
+"""lines a second; further lines are omitted and counted"""
 SHOWN_KEY = 64
-"""characters; an answer that repeats a part of a long key or id repeats at least this many"""
+"""characters: an error that repeats only a part of a long key or id repeats at least so many"""
 
 log = logs.get("push1st.refusals")
 
 
 class Refusals:
-    """The refusals of one worker; not logged until `enable`."""
+    """The rejections of one worker; not logged before `enable`."""
 
     __slots__ = ("_bucket", "_clock", "_known", "_left_out", "_secrets", "enabled")
 
@@ -31,9 +31,10 @@ class Refusals:
         self.enabled = False
 
     def enable(self, clock: Callable[[], float], secrets: Iterable[str]) -> None:
-        """Begins to log refusals.
+        """Begins to log rejections.
 
-        clock: in seconds, which do not go back. secrets: of all apps.
+        clock: returns seconds that do not go back.
+        secrets: of all apps.
         """
         self.enabled = True
         self._clock = clock
@@ -51,7 +52,11 @@ class Refusals:
             self._secrets = re.compile("|".join(map(re.escape, longest_first))) if longest_first else None
 
     def log(self, event: str, code: int, reason: str, **where: object) -> None:
-        """Logs a refusal. code and reason: the answer. where: fields of the line; those without a value are left out."""
+        """Logs a rejection.
+
+        code, reason: of the error.
+        where: fields of the line; those without a value are omitted.
+        """
         if not self.enabled:
             return
         if not self._bucket.take(self._clock()):
@@ -63,7 +68,7 @@ class Refusals:
         log.debug(event, code=code, reason=self._without_secrets(reason), **fields)
 
     def log_answer(self, event: str, response: Response, **where: object) -> None:
-        """Logs a refusal from the HTTP answer, whose JSON body has the reason."""
+        """Logs a rejection from the HTTP response, whose JSON body contains the reason."""
         if self.enabled:
             self.log(event, int(response.status), msgspec.json.decode(response.body)["error"], **where)
 

@@ -14,7 +14,7 @@ import push1st
 from push1st.core.node import Node
 from push1st.errors import Refused
 from push1st.messages import API, Request, Response
-from push1st.metrics import ASKED, CUT_OFFS, HOOK_ATTEMPTS, HOOK_EVENTS, REFUSALS, STATUSES, SUPERVISOR, Family
+from push1st.metrics import CUT_OFFS, DECISIONS, HOOK_ATTEMPTS, HOOK_EVENTS, REFUSALS, STATUSES, SUPERVISOR, Family
 from push1st.protocols import PROTOCOLS
 
 
@@ -99,7 +99,7 @@ class _Collected:
         )
         yield _counter("hook_events", "events for hooks, by what became of them", "outcome", count.hook_events, HOOK_EVENTS)
         yield _counter("hook_attempts", "deliveries to hook endpoints, by result", "result", count.hook_attempts, HOOK_ATTEMPTS)
-        yield _counter("asked", "questions to the backends of apps", "answer", count.asked, ASKED)
+        yield _counter("asked", "questions to the backends of apps", "answer", count.decisions, DECISIONS)
         yield _gauge("hook_events_queued", "events of an app that wait for its hook endpoints", "app", node.hooks.queued())
         yield GaugeMetricFamily("push1st_pending_bytes", "bytes waiting for the next flush", node.fanout.pending)
         yield GaugeMetricFamily("push1st_pending_slices", "parts of long flushes still to be written", node.fanout.slices)

@@ -1,7 +1,7 @@
 """Checks for `push1st check` whether this user can run `serve` on this machine.
 
-The checks change nothing: they create no folder, and keep no address. Their result depends on machine and user, so a deployment
-runs them as the service's user (`ExecStartPre=` of deploy/push1st.service).
+The checks change nothing: they create no folder, and bind an address only for a moment. Their result depends on machine and
+user, so a deployment runs them as the service's user (`ExecStartPre=` of deploy/push1st.service).
 """
 
 import grp
@@ -22,34 +22,34 @@ SHOWN = 3
 
 def obstacle(folder: Path) -> str:
     """Returns why this user cannot create files in a folder, which may not exist yet; "" if they can."""
-    there = next(one for one in (folder, *folder.parents) if os.path.lexists(one))
-    if not there.is_dir():
-        return f"{there} is not a folder"
-    if os.access(there, os.W_OK | os.X_OK):
+    existing = next(one for one in (folder, *folder.parents) if os.path.lexists(one))
+    if not existing.is_dir():
+        return f"{existing} is not a folder"
+    if os.access(existing, os.W_OK | os.X_OK):
         return ""
-    why = "Read-only file system" if os.statvfs(there).f_flag & os.ST_RDONLY else "Permission denied"
-    return why if there == folder else f"{why} in {there}"
+    reason = "Read-only file system" if os.statvfs(existing).f_flag & os.ST_RDONLY else "Permission denied"
+    return reason if existing == folder else f"{reason} in {existing}"
 
 
 def mistakes(config: Config) -> list[str]:
-    """Returns a line for each thing that the server must do, and that fails for this user or on every machine."""
-    unusable = [why for why, everywhere in _certificates(config) if everywhere]
-    if not config.hooks.folder or not (why := obstacle(Path(config.hooks.folder))):
+    """Returns a line for each problem because of which the server would not start."""
+    unusable = [reason for reason, everywhere in _certificates(config) if everywhere]
+    if not config.hooks.folder or not (reason := obstacle(Path(config.hooks.folder))):
         return unusable
     allowed = (
         "a folder that the server's user may write to; under systemd below /var/lib/NAME, with StateDirectory=NAME in the unit"
     )
-    return [*unusable, f"hooks.folder: cannot keep hook events in {config.hooks.folder}: {why}, allowed: {allowed}"]
+    return [*unusable, f"hooks.folder: cannot keep hook events in {config.hooks.folder}: {reason}, allowed: {allowed}"]
 
 
 def notes(config: Config) -> Iterator[str]:
-    """Yields notes on things that fail here but may work elsewhere, and on things that root cannot check for another user."""
+    """Yields a line for each problem that another user or machine may not have, and for checks that root cannot make."""
     for role in ROLES:
         for address in addresses(config, role):
             if address.scheme == "unix":
-                why = obstacle(Path(address.path).parent)
-                if why:
-                    yield f"cannot listen here on {address}: {why}"
+                reason = obstacle(Path(address.path).parent)
+                if reason:
+                    yield f"cannot listen here on {address}: {reason}"
                 continue
             try:
                 close(bind(role, address))
@@ -57,24 +57,26 @@ def notes(config: Config) -> Iterator[str]:
                 pass
             except ConfigError as exc:
                 yield str(exc)
-    yield from (why for why, everywhere in _certificates(config) if not everywhere)
+    yield from (reason for reason, everywhere in _certificates(config) if not everywhere)
     if os.geteuid() == 0:
-        yield from _closed(config)
+        yield from _not_world_readable(config)
 
 
 def _certificates(config: Config) -> Iterator[tuple[str, bool]]:
-    """Yields why a certificate cannot be used, and whether that is so for every user: the files themselves are wrong."""
+    """Yields why a certificate cannot be used, and whether every user has this problem: the files themselves are wrong."""
     for settings in {config.server.ssl, config.api.ssl}:
         if settings.enable and settings.cert:
             try:
                 ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER).load_cert_chain(settings.cert, settings.key)
             except OSError as exc:
-                why = f"cannot use the certificate {settings.cert} with the key {settings.key}: {exc}"
-                yield why, isinstance(exc, ssl.SSLError)
+                yield (
+                    f"cannot use the certificate {settings.cert} with the key {settings.key}: {exc}",
+                    isinstance(exc, ssl.SSLError),
+                )
 
 
-def _closed(config: Config) -> Iterator[str]:
-    """Yields a note on the files that not every user may read."""
+def _not_world_readable(config: Config) -> Iterator[str]:
+    """Yields a note if some files are not readable for every user."""
     tls = (path for one in (config.server.ssl, config.api.ssl) if one.enable for path in (one.key, one.cert) if path)
     names = [f"{file} ({_mode(Path(file))})" for file in dict.fromkeys((*config.files, *tls)) if not _is_open(Path(file))]
     if names:

@@ -205,7 +205,7 @@ class Server:
                 secrets.randbits,
                 metrics.hook_events,
                 metrics.hook_attempts,
-                metrics.asked,
+                metrics.decisions,
             )
         except OSError as exc:
             raise ConfigError(f"cannot keep hook events in {config.hooks.folder}: {exc.strerror or exc}") from exc
