@@ -1,17 +1,19 @@
-"""Keeps what is due to a session while the session has no connection, or while its connection has no room.
+"""Keeps the output of a session while the session has no connection, or while its connection has no room.
 
-A session may outlive its connections: a client of the HTTP fallbacks has none between two requests, and an MQTT client may be
-offline for days. Such a session has an outbox, and an *owner*: an object of its transport that lives as long as the session.
+A session may outlive its connections. For example, a client of the HTTP fallbacks has no connection between two requests, and an
+MQTT client may be offline for days. Such a session has an outbox and an *owner*. The owner is an object of the transport that
+exists as long as the session.
 
-An outbox holds *items* and knows no bytes. The owner chooses what an item is. For example, an item may be some whole frames, or
-a message that gets its packet id only when a connection takes it. The owner provides:
+An outbox holds *items* and knows no bytes. The owner defines what an item is: for example some whole frames, or a message
+that gets its packet id only when a connection takes it. An owner that keeps only some items passes only these to
+`Outbox.write`. The owner provides:
 
-- a policy: the bounds, the size of an item, and what happens when an item passes a bound;
-- `on_full`, if the policy ends the session then;
+- a policy: the bounds of the outbox, the size of an item, and what happens when an item exceeds a bound;
+- `on_full`, which ends the session, if the policy does not drop items;
 - a connection for `Session.attach`, which turns items into bytes (`AttachedConnection`);
-- a timer that calls `Session.expire` when `until` is over (`transports.sweep` in the worker).
+- a timer that calls `Session.expire` at the time `until`, such as the sweep of a worker.
 
-A session without an outbox ends with its connection. It does not use this module.
+A session without an outbox ends with its connection, and does not use this module.
 """
 
 from collections.abc import Callable, Iterator
@@ -21,28 +23,30 @@ Item = TypeVar("Item")
 
 
 class AttachedConnection(Protocol[Item]):
-    """A connection, as the outbox of its session uses it."""
+    """A connection to which a session with an outbox is attached."""
 
     def take(self, item: Item) -> Item | None:
-        """Sends a new item. Returns the part that the connection has no room for, or None. May be called within a flush."""
+        """Sends a new item. Returns the part for which the connection has no room, or None. May be called within a flush."""
 
     def resume(self, items: list[Item]) -> list[Item]:
-        """Sends items that the outbox kept, oldest first. Returns those that the connection has no room for, in order."""
+        """Sends items of the outbox, oldest first. Returns the items for which the connection has no room, in order."""
 
 
 class OutboxOwner(Protocol):
     """The owner of a session with an outbox."""
 
     def on_full(self) -> None:
-        """Ends the session, because an item passed a bound. May be called within a flush, so the end must wait for the turn's."""
+        """Ends the session at the end of the turn, because an item exceeded a bound. May be called within a flush."""
 
 
 class OutboxPolicy(Generic[Item]):
-    """The bounds of outboxes, and what happens when an item passes one. One object serves all sessions of a kind.
+    """The bounds of an outbox, and what happens when an item exceeds a bound. All sessions of a protocol share one policy.
 
-    max_size: bytes of all items together. max_items: their number; 0 is no bound. size_of: returns the bytes of an item.
-    drops_oldest: whether the outbox drops its oldest items then. Otherwise the session ends: that item is the last one that the
-    outbox keeps, and the owner gets `on_full`.
+    max_size: the bytes of all items together.
+    max_items: the number of items; 0 is no bound.
+    size_of: returns the bytes of an item.
+    drops_oldest: whether the outbox drops its oldest items to stay within its bounds. Otherwise the item that exceeds a bound
+    is the last one that the outbox keeps, and the owner ends the session (`OutboxOwner.on_full`).
     """
 
     __slots__ = ("drops_oldest", "max_items", "max_size", "size_of")
@@ -67,11 +71,11 @@ class Outbox(Generic[Item]):
         self.size = 0
         """bytes of all items"""
         self.is_full = False
-        """whether an item has passed a bound, so that the session must end: the outbox refuses all further items"""
+        """whether an item has exceeded a bound and the session must end; the outbox discards all further items"""
         self.dropped = 0
-        """items that the policy dropped"""
+        """the number of items that were dropped to stay within the bounds"""
         self.until = 0.0
-        """when the session expires without a connection, in seconds on `Clock.monotonic`"""
+        """when a detached session expires, in seconds on `Clock.monotonic`"""
 
     def __len__(self) -> int:
         return len(self._items)
@@ -84,7 +88,7 @@ class Outbox(Generic[Item]):
         return self._connection is not None
 
     def write(self, item: Item) -> None:
-        """Sends an item after all that wait, and keeps what the connection has no room for."""
+        """Sends an item after all items that wait, or keeps the part for which the connection has no room."""
         if self.is_full:
             return
         if self._connection is not None and not self._items:
@@ -111,30 +115,30 @@ class Outbox(Generic[Item]):
             self.dropped += 1
 
     def attach(self, connection: AttachedConnection[Item]) -> None:
-        """Sends what waits on a connection, and then all that follows."""
+        """Sends all items that wait on a new connection, and then all further items."""
         self._connection = connection
         self.resume()
 
     def resume(self) -> None:
-        """Sends what waits, because the connection has room again."""
+        """Sends items that wait, because the connection has room again."""
         if self._items and self._connection is not None:
             self.restore(self._connection.resume(self.take_all()))
 
     def detach(self, until: float) -> None:
-        """Keeps all that follows. until: when the session expires, unless a connection is attached before."""
+        """Keeps all further items. until: when the session expires, unless it gets a connection earlier."""
         self._connection = None
         self.until = until
 
     def take_all(self) -> list[Item]:
-        """Removes and returns what waits, oldest first."""
+        """Removes and returns all items, oldest first."""
         items, self._items, self.size = self._items, [], 0
         return items
 
     def restore(self, items: list[Item]) -> None:
-        """Puts items back before all others, because no connection took them."""
+        """Puts items back in front of all others, because no connection has taken them."""
         self._items[:0] = items
         self.size += sum(map(self._policy.size_of, items))
 
     def clear(self) -> None:
-        """Drops what waits, and takes items again after one passed a bound."""
+        """Drops all items, and accepts items again if one had exceeded a bound."""
         self._items, self.size, self.is_full = [], 0, False

@@ -1,16 +1,19 @@
-"""Forwards the requests of sessions that another worker owns.
+"""Forwards the requests of sessions to the workers that own these sessions.
 
-A session that outlives its connections stays on the worker where it began, its *owner*. Its next request may arrive at any other
-worker. The owner subscribes to a topic of the session. A worker without the session publishes the request there, and the owner
-replies. Without a reply no worker owns the session, and the worker with the request may begin it.
+A session that outlives its connections stays on the worker where it began. This worker is the *owner* of the session. Further
+requests of the session may arrive at any worker. The owner subscribes to a topic of the session. A worker that does not own
+the session publishes the request on this topic, and the owner replies. If no worker replies, no worker owns the session, and
+the worker that received the request may begin the session.
 
-A reply is the response, or the owner's own topic if the response is not complete. In the second case both workers keep one end of
-the request: the owner a `RemoteRequest`, and the worker with the socket a `RemoteSession`. They exchange `ForwardFrame`s.
+The reply is the response, or the name of the owner's own topic if the response is not complete yet. In the second case each
+of the two workers keeps one end of the request. The owner has a `RemoteRequest`, and the worker with the socket has a
+`RemoteSession`. The two ends exchange `ForwardFrame`s.
 
-A killed worker sends no last frame, and frames are lost while the broker is away. So each worker probes the others regularly. A
-worker that does not reply `MAX_MISSES` times is gone. A request that one end does not know in two probes in a row is over.
+A killed worker sends no last frame, and frames are lost while the broker is away. So each worker regularly sends a `Probe` to the
+workers at the other ends. A worker is gone if it does not reply to `MAX_MISSES` probes. A request has ended if the other worker
+does not know it in two successive probes.
 
-This module knows no protocol. The protocol's handler provides the topics, and decides about a forwarded request (`Accept`).
+This module knows no protocol. The handler of a protocol provides the topics, and serves forwarded requests (`Accept`).
 """
 
 import asyncio
@@ -33,15 +36,15 @@ from push1st.transports.sweep import NEVER
 
 PROBE_SECONDS = 2
 MAX_MISSES = 3
-"""probes without a reply after which another worker is gone"""
+"""successive probes without a reply, after which another worker counts as gone"""
 
 FrameKind = Literal["write", "finish", "end", "lost", "slow", "leave"]
 
 
 class ForwardedRequest(msgspec.Struct, frozen=True, array_like=True):
-    """A request, as the owner of its session receives it. number: the request's, among those of the worker with the socket.
+    """A request, as the owner of its session receives it.
 
-    to: the topic of that worker.
+    number: of the request, among all requests that the other worker has forwarded. to: the topic of that worker.
     """
 
     endpoint: str
@@ -51,7 +54,7 @@ class ForwardedRequest(msgspec.Struct, frozen=True, array_like=True):
 
 
 class ForwardFrame(msgspec.Struct, frozen=True, array_like=True):
-    """What one end of a request sends to the other.
+    """A message from one end of a forwarded request to the other.
 
     The owner sends `write`, `finish` and `end`. The worker with the socket sends `lost`, `slow` and `leave`.
     """
@@ -65,9 +68,10 @@ class ForwardFrame(msgspec.Struct, frozen=True, array_like=True):
 
 
 class Probe(msgspec.Struct, frozen=True, array_like=True):
-    """Checks that another worker is alive and knows certain requests. The reply has the requests that it does not know.
+    """Queries whether another worker is alive and knows certain requests. The reply lists the requests that it does not know.
 
-    by: the topic of the worker that probes. here: requests whose sockets that worker has. there: requests to its sessions.
+    by: the topic of the worker that sends the probe. here: requests whose sockets this sender has. there: requests of
+    sessions that this sender owns.
     """
 
     by: str
@@ -83,7 +87,7 @@ _encode = msgspec.msgpack.encode
 
 
 class StreamWriter(Protocol):
-    """A response that does not end by itself."""
+    """A response that ends only by `close`."""
 
     @property
     def write(self) -> Write: ...
@@ -92,23 +96,23 @@ class StreamWriter(Protocol):
 
 
 class OwnedSession(Protocol):
-    """A session of this worker, as its requests at other workers use it."""
+    """A session that this worker owns. Its requests may be forwarded by other workers."""
 
     def lost(self, request: object) -> None:
         """Handles the end of a request's socket."""
 
     def too_slow(self, request: object) -> None:
-        """Handles that the client of a stream does not read."""
+        """Ends the session, because its client does not read a stream."""
 
     def leave(self, code: int, reason: str) -> None:
         """Ends the session because a worker stops."""
 
     def close(self, code: int, reason: str) -> None:
-        """Ends the session because of a failure."""
+        """Ends the session, because frames to its client are lost."""
 
 
 class RemoteRequest:
-    """A poll or a stream of a session of this worker. Another worker has the socket. by: the topic of that worker."""
+    """A poll or a stream that another worker has forwarded to a session of this worker. by: the topic of the other worker."""
 
     __slots__ = ("_forwarding", "app", "by", "number", "session")
 
@@ -132,14 +136,15 @@ class RemoteRequest:
 
 
 Accept = Callable[[ForwardedRequest, RemoteRequest], Response | OwnedSession]
-"""Serves a forwarded request. Returns the response, or the session that responds later by the `RemoteRequest`."""
+"""Serves a forwarded request. Returns the response, or the session that will respond through the `RemoteRequest`."""
 
 
 class RemoteSession:
-    """A session of another worker, as a poll or a stream on this worker uses it.
+    """A session of another worker, for one poll or stream whose socket this worker has.
 
-    by: this worker's topic. send: sends a frame to the owner. ended: called once, when the request is over. gone: the response
-    of a poll whose owner is gone; its body ends a stream. owner: the owner's topic, after its reply.
+    by: this worker's topic. send: sends a frame to the owner. ended: called once, when the request ends. gone: the response to a
+    poll whose owner is gone; its body ends a stream.
+    `owner`: the topic of the owner; "" before the owner has replied.
     """
 
     __slots__ = ("_by", "_ended", "_gone", "_is_over", "_kept", "_number", "_poll", "_send", "_stream", "app", "owner")
@@ -166,7 +171,7 @@ class RemoteSession:
         self._stream: StreamWriter | None = None
 
     def on_frame(self, frame: ForwardFrame) -> None:
-        """Handles a frame of the owner. A frame that arrives before the request waits is kept."""
+        """Handles a frame of the owner. A frame may arrive before the request waits for it; such a frame is kept."""
         if frame.kind == "finish" and frame.response is not None and self._poll is not None:
             self._end()
             self._poll.finish(frame.response)
@@ -188,14 +193,14 @@ class RemoteSession:
         return self
 
     def stream(self, stream: StreamWriter) -> None:
-        """Begins a stream."""
+        """Attaches a new stream, and writes the frames that have arrived."""
         self._stream = stream
         kept, self._kept = self._kept, []
         for frame in kept:
             self.on_frame(frame)
 
     def lost(self, request: object) -> None:
-        """Handles the end of the request's socket."""
+        """Notifies the owner that the socket of the request has ended."""
         self._send_to_owner("lost")
         self._end()
 
@@ -204,7 +209,7 @@ class RemoteSession:
         self._send_to_owner("slow")
 
     def leave(self, code: int, reason: str) -> None:
-        """Ends the session because this worker stops."""
+        """Notifies the owner that this worker stops, so that it ends the session."""
         self._send_to_owner("leave")
 
     def abandon(self) -> None:
@@ -230,9 +235,9 @@ class RemoteSession:
 
 
 class Forwarding:
-    """The forwarded requests of a worker, in both directions.
+    """The requests that a worker forwards, and those that other workers forward to it.
 
-    prefix: what the topics of workers begin with. gone: see `RemoteSession`.
+    prefix: the begin of the topics of workers. gone: see `RemoteSession`.
     """
 
     def __init__(self, context: EdgeContext, prefix: str, gone: Response) -> None:
@@ -258,7 +263,7 @@ class Forwarding:
     async def forward(self, app: App, topic: str, endpoint: str, body: bytes) -> Response | RemoteSession | None:
         """Forwards a request to the owner of a session. Returns the response, or the session that will respond.
 
-        None if no worker owns the session. topic: of the session. Raises Refused(503).
+        Returns None if no worker owns the session. topic: the topic of the session. Raises Refused(503).
         """
         name = await self._own_topic(app)
         self._numbers += 1
@@ -279,7 +284,7 @@ class Forwarding:
         return _decode_response(replies[0]) if replies else None
 
     async def _own_topic(self, app: App) -> str:
-        """Returns the topic on which this worker receives frames, after it has subscribed to it."""
+        """Subscribes to the topic on which this worker receives frames, and returns the topic."""
         if not self._name:
             self._name = self._prefix + self._context.node.new_id()
         if app.config.id not in self._apps:
@@ -299,7 +304,7 @@ class Forwarding:
             remote.on_frame(frame)
 
     def _abandon(self, number: int) -> None:
-        """Ends a request, because its owner did not receive a frame or does not know the request."""
+        """Ends a request, because a frame to its owner is lost, or the owner does not know the request."""
         remote = self._remote_sessions.get(number)
         if remote is not None:
             remote.abandon()
@@ -307,18 +312,18 @@ class Forwarding:
     # Requests of sessions that this worker owns
 
     async def own(self, app: App, topic: str, accept: Accept) -> None:
-        """Receives the forwarded requests of a session that begins on this worker. Raises Refused(503)."""
+        """Makes this worker the owner of a session, so that it receives the session's requests. Raises Refused(503)."""
         await self._own_topic(app)
         await self._controller.handle_topic(
             app, topic, TopicHandler(partial(self._on_request, app, accept), self._on_request_frame)
         )
 
     async def disown(self, app: App, topic: str) -> None:
-        """Receives no more requests of a session."""
+        """Ends the ownership of a session. Its requests are not forwarded to this worker any more."""
         await self._controller.release_topic(app, topic)
 
     def _on_request(self, app: App, accept: Accept, data: bytes) -> bytes:
-        """Replies to a forwarded request: with the response, or with this worker's topic if the response is not complete."""
+        """Returns the reply to a forwarded request: the response, or this worker's topic if the response is not complete yet."""
         request = _decode_request(data)
         remote = RemoteRequest(self, app, request.number, request.to)
         self._remote_requests[remote.by, remote.number] = remote
@@ -336,7 +341,7 @@ class Forwarding:
         self._controller.send_to_topic(remote.app, remote.by, _encode(frame), lost)
 
     def _on_frame_lost(self, remote: RemoteRequest, frame: ForwardFrame) -> None:
-        """Ends a session, because its client may miss what a frame had for it."""
+        """Ends a session, because its client misses the content of a lost frame."""
         self._lose(remote.by, remote.number)
         if frame.kind != "end" and remote.session is not None:
             remote.session.close(4200, "The broker is away, reconnect")
@@ -355,7 +360,7 @@ class Forwarding:
             remote.session.leave(4200, "Server is stopping, reconnect")
 
     def forget(self, remote: RemoteRequest) -> None:
-        """Removes a request that is over."""
+        """Removes a request that has ended."""
         self._remote_requests.pop((remote.by, remote.number), None)
 
     def _lose(self, by: str, number: int) -> None:
@@ -371,7 +376,7 @@ class Forwarding:
             self._context.sweep.watch(self, self._context.sweep.now + PROBE_SECONDS)
 
     def due(self, now: float) -> float | None:
-        """Probes the other workers, while there are forwarded requests (`sweep.Watched`)."""
+        """Sends probes while there are forwarded requests (`sweep.Watched`)."""
         if not self._remote_sessions and not self._remote_requests:
             self._misses.clear()
             self._suspects.clear()
@@ -381,7 +386,7 @@ class Forwarding:
         return now + PROBE_SECONDS
 
     async def _probe(self) -> None:
-        """Probes each worker at the other end of a forwarded request."""
+        """Sends a probe to each worker that has the other end of a request, and ends requests that the replies do not confirm."""
         self._is_probing = True
         suspects: set[tuple[str, int, bool]] = set()
         try:
@@ -413,13 +418,13 @@ class Forwarding:
             self._is_probing = False
 
     def _answer_probe(self, data: bytes) -> bytes:
-        """Replies to a probe with the requests that this worker does not know."""
+        """Returns the reply to a probe: the requests that this worker does not know."""
         probe = _decode_probe(data)
         here = [number for number in probe.here if (probe.by, number) not in self._remote_requests]
         return _encode(Probe("", here, [number for number in probe.there if number not in self._remote_sessions]))
 
     def _end_all(self, app: App, topic: str) -> None:
-        """Ends all requests that have their other end at a worker that is gone. topic: of that worker."""
+        """Ends all requests whose other end is on a worker that is gone. topic: the topic of that worker."""
         for remote in [one for one in self._remote_sessions.values() if one.app is app and one.owner == topic]:
             remote.abandon()
         for request in [one for one in self._remote_requests.values() if one.app is app and one.by == topic]:

@@ -37,9 +37,9 @@ from push1st.transports.xhr_session import SessionName, XhrSession
 from push1st.transports.xhr_stream import HEADERS, TYPE, Stream
 
 MAX_DETACHED = 10_000
-"""sessions of a worker that wait for their next request, without a socket; `Places` has smaller bounds per app and address"""
+"""sessions of a worker without a current request; `Places` has smaller bounds for each app and each address"""
 TAIL = "([^/]+)/([^/]+/[^/]+)/(xhr_streaming|xhr_send|xhr)"
-"""the rest of a path: app key, session id, endpoint"""
+"""the rest of a request's path after its prefix: app key, session id, endpoint"""
 GONE = "The server of this session is gone, reconnect"
 
 _PREFLIGHT = (
@@ -54,7 +54,7 @@ log = logs.get("push1st.transports")
 
 
 class XhrRequest(msgspec.Struct, frozen=True, gc=False):
-    """A request on a fallback's path. name: of its session. endpoint: xhr_streaming, xhr or xhr_send."""
+    """A request of a fallback session. name: the session's name. endpoint: xhr_streaming, xhr or xhr_send."""
 
     name: SessionName
     endpoint: str
@@ -64,7 +64,7 @@ class XhrRequest(msgspec.Struct, frozen=True, gc=False):
 class Fallbacks:
     """A worker's fallback sessions, and the handler of their requests.
 
-    `detached`: the places of the sessions that wait for a request. `policy`: of their outboxes.
+    `detached`: bounds the sessions that wait for their next request. `policy`: of the sessions' outboxes.
     """
 
     headers = HEADERS
@@ -73,18 +73,18 @@ class Fallbacks:
         self._context = context
         self._clients: dict[SessionName, XhrSession] = {}
         self._topics: dict[SessionName, App] = {}
-        """the sessions whose requests this worker receives from others"""
+        """the sessions for whose requests this worker has subscribed to a topic"""
         self._forwarding = Forwarding(context, "#xhr-at-", Response(200, end_frames(4200, GONE), TYPE, HEADERS))
         self.detached = Places(MAX_DETACHED)
         self.policy: OutboxPolicy[bytes] = OutboxPolicy(context.config.server.outbox, len)
         self._full = {bound: logs.Seldom() for bound in ("worker", "app", "address")}
 
     def app_of(self, args: tuple[str, ...]) -> AppConfig | None:
-        """Returns the app of a request."""
+        """Returns the app of a request, by its key (`handlers.Handler`)."""
         return self._context.node.apps.by_key(args[0])
 
     def handle(self, request: HandlerRequest, exchange: Exchange) -> Outcome | Coroutine[Any, Any, Outcome]:
-        """Serves a request (`handlers.Handler`). Returns a coroutine if other workers must be queried. Both raise Refused."""
+        """Serves a request (`handlers.Handler`). Returns a coroutine if other workers must be queried. Both may raise Refused."""
         if request.method == "OPTIONS":
             return Response(200, b"", TYPE, _PREFLIGHT)
         if request.method != "POST":
@@ -102,7 +102,7 @@ class Fallbacks:
         return outcome
 
     def _serve(self, request: XhrRequest, exchange: Exchange, client: XhrSession | None) -> Outcome:
-        """Serves a request of a session of this worker, or the first request of a new session."""
+        """Serves a request of a session that this worker owns, or the first request of a new session."""
         if request.endpoint == "xhr_send":
             return self._receive(client, request.http.body)
         if client is None:
@@ -120,14 +120,14 @@ class Fallbacks:
         return Response(200, b"", TYPE, HEADERS)
 
     def _reject(self, request: XhrRequest, end: Disconnect) -> Response:
-        """Returns the answer that rejects a first request. pusher-js retries at once after a status other than 200, or no `o`."""
+        """Returns the answer that rejects a new session. Without status 200 and the frame `o`, pusher-js would retry at once."""
         node = self._context.node
         key, origin, _ = request.name
         node.metrics.refusals[str(end.code)] += 1
         node.refusals.log("handshake refused", end.code, end.reason, key=key, origin=origin, ip=request.http.ip)
         return Response(200, OPEN_FRAME + end_frames(end.code, end.reason), TYPE, HEADERS)
 
-    # Beginning and end of a session
+    # The begin and the end of a session
 
     def _open(self, request: XhrRequest) -> XhrSession:
         """Begins a session. Raises Disconnect."""
@@ -165,7 +165,7 @@ class Fallbacks:
         )
 
     def forget(self, client: XhrSession) -> None:
-        """Removes a session that is over and has nothing more to read (`xhr_session.SessionRegistry`)."""
+        """Removes a session that has ended and has no more frames to send (`xhr_session.SessionRegistry`)."""
         self._context.sweep.forget(client)
         if self._clients.get(client.name) is not client:
             return
@@ -179,7 +179,7 @@ class Fallbacks:
     # Sessions of other workers
 
     async def _seek(self, request: XhrRequest, exchange: Exchange) -> Outcome:
-        """Forwards a request to the owner of its session, or begins a session. Raises Refused."""
+        """Forwards a request to the worker that owns its session. If no worker owns it, begins a session. Raises Refused."""
         try:
             return await self._forward(request, exchange)
         except Refused as refused:
@@ -208,7 +208,7 @@ class Fallbacks:
         return outcome
 
     def _accept(self, name: SessionName, request: ForwardedRequest, remote: RemoteRequest) -> Response | XhrSession:
-        """Serves a request that arrived at another worker (`forwarding.Accept`)."""
+        """Serves a request that another worker has forwarded (`forwarding.Accept`)."""
         client = self._clients.get(name)
         if client is None or (request.endpoint == "xhr_send" and client.closing):
             return Response(404, b"no session has this id\n", TYPE, HEADERS)
@@ -224,5 +224,5 @@ class Fallbacks:
 
 
 def topic_of(name: SessionName) -> str:
-    """Returns the topic of a session. It has a hash of the name, because an origin may be long."""
+    """Returns the topic of a session. The topic contains a hash of the session's name, because names may be long."""
     return "#xhr-" + blake2b(repr(name).encode(), digest_size=16).hexdigest()

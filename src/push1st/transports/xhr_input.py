@@ -1,7 +1,8 @@
-"""The messages that a fallback session receives by `xhr_send`, until they are applied.
+"""Applies the messages that a fallback session receives by `xhr_send`.
 
-Messages are applied in slices, like those of a WebSocket (`turn.py`). They wait while `MAX_WAITING` commands of the session wait.
-The response to an `xhr_send` waits until its messages are applied, so that no client sends faster than that.
+A session applies its messages in slices, like those of a WebSocket (`turn.py`). Messages are queued while `MAX_WAITING`
+commands of the session wait. The answer to an `xhr_send` waits until its messages are applied. So a client cannot send messages
+faster than the worker applies them.
 """
 
 import asyncio
@@ -19,24 +20,24 @@ MAX_MESSAGES_A_SLICE = 32
 
 
 class InputOwner(Protocol):
-    """The session of the messages, as its transport represents it."""
+    """The fallback session that receives the messages."""
 
     input: "XhrInput | None"
     is_slow: bool
-    """whether the session is about to end, so that no command is applied"""
+    """whether the session ends at the end of the turn, and applies no further command"""
 
     @property
     def codec(self) -> Codec: ...
 
     def fail(self) -> None:
-        """Ends the session after a defect."""
+        """Ends the session, because applying a message raised an unexpected exception."""
 
     def abort(self) -> None:
         """Ends the session at once."""
 
 
 class XhrInput:
-    """Messages in order, as a connection with a backlog (`turn.Connection`). It exists while some are not applied."""
+    """The queue of messages that are not applied yet. The turn processes it like a connection (`turn.Connection`)."""
 
     __slots__ = ("_is_done", "_owner", "_queue", "_session", "_turn")
 
@@ -45,7 +46,7 @@ class XhrInput:
         self._session = session
         self._turn = turn
         self._queue: deque[str | asyncio.Future[None]] = deque(texts)
-        """messages; a future among them is done when all messages before it are applied"""
+        """messages, and futures that are done when all messages before them are applied"""
         self._is_done = False
 
     def start(self) -> None:
@@ -54,7 +55,7 @@ class XhrInput:
             self._turn.resume(self)
 
     def add(self, texts: list[str]) -> bool:
-        """Adds messages. Returns whether too many wait now."""
+        """Adds messages. Returns whether the queue is over its bound."""
         self._queue.extend(texts)
         return len(self._queue) > MAX_WAITING_COMMANDS
 
@@ -97,7 +98,7 @@ class XhrInput:
             self._turn.resume(self)
 
     def drop(self) -> None:
-        """Ends this input: discards messages that are not applied, and sends the responses that wait."""
+        """Discards messages that are not applied, and releases the answers that wait for them."""
         self._is_done = True
         if self._owner.input is self:
             self._owner.input = None
@@ -117,7 +118,7 @@ class XhrInput:
         """Does nothing, because input arrives by `add`."""
 
     def hold_reading(self, hold: bool) -> None:
-        """Does nothing: the responses wait (`when_applied`)."""
+        """Does nothing, because the answers wait instead (`when_applied`)."""
 
     def abort(self) -> None:
         self._owner.abort()

@@ -1,10 +1,12 @@
-"""One session of the HTTP fallbacks, which lasts for many requests (protocol, section 10).
+"""A session of the HTTP fallbacks over all requests of its client (protocol, section 10).
 
-The core's `Session` is attached to the current poll or stream, and detached between two requests. Its outbox keeps up to
-`server.outbox` bytes then, and `GAP_SECONDS` later the session expires. A new request displaces the one before it.
+The core's `Session` is attached to the current poll or stream, and detached between two requests. While the session is detached,
+its outbox keeps up to `server.outbox` bytes. After `GAP_SECONDS` without a request the session expires. A new request displaces
+the current one.
 
-This module has the rules of the wire: heartbeats, deadlines, and the frames that end a session. A session that ends between two
-requests is expired at once, but stays known for `GAP_SECONDS`, so that the next request gets the frames that end it.
+This module has the rules of the wire: heartbeats, deadlines, and the frames that end a session. If a session ends between two
+requests, it leaves its channels at once. The registry still knows it for `GAP_SECONDS`, and answers its next request with the
+frames that end it.
 """
 
 import asyncio
@@ -26,11 +28,12 @@ from push1st.transports.xhr_input import XhrInput
 from push1st.transports.xhr_stream import HEADERS, TYPE, OpenPoll, OpenStream, take_response
 
 GAP_SECONDS = 10
-"""from the end of a request to the next one; after a longer time the client is gone"""
+"""from the end of a request to the next one; a client that takes longer is disconnected"""
 HEARTBEAT_SECONDS = 25
-"""of silence before a heartbeat; half the activity timeout if that is shorter"""
+"""of silence until the server sends a heartbeat; half the activity timeout if that is shorter"""
 QUIET_SECONDS = 5
-"""of silence after which an empty `xhr_send` gets a heartbeat; sooner it may be the client's answer to a heartbeat"""
+"""of silence after which the server answers an empty `xhr_send` with a heartbeat. An earlier one may be the client's answer to a
+heartbeat, and another heartbeat would make an endless loop."""
 PONG_SECONDS = 30
 """for a client to answer a heartbeat after a long silence"""
 FULL_SECONDS = 60
@@ -43,17 +46,20 @@ SessionName = tuple[str, str | None, str]
 
 
 class SessionRegistry(Protocol):
-    """The registry of a worker's fallback sessions. detached: the places of sessions that wait for their next request."""
+    """The registry of a worker's fallback sessions.
+
+    detached: bounds the sessions that wait for their next request. policy: of the sessions' outboxes.
+    """
 
     detached: Places
     policy: OutboxPolicy[bytes]
 
     def forget(self, client: "XhrSession") -> None:
-        """Removes a session, so that its name begins a new one."""
+        """Removes a session. The next request with its name begins a new session."""
 
 
 class XhrSession:
-    """One client over all its requests. name: its key in the registry. place: its app and its address."""
+    """A client over all its requests. name: the key of the session in the registry. place: app and address, for `detached`."""
 
     __slots__ = (
         "_authorize_by",
@@ -97,7 +103,7 @@ class XhrSession:
         self._authorize_by = 0.0
         self._seen = self.wrote_at = context.sweep.now
         self._beat_at = 0.0
-        """when a heartbeat was sent after a long silence of the client; 0 if the client has sent something since"""
+        """when the server sent a heartbeat that the client must answer; 0 if there is no such heartbeat"""
 
     def open(self, app: App, visitor: ClientRequest, ip: str) -> None:
         """Begins the session. The app's backend may still reject the client. Raises Disconnect."""
@@ -115,7 +121,7 @@ class XhrSession:
 
     @property
     def closing(self) -> bool:
-        """Whether the session is over, and stays known only for a request that gets its last frames."""
+        """Whether the session has ended, and only waits for a request that reads its last frames."""
         return self._session.closed
 
     # Requests that read
@@ -130,7 +136,7 @@ class XhrSession:
         return self
 
     def stream(self, stream: StreamWriter) -> None:
-        """Handles that a stream has begun."""
+        """Attaches the session to a new stream."""
         current = OpenStream(self, self._context, stream)
         self._displace(current)
         self._session.attach(current)
@@ -138,7 +144,10 @@ class XhrSession:
             self._end_stream()
 
     def _displace(self, current: OpenPoll | OpenStream) -> None:
-        """Makes a request the current one. The request before it ends in another turn, because its end may start the next one."""
+        """Makes a new request the current one, and ends the old one.
+
+        The old one ends in a later turn, because its client may answer the end with the next request.
+        """
         if self.current is None:
             self._registry.detached.leave(*self.place)
         else:
@@ -153,7 +162,7 @@ class XhrSession:
             self._detach()
 
     def _detach(self) -> None:
-        """Detaches the session, because it has no request any more."""
+        """Detaches the session, because its last request has ended."""
         self.current = None
         self._registry.detached.take(*self.place)
         until = self._context.node.clock.monotonic() + GAP_SECONDS
@@ -165,20 +174,20 @@ class XhrSession:
             sweep.watch(self, until)
 
     def answer(self, poll: OpenPoll) -> None:
-        """Answers the current poll with what the turn brought, unless that was one item over the bound, which is not sent."""
+        """Answers the current poll with the frames of this turn. A single item over the outbox's bound is not sent."""
         outbox = self._outbox
         if poll is self.current and outbox and not (outbox.is_full and len(outbox) == 1):
             poll.request.finish(self._take_response())
 
     def _take_response(self) -> Response:
-        """Returns the response to the current poll, and detaches the session from it."""
+        """Returns the response to a poll, and detaches the session."""
         self.wrote_at = self._context.sweep.now
         body = take_response(self._outbox)
         self._detach()
         return Response(200, body, TYPE, HEADERS)
 
     def too_slow(self, request: object) -> None:
-        """Handles that the client of a stream does not read."""
+        """Ends the session, because its client does not read the stream."""
         if self.current is not None and self.current.request is request:
             self.on_full()
 
@@ -219,14 +228,14 @@ class XhrSession:
             self.input = XhrInput(self, self._session, context.turn, texts)
             self.input.start()
 
-    # Outlet: what the session needs
+    # The outlet of the session (`app.Outlet`)
 
     def send(self, reply: Reply) -> None:
         if not self.closing:
             self._context.node.fanout.direct(self._session, self.codec.reply(reply))
 
     def close(self, code: int, reason: str, announced: bool = True) -> None:
-        """Ends the session, after all that is due to it. announced: whether an error frame precedes the close frame."""
+        """Ends the session after its pending frames. announced: whether an error frame precedes the close frame."""
         if not self.closing:
             self._context.node.fanout.settle(self._session)
             self._end(code, reason, announced)
@@ -240,18 +249,18 @@ class XhrSession:
     # The end
 
     def _end(self, code: int, reason: str, announced: bool = True) -> None:
-        """Ends the session at once, and sends the closing frames on the current request, or on the next one."""
+        """Ends the session, and sends the frames that end it on the current request, or on the next one."""
         self._session.log_end(code, reason)
         self._expire()
         frames = end_frames(code, reason, announced)
         if isinstance(self.current, OpenStream) and self.current.is_full:
-            self.current.write_after_end(frames)  # the client may not read the frames, so the next request gets them too
+            self.current.write_after_end(frames)  # the client may drop them with the response, so the next request gets them too
         self._outbox.is_full = False
         self._outbox.write(frames)
         self._end_stream()
 
     def _end_stream(self) -> None:
-        """Ends the current stream after the close frame. What the stream had no room for waits for the next request."""
+        """Ends the current stream. The outbox keeps the frames for which the stream had no room."""
         if isinstance(self.current, OpenStream):
             self.current.request.close()
             self._detach()
@@ -272,7 +281,7 @@ class XhrSession:
         self._expire()
 
     def due(self, now: float) -> float | None:
-        """Sends heartbeats, and ends clients that are gone, silent, or do not read on (`sweep.Watched`)."""
+        """Sends a heartbeat, or disconnects a client that is gone, silent or slow, if that is due (`sweep.Watched`)."""
         if self.current is None:
             if self._outbox.until > now:
                 return self._outbox.until

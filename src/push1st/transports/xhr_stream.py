@@ -1,8 +1,9 @@
-"""The responses of a fallback session: a stream that does not end, and a poll that waits for something to return.
+"""The responses of a fallback session: a stream, which does not end, and a poll, which ends with the next frames.
 
-pusher-js drops a response with the first frame that ends after `LONGEST` characters, and sends its next request. What it has not
-read by then is lost, and the client acknowledges nothing. So that frame is the last one of a response. The session keeps the rest
-for the next request. `OpenStream` and `OpenPoll` apply this rule, as connections that the session's outbox is attached to.
+pusher-js drops a response at the first frame that ends after `LONGEST` characters, and sends its next request. It does not
+read further frames of the dropped response, and it acknowledges no frame. So this frame is the last one of a response, and
+the outbox of the session keeps the rest for the next request. `OpenStream` and `OpenPoll` apply this rule. The session
+attaches to them.
 """
 
 import asyncio
@@ -22,7 +23,7 @@ CLOSE_SECONDS = 5
 """for the client to read the end of a stream"""
 TYPE = b"text/plain; charset=utf-8"
 HEADERS = (
-    b"Access-Control-Allow-Origin: *\r\n"  # the wire has no cookies; origins are checked where the session begins
+    b"Access-Control-Allow-Origin: *\r\n"  # the wire has no cookies, and a new session checks the origin
     b"Cache-Control: no-store, no-transform\r\n"
     b"X-Content-Type-Options: nosniff\r\n"  # a browser delays a response whose type it has to guess
     b"X-Accel-Buffering: no\r\n"
@@ -33,20 +34,20 @@ class StreamOwner(Protocol):
     """The session of a stream: one of this worker, or a `RemoteSession`."""
 
     def stream(self, stream: StreamWriter) -> None:
-        """Handles that a stream has begun."""
+        """Attaches the session to a new stream."""
 
     def lost(self, request: object) -> None:
         """Handles the end of a request's socket."""
 
     def too_slow(self, request: object) -> None:
-        """Handles that the client of a stream does not read."""
+        """Ends the session, because its client does not read the stream."""
 
     def leave(self, code: int, reason: str) -> None:
         """Ends the session because the server stops."""
 
 
 class Stream(Takeover):
-    """The response to one `xhr_streaming` request, which does not end by itself. It owns the socket of the request."""
+    """The response to one `xhr_streaming` request. It owns the socket of the request, and ends only by `close`."""
 
     __slots__ = ("_context", "_owner", "_transport", "due_at")
 
@@ -71,13 +72,13 @@ class Stream(Takeover):
         return self._transport.write
 
     def close(self) -> None:
-        """Ends the response after all that was written. The client has `CLOSE_SECONDS` to read it."""
+        """Ends the response. The client has `CLOSE_SECONDS` to read what was written before."""
         if not self._transport.is_closing():
             self._transport.close()
             self._context.sweep.watch(self, self._context.sweep.now + CLOSE_SECONDS)
 
     def process(self, data: bytes) -> bool:
-        """Discards input, because no request can follow one whose response does not end."""
+        """Discards input, because no request can follow a response that does not end."""
         return False
 
     def keep(self, data: bytes) -> None:
@@ -106,7 +107,7 @@ class Stream(Takeover):
         pass
 
     def lost(self, request: object) -> None:
-        """Handles that the client left before the stream began."""
+        """Handles a client that left before the stream began."""
         self._owner.lost(self)
 
     def leave(self, code: int, reason: str) -> None:
@@ -121,16 +122,16 @@ class Stream(Takeover):
 
 
 class ResponseOwner(Protocol):
-    """The session of a response. wrote_at: when a response last wrote something, on the clock of the sweep."""
+    """The session of a response. wrote_at: the time of the last write to a response, on the clock of the sweep."""
 
     wrote_at: float
 
     def answer(self, poll: "OpenPoll") -> None:
-        """Answers a poll with what the outbox kept."""
+        """Answers a poll with frames of the outbox."""
 
 
 class OpenStream:
-    """A stream that a session is attached to (`outbox.AttachedConnection`). request: its `Stream` or `RemoteRequest`."""
+    """A stream to which a session is attached (`outbox.AttachedConnection`). request: the `Stream`, or a `RemoteRequest`."""
 
     __slots__ = ("_context", "_owner", "_room", "_write", "full_since", "request")
 
@@ -140,16 +141,16 @@ class OpenStream:
         self.request = request
         self._write = request.write
         self._room = LONGEST
-        """characters until the client drops the response; below 0 if it already does"""
+        """characters until the client drops the response; below 0 if it drops the response after the last frame"""
         self.full_since = 0.0
 
     @property
     def is_full(self) -> bool:
-        """Whether the client drops the response when it reads what was written."""
+        """Whether the client drops the response after the last frame that was written."""
         return self._room < 0
 
     def take(self, item: bytes) -> bytes | None:
-        """Writes whole frames, up to the one with which the client drops the response. Returns the rest."""
+        """Writes whole frames, up to the one at which the client drops the response. Returns the rest."""
         if self._room < 0:
             return item
         self._owner.wrote_at = now = self._context.sweep.now
@@ -164,7 +165,7 @@ class OpenStream:
         return [] if rest is None else [rest]
 
     def write_after_end(self, frames: bytes) -> None:
-        """Writes frames to a full response. The client need not read them, but its network does not see silence."""
+        """Writes frames that the client need not read to a full response, so that proxies keep the connection."""
         self._write(frames)
 
     def displace(self) -> None:
@@ -173,7 +174,7 @@ class OpenStream:
 
 
 class OpenPoll:
-    """A poll that a session is attached to (`outbox.AttachedConnection`). It is answered with all that one turn brings."""
+    """A poll to which a session is attached (`outbox.AttachedConnection`). The answer has the frames of one turn."""
 
     __slots__ = ("_is_scheduled", "_owner", "request")
 
@@ -183,7 +184,7 @@ class OpenPoll:
         self._is_scheduled = False
 
     def take(self, item: bytes) -> bytes:
-        """Answers at the end of the turn. Until then the outbox keeps the frames."""
+        """Schedules the answer for the end of the turn, and returns the frames to the outbox."""
         if not self._is_scheduled:
             self._is_scheduled = True
             asyncio.get_running_loop().call_soon(self._answer)
@@ -203,7 +204,7 @@ class OpenPoll:
 
 
 def take_response(outbox: Outbox[bytes]) -> bytes:
-    """Removes from an outbox what one response may have, up to the frame with which the client drops the response."""
+    """Removes the frames of one response from an outbox, up to the frame at which the client drops the response."""
     kept = b"".join(outbox.take_all())
     size, _ = whole_frames(kept, LONGEST)
     if size < len(kept):
