@@ -52,6 +52,13 @@ def frames(data: bytes) -> list[tuple[Opcode, bytes]]:
     return found
 
 
+def text_of(data: bytes) -> str:
+    """Returns the text of the only frame."""
+    ((opcode, payload),) = frames(data)
+    assert opcode is Opcode.TEXT
+    return payload.decode()
+
+
 def texts(data: bytes) -> list[Any]:
     """Returns the text messages that a client reads, decoded from JSON."""
     return [json.loads(payload) for opcode, payload in frames(data) if opcode is Opcode.TEXT]

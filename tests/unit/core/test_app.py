@@ -12,11 +12,6 @@ from tests.support.node import APP, World, app_config, token
 from tests.support.transport import Site
 
 
-@pytest.fixture
-def world():
-    return World()
-
-
 def configure(world: World, **changes) -> AppConfig:
     """Changes the configuration of the app, as a source of apps does."""
     config = app_config(**changes)

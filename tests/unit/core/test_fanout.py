@@ -492,11 +492,17 @@ def test_a_long_flush_is_written_in_slices_a_turn_each(stage, small):
     assert [one.received for one in clients] == [b"1"] * 7
 
 
-def test_a_slice_keeps_its_subscribers(stage, small):
-    small(SLICE_WRITES=2)
-    clients = [stage.client("c") for _ in range(5)]
+def sliced(stage, small, slice_writes: int, subscribers: int) -> list[Listening]:
+    """Publishes to subscribers of `c`, and ends a turn, which writes the first slice of the flush; returns the subscribers."""
+    small(SLICE_WRITES=slice_writes)
+    clients = [stage.client("c") for _ in range(subscribers)]
     stage.publish("c", b"1")
     stage.turns.end()
+    return clients
+
+
+def test_a_slice_keeps_its_subscribers(stage, small):
+    clients = sliced(stage, small, 2, 5)
     stage.turns.end()
     newcomer = stage.client("c")
     stage.leave(clients[4], "c")
@@ -506,10 +512,7 @@ def test_a_slice_keeps_its_subscribers(stage, small):
 
 
 def test_later_frames_are_written_after_a_slice(stage, small):
-    small(SLICE_WRITES=2)
-    clients = [stage.client("c") for _ in range(5)]
-    stage.publish("c", b"1")
-    stage.turns.end()
+    clients = sliced(stage, small, 2, 5)
     stage.publish("c", b"2", exclude=clients[4])
     stage.turns.end()
     stage.publish("c", b"3")
@@ -519,10 +522,7 @@ def test_later_frames_are_written_after_a_slice(stage, small):
 
 
 def test_a_direct_reply_within_a_slice_overtakes_nothing(stage, small):
-    small(SLICE_WRITES=1)
-    clients = [stage.client("c") for _ in range(4)]
-    stage.publish("c", b"1")
-    stage.turns.end()
+    clients = sliced(stage, small, 1, 4)
     stage.publish("c", b"2")
     stage.direct(clients[3], b"3")
     stage.publish("c", b"4")
@@ -531,10 +531,7 @@ def test_a_direct_reply_within_a_slice_overtakes_nothing(stage, small):
 
 
 def test_a_direct_reply_within_a_slice_of_a_channel_that_was_left_overtakes_nothing(stage, small):
-    small(SLICE_WRITES=1)
-    clients = [stage.client("c") for _ in range(4)]
-    stage.publish("c", b"1")
-    stage.turns.end()
+    clients = sliced(stage, small, 1, 4)
     stage.leave(clients[3], "c")
     stage.direct(clients[3], b"2")
     stage.turns.drain()
@@ -542,10 +539,7 @@ def test_a_direct_reply_within_a_slice_of_a_channel_that_was_left_overtakes_noth
 
 
 def test_subscriber_that_joins_within_a_slice_gets_only_later_frames(stage, small):
-    small(SLICE_WRITES=1)
-    clients = [stage.client("c") for _ in range(3)]
-    stage.publish("c", b"1")
-    stage.turns.end()
+    clients = sliced(stage, small, 1, 3)
     stage.publish("c", b"2")
     newcomer = stage.client("c")
     stage.publish("c", b"3")
@@ -555,20 +549,14 @@ def test_subscriber_that_joins_within_a_slice_gets_only_later_frames(stage, smal
 
 
 def test_connection_lost_within_a_slice_gets_no_further_frames(stage, small):
-    small(SLICE_WRITES=1)
-    clients = [stage.client("c") for _ in range(4)]
-    stage.publish("c", b"1")
-    stage.turns.end()
+    clients = sliced(stage, small, 1, 4)
     stage.lose(clients[3])
     stage.turns.drain()
     assert [one.received for one in clients] == [b"1", b"1", b"1", b""]
 
 
 def test_connection_that_left_and_was_lost_within_a_slice_gets_no_further_frames(stage, small):
-    small(SLICE_WRITES=1)
-    clients = [stage.client("c") for _ in range(4)]
-    stage.publish("c", b"1")
-    stage.turns.end()
+    clients = sliced(stage, small, 1, 4)
     stage.leave(clients[3], "c")
     stage.lose(clients[3])
     before = clients[3].received
@@ -577,10 +565,7 @@ def test_connection_that_left_and_was_lost_within_a_slice_gets_no_further_frames
 
 
 def test_all_may_leave_within_a_slice_and_come_back_in_order(stage, small):
-    small(SLICE_WRITES=1)
-    clients = [stage.client("c") for _ in range(3)]
-    stage.publish("c", b"1")
-    stage.turns.end()
+    clients = sliced(stage, small, 1, 3)
     for one in clients:
         stage.leave(one, "c")
     for one in clients:

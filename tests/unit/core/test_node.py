@@ -19,16 +19,6 @@ from tests.support.node import APP, SECRET, World, app_config
 TOPIC = (APP, "c")
 
 
-@pytest.fixture
-def world():
-    return World()
-
-
-@pytest.fixture
-def slow():
-    return World(slow=True)
-
-
 # Ids
 
 

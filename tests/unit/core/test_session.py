@@ -41,16 +41,6 @@ def permits(session: Session, channel: str) -> bool:
 
 
 @pytest.fixture
-def world():
-    return World()
-
-
-@pytest.fixture
-def slow():
-    return World(slow=True)
-
-
-@pytest.fixture
 def client(world):
     return world.session()
 

@@ -78,6 +78,16 @@ class Board:
         self.numbers += 1
         return self.numbers
 
+    def fail(self) -> None:
+        """Makes the endpoint `http://a/` fail each delivery."""
+        self.at["http://a/"] = Endpoint()
+        self.at["http://a/"].fails = True
+
+    def hang(self) -> None:
+        """Makes the endpoint `http://a/` wait with each delivery."""
+        self.at["http://a/"] = Endpoint()
+        self.at["http://a/"].future = asyncio.get_running_loop().create_future()
+
     def _open_transport(self, target: Target) -> Endpoint:
         return self.at.setdefault(target.url, Endpoint())
 
@@ -129,8 +139,7 @@ async def test_held_edge_is_sent_with_the_next_hook_event_after_its_time():
 async def test_subscription_counts_do_not_displace_other_events(tmp_path: Path):
     """A client that subscribes to many channels causes a subscription count on each."""
     board = Board(A, config=HooksConfig(events=100, folder=str(tmp_path)))
-    board.at["http://a/"] = Endpoint()
-    board.at["http://a/"].future = asyncio.get_running_loop().create_future()
+    board.hang()
     for number in range(300):
         board.on_event("counted", channel=f"c{number}")
     await turns(10)
@@ -145,8 +154,7 @@ async def test_saved_events_of_one_connection_do_not_displace_other_events_after
     config = HooksConfig(events=100, folder=str(tmp_path))
     for number in (1, 2):
         board = Board(A, config=config)
-        board.at["http://a/"] = Endpoint()
-        board.at["http://a/"].future = asyncio.get_running_loop().create_future()
+        board.hang()
         board.board.open(lambda _: None)
         await turns(10)
         if number == 1:
@@ -161,8 +169,7 @@ async def test_saved_events_of_one_connection_do_not_displace_other_events_after
 
 async def test_a_failure_is_counted_shown_and_keeps_the_event():
     board = Board(A)
-    board.at["http://a/"] = Endpoint()
-    board.at["http://a/"].fails = True
+    board.fail()
     board.on_event("occupied")
     await turns(10)
     assert (board.status.queued, board.status.retrying, board.status.last_error) == (1, 1, "answered 500")
@@ -174,8 +181,7 @@ async def test_a_failure_is_counted_shown_and_keeps_the_event():
 async def test_request_in_progress_at_a_stop_is_cancelled_and_sent_again_with_its_id(tmp_path: Path):
     config = HooksConfig(folder=str(tmp_path))
     one = Board(A, config=config)
-    one.at["http://a/"] = Endpoint()
-    one.at["http://a/"].future = asyncio.get_running_loop().create_future()
+    one.hang()
     one.on_event("occupied")
     one.on_event("cache-missed", "client-event")
     await turns(10)
@@ -209,8 +215,7 @@ async def test_a_batch_that_was_about_to_be_sent_at_a_stop_is_kept_whole(tmp_pat
 
 async def test_stop_ends_early_when_its_event_is_set():
     board = Board(A)
-    board.at["http://a/"] = Endpoint()
-    board.at["http://a/"].fails = True
+    board.fail()
     board.on_event("occupied")
     await turns(10)
     enough = asyncio.Event()
@@ -277,8 +282,7 @@ async def test_an_edge_that_the_broker_held_back_at_the_stop_is_saved_and_report
 async def test_saved_events_of_a_removed_endpoint_are_counted(tmp_path: Path):
     config = HooksConfig(folder=str(tmp_path))
     one = Board(A, config=config)
-    one.at["http://a/"] = Endpoint()
-    one.at["http://a/"].fails = True
+    one.fail()
     one.on_event("occupied")
     await turns(10)
     await one.board.close(0)
@@ -295,8 +299,7 @@ async def test_running_workers_send_events_saved_by_a_replaced_worker(tmp_path: 
     two = Board(A, config=config, load=0)
     two.board.open(lambda _: None)
     one = Board(A, config=config)
-    one.at["http://a/"] = Endpoint()
-    one.at["http://a/"].fails = True
+    one.fail()
     one.on_event("occupied")
     await turns(10)
     await one.board.close(0)
@@ -335,8 +338,7 @@ async def test_loading_is_retried_with_one_log_line(tmp_path: Path, capsys: pyte
 
 async def failed(board: Board) -> Board:
     """Such a worker has an event that its endpoint did not accept."""
-    board.at["http://a/"] = Endpoint()
-    board.at["http://a/"].fails = True
+    board.fail()
     board.on_event("occupied")
     await turns(10)
     return board
@@ -365,8 +367,7 @@ async def test_events_that_cannot_be_saved_at_a_stop_are_counted_as_lost_and_lea
 
 async def test_events_left_at_a_stop_without_a_folder_are_counted_as_lost():
     board = Board(A)
-    board.at["http://a/"] = Endpoint()
-    board.at["http://a/"].fails = True
+    board.fail()
     board.on_event("occupied")
     await turns(10)
     await board.board.close(0)
@@ -376,8 +377,7 @@ async def test_events_left_at_a_stop_without_a_folder_are_counted_as_lost():
 async def test_a_line_that_cannot_be_read_does_not_stop_the_others(tmp_path: Path):
     config = HooksConfig(folder=str(tmp_path))
     one = Board(A, config=config)
-    one.at["http://a/"] = Endpoint()
-    one.at["http://a/"].fails = True
+    one.fail()
     one.on_event("occupied")
     await turns(10)
     await one.board.close(0)
@@ -402,8 +402,7 @@ def test_unusable_folder_is_an_error(tmp_path: Path):
 
 async def test_events_over_the_bound_are_dropped_and_counted():
     board = Board(A, config=HooksConfig(events=2))
-    board.at["http://a/"] = Endpoint()
-    board.at["http://a/"].fails = True
+    board.fail()
     for number in range(5):
         board.on_event("occupied", channel=str(number))
     assert (board.status.queued, board.status.failed) == (2, 3)
@@ -414,8 +413,7 @@ async def test_events_over_the_bound_are_dropped_and_counted():
 
 async def test_a_changed_app_gets_new_endpoints_and_keeps_the_queue_of_an_unchanged_one():
     board = Board(A, Webhook(url="http://b/"))
-    board.at["http://a/"] = Endpoint()
-    board.at["http://a/"].future = asyncio.get_running_loop().create_future()
+    board.hang()
     board.on_event("cache-missed", channel="one")
     await turns()
     unchanged, removed = board.board._endpoints[APP]
@@ -449,8 +447,7 @@ async def test_a_removed_endpoint_sends_its_queue_first(tmp_path: Path):
 
 async def test_a_removed_endpoint_saves_its_queue_at_a_stop(tmp_path: Path):
     board = Board(A, config=HooksConfig(folder=str(tmp_path)))
-    board.at["http://a/"] = Endpoint()
-    board.at["http://a/"].future = asyncio.get_running_loop().create_future()
+    board.hang()
     board.on_event("cache-missed", channel="one")
     await turns()
     board.board.configure(app_config())

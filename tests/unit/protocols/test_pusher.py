@@ -5,7 +5,6 @@ import json
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from websockets.frames import Opcode
 
 from push1st.errors import Refused
 from push1st.messages import (
@@ -32,20 +31,13 @@ from push1st.messages import (
     subscription_count,
 )
 from push1st.protocols.pusher import Pusher
-from tests.support.frames import frames
+from tests.support.frames import frames, text_of
 
 codec = Pusher()
 
 
-def shown(frame: bytes) -> str:
-    """Returns the text of the only frame."""
-    ((opcode, payload),) = frames(frame)
-    assert opcode is Opcode.TEXT
-    return payload.decode()
-
-
 def event(data: bytes, channel: str = "x", name: str = "order.paid", **more) -> str:
-    return shown(codec.message(Message("app", channel, name, data, 1, 2, **more), 3))
+    return text_of(codec.message(Message("app", channel, name, data, 1, 2, **more), 3))
 
 
 # Server to client: section 3, line by line
@@ -116,19 +108,19 @@ MESSAGES = {
         r'{"event":"client-typing","channel":"presence-x","data":"{\"a\":1}","user_id":"u1"}',
     ),
     "member_added": (
-        shown(codec.message(member_added("app", "presence-x", Member("u3", b'{"name":"C"}'), 1, 2, ""), 3)),
+        text_of(codec.message(member_added("app", "presence-x", Member("u3", b'{"name":"C"}'), 1, 2, ""), 3)),
         r'{"event":"pusher_internal:member_added","channel":"presence-x","data":"{\"user_id\":\"u3\",\"user_info\":{\"name\":\"C\"}}"}',
     ),
     "subscription_count": (
-        shown(codec.message(subscription_count("app", "x", 42, 1, 2), 3)),
+        text_of(codec.message(subscription_count("app", "x", 42, 1, 2), 3)),
         r'{"event":"pusher_internal:subscription_count","channel":"x","data":"{\"subscription_count\":42}"}',
     ),
     "a watched user's edge": (
-        shown(codec.message(status_changed("app", "u2", True, 1, 2, ""), 3)),
+        text_of(codec.message(status_changed("app", "u2", True, 1, 2, ""), 3)),
         r'{"event":"pusher_internal:watchlist_events","data":"{\"events\":[{\"name\":\"online\",\"user_ids\":[\"u2\"]}]}"}',
     ),
     "member_removed": (
-        shown(codec.message(member_removed("app", "presence-x", "u3", 1, 2, ""), 3)),
+        text_of(codec.message(member_removed("app", "presence-x", "u3", 1, 2, ""), 3)),
         r'{"event":"pusher_internal:member_removed","channel":"presence-x","data":"{\"user_id\":\"u3\"}"}',
     ),
 }
@@ -141,7 +133,7 @@ def test_messages_are_the_documented_bytes(text, documented):
 
 @pytest.mark.parametrize(("code", "theirs"), [(401, 4300), (429, 4301), (400, 4300), (403, 4300), (413, 4300), (503, 4300)])
 def test_error_codes_are_such_that_the_socket_stays_open(code, theirs):
-    assert json.loads(shown(codec.reply(Failure(code, "no"))))["data"]["code"] == theirs
+    assert json.loads(text_of(codec.reply(Failure(code, "no"))))["data"]["code"] == theirs
 
 
 texts = st.text(st.characters(codec="utf-8"), max_size=60)
@@ -162,12 +154,12 @@ def test_frames_of_every_length_are_whole(size):
 
 
 def test_a_member_whose_name_needs_escaping_is_escaped():
-    got = json.loads(shown(codec.reply(Subscribed("presence-x", (Member('a"\\ж', b'"\\u0436\\""'),)))))
+    got = json.loads(text_of(codec.reply(Subscribed("presence-x", (Member('a"\\ж', b'"\\u0436\\""'),)))))
     assert json.loads(got["data"])["presence"] == {"ids": ['a"\\ж'], "hash": {'a"\\ж': 'ж"'}, "count": 1}
 
 
 def test_a_channel_without_members_has_empty_maps():
-    got = json.loads(shown(codec.reply(Subscribed("presence-x", ()))))
+    got = json.loads(text_of(codec.reply(Subscribed("presence-x", ()))))
     assert json.loads(got["data"]) == {"presence": {"ids": [], "hash": {}, "count": 0}}
 
 
@@ -175,7 +167,7 @@ def test_members_that_join_together_share_one_frame_of_members():
     members, others = (Member("u1"),), (Member("u1"),)
     first = codec.reply(Subscribed("presence-x", members))
     assert codec.reply(Subscribed("presence-x", members)) is first
-    assert json.loads(shown(codec.reply(Subscribed("presence-y", members))))["channel"] == "presence-y"
+    assert json.loads(text_of(codec.reply(Subscribed("presence-y", members))))["channel"] == "presence-y"
     assert codec.reply(Subscribed("presence-x", others)) == first
 
 

@@ -6,7 +6,6 @@ import re
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from websockets.frames import Opcode
 
 from push1st.errors import Disconnect, Refused
 from push1st.messages import (
@@ -27,15 +26,9 @@ from push1st.messages import (
     member_added,
 )
 from push1st.protocols.raw import Raw
-from tests.support.frames import frames
+from tests.support.frames import text_of
 
 codec = Raw()
-
-
-def shown(frame: bytes) -> str:
-    ((opcode, payload),) = frames(frame)
-    assert opcode is Opcode.TEXT
-    return payload.decode()
 
 
 # Server to client
@@ -43,31 +36,31 @@ def shown(frame: bytes) -> str:
 
 def test_a_message_is_the_documented_bytes():
     message = Message("app", "c", "e", b'{"a": 1}', 1634029747778812625, 1000)
-    assert shown(codec.message(message, 1250)) == (
+    assert text_of(codec.message(message, 1250)) == (
         '{"event":"e","channel":"c","data":{"a": 1},"#msg-id":1634029747778812625,"#msg-from":"api","#msg-time":250}'
     )
 
 
 def test_headers_are_forwarded_unchanged():
     message = Message("app", "c", "e", b"1", 7, 0, headers=b'{"a": "\\u0436"}')
-    assert shown(codec.message(message, 3)).endswith('"#msg-from":"api","#msg-time":3,"headers":{"a": "\\u0436"}}')
+    assert text_of(codec.message(message, 3)).endswith('"#msg-from":"api","#msg-time":3,"headers":{"a": "\\u0436"}}')
 
 
 def test_data_is_forwarded_unchanged():
     for data in (b'"text"', b"1.50", b"null", b'[ 1 , "\\u0436" ]', '{"ж":1}'.encode()):
-        assert f',"data":{data.decode()},' in shown(codec.message(Message("app", "c", "e", data, 1, 0), 0))
+        assert f',"data":{data.decode()},' in text_of(codec.message(Message("app", "c", "e", data, 1, 0), 0))
 
 
 def test_the_sender_is_the_publishers_id():
-    assert json.loads(shown(codec.message(Message("app", "c", "e", b"1", 1, 0, "p.q.1.2"), 0)))["#msg-from"] == "p.q.1.2"
+    assert json.loads(text_of(codec.message(Message("app", "c", "e", b"1", 1, 0, "p.q.1.2"), 0)))["#msg-from"] == "p.q.1.2"
 
 
 def test_a_clock_that_went_back_gives_no_negative_time():
-    assert json.loads(shown(codec.message(Message("app", "c", "e", b"1", 1, 5), 3)))["#msg-time"] == 0
+    assert json.loads(text_of(codec.message(Message("app", "c", "e", b"1", 1, 5), 3)))["#msg-time"] == 0
 
 
 def test_a_member_event_is_an_ordinary_message():
-    got = json.loads(shown(codec.message(member_added("app", "presence-c", Member("u1", b"1"), 7, 0, ""), 0)))
+    got = json.loads(text_of(codec.message(member_added("app", "presence-c", Member("u1", b"1"), 7, 0, ""), 0)))
     assert (got["event"], got["data"]) == ("pusher_internal:member_added", {"user_id": "u1", "user_info": 1})
 
 
@@ -76,12 +69,12 @@ texts = st.text(st.characters(codec="utf-8"), max_size=60)
 
 @given(texts, texts, st.recursive(st.none() | st.integers() | texts, st.lists))
 def test_any_message_is_json(event, channel, data):
-    got = json.loads(shown(codec.message(Message("app", channel, event, json.dumps(data).encode(), 1, 0), 0)))
+    got = json.loads(text_of(codec.message(Message("app", channel, event, json.dumps(data).encode(), 1, 0), 0)))
     assert (got["event"], got["channel"], got["data"]) == (event, channel, data)
 
 
 def test_a_failure_is_an_error_event():
-    assert shown(codec.reply(Failure(403, 'no "c"'))) == '{"event":"error","data":{"code":403,"message":"no \\"c\\""}}'
+    assert text_of(codec.reply(Failure(403, 'no "c"'))) == '{"event":"error","data":{"code":403,"message":"no \\"c\\""}}'
 
 
 @pytest.mark.parametrize(

@@ -29,11 +29,6 @@ TIMEOUT = 120
 PING = (Opcode.PING, b"")
 
 
-@pytest.fixture
-def site():
-    return Site()
-
-
 def body(transport: Transport) -> bytes:
     """Returns the bytes after the answer to the handshake."""
     head, separator, rest = transport.data.partition(b"\r\n\r\n")

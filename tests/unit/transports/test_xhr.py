@@ -16,14 +16,6 @@ from tests.support.node import APP, KEY, app_config
 from tests.support.transport import Site
 from tests.support.xhr import POLL, SEND, STREAM, WELCOME, ask, events, frames_of, polled, publish, stream, subscribe
 
-TIMEOUT = 120
-DIGITS = "0123456789"
-
-
-@pytest.fixture
-def site():
-    return Site()
-
 
 @pytest.mark.parametrize("path", ["/app/", "/pusher/app/"])
 @pytest.mark.parametrize("endpoint", ["xhr", "xhr_streaming"])

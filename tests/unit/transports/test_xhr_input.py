@@ -15,14 +15,6 @@ from tests.support.loop import turns
 from tests.support.transport import Site
 from tests.support.xhr import PROTOCOL_PING, SEND, ask, frames_of, send, session_of, stream, subscribe, subscribed
 
-TIMEOUT = 120
-DIGITS = "0123456789"
-
-
-@pytest.fixture
-def site():
-    return Site()
-
 
 async def test_messages_of_a_request_are_applied_in_slices(site):
     transport = await stream(site)

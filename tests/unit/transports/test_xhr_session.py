@@ -39,12 +39,6 @@ from tests.support.xhr import (
 )
 
 TIMEOUT = 120
-DIGITS = "0123456789"
-
-
-@pytest.fixture
-def site():
-    return Site()
 
 
 async def test_stream_is_counted(site):

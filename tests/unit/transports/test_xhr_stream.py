@@ -34,13 +34,7 @@ from tests.support.xhr import (
     subscribed,
 )
 
-TIMEOUT = 120
 DIGITS = "0123456789"
-
-
-@pytest.fixture
-def site():
-    return Site()
 
 
 async def test_stream_after_unread_answers_ends_the_connection():

@@ -80,37 +80,29 @@ async def test_an_error_in_a_script_begins_with_its_code(line):
             await reply
 
 
+async def seen_at_reply(one: Line) -> list[bytes]:
+    """Waits for an ordered reply; returns the messages delivered before it."""
+    await one.link.call("X", ordered=True)
+    return list(one.messages)
+
+
 async def test_ordered_reply_resumes_its_waiter_before_later_messages(line):
     one = line()
-    seen: list[list[bytes]] = []
-
-    async def wait() -> None:
-        await one.link.call("X", ordered=True)
-        seen.append(list(one.messages))
-
-    task = asyncio.create_task(wait())
+    task = asyncio.create_task(seen_at_reply(one))
     await turns()
     one.says(message(b"1"), b":1\r\n", message(b"2"), message(b"3"))
     one.says(message(b"4"))
-    await task
-    assert seen == [[b"1"]]
+    assert await task == [b"1"]
     await turns()
     assert one.messages == [b"1", b"2", b"3", b"4"]
 
 
 async def test_replies_after_an_ordered_reply_keep_their_order(line):
     one = line()
-    seen: list[tuple[int, list[bytes]]] = []
-
-    async def wait(n: int) -> None:
-        await one.link.call("X", ordered=True)
-        seen.append((n, list(one.messages)))
-
-    tasks = [asyncio.create_task(wait(n)) for n in range(3)]
+    tasks = [asyncio.create_task(seen_at_reply(one)) for _ in range(3)]
     await turns()
     one.says(b":1\r\n:2\r\n", message(b"1"), b":3\r\n", message(b"2"))
-    await asyncio.gather(*tasks)
-    assert seen == [(0, []), (1, []), (2, [b"1"])]
+    assert await asyncio.gather(*tasks) == [[], [], [b"1"]]
     await turns()
     assert one.messages == [b"1", b"2"]
 
@@ -183,20 +175,13 @@ async def test_silence_counts_only_while_an_answer_is_owed(line):
 
 async def test_messages_after_an_ordered_reply_are_delivered_even_if_the_connection_has_ended(line):
     one = line()
-    seen: list[list[bytes]] = []
-
-    async def wait() -> None:
-        await one.link.call("X", ordered=True)
-        seen.append(list(one.messages))
-
-    task = asyncio.create_task(wait())
+    task = asyncio.create_task(seen_at_reply(one))
     await turns()
     late = one.link.call("GET", "a")
     one.says(b":1\r\n", message(b"1"), message(b"2"))
     one.link.connection_lost(None)
-    await task
+    assert await task == []
     await turns()
-    assert seen == [[]]
     assert one.messages == [b"1", b"2"]
     with pytest.raises(ConnectionLost):
         await late
