@@ -12,12 +12,12 @@ from push1st.errors import Refused
 from push1st.messages import Request, Response
 from push1st.transports.answers import error
 from push1st.transports.handlers import Handler, HandlerRequest, Outcome, Pending, Takeover
-from push1st.transports.http_socket import HttpSocket
+from push1st.transports.http_output import HttpOutput
 from push1st.transports.listener import Listener
 from push1st.transports.sweep import NEVER
 
 
-class Pipeline(HttpSocket):
+class Pipeline(HttpOutput):
     """Serves the requests of a connection."""
 
     __slots__ = ("_held", "_keep")

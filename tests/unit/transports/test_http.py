@@ -19,7 +19,7 @@ from push1st.transports import answers as answers_module
 from push1st.transports import turn
 from push1st.transports.context import LINGER_BYTES, LINGER_SECONDS
 from push1st.transports.http import BODY_SECONDS, HEAD_SECONDS
-from push1st.transports.http_socket import ANSWER_SECONDS, MAX_WAITING
+from push1st.transports.http_output import ANSWER_SECONDS, MAX_WAITING
 from push1st.transports.sweep import NEVER
 from tests.support.frames import masked
 from tests.support.http import Answer, answers, handshake, request, statuses

@@ -16,7 +16,8 @@ from push1st.transports.admission import AUTHORIZE_SECONDS, origin_allowed
 from push1st.transports.context import LINGER_BYTES, LINGER_SECONDS
 from push1st.transports.sweep import NEVER
 from push1st.transports.turn import MAX_WAITING
-from push1st.transports.websocket import CLOSE_SECONDS, MAX_FRAMES, PONG_SECONDS, SMALL_FRAGMENT
+from push1st.transports.websocket import MAX_FRAMES, SMALL_FRAGMENT
+from push1st.transports.websocket_output import CLOSE_SECONDS, PONG_SECONDS
 from tests.support.frames import close, close_of, frames, masked, text, texts
 from tests.support.http import Answer, handshake, request
 from tests.support.loop import WALL, turns

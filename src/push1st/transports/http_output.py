@@ -17,7 +17,7 @@ MAX_WAITING = 16
 """pipelined requests that may wait before the socket is not read any further"""
 
 
-class HttpSocket(asyncio.Protocol):
+class HttpOutput(asyncio.Protocol):
     """Writes the answers of a connection, and ends the connection.
 
     `_last`: whether no further request is served. `_busy`: whether a request is in progress.

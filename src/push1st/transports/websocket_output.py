@@ -1,0 +1,274 @@
+"""The output of a WebSocket: replies of the session, keepalive, and the end of the connection. `websocket` builds on it.
+
+When the server ends a connection, the session ends at once. The close frame is sent after everything that is queued for the
+client, and the client has `CLOSE_SECONDS` to answer it. Then the socket is destroyed. After a violation of the protocol the
+server also closes its side of the socket. It discards all further input, including a close frame, until the client
+ends the connection too (RFC 6455 §7.1.1, §7.1.7).
+"""
+
+import asyncio
+import math
+from collections.abc import Iterator
+
+from push1st.config.model import ProtocolConfig
+from push1st.core.hub import Write
+from push1st.core.session import Session
+from push1st.messages import Ending, Established, Failure, Ping, Reply
+from push1st.protocols import Codec
+from push1st.protocols.websocket import PING_FRAME, Decoder, Event, close_frame
+from push1st.transports.admission import AUTHORIZE_SECONDS
+from push1st.transports.context import LINGER_BYTES, LINGER_SECONDS, EdgeContext
+from push1st.transports.handlers import Takeover
+from push1st.transports.lost import LOST
+from push1st.transports.sweep import NEVER
+
+CLOSE_SECONDS = 5
+PONG_SECONDS = 30
+"""from a ping to the end of a client that stays silent (Pusher protocol, section 7)"""
+EXPIRED = "access token has expired"
+
+
+class WebSocketOutput(Takeover):
+    """Writes to one client, and ends its connection. switch: the answer to the handshake, which is written first."""
+
+    __slots__ = (
+        "_authorize_by",
+        "_closing",
+        "_context",
+        "_decoder",
+        "_events",
+        "_linger",
+        "_pinged",
+        "_protocol",
+        "_seen",
+        "_session",
+        "_slow",
+        "_switch",
+        "_transport",
+        "codec",
+        "due_at",
+    )
+
+    def __init__(
+        self, context: EdgeContext, transport: asyncio.Transport, codec: Codec, protocol: ProtocolConfig, switch: bytes
+    ) -> None:
+        self._context = context
+        self._transport = transport
+        self.codec = codec
+        self.address = ""
+        """the name under which `EdgeContext.addresses` counts the connection; "" if it does not"""
+        self._protocol = protocol
+        self._decoder: Decoder | None = None
+        """None while no frame and no message is incomplete, so that an idle connection takes no memory for a decoder"""
+        self._events: Iterator[Event] | None = None
+        """events of the input that are not handled yet"""
+        self._session: Session | None = None
+        self._seen = context.sweep.now
+        self._pinged = 0
+        self._linger = 0
+        self._slow = False
+        self._closing = False
+        self._switch = switch
+        self._authorize_by = 0.0
+        self.due_at = NEVER
+
+    @property
+    def write(self) -> Write:
+        return self._transport.write
+
+    def established(self, activity_timeout: int) -> None:
+        """The first frame of a Pusher connection."""
+        assert self._session is not None
+        self.send(Established(self._session.id, activity_timeout))
+
+    def open(self, session: Session) -> None:
+        """The client has been let in."""
+        self._session = session
+        node = self._context.node
+        node.fanout.direct(session, self._switch)
+        self._switch = b""
+        metrics = node.metrics
+        metrics.connections[self.codec.name] += 1
+        metrics.opened[self.codec.name] += 1
+
+    def take_over(self) -> None:
+        """The socket is this connection's now."""
+        context = self._context
+        if self._switch:
+            self._transport.write(self._switch)
+        self._transport.set_protocol(self)
+        self._transport.set_write_buffer_limits(high=context.config.server.outbox)
+        context.open.add(self)
+        if self._session is not None and self._session.app.config.authorized_only and self._session.push is None:
+            self._authorize_by = self._seen + AUTHORIZE_SECONDS
+            context.sweep.watch(self, self._authorize_by)
+        elif self.due_at == NEVER:
+            # Spread over the last tenth, so that clients that came together are not looked at together.
+            first = self._protocol.activity_timeout * (1 - (id(self) >> 4) % 100 / 1000)
+            context.sweep.watch(self, self._seen + min(first, self._token_seconds()))
+
+    # asyncio.Protocol
+
+    def pause_writing(self) -> None:
+        """The outbox passed its bound. This may be in the midst of a flush, so the cut waits for the end of the turn."""
+        self._slow = True
+        asyncio.get_running_loop().call_soon(self._cut)
+
+    def resume_writing(self) -> None:
+        pass
+
+    def _cut(self) -> None:
+        if not self._closing:
+            self._context.node.metrics.cut_offs["slow"] += 1
+            self._end(*self.codec.slow())
+
+    # Outlet: what the session needs
+
+    def send(self, reply: Reply) -> None:
+        if not self._closing and self._session is not None:
+            frame = self.codec.reply(reply)
+            if frame:
+                self._context.node.fanout.direct(self._session, frame)
+
+    def close(self, code: int, reason: str) -> None:
+        self._close(code, reason)
+
+    def _close(self, code: int, reason: str, announced: bool = True) -> None:
+        if not self._closing:
+            if self._session is not None:
+                self._context.node.fanout.settle(self._session)
+            self._end(code, reason, announced)
+            if code == 1008:  # the client broke a rule, so the rest of its input is discarded
+                self._half_close()
+
+    def fail(self) -> None:
+        if self._closing:
+            return
+        self._context.failed("connection")
+        self._context.node.metrics.cut_offs["internal-error"] += 1
+        self.close(1011, "internal error")
+
+    # The end
+
+    def _end(self, code: int, reason: str, announced: bool = True) -> None:
+        """Ends the session, and sends a close frame.
+
+        announced: whether the protocol's error frame, if it has one for the code, precedes the close frame.
+        """
+        self._closing = True
+        if self._session is not None:
+            self._session.log_end(code, reason)
+        self._leave()
+        if not self._transport.is_closing():
+            notice = self.codec.reply(Ending(code, reason)) if announced else b""
+            self._transport.write(notice + close_frame(code, reason))
+        self._resume()
+        sweep = self._context.sweep
+        sweep.watch(self, sweep.now + CLOSE_SECONDS)
+        if self._transport is LOST:
+            self._release()
+
+    def _resume(self) -> None:
+        if self._events is not None:
+            self._context.turn.resume(self)
+
+    def _half_close(self) -> None:
+        """Closes the server's side of the socket, and begins to discard the client's input."""
+        if self._linger:
+            return
+        self._linger = LINGER_BYTES
+        sweep = self._context.sweep
+        sweep.watch(self, sweep.now + LINGER_SECONDS)
+        if not self._transport.is_closing() and self._transport.can_write_eof():
+            self._transport.write_eof()
+
+    def _discard(self, size: int) -> None:
+        self._linger -= size
+        if self._linger <= 0:
+            self._linger = 1
+            self._transport.abort()
+
+    def _leave(self) -> None:
+        session, self._session = self._session, None
+        if session is not None:
+            self._context.node.metrics.connections[self.codec.name] -= 1
+            session.detach()
+
+    def _release(self) -> None:
+        """Ends the session, drops the rest of the input, and removes the connection from all counts."""
+        self._closing = True
+        self._linger = 1
+        self._events = None
+        self._leave()
+        self._context.addresses.leave(self.address)
+        self.address = ""
+        self._context.open.discard(self)
+        self._context.sweep.forget(self)
+
+    def _outlive(self) -> None:
+        """Discards output from now on, because the connection is lost before its input is applied."""
+        self._transport = LOST
+        if self._session is not None:
+            self._session.mute(LOST.write)
+
+    def leave(self, code: int, reason: str) -> None:
+        """Closes the connection because the server stops. Sends no error frame, because a restart is not an error for clients."""
+        self._close(code, reason, announced=False)
+
+    def abort(self) -> None:
+        self._transport.abort()
+        if self._transport is LOST:
+            self._release()
+
+    # Deadlines
+
+    def due(self, now: float) -> float | None:
+        """Keepalive: a ping frame after silence, the protocol's own ping after half the wait, then the end."""
+        if self._closing:
+            if self._linger and not self._transport.is_closing():
+                self._transport.close()
+                return now + CLOSE_SECONDS
+            self._transport.abort()
+            return None
+        if self._token_seconds() <= 0:
+            self._context.node.metrics.cut_offs["token-expired"] += 1
+            self.send(Failure(401, EXPIRED))
+            self.close(1008, EXPIRED)
+            return self.due_at
+        return min(self._keep_alive(now), now + self._token_seconds())
+
+    def _token_seconds(self) -> float:
+        """Returns the seconds until the client's access token expires; infinity if no token expires."""
+        claims = None if self._session is None else self._session.claims
+        if claims is None or claims.exp is None:
+            return math.inf
+        return claims.exp - self._context.node.clock.wall() / 1_000_000_000
+
+    def _keep_alive(self, now: float) -> float:
+        """Pings or disconnects a silent client, if one of these is due; returns when to look next."""
+        if self._authorize_by:
+            session = self._session
+            if session is not None and not session.authorized:
+                if self._authorize_by > now:
+                    return self._authorize_by
+                self._context.node.metrics.cut_offs["not-authorized"] += 1
+                self.close(4009, "Connection not authorized within timeout")
+                return now + CLOSE_SECONDS
+            self._authorize_by = 0
+        if self._events is not None:  # the client waits for the server
+            self._seen = now
+        step_at = self._seen + self._protocol.activity_timeout + self._pinged * PONG_SECONDS / 2
+        if step_at > now:
+            return step_at
+        self._pinged += 1
+        match self._pinged:
+            case 1:
+                if self._session is not None:
+                    self._context.node.fanout.direct(self._session, PING_FRAME)
+                return now + PONG_SECONDS / 2
+            case 2:
+                self.send(Ping())
+                return now + PONG_SECONDS / 2
+        self._context.node.metrics.cut_offs["silent"] += 1
+        self.close(4201, "no answer to a ping")
+        return now + CLOSE_SECONDS
