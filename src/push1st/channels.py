@@ -19,7 +19,7 @@ PLAIN = re.compile(r"[ -~]{1,255}\Z")
 CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f]")
 USER_ID = re.compile(r"[^\x00-\x1f\x7f-\x9f\ud800-\udfff]{1,128}\Z")
 """This rule is wider than that of Pusher, which rejects real ids such as `auth0|1`, and mail addresses with a `+`."""
-WIDE_NAME_BYTES = 255
+MAX_WIDE_NAME_BYTES = 255
 RESERVED = ("pusher:", "pusher_internal:")
 """prefixes of the names of events that only the server may send (Pusher protocol, section 9)"""
 
@@ -90,8 +90,8 @@ def wide_name_error(name: str) -> str | None:
     if not name:
         return "a channel name is empty"
     size = len(name) if name.isascii() else len(name.encode("utf-8", "surrogatepass"))
-    if size > WIDE_NAME_BYTES:
-        return f"channel name is {size} bytes long, the limit is {WIDE_NAME_BYTES}"
+    if size > MAX_WIDE_NAME_BYTES:
+        return f"channel name is {size} bytes long, the limit is {MAX_WIDE_NAME_BYTES}"
     if CONTROL.search(name):
         return f"channel name {name[:80]!r} has control characters"
     if not name.isascii() and any("\ud800" <= c <= "\udfff" for c in name):

@@ -13,7 +13,7 @@ from push1st.messages import Reply
 
 
 class Client(Subscriber, Protocol):
-    """What the node needs of a session."""
+    """The parts of a session that the node uses."""
 
     @property
     def prefix(self) -> str: ...
@@ -39,16 +39,16 @@ class Outlet(Protocol):
 class App:
     """An app on this worker: its configuration, all that is derived from the configuration, and its clients.
 
-    The configuration may change while the worker runs (`Node.configure`). So no other object stores a value that depends on the
-    configuration, or it is updated by `Node.on_configured`.
+    The configuration may change while the worker runs (`Node.configure`). Other objects read it from here. An object that must
+    store a derived value is updated by `Node.on_configured`.
 
     version: grows with each change of the configuration.
     reported: the hook events that the app's hooks want.
     asks: the decisions that the app's backend makes, each with a function that returns whether it decides about a channel.
-    publishes, reads: the rates of the API that are left.
+    publishes, reads: the token buckets of the API's rates.
     counts_connections: whether the broker counts the connections of this app.
     held: events for clients that have just signed in; None while there are no such clients.
-    uncounted: connections that the broker does not count (yet).
+    uncounted: connections that the broker has not counted.
     """
 
     __slots__ = (
@@ -73,10 +73,12 @@ class App:
         self.configure(config, now)
 
     def configure(self, config: AppConfig, now: float) -> None:
-        """Applies a configuration. Clients stay connected; it holds for their next commands.
+        """Applies a configuration. Clients stay connected, and their next commands follow the new configuration.
 
-        now: seconds on `Clock.monotonic`. Connections are counted from the first configuration with a limit of connections on,
-        and always after that. So each connection is counted and discounted once, whatever the limit is when it ends.
+        The broker counts new connections from the first configuration with a limit of connections on, even if a later one has no
+        limit. So a connection that was counted is also discounted when it ends.
+
+        now: seconds on `Clock.monotonic`.
         """
         self.config = config
         self.version += 1

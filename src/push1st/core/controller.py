@@ -43,7 +43,10 @@ class TopicHandler(msgspec.Struct, frozen=True):
 
 
 class Controller:
-    """See the module. live: the apps in use on this worker, by id. stamp: returns the id and the time of a message."""
+    """Sends requests and messages to other workers, and replies to theirs.
+
+    live: the apps in use on this worker, by id. stamp: returns the id and the time of a message.
+    """
 
     __slots__ = ("_broker", "_handlers", "_live", "_stamp")
 
@@ -67,7 +70,7 @@ class Controller:
         return [one for reply in replies for one in _listed.decode(reply)]
 
     async def reach(self, app: App, channel: str, exclude: str, options: Options) -> int:
-        """Returns how many subscribers a message reaches that is not for all of them. Only their workers can count them."""
+        """Returns the number of subscribers that a message with a target or an exclusion reaches. Each worker counts its own."""
         message = Message(app.config.id, channel, "", b"", 0, 0, API, exclude, delivery=options.delivery, target=options.session)
         replies = await self._broker.request(app.config.id, channel, REACH + msgspec.msgpack.encode(message))
         return sum(map(int, replies))

@@ -1,7 +1,7 @@
-"""Subscription counts: how many subscribers a channel has, sent to these subscribers (Pusher protocol, section 3).
+"""Subscription counts: the number of a channel's subscribers, sent to these subscribers (Pusher protocol, section 3).
 
-The first change of a channel sends a count at once. `Counts.tick`, once a second, combines the later changes into one count, so
-thousands of clients that subscribe and unsubscribe cost little more than one. A channel with more than `LARGE_CHANNEL`
+After the first change of a channel, its count is sent at once. `Counts.tick`, once a second, combines the later changes into one
+count, so thousands of clients that subscribe and unsubscribe cost little more than one. A channel with more than `LARGE_CHANNEL`
 subscribers gets one count in `COUNT_SECONDS`, from whichever worker claims it first.
 """
 
@@ -21,7 +21,8 @@ LARGE_CHANNEL = 100
 COUNT_SECONDS = 5
 """between two counts of a large channel; other channels get a count every second (Pusher protocol, section 3)"""
 MAX_COUNTED = 1000
-"""deliveries of counts in a second, after which the next tick sends further counts; and deliveries of a tick in a loop turn"""
+"""deliveries of counts in a second; further counts wait for the next tick, which pauses for other work after so many
+deliveries"""
 
 
 class Counts:
@@ -36,7 +37,7 @@ class Counts:
         self._roster: Roster
         self._hook_events: HookEvents
         self._due: dict[tuple[str, str], App] = {}
-        """channels whose count `tick` sends"""
+        """channels whose count the next tick sends"""
         self._counted: set[tuple[str, str]] = set()
         """channels whose subscribers have received a count since the last tick"""
         self._deliveries = 0
@@ -61,7 +62,7 @@ class Counts:
         self._due[app.config.id, name] = app
 
     async def _send(self, app: App, key: tuple[str, str]) -> int:
-        """Sends a channel's count, or leaves that to `tick`; returns the number of subscribers that receive the count."""
+        """Sends a channel's count, or queues it for the next tick; returns the number of subscribers that receive the count."""
         self._counted.add(key)
         try:
             occupancy = await self._roster.channel(*key)
@@ -88,7 +89,7 @@ class Counts:
     async def tick(self) -> None:
         """Sends the counts that are due. Called once a second.
 
-        If the broker is slow, no second round begins before the first has ended.
+        If the broker is slow, a call returns at once while an earlier call has not ended.
         """
         if self._is_ticking:
             return

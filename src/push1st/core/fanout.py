@@ -1,20 +1,20 @@
-"""THE HOT PATH: from a message to one write a subscriber and loop turn.
+"""THE HOT PATH: from a message to one write for each subscriber and loop turn.
 
-`receive` encodes a message once per wire and keeps the frame as pending for the channel; at the end of the loop turn
-`flush` joins what each lane got into one buffer and writes that buffer to every subscriber of the lane. Nearly all of
-a delivery is the kernel's `send`, so the loops here do nothing but call it.
+`receive` encodes a message once for each wire, and keeps the frame as pending for the channel. At the end of the loop turn,
+`flush` joins the frames of each lane into one buffer, and writes this buffer to every subscriber of the lane. Nearly all of a
+delivery is the kernel's `send`, so the loops here only call it.
 
-The rules (invariants 2 to 5), and where they are kept:
-- A channel's pending frames go to the subscribers they were meant for: whoever changes a lane's subscribers calls
-  `settle_lanes` first.
-- What is sent to one connection directly queues behind what its channels owe it: `direct` calls `settle` first, and
+The rules (invariants 2 to 5), and the functions that keep them:
+- A channel's pending frames go to the subscribers that it had at the time of the message. So `settle_lanes` is called before the
+  subscribers of a lane change.
+- A frame for one connection is sent after all frames that its channels owe the connection. So `direct` calls `settle` first, and
   every flush writes the direct frames first.
-- What many get is not written message by message while more comes: after a flush that wrote many of them at once, the
-  next one waits for as many, for some milliseconds at most (decision 0012). Direct frames do not wait.
-- A lane with many subscribers is written in slices, one a loop turn. A slice keeps its subscribers; later frames
-  queue behind it.
-- Nothing here waits: a transport that cannot send buffers up to its bound, then tells its connection, which cuts
-  itself off in the next turn. So no write changes the set it is called from.
+- While more messages come, many subscribers do not get each message in a write of its own. After a flush that wrote many
+  deliveries at once, the next flush waits for as many, for some milliseconds at most (decision 0012). Direct frames do not wait.
+- A lane with many subscribers is written in slices, one in each loop turn. A slice keeps its subscribers; later frames are queued
+  after it.
+- Nothing here waits. A transport that cannot send keeps the bytes in its buffer. If the buffer is full, the transport ends its
+  connection in the next turn. So no write changes the set of subscribers while a loop here iterates over it.
 """
 
 from collections.abc import Callable, Iterable
@@ -27,17 +27,17 @@ from push1st.messages import Message
 from push1st.metrics import Metrics
 
 SLICE_WRITES = 2048
-"""writes a loop turn before the rest waits for the next: about 15 ms"""
+"""writes in one loop turn, which take about 15 ms; further writes wait for the next turn"""
 MAX_PENDING_BYTES = 262_144
 """bytes that a lane, or the direct frames of a connection, may keep before they are flushed early"""
 MAX_OVERRIDES = 32
-"""subscribers with frames of their own that a lane may keep before it is flushed early"""
+"""subscribers of a lane with other frames than the lane; with more of them it is flushed before the end of the turn"""
 MAX_SLICES = 4
-"""slices a lane may queue before the oldest is finished at once"""
+"""slices of a lane; with more of them the oldest is written at once"""
 HOLD_SECONDS_PER_WRITE = 0.000_016
-"""seconds a flush may wait for each write of the last one: two to three times what that takes"""
+"""seconds that a flush may wait for each write of the last flush: two to three times the duration of a write"""
 MIN_HOLD_SECONDS, MAX_HOLD_SECONDS = 0.001, 0.008
-"""seconds a flush may wait: less is not worth a timer, more would be felt"""
+"""seconds that a flush waits: a shorter wait is not worth a timer, and users would notice a longer one"""
 
 
 class Timer(Protocol):
@@ -45,16 +45,16 @@ class Timer(Protocol):
 
 
 class Turns(Protocol):
-    """The event loop, as far as the fan-out needs it."""
+    """The functions of the event loop that the fan-out uses."""
 
     def call_soon(self, run: Callable[[], None]) -> object:
-        """Runs a function at the end of this loop turn, or of one soon after it."""
+        """Calls a function at the end of this loop turn, or of a turn soon after it."""
 
     def call_later(self, seconds: float, run: Callable[[], None]) -> Timer: ...
 
 
 class DirectFrames:
-    """Frames for one connection only, kept for the end of the turn."""
+    """Frames for a single connection, which are pending until the end of the turn."""
 
     __slots__ = ("frames", "size", "write")
 
@@ -65,7 +65,10 @@ class DirectFrames:
 
 
 class Fanout:
-    """failed: called in the handler of an exception that a write raised; the other subscribers get theirs all the same."""
+    """See the module.
+
+    failed: called in the handler of an exception that a write has raised. The frames of other subscribers are still written.
+    """
 
     __slots__ = (
         "_call_later",
@@ -95,15 +98,15 @@ class Fanout:
         self._direct: dict[Subscriber, DirectFrames] = {}
         self._scheduled = False
         self._due_deliveries = 0
-        """messages that wait for the flush, each as often as it has subscribers"""
+        """deliveries that are pending: the sum of the subscribers of all pending messages"""
         self._delivered = self._wrote = 0
-        """such messages of the last flush, and its writes"""
+        """deliveries and writes of the last flush"""
         self._ended = 0.0
-        """when it ended"""
+        """the time at which the last flush ended"""
         self._timer: Timer | None = None
 
     def receive(self, tenant: Tenant, message: Message) -> int:
-        """Queues a message to its channel's subscribers on this worker; returns how many that are."""
+        """Queues a message for its channel's subscribers on this worker; returns their number."""
         channel = tenant.channels.get(message.channel)
         if channel is None:
             return 0
@@ -184,7 +187,7 @@ class Fanout:
             self._call_soon(self.turn)
 
     def direct(self, subscriber: Subscriber, frame: bytes) -> None:
-        """Queues a frame for one connection, behind what its channels owe it."""
+        """Queues a frame for one connection, after all frames that its channels owe the connection."""
         if self._lanes:
             self.settle(subscriber)
         direct = self._direct.get(subscriber)
@@ -197,7 +200,7 @@ class Fanout:
             self._flush_direct_to(subscriber)
 
     def settle(self, subscriber: Subscriber) -> None:
-        """Writes what is due to this connection now."""
+        """Writes all frames that are due to a connection now."""
         # A connection may have thousands of subscriptions, so a ping must not check the lane of each subscription.
         mine, due = subscriber.lanes, self._lanes
         lanes = (
@@ -206,7 +209,7 @@ class Fanout:
             else [lane for lane in due if subscriber in lane.writes]
         )
         if lanes:
-            self._flush_direct()  # what others are to get before these lanes' frames
+            self._flush_direct()  # direct frames precede the frames of these lanes
         else:
             self._flush_direct_to(subscriber)
         for lane in lanes:
@@ -217,7 +220,7 @@ class Fanout:
                     self._write((write,), part.buffer)
 
     def settle_lanes(self, lanes: list[Lane]) -> None:
-        """Fixes who gets the pending frames of a channel, before its subscribers change."""
+        """Flushes the pending frames of lanes to their present subscribers, before the subscribers change."""
         for lane in lanes:
             if lane in self._lanes:
                 self._flush_direct()
@@ -231,7 +234,7 @@ class Fanout:
         return tenant.subscribe(subscriber, name)
 
     def forget(self, subscriber: Subscriber, lanes: Iterable[Lane]) -> None:
-        """A connection that was on these lanes is gone: nothing more is written to it."""
+        """Drops the pending frames of a connection that has ended. lanes: the lanes of its subscriptions."""
         self._direct.pop(subscriber, None)
         for lane in lanes:
             if lane in self._lanes:
@@ -240,7 +243,7 @@ class Fanout:
                     part.remaining.pop(subscriber, None)
 
     def turn(self) -> None:
-        """The end of a loop turn: a flush, unless it is better to wait for more."""
+        """Ends a loop turn: flushes, or waits for more messages (decision 0012)."""
         if self._due_deliveries < self._delivered and self._lanes and self._holds():
             self._scheduled = False
             self._flush_direct()
@@ -248,7 +251,10 @@ class Fanout:
             self.flush()
 
     def _holds(self) -> bool:
-        """Whether a flush waits that has less than the last one, which ended just now and wrote much, several messages each."""
+        """Returns whether a flush waits that has fewer deliveries than the last flush, and starts its timer.
+
+        It waits only if the last flush has just ended, wrote several messages at once, and took long enough.
+        """
         if self._timer is None:
             seconds = min(HOLD_SECONDS_PER_WRITE * self._wrote, MAX_HOLD_SECONDS)
             if seconds < MIN_HOLD_SECONDS or self._delivered < 2 * self._wrote or self._monotonic() - self._ended > seconds:
@@ -257,7 +263,7 @@ class Fanout:
         return True
 
     def flush(self) -> None:
-        """Everything pending goes out, or as much of it as a turn may take."""
+        """Writes all pending frames, or as many of them as one turn may write."""
         self._scheduled = False
         if self._timer is not None:
             self._timer.cancel()
@@ -274,7 +280,7 @@ class Fanout:
             writes = lane.writes
             frames = lane.frames
             if frames and not lane.slices and not lane.overrides and len(writes) <= budget:
-                # What nearly every lane is: one buffer, for all, at once.
+                # The common case: one buffer for all subscribers of the lane, written at once.
                 buffer = frames[0] if len(frames) == 1 else b"".join(frames)
                 lane.frames, lane.size = [], 0
                 del lanes[lane]
@@ -295,7 +301,7 @@ class Fanout:
                 long.append(lane)
             elif not lane.due:
                 del lanes[lane]
-        # Long flushes share what is left, but at least half a turn, and take turns.
+        # Long flushes share the remaining writes of this turn, at least half of them, and go on in turn.
         each = max(budget, SLICE_WRITES // 2) // max(1, len(long)) or 1
         self._wrote = SLICE_WRITES - budget
         for lane in long:
@@ -315,16 +321,16 @@ class Fanout:
                     write(buffer)
                 return
             except Exception:
-                self._failed()  # and on with the next one
+                self._failed()  # the loop goes on with the next subscriber
 
     @property
     def pending(self) -> int:
-        """Bytes that wait for the end of the turn."""
+        """The bytes of lanes that are pending until the end of the turn."""
         return sum(lane.size for lane in self._lanes)
 
     @property
     def slices(self) -> int:
-        """Parts of long flushes that wait for further turns."""
+        """The number of slices that wait for later turns."""
         return sum(len(lane.slices) for lane in self._lanes)
 
     def _flush_direct(self) -> None:
@@ -345,7 +351,7 @@ class Fanout:
             self._write((direct.write,), buffer)
 
     def _flush_lane(self, lane: Lane) -> None:
-        """Writes a lane's pending frames, or makes a slice of them when that would take too long."""
+        """Writes a lane's pending frames. Makes a slice of them if writing them would take too long."""
         frames, overrides, writes = lane.frames, lane.overrides, lane.writes
         if not frames and not overrides:
             return
@@ -376,7 +382,7 @@ class Fanout:
             self._write(writes.values(), buffer)
 
     def _flush_slices(self, lane: Lane, budget: int) -> int:
-        """Writes up to `budget` of a lane's slices; returns how many it wrote."""
+        """Makes up to `budget` writes of a lane's first slice; returns the number of writes."""
         part = lane.slices[0]
         remaining, buffer = part.remaining, part.buffer
         some = [remaining.pop(subscriber) for subscriber in list(islice(remaining, budget))]

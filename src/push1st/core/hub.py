@@ -1,10 +1,10 @@
-"""Who is subscribed on this worker: apps → channels → lanes → subscribers.
+"""The register of this worker's subscriptions: apps → channels → lanes → subscribers.
 
-Pure and synchronous: it holds sets and answers questions; it sends nothing and knows no protocol. A *lane* is the
-subscribers of one channel that share a wire, because those share their frames: the fan-out keeps a channel's pending
-frames in its lanes. The order in a lane is the order of joining.
+Pure and synchronous: the hub sends nothing and knows no protocol. A *lane* is the subscribers of one channel that share a wire.
+Subscribers on one wire get the same frames, so the fan-out keeps the pending frames of a channel in its lanes. A lane keeps its
+subscribers in the order in which they joined.
 
-Whoever changes a channel's subscribers settles its pending frames first (invariant 2); `node.py` does.
+A channel's pending frames must be flushed before its subscribers change (invariant 2). `Fanout.subscribe` and the node do so.
 """
 
 from collections.abc import Callable, Collection, Iterable, Iterator
@@ -15,21 +15,21 @@ from push1st.messages import Message
 
 Write = Callable[[bytes], object]
 MAX_PREFIX_PARTS = 8
-"""parts of a session prefix, separated by dots, that are indexed; for longer targets multicast compares connection ids"""
+"""parts of a session prefix, separated by dots, that are indexed; for longer targets a multicast compares connection ids"""
 
 
 class Wire(Protocol):
-    """How messages look to a kind of client: codec and framing in one. One instance a kind, shared by all."""
+    """Encodes messages for one kind of client: codec and framing in one. All clients of the kind share one instance."""
 
     @property
     def name(self) -> str: ...
 
     def message(self, message: Message, now: int) -> bytes:
-        """The frame every subscriber on this wire gets. now: wall clock, nanoseconds."""
+        """Returns the frame for all subscribers on this wire. now: wall clock, nanoseconds."""
 
 
 class Subscriber(Protocol):
-    """What the hub and the fan-out need of a session."""
+    """The parts of a session that the hub and the fan-out use."""
 
     @property
     def id(self) -> str: ...
@@ -42,7 +42,7 @@ class Subscriber(Protocol):
 
 
 class Slice:
-    """The rest of a long flush: a buffer, and those who have not got it yet."""
+    """The rest of a long flush: a buffer, and the subscribers to which it is not written yet."""
 
     __slots__ = ("buffer", "remaining")
 
@@ -52,7 +52,7 @@ class Slice:
 
 
 class Lane:
-    """The subscribers of a channel on one wire, and what is due to them.
+    """The subscribers of a channel on one wire, and the frames that are due to them.
 
     frames: for all subscribers, in order. overrides: the frames of subscribers that get other frames (excluded or targeted),
     in place of `frames`. slices: earlier flushes of which a part is not written yet.
@@ -70,6 +70,7 @@ class Lane:
 
     @property
     def due(self) -> bool:
+        """Whether frames are pending, or a slice is not written completely."""
         return bool(self.frames or self.overrides or self.slices)
 
 
@@ -84,6 +85,7 @@ class Channel:
         self.lanes: list[Lane] = []
 
     def lane(self, wire: Wire) -> Lane | None:
+        """Returns the lane of a wire, or None if the channel has no subscriber on it."""
         for lane in self.lanes:
             if lane.wire is wire:
                 return lane
@@ -108,13 +110,14 @@ class Tenant:
         self.prefixes: dict[str, set[Subscriber]] = {}
 
     def connect(self, subscriber: Subscriber, prefix: str = "") -> None:
-        """A connection opens; `prefix` is the first part of its id, by which multicast finds it."""
+        """Registers a session. prefix: the first part of its id, by which a multicast finds the session."""
         self.sessions[subscriber.id] = subscriber
         if prefix:
             for part in _parts(prefix):
                 self.prefixes.setdefault(part, set()).add(subscriber)
 
     def disconnect(self, subscriber: Subscriber, prefix: str = "") -> None:
+        """Removes a session from the register. Its subscriptions are removed by `unsubscribe`."""
         self.sessions.pop(subscriber.id, None)
         for part in _parts(prefix):
             group = self.prefixes.get(part)
@@ -124,7 +127,7 @@ class Tenant:
                     del self.prefixes[part]
 
     def subscribe(self, subscriber: Subscriber, name: str) -> Lane:
-        """Adds a subscriber to a channel, which is made if it is the first. Twice is once."""
+        """Adds a subscriber to a channel, and returns its lane. A second call for the same channel changes nothing."""
         channel = self.channels.get(name)
         if channel is None:
             channel = self.channels[name] = Channel(name, kind_of(name))
@@ -136,7 +139,7 @@ class Tenant:
         return lane
 
     def unsubscribe(self, subscriber: Subscriber, name: str) -> bool:
-        """Takes a subscriber off a channel; says whether the channel has none left (it is gone then)."""
+        """Removes a subscriber from a channel. Returns whether it was the last one; then the channel is removed, too."""
         channel = self.channels.get(name)
         if channel is None:
             return False
@@ -151,7 +154,7 @@ class Tenant:
         return True
 
     def targets(self, message: Message) -> Iterable[Subscriber]:
-        """Returns the target connections of a unicast or multicast, subscribed or not."""
+        """Returns the target connections of a unicast or multicast, whether they are subscribed to its channel or not."""
         target = message.target
         if message.delivery == "unicast":
             one = self.sessions.get(target)
@@ -161,7 +164,7 @@ class Tenant:
         return found if known == target else [one for one in found if one.id.startswith(f"{target}.")]
 
     def reach(self, message: Message) -> int:
-        """How many subscribers here a message goes to."""
+        """Returns the number of this worker's subscribers that a message would reach."""
         channel = self.channels.get(message.channel)
         if channel is None:
             return 0

@@ -1,8 +1,10 @@
-"""One worker's brain: it runs the effects of sessions and API calls on the hub, the roster and the broker.
+"""The logic of one worker: applies the commands of sessions and the calls of the API to the hub, the roster and the broker.
 
-Its order of steps is what keeps the promises of the fan-out (invariants 1 and 2): what is read from shared state
-is changed without an `await` between, a channel's pending frames are settled before its subscribers change, and what
-became void during a wait is taken back.
+The order of the steps here keeps the promises of the fan-out (invariants 1 and 2). No `await` is between reading and changing
+shared state. A channel's pending frames are flushed before its subscribers change. After a wait, a method checks whether the
+client has left in the meantime, and takes its effects back.
+
+The parts of the node have modules of their own: `topics`, `counts`, `reports`, `signins` and `controller`.
 """
 
 from collections.abc import Callable, Sequence
@@ -47,7 +49,10 @@ WORKER_BITS = 10
 
 
 class SessionState(msgspec.Struct, frozen=True):
-    """What a connection had when it ended. topics: of its user, which are no subscriptions of its own."""
+    """The subscriptions and the user of a session that has ended.
+
+    lanes: by the channel. members: by the channel, on presence channels. topics: lanes of the topics of its user, by the topic.
+    """
 
     lanes: dict[str, Lane]
     members: dict[str, Member]
@@ -56,19 +61,22 @@ class SessionState(msgspec.Struct, frozen=True):
 
 
 class Siblings(Protocol):
-    """The other workers of this machine. number: this one's among them."""
+    """The other workers of this machine. number: the number of this worker among all of them."""
 
     number: int
 
     async def metrics(self) -> Sequence[tuple[int, bytes]]:
-        """What those that answer in time have counted: their numbers, and `api.server.snapshot`s."""
+        """Returns the number and the `api.server.snapshot` of each worker that replies in time."""
 
     async def hooks(self, app: str) -> Sequence[bytes]:
-        """How the app's hooks do there: `api.hooks.states`."""
+        """Returns the `api.hooks.states` of an app on each worker that replies in time."""
 
 
 class Node:
-    """worker: this worker's number among all, below 1024. random: an unpredictable number of so many bits."""
+    """See the module.
+
+    random: returns an unpredictable number of so many bits. worker: the number of this worker in the cluster, below 1024.
+    """
 
     def __init__(
         self, apps: Apps, fanout: Fanout, metrics: Metrics, clock: Clock, random: Callable[[int], int], worker: int = 0
@@ -79,16 +87,16 @@ class Node:
         self.refusals = Refusals()
         self.clock = clock
         self.draining = False
-        """whether clients are sent away"""
+        """whether the server is stopping, so that clients are disconnected and new clients are rejected"""
         self.replaced = False
-        """whether another worker has taken over this one's listeners, so that only those still here will leave"""
+        """whether another worker has taken over the sockets of this worker, so that this worker gets no new clients"""
         self.siblings: Siblings | None = None
         self._random = random
         self.worker = worker
         self._last_id = 0
         self._live: dict[str, App] = {}
         self.on_configured: list[Callable[[AppConfig], object]] = []
-        """called with each changed configuration of an app: they update what is derived from it outside of `App`"""
+        """functions that update values derived from a configuration outside of `App`; called with each changed configuration"""
         self.topics = ClientTopics()
         self.controller = Controller(self._live, self.stamp)
         self.counts = Counts(clock, self.stamp)
@@ -102,7 +110,7 @@ class Node:
     async def open(
         self, broker: Broker, roster: Roster, users: Users, quotas: Quotas, hook_events: HookEvents, hooks: Hooks
     ) -> None:
-        """Connects the broker; before this nothing may be published or subscribed to."""
+        """Connects to the broker. Nothing may be published or subscribed to before. Raises Refused(503)."""
         self._broker, self._roster, self._quotas, self.hooks = broker, roster, quotas, hooks
         self.topics.open(broker)
         self.controller.open(broker)
@@ -117,15 +125,16 @@ class Node:
     # Apps and connections
 
     def app(self, config: AppConfig) -> App:
+        """Returns the app of a configuration; makes it at its first use."""
         app = self._live.get(config.id)
         if app is None:
             app = self._live[config.id] = App(config, self.clock.monotonic())
         return app
 
     def configure(self, config: AppConfig) -> None:
-        """Applies the changed configuration of an app, from the source of apps (`Apps`). Its id and its clients stay.
+        """Applies the changed configuration of an app. A source of apps calls this when `Apps` returns the new configuration.
 
-        A configuration of an app that no client and no call of the API has used yet needs no change here.
+        The id of the app stays, and its clients stay connected.
         """
         app = self._live.get(config.id)
         if app is not None:
@@ -135,19 +144,19 @@ class Node:
             apply(config)
 
     def live(self) -> Sequence[App]:
-        """The apps that have been used since the start."""
+        """Returns the apps that have been used since the start."""
         return tuple(self._live.values())
 
     def new_id(self, prefix: str = "") -> str:
-        """A connection id: `NUMBER.NUMBER`, behind the prefix if there is one (Push1st API, section 7)."""
+        """Returns a new id of a session: `NUMBER.NUMBER`, or `PREFIX.NUMBER.NUMBER` (Push1st API, section 7)."""
         bits = self._random(64)
         number = f"{bits >> 32}.{bits & 0xFFFFFFFF}"
         return f"{prefix}.{number}" if prefix else number
 
     def connect(self, app: App, client: Client) -> Suspended[bool] | None:
-        """Raises Disconnect(4004) when the app has all the connections it may have.
+        """Registers a session. Raises Disconnect(4004) if the app has all the connections that it may have.
 
-        With a broker that has to be asked, what `admit` waits for.
+        Returns None, or the request to a shared broker that counts the connection; `admit` waits for its reply.
         """
         most = app.config.limits.connections
         asked = None
@@ -162,10 +171,10 @@ class Node:
         return asked
 
     async def admit(self, app: App, client: Client, asked: Suspended[bool]) -> None:
-        """Waits until it is known whether a connection may be. Raises Disconnect(4004)."""
+        """Waits until the broker has counted or rejected a connection. Raises Disconnect(4004)."""
         if not await asked:
             raise _over_quota(app.config.limits.connections)
-        if client.closed:  # it has ended before it was counted
+        if client.closed:  # the connection has ended before the broker has counted it
             await self._quotas.disconnect(app.config.id)
         app.uncounted.discard(client)
 
@@ -175,7 +184,10 @@ class Node:
             await self.admit(app, client, asked)
 
     async def disconnect(self, app: App, client: Client, left: SessionState) -> None:
-        """A connection has ended: it leaves its channels. The others' pending frames are not touched by that."""
+        """Removes a session that has ended from its channels, its topics and the counts.
+
+        Pending frames of the channels are not flushed, because they are only dropped for the session that has ended.
+        """
         tenant, id = app.tenant, app.config.id
         self.fanout.forget(client, (*left.lanes.values(), *left.topics.values()))
         tenant.disconnect(client, client.prefix)
@@ -198,7 +210,7 @@ class Node:
     # Channels
 
     async def subscribe(self, app: App, client: Client, name: str, member: Member | None) -> tuple[Lane, Joined]:
-        """Puts a client on a channel: its lane, and what was true when it joined. Raises LimitReached."""
+        """Subscribes a client to a channel; returns its lane, and the state of the channel when it joined. Raises Refused."""
         id = app.config.id
         self.topics.want(app, name)
         try:
@@ -215,7 +227,7 @@ class Node:
             await self.topics.unwant(app, name)
 
     def replay(self, app: App, client: Client, name: str, cached: CachedEvent | None) -> Replayed | CacheMissed:
-        """What a new subscriber of a cache channel is told right after it was told that it is one."""
+        """Returns the reply to a new subscriber of a cache channel, after `Subscribed`: its last event, or that it has none."""
         if cached is not None:
             return Replayed(cached.message, self.clock.wall())
         if "cache-missed" in app.reported:
@@ -223,7 +235,10 @@ class Node:
         return CacheMissed(name)
 
     async def unsubscribe(self, app: App, client: Client, name: str, member: Member | None, lanes: dict[str, Lane]) -> None:
-        """Takes a client off a channel, and the lane off the client's, once it has got what was due to it."""
+        """Unsubscribes a client from a channel, after all frames that were due to it are written.
+
+        lanes: the subscriptions of the client, from which the channel is removed.
+        """
         channel = app.tenant.channels.get(name)
         if channel is not None:
             self.fanout.settle_lanes(channel.lanes)
@@ -233,7 +248,10 @@ class Node:
         await self._leave(app, client, name, member)
 
     async def _leave(self, app: App, client: Client, name: str, member: Member | None) -> None:
-        """What is left to do outside of the hub. With the broker away it stays undone there, and nothing else does."""
+        """Removes a client from the roster, reports that it has left, and releases the topic.
+
+        If the broker is away, the roster is not changed here: the node corrects it when it registers again.
+        """
         if "left" in app.reported:
             self.reports.report(app, "left", name, client.id, member)
         with suppress(Refused):
@@ -256,7 +274,7 @@ class Node:
         await self.counts.tick()
 
     async def terminate(self, app: App, user_id: str) -> None:
-        """Ends the connections a user has signed in on, on every worker."""
+        """Disconnects a user on all workers: all connections on which the user has signed in."""
         await resolve(self._broker.publish(Message(app.config.id, session_topic(user_id), TERMINATE, b"{}", *self.stamp())))
 
     async def members(self, app: App, channel: str, *, local_view: bool = False) -> tuple[Member, ...]:
@@ -264,7 +282,7 @@ class Node:
         return await self._roster.members(app.config.id, channel, local_view=local_view)
 
     async def channels(self, app: App, prefix: str = "") -> Sequence[Occupancy]:
-        """The occupied channels, but for those of single users."""
+        """Returns the occupied channels, except the channels of single users."""
         return [one for one in await self._roster.channels(app.config.id, prefix) if not one.channel.startswith("#")]
 
     async def cached(self, app: App, name: str) -> CachedEvent | None:
@@ -276,7 +294,10 @@ class Node:
     # Messages
 
     def stamp(self) -> tuple[int, int]:
-        """A message id and the wall clock, in nanoseconds. Ids begin at the clock, grow, and end in the worker's number."""
+        """Returns a new message id, and the wall clock in nanoseconds.
+
+        An id has the time in its upper bits and the number of the worker in its lower bits. The ids of a worker only grow.
+        """
         now = self.clock.wall()
         id = now >> WORKER_BITS
         if id <= self._last_id:
@@ -305,7 +326,10 @@ class Node:
         )
 
     def receive(self, message: Message) -> int:
-        """What the broker brings, the worker's own messages included."""
+        """Delivers a message from the broker to this worker's subscribers; returns their number.
+
+        The broker also passes the messages that this worker has published.
+        """
         app = self._live.get(message.app)
         if app is None:
             return 0

@@ -1,6 +1,6 @@
 """Hook events of sessions and channels, as this worker reports them to the broker.
 
-Callers check `app.reported` first, so that a kind that no hook wants costs nothing.
+Callers check `App.reported` first, so an event that no hook wants costs nothing.
 """
 
 from push1st.brokers import HookEvents

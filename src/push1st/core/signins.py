@@ -20,7 +20,7 @@ from push1st.metrics import Metrics
 
 
 class SignIns:
-    """See the module."""
+    """Signs clients in and out, and holds the events of clients that are about to subscribe."""
 
     __slots__ = ("_clock", "_fanout", "_metrics", "_topics", "_users")
 
@@ -71,7 +71,7 @@ class SignIns:
         )
 
     async def sign_out(self, app: App, client: Client, user: SignedInUser) -> None:
-        """Ends the sign-in of a connection that has ended. If the broker is away, its lease ends the sign-in later."""
+        """Signs a connection out that has ended. If the broker is away, the node corrects it when it registers again."""
         with suppress(Refused):
             await self._users.sign_out(app.config.id, user.id, client.id)
 
@@ -110,7 +110,7 @@ class SignIns:
         await self._topics.release(app, channel)
 
     def tick(self, app: App, now: float) -> None:
-        """Delivers the frames that were held too long. Called once a second."""
+        """Delivers the frames of clients that did not subscribe in time. Called once a second."""
         held = app.held
         if held is not None:
             for client in held.due(now):

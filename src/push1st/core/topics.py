@@ -1,6 +1,6 @@
 """The topics to which this worker is subscribed at the broker for its own clients.
 
-A topic is subscribed to before the first client joins the channel, and unsubscribed from after the last client has left it.
+The worker subscribes to a topic before the first client joins the channel, and unsubscribes after the last client has left it.
 Joining waits for the broker, so `ClientTopics` counts the clients that are about to join: while there is one, the topic stays.
 """
 
@@ -13,24 +13,24 @@ from push1st.errors import Refused
 
 
 class ClientTopics:
-    """See the module."""
+    """The topics of this worker's clients, and the number of clients that are about to join each of them."""
 
     __slots__ = ("_broker", "_wanted")
 
     def __init__(self) -> None:
         self._broker: Broker
         self._wanted: Counter[tuple[str, str]] = Counter()
-        """topics that joining clients need, before the hub has these clients"""
+        """topics of clients that are about to join and are not in the hub yet, with the number of these clients"""
 
     def open(self, broker: Broker) -> None:
         self._broker = broker
 
     def want(self, app: App, name: str) -> None:
-        """Keeps a topic subscribed until `unwant` is called as often as this."""
+        """Keeps a topic subscribed for a client that is about to join. Each call needs one call of `unwant`."""
         self._wanted[app.config.id, name] += 1
 
     async def unwant(self, app: App, name: str) -> None:
-        """Undoes `want`, and releases the topic if no client of this worker needs it."""
+        """Ends one `want`, and releases the topic if no client of this worker needs it."""
         key = app.config.id, name
         self._wanted[key] -= 1
         if not self._wanted[key]:
@@ -49,5 +49,5 @@ class ClientTopics:
                 await self._broker.unsubscribe(app.config.id, name)
 
     def _is_received(self, app: App, name: str) -> bool:
-        """Returns whether this worker is subscribed to a topic for its clients."""
+        """Returns whether this worker receives a topic for clients that have subscribed or for which events are held."""
         return name in app.tenant.channels or (app.held is not None and name in app.held)
