@@ -36,7 +36,7 @@ from .channels import pusher_name_error
 from .errors import Refused
 
 TIMESTAMP_TOLERANCE: Final = 600
-"""seconds by which the clock of an API client may differ (Pusher protocol, section 9)"""
+"""the number of seconds by which the clock of an API client may differ (Pusher protocol, section 9)"""
 BLOCK: Final = 64
 """bytes of a block of SHA-256"""
 ACCESS_TOKEN_BYTES: Final = 8192
@@ -56,8 +56,8 @@ _by_name = itemgetter(0)
 def hmac_hex(secret: str, text: str | bytes) -> str:
     """Returns the HMAC-SHA256 of `text` with the key `secret`: 64 lower-case hex digits.
 
-    The text is encoded as UTF-8. JSON can contain an unpaired surrogate. It is encoded as three bytes, so that signing does
-    not fail.
+    The text is encoded as UTF-8. An unpaired surrogate, which JSON can contain, becomes three bytes, so that signing does not
+    fail.
     """
     if isinstance(text, str):
         text = text.encode("utf-8", "surrogatepass")
@@ -358,8 +358,8 @@ def _repeated(pairs: Iterable[tuple[str, str]]) -> set[str]:
 def _ambiguous(pairs: Iterable[tuple[str, str]]) -> str | None:
     """Returns the error for a parameter that could be read in two ways in the text to sign; None if there is none.
 
-    The signed text is unescaped, so `a=1%26b=2` and `a=1&b=2` have the same signature. An attacker with one signed request
-    could send the other one. No parameter of the API needs these characters.
+    The signed text is unescaped, so `a=1%26b=2` and `a=1&b=2` have the same signature. An attacker who has
+    one of these requests could send the other. No parameter of the API needs these characters.
     """
     for name, value in pairs:
         if "&" in name or "=" in name or "&" in value:

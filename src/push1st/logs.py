@@ -24,7 +24,7 @@ from push1st.printable import printable, printable_lines
 MASK: Final = "***"
 """replaces a secret"""
 DEPTH: Final = 8
-"""levels of nested values that are shown"""
+"""the number of levels of nested values that an event shows"""
 
 _SECRET_NAMES: Final = ("secret", "token", "auth", "authorization", "password", "signature")
 _SECRET_TEXT = re.compile(

@@ -21,7 +21,7 @@ TERMINATE = INTERNAL + "terminate"
 NODE_MESSAGE = INTERNAL + "told"
 """Never sent to clients: the event of messages between workers (`core/controller.py`)."""
 MAX_HEADERS_BYTES = 4096
-"""bytes of an event's `headers`; in a raw frame, of `headers`, `options` and `extra` together"""
+"""the maximum number of bytes of an event's `headers`; in a raw frame, of `headers`, `options` and `extra` together"""
 MEMBER_ADDED = INTERNAL + "member_added"
 MEMBER_REMOVED = INTERNAL + "member_removed"
 
@@ -33,8 +33,8 @@ class Message(msgspec.Struct, frozen=True, gc=False, array_like=True):
     id: 64 bits; increases on each worker, and is unique in the cluster.
     received: wall clock, nanoseconds.
     exclude: the id of a connection that does not receive the message, or "".
-    delivery, target: the receivers (Push1st API, section 3). A broadcast does not reach its target. It has a target only if
-    `exclude` is set.
+    delivery, target: the receivers (Push1st API, section 3). A broadcast does not reach its target. A broadcast has
+    a target only if `exclude` is set.
     user_id: of the member that published a client event on a presence channel.
     headers: JSON text of an object, or b"".
     """
@@ -174,7 +174,7 @@ Phase = Literal["new", "at-once", "settled", "held"]
 ENTERING: dict[HookEventKind, HookEventKind] = {"occupied": "vacated", "member-added": "member-removed"}
 """entering edges, and the leaving edges that cancel them"""
 HOLD_SECONDS = 3.0
-"""for which leaving edges are held, because most members return in this time (Pusher protocol, section 9)"""
+"""the time for which leaving edges are held, because most members return in this time (Pusher protocol, section 9)"""
 
 
 class HookEvent(msgspec.Struct, frozen=True, gc=False):
@@ -208,7 +208,7 @@ class HookEvent(msgspec.Struct, frozen=True, gc=False):
     phase: Phase = "new"
 
 
-# Topics of users. `#` is reserved, so clients cannot subscribe to them by name, except to `#server-to-user-`.
+# Topics of users. `#` is reserved, so clients cannot subscribe to these topics by name, except to `#server-to-user-`.
 
 
 def user_channel(user_id: str) -> str:

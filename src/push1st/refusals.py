@@ -15,7 +15,7 @@ from push1st.limits import Bucket
 from push1st.messages import Response
 
 MAX_LINES = 20
-"""lines a second; further lines are omitted and counted"""
+"""the maximum number of lines a second; further lines are omitted and counted"""
 SHOWN_KEY = 64
 """characters: an error that repeats only a part of a long key or id repeats at least so many"""
 

@@ -41,7 +41,7 @@ def run(options: Options) -> int:
 
 
 def _processes(config: Config) -> list[str]:
-    """Returns lines about workers, engine and broker. Raises ConfigError if several workers have no engine."""
+    """Returns lines about workers, engine and broker. Raises ConfigError if several workers need an engine and there is none."""
     count = cpus.worker_count(config)
     lines = [f"{count} workers"] if count > 1 else []
     if count > 1 and not config.has_broker:
@@ -58,7 +58,7 @@ def _backends(app: AppConfig) -> list[str]:
 
 
 def _uncallable(config: Config) -> list[str]:
-    """Returns a line for each function or script that apps name and that cannot be called. Importing it runs its module."""
+    """Returns a line for each function or script that apps name and that cannot be called. The check imports the function."""
     named = {
         (app.id, url)
         for app in config.apps

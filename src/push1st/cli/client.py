@@ -1,4 +1,4 @@
-"""What `token`, `publish` and `subscribe` share: the app and the server that their options select, and texts of failures."""
+"""The parts that `token`, `publish` and `subscribe` share: options that select an app and a server, and texts of failures."""
 
 import contextlib
 import http.client

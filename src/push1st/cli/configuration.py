@@ -1,4 +1,4 @@
-"""The configuration that a command uses, and the addresses in it as people read them."""
+"""Reads the configuration that a command uses, and formats its addresses for people."""
 
 import os
 from pathlib import Path

@@ -17,7 +17,7 @@ from push1st.errors import ConfigError
 from push1st.process.sockets import ROLES, AddressInUse, addresses, bind, close
 
 SHOWN = 3
-"""files that a note lists"""
+"""the maximum number of files in a note"""
 
 
 def obstacle(folder: Path) -> str:
@@ -53,7 +53,7 @@ def notes(config: Config) -> Iterator[str]:
                 continue
             try:
                 close(bind(role, address))
-            except AddressInUse:  # probably by the running server; otherwise `serve` reports it
+            except AddressInUse:  # probably the running server uses the address; otherwise `serve` reports it
                 pass
             except ConfigError as exc:
                 yield str(exc)

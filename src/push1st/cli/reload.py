@@ -11,7 +11,7 @@ from push1st.printable import printable
 from push1st.process import rundir
 
 POLL_SECONDS = 0.1
-"""between two reads of the supervisor's progress"""
+"""the time between two reads of the supervisor's progress"""
 
 
 def run(options: Options) -> int:

@@ -18,7 +18,7 @@ from push1st.errors import ClientError, ConfigError, Rejected
 from push1st.printable import printable
 
 Show = Callable[[str, str, str], None]
-"""Prints channel, event and data."""
+"""A function that prints channel, name and data of an event."""
 OPEN_SECONDS = 10
 
 
@@ -67,7 +67,7 @@ def subscribe(
             connect(
                 f"{url.rstrip('/')}{base}{quote(key, safe='')}?protocol=7&client=push1st", open_timeout=OPEN_SECONDS
             ) as connection,
-            contextlib.closing(connection),  # closes with code 1000; the connection itself uses 1011 after an exception
+            contextlib.closing(connection),  # sends close code 1000; without it the code is 1011 after an exception
         ):
             _receive(connection, key, secret, channels, show, ready, count)
     except ConnectionClosed as exc:
@@ -75,7 +75,7 @@ def subscribe(
         if close is None:
             raise ClientError("the connection broke") from exc
         raise Rejected(f"the server closed the connection: {close.code} {close.reason}") from exc
-    except BrokenPipeError:  # of standard output; a broken connection is a ConnectionClosed
+    except BrokenPipeError:  # standard output is closed; a broken connection raises ConnectionClosed
         raise
     except (OSError, InvalidHandshake, InvalidURI, UnicodeError) as exc:
         raise ClientError(f"no connection to {url}: {cause(exc)}") from exc

@@ -1,1 +1,1 @@
-"""Configuration: the typed model, and how files and environment become it."""
+"""The configuration: its typed model, and the modules that make the model of files and environment variables."""

@@ -6,8 +6,8 @@ found, what is allowed. No line repeats a secret, a key or a URL.
 
 **Environment.** The name of a variable is the path of keys in capitals, with `_` for `.` and `-`: PUSH1ST_SERVER_DRAIN is
 `server.drain`. Items of a list are separated by commas, and `[]` is the empty list. An empty variable has no effect.
-PUSH1ST_APP_… configures one app. PUSH1ST_APP_ID selects it, and adds the app if no file contains it. Without that variable
-they configure the only app. The names omit `options`: PUSH1ST_APP_CLIENT_MESSAGES. The command line uses PUSH1ST_CONFIG.
+PUSH1ST_APP_… configures one app. PUSH1ST_APP_ID selects it, and adds the app if no file contains it. Without PUSH1ST_APP_ID these
+variables configure the only app. The names omit `options`: PUSH1ST_APP_CLIENT_MESSAGES. The command line uses PUSH1ST_CONFIG.
 Kubernetes and Docker set variables for a service that is called push1st; they have no effect. Any other PUSH1ST_… is an
 error.
 
@@ -48,7 +48,7 @@ from push1st.errors import ConfigError
 APP_ID = "PUSH1ST_APP_ID"
 OTHERS = frozenset({"PUSH1ST_CONFIG"})
 SHOWN_NAMES = 3
-"""variables of soketi that a warning lists"""
+"""the maximum number of soketi's variables in a warning"""
 ROOT_VARIABLES = dict(variables(ROOT))
 APP_VARIABLES = dict(variables(APP, "PUSH1ST_APP"))
 # Kubernetes sets NAME_SERVICE_HOST and Docker NAME_PORT=tcp://… for every service, and one may be called push1st.
@@ -58,7 +58,7 @@ _SERVICE_URL = re.compile(r"(tcp|udp|sctp)://")
 _PATTERN = re.compile(r"[*?\[]")
 
 LOCAL_API = ApiConfig(listen=(Listen("tcp", "127.0.0.1", 6002),))
-"""of a file without a section `api`: an operator who does not configure the API does not expect that other machines reach it"""
+"""the API of a configuration file without a section `api`: only this machine reaches it, because the file does not open it"""
 _LOOPBACK = frozenset({"127.0.0.1", "::1", "localhost"})
 
 CLUSTER_NOTE = "has no effect here: nodes find each other through a Redis or Valkey that all share, not by UDP"

@@ -340,7 +340,7 @@ class AppConfig(_Discreet, frozen=True, kw_only=True):
 
     channels: the types of its channels; an app without a secret has only public channels, because it cannot sign anything.
     origins: the pages that may connect; empty: all.
-    client_messages: clients may publish. The default is that of Pusher: they may not. Push1st's files always contain the key.
+    client_messages: whether clients may publish; by default they may not, as with Pusher.
     statistic: without effect.
     """
 
@@ -432,7 +432,7 @@ def unserved(config: Config) -> str:
     return ""
 
 
-# The limits of the original Push1st: it has only the one on size. 0: no limit.
+# The limits of the original Push1st, which limits only the size of an event. 0: no limit.
 _PUSH1ST = {"payload": 65_400} | dict.fromkeys(
     ("members", "connections", "subscriptions", "channels_per_event", "client_events", "publishes", "reads"), 0
 )

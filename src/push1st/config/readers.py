@@ -1,6 +1,7 @@
 """Readers of values: each takes a `Value` and returns what belongs in a field, or raises a ConfigError.
 
-The error contains the value's place, what was found, and what is allowed. A reader of a list reports every bad item.
+The error contains the value's place, what was found, and what is allowed. A reader of a list reports all items that are
+not allowed.
 """
 
 import re
@@ -88,7 +89,10 @@ def word(*allowed: str) -> Read:
 
 
 def items(value: Value, of: str) -> tuple[Value, ...]:
-    """Returns the items of a list. Its forms are `[ a, b ]`, `{ a, b }`, one value, and commas in an environment variable."""
+    """Returns the items of a list.
+
+    The forms of a list are `[ a, b ]`, `{ a, b }`, one value, and commas in an environment variable.
+    """
     if value.kind == "list":
         return tuple(item for item in value.items if item.kind != "nothing")
     if value.kind == "variable":
@@ -168,7 +172,7 @@ def url_path(value: Value) -> str:
 
 
 def identifier(value: Value) -> str:
-    """Reads an app's id or key. URLs contain it, and signatures contain it before a colon."""
+    """Reads an app's id or key. URLs contain ids and keys, and signed texts contain keys before a colon."""
     allowed = "1 to 128 visible ASCII characters other than / ? # % : \\ and quotes"
     found = scalar(value, allowed, numbers=True, show=False)
     if not _IDENTIFIER.match(found) or _SEPARATORS & set(found):

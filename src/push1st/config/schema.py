@@ -1,4 +1,4 @@
-"""What a configuration's sections may contain: keys, and how a section becomes a struct.
+"""Defines the keys of the configuration's sections, and makes structs of sections.
 
 A `Table` lists the keys of a section. `fill` reads a section by its table. Unknown keys, notes about keys without effect
 and the names of environment variables follow from the tables too. The tables of all sections are in `tables`.

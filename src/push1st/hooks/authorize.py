@@ -24,12 +24,12 @@ from push1st.jsontext import decode
 
 MAX_CACHED = 10_000
 LOG_SECONDS = 10.0
-"""between two log lines about the same endpoint"""
+"""the time between two log lines about the same endpoint"""
 MAX_MESSAGE = 100
-"""characters of a rejection's message, which must fit into a close frame (RFC 6455 §5.5)"""
+"""the maximum number of characters of a rejection's message, which must fit into a close frame (RFC 6455 §5.5)"""
 CODES = {"connect": 4009}
 CODE = 403
-"""codes of a rejection if the backend gives none; the first for operations in `CODES`"""
+"""the code of a rejection if the backend gives none; `CODES` has the codes of some operations"""
 UNDECIDED = "the app's backend gave no answer"
 
 log = logs.get("push1st.hooks")

@@ -17,7 +17,7 @@ from collections.abc import Iterable
 from push1st.messages import ENTERING, HOLD_SECONDS, HookEvent
 
 MAX_ABSENT = 10_000
-"""channels and members that are remembered as absent, so that a second leaving edge is dropped"""
+"""the maximum number of channels and members that are remembered as absent, so that a second leaving edge is dropped"""
 
 LEAVING = {leaving: entering for entering, leaving in ENTERING.items()}
 
@@ -36,7 +36,7 @@ class Debounce:
         self._held: OrderedDict[Key, tuple[float, HookEvent]] = OrderedDict()
         """leaving edges, each with the time at which it passes; the earliest first"""
         self._missed: OrderedDict[Key, float] = OrderedDict()
-        """cache channels whose further `cache-missed` are dropped, each with the time until which they are"""
+        """cache channels that have passed a `cache-missed`, each with the time until which further ones are dropped"""
 
     def feed(self, event: HookEvent, now: float) -> list[HookEvent]:
         """Takes a hook event; returns those that pass now. now: seconds on a clock that does not go back."""

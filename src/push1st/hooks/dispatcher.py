@@ -36,7 +36,7 @@ def transport_class(url: str) -> type[HookTransport]:
 
 def open_transport(target: Target) -> HookTransport:
     """Returns the transport of an endpoint. Its module is loaded at the start already, so the first event does not wait."""
-    return transport_class(target.url)(target)  # type: ignore[call-arg]  # the port does not say how it is made
+    return transport_class(target.url)(target)  # type: ignore[call-arg]  # the port does not define the constructor
 
 
 class SaveTimings(msgspec.Struct, frozen=True, kw_only=True):

@@ -68,7 +68,7 @@ class Endpoint:
         return hook_event.kind in self.wanted.kinds and bool(self.wanted.filter(hook_event.channel))
 
     def put(self, channel: str, event: bytes, source: str = "") -> None:
-        """Queues an event. In a full queue it replaces other events, or is not queued; the events that are dropped are lost.
+        """Queues an event. In a full queue the event replaces other events, or is not queued. A dropped event is lost.
 
         source: the connection that caused the event.
         """

@@ -39,7 +39,7 @@ OPPOSITES: dict[HookEventKind, HookEventKind] = {
     "member-removed": "member-added",
 }
 CONCURRENCY = 10
-"""deliveries at a time to an endpoint that is not a child process"""
+"""the default number of simultaneous deliveries to an endpoint that is not a child process"""
 
 
 class Wanted(msgspec.Struct, frozen=True):

@@ -15,7 +15,7 @@ from push1st.hooks import TRANSPORTS, NotDelivered, Target, shown
 from push1st.hooks.child import DELIVER, FAILED, LENGTH, READY, REQUEST
 
 START_SECONDS = 30.0
-"""for a child to load the user's code"""
+"""the time limit for a child to load the user's code"""
 MAX_REPLY_BYTES = 1 << 20
 
 log = logs.get("push1st.hooks")

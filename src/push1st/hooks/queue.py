@@ -16,14 +16,14 @@ from collections import deque
 from collections.abc import Iterator
 
 RETRIES_SECONDS = 300.0
-"""after the first attempt of a delivery, the queue retries it no more (Pusher protocol, section 9)"""
+"""the time after the first attempt of a delivery until the queue drops it (Pusher protocol, section 9)"""
 MAX_WAIT_SECONDS = 60.0
 THROTTLE_SECONDS = 1.0
-"""between two new deliveries while the queue throttles them"""
+"""the time between two new deliveries while the queue throttles them"""
 OVERHEAD = 250
 """bytes of memory that an event needs in addition to its text"""
 MAX_BODY = 1 << 20
-"""bytes of the events in a delivery, if it has more than one event"""
+"""the maximum number of bytes in a delivery of several events"""
 LARGE_PART = 0.02
 """if a source has more than this part of the queue, events of other sources may replace its events"""
 
@@ -100,14 +100,14 @@ class Queue:
         self._max_events = max_events
         self._max_bytes = max_bytes
         self._waiting: dict[str, deque[QueuedEvent]] = {}
-        """by channel; none is empty"""
+        """the waiting events of each channel that has some"""
         self._sources: dict[str, Source] = {}
         self._large: dict[str, Source] = {}
         """sources whose part is above `LARGE_PART`: at most 100, because the sum of all parts is at most 2"""
         self._gaps = 0
         """entries in `_waiting` whose event was dropped"""
         self.dropped: list[bytes] = []
-        """events that a call of `put` dropped; the caller removes them"""
+        """events that a call of `put` dropped; the caller of `put` empties this list"""
         self._ready: deque[str] = deque()
         """channels with waiting events that no delivery blocks"""
         self._busy: set[str] = set()

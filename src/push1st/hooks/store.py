@@ -25,11 +25,11 @@ from push1st.messages import HookEvent
 
 DEAD_LETTERS = "dead-letters.jsonl"
 MAX_DEAD_BYTES = 64 << 20
-"""bytes of dead letters; a larger file is renamed to `.1`, and replaces the earlier one of that name"""
+"""the maximum size of the file of dead letters; a larger file is renamed to `.1`, and replaces an earlier file of that name"""
 MAX_PENDING = 10_000
-"""dead letters that wait to be written"""
+"""the maximum number of dead letters that wait to be written"""
 RETRY_SECONDS = 5.0
-"""between two attempts to write them"""
+"""the time between two attempts to write dead letters"""
 SAVED = re.compile(r"(?:\.|\.taken-\d+-)?(saved-\d+-[0-9a-f]+\.jsonl)")
 """names of saved files: a dot is before the name while the file is written; an earlier version renamed files to read them"""
 
@@ -195,7 +195,7 @@ class Store:
                     file.truncate(size)
                 raise
             if size + len(lines) > MAX_DEAD_BYTES:
-                with suppress(OSError):  # the next write tries again
+                with suppress(OSError):  # the next write tries to rename the file again
                     path.replace(path.with_suffix(".jsonl.1"))
 
     async def close(self) -> int:

@@ -24,8 +24,8 @@ class Web:
     def __init__(self, target: Target) -> None:
         self._target = target
         own = {
-            "Content-Type": "application/json",  # without a charset: the Node library compares it (Pusher protocol, section 9)
-            "Accept-Encoding": "identity",  # the response is not decompressed
+            "Content-Type": "application/json",  # without a charset, because the Node library compares it (section 9).
+            "Accept-Encoding": "identity",  # The transport does not decompress responses.
             **({"X-Pusher-Key": target.key} if target.secret else {}),
         }
         taken = {"x-pusher-signature", "x-push1st-delivery", *map(str.lower, own)}

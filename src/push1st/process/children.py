@@ -13,10 +13,10 @@ from functools import partial
 from push1st.errors import ConfigError
 
 STEADY_SECONDS = 60
-"""a child that lived so long is started again at once, whatever happened before"""
+"""a child that lived at least so many seconds is started again at once"""
 MIN_WAIT_SECONDS = 0.5
 MAX_WAIT_SECONDS = 30
-"""between two starts of a child that ends soon each time; the wait doubles from the first value to the second"""
+"""the wait between two starts of a child that ends soon each time: it doubles from the minimum to the maximum"""
 PR_SET_PDEATHSIG = 1  # prctl(2)
 
 
@@ -116,5 +116,5 @@ def _die_with_parent(parent: int) -> None:
     """Makes the kernel kill the child when its parent ends. Runs in the child, before the child executes its program."""
     if _prctl is not None:
         _prctl(PR_SET_PDEATHSIG, int(signal.SIGKILL))
-    if os.getppid() != parent:  # the parent ended before the call
+    if os.getppid() != parent:  # the parent ended before the call of `prctl`
         os._exit(1)

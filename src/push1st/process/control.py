@@ -51,7 +51,7 @@ class Retire(msgspec.Struct, frozen=True, tag=True):
 
 
 class Workers(msgspec.Struct, frozen=True, tag=True):
-    """The names of the living workers in the broker. Sent when the names change, and when the embedded engine is ready."""
+    """The names of the living workers in the broker. The supervisor sends them when they change."""
 
     nodes: list[str]
 
@@ -59,9 +59,9 @@ class Workers(msgspec.Struct, frozen=True, tag=True):
 class ControlRequest(msgspec.Struct, frozen=True, tag=True):
     """Requests counters, or the states of an app's hooks.
 
-    A worker requests those of all other workers from the supervisor, which requests them from each worker.
+    A worker requests the counters of all other workers from the supervisor, which requests them from each worker.
 
-    app: the app's id; None: counters.
+    app: the id of the app; None requests counters.
     """
 
     id: int

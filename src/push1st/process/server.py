@@ -1,6 +1,6 @@
 """One worker: builds all parts from the configuration, listens, drains and stops (ARCHITECTURE: stopping).
 
-Only this module names concrete classes. The other layers use them through ports.
+Only this module names concrete classes. The other layers use these classes through ports.
 """
 
 import asyncio
@@ -45,21 +45,21 @@ from push1st.transports.sweep import Sweep
 from push1st.transports.tls import Decryption, Records
 
 MIN_SLICE = 50
-"""connections that are disconnected in one slice, at least"""
+"""the minimum number of connections that a stopping server disconnects in one slice"""
 SLICE_SECONDS = 0.1
 CLOSE_REASON = "Server is stopping, reconnect"
 GC_THRESHOLD = (50_000, 50, 50)
 """Connections leave few reference cycles, so the garbage collector finds little and can run seldom."""
 TLS_SECONDS = 10
-"""for a client's TLS handshake"""
+"""the time limit for a client's TLS handshake"""
 CALLERS_SECONDS = 1
-"""for callers of the API to make their last call, if another worker accepts their next one"""
+"""the time for callers of the API to make a last call, if another worker accepts their next call"""
 HOOKS_SECONDS = 5
-"""to send the hook events that are queued; the rest is saved"""
+"""the time to deliver queued hook events at a stop; the server saves the rest"""
 SUCCESSOR_SECONDS = 2
-"""for the next process to listen on the addresses, before clients are disconnected"""
+"""the time limit for the next process to listen on the addresses, before the server disconnects its clients"""
 CLOSE_SECONDS = 5
-"""for clients to reply to a close frame, before their connections are aborted"""
+"""the time for clients to reply to a close frame, before the server aborts their connections"""
 
 log = logs.get("push1st.server")
 
@@ -70,7 +70,7 @@ class SystemClock:
 
 
 class Random:
-    """Unpredictable numbers, one for each connection. Reads many bytes from the system at a time."""
+    """Unpredictable numbers, one for each connection. The class reads many bytes from the system at a time."""
 
     BYTES = 4096
 
@@ -181,11 +181,11 @@ class Server:
         self._servers: list[asyncio.AbstractServer] = []
         self._stop = asyncio.Event()
         self._now = asyncio.Event()
-        """set by the second stop"""
+        """an event that the second call of `stop` sets"""
         self._is_stopping = False
 
     async def start(self) -> None:
-        """Connects to the broker and listens. Raises ConfigError if either is not possible."""
+        """Connects to the broker and listens. Raises ConfigError if it cannot connect or cannot listen."""
         loop = asyncio.get_running_loop()
         config = self.config
         clock = SystemClock()
@@ -242,7 +242,7 @@ class Server:
         if not self.config.has_broker:
             return load(BROKERS, "memory")(node.stamp)
 
-        # The broker itself reports these edges to hooks; the node reports the other hook events.
+        # The broker reports edges to hooks itself; the node reports the other hook events.
         hooked: dict[str, str] = {}
 
         def set_hooked(app: AppConfig) -> None:
@@ -427,7 +427,7 @@ class Server:
         await asyncio.sleep(0)
         self.node.fanout.flush()
         await join_background()
-        await self.node.close()  # before the hooks, because a hook event that arrives after their end would be lost
+        await self.node.close()  # the node closes first: a hook event after the end of the hooks would be lost
         await self._hooks.close(HOOKS_SECONDS, enough=self._now)
         self._sweep.stop()
         log.info("stopped")

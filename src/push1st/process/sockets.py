@@ -22,10 +22,10 @@ BACKLOG = 4096
 GRACE = 0.25
 """the part of `drain` in which a stopping server is not ready, but still accepts connections: load balancers must notice"""
 FREE_SECONDS = 1.0
-"""for a stopping server to close its listeners, in addition to `GRACE` of `drain`"""
+"""the time for a stopping server to close its listeners, in addition to `GRACE` of `drain`"""
 FREE_POLL_SECONDS = 0.02
 UNIX_MODE = 0o660
-"""of Unix sockets: a process that can open the socket can call unsigned, if `api.trust` contains `unix`"""
+"""the permissions of Unix sockets: a process that can open one can call unsigned, if `api.trust` contains `unix`"""
 BALANCED = sys.platform == "linux"
 """Whether the kernel distributes new connections over the sockets of one address (SO_REUSEPORT); otherwise workers share one."""
 
@@ -53,14 +53,17 @@ SocketsByPlace = Mapping[Place, Sequence[BoundSocket]]
 class SocketTable:
     """The bound sockets of a supervisor.
 
-    Workers use a Unix socket of the table itself. On Linux each slot has its own socket for every TCP address of the table.
+    All workers share a Unix socket of the table. On Linux each slot has its own socket for every TCP address of the table.
     """
 
     def __init__(self) -> None:
         self._sockets: dict[Place, list[BoundSocket]] = {}
 
     def bind_missing(self, config: Config) -> list[Place]:
-        """Binds the addresses of a configuration that are not in the table; returns them. Raises ConfigError, and binds none."""
+        """Binds the addresses of a configuration that are not in the table, and returns them.
+
+        Raises ConfigError if one of them cannot be bound; then none is bound.
+        """
         added: dict[Place, list[BoundSocket]] = {}
         try:
             for place in _places(config):

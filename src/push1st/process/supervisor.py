@@ -29,11 +29,11 @@ from push1st.process.rundir import Reloads, RunDir
 from push1st.process.sockets import BACKLOG, GRACE, SocketTable, flat, wait_until_free, with_ports
 
 KILL_SECONDS = END_SECONDS / 3
-"""for a worker to end after a second signal to the supervisor"""
+"""the time limit for a worker to end after a second signal to the supervisor"""
 Load = Callable[[], Config]
 """Reads the configuration again. Raises ConfigError."""
 Started = Callable[[Config, int], None]
-"""Called with the configuration, which contains the real ports, and with the number of connections that the workers can hold."""
+"""Takes the configuration with the real ports, and the number of connections that all workers together can hold."""
 
 log = logs.get("push1st.supervisor")
 
@@ -73,7 +73,7 @@ class Supervisor:
         self._pool = Pool(self._processes, self._sockets, self._tasks, directory.path)
         self._stop = asyncio.Event()
         self._now = asyncio.Event()
-        """set by the second stop"""
+        """an event that the second call of `stop` sets"""
         self._reload = asyncio.Event()
         self._reloading: asyncio.Task[None] | None = None
 
@@ -120,8 +120,9 @@ class Supervisor:
         if not config.has_broker:
             await self._start_engine(config)
         first, *others = (Slot() for _ in range(worker_count(config)))
-        # The first worker starts alone, so that a problem that all workers have is reported once. When it listens, the
-        # sockets of the others listen too. Otherwise all clients that waited for the server would connect to the first.
+        # The first worker starts alone, so that a problem that all workers have is reported once. When the first worker listens,
+        # the sockets of the other workers listen too. Otherwise all clients that waited for the server would connect to the
+        # first worker.
         for some in ([first], others):
             for slot in others if some is others else ():
                 slot.sockets = self._sockets.for_slot(slot.sockets, config)
@@ -131,7 +132,7 @@ class Supervisor:
                 raise ConfigError("a worker did not start, so none runs")
 
     async def _end(self) -> None:
-        """Ends the workers gracefully, then the engine. The sockets close after the grace period of not ready workers."""
+        """Ends the workers gracefully, then the engine. The sockets close after the grace period."""
         if self._reloading is not None:
             self._reloading.cancel()
         ends = self._pool.terminate()
@@ -141,7 +142,7 @@ class Supervisor:
             all_ended = asyncio.gather(*ends)
             await asyncio.wait((all_ended, now), timeout=drain * GRACE, return_when=asyncio.FIRST_COMPLETED)
             self._pool.close_sockets()
-            self._sockets.close()  # before clients are disconnected, so that a new server can listen on the addresses
+            self._sockets.close()  # before the workers disconnect clients, so that a new server can listen
             await asyncio.wait((all_ended, now), timeout=drain + END_SECONDS, return_when=asyncio.FIRST_COMPLETED)
         await self._pool.kill(KILL_SECONDS if self._now.is_set() else 0)
         now.cancel()
@@ -171,7 +172,7 @@ class Supervisor:
                 problems = tuple(str(exc).splitlines())
                 for problem in problems:
                     log.error("reload refused, the server runs as before", problem=problem)
-            except Exception:  # neither the next reload nor the command that waits for this one may suffer from a defect
+            except Exception:  # a defect must not end this task, because later reloads need it
                 log.exception("internal error")
                 problems = ("an internal error; the server's log has its trace",)
             last = msgspec.structs.replace(last, ended=last.ended + 1, workers=len(self._pool.slots), problems=problems)

@@ -38,7 +38,7 @@ from push1st.process.server import Server, raise_file_limit
 from push1st.process.sockets import BoundSocket
 
 GATHER_SECONDS = 3
-"""for the supervisor to reply with the counters of the other workers"""
+"""the time limit for the supervisor's reply with the counters of the other workers"""
 
 
 def main() -> int:
