@@ -1,0 +1,46 @@
+"""The source stays readable: one class for each name, and no class or file that is several things."""
+
+import ast
+from collections import defaultdict
+from collections.abc import Iterator
+from pathlib import Path
+
+import push1st
+
+PACKAGE = Path(push1st.__file__).parent
+MAX_METHODS = 25
+MAX_LINES = 500
+TABLES = {"config/tables.py"}
+"""files that are one long table"""
+
+
+def files() -> Iterator[tuple[str, str]]:
+    """Yields the name and the text of each source file."""
+    for path in sorted(PACKAGE.rglob("*.py")):
+        yield str(path.relative_to(PACKAGE)), path.read_text()
+
+
+def classes() -> Iterator[tuple[str, ast.ClassDef]]:
+    """Yields each class with the name of its file."""
+    for name, text in files():
+        yield from ((name, node) for node in ast.walk(ast.parse(text)) if isinstance(node, ast.ClassDef))
+
+
+def test_no_class_name_stands_twice() -> None:
+    found: dict[str, list[str]] = defaultdict(list)
+    for file, node in classes():
+        found[node.name].append(file)
+    assert {name: places for name, places in found.items() if len(places) > 1} == {}
+
+
+def test_no_class_has_too_many_methods() -> None:
+    counts = {
+        f"{file}: {node.name}": sum(isinstance(one, ast.FunctionDef | ast.AsyncFunctionDef) for one in node.body)
+        for file, node in classes()
+    }
+    assert {name: count for name, count in counts.items() if count > MAX_METHODS} == {}
+
+
+def test_no_source_file_is_too_long() -> None:
+    lengths = {file: text.count("\n") for file, text in files() if file not in TABLES}
+    assert {file: lines for file, lines in lengths.items() if lines > MAX_LINES} == {}
