@@ -85,7 +85,7 @@ def test_a_new_process_does_not_wait_long_for_a_server_that_does_not_stop(server
     (tmp_path / "server.yml").write_text(listen)
     failed = push1st("serve", "-c", str(tmp_path / "server.yml"), code=1)
     *_, said, last = failed.stderr.splitlines()
-    assert "waiting for the server that has the address to stop" in said
+    assert "address in use, waiting until the other server stops" in said
     port = server.ws_port
     assert last.startswith(f"cannot listen on tcp://127.0.0.1:{port}: Address already in use: `")
     assert str(port) in last.partition("`")[2].partition("`")[0], "the command names the port"

@@ -28,14 +28,14 @@ def run(options: Options) -> int:
     log = logs.get("push1st.server")
     log.info("starting", version=push1st.__version__, python=sys.version.split()[0], config=source)
     for warning in config.warnings:
-        log.warning(warning)
+        log.warning("configuration warning", warning=warning)
     count = cpus.worker_count(config)
 
     def started(config: Config, connections: int) -> None:
         if config.demo and config.log.format == "text" and config.server.listen and config.api.listen:
             print(printable_lines(demo_text(config)), flush=True)
         for line in listening(config):
-            log.info(line)
+            log.info("listening", on=line)
         log.info("ready", apps=len(config.apps), workers=count, connections_possible=connections)
 
     if count > 1:

@@ -451,7 +451,7 @@ def run(config: Config, started: Callable[[Config, int], None]) -> None:
     connections that the worker can hold.
     """
     raise_file_limit()
-    wait_until_free(config, lambda why: log.warning("waiting for the server that has the address to stop", why=why))
+    wait_until_free(config, lambda why: log.warning("address in use, waiting until the other server stops", reason=why))
     sockets = [one for role in ROLES for address in addresses(config, role) for one in bind(role, address)]
     config = with_ports(config, sockets)
 
@@ -477,7 +477,7 @@ def _on_hangup(server: Server, terminal: TextIO) -> Callable[[], None]:
         if had_terminal and not terminal.isatty():
             server.stop()
         else:
-            log.warning("one worker cannot be replaced while it serves: restart it, or run two (server.workers)")
+            log.warning("one worker cannot be replaced while it serves", advice="restart the server, or set server.workers to 2")
 
     return on_hangup
 

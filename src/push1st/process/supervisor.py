@@ -45,7 +45,7 @@ def run(load: Load, config: Config, file: str | None, started: Started) -> None:
     file: the configuration file, by which `push1st reload` finds the supervisor; None: there is none.
     started: called when all workers listen.
     """
-    wait_until_free(config, lambda why: log.warning("waiting for the server that has the address to stop", why=why))
+    wait_until_free(config, lambda why: log.warning("address in use, waiting until the other server stops", reason=why))
     directory = RunDir(file)
 
     async def main() -> None:
@@ -194,7 +194,7 @@ class Supervisor:
         config = self._load()
         log.info("reloading", workers=worker_count(config))
         for warning in config.warnings:
-            log.warning(warning)
+            log.warning("configuration warning", warning=warning)
         had_engine = pool.engine is not None
         added = self._sockets.bind_missing(config)
         try:

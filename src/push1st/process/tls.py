@@ -12,7 +12,7 @@ from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509.oid import NameOID
 
 DAYS = 365
-NOTE = "TLS with a new self-signed certificate: clients accept it only if they are configured to"
+NOTE = "self-signed certificate in use, which clients reject unless they are configured to accept it"
 
 
 def self_signed(folder: Path | None = None) -> tuple[str, str]:
