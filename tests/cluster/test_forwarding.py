@@ -45,10 +45,10 @@ def pair() -> Iterator[tuple[ServerProcess, ServerProcess]]:
 
 
 @contextlib.contextmanager
-def asked(server: ServerProcess, road: str, body: bytes = b"") -> Iterator[http.client.HTTPResponse]:
+def asked(server: ServerProcess, endpoint: str, body: bytes = b"") -> Iterator[http.client.HTTPResponse]:
     connection = http.client.HTTPConnection("127.0.0.1", server.ws_port, timeout=DEADLINE)
     try:
-        connection.request("POST", f"{Session.path}/{road}{QUERY}", body)
+        connection.request("POST", f"{Session.path}/{endpoint}{QUERY}", body)
         with connection.getresponse() as response:
             yield response
     finally:
@@ -184,15 +184,15 @@ def killed(server: ServerProcess) -> float:
     return time.monotonic()
 
 
-@pytest.mark.parametrize("road", ["xhr_streaming", "xhr"])
+@pytest.mark.parametrize("endpoint", ["xhr_streaming", "xhr"])
 def test_requests_of_a_session_end_soon_after_its_server_was_killed(
-    doomed: tuple[ServerProcess, ServerProcess], road: str
+    doomed: tuple[ServerProcess, ServerProcess], endpoint: str
 ) -> None:
     one, other = doomed
     with asked(one, "xhr") as response:
         response.read()
     with contextlib.closing(http.client.HTTPConnection("127.0.0.1", other.ws_port, timeout=GONE_SECONDS)) as connection:
-        connection.request("POST", f"{Session.path}/{road}{QUERY}", b"")
+        connection.request("POST", f"{Session.path}/{endpoint}{QUERY}", b"")
         assert (
             send(other, "pusher:unsubscribe", channel="nowhere") == 200
         )  # this request followed the first one, and was answered
@@ -217,8 +217,8 @@ def test_session_is_removed_soon_after_the_server_of_its_stream_was_killed(doome
 # The broker is away
 
 
-@pytest.mark.parametrize("road", ["xhr_streaming", "xhr"])
-def test_session_ends_if_its_reply_is_lost_with_the_broker(road: str) -> None:
+@pytest.mark.parametrize("endpoint", ["xhr_streaming", "xhr"])
+def test_session_ends_if_its_reply_is_lost_with_the_broker(endpoint: str) -> None:
     """The messages to the other server are lost, so the client gets the code to reconnect."""
     valkey = Valkey()
     try:
@@ -226,7 +226,7 @@ def test_session_ends_if_its_reply_is_lost_with_the_broker(road: str) -> None:
             with asked(one, "xhr") as response:
                 response.read()
             with contextlib.closing(http.client.HTTPConnection("127.0.0.1", other.ws_port, timeout=GONE_SECONDS)) as connection:
-                connection.request("POST", f"{Session.path}/{road}{QUERY}", b"")
+                connection.request("POST", f"{Session.path}/{endpoint}{QUERY}", b"")
                 assert (
                     send(other, "pusher:unsubscribe", channel="nowhere") == 200
                 )  # this request followed the first one, and was answered
@@ -278,12 +278,12 @@ class RoundRobin:
         self._listening.close()
 
 
-@pytest.mark.parametrize("road", ["xhr_streaming", "xhr_polling"])
+@pytest.mark.parametrize("transport", ["xhr_streaming", "xhr_polling"])
 def test_pusher_js_works_when_each_connection_goes_to_another_server(
-    pair: tuple[ServerProcess, ServerProcess], road: str
+    pair: tuple[ServerProcess, ServerProcess], transport: str
 ) -> None:
     between = RoundRobin([server.ws_port for server in pair])
-    options = {"httpHost": "127.0.0.1", "httpPort": between.port, "enabledTransports": [road]}
+    options = {"httpHost": "127.0.0.1", "httpPort": between.port, "enabledTransports": [transport]}
     client = NodeProcess(
         "pusher_js.mjs", {"key": "app-key", "client": options, "api": pair[0].api, "authorize": "server", "secret": "secret"}
     )
