@@ -1,1 +1,3 @@
-"""Edges: bytes from and to sockets. A transport owns a connection's life; sessions and codecs know nothing of it."""
+"""Transports: sockets, and the connections on them. A transport owns a connection's life; sessions and codecs know nothing of
+it.
+"""

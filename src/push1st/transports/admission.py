@@ -1,6 +1,8 @@
-"""Who may connect to an app, whichever way: its key, the client's address and origin, Pusher's protocol version.
+"""Admission of clients to an app, for every transport: checks the app key, the client's address and origin, and the version of
+Pusher's protocol.
 
-Refusals are `Disconnect` with Pusher's codes (protocol, section 6); the transport says them in its own words.
+A client is rejected with `Disconnect` and a close code of Pusher (Pusher protocol, section 6). Each transport encodes the
+rejection in its own form.
 """
 
 import re
@@ -15,13 +17,14 @@ from push1st.transports.context import EdgeContext
 from push1st.transports.places import Crowded
 
 AUTHORIZE_SECONDS = 10
-"""for a client to sign in or to join a channel that needs a signature, where the app wants that"""
+"""time for a client to sign in, or to join a channel that needs a signature, if its app requires one of these"""
 
 
 def admit(context: EdgeContext, protocol: ProtocolConfig, key: str, origin: str | None, ip: str, crowded: Crowded | None) -> App:
     """Returns the app of a key. Raises Disconnect.
 
-    origin: None if the client is not a browser. ip: "" on a Unix socket. crowded: why there is no room for the client.
+    origin: None if the client is not a browser. ip: "" on a Unix socket. crowded: the bound that leaves no
+    room for the client; None if there is room.
     """
     found = context.node.apps.by_key(key)
     if found is None:
@@ -60,21 +63,22 @@ def check_version(query: str) -> None:
 
 @lru_cache(256)
 def _version(query: str) -> str:
-    """Clients of one library and release send the same query."""
+    """Cached, because all clients that use the same release of a library send the same query."""
     return params(query).get("protocol", "")
 
 
 def params(query: str, *, plus: Literal[" ", "+"] = " ") -> dict[str, str]:
-    """Returns a query's parameters. Most queries have no escapes, and take a fast path. plus: what a `+` stands for."""
+    """Returns a query's parameters. Most queries have no escapes, and are split without a parser. plus: what a `+` stands for."""
     if "%" in query or "+" in query:
         return dict(parse_qsl(query if plus == " " else query.replace("+", "%2B")))
     return {name: value for name, _, value in (pair.partition("=") for pair in query.split("&"))}
 
 
 def origin_allowed(origin: str | None, allowed: tuple[str, ...]) -> bool:
-    """Whether a page of this origin may connect. Entries: `*`, a whole origin, or a host with or without its port.
+    """Whether a page of this origin may connect. allowed: each entry is `*`, a whole origin, or a host with or without a port.
+    An empty list allows every origin.
 
-    A client without `Origin` is no browser, and not bound by origins.
+    A client without an `Origin` header is not a browser, and may always connect.
     """
     if not allowed or origin is None or "*" in allowed:
         return True

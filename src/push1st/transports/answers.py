@@ -1,6 +1,7 @@
-"""Responses as bytes: status lines, dates and lengths (RFC 9112). It knows no socket, and no clock but the one it is given.
+"""Encodes HTTP responses: status lines, dates and lengths (RFC 9112). This module has no socket and no clock: the time is an
+argument.
 
-The most frequent answer's start is made once a second, so that nothing of it is put together for each.
+The beginning of a response with status 200 is encoded once a second, and shared by all such responses of that second.
 """
 
 from email.utils import formatdate
@@ -26,7 +27,7 @@ def keeping(seconds: int) -> bytes:
 
 
 def encoded(response: Response, now: float, connection: bytes, head: bool) -> bytes:
-    """Returns a whole response. now: the sweep's clock. connection: `keeping(…)` or `CLOSE`. head: omit the body."""
+    """Encodes a whole response. now: the sweep's clock. connection: `keeping(…)` or `CLOSE`. head: omit the body."""
     return b"%b%b\r\nContent-Type: %b\r\nContent-Length: %d\r\n%b%b\r\n%b" % (
         _STATUS[response.status],
         _date(now),
@@ -39,7 +40,7 @@ def encoded(response: Response, now: float, connection: bytes, head: bool) -> by
 
 
 def ok(now: float, content_type: bytes, connection: bytes) -> bytes:
-    """Returns the start of the most frequent answer, up to its length. connection: `keeping(…)`."""
+    """Returns the beginning of a response with status 200, up to the value of `Content-Length`. connection: `keeping(…)`."""
     second, start, kept = _oks.get(content_type, (-1, b"", b""))
     if second != int(now) or kept != connection:
         start = b"%b%b\r\n%bContent-Type: %b\r\nContent-Length: " % (_STATUS[200], _date(now), connection, content_type)
@@ -48,12 +49,12 @@ def ok(now: float, content_type: bytes, connection: bytes) -> bytes:
 
 
 def endless(now: float, content_type: bytes, headers: bytes) -> bytes:
-    """The head of an answer that ends with its connection, so that it needs no chunks."""
+    """Returns the head of a response that ends when its connection ends, and therefore needs no length and no chunks."""
     return b"%b%b\r\nContent-Type: %b\r\n%b%b\r\n" % (_STATUS[200], _date(now), content_type, headers, CLOSE)
 
 
 def _date(now: float) -> bytes:
-    """The `Date` header's value (RFC 9110 §6.6.1), made once for each second of the sweep's clock."""
+    """Returns the value of the `Date` header (RFC 9110 §6.6.1), which is encoded once a second."""
     global _dated
     second = int(now)
     if _dated[0] != second:

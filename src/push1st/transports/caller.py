@@ -1,6 +1,8 @@
-"""Who sends a request: the client's address behind proxies, and whether it may go unsigned (Push1st API, section 6).
+"""Finds the address of a client that connects through proxies, and decides whether an unsigned API request is accepted.
 
-It knows addresses and headers, and nothing of sockets. peer: the address a connection comes from, "" on a Unix socket.
+The rules for unsigned requests are those of the Push1st API, section 6.
+
+This module has addresses and headers as arguments, and no socket. peer: the address a connection comes from, "" on a Unix socket.
 headers: names in lower case.
 """
 
@@ -52,23 +54,23 @@ _PORT = re.compile(r"\[([0-9A-Fa-f:.%\w]++)\](?::\w++)?\Z|([0-9.]++):\w++\Z")
 
 
 def is_own_name(host: bytes) -> bool:
-    """Whether a Host header names this machine as such: an address or `localhost`.
+    """Returns whether a Host header is an IP address or `localhost`, and not a name that DNS resolves.
 
-    A page whose name was made to point at 127.0.0.1 (DNS rebinding) calls as its own origin, without `Origin`; but it
-    cannot hide its name.
+    An attacker can let a domain resolve to 127.0.0.1 (DNS rebinding). Requests from a web page of that domain have no `Origin`
+    header, but they have the domain in the Host header.
     """
     return _OWN_NAME.match(host) is not None
 
 
 def is_private_name(host: bytes) -> bool:
-    """Whether a Host header is a name that cannot be in public DNS, so that no web page from outside can have it."""
+    """Returns whether a Host header has a name that cannot exist in public DNS. No web page of the internet has such a name."""
     found = _NAME.match(host.lower())
     name = b"." if found is None else found[1].removesuffix(b".")
     return b"." not in name or name.endswith(_PRIVATE)
 
 
 def distrust(peer: str, headers: Headers, trust: Networks, proxies: Networks) -> str:
-    """Returns why a request must be signed, on a listener that accepts unsigned requests; "" if it need not be.
+    """Returns the reason why a request must be signed, on a listener that accepts unsigned requests; "" if it need not be signed.
 
     The rules are the same for every trusted network.
     """
@@ -76,7 +78,7 @@ def distrust(peer: str, headers: Headers, trust: Networks, proxies: Networks) ->
         return "it has an Origin header, as web pages send it"
     ip = peer
     if marks := FORWARDING.intersection(headers):
-        # A forwarded request came from another address than its connection.
+        # The client of a forwarded request has another address than the connection.
         if not proxies.contains(peer):
             return f"a proxy that is not in server.proxies forwarded it, as its header {min(marks).decode()} shows"
         found = {_last_client(peer, headers[name], read, proxies) for name, read in _READERS.items() if name in headers}
@@ -95,9 +97,12 @@ def distrust(peer: str, headers: Headers, trust: Networks, proxies: Networks) ->
 
 
 def client_ip(peer: str, headers: Headers, proxies: Networks) -> str | None:
-    """Returns the client's address: the peer's, or the one in a configured proxy's header; None if another peer sent the header.
+    """Returns the client's address: that of the peer, or the one in the header of a configured proxy.
 
-    A proxy sets one of two headers, and may forward the other one from a client unchanged. `X-Forwarded-For` takes precedence.
+    Returns None if a peer that is not a configured proxy sent such a header.
+
+    A proxy sets either `X-Forwarded-For` or `Forwarded`, and may forward the other header unchanged from its client.
+    `X-Forwarded-For` takes precedence.
     """
     for name, read in _READERS.items():
         if name in headers:
@@ -106,7 +111,10 @@ def client_ip(peer: str, headers: Headers, proxies: Networks) -> str | None:
 
 
 def _last_client(peer: str, value: bytes, read: Callable[[str], list[str]], proxies: Networks) -> str | None:
-    """Returns the last hop that is not in `proxies`; None if a hop before that is not an address."""
+    """Reads a forwarding header from its end; returns the first address that is not in `proxies`.
+
+    Returns None if a value that comes before it from the end is not an address.
+    """
     ip = peer
     for hop in reversed(read(value.decode("latin-1"))):
         ip = address(hop)
@@ -118,12 +126,14 @@ def _last_client(peer: str, value: bytes, read: Callable[[str], list[str]], prox
 
 
 def _listed(value: str) -> list[str]:
-    """Returns the hops of `X-Forwarded-For`."""
+    """Returns the addresses in an `X-Forwarded-For` header, one for each proxy."""
     return [hop.strip() for hop in value.split(",")]
 
 
 def _forwarded(value: str) -> list[str]:
-    """Returns the hops of `Forwarded` (RFC 7239 §4). A hop without a client is ""; a syntax error adds such a hop at the end."""
+    """Returns the client addresses in a `Forwarded` header, one for each proxy (RFC 7239 §4). An element without a client
+    address is "". A header with a syntax error ends with such an element.
+    """
     hops, at, hop = [], 0, ""
     while found := _PAIR.match(value, at):
         name, text, end = found.groups()
@@ -143,7 +153,7 @@ _READERS = {b"x-forwarded-for": _listed, b"forwarded": _forwarded}
 
 @lru_cache(1024)
 def address(hop: str) -> str:
-    """Returns the address in a hop, without port and brackets; "" if the hop is not an address.
+    """Returns an address of a forwarding header without port and brackets; "" if the text is not an address.
 
     Proxies write 1.2.3.4, 1.2.3.4:567, 2001:db8::1, [2001:db8::1] or [2001:db8::1]:567, with or without quotes (RFC 7239 §6).
     """
@@ -160,11 +170,12 @@ def address(hop: str) -> str:
 
 
 def visitor_ip(peer: str, headers: Headers, proxies: Networks) -> str:
-    """The same, of who is no caller of the API."""
+    """Returns the client's address for logs, whitelists and bounds, also if a forwarding header is not trusted."""
     ip = client_ip(peer, headers, proxies)
     if ip is not None:
         return ip
-    # Somebody forwards what is not believed: who forwards is known by its own address, unless it has none or is a proxy.
+    # The header is not trusted, so the peer counts as the client. The peer's address cannot stand for one client if the peer is
+    # a Unix socket or a configured proxy.
     return "unknown" if not peer or proxies.contains(peer) else peer
 
 
@@ -182,7 +193,8 @@ def client_of(headers: Headers, query: str) -> ClientRequest:
 def shared_address(ip: str) -> str:
     """Returns the name under which bounds per address count a client: its IPv4 address, or the /64 network of its IPv6 address.
 
-    An IPv6 client can choose from a whole network. "" has no bound: loopback, Unix sockets, and unknown addresses.
+    An IPv6 client can use every address of its /64 network. Returns "" for loopback addresses, Unix sockets and unknown
+    addresses, which have no bound.
     """
     return _shared_address(ip) if len(ip) <= 64 else ""  # a longer text from a forwarding header is not an address
 

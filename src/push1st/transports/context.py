@@ -1,6 +1,6 @@
-"""What all connections of a worker share, whatever their protocol: the node, the configuration, and the worker's bounds.
+"""The context of all connections of a worker, whatever their protocol: the node, the configuration, and the bounds.
 
-This module knows no listener, no handler and no protocol of a connection. Each of those gets the context as an argument.
+This module imports no listener, no handler and no protocol of a connection. Each of those gets the context as an argument.
 """
 
 from collections.abc import Callable, Mapping
@@ -19,14 +19,14 @@ from push1st.transports.turn import Turn
 
 LINGER_SECONDS = 2
 LINGER_BYTES = 16 << 20
-"""for a client to stop sending, and to read the answer: closing the socket while unread bytes arrive would drop the answer"""
+"""bounds for the input that is discarded after a rejection: closing a socket that has unread input would drop the answer"""
 FILES_HINT = "raise the limit of open files (ulimit -n, LimitNOFILE= of a unit), or add workers or machines"
 
 log = logs.get("push1st.transports")
 
 
 class Open(Protocol):
-    """A connection, as the server sees it when it stops."""
+    """A connection that the server ends when it stops."""
 
     def leave(self, code: int, reason: str) -> None:
         """Ends the connection as soon as the requests in progress are answered."""
@@ -36,7 +36,7 @@ class Open(Protocol):
 
 
 class EdgeContext:
-    """A worker's node, configuration, codecs, timers and counts, for all its transports.
+    """The node, configuration, codecs, timers and counts of a worker, for all its transports.
 
     codecs: by the protocol's name. failed: logs the exception being handled, with its trace.
     `open`: all connections. `arrived`: `Turn.arrived`.
@@ -59,7 +59,7 @@ class EdgeContext:
         self._full = {why: logs.Seldom() for why in get_args(Crowded)}
 
     def _write(self) -> None:
-        """Writes this turn's deliveries. With a broker that confirms publishes later, the fan-out schedules its own writes."""
+        """Writes this turn's deliveries. With a broker that several workers share, the fan-out schedules its writes itself."""
         if not self.node.controller.shared:
             self.node.fanout.turn()
 
@@ -84,7 +84,8 @@ class EdgeContext:
             )
 
     def check_descriptors(self) -> None:
-        """Logs that no descriptor is free, at most once a minute. The kernel then rejects connections, and the server gets none.
+        """Logs that no descriptor is free, at most once a minute. In that case the kernel rejects new connections, and the
+        server is not notified.
 
         This happens if the limit is lowered below the number in use, or if the whole machine has no more.
         """

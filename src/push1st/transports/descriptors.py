@@ -1,12 +1,13 @@
 """Divides the file descriptors of the process between clients, the API and the process itself.
 
 A new descriptor has the lowest number that is free (POSIX open(2)). So the number of an accepted connection shows how many
-descriptors are in use, by any part of the process. Clients are served up to `SPARE` numbers below the limit. The first
-quarter of these is for clients that are answered and then closed: `/health` works, and a rejected client gets a reason. The
-API's listeners may use three quarters. The last quarter is for the process itself: its broker, its hooks, its files.
+descriptors are in use, by any part of the process. Clients are served while their descriptors are more than `SPARE` below the
+limit. The first quarter of these `SPARE` descriptors is for clients that get an answer and are then disconnected. So `/health`
+works, and a rejected client gets a reason. Connections to listeners of the API may use three quarters of the `SPARE`
+descriptors. The last quarter of the `SPARE` descriptors is for the process itself: its broker, its hooks, its files.
 
-While less than half of the possible connections exist, the number is not looked up. The limit is read each time, because
-`prlimit` can change it while the process runs.
+While less than half of the possible connections exist, the number of a descriptor is not read. The limit of open files is read
+each time, because `prlimit` can change it while the process runs.
 """
 
 import os
@@ -15,9 +16,9 @@ from collections.abc import Callable
 from typing import Literal
 
 SPARE = 64
-"""descriptors below the limit that are not for clients; half of all if the limit is low"""
+"""descriptors below the limit that are reserved; half of all descriptors if the limit is low"""
 UNLIMITED = 1 << 20
-"""the number used if the limit is infinite"""
+"""the limit of open files that is assumed if the system has no limit"""
 
 Room = Literal["serve", "answer", "none"]
 
@@ -29,11 +30,11 @@ def file_limit() -> int:
 
 
 _ANY = os.open(os.devnull, os.O_RDONLY | os.O_CLOEXEC)
-"""an open descriptor: to duplicate it takes a fifth of the time that opening a file takes"""
+"""an open descriptor to duplicate: this takes a fifth of the time that opening a file takes"""
 
 
 def lowest_free() -> int:
-    """Returns the number of the next descriptor; the limit when none is free."""
+    """Returns the number that the next descriptor gets; the limit of open files if no descriptor is free."""
     try:
         number = os.dup(_ANY)
     except OSError:
@@ -53,7 +54,9 @@ class Descriptors:
         self.count_own()
 
     def count_own(self) -> None:
-        """Counts the open descriptors as the process's own. To be called when the process listens and has no connections yet."""
+        """Counts the open descriptors as the process's own. Must be called when the process listens, and has no connections
+        yet.
+        """
         self._own = self._lowest()
 
     def _spare(self, limit: int) -> int:
@@ -61,17 +64,17 @@ class Descriptors:
 
     @property
     def possible(self) -> int:
-        """The number of clients that can be connected."""
+        """The number of clients that can be connected at the same time."""
         limit = self._limit()
         return max(0, limit - self._own - self._spare(limit))
 
     @property
     def exhausted(self) -> bool:
-        """Whether no descriptor is left, not even for the process itself."""
+        """Whether all descriptors are in use, including those for the process itself."""
         return self._lowest() >= self._limit()
 
     def room(self, find_number: Callable[[], int], connections: int, api: bool) -> Room:
-        """Returns the room for a connection.
+        """Returns whether a new connection is served, only answered, or rejected.
 
         find_number: returns the connection's descriptor. It is called only when half of the possible connections exist, because
         uvloop makes an object of 72 bytes for it, which lives as long as the connection. connections: the number of connections
@@ -89,7 +92,7 @@ class Descriptors:
     def has_room_for_last(self, api: bool) -> bool:
         """Returns whether the connection that was accepted last may begin TLS.
 
-        Its descriptor is not known yet, but is below the lowest that is still free.
+        The descriptor of this connection is not known yet, but it is below the lowest free one.
         """
         last = self._lowest() - 1
         return self.room(lambda: last, last, api) != "none"

@@ -1,7 +1,7 @@
-"""The table of handlers: which part of the server serves a request, and what that part may return.
+"""The table of handlers: assigns paths to the parts of the server, and defines what a handler may return.
 
-`process/server.py` builds the table. An HTTP connection knows only the table, so a new handler needs no change there.
-A request that no route matches goes to the API.
+`process/server.py` builds the table. An HTTP connection imports the table and no handler, so a new handler needs no change of
+the connection. The API serves each request that no route matches.
 """
 
 import asyncio
@@ -35,7 +35,8 @@ class Exchange(Protocol):
 
 
 class Takeover(asyncio.Protocol):
-    """A protocol that owns the socket of an HTTP connection from now on. It gets all further calls of the event loop.
+    """A protocol that owns the socket of an HTTP connection from now on. The event loop calls this protocol instead of the HTTP
+    connection.
 
     address: the name under which `EdgeContext.addresses` counts the connection; "" if the connection is not counted.
     """
@@ -48,7 +49,7 @@ class Takeover(asyncio.Protocol):
         """Takes the socket. before: bytes of earlier answers, which must be written first."""
 
     def lost(self, exchange: object) -> None:
-        """Handles that the client left before `start`."""
+        """Called instead of `start` if the client has left."""
 
     def process(self, data: bytes) -> bool:
         """See `turn.Connection`."""
@@ -68,7 +69,7 @@ class Pending(Protocol):
     """The owner of a response that is not ready: it calls `Exchange.finish` later."""
 
     def lost(self, exchange: Exchange) -> None:
-        """Handles that the client left before the response was ready."""
+        """Called if the client leaves before the response is ready."""
 
 
 Outcome: TypeAlias = Response | Takeover | Pending
@@ -76,9 +77,10 @@ Outcome: TypeAlias = Response | Takeover | Pending
 
 
 class HandlerRequest(msgspec.Struct, frozen=True, gc=False):
-    """A request for a handler. args: the groups of the route's `tail`.
+    """A request that a handler serves. args: the groups of the route's `tail`.
 
-    crowded: why there is no room for a new client. is_direct: whether the connection already counts for the client's address.
+    crowded: the bound that leaves no room for a new client; None if there is room.
+    is_direct: whether the connection already counts for the client's address.
     """
 
     method: str
@@ -94,7 +96,8 @@ class HandlerRequest(msgspec.Struct, frozen=True, gc=False):
 class Handshake(msgspec.Struct, frozen=True, gc=False):
     """A request to upgrade.
 
-    path: as on the request line. ip: "" on a Unix socket. crowded: why there is no room for the client.
+    path: as on the request line. ip: "" on a Unix socket. crowded: the bound that leaves no room for the client; None if there
+    is room.
     """
 
     method: str
@@ -136,9 +139,9 @@ The bytes: the client's input after the handshake, and answers to earlier reques
 
 
 class Handlers:
-    """The table. serve: the API. routes: all other handlers. upgrade: the ways in of WebSockets.
+    """The table of a worker. serve: the API. routes: all other handlers. upgrade: serves WebSocket handshakes.
 
-    `rules`: what the decoders of all connections share.
+    `rules`: rules and remembered heads for the decoders of all connections.
     """
 
     def __init__(self, context: EdgeContext, serve: Serve, routes: Sequence[Route], upgrade: UpgradeHandler) -> None:
@@ -146,7 +149,7 @@ class Handlers:
         self.serve = serve
         self.upgrade = upgrade
         self.least_body = max(context.config.server.max_payload, LEAST_BODY)
-        """bytes that the body of every request may have"""
+        """bytes that the body of a request may have, whatever its app"""
         self._api_paths = tuple(dict.fromkeys((context.config.api.path, "/apps/")))
         paths = [(f"(?:{'|'.join(map(re.escape, route.prefixes))}){route.tail}", route) for route in routes if route.prefixes]
         self._routes = [(re.compile(path + r"\Z"), route.handler) for path, route in paths]

@@ -1,7 +1,7 @@
-"""An HTTP connection on its socket: input, in slices, and upgrades. `protocols.http` decodes, `pipeline` serves.
+"""The input of an HTTP connection, in slices, and upgrades to WebSockets. `protocols.http` decodes, `pipeline` serves.
 
-Requests may be pipelined: answers go out in order and in one write a turn. When many requests wait, the socket is not read.
-Every stage of a request has a deadline, which the sweep enforces.
+Clients may pipeline requests: the connection answers in order, with one write a turn. The connection does not read its socket
+while many requests wait. Each stage of a request has a deadline, which the sweep enforces.
 """
 
 import asyncio
@@ -18,13 +18,13 @@ from push1st.transports.pipeline import Pipeline
 from push1st.transports.places import Crowded
 
 HEAD_SECONDS = 10
-"""from the connection, or the first byte of a further request, to the end of the headers"""
+"""time from a new connection, or from the first byte of a further request, to the end of the headers"""
 BODY_SECONDS = 30
-"""from the headers to the end of the body"""
+"""time from the headers of a request to the end of its body"""
 PIECE = 2048
-"""bytes that the decoder gets at once if they may contain several requests; at most 75 of the smallest ones"""
+"""bytes that the decoder gets at once if they may contain several requests, at most 75 of the smallest"""
 MAX_PIECES = 8
-"""pieces in a slice (see `turn`); a piece that completes a request ends its slice"""
+"""pieces in a slice of input (see `turn`); a piece that completes a request ends its slice"""
 
 
 class HttpConnection(Pipeline):
@@ -35,7 +35,7 @@ class HttpConnection(Pipeline):
     def __init__(self, listener: Listener) -> None:
         super().__init__(listener)
         self._distrust = ""
-        """why an unsigned request without any header that matters is rejected; "" if such a request is accepted"""
+        """the reason why an unsigned request with a remembered head is rejected; "" if it is accepted"""
 
     # asyncio.Protocol
 
@@ -87,18 +87,18 @@ class HttpConnection(Pipeline):
         self._end_input()
 
     def eof_received(self) -> bool:
-        # What came before the end is still worked on, and answered.
+        # Requests that arrived before the end are still served and answered.
         self._listener.turn.catch_up()
         if self._upgraded is not None:
             return False
         is_secure = self._transport.get_extra_info("sslcontext") is not None
-        if is_secure and (self._rest is not None or self._busy):  # uvloop closes the connection now
+        if is_secure and (self._rest is not None or self._busy):  # uvloop closes a TLS connection at the end of its input
             self._transport = LOST
         self._end_input()
         return not is_secure and not self._transport.is_closing()
 
     def _end_input(self) -> None:
-        """Handles the end of the client's input: the connection ends when all input is processed and answered."""
+        """Handles the end of the client's input. The connection ends when all requests are answered."""
         self._eof = True
         self._stop_holding()
         self._serve_waiting()
@@ -141,7 +141,7 @@ class HttpConnection(Pipeline):
             self._pass_over(len(data))
 
     def _process(self, data: bytes, fresh: bool) -> bool:
-        """Decodes a slice. fresh: whether no input and no request were left before."""
+        """Decodes a slice. fresh: whether no earlier input and no earlier request is in progress."""
         decoder = self._decoder
         before = decoder.stage, decoder.started
         over = self._decode(data) if self._rest is None and len(data) <= PIECE else self._decode_slice(data)
@@ -155,7 +155,8 @@ class HttpConnection(Pipeline):
         return False
 
     def _decode_slice(self, data: bytes) -> bool:
-        """Decodes one slice of the input, and keeps the rest; returns whether the connection has left HTTP.
+        """Decodes one slice of the input, and keeps the rest for a later slice; returns whether another protocol owns the
+        socket now.
 
         A body whose length is known is one piece, however long.
         """
@@ -182,7 +183,9 @@ class HttpConnection(Pipeline):
         return False
 
     def _decode(self, data: bytes) -> bool:
-        """Decodes some bytes, and serves the requests that they complete; returns whether the connection has left HTTP."""
+        """Decodes some bytes, and serves the requests that they complete; returns whether another protocol owns the socket
+        now.
+        """
         context = self._listener.context
         try:
             events = self._decoder.feed(data)
@@ -288,6 +291,6 @@ class HttpConnection(Pipeline):
 
 
 def _descriptor(transport: asyncio.Transport) -> int:
-    """Returns the number of a connection's descriptor."""
+    """Returns the number of a connection's file descriptor; 0 if the transport has no socket."""
     socket = transport.get_extra_info("socket")
     return 0 if socket is None else socket.fileno()

@@ -1,4 +1,6 @@
-"""The output of an HTTP connection: answers, deadlines, and the end. `pipeline` and `http` build on it."""
+"""The output of an HTTP connection: answers, deadlines, and the end. `pipeline` serves requests with this output, and `http`
+reads the input.
+"""
 
 import asyncio
 
@@ -12,9 +14,9 @@ from push1st.transports.lost import LOST, has_unread
 from push1st.transports.sweep import NEVER
 
 ANSWER_SECONDS = 30
-"""to the end of an answer that waits, and for the client to take it"""
+"""time for a client to read the last answer, and between two checks of a request in progress"""
 MAX_WAITING = 16
-"""pipelined requests that may wait before the socket is not read any further"""
+"""pipelined requests that may wait; with more of them, the connection does not read its socket"""
 
 
 class HttpOutput(asyncio.Protocol):
@@ -52,26 +54,26 @@ class HttpOutput(asyncio.Protocol):
         self._decoder = RequestDecoder(listener.handlers.rules)
         self._peer = ""
         self._address = ""
-        """the name under which `EdgeContext.addresses` counts the connection; "" if it does not"""
+        """the name under which `EdgeContext.addresses` counts the connection; "" if the connection is not counted"""
         self._rest: memoryview | None = None
-        """input that is not decoded yet"""
+        """input that the decoder has not got yet"""
         self._waiting: list[tuple[Request | HandlerRequest, Handler | None, bool]] = []
-        """requests that wait for the one in progress, with whether another one may follow"""
+        """requests that wait for the request in progress, with their handlers; True: the connection stays open afterwards"""
         self._answers: list[bytes] = []
         self._refused: Response | None = None
-        """the answer to the request after which nothing is decoded"""
+        """the answer that rejects the last request; nothing after that request is decoded"""
         self._busy = False
         self._last = False
         self._linger = 0
         """bytes that the client may still send after a rejection"""
         self._eof = False
-        """whether the client sends nothing more, because the socket has ended or is lost"""
+        """whether the client sends nothing more, because its input has ended or the socket is lost"""
         self._gone = False
         self._paused = False
         self._held_reading = False
         self._writing = True
         self._upgraded: Takeover | None = None
-        """the owner of the socket from now on"""
+        """the protocol that has taken the socket over"""
         self._deadline = 0.0
         self.due_at = NEVER
 
@@ -120,7 +122,7 @@ class HttpOutput(asyncio.Protocol):
                 self._transport.close()
 
     def _pass_over(self, size: int) -> None:
-        """What a client sends on behind the answer that refuses it."""
+        """Discards input that a client sends after its rejection."""
         self._linger -= size
         if self._linger <= 0:
             self._linger = 0
@@ -128,11 +130,11 @@ class HttpOutput(asyncio.Protocol):
 
     @property
     def _overfull(self) -> bool:
-        """Whether the client must read answers before the server processes more of its requests."""
+        """Whether the client must read answers before its next requests are processed."""
         return not self._writing or len(self._waiting) >= MAX_WAITING
 
     def _reading(self) -> None:
-        """Pauses reading while the client reads no answers, too many requests wait, or input is unprocessed."""
+        """Pauses reading from the socket while the client reads no answers, many requests wait, or input is not processed."""
         overfull = self._overfull
         if self._rest is not None and not overfull and not self._gone:
             self._listener.turn.resume(self)
@@ -159,7 +161,9 @@ class HttpOutput(asyncio.Protocol):
     # Deadlines and the end
 
     def _expect(self, seconds: float) -> None:
-        """Sets the deadline. The sweep is told only of one a second or more before the look it has planned."""
+        """Sets the deadline. The sweep is called only if the deadline is at least one second before its next check of this
+        connection.
+        """
         sweep = self._listener.context.sweep
         self._deadline = deadline = sweep.now + seconds
         if deadline + 1 < self.due_at:
@@ -170,7 +174,7 @@ class HttpOutput(asyncio.Protocol):
             return now + ANSWER_SECONDS
         if self._deadline > now:
             return self._deadline
-        if self._rest is not None and not self._overfull:  # the client waits for the server
+        if self._rest is not None and not self._overfull:  # only the server is late
             return now + 1
         if self._transport.is_closing() or not self._writing:
             self.abort()
@@ -188,7 +192,7 @@ class HttpOutput(asyncio.Protocol):
         return self._deadline
 
     def leave(self, code: int, reason: str) -> None:
-        """Closes the connection, unless a request is in progress or has unread bytes."""
+        """Closes the connection, unless a request is in progress or its bytes are unread."""
         if not self._busy and self._rest is None and self._decoder.stage == IDLE and not has_unread(self._transport):
             self._last = True
             self._transport.close()
@@ -205,7 +209,7 @@ class HttpOutput(asyncio.Protocol):
         self._waiting.clear()
 
     def _check_end(self) -> None:
-        """Ends the connection if the client sends nothing more, and everything is answered."""
+        """Ends the connection if the client sends nothing more, and all requests are answered."""
         if not self._eof or self._gone or self._busy or self._waiting or (self._rest is not None and not self._last):
             return
         self._last = True

@@ -1,4 +1,4 @@
-"""One listening address: which addresses may connect, which requests may be unsigned, and which handlers serve them."""
+"""One listening address: the addresses that may connect, the rules for unsigned requests, and the handlers of requests."""
 
 from typing import get_args
 
@@ -10,15 +10,19 @@ from push1st.transports.handlers import Handlers
 from push1st.transports.places import Crowded
 
 CROWDED_SECONDS = 2
-"""for a request on a connection that is over the bound (`crowded`), and between two requests"""
+"""time for each request on a connection that exceeds a bound, and between two such requests"""
 
 
 class Listener:
-    """One listening address. trusting: whether unsigned calls are considered at all; whitelist: empty means everybody.
+    """One listening address.
 
-    Whitelists are about addresses: access to a Unix socket is a matter of the permissions of the socket and its folder.
-    crowded: why its connections get answers, but cannot become WebSockets. `crowds`: the listeners for such connections, by
-    reason.
+    trusting: whether unsigned API requests may be accepted. whitelist: networks that may connect; empty: all.
+    keep_alive: seconds that a connection may be idle.
+
+    crowded: the bound that all connections of this listener exceed; they get answers, but cannot become WebSockets. `crowds`: a
+    listener for each such bound, which takes connections over.
+
+    The whitelist does not concern Unix sockets: the permissions of the socket and its folder restrict these.
     """
 
     def __init__(
@@ -42,13 +46,13 @@ class Listener:
             self.crowds = {
                 why: Listener(context, handlers, trusting, whitelist, CROWDED_SECONDS, why) for why in get_args(Crowded)
             }
-        # A connection uses these for each request: one attribute is faster than two.
+        # Copies for connections, which read these for each request: one attribute is faster than two.
         self.arrived = context.arrived
         self.turn = context.turn
         self.serve = handlers.serve
 
     def distrust(self, peer: str, headers: Headers) -> str:
-        """Returns why a request must be signed; "" if it need not be. peer: the address of its connection."""
+        """Returns the reason why a request must be signed; "" if it need not be signed. peer: the address of its connection."""
         if not self.trusting:
             return "it came to an address of server.listen"
         config = self.context.config

@@ -1,8 +1,8 @@
-"""Connections that are lost: the input that had arrived is still processed, and nothing can be written to them.
+"""Lost connections: input that arrived before the loss is still processed, and output is discarded.
 
 A client may send and then close its socket without reading the answers. The worker notices the close when a write fails or the
-socket ends, and at that time a part of the input may be unprocessed (decision 0013). The connection gets the transport `LOST`
-then, and processes its input as usual.
+socket ends. At that time some input may not be processed yet (decision 0013). The lost connection gets the transport `LOST`,
+and processes its input as usual.
 """
 
 import asyncio
@@ -12,12 +12,12 @@ from fcntl import ioctl
 from termios import FIONREAD
 
 MAX_UNREAD = 262_144
-"""bytes that are still read from a connection that is lost"""
+"""bytes that are still read from the socket of a lost connection"""
 _NONE = bytes(4)
 
 
 class Lost(asyncio.Transport):
-    """The transport of a connection that is lost: discards what is written."""
+    """The transport of a lost connection: discards all output."""
 
     def write(self, data: object) -> None:
         pass
@@ -45,10 +45,11 @@ LOST = Lost()
 
 
 def unread(transport: asyncio.Transport) -> bytes:
-    """Returns the bytes that arrived before a connection was lost, but were not read.
+    """Returns the bytes that arrived before a connection was lost, and were not read.
 
-    May be called in `connection_lost` only. A write that fails ends a connection before its socket is read to the end. With TLS,
-    uvloop takes the end of the socket for the end of the connection, and drops what has arrived while reading was paused.
+    May be called in `connection_lost` only. When a write fails, asyncio ends the connection before its socket is read to the
+    end. With TLS, uvloop treats the end of the input as the end of the connection, and drops bytes that arrived while reading
+    was paused.
     """
     tls = transport.get_extra_info("ssl_object")
     if tls is not None:
@@ -61,7 +62,7 @@ def unread(transport: asyncio.Transport) -> bytes:
 
 
 def has_unread(transport: asyncio.Transport) -> bool:
-    """Whether the socket has unread bytes from the client: closing it now would reset the connection."""
+    """Returns whether the socket has unread bytes from the client. Closing a socket with unread bytes resets the connection."""
     socket = transport.get_extra_info("socket")
     try:
         return socket is not None and ioctl(socket.fileno(), FIONREAD, _NONE) != _NONE

@@ -1,6 +1,6 @@
 """The pipeline of an HTTP connection: serves one request after another, and answers in the same order (RFC 9112 §9.3.2).
 
-While a request is in progress, later requests wait. A request goes to the API or to a handler of the table (`handlers`).
+While a request is in progress, later requests wait. The API or a handler of the table serves each request (see `handlers`).
 """
 
 from collections.abc import Coroutine
@@ -25,11 +25,11 @@ class Pipeline(HttpOutput):
     def __init__(self, listener: Listener) -> None:
         super().__init__(listener)
         self._held: Pending | None = None
-        """the owner of the response that the connection waits for"""
+        """the handler whose response is pending"""
         self._keep = False
 
     def _refuse(self, status: int, text: str, headers: bytes = b"") -> None:
-        """Nothing more is read; the first reason is the one that is answered."""
+        """Rejects the last request of the connection. If this happens twice, the client gets the first reason."""
         if self._refused is None:
             self._refused = error(status, text, headers)
             self._log("request refused", status, text)
@@ -55,7 +55,7 @@ class Pipeline(HttpOutput):
             self._answer(response, keep, request.method == "HEAD")
 
     def _failure(self, exc: Exception, request: Request | HandlerRequest) -> Response:
-        """The answer to a request that was refused, or that uncovered a defect of ours."""
+        """Returns the answer to a request that failed: a rejection, or a status 500 after a defect of the server."""
         context = self._listener.context
         if isinstance(exc, Refused):
             context.node.metrics.refusals[str(exc.code)] += 1
@@ -66,7 +66,7 @@ class Pipeline(HttpOutput):
         return error(500, "internal error")
 
     async def _wait(self, rest: Suspended[Response], keep: bool, request: Request) -> None:
-        """Answers a request that waits, then those behind it."""
+        """Answers a request when its response is ready, and then serves the requests after it."""
         try:
             response = await rest
         except Exception as exc:
@@ -95,7 +95,7 @@ class Pipeline(HttpOutput):
     # Requests of handlers
 
     def _handle(self, request: HandlerRequest, handler: Handler, keep: bool) -> None:
-        """Lets a handler serve a request: the request is answered, waits for its response, or the socket changes its owner."""
+        """Lets a handler serve a request. The handler answers, answers later, or takes the socket over."""
         try:
             found = handler.handle(request, self)
             begun = run_eagerly(found) if isinstance(found, Coroutine) else found
@@ -110,7 +110,7 @@ class Pipeline(HttpOutput):
             self._hand_over(begun, keep)
 
     async def _wait_for_handler(self, rest: Suspended[Outcome], keep: bool, request: HandlerRequest, handler: Handler) -> None:
-        """Waits for the outcome of a request, for example because another worker has its session."""
+        """Waits until a handler has decided about a request, for example because another worker has the session."""
         try:
             found = await rest
         except Exception as exc:
@@ -132,7 +132,8 @@ class Pipeline(HttpOutput):
     def _hand_over(self, found: Takeover | Pending, keep: bool) -> None:
         if self._eof:
             found.lost(self)
-        elif isinstance(found, Takeover) and not self._writing:  # it would not notice the end of the client (`_reading`)
+        elif isinstance(found, Takeover) and not self._writing:
+            # Reading is paused, so the new owner would not notice that the client leaves.
             found.lost(self)
             self.abort()
         elif isinstance(found, Takeover):
@@ -149,12 +150,12 @@ class Pipeline(HttpOutput):
             self._held, self._keep = found, keep
 
     def finish(self, response: Response) -> None:
-        """Answers the poll that waits."""
+        """Answers the request whose response was pending."""
         self._held = None
         self._done(response, self._keep)
 
     def _stop_holding(self) -> None:
-        """The client of a poll that waits is gone."""
+        """Notifies the handler of a pending response that the client has left."""
         held, self._held = self._held, None
         if held is not None:
             self._busy = False

@@ -1,9 +1,10 @@
-"""Bounds per app and per address, smaller than the bound of a worker.
+"""Bounds for each app and for each address, which are smaller than the bound of the whole worker.
 
-With a bound of the worker alone, one client could exhaust the worker for all others. The bounds here are generous, because an
-office or a proxy is one address too. They are checked when a client connects, and never end established connections.
+Without these bounds one client could use up everything that the worker has for all clients. The bounds are large, because many
+clients of an office or of a proxy have the same address. A bound is checked when a client connects, and never ends established
+connections.
 
-Pure: this module counts names, and does not know what is counted.
+This module only counts names: it has no connection and no clock.
 """
 
 from collections import Counter
@@ -14,13 +15,13 @@ from push1st.transports.descriptors import Room
 
 Bound = Literal["worker", "app", "address"]
 Crowded = Literal["server", "address"]
-"""why there is no room for a client"""
+"""the bound that leaves no room for a client: of the whole server, or of one address"""
 
 
 class Places:
-    """A bounded number of places: an app has three quarters of them at most, an address half.
+    """A bounded number of places. An app may take three quarters of them, and an address may take half.
 
-    bound: the number of places. `taken`: the number that is in use.
+    bound: the number of places of the worker. `taken`: the number of places in use.
     """
 
     __slots__ = ("_addresses", "_apps", "_bounds", "taken")
@@ -32,9 +33,9 @@ class Places:
         self.taken = 0
 
     def full(self, app: str, address: str) -> tuple[Bound, int] | None:
-        """Returns the bound that is reached, and its number; None if there is a place.
+        """Returns the bound that is reached, and its number of places; None if there is a place.
 
-        address: "" has no bound per address.
+        address: "" for a client without such a bound.
         """
         taken: dict[Bound, int] = {
             "address": self._addresses[address] if address else 0,
@@ -57,13 +58,13 @@ class Places:
 
 
 class Addresses:
-    """Counts connections by address: an address has seven eighths of a worker's connections at most.
+    """Counts connections by address. An address may have seven eighths of the connections of a worker.
 
     possible: the number of connections that the worker can have.
     """
 
     ANSWERED = 16
-    """connections over the bound that are answered before they are closed"""
+    """connections of an address over its bound that get an answer before they are closed"""
 
     def __init__(self, possible: Callable[[], int]) -> None:
         self._possible = possible
@@ -75,9 +76,11 @@ class Addresses:
         return max(1, self._possible() * 7 // 8)
 
     def enter(self, address: str) -> Room:
-        """Returns the room for one more connection, which counts until `leave`, unless the result is "none".
+        """Returns whether one more connection of an address is served, only answered, or rejected.
 
-        address: "" has no bound, and is not counted.
+        The connection counts until `leave`, unless the result is "none".
+
+        address: "" for a connection that has no bound, and is not counted.
         """
         if not address:
             return "serve"
@@ -93,7 +96,7 @@ class Addresses:
 
 
 def _less(counts: Counter[str], name: str) -> None:
-    """Subtracts one; a name without a count leaves the table."""
+    """Subtracts one from the count of a name, and removes a name whose count is 0."""
     counts[name] -= 1
     if not counts[name]:
         del counts[name]

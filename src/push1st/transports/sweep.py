@@ -1,11 +1,12 @@
-"""One timer a worker for all deadlines and keepalives (invariant 6).
+"""One timer for all deadlines and keepalives of a worker (invariant 6).
 
-A connection is kept under the second at which something may be due for it. It is looked at then, not before: activity
-only writes down its time, and when the second comes the connection says when to look next. So an idle connection
-costs one look per activity timeout, and owns no timer.
+The sweep has a table of connections by the second of their next deadline. At that second the sweep calls `due` of the
+connection, which returns the time of the next call. Activity of a client only sets a time in its connection. So an idle
+connection costs one call in each activity timeout, and has no timer of its own.
 
-A deadline is enforced only after the server has read everything that clients sent in time. So the sockets are read between the
-timer and the looks; and if the process stood still (stopped, swapped out, starved), the next tick does not look.
+The sweep enforces a deadline only after the server has read all bytes that clients sent in time. So the event loop reads all
+sockets between the tick of the timer and the calls of `due`. If the process did not run for some time (stopped, swapped out,
+starved), the next tick calls no `due`.
 """
 
 import asyncio
@@ -15,28 +16,30 @@ from math import ceil
 from typing import Protocol
 
 LOOKS = 1000
-"""connections looked at in one loop turn"""
+"""calls of `due` in one turn of the event loop"""
 AGAIN_SECONDS = 10
-"""until a connection whose look failed is looked at again"""
+"""time until `due` of a connection is called again after it raised an exception"""
 NEVER = 1 << 62
 LATE_SECONDS = 2
-"""between two ticks; after a longer time the process stood still"""
+"""time between two ticks; if it is longer, the process did not run in between"""
 READ_TURNS = 3
-"""loop turns from the timer until all input is processed: the rest of the timer's own turn, one to read, one to process"""
+"""turns of the event loop from a tick until all input is processed: the rest of the timer's turn, one to read, one to process"""
 
 
 class Watched(Protocol):
     due_at: int
-    """the second it is kept under; the sweep's own (NEVER at first)"""
+    """the second of the next call of `due`; set by the sweep only, and NEVER at first"""
 
     def due(self, now: float) -> float | None:
-        """Does what is due; returns when to look next (seconds on the sweep's clock), None for never."""
+        """Does whatever is due; returns the time of the next call, in seconds on the sweep's clock; None for no further call."""
 
 
 class Sweep:
-    """clock: seconds that never go back. each_second: done once a tick. on_error: called in an exception's handler.
+    """A worker's sweep.
 
-    `now` is that clock as of the last second, for those who need no better.
+    clock: seconds that never go back. each_second: called at each tick. on_error: called in the handler of an exception.
+
+    `now`: the time of the last tick, for deadlines that need no better resolution.
     """
 
     def __init__(self, clock: Callable[[], float], on_error: Callable[[], None], each_second: Callable[[], None]) -> None:
@@ -59,7 +62,7 @@ class Sweep:
             self._timer = None
 
     def watch(self, watched: Watched, at: float) -> None:
-        """Looks at `watched` at `at`, and no more at the time before."""
+        """Calls `due` of `watched` at the time `at`, which replaces the time set before."""
         self.forget(watched)
         second = max(ceil(at), self._done + 1)
         watched.due_at = second
@@ -69,7 +72,7 @@ class Sweep:
         bucket[watched] = None
 
     def forget(self, watched: Watched) -> None:
-        """Never looks at `watched` again."""
+        """Removes `watched` from the table."""
         bucket = self._buckets.get(watched.due_at)
         if bucket is not None:
             bucket.pop(watched, None)
@@ -79,7 +82,7 @@ class Sweep:
         self._timer = asyncio.get_running_loop().call_later(1, self._tick)
         before, self.now = self.now, self._clock()
         self._was_late = self.now - before >= LATE_SECONDS and not self._was_late
-        if self._was_late:  # never twice in a row, since a slow process may be late at each tick
+        if self._was_late:  # never at two ticks in a row, because a slow process may be late at each tick
             self._each_second()
         else:
             self._after(READ_TURNS)
@@ -91,7 +94,7 @@ class Sweep:
             self.run()
 
     def run(self) -> None:
-        """Looks at what is due by now, at most `LOOKS` a loop turn."""
+        """Calls `due` of all connections whose second has passed, at most `LOOKS` of them in a turn of the event loop."""
         self.now = self._clock()
         while self._done < int(self.now):
             self._done += 1
@@ -103,7 +106,7 @@ class Sweep:
         waiting = self._waiting
         for _ in range(min(LOOKS, len(waiting))):
             watched = waiting.popleft()
-            if watched.due_at > self._done:  # it moved, or is gone, since it was put in line
+            if watched.due_at > self._done:  # its time was changed, or it was removed, in the meantime
                 continue
             watched.due_at = NEVER
             try:

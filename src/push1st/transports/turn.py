@@ -1,16 +1,17 @@
 """One turn of the event loop: reads all input, then processes it, then writes the answers (decision 0004).
 
-A turn also bounds what one connection may cost the others (decision 0013):
+A turn also bounds the time that one connection takes from all others (decision 0013):
 
-- A connection processes a *slice* of its input: some frames, or some requests. The rest is the connection's backlog.
+- A connection processes one *slice* of its input in a turn: some frames, or some requests. The rest of its input is the
+  connection's backlog.
 - The worker does not read a connection with a backlog, so the kernel slows down its client.
-- In each turn connections with a backlog process one slice each, in rotation. They get as much time as the new input of the
-  turn took, and `BACKLOG_SECONDS` at least.
+- In each turn connections with a backlog process one slice each, in rotation. All backlogs together get as much time as the new
+  input of the turn took, and `BACKLOG_SECONDS` at least.
 - The worker does not read a connection again in the same turn if the last read returned `LONG_READ` bytes or more. Otherwise
-  the event loop would read on as long as the client keeps up. Such input is a backlog from the start.
+  the event loop would continue to read from a client that sends fast. The whole input of such a read is a backlog.
 
-And a turn bounds what all connections together may cost: new input gets `INPUT_SECONDS`. The remaining input is
-processed first in the next turns, before newer input. So a turn stays short if thousands of clients flood the worker at once.
+A turn bounds all connections together, too: it processes new input for `INPUT_SECONDS`. The next turns process the remaining
+input before newer input. So a turn stays short if thousands of clients flood the worker at once.
 
 A client may send and then close. A lost connection still processes its backlog, and its answers are discarded (`lost.py`).
 
@@ -22,18 +23,18 @@ from collections.abc import Callable
 from typing import Protocol
 
 SLICE_SECONDS = 0.001
-"""most time of a slice of messages; a number of messages bounds it too, but a join may take 1000 times as long as a ping"""
+"""most time of a slice; the number of its messages has a bound too, but a join may take 1000 times as long as a ping"""
 MAX_WAITING = 100
-"""commands that may wait (for a broker, for an app's backend) before a connection processes no more messages"""
+"""commands that may wait for a broker or for an app's backend; with more of them, a connection processes no messages"""
 BACKLOG_SECONDS = 0.002
-"""least time of each turn for connections that have a backlog"""
+"""time of each turn for connections that have a backlog, at least"""
 INPUT_SECONDS = 0.01
 """time of each turn for new input; the clock is read after each `ROUND` of connections"""
 ROUND = 16
 LONG_READ = 65_536
 """bytes of a read after which a connection is not read again in the same turn"""
 MAX_BACKLOGS = 1000
-"""connections with a backlog; above it, the backlog of a lost connection is discarded"""
+"""connections that may have a backlog; with more of them, the backlog of a lost connection is discarded"""
 
 
 class Answering(Protocol):
@@ -54,7 +55,7 @@ class Connection(Protocol):
         """Stores `data` as input for a later `process`."""
 
     def hold_reading(self, hold: bool) -> None:
-        """Stops or resumes reading from the socket. Both may be called twice."""
+        """Stops or resumes reading from the socket. Two calls with the same argument are allowed."""
 
     def abort(self) -> None: ...
 
@@ -72,19 +73,19 @@ class Turn:
         self._scheduled = False
         self._arrived: list[tuple[Connection, bytes]] = []
         self._late: dict[Connection, None] = {}
-        """connections with new input that an earlier turn had no time for"""
+        """connections whose new input an earlier turn had no time for"""
         self._backlog: dict[Connection, None] = {}
         self._spent = 0.0
-        """seconds that new input took in this turn already, before `_run`"""
+        """seconds that new input has already taken in this turn, before `_run`"""
         self.answering: list[Answering] = []
         """connections that write their answers in this turn's last phase"""
 
     def arrived(self, connection: Connection, data: bytes) -> None:
-        """Keeps bytes of a connection for the end of the turn.
+        """Keeps new input of a connection until the turn has read all sockets.
 
         A turn has three phases: it reads all sockets that are ready, processes all input, and writes all output, answers before
-        deliveries. So the interpreter runs the same code many times without a system call in between, which halves its time, and
-        a waiting client is woken once. Answers come first so that publishers send their next request while the deliveries of
+        deliveries. So the interpreter runs the same code many times without a system call in between, which halves the time. A
+        waiting client is woken once. Answers come first so that publishers send their next request while the deliveries of
         this one are written.
         """
         if not self._scheduled:
@@ -122,7 +123,7 @@ class Turn:
             self._schedule()
 
     def catch_up(self) -> None:
-        """Processes the input so far, before a connection ends. Input that the turn has no time for becomes a backlog."""
+        """Processes the input so far, before a connection ends. Input becomes a backlog if the turn has no time for it."""
         if self._spent >= INPUT_SECONDS:
             arrived, self._arrived = self._arrived, []
             self._postpone(arrived)
@@ -133,13 +134,13 @@ class Turn:
         self._finish()
 
     def keeps_lost(self) -> bool:
-        """Whether a connection that is lost may process the input that had arrived."""
+        """Returns whether a lost connection may still process the input that arrived before the loss."""
         return len(self._backlog) + len(self._late) < MAX_BACKLOGS
 
     def _work(self, until: float) -> None:
         """Processes a slice of each connection's new input, and postpones the rest when the time is over.
 
-        until: on the clock; 0: `INPUT_SECONDS` from now.
+        until: a time on the clock; 0 means `INPUT_SECONDS` from now.
         """
         arrived, self._arrived = self._arrived, []
         if len(arrived) <= ROUND:

@@ -12,13 +12,13 @@ from push1st.transports.turn import MAX_WAITING, SLICE_SECONDS
 from push1st.transports.websocket_output import CLOSE_SECONDS, WebSocketOutput
 
 MAX_FRAMES = 32
-"""frames in a slice (see `turn`)"""
+"""frames in a slice of input (see `turn`)"""
 SMALL_FRAGMENT = 256
-"""bytes; the client is charged for a smaller fragment (`Session.charge`)"""
+"""bytes; each smaller fragment counts against the rate limit of the client (`Session.charge`)"""
 
 
 class WebSocketConnection(WebSocketOutput):
-    """One client. It owns the socket from the handshake on."""
+    """One client. The connection owns the socket after the handshake."""
 
     __slots__ = ()
 
@@ -80,7 +80,7 @@ class WebSocketConnection(WebSocketOutput):
         return False
 
     def _feed(self, data: bytes) -> Iterator[Event]:
-        """Returns the events of these bytes, which are decoded as the iterator goes on."""
+        """Returns an iterator over the events of these bytes, which decodes them one by one."""
         decoder = self._decoder
         if decoder is None:
             most = self._protocol.max_payload
@@ -97,7 +97,7 @@ class WebSocketConnection(WebSocketOutput):
             session.charge()
 
     def _text(self, text: str) -> Collection[Command] | None:
-        """Handles a message; returns the commands that wait."""
+        """Handles a message; returns the commands of the session that wait."""
         session = self._session
         assert session is not None
         try:
@@ -122,14 +122,14 @@ class WebSocketConnection(WebSocketOutput):
             self._transport.resume_reading()
 
     def _wait(self, events: Iterator[Event]) -> None:
-        """Works on `events` when the session has applied the commands before them. Until then nothing is read."""
+        """Processes `events` after the session has applied all earlier commands. The socket is not read in the meantime."""
         self._events = events
         self._transport.pause_reading()
 
     def eof_received(self) -> bool:
-        """Handles the end of the client's input: the connection ends when all input is applied.
+        """Handles the end of the client's input. The connection ends after the session has applied all commands.
 
-        Output that the client does not read in time is discarded. With TLS uvloop closes the socket at once.
+        Output is discarded if the client does not read it in time. With TLS, uvloop closes the socket at once.
         """
         self._context.turn.catch_up()
         is_secure = self._transport.get_extra_info("sslcontext") is not None
@@ -160,12 +160,12 @@ class WebSocketConnection(WebSocketOutput):
         self._release()
 
     def _has_input(self) -> bool:
-        """Whether input is not applied yet."""
+        """Returns whether the session has not applied all input yet."""
         session = self._session
         return session is not None and (session.is_busy(self._resume) or self._events is not None)
 
     def _wait_for_end(self) -> None:
-        """Ends the connection when its input is applied."""
+        """Ends the connection after the session has applied all input."""
         self._wait(chain(self._events or (), (Closed(1006),)))
         if self._session is not None and not self._session.is_busy(self._resume):
             self._resume()

@@ -1,4 +1,4 @@
-"""The output of a WebSocket: replies of the session, keepalive, and the end of the connection. `websocket` builds on it.
+"""The output of a WebSocket: replies of the session, keepalive, and the end of the connection. `websocket` reads the input.
 
 When the server ends a connection, the session ends at once. The close frame is sent after everything that is queued for the
 client, and the client has `CLOSE_SECONDS` to answer it. Then the socket is destroyed. After a violation of the protocol the
@@ -24,7 +24,7 @@ from push1st.transports.sweep import NEVER
 
 CLOSE_SECONDS = 5
 PONG_SECONDS = 30
-"""from a ping to the end of a client that stays silent (Pusher protocol, section 7)"""
+"""time from a ping to the disconnection of a client that sends nothing (Pusher protocol, section 7)"""
 EXPIRED = "access token has expired"
 
 
@@ -56,12 +56,12 @@ class WebSocketOutput(Takeover):
         self._transport = transport
         self.codec = codec
         self.address = ""
-        """the name under which `EdgeContext.addresses` counts the connection; "" if it does not"""
+        """the name under which `EdgeContext.addresses` counts the connection; "" if the connection is not counted"""
         self._protocol = protocol
         self._decoder: Decoder | None = None
-        """None while no frame and no message is incomplete, so that an idle connection takes no memory for a decoder"""
+        """a decoder while a frame or a message is incomplete, so that an idle connection needs no memory for a decoder"""
         self._events: Iterator[Event] | None = None
-        """events of the input that are not handled yet"""
+        """events of the input that are not processed yet"""
         self._session: Session | None = None
         self._seen = context.sweep.now
         self._pinged = 0
@@ -77,12 +77,12 @@ class WebSocketOutput(Takeover):
         return self._transport.write
 
     def established(self, activity_timeout: int) -> None:
-        """The first frame of a Pusher connection."""
+        """Sends the first frame of a Pusher connection."""
         assert self._session is not None
         self.send(Established(self._session.id, activity_timeout))
 
     def open(self, session: Session) -> None:
-        """The client has been let in."""
+        """Connects a session, and queues the answer to the handshake before everything that the session sends."""
         self._session = session
         node = self._context.node
         node.fanout.direct(session, self._switch)
@@ -92,7 +92,7 @@ class WebSocketOutput(Takeover):
         metrics.opened[self.codec.name] += 1
 
     def take_over(self) -> None:
-        """The socket is this connection's now."""
+        """Takes the socket from the HTTP connection, and starts the deadlines."""
         context = self._context
         if self._switch:
             self._transport.write(self._switch)
@@ -103,14 +103,17 @@ class WebSocketOutput(Takeover):
             self._authorize_by = self._seen + AUTHORIZE_SECONDS
             context.sweep.watch(self, self._authorize_by)
         elif self.due_at == NEVER:
-            # Spread over the last tenth, so that clients that came together are not looked at together.
+            # The first checks are spread over a tenth of the timeout, so that clients that connect together are not checked
+            # together.
             first = self._protocol.activity_timeout * (1 - (id(self) >> 4) % 100 / 1000)
             context.sweep.watch(self, self._seen + min(first, self._token_seconds()))
 
     # asyncio.Protocol
 
     def pause_writing(self) -> None:
-        """The outbox passed its bound. This may be in the midst of a flush, so the cut waits for the end of the turn."""
+        """Disconnects a client whose output exceeds the bound. The event loop may call this during a flush, so the connection
+        ends after the turn.
+        """
         self._slow = True
         asyncio.get_running_loop().call_soon(self._cut)
 
@@ -122,7 +125,7 @@ class WebSocketOutput(Takeover):
             self._context.node.metrics.cut_offs["slow"] += 1
             self._end(*self.codec.slow())
 
-    # Outlet: what the session needs
+    # The outlet of the session
 
     def send(self, reply: Reply) -> None:
         if not self._closing and self._session is not None:
@@ -223,7 +226,10 @@ class WebSocketOutput(Takeover):
     # Deadlines
 
     def due(self, now: float) -> float | None:
-        """Keepalive: a ping frame after silence, the protocol's own ping after half the wait, then the end."""
+        """Enforces the deadlines of the connection (see `Sweep`).
+
+        A silent client gets a ping frame, then the ping of its protocol. It is disconnected if it does not answer.
+        """
         if self._closing:
             if self._linger and not self._transport.is_closing():
                 self._transport.close()
@@ -245,7 +251,7 @@ class WebSocketOutput(Takeover):
         return claims.exp - self._context.node.clock.wall() / 1_000_000_000
 
     def _keep_alive(self, now: float) -> float:
-        """Pings or disconnects a silent client, if one of these is due; returns when to look next."""
+        """Pings or disconnects a silent client, if one of these is due; returns the time of the next check."""
         if self._authorize_by:
             session = self._session
             if session is not None and not session.authorized:
@@ -255,7 +261,7 @@ class WebSocketOutput(Takeover):
                 self.close(4009, "Connection not authorized within timeout")
                 return now + CLOSE_SECONDS
             self._authorize_by = 0
-        if self._events is not None:  # the client waits for the server
+        if self._events is not None:  # only the server is late
             self._seen = now
         step_at = self._seen + self._protocol.activity_timeout + self._pinged * PONG_SECONDS / 2
         if step_at > now:

@@ -1,11 +1,11 @@
 """WebSocket handshakes: finds the protocol of a path, and lets that protocol's entry admit the client.
 
-An entry is a protocol's way in: the paths, the token, the rights, and what the client joins at once. It is one file here, and
-the second name in the protocol's line of `protocols.PROTOCOLS`.
+An entry admits the clients of one protocol: it reads the path and the token, and makes the session with its rights. Each entry
+is one file of this folder, and the second name in its protocol's line of `protocols.PROTOCOLS`.
 
-An entry rejects a client with `Disconnect`. The client gets an HTTP status if the entry has one for the code. Otherwise the
-handshake succeeds, and the server closes the WebSocket with the code. Pusher's clients need the latter: they retry a
-rejected handshake for ever.
+An entry rejects a client with `Disconnect`. The client gets an HTTP status if the entry has a status for the close code.
+Otherwise the handshake succeeds, and the server closes the WebSocket with that code. Pusher's clients need a close code,
+because they retry a rejected handshake for ever.
 """
 
 import asyncio
@@ -31,7 +31,7 @@ _SWITCH = b"HTTP/1.1 101 Switching Protocols\r\nUpgrade: websocket\r\nConnection
 
 
 class Entry(Protocol):
-    """A protocol's way in. It is made once for each worker, from the worker's context.
+    """Admits the clients of one protocol. A worker has one instance of each entry.
 
     bases: what the paths begin with; empty if the protocol is off. settings: the protocol's section of the configuration.
     statuses: HTTP status for each close code with which a client is rejected before the upgrade.

@@ -1,4 +1,6 @@
-"""The way in of Pusher's clients: `/app/KEY?protocol=7`. Channels follow as messages (Pusher protocol, section 1)."""
+"""Admits clients of the Pusher protocol, which connect to `/app/KEY?protocol=7`. They subscribe to channels with messages after
+the handshake (Pusher protocol, section 1).
+"""
 
 from collections.abc import Mapping
 from types import MappingProxyType
@@ -15,7 +17,7 @@ class PusherEntry:
     """Admits a client by its app key (`entries.Entry`)."""
 
     statuses: Mapping[int, int] = MappingProxyType({})
-    """Empty, because Pusher's clients act on close codes only."""
+    """empty, because Pusher's clients need close codes"""
 
     def __init__(self, context: EdgeContext) -> None:
         self._context = context

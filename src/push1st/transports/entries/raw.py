@@ -1,6 +1,6 @@
-"""The way in of raw WebSocket clients: `/ws/app/KEY/CHANNEL/…?token=…&session=…` (Push1st API, section 7).
+"""Admits raw WebSocket clients, which connect to `/ws/app/KEY/CHANNEL/…?token=…&session=…` (Push1st API, section 7).
 
-The path names the channels, the access token allows the protected ones, and `session` is the prefix of the client's id.
+The path has the names of the channels. Protected channels need an access token. `session` is the prefix of the client's id.
 """
 
 from collections.abc import Mapping
@@ -23,7 +23,7 @@ MAX_PREFIX_BYTES = 255
 
 
 class RawEntry:
-    """Admits a client by its app key, and joins the channels of the path (`entries.Entry`)."""
+    """Admits a client by its app key, and subscribes it to the channels of the path (`entries.Entry`)."""
 
     statuses: Mapping[int, int] = MappingProxyType({4001: 403, 4003: 403, 4004: 503, 4009: 403, 4100: 503})
 
@@ -59,7 +59,7 @@ class RawEntry:
             session.handle(Subscribe(name))
 
     def _claims(self, handshake: Handshake, app: App, token: str) -> auth.Claims | None:
-        """Returns the rights in the client's access token; None without a valid token. token: the one in the query."""
+        """Returns the rights in the client's access token; None if the client has no valid token. token: the one in the query."""
         client = handshake.visitor
         scheme, _, bearer = (client.authorization or "").partition(" ")
         if scheme.lower() == "bearer":
