@@ -9,7 +9,7 @@ from typing import Literal
 
 import msgspec
 
-Delivery = Literal["broadcast", "multicast", "unicast"]
+DeliveryMode = Literal["broadcast", "multicast", "unicast"]
 
 API = "api"
 """The sender of a message that was published over HTTP (`#msg-from`)."""
@@ -47,7 +47,7 @@ class Message(msgspec.Struct, frozen=True, gc=False, array_like=True):
     received: int
     sender: str = API
     exclude: str = ""
-    delivery: Delivery = "broadcast"
+    delivery: DeliveryMode = "broadcast"
     target: str = ""
     user_id: str | None = None
     headers: bytes = b""
@@ -90,7 +90,7 @@ class Options(msgspec.Struct, frozen=True, gc=False):
     """The receivers of an event (Push1st API, section 3). ttl: seconds; it has no effect on live delivery."""
 
     ttl: float = 0
-    delivery: Delivery = "broadcast"
+    delivery: DeliveryMode = "broadcast"
     session: str = ""
 
     def error(self) -> str | None:
@@ -202,7 +202,7 @@ class HookEvent(msgspec.Struct, frozen=True, gc=False):
     data: bytes = b""
     count: int = 0
     id: int = 0
-    delivery: Delivery = "broadcast"
+    delivery: DeliveryMode = "broadcast"
     expires: int = 0
     given: bytes = b""
     phase: Phase = "new"
@@ -264,7 +264,7 @@ class Publish(msgspec.Struct, frozen=True, gc=False):
     channel: str
     event: str
     data: bytes
-    delivery: Delivery = "broadcast"
+    delivery: DeliveryMode = "broadcast"
     target: str = ""
     ttl: float = 0
     headers: bytes = b""

@@ -10,7 +10,7 @@ import os
 import sys
 from collections.abc import Callable, Sequence
 
-from push1st.cli.arguments import Options, parser
+from push1st.cli.arguments import Arguments, parser
 from push1st.errors import ClientError, ConfigError, Refused
 from push1st.printable import printable, printable_lines
 
@@ -39,8 +39,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     return code
 
 
-def _command(name: str) -> Callable[[Options], int]:
+def _command(name: str) -> Callable[[Arguments], int]:
     """Imports the function `module:function` of this package."""
     module, _, function = name.partition(":")
-    command: Callable[[Options], int] = getattr(importlib.import_module(f"push1st.cli.{module}"), function)
+    command: Callable[[Arguments], int] = getattr(importlib.import_module(f"push1st.cli.{module}"), function)
     return command

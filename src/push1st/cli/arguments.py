@@ -12,7 +12,7 @@ from typing import Any, NoReturn
 from push1st.cli.configuration import DEMO_API, DEMO_URL
 from push1st.process.cpus import MAX_WORKERS
 
-Options = argparse.Namespace
+Arguments = argparse.Namespace
 _OPTION = re.compile(r"--[a-z][a-z-]{0,30}(?=\Z|=)|-[a-z]\Z")
 
 

@@ -3,7 +3,7 @@
 import sys
 
 from push1st.cli import preflight
-from push1st.cli.arguments import Options
+from push1st.cli.arguments import Arguments
 from push1st.cli.configuration import ENVIRONMENT, listening, load_or_demo
 from push1st.config import brokerurl
 from push1st.config.model import AppConfig, Config, strictness, unserved
@@ -14,7 +14,7 @@ from push1st.printable import printable
 from push1st.process import cpus, engine
 
 
-def run(options: Options) -> int:
+def run(options: Arguments) -> int:
     """Prints listeners, apps and notes. Raises ConfigError if the server would not start or would serve no client."""
     config = load_or_demo(options.config)
     if config.demo:

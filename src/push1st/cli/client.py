@@ -11,7 +11,7 @@ from urllib.parse import SplitResult, urlsplit
 import msgspec
 from websockets.exceptions import InvalidMessage, InvalidStatus
 
-from push1st.cli.arguments import Options
+from push1st.cli.arguments import Arguments
 from push1st.cli.configuration import load_or_demo, url
 from push1st.config.model import AppConfig, Config
 from push1st.errors import ClientError, ConfigError, Rejected
@@ -25,7 +25,7 @@ class ServerApp(msgspec.Struct, frozen=True):
     assumed: bool
 
 
-def select(options: Options) -> ServerApp:
+def select(options: Arguments) -> ServerApp:
     """Returns the app that the options select. Options win over the environment, which wins over the configuration.
 
     Raises ConfigError if the options select no app.

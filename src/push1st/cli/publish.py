@@ -9,7 +9,7 @@ from urllib.parse import quote, urlencode
 
 from push1st import auth
 from push1st.channels import covers, kind_of, pusher_name_error
-from push1st.cli.arguments import Options
+from push1st.cli.arguments import Arguments
 from push1st.cli.client import cause, naming_assumed_app, select, server_url, split_url
 from push1st.config.model import AppConfig
 from push1st.errors import ClientError, ConfigError, Rejected
@@ -18,7 +18,7 @@ from push1st.printable import printable
 TIMEOUT_SECONDS = 10
 
 
-def run(options: Options) -> int:
+def run(options: Arguments) -> int:
     """Publishes an event and prints the server's answer. Raises ConfigError and ClientError."""
     target = select(options)
     config, app = target.config, target.app

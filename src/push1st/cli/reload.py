@@ -6,7 +6,7 @@ import signal
 import sys
 import time
 
-from push1st.cli.arguments import Options
+from push1st.cli.arguments import Arguments
 from push1st.printable import printable
 from push1st.process import rundir
 
@@ -14,7 +14,7 @@ POLL_SECONDS = 0.1
 """the time between two reads of the supervisor's progress"""
 
 
-def run(options: Options) -> int:
+def run(options: Arguments) -> int:
     """Sends SIGHUP to the supervisor and prints its progress; returns 1 if a worker was not replaced."""
     found = rundir.running(options.config)
     if len(found) != 1:

@@ -6,14 +6,14 @@ import msgspec
 
 import push1st
 from push1st import logs
-from push1st.cli.arguments import Options
+from push1st.cli.arguments import Arguments
 from push1st.cli.configuration import DEMO_URL, ENVIRONMENT, listening, load_or_demo, url
 from push1st.config.model import Config
 from push1st.printable import printable_lines
 from push1st.process import cpus
 
 
-def run(options: Options) -> int:
+def run(options: Arguments) -> int:
     """Serves until a signal stops the server. Raises ConfigError if the server cannot start."""
 
     def read() -> Config:

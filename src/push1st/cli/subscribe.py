@@ -12,7 +12,7 @@ from websockets.sync.client import ClientConnection, connect
 
 from push1st import auth
 from push1st.channels import kind_of
-from push1st.cli.arguments import Options
+from push1st.cli.arguments import Arguments
 from push1st.cli.client import cause, naming_assumed_app, select, server_url, split_url
 from push1st.errors import ClientError, ConfigError, Rejected
 from push1st.printable import printable
@@ -22,7 +22,7 @@ Show = Callable[[str, str, str], None]
 OPEN_SECONDS = 10
 
 
-def run(options: Options) -> int:
+def run(options: Arguments) -> int:
     """Prints events until the server ends the connection, or until `--count` events. Raises ConfigError and ClientError."""
     target = select(options)
     config, app = target.config, target.app

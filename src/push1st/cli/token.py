@@ -6,7 +6,7 @@ import time
 
 from push1st import auth
 from push1st.channels import kind_of, wide_name_error
-from push1st.cli.arguments import Options
+from push1st.cli.arguments import Arguments
 from push1st.cli.client import select
 from push1st.config.model import DEMO_SECRET
 from push1st.errors import ConfigError
@@ -14,7 +14,7 @@ from push1st.errors import ConfigError
 _SOCKET_ID = re.compile(r"([A-Za-z0-9_-]+\.)?[0-9]+(\.[0-9]+)?")
 
 
-def run_session(options: Options) -> int:
+def run_session(options: Arguments) -> int:
     """Prints a session token. Raises ConfigError."""
     session, channel = options.socket_id, options.channel
     if not _SOCKET_ID.fullmatch(session):
@@ -28,7 +28,7 @@ def run_session(options: Options) -> int:
     return 0
 
 
-def run_access(options: Options) -> int:
+def run_access(options: Arguments) -> int:
     """Prints an access token. Raises ConfigError."""
     channels = options.channel or ["*"]
     for name in channels:
@@ -43,7 +43,7 @@ def run_access(options: Options) -> int:
     return 0
 
 
-def _signer(options: Options) -> tuple[str, str]:
+def _signer(options: Arguments) -> tuple[str, str]:
     """Returns id and secret of the app that a token is for. Prints a note if no option selects an app: it is the demo's."""
     target = select(options)
     app = target.app

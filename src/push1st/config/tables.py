@@ -54,8 +54,8 @@ _FILTER = re.compile(r".+\Z")
 def require_key_pair(ssl: Ssl, section: Value) -> Ssl:
     """Raises ConfigError if TLS has a key without a certificate, or a certificate without a key."""
     if ssl.enable and bool(ssl.key) != bool(ssl.cert):
-        there, missing = ("key", "cert") if ssl.key else ("cert", "key")
-        raise ConfigError(f"{section}: found {there} without {missing}, allowed: both, or none for a self-signed certificate")
+        present, missing = ("key", "cert") if ssl.key else ("cert", "key")
+        raise ConfigError(f"{section}: found {present} without {missing}, allowed: both, or none for a self-signed certificate")
     return ssl
 
 

@@ -23,9 +23,9 @@ MAX_DEPTH = 20
 MIN_VALUES = 1000
 """the limit of values in a file that has fewer characters"""
 
-Kind = Literal["nothing", "text", "number", "flag", "other", "list", "mapping", "variable"]
-_TAGS: dict[str, Kind] = {"null": "nothing", "str": "text", "int": "number", "bool": "flag"}
-_WORDS: dict[Kind, str] = {
+ValueKind = Literal["nothing", "text", "number", "flag", "other", "list", "mapping", "variable"]
+_TAGS: dict[str, ValueKind] = {"null": "nothing", "str": "text", "int": "number", "bool": "flag"}
+_WORDS: dict[ValueKind, str] = {
     "text": "text",
     "number": "a whole number",
     "flag": "true or false",
@@ -48,7 +48,7 @@ class Value(msgspec.Struct, frozen=True):
     keys: of a mapping.
     """
 
-    kind: Kind
+    kind: ValueKind
     place: str
     path: str
     text: str = ""

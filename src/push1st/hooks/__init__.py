@@ -1,7 +1,7 @@
 """Notifies backends of hook events, and requests decisions from them: the ports, and the registry of transports.
 
 `HookDispatcher.on_event` takes a hook event (`messages.HookEvent`). Edges are held for a while, and dropped if the opposite
-edge follows (`debounce`). An event is encoded in the format of each endpoint (`formats`) and queued (`queue`). An `Endpoint`
+edge follows (`debounce`). An event is encoded in the format of each endpoint (`formats`) and queued (`queue`). An `HookEndpoint`
 delivers events through a `HookTransport`, and retries failed deliveries (`endpoint`). Decisions are requested through the
 same transports, without a queue (`authorize`).
 

@@ -21,7 +21,7 @@ MAX_ABSENT = 10_000
 
 LEAVING = {leaving: entering for entering, leaving in ENTERING.items()}
 
-Key = tuple[str, str, str | None]
+EdgeKey = tuple[str, str, str | None]
 """app, channel, member"""
 
 
@@ -29,13 +29,13 @@ class Debounce:
     """Holds leaving edges. `feed` and `due` return the hook events that pass now, in order."""
 
     def __init__(self) -> None:
-        self._present: set[Key] = set()
+        self._present: set[EdgeKey] = set()
         """channels and members for which no leaving edge has passed since the last entering edge"""
-        self._absent: OrderedDict[Key, None] = OrderedDict()
+        self._absent: OrderedDict[EdgeKey, None] = OrderedDict()
         """channels and members whose last edge was leaving"""
-        self._held: OrderedDict[Key, tuple[float, HookEvent]] = OrderedDict()
+        self._held: OrderedDict[EdgeKey, tuple[float, HookEvent]] = OrderedDict()
         """leaving edges, each with the time at which it passes; the earliest first"""
-        self._missed: OrderedDict[Key, float] = OrderedDict()
+        self._missed: OrderedDict[EdgeKey, float] = OrderedDict()
         """cache channels that have passed a `cache-missed`, each with the time until which further ones are dropped"""
 
     def feed(self, event: HookEvent, now: float) -> list[HookEvent]:
@@ -89,7 +89,7 @@ class Debounce:
                 self._present.add(key)
                 self._held[key] = now + HOLD_SECONDS, event
 
-    def _leave(self, key: Key, held: tuple[float, HookEvent]) -> HookEvent:
+    def _leave(self, key: EdgeKey, held: tuple[float, HookEvent]) -> HookEvent:
         self._present.discard(key)
         self._absent[key] = None
         if len(self._absent) > MAX_ABSENT:
@@ -97,5 +97,5 @@ class Debounce:
         return held[1]
 
 
-def _key(event: HookEvent) -> Key:
+def _key(event: HookEvent) -> EdgeKey:
     return event.app, event.channel, event.user_id

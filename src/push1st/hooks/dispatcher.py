@@ -18,7 +18,7 @@ from push1st.config.model import AppConfig, HooksConfig
 from push1st.hooks import TRANSPORTS, Format, HookTransport, Status, Target
 from push1st.hooks.authorize import Authorizer
 from push1st.hooks.debounce import Debounce
-from push1st.hooks.endpoint import Endpoint
+from push1st.hooks.endpoint import HookEndpoint
 from push1st.hooks.formats import ENCODERS, Wanted, kinds, wanted
 from push1st.hooks.queue import Delivery
 from push1st.hooks.store import Saved, Store
@@ -95,9 +95,9 @@ class HookDispatcher:
         self._load_at: asyncio.TimerHandle | None = None
         self._failing = False
         """whether the last attempt to load saved events failed"""
-        self._endpoints: dict[str, tuple[Endpoint, ...]] = {}
+        self._endpoints: dict[str, tuple[HookEndpoint, ...]] = {}
         self._kinds: dict[str, frozenset[HookEventKind]] = {}
-        self._retired: dict[Endpoint, asyncio.Task[None]] = {}
+        self._retired: dict[HookEndpoint, asyncio.Task[None]] = {}
         """endpoints that are no longer configured and still send their queues; each with the task that waits for this"""
         for app in apps:
             self._configure(app)
@@ -117,7 +117,7 @@ class HookDispatcher:
         if app.enable:
             found = []
             for one in wanted(app, self._folder):
-                endpoint = known.pop(_settings(one), None) or Endpoint(one, self, self._config.events, self._config.bytes)
+                endpoint = known.pop(_settings(one), None) or HookEndpoint(one, self, self._config.events, self._config.bytes)
                 endpoint.wanted = one
                 found.append(endpoint)
             self._endpoints[app.id], self._kinds[app.id] = tuple(found), kinds(app)
@@ -126,13 +126,13 @@ class HookDispatcher:
         for url in (*(one.wanted.target.url for one in self._endpoints.get(app.id, ())), *(one.url for one in app.authorize)):
             transport_class(url)
 
-    async def _retire(self, endpoint: Endpoint) -> None:
+    async def _retire(self, endpoint: HookEndpoint) -> None:
         """Closes an endpoint when its queue is empty."""
         await endpoint.drained()
         await endpoint.stop()
         del self._retired[endpoint]
 
-    def _all(self) -> Iterator[Endpoint]:
+    def _all(self) -> Iterator[HookEndpoint]:
         yield from self._retired
         for endpoints in self._endpoints.values():
             yield from endpoints
@@ -270,7 +270,9 @@ class HookDispatcher:
         if lost := await self._store.close():
             log.error("dead letters are lost", letters=lost)
 
-    async def _save(self, store: Store, endpoints: list[Endpoint], held: list[HookEvent], enough: asyncio.Event | None) -> bool:
+    async def _save(
+        self, store: Store, endpoints: list[HookEndpoint], held: list[HookEvent], enough: asyncio.Event | None
+    ) -> bool:
         """Saves the remaining events; returns whether this succeeded. Retries, because a disk may be full for a moment only."""
         time = asyncio.get_running_loop().time
         deadline = time() + self._timings.save
@@ -287,7 +289,7 @@ class HookDispatcher:
                 return True
             await asyncio.sleep(self._timings.retry)
 
-    def _rest(self, endpoints: Iterable[Endpoint], held: Iterable[HookEvent]) -> Iterator[Saved]:
+    def _rest(self, endpoints: Iterable[HookEndpoint], held: Iterable[HookEvent]) -> Iterator[Saved]:
         for one in endpoints:
             name = fingerprint(one.wanted)
             for delivery in one.queue.tried():

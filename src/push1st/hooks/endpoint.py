@@ -41,7 +41,7 @@ class HookContext(Protocol):
         """Keeps lost events, if a folder is configured."""
 
 
-class Endpoint:
+class HookEndpoint:
     """Delivers the events of one endpoint. max_events, max_bytes: the limits of its queue."""
 
     def __init__(self, wanted: Wanted, context: HookContext, max_events: int, max_bytes: int) -> None:

@@ -19,7 +19,7 @@ from tests.support.loop import Clock, turns
 from tests.support.node import APP, app_config
 
 
-class Endpoint:
+class HookEndpoint:
     """A `HookTransport` that accepts deliveries, fails, or waits."""
 
     def __init__(self) -> None:
@@ -59,7 +59,7 @@ class Board:
         self.clock = Clock()
         self.events: Counter[str] = Counter()
         self.attempts: Counter[str] = Counter()
-        self.at: dict[str, Endpoint] = {}
+        self.at: dict[str, HookEndpoint] = {}
         self.numbers = 0
         self.board = HookDispatcher(
             [app_config(webhooks=webhooks, hook=hook)],
@@ -80,16 +80,16 @@ class Board:
 
     def fail(self) -> None:
         """Makes the endpoint `http://a/` fail each delivery."""
-        self.at["http://a/"] = Endpoint()
+        self.at["http://a/"] = HookEndpoint()
         self.at["http://a/"].fails = True
 
     def hang(self) -> None:
         """Makes the endpoint `http://a/` wait with each delivery."""
-        self.at["http://a/"] = Endpoint()
+        self.at["http://a/"] = HookEndpoint()
         self.at["http://a/"].future = asyncio.get_running_loop().create_future()
 
-    def _open_transport(self, target: Target) -> Endpoint:
-        return self.at.setdefault(target.url, Endpoint())
+    def _open_transport(self, target: Target) -> HookEndpoint:
+        return self.at.setdefault(target.url, HookEndpoint())
 
     def on_event(self, *kinds: HookEventKind, channel: str = "c", app: str = APP) -> None:
         for kind in kinds:
@@ -432,7 +432,7 @@ async def test_a_changed_app_gets_new_endpoints_and_keeps_the_queue_of_an_unchan
 
 async def test_a_removed_endpoint_sends_its_queue_first(tmp_path: Path):
     board = Board(A, config=HooksConfig(folder=str(tmp_path)))
-    board.at["http://a/"] = backend = Endpoint()
+    board.at["http://a/"] = backend = HookEndpoint()
     backend.future = asyncio.get_running_loop().create_future()
     board.on_event("cache-missed", channel="one")
     await turns()
