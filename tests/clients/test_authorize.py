@@ -76,8 +76,8 @@ def test_pusher_js_stops_reconnecting_when_the_backend_rejects_it(backend: Recei
     backend.act = lambda _: {"allow": False, "code": 4009, "message": "no"}
     with asking(backend, "connect") as server:
         client = node("pusher_js.mjs", key="app-key", client={"wsHost": "127.0.0.1", "wsPort": server.ws_port})
-        wait_until(lambda: backend.got, "it was asked")
-        time.sleep(1.5)
+        client.next(on="state", state="disconnected")
+        assert client.ask("connection") == {"state": "disconnected", "retries": False}
         assert len(backend.got) == 1
         client.close()
 

@@ -19,6 +19,13 @@ from tests.support.valkey import Valkey
 Nodes = Callable[..., AbstractAsyncContextManager[tuple[Valkey, Place, Place]]]
 
 
+async def renewals(place: Place, count: int = 3) -> None:
+    """Waits until a node has renewed its lease this number of times."""
+    for _ in range(count):
+        before = place.shards[0].lease.renews_at
+        await until(lambda before=before: place.shards[0].lease.renews_at != before)  # type: ignore[misc]
+
+
 async def test_members_that_join_two_nodes_at_once_get_each_other_once() -> None:
     async with nodes() as (_, one, two):
         clients = [(one, two)[n % 2].client() for n in range(60)]
@@ -87,7 +94,7 @@ async def test_subscription_during_a_broker_outage_is_confirmed_after_it() -> No
         await until(lambda: not one.connected and not two.connected)
         client = one.client()
         client.join("c")
-        await asyncio.sleep(0.1)
+        await until(lambda: one.shards[0].connection._waiters)
         assert client.on == set()
         valkey.start()
         await until(lambda: client.on == {"c"} and two.publishes)
@@ -289,7 +296,7 @@ async def test_an_app_has_no_more_connections_than_it_may_on_all_nodes_together(
         await one.broker.settled()
         await two.broker.settled()
         fifth = one.client()
-        await asyncio.sleep(0.1)
+        await until(lambda: fifth.entered or fifth.session.closed)
         assert not fifth.session.closed
 
 
@@ -345,7 +352,7 @@ async def test_full_broker_rejects_new_entries_and_accepts_leaves() -> None:
         await until(lambda: staying.messages[ROOM] == ["1"])
         await until(lambda: len(one.hook_events) + len(two.hook_events) == 6)
         told = [len(place.hook_events) for place in (one, two)]
-        await asyncio.sleep(0.2)  # some signs of life
+        await renewals(one)
         assert [place.shards[0].connection.registered_on for place in (one, two)] == links, "their connections were given up"
         assert [len(place.hook_events) for place in (one, two)] == told, "hook events were reported again"
         one.drop()
@@ -404,7 +411,7 @@ async def test_broker_that_cannot_save_delivers_events_and_rejects_new_entries(c
         assert [place.shards[0].connection.established for place in (one, two)] == links, "their connections were given up"
         joined = await on(one, ROOM, "d")
         await until(lambda: all(client.members[ROOM] == {"a", "b", "d"} for client in (*clients, joined)))
-        await asyncio.sleep(0.2)  # some signs of life
+        await renewals(one)
         edges = [(message.event, json.loads(message.data)["user_id"]) for message in told]
         assert edges.count((MEMBER_REMOVED, "c")) == 2
         assert {user for event, user in edges if event == MEMBER_REMOVED} == {"c"}, "somebody who stayed is told to have left"

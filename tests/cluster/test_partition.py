@@ -209,7 +209,7 @@ def test_two_machines_agree_again_after_a_partition(stack: contextlib.ExitStack)
     with contextlib.ExitStack() as publishing:
         for publish in published:
             publishing.enter_context(again_and_again(publish, failures))
-        time.sleep(0.3)
+        wait_until(lambda: all(len(publish.answers) > 5 for publish in published), "both publish")
         way.swallow()
         blocked = time.monotonic()
         wait_until(lambda: users_of(one) == {"0", "1"}, "the members of the other are gone", GONE_SECONDS + 1)

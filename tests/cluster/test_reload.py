@@ -171,10 +171,11 @@ def test_reload_refuses_no_connection_and_loses_no_acknowledged_publish(own: Ser
             stack.enter_context(again_and_again(listen, failures))
         stack.callback(over.set)
         visits, calls, _ = (stack.enter_context(again_and_again(action, failures)) for action in (visit, call, publish))
-        time.sleep(0.3)
+        wait_until(lambda: visits[0] > 5 and calls[0] > 5 and len(published) > 5, "clients are busy")
         reload(own)
         reload(own)
-        time.sleep(0.3)
+        reloaded = len(published)
+        wait_until(lambda: visits[0] > 20 and calls[0] > 20 and len(published) > reloaded + 5, "clients are busy again")
     assert failures == []
     assert visits[0] > 20
     assert calls[0] > 20
