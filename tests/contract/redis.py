@@ -9,6 +9,7 @@ from typing import Any
 
 from push1st.brokers.redis import Redis
 from push1st.brokers.redis.bounds import Timings
+from push1st.brokers.register import Register
 from push1st.metrics import Metrics
 from tests.support.servers import Cluster
 from tests.support.valkey import Valkey
@@ -39,7 +40,14 @@ def redis_broker(url: str, hooked: Mapping[str, str] = MappingProxyType({"app-a"
     prefix = f"t{next(_prefixes)}"
     timings = Timings(hold=0, read=0.05)  # leaving edges are not held back for long
     return Redis(
-        f"{url}?prefix={prefix}", lambda: (next(numbers), NOW), "node", Metrics(), lambda: hooked, lambda _: None, timings
+        f"{url}?prefix={prefix}",
+        lambda: (next(numbers), NOW),
+        "node",
+        Metrics(),
+        Register(),
+        lambda: hooked,
+        lambda _: None,
+        timings,
     )
 
 

@@ -4,6 +4,7 @@ from collections import OrderedDict
 from collections.abc import Callable, Sequence
 
 from push1st.brokers import CACHE_TTL_SECONDS, CachedEvent, Joined, Occupancy, OnEvent, OnRequest, Receive, Recount, is_cached
+from push1st.brokers.register import Register
 from push1st.channels import kind_of
 from push1st.errors import LimitReached
 from push1st.messages import HookEvent, HookEventKind, Member, Message, Published, member_added, member_removed, status_changed
@@ -11,26 +12,6 @@ from push1st.messages import HookEvent, HookEventKind, Member, Message, Publishe
 MAX_CACHED_EVENTS = 10_000
 MAX_CACHED_BYTES = 64 << 20
 """bytes of data of cached events; over this or `MAX_CACHED_EVENTS`, the cache drops the events published longest ago"""
-
-
-class RosterMember:
-    """A user on a presence channel, and the ids of the connections by which it is subscribed."""
-
-    __slots__ = ("member", "sockets")
-
-    def __init__(self, member: Member) -> None:
-        self.member = member
-        self.sockets: set[str] = set()
-
-
-class RosterChannel:
-    """A channel that has subscriptions."""
-
-    __slots__ = ("members", "subscriptions")
-
-    def __init__(self) -> None:
-        self.subscriptions = 0
-        self.members: dict[str, RosterMember] = {}
 
 
 class Memory:
@@ -41,9 +22,9 @@ class Memory:
 
     shared = False
 
-    def __init__(self, stamp: Callable[[], tuple[int, int]]) -> None:
+    def __init__(self, stamp: Callable[[], tuple[int, int]], register: Register) -> None:
         self._stamp = stamp
-        self._channels: dict[str, dict[str, RosterChannel]] = {}
+        self._register = register
         self._users: dict[str, dict[str, set[str]]] = {}
         self._cache: OrderedDict[tuple[str, str], Message] = OrderedDict()
         self._cached_bytes = 0
@@ -64,7 +45,7 @@ class Memory:
         self._on_event(HookEvent(kind, app, channel, self._stamp()[1], socket_id, user_id, info))
 
     async def close(self) -> None:
-        self._channels.clear()
+        self._register.clear()
         self._users.clear()
         self._cache.clear()
 
@@ -106,62 +87,48 @@ class Memory:
         return (self._on_request(app, channel, request),)
 
     async def join(self, app: str, channel: str, socket_id: str, member: Member | None, limit: int) -> Joined:
-        channels = self._channels.setdefault(app, {})
-        occupied = channels.get(channel)
-        if occupied is None:
-            occupied = channels[channel] = RosterChannel()
+        register = self._register
+        entry = register.channel(app, channel)
+        is_new = member is not None and (entry is None or member.user_id not in entry.members)
+        if is_new and entry is not None and limit and len(entry.members) >= limit:
+            raise LimitReached(403, f"{channel} has {limit} members, which is this app's limit")
+        if entry is None:
             self._edge("occupied", app, channel, socket_id)
-        if member is not None:
-            entry = occupied.members.get(member.user_id)
-            if entry is None:
-                if limit and len(occupied.members) >= limit:
-                    raise LimitReached(403, f"{channel} has {limit} members, which is this app's limit")
-                entry = occupied.members[member.user_id] = RosterMember(member)
-                self._receive(member_added(app, channel, member, *self._stamp(), exclude=socket_id))
-                self._edge("member-added", app, channel, socket_id, member)
-            entry.sockets.add(socket_id)
-        occupied.subscriptions += 1
-        members = tuple(entry.member for entry in occupied.members.values()) if kind_of(channel).presence else None
+        if is_new and member is not None:
+            self._receive(member_added(app, channel, member, *self._stamp(), exclude=socket_id))
+            self._edge("member-added", app, channel, socket_id, member)
+        register.join(app, channel, socket_id, member)
+        register.confirm(app, channel, None if member is None else member.user_id)
+        members = await self.members(app, channel) if kind_of(channel).presence else None
         return Joined(members, await self._cached_of(app, channel))
 
     async def _cached_of(self, app: str, channel: str) -> CachedEvent | None:
         return await self.cached(app, channel) if "cache-" in channel else None
 
     async def leave(self, app: str, channel: str, socket_id: str, user_id: str | None) -> None:
-        channels = self._channels.get(app, {})
-        occupied = channels.get(channel)
-        if occupied is None:
+        departure = self._register.leave(app, channel, socket_id, user_id)
+        if departure is None:
             return
-        if user_id is not None:
-            entry = occupied.members.get(user_id)
-            if entry is None or socket_id not in entry.sockets:
-                return
-            entry.sockets.remove(socket_id)
-            if not entry.sockets:
-                del occupied.members[user_id]
-                self._receive(member_removed(app, channel, user_id, *self._stamp(), exclude=socket_id))
-                self._edge("member-removed", app, channel, socket_id, entry.member)
-        occupied.subscriptions -= 1
-        if occupied.subscriptions <= 0:
-            del channels[channel]
+        if departure.member is not None:
+            self._receive(member_removed(app, channel, departure.member.user_id, *self._stamp(), exclude=socket_id))
+            self._edge("member-removed", app, channel, socket_id, departure.member)
+        if departure.vacated:
             self._claims.pop((app, channel), None)
             self._edge("vacated", app, channel, socket_id)
 
     async def channels(self, app: str, prefix: str = "") -> Sequence[Occupancy]:
-        channels = self._channels.get(app, {})
         return [
-            Occupancy(name, occupied.subscriptions, len(occupied.members))
-            for name, occupied in sorted(channels.items())
+            Occupancy(name, entry.subscriptions, len(entry.members))
+            for name, entry in sorted(self._register.channels(app).items())
             if name.startswith(prefix)
         ]
 
     async def channel(self, app: str, channel: str) -> Occupancy | None:
-        occupied = self._channels.get(app, {}).get(channel)
-        return None if occupied is None else Occupancy(channel, occupied.subscriptions, len(occupied.members))
+        entry = self._register.channel(app, channel)
+        return None if entry is None else Occupancy(channel, entry.subscriptions, len(entry.members))
 
     async def members(self, app: str, channel: str, *, local_view: bool = False) -> tuple[Member, ...]:
-        occupied = self._channels.get(app, {}).get(channel)
-        return () if occupied is None else tuple(entry.member for entry in occupied.members.values())
+        return tuple(self._register.members(app, channel).values())
 
     async def claim(self, app: str, channel: str, seconds: int) -> bool:
         key, now = (app, channel), self._stamp()[1]

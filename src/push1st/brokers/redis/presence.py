@@ -11,7 +11,7 @@ import hiredis
 from push1st.brokers import CachedEvent, Joined
 from push1st.brokers.redis.connection import FAULTS, ShardConnection
 from push1st.brokers.redis.context import NodeContext
-from push1st.brokers.redis.entries import NO_MEMBER, Entries
+from push1st.brokers.redis.entries import Entries
 from push1st.brokers.redis.joining import ADDED, REFUSED, JoinBatch, JoinBatcher, PendingJoin
 from push1st.brokers.redis.keys import ChannelKey, Keys
 from push1st.brokers.redis.publishing import PublishBatcher
@@ -49,7 +49,8 @@ class ShardRoster:
         """See `Roster.join`. Raises LimitReached, Refused(503)."""
         kind, key, views = kind_of(channel), (app, channel), self._context.views
         want = "k" if kind.cache else ""
-        if self.entries.join(key, socket_id, member) and kind.presence:
+        entry = self._context.register.join(app, channel, socket_id, member)
+        if entry.subscriptions == 1 and kind.presence:
             want += "m"  # later joins on this node find the members in the view that this join begins
         try:
 
@@ -63,7 +64,7 @@ class ShardRoster:
                 self._deliver_joins(batch)
             if pending.result == REFUSED:
                 raise LimitReached(403, f"{channel} has {limit} members, which is this app's limit")
-            self.entries.joined(key, None if member is None else member.user_id)
+            self._context.register.confirm(app, channel, None if member is None else member.user_id)
         except BaseException:
             self.leave(app, channel, socket_id, None if member is None else member.user_id)
             raise
@@ -110,31 +111,31 @@ class ShardRoster:
     ) -> tuple[Argument, ...]:
         """Returns the arguments of `lua/join.lua` about a channel."""
         edges = self._context.hook_edges(key[0])
-        return *key, self.entries.subscriptions(key), limit, want, edges, "1" if registers_again else "0"
+        return *key, self._context.register.subscriptions(*key), limit, want, edges, "1" if registers_again else "0"
 
     # Leaving
 
     def leave(self, app: str, channel: str, socket_id: str, user_id: str | None) -> None:
         key = app, channel
         self._joining.send(key)
-        was_occupied, was_member = self.entries.has(key), self.entries.has(key, user_id)
-        gone = self.entries.leave(key, socket_id, user_id)
-        if gone is None:
+        departure = self._context.register.leave(app, channel, socket_id, user_id)
+        if departure is None:
             return
         self._publishing.send(key)
         left: dict[Left, tuple[str, bytes]] = {}
-        if gone is not NO_MEMBER and was_member:
+        gone = departure.member
+        if gone is not None and departure.member_confirmed:
             left["m", app, channel, gone.user_id] = socket_id, gone.info
-        if not self.entries.subscriptions(key):
+        if departure.vacated:
             self._context.views.end(key)
-            if app in self._context.hooked() and was_occupied:
+            if app in self._context.hooked() and departure.channel_confirmed:
                 left["c", app, channel, ""] = socket_id, b"null"
-        self._send_leave(left, LEAVE, *self.leave_arguments(key, gone.user_id, socket_id))
+        self._send_leave(left, LEAVE, *self.leave_arguments(key, "" if gone is None else gone.user_id, socket_id))
 
     def leave_arguments(self, key: ChannelKey, user_id: str, socket_id: str) -> tuple[Argument, ...]:
         """Returns the arguments of `lua/leave.lua`. user_id: a user that is no longer on this node, or an empty text."""
         edges = self._context.hook_edges(key[0])
-        return *key, self.entries.subscriptions(key), user_id, socket_id, *self._context.stamp(), edges
+        return *key, self._context.register.subscriptions(*key), user_id, socket_id, *self._context.stamp(), edges
 
     def _send_leave(self, left: dict[Left, tuple[str, bytes]], script: Script, *arguments: Argument) -> None:
         """Sends a leave, and keeps what left as long as the server may not have received the command."""
@@ -152,14 +153,10 @@ class ShardRoster:
 
     # Queries
 
-    def has_member(self, app: str, channel: str, user_id: str) -> bool:
-        """Whether a member is on a channel by a connection of this node."""
-        return self.entries.has((app, channel), user_id)
-
     def is_here(self, edge: Edge) -> bool:
         """Whether this node has a connection of the edge's member, or of its signed-in user."""
         if edge.kind in ("+", "-"):
-            return self.has_member(edge.app, edge.channel, edge.user_id)
+            return self._context.register.has_member(edge.app, edge.channel, edge.user_id)
         return self.entries.is_signed_in((edge.app, edge.user_id))
 
     async def subscriptions(self, app: str, channel: str) -> int:

@@ -17,6 +17,7 @@ from push1st.brokers.redis.scripts import Script
 from push1st.brokers.redis.shard import Shard
 from push1st.brokers.redis.states import ConnectionState
 from push1st.brokers.redis.views import Views
+from push1st.brokers.register import Register
 from push1st.config.brokerurl import parse
 from push1st.messages import HookEvent
 from push1st.metrics import Metrics
@@ -126,6 +127,7 @@ class Node:
     def __init__(self, hooked: Mapping[str, str] = MappingProxyType({}), **timings: float) -> None:
         self.recounted: list[tuple[str, str]] = []
         self.events_consumer: list[HookEvent] = []
+        self.register = Register()
         self.views = Views()
         ids = iter(range(1, 1_000_000))
         self.context = NodeContext(
@@ -134,6 +136,7 @@ class Node:
             lambda: hooked,
             self.events_consumer.append,
             lambda *key: self.recounted.append(key),
+            self.register,
             self.views,
             Metrics(),
             LogDedup(),

@@ -1,0 +1,150 @@
+"""The register of this worker: which channels its clients are subscribed to, and as which members. Pure.
+
+A worker has one register, which the node makes. `Roster.join` and `Roster.leave` write it, and no other component keeps a copy.
+With the memory broker, the register is the whole roster. With a shared broker, the register is authoritative for this worker's
+part of the roster: after an outage, the node compares the broker's copy with the register, and repairs the copy.
+"""
+
+from collections.abc import Iterator, Mapping
+from types import MappingProxyType
+from typing import NamedTuple
+
+from push1st.messages import Member
+
+NO_CHANNELS: Mapping[str, "ChannelEntry"] = MappingProxyType({})
+
+
+class MemberEntry:
+    """A user on a presence channel, and the ids of its connections on this worker. confirmed: as in `ChannelEntry`."""
+
+    __slots__ = ("confirmed", "member", "sockets")
+
+    def __init__(self, member: Member) -> None:
+        self.member = member
+        self.confirmed = False
+        self.sockets: set[str] = set()
+
+
+class ChannelEntry:
+    """A channel with subscriptions of this worker.
+
+    subscriptions: their number. confirmed: whether the broker has confirmed any of them since the first one. members: by user id.
+    """
+
+    __slots__ = ("confirmed", "members", "subscriptions")
+
+    def __init__(self) -> None:
+        self.subscriptions = 0
+        self.confirmed = False
+        self.members: dict[str, MemberEntry] = {}
+
+
+class Departure(NamedTuple):
+    """What the removal of a subscription changed.
+
+    member: a member that has no other connection on this worker, else None.
+    member_confirmed: whether the broker had confirmed that member.
+    vacated: whether the channel has no other subscription here.
+    channel_confirmed: whether the broker had confirmed any subscription to the channel.
+    """
+
+    member: Member | None
+    member_confirmed: bool
+    vacated: bool
+    channel_confirmed: bool
+
+
+class Register:
+    """See the module. A subscription is identified by app, channel and, on presence channels, by connection and user."""
+
+    def __init__(self) -> None:
+        self._apps: dict[str, dict[str, ChannelEntry]] = {}
+
+    # Written by the roster
+
+    def join(self, app: str, channel: str, socket_id: str, member: Member | None) -> ChannelEntry:
+        """Adds a subscription, which is not confirmed yet. `confirm` or `leave` must follow."""
+        channels = self._apps.setdefault(app, {})
+        entry = channels.get(channel)
+        if entry is None:
+            entry = channels[channel] = ChannelEntry()
+        entry.subscriptions += 1
+        if member is not None:
+            user = entry.members.get(member.user_id)
+            if user is None:
+                user = entry.members[member.user_id] = MemberEntry(member)
+            user.sockets.add(socket_id)
+        return entry
+
+    def confirm(self, app: str, channel: str, user_id: str | None) -> None:
+        """Stores that the broker has confirmed a subscription."""
+        entry = self._apps[app][channel]
+        entry.confirmed = True
+        if user_id is not None:
+            entry.members[user_id].confirmed = True
+
+    def leave(self, app: str, channel: str, socket_id: str, user_id: str | None) -> Departure | None:
+        """Removes a subscription. Returns what that changed; None if the channel, or the member's connection, is unknown."""
+        entry = self.channel(app, channel)
+        if entry is None:
+            return None
+        gone: MemberEntry | None = None
+        if user_id is not None:
+            user = entry.members.get(user_id)
+            if user is None or socket_id not in user.sockets:
+                return None
+            user.sockets.discard(socket_id)
+            if not user.sockets:
+                gone = entry.members.pop(user_id)
+        entry.subscriptions -= 1
+        vacated = entry.subscriptions <= 0
+        if vacated:
+            channels = self._apps[app]
+            del channels[channel]
+            if not channels:
+                del self._apps[app]
+        if gone is None:
+            return Departure(None, False, vacated, entry.confirmed)
+        return Departure(gone.member, gone.confirmed, vacated, entry.confirmed)
+
+    def clear(self) -> None:
+        """Removes all subscriptions, because the worker stops."""
+        self._apps.clear()
+
+    # Read by everybody
+
+    def channel(self, app: str, channel: str) -> ChannelEntry | None:
+        """Returns a channel; None if it has no subscription here."""
+        return self.channels(app).get(channel)
+
+    def channels(self, app: str) -> Mapping[str, ChannelEntry]:
+        """Returns the channels of an app that have subscriptions here."""
+        return self._apps.get(app, NO_CHANNELS)
+
+    def __iter__(self) -> Iterator[tuple[str, str, ChannelEntry]]:
+        """Yields app, channel and entry of all channels."""
+        for app, channels in self._apps.items():
+            for channel, entry in channels.items():
+                yield app, channel, entry
+
+    def subscriptions(self, app: str, channel: str) -> int:
+        """Returns the number of subscriptions to a channel, including unconfirmed ones."""
+        entry = self.channel(app, channel)
+        return 0 if entry is None else entry.subscriptions
+
+    def members(self, app: str, channel: str) -> dict[str, Member]:
+        """Returns the confirmed members of a channel by user id."""
+        entry = self.channel(app, channel)
+        return {} if entry is None else {id: user.member for id, user in entry.members.items() if user.confirmed}
+
+    def has_member(self, app: str, channel: str, user_id: str) -> bool:
+        """Returns whether a user is a confirmed member of a channel."""
+        entry = self.channel(app, channel)
+        user = None if entry is None else entry.members.get(user_id)
+        return user is not None and user.confirmed
+
+    def single_connections(self, app: str, channel: str) -> dict[str, str]:
+        """Returns the users on a channel that have one connection on this worker → the id of that connection."""
+        entry = self.channel(app, channel)
+        members = {} if entry is None else entry.members
+        return {id: next(iter(user.sockets)) for id, user in members.items() if len(user.sockets) == 1}
