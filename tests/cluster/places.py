@@ -332,6 +332,12 @@ class Client:
     def on(self) -> set[str]:
         return set() if self.session.closed else set(self.session.subscriptions)
 
+    @property
+    def joined_as(self) -> dict[str, str]:
+        """The presence channels that the client is on → the user as which it is a member."""
+        subscriptions = self.session.subscriptions.items()
+        return {name: one.member.user_id for name, one in subscriptions if one.member is not None}
+
     def join(self, channel: str, user: str = "") -> None:
         data = json.dumps({"user_id": user}) if user else ""
         token = f"{KEY}:{auth.channel_signature(SECRET, self.session.id, channel, data)}"

@@ -271,7 +271,7 @@ class World:
     def true_edges(self) -> set[tuple[str, str | None]]:
         there: set[tuple[str, str | None]] = {(name, None) for client in self.clients for name in client.on}
         for client in self.clients:
-            there |= {(name, member.user_id) for name, member in (client.session.members or {}).items()}
+            there |= set(client.joined_as.items())
         return there
 
     def in_step(self) -> bool:
@@ -298,8 +298,8 @@ class World:
         """Returns the members according to the model."""
         there: dict[str, set[str]] = defaultdict(set)
         for client in self.clients:
-            for name, member in (client.session.members or {}).items():
-                there[name].add(member.user_id)
+            for name, user in client.joined_as.items():
+                there[name].add(user)
         online = {client.session.user.id for client in self.clients if client.session.user}
         return {
             "members": [{name: sorted(there[name]) for name in sorted(client.on)} for client in self.clients],
@@ -342,10 +342,10 @@ class World:
     def right_answers(self) -> list[dict[str, Any]]:
         right: dict[str, Any] = {}
         for channel in CHANNELS:
-            on = [client.session for client in self.clients if channel in client.on]
-            users = sorted({one.members[channel].user_id for one in on if one.members and channel in one.members})
+            on = [client for client in self.clients if channel in client.on]
+            users = sorted({one.joined_as[channel] for one in on if channel in one.joined_as})
             counts = len(on), len(users)
-            right[channel] = [counts, counts, users, sorted(one.id for one in on)]
+            right[channel] = [counts, counts, users, sorted(one.session.id for one in on)]
         return [right] * NODES
 
     async def close(self) -> None:

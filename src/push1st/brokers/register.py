@@ -11,6 +11,7 @@ from typing import NamedTuple
 
 from push1st.messages import Member
 
+NO_MEMBERS: Mapping[str, "MemberEntry"] = MappingProxyType({})
 NO_CHANNELS: Mapping[str, "ChannelEntry"] = MappingProxyType({})
 
 
@@ -36,7 +37,22 @@ class ChannelEntry:
     def __init__(self) -> None:
         self.subscriptions = 0
         self.confirmed = False
-        self.members: dict[str, MemberEntry] = {}
+        self.members: Mapping[str, MemberEntry] = NO_MEMBERS
+
+    def add(self, member: Member, socket_id: str) -> None:
+        """Adds a connection of a member."""
+        if not isinstance(self.members, dict):  # most channels never have a member, so they share an empty mapping
+            self.members = {}
+        user = self.members.get(member.user_id)
+        if user is None:
+            user = self.members[member.user_id] = MemberEntry(member)
+        user.sockets.add(socket_id)
+
+    def remove(self, user_id: str, socket_id: str) -> MemberEntry | None:
+        """Removes a connection of a member; returns the member if it was the last one. Raises KeyError if it is unknown."""
+        user = self.members[user_id]
+        user.sockets.remove(socket_id)
+        return self.members.pop(user_id) if not user.sockets and isinstance(self.members, dict) else None
 
 
 class Departure(NamedTuple):
@@ -70,10 +86,7 @@ class Register:
             entry = channels[channel] = ChannelEntry()
         entry.subscriptions += 1
         if member is not None:
-            user = entry.members.get(member.user_id)
-            if user is None:
-                user = entry.members[member.user_id] = MemberEntry(member)
-            user.sockets.add(socket_id)
+            entry.add(member, socket_id)
         return entry
 
     def confirm(self, app: str, channel: str, user_id: str | None) -> None:
@@ -90,12 +103,10 @@ class Register:
             return None
         gone: MemberEntry | None = None
         if user_id is not None:
-            user = entry.members.get(user_id)
-            if user is None or socket_id not in user.sockets:
+            try:
+                gone = entry.remove(user_id, socket_id)
+            except KeyError:
                 return None
-            user.sockets.discard(socket_id)
-            if not user.sockets:
-                gone = entry.members.pop(user_id)
         entry.subscriptions -= 1
         vacated = entry.subscriptions <= 0
         if vacated:

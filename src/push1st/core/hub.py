@@ -7,11 +7,11 @@ subscribers in the order in which they joined.
 A channel's pending frames must be flushed before its subscribers change (invariant 2). `Fanout.subscribe` and the node do so.
 """
 
-from collections.abc import Callable, Collection, Iterable, Iterator
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from typing import Protocol
 
 from push1st.channels import Kind, kind_of
-from push1st.messages import Message
+from push1st.messages import Member, Message
 
 Write = Callable[[bytes], object]
 MAX_PREFIX_PARTS = 8
@@ -58,7 +58,7 @@ class Lane:
     in place of `frames`. slices: earlier flushes of which a part is not written yet.
     """
 
-    __slots__ = ("frames", "overrides", "size", "slices", "wire", "writes")
+    __slots__ = ("_subscription", "frames", "overrides", "size", "slices", "wire", "writes")
 
     def __init__(self, wire: Wire) -> None:
         self.wire = wire
@@ -66,12 +66,58 @@ class Lane:
         self.frames: list[bytes] = []
         self.size = 0
         self.overrides: dict[Subscriber, list[bytes]] = {}
+        self._subscription: Subscription | None = None
+        """of all subscribers that are no members"""
         self.slices: list[Slice] = []
 
     @property
     def due(self) -> bool:
         """Whether frames are pending, or a slice is not written completely."""
         return bool(self.frames or self.overrides or self.slices)
+
+    def subscription(self, member: Member | None) -> "Subscription":
+        """Returns the subscription of a subscriber of this lane, for its session."""
+        if member is not None:
+            return Subscription(self, member)
+        if self._subscription is None:
+            self._subscription = Subscription(self, None)
+        return self._subscription
+
+    def end(self) -> None:
+        """Ends the lane. Without this call, the lane and its subscription would keep each other in memory."""
+        self._subscription = None
+
+
+class Subscription:
+    """A client's subscription to a channel, as the session of the client refers to it by the channel's name.
+
+    lane: the lane of the channel that has the client. member: the client's member, on presence channels.
+    Subscriptions of one lane without a member are equal, so they share one object, and cost no memory for each client.
+    """
+
+    __slots__ = ("lane", "member")
+
+    def __init__(self, lane: Lane, member: Member | None) -> None:
+        self.lane = lane
+        self.member = member
+
+
+class LanesOf(Collection[Lane]):
+    """The lanes of subscriptions, without a copy: a client may have thousands."""
+
+    __slots__ = ("_subscriptions",)
+
+    def __init__(self, subscriptions: Mapping[str, Subscription]) -> None:
+        self._subscriptions = subscriptions
+
+    def __len__(self) -> int:
+        return len(self._subscriptions)
+
+    def __iter__(self) -> Iterator[Lane]:
+        return (one.lane for one in self._subscriptions.values())
+
+    def __contains__(self, lane: object) -> bool:
+        return any(one.lane is lane for one in self._subscriptions.values())
 
 
 class Channel:
@@ -148,8 +194,11 @@ class Tenant:
             return False
         if not lane.writes and not lane.due:
             channel.lanes.remove(lane)
+            lane.end()
         if any(lane.writes for lane in channel.lanes):
             return False
+        for lane in channel.lanes:
+            lane.end()
         del self.channels[name]
         return True
 

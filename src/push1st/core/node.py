@@ -22,7 +22,7 @@ from push1st.core.app import App, Client
 from push1st.core.controller import Controller
 from push1st.core.counts import Counts
 from push1st.core.fanout import Fanout
-from push1st.core.hub import Lane
+from push1st.core.hub import Lane, Subscription
 from push1st.core.reports import Reports
 from push1st.core.signins import SignIns
 from push1st.core.topics import ClientTopics
@@ -52,11 +52,10 @@ WORKER_BITS = 10
 class SessionState(msgspec.Struct, frozen=True):
     """The subscriptions and the user of a session that has ended.
 
-    lanes: by the channel. members: by the channel, on presence channels. topics: lanes of the topics of its user, by the topic.
+    subscriptions: by the channel. topics: lanes of the topics of its user, by the topic.
     """
 
-    lanes: dict[str, Lane]
-    members: dict[str, Member]
+    subscriptions: dict[str, Subscription]
     topics: dict[str, Lane]
     user: SignedInUser | None
 
@@ -191,17 +190,17 @@ class Node:
         Pending frames of the channels are not flushed, because they are only dropped for the session that has ended.
         """
         tenant, id = app.tenant, app.config.id
-        self.fanout.forget(client, (*left.lanes.values(), *left.topics.values()))
+        self.fanout.forget(client, (*(one.lane for one in left.subscriptions.values()), *left.topics.values()))
         tenant.disconnect(client, client.prefix)
         held = self.signins.drop_held(app, client)
-        for name in (*left.lanes, *left.topics):
+        for name in (*left.subscriptions, *left.topics):
             tenant.unsubscribe(client, name)
         if client in app.uncounted:
             app.uncounted.discard(client)
         elif app.counts_connections:
             await self._quotas.disconnect(id)
-        for name in left.lanes:
-            await self._leave(app, client, name, left.members.get(name))
+        for name, subscription in left.subscriptions.items():
+            await self._leave(app, client, name, subscription.member)
         if left.user is not None:
             await self.signins.sign_out(app, client, left.user)
         for name in left.topics:
@@ -211,8 +210,8 @@ class Node:
 
     # Channels
 
-    async def subscribe(self, app: App, client: Client, name: str, member: Member | None) -> tuple[Lane, Joined]:
-        """Subscribes a client to a channel; returns its lane, and the state of the channel when it joined. Raises Refused."""
+    async def subscribe(self, app: App, client: Client, name: str, member: Member | None) -> tuple[Subscription, Joined]:
+        """Subscribes a client to a channel; returns the subscription, and the channel's state then. Raises Refused."""
         id = app.config.id
         self.topics.want(app, name)
         try:
@@ -224,7 +223,7 @@ class Node:
             lane = self.fanout.subscribe(app.tenant, client, name)
             if "joined" in app.reported:
                 self.reports.report(app, "joined", name, client.id, member)
-            return lane, joined
+            return lane.subscription(member), joined
         finally:
             await self.topics.unwant(app, name)
 
@@ -236,16 +235,13 @@ class Node:
             self.reports.report(app, "cache-missed", name, client.id)
         return CacheMissed(name)
 
-    async def unsubscribe(self, app: App, client: Client, name: str, member: Member | None, lanes: dict[str, Lane]) -> None:
-        """Unsubscribes a client from a channel, after all frames that were due to it are written.
-
-        lanes: the subscriptions of the client, from which the channel is removed.
-        """
+    async def unsubscribe(self, app: App, client: Client, name: str, subscriptions: dict[str, Subscription]) -> None:
+        """Ends a client's subscription, after its pending frames are written. subscriptions: of the client's session."""
         channel = app.tenant.channels.get(name)
         if channel is not None:
             self.fanout.settle_lanes(channel.lanes)
         self.fanout.settle(client)
-        lanes.pop(name, None)
+        member = subscriptions.pop(name).member
         app.tenant.unsubscribe(client, name)
         await self._leave(app, client, name, member)
 

@@ -17,7 +17,7 @@ from push1st import auth
 from push1st.channels import user_id_error
 from push1st.core import decisions, rights
 from push1st.core.app import App, Outlet
-from push1st.core.hub import Lane, Wire, Write
+from push1st.core.hub import Lane, LanesOf, Subscription, Wire, Write
 from push1st.core.node import Node, SessionState
 from push1st.core.outbox import AttachedConnection, Outbox
 from push1st.eager import spawn
@@ -82,7 +82,6 @@ class Session:
         "id",
         "ip",
         "lenient",
-        "members",
         "node",
         "outbox",
         "outlet",
@@ -120,8 +119,7 @@ class Session:
         self.lenient = lenient
         self.outbox = outbox
         self.id = node.new_id(prefix)
-        self.subscriptions: dict[str, Lane] = {}
-        self.members: dict[str, Member] | None = None
+        self.subscriptions: dict[str, Subscription] = {}
         self.user: SignedInUser | None = None
         self.topics: dict[str, Lane] | None = None
         self.authorized = False
@@ -143,7 +141,8 @@ class Session:
 
     @property
     def lanes(self) -> Collection[Lane]:
-        return self.subscriptions.values() if self.topics is None else (*self.subscriptions.values(), *self.topics.values())
+        mine = LanesOf(self.subscriptions)
+        return mine if self.topics is None else (*mine, *self.topics.values())
 
     def disconnect(self, code: int, reason: str) -> None:
         self.outlet.close(code, reason)
@@ -187,7 +186,7 @@ class Session:
         if not self.closed:
             self.closed = True
             self.waiting = None
-            left = SessionState(self.subscriptions, self.members or {}, self.topics or {}, self.user)
+            left = SessionState(self.subscriptions, self.topics or {}, self.user)
             self.subscriptions, self.topics = {}, None
             spawn(self.node.disconnect(self.app, self, left))
             asked, self._asked = self._asked, None
@@ -359,8 +358,7 @@ class Session:
             case Unsubscribe(channel):
                 self.charge()
                 if channel in self.subscriptions:
-                    member = self.members.pop(channel, None) if self.members else None
-                    await self.node.unsubscribe(self.app, self, channel, member, self.subscriptions)
+                    await self.node.unsubscribe(self.app, self, channel, self.subscriptions)
             case SignIn():
                 self.charge()
                 try:
@@ -407,7 +405,7 @@ class Session:
             elif name not in self.subscriptions or not is_decided:
                 member = rights.member(self, command.channel_data)
             else:
-                member = (self.members or {}).get(name)
+                member = self.subscriptions[name].member
         if kind.needs_auth:
             self.authorized = True
         if name in self.subscriptions:
@@ -420,12 +418,7 @@ class Session:
         most = self.app.config.limits.subscriptions
         if most and len(self.subscriptions) >= most:
             raise LimitReached(403, f"a connection may have {most} subscriptions")
-        lane, joined = await self.node.subscribe(self.app, self, name, member)
-        self.subscriptions[name] = lane
-        if member is not None:
-            if self.members is None:
-                self.members = {}
-            self.members[name] = member
+        self.subscriptions[name], joined = await self.node.subscribe(self.app, self, name, member)
         self.outlet.send(Subscribed(name, joined.members))
         if name.startswith("#"):
             self.node.signins.deliver_held(self.app, self)
@@ -471,7 +464,7 @@ class Session:
                     self.node.metrics.cut_offs["flood"] += 1
                     raise Disconnect(1008, f"more than {most} messages a second")
                 raise Refused(429, f"more than {most} client events a second")
-        member = self.members.get(channel) if self.members else None
+        member = self.subscriptions[channel].member
         data = command.data
         node = self.node
         if "publish" in self.app.asks and self.app.asks["publish"](channel):

@@ -1,9 +1,11 @@
 """The hub: channels, lanes, and the prefixes by which a multicast finds connections."""
 
+import gc
+
 import pytest
 
-from push1st.core.hub import MAX_PREFIX_PARTS, Lane, Tenant
-from push1st.messages import Message
+from push1st.core.hub import MAX_PREFIX_PARTS, Lane, LanesOf, Tenant
+from push1st.messages import Member, Message
 from tests.support.frames import Wire
 from tests.support.node import APP
 
@@ -49,6 +51,40 @@ def test_the_first_subscriber_makes_the_channel(tenant):
 def test_subscribers_of_one_wire_share_a_lane(tenant):
     assert tenant.subscribe(client("1.1"), "c") is tenant.subscribe(client("1.2"), "c")
     assert len(tenant.channels["c"]) == 2
+
+
+def test_subscriptions_without_a_member_share_one_object(tenant):
+    lane = tenant.subscribe(client(), "c")
+    assert lane.subscription(None) is lane.subscription(None)
+    assert (lane.subscription(None).lane, lane.subscription(None).member) == (lane, None)
+
+
+def test_each_member_has_a_subscription_of_its_own(tenant):
+    lane = tenant.subscribe(client(), "presence-c")
+    one, two = lane.subscription(Member("a")), lane.subscription(Member("a"))
+    assert one is not two
+    assert (one.lane, one.member) == (lane, Member("a"))
+
+
+@pytest.mark.parametrize("others", [0, 1])
+def test_lane_that_ends_does_not_refer_to_its_subscription(tenant, others):
+    one = client()
+    lane = tenant.subscribe(one, "c")
+    if others:
+        tenant.subscribe(client("1.2", OTHER), "c")
+    subscription = lane.subscription(None)
+    tenant.unsubscribe(one, "c")
+    assert subscription not in gc.get_referents(lane)
+
+
+def test_lanes_of_subscriptions_are_listed_without_a_copy(tenant):
+    subscriptions = {name: tenant.subscribe(client(), name).subscription(None) for name in "ab"}
+    lanes = LanesOf(subscriptions)
+    assert (len(lanes), list(lanes)) == (2, [one.lane for one in subscriptions.values()])
+    assert subscriptions["a"].lane in lanes
+    assert Lane(PLAIN) not in lanes
+    del subscriptions["a"]
+    assert len(lanes) == 1
 
 
 def test_each_wire_has_a_lane_of_its_own(tenant):
