@@ -383,7 +383,7 @@ async def unsaved(valkey: Valkey) -> AsyncIterator[None]:
 
 
 async def test_broker_that_cannot_save_delivers_events_and_rejects_new_entries(capsys: pytest.CaptureFixture[str]) -> None:
-    async with nodes(fast(patience=1, lease=1)) as (valkey, one, two):
+    async with nodes(fast(patience=1, lease=1, backoff=0.1)) as (valkey, one, two):
         clients = [await on(one, ROOM, "a"), await on(two, ROOM, "b")]
         leaving = await on(two, ROOM, "c")
         await until(lambda: clients[0].members[ROOM] == {"a", "b", "c"})
