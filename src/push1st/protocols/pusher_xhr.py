@@ -1,7 +1,7 @@
-"""The Pusher Channels protocol on the frames of pusher-js' HTTP fallbacks (protocol, section 10).
+"""The Pusher Channels protocol in the frames of pusher-js' HTTP fallbacks (protocol, section 10).
 
-A frame is a line: a letter, JSON, and a newline; JSON text has no newline of its own. The text of messages and replies
-is the WebSocket codec's, with these frames around it.
+A frame is a line: a letter, JSON text without a newline, and a newline. The frames contain the same texts of messages and replies
+as WebSocket frames, from the codec of the Pusher protocol.
 """
 
 import msgspec
@@ -13,8 +13,8 @@ from push1st.protocols.pusher import Pusher, refusal
 
 OPEN_FRAME = b"o\n"
 HEARTBEAT = b"h\n"
-LONGEST = 262_144
-"""characters, as JavaScript counts them, of a response over which pusher-js drops it and asks anew, if it ends in a frame"""
+MAX_RESPONSE = 262_144
+"""UTF-16 characters of a response. pusher-js drops a response at the first frame that ends after so many."""
 
 _messages = msgspec.json.Decoder(list[str])
 _pusher = Pusher(lambda _: b"")
@@ -52,7 +52,7 @@ def end_frames(code: int, reason: str, announced: bool = True) -> bytes:
 
 
 def decode_messages(body: bytes) -> list[str]:
-    """What a client sends in one request. Raises Refused(400)."""
+    """Returns the messages in the body of a client's request. Raises Refused(400)."""
     try:
         return decode(_messages, body)
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as exc:
@@ -60,10 +60,10 @@ def decode_messages(body: bytes) -> list[str]:
 
 
 def whole_frames(data: bytes, room: int) -> tuple[int, int]:
-    """How much of `data`, which is whole frames, a response takes: bytes, and what is left of its room after them.
+    """Returns how many bytes of `data` a response may have, and its remaining room after them.
 
-    room: characters up to `LONGEST`. pusher-js drops a response with the first frame that ends behind those, and reads
-    nothing that comes after it; so that frame is the last that is taken, and less than nothing is left.
+    data: whole frames. room: the remaining characters up to `MAX_RESPONSE`. The frame that exceeds the room is the last one of
+    the response, because pusher-js drops the response there. The remaining room is negative then.
     """
     if data.isascii():
         end = data.find(b"\n", room) + 1 if len(data) > room else len(data)

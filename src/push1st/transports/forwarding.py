@@ -205,7 +205,7 @@ class RemoteSession:
         self._end()
 
     def too_slow(self, request: object) -> None:
-        """Handles that the client of the stream does not read."""
+        """Notifies the owner that the client does not read the stream."""
         self._send_to_owner("slow")
 
     def leave(self, code: int, reason: str) -> None:
@@ -216,7 +216,7 @@ class RemoteSession:
         """Ends the request because its owner is gone. The client begins a new session."""
         if self._is_over:
             return
-        self._send_to_owner("lost")  # the owner may be alive, and only the broker away
+        self._send_to_owner("lost")  # because the owner may still exist, if only the broker was away
         self._end()
         if self._stream is not None:
             self._stream.write(self._gone.body)
@@ -246,15 +246,15 @@ class Forwarding:
         self._prefix = prefix
         self._gone = gone
         self._name = ""
-        """this worker's topic"""
+        """the topic on which this worker receives frames and probes; "" before the first request"""
         self._apps: set[str] = set()
-        """apps in which this worker has subscribed to its topic"""
+        """ids of apps in which this worker has subscribed to its topic"""
         self._numbers = 0
         self._remote_sessions: dict[int, RemoteSession] = {}
         self._remote_requests: dict[tuple[str, int], RemoteRequest] = {}
         self._misses: Counter[tuple[str, str]] = Counter()
         self._suspects: set[tuple[str, int, bool]] = set()
-        """requests that the other worker did not know in the last probe"""
+        """requests that were unknown to the other worker in the last probe"""
         self._is_probing = False
         self.due_at = NEVER
 

@@ -28,21 +28,21 @@ from push1st.transports.xhr_input import XhrInput
 from push1st.transports.xhr_stream import HEADERS, TYPE, OpenPoll, OpenStream, take_response
 
 GAP_SECONDS = 10
-"""from the end of a request to the next one; a client that takes longer is disconnected"""
+"""seconds from the end of a request to the next one; a client that takes longer is disconnected"""
 HEARTBEAT_SECONDS = 25
-"""of silence until the server sends a heartbeat; half the activity timeout if that is shorter"""
+"""seconds without output after which the server sends a heartbeat; half the activity timeout if that is shorter"""
 QUIET_SECONDS = 5
-"""of silence after which the server answers an empty `xhr_send` with a heartbeat. An earlier one may be the client's answer to a
-heartbeat, and another heartbeat would make an endless loop."""
+"""seconds without output after which the server answers an empty `xhr_send` with a heartbeat. An earlier `xhr_send` may be the
+client's answer to a heartbeat, so that another heartbeat would make an endless loop."""
 PONG_SECONDS = 30
-"""for a client to answer a heartbeat after a long silence"""
+"""seconds for a silent client to answer a heartbeat"""
 FULL_SECONDS = 60
-"""for a client to read a full response to its end and send its next request"""
+"""seconds for a client to read a full response to its end, and to send its next request"""
 MAX_MESSAGES = 100
-"""messages in one `xhr_send`; pusher-js sends one"""
+"""messages that an `xhr_send` may contain; pusher-js sends one"""
 
 SessionName = tuple[str, str | None, str]
-"""app key, origin (None if the client is not a browser), and the id that the client chose"""
+"""app key, origin (None if the client is not a browser), and session id"""
 
 
 class SessionRegistry(Protocol):
@@ -98,7 +98,7 @@ class XhrSession:
         self.current: OpenPoll | OpenStream | None = None
         """the request that the session is attached to; None between two requests"""
         self.input: XhrInput | None = None
-        """messages that are not applied yet"""
+        """the queue of messages that are not applied yet; None if there are none"""
         self.is_slow = False
         self._authorize_by = 0.0
         self._seen = self.wrote_at = context.sweep.now
@@ -300,7 +300,7 @@ class XhrSession:
         if self._beat_at and self._beat_at + PONG_SECONDS <= now:
             return self._cut_off("silent", 4201, "no answer to a heartbeat")
         if isinstance(self.current, OpenStream) and self.current.is_full and self.current.full_since + FULL_SECONDS <= now:
-            return self._cut_off("slow", 4200, "the response is full, and no other was asked for")
+            return self._cut_off("slow", 4200, "the response is full, and the client sent no other request")
         if not self._beat_at and self._seen + self._timeout <= now:
             self._beat_at = now
             self._beat()

@@ -1,6 +1,6 @@
 """The responses of a fallback session: a stream, which does not end, and a poll, which ends with the next frames.
 
-pusher-js drops a response at the first frame that ends after `LONGEST` characters, and sends its next request. It does not
+pusher-js drops a response at the first frame that ends after `MAX_RESPONSE` characters, and sends its next request. It does not
 read further frames of the dropped response, and it acknowledges no frame. So this frame is the last one of a response, and
 the outbox of the session keeps the rest for the next request. `OpenStream` and `OpenPoll` apply this rule. The session
 attaches to them.
@@ -12,7 +12,7 @@ from typing import Protocol
 from push1st.core.hub import Write
 from push1st.core.outbox import Outbox
 from push1st.messages import Response
-from push1st.protocols.pusher_xhr import LONGEST, whole_frames
+from push1st.protocols.pusher_xhr import MAX_RESPONSE, whole_frames
 from push1st.transports.answers import endless
 from push1st.transports.context import EdgeContext
 from push1st.transports.forwarding import StreamWriter
@@ -20,7 +20,7 @@ from push1st.transports.handlers import Exchange, Takeover
 from push1st.transports.sweep import NEVER
 
 CLOSE_SECONDS = 5
-"""for the client to read the end of a stream"""
+"""seconds for the client to read the end of a stream"""
 TYPE = b"text/plain; charset=utf-8"
 HEADERS = (
     b"Access-Control-Allow-Origin: *\r\n"  # the wire has no cookies, and a new session checks the origin
@@ -140,7 +140,7 @@ class OpenStream:
         self._context = context
         self.request = request
         self._write = request.write
-        self._room = LONGEST
+        self._room = MAX_RESPONSE
         """characters until the client drops the response; below 0 if it drops the response after the last frame"""
         self.full_since = 0.0
 
@@ -206,7 +206,7 @@ class OpenPoll:
 def take_response(outbox: Outbox[bytes]) -> bytes:
     """Removes the frames of one response from an outbox, up to the frame at which the client drops the response."""
     kept = b"".join(outbox.take_all())
-    size, _ = whole_frames(kept, LONGEST)
+    size, _ = whole_frames(kept, MAX_RESPONSE)
     if size < len(kept):
         outbox.restore([kept[size:]])
     return kept[:size]

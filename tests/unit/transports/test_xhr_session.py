@@ -363,7 +363,7 @@ def test_counters_stay_correct_and_all_sessions_end(taken):
         assert fallbacks.detached.taken == 0
         assert not site.world.app.tenant.channels
 
-    with patch.object(xhr_stream, "LONGEST", 500):
+    with patch.object(xhr_stream, "MAX_RESPONSE", 500):
         asyncio.run(go())
 
 

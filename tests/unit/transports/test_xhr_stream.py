@@ -168,12 +168,12 @@ def test_nothing_is_lost_or_doubled_when_the_client_drops_a_response(texts, cuts
         assert client.got == numbered
         assert site.failures == []
 
-    with patch.object(xhr_stream, "LONGEST", 300):
+    with patch.object(xhr_stream, "MAX_RESPONSE", 300):
         asyncio.run(go())
 
 
 async def test_full_stream_gets_only_heartbeats(site, monkeypatch):
-    monkeypatch.setattr(xhr_stream, "LONGEST", 500)
+    monkeypatch.setattr(xhr_stream, "MAX_RESPONSE", 500)
     transport = await subscribed(site)
     await publish(site, *["x" * 100] * 5)
     assert len(frames_of(transport)) < 5
@@ -187,7 +187,7 @@ async def test_full_stream_gets_only_heartbeats(site, monkeypatch):
 
 
 async def test_client_that_does_not_continue_after_a_full_response_must_reconnect(site, monkeypatch):
-    monkeypatch.setattr(xhr_stream, "LONGEST", 300)
+    monkeypatch.setattr(xhr_stream, "MAX_RESPONSE", 300)
     transport = await subscribed(site)
     await publish(site, "x" * 200, "more")
     for _ in range(FULL_SECONDS // 10 + 1):
@@ -200,7 +200,7 @@ async def test_client_that_does_not_continue_after_a_full_response_must_reconnec
 
 
 async def test_poll_response_ends_with_the_frame_at_which_the_client_drops_it(site, monkeypatch):
-    monkeypatch.setattr(xhr_stream, "LONGEST", 100)
+    monkeypatch.setattr(xhr_stream, "MAX_RESPONSE", 100)
     await polled(site)
     await subscribe(site)
     await publish(site, *DIGITS)
