@@ -1,18 +1,18 @@
 """Measures this server and its peers, one after another on this machine, and prints one table.
 
     python bench/bench.py                        everything: about twelve minutes
-    python bench/bench.py --quick                one short round: is anything badly off?
+    python bench/bench.py --quick                one short round, to find large regressions
     python bench/bench.py --only push1st,uws     some of the servers
-    python bench/bench.py --before ../old        compare with an earlier build, which runs twice; more --rounds, less noise
-    python bench/bench.py --cluster              several nodes and a broker between them, against soketi's: about four minutes
+    python bench/bench.py --before ../old        compare with an earlier build, which runs twice; more --rounds reduce noise
+    python bench/bench.py --cluster              clusters of two nodes and a broker, compared with soketi: about four minutes
 
-A `Suite` is what is measured together: each server alone, or clusters. A run is one start of one server under one kind of load;
-the load generator, bench/load.c, prints what it counted. Every round goes through all kinds of load, and through all servers
-within each, so that rounds alternate and neighbours in the table ran within the same minute. A figure is the median over the
-rounds. Ratios are against one of the servers (alone: the bare uWebSockets.js), within each round, and the median of those. Alone,
-with two cores or more, the server has the first to itself and the load generator the last.
+A `Suite` is a set of measurements: single servers, or clusters. A run starts one server under one kind of load, and the load
+generator (bench/load.c) prints its counters. A round runs all kinds of load, and each kind of load with all servers, so that
+neighbours in the table ran within the same minute. A figure is the median over the rounds. A ratio compares a server with the
+reference server of its suite (for single servers: uWebSockets.js) within a round; the table has the median of these ratios. For
+single servers, on two cores or more, the server is pinned to the first core and the load generator to the last one.
 
-What each figure means, and what it does not: bench/README.md.
+bench/README.md explains each figure.
 """
 
 import argparse

@@ -1,12 +1,13 @@
-"""Ten minutes of clients coming and going, and the server's memory meanwhile: it must be a flat line.
+"""Measures the server's memory while clients connect and leave for ten minutes; the memory must not grow.
 
     python bench/churn.py                                   ten minutes
     python bench/churn.py --minutes 1 --only uws            a minute, another server
 
-Every 1/rate of a second one client leaves (in turn by unsubscribing and closing as RFC 6455 wants, by FIN, by RST), another
-connects and subscribes, and something is published to one of the channels. The line through all samples after the first third
-must not rise by more than 2 % of the mean, or 1 MiB if that is more: at the default rate that finds 9 bytes a connection.
-Ends with status 1 if it rises more, or if the server refused publishes or closed connections of its own accord.
+Every 1/rate of a second one client leaves, another one connects and subscribes, and an event is published to one of the
+channels. Clients leave in three ways, in turn: by a WebSocket close frame (RFC 6455), by FIN, and by RST. A straight line through
+the samples after the first third must not rise by more than 2 % of the mean, or by 1 MiB if that is more. At the default rate,
+this finds a leak of 9 bytes for each connection. The exit code is 1 if the memory rises more, or if the server rejected
+publishes or closed connections.
 """
 
 import argparse
@@ -28,7 +29,7 @@ ALLOWED_KIB = 1024.0
 
 
 def memory(pids: list[int]) -> float:
-    """KiB of memory (PSS) of these processes together."""
+    """Returns the memory (PSS) of these processes together, in KiB."""
     total = 0.0
     for pid in pids:
         try:
@@ -78,7 +79,7 @@ def churn(server: Running, options: argparse.Namespace, folder: Path) -> tuple[l
 
 
 def rise(samples: list[tuple[float, float]]) -> tuple[float, float]:
-    """The rise in KiB of a straight line through the samples after the first third, and their mean."""
+    """Returns the rise in KiB of a straight line through the samples after the first third, and their mean."""
     settled = [sample for sample in samples if sample[0] >= samples[-1][0] * SETTLE]
     times, sizes = zip(*settled, strict=True)
     return statistics.linear_regression(times, sizes).slope * (times[-1] - times[0]), statistics.fmean(sizes)

@@ -1,12 +1,12 @@
-"""Events to a webhook that is down half of the time: is anything lost, does memory grow, do clients notice?
+"""Sends events to a webhook that is down half of the time; checks for lost events, memory growth, and delays of clients.
 
     python bench/hooks_soak.py                              50,000 events in 60 s; the same without hooks before and after
     python bench/hooks_soak.py --seconds 4 --events 1600    a short one, which the tests run
 
-Clients publish numbered client events on private channels; the receiver, a process of its own, takes them, and every other
-`PERIOD` seconds stops listening and breaks its connections. Meanwhile the API publishes to a subscriber that measures how
-long that took.
-Prints what was counted; exit code 1 if an event was lost, or came out of order on its channel.
+Clients publish numbered client events on private channels. The receiver, a process of its own, receives the webhooks; in every
+other period of `PERIOD` seconds it stops listening and breaks its connections. At the same time the API publishes to a subscriber
+that measures the latency. The program prints its counters; the exit code is 1 if an event was lost, or arrived out of order on
+its channel.
 """
 
 import argparse
@@ -37,7 +37,7 @@ APP, KEY, SECRET = "soak", "soak-key", "soak-secret"
 
 
 class Receiver(asyncio.Protocol):
-    """Answers 200 to every POST, and notes what is in it."""
+    """Answers 200 to every POST, and stores its events."""
 
     seen: ClassVar[dict[str, list[int]]] = {}
     requests = 0
@@ -80,7 +80,7 @@ class Receiver(asyncio.Protocol):
 
 
 async def receive(port: int, always: bool) -> None:
-    """Listens and does not, in turn, or `always`; at SIGTERM prints what came."""
+    """Listens in every other period, or always; prints the received events on SIGTERM."""
     loop = asyncio.get_running_loop()
     end = asyncio.Event()
     loop.add_signal_handler(signal.SIGTERM, end.set)
@@ -102,7 +102,7 @@ async def receive(port: int, always: bool) -> None:
 
 
 class Sender:
-    """A client on one channel; a second one is there so that events have somebody to go to."""
+    """A client that publishes on one channel; a second client subscribes to the channel."""
 
     def __init__(self, socket: ClientConnection, channel: str) -> None:
         self.socket = socket
@@ -187,7 +187,7 @@ def rss(pid: int) -> float:
 
 
 def soak(seconds: float, events: int, hooks: bool) -> bool:
-    """One run; whether all was well."""
+    """Performs one run; returns whether no event was lost or out of order."""
     port, api, hook = free_ports(3)
     with tempfile.TemporaryDirectory(prefix="push1st-soak-") as name:
         folder = Path(name)
@@ -216,7 +216,7 @@ def soak(seconds: float, events: int, hooks: bool) -> bool:
 
 
 async def sampled(pid: int, what: Any) -> dict[str, float]:
-    """The result, and the most memory a process had meanwhile."""
+    """Returns the result, and the maximum memory of a process during the run."""
     task = asyncio.ensure_future(what)
     most = 0.0
     while not task.done():
@@ -234,7 +234,7 @@ def until_open(port: int) -> None:
 
 
 def drained(receiver: subprocess.Popen[str], events: int) -> bool:
-    """Waits until all events have come, with the receiver up; says what came."""
+    """Waits until the receiver has all events; returns the received events."""
     assert receiver.stdout is not None
     os.kill(receiver.pid, signal.SIGUSR2)
     begin = time.monotonic()

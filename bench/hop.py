@@ -1,16 +1,17 @@
-"""Measures what a broker between nodes costs: two of one worker each, on one Valkey, beside one alone.
+"""Measures the delay, CPU and memory of a broker between two nodes, compared with a single server.
 
     python bench/hop.py [--rounds 5] [--seconds 5] [--rate 0]
 
-The time an event takes from the moment its publish was due until the subscriber has it: with one server, and published to one
-node for subscribers of the other. 100 channels with one subscriber each, so that nothing is merged but what comes within a turn;
-16 connections that publish one event at a time; as many a second as `--rate` says, or half of what the two nodes and their broker
-do at most, which each round finds out. What the hop adds is the median of the differences within each round. The load
-generator is load.c; with two cores it shares them with both nodes and the broker.
+The delay of an event counts from the moment at which its publish was due until the subscriber has received it. It is measured
+with a single server, and with two nodes of one worker each, where events are published to one node for subscribers of the other.
+100 channels have one subscriber each, so only events of the same turn are merged. 16 connections publish one event at a time, at
+the rate of `--rate`, or at half of the maximum rate of the two nodes, which each round measures. The delay of the broker is the
+median of the differences within each round. The load generator is load.c; with two cores it shares them with the nodes and the
+broker.
 
-Then events per second from 16 connections to a subscriber on the other node, singly and in batches of 10 (this client is in
-Python, so that is what is reached at least; CPU is of each process, as a part of one core), and the memory that channels and
-members take in the broker.
+The program also measures events per second from 16 connections to a subscriber on the other node, singly and in batches of 10,
+with the CPU of each process as a part of one core; this client is in Python, so the server may reach more. At the end it measures
+the memory that channels and members need in the broker.
 """
 
 import argparse
@@ -58,7 +59,7 @@ DATA = "x" * PAYLOAD
 
 
 def load(server: Running, folder: Path, seconds: float, **options: int) -> dict[str, float]:
-    """What load.c counts: publishes to the first node for subscribers on the last."""
+    """Returns the counters of load.c for publishes to the first node and subscribers on the last one."""
     words = {
         "port": server.ports[-1],
         "api": server.apis[0],
@@ -107,13 +108,13 @@ def busy(found: dict[str, float]) -> str:
 
 
 def cpu(pid: int) -> float:
-    """Seconds of CPU a process has used."""
+    """Returns the CPU seconds that a process has used."""
     fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
     return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
 
 
 async def subscriber(port: int, channel: str) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
-    """A raw WebSocket client that is on a channel."""
+    """Returns a raw WebSocket client that is subscribed to a channel."""
     reader, writer = await asyncio.open_connection("127.0.0.1", port)
     writer.write(
         f"GET /ws/app/{KEY}/{channel} HTTP/1.1\r\nHost: h\r\nUpgrade: websocket\r\nConnection: Upgrade\r\n"
@@ -135,7 +136,7 @@ async def answer(reader: asyncio.StreamReader) -> None:
 
 
 async def rate(server: Running, body: bytes, events: int, seconds: float) -> None:
-    """Events per second that are published to the first node, and what of them arrives at a subscriber of the last."""
+    """Measures events per second that are published to the first node and received by a subscriber on the last one."""
     reader, client = await subscriber(server.ports[-1], "c")
     arrived = 0
     published = 0
@@ -182,7 +183,7 @@ async def rates(server: Running, seconds: float) -> None:
 
 
 async def memory() -> None:
-    """Bytes an entry takes: 10,000 channels with one subscriber, then a presence channel of 10,000 members."""
+    """Returns the bytes of an entry, for 10,000 channels of one subscriber, and for a presence channel of 10,000 members."""
     from push1st.brokers.redis import Redis
     from push1st.messages import Member
     from push1st.metrics import Metrics

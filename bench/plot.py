@@ -1,6 +1,6 @@
-"""Draws the bench's two pictures as SVG, by hand: bars for a comparison, a line for a measure over time.
+"""Draws the two pictures of the bench as SVG: bars for a comparison, and a line for a measure over time.
 
-Pure: figures in, text out. The pictures are for a light page and for narrow columns: one font, few colours, every bar labelled.
+The functions are pure: they turn figures into text. The pictures suit light pages and narrow columns.
 """
 
 import math
@@ -56,7 +56,7 @@ def wrapped(words: str, width: int) -> list[str]:
 
 
 def bars(title: str, panels: Sequence[Panel], caption: Sequence[str]) -> str:
-    """Two columns of panels, each a measure with a bar a server on a scale of its own."""
+    """Draws two columns of panels; each panel has one measure, with a scale of its own and a bar for each server."""
     column, gap, left, row, name = 470.0, 30.0, 24.0, 22.0, 104.0
     width = left * 2 + column * 2 + gap
     parts = [text(left, 40, title, 20, bold=True)]
@@ -90,7 +90,7 @@ def bars(title: str, panels: Sequence[Panel], caption: Sequence[str]) -> str:
 
 
 def steps(top: float, wanted: int = 5) -> list[float]:
-    """Round numbers from 0 to at least `top`, for an axis."""
+    """Returns round numbers from 0 to at least `top`, for an axis."""
     rough = max(top, 1e-9) / wanted
     power = 10.0 ** math.floor(math.log10(rough))
     size = next(factor * power for factor in (1, 2, 5, 10) if factor * power >= rough)
@@ -98,7 +98,7 @@ def steps(top: float, wanted: int = 5) -> list[float]:
 
 
 def line(title: str, points: Sequence[tuple[float, float]], across: str, unit: str, caption: Sequence[str]) -> str:
-    """One measure over time, from zero, so that flat looks flat and a leak looks like a leak."""
+    """Draws one measure over time; the axis begins at zero, so that a constant measure is a flat line."""
     width, height, left, right, top, bottom = 860.0, 400.0, 70.0, 24.0, 80.0, 48.0
     along = steps(max(x for x, _ in points), 8)
     up = steps(max(y for _, y in points) * 1.05)

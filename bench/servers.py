@@ -1,11 +1,11 @@
-"""The servers of the bench: how each is installed, started, asked to publish, and stopped.
+"""The servers of the bench: how the bench installs, starts and stops each server, and publishes to it.
 
-`PEERS` is the list to read. Everything a peer needs is put into `bench/.build/`: nothing is installed on the system, no service
-is started, no right is needed. A peer whose installation fails is left out with a note; it never stops the bench.
+`PEERS` lists the servers. The bench installs each peer into `bench/.build/`; it changes nothing on the system, starts no service,
+and needs no privileges. If the installation of a peer fails, the bench omits the peer with a note.
 
-A `Peer` is what is true of a server before it runs. `running()` starts it on free ports of 127.0.0.1 in a temporary folder,
-waits until it accepts connections, and stops it and all its children at the end; one of several nodes with a Valkey of its
-own, over which they reach each other. This module knows nothing of measuring.
+A `Peer` describes a server that does not run yet. `running()` starts the server on free ports of 127.0.0.1 in a temporary folder,
+waits until it accepts connections, and stops it with all its children at the end. If a peer has several nodes, `running()` also
+starts a Valkey that connects them. This module contains no measurements.
 """
 
 import hashlib
@@ -82,7 +82,7 @@ class Peer:
 
 @dataclass(frozen=True, slots=True)
 class Running:
-    """ports, apis: of its nodes. pids: of all processes, the broker's too."""
+    """ports, apis: those of the nodes. pids: those of all processes, including the broker."""
 
     peer: Peer
     ports: list[int]
@@ -111,7 +111,7 @@ def event(channel: str, data: str) -> bytes:
 
 
 def frame(channel: str, data: str) -> bytes:
-    """What a Pusher subscriber receives; peers that know no Pusher get it to deliver as it is."""
+    """Returns the frame that a Pusher subscriber receives; peers without the Pusher protocol deliver this frame unchanged."""
     return json.dumps({"event": EVENT, "channel": channel, "data": data}, separators=(",", ":")).encode()
 
 
@@ -120,7 +120,7 @@ def unsigned_event(channel: str, data: str) -> bytes:
 
 
 def signed_event(channel: str, data: str) -> bytes:
-    """Signed the Pusher way (Pusher HTTP API, Authentication), now: good for ten minutes."""
+    """Returns a request with Pusher's signature (Pusher HTTP API, Authentication), which is valid for ten minutes."""
     body = event(channel, data)
     digest = hashlib.md5(body, usedforsecurity=False).hexdigest()
     query = f"auth_key={KEY}&auth_timestamp={int(time.time())}&auth_version=1.0&body_md5={digest}"
@@ -138,7 +138,7 @@ def csend_event(channel: str, data: str) -> bytes:
 
 
 def write_requests(path: Path, peer: Peer, channels: int, count: int, signed: bool) -> Path:
-    """The file of requests that load.c reads: for each its length, a newline, its bytes."""
+    """Writes the file of requests that load.c reads: the length of each request, a newline, and its bytes."""
     make = peer.signed if signed else peer.plain
     if make is None:
         raise CannotRun(f"{peer.label} cannot be asked {'signed' if signed else 'unsigned'}")
@@ -153,7 +153,7 @@ def write_requests(path: Path, peer: Peer, channels: int, count: int, signed: bo
 
 
 def run(*command: str | Path, cwd: Path | None = None) -> str:
-    """The output of a command that must succeed within five minutes."""
+    """Returns the output of a command that must succeed within five minutes."""
     try:
         done = subprocess.run(
             [str(word) for word in command],
@@ -173,7 +173,7 @@ def run(*command: str | Path, cwd: Path | None = None) -> str:
 
 
 def compiled(source: Path) -> Path:
-    """A C program of the bench, compiled again when its source changed."""
+    """Returns the path of a C program of the bench, compiled again if its source has changed."""
     program = BUILD / source.stem
     BUILD.mkdir(exist_ok=True)
     if not program.exists() or program.stat().st_mtime < source.stat().st_mtime:
@@ -182,7 +182,7 @@ def compiled(source: Path) -> Path:
 
 
 def node_package(name: str) -> str:
-    """Installs the peers that come from npm, once; returns the version of one of them."""
+    """Installs the peers from npm, once; returns the version of one of them."""
     manifest = HERE / "peers" / "package.json"
     wanted = json.loads(manifest.read_text())
     stamp = NODE / "installed.json"
@@ -206,7 +206,7 @@ def node_package(name: str) -> str:
 
 
 def nginx() -> Path:
-    """nginx and its nchan module, unpacked from Debian's packages, once."""
+    """Unpacks nginx and its nchan module from Debian's packages, once."""
     program = NCHAN / "root/usr/sbin/nginx"
     if program.exists():
         return program
@@ -447,7 +447,7 @@ def peers(
 
 
 def free_port() -> int:
-    """A port nobody listens on, below those the kernel gives to outgoing connections."""
+    """Returns a free port, below the range that the kernel uses for outgoing connections."""
     for _ in range(100):
         port = random.randrange(20000, 32000)  # noqa: S311
         with socket.socket() as trial:
@@ -460,7 +460,7 @@ def free_port() -> int:
 
 
 def broker_version() -> str:
-    """Of the broker between the nodes."""
+    """Returns the version of the broker between the nodes."""
     program = valkey.program()
     words = dict(word.partition("=")[::2] for word in run(program, "--version").split())
     return f"{Path(program).name} {words.get('v', '')}"
@@ -473,7 +473,7 @@ def accepts(port: int) -> bool:
 
 
 def all_serve(peer: Peer, api: int) -> bool:
-    """Whether all workers of this server are there."""
+    """Returns whether all workers of the server are ready."""
     if peer.workers == 1:
         return True
     with urllib.request.urlopen(f"http://127.0.0.1:{api}/metrics", timeout=5) as answer:
@@ -481,7 +481,7 @@ def all_serve(peer: Peer, api: int) -> bool:
 
 
 def family(pid: int) -> list[int]:
-    """A process and its descendants, by the parents in /proc/*/stat."""
+    """Returns a process and its descendants, by the parents in /proc/*/stat."""
     parents: dict[int, int] = {}
     for path in Path("/proc").glob("[0-9]*/stat"):
         try:
@@ -495,7 +495,7 @@ def family(pid: int) -> list[int]:
 
 
 def raise_file_limit() -> int:
-    """As many open files as allowed, for us and the processes we start; returns how many that is."""
+    """Raises the limit of open files to its maximum, for this process and its children; returns the limit."""
     hard = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
     resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
     return hard
@@ -503,7 +503,7 @@ def raise_file_limit() -> int:
 
 @contextmanager
 def running(peer: Peer, cores: set[int] | None = None) -> Iterator[Running]:
-    """The peer, running on free ports and only on these cores; whatever it started is gone at the end."""
+    """Runs the peer on free ports and only on these cores; all its processes are stopped at the end."""
     with ExitStack() as stack:
         broker, pids = 0, []
         if peer.nodes > 1:
@@ -519,7 +519,7 @@ def running(peer: Peer, cores: set[int] | None = None) -> Iterator[Running]:
 
 @contextmanager
 def node(peer: Peer, cores: set[int] | None, broker: int) -> Iterator[tuple[int, int, list[int]]]:
-    """One server of a peer: its WebSocket port, its API port, its processes."""
+    """Runs one server of a peer; returns its WebSocket port, its API port and its processes."""
     folder = Path(tempfile.mkdtemp(prefix="push1st-bench-"))
     port = free_port()
     api = port if peer.one_port else free_port()
@@ -558,7 +558,7 @@ def node(peer: Peer, cores: set[int] | None, broker: int) -> Iterator[tuple[int,
 
 
 def machine() -> dict[str, str]:
-    """The conditions that make figures comparable, or not."""
+    """Returns the properties of the machine on which the figures depend."""
     cpu = "unknown"
     for line in Path("/proc/cpuinfo").read_text().splitlines():
         if line.startswith("model name"):

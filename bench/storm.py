@@ -1,10 +1,11 @@
-"""Many clients come back at once: how long until all are let in, and what those who are there notice.
+"""Measures how long many clients need to reconnect at once, and the delay of clients that are already connected.
 
     python bench/storm.py                            10,000 clients, two workers
     python bench/storm.py --clients 2000 --workers 1
 
-Some clients are there already and get an event every 50 ms. Then all others connect in the same moment, as after the server was
-away, each to be subscribed to one of 100 channels. Ends with status 1 when somebody is not let in, or an event is lost.
+Some clients are already connected and receive an event every 50 ms. Then all others connect at the same moment, as after an
+absence of the server, and subscribe to one of 100 channels each. The exit code is 1 if a client cannot connect, or if an event
+is lost.
 """
 
 import argparse
@@ -38,7 +39,7 @@ async def listen(connection: ClientConnection, arrivals: list[tuple[float, float
 
 
 async def publish(server: Running, over: asyncio.Event) -> int:
-    """Publishes the time, again and again; returns how often."""
+    """Publishes the time repeatedly; returns the number of publishes."""
     reader, writer = await asyncio.open_connection("127.0.0.1", server.api)
     sent = 0
     while not over.is_set():
