@@ -254,7 +254,7 @@ class Client:
         self.closes: list[int] = []
         self.entered = False
         self.session = Session(place.node, place.app, self, WIRE, self.write, "192.0.2.1")
-        self.session.enter(ClientRequest(), self.enter)
+        self.session.connect(ClientRequest(), self.enter)
 
     # Events
 

@@ -250,7 +250,7 @@ async def test_count_after_the_eviction_of_a_node_is_sent_once() -> None:
     async with nodes(connections=100) as (valkey, one, two):
         dead = await Place(valkey.url, connections=100).open()
         for place in (one, two):
-            place.app.reported = frozenset({"counted"})
+            place.app.hook_kinds = frozenset({"counted"})
         clients = [await on(one, "c"), await on(two, "c")]
         await on(dead, "c")
         await on(dead, "only-there")

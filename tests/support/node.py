@@ -218,4 +218,4 @@ class Stage:
         self.fanout.direct(one.session, frame)
 
     def settle(self, one: Listening) -> None:
-        self.fanout.settle(one.session)
+        self.fanout.flush_subscriber(one.session)

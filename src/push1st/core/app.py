@@ -43,8 +43,9 @@ class App:
     store a derived value is updated by `Node.on_configured`.
 
     version: grows with each change of the configuration.
-    reported: the hook events that the app's hooks want.
-    asks: the decisions that the app's backend makes, each with a function that returns whether it decides about a channel.
+    hook_kinds: the kinds of hook events that the app's hooks want.
+    backend_decides: the operations about which the app's backend decides; each with a function that returns whether it decides
+    about a channel.
     publishes, reads: the token buckets of the API's rates.
     counts_connections: whether the broker counts the connections of this app.
     held: events for clients that have just signed in; None while there are no such clients.
@@ -52,13 +53,13 @@ class App:
     """
 
     __slots__ = (
-        "asks",
+        "backend_decides",
         "config",
         "counts_connections",
         "held",
+        "hook_kinds",
         "publishes",
         "reads",
-        "reported",
         "tenant",
         "uncounted",
         "version",
@@ -82,8 +83,8 @@ class App:
         """
         self.config = config
         self.version += 1
-        self.reported = kinds(config)
-        self.asks = operations(config)
+        self.hook_kinds = kinds(config)
+        self.backend_decides = operations(config)
         self.publishes = Bucket(config.limits.publishes, now)
         self.reads = Bucket(config.limits.reads, now)
         if config.limits.connections and not self.counts_connections:

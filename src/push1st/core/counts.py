@@ -76,7 +76,7 @@ class Counts:
                 return 0
             sent = occupancy.subscriptions
             await resolve(self._broker.publish(subscription_count(*key, sent, *self._stamp())))
-            if "counted" in app.reported:
+            if "counted" in app.hook_kinds:
                 self._hook_events.report(HookEvent("counted", *key, self._clock.wall(), count=sent))
             occupancy = await self._roster.channel(*key)
             if occupancy is not None and occupancy.subscriptions != sent:  # another worker may have sent a newer number first

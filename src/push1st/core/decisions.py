@@ -16,8 +16,8 @@ from push1st.messages import ClientRequest, Publish, SignedInUser, Subscribe
 
 def is_decided(app: App, channel: str) -> bool:
     """Returns whether the app's backend decides which clients may subscribe to a channel."""
-    asked = app.asks.get("subscribe")
-    return asked is not None and not channel.startswith("#") and bool(asked(channel))
+    decides = app.backend_decides.get("subscribe")
+    return decides is not None and not channel.startswith("#") and bool(decides(channel))
 
 
 async def connect(hooks: Hooks, app: App, client: Client, request: ClientRequest) -> Decision:

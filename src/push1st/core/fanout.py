@@ -5,10 +5,10 @@
 delivery is the kernel's `send`, so the loops here only call it.
 
 The rules (invariants 2 to 5), and the functions that keep them:
-- A channel's pending frames go to the subscribers that it had at the time of the message. So `settle_lanes` is called before the
+- A channel's pending frames go to the subscribers that it had at the time of the message. So `flush_lanes` is called before the
   subscribers of a lane change.
-- A frame for one connection is sent after all frames that its channels owe the connection. So `direct` calls `settle` first, and
-  every flush writes the direct frames first.
+- A frame for one connection is sent after all frames that its channels owe the connection. So `direct` calls `flush_subscriber`
+  first, and every flush writes the direct frames first.
 - While more messages come, many subscribers do not get each message in a write of its own. After a flush that wrote many
   deliveries at once, the next flush waits for as many, for some milliseconds at most (decision 0012). Direct frames do not wait.
 - A lane with many subscribers is written in slices, one in each loop turn. A slice keeps its subscribers; later frames are queued
@@ -189,7 +189,7 @@ class Fanout:
     def direct(self, subscriber: Subscriber, frame: bytes) -> None:
         """Queues a frame for one connection, after all frames that its channels owe the connection."""
         if self._lanes:
-            self.settle(subscriber)
+            self.flush_subscriber(subscriber)
         direct = self._direct.get(subscriber)
         if direct is None:
             direct = self._direct[subscriber] = DirectFrames(subscriber.write)
@@ -199,7 +199,7 @@ class Fanout:
         if direct.size > MAX_PENDING_BYTES:
             self._flush_direct_to(subscriber)
 
-    def settle(self, subscriber: Subscriber) -> None:
+    def flush_subscriber(self, subscriber: Subscriber) -> None:
         """Writes all frames that are due to a connection now."""
         # A connection may have thousands of subscriptions, so a ping must not check the lane of each subscription.
         mine, due = subscriber.lanes, self._lanes
@@ -219,7 +219,7 @@ class Fanout:
                 if write is not None:
                     self._write((write,), part.buffer)
 
-    def settle_lanes(self, lanes: list[Lane]) -> None:
+    def flush_lanes(self, lanes: list[Lane]) -> None:
         """Flushes the pending frames of lanes to their present subscribers, before the subscribers change."""
         for lane in lanes:
             if lane in self._lanes:
@@ -230,7 +230,7 @@ class Fanout:
         """Adds a subscriber to a channel, after the channel's pending frames went to the subscribers before it."""
         channel = tenant.channels.get(name)
         if channel is not None:
-            self.settle_lanes(channel.lanes)
+            self.flush_lanes(channel.lanes)
         return tenant.subscribe(subscriber, name)
 
     def forget(self, subscriber: Subscriber, lanes: Iterable[Lane]) -> None:

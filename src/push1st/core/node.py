@@ -160,29 +160,29 @@ class Node:
         Returns None, or the request to a shared broker that counts the connection; `admit` waits for its reply.
         """
         most = app.config.limits.connections
-        asked = None
+        admission = None
         if app.counts_connections:
             admitted = run_eagerly(self._quotas.connect(app.config.id, most))
             if isinstance(admitted, Suspended):
-                asked = admitted
+                admission = admitted
                 app.uncounted.add(client)
             elif not admitted:
                 raise _over_quota(most)
         app.tenant.connect(client, client.prefix)
-        return asked
+        return admission
 
-    async def admit(self, app: App, client: Client, asked: Suspended[bool]) -> None:
+    async def admit(self, app: App, client: Client, admission: Suspended[bool]) -> None:
         """Waits until the broker has counted or rejected a connection. Raises Disconnect(4004)."""
-        if not await asked:
+        if not await admission:
             raise _over_quota(app.config.limits.connections)
         if client.closed:  # the connection has ended before the broker has counted it
             await self._quotas.disconnect(app.config.id)
         app.uncounted.discard(client)
 
-    async def withdraw(self, app: App, client: Client, asked: Suspended[bool]) -> None:
-        """Discounts a connection that has ended before the broker has counted it. asked: the result of `connect`."""
+    async def withdraw(self, app: App, client: Client, admission: Suspended[bool]) -> None:
+        """Discounts a connection that has ended before the broker has counted it. admission: the result of `connect`."""
         with suppress(Disconnect):
-            await self.admit(app, client, asked)
+            await self.admit(app, client, admission)
 
     async def disconnect(self, app: App, client: Client, left: SessionState) -> None:
         """Removes a session that has ended from its channels, its topics and the counts.
@@ -215,23 +215,25 @@ class Node:
         id = app.config.id
         self.topics.want(app, name)
         try:
-            await self.topics.subscribe(app, name)
+            if not self.topics.is_received(app, name):
+                await self.topics.subscribe(app, name)
             joined = await self._roster.join(id, name, client.id, member, app.config.limits.members)
             if client.closed:
                 await self._roster.leave(id, name, client.id, _user_id(member))
                 raise LimitReached(403, "the connection is closed")
             lane = self.fanout.subscribe(app.tenant, client, name)
-            if "joined" in app.reported:
+            if "joined" in app.hook_kinds:
                 self.reports.report(app, "joined", name, client.id, member)
             return lane.subscription(member), joined
         finally:
-            await self.topics.unwant(app, name)
+            if self.topics.unwant(app, name):
+                await self.topics.release(app, name)
 
     def replay(self, app: App, client: Client, name: str, cached: CachedEvent | None) -> Replayed | CacheMissed:
         """Returns the reply to a new subscriber of a cache channel, after `Subscribed`: its last event, or that it has none."""
         if cached is not None:
             return Replayed(cached.message, self.clock.wall())
-        if "cache-missed" in app.reported:
+        if "cache-missed" in app.hook_kinds:
             self.reports.report(app, "cache-missed", name, client.id)
         return CacheMissed(name)
 
@@ -239,8 +241,8 @@ class Node:
         """Ends a client's subscription, after its pending frames are written. subscriptions: of the client's session."""
         channel = app.tenant.channels.get(name)
         if channel is not None:
-            self.fanout.settle_lanes(channel.lanes)
-        self.fanout.settle(client)
+            self.fanout.flush_lanes(channel.lanes)
+        self.fanout.flush_subscriber(client)
         member = subscriptions.pop(name).member
         app.tenant.unsubscribe(client, name)
         await self._leave(app, client, name, member)
@@ -250,7 +252,7 @@ class Node:
 
         If the broker is away, the roster is not changed here: the node corrects it when it registers again.
         """
-        if "left" in app.reported:
+        if "left" in app.hook_kinds:
             self.reports.report(app, "left", name, client.id, member)
         with suppress(Refused):
             await self._roster.leave(app.config.id, name, client.id, _user_id(member))

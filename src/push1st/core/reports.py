@@ -1,6 +1,6 @@
 """Hook events of sessions and channels, as this worker reports them to the broker.
 
-Callers check `App.reported` first, so an event that no hook wants costs nothing.
+Callers check `App.hook_kinds` first, so an event that no hook wants costs nothing.
 """
 
 from push1st.brokers import HookEvents
@@ -25,7 +25,7 @@ class Reports:
         self._hook_events = hook_events
 
     def report(self, app: App, kind: HookEventKind, channel: str, socket_id: str = "", member: Member | None = None) -> None:
-        """Reports an event of a channel, for kinds that are in `app.reported`."""
+        """Reports an event of a channel, for kinds that are in `app.hook_kinds`."""
         if not channel.startswith("#"):
             user_id, info = (None, b"null") if member is None else (member.user_id, member.info)
             self._hook_events.report(HookEvent(kind, app.config.id, channel, self._clock.wall(), socket_id, user_id, info))
@@ -33,7 +33,7 @@ class Reports:
     def client_event(
         self, app: App, event: Publish, data: bytes, stamp: tuple[int, int], socket_id: str, member: Member | None
     ) -> None:
-        """Reports a client event, for apps that have `client-event` in `app.reported`.
+        """Reports a client event, for apps that have `client-event` in `app.hook_kinds`.
 
         data: the published data, which may differ from the event's. stamp: of the message.
         """

@@ -24,6 +24,7 @@ from push1st.eager import spawn
 from push1st.errors import Disconnect, LimitReached, Refused
 from push1st.limits import Bucket
 from push1st.messages import (
+    DEFAULT_OPTIONS,
     ClientRequest,
     Command,
     Failure,
@@ -69,7 +70,7 @@ class Session:
     """
 
     __slots__ = (
-        "_asked",
+        "_admission",
         "_busy",
         "_charged",
         "_events",
@@ -132,7 +133,7 @@ class Session:
         self._when_idle: Callable[[], None] | None = None
         self._events: Bucket | None = None
         self._refusals: Bucket | None = None
-        self._asked = node.connect(app, self)
+        self._admission = node.connect(app, self)
 
     @property
     def prefix(self) -> str:
@@ -189,27 +190,27 @@ class Session:
             left = SessionState(self.subscriptions, self.topics or {}, self.user)
             self.subscriptions, self.topics = {}, None
             spawn(self.node.disconnect(self.app, self, left))
-            asked, self._asked = self._asked, None
-            if asked is not None:
-                spawn(self.node.withdraw(self.app, self, asked))
+            admission, self._admission = self._admission, None
+            if admission is not None:
+                spawn(self.node.withdraw(self.app, self, admission))
 
-    def enter(self, request: ClientRequest, on_admitted: Callable[[], None]) -> None:
+    def connect(self, request: ClientRequest, on_admitted: Callable[[], None]) -> None:
         """Admits the client: at once, or when the broker has counted it and the app's backend has accepted it.
 
         request: what the client has sent to connect, for the backend. on_admitted: called once. Commands wait until then.
         """
-        if self._asked is None and "connect" not in self.app.asks:
+        if self._admission is None and "connect" not in self.app.backend_decides:
             on_admitted()
             return
         self._busy = True
-        spawn(self._enter(request, on_admitted))
+        spawn(self._connect(request, on_admitted))
 
-    async def _enter(self, request: ClientRequest, on_admitted: Callable[[], None]) -> None:
+    async def _connect(self, request: ClientRequest, on_admitted: Callable[[], None]) -> None:
         try:
-            if self._asked is not None:
-                asked, self._asked = self._asked, None
-                await self.node.admit(self.app, self, asked)
-            if "connect" in self.app.asks and not self.closed:
+            if self._admission is not None:
+                admission, self._admission = self._admission, None
+                await self.node.admit(self.app, self, admission)
+            if "connect" in self.app.backend_decides and not self.closed:
                 await self._request_connect(request)
             if not self.closed:
                 on_admitted()
@@ -393,7 +394,7 @@ class Session:
     async def _subscribe(self, command: Subscribe) -> bool:
         """Subscribes the client to a channel; returns whether this is a new subscription. Raises Refused."""
         name = command.channel
-        kind = rights.to_subscribe(self, self.app.config, command, self.app.asks.get("subscribe"))
+        kind = rights.to_subscribe(self, self.app.config, command, self.app.backend_decides.get("subscribe"))
         is_decided = decisions.is_decided(self.app, name)
         decision = None
         if is_decided and name not in self.subscriptions:
@@ -451,10 +452,9 @@ class Session:
 
     async def _publish(self, command: Publish) -> None:
         """Publishes an event of the client. Raises Refused, or Disconnect for a flood."""
-        config = self.app.config
         channel = command.channel
-        rights.to_publish(self, config, command, channel in self.subscriptions)
-        most = config.limits.client_events if self.push is None else MAX_PUBLISHES
+        rights.to_publish(self, self.app.config, command, channel in self.subscriptions)
+        most = self.app.config.limits.client_events if self.push is None else MAX_PUBLISHES
         if most:
             now = self.node.clock.monotonic()
             if self._events is None:
@@ -467,26 +467,27 @@ class Session:
         member = self.subscriptions[channel].member
         data = command.data
         node = self.node
-        if "publish" in self.app.asks and self.app.asks["publish"](channel):
+        if "publish" in self.app.backend_decides and self.app.backend_decides["publish"](channel):
             user_id = member.user_id if member is not None else self.user.id if self.user is not None else None
             data = await decisions.publish(node.hooks, self.app, self, command, user_id)
             if channel not in self.subscriptions:
                 raise Refused(403, f"not subscribed to {channel[:200]}")
         node.metrics.events_in[self.wire.name] += 1
         stamp = node.stamp()
+        is_plain = command.delivery == "broadcast" and not command.target
         published = node.publish(
             self.app,
             channel,
             command.event,
             data,
             stamp,
-            sender=self.id,
-            exclude=self.id,
-            options=Options(0, command.delivery, command.target),
-            user_id=member.user_id if member is not None else None,
-            headers=command.headers,
+            self.id,
+            self.id,
+            DEFAULT_OPTIONS if is_plain else Options(0, command.delivery, command.target),
+            None if member is None else member.user_id,
+            command.headers,
         )
         if not isinstance(published, Published):
             await published
-        if "client-event" in self.app.reported:
+        if "client-event" in self.app.hook_kinds:
             node.reports.client_event(self.app, command, data, stamp, self.id, member)

@@ -49,7 +49,8 @@ class SignIns:
         signed_in = False
         try:
             for name in wanted:
-                await self._topics.subscribe(app, name)
+                if not self._topics.is_received(app, name):
+                    await self._topics.subscribe(app, name)
             if held:
                 self._hold(app, client, held)
             await self._users.sign_in(id, user.id, client.id)
@@ -65,7 +66,8 @@ class SignIns:
                 with suppress(Refused):
                     await self._users.sign_out(id, user.id, client.id)
             for name in wanted:
-                await self._topics.unwant(app, name)
+                if self._topics.unwant(app, name):
+                    await self._topics.release(app, name)
         return lanes, WatchlistStatus(
             tuple(one for one in user.watchlist if one in online), tuple(one for one in user.watchlist if one not in online)
         )
@@ -79,11 +81,13 @@ class SignIns:
         """Holds the events of a channel until the client subscribes; the client has signed in before. Raises Refused(503)."""
         self._topics.want(app, channel)
         try:
-            await self._topics.subscribe(app, channel)
+            if not self._topics.is_received(app, channel):
+                await self._topics.subscribe(app, channel)
             if not client.closed:
                 self._hold(app, client, channel)
         finally:
-            await self._topics.unwant(app, channel)
+            if self._topics.unwant(app, channel):
+                await self._topics.release(app, channel)
 
     def _hold(self, app: App, client: Client, channel: str) -> None:
         if app.held is None:

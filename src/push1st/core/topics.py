@@ -29,25 +29,24 @@ class ClientTopics:
         """Keeps a topic subscribed for a client that is about to join. Each call needs one call of `unwant`."""
         self._wanted[app.config.id, name] += 1
 
-    async def unwant(self, app: App, name: str) -> None:
-        """Ends one `want`, and releases the topic if no client of this worker needs it."""
+    def unwant(self, app: App, name: str) -> bool:
+        """Ends one `want`. Returns whether the topic may no longer be needed; the caller then calls `release`."""
         key = app.config.id, name
         self._wanted[key] -= 1
         if not self._wanted[key]:
             del self._wanted[key]
-        await self.release(app, name)
+        return not self.is_received(app, name)
 
     async def subscribe(self, app: App, name: str) -> None:
-        """Subscribes to a topic, unless this worker already receives it for its clients. Raises Refused(503)."""
-        if not self._is_received(app, name):
-            await self._broker.subscribe(app.config.id, name)
+        """Subscribes to a topic that this worker does not receive. Raises Refused(503)."""
+        await self._broker.subscribe(app.config.id, name)
 
     async def release(self, app: App, name: str) -> None:
         """Unsubscribes from a topic if no client of this worker needs it."""
-        if not self._is_received(app, name) and (app.config.id, name) not in self._wanted:
+        if not self.is_received(app, name) and (app.config.id, name) not in self._wanted:
             with suppress(Refused):  # messages that still arrive have no subscriber here
                 await self._broker.unsubscribe(app.config.id, name)
 
-    def _is_received(self, app: App, name: str) -> bool:
+    def is_received(self, app: App, name: str) -> bool:
         """Returns whether this worker receives a topic for clients that have subscribed or for which events are held."""
         return name in app.tenant.channels or (app.held is not None and name in app.held)

@@ -139,7 +139,7 @@ class WebSocketOutput(Takeover):
     def _close(self, code: int, reason: str, announced: bool = True) -> None:
         if not self._closing:
             if self._session is not None:
-                self._context.node.fanout.settle(self._session)
+                self._context.node.fanout.flush_subscriber(self._session)
             self._end(code, reason, announced)
             if code == 1008:  # the client broke a rule, so the rest of its input is discarded
                 self._half_close()

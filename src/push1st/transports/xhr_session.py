@@ -117,7 +117,7 @@ class XhrSession:
         context.open.add(self)
         if app.config.authorized_only:
             self._authorize_by = self._seen + AUTHORIZE_SECONDS
-        session.enter(visitor, lambda: self.send(Established(session.id, self._timeout)))
+        session.connect(visitor, lambda: self.send(Established(session.id, self._timeout)))
 
     @property
     def closing(self) -> bool:
@@ -237,7 +237,7 @@ class XhrSession:
     def close(self, code: int, reason: str, announced: bool = True) -> None:
         """Ends the session after its pending frames. announced: whether an error frame precedes the close frame."""
         if not self.closing:
-            self._context.node.fanout.settle(self._session)
+            self._context.node.fanout.flush_subscriber(self._session)
             self._end(code, reason, announced)
 
     def fail(self) -> None:

@@ -39,7 +39,7 @@ def test_an_app_that_is_not_used_yet_begins_with_its_new_configuration():
 def test_new_hook_events_are_reported_by_connected_clients(world):
     session, _ = world.session()
     session.handle(Subscribe("c"))
-    assert "client-event" not in world.app.reported
+    assert "client-event" not in world.app.hook_kinds
     configure(world, webhooks=(Webhook(url="http://h/", events=("client_event",)),))
     session.handle(Subscribe("private-c", token(session, "private-c")))
     session.handle(Publish("private-c", "client-e", b"1"))

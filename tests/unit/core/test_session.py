@@ -37,7 +37,7 @@ ALL = frozenset(("public", "private", "presence"))
 
 def permits(session: Session, channel: str) -> bool:
     """Returns whether the client may subscribe to a channel of its token."""
-    return may_subscribe(session, session.app.config, channel, session.app.asks.get("subscribe"))
+    return may_subscribe(session, session.app.config, channel, session.app.backend_decides.get("subscribe"))
 
 
 @pytest.fixture
@@ -950,7 +950,7 @@ def test_held_events_are_bounded_and_further_events_flush_them(world, mine, size
 
 def test_hooks_counts_and_limits_do_not_see_a_client_that_is_about_to_subscribe():
     world = World(app_config({"subscriptions": 1}, subscription_count=True))
-    world.app.reported = frozenset(("joined", "left", "occupied", "vacated", "counted"))
+    world.app.hook_kinds = frozenset(("joined", "left", "occupied", "vacated", "counted"))
     session, outlet = world.session()
     sign_in(session)
     assert done(world.node.channel(world.app, MINE)) is None

@@ -31,7 +31,7 @@ VISITOR = ClientRequest("protocol=7", "https://shop.example", "session=1", "Bear
 
 def permits(session: Session, channel: str) -> bool:
     """Returns whether the client may subscribe to a channel of its token."""
-    return may_subscribe(session, session.app.config, channel, session.app.asks.get("subscribe"))
+    return may_subscribe(session, session.app.config, channel, session.app.backend_decides.get("subscribe"))
 
 
 def asking(*on: str, **more) -> World:
@@ -46,7 +46,7 @@ def world():
 def entering(world, **more):
     """Makes a Pusher client that is about to connect."""
     session, outlet = world.session(**more)
-    session.enter(VISITOR, lambda: outlet.send(Established(session.id, 120)))
+    session.connect(VISITOR, lambda: outlet.send(Established(session.id, 120)))
     return session, outlet
 
 

@@ -72,7 +72,7 @@ class LinesEntry:
             raise Disconnect(4005, "no channel")
         session = Session(context.node, app, connection, self.codec, connection.write, handshake.ip, "", None, self.settings.push)
         connection.open(session)
-        session.enter(client, lambda: None)
+        session.connect(client, lambda: None)
         session.handle(Subscribe(channel))
 
 

@@ -38,4 +38,4 @@ class PusherEntry:
         lenient = original != base and handshake.path.startswith(original)
         session = Session(context.node, app, connection, self.codec, connection.write, ip, lenient=lenient)
         connection.open(session)
-        session.enter(client, lambda: connection.established(self.settings.activity_timeout))
+        session.connect(client, lambda: connection.established(self.settings.activity_timeout))

@@ -50,11 +50,11 @@ class RawEntry:
         push = self.settings.push
         session = Session(context.node, app, connection, self.codec, connection.write, ip, prefix, claims, push)
         connection.open(session)
-        decides = app.asks.get("subscribe")
+        decides = app.backend_decides.get("subscribe")
         wanted = [name for name in dict.fromkeys(channels) if name and may_subscribe(session, app.config, name, decides)]
         if not wanted:
             raise Disconnect(1008, "no channel to subscribe to: they need an access token, or their names are not valid")
-        session.enter(client, lambda: None)
+        session.connect(client, lambda: None)
         for name in wanted:
             session.handle(Subscribe(name))
 
