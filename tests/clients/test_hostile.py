@@ -217,7 +217,7 @@ def test_a_flood_of_bad_raw_frames_ends_its_connection_with_1008(server: ServerP
         assert wire.close_code() == 1008
 
 
-def test_a_flood_of_connections_leaves_room_for_the_next(server: ServerProcess) -> None:
+def test_flood_of_connections_leaves_places_for_others(server: ServerProcess) -> None:
     with contextlib.ExitStack() as stack:
         for _ in range(300):
             stack.enter_context(Wire(server.ws_port))
@@ -425,7 +425,7 @@ def test_the_client_s_address_is_taken_from_configured_proxies_only(channel: str
             assert socket.close_code() == 4009
 
 
-def test_an_address_that_a_stranger_forwards_is_not_believed(server: ServerProcess, channel: str) -> None:
+def test_address_forwarded_by_an_untrusted_caller_is_ignored(server: ServerProcess, channel: str) -> None:
     with dialled(server, additional_headers={"X-Forwarded-For": "203.0.113.7"}) as socket:
         socket.established().subscribe(channel)
         (session,) = server.get(f"/apps/app-test/channels/{channel}").json["sessions"]

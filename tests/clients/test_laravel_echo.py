@@ -68,7 +68,7 @@ def test_whispers_to_the_others_of(echo: Callable[..., NodeProcess], channel: st
     assert bob.next(on="whisper")["data"] == {"text": "hello"}
 
 
-def test_a_refused_channel_is_an_error_once_and_the_others_go_on(
+def test_rejected_channel_is_one_error_and_others_stay_subscribed(
     server: ServerProcess, echo: Callable[..., NodeProcess], channel: str
 ) -> None:
     client = echo()

@@ -469,7 +469,7 @@ def test_each_change_of_the_subscription_count_is_sent(
     assert first.round_trip() == []
 
 
-def test_a_client_that_comes_and_goes_costs_the_others_one_count_a_second(
+def test_client_that_joins_and_leaves_repeatedly_causes_one_count_a_second(
     server: ServerProcess, stack: contextlib.ExitStack, connect: Callable[..., PusherSocket], channel: str
 ) -> None:
     watcher = connect("counting-key")

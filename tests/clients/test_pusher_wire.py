@@ -350,7 +350,7 @@ def test_the_largest_channel_name_is_accepted(connect: Callable[..., PusherSocke
     connect().subscribe("c" * 164)
 
 
-def test_subscriptions_are_limited_where_the_app_says_so(connect: Callable[..., PusherSocket]) -> None:
+def test_subscriptions_are_limited_by_the_app(connect: Callable[..., PusherSocket]) -> None:
     client = connect("small-key")
     for number in range(3):
         client.subscribe(f"c{number}")
@@ -360,7 +360,7 @@ def test_subscriptions_are_limited_where_the_app_says_so(connect: Callable[..., 
     client.subscribe("c4")
 
 
-def test_members_are_limited_where_the_app_says_so(connect: Callable[..., PusherSocket], channel: str) -> None:
+def test_members_are_limited_by_the_app(connect: Callable[..., PusherSocket], channel: str) -> None:
     presence = f"presence-{channel[:8]}"
     for number in (1, 2, 2):
         connect("small-key").subscribe(presence, {"user_id": f"u{number}"})

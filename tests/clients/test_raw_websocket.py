@@ -158,7 +158,7 @@ def test_a_token_that_a_backend_minted_opens_a_private_channel(raw: Callable[...
 
 
 @pytest.mark.parametrize("pattern", ["*", "private-*", "exact", ["private-other", "exact"]], ids=str)
-def test_a_token_covers_what_its_pattern_matches(raw: Callable[..., RawSocket], channel: str, pattern: Any) -> None:
+def test_token_covers_the_channels_that_its_pattern_matches(raw: Callable[..., RawSocket], channel: str, pattern: Any) -> None:
     name = f"private-{channel}"
     exact = [name if entry == "exact" else entry for entry in pattern] if isinstance(pattern, list) else pattern
     raw(name, query="token=" + minted({"app": "app-test", "channel": name if exact == "exact" else exact}))

@@ -69,7 +69,7 @@ def visited() -> Iterator[ServerProcess]:
         yield process
 
 
-def test_it_is_not_ready_before_it_stops_listening(visited: ServerProcess) -> None:
+def test_server_is_not_ready_before_it_stops_listening(visited: ServerProcess) -> None:
     """Load balancers poll: the first change they see is the status 503, and not a refused connection."""
     visited.signal()
     seen: list[int] = []
@@ -80,7 +80,7 @@ def test_it_is_not_ready_before_it_stops_listening(visited: ServerProcess) -> No
     assert seen[-1] == 503
 
 
-def test_it_is_alive_while_it_drains(visited: ServerProcess) -> None:
+def test_draining_server_is_alive(visited: ServerProcess) -> None:
     visited.signal()
     wait_until(lambda: visited.get("/ready").status == 503, "it is draining")
     assert visited.get("/health").status == 200
@@ -110,7 +110,7 @@ def test_published_events_are_delivered_before_the_close(own: ServerProcess, cha
 
 
 @pytest.mark.parametrize("name", ["requests", "subscribing"])
-def test_stop_under_a_flood_is_in_time_and_delivers_what_was_acknowledged(own: ServerProcess, channel: str, name: str) -> None:
+def test_stop_under_a_flood_is_in_time_and_delivers_acknowledged_events(own: ServerProcess, channel: str, name: str) -> None:
     channel += name
     over = threading.Event()
     threads = [threading.Thread(target=flood, args=(own.ws_port, *FLOODS[name], over)) for _ in range(FLOODING)]
@@ -161,7 +161,7 @@ def test_no_socket_listens_after_the_stop(own: ServerProcess) -> None:
     assert not own.unix.exists()
 
 
-def test_it_starts_again_over_the_unix_socket_that_a_crash_left(own: ServerProcess) -> None:
+def test_server_starts_with_the_unix_socket_that_a_crash_left(own: ServerProcess) -> None:
     assert own.process is not None
     own.process.kill()
     own.process.wait()

@@ -70,7 +70,7 @@ def until_idle(server: ServerProcess) -> None:
 # Each kind of event, in Pusher's form
 
 
-def test_every_kind_arrives_as_pusher_sends_it(receiver: Receiver) -> None:
+def test_each_kind_of_webhook_has_the_form_of_pusher(receiver: Receiver) -> None:
     with telling(receiver, {"options": COUNTING}) as server:
         with pusher_socket(server) as one:
             one.subscribe("presence-room", {"user_id": 7, "user_info": {"name": "A"}})
@@ -103,7 +103,7 @@ def test_every_kind_arrives_as_pusher_sends_it(receiver: Receiver) -> None:
     ]
 
 
-def test_a_request_is_exactly_what_pusher_sends(receiver: Receiver) -> None:
+def test_webhook_request_equals_the_form_of_pusher(receiver: Receiver) -> None:
     before = time.time()
     with telling(receiver) as server, pusher_socket(server) as one:
         one.subscribe("room")
@@ -191,7 +191,7 @@ def test_api_publish_causes_no_client_event_webhook(receiver: Receiver) -> None:
     assert events[0]["event"] == "client-last"
 
 
-def test_channels_of_single_users_are_nobodys_business(receiver: Receiver) -> None:
+def test_server_to_user_channels_cause_no_webhooks(receiver: Receiver) -> None:
     with telling(receiver) as server, pusher_socket(server) as one:
         data = json.dumps({"id": "7"})
         one.send("pusher:signin", {"user_data": data, "auth": f"app-key:{hmac_hex('secret', f'{one.socket_id}::user::{data}')}"})
@@ -204,7 +204,7 @@ def test_channels_of_single_users_are_nobodys_business(receiver: Receiver) -> No
 # Filters
 
 
-def test_a_filter_drops_exactly_what_it_should_from_every_batch(receiver: Receiver) -> None:
+def test_filter_drops_only_unselected_events_from_each_batch(receiver: Receiver) -> None:
     with receiving() as all_of_it:
         webhooks = [
             {"url": receiver.url, "filter": ["room-", "*-vip"], "events": ["channel_occupied"], "batch": 100},

@@ -276,7 +276,7 @@ def test_acknowledged_events_are_delivered_when_the_engine_is_killed_ten_times(o
 
 @pytest.mark.long
 @pytest.mark.timeout(120)
-def test_a_worker_that_stands_still_after_the_engine_was_killed_sends_its_clients_no_false_edges(
+def test_worker_that_hangs_after_the_engine_was_killed_sends_no_false_edges(
     own: ServerProcess, stack: contextlib.ExitStack
 ) -> None:
     room = "presence-room"

@@ -279,7 +279,7 @@ class RoundRobin:
 
 
 @pytest.mark.parametrize("transport", ["xhr_streaming", "xhr_polling"])
-def test_pusher_js_works_when_each_connection_goes_to_another_server(
+def test_pusher_js_works_when_its_connections_alternate_between_servers(
     pair: tuple[ServerProcess, ServerProcess], transport: str
 ) -> None:
     between = RoundRobin([server.ws_port for server in pair])

@@ -113,7 +113,7 @@ async def settled(valkey: Valkey, *places: Place) -> None:
     await until(lambda: all(one.compared_at is None for one in ledgers if one.there is not None))
 
 
-async def test_a_member_that_returns_while_the_broker_loses_its_state_causes_no_edge_whichever_node_notices_first() -> None:
+async def test_member_that_returns_during_a_state_loss_causes_no_edge() -> None:
     async with backed() as (valkey, backend, reader, other, client):
         client.lose()
         await other.broker.settled()
@@ -131,7 +131,7 @@ async def test_a_member_that_returns_while_the_broker_loses_its_state_causes_no_
 
 
 @pytest.mark.parametrize("returns", [True, False])
-async def test_a_hook_event_that_is_lost_with_the_brokers_state_is_replaced(returns: bool) -> None:
+async def test_hook_event_lost_with_the_state_of_the_broker_is_replaced(returns: bool) -> None:
     async with backed() as (valkey, backend, reader, other, client):
         assert reader.shards[0].hook_events.consumer is not None
         await reader.shards[0].hook_events.consumer.stop()
@@ -149,7 +149,7 @@ async def test_a_hook_event_that_is_lost_with_the_brokers_state_is_replaced(retu
         await until(lambda: backend.there == right, lambda: backend.there)
 
 
-async def test_a_reader_that_stops_after_the_broker_lost_its_state_leaves_its_ledger_to_the_next() -> None:
+async def test_consumer_that_stops_after_a_state_loss_saves_its_ledger_for_the_next() -> None:
     async with backed() as (valkey, backend, reader, other, client):
         client.lose()
         await client.place.broker.settled()

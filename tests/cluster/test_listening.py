@@ -46,9 +46,7 @@ def test_all_interfaces_have_one_port(bound: contextlib.ExitStack) -> None:
 
 
 @pytest.mark.parametrize("shared", [False, True])
-def test_an_address_that_another_has_is_refused_even_if_the_other_would_share_it(
-    bound: contextlib.ExitStack, shared: bool
-) -> None:
+def test_address_in_use_is_rejected_even_if_its_owner_shares_it(bound: contextlib.ExitStack, shared: bool) -> None:
     (other,) = doors(bound, "tcp://127.0.0.1:0", shared=True)
     other.socket.listen()
     with pytest.raises(ConfigError, match=r"cannot listen on tcp://127\.0\.0\.1"):

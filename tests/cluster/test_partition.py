@@ -143,7 +143,7 @@ async def test_a_partition_heals(how: str, longer: bool) -> None:
         assert all(map(alternates, told().values())), told()
 
 
-async def test_hook_events_are_read_on_when_only_the_connection_they_are_read_on_hangs() -> None:
+async def test_consumer_reconnects_when_only_its_own_connection_hangs() -> None:
     async with divided(msgspec.structs.replace(TIMINGS, read_silent=TIMINGS.read + 0.3)) as cluster:
         await on(cluster.near, "c")
         await until(lambda: cluster.hook_events)
@@ -152,7 +152,7 @@ async def test_hook_events_are_read_on_when_only_the_connection_they_are_read_on
         await until(lambda: [event.channel for event in cluster.hook_events] == ["c", "d"])
 
 
-async def test_a_node_that_reads_hook_events_again_after_another_did_makes_a_new_ledger() -> None:
+async def test_node_that_becomes_the_consumer_again_builds_a_new_ledger() -> None:
     """With its old ledger the node would drop the `occupied` of a channel for which another node has sent `vacated`."""
     async with divided() as cluster:
         first, key = cluster.far[0], f"{cluster.near.shards[0].keys.base}:reader"

@@ -317,7 +317,7 @@ def test_replaced_workers_leave_no_files_or_processes(own: ServerProcess) -> Non
     assert len(children(supervisor(own))) == 3
 
 
-def test_a_worker_that_dies_again_while_it_is_replaced_does_not_take_the_sockets_of_the_next(own: ServerProcess) -> None:
+def test_worker_that_dies_again_while_it_is_replaced_keeps_the_sockets_of_the_next(own: ServerProcess) -> None:
     first = workers(own)[0]
     kill(first)
     wait_until(lambda: workers(own).get(0) not in (None, first), "another worker is there")

@@ -35,7 +35,7 @@ async def test_the_first_node_writes_the_schema(valkey: Valkey) -> None:
     await place.close()
 
 
-async def test_a_node_joins_a_cluster_whose_keys_have_no_schema_and_writes_it(valkey: Valkey) -> None:
+async def test_node_writes_the_schema_if_the_keys_have_none(valkey: Valkey) -> None:
     """An unversioned build wrote the keys of schema 1, and no schema."""
     one = await Place(valkey.url).open()
     await on(one, ROOM, "ann")

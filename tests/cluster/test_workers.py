@@ -385,7 +385,7 @@ def test_a_signal_drains_all_workers_and_leaves_nothing(own: ServerProcess, stac
             socket.create_connection(("127.0.0.1", port)).close()
 
 
-def test_it_is_not_ready_before_it_stops_listening(stack: contextlib.ExitStack) -> None:
+def test_server_is_not_ready_before_it_stops_listening(stack: contextlib.ExitStack) -> None:
     with machine(config={"server": {"drain": 8}}) as server:
         stack.enter_context(pusher_socket(server))
         server.signal()

@@ -260,7 +260,7 @@ async def test_a_channel_is_claimed_once_within_the_time(implementation):
         assert [await heard.roster.claim(A, name, 100) for name in ("c", "c", "d")] == [True, False, True]
 
 
-async def test_an_app_has_as_many_connections_as_it_may(implementation):
+async def test_app_has_at_most_its_maximum_of_connections(implementation):
     async with opened(implementation) as heard:
         assert [await heard.quotas.connect(app, 2) for app in (A, A, A, B)] == [True, True, False, True]
         await heard.quotas.disconnect(A)
@@ -403,7 +403,7 @@ async def test_edges_are_in_order_with_the_channels_messages(implementation):
         assert [one.event for one in heard.messages] == [MEMBER_ADDED, "e", MEMBER_REMOVED]
 
 
-async def test_a_channel_has_as_many_members_as_it_may(implementation):
+async def test_channel_has_at_most_its_maximum_of_members(implementation):
     async with opened(implementation) as heard:
         for n in range(2):
             await heard.join(f"1.{n}", f"u{n}", most=2)

@@ -165,7 +165,7 @@ def test_the_container_does_not_run_as_root() -> None:
     assert re.fullmatch(r"[1-9]\d*:[1-9]\d*", user), "a number, so that Kubernetes can tell that it is not root"
 
 
-def test_the_container_begins_with_known_images_and_leaves_the_build_behind() -> None:
+def test_container_uses_known_images_and_contains_no_build_tools() -> None:
     images = of("FROM")
     assert len(images) == 2
     assert len({image.split()[0] for image in images}) == 1, "the same Python in both, since a venv is copied"

@@ -69,7 +69,7 @@ def addresses(folder: Path, **environment: str) -> list[str]:
     return [line.partition(": ")[2] for line in lines if line.startswith("Project-URL")]
 
 
-def test_a_package_has_the_addresses_of_the_repository_that_it_is_built_from(tmp_path: Path) -> None:
+def test_package_has_the_urls_of_its_repository(tmp_path: Path) -> None:
     source = "https://git.example/shop/push1st"
     found = addresses(tmp_path, GITHUB_SERVER_URL="https://git.example", GITHUB_REPOSITORY="shop/push1st")
     assert f"Source, {source}" in found
@@ -82,7 +82,7 @@ def test_a_package_that_is_built_elsewhere_has_no_addresses(tmp_path: Path) -> N
     assert addresses(tmp_path) == []
 
 
-def test_the_wheel_holds_the_package_and_nothing_else(wheel: Path) -> None:
+def test_wheel_contains_only_the_package(wheel: Path) -> None:
     names = zipfile.ZipFile(wheel).namelist()
     assert "push1st/py.typed" in names
     assert "push1st/__main__.py" in names
@@ -96,7 +96,7 @@ def test_the_wheel_runs_from_where_it_is_installed(installed: Path) -> None:
 
 
 @pytest.mark.parametrize("command", [["python", "-m", "push1st"], ["push1st"]], ids=" ".join)
-def test_it_can_be_called_both_ways(installed: Path, command: list[str]) -> None:
+def test_installed_program_runs_as_command_and_as_module(installed: Path, command: list[str]) -> None:
     said = run(str(installed / "bin" / command[0]), *command[1:], "version", cwd=installed)
     assert said.startswith(f"push1st {push1st.__version__} ")
 

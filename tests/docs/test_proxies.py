@@ -49,7 +49,7 @@ def raw(proxy: Proxy, channel: str, source: str = "127.0.0.1") -> ClientConnecti
 
 
 @pytest.mark.parametrize("transports", [["ws", "wss"], ["xhr_streaming"], ["xhr_polling"]], ids=" ".join)
-def test_pusher_js_receives_over_tls_what_is_published_signed_over_tls(
+def test_pusher_js_receives_over_tls_an_event_published_over_tls(
     proxy: Proxy, monkeypatch: pytest.MonkeyPatch, request: pytest.FixtureRequest, transports: list[str]
 ) -> None:
     monkeypatch.setenv("NODE_EXTRA_CA_CERTS", str(proxy.certificate))

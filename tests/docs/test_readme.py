@@ -13,7 +13,7 @@ def section(title: str) -> str:
     return README.partition(f"\n## {title}\n")[2].partition("\n## ")[0]
 
 
-def test_it_begins_with_a_sentence_a_picture_and_three_ways_to_start() -> None:
+def test_readme_begins_with_a_sentence_a_picture_and_three_ways_to_start() -> None:
     head = README.partition("\n## ")[0]
     (sentence,) = re.findall(r"\n\n(Push1st is [^!]*?\.)\n", head)
     assert len(re.findall(r"\.(?:\s|$)", sentence)) == 1

@@ -551,7 +551,7 @@ def test_an_empty_body_with_its_md5_is_accepted():
     check(f"{query_of(pairs)}&auth_signature={signature}", b"", method="GET", path="/p")
 
 
-def test_an_empty_body_with_the_md5_of_something_else_is_refused():
+def test_empty_body_with_the_md5_of_another_body_is_rejected():
     with refusal(401, "body_md5 is not the MD5 of the 0 bytes received"):
         check(query_of(GOLDEN), b"")
 

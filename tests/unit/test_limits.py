@@ -68,7 +68,7 @@ def test_a_cost_beyond_the_rate_never_fits():
     assert bucket.take(1000.0, 5)
 
 
-def test_a_clock_that_goes_back_gives_nothing_and_takes_nothing_away():
+def test_clock_that_goes_back_leaves_the_bucket_unchanged():
     bucket = Bucket(2, now=100.0)
     assert bucket.take(100.0, 2)
     assert not bucket.take(50.0)

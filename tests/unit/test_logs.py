@@ -107,7 +107,7 @@ def test_text_shows_a_trace_with_its_lines(text):
 @pytest.mark.parametrize(
     "value", [float("nan"), float("inf"), b"\xff", object, {1, 2}, {1: {2: (3,)}}, "\ud800", ValueError("x")]
 )
-def test_json_is_valid_whatever_is_logged(lines, value):
+def test_json_is_valid_for_any_logged_value(lines, value):
     logs.get("x").info("odd", value=value)
     (line,) = lines()
     assert "value" in line
@@ -294,7 +294,7 @@ def test_masking_a_long_hostile_text_takes_no_long_time(part):
     st.sampled_from(["token=", "auth=", "auth_signature=", "&token="]),
     st.text(),
 )
-def test_a_token_in_a_query_is_masked_whatever_is_around_it(before, token, name, after):
+def test_token_in_a_query_is_masked_in_any_text(before, token, name, after):
     shown = logs.mask_secrets(None, "info", {"event": f"{before}?{name}zz{token}&{after}"})["event"]
     assert f"zz{token}" not in shown
 

@@ -31,7 +31,7 @@ def test_a_members_end_names_the_user_only():
     assert (edge.event, edge.data, edge.exclude) == ("pusher_internal:member_removed", b'{"user_id":"u1"}', "1.2")
 
 
-def test_edges_escape_what_json_must():
+def test_edges_escape_the_characters_that_json_requires():
     assert json.loads(member_removed("app", "c", 'a"\\ж', 1, 2, "").data) == {"user_id": 'a"\\ж'}
 
 

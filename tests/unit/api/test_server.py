@@ -11,7 +11,7 @@ from push1st.messages import Request, Subscribe
 
 @pytest.mark.parametrize("path", ["/health", "/health/", "/ready", "/ready/"])
 @pytest.mark.parametrize("trusted", [True, False])
-def test_health_and_readiness_are_for_everybody(caller, path, trusted):
+def test_health_and_readiness_need_no_trust(caller, path, trusted):
     caller.trusted = trusted
     assert caller.get(path)[0] == 200
 

@@ -24,7 +24,7 @@ def test_data_may_be_missing(caller, body):
     assert caller.post("token/session", body)[1] == auth.channel_signature(SECRET, "1234", "private-user.1")
 
 
-def test_data_is_part_of_what_is_signed(caller):
+def test_data_is_part_of_the_signed_text(caller):
     data = '{"user_id":"1"}'
     answer = caller.post("token/session", {"session": "1.2", "channel": "presence-c", "data": data})
     assert answer == (200, auth.channel_signature(SECRET, "1.2", "presence-c", data))

@@ -45,7 +45,7 @@ def test_the_folder_of_a_unix_socket_is_checked_and_not_created(tmp_path: Path) 
     assert not (tmp_path / "new").exists()
 
 
-def test_a_wrong_certificate_is_a_mistake_and_one_that_cannot_be_read_here_is_a_note(
+def test_wrong_certificate_is_an_error_and_unreadable_certificate_is_a_note(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     ssl = Ssl(True, str(tmp_path / "key"), str(tmp_path / "cert"))

@@ -274,7 +274,7 @@ def test_a_file_may_begin_with_a_byte_order_mark(reading):
 
 
 @pytest.mark.parametrize("text", ["app/", "/app", "app", "/app/", "//app//"])
-def test_a_path_gets_its_slashes_whatever_the_file_says(reading, text):
+def test_path_gets_its_slashes_for_any_form_in_the_file(reading, text):
     assert reading(f"server: {{ app-path: {text} }}").server.app_path == "/app/"
 
 

@@ -44,7 +44,7 @@ async def test_count_that_another_worker_may_have_changed_is_published_again():
     assert numbers(outlet) == [1, 2]
 
 
-async def test_counts_that_were_held_back_outlast_a_broker_that_is_away():
+async def test_held_counts_are_sent_after_a_broker_outage():
     world = World(app_config(subscription_count=True), slow=True)
     for _ in range(LARGE_CHANNEL + 2):
         world.session()[0].handle(Subscribe("c"))

@@ -289,12 +289,12 @@ def compare(taken: list[tuple[str, int, int]]) -> None:
 
 @settings(max_examples=150, deadline=None)
 @given(walks)
-def test_sessions_send_and_keep_what_their_model_does(taken):
+def test_sessions_send_and_store_the_same_as_their_model(taken):
     compare(taken)
 
 
 @pytest.mark.long
 @settings(max_examples=20_000, deadline=None)
 @given(walks)
-def test_sessions_send_and_keep_what_their_model_does_in_many_walks(taken):
+def test_sessions_send_and_store_the_same_as_their_model_in_many_walks(taken):
     compare(taken)

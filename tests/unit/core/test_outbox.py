@@ -110,7 +110,7 @@ def test_resume_without_a_connection_keeps_the_items(owner):
     assert list(box) == ["a"]
 
 
-def test_detach_keeps_what_follows(owner):
+def test_detached_session_stores_later_items(owner):
     box = outbox(owner)
     owner.room = 9
     box.attach(owner)
@@ -141,7 +141,7 @@ def test_a_cleared_outbox_takes_items_again(owner):
     assert list(box) == ["c"]
 
 
-def test_oldest_items_are_dropped_when_the_policy_says_so(owner):
+def test_oldest_items_are_dropped_by_a_policy_that_drops_oldest(owner):
     box = outbox(owner, max_size=5, drops_oldest=True)
     write(box, "aa", "bb", "c", "ddd")
     assert (list(box), box.size, box.dropped, owner.ends) == (["c", "ddd"], 4, 2, 0)

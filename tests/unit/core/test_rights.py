@@ -136,7 +136,7 @@ def test_channel_data_without_a_valid_member_is_rejected(channel_data, status):
     assert code(refused) == status
 
 
-def test_a_lenient_client_without_a_valid_member_is_none():
+def test_lenient_client_without_a_valid_member_is_no_member():
     lenient = Client(lenient=True)
     assert rights.member(lenient, "") is None
     assert rights.member(lenient, '{"user_id":"a\\nb"}') is None

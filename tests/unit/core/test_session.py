@@ -118,7 +118,7 @@ def test_a_signature_for_another_channel_is_refused(client):
     assert refusal(outlet) == ("AuthError", 401)
 
 
-def test_channel_data_is_part_of_what_is_signed(client):
+def test_channel_data_is_part_of_the_signed_text(client):
     session, outlet = client
     session.handle(Subscribe("presence-c", token(session, "presence-c", '{"user_id":"u1"}'), '{"user_id":"admin"}'))
     assert refusal(outlet) == ("AuthError", 401)
@@ -393,7 +393,7 @@ def test_a_raw_client_needs_a_token_for_other_channels(world, name):
         (("*",), "#x", False),
     ],
 )
-def test_a_token_allows_what_it_names(world, claims, name, allowed):
+def test_token_allows_the_channels_it_names(world, claims, name, allowed):
     session, _ = raw(world, *claims)
     assert permits(session, name) is allowed
 

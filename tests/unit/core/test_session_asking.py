@@ -219,7 +219,7 @@ def test_channel_name_is_checked_before_the_authorize_request(inside):
     assert world.hooks.asked == []
 
 
-async def test_a_client_that_unsubscribes_meanwhile_does_so_afterwards(inside):
+async def test_unsubscribe_during_an_authorize_request_is_applied_after_it(inside):
     world, session, outlet = inside
     await held(world)
     session.handle(Subscribe("c"))

@@ -181,7 +181,7 @@ def test_sources_with_few_events_do_not_give_way():
     assert [event for _, event, _ in one.untried()] == [b"%d" % number for number in range(100)]
 
 
-def test_a_source_that_gave_way_leaves_no_channel_behind():
+def test_displaced_source_leaves_no_channel_in_the_queue():
     one = queue(events=100)
     for number in range(100):
         one.put(f"flood{number}", b"f", "1.1")

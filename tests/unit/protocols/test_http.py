@@ -181,7 +181,7 @@ def test_a_body_of_the_most_bytes_is_decoded(data):
     assert isinstance(event, HttpRequest)
 
 
-def test_a_chunked_body_over_the_bound_is_rejected_whatever_its_path(decoder):
+def test_chunked_body_over_the_bound_is_rejected_on_any_path(decoder):
     decoder.feed(request("POST", "/x", None, "Transfer-Encoding: chunked"))
     events = [event for _ in range(20) for event in decoder.feed(b"64\r\n" + b"x" * 100 + b"\r\n")]
     assert [event.status for event in events] == [413]

@@ -356,7 +356,7 @@ def test_a_close_frame_has_code_and_reason():
 
 
 @pytest.mark.parametrize("reason", ["x" * 200, "ж" * 100, "a" + "ж" * 100, "😀" * 60, "ab😀" * 60])
-def test_a_reason_is_cut_to_what_fits_between_letters(reason):
+def test_close_reason_is_cut_between_letters(reason):
     ((opcode, payload),) = frames(close_frame(1008, reason))
     assert opcode is CLOSE
     assert 120 < len(payload) <= 125

@@ -132,7 +132,7 @@ async def test_without_a_descriptor_a_raw_websocket_gets_an_http_status():
     assert (answer.status, answer.json["error"][:14]) == (503, "Over capacity:")
 
 
-async def test_without_a_descriptor_a_fallback_begins_no_session_and_goes_on_with_one():
+async def test_without_a_descriptor_fallback_sessions_continue_and_none_starts():
     site = site_at(trusting=False)
     path = f"/pusher/app/{KEY}/7/session0/xhr?protocol=7"
     assert b"[4100," in Answer((await ask(site, LAST, request("POST", path, b""))).data).body

@@ -56,7 +56,7 @@ def remote(sent: list[str]) -> RemoteSession:
     return RemoteSession(None, 1, "#xhr-at-here", send, lambda: sent.append("forgotten"), GONE)  # type: ignore[arg-type]
 
 
-def test_stream_ends_with_a_reconnect_code_when_the_owner_is_gone(remote, sent):
+def test_stream_ends_with_a_reconnect_code_when_the_owner_has_ended(remote, sent):
     stream = Request()
     remote.stream(stream)
     remote.abandon()
@@ -65,7 +65,7 @@ def test_stream_ends_with_a_reconnect_code_when_the_owner_is_gone(remote, sent):
     assert sent == ["lost", "forgotten"]
 
 
-def test_poll_is_answered_with_a_reconnect_code_when_the_owner_is_gone(remote, sent):
+def test_poll_is_answered_with_a_reconnect_code_when_the_owner_has_ended(remote, sent):
     poll = Request()
     remote.hold(poll)
     remote.abandon()
@@ -320,7 +320,7 @@ async def test_a_reply_to_a_probe_resets_the_misses(pair):
     assert stream.received == []
 
 
-async def test_request_that_the_owner_does_not_know_in_two_probes_ends(pair):
+async def test_request_unknown_to_its_owner_in_two_probes_ends(pair):
     """The owner sent the last frame while the broker was away."""
     _, stream = await pair.stream()
     pair.owner.forwarding.forget(pair.owner.remote)
@@ -330,7 +330,7 @@ async def test_request_that_the_owner_does_not_know_in_two_probes_ends(pair):
     assert stream.received == [GONE.body, "end"]
 
 
-async def test_request_that_the_other_worker_does_not_know_in_two_probes_is_lost(pair):
+async def test_request_unknown_to_the_other_worker_in_two_probes_is_lost(pair):
     remote, _ = await pair.stream()
     pair.other.forwarding._remote_sessions.clear()
     await pair.probe()

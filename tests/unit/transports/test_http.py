@@ -106,7 +106,7 @@ async def test_head_is_answered_without_a_body(site, served):
     assert served.last.method == "HEAD"
 
 
-async def test_head_is_answered_without_a_body_however_long_it_waits(site, served):
+async def test_head_request_is_answered_without_a_body_after_any_wait(site, served):
     transport = await site.ask(request("HEAD", "/wait/x") + request("GET", "/y"))
     await served.answer("/wait/x")
     answer = Answer(transport.data, head_only=True)

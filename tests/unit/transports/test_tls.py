@@ -106,7 +106,7 @@ def pair(files: tuple[str, str]) -> Pair:
 
 @pytest.mark.parametrize("size", [1, 6, PIECE - 30, PIECE, 16_384, 16_385, 300_000])
 @pytest.mark.parametrize("step", [100, PIECE, PIECE + 1, 60_000, 262_144])
-def test_data_is_read_whole_however_it_arrives(pair: Pair, size: int, step: int) -> None:
+def test_data_in_any_chunks_is_read_whole(pair: Pair, size: int, step: int) -> None:
     data = (b"%d," % size * size)[:size]
     pair.client.write(data)
     sent = pair.from_client.read()
@@ -152,7 +152,7 @@ def test_slice_ends_after_its_time_and_the_rest_is_read_in_later_turns(pair: Pai
     assert pair.floods == 0
 
 
-def test_data_that_arrives_during_a_rest_is_read_after_it(pair: Pair) -> None:
+def test_data_that_arrives_during_a_pause_is_read_after_it(pair: Pair) -> None:
     numbers = [b"%d," % number for number in range(20_000)]
     pair.attach()
     found = b""

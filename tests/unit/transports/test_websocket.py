@@ -447,7 +447,7 @@ async def test_a_message_has_the_limit_of_its_own_app(path):
     assert not other.closed
 
 
-async def test_a_full_event_fits_however_it_is_escaped(site):
+async def test_full_event_fits_with_any_escapes(site):
     raw = await opened(site, RAW)
     await opened(site, RAW)
     data = "\\u0061" * 10_240

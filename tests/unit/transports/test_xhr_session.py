@@ -377,7 +377,7 @@ async def test_request_that_ends_after_a_standstill_leaves_a_whole_gap(site):
     assert await polled(site) == ["1"]
 
 
-async def test_poll_is_answered_with_what_came_before_the_bound_was_passed():
+async def test_poll_is_answered_with_the_frames_before_the_bound_was_passed():
     site = Site(server=ServerConfig(outbox=1000))
     await polled(site)
     await subscribe(site)
