@@ -14,8 +14,8 @@ One secret of an app signs five kinds of text, so no text of one kind may be rea
 The beginnings of these texts differ. Neither a socket id nor a channel name contains a colon, a line break or a brace, and a
 channel name is not empty. `session_token` signs texts from callers, so it checks these rules.
 
-An app without a secret has public channels only (Push1st API, section 9). It has no signatures, and every check fails:
-anybody can make a signature with an empty key.
+An app without a secret has public channels only (Push1st API, section 9). Such an app has no signatures, and every check
+fails, because anybody could sign with an empty key.
 """
 
 import hashlib

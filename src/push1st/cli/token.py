@@ -44,7 +44,7 @@ def run_access(options: Arguments) -> int:
 
 
 def _signer(options: Arguments) -> tuple[str, str]:
-    """Returns id and secret of the app that a token is for. Prints a note if no option selects an app: it is the demo's."""
+    """Returns id and secret of the app that a token is for. Prints a note if the demo's app is assumed."""
     target = select(options)
     app = target.app
     if not app.secret:

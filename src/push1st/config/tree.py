@@ -297,7 +297,7 @@ def _syntax_error(exc: Exception, name: str, text: str) -> ConfigError:
         return ConfigError(f"{name}:{tab}: found a tab, allowed: spaces, because YAML allows no tab before a key or a value")
     if mark and (known := _known_mistake(exc, mark.line, text.splitlines())):
         return ConfigError(f"{name}:{known}")
-    # PyYAML quotes text of the file, which may be a part of a secret. A single character may stay.
+    # PyYAML quotes text of the file, which may be a part of a secret. A quoted single character may stay.
     problem = re.sub(r"(['\"]).{2,}\1", "", getattr(exc, "problem", None) or "characters that are not allowed").strip()
     place = name + _line(mark)
     return ConfigError(f"{place}: found no YAML ({problem}), allowed: YAML; text with [ ] {{ }} # & * ! : in it may need quotes")
@@ -306,7 +306,7 @@ def _syntax_error(exc: Exception, name: str, text: str) -> ConfigError:
 def _known_mistake(error: Any, line: int, lines: list[str]) -> str:
     """Returns the line of a frequent mistake, what was found there, and what is allowed; "" for other mistakes.
 
-    line: the line that PyYAML reports, from 0. It is often some lines after the mistake.
+    line: the line that PyYAML reports, from 0. PyYAML often reports a line after the mistake.
     """
     start = error.context_mark.line if error.context_mark else line
     problem, context = error.problem or "", error.context or ""

@@ -66,7 +66,7 @@ def operations(app: AppConfig) -> dict[str, Callable[[str], object]]:
 
 
 class AuthorizeEndpoint:
-    """An endpoint that decides. cache: seconds for which a decision is cached."""
+    """An endpoint that makes decisions for an app. cache: seconds for which a decision is cached."""
 
     __slots__ = ("cache", "failed_at", "name", "target", "transport")
 

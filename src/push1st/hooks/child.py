@@ -1,7 +1,7 @@
 """The child process of `processes.py`: it calls a user's function or script, one call at a time.
 
 The server and the child exchange frames over pipes: length, kind, body. The output of the user's code goes to the server's
-standard error. Each call has an alarm. It ends the child after the time limit, even if the server has ended meanwhile.
+standard error. Each call has an alarm, which ends the child after the time limit, even if the server has ended meanwhile.
 """
 
 import os
@@ -26,7 +26,7 @@ def serve(load: Callable[[], Called], seconds: float) -> None:
     """Loads the code, then serves calls until the server closes the pipe.
 
     load: returns the function to call.
-    seconds: the time limit of a call. The server applies it too, and one second earlier.
+    seconds: the time limit of a call. The server applies the same limit, one second before the alarm.
     """
     signal.signal(signal.SIGALRM, signal.SIG_DFL)
     source, sink = os.fdopen(os.dup(0), "rb"), os.fdopen(os.dup(1), "wb")

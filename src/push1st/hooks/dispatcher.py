@@ -217,7 +217,7 @@ class HookDispatcher:
                 one.put(hook_event.channel, event, source)
 
     def add_dead_letter(self, app: str, endpoint: str, reason: str, events: Sequence[bytes]) -> None:
-        """Keeps lost events in the folder, if one is configured. Counts those for which there is no room."""
+        """Keeps lost events in the folder, if one is configured. Counts the events that the store rejects."""
         if self._store is not None and not self._store.add_dead_letter(app, endpoint, reason, events):
             self.events["unburied"] += len(events)
 

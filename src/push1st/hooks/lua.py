@@ -2,7 +2,7 @@
 
 Each script runs in a sandbox in its own process. The sandbox removes all functions that reach files, other programs, the
 debugger, Python or byte code, and it limits the memory. The parent kills a child that exceeds the time limit.
-This module needs the extra `push1st[lua]`. A child runs it as its program.
+This module needs the extra `push1st[lua]`. A child process runs it as its program.
 """
 
 import sys

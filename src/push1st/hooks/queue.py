@@ -189,7 +189,7 @@ class Queue:
     def _make_room(self, size: int, name: str) -> bool:
         """Drops events of the source with the largest part until an event of `size` bytes fits; returns whether it fits.
 
-        name: the source of the new event. If its part with the new event were as large, the function drops nothing more.
+        name: the source of the new event. The function stops when this source, with the new event, would have the largest part.
         """
         own = self._sources.get(name)
         part = self._part(size) + (0.0 if own is None else own.part)

@@ -54,7 +54,7 @@ class Process:
 
 
 class Processes:
-    """Starts child processes and notices when they end. It handles SIGCHLD, so a process needs one object of this class."""
+    """Starts child processes and notices when they end. The object handles SIGCHLD, so a process has only one."""
 
     def __init__(self) -> None:
         self._running: set[Process] = set()
@@ -113,7 +113,7 @@ _prctl = ctypes.CDLL(None).prctl if sys.platform == "linux" else None
 
 
 def _die_with_parent(parent: int) -> None:
-    """Makes the kernel kill the child when its parent ends. Runs in the child, before the child executes its program."""
+    """Makes the kernel kill the child when its parent ends. The child calls it before it executes its program."""
     if _prctl is not None:
         _prctl(PR_SET_PDEATHSIG, int(signal.SIGKILL))
     if os.getppid() != parent:  # the parent ended before the call of `prctl`

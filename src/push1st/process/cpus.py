@@ -19,7 +19,7 @@ def worker_count(config: Config) -> int:
 def available() -> int:
     """Returns the number of CPUs that this process may use, between 1 and `MAX_WORKERS`.
 
-    The affinity of the process limits it, and so do the quotas of its container or service (cgroup v2), rounded up.
+    The affinity of the process limits this number, and so do the quotas of its container or service (cgroup v2), rounded up.
     """
     count = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     return max(1, min(within_quota(Path("/"), count), MAX_WORKERS))
