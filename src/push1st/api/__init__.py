@@ -1,7 +1,8 @@
-"""The HTTP API: who may call, and what a path means.
+"""The HTTP API: checks signatures and trust, and routes requests to endpoints.
 
-An endpoint is a function of a `Call`, `async` where it waits; it is one line in `ROUTES`. Calls are signed the Pusher way,
-or unsigned from a trusted network (Push1st API, section 6); a call about the server itself is never signed.
+An endpoint is a function of a `Call`, and one line in `ROUTES`. It is `async` if it may wait. A request for an app must have a
+Pusher signature, or come from a trusted network (Push1st API, section 6). Requests for `/health`, `/ready` and `/metrics` need
+no signature.
 """
 
 import re
@@ -37,9 +38,9 @@ ROUTES: dict[tuple[str, ...], dict[str, Endpoint]] = {
 """paths below `/apps/{app}/`; `*` is one percent-encoded segment"""
 _SLASHES = re.compile("/{2,}")
 PUSHER_BASE = "/apps/"
-"""what the paths of Pusher's own API begin with"""
+"""the beginning of each path of Pusher's own API"""
 MAX_CACHED = 256
-"""characters of a path whose meaning is kept"""
+"""characters that a path may have to be cached"""
 SERVER: dict[str, Callable[[Node, Request], Coroutine[Any, Any, Response]]] = {
     "/health": server.health,
     "/ready": server.ready,
@@ -48,7 +49,7 @@ SERVER: dict[str, Callable[[Node, Request], Coroutine[Any, Any, Response]]] = {
 
 
 class ApiRoute(msgspec.Struct, frozen=True):
-    """What a path means. app: None where there is none of that id, or a disabled one."""
+    """The app and the endpoints of a path. app: None if no app has the id, or if the app is disabled."""
 
     app_id: str
     app: App | None
@@ -57,7 +58,7 @@ class ApiRoute(msgspec.Struct, frozen=True):
 
 
 class Api:
-    """config: says which paths are the API's, and which those of WebSockets."""
+    """The API of a worker. config: has the paths of the API and of WebSockets."""
 
     def __init__(self, node: Node, config: Config) -> None:
         self._node = node
@@ -68,7 +69,7 @@ class Api:
         node.on_configured.append(lambda _: self._route.cache_clear())
 
     def serve(self, request: Request) -> Answer:
-        """The answer to a request, or what will give it. It, or this call already, raises Refused."""
+        """Serves a request. This method and the coroutine that it may return raise Refused."""
         path, query = request.path, request.query
         route = self._route(path) if len(path) <= MAX_CACHED else self._find(path)
         if route is None:
@@ -100,7 +101,7 @@ class Api:
             except Refused:
                 if self._base == PUSHER_BASE:
                     raise
-                # PHP's library signs the path without the part that its option `path` adds.
+                # Pusher's library for PHP signs the path without the part that its option `path` adds.
                 path = PUSHER_BASE + _SLASHES.sub("/", path)[len(self._base) :]
                 has_params = auth.check_request(config.key, config.secret, request.method, path, query, request.body, now)
         return endpoint(Call(self._node, app, request, route.args, signed, has_params))

@@ -1,4 +1,4 @@
-"""What an endpoint gets, and how it reads and answers."""
+"""The argument of each endpoint, and helpers that decode requests and encode answers."""
 
 from codecs import BOM_UTF8
 from collections.abc import Callable
@@ -20,9 +20,11 @@ _USER_CHANNEL = user_channel("")
 
 
 class Call(msgspec.Struct, frozen=True, gc=False):
-    """One call for an app, allowed to be made.
+    """A request for an app that has a valid signature or comes from a trusted network.
 
-    args: the variable segments of the path. signed: the Pusher way. has_params: its query has more than the signature.
+    args: the variable segments of the path.
+    signed: whether the request has a Pusher signature.
+    has_params: whether the query has more than the signature.
     """
 
     node: Node
@@ -37,7 +39,7 @@ class Call(msgspec.Struct, frozen=True, gc=False):
         body = self.request.body
         if not body.isascii():
             try:
-                body.decode()  # the decoder takes what it only passes on as it is
+                body.decode()  # the decoder does not check the parts that it returns as raw bytes
             except UnicodeDecodeError as exc:
                 raise Refused(400, f"the body is not UTF-8: {exc.reason} at byte {exc.start}") from exc
         try:
@@ -46,7 +48,7 @@ class Call(msgspec.Struct, frozen=True, gc=False):
             return self.decode(decoder, body.removeprefix(BOM_UTF8))  # RFC 8259 §8.1
 
     def decode(self, decoder: msgspec.json.Decoder[T], text: bytes) -> T:
-        """JSON that a caller sent. Raises Refused(400) when it is not what the decoder takes."""
+        """Decodes JSON of a request. Raises Refused(400) if the decoder rejects the text."""
         try:
             return decode(decoder, text)
         except msgspec.ValidationError as exc:
@@ -55,18 +57,17 @@ class Call(msgspec.Struct, frozen=True, gc=False):
             raise Refused(400, f"the body is not JSON: {exc}") from exc
 
     def params(self) -> dict[str, str]:
-        """The query's parameters; their names in lower case, as they are signed."""
+        """Returns the parameters of the query. Names are in lower case, as in the signature."""
         return {name.lower(): value for name, value in parse_qsl(self.request.query, keep_blank_values=True)}
 
     def param_list(self, name: str) -> list[str]:
-        """All values of a parameter that is given several times."""
+        """Returns all values of a parameter that the query may repeat."""
         return [value for key, value in parse_qsl(self.request.query, keep_blank_values=True) if key.lower() == name]
 
     def check_channel_name(self, name: str) -> None:
-        """Raises Refused(400) for a name that breaks the rule for this kind of call (Push1st API, section 7).
+        """Raises Refused(400) for a channel name that is not valid: signed requests have stricter rules (Push1st API, section 7).
 
-        Of the names that begin with `#` a backend may use those of users only, whose rule is that of their ids; the
-        others carry what is our own.
+        Of the names that begin with `#`, a backend may use only the channels of users. All other such names are internal.
         """
         if name[:1] == "#":
             if not name.startswith(_USER_CHANNEL):
@@ -80,7 +81,7 @@ class Call(msgspec.Struct, frozen=True, gc=False):
             raise Refused(400, exc)
 
     def check_reads(self) -> None:
-        """Raises Refused(429) when the app reads more often than it may."""
+        """Raises Refused(429) if the app exceeds its limit of reads."""
         most = self.app.config.limits.reads
         if most and not self.app.reads.take(self.node.clock.monotonic()):
             raise Refused(429, f"more than {most} reads a second")

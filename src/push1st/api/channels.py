@@ -1,7 +1,7 @@
-"""Who is listening: `GET /apps/{app}/channels` and `…/channels/{channel}`.
+"""Lists the channels of an app and the users of a channel: `GET /apps/{app}/channels` and `…/channels/{channel}`.
 
-Pusher's API and Push1st's name the same paths with other answers: a call that is signed, or carries `info` or
-`filter_by_prefix`, gets Pusher's (Push1st API, section 4).
+The API of Pusher and the API of Push1st have the same paths, but different answers. A request gets Pusher's answer if it is
+signed, or has the parameter `info` or `filter_by_prefix` (Push1st API, section 4).
 """
 
 import msgspec
@@ -64,7 +64,7 @@ async def one(call: Call) -> Response:
 
 
 async def users(call: Call) -> Response:
-    """`GET …/channels/{channel}/users`: who is on a presence channel."""
+    """Serves `GET …/channels/{channel}/users`: the users on a presence channel."""
     call.check_reads()
     (name,) = call.args
     call.check_channel_name(name)
@@ -74,5 +74,7 @@ async def users(call: Call) -> Response:
 
 
 def _head(name: str) -> dict[str, object]:
-    """What Push1st says of any channel. Channels always close by themselves, with their last subscriber."""
+    """Returns the members that every channel has in an answer of Push1st's API. `close` is always "auto", because a channel
+    ends with its last subscription.
+    """
     return {"channel": name, "type": kind_of(name).type, "close": "auto"}

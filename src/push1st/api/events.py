@@ -1,6 +1,6 @@
-"""Publishing: `POST /apps/{app}/events` and its relatives (Push1st API, section 3; Pusher protocol, section 9).
+"""Publishes events: `POST /apps/{app}/events` and similar paths (Push1st API, section 3; Pusher protocol, section 9).
 
-Everything in a request is checked before anything is published.
+The whole request is checked before its first event is published.
 """
 
 import re
@@ -116,9 +116,12 @@ async def _publish_slowly(
     id: int,
     reach: tuple[str, Options] | None,
 ) -> Response:
-    """reach: what narrows whom the event goes to, where the caller is told how many that are."""
+    """Completes a publish that waits for the broker or has to read attributes.
+
+    reach: the excluded connection and the options, if the answer has the number of connections that get the event.
+    """
     counts |= zip(waiting, await _all(waiting.values()), strict=True)
-    if waiting and reach:  # a broker that has to be waited for knows all subscribers, but not who of them is left out
+    if waiting and reach:  # a broker that replies later counts all subscribers, excluded connections as well
         counts = {name: await call.node.controller.reach(call.app, name, *reach) for name in counts}
     if attributes:
         return answer({"channels": {name: await channel_info(call, name, attributes) for name in counts}})
@@ -126,27 +129,29 @@ async def _publish_slowly(
 
 
 async def _all(publishes: Iterable[MaybeAwaitable[Published]]) -> list[int]:
-    """Waits for all at once, so that they cost the broker one round trip."""
+    """Waits for several publishes, which need one round trip to the broker together."""
     rest = iter(publishes)
     counts = []
     try:
         for one in rest:
             counts.append((await resolve(one)).count)  # noqa: PERF401 - what is left is to be known
     finally:
-        for one in rest:  # all have been sent; of the others it is not asked any more what became of them
+        for one in rest:  # after a failure, the results of the other publishes are not needed
             if not isinstance(one, Published):
                 one.close()
     return counts
 
 
 async def batch(call: Call) -> Response:
-    """`POST …/batch_events`: several events, each on one channel. The answer has their attributes in the same order."""
+    """Serves `POST …/batch_events`: publishes several events, each on one channel. The answer has the requested attributes of
+    the events in the same order.
+    """
     events = call.body(_batch).batch
     limits = call.app.config.limits
     if not events:
         raise Refused(400, "batch is empty: a batch needs at least one event")
     if len(events) > limits.batch:
-        raise Refused(400, f"Batch too large ({len(events)} > {limits.batch})")  # the words that Pusher's libraries look for
+        raise Refused(400, f"Batch too large ({len(events)} > {limits.batch})")  # Pusher's libraries search for these words
     checked = []
     for index, event in enumerate(events):
         try:
@@ -184,7 +189,7 @@ async def batch(call: Call) -> Response:
 
 
 async def publish_body(call: Call) -> Response:
-    """`POST …/channels/{channel}/events?name=…`, which Pusher has deprecated: the body is the data, whatever it is."""
+    """Serves `POST …/channels/{channel}/events?name=…`, which Pusher has deprecated. The body is the data of the event."""
     (channel,) = call.args
     params = call.params()
     call.check_channel_name(channel)
@@ -205,7 +210,7 @@ async def publish_body(call: Call) -> Response:
 
 
 def _with_params(call: Call) -> Event:
-    """An event of which parts may stand in the query (Pusher protocol, section 9); the body goes first."""
+    """Decodes an event that may have members in the query (Pusher protocol, section 9). Members of the body take precedence."""
     params = call.params()
     given: dict[str, bytes] = {
         name: encode(params[name]) for name in ("name", "data", "channel", "socket_id", "info") if name in params
@@ -223,15 +228,15 @@ def _with_params(call: Call) -> Event:
 
 
 def check_event(name: str, data: msgspec.Raw, limits: Limits) -> bytes:
-    """An event's data as JSON text. Raises Refused for a name or data that may not be published."""
+    """Returns the data of an event as JSON text. Raises Refused if the name or the data may not be published."""
     if not 1 <= len(name) <= limits.event_name:
         raise Refused(400, f"name has {len(name)} characters, allowed are 1 to {limits.event_name}")
     if name.startswith(RESERVED):
         raise Refused(400, "event names that begin with pusher: or pusher_internal: are reserved")
     text = bytes(data).strip()
-    # A decoded string is never longer than its JSON text, so only a text over the limit is looked at more closely.
+    # A decoded string is never longer than its JSON text, so only a text over the limit is decoded.
     if len(text) > limits.payload and (size := string_size(text)) > limits.payload:
-        # The words that Pusher's libraries look for.
+        # Pusher's libraries search for these words.
         raise Refused(
             413, f"The data content of this event exceeds the allowed maximum ({limits.payload} bytes): it has {size} bytes"
         )
@@ -244,14 +249,16 @@ def check_socket_id(socket_id: str) -> None:
 
 
 def check_rate(call: Call, events: int) -> None:
-    """Raises Refused(429) when the app publishes faster than it may. One call never costs more than a second's worth."""
+    """Raises Refused(429) if the app exceeds its limit of published events. One request counts as the limit of one second at
+    most.
+    """
     most = call.app.config.limits.publishes
     if not call.app.publishes.take(call.node.clock.monotonic(), min(events, most)):
         raise Refused(429, f"more than {most} published events a second")
 
 
 def attributes_of(info: str) -> tuple[str, ...]:
-    """The attributes an `info` parameter asks for. Raises Refused(400) for one there is not."""
+    """Returns the attributes in the parameter `info`. Raises Refused(400) for an unknown attribute."""
     wanted = tuple(part.strip() for part in info.split(","))
     for attribute in wanted:
         if attribute not in ATTRIBUTES:
@@ -260,7 +267,7 @@ def attributes_of(info: str) -> tuple[str, ...]:
 
 
 async def channel_info(call: Call, name: str, attributes: tuple[str, ...]) -> dict[str, int]:
-    """Those attributes that a channel of this kind has."""
+    """Returns the values of the attributes that a channel of this kind has."""
     occupancy = await call.node.channel(call.app, name)
     info = {}
     if "user_count" in attributes and kind_of(name).presence:

@@ -1,4 +1,4 @@
-"""How the hooks of an app are doing: `GET /apps/{app}/hooks`, on all workers of the machine together."""
+"""Serves `GET /apps/{app}/hooks`: the state of the hooks of an app, on all workers of the machine."""
 
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
@@ -13,7 +13,7 @@ _decode = msgspec.msgpack.Decoder(list[Status]).decode
 
 
 async def listing(call: Call) -> Response:
-    """Each endpoint in the configuration's order; of URLs only what is not secret."""
+    """Lists the endpoints in the order of the configuration. URLs are shown without their secret parts."""
     call.check_reads()
     node, app = call.node, call.app.config.id
     found = node.hooks.status(app)
@@ -23,12 +23,14 @@ async def listing(call: Call) -> Response:
 
 
 def states(hooks: Sequence[Status]) -> bytes:
-    """How a worker's hooks do, for the worker that is asked for those of all."""
+    """Encodes the state of a worker's hooks, for the worker that answers for all workers."""
     return msgspec.msgpack.encode(hooks)
 
 
 def merged(own: Iterable[Status], others: Iterable[Iterable[Status]]) -> list[Status]:
-    """Sums, with the last of all errors. Endpoints that only another worker has come behind: one with another configuration."""
+    """Returns the sums of all workers, each with the last error of all. The list ends with endpoints that this worker does not
+    have, because another worker has a different configuration.
+    """
     found = dict(_named(own))
     for those in others:
         for name, one in _named(those):
@@ -37,7 +39,7 @@ def merged(own: Iterable[Status], others: Iterable[Iterable[Status]]) -> list[St
 
 
 def _named(hooks: Iterable[Status]) -> Iterator[tuple[tuple[str, str, int], Status]]:
-    """Two endpoints may differ only in what is not shown, so they are told apart by their order."""
+    """Adds a number to each endpoint, because two endpoints may have the same text without their secret parts."""
     seen: Counter[tuple[str, str]] = Counter()
     for one in hooks:
         seen[one.endpoint, one.format] += 1

@@ -1,6 +1,6 @@
-"""About the server itself: `/health` (alive), `/ready` (send it clients), `/metrics` (Prometheus text).
+"""Endpoints about the server: `/health` (the process runs), `/ready` (the server accepts clients), `/metrics` (Prometheus text).
 
-Metrics are for trusted callers: they name apps.
+Only trusted callers get the metrics, because these have the names of apps.
 """
 
 import platform
@@ -44,7 +44,7 @@ async def metrics(node: Node, request: Request) -> Response:
 
 
 def snapshot(node: Node) -> bytes:
-    """What a worker has counted, for the worker that is asked for the metrics of all."""
+    """Encodes the metrics of a worker, for the worker that answers for all workers."""
     return msgspec.msgpack.encode(
         [
             Family(one.name, one.documentation, one.type, [(sample.name, sample.labels, sample.value) for sample in one.samples])
@@ -54,7 +54,9 @@ def snapshot(node: Node) -> bytes:
 
 
 def merged(snapshots: Sequence[tuple[int, bytes]]) -> list[Metric]:
-    """The metrics of several workers, each with its number as the label `worker`; the supervisor's (SUPERVISOR) without."""
+    """Returns the metrics of several workers, each with the worker's number as the label `worker`. The supervisor's have no
+    such label.
+    """
     families: dict[str, Metric] = {}
     for number, packed in snapshots:
         more = {} if number == SUPERVISOR else {"worker": str(number)}
@@ -74,7 +76,7 @@ class _Fixed:
 
 
 class _Collected:
-    """The worker's counters and sizes as Prometheus families."""
+    """Converts the counters and sizes of a worker to families of Prometheus."""
 
     def __init__(self, node: Node) -> None:
         self._node = node
@@ -114,7 +116,7 @@ class _Collected:
 
 
 def _counter(name: str, text: str, label: str, values: Mapping[str, int] | Mapping[int, int], known: Iterable[str]) -> Metric:
-    """known: values of the label that are shown before their first count."""
+    """known: values of the label that have a count of 0 before their first event."""
     family = CounterMetricFamily(f"push1st_{name}", text, labels=[label])
     counts = dict.fromkeys(known, 0) | {str(value): count for value, count in values.items()}
     for value, count in counts.items():

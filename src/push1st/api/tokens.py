@@ -1,4 +1,4 @@
-"""Tokens for clients: session tokens and access tokens (Push1st API, sections 1 and 2)."""
+"""Makes session tokens and access tokens for clients (Push1st API, sections 1 and 2)."""
 
 import msgspec
 

@@ -1,4 +1,4 @@
-"""Signed-in users: `POST /apps/{app}/users/{user}/terminate_connections` (Pusher protocol, sections 5 and 9)."""
+"""Serves `POST /apps/{app}/users/{user}/terminate_connections` (Pusher protocol, sections 5 and 9)."""
 
 from push1st.api.call import Call
 from push1st.errors import Refused
@@ -6,7 +6,7 @@ from push1st.messages import Response
 
 
 async def terminate(call: Call) -> Response:
-    """Ends the connections on which the user has signed in; a member id on a presence channel is no sign-in."""
+    """Disconnects all connections of a user who has signed in. A member id on a presence channel does not count as a sign-in."""
     if call.request.body.strip() not in (b"", b"{}"):
         raise Refused(400, "the body must be empty or {}")
     (user_id,) = call.args

@@ -1,7 +1,8 @@
-"""Codecs: bytes ⇄ typed commands, replies and messages. Pure; one file for each protocol and one line in `PROTOCOLS`.
+"""Codecs: convert between bytes and typed commands, replies and messages. Pure. A protocol is one file and one line in
+`PROTOCOLS`.
 
-A codec has no state: one instance serves every connection of its protocol. As a wire (`hub.Wire`) it encodes a message
-once for all subscribers; as a codec it reads commands from and writes replies to one client.
+A codec has no state: one instance serves every connection of its protocol. As a wire (`hub.Wire`) it encodes a message once for
+all subscribers. As a codec it decodes the commands of one client, and encodes the replies to that client.
 """
 
 from typing import NamedTuple, Protocol
@@ -11,7 +12,9 @@ from push1st.messages import Command, Reply
 
 
 class Parts(NamedTuple):
-    """The classes of a protocol, as `module:Class`. entry: its way in over WebSockets (`transports.entries.Entry`), if any."""
+    """The classes of a protocol, as `module:Class`. entry: admits its WebSocket clients (`transports.entries.Entry`); "" if it
+    has none.
+    """
 
     codec: str
     entry: str = ""
@@ -25,20 +28,20 @@ PROTOCOLS = {
 
 
 class Codec(Wire, Protocol):
-    """What a connection needs of its protocol."""
+    """The codec of one protocol, for its connections."""
 
     @property
     def binary(self) -> bool:
         """Whether a binary message is decoded as text; otherwise it ends the connection."""
 
     def decode(self, text: str) -> Command:
-        """One text message from a client.
+        """Decodes a text message from a client.
 
-        Raises Refused for what is answered with an error, Disconnect for what ends the connection.
+        Raises Refused for a message that is answered with an error, and Disconnect for a message that ends the connection.
         """
 
     def reply(self, reply: Reply) -> bytes:
-        """The framed answer, b"" when the protocol has no word for it."""
+        """Encodes a reply, with its frame; returns b"" if the protocol has no such reply."""
 
     def slow(self) -> tuple[int, str]:
-        """Close code and reason for a client that does not read what it gets."""
+        """Returns the close code and the reason for a client that does not read its messages."""

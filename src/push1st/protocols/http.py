@@ -1,10 +1,13 @@
-"""HTTP/1.1 requests: bytes → requests, rejections and upgrades (RFC 9110, RFC 9112). Pure: it has no socket and no deadline.
+"""Decodes HTTP/1.1: bytes → requests, rejections and upgrades (RFC 9110, RFC 9112). Pure: this module has no socket and no
+deadline.
 
-One `RequestDecoder` decodes the input of one connection, in chunks of any size. httptools parses; the decoder bounds the size of
-each request, and rejects what the server does not support. After a rejection, an upgrade or the last request it is done.
+One `RequestDecoder` decodes the input of one connection, in chunks of any size. The parser is httptools. The decoder bounds the
+size of each request, and rejects requests that the server does not support. After a rejection, an upgrade or the last request, a
+decoder discards all further input.
 
-Most requests of a backend have the same headers again and again, and only the length changes. The decoders of a worker remember
-such heads in their common `RequestRules`. `RequestDecoder.known` returns a request with a remembered head without the parser.
+Most requests of a backend have the same headers, and differ only in path and body. The decoders of a worker remember the
+headers of such requests in their common `RequestRules`. `RequestDecoder.known` decodes a request with remembered headers, and
+does not need the parser.
 """
 
 import re
@@ -17,16 +20,16 @@ import msgspec
 from push1st.messages import Request
 
 MAX_HEAD = 16_384
-"""bytes of a request line with its headers"""
+"""bytes that a request line with its headers may have"""
 MAX_HEADS = 4096
 MAX_REMEMBERED = 1024
-"""heads that are remembered, and bytes that the headers of one may have"""
+"""heads that are remembered, and bytes that one head may have"""
 MAX_LINES = 1024
 MAX_LINE = 256
-"""request lines that are remembered, and bytes that one may have"""
+"""request lines that are remembered, and bytes that one line may have"""
 TOO_LONG_HEAD = f"request line and headers have at most {MAX_HEAD} bytes"
 IDLE, HEAD, BODY = 0, 1, 2
-"""stages of a decoder: between two requests, in a request's head, in its body"""
+"""stages of a decoder: between two requests, in the head of a request, in the body of a request"""
 
 _G = ord("G")
 _HARMLESS = frozenset((b"connection", b"content-length", b"host"))
@@ -56,7 +59,7 @@ Line = tuple[str, str, str]
 class HttpRequest(msgspec.Struct, frozen=True, gc=False):
     """A whole request. headers: the needed ones, with names in lower case. keep: whether another request may follow.
 
-    path and query: as on the request line. started: when its first byte was decoded, on the clock of the rules.
+    path and query: as on the request line. started: the time of its first byte, on the clock of the rules.
     """
 
     method: str
@@ -69,7 +72,7 @@ class HttpRequest(msgspec.Struct, frozen=True, gc=False):
 
 
 class Reject(msgspec.Struct, frozen=True, gc=False):
-    """The answer to a request that is not served. The decoder is done. is_head: whether the answer has no body."""
+    """Rejects a request with an answer. The decoder discards all further input. is_head: whether the answer has no body."""
 
     status: int
     text: str
@@ -78,7 +81,10 @@ class Reject(msgspec.Struct, frozen=True, gc=False):
 
 
 class Upgrade(msgspec.Struct, frozen=True, gc=False):
-    """A WebSocket handshake. The decoder is done. rest: the input after it. is_valid: HTTP/1.1 without a body."""
+    """A WebSocket handshake. The decoder discards all further input.
+
+    rest: the input after the handshake. is_valid: whether it is an HTTP/1.1 request without a body.
+    """
 
     method: str
     path: str
@@ -97,12 +103,15 @@ _CONTINUE = Continue()
 
 
 class RequestRules:
-    """What the decoders of a worker share: bounds, the headers that the server needs, and remembered heads.
+    """The common part of all decoders of a worker: bounds, the names of needed headers, and remembered heads.
 
-    least_body: bytes that every body may have. max_body: returns the bytes that a body may have, by path.
-    forwarding: names of headers that proxies add. is_own_name: whether a Host header names this machine; only then may a head be
-    remembered. others: a regular expression for paths whose heads are never remembered. clock: nanoseconds.
-    `heads`: remembered headers, and the length of the body after them.
+    least_body: bytes that every body may have.
+    max_body: returns the bytes that a body may have, by path.
+    forwarding: names of headers that proxies add.
+    is_own_name: whether a Host header is an address or `localhost`; a head with another Host is not remembered.
+    others: a regular expression for paths whose heads are not remembered.
+    clock: returns nanoseconds.
+    `heads`: the length of the body, by the remembered headers before it.
     """
 
     def __init__(
@@ -123,10 +132,10 @@ class RequestRules:
         self.lines: dict[bytes, Line] = {}
         pattern = re.compile(rb"(?:GET|POST) (?!%b)(/[!-~]*+) HTTP/1\.1\r\n\Z" % others.encode())
         self._match = pattern.match
-        self._target = pattern.groups  # the last group: `others` may have groups, too
+        self._target = pattern.groups  # the last group, because `others` may have groups, too
 
     def line(self, line: bytes) -> Line | None:
-        """Reads a request line whose headers may be remembered, and remembers the line; returns None for any other line."""
+        """Decodes a request line, and remembers the line; returns None if the headers after such a line are never remembered."""
         found = self._match(line)
         if found is None:
             return None
@@ -147,8 +156,8 @@ class RequestRules:
 class RequestDecoder:
     """The decoder of one connection.
 
-    `stage`: IDLE, HEAD or BODY. `started`: when the first byte of the last request was decoded; 0 before the first request.
-    `is_done`: whether nothing more is decoded.
+    `stage`: IDLE, HEAD or BODY. `started`: the time of the first byte of the last request; 0 before the first request.
+    `is_done`: whether all further input is discarded.
     """
 
     __slots__ = (
@@ -188,27 +197,27 @@ class RequestDecoder:
         self._length = 0
         """the body's length, if a header has it"""
         self._raw = 0
-        """bytes that surely belong to the current request, decoded or not"""
+        """bytes that certainly belong to the current request, also if the parser has not reported them"""
         self._has_begun = False
         """whether a request began in the current `feed`"""
         self._ended = -1
-        """the body's length of the last request that was completed in the current `feed`"""
+        """the body's length of the last request that the current `feed` completed; -1 if there is none"""
         self.stage = IDLE
         self.started = 0
         self.is_done = False
 
     @property
     def body_left(self) -> int:
-        """The bytes of the body that are still to come; 0 if the length is not known, or in a head."""
+        """The bytes of the current body that have not arrived; 0 if the length is not known, or if no body is expected."""
         return max(0, self._length - self._size) if self.stage == BODY else 0
 
     @property
     def has_completed(self) -> bool:
-        """Whether the last `feed` completed a request."""
+        """Whether the last call of `feed` completed a request."""
         return self._ended >= 0
 
     def known(self, data: bytes, distrust: str) -> Request | None:
-        """Returns the request that `data` consists of, if its head is remembered. Only for the stage IDLE.
+        """Returns the request that `data` consists of, if its head is remembered. May be called in the stage IDLE only.
 
         distrust: see `messages.Request`.
         """
@@ -226,7 +235,9 @@ class RequestDecoder:
         return Request(method, path, query, data[end:], distrust, started)
 
     def remember(self, data: bytes) -> None:
-        """Remembers the head of the last request, if `data` is that request, and its headers say nothing but its length."""
+        """Remembers the head of the last request, if `data` is that request, and only the length of its body matters in the
+        head.
+        """
         rules, headers = self._rules, self._headers
         if self.stage != IDLE or self.is_done or not headers.keys() <= _HARMLESS or self._size > rules.least_body:
             return
@@ -240,7 +251,7 @@ class RequestDecoder:
             rules.remember(data[start:end], self._size)
 
     def feed(self, data: bytes) -> list[HttpEvent]:
-        """Decodes some bytes; returns the events that they complete, in order. Bytes that come after the end are discarded."""
+        """Decodes some bytes; returns the events that they complete, in order. Input is discarded if `is_done` is true."""
         self._has_begun = False
         self._ended = -1
         if self.is_done:
@@ -262,7 +273,9 @@ class RequestDecoder:
         return events
 
     def close(self) -> None:
-        """Ends the decoder. It and its parser refer to each other, and would wait for the garbage collector."""
+        """Ends the decoder. The decoder and its parser refer to each other, so that only the garbage collector would free
+        them.
+        """
         self.is_done = True
         del self._parser
 
@@ -278,8 +291,8 @@ class RequestDecoder:
                     events.append(self._upgrade(bytes(rest)))
                     self.is_done = True
                     return
-                # Any other upgrade is ignored (RFC 9110 §7.8). This parser treats the following bytes as another protocol, so a
-                # new parser gets the same request without its Upgrade.
+                # Any other upgrade is ignored (RFC 9110 §7.8). The parser treats the following bytes as another protocol, so a
+                # new parser gets the same request without its Upgrade header.
                 head = self._head_without_upgrade()
                 self._parser = httptools.HttpRequestParser(self)
                 self._parser.feed_data(head)
@@ -287,7 +300,7 @@ class RequestDecoder:
                 return
 
     def _count(self, data: bytes) -> None:
-        """Counts bytes that the parser keeps to itself or passes over, and rejects a request that has too many of them."""
+        """Counts bytes that the parser buffers or skips, and rejects a request that has too many of them."""
         if not self._has_begun:
             self._raw += len(data)
         elif self.stage == HEAD:
@@ -298,15 +311,15 @@ class RequestDecoder:
             self._refuse_body()
 
     def _target(self) -> tuple[str, str]:
-        """Path and query as they are on the request line; an absolute form is cut to them (RFC 9112 §3.2.2)."""
+        """Returns path and query as they are on the request line, also from an absolute URL (RFC 9112 §3.2.2)."""
         path, _, query = self._url.decode("latin-1").partition("?")
         if not path.startswith("/"):
             path = "/" + path.partition("://")[2].partition("/")[2]
         return path, query
 
     def _refuse(self, status: int, text: str, headers: bytes = b"") -> None:
-        """Rejects the current request. The first reason is the one that is answered."""
-        if self._reject is None and not self.is_done:  # the client may send anything after the last request
+        """Rejects the current request. The client gets the first reason if there are several."""
+        if self._reject is None and not self.is_done:  # input after the last request is discarded
             is_head = self.stage == BODY and self._parser.get_method() == b"HEAD"
             self._reject = Reject(status, text, headers, is_head)
 
@@ -324,13 +337,13 @@ class RequestDecoder:
 
     def _upgrade(self, rest: bytes) -> Upgrade:
         headers = self._headers
-        # Java's client sends `Content-Length: 0` with its handshake.
+        # Java's WebSocket client sends `Content-Length: 0` in its handshake.
         has_body = int(headers.get(b"content-length", 0)) > 0 or b"transfer-encoding" in headers
         is_valid = self._parser.get_http_version() == "1.1" and not has_body  # RFC 6455 §4.1
         return Upgrade(self._parser.get_method().decode(), *self._target(), headers, is_valid, rest)
 
     def _head_without_upgrade(self) -> bytes:
-        """Returns the request line and the needed headers of the current request. `Expect` has been answered already."""
+        """Returns the request line and the needed headers of the current request. `Expect` is not needed any more."""
         parser = self._parser
         headers = {name: value for name, value in self._headers.items() if name not in _ANSWERED}
         if not parser.should_keep_alive():
@@ -360,14 +373,14 @@ class RequestDecoder:
 
     def on_header(self, name: bytes, value: bytes) -> None:
         if self.stage == BODY:
-            return  # trailers mean nothing here
+            return  # trailers have no effect
         self._head += len(name) + len(value) + 4
         if self._head > MAX_HEAD:
             self._refuse(431, TOO_LONG_HEAD)
         name = name.lower()
         if name in self._rules.needed:
             before = self._headers.get(name)
-            # A list may come as several lines (RFC 9110 §5.3).
+            # Several headers of one name are one list (RFC 9110 §5.3).
             self._headers[name] = value if before is None else before + b", " + value
 
     def on_headers_complete(self) -> None:

@@ -1,7 +1,7 @@
-"""The Pusher Channels protocol, version 7, on WebSocket frames.
+"""The codec of the Pusher Channels protocol, version 7, on WebSocket frames.
 
-Every frame is a JSON object with `event`; what the server sends carries `data` as a JSON *string*, with one
-exception, `pusher:error` (protocol, sections 2 and 3). What clients send is read leniently where real SDKs differ.
+Every frame is a JSON object with a member `event`. Frames of the server have `data` as a JSON *string*, with the exception of
+`pusher:error` (Pusher protocol, sections 2 and 3). Frames of clients are decoded leniently where real SDKs differ.
 """
 
 from collections.abc import Callable
@@ -35,9 +35,11 @@ from push1st.messages import (
 from push1st.protocols.websocket import text_head
 
 CODES = {429: 4301}
-"""`pusher:error` codes for refusals (section 4). None is below 4300: after such an error libraries disconnect."""
+"""codes of `pusher:error` for commands that are rejected (Pusher protocol, section 4). No code is below 4300, because libraries
+disconnect after such an error.
+"""
 NOTICE = 4300
-"""The code for any other: of the range after which a socket stays open."""
+"""the code for every other error, in the range that leaves the connection open"""
 
 
 class PusherFrame(msgspec.Struct, gc=False):
@@ -74,7 +76,7 @@ _PONG = b'{"event":"pusher:pong","data":"{}"}'
 
 
 class Pusher:
-    """The codec; see `protocols.Codec`. head: what a frame begins with, for so many bytes of text."""
+    """The codec (`protocols.Codec`). head: returns the header of a frame, for the length of its text."""
 
     name = "pusher"
     binary = False
@@ -83,7 +85,7 @@ class Pusher:
         self._head = head
         self._subscribed = Subscribed("")
         self._frame = b""
-        """the last list of members, and its frame: those who join a channel at once get the same one"""
+        """the last reply with a list of members, and its frame, which all clients that join a channel at the same time share"""
 
     def message(self, message: Message, now: int) -> bytes:
         if message.event == WATCHLIST_EVENTS:
@@ -183,7 +185,7 @@ def _error(code: int | None, text: str, channel: str = "") -> bytes:
 
 
 def _plain(event: str, data: bytes) -> bytes:
-    """An event that is on no channel."""
+    """Encodes an event that belongs to no channel."""
     return b'{"event":"%b","data":%b}' % (event.encode(), encode(data.decode()))
 
 
@@ -199,6 +201,6 @@ def _presence(members: tuple[Member, ...]) -> bytes:
 
 
 def _unwrapped(data: msgspec.Raw) -> bytes:
-    """`data` of a pusher: command is an object; some clients send it as a string that holds one (section 2)."""
+    """Returns the JSON object in `data` of a command; some clients send it inside a JSON string (Pusher protocol, section 2)."""
     raw = bytes(data).strip()
     return msgspec.json.decode(raw, type=str).encode() if raw[:1] == b'"' else raw

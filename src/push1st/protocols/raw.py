@@ -1,4 +1,4 @@
-"""Push1st's raw WebSocket protocol: one JSON text frame a message (Push1st API, section 7)."""
+"""The codec of Push1st's raw WebSocket protocol: each message is one text frame with JSON (Push1st API, section 7)."""
 
 import msgspec
 

@@ -1,4 +1,4 @@
-"""WebSocket framing (RFC 6455), without I/O. The library `websockets` unmasks payloads, and parses close frames.
+"""Frames of WebSockets (RFC 6455), without input and output. The library `websockets` unmasks payloads, and parses close frames.
 
 A decoder is needed only while a frame or a message is incomplete, so an idle connection has none. Frames to clients are
 never masked and never fragmented (RFC 6455 §5.1).
@@ -46,7 +46,7 @@ PONGED = Ponged()
 
 
 def text_head(size: int) -> bytes:
-    """The header of a text message of `size` bytes to a client."""
+    """Returns the header of a text message of `size` bytes to a client."""
     if size < 126:
         return b"\x81" + size.to_bytes(1, "big")
     if size < 65_536:
@@ -55,12 +55,12 @@ def text_head(size: int) -> bytes:
 
 
 def text_frame(payload: bytes) -> bytes:
-    """A text message to a client: header and payload."""
+    """Returns a text message to a client, header and payload."""
     return text_head(len(payload)) + payload
 
 
 def close_frame(code: int, reason: str) -> bytes:
-    """A close frame; the reason is cut to the 123 bytes that fit (RFC 6455 §5.5)."""
+    """Returns a close frame. The reason is cut to the 123 bytes that fit (RFC 6455 §5.5)."""
     payload = code.to_bytes(2, "big") + reason.encode()[:123].decode(errors="ignore").encode()
     return b"\x88" + len(payload).to_bytes(1, "big") + payload
 
@@ -88,7 +88,7 @@ def whole_text(data: bytes) -> Text | None:
 class Decoder:
     """Decodes bytes from a client into events.
 
-    most: bytes a message may have. binary: whether binary messages are decoded as text.
+    most: bytes that a message may have. binary: whether binary messages are decoded as text.
 
     Detects violations of RFC 6455 with the first bytes that show them, not at the end of the frame or of the message.
     """
@@ -103,7 +103,7 @@ class Decoder:
         self._message: bytearray | None = None
         """the text received so far, of a fragmented message or of an incomplete frame"""
         self._checked = 0
-        """bytes of the message that are valid UTF-8"""
+        """bytes of the message that have been checked as UTF-8"""
         self._left = 0
         """bytes of the current frame that have not arrived yet"""
         self._mask = b""
