@@ -43,7 +43,7 @@ async def one(call: Call) -> Response:
     kind = kind_of(name)
     if not (call.signed or "info" in params or "filter_by_prefix" in params):
         if occupancy is None:
-            raise Refused(404, f"nobody is subscribed to {name}")
+            raise Refused(404, f"no client is subscribed to {name}")
         sessions = [{"id": one.id, "ip": one.ip} for one in await call.node.controller.listed(call.app, name)]
         return answer(_head(name) | {"sessions": sessions})
     wanted = [part.strip() for part in params.get("info", "").split(",") if part.strip()]

@@ -389,7 +389,7 @@ class RequestDecoder:
         headers = self._headers
         version = self._parser.get_http_version()
         if version not in ("1.1", "1.0"):
-            self._refuse(505, "HTTP/1.1 is spoken here")
+            self._refuse(505, "only HTTP/1.1 is supported")
         if b"," in headers.get(b"host", b"" if version == "1.0" else b","):  # RFC 9112 §3.2
             self._refuse(400, "an HTTP/1.1 request has one Host header")
         if b"content-length" in headers:

@@ -142,7 +142,7 @@ class Pusher:
         return self._head(len(text)) + text
 
     def slow(self) -> tuple[int, str]:
-        return 4100, "Over capacity: this client does not read what it is sent"
+        return 4100, "Over capacity: this client does not read its messages"
 
 
 def _reply(

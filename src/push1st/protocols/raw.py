@@ -94,4 +94,4 @@ class Raw:
                 return b""
 
     def slow(self) -> tuple[int, str]:
-        return 1008, "this client does not read what it is sent"
+        return 1008, "this client does not read its messages"

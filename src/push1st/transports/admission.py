@@ -58,7 +58,7 @@ def check_version(query: str) -> None:
     if not re.fullmatch(r"\d{1,9}", version, re.ASCII):
         raise Disconnect(4006, "Invalid version string format")
     if not 4 <= int(version) <= 7:
-        raise Disconnect(4007, "Unsupported protocol version: 4 to 7 are spoken here")
+        raise Disconnect(4007, "Unsupported protocol version: 4 to 7 are supported")
 
 
 @lru_cache(256)

@@ -244,7 +244,7 @@ class HttpConnection(Pipeline):
         """Hands the socket over to a WebSocket, or rejects the handshake."""
         rest, self._rest = self._rest, None
         if self._busy:
-            self._refuse(400, "a WebSocket handshake behind a request that is not answered yet")
+            self._refuse(400, "a WebSocket handshake came before an earlier request was answered")
         if self._refused is not None or self._eof:
             self._last = True
             self.flush()

@@ -79,7 +79,7 @@ class EntryTable:
         if handshake.version != "13":
             return _refusal(
                 426,
-                "WebSocket version 13 is spoken here",
+                "only WebSocket version 13 is supported",
                 b"Sec-WebSocket-Version: 13\r\nUpgrade: websocket\r\nConnection: Upgrade\r\n",
             )
         if not _valid_key(handshake.key):
