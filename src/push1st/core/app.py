@@ -77,7 +77,7 @@ class App:
         """Applies a configuration. Clients stay connected, and their next commands follow the new configuration.
 
         The broker counts new connections from the first configuration with a limit of connections on, even if a later one has no
-        limit. So a connection that was counted is also discounted when it ends.
+        limit. So each connection that was counted is taken out of the count when it ends.
 
         now: seconds on `Clock.monotonic`.
         """

@@ -28,7 +28,7 @@ async def connect(hooks: Hooks, app: App, client: Client, request: ClientRequest
 
 
 async def subscribe(hooks: Hooks, app: App, client: Client, command: Subscribe, user: SignedInUser | None) -> Decision:
-    """Returns the decision that a client may subscribe. user: as which the client has signed in."""
+    """Returns the decision that a client may subscribe. user: the signed-in user of the client."""
     user_id = None if user is None else user.id
     answer = await hooks.decide(Subscribing(app.config.id, client.id, client.ip, command.channel, command.channel_data, user_id))
     if answer.refused is not None:

@@ -14,7 +14,7 @@ from push1st.messages import Message
 
 MAX_HELD = 100
 MAX_HELD_BYTES = 65_536
-"""frames, and their bytes, that are held for a client; an event that would exceed a limit first delivers the held frames"""
+"""frames, and their bytes, that are held for a client; when an event would exceed a limit, the held frames are delivered first"""
 HELD_SECONDS = 10
 """for a client to subscribe; after that the held frames are delivered, and no more are held"""
 

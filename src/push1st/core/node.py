@@ -2,7 +2,7 @@
 
 The order of the steps here keeps the promises of the fan-out (invariants 1 and 2). No `await` is between reading and changing
 shared state. A channel's pending frames are flushed before its subscribers change. After a wait, a method checks whether the
-client has left in the meantime, and takes its effects back.
+client has left in the meantime, and undoes its effects then.
 
 The parts of the node have modules of their own: `topics`, `counts`, `reports`, `signins` and `controller`.
 """
@@ -73,7 +73,7 @@ class Siblings(Protocol):
 
 
 class Node:
-    """See the module.
+    """The node of one worker. It gives commands and calls their effects on the hub, the fan-out, the broker and the hooks.
 
     random: returns an unpredictable number of so many bits. worker: the number of this worker in the cluster, below 1024.
     """
@@ -180,14 +180,14 @@ class Node:
         app.uncounted.discard(client)
 
     async def withdraw(self, app: App, client: Client, admission: Suspended[bool]) -> None:
-        """Discounts a connection that has ended before the broker has counted it. admission: the result of `connect`."""
+        """Takes a connection out of the quota that has ended before the broker has counted it. admission: from `connect`."""
         with suppress(Disconnect):
             await self.admit(app, client, admission)
 
     async def disconnect(self, app: App, client: Client, left: SessionState) -> None:
         """Removes a session that has ended from its channels, its topics and the counts.
 
-        Pending frames of the channels are not flushed, because they are only dropped for the session that has ended.
+        The pending frames of its channels are dropped for this session, and stay pending for other subscribers.
         """
         tenant, id = app.tenant, app.config.id
         self.fanout.forget(client, (*(one.lane for one in left.subscriptions.values()), *left.topics.values()))
@@ -261,13 +261,13 @@ class Node:
             await self.counts.send(app, name)
 
     def _recount(self, id: str, name: str) -> None:
-        """Sends a channel's count soon, because no other worker sends the current number."""
+        """Queues the count of a channel for the next tick. The broker calls this if no other worker sends the current count."""
         config = self.apps.by_id(id)
         if config is not None and config.subscription_count and not name.startswith("#"):
             self.counts.later(self.app(config), name)
 
     async def tick(self) -> None:
-        """Sends the subscription counts that are due, and frames that were held too long. Called once a second."""
+        """Sends the subscription counts that are due, and frames that were held for too long. Called once a second."""
         now = self.clock.monotonic()
         for app in self._live.values():
             self.signins.tick(app, now)
@@ -278,7 +278,7 @@ class Node:
         await resolve(self._broker.publish(Message(app.config.id, session_topic(user_id), TERMINATE, b"{}", *self.stamp())))
 
     async def members(self, app: App, channel: str, *, local_view: bool = False) -> tuple[Member, ...]:
-        """Returns the members of a presence channel. local_view: as the roster's `members`."""
+        """Returns the members of a presence channel. local_view: as for `Roster.members`."""
         return await self._roster.members(app.config.id, channel, local_view=local_view)
 
     async def channels(self, app: App, prefix: str = "") -> Sequence[Occupancy]:

@@ -1,7 +1,7 @@
 """Rights of a client: which channels it may subscribe to, as which member, what it may publish, and as which user it signs in.
 
-Pure: the functions read the configuration of the app and what is known of the client, and raise `Refused`. Limits that depend on
-time, such as events a second, are the session's.
+Pure: the functions get the configuration of the app and the properties of the client, and raise `Refused`. The session checks the
+limits that depend on time, such as events a second.
 """
 
 from collections.abc import Callable
@@ -17,17 +17,16 @@ from push1st.jsontext import decode, encode, string_size
 from push1st.messages import Member, Publish, SignedInUser, SignIn, Subscribe, user_channel
 
 MAX_MEMBER_BYTES = 1024
-"""bytes of a presence member's `channel_data` (Pusher protocol, section 8)"""
+"""bytes of `channel_data`, which describes a presence member (Pusher protocol, section 8)"""
 MAX_WATCHLIST = 100
-"""users a watchlist may name; the rest is left out, and the client told so (Pusher protocol, section 5)"""
+"""users of a watchlist; further users are cut off, and the client gets an error about it (Pusher protocol, section 5)"""
 
 
 class Claimant(Protocol):
     """The parts of a session on which its rights depend.
 
-    claims: rights from an access token, on protocols whose clients bring one; else None.
-    push: the types of channels an event may be published to, on protocols whose clients publish freely; None where
-    clients send client events under Pusher's rules.
+    claims: rights from an access token, for protocols whose clients may have one; else None.
+    push: the types of channels to which a raw client may publish. None for clients under Pusher's rules for client events.
     lenient: whether a client may subscribe to a presence channel without being a member.
     """
 
@@ -55,9 +54,9 @@ class UserData(msgspec.Struct, gc=False):
 
 
 class Identity(msgspec.Struct, frozen=True, gc=False):
-    """A user, as its client has proved it.
+    """A signed-in user whose signature is valid.
 
-    user_data: as it was signed, but the id is always a text. is_cut: whether users over the limit were cut off the watchlist.
+    user_data: as the backend signed it, but with the id as a text. is_cut: whether users were cut off the watchlist.
     """
 
     user: SignedInUser
@@ -99,7 +98,7 @@ def to_subscribe(client: Claimant, config: AppConfig, command: Subscribe, decide
 
 
 def may_subscribe(client: Claimant, config: AppConfig, channel: str, decides: Callable[[str], object] | None) -> bool:
-    """Returns whether a client that needs no signature may subscribe to a channel. decides: as for `to_subscribe`."""
+    """Returns whether a client may subscribe to a channel without a signature. decides: as for `to_subscribe`."""
     try:
         to_subscribe(client, config, Subscribe(channel), decides)
     except Refused:
@@ -108,11 +107,11 @@ def may_subscribe(client: Claimant, config: AppConfig, channel: str, decides: Ca
 
 
 def member(client: Claimant, channel_data: str) -> Member | None:
-    """Returns the member of a subscription; None if it has no user and needs none (`lenient`).
+    """Returns the member that subscribes to a presence channel. Returns None for a lenient client without a valid member.
 
-    Raises Refused if the member exceeds the limits (Pusher protocol, section 8).
+    Raises Refused if the member is invalid, or exceeds the limits (Pusher protocol, section 8).
     """
-    user = client.user if not channel_data else None  # without channel_data it is the signed-in user (section 3)
+    user = client.user if not channel_data else None  # without channel_data, the member is the signed-in user (section 3)
     if (len(channel_data.encode()) if user is None else len(user.info)) > MAX_MEMBER_BYTES:
         raise Refused(413, f"channel_data is over {MAX_MEMBER_BYTES} bytes")
     if user is not None:
@@ -132,7 +131,7 @@ def member(client: Claimant, channel_data: str) -> Member | None:
 
 
 def to_publish(client: Claimant, config: AppConfig, command: Publish, is_subscribed: bool) -> None:
-    """Raises Refused unless a client may publish an event. is_subscribed: whether it is subscribed to the event's channel."""
+    """Raises Refused unless a client may publish an event. is_subscribed: whether the client is subscribed to its channel."""
     limits = config.limits
     channel, event = command.channel, command.event
     kind = kind_of(channel)

@@ -49,15 +49,15 @@ MAX_WAITING_COMMANDS = 1000
 MAX_REFUSALS = 100
 """rejected commands a second; a client with more of them is disconnected"""
 MAX_CHARGES = 100
-"""charges a second (`Session.charge`) that a client may cause for long"""
+"""charges a second (`Session.charge`); a client with more of them for long is disconnected"""
 CHARGE_SECONDS = 60
-"""a client may cause the charges of so many seconds at once"""
+"""a client may use up the charges of this many seconds at once"""
 MAX_PUBLISHES = 1000
 """events a second of a raw client. Push1st has no such limit; a client with more of them is disconnected."""
 
 
 class Session:
-    """See the module.
+    """A client's subscriptions, its user, its queued commands, and the state of its limits.
 
     outlet: the connection, or the owner of the outbox.
     write: receives the output of the fan-out; it is the `write` of the connection or of the outbox.
@@ -162,7 +162,7 @@ class Session:
     # Connections
 
     def attach(self, connection: AttachedConnection[Any]) -> None:
-        """Sends the outbox on a new connection, and then all further output. The session must have an outbox."""
+        """Sends the items of the outbox on a new connection, and then all further output. The session must have an outbox."""
         assert self.outbox is not None
         self.outbox.attach(connection)
 
@@ -275,7 +275,7 @@ class Session:
         self._finish()
 
     def _finish(self) -> None:
-        """Ends the application of commands, and calls the function of `is_busy`."""
+        """Marks the session as idle after its last command, and calls the function that `is_busy` has stored."""
         self._busy = False
         if self._when_idle is not None:
             run, self._when_idle = self._when_idle, None
@@ -331,7 +331,7 @@ class Session:
             self.outlet.close(1008, f"more than {MAX_CHARGES} pings or commands without effect a second")
 
     def _may_be_refused(self) -> bool:
-        """Returns whether the rate of rejected commands is below `MAX_REFUSALS`, and counts one."""
+        """Counts a rejected command. Returns whether the client stays below `MAX_REFUSALS`."""
         now = self.node.clock.monotonic()
         if self._refusals is None:
             self._refusals = Bucket(MAX_REFUSALS, now)
@@ -412,7 +412,7 @@ class Session:
         if name in self.subscriptions:
             members = None
             if kind.presence and self.push is None:
-                # As this worker's subscribers know the members: the client gets the further changes to this list, and no others.
+                # The list that this worker's subscribers have, because the client gets the changes that follow this list.
                 members = await self.node.members(self.app, name, local_view=True)
             self.outlet.send(Subscribed(name, members))
             return False

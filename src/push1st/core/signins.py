@@ -73,7 +73,7 @@ class SignIns:
         )
 
     async def sign_out(self, app: App, client: Client, user: SignedInUser) -> None:
-        """Signs a connection out that has ended. If the broker is away, the node corrects it when it registers again."""
+        """Signs out a connection that has ended. If the broker is away, the node corrects this when it registers again."""
         with suppress(Refused):
             await self._users.sign_out(app.config.id, user.id, client.id)
 
