@@ -1,23 +1,27 @@
-"""Reads the hook events of a shard, on the one node that holds the lease for it, and delivers them to hooks in order.
+"""Reads the hook events of a shard on one node, the consumer, and delivers them to hooks in order.
 
-The consumer renews its lease before it delivers events. If the server's reply arrives so late that the lease may have expired
-(the process stood still), the consumer delivers nothing, because another node may be the consumer by then. The consumer sends the
-place of the last event to the server in the same turn of the loop in which it delivers the events to the hooks. A consumer that
-dies before that has sent nothing to a backend, and the next consumer reads the same events again. If the place is lost with the
-connection, the next consumer of this node continues where this consumer stopped.
+The consumer holds a lease, and renews it before it delivers events. If the process was suspended, the server's reply may arrive
+after the lease has expired. Then the consumer delivers nothing, because another node may be the consumer.
+
+The place of an event is its id in the stream. In the turn of the loop in which the consumer delivers events to the hooks, it also
+sends the place of the last event to the server. A consumer that dies earlier has sent nothing to a backend, so the next consumer
+reads the same events again. If the place is lost with the connection, the next consumer of this node continues after the last
+event that was delivered.
 
 Settled edges of a channel or member always alternate, even if the consumer changes or the server loses its state. For this the
 consumer keeps a ledger: the channels and members that exist according to the edges that hooks have received. The consumer
 delivers only edges that change the ledger.
 
-A node that becomes the consumer builds the ledger from the roster. The ledger has the channels and members that exist, and those
-whose leaving edge is still held back. The consumer then undoes the changes of events that are not read yet.
+A node that becomes the consumer builds the ledger from the roster: from the channels and members that exist, and from those with
+a held leaving edge. The consumer then undoes the changes of events that are not read yet.
 
-After the server lost its state, the node that has the ledger remains the consumer. When all nodes have announced their entries,
-it compares the ledger with the roster, and delivers an edge for each difference. These edges replace what the server lost: held
-edges, and events that no node had read. The consumer also compares after each new connection, because a replica that became the
-master may lack some of the last events. The consumer also compares after another node has ended: that node may have been started
-before the hooks were configured, and then it reported no edges.
+After the server lost its state, the node that has the ledger remains the consumer. When all nodes have registered their entries
+again, the consumer compares the ledger with the roster, and delivers an edge for each difference. These edges replace what the
+server lost: held edges, and events that no node had read.
+
+The consumer also compares after each new connection, because a replica that became the master may lack some of the last events.
+It compares as well after another node has ended. That node may have started before the hooks were configured, and such a node
+reports no edges.
 """
 
 import asyncio
@@ -39,16 +43,16 @@ from push1st.config.brokerurl import Address
 from push1st.messages import ENTERING, HookEvent, HookEventKind, Phase
 
 MAX_EVENTS = 500
-"""events read at once"""
-RELEASED = 500
-"""leaving edges that one call releases"""
-SCANNED = 1000
-"""entries that one call reads to build a ledger"""
+"""events in one read"""
+MAX_RELEASED = 500
+"""held leaving edges that one call releases"""
+SCAN_COUNT = 1000
+"""fields that one call reads or writes"""
 
-LEFT_SECONDS = 60
-"""how long a ledger stays in the broker for the next consumer"""
+SAVED_LEDGER_SECONDS = 60
+"""time for which a saved ledger stays in the broker"""
 
-NOWHERE = b"0-0"
+START = b"0-0"
 """the place before all events"""
 
 log = logs.get("push1st.broker")
@@ -59,48 +63,51 @@ class Ledger:
 
     A node keeps its ledger when its consumer ends.
 
-    there: the channels and members, as fields like those of a node's entries (`scripts`); None: this node has no ledger.
-    place: the last event that was delivered to hooks.
+    there: the channels and members, as fields like those of a node's entries (`scripts.py`); None: this node has no ledger.
+    place: of the last event that was delivered to hooks.
     compared_at: when to compare the ledger with the roster, because the server may have lost events or its state; on the loop's
     clock; None: no comparison is needed.
-    checked_at: when to compare them because another node has ended; None: not needed. If another node becomes the consumer first,
-    this comparison is not needed either, because that node builds a new ledger.
+    checked_at: when to compare them because another node has ended; None: no comparison is needed. If another node becomes the
+    consumer first, that node builds a new ledger, so this comparison is dropped.
     """
 
     def __init__(self) -> None:
         self.there: set[str] | None = None
-        self.place = NOWHERE
+        self.place = START
         self.compared_at: float | None = None
         self.checked_at: float | None = None
 
     def is_due(self, now: float) -> bool:
-        """Whether to compare the ledger with the roster now."""
+        """Returns whether the ledger must be compared with the roster now."""
         return any(at is not None and at <= now for at in (self.compared_at, self.checked_at))
 
     def state_lost(self) -> None:
         """Resets the place, because the server numbers its events from the start again."""
-        self.place = NOWHERE
+        self.place = START
 
     def forget(self) -> None:
         """Drops the ledger, because another node is the consumer."""
         self.there = None
 
-    async def leave(self, link: RespConnection, base: str) -> None:
+    async def leave(self, resp: RespConnection, base: str) -> None:
         """Saves the ledger in the broker for the next consumer, if this node stops before the comparison with the roster."""
         if self.there and self.compared_at is not None:
             key, fields = f"{base}:ledger", list(self.there)
-            link.call("DEL", key)
-            for at in range(0, len(fields), SCANNED):
-                await link.call("SADD", key, *fields[at : at + SCANNED])
-            await link.call("EXPIRE", key, LEFT_SECONDS)
+            resp.call("DEL", key)
+            for at in range(0, len(fields), SCAN_COUNT):
+                await resp.call("SADD", key, *fields[at : at + SCAN_COUNT])
+            await resp.call("EXPIRE", key, SAVED_LEDGER_SECONDS)
 
 
 class Consumer:
-    """Reads until it is stopped, or has no lease any more, or its connection, which is its own, is lost.
+    """Reads on a connection of its own, until the consumer is stopped, loses its lease, or loses the connection.
 
-    base: of the shard's keys. run: returns the command for a script, without its arguments. apps: the
-    apps whose hooks want settled edges. on_event: takes the events. last: this node stops, and no other node is alive. Then the
-    consumer delivers all events that are left, and all held edges, and ends.
+    base: of the shard's keys.
+    run: returns the command for a script, without its arguments.
+    apps: the apps that have hooks for settled edges.
+    on_event: takes the events.
+    last: whether this node stops, and no other node is alive. Then the consumer delivers all remaining events and all held edges,
+    and ends.
     """
 
     def __init__(
@@ -143,51 +150,51 @@ class Consumer:
         await asyncio.gather(self._task, return_exceptions=True)
 
     async def _run(self) -> None:
-        link = None
+        resp = None
         try:
-            link = await connect(self._address, self._tag, f"push1st-facts-{self._node}", lambda _: None, lambda: None)
-            await self._begin(link)
+            resp = await connect(self._address, self._tag, f"push1st-facts-{self._node}", lambda _: None, lambda: None)
+            await self._begin(resp)
             if self._last:
-                await self._finish(link)
+                await self._finish(resp)
                 return
-            while await self._more(link):
+            while await self._more(resp):
                 pass
-            log.info("hook events are read by another node")
+            log.info("another node reads the hook events")
         except (OSError, TimeoutError, Unusable, ConnectionLost, hiredis.ReplyError) as exc:
-            log.info("hook events are no longer read here", reason=str(exc) or type(exc).__name__)
+            log.info("this node stopped reading hook events", reason=str(exc) or type(exc).__name__)
         except asyncio.CancelledError:
-            if link is not None:
-                link.close()  # behind the last note
-                link = None
+            if resp is not None:
+                resp.close()  # after the last place is sent
+                resp = None
             raise
         finally:
-            if link is not None:
-                link.abort()
+            if resp is not None:
+                resp.abort()
 
-    async def _begin(self, link: RespConnection) -> None:
+    async def _begin(self, resp: RespConnection) -> None:
         """Finds the place of the next event to read, and builds the ledger if this node has none."""
         ledger = self._ledger
-        noted = await self._answer(link, "GET", f"{self._stream}:read") or NOWHERE
-        place = max(ledger.place, noted, key=_order)
+        saved = await self._call(resp, "GET", f"{self._stream}:read") or START
+        place = max(ledger.place, saved, key=_order)
         if ledger.there is None:
-            left = await self._answer(link, "SMEMBERS", f"{self._base}:ledger")
+            left = await self._call(resp, "SMEMBERS", f"{self._base}:ledger")
             if left:
                 ledger.there, ledger.compared_at = {field.decode() for field in left}, 0
             else:
-                ledger.there = await self._truth(link, place)
+                ledger.there = await self._expected_ledger(resp, place)
         ledger.place = place
 
-    async def _more(self, link: RespConnection, wait: bool = True) -> bool:
-        """Reads some events, if there are any; returns whether that is still this node's to do."""
+    async def _more(self, resp: RespConnection, wait: bool = True) -> bool:
+        """Reads and delivers the next events; returns whether this node is still the consumer."""
         ledger = self._ledger
         block = ("BLOCK", int(self._timings.read * 1000)) if wait else ()
-        found = await self._answer(link, "XREAD", "COUNT", MAX_EVENTS, *block, "STREAMS", self._stream, ledger.place)
-        recovering = await self._note(link)
+        found = await self._call(resp, "XREAD", "COUNT", MAX_EVENTS, *block, "STREAMS", self._stream, ledger.place)
+        recovering = await self._save_place(resp)
         if recovering is None or ledger.there is None:
             return False
         if recovering:
             ledger.compared_at = 0
-        elif ledger.is_due(asyncio.get_running_loop().time()) and not await self._compare(link):
+        elif ledger.is_due(asyncio.get_running_loop().time()) and not await self._compare(resp):
             return False
         if not found:
             return wait
@@ -195,35 +202,36 @@ class Consumer:
         for _, fields in entries:
             self._deliver_entry(fields)
         ledger.place = entries[-1][0]
-        noted = link.call(*self._reading())
-        link.flush()  # not at the end of the turn: see the module
+        saved = resp.call(*self._reading())
+        resp.flush()  # at once, so that a process that dies at the end of the turn has sent it
         async with asyncio.timeout(self._timings.read_silent):
-            return bool((await noted)[0])
+            return bool((await saved)[0])
 
     def _reading(self) -> tuple[Argument, ...]:
         lease, hold = int(self._timings.lease * 1000), int(self._timings.hold * 1000)
-        released = 0 if self._last else RELEASED  # the last node takes the held edges by TAKE instead
+        released = 0 if self._last else MAX_RELEASED  # the last node takes the held edges by TAKE instead
         return *self._run_script(READ), self._node, lease, self._ledger.place, hold, released
 
-    async def _note(self, link: RespConnection) -> int | None:
+    async def _save_place(self, resp: RespConnection) -> int | None:
         """Stores the place in the broker, and renews the lease.
 
-        Returns the milliseconds for which nodes still announce their entries; None if another node is the consumer by now.
+        Returns the milliseconds left of the recovery, in which nodes register their entries again.
+        Returns None if this node is no longer the consumer.
         """
         loop = asyncio.get_running_loop()
-        asked = loop.time()
-        mine, recovering = await self._answer(link, *self._reading())
-        return int(recovering) if mine and loop.time() < asked + self._timings.lease else None
+        sent_at = loop.time()
+        mine, recovering = await self._call(resp, *self._reading())
+        return int(recovering) if mine and loop.time() < sent_at + self._timings.lease else None
 
-    async def _finish(self, link: RespConnection) -> None:
-        """Delivers the events that are left, and the held edges."""
-        if self._ledger.compared_at is not None:  # no other node is alive that could announce entries
+    async def _finish(self, resp: RespConnection) -> None:
+        """Delivers the remaining events, and the held edges."""
+        if self._ledger.compared_at is not None:  # no other node is alive that could register entries
             self._ledger.compared_at = 0
-        while await self._more(link, wait=False):
+        while await self._more(resp, wait=False):
             pass
         more = 1
         while more:
-            more, taken = await self._answer(link, *self._run_script(TAKE), self._node, RELEASED)
+            more, taken = await self._call(resp, *self._run_script(TAKE), self._node, MAX_RELEASED)
             for field, held in zip(taken[::2], taken[1::2], strict=True):
                 _, socket_id, received, info = held.split(b"\0", 3)
                 if self._changes(field.decode(), enters=False):
@@ -234,8 +242,8 @@ class Consumer:
     def _deliver_entry(self, fields: list[bytes]) -> None:
         try:
             self._deliver(dict(zip(fields[::2], fields[1::2], strict=True)))
-        except Exception:  # one that cannot be read, or that hooks choke on, must not hold up the others
-            log.exception("skipped a hook event")
+        except Exception:  # an event that fails must not stop the events after it
+            log.exception("hook event skipped")
 
     def _deliver(self, fields: dict[bytes, bytes]) -> None:
         whole = fields.get(b"fact")
@@ -258,45 +266,44 @@ class Consumer:
         (there.add if enters else there.discard)(field)
         return True
 
-    async def _compare(self, link: RespConnection) -> bool:
+    async def _compare(self, resp: RespConnection) -> bool:
         """Delivers the edges that hooks missed; returns whether this node is still the consumer."""
         ledger = self._ledger
-        truth = await self._truth(link, ledger.place)
-        recovering, there = await self._note(link), ledger.there
+        expected = await self._expected_ledger(resp, ledger.place)
+        recovering, there = await self._save_place(resp), ledger.there
         if recovering is None or there is None:
             return False
         if not recovering:
             ledger.compared_at = ledger.checked_at = None
             now = time.time_ns()
-            for field in sorted(there - truth, reverse=True):  # members leave before their channel is empty
+            for field in sorted(there - expected, reverse=True):  # members leave before their channel is empty
                 self._on_event(_edge(field, False, now, "settled"))
-            for field in sorted(truth - there):
+            for field in sorted(expected - there):
                 self._on_event(_edge(field, True, now, "settled"))
-            ledger.there = truth
-            link.call("DEL", f"{self._base}:ledger")
+            ledger.there = expected
+            resp.call("DEL", f"{self._base}:ledger")
         return True
 
-    async def _truth(self, link: RespConnection, place: bytes) -> set[str]:
+    async def _expected_ledger(self, resp: RespConnection, place: bytes) -> set[str]:
         """Returns what the ledger must contain when hooks have received all events up to a place, and none after it.
 
-        These are the channels and members in the roster, and those whose leaving edge is held back. A change that happens
-        during the scan has an event after the place. The first such event of a channel or member shows its state before the
-        change.
+        These are the channels and members in the roster, and those with a held leaving edge.
+        A change during the scan has an event after the place. The first such event of a channel or member shows the state before.
         """
         there: set[str] = set()
         for app in self._apps:
-            async for channels in self._scan(link, f"{self._base}:i:{app}"):
+            async for channels in self._scan(resp, f"{self._base}:i:{app}"):
                 there.update(f"c/{app}/{channel}" for channel in channels)
                 presence = [channel for channel in channels if kind_of(channel).presence]
-                asked = [link.call("HKEYS", f"{self._base}:m:{app}/{channel}") for channel in presence]
+                replies = [resp.call("HKEYS", f"{self._base}:m:{app}/{channel}") for channel in presence]
                 async with asyncio.timeout(self._timings.read_silent):
-                    for channel, users in zip(presence, await asyncio.gather(*asked), strict=True):
+                    for channel, users in zip(presence, await asyncio.gather(*replies), strict=True):
                         there.update(f"m/{app}/{channel}\n{user.decode()}" for user in users)
         for left in ("held", "gone"):  # after the roster, so that a field that leaves during the scan is not missed
-            async for fields in self._scan(link, f"{self._base}:{left}"):
+            async for fields in self._scan(resp, f"{self._base}:{left}"):
                 there.update(field for field in fields if field[0] in "cm" and field.split("/", 2)[1] in self._apps)
         before: dict[str, bool] = {}
-        while entries := await self._answer(link, "XRANGE", self._stream, b"(" + place, "+", "COUNT", MAX_EVENTS):
+        while entries := await self._call(resp, "XRANGE", self._stream, b"(" + place, "+", "COUNT", MAX_EVENTS):
             for place, fields in entries:  # noqa: B007 - the next XRANGE begins after the last place
                 parts = dict(zip(fields[::2], fields[1::2], strict=True))
                 if b"k" in parts:
@@ -305,16 +312,16 @@ class Consumer:
         there.update(field for field, is_there in before.items() if is_there)
         return there.difference(field for field, is_there in before.items() if not is_there)
 
-    async def _answer(self, link: RespConnection, *command: Argument) -> Any:
+    async def _call(self, resp: RespConnection, *command: Argument) -> Any:
         """Returns the reply to a command. Raises TimeoutError, ConnectionLost, ReplyError."""
         async with asyncio.timeout(self._timings.read_silent):
-            return await link.call(*command)
+            return await resp.call(*command)
 
-    async def _scan(self, link: RespConnection, key: str) -> AsyncIterator[list[str]]:
+    async def _scan(self, resp: RespConnection, key: str) -> AsyncIterator[list[str]]:
         """Yields the fields of a hash in batches."""
         cursor = b"0"
         while True:
-            cursor, found = await self._answer(link, "HSCAN", key, cursor, "COUNT", SCANNED)
+            cursor, found = await self._call(resp, "HSCAN", key, cursor, "COUNT", SCAN_COUNT)
             yield [field.decode() for field in found[::2]]
             if cursor == b"0":
                 return
@@ -325,10 +332,10 @@ def _order(place: bytes) -> tuple[int, ...]:
 
 
 def _event_of(fields: dict[bytes, bytes]) -> tuple[HookEvent, bytes]:
-    """Returns the event of a script, and which hooks it is for (`w` in `scripts`)."""
+    """Returns an event that a script added, and its `w`, which names the hooks that receive it (`scripts.py`)."""
     kind, app, channel, at, socket_id, user_id = (fields[name].decode() for name in (b"k", b"a", b"c", b"t", b"s", b"u"))
     event = HookEvent(cast(HookEventKind, kind), app, channel, int(at), socket_id, user_id or None, fields[b"i"], phase="at-once")
-    return event, fields.get(b"w", b"as")  # scripts of earlier versions wrote no `w`
+    return event, fields.get(b"w", b"as")  # scripts of earlier builds wrote no `w`
 
 
 def _field(event: HookEvent) -> str:

@@ -24,7 +24,7 @@ UNCONFIRMED = "the broker has not confirmed in time: the event may have been del
 
 
 class Batch:
-    """What one topic gets within one turn of the loop. cached: what a cache channel keeps of it, and for how many ms.
+    """The messages of one topic within one turn of the loop. cached: the message that the broker caches, for `milliseconds`.
 
     waiting: a future for each message, because several coroutines without a task cannot wait for the same future.
     """
@@ -71,7 +71,7 @@ Send = Callable[[RespConnection, Batch, bytes, bytes | None], None]
 
 
 class PublishBatcher:
-    """send: see `Send`. connection: on which publishes are sent; None: publishing is refused."""
+    """send: see `Send`. connection: the connection for publishes; None: publishing is refused."""
 
     def __init__(self, send: Send, metrics: Metrics) -> None:
         self._send = send

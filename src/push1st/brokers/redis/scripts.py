@@ -1,44 +1,44 @@
-"""The Lua scripts: steps that must be atomic, each with the edges it causes. Each is a file in `lua/`.
+"""The Lua scripts, one file in `lua/` for each. A script is an atomic step, and publishes the edges that the step causes.
 
-All keys of a shard are in one hash slot, behind its base (`prefix:{number}`), which is the one declared key:
+All keys of a shard are in one hash slot. They begin with the base of the shard (`prefix:{number}`), the only declared key:
 
     BASE:schema       `SCHEMA` of the node that wrote it, the version of this layout; a node of another schema is rejected
-    BASE:epoch        a random word; another one, or none: the server has lost its state
-    BASE:recovering   there while nodes announce their entries again after that
-    BASE:gone         hash: channels, members and users that left during recovery and are on no node, in fields like those of
-                      a node → when, socket, id, received, which events hooks want, info; published when recovery is over
-    BASE:gone:order   list: those fields, in the order in which they left
-    BASE:held         hash: channels that became empty and members that left. Their hook events are held back, because most return
-                      at once; in the same fields → when, socket, received, info
-    BASE:held:order   list: the time at which each of them left, and its field, oldest first
+    BASE:epoch        a word that changes when the server has lost its state
+    BASE:recovering   exists during the recovery: while nodes register their entries again after a loss of the state
+    BASE:gone         hash: channels, members and users that left during the recovery and are on no node, in fields like those
+                      of BASE:n:NODE → when, socket, id, received, which events hooks want, info; published when recovery is over
+    BASE:gone:order   list: the fields of BASE:gone, in the order in which they left
+    BASE:held         hash: channels that became empty and members that left, whose hook events are held back, because most
+                      return at once; in fields like those of BASE:n:NODE → when, socket, received, info
+    BASE:held:order   list: the time and the field of each entry of BASE:held, oldest first
     BASE:nodes        set: the nodes that may have entries
     BASE:lease:NODE   exists while the node is alive: `new` until the node is subscribed to its topics for the first time,
-                      `there` while it is subscribed, `back` after it has entered again and until it is subscribed again
-    BASE:away         set: nodes that were alive according to other nodes, and have not entered since the state was lost
+                      `there` while it is subscribed, `back` from a new registration until it is subscribed again
+    BASE:away         set: nodes that were alive according to other nodes, and have not registered since the state was lost
     BASE:n:NODE       hash: its entries: c/APP/CHANNEL → subscriptions, m/APP/CHANNEL\\nUSER, u/APP/USER, q/APP → connections
     BASE:i:APP        hash: channel → subscriptions
     BASE:m:APP/CHANNEL  hash: user on a presence channel → number of nodes that have it, ":", its info
     BASE:u:APP        hash: user who has signed in → number of nodes that have it
     BASE:q            hash: app → connections
     BASE:k:APP/CHANNEL  the last event of a cache channel
-    BASE:claim:APP/CHANNEL  there while nobody else may tell the channel how many subscribers it has
+    BASE:claim:APP/CHANNEL  exists while no other node may publish the subscription count of the channel
     BASE:ledger       set: the ledger of a consumer (`events_consumer.py`) that stopped before it compared it with the roster
-    BASE:clock        a key with a very long time to live: the scripts measure time by its remaining time
-    BASE:numbers      hash: number → node: the ends of message ids
-    BASE:facts        stream: what happened, for hooks; over MAX_HOOK_EVENTS the oldest are lost
-    BASE:facts:read   the last of them that was read
-    BASE:reader       the node that reads them, there while it is alive
-    BASE:term         a number that grows with each heartbeat of the consumer, and the name of that node; both stay when it ends
+    BASE:clock        a key with a very long time to live, by whose remaining time the scripts measure time
+    BASE:numbers      hash: number → node; message ids of the node end in the number
+    BASE:facts        stream: hook events; over MAX_HOOK_EVENTS, the oldest are deleted
+    BASE:facts:read   the last hook event that was read
+    BASE:reader       the node that reads the hook events; exists while the node is alive
+    BASE:term         a number that grows with each renewal of the consumer, and the name of its node; stays when the node ends
     BASE:t:APP/CHANNEL  the channel's topic
 
-Every change names the node's own number (its subscriptions, whether it has the user), never a difference: so a step
-that is done twice, or again after a lost reply, is done once.
+Every change contains the node's new number or state (its subscriptions, whether it has the user), never a difference. So a step
+that runs again, for example after a lost reply, changes nothing.
 
-An app's hooks may want edges at once (`a`), settled (`s`), both, or none. `w` of an event names the hooks that get it.
+An app's hooks may want edges at once (`a`), settled (`s`), both, or none. `w` of an event names the hooks that receive it.
 Two more values of `w` are for the consumer only. `r`: a channel or member returned while its leaving edge was held back. `h`: an
 earlier process had held back the leaving edge of this channel or member when it stopped.
 
-Only the functions of `lua/helpers.lua` that a script calls are sent with it: the server builds them again at each call.
+A script is sent with those functions of `lua/helpers.lua` that it calls. The server builds the functions again at each call.
 """
 
 import hashlib
@@ -50,7 +50,7 @@ import msgspec
 SCHEMA = 1
 """increase it with each change after which nodes of the previous version misread the keys or messages of this one"""
 MAX_HOOK_EVENTS = 100_000
-"""hook events that wait for their consumer, about"""
+"""hook events that wait for their consumer, at most; the server deletes old ones in blocks, so it may keep some more"""
 CLOCK_MS = 10**13
 """time to live of a new `BASE:clock`: three centuries"""
 
@@ -58,7 +58,7 @@ _FOLDER = resources.files(__package__) / "lua"
 
 
 class Script(msgspec.Struct, frozen=True):
-    """A script by its text, and the digest by which the server knows it once it has it.
+    """A script: its text, and the digest that identifies it once the server has it.
 
     sharded: the same script for a cluster, in which topics are sharded channels.
     """

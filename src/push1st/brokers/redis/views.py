@@ -44,8 +44,8 @@ class Views:
     def edge(self, edge: Edge, here: bool) -> None:
         """Delivers an edge, if it changes the view.
 
-        here: whether this node has a connection of the member or user. Then a leaving edge is false: another node removed this
-        node's entries, because their lease had expired.
+        here: whether this node has a connection of the member or user. Then a leaving edge is false: the lease of this node had
+        expired, so another node evicted this node.
         """
         key = edge.app, edge.channel
         view = self._members.get(key)

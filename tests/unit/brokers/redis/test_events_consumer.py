@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 
 from push1st.brokers.redis.bounds import Timings
-from push1st.brokers.redis.events_consumer import NOWHERE, Consumer, Ledger
+from push1st.brokers.redis.events_consumer import START, Consumer, Ledger
 from push1st.brokers.redis.wire import encode_event
 from push1st.config.brokerurl import parse
 from push1st.messages import HookEvent, HookEventKind
@@ -55,20 +55,20 @@ async def read(
 
 
 async def test_position_is_saved_in_the_turn_that_delivers_hook_events() -> None:
-    assert await read((1, 0), (1, 0)) == (True, ["XREAD", NOWHERE, EVENT, b"5-1", "flush"], b"5-1")
+    assert await read((1, 0), (1, 0)) == (True, ["XREAD", START, EVENT, b"5-1", "flush"], b"5-1")
 
 
 @pytest.mark.parametrize(("seconds", "lease"), [(10, 0), (0, 1)], ids=["another node has the lease", "it has run out since"])
 async def test_consumer_without_the_lease_delivers_nothing(seconds: float, lease: int) -> None:
-    assert await read((lease, 0), seconds=seconds) == (False, ["XREAD", NOWHERE], NOWHERE)
+    assert await read((lease, 0), seconds=seconds) == (False, ["XREAD", START], START)
 
 
 async def test_consumer_ends_if_it_loses_its_lease_while_it_saves_its_position() -> None:
-    assert await read((1, 0), (0, 0)) == (False, ["XREAD", NOWHERE, EVENT, b"5-1", "flush"], b"5-1")
+    assert await read((1, 0), (0, 0)) == (False, ["XREAD", START, EVENT, b"5-1", "flush"], b"5-1")
 
 
 async def test_consumer_without_a_ledger_delivers_nothing() -> None:
-    assert await read((1, 0), there=Ledger()) == (False, ["XREAD", NOWHERE], NOWHERE)
+    assert await read((1, 0), there=Ledger()) == (False, ["XREAD", START], START)
 
 
 # The ledger

@@ -72,7 +72,7 @@ local function nodes_not_here(node, least)
   return some
 end
 
--- Whether nodes announce their entries again, because the server has lost its state.
+-- Returns whether nodes register their entries again, because the server has lost its state.
 local function recovering() return redis.call('EXISTS', base .. ':recovering') == 1 end
 
 -- Sets the number of a node's subscriptions to a channel. Returns the number of all nodes, and the difference.
@@ -86,7 +86,7 @@ local function count(mine, app, channel, n)
   return total, n - old
 end
 
--- Defers a leave during recovery, because another node may still announce the same channel, member or user.
+-- Defers a leave during recovery, because another node may still register the same channel, member or user.
 -- `flush_deferred.lua` publishes the leave when recovery is over, unless the channel, member or user is back by then.
 local function defer(field, left, socket, id, received, hooked, info)
   local deferred = table.concat({left, socket, id, received, hooked, info}, '\0')

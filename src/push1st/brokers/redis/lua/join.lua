@@ -8,16 +8,16 @@
 -- ARGV[5]   most members of the channel; 0 is no limit
 -- ARGV[6]   contains m if the members are wanted, k if the cached event is wanted
 -- ARGV[7]   edges that hooks want (see `scripts.py`)
--- ARGV[8]   1 if the node announces its entries again
+-- ARGV[8]   1 if the node registers its entries again
 -- ARGV[9…]  for each subscription that joins: user or '', info, socket, id, received
 --
 -- Returns the number of subscriptions on all nodes, the members, the cached event and the milliseconds left of it, and a result
 -- for each subscription: 1 is a new member, 2 a member that exceeds the limit, 0 neither.
 local node, app, channel, n, most = ARGV[1], ARGV[2], ARGV[3], tonumber(ARGV[4]), tonumber(ARGV[5])
-local want, hooked, announces = ARGV[6], ARGV[7], ARGV[8] == '1'
+local want, hooked, registers_again = ARGV[6], ARGV[7], ARGV[8] == '1'
 if not has_lease(node) then return redis.error_reply('NOLEASE no lease') end
 local mine = base .. ':n:' .. node
-if announces and hooked ~= '' and recovering() then hooked = '' end
+if registers_again and hooked ~= '' and recovering() then hooked = '' end
 local members = base .. ':m:' .. app .. '/' .. channel
 local results, ways = {}, {}
 for i = 9, #ARGV, 5 do

@@ -1,5 +1,5 @@
 -- Renews the lease of the consumer, removes the hook events that were delivered, and releases leaving edges that were held back long
--- enough, unless nodes still announce their entries.
+-- enough, unless nodes still register their entries again.
 --
 -- KEYS[1]  base of the shard's keys
 -- ARGV[1]  node

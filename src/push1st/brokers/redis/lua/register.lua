@@ -5,15 +5,15 @@
 -- ARGV[2]   epoch that the state gets if it has none
 -- ARGV[3]   epoch that the node knows, or ''
 -- ARGV[4]   milliseconds of the lease
--- ARGV[5]   milliseconds of the recovery, in which nodes announce their entries again
+-- ARGV[5]   milliseconds of the recovery, in which nodes register their entries again
 -- ARGV[6]   number for message ids that the node wants, or -1
 -- ARGV[7]   `least` of `nodes_not_here`
 -- ARGV[8]   `SCHEMA` of the node
 -- ARGV[9…]  other nodes that were alive according to this node
 --
 -- Returns the epoch, the milliseconds left of the recovery, the number, how many nodes are not here, and 1 if the node's lease
--- had expired but the state still exists: other leases may have expired too. Returns an error if the keys have another schema.
--- Keys without a schema are those of a build that wrote none, and have schema 1.
+-- had expired but the state still exists. In that case other leases may have expired too. Returns an error if the keys have
+-- another schema. Keys without a schema were written by a build without schemas, and have schema 1.
 local node, new_epoch, known, lease, recovery = ARGV[1], ARGV[2], ARGV[3], ARGV[4], ARGV[5]
 local number, least, own_schema = tonumber(ARGV[6]), tonumber(ARGV[7]), ARGV[8]
 local schema = redis.call('GET', base .. ':schema')
