@@ -73,6 +73,21 @@ async def test_channel_left_during_registration_is_vacated_after_its_members() -
         assert ("vacated", "c", None) in told
 
 
+async def test_deferred_leave_reaches_hooks_at_once_and_with_its_connection() -> None:
+    """The comparison of the ledger with the roster replaces settled edges only, and names no connection (decision 0016)."""
+    async with nodes() as (valkey, one, two):
+        for place in (one, two):
+            place.hooked[place.config.id] = "as"
+        leaving = await on(two, "c")
+        await until(lambda: len(events(one, two)) == 2)
+        async with emptied(valkey, one, two):
+            leaving.lose()
+        await until(lambda: len(events(one, two)) == 4)
+        vacated = [event for place in (one, two) for event in place.hook_events if event.kind == "vacated"]
+        socket = leaving.session.id
+        assert sorted((event.phase, event.socket_id) for event in vacated) == [("at-once", socket), ("settled", socket)]
+
+
 async def test_member_that_returns_during_registration_causes_no_edge() -> None:
     async with nodes() as (valkey, one, two):
         staying, leaving = await on(one, ROOM, "a"), await on(two, ROOM, "b")
