@@ -96,7 +96,7 @@ def distrust(peer: str, headers: Headers, trust: Networks, proxies: Networks) ->
     return ""
 
 
-def client_ip(peer: str, headers: Headers, proxies: Networks) -> str | None:
+def trusted_ip(peer: str, headers: Headers, proxies: Networks) -> str | None:
     """Returns the client's address: that of the peer, or the one in the header of a configured proxy.
 
     Returns None if a peer that is not a configured proxy sent such a header.
@@ -169,9 +169,9 @@ def address(hop: str) -> str:
         return ""
 
 
-def visitor_ip(peer: str, headers: Headers, proxies: Networks) -> str:
+def client_ip(peer: str, headers: Headers, proxies: Networks) -> str:
     """Returns the client's address for logs, whitelists and bounds, also if a forwarding header is not trusted."""
-    ip = client_ip(peer, headers, proxies)
+    ip = trusted_ip(peer, headers, proxies)
     if ip is not None:
         return ip
     # The header is not trusted, so the peer counts as the client. The peer's address cannot stand for one client if the peer is

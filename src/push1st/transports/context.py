@@ -92,6 +92,6 @@ class EdgeContext:
         if self.descriptors.exhausted and self._exhausted.times(self.node.clock.monotonic()):
             log.error("no file descriptors are left", hint=FILES_HINT)
 
-    def most_message(self, protocol: ProtocolConfig, limits: Limits) -> int:
+    def max_message(self, protocol: ProtocolConfig, limits: Limits) -> int:
         """Returns the bytes that a WebSocket message may have: at least the largest event of the client's app, JSON-escaped."""
         return max(protocol.max_payload, 2 * limits.payload + 4096)

@@ -104,7 +104,7 @@ class Handshake(msgspec.Struct, frozen=True, gc=False):
     path: str
     key: str
     version: str
-    visitor: ClientRequest
+    client: ClientRequest
     ip: str
     crowded: Crowded | None = None
 
@@ -154,7 +154,7 @@ class Handlers:
         paths = [(f"(?:{'|'.join(map(re.escape, route.prefixes))}){route.tail}", route) for route in routes if route.prefixes]
         self._routes = [(re.compile(path + r"\Z"), route.handler) for path, route in paths]
         others = "|".join(path for path, _ in paths) or "(?!)"
-        self.rules = RequestRules(self.least_body, self.most_body, FORWARDING, is_own_name, others, time.perf_counter_ns)
+        self.rules = RequestRules(self.least_body, self.max_body, FORWARDING, is_own_name, others, time.perf_counter_ns)
 
     def find(self, path: str) -> tuple[Handler, tuple[str, ...]] | None:
         """Returns the handler of a path, and the groups of its route; None for the API."""
@@ -163,7 +163,7 @@ class Handlers:
                 return handler, found.groups()
         return None
 
-    def most_body(self, path: str) -> int:
+    def max_body(self, path: str) -> int:
         """Returns the bytes that a request's body may have: at least a full batch, JSON-escaped, of the app in the path."""
         path = _SLASHES.sub("/", path)
         app = None

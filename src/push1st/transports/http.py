@@ -10,7 +10,7 @@ from typing import cast
 from push1st.messages import Request, Response
 from push1st.protocols.http import HEAD, IDLE, HttpRequest, Reject, Upgrade
 from push1st.transports.answers import error
-from push1st.transports.caller import client_of, visitor_ip
+from push1st.transports.caller import client_ip, client_of
 from push1st.transports.handlers import HandlerRequest, Handshake, Takeover
 from push1st.transports.listener import CROWDED_SECONDS, Listener
 from push1st.transports.lost import LOST, unread
@@ -103,7 +103,7 @@ class HttpConnection(Pipeline):
         self._stop_holding()
         self._serve_waiting()
         if self._rest is not None:
-            self._reading()
+            self._update_reading()
         else:
             self._check_end()
 
@@ -119,7 +119,7 @@ class HttpConnection(Pipeline):
                 if data:
                     self._listener.arrived(self._upgraded, data)
             elif self._linger:
-                self._pass_over(len(data))
+                self._discard(len(data))
             return False
         self._listener.turn.answering.append(self)
         decoder = self._decoder
@@ -138,7 +138,7 @@ class HttpConnection(Pipeline):
         elif self._upgraded is not None:
             self._listener.arrived(self._upgraded, data)
         elif self._linger:
-            self._pass_over(len(data))
+            self._discard(len(data))
 
     def _process(self, data: bytes, fresh: bool) -> bool:
         """Decodes a slice. fresh: whether no earlier input and no earlier request is in progress."""
@@ -211,7 +211,7 @@ class HttpConnection(Pipeline):
                 self._transport.write(b"HTTP/1.1 100 Continue\r\n\r\n")
         if self._upgraded is not None:
             self._rest = None
-            self._let_go()
+            self._release()
             return True
         return False
 
@@ -233,12 +233,12 @@ class HttpConnection(Pipeline):
             self._last = True
         if self._busy:
             self._waiting.append((request, handler, event.keep))
-            self._reading()
+            self._update_reading()
         else:
             self._begin(request, handler, event.keep)
 
     def _client_ip(self, headers: dict[bytes, bytes]) -> str:
-        return visitor_ip(self._peer, headers, self._listener.context.config.server.proxies)
+        return client_ip(self._peer, headers, self._listener.context.config.server.proxies)
 
     def _upgrade(self, event: Upgrade) -> None:
         """Hands the socket over to a WebSocket, or rejects the handshake."""
@@ -279,12 +279,12 @@ class HttpConnection(Pipeline):
             self._answers = []
             self._upgraded = refusal
             self._last = True
-            self._let_go()
+            self._release()
             return
         if not self._address:
             context.addresses.leave(address)
         self._last = True
-        where = {"path": handshake.path, "origin": handshake.visitor.origin, "ip": handshake.ip}
+        where = {"path": handshake.path, "origin": handshake.client.origin, "ip": handshake.ip}
         context.node.refusals.log_answer("handshake refused", refusal, **where)
         self._answer(refusal, False)
         self.flush()

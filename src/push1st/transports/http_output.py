@@ -121,7 +121,7 @@ class HttpOutput(asyncio.Protocol):
                 self._expect(ANSWER_SECONDS)
                 self._transport.close()
 
-    def _pass_over(self, size: int) -> None:
+    def _discard(self, size: int) -> None:
         """Discards input that a client sends after its rejection."""
         self._linger -= size
         if self._linger <= 0:
@@ -133,7 +133,7 @@ class HttpOutput(asyncio.Protocol):
         """Whether the client must read answers before its next requests are processed."""
         return not self._writing or len(self._waiting) >= MAX_WAITING
 
-    def _reading(self) -> None:
+    def _update_reading(self) -> None:
         """Pauses reading from the socket while the client reads no answers, many requests wait, or input is not processed."""
         overfull = self._overfull
         if self._rest is not None and not overfull and not self._gone:
@@ -148,15 +148,15 @@ class HttpOutput(asyncio.Protocol):
 
     def hold_reading(self, hold: bool) -> None:
         self._held_reading = hold
-        self._reading()
+        self._update_reading()
 
     def pause_writing(self) -> None:
         self._writing = False
-        self._reading()
+        self._update_reading()
 
     def resume_writing(self) -> None:
         self._writing = True
-        self._reading()
+        self._update_reading()
 
     # Deadlines and the end
 
@@ -216,12 +216,12 @@ class HttpOutput(asyncio.Protocol):
         if self._transport is LOST:
             self._answers.clear()
             self._listener.context.addresses.leave(self._address)
-            self._let_go()
+            self._release()
         else:
             self.flush()
             self._transport.close()
 
-    def _let_go(self) -> None:
+    def _release(self) -> None:
         """Removes the connection from all tables, because it is closed or another protocol owns the socket."""
         context = self._listener.context
         context.open.discard(self)

@@ -81,10 +81,10 @@ class Pipeline(HttpOutput):
         self._serve_waiting()
         if self._refused is not None and not self._busy and self._upgraded is None:
             self._answer(self._refused, False)
-        self._reading()
+        self._update_reading()
         self.flush()
         if self._upgraded is not None:
-            self._let_go()
+            self._release()
         else:
             self._check_end()
 
@@ -124,7 +124,7 @@ class Pipeline(HttpOutput):
             return
         self._hand_over(found, keep)
         if self._upgraded is not None:
-            self._let_go()
+            self._release()
         elif self._eof:
             self._serve_waiting()
             self._check_end()
@@ -141,7 +141,7 @@ class Pipeline(HttpOutput):
             self._waiting.clear()
             self._rest = None
             self._last = True
-            self._reading()
+            self._update_reading()
             self._upgraded = found
             found.address = self._address
             found.start(self._transport, before)

@@ -85,7 +85,7 @@ class WebSocketConnection(WebSocketOutput):
         if decoder is None:
             most = self._protocol.max_payload
             if self._session is not None:
-                most = self._context.most_message(self._protocol, self._session.app.config.limits)
+                most = self._context.max_message(self._protocol, self._session.app.config.limits)
             decoder = self._decoder = Decoder(most, self.codec.binary)
         return decoder.feed(data)
 

@@ -105,7 +105,7 @@ class XhrSession:
         self._beat_at = 0.0
         """when the server sent a heartbeat that the client must answer; 0 if there is no such heartbeat"""
 
-    def open(self, app: App, visitor: ClientRequest, ip: str) -> None:
+    def open(self, app: App, client: ClientRequest, ip: str) -> None:
         """Begins the session. The app's backend may still reject the client. Raises Disconnect."""
         context = self._context
         node = context.node
@@ -117,7 +117,7 @@ class XhrSession:
         context.open.add(self)
         if app.config.authorized_only:
             self._authorize_by = self._seen + AUTHORIZE_SECONDS
-        session.connect(visitor, lambda: self.send(Established(session.id, self._timeout)))
+        session.connect(client, lambda: self.send(Established(session.id, self._timeout)))
 
     @property
     def closing(self) -> bool:
@@ -212,7 +212,7 @@ class XhrSession:
         if len(texts) > MAX_MESSAGES:
             raise Refused(413, f"a request has at most {MAX_MESSAGES} messages")
         if not self.closing:
-            most = context.most_message(context.config.server.pusher, self._session.app.config.limits)
+            most = context.max_message(context.config.server.pusher, self._session.app.config.limits)
             if any(len(text) > most for text in texts):
                 raise Refused(413, f"a message has at most {most} bytes")
         context.node.metrics.bytes_in += len(body)

@@ -145,11 +145,11 @@ def test_a_changed_secret_signs_and_is_masked_in_the_log(world):
 
 def test_bodies_of_requests_follow_the_limits_of_the_app():
     site = Site()
-    before = site.handlers.most_body(f"/apps/{APP}/events")
+    before = site.handlers.max_body(f"/apps/{APP}/events")
     config = app_config(limits={"payload": 1_000_000})
     site.handlers._apps._by_id[APP] = config  # type: ignore[attr-defined]
     site.node.configure(config)
-    assert site.handlers.most_body(f"/apps/{APP}/events") > before
+    assert site.handlers.max_body(f"/apps/{APP}/events") > before
 
 
 def test_components_that_derive_from_an_app_are_notified_once(world):

@@ -11,7 +11,7 @@ from push1st.transports.caller import (
     is_own_name,
     is_private_name,
     shared_address,
-    visitor_ip,
+    trusted_ip,
 )
 
 PROXIES = Networks.parse(("10.0.0.0/8",))
@@ -82,12 +82,12 @@ def test_host_name_of_this_machine_is_recognized(host, own):
     ],
 )
 def test_the_client_is_the_last_that_is_no_proxy_of_ours(peer, headers, ip):
-    assert client_ip(peer, headers, PROXIES) == ip
+    assert trusted_ip(peer, headers, PROXIES) == ip
 
 
 @pytest.mark.parametrize(("peer", "ip"), [("203.0.113.9", "203.0.113.9"), ("10.0.0.1", "unknown"), ("", "unknown")])
 def test_caller_with_an_unknown_forwarded_address_has_its_own_address_unless_it_is_a_proxy(peer, ip):
-    assert visitor_ip(peer, {b"forwarded": b"for=unknown"}, PROXIES) == ip
+    assert client_ip(peer, {b"forwarded": b"for=unknown"}, PROXIES) == ip
 
 
 @pytest.mark.parametrize("hop", ["", '"', '""', "1.2.3.4:", ":80", "1.2.3", "1.2.3.4.5", "[]", "[1.2.3.4", "x" * 9999, "[::1]x"])
@@ -104,8 +104,8 @@ def test_a_header_of_any_length_is_read_in_time_that_grows_with_it():
         b"," * 16_000,
         b"a" * 16_000,
     ):
-        assert client_ip("10.0.0.1", {b"forwarded": value}, PROXIES) is None
-    assert client_ip("10.0.0.1", forwarded("[" + "1:" * 8000), PROXIES) is None
+        assert trusted_ip("10.0.0.1", {b"forwarded": value}, PROXIES) is None
+    assert trusted_ip("10.0.0.1", forwarded("[" + "1:" * 8000), PROXIES) is None
 
 
 NEAR = {b"host": b"localhost:6002"}

@@ -66,7 +66,7 @@ class LinesEntry:
 
     def enter(self, handshake: Handshake, tail: str, connection: WebSocketConnection) -> None:
         key, _, channel = tail.partition("/")
-        context, client = self._context, handshake.visitor
+        context, client = self._context, handshake.client
         app = admit(context, self.settings, key, client.origin, handshake.ip, handshake.crowded)
         if not channel:
             raise Disconnect(4005, "no channel")

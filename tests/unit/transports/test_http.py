@@ -630,7 +630,7 @@ async def test_head_after_a_large_body_is_served_at_any_split(site):
 async def test_trailers_are_bounded(site):
     connection, transport = site.connect()
     connection.data_received(request("POST", "/x", None, "Transfer-Encoding: chunked") + b"0\r\n")
-    for n in range(30 * site.handlers.most_body("/x") // 10_000):
+    for n in range(30 * site.handlers.max_body("/x") // 10_000):
         connection.data_received(b"T%d: %b\r\n" % (n, b"y" * 1000))
         await turns(1)
     (answer,) = answers(transport.data)
@@ -639,22 +639,22 @@ async def test_trailers_are_bounded(site):
 
 
 async def test_body_announced_too_large_is_rejected_before_it_arrives(site, served):
-    transport = await site.ask(b"POST /x HTTP/1.1\r\nHost: h\r\nContent-Length: %d\r\n\r\n" % (site.handlers.most_body("/x") + 1))
+    transport = await site.ask(b"POST /x HTTP/1.1\r\nHost: h\r\nContent-Length: %d\r\n\r\n" % (site.handlers.max_body("/x") + 1))
     assert statuses(transport.data) == [413]
     assert transport.ended
     assert served.requests == []
 
 
 async def test_a_body_of_the_most_bytes_is_read(site, served):
-    transport = await site.ask(request("POST", "/x", b"y" * site.handlers.most_body("/x")))
+    transport = await site.ask(request("POST", "/x", b"y" * site.handlers.max_body("/x")))
     assert statuses(transport.data) == [200]
-    assert len(served.last.body) == site.handlers.most_body("/x")
+    assert len(served.last.body) == site.handlers.max_body("/x")
 
 
 async def test_a_chunked_body_that_becomes_too_large_is_refused(site, served):
     connection, transport = site.connect()
     connection.data_received(request("POST", "/x", None, "Transfer-Encoding: chunked"))
-    for _ in range(site.handlers.most_body("/x") // 10_000 + 1):
+    for _ in range(site.handlers.max_body("/x") // 10_000 + 1):
         connection.data_received(b"2710\r\n" + b"y" * 10_000 + b"\r\n")
     await turns()
     assert statuses(transport.data) == [413]
@@ -745,7 +745,7 @@ async def test_answers_before_a_rejected_request_are_sent(site):
 
 
 async def test_body_of_a_rejected_request_is_not_parsed_as_requests(site, served):
-    body = request("GET", "/smuggled") * (site.handlers.most_body("/x") // 20)
+    body = request("GET", "/smuggled") * (site.handlers.max_body("/x") // 20)
     transport = await site.ask(b"POST /x HTTP/1.1\r\nHost: h\r\nContent-Length: %d\r\n\r\n" % len(body) + body)
     assert statuses(transport.data) == [413]
     assert served.requests == []

@@ -44,31 +44,31 @@ EVENTS = f"/apps/{APP}/events"
 
 def test_a_body_may_hold_a_full_batch_of_its_app():
     site = Site(app_config({"payload": 100_000, "batch": 10}), app_config(id="small", key="small-key"))
-    assert site.handlers.most_body(EVENTS) >= 2 * 100_000 * 10
-    assert site.handlers.most_body(f"/pusher/app/{KEY}/1/abcdefgh/xhr_send") >= 2 * 100_000 * 10
+    assert site.handlers.max_body(EVENTS) >= 2 * 100_000 * 10
+    assert site.handlers.max_body(f"/pusher/app/{KEY}/1/abcdefgh/xhr_send") >= 2 * 100_000 * 10
     for path in ("/apps/small/events", "/apps/nobodys/events", "/pusher/app/small-key/1/abcdefgh/xhr_send", "/", "/apps/"):
-        assert site.handlers.most_body(path) < 300_000
+        assert site.handlers.max_body(path) < 300_000
 
 
 @pytest.mark.parametrize("path", ["/sockets/apps/a%2Db/events", "/apps/a-b/events", "//apps//a-b//events"])
 def test_the_app_of_a_body_is_found_under_every_path_of_the_api(path):
     site = Site(app_config({"payload": 1_000_000}, id="a-b"), api=ApiConfig(path="/sockets/apps/"))
-    assert site.handlers.most_body(path) > 2_000_000
+    assert site.handlers.max_body(path) > 2_000_000
 
 
 def test_body_limit_follows_the_configuration():
-    assert Site(server=ServerConfig(max_payload=50_000_000)).handlers.most_body("/x") == 50_000_000
+    assert Site(server=ServerConfig(max_payload=50_000_000)).handlers.max_body("/x") == 50_000_000
 
 
 def test_a_message_may_hold_the_largest_event_of_its_app():
     worker = Site().context
     protocol = ProtocolConfig(path="/ws/", max_payload=10)
-    assert worker.most_message(protocol, Limits(payload=100_000)) >= 2 * 100_000
-    assert worker.most_message(protocol, Limits(payload=5)) < 5000
+    assert worker.max_message(protocol, Limits(payload=100_000)) >= 2 * 100_000
+    assert worker.max_message(protocol, Limits(payload=5)) < 5000
 
 
 def test_message_limit_follows_the_protocol():
-    assert Site().context.most_message(ProtocolConfig(path="/ws/", max_payload=5_000_000), Limits()) == 5_000_000
+    assert Site().context.max_message(ProtocolConfig(path="/ws/", max_payload=5_000_000), Limits()) == 5_000_000
 
 
 async def test_a_turn_reads_all_then_works_then_writes_answers_before_deliveries():

@@ -429,7 +429,7 @@ async def test_invalid_json_ends_a_raw_connection(site):
 
 async def test_a_message_over_the_limit_ends_the_connection(site):
     transport = await opened(site)
-    most = site.context.most_message(site.config.server.pusher, site.world.app.config.limits)
+    most = site.context.max_message(site.config.server.pusher, site.world.app.config.limits)
     await send(transport, text("x" * (most + 1)))
     assert close_of(transport.data)[0] == 1009
 

@@ -104,7 +104,7 @@ async def test_messages_are_applied_in_order_and_bad_ones_answered(site):
 
 async def test_message_may_have_the_size_of_a_websocket_message(site):
     await stream(site)
-    most = site.context.most_message(site.config.server.pusher, site.world.app.config.limits)
+    most = site.context.max_message(site.config.server.pusher, site.world.app.config.limits)
     assert await send(site, "x" * (most + 1)) == 413
     assert await send(site, "x" * most) == 200
 

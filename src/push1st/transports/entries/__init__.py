@@ -98,7 +98,7 @@ class EntryTable:
                 return _refusal(status, end.reason)
         connection.take_over()
         if end is not None:
-            where = {"path": handshake.path, "origin": handshake.visitor.origin, "ip": handshake.ip}
+            where = {"path": handshake.path, "origin": handshake.client.origin, "ip": handshake.ip}
             context.node.refusals.log("handshake refused", end.code, end.reason, **where)
             connection.close(end.code, end.reason)
         if rest:

@@ -30,7 +30,7 @@ class PusherEntry:
         key = tail.removesuffix("/")
         if not key or "/" in key:
             raise Disconnect(4005, "Path not found: connect to /app/KEY")
-        client, ip = handshake.visitor, handshake.ip
+        client, ip = handshake.client, handshake.ip
         check_version(client.query)
         context = self._context
         app = admit(context, self.settings, key, client.origin, ip, handshake.crowded)

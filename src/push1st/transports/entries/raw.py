@@ -39,7 +39,7 @@ class RawEntry:
             key, *channels = (unquote_to_bytes(part).decode() for part in tail.split("/"))
         except UnicodeDecodeError:
             raise Disconnect(1008, "the path is not UTF-8") from None
-        client, ip = handshake.visitor, handshake.ip
+        client, ip = handshake.client, handshake.ip
         query = params(client.query, plus="+")
         context = self._context
         app = admit(context, self.settings, key, client.origin, ip, handshake.crowded)
@@ -60,7 +60,7 @@ class RawEntry:
 
     def _claims(self, handshake: Handshake, app: App, token: str) -> auth.Claims | None:
         """Returns the rights in the client's access token; None if the client has no valid token. token: the one in the query."""
-        client = handshake.visitor
+        client = handshake.client
         scheme, _, bearer = (client.authorization or "").partition(" ")
         if scheme.lower() == "bearer":
             token = bearer.strip()
@@ -81,5 +81,5 @@ class RawEntry:
         return None
 
     def _log_token(self, handshake: Handshake, app: App, reason: str) -> None:
-        where = {"app": app.config.id, "origin": handshake.visitor.origin, "ip": handshake.ip}
+        where = {"app": app.config.id, "origin": handshake.client.origin, "ip": handshake.ip}
         self._context.node.refusals.log("access token refused", 401, reason, **where)
