@@ -191,7 +191,7 @@ server.yml: good
 
 - The server rejects a key that is not on this page, and a key that occurs twice in one section.
 - A key without a value (`drain:`) has its default, as if it were not in the file.
-- A list can have three forms: `[ a, b ]`, `{ a, b }`, or one item a line. A list with one item needs no brackets.
+- A list can have three forms: `[ a, b ]`, `{ a, b }`, or one item in each line. A list with one item needs no brackets.
 - Relative paths start at the folder of the configuration file.
 - A change takes effect when you restart the server.
   A server with several workers can also reload the configuration ([`push1st reload`](scaling.md#reload)).
