@@ -75,6 +75,13 @@ def edges(app: AppConfig) -> str:
     return "".join(letter for format, letter in letters.items() if format in formats)
 
 
+def set_edges(hooked: dict[str, str], app: AppConfig) -> None:
+    """Updates the edges of an app in a table by app, from its configuration. Apps without such hooks are not in the table."""
+    hooked.pop(app.id, None)
+    if app.enable and (wanted := edges(app)):
+        hooked[app.id] = wanted
+
+
 def _webhooks(app: AppConfig) -> Iterable[tuple[Webhook, bool]]:
     """Yields the app's webhooks, and whether each is signed. Push1st's hook is a webhook in another format."""
     hook = app.hook or Hook()

@@ -16,6 +16,7 @@ import sys
 import time
 from collections.abc import Callable, Collection
 from contextlib import suppress
+from functools import partial
 from typing import Any, TextIO
 
 import uvloop
@@ -24,13 +25,13 @@ from push1st import logs
 from push1st.api import Api
 from push1st.apps import SOURCES
 from push1st.brokers import BROKERS
-from push1st.config.model import AppConfig, Config, Networks, Ssl
+from push1st.config.model import Config, Networks, Ssl
 from push1st.core.fanout import Fanout
 from push1st.core.node import Node, Siblings
 from push1st.eager import join_background, spawn
 from push1st.errors import ConfigError, Refused
 from push1st.hooks.dispatcher import HookDispatcher
-from push1st.hooks.formats import edges
+from push1st.hooks.formats import set_edges
 from push1st.metrics import Metrics
 from push1st.process.sockets import BACKLOG, GRACE, ROLES, BoundSocket, Role, addresses, bind, close, wait_until_free, with_ports
 from push1st.process.tls import NOTE, self_signed
@@ -244,15 +245,9 @@ class Server:
 
         # The broker reports edges to hooks itself; the node reports the other hook events.
         hooked: dict[str, str] = {}
-
-        def set_hooked(app: AppConfig) -> None:
-            hooked.pop(app.id, None)
-            if app.enable and (wanted := edges(app)):
-                hooked[app.id] = wanted
-
         for app in self.config.apps:
-            set_hooked(app)
-        node.on_configured.append(set_hooked)
+            set_edges(hooked, app)
+        node.on_configured.append(partial(set_edges, hooked))
 
         def set_number(number: int) -> None:
             node.worker = number

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from push1st.config.model import Hook, Webhook
 from push1st.hooks import shown
-from push1st.hooks.formats import kinds, matcher, push1st_event, pusher_body, pusher_event, wanted
+from push1st.hooks.formats import kinds, matcher, push1st_event, pusher_body, pusher_event, set_edges, wanted
 from push1st.messages import HookEvent
 from tests.support.node import APP, SECRET, app_config
 
@@ -213,3 +213,16 @@ def test_opposite_edge_of_a_selected_edge_is_reported():
 )
 def test_a_url_is_shown_without_its_secrets(url, text):
     assert shown(url) == text
+
+
+def test_edges_of_an_app_follow_its_configuration():
+    hooked: dict[str, str] = {}
+    webhook = Webhook(url="http://h/", events=("channel_occupied",))
+    for changes, edges in (
+        ({"webhooks": (webhook,)}, {APP: "s"}),
+        ({"webhooks": (webhook,), "enable": False}, {}),
+        ({"hook": Hook(trigger=frozenset(("register",)), endpoint=("http://p/",))}, {APP: "a"}),
+        ({}, {}),
+    ):
+        set_edges(hooked, app_config(**changes))
+        assert hooked == edges
