@@ -203,7 +203,7 @@ The name of the variable is the path of keys in capitals, with `_` for `.` and `
 Items of a list are separated by commas, and `[]` is the empty list.
 An empty variable has no effect.
 The server rejects a variable that begins with `PUSH1ST_` and is not on this page.
-It ignores the variables that Docker and Kubernetes set for a service with the name `push1st`.
+The server ignores the variables that Docker and Kubernetes set for a service with the name `push1st`.
 
 The variable `PUSH1ST_CONFIG` names the configuration file for commands without `-c`.
 
