@@ -28,7 +28,7 @@ _CODE_BLOCK = re.compile(r"^```.*?^```|^ {4}.*?$", re.MULTILINE | re.DOTALL)
 
 
 def sentences(text: str) -> Iterator[str]:
-    for part in _END.split(text):
+    for part in _END.split(text.replace("**", "")):
         sentence = " ".join(part.split()).strip("-*# ")
         if len(sentence.split()) >= LEAST_WORDS and not sentence.startswith(("noqa", "type:", "|")):
             yield sentence
