@@ -1,10 +1,10 @@
-"""The clock, as an argument of everything that needs the time."""
+"""The port of the clock. Code that needs the time gets the clock as an argument, so that tests can set the time."""
 
 from typing import Protocol
 
 
 class Clock(Protocol):
-    """`process.server.SystemClock` in a worker; a clock that tests move in tests."""
+    """Returns the time. The clock of a worker is `process.system.SystemClock`."""
 
     def monotonic(self) -> float:
         """Returns seconds that never go back."""

@@ -47,7 +47,7 @@ from push1st.messages import (
     WatchlistStatus,
 )
 from push1st.metrics import Metrics
-from push1st.process.server import SystemClock
+from push1st.process.system import SystemClock
 from tests.support.node import KEY, SECRET, Hooks, app_config
 from tests.support.valkey import Valkey
 

@@ -12,7 +12,7 @@ import pytest
 from push1st.brokers import REQUEST_SECONDS, Receive
 from push1st.brokers.redis import bounds, publishing
 from push1st.messages import MEMBER_REMOVED, Message, Options, SignedIn, SubscriptionRefused
-from push1st.process.server import SystemClock
+from push1st.process.system import SystemClock
 from tests.cluster.places import ROOM, Place, fast, nodes, on, status, until
 from tests.support.valkey import Valkey
 

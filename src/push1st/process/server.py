@@ -7,15 +7,12 @@ import asyncio
 import gc
 import importlib
 import os
-import resource
 import secrets
 import signal
 import socket
-import ssl
 import sys
 import time
 from collections.abc import Callable, Collection
-from contextlib import suppress
 from functools import partial
 from typing import Any, TextIO
 
@@ -34,7 +31,9 @@ from push1st.hooks.dispatcher import HookDispatcher
 from push1st.hooks.formats import set_edges
 from push1st.metrics import Metrics
 from push1st.process.sockets import BACKLOG, GRACE, ROLES, BoundSocket, Role, addresses, bind, close, wait_until_free, with_ports
+from push1st.process.system import DeferTwoTurns, Random, SystemClock, raise_file_limit
 from push1st.process.tls import NOTE, self_signed
+from push1st.process.tlscontext import TlsConnection, TlsContext, make_context
 from push1st.protocols import PROTOCOLS
 from push1st.transports import xhr
 from push1st.transports.context import EdgeContext
@@ -43,7 +42,7 @@ from push1st.transports.handlers import Handlers, Route, Serve
 from push1st.transports.http import HttpConnection
 from push1st.transports.listener import Listener
 from push1st.transports.sweep import Sweep
-from push1st.transports.tls import Decryption, Records
+from push1st.transports.tls import Decryption
 
 MIN_SLICE = 50
 """the minimum number of connections that a stopping server disconnects in one slice"""
@@ -65,43 +64,6 @@ CLOSE_SECONDS = 5
 log = logs.get("push1st.server")
 
 
-class SystemClock:
-    monotonic = staticmethod(time.monotonic)
-    wall = staticmethod(time.time_ns)
-
-
-class Random:
-    """Unpredictable numbers, one for each connection. The class reads many bytes from the system at a time."""
-
-    BYTES = 4096
-
-    def __init__(self) -> None:
-        self._bytes = b""
-        self._at = 0
-
-    def bits(self, count: int) -> int:
-        """Returns a random number of so many bits, at most 8 × `BYTES`."""
-        size = (count + 7) // 8
-        start, self._at = self._at, self._at + size
-        if self._at > len(self._bytes):
-            self._bytes, start, self._at = os.urandom(self.BYTES), 0, size
-        return int.from_bytes(self._bytes[start : start + size], "big") >> size * 8 - count
-
-
-class DeferTwoTurns:
-    """Calls functions two turns of the loop later, so that deliveries follow the API's answers.
-
-    An answer that waits for the broker is sent one turn after the broker confirmed (decision 0004).
-    """
-
-    def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
-        self._loop = loop
-        self.call_later = loop.call_later
-
-    def call_soon(self, run: Callable[[], None]) -> None:
-        self._loop.call_soon(self._loop.call_soon, run)
-
-
 def handlers(context: EdgeContext, serve: Serve) -> Handlers:
     """Returns the table of a worker's handlers. serve: the API."""
     routes = [Route(context.config.server.bases("pusher"), xhr.TAIL, xhr.Fallbacks(context))]
@@ -118,49 +80,6 @@ def named(reference: str) -> Any:
     """Returns the class that `module:Class` refers to."""
     module, _, attribute = reference.partition(":")
     return getattr(importlib.import_module(module), attribute)
-
-
-def raise_file_limit() -> None:
-    """Raises the limit of open files to the hard limit."""
-    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    if soft != hard:
-        with suppress(ValueError, OSError):  # some systems report "unlimited", but reject it
-            resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
-
-
-class Context(ssl.SSLContext):
-    """The TLS context of a listener. It rejects a handshake if the limit of file descriptors is reached.
-
-    A connection uses a descriptor during its handshake, but the listener gets the connection only after the handshake.
-
-    has_room: whether the connection that was accepted last is within the limit.
-    refuse: counts a rejected handshake.
-    decryption: bounds the time that the connections decrypt.
-    """
-
-    sslobject_class = Records
-    has_room: bool
-    refuse: Callable[[], None]
-    decryption: Decryption
-
-    def wrap_bio(self, incoming: ssl.MemoryBIO, outgoing: ssl.MemoryBIO, *arguments: Any, **options: Any) -> ssl.SSLObject:
-        if not self.has_room:
-            self.refuse()
-            raise ConnectionAbortedError("no file descriptor is left")
-        records = super().wrap_bio(incoming, outgoing, *arguments, **options)
-        assert isinstance(records, Records)
-        records.follow(incoming, self.decryption)
-        return records
-
-
-class TlsConnection(HttpConnection):
-    """An HTTP connection over TLS."""
-
-    __slots__ = ()
-
-    def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        transport.get_extra_info("ssl_object").attach(transport)
-        super().connection_made(transport)
 
 
 class Server:
@@ -254,9 +173,9 @@ class Server:
 
         return load(BROKERS, "redis")(url, node.stamp, self.name, node.metrics, node.register, lambda: hooked, set_number)
 
-    def _contexts(self) -> dict[Role, Context | None]:
+    def _contexts(self) -> dict[Role, TlsContext | None]:
         """Returns the TLS context of each role's listeners."""
-        contexts: dict[Role, Context | None] = {}
+        contexts: dict[Role, TlsContext | None] = {}
         own: tuple[str, str] | None = None
         try:
             for role in ROLES:
@@ -272,14 +191,14 @@ class Server:
                 os.unlink(path)
         return contexts
 
-    def _context(self, settings: Ssl) -> Context:
+    def _context(self, settings: Ssl) -> TlsContext:
         def flooded() -> None:
             self.node.metrics.cut_offs["flood"] += 1
 
         decryption = Decryption(flooded, asyncio.get_running_loop().call_soon)
-        return _context(settings, lambda: self.context.refuse_crowded("server"), decryption)
+        return make_context(settings, lambda: self.context.refuse_crowded("server"), decryption)
 
-    async def _listen(self, bound: BoundSocket, context: Context | None) -> None:
+    async def _listen(self, bound: BoundSocket, context: TlsContext | None) -> None:
         loop = asyncio.get_running_loop()
         config = self.config
         trusting = bound.role == "api"
@@ -479,16 +398,3 @@ def _on_hangup(server: Server, terminal: TextIO) -> Callable[[], None]:
 
 def _failed(where: str) -> None:
     log.error("internal error", where=where, exc_info=sys.exception())
-
-
-def _context(settings: Ssl, refuse: Callable[[], None], decryption: Decryption) -> Context:
-    context = Context(ssl.PROTOCOL_TLS_SERVER)
-    context.refuse = refuse
-    context.decryption = decryption
-    context.minimum_version = ssl.TLSVersion.TLSv1_2
-    context.set_alpn_protocols(["http/1.1"])
-    try:
-        context.load_cert_chain(settings.cert, settings.key)
-    except (ssl.SSLError, OSError) as exc:
-        raise ConfigError(f"cannot use the certificate {settings.cert} with the key {settings.key}: {exc}") from exc
-    return context

@@ -34,8 +34,9 @@ from push1st.process.control import (
     unpack,
 )
 from push1st.process.engine import shut_down
-from push1st.process.server import Server, raise_file_limit
+from push1st.process.server import Server
 from push1st.process.sockets import BoundSocket
+from push1st.process.system import raise_file_limit
 
 GATHER_SECONDS = 3
 """the time limit for the supervisor's reply with the counters of the other workers"""

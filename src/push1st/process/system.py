@@ -1,0 +1,55 @@
+"""Clock, random numbers, turns of the loop and the limit of open files, as the operating system and asyncio have them."""
+
+import asyncio
+import os
+import resource
+import time
+from collections.abc import Callable
+from contextlib import suppress
+
+
+class SystemClock:
+    """The clock of a worker (`clock.Clock`)."""
+
+    monotonic = staticmethod(time.monotonic)
+    wall = staticmethod(time.time_ns)
+
+
+class Random:
+    """Unpredictable numbers, one for each connection. The class reads many bytes from the system at a time."""
+
+    BYTES = 4096
+
+    def __init__(self) -> None:
+        self._bytes = b""
+        self._at = 0
+
+    def bits(self, count: int) -> int:
+        """Returns a random number of so many bits, at most 8 × `BYTES`."""
+        size = (count + 7) // 8
+        start, self._at = self._at, self._at + size
+        if self._at > len(self._bytes):
+            self._bytes, start, self._at = os.urandom(self.BYTES), 0, size
+        return int.from_bytes(self._bytes[start : start + size], "big") >> size * 8 - count
+
+
+class DeferTwoTurns:
+    """Calls functions two turns of the loop later, so that deliveries follow the API's answers.
+
+    An answer that waits for the broker is sent one turn after the broker confirmed (decision 0004).
+    """
+
+    def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
+        self._loop = loop
+        self.call_later = loop.call_later
+
+    def call_soon(self, run: Callable[[], None]) -> None:
+        self._loop.call_soon(self._loop.call_soon, run)
+
+
+def raise_file_limit() -> None:
+    """Raises the limit of open files to the hard limit."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if soft != hard:
+        with suppress(ValueError, OSError):  # some systems report "unlimited", but reject it
+            resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
