@@ -46,7 +46,7 @@ from servers import (
     write_requests,
 )
 
-from push1st.brokers.register import Register
+from push1st.brokers.local_roster import LocalRoster
 from tests.support.valkey import Valkey
 
 CONNECTIONS = 16
@@ -189,7 +189,7 @@ async def memory() -> None:
     from push1st.metrics import Metrics
 
     between = Valkey()
-    broker = Redis(f"{between.url}?prefix=m", lambda: (1, 1), "n", Metrics(), Register(), dict, lambda _: None)
+    broker = Redis(f"{between.url}?prefix=m", lambda: (1, 1), "n", Metrics(), LocalRoster(), dict, lambda _: None)
     await broker.open(lambda _: 0, lambda _: None, lambda *_: b"", lambda *_: None)
 
     def used() -> int:

@@ -134,7 +134,7 @@ class Server:
         fanout = Fanout(self.loop, clock, metrics, self.note)
         numbers = Random(1)  # noqa: S311 - ids of connections, in a fuzzer
         self.node = Node(Files(config.apps), fanout, metrics, clock, numbers.getrandbits)
-        memory = Memory(self.node.stamp, self.node.register)
+        memory = Memory(self.node.stamp, self.node.local_roster)
         hooks = HookDispatcher(
             config.apps,
             config.hooks,

@@ -120,7 +120,7 @@ class Place:
 
         self.hooked = {self.config.id: "s"}
         self.broker = Redis(
-            url, self.node.stamp, self.name, self.metrics, self.node.register, lambda: self.hooked, numbered, timings
+            url, self.node.stamp, self.name, self.metrics, self.node.local_roster, lambda: self.hooked, numbered, timings
         )
         self.app = self.node.app(self.config)
         self.clients: list[Client] = []
@@ -211,7 +211,7 @@ class Place:
             (one,) = self.shards
             if message.event == MEMBER_REMOVED:
                 user = json.loads(message.data)["user_id"]
-                if self.node.register.has_member(message.app, message.channel, user):
+                if self.node.local_roster.has_member(message.app, message.channel, user):
                     self.failures.append(f"{user} is on {message.channel} here, and is told to have left")
             elif message.event == WATCHLIST_EVENTS:
                 for event in json.loads(message.data)["events"]:

@@ -7,9 +7,9 @@ from itertools import count
 from types import MappingProxyType
 from typing import Any
 
+from push1st.brokers.local_roster import LocalRoster
 from push1st.brokers.redis import Redis
 from push1st.brokers.redis.bounds import Timings
-from push1st.brokers.register import Register
 from push1st.metrics import Metrics
 from tests.support.servers import Cluster
 from tests.support.valkey import Valkey
@@ -44,7 +44,7 @@ def redis_broker(url: str, hooked: Mapping[str, str] = MappingProxyType({"app-a"
         lambda: (next(numbers), NOW),
         "node",
         Metrics(),
-        Register(),
+        LocalRoster(),
         lambda: hooked,
         lambda _: None,
         timings,

@@ -12,8 +12,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from push1st.brokers import Broker, HookEvents, Occupancy, Quotas, Roster, Users
+from push1st.brokers.local_roster import LocalRoster
 from push1st.brokers.memory import Memory
-from push1st.brokers.register import Register
 from push1st.eager import resolve
 from push1st.errors import LimitReached
 from push1st.messages import MEMBER_ADDED, MEMBER_REMOVED, WATCHLIST_EVENTS, HookEvent, Member, Message, watch_topic
@@ -27,7 +27,7 @@ ROOM = "presence-c"
 @asynccontextmanager
 async def memory() -> AsyncIterator[Any]:
     numbers = count(1)
-    yield Memory(lambda: (next(numbers), NOW), Register())
+    yield Memory(lambda: (next(numbers), NOW), LocalRoster())
 
 
 @asynccontextmanager

@@ -110,7 +110,7 @@ class World:
         self.failures: list[BaseException | None] = []
         self.fanout = Fanout(turns or self.turns, self.clock, self.metrics, self._failed)
         self.node = Node(Files(self.apps), self.fanout, self.metrics, self.clock, self._randbits)
-        self.memory = Memory(self.node.stamp, self.node.register)
+        self.memory = Memory(self.node.stamp, self.node.local_roster)
         self.broker = SlowBroker(self.memory)
         opened: Any = self.broker if slow else self.memory
         self.hooks = Hooks()

@@ -4,7 +4,7 @@ from collections import OrderedDict
 from collections.abc import Callable, Sequence
 
 from push1st.brokers import CACHE_TTL_SECONDS, CachedEvent, Joined, Occupancy, OnEvent, OnRequest, Receive, Recount, is_cached
-from push1st.brokers.register import Register
+from push1st.brokers.local_roster import LocalRoster
 from push1st.channels import kind_of
 from push1st.errors import LimitReached
 from push1st.messages import HookEvent, HookEventKind, Member, Message, Published, member_added, member_removed, status_changed
@@ -22,9 +22,9 @@ class Memory:
 
     shared = False
 
-    def __init__(self, stamp: Callable[[], tuple[int, int]], register: Register) -> None:
+    def __init__(self, stamp: Callable[[], tuple[int, int]], local_roster: LocalRoster) -> None:
         self._stamp = stamp
-        self._register = register
+        self._local_roster = local_roster
         self._users: dict[str, dict[str, set[str]]] = {}
         self._cache: OrderedDict[tuple[str, str], Message] = OrderedDict()
         self._cached_bytes = 0
@@ -45,7 +45,7 @@ class Memory:
         self._on_event(HookEvent(kind, app, channel, self._stamp()[1], socket_id, user_id, info))
 
     async def close(self) -> None:
-        self._register.clear()
+        self._local_roster.clear()
         self._users.clear()
         self._cache.clear()
 
@@ -87,8 +87,8 @@ class Memory:
         return (self._on_request(app, channel, request),)
 
     async def join(self, app: str, channel: str, socket_id: str, member: Member | None, limit: int) -> Joined:
-        register = self._register
-        entry = register.channel(app, channel)
+        local_roster = self._local_roster
+        entry = local_roster.channel(app, channel)
         is_new = member is not None and (entry is None or member.user_id not in entry.members)
         if is_new and entry is not None and limit and len(entry.members) >= limit:
             raise LimitReached(403, f"{channel} has {limit} members, which is this app's limit")
@@ -97,8 +97,8 @@ class Memory:
         if is_new and member is not None:
             self._receive(member_added(app, channel, member, *self._stamp(), exclude=socket_id))
             self._edge("member-added", app, channel, socket_id, member)
-        register.join(app, channel, socket_id, member)
-        register.confirm(app, channel, None if member is None else member.user_id)
+        local_roster.join(app, channel, socket_id, member)
+        local_roster.confirm(app, channel, None if member is None else member.user_id)
         members = await self.members(app, channel) if kind_of(channel).presence else None
         return Joined(members, await self._cached_of(app, channel))
 
@@ -106,7 +106,7 @@ class Memory:
         return await self.cached(app, channel) if "cache-" in channel else None
 
     async def leave(self, app: str, channel: str, socket_id: str, user_id: str | None) -> None:
-        departure = self._register.leave(app, channel, socket_id, user_id)
+        departure = self._local_roster.leave(app, channel, socket_id, user_id)
         if departure is None:
             return
         if departure.member is not None:
@@ -119,16 +119,16 @@ class Memory:
     async def channels(self, app: str, prefix: str = "") -> Sequence[Occupancy]:
         return [
             Occupancy(name, entry.subscriptions, len(entry.members))
-            for name, entry in sorted(self._register.channels(app).items())
+            for name, entry in sorted(self._local_roster.channels(app).items())
             if name.startswith(prefix)
         ]
 
     async def channel(self, app: str, channel: str) -> Occupancy | None:
-        entry = self._register.channel(app, channel)
+        entry = self._local_roster.channel(app, channel)
         return None if entry is None else Occupancy(channel, entry.subscriptions, len(entry.members))
 
     async def members(self, app: str, channel: str, *, local_view: bool = False) -> tuple[Member, ...]:
-        return tuple(self._register.members(app, channel).values())
+        return tuple(self._local_roster.members(app, channel).values())
 
     async def claim(self, app: str, channel: str, seconds: int) -> bool:
         key, now = (app, channel), self._stamp()[1]

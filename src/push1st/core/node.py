@@ -15,7 +15,7 @@ import msgspec
 
 from push1st.apps import Apps
 from push1st.brokers import Broker, CachedEvent, HookEvents, Joined, Occupancy, Quotas, Roster, Users
-from push1st.brokers.register import Register
+from push1st.brokers.local_roster import LocalRoster
 from push1st.clock import Clock
 from push1st.config.model import AppConfig
 from push1st.core.app import App, Client
@@ -97,7 +97,7 @@ class Node:
         self._live: dict[str, App] = {}
         self.on_configured: list[Callable[[AppConfig], object]] = []
         """functions that update values derived from a configuration outside of `App`; called with each changed configuration"""
-        self.register = Register()
+        self.local_roster = LocalRoster()
         self.topics = ClientTopics()
         self.controller = Controller(self._live, self.stamp)
         self.counts = Counts(clock, self.stamp)

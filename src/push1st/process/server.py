@@ -160,7 +160,7 @@ class Server:
         """Returns the object that implements all ports of `brokers`."""
         node, url = self.node, self.config.broker
         if not self.config.has_broker:
-            return load(BROKERS, "memory")(node.stamp, node.register)
+            return load(BROKERS, "memory")(node.stamp, node.local_roster)
 
         # The broker reports edges to hooks itself; the node reports the other hook events.
         hooked: dict[str, str] = {}
@@ -171,7 +171,7 @@ class Server:
         def set_number(number: int) -> None:
             node.worker = number
 
-        return load(BROKERS, "redis")(url, node.stamp, self.name, node.metrics, node.register, lambda: hooked, set_number)
+        return load(BROKERS, "redis")(url, node.stamp, self.name, node.metrics, node.local_roster, lambda: hooked, set_number)
 
     def _contexts(self) -> dict[Role, TlsContext | None]:
         """Returns the TLS context of each role's listeners."""

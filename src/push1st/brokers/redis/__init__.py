@@ -26,6 +26,7 @@ from push1st.brokers import (
     Recount,
     is_cached,
 )
+from push1st.brokers.local_roster import LocalRoster
 from push1st.brokers.redis.bounds import Timings
 from push1st.brokers.redis.context import NodeContext
 from push1st.brokers.redis.logged import LogDedup
@@ -43,7 +44,6 @@ from push1st.brokers.redis.wire import (
     decode_reply,
     decode_request,
 )
-from push1st.brokers.register import Register
 from push1st.channels import kind_of
 from push1st.config.brokerurl import parse
 from push1st.errors import Refused
@@ -64,7 +64,7 @@ class Redis:
     url: see `brokerurl.py`.
     stamp: returns the id and the time (wall clock, nanoseconds) of a new message.
     node: a name that no other worker has or had.
-    register: of this worker's subscriptions.
+    local_roster: of this worker.
     hooked: returns the apps that have hooks → the edges that their hooks want (`scripts.py`).
     numbered: called with the number of this node in the cluster, below 1024; message ids of this node end in it.
     timings: durations of leases, waits and retries.
@@ -78,7 +78,7 @@ class Redis:
         stamp: Callable[[], tuple[int, int]],
         node: str,
         metrics: Metrics,
-        register: Register,
+        local_roster: LocalRoster,
         hooked: Callable[[], Mapping[str, str]],
         numbered: Callable[[int], None],
         timings: Timings = TIMINGS,
@@ -95,7 +95,7 @@ class Redis:
             hooked,
             lambda event: self._on_event(event),
             lambda app, channel: self._recount(app, channel),
-            register,
+            local_roster,
             self._views,
             metrics,
             LogDedup(),

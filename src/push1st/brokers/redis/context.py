@@ -5,10 +5,10 @@ from collections.abc import Callable, Mapping
 import msgspec
 
 from push1st.brokers import OnEvent, Recount
+from push1st.brokers.local_roster import LocalRoster
 from push1st.brokers.redis.bounds import Timings
 from push1st.brokers.redis.logged import LogDedup
 from push1st.brokers.redis.views import Views
-from push1st.brokers.register import Register
 from push1st.metrics import Metrics
 
 
@@ -20,7 +20,7 @@ class NodeContext(msgspec.Struct, frozen=True):
     hooked: returns the apps that have hooks → the edges that their hooks want (`scripts.py`).
     happened: takes hook events.
     recount: takes an app and a channel whose subscription count may have changed without an edge.
-    register: the subscriptions of this worker.
+    local_roster: of this worker.
     views: what clients on this node know of members and watched users.
     timings: durations of leases, waits and retries.
     log_dedup: drops log lines that another shard has just written.
@@ -31,7 +31,7 @@ class NodeContext(msgspec.Struct, frozen=True):
     hooked: Callable[[], Mapping[str, str]]
     on_event: OnEvent
     recount: Recount
-    register: Register
+    local_roster: LocalRoster
     views: Views
     metrics: Metrics
     log_dedup: LogDedup

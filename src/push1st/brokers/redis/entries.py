@@ -1,14 +1,14 @@
-"""This node's own entries in a shard: signed-in users and connections of apps; subscriptions are in the register. Pure.
+"""This node's own entries in a shard: signed-in users, and connections of apps. Pure.
 
-The entries and the register are authoritative. The broker has a copy of them, a hash of fields (`BASE:n:NODE` in `scripts.py`).
-`differences` compares the copy with both.
+These entries and the local roster (`brokers/local_roster.py`) are authoritative. The broker has a copy of both: a hash of fields
+(`BASE:n:NODE` in `scripts.py`). `differences` compares the copy with both.
 """
 
 from collections.abc import Callable, Iterator
 from typing import Literal, NamedTuple
 
+from push1st.brokers.local_roster import LocalRoster
 from push1st.brokers.redis.keys import UserKey
-from push1st.brokers.register import Register
 from push1st.messages import Member
 
 
@@ -68,14 +68,16 @@ class Entries:
 
     # The broker's copy
 
-    def differences(self, stored: dict[str, str], register: Register, owns: Callable[[str, str], bool]) -> Iterator[Difference]:
+    def differences(
+        self, stored: dict[str, str], local_roster: LocalRoster, owns: Callable[[str, str], bool]
+    ) -> Iterator[Difference]:
         """Yields the differences between this node and the broker's copy.
 
         stored: the fields of the copy. owns: whether a channel is in this shard.
         Unconfirmed channels and members are skipped: their JOIN is repeated on the new connection, with the current number.
         """
         rest = dict(stored)
-        for app, channel, entry in register:
+        for app, channel, entry in local_roster:
             if not owns(app, channel):
                 continue
             is_equal = rest.pop(f"c/{app}/{channel}", "0") == str(entry.subscriptions)

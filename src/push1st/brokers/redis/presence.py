@@ -49,7 +49,7 @@ class ShardRoster:
         """See `Roster.join`. Raises LimitReached, Refused(503)."""
         kind, key, views = kind_of(channel), (app, channel), self._context.views
         want = "k" if kind.cache else ""
-        entry = self._context.register.join(app, channel, socket_id, member)
+        entry = self._context.local_roster.join(app, channel, socket_id, member)
         if entry.subscriptions == 1 and kind.presence:
             want += "m"  # later joins on this node find the members in the view that this join begins
         try:
@@ -64,7 +64,7 @@ class ShardRoster:
                 self._deliver_joins(batch)
             if pending.result == REFUSED:
                 raise LimitReached(403, f"{channel} has {limit} members, which is this app's limit")
-            self._context.register.confirm(app, channel, None if member is None else member.user_id)
+            self._context.local_roster.confirm(app, channel, None if member is None else member.user_id)
         except BaseException:
             self.leave(app, channel, socket_id, None if member is None else member.user_id)
             raise
@@ -111,14 +111,14 @@ class ShardRoster:
     ) -> tuple[Argument, ...]:
         """Returns the arguments of `lua/join.lua` about a channel."""
         edges = self._context.hook_edges(key[0])
-        return *key, self._context.register.subscriptions(*key), limit, want, edges, "1" if registers_again else "0"
+        return *key, self._context.local_roster.subscriptions(*key), limit, want, edges, "1" if registers_again else "0"
 
     # Leaving
 
     def leave(self, app: str, channel: str, socket_id: str, user_id: str | None) -> None:
         key = app, channel
         self._joining.send(key)
-        departure = self._context.register.leave(app, channel, socket_id, user_id)
+        departure = self._context.local_roster.leave(app, channel, socket_id, user_id)
         if departure is None:
             return
         self._publishing.send(key)
@@ -135,7 +135,7 @@ class ShardRoster:
     def leave_arguments(self, key: ChannelKey, user_id: str, socket_id: str) -> tuple[Argument, ...]:
         """Returns the arguments of `lua/leave.lua`. user_id: a user that is no longer on this node, or an empty text."""
         edges = self._context.hook_edges(key[0])
-        return *key, self._context.register.subscriptions(*key), user_id, socket_id, *self._context.stamp(), edges
+        return *key, self._context.local_roster.subscriptions(*key), user_id, socket_id, *self._context.stamp(), edges
 
     def _send_leave(self, left: dict[Left, tuple[str, bytes]], script: Script, *arguments: Argument) -> None:
         """Sends a leave, and keeps what left as long as the server may not have received the command."""
@@ -156,7 +156,7 @@ class ShardRoster:
     def is_here(self, edge: Edge) -> bool:
         """Whether this node has a connection of the edge's member, or of its signed-in user."""
         if edge.kind in ("+", "-"):
-            return self._context.register.has_member(edge.app, edge.channel, edge.user_id)
+            return self._context.local_roster.has_member(edge.app, edge.channel, edge.user_id)
         return self.entries.is_signed_in((edge.app, edge.user_id))
 
     async def subscriptions(self, app: str, channel: str) -> int:

@@ -167,7 +167,7 @@ class Reconciler:
 
     def _repair(self, stored: dict[str, str]) -> None:
         """Sends a change for each difference between the entries and the broker's copy."""
-        for difference in self._roster.entries.differences(stored, self._context.register, self._owns):
+        for difference in self._roster.entries.differences(stored, self._context.local_roster, self._owns):
             self._send_repair(difference)
 
     def _send_repair(self, of: Difference) -> None:
@@ -208,9 +208,9 @@ class Reconciler:
         if isinstance(reply, Exception):
             self._connection.check(reply)
             return
-        register = self._context.register
-        members = members_of(reply) | register.members(*key)  # another node may have evicted this node's members
-        self._context.views.compare(key, members, register.single_connections(*key), self._context.stamp)
+        local = self._context.local_roster
+        members = members_of(reply) | local.members(*key)  # another node may have evicted this node's members
+        self._context.views.compare(key, members, local.single_connections(*key), self._context.stamp)
 
     def _compare_status(self, key: UserKey, reply: Any) -> None:
         if isinstance(reply, Exception):

@@ -8,6 +8,7 @@ from typing import Any
 import hiredis
 import pytest
 
+from push1st.brokers.local_roster import LocalRoster
 from push1st.brokers.redis import connection, scripts
 from push1st.brokers.redis.bounds import Timings
 from push1st.brokers.redis.context import NodeContext
@@ -17,7 +18,6 @@ from push1st.brokers.redis.scripts import Script
 from push1st.brokers.redis.shard import Shard
 from push1st.brokers.redis.states import ConnectionState
 from push1st.brokers.redis.views import Views
-from push1st.brokers.register import Register
 from push1st.config.brokerurl import parse
 from push1st.messages import HookEvent
 from push1st.metrics import Metrics
@@ -127,7 +127,7 @@ class Node:
     def __init__(self, hooked: Mapping[str, str] = MappingProxyType({}), **timings: float) -> None:
         self.recounted: list[tuple[str, str]] = []
         self.events_consumer: list[HookEvent] = []
-        self.register = Register()
+        self.local_roster = LocalRoster()
         self.views = Views()
         ids = iter(range(1, 1_000_000))
         self.context = NodeContext(
@@ -136,7 +136,7 @@ class Node:
             lambda: hooked,
             self.events_consumer.append,
             lambda *key: self.recounted.append(key),
-            self.register,
+            self.local_roster,
             self.views,
             Metrics(),
             LogDedup(),

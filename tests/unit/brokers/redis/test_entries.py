@@ -1,10 +1,10 @@
-"""A node's own entries, and how the broker's copy of them and of the register differs."""
+"""A node's own entries, and how the broker's copy of them and of the local roster differs."""
 
 from hypothesis import given
 from hypothesis import strategies as st
 
+from push1st.brokers.local_roster import LocalRoster
 from push1st.brokers.redis.entries import Difference, Entries
-from push1st.brokers.register import Register
 from push1st.messages import Member
 
 ROOM = ("app", "presence-c")
@@ -12,23 +12,23 @@ A, B = Member("a"), Member("b", b'{"n":1}')
 
 
 class Own:
-    """A register and the entries of the only shard."""
+    """A local roster and the entries of the only shard."""
 
     def __init__(self) -> None:
-        self.register = Register()
+        self.local_roster = LocalRoster()
         self.entries = Entries()
 
     def join(self, key: tuple[str, str], socket: str, member: Member | None) -> None:
-        self.register.join(*key, socket, member)
+        self.local_roster.join(*key, socket, member)
 
     def differences(self, stored: dict[str, str]) -> list[Difference]:
-        return list(self.entries.differences(stored, self.register, lambda *_: True))
+        return list(self.entries.differences(stored, self.local_roster, lambda *_: True))
 
 
 def test_unconfirmed_connection_keeps_the_member_of_a_connection_that_left():
     own = filled()
     own.join(ROOM, "1.3", A)
-    own.register.leave(*ROOM, "1.1", "a")
+    own.local_roster.leave(*ROOM, "1.1", "a")
     assert Difference("more", *ROOM, member=A) in set(own.differences({}))
 
 
@@ -54,7 +54,7 @@ def filled() -> Own:
     own.join(ROOM, "1.2", B)
     own.join(("app", "x/y"), "1.1", None)
     for key, user in ((ROOM, "a"), (ROOM, "b"), (("app", "x/y"), None)):
-        own.register.confirm(*key, user)
+        own.local_roster.confirm(*key, user)
     own.entries.sign_in(("app", "u/v"), "1.1")
     own.entries.connect("app")
     return own
@@ -101,7 +101,7 @@ def test_unconfirmed_entry_is_no_difference():
     own.join(ROOM, "1.1", A)
     assert list(own.differences({})) == []
     assert list(own.differences({"c/app/presence-c": "1", "m/app/presence-c\na": ""})) == []
-    own.register.confirm(*ROOM, "a")
+    own.local_roster.confirm(*ROOM, "a")
     assert set(own.differences({})) == {Difference("more", *ROOM), Difference("more", *ROOM, member=A)}
 
 
@@ -137,5 +137,5 @@ def test_user_is_signed_in_only_after_the_broker_has_confirmed_it():
 
 def test_channels_of_other_shards_are_no_differences():
     own = filled()
-    differences = own.entries.differences({}, own.register, lambda _, channel: channel == "x/y")
+    differences = own.entries.differences({}, own.local_roster, lambda _, channel: channel == "x/y")
     assert [one for one in differences if one.channel] == [Difference("more", "app", "x/y")]

@@ -1,8 +1,8 @@
-"""The register of this worker: which channels its clients are subscribed to, and as which members. Pure.
+"""This worker's own part of the roster: the subscriptions and members of its clients, counted by channel. Pure.
 
-A worker has one register, which the node makes. `Roster.join` and `Roster.leave` write it, and no other component keeps a copy.
-With the memory broker, the register is the whole roster. With a shared broker, the register is authoritative for this worker's
-part of the roster: after an outage, the node compares the broker's copy with the register, and repairs the copy.
+The node makes one local roster for the worker. `Roster.join` and `Roster.leave` write it, and no other component keeps a copy.
+With the memory broker, the local roster is the whole roster. A shared broker has a copy of it. The local roster is authoritative:
+after an outage, the node compares the copy with the local roster, and repairs the copy.
 """
 
 from collections.abc import Iterator, Mapping
@@ -70,7 +70,7 @@ class Departure(NamedTuple):
     channel_confirmed: bool
 
 
-class Register:
+class LocalRoster:
     """See the module. A subscription is identified by app, channel and, on presence channels, by connection and user."""
 
     def __init__(self) -> None:
