@@ -157,12 +157,13 @@ async def test_nodes_follow_sentinel_to_the_new_master(tmp_path: Path) -> None:
         client.join("presence-c", "u")
         await until(lambda: client.on == {"presence-c"})
         assert (await one.publish("presence-c", b"1")).count == 1
+        await until(lambda: client.messages["presence-c"] == ["1"])
         watched.master.kill()
         await until(lambda: not one.connected and not two.connected)
         await until(lambda: one.connected and two.connected)
         await until(lambda: all(place.shards[0].connection.publish_connection is not None for place in (one, two)))
         assert (await one.publish("presence-c", b"2")).count == 1
-        await until(lambda: client.messages["presence-c"] == ["1", "2"])
+        await until(lambda: client.messages["presence-c"] == ["1", "2"], lambda: client.messages)
         assert client.members["presence-c"] == {"u"}
         await one.close()
         await two.close()
