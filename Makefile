@@ -13,6 +13,9 @@ WITH_NODE := PATH="$(CURDIR)/$(BIN):$$PATH"
 # One resolution for all platforms and Python versions that pyproject.toml allows.
 LOCK = .lock/bin/uv pip compile --universal --python-version 3.11 --generate-hashes --upgrade --no-annotate --no-header --quiet
 
+# Three files at a time, in the order of `testpaths`: those that wait for seconds come first, so that no long file runs last.
+PARALLEL = -n 3 --dist loadfile --no-loadscope-reorder
+
 .DEFAULT_GOAL := help
 .PHONY: help install serve test test-long test-broker coverage model check bench bench-cluster bench-fairness format lock clean
 
@@ -27,8 +30,8 @@ serve: $(INSTALLED) ## run the demo: WebSockets on 127.0.0.1:6001, API on 127.0.
 	@exec $(BIN)/push1st serve
 
 test: $(INSTALLED) $(NODE_INSTALLED) $(PROGRAMS_SOUGHT) ## run every test: unit and contract, real clients against a real server, the book
-	@echo "test: unit, contract, other people's clients, the book; two files at a time, since most of them wait"
-	@$(BIN)/python -m pytest -n 2 --dist loadfile $(ARGS)
+	@echo "test: unit, contract, other people's clients, the book; three files at a time, since most of them wait"
+	@$(BIN)/python -m pytest $(PARALLEL) $(ARGS)
 
 test-long: $(INSTALLED) $(NODE_INSTALLED) $(PROGRAMS_SOUGHT) ## run the tests that take minutes: repeated kills, long outages, long model runs
 	@echo "test-long: only the tests marked long; each takes minutes"
@@ -38,7 +41,7 @@ test-broker: $(INSTALLED) $(NODE_INSTALLED) $(PROGRAMS_SOUGHT) ## run the tests 
 	@docker run --rm --entrypoint sh $(IMAGE) -c 'cat "$$(command -v valkey-server || command -v redis-server)"' > $(VENV)/broker-server
 	@chmod +x $(VENV)/broker-server
 	@echo "test-broker: $$($(VENV)/broker-server --version)"
-	@BROKER_SERVER=$(CURDIR)/$(VENV)/broker-server $(BIN)/python -m pytest -n 2 --dist loadfile tests/contract tests/cluster $(ARGS)
+	@BROKER_SERVER=$(CURDIR)/$(VENV)/broker-server $(BIN)/python -m pytest $(PARALLEL) tests/contract tests/cluster $(ARGS)
 
 model: $(INSTALLED) ## drive a cluster through thousands of random joins, crashes and broker restarts; ARGS=--hypothesis-seed=N repeats a run
 	@seed=$$$$; echo "model: make model ARGS=--hypothesis-seed=$$seed does the same again"; \
