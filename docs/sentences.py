@@ -4,8 +4,8 @@
 
 The reader marks each sentence that is not understood at first reading. At most 3 in 100 may be marked. After mending, a new
 seed draws other sentences. Sentences come from the comments and docstrings of `src/push1st`, and from the pages of `docs` and
-the Markdown files of the root folder. A sentence is printed with its file, and a table cell with its row and column,
-because a reader of the page sees them too.
+the Markdown files of the root folder. A sentence is printed with its file and the name that it describes, and a table cell with
+its row and column, because a reader of the source or of the page sees them too.
 """
 
 import argparse
@@ -20,7 +20,7 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parents[1]
 LEAST_WORDS = 5
 """shorter texts are headings and labels, not sentences"""
-_END = re.compile(r"(?<=[.!?])\s+(?=[A-Z`0-9\"(])|\n\s*\n|\n(?=\s*(?:[-*|]|\d+\.) )")
+_END = re.compile(r"(?<=[.!?])\s+(?=[A-Z`0-9\"(])|\n\s*\n|\n(?=\s*(?:[-*|]|\d+\.) )|\n(?=\s*\w+(?:, \w+)*: )")
 _BEGINS_BLOCK = re.compile(r"\s*(?:[-*|#>]|\d+\.)\s|\|")
 _ONLY_CODE = re.compile(r"(?:`[^`]*`[,; ·]*)+")
 """texts of errors and names of tests are no prose"""
@@ -35,15 +35,30 @@ def sentences(text: str) -> Iterator[str]:
 
 
 def in_source(file: Path) -> Iterator[tuple[str, str]]:
-    """Returns the sentences of a module's docstrings, of the strings that describe attributes, and of comments."""
-    yield from (("", sentence) for text in prose(file) for sentence in sentences(text))
-
-
-def prose(file: Path) -> Iterator[str]:
+    """Returns pairs of place and sentence from a module's docstrings, the strings that describe attributes, and the comments."""
     source = file.read_text()
-    for node in ast.walk(ast.parse(source)):
+    for name, text in docstrings(ast.parse(source), ""):
+        yield from ((f", `{name}`" if name else "", sentence) for sentence in sentences(text))
+    yield from (("", sentence) for text in comments(source) for sentence in sentences(text))
+
+
+def docstrings(owner: ast.AST, name: str) -> Iterator[tuple[str, str]]:
+    """Returns pairs: the name of a class, a function or an attribute, and the text that describes it."""
+    described = name
+    for node in getattr(owner, "body", []):
         if isinstance(node, ast.Expr) and isinstance(node.value, ast.Constant) and isinstance(node.value.value, str):
-            yield node.value.value
+            yield described, node.value.value
+        elif isinstance(node, ast.AnnAssign):
+            described = ast.unparse(node.target)
+        elif isinstance(node, ast.Assign):
+            described = ast.unparse(node.targets[0])
+        elif isinstance(node, ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef):
+            yield from docstrings(node, node.name)
+        elif isinstance(node, ast.If | ast.Try | ast.With):
+            yield from docstrings(node, name)
+
+
+def comments(source: str) -> Iterator[str]:
     lines: dict[int, str] = {}
     for token in tokenize.generate_tokens(io.StringIO(source).readline):
         if token.type == tokenize.COMMENT:
