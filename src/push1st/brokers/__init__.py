@@ -42,7 +42,7 @@ OnEvent = Callable[[HookEvent], None]
 OnRequest = Callable[[str, str, bytes], bytes]
 """Returns the reply of this worker to a request about an app's channel."""
 Recount = Callable[[str, str], None]
-"""Takes an app's channel whose number of subscriptions may differ from the last published count. No other worker corrects it."""
+"""Takes an app's channel whose subscription count must be published again, because no other worker publishes it."""
 
 
 class CachedEvent(msgspec.Struct, frozen=True, gc=False):
@@ -178,7 +178,7 @@ class Quotas(Protocol):
 
 
 class HookEvents(Protocol):
-    """The way of events to the hooks. The roster reports its edges itself."""
+    """Reports events to the hooks. The roster reports its own edges."""
 
     def report(self, event: HookEvent) -> None:
         """Passes the hook event to `on_event`, once, on one worker of the cluster. Never waits.

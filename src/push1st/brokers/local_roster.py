@@ -97,7 +97,7 @@ class LocalRoster:
             entry.members[user_id].confirmed = True
 
     def leave(self, app: str, channel: str, socket_id: str, user_id: str | None) -> Departure | None:
-        """Removes a subscription. Returns what that changed; None if the channel, or the member's connection, is unknown."""
+        """Removes a subscription, and returns what that changed. Returns None if the channel or the member is unknown."""
         entry = self.channel(app, channel)
         if entry is None:
             return None

@@ -117,8 +117,8 @@ class Redis:
     def workers(self, nodes: Collection[str]) -> None:
         """Takes the complete list of living nodes from the supervisor, and retries the connection at once.
 
-        The supervisor has this list only with the embedded engine. It sends the list when a node starts or ends, and when the
-        engine is ready. A node waits for no node outside this list before it publishes.
+        The supervisor has this list only with the embedded engine. The supervisor sends the list when a node starts or ends, and
+        when the engine is ready. A node waits for no node outside this list before it publishes.
         """
         self._shards.workers(nodes)
 

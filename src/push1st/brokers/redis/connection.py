@@ -6,7 +6,7 @@ An acknowledged event must reach every living node. So a node on a new connectio
 subscribed to their topics on the same server (`nodes_not_here` in `lua/helpers.lua`), or after the lease.
 
 Calls that clients wait for (subscribing, signing in) wait up to `Timings.patience` while the broker is away. Most absences are
-shorter, and clients do not repeat these requests. Publishing does not wait (`publishing.py`).
+shorter, and clients do not repeat a request that was rejected. Publishing does not wait (`publishing.py`).
 """
 
 import asyncio
@@ -233,7 +233,7 @@ class ShardConnection:
 
     def tick(self, now: float) -> None:
         """Rejects calls that have waited too long, and drops a connection whose server is silent or too slow."""
-        while self._waiters and self._waiters[0][0] <= now:  # nearly in the order of their deadlines
+        while self._waiters and self._waiters[0][0] <= now:  # the waiting calls are nearly in the order of their deadlines
             _, future = self._waiters.popleft()
             if not future.done():
                 future.set_exception(Refused(503, AWAY_FOR_LONG))

@@ -18,7 +18,7 @@ class NodeContext(msgspec.Struct, frozen=True):
     node: the name of this node, another one after each start.
     stamp: returns the id and the time (wall clock, nanoseconds) of a new message.
     hooked: returns the apps that have hooks → the edges that their hooks want (`scripts.py`).
-    happened: takes hook events.
+    on_event: takes hook events.
     recount: takes an app and a channel whose subscription count may have changed without an edge.
     local_roster: of this worker.
     views: what clients on this node know of members and watched users.

@@ -16,12 +16,12 @@ A node that becomes the consumer builds the ledger from the roster: from the cha
 a held leaving edge. The consumer then undoes the changes of events that are not read yet.
 
 After the server lost its state, the node that has the ledger remains the consumer. When all nodes have registered their entries
-again, the consumer compares the ledger with the roster, and delivers an edge for each difference. These edges replace what the
-server lost: held edges, and events that no node had read.
+again, the consumer compares the ledger with the roster, and delivers an edge for each difference. These edges replace the held
+edges and the unread events that the server lost.
 
 The consumer also compares after each new connection, because a replica that became the master may lack some of the last events.
-It compares as well after another node has ended. That node may have started before the hooks were configured, and such a node
-reports no edges.
+The consumer compares as well after another node has ended. That node may have started before the hooks were configured, and such
+a node reports no edges.
 """
 
 import asyncio
@@ -47,7 +47,7 @@ MAX_EVENTS = 500
 MAX_RELEASED = 500
 """held leaving edges that one call releases"""
 SCAN_COUNT = 1000
-"""fields that one call reads or writes"""
+"""fields of a hash or set in one command"""
 
 SAVED_LEDGER_SECONDS = 60
 """time for which a saved ledger stays in the broker"""
@@ -288,7 +288,8 @@ class Consumer:
         """Returns what the ledger must contain when hooks have received all events up to a place, and none after it.
 
         These are the channels and members in the roster, and those with a held leaving edge.
-        A change during the scan has an event after the place. The first such event of a channel or member shows the state before.
+        Each change during the scan has an event after the place. The first event of a channel or member after the place shows the
+        state before that event.
         """
         there: set[str] = set()
         for app in self._apps:

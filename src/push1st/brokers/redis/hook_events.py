@@ -59,7 +59,7 @@ class HookEventStream:
 
     @property
     def ledger_term(self) -> int:
-        """The term that a renewal sends: 0 without a ledger, -1 if this node has no hooks and may not read."""
+        """The term of the ledger, for the renewal of the lease: 0 without a ledger, -1 if this node has no hooks."""
         if not self._context.hooked():
             return -1
         return self._term if self.ledger.there is not None else 0
@@ -107,17 +107,20 @@ class HookEventStream:
         self.ledger.state_lost()
 
     def registered_again(self) -> None:
-        """Has the ledger compared when the recovery is over: a server after a failover may lack the last events."""
+        """Schedules a comparison of the ledger after the recovery, because the server may have lost the last events."""
         self.ledger.compared_at = asyncio.get_running_loop().time() + self._context.timings.recovery
 
     def node_ended(self) -> None:
-        """Has the ledger compared later: a node that ended may have reported no edges."""
+        """Schedules a comparison of the ledger, because a node that ended may have reported no edges."""
         self.ledger.checked_at = asyncio.get_running_loop().time() + self._context.timings.recovery
 
     # Stopping
 
     async def save_ledger(self, resp: RespConnection, *, state_lost: bool) -> None:
-        """Saves the ledger for the next consumer, if the ledger was not compared yet. state_lost: since the last registration."""
+        """Saves the ledger for the next consumer, if it was not compared yet.
+
+        state_lost: whether the server lost its state since the last registration.
+        """
         if state_lost:
             self.ledger.compared_at = 0
         await self.ledger.leave(resp, self._keys.base)

@@ -80,7 +80,7 @@ class Lease:
     # Renewing
 
     def registered(self, recovery: int, late: int) -> None:
-        """Renews for the first time on a connection, and evicts no node soon if all leases may have expired.
+        """Sends the first renewal after a registration, and postpones evictions if all leases may have expired.
 
         recovery: milliseconds left of the recovery.
         late: 1 if this node's lease had expired, but not the state; other leases may have expired for the same reason.

@@ -71,7 +71,7 @@ class ShardRoster:
         cached = _cached_event(batch.cached, batch.left)
         if not kind.presence:
             return Joined(None, cached)
-        if batch.members is None:  # the first join here was rejected
+        if batch.members is None:  # the first join of this node on the channel was rejected, so there is no view yet
             views.begin(key, await self.members(app, channel))
             batch.members = tuple((views.members(key) or {}).values())
         return Joined(batch.members, cached)
@@ -79,8 +79,9 @@ class ShardRoster:
     def _deliver_joins(self, batch: JoinBatch) -> None:
         """Delivers the joins of a batch to the members on this node, and collects the members for those that join.
 
-        The first coroutine that resumes calls this, not the reply itself: by then, the connections of earlier batches are on the
-        channel, and those of this batch are not. The edges that the topic delivers for this batch later change nothing.
+        The first coroutine of a batch that resumes calls this method, because the reply itself arrives too early. At that
+        moment, the connections of earlier batches are on the channel, and those of this batch are not. When the topic delivers
+        the edges of this batch later, the view already has them.
         """
         if batch.delivered:
             return
@@ -138,7 +139,7 @@ class ShardRoster:
         return *key, self._context.local_roster.subscriptions(*key), user_id, socket_id, *self._context.stamp(), edges
 
     def _send_leave(self, left: dict[Left, tuple[str, bytes]], script: Script, *arguments: Argument) -> None:
-        """Sends a leave, and keeps what left as long as the server may not have received the command."""
+        """Sends a leave. Stores in `unconfirmed_leaves` what left, if the server may not have received the command."""
         connection = self._connection
 
         def confirmed(reply: Any) -> None:
@@ -227,7 +228,9 @@ class ShardRoster:
                 arguments = self._context.node, app, self.entries.connections(app), limit
                 reply = await resp.call(*self._keys.command(CONNECT, *arguments))
             except BaseException:
-                self.entries.disconnect(app)  # registration must not send a connection that the server has not admitted
+                self.entries.disconnect(
+                    app
+                )  # a connection that the server has not admitted must not be sent when the node registers again
                 raise
             return bool(reply)
 

@@ -1,8 +1,9 @@
-"""Makes the broker's copy of this node's entries equal to the entries: at registration, and after a rejected change.
+"""Corrects the broker's copy of this node's entries when the node registers, and after the broker rejected a change.
 
 The node's entries are authoritative for its own clients. The broker's copy follows command by command. After a new connection,
-an expired lease or a lost state, the two may differ. Then the node reads the copy, and sends a change for each difference. In
-the same way it compares what its clients know (`views.py`) with the roster, and delivers the differences to the clients.
+an expired lease or a lost state, the copy may differ from the entries. Then the node reads the copy, and sends a change for each
+difference. In the same way it compares what its clients know (`views.py`) with the roster, and delivers the differences to the
+clients.
 """
 
 from collections.abc import Callable
@@ -44,7 +45,7 @@ class Reconciler:
     """See the module.
 
     owns: whether the keys of an app's channel are in this shard.
-    numbered: called with this node's number in the cluster; only one shard of a node numbers it.
+    numbered: called with this node's number in the cluster; only one shard of a node passes the number on.
     """
 
     def __init__(
@@ -82,7 +83,7 @@ class Reconciler:
         if self._connection.state is ConnectionState.REGISTERING:  # else the connection has the topics already
             topics = await self._topics.subscribe_all(resp)
         stored = await self._stored(resp)
-        # No await from here on: changes by clients are sent after those below, and new subscriptions have waited for this.
+        # No await from here on. So changes that clients cause are sent after the repairs, and no change is sent in between.
         self._connection.registered(missing)
         self._topics.drop_unneeded(resp, topics)
         self._repair(stored)
@@ -187,7 +188,7 @@ class Reconciler:
             case "connections":
                 send(CONNECT, of.app, roster.entries.connections(of.app), 0)
 
-    # Comparing what clients know with the roster
+    # Comparing the views of clients with the roster
 
     def tick(self, now: float) -> None:
         """Compares the views with the roster when the recovery is over."""

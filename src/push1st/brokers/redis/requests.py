@@ -1,4 +1,4 @@
-"""Requests to all nodes that are subscribed to a topic, and their replies: as many as nodes that received the request."""
+"""Sends a request to all nodes that are subscribed to a topic, and collects their replies, one from each node."""
 
 import asyncio
 from collections.abc import Awaitable
@@ -11,7 +11,7 @@ from push1st.errors import Refused
 
 
 class PendingReplies:
-    """The replies to one request, until as many have arrived as are expected."""
+    """Collects the replies to one request until the expected number has arrived."""
 
     __slots__ = ("_expected", "done", "replies")
 

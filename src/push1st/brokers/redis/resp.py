@@ -33,7 +33,7 @@ pack: Callable[[tuple[Argument, ...]], bytes] = hiredis.pack_command  # type: ig
 
 
 def _error(text: str) -> hiredis.ReplyError:
-    """Returns the error of a command in a script. Redis before 7 puts a text of its own before that error."""
+    """Returns the error of a command in a script. Redis before version 7 puts another text before that error."""
     return hiredis.ReplyError(re.sub(r"^ERR Error running script .*?: -(?=[A-Z])", "", text))
 
 
@@ -142,7 +142,7 @@ class RespConnection(asyncio.Protocol):
     def _confirm(self, item: list[Any]) -> None:
         """Handles the confirmation of SUBSCRIBE or UNSUBSCRIBE, which is push data in the place of a reply."""
         if item[0] not in (b"subscribe", b"unsubscribe", b"ssubscribe", b"sunsubscribe"):
-            return  # such as an invalidation, which this node has not requested
+            return  # other push data, such as an invalidation, which this node has not requested
         one = self._waiting[0] if self._waiting else None
         if not isinstance(one, PendingSubscription) or one.kind != item[0]:
             self.abort()  # a cluster ends subscriptions when the slot of their topics moves

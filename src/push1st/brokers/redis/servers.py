@@ -1,7 +1,8 @@
 """Finds the server that holds a shard and connects to it: HELLO, password, database, scripts.
 
-A URL may name the server itself, or Sentinel, which returns the address of the master, or nodes of a cluster, which return the
-master of a slot. The server must also report that it is a master: after a failover, the returned address may be out of date.
+A broker URL may name the server itself. It may name Sentinel, which returns the address of the master. Or it may name nodes of a
+cluster, which return the address of the master of a slot. The server must also report that it is a master, because after a
+failover the returned address may be out of date.
 """
 
 import asyncio

@@ -1,12 +1,14 @@
 """The states of a shard's connection as a table: state and event → next state and actions. Pure.
 
 A failover moves a shard from READY to AWAY, then over REGISTERING and GATED back to READY. While the state is GATED, the node
-does not publish, because other living nodes may not be subscribed to their topics on the new server. A published event would be
-acknowledged, but would not reach their clients. If a server only lost the node's lease or its state, the node keeps its
-connection and its topics. So a node that was READY publishes while it registers again.
+does not publish, because other living nodes may not be subscribed to their topics on the new server. An event published now
+would be acknowledged, but would not reach the clients of these nodes.
 
-`connection.py` applies the table. An event without a row for the current state changes nothing: for example, several commands
-may be rejected because the same lease has expired, and only the first reply is an event.
+If a server only lost the node's lease or its state, the node keeps its connection and its topics. So a node that was READY
+still publishes while it registers again.
+
+`connection.py` applies the table. An event without a row for the current state changes nothing. For example, the server may
+reject several commands because the same lease has expired. The first error reply changes the state, the others do not.
 """
 
 from enum import Enum
@@ -91,4 +93,4 @@ TRANSITIONS: dict[tuple[ConnectionState, ConnectionEvent], tuple[ConnectionState
     (S.READY_NO_LEASE, E.DISCONNECTED): (S.AWAY, (A.REPORT_AWAY,)),
     (S.READY_NO_LEASE, E.CLOSE): (S.CLOSED, (A.ABORT,)),
 }
-"""the rows of the table; `docs/scaling.md` describes the same from outside"""
+"""the rows of the table: state and event → next state and actions"""

@@ -47,7 +47,7 @@ class ShardTopics:
         return topics
 
     def drop_unneeded(self, resp: RespConnection, topics: Collection[str]) -> None:
-        """Unsubscribes from those of the topics that were given up while `subscribe_all` ran."""
+        """Unsubscribes from topics that this node gave up while `subscribe_all` was waiting."""
         for topic in set(topics) - self._names:
             self._give_up(resp, topic)
 
