@@ -1,6 +1,7 @@
 """The context of all connections of a worker, whatever their protocol: the node, the configuration, and the bounds.
 
-This module imports no listener, no handler and no protocol of a connection. Each of those gets the context as an argument.
+This module imports no listener, no handler and no protocol of a connection. Listeners, handlers and connections get the context
+as an argument.
 """
 
 from collections.abc import Callable, Mapping

@@ -76,9 +76,12 @@ class Descriptors:
     def room(self, find_number: Callable[[], int], connections: int, api: bool) -> Room:
         """Returns whether a new connection is served, only answered, or rejected.
 
-        find_number: returns the connection's descriptor. It is called only when half of the possible connections exist, because
-        uvloop makes an object of 72 bytes for it, which lives as long as the connection. connections: the number of connections
-        that exist. api: whether the connection came to a listener of the API.
+        find_number: returns the connection's descriptor.
+        connections: the number of connections that exist.
+        api: whether the connection came to a listener of the API.
+
+        The descriptor is read only if half of the possible connections exist, because uvloop then keeps an object of 72 bytes
+        until the connection ends.
         """
         limit = self._limit()
         spare = self._spare(limit)

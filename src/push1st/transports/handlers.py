@@ -34,9 +34,8 @@ class Exchange(Protocol):
         """Sends the response."""
 
 
-class Takeover(asyncio.Protocol):
-    """A protocol that owns the socket of an HTTP connection from now on. The event loop calls this protocol instead of the HTTP
-    connection.
+class SocketOwner(asyncio.Protocol):
+    """A protocol that owns the socket of a former HTTP connection. The event loop calls the owner instead of that connection.
 
     address: the name under which `EdgeContext.addresses` counts the connection; "" if the connection is not counted.
     """
@@ -44,12 +43,6 @@ class Takeover(asyncio.Protocol):
     __slots__ = ("address",)
 
     address: str
-
-    def start(self, transport: asyncio.Transport, before: bytes) -> None:
-        """Takes the socket. before: bytes of earlier answers, which must be written first."""
-
-    def lost(self, exchange: object) -> None:
-        """Called instead of `start` if the client has left."""
 
     def process(self, data: bytes) -> bool:
         """See `turn.Connection`."""
@@ -63,6 +56,20 @@ class Takeover(asyncio.Protocol):
 
     def abort(self) -> None:
         """Ends the connection at once."""
+
+
+class Takeover(SocketOwner):
+    """The outcome of a request whose handler takes the socket over."""
+
+    __slots__ = ()
+
+    def start(self, transport: asyncio.Transport, before: bytes) -> None:
+        """Takes the socket. before: bytes of earlier answers, which must be written first."""
+        raise NotImplementedError
+
+    def lost(self, exchange: object) -> None:
+        """Called instead of `start` if the client has left."""
+        raise NotImplementedError
 
 
 class Pending(Protocol):
@@ -131,7 +138,7 @@ class Route(NamedTuple):
 
 
 Serve = Callable[[Request], MaybeAwaitable[Response]]
-UpgradeHandler = Callable[[Handshake, asyncio.Transport, bytes, bytes], Response | Takeover]
+UpgradeHandler = Callable[[Handshake, asyncio.Transport, bytes, bytes], Response | SocketOwner]
 """Serves a WebSocket handshake: returns the protocol that has taken the socket over, or the answer that rejects the handshake.
 
 The bytes: the client's input after the handshake, and answers to earlier requests, which must be written first.

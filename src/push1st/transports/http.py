@@ -11,7 +11,7 @@ from push1st.messages import Request, Response
 from push1st.protocols.http import HEAD, IDLE, HttpRequest, Reject, Upgrade
 from push1st.transports.answers import error
 from push1st.transports.caller import client_ip, client_of
-from push1st.transports.handlers import HandlerRequest, Handshake, Takeover
+from push1st.transports.handlers import HandlerRequest, Handshake, SocketOwner
 from push1st.transports.listener import CROWDED_SECONDS, Listener
 from push1st.transports.lost import LOST, unread
 from push1st.transports.pipeline import Pipeline
@@ -267,7 +267,7 @@ class HttpConnection(Pipeline):
             ip,
             crowded,
         )
-        refusal: Response | Takeover
+        refusal: Response | SocketOwner
         if not event.is_valid:
             refusal = error(400, "a WebSocket handshake is an HTTP/1.1 request without a body")  # RFC 6455 §4.1
         else:

@@ -8,7 +8,7 @@ from push1st.messages import Request, Response
 from push1st.protocols.http import IDLE, RequestDecoder
 from push1st.transports.answers import CLOSE, encoded, error, ok
 from push1st.transports.context import LINGER_BYTES, LINGER_SECONDS
-from push1st.transports.handlers import Handler, HandlerRequest, Takeover
+from push1st.transports.handlers import Handler, HandlerRequest, SocketOwner
 from push1st.transports.listener import Listener
 from push1st.transports.lost import LOST, has_unread
 from push1st.transports.sweep import NEVER
@@ -72,7 +72,7 @@ class HttpOutput(asyncio.Protocol):
         self._paused = False
         self._held_reading = False
         self._writing = True
-        self._upgraded: Takeover | None = None
+        self._upgraded: SocketOwner | None = None
         """the protocol that has taken the socket over"""
         self._deadline = 0.0
         self.due_at = NEVER

@@ -18,7 +18,7 @@ from push1st.protocols import Codec
 from push1st.protocols.websocket import PING_FRAME, Decoder, Event, close_frame
 from push1st.transports.admission import AUTHORIZE_SECONDS
 from push1st.transports.context import LINGER_BYTES, LINGER_SECONDS, EdgeContext
-from push1st.transports.handlers import Takeover
+from push1st.transports.handlers import SocketOwner
 from push1st.transports.lost import LOST
 from push1st.transports.sweep import NEVER
 
@@ -28,7 +28,7 @@ PONG_SECONDS = 30
 EXPIRED = "access token has expired"
 
 
-class WebSocketOutput(Takeover):
+class WebSocketOutput(SocketOwner):
     """Writes to one client, and ends its connection. switch: the answer to the handshake, which is written first."""
 
     __slots__ = (
