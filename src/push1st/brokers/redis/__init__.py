@@ -101,7 +101,7 @@ class Redis:
             LogDedup(),
             timings,
         )
-        self._shards = Shards(parse(url), context, self._pushed, numbered)
+        self._shards = Shards(parse(url), context, self._on_push, numbered)
         self._shard: Callable[[str, str], Shard] = self._shards.of
 
     # Broker
@@ -127,7 +127,7 @@ class Redis:
         for shard in self._shards.all:
             await shard.connection.call("PING")
 
-    def _pushed(self, index: int, data: bytes) -> None:
+    def _on_push(self, index: int, data: bytes) -> None:
         """Handles data that a topic delivered. index: of the shard."""
         try:
             if data[0] >= MESSAGES:

@@ -22,7 +22,7 @@ from push1st import logs
 from push1st.brokers.redis.bounds import MAX_UNSENT_BYTES, Timings
 from push1st.brokers.redis.keys import Keys
 from push1st.brokers.redis.logged import LogDedup
-from push1st.brokers.redis.resp import Argument, ConnectionLost, Pushed, RespConnection, pack
+from push1st.brokers.redis.resp import Argument, ConnectionLost, OnPush, RespConnection, pack
 from push1st.brokers.redis.scripts import Script
 from push1st.brokers.redis.servers import CONNECT_SECONDS, Unusable, connect
 from push1st.brokers.redis.states import (
@@ -72,7 +72,7 @@ class ShardConnection:
         tag: str,
         node: str,
         keys: Keys,
-        on_push: Pushed,
+        on_push: OnPush,
         register: Callable[[RespConnection], Awaitable[None]],
         suspended: Callable[[], None],
         log_dedup: LogDedup,
@@ -247,8 +247,8 @@ class ShardConnection:
 
     # Commands
 
-    def send(self, resp: RespConnection, script: Script, answer: Callable[[Any], None], *arguments: Argument) -> None:
-        resp.send(pack(self._keys.command(script, *arguments)), answer)
+    def send(self, resp: RespConnection, script: Script, on_reply: Callable[[Any], None], *arguments: Argument) -> None:
+        resp.send(pack(self._keys.command(script, *arguments)), on_reply)
 
     def send_change(self, script: Script, *arguments: Argument) -> None:
         """Sends a change of this node's entries that no coroutine waits for.

@@ -56,7 +56,7 @@ class JoinBatch:
         self.delivered = False
         self.members: tuple[Member, ...] | None = None
 
-    def answered(self, reply: Any) -> None:
+    def on_reply(self, reply: Any) -> None:
         """Handles the reply of the script, or the error in its place."""
         waiting = [one for one in self.pending if not one.done.done()]
         if isinstance(reply, Exception):
@@ -72,7 +72,7 @@ class JoinBatch:
 
 
 class JoinBatcher:
-    """send: sends a batch as an ordered command (`resp.py`) whose reply goes to `answered`."""
+    """send: sends a batch as an ordered command (`resp.py`) whose reply goes to `on_reply`."""
 
     def __init__(self, send: Callable[[JoinBatch], None]) -> None:
         self._send = send

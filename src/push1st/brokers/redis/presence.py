@@ -100,12 +100,12 @@ class ShardRoster:
 
     def _send_joins(self, batch: JoinBatch) -> None:
         if not batch.resp.alive:
-            batch.answered(ConnectionLost("the connection to the broker is lost"))
+            batch.on_reply(ConnectionLost("the connection to the broker is lost"))
             return
         arguments: list[Argument] = [self._context.node, *self.join_arguments(batch.key, batch.limit, batch.want)]
         for one in batch.pending:
             arguments += join_of(one.member, one.socket_id, one.id, one.received)
-        batch.resp.send_ordered(pack(self._keys.command(JOIN, *arguments)), batch.answered)
+        batch.resp.send_ordered(pack(self._keys.command(JOIN, *arguments)), batch.on_reply)
 
     def join_arguments(
         self, key: ChannelKey, limit: int = 0, want: str = "", *, registers_again: bool = False

@@ -20,7 +20,7 @@ import hiredis
 
 OnReply = Callable[[Any], None]
 """Takes a reply, which may be a `hiredis.ReplyError` or a `ConnectionLost`."""
-Pushed = Callable[[bytes], None]
+OnPush = Callable[[bytes], None]
 """Takes a message of a topic."""
 Argument = str | bytes | int
 NOTHING = object()
@@ -44,8 +44,8 @@ class ConnectionLost(Exception):
 class RespConnection(asyncio.Protocol):
     """on_push: takes every message of the subscribed topics. lost: called once, when the connection has ended."""
 
-    def __init__(self, on_push: Pushed, lost: Callable[[], None]) -> None:
-        self._pushed = on_push
+    def __init__(self, on_push: OnPush, lost: Callable[[], None]) -> None:
+        self._on_push = on_push
         self._lost = lost
         self._loop = asyncio.get_running_loop()
         self._reader = hiredis.Reader(replyError=_error, notEnoughData=NOTHING)
@@ -103,7 +103,7 @@ class RespConnection(asyncio.Protocol):
             waiting, self._waiting = self._waiting, deque()
             wrong = ConnectionLost("the connection to the broker is lost")
             for one in waiting:
-                (one.answer if isinstance(one, PendingSubscription) else one)(wrong)
+                (one.on_reply if isinstance(one, PendingSubscription) else one)(wrong)
             self._lost()
 
     def abort(self) -> None:
@@ -119,7 +119,7 @@ class RespConnection(asyncio.Protocol):
     # Reading
 
     def _read(self) -> None:
-        gets, waiting, on_push = self._reader.gets, self._waiting, self._pushed
+        gets, waiting, on_push = self._reader.gets, self._waiting, self._on_push
         while self.alive:
             try:
                 item = gets()
@@ -130,7 +130,7 @@ class RespConnection(asyncio.Protocol):
                 return
             if type(item) is not hiredis.PushNotification:
                 one = waiting.popleft()
-                (one.answer if type(one) is PendingSubscription else cast(OnReply, one))(item)
+                (one.on_reply if type(one) is PendingSubscription else cast(OnReply, one))(item)
             elif item[0] == b"message" or item[0] == b"smessage":
                 if self._resuming:
                     self._held = item
@@ -150,7 +150,7 @@ class RespConnection(asyncio.Protocol):
         one.count -= 1
         if not one.count:
             self._waiting.popleft()
-            one.answer(None)
+            one.on_reply(None)
 
     def _resume(self) -> None:
         self._resuming -= 1
@@ -158,7 +158,7 @@ class RespConnection(asyncio.Protocol):
             return
         held, self._held = self._held, None
         if held is not None and self.alive:
-            self._pushed(held[2])
+            self._on_push(held[2])
             self._read()
         if self._ended and self._held is None:
             self._end()
@@ -174,15 +174,15 @@ class RespConnection(asyncio.Protocol):
         """Returns the seconds for which the server has owed a reply and sent no data."""
         return now - max(self.received_at, self._owed_since) if self._waiting else 0
 
-    def send(self, command: bytes, answer: "OnReply | PendingSubscription") -> None:
-        """Queues a packed command. answer: takes the reply, or ConnectionLost."""
+    def send(self, command: bytes, on_reply: "OnReply | PendingSubscription") -> None:
+        """Queues a packed command. on_reply: takes the reply, or ConnectionLost."""
         if not self._out:
             self._loop.call_soon(self.flush)
         if not self._waiting:
             self._owed_since = self._loop.time()
         self._out.append(command)
         self._out_size += len(command)
-        self._waiting.append(answer)
+        self._waiting.append(on_reply)
 
     def flush(self) -> None:
         out, self._out, self._out_size = self._out, [], 0
@@ -196,7 +196,7 @@ class RespConnection(asyncio.Protocol):
             future.set_exception(ConnectionLost("the connection to the broker is lost"))
             return future
 
-        def answer(reply: Any) -> None:
+        def on_reply(reply: Any) -> None:
             if future.done():
                 return
             if isinstance(reply, Exception):
@@ -205,18 +205,18 @@ class RespConnection(asyncio.Protocol):
             else:
                 future.set_result(reply)
 
-        (self.send_ordered if ordered else self.send)(pack(command), answer)
+        (self.send_ordered if ordered else self.send)(pack(command), on_reply)
         return future
 
-    def send_ordered(self, command: bytes, answer: OnReply) -> None:
-        """Sends like `send`. A coroutine that `answer` resumes runs before any message after the reply is delivered."""
+    def send_ordered(self, command: bytes, on_reply: OnReply) -> None:
+        """Sends like `send`. A coroutine that `on_reply` resumes runs before any message after the reply is delivered."""
 
-        def answer_ordered(reply: Any) -> None:
-            answer(reply)
+        def on_ordered_reply(reply: Any) -> None:
+            on_reply(reply)
             self._resuming += 1
-            self._loop.call_soon(self._resume)  # after the coroutines that `answer` resumes
+            self._loop.call_soon(self._resume)  # after the coroutines that `on_reply` resumes
 
-        self.send(command, answer_ordered)
+        self.send(command, on_ordered_reply)
 
     def topics(self, verb: str, names: list[bytes]) -> "asyncio.Future[None]":
         """Subscribes to topics, or unsubscribes; the future is done when the server has confirmed all of them.
@@ -228,7 +228,7 @@ class RespConnection(asyncio.Protocol):
             future.set_exception(ConnectionLost("the connection to the broker is lost"))
             return future
 
-        def answer(reply: Any) -> None:
+        def on_reply(reply: Any) -> None:
             if future.done():
                 return
             if isinstance(reply, Exception):
@@ -237,16 +237,16 @@ class RespConnection(asyncio.Protocol):
             else:
                 future.set_result(None)
 
-        self.send(pack((verb, *names)), PendingSubscription(verb.lower().encode(), len(names), answer))
+        self.send(pack((verb, *names)), PendingSubscription(verb.lower().encode(), len(names), on_reply))
         return future
 
 
 class PendingSubscription:
     """A command that waits until the server has confirmed `count` topics."""
 
-    __slots__ = ("answer", "count", "kind")
+    __slots__ = ("count", "kind", "on_reply")
 
-    def __init__(self, kind: bytes, count: int, answer: OnReply) -> None:
+    def __init__(self, kind: bytes, count: int, on_reply: OnReply) -> None:
         self.kind = kind
         self.count = count
-        self.answer = answer
+        self.on_reply = on_reply

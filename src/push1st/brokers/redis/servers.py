@@ -13,7 +13,7 @@ from typing import Any
 
 import hiredis
 
-from push1st.brokers.redis.resp import Argument, ConnectionLost, Pushed, RespConnection
+from push1st.brokers.redis.resp import Argument, ConnectionLost, OnPush, RespConnection
 from push1st.brokers.redis.scripts import SCRIPTS
 from push1st.config.brokerurl import Address
 
@@ -44,7 +44,7 @@ def tags(address: Address) -> list[str]:
     return [found[part] for part in range(CLUSTER_SHARDS)]
 
 
-async def connect(address: Address, tag: str, name: str, on_push: Pushed, lost: Callable[[], None]) -> RespConnection:
+async def connect(address: Address, tag: str, name: str, on_push: OnPush, lost: Callable[[], None]) -> RespConnection:
     """Returns a connection to the master that holds the shard, with all scripts loaded.
 
     Raises OSError, TimeoutError, Unusable or ConnectionLost.
@@ -56,42 +56,42 @@ async def connect(address: Address, tag: str, name: str, on_push: Pushed, lost: 
             host, port = await _holder(address, slot_of(tag))
         else:
             host, port = address.hosts[0] if address.hosts else ("", 0)
-        link = await _open(address, host, port, on_push, lost)
+        resp = await _open(address, host, port, on_push, lost)
         try:
-            await _prepare(link, address, name)
+            await _prepare(resp, address, name)
         except BaseException:
-            link.abort()
+            resp.abort()
             raise
-        return link
+        return resp
 
 
-async def _open(address: Address, host: str, port: int, on_push: Pushed, lost: Callable[[], None]) -> RespConnection:
+async def _open(address: Address, host: str, port: int, on_push: OnPush, lost: Callable[[], None]) -> RespConnection:
     loop = asyncio.get_running_loop()
-    link = RespConnection(on_push, lost)
+    resp = RespConnection(on_push, lost)
     if address.path:
-        await loop.create_unix_connection(lambda: link, address.path)
+        await loop.create_unix_connection(lambda: resp, address.path)
     else:
         context = ssl.create_default_context() if address.tls else None
-        await loop.create_connection(lambda: link, host, port, ssl=context)
-    return link
+        await loop.create_connection(lambda: resp, host, port, ssl=context)
+    return resp
 
 
-async def _hello(link: RespConnection, address: Address, name: str, *, password: bool = True) -> dict[bytes, Any]:
+async def _hello(resp: RespConnection, address: Address, name: str, *, password: bool = True) -> dict[bytes, Any]:
     command: list[Argument] = ["HELLO", "3"]
     if password and (address.user or address.password):
         command += ["AUTH", address.user or "default", address.password]
-    found = await _ask(link, *command, "SETNAME", name)
+    found = await _ask(resp, *command, "SETNAME", name)
     return found if isinstance(found, dict) else {}
 
 
-async def _prepare(link: RespConnection, address: Address, name: str) -> None:
-    about = await _hello(link, address, name)
+async def _prepare(resp: RespConnection, address: Address, name: str) -> None:
+    about = await _hello(resp, address, name)
     if address.database:
-        await _ask(link, "SELECT", address.database)
+        await _ask(resp, "SELECT", address.database)
     if about.get(b"role", b"master") != b"master":
         raise Unusable("this server is a replica, not a master")
     sharded = address.how == "cluster"
-    loading = [link.call("SCRIPT", "LOAD", one.sharded if sharded else one.text) for one in SCRIPTS]
+    loading = [resp.call("SCRIPT", "LOAD", one.sharded if sharded else one.text) for one in SCRIPTS]
     for one in loading:
         await _reply(one)
 
@@ -103,8 +103,8 @@ async def _reply(future: "asyncio.Future[Any]") -> Any:
         raise Unusable(str(exc)) from None
 
 
-async def _ask(link: RespConnection, *command: Argument) -> Any:
-    return await _reply(link.call(*command))
+async def _ask(resp: RespConnection, *command: Argument) -> Any:
+    return await _reply(resp.call(*command))
 
 
 async def _first(address: Address, ask: Callable[[RespConnection], Any]) -> Any:
@@ -112,28 +112,28 @@ async def _first(address: Address, ask: Callable[[RespConnection], Any]) -> Any:
     exc: Exception = Unusable("no host is given")
     for host, port in address.hosts:
         try:
-            link = await _open(address, host, port, lambda _: None, lambda: None)
+            resp = await _open(address, host, port, lambda _: None, lambda: None)
         except OSError as failure:
             exc = failure
             continue
         try:
-            found = await ask(link)
+            found = await ask(resp)
             if found is not None:
                 return found
             exc = Unusable(f"{host}:{port} has no address for the master")
         except (Unusable, ConnectionLost) as failure:
             exc = failure
         finally:
-            link.abort()
+            resp.abort()
     raise exc
 
 
 async def _master(address: Address) -> tuple[str, int]:
     """Returns the address of the master according to Sentinel."""
 
-    async def ask(link: RespConnection) -> tuple[str, int] | None:
-        await _hello(link, address, "push1st", password=False)
-        found = await _ask(link, "SENTINEL", "GET-MASTER-ADDR-BY-NAME", address.master)
+    async def ask(resp: RespConnection) -> tuple[str, int] | None:
+        await _hello(resp, address, "push1st", password=False)
+        found = await _ask(resp, "SENTINEL", "GET-MASTER-ADDR-BY-NAME", address.master)
         return (found[0].decode(), int(found[1])) if found else None
 
     host, port = await _first(address, ask)
@@ -143,9 +143,9 @@ async def _master(address: Address) -> tuple[str, int]:
 async def _holder(address: Address, slot: int) -> tuple[str, int]:
     """Returns the address of the master that holds a slot, according to the cluster."""
 
-    async def ask(link: RespConnection) -> tuple[str, int] | None:
-        await _hello(link, address, "push1st")
-        for first, last, master, *_ in await _ask(link, "CLUSTER", "SLOTS"):
+    async def ask(resp: RespConnection) -> tuple[str, int] | None:
+        await _hello(resp, address, "push1st")
+        for first, last, master, *_ in await _ask(resp, "CLUSTER", "SLOTS"):
             if first <= slot <= last and master[0]:
                 return master[0].decode(), int(master[1])
         return None

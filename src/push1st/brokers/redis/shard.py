@@ -27,7 +27,7 @@ from push1st.brokers.redis.presence import ShardRoster
 from push1st.brokers.redis.publishing import CONFIRM_SECONDS, Batch, PublishBatcher
 from push1st.brokers.redis.reconcile import Reconciler
 from push1st.brokers.redis.requests import Requests
-from push1st.brokers.redis.resp import ConnectionLost, Pushed, RespConnection, pack
+from push1st.brokers.redis.resp import ConnectionLost, OnPush, RespConnection, pack
 from push1st.brokers.redis.scripts import PUBLISH_CACHED
 from push1st.brokers.redis.topics import ShardTopics
 from push1st.config.brokerurl import Address
@@ -48,7 +48,7 @@ class Shard:
         address: Address,
         tag: str,
         context: NodeContext,
-        on_push: Pushed,
+        on_push: OnPush,
         owns: Callable[[str, str], bool],
         numbered: Callable[[int], None] | None,
     ) -> None:

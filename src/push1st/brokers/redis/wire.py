@@ -72,8 +72,8 @@ def decode_request(data: bytes) -> TopicRequest:
     return _request.decode(memoryview(data)[1:])
 
 
-def encode_reply(number: int, answer: bytes) -> bytes:
-    return bytes((REPLY,)) + _encoder.encode((number, answer))
+def encode_reply(number: int, reply: bytes) -> bytes:
+    return bytes((REPLY,)) + _encoder.encode((number, reply))
 
 
 def decode_reply(data: bytes) -> tuple[int, bytes]:
