@@ -1,4 +1,4 @@
-"""A Redis server for unit tests of a shard: it replies to commands as the test says, over connections in memory."""
+"""A Redis server for unit tests of a shard: the test sets its replies, and the connections exist in memory only."""
 
 import asyncio
 from collections.abc import Callable, Mapping
@@ -49,7 +49,7 @@ def resp(value: object) -> bytes:
 
 
 class ServerTransport(Transport):
-    """The side of the server: parses what the shard writes, and replies in the next turn."""
+    """The server's end of a connection: parses the commands of the shard, and replies in the next turn."""
 
     def __init__(self, server: "Server", connection: RespConnection) -> None:
         super().__init__()
@@ -75,7 +75,8 @@ class ServerTransport(Transport):
 class Server:
     """See the module.
 
-    replies: by the name of a command or script; a reply, or a function of the command. commands: all that arrived, by name.
+    replies: by the name of a command or script: a reply, or a function from the command to the reply.
+    commands: the commands that arrived, with their names.
     """
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -158,7 +159,7 @@ class Node:
 
 
 async def settle() -> None:
-    """Waits until all commands have their replies, and what these cause has its own."""
+    """Waits until all commands have their replies, and further commands that the replies cause, too."""
     for _ in range(10):
         await turns()
         await asyncio.sleep(0)

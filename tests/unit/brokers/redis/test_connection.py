@@ -1,4 +1,4 @@
-"""A shard that connects again: what it sends on which connection, and what becomes of calls meanwhile."""
+"""A shard that connects again: its commands on each connection, and how calls that wait in the meantime end."""
 
 import asyncio
 from collections.abc import Callable

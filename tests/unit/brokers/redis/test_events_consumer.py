@@ -1,4 +1,4 @@
-"""When hook events are handed on, when they are another node's by now, and what a ledger makes of them."""
+"""The consumer of hook events: when it delivers events, when another node has taken over, and how the ledger filters edges."""
 
 import asyncio
 from typing import Any
@@ -16,7 +16,7 @@ ENTRY = [b"fact", encode_event(EVENT)]
 
 
 class RespConnection:
-    """Answers commands by their names, in order; writes them down when they go out. leases: what READ answers."""
+    """A server that replies to commands by their names, and records the commands in order. leases: the replies to READ."""
 
     def __init__(self, on_event: list[Any], entries: list[list[bytes]], leases: list[tuple[int, int]], **answers: Any) -> None:
         self.on_event = on_event
@@ -40,7 +40,7 @@ async def read(
     there: Ledger | None = None,
     **answers: Any,
 ) -> tuple[bool, list[Any], bytes]:
-    """Whether to go on, what happened, and the place at last."""
+    """Returns whether the consumer continues, what happened, and the last place."""
     on_event: list[Any] = []
     there = there or ledger()
     consumer = Consumer(

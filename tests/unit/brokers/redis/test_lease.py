@@ -1,4 +1,4 @@
-"""Renewals of a lease, and what a node does for dead nodes."""
+"""Renewals of a lease, and evictions of dead nodes."""
 
 from collections.abc import Callable
 

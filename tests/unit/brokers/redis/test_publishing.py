@@ -19,7 +19,7 @@ def message(n: int, channel: str = "c") -> Message:
 
 
 class Desk:
-    """A publish batcher on a connection whose server is the test."""
+    """A publish batcher on a connection for which the test sends the replies."""
 
     def __init__(self) -> None:
         self.transport = Transport()

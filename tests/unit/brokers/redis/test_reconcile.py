@@ -1,4 +1,4 @@
-"""The broker's copy of a node's entries: how it is made equal to the entries, and which leaves are deferred."""
+"""Repairs of the broker's copy of a node's entries, and leaves that are deferred after a loss of state."""
 
 from collections.abc import Callable
 

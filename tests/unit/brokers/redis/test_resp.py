@@ -1,4 +1,4 @@
-"""The connection to the broker: replies in order, messages in between, and who waits goes on in time."""
+"""The connection to the broker: replies in order, messages between them, and coroutines that resume in time."""
 
 import asyncio
 import socket
@@ -13,7 +13,7 @@ from tests.support.transport import Transport
 
 
 class Line:
-    """A link on a transport that keeps what is written."""
+    """A connection on a transport that stores what is written."""
 
     def __init__(self) -> None:
         self.messages: list[bytes] = []
@@ -70,7 +70,7 @@ async def test_an_error_is_raised_by_its_command_alone(line):
 
 
 async def test_an_error_in_a_script_begins_with_its_code(line):
-    """As Redis 6.2 words it, and as newer servers do."""
+    """The text of Redis 6.2, and the text of newer servers."""
     one = line()
     old, new = one.link.call("EVALSHA"), one.link.call("EVALSHA")
     one.says(b"-ERR Error running script (call to f_08): @user_script:1: @user_script: 1: -READONLY You can't write.\r\n")

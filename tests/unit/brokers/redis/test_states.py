@@ -28,7 +28,7 @@ IDS = [f"{state.name}-{event.name}" for state, event, *_ in ROWS]
 
 
 class FakeConnection:
-    """A connection of a shard whose server is the test: events are applied directly, effects are recorded."""
+    """A connection of a shard without a server: the test applies the events, and reads the effects."""
 
     def __init__(self) -> None:
         self.suspended = 0
@@ -66,7 +66,7 @@ class FakeConnection:
             self.shard._apply(event)
 
     def reach(self, state: ConnectionState) -> "FakeConnection":
-        """Takes the shortest way to a state."""
+        """Applies the shortest sequence of events that leads to a state."""
         for event in way_to(state):
             self.apply(event)
         assert self.shard.state is state
@@ -74,14 +74,14 @@ class FakeConnection:
 
 
 class Loop:
-    """A loop whose time stands still, and whose futures the test reads."""
+    """A loop whose time does not pass."""
 
     def time(self) -> float:
         return 100.0
 
 
 def way_to(goal: ConnectionState) -> tuple[ConnectionEvent, ...]:
-    """Returns the shortest way from AWAY to a state, which exists for each state."""
+    """Returns the shortest sequence of events from AWAY to a state."""
     ways: deque[tuple[ConnectionState, tuple[ConnectionEvent, ...]]] = deque([(S.AWAY, ())])
     seen = {S.AWAY}
     while ways:
