@@ -258,7 +258,7 @@ class RequestDecoder:
             return []
         events = self._events = []
         try:
-            self._parse(memoryview(data), events)
+            self._parse(data, events)
         except httptools.HttpParserCallbackError:
             raise
         except httptools.HttpParserError as exc:
@@ -279,14 +279,15 @@ class RequestDecoder:
         self.is_done = True
         del self._parser
 
-    def _parse(self, rest: memoryview, events: list[HttpEvent]) -> None:
+    def _parse(self, data: bytes, events: list[HttpEvent]) -> None:
+        rest: bytes | memoryview = data
         while True:
             try:
                 self._parser.feed_data(rest)
             except httptools.HttpParserUpgrade as switch:
                 if self.is_done or self._reject is not None:
                     return
-                rest = rest[switch.args[0] :]
+                rest = memoryview(rest)[switch.args[0] :]
                 if self._wants_websocket():
                     events.append(self._upgrade(bytes(rest)))
                     self.is_done = True

@@ -217,25 +217,27 @@ class HttpConnection(Pipeline):
 
     def _receive(self, event: HttpRequest) -> None:
         """Serves a request now, or after the request in progress."""
-        listener, headers = self._listener, event.headers
+        listener, headers, keep = self._listener, event.headers, event.keep
+        if not keep:
+            self._last = True
         found = listener.handlers.find(event.path)
-        handler = None
-        request: Request | HandlerRequest
         if found is None:
             distrust = listener.distrust(self._peer, headers)
             request = Request(event.method, event.path, event.query, event.body, distrust, event.started)
+            if not self._busy:
+                self._serve(request, keep)
+                return
+            self._waiting.append((request, None, keep))
         else:
             handler, args = found
-            client, ip = client_of(headers, event.query), self._client_ip(event.headers)
+            client, ip = client_of(headers, event.query), self._client_ip(headers)
             crowded, is_direct = listener.crowded, bool(self._address)
-            request = HandlerRequest(event.method, args, event.query, event.body, client, ip, crowded, is_direct)
-        if not event.keep:
-            self._last = True
-        if self._busy:
-            self._waiting.append((request, handler, event.keep))
-            self._update_reading()
-        else:
-            self._begin(request, handler, event.keep)
+            routed = HandlerRequest(event.method, args, event.query, event.body, client, ip, crowded, is_direct)
+            if not self._busy:
+                self._handle(routed, handler, keep)
+                return
+            self._waiting.append((routed, handler, keep))
+        self._update_reading()
 
     def _client_ip(self, headers: dict[bytes, bytes]) -> str:
         return client_ip(self._peer, headers, self._listener.context.config.server.proxies)
