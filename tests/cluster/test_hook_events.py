@@ -1,4 +1,4 @@
-"""What happened is handed to hooks once and in order, whatever becomes of the node that reads it, or of its connection."""
+"""Hooks receive each event once and in order, even if the consumer's node or its connection fails."""
 
 import re
 from collections.abc import AsyncIterator
@@ -16,7 +16,7 @@ from tests.support.valkey import Valkey
 
 
 def reading(*places: Place) -> Place:
-    """The node that was handed hook events."""
+    """Returns the node that delivered hook events."""
     (found,) = [place for place in places if place.hook_events]
     return found
 
@@ -26,7 +26,7 @@ def channels(*places: Place) -> list[str]:
 
 
 def cut(valkey: Valkey, place: Place) -> None:
-    """Ends the connection on which a node reads hook events."""
+    """Ends the connection of a node's consumer of hook events."""
     (id,) = re.findall(rf"id=(\d+) [^\n]*name=push1st-facts-{place.name} ".encode(), valkey.ask("CLIENT", "LIST"))
     valkey.ask("CLIENT", "KILL", "ID", id.decode())
 
@@ -55,7 +55,7 @@ async def test_consumer_without_the_lease_of_its_node_delivers_nothing() -> None
         await on(one, "c")
         await until(lambda: one.hook_events or two.hook_events)
         reader, other = (one, two) if one.hook_events else (two, one)
-        reader.shards[0].lease.renews_at = float("inf")  # it does not notice, but by reading
+        reader.shards[0].lease.renews_at = float("inf")  # the consumer can notice this only by reading
         valkey.ask("SET", f"{one.shards[0].keys.base}:reader", other.name)
         for name in "defg":
             await on(reader, name)
@@ -68,14 +68,14 @@ async def test_hook_events_of_a_broker_that_lost_its_state_are_read_from_their_b
         await on(one, "c")
         await until(lambda: one.hook_events or two.hook_events)
         base = one.shards[0].keys.base
-        valkey.ask("XADD", f"{base}:facts", "99999999999999-0", "fact", "not one")  # as by a clock that went back since
+        valkey.ask("XADD", f"{base}:facts", "99999999999999-0", "fact", "not one")  # as if a clock went back
         await until(lambda: valkey.ask("GET", f"{base}:facts:read").endswith(b"99999999999999-0\r\n"))
         valkey.ask("FLUSHALL")
         await on(two, "d")
         await until(lambda: "d" in channels(one, two))
 
 
-# Edges take turns and end right, whatever is lost
+# Edges alternate and end correctly after any loss
 
 HOLD = 1.0
 THERE = {(ROOM, None), (ROOM, "a")}
@@ -83,7 +83,7 @@ THERE = {(ROOM, None), (ROOM, "a")}
 
 @asynccontextmanager
 async def backed() -> AsyncIterator[tuple[Valkey, Backend, Place, Place, Client]]:
-    """Two nodes that send webhooks, with a member: the node that reads events, and the other one."""
+    """Two nodes that send webhooks, and a member: yields the node of the consumer, then the other node."""
     valkey, backend = Valkey(), Backend()
     try:
         places = [await Place(valkey.url, fast(hold=HOLD)).send_edges_to(backend).open() for _ in range(2)]
@@ -100,12 +100,12 @@ async def backed() -> AsyncIterator[tuple[Valkey, Backend, Place, Place, Client]
 
 
 def stand_still(place: Place) -> None:
-    """It does not notice what becomes of the broker, but by its connection."""
+    """Makes the node notice a failure of the broker only by its connection."""
     place.shards[0].lease.renews_at = float("inf")
 
 
 async def settled(valkey: Valkey, *places: Place) -> None:
-    """Waits until all nodes have announced their entries, and nothing is held back."""
+    """Waits until all nodes have registered their entries, and no edge is held."""
     base = places[0].shards[0].keys.base
     await until(lambda: all(place.connected for place in places) and valkey.ask("GET", f"{base}:epoch") != b"$-1\r\n")
     await until(lambda: valkey.ask("EXISTS", f"{base}:recovering", f"{base}:held", f"{base}:gone") == b":0\r\n")
@@ -181,7 +181,7 @@ async def test_node_that_stops_after_the_broker_lost_its_state_is_not_awaited() 
 
 async def test_held_edges_are_released_though_the_clock_of_the_server_was_set_back() -> None:
     async with backed() as (valkey, backend, reader, other, client):
-        clock = f"{reader.shards[0].keys.base}:clock"  # what is left of its time is the clock
+        clock = f"{reader.shards[0].keys.base}:clock"  # only its clock measures the remaining time
         valkey.ask("PEXPIRE", clock, str(CLOCK_MS - 3_600_000))
         client.lose()
         await client.place.broker.settled()

@@ -1,6 +1,6 @@
-"""Several nodes on a real server, driven through anything: clients that come, go and publish, nodes that crash or lose
-their connection, a server that loses its state or dies. What every client was told is compared with a model, and so is
-what a backend believes by the edges that its webhooks brought: they take turns, and end right.
+"""Several nodes on a real server, with random commands and failures: clients connect, disconnect and publish; nodes crash or lose
+their connection; the server loses its state or dies. The test compares the events of each client with a model. It also checks
+that the edges in webhooks alternate, and that a backend derives the correct state from them.
 
 `make model` runs many more examples and prints the seed; `ARGS=--hypothesis-seed=N` repeats a run.
 """
@@ -67,18 +67,18 @@ class World:
         self.places: list[Place] = []
         self.clients: list[Client] = []
         self.due: dict[tuple[Client, str], list[str]] = defaultdict(list)
-        """what was published to a client since everything settled last, and acknowledged"""
+        """the acknowledged events for a client since the last comparison"""
         self.left: Counter[tuple[Client, str]] = Counter()
         """number of times that a client has left a channel"""
         self.cut: set[Place] = set()
-        """the nodes that alone lost their connection: what others published meanwhile has not reached them"""
+        """the nodes that lost only their own connection: events that others published in the meantime have not reached them"""
         self.refused: list[str] = []
         """publishes that were rejected although nothing had failed"""
         self.calm = True
         self.backend = Backend()
         self.dead_reader = self.state_lost = self.doubtful = False
-        """whether the reader of hook events died, or was taken for dead, and the broker lost its state, since everything settled
-        last; and whether both happened at once, ever: what that reader alone knew is lost then"""
+        """whether the consumer of hook events died or was evicted, since the last comparison; whether the broker lost its state
+        since then; and whether both ever happened together, so that the state of that consumer alone is lost"""
         self.tasks: set[asyncio.Task[None]] = set()
 
     async def open(self) -> None:
@@ -220,10 +220,10 @@ class World:
         place.watch_own()
 
     async def replace(self, n: int) -> None:
-        """A node stops in order, when another one is there in its place.
+        """Replaces a node: the new node starts before the old node stops gracefully.
 
-        That one comes when the others have noticed what became of the broker: one that is faster is the reader too, and has no
-        ledger (docs/webhooks.md).
+        The new node starts after the others have noticed a failure of the broker: a faster node would become the consumer, and
+        would have no ledger (docs/webhooks.md).
         """
         gone = self.places[n]
         await until(self.noticed)
@@ -282,7 +282,7 @@ class World:
         )
 
     def noticed(self, but: Place | None = None) -> bool:
-        """Whether every node that runs has noticed what became of the broker. but: one that is gone."""
+        """Returns whether each running node has noticed a failure of the broker. but: a node that has ended."""
         epoch = self.valkey.ask("GET", f"{self.places[0].shards[0].keys.base}:epoch").split(b"\r\n")[1:2]
         running = [place for place in self.places if place is not but and not place.frozen]
         return all(place.connected and [place.epoch] == epoch for place in running)

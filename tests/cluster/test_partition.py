@@ -38,7 +38,7 @@ class Divided:
         self.near = near
         self.far = far
         self.hook_events: list[HookEvent] = []
-        """what hooks are told, wherever, in the order in which it is"""
+        """the hook events of all nodes, in their order"""
         for place in self.all:
             place.hooks.hook_events = self.hook_events
 
@@ -72,7 +72,7 @@ async def divided(timings: Timings = TIMINGS) -> AsyncIterator[Divided]:
 
 
 def edges(events: Iterable[HookEvent]) -> dict[tuple[str, str | None], list[str]]:
-    """What hooks were told of each channel, and of each member of it."""
+    """Returns the hook events of each channel, and of each of its members."""
     found: dict[tuple[str, str | None], list[str]] = defaultdict(list)
     for event in events:
         if event.kind in ("occupied", "vacated", "member-added", "member-removed"):
@@ -271,7 +271,7 @@ def until_last(client: PusherSocket, count: int) -> list[dict[str, Any]]:
 
 
 def told(receiver: Receiver) -> dict[tuple[str, str | None], list[str]]:
-    """What the backend was told of each channel, and of each member of it."""
+    """Returns the webhook events of each channel, and of each of its members."""
     found: dict[tuple[str, str | None], list[str]] = defaultdict(list)
     for event in receiver.events:
         found[event["channel"], event.get("user_id")].append(event["name"].rpartition("_")[2])

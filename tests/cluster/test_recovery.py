@@ -14,7 +14,7 @@ from tests.support.valkey import Valkey
 
 
 def events(*places: Place) -> list[tuple[str, str, str | None]]:
-    """What hooks were told, on whichever node; without client events."""
+    """Returns the hook events of all nodes, without client events."""
     return [(event.kind, event.channel, event.user_id) for place in places for event in place.hook_events]
 
 
@@ -225,7 +225,7 @@ async def test_member_of_a_stopped_node_that_another_node_rejects_is_removed() -
         await until(lambda: staying.members[ROOM] == {"a", "b"} and one.shards[0].lease.recovered_at is None)
         link = one.shards[0].connection.registered_on
         assert link is not None
-        link._transport.pause_reading()  # it hears of that when the client has asked
+        link._transport.pause_reading()  # the node receives the eviction after the client's request
         await dead.close()
         await on(two, ROOM, "c")
         refused = one.client()

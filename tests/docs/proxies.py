@@ -35,7 +35,8 @@ class Proxy:
         self.context = ssl.create_default_context(cafile=str(certificate))
         self.context.verify_flags &= ~ssl.VERIFY_X509_STRICT
         # Some clients read in one thread and write in another. TLS objects of Python before 3.13 do not support that: with
-        # TLS 1.3 tickets come behind the handshake, just when the request is written, and it may be lost. Others speak 1.3.
+        # TLS 1.3 the server sends tickets after the handshake, when the client writes its request, and the request may be lost.
+        # Other clients use TLS 1.3.
         self.threads = ssl.create_default_context(cafile=str(certificate))
         self.threads.verify_flags &= ~ssl.VERIFY_X509_STRICT
         self.threads.maximum_version = ssl.TLSVersion.TLSv1_2

@@ -1,4 +1,4 @@
-"""How a section becomes a struct, by a table of two levels."""
+"""The conversion of a section to a struct, with a table of two levels."""
 
 import msgspec
 import pytest

@@ -155,7 +155,7 @@ def test_a_session_has_the_prefix_of_its_id(world):
 
 
 class Modelled:
-    """What a session should have sent, and what it should keep."""
+    """The model of a session: the messages that it should have sent, and those that it should store."""
 
     def __init__(self, drops_oldest: bool, until: float) -> None:
         self.drops_oldest = drops_oldest

@@ -1,4 +1,4 @@
-"""What is due to a session without a connection: its order, its bounds, and what happens when an item passes a bound."""
+"""The outbox of a session: the order of its items, its bounds, and the effect of an item that exceeds a bound."""
 
 import pytest
 
@@ -121,7 +121,7 @@ def test_detached_session_stores_later_items(owner):
 
 
 def test_the_item_that_passes_the_bound_is_the_last_one(owner):
-    """As the write buffer of a socket, which accepts the write that passes its high-water mark."""
+    """The outbox accepts the item that exceeds the bound, like the write buffer of a socket."""
     box = outbox(owner, max_size=3)
     write(box, "aa", "bb", "c")
     assert list(box) == ["aa", "bb"]

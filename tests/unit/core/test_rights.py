@@ -1,4 +1,4 @@
-"""What a client may subscribe to, publish and sign in as: the rules alone, without a session."""
+"""The rules for subscribing, publishing and signing in, without a session."""
 
 import json
 

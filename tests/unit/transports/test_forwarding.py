@@ -1,4 +1,4 @@
-"""Forwarded requests: what each end of a request does, and how two workers exchange frames and probes."""
+"""Forwarded requests: both ends of a request, and the frames and probes between two workers."""
 
 from collections.abc import Callable, Sequence
 from types import SimpleNamespace
@@ -92,7 +92,7 @@ TOPIC = "#session"
 
 
 class Broker:
-    """What connects the workers. is_away: whether it rejects requests and loses messages."""
+    """The connection between the workers. is_away: whether it rejects requests and loses messages."""
 
     def __init__(self) -> None:
         self.workers: list[Controller] = []
