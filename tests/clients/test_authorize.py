@@ -161,7 +161,7 @@ def test_waiting_client_does_not_delay_others_and_keeps_the_order_of_its_command
         for channel in ("slow", "fast"):
             one.send("pusher:subscribe", {"channel": channel})
         one.send("pusher:ping")
-        wait_until(lambda: backend.got, "it was asked")
+        wait_until(lambda: backend.got, "the backend got a request")
         before = time.monotonic()
         two.subscribe("fast")
         for _ in range(10):

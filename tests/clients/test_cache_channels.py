@@ -216,7 +216,7 @@ def test_each_event_has_half_an_hour_of_its_own(server: ServerProcess, channel: 
         ttl: int = cached(server, name)["ttl"]
         return ttl == 1800
 
-    assert wait_until(begun_anew, "the next has a time of its own")
+    assert wait_until(begun_anew, "the next event has a time to live of its own")
 
 
 def test_info_has_several_attributes_together(server: ServerProcess, connect: Callable[..., PusherSocket], channel: str) -> None:

@@ -24,7 +24,9 @@ def server() -> Iterator[ServerProcess]:
 
 def possible(server: ServerProcess) -> int:
     """Returns the number of clients that may be connected, from the log."""
-    (found,) = wait_until(lambda: re.findall(r"connections_possible=(\d+)", server.output), "it says that it is ready")
+    (found,) = wait_until(
+        lambda: re.findall(r"connections_possible=(\d+)", server.output), "the log has the number of connections"
+    )
     return int(found)
 
 
@@ -60,7 +62,7 @@ def test_clients_are_limited_to_the_logged_number_and_other_requests_work(
 def test_connections_without_a_request_stay_within_the_limit(server: ServerProcess, stack: contextlib.ExitStack) -> None:
     for _ in range(FILES + 50):
         stack.enter_context(Wire(server.ws_port))
-    wait_until(lambda: crowded(server) > 0, "they are refused")
+    wait_until(lambda: crowded(server) > 0, "the connections are rejected")
     server.publish("c", "e", "1")
     assert server.output.count(LOGGED) == 1
 
@@ -70,7 +72,7 @@ def test_unfinished_tls_handshakes_stay_within_the_limit(stack: contextlib.ExitS
         with contextlib.ExitStack() as silent:
             for _ in range(FILES + 50):
                 silent.enter_context(socket.create_connection(("127.0.0.1", server.ws_port)))
-            wait_until(lambda: crowded(server) > 0, "they are refused")
+            wait_until(lambda: crowded(server) > 0, "the connections are rejected")
             server.publish("c", "e", "1")
             assert server.output.count(LOGGED) == 1
         context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)

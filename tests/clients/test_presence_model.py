@@ -143,7 +143,7 @@ class Presence(RuleBasedStateMachine):
         truth = {visitor.user for visitor in there}
         for visitor in self.visitors:
             visitor.read()  # now the server has processed its commands
-        wait_until(lambda: self.server.session_count(self.channel) == 1 + len(there), "those who vanished are gone")
+        wait_until(lambda: self.server.session_count(self.channel) == 1 + len(there), "lost clients are removed")
         for visitor in self.visitors:
             visitor.read()  # now it has received the changes of the others
             visitor.quiet = visitor.user is None

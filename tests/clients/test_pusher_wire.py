@@ -405,5 +405,5 @@ def test_quota_of_one_is_freed_when_the_connection_ends(server: ServerProcess) -
                 return False
             return True
 
-    assert wait_until(admitted, "the first is let in")
+    assert wait_until(admitted, "a client is accepted")
     assert wait_until(admitted, "its place is free again")

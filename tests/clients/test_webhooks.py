@@ -214,7 +214,7 @@ def test_filter_drops_only_unselected_events_from_each_batch(receiver: Receiver)
         with running(apps={"app-test": merged(APP, {"webhooks": webhooks})}) as server, pusher_socket(server) as one:
             for name in names:
                 one.subscribe(name)
-            wait_until(lambda: len(all_of_it.events) == len(names), "all of them at the other one")
+            wait_until(lambda: len(all_of_it.events) == len(names), "the other endpoint has all events")
             until_idle(server)
         assert sorted(event["channel"] for event in receiver.events) == ["a-vip", "room-1", "room-2"]
         assert sorted(event["channel"] for event in all_of_it.events) == sorted(names)

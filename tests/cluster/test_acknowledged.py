@@ -286,13 +286,13 @@ def test_worker_that_hangs_after_the_engine_was_killed_sends_no_false_edges(
     before = engine(own)
     kill(before)
     wait_until(lambda: not exists(before) and own.output.count("engine ready") == 2, "another engine is there")
-    wait_until(lambda: own.session_count(room) == 3, "both workers are on it")
+    wait_until(lambda: own.session_count(room) == 3, "both workers are subscribed")
     time.sleep(2)
     stopped = workers(own)[0]
     kill(stopped, signal.SIGSTOP)
     time.sleep(11)
     kill(stopped, signal.SIGCONT)
-    wait_until(lambda: own.session_count(room) == 3, "it is back", 15)
+    wait_until(lambda: own.session_count(room) == 3, "the worker has registered again", 15)
     time.sleep(1)
     for client in clients[:2]:
         client.round_trip()

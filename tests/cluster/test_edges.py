@@ -75,7 +75,7 @@ class Member:
 def members(count: int, *servers: ServerProcess) -> Iterator[list[Member]]:
     there = [Member(f"u{number}", list(servers)) for number in range(count)]
     try:
-        wait_until(lambda: all(one.stays for one in there), "all members are there", 20)
+        wait_until(lambda: all(one.stays for one in there), "all members are present", 20)
         yield there
     finally:
         for one in there:
@@ -115,7 +115,7 @@ def test_members_that_return_within_the_hold_time_cause_no_webhook_after_a_state
 ) -> None:
     server = stack.enter_context(machine(apps=app(receiver)))
     with room(server):
-        wait_until(lambda: believed(receiver) == everybody(10), "all are there")
+        wait_until(lambda: believed(receiver) == everybody(10), "all members are present")
     for _ in range(2):  # another worker may become the consumer of hook events each time
         time.sleep(AWAY_SECONDS)
         if command:
@@ -158,9 +158,9 @@ def engine_of(server: ServerProcess) -> bool:
 def test_reload_causes_no_webhook_for_returning_members(receiver: Receiver, tmp_path: Path, saved: bool) -> None:
     config = {"hooks": {"folder": str(tmp_path)}} if saved else {}
     with machine(config=merged(config, {"server": {"drain": 1}}), apps=app(receiver)) as server, members(20, server) as there:
-        wait_until(lambda: believed(receiver) == everybody(20), "all are there")
+        wait_until(lambda: believed(receiver) == everybody(20), "all members are present")
         reload(server)
-        wait_until(lambda: all(one.stays > 1 for one in there), "all have come back", 20)
+        wait_until(lambda: all(one.stays > 1 for one in there), "all have reconnected", 20)
         nothing_more(receiver, 21, 5)
         assert list(tmp_path.iterdir()) == []
         there[0].leave()
@@ -172,11 +172,11 @@ def test_rolling_restart_causes_no_webhook_for_returning_members(receiver: Recei
     try:
         config = {"broker": f"{valkey.url}?prefix=shop", "server": {"workers": 1, "drain": 1}}
         with running(config, app(receiver)) as one, running(config, app(receiver)) as two, members(20, one, two) as there:
-            wait_until(lambda: believed(receiver) == everybody(20), "all are there")
+            wait_until(lambda: believed(receiver) == everybody(20), "all members are present")
             for server in (one, two):
                 server.stop()
                 server.start()
-            wait_until(lambda: all(member.stays > 1 for member in there), "all have come back", 20)
+            wait_until(lambda: all(member.stays > 1 for member in there), "all have reconnected", 20)
             nothing_more(receiver, 21, 5)
             assert believed(receiver) == everybody(20)
     finally:
@@ -186,7 +186,7 @@ def test_rolling_restart_causes_no_webhook_for_returning_members(receiver: Recei
 def test_restart_of_all_workers_causes_webhooks_only_for_members_that_do_not_return(receiver: Receiver, tmp_path: Path) -> None:
     with machine(config={"hooks": {"folder": str(tmp_path)}, "server": {"drain": 0}}, apps=app(receiver)) as server:
         with room(server):
-            wait_until(lambda: believed(receiver) == everybody(10), "all are there")
+            wait_until(lambda: believed(receiver) == everybody(10), "all members are present")
             server.stop()
         assert len(receiver.events) == 11
         server.start()
@@ -200,7 +200,7 @@ def test_restart_of_all_workers_causes_webhooks_only_for_members_that_do_not_ret
 
 def test_a_stop_of_all_workers_without_a_folder_sends_that_all_have_left(receiver: Receiver) -> None:
     with machine(config={"server": {"drain": 0}}, apps=app(receiver)) as server, room(server):
-        wait_until(lambda: believed(receiver) == everybody(10), "all are there")
+        wait_until(lambda: believed(receiver) == everybody(10), "all members are present")
         server.stop()
         assert believed(receiver) == set()
 
@@ -212,17 +212,17 @@ def test_a_stop_of_all_workers_without_a_folder_sends_that_all_have_left(receive
 def test_edges_alternate_and_end_in_the_true_state_over_engine_kills_and_reloads(receiver: Receiver) -> None:
     random = Random(1)  # noqa: S311 - it has to be repeatable
     with machine(config={"server": {"drain": 1}}, apps=app(receiver)) as server, members(20, server) as there:
-        wait_until(lambda: believed(receiver) == everybody(20), "all are there")
+        wait_until(lambda: believed(receiver) == everybody(20), "all members are present")
         for _ in range(8):
             what = random.choice(["kill", "empty", "reload"])
             for one in random.sample(there, 8):
                 one.hop()
             time.sleep(random.random())
             if what == "kill":
-                wait_until(lambda: figure(server, "push1st_workers") == 2 and engine_of(server), "the engine is there")
+                wait_until(lambda: figure(server, "push1st_workers") == 2 and engine_of(server), "the engine runs")
                 kill(engine(server))
             elif what == "empty":
-                wait_until(lambda: engine_of(server), "the engine is there")
+                wait_until(lambda: engine_of(server), "the engine runs")
                 ask(server, "FLUSHALL")
             else:
                 reload(server)

@@ -154,7 +154,7 @@ def test_frames_after_the_loss_of_a_remote_stream_are_stored(pair: tuple[ServerP
         with asked(one, "xhr") as response:
             return "e" in names(response.read())
 
-    wait_until(kept, "what follows is kept for the next request")
+    wait_until(kept, "later events are stored for the next request")
 
 
 # A server dies

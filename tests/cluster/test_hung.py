@@ -103,7 +103,7 @@ def test_hung_worker_is_replaced_without_effect_on_clients_of_the_other(hung: tu
     assert killed_after(one, "worker hangs") < NOTICED_SECONDS + 1
     assert theirs.close_code() == 1006
     assert [other.expect("e", "c") for _ in range(sent)] == list(range(sent))
-    wait_until(lambda: len(workers(one.server)) == 2, "another worker is there", REPLACED_SECONDS)
+    wait_until(lambda: len(workers(one.server)) == 2, "another worker runs", REPLACED_SECONDS)
     until_workers(one.server, 2)
     assert len(children(supervisor(one.server))) == 3, "something is left, or too much was started"
     assert figure(one.server, "push1st_worker_restarts_total") == 1

@@ -75,7 +75,7 @@ def test_pusher_js_clients_on_four_workers_of_two_machines_see_one_presence_chan
 ) -> None:
     clients = on_every_worker(cluster.one, "a", stack) | on_every_worker(cluster.two, "b", stack)
     for client in clients.values():
-        wait_until(lambda c=client: sees(c, set(clients)), "it sees everybody")  # type: ignore[misc]
+        wait_until(lambda c=client: sees(c, set(clients)), "the client sees all members")  # type: ignore[misc]
     for server in (cluster.one, cluster.two):
         for _ in range(4):  # any worker may answer
             assert users_of(server) == set(clients)
@@ -85,7 +85,7 @@ def test_pusher_js_clients_on_four_workers_of_two_machines_see_one_presence_chan
     cluster.valkey.kill()
     cluster.valkey.start()
     for server in (cluster.one, cluster.two):
-        wait_until(lambda s=server: users_of(s) == set(clients), "the broker knows everybody again", 20)  # type: ignore[misc]
+        wait_until(lambda s=server: users_of(s) == set(clients), "all members are registered again", 20)  # type: ignore[misc]
     cluster.one.publish(ROOM, "e", "last")
     for client in clients.values():
         client.next(on="event", data="last")
@@ -106,7 +106,7 @@ def test_clients_of_a_killed_machine_are_removed_on_the_other_in_time(cluster: C
     cluster.two.signal(signal.SIGKILL)
     cluster.two.wait()
     killed = time.monotonic()
-    wait_until(lambda: not any(map(exists, there)), "its workers are gone", 2)
+    wait_until(lambda: not any(map(exists, there)), "its workers have ended", 2)
     while time.monotonic() < killed + 3:  # the other machine serves on in this time
         started = time.monotonic()
         cluster.one.publish("other", "e", 1)

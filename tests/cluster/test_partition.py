@@ -202,7 +202,7 @@ def test_two_machines_agree_again_after_a_partition(stack: contextlib.ExitStack)
     for number, client in enumerate([*near, *far]):
         client.subscribe(ROOM, {"user_id": str(number)})
     far[0].request_subscription("far")
-    wait_until(lambda: users_of(one) == users_of(two) == {"0", "1", "2", "3"}, "all are there")
+    wait_until(lambda: users_of(one) == users_of(two) == {"0", "1", "2", "3"}, "all members are present")
 
     failures: list[str] = []
     published = [Published(server, ROOM, name) for server, name in ((one, "one"), (two, "two"))]
@@ -215,10 +215,10 @@ def test_two_machines_agree_again_after_a_partition(stack: contextlib.ExitStack)
         wait_until(lambda: users_of(one) == {"0", "1"}, "the members of the other are gone", GONE_SECONDS + 1)
         gone = time.monotonic()
         lost = [("far", None), (ROOM, "2"), (ROOM, "3")]
-        wait_until(lambda: all(len(told(receiver)[one]) == 2 for one in lost), "the hooks were told")
+        wait_until(lambda: all(len(told(receiver)[one]) == 2 for one in lost), "the hooks received the events")
         way.open()
-        wait_until(lambda: users_of(one) == {"0", "1", "2", "3"}, "they are back")
-        wait_until(lambda: users_of(two) == {"0", "1", "2", "3"}, "there as well")
+        wait_until(lambda: users_of(one) == {"0", "1", "2", "3"}, "the members are registered again")
+        wait_until(lambda: users_of(two) == {"0", "1", "2", "3"}, "the members are registered on the other machine")
         healed = time.monotonic()
         time.sleep(0.5)
         cut = time.monotonic()
@@ -256,7 +256,7 @@ def test_two_machines_agree_again_after_a_partition(stack: contextlib.ExitStack)
                 assert mine[-2:] == ["removed", "added"]
                 assert mine.count("removed") == 1
             assert all(first != then for first, then in itertools.pairwise(mine)), (user, mine)
-    wait_until(lambda: all(len(told(receiver)[one]) == 3 for one in lost), "the hooks were told")
+    wait_until(lambda: all(len(told(receiver)[one]) == 3 for one in lost), "the hooks received the events")
     members: dict[tuple[str, str | None], list[str]] = {
         (ROOM, user): ["added", "removed", "added"] if user in "23" else ["added"] for user in "0123"
     }

@@ -105,7 +105,7 @@ def test_a_worker_that_is_just_being_started_is_replaced_too(own: ServerProcess)
     """The worker has received the former configuration."""
     first = min(workers(own))
     kill(workers(own)[first])
-    wait_until(lambda: len(children(supervisor(own))) == 3, "another one is being started in its place")
+    wait_until(lambda: len(children(supervisor(own))) == 3, "a replacement starts")
     reconfigure(own, {"server": {"pusher": {"activity-timeout": 77}}})
     done = command("-c", str(own.folder / "server.yml"))
     assert done.stdout.endswith("reloaded: 2 workers\n")
@@ -118,7 +118,7 @@ def test_a_worker_that_is_just_being_started_is_replaced_too(own: ServerProcess)
 def test_single_worker_logs_that_it_cannot_be_replaced_and_continues() -> None:
     with running() as server:
         kill(supervisor(server), 1)
-        wait_until(lambda: "one worker cannot be replaced" in server.output, "it says so")
+        wait_until(lambda: "one worker cannot be replaced" in server.output, "the log has the line")
         server.assert_alive()
 
 
@@ -304,7 +304,7 @@ def test_unusable_configuration_changes_nothing(
     assert said in own.output
     assert workers(own) == before
     kill(before[1])  # new workers start with the former configuration
-    wait_until(lambda: len(workers(own)) == 2, "another worker is there", 20)
+    wait_until(lambda: len(workers(own)) == 2, "another worker runs", 20)
     until_workers(own, 2)
     own.publish(channel, "e", 1)
     assert client.expect("e", channel) == 1
@@ -313,14 +313,14 @@ def test_unusable_configuration_changes_nothing(
 def test_replaced_workers_leave_no_files_or_processes(own: ServerProcess) -> None:
     before = children(supervisor(own))
     reload(own)
-    wait_until(lambda: sum(map(exists, before)) == 1, "of those before, only the engine is there")
+    wait_until(lambda: sum(map(exists, before)) == 1, "only the engine remains of the earlier processes")
     assert len(children(supervisor(own))) == 3
 
 
 def test_worker_that_dies_again_while_it_is_replaced_keeps_the_sockets_of_the_next(own: ServerProcess) -> None:
     first = workers(own)[0]
     kill(first)
-    wait_until(lambda: workers(own).get(0) not in (None, first), "another worker is there")
+    wait_until(lambda: workers(own).get(0) not in (None, first), "another worker runs")
     until_workers(own, 2)
     second = workers(own)[0]
     starts = own.output.count("worker ready")

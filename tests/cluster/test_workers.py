@@ -263,7 +263,7 @@ def test_a_worker_that_dies_is_replaced_and_the_clients_of_the_other_stay(
     there = workers(own)
     kill(there[0])
     assert doomed.close_code() == 1006
-    wait_until(lambda: len(workers(own)) == 2, "another worker is there")
+    wait_until(lambda: len(workers(own)) == 2, "another worker runs")
     until_workers(own, 2)
     assert there[0] not in workers(own).values()
     assert figure(own, "push1st_worker_restarts_total") == 1
@@ -284,9 +284,9 @@ def test_no_connection_is_refused_while_a_dead_worker_is_replaced(own: ServerPro
 
 def test_a_worker_that_dies_again_and_again_is_started_ever_later(own: ServerProcess) -> None:
     for _ in range(4):
-        wait_until(lambda: 0 in workers(own), "worker 0 is there", 20)
+        wait_until(lambda: 0 in workers(own), "worker 0 runs", 20)
         kill(workers(own)[0])
-        wait_until(lambda: 0 not in workers(own), "it is gone")
+        wait_until(lambda: 0 not in workers(own), "it has ended")
     assert re.findall(r"worker ended .*again_in=([0-9.]+)", own.output) == ["0", "0.5", "1.0", "2.0"]
     for _ in range(40):  # the other worker accepts all connections
         assert own.get("/health", port=own.ws_port).status == 200
@@ -367,7 +367,7 @@ def test_killed_supervisor_leaves_no_process(own: ServerProcess, stack: contextl
     own.signal(signal.SIGKILL)
     own.wait()
     assert client.close_code(2) == 1006
-    wait_until(lambda: not any(map(exists, there)), "workers and engine are gone", 2)
+    wait_until(lambda: not any(map(exists, there)), "workers and engine have ended", 2)
     own.start()  # on the same ports, and with the Unix socket file that is left
     until_workers(own, 2)
 
