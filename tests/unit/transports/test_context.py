@@ -2,11 +2,10 @@
 
 import pytest
 
-from push1st.config.model import ApiConfig, ProtocolConfig, ServerConfig
+from push1st.config.model import ProtocolConfig
 from push1st.limits import Limits
 from push1st.messages import Subscribe
 from tests.support.loop import turns
-from tests.support.node import APP, KEY, app_config
 from tests.support.transport import Site
 
 
@@ -37,27 +36,6 @@ class Connection:
 
     def abort(self) -> None:
         self.log.append(f"{self.name} is destroyed")
-
-
-EVENTS = f"/apps/{APP}/events"
-
-
-def test_a_body_may_hold_a_full_batch_of_its_app():
-    site = Site(app_config({"payload": 100_000, "batch": 10}), app_config(id="small", key="small-key"))
-    assert site.handlers.max_body(EVENTS) >= 2 * 100_000 * 10
-    assert site.handlers.max_body(f"/pusher/app/{KEY}/1/abcdefgh/xhr_send") >= 2 * 100_000 * 10
-    for path in ("/apps/small/events", "/apps/nobodys/events", "/pusher/app/small-key/1/abcdefgh/xhr_send", "/", "/apps/"):
-        assert site.handlers.max_body(path) < 300_000
-
-
-@pytest.mark.parametrize("path", ["/sockets/apps/a%2Db/events", "/apps/a-b/events", "//apps//a-b//events"])
-def test_the_app_of_a_body_is_found_under_every_path_of_the_api(path):
-    site = Site(app_config({"payload": 1_000_000}, id="a-b"), api=ApiConfig(path="/sockets/apps/"))
-    assert site.handlers.max_body(path) > 2_000_000
-
-
-def test_body_limit_follows_the_configuration():
-    assert Site(server=ServerConfig(max_payload=50_000_000)).handlers.max_body("/x") == 50_000_000
 
 
 def test_a_message_may_hold_the_largest_event_of_its_app():
