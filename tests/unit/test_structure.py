@@ -1,6 +1,7 @@
-"""The source stays readable: one class for each name, and no class or file that is several things."""
+"""The source stays readable: one class for each name, and no class or file that is several things. Tests share helpers only."""
 
 import ast
+import re
 from collections import defaultdict
 from collections.abc import Iterator
 from pathlib import Path
@@ -8,6 +9,7 @@ from pathlib import Path
 import push1st
 
 PACKAGE = Path(push1st.__file__).parent
+TESTS = Path(__file__).parent.parent
 MAX_METHODS = 25
 MAX_LINES = 500
 TABLES = {"config/tables.py"}
@@ -44,3 +46,17 @@ def test_no_class_has_too_many_methods() -> None:
 def test_no_source_file_is_too_long() -> None:
     lengths = {file: text.count("\n") for file, text in files() if file not in TABLES}
     assert {file: lines for file, lines in lengths.items() if lines > MAX_LINES} == {}
+
+
+def test_no_test_module_is_imported() -> None:
+    found = {
+        str(path.relative_to(TESTS)): re.findall(r"(?m)^ *(?:from|import) tests[.\w]*\.(?:test_\w+|conftest)\b", path.read_text())
+        for path in TESTS.rglob("*.py")
+        if "node_modules" not in path.parts
+    }
+    assert {file: imports for file, imports in found.items() if imports} == {}
+
+
+def test_unit_tests_have_the_folders_of_the_package() -> None:
+    folders = {path.parent.relative_to(TESTS / "unit") for path in (TESTS / "unit").rglob("test_*.py")}
+    assert [str(folder) for folder in folders if not (PACKAGE / folder).is_dir()] == []
