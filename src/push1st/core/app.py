@@ -1,4 +1,4 @@
-"""One app on this worker: its configuration, the state that this worker keeps for it, and the interfaces of its clients."""
+"""An app on one worker: the app's configuration, its state on this worker, and the interfaces of its clients."""
 
 from collections.abc import Iterable
 from typing import Protocol, cast
@@ -13,7 +13,7 @@ from push1st.messages import Reply
 
 
 class Client(Subscriber, Protocol):
-    """The parts of a session that the node uses."""
+    """The properties and methods of a session that the node uses."""
 
     @property
     def prefix(self) -> str: ...
@@ -26,30 +26,30 @@ class Client(Subscriber, Protocol):
 
 
 class Outlet(Protocol):
-    """The connection of a session, or the owner of its outbox."""
+    """The object that sends the replies of a session: its connection, or the owner of its outbox."""
 
     def send(self, reply: Reply) -> None: ...
 
     def close(self, code: int, reason: str) -> None: ...
 
     def fail(self) -> None:
-        """Ends the connection after an unexpected exception, and logs the trace of the exception being handled."""
+        """Logs the unexpected exception that is being handled, with its trace, and ends the connection."""
 
 
 class App:
-    """An app on this worker: its configuration, all that is derived from the configuration, and its clients.
+    """An app on this worker: its configuration, the values derived from the configuration, and the app's clients.
 
-    The configuration may change while the worker runs (`Node.configure`). Other objects read it from here. An object that must
-    store a derived value is updated by `Node.on_configured`.
+    The configuration may change while the worker runs (`Node.configure`), so other objects read it from `App.config`. A
+    function in `Node.on_configured` updates each value that is derived from the configuration and stored elsewhere.
 
-    version: grows with each change of the configuration.
-    hook_kinds: the kinds of hook events that the app's hooks want.
-    backend_decides: the operations about which the app's backend decides; each with a function that returns whether it decides
-    about a channel.
-    publishes, reads: the token buckets of the API's rates.
-    counts_connections: whether the broker counts the connections of this app.
-    held: events for clients that have just signed in; None while there are no such clients.
-    uncounted: connections that the broker has not counted.
+    `version`: a number that grows with each change of the configuration.
+    `hook_kinds`: the kinds of hook events that the app's hooks receive.
+    `backend_decides`: the operations that need a decision of the app's backend. The value of an operation is a function that
+    returns whether the backend decides about a given channel.
+    `publishes`, `reads`: the token buckets that limit the API's events and reads a second.
+    `counts_connections`: whether the broker counts the connections of this app.
+    `held`: the events that are held for clients that have just signed in; None while there are no such clients.
+    `uncounted`: the connections that the broker has not counted yet.
     """
 
     __slots__ = (
@@ -76,10 +76,10 @@ class App:
     def configure(self, config: AppConfig, now: float) -> None:
         """Applies a configuration. Clients stay connected, and their next commands follow the new configuration.
 
-        The broker counts new connections from the first configuration with a limit of connections on, even if a later one has no
-        limit. So each connection that was counted is taken out of the count when it ends.
+        After the first configuration that limits the number of connections, the broker counts every new connection, even if a
+        later configuration has no such limit. So the count always includes each connection that ends.
 
-        now: seconds on `Clock.monotonic`.
+        `now`: the time in seconds on `Clock.monotonic`.
         """
         self.config = config
         self.version += 1

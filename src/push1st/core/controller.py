@@ -1,8 +1,7 @@
 """Requests and messages between the workers that share a broker.
 
-A worker can request the sessions on a channel, and the number of connections that a message reaches, from all workers. A
-component of a worker can also handle a topic of its own: it answers requests and receives messages that other workers send to
-this topic.
+A worker can request two values from all workers: the list of sessions on a channel, and the number of connections that a message
+reaches. A component of a worker can also register a handler for requests and messages that other workers send to a topic.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -16,13 +15,13 @@ from push1st.errors import Refused
 from push1st.messages import API, NODE_MESSAGE, Message, Options
 
 SESSIONS = b"sessions"
-"""requests the sessions on a channel"""
+"""the request for the list of sessions on a channel"""
 REACH = b"reach"
-"""requests the number of connections that a message reaches; the message follows"""
+"""the beginning of a request for the number of connections that a message reaches; the message follows"""
 
 
 class SessionInfo(msgspec.Struct, frozen=True, array_like=True):
-    """A connection on a channel, on any worker."""
+    """A connection, on any worker, that is subscribed to a channel."""
 
     id: str
     ip: str
@@ -33,9 +32,10 @@ _message = msgspec.msgpack.Decoder(Message)
 
 
 class TopicHandler(msgspec.Struct, frozen=True):
-    """A component of this worker that handles a topic of its own.
+    """The functions of this worker that handle requests and messages on one topic.
 
-    on_request: returns the reply to a request of another worker. on_message: receives a message from another worker.
+    `on_request`: a function that returns the reply to a request of another worker.
+    `on_message`: a function that receives a message from another worker.
     """
 
     on_request: Callable[[bytes], bytes]
@@ -43,9 +43,10 @@ class TopicHandler(msgspec.Struct, frozen=True):
 
 
 class Controller:
-    """Sends requests and messages to other workers, and replies to theirs.
+    """Sends requests and messages to other workers, and answers the requests of other workers.
 
-    live: the apps in use on this worker, by id. stamp: returns the id and the time of a message.
+    `live`: the apps in use on this worker, by app id.
+    `stamp`: a function that returns the id and the time of a new message.
     """
 
     __slots__ = ("_broker", "_handlers", "_live", "_stamp")
@@ -61,7 +62,7 @@ class Controller:
 
     @property
     def shared(self) -> bool:
-        """Whether there may be other workers."""
+        """Whether other workers may share this worker's broker."""
         return self._broker.shared
 
     async def listed(self, app: App, channel: str) -> list[SessionInfo]:
@@ -70,26 +71,26 @@ class Controller:
         return [one for reply in replies for one in _listed.decode(reply)]
 
     async def reach(self, app: App, channel: str, exclude: str, options: Options) -> int:
-        """Returns the number of subscribers that a message with a target or an exclusion reaches. Each worker counts its own."""
+        """Returns the number of subscribers, on all workers, that a message with a target or an excluded connection reaches."""
         message = Message(app.config.id, channel, "", b"", 0, 0, API, exclude, delivery=options.delivery, target=options.session)
         replies = await self._broker.request(app.config.id, channel, REACH + msgspec.msgpack.encode(message))
         return sum(map(int, replies))
 
     def reply(self, app: str, channel: str, request: bytes) -> bytes:
-        """Returns this worker's reply to a request about a channel or topic of an app; b"" if it has none."""
+        """Returns this worker's reply to a request about a channel or topic of an app; b"" if the worker has no reply."""
         live = self._live.get(app)
         handler = self._handlers.get((app, channel))
         if handler is not None:
             return handler.on_request(request)
         if request.startswith(REACH):
             return b"0" if live is None else b"%d" % live.tenant.reach(_message.decode(request[len(REACH) :]))
-        if request != SESSIONS:  # the topic had a handler here, which has ended
+        if request != SESSIONS:  # the topic's handler on this worker has been removed
             return b""
         found = [] if live is None else live.sessions(channel)
         return msgspec.msgpack.encode([SessionInfo(client.id, client.ip) for client in found])
 
     async def handle_topic(self, app: App, topic: str, handler: TopicHandler) -> None:
-        """Passes requests and messages on a topic to a handler. Returns when the broker has confirmed it. Raises Refused(503)."""
+        """Registers the handler of a topic. Returns when the broker has confirmed the subscription. Raises Refused(503)."""
         self._handlers[app.config.id, topic] = handler
         try:
             await self._broker.subscribe(app.config.id, topic)
@@ -98,18 +99,18 @@ class Controller:
             raise
 
     async def release_topic(self, app: App, topic: str) -> None:
-        """Ends the handling of a topic. Does nothing if this worker has no handler for it."""
+        """Removes the handler of a topic. Does nothing if the topic has no handler on this worker."""
         if self._handlers.pop((app.config.id, topic), None) is not None:
             await self._broker.unsubscribe(app.config.id, topic)
 
     async def request(self, app: App, topic: str, request: bytes) -> Sequence[bytes]:
-        """Returns the replies of the handlers of a topic, as far as they come in time. Raises Refused(503)."""
+        """Sends a request to the handlers of a topic; returns the replies that arrive in time. Raises Refused(503)."""
         return [reply for reply in await self._broker.request(app.config.id, topic, request) if reply]
 
     def send_to_topic(self, app: App, topic: str, data: bytes, lost: Callable[[], object]) -> None:
-        """Sends a message to the handler of a topic on another worker. Messages of one turn arrive in their order.
+        """Sends a message to the handler of a topic on another worker. Messages that are sent in one loop turn arrive in order.
 
-        lost: called if the broker is away, or has not confirmed the message.
+        `lost`: a function that is called if the broker is away, or does not confirm the message.
         """
         spawn(self._send(Message(app.config.id, topic, NODE_MESSAGE, data, *self._stamp()), lost))
 

@@ -1,8 +1,8 @@
 """Subscription counts: the number of a channel's subscribers, sent to these subscribers (Pusher protocol, section 3).
 
-After the first change of a channel, its count is sent at once. `Counts.tick`, once a second, combines the later changes into one
-count, so thousands of clients that subscribe and unsubscribe cost little more than one. A channel with more than `LARGE_CHANNEL`
-subscribers gets one count in `COUNT_SECONDS`, from whichever worker claims it first.
+After the first change of a channel, the worker sends its count at once. `Counts.tick` runs once a second, and sends one count
+for all later changes of a channel. So a worker sends few counts even if thousands of clients subscribe and unsubscribe. A
+channel with more than `LARGE_CHANNEL` subscribers gets one count in `COUNT_SECONDS`, from the worker that first claims it.
 """
 
 from asyncio import sleep
@@ -17,16 +17,16 @@ from push1st.errors import Refused
 from push1st.messages import HookEvent, subscription_count
 
 LARGE_CHANNEL = 100
-"""subscribers; a larger channel gets its count less often"""
+"""the number of subscribers above which a channel gets its count less often"""
 COUNT_SECONDS = 5
-"""between two counts of a large channel; other channels get a count every second (Pusher protocol, section 3)"""
+"""the seconds between two counts of a large channel; other channels get a count every second (Pusher protocol, section 3)"""
 MAX_COUNTED = 1000
-"""deliveries of counts in a second; further counts wait for the next tick, which pauses for other work after so many
-deliveries"""
+"""the maximum number of deliveries of counts between two ticks; further counts wait for the next tick. After this number of
+deliveries, a tick lets other tasks of the event loop run."""
 
 
 class Counts:
-    """The subscription counts that this worker sends. stamp: returns the id and the time of a message."""
+    """Sends subscription counts. `stamp`: a function that returns the id and the time of a new message."""
 
     __slots__ = ("_broker", "_clock", "_counted", "_deliveries", "_due", "_hook_events", "_is_ticking", "_roster", "_stamp")
 
@@ -37,18 +37,18 @@ class Counts:
         self._roster: Roster
         self._hook_events: HookEvents
         self._due: dict[tuple[str, str], App] = {}
-        """channels whose count the next tick sends"""
+        """the channels whose count the next tick sends, each with its app"""
         self._counted: set[tuple[str, str]] = set()
-        """channels whose subscribers have received a count since the last tick"""
+        """the channels whose subscribers have received a count since the last tick"""
         self._deliveries = 0
-        """deliveries of these counts"""
+        """the number of deliveries of counts since the last tick"""
         self._is_ticking = False
 
     def open(self, broker: Broker, roster: Roster, hook_events: HookEvents) -> None:
         self._broker, self._roster, self._hook_events = broker, roster, hook_events
 
     async def send(self, app: App, name: str) -> None:
-        """Sends the count of a channel after a change, now or with the next tick. The app has opted in."""
+        """Sends the count of a channel after a change, now or with the next tick. Only for apps with `subscription-count`."""
         if name.startswith("#") or kind_of(name).presence:
             return
         key = app.config.id, name
@@ -58,7 +58,7 @@ class Counts:
             self._deliveries += await self._send(app, key)
 
     def later(self, app: App, name: str) -> None:
-        """Sends the count of a channel with the next tick. The app has opted in."""
+        """Queues the count of a channel for the next tick. Only for apps with `subscription-count`."""
         self._due[app.config.id, name] = app
 
     async def _send(self, app: App, key: tuple[str, str]) -> int:
@@ -79,7 +79,7 @@ class Counts:
             if "counted" in app.hook_kinds:
                 self._hook_events.report(HookEvent("counted", *key, self._clock.wall(), count=sent))
             occupancy = await self._roster.channel(*key)
-            if occupancy is not None and occupancy.subscriptions != sent:  # another worker may have sent a newer number first
+            if occupancy is not None and occupancy.subscriptions != sent:  # another worker may have sent a newer count before
                 self._due[key] = app
             return sent
         except Refused:
@@ -89,7 +89,7 @@ class Counts:
     async def tick(self) -> None:
         """Sends the counts that are due. Called once a second.
 
-        If the broker is slow, a call returns at once while an earlier call has not ended.
+        Returns at once if the broker is so slow that the previous call has not ended.
         """
         if self._is_ticking:
             return
@@ -99,7 +99,7 @@ class Counts:
             self._deliveries = sent = 0
             for key, app in list(self._due.items()):
                 sent += 1 + await self._send(app, key)
-                if sent >= MAX_COUNTED:  # other work of the loop comes first
+                if sent >= MAX_COUNTED:  # other tasks of the event loop run first
                     sent = 0
                     await sleep(0)
         finally:

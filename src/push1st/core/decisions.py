@@ -1,6 +1,6 @@
-"""Requests to an app's backend: whether a client may connect, subscribe or publish (`authorize` in the configuration).
+"""Requests decisions from an app's backend: whether a client may connect, subscribe or publish (configured by `authorize`).
 
-Each function waits for the reply of the backend, and raises `Refused` if the backend rejects the request or does not reply.
+`subscribe` and `publish` wait for the backend's reply, and raise `Refused` if the backend rejects or does not reply.
 """
 
 import msgspec
@@ -21,14 +21,14 @@ def is_decided(app: App, channel: str) -> bool:
 
 
 async def connect(hooks: Hooks, app: App, client: Client, request: ClientRequest) -> Decision:
-    """Requests a decision about a client that connects. A rejection is in the result, and is not raised."""
+    """Requests a decision about a client that connects. Returns a rejection as part of the decision, and does not raise it."""
     return await hooks.decide(
         Connecting(app.config.id, client.id, client.ip, request.query, request.origin, request.cookie, request.authorization)
     )
 
 
 async def subscribe(hooks: Hooks, app: App, client: Client, command: Subscribe, user: SignedInUser | None) -> Decision:
-    """Returns the decision that a client may subscribe. user: the signed-in user of the client."""
+    """Returns the backend's decision that a client may subscribe. `user`: the signed-in user of the client, or None."""
     user_id = None if user is None else user.id
     answer = await hooks.decide(Subscribing(app.config.id, client.id, client.ip, command.channel, command.channel_data, user_id))
     if answer.refused is not None:
@@ -39,7 +39,7 @@ async def subscribe(hooks: Hooks, app: App, client: Client, command: Subscribe, 
 
 
 async def publish(hooks: Hooks, app: App, client: Client, command: Publish, user_id: str | None) -> bytes:
-    """Returns the data to publish, which the backend may have replaced. user_id: of the member, or of the signed-in user."""
+    """Returns the data to publish, which the backend may have replaced. `user_id`: the id of the member or signed-in user."""
     answer = await hooks.decide(
         Publishing(app.config.id, client.id, client.ip, command.channel, command.event, msgspec.Raw(command.data), user_id)
     )
@@ -53,9 +53,9 @@ async def publish(hooks: Hooks, app: App, client: Client, command: Publish, user
 
 
 def close_code(code: int) -> int:
-    """Returns the close code for a client that the app's backend has rejected with a code.
+    """Returns the close code for a client that the app's backend has rejected. `code`: the code in the backend's reply.
 
-    During the handshake pusher-js reconnects without a pause after 4200 to 4299; after 4100 it waits a second.
+    If a handshake ends with 4200 to 4299, pusher-js reconnects without a pause; after 4100, pusher-js waits a second.
     """
     if code == 503 or 4200 <= code < 4300:
         return 4100

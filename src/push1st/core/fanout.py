@@ -1,20 +1,19 @@
-"""THE HOT PATH: from a message to one write for each subscriber and loop turn.
+"""THE HOT PATH: delivers messages, with one write for each subscriber in a turn of the event loop.
 
-`receive` encodes a message once for each wire, and keeps the frame as pending for the channel. At the end of the loop turn,
-`flush` joins the frames of each lane into one buffer, and writes this buffer to every subscriber of the lane. Nearly all of a
-delivery is the kernel's `send`, so the loops here only call it.
+`receive` encodes a message once for each lane (the subscribers of a channel that share a wire), and adds the frame to the
+lane's pending frames. At the end of the loop turn, `flush` joins the frames of each lane into one buffer, and writes this
+buffer to every subscriber of the lane. A delivery spends nearly all its time in the kernel's `send`.
 
-The rules (invariants 2 to 5), and the functions that keep them:
-- A channel's pending frames go to the subscribers that it had at the time of the message. So `flush_lanes` is called before the
-  subscribers of a lane change.
-- A frame for one connection is sent after all frames that its channels owe the connection. So `direct` calls `flush_subscriber`
-  first, and every flush writes the direct frames first.
-- While more messages come, many subscribers do not get each message in a write of its own. After a flush that wrote many
-  deliveries at once, the next flush waits for as many, for some milliseconds at most (decision 0012). Direct frames do not wait.
-- A lane with many subscribers is written in slices, one in each loop turn. A slice keeps its subscribers; later frames are queued
-  after it.
-- Nothing here waits. A transport that cannot send keeps the bytes in its buffer. If the buffer is full, the transport ends its
-  connection in the next turn. So no write changes the set of subscribers while a loop here iterates over it.
+The rules of the fan-out (invariants 2 to 5), and the functions that keep these rules:
+- A message goes to the subscribers that its channel had at the time. So `flush_lanes` is called before subscribers change.
+- A direct frame, which is for one connection, is written after the earlier frames of the connection's channels. So `direct`
+  calls `flush_subscriber` first. A flush writes direct frames first, because frames of lanes are newer.
+- Under load, several messages to a subscriber share one write. After a flush with many deliveries, the next flush waits until
+  as many deliveries are pending, for some milliseconds at most (decision 0012). Direct frames do not wait.
+- A flush to a lane with many subscribers takes several loop turns. A `Slice` keeps the buffer of the flush, and the subscribers
+  that have not received the buffer. Later frames of the lane are queued after the slice.
+- No function of this module waits. A transport that cannot send keeps the bytes in its buffer. If the buffer is full, the
+  transport ends its connection in the next turn. So no write changes a set of subscribers while a loop iterates over this set.
 """
 
 from collections.abc import Callable, Iterable
@@ -27,17 +26,17 @@ from push1st.messages import Message
 from push1st.metrics import Metrics
 
 SLICE_WRITES = 2048
-"""writes in one loop turn, which take about 15 ms; further writes wait for the next turn"""
+"""the maximum number of writes in one loop turn, which take about 15 ms; further writes wait for the next turn"""
 MAX_PENDING_BYTES = 262_144
-"""bytes that a lane, or the direct frames of a connection, may keep before they are flushed early"""
+"""the pending bytes of a lane, or of a connection's direct frames, above which these frames are flushed early"""
 MAX_OVERRIDES = 32
-"""subscribers of a lane with other frames than the lane; with more of them it is flushed before the end of the turn"""
+"""the number of a lane's subscribers with frames of their own, above which the lane is flushed early"""
 MAX_SLICES = 4
-"""slices of a lane; with more of them the oldest is written at once"""
+"""the maximum number of slices of a lane; when a new slice exceeds this number, the oldest slice is written at once"""
 HOLD_SECONDS_PER_WRITE = 0.000_016
-"""seconds that a flush may wait for each write of the last flush: two to three times the duration of a write"""
+"""the seconds that a flush may wait, for each write of the previous flush: two to three times the duration of a write"""
 MIN_HOLD_SECONDS, MAX_HOLD_SECONDS = 0.001, 0.008
-"""seconds that a flush waits: a shorter wait is not worth a timer, and users would notice a longer one"""
+"""bounds of the seconds that a flush waits: a shorter wait is not worth a timer, and users would notice a longer wait"""
 
 
 class Timer(Protocol):
@@ -48,13 +47,13 @@ class Turns(Protocol):
     """The functions of the event loop that the fan-out uses."""
 
     def call_soon(self, run: Callable[[], None]) -> object:
-        """Calls a function at the end of this loop turn, or of a turn soon after it."""
+        """Calls a function at the end of this turn of the event loop, or soon after it."""
 
     def call_later(self, seconds: float, run: Callable[[], None]) -> Timer: ...
 
 
 class DirectFrames:
-    """Frames for a single connection, which are pending until the end of the turn."""
+    """The pending frames for a single connection, which are written at the end of the loop turn."""
 
     __slots__ = ("frames", "size", "write")
 
@@ -67,7 +66,7 @@ class DirectFrames:
 class Fanout:
     """See the module.
 
-    failed: called in the handler of an exception that a write has raised. The frames of other subscribers are still written.
+    `failed`: a function that is called in the handler of an exception of a write. Other subscribers still get their frames.
     """
 
     __slots__ = (
@@ -98,15 +97,15 @@ class Fanout:
         self._direct: dict[Subscriber, DirectFrames] = {}
         self._scheduled = False
         self._due_deliveries = 0
-        """deliveries that are pending: the sum of the subscribers of all pending messages"""
+        """the number of pending deliveries: a pending message counts once for each of its subscribers"""
         self._delivered = self._wrote = 0
-        """deliveries and writes of the last flush"""
+        """the numbers of deliveries and of writes of the last flush"""
         self._ended = 0.0
-        """the time at which the last flush ended"""
+        """the time at which the last flush ended, in seconds on `Clock.monotonic`"""
         self._timer: Timer | None = None
 
     def receive(self, tenant: Tenant, message: Message) -> int:
-        """Queues a message for its channel's subscribers on this worker; returns their number."""
+        """Queues a message for its channel's subscribers on this worker; returns the number of these subscribers."""
         channel = tenant.channels.get(message.channel)
         if channel is None:
             return 0
@@ -187,7 +186,7 @@ class Fanout:
             self._call_soon(self.turn)
 
     def direct(self, subscriber: Subscriber, frame: bytes) -> None:
-        """Queues a frame for one connection, after all frames that its channels owe the connection."""
+        """Queues a frame for one connection, after all pending frames of the channels to which the connection is subscribed."""
         if self._lanes:
             self.flush_subscriber(subscriber)
         direct = self._direct.get(subscriber)
@@ -200,8 +199,8 @@ class Fanout:
             self._flush_direct_to(subscriber)
 
     def flush_subscriber(self, subscriber: Subscriber) -> None:
-        """Writes all frames that are due to a connection now."""
-        # A connection may have thousands of subscriptions, so a ping must not check the lane of each subscription.
+        """Writes all pending frames of a connection now."""
+        # A connection may have thousands of subscriptions, so the answer to a ping must not cost a check of each subscription.
         mine, due = subscriber.lanes, self._lanes
         lanes = (
             [lane for lane in mine if lane in due]
@@ -220,21 +219,21 @@ class Fanout:
                     self._write((write,), part.buffer)
 
     def flush_lanes(self, lanes: list[Lane]) -> None:
-        """Flushes the pending frames of lanes to their present subscribers, before the subscribers change."""
+        """Writes the pending frames of lanes to the lanes' present subscribers. Called before these subscribers change."""
         for lane in lanes:
             if lane in self._lanes:
                 self._flush_direct()
                 self._flush_lane(lane)
 
     def subscribe(self, tenant: Tenant, subscriber: Subscriber, name: str) -> Lane:
-        """Adds a subscriber to a channel, after the channel's pending frames went to the subscribers before it."""
+        """Writes a channel's pending frames to its present subscribers, and then adds a subscriber. Returns its lane."""
         channel = tenant.channels.get(name)
         if channel is not None:
             self.flush_lanes(channel.lanes)
         return tenant.subscribe(subscriber, name)
 
     def forget(self, subscriber: Subscriber, lanes: Iterable[Lane]) -> None:
-        """Drops the pending frames of a connection that has ended. lanes: the lanes of its subscriptions."""
+        """Drops the pending frames of a connection that has ended. `lanes`: the lanes of the connection's subscriptions."""
         self._direct.pop(subscriber, None)
         for lane in lanes:
             if lane in self._lanes:
@@ -243,7 +242,7 @@ class Fanout:
                     part.remaining.pop(subscriber, None)
 
     def turn(self) -> None:
-        """Ends a loop turn: flushes, or waits for more messages (decision 0012)."""
+        """Called at the end of a loop turn: flushes the pending frames, or waits for more messages (decision 0012)."""
         if self._due_deliveries < self._delivered and self._lanes and self._holds():
             self._scheduled = False
             self._flush_direct()
@@ -251,9 +250,9 @@ class Fanout:
             self.flush()
 
     def _holds(self) -> bool:
-        """Returns whether a flush waits that has fewer deliveries than the last flush, and starts its timer.
+        """Returns whether a flush with fewer deliveries than the last flush waits for more. If it waits, starts the timer.
 
-        It waits only if the last flush has just ended, wrote several messages at once, and took long enough.
+        The flush waits only if the last flush has just ended, wrote several messages at once, and took long enough.
         """
         if self._timer is None:
             seconds = min(HOLD_SECONDS_PER_WRITE * self._wrote, MAX_HOLD_SECONDS)
@@ -280,7 +279,7 @@ class Fanout:
             writes = lane.writes
             frames = lane.frames
             if frames and not lane.slices and not lane.overrides and len(writes) <= budget:
-                # The common case: one buffer for all subscribers of the lane, written at once.
+                # The common case: every subscriber of the lane gets the same buffer in this turn.
                 buffer = frames[0] if len(frames) == 1 else b"".join(frames)
                 lane.frames, lane.size = [], 0
                 del lanes[lane]
@@ -301,7 +300,7 @@ class Fanout:
                 long.append(lane)
             elif not lane.due:
                 del lanes[lane]
-        # Long flushes share the remaining writes of this turn, at least half of them, and go on in turn.
+        # Lanes with slices share the remaining writes of this turn, and have at least half of `SLICE_WRITES` together.
         each = max(budget, SLICE_WRITES // 2) // max(1, len(long)) or 1
         self._wrote = SLICE_WRITES - budget
         for lane in long:
@@ -321,16 +320,16 @@ class Fanout:
                     write(buffer)
                 return
             except Exception:
-                self._failed()  # the loop goes on with the next subscriber
+                self._failed()  # the loop continues with the next subscriber
 
     @property
     def pending(self) -> int:
-        """The bytes of lanes that are pending until the end of the turn."""
+        """The number of bytes that are pending in all lanes."""
         return sum(lane.size for lane in self._lanes)
 
     @property
     def slices(self) -> int:
-        """The number of slices that wait for later turns."""
+        """The number of slices that wait for later turns of the event loop."""
         return sum(len(lane.slices) for lane in self._lanes)
 
     def _flush_direct(self) -> None:
@@ -351,7 +350,7 @@ class Fanout:
             self._write((direct.write,), buffer)
 
     def _flush_lane(self, lane: Lane) -> None:
-        """Writes a lane's pending frames. Makes a slice of them if writing them would take too long."""
+        """Writes a lane's pending frames, or makes a slice of the frames if the lane has too many subscribers for one turn."""
         frames, overrides, writes = lane.frames, lane.overrides, lane.writes
         if not frames and not overrides:
             return

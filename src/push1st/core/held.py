@@ -1,10 +1,10 @@
-"""Events to users, held for clients that have signed in and are about to subscribe (Pusher protocol, section 5).
+"""Holds events to users for clients that have signed in and are about to subscribe (Pusher protocol, section 5).
 
-A client subscribes to its user's channel after it has read `signin_success`. An event that is published within that round
-trip would be lost. So the worker subscribes to the channel's topic before it sends `signin_success`, and holds the events
-until the client subscribes. These clients are not subscribers: they are not in the hub, the roster, counts and hooks.
+A client subscribes to its user's channel after it has read `signin_success`. An event that is published between the sign-in and
+this subscription would be lost. So the worker subscribes to the channel's topic before it sends `signin_success`, and holds the
+events until the client subscribes. Until then the client is no subscriber: it is not in the hub, the roster, counts and hooks.
 
-Pure and synchronous: the node passes the time, and delivers the frames.
+This module is pure and synchronous: the node passes the time, and delivers the frames.
 """
 
 from collections.abc import Callable
@@ -14,13 +14,13 @@ from push1st.messages import Message
 
 MAX_HELD = 100
 MAX_HELD_BYTES = 65_536
-"""frames, and their bytes, that are held for a client; when an event would exceed a limit, the held frames are delivered first"""
+"""the maximum numbers of frames and of bytes that are held for a client; an event that exceeds them is held after a delivery"""
 HELD_SECONDS = 10
-"""for a client to subscribe; after that the held frames are delivered, and no more are held"""
+"""the seconds that a client has to subscribe; then its held frames are delivered, and no more frames are held"""
 
 
 class Hold:
-    """The frames held for a client. until: seconds on the clock of `Held.add`."""
+    """The frames held for a client. `until`: the end of the hold, in seconds on the clock of `Held.add`."""
 
     __slots__ = ("channel", "frames", "size", "until")
 
@@ -32,7 +32,7 @@ class Hold:
 
 
 class Held:
-    """An app's clients that are about to subscribe. deliver: sends a frame to a client."""
+    """The clients of an app that are about to subscribe. `deliver`: a function that sends a frame to a client."""
 
     __slots__ = ("_channels", "_deliver", "_holds")
 
@@ -49,13 +49,13 @@ class Held:
         return channel in self._channels
 
     def add(self, client: Subscriber, channel: str, now: float) -> None:
-        """Begins to hold the events of a channel for a client. A client has one hold; a second call changes nothing."""
+        """Begins to hold the events of a channel for a client. A second call for the same client changes nothing."""
         if client not in self._holds:
             hold = self._holds[client] = Hold(channel, now + HELD_SECONDS)
             self._channels.setdefault(channel, {})[client] = hold
 
     def receive(self, message: Message, now: int) -> None:
-        """Holds an event for the waiting clients that it is addressed to. now: wall clock, nanoseconds."""
+        """Holds an event for each client that waits and is one of its receivers. `now`: the wall clock in nanoseconds."""
         for client, hold in self._channels[message.channel].items():
             is_target = message.target == client.id  # a broadcast excludes its target
             if message.exclude == client.id or is_target == (message.delivery == "broadcast"):
@@ -67,7 +67,7 @@ class Held:
             hold.size += len(frame)
 
     def deliver(self, client: Subscriber) -> str:
-        """Delivers the frames held for a client, and ends its hold. Returns the channel, "" if there was no hold."""
+        """Delivers the frames held for a client, and ends the hold. Returns the channel, or "" if there was no hold."""
         hold = self._holds.get(client)
         if hold is None:
             return ""
@@ -75,7 +75,7 @@ class Held:
         return self.drop(client)
 
     def drop(self, client: Subscriber) -> str:
-        """Drops a client's hold and its frames. Returns the channel, "" if there was no hold."""
+        """Drops the frames held for a client, and ends the hold. Returns the channel, or "" if there was no hold."""
         hold = self._holds.pop(client, None)
         if hold is None:
             return ""
@@ -88,7 +88,7 @@ class Held:
     def due(self, now: float) -> list[Subscriber]:
         """Returns the clients that have not subscribed in time."""
         due = []
-        for client, hold in self._holds.items():  # in the order of `until`
+        for client, hold in self._holds.items():  # holds are in the order of `until`
             if hold.until > now:
                 break
             due.append(client)

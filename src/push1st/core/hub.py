@@ -1,10 +1,10 @@
 """The register of this worker's subscriptions: apps → channels → lanes → subscribers.
 
-Pure and synchronous: the hub sends nothing and knows no protocol. A *lane* is the subscribers of one channel that share a wire.
-Subscribers on one wire get the same frames, so the fan-out keeps the pending frames of a channel in its lanes. A lane keeps its
-subscribers in the order in which they joined.
+Pure and synchronous: the hub sends nothing and knows no protocol. A *wire* encodes messages for one kind of client. A *lane* is
+the subscribers of one channel that share a wire. The subscribers of a lane get the same frames, so the fan-out keeps pending
+frames in lanes. A lane keeps its subscribers in the order in which they joined.
 
-A channel's pending frames must be flushed before its subscribers change (invariant 2). `Fanout.subscribe` and the node do so.
+`Fanout.subscribe` and the node flush a channel's pending frames before the channel's subscribers change (invariant 2).
 """
 
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
@@ -15,21 +15,21 @@ from push1st.messages import Member, Message
 
 Write = Callable[[bytes], object]
 MAX_PREFIX_PARTS = 8
-"""parts of a session prefix, separated by dots, that are indexed; for longer targets a multicast compares connection ids"""
+"""the number of a session prefix's parts, separated by dots, that are indexed. A multicast to a longer prefix compares ids."""
 
 
 class Wire(Protocol):
-    """Encodes messages for one kind of client: codec and framing in one. All clients of the kind share one instance."""
+    """Encodes messages as frames for one kind of client. All clients of this kind share one instance."""
 
     @property
     def name(self) -> str: ...
 
     def message(self, message: Message, now: int) -> bytes:
-        """Returns the frame for all subscribers on this wire. now: wall clock, nanoseconds."""
+        """Returns the frame of a message for all subscribers on this wire. `now`: the wall clock in nanoseconds."""
 
 
 class Subscriber(Protocol):
-    """The parts of a session that the hub and the fan-out use."""
+    """The properties of a session that the hub and the fan-out use."""
 
     @property
     def id(self) -> str: ...
@@ -42,7 +42,7 @@ class Subscriber(Protocol):
 
 
 class Slice:
-    """The rest of a long flush: a buffer, and the subscribers to which it is not written yet."""
+    """The unfinished part of a long flush: a buffer, and the subscribers that have not received this buffer."""
 
     __slots__ = ("buffer", "remaining")
 
@@ -52,10 +52,11 @@ class Slice:
 
 
 class Lane:
-    """The subscribers of a channel on one wire, and the frames that are due to them.
+    """The subscribers of a channel on one wire, and their pending frames.
 
-    frames: for all subscribers, in order. overrides: the frames of subscribers that get other frames (excluded or targeted),
-    in place of `frames`. slices: earlier flushes of which a part is not written yet.
+    `frames`: the pending frames of the subscribers that are not in `overrides`, in order.
+    `overrides`: the pending frames of each subscriber that an event excludes or targets.
+    `slices`: the earlier flushes that are not finished.
     """
 
     __slots__ = ("_subscription", "frames", "overrides", "size", "slices", "wire", "writes")
@@ -67,16 +68,16 @@ class Lane:
         self.size = 0
         self.overrides: dict[Subscriber, list[bytes]] = {}
         self._subscription: Subscription | None = None
-        """of all subscribers that are no members"""
+        """the common subscription of all subscribers that are not members"""
         self.slices: list[Slice] = []
 
     @property
     def due(self) -> bool:
-        """Whether frames are pending, or a slice is not written completely."""
+        """Whether frames are pending, or a slice is not finished."""
         return bool(self.frames or self.overrides or self.slices)
 
     def subscription(self, member: Member | None) -> "Subscription":
-        """Returns the subscription of a subscriber of this lane, for its session."""
+        """Returns the subscription to this lane. `member`: the subscriber's member on a presence channel, or None."""
         if member is not None:
             return Subscription(self, member)
         if self._subscription is None:
@@ -89,10 +90,10 @@ class Lane:
 
 
 class Subscription:
-    """A client's subscription to a channel, as the session of the client refers to it by the channel's name.
+    """A client's subscription to a channel, which the client's session stores by the channel's name.
 
-    lane: the lane of the channel that has the client. member: the client's member, on presence channels.
-    Subscriptions of one lane without a member are equal, so they share one object, and cost no memory for each client.
+    `lane`: the lane of the channel that contains the client. `member`: the client's member on a presence channel, or None.
+    The subscriptions of a lane without a member are one object, so they cost no memory for each client.
     """
 
     __slots__ = ("lane", "member")
@@ -103,7 +104,7 @@ class Subscription:
 
 
 class LanesOf(Collection[Lane]):
-    """The lanes of subscriptions, without a copy: a client may have thousands."""
+    """The lanes of a client's subscriptions, as a view and not a copy, because a client may have thousands of subscriptions."""
 
     __slots__ = ("_subscriptions",)
 
@@ -131,7 +132,7 @@ class Channel:
         self.lanes: list[Lane] = []
 
     def lane(self, wire: Wire) -> Lane | None:
-        """Returns the lane of a wire, or None if the channel has no subscriber on it."""
+        """Returns the lane of a wire, or None if the channel has no subscriber on this wire."""
         for lane in self.lanes:
             if lane.wire is wire:
                 return lane
@@ -156,14 +157,14 @@ class Tenant:
         self.prefixes: dict[str, set[Subscriber]] = {}
 
     def connect(self, subscriber: Subscriber, prefix: str = "") -> None:
-        """Registers a session. prefix: the first part of its id, by which a multicast finds the session."""
+        """Registers a session. `prefix`: the first part of the session's id, by which a multicast finds the session."""
         self.sessions[subscriber.id] = subscriber
         if prefix:
             for part in _parts(prefix):
                 self.prefixes.setdefault(part, set()).add(subscriber)
 
     def disconnect(self, subscriber: Subscriber, prefix: str = "") -> None:
-        """Removes a session from the register. Its subscriptions are removed by `unsubscribe`."""
+        """Removes a session from the register, but not its subscriptions, which `unsubscribe` removes."""
         self.sessions.pop(subscriber.id, None)
         for part in _parts(prefix):
             group = self.prefixes.get(part)
@@ -173,7 +174,7 @@ class Tenant:
                     del self.prefixes[part]
 
     def subscribe(self, subscriber: Subscriber, name: str) -> Lane:
-        """Adds a subscriber to a channel, and returns its lane. A second call for the same channel changes nothing."""
+        """Adds a subscriber to a channel, and returns the subscriber's lane. A second call for the channel changes nothing."""
         channel = self.channels.get(name)
         if channel is None:
             channel = self.channels[name] = Channel(name, kind_of(name))
@@ -185,7 +186,7 @@ class Tenant:
         return lane
 
     def unsubscribe(self, subscriber: Subscriber, name: str) -> bool:
-        """Removes a subscriber from a channel. Returns whether it was the last one; then the channel is removed, too."""
+        """Removes a subscriber from a channel, and an empty channel from the register. Returns whether the channel is removed."""
         channel = self.channels.get(name)
         if channel is None:
             return False
@@ -203,7 +204,7 @@ class Tenant:
         return True
 
     def targets(self, message: Message) -> Iterable[Subscriber]:
-        """Returns the target connections of a unicast or multicast, whether they are subscribed to its channel or not."""
+        """Returns the target connections of a unicast or multicast, even if they are not subscribed to the message's channel."""
         target = message.target
         if message.delivery == "unicast":
             one = self.sessions.get(target)
@@ -228,7 +229,7 @@ class Tenant:
 
 
 def _parts(prefix: str) -> Iterator[str]:
-    """Yields the prefixes under which a session prefix is indexed: `a` and `a.b` for `a.b`. At most `MAX_PREFIX_PARTS`."""
+    """Yields the prefixes under which a session prefix is indexed: `a` and `a.b` for `a.b`. Yields at most `MAX_PREFIX_PARTS`."""
     at = -1
     for _ in range(MAX_PREFIX_PARTS):
         at = prefix.find(".", at + 1)

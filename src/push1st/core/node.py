@@ -1,8 +1,8 @@
 """The logic of one worker: applies the commands of sessions and the calls of the API to the hub, the roster and the broker.
 
-The order of the steps here keeps the promises of the fan-out (invariants 1 and 2). No `await` is between reading and changing
-shared state. A channel's pending frames are flushed before its subscribers change. After a wait, a method checks whether the
-client has left in the meantime, and undoes its effects then.
+The methods keep invariants 1 and 2 by the order of their steps. No `await` is between reading and changing shared state. A
+channel's pending frames are flushed before its subscribers change. After an `await`, a method checks whether the client is still
+connected. If the client has left, the method undoes its own changes.
 
 The parts of the node have modules of their own: `topics`, `counts`, `reports`, `signins` and `controller`.
 """
@@ -52,7 +52,7 @@ WORKER_BITS = 10
 class SessionState(msgspec.Struct, frozen=True):
     """The subscriptions and the user of a session that has ended.
 
-    subscriptions: by the channel. topics: lanes of the topics of its user, by the topic.
+    `subscriptions`: the session's subscriptions by channel name. `topics`: the lanes of the user's topics, by topic.
     """
 
     subscriptions: dict[str, Subscription]
@@ -61,21 +61,22 @@ class SessionState(msgspec.Struct, frozen=True):
 
 
 class Siblings(Protocol):
-    """The other workers of this machine. number: the number of this worker among all of them."""
+    """The other workers of this machine. `number`: the number of this worker among all workers of the machine."""
 
     number: int
 
     async def metrics(self) -> Sequence[tuple[int, bytes]]:
-        """Returns the number and the `api.server.snapshot` of each worker that replies in time."""
+        """Returns a pair for each worker that replies in time: its number, and the result of its `api.server.snapshot`."""
 
     async def hooks(self, app: str) -> Sequence[bytes]:
-        """Returns the `api.hooks.states` of an app on each worker that replies in time."""
+        """Returns the result of `api.hooks.states` for an app, from each worker that replies in time."""
 
 
 class Node:
-    """The node of one worker. It gives commands and calls their effects on the hub, the fan-out, the broker and the hooks.
+    """The node of one worker: it applies commands and API calls to the hub, the fan-out, the broker and the hooks.
 
-    random: returns an unpredictable number of so many bits. worker: the number of this worker in the cluster, below 1024.
+    `random`: a function that returns an unpredictable number with the given number of bits.
+    `worker`: the number of this worker in the cluster, below 1024.
     """
 
     def __init__(
@@ -89,14 +90,14 @@ class Node:
         self.draining = False
         """whether the server is stopping, so that clients are disconnected and new clients are rejected"""
         self.replaced = False
-        """whether another worker has taken over the sockets of this worker, so that this worker gets no new clients"""
+        """whether another worker has taken over the listening sockets of this worker, so that this worker gets no new clients"""
         self.siblings: Siblings | None = None
         self._random = random
         self.worker = worker
         self._last_id = 0
         self._live: dict[str, App] = {}
         self.on_configured: list[Callable[[AppConfig], object]] = []
-        """functions that update values derived from a configuration outside of `App`; called with each changed configuration"""
+        """functions that are called with each changed configuration, and update values that other objects derive from it"""
         self.local_roster = LocalRoster()
         self.topics = ClientTopics()
         self.controller = Controller(self._live, self.stamp)
@@ -111,7 +112,7 @@ class Node:
     async def open(
         self, broker: Broker, roster: Roster, users: Users, quotas: Quotas, hook_events: HookEvents, hooks: Hooks
     ) -> None:
-        """Connects to the broker. Nothing may be published or subscribed to before. Raises Refused(503)."""
+        """Connects to the broker. Publishing and subscribing are possible only after this call. Raises Refused(503)."""
         self._broker, self._roster, self._quotas, self.hooks = broker, roster, quotas, hooks
         self.topics.open(broker)
         self.controller.open(broker)
@@ -126,7 +127,7 @@ class Node:
     # Apps and connections
 
     def app(self, config: AppConfig) -> App:
-        """Returns the app of a configuration; makes it at its first use."""
+        """Returns the app of a configuration, and creates the app when it is first used."""
         app = self._live.get(config.id)
         if app is None:
             app = self._live[config.id] = App(config, self.clock.monotonic())
@@ -135,7 +136,7 @@ class Node:
     def configure(self, config: AppConfig) -> None:
         """Applies the changed configuration of an app. A source of apps calls this when `Apps` returns the new configuration.
 
-        The id of the app stays, and its clients stay connected.
+        The app keeps its id, and the app's clients stay connected.
         """
         app = self._live.get(config.id)
         if app is not None:
@@ -145,19 +146,19 @@ class Node:
             apply(config)
 
     def live(self) -> Sequence[App]:
-        """Returns the apps that have been used since the start."""
+        """Returns the apps that have been used since the start of this worker."""
         return tuple(self._live.values())
 
     def new_id(self, prefix: str = "") -> str:
-        """Returns a new id of a session: `NUMBER.NUMBER`, or `PREFIX.NUMBER.NUMBER` (Push1st API, section 7)."""
+        """Returns a new session id: `NUMBER.NUMBER`, or `PREFIX.NUMBER.NUMBER` (Push1st API, section 7)."""
         bits = self._random(64)
         number = f"{bits >> 32}.{bits & 0xFFFFFFFF}"
         return f"{prefix}.{number}" if prefix else number
 
     def connect(self, app: App, client: Client) -> Suspended[bool] | None:
-        """Registers a session. Raises Disconnect(4004) if the app has all the connections that it may have.
+        """Registers a session. Raises Disconnect(4004) if the app has reached its limit of connections.
 
-        Returns None, or the request to a shared broker that counts the connection; `admit` waits for its reply.
+        Returns the pending request to the broker that counts the connection, for `admit`; None if no request is pending.
         """
         most = app.config.limits.connections
         admission = None
@@ -180,14 +181,14 @@ class Node:
         app.uncounted.discard(client)
 
     async def withdraw(self, app: App, client: Client, admission: Suspended[bool]) -> None:
-        """Takes a connection out of the quota that has ended before the broker has counted it. admission: from `connect`."""
+        """Waits until the broker has counted a connection that has ended, and undoes it. `admission`: the result of `connect`."""
         with suppress(Disconnect):
             await self.admit(app, client, admission)
 
     async def disconnect(self, app: App, client: Client, left: SessionState) -> None:
         """Removes a session that has ended from its channels, its topics and the counts.
 
-        The pending frames of its channels are dropped for this session, and stay pending for other subscribers.
+        Pending frames of the session's channels are dropped for this session, and stay pending for other subscribers.
         """
         tenant, id = app.tenant, app.config.id
         self.fanout.forget(client, (*(one.lane for one in left.subscriptions.values()), *left.topics.values()))
@@ -211,7 +212,7 @@ class Node:
     # Channels
 
     async def subscribe(self, app: App, client: Client, name: str, member: Member | None) -> tuple[Subscription, Joined]:
-        """Subscribes a client to a channel; returns the subscription, and the channel's state then. Raises Refused."""
+        """Subscribes a client to a channel; returns the subscription, and the channel's state at that time. Raises Refused."""
         id = app.config.id
         self.topics.want(app, name)
         try:
@@ -230,7 +231,7 @@ class Node:
                 await self.topics.release(app, name)
 
     def replay(self, app: App, client: Client, name: str, cached: CachedEvent | None) -> Replayed | CacheMissed:
-        """Returns the reply to a new subscriber of a cache channel, after `Subscribed`: its last event, or that it has none."""
+        """Returns the reply that follows `Subscribed` on a cache channel: the channel's last event, or `CacheMissed`."""
         if cached is not None:
             return Replayed(cached.message, self.clock.wall())
         if "cache-missed" in app.hook_kinds:
@@ -238,7 +239,7 @@ class Node:
         return CacheMissed(name)
 
     async def unsubscribe(self, app: App, client: Client, name: str, subscriptions: dict[str, Subscription]) -> None:
-        """Ends a client's subscription, after its pending frames are written. subscriptions: of the client's session."""
+        """Ends a subscription after the client's pending frames are written. `subscriptions`: all subscriptions of the client."""
         channel = app.tenant.channels.get(name)
         if channel is not None:
             self.fanout.flush_lanes(channel.lanes)
@@ -248,9 +249,9 @@ class Node:
         await self._leave(app, client, name, member)
 
     async def _leave(self, app: App, client: Client, name: str, member: Member | None) -> None:
-        """Removes a client from the roster, reports that it has left, and releases the topic.
+        """Reports that a client has left a channel, removes the client from the roster, and releases the topic.
 
-        If the broker is away, the roster is not changed here: the node corrects it when it registers again.
+        If the broker is away, the roster stays unchanged until the node registers with the broker again.
         """
         if "left" in app.hook_kinds:
             self.reports.report(app, "left", name, client.id, member)
@@ -274,11 +275,11 @@ class Node:
         await self.counts.tick()
 
     async def terminate(self, app: App, user_id: str) -> None:
-        """Disconnects a user on all workers: all connections on which the user has signed in."""
+        """Disconnects all connections, on all workers, on which a user has signed in."""
         await resolve(self._broker.publish(Message(app.config.id, session_topic(user_id), TERMINATE, b"{}", *self.stamp())))
 
     async def members(self, app: App, channel: str, *, local_view: bool = False) -> tuple[Member, ...]:
-        """Returns the members of a presence channel. local_view: as for `Roster.members`."""
+        """Returns the members of a presence channel. `local_view`: see `Roster.members`."""
         return await self._roster.members(app.config.id, channel, local_view=local_view)
 
     async def channels(self, app: App, prefix: str = "") -> Sequence[Occupancy]:
@@ -296,7 +297,7 @@ class Node:
     def stamp(self) -> tuple[int, int]:
         """Returns a new message id, and the wall clock in nanoseconds.
 
-        An id has the time in its upper bits and the number of the worker in its lower bits. The ids of a worker only grow.
+        An id has the time in its upper bits and the number of the worker in its lower bits. The ids of a worker always increase.
         """
         now = self.clock.wall()
         id = now >> WORKER_BITS
@@ -326,9 +327,9 @@ class Node:
         )
 
     def receive(self, message: Message) -> int:
-        """Delivers a message from the broker to this worker's subscribers; returns their number.
+        """Delivers a message from the broker to this worker's subscribers; returns the number of these subscribers.
 
-        The broker also passes the messages that this worker has published.
+        The broker also passes messages that this worker itself has published.
         """
         app = self._live.get(message.app)
         if app is None:

@@ -1,17 +1,17 @@
 """Keeps the output of a session while the session has no connection, or while its connection has no room.
 
 A session may outlive its connections. For example, a client of the HTTP fallbacks has no connection between two requests, and an
-MQTT client may be offline for days. Such a session has an outbox and an *owner*. The owner is an object of the transport that
-exists as long as the session.
+MQTT client may be offline for days. A session that outlives its connections has an outbox and an *owner*. The owner is an object
+of the transport that ends with the session.
 
-An outbox holds *items* and knows no bytes. The owner defines what an item is: for example some whole frames, or a message
-that gets its packet id only when a connection takes it. An owner that keeps only some items passes only these to
-`Outbox.write`. The owner provides:
+An outbox holds *items* and does not depend on their content. The owner defines the type of an item: for example several whole
+frames, or a message that gets its packet id only when a connection sends it. An owner that keeps only some items passes only
+these items to `Outbox.write`. The owner provides:
 
-- a policy: the bounds of the outbox, the size of an item, and what happens when an item exceeds a bound;
-- `on_full`, which ends the session, if the policy does not drop items;
+- a policy: the bounds of the outbox, the size of an item, and the reaction to an item that exceeds a bound;
+- `on_full`, which ends the session when an item exceeds a bound, unless the policy drops items;
 - a connection for `Session.attach`, which turns items into bytes (`AttachedConnection`);
-- a timer that calls `Session.expire` at the time `until`, such as the sweep of a worker.
+- a timer, such as the sweep of a worker, that calls `Session.expire` at the time `Outbox.until`.
 
 A session without an outbox ends with its connection, and does not use this module.
 """
@@ -26,7 +26,7 @@ class AttachedConnection(Protocol[Item]):
     """A connection to which a session with an outbox is attached."""
 
     def take(self, item: Item) -> Item | None:
-        """Sends a new item. Returns the part for which the connection has no room, or None. May be called within a flush."""
+        """Sends a new item. Returns the part for which the connection has no room, or None. A flush may call this method."""
 
     def resume(self, items: list[Item]) -> list[Item]:
         """Sends items of the outbox, oldest first. Returns the items for which the connection has no room, in order."""
@@ -36,17 +36,17 @@ class OutboxOwner(Protocol):
     """The owner of a session with an outbox."""
 
     def on_full(self) -> None:
-        """Ends the session at the end of the turn, because an item exceeded a bound. May be called within a flush."""
+        """Ends the session at the end of the loop turn, because an item exceeded a bound. A flush may call this method."""
 
 
 class OutboxPolicy(Generic[Item]):
-    """The bounds of an outbox, and what happens when an item exceeds a bound. All sessions of a protocol share one policy.
+    """The bounds of an outbox, and the reaction to an item that exceeds a bound. All sessions of a protocol share one policy.
 
-    max_size: the bytes of all items together.
-    max_items: the number of items; 0 is no bound.
-    size_of: returns the bytes of an item.
-    drops_oldest: whether the outbox drops its oldest items to stay within its bounds. Otherwise the item that exceeds a bound
-    is the last one that the outbox keeps, and the owner ends the session (`OutboxOwner.on_full`).
+    `max_size`: the maximum number of bytes of all items together.
+    `max_items`: the maximum number of items; 0 stands for no maximum.
+    `size_of`: a function that returns the number of bytes of an item.
+    `drops_oldest`: whether the outbox drops its oldest items to stay within its bounds. If not, the outbox keeps no item after an
+    item that exceeds a bound, and the owner ends the session (`OutboxOwner.on_full`).
     """
 
     __slots__ = ("drops_oldest", "max_items", "max_size", "size_of")
@@ -59,7 +59,7 @@ class OutboxPolicy(Generic[Item]):
 
 
 class Outbox(Generic[Item]):
-    """The items that are due to one session, in order."""
+    """The items that wait to be sent to the client of one session, in order."""
 
     __slots__ = ("_connection", "_items", "_owner", "_policy", "dropped", "is_full", "size", "until")
 
@@ -69,9 +69,9 @@ class Outbox(Generic[Item]):
         self._connection: AttachedConnection[Item] | None = None
         self._items: list[Item] = []
         self.size = 0
-        """bytes of all items"""
+        """the number of bytes of all items"""
         self.is_full = False
-        """whether an item has exceeded a bound and the session must end; the outbox discards all further items"""
+        """whether an item has exceeded a bound, so that the session must end; all further items are discarded"""
         self.dropped = 0
         """the number of items that were dropped to stay within the bounds"""
         self.until = 0.0
@@ -88,7 +88,7 @@ class Outbox(Generic[Item]):
         return self._connection is not None
 
     def write(self, item: Item) -> None:
-        """Sends an item after all items that wait, or keeps the part for which the connection has no room."""
+        """Sends an item after all items that wait, or keeps the part of the item for which the connection has no room."""
         if self.is_full:
             return
         if self._connection is not None and not self._items:
@@ -115,17 +115,17 @@ class Outbox(Generic[Item]):
             self.dropped += 1
 
     def attach(self, connection: AttachedConnection[Item]) -> None:
-        """Sends all items that wait on a new connection, and then all further items."""
+        """Sends all kept items, and then all further items, on a new connection."""
         self._connection = connection
         self.resume()
 
     def resume(self) -> None:
-        """Sends items that wait, because the connection has room again."""
+        """Sends the items that wait, because the connection has room again."""
         if self._items and self._connection is not None:
             self.restore(self._connection.resume(self.take_all()))
 
     def detach(self, until: float) -> None:
-        """Keeps all further items. until: when the session expires, unless it gets a connection earlier."""
+        """Keeps all further items. `until`: when the session expires, unless the session gets a connection earlier."""
         self._connection = None
         self.until = until
 
@@ -135,10 +135,10 @@ class Outbox(Generic[Item]):
         return items
 
     def restore(self, items: list[Item]) -> None:
-        """Puts items back in front of all others, because no connection has taken them."""
+        """Puts items back before all other items, because no connection has sent them."""
         self._items[:0] = items
         self.size += sum(map(self._policy.size_of, items))
 
     def clear(self) -> None:
-        """Drops all items, and accepts items again if one had exceeded a bound."""
+        """Drops all items, and accepts new items, even if an item had exceeded a bound."""
         self._items, self.size, self.is_full = [], 0, False

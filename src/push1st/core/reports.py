@@ -1,4 +1,4 @@
-"""Hook events of sessions and channels, as this worker reports them to the broker.
+"""Reports the hook events of this worker's sessions and channels to the broker.
 
 Callers check `App.hook_kinds` first, so an event that no hook wants costs nothing.
 """
@@ -9,11 +9,11 @@ from push1st.core.app import App
 from push1st.messages import HookEvent, HookEventKind, Member, Publish
 
 MAX_TTL = 1 << 53
-"""seconds; a longer time to live counts as this one, because brokers store 64 bits"""
+"""the maximum seconds of a time to live; a longer time is reduced to this value, because brokers store 64 bits"""
 
 
 class Reports:
-    """Reports hook events, except those of the channels of single users: names that begin with `#`."""
+    """Reports hook events, except events of the channels of single users, whose names begin with `#`."""
 
     __slots__ = ("_clock", "_hook_events")
 
@@ -25,7 +25,7 @@ class Reports:
         self._hook_events = hook_events
 
     def report(self, app: App, kind: HookEventKind, channel: str, socket_id: str = "", member: Member | None = None) -> None:
-        """Reports an event of a channel, for kinds that are in `app.hook_kinds`."""
+        """Reports an event of a channel. `kind`: one of the kinds in `app.hook_kinds`."""
         if not channel.startswith("#"):
             user_id, info = (None, b"null") if member is None else (member.user_id, member.info)
             self._hook_events.report(HookEvent(kind, app.config.id, channel, self._clock.wall(), socket_id, user_id, info))
@@ -33,9 +33,9 @@ class Reports:
     def client_event(
         self, app: App, event: Publish, data: bytes, stamp: tuple[int, int], socket_id: str, member: Member | None
     ) -> None:
-        """Reports a client event, for apps that have `client-event` in `app.hook_kinds`.
+        """Reports a client event. Called only if `client-event` is in `app.hook_kinds`.
 
-        data: the published data, which may differ from the event's. stamp: of the message.
+        `data`: the published data, which the app's backend may have replaced. `stamp`: the id and the time of the message.
         """
         if event.channel.startswith("#"):
             return

@@ -1,7 +1,7 @@
-"""Rights of a client: which channels it may subscribe to, as which member, what it may publish, and as which user it signs in.
+"""The rights of a client: to subscribe to a channel, to be a member, to publish an event, and to sign in as a user.
 
-Pure: the functions get the configuration of the app and the properties of the client, and raise `Refused`. The session checks the
-limits that depend on time, such as events a second.
+Pure: the functions get the app's configuration and the client's properties, and raise `Refused` if the client has no right. The
+session checks the limits that depend on time, such as events a second.
 """
 
 from collections.abc import Callable
@@ -17,17 +17,17 @@ from push1st.jsontext import decode, encode, string_size
 from push1st.messages import Member, Publish, SignedInUser, SignIn, Subscribe, user_channel
 
 MAX_MEMBER_BYTES = 1024
-"""bytes of `channel_data`, which describes a presence member (Pusher protocol, section 8)"""
+"""the maximum bytes of `channel_data`, which describes a presence member (Pusher protocol, section 8)"""
 MAX_WATCHLIST = 100
-"""users of a watchlist; further users are cut off, and the client gets an error about it (Pusher protocol, section 5)"""
+"""the maximum number of users on a watchlist; further users are cut off, and the client gets an error (protocol, section 5)"""
 
 
 class Claimant(Protocol):
-    """The parts of a session on which its rights depend.
+    """The properties of a session that determine its rights.
 
-    claims: rights from an access token, for protocols whose clients may have one; else None.
-    push: the types of channels to which a raw client may publish. None for clients under Pusher's rules for client events.
-    lenient: whether a client may subscribe to a presence channel without being a member.
+    `claims`: the rights from the client's access token; None for a client without a token.
+    `push`: the types of channels to which a raw client may publish; None for a Pusher client.
+    `lenient`: whether a client may subscribe to a presence channel without being a member.
     """
 
     @property
@@ -56,7 +56,7 @@ class UserData(msgspec.Struct, gc=False):
 class Identity(msgspec.Struct, frozen=True, gc=False):
     """A signed-in user whose signature is valid.
 
-    user_data: as the backend signed it, but with the id as a text. is_cut: whether users were cut off the watchlist.
+    `user_data`: the text that the backend signed, but with the user's id as a text. `is_cut`: whether the watchlist was cut.
     """
 
     user: SignedInUser
@@ -70,10 +70,10 @@ _channel_data = msgspec.json.Decoder(ChannelData)
 
 
 def to_subscribe(client: Claimant, config: AppConfig, command: Subscribe, decides: Callable[[str], object] | None) -> Kind:
-    """Returns the kind of a channel to which a client may subscribe. Raises Refused.
+    """Returns the kind of a channel if a client may subscribe to the channel. Otherwise raises Refused.
 
-    decides: returns whether the app's backend decides about a channel; the client then needs no signature and no token. None: the
-    backend decides about no channel.
+    `decides`: a function that returns whether the app's backend decides about a channel, so that the client needs no signature
+    and no token. None stands for a function that returns false.
     """
     name = command.channel
     if name.startswith("#"):
@@ -98,7 +98,7 @@ def to_subscribe(client: Claimant, config: AppConfig, command: Subscribe, decide
 
 
 def may_subscribe(client: Claimant, config: AppConfig, channel: str, decides: Callable[[str], object] | None) -> bool:
-    """Returns whether a client may subscribe to a channel without a signature. decides: as for `to_subscribe`."""
+    """Returns whether a client may subscribe to a channel without a signature. `decides`: see `to_subscribe`."""
     try:
         to_subscribe(client, config, Subscribe(channel), decides)
     except Refused:
@@ -107,9 +107,9 @@ def may_subscribe(client: Claimant, config: AppConfig, channel: str, decides: Ca
 
 
 def member(client: Claimant, channel_data: str) -> Member | None:
-    """Returns the member that subscribes to a presence channel. Returns None for a lenient client without a valid member.
+    """Returns the member as which a client subscribes to a presence channel; None for a lenient client without valid data.
 
-    Raises Refused if the member is invalid, or exceeds the limits (Pusher protocol, section 8).
+    Raises Refused if the data of the member is invalid or too long (Pusher protocol, section 8).
     """
     user = client.user if not channel_data else None  # without channel_data, the member is the signed-in user (section 3)
     if (len(channel_data.encode()) if user is None else len(user.info)) > MAX_MEMBER_BYTES:
@@ -131,7 +131,7 @@ def member(client: Claimant, channel_data: str) -> Member | None:
 
 
 def to_publish(client: Claimant, config: AppConfig, command: Publish, is_subscribed: bool) -> None:
-    """Raises Refused unless a client may publish an event. is_subscribed: whether the client is subscribed to its channel."""
+    """Raises Refused if a client may not publish an event. `is_subscribed`: whether the client is subscribed to the channel."""
     limits = config.limits
     channel, event = command.channel, command.event
     kind = kind_of(channel)
@@ -176,6 +176,6 @@ def to_sign_in(client: Claimant, config: AppConfig, command: SignIn) -> Identity
 
 
 def _with_id(user_data: str, id: str) -> str:
-    """Returns user data with the id as a text, because pusher-js drops a sign-in with any other id."""
+    """Returns user data with the id as a text, because pusher-js ignores a sign-in whose id is not a text."""
     fields = decode(_fields, user_data) | {"id": msgspec.Raw(encode(id))}
     return encode(fields).decode()

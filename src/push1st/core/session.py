@@ -1,12 +1,12 @@
-"""One client, whatever its protocol: applies its commands in order, within its rights and limits. Knows no bytes.
+"""The session of one client, in any protocol: applies the client's commands in order, within the client's rights and limits.
 
-A session begins with its first connection. `detach` ends it with that connection, unless the session has an outbox
-(`core/outbox.py`). A session with an outbox stays subscribed, and the outbox keeps its output until `attach` or `expire`.
+A session begins with its first connection. A session without an outbox (`core/outbox.py`) ends with this connection. A session
+with an outbox stays subscribed, and the outbox keeps the output until `attach` or `expire`.
 
-A session applies its commands one after another. While a command waits for a broker or a backend, later commands are queued, up
-to `MAX_WAITING_COMMANDS`. A transport that can stop reading does so earlier. A rejected command is answered, and the client stays
-connected. A client with more than `MAX_REFUSALS` rejected commands a second is disconnected. Two kinds of rejected commands are
-excepted: events that were only sent too fast, and commands that were rejected because the broker is away.
+A session applies its commands one after another. While a command waits for a broker or a backend, up to `MAX_WAITING_COMMANDS`
+later commands are queued. A transport that can stop reading stops before this limit. The answer to a rejected command is an
+error, and the client stays connected. A client with more than `MAX_REFUSALS` rejected commands a second is disconnected. No
+client is disconnected for events above the rate limit, or for commands that fail because the broker is away.
 """
 
 from collections import deque
@@ -45,28 +45,28 @@ from push1st.messages import (
 )
 
 MAX_WAITING_COMMANDS = 1000
-"""commands of one client that are queued while an earlier command waits"""
+"""the maximum number of commands of one client that are queued while an earlier command waits"""
 MAX_REFUSALS = 100
-"""rejected commands a second; a client with more of them is disconnected"""
+"""the maximum number of rejected commands a second; a client that exceeds it is disconnected"""
 MAX_CHARGES = 100
-"""charges a second (`Session.charge`); a client with more of them for long is disconnected"""
+"""the maximum number of charges a second (`Session.charge`); a client that exceeds it for long is disconnected"""
 CHARGE_SECONDS = 60
-"""a client may use up the charges of this many seconds at once"""
+"""the number of seconds whose charges a client may use at once"""
 MAX_PUBLISHES = 1000
-"""events a second of a raw client. Push1st has no such limit; a client with more of them is disconnected."""
+"""the maximum number of events a second of a raw client; a client that exceeds it is disconnected"""
 
 
 class Session:
     """A client's subscriptions, its user, its queued commands, and the state of its limits.
 
-    outlet: the connection, or the owner of the outbox.
-    write: receives the output of the fan-out; it is the `write` of the connection or of the outbox.
-    prefix: the part of the session's id that the client has chosen.
-    claims: rights from an access token, for protocols whose clients may have one; else None.
-    push: the types of channels to which a raw client may publish. None for clients under Pusher's rules for client events.
-    lenient: whether a client may subscribe to a presence channel without a user, as in Push1st. The client then receives the
+    `outlet`: the object that sends replies: the connection, or the owner of the outbox.
+    `write`: the function that sends the output of the fan-out: the `write` of the connection or of the outbox.
+    `prefix`: the part of the session's id that the client has chosen.
+    `claims`: the rights from the client's access token; None for a client without a token.
+    `push`: the types of channels to which a raw client may publish; None for a Pusher client.
+    `lenient`: whether the client may subscribe to a presence channel without a user. A client without a user receives the
     channel's events, but is not a member.
-    outbox: for a session that outlives its connections.
+    `outbox`: the outbox of a session that outlives its connections; None for any other session.
     """
 
     __slots__ = (
@@ -129,7 +129,7 @@ class Session:
         self._busy = False
         self._charged = 0.0
         self.waiting: deque[Command] | None = None
-        """commands that are queued while an earlier command waits; None before the first"""
+        """commands that are queued while an earlier command waits; None if no command was ever queued"""
         self._when_idle: Callable[[], None] | None = None
         self._events: Bucket | None = None
         self._refusals: Bucket | None = None
@@ -137,7 +137,7 @@ class Session:
 
     @property
     def prefix(self) -> str:
-        """The part of the id that the client chose; "" without one."""
+        """The part of the session's id that the client chose; "" if the client chose none."""
         return self.id.rpartition(".")[0].rpartition(".")[0]
 
     @property
@@ -149,9 +149,9 @@ class Session:
         self.outlet.close(code, reason)
 
     def mute(self, write: Write) -> None:
-        """Discards further output: the connection is lost, but its last commands are not applied yet.
+        """Discards further output, because the connection is lost. The last commands of the connection are still applied.
 
-        write: a function that discards frames.
+        `write`: a function that discards frames.
         """
         self.write = write
         lanes = self.lanes
@@ -162,15 +162,15 @@ class Session:
     # Connections
 
     def attach(self, connection: AttachedConnection[Any]) -> None:
-        """Sends the items of the outbox on a new connection, and then all further output. The session must have an outbox."""
+        """Sends the items of the outbox, and then all further output, on a new connection. The session must have an outbox."""
         assert self.outbox is not None
         self.outbox.attach(connection)
 
     def detach(self, until: float = 0) -> None:
         """Handles the end of the connection: the outbox keeps further output. Without an outbox the session expires now.
 
-        until: when the session expires, in seconds on the node's `Clock.monotonic`; a time in the past expires it now. The owner
-        of the outbox calls `expire` at that time.
+        `until`: when the session expires, in seconds on the node's `Clock.monotonic`. If `until` is in the past, the session
+        expires now; otherwise the owner of the outbox calls `expire` at the time `until`.
         """
         outbox = self.outbox
         if outbox is not None:
@@ -180,9 +180,9 @@ class Session:
         self.expire()
 
     def expire(self) -> None:
-        """Ends the session: it leaves its channels and applies no further command.
+        """Ends the session, which leaves its channels and applies no further command.
 
-        The outbox stays with its owner, which may still answer the client's next request from it.
+        The owner keeps the outbox, and may still answer the client's next request from the outbox.
         """
         if not self.closed:
             self.closed = True
@@ -195,9 +195,10 @@ class Session:
                 spawn(self.node.withdraw(self.app, self, admission))
 
     def connect(self, request: ClientRequest, on_admitted: Callable[[], None]) -> None:
-        """Admits the client: at once, or when the broker has counted it and the app's backend has accepted it.
+        """Admits the client: at once, or when the broker has counted the connection and the app's backend has accepted it.
 
-        request: what the client has sent to connect, for the backend. on_admitted: called once. Commands wait until then.
+        `request`: the client's query and headers, for the backend. `on_admitted`: a function that is called when the client is
+        admitted; the client's commands wait until then.
         """
         if self._admission is None and "connect" not in self.app.backend_decides:
             on_admitted()
@@ -229,7 +230,7 @@ class Session:
             self._finish()
 
     async def _request_connect(self, request: ClientRequest) -> None:
-        """Requests the decision of the app's backend, and signs the client in as the user in it. Raises Refused."""
+        """Requests a decision of the app's backend, and signs in the user that the decision contains. Raises Refused."""
         decision = await decisions.connect(self.node.hooks, self.app, self, request)
         if decision.refused is None and decision.user_id is not None and not self.closed:
             if error := user_id_error(decision.user_id):
@@ -243,7 +244,7 @@ class Session:
     # Commands
 
     def handle(self, command: Command) -> None:
-        """Applies a command when all earlier commands are applied."""
+        """Applies a command as soon as all earlier commands are applied."""
         if self.closed:
             return
         if not self._busy:
@@ -282,7 +283,7 @@ class Session:
             run()
 
     def is_busy(self, when_idle: Callable[[], None]) -> bool:
-        """Returns whether a command waits. If one does, `when_idle` is called once, when no command waits any more."""
+        """Returns whether a command waits. If a command waits, `when_idle` is called once, as soon as no command waits."""
         if self._busy:
             self._when_idle = when_idle
         return self._busy
@@ -290,15 +291,15 @@ class Session:
     def refuse(self, refused: Refused, failure: Failure | None = None) -> None:
         """Answers a rejected command; disconnects a client with too many rejected commands.
 
-        failure: the answer; by default one with the code, text and channel of the exception.
+        `failure`: the answer; by default, the answer has the code, text and channel of the exception.
         """
         metrics = self.node.metrics
         metrics.refusals[str(refused.code)] += 1
         self._log("command refused", refused, failure.channel if failure is not None else None)
         if self._may_be_refused():
             self.outlet.send(failure or Failure(refused.code, refused.text, refused.channel))
-        # Events that are only too fast (Pusher protocol, section 4) and an absent broker are no reason to disconnect a client.
-        # Its further commands are not answered.
+        # A client is not disconnected for events above the rate limit (Pusher protocol, section 4), or while the broker is away.
+        # Further commands of this client that are rejected get no answer.
         elif refused.code in (429, 503):
             self.charge()
         else:
@@ -319,12 +320,12 @@ class Session:
 
         Pings, pongs, small fragments, unsubscribing, subscribing again, signing in, and rejected events without an answer are
         charged, because no other limit bounds them. New subscriptions are not charged, because `limits.subscriptions` bounds
-        them. A client with more than `MAX_CHARGES` a second for long is disconnected.
+        them. A client that exceeds `MAX_CHARGES` a second for long is disconnected.
         """
         if self.closed:
             return
         now = self.node.clock.monotonic()
-        # A token bucket as one number, the time at which it is full again: nearly every client needs it, so it is small.
+        # The bucket is stored as one number, the time at which it is full again, because nearly every client has a bucket.
         self._charged = max(self._charged, now) + 1 / MAX_CHARGES
         if self._charged > now + CHARGE_SECONDS:
             self.node.metrics.cut_offs["flood"] += 1
@@ -412,7 +413,7 @@ class Session:
         if name in self.subscriptions:
             members = None
             if kind.presence and self.push is None:
-                # The list that this worker's subscribers have, because the client gets the changes that follow this list.
+                # The client gets this worker's view of the members, because the changes that it receives later follow this view.
                 members = await self.node.members(self.app, name, local_view=True)
             self.outlet.send(Subscribed(name, members))
             return False
@@ -451,7 +452,7 @@ class Session:
     # Publishing
 
     async def _publish(self, command: Publish) -> None:
-        """Publishes an event of the client. Raises Refused, or Disconnect for a flood."""
+        """Publishes an event of the client. Raises Refused, or Disconnect if a raw client publishes too fast."""
         channel = command.channel
         rights.to_publish(self, self.app.config, command, channel in self.subscriptions)
         most = self.app.config.limits.client_events if self.push is None else MAX_PUBLISHES

@@ -1,7 +1,6 @@
-"""Signed-in users on this worker (Pusher protocol, section 5): their topics, their watchlists, and events held for them.
+"""Signed-in users on this worker (Pusher protocol, section 5): their topics, their watchlists, and the events held for them.
 
-A client that has just signed in is about to subscribe to the channel of its user. `held.py` explains why events of this channel
-are held until then.
+`held.py` explains why events are held between a sign-in and the subscription to the user's channel.
 """
 
 from contextlib import suppress
@@ -37,9 +36,9 @@ class SignIns:
     async def sign_in(
         self, app: App, client: Client, user: SignedInUser, held: str = ""
     ) -> tuple[dict[str, Lane], WatchlistStatus]:
-        """Signs a client in as a user; returns its topics, and which users of its watchlist are online.
+        """Signs a client in as a user; returns the lanes of the user's topics, and the status of the watchlist.
 
-        held: a channel to which the client will subscribe; its events are held until then.
+        `held`: the channel to which the client will subscribe, and whose events are held until then; "" for no channel.
         """
         id = app.config.id
         topics = (session_topic(user.id), *map(watch_topic, user.watchlist))
@@ -73,12 +72,12 @@ class SignIns:
         )
 
     async def sign_out(self, app: App, client: Client, user: SignedInUser) -> None:
-        """Signs out a connection that has ended. If the broker is away, the node corrects this when it registers again."""
+        """Signs out a connection that has ended. While the broker is away, the sign-out waits until the node registers again."""
         with suppress(Refused):
             await self._users.sign_out(app.config.id, user.id, client.id)
 
     async def hold(self, app: App, client: Client, channel: str) -> None:
-        """Holds the events of a channel until the client subscribes; the client has signed in before. Raises Refused(503)."""
+        """Holds the events of a channel for a client that has signed in, until the client subscribes. Raises Refused(503)."""
         self._topics.want(app, channel)
         try:
             if not self._topics.is_received(app, channel):

@@ -1,7 +1,8 @@
 """The topics to which this worker is subscribed at the broker for its own clients.
 
 The worker subscribes to a topic before the first client joins the channel, and unsubscribes after the last client has left it.
-Joining waits for the broker, so `ClientTopics` counts the clients that are about to join: while there is one, the topic stays.
+Joining waits for the broker. So `ClientTopics` counts the clients that are about to join a channel, and keeps the channel's topic
+while there are such clients.
 """
 
 from collections import Counter
@@ -13,14 +14,14 @@ from push1st.errors import Refused
 
 
 class ClientTopics:
-    """The topics of this worker's clients, and the number of clients that are about to join each of them."""
+    """The topics of this worker's clients, and the number of clients that are about to join each topic."""
 
     __slots__ = ("_broker", "_wanted")
 
     def __init__(self) -> None:
         self._broker: Broker
         self._wanted: Counter[tuple[str, str]] = Counter()
-        """topics of clients that are about to join and are not in the hub yet, with the number of these clients"""
+        """the number of clients that are about to join a topic and are not in the hub yet, by app id and topic"""
 
     def open(self, broker: Broker) -> None:
         self._broker = broker
@@ -30,7 +31,7 @@ class ClientTopics:
         self._wanted[app.config.id, name] += 1
 
     def unwant(self, app: App, name: str) -> bool:
-        """Ends one `want`. Returns whether the topic may no longer be needed; the caller then calls `release`."""
+        """Undoes one call of `want`. Returns whether the topic may be unneeded; if so, the caller calls `release`."""
         key = app.config.id, name
         self._wanted[key] -= 1
         if not self._wanted[key]:
@@ -44,9 +45,9 @@ class ClientTopics:
     async def release(self, app: App, name: str) -> None:
         """Unsubscribes from a topic if no client of this worker needs it."""
         if not self.is_received(app, name) and (app.config.id, name) not in self._wanted:
-            with suppress(Refused):  # messages that still arrive have no subscriber here
+            with suppress(Refused):  # messages that still arrive have no subscriber on this worker
                 await self._broker.unsubscribe(app.config.id, name)
 
     def is_received(self, app: App, name: str) -> bool:
-        """Returns whether this worker receives a topic for clients that have subscribed or for which events are held."""
+        """Returns whether this worker already receives a topic: for its subscribers, or to hold the topic's events."""
         return name in app.tenant.channels or (app.held is not None and name in app.held)
