@@ -287,7 +287,9 @@ def test_a_worker_that_dies_again_and_again_is_started_ever_later(own: ServerPro
         wait_until(lambda: 0 in workers(own), "worker 0 runs", 20)
         kill(workers(own)[0])
         wait_until(lambda: 0 not in workers(own), "it has ended")
-    assert re.findall(r"worker ended .*again_in=([0-9.]+)", own.output) == ["0", "0.5", "1.0", "2.0"]
+    delays = re.compile(r"worker ended .*again_in=([0-9.]+)")
+    wait_until(lambda: len(delays.findall(own.output)) == 4, "the log has four ends")
+    assert delays.findall(own.output) == ["0", "0.5", "1.0", "2.0"]
     for _ in range(40):  # the other worker accepts all connections
         assert own.get("/health", port=own.ws_port).status == 200
     until_workers(own, 2)
