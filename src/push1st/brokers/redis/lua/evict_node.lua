@@ -8,8 +8,8 @@
 -- ARGV[4]   where to continue: m or c, and a cursor
 -- ARGV[5…]  ids of edges; one call removes at most as many entries
 --
--- Returns where to continue, or false at the end; and app and channel of each channel to which other nodes still have
--- subscriptions. The cursor avoids a new scan from the start, which finds nothing where removed entries have left holes.
+-- Returns the place from which the next call continues, or false at the end; and app and channel of each channel to which other
+-- nodes still have subscriptions. The place has a cursor, because a scan from the start would pass all removed entries again.
 local node, received, all_hooked = ARGV[1], ARGV[2], ARGV[3]
 local phase, cursor = string.sub(ARGV[4], 1, 1), string.sub(ARGV[4], 2)
 if has_lease(node) then return {false, {}} end

@@ -16,7 +16,7 @@ for _ = 1, most do
     local left, socket, id, received, hooked, info = string.match(deferred, '^(%Z*)%z(%Z*)%z(%Z*)%z(%Z*)%z(%Z*)%z(.*)$')
     local kind, app, channel, user = parts(field)
     if kind == 'm' then
-      -- The connection may be on the channel again, as another member, so it is not excluded.
+      -- The connection that left may be on the channel again as another member, so the edge does not exclude that connection.
       publish_removed(app, channel, user, left, socket, id, received, hooked, info, '')
     elseif kind == 'c' then
       publish_vacated(app, channel, left, socket, received, hooked)

@@ -1,5 +1,5 @@
--- Functions that several scripts share. `scripts.py` puts those that a script calls before the script, because the server
--- builds them again at each call. CLOCK, MAX_HOOK_EVENTS and PUBLISH stand for constants of `scripts.py`.
+-- Functions that several scripts share. `scripts.py` puts only those functions before a script that the script calls, because the
+-- server builds the functions again at each call. CLOCK, MAX_HOOK_EVENTS and PUBLISH stand for constants of `scripts.py`.
 
 local base = KEYS[1]
 
@@ -19,7 +19,8 @@ local function wants(hooked, way) return string.find(hooked, way, 1, true) ~= ni
 
 local function has_lease(node) return redis.call('EXISTS', base .. ':lease:' .. node) == 1 end
 
--- Milliseconds since an arbitrary moment, on the server's clock. TIME would need one more right of the user (docs/scaling.md).
+-- Returns the milliseconds since an arbitrary moment, on the server's clock. The command TIME would do this as well, but the
+-- user of the broker would need one more right for it (docs/scaling.md).
 local function clock()
   local left = redis.call('PTTL', base .. ':clock')
   if left < 0 then
@@ -36,14 +37,15 @@ local function parts(field)
   return kind, app, string.match(rest, '^([^\n]*)\n(.*)$')
 end
 
--- Holds back a leaving edge for hooks. `read.lua` releases it, unless the channel or member is back by then.
+-- Holds back a leaving edge for hooks. `read.lua` releases the edge, unless the channel or member is back by then.
 local function hold(field, left, socket, received, info)
   redis.call('HSET', base .. ':held', field, table.concat({left, socket, received, info}, '\0'))
   redis.call('RPUSH', base .. ':held:order', left .. ' ' .. field)
 end
 
--- Lets a script write although the server's memory is full. Such a server rejects the first write of a script if the write may
--- need memory, but no write after one that needs none. So leaving, and a node that returns, are always possible.
+-- Lets a script write although the server's memory is full. Such a server rejects a script whose first write
+-- may need memory. After a first write that needs no memory, it accepts all writes of the script. So leaves and registrations are
+-- always possible.
 local function allow_when_full() redis.call('DEL', base .. ':none') end
 
 -- A node subscribes to its inbox last, so a node whose inbox has a subscriber is subscribed to all its topics.
@@ -52,7 +54,7 @@ local function is_subscribed(node)
 end
 
 -- Returns how many other living nodes would miss an event that is published now. If fewer than `least` milliseconds of a node's
--- lease are left, the node has given up its connection, even if the server has not noticed that yet.
+-- lease are left, the node has closed its connection, even if the server has not detected this yet.
 -- A node that has just started (least is 0) does not wait for nodes without a connection, because they may be dead.
 local function nodes_not_here(node, least)
   local some = 0
@@ -93,7 +95,7 @@ local function defer(field, left, socket, id, received, hooked, info)
   if redis.call('HSET', base .. ':gone', field, deferred) == 1 then redis.call('RPUSH', base .. ':gone:order', field) end
 end
 
--- Removes a field that enters from `gone` and `held`. Returns the `w` of its entering event.
+-- Removes the field of a channel, member or user that enters from `gone` and `held`. Returns the `w` of the entering event.
 local function entering(field, hooked)
   local held = redis.call('HDEL', base .. ':held', field) == 1
   if redis.call('HDEL', base .. ':gone', field) == 1 then return 'r' end

@@ -10,7 +10,7 @@
 -- ARGV[7]  received
 -- ARGV[8]  info
 --
--- Returns 0 if the member or channel is there, or its edge is held back already; else 1.
+-- Returns 0 if the member or channel exists, or its leaving edge is held back already; else 1.
 local node, kind, app, channel, user = ARGV[1], ARGV[2], ARGV[3], ARGV[4], ARGV[5]
 local socket, received, info = ARGV[6], ARGV[7], ARGV[8]
 if not has_lease(node) then return redis.error_reply('NOLEASE no lease') end

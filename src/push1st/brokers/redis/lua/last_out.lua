@@ -1,4 +1,4 @@
--- Makes a node that stops the consumer, and ends the recovery, if no other node is alive.
+-- If no other node is alive, makes a stopping node the consumer of hook events, and ends the recovery.
 --
 -- KEYS[1]  base of the shard's keys
 -- ARGV[1]  node

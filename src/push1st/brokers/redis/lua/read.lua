@@ -1,5 +1,5 @@
--- Renews the lease of the consumer, removes the hook events that were delivered, and releases leaving edges that were held back long
--- enough, unless nodes still register their entries again.
+-- Renews the lease of the consumer, and removes the hook events that were delivered. Releases leaving edges that were held back
+-- long enough, unless nodes still register their entries again.
 --
 -- KEYS[1]  base of the shard's keys
 -- ARGV[1]  node
@@ -21,7 +21,7 @@ local now = tonumber(clock())
 local due = now - held_for
 for _ = 1, most do
   local left, field = string.match(redis.call('LINDEX', base .. ':held:order', 0) or '', '^(%d+) (.*)$')
-  if not left or (tonumber(left) > due and tonumber(left) <= now) then break end  -- later than now: the clock was set back
+  if not left or (tonumber(left) > due and tonumber(left) <= now) then break end  -- a time later than now: the clock was set back
   redis.call('LPOP', base .. ':held:order')
   local held = redis.call('HGET', base .. ':held', field)
   if held then

@@ -1,4 +1,4 @@
--- Registers a node, when it starts and after it has lost its connection or the server its state.
+-- Registers a node when it starts, after it has lost its connection, and after the server has lost its state.
 --
 -- KEYS[1]   base of the shard's keys
 -- ARGV[1]   node
@@ -11,9 +11,10 @@
 -- ARGV[8]   `SCHEMA` of the node
 -- ARGV[9…]  other nodes that were alive according to this node
 --
--- Returns the epoch, the milliseconds left of the recovery, the number, how many nodes are not here, and 1 if the node's lease
--- had expired but the state still exists. In that case other leases may have expired too. Returns an error if the keys have
--- another schema. Keys without a schema were written by a build without schemas, and have schema 1.
+-- Returns the epoch, the milliseconds left of the recovery, the number for message ids, how many nodes are missing
+-- (`nodes_not_here`), and 1 if the node's lease had expired but the state still exists. In that case other leases may have expired
+-- too. Returns an error if the keys have another schema. Keys without a schema were written by a build without schemas, and have
+-- schema 1.
 local node, new_epoch, known, lease, recovery = ARGV[1], ARGV[2], ARGV[3], ARGV[4], ARGV[5]
 local number, least, own_schema = tonumber(ARGV[6]), tonumber(ARGV[7]), ARGV[8]
 local schema = redis.call('GET', base .. ':schema')

@@ -8,7 +8,7 @@
 -- ARGV[5]  `least` of `nodes_not_here`, or '' if these need not be counted
 --
 -- Returns the epoch, the milliseconds left of the recovery, the term if this node is the consumer (negative if another node was
--- the consumer before; else 0), the dead nodes, 1 if leaves are deferred, how many nodes are not here, and the living nodes.
+-- the consumer before; else 0), the dead nodes, 1 if leaves are deferred, the number of missing nodes, and the living nodes.
 -- During recovery the previous consumer remains the consumer, because only that node has the ledger.
 local node, lease, ledger, just_subscribed, least = ARGV[1], ARGV[2], tonumber(ARGV[3]), ARGV[4] == '1', ARGV[5]
 if not has_lease(node) then return redis.error_reply('NOLEASE no lease') end
