@@ -67,7 +67,8 @@ class Call(msgspec.Struct, frozen=True, gc=False):
     def check_channel_name(self, name: str) -> None:
         """Raises Refused(400) for a channel name that is not valid: signed requests have stricter rules (Push1st API, section 7).
 
-        Of the names that begin with `#`, a backend may use only the channels of users. All other such names are internal.
+        Of the names that begin with `#`, a backend may use only the channels of users. All other names that begin
+        with `#` are internal.
         """
         if name[:1] == "#":
             if not name.startswith(_USER_CHANNEL):

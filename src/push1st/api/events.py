@@ -121,7 +121,7 @@ async def _publish_slowly(
     reach: the excluded connection and the options, if the answer has the number of connections that get the event.
     """
     counts |= zip(waiting, await _all(waiting.values()), strict=True)
-    if waiting and reach:  # a broker that replies later counts all subscribers, excluded connections as well
+    if waiting and reach:  # the counts of a shared broker include the excluded connections
         counts = {name: await call.node.controller.reach(call.app, name, *reach) for name in counts}
     if attributes:
         return answer({"channels": {name: await channel_info(call, name, attributes) for name in counts}})
@@ -210,7 +210,9 @@ async def publish_body(call: Call) -> Response:
 
 
 def _with_params(call: Call) -> Event:
-    """Decodes an event that may have members in the query (Pusher protocol, section 9). Members of the body take precedence."""
+    """Decodes an event that may have members in the query (Pusher protocol, section 9). A member in the body takes
+    precedence over a parameter of the query.
+    """
     params = call.params()
     given: dict[str, bytes] = {
         name: encode(params[name]) for name in ("name", "data", "channel", "socket_id", "info") if name in params
@@ -249,8 +251,8 @@ def check_socket_id(socket_id: str) -> None:
 
 
 def check_rate(call: Call, events: int) -> None:
-    """Raises Refused(429) if the app exceeds its limit of published events. One request counts as the limit of one second at
-    most.
+    """Raises Refused(429) if the app exceeds its limit of published events. One request never counts as more events than
+    the limit allows in one second.
     """
     most = call.app.config.limits.publishes
     if not call.app.publishes.take(call.node.clock.monotonic(), min(events, most)):

@@ -13,7 +13,7 @@ from websockets.frames import Close, Opcode
 
 try:
     from websockets.speedups import apply_mask
-except ImportError:  # a platform without the library's C code
+except ImportError:  # the library `websockets` has no C code for this platform
     from websockets.utils import apply_mask
 
 from push1st.errors import Disconnect

@@ -1,3 +1,3 @@
-"""Transports: sockets, and the connections on them. A transport owns a connection's life; sessions and codecs know nothing of
-it.
+"""Transports: sockets, and the connections on them. A transport opens and ends connections; sessions and codecs do not use
+sockets.
 """

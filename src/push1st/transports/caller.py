@@ -63,7 +63,9 @@ def is_own_name(host: bytes) -> bool:
 
 
 def is_private_name(host: bytes) -> bool:
-    """Returns whether a Host header has a name that cannot exist in public DNS. No web page of the internet has such a name."""
+    """Returns whether a Host header has a name that cannot exist in public DNS. A web page of the internet cannot have such a
+    host.
+    """
     found = _NAME.match(host.lower())
     name = b"." if found is None else found[1].removesuffix(b".")
     return b"." not in name or name.endswith(_PRIVATE)

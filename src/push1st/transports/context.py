@@ -69,7 +69,9 @@ class EdgeContext:
         return "" if self.config.server.proxies.contains(ip) else shared_address(ip)
 
     def refuse_crowded(self, why: Crowded, ip: str = "") -> None:
-        """Counts a client that is rejected for lack of room. Logs the first of each kind, then at most one line a minute."""
+        """Counts a client that is rejected for lack of room. Logs the first rejection of each kind at once, and then
+        at most one line a minute.
+        """
         self.node.metrics.cut_offs["crowded"] += 1
         times = self._full[why].times(self.node.clock.monotonic())
         if times and why == "server":

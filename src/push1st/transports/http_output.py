@@ -174,7 +174,7 @@ class HttpOutput(asyncio.Protocol):
             return now + ANSWER_SECONDS
         if self._deadline > now:
             return self._deadline
-        if self._rest is not None and not self._overfull:  # only the server is late
+        if self._rest is not None and not self._overfull:  # the server has input of the client left, so the client is not late
             return now + 1
         if self._transport.is_closing() or not self._writing:
             self.abort()

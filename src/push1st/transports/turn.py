@@ -13,7 +13,8 @@ A turn also bounds the time that one connection takes from all others (decision 
 A turn bounds all connections together, too: it processes new input for `INPUT_SECONDS`. The next turns process the remaining
 input before newer input. So a turn stays short if thousands of clients flood the worker at once.
 
-A client may send and then close. A lost connection still processes its backlog, and its answers are discarded (`lost.py`).
+A client may send input, and then close its socket. A lost connection still processes its backlog, and its answers are discarded
+(`lost.py`).
 
 This module knows no protocol: the connection's `process` decides what a slice is.
 """
@@ -23,7 +24,7 @@ from collections.abc import Callable
 from typing import Protocol
 
 SLICE_SECONDS = 0.001
-"""most time of a slice; the number of its messages has a bound too, but a join may take 1000 times as long as a ping"""
+"""time of a slice, at most; the number of its messages has a bound too, but a join may take 1000 times as long as a ping"""
 MAX_WAITING = 100
 """commands that may wait for a broker or for an app's backend; with more of them, a connection processes no messages"""
 BACKLOG_SECONDS = 0.002
@@ -49,7 +50,7 @@ class Connection(Protocol):
     """A connection that reads."""
 
     def process(self, data: bytes) -> bool:
-        """Processes one slice of the input, which ends with `data`; returns whether input is left."""
+        """Processes one slice of the input; returns whether input is left. data: the newest part of the input."""
 
     def keep(self, data: bytes) -> None:
         """Stores `data` as input for a later `process`."""
@@ -85,8 +86,8 @@ class Turn:
 
         A turn has three phases: it reads all sockets that are ready, processes all input, and writes all output, answers before
         deliveries. So the interpreter runs the same code many times without a system call in between, which halves the time. A
-        waiting client is woken once. Answers come first so that publishers send their next request while the deliveries of
-        this one are written.
+        client that waits for several answers is woken once. Answers come first so that publishers send their next request while
+        the deliveries of this one are written.
         """
         if not self._scheduled:
             self._schedule()

@@ -261,7 +261,7 @@ class WebSocketOutput(SocketOwner):
                 self.close(4009, "Connection not authorized within timeout")
                 return now + CLOSE_SECONDS
             self._authorize_by = 0
-        if self._events is not None:  # only the server is late
+        if self._events is not None:  # the server has input of the client left, so the client is not silent
             self._seen = now
         step_at = self._seen + self._protocol.activity_timeout + self._pinged * PONG_SECONDS / 2
         if step_at > now:

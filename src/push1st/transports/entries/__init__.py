@@ -33,8 +33,9 @@ _SWITCH = b"HTTP/1.1 101 Switching Protocols\r\nUpgrade: websocket\r\nConnection
 class Entry(Protocol):
     """Admits the clients of one protocol. A worker has one instance of each entry.
 
-    bases: what the paths begin with; empty if the protocol is off. settings: the protocol's section of the configuration.
-    statuses: HTTP status for each close code with which a client is rejected before the upgrade.
+    bases: the beginnings of the paths; empty if the protocol is off.
+    settings: the protocol's section of the configuration.
+    statuses: HTTP statuses by close code, for clients that are rejected before the upgrade.
     """
 
     codec: Codec
