@@ -1,16 +1,16 @@
-"""TLS connections that cost a turn of the event loop no more than others (see `turn`).
+"""Bounds the time in which TLS connections decrypt input in a turn of the event loop (see `turn`).
 
-uvloop decrypts input when it arrives, before a connection processes the input. A client may send records of a few bytes, which
-cost a multiple of their size, and key updates (RFC 8446 §4.6.3), which contain no data at all. uvloop gives OpenSSL up to
-256 KiB at once, and up to 32 times in a row while the client keeps up. So this module bounds the decryption:
+uvloop decrypts input when the input arrives, before the connection processes it. A client may send TLS records of a few bytes,
+which cost more time than their size suggests, and key updates (RFC 8446 §4.6.3), which contain no data. uvloop gives OpenSSL up
+to 256 KiB at once, and up to 32 times in a row while the client sends fast enough. So this module bounds the decryption:
 
-- A connection decrypts for `SLICE_SECONDS` in a turn, and all connections together for `INPUT_SECONDS`. The rest stays encrypted
-  for a later turn. uvloop stops reading a socket while 256 KiB of its input are encrypted.
-- A client may send at most `MAX_WITHOUT_DATA` bytes of records without data in a row.
-- A client may send at most `MAX_AFTER_CLOSE` bytes after the server has closed the connection. uvloop would decrypt and discard
-  them for 30 seconds.
+- A connection decrypts for `SLICE_SECONDS` in a turn, and all connections together decrypt for `INPUT_SECONDS`. The other input
+  stays encrypted until a later turn. uvloop stops reading a socket while 256 KiB of its input are encrypted.
+- A client may send at most `MAX_WITHOUT_DATA` bytes in a row of TLS records without data.
+- A client may send at most `MAX_AFTER_CLOSE` bytes after the server has closed the connection. Without this bound, uvloop
+  decrypts and discards such input for 30 seconds.
 
-Input of up to `PIECE` bytes is not measured.
+The time for input of up to `PIECE` bytes is not measured.
 """
 
 import asyncio
@@ -22,20 +22,21 @@ from typing import Any
 from push1st.transports.turn import INPUT_SECONDS, SLICE_SECONDS
 
 PIECE = 4096
-"""bytes that OpenSSL gets at once"""
+"""number of bytes that OpenSSL gets at once"""
 MAX_WITHOUT_DATA = 20_480
-"""bytes that a client may send without any data in them; a record has 18 KiB at most (RFC 8446 §5.2, RFC 5246 §6.2.3)"""
+"""most bytes of TLS records without data in a row; one TLS record has at most 18 KiB (RFC 8446 §5.2, RFC 5246 §6.2.3)"""
 MAX_AFTER_CLOSE = 262_144
-"""bytes that a client may send after the server has closed the connection"""
+"""most bytes that a client may send after the server has closed the connection"""
 MAX_RESUMED = round(INPUT_SECONDS / SLICE_SECONDS)
-"""connections that continue to decrypt in one turn"""
+"""most connections that continue to decrypt in one turn"""
 
 
 class Decryption:
-    """The time that a worker's TLS connections may decrypt in a turn.
+    """Divides the time for decryption in a turn among the TLS connections of a worker.
 
-    flooded: counts a client whose connection fails because of a bound. call_soon: of the event loop. clock: seconds that never go
-    back.
+    flooded: counts a connection that fails because its client exceeded a bound.
+    call_soon: runs a function in the next turn of the event loop.
+    clock: returns seconds that never go back.
     """
 
     def __init__(
@@ -58,7 +59,7 @@ class Decryption:
         self._schedule()
 
     def wait(self, records: "Records") -> None:
-        """Adds a connection that continues to decrypt in a later turn, in rotation."""
+        """Adds a connection to the rotation of connections that continue to decrypt in later turns."""
         self._waiting[records] = None
         self._schedule()
 
@@ -80,16 +81,16 @@ class Decryption:
 
 
 class Records(ssl.SSLObject):
-    """A server's side of a TLS connection."""
+    """The server's side of a TLS connection."""
 
     _incoming: ssl.MemoryBIO
     _decryption: Decryption
     _transport: asyncio.Transport | None = None
-    """whose reading resumes in a later turn; None before the handshake ends, and after the connection is lost"""
+    """None before the end of the handshake, and after the loss of the connection"""
     _rest = memoryview(b"")
-    """bytes of a slice that OpenSSL gets after those in `_incoming`; `read` waits for the client only when none are left"""
+    """the encrypted bytes of the current slice that OpenSSL gets after the bytes in `_incoming`"""
     _start = 0.0
-    """beginning of the slice, on the clock; 0: no slice has begun"""
+    """time at which the current slice began; 0 between slices"""
     _turn = -1
     """number of the turn in which the last slice began"""
     _without_data = 0
@@ -97,29 +98,29 @@ class Records(ssl.SSLObject):
     _has_failed = False
 
     def follow(self, incoming: ssl.MemoryBIO, decryption: Decryption) -> None:
-        """Begins to count. incoming: the bytes received, which the object reads."""
+        """Begins to count. incoming: the buffer of received bytes, which this object reads."""
         self._incoming, self._decryption = incoming, decryption
 
     def attach(self, transport: asyncio.Transport) -> None:
-        """Begins to bound the decryption. transport: decrypts again whenever its reading resumes."""
+        """Begins to bound the decryption. transport: uvloop's transport, which decrypts again when its reading resumes."""
         self._transport = transport
 
     def resume(self) -> None:
-        """Decrypts the next slice in the next turn."""
+        """Makes the connection decrypt its next slice in the next turn."""
         transport = self._transport
-        if transport is not None and transport.is_reading():  # otherwise the connection resumes reading later
+        if transport is not None and transport.is_reading():  # a connection that does not read decrypts when it resumes reading
             transport.pause_reading()
             transport.resume_reading()
 
     def unread(self, most: int) -> bytes:
-        """Returns the data of a connection that is lost which was not read yet, about `most` bytes of it."""
+        """Returns about `most` bytes of the unread data of a lost connection."""
         self._transport = None
         self._start = 0.0
         data = bytearray()
         try:
             while len(data) < most and (piece := self.read(most)):
                 data += piece
-        except OSError:  # nothing is left, or a record is damaged or incomplete
+        except OSError:  # no data are left, or a TLS record is damaged or incomplete
             pass
         return bytes(data)
 
@@ -143,7 +144,7 @@ class Records(ssl.SSLObject):
                 before = self._feed()
             else:
                 self._without_data = 0
-                if not incoming.pending:  # uvloop reads on while bytes are in `incoming`
+                if not incoming.pending:  # uvloop calls `read` again only while bytes are in `incoming`
                     if self._rest and not self._is_over():
                         self._feed()
                     elif self._start:
@@ -151,7 +152,7 @@ class Records(ssl.SSLObject):
                 return data
 
     def _begin_slice(self, size: int) -> None:
-        """Raises SSLWantReadError if this turn has no time for a slice; SSLError if the connection has been closed long ago."""
+        """Raises SSLWantReadError if the turn has no time for a slice; SSLError if a client sends too much after the close."""
         decryption, transport = self._decryption, self._transport
         if transport is None:
             return
@@ -186,7 +187,7 @@ class Records(ssl.SSLObject):
         return ssl.SSLError(why)
 
     def _feed(self) -> int:
-        """Gives OpenSSL more bytes; returns how many bytes OpenSSL has not read."""
+        """Gives OpenSSL the next piece; returns the number of bytes that OpenSSL has not read yet."""
         self._incoming.write(self._rest[:PIECE])
         self._rest = self._rest[PIECE:]
         return self._incoming.pending
