@@ -42,6 +42,21 @@ class TopicHandler(msgspec.Struct, frozen=True):
     on_message: Callable[[bytes], None]
 
 
+class HandledTopic:
+    """A topic with a handler. It stays subscribed while calls of `handle_topic` wait, or one of them is confirmed.
+
+    `subscribing`: the number of calls of `handle_topic` that wait for the broker.
+    `is_handled`: whether the broker has confirmed a call since the last release of the topic.
+    """
+
+    __slots__ = ("handler", "is_handled", "subscribing")
+
+    def __init__(self, handler: TopicHandler) -> None:
+        self.handler = handler
+        self.subscribing = 0
+        self.is_handled = False
+
+
 class Controller:
     """Sends requests and messages to other workers, and answers the requests of other workers.
 
@@ -49,13 +64,13 @@ class Controller:
     `stamp`: a function that returns the id and the time of a new message.
     """
 
-    __slots__ = ("_broker", "_handlers", "_live", "_stamp")
+    __slots__ = ("_broker", "_live", "_stamp", "_topics")
 
     def __init__(self, live: Mapping[str, App], stamp: Callable[[], tuple[int, int]]) -> None:
         self._live = live
         self._stamp = stamp
         self._broker: Broker
-        self._handlers: dict[tuple[str, str], TopicHandler] = {}
+        self._topics: dict[tuple[str, str], HandledTopic] = {}
 
     def open(self, broker: Broker) -> None:
         self._broker = broker
@@ -79,9 +94,9 @@ class Controller:
     def reply(self, app: str, channel: str, request: bytes) -> bytes:
         """Returns this worker's reply to a request about a channel or topic of an app; b"" if the worker has no reply."""
         live = self._live.get(app)
-        handler = self._handlers.get((app, channel))
-        if handler is not None:
-            return handler.on_request(request)
+        topic = self._topics.get((app, channel))
+        if topic is not None:
+            return topic.handler.on_request(request)
         if request.startswith(REACH):
             return b"0" if live is None else b"%d" % live.tenant.reach(_message.decode(request[len(REACH) :]))
         if request != SESSIONS:  # the topic's handler on this worker has been removed
@@ -90,17 +105,36 @@ class Controller:
         return msgspec.msgpack.encode([SessionInfo(client.id, client.ip) for client in found])
 
     async def handle_topic(self, app: App, topic: str, handler: TopicHandler) -> None:
-        """Registers the handler of a topic. Returns when the broker has confirmed the subscription. Raises Refused(503)."""
-        self._handlers[app.config.id, topic] = handler
+        """Registers the handler of a topic. Returns when the broker has confirmed the subscription. Raises Refused(503).
+
+        Several calls for the same topic may wait at once. The last call replaces the handler. The topic stays subscribed if the
+        broker confirms one of these calls.
+        """
+        handled = self._topics.get((app.config.id, topic))
+        if handled is None:
+            handled = self._topics[app.config.id, topic] = HandledTopic(handler)
+        handled.handler = handler
+        handled.subscribing += 1
         try:
             await self._broker.subscribe(app.config.id, topic)
-        except Refused:
-            await self.release_topic(app, topic)
-            raise
+            handled.is_handled = True
+        finally:
+            handled.subscribing -= 1
+            await self._unsubscribe_unused(app, topic, handled)
 
     async def release_topic(self, app: App, topic: str) -> None:
-        """Removes the handler of a topic. Does nothing if the topic has no handler on this worker."""
-        if self._handlers.pop((app.config.id, topic), None) is not None:
+        """Removes the handler of a topic, unless a call of `handle_topic` waits for this topic.
+
+        Does nothing if the topic has no handler on this worker.
+        """
+        handled = self._topics.get((app.config.id, topic))
+        if handled is not None:
+            handled.is_handled = False
+            await self._unsubscribe_unused(app, topic, handled)
+
+    async def _unsubscribe_unused(self, app: App, topic: str, handled: HandledTopic) -> None:
+        if not handled.is_handled and not handled.subscribing:
+            del self._topics[app.config.id, topic]
             await self._broker.unsubscribe(app.config.id, topic)
 
     async def request(self, app: App, topic: str, request: bytes) -> Sequence[bytes]:
@@ -122,6 +156,6 @@ class Controller:
 
     def on_message(self, message: Message) -> None:
         """Passes a message to the handler of its topic on this worker, if there is one."""
-        handler = self._handlers.get((message.app, message.channel))
-        if handler is not None:
-            handler.on_message(message.data)
+        topic = self._topics.get((message.app, message.channel))
+        if topic is not None:
+            topic.handler.on_message(message.data)

@@ -1,11 +1,14 @@
 """Requests and messages between workers: the handlers of topics."""
 
+import asyncio
+
 import pytest
 
 from push1st.core.controller import TopicHandler
 from push1st.errors import Refused
 from push1st.messages import Options, Subscribe
-from tests.support.loop import done
+from tests.support.loop import done, turns
+from tests.support.node import APP, World
 
 
 def test_request_for_a_removed_topic_handler_gets_no_reply(world):
@@ -21,8 +24,59 @@ async def test_topic_handler_that_the_broker_rejects_is_removed(slow):
     slow.broker.fail["subscribe"] = Refused(503, "the broker is away")
     with pytest.raises(Refused):
         await slow.node.controller.handle_topic(slow.app, "#t", TopicHandler(lambda _: b"", lambda _: None))
-    assert slow.node.controller._handlers == {}
+    assert slow.node.controller._topics == {}
     assert ("unsubscribe", "#t") in slow.broker.calls
+
+
+def handle(world: World, received: list[bytes]) -> "asyncio.Task[None]":
+    handler = TopicHandler(lambda _: b"", received.append)
+    return asyncio.get_running_loop().create_task(world.node.controller.handle_topic(world.app, "#t", handler))
+
+
+async def sent_to_topic(world: World) -> None:
+    world.node.controller.send_to_topic(world.app, "#t", b"1", lambda: None)
+    await turns()
+
+
+async def test_topic_handler_stays_if_the_broker_rejects_one_of_two_calls_at_once(slow):
+    """Two requests of fallback sessions may subscribe to the topic of the worker while the broker is away."""
+    received: list[bytes] = []
+    slow.broker.held.add("subscribe")
+    calls = [handle(slow, received) for _ in range(2)]
+    await turns()
+    slow.broker.fail["subscribe"] = Refused(503, "the broker is away")
+    await slow.broker.let("subscribe")
+    slow.broker.fail.clear()
+    await slow.broker.let_all()
+    results = await asyncio.gather(*calls, return_exceptions=True)
+    assert list(map(type, results)) == [Refused, type(None)]
+    await sent_to_topic(slow)
+    assert received == [b"1"]
+
+
+async def test_topic_handler_stays_if_another_call_is_rejected_after_its_confirmation(slow):
+    received: list[bytes] = []
+    await handle(slow, received)
+    slow.broker.fail["subscribe"] = Refused(503, "the broker is away")
+    await asyncio.gather(handle(slow, received), return_exceptions=True)
+    await sent_to_topic(slow)
+    assert received == [b"1"]
+
+
+async def test_topic_that_is_released_stays_for_a_call_that_still_waits(slow):
+    received: list[bytes] = []
+    slow.broker.held.add("subscribe")
+    one, two = handle(slow, received), handle(slow, received)
+    await turns()
+    await slow.broker.let("subscribe")
+    await one
+    await slow.node.controller.release_topic(slow.app, "#t")
+    await slow.broker.let_all()
+    await two
+    await sent_to_topic(slow)
+    assert (received, slow.broker.topics[APP, "#t"]) == ([b"1"], 1)
+    await slow.node.controller.release_topic(slow.app, "#t")
+    assert (slow.node.controller._topics, slow.broker.topics[APP, "#t"]) == ({}, 0)
 
 
 def test_message_to_a_topic_reaches_its_handler_only(world):
