@@ -208,6 +208,8 @@ class Node:
             await self.topics.release(app, name)
         if held:
             await self.signins.end_hold(app, held)
+        for name in left.subscriptions if app.config.subscription_count else ():  # last, because each count waits for the broker
+            await self.counts.send(app, name)
 
     # Channels
 
@@ -247,6 +249,8 @@ class Node:
         member = subscriptions.pop(name).member
         app.tenant.unsubscribe(client, name)
         await self._leave(app, client, name, member)
+        if app.config.subscription_count:
+            await self.counts.send(app, name)
 
     async def _leave(self, app: App, client: Client, name: str, member: Member | None) -> None:
         """Reports that a client has left a channel, removes the client from the roster, and releases the topic.
@@ -258,8 +262,6 @@ class Node:
         with suppress(Refused):
             await self._roster.leave(app.config.id, name, client.id, _user_id(member))
         await self.topics.release(app, name)
-        if app.config.subscription_count:
-            await self.counts.send(app, name)
 
     def _recount(self, id: str, name: str) -> None:
         """Queues the count of a channel for the next tick. The broker calls this if no other worker sends the current count."""

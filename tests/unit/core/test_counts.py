@@ -137,3 +137,18 @@ async def test_counts_of_many_channels_are_spread_over_turns(monkeypatch):
     await turns(100)
     world.turns.drain()
     assert len(numbers(outlet)) == 100
+
+
+async def test_client_that_ends_leaves_all_channels_before_it_waits_for_a_count():
+    world = World(app_config(subscription_count=True), slow=True)
+    session, _ = world.session()
+    for name in ("a", "b"):
+        session.handle(Subscribe(name))
+    await turns()
+    await world.node.tick()
+    world.broker.held.add("channel")
+    session.expire()
+    await turns()
+    assert [channel for name, channel in world.broker.calls if name == "leave"] == ["a", "b"]
+    assert await world.memory.channels(APP) == []
+    await world.broker.let_all()
