@@ -98,6 +98,9 @@ class Counts:
             self._counted.clear()
             self._deliveries = sent = 0
             for key, app in list(self._due.items()):
+                if not app.config.subscription_count:  # a new configuration has ended the counts
+                    self._due.pop(key, None)
+                    continue
                 sent += 1 + await self._send(app, key)
                 if sent >= MAX_COUNTED:  # other tasks of the event loop run first
                     sent = 0

@@ -133,6 +133,19 @@ def test_subscription_counts_begin_with_the_change(world):
     assert any(b"subscription_count" in write for write in outlet.writes)
 
 
+def test_subscription_counts_end_with_the_change(world):
+    configure(world, subscription_count=True)
+    session, outlet = world.session()
+    session.handle(Subscribe("c"))
+    world.session()[0].handle(Subscribe("c"))
+    world.turns.drain()
+    outlet.writes.clear()
+    configure(world)
+    done(world.node.tick())
+    world.turns.drain()
+    assert outlet.writes == []
+
+
 def test_a_changed_secret_signs_and_is_masked_in_the_log(world):
     world.node.refusals.enable(world.clock.monotonic, ["secret"])
     session, outlet = world.session()
