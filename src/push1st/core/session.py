@@ -220,8 +220,9 @@ class Session:
                 self.node.metrics.refusals[str(end.code)] += 1
                 self.outlet.close(end.code, end.reason)
         except Refused as refused:
-            self.node.metrics.cut_offs["refused-by-app"] += 1
-            self.outlet.close(decisions.close_code(refused.code), refused.text)
+            if not self.closed:
+                self.node.metrics.cut_offs["refused-by-app"] += 1
+                self.outlet.close(decisions.close_code(refused.code), refused.text)
         except Exception:
             self.outlet.fail()
         if self.waiting and not self.closed:

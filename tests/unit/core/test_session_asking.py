@@ -128,6 +128,17 @@ async def test_client_that_ends_while_its_backend_decides_leaves_no_state(world)
     assert await world.memory.online(APP, ["7"]) == frozenset()
 
 
+async def test_client_that_ends_while_its_user_is_signed_in_does_not_count_as_rejected():
+    world = World(app_config(authorize=(Authorize(url="http://h/", on=frozenset({"connect"})),)), slow=True)
+    world.hooks.decision = Decision(user_id="7")
+    world.broker.held.add("sign_in")
+    session, outlet = entering(world)
+    session.expire()
+    await world.broker.let_all()
+    assert (outlet.closes, world.metrics.cut_offs) == ([], {})
+    assert await world.memory.online(APP, ["7"]) == frozenset()
+
+
 async def test_commands_that_wait_are_bounded(world):
     await held(world)
     session, outlet = entering(world)
