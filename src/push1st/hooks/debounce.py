@@ -12,9 +12,9 @@ first edge of a channel or member passes, whether it is entering or leaving.
 """
 
 from collections import OrderedDict
-from collections.abc import Iterable
+from collections.abc import Container, Iterable
 
-from push1st.messages import ENTERING, HOLD_SECONDS, HookEvent
+from push1st.messages import ENTERING, HOLD_SECONDS, HookEvent, HookEventKind
 
 MAX_ABSENT = 10_000
 """the maximum number of channels and members that are remembered as absent, so that a second leaving edge is dropped"""
@@ -88,6 +88,17 @@ class Debounce:
             if key not in self._present and key not in self._absent:
                 self._present.add(key)
                 self._held[key] = now + HOLD_SECONDS, event
+
+    def forget(self, app: str, kinds: Container[HookEventKind]) -> None:
+        """Forgets the channels and members of an app whose edges no longer arrive, and drops their held edges.
+
+        kinds: the hook events of the app that still arrive. If the edges arrive again later, each first edge passes.
+        """
+        for key in [*self._present, *self._absent]:
+            if key[0] == app and ("occupied" if key[2] is None else "member-added") not in kinds:
+                self._present.discard(key)
+                self._absent.pop(key, None)
+                self._held.pop(key, None)
 
     def _leave(self, key: EdgeKey, held: tuple[float, HookEvent]) -> HookEvent:
         self._present.discard(key)

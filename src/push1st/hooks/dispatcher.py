@@ -8,6 +8,7 @@ import hashlib
 import importlib
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from itertools import chain
 from typing import Any
 
 import msgspec
@@ -112,16 +113,20 @@ class HookDispatcher:
         self._configure(app)
 
     def _configure(self, app: AppConfig) -> None:
-        known = {_settings(one.wanted): one for one in self._endpoints.pop(app.id, ())}
+        known: dict[tuple[object, ...], list[HookEndpoint]] = {}  # endpoints may differ only in the events that they select
+        for endpoint in self._endpoints.pop(app.id, ()):
+            known.setdefault(_settings(endpoint.wanted), []).append(endpoint)
         self._kinds.pop(app.id, None)
         if app.enable:
             found = []
             for one in wanted(app, self._folder):
-                endpoint = known.pop(_settings(one), None) or HookEndpoint(one, self, self._config.events, self._config.bytes)
+                same = known.get(_settings(one))
+                endpoint = same.pop(0) if same else HookEndpoint(one, self, self._config.events, self._config.bytes)
                 endpoint.wanted = one
                 found.append(endpoint)
             self._endpoints[app.id], self._kinds[app.id] = tuple(found), kinds(app)
-        for endpoint in known.values():
+        self._debounce.forget(app.id, self._kinds.get(app.id, frozenset()))
+        for endpoint in chain.from_iterable(known.values()):
             self._retired[endpoint] = asyncio.get_running_loop().create_task(self._retire(endpoint))
         for url in (*(one.wanted.target.url for one in self._endpoints.get(app.id, ())), *(one.url for one in app.authorize)):
             transport_class(url)

@@ -55,6 +55,25 @@ def test_members_are_debounced_separately():
     assert [(one.kind, one.user_id) for one in debounce.due(10)] == [("member-removed", "1")]
 
 
+def test_first_edges_pass_after_a_time_without_edges():
+    debounce = Debounce()
+    debounce.feed(event("occupied"), 0)
+    debounce.feed(event("member-added", user_id="1"), 0)
+    debounce.feed(event("vacated"), 1)
+    debounce.feed(event("vacated", "gone"), 1)
+    debounce.due(4)
+    debounce.feed(event("member-removed", user_id="1"), 5)
+    debounce.forget("another", ())
+    debounce.forget("a", ("occupied", "vacated"))
+    assert debounce.due(10) == []
+    assert debounce.feed(event("vacated"), 10) == []
+    assert kinds(debounce.feed(event("member-added", user_id="1"), 10)) == ["member-added"]
+    assert not debounce.is_holding
+    debounce.forget("a", ())
+    debounce.feed(event("vacated", "gone"), 20)
+    assert kinds(debounce.due(23)) == ["vacated"]
+
+
 def test_a_channel_of_an_earlier_process_may_be_vacated():
     debounce = Debounce()
     debounce.feed(event("vacated"), 0)

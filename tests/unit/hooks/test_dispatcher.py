@@ -430,6 +430,36 @@ async def test_a_changed_app_gets_new_endpoints_and_keeps_the_queue_of_an_unchan
     assert (unchanged.status().queued, board.board.queued()) == (1, {APP: 1})
 
 
+async def test_endpoints_that_differ_only_in_their_events_keep_their_queues():
+    one, two = Webhook(url="http://a/", events=("cache_miss",)), Webhook(url="http://a/", events=("channel_occupied",))
+    board = Board(one, two)
+    board.hang()
+    board.on_event("cache-missed", channel="one")
+    board.on_event("occupied", channel="two")
+    await turns()
+    for webhooks in ((one, two), (two,)):
+        board.board.configure(app_config(webhooks=webhooks))
+        await turns()
+        assert board.board.queued() == {APP: 2}
+    backend = board.at["http://a/"]
+    assert backend.future is not None
+    backend.future.set_result(None)
+    await turns(10)
+    assert board.board.queued() == {APP: 0}
+    assert board.board._retired == {}
+
+
+async def test_edges_pass_again_after_a_time_without_hooks_for_them():
+    board = Board(A)
+    board.on_event("occupied")
+    board.board.configure(app_config())
+    board.on_event("vacated")
+    board.board.configure(app_config(webhooks=(A,)))
+    board.on_event("occupied")
+    await turns()
+    assert board.at["http://a/"].names == ["channel_occupied"] * 2
+
+
 async def test_a_removed_endpoint_sends_its_queue_first(tmp_path: Path):
     board = Board(A, config=HooksConfig(folder=str(tmp_path)))
     board.at["http://a/"] = backend = HookEndpoint()
