@@ -65,16 +65,14 @@ class ShardRoster:
             if pending.result == REFUSED:
                 raise LimitReached(403, f"{channel} has {limit} members, which is this app's limit")
             self._context.local_roster.confirm(app, channel, None if member is None else member.user_id)
+            if kind.presence and batch.members is None:
+                # The first join of this node on the channel was rejected, so there is no view yet.
+                views.begin(key, await self.members(app, channel))
+                batch.members = tuple((views.members(key) or {}).values())
         except BaseException:
             self.leave(app, channel, socket_id, None if member is None else member.user_id)
             raise
-        cached = _cached_event(batch.cached, batch.left)
-        if not kind.presence:
-            return Joined(None, cached)
-        if batch.members is None:  # the first join of this node on the channel was rejected, so there is no view yet
-            views.begin(key, await self.members(app, channel))
-            batch.members = tuple((views.members(key) or {}).values())
-        return Joined(batch.members, cached)
+        return Joined(batch.members, _cached_event(batch.cached, batch.left))
 
     def _deliver_joins(self, batch: JoinBatch) -> None:
         """Delivers the joins of a batch to the members on this node, and collects the members for those that join.
@@ -204,8 +202,9 @@ class ShardRoster:
             raise
 
     def sign_out(self, app: str, user_id: str, socket_id: str) -> None:
+        confirmed = self.entries.is_signed_in((app, user_id))
         if self.entries.sign_out((app, user_id), socket_id):
-            left: dict[Left, tuple[str, bytes]] = {("u", app, "", user_id): (socket_id, b"")}
+            left: dict[Left, tuple[str, bytes]] = {("u", app, "", user_id): (socket_id, b"")} if confirmed else {}
             self._send_leave(left, SIGN_OUT, app, user_id, socket_id, *self._context.stamp())
 
     async def online(self, app: str, user_ids: list[str]) -> dict[str, bool]:

@@ -1,11 +1,14 @@
 """Repairs of the broker's copy of a node's entries, and leaves that are deferred after a loss of state."""
 
+import asyncio
 from collections.abc import Callable
 
 import hiredis
 import pytest
 
+from push1st.errors import Refused
 from push1st.messages import Member, Message
+from tests.support.loop import turns
 from tests.unit.brokers.redis.server import EPOCH, Node, Server, settle
 
 ROOM = "presence-c"
@@ -95,6 +98,40 @@ async def test_leaves_while_the_broker_was_away_are_not_deferred_if_it_kept_its_
     node.shard.roster.leave("app", ROOM, "1.1", "a")
     await settle()
     assert "DEFER_LEAVE" not in server.names()
+
+
+async def test_join_whose_members_cannot_be_read_leaves_no_entry(serve):
+    """The first join of the node reads the members. If the server rejects it, the next join must read them itself."""
+    server = serve()
+    node = await Node().start()
+    roster = node.shard.roster
+    replies = [hiredis.ReplyError("OOM"), [1, None, None, 0, [1]]]
+    server.replies["JOIN"] = lambda _: replies.pop(0)
+    server.replies["HGETALL"] = hiredis.ReplyError("OOM")
+    first = asyncio.ensure_future(roster.join("app", ROOM, "1.1", Member("a"), 0))
+    await asyncio.sleep(0)
+    roster._joining.send(("app", ROOM))
+    second = asyncio.ensure_future(roster.join("app", ROOM, "1.2", Member("b"), 0))
+    results = await asyncio.gather(first, second, return_exceptions=True)
+    await settle()
+    assert list(map(type, results)) == [Refused, Refused]
+    assert list(node.local_roster) == []
+    left = [arguments[1:5] for name, arguments in server.commands if name == "LEAVE"]
+    assert left == [[b"app", b"presence-c", b"1", b"a"], [b"app", b"presence-c", b"0", b"b"]]
+
+
+async def test_user_whose_sign_in_the_broker_has_not_confirmed_does_not_leave(serve):
+    """Otherwise each sign-in that fails during a long outage would be kept until the broker is back."""
+    server = serve()
+    node = await Node(patience=0).start()
+    server.failures = [OSError("no route")] * 5
+    server.connections[0].abort()
+    signing_in = asyncio.ensure_future(node.shard.roster.sign_in("app", "u", "1.1"))
+    await turns()
+    node.tick()
+    with pytest.raises(Refused):
+        await signing_in
+    assert node.shard.roster.unconfirmed_leaves == {}
 
 
 async def test_renewal_that_shows_another_epoch_makes_the_node_register_again(serve):
