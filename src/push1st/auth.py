@@ -1,7 +1,7 @@
-"""Every signature and token: makes and checks them.
+"""Makes and checks every signature and token.
 
-This module knows neither sockets nor the configuration nor the clock: secrets and the time are arguments. No error and no
-result contains a secret or an expected signature.
+This module does not use sockets, the configuration or the clock: secrets and the time are arguments. No error and no result
+contains a secret or an expected signature.
 
 One secret of an app signs five kinds of text, so no text of one kind may be readable as another kind:
 
@@ -11,8 +11,8 @@ One secret of an app signs five kinds of text, so no text of one kind may be rea
     base64url.base64url                   an access token, a JWT (Push1st API, section 2)
     {…}                                   the body of a request to a backend: a webhook, a hook (section 9)
 
-The beginnings of these texts differ. Neither a socket id nor a channel name contains a colon, a line break or a brace, and a
-channel name is not empty. `session_token` signs texts from callers, so it checks these rules.
+The beginnings of these texts differ, because a socket id or a channel name contains no colon, line break or brace, and a channel
+name is not empty. `session_token` signs the names that a caller sends, so it checks these rules.
 
 An app without a secret has public channels only (Push1st API, section 9). Such an app has no signatures, and every check
 fails, because anybody could sign with an empty key.
@@ -38,14 +38,14 @@ from .errors import Refused
 TIMESTAMP_TOLERANCE: Final = 600
 """the number of seconds by which the clock of an API client may differ (Pusher protocol, section 9)"""
 BLOCK: Final = 64
-"""bytes of a block of SHA-256"""
+"""the number of bytes in a block of SHA-256"""
 ACCESS_TOKEN_BYTES: Final = 8192
-"""the limit of an access token, which comes in a URL or a header; a longer token is rejected without a check"""
+"""the maximum bytes of an access token in a URL or a header; a longer token is rejected without a check"""
 
 _SESSION = re.compile(r"[A-Za-z0-9_.-]{1,128}\Z")
 _SIGNING = frozenset(("auth_key", "auth_timestamp", "auth_version", "auth_signature", "body_md5"))
 NEVER: Final = 1 << 53
-"""seconds since 1970: later than any clock, and exactly represented by a float"""
+"""a time in seconds since 1970 that never comes, and that a float represents exactly"""
 _NO_SECRET = "the app has no secret, so nothing can be signed for it"  # noqa: S105 - a message
 # By default PyJWT reads the wall clock, and rejects claims that the Push1st API ignores.
 _SIGNATURE_ONLY: Final[Any] = {f"verify_{claim}": False for claim in ("exp", "nbf", "iat", "aud", "iss", "sub", "jti")}
@@ -71,7 +71,7 @@ def hmac_hex(secret: str, text: str | bytes) -> str:
 
 @lru_cache(maxsize=256)
 def _keyed(secret: str) -> tuple[Any, Any]:
-    """Returns the two hashes of HMAC (RFC 2104 §2) after the key: to copy them takes 0.9 µs, to make them again 2.0 µs."""
+    """Returns HMAC's two hashes (RFC 2104 §2) after the key. To copy the hashes takes 0.9 µs, to make them again 2.0 µs."""
     key = secret.encode("utf-8", "surrogatepass")
     if len(key) > BLOCK:
         key = hashlib.sha256(key).digest()
@@ -80,14 +80,14 @@ def _keyed(secret: str) -> tuple[Any, Any]:
 
 
 def equal(a: str, b: str) -> bool:
-    """Whether two texts are equal. The time of the comparison does not depend on the place where they differ."""
+    """Whether two texts are equal. The time of the comparison does not depend on the position of the first difference."""
     return hmac.compare_digest(a.encode("utf-8", "surrogatepass"), b.encode("utf-8", "surrogatepass"))
 
 
 def channel_signature(secret: str, socket_id: str, channel: str, channel_data: str = "") -> str:
     """Returns the signature that authorises a subscription (Pusher protocol, section 9).
 
-    It is the HMAC of `socket_id:channel[:channel_data]`.
+    The signature is the HMAC of `socket_id:channel[:channel_data]`.
     """
     return hmac_hex(secret, f"{socket_id}:{channel}:{channel_data}" if channel_data else f"{socket_id}:{channel}")
 
@@ -95,10 +95,9 @@ def channel_signature(secret: str, socket_id: str, channel: str, channel_data: s
 def check_channel(key: str, secret: str, socket_id: str, channel: str, auth: str, channel_data: str = "") -> bool:
     """Whether a signature authorises a subscription (Push1st API, section 1).
 
-    The text to sign must not be readable as a sign-in or as another channel with data. So a channel name that is empty, or
-    contains a colon, is never authorised.
+    An empty channel name, or a name with a colon, is never authorised: the signed text could be read as another kind of text.
 
-    auth: `token` or `app-key:token`.
+    `auth`: the signature, alone or after the app key and a colon.
     """
     if not secret or not channel or ":" in channel:
         return False
@@ -108,9 +107,9 @@ def check_channel(key: str, secret: str, socket_id: str, channel: str, auth: str
 def body_signature(secret: str, body: bytes) -> str:
     """Returns the header `X-Pusher-Signature`, by which a backend verifies that this server sent a request.
 
-    Pusher protocol, section 9.
+    The header is defined in the Pusher protocol, section 9.
 
-    body: a JSON object.
+    `body`: a JSON object.
     """
     assert body[:1] == b"{", "the body must not be readable as another kind of signed text"
     return hmac_hex(secret, body)
@@ -122,15 +121,15 @@ def user_signature(secret: str, socket_id: str, user_data: str) -> str:
 
 
 def check_user(key: str, secret: str, socket_id: str, user_data: str, auth: str) -> bool:
-    """Whether a signature signs this user in. auth: `token` or `app-key:token`."""
+    """Whether a signature signs this user in. `auth`: the signature, alone or after the app key and a colon."""
     return bool(secret) and equal(auth.removeprefix(f"{key}:"), user_signature(secret, socket_id, user_data))
 
 
 def session_token(secret: str, session: str, channel: str, data: str = "") -> str:
     """Returns the session token of Push1st API, section 1: 64 hex digits that a client sends as `auth`.
 
-    Raises Refused(400) if the text to sign could be read as another kind of text, and for channels of signed-in users, which
-    need no token. Raises Refused(403) if the app has no secret.
+    Raises Refused(400) if the text to sign could be read as another kind of text, and for channels of signed-in users. Raises
+    Refused(403) if the app has no secret.
     """
     if not secret:
         raise Refused(403, _NO_SECRET)
@@ -147,29 +146,29 @@ class Claims(msgspec.Struct, frozen=True, gc=False):
     """The claims of an access token (Push1st API, section 2)."""
 
     app: str
-    """app id"""
+    """the id of the app whose clients may use the token"""
     origin: str
     """`*`, or the only origin whose requests may use the token"""
     channels: tuple[str, ...]
-    """names; a trailing `*` makes a name a prefix, and `*` alone is all channels"""
+    """the names of channels; a trailing `*` makes a name a prefix, and `*` alone stands for all channels"""
     exp: int | None
-    """seconds since 1970 at which the token expires; None: never"""
+    """the time at which the token expires, in seconds since 1970; None if the token does not expire"""
 
     def allows(self, channel: str) -> bool:
         """Whether the token authorises `channel`."""
         return any(channel.startswith(name[:-1]) if name.endswith("*") else channel == name for name in self.channels)
 
     def allows_origin(self, origin: str | None) -> bool:
-        """Whether a request with this `Origin` header (None: without) may use the token."""
+        """Whether a request with this `Origin` header may use the token. `origin`: None if the request has no such header."""
         return self.origin in ("*", origin)
 
 
 def access_token(secret: str, app: str, origin: str, channel: str | list[str], ttl: int, now: float) -> str:
     """Returns a JWT (HS256) that authorises `channel` on raw WebSockets (Push1st API, section 2).
 
-    ttl: seconds until the token expires; 0: it does not expire.
-    now: seconds since 1970.
-    Raises Refused(400) for a negative `ttl` or an empty `origin`, Refused(403) if the app has no secret.
+    `ttl`: the seconds until the token expires; with 0, the token does not expire.
+    `now`: the time in seconds since 1970.
+    Raises Refused(400) for a negative `ttl` or an empty `origin`, and Refused(403) if the app has no secret.
     """
     if not secret:
         raise Refused(403, _NO_SECRET)
@@ -184,10 +183,10 @@ def access_token(secret: str, app: str, origin: str, channel: str | list[str], t
 
 
 def check_access_token(secret: str, app: str, token: str, now: float) -> Claims:
-    """Checks an access token and returns its claims. A token without `origin` is valid for any; `channel` is required.
+    """Checks an access token and returns its claims. A token without `origin` is valid for any origin; `channel` is required.
 
-    app: the id of the app that the token must be for.
-    now: seconds since 1970.
+    `app`: the app id that the token must contain.
+    `now`: the time in seconds since 1970.
     Raises Refused(401) with the reason.
     """
     if not secret:
@@ -208,7 +207,7 @@ def check_access_token(secret: str, app: str, token: str, now: float) -> Claims:
 
 
 def _claims(claims: Mapping[str, object], app: str, now: float) -> Claims:
-    """Returns the claims of a token whose signature is right. Raises Refused(401)."""
+    """Checks the claims of a token whose signature is valid, and returns the claims. Raises Refused(401)."""
     if claims.get("app") != app:
         raise Refused(401, "access token is for another app")
     origin = claims.get("origin", "*")
@@ -229,7 +228,7 @@ def _claims(claims: Mapping[str, object], app: str, now: float) -> Claims:
 
 
 def _seconds(claims: Mapping[str, object], name: str) -> int | float:
-    """Returns a claim that is a time (RFC 7519 §2, NumericDate). Raises Refused(401)."""
+    """Returns a claim that must be a time (RFC 7519 §2, NumericDate). Raises Refused(401)."""
     value = claims[name]
     if isinstance(value, bool) or not isinstance(value, int | float) or (isinstance(value, float) and not math.isfinite(value)):
         raise Refused(401, f"access token's {name} is not a number")
@@ -237,9 +236,9 @@ def _seconds(claims: Mapping[str, object], name: str) -> int | float:
 
 
 def _jwt_key(secret: str) -> bytes:
-    """Returns the secret with zero bytes up to 32 bytes, because PyJWT warns about a shorter key at each call.
+    """Returns the secret, with zero bytes appended up to 32 bytes, because PyJWT warns about a shorter key at each call.
 
-    HMAC appends zero bytes to a short key too (RFC 2104 §2), so the signatures do not change. `push1st check` warns instead.
+    HMAC itself appends zero bytes to a short key (RFC 2104 §2), so the signatures do not change.
     """
     return secret.encode("utf-8", "surrogatepass").ljust(32, b"\0")
 
@@ -249,9 +248,9 @@ def sign_request(
 ) -> dict[str, str]:
     """Returns all query parameters of a signed API request, including `params` (Pusher protocol, section 9).
 
-    path: as in the request line.
-    params: not percent-encoded.
-    timestamp: seconds since 1970.
+    `path`: the path in the request line.
+    `params`: the other query parameters, not percent-encoded.
+    `timestamp`: the time of the request in seconds since 1970.
     Raises ValueError for parameters that cannot be signed.
     """
     if not secret:
@@ -271,15 +270,15 @@ def sign_request(
 def check_request(key: str, secret: str, method: str, path: str, query: str, body: bytes, now: float) -> bool:
     """Checks the signature of an API request (Pusher protocol, section 9); returns whether the query has other parameters.
 
-    method, path: as in the request line, because the official libraries sign the path as they send it.
-    query: as in the request line, without the `?`.
-    now: seconds since 1970.
+    `method`, `path`: the method and the path of the request line, because the official libraries sign the path as they send it.
+    `query`: the query of the request line, without the `?`.
+    `now`: the time in seconds since 1970.
     Raises Refused(401) with the exact reason.
     """
     parts = query.split("&")
     if len(parts) == 5 and body and secret:
-        # The query that nearly every library sends with a body: only the five parameters of the signature, in the order in
-        # which they are signed. So the text to sign is the query itself. The code after this branch reports what is wrong.
+        # Nearly every library sends a query of only the five parameters of the signature, in the order in which they are signed.
+        # So the query is a part of the text to sign. If this fast check fails, the code after this branch finds the exact reason.
         key_part, stamp_part, version_part, digest_part, signature_part = parts
         stamp = stamp_part[15:]
         text = f"{method}\n{path}\n{query[: -len(signature_part) - 1]}"
@@ -333,7 +332,7 @@ def _check_timestamp(text: str, now: float) -> None:
 
 
 def _pairs(query: str) -> list[tuple[str, str]]:
-    """Returns the query's parameters in their order, unescaped like those of a form (`+` is a space), with lower-case names."""
+    """Returns the query's parameters in order, unescaped as in an HTML form (`+` is a space), with lower-case names."""
     pairs = []
     for part in query.split("&"):
         name, _, value = part.partition("=")
@@ -356,10 +355,10 @@ def _repeated(pairs: Iterable[tuple[str, str]]) -> set[str]:
 
 
 def _ambiguous(pairs: Iterable[tuple[str, str]]) -> str | None:
-    """Returns the error for a parameter that could be read in two ways in the text to sign; None if there is none.
+    """Returns the error for a parameter that could be read in two ways in the text to sign; None if there is no such parameter.
 
-    The signed text is unescaped, so `a=1%26b=2` and `a=1&b=2` have the same signature. An attacker who has
-    one of these requests could send the other. No parameter of the API needs these characters.
+    The signed text is unescaped, so `a=1%26b=2` and `a=1&b=2` have the same signature. An attacker who has one of these requests
+    could send the other request. No parameter of the API needs the characters `&` and `=`.
     """
     for name, value in pairs:
         if "&" in name or "=" in name or "&" in value:
@@ -368,5 +367,5 @@ def _ambiguous(pairs: Iterable[tuple[str, str]]) -> str | None:
 
 
 def _request_text(method: str, path: str, pairs: Iterable[tuple[str, str]]) -> str:
-    """Returns the text of a request to sign. Parameters with equal names, such as `info[]`, keep their order."""
+    """Returns the text to sign for a request. Parameters with equal names, such as `info[]`, keep their order."""
     return f"{method}\n{path}\n" + "&".join(map("=".join, sorted(pairs, key=_by_name)))

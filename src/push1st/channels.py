@@ -1,8 +1,8 @@
 """Names and kinds of channels. The kind follows from the name, and decides which clients may subscribe and publish.
 
 A kind has an exact prefix, which includes its last dash: `cachefoo` is not a cache channel (Pusher protocol, section 11).
-There are two rules for names: that of Pusher for Pusher clients and signed API calls, and a wider one for raw WebSockets,
-MQTT and unsigned calls (Push1st API, section 7).
+Names follow one of two rules. Pusher's rule applies to Pusher clients and signed API calls, and a wider rule to raw WebSockets,
+MQTT and unsigned API calls (Push1st API, section 7).
 """
 
 import re
@@ -18,14 +18,14 @@ PUSHER_NAME = re.compile(r"#?[A-Za-z0-9_\-=@,.;]+\Z")
 PLAIN = re.compile(r"[ -~]{1,255}\Z")
 CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f]")
 USER_ID = re.compile(r"[^\x00-\x1f\x7f-\x9f\ud800-\udfff]{1,128}\Z")
-"""This rule is wider than that of Pusher, which rejects real ids such as `auth0|1`, and mail addresses with a `+`."""
+"""the rule for user ids, which is wider than Pusher's rule: Pusher rejects ids such as `auth0|1`, and addresses with a `+`"""
 MAX_WIDE_NAME_BYTES = 255
 RESERVED = ("pusher:", "pusher_internal:")
-"""prefixes of the names of events that only the server may send (Pusher protocol, section 9)"""
+"""the prefixes of event names that only the server may use (Pusher protocol, section 9)"""
 
 
 class Kind(msgspec.Struct, frozen=True, gc=False):
-    """The kind of a channel, which follows from its prefix. type: as the configuration names it."""
+    """The kind of a channel, which follows from the channel's prefix. `type`: the kind's name in the configuration."""
 
     type: Type
     encrypted: bool = False
@@ -65,14 +65,14 @@ def kind_of(name: str) -> Kind:
 
 
 def covers(types: Container[str], kind: Kind) -> bool:
-    """Whether a list of channel types in the configuration contains a kind of channel: `private` covers `protected`."""
+    """Whether a list of channel types in the configuration allows a kind of channel. `private` also allows `protected`."""
     return kind.type in types or (kind.type == "protected" and "private" in types)
 
 
 def pusher_name_error(name: str, limit: int = 164) -> str | None:
-    """Returns why Pusher's rule rejects a name (Pusher protocol, section 8); None if it allows the name.
+    """Returns why Pusher's rule rejects a name (Pusher protocol, section 8); None if the rule allows the name.
 
-    limit: the maximum number of characters.
+    `limit`: the maximum number of characters.
     """
     if not name:
         return "a channel name is empty"
@@ -84,7 +84,7 @@ def pusher_name_error(name: str, limit: int = 164) -> str | None:
 
 
 def wide_name_error(name: str) -> str | None:
-    """Returns why the rule for raw WebSockets, MQTT and unsigned calls rejects a name; None if it allows the name."""
+    """Returns why the rule for raw WebSockets, MQTT and unsigned calls rejects a name; None if the rule allows the name."""
     if PLAIN.match(name):
         return None
     if not name:
@@ -100,7 +100,7 @@ def wide_name_error(name: str) -> str | None:
 
 
 def user_id_error(id: str) -> str | None:
-    """Returns why the id of a user is not allowed; None if it is."""
+    """Returns why a user id is not allowed; None if the id is allowed."""
     if USER_ID.match(id):
         return None
     return f"user id {id[:80]!r} must have 1 to 128 characters, and no control characters"

@@ -7,7 +7,7 @@ class Clock(Protocol):
     """Returns the time. The clock of a worker is `process.system.SystemClock`."""
 
     def monotonic(self) -> float:
-        """Returns seconds that never go back."""
+        """Returns the time in seconds from an arbitrary start; this time never goes back."""
 
     def wall(self) -> int:
-        """Returns nanoseconds since 1970."""
+        """Returns the time in nanoseconds since 1970."""

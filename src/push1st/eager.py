@@ -1,10 +1,10 @@
-"""Coroutines that run at once: a coroutine that does not wait finishes without a task.
+"""Runs coroutines at once: a coroutine that does not wait finishes without a task.
 
-Most steps of the control road wait for nothing with the memory broker, and for one round trip with Redis. `run_eagerly` runs a
-coroutine up to its first wait, in the caller's turn of the loop. Only a coroutine that does wait gets a task, for the rest of it.
-Python 3.12 has eager tasks for this; Python 3.11 has not (decision 0014).
+Most commands do not wait with the memory broker, and wait for one round trip with Redis. `run_eagerly` runs a coroutine up to its
+first wait, in the same turn of the event loop. Only a coroutine that waits gets a task, for its remaining part. Python 3.12 has
+eager tasks for this purpose, but Python 3.11 has no such tasks (decision 0014).
 
-The part before the first wait has no current task, so it must not use `asyncio.timeout` or `asyncio.current_task`.
+The part of a coroutine before its first wait has no current task, so it must not use `asyncio.timeout` or `asyncio.current_task`.
 """
 
 import asyncio
@@ -13,12 +13,12 @@ from typing import Any, Generic, TypeAlias, TypeVar
 
 T = TypeVar("T")
 MaybeAwaitable: TypeAlias = T | Coroutine[Any, Any, T]
-"""A result, or a coroutine that returns it later. A function that seldom waits returns the result and makes no coroutine."""
+"""A result, or a coroutine that returns it later. A function that seldom waits mostly returns a result, and no coroutine."""
 _running: set[asyncio.Task[Any]] = set()
 
 
 class Suspended(Generic[T]):
-    """A coroutine that `run_eagerly` has started and that waits. Awaiting it runs the rest, and returns the result."""
+    """A coroutine that `run_eagerly` has started and that waits. `await` runs the remaining part, and returns the result."""
 
     __slots__ = ("_coroutine", "_first")
 
@@ -44,15 +44,15 @@ class Suspended(Generic[T]):
 
 
 def run_eagerly(coroutine: Coroutine[Any, Any, T]) -> T | Suspended[T]:
-    """Runs `coroutine` up to its first wait. Returns its result, or the rest of it; raises its exceptions."""
+    """Runs `coroutine` up to its first wait. Returns its result, or its remaining part. Raises its exceptions."""
     try:
         first = coroutine.send(None)
     except StopIteration as done:
         result: T = done.value
         return result
     if first is not None:
-        # `await future` sets this mark on the future, and a task clears it, to detect `yield` in place of `yield from`. Before
-        # this coroutine has a task, another coroutine may await the same future, and must find it without the mark.
+        # `await future` sets this mark, and a task clears it, to detect `yield` in place of `yield from`. This coroutine has no
+        # task yet, and another coroutine may await the same future, so the mark must be cleared here.
         first._asyncio_future_blocking = False
     return Suspended(coroutine, first)
 
@@ -62,7 +62,7 @@ async def _finish(rest: Suspended[Any]) -> None:
 
 
 def spawn(coroutine: Coroutine[Any, Any, None]) -> None:
-    """Runs a coroutine to its end: now if it does not wait, else in a task. The task is referenced here until it is done."""
+    """Runs a coroutine to its end: now if it does not wait, else in a task. `_running` refers to the task until it is done."""
     rest = run_eagerly(coroutine)
     if isinstance(rest, Suspended):
         task = asyncio.get_running_loop().create_task(_finish(rest))
@@ -71,7 +71,7 @@ def spawn(coroutine: Coroutine[Any, Any, None]) -> None:
 
 
 async def resolve(result: MaybeAwaitable[T]) -> T:
-    """Returns a result, and awaits it first if it is a coroutine."""
+    """Returns a result. If `result` is a coroutine, awaits the coroutine first."""
     return await result if isinstance(result, Coroutine) else result
 
 

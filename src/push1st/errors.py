@@ -1,7 +1,7 @@
 """The two kinds of failure that a client can cause (invariant 9).
 
-A `Refused` is sent to the client as an error, and its connection stays open. A `Disconnect` closes the connection. Any other
-exception is a defect of the server: it is logged with its trace, and closes that one connection.
+A `Refused` is sent to the client as an error, and the connection stays open. A `Disconnect` closes the connection. Any other
+exception is a defect of the server: the server logs its trace, and closes the connection on which it was raised.
 
 A `Refused` has an HTTP status, a `Disconnect` has a WebSocket close code (RFC 6455 §7.4; Pusher protocol, section 6).
 """
@@ -10,9 +10,9 @@ A `Refused` has an HTTP status, a `Disconnect` has a WebSocket close code (RFC 6
 class Refused(Exception):
     """A request that the server rejects with an error. The connection stays open.
 
-    code: an HTTP status; a protocol with its own codes translates it.
-    text: the mistake and its place, for the developer of the client.
-    channel: the channel of the request, if it was decoded before the error.
+    `code`: an HTTP status, which a protocol with its own codes translates.
+    `text`: the mistake and its place in the request, for the developer of the client.
+    `channel`: the channel of the request; "" if the error occurred before the channel was decoded.
     """
 
     def __init__(self, code: int, text: str, channel: str = "") -> None:
@@ -26,14 +26,14 @@ class Refused(Exception):
 
 
 class LimitReached(Refused):
-    """The app or the client has reached a limit."""
+    """A request is rejected because the app or the client has reached a limit."""
 
 
 class Disconnect(Exception):
     """The server closes the connection.
 
-    code: a WebSocket close code.
-    reason: at most 123 bytes of UTF-8 (RFC 6455 §5.5).
+    `code`: a WebSocket close code.
+    `reason`: the text of the close frame, at most 123 bytes of UTF-8 (RFC 6455 §5.5).
     """
 
     def __init__(self, code: int, reason: str) -> None:
@@ -46,12 +46,12 @@ class Disconnect(Exception):
 
 
 class ConfigError(Exception):
-    """The server cannot run with its configuration. Each line has file and line, what was found, and what is allowed."""
+    """The server cannot run with its configuration. Each line names file, line, the wrong value and the allowed values."""
 
 
 class ClientError(Exception):
-    """A command could not use a server. The text is for a person."""
+    """A command of the command line could not reach the server, or the server rejected it. The text is for the user."""
 
 
 class Rejected(ClientError):
-    """A server rejected the request of a command."""
+    """The server rejected the request that a command of the command line sent."""

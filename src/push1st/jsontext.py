@@ -12,14 +12,14 @@ encode = msgspec.json.Encoder().encode
 _ESCAPE = re.compile(
     rb"\\(?:u[dD][89abAB][0-9a-fA-F]{2}\\u[dD][c-fC-F][0-9a-fA-F]{2}|(u[dD][89a-fA-F][0-9a-fA-F]{2})|.)", re.DOTALL
 )
-"""An escape of a JSON string; the group matches an unpaired surrogate."""
+"""a pattern for an escape in a JSON string; the group matches an unpaired surrogate"""
 
 
 def decode(decoder: msgspec.json.Decoder[T], text: str | bytes) -> T:
     """Decodes JSON, and replaces each unpaired surrogate with U+FFFD.
 
-    `JSON.stringify` writes an unpaired surrogate if a text was cut within an emoji. RFC 8259 §8.2 allows that, but the decoder
-    rejects it, even in values that are forwarded unchanged.
+    `JSON.stringify` writes an unpaired surrogate if a text was cut within an emoji. RFC 8259 §8.2 allows unpaired surrogates, but
+    the decoder rejects them, even in values that are forwarded unchanged.
 
     Raises the exceptions of the decoder.
     """
@@ -40,15 +40,15 @@ def _whole(escape: re.Match[bytes]) -> bytes:
 
 
 def as_string(data: bytes) -> bytes:
-    """Returns JSON text as a JSON string. A string is returned unchanged, another value is encoded as a string.
+    """Returns a JSON value as a JSON string. A string is returned unchanged; the JSON text of any other value becomes a string.
 
-    Pusher protocol, section 2: double encoding.
+    The Pusher protocol, section 2, calls this double encoding.
     """
     return data if data[:1] == b'"' else encode(data.decode())
 
 
 def string_size(data: bytes) -> int:
-    """Returns the size of an event's data in bytes: of the decoded string, or of the JSON text of another value."""
+    """Returns the size of an event's data in bytes: the size of the decoded string, or of the JSON text of any other value."""
     if data[:1] != b'"':
         return len(data)
     if b"\\" not in data:
@@ -59,8 +59,8 @@ def string_size(data: bytes) -> int:
 def object_text(name: str, text: msgspec.Raw, limit: int) -> bytes:
     """Returns the JSON text of an object; b"" for a missing value and for null.
 
-    name: of the field, for errors.
-    limit: the maximum number of bytes.
+    `name`: the name of the field, for errors.
+    `limit`: the maximum number of bytes.
     Raises Refused for any other JSON value (400) and for a longer text (413).
     """
     found = bytes(text).strip()

@@ -1,9 +1,9 @@
 """Logging: events with fields, as text for people, or as JSON with one object a line for machines.
 
-One list of processors handles the events of our own loggers and those of libraries (asyncio, warnings, …), and writes them to
-one stream. It masks secrets, so that no caller can log one by accident (invariant 10). It masks fields whose names end like
-that of a secret, and `token=…`, `auth=…` and similar text in any value, such as a URL or a traceback. The masks cannot
-find every secret, so callers must not log secrets all the same.
+One list of processors handles the events of Push1st's loggers and of libraries such as asyncio, and writes the events to one
+stream. The processors mask secrets that a caller logs by accident (invariant 10): fields whose names end with a word such as
+`secret`, and texts such as `token=…` in any value, such as a URL or a traceback. The masks cannot find every secret, so callers
+must not log secrets.
 
     log = logs.get(__name__)
     log.info("listening", address="127.0.0.1:6001")
@@ -22,9 +22,9 @@ from structlog.typing import EventDict, FilteringBoundLogger, Processor, Wrapped
 from push1st.printable import printable, printable_lines
 
 MASK: Final = "***"
-"""replaces a secret"""
+"""the text that replaces a secret"""
 DEPTH: Final = 8
-"""the number of levels of nested values that an event shows"""
+"""the number of levels of nested values that an event shows; deeper values are masked"""
 
 _SECRET_NAMES: Final = ("secret", "token", "auth", "authorization", "password", "signature")
 _SECRET_TEXT = re.compile(
@@ -45,10 +45,10 @@ _SECRET_TEXT = re.compile(
 def setup(format: Literal["text", "json"], level: str, stream: TextIO, worker: int | None = None) -> None:
     """Configures the log. Text on a terminal has colours. The function may be called again.
 
-    level: debug, info, warning, error or critical; events below it are dropped.
-    stream: receives all events.
-    worker: the number of this worker, which is added to each event.
-    Raises ValueError for another level.
+    `level`: debug, info, warning, error or critical; events below this level are dropped.
+    `stream`: the file to which all events are written.
+    `worker`: the number of this worker, which is added to each event; None for a process that is no worker.
+    Raises ValueError for any other level.
     """
     try:
         number = logging.getLevelNamesMapping()[level.upper()]
@@ -92,7 +92,7 @@ def get(name: str) -> FilteringBoundLogger:
 
 
 class Seldom:
-    """Limits the log lines of a repeated event: the first one is logged at once, later ones at most once in `seconds`.
+    """Limits the log lines of a repeated event: the first line is logged at once, and at most one later line in `seconds`.
 
     if times := seldom.times(now): log.warning("this happens", times=times)
     """
@@ -105,9 +105,9 @@ class Seldom:
         self._times = 0
 
     def times(self, now: float) -> int:
-        """Counts one event; returns the number of events since the last line if a new line is due, else 0.
+        """Counts one event. If a new line is due, returns the number of events since the last line, else 0.
 
-        now: seconds that never go back.
+        `now`: the time in seconds, on a clock that never goes back.
         """
         self._times += 1
         if now - self._at < self._seconds:
@@ -123,14 +123,14 @@ def _add_worker(number: int, _logger: WrappedLogger, _method: str, event: EventD
 
 
 def mask_secrets(_logger: WrappedLogger, _method: str, event: EventDict) -> EventDict:
-    """A processor that makes every value representable in JSON, and masks secrets in it."""
+    """A processor that makes every value of an event representable in JSON, and masks the secrets in the event."""
     return _masked_items(event, DEPTH)
 
 
 def escape_controls(_logger: WrappedLogger, _method: str, event: EventDict) -> EventDict:
     """A processor for text: escapes control characters, so that text of a client cannot forge a line or move the cursor.
 
-    The line ends of traces stay.
+    The line ends within a trace are not escaped.
     """
     for name, value in event.items():
         if isinstance(value, str):

@@ -1,8 +1,8 @@
-"""The typed units that all layers exchange: messages on the data road, commands and replies of clients, HTTP requests.
+"""The types of the values that all layers exchange: messages, commands and replies of clients, HTTP requests and responses.
 
 A codec decodes bytes into commands, and encodes replies and messages as bytes. A session handles commands and returns replies.
-The session knows no bytes, and the codec knows no session. All structs are frozen. Data stays the JSON text that arrived, so a
-message is parsed once, and a wire that sends JSON needs no other encoding of its data.
+The session does not use bytes, and the codec does not use sessions. All structs are frozen. The data of a message stays the JSON
+text that arrived. So the data is parsed once, and a wire that sends JSON does not encode the data again.
 """
 
 from typing import Literal
@@ -12,14 +12,14 @@ import msgspec
 DeliveryMode = Literal["broadcast", "multicast", "unicast"]
 
 API = "api"
-"""The sender of a message that was published over HTTP (`#msg-from`)."""
+"""the sender (`#msg-from`) of a message that was published over HTTP"""
 INTERNAL = "pusher_internal:"
 WATCHLIST_EVENTS = INTERNAL + "watchlist_events"
 SUBSCRIPTION_COUNT = INTERNAL + "subscription_count"
 TERMINATE = INTERNAL + "terminate"
-"""Never sent to clients: makes every worker close the connections of a signed-in user."""
+"""the event that makes every worker close the connections of a signed-in user; never sent to clients"""
 NODE_MESSAGE = INTERNAL + "told"
-"""Never sent to clients: the event of messages between workers (`core/controller.py`)."""
+"""the event of messages between workers (`core/controller.py`); never sent to clients"""
 MAX_HEADERS_BYTES = 4096
 """the maximum number of bytes of an event's `headers`; in a raw frame, of `headers`, `options` and `extra` together"""
 MEMBER_ADDED = INTERNAL + "member_added"
@@ -29,14 +29,14 @@ MEMBER_REMOVED = INTERNAL + "member_removed"
 class Message(msgspec.Struct, frozen=True, gc=False, array_like=True):
     """An event on one channel, which workers deliver to the subscribers.
 
-    data: JSON text.
-    id: 64 bits; increases on each worker, and is unique in the cluster.
-    received: wall clock, nanoseconds.
-    exclude: the id of a connection that does not receive the message, or "".
-    delivery, target: the receivers (Push1st API, section 3). A broadcast does not reach its target. A broadcast has
-    a target only if `exclude` is set.
-    user_id: of the member that published a client event on a presence channel.
-    headers: JSON text of an object, or b"".
+    `data`: the event's data as JSON text.
+    `id`: a number of 64 bits, which increases on each worker and is unique in the cluster.
+    `received`: when the message was published, on the wall clock in nanoseconds.
+    `exclude`: the id of a connection that does not receive the message, or "".
+    `delivery`, `target`: the receivers of the message (Push1st API, section 3). A broadcast does not reach its target, and has a
+    target only if `exclude` is set.
+    `user_id`: the id of the member that published a client event on a presence channel; None for other events.
+    `headers`: a JSON object as text, or b"".
     """
 
     app: str
@@ -54,12 +54,13 @@ class Message(msgspec.Struct, frozen=True, gc=False, array_like=True):
 
 
 class KeptMessage(Message, frozen=True, gc=False, array_like=True):
-    """A message of a channel with history, at its place in the history.
+    """A message of a channel with history, with its position in the history.
 
-    The publisher does not know the place, because the broker gives it: only a `Message` goes to the broker and to other workers.
-    Each worker that receives the message, or reads it from the history, makes the `KeptMessage` (`at`).
+    The broker gives a message its position, so the publisher and the other workers exchange a `Message` without a position. Each
+    worker that receives the message, or reads it from the history, makes the `KeptMessage` (`at`).
 
-    offset: 1, 2, 3 … for each channel, without holes. epoch: a word that changes when offsets may have lost their meaning.
+    `offset`: the number of the message in its channel, which begins at 1 and has no gaps.
+    `epoch`: a word that changes when earlier offsets become invalid.
     """
 
     offset: int = 0
@@ -67,18 +68,17 @@ class KeptMessage(Message, frozen=True, gc=False, array_like=True):
 
     @classmethod
     def at(cls, message: Message, offset: int, epoch: str) -> "KeptMessage":
-        """Returns a message with its place in the history of its channel."""
+        """Returns a message with its position in the history of its channel."""
         return cls(**msgspec.structs.asdict(message), offset=offset, epoch=epoch)
 
 
 class Published(msgspec.Struct, frozen=True, gc=False):
     """The result of publishing a message.
 
-    The broker has accepted the message when there is a result, and every living worker with subscribers receives it.
+    A result means that the broker has accepted the message, and that every living worker with subscribers receives it.
 
-    count: the subscribers of the channel on all workers, as `Broker.publish` describes.
-    offset, epoch: the place of the message in the history of its channel, as in `KeptMessage`; 0 and "" if the message is not
-    kept.
+    `count`: the number of the channel's subscribers on all workers, as `Broker.publish` describes.
+    `offset`, `epoch`: the position of the message in the history of its channel (see `KeptMessage`); 0 and "" without one.
     """
 
     count: int
@@ -87,14 +87,14 @@ class Published(msgspec.Struct, frozen=True, gc=False):
 
 
 class Options(msgspec.Struct, frozen=True, gc=False):
-    """The receivers of an event (Push1st API, section 3). ttl: seconds; it has no effect on live delivery."""
+    """The receivers of an event (Push1st API, section 3). `ttl`: the time to live in seconds; live delivery ignores it."""
 
     ttl: float = 0
     delivery: DeliveryMode = "broadcast"
     session: str = ""
 
     def error(self) -> str | None:
-        """Returns why the options are not valid; None if they are."""
+        """Returns why the options are not valid; None if the options are valid."""
         if self.ttl < 0:
             return "options.ttl is negative"
         if self.delivery != "broadcast" and not self.session:
@@ -102,7 +102,7 @@ class Options(msgspec.Struct, frozen=True, gc=False):
         return None
 
     def with_socket_id(self, socket_id: str) -> "tuple[str, Options]":
-        """Returns the id that an event excludes, and the options with its target.
+        """Returns the id of the connection that an event excludes, and the options with the event's target.
 
         A broadcast excludes both `socket_id` and `session`. The target of any other delivery is `session`, or `socket_id` if
         there is no session.
@@ -118,8 +118,8 @@ DEFAULT_OPTIONS = Options()
 class SignedInUser(msgspec.Struct, frozen=True, gc=False):
     """The user that has signed in on a connection.
 
-    info: JSON text.
-    watchlist: ids of the users whose status the connection receives.
+    `info`: the user's info as JSON text.
+    `watchlist`: the ids of the users whose status the connection receives.
     """
 
     id: str
@@ -128,7 +128,7 @@ class SignedInUser(msgspec.Struct, frozen=True, gc=False):
 
 
 class Member(msgspec.Struct, frozen=True, gc=False):
-    """A user on a presence channel. info: JSON text; `null` if the user has no info."""
+    """A user on a presence channel. `info`: the user's info as JSON text; `null` if the user has no info."""
 
     user_id: str
     info: bytes = b"null"
@@ -154,7 +154,7 @@ def status_changed(app: str, user_id: str, online: bool, id: int, received: int,
 
 
 def subscription_count(app: str, channel: str, count: int, id: int, received: int) -> Message:
-    """Returns the event that notifies a channel's subscribers of their number."""
+    """Returns the event that notifies a channel's subscribers of the number of subscribers."""
     return Message(app, channel, SUBSCRIPTION_COUNT, b'{"subscription_count":%d}' % count, id, received)
 
 
@@ -172,23 +172,25 @@ HookEventKind = Literal[
 Phase = Literal["new", "at-once", "settled", "held"]
 
 ENTERING: dict[HookEventKind, HookEventKind] = {"occupied": "vacated", "member-added": "member-removed"}
-"""entering edges, and the leaving edges that cancel them"""
+"""the hook events of an arrival (entering edges), each with the opposite hook event of a departure (a leaving edge)"""
 HOLD_SECONDS = 3.0
-"""the time for which leaving edges are held, because most members return in this time (Pusher protocol, section 9)"""
+"""the seconds for which a leaving edge is held, because most members return in this time (Pusher protocol, section 9)"""
 
 
 class HookEvent(msgspec.Struct, frozen=True, gc=False):
     """An event on a channel for hooks. The broker reports it once in the cluster, and in order for each channel.
 
-    at: wall clock, nanoseconds.
-    socket_id: of the connection that caused the event, or "".
-    user_id, user_info: of the member; the info is JSON text.
-    event, data: of a client event; the data is JSON text.
-    count: of subscriptions.
-    id, delivery, expires, given: of a client event, as in `Publish`. expires: seconds since 1970; 0: never.
-    phase: of an edge. `new`: the broker does not debounce edges, so the dispatcher does (`hooks/debounce.py`). A broker that
-    debounces reports an edge as `at-once` for hooks that want every edge, and as `settled` for other hooks. It reports an edge
-    as `held` if the last process stops while it holds the edge.
+    `at`: the time of the event, on the wall clock in nanoseconds.
+    `socket_id`: the id of the connection that caused the event, or "".
+    `user_id`, `user_info`: the id and the info of the member; the info is JSON text.
+    `event`, `data`: the name and the data of a client event; the data is JSON text.
+    `count`: the number of subscriptions.
+    `id`, `delivery`, `given`: the fields of a client event, as in `Message` and `Publish`.
+    `expires`: when a client event expires, in seconds since 1970; 0 if it does not expire.
+    `phase`: the state of an entering or leaving edge (`ENTERING`). If the phase is `new`, the broker does not debounce edges, so
+    the dispatcher debounces the edge (`hooks/debounce.py`). A broker that debounces edges reports an edge as `at-once` for hooks
+    that want every edge, and as `settled` for other hooks. If the last process stops while the broker holds an edge, the phase of
+    the edge is `held`.
     """
 
     kind: HookEventKind
@@ -217,20 +219,20 @@ def user_channel(user_id: str) -> str:
 
 
 def watch_topic(user_id: str) -> str:
-    """Returns the topic of changes of a user's status."""
+    """Returns the topic for changes of a user's status."""
     return f"#watch-{user_id}"
 
 
 def session_topic(user_id: str) -> str:
-    """Returns the topic of commands to all connections of a user."""
+    """Returns the topic for commands to all connections of a user."""
     return f"#user-{user_id}"
 
 
 class ClientRequest(msgspec.Struct, frozen=True, gc=False):
     """The query and the headers of a client that connects, for the app's backend.
 
-    query: as in the URL.
-    origin, cookie, authorization: headers; None if the client did not send the header.
+    `query`: the query of the URL.
+    `origin`, `cookie`, `authorization`: the values of these headers; None for a header that the client did not send.
     """
 
     query: str = ""
@@ -255,10 +257,10 @@ class Unsubscribe(msgspec.Struct, frozen=True, gc=False):
 class Publish(msgspec.Struct, frozen=True, gc=False):
     """A client publishes an event.
 
-    data: JSON text.
-    ttl: seconds.
-    headers: as in `Message`.
-    given: `headers`, `options` and `extra` of the frame, for hooks: JSON text of the members, each after a comma.
+    `data`: the event's data as JSON text.
+    `ttl`: the time to live in seconds.
+    `headers`: a JSON object as text, or b"".
+    `given`: the members `headers`, `options` and `extra` of the client's frame as JSON text, each after a comma, for hooks.
     """
 
     channel: str
@@ -296,7 +298,7 @@ class Established(msgspec.Struct, frozen=True, gc=False):
 
 
 class Subscribed(msgspec.Struct, frozen=True, gc=False):
-    """The client is subscribed. members: of a presence channel, including the client's own user."""
+    """The client is subscribed. `members`: the members of a presence channel, including the client's own user; else None."""
 
     channel: str
     members: tuple[Member, ...] | None = None
@@ -305,8 +307,8 @@ class Subscribed(msgspec.Struct, frozen=True, gc=False):
 class SubscriptionRefused(msgspec.Struct, frozen=True, gc=False):
     """The subscription is rejected.
 
-    kind: a word for programs, such as AuthError.
-    status: an HTTP status.
+    `kind`: a word for programs, such as AuthError.
+    `status`: an HTTP status.
     """
 
     channel: str
@@ -316,7 +318,7 @@ class SubscriptionRefused(msgspec.Struct, frozen=True, gc=False):
 
 
 class SignedIn(msgspec.Struct, frozen=True, gc=False):
-    """The user is signed in. user_data: as it was signed, but the id is always a text."""
+    """The user is signed in. `user_data`: the text that the backend signed, but with the user's id as a text."""
 
     user_data: str
 
@@ -329,7 +331,7 @@ class WatchlistStatus(msgspec.Struct, frozen=True, gc=False):
 
 
 class Replayed(msgspec.Struct, frozen=True, gc=False):
-    """The last event of a cache channel, for a new subscriber. now: wall clock, nanoseconds."""
+    """The last event of a cache channel, for a new subscriber. `now`: the wall clock in nanoseconds."""
 
     message: Message
     now: int
@@ -342,8 +344,8 @@ class CacheMissed(msgspec.Struct, frozen=True, gc=False):
 class Failure(msgspec.Struct, frozen=True, gc=False):
     """A command is rejected. The connection stays open.
 
-    code: an HTTP status, which a codec may translate, or a Pusher code from 4300 on; None if Pusher sends no code.
-    channel: of the command; "" if the command has none.
+    `code`: an HTTP status, which a codec may translate, or a Pusher code from 4300 on; None if Pusher sends no code.
+    `channel`: the channel of the command; "" if the command has no channel.
     """
 
     code: int | None
@@ -379,9 +381,9 @@ Reply = (
 class Request(msgspec.Struct, frozen=True, gc=False):
     """An HTTP request for the API.
 
-    path, query: as in the request line.
-    distrust: the reason why the request must be signed; "" if the API accepts it unsigned (Push1st API, section 6).
-    started: nanoseconds on the performance counter.
+    `path`, `query`: the path and the query in the request line.
+    `distrust`: the reason why the request must be signed; "" if the API accepts the request unsigned (Push1st API, section 6).
+    `started`: the time of the request's first byte, in nanoseconds on the performance counter.
     """
 
     method: str
@@ -393,7 +395,7 @@ class Request(msgspec.Struct, frozen=True, gc=False):
 
 
 class Response(msgspec.Struct, frozen=True, gc=False):
-    """An HTTP response. headers: whole lines, each with its CRLF."""
+    """An HTTP response. `headers`: complete header lines, each with its CRLF."""
 
     status: int
     body: bytes

@@ -1,7 +1,7 @@
 """The counters of a worker: plain integers, which the hot path increments, and which `/metrics` and tests read.
 
-The names are those of Prometheus' metrics, without the prefix. A counter with a label is a dictionary from the label's value to
-the count. `api/metrics.py` makes Prometheus' text format, and reads gauges such as the number of channels from the hub.
+The counters have the names of the Prometheus metrics, without the prefix. A counter with a label is a dictionary from the label's
+value to the count. `api/metrics.py` writes Prometheus' text format, and reads gauges from the hub.
 """
 
 from collections import Counter
@@ -35,17 +35,17 @@ DECISIONS: Final = (
     *("allowed", "refused", "cached", "malformed", "failed"),
     *("timed-out", "unreachable", "untrusted", "raised", "crashed"),
 )
-"""label values that `/metrics` shows from the start, with 0: Prometheus' `rate` ignores the first count of a new series"""
+"""the label values that `/metrics` shows from the start with 0, because Prometheus' `rate` ignores the first value of a series"""
 
 SUPERVISOR = -1
-"""takes the place of a worker's number for metrics of the supervisor"""
+"""the number that metrics of the supervisor have in place of a worker's number"""
 
 
 class Family(msgspec.Struct, frozen=True):
     """A metric that one process sends to another.
 
-    text: the help text.
-    samples: name, labels and value of each series.
+    `text`: the help text of the metric.
+    `samples`: the name, the labels and the value of each series.
     """
 
     name: str
@@ -76,30 +76,30 @@ class Metrics:
 
     def __init__(self) -> None:
         self.connections: Counter[str] = Counter()
-        """open connections by protocol (a gauge)"""
+        """the number of open connections, by protocol (a gauge)"""
         self.opened: Counter[str] = Counter()
-        """connections accepted, by protocol"""
+        """the number of accepted connections, by protocol"""
         self.events_in: Counter[str] = Counter()
-        """events published, by source: api, pusher, websocket"""
+        """the number of published events, by source: api, pusher, websocket"""
         self.messages_out = 0
-        """messages queued to subscribers: one for each event and subscriber"""
+        """the number of messages queued for subscribers; an event counts once for each subscriber"""
         self.bytes_in = 0
-        """bytes received on WebSockets"""
+        """the number of bytes received on WebSockets"""
         self.bytes_out = 0
-        """bytes queued to WebSockets"""
+        """the number of bytes queued for WebSockets"""
         self.requests: Counter[int] = Counter()
-        """API requests by status"""
+        """the number of API requests, by HTTP status"""
         self.refusals: Counter[str] = Counter()
-        """requests rejected with an error, by reason"""
+        """the number of rejected requests and commands, by reason"""
         self.cut_offs: Counter[str] = Counter()
-        """connections that the server closed, by reason"""
+        """the number of connections that the server closed, by reason"""
         self.broker_away = 0.0
-        """seconds without a connection to the broker"""
+        """the number of seconds without a connection to the broker"""
         self.broker_unconfirmed = 0
-        """messages that the broker did not confirm in time"""
+        """the number of messages that the broker did not confirm in time"""
         self.hook_events: Counter[str] = Counter()
-        """events for hooks, by state: queued, then sent, or the reason why they are lost"""
+        """the number of hook events, by state: `queued`, and later `sent` or the reason why the event is lost"""
         self.hook_attempts: Counter[str] = Counter()
-        """attempts of deliveries to hooks, by result"""
+        """the number of attempts to deliver to a hook, by result"""
         self.decisions: Counter[str] = Counter()
-        """requests for decisions to the apps' backends, by result"""
+        """the number of decisions requested from the apps' backends, by result"""

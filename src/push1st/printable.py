@@ -12,5 +12,5 @@ def printable(text: str) -> str:
 
 
 def printable_lines(text: str) -> str:
-    """Returns a text of several lines with the same escapes. The line ends must not come from foreign text."""
+    """Returns a text of several lines, with the escapes of `printable`. The line ends of the text must not be foreign."""
     return "\n".join(map(printable, text.split("\n")))

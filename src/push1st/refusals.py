@@ -1,8 +1,8 @@
-"""Logs rejections: the text of the error, and the client or caller that received it.
+"""Logs rejections: the text of the error, and the client or API caller that received the error.
 
-Rejections are logged only at `log.level: debug`, so that strangers cannot fill the log of a working server. At other levels a
-call costs one comparison. At most `MAX_LINES` lines are logged a second; the next line has the number of omitted lines. If a
-client sends a secret in place of a key, the error contains the secret, and the log masks it.
+Rejections are logged only at `log.level: debug`, so that strangers cannot fill the log of a working server. At other levels,
+logging a rejection costs one comparison. At most `MAX_LINES` lines are logged a second; the next line has the number of omitted
+lines. If a client sends a secret in place of a key, the error contains the secret, and the log masks the secret.
 """
 
 import re
@@ -17,13 +17,13 @@ from push1st.messages import Response
 MAX_LINES = 20
 """the maximum number of lines a second; further lines are omitted and counted"""
 SHOWN_KEY = 64
-"""characters: an error that repeats only a part of a long key or id repeats at least so many"""
+"""the minimum number of characters that an error shows of a long key or id; the mask also covers this part of a secret"""
 
 log = logs.get("push1st.refusals")
 
 
 class Refusals:
-    """The rejections of one worker; not logged before `enable`."""
+    """Logs the rejections of one worker, but logs nothing before `enable` is called."""
 
     __slots__ = ("_bucket", "_clock", "_known", "_left_out", "_secrets", "enabled")
 
@@ -33,8 +33,8 @@ class Refusals:
     def enable(self, clock: Callable[[], float], secrets: Iterable[str]) -> None:
         """Begins to log rejections.
 
-        clock: returns seconds that do not go back.
-        secrets: of all apps.
+        `clock`: a function that returns seconds on a clock that does not go back.
+        `secrets`: the secrets of all apps.
         """
         self.enabled = True
         self._clock = clock
@@ -45,7 +45,7 @@ class Refusals:
         self.mask(*secrets)
 
     def mask(self, *secrets: str) -> None:
-        """Masks further secrets in the log. Earlier secrets stay masked, because clients may still use them."""
+        """Masks further secrets in the log. Earlier secrets stay masked, because clients may still send earlier secrets."""
         if self.enabled:
             self._known.update(secret[:length] for secret in secrets if secret for length in (None, SHOWN_KEY))
             longest_first = sorted(self._known, key=len, reverse=True)
@@ -54,8 +54,8 @@ class Refusals:
     def log(self, event: str, code: int, reason: str, **where: object) -> None:
         """Logs a rejection.
 
-        code, reason: of the error.
-        where: fields of the line; those without a value are omitted.
+        `code`, `reason`: the code and the text of the error.
+        `where`: further fields of the line; fields without a value are omitted.
         """
         if not self.enabled:
             return
@@ -68,7 +68,7 @@ class Refusals:
         log.debug(event, code=code, reason=self._without_secrets(reason), **fields)
 
     def log_answer(self, event: str, response: Response, **where: object) -> None:
-        """Logs a rejection from the HTTP response, whose JSON body contains the reason."""
+        """Logs the rejection in an HTTP response, whose JSON body contains the reason."""
         if self.enabled:
             self.log(event, int(response.status), msgspec.json.decode(response.body)["error"], **where)
 
