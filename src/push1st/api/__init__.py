@@ -1,8 +1,8 @@
 """The HTTP API: checks signatures and trust, and routes requests to endpoints.
 
-An endpoint is a function of a `Call`, and one line in `ROUTES`. It is `async` if it may wait. A request for an app must have a
-Pusher signature, or come from a trusted network (Push1st API, section 6). Requests for `/health`, `/ready` and `/metrics` need
-no signature.
+An endpoint is a function of a `Call`, and has one line in `ROUTES`. An endpoint that may wait is `async`. A request for an app
+must have a Pusher signature, or come from a trusted network (Push1st API, section 6). Requests for `/health`, `/ready` and
+`/metrics` need no signature.
 """
 
 import re
@@ -35,12 +35,12 @@ ROUTES: dict[tuple[str, ...], dict[str, Endpoint]] = {
     ("token", "session"): {"POST": tokens.session},
     ("token", "access"): {"POST": tokens.access},
 }
-"""paths below `/apps/{app}/`; `*` is one percent-encoded segment"""
+"""paths after `/apps/{app}/`; `*` stands for one percent-encoded segment of the path"""
 _SLASHES = re.compile("/{2,}")
 PUSHER_BASE = "/apps/"
-"""the beginning of each path of Pusher's own API"""
+"""the beginning of each path in Pusher's own API"""
 MAX_CACHED = 256
-"""characters that a path may have to be cached"""
+"""the maximum number of characters in a path whose route is cached"""
 SERVER: dict[str, Callable[[Node, Request], Coroutine[Any, Any, Response]]] = {
     "/health": server.health,
     "/ready": server.ready,
@@ -49,7 +49,7 @@ SERVER: dict[str, Callable[[Node, Request], Coroutine[Any, Any, Response]]] = {
 
 
 class ApiRoute(msgspec.Struct, frozen=True):
-    """The app and the endpoints of a path. app: None if no app has the id, or if the app is disabled."""
+    """The app and the endpoints of a path. `app` is None if the app does not exist or is disabled."""
 
     app_id: str
     app: App | None
@@ -58,18 +58,18 @@ class ApiRoute(msgspec.Struct, frozen=True):
 
 
 class Api:
-    """The API of a worker. config: has the paths of the API and of WebSockets."""
+    """The API of a worker. `config` defines the paths of the API and of WebSockets."""
 
     def __init__(self, node: Node, config: Config) -> None:
         self._node = node
         self._base = config.api.path
         self._websockets = config.server.bases("pusher") + config.server.bases("websocket")
         self._route = lru_cache(1024)(self._find)
-        # Not a comparison of versions, because that would cost each call.
+        # A callback clears the cache, because a comparison of versions would cost time in each request.
         node.on_configured.append(lambda _: self._route.cache_clear())
 
     def serve(self, request: Request) -> Answer:
-        """Serves a request. This method and the coroutine that it may return raise Refused."""
+        """Serves a request. This method raises Refused, and so does the coroutine that it may return."""
         path, query = request.path, request.query
         route = self._route(path) if len(path) <= MAX_CACHED else self._find(path)
         if route is None:
@@ -101,7 +101,7 @@ class Api:
             except Refused:
                 if self._base == PUSHER_BASE:
                     raise
-                # Pusher's library for PHP signs the path without the part that its option `path` adds.
+                # Pusher's library for PHP signs the path without the beginning that its option `path` adds.
                 path = PUSHER_BASE + _SLASHES.sub("/", path)[len(self._base) :]
                 has_params = auth.check_request(config.key, config.secret, request.method, path, query, request.body, now)
         return endpoint(Call(self._node, app, request, route.args, signed, has_params))

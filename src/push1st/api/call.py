@@ -1,4 +1,4 @@
-"""The argument of each endpoint, and helpers that decode requests and encode answers."""
+"""The argument of each endpoint, and functions that decode requests and encode answers."""
 
 from codecs import BOM_UTF8
 from collections.abc import Callable
@@ -20,11 +20,11 @@ _USER_CHANNEL = user_channel("")
 
 
 class Call(msgspec.Struct, frozen=True, gc=False):
-    """A request for an app that has a valid signature or comes from a trusted network.
+    """A request for an app. The request has a valid signature, or comes from a trusted network.
 
     args: the variable segments of the path.
     signed: whether the request has a Pusher signature.
-    has_params: whether the query has more than the signature.
+    has_params: whether the query contains parameters other than the signature's.
     """
 
     node: Node
@@ -39,7 +39,7 @@ class Call(msgspec.Struct, frozen=True, gc=False):
         body = self.request.body
         if not body.isascii():
             try:
-                body.decode()  # the decoder does not check the parts that it returns as raw bytes
+                body.decode()  # the decoder does not check the encoding of raw JSON parts
             except UnicodeDecodeError as exc:
                 raise Refused(400, f"the body is not UTF-8: {exc.reason} at byte {exc.start}") from exc
         try:
@@ -48,7 +48,7 @@ class Call(msgspec.Struct, frozen=True, gc=False):
             return self.decode(decoder, body.removeprefix(BOM_UTF8))  # RFC 8259 §8.1
 
     def decode(self, decoder: msgspec.json.Decoder[T], text: bytes) -> T:
-        """Decodes JSON of a request. Raises Refused(400) if the decoder rejects the text."""
+        """Decodes a JSON text of a request. Raises Refused(400) if the decoder rejects the text."""
         try:
             return decode(decoder, text)
         except msgspec.ValidationError as exc:
@@ -57,15 +57,15 @@ class Call(msgspec.Struct, frozen=True, gc=False):
             raise Refused(400, f"the body is not JSON: {exc}") from exc
 
     def params(self) -> dict[str, str]:
-        """Returns the parameters of the query. Names are in lower case, as in the signature."""
+        """Returns the parameters of the query. The names are in lower case, because the signature uses lower case."""
         return {name.lower(): value for name, value in parse_qsl(self.request.query, keep_blank_values=True)}
 
     def param_list(self, name: str) -> list[str]:
-        """Returns all values of a parameter that the query may repeat."""
+        """Returns all values of a parameter that may occur several times in the query."""
         return [value for key, value in parse_qsl(self.request.query, keep_blank_values=True) if key.lower() == name]
 
     def check_channel_name(self, name: str) -> None:
-        """Raises Refused(400) for a channel name that is not valid: signed requests have stricter rules (Push1st API, section 7).
+        """Raises Refused(400) for an invalid channel name. The rules for signed requests are stricter (Push1st API, section 7).
 
         Of the names that begin with `#`, a backend may use only the channels of users. All other names that begin
         with `#` are internal.
@@ -82,7 +82,7 @@ class Call(msgspec.Struct, frozen=True, gc=False):
             raise Refused(400, exc)
 
     def check_reads(self) -> None:
-        """Raises Refused(429) if the app exceeds its limit of reads."""
+        """Raises Refused(429) if the app has exceeded its limit of reads."""
         most = self.app.config.limits.reads
         if most and not self.app.reads.take(self.node.clock.monotonic()):
             raise Refused(429, f"more than {most} reads a second")

@@ -1,7 +1,7 @@
 """Lists the channels of an app and the users of a channel: `GET /apps/{app}/channels` and `…/channels/{channel}`.
 
-The API of Pusher and the API of Push1st have the same paths, but different answers. A request gets Pusher's answer if it is
-signed, or has the parameter `info` or `filter_by_prefix` (Push1st API, section 4).
+The APIs of Pusher and of Push1st have the same paths but different answers. A request gets Pusher's answer if the request is
+signed, or if it has the parameter `info` or `filter_by_prefix` (Push1st API, section 4).
 """
 
 import msgspec
@@ -74,7 +74,7 @@ async def users(call: Call) -> Response:
 
 
 def _head(name: str) -> dict[str, object]:
-    """Returns the members that every channel has in an answer of Push1st's API. `close` is always "auto", because a channel
-    ends with its last subscription.
+    """Returns the JSON members that describe every channel in an answer of Push1st's API. `close` is always "auto", because a
+    channel ends with its last subscription.
     """
     return {"channel": name, "type": kind_of(name).type, "close": "auto"}

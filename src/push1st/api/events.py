@@ -1,6 +1,6 @@
 """Publishes events: `POST /apps/{app}/events` and similar paths (Push1st API, section 3; Pusher protocol, section 9).
 
-The whole request is checked before its first event is published.
+The endpoints check the whole request before they publish its first event.
 """
 
 import re
@@ -116,9 +116,9 @@ async def _publish_slowly(
     id: int,
     reach: tuple[str, Options] | None,
 ) -> Response:
-    """Completes a publish that waits for the broker or has to read attributes.
+    """Completes a publish request that waits for the broker or has to read attributes.
 
-    reach: the excluded connection and the options, if the answer has the number of connections that get the event.
+    reach: the excluded connection and the options, if the answer must not count connections that do not get the event.
     """
     counts |= zip(waiting, await _all(waiting.values()), strict=True)
     if waiting and reach:  # the counts of a shared broker include the excluded connections
@@ -129,22 +129,22 @@ async def _publish_slowly(
 
 
 async def _all(publishes: Iterable[MaybeAwaitable[Published]]) -> list[int]:
-    """Waits for several publishes, which need one round trip to the broker together."""
+    """Waits for several publishes, which together need only one round trip to the broker."""
     rest = iter(publishes)
     counts = []
     try:
         for one in rest:
-            counts.append((await resolve(one)).count)  # noqa: PERF401 - what is left is to be known
+            counts.append((await resolve(one)).count)  # noqa: PERF401 - `rest` is needed later
     finally:
-        for one in rest:  # after a failure, the results of the other publishes are not needed
+        for one in rest:  # after a failure, no caller needs the results of the other publishes
             if not isinstance(one, Published):
                 one.close()
     return counts
 
 
 async def batch(call: Call) -> Response:
-    """Serves `POST …/batch_events`: publishes several events, each on one channel. The answer has the requested attributes of
-    the events in the same order.
+    """Serves `POST …/batch_events`, which publishes several events on one channel each. The answer contains the requested
+    attributes of the channels, in the order of the events.
     """
     events = call.body(_batch).batch
     limits = call.app.config.limits
@@ -189,7 +189,7 @@ async def batch(call: Call) -> Response:
 
 
 async def publish_body(call: Call) -> Response:
-    """Serves `POST …/channels/{channel}/events?name=…`, which Pusher has deprecated. The body is the data of the event."""
+    """Serves `POST …/channels/{channel}/events?name=…`, an endpoint that Pusher has deprecated. The body is the event's data."""
     (channel,) = call.args
     params = call.params()
     call.check_channel_name(channel)
@@ -230,13 +230,13 @@ def _with_params(call: Call) -> Event:
 
 
 def check_event(name: str, data: msgspec.Raw, limits: Limits) -> bytes:
-    """Returns the data of an event as JSON text. Raises Refused if the name or the data may not be published."""
+    """Returns the data of an event as JSON text. Raises Refused if the name or the data of the event is not allowed."""
     if not 1 <= len(name) <= limits.event_name:
         raise Refused(400, f"name has {len(name)} characters, allowed are 1 to {limits.event_name}")
     if name.startswith(RESERVED):
         raise Refused(400, "event names that begin with pusher: or pusher_internal: are reserved")
     text = bytes(data).strip()
-    # A decoded string is never longer than its JSON text, so only a text over the limit is decoded.
+    # A decoded string is never longer than its JSON text, so only a text that exceeds the limit is decoded.
     if len(text) > limits.payload and (size := string_size(text)) > limits.payload:
         # Pusher's libraries search for these words.
         raise Refused(
@@ -260,7 +260,7 @@ def check_rate(call: Call, events: int) -> None:
 
 
 def attributes_of(info: str) -> tuple[str, ...]:
-    """Returns the attributes in the parameter `info`. Raises Refused(400) for an unknown attribute."""
+    """Returns the attributes that the parameter `info` lists. Raises Refused(400) for an unknown attribute."""
     wanted = tuple(part.strip() for part in info.split(","))
     for attribute in wanted:
         if attribute not in ATTRIBUTES:
@@ -269,7 +269,7 @@ def attributes_of(info: str) -> tuple[str, ...]:
 
 
 async def channel_info(call: Call, name: str, attributes: tuple[str, ...]) -> dict[str, int]:
-    """Returns the values of the attributes that a channel of this kind has."""
+    """Returns the requested attributes of a channel, without the attributes that channels of its kind do not have."""
     occupancy = await call.node.channel(call.app, name)
     info = {}
     if "user_count" in attributes and kind_of(name).presence:

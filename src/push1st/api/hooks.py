@@ -1,4 +1,4 @@
-"""Serves `GET /apps/{app}/hooks`: the state of the hooks of an app, on all workers of the machine."""
+"""Serves `GET /apps/{app}/hooks`: the states of an app's hook endpoints, summed over all workers of the machine."""
 
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
@@ -13,7 +13,7 @@ _decode = msgspec.msgpack.Decoder(list[Status]).decode
 
 
 async def listing(call: Call) -> Response:
-    """Lists the endpoints in the order of the configuration. URLs are shown without their secret parts."""
+    """Lists the hook endpoints of an app in the order of the configuration. Their URLs are shown without secret parts."""
     call.check_reads()
     node, app = call.node, call.app.config.id
     found = node.hooks.status(app)
@@ -23,13 +23,13 @@ async def listing(call: Call) -> Response:
 
 
 def states(hooks: Sequence[Status]) -> bytes:
-    """Encodes the state of a worker's hooks, for the worker that answers for all workers."""
+    """Encodes the states of a worker's hook endpoints, for the worker that answers the request."""
     return msgspec.msgpack.encode(hooks)
 
 
 def merged(own: Iterable[Status], others: Iterable[Iterable[Status]]) -> list[Status]:
-    """Returns the sums of all workers, each with the last error of all. The list ends with endpoints that this worker does not
-    have, because another worker has a different configuration.
+    """Adds up the states of each hook endpoint in all workers; the last error is the newest error. If other workers have another
+    configuration, the list ends with endpoints that exist only there.
     """
     found = dict(_named(own))
     for those in others:
@@ -39,7 +39,7 @@ def merged(own: Iterable[Status], others: Iterable[Iterable[Status]]) -> list[St
 
 
 def _named(hooks: Iterable[Status]) -> Iterator[tuple[tuple[str, str, int], Status]]:
-    """Adds a number to each endpoint, because two endpoints may have the same text without their secret parts."""
+    """Adds a number to each endpoint, because the URLs of two endpoints may differ only in their secret parts."""
     seen: Counter[tuple[str, str]] = Counter()
     for one in hooks:
         seen[one.endpoint, one.format] += 1

@@ -1,6 +1,6 @@
 """Endpoints about the server: `/health` (the process runs), `/ready` (the server accepts clients), `/metrics` (Prometheus text).
 
-Only trusted callers get the metrics, because these have the names of apps.
+Only trusted callers get the metrics, because the metrics contain the names of apps.
 """
 
 import platform
@@ -44,7 +44,7 @@ async def metrics(node: Node, request: Request) -> Response:
 
 
 def snapshot(node: Node) -> bytes:
-    """Encodes the metrics of a worker, for the worker that answers for all workers."""
+    """Encodes the metrics of a worker, for the worker that answers the request."""
     return msgspec.msgpack.encode(
         [
             Family(one.name, one.documentation, one.type, [(sample.name, sample.labels, sample.value) for sample in one.samples])
@@ -54,8 +54,8 @@ def snapshot(node: Node) -> bytes:
 
 
 def merged(snapshots: Sequence[tuple[int, bytes]]) -> list[Metric]:
-    """Returns the metrics of several workers, each with the worker's number as the label `worker`. The supervisor's have no
-    such label.
+    """Returns the metrics of several workers. The label `worker` contains the number of the worker; metrics of the supervisor
+    have no such label.
     """
     families: dict[str, Metric] = {}
     for number, packed in snapshots:
@@ -76,7 +76,7 @@ class _Fixed:
 
 
 class _Collected:
-    """Converts the counters and sizes of a worker to families of Prometheus."""
+    """Converts the counters and sizes of a worker to metric families of Prometheus."""
 
     def __init__(self, node: Node) -> None:
         self._node = node
@@ -116,7 +116,7 @@ class _Collected:
 
 
 def _counter(name: str, text: str, label: str, values: Mapping[str, int] | Mapping[int, int], known: Iterable[str]) -> Metric:
-    """known: values of the label that have a count of 0 before their first event."""
+    """Returns a counter. `known` lists values of the label that have the count 0 before their first event."""
     family = CounterMetricFamily(f"push1st_{name}", text, labels=[label])
     counts = dict.fromkeys(known, 0) | {str(value): count for value, count in values.items()}
     for value, count in counts.items():

@@ -6,7 +6,7 @@ from push1st.messages import Response
 
 
 async def terminate(call: Call) -> Response:
-    """Disconnects all connections of a user who has signed in. A member id on a presence channel does not count as a sign-in."""
+    """Disconnects all connections of a signed-in user. A user who is only a member of a presence channel is not signed in."""
     if call.request.body.strip() not in (b"", b"{}"):
         raise Refused(400, "the body must be empty or {}")
     (user_id,) = call.args

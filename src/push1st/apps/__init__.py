@@ -1,4 +1,4 @@
-"""The port of app sources, which find apps, and the registry of its implementations."""
+"""The port of app sources, through which the server finds apps, and the registry of app sources."""
 
 from collections.abc import Sequence
 from typing import Protocol
@@ -9,7 +9,7 @@ SOURCES = {"files": "push1st.apps.files:Files"}
 
 
 class Apps(Protocol):
-    """Finds apps. It finds disabled apps too, so that the server can reject their clients with the right error."""
+    """Finds apps. An app source also returns disabled apps, so that the server can reject their clients with the right error."""
 
     def by_id(self, id: str) -> AppConfig | None: ...
 

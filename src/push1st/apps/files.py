@@ -1,4 +1,4 @@
-"""Finds apps of the configuration files."""
+"""Finds apps in the configuration files."""
 
 from collections.abc import Sequence
 
@@ -6,7 +6,7 @@ from push1st.config.model import AppConfig
 
 
 class Files:
-    """The app source of the configuration files."""
+    """The app source for the apps in the configuration files."""
 
     def __init__(self, apps: Sequence[AppConfig]) -> None:
         self._apps = tuple(apps)

@@ -1,11 +1,11 @@
-"""The ports between workers and machines, and the registry of their implementations.
+"""The ports through which workers and machines exchange messages and state, and the registry of their implementations.
 
-`Broker` carries messages and caches the last event of each cache channel. `Roster` has the subscriptions and members of
-channels, `Users` the signed-in users, `Quotas` the numbers of connections. `HookEvents` takes events for hooks. An implementation
-is one module here, one line in `BROKERS`, and one line in `tests/contract`.
+A `Broker` carries messages, and caches the last event of each cache channel. A `Roster` contains the subscriptions and members
+of channels, `Users` the signed-in users, and `Quotas` the numbers of connections. `HookEvents` takes events for hooks. A new
+implementation needs one module here, one line in `BROKERS`, and one line in `tests/contract`.
 
 Most methods are `async`, because most implementations wait for a network.
-`publish` is on the data road, so it returns an awaitable only if the implementation must wait.
+`publish` is called for every message, so it returns an awaitable only if the implementation must wait.
 """
 
 from collections.abc import Callable, Sequence
@@ -20,9 +20,9 @@ from push1st.messages import API, INTERNAL, HookEvent, KeptMessage, Member, Mess
 BROKERS = {"memory": "push1st.brokers.memory:Memory", "redis": "push1st.brokers.redis:Redis"}
 
 CACHE_TTL_SECONDS = 1800
-"""time for which the last event of a cache channel is cached (Pusher protocol, section 8)"""
+"""the seconds for which the last event of a cache channel is cached (Pusher protocol, section 8)"""
 REQUEST_SECONDS = 0.5
-"""time for which `Broker.request` waits for replies"""
+"""the seconds for which `Broker.request` waits for replies"""
 
 
 def is_cached(message: Message) -> bool:
@@ -36,43 +36,43 @@ def is_cached(message: Message) -> bool:
 
 
 Receive = Callable[[Message], int]
-"""Delivers a message to the subscribers on this worker; returns their number."""
+"""a function that delivers a message to the subscribers on this worker and returns their number"""
 OnEvent = Callable[[HookEvent], None]
-"""Takes an event for the hooks."""
+"""a function that takes an event for the hooks"""
 OnRequest = Callable[[str, str, bytes], bytes]
-"""Returns the reply of this worker to a request about an app's channel."""
+"""a function of an app's id, a channel and a request; it returns this worker's reply"""
 Recount = Callable[[str, str], None]
-"""Takes an app's channel whose subscription count must be published again, because no other worker publishes it."""
+"""a function of an app's id and a channel whose subscription count this worker must publish again"""
 
 
 class CachedEvent(msgspec.Struct, frozen=True, gc=False):
-    """The last event of a cache channel. ttl: seconds for which it stays cached."""
+    """The last event of a cache channel. `ttl` is the number of seconds for which the event stays cached."""
 
     message: Message
     ttl: int
 
 
 class Broker(Protocol):
-    """Messages between workers. A topic is an app's id and a channel's name.
+    """Carries messages between workers. A topic is the pair of an app's id and a channel's name.
 
     For each cache channel, the last event that the API published is cached for 30 minutes (Pusher protocol, section 3).
-    Publishing and caching an event is one step.
+    An event is published and cached in one step.
     """
 
     @property
     def shared(self) -> bool:
-        """Whether there may be other workers."""
+        """Returns whether other workers may use the same broker."""
 
     async def open(self, receive: Receive, on_event: OnEvent, on_request: OnRequest, recount: Recount) -> None:
-        """Connects. Afterwards the broker passes every message of the subscribed topics to `receive`, in order.
+        """Connects to the broker. From then on, all messages of the subscribed topics reach `receive` in order.
 
-        on_event: takes every hook event of the cluster, on one worker; in order per channel.
-        on_request: replies to requests of any worker about a topic that is subscribed to here.
-        recount: called on the worker that evicted a dead node, and on a worker that registered its entries again.
+        on_event: takes every hook event of the cluster, on one worker only; the events of a channel are in order.
+        on_request: replies to the requests of other workers about topics to which this worker is subscribed.
+        recount: is called on a worker that evicted a dead node, and on a worker that registered its subscriptions again.
         """
 
     async def close(self) -> None:
-        """Sends what is queued, then disconnects."""
+        """Sends all queued messages, then disconnects."""
 
     async def subscribe(self, app: str, channel: str) -> None:
         """Subscribes this worker to a topic; returns when the broker has confirmed the subscription."""
@@ -80,24 +80,24 @@ class Broker(Protocol):
     async def unsubscribe(self, app: str, channel: str) -> None: ...
 
     def publish(self, message: Message) -> MaybeAwaitable[Published]:
-        """Sends a message to all workers, including this one; the result has the number of the topic's subscriptions.
+        """Sends a message to all workers, including this worker. The result contains the number of subscriptions to the topic.
 
-        The number may include a connection that the message excludes, and it includes all connections if the message is for some
-        of them only. `Controller.reach` returns the exact number.
+        This number may include a connection that the message excludes. It includes all connections even if the message is for
+        some connections only. `Controller.reach` returns the exact number.
 
-        Messages of one loop turn are sent in the order of the calls. Raises Refused(503, …) if the broker is away, or has not
-        confirmed within 2 s; the message may have been delivered to some subscribers.
+        Messages of the same turn of the event loop are sent in the order of the calls. Raises Refused(503, …) if the broker is
+        unreachable or does not confirm within 2 s; some subscribers may have received the message nevertheless.
         """
 
     async def cached(self, app: str, channel: str) -> CachedEvent | None:
         """Returns the cached event of a cache channel."""
 
     async def request(self, app: str, channel: str, request: bytes) -> Sequence[bytes]:
-        """Returns the replies of the workers that are subscribed to a topic, as far as they arrive in `REQUEST_SECONDS`."""
+        """Returns the replies of the workers that are subscribed to a topic and reply within `REQUEST_SECONDS`."""
 
 
 class Occupancy(msgspec.Struct, frozen=True, gc=False):
-    """The numbers of a channel. users: distinct users, on presence channels."""
+    """The numbers of connections and users on a channel. `users` counts distinct users, on presence channels only."""
 
     channel: str
     subscriptions: int
@@ -105,11 +105,11 @@ class Occupancy(msgspec.Struct, frozen=True, gc=False):
 
 
 class Joined(msgspec.Struct, frozen=True, gc=False):
-    """The state of a channel at the moment a subscription was added.
+    """The state of a channel at the moment when a subscription was added.
 
-    members: of a presence channel, including a new member; None for other channels.
-    cached: the event of a cache channel.
-    history: messages of a channel with history; the subscriber receives them before the messages that its topic brings.
+    members: the members of a presence channel, including a new member; None for other channels.
+    cached: the cached event of a cache channel.
+    history: the kept messages of a channel with history. The subscriber receives them before later messages of the topic.
     """
 
     members: tuple[Member, ...] | None = None
@@ -120,68 +120,68 @@ class Joined(msgspec.Struct, frozen=True, gc=False):
 class Roster(Protocol):
     """The subscriptions and members of all channels, for all workers together.
 
-    Each change is one atomic step. The step also publishes the edge that it causes to the channel, and reports the edge as a hook
-    event: occupied, vacated, member-added, member-removed. A roster that several workers share also holds back leaving edges for
-    hooks, because the broker outlives each worker. `phase` of a hook event shows whether its edge was held back.
+    Each change is one atomic step. The step also publishes the edge that it causes, and reports the edge as a hook event. The
+    edges are occupied, vacated, member-added and member-removed. A roster that several workers share also holds back leaving
+    edges for hooks, because the broker outlives each worker. The `phase` of a hook event shows whether the edge was held back.
     """
 
     async def join(self, app: str, channel: str, socket_id: str, member: Member | None, limit: int) -> Joined:
-        """Adds a subscription to a topic that this worker is subscribed to.
+        """Adds a subscription to a topic. This worker must already be subscribed to the topic.
 
-        The caller resumes before the broker delivers any message that the topic received after this step. So a caller that now
-        adds the subscriber to the channel neither loses a message nor delivers one twice.
+        The caller resumes before the broker delivers any message that the topic receives after this step. So a caller that now
+        adds the subscriber to the channel neither loses a message nor delivers a message twice.
 
-        limit: members that the channel may have (0: unlimited). Raises LimitReached if the new member would exceed the limit.
+        limit: the maximum number of members (0: unlimited). Raises LimitReached if a new member would exceed the limit.
         """
 
     async def leave(self, app: str, channel: str, socket_id: str, user_id: str | None) -> None:
-        """Removes a subscription that `join` added; unknown members are ignored."""
+        """Removes a subscription that `join` added. An unknown member has no effect."""
 
     async def channels(self, app: str, prefix: str = "") -> Sequence[Occupancy]:
         """Returns the occupied channels whose names begin with `prefix`, sorted by name."""
 
     async def channel(self, app: str, channel: str) -> Occupancy | None:
-        """Returns None if the channel has no subscription."""
+        """Returns the numbers of a channel; None if the channel has no subscription."""
 
     async def members(self, app: str, channel: str, *, local_view: bool = False) -> tuple[Member, ...]:
         """Returns the members of a presence channel.
 
-        local_view: as the clients of this worker know them at the moment, if any of them is on the channel.
+        local_view: whether to return the members that this worker's clients see now, if any of these clients is on the channel.
         """
 
     async def claim(self, app: str, channel: str, seconds: int) -> bool:
-        """Claims a channel for some seconds; returns False if another worker's claim has not expired."""
+        """Claims a channel for `seconds`. Returns False if another worker has a claim that has not expired."""
 
 
 class Users(Protocol):
-    """The signed-in users of all workers together. The first connection of a user and the end of its last one are edges."""
+    """The signed-in users of all workers together. The first connection of a user, and the end of the last one, are edges."""
 
     async def sign_in(self, app: str, user_id: str, socket_id: str) -> None: ...
 
     async def sign_out(self, app: str, user_id: str, socket_id: str) -> None: ...
 
     async def online(self, app: str, user_ids: Sequence[str]) -> frozenset[str]:
-        """Returns those of the users that have a connection.
+        """Returns the users in `user_ids` that have a connection.
 
-        The caller resumes before the broker delivers any later edge of these users.
+        The caller resumes before the broker delivers any later edge of one of these users.
         """
 
 
 class Quotas(Protocol):
-    """The numbers of connections of apps, for all workers together. Only apps with a limit are counted."""
+    """The numbers of connections of apps, for all workers together. A quota counts only the connections of apps with a limit."""
 
     async def connect(self, app: str, limit: int) -> bool:
-        """Counts a connection. Returns False if the app has `limit` connections already; then it counts nothing."""
+        """Counts a connection. Returns False, without counting, if the app already has `limit` connections."""
 
     async def disconnect(self, app: str) -> None:
-        """Takes a connection that was counted out of the count."""
+        """Removes a connection from the count; `connect` must have counted the connection."""
 
 
 class HookEvents(Protocol):
-    """Reports events to the hooks. The roster reports its own edges."""
+    """Passes hook events to the hooks. The roster reports its edges itself, without this port."""
 
     def report(self, event: HookEvent) -> None:
-        """Passes the hook event to `on_event`, once, on one worker of the cluster. Never waits.
+        """Passes the hook event to `on_event`, once, on one worker of the cluster. This method never waits.
 
-        An edge whose phase is `held` was held back by an earlier process when it stopped; the broker holds it back again.
+        If the phase of an edge is `held`, an earlier process held back this edge when it stopped. The broker holds it back again.
         """

@@ -1,8 +1,8 @@
-"""This worker's own part of the roster: the subscriptions and members of its clients, counted by channel. Pure.
+"""The local roster: this worker's part of the roster, with the subscriptions and members of its clients by channel. Pure.
 
-The node makes one local roster for the worker. `Roster.join` and `Roster.leave` write it, and no other component keeps a copy.
-With the memory broker, the local roster is the whole roster. A shared broker has a copy of it. The local roster is authoritative:
-after an outage, the node compares the copy with the local roster, and repairs the copy.
+The node makes one local roster for the worker. Only `Roster.join` and `Roster.leave` change it, and no component keeps a copy.
+With the memory broker, the local roster is the whole roster. A shared broker has a copy, but the local roster is authoritative:
+after an outage, the node compares the broker's copy with the local roster, and repairs the copy.
 """
 
 from collections.abc import Iterator, Mapping
@@ -16,7 +16,7 @@ NO_CHANNELS: Mapping[str, "ChannelEntry"] = MappingProxyType({})
 
 
 class MemberEntry:
-    """A user on a presence channel, and the ids of its connections on this worker. confirmed: as in `ChannelEntry`."""
+    """A user on a presence channel, and the ids of the user's connections on this worker. `confirmed` is as in `ChannelEntry`."""
 
     __slots__ = ("confirmed", "member", "sockets")
 
@@ -27,9 +27,9 @@ class MemberEntry:
 
 
 class ChannelEntry:
-    """A channel with subscriptions of this worker.
+    """A channel with subscriptions of this worker. `members` contains the members by user id.
 
-    subscriptions: their number. confirmed: whether the broker has confirmed any of them since the first one. members: by user id.
+    subscriptions: the number of subscriptions. confirmed: whether the broker has confirmed a subscription since the first one.
     """
 
     __slots__ = ("confirmed", "members", "subscriptions")
@@ -49,18 +49,18 @@ class ChannelEntry:
         user.sockets.add(socket_id)
 
     def remove(self, user_id: str, socket_id: str) -> MemberEntry | None:
-        """Removes a connection of a member; returns the member if it was the last one. Raises KeyError if it is unknown."""
+        """Removes a connection; returns its member if this was the member's last connection. Raises KeyError if it is unknown."""
         user = self.members[user_id]
         user.sockets.remove(socket_id)
         return self.members.pop(user_id) if not user.sockets and isinstance(self.members, dict) else None
 
 
 class Departure(NamedTuple):
-    """What the removal of a subscription changed.
+    """The changes that the removal of a subscription caused.
 
-    member: a member that has no other connection on this worker, else None.
-    member_confirmed: whether the broker had confirmed that member.
-    vacated: whether the channel has no other subscription here.
+    member: the member whose last connection on this worker was removed; else None.
+    member_confirmed: whether the broker had confirmed this member.
+    vacated: whether the channel has no other subscription on this worker.
     channel_confirmed: whether the broker had confirmed any subscription to the channel.
     """
 
@@ -71,7 +71,7 @@ class Departure(NamedTuple):
 
 
 class LocalRoster:
-    """See the module. A subscription is identified by app, channel and, on presence channels, by connection and user."""
+    """This worker's part of the roster. App, channel and, for members, connection and user identify a subscription."""
 
     def __init__(self) -> None:
         self._apps: dict[str, dict[str, ChannelEntry]] = {}
@@ -79,7 +79,7 @@ class LocalRoster:
     # Written by the roster
 
     def join(self, app: str, channel: str, socket_id: str, member: Member | None) -> ChannelEntry:
-        """Adds a subscription, which is not confirmed yet. `confirm` or `leave` must follow."""
+        """Adds an unconfirmed subscription. The caller must call `confirm` or `leave` afterwards."""
         channels = self._apps.setdefault(app, {})
         entry = channels.get(channel)
         if entry is None:
@@ -90,14 +90,14 @@ class LocalRoster:
         return entry
 
     def confirm(self, app: str, channel: str, user_id: str | None) -> None:
-        """Stores that the broker has confirmed a subscription."""
+        """Marks a subscription as confirmed by the broker."""
         entry = self._apps[app][channel]
         entry.confirmed = True
         if user_id is not None:
             entry.members[user_id].confirmed = True
 
     def leave(self, app: str, channel: str, socket_id: str, user_id: str | None) -> Departure | None:
-        """Removes a subscription, and returns what that changed. Returns None if the channel or the member is unknown."""
+        """Removes a subscription; returns the changes, or None if the channel or the member's connection is unknown."""
         entry = self.channel(app, channel)
         if entry is None:
             return None
@@ -125,15 +125,15 @@ class LocalRoster:
     # Read by everybody
 
     def channel(self, app: str, channel: str) -> ChannelEntry | None:
-        """Returns a channel; None if it has no subscription here."""
+        """Returns the entry of a channel; None if the channel has no subscription on this worker."""
         return self.channels(app).get(channel)
 
     def channels(self, app: str) -> Mapping[str, ChannelEntry]:
-        """Returns the channels of an app that have subscriptions here."""
+        """Returns the channels of an app that have subscriptions on this worker."""
         return self._apps.get(app, NO_CHANNELS)
 
     def __iter__(self) -> Iterator[tuple[str, str, ChannelEntry]]:
-        """Yields app, channel and entry of all channels."""
+        """Yields the app, the channel and the entry of every channel."""
         for app, channels in self._apps.items():
             for channel, entry in channels.items():
                 yield app, channel, entry
@@ -155,7 +155,7 @@ class LocalRoster:
         return user is not None and user.confirmed
 
     def single_connections(self, app: str, channel: str) -> dict[str, str]:
-        """Returns the users on a channel that have one connection on this worker → the id of that connection."""
+        """Returns each user on a channel that has a single connection on this worker, with the id of that connection."""
         entry = self.channel(app, channel)
         members = {} if entry is None else entry.members
         return {id: next(iter(user.sockets)) for id, user in members.items() if len(user.sockets) == 1}

@@ -1,4 +1,4 @@
-"""Broker, roster, users and hook events of a single worker. It needs no server, and no call waits."""
+"""The broker, roster, users and hook events of a single worker. This module needs no broker server, and no call waits."""
 
 from collections import OrderedDict
 from collections.abc import Callable, Sequence
@@ -11,13 +11,13 @@ from push1st.messages import HookEvent, HookEventKind, Member, Message, Publishe
 
 MAX_CACHED_EVENTS = 10_000
 MAX_CACHED_BYTES = 64 << 20
-"""bytes of data of cached events; over this or `MAX_CACHED_EVENTS`, the cache drops the events published longest ago"""
+"""the maximum bytes of cached events; above it or above `MAX_CACHED_EVENTS` the cache drops the oldest events"""
 
 
 class Memory:
-    """Broker, roster, users and hook events in one.
+    """Implements all ports of `brokers` for a single worker.
 
-    stamp: returns an id and a time (wall clock, nanoseconds) for a message that the broker makes.
+    stamp: a function that returns an id and a wall-clock time in nanoseconds, for a message that the broker makes.
     """
 
     shared = False

@@ -1,8 +1,8 @@
 """The command line: serve · reload · check · token · publish · subscribe · version.
 
 `arguments` defines the options of all commands, and names the function that runs each command.
-A module of a command is imported only when that command runs. The supervisor of several workers is this process, so it
-must not load what other commands need.
+The module of a command is imported only when this command runs. With several workers, the process of `serve` is the
+supervisor, which must not load the libraries of other commands.
 """
 
 import importlib
@@ -16,7 +16,7 @@ from push1st.printable import printable, printable_lines
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Runs a command; returns the exit code: 0, 1 (the command failed) or 2 (it was called wrongly)."""
+    """Runs a command; returns its exit code: 0 for success, 1 for a failure of the command, 2 for wrong arguments."""
     commands = parser()
     if not (sys.argv[1:] if arguments is None else arguments):
         commands.print_help(sys.stderr)
@@ -40,7 +40,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _command(name: str) -> Callable[[Arguments], int]:
-    """Imports the function `module:function` of this package."""
+    """Returns the function that `name` refers to. The form of `name` is `module:function`, with a module of this package."""
     module, _, function = name.partition(":")
     command: Callable[[Arguments], int] = getattr(importlib.import_module(f"push1st.cli.{module}"), function)
     return command

@@ -1,6 +1,6 @@
-"""The arguments of every command, as `argparse` reads them. This module runs no command.
+"""Defines the arguments of all commands for `argparse`. This module runs no command.
 
-The default `run` of a command is the name of its function: `module:function`, in a module of this package.
+The default of `run` in each command names the function that runs the command: `module:function`, in a module of this package.
 """
 
 import argparse
@@ -19,7 +19,7 @@ _OPTION = re.compile(r"--[a-z][a-z-]{0,30}(?=\Z|=)|-[a-z]\Z")
 class Parser(argparse.ArgumentParser):
     """Rejects unknown arguments with the usage of the subcommand.
 
-    The error contains only names of options. `argparse` would repeat the other arguments too, and one could be a secret.
+    The error contains only names of options. `argparse` would also repeat the other arguments, which may contain a secret.
     """
 
     def parse_known_args(self, args: Any = None, namespace: Any = None) -> Any:
@@ -39,7 +39,7 @@ class Parser(argparse.ArgumentParser):
 
 
 def parser() -> argparse.ArgumentParser:
-    """Returns the parser of all commands."""
+    """Returns the parser for the arguments of all commands."""
     root = Parser(
         prog="push1st",
         description="A realtime server: backends publish over HTTP, browsers and devices listen by Pusher protocol or WebSocket.",
@@ -166,7 +166,7 @@ def _config_option(command: argparse.ArgumentParser, text: str) -> None:
 
 
 def _app_options(command: argparse.ArgumentParser, key: bool = True) -> None:
-    """Adds the options that select an app. key: whether the command also uses the app's key and the server's address."""
+    """Adds the options that select an app; if `key` is true, also the options for the app's key and the server's address."""
     taken = "app's key and secret, and the server's address," if key else "app's secret"
     _config_option(command, f"take the {taken} from this configuration (or $PUSH1ST_CONFIG; default: the demo app)")
     command.add_argument("--app", help="the app's id (default: the only app of the configuration)")

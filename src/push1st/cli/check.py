@@ -1,4 +1,4 @@
-"""`push1st check`: checks a configuration without running it, and prints what would run."""
+"""`push1st check`: checks a configuration without starting the server, and prints the listeners and apps that it defines."""
 
 import sys
 
@@ -15,7 +15,7 @@ from push1st.process import cpus, engine
 
 
 def run(options: Arguments) -> int:
-    """Prints listeners, apps and notes. Raises ConfigError if the server would not start or would serve no client."""
+    """Prints listeners, apps and notes. Raises ConfigError if the server would not start or could serve no client."""
     config = load_or_demo(options.config)
     if config.demo:
         print("push1st check: which configuration? Give it with -c FILE, or by PUSH1ST_APP_ID.", file=sys.stderr)
@@ -41,7 +41,7 @@ def run(options: Arguments) -> int:
 
 
 def _processes(config: Config) -> list[str]:
-    """Returns lines about workers, engine and broker. Raises ConfigError if several workers need an engine and there is none."""
+    """Returns lines about workers, engine and broker. Raises ConfigError if several workers need an engine that is missing."""
     count = cpus.worker_count(config)
     lines = [f"{count} workers"] if count > 1 else []
     if count > 1 and not config.has_broker:
@@ -50,7 +50,7 @@ def _processes(config: Config) -> list[str]:
 
 
 def _backends(app: AppConfig) -> list[str]:
-    """Returns a line for each endpoint that the app notifies, or that decides for the app."""
+    """Returns a line for each endpoint that receives hook events of the app, and for each that makes decisions for the app."""
     lines = [f"tells {shown(one.url)} of {', '.join(one.events) or 'all events'}" for one in app.webhooks]
     if app.hook is not None:
         lines += [f"tells {shown(url)} of {', '.join(sorted(app.hook.trigger))}" for url in app.hook.endpoint]
@@ -58,7 +58,7 @@ def _backends(app: AppConfig) -> list[str]:
 
 
 def _uncallable(config: Config) -> list[str]:
-    """Returns a line for each function or script that apps name and that cannot be called. The check imports the function."""
+    """Returns a line for each Python function or Lua script of a hook that cannot be called. The check loads their code."""
     named = {
         (app.id, url)
         for app in config.apps

@@ -1,4 +1,4 @@
-"""The parts that `token`, `publish` and `subscribe` share: options that select an app and a server, and texts of failures."""
+"""Code that `token`, `publish` and `subscribe` share: it selects an app and a server, and describes failures."""
 
 import contextlib
 import http.client
@@ -18,7 +18,7 @@ from push1st.errors import ClientError, ConfigError, Rejected
 
 
 class ServerApp(msgspec.Struct, frozen=True):
-    """An app, and the configuration of its server. assumed: no option selects the app, so it is the demo's."""
+    """An app, and the configuration of its server. `assumed` is true if no option selects an app, so the demo's app is used."""
 
     config: Config
     app: AppConfig
@@ -26,7 +26,7 @@ class ServerApp(msgspec.Struct, frozen=True):
 
 
 def select(options: Arguments) -> ServerApp:
-    """Returns the app that the options select. Options win over the environment, which wins over the configuration.
+    """Returns the app that the options select. Options override the environment, which overrides the configuration file.
 
     Raises ConfigError if the options select no app.
     """
@@ -35,19 +35,19 @@ def select(options: Arguments) -> ServerApp:
     key = getattr(options, "key", None)
     name = options.app or (next(iter(apps)) if len(apps) == 1 else "")
     app = apps.get(name)
-    if app is None and name and (key or options.secret or not options.config):  # an app of another server
+    if app is None and name and (key or options.secret or not options.config):  # the app belongs to another server
         app = AppConfig(id=name, key="", secret=os.environ.get("PUSH1ST_APP_SECRET", ""))
     if app is None:
         problem = f"there is no app {name} in {options.config}." if name else "which app?"
         raise ConfigError(f"{problem} Select one with --app: {', '.join(apps) or 'the configuration has none'}")
-    if config.demo and key not in (None, app.key):  # the demo's secret does not belong to another key
+    if config.demo and key not in (None, app.key):  # the demo's secret is wrong for another key
         app = msgspec.structs.replace(app, secret="")
     assumed = not (options.config or options.app or key or os.environ.get("PUSH1ST_APP_ID"))
     return ServerApp(config, msgspec.structs.replace(app, key=key or app.key, secret=options.secret or app.secret), assumed)
 
 
 def server_url(config: Config, scheme: str) -> str:
-    """Returns the URL at which this machine reaches the server of a configuration. scheme: http or ws.
+    """Returns a URL of the configured server, for a client on this machine. `scheme` is http or ws.
 
     Raises ConfigError if the server listens on Unix sockets only.
     """
@@ -64,7 +64,7 @@ def server_url(config: Config, scheme: str) -> str:
 
 @contextlib.contextmanager
 def naming_assumed_app(target: ServerApp) -> Iterator[None]:
-    """Adds to a `Rejected` error that the command used the demo's app, if no option selects an app."""
+    """Adds a note to a `Rejected` error if no option selects an app: the note explains that the demo's app was used."""
     try:
         yield
     except Rejected as exc:
@@ -87,7 +87,7 @@ def split_url(text: str, schemes: tuple[str, str], example: str) -> SplitResult:
 
 
 def cause(exc: Exception) -> str:
-    """Returns why a connection failed, and what to check."""
+    """Returns the reason for a failed connection, and advice for the user."""
     match exc:
         case ssl.SSLCertVerificationError():
             return f"its certificate is not trusted: {exc.verify_message}. To trust a PEM file, set SSL_CERT_FILE=FILE"

@@ -9,16 +9,16 @@ from push1st.config.model import Config, Listen
 DEMO_URL = "ws://127.0.0.1:6001"
 DEMO_API = "http://127.0.0.1:6002"
 ENVIRONMENT = "the environment"
-"""the source of a configuration without a file, as the log and `check` print it"""
+"""the source of a configuration without a file, in the words of the log and of `check`"""
 
 
 def load_or_demo(file: str | None) -> Config:
-    """Reads a configuration file and the environment; without a file, the demo and the environment. Raises ConfigError."""
+    """Returns the configuration from a file, or the demo without a file; the environment overrides both. Raises ConfigError."""
     return load(Path(file), os.environ) if file else demo(os.environ)
 
 
 def url(address: Listen, scheme: str) -> str:
-    """Returns an address as a URL. scheme: of a TCP address, such as ws."""
+    """Returns an address as a URL. `scheme` is the scheme for a TCP address, such as ws."""
     if address.scheme == "unix":
         return str(address)
     host = address.host or "*"
@@ -26,7 +26,7 @@ def url(address: Listen, scheme: str) -> str:
 
 
 def listening(config: Config) -> list[str]:
-    """Returns a line for each address: the protocols on it, and the callers that need no signature."""
+    """Returns a line for each address, with the protocols and the callers of the API that need no signature there."""
     scheme = "wss" if config.server.ssl.enable else "ws"
     protocols = " and ".join(sorted(config.server.proto - {"mqtt"}))
     lines = [f"WebSockets ({protocols}) and signed API calls on {url(address, scheme)}" for address in config.server.listen]

@@ -1,7 +1,7 @@
 """Checks for `push1st check` whether this user can run `serve` on this machine.
 
-The checks change nothing: they create no folder, and bind an address only for a moment. Their result depends on machine and
-user, so a deployment runs them as the service's user (`ExecStartPre=` of deploy/push1st.service).
+The checks change nothing: they create no folder, and bind an address only for a moment. The result depends on the machine
+and on the user, so a deployment runs the checks as the service's user (`ExecStartPre=` of deploy/push1st.service).
 """
 
 import grp
@@ -17,11 +17,11 @@ from push1st.errors import ConfigError
 from push1st.process.sockets import ROLES, AddressInUse, addresses, bind, close
 
 SHOWN = 3
-"""the maximum number of files in a note"""
+"""the maximum number of files that a note lists"""
 
 
 def obstacle(folder: Path) -> str:
-    """Returns why this user cannot create files in a folder, which may not exist yet; "" if they can."""
+    """Returns the reason why this user cannot create files in a folder, or "". The folder may not exist yet."""
     existing = next(one for one in (folder, *folder.parents) if os.path.lexists(one))
     if not existing.is_dir():
         return f"{existing} is not a folder"
@@ -32,7 +32,7 @@ def obstacle(folder: Path) -> str:
 
 
 def mistakes(config: Config) -> list[str]:
-    """Returns a line for each problem because of which the server would not start."""
+    """Returns a line for each problem that prevents the start of the server."""
     unusable = [reason for reason, everywhere in _certificates(config) if everywhere]
     if not config.hooks.folder or not (reason := obstacle(Path(config.hooks.folder))):
         return unusable
@@ -43,7 +43,7 @@ def mistakes(config: Config) -> list[str]:
 
 
 def notes(config: Config) -> Iterator[str]:
-    """Yields a line for each problem that another user or machine may not have, and for checks that root cannot make."""
+    """Yields a line for each problem that depends on the user or the machine, and for checks that root cannot make."""
     for role in ROLES:
         for address in addresses(config, role):
             if address.scheme == "unix":
@@ -53,7 +53,7 @@ def notes(config: Config) -> Iterator[str]:
                 continue
             try:
                 close(bind(role, address))
-            except AddressInUse:  # probably the running server uses the address; otherwise `serve` reports it
+            except AddressInUse:  # probably by the running server; if not, `serve` reports the problem
                 pass
             except ConfigError as exc:
                 yield str(exc)
@@ -63,7 +63,7 @@ def notes(config: Config) -> Iterator[str]:
 
 
 def _certificates(config: Config) -> Iterator[tuple[str, bool]]:
-    """Yields why a certificate cannot be used, and whether every user has this problem: the files themselves are wrong."""
+    """Yields the reason why a certificate cannot be used, and whether the certificate files are wrong for every user."""
     for settings in {config.server.ssl, config.api.ssl}:
         if settings.enable and settings.cert:
             try:
@@ -76,7 +76,7 @@ def _certificates(config: Config) -> Iterator[tuple[str, bool]]:
 
 
 def _not_world_readable(config: Config) -> Iterator[str]:
-    """Yields a note if some files are not readable for every user."""
+    """Yields a note about the files that some users cannot read."""
     tls = (path for one in (config.server.ssl, config.api.ssl) if one.enable for path in (one.key, one.cert) if path)
     names = [f"{file} ({_mode(Path(file))})" for file in dict.fromkeys((*config.files, *tls)) if not _is_open(Path(file))]
     if names:
@@ -88,7 +88,7 @@ def _not_world_readable(config: Config) -> Iterator[str]:
 
 
 def _is_open(file: Path) -> bool:
-    """Whether every user may read a file."""
+    """Returns whether every user may read a file."""
     return bool(file.stat().st_mode & stat.S_IROTH) and all(one.stat().st_mode & stat.S_IXOTH for one in file.resolve().parents)
 
 

@@ -22,8 +22,8 @@ def run(options: Arguments) -> int:
     """Publishes an event and prints the server's answer. Raises ConfigError and ClientError."""
     target = select(options)
     config, app = target.config, target.app
-    # The answer to an unsigned call contains the number of subscribers. Only a server that trusts the caller accepts
-    # such a call, and the demo does.
+    # The answer to an unsigned request contains the number of subscribers. A server accepts an unsigned request only from a
+    # caller that it trusts, and the demo trusts this machine.
     signed = options.secret or os.environ.get("PUSH1ST_APP_SECRET") or not config.demo
     if signed and app.secret and not app.key:
         raise ConfigError(f"app {app.id} has no key here: give it with -c FILE or --key")
@@ -48,8 +48,8 @@ def publish(api: str, base: str, app: str, key: str, secret: str, channels: list
     api: the URL of the server.
     base: the path of the API, such as /apps/.
     app: the app's id.
-    secret: signs the request; "" sends it unsigned.
-    data: any value that JSON can represent.
+    secret: the secret that signs the request; with "" the request is unsigned.
+    data: the data of the event, any value that JSON can represent.
     """
     url = split_url(api, ("http", "https"), "http://127.0.0.1:6002")
     path = f"{url.path.rstrip('/')}{base}{quote(app, safe='')}/events"
@@ -73,7 +73,7 @@ def publish(api: str, base: str, app: str, key: str, secret: str, channels: list
 
 
 def _unreachable(app: AppConfig, name: str) -> str:
-    """Returns why no client, or no Pusher client, can subscribe to a channel; "" if they can."""
+    """Returns the reason why no client, or no Pusher client, can subscribe to a channel; "" if both kinds of clients can."""
     kind = kind_of(name)
     if not covers(app.channels, kind):
         return f"nobody can subscribe to {name}: app {app.id} has no {kind.type} channels, only {', '.join(sorted(app.channels))}"

@@ -1,4 +1,4 @@
-"""`push1st reload`: makes a running supervisor read its configuration again, and waits until its workers are replaced."""
+"""`push1st reload`: makes a running supervisor read the configuration again, and waits until the workers are replaced."""
 
 import contextlib
 import os
@@ -11,11 +11,11 @@ from push1st.printable import printable
 from push1st.process import rundir
 
 POLL_SECONDS = 0.1
-"""the time between two reads of the supervisor's progress"""
+"""the time between two reads of the reload's progress"""
 
 
 def run(options: Arguments) -> int:
-    """Sends SIGHUP to the supervisor and prints its progress; returns 1 if a worker was not replaced."""
+    """Sends SIGHUP to the supervisor and prints the progress of the reload; returns 1 if a worker was not replaced."""
     found = rundir.running(options.config)
     if len(found) != 1:
         which = f" with {options.config}" if options.config else ""

@@ -50,7 +50,7 @@ def run(options: Arguments) -> int:
 
 
 def demo_text(config: Config) -> str:
-    """Returns the greeting of the demo: its addresses, its app, and commands to try it."""
+    """Returns the text that the demo prints at its start: addresses, the app, and commands that show a message arrive."""
     app = config.apps[0]
     ws, api = url(config.server.listen[0], "ws"), url(config.api.listen[0], "http")
     options = ("" if ws == DEMO_URL else f" --url {ws}") + ("" if app.key == "app-key" else f" --key {app.key}")
@@ -73,5 +73,5 @@ def demo_text(config: Config) -> str:
 
 
 def _command() -> str:
-    """Returns the program with which a user can run this command again."""
+    """Returns the name or path of the `push1st` program, for commands that a user can copy."""
     return "push1st" if "/" not in sys.argv[0] or sys.argv[0].endswith(".py") else sys.argv[0]

@@ -18,12 +18,12 @@ from push1st.errors import ClientError, ConfigError, Rejected
 from push1st.printable import printable
 
 Show = Callable[[str, str, str], None]
-"""A function that prints channel, name and data of an event."""
+"""A function of the channel, the name and the data of an event; it prints the event."""
 OPEN_SECONDS = 10
 
 
 def run(options: Arguments) -> int:
-    """Prints events until the server ends the connection, or until `--count` events. Raises ConfigError and ClientError."""
+    """Prints events until the server ends the connection, or until `count` events. Raises ConfigError and ClientError."""
     target = select(options)
     config, app = target.config, target.app
     if not app.key:
@@ -53,10 +53,10 @@ def subscribe(
 ) -> None:
     """Passes every event on the channels to `show`, until the server ends the connection. Raises ClientError.
 
-    url: of the server.
+    url: the URL of the server.
     base: the path before the key, such as /app/.
-    ready: called once, when the server has confirmed all subscriptions.
-    count: the number of events after which the function returns; 0: no end.
+    ready: a function to call once, when the server has confirmed all subscriptions.
+    count: the number of events after which the function returns; 0: there is no limit.
     """
     split_url(url, ("ws", "wss"), "ws://127.0.0.1:6001")
     missing = [name for name in channels if kind_of(name).needs_auth and not secret]
@@ -90,7 +90,7 @@ def _receive(
     ready: Callable[[], None],
     count: int,
 ) -> None:
-    """Subscribes when the server has accepted the connection, and reads frames. The parameters are those of `subscribe`."""
+    """Subscribes when the server has accepted the connection, and reads frames. `subscribe` describes the parameters."""
     unconfirmed = set(channels)
     for text in connection:
         try:
@@ -111,7 +111,7 @@ def _receive(
             if not unconfirmed:
                 ready()
         elif isinstance(code, int) and 4000 <= code < 4300:
-            continue  # the close frame that follows has the same reason
+            continue  # the following close frame contains the same reason
         elif event in ("pusher:error", "pusher:subscription_error"):
             raise Rejected(f"the server refused {channel}: {data}" if channel else f"the server reported an error: {data}")
         elif event == "pusher:ping":
@@ -124,7 +124,7 @@ def _receive(
 
 
 def _subscription(socket_id: str, key: str, secret: str, name: str) -> dict[str, str]:
-    """Returns the data of a `pusher:subscribe` event, signed if the channel needs it."""
+    """Returns the data of a `pusher:subscribe` event, with a signature if the channel needs a signature."""
     kind = kind_of(name)
     data = {"channel": name}
     if kind.needs_auth:

@@ -44,7 +44,7 @@ def run_access(options: Arguments) -> int:
 
 
 def _signer(options: Arguments) -> tuple[str, str]:
-    """Returns id and secret of the app that a token is for. Prints a note if the demo's app is assumed."""
+    """Returns id and secret of the app for which a token is made. Prints a note if the command uses the demo's app."""
     target = select(options)
     app = target.app
     if not app.secret:

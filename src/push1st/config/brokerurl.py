@@ -1,4 +1,4 @@
-"""Parses the URL of a broker: one server, a master that Sentinel knows, or a cluster.
+"""Parses the URL of a broker. The broker is a single server, a master that Sentinel monitors, or a cluster.
 
 redis://user:password@host:6379/0?prefix=push1st      also valkey://; rediss:// and valkeys:// use TLS
 unix:///run/valkey.sock?db=0&prefix=push1st
@@ -31,10 +31,10 @@ _UNESCAPED = "a password, or another part, that contains one of @ : / ? #, which
 class Address(msgspec.Struct, frozen=True):
     """The address of a broker.
 
-    hosts: host and port of the server, of the sentinels, or of some servers of the cluster.
-    path: of a Unix socket.
-    master: the name under which the sentinels know the server.
-    prefix: the beginning of all keys.
+    hosts: pairs of host and port, which belong to the server, the sentinels, or some servers of the cluster.
+    path: the path of the server's Unix socket; "" for TCP.
+    master: the name of the master in the configuration of the sentinels.
+    prefix: the text at the beginning of all keys that Push1st stores in the broker.
     """
 
     how: Literal["server", "sentinel", "cluster"]
@@ -68,7 +68,7 @@ class Address(msgspec.Struct, frozen=True):
 
 
 def parse(url: str) -> Address:
-    """Parses a URL. Raises ValueError that describes the mistake, without text of the URL: that could be a password."""
+    """Parses a URL. Raises a ValueError that describes the mistake. The error contains no part of the URL, to hide passwords."""
     match = _URL.match(url) or _UNIX.match(url)
     if match is None:
         raise ValueError(_problem(url))

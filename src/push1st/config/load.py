@@ -1,17 +1,17 @@
 """Reads the configuration: Push1st's YAML files, and PUSH1ST_… environment variables that override them.
 
 `load` reads a configuration file; `with_env` applies the environment to a configuration that exists, such as the demo.
-Both return a `Config`, or raise one ConfigError. The error has a line for each problem: place, path of keys, what was
-found, what is allowed. No line repeats a secret, a key or a URL.
+Both functions return a `Config`, or raise a single ConfigError. The error has a line for each problem. The line contains the
+place, the path of keys, the value, and the values that are allowed; it never contains a secret, a key or a URL.
 
 **Environment.** The name of a variable is the path of keys in capitals, with `_` for `.` and `-`: PUSH1ST_SERVER_DRAIN is
 `server.drain`. Items of a list are separated by commas, and `[]` is the empty list. An empty variable has no effect.
 PUSH1ST_APP_… configures one app. PUSH1ST_APP_ID selects it, and adds the app if no file contains it. Without PUSH1ST_APP_ID these
-variables configure the only app. The names omit `options`: PUSH1ST_APP_CLIENT_MESSAGES. The command line uses PUSH1ST_CONFIG.
-Kubernetes and Docker set variables for a service that is called push1st; they have no effect. Any other PUSH1ST_… is an
-error.
+variables configure the only app. The names omit the key `options`: PUSH1ST_APP_CLIENT_MESSAGES. The command line reads
+PUSH1ST_CONFIG. Variables that Kubernetes and Docker set for a service with the name push1st have no effect. All other
+variables that begin with PUSH1ST_ are errors.
 
-`tree` makes values with places of the text, `schema` and `readers` make structs of the values.
+`tree` converts texts to values that contain their places; `schema` and `readers` convert these values to structs.
 """
 
 import glob
@@ -48,17 +48,17 @@ from push1st.errors import ConfigError
 APP_ID = "PUSH1ST_APP_ID"
 OTHERS = frozenset({"PUSH1ST_CONFIG"})
 SHOWN_NAMES = 3
-"""the maximum number of soketi's variables in a warning"""
+"""the maximum number of soketi's environment variables that a warning lists"""
 ROOT_VARIABLES = dict(variables(ROOT))
 APP_VARIABLES = dict(variables(APP, "PUSH1ST_APP"))
-# Kubernetes sets NAME_SERVICE_HOST and Docker NAME_PORT=tcp://… for every service, and one may be called push1st.
+# Kubernetes sets NAME_SERVICE_HOST and Docker NAME_PORT=tcp://… for every service, and a service may have the name push1st.
 _SERVICE = re.compile(r"PUSH1ST(_\w+)?_(SERVICE_(HOST|PORT(_\w+)?)|PORT_[0-9]+_(TCP|UDP|SCTP)(_(PROTO|PORT|ADDR))?)\Z")
 _SERVICE_PORT = re.compile(r"PUSH1ST(_\w+)?_PORT\Z")
 _SERVICE_URL = re.compile(r"(tcp|udp|sctp)://")
 _PATTERN = re.compile(r"[*?\[]")
 
 LOCAL_API = ApiConfig(listen=(Listen("tcp", "127.0.0.1", 6002),))
-"""the API of a configuration file without a section `api`: only this machine reaches it, because the file does not open it"""
+"""The API settings for a configuration file without a section `api`. Then only this machine can connect to the API."""
 _LOOPBACK = frozenset({"127.0.0.1", "::1", "localhost"})
 
 CLUSTER_NOTE = "has no effect here: nodes find each other through a Redis or Valkey that all share, not by UDP"
@@ -69,7 +69,7 @@ L = TypeVar("L", ServerConfig, ApiConfig)
 
 
 def load(path: str | Path, env: Mapping[str, str]) -> Config:
-    """Reads a file, the files that its `credentials` list, and the environment, which overrides them. Raises ConfigError."""
+    """Reads a file, and the files in its key `credentials`. The environment overrides all these files. Raises ConfigError."""
     file = Path(path).absolute()
     folder = file.parent
     problems: list[str] = []
@@ -99,8 +99,8 @@ def load(path: str | Path, env: Mapping[str, str]) -> Config:
 def with_env(base: Config, env: Mapping[str, str]) -> Config:
     """Applies the environment to a configuration. Relative paths start at the working directory. Raises ConfigError.
 
-    If `base` is the demo and PUSH1ST_APP_ID is set, the environment is the whole configuration. Then there is no demo app,
-    and every default is that of a configuration file.
+    If `base` is the demo and PUSH1ST_APP_ID is set, the environment is the whole configuration: the demo's app does not exist,
+    and the defaults are the same as for a configuration file.
     """
     problems: list[str] = []
     root, apps, chosen = _environment(env, problems)
@@ -139,7 +139,7 @@ def _environment(env: Mapping[str, str], problems: list[str]) -> tuple[Value, Va
 
 
 def _of_soketi(env: Mapping[str, str]) -> Iterator[str]:
-    """Yields a warning if variables of soketi are set, because users of soketi may expect that they have an effect."""
+    """Yields a warning if variables of soketi are set, because this server ignores these variables."""
     names = sorted(name for name in env if name.startswith("SOKETI_"))
     if names:
         more = f" and {len(names) - SHOWN_NAMES} more" if len(names) > SHOWN_NAMES else ""
@@ -148,12 +148,12 @@ def _of_soketi(env: Mapping[str, str]) -> Iterator[str]:
 
 
 def _of_a_service(name: str, text: str) -> bool:
-    """Whether Kubernetes or Docker has set a variable."""
+    """Returns whether Kubernetes or Docker has set the variable for a service."""
     return bool(_SERVICE.match(name) or (_SERVICE_PORT.match(name) and _SERVICE_URL.match(text)))
 
 
 def _files(file: Path, root: Value, problems: list[str], warnings: list[str]) -> Iterator[Path]:
-    """Yields the files of apps in their order, each once, and without the configuration file itself."""
+    """Yields each file with apps once, in the order of `credentials`, but never the configuration file itself."""
     credentials = root.at("credentials")
     try:
         patterns = ROOT["credentials"].read(credentials) if credentials and credentials.kind != "nothing" else ()
@@ -174,7 +174,7 @@ def _files(file: Path, root: Value, problems: list[str], warnings: list[str]) ->
 
 
 def _is_smpp(section: Value) -> bool:
-    """Whether a section is an app of Push1st's SMPP gateway: an app whose only channels are `smpp`."""
+    """Returns whether a section is an app of Push1st's SMPP gateway: an app whose only channels are `smpp`."""
     channels = section.at("channels")
     return channels is not None and [one.text for one in channels.items or (channels,)] == ["smpp"]
 
@@ -184,10 +184,10 @@ def _name(file: Path, folder: Path) -> str:
 
 
 def _overlaid(sections: Sequence[Value], above: Value | None, chosen: Value | None, problems: list[str]) -> list[Value]:
-    """Applies the environment's section of an app: merges it into the app that it configures, or adds it to the sections.
+    """Merges the environment's section of an app into the section of the same app, or adds it to the sections.
 
-    above: the section of the environment.
-    chosen: the id in PUSH1ST_APP_ID.
+    above: the app's section from the environment; None if no variable configures an app.
+    chosen: the value of PUSH1ST_APP_ID; None if this variable is not set.
     """
     if above is None:
         return list(sections)
@@ -211,19 +211,19 @@ def _overlaid(sections: Sequence[Value], above: Value | None, chosen: Value | No
 
 
 def _section_of(app: AppConfig) -> Value:
-    """Returns a section for an app that is configured already, with the keys that the checks of all apps need."""
+    """Returns a section for an app of the base configuration. It has only the keys that the checks of all apps need."""
     place = "the configuration"
     return Value("mapping", place, app.id, keys={"key": Value("text", place, f"{app.id}.key", app.key)})
 
 
 def _moved(section: Value, path: str) -> Value:
-    """Returns a section with the path of an app."""
+    """Returns a copy of an app's section, with `path` as its path of keys."""
     keys = {key: _moved(child, f"{path}.{key}") for key, child in section.keys.items()}
     return msgspec.structs.replace(section, path=path, keys=keys)
 
 
 def _config(base: Config, root: Value, sections: list[Value], folder: Path, problems: list[str], warnings: list[str]) -> Config:
-    """Makes the configuration of all sections, then applies the rules that need the whole configuration. Raises ConfigError."""
+    """Makes a `Config` from all sections, and applies the rules that concern several sections. Raises ConfigError."""
     table = ROOT | {
         "server": _finished(ROOT["server"], lambda new, value: _placed(require_distinct_paths(new, value), value, folder)),
         "api": _finished(ROOT["api"], lambda new, value: _placed(new, value, folder)),
@@ -255,7 +255,7 @@ def _finished(key: Key, finish: Finish) -> Key:
 
 
 def _placed(part: L, section: Value, folder: Path) -> L:
-    """Returns a section's struct with absolute paths. Raises ConfigError if a file that it needs does not exist."""
+    """Returns the struct of a section with absolute paths. Raises ConfigError if a file that the section names does not exist."""
     listen = section.at("listen") or section
 
     def under(address: Listen) -> Listen:
@@ -300,7 +300,7 @@ def _twins(sections: Sequence[Value]) -> Iterator[str]:
 def _payloads(
     server: ServerConfig, apps: Sequence[AppConfig], root: Value, sections: Sequence[Value]
 ) -> tuple[ServerConfig, Sequence[AppConfig]]:
-    """Applies `server.max-request-payload`: it is the default of each protocol, and raises lower defaults of the apps' limits."""
+    """Makes `server.max-request-payload` the default of each protocol, and raises lower default limits of the apps to it."""
     if not _is_set(root, "server", "max-request-payload"):
         return server, apps
     size = server.max_payload
@@ -352,13 +352,13 @@ def _warnings(config: Config, root: Value, sections: Sequence[Value]) -> Iterato
 
 
 def _endpoints(app: AppConfig, section: Value) -> Iterator[tuple[Value, str]]:
-    """Yields the URLs of an app's hooks, each with the value that contains it."""
+    """Yields the URLs of an app's hooks, each with the configuration value that contains the URL."""
     yield from ((section.at("hook") or section, url) for url in (app.hook.endpoint if app.hook else ()))
     yield from ((section.at("webhooks") or section, webhook.url) for webhook in app.webhooks)
 
 
 def _not_yet(config: Config, root: Value) -> Iterator[tuple[Value | None, str]]:
-    """Yields the settings of features that this server lacks, each with a note."""
+    """Yields each setting of a feature that this server does not have, with a note."""
     if _is_set(root, "cluster") and not off(root.at("cluster", "listen")):
         yield root.at("cluster"), CLUSTER_NOTE if config.has_broker else CLUSTER_NOTE + BROKER_NOTE
     if "mqtt" in config.server.proto:

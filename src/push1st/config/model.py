@@ -1,8 +1,8 @@
 """The configuration as typed, frozen structs, with the rules that need no file: addresses, networks, the demo.
 
-This module knows neither YAML nor files nor the environment; `config.load` makes these structs of them. Names and
-defaults are those of the Push1st API, section 9. A parser raises ValueError with what is allowed, and `readers` adds the
-place to the error. The `repr` of a struct shows `…` in place of a key, a secret, or a URL that may contain a password.
+This module reads no YAML, files or environment variables: `config.load` does this and makes the structs. Names and defaults are
+from the Push1st API, section 9. A parser raises a ValueError that describes the allowed values, and `readers` adds the place.
+The `repr` of a struct shows `…` in place of a key, a secret, or a URL that may contain a password.
 """
 
 import ipaddress
@@ -32,24 +32,24 @@ WEBHOOK_EVENTS = (
 QUESTIONS = ("connect", "subscribe", "publish")
 
 SECRET_BYTES = 32
-"""A shorter secret makes HMAC-SHA256 weaker (RFC 7518 §3.2)."""
+"""The number of bytes that a secret needs for HMAC-SHA256. A shorter secret makes the signature weaker (RFC 7518 §3.2)."""
 
 EMBEDDED = "embedded://"
-"""the beginning of a `broker` that is an engine of our own; the path of its executable follows"""
+"""the beginning of a `broker` that makes the server start an engine; the path of the engine's executable follows"""
 
 _LISTEN = "tcp://HOST:PORT (HOST may be *), or unix://PATH"
 _TCP = re.compile(r"tcp://(?:\[([^\]]+)\]|([A-Za-z0-9_.-]*|\*)):([0-9]{1,5})/?\Z")
 _UNIX = re.compile(r"unix://[^\x00-\x1f\x7f-\x9f\ud800-\udfff]+\Z")
 _DIGITS_ONLY = re.compile(r"[0-9.]+\Z")
-_SOCKET_BYTES = 107  # sun_path is 108 bytes, the last one is zero: unix(7)
+_SOCKET_BYTES = 107  # `sun_path` has 108 bytes, and the last byte is zero: unix(7)
 
 
 class Listen(msgspec.Struct, frozen=True):
     """An address to listen on. `str` returns the text that `parse` accepts.
 
-    host: of TCP; "" is all interfaces.
-    port: of TCP; 0 is any free port.
-    path: of a Unix socket.
+    host: the host of a TCP address; "" stands for all interfaces.
+    port: the port of a TCP address; 0 stands for any free port.
+    path: the path of a Unix socket.
     """
 
     scheme: Literal["tcp", "unix"]
@@ -61,7 +61,7 @@ class Listen(msgspec.Struct, frozen=True):
     def parse(cls, text: str) -> "Listen":
         """Parses `tcp://HOST:PORT` or `unix://PATH`. Raises ValueError.
 
-        A TCP address may end with a slash. The path of `unix://a/b` is relative, that of `unix:///a/b` is absolute.
+        A TCP address may end with a slash. The path of `unix://a/b` is relative; the path of `unix:///a/b` is absolute.
         """
         if _UNIX.match(text):
             path = normpath(text.removeprefix("unix://"))
@@ -97,7 +97,7 @@ class Listen(msgspec.Struct, frozen=True):
 
 
 class Ssl(msgspec.Struct, frozen=True):
-    """TLS of a listener. key, cert: absolute paths, or both "": a self-signed certificate is made at start."""
+    """The TLS settings of a listener. `key` and `cert` are absolute paths; "": the server makes a self-signed certificate."""
 
     enable: bool = False
     key: str = ""
@@ -105,7 +105,7 @@ class Ssl(msgspec.Struct, frozen=True):
 
 
 def network(text: str) -> Net:
-    """Parses an address or a network. Raises ValueError.
+    """Parses an IP address or a network. Raises ValueError.
 
     An IPv4-mapped IPv6 network, such as ::ffff:10.0.0.0/104, becomes the IPv4 network 10.0.0.0/8.
     """
@@ -123,8 +123,8 @@ def network(text: str) -> Net:
 class Networks:
     """A set of networks, and optionally the peers of Unix sockets.
 
-    An empty set is false. Its meaning depends on the key: an empty `whitelist` admits every address, and an empty `trust`
-    or `proxies` trusts no address.
+    An empty set is false. The key defines the meaning of an empty set: an empty `whitelist` admits all addresses, but an empty
+    `trust` or `proxies` trusts no address.
     """
 
     __slots__ = ("_known", "nets", "unix")
@@ -142,11 +142,11 @@ class Networks:
         return cls((network(word) for word in words if word != "unix"), "unix" in words)
 
     def contains(self, ip: str) -> bool:
-        """Whether the set contains an address. ::ffff:1.2.3.4 is 1.2.3.4. A text that is not an address is in no set.
+        """Returns whether the set contains an address. ::ffff:1.2.3.4 counts as 1.2.3.4. No set contains an invalid address.
 
-        ip: the address; "" is the peer of a Unix socket.
+        ip: an IP address; "" stands for a client on a Unix socket.
         """
-        if len(ip) > 64:  # no address is so long, but the text of a forwarded header may be
+        if len(ip) > 64:  # no address is longer, but the text of a forwarded header may be
             return False
         known = self._known.get(ip)
         if known is None:
@@ -183,7 +183,7 @@ class Networks:
 
 
 class _Discreet(msgspec.Struct, frozen=True, kw_only=True):
-    """A struct whose `repr` hides the values of the fields in `hidden`. The library rich calls `__rich_repr__` instead."""
+    """A struct whose `repr` hides the values of the fields in `hidden`. The library `rich` uses `__rich_repr__` for this."""
 
     hidden: ClassVar[frozenset[str]] = frozenset()
 
@@ -196,13 +196,13 @@ class _Discreet(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class ProtocolConfig(msgspec.Struct, frozen=True, kw_only=True):
-    """A protocol of `server`.
+    """The settings of a protocol of `server`.
 
-    path: with a slash at both ends.
-    activity_timeout: seconds without data from a client after which the server pings it.
-    whitelist: addresses that may connect; empty: all.
+    path: the beginning of the protocol's paths, with a slash at both ends.
+    activity_timeout: seconds without data from a client after which the server sends a ping.
+    whitelist: addresses that may connect; empty: all addresses.
     push: types of channels to which clients may publish; `private` includes `protected`.
-    max_payload: bytes of one client message.
+    max_payload: maximum number of bytes of one client message.
     """
 
     path: str
@@ -216,12 +216,12 @@ class ServerConfig(msgspec.Struct, frozen=True, kw_only=True):
     """The listeners for clients, and the settings of their connections.
 
     proto: the enabled protocols.
-    listen: empty: the server does not listen here.
-    app_path: with a slash at both ends.
-    drain: seconds over which a stopping server disconnects its clients.
+    listen: the addresses for clients; an empty tuple means that the server has no such address.
+    app_path: the part of a WebSocket path before the app's key, with a slash at both ends.
+    drain: seconds in which a stopping server disconnects its clients.
     proxies: addresses of proxies whose `X-Forwarded-For` the server accepts.
-    outbox: bytes that may wait for a slow connection, before the server closes it.
-    max_payload: bytes of one client message, if the protocol has no limit of its own.
+    outbox: the maximum number of bytes that may wait for a slow connection, before the server closes the connection.
+    max_payload: the maximum number of bytes of one client message, if the protocol has no limit of its own.
     """
 
     proto: frozenset[str] = frozenset({"pusher", "websocket"})
@@ -238,7 +238,7 @@ class ServerConfig(msgspec.Struct, frozen=True, kw_only=True):
     max_payload: int = 65_400
 
     def bases(self, protocol: Literal["pusher", "websocket"]) -> tuple[str, ...]:
-        """Returns the beginnings of a protocol's WebSocket paths, up to the app's key; none if the protocol is disabled."""
+        """Returns the beginnings of a protocol's WebSocket paths, up to the app's key; an empty tuple for a disabled protocol."""
         if protocol not in self.proto:
             return ()
         if protocol == "pusher":
@@ -250,8 +250,8 @@ class ApiConfig(msgspec.Struct, frozen=True, kw_only=True):
     """The HTTP API.
 
     keep_alive_timeout: seconds that a connection may be idle.
-    whitelist: addresses that may connect; empty: all.
-    trust: addresses whose unsigned calls the server accepts; empty: none (Push1st API, section 6).
+    whitelist: addresses that may connect; empty: all addresses.
+    trust: addresses whose unsigned requests the server accepts; empty: no addresses (Push1st API, section 6).
     """
 
     listen: tuple[Listen, ...] = (Listen("tcp", port=6002),)
@@ -267,7 +267,7 @@ class Hook(_Discreet, frozen=True, kw_only=True):
 
     trigger: the events that the endpoints receive.
     endpoint: the URLs of the endpoints.
-    sign: requests contain the app's key and a signature.
+    sign: whether requests contain the app's key and a signature.
     """
 
     hidden: ClassVar[frozenset[str]] = frozenset({"endpoint"})
@@ -280,12 +280,12 @@ class Hook(_Discreet, frozen=True, kw_only=True):
 class Webhook(_Discreet, frozen=True, kw_only=True):
     """A webhook of an app.
 
-    events: the events that the webhook receives; empty: all of its format.
-    filter: the channels of these events, by prefix, or by a pattern in which `*` stands for any text; empty: all channels.
-    headers: of each request.
-    timeout: seconds that a delivery may take.
+    events: the events that the webhook receives; empty: all events of the webhook's format.
+    filter: the channels of these events, as prefixes or as patterns in which `*` stands for any text; empty: all channels.
+    headers: additional HTTP headers of each request.
+    timeout: the maximum duration of a delivery in seconds.
     batch: the maximum number of events in a delivery.
-    concurrency: the maximum number of deliveries at a time, each of other channels; 0: 10, or 1 for `py:` and `lua:`.
+    concurrency: the maximum number of simultaneous deliveries. 0 stands for the default: 10, or 1 for `py:` and `lua:`.
     """
 
     hidden: ClassVar[frozenset[str]] = frozenset({"url", "headers"})
@@ -301,14 +301,14 @@ class Webhook(_Discreet, frozen=True, kw_only=True):
 
 
 class Authorize(_Discreet, frozen=True, kw_only=True):
-    """An endpoint that decides for an app whether clients may connect, subscribe or publish.
+    """An endpoint that decides whether clients of an app may connect, subscribe or publish.
 
-    on: the operations that need a decision.
-    filter: the channels of these operations, as for a webhook; empty: all channels.
-    headers: of each request.
-    timeout: seconds that the endpoint has to reply; without a reply in time the server rejects the operation.
-    cache: seconds for which a reply is cached; 0: no cache.
-    concurrency: the number of processes of a `py:` function.
+    on: the operations for which the server requests a decision.
+    filter: the channels of these operations, in the same form as for a webhook; empty: all channels.
+    headers: additional HTTP headers of each request.
+    timeout: seconds in which the endpoint must reply; without a reply in this time, the server rejects the operation.
+    cache: seconds for which the server reuses a reply; 0: the server does not reuse replies.
+    concurrency: the number of processes that run a `py:` function.
     """
 
     hidden: ClassVar[frozenset[str]] = frozenset({"url", "headers"})
@@ -325,9 +325,9 @@ class Authorize(_Discreet, frozen=True, kw_only=True):
 class HooksConfig(msgspec.Struct, frozen=True, kw_only=True):
     """Settings of all hooks.
 
-    events, bytes: the limits of an endpoint's queue; a full queue drops events.
-    folder: keeps queued events while the server is stopped, and lost events (`dead-letters.jsonl`); without a folder both are
-    only counted.
+    events, bytes: the limits of an endpoint's queue. If the queue is full, the server drops events.
+    folder: the folder for queued events while the server is stopped, and for lost events (`dead-letters.jsonl`). Without a
+    folder, the server only counts these events.
     """
 
     events: int = 100_000
@@ -336,12 +336,12 @@ class HooksConfig(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class AppConfig(_Discreet, frozen=True, kw_only=True):
-    """An app.
+    """The settings of an app.
 
-    channels: the types of its channels; an app without a secret has only public channels, because it cannot sign anything.
-    origins: the pages that may connect; empty: all.
+    channels: the types of its channels. An app without a secret has public channels only, because it cannot sign anything.
+    origins: the origins of web pages that may connect; empty: all origins.
     client_messages: whether clients may publish; by default they may not, as with Pusher.
-    statistic: without effect.
+    statistic: a setting of Push1st that has no effect here.
     """
 
     hidden: ClassVar[frozenset[str]] = frozenset({"secret"})
@@ -375,9 +375,9 @@ class Config(_Discreet, frozen=True, kw_only=True):
 
     broker: `memory`, or a URL.
     folder: the folder at which relative paths start.
-    files: the files that the configuration was read from.
+    files: the files that contain the configuration.
     warnings: a line for each setting that is valid, but has no effect or is probably a mistake.
-    demo: whether this is the demo (see `demo`).
+    demo: whether the configuration is the demo (see the function `demo`).
     """
 
     hidden: ClassVar[frozenset[str]] = frozenset({"broker"})
@@ -395,7 +395,7 @@ class Config(_Discreet, frozen=True, kw_only=True):
 
     @property
     def has_broker(self) -> bool:
-        """Whether the broker is a server that exists already. Otherwise several workers start an engine of their own."""
+        """Whether the broker is an existing server. Without such a server, several workers share an engine, which they start."""
         return self.broker != "memory" and not self.broker.startswith(EMBEDDED)
 
 
@@ -403,9 +403,9 @@ DEMO_SECRET = "secret"  # noqa: S105 - public on purpose, so the demo listens on
 
 
 def demo() -> Config:
-    """Returns the configuration of a server without a configuration: the documentation's app, reachable from this machine only.
+    """Returns the configuration of the demo, for a server without a configuration. Only this machine can connect to the demo.
 
-    A configuration file never adds this app.
+    The demo has the app of the documentation. A configuration file never adds this app.
     """
     app = AppConfig(id="app-test", key="app-key", secret=DEMO_SECRET, name="Demo", client_messages=True)
     return Config(
@@ -417,7 +417,7 @@ def demo() -> Config:
 
 
 def unserved(config: Config) -> str:
-    """Returns why the server could serve no client, and what to change; "" if it can serve clients."""
+    """Returns the reason why the server could serve no client, and advice; "" if the server can serve clients."""
     enabled = [app for app in config.apps if app.enable]
     if not config.apps:
         return "no app is configured, so every client will be refused: credentials must name a file that exists and has an app"
@@ -432,7 +432,7 @@ def unserved(config: Config) -> str:
     return ""
 
 
-# The limits of the original Push1st, which limits only the size of an event. 0: no limit.
+# The limits of the original Push1st, which limits only the size of an event. The number 0 stands for no limit.
 _PUSH1ST = {"payload": 65_400} | dict.fromkeys(
     ("members", "connections", "subscriptions", "channels_per_event", "client_events", "publishes", "reads"), 0
 )

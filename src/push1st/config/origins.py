@@ -1,7 +1,7 @@
 """Finds entries of `origins` that no browser can match, because browsers send the origin in another form.
 
-In `Origin` browsers send a scheme, a host, and the port unless it is the scheme's default (RFC 6454 §6.2), in lower case; a host
-outside ASCII is in Punycode. An entry may also be a host alone, with or without a port (`admission.origin_allowed`).
+The header `Origin` contains a scheme, a host, and a port that is not the scheme's default (RFC 6454 §6.2), in lower case. A host
+outside ASCII is in Punycode. An entry may also be a host without a scheme, with or without a port (`admission.origin_allowed`).
 """
 
 import ipaddress
@@ -14,7 +14,7 @@ _PAGES = {"ws": "http", "wss": "https"}
 
 
 def note_on(entry: str) -> str:
-    """Returns why no browser matches an entry of `origins`; "" if browsers send such an origin."""
+    """Returns the reason why no browser matches an entry of `origins`; "" if browsers send such an origin."""
     sent = as_sent(entry)
     if not sent:
         return f'found "{entry}", but browsers send one whole origin, such as https://shop.example, and the only pattern is *'
@@ -22,7 +22,7 @@ def note_on(entry: str) -> str:
 
 
 def as_sent(entry: str) -> str:
-    """Returns the entry as browsers send it; "" if it is not an origin."""
+    """Returns an entry in the form that browsers send; "" if the entry is not an origin."""
     entry = normalize("NFC", entry.lower())
     if entry.rstrip("/") in ("*", "null", "file:"):
         return entry.rstrip("/")

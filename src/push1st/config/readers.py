@@ -1,7 +1,7 @@
-"""Readers of values: each takes a `Value` and returns what belongs in a field, or raises a ConfigError.
+"""Readers of configuration values. A reader converts a `Value` to the content of a field, or raises a ConfigError.
 
-The error contains the value's place, what was found, and what is allowed. A reader of a list reports all items that are
-not allowed.
+The error contains the value's place, the value, and a description of the allowed values. A reader of a list reports all items
+that are not allowed.
 """
 
 import re
@@ -30,11 +30,11 @@ _HEADER = re.compile(r"[A-Za-z0-9!#$%&'*+.^_`|~-]+\Z")
 
 
 def scalar(value: Value, allowed: str, *, numbers: bool = False, show: bool = True) -> str:
-    """Returns a text without control characters.
+    """Returns a text that contains no control characters.
 
-    allowed: describes the allowed values, for an error.
-    numbers: whether a number is allowed too; its text is as in the file.
-    show: whether an error may contain the value.
+    allowed: a description of the allowed values, for the error.
+    numbers: whether a number is also allowed; the result is the text of the number in the file.
+    show: whether the error may contain the value.
     """
     if value.kind not in ("text", "variable", *(["number"] if numbers else [])):
         quotes = f"{allowed}, in quotes" if value.kind in ("number", "flag", "other") else allowed
@@ -57,7 +57,7 @@ def text(allowed: str, pattern: re.Pattern[str] | None = None, *, numbers: bool 
 
 
 def whole(least: int, most: int, of: str = "", hint: str = "") -> Read:
-    """Returns a reader of whole numbers. of: the unit. hint: is appended to the allowed numbers in an error."""
+    """Returns a reader of whole numbers from `least` to `most`. `of` is the unit in the error, and `hint` ends the error."""
     allowed = f"a whole number {f'of {of} ' if of else ''}from {least} to {most}{hint}"
 
     def read(value: Value) -> int:
@@ -78,7 +78,7 @@ def flag(value: Value) -> bool:
 
 
 def word(*allowed: str) -> Read:
-    """Returns a reader of one of some words."""
+    """Returns a reader of values that must be one of the words in `allowed`."""
 
     def read(value: Value) -> str:
         if value.kind not in ("text", "variable") or value.text not in allowed:
@@ -91,7 +91,7 @@ def word(*allowed: str) -> Read:
 def items(value: Value, of: str) -> tuple[Value, ...]:
     """Returns the items of a list.
 
-    The forms of a list are `[ a, b ]`, `{ a, b }`, one value, and commas in an environment variable.
+    In a file, a list is `[ a, b ]`, `{ a, b }`, or a single value. In an environment variable, commas separate the items.
     """
     if value.kind == "list":
         return tuple(item for item in value.items if item.kind != "nothing")
@@ -106,10 +106,10 @@ def items(value: Value, of: str) -> tuple[Value, ...]:
 
 
 def listed(read: Read, of: str, *, distinct: bool = False) -> Read:
-    """Returns a reader of lists: it returns a tuple, or with `distinct` a frozenset.
+    """Returns a reader of lists. The reader returns a tuple, or a frozenset if `distinct` is true.
 
-    read: reads an item.
-    of: names the items, for an error.
+    read: the reader of an item.
+    of: the name of the items, for the error.
     """
 
     def read_all(value: Value) -> Any:
@@ -120,12 +120,12 @@ def listed(read: Read, of: str, *, distinct: bool = False) -> Read:
 
 
 def words(*allowed: str) -> Read:
-    """Returns a reader of lists of some words."""
+    """Returns a reader of lists in which each item must be one of the words in `allowed`."""
     return listed(word(*allowed), " or ".join(allowed), distinct=True)
 
 
 def parsed(parse: Callable[[str], Any], of: str) -> Read:
-    """Returns a reader of texts that `parse` converts. The ValueError of `parse` contains what is allowed."""
+    """Returns a reader of texts that `parse` converts. A ValueError of `parse` contains a description of the allowed values."""
 
     def read(value: Value) -> Any:
         found = scalar(value, of)
@@ -138,19 +138,19 @@ def parsed(parse: Callable[[str], Any], of: str) -> Read:
 
 
 def off(value: Value | None) -> bool:
-    """Whether a value switches an address off."""
+    """Returns whether the value of a key `listen` switches the listener off."""
     return value is not None and value.kind in ("flag", "text", "variable") and value.text.lower() in _OFF
 
 
 def listen(value: Value) -> tuple[Listen, ...]:
-    """Reads the addresses of a listener; an empty tuple if it is switched off."""
+    """Reads the addresses of a listener. Returns an empty tuple if the value switches the listener off."""
     if off(value):
         return ()
     return tuple(listed(parsed(Listen.parse, "tcp://HOST:PORT, unix://PATH or false"), "addresses")(value))
 
 
 def networks(*, unix: bool = False) -> Read:
-    """Returns a reader of lists of networks. unix: whether the word `unix` is allowed too."""
+    """Returns a reader of lists of networks. If `unix` is true, the word `unix` is allowed as well."""
     of = f"an IP address, a network{' or unix' if unix else ''}"
     read = listed(parsed(lambda found: found if unix and found == "unix" else network(found), of), "networks")
 
@@ -162,7 +162,7 @@ def networks(*, unix: bool = False) -> Read:
 
 
 def url_path(value: Value) -> str:
-    """Reads the path of a URL; returns it with a slash at both ends, even if the file has none there."""
+    """Reads the path of a URL. Returns the path with a slash at both ends, even if the path in the file has no such slashes."""
     allowed = "a path such as /app/, of letters, digits and _ . ~ - /"
     found = scalar(value, allowed)
     if not _URL_PATH.match(found):
@@ -172,7 +172,7 @@ def url_path(value: Value) -> str:
 
 
 def identifier(value: Value) -> str:
-    """Reads an app's id or key. URLs contain ids and keys, and signed texts contain keys before a colon."""
+    """Reads an app's id or key. Both are parts of URLs, and in a signed text a colon follows the key."""
     allowed = "1 to 128 visible ASCII characters other than / ? # % : \\ and quotes"
     found = scalar(value, allowed, numbers=True, show=False)
     if not _IDENTIFIER.match(found) or _SEPARATORS & set(found):

@@ -1,9 +1,9 @@
-"""Defines the keys of the configuration's sections, and makes structs of sections.
+"""Describes the keys of configuration sections in tables, and converts sections to structs by these tables.
 
-A `Table` lists the keys of a section. `fill` reads a section by its table. Unknown keys, notes about keys without effect
-and the names of environment variables follow from the tables too. The tables of all sections are in `tables`.
+A `Table` lists the keys of a section. `fill` reads a section by its table. The tables also define which keys are unknown, which
+keys have no effect, and the names of the environment variables. The tables of all sections are in the module `tables`.
 
-A reader of a key (`readers`) takes a `Value` and returns what belongs in the field, or raises a ConfigError.
+A reader of a key (`readers`) converts a `Value` to the content of the key's field, or raises a ConfigError.
 A key without a value (`key:`) counts as a missing key.
 """
 
@@ -23,17 +23,17 @@ S = TypeVar("S", bound=msgspec.Struct)
 
 
 class Key(msgspec.Struct, frozen=True, kw_only=True):
-    """A key of a section. It contains a value, or another section.
+    """A key of a section. The key contains a value, or another section.
 
-    read: reads the value.
-    table: the keys of the section.
-    empty: makes the section's struct if the field is None.
-    into: the field that the key sets; "" if it has the name of the key.
-    flat: the section's keys set fields of the struct around it.
-    dropped: the value is checked, but not stored.
-    note: why the key has no effect in this server; then its value is dropped.
-    unset: values of Push1st's files that count as a missing value, each with a note.
-    finish: checks or completes the struct of a section.
+    read: the function that reads the value.
+    table: the keys of the contained section.
+    empty: a function that makes the struct of the contained section if the field is None.
+    into: the name of the field that the key sets; "" if the field has the same name as the key.
+    flat: whether the keys of the contained section set fields of the outer struct.
+    dropped: whether the value is only checked, and not stored.
+    note: the reason why the key has no effect in this server, or ""; with a reason the value is not stored.
+    unset: values in Push1st's files that count as a missing value, each with a note.
+    finish: a function that checks or completes the struct of the contained section.
     variable: whether an environment variable may set the key.
     """
 
@@ -101,7 +101,7 @@ def _change(base: Any, table: Table, name: str, value: Value) -> dict[str, Any]:
 
 
 def suggestion(name: str, allowed: "Table | dict[str, Any]") -> str:
-    """Returns a hint: the most similar allowed name, the same name in a section of `allowed`, or all allowed names."""
+    """Returns a hint: the most similar allowed key, the key of the same name in a subsection, or the list of all allowed keys."""
     near = get_close_matches(name_of(name), allowed, 1)
     sections = {section: key.table or {} for section, key in allowed.items() if isinstance(key, Key) and not key.dropped}
     inside = [f"{section}.{name}" for section, table in sections.items() if name in table and not table[name].note]
@@ -111,13 +111,13 @@ def suggestion(name: str, allowed: "Table | dict[str, Any]") -> str:
 
 
 def nearest(text: str, allowed: Iterable[str]) -> str:
-    """Returns a question with the most similar allowed word; "" if no word is similar."""
+    """Returns a question that suggests the most similar allowed word; "" if no word is similar."""
     near = get_close_matches(text.lower(), allowed, 1)
     return f"; did you mean {near[0]}?" if near else ""
 
 
 def notes(table: Table, section: Value) -> Iterator[tuple[Value, str]]:
-    """Yields each key of a section that has no effect in this server, and the reason."""
+    """Yields each key of a section that has no effect in this server, with the reason."""
     for name, value in section.keys.items():
         key = table.get(name)
         if key is None or value.kind == "nothing":

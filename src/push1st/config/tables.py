@@ -1,4 +1,4 @@
-"""The keys of every section: what a key may contain, which field it sets, and which keys have no effect in this server.
+"""Tables with the keys of every section: the allowed values of a key, its field, and a note if the key has no effect here.
 
 The names of the keys are those of the Push1st API, section 9. `docs/generate.py` writes docs/configuration.md from these
 tables.
@@ -132,7 +132,7 @@ _FAMILY: Table = dict.fromkeys(("adapter", "nodes", "url", "namespace", "podname
 
 
 def _family(value: Value) -> None:
-    """Checks `family`: a section with an adapter and its nodes, or only a list of nodes."""
+    """Checks the value of `family`: a section with an adapter and its nodes, or only a list of nodes."""
     if value.kind == "mapping":
         changes(None, _FAMILY, value)
 

@@ -1,11 +1,11 @@
-"""Reads YAML text and environment variables into one kind of tree, in which every value has its place for errors.
+"""Converts YAML texts and environment variables to a tree of values. Each value contains its place, for errors.
 
-PyYAML composes nodes, but does not construct Python objects from them, because a node has its line. The nodes also
-contain two forms of Push1st's files that YAML's data model lacks. `{ enable: false, *default-ssl }` merges the aliased
-mapping. `{ public, private }` is a mapping whose values are nothing, and `readers.items` reads it as a list.
+PyYAML only makes nodes here, and no Python objects, because a node contains its line. The nodes also show two forms of
+Push1st's files that YAML's data model does not have. `{ enable: false, *default-ssl }` merges the aliased mapping.
+`{ public, private }` is a mapping without values, and `readers.items` reads such a mapping as a list.
 
-This module knows no keys. It limits size and depth of a file, and the number of values after aliases are expanded: ten
-lines of aliases can mean a billion values. Its errors contain no text of the file, because that could be a secret.
+This module contains no list of allowed keys. It limits the size and depth of a file, and also the number of values after the
+expansion of aliases: ten lines of aliases can expand to a billion values. An error contains no text of the file, to hide secrets.
 """
 
 import re
@@ -21,7 +21,7 @@ from push1st.errors import ConfigError
 MAX_BYTES = 1 << 20
 MAX_DEPTH = 20
 MIN_VALUES = 1000
-"""the limit of values in a file that has fewer characters"""
+"""The maximum number of values in a file of fewer than 1000 characters. In a longer file it is the number of characters."""
 
 ValueKind = Literal["nothing", "text", "number", "flag", "other", "list", "mapping", "variable"]
 _TAGS: dict[str, ValueKind] = {"null": "nothing", "str": "text", "int": "number", "bool": "flag"}
@@ -40,12 +40,12 @@ MAX_NAME = 128
 class Value(msgspec.Struct, frozen=True):
     """A value of the tree.
 
-    kind: `variable` is text of an environment variable; the reader of the key decides on its type.
-    place: file and line, such as `server.yml:12`, or the name of a variable.
-    path: the keys, such as `server.drain`.
-    text: of a scalar, as in the file.
-    items: of a list.
-    keys: of a mapping.
+    kind: the type of the value; `variable` is the text of an environment variable, whose type the reader of the key defines.
+    place: the file and the line, such as `server.yml:12`, or the name of a variable.
+    path: the path of keys, such as `server.drain`.
+    text: the text of a scalar, as in the file.
+    items: the items of a list.
+    keys: the keys of a mapping with their values.
     """
 
     kind: ValueKind
@@ -56,7 +56,7 @@ class Value(msgspec.Struct, frozen=True):
     keys: dict[str, "Value"] = {}
 
     def found(self, show: bool = True) -> str:
-        """Describes the value for an error. show: whether the text may be in the error."""
+        """Describes the value for an error. If `show` is false, the description contains only the type of the value."""
         word = _WORDS.get(self.kind)
         if word is None:
             return "a section of keys" if self.kind == "mapping" else "a list" if self.kind == "list" else "nothing"
@@ -66,7 +66,7 @@ class Value(msgspec.Struct, frozen=True):
         return f'"{_printable(text)}" ({word})'
 
     def at(self, *keys: str) -> "Value | None":
-        """Returns the value at a path of keys, or None."""
+        """Returns the value at a path of keys, or None if there is no such value."""
         value: Value | None = self
         for key in keys:
             value = value.keys.get(key) if value else None
@@ -77,12 +77,12 @@ class Value(msgspec.Struct, frozen=True):
 
 
 def not_allowed(value: Value, allowed: str, *, show: bool = True) -> ConfigError:
-    """Returns the error for a value that is not allowed. show: whether the error may contain the value."""
+    """Returns the error for a value that is not allowed. If `show` is false, the error does not contain the value."""
     return ConfigError(f"{value}: found {value.found(show)}, allowed: {allowed}")
 
 
 def each(reads: Iterable[Callable[[], Any]]) -> list[Any]:
-    """Calls all functions and returns their results. Raises one ConfigError with the lines of all that failed."""
+    """Calls all functions and returns their results. Raises one ConfigError that contains the errors of all failed functions."""
     results, lines = [], []
     for read in reads:
         try:
@@ -94,15 +94,15 @@ def each(reads: Iterable[Callable[[], Any]]) -> list[Any]:
 
 
 def refuse(lines: Sequence[str]) -> None:
-    """Raises a ConfigError with these lines, if there are any."""
+    """Raises a ConfigError that contains `lines`, unless `lines` is empty."""
     if lines:
         raise ConfigError("\n".join(lines))
 
 
 def name_of(key: str) -> str:
-    """Returns a key as an error shows it.
+    """Returns the text of a key for an error.
 
-    That is "…" if the key contains a colon or a space: the colon between a key and a secret may be missing in the file.
+    The text is "…" if the key contains a colon or a space. Such a key may contain a secret, as in `key:secret`.
     """
     return key if len(key) <= MAX_NAME and key.isprintable() and not {" ", ":"} & set(key) else "…"
 
@@ -110,8 +110,8 @@ def name_of(key: str) -> str:
 def read(file: Path, name: str, problems: list[str]) -> Value:
     """Returns the tree of a file. Raises ConfigError.
 
-    name: of the file in errors.
-    problems: gets a line for each key that occurs twice; the rest of the file is read.
+    name: the name of the file for errors.
+    problems: a list to which the function appends a line for each duplicate key. A duplicate key is not fatal.
     """
     try:
         with file.open("rb") as stream:
@@ -128,7 +128,7 @@ def read(file: Path, name: str, problems: list[str]) -> Value:
 
 
 def parse(text: str, name: str, problems: list[str]) -> Value:
-    """Returns the tree of a YAML text; an empty text is an empty mapping. `name` and `problems` are those of `read`."""
+    """Returns the tree of a YAML text; an empty text is an empty mapping. `read` describes `name` and `problems`."""
     try:
         node = _compose(text, getattr(yaml, "CSafeLoader", yaml.SafeLoader), name)
     except _SYNTAX:
@@ -152,8 +152,8 @@ def variable(name: str, path: Iterable[str], text: str) -> Value:
 def tree_of(leaves: Iterable[tuple[tuple[str, ...], Value]], place: str, path: str = "") -> Value:
     """Returns a mapping that contains each leaf at its path of keys.
 
-    place: of the mapping.
-    path: of the mapping.
+    place: the place of the mapping, for errors.
+    path: the path of keys that leads to the mapping.
     """
     groups: dict[str, list[tuple[tuple[str, ...], Value]]] = {}
     for keys, leaf in leaves:
@@ -168,7 +168,7 @@ def tree_of(leaves: Iterable[tuple[tuple[str, ...], Value]], place: str, path: s
 def merged(below: Value, above: Value) -> Value:
     """Merges two trees. If both have a value at a key, the value of `above` wins.
 
-    If `below` has a scalar where `above` has a section, the scalar stays, and its reader rejects it.
+    If `below` has a scalar where `above` has a section, the result has the scalar, and the reader of the key rejects it.
     """
     if above.kind != "mapping" or below.kind == "nothing":
         return above
@@ -181,9 +181,9 @@ def merged(below: Value, above: Value) -> Value:
 
 
 class _Builder:
-    """Makes values of nodes, and counts the values, because aliases can multiply each other.
+    """Converts nodes to values, and counts the values, because nested aliases can multiply the values.
 
-    limit: the number of values.
+    limit: the maximum number of values.
     """
 
     def __init__(self, name: str, limit: int, problems: list[str]) -> None:
@@ -257,7 +257,7 @@ _BLANK = "\0 \t\r\n\x85\u2028\u2029"
 class _Loader(yaml.SafeLoader):
     """Reads `::1` in `[ 127.0.0.1, ::1 ]` as a plain scalar, as YAML 1.2 §7.3.3 requires. PyYAML implements YAML 1.1.
 
-    This loader is slower than that of PyYAML, so it is used only if the other one reports an error.
+    This loader is slower than PyYAML's loader, so it is used only if PyYAML's loader reports an error.
     """
 
     def check_value(self) -> bool:
@@ -273,7 +273,7 @@ class _Loader(yaml.SafeLoader):
 
 
 COLON = re.compile(r"[A-Za-z_][\w-]*:(?!//)\S")
-"""a key and a value without a space between them: YAML reads both as one text"""
+"""a key and a value without a space between them; YAML reads both together as a single text"""
 _SYNTAX = (yaml.YAMLError, OverflowError, ValueError)  # PyYAML raises the last two for escapes such as "\UFFFFFFFF"
 
 
@@ -291,7 +291,7 @@ def _compose(text: str, loader: Any, name: str) -> yaml.Node | None:
 
 
 def _syntax_error(exc: Exception, name: str, text: str) -> ConfigError:
-    """Returns the error for a text that is not YAML: with a hint for a frequent mistake, else with PyYAML's problem."""
+    """Returns the error for a text that is not YAML. It describes a frequent mistake, or contains the description by PyYAML."""
     mark: Any = getattr(exc, "problem_mark", None)
     if mark and (tab := _tab(text, mark.line, mark.column)):
         return ConfigError(f"{name}:{tab}: found a tab, allowed: spaces, because YAML allows no tab before a key or a value")
@@ -304,9 +304,9 @@ def _syntax_error(exc: Exception, name: str, text: str) -> ConfigError:
 
 
 def _known_mistake(error: Any, line: int, lines: list[str]) -> str:
-    """Returns the line of a frequent mistake, what was found there, and what is allowed; "" for other mistakes.
+    """Returns the line number of a frequent mistake, with a description and the allowed text; "" for other mistakes.
 
-    line: the line that PyYAML reports, from 0. PyYAML often reports a line after the mistake.
+    line: the line that PyYAML reports, counted from 0. PyYAML often reports a line after the mistake.
     """
     start = error.context_mark.line if error.context_mark else line
     problem, context = error.problem or "", error.context or ""
@@ -338,7 +338,7 @@ def _known_mistake(error: Any, line: int, lines: list[str]) -> str:
 def _tab(text: str, line: int, column: int) -> int:
     """Returns the number of the line with the tab that causes a syntax error; 0 if no tab causes it.
 
-    line, column: the place that PyYAML reports.
+    line, column: the numbers of the line and the column that PyYAML reports.
     """
     lines = text.splitlines()[: line + 1]
     if lines[line:] and lines[line][column : column + 1] == "\t":

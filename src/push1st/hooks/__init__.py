@@ -1,11 +1,11 @@
 """Notifies backends of hook events, and requests decisions from them: the ports, and the registry of transports.
 
-`HookDispatcher.on_event` takes a hook event (`messages.HookEvent`). Edges are held for a while, and dropped if the opposite
-edge follows (`debounce`). An event is encoded in the format of each endpoint (`formats`) and queued (`queue`). An `HookEndpoint`
-delivers events through a `HookTransport`, and retries failed deliveries (`endpoint`). Decisions are requested through the
-same transports, without a queue (`authorize`).
+`HookDispatcher.on_event` takes each hook event (`messages.HookEvent`). The module `debounce` holds leaving edges for a while, and
+drops such an edge if the opposite edge follows. The module `formats` encodes an event for each endpoint, and `queue` keeps it
+until a `HookEndpoint` delivers it through a `HookTransport` (`endpoint`). The module `authorize` requests decisions through the
+same transports, without a queue.
 
-These modules know neither nodes nor sessions nor transports of clients; the node calls them. A new kind of endpoint is one
+These modules depend on no nodes, sessions or client transports; the node calls these modules. A new kind of endpoint needs one
 module here with a `HookTransport`, and one line in `TRANSPORTS`.
 """
 
@@ -31,8 +31,8 @@ Format = Literal["pusher", "push1st"]
 class NotDelivered(Exception):
     """An endpoint did not accept a delivery, or did not reply to a request.
 
-    kind: a word for metrics.
-    text: the reason for people, without secrets.
+    kind: the kind of failure, as a label for metrics.
+    text: the reason in words for people, without secrets.
     """
 
     def __init__(self, kind: str, text: str) -> None:
@@ -44,9 +44,9 @@ class NotDelivered(Exception):
 class Target(msgspec.Struct, frozen=True):
     """An endpoint of an app, with the settings of its transport.
 
-    key, secret: sign the requests; without a secret the requests are not signed.
-    timeout: seconds that a delivery or a request may take.
-    processes: the maximum number of child processes, for transports that use some.
+    key, secret: the app's key and secret, which sign the requests; without a secret the requests are not signed.
+    timeout: the maximum duration of a delivery or request in seconds.
+    processes: the maximum number of child processes, for transports that use child processes.
     folder: the folder at which relative paths start.
     """
 
@@ -64,13 +64,13 @@ class Target(msgspec.Struct, frozen=True):
 
 
 class HookTransport(Protocol):
-    """Reaches one endpoint. `deliver` and `request` raise NotDelivered."""
+    """Sends deliveries and requests to one endpoint. `deliver` and `request` raise NotDelivered."""
 
     async def deliver(self, id: str, body: bytes) -> None:
-        """Returns when the endpoint has accepted a delivery. id: of the delivery, the same for each attempt."""
+        """Returns when the endpoint has accepted a delivery. `id` identifies the delivery, and is equal in each attempt."""
 
     async def request(self, body: bytes) -> bytes:
-        """Returns the reply, a JSON text."""
+        """Sends a request; returns the reply, a JSON text."""
 
     async def close(self) -> None: ...
 
@@ -81,10 +81,10 @@ OpenTransport = Callable[[Target], HookTransport]
 class Decision(msgspec.Struct, frozen=True):
     """The decision of a backend.
 
-    refused: the rejection; None if the operation is allowed.
-    user_id: the user as which the client connects or subscribes.
-    user_info: JSON text.
-    data: JSON text that replaces the data of the event.
+    refused: the rejection of the operation; None if the operation is allowed.
+    user_id: the id of the user as which the client connects or subscribes.
+    user_info: the information about this user, as JSON text.
+    data: a JSON text that replaces the data of the published event.
     """
 
     refused: Refused | None = None
@@ -97,25 +97,25 @@ class Hooks(Protocol):
     """The port through which the node uses hooks."""
 
     def on_event(self, event: HookEvent) -> None:
-        """Queues a hook event for the endpoints that want it. Never waits."""
+        """Queues a hook event for the endpoints that have subscribed to its kind. This method never waits."""
 
     async def decide(self, question: Question) -> Decision:
-        """Returns the decision of the app's backend; a rejection if the backend does not reply."""
+        """Returns the decision of the app's backend. The decision is a rejection if the backend does not reply."""
 
     def status(self, app: str) -> "list[Status]":
-        """Returns the states of an app's endpoints, in the order of its configuration."""
+        """Returns the states of an app's endpoints, in the order of the app's configuration."""
 
     def queued(self) -> dict[str, int]:
         """Returns the number of queued events of each app."""
 
 
 class Status(msgspec.Struct, frozen=True):
-    """The state of an endpoint, as `GET /apps/{app}/hooks` shows it. The counts are numbers of events since the start.
+    """The state of an endpoint, as `GET /apps/{app}/hooks` shows it. The numbers count events since the start of the server.
 
-    failed: events that are lost.
-    retrying: queued events whose delivery has failed at least once.
+    failed: the number of lost events.
+    retrying: the number of queued events whose delivery has failed at least once.
     last_error: the reason of the last failure.
-    last_error_at: its time, in seconds since 1970.
+    last_error_at: the time of the last failure, in seconds since 1970.
     """
 
     endpoint: str

@@ -1,8 +1,8 @@
-"""Requests decisions from an app's backend: whether a client may connect, subscribe or publish. Caches the replies.
+"""Requests decisions from an app's backend: whether a client may connect, subscribe or publish. Caches the backend's replies.
 
-The server rejects the operation if the backend does not reply in time, or if its reply is not valid. The body of a request
-is a struct of `events`, as JSON. The reply is `{"allow": true}`, optionally with a user or data, or `{"allow": false}`,
-optionally with code and message.
+The server rejects the operation if the backend does not reply in time, or if the reply is not valid. The body of a request
+is a struct of the module `events`, as JSON. The reply is `{"allow": true}`, optionally with a user or with data; or it is
+`{"allow": false}`, optionally with a code and a message.
 """
 
 import asyncio
@@ -24,12 +24,12 @@ from push1st.jsontext import decode
 
 MAX_CACHED = 10_000
 LOG_SECONDS = 10.0
-"""the time between two log lines about the same endpoint"""
+"""the time between two log events about the same endpoint"""
 MAX_MESSAGE = 100
-"""the maximum number of characters of a rejection's message, which must fit into a close frame (RFC 6455 §5.5)"""
+"""the maximum number of characters in the message of a rejection; a close frame must be able to contain it (RFC 6455 §5.5)"""
 CODES = {"connect": 4009}
 CODE = 403
-"""the code of a rejection if the backend gives none; `CODES` has the codes of some operations"""
+"""the code of a rejection if the backend's reply contains no code, unless `CODES` contains a code for the operation"""
 UNDECIDED = "the app's backend gave no answer"
 
 log = logs.get("push1st.hooks")
@@ -58,15 +58,15 @@ _encode = msgspec.json.Encoder().encode
 
 
 def operations(app: AppConfig) -> dict[str, Callable[[str], object]]:
-    """Returns the operations that need a decision of the app's backend, each with a filter of channels.
+    """Returns the operations that need a decision of the app's backend, each with a filter for the names of channels.
 
-    The channel of `connect` is "".
+    For the operation `connect`, the channel's name is "".
     """
     return {on: matcher(one.filter) if on != "connect" else matcher(()) for one in app.authorize for on in one.on}
 
 
 class AuthorizeEndpoint:
-    """An endpoint that makes decisions for an app. cache: seconds for which a decision is cached."""
+    """An endpoint that makes decisions for an app. The server caches a decision for `cache` seconds."""
 
     __slots__ = ("cache", "failed_at", "name", "target", "transport")
 
@@ -79,11 +79,11 @@ class AuthorizeEndpoint:
 
 
 class Authorizer:
-    """Requests the decisions of all apps.
+    """Requests the decisions for all apps.
 
     folder: the folder at which relative paths start.
-    decisions: counts the decisions by result (`Metrics`).
-    open_transport: makes the transport of an endpoint at its first request.
+    decisions: the counter of decisions, by result (`Metrics`).
+    open_transport: the function that makes the transport of an endpoint, called at the first request.
     """
 
     def __init__(
@@ -96,12 +96,12 @@ class Authorizer:
         self._cached: OrderedDict[tuple[AuthorizeEndpoint, bytes], tuple[float, Decision]] = OrderedDict()
         self._folder = folder
         self._retired: dict[HookTransport, asyncio.TimerHandle] = {}
-        """transports of endpoints that are no longer configured; each with the timer that closes it"""
+        """transports of endpoints that the configuration no longer contains, each with the timer that closes the transport"""
         for app in apps:
             self.configure(app)
 
     def configure(self, app: AppConfig) -> None:
-        """Applies a configuration of an app. Endpoints that it has not changed keep their cached decisions."""
+        """Applies a configuration of an app. An endpoint whose configuration has not changed keeps its cached decisions."""
         old = {key: endpoint for key, endpoint in self._endpoints.items() if key[0] == app.id}
         known = {(endpoint.target, endpoint.cache): endpoint for endpoint in old.values()}
         for key in old:
@@ -113,7 +113,7 @@ class Authorizer:
             used.add(endpoint)
             self._endpoints.update({(app.id, on): endpoint for on in one.on})
         for endpoint in {*old.values()} - used:
-            if (transport := endpoint.transport) is not None:  # its last request may still wait for a reply
+            if (transport := endpoint.transport) is not None:  # the last request over this transport may still wait for a reply
                 later = asyncio.get_running_loop().call_later
                 self._retired[transport] = later(endpoint.target.timeout, self._retire, transport)
 
@@ -124,7 +124,7 @@ class Authorizer:
     async def decide(self, question: Question) -> Decision:
         """Returns the backend's decision, from the cache or by a request.
 
-        question: of an operation that `operations` contains for the app.
+        question: the request for a decision; the app's `operations` must contain its operation.
         """
         on = str(question.__struct_config__.tag)
         endpoint = self._endpoints[question.app, on]
@@ -161,7 +161,7 @@ class Authorizer:
         return task.result()
 
     def _undecided(self, endpoint: AuthorizeEndpoint, kind: str, text: str) -> Decision:
-        """Counts and logs a failed request; returns a rejection. kind: the label of the counter."""
+        """Counts a failed request under the label `kind`, and logs it. Returns a rejection."""
         self._decisions[kind] += 1
         now = self._clock.monotonic()
         if now - endpoint.failed_at >= LOG_SECONDS:
@@ -177,20 +177,20 @@ class Authorizer:
 
 
 def _ignore_exception(task: asyncio.Task[bytes]) -> None:
-    """Reads the exception of a task, so that asyncio does not log it. No caller waits for the task."""
+    """Reads the exception of a task for which no caller waits, so that asyncio does not log the exception."""
     if not task.cancelled():
         task.exception()
 
 
 def _key(question: Question) -> bytes:
-    """Returns a key of the cache, which is equal for requests that must have the same decision.
+    """Returns a key for the cache. Two requests have the same key if the decision for both must be the same.
 
-    The key of a connecting client contains its credentials, that of a signed-in user contains the user. Other keys contain
-    the connection: a decision for one anonymous connection does not apply to another.
+    The key for a connecting client contains its credentials. The key for a signed-in user contains the user. Other keys contain
+    the connection, because a decision for one anonymous connection does not apply to other connections.
     """
     if isinstance(question, Connecting) or question.user_id is not None:
         question = msgspec.structs.replace(question, socket_id="")
-    return hashlib.sha256(_encode(question)).digest()  # a hash, because a request may contain a whole event
+    return hashlib.sha256(_encode(question)).digest()  # the key is a hash, because a request may contain a whole event
 
 
 def _decision(on: str, reply: AuthorizeReply) -> Decision:

@@ -1,7 +1,7 @@
-"""The child process of `processes.py`: it calls a user's function or script, one call at a time.
+"""The program of a child process (`processes.py`): it calls a user's function or script, one call at a time.
 
-The server and the child exchange frames over pipes: length, kind, body. The output of the user's code goes to the server's
-standard error. Each call has an alarm, which ends the child after the time limit, even if the server has ended meanwhile.
+The server and the child exchange frames over pipes. A frame contains length, kind and body. The output of the user's code goes
+to the server's standard error. Each call has an alarm that ends the child after the time limit, even without the server.
 """
 
 import os
@@ -14,19 +14,19 @@ from collections.abc import Callable
 LENGTH = struct.Struct(">I")
 DELIVER, REQUEST = b"t", b"a"
 READY, ANSWERED, FAILED = b"r", b"o", b"e"
-"""the body of FAILED is one line with the exception, then the trace"""
+"""kinds of frames to the server; the body of FAILED is one line with the exception, and then the trace"""
 MAX_TRACE = 10_000
 LOAD_SECONDS = 30.0
 
 Called = Callable[[bytes, bytes], bytes]
-"""Takes DELIVER or REQUEST, and a body; returns the body of the reply."""
+"""a function of a frame's kind, DELIVER or REQUEST, and of its body; it returns the body of the reply"""
 
 
 def serve(load: Callable[[], Called], seconds: float) -> None:
-    """Loads the code, then serves calls until the server closes the pipe.
+    """Loads the user's code, then serves calls until the server closes the pipe.
 
-    load: returns the function to call.
-    seconds: the time limit of a call. The server applies the same limit, one second before the alarm.
+    load: a function that loads the code and returns the function to call.
+    seconds: the time limit of a call in seconds. The server ends the call at this limit, the child's alarm one second later.
     """
     signal.signal(signal.SIGALRM, signal.SIG_DFL)
     source, sink = os.fdopen(os.dup(0), "rb"), os.fdopen(os.dup(1), "wb")
@@ -60,7 +60,7 @@ def serve(load: Callable[[], Called], seconds: float) -> None:
 
 
 def _trace() -> bytes:
-    """Returns one line with the current exception, then the trace."""
+    """Returns a text for the current exception: one line that describes it, and then the trace."""
     exc = sys.exception()
     line = f"{type(exc).__name__}: {exc}".partition("\n")[0]
     return f"{line}\n{traceback.format_exc()[-MAX_TRACE:]}".encode("utf-8", "replace")

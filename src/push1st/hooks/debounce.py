@@ -1,14 +1,14 @@
-"""Debounces edges: drops those of a channel that is empty for a moment, and of a member that reloads its page.
+"""Debounces edges: drops the edges of a channel that is empty for a moment, and of a member that reloads the web page.
 
-Leaving edges (`vacated`, `member-removed`) are held for `HOLD_SECONDS`. If the opposite edge arrives in this time, both are
-dropped (Pusher protocol, section 9). So the edges that pass alternate, for each channel and for each member, even if the
-broker reports an edge twice. A cache channel passes one `cache-missed` in `HOLD_SECONDS`.
+An edge is a change: a channel becomes occupied or vacated, a member is added or removed. The module holds a leaving edge
+(`vacated`, `member-removed`) for `HOLD_SECONDS`, and drops it with the opposite edge if that arrives in this time (Pusher
+protocol, section 9). So edges alternate for each channel and each member. At most one `cache-missed` passes in `HOLD_SECONDS`.
 
-This module is for brokers that do not debounce edges. Workers that share a broker leave it to the consumer of hook
-events (`brokers/redis/events_consumer.py`).
+This module serves brokers that do not debounce edges. If several workers share a broker, the consumer of hook events debounces
+the edges instead (`brokers/redis/events_consumer.py`).
 
-The module is pure: it sees only hook events and the time. Channels and members may be older than this process, so the
-first edge of a channel or member passes, whether it is entering or leaving.
+The module is pure: its input is only hook events and the time. Channels and members may be older than this process, so the
+first edge of a channel or member passes in any case.
 """
 
 from collections import OrderedDict
@@ -17,29 +17,29 @@ from collections.abc import Container, Iterable
 from push1st.messages import ENTERING, HOLD_SECONDS, HookEvent, HookEventKind
 
 MAX_ABSENT = 10_000
-"""the maximum number of channels and members that are remembered as absent, so that a second leaving edge is dropped"""
+"""the maximum number of absent channels and members in memory, for which the module drops a second leaving edge"""
 
 LEAVING = {leaving: entering for entering, leaving in ENTERING.items()}
 
 EdgeKey = tuple[str, str, str | None]
-"""app, channel, member"""
+"""the id of the app, the name of the channel, and the id of the member or None"""
 
 
 class Debounce:
-    """Holds leaving edges. `feed` and `due` return the hook events that pass now, in order."""
+    """Holds leaving edges. The methods `feed` and `due` return, in order, the hook events that pass at this moment."""
 
     def __init__(self) -> None:
         self._present: set[EdgeKey] = set()
-        """channels and members for which no leaving edge has passed since the last entering edge"""
+        """channels and members without a leaving edge since their last entering edge"""
         self._absent: OrderedDict[EdgeKey, None] = OrderedDict()
-        """channels and members whose last edge was leaving"""
+        """channels and members whose last edge was a leaving edge"""
         self._held: OrderedDict[EdgeKey, tuple[float, HookEvent]] = OrderedDict()
-        """leaving edges, each with the time at which it passes; the earliest first"""
+        """held leaving edges, each with the time at which it passes; the edge with the earliest time is first"""
         self._missed: OrderedDict[EdgeKey, float] = OrderedDict()
-        """cache channels that have passed a `cache-missed`, each with the time until which further ones are dropped"""
+        """cache channels with a recent `cache-missed`, each with the time until which the module drops a second `cache-missed`"""
 
     def feed(self, event: HookEvent, now: float) -> list[HookEvent]:
-        """Takes a hook event; returns those that pass now. now: seconds on a clock that does not go back."""
+        """Takes a hook event; returns the hook events that pass now. `now` is the time of a monotonic clock in seconds."""
         passed = self.due(now) if self._held or self._missed else []
         if event.kind in ENTERING:
             key = _key(event)
@@ -62,7 +62,7 @@ class Debounce:
         return passed
 
     def due(self, now: float) -> list[HookEvent]:
-        """Returns the held edges whose time is over, and removes them."""
+        """Removes the held edges whose time is over, and returns these edges."""
         passed = []
         held, missed = self._held, self._missed
         while held and next(iter(held.values()))[0] <= now:
@@ -76,13 +76,13 @@ class Debounce:
         return bool(self._held)
 
     def held(self) -> list[HookEvent]:
-        """Returns all held edges, and removes them. A later process passes them to `hold`."""
+        """Removes and returns all held edges. A later process passes these edges to `hold`."""
         events = [event for _, event in self._held.values()]
         self._held.clear()
         return events
 
     def hold(self, events: Iterable[HookEvent], now: float) -> None:
-        """Holds edges that an earlier process held. Drops those of channels and members that have newer edges."""
+        """Holds edges that an earlier process held. Drops an edge if its channel or member already has a newer edge."""
         for event in events:
             key = _key(event)
             if key not in self._present and key not in self._absent:

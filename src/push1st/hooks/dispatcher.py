@@ -1,6 +1,6 @@
-"""The dispatcher of hook events: debounces each event, and queues it for the endpoints of its app that want it.
+"""The dispatcher of hook events: it debounces each event, and queues the event for the endpoints that want its kind.
 
-The broker calls `on_event` in one worker only, and that worker has the queues. The dispatcher makes no queries to the broker.
+The broker calls `on_event` in one worker only, so only this worker has queues. The dispatcher sends no queries to the broker.
 """
 
 import asyncio
@@ -29,23 +29,23 @@ log = logs.get("push1st.hooks")
 
 
 def transport_class(url: str) -> type[HookTransport]:
-    """Returns the class of an endpoint's transport, from the registry."""
+    """Returns the class of the transport for an endpoint's URL, from the registry."""
     module, _, attribute = TRANSPORTS[url.partition("://")[0]].partition(":")
     transport: type[HookTransport] = getattr(importlib.import_module(module), attribute)
     return transport
 
 
 def open_transport(target: Target) -> HookTransport:
-    """Returns the transport of an endpoint. Its module is loaded at the start already, so the first event does not wait."""
-    return transport_class(target.url)(target)  # type: ignore[call-arg]  # the port does not define the constructor
+    """Returns the transport of an endpoint. The server loads its module at the start, so the first event need not wait."""
+    return transport_class(target.url)(target)  # type: ignore[call-arg]  # the port contains no constructor
 
 
 class SaveTimings(msgspec.Struct, frozen=True, kw_only=True):
-    """Durations in seconds. No option sets them; tests shorten them.
+    """Durations in seconds. No option changes them, but tests shorten them.
 
-    load: time between two searches for saved events: the process that this one replaces saves its events after this one started.
-    save: time for which a stopping process retries to save its events, if it cannot write to the folder.
-    retry: pause between two such attempts.
+    load: the time between two searches for saved events; the previous process may save its events after this process starts.
+    save: the time for which a stopping process retries to save its events, if the folder is not writable.
+    retry: the time between two such attempts to save events.
     """
 
     load: float = 10.0
@@ -57,13 +57,13 @@ TIMINGS = SaveTimings()
 
 
 class HookDispatcher:
-    """Implements `Hooks` and `HookContext`.
+    """Implements the ports `Hooks` and `HookContext`.
 
     folder: the folder at which relative paths start.
-    random: returns a random number of so many bits.
-    events, attempts, decisions: counters (`Metrics`).
-    open_transport: makes the transport of an endpoint.
-    timings: of loading and saving events.
+    random: a function that returns a random number with a given number of bits.
+    events, attempts, decisions: the counters of events, deliveries and decisions (`Metrics`).
+    open_transport: the function that makes the transport of an endpoint.
+    timings: the durations for loading and saving events.
     Raises OSError if the process cannot write to `config.folder`.
     """
 
@@ -99,15 +99,15 @@ class HookDispatcher:
         self._endpoints: dict[str, tuple[HookEndpoint, ...]] = {}
         self._kinds: dict[str, frozenset[HookEventKind]] = {}
         self._retired: dict[HookEndpoint, asyncio.Task[None]] = {}
-        """endpoints that are no longer configured and still send their queues; each with the task that waits for this"""
+        """endpoints that the configuration no longer contains, each with the task that waits until its queue is empty"""
         for app in apps:
             self._configure(app)
 
     def configure(self, app: AppConfig) -> None:
         """Applies a changed configuration of an app.
 
-        An endpoint that keeps its URL and settings keeps its queue. A removed or changed endpoint gets no further
-        events, and sends its queue with the settings that it had.
+        An endpoint keeps its queue if its URL and settings have not changed. A removed or changed endpoint gets no further
+        events, and sends its queued events with its previous settings.
         """
         self._authorizer.configure(app)
         self._configure(app)
@@ -132,7 +132,7 @@ class HookDispatcher:
             transport_class(url)
 
     async def _retire(self, endpoint: HookEndpoint) -> None:
-        """Closes an endpoint when its queue is empty."""
+        """Closes an endpoint after its queue becomes empty."""
         await endpoint.drained()
         await endpoint.stop()
         del self._retired[endpoint]
@@ -143,9 +143,9 @@ class HookDispatcher:
             yield from endpoints
 
     def open(self, report: Callable[[HookEvent], None]) -> None:
-        """Loads the events that other processes have saved, now and periodically.
+        """Loads the events that other processes have saved, and repeats this periodically.
 
-        report: called with each saved edge that was held; passes it to the broker.
+        report: a function to call with each saved edge that an earlier process held; it passes the edge to the broker.
         """
         if self._store is None:
             return
@@ -160,7 +160,7 @@ class HookDispatcher:
         self._load_at = asyncio.get_running_loop().call_later(self._timings.load, self.open, report)
 
     def _load_saved(self, store: Store, report: Callable[[HookEvent], None]) -> None:
-        """Queues saved events again. Events of an endpoint that the configuration no longer contains become dead letters."""
+        """Queues saved events again. If the configuration has no endpoint for an event, the event becomes a dead letter."""
         known = {fingerprint(one.wanted): one for one in self._all()}
         count = gone = 0
         try:
@@ -185,11 +185,11 @@ class HookDispatcher:
                 log.info("saved hook events are loaded", lines=count, endpoints_gone=gone)
 
     def on_event(self, event: HookEvent) -> None:
-        """Queues a hook event for the endpoints that want it. The broker calls it. Never waits."""
+        """Queues a hook event for the endpoints that want its kind. The broker calls this method, which never waits."""
         if event.kind not in self._kinds.get(event.app, ()) or event.channel.startswith("#"):
             return
         if event.phase in ("new", "at-once"):
-            self._queue("push1st", event)  # endpoints of this format receive edges at once (Push1st API, section 8)
+            self._queue("push1st", event)  # endpoints of this format receive edges without delay (Push1st API, section 8)
         if event.phase == "settled":
             self._queue("pusher", event)
         elif event.phase == "held":
@@ -212,9 +212,9 @@ class HookDispatcher:
             self._release_later()
 
     def _queue(self, format: Format, hook_event: HookEvent) -> None:
-        """Encodes a hook event once, and queues it for the endpoints of a format that want it."""
+        """Encodes a hook event once, and queues it for the endpoints of this format that want its kind."""
         event = b""
-        # A count has no connection that caused it, so all counts share one source.
+        # No connection causes the hook event of a subscription count, so all counts share one source.
         source = hook_event.kind if hook_event.kind == "counted" else hook_event.socket_id
         for one in self._endpoints.get(hook_event.app, ()):
             if one.wanted.format == format and one.wants(hook_event):
@@ -222,12 +222,12 @@ class HookDispatcher:
                 one.put(hook_event.channel, event, source)
 
     def add_dead_letter(self, app: str, endpoint: str, reason: str, events: Sequence[bytes]) -> None:
-        """Keeps lost events in the folder, if one is configured. Counts the events that the store rejects."""
+        """Writes lost events to the folder, if the configuration has a folder. Counts the dead letters that the store rejects."""
         if self._store is not None and not self._store.add_dead_letter(app, endpoint, reason, events):
             self.events["unburied"] += len(events)
 
     def status(self, app: str) -> list[Status]:
-        """Returns the states of an app's endpoints, in the order of its configuration."""
+        """Returns the states of an app's endpoints, in the order of the app's configuration."""
         return [one.status() for one in self._endpoints.get(app, ())]
 
     def queued(self) -> dict[str, int]:
@@ -239,12 +239,12 @@ class HookDispatcher:
         return queued
 
     async def close(self, seconds: float, enough: asyncio.Event | None = None) -> None:
-        """Delivers queued events for some seconds, and saves the rest.
+        """Delivers queued events for at most `seconds`, and saves the remaining events.
 
-        Held edges are saved for the next start; without a folder they are delivered now. A broker that several workers share
-        holds edges itself, so then this process has none.
+        Held edges are saved for the next process; without a folder, they are delivered now. If several workers share a broker,
+        the broker holds the edges, so this process has none.
 
-        enough: ends the deliveries early when it is set.
+        enough: an asyncio event that ends the deliveries early.
         """
         for timer in (self._release_at, self._load_at, *self._retired.values()):
             if timer is not None:
@@ -278,7 +278,7 @@ class HookDispatcher:
     async def _save(
         self, store: Store, endpoints: list[HookEndpoint], held: list[HookEvent], enough: asyncio.Event | None
     ) -> bool:
-        """Saves the remaining events; returns whether this succeeded. Retries, because a disk may be full for a moment only."""
+        """Saves the remaining events; returns whether they are saved. Retries for a while, because the disk may be full."""
         time = asyncio.get_running_loop().time
         deadline = time() + self._timings.save
         while True:
@@ -308,11 +308,11 @@ class HookDispatcher:
 
 
 def _settings(wanted: Wanted) -> tuple[object, ...]:
-    """Returns the settings of an endpoint with which its queue is made and sent; not those that select events."""
+    """Returns the settings for an endpoint's queue and deliveries, without the settings that only select events."""
     return wanted.target, wanted.format, wanted.batch, wanted.concurrency
 
 
 def fingerprint(wanted: Wanted) -> str:
-    """Returns a hash by which a later process finds the endpoint of saved events. The file does not contain the URL."""
+    """Returns a hash of an endpoint. A later process finds the endpoint of saved events by this hash, which hides the URL."""
     target = wanted.target
     return hashlib.sha256(f"{target.app}\n{target.url}\n{wanted.format}".encode()).hexdigest()[:32]

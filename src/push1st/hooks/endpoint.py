@@ -1,7 +1,7 @@
-"""One endpoint of a hook: queues its events, delivers them, retries failed deliveries, and drops events after too many failures.
+"""An endpoint of a hook: it queues and delivers events, retries failed deliveries, and drops events after too many failures.
 
-A slow endpoint delays only its own events. An endpoint without queued events has no task and no timer. Its log lines are
-limited: one for the first of several failures in a row, and one in `LOG_SECONDS` with the number of lost events.
+A slow endpoint delays only its own events. An endpoint without queued events has no task and no timer. An endpoint writes few
+log lines: one for the first of several failures in a row, and one in `LOG_SECONDS` with the number of lost events.
 """
 
 import asyncio
@@ -18,13 +18,13 @@ from push1st.messages import HookEvent
 
 LOG_SECONDS = 10.0
 JITTER = 0.1
-"""the largest part by which a wait is shortened at random, so that deliveries that failed together are not retried together"""
+"""the maximum fraction by which a wait is randomly shortened, so that deliveries that failed together are retried separately"""
 
 log = logs.get("push1st.hooks")
 
 
 class HookContext(Protocol):
-    """Clock, random numbers, counters and the store, which all endpoints share."""
+    """The objects that all endpoints share: clock, random numbers, counters and the store of dead letters."""
 
     @property
     def clock(self) -> Clock: ...
@@ -38,11 +38,11 @@ class HookContext(Protocol):
     def attempts(self) -> Counter[str]: ...
 
     def add_dead_letter(self, app: str, endpoint: str, reason: str, events: Sequence[bytes]) -> None:
-        """Keeps lost events, if a folder is configured."""
+        """Writes lost events to the folder of dead letters, if the configuration has a folder."""
 
 
 class HookEndpoint:
-    """Delivers the events of one endpoint. max_events, max_bytes: the limits of its queue."""
+    """Delivers the events of one endpoint. `max_events` and `max_bytes` are the limits of the endpoint's queue."""
 
     def __init__(self, wanted: Wanted, context: HookContext, max_events: int, max_bytes: int) -> None:
         self.wanted = wanted
@@ -68,9 +68,9 @@ class HookEndpoint:
         return hook_event.kind in self.wanted.kinds and bool(self.wanted.filter(hook_event.channel))
 
     def put(self, channel: str, event: bytes, source: str = "") -> None:
-        """Queues an event. In a full queue the event replaces other events, or is not queued. A dropped event is lost.
+        """Queues an event. If the queue is full, the new event replaces other events, or is dropped. A dropped event is lost.
 
-        source: the connection that caused the event.
+        source: the connection that caused the event; "" if no connection caused it.
         """
         is_queued = self.queue.put(channel, event, source)
         if self.queue.dropped:
@@ -83,7 +83,7 @@ class HookEndpoint:
         self.wake()
 
     def wake(self) -> None:
-        """Begins the deliveries that are possible, at the end of the loop's turn."""
+        """Begins all deliveries that are possible, at the end of this turn of the event loop."""
         if not self._scheduled and not self._stopped:
             self._scheduled = True
             self._idle.clear()
@@ -99,7 +99,7 @@ class HookEndpoint:
         loop = asyncio.get_running_loop()
         now = self._context.clock.monotonic()
         while (delivery := self.queue.next(now)) is not None:
-            if not delivery.id:  # set before the task runs: a stop in between must save the events as one delivery
+            if not delivery.id:  # set before the task runs: if the server stops now, it must save the events as one delivery
                 delivery.id = f"{self._context.random(128):032x}"
                 delivery.body = body(self.wanted.format, delivery.events, self._context.clock.wall())
             task = loop.create_task(self._deliver(delivery))
@@ -123,7 +123,7 @@ class HookEndpoint:
             await self._transport.deliver(delivery.id, delivery.body)
         except NotDelivered as exc:
             self._fail(delivery, exc.kind, exc.text)
-        except Exception as exc:  # a defect of ours must not lose the delivery
+        except Exception as exc:  # a defect of the server must not lose the delivery
             log.exception("internal error", where="hooks", endpoint=self.name)
             self._fail(delivery, "internal-error", type(exc).__name__)
         else:
@@ -148,7 +148,7 @@ class HookEndpoint:
             self._lose("expired", delivery.events)
 
     def _lose(self, reason: str, events: Sequence[bytes]) -> None:
-        """Counts and logs lost events, and makes dead letters of them."""
+        """Counts and logs lost events, and writes them as dead letters."""
         context = self._context
         app = self.wanted.target.app
         context.events[reason] += len(events)
@@ -183,7 +183,7 @@ class HookEndpoint:
             await self._idle.wait()
 
     async def stop(self) -> None:
-        """Cancels current deliveries, whose events stay in the queue, and closes the transport."""
+        """Cancels the current deliveries and closes the transport. The events of these deliveries stay in the queue."""
         self._stopped = True
         if self._timer is not None:
             self._timer.cancel()
@@ -196,7 +196,7 @@ class HookEndpoint:
             await self._transport.close()
 
     def give_up(self) -> None:
-        """Counts the queued events as lost, because the server stops and cannot save them."""
+        """Counts the queued events as lost. The server calls this method when it stops and cannot save these events."""
         left = [event for one in self.queue.tried() for event in one.events]
         left += (event for _, event, _ in self.queue.untried())
         if left:

@@ -1,6 +1,6 @@
-"""The arguments of functions in Python: events of hooks, and requests for a decision (`authorize`).
+"""The arguments of users' Python functions: events of hooks, and requests for a decision (`authorize`).
 
-Users import this module in their functions. So it imports no other module of the server, and child processes load it too.
+Users import this module in their code. So the module imports no other module of the server; child processes load it too.
 
     from push1st.hooks.events import MemberAdded, Event
 
@@ -41,8 +41,8 @@ class MemberRemoved(msgspec.Struct, frozen=True, tag_field="name", tag="member_r
 class ClientEvent(msgspec.Struct, frozen=True, tag_field="name", tag="client_event"):
     """An event that a client published.
 
-    data: the text that the client sent, or JSON for data of another type.
-    user_id: of the member on a presence channel.
+    data: the text that the client sent; if the client sent another type, its JSON.
+    user_id: the id of the member on a presence channel.
     """
 
     app: str
@@ -70,8 +70,8 @@ Event = ChannelOccupied | ChannelVacated | MemberAdded | MemberRemoved | ClientE
 class Triggered(msgspec.Struct, frozen=True):
     """An event of Push1st's hook (`hook`).
 
-    event: register, unregister, join, leave or push.
-    data: JSON text.
+    event: the name of the trigger: register, unregister, join, leave or push.
+    data: the data of the event, as JSON text.
     """
 
     event: str
@@ -87,8 +87,8 @@ class Triggered(msgspec.Struct, frozen=True):
 class Connecting(msgspec.Struct, frozen=True, tag_field="on", tag="connect"):
     """A client connects.
 
-    query: of the URL, as the client sent it.
-    origin, cookie, authorization: headers; None if the client did not send the header.
+    query: the query of the URL that the client sent.
+    origin, cookie, authorization: HTTP headers of the client; None for a header that the client did not send.
     """
 
     app: str
@@ -103,8 +103,8 @@ class Connecting(msgspec.Struct, frozen=True, tag_field="on", tag="connect"):
 class Subscribing(msgspec.Struct, frozen=True, tag_field="on", tag="subscribe"):
     """A client subscribes to a channel.
 
-    channel_data: from the client, unsigned; do not trust it.
-    user_id: of the user as which the client is signed in.
+    channel_data: the member data from the client; it is not signed, so do not trust it.
+    user_id: the id of the signed-in user.
     """
 
     app: str
@@ -118,7 +118,7 @@ class Subscribing(msgspec.Struct, frozen=True, tag_field="on", tag="subscribe"):
 class Publishing(msgspec.Struct, frozen=True, tag_field="on", tag="publish"):
     """A client publishes an event.
 
-    user_id: of the member on a presence channel, or of the user as which the client is signed in.
+    user_id: the id of the member on a presence channel, or the id of the signed-in user on other channels.
     """
 
     app: str
@@ -141,8 +141,8 @@ class User(msgspec.Struct, frozen=True, omit_defaults=True):
 class Allow(msgspec.Struct, frozen=True, omit_defaults=True):
     """Allows the operation.
 
-    user: as which the client is signed in (`connect`), or joins a presence channel (`subscribe`).
-    data: replaces the data of the event (`publish`).
+    user: the user as which the client is signed in (`connect`), or joins a presence channel (`subscribe`).
+    data: the text that replaces the data of the event (`publish`).
     """
 
     user: User | None = None
@@ -150,7 +150,7 @@ class Allow(msgspec.Struct, frozen=True, omit_defaults=True):
 
 
 class Refuse(msgspec.Struct, frozen=True, omit_defaults=True):
-    """Rejects the operation. code, message: of the error that the client receives."""
+    """Rejects the operation. The client receives an error with this code and message."""
 
     code: int | None = None
     message: str = ""

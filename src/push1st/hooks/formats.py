@@ -1,7 +1,7 @@
-"""The bodies that endpoints receive, in Pusher's and in Push1st's format, and the hook events that each endpoint wants.
+"""The bodies of deliveries in Pusher's and in Push1st's format, and the hook events that each endpoint wants.
 
-This module is pure. An event is encoded once for all endpoints of a format. The names of Pusher's events are in the Pusher
-protocol, section 9, those of Push1st's triggers in the Push1st API, section 8.
+This module is pure. It encodes an event once for all endpoints of the same format. The Pusher protocol, section 9, contains the
+names of Pusher's events; the Push1st API, section 8, contains the names of Push1st's triggers.
 """
 
 import re
@@ -39,14 +39,14 @@ OPPOSITES: dict[HookEventKind, HookEventKind] = {
     "member-removed": "member-added",
 }
 CONCURRENCY = 10
-"""the default number of simultaneous deliveries to an endpoint that is not a child process"""
+"""the default number of simultaneous deliveries to an HTTP endpoint"""
 
 
 class Wanted(msgspec.Struct, frozen=True):
     """An endpoint, as the configuration of an app defines it.
 
-    kinds: of the hook events that it wants.
-    filter: matches the channels that it wants.
+    kinds: the kinds of hook events that the endpoint wants.
+    filter: a function that matches the names of the channels whose events the endpoint wants.
     """
 
     target: Target
@@ -58,32 +58,32 @@ class Wanted(msgspec.Struct, frozen=True):
 
 
 def wanted(app: AppConfig, folder: str) -> tuple[Wanted, ...]:
-    """Returns the endpoints of an app's `hook` and `webhooks`. folder: the folder at which relative paths start."""
+    """Returns the endpoints of an app's `hook` and `webhooks`. Relative paths of the endpoints start at `folder`."""
     return tuple(_wanted(app, one, folder, signed) for one, signed in _webhooks(app) if one.url)
 
 
 def kinds(app: AppConfig) -> frozenset[HookEventKind]:
-    """Returns the kinds of hook events that the node must report: those that endpoints want, and the opposites of edges."""
+    """Returns the kinds of hook events that endpoints of the app want; for an edge, the kind of the opposite edge as well."""
     found = frozenset[HookEventKind]().union(*(_kinds(one) for one, _ in _webhooks(app)))
     return found | {OPPOSITES[kind] for kind in found & OPPOSITES.keys()}
 
 
 def edges(app: AppConfig) -> str:
-    """Returns which edges the app's endpoints want: `a`, at once (Push1st's format), `s`, settled (Pusher's), both or none."""
+    """Returns the edges that the app's endpoints want: "a" (Push1st's format, at once), "s" (Pusher's, settled), "as" or ""."""
     letters: dict[Format, str] = {"push1st": "a", "pusher": "s"}
     formats = {one.format for one, _ in _webhooks(app) if _kinds(one) & OPPOSITES.keys()}
     return "".join(letter for format, letter in letters.items() if format in formats)
 
 
 def set_edges(hooked: dict[str, str], app: AppConfig) -> None:
-    """Updates the edges of an app in a table by app, from its configuration. Apps without such hooks are not in the table."""
+    """Stores the result of `edges` for an app in the table `hooked`. An app whose endpoints want no edges is not in the table."""
     hooked.pop(app.id, None)
     if app.enable and (wanted := edges(app)):
         hooked[app.id] = wanted
 
 
 def _webhooks(app: AppConfig) -> Iterable[tuple[Webhook, bool]]:
-    """Yields the app's webhooks, and whether each is signed. Push1st's hook is a webhook in another format."""
+    """Yields the app's webhooks, and whether each webhook is signed. Each URL of Push1st's `hook` counts as a webhook."""
     hook = app.hook or Hook()
     if hook.trigger:
         yield from ((Webhook(url=url, format="push1st", events=tuple(hook.trigger)), hook.sign) for url in hook.endpoint)
@@ -113,9 +113,9 @@ def target(app: AppConfig, one: Webhook | Authorize, folder: str, processes: int
 
 
 def matcher(filters: Sequence[str]) -> Callable[[str], object]:
-    """Returns a function that matches the names of channels.
+    """Returns a function that matches the names of channels against filters.
 
-    A filter without `*` matches the beginning of a name. A filter with `*`, which stands for any text, matches the whole name.
+    A filter without `*` matches the beginning of a name. A filter with `*` matches the whole name; `*` stands for any text.
     """
     if not filters:
         return lambda _: True
@@ -123,11 +123,11 @@ def matcher(filters: Sequence[str]) -> Callable[[str], object]:
 
 
 def _expression(filter: str) -> str:
-    """Returns a filter as a regular expression that takes linear time.
+    """Returns a filter as a regular expression that matches in linear time.
 
-    The text between two stars is matched at its first occurrence only: if the rest of the filter matches after any occurrence,
-    it also matches after the first. So the group is atomic (`(?>…)`) and never backtracks. With plain `.*` each star would
-    multiply the time by the length of the name.
+    For the text between two stars, only the first occurrence is tried: if the rest of the filter matches after a later
+    occurrence, it also matches after the first occurrence. So the group is atomic (`(?>…)`) and does not backtrack. With a plain
+    `.*`, each star would multiply the time by the length of the name.
     """
     first, *more = map(re.escape, filter.split("*"))
     if not more:
@@ -139,7 +139,7 @@ def _expression(filter: str) -> str:
 
 
 def pusher_event(hook_event: HookEvent) -> bytes:
-    """Encodes an item of the list `events` in a body."""
+    """Encodes a hook event as an item of the list `events` in the body."""
     text = b'{"name":"%b","channel":%b' % (EVENTS["pusher"][hook_event.kind].encode(), encode(hook_event.channel))
     match hook_event.kind:
         case "client-event":
@@ -153,7 +153,7 @@ def pusher_event(hook_event: HookEvent) -> bytes:
 
 
 def pusher_body(events: Sequence[bytes], at: int) -> bytes:
-    """Returns a body with several events. at: wall clock, nanoseconds."""
+    """Returns a body with several events. `at` is the wall-clock time in nanoseconds."""
     return b'{"time_ms":%d,"events":[%b]}' % (at // 1_000_000, b",".join(events))
 
 
@@ -161,7 +161,7 @@ def pusher_body(events: Sequence[bytes], at: int) -> bytes:
 
 
 def push1st_event(hook_event: HookEvent) -> bytes:
-    """Encodes a hook event as a whole body."""
+    """Encodes a hook event as the whole body of a delivery."""
     data = b"null"
     if hook_event.kind == "client-event":
         data = _message(hook_event)
@@ -174,7 +174,7 @@ def push1st_event(hook_event: HookEvent) -> bytes:
 
 
 def _message(hook_event: HookEvent) -> bytes:
-    """Returns `data` of a `push` hook: the client's message with its ids and times."""
+    """Returns the value of `data` for the trigger `push`: the client's message with its ids and times."""
     return (
         b'{"event":%b,"channel":%b,"data":%b,"#msg-id":%d,"#msg-from":%b,"#msg-arrival":%d,"#msg-delivery":"%b",'
         b'"#msg-expired":%d%b}'

@@ -1,8 +1,8 @@
-"""Endpoints that are scripts in Lua: `lua://file.lua`; a child process calls its function `OnTrigger` (Push1st API, section 8).
+"""Endpoints that are Lua scripts: `lua://file.lua`. A child process calls the script's `OnTrigger` (Push1st API, section 8).
 
-Each script runs in a sandbox in its own process. The sandbox removes all functions that reach files, other programs, the
-debugger, Python or byte code, and it limits the memory. The parent kills a child that exceeds the time limit.
-This module needs the extra `push1st[lua]`. A child process runs it as its program.
+Each script runs in a sandbox in its own process. The sandbox removes all functions that access files, other programs, the
+debugger, Python or byte code, and it limits the memory. The server kills a child process that exceeds the time limit.
+This module needs the extra `push1st[lua]`. The child process runs this module as its program.
 """
 
 import sys
@@ -42,21 +42,21 @@ globals._G = globals
 
 
 class Lua(HookProcesses):
-    """A `HookTransport` to a script."""
+    """A `HookTransport` that sends deliveries to a Lua script."""
 
     def __init__(self, target: Target) -> None:
         super().__init__("push1st.hooks.lua", target)
 
 
 def _write(line: str) -> None:
-    """Prints a line of the script, which may contain text from clients, with escapes. Tabs separate the arguments of `print`."""
+    """Prints a line of the script's output with escapes, because clients may have sent the text. Tabs separate its parts."""
     print("\t".join(map(printable, line.split("\t"))), flush=True)
 
 
 def load(place: str, folder: str) -> Called:
-    """Returns a function that calls the script's `OnTrigger` with the contents of frames."""
+    """Returns a function that calls the script's `OnTrigger` with the body of a frame."""
     try:
-        import lupa  # an extra
+        import lupa  # in the extra `push1st[lua]`
     except ImportError:
         raise ImportError(f"hooks in Lua need the package lupa: {sys.executable} -m pip install 'lupa<3'") from None
 

@@ -1,7 +1,7 @@
-"""Runs functions and scripts of users in child processes: their code may crash or never return, and does not block the loop.
+"""Runs users' functions and scripts in child processes: this code may crash or never return, and must not block the loop.
 
-A child serves one call at a time. A child that does not reply in time is killed. So is a child whose call was cancelled,
-because its state is unknown. The next call starts another child. Children end when the server ends (`child.py`).
+A child process serves one call at a time. The server kills a child that does not reply in time, and a child whose call was
+cancelled, because its state is unknown. The next call then starts another child. Children end with the server (`child.py`).
 """
 
 import asyncio
@@ -22,9 +22,9 @@ log = logs.get("push1st.hooks")
 
 
 class HookProcesses:
-    """The child processes of one endpoint, at most `target.processes`.
+    """The child processes of one endpoint. Their maximum number is `target.processes`.
 
-    module: the module that a child runs, with the path of the target's URL as its argument.
+    module: the module that the child process runs. Its first arguments are the app's id and the path of the target's URL.
     """
 
     def __init__(self, module: str, target: Target) -> None:
@@ -68,7 +68,7 @@ class HookProcesses:
         return answer
 
     async def _take(self) -> asyncio.subprocess.Process:
-        """Returns a child that is ready. The caller uses it alone until it calls `_give`."""
+        """Returns a child that is ready. No other call uses this child until the caller passes it to `_give`."""
         while self._idle:
             child = self._idle.pop()
             if child.returncode is None:
@@ -93,7 +93,7 @@ class HookProcesses:
         self._idle.append(child)
 
     def _start_more(self) -> None:
-        """Starts a child if a call waits for one, and the limit is not reached."""
+        """Starts another child if a call waits for a child and the maximum number is not reached."""
         if self._waiting and not self._closed and len(self._children) + len(self._starting) < self._target.processes:
             task = asyncio.get_running_loop().create_task(self._start())
             self._starting.add(task)
@@ -116,7 +116,7 @@ class HookProcesses:
                 *(sys.executable, "-m", self._module, target.app, place, str(target.timeout), target.folder),
                 stdin=asyncio.subprocess.PIPE,
                 stdout=asyncio.subprocess.PIPE,
-                start_new_session=True,  # Ctrl-C in a terminal reaches the server only, which then ends its children
+                start_new_session=True,  # Ctrl-C in a terminal signals only the server, which then ends its children
             )
         except OSError as exc:  # for example, no file descriptor is free
             log.error("hook cannot be started", endpoint=self._name, reason=exc.strerror)
@@ -157,7 +157,7 @@ class HookProcesses:
 
 
 def problem(url: str, folder: str) -> str:
-    """Returns why the function or script of an endpoint cannot be called; "" if it can. A child loads it. Blocks until then."""
+    """Returns the reason why an endpoint's function or script cannot be called, or "". Waits for a child that loads the code."""
     scheme, _, place = url.partition("://")
     command = [sys.executable, "-m", TRANSPORTS[scheme].partition(":")[0], "", place, "1", folder]
     child = subprocess.run(command, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, check=False)  # noqa: S603 - what serving would run
@@ -171,7 +171,7 @@ def _send(child: asyncio.subprocess.Process, kind: bytes, body: bytes) -> None:
 
 
 async def _receive(child: asyncio.subprocess.Process) -> tuple[bytes, bytes]:
-    """Returns kind and body of the next frame. Raises EOFError if the child ends."""
+    """Returns the kind and the body of the next frame from a child. Raises EOFError if the child ends."""
     assert child.stdout is not None
     head = await child.stdout.readexactly(LENGTH.size + 1)
     (length,) = LENGTH.unpack(head[:-1])

@@ -1,6 +1,6 @@
-"""Endpoints that are functions in Python: `py://package.module:function`, sync or async, in child processes.
+"""Endpoints that are Python functions: `py://package.module:function`, sync or async, which run in child processes.
 
-Python finds the module in the configuration's folder and in the working directory. A child runs this module as its program.
+Python searches the module in the configuration's folder and in the working directory. A child runs this module as its program.
 """
 
 import asyncio
@@ -19,18 +19,18 @@ from push1st.hooks.processes import HookProcesses
 
 
 class Python(HookProcesses):
-    """A `HookTransport` to a function."""
+    """A `HookTransport` that sends deliveries and requests to a Python function."""
 
     def __init__(self, target: Target) -> None:
         super().__init__("push1st.hooks.python", target)
 
 
 def load(app: str, place: str, folder: str, runner: asyncio.Runner) -> Called:
-    """Returns a function that calls the user's function with the contents of frames.
+    """Returns a function that calls the user's function with the body of a frame.
 
     app: the app's id.
-    place: `package.module:function`.
-    runner: has the loop for async functions.
+    place: the user's function in the form `package.module:function`.
+    runner: the runner of the event loop for async functions.
     """
     sys.path[:0] = [folder or os.getcwd(), os.getcwd()]
     module, _, name = place.partition(":")
@@ -55,7 +55,7 @@ async def _awaited(result: Any) -> Any:
 
 
 def events(app: str, body: bytes) -> list[Event] | list[Triggered]:
-    """Returns the events of a body, in Pusher's or in Push1st's format."""
+    """Returns the events in the body of a delivery, which has Pusher's or Push1st's format."""
     found = msgspec.json.decode(body)
     if "events" not in found:
         return [msgspec.convert(found, Triggered)]
@@ -63,7 +63,7 @@ def events(app: str, body: bytes) -> list[Event] | list[Triggered]:
 
 
 def reply_of(result: object) -> bytes:
-    """Returns the result of a user's function as the reply of an HTTP endpoint. Raises TypeError for another result."""
+    """Returns the result of a user's function in the form of an HTTP endpoint's reply. Raises TypeError for other results."""
     match result:
         case bool():
             return msgspec.json.encode({"allow": result})

@@ -1,14 +1,14 @@
 """The queue of one endpoint: it has limits, and keeps the order of events on each channel.
 
-The queue is pure: it delivers nothing, and the time is an argument. An event waits, or it is in a delivery. A delivery is
-current, or waits for a retry. It blocks the channels of its events until it is done, so later events on these channels wait.
-Events on other channels pass it. While the endpoint fails, the queue throttles new deliveries: as many as its concurrency
-allows, then one a second. So an endpoint that does not work receives few requests.
+The queue is pure: it sends nothing, and gets the time as an argument. An event waits, or is part of a delivery. A delivery is
+current, or waits for a retry. Until a delivery is done, it blocks the channels of its events, so that later events on these
+channels wait. Events on other channels need not wait. While the endpoint fails, the queue throttles new deliveries: after
+as many as the concurrency allows, it begins one in a second. So a failed endpoint receives few requests.
 
-The source of an event is the connection that caused it; all subscription counts share one source. In a full queue, a new event
-replaces the newest event of the source with the largest part of the queue, if the new event's source has a smaller part. So a
-client that publishes without end loses its own events, and the events of other clients are queued. While there is room, one
-source may use all of it.
+The source of an event is the connection that caused the event; all subscription counts share one source. In a full queue, a new
+event replaces the newest event of the source with the most events and bytes, unless the new event's own source has more. So a
+client that publishes without end loses its own events, not the events of other clients. While the queue has room, a
+single source may use all of it.
 """
 
 import heapq
@@ -16,28 +16,28 @@ from collections import deque
 from collections.abc import Iterator
 
 RETRIES_SECONDS = 300.0
-"""the time after the first attempt of a delivery until the queue drops it (Pusher protocol, section 9)"""
+"""the time after the first attempt of a delivery at which the queue drops the delivery (Pusher protocol, section 9)"""
 MAX_WAIT_SECONDS = 60.0
 THROTTLE_SECONDS = 1.0
-"""the time between two new deliveries while the queue throttles them"""
+"""the time between the starts of two new deliveries while the queue throttles deliveries"""
 OVERHEAD = 250
-"""bytes of memory that an event needs in addition to its text"""
+"""the number of bytes of memory that an event needs in addition to its text"""
 MAX_BODY = 1 << 20
-"""the maximum number of bytes in a delivery of several events"""
+"""the maximum number of bytes in the body of a delivery with several events"""
 LARGE_PART = 0.02
-"""if a source has more than this part of the queue, events of other sources may replace its events"""
+"""the fraction of the queue above which a source is large; only a large source can lose events to other sources"""
 
 
 def wait(attempts: int) -> float:
-    """Returns the seconds before a retry: 1, 2, 4 … 60. attempts: the number of failed attempts."""
+    """Returns the wait before a retry in seconds: 1, 2, 4 … 60. `attempts` is the number of failed attempts."""
     return min(MAX_WAIT_SECONDS, 2.0 ** min(attempts - 1, 10))
 
 
 class Source:
     """The waiting events of one connection.
 
-    part: their part of the queue's events plus their part of its bytes.
-    waiting: the oldest event is first.
+    part: the fraction of the queue's maximum events plus the fraction of its maximum bytes that these events use.
+    waiting: these events, with the oldest event first.
     """
 
     __slots__ = ("name", "part", "waiting")
@@ -51,8 +51,8 @@ class Source:
 class QueuedEvent:
     """An event that waits.
 
-    event: JSON text; b"" after the queue dropped the event.
-    source: None if no connection caused the event.
+    event: the event as JSON text; b"" if the queue has dropped the event.
+    source: the source of the event; None if no connection caused the event.
     """
 
     __slots__ = ("event", "source")
@@ -63,11 +63,11 @@ class QueuedEvent:
 
 
 class Delivery:
-    """Events that are delivered together.
+    """Events that the server sends together.
 
-    events: JSON texts.
-    id, body: set at the first attempt.
-    first: the time of the first attempt.
+    events: the events as JSON texts.
+    id, body: the id and the body of the delivery, which are set at the first attempt.
+    first: the time of the first attempt, in seconds.
     """
 
     __slots__ = ("attempts", "body", "channels", "count", "events", "first", "id", "size")
@@ -89,9 +89,9 @@ class Delivery:
 class Queue:
     """Queues events and makes deliveries of them.
 
-    concurrency: the number of current deliveries at a time.
-    batch: the number of events in a delivery.
-    max_events, max_bytes: the limits of the queue; events in deliveries count too.
+    concurrency: the maximum number of current deliveries.
+    batch: the maximum number of events in a delivery.
+    max_events, max_bytes: the limits of the queue. Events in deliveries count as well.
     """
 
     def __init__(self, concurrency: int, batch: int, max_events: int, max_bytes: int) -> None:
@@ -100,30 +100,30 @@ class Queue:
         self._max_events = max_events
         self._max_bytes = max_bytes
         self._waiting: dict[str, deque[QueuedEvent]] = {}
-        """the waiting events of each channel that has some"""
+        """the waiting events by channel, without empty channels"""
         self._sources: dict[str, Source] = {}
         self._large: dict[str, Source] = {}
-        """sources whose part is above `LARGE_PART`: at most 100, because the sum of all parts is at most 2"""
+        """sources whose part exceeds `LARGE_PART`: at most 100 sources, because the sum of all parts is at most 2"""
         self._gaps = 0
-        """entries in `_waiting` whose event was dropped"""
+        """the number of entries in `_waiting` whose event the queue has dropped"""
         self.dropped: list[bytes] = []
-        """events that a call of `put` dropped; the caller of `put` empties this list"""
+        """events that the queue dropped in a call of `put`; the caller of `put` empties this list"""
         self._ready: deque[str] = deque()
-        """channels with waiting events that no delivery blocks"""
+        """channels that have waiting events and that no delivery blocks"""
         self._busy: set[str] = set()
         """channels that a delivery blocks"""
         self._current: set[Delivery] = set()
         self._retries: list[tuple[float, Delivery]] = []
-        """deliveries that wait for a retry, each with its time: a heap"""
+        """deliveries that wait for a retry, each with the time of its retry, as a heap"""
         self._restored: list[Delivery] = []
-        """deliveries of an earlier process that wait until other deliveries no longer block their channels"""
+        """deliveries of an earlier process that wait while other deliveries block their channels"""
         self._failing = False
         self._next_at = 0.0
         self.events = 0
         self.bytes = 0
         self._tried_events = 0
         self._tried_bytes = 0
-        """events in deliveries, and their bytes; the queue does not drop these for new events"""
+        """the numbers of events and bytes in deliveries; the queue does not drop such events for new events"""
 
     @property
     def retrying(self) -> int:
@@ -136,9 +136,9 @@ class Queue:
         return not self.events
 
     def put(self, channel: str, event: bytes, source: str = "") -> bool:
-        """Queues an event; returns whether it is queued. Other events may be dropped for it (`dropped`).
+        """Queues an event; returns whether the event is queued. The queue may drop other events for it (`dropped`).
 
-        source: the connection that caused the event, or "".
+        source: the connection that caused the event; "" if no connection caused it.
         """
         size = len(event) + OVERHEAD
         if not self._fits(size) and not self._make_room(size, source):
@@ -175,7 +175,7 @@ class Queue:
         return source
 
     def _remove_from_source(self, entry: QueuedEvent) -> None:
-        """Removes an event from its source, because the event is dropped or in a delivery."""
+        """Removes an event from its source, because the queue drops the event or puts it into a delivery."""
         source = entry.source
         if source is None:
             return
@@ -189,7 +189,7 @@ class Queue:
     def _make_room(self, size: int, name: str) -> bool:
         """Drops events of the source with the largest part until an event of `size` bytes fits; returns whether it fits.
 
-        name: the source of the new event. The function stops when this source, with the new event, would have the largest part.
+        name: the source of the new event. If this source would have the largest part with the new event, the function stops.
         """
         own = self._sources.get(name)
         part = self._part(size) + (0.0 if own is None else own.part)
@@ -217,7 +217,7 @@ class Queue:
     # Deliveries
 
     def next(self, now: float) -> Delivery | None:
-        """Returns a delivery to send now, or None. The caller reports its result with `done` or `failed`."""
+        """Returns the next delivery to send, or None. After sending it, the caller reports the result to `done` or `failed`."""
         if len(self._current) >= self._concurrency:
             return None
         if self._retries and self._retries[0][0] <= now:
@@ -240,14 +240,14 @@ class Queue:
         return self._failing and len(self._current) + len(self._retries) >= self._concurrency
 
     def _is_half_full(self) -> bool:
-        """Whether the endpoint fails, and half of the queue is in deliveries.
+        """Returns whether the endpoint fails and deliveries contain half of the queue.
 
-        Then no delivery begins, because the queue could not drop its events for new ones.
+        In this state no delivery begins, because the queue cannot drop the events of deliveries for new events.
         """
         return self._failing and (2 * self._tried_events >= self._max_events or 2 * self._tried_bytes >= self._max_bytes)
 
     def _begin(self) -> Delivery:
-        """Makes a delivery of the next events; the delivery is empty if all waiting events were dropped."""
+        """Makes a delivery of the next events. The delivery is empty if the queue has dropped all waiting events."""
         events: list[bytes] = []
         channels = []
         size = 0
@@ -281,14 +281,14 @@ class Queue:
             self._gaps -= 1
 
     def done(self, delivery: Delivery) -> None:
-        """Removes a delivery that the endpoint has accepted."""
+        """Removes a delivery after the endpoint has accepted it."""
         self._failing = False
         self._remove(delivery)
 
     def failed(self, delivery: Delivery, now: float, jitter: float) -> bool:
-        """Schedules the retry of a delivery, or removes the delivery; returns whether there is a retry.
+        """Schedules the retry of a delivery, or removes the delivery; returns whether the queue will retry the delivery.
 
-        jitter: a factor near 1 for the wait.
+        jitter: a factor near 1 by which the wait is multiplied.
         """
         self._failing = True
         delivery.attempts += 1
@@ -312,7 +312,7 @@ class Queue:
         self._ready.extend(channel for channel in delivery.channels if channel in self._waiting and channel not in self._busy)
 
     def when(self) -> float | None:
-        """Returns the time at which `next` can return another delivery, if no other method is called before; None: at no time."""
+        """Returns the time at which `next` can return another delivery, if the queue does not change before; None: never."""
         if len(self._current) >= self._concurrency:
             return None
         at = self._retries[0][0] if self._retries else None
@@ -324,19 +324,19 @@ class Queue:
     # Between two processes
 
     def tried(self) -> Iterator[Delivery]:
-        """Yields the deliveries that are current or wait for a retry, the oldest first."""
+        """Yields the current deliveries and the deliveries that wait for a retry; the oldest delivery is first."""
         yield from sorted((*self._current, *(one for _, one in self._retries)))
         yield from self._restored
 
     def untried(self) -> Iterator[tuple[str, bytes, str]]:
-        """Yields channel, event and source of each waiting event, as arguments of `put`, in order per channel."""
+        """Yields arguments for `put`: channel, event and source of each waiting event, in the order of each channel."""
         for channel, waiting in self._waiting.items():
             for entry in waiting:
                 if entry.event:
                     yield channel, entry.event, "" if entry.source is None else entry.source.name
 
     def restore(self, delivery: Delivery, now: float) -> None:
-        """Adds a delivery of another process. On its channels it follows current deliveries, and precedes waiting events."""
+        """Adds a delivery of an earlier process. On its channels it is sent after current deliveries, before waiting events."""
         delivery.first = now
         self.events += delivery.count
         self.bytes += delivery.size
@@ -346,7 +346,7 @@ class Queue:
         self._claim_channels()
 
     def _claim_channels(self) -> None:
-        """Schedules the restored deliveries whose channels no other delivery blocks."""
+        """Schedules the restored deliveries whose channels are not blocked by another delivery."""
         left = []
         for delivery in self._restored:
             if self._busy.isdisjoint(delivery.channels):

@@ -1,10 +1,10 @@
-"""The folder of hook events: queued events that a stopping process saves for the next one, and dead letters.
+"""The folder of hook events. It contains the queued events that a stopping process saves for the next process, and dead letters.
 
-A dead letter is a line with lost events, for people to read. Only the owner can read the files, because events contain data of
-users. The folder may be read-only, full or unreachable for a while. Then no file is left half-written, and the caller retries.
-A file belongs to the process that holds its lock.
+A dead letter is a line with lost events, for people to read. Events contain data of users, so only the owner can read the files.
+The folder may be read-only, full or unreachable for a while. Then the store writes no part of a file, and the caller retries.
+A file belongs to the process that holds the lock of this file.
 
-A thread writes the dead letters, so a slow disk does not stop the loop. The waiting letters and their file have limits.
+A thread writes the dead letters, so that a slow disk does not stop the event loop. Memory and disk space for them are limited.
 """
 
 import asyncio
@@ -25,25 +25,25 @@ from push1st.messages import HookEvent
 
 DEAD_LETTERS = "dead-letters.jsonl"
 MAX_DEAD_BYTES = 64 << 20
-"""the maximum size of the file of dead letters; a larger file is renamed to `.1`, and replaces an earlier file of that name"""
+"""the maximum bytes in the file of dead letters; a larger file is renamed to `.1`, which replaces the previous `.1`"""
 MAX_PENDING = 10_000
 """the maximum number of dead letters that wait to be written"""
 RETRY_SECONDS = 5.0
 """the time between two attempts to write dead letters"""
 SAVED = re.compile(r"(?:\.|\.taken-\d+-)?(saved-\d+-[0-9a-f]+\.jsonl)")
-"""names of saved files: a dot is before the name while the file is written; an earlier version renamed files to read them"""
+"""Names of saved files. During writing, the name begins with a dot. Earlier versions renamed files before reading them."""
 
 log = logs.get("push1st.hooks")
 
 
 class Saved(msgspec.Struct, frozen=True, omit_defaults=True):
-    """A line of a saved file: a delivery that failed, an event that was not sent yet, or an edge that was held.
+    """A line of a saved file. It contains a failed delivery, an event that was not sent yet, or a held edge.
 
-    endpoint: the fingerprint of its endpoint.
-    id, body: of a delivery.
-    held: the edge.
-    source: of an event (see `queue`).
-    Raises ValueError if the line is none of the three.
+    endpoint: the fingerprint of the endpoint of the delivery or event.
+    id, body: the id and the body of a delivery.
+    held: a held edge.
+    source: the source of an event (see `queue`).
+    Raises ValueError if the line contains neither a delivery nor an event nor an edge.
     """
 
     endpoint: str = ""
@@ -78,17 +78,17 @@ class Store:
         if not os.access(self._folder, os.W_OK | os.X_OK):
             raise PermissionError(13, "Permission denied", folder)
         self._pending: list[bytes] = []
-        """dead letters that are not written yet; the first `_writing_count` of them are being written"""
+        """dead letters that are not written yet; the thread is writing the first `_writing_count` of these letters"""
         self._writing: asyncio.Future[None] | None = None
         self._writing_count = 0
-        """the number of letters in `_pending` that are being written"""
+        """the number of letters in `_pending` that the thread is writing"""
         self._retry_at: asyncio.TimerHandle | None = None
         self._failing = False
 
     # Between two processes
 
     def save(self, lines: Iterable[Saved]) -> int:
-        """Writes all lines to a new file, or no file at all; returns the number of lines. Raises OSError."""
+        """Writes all lines to a new file, or writes no file at all; returns the number of lines. Raises OSError."""
         lines = iter(lines)
         first = next(lines, None)
         if first is None:
@@ -110,15 +110,15 @@ class Store:
         return count
 
     def saved(self) -> Iterator[Saved]:
-        """Yields the saved lines, oldest first. Only one process reads a file; it removes the file before it yields the lines.
+        """Yields the saved lines, oldest first. Only one process reads a file, and it removes the file before yielding its lines.
 
-        Raises OSError at the end if some files cannot be read now.
+        Raises OSError at the end if some files cannot be read at the moment.
         """
         failed: OSError | None = None
         for name in sorted(filter(SAVED.fullmatch, os.listdir(self._folder)), key=lambda name: name[name.index("saved-") :]):
             try:
                 lines = self._taken(self._folder / name)
-            except FileNotFoundError:  # another process was faster
+            except FileNotFoundError:  # another process has read and removed the file
                 continue
             except OSError as exc:
                 failed = exc
@@ -132,9 +132,9 @@ class Store:
             raise failed
 
     def _taken(self, path: Path) -> list[bytes]:
-        """Removes a file and returns its lines; returns none if another process holds the lock.
+        """Removes a file and returns its lines. Returns no lines if another process holds the file's lock.
 
-        Raises OSError, and then does not remove the file.
+        Raises OSError if this fails; then the file still exists.
         """
         with open(path, "rb") as file:
             try:
@@ -150,7 +150,7 @@ class Store:
     # Dead letters
 
     def add_dead_letter(self, app: str, endpoint: str, reason: str, events: Sequence[bytes]) -> bool:
-        """Writes a dead letter in a thread; returns False if too many letters wait already."""
+        """Writes a dead letter in a thread; returns False if too many dead letters already wait."""
         if len(self._pending) >= MAX_PENDING:
             return False
         letter = Dead(time.time(), app, endpoint, reason, tuple(map(msgspec.Raw, events)))
@@ -181,7 +181,7 @@ class Store:
             self._begin()
 
     def _write(self, lines: bytes) -> None:
-        """Appends all lines to the file, or none."""
+        """Appends all lines to the file of dead letters, or appends no line at all."""
         path = self._folder / DEAD_LETTERS
         with open(path, "ab", buffering=0, opener=_private) as file:
             fcntl.flock(file, fcntl.LOCK_EX)
@@ -195,11 +195,11 @@ class Store:
                     file.truncate(size)
                 raise
             if size + len(lines) > MAX_DEAD_BYTES:
-                with suppress(OSError):  # the next write tries to rename the file again
+                with suppress(OSError):  # the next write renames the file
                     path.replace(path.with_suffix(".jsonl.1"))
 
     async def close(self) -> int:
-        """Waits for the last write; returns the number of dead letters that are not written, and are lost."""
+        """Waits for the last write; returns the number of dead letters that were not written and are lost."""
         if self._retry_at is not None:
             self._retry_at.cancel()
             self._begin()

@@ -1,7 +1,7 @@
-"""Endpoints over HTTP and HTTPS: one POST for each delivery, on persistent connections.
+"""Endpoints over HTTP and HTTPS: each delivery is one POST request, on a persistent connection.
 
-The transport does not follow redirects, because the body is signed for the configured URL. For a delivery only the status
-of the response matters. Its body is read, up to `MAX_READ` bytes, so that the connection can be used again.
+The transport does not follow redirects, because the body is signed for the configured URL. Only the status of the response
+matters for a delivery. The transport reads at most `MAX_READ` bytes of the body, to use the connection again.
 """
 
 import os
@@ -19,12 +19,12 @@ KEEP_SECONDS = 30
 
 
 class Web:
-    """A `HookTransport` over HTTP."""
+    """A `HookTransport` that sends requests over HTTP."""
 
     def __init__(self, target: Target) -> None:
         self._target = target
         own = {
-            "Content-Type": "application/json",  # without a charset, because the Node library compares it (section 9).
+            "Content-Type": "application/json",  # No charset, because Pusher's library for Node compares the header.
             "Accept-Encoding": "identity",  # The transport does not decompress responses.
             **({"X-Pusher-Key": target.key} if target.secret else {}),
         }
@@ -78,7 +78,7 @@ class Web:
 
 
 def _reason(exc: BaseException) -> str:
-    """Describes a failure without text that could contain the URL and its password."""
+    """Describes a failure without any text that could contain the URL and its password."""
     if isinstance(exc, aiohttp.ClientConnectorCertificateError):
         return str(exc.certificate_error)
     if isinstance(exc, aiohttp.ClientConnectorError):
@@ -89,7 +89,7 @@ def _reason(exc: BaseException) -> str:
 
 
 def _system_text(exc: OSError) -> str:
-    """Returns the system's text, such as `Connection refused`, in place of asyncio's `Connect call failed (…)`."""
-    if exc.errno and not isinstance(exc, socket.gaierror):  # `gaierror` has its own numbers
+    """Returns the system's text for an error, such as `Connection refused`, without asyncio's text `Connect call failed (…)`."""
+    if exc.errno and not isinstance(exc, socket.gaierror):  # the numbers of `gaierror` have other meanings
         return os.strerror(exc.errno)
     return exc.strerror or type(exc).__name__

@@ -1,4 +1,4 @@
-"""Child processes of an event loop. They end when their parent ends (on Linux)."""
+"""Starts child processes in an event loop, and detects their end. On Linux child processes end when their parent ends."""
 
 import asyncio
 import ctypes
@@ -13,18 +13,18 @@ from functools import partial
 from push1st.errors import ConfigError
 
 STEADY_SECONDS = 60
-"""a child that lived at least so many seconds is started again at once"""
+"""The shortest life of a child process after which the process is started again without a wait."""
 MIN_WAIT_SECONDS = 0.5
 MAX_WAIT_SECONDS = 30
-"""the wait between two starts of a child that ends soon each time: it doubles from the minimum to the maximum"""
+"""The bounds of the wait before a child process starts again: the wait doubles each time that the process ends early."""
 PR_SET_PDEATHSIG = 1  # prctl(2)
 
 
 class Process:
     """A child process.
 
-    started: when it started, in monotonic seconds.
-    ended: done with the exit code when the process ends; a negative code is the number of the signal that ended it.
+    started: the time of the process's start, in seconds of the monotonic clock.
+    ended: a future with the exit code of the process; a negative exit code -N means that signal N ended the process.
     """
 
     def __init__(self, popen: "subprocess.Popen[bytes]") -> None:
@@ -39,7 +39,7 @@ class Process:
             self.popen.send_signal(number)
 
     async def end_within(self, seconds: float) -> bool:
-        """Waits until the process ends, and kills it after some seconds. Returns whether it ended by itself."""
+        """Waits until the process ends, and kills the process after `seconds`. Returns whether the process ended by itself."""
         await asyncio.wait((self.ended,), timeout=seconds)
         by_itself = self.ended.done()
         self.send(signal.SIGKILL)
@@ -48,13 +48,13 @@ class Process:
 
     @property
     def how(self) -> str:
-        """The exit code or the signal that ended the process, as the log shows it."""
+        """The exit code of the process, or the name of the signal that ended the process, for the log."""
         code = self.ended.result()
         return f"exit code {code}" if code >= 0 else signal.Signals(-code).name
 
 
 class Processes:
-    """Starts child processes and notices when they end. The object handles SIGCHLD, so a process has only one."""
+    """Starts child processes and detects their end. A program needs only one such object, because the object handles SIGCHLD."""
 
     def __init__(self) -> None:
         self._running: set[Process] = set()
@@ -63,8 +63,8 @@ class Processes:
     def start(self, command: Sequence[str], inherited: Sequence[int] = (), output: int | None = None) -> Process:
         """Starts a program.
 
-        inherited: the file descriptors that the child inherits.
-        output: the file descriptor of standard output and standard error; None: those of this process.
+        inherited: the file descriptors that the child process inherits.
+        output: the file descriptor for the child's standard output and standard error; None: the child inherits both.
         Raises ConfigError if the program cannot be started.
         """
         try:
@@ -74,7 +74,7 @@ class Processes:
                 stdout=output,
                 stderr=output,
                 pass_fds=inherited,
-                start_new_session=True,  # Ctrl-C in a terminal reaches this process only, which then stops its children
+                start_new_session=True,  # Ctrl-C in a terminal signals only this process, which then stops its children
                 preexec_fn=partial(_die_with_parent, os.getpid()) if _prctl is not None else None,
             )
         except OSError as exc:
@@ -92,13 +92,13 @@ class Processes:
 
 
 class Backoff:
-    """The wait before a child is started again: none, unless the child ended soon twice in a row."""
+    """Computes the wait before a child process starts again: 0, unless the process ended early at least twice in a row."""
 
     def __init__(self) -> None:
         self._failures = 0
 
     def after(self, lived: float) -> float:
-        """Returns the seconds to wait. lived: seconds between the start and the end of the child."""
+        """Returns the wait in seconds after a child process that ended `lived` seconds after its start."""
         self._failures = 0 if lived >= STEADY_SECONDS else self._failures + 1
         return 0 if self._failures < 2 else min(MAX_WAIT_SECONDS, MIN_WAIT_SECONDS * 2 ** min(self._failures - 2, 16))
 
@@ -113,7 +113,7 @@ _prctl = ctypes.CDLL(None).prctl if sys.platform == "linux" else None
 
 
 def _die_with_parent(parent: int) -> None:
-    """Makes the kernel kill the child when its parent ends. The child calls it before it executes its program."""
+    """Makes the kernel kill the child when its parent ends. The child calls this function before it executes its program."""
     if _prctl is not None:
         _prctl(PR_SET_PDEATHSIG, int(signal.SIGKILL))
     if os.getppid() != parent:  # the parent ended before the call of `prctl`

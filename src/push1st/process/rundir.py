@@ -1,13 +1,13 @@
-"""The folder of a running supervisor, by which `push1st reload` finds the supervisor.
+"""The run folder of a supervisor. `push1st reload` finds a running supervisor by this folder.
 
-Only the supervisor's user can open the folder, and its name is the process id. The folder contains the path of the
-configuration file, the progress of reloads, and the socket of the embedded engine. The supervisor holds a lock on the folder
-until the supervisor ends.
+Only the supervisor's user can open the run folder. The name of the folder is the process id of the supervisor. The folder
+contains the path of the configuration file, the progress of reloads, and the socket of the embedded engine. The supervisor
+holds a lock on the folder until the supervisor ends.
 
-A supervisor that starts removes the folders of supervisors that were killed.
+A supervisor that starts removes the run folders of killed supervisors.
 
-A search begins in the folder where this process would create its own, and continues in the folders of systemd's services. Root
-finds the supervisors of all users, so a folder counts only if the process belongs to the folder's owner.
+A search for supervisors begins where this process would create its run folder, and continues in the folders of systemd's
+services. For root, the search covers all users, so a run folder counts only if its owner is the user of the process.
 """
 
 import contextlib
@@ -24,21 +24,21 @@ import msgspec
 from push1st.errors import ConfigError
 
 SERVICES = Path("/run")
-"""the folder in which systemd creates those of `RuntimeDirectory=`"""
+"""the folder in which systemd creates the folders of `RuntimeDirectory=`"""
 _NAME = "configuration"
 _RELOADS = "reloads"
 MAX_FILE_BYTES = 1 << 20
-"""the maximum number of bytes that are read of a file, because another user may have written the file"""
+"""the maximum number of bytes that this module reads from a file, because another user may have written the file"""
 
 
 class Reloads(msgspec.Struct, frozen=True):
-    """The progress of a supervisor's reloads, which are numbered from 1.
+    """The progress of a supervisor's reloads. Each reload has a number, from 1.
 
     begun: the number of the last reload that has begun.
     accepted: the number of the last reload whose configuration a worker serves.
     ended: the number of the last reload that has ended.
-    workers: the number of workers that run after the last reload that ended.
-    problems: the reasons why that reload did not replace some workers.
+    workers: the number of workers after the reload that ended last.
+    problems: the reasons why the reload that ended last did not replace some workers.
     """
 
     begun: int = 0
@@ -49,9 +49,9 @@ class Reloads(msgspec.Struct, frozen=True):
 
 
 class RunDir:
-    """Creates the folder of this process.
+    """Creates the run folder of this process.
 
-    config: the path of the configuration file, or None.
+    config: the path of the configuration file; None if the server has no configuration file.
     Raises ConfigError if the folder cannot be created.
     """
 
@@ -61,7 +61,7 @@ class RunDir:
         try:
             base.mkdir(mode=0o700, exist_ok=True)
             _owner(base)
-            with _locked(base):  # another supervisor may have created its folder, and not locked it yet
+            with _locked(base):  # another supervisor may have created a folder, and not locked the folder yet
                 for folder in base.iterdir():
                     if not _is_held(folder):
                         shutil.rmtree(folder, ignore_errors=True)
@@ -75,7 +75,7 @@ class RunDir:
             raise ConfigError(f"several workers need a folder in {base.parent} for their supervisor: {text}") from exc
 
     def write(self, reloads: Reloads) -> None:
-        """Writes the progress of reloads. Raises OSError."""
+        """Writes the progress of reloads into the run folder. Raises OSError."""
         written = self.path / f"{_RELOADS}.new"
         written.write_bytes(msgspec.json.encode(reloads))
         written.rename(self.path / _RELOADS)
@@ -86,9 +86,9 @@ class RunDir:
 
 
 def running(config: str | None) -> dict[int, Path]:
-    """Returns the processes of supervisors and their folders: this user's supervisors, for root those of all users.
+    """Returns the run folders of running supervisors by process id: of this user's supervisors, or of all users' for root.
 
-    config: only supervisors with this configuration file; None: all.
+    config: the configuration file of the supervisors to return; None: all supervisors are returned.
     """
     found = {}
     for base in _bases():
@@ -99,7 +99,7 @@ def running(config: str | None) -> dict[int, Path]:
                     config is None or _read(folder / _NAME) == os.fsencode(_absolute(config))
                 ):
                     found[int(folder.name)] = folder
-        except OSError:  # no supervisor has run in the folder, or it has just ended
+        except OSError:  # no supervisor has run here, or the supervisor has just ended
             pass
     return found
 
@@ -113,28 +113,28 @@ def reloads(folder: Path) -> Reloads | None:
 
 
 def _base() -> Path:
-    """Returns the parent of this user's folders: in systemd's folder of the service (`RuntimeDirectory=`) or of temporary files.
+    """Returns the parent of this user's run folders, inside the `RuntimeDirectory=` of systemd or the temporary folder.
 
-    The folder is not in `XDG_RUNTIME_DIR`, because systemd removes that folder when the user logs out.
+    It is not in `XDG_RUNTIME_DIR`, because systemd removes `XDG_RUNTIME_DIR` when the user logs out.
     """
     folder = os.environ.get("RUNTIME_DIRECTORY", "").partition(":")[0] or tempfile.gettempdir()
     return Path(folder, f"push1st-{os.getuid()}")
 
 
 def _bases() -> Iterator[Path]:
-    """Yields the folders that may contain folders of supervisors."""
+    """Yields the folders that may contain run folders of supervisors."""
     yield _base()
-    if "RUNTIME_DIRECTORY" not in os.environ:  # a process in a service finds only that service
+    if "RUNTIME_DIRECTORY" not in os.environ:  # a process of a systemd service finds only the supervisor of this service
         name = f"push1st-{os.getuid() or '*'}"
         yield from SERVICES.glob(f"*/{name}")
         yield from Path(tempfile.gettempdir()).glob(name)
 
 
 def _owner(base: Path) -> int:
-    """Returns the owner of the folder.
+    """Returns the user id of the folder's owner.
 
-    Raises OSError if other users can access the folder, or if the owner is another user and this process is not root: in a place
-    like /tmp any user may have created the folder.
+    Raises OSError if other users can access the folder, because in a place like /tmp any user may have created the folder.
+    Also raises OSError if the owner is another user, unless this process runs as root.
     """
     state = base.lstat()
     named = base.name == f"push1st-{state.st_uid}" and os.getuid() in (state.st_uid, 0)
@@ -144,22 +144,22 @@ def _owner(base: Path) -> int:
 
 
 def _is_process_of(user: int, process: str) -> bool:
-    """Whether the process exists and belongs to the user, so that a signal reaches no other process."""
+    """Returns whether the process exists and belongs to the user, so that `push1st reload` signals no other process."""
     try:
         return process.isdecimal() and os.stat(f"/proc/{process}").st_uid == user
-    except OSError:  # the process has ended; or there is no /proc, and then the system rejects signals to other users' processes
+    except OSError:  # the process has ended, or the system has no /proc; the system itself rejects signals to other users
         return process.isdecimal() and not Path("/proc/self").exists() and user == os.getuid()
 
 
 def _read(file: Path) -> bytes:
-    """Reads at most `MAX_FILE_BYTES` of a file; follows no link, and waits for no pipe. Raises OSError."""
+    """Reads at most `MAX_FILE_BYTES` of a file; neither follows a symbolic link nor waits for a named pipe. Raises OSError."""
     with open(os.open(file, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK), "rb") as opened:
         return opened.read(MAX_FILE_BYTES)
 
 
 @contextlib.contextmanager
 def _locked(folder: Path) -> Iterator[None]:
-    """Holds the lock of a folder; waits for it."""
+    """Waits for the lock of a folder, and holds the lock."""
     lock = os.open(folder, os.O_RDONLY)
     try:
         fcntl.flock(lock, fcntl.LOCK_EX)
@@ -169,7 +169,7 @@ def _locked(folder: Path) -> Iterator[None]:
 
 
 def _is_held(folder: Path) -> bool:
-    """Whether a process holds the lock of a folder."""
+    """Returns whether a process holds the lock of a folder."""
     try:
         lock = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW)
     except OSError:

@@ -1,6 +1,6 @@
-"""One worker: builds all parts from the configuration, listens, drains and stops (ARCHITECTURE: stopping).
+"""A worker: it builds its components from the configuration, listens, drains and stops (ARCHITECTURE: stopping).
 
-Only this module names concrete classes. The other layers use these classes through ports.
+Only this module refers to the concrete classes of the components. Other modules use these classes through ports.
 """
 
 import asyncio
@@ -49,35 +49,35 @@ MIN_SLICE = 50
 SLICE_SECONDS = 0.1
 CLOSE_REASON = "Server is stopping, reconnect"
 GC_THRESHOLD = (50_000, 50, 50)
-"""Connections leave few reference cycles, so the garbage collector finds little and can run seldom."""
+"""Thresholds of the garbage collector. Connections leave few reference cycles, so the collector can run seldom."""
 TLS_SECONDS = 10
 """the time limit for a client's TLS handshake"""
 CALLERS_SECONDS = 1
-"""the time for callers of the API to make a last call, if another worker accepts their next call"""
+"""The time in which API callers can send a last request over an open connection to a worker that is being replaced."""
 HOOKS_SECONDS = 5
-"""the time to deliver queued hook events at a stop; the server saves the rest"""
+"""The time in which a stopping server delivers queued hook events; after this time it saves the remaining hook events."""
 SUCCESSOR_SECONDS = 2
-"""the time limit for the next process to listen on the addresses, before the server disconnects its clients"""
+"""The time for which a stopping server waits for another process to listen on its addresses, before it disconnects clients."""
 CLOSE_SECONDS = 5
-"""the time for clients to reply to a close frame, before the server aborts their connections"""
+"""The time in which clients can reply to a close frame, before the server aborts their connections."""
 
 log = logs.get("push1st.server")
 
 
 def handlers(context: EdgeContext, serve: Serve) -> Handlers:
-    """Returns the table of a worker's handlers. serve: the API."""
+    """Returns the table of a worker's connection handlers. `serve` is the function that serves requests to the API."""
     routes = [Route(context.config.server.bases("pusher"), xhr.TAIL, xhr.Fallbacks(context))]
     entries = [named(parts.entry)(context) for parts in PROTOCOLS.values() if parts.entry]
     return Handlers(context, serve, routes, EntryTable(context, entries).upgrade)
 
 
 def load(registry: dict[str, str], name: str) -> Any:
-    """Returns the class that a registry has under a name."""
+    """Returns the class that `registry` contains under `name`."""
     return named(registry[name])
 
 
 def named(reference: str) -> Any:
-    """Returns the class that `module:Class` refers to."""
+    """Returns the class for a reference of the form `module:Class`."""
     module, _, attribute = reference.partition(":")
     return getattr(importlib.import_module(module), attribute)
 
@@ -85,8 +85,8 @@ def named(reference: str) -> Any:
 class Server:
     """A worker and its listeners.
 
-    sockets: to listen on. Without siblings the server owns the sockets, and closes them when it stops listening.
-    siblings: the other workers, if any.
+    sockets: the sockets to listen on. If `siblings` is None, the worker owns these sockets and closes them.
+    siblings: the other workers of this server; None for a single worker.
     """
 
     def __init__(self, config: Config, sockets: list[BoundSocket], siblings: Siblings | None = None) -> None:
@@ -101,11 +101,11 @@ class Server:
         self._servers: list[asyncio.AbstractServer] = []
         self._stop = asyncio.Event()
         self._now = asyncio.Event()
-        """an event that the second call of `stop` sets"""
+        """an asyncio event that the second call of `stop` sets"""
         self._is_stopping = False
 
     async def start(self) -> None:
-        """Connects to the broker and listens. Raises ConfigError if it cannot connect or cannot listen."""
+        """Connects to the broker and listens. Raises ConfigError if the worker cannot connect or cannot listen."""
         loop = asyncio.get_running_loop()
         config = self.config
         clock = SystemClock()
@@ -162,7 +162,7 @@ class Server:
         if not self.config.has_broker:
             return load(BROKERS, "memory")(node.stamp, node.local_roster)
 
-        # The broker reports edges to hooks itself; the node reports the other hook events.
+        # The broker itself reports edges (see `Roster`) to the hooks; the node reports the other hook events.
         hooked: dict[str, str] = {}
         for app in self.config.apps:
             set_edges(hooked, app)
@@ -234,7 +234,7 @@ class Server:
         self._servers.append(server)
 
     def workers(self, nodes: Collection[str]) -> None:
-        """Sets the names of all living nodes on the embedded engine (`Redis.workers`)."""
+        """Sets the names of all living workers that use the embedded engine (`Redis.workers`)."""
         self._workers = nodes
         if self._broker is not None:
             self._broker.workers(nodes)
@@ -247,12 +247,12 @@ class Server:
         self._stop.set()
 
     def retire(self) -> None:
-        """Begins the graceful end of a worker that is replaced. The new worker already listens on the same sockets."""
+        """Begins the graceful end of this worker. A new worker, which replaces it, already listens on the same sockets."""
         self.node.replaced = True
         self._stop.set()
 
     async def run(self) -> None:
-        """Serves until `stop` or `retire`, then drains and closes everything."""
+        """Serves clients until `stop` or `retire` is called, then drains the worker and closes all its components."""
         loop = asyncio.get_running_loop()
         for name in (signal.SIGTERM, signal.SIGINT):
             loop.add_signal_handler(name, self.stop)
@@ -268,9 +268,9 @@ class Server:
     async def _drain(self) -> None:
         """Closes the listeners and disconnects clients in slices (ARCHITECTURE: stopping).
 
-        A server that stops is not ready at first: load balancers have a grace period to notice that. Then the listeners close,
-        and the server waits until another process listens on the addresses, so that clients can reconnect. A worker that is
-        replaced closes its listeners at once, and serves in the grace period the connections that it has just accepted.
+        A stopping server first reports that it is not ready, and gives load balancers a grace period to notice this. Then the
+        listeners close, and the server waits until another process listens on the addresses, so that clients can reconnect.
+        A replaced worker closes its listeners at once. In the grace period it serves the connections that it accepted last.
         """
         drain = self.config.server.drain
         context, node = self.context, self.node
@@ -294,7 +294,7 @@ class Server:
                 log.info("waiting for another process to listen on the addresses", seconds_at_most=seconds)
                 await self._wait_for_successor(seconds)
         slices = max(1, int((end - time.monotonic()) / SLICE_SECONDS))
-        # HTTP connections close last. Each answer now ends its connection, so a caller of the API loses no call.
+        # HTTP connections close last. From now on the server closes such a connection after each answer, so no request is lost.
         waiting = [one for one in context.open if not isinstance(one, HttpConnection)]
         each = max(MIN_SLICE, -(-len(waiting) // slices))
         if waiting:
@@ -317,9 +317,9 @@ class Server:
             now = time.monotonic()
 
     async def _wait_for_successor(self, seconds: float) -> None:
-        """Waits until another process listens on the addresses of this server, at most `seconds`.
+        """Waits at most `seconds` until another process listens on the addresses of this server.
 
-        The system rejects a client that reconnects earlier, and pusher-js retries only after 15 seconds.
+        The operating system rejects a client that reconnects before that; pusher-js then retries only after 15 seconds.
         """
         end = time.monotonic() + seconds
         while self._names and time.monotonic() < end:
@@ -341,7 +341,7 @@ class Server:
         await asyncio.sleep(0)
         self.node.fanout.flush()
         await join_background()
-        await self.node.close()  # the node closes first: a hook event after the end of the hooks would be lost
+        await self.node.close()  # before the hooks: a hook event of the node after the end of the hooks would be lost
         await self._hooks.close(HOOKS_SECONDS, enough=self._now)
         self._sweep.stop()
         log.info("stopped")
@@ -359,10 +359,10 @@ async def _is_listened_on(family: int, name: Any) -> bool:
 
 
 def run(config: Config, started: Callable[[Config, int], None]) -> None:
-    """Runs the only worker until a signal stops it. Raises ConfigError if it cannot start.
+    """Runs a server with a single worker until a signal stops it. Raises ConfigError if the worker cannot start.
 
-    started: called when the worker listens, with the configuration, which contains the real ports, and with the number of
-    connections that the worker can hold.
+    started: a function to call when the worker listens. Its arguments are the configuration with the real ports, and the number
+    of connections that the worker can hold.
     """
     raise_file_limit()
     wait_until_free(config, lambda why: log.warning("address in use, waiting until the other server stops", reason=why))
@@ -384,7 +384,7 @@ def run(config: Config, started: Callable[[Config, int], None]) -> None:
 
 
 def _on_hangup(server: Server, terminal: TextIO) -> Callable[[], None]:
-    """Returns the handler of SIGHUP: it stops the server if its terminal is gone, and otherwise logs that it cannot reload."""
+    """Returns the handler of SIGHUP. It stops the server if the terminal is gone; otherwise it logs that it cannot reload."""
     had_terminal = terminal.isatty()
 
     def on_hangup() -> None:

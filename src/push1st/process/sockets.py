@@ -1,7 +1,7 @@
-"""The sockets that clients connect to: binds them, and passes them to workers, which listen on them.
+"""Binds the sockets that clients connect to. Workers listen on these sockets.
 
-This module knows no protocol. A single worker binds its own sockets. Several workers get theirs from the supervisor, so
-that the sockets, and the connections that wait in them, outlive a worker that ends.
+This module contains no protocol. A single worker binds its own sockets. Several workers get their sockets from the supervisor,
+so that the sockets, and the connections that wait in the sockets, outlive a worker that ends.
 """
 
 import errno
@@ -20,27 +20,27 @@ from push1st.errors import ConfigError
 
 BACKLOG = 4096
 GRACE = 0.25
-"""the part of `drain` in which a stopping server is not ready, but still accepts connections: load balancers must notice"""
+"""The fraction of `drain` in which a stopping server reports that it is not ready, but still accepts connections."""
 FREE_SECONDS = 1.0
-"""the time for a stopping server to close its listeners, in addition to `GRACE` of `drain`"""
+"""the time in which a stopping server closes its listeners, in addition to the fraction `GRACE` of `drain`"""
 FREE_POLL_SECONDS = 0.02
 UNIX_MODE = 0o660
-"""the permissions of Unix sockets: a process that can open one can call unsigned, if `api.trust` contains `unix`"""
+"""The permissions of Unix sockets. If `api.trust` contains `unix`, processes that can open the socket need no signature."""
 BALANCED = sys.platform == "linux"
-"""Whether the kernel distributes new connections over the sockets of one address (SO_REUSEPORT); otherwise workers share one."""
+"""Whether the kernel distributes new connections over several sockets of an address (SO_REUSEPORT). If not, workers share one."""
 
 Role = Literal["server", "api"]
 ROLES: tuple[Role, ...] = ("server", "api")
 Place = tuple[Role, Listen]
-"""A section of the configuration, and an address in its `listen`."""
+"""a section of the configuration (its role), and an address from the key `listen` of this section"""
 
 
 class AddressInUse(ConfigError):
-    """Another process listens on the address."""
+    """The error for an address on which another process listens."""
 
 
 class BoundSocket(msgspec.Struct, frozen=True):
-    """A socket to listen on. role: the section of the configuration. address: with the real port, if port 0 was configured."""
+    """A bound socket of a section (`role`) of the configuration. `address` has the real port, even if port 0 is configured."""
 
     role: Role
     address: Listen
@@ -53,16 +53,16 @@ SocketsByPlace = Mapping[Place, Sequence[BoundSocket]]
 class SocketTable:
     """The bound sockets of a supervisor.
 
-    All workers share a Unix socket of the table. On Linux each slot has its own socket for every TCP address of the table.
+    All workers share the Unix sockets of the table. On Linux each slot has its own socket for every TCP address of the table.
     """
 
     def __init__(self) -> None:
         self._sockets: dict[Place, list[BoundSocket]] = {}
 
     def bind_missing(self, config: Config) -> list[Place]:
-        """Binds the addresses of a configuration that are not in the table, and returns them.
+        """Binds the addresses of a configuration that are not yet in the table, and returns these addresses.
 
-        Raises ConfigError if one of them cannot be bound; then none is bound.
+        Raises ConfigError if one of the addresses cannot be bound; then the function binds no address.
         """
         added: dict[Place, list[BoundSocket]] = {}
         try:
@@ -87,7 +87,7 @@ class SocketTable:
     def for_slot(self, own: SocketsByPlace, config: Config) -> dict[Place, Sequence[BoundSocket]]:
         """Returns the sockets that a slot needs for a configuration.
 
-        own: the sockets that the slot has. The slot keeps them if their addresses are in the configuration.
+        own: the current sockets of the slot. The slot keeps a socket if the configuration contains its address.
         """
         return {
             place: own.get(place) or [bind_again(one) if _is_own(one) else one for one in self._sockets[place]]
@@ -108,7 +108,7 @@ def flat(sockets: SocketsByPlace) -> list[BoundSocket]:
 
 
 def close_own(sockets: Iterable[BoundSocket]) -> None:
-    """Closes those sockets that belong to one slot, not to the whole table."""
+    """Closes the sockets that a single slot owns; sockets of the whole table stay open."""
     for one in sockets:
         if _is_own(one):
             one.socket.close()
@@ -123,15 +123,15 @@ def _places(config: Config) -> Iterator[Place]:
 
 
 def bind(role: Role, address: Listen, *, shared: bool = False) -> list[BoundSocket]:
-    """Binds an address without listening yet. Returns two sockets for IPv4 and IPv6, if the address means both (`tcp://*:6001`).
+    """Binds an address, but does not listen yet. Returns two sockets for an address of IPv4 and IPv6, such as `tcp://*:6001`.
 
-    shared: other sockets of this server may bind the TCP address too (`bind_again`).
+    shared: whether other sockets of this server may bind the same TCP address (`bind_again`).
     Raises ConfigError if the address cannot be bound.
     """
     try:
         if address.scheme == "unix":
             return [BoundSocket(role, address, _unix(Path(address.path)))]
-        if shared and address.port:  # otherwise another program's socket could share the port with this server, without an error
+        if shared and address.port:  # fails if another program uses the port; the shared sockets below would not fail
             for one in _tcp(role, address, False):
                 one.socket.close()
         return _tcp(role, address, shared)
@@ -144,9 +144,9 @@ def bind(role: Role, address: Listen, *, shared: bool = False) -> list[BoundSock
 
 
 def wait_until_free(config: Config, waiting: Callable[[str], None]) -> None:
-    """Waits until no other server listens on the addresses, at most as long as a server with this configuration takes to stop.
+    """Waits until no other server listens on the addresses, but at most the time that such a server needs to stop.
 
-    waiting: called once with the error, if an address is in use.
+    waiting: a function to call once with the text of the error, if an address is in use.
     """
     end = time.monotonic() + config.server.drain * GRACE + FREE_SECONDS if not config.demo else 0
     reported = False
@@ -156,7 +156,7 @@ def wait_until_free(config: Config, waiting: Callable[[str], None]) -> None:
                 close(bind(role, address))
             except AddressInUse as exc:
                 if time.monotonic() >= end:
-                    return  # the caller's own `bind` raises the error
+                    return  # the caller binds next, and gets the error
                 if not reported:
                     waiting(str(exc))
                 reported = True
@@ -168,7 +168,7 @@ def wait_until_free(config: Config, waiting: Callable[[str], None]) -> None:
 
 
 def bind_again(bound: BoundSocket) -> BoundSocket:
-    """Returns another socket for the same TCP address, which must have been bound as `shared`."""
+    """Returns another socket for the TCP address of `bound`, which must be bound with `shared`."""
     return BoundSocket(bound.role, bound.address, _bound(bound.socket.family, bound.socket.getsockname(), True))
 
 
@@ -185,9 +185,9 @@ def addresses(config: Config, role: Role) -> Sequence[Listen]:
 
 
 def with_ports(config: Config, sockets: Sequence[BoundSocket]) -> Config:
-    """Returns the configuration with the port of each socket in place of port 0.
+    """Returns the configuration with the real port of each socket in place of port 0.
 
-    sockets: of all addresses of the configuration, in their order.
+    sockets: the sockets of all addresses of the configuration, in the order of these addresses.
     """
 
     def listen(role: Role) -> tuple[Listen, ...]:
@@ -229,7 +229,7 @@ def _bound(family: int, name: object, shared: bool) -> socket.socket:
             bound.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
         if family == socket.AF_INET6:
             bound.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
-        bound.bind(name)  # type: ignore[arg-type]  # the address that getaddrinfo or getsockname returned
+        bound.bind(name)  # type: ignore[arg-type]  # an address from getaddrinfo or getsockname
     except BaseException:
         bound.close()
         raise
@@ -242,7 +242,7 @@ def _unix(path: Path) -> socket.socket:
     try:
         bound.bind(str(path))
         os.chmod(path, UNIX_MODE)
-        bound.listen(BACKLOG)  # at once, so that a second server's probe finds a listener (`_make_room`)
+        bound.listen(BACKLOG)  # listens at once, so that a second server detects it (`_make_room`)
     except BaseException:
         bound.close()
         raise
@@ -250,9 +250,9 @@ def _unix(path: Path) -> socket.socket:
 
 
 def _make_room(path: Path) -> None:
-    """Creates the folder of a Unix socket, and removes a socket file that no process listens on.
+    """Creates the folder of a Unix socket, and removes an old socket file on which no process listens.
 
-    Raises ConfigError if a process listens there, or if the path is a file that is not a socket.
+    Raises ConfigError if a process listens on the socket file, or if the file is not a socket.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     if not path.exists():

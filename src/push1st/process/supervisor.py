@@ -1,12 +1,12 @@
-"""The process above several workers: it binds the sockets, starts the workers, and replaces them at a reload.
+"""The supervisor of several workers: it binds the sockets, starts the workers, and replaces the workers at a reload.
 
-The supervisor serves no client and knows no protocol, so few defects are possible in it.
-On Linux each slot of the pool has its own socket for every TCP address, and the kernel distributes connections over them
-(SO_REUSEPORT). On other systems, and for Unix sockets, all slots share one socket.
-A reload replaces the workers one by one. A new worker listens on the same sockets before the old one stops.
+The supervisor serves no client and contains no protocol, so few defects are possible in it.
+On Linux each slot of the pool has its own socket for every TCP address, and the kernel distributes new connections over these
+sockets (SO_REUSEPORT). On other systems, and for Unix sockets, all slots share one socket.
+A reload replaces the workers one by one. A new worker listens on the same sockets before the old worker stops.
 
-The workers and the engine end with the supervisor. On Linux the kernel kills them; elsewhere a worker ends when its
-control connection closes.
+The workers and the engine end when the supervisor ends. On Linux the kernel kills these processes. On other systems a worker
+ends when its control connection closes.
 """
 
 import asyncio
@@ -31,9 +31,9 @@ from push1st.process.sockets import BACKLOG, GRACE, SocketTable, flat, wait_unti
 KILL_SECONDS = END_SECONDS / 3
 """the time limit for a worker to end after a second signal to the supervisor"""
 Load = Callable[[], Config]
-"""Reads the configuration again. Raises ConfigError."""
+"""A function that reads the configuration again. It raises ConfigError if the configuration is not valid."""
 Started = Callable[[Config, int], None]
-"""Takes the configuration with the real ports, and the number of connections that all workers together can hold."""
+"""A function of the configuration with the real ports, and of the number of connections that all workers together can hold."""
 
 log = logs.get("push1st.supervisor")
 
@@ -41,9 +41,9 @@ log = logs.get("push1st.supervisor")
 def run(load: Load, config: Config, file: str | None, started: Started) -> None:
     """Runs several workers until a signal stops the supervisor. Raises ConfigError if the workers cannot start.
 
-    load: reads the configuration again at a reload.
-    file: the configuration file, by which `push1st reload` finds the supervisor; None: there is none.
-    started: called when all workers listen.
+    load: the function that reads the configuration again at a reload.
+    file: the path of the configuration file, by which `push1st reload` finds the supervisor; None without such a file.
+    started: a function to call when all workers listen.
     """
     wait_until_free(config, lambda why: log.warning("address in use, waiting until the other server stops", reason=why))
     directory = RunDir(file)
@@ -60,8 +60,8 @@ def run(load: Load, config: Config, file: str | None, started: Started) -> None:
 class Supervisor:
     """Starts and stops the pool and the engine, and reloads the configuration.
 
-    load: as in `run`.
-    directory: contains the progress of reloads, the engine's socket, and the certificate.
+    load: the function that reads the configuration again at a reload.
+    directory: the run folder. It contains the progress of reloads, the engine's socket and the certificate.
     """
 
     def __init__(self, load: Load, directory: RunDir) -> None:
@@ -73,14 +73,14 @@ class Supervisor:
         self._pool = Pool(self._processes, self._sockets, self._tasks, directory.path)
         self._stop = asyncio.Event()
         self._now = asyncio.Event()
-        """an event that the second call of `stop` sets"""
+        """an asyncio event that the second call of `stop` sets"""
         self._reload = asyncio.Event()
         self._reloading: asyncio.Task[None] | None = None
 
     # From start to stop
 
     async def run(self, config: Config, started: Started) -> None:
-        """Starts everything, and returns after a stop. Raises ConfigError."""
+        """Starts the engine and the workers, and returns after a stop. Raises ConfigError if they cannot start."""
         loop = asyncio.get_running_loop()
         loop.add_signal_handler(signal.SIGTERM, self.stop)
         loop.add_signal_handler(signal.SIGINT, self.stop)
@@ -103,7 +103,7 @@ class Supervisor:
         self._stop.set()
 
     def _on_hangup(self) -> Callable[[], None]:
-        """Returns the handler of SIGHUP: it reloads, but stops if the signal reports that the terminal is gone."""
+        """Returns the handler of SIGHUP. It reloads the configuration, but stops the server if the terminal is gone."""
         had_terminal = sys.stdin.isatty()
 
         def on_hangup() -> None:
@@ -120,7 +120,7 @@ class Supervisor:
         if not config.has_broker:
             await self._start_engine(config)
         first, *others = (Slot() for _ in range(worker_count(config)))
-        # The first worker starts alone, so that a problem that all workers have is reported once. When the first worker listens,
+        # The first worker starts alone, so that a problem of all workers is reported only once. When the first worker listens,
         # the sockets of the other workers listen too. Otherwise all clients that waited for the server would connect to the
         # first worker.
         for some in ([first], others):
@@ -142,7 +142,7 @@ class Supervisor:
             all_ended = asyncio.gather(*ends)
             await asyncio.wait((all_ended, now), timeout=drain * GRACE, return_when=asyncio.FIRST_COMPLETED)
             self._pool.close_sockets()
-            self._sockets.close()  # before the workers disconnect clients, so that a new server can listen
+            self._sockets.close()  # before the workers disconnect clients: a new server can listen then
             await asyncio.wait((all_ended, now), timeout=drain + END_SECONDS, return_when=asyncio.FIRST_COMPLETED)
         await self._pool.kill(KILL_SECONDS if self._now.is_set() else 0)
         now.cancel()
@@ -152,7 +152,7 @@ class Supervisor:
     # Reloads
 
     async def _reloads(self) -> None:
-        """Reloads after each SIGHUP, and writes the progress into the directory."""
+        """Reloads the configuration after each SIGHUP, and writes the progress into the run folder."""
         last = Reloads()
         while True:
             await self._reload.wait()
@@ -172,23 +172,23 @@ class Supervisor:
                 problems = tuple(str(exc).splitlines())
                 for problem in problems:
                     log.error("reload refused, the server runs as before", problem=problem)
-            except Exception:  # a defect must not end this task, because later reloads need it
+            except Exception:  # a defect must not end this task, because later reloads need this task
                 log.exception("internal error")
                 problems = ("an internal error; the server's log has its trace",)
             last = msgspec.structs.replace(last, ended=last.ended + 1, workers=len(self._pool.slots), problems=problems)
             self._write(last)
 
     def _write(self, reloads: Reloads) -> None:
-        with contextlib.suppress(OSError):  # a full disk: the log has the progress too
+        with contextlib.suppress(OSError):  # on a full disk; the log contains the progress too
             self._directory.write(reloads)
 
     async def _replace_all(self, accepted: Callable[[], None]) -> tuple[str, ...]:
-        """Reads the configuration again and replaces the workers, one by one; returns why some were not replaced.
+        """Reads the configuration again and replaces the workers one by one; returns the reasons why workers were not replaced.
 
-        The new configuration applies from the moment when the first new worker listens. Nothing changes before.
+        Until the first new worker listens, nothing changes. From then on, the new configuration applies.
 
-        accepted: called when that worker listens.
-        Raises ConfigError or OSError if that worker does not start.
+        accepted: a function to call when the first new worker listens.
+        Raises ConfigError or OSError if the first new worker does not start.
         """
         pool = self._pool
         config = self._load()

@@ -1,4 +1,4 @@
-"""Clock, random numbers, turns of the loop and the limit of open files, as the operating system and asyncio have them."""
+"""Functions of the operating system and of asyncio: clock, random numbers, turns of the event loop, limit of open files."""
 
 import asyncio
 import os
@@ -16,7 +16,7 @@ class SystemClock:
 
 
 class Random:
-    """Unpredictable numbers, one for each connection. The class reads many bytes from the system at a time."""
+    """Returns unpredictable numbers, one for each connection. The class reads many random bytes from the system at a time."""
 
     BYTES = 4096
 
@@ -25,7 +25,7 @@ class Random:
         self._at = 0
 
     def bits(self, count: int) -> int:
-        """Returns a random number of so many bits, at most 8 × `BYTES`."""
+        """Returns a random number of `count` bits. `count` is at most 8 × `BYTES`."""
         size = (count + 7) // 8
         start, self._at = self._at, self._at + size
         if self._at > len(self._bytes):
@@ -34,9 +34,9 @@ class Random:
 
 
 class DeferTwoTurns:
-    """Calls functions two turns of the loop later, so that deliveries follow the API's answers.
+    """Calls functions two turns of the event loop later, so that the server answers an API request before it delivers the event.
 
-    An answer that waits for the broker is sent one turn after the broker confirmed (decision 0004).
+    The answer to a request that waits for the broker is sent one turn after the broker's confirmation (decision 0004).
     """
 
     def __init__(self, loop: asyncio.AbstractEventLoop) -> None:

@@ -1,4 +1,4 @@
-"""Makes a self-signed certificate, for `ssl: { enable: true }` without files (Push1st API, section 9)."""
+"""Makes a self-signed certificate for `ssl: { enable: true }` without certificate files (Push1st API, section 9)."""
 
 import datetime as dt
 import ipaddress
@@ -16,9 +16,9 @@ NOTE = "self-signed certificate in use, which clients reject unless they are con
 
 
 def self_signed(folder: Path | None = None) -> tuple[str, str]:
-    """Writes a new key and a certificate for this host into files that only this user can read; returns their paths.
+    """Writes a new key and a certificate for this host into two files that only this user can read; returns their paths.
 
-    folder: of the files; None: the folder for temporary files.
+    folder: the folder for the files; None: the system's folder for temporary files.
     """
     key = ec.generate_private_key(ec.SECP256R1())
     names = dict.fromkeys(("localhost", socket.gethostname()))
@@ -42,6 +42,6 @@ def self_signed(folder: Path | None = None) -> tuple[str, str]:
 
 
 def _file(content: bytes, folder: Path | None) -> str:
-    with tempfile.NamedTemporaryFile(dir=folder, delete=False) as file:  # created readable by the owner only
+    with tempfile.NamedTemporaryFile(dir=folder, delete=False) as file:  # only the owner can read this file
         file.write(content)
         return file.name

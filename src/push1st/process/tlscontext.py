@@ -1,4 +1,4 @@
-"""TLS of a worker's listeners, with limits for handshakes and for the time that connections decrypt."""
+"""TLS for the listeners of a worker, with limits for handshakes and for the time that decryption takes."""
 
 import asyncio
 import ssl
@@ -12,13 +12,13 @@ from push1st.transports.tls import Decryption, Records
 
 
 class TlsContext(ssl.SSLContext):
-    """The TLS context of a listener. It rejects a handshake if the limit of file descriptors is reached.
+    """The TLS context of a listener. It rejects a handshake if the process has reached its limit of file descriptors.
 
     A connection uses a descriptor during its handshake, but the listener gets the connection only after the handshake.
 
-    has_room: whether the connection that was accepted last is within the limit.
-    refuse: counts a rejected handshake.
-    decryption: bounds the time that the connections decrypt.
+    has_room: whether the connection that was accepted last is within the limit of file descriptors.
+    refuse: a function that counts a rejected handshake.
+    decryption: the object that limits the time in which connections decrypt data.
     """
 
     sslobject_class = Records

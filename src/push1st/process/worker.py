@@ -1,7 +1,7 @@
-"""One of several workers: `python -m push1st.process.worker FD`. The supervisor starts it.
+"""The program of a worker process: `python -m push1st.process.worker FD`. The supervisor runs this program for each worker.
 
-The file descriptor FD is the worker's end of the control connection. The worker receives its configuration there, and
-ends when the connection closes, because then the supervisor has ended.
+The file descriptor FD is the worker's end of the control connection. The worker receives its configuration over this connection.
+The worker ends when the connection closes, because the connection closes when the supervisor has ended.
 """
 
 import asyncio
@@ -68,7 +68,7 @@ async def _work(end: socket.socket) -> int:
     except ConfigError as exc:
         print(printable_lines(str(exc)), file=sys.stderr, flush=True)
         control.send(Failed(str(exc)))
-        os._exit(1)  # the kernel closes everything that is open
+        os._exit(1)  # the kernel closes all sockets and files
     control.send(Ready(server.context.descriptors.possible, server.name))
     await server.run()
     receiving.cancel()
@@ -77,7 +77,7 @@ async def _work(end: socket.socket) -> int:
 
 
 async def _receive(control: ControlConnection, server: Server, siblings: "ControlSiblings") -> None:
-    """Handles the messages of the supervisor until the connection closes."""
+    """Handles the messages of the supervisor until the control connection closes."""
     while (message := await control.receive()) is not None:
         match message:
             case Retire():
@@ -96,7 +96,7 @@ async def _receive(control: ControlConnection, server: Server, siblings: "Contro
 def _on_disconnect(engine: str, receiving: asyncio.Future[None]) -> None:
     """Ends the worker at once after the end of its supervisor, because no process would watch or replace the worker.
 
-    On Linux the kernel has killed the worker before (`children`), so this is for other systems.
+    This function is for systems other than Linux: on Linux the kernel has already killed the worker (`children`).
     """
     if not receiving.cancelled():
         logs.get("push1st.worker").error("the supervisor is gone", exc_info=receiving.exception())
@@ -105,7 +105,7 @@ def _on_disconnect(engine: str, receiving: asyncio.Future[None]) -> None:
 
 
 class ControlSiblings:
-    """The other workers, whose counters this worker requests through the supervisor (`core.node.Siblings`)."""
+    """The other workers. This worker requests their counters through the supervisor (`core.node.Siblings`)."""
 
     def __init__(self, number: int, control: ControlConnection) -> None:
         self.number = number
@@ -130,7 +130,7 @@ class ControlSiblings:
             del self._requests[id]
 
     def on_reply(self, reply: ControlReply) -> None:
-        """Passes a reply to the coroutine that waits for it, if it still waits."""
+        """Passes a reply to the coroutine that sent the request, if this coroutine still waits."""
         request = self._requests.get(reply.id)
         if request is not None and not request.done():
             request.set_result(reply)
