@@ -2,12 +2,15 @@
 
 import concurrent.futures
 import contextlib
+import gc
 import json
 import os
 import re
 import shutil
 import signal
+import socket
 import ssl
+import time
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -15,6 +18,7 @@ import pytest
 from websockets.sync.client import connect
 
 from push1st.cli import main
+from push1st.transports.tls import Records
 from tests.contract.inside import Inside, plain_process
 from tests.contract.xhr import SUBSCRIBE, XHR, frames, open_session, poll, xhr
 from tests.support.process import APP, DEADLINE, merged
@@ -101,6 +105,31 @@ def test_a_server_with_tls_and_no_certificate_makes_one(make: Serve) -> None:
         context.check_hostname, context.verify_mode = False, ssl.CERT_NONE
         with connect(f"{server.ws.replace('ws:', 'wss:')}/app/app-key?{QUERY}", ssl=context, **PLAIN) as client:
             assert json.loads(client.recv(DEADLINE))["event"] == "pusher:connection_established"
+
+
+def test_tls_objects_are_freed_with_their_connections(make: Serve) -> None:
+    server = make({"server": {"ssl": {"enable": True}}})
+
+    @visited(server)
+    def _() -> None:
+        context = ssl.create_default_context()
+        context.check_hostname, context.verify_mode = False, ssl.CERT_NONE
+        gc.collect()
+        gc.disable()
+        try:
+            with connect(f"{server.ws.replace('ws:', 'wss:')}/app/app-key?{QUERY}", ssl=context, **PLAIN) as client:
+                client.recv(DEADLINE)
+            for ending in ("Connection: close\r\n", ""):
+                connection = socket.create_connection(("127.0.0.1", server.ws_port), DEADLINE)
+                with context.wrap_socket(connection) as caller:
+                    caller.sendall(f"GET /health HTTP/1.1\r\nHost: localhost\r\n{ending}\r\n".encode())
+                    assert caller.recv(1000)
+            deadline = time.monotonic() + DEADLINE
+            while any(isinstance(one, Records) for one in gc.get_objects()):
+                assert time.monotonic() < deadline, "a TLS object is not freed"
+                time.sleep(0.02)
+        finally:
+            gc.enable()
 
 
 # -- HTTP fallbacks

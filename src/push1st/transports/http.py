@@ -13,7 +13,7 @@ from push1st.transports.answers import error
 from push1st.transports.caller import client_ip, client_of
 from push1st.transports.handlers import HandlerRequest, Handshake, SocketOwner
 from push1st.transports.listener import CROWDED_SECONDS, Listener
-from push1st.transports.lost import LOST, unread
+from push1st.transports.lost import LOST, detach, unread
 from push1st.transports.pipeline import Pipeline
 from push1st.transports.places import Crowded
 
@@ -70,6 +70,7 @@ class HttpConnection(Pipeline):
             self._expect(CROWDED_SECONDS)
 
     def connection_lost(self, exc: Exception | None) -> None:
+        detach(self._transport)
         turn = self._listener.turn
         turn.catch_up()
         if self._upgraded is not None:

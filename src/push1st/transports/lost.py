@@ -44,6 +44,13 @@ class Lost(asyncio.Transport):
 LOST = Lost()
 
 
+def detach(transport: asyncio.Transport) -> None:
+    """Ends the reference from the TLS object of a connection to its transport. Called first in `connection_lost`."""
+    tls = transport.get_extra_info("ssl_object")
+    if tls is not None:
+        tls.detach()
+
+
 def unread(transport: asyncio.Transport) -> bytes:
     """Returns the bytes that arrived before a connection was lost, and were not read.
 

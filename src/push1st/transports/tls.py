@@ -86,7 +86,7 @@ class Records(ssl.SSLObject):
     _incoming: ssl.MemoryBIO
     _decryption: Decryption
     _transport: asyncio.Transport | None = None
-    """None before the end of the handshake, and after the loss of the connection"""
+    """None before the end of the handshake, and after the end of the connection"""
     _rest = memoryview(b"")
     """the encrypted bytes of the current slice that OpenSSL gets after the bytes in `_incoming`"""
     _start = 0.0
@@ -105,6 +105,14 @@ class Records(ssl.SSLObject):
         """Begins to bound the decryption. transport: uvloop's transport, which decrypts again when its reading resumes."""
         self._transport = transport
 
+    def detach(self) -> None:
+        """Ends the reference to the transport, which refers to this object, so that only the garbage collector would free them.
+
+        Called when the connection is lost.
+        """
+        self._transport = None
+        self._start = 0.0
+
     def resume(self) -> None:
         """Makes the connection decrypt its next slice in the next turn."""
         transport = self._transport
@@ -114,8 +122,7 @@ class Records(ssl.SSLObject):
 
     def unread(self, most: int) -> bytes:
         """Returns about `most` bytes of the unread data of a lost connection."""
-        self._transport = None
-        self._start = 0.0
+        self.detach()
         data = bytearray()
         try:
             while len(data) < most and (piece := self.read(most)):
@@ -144,6 +151,8 @@ class Records(ssl.SSLObject):
                 before = self._feed()
             else:
                 self._without_data = 0
+                if not data:  # close_notify: OpenSSL decrypts nothing more
+                    self.detach()
                 if not incoming.pending:  # uvloop calls `read` again only while bytes are in `incoming`
                     if self._rest and not self._is_over():
                         self._feed()

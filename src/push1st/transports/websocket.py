@@ -7,7 +7,7 @@ from push1st.core.session import Session
 from push1st.errors import Disconnect, Refused
 from push1st.messages import Command
 from push1st.protocols.websocket import Closed, Decoder, Event, Fragment, Pinged, Text, pong_frame, whole_text
-from push1st.transports.lost import LOST, unread
+from push1st.transports.lost import LOST, detach, unread
 from push1st.transports.turn import MAX_WAITING, SLICE_SECONDS
 from push1st.transports.websocket_output import CLOSE_SECONDS, WebSocketOutput
 
@@ -146,6 +146,7 @@ class WebSocketConnection(WebSocketOutput):
         return False
 
     def connection_lost(self, exc: Exception | None) -> None:
+        detach(self._transport)
         turn = self._context.turn
         turn.catch_up()
         if not self._closing and turn.keeps_lost():

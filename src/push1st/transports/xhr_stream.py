@@ -17,6 +17,7 @@ from push1st.transports.answers import endless
 from push1st.transports.context import EdgeContext
 from push1st.transports.forwarding import StreamWriter
 from push1st.transports.handlers import Exchange, Takeover
+from push1st.transports.lost import detach
 from push1st.transports.sweep import NEVER
 
 CLOSE_SECONDS = 5
@@ -95,6 +96,7 @@ class Stream(Takeover):
         return False
 
     def connection_lost(self, exc: Exception | None) -> None:
+        detach(self._transport)
         self._owner.lost(self)
         self._context.addresses.leave(self.address)
         self._context.open.discard(self)
