@@ -174,8 +174,9 @@ class Server:
         return load(BROKERS, "redis")(url, node.stamp, self.name, node.metrics, node.local_roster, lambda: hooked, set_number)
 
     def _contexts(self) -> dict[Role, TlsContext | None]:
-        """Returns the TLS context of each role's listeners."""
+        """Returns the TLS context of each role's listeners. All contexts together have the time of one `Decryption`."""
         contexts: dict[Role, TlsContext | None] = {}
+        decryption = Decryption(self._count_flood, asyncio.get_running_loop().call_soon)
         own: tuple[str, str] | None = None
         try:
             for role in ROLES:
@@ -185,18 +186,17 @@ class Server:
                         own = self_signed()
                         log.warning(NOTE)
                     settings = Ssl(True, *own)
-                contexts[role] = self._context(settings) if settings.enable else None
+                contexts[role] = make_context(settings, self._refuse_handshake, decryption) if settings.enable else None
         finally:
             for path in own or ():
                 os.unlink(path)
         return contexts
 
-    def _context(self, settings: Ssl) -> TlsContext:
-        def flooded() -> None:
-            self.node.metrics.cut_offs["flood"] += 1
+    def _count_flood(self) -> None:
+        self.node.metrics.cut_offs["flood"] += 1
 
-        decryption = Decryption(flooded, asyncio.get_running_loop().call_soon)
-        return make_context(settings, lambda: self.context.refuse_crowded("server"), decryption)
+    def _refuse_handshake(self) -> None:
+        self.context.refuse_crowded("server")
 
     async def _listen(self, bound: BoundSocket, context: TlsContext | None) -> None:
         loop = asyncio.get_running_loop()

@@ -7,8 +7,9 @@ to 256 KiB at once, and up to 32 times in a row while the client sends fast enou
 - A connection decrypts for `SLICE_SECONDS` in a turn, and all connections together decrypt for `INPUT_SECONDS`. The other input
   stays encrypted until a later turn. uvloop stops reading a socket while 256 KiB of its input are encrypted.
 - A client may send at most `MAX_WITHOUT_DATA` bytes in a row of TLS records without data.
-- A client may send at most `MAX_AFTER_CLOSE` bytes after the server has closed the connection. Without this bound, uvloop
-  decrypts and discards such input for 30 seconds.
+- Lost connections together decrypt for `INPUT_SECONDS` in a turn. The rest of their input is discarded.
+- Input after the server has closed the connection is discarded encrypted, at most `MAX_AFTER_CLOSE` bytes of it. Otherwise
+  uvloop decrypts and discards such input for 30 seconds.
 
 The time for input of up to `PIECE` bytes is not measured.
 """
@@ -50,12 +51,18 @@ class Decryption:
         self.turn = 0
         """number of the current turn"""
         self.left = INPUT_SECONDS
+        self.left_for_lost = INPUT_SECONDS
+        """seconds of this turn in which lost connections may decrypt"""
         self._call_soon = call_soon
         self._waiting: dict[Records, None] = {}
         self._scheduled = False
 
     def spend(self, seconds: float) -> None:
         self.left -= seconds
+        self._schedule()
+
+    def spend_for_lost(self, seconds: float) -> None:
+        self.left_for_lost -= seconds
         self._schedule()
 
     def wait(self, records: "Records") -> None:
@@ -71,7 +78,7 @@ class Decryption:
     def _begin_turn(self) -> None:
         self._scheduled = False
         self.turn += 1
-        self.left = INPUT_SECONDS
+        self.left = self.left_for_lost = INPUT_SECONDS
         for _ in range(min(MAX_RESUMED, len(self._waiting))):
             records = next(iter(self._waiting))
             del self._waiting[records]
@@ -95,6 +102,8 @@ class Records(ssl.SSLObject):
     """number of the turn in which the last slice began"""
     _without_data = 0
     _after_close = 0
+    _is_discarding = False
+    """whether all further input is discarded, because a part of the records is missing"""
     _has_failed = False
 
     def follow(self, incoming: ssl.MemoryBIO, decryption: Decryption) -> None:
@@ -121,20 +130,28 @@ class Records(ssl.SSLObject):
             transport.resume_reading()
 
     def unread(self, most: int) -> bytes:
-        """Returns about `most` bytes of the unread data of a lost connection."""
+        """Returns about `most` bytes of the unread data of a lost connection.
+
+        Returns nothing if other lost connections have used the time of this turn.
+        """
         self.detach()
+        decryption = self._decryption
+        if decryption.left_for_lost <= 0:
+            return b""
+        start = decryption.clock()
         data = bytearray()
         try:
             while len(data) < most and (piece := self.read(most)):
                 data += piece
         except OSError:  # no data are left, or a TLS record is damaged or incomplete
             pass
+        decryption.spend_for_lost(decryption.clock() - start)
         return bytes(data)
 
     def read(self, len: int = 1024, buffer: Any = None) -> Any:
         incoming = self._incoming
         before = incoming.pending
-        if before > PIECE:
+        if before > PIECE or self._is_discarding:
             self._begin_slice(before)
             self._rest = memoryview(incoming.read())
             before = self._feed()
@@ -161,15 +178,19 @@ class Records(ssl.SSLObject):
                 return data
 
     def _begin_slice(self, size: int) -> None:
-        """Raises SSLWantReadError if the turn has no time for a slice; SSLError if a client sends too much after the close."""
+        """Begins a slice. Raises SSLWantReadError if the turn has no time for it, or if the connection is closed; SSLError if a
+        client sends too much after the close.
+        """
         decryption, transport = self._decryption, self._transport
         if transport is None:
             return
         if transport.is_closing():
+            self._is_discarding = True
+            self._incoming.read()
             self._after_close += size
             if self._after_close > MAX_AFTER_CLOSE:
                 raise self._fail("too much input after the end of the connection")
-            return
+            raise ssl.SSLWantReadError
         if self._turn == decryption.turn or decryption.left <= 0:
             decryption.wait(self)
             raise ssl.SSLWantReadError

@@ -218,6 +218,37 @@ def test_slice_that_reads_all_ends(pair: Pair) -> None:
     assert pair.server.unread(262_144) == b"abc" * 5000
 
 
+def test_lost_connections_together_have_the_time_of_one_turn(files: tuple[str, str]) -> None:
+    first = Pair(*files)
+    pairs = [first, *(Pair(*files, decryption=first.decryption) for _ in range(2))]
+    for one in pairs:
+        one.client.write(b"x" * 10_000)
+        one.incoming.write(one.from_client.read())
+    first.decryption.left_for_lost = 0.0003  # reading the clock at the beginning and at the end takes 0.2 ms
+    assert [len(one.server.unread(262_144)) for one in pairs] == [10_000, 10_000, 0]
+    first.turn()
+    assert len(pairs[2].server.unread(262_144)) == 10_000
+
+
+def test_input_after_the_close_is_discarded_encrypted(pair: Pair) -> None:
+    pair.attach()
+    pair.transport.is_closed = True
+    for _ in range(1000):
+        pair.client.write(b"abc")
+    assert pair.arrive(pair.from_client.read()) == b""
+    pair.client.write(b"abc")  # OpenSSL would find this record damaged, because the records before it are missing
+    assert pair.arrive(pair.from_client.read()) == b""
+    assert pair.incoming.pending == 0
+    assert pair.floods == 0
+
+
+def test_few_bytes_after_the_close_are_decrypted(pair: Pair) -> None:
+    pair.attach()
+    pair.transport.is_closed = True
+    pair.client.write(b"abc")
+    assert pair.arrive(pair.from_client.read()) == b"abc"
+
+
 def test_client_that_sends_on_after_the_close_is_disconnected(pair: Pair) -> None:
     pair.attach()
     pair.transport.is_closed = True
