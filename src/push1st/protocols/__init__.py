@@ -1,8 +1,8 @@
-"""Codecs: convert between bytes and typed commands, replies and messages. Pure. A protocol is one file and one line in
+"""Codecs, which convert between bytes and typed commands, replies and messages. A protocol is one module and one line in
 `PROTOCOLS`.
 
-A codec has no state: one instance serves every connection of its protocol. As a wire (`hub.Wire`) it encodes a message once for
-all subscribers. As a codec it decodes the commands of one client, and encodes the replies to that client.
+A codec is pure and has no state: one instance serves every connection of its protocol. A codec encodes a message once for all
+subscribers (`hub.Wire`). A codec also decodes the commands of one client, and encodes the replies to this client.
 """
 
 from typing import NamedTuple, Protocol
@@ -12,8 +12,9 @@ from push1st.messages import Command, Reply
 
 
 class Parts(NamedTuple):
-    """The classes of a protocol, as `module:Class`. entry: admits its WebSocket clients (`transports.entries.Entry`); "" if it
-    has none.
+    """The classes of a protocol, in the form `module:Class`.
+
+    `entry`: the class that admits WebSocket clients (`transports.entries.Entry`); "" for a protocol without WebSockets.
     """
 
     codec: str
@@ -28,11 +29,11 @@ PROTOCOLS = {
 
 
 class Codec(Wire, Protocol):
-    """The codec of one protocol, for its connections."""
+    """The codec of one protocol, which its connections use."""
 
     @property
     def binary(self) -> bool:
-        """Whether a binary message is decoded as text; otherwise it ends the connection."""
+        """Whether a binary message is decoded as text; if false, a binary message ends the connection."""
 
     def decode(self, text: str) -> Command:
         """Decodes a text message from a client.
@@ -41,7 +42,7 @@ class Codec(Wire, Protocol):
         """
 
     def reply(self, reply: Reply) -> bytes:
-        """Encodes a reply, with its frame; returns b"" if the protocol has no such reply."""
+        """Encodes a reply as a frame; returns b"" if the protocol has no such reply."""
 
     def slow(self) -> tuple[int, str]:
         """Returns the close code and the reason for a client that does not read its messages."""

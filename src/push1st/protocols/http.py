@@ -1,13 +1,12 @@
-"""Decodes HTTP/1.1: bytes → requests, rejections and upgrades (RFC 9110, RFC 9112). Pure: this module has no socket and no
-deadline.
+"""Decodes HTTP/1.1 requests from bytes (RFC 9110, RFC 9112). Pure: this module uses no socket and no deadline.
 
-One `RequestDecoder` decodes the input of one connection, in chunks of any size. The parser is httptools. The decoder bounds the
-size of each request, and rejects requests that the server does not support. After a rejection, an upgrade or the last request, a
-decoder discards all further input.
+One `RequestDecoder` decodes the input of one connection, in pieces of any size, with the parser of httptools. The decoder bounds
+the size of each request, and rejects requests that the server does not support. After a rejection, an upgrade or the last
+request, a decoder discards all further input.
 
-Most requests of a backend have the same headers, and differ only in path and body. The decoders of a worker remember the
-headers of such requests in their common `RequestRules`. `RequestDecoder.known` decodes a request with remembered headers, and
-does not need the parser.
+Most requests of a backend have the same headers, and differ only in path and body. The decoders of a worker share one
+`RequestRules`, which remembers headers of earlier requests. `RequestDecoder.known` decodes requests with these headers without
+the parser.
 """
 
 import re
@@ -20,16 +19,16 @@ import msgspec
 from push1st.messages import Request
 
 MAX_HEAD = 16_384
-"""bytes that a request line with its headers may have"""
+"""the maximum number of bytes of a request line with its headers"""
 MAX_HEADS = 4096
 MAX_REMEMBERED = 1024
-"""heads that are remembered, and bytes that one head may have"""
+"""the maximum number of remembered heads (the headers of a request), and of bytes of a remembered head"""
 MAX_LINES = 1024
 MAX_LINE = 256
-"""request lines that are remembered, and bytes that one line may have"""
+"""the maximum number of remembered request lines, and of bytes of a remembered line"""
 TOO_LONG_HEAD = f"request line and headers have at most {MAX_HEAD} bytes"
 IDLE, HEAD, BODY = 0, 1, 2
-"""stages of a decoder: between two requests, in the head of a request, in the body of a request"""
+"""the stages of a decoder: between two requests, in the headers of a request, in the body of a request"""
 
 _G = ord("G")
 _HARMLESS = frozenset((b"connection", b"content-length", b"host"))
@@ -53,13 +52,14 @@ _NEEDED = frozenset(
 
 Headers: TypeAlias = dict[bytes, bytes]
 Line = tuple[str, str, str]
-"""method, path and query"""
+"""the method, path and query of a request line"""
 
 
 class HttpRequest(msgspec.Struct, frozen=True, gc=False):
-    """A whole request. headers: the needed ones, with names in lower case. keep: whether another request may follow.
+    """A complete HTTP request. `headers`: the headers that the server needs, with names in lower case.
 
-    path and query: as on the request line. started: the time of its first byte, on the clock of the rules.
+    `path`, `query`: the path and the query in the request line. `keep`: whether another request may follow on the connection.
+    `started`: the time of the first byte of the request, on `RequestRules.clock`.
     """
 
     method: str
@@ -72,7 +72,7 @@ class HttpRequest(msgspec.Struct, frozen=True, gc=False):
 
 
 class Reject(msgspec.Struct, frozen=True, gc=False):
-    """Rejects a request with an answer. The decoder discards all further input. is_head: whether the answer has no body."""
+    """The answer to a rejected request, after which the decoder discards all input. `is_head`: whether the answer has no body."""
 
     status: int
     text: str
@@ -81,9 +81,9 @@ class Reject(msgspec.Struct, frozen=True, gc=False):
 
 
 class Upgrade(msgspec.Struct, frozen=True, gc=False):
-    """A WebSocket handshake. The decoder discards all further input.
+    """A WebSocket handshake, after which the decoder discards all input.
 
-    rest: the input after the handshake. is_valid: whether it is an HTTP/1.1 request without a body.
+    `rest`: the input after the handshake. `is_valid`: whether the handshake is an HTTP/1.1 request without a body.
     """
 
     method: str
@@ -105,13 +105,13 @@ _CONTINUE = Continue()
 class RequestRules:
     """The common part of all decoders of a worker: bounds, the names of needed headers, and remembered heads.
 
-    least_body: bytes that every body may have.
-    max_body: returns the bytes that a body may have, by path.
-    forwarding: names of headers that proxies add.
-    is_own_name: whether a Host header is an address or `localhost`; a head with another Host is not remembered.
-    others: a regular expression for paths whose heads are not remembered.
-    clock: returns nanoseconds.
-    `heads`: the length of the body, by the remembered headers before it.
+    `least_body`: the number of bytes that a body may have on every path.
+    `max_body`: a function that returns the maximum number of bytes of a body on a path.
+    `forwarding`: the names of headers that proxies add.
+    `is_own_name`: a function that returns whether a Host header is an address or `localhost`; other heads are not remembered.
+    `others`: a regular expression for paths of requests whose heads are not remembered.
+    `clock`: a function that returns the time in nanoseconds.
+    `heads`: the lengths of the bodies that follow remembered headers, by these headers.
     """
 
     def __init__(
@@ -135,7 +135,7 @@ class RequestRules:
         self._target = pattern.groups  # the last group, because `others` may have groups, too
 
     def line(self, line: bytes) -> Line | None:
-        """Decodes a request line, and remembers the line; returns None if the headers after such a line are never remembered."""
+        """Decodes a request line, and remembers it. Returns None for a request line whose headers must not be remembered."""
         found = self._match(line)
         if found is None:
             return None
@@ -157,7 +157,7 @@ class RequestDecoder:
     """The decoder of one connection.
 
     `stage`: IDLE, HEAD or BODY. `started`: the time of the first byte of the last request; 0 before the first request.
-    `is_done`: whether all further input is discarded.
+    `is_done`: whether the decoder discards all further input.
     """
 
     __slots__ = (
@@ -188,27 +188,27 @@ class RequestDecoder:
         self._url = b""
         self._headers: Headers = {}
         self._head = 0
-        """bytes of the request line and the headers so far"""
+        """the number of bytes of the request line and the headers that were decoded so far"""
         self._body = b""
         self._parts: list[bytes] | None = None
         """the parts of the body after the first one"""
         self._size = 0
-        """bytes of the body so far"""
+        """the number of bytes of the body that were decoded so far"""
         self._length = 0
-        """the body's length, if a header has it"""
+        """the length of the body in bytes, if the header Content-Length has it; else 0"""
         self._raw = 0
-        """bytes that certainly belong to the current request, also if the parser has not reported them"""
+        """the number of bytes that certainly belong to the current request, including bytes that the parser has not reported"""
         self._has_begun = False
-        """whether a request began in the current `feed`"""
+        """whether a request began in the current call of `feed`"""
         self._ended = -1
-        """the body's length of the last request that the current `feed` completed; -1 if there is none"""
+        """the length of the body of the last request that the current call of `feed` completed; -1 if it completed no request"""
         self.stage = IDLE
         self.started = 0
         self.is_done = False
 
     @property
     def body_left(self) -> int:
-        """The bytes of the current body that have not arrived; 0 if the length is not known, or if no body is expected."""
+        """The number of bytes of the current body that have not arrived; 0 if the length is unknown, or no body is expected."""
         return max(0, self._length - self._size) if self.stage == BODY else 0
 
     @property
@@ -217,9 +217,9 @@ class RequestDecoder:
         return self._ended >= 0
 
     def known(self, data: bytes, distrust: str) -> Request | None:
-        """Returns the request that `data` consists of, if its head is remembered. May be called in the stage IDLE only.
+        """Returns the request in `data` if `data` is exactly one request with remembered headers; else None. Only for stage IDLE.
 
-        distrust: see `messages.Request`.
+        `distrust`: see `messages.Request`.
         """
         start = data.find(b"\r\n") + 2
         end = data.find(b"\r\n\r\n", start - 2) + 4
@@ -235,9 +235,7 @@ class RequestDecoder:
         return Request(method, path, query, data[end:], distrust, started)
 
     def remember(self, data: bytes) -> None:
-        """Remembers the head of the last request, if `data` is that request, and only the length of its body matters in the
-        head.
-        """
+        """Remembers the headers of the last request, if `data` is this request, and no header matters except Content-Length."""
         rules, headers = self._rules, self._headers
         if self.stage != IDLE or self.is_done or not headers.keys() <= _HARMLESS or self._size > rules.least_body:
             return
@@ -251,7 +249,7 @@ class RequestDecoder:
             rules.remember(data[start:end], self._size)
 
     def feed(self, data: bytes) -> list[HttpEvent]:
-        """Decodes some bytes; returns the events that they complete, in order. Input is discarded if `is_done` is true."""
+        """Decodes some bytes; returns the events that these bytes complete, in order. Discards the bytes if `is_done` is true."""
         self._has_begun = False
         self._ended = -1
         if self.is_done:
@@ -273,9 +271,7 @@ class RequestDecoder:
         return events
 
     def close(self) -> None:
-        """Ends the decoder. The decoder and its parser refer to each other, so that only the garbage collector would free
-        them.
-        """
+        """Ends the decoder. Without this call, only the garbage collector frees it: decoder and parser refer to each other."""
         self.is_done = True
         del self._parser
 
@@ -292,7 +288,7 @@ class RequestDecoder:
                     events.append(self._upgrade(bytes(rest)))
                     self.is_done = True
                     return
-                # Any other upgrade is ignored (RFC 9110 §7.8). The parser treats the following bytes as another protocol, so a
+                # Any other upgrade is ignored (RFC 9110 §7.8). This parser would treat further bytes as another protocol, so a
                 # new parser gets the same request without its Upgrade header.
                 head = self._head_without_upgrade()
                 self._parser = httptools.HttpRequestParser(self)
@@ -301,7 +297,7 @@ class RequestDecoder:
                 return
 
     def _count(self, data: bytes) -> None:
-        """Counts bytes that the parser buffers or skips, and rejects a request that has too many of them."""
+        """Counts bytes that the parser buffers or skips, and rejects a request with too many such bytes."""
         if not self._has_begun:
             self._raw += len(data)
         elif self.stage == HEAD:
@@ -312,7 +308,7 @@ class RequestDecoder:
             self._refuse_body()
 
     def _target(self) -> tuple[str, str]:
-        """Returns path and query as they are on the request line, also from an absolute URL (RFC 9112 §3.2.2)."""
+        """Returns the path and the query in the request line, which may contain an absolute URL (RFC 9112 §3.2.2)."""
         path, _, query = self._url.decode("latin-1").partition("?")
         if not path.startswith("/"):
             path = "/" + path.partition("://")[2].partition("/")[2]
@@ -344,7 +340,7 @@ class RequestDecoder:
         return Upgrade(self._parser.get_method().decode(), *self._target(), headers, is_valid, rest)
 
     def _head_without_upgrade(self) -> bytes:
-        """Returns the request line and the needed headers of the current request. `Expect` is not needed any more."""
+        """Returns the request line and the needed headers of the current request, except `Upgrade`, `Connection`, `Expect`."""
         parser = self._parser
         headers = {name: value for name, value in self._headers.items() if name not in _ANSWERED}
         if not parser.should_keep_alive():

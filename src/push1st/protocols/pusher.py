@@ -1,7 +1,7 @@
 """The codec of the Pusher Channels protocol, version 7, on WebSocket frames.
 
-Every frame is a JSON object with a member `event`. Frames of the server have `data` as a JSON *string*, with the exception of
-`pusher:error` (Pusher protocol, sections 2 and 3). Frames of clients are decoded leniently where real SDKs differ.
+Every frame is a JSON object with a member `event`. In frames of the server, `data` is a JSON *string*, except in `pusher:error`
+(Pusher protocol, sections 2 and 3). Where real SDKs differ from each other, the codec accepts the frames of all of them.
 """
 
 from collections.abc import Callable
@@ -35,11 +35,10 @@ from push1st.messages import (
 from push1st.protocols.websocket import text_head
 
 CODES = {429: 4301}
-"""codes of `pusher:error` for commands that are rejected (Pusher protocol, section 4). No code is below 4300, because libraries
-disconnect after such an error.
-"""
+"""the codes of `pusher:error` for rejected commands, by HTTP status (Pusher protocol, section 4). No code is below 4300, because
+libraries disconnect after an error with a code below 4300."""
 NOTICE = 4300
-"""the code for every other error, in the range that leaves the connection open"""
+"""the code of `pusher:error` for every other rejected command; after this code, libraries keep the connection"""
 
 
 class PusherFrame(msgspec.Struct, gc=False):
@@ -76,7 +75,7 @@ _PONG = b'{"event":"pusher:pong","data":"{}"}'
 
 
 class Pusher:
-    """The codec (`protocols.Codec`). head: returns the header of a frame, for the length of its text."""
+    """The codec (`protocols.Codec`). `head`: a function that returns the header of a frame for the length of the frame's text."""
 
     name = "pusher"
     binary = False
@@ -85,7 +84,7 @@ class Pusher:
         self._head = head
         self._subscribed = Subscribed("")
         self._frame = b""
-        """the last reply with a list of members, and its frame, which all clients that join a channel at the same time share"""
+        """the frame of the last reply with a list of members; clients that join a channel at the same time share this frame"""
 
     def message(self, message: Message, now: int) -> bytes:
         if message.event == WATCHLIST_EVENTS:
@@ -128,7 +127,7 @@ class Pusher:
         if isinstance(reply, Replayed):
             return self.message(reply.message, reply.now)
         if isinstance(reply, Ending) and not 4000 <= reply.code < 4300:
-            return b""  # during its handshake pusher-js treats any other code as a fatal error, and never retries
+            return b""  # in a handshake, pusher-js treats any other code as a fatal error, and does not reconnect
         if isinstance(reply, SubscriptionRefused):
             return b"".join(map(self._framed, refusal(reply)))
         if isinstance(reply, Subscribed) and reply.members:
@@ -174,7 +173,7 @@ def _reply(
 
 
 def refusal(refused: SubscriptionRefused) -> tuple[bytes, bytes]:
-    """Returns two frames for a rejected subscription: pusher-js reads the first, libraries for Java, .NET, Swift the second."""
+    """Returns two frames for a rejected subscription. pusher-js reads the first frame, other libraries read the second."""
     data = msgspec.json.encode({"type": refused.kind, "error": refused.text, "status": refused.status})
     return _event("pusher:subscription_error", refused.channel, data), _error(None, refused.text, refused.channel)
 
@@ -201,6 +200,6 @@ def _presence(members: tuple[Member, ...]) -> bytes:
 
 
 def _unwrapped(data: msgspec.Raw) -> bytes:
-    """Returns the JSON object in `data` of a command; some clients send it inside a JSON string (Pusher protocol, section 2)."""
+    """Returns the JSON object in `data` of a command, which some clients send as a JSON string (Pusher protocol, section 2)."""
     raw = bytes(data).strip()
     return msgspec.json.decode(raw, type=str).encode() if raw[:1] == b'"' else raw

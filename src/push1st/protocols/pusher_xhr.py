@@ -1,7 +1,7 @@
 """The Pusher Channels protocol in the frames of pusher-js' HTTP fallbacks (protocol, section 10).
 
-A frame is a line: a letter, JSON text without a newline, and a newline. The frames contain the same texts of messages and replies
-as WebSocket frames, from the codec of the Pusher protocol.
+A frame is a line: a letter, JSON text without a newline, and a newline. The codec of the Pusher protocol encodes the texts of
+messages and replies, which are the same as in WebSocket frames.
 """
 
 import msgspec
@@ -14,7 +14,7 @@ from push1st.protocols.pusher import Pusher, refusal
 OPEN_FRAME = b"o\n"
 HEARTBEAT = b"h\n"
 MAX_RESPONSE = 262_144
-"""UTF-16 characters of a response. pusher-js drops a response at the first frame that ends after so many."""
+"""the number of UTF-16 characters of a response after which pusher-js drops the response, at the end of the current frame"""
 
 _messages = msgspec.json.Decoder(list[str])
 _pusher = Pusher(lambda _: b"")
@@ -46,7 +46,7 @@ class PusherXhr:
 
 
 def end_frames(code: int, reason: str, announced: bool = True) -> bytes:
-    """Returns the frames that end a session: an error if the protocol has one for the code and `announced` is true; a close."""
+    """Returns the frames that end a session: an error if `announced` is true and the code has an error, and a close frame."""
     error = _frame(_pusher.reply(Ending(code, reason))) if announced else b""
     return error + b"c[%d,%b]\n" % (code, encode(reason))
 
@@ -60,10 +60,10 @@ def decode_messages(body: bytes) -> list[str]:
 
 
 def whole_frames(data: bytes, room: int) -> tuple[int, int]:
-    """Returns how many bytes of `data` a response may have, and its remaining room after them.
+    """Returns the number of bytes of `data` that fit into a response, and the remaining room of the response after these bytes.
 
-    data: whole frames. room: the remaining characters up to `MAX_RESPONSE`. The frame that exceeds the room is the last one of
-    the response, because pusher-js drops the response there. The remaining room is negative then.
+    `data`: complete frames. `room`: the number of characters until the response has `MAX_RESPONSE`. The first frame that exceeds
+    the room is the last frame of the response, because pusher-js then drops the response. After this frame, the room is negative.
     """
     if data.isascii():
         end = data.find(b"\n", room) + 1 if len(data) > room else len(data)

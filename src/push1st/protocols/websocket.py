@@ -1,6 +1,6 @@
-"""Frames of WebSockets (RFC 6455), without input and output. The library `websockets` unmasks payloads, and parses close frames.
+"""Encodes and decodes frames of WebSockets (RFC 6455). The library `websockets` unmasks payloads, and parses close frames.
 
-A decoder is needed only while a frame or a message is incomplete, so an idle connection has none. Frames to clients are
+A decoder is needed only while a frame or a message is incomplete, so an idle connection has no decoder. Frames to clients are
 never masked and never fragmented (RFC 6455 §5.1).
 """
 
@@ -32,7 +32,7 @@ class Ponged(msgspec.Struct, frozen=True, gc=False):
 
 
 class Fragment(msgspec.Struct, frozen=True, gc=False):
-    """The header of a fragment that is not the last one of its message. size: bytes of the fragment."""
+    """The header of a fragment that is not the last fragment of its message. `size`: the number of bytes of the fragment."""
 
     size: int
 
@@ -55,12 +55,12 @@ def text_head(size: int) -> bytes:
 
 
 def text_frame(payload: bytes) -> bytes:
-    """Returns a text message to a client, header and payload."""
+    """Returns the frame of a text message to a client."""
     return text_head(len(payload)) + payload
 
 
 def close_frame(code: int, reason: str) -> bytes:
-    """Returns a close frame. The reason is cut to the 123 bytes that fit (RFC 6455 §5.5)."""
+    """Returns a close frame. A longer reason is cut to the 123 bytes that a frame may have (RFC 6455 §5.5)."""
     payload = code.to_bytes(2, "big") + reason.encode()[:123].decode(errors="ignore").encode()
     return b"\x88" + len(payload).to_bytes(1, "big") + payload
 
@@ -77,7 +77,7 @@ NOT_UTF8 = "a text message is not UTF-8"
 def whole_text(data: bytes) -> Text | None:
     """Returns the message if the bytes are exactly one text frame with less than 126 bytes of payload, else None.
 
-    Most messages of clients are such frames. Such a frame needs no `Decoder` if no message is incomplete. Raises Disconnect.
+    Most messages of clients are such short frames. A short frame between two messages needs no `Decoder`. Raises Disconnect.
     """
     size = len(data) - 6
     if size < 126 and size >= 0 and data[0] == 0x81 and data[1] == 0x80 | size:
@@ -88,9 +88,9 @@ def whole_text(data: bytes) -> Text | None:
 class Decoder:
     """Decodes bytes from a client into events.
 
-    most: bytes that a message may have. binary: whether binary messages are decoded as text.
+    `most`: the maximum number of bytes of a message. `binary`: whether binary messages are decoded as text.
 
-    Detects violations of RFC 6455 with the first bytes that show them, not at the end of the frame or of the message.
+    A violation of RFC 6455 is detected at its first byte, and not at the end of the frame or of the message.
     """
 
     __slots__ = ("_binary", "_checked", "_fin", "_left", "_mask", "_message", "_most", "_rest")
@@ -101,24 +101,23 @@ class Decoder:
         self._rest = b""
         """the start of a header or of a control frame, at most 131 bytes"""
         self._message: bytearray | None = None
-        """the text received so far, of a fragmented message or of an incomplete frame"""
+        """the text received so far of a fragmented message or of an incomplete frame; None between messages"""
         self._checked = 0
-        """bytes of the message that have been checked as UTF-8"""
+        """the number of bytes of the message that have been checked as UTF-8"""
         self._left = 0
-        """bytes of the current frame that have not arrived yet"""
+        """the number of bytes of the current frame that have not arrived yet"""
         self._mask = b""
         self._fin = False
 
     @property
     def is_between_messages(self) -> bool:
-        """Whether everything received so far has been decoded, so that a new decoder may take the place of this one."""
+        """Whether all received bytes have been decoded, so that a new decoder may replace this decoder."""
         return self._message is None and not self._rest
 
     def feed(self, data: bytes) -> Iterator[Event]:
-        """Yields one event for each frame, and none for an incomplete frame.
+        """Yields one event for each complete frame. The iterator must be exhausted before the next call.
 
-        The iterator must be exhausted before the next call. Raises Disconnect with the codes of RFC 6455 §7.4.1: 1002, 1003,
-        1007, 1009.
+        Raises Disconnect with one of the codes of RFC 6455 §7.4.1: 1002, 1003, 1007, 1009.
         """
         if self._rest:
             data, self._rest = self._rest + data, b""
@@ -156,7 +155,7 @@ class Decoder:
                     yield event
 
     def _head(self, data: bytes, at: int) -> tuple[int, int]:
-        """Returns start and size of a frame's payload; 0 and 0 if the header is incomplete. Raises Disconnect."""
+        """Returns the start and the size of a frame's payload; 0 and 0 if the header is incomplete. Raises Disconnect."""
         if len(data) < at + 2:
             return 0, 0
         first, second = data[at], data[at + 1]
@@ -192,7 +191,7 @@ class Decoder:
         return (at + 4, size) if len(data) >= at + 4 else (0, 0)
 
     def _piece(self, piece: bytes) -> Text | None:
-        """Adds the next bytes of a message's frame; returns the message once it is complete. Raises Disconnect."""
+        """Adds the next bytes of a frame to its message; returns the message once it is complete. Raises Disconnect."""
         message = self._message
         assert message is not None
         message += apply_mask(piece, self._mask)

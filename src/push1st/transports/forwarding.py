@@ -1,19 +1,19 @@
 """Forwards the requests of sessions to the workers that own these sessions.
 
-A session that outlives its connections stays on the worker where it began. This worker is the *owner* of the session. Further
-requests of the session may arrive at any worker. The owner subscribes to a topic of the session. A worker that does not own
-the session publishes the request on this topic, and the owner replies. If no worker replies, no worker owns the session, and
-the worker that received the request may begin the session.
+A session that outlives its connections stays on the worker where it began: the *owner* of the session. Further requests of the
+session may arrive at any worker. The owner subscribes to a topic of the session. A worker that does not own the session publishes
+the request on this topic, and the owner replies. If no worker replies, no worker owns the session, and the worker with the
+request may begin the session.
 
-The reply is the response, or the name of the owner's own topic if the response is not complete yet. In the second case each
-of the two workers keeps one end of the request. The owner has a `RemoteRequest`, and the worker with the socket has a
-`RemoteSession`. The two ends exchange `ForwardFrame`s.
+The owner replies with the response, or with the name of its own topic if the response is not complete yet. While a response is
+not complete, each of the two workers keeps one end of the request. The owner has a `RemoteRequest`, and the worker with the
+socket has a `RemoteSession`. The two ends exchange `ForwardFrame`s.
 
-A killed worker sends no last frame, and frames are lost while the broker is away. So each worker regularly sends a `Probe` to the
-workers at the other ends. A worker is gone if it does not reply to `MAX_MISSES` probes. A request has ended if the other worker
-does not know it in two successive probes.
+A killed worker sends no last frame, and frames are lost while the broker is away. So each worker regularly sends a `Probe` to
+every worker that has the other end of a request. A worker counts as gone after `MAX_MISSES` probes without a reply. A request
+counts as ended if the other worker does not know the request in two successive probes.
 
-This module knows no protocol. The handler of a protocol provides the topics, and serves forwarded requests (`Accept`).
+This module depends on no protocol. The handler of a protocol provides the topics, and serves forwarded requests (`Accept`).
 """
 
 import asyncio
@@ -36,7 +36,7 @@ from push1st.transports.sweep import NEVER
 
 PROBE_SECONDS = 2
 MAX_MISSES = 3
-"""successive probes without a reply, after which another worker counts as gone"""
+"""the number of successive probes without a reply after which a worker counts as gone"""
 
 FrameKind = Literal["write", "finish", "end", "lost", "slow", "leave"]
 
@@ -44,7 +44,7 @@ FrameKind = Literal["write", "finish", "end", "lost", "slow", "leave"]
 class ForwardedRequest(msgspec.Struct, frozen=True, array_like=True):
     """A request, as the owner of its session receives it.
 
-    number: of the request, among all requests that the other worker has forwarded. to: the topic of that worker.
+    `number`: the number of the request among all requests that the other worker has forwarded. `to`: that worker's topic.
     """
 
     endpoint: str
@@ -68,10 +68,10 @@ class ForwardFrame(msgspec.Struct, frozen=True, array_like=True):
 
 
 class Probe(msgspec.Struct, frozen=True, array_like=True):
-    """Queries whether another worker is alive and knows certain requests. The reply lists the requests that it does not know.
+    """Queries whether another worker is alive and knows certain requests. The reply lists unknown requests.
 
-    by: the topic of the worker that sends the probe. here: requests whose sockets this sender has. there: requests of
-    sessions that this sender owns.
+    `by`: the topic of the worker that sends the probe.
+    `here`, `there`: the numbers of requests whose sockets the sender has, and of requests whose sessions the sender owns.
     """
 
     by: str
@@ -96,7 +96,7 @@ class StreamWriter(Protocol):
 
 
 class OwnedSession(Protocol):
-    """A session that this worker owns. Its requests may be forwarded by other workers."""
+    """A session that this worker owns, and whose requests other workers may forward to this worker."""
 
     def lost(self, request: object) -> None:
         """Handles the end of a request's socket."""
@@ -112,7 +112,7 @@ class OwnedSession(Protocol):
 
 
 class RemoteRequest:
-    """A poll or a stream that another worker has forwarded to a session of this worker. by: the topic of the other worker."""
+    """A poll or a stream that another worker has forwarded to a session of this worker. `by`: the topic of the other worker."""
 
     __slots__ = ("_forwarding", "app", "by", "number", "session")
 
@@ -142,8 +142,9 @@ Accept = Callable[[ForwardedRequest, RemoteRequest], Response | OwnedSession]
 class RemoteSession:
     """A session of another worker, for one poll or stream whose socket this worker has.
 
-    by: this worker's topic. send: sends a frame to the owner. ended: called once, when the request ends. gone: the response to a
-    poll whose owner is gone; its body ends a stream.
+    `by`: the topic of this worker. `send`: a function that sends a frame to the owner of the session.
+    `ended`: a function that is called once, when the request ends.
+    `gone`: the response to a poll if the owner is gone; the body of this response also ends a stream.
     `owner`: the topic of the owner; "" before the owner has replied.
     """
 
@@ -171,7 +172,7 @@ class RemoteSession:
         self._stream: StreamWriter | None = None
 
     def on_frame(self, frame: ForwardFrame) -> None:
-        """Handles a frame of the owner. A frame may arrive before the request waits for it; such a frame is kept."""
+        """Handles a frame of the owner. A frame that arrives before `hold` or `stream` is kept until then."""
         if frame.kind == "finish" and frame.response is not None and self._poll is not None:
             self._end()
             self._poll.finish(frame.response)
@@ -184,7 +185,7 @@ class RemoteSession:
             self._stream.close()
 
     def hold(self, poll: Exchange) -> "RemoteSession | Response":
-        """Returns the response of a poll if the owner has sent it. Otherwise the poll waits for it."""
+        """Returns the response of a poll if the owner has sent the response. Otherwise the poll waits."""
         self._poll = poll
         for frame in self._kept:
             if frame.response is not None:
@@ -209,14 +210,14 @@ class RemoteSession:
         self._send_to_owner("slow")
 
     def leave(self, code: int, reason: str) -> None:
-        """Notifies the owner that this worker stops, so that it ends the session."""
+        """Notifies the owner that this worker stops, so that the owner ends the session."""
         self._send_to_owner("leave")
 
     def abandon(self) -> None:
         """Ends the request because its owner is gone. The client begins a new session."""
         if self._is_over:
             return
-        self._send_to_owner("lost")  # because the owner may still exist, if only the broker was away
+        self._send_to_owner("lost")  # the owner may still exist if only the broker was away
         self._end()
         if self._stream is not None:
             self._stream.write(self._gone.body)
@@ -235,9 +236,9 @@ class RemoteSession:
 
 
 class Forwarding:
-    """The requests that a worker forwards, and those that other workers forward to it.
+    """The requests that a worker forwards to other workers, and the requests that other workers forward to this worker.
 
-    prefix: the begin of the topics of workers. gone: see `RemoteSession`.
+    `prefix`: the beginning of the topics of workers. `gone`: see `RemoteSession`.
     """
 
     def __init__(self, context: EdgeContext, prefix: str, gone: Response) -> None:
@@ -248,13 +249,13 @@ class Forwarding:
         self._name = ""
         """the topic on which this worker receives frames and probes; "" before the first request"""
         self._apps: set[str] = set()
-        """ids of apps in which this worker has subscribed to its topic"""
+        """the ids of the apps in which this worker is subscribed to the topic `_name`"""
         self._numbers = 0
         self._remote_sessions: dict[int, RemoteSession] = {}
         self._remote_requests: dict[tuple[str, int], RemoteRequest] = {}
         self._misses: Counter[tuple[str, str]] = Counter()
         self._suspects: set[tuple[str, int, bool]] = set()
-        """requests that were unknown to the other worker in the last probe"""
+        """the requests that the other worker did not know in the last probe"""
         self._is_probing = False
         self.due_at = NEVER
 
@@ -263,7 +264,7 @@ class Forwarding:
     async def forward(self, app: App, topic: str, endpoint: str, body: bytes) -> Response | RemoteSession | None:
         """Forwards a request to the owner of a session. Returns the response, or the session that will respond.
 
-        Returns None if no worker owns the session. topic: the topic of the session. Raises Refused(503).
+        Returns None if no worker owns the session. `topic`: the topic of the session. Raises Refused(503).
         """
         name = await self._own_topic(app)
         self._numbers += 1
@@ -312,14 +313,14 @@ class Forwarding:
     # Requests of sessions that this worker owns
 
     async def own(self, app: App, topic: str, accept: Accept) -> None:
-        """Makes this worker the owner of a session, so that it receives the session's requests. Raises Refused(503)."""
+        """Makes this worker the owner of a session, so that requests of the session reach this worker. Raises Refused(503)."""
         await self._own_topic(app)
         await self._controller.handle_topic(
             app, topic, TopicHandler(partial(self._on_request, app, accept), self._on_request_frame)
         )
 
     async def disown(self, app: App, topic: str) -> None:
-        """Ends the ownership of a session. Its requests are not forwarded to this worker any more."""
+        """Ends the ownership of a session, so that its requests are not forwarded to this worker any more."""
         await self._controller.release_topic(app, topic)
 
     def _on_request(self, app: App, accept: Accept, data: bytes) -> bytes:
@@ -336,7 +337,7 @@ class Forwarding:
         return self._name.encode()
 
     def send(self, remote: RemoteRequest, frame: ForwardFrame) -> None:
-        """Sends a frame to the worker with the socket of a request. May be called within a flush."""
+        """Sends a frame to the worker that has the socket of a request. A flush of the fan-out may call this method."""
         lost = partial(asyncio.get_running_loop().call_soon, self._on_frame_lost, remote, frame)
         self._controller.send_to_topic(remote.app, remote.by, _encode(frame), lost)
 
@@ -386,7 +387,7 @@ class Forwarding:
         return now + PROBE_SECONDS
 
     async def _probe(self) -> None:
-        """Sends a probe to each worker that has the other end of a request, and ends requests that the replies do not confirm."""
+        """Sends a probe to each worker that has the other end of a request, and ends requests that these workers do not know."""
         self._is_probing = True
         suspects: set[tuple[str, int, bool]] = set()
         try:
@@ -424,7 +425,7 @@ class Forwarding:
         return _encode(Probe("", here, [number for number in probe.there if number not in self._remote_sessions]))
 
     def _end_all(self, app: App, topic: str) -> None:
-        """Ends all requests whose other end is on a worker that is gone. topic: the topic of that worker."""
+        """Ends all requests whose other end is on a worker that is gone. `topic`: the topic of this worker."""
         for remote in [one for one in self._remote_sessions.values() if one.app is app and one.owner == topic]:
             remote.abandon()
         for request in [one for one in self._remote_requests.values() if one.app is app and one.by == topic]:

@@ -1,14 +1,13 @@
 """The HTTP fallbacks of pusher-js, for clients whose network does not let WebSockets through (protocol, section 10).
 
-A client chooses a session id. It reads by one request after another, and sends by other requests:
+A client chooses a session id. The client reads by one request after another, and sends by other requests. The requests are:
 
-- `xhr_streaming`: a response that does not end. Frames are written to it as they come (`xhr_stream.py`).
-- `xhr`: a poll. It is answered when there is something to read.
-- `xhr_send`: an array of what would be WebSocket messages (`xhr_input.py`).
+- `xhr_streaming`: a request to read, whose response does not end. The worker writes frames to it as they come (`xhr_stream.py`).
+- `xhr`: a poll, which is a request to read. The worker answers a poll as soon as there are frames for the client.
+- `xhr_send`: a request to send an array of messages, with the same texts as WebSocket messages (`xhr_input.py`).
 
-A session (`xhr_session.py`) belongs to its app, its origin and its id. It does not belong to an address, because the address of a
-client may change (decision 0005). It stays on the worker where it began. Requests that arrive at other workers are forwarded
-(`forwarding.py`).
+App, origin and session id identify a session (`xhr_session.py`), but not the client's address, which may change (decision 0005).
+A session stays on the worker where it began. Requests that arrive at other workers are forwarded (`forwarding.py`).
 """
 
 import re
@@ -37,9 +36,9 @@ from push1st.transports.xhr_session import SessionName, XhrSession
 from push1st.transports.xhr_stream import HEADERS, TYPE, Stream
 
 MAX_DETACHED = 10_000
-"""sessions of a worker without a current request; `Places` has smaller bounds for each app and each address"""
+"""the maximum number of a worker's sessions without a current request; `Places` has smaller bounds for an app and an address"""
 TAIL = "([^/]+)/([^/]+/[^/]+)/(xhr_streaming|xhr_send|xhr)"
-"""the rest of a request's path after its prefix: app key, session id, endpoint"""
+"""a pattern for the rest of a request's path after its prefix: app key, session id, endpoint"""
 GONE = "The server of this session is gone, reconnect"
 
 _PREFLIGHT = (
@@ -54,7 +53,7 @@ log = logs.get("push1st.transports")
 
 
 class XhrRequest(msgspec.Struct, frozen=True, gc=False):
-    """A request of a fallback session. name: the session's name. endpoint: xhr_streaming, xhr or xhr_send."""
+    """A request of a fallback session. `name`: the session's name. `endpoint`: xhr_streaming, xhr or xhr_send."""
 
     name: SessionName
     endpoint: str
@@ -64,7 +63,7 @@ class XhrRequest(msgspec.Struct, frozen=True, gc=False):
 class Fallbacks:
     """A worker's fallback sessions, and the handler of their requests.
 
-    `detached`: bounds the sessions that wait for their next request. `policy`: of the sessions' outboxes.
+    `detached`: the bounds for sessions that wait for their next request. `policy`: the policy of the sessions' outboxes.
     """
 
     headers = HEADERS
@@ -73,7 +72,7 @@ class Fallbacks:
         self._context = context
         self._clients: dict[SessionName, XhrSession] = {}
         self._topics: dict[SessionName, App] = {}
-        """the sessions for whose requests this worker has subscribed to a topic"""
+        """the apps of sessions for whose requests this worker has subscribed to a topic, by session name"""
         self._forwarding = Forwarding(context, "#xhr-at-", Response(200, end_frames(4200, GONE), TYPE, HEADERS))
         self.detached = Places(MAX_DETACHED)
         self.policy: OutboxPolicy[bytes] = OutboxPolicy(context.config.server.outbox, len)
@@ -84,7 +83,7 @@ class Fallbacks:
         return self._context.node.apps.by_key(args[0])
 
     def handle(self, request: HandlerRequest, exchange: Exchange) -> Outcome | Coroutine[Any, Any, Outcome]:
-        """Serves a request (`handlers.Handler`). Returns a coroutine if other workers must be queried. Both may raise Refused."""
+        """Serves a request (`handlers.Handler`). Returns a coroutine if other workers must be queried. Raises Refused."""
         if request.method == "OPTIONS":
             return Response(200, b"", TYPE, _PREFLIGHT)
         if request.method != "POST":
@@ -127,7 +126,7 @@ class Fallbacks:
         node.refusals.log("handshake refused", end.code, end.reason, key=key, origin=origin, ip=request.http.ip)
         return Response(200, OPEN_FRAME + end_frames(end.code, end.reason), TYPE, HEADERS)
 
-    # The begin and the end of a session
+    # The beginning and the end of a session
 
     def _open(self, request: XhrRequest) -> XhrSession:
         """Begins a session. Raises Disconnect."""
@@ -155,7 +154,7 @@ class Fallbacks:
         return client
 
     def _log_full(self, bound: Bound, most: int, app: str, address: str) -> None:
-        """Logs that new sessions are rejected: the first one at once, then at most one line a minute for each kind of bound."""
+        """Logs that new sessions are rejected: at once for the first one, then at most once a minute for each kind of bound."""
         times = self._full[bound].times(self._context.node.clock.monotonic())
         if not times:
             return

@@ -1,7 +1,7 @@
 """Applies the messages that a fallback session receives by `xhr_send`.
 
-A session applies its messages in slices, like those of a WebSocket (`turn.py`). Messages are queued while `MAX_WAITING`
-commands of the session wait. The answer to an `xhr_send` waits until its messages are applied. So a client cannot send messages
+A session applies its messages in slices, as a WebSocket does (`turn.py`). Messages are queued while `MAX_WAITING` commands of the
+session wait. The answer to an `xhr_send` waits until the messages of the request are applied. So a client cannot send messages
 faster than the worker applies them.
 """
 
@@ -16,7 +16,7 @@ from push1st.transports.handlers import Outcome
 from push1st.transports.turn import MAX_WAITING, SLICE_SECONDS, Turn
 
 MAX_MESSAGES_A_SLICE = 32
-"""messages in a slice (see `turn`)"""
+"""the maximum number of messages in a slice (see `turn`)"""
 
 
 class InputOwner(Protocol):
@@ -37,7 +37,7 @@ class InputOwner(Protocol):
 
 
 class XhrInput:
-    """The queue of messages that are not applied yet. The turn processes it like a connection (`turn.Connection`)."""
+    """The queue of messages that are not applied yet. The turn processes this queue like a connection (`turn.Connection`)."""
 
     __slots__ = ("_is_done", "_owner", "_queue", "_session", "_turn")
 
@@ -50,12 +50,12 @@ class XhrInput:
         self._is_done = False
 
     def start(self) -> None:
-        """Applies a slice of the messages now, and the rest in the next turns."""
+        """Applies a slice of the messages now, and the remaining messages in the next turns."""
         if self.process(b""):
             self._turn.resume(self)
 
     def add(self, texts: list[str]) -> bool:
-        """Adds messages. Returns whether the queue is over its bound."""
+        """Adds messages to the queue. Returns whether the queue is longer than its bound."""
         self._queue.extend(texts)
         return len(self._queue) > MAX_WAITING_COMMANDS
 

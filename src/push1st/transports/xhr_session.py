@@ -4,9 +4,9 @@ The core's `Session` is attached to the current poll or stream, and detached bet
 its outbox keeps up to `server.outbox` bytes. After `GAP_SECONDS` without a request the session expires. A new request displaces
 the current one.
 
-This module has the rules of the wire: heartbeats, deadlines, and the frames that end a session. If a session ends between two
-requests, it leaves its channels at once. The registry still knows it for `GAP_SECONDS`, and answers its next request with the
-frames that end it.
+This module has the rules of the fallbacks: heartbeats, deadlines, and the frames that end a session. If a session ends between
+two requests, the session leaves its channels at once. The registry keeps this session for `GAP_SECONDS`, and answers its next
+request with the frames that end it.
 """
 
 import asyncio
@@ -28,38 +28,38 @@ from push1st.transports.xhr_input import XhrInput
 from push1st.transports.xhr_stream import HEADERS, TYPE, OpenPoll, OpenStream, take_response
 
 GAP_SECONDS = 10
-"""seconds from the end of a request to the next one; a client that takes longer is disconnected"""
+"""the maximum seconds between the end of a request and the next request; a client that takes longer is disconnected"""
 HEARTBEAT_SECONDS = 25
-"""seconds without output after which the server sends a heartbeat; half the activity timeout if that is shorter"""
+"""the seconds without output after which the server sends a heartbeat, or half the activity timeout if that is shorter"""
 QUIET_SECONDS = 5
-"""seconds without output after which the server answers an empty `xhr_send` with a heartbeat. An earlier `xhr_send` may be the
-client's answer to a heartbeat, so that another heartbeat would make an endless loop."""
+"""the seconds without output after which the server answers an empty `xhr_send` with a heartbeat. An earlier `xhr_send` may be
+the client's answer to a heartbeat, and answering it with a heartbeat would make an endless loop."""
 PONG_SECONDS = 30
-"""seconds for a silent client to answer a heartbeat"""
+"""the seconds that a silent client has to answer a heartbeat"""
 FULL_SECONDS = 60
-"""seconds for a client to read a full response to its end, and to send its next request"""
+"""the seconds that a client has to read a full response to its end, and to send its next request"""
 MAX_MESSAGES = 100
-"""messages that an `xhr_send` may contain; pusher-js sends one"""
+"""the maximum number of messages in an `xhr_send`; pusher-js sends one message"""
 
 SessionName = tuple[str, str | None, str]
-"""app key, origin (None if the client is not a browser), and session id"""
+"""the app key, the origin (None if the client is not a browser), and the session id"""
 
 
 class SessionRegistry(Protocol):
     """The registry of a worker's fallback sessions.
 
-    detached: bounds the sessions that wait for their next request. policy: of the sessions' outboxes.
+    `detached`: the bounds for sessions that wait for their next request. `policy`: the policy of the sessions' outboxes.
     """
 
     detached: Places
     policy: OutboxPolicy[bytes]
 
     def forget(self, client: "XhrSession") -> None:
-        """Removes a session. The next request with its name begins a new session."""
+        """Removes a session. The next request with the session's name begins a new session."""
 
 
 class XhrSession:
-    """A client over all its requests. name: the key of the session in the registry. place: app and address, for `detached`."""
+    """A client over all its requests. `name`: the key of the session in the registry. `place`: its app id and client address."""
 
     __slots__ = (
         "_authorize_by",
@@ -96,9 +96,9 @@ class XhrSession:
         self._session: Session
         self._outbox: Outbox[bytes] = Outbox(registry.policy, self)
         self.current: OpenPoll | OpenStream | None = None
-        """the request that the session is attached to; None between two requests"""
+        """the request to which the session is attached; None between two requests"""
         self.input: XhrInput | None = None
-        """the queue of messages that are not applied yet; None if there are none"""
+        """the queue of messages that are not applied yet; None if no message waits"""
         self.is_slow = False
         self._authorize_by = 0.0
         self._seen = self.wrote_at = context.sweep.now
@@ -121,7 +121,7 @@ class XhrSession:
 
     @property
     def closing(self) -> bool:
-        """Whether the session has ended, and only waits for a request that reads its last frames."""
+        """Whether the session has ended, and only waits for a request that reads the session's last frames."""
         return self._session.closed
 
     # Requests that read
@@ -144,9 +144,9 @@ class XhrSession:
             self._end_stream()
 
     def _displace(self, current: OpenPoll | OpenStream) -> None:
-        """Makes a new request the current one, and ends the old one.
+        """Makes a new request the current request, and ends the old request.
 
-        The old one ends in a later turn, because its client may answer the end with the next request.
+        The old request ends in a later turn, because its client may answer the end with the next request.
         """
         if self.current is None:
             self._registry.detached.leave(*self.place)
@@ -174,7 +174,7 @@ class XhrSession:
             sweep.watch(self, until)
 
     def answer(self, poll: OpenPoll) -> None:
-        """Answers the current poll with the frames of this turn. A single item over the outbox's bound is not sent."""
+        """Answers the current poll with the frames of this turn, except a single item that exceeds the outbox's bound."""
         outbox = self._outbox
         if poll is self.current and outbox and not (outbox.is_full and len(outbox) == 1):
             poll.request.finish(self._take_response())
@@ -192,7 +192,7 @@ class XhrSession:
             self.on_full()
 
     def on_full(self) -> None:
-        """Ends the session at the end of the turn, because too much waits for the client (`outbox.OutboxOwner`)."""
+        """Ends the session at the end of the turn, because too many frames wait for the client (`outbox.OutboxOwner`)."""
         if not self.is_slow:
             self.is_slow = True
             asyncio.get_running_loop().call_soon(self._cut)
@@ -235,7 +235,7 @@ class XhrSession:
             self._context.node.fanout.direct(self._session, self.codec.reply(reply))
 
     def close(self, code: int, reason: str, announced: bool = True) -> None:
-        """Ends the session after its pending frames. announced: whether an error frame precedes the close frame."""
+        """Ends the session after its pending frames are written. `announced`: whether an error frame precedes the close frame."""
         if not self.closing:
             self._context.node.fanout.flush_subscriber(self._session)
             self._end(code, reason, announced)
@@ -249,7 +249,7 @@ class XhrSession:
     # The end
 
     def _end(self, code: int, reason: str, announced: bool = True) -> None:
-        """Ends the session, and sends the frames that end it on the current request, or on the next one."""
+        """Ends the session, and sends the frames that end it on the current request, or on the next request."""
         self._session.log_end(code, reason)
         self._expire()
         frames = end_frames(code, reason, announced)
@@ -281,7 +281,7 @@ class XhrSession:
         self._expire()
 
     def due(self, now: float) -> float | None:
-        """Sends a heartbeat, or disconnects a client that is gone, silent or slow, if that is due (`sweep.Watched`)."""
+        """Sends a heartbeat if it is due, and disconnects a client that is gone, silent or slow (`sweep.Watched`)."""
         if self.current is None:
             if self._outbox.until > now:
                 return self._outbox.until

@@ -1,9 +1,9 @@
 """The responses of a fallback session: a stream, which does not end, and a poll, which ends with the next frames.
 
-pusher-js drops a response at the first frame that ends after `MAX_RESPONSE` characters, and sends its next request. It does not
-read further frames of the dropped response, and it acknowledges no frame. So this frame is the last one of a response, and
-the outbox of the session keeps the rest for the next request. `OpenStream` and `OpenPoll` apply this rule. The session
-attaches to them.
+pusher-js drops a response at the first frame that ends after `MAX_RESPONSE` characters, and sends its next request. pusher-js
+does not read further frames of the dropped response, and acknowledges no frame. So a response ends with its first frame beyond
+`MAX_RESPONSE`, and the outbox of the session keeps all further frames for the next request. `OpenStream` and `OpenPoll` apply
+this rule. A session is attached to an `OpenStream` or an `OpenPoll`.
 """
 
 import asyncio
@@ -21,18 +21,18 @@ from push1st.transports.lost import detach
 from push1st.transports.sweep import NEVER
 
 CLOSE_SECONDS = 5
-"""seconds for the client to read the end of a stream"""
+"""the seconds that a client has to read the end of a stream"""
 TYPE = b"text/plain; charset=utf-8"
 HEADERS = (
-    b"Access-Control-Allow-Origin: *\r\n"  # the wire has no cookies, and a new session checks the origin
+    b"Access-Control-Allow-Origin: *\r\n"  # the protocol has no cookies, and a new session checks the origin
     b"Cache-Control: no-store, no-transform\r\n"
-    b"X-Content-Type-Options: nosniff\r\n"  # a browser delays a response whose type it has to guess
+    b"X-Content-Type-Options: nosniff\r\n"  # a browser delays a response whose type it must guess
     b"X-Accel-Buffering: no\r\n"
 )
 
 
 class StreamOwner(Protocol):
-    """The session of a stream: one of this worker, or a `RemoteSession`."""
+    """The session of a stream: a session of this worker, or a `RemoteSession`."""
 
     def stream(self, stream: StreamWriter) -> None:
         """Attaches the session to a new stream."""
@@ -48,7 +48,7 @@ class StreamOwner(Protocol):
 
 
 class Stream(Takeover):
-    """The response to one `xhr_streaming` request. It owns the socket of the request, and ends only by `close`."""
+    """The response to one `xhr_streaming` request. The stream owns the socket of the request, and ends only by `close`."""
 
     __slots__ = ("_context", "_owner", "_transport", "due_at")
 
@@ -60,7 +60,7 @@ class Stream(Takeover):
         self.due_at = NEVER
 
     def start(self, transport: asyncio.Transport, before: bytes) -> None:
-        """Begins the response. It has no chunks, so that every subscriber gets the same bytes."""
+        """Begins the response, which is not in chunks, so that every subscriber gets the same bytes."""
         self._transport = transport
         transport.set_protocol(self)  # first, so that a client that does not read `before` is noticed
         transport.set_write_buffer_limits(high=self._context.config.server.outbox)
@@ -73,7 +73,7 @@ class Stream(Takeover):
         return self._transport.write
 
     def close(self) -> None:
-        """Ends the response. The client has `CLOSE_SECONDS` to read what was written before."""
+        """Ends the response. The client has `CLOSE_SECONDS` to read the bytes that were written before."""
         if not self._transport.is_closing():
             self._transport.close()
             self._context.sweep.watch(self, self._context.sweep.now + CLOSE_SECONDS)
@@ -124,7 +124,7 @@ class Stream(Takeover):
 
 
 class ResponseOwner(Protocol):
-    """The session of a response. wrote_at: the time of the last write to a response, on the clock of the sweep."""
+    """The session of a response. `wrote_at`: the time of the last write to a response, on the clock of the sweep."""
 
     wrote_at: float
 
@@ -133,7 +133,7 @@ class ResponseOwner(Protocol):
 
 
 class OpenStream:
-    """A stream to which a session is attached (`outbox.AttachedConnection`). request: the `Stream`, or a `RemoteRequest`."""
+    """A stream to which a session is attached (`outbox.AttachedConnection`). `request`: a `Stream` or a `RemoteRequest`."""
 
     __slots__ = ("_context", "_owner", "_room", "_write", "full_since", "request")
 
@@ -143,7 +143,7 @@ class OpenStream:
         self.request = request
         self._write = request.write
         self._room = MAX_RESPONSE
-        """characters until the client drops the response; below 0 if it drops the response after the last frame"""
+        """the number of characters until the client drops the response; below 0 if the last frame makes the client drop it"""
         self.full_since = 0.0
 
     @property
@@ -152,7 +152,7 @@ class OpenStream:
         return self._room < 0
 
     def take(self, item: bytes) -> bytes | None:
-        """Writes whole frames, up to the one at which the client drops the response. Returns the rest."""
+        """Writes whole frames, up to the frame at which the client drops the response. Returns the remaining frames."""
         if self._room < 0:
             return item
         self._owner.wrote_at = now = self._context.sweep.now
@@ -167,11 +167,11 @@ class OpenStream:
         return [] if rest is None else [rest]
 
     def write_after_end(self, frames: bytes) -> None:
-        """Writes frames that the client need not read to a full response, so that proxies keep the connection."""
+        """Writes frames to a full response, so that proxies keep the connection. The client does not need these frames."""
         self._write(frames)
 
     def displace(self) -> None:
-        """Ends the response, because another request has the session."""
+        """Ends the response, because another request of the session displaces it."""
         self.request.close()
 
 
@@ -186,14 +186,14 @@ class OpenPoll:
         self._is_scheduled = False
 
     def take(self, item: bytes) -> bytes:
-        """Schedules the answer for the end of the turn, and returns the frames to the outbox."""
+        """Schedules the answer for the end of the loop turn, and returns the frames, so that the outbox keeps them until then."""
         if not self._is_scheduled:
             self._is_scheduled = True
             asyncio.get_running_loop().call_soon(self._answer)
         return item
 
     def resume(self, items: list[bytes]) -> list[bytes]:
-        """Takes nothing, because a session answers a poll at once if its outbox has something."""
+        """Returns all items, because a session answers a poll at once if its outbox has items."""
         return items
 
     def _answer(self) -> None:
@@ -201,7 +201,7 @@ class OpenPoll:
         self._owner.answer(self)
 
     def displace(self) -> None:
-        """Ends the poll, because another request has the session."""
+        """Ends the poll, because another request of the session displaces it."""
         self.request.finish(Response(409, b"another request has this session now\n", TYPE, HEADERS))
 
 
