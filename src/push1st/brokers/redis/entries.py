@@ -92,7 +92,7 @@ class Entries:
         for app, count in self._connections.items():
             if rest.pop(f"q/{app}", None) != str(count):
                 yield Difference("connections", app)
-        for field in rest:
+        for field in sorted(rest, key=lambda field: field[0] != "m"):  # members leave before their channel is empty
             kind, app, *names = field.split("/", 2)
             if kind == "c":
                 yield Difference("less", app, names[0])

@@ -32,6 +32,13 @@ def test_unconfirmed_connection_keeps_the_member_of_a_connection_that_left():
     assert Difference("more", *ROOM, member=A) in set(own.differences({}))
 
 
+def test_members_are_removed_before_their_channel():
+    """Hooks receive `member_removed` before `channel_vacated`. The fields of a large copy have no order."""
+    stored = {"c/app/presence-c": "1", "m/app/presence-c\nb": "", "q/app": "1", "m/app/presence-c\na": "", "u/app/a": ""}
+    differences = [one for one in Own().differences(stored) if one.what == "less"]
+    assert [one.user_id for one in differences] == ["b", "a", ""]
+
+
 def test_a_user_signs_out_with_its_last_connection():
     entries = Entries()
     for socket in ("1.1", "1.2"):
