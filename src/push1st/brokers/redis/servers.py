@@ -72,7 +72,10 @@ async def _open(address: Address, host: str, port: int, on_push: OnPush, lost: C
         await loop.create_unix_connection(lambda: resp, address.path)
     else:
         context = ssl.create_default_context() if address.tls else None
-        await loop.create_connection(lambda: resp, host, port, ssl=context)
+        try:
+            await loop.create_connection(lambda: resp, host, port, ssl=context)
+        except UnicodeError as exc:
+            raise Unusable(f"{host!r} is not a host name: {exc}") from None
     return resp
 
 
@@ -113,7 +116,7 @@ async def _first(address: Address, ask: Callable[[RespConnection], Any]) -> Any:
     for host, port in address.hosts:
         try:
             resp = await _open(address, host, port, lambda _: None, lambda: None)
-        except OSError as failure:
+        except (OSError, Unusable) as failure:
             exc = failure
             continue
         try:
