@@ -189,7 +189,7 @@ async def batch(call: Call) -> Response:
 
 
 async def publish_body(call: Call) -> Response:
-    """Serves `POST …/channels/{channel}/events?name=…`, an endpoint that Pusher has deprecated. The body is the event's data."""
+    """Serves `POST …/channels/{channel}/events?name=…`, which Pusher has deprecated. The request's body is the event's data."""
     (channel,) = call.args
     params = call.params()
     call.check_channel_name(channel)

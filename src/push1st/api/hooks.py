@@ -13,7 +13,7 @@ _decode = msgspec.msgpack.Decoder(list[Status]).decode
 
 
 async def listing(call: Call) -> Response:
-    """Lists the hook endpoints of an app in the order of the configuration. Their URLs are shown without secret parts."""
+    """Lists the hook endpoints of an app in the order of the configuration. The answer shows URLs without secret parts."""
     call.check_reads()
     node, app = call.node, call.app.config.id
     found = node.hooks.status(app)
@@ -28,8 +28,8 @@ def states(hooks: Sequence[Status]) -> bytes:
 
 
 def merged(own: Iterable[Status], others: Iterable[Iterable[Status]]) -> list[Status]:
-    """Adds up the states of each hook endpoint in all workers; the last error is the newest error. If other workers have another
-    configuration, the list ends with endpoints that exist only there.
+    """Adds up the states of each hook endpoint in all workers; the last error is the newest error. If other workers have
+    another configuration, the list ends with the endpoints that only these workers have.
     """
     found = dict(_named(own))
     for those in others:

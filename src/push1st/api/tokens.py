@@ -15,7 +15,7 @@ class SessionRequest(msgspec.Struct, gc=False):
 
 
 class AccessRequest(msgspec.Struct, gc=False):
-    """A request for an access token. `ttl` is its lifetime in seconds; 0: the token never expires."""
+    """A request for an access token. `ttl` is the lifetime of the token in seconds; 0: the token never expires."""
 
     channel: str | list[str]
     origin: str = "*"

@@ -64,11 +64,11 @@ class Broker(Protocol):
         """Returns whether other workers may use the same broker."""
 
     async def open(self, receive: Receive, on_event: OnEvent, on_request: OnRequest, recount: Recount) -> None:
-        """Connects to the broker. From then on, all messages of the subscribed topics reach `receive` in order.
+        """Connects to the broker, which then passes all messages of the subscribed topics to `receive`, in order.
 
-        on_event: takes every hook event of the cluster, on one worker only; the events of a channel are in order.
-        on_request: replies to the requests of other workers about topics to which this worker is subscribed.
-        recount: is called on a worker that evicted a dead node, and on a worker that registered its subscriptions again.
+        on_event: a function that takes every hook event of the cluster, on one worker only. The events of a channel are in order.
+        on_request: a function that replies to the requests of other workers about topics to which this worker is subscribed.
+        recount: a function to call on a worker that evicted a dead node, or that registered its subscriptions again.
         """
 
     async def close(self) -> None:
@@ -82,8 +82,8 @@ class Broker(Protocol):
     def publish(self, message: Message) -> MaybeAwaitable[Published]:
         """Sends a message to all workers, including this worker. The result contains the number of subscriptions to the topic.
 
-        This number may include a connection that the message excludes. It includes all connections even if the message is for
-        some connections only. `Controller.reach` returns the exact number.
+        The number of subscriptions may include a connection that the message excludes. It includes all connections even if the
+        message is for some connections only. `Controller.reach` returns the exact number.
 
         Messages of the same turn of the event loop are sent in the order of the calls. Raises Refused(503, …) if the broker is
         unreachable or does not confirm within 2 s; some subscribers may have received the message nevertheless.
@@ -109,7 +109,7 @@ class Joined(msgspec.Struct, frozen=True, gc=False):
 
     members: the members of a presence channel, including a new member; None for other channels.
     cached: the cached event of a cache channel.
-    history: the kept messages of a channel with history. The subscriber receives them before later messages of the topic.
+    history: the kept messages of a channel with history. The subscriber receives the kept messages before later messages.
     """
 
     members: tuple[Member, ...] | None = None
@@ -120,16 +120,16 @@ class Joined(msgspec.Struct, frozen=True, gc=False):
 class Roster(Protocol):
     """The subscriptions and members of all channels, for all workers together.
 
-    Each change is one atomic step. The step also publishes the edge that it causes, and reports the edge as a hook event. The
-    edges are occupied, vacated, member-added and member-removed. A roster that several workers share also holds back leaving
-    edges for hooks, because the broker outlives each worker. The `phase` of a hook event shows whether the edge was held back.
+    Each change of a roster is one atomic step. This step also publishes the edge of the change (occupied, vacated, member-added
+    or member-removed), and reports the edge as a hook event. A roster that several workers share also holds back leaving edges
+    for hooks, because the broker outlives each worker. The `phase` of a hook event shows whether its edge was held back.
     """
 
     async def join(self, app: str, channel: str, socket_id: str, member: Member | None, limit: int) -> Joined:
         """Adds a subscription to a topic. This worker must already be subscribed to the topic.
 
-        The caller resumes before the broker delivers any message that the topic receives after this step. So a caller that now
-        adds the subscriber to the channel neither loses a message nor delivers a message twice.
+        The caller of `join` resumes before the broker delivers any message that the topic receives after the join. So a caller
+        that now adds the subscriber to the channel neither loses a message nor delivers a message twice.
 
         limit: the maximum number of members (0: unlimited). Raises LimitReached if a new member would exceed the limit.
         """
@@ -154,7 +154,7 @@ class Roster(Protocol):
 
 
 class Users(Protocol):
-    """The signed-in users of all workers together. The first connection of a user, and the end of the last one, are edges."""
+    """The signed-in users of all workers together. Edges are a user's first connection, and the end of the last."""
 
     async def sign_in(self, app: str, user_id: str, socket_id: str) -> None: ...
 
@@ -178,10 +178,10 @@ class Quotas(Protocol):
 
 
 class HookEvents(Protocol):
-    """Passes hook events to the hooks. The roster reports its edges itself, without this port."""
+    """Passes hook events to the hooks. A roster reports its edges to the hooks itself."""
 
     def report(self, event: HookEvent) -> None:
         """Passes the hook event to `on_event`, once, on one worker of the cluster. This method never waits.
 
-        If the phase of an edge is `held`, an earlier process held back this edge when it stopped. The broker holds it back again.
+        If the phase of an edge is `held`, an earlier process held back the edge. Then the broker holds back the edge again.
         """

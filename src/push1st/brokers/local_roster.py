@@ -16,7 +16,7 @@ NO_CHANNELS: Mapping[str, "ChannelEntry"] = MappingProxyType({})
 
 
 class MemberEntry:
-    """A user on a presence channel, and the ids of the user's connections on this worker. `confirmed` is as in `ChannelEntry`."""
+    """A user on a presence channel, and the ids of the user's connections on this worker. `confirmed`: see `ChannelEntry`."""
 
     __slots__ = ("confirmed", "member", "sockets")
 
@@ -27,9 +27,10 @@ class MemberEntry:
 
 
 class ChannelEntry:
-    """A channel with subscriptions of this worker. `members` contains the members by user id.
+    """A channel with subscriptions of this worker, and its members by user id.
 
-    subscriptions: the number of subscriptions. confirmed: whether the broker has confirmed a subscription since the first one.
+    subscriptions: the number of these subscriptions.
+    confirmed: whether the broker has confirmed any of these subscriptions.
     """
 
     __slots__ = ("confirmed", "members", "subscriptions")
@@ -49,7 +50,7 @@ class ChannelEntry:
         user.sockets.add(socket_id)
 
     def remove(self, user_id: str, socket_id: str) -> MemberEntry | None:
-        """Removes a connection; returns its member if this was the member's last connection. Raises KeyError if it is unknown."""
+        """Removes a connection, which must exist. Returns its member if this was the member's last connection, else None."""
         user = self.members[user_id]
         user.sockets.remove(socket_id)
         return self.members.pop(user_id) if not user.sockets and isinstance(self.members, dict) else None

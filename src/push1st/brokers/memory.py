@@ -11,7 +11,7 @@ from push1st.messages import HookEvent, HookEventKind, Member, Message, Publishe
 
 MAX_CACHED_EVENTS = 10_000
 MAX_CACHED_BYTES = 64 << 20
-"""the maximum bytes of cached events; above it or above `MAX_CACHED_EVENTS` the cache drops the oldest events"""
+"""the maximum bytes of cached events; above this limit, or above `MAX_CACHED_EVENTS`, the cache drops the oldest events"""
 
 
 class Memory:

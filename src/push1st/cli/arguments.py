@@ -17,9 +17,9 @@ _OPTION = re.compile(r"--[a-z][a-z-]{0,30}(?=\Z|=)|-[a-z]\Z")
 
 
 class Parser(argparse.ArgumentParser):
-    """Rejects unknown arguments with the usage of the subcommand.
+    """A parser that rejects unknown arguments, and then prints the usage of the subcommand.
 
-    The error contains only names of options. `argparse` would also repeat the other arguments, which may contain a secret.
+    The error contains only the names of unknown options. `argparse` would also print other arguments, perhaps a secret.
     """
 
     def parse_known_args(self, args: Any = None, namespace: Any = None) -> Any:

@@ -50,7 +50,7 @@ def _processes(config: Config) -> list[str]:
 
 
 def _backends(app: AppConfig) -> list[str]:
-    """Returns a line for each endpoint that receives hook events of the app, and for each that makes decisions for the app."""
+    """Returns a line for each endpoint that receives hook events of the app or makes decisions for the app."""
     lines = [f"tells {shown(one.url)} of {', '.join(one.events) or 'all events'}" for one in app.webhooks]
     if app.hook is not None:
         lines += [f"tells {shown(url)} of {', '.join(sorted(app.hook.trigger))}" for url in app.hook.endpoint]
@@ -58,7 +58,7 @@ def _backends(app: AppConfig) -> list[str]:
 
 
 def _uncallable(config: Config) -> list[str]:
-    """Returns a line for each Python function or Lua script of a hook that cannot be called. The check loads their code."""
+    """Loads each Python function and Lua script of the hooks; returns a line for each that cannot be called."""
     named = {
         (app.id, url)
         for app in config.apps

@@ -1,4 +1,4 @@
-"""Code that `token`, `publish` and `subscribe` share: it selects an app and a server, and describes failures."""
+"""Functions that `token`, `publish` and `subscribe` share: they select an app and a server, and describe failures."""
 
 import contextlib
 import http.client

@@ -21,7 +21,7 @@ SHOWN = 3
 
 
 def obstacle(folder: Path) -> str:
-    """Returns the reason why this user cannot create files in a folder, or "". The folder may not exist yet."""
+    """Returns the reason why this user cannot create files in a folder, or "". The folder need not exist yet."""
     existing = next(one for one in (folder, *folder.parents) if os.path.lexists(one))
     if not existing.is_dir():
         return f"{existing} is not a folder"
@@ -53,7 +53,7 @@ def notes(config: Config) -> Iterator[str]:
                 continue
             try:
                 close(bind(role, address))
-            except AddressInUse:  # probably by the running server; if not, `serve` reports the problem
+            except AddressInUse:  # the running server probably uses the address; if not, `serve` reports the problem
                 pass
             except ConfigError as exc:
                 yield str(exc)

@@ -23,7 +23,7 @@ OPEN_SECONDS = 10
 
 
 def run(options: Arguments) -> int:
-    """Prints events until the server ends the connection, or until `count` events. Raises ConfigError and ClientError."""
+    """Prints at most `--count` events, or all until the server ends the connection. Raises ConfigError and ClientError."""
     target = select(options)
     config, app = target.config, target.app
     if not app.key:
@@ -54,7 +54,7 @@ def subscribe(
     """Passes every event on the channels to `show`, until the server ends the connection. Raises ClientError.
 
     url: the URL of the server.
-    base: the path before the key, such as /app/.
+    base: the part of the WebSocket path before the app's key, such as /app/.
     ready: a function to call once, when the server has confirmed all subscriptions.
     count: the number of events after which the function returns; 0: there is no limit.
     """
@@ -67,7 +67,7 @@ def subscribe(
             connect(
                 f"{url.rstrip('/')}{base}{quote(key, safe='')}?protocol=7&client=push1st", open_timeout=OPEN_SECONDS
             ) as connection,
-            contextlib.closing(connection),  # sends close code 1000; without it the code is 1011 after an exception
+            contextlib.closing(connection),  # sends close code 1000; otherwise an exception causes close code 1011
         ):
             _receive(connection, key, secret, channels, show, ready, count)
     except ConnectionClosed as exc:

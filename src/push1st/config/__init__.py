@@ -1,1 +1,1 @@
-"""The configuration: its typed model, and the modules that read it from files and environment variables."""
+"""The configuration: its typed model, and the modules that read the model from files and environment variables."""

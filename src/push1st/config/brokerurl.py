@@ -1,9 +1,9 @@
 """Parses the URL of a broker. The broker is a single server, a master that Sentinel monitors, or a cluster.
 
-redis://user:password@host:6379/0?prefix=push1st      also valkey://; rediss:// and valkeys:// use TLS
-unix:///run/valkey.sock?db=0&prefix=push1st
-redis+sentinel://host:26379,host:26379/master/0       rediss+sentinel:// uses TLS to the servers and the sentinels
-redis+cluster://host:6379,host:6379                   uses sharded pub/sub, so it needs Redis 7 or newer, or Valkey
+- redis://user:password@host:6379/0?prefix=push1st: a single server; or valkey://, or with TLS rediss:// or valkeys://
+- unix:///run/valkey.sock?db=0&prefix=push1st: a single server on a Unix socket
+- redis+sentinel://host:26379,host:26379/master/0: a master; rediss+sentinel:// uses TLS to the servers and the sentinels
+- redis+cluster://host:6379,host:6379: a cluster with sharded pub/sub, which needs Redis 7 or newer, or Valkey
 """
 
 import re

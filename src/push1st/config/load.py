@@ -1,15 +1,15 @@
 """Reads the configuration: Push1st's YAML files, and PUSH1ST_… environment variables that override them.
 
-`load` reads a configuration file; `with_env` applies the environment to a configuration that exists, such as the demo.
+`load` reads a configuration file; `with_env` applies environment variables to an existing configuration, such as the demo.
 Both functions return a `Config`, or raise a single ConfigError. The error has a line for each problem. The line contains the
 place, the path of keys, the value, and the values that are allowed; it never contains a secret, a key or a URL.
 
 **Environment.** The name of a variable is the path of keys in capitals, with `_` for `.` and `-`: PUSH1ST_SERVER_DRAIN is
 `server.drain`. Items of a list are separated by commas, and `[]` is the empty list. An empty variable has no effect.
-PUSH1ST_APP_… configures one app. PUSH1ST_APP_ID selects it, and adds the app if no file contains it. Without PUSH1ST_APP_ID these
-variables configure the only app. The names omit the key `options`: PUSH1ST_APP_CLIENT_MESSAGES. The command line reads
-PUSH1ST_CONFIG. Variables that Kubernetes and Docker set for a service with the name push1st have no effect. All other
-variables that begin with PUSH1ST_ are errors.
+PUSH1ST_APP_… configures one app. PUSH1ST_APP_ID selects the app by its id, and adds the app if no file contains it. Without
+PUSH1ST_APP_ID the variables PUSH1ST_APP_… configure the only app. Names of variables omit the key `options`, as in
+PUSH1ST_APP_CLIENT_MESSAGES. The command line reads PUSH1ST_CONFIG. Variables that Kubernetes and Docker set for a service with
+the name push1st have no effect. All other variables that begin with PUSH1ST_ are errors.
 
 `tree` converts texts to values that contain their places; `schema` and `readers` convert these values to structs.
 """
@@ -58,7 +58,7 @@ _SERVICE_URL = re.compile(r"(tcp|udp|sctp)://")
 _PATTERN = re.compile(r"[*?\[]")
 
 LOCAL_API = ApiConfig(listen=(Listen("tcp", "127.0.0.1", 6002),))
-"""The API settings for a configuration file without a section `api`. Then only this machine can connect to the API."""
+"""The API settings for a configuration file without a section `api`. With these settings, only this machine can use the API."""
 _LOOPBACK = frozenset({"127.0.0.1", "::1", "localhost"})
 
 CLUSTER_NOTE = "has no effect here: nodes find each other through a Redis or Valkey that all share, not by UDP"
@@ -69,7 +69,7 @@ L = TypeVar("L", ServerConfig, ApiConfig)
 
 
 def load(path: str | Path, env: Mapping[str, str]) -> Config:
-    """Reads a file, and the files in its key `credentials`. The environment overrides all these files. Raises ConfigError."""
+    """Reads a file, the files in its key `credentials`, and the environment, which overrides the files. Raises ConfigError."""
     file = Path(path).absolute()
     folder = file.parent
     problems: list[str] = []
@@ -99,8 +99,8 @@ def load(path: str | Path, env: Mapping[str, str]) -> Config:
 def with_env(base: Config, env: Mapping[str, str]) -> Config:
     """Applies the environment to a configuration. Relative paths start at the working directory. Raises ConfigError.
 
-    If `base` is the demo and PUSH1ST_APP_ID is set, the environment is the whole configuration: the demo's app does not exist,
-    and the defaults are the same as for a configuration file.
+    If `base` is the demo and PUSH1ST_APP_ID is set, the environment is the whole configuration. Then the configuration does not
+    contain the demo's app, and its defaults are the defaults of a configuration file.
     """
     problems: list[str] = []
     root, apps, chosen = _environment(env, problems)
@@ -211,7 +211,7 @@ def _overlaid(sections: Sequence[Value], above: Value | None, chosen: Value | No
 
 
 def _section_of(app: AppConfig) -> Value:
-    """Returns a section for an app of the base configuration. It has only the keys that the checks of all apps need."""
+    """Returns a section for an app of the base configuration, with only the keys that the checks of all apps need."""
     place = "the configuration"
     return Value("mapping", place, app.id, keys={"key": Value("text", place, f"{app.id}.key", app.key)})
 

@@ -1,8 +1,8 @@
 """The configuration as typed, frozen structs, with the rules that need no file: addresses, networks, the demo.
 
-This module reads no YAML, files or environment variables: `config.load` does this and makes the structs. Names and defaults are
-from the Push1st API, section 9. A parser raises a ValueError that describes the allowed values, and `readers` adds the place.
-The `repr` of a struct shows `…` in place of a key, a secret, or a URL that may contain a password.
+This module reads no YAML, files or environment variables: `config.load` reads these and makes the structs. Names and defaults are
+from the Push1st API, section 9. A parser raises a ValueError that describes the allowed values, and `readers` adds the place of
+the value. The `repr` of a struct shows `…` in place of a key, a secret, or a URL that may contain a password.
 """
 
 import ipaddress
@@ -35,7 +35,7 @@ SECRET_BYTES = 32
 """The number of bytes that a secret needs for HMAC-SHA256. A shorter secret makes the signature weaker (RFC 7518 §3.2)."""
 
 EMBEDDED = "embedded://"
-"""the beginning of a `broker` that makes the server start an engine; the path of the engine's executable follows"""
+"""the beginning of a value of `broker` with which the server starts an engine; the path of the engine's executable follows"""
 
 _LISTEN = "tcp://HOST:PORT (HOST may be *), or unix://PATH"
 _TCP = re.compile(r"tcp://(?:\[([^\]]+)\]|([A-Za-z0-9_.-]*|\*)):([0-9]{1,5})/?\Z")
@@ -97,7 +97,7 @@ class Listen(msgspec.Struct, frozen=True):
 
 
 class Ssl(msgspec.Struct, frozen=True):
-    """The TLS settings of a listener. `key` and `cert` are absolute paths; "": the server makes a self-signed certificate."""
+    """The TLS of a listener. `key` and `cert` are absolute paths. If both are "", the certificate is self-signed."""
 
     enable: bool = False
     key: str = ""
@@ -123,8 +123,8 @@ def network(text: str) -> Net:
 class Networks:
     """A set of networks, and optionally the peers of Unix sockets.
 
-    An empty set is false. The key defines the meaning of an empty set: an empty `whitelist` admits all addresses, but an empty
-    `trust` or `proxies` trusts no address.
+    An empty set is false in a condition. Its meaning depends on the key: an empty `whitelist` admits all addresses, but an
+    empty `trust` or `proxies` trusts no address.
     """
 
     __slots__ = ("_known", "nets", "unix")
@@ -142,7 +142,7 @@ class Networks:
         return cls((network(word) for word in words if word != "unix"), "unix" in words)
 
     def contains(self, ip: str) -> bool:
-        """Returns whether the set contains an address. ::ffff:1.2.3.4 counts as 1.2.3.4. No set contains an invalid address.
+        """Returns whether the set contains an address; ::ffff:1.2.3.4 counts as 1.2.3.4. No set contains an invalid address.
 
         ip: an IP address; "" stands for a client on a Unix socket.
         """
@@ -183,7 +183,7 @@ class Networks:
 
 
 class _Discreet(msgspec.Struct, frozen=True, kw_only=True):
-    """A struct whose `repr` hides the values of the fields in `hidden`. The library `rich` uses `__rich_repr__` for this."""
+    """A struct whose `repr` hides the values of the fields in `hidden`. The library `rich` calls `__rich_repr__`."""
 
     hidden: ClassVar[frozenset[str]] = frozenset()
 
@@ -281,11 +281,11 @@ class Webhook(_Discreet, frozen=True, kw_only=True):
     """A webhook of an app.
 
     events: the events that the webhook receives; empty: all events of the webhook's format.
-    filter: the channels of these events, as prefixes or as patterns in which `*` stands for any text; empty: all channels.
+    filter: prefixes or patterns of channel names; `*` in a pattern stands for any text. An empty filter means all channels.
     headers: additional HTTP headers of each request.
     timeout: the maximum duration of a delivery in seconds.
     batch: the maximum number of events in a delivery.
-    concurrency: the maximum number of simultaneous deliveries. 0 stands for the default: 10, or 1 for `py:` and `lua:`.
+    concurrency: the maximum number of simultaneous deliveries. 0 stands for the default: 1 for `py:` and `lua:`, 10 for HTTP.
     """
 
     hidden: ClassVar[frozenset[str]] = frozenset({"url", "headers"})
@@ -304,7 +304,7 @@ class Authorize(_Discreet, frozen=True, kw_only=True):
     """An endpoint that decides whether clients of an app may connect, subscribe or publish.
 
     on: the operations for which the server requests a decision.
-    filter: the channels of these operations, in the same form as for a webhook; empty: all channels.
+    filter: prefixes or patterns of the names of channels, as for a webhook. An empty filter means all channels.
     headers: additional HTTP headers of each request.
     timeout: seconds in which the endpoint must reply; without a reply in this time, the server rejects the operation.
     cache: seconds for which the server reuses a reply; 0: the server does not reuse replies.
@@ -338,7 +338,7 @@ class HooksConfig(msgspec.Struct, frozen=True, kw_only=True):
 class AppConfig(_Discreet, frozen=True, kw_only=True):
     """The settings of an app.
 
-    channels: the types of its channels. An app without a secret has public channels only, because it cannot sign anything.
+    channels: the types of channels in the app. An app without a secret has public channels only, because it cannot sign anything.
     origins: the origins of web pages that may connect; empty: all origins.
     client_messages: whether clients may publish; by default they may not, as with Pusher.
     statistic: a setting of Push1st that has no effect here.
@@ -395,7 +395,7 @@ class Config(_Discreet, frozen=True, kw_only=True):
 
     @property
     def has_broker(self) -> bool:
-        """Whether the broker is an existing server. Without such a server, several workers share an engine, which they start."""
+        """Whether the broker is an existing server. If not, several workers share an engine, which the server starts."""
         return self.broker != "memory" and not self.broker.startswith(EMBEDDED)
 
 

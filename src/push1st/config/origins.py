@@ -1,7 +1,7 @@
 """Finds entries of `origins` that no browser can match, because browsers send the origin in another form.
 
-The header `Origin` contains a scheme, a host, and a port that is not the scheme's default (RFC 6454 §6.2), in lower case. A host
-outside ASCII is in Punycode. An entry may also be a host without a scheme, with or without a port (`admission.origin_allowed`).
+The header `Origin` contains scheme, host, and a port other than the scheme's default, in lower case and ASCII (RFC 6454 §6.2).
+An entry may also be a host without a scheme, with or without a port (`admission.origin_allowed`).
 """
 
 import ipaddress

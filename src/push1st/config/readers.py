@@ -45,7 +45,7 @@ def scalar(value: Value, allowed: str, *, numbers: bool = False, show: bool = Tr
 
 
 def text(allowed: str, pattern: re.Pattern[str] | None = None, *, numbers: bool = False, show: bool = True) -> Read:
-    """Returns a reader of texts that match a pattern. The other parameters are those of `scalar`."""
+    """Returns a reader of texts that match a pattern. The function `scalar` describes the other parameters."""
 
     def read(value: Value) -> str:
         found = scalar(value, allowed, numbers=numbers, show=show)
@@ -57,7 +57,7 @@ def text(allowed: str, pattern: re.Pattern[str] | None = None, *, numbers: bool 
 
 
 def whole(least: int, most: int, of: str = "", hint: str = "") -> Read:
-    """Returns a reader of whole numbers from `least` to `most`. `of` is the unit in the error, and `hint` ends the error."""
+    """Returns a reader of whole numbers from `least` to `most`. In the error, `of` is the unit, and `hint` is the last text."""
     allowed = f"a whole number {f'of {of} ' if of else ''}from {least} to {most}{hint}"
 
     def read(value: Value) -> int:
@@ -91,7 +91,7 @@ def word(*allowed: str) -> Read:
 def items(value: Value, of: str) -> tuple[Value, ...]:
     """Returns the items of a list.
 
-    In a file, a list is `[ a, b ]`, `{ a, b }`, or a single value. In an environment variable, commas separate the items.
+    In a file, a list is `[ a, b ]`, `{ a, b }`, or a single value. In a variable, commas separate the items of a list.
     """
     if value.kind == "list":
         return tuple(item for item in value.items if item.kind != "nothing")
@@ -172,7 +172,7 @@ def url_path(value: Value) -> str:
 
 
 def identifier(value: Value) -> str:
-    """Reads an app's id or key. Both are parts of URLs, and in a signed text a colon follows the key."""
+    """Reads an app's id or key. URLs contain ids and keys, and in a signed text a colon follows the key."""
     allowed = "1 to 128 visible ASCII characters other than / ? # % : \\ and quotes"
     found = scalar(value, allowed, numbers=True, show=False)
     if not _IDENTIFIER.match(found) or _SEPARATORS & set(found):

@@ -1,7 +1,7 @@
 """Describes the keys of configuration sections in tables, and converts sections to structs by these tables.
 
-A `Table` lists the keys of a section. `fill` reads a section by its table. The tables also define which keys are unknown, which
-keys have no effect, and the names of the environment variables. The tables of all sections are in the module `tables`.
+A `Table` lists the keys of a section. `fill` reads a section by its table. The tables also define the keys without effect, the
+names of environment variables, and thereby the unknown keys. The tables of all sections are in the module `tables`.
 
 A reader of a key (`readers`) converts a `Value` to the content of the key's field, or raises a ConfigError.
 A key without a value (`key:`) counts as a missing key.
@@ -23,15 +23,15 @@ S = TypeVar("S", bound=msgspec.Struct)
 
 
 class Key(msgspec.Struct, frozen=True, kw_only=True):
-    """A key of a section. The key contains a value, or another section.
+    """A key of a section. The value of a key can be another section, the contained section.
 
-    read: the function that reads the value.
+    read: the function that reads the key's value.
     table: the keys of the contained section.
     empty: a function that makes the struct of the contained section if the field is None.
     into: the name of the field that the key sets; "" if the field has the same name as the key.
     flat: whether the keys of the contained section set fields of the outer struct.
     dropped: whether the value is only checked, and not stored.
-    note: the reason why the key has no effect in this server, or ""; with a reason the value is not stored.
+    note: the reason why the key has no effect, or "". The server does not store the value of a key without effect.
     unset: values in Push1st's files that count as a missing value, each with a note.
     finish: a function that checks or completes the struct of the contained section.
     variable: whether an environment variable may set the key.

@@ -1,7 +1,6 @@
-"""Tables with the keys of every section: the allowed values of a key, its field, and a note if the key has no effect here.
+"""Tables of the keys of every section: the allowed values of a key, its field, and a note on a key without effect.
 
-The names of the keys are those of the Push1st API, section 9. `docs/generate.py` writes docs/configuration.md from these
-tables.
+The Push1st API, section 9, defines the names of keys. `docs/generate.py` writes docs/configuration.md from these tables.
 """
 
 import re

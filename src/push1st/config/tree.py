@@ -1,11 +1,11 @@
 """Converts YAML texts and environment variables to a tree of values. Each value contains its place, for errors.
 
-PyYAML only makes nodes here, and no Python objects, because a node contains its line. The nodes also show two forms of
-Push1st's files that YAML's data model does not have. `{ enable: false, *default-ssl }` merges the aliased mapping.
+The module uses PyYAML's nodes in place of Python objects, because a node contains its line number. The nodes also show two
+forms of Push1st's files that do not exist in YAML's data model. `{ enable: false, *default-ssl }` merges the aliased mapping.
 `{ public, private }` is a mapping without values, and `readers.items` reads such a mapping as a list.
 
-This module contains no list of allowed keys. It limits the size and depth of a file, and also the number of values after the
-expansion of aliases: ten lines of aliases can expand to a billion values. An error contains no text of the file, to hide secrets.
+This module contains no list of allowed keys. The module limits the size and depth of a file. It also limits the number of
+values, because ten lines of aliases can expand to a billion values. An error contains no text of the file, to hide secrets.
 """
 
 import re
@@ -21,7 +21,7 @@ from push1st.errors import ConfigError
 MAX_BYTES = 1 << 20
 MAX_DEPTH = 20
 MIN_VALUES = 1000
-"""The maximum number of values in a file of fewer than 1000 characters. In a longer file it is the number of characters."""
+"""The maximum number of values in a file of at most 1000 characters. In a longer file, it is the number of characters."""
 
 ValueKind = Literal["nothing", "text", "number", "flag", "other", "list", "mapping", "variable"]
 _TAGS: dict[str, ValueKind] = {"null": "nothing", "str": "text", "int": "number", "bool": "flag"}
@@ -128,7 +128,7 @@ def read(file: Path, name: str, problems: list[str]) -> Value:
 
 
 def parse(text: str, name: str, problems: list[str]) -> Value:
-    """Returns the tree of a YAML text; an empty text is an empty mapping. `read` describes `name` and `problems`."""
+    """Returns the tree of a YAML text; an empty text is an empty mapping. The function `read` describes `name` and `problems`."""
     try:
         node = _compose(text, getattr(yaml, "CSafeLoader", yaml.SafeLoader), name)
     except _SYNTAX:
@@ -166,7 +166,7 @@ def tree_of(leaves: Iterable[tuple[tuple[str, ...], Value]], place: str, path: s
 
 
 def merged(below: Value, above: Value) -> Value:
-    """Merges two trees. If both have a value at a key, the value of `above` wins.
+    """Merges two trees. If both trees have a value at a key, the result has the value of `above`.
 
     If `below` has a scalar where `above` has a section, the result has the scalar, and the reader of the key rejects it.
     """
@@ -257,7 +257,7 @@ _BLANK = "\0 \t\r\n\x85\u2028\u2029"
 class _Loader(yaml.SafeLoader):
     """Reads `::1` in `[ 127.0.0.1, ::1 ]` as a plain scalar, as YAML 1.2 §7.3.3 requires. PyYAML implements YAML 1.1.
 
-    This loader is slower than PyYAML's loader, so it is used only if PyYAML's loader reports an error.
+    This loader is slower than PyYAML's loader, so this module uses it only if PyYAML's loader reports an error.
     """
 
     def check_value(self) -> bool:
@@ -274,7 +274,7 @@ class _Loader(yaml.SafeLoader):
 
 COLON = re.compile(r"[A-Za-z_][\w-]*:(?!//)\S")
 """a key and a value without a space between them; YAML reads both together as a single text"""
-_SYNTAX = (yaml.YAMLError, OverflowError, ValueError)  # PyYAML raises the last two for escapes such as "\UFFFFFFFF"
+_SYNTAX = (yaml.YAMLError, OverflowError, ValueError)  # PyYAML raises the last two errors for escapes such as "\UFFFFFFFF"
 
 
 def _compose(text: str, loader: Any, name: str) -> yaml.Node | None:
@@ -291,13 +291,13 @@ def _compose(text: str, loader: Any, name: str) -> yaml.Node | None:
 
 
 def _syntax_error(exc: Exception, name: str, text: str) -> ConfigError:
-    """Returns the error for a text that is not YAML. It describes a frequent mistake, or contains the description by PyYAML."""
+    """Returns the error for a text that is not YAML. The error describes a frequent mistake, or has PyYAML's text."""
     mark: Any = getattr(exc, "problem_mark", None)
     if mark and (tab := _tab(text, mark.line, mark.column)):
         return ConfigError(f"{name}:{tab}: found a tab, allowed: spaces, because YAML allows no tab before a key or a value")
     if mark and (known := _known_mistake(exc, mark.line, text.splitlines())):
         return ConfigError(f"{name}:{known}")
-    # PyYAML quotes text of the file, which may be a part of a secret. A quoted single character may stay.
+    # PyYAML quotes text of the file, which may be a part of a secret. A single character in quotes is not removed.
     problem = re.sub(r"(['\"]).{2,}\1", "", getattr(exc, "problem", None) or "characters that are not allowed").strip()
     place = name + _line(mark)
     return ConfigError(f"{place}: found no YAML ({problem}), allowed: YAML; text with [ ] {{ }} # & * ! : in it may need quotes")

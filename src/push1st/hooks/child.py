@@ -26,7 +26,7 @@ def serve(load: Callable[[], Called], seconds: float) -> None:
     """Loads the user's code, then serves calls until the server closes the pipe.
 
     load: a function that loads the code and returns the function to call.
-    seconds: the time limit of a call in seconds. The server ends the call at this limit, the child's alarm one second later.
+    seconds: the time limit of a call in seconds. The server kills the child at this limit; the alarm follows a second later.
     """
     signal.signal(signal.SIGALRM, signal.SIG_DFL)
     source, sink = os.fdopen(os.dup(0), "rb"), os.fdopen(os.dup(1), "wb")

@@ -2,7 +2,7 @@
 
 An edge is a change: a channel becomes occupied or vacated, a member is added or removed. The module holds a leaving edge
 (`vacated`, `member-removed`) for `HOLD_SECONDS`, and drops it with the opposite edge if that arrives in this time (Pusher
-protocol, section 9). So edges alternate for each channel and each member. At most one `cache-missed` passes in `HOLD_SECONDS`.
+protocol, section 9). So the edges of a channel or member alternate. A cache channel passes one `cache-missed` in this time.
 
 This module serves brokers that do not debounce edges. If several workers share a broker, the consumer of hook events debounces
 the edges instead (`brokers/redis/events_consumer.py`).

@@ -36,12 +36,12 @@ def transport_class(url: str) -> type[HookTransport]:
 
 
 def open_transport(target: Target) -> HookTransport:
-    """Returns the transport of an endpoint. The server loads its module at the start, so the first event need not wait."""
+    """Returns the transport of an endpoint. The transport's module is already loaded, so the first event does not wait."""
     return transport_class(target.url)(target)  # type: ignore[call-arg]  # the port contains no constructor
 
 
 class SaveTimings(msgspec.Struct, frozen=True, kw_only=True):
-    """Durations in seconds. No option changes them, but tests shorten them.
+    """Durations in seconds. No option changes these durations, but tests shorten them.
 
     load: the time between two searches for saved events; the previous process may save its events after this process starts.
     save: the time for which a stopping process retries to save its events, if the folder is not writable.
@@ -244,7 +244,7 @@ class HookDispatcher:
         Held edges are saved for the next process; without a folder, they are delivered now. If several workers share a broker,
         the broker holds the edges, so this process has none.
 
-        enough: an asyncio event that ends the deliveries early.
+        enough: an asyncio event; when it is set, the deliveries end early.
         """
         for timer in (self._release_at, self._load_at, *self._retired.values()):
             if timer is not None:
@@ -278,7 +278,7 @@ class HookDispatcher:
     async def _save(
         self, store: Store, endpoints: list[HookEndpoint], held: list[HookEvent], enough: asyncio.Event | None
     ) -> bool:
-        """Saves the remaining events; returns whether they are saved. Retries for a while, because the disk may be full."""
+        """Saves the remaining events; returns whether they are saved. Retries a failed save, because the disk may be full."""
         time = asyncio.get_running_loop().time
         deadline = time() + self._timings.save
         while True:

@@ -1,6 +1,6 @@
 """The arguments of users' Python functions: events of hooks, and requests for a decision (`authorize`).
 
-Users import this module in their code. So the module imports no other module of the server; child processes load it too.
+Users import this module, and child processes load it. So it imports no other module of the server.
 
     from push1st.hooks.events import MemberAdded, Event
 
@@ -41,7 +41,7 @@ class MemberRemoved(msgspec.Struct, frozen=True, tag_field="name", tag="member_r
 class ClientEvent(msgspec.Struct, frozen=True, tag_field="name", tag="client_event"):
     """An event that a client published.
 
-    data: the text that the client sent; if the client sent another type, its JSON.
+    data: the text that the client sent; JSON text if the client sent another type.
     user_id: the id of the member on a presence channel.
     """
 

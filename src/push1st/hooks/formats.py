@@ -1,7 +1,7 @@
 """The bodies of deliveries in Pusher's and in Push1st's format, and the hook events that each endpoint wants.
 
-This module is pure. It encodes an event once for all endpoints of the same format. The Pusher protocol, section 9, contains the
-names of Pusher's events; the Push1st API, section 8, contains the names of Push1st's triggers.
+This module is pure. The module encodes an event once for all endpoints of the same format. The Pusher protocol, section 9,
+contains the names of Pusher's events; the Push1st API, section 8, contains the names of Push1st's triggers.
 """
 
 import re

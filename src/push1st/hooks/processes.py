@@ -1,7 +1,7 @@
 """Runs users' functions and scripts in child processes: this code may crash or never return, and must not block the loop.
 
 A child process serves one call at a time. The server kills a child that does not reply in time, and a child whose call was
-cancelled, because its state is unknown. The next call then starts another child. Children end with the server (`child.py`).
+cancelled, because the state of the child is unknown. The next call starts another child. Child processes end with the server.
 """
 
 import asyncio
@@ -22,9 +22,9 @@ log = logs.get("push1st.hooks")
 
 
 class HookProcesses:
-    """The child processes of one endpoint. Their maximum number is `target.processes`.
+    """The child processes of one endpoint, with `target.processes` as their maximum number.
 
-    module: the module that the child process runs. Its first arguments are the app's id and the path of the target's URL.
+    module: the module that the child process runs. The module's first arguments are the app's id and the URL's path.
     """
 
     def __init__(self, module: str, target: Target) -> None:

@@ -1,6 +1,6 @@
 """Endpoints that are Python functions: `py://package.module:function`, sync or async, which run in child processes.
 
-Python searches the module in the configuration's folder and in the working directory. A child runs this module as its program.
+Python searches the folder of the configuration and the working directory for the function. A child's program is this module.
 """
 
 import asyncio

@@ -2,13 +2,13 @@
 
 The queue is pure: it sends nothing, and gets the time as an argument. An event waits, or is part of a delivery. A delivery is
 current, or waits for a retry. Until a delivery is done, it blocks the channels of its events, so that later events on these
-channels wait. Events on other channels need not wait. While the endpoint fails, the queue throttles new deliveries: after
-as many as the concurrency allows, it begins one in a second. So a failed endpoint receives few requests.
+channels wait. Events on other channels need not wait. While the endpoint fails, the queue throttles new deliveries: it begins
+`concurrency` deliveries at once, and then one delivery in each second. So a failed endpoint receives few requests.
 
 The source of an event is the connection that caused the event; all subscription counts share one source. In a full queue, a new
-event replaces the newest event of the source with the most events and bytes, unless the new event's own source has more. So a
-client that publishes without end loses its own events, not the events of other clients. While the queue has room, a
-single source may use all of it.
+event replaces the newest event of the source with the largest part of the queue. The queue drops the new event if its own
+source has the largest part. So a client that publishes without end loses its own events, not the events of other clients. While
+the queue has room, a single source may use all of it.
 """
 
 import heapq
@@ -36,8 +36,8 @@ def wait(attempts: int) -> float:
 class Source:
     """The waiting events of one connection.
 
-    part: the fraction of the queue's maximum events plus the fraction of its maximum bytes that these events use.
-    waiting: these events, with the oldest event first.
+    part: the number of the events as a fraction of `max_events`, plus their bytes as a fraction of `max_bytes`.
+    waiting: the events, with the oldest event first.
     """
 
     __slots__ = ("name", "part", "waiting")
@@ -63,7 +63,7 @@ class QueuedEvent:
 
 
 class Delivery:
-    """Events that the server sends together.
+    """Events that the server sends together, in one request.
 
     events: the events as JSON texts.
     id, body: the id and the body of the delivery, which are set at the first attempt.
@@ -91,7 +91,7 @@ class Queue:
 
     concurrency: the maximum number of current deliveries.
     batch: the maximum number of events in a delivery.
-    max_events, max_bytes: the limits of the queue. Events in deliveries count as well.
+    max_events, max_bytes: the limits of the queue. Events in deliveries count towards the limits.
     """
 
     def __init__(self, concurrency: int, batch: int, max_events: int, max_bytes: int) -> None:
@@ -217,7 +217,7 @@ class Queue:
     # Deliveries
 
     def next(self, now: float) -> Delivery | None:
-        """Returns the next delivery to send, or None. After sending it, the caller reports the result to `done` or `failed`."""
+        """Returns the next delivery to send, or None. The caller reports the result of the delivery to `done` or `failed`."""
         if len(self._current) >= self._concurrency:
             return None
         if self._retries and self._retries[0][0] <= now:
@@ -336,7 +336,7 @@ class Queue:
                     yield channel, entry.event, "" if entry.source is None else entry.source.name
 
     def restore(self, delivery: Delivery, now: float) -> None:
-        """Adds a delivery of an earlier process. On its channels it is sent after current deliveries, before waiting events."""
+        """Adds a delivery of an earlier process. The queue sends it before the waiting events of its channels."""
         delivery.first = now
         self.events += delivery.count
         self.bytes += delivery.size

@@ -1,10 +1,10 @@
-"""The folder of hook events. It contains the queued events that a stopping process saves for the next process, and dead letters.
+"""The folder of hook events, with dead letters, and with the queued events that a stopping process saves for the next process.
 
 A dead letter is a line with lost events, for people to read. Events contain data of users, so only the owner can read the files.
 The folder may be read-only, full or unreachable for a while. Then the store writes no part of a file, and the caller retries.
 A file belongs to the process that holds the lock of this file.
 
-A thread writes the dead letters, so that a slow disk does not stop the event loop. Memory and disk space for them are limited.
+A thread writes dead letters, so that a slow disk does not stop the event loop. Dead letters have limits in memory and on disk.
 """
 
 import asyncio
@@ -31,13 +31,13 @@ MAX_PENDING = 10_000
 RETRY_SECONDS = 5.0
 """the time between two attempts to write dead letters"""
 SAVED = re.compile(r"(?:\.|\.taken-\d+-)?(saved-\d+-[0-9a-f]+\.jsonl)")
-"""Names of saved files. During writing, the name begins with a dot. Earlier versions renamed files before reading them."""
+"""Names of saved files. While the file is written, the name begins with a dot. Earlier versions renamed a file to read it."""
 
 log = logs.get("push1st.hooks")
 
 
 class Saved(msgspec.Struct, frozen=True, omit_defaults=True):
-    """A line of a saved file. It contains a failed delivery, an event that was not sent yet, or a held edge.
+    """A line of a saved file: a failed delivery, an event that was not sent yet, or a held edge.
 
     endpoint: the fingerprint of the endpoint of the delivery or event.
     id, body: the id and the body of a delivery.
@@ -134,7 +134,7 @@ class Store:
     def _taken(self, path: Path) -> list[bytes]:
         """Removes a file and returns its lines. Returns no lines if another process holds the file's lock.
 
-        Raises OSError if this fails; then the file still exists.
+        Raises OSError if the file cannot be removed; then the file still exists.
         """
         with open(path, "rb") as file:
             try:
@@ -195,7 +195,7 @@ class Store:
                     file.truncate(size)
                 raise
             if size + len(lines) > MAX_DEAD_BYTES:
-                with suppress(OSError):  # the next write renames the file
+                with suppress(OSError):  # the next write tries to rename the file again
                     path.replace(path.with_suffix(".jsonl.1"))
 
     async def close(self) -> int:

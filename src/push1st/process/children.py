@@ -1,4 +1,4 @@
-"""Starts child processes in an event loop, and detects their end. On Linux child processes end when their parent ends."""
+"""Starts child processes from an event loop, and detects when a child process ends. On Linux they end with their parent."""
 
 import asyncio
 import ctypes
@@ -54,7 +54,7 @@ class Process:
 
 
 class Processes:
-    """Starts child processes and detects their end. A program needs only one such object, because the object handles SIGCHLD."""
+    """Starts child processes and detects their end. One object is enough for a program, because the object handles SIGCHLD."""
 
     def __init__(self) -> None:
         self._running: set[Process] = set()
@@ -64,7 +64,7 @@ class Processes:
         """Starts a program.
 
         inherited: the file descriptors that the child process inherits.
-        output: the file descriptor for the child's standard output and standard error; None: the child inherits both.
+        output: the file descriptor for the child's standard output and error; None: the child inherits them from this process.
         Raises ConfigError if the program cannot be started.
         """
         try:

@@ -1,4 +1,4 @@
-"""Messages between the supervisor and its workers. They use a socket pair, of which each worker inherits one end.
+"""Messages between the supervisor and its workers, over socket pairs. Each worker inherits one end of a socket pair.
 
 A message is a struct, encoded with MessagePack; the length of the encoded message precedes it in four bytes. The connection
 closes when one of the two processes ends.
@@ -51,7 +51,7 @@ class Retire(msgspec.Struct, frozen=True, tag=True):
 
 
 class Workers(msgspec.Struct, frozen=True, tag=True):
-    """Contains the broker's names of all living workers. The supervisor sends this message when a worker starts or ends."""
+    """Contains the names of all living workers in the broker. The supervisor sends this message when the names change."""
 
     nodes: list[str]
 
@@ -72,7 +72,7 @@ class ControlReply(msgspec.Struct, frozen=True, tag=True):
     """The reply to a `ControlRequest`.
 
     id: the id of the request.
-    packed: pairs of a worker's number and its encoded counters or hook states. The supervisor has the number `SUPERVISOR`.
+    packed: pairs of a worker's number and its encoded counters or hook states. The supervisor's own number is `SUPERVISOR`.
     """
 
     id: int

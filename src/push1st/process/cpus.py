@@ -19,7 +19,7 @@ def worker_count(config: Config) -> int:
 def available() -> int:
     """Returns the number of CPUs that this process may use, between 1 and `MAX_WORKERS`.
 
-    The CPU affinity of the process limits this number. The CPU quotas of its container or service (cgroup v2) limit it too.
+    Limits of the number are the CPU affinity of the process, and the CPU quotas of its container or service (cgroup v2).
     """
     count = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     return max(1, min(within_quota(Path("/"), count), MAX_WORKERS))
@@ -38,7 +38,7 @@ def within_quota(root: Path, count: int) -> int:
 
 
 def _control_groups(root: Path) -> Iterator[Path]:
-    """Yields the folder of this process's control group and the folders of its parent groups. Each group may have a quota."""
+    """Yields the folder of this process's control group and the folders of its parent groups. Each may have a quota."""
     top = root / "sys/fs/cgroup"
     group = top
     with contextlib.suppress(OSError):

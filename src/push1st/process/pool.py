@@ -46,12 +46,12 @@ START_SECONDS = 60
 PROBE_SECONDS = 3
 """the time between two probes of a worker"""
 MAX_PROBES = 4
-"""The number of probes in a row without a reply after which the pool kills a worker. This takes at most 15 seconds; other nodes
-have evicted the worker's node shortly before (`brokers/redis`)."""
+"""The number of probes in a row without a reply after which the pool kills a worker. Other nodes evict the worker's node
+shortly before the pool kills the worker, which is at most 15 seconds after its last reply (`brokers/redis`)."""
 GATHER_SECONDS = 1
 """the time limit for the workers' replies to a request, and for the error message of a worker that cannot start"""
 END_SECONDS = 15
-"""the time limit for the end of a worker, in addition to the seconds of `drain`"""
+"""the time limit for the end of a worker, in addition to the time that `drain` allows"""
 
 log = logs.get("push1st.supervisor")
 
@@ -96,7 +96,7 @@ class WorkerProcess:
 
 
 class Slot:
-    """A place for one worker, with the sockets of this place."""
+    """A slot for one worker, with the sockets of the slot."""
 
     def __init__(self) -> None:
         self.sockets: Mapping[Place, Sequence[BoundSocket]] = {}
@@ -163,8 +163,8 @@ class Pool:
                 lived = 0
                 self._restarts += 1
                 log.error("worker ended", worker=worker.number, how=worker.process.how, again_in=wait)
-                if wait:  # the other workers get new connections; the connections that wait in the slot's sockets are lost
-                    async with slot.changing:  # a reload may be giving the sockets to another worker at the same time
+                if wait:  # Other workers get the new connections, and connections that wait in the sockets are lost.
+                    async with slot.changing:  # A reload may be giving the sockets to another worker at the same time.
                         if slot.worker is worker:
                             close_own(flat(slot.sockets))
                             slot.sockets = {}
@@ -180,7 +180,7 @@ class Pool:
         """Starts a worker in a slot; returns whether the slot has a worker that is ready. When the new worker is ready, the
         previous worker retires.
 
-        config: the configuration of the new worker. None starts a worker only if `ended` is still the worker of the slot.
+        config: the configuration of the new worker. If it is None, a worker starts only if the slot still has `ended`.
         ready: a function to call when the new worker listens.
         """
         async with slot.changing:
@@ -346,8 +346,8 @@ class Pool:
         return [one for one in self._workers if one.on_engine and one.ready.done() and not one.process.ended.done()]
 
     def notify_workers(self) -> None:
-        """Sends the names of all workers that use the engine to each of these workers. A worker that waits for confirmations
-        waits for these workers only."""
+        """Sends the names of all workers that use the engine to each of these workers. A worker waits for confirmations of
+        these workers only."""
         workers = self._on_engine()
         nodes = [worker.node for worker in workers]
         for worker in workers:

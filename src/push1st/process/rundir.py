@@ -7,7 +7,7 @@ holds a lock on the folder until the supervisor ends.
 A supervisor that starts removes the run folders of killed supervisors.
 
 A search for supervisors begins where this process would create its run folder, and continues in the folders of systemd's
-services. For root, the search covers all users, so a run folder counts only if its owner is the user of the process.
+services. For root, the search covers all users, so a run folder counts only if the process also belongs to the folder's owner.
 """
 
 import contextlib
@@ -86,7 +86,7 @@ class RunDir:
 
 
 def running(config: str | None) -> dict[int, Path]:
-    """Returns the run folders of running supervisors by process id: of this user's supervisors, or of all users' for root.
+    """Returns the run folder of each running supervisor by process id. For root, this includes other users' supervisors.
 
     config: the configuration file of the supervisors to return; None: all supervisors are returned.
     """
@@ -99,7 +99,7 @@ def running(config: str | None) -> dict[int, Path]:
                     config is None or _read(folder / _NAME) == os.fsencode(_absolute(config))
                 ):
                     found[int(folder.name)] = folder
-        except OSError:  # no supervisor has run here, or the supervisor has just ended
+        except OSError:  # no supervisor has run in this folder, or the supervisor has just ended
             pass
     return found
 
@@ -115,7 +115,7 @@ def reloads(folder: Path) -> Reloads | None:
 def _base() -> Path:
     """Returns the parent of this user's run folders, inside the `RuntimeDirectory=` of systemd or the temporary folder.
 
-    It is not in `XDG_RUNTIME_DIR`, because systemd removes `XDG_RUNTIME_DIR` when the user logs out.
+    The folder is not in `XDG_RUNTIME_DIR`, because systemd removes `XDG_RUNTIME_DIR` when the user logs out.
     """
     folder = os.environ.get("RUNTIME_DIRECTORY", "").partition(":")[0] or tempfile.gettempdir()
     return Path(folder, f"push1st-{os.getuid()}")
@@ -147,7 +147,7 @@ def _is_process_of(user: int, process: str) -> bool:
     """Returns whether the process exists and belongs to the user, so that `push1st reload` signals no other process."""
     try:
         return process.isdecimal() and os.stat(f"/proc/{process}").st_uid == user
-    except OSError:  # the process has ended, or the system has no /proc; the system itself rejects signals to other users
+    except OSError:  # the process has ended, or there is no /proc; then the system rejects signals to other users' processes
         return process.isdecimal() and not Path("/proc/self").exists() and user == os.getuid()
 
 

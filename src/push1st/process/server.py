@@ -1,6 +1,6 @@
 """A worker: it builds its components from the configuration, listens, drains and stops (ARCHITECTURE: stopping).
 
-Only this module refers to the concrete classes of the components. Other modules use these classes through ports.
+Only this module refers to the concrete classes of the components. Other modules use the components through ports.
 """
 
 import asyncio
@@ -85,7 +85,7 @@ def named(reference: str) -> Any:
 class Server:
     """A worker and its listeners.
 
-    sockets: the sockets to listen on. If `siblings` is None, the worker owns these sockets and closes them.
+    sockets: the sockets to listen on. A worker without siblings owns the sockets, and closes the sockets when it stops listening.
     siblings: the other workers of this server; None for a single worker.
     """
 
@@ -145,7 +145,7 @@ class Server:
         self._sweep.start()
         contexts = self._contexts()
         for bound in self._sockets:
-            # The data of a Unix socket does not leave the machine, so it needs no TLS.
+            # The data of a Unix socket does not leave the machine, so Unix sockets need no TLS.
             await self._listen(bound, None if bound.address.scheme == "unix" else contexts[bound.role])
         self.context.descriptors.count_own()
         gc.collect()
@@ -162,7 +162,7 @@ class Server:
         if not self.config.has_broker:
             return load(BROKERS, "memory")(node.stamp, node.local_roster)
 
-        # The broker itself reports edges (see `Roster`) to the hooks; the node reports the other hook events.
+        # The broker reports edges (see `Roster`) to the hooks; the node reports all other hook events.
         hooked: dict[str, str] = {}
         for app in self.config.apps:
             set_edges(hooked, app)
@@ -247,7 +247,7 @@ class Server:
         self._stop.set()
 
     def retire(self) -> None:
-        """Begins the graceful end of this worker. A new worker, which replaces it, already listens on the same sockets."""
+        """Begins the graceful end of this worker. A new worker already listens on the same sockets."""
         self.node.replaced = True
         self._stop.set()
 
@@ -269,8 +269,8 @@ class Server:
         """Closes the listeners and disconnects clients in slices (ARCHITECTURE: stopping).
 
         A stopping server first reports that it is not ready, and gives load balancers a grace period to notice this. Then the
-        listeners close, and the server waits until another process listens on the addresses, so that clients can reconnect.
-        A replaced worker closes its listeners at once. In the grace period it serves the connections that it accepted last.
+        server closes its listeners, and waits until another process listens on the addresses, so that clients can reconnect. A
+        replaced worker closes its listeners at once. A replaced worker serves its newest connections during the grace period.
         """
         drain = self.config.server.drain
         context, node = self.context, self.node
@@ -294,7 +294,7 @@ class Server:
                 log.info("waiting for another process to listen on the addresses", seconds_at_most=seconds)
                 await self._wait_for_successor(seconds)
         slices = max(1, int((end - time.monotonic()) / SLICE_SECONDS))
-        # HTTP connections close last. From now on the server closes such a connection after each answer, so no request is lost.
+        # HTTP connections close last. Each answer now closes its HTTP connection, so no request is lost.
         waiting = [one for one in context.open if not isinstance(one, HttpConnection)]
         each = max(MIN_SLICE, -(-len(waiting) // slices))
         if waiting:
@@ -319,7 +319,7 @@ class Server:
     async def _wait_for_successor(self, seconds: float) -> None:
         """Waits at most `seconds` until another process listens on the addresses of this server.
 
-        The operating system rejects a client that reconnects before that; pusher-js then retries only after 15 seconds.
+        If no process listens, the operating system rejects clients that reconnect, and pusher-js retries only after 15 seconds.
         """
         end = time.monotonic() + seconds
         while self._names and time.monotonic() < end:
@@ -341,7 +341,7 @@ class Server:
         await asyncio.sleep(0)
         self.node.fanout.flush()
         await join_background()
-        await self.node.close()  # before the hooks: a hook event of the node after the end of the hooks would be lost
+        await self.node.close()  # closes before the hooks, because a later hook event of the node would be lost
         await self._hooks.close(HOOKS_SECONDS, enough=self._now)
         self._sweep.stop()
         log.info("stopped")
@@ -361,7 +361,7 @@ async def _is_listened_on(family: int, name: Any) -> bool:
 def run(config: Config, started: Callable[[Config, int], None]) -> None:
     """Runs a server with a single worker until a signal stops it. Raises ConfigError if the worker cannot start.
 
-    started: a function to call when the worker listens. Its arguments are the configuration with the real ports, and the number
+    started: a function to call when the worker listens. The function gets the configuration with the real ports, and the number
     of connections that the worker can hold.
     """
     raise_file_limit()
@@ -384,7 +384,7 @@ def run(config: Config, started: Callable[[Config, int], None]) -> None:
 
 
 def _on_hangup(server: Server, terminal: TextIO) -> Callable[[], None]:
-    """Returns the handler of SIGHUP. It stops the server if the terminal is gone; otherwise it logs that it cannot reload."""
+    """Returns the handler of SIGHUP, which stops the server if the terminal is gone, and otherwise only writes to the log."""
     had_terminal = terminal.isatty()
 
     def on_hangup() -> None:

@@ -1,7 +1,7 @@
-"""Binds the sockets that clients connect to. Workers listen on these sockets.
+"""Binds the sockets for clients; workers listen on the bound sockets.
 
-This module contains no protocol. A single worker binds its own sockets. Several workers get their sockets from the supervisor,
-so that the sockets, and the connections that wait in the sockets, outlive a worker that ends.
+This module contains no network protocol. A single worker binds its own sockets. Several workers get their sockets from the
+supervisor. So the sockets, and the connections that wait in the sockets, outlive a worker.
 """
 
 import errno
@@ -25,9 +25,9 @@ FREE_SECONDS = 1.0
 """the time in which a stopping server closes its listeners, in addition to the fraction `GRACE` of `drain`"""
 FREE_POLL_SECONDS = 0.02
 UNIX_MODE = 0o660
-"""The permissions of Unix sockets. If `api.trust` contains `unix`, processes that can open the socket need no signature."""
+"""The permissions of Unix sockets. If `api.trust` contains `unix`, a process that can open the socket needs no signature."""
 BALANCED = sys.platform == "linux"
-"""Whether the kernel distributes new connections over several sockets of an address (SO_REUSEPORT). If not, workers share one."""
+"""Whether the kernel distributes the new connections of an address over several sockets, one for each worker (SO_REUSEPORT)."""
 
 Role = Literal["server", "api"]
 ROLES: tuple[Role, ...] = ("server", "api")
@@ -76,7 +76,7 @@ class SocketTable:
         return list(added)
 
     def remove(self, places: Iterable[Place]) -> None:
-        """Closes the sockets of these addresses."""
+        """Closes the sockets of the addresses in `places`."""
         for place in places:
             close(self._sockets.pop(place))
 
@@ -131,7 +131,7 @@ def bind(role: Role, address: Listen, *, shared: bool = False) -> list[BoundSock
     try:
         if address.scheme == "unix":
             return [BoundSocket(role, address, _unix(Path(address.path)))]
-        if shared and address.port:  # fails if another program uses the port; the shared sockets below would not fail
+        if shared and address.port:  # a bind that is not shared fails if another program uses the port
             for one in _tcp(role, address, False):
                 one.socket.close()
         return _tcp(role, address, shared)
@@ -144,7 +144,7 @@ def bind(role: Role, address: Listen, *, shared: bool = False) -> list[BoundSock
 
 
 def wait_until_free(config: Config, waiting: Callable[[str], None]) -> None:
-    """Waits until no other server listens on the addresses, but at most the time that such a server needs to stop.
+    """Waits until no other server listens on the configured addresses. The maximum wait is the time that a server needs to stop.
 
     waiting: a function to call once with the text of the error, if an address is in use.
     """
@@ -156,7 +156,7 @@ def wait_until_free(config: Config, waiting: Callable[[str], None]) -> None:
                 close(bind(role, address))
             except AddressInUse as exc:
                 if time.monotonic() >= end:
-                    return  # the caller binds next, and gets the error
+                    return  # the caller binds the address next, and gets the error
                 if not reported:
                     waiting(str(exc))
                 reported = True
@@ -242,7 +242,7 @@ def _unix(path: Path) -> socket.socket:
     try:
         bound.bind(str(path))
         os.chmod(path, UNIX_MODE)
-        bound.listen(BACKLOG)  # listens at once, so that a second server detects it (`_make_room`)
+        bound.listen(BACKLOG)  # listens at once, so that a second server detects this server (`_make_room`)
     except BaseException:
         bound.close()
         raise

@@ -5,8 +5,8 @@ On Linux each slot of the pool has its own socket for every TCP address, and the
 sockets (SO_REUSEPORT). On other systems, and for Unix sockets, all slots share one socket.
 A reload replaces the workers one by one. A new worker listens on the same sockets before the old worker stops.
 
-The workers and the engine end when the supervisor ends. On Linux the kernel kills these processes. On other systems a worker
-ends when its control connection closes.
+The workers and the engine end when the supervisor ends. On Linux the kernel kills the workers and the engine. On other systems
+a worker ends when its control connection closes.
 """
 
 import asyncio
@@ -31,9 +31,9 @@ from push1st.process.sockets import BACKLOG, GRACE, SocketTable, flat, wait_unti
 KILL_SECONDS = END_SECONDS / 3
 """the time limit for a worker to end after a second signal to the supervisor"""
 Load = Callable[[], Config]
-"""A function that reads the configuration again. It raises ConfigError if the configuration is not valid."""
+"""A function that reads the configuration again, or raises ConfigError if the configuration is not valid."""
 Started = Callable[[Config, int], None]
-"""A function of the configuration with the real ports, and of the number of connections that all workers together can hold."""
+"""A function that gets the configuration with the real ports, and the number of connections that all workers can hold."""
 
 log = logs.get("push1st.supervisor")
 
@@ -61,7 +61,7 @@ class Supervisor:
     """Starts and stops the pool and the engine, and reloads the configuration.
 
     load: the function that reads the configuration again at a reload.
-    directory: the run folder. It contains the progress of reloads, the engine's socket and the certificate.
+    directory: the run folder, with the progress of reloads, the engine's socket and the certificate.
     """
 
     def __init__(self, load: Load, directory: RunDir) -> None:
@@ -80,7 +80,7 @@ class Supervisor:
     # From start to stop
 
     async def run(self, config: Config, started: Started) -> None:
-        """Starts the engine and the workers, and returns after a stop. Raises ConfigError if they cannot start."""
+        """Starts the engine and the workers, and returns after a stop. Raises ConfigError if this fails."""
         loop = asyncio.get_running_loop()
         loop.add_signal_handler(signal.SIGTERM, self.stop)
         loop.add_signal_handler(signal.SIGINT, self.stop)
@@ -103,7 +103,7 @@ class Supervisor:
         self._stop.set()
 
     def _on_hangup(self) -> Callable[[], None]:
-        """Returns the handler of SIGHUP. It reloads the configuration, but stops the server if the terminal is gone."""
+        """Returns the handler of SIGHUP, which reloads the configuration, but stops the server if the terminal is gone."""
         had_terminal = sys.stdin.isatty()
 
         def on_hangup() -> None:
@@ -142,7 +142,7 @@ class Supervisor:
             all_ended = asyncio.gather(*ends)
             await asyncio.wait((all_ended, now), timeout=drain * GRACE, return_when=asyncio.FIRST_COMPLETED)
             self._pool.close_sockets()
-            self._sockets.close()  # before the workers disconnect clients: a new server can listen then
+            self._sockets.close()  # before clients are disconnected, so that a new server can listen
             await asyncio.wait((all_ended, now), timeout=drain + END_SECONDS, return_when=asyncio.FIRST_COMPLETED)
         await self._pool.kill(KILL_SECONDS if self._now.is_set() else 0)
         now.cancel()
@@ -179,13 +179,13 @@ class Supervisor:
             self._write(last)
 
     def _write(self, reloads: Reloads) -> None:
-        with contextlib.suppress(OSError):  # on a full disk; the log contains the progress too
+        with contextlib.suppress(OSError):  # the disk may be full; the log also contains the progress
             self._directory.write(reloads)
 
     async def _replace_all(self, accepted: Callable[[], None]) -> tuple[str, ...]:
         """Reads the configuration again and replaces the workers one by one; returns the reasons why workers were not replaced.
 
-        Until the first new worker listens, nothing changes. From then on, the new configuration applies.
+        The server uses the new configuration when the first new worker listens. Before this moment, nothing changes.
 
         accepted: a function to call when the first new worker listens.
         Raises ConfigError or OSError if the first new worker does not start.

@@ -12,7 +12,7 @@ from push1st.transports.tls import Decryption, Records
 
 
 class TlsContext(ssl.SSLContext):
-    """The TLS context of a listener. It rejects a handshake if the process has reached its limit of file descriptors.
+    """The TLS context of a listener. The context rejects a handshake if the process has reached its limit of file descriptors.
 
     A connection uses a descriptor during its handshake, but the listener gets the connection only after the handshake.
 

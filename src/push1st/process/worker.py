@@ -1,7 +1,7 @@
 """The program of a worker process: `python -m push1st.process.worker FD`. The supervisor runs this program for each worker.
 
-The file descriptor FD is the worker's end of the control connection. The worker receives its configuration over this connection.
-The worker ends when the connection closes, because the connection closes when the supervisor has ended.
+The file descriptor FD is the worker's end of the control connection. The worker receives its configuration over the control
+connection. The worker ends when the connection closes, because the connection closes when the supervisor has ended.
 """
 
 import asyncio
