@@ -64,6 +64,7 @@ class Ledger:
     A node keeps its ledger when its consumer ends.
 
     there: the channels and members, as fields like those of a node's entries (`scripts.py`); None: this node has no ledger.
+    apps: the apps whose channels and members the ledger contains.
     place: of the last event that was delivered to hooks.
     compared_at: when to compare the ledger with the roster, because the server may have lost events or its state; on the loop's
     clock; None: no comparison is needed.
@@ -73,6 +74,7 @@ class Ledger:
 
     def __init__(self) -> None:
         self.there: set[str] | None = None
+        self.apps: set[str] = set()
         self.place = START
         self.compared_at: float | None = None
         self.checked_at: float | None = None
@@ -104,7 +106,7 @@ class Consumer:
 
     base: of the shard's keys.
     run: returns the command for a script, without its arguments.
-    apps: the apps that have hooks for settled edges.
+    apps: returns the apps that have hooks for settled edges; a changed configuration may change them.
     on_event: takes the events.
     last: whether this node stops, and no other node is alive. Then the consumer delivers all remaining events and all held edges,
     and ends.
@@ -119,7 +121,7 @@ class Consumer:
         run: Callable[[Script], tuple[Argument, ...]],
         timings: Timings,
         ledger: Ledger,
-        apps: Collection[str],
+        apps: Callable[[], Collection[str]],
         on_event: Callable[[HookEvent], None],
         *,
         last: bool = False,
@@ -177,18 +179,30 @@ class Consumer:
         saved = await self._call(resp, "GET", f"{self._stream}:read") or START
         place = max(ledger.place, saved, key=_order)
         if ledger.there is None:
+            ledger.apps = set(self._apps())
             left = await self._call(resp, "SMEMBERS", f"{self._base}:ledger")
             if left:
                 ledger.there, ledger.compared_at = {field.decode() for field in left}, 0
             else:
-                ledger.there = await self._expected_ledger(resp, place)
+                ledger.there = await self._expected_ledger(resp, place, ledger.apps)
         ledger.place = place
+
+    async def _follow_apps(self, resp: RespConnection) -> None:
+        """Adds what exists in apps whose hooks are new to the ledger, and removes apps that have no hooks any more."""
+        ledger, apps = self._ledger, set(self._apps())
+        if ledger.there is None or apps == ledger.apps:
+            return
+        new = apps - ledger.apps
+        expected = await self._expected_ledger(resp, ledger.place, new) if new else set()
+        ledger.there = {field for field in ledger.there if field.split("/", 2)[1] in apps} | expected
+        ledger.apps = apps
 
     async def _more(self, resp: RespConnection, wait: bool = True) -> bool:
         """Reads and delivers the next events; returns whether this node is still the consumer."""
         ledger = self._ledger
         block = ("BLOCK", int(self._timings.read * 1000)) if wait else ()
         found = await self._call(resp, "XREAD", "COUNT", MAX_EVENTS, *block, "STREAMS", self._stream, ledger.place)
+        await self._follow_apps(resp)
         recovering = await self._save_place(resp)
         if recovering is None or ledger.there is None:
             return False
@@ -269,7 +283,7 @@ class Consumer:
     async def _compare(self, resp: RespConnection) -> bool:
         """Delivers the edges that hooks missed; returns whether this node is still the consumer."""
         ledger = self._ledger
-        expected = await self._expected_ledger(resp, ledger.place)
+        expected = await self._expected_ledger(resp, ledger.place, ledger.apps)
         recovering, there = await self._save_place(resp), ledger.there
         if recovering is None or there is None:
             return False
@@ -284,15 +298,15 @@ class Consumer:
             resp.call("DEL", f"{self._base}:ledger")
         return True
 
-    async def _expected_ledger(self, resp: RespConnection, place: bytes) -> set[str]:
-        """Returns what the ledger must contain when hooks have received all events up to a place, and none after it.
+    async def _expected_ledger(self, resp: RespConnection, place: bytes, apps: Collection[str]) -> set[str]:
+        """Returns what the ledger must contain of apps when hooks have received all events up to a place, and none after it.
 
         These are the channels and members in the roster, and those with a held leaving edge.
         Each change during the scan has an event after the place. The first event of a channel or member after the place shows the
         state before that event.
         """
         there: set[str] = set()
-        for app in self._apps:
+        for app in apps:
             async for channels in self._scan(resp, f"{self._base}:i:{app}"):
                 there.update(f"c/{app}/{channel}" for channel in channels)
                 presence = [channel for channel in channels if kind_of(channel).presence]
@@ -302,12 +316,12 @@ class Consumer:
                         there.update(f"m/{app}/{channel}\n{user.decode()}" for user in users)
         for left in ("held", "gone"):  # after the roster, so that a field that leaves during the scan is not missed
             async for fields in self._scan(resp, f"{self._base}:{left}"):
-                there.update(field for field in fields if field[0] in "cm" and field.split("/", 2)[1] in self._apps)
+                there.update(field for field in fields if field[0] in "cm" and field.split("/", 2)[1] in apps)
         before: dict[str, bool] = {}
         while entries := await self._call(resp, "XRANGE", self._stream, b"(" + place, "+", "COUNT", MAX_EVENTS):
             for place, fields in entries:  # noqa: B007 - the next XRANGE begins after the last place
                 parts = dict(zip(fields[::2], fields[1::2], strict=True))
-                if b"k" in parts:
+                if b"k" in parts and parts[b"a"].decode() in apps:
                     event, way = _event_of(parts)
                     before.setdefault(_field(event), not (event.kind in ENTERING and b"s" in way))
         there.update(field for field, is_there in before.items() if is_there)

@@ -86,7 +86,7 @@ class HookEventStream:
         return Consumer(
             *(self._address, self._tag, self._context.node, self._keys.base, self._keys.command, self._context.timings),
             self.ledger,
-            [app for app, edges in self._context.hooked().items() if "s" in edges],
+            lambda: [app for app, edges in self._context.hooked().items() if "s" in edges],
             self._context.on_event,
             last=last,
         )

@@ -38,6 +38,7 @@ async def read(
     seconds: float = 10,
     entries: tuple[list[bytes], ...] = (ENTRY,),
     there: Ledger | None = None,
+    apps: tuple[str, ...] = ("app",),
     **answers: Any,
 ) -> tuple[bool, list[Any], bytes]:
     """Returns whether the consumer continues, what happened, and the last place."""
@@ -46,7 +47,7 @@ async def read(
     consumer = Consumer(
         *(parse("redis://localhost"), "0", "node", "base", lambda _: ("READ",), Timings(lease=seconds)),
         there,
-        ["app"],
+        lambda: apps,
         on_event.append,
     )
     await consumer.stop()
@@ -74,15 +75,15 @@ async def test_consumer_without_a_ledger_delivers_nothing() -> None:
 # The ledger
 
 
-def entry(kind: HookEventKind, way: str, user: str = "") -> list[bytes]:
-    channel = "presence-c" if user else "c"
-    values = {"k": kind, "a": "app", "c": channel, "t": "1", "s": "", "u": user, "i": "null", "w": way}
+def entry(kind: HookEventKind, way: str, user: str = "", app: str = "app", channel: str = "") -> list[bytes]:
+    channel = channel or ("presence-c" if user else "c")
+    values = {"k": kind, "a": app, "c": channel, "t": "1", "s": "", "u": user, "i": "null", "w": way}
     return [one.encode() for pair in values.items() for one in pair]
 
 
 def ledger(*there: str, compared_at: float | None = None) -> Ledger:
     made = Ledger()
-    made.there, made.compared_at = set(there), compared_at
+    made.there, made.apps, made.compared_at = set(there), {"app"}, compared_at
     return made
 
 
@@ -144,6 +145,23 @@ async def test_ledger_is_compared_with_the_roster_after_all_nodes_have_registere
     ]
     assert [one.channel for one in on_event if isinstance(one, HookEvent) and one.user_id is None] == ["a", "d"]
     assert had.compared_at is None
+
+
+async def test_ledger_gets_the_channels_of_an_app_whose_hooks_are_new() -> None:
+    """Without them, the first `channel_vacated` would change nothing, and a comparison would report existing channels."""
+    had = ledger("c/app/a")
+    unread = [[b"5-1", vacated := entry("vacated", "s", app="new", channel="gone")], [b"5-2", entry("vacated", "s")]]
+    answers: dict[str, Any] = {"HSCAN": [scan("b"), scan(), scan()], "XRANGE": [unread, []]}
+    entries = (vacated,)
+    _, on_event, _ = await read((1, 0), (1, 0), entries=entries, there=had, apps=("app", "new"), **answers)
+    assert [(one.kind, one.app, one.channel) for one in on_event if isinstance(one, HookEvent)] == [("vacated", "new", "gone")]
+    assert (had.there, had.apps) == ({"c/app/a", "c/new/b"}, {"app", "new"})
+
+
+async def test_ledger_forgets_the_channels_of_an_app_without_hooks() -> None:
+    had = ledger("c/app/a", "m/app/presence-c\nu")
+    await read((1, 0), entries=(), there=had, apps=())
+    assert (had.there, had.apps) == (set(), set())
 
 
 async def test_a_ledger_is_not_compared_before_its_time() -> None:
