@@ -183,7 +183,7 @@ def client_ip(peer: str, headers: Headers, proxies: Networks) -> str:
 
 def client_of(headers: Headers, query: str) -> ClientRequest:
     """Returns what a client brings with its first request. query: the path's query."""
-    origin, cookie, authorization = (headers.get(name) for name in (b"origin", b"cookie", b"authorization"))
+    origin, cookie, authorization = headers.get(b"origin"), headers.get(b"cookie"), headers.get(b"authorization")
     return ClientRequest(
         query,
         None if origin is None else origin.decode("latin-1"),

@@ -9,7 +9,6 @@ because they retry a rejected handshake for ever.
 """
 
 import asyncio
-import base64
 import binascii
 import hashlib
 import re
@@ -86,7 +85,8 @@ class EntryTable:
         if not _valid_key(handshake.key):
             return _refusal(400, "Sec-WebSocket-Key must be 16 bytes in base64")
         context = self._context
-        accept = base64.b64encode(hashlib.sha1(handshake.key.encode() + _GUID, usedforsecurity=False).digest())
+        digest = hashlib.sha1(handshake.key.encode() + _GUID, usedforsecurity=False).digest()
+        accept = binascii.b2a_base64(digest, newline=False)
         connection = WebSocketConnection(context, transport, entry.codec, entry.settings, before + _SWITCH % accept)
         end = None
         try:
@@ -113,6 +113,6 @@ def _refusal(status: int, text: str, headers: bytes = b"") -> Response:
 
 def _valid_key(key: str) -> bool:
     try:
-        return len(base64.b64decode(key, validate=True)) == 16
+        return len(binascii.a2b_base64(key, strict_mode=True)) == 16
     except (binascii.Error, ValueError):
         return False
