@@ -27,7 +27,7 @@ PAGE = Path(__file__).with_name("configuration.md")
 Path_ = tuple[str, ...]
 
 ABOUT: dict[str, str] = {
-    "server.listen": "Addresses that accept WebSockets and signed API calls. `false`: the server has no such address.",
+    "server.listen": "Addresses that accept WebSockets and signed API calls. With `false`, the server has no such address.",
     "server.ssl.enable": "Whether the addresses of `server.listen` use TLS. Unix sockets never use TLS.",
     "server.ssl.key": (
         "File with the private key of the certificate. Without key and certificate, the server makes a self-signed "
@@ -36,18 +36,20 @@ ABOUT: dict[str, str] = {
     "server.ssl.cert": "File with the certificate, and the intermediate certificates up to the root.",
     "server.proxies": "Proxies from which the server accepts the client's address in `X-Forwarded-For` or `Forwarded`.",
     "server.max-request-payload": (
-        "Maximum number of bytes of one client message, unless the protocol has a setting of its own. "
-        "If this key is set, it also raises every app's `limits.payload` to this number, unless the app sets `limits.payload`."
+        "Maximum number of bytes of one client message; the section of a protocol can set another number for this protocol. "
+        "If this key is set, it also raises `limits.payload` of each app that does not set `limits.payload` itself."
     ),
     "server.outbox": (
-        "Bytes that may wait for one connection. The server disconnects a client whose connection exceeds this number."
+        "Maximum number of bytes that may wait to be sent on one connection. The server disconnects a client above this number."
     ),
-    "server.workers": "Number of processes that serve clients; `auto` is one for each core ([scaling.md](scaling.md)).",
-    "server.drain": "Seconds in which a stopping server disconnects its clients, so that they reconnect to another server.",
+    "server.workers": (
+        "Number of processes that serve clients; `auto` starts one process for each core ([scaling.md](scaling.md))."
+    ),
+    "server.drain": "Number of seconds in which a stopping server disconnects its clients one group after another.",
     "server.app-path": "Part of every WebSocket path before the app's key.",
     "api.listen": (
         "Addresses of the API. The server accepts unsigned calls only on these addresses. They accept WebSockets too. "
-        "`false`: the server listens on `server.listen` only. "
+        "With `false`, the server listens on `server.listen` only. "
         "If a configuration file has no section `api`, the address is `tcp://127.0.0.1:6002`."
     ),
     "api.ssl.enable": "Whether the addresses of `api.listen` use TLS. Unix sockets never use TLS.",
@@ -57,85 +59,103 @@ ABOUT: dict[str, str] = {
     ),
     "api.ssl.cert": "File with the certificate, and the intermediate certificates up to the root.",
     "api.path": "Beginning of all paths of the API.",
-    "api.keep-alive-timeout": "Seconds that a connection may be idle between two requests, on every listener. "
+    "api.keep-alive-timeout": "Number of seconds that an HTTP connection may be idle between two "
+    "requests, on all addresses of the server. "
     "Answers contain this number (`Keep-Alive: timeout=10`); a proxy must close its idle connections to the server earlier.",
     "api.trust": (
-        "Networks from which the server accepts unsigned calls; `unix` stands for the Unix sockets. `[]`: the server "
-        "accepts no unsigned calls."
+        "Networks from which the server accepts unsigned calls; `unix` stands for the Unix sockets. "
+        "With the empty list `[]`, the server accepts no unsigned calls."
     ),
-    "api.whitelist": "Addresses that may connect to `api.listen`; empty: all addresses.",
-    "api.interface": "The server reads this key, but the key has no effect: there is one interface.",
+    "api.whitelist": "Addresses that may connect to `api.listen`; the empty list permits all addresses.",
+    "api.interface": "The server reads this key, but the key has no effect, because the API has only one interface.",
     "broker": (
-        "Connects workers and machines. With `memory`, several workers of one server share a Valkey that the server starts; "
-        "`embedded:///PATH` does the same with the program at PATH. Other URLs name a Redis or Valkey server, "
+        "Connects workers and machines. With `memory`, the server starts a Valkey if it has several workers; "
+        "with `embedded:///PATH`, it starts the program at PATH instead. Other URLs name a Redis or Valkey server, "
         "a Sentinel or a cluster ([scaling.md](scaling.md)). "
         "`?prefix=…` at the end of the URL separates several installations that share one broker."
     ),
     "log.format": "Format of the log on standard error: `text` for people, or `json` with one JSON object in each line.",
-    "log.level": "The server logs no events below this level. At `debug` it logs each rejection with the text of its answer.",
-    "credentials": "The files of apps. Relative paths start at the folder of the configuration file.",
-    "APP.enable": "A disabled app rejects its clients with 4003 and its API calls with 403.",
-    "APP.name": "Name of the app for people. By default the app's id.",
+    "log.level": (
+        "The server logs no events below this level. At the level `debug`, it logs each rejection, with the text of the answer."
+    ),
+    "credentials": "Files that contain the apps. Relative paths start at the folder of the configuration file.",
+    "APP.enable": (
+        "Whether the app is enabled. The server rejects clients of a disabled app with 4003, and its API calls with 403."
+    ),
+    "APP.name": "Name of the app for human readers. The default is the app's id.",
     "APP.key": "Public key with which clients connect. Each app needs a different key.",
     "APP.secret": (
-        "Secret key of signatures and tokens. An app without a secret has public channels only. "
+        "Secret with which signatures and tokens are made. An app without a secret has public channels only. "
         "Use at least 32 random bytes: `openssl rand -hex 32`."
     ),
     "APP.channels": "Types of channels that clients of the app may use. `private` includes `protected`.",
     "APP.origins": (
-        "Web pages that may connect, by their `Origin`: a whole origin (`https://shop.example`), or a host with or without "
+        "Origins of the web pages that may connect: a whole origin (`https://shop.example`), or a host with or without "
         "its port. "
-        "Empty or `*`: all web pages; there are no other patterns. "
-        "`push1st check` notes an entry that differs from the form that browsers send: "
+        "The empty list and `*` permit all web pages; there are no other patterns. "
+        "`push1st check` prints a note for an entry that differs from the form that browsers send: "
         "browsers omit the path and the scheme's default port, and send Punycode. "
         "The server accepts a client that sends no `Origin`, because such a client is not a browser."
     ),
     "APP.options.client-messages": "Whether Pusher clients may send client events.",
-    "APP.options.subscription-count": "Whether the subscribers of a channel receive the number of subscribers.",
+    "APP.options.subscription-count": (
+        "Whether the server sends the number of subscribers of a channel to these subscribers when the number changes."
+    ),
     "APP.options.authorized-only": (
         "Whether a Pusher client must sign in, or join a channel that needs a signature, within 10 seconds. "
-        "The server closes other connections with 4009."
+        "The server closes the connection of a client that does neither with 4009."
     ),
     "APP.options.statistic": "The server reads this key, but the key has no effect.",
     "APP.hook.trigger": "Events that the server sends to the endpoints ([Push1st's hooks](webhooks.md#push1sts-hooks)).",
     "APP.hook.endpoint": "URLs, Python functions or Lua scripts that receive the events.",
-    "APP.hook.sign": "Whether requests have the app's key and a signature in their headers.",
+    "APP.hook.sign": "Whether the requests of hooks contain the app's key and a signature in their headers.",
     "APP.hook.http-pipelining": "The server reads this key, but the key has no effect.",
     "APP.hook.keep-alive": "The server reads this key, but the key has no effect.",
     "APP.webhooks.url": "URL, Python function or Lua script to which the server sends the events.",
-    "APP.webhooks.format": "Format of the requests: Pusher's, or that of the original Push1st.",
-    "APP.webhooks.events": "Events that the server sends; empty: all events of the format.",
+    "APP.webhooks.format": (
+        "Format of the requests: `pusher` is the format of Pusher, `push1st` the format of the original Push1st."
+    ),
+    "APP.webhooks.events": "Events that the server sends; the empty list stands for all events of the format.",
     "APP.webhooks.filter": (
-        "Channels whose events the server sends, by prefix, or by a pattern in which `*` stands for any text; empty: all "
-        "channels."
+        "Channels whose events the server sends, by prefix, or by a pattern in which `*` stands for any text; "
+        "the empty list stands for all channels."
     ),
     "APP.webhooks.timeout": "Maximum duration of a delivery in seconds.",
     "APP.webhooks.batch": "Maximum number of events in a delivery.",
     "APP.webhooks.concurrency": (
-        "Maximum number of simultaneous deliveries, each for different channels. The default is 10, and 1 for `py:` and `lua:`."
+        "Maximum number of simultaneous deliveries, each for different channels. The default is 10 for URLs, "
+        "and 1 for `py:` and `lua:`."
     ),
     "APP.authorize.url": "URL or Python function to which the server sends its requests.",
     "APP.authorize.on": "Actions of clients for which the server sends a request.",
-    "APP.authorize.filter": "Channels for which the server sends requests, by prefix or pattern; empty: all channels.",
-    "APP.authorize.headers": "Additional headers of each request.",
-    "APP.authorize.timeout": "Seconds in which the backend must answer; without an answer the server rejects the action.",
-    "APP.authorize.cache": "Seconds for which the server reuses an answer; 0: the server does not reuse answers.",
-    "APP.authorize.concurrency": "Number of processes of a `py:` function.",
-    "hooks.events": (
-        "Maximum number of events that wait for an endpoint. "
-        "If the queue is full, the server drops events, first those of the connection that has the most events in the queue."
+    "APP.authorize.filter": (
+        "Channels for which the server sends requests, by prefix or pattern; the empty list stands for all channels."
     ),
-    "hooks.bytes": "Maximum number of bytes that wait for an endpoint.",
+    "APP.authorize.headers": "Additional headers of each request.",
+    "APP.authorize.timeout": (
+        "Number of seconds in which the backend must answer; if it does not answer, the server rejects the client's action."
+    ),
+    "APP.authorize.cache": (
+        "Number of seconds in which the server uses an answer again for equal requests; with 0, it uses each answer once."
+    ),
+    "APP.authorize.concurrency": "Number of processes in which the server runs a function `py://…`.",
+    "hooks.events": (
+        "Maximum number of events that may wait for an endpoint. "
+        "If the queue of an endpoint is full, the server drops events, first of the connection that has the most events in it."
+    ),
+    "hooks.bytes": "Maximum number of bytes of the events that may wait for an endpoint.",
     "hooks.folder": (
         "Folder in which a stopping server saves waiting events. "
-        "The server also writes the events that it gives up into this folder, in `dead-letters.jsonl`. "
-        "Without a folder, both are lost, and metrics count them."
+        "If the server gives up an event, it writes the event into the file `dead-letters.jsonl` in this folder. "
+        "Without a folder, the server loses these events, and metrics count them."
     ),
     "APP.webhooks.headers": "Additional headers of each request.",
     "ssl": "Section for YAML anchors: define an anchor with `&name` here, and use it with `*name` in other sections.",
-    "PROTOCOL.path": "Beginning of the protocol's paths; `server.app-path` and the app's key follow.",
-    "PROTOCOL.activity-timeout": "Seconds without data from a client after which the server sends a ping.",
-    "PROTOCOL.whitelist": "Addresses that may connect with this protocol; empty: all addresses.",
+    "PROTOCOL.path": "Beginning of the WebSocket paths of the protocol; in a path, `server.app-path` and the app's key follow.",
+    "PROTOCOL.activity-timeout": (
+        "Number of seconds without data from a client, after which the server sends a ping to this client."
+    ),
+    "PROTOCOL.whitelist": "Addresses that may connect with this protocol; the empty list permits all addresses.",
     "PROTOCOL.push": (
         "Types of channels to which raw WebSocket clients may publish; `private` includes `protected`. "
         "The key has no effect for Pusher clients, which may publish if the app has `options.client-messages`."
@@ -190,8 +210,9 @@ server.yml: good
 ```
 
 - The server rejects a key that is not on this page, and a key that occurs twice in one section.
-- A key without a value (`drain:`) has its default, as if it were not in the file.
-- A list can have three forms: `[ a, b ]`, `{ a, b }`, or one item in each line. A list with one item needs no brackets.
+- A key without a value (such as `drain:`) has its default value, as if the key were not in the file.
+- A list can have three forms: `[ a, b ]`, `{ a, b }`, or one item in each line.
+  If a key permits several values, one value needs no brackets.
 - Relative paths start at the folder of the configuration file.
 - A change takes effect when you restart the server.
   A server with several workers can also reload the configuration ([`push1st reload`](scaling.md#reload)).
@@ -199,7 +220,8 @@ server.yml: good
 ## The environment
 
 An environment variable overrides the value in the file.
-The name of the variable is the path of keys in capitals, with `_` for `.` and `-`: `PUSH1ST_SERVER_DRAIN` is `server.drain`.
+The name of the variable contains the path of the key in capitals, with `_` for `.` and `-`:
+`PUSH1ST_SERVER_DRAIN` sets `server.drain`.
 Items of a list are separated by commas, and `[]` is the empty list.
 An empty variable has no effect.
 The server rejects a variable that begins with `PUSH1ST_` and is not on this page.
@@ -208,9 +230,9 @@ The server ignores the variables that Docker and Kubernetes set for a service wi
 The variable `PUSH1ST_CONFIG` names the configuration file for commands without `-c`.
 
 The variables `PUSH1ST_APP_…` configure one app.
-`PUSH1ST_APP_ID` selects this app; if no file contains an app with this id, the variables add the app.
+`PUSH1ST_APP_ID` names the id of this app; if no file contains an app with this id, the variables add the app.
 Without `PUSH1ST_APP_ID`, the variables configure the only app in the files.
-So a server can run without files:
+With these variables, a server can run without configuration files:
 
 ```bash background
 PUSH1ST_APP_ID=shop PUSH1ST_APP_KEY=a-public-key PUSH1ST_APP_SECRET=a-long-random-secret-of-at-least-32-bytes \\
@@ -244,7 +266,9 @@ def page() -> str:
         "## An app\n\nA file of `credentials` contains any number of apps; the id of an app is the name of its section.\n\n"
         + _table(tables.APP, config.AppConfig(id="", key="", secret=""), ("APP",))
     )
-    parts.append("### limits\n\nRates are numbers per second. [errors.md](errors.md) lists the error for each limit.\n\n")
+    parts.append(
+        "### limits\n\nLimits of rates are numbers per second. [errors.md](errors.md) lists the error message for each limit.\n\n"
+    )
     parts.append(_table(tables.LIMITS, limits.Limits(), ("APP", "limits")))
     parts.append(
         "### webhooks\n\nThe value of `webhooks` is a list of sections with these keys ([webhooks.md](webhooks.md)).\n\n"
@@ -269,7 +293,7 @@ def _table(table: schema.Table, struct: Any, path: Path_) -> str:
 
 
 def _keys(table: schema.Table, struct: Any, path: Path_) -> Iterator[tuple[Path_, schema.Key, Any, Any]]:
-    """Path, key, struct and default of every key with an effect, sections opened but for those with a table of their own."""
+    """Returns path, key, struct and default of each key with an effect. Sections with a table of their own are left out."""
     for name, key in table.items():
         full = (*path, name)
         if key.note or full[0] == "cluster" or _is_own_table(full):
@@ -308,7 +332,7 @@ def _protocols(server: config.ServerConfig) -> str:
 
 
 def _variables(table: schema.Table, path: Path_) -> Iterator[str]:
-    """The variables of the keys of a table, in its order."""
+    """Returns the variables of the keys of a table, in the order of the table."""
     known: Mapping[str, Path_] = APP_VARIABLES if path[:1] == ("APP",) else ROOT_VARIABLES
     below = path[1:] if path[:1] == ("APP",) else path
     for name, where in known.items():
@@ -321,7 +345,7 @@ _ALLOWED = re.compile(r"allowed: (.*)\Z", re.DOTALL)
 
 
 def _allowed(key: schema.Key) -> str:
-    """What a reader says it wants, when it gets something that nobody wants."""
+    """Returns the permitted values of a key, from the error of its reader for a value that no key permits."""
     wrong = Value("mapping", "", "", keys={"\x00": Value("other", "", "")})
     for value in (wrong, Value("list", "", "", items=(wrong,)), Value("other", "", "", "\x00"), Value("text", "", "", "\x00")):
         try:
@@ -330,14 +354,26 @@ def _allowed(key: schema.Key) -> str:
             found = _ALLOWED.search(str(error))
             if found and not found[1].startswith("a list of"):
                 text = found[1].removesuffix(", in quotes").removesuffix(", without control characters")
-                return _code(text) + ("; a list" if value.kind == "list" else "")
+                return _code(_one_or_several(text, several=value.kind == "list"))
         except (AttributeError, ValueError):
             continue
     return "anything"
 
 
+def _one_or_several(text: str, *, several: bool) -> str:
+    words = text.split(" or ")
+    if len(words) > 2 and " " not in "".join(words):
+        return f"one {'or several ' if several else ''}of {', '.join(words)}"
+    if not several:
+        return text
+    if text == "text":
+        return "one or several texts"
+    values = text.removesuffix(" or false")
+    return f"one or several values: {values}" + ("; or the single value false" if values != text else "")
+
+
 def _code(text: str) -> str:
-    """Text for a table's cell, in which a bar or a star would be read as more than itself."""
+    """Text for a table's cell, in which Markdown would interpret a bar or a star."""
     return "`".join(
         part if index % 2 else part.replace("|", "\\|").replace("*", "\\*") for index, part in enumerate(text.split("`"))
     )
@@ -363,7 +399,7 @@ def _meaning(path: Path_, key: schema.Key, struct: Any) -> str:
     name = ".".join(path)
     about = ABOUT.get(name) or (struct is not None and (_of_field(type(struct), field) or _of_docstring(type(struct), field)))
     if not about:
-        sys.exit(f"docs/generate.py: nothing says what {name} means: write it in ABOUT, or in the docstring of its struct")
+        sys.exit(f"docs/generate.py: no text describes {name}: write it in ABOUT, or in the docstring of its struct")
     about = about.removesuffix(" Does nothing yet.").rstrip(".") + "."
     if any(name == where or name.startswith(f"{where}.") for where in _planned() if where != "server.proto"):
         about += " Does nothing yet."
@@ -390,7 +426,7 @@ def _without_effect() -> str:
         "## Keys without effect\n",
         (
             "This server reads files of the original Push1st unchanged. "
-            "`push1st check` prints a note for each of these keys, which have no effect in this server:\n"
+            "The following keys have no effect in this server; `push1st check` prints a note for each of them:\n"
         ),
     ]
     for table, path in ((tables.SERVER, "server"), (tables.API, "api"), (tables.LOG, "log")):
@@ -398,13 +434,13 @@ def _without_effect() -> str:
     lines += (f"- `api.module.{name}`: {key.note}" for name, key in (tables.API["module"].table or {}).items() if key.note)
     lines += (f"- `{name}` of an app: {key.note}" for name, key in tables.APP.items() if key.note)
     lines.append(f"- an app whose `channels` are `[ smpp ]`: {SMPP_NOTE}")
-    lines.append("\nThese values have no effect, or select the default:\n")
+    lines.append("\nThe following values have no effect, or select the default:\n")
     protocols = f"server.{{{','.join(config.PROTOCOLS)}}}"
     for table, path in ((tables.PROTOCOL, protocols), (tables.API, "api")):
         lines += (f"- `{path}.{name}: {value}`: {note}" for name, key in table.items() for value, note in key.unset.items())
     if planned := _planned():
         lines += [
-            "\nThe server does not implement these keys, or replaces them by others:\n",
+            "\nThe server does not implement the following keys and values, or replaces them by other keys:\n",
             *(f"- `{where}`: {text}" for where, text in planned.items()),
         ]
     return "\n".join(lines) + "\n"
