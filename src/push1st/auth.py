@@ -5,14 +5,14 @@ contains a secret or an expected signature.
 
 One secret of an app signs five kinds of text, so no text of one kind may be readable as another kind:
 
-    socket_id:channel[:channel_data]      a channel subscription (Pusher protocol, section 9)
-    socket_id::user::user_data            a sign-in (section 5)
-    METHOD\\n/path\\nname=value&…           an API request (section 9)
-    base64url.base64url                   an access token, a JWT (Push1st API, section 2)
-    {…}                                   the body of a request to a backend: a webhook, a hook (section 9)
+- a channel subscription: `socket_id:channel[:channel_data]` (Pusher protocol, section 9)
+- a sign-in: `socket_id::user::user_data` (Pusher protocol, section 5)
+- an API request: `METHOD\\n/path\\nname=value&…` (Pusher protocol, section 9)
+- an access token, which is a JWT: `base64url.base64url` (Push1st API, section 2)
+- the body of a request to a webhook or another backend: `{…}` (Pusher protocol, section 9)
 
-The beginnings of these texts differ, because a socket id or a channel name contains no colon, line break or brace, and a channel
-name is not empty. `session_token` signs the names that a caller sends, so it checks these rules.
+The five kinds of text begin differently. A socket id or a channel name contains no colon, line break or brace, and a channel name
+is not empty. `session_token` signs names that a caller sends, so it checks the characters of these names.
 
 An app without a secret has public channels only (Push1st API, section 9). Such an app has no signatures, and every check
 fails, because anybody could sign with an empty key.
@@ -71,7 +71,7 @@ def hmac_hex(secret: str, text: str | bytes) -> str:
 
 @lru_cache(maxsize=256)
 def _keyed(secret: str) -> tuple[Any, Any]:
-    """Returns HMAC's two hashes (RFC 2104 §2) after the key. To copy the hashes takes 0.9 µs, to make them again 2.0 µs."""
+    """Returns HMAC's two hashes of the key (RFC 2104 §2). Copying these hashes takes 0.9 µs; making them again takes 2.0 µs."""
     key = secret.encode("utf-8", "surrogatepass")
     if len(key) > BLOCK:
         key = hashlib.sha256(key).digest()
@@ -290,7 +290,7 @@ def check_request(key: str, secret: str, method: str, path: str, query: str, bod
             and abs(int(now) - int(stamp)) <= TIMESTAMP_TOLERANCE
             and version_part == "auth_version=1.0"
             and digest_part == f"body_md5={hashlib.md5(body, usedforsecurity=False).hexdigest()}"
-            and signature_part.isascii()  # `compare_digest` raises TypeError for other text
+            and signature_part.isascii()  # `compare_digest` raises TypeError for text that is not ASCII
             and hmac.compare_digest(signature_part, "auth_signature=" + hmac_hex(secret, text))
         ):
             return False

@@ -1,8 +1,8 @@
-"""Names and kinds of channels. The kind follows from the name, and decides which clients may subscribe and publish.
+"""Names and kinds of channels. The kind of a channel follows from its name, and decides which clients may subscribe and publish.
 
-A kind has an exact prefix, which includes its last dash: `cachefoo` is not a cache channel (Pusher protocol, section 11).
-Names follow one of two rules. Pusher's rule applies to Pusher clients and signed API calls, and a wider rule to raw WebSockets,
-MQTT and unsigned API calls (Push1st API, section 7).
+The prefix of a kind includes the last dash, so `cachefoo` is not a cache channel (Pusher protocol, section 11). Names follow one
+of two rules. Pusher's rule applies to Pusher clients and signed API calls. A wider rule applies to raw WebSockets, MQTT and
+unsigned API calls (Push1st API, section 7).
 """
 
 import re

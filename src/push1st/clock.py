@@ -1,4 +1,4 @@
-"""The port of the clock. Code that needs the time gets the clock as an argument, so that tests can set the time."""
+"""The interface of the clock. Code that needs the time gets the clock as an argument, so that tests can set the time."""
 
 from typing import Protocol
 

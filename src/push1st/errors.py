@@ -10,7 +10,7 @@ A `Refused` has an HTTP status, a `Disconnect` has a WebSocket close code (RFC 6
 class Refused(Exception):
     """A request that the server rejects with an error. The connection stays open.
 
-    `code`: an HTTP status, which a protocol with its own codes translates.
+    `code`: an HTTP status; a protocol that has other codes translates the status.
     `text`: the mistake and its place in the request, for the developer of the client.
     `channel`: the channel of the request; "" if the error occurred before the channel was decoded.
     """

@@ -1,4 +1,4 @@
-"""Functions on JSON text that the codecs share: they decode it, measure it, and forward it without encoding it again."""
+"""Functions for JSON text that all codecs use: to decode JSON, to measure it, and to forward it without encoding it again."""
 
 import re
 from typing import TypeVar

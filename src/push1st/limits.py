@@ -31,7 +31,7 @@ class Limits(msgspec.Struct, frozen=True, rename="kebab"):
     publishes: int = 0
     """the maximum number of events that API calls publish in a second; 0 stands for unlimited"""
     reads: int = 0
-    """the maximum number of API calls in a second that read; 0 stands for unlimited"""
+    """the maximum number of API calls in a second that only read data; 0 stands for unlimited"""
 
 
 class Bucket:

@@ -1,9 +1,9 @@
 """Logging: events with fields, as text for people, or as JSON with one object a line for machines.
 
 One list of processors handles the events of Push1st's loggers and of libraries such as asyncio, and writes the events to one
-stream. The processors mask secrets that a caller logs by accident (invariant 10): fields whose names end with a word such as
-`secret`, and texts such as `token=…` in any value, such as a URL or a traceback. The masks cannot find every secret, so callers
-must not log secrets.
+stream. The processors mask secrets that a caller logs by accident (invariant 10). `mask_secrets` masks fields whose names end
+with a word such as `secret`, and texts such as `token=…` within any value. The masks cannot find every secret, so callers must
+not log secrets.
 
     log = logs.get(__name__)
     log.info("listening", address="127.0.0.1:6001")

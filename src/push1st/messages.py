@@ -54,7 +54,7 @@ class Message(msgspec.Struct, frozen=True, gc=False, array_like=True):
 
 
 class KeptMessage(Message, frozen=True, gc=False, array_like=True):
-    """A message of a channel with history, with its position in the history.
+    """A message of a channel that keeps a history, with the message's position in the history.
 
     The broker gives a message its position, so the publisher and the other workers exchange a `Message` without a position. Each
     worker that receives the message, or reads it from the history, makes the `KeptMessage` (`at`).
@@ -78,7 +78,7 @@ class Published(msgspec.Struct, frozen=True, gc=False):
     A result means that the broker has accepted the message, and that every living worker with subscribers receives it.
 
     `count`: the number of the channel's subscribers on all workers, as `Broker.publish` describes.
-    `offset`, `epoch`: the position of the message in the history of its channel (see `KeptMessage`); 0 and "" without one.
+    `offset`, `epoch`: the position of the message in the history of its channel (see `KeptMessage`); 0 and "" if not kept.
     """
 
     count: int
@@ -178,19 +178,19 @@ HOLD_SECONDS = 3.0
 
 
 class HookEvent(msgspec.Struct, frozen=True, gc=False):
-    """An event on a channel for hooks. The broker reports it once in the cluster, and in order for each channel.
+    """An event on a channel for hooks. The broker reports each hook event once in the cluster, in the order of its channel.
 
     `at`: the time of the event, on the wall clock in nanoseconds.
     `socket_id`: the id of the connection that caused the event, or "".
     `user_id`, `user_info`: the id and the info of the member; the info is JSON text.
     `event`, `data`: the name and the data of a client event; the data is JSON text.
-    `count`: the number of subscriptions.
+    `count`: the number of the channel's subscriptions.
     `id`, `delivery`, `given`: the fields of a client event, as in `Message` and `Publish`.
     `expires`: when a client event expires, in seconds since 1970; 0 if it does not expire.
     `phase`: the state of an entering or leaving edge (`ENTERING`). If the phase is `new`, the broker does not debounce edges, so
     the dispatcher debounces the edge (`hooks/debounce.py`). A broker that debounces edges reports an edge as `at-once` for hooks
-    that want every edge, and as `settled` for other hooks. If the last process stops while the broker holds an edge, the phase of
-    the edge is `held`.
+    that want every edge, and as `settled` for other hooks. If the last process of the cluster stops while the broker holds an
+    edge, the phase of the edge is `held`.
     """
 
     kind: HookEventKind
@@ -210,7 +210,7 @@ class HookEvent(msgspec.Struct, frozen=True, gc=False):
     phase: Phase = "new"
 
 
-# Topics of users. `#` is reserved, so clients cannot subscribe to these topics by name, except to `#server-to-user-`.
+# Topics of users. Of the topics that begin with `#`, a client can subscribe only to `#server-to-user-` and its own user id.
 
 
 def user_channel(user_id: str) -> str:
@@ -354,7 +354,7 @@ class Failure(msgspec.Struct, frozen=True, gc=False):
 
 
 class Ending(msgspec.Struct, frozen=True, gc=False):
-    """The server closes the connection next, with this WebSocket close code."""
+    """The server closes the connection after this reply, with the WebSocket close code `code`."""
 
     code: int
     reason: str

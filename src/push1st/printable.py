@@ -12,5 +12,5 @@ def printable(text: str) -> str:
 
 
 def printable_lines(text: str) -> str:
-    """Returns a text of several lines, with the escapes of `printable`. The line ends of the text must not be foreign."""
+    """Returns a text of several lines, with the escapes of `printable`. The line ends must come from this program."""
     return "\n".join(map(printable, text.split("\n")))

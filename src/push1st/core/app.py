@@ -44,8 +44,8 @@ class App:
 
     `version`: a number that grows with each change of the configuration.
     `hook_kinds`: the kinds of hook events that the app's hooks receive.
-    `backend_decides`: the operations that need a decision of the app's backend. The value of an operation is a function that
-    returns whether the backend decides about a given channel.
+    `backend_decides`: the operations that need a decision of the app's backend. Each operation has a function that returns
+    whether the backend decides about a given channel.
     `publishes`, `reads`: the token buckets that limit the API's events and reads a second.
     `counts_connections`: whether the broker counts the connections of this app.
     `held`: the events that are held for clients that have just signed in; None while there are no such clients.

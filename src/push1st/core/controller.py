@@ -43,10 +43,10 @@ class TopicHandler(msgspec.Struct, frozen=True):
 
 
 class HandledTopic:
-    """A topic with a handler. It stays subscribed while calls of `handle_topic` wait, or one of them is confirmed.
+    """A topic with a handler. The topic stays subscribed while calls of `handle_topic` wait, or after the broker confirms a call.
 
     `subscribing`: the number of calls of `handle_topic` that wait for the broker.
-    `is_handled`: whether the broker has confirmed a call since the last release of the topic.
+    `is_handled`: whether the broker has confirmed a call of `handle_topic` since the last release of the topic.
     """
 
     __slots__ = ("handler", "is_handled", "subscribing")
@@ -107,8 +107,8 @@ class Controller:
     async def handle_topic(self, app: App, topic: str, handler: TopicHandler) -> None:
         """Registers the handler of a topic. Returns when the broker has confirmed the subscription. Raises Refused(503).
 
-        Several calls for the same topic may wait at once. The last call replaces the handler. The topic stays subscribed if the
-        broker confirms one of these calls.
+        Several calls for the same topic may wait at once. The last call replaces the handler. If the broker confirms one of
+        several calls, the topic stays subscribed.
         """
         handled = self._topics.get((app.config.id, topic))
         if handled is None:

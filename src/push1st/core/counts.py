@@ -1,8 +1,8 @@
 """Subscription counts: the number of a channel's subscribers, sent to these subscribers (Pusher protocol, section 3).
 
-After the first change of a channel, the worker sends its count at once. `Counts.tick` runs once a second, and sends one count
-for all later changes of a channel. So a worker sends few counts even if thousands of clients subscribe and unsubscribe. A
-channel with more than `LARGE_CHANNEL` subscribers gets one count in `COUNT_SECONDS`, from the worker that first claims it.
+After the first change of a channel, the worker sends the channel's count at once. `Counts.tick` runs once a second, and sends one
+count for all later changes of a channel. So a worker sends few counts even if thousands of clients subscribe and unsubscribe. A
+channel with more than `LARGE_CHANNEL` subscribers gets one count in `COUNT_SECONDS`, from the first worker that claims it.
 """
 
 from asyncio import sleep
@@ -79,7 +79,7 @@ class Counts:
             if "counted" in app.hook_kinds:
                 self._hook_events.report(HookEvent("counted", *key, self._clock.wall(), count=sent))
             occupancy = await self._roster.channel(*key)
-            if occupancy is not None and occupancy.subscriptions != sent:  # another worker may have sent a newer count before
+            if occupancy is not None and occupancy.subscriptions != sent:  # another worker may have sent a newer count first
                 self._due[key] = app
             return sent
         except Refused:
@@ -98,7 +98,7 @@ class Counts:
             self._counted.clear()
             self._deliveries = sent = 0
             for key, app in list(self._due.items()):
-                if not app.config.subscription_count:  # a new configuration has ended the counts
+                if not app.config.subscription_count:  # a new configuration has disabled the counts
                     self._due.pop(key, None)
                     continue
                 sent += 1 + await self._send(app, key)

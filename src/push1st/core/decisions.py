@@ -1,6 +1,6 @@
 """Requests decisions from an app's backend: whether a client may connect, subscribe or publish (configured by `authorize`).
 
-`subscribe` and `publish` wait for the backend's reply, and raise `Refused` if the backend rejects or does not reply.
+`subscribe` and `publish` wait for the backend's reply, and raise `Refused` if the backend rejects it or does not reply.
 """
 
 import msgspec
@@ -55,7 +55,7 @@ async def publish(hooks: Hooks, app: App, client: Client, command: Publish, user
 def close_code(code: int) -> int:
     """Returns the close code for a client that the app's backend has rejected. `code`: the code in the backend's reply.
 
-    If a handshake ends with 4200 to 4299, pusher-js reconnects without a pause; after 4100, pusher-js waits a second.
+    If a handshake ends with a code from 4200 to 4299, pusher-js reconnects at once; after 4100, pusher-js waits a second.
     """
     if code == 503 or 4200 <= code < 4300:
         return 4100

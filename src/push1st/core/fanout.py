@@ -1,13 +1,15 @@
 """THE HOT PATH: delivers messages, with one write for each subscriber in a turn of the event loop.
 
-`receive` encodes a message once for each lane (the subscribers of a channel that share a wire), and adds the frame to the
-lane's pending frames. At the end of the loop turn, `flush` joins the frames of each lane into one buffer, and writes this
-buffer to every subscriber of the lane. A delivery spends nearly all its time in the kernel's `send`.
+`receive` encodes a message once for each *lane*: the subscribers of a channel that share a wire. The frame becomes a pending
+frame of the lane. At the end of the loop turn, `flush` joins the pending frames of each lane, and writes this buffer to every
+subscriber of the lane. A delivery spends nearly all its time in the kernel's `send`.
 
 The rules of the fan-out (invariants 2 to 5), and the functions that keep these rules:
-- A message goes to the subscribers that its channel had at the time. So `flush_lanes` is called before subscribers change.
-- A direct frame, which is for one connection, is written after the earlier frames of the connection's channels. So `direct`
-  calls `flush_subscriber` first. A flush writes direct frames first, because frames of lanes are newer.
+- A message goes to the subscribers that its channel had when the message arrived. So pending frames of a lane are written before
+  the subscribers of the lane change (`flush_lanes`).
+- A direct frame, which is for one connection, is written after the earlier frames of the connection's channels. So `direct` first
+  writes the connection's pending frames (`flush_subscriber`). A flush writes direct frames before the frames of lanes, which are
+  newer.
 - Under load, several messages to a subscriber share one write. After a flush with many deliveries, the next flush waits until
   as many deliveries are pending, for some milliseconds at most (decision 0012). Direct frames do not wait.
 - A flush to a lane with many subscribers takes several loop turns. A `Slice` keeps the buffer of the flush, and the subscribers
@@ -66,7 +68,7 @@ class DirectFrames:
 class Fanout:
     """See the module.
 
-    `failed`: a function that is called in the handler of an exception of a write. Other subscribers still get their frames.
+    `failed`: a function that is called while the exception of a write is handled. Then the other subscribers get their frames.
     """
 
     __slots__ = (
@@ -219,7 +221,7 @@ class Fanout:
                     self._write((write,), part.buffer)
 
     def flush_lanes(self, lanes: list[Lane]) -> None:
-        """Writes the pending frames of lanes to the lanes' present subscribers. Called before these subscribers change."""
+        """Writes the pending frames of lanes to the lanes' present subscribers. Called before the subscribers change."""
         for lane in lanes:
             if lane in self._lanes:
                 self._flush_direct()
@@ -250,7 +252,7 @@ class Fanout:
             self.flush()
 
     def _holds(self) -> bool:
-        """Returns whether a flush with fewer deliveries than the last flush waits for more. If it waits, starts the timer.
+        """Returns whether a flush with fewer deliveries than the last flush waits for more messages, and starts the timer.
 
         The flush waits only if the last flush has just ended, wrote several messages at once, and took long enough.
         """
@@ -300,7 +302,7 @@ class Fanout:
                 long.append(lane)
             elif not lane.due:
                 del lanes[lane]
-        # Lanes with slices share the remaining writes of this turn, and have at least half of `SLICE_WRITES` together.
+        # Lanes with slices share the remaining writes of this turn, or half of `SLICE_WRITES` if fewer writes remain.
         each = max(budget, SLICE_WRITES // 2) // max(1, len(long)) or 1
         self._wrote = SLICE_WRITES - budget
         for lane in long:

@@ -2,7 +2,7 @@
 
 A client subscribes to its user's channel after it has read `signin_success`. An event that is published between the sign-in and
 this subscription would be lost. So the worker subscribes to the channel's topic before it sends `signin_success`, and holds the
-events until the client subscribes. Until then the client is no subscriber: it is not in the hub, the roster, counts and hooks.
+events until the client subscribes. A client that has not subscribed yet is not in the hub, the roster, counts and hooks.
 
 This module is pure and synchronous: the node passes the time, and delivers the frames.
 """
@@ -14,7 +14,7 @@ from push1st.messages import Message
 
 MAX_HELD = 100
 MAX_HELD_BYTES = 65_536
-"""the maximum numbers of frames and of bytes that are held for a client; an event that exceeds them is held after a delivery"""
+"""the maximum numbers of frames and of bytes that are held for a client; before they are exceeded, held frames are delivered"""
 HELD_SECONDS = 10
 """the seconds that a client has to subscribe; then its held frames are delivered, and no more frames are held"""
 

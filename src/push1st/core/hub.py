@@ -1,8 +1,8 @@
 """The register of this worker's subscriptions: apps → channels → lanes → subscribers.
 
-Pure and synchronous: the hub sends nothing and knows no protocol. A *wire* encodes messages for one kind of client. A *lane* is
-the subscribers of one channel that share a wire. The subscribers of a lane get the same frames, so the fan-out keeps pending
-frames in lanes. A lane keeps its subscribers in the order in which they joined.
+The hub is pure and synchronous: it sends nothing, and depends on no protocol. A *wire* encodes messages for one kind of client. A
+*lane* is the subscribers of one channel that share a wire. The subscribers of a lane get the same frames, so the fan-out keeps
+pending frames in lanes. A lane keeps its subscribers in the order in which they joined.
 
 `Fanout.subscribe` and the node flush a channel's pending frames before the channel's subscribers change (invariant 2).
 """
@@ -15,7 +15,7 @@ from push1st.messages import Member, Message
 
 Write = Callable[[bytes], object]
 MAX_PREFIX_PARTS = 8
-"""the number of a session prefix's parts, separated by dots, that are indexed. A multicast to a longer prefix compares ids."""
+"""the number of a session prefix's parts, separated by dots, that are indexed. Longer prefixes are compared with ids."""
 
 
 class Wire(Protocol):

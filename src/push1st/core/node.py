@@ -134,7 +134,7 @@ class Node:
         return app
 
     def configure(self, config: AppConfig) -> None:
-        """Applies the changed configuration of an app. A source of apps calls this when `Apps` returns the new configuration.
+        """Applies the changed configuration of an app. A source of apps calls `configure` as soon as `Apps` returns it.
 
         The app keeps its id, and the app's clients stay connected.
         """
@@ -181,7 +181,7 @@ class Node:
         app.uncounted.discard(client)
 
     async def withdraw(self, app: App, client: Client, admission: Suspended[bool]) -> None:
-        """Waits until the broker has counted a connection that has ended, and undoes it. `admission`: the result of `connect`."""
+        """Waits until a connection that has ended is counted, and then uncounts it. `admission`: the result of `connect`."""
         with suppress(Disconnect):
             await self.admit(app, client, admission)
 

@@ -4,9 +4,9 @@ A session may outlive its connections. For example, a client of the HTTP fallbac
 MQTT client may be offline for days. A session that outlives its connections has an outbox and an *owner*. The owner is an object
 of the transport that ends with the session.
 
-An outbox holds *items* and does not depend on their content. The owner defines the type of an item: for example several whole
-frames, or a message that gets its packet id only when a connection sends it. An owner that keeps only some items passes only
-these items to `Outbox.write`. The owner provides:
+An outbox holds *items* and does not depend on their content. The owner defines the type of an item, for example several whole
+frames, or a message without its packet id. An owner that keeps only some items passes only these items to `Outbox.write`. The
+owner provides:
 
 - a policy: the bounds of the outbox, the size of an item, and the reaction to an item that exceeds a bound;
 - `on_full`, which ends the session when an item exceeds a bound, unless the policy drops items;
@@ -26,7 +26,7 @@ class AttachedConnection(Protocol[Item]):
     """A connection to which a session with an outbox is attached."""
 
     def take(self, item: Item) -> Item | None:
-        """Sends a new item. Returns the part for which the connection has no room, or None. A flush may call this method."""
+        """Sends a new item. Returns the part for which there is no room, or None. A flush of the fan-out may call this method."""
 
     def resume(self, items: list[Item]) -> list[Item]:
         """Sends items of the outbox, oldest first. Returns the items for which the connection has no room, in order."""
@@ -36,7 +36,7 @@ class OutboxOwner(Protocol):
     """The owner of a session with an outbox."""
 
     def on_full(self) -> None:
-        """Ends the session at the end of the loop turn, because an item exceeded a bound. A flush may call this method."""
+        """Ends the session at the end of the turn: an item exceeded a bound. A flush of the fan-out may call this method."""
 
 
 class OutboxPolicy(Generic[Item]):
@@ -45,8 +45,8 @@ class OutboxPolicy(Generic[Item]):
     `max_size`: the maximum number of bytes of all items together.
     `max_items`: the maximum number of items; 0 stands for no maximum.
     `size_of`: a function that returns the number of bytes of an item.
-    `drops_oldest`: whether the outbox drops its oldest items to stay within its bounds. If not, the outbox keeps no item after an
-    item that exceeds a bound, and the owner ends the session (`OutboxOwner.on_full`).
+    `drops_oldest`: whether the outbox drops its oldest items to stay within its bounds. Otherwise the outbox keeps no item after
+    an item that exceeds a bound, and the owner ends the session (`OutboxOwner.on_full`).
     """
 
     __slots__ = ("drops_oldest", "max_items", "max_size", "size_of")

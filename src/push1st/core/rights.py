@@ -1,6 +1,6 @@
 """The rights of a client: to subscribe to a channel, to be a member, to publish an event, and to sign in as a user.
 
-Pure: the functions get the app's configuration and the client's properties, and raise `Refused` if the client has no right. The
+Pure: the functions get the app's configuration and the client's properties, and raise `Refused` if the client lacks a right. The
 session checks the limits that depend on time, such as events a second.
 """
 
@@ -56,7 +56,7 @@ class UserData(msgspec.Struct, gc=False):
 class Identity(msgspec.Struct, frozen=True, gc=False):
     """A signed-in user whose signature is valid.
 
-    `user_data`: the text that the backend signed, but with the user's id as a text. `is_cut`: whether the watchlist was cut.
+    `user_data`: the text that the backend signed, but with the user's id as a text. `is_cut`: whether the watchlist was too long.
     """
 
     user: SignedInUser
@@ -73,7 +73,7 @@ def to_subscribe(client: Claimant, config: AppConfig, command: Subscribe, decide
     """Returns the kind of a channel if a client may subscribe to the channel. Otherwise raises Refused.
 
     `decides`: a function that returns whether the app's backend decides about a channel, so that the client needs no signature
-    and no token. None stands for a function that returns false.
+    and no token. If `decides` is None, the backend decides about no channel.
     """
     name = command.channel
     if name.startswith("#"):

@@ -1,11 +1,11 @@
 """The session of one client, in any protocol: applies the client's commands in order, within the client's rights and limits.
 
-A session begins with its first connection. A session without an outbox (`core/outbox.py`) ends with this connection. A session
+A session begins with its first connection. A session without an outbox (`core/outbox.py`) ends with its connection. A session
 with an outbox stays subscribed, and the outbox keeps the output until `attach` or `expire`.
 
 A session applies its commands one after another. While a command waits for a broker or a backend, up to `MAX_WAITING_COMMANDS`
-later commands are queued. A transport that can stop reading stops before this limit. The answer to a rejected command is an
-error, and the client stays connected. A client with more than `MAX_REFUSALS` rejected commands a second is disconnected. No
+later commands are queued. A transport that can stop reading stops before this queue is full. The answer to a rejected command is
+an error, and the client stays connected. A client with more than `MAX_REFUSALS` rejected commands a second is disconnected. No
 client is disconnected for events above the rate limit, or for commands that fail because the broker is away.
 """
 
@@ -51,7 +51,7 @@ MAX_REFUSALS = 100
 MAX_CHARGES = 100
 """the maximum number of charges a second (`Session.charge`); a client that exceeds it for long is disconnected"""
 CHARGE_SECONDS = 60
-"""the number of seconds whose charges a client may use at once"""
+"""the number of seconds for which unused charges add up; a client may use all of them at once"""
 MAX_PUBLISHES = 1000
 """the maximum number of events a second of a raw client; a client that exceeds it is disconnected"""
 
@@ -195,7 +195,7 @@ class Session:
                 spawn(self.node.withdraw(self.app, self, admission))
 
     def connect(self, request: ClientRequest, on_admitted: Callable[[], None]) -> None:
-        """Admits the client: at once, or when the broker has counted the connection and the app's backend has accepted it.
+        """Admits the client: at once, or when the broker has counted the connection and the backend has accepted the client.
 
         `request`: the client's query and headers, for the backend. `on_admitted`: a function that is called when the client is
         admitted; the client's commands wait until then.

@@ -1,8 +1,8 @@
 """The topics to which this worker is subscribed at the broker for its own clients.
 
 The worker subscribes to a topic before the first client joins the channel, and unsubscribes after the last client has left it.
-Joining waits for the broker. So `ClientTopics` counts the clients that are about to join a channel, and keeps the channel's topic
-while there are such clients.
+A client that joins a channel waits for the broker. So `ClientTopics` counts the clients that are about to join a channel, and
+keeps the channel's topic while there are such clients.
 """
 
 from collections import Counter
@@ -27,7 +27,7 @@ class ClientTopics:
         self._broker = broker
 
     def want(self, app: App, name: str) -> None:
-        """Keeps a topic subscribed for a client that is about to join. Each call needs one call of `unwant`."""
+        """Keeps a topic subscribed for a client that is about to join. Each call of `want` needs one call of `unwant`."""
         self._wanted[app.config.id, name] += 1
 
     def unwant(self, app: App, name: str) -> bool:

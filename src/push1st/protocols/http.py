@@ -1,12 +1,11 @@
-"""Decodes HTTP/1.1 requests from bytes (RFC 9110, RFC 9112). Pure: this module uses no socket and no deadline.
+"""Decodes HTTP/1.1 requests from bytes (RFC 9110, RFC 9112). This module is pure: it uses no socket and no deadline.
 
 One `RequestDecoder` decodes the input of one connection, in pieces of any size, with the parser of httptools. The decoder bounds
 the size of each request, and rejects requests that the server does not support. After a rejection, an upgrade or the last
 request, a decoder discards all further input.
 
 Most requests of a backend have the same headers, and differ only in path and body. The decoders of a worker share one
-`RequestRules`, which remembers headers of earlier requests. `RequestDecoder.known` decodes requests with these headers without
-the parser.
+`RequestRules`, which remembers headers. `RequestDecoder.known` decodes a request with remembered headers without the parser.
 """
 
 import re
@@ -108,10 +107,10 @@ class RequestRules:
     `least_body`: the number of bytes that a body may have on every path.
     `max_body`: a function that returns the maximum number of bytes of a body on a path.
     `forwarding`: the names of headers that proxies add.
-    `is_own_name`: a function that returns whether a Host header is an address or `localhost`; other heads are not remembered.
+    `is_own_name`: a function that returns whether a Host header is an address or `localhost`; only such heads are remembered.
     `others`: a regular expression for paths of requests whose heads are not remembered.
     `clock`: a function that returns the time in nanoseconds.
-    `heads`: the lengths of the bodies that follow remembered headers, by these headers.
+    `heads`: a dictionary from remembered headers to the length of the body after these headers.
     """
 
     def __init__(
@@ -132,7 +131,7 @@ class RequestRules:
         self.lines: dict[bytes, Line] = {}
         pattern = re.compile(rb"(?:GET|POST) (?!%b)(/[!-~]*+) HTTP/1\.1\r\n\Z" % others.encode())
         self._match = pattern.match
-        self._target = pattern.groups  # the last group, because `others` may have groups, too
+        self._target = pattern.groups  # the pattern's last group, because `others` may have groups, too
 
     def line(self, line: bytes) -> Line | None:
         """Decodes a request line, and remembers it. Returns None for a request line whose headers must not be remembered."""
@@ -191,7 +190,7 @@ class RequestDecoder:
         """the number of bytes of the request line and the headers that were decoded so far"""
         self._body = b""
         self._parts: list[bytes] | None = None
-        """the parts of the body after the first one"""
+        """the parts of the body after its first part"""
         self._size = 0
         """the number of bytes of the body that were decoded so far"""
         self._length = 0
@@ -271,7 +270,7 @@ class RequestDecoder:
         return events
 
     def close(self) -> None:
-        """Ends the decoder. Without this call, only the garbage collector frees it: decoder and parser refer to each other."""
+        """Ends the decoder. Without this call, decoder and parser refer to each other until the garbage collector runs."""
         self.is_done = True
         del self._parser
 
@@ -315,7 +314,7 @@ class RequestDecoder:
         return path, query
 
     def _refuse(self, status: int, text: str, headers: bytes = b"") -> None:
-        """Rejects the current request. The client gets the first reason if there are several."""
+        """Rejects the current request. If a request has several errors, the client gets the first error."""
         if self._reject is None and not self.is_done:  # input after the last request is discarded
             is_head = self.stage == BODY and self._parser.get_method() == b"HEAD"
             self._reject = Reject(status, text, headers, is_head)

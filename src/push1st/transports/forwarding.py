@@ -68,7 +68,7 @@ class ForwardFrame(msgspec.Struct, frozen=True, array_like=True):
 
 
 class Probe(msgspec.Struct, frozen=True, array_like=True):
-    """Queries whether another worker is alive and knows certain requests. The reply lists unknown requests.
+    """Queries whether another worker is alive, and which of some requests the other worker does not know.
 
     `by`: the topic of the worker that sends the probe.
     `here`, `there`: the numbers of requests whose sockets the sender has, and of requests whose sessions the sender owns.
@@ -172,7 +172,7 @@ class RemoteSession:
         self._stream: StreamWriter | None = None
 
     def on_frame(self, frame: ForwardFrame) -> None:
-        """Handles a frame of the owner. A frame that arrives before `hold` or `stream` is kept until then."""
+        """Handles a frame of the owner. A frame that arrives before the call of `hold` or `stream` is kept until this call."""
         if frame.kind == "finish" and frame.response is not None and self._poll is not None:
             self._end()
             self._poll.finish(frame.response)
@@ -214,7 +214,7 @@ class RemoteSession:
         self._send_to_owner("leave")
 
     def abandon(self) -> None:
-        """Ends the request because its owner is gone. The client begins a new session."""
+        """Ends the request because its owner is gone. The client then begins a new session."""
         if self._is_over:
             return
         self._send_to_owner("lost")  # the owner may still exist if only the broker was away
@@ -425,7 +425,7 @@ class Forwarding:
         return _encode(Probe("", here, [number for number in probe.there if number not in self._remote_sessions]))
 
     def _end_all(self, app: App, topic: str) -> None:
-        """Ends all requests whose other end is on a worker that is gone. `topic`: the topic of this worker."""
+        """Ends all requests whose other end is on a worker that is gone. `topic`: the topic of the gone worker."""
         for remote in [one for one in self._remote_sessions.values() if one.app is app and one.owner == topic]:
             remote.abandon()
         for request in [one for one in self._remote_requests.values() if one.app is app and one.by == topic]:

@@ -2,7 +2,7 @@
 
 A client chooses a session id. The client reads by one request after another, and sends by other requests. The requests are:
 
-- `xhr_streaming`: a request to read, whose response does not end. The worker writes frames to it as they come (`xhr_stream.py`).
+- `xhr_streaming`: a request to read, whose response does not end. The worker writes each frame to the response (`xhr_stream.py`).
 - `xhr`: a poll, which is a request to read. The worker answers a poll as soon as there are frames for the client.
 - `xhr_send`: a request to send an array of messages, with the same texts as WebSocket messages (`xhr_input.py`).
 
@@ -154,7 +154,7 @@ class Fallbacks:
         return client
 
     def _log_full(self, bound: Bound, most: int, app: str, address: str) -> None:
-        """Logs that new sessions are rejected: at once for the first one, then at most once a minute for each kind of bound."""
+        """Logs rejected new sessions: the first rejection at once, then at most one line a minute for each kind of bound."""
         times = self._full[bound].times(self._context.node.clock.monotonic())
         if not times:
             return
@@ -178,7 +178,7 @@ class Fallbacks:
     # Sessions of other workers
 
     async def _seek(self, request: XhrRequest, exchange: Exchange) -> Outcome:
-        """Forwards a request to the worker that owns its session. If no worker owns it, begins a session. Raises Refused."""
+        """Forwards a request to the worker that owns its session. If no worker owns the session, begins it. Raises Refused."""
         try:
             return await self._forward(request, exchange)
         except Refused as refused:

@@ -60,7 +60,7 @@ class XhrInput:
         return len(self._queue) > MAX_WAITING_COMMANDS
 
     def process(self, data: bytes) -> bool:
-        """Applies a slice of the messages; returns whether more of them can be applied at once."""
+        """Applies a slice of the messages; returns whether more messages can be applied now."""
         queue, session = self._queue, self._session
         clock = self._turn.clock
         left, until = MAX_MESSAGES_A_SLICE, clock() + SLICE_SECONDS
@@ -118,7 +118,7 @@ class XhrInput:
         """Does nothing, because input arrives by `add`."""
 
     def hold_reading(self, hold: bool) -> None:
-        """Does nothing, because the answers wait instead (`when_applied`)."""
+        """Does nothing, because answers wait until the messages are applied (`when_applied`)."""
 
     def abort(self) -> None:
         self._owner.abort()

@@ -2,11 +2,11 @@
 
 The core's `Session` is attached to the current poll or stream, and detached between two requests. While the session is detached,
 its outbox keeps up to `server.outbox` bytes. After `GAP_SECONDS` without a request the session expires. A new request displaces
-the current one.
+the current request.
 
 This module has the rules of the fallbacks: heartbeats, deadlines, and the frames that end a session. If a session ends between
-two requests, the session leaves its channels at once. The registry keeps this session for `GAP_SECONDS`, and answers its next
-request with the frames that end it.
+two requests, the session leaves its channels at once. The registry keeps a session that has ended for `GAP_SECONDS`, and answers
+its next request with the frames that end it.
 """
 
 import asyncio
@@ -32,8 +32,8 @@ GAP_SECONDS = 10
 HEARTBEAT_SECONDS = 25
 """the seconds without output after which the server sends a heartbeat, or half the activity timeout if that is shorter"""
 QUIET_SECONDS = 5
-"""the seconds without output after which the server answers an empty `xhr_send` with a heartbeat. An earlier `xhr_send` may be
-the client's answer to a heartbeat, and answering it with a heartbeat would make an endless loop."""
+"""the seconds without output after which the server answers an empty `xhr_send` with a heartbeat. An empty `xhr_send` before this
+time may be the client's answer to a heartbeat; another heartbeat would then make an endless loop."""
 PONG_SECONDS = 30
 """the seconds that a silent client has to answer a heartbeat"""
 FULL_SECONDS = 60
@@ -59,7 +59,7 @@ class SessionRegistry(Protocol):
 
 
 class XhrSession:
-    """A client over all its requests. `name`: the key of the session in the registry. `place`: its app id and client address."""
+    """A client over all its requests. `name`: the key of the session in the registry. `place`: the app id and client address."""
 
     __slots__ = (
         "_authorize_by",
@@ -88,7 +88,7 @@ class XhrSession:
         self.name = name
         self.place = place
         self.address = ""
-        """the name under which `EdgeContext.addresses` counts the session; "" if the client's own connections are counted"""
+        """the name under which `EdgeContext.addresses` counts the session; "" for a client with connections of its own"""
         self.codec = context.codecs["pusher-xhr"]
         self.due_at = NEVER
         self._timeout = context.config.server.pusher.activity_timeout
@@ -254,7 +254,7 @@ class XhrSession:
         self._expire()
         frames = end_frames(code, reason, announced)
         if isinstance(self.current, OpenStream) and self.current.is_full:
-            self.current.write_after_end(frames)  # the client may drop them with the response, so the next request gets them too
+            self.current.write_after_end(frames)  # the client may drop these frames, so the next request gets them too
         self._outbox.is_full = False
         self._outbox.write(frames)
         self._end_stream()

@@ -1,9 +1,9 @@
 """The responses of a fallback session: a stream, which does not end, and a poll, which ends with the next frames.
 
-pusher-js drops a response at the first frame that ends after `MAX_RESPONSE` characters, and sends its next request. pusher-js
-does not read further frames of the dropped response, and acknowledges no frame. So a response ends with its first frame beyond
-`MAX_RESPONSE`, and the outbox of the session keeps all further frames for the next request. `OpenStream` and `OpenPoll` apply
-this rule. A session is attached to an `OpenStream` or an `OpenPoll`.
+pusher-js drops a response at the first frame that ends after `MAX_RESPONSE` characters, and sends its next request. After this
+frame, pusher-js reads no further frame of the response, and it acknowledges no frame. So a response ends with its first frame
+beyond `MAX_RESPONSE`, and the outbox of the session keeps all further frames for the next request. `OpenStream` and `OpenPoll`
+apply this rule. A session is attached to an `OpenStream` or an `OpenPoll`.
 """
 
 import asyncio
@@ -62,7 +62,7 @@ class Stream(Takeover):
     def start(self, transport: asyncio.Transport, before: bytes) -> None:
         """Begins the response, which is not in chunks, so that every subscriber gets the same bytes."""
         self._transport = transport
-        transport.set_protocol(self)  # first, so that a client that does not read `before` is noticed
+        transport.set_protocol(self)  # first, so that `pause_writing` reports a client that does not read `before`
         transport.set_write_buffer_limits(high=self._context.config.server.outbox)
         transport.write(before + endless(self._context.sweep.now, TYPE, HEADERS))
         self._context.open.add(self)
@@ -176,7 +176,7 @@ class OpenStream:
 
 
 class OpenPoll:
-    """A poll to which a session is attached (`outbox.AttachedConnection`). The answer has the frames of one turn."""
+    """A poll to which a session is attached (`outbox.AttachedConnection`). The answer has the frames of one loop turn."""
 
     __slots__ = ("_is_scheduled", "_owner", "request")
 
