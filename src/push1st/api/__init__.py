@@ -69,7 +69,7 @@ class Api:
         node.on_configured.append(lambda _: self._route.cache_clear())
 
     def serve(self, request: Request) -> Answer:
-        """Serves a request. This method raises Refused, and so does the coroutine that it may return."""
+        """Serves a request. `serve`, and the coroutine that `serve` may return, raise Refused."""
         path, query = request.path, request.query
         route = self._route(path) if len(path) <= MAX_CACHED else self._find(path)
         if route is None:

@@ -2,7 +2,7 @@
 
 A `Broker` carries messages, and caches the last event of each cache channel. A `Roster` contains the subscriptions and members
 of channels, `Users` the signed-in users, and `Quotas` the numbers of connections. `HookEvents` takes events for hooks. A new
-implementation needs one module here, one line in `BROKERS`, and one line in `tests/contract`.
+implementation needs a module in this package, a line in `BROKERS`, and a line in `tests/contract`.
 
 Most methods are `async`, because most implementations wait for a network.
 `publish` is called for every message, so it returns an awaitable only if the implementation must wait.
@@ -82,8 +82,8 @@ class Broker(Protocol):
     def publish(self, message: Message) -> MaybeAwaitable[Published]:
         """Sends a message to all workers, including this worker. The result contains the number of subscriptions to the topic.
 
-        The number of subscriptions may include a connection that the message excludes. It includes all connections even if the
-        message is for some connections only. `Controller.reach` returns the exact number.
+        The number of subscriptions may include a connection that the message excludes. The number includes all connections even
+        if the message is for some connections only. `Controller.reach` returns the exact number.
 
         Messages of the same turn of the event loop are sent in the order of the calls. Raises Refused(503, …) if the broker is
         unreachable or does not confirm within 2 s; some subscribers may have received the message nevertheless.
@@ -120,9 +120,9 @@ class Joined(msgspec.Struct, frozen=True, gc=False):
 class Roster(Protocol):
     """The subscriptions and members of all channels, for all workers together.
 
-    Each change of a roster is one atomic step. This step also publishes the edge of the change (occupied, vacated, member-added
-    or member-removed), and reports the edge as a hook event. A roster that several workers share also holds back leaving edges
-    for hooks, because the broker outlives each worker. The `phase` of a hook event shows whether its edge was held back.
+    Each change of a roster is one atomic step. The change also publishes its edge (occupied, vacated, member-added or
+    member-removed), and reports the edge as a hook event. A roster that several workers share also holds back leaving edges for
+    hooks, because the broker outlives each worker. The `phase` of a hook event shows whether its edge was held back.
     """
 
     async def join(self, app: str, channel: str, socket_id: str, member: Member | None, limit: int) -> Joined:
@@ -146,7 +146,7 @@ class Roster(Protocol):
     async def members(self, app: str, channel: str, *, local_view: bool = False) -> tuple[Member, ...]:
         """Returns the members of a presence channel.
 
-        local_view: whether to return the members that this worker's clients see now, if any of these clients is on the channel.
+        local_view: whether to return the members that are visible to this worker's clients now, if the channel has such clients.
         """
 
     async def claim(self, app: str, channel: str, seconds: int) -> bool:
@@ -178,10 +178,10 @@ class Quotas(Protocol):
 
 
 class HookEvents(Protocol):
-    """Passes hook events to the hooks. A roster reports its edges to the hooks itself."""
+    """Passes hook events to the hooks. A roster reports its edges to the hooks without this port."""
 
     def report(self, event: HookEvent) -> None:
         """Passes the hook event to `on_event`, once, on one worker of the cluster. This method never waits.
 
-        If the phase of an edge is `held`, an earlier process held back the edge. Then the broker holds back the edge again.
+        If the phase of an edge is `held`, an earlier process held back the edge. The broker then holds back the edge again.
         """

@@ -1,6 +1,6 @@
 """The local roster: this worker's part of the roster, with the subscriptions and members of its clients by channel. Pure.
 
-The node makes one local roster for the worker. Only `Roster.join` and `Roster.leave` change it, and no component keeps a copy.
+The node makes one local roster for the worker. Only `Roster.join` and `Roster.leave` change it; no worker has a second copy.
 With the memory broker, the local roster is the whole roster. A shared broker has a copy, but the local roster is authoritative:
 after an outage, the node compares the broker's copy with the local roster, and repairs the copy.
 """
@@ -42,7 +42,7 @@ class ChannelEntry:
 
     def add(self, member: Member, socket_id: str) -> None:
         """Adds a connection of a member."""
-        if not isinstance(self.members, dict):  # most channels never have a member, so they share an empty mapping
+        if not isinstance(self.members, dict):  # most channels never have a member, so these channels share an empty mapping
             self.members = {}
         user = self.members.get(member.user_id)
         if user is None:

@@ -18,7 +18,7 @@ from push1st.errors import ClientError, ConfigError, Rejected
 from push1st.printable import printable
 
 Show = Callable[[str, str, str], None]
-"""A function of the channel, the name and the data of an event; it prints the event."""
+"""A function that prints an event. Its arguments are the channel, the name and the data of the event."""
 OPEN_SECONDS = 10
 
 
@@ -90,7 +90,7 @@ def _receive(
     ready: Callable[[], None],
     count: int,
 ) -> None:
-    """Subscribes when the server has accepted the connection, and reads frames. `subscribe` describes the parameters."""
+    """Subscribes after the server has accepted the connection, and then reads frames. `subscribe` describes the parameters."""
     unconfirmed = set(channels)
     for text in connection:
         try:
@@ -111,7 +111,7 @@ def _receive(
             if not unconfirmed:
                 ready()
         elif isinstance(code, int) and 4000 <= code < 4300:
-            continue  # the following close frame contains the same reason
+            continue  # the close frame after this event contains the same reason
         elif event in ("pusher:error", "pusher:subscription_error"):
             raise Rejected(f"the server refused {channel}: {data}" if channel else f"the server reported an error: {data}")
         elif event == "pusher:ping":

@@ -2,7 +2,7 @@
 
 `load` reads a configuration file; `with_env` applies environment variables to an existing configuration, such as the demo.
 Both functions return a `Config`, or raise a single ConfigError. The error has a line for each problem. The line contains the
-place, the path of keys, the value, and the values that are allowed; it never contains a secret, a key or a URL.
+place, the path of keys, the value that was found, and the allowed values; the line never contains a secret, a key or a URL.
 
 **Environment.** The name of a variable is the path of keys in capitals, with `_` for `.` and `-`: PUSH1ST_SERVER_DRAIN is
 `server.drain`. Items of a list are separated by commas, and `[]` is the empty list. An empty variable has no effect.
@@ -58,7 +58,7 @@ _SERVICE_URL = re.compile(r"(tcp|udp|sctp)://")
 _PATTERN = re.compile(r"[*?\[]")
 
 LOCAL_API = ApiConfig(listen=(Listen("tcp", "127.0.0.1", 6002),))
-"""The API settings for a configuration file without a section `api`. With these settings, only this machine can use the API."""
+"""The API settings for a configuration file without a section `api`. Only this machine can use the API then."""
 _LOOPBACK = frozenset({"127.0.0.1", "::1", "localhost"})
 
 CLUSTER_NOTE = "has no effect here: nodes find each other through a Redis or Valkey that all share, not by UDP"
@@ -99,8 +99,8 @@ def load(path: str | Path, env: Mapping[str, str]) -> Config:
 def with_env(base: Config, env: Mapping[str, str]) -> Config:
     """Applies the environment to a configuration. Relative paths start at the working directory. Raises ConfigError.
 
-    If `base` is the demo and PUSH1ST_APP_ID is set, the environment is the whole configuration. Then the configuration does not
-    contain the demo's app, and its defaults are the defaults of a configuration file.
+    If `base` is the demo and PUSH1ST_APP_ID is set, the environment is the whole configuration. The configuration then does not
+    contain the demo's app, and has the defaults of a configuration file.
     """
     problems: list[str] = []
     root, apps, chosen = _environment(env, problems)
@@ -184,7 +184,7 @@ def _name(file: Path, folder: Path) -> str:
 
 
 def _overlaid(sections: Sequence[Value], above: Value | None, chosen: Value | None, problems: list[str]) -> list[Value]:
-    """Merges the environment's section of an app into the section of the same app, or adds it to the sections.
+    """Merges the environment's section of an app into the section of the same app, or adds the section as a new app.
 
     above: the app's section from the environment; None if no variable configures an app.
     chosen: the value of PUSH1ST_APP_ID; None if this variable is not set.
@@ -300,7 +300,7 @@ def _twins(sections: Sequence[Value]) -> Iterator[str]:
 def _payloads(
     server: ServerConfig, apps: Sequence[AppConfig], root: Value, sections: Sequence[Value]
 ) -> tuple[ServerConfig, Sequence[AppConfig]]:
-    """Makes `server.max-request-payload` the default of each protocol, and raises lower default limits of the apps to it."""
+    """Applies `server.max-request-payload` as the default limit of protocols, and of those apps whose default is lower."""
     if not _is_set(root, "server", "max-request-payload"):
         return server, apps
     size = server.max_payload

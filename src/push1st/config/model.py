@@ -123,8 +123,8 @@ def network(text: str) -> Net:
 class Networks:
     """A set of networks, and optionally the peers of Unix sockets.
 
-    An empty set is false in a condition. Its meaning depends on the key: an empty `whitelist` admits all addresses, but an
-    empty `trust` or `proxies` trusts no address.
+    An empty set is false in a condition. The meaning of an empty set depends on the key: an empty `whitelist` admits all
+    addresses, but an empty `trust` or `proxies` trusts no address.
     """
 
     __slots__ = ("_known", "nets", "unix")
@@ -146,7 +146,7 @@ class Networks:
 
         ip: an IP address; "" stands for a client on a Unix socket.
         """
-        if len(ip) > 64:  # no address is longer, but the text of a forwarded header may be
+        if len(ip) > 64:  # an address is never longer, but the text of a forwarded header may be longer
             return False
         known = self._known.get(ip)
         if known is None:
@@ -395,7 +395,7 @@ class Config(_Discreet, frozen=True, kw_only=True):
 
     @property
     def has_broker(self) -> bool:
-        """Whether the broker is an existing server. If not, several workers share an engine, which the server starts."""
+        """Whether the broker is an existing server. Without it, several workers share an embedded engine."""
         return self.broker != "memory" and not self.broker.startswith(EMBEDDED)
 
 
@@ -441,7 +441,7 @@ _PUSH1ST = {"payload": 65_400} | dict.fromkeys(
 def strictness(config: Config) -> list[str]:
     """Returns a line for enabled apps with lower limits than in Push1st, and a line for each app with a short secret.
 
-    Apps with equal limits share a line.
+    Apps with the same limits are in the same line.
     """
     alike: dict[str, list[str]] = {}
     lines = []

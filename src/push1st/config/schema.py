@@ -1,7 +1,7 @@
 """Describes the keys of configuration sections in tables, and converts sections to structs by these tables.
 
-A `Table` lists the keys of a section. `fill` reads a section by its table. The tables also define the keys without effect, the
-names of environment variables, and thereby the unknown keys. The tables of all sections are in the module `tables`.
+A `Table` lists the keys of a section. `fill` reads a section by its table. The tables also define the keys without effect, and
+the names of environment variables. The module `tables` has all tables.
 
 A reader of a key (`readers`) converts a `Value` to the content of the key's field, or raises a ConfigError.
 A key without a value (`key:`) counts as a missing key.

@@ -4,8 +4,8 @@ The module uses PyYAML's nodes in place of Python objects, because a node contai
 forms of Push1st's files that do not exist in YAML's data model. `{ enable: false, *default-ssl }` merges the aliased mapping.
 `{ public, private }` is a mapping without values, and `readers.items` reads such a mapping as a list.
 
-This module contains no list of allowed keys. The module limits the size and depth of a file. It also limits the number of
-values, because ten lines of aliases can expand to a billion values. An error contains no text of the file, to hide secrets.
+This module contains no list of allowed keys. The module limits the size and depth of a file. The number of values is also
+limited, because ten lines of aliases can expand to a billion values. An error contains no text of the file, to hide secrets.
 """
 
 import re
@@ -21,7 +21,7 @@ from push1st.errors import ConfigError
 MAX_BYTES = 1 << 20
 MAX_DEPTH = 20
 MIN_VALUES = 1000
-"""The maximum number of values in a file of at most 1000 characters. In a longer file, it is the number of characters."""
+"""The maximum number of values in a file of at most 1000 characters. In a longer file, the limit is its number of characters."""
 
 ValueKind = Literal["nothing", "text", "number", "flag", "other", "list", "mapping", "variable"]
 _TAGS: dict[str, ValueKind] = {"null": "nothing", "str": "text", "int": "number", "bool": "flag"}
@@ -102,7 +102,7 @@ def refuse(lines: Sequence[str]) -> None:
 def name_of(key: str) -> str:
     """Returns the text of a key for an error.
 
-    The text is "…" if the key contains a colon or a space. Such a key may contain a secret, as in `key:secret`.
+    The text is "…" if the key contains a colon or a space. A key with a colon may contain a secret: `key:secret`.
     """
     return key if len(key) <= MAX_NAME and key.isprintable() and not {" ", ":"} & set(key) else "…"
 

@@ -1,12 +1,12 @@
-"""Notifies backends of hook events, and requests decisions from them: the ports, and the registry of transports.
+"""The ports through which the server notifies backends and requests decisions from backends, and the registry of transports.
 
 `HookDispatcher.on_event` takes each hook event (`messages.HookEvent`). The module `debounce` holds leaving edges for a while, and
-drops such an edge if the opposite edge follows. The module `formats` encodes an event for each endpoint, and `queue` keeps it
-until a `HookEndpoint` delivers it through a `HookTransport` (`endpoint`). The module `authorize` requests decisions through the
-same transports, without a queue.
+drops such an edge if the opposite edge follows. The module `formats` encodes an event for each endpoint, and `queue` keeps the
+event until a `HookEndpoint` delivers the event through a `HookTransport` (`endpoint`). The module `authorize` requests
+decisions through the same transports, without a queue.
 
-These modules depend on no nodes, sessions or client transports; the node calls these modules. A new kind of endpoint needs one
-module here with a `HookTransport`, and one line in `TRANSPORTS`.
+These modules depend on no nodes, sessions or client transports; the node calls these modules. A new kind of endpoint needs a
+module in this package with a `HookTransport`, and a line in `TRANSPORTS`.
 """
 
 from collections.abc import Callable
@@ -67,7 +67,7 @@ class HookTransport(Protocol):
     """Sends deliveries and requests to one endpoint. `deliver` and `request` raise NotDelivered."""
 
     async def deliver(self, id: str, body: bytes) -> None:
-        """Returns when the endpoint has accepted a delivery. `id` identifies the delivery, and is equal in each attempt."""
+        """Returns when the endpoint has accepted a delivery. `id` identifies the delivery, and is the same in each attempt."""
 
     async def request(self, body: bytes) -> bytes:
         """Sends a request; returns the reply, a JSON text."""

@@ -26,7 +26,7 @@ MAX_CACHED = 10_000
 LOG_SECONDS = 10.0
 """the time between two log events about the same endpoint"""
 MAX_MESSAGE = 100
-"""the maximum number of characters in the message of a rejection; a close frame must be able to contain it (RFC 6455 §5.5)"""
+"""the maximum number of characters in the message of a rejection; the message must fit into a close frame (RFC 6455 §5.5)"""
 CODES = {"connect": 4009}
 CODE = 403
 """the code of a rejection if the backend's reply contains no code, unless `CODES` contains a code for the operation"""

@@ -1,8 +1,8 @@
 """Debounces edges: drops the edges of a channel that is empty for a moment, and of a member that reloads the web page.
 
 An edge is a change: a channel becomes occupied or vacated, a member is added or removed. The module holds a leaving edge
-(`vacated`, `member-removed`) for `HOLD_SECONDS`, and drops it with the opposite edge if that arrives in this time (Pusher
-protocol, section 9). So the edges of a channel or member alternate. A cache channel passes one `cache-missed` in this time.
+(`vacated`, `member-removed`) for `HOLD_SECONDS`, and drops it if the opposite edge arrives within this time (Pusher
+protocol, section 9). So entering and leaving edges alternate. One `cache-missed` of a cache channel passes in this time.
 
 This module serves brokers that do not debounce edges. If several workers share a broker, the consumer of hook events debounces
 the edges instead (`brokers/redis/events_consumer.py`).

@@ -45,7 +45,7 @@ class SaveTimings(msgspec.Struct, frozen=True, kw_only=True):
 
     load: the time between two searches for saved events; the previous process may save its events after this process starts.
     save: the time for which a stopping process retries to save its events, if the folder is not writable.
-    retry: the time between two such attempts to save events.
+    retry: the time between two attempts to save events.
     """
 
     load: float = 10.0
@@ -113,7 +113,7 @@ class HookDispatcher:
         self._configure(app)
 
     def _configure(self, app: AppConfig) -> None:
-        known: dict[tuple[object, ...], list[HookEndpoint]] = {}  # endpoints may differ only in the events that they select
+        known: dict[tuple[object, ...], list[HookEndpoint]] = {}  # endpoints may differ only in the selected events
         for endpoint in self._endpoints.pop(app.id, ()):
             known.setdefault(_settings(endpoint.wanted), []).append(endpoint)
         self._kinds.pop(app.id, None)
@@ -145,7 +145,7 @@ class HookDispatcher:
     def open(self, report: Callable[[HookEvent], None]) -> None:
         """Loads the events that other processes have saved, and repeats this periodically.
 
-        report: a function to call with each saved edge that an earlier process held; it passes the edge to the broker.
+        report: a function that passes an edge to the broker, to call with each saved edge that an earlier process held.
         """
         if self._store is None:
             return

@@ -148,7 +148,7 @@ class HookEndpoint:
             self._lose("expired", delivery.events)
 
     def _lose(self, reason: str, events: Sequence[bytes]) -> None:
-        """Counts and logs lost events, and writes them as dead letters."""
+        """Counts and logs lost events, and writes dead letters with these events."""
         context = self._context
         app = self.wanted.target.app
         context.events[reason] += len(events)
@@ -183,7 +183,7 @@ class HookEndpoint:
             await self._idle.wait()
 
     async def stop(self) -> None:
-        """Cancels the current deliveries and closes the transport. The events of these deliveries stay in the queue."""
+        """Cancels the current deliveries and closes the transport. The events of the cancelled deliveries stay in the queue."""
         self._stopped = True
         if self._timer is not None:
             self._timer.cancel()
@@ -196,7 +196,7 @@ class HookEndpoint:
             await self._transport.close()
 
     def give_up(self) -> None:
-        """Counts the queued events as lost. The server calls this method when it stops and cannot save these events."""
+        """Counts the queued events as lost. The server calls this method at its stop, if it cannot save the events."""
         left = [event for one in self.queue.tried() for event in one.events]
         left += (event for _, event, _ in self.queue.untried())
         if left:

@@ -1,6 +1,6 @@
 """The arguments of users' Python functions: events of hooks, and requests for a decision (`authorize`).
 
-Users import this module, and child processes load it. So it imports no other module of the server.
+Users import this module, and child processes load it. So `events` imports no other module of the server.
 
     from push1st.hooks.events import MemberAdded, Event
 
@@ -150,7 +150,7 @@ class Allow(msgspec.Struct, frozen=True, omit_defaults=True):
 
 
 class Refuse(msgspec.Struct, frozen=True, omit_defaults=True):
-    """Rejects the operation. The client receives an error with this code and message."""
+    """Rejects the operation. The client receives an error with `code` and `message`."""
 
     code: int | None = None
     message: str = ""

@@ -8,7 +8,7 @@ channels wait. Events on other channels need not wait. While the endpoint fails,
 The source of an event is the connection that caused the event; all subscription counts share one source. In a full queue, a new
 event replaces the newest event of the source with the largest part of the queue. The queue drops the new event if its own
 source has the largest part. So a client that publishes without end loses its own events, not the events of other clients. While
-the queue has room, a single source may use all of it.
+the queue has room, a single source may use the whole queue.
 """
 
 import heapq
@@ -100,7 +100,7 @@ class Queue:
         self._max_events = max_events
         self._max_bytes = max_bytes
         self._waiting: dict[str, deque[QueuedEvent]] = {}
-        """the waiting events by channel, without empty channels"""
+        """the waiting events by channel; a channel without waiting events is not in the mapping"""
         self._sources: dict[str, Source] = {}
         self._large: dict[str, Source] = {}
         """sources whose part exceeds `LARGE_PART`: at most 100 sources, because the sum of all parts is at most 2"""
@@ -136,7 +136,7 @@ class Queue:
         return not self.events
 
     def put(self, channel: str, event: bytes, source: str = "") -> bool:
-        """Queues an event; returns whether the event is queued. The queue may drop other events for it (`dropped`).
+        """Queues an event; returns whether the event is queued. The queue may drop other events for the new event (`dropped`).
 
         source: the connection that caused the event; "" if no connection caused it.
         """
@@ -189,7 +189,7 @@ class Queue:
     def _make_room(self, size: int, name: str) -> bool:
         """Drops events of the source with the largest part until an event of `size` bytes fits; returns whether it fits.
 
-        name: the source of the new event. If this source would have the largest part with the new event, the function stops.
+        name: the source of the new event. The function stops if this source, with the new event, would have the largest part.
         """
         own = self._sources.get(name)
         part = self._part(size) + (0.0 if own is None else own.part)
@@ -242,7 +242,7 @@ class Queue:
     def _is_half_full(self) -> bool:
         """Returns whether the endpoint fails and deliveries contain half of the queue.
 
-        In this state no delivery begins, because the queue cannot drop the events of deliveries for new events.
+        The queue then begins no delivery, because it cannot drop the events of deliveries for new events.
         """
         return self._failing and (2 * self._tried_events >= self._max_events or 2 * self._tried_bytes >= self._max_bytes)
 
@@ -336,7 +336,7 @@ class Queue:
                     yield channel, entry.event, "" if entry.source is None else entry.source.name
 
     def restore(self, delivery: Delivery, now: float) -> None:
-        """Adds a delivery of an earlier process. The queue sends it before the waiting events of its channels."""
+        """Adds a delivery of an earlier process. A restored delivery precedes the waiting events of its channels."""
         delivery.first = now
         self.events += delivery.count
         self.bytes += delivery.size

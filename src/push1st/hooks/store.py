@@ -1,7 +1,7 @@
 """The folder of hook events, with dead letters, and with the queued events that a stopping process saves for the next process.
 
 A dead letter is a line with lost events, for people to read. Events contain data of users, so only the owner can read the files.
-The folder may be read-only, full or unreachable for a while. Then the store writes no part of a file, and the caller retries.
+The folder may be read-only, full or unreachable for a while. The store then writes no part of a file, and the caller retries.
 A file belongs to the process that holds the lock of this file.
 
 A thread writes dead letters, so that a slow disk does not stop the event loop. Dead letters have limits in memory and on disk.
@@ -31,7 +31,7 @@ MAX_PENDING = 10_000
 RETRY_SECONDS = 5.0
 """the time between two attempts to write dead letters"""
 SAVED = re.compile(r"(?:\.|\.taken-\d+-)?(saved-\d+-[0-9a-f]+\.jsonl)")
-"""Names of saved files. While the file is written, the name begins with a dot. Earlier versions renamed a file to read it."""
+"""Names of saved files. Until a file is written, its name begins with a dot. Earlier versions renamed a file to read it."""
 
 log = logs.get("push1st.hooks")
 

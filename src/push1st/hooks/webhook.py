@@ -90,6 +90,6 @@ def _reason(exc: BaseException) -> str:
 
 def _system_text(exc: OSError) -> str:
     """Returns the system's text for an error, such as `Connection refused`, without asyncio's text `Connect call failed (…)`."""
-    if exc.errno and not isinstance(exc, socket.gaierror):  # the numbers of `gaierror` have other meanings
+    if exc.errno and not isinstance(exc, socket.gaierror):  # the error numbers of `gaierror` have other meanings
         return os.strerror(exc.errno)
     return exc.strerror or type(exc).__name__

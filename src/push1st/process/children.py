@@ -1,4 +1,4 @@
-"""Starts child processes from an event loop, and detects when a child process ends. On Linux they end with their parent."""
+"""Starts child processes, and detects their end. On Linux, child processes end when their parent process ends."""
 
 import asyncio
 import ctypes

@@ -38,7 +38,7 @@ def within_quota(root: Path, count: int) -> int:
 
 
 def _control_groups(root: Path) -> Iterator[Path]:
-    """Yields the folder of this process's control group and the folders of its parent groups. Each may have a quota."""
+    """Yields the folders of this process's control group and of its parent groups, because each group may have a quota."""
     top = root / "sys/fs/cgroup"
     group = top
     with contextlib.suppress(OSError):

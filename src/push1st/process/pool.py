@@ -180,7 +180,7 @@ class Pool:
         """Starts a worker in a slot; returns whether the slot has a worker that is ready. When the new worker is ready, the
         previous worker retires.
 
-        config: the configuration of the new worker. If it is None, a worker starts only if the slot still has `ended`.
+        config: the configuration of the new worker. With None, a worker starts only if `ended` is still in the slot.
         ready: a function to call when the new worker listens.
         """
         async with slot.changing:

@@ -32,7 +32,7 @@ MAX_FILE_BYTES = 1 << 20
 
 
 class Reloads(msgspec.Struct, frozen=True):
-    """The progress of a supervisor's reloads. Each reload has a number, from 1.
+    """The progress of a supervisor's reloads. Reloads are numbered from 1.
 
     begun: the number of the last reload that has begun.
     accepted: the number of the last reload whose configuration a worker serves.

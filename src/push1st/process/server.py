@@ -294,7 +294,7 @@ class Server:
                 log.info("waiting for another process to listen on the addresses", seconds_at_most=seconds)
                 await self._wait_for_successor(seconds)
         slices = max(1, int((end - time.monotonic()) / SLICE_SECONDS))
-        # HTTP connections close last. Each answer now closes its HTTP connection, so no request is lost.
+        # HTTP connections close last. The server now closes an HTTP connection after its next answer, so no request is lost.
         waiting = [one for one in context.open if not isinstance(one, HttpConnection)]
         each = max(MIN_SLICE, -(-len(waiting) // slices))
         if waiting:

@@ -185,7 +185,7 @@ class Supervisor:
     async def _replace_all(self, accepted: Callable[[], None]) -> tuple[str, ...]:
         """Reads the configuration again and replaces the workers one by one; returns the reasons why workers were not replaced.
 
-        The server uses the new configuration when the first new worker listens. Before this moment, nothing changes.
+        Nothing changes before the first new worker listens. From that moment on, the server uses the new configuration.
 
         accepted: a function to call when the first new worker listens.
         Raises ConfigError or OSError if the first new worker does not start.

@@ -1,7 +1,7 @@
 """The program of a worker process: `python -m push1st.process.worker FD`. The supervisor runs this program for each worker.
 
 The file descriptor FD is the worker's end of the control connection. The worker receives its configuration over the control
-connection. The worker ends when the connection closes, because the connection closes when the supervisor has ended.
+connection. The worker ends when the control connection closes, which means that the supervisor has ended.
 """
 
 import asyncio
@@ -105,7 +105,7 @@ def _on_disconnect(engine: str, receiving: asyncio.Future[None]) -> None:
 
 
 class ControlSiblings:
-    """The other workers. This worker requests their counters through the supervisor (`core.node.Siblings`)."""
+    """The other workers. A worker requests counters of other workers through the supervisor (`core.node.Siblings`)."""
 
     def __init__(self, number: int, control: ControlConnection) -> None:
         self.number = number
