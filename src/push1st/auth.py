@@ -222,7 +222,7 @@ def _claims(claims: Mapping[str, object], app: str, now: float) -> Claims:
     if "exp" not in claims:
         return Claims(app, origin, tuple(channels), None)
     exp = _seconds(claims, "exp")
-    if now >= exp:  # RFC 7519 §4.1.4: "on or after"
+    if now >= exp:  # a token expires on or after its `exp` (RFC 7519 §4.1.4)
         raise Refused(401, "access token has expired")
     return Claims(app, origin, tuple(channels), min(int(exp), NEVER))
 

@@ -1,7 +1,7 @@
 """The limits of an app, and the token bucket that enforces limits per second.
 
-The defaults are those of Pusher (Pusher protocol, section 8). If Pusher has no limit and one client could exhaust the server, the
-default is far above the needs of an honest client.
+The default limits are Pusher's limits (Pusher protocol, section 8). If Pusher has no limit and one client could exhaust the
+server, the default is far above the needs of an honest client.
 """
 
 import msgspec

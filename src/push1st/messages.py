@@ -59,7 +59,7 @@ class KeptMessage(Message, frozen=True, gc=False, array_like=True):
     The broker gives a message its position, so the publisher and the other workers exchange a `Message` without a position. Each
     worker that receives the message, or reads it from the history, makes the `KeptMessage` (`at`).
 
-    `offset`: the number of the message in its channel, which begins at 1 and has no gaps.
+    `offset`: the number of the message in its channel: 1, 2, 3 … without gaps.
     `epoch`: a word that changes when earlier offsets become invalid.
     """
 
@@ -78,7 +78,7 @@ class Published(msgspec.Struct, frozen=True, gc=False):
     A result means that the broker has accepted the message, and that every living worker with subscribers receives it.
 
     `count`: the number of the channel's subscribers on all workers, as `Broker.publish` describes.
-    `offset`, `epoch`: the position of the message in the history of its channel (see `KeptMessage`); 0 and "" if not kept.
+    `offset`, `epoch`: the message's position in its channel's history (`KeptMessage`); 0 and "" if the message is not kept.
     """
 
     count: int
@@ -178,7 +178,7 @@ HOLD_SECONDS = 3.0
 
 
 class HookEvent(msgspec.Struct, frozen=True, gc=False):
-    """An event on a channel for hooks. The broker reports each hook event once in the cluster, in the order of its channel.
+    """An event on a channel for hooks. The broker reports each hook event once, and a channel's hook events in order.
 
     `at`: the time of the event, on the wall clock in nanoseconds.
     `socket_id`: the id of the connection that caused the event, or "".
@@ -210,7 +210,7 @@ class HookEvent(msgspec.Struct, frozen=True, gc=False):
     phase: Phase = "new"
 
 
-# Topics of users. Of the topics that begin with `#`, a client can subscribe only to `#server-to-user-` and its own user id.
+# Topics of users. Of the topics that begin with `#`, a client can subscribe only to `#server-to-user-ID` of its own user.
 
 
 def user_channel(user_id: str) -> str:

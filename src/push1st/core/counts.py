@@ -48,7 +48,7 @@ class Counts:
         self._broker, self._roster, self._hook_events = broker, roster, hook_events
 
     async def send(self, app: App, name: str) -> None:
-        """Sends the count of a channel after a change, now or with the next tick. Only for apps with `subscription-count`."""
+        """Sends a channel's count after a change, now or with the next tick. Called only for apps with `subscription-count`."""
         if name.startswith("#") or kind_of(name).presence:
             return
         key = app.config.id, name
@@ -58,7 +58,7 @@ class Counts:
             self._deliveries += await self._send(app, key)
 
     def later(self, app: App, name: str) -> None:
-        """Queues the count of a channel for the next tick. Only for apps with `subscription-count`."""
+        """Queues the count of a channel for the next tick. Called only for apps with `subscription-count`."""
         self._due[app.config.id, name] = app
 
     async def _send(self, app: App, key: tuple[str, str]) -> int:

@@ -1,6 +1,6 @@
 """Requests decisions from an app's backend: whether a client may connect, subscribe or publish (configured by `authorize`).
 
-`subscribe` and `publish` wait for the backend's reply, and raise `Refused` if the backend rejects it or does not reply.
+`subscribe` and `publish` wait for the backend's reply, and raise `Refused` if the reply is a rejection or does not arrive.
 """
 
 import msgspec
@@ -28,7 +28,7 @@ async def connect(hooks: Hooks, app: App, client: Client, request: ClientRequest
 
 
 async def subscribe(hooks: Hooks, app: App, client: Client, command: Subscribe, user: SignedInUser | None) -> Decision:
-    """Returns the backend's decision that a client may subscribe. `user`: the signed-in user of the client, or None."""
+    """Returns the backend's decision if it allows the client to subscribe. `user`: the signed-in user of the client, or None."""
     user_id = None if user is None else user.id
     answer = await hooks.decide(Subscribing(app.config.id, client.id, client.ip, command.channel, command.channel_data, user_id))
     if answer.refused is not None:

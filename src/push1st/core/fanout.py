@@ -36,7 +36,7 @@ MAX_OVERRIDES = 32
 MAX_SLICES = 4
 """the maximum number of slices of a lane; when a new slice exceeds this number, the oldest slice is written at once"""
 HOLD_SECONDS_PER_WRITE = 0.000_016
-"""the seconds that a flush may wait, for each write of the previous flush: two to three times the duration of a write"""
+"""the seconds that a flush may wait per write of the previous flush: two to three times the duration of a write"""
 MIN_HOLD_SECONDS, MAX_HOLD_SECONDS = 0.001, 0.008
 """bounds of the seconds that a flush waits: a shorter wait is not worth a timer, and users would notice a longer wait"""
 
@@ -68,7 +68,7 @@ class DirectFrames:
 class Fanout:
     """See the module.
 
-    `failed`: a function that is called while the exception of a write is handled. Then the other subscribers get their frames.
+    `failed`: a function that is called when a write raises an exception, and may log it. The other subscribers get their frames.
     """
 
     __slots__ = (
@@ -210,7 +210,7 @@ class Fanout:
             else [lane for lane in due if subscriber in lane.writes]
         )
         if lanes:
-            self._flush_direct()  # direct frames precede the frames of these lanes
+            self._flush_direct()  # direct frames are written before frames of lanes
         else:
             self._flush_direct_to(subscriber)
         for lane in lanes:
@@ -252,9 +252,9 @@ class Fanout:
             self.flush()
 
     def _holds(self) -> bool:
-        """Returns whether a flush with fewer deliveries than the last flush waits for more messages, and starts the timer.
+        """Returns whether the pending frames wait for more messages, and starts the timer that ends the wait.
 
-        The flush waits only if the last flush has just ended, wrote several messages at once, and took long enough.
+        The frames wait only if the last flush has just ended, wrote several messages at once, and took long enough.
         """
         if self._timer is None:
             seconds = min(HOLD_SECONDS_PER_WRITE * self._wrote, MAX_HOLD_SECONDS)

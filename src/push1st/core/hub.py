@@ -15,7 +15,7 @@ from push1st.messages import Member, Message
 
 Write = Callable[[bytes], object]
 MAX_PREFIX_PARTS = 8
-"""the number of a session prefix's parts, separated by dots, that are indexed. Longer prefixes are compared with ids."""
+"""the number of dot-separated parts of a session prefix that are indexed; for a longer prefix, a multicast compares ids"""
 
 
 class Wire(Protocol):

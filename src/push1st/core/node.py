@@ -52,7 +52,7 @@ WORKER_BITS = 10
 class SessionState(msgspec.Struct, frozen=True):
     """The subscriptions and the user of a session that has ended.
 
-    `subscriptions`: the session's subscriptions by channel name. `topics`: the lanes of the user's topics, by topic.
+    `subscriptions`: the session's subscriptions by channel name. `topics`: the lanes of the user's topics, by topic name.
     """
 
     subscriptions: dict[str, Subscription]

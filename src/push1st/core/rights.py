@@ -98,7 +98,7 @@ def to_subscribe(client: Claimant, config: AppConfig, command: Subscribe, decide
 
 
 def may_subscribe(client: Claimant, config: AppConfig, channel: str, decides: Callable[[str], object] | None) -> bool:
-    """Returns whether a client may subscribe to a channel without a signature. `decides`: see `to_subscribe`."""
+    """Returns whether a client that sends no signature may subscribe to a channel. `decides`: see `to_subscribe`."""
     try:
         to_subscribe(client, config, Subscribe(channel), decides)
     except Refused:

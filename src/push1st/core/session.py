@@ -4,7 +4,7 @@ A session begins with its first connection. A session without an outbox (`core/o
 with an outbox stays subscribed, and the outbox keeps the output until `attach` or `expire`.
 
 A session applies its commands one after another. While a command waits for a broker or a backend, up to `MAX_WAITING_COMMANDS`
-later commands are queued. A transport that can stop reading stops before this queue is full. The answer to a rejected command is
+later commands are queued. A transport that can stop reading stops before the queue is full. The answer to a rejected command is
 an error, and the client stays connected. A client with more than `MAX_REFUSALS` rejected commands a second is disconnected. No
 client is disconnected for events above the rate limit, or for commands that fail because the broker is away.
 """

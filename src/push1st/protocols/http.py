@@ -107,7 +107,8 @@ class RequestRules:
     `least_body`: the number of bytes that a body may have on every path.
     `max_body`: a function that returns the maximum number of bytes of a body on a path.
     `forwarding`: the names of headers that proxies add.
-    `is_own_name`: a function that returns whether a Host header is an address or `localhost`; only such heads are remembered.
+    `is_own_name`: a function that returns whether a Host header is an address or `localhost`; a head with another Host is not
+    remembered.
     `others`: a regular expression for paths of requests whose heads are not remembered.
     `clock`: a function that returns the time in nanoseconds.
     `heads`: a dictionary from remembered headers to the length of the body after these headers.

@@ -6,8 +6,9 @@ A client chooses a session id. The client reads by one request after another, an
 - `xhr`: a poll, which is a request to read. The worker answers a poll as soon as there are frames for the client.
 - `xhr_send`: a request to send an array of messages, with the same texts as WebSocket messages (`xhr_input.py`).
 
-App, origin and session id identify a session (`xhr_session.py`), but not the client's address, which may change (decision 0005).
-A session stays on the worker where it began. Requests that arrive at other workers are forwarded (`forwarding.py`).
+A session (`xhr_session.py`) is identified by app, origin and session id. The client's address may change during a session
+(decision 0005). A session stays on the worker where it began. Requests that arrive at other workers are forwarded
+(`forwarding.py`).
 """
 
 import re
@@ -72,7 +73,7 @@ class Fallbacks:
         self._context = context
         self._clients: dict[SessionName, XhrSession] = {}
         self._topics: dict[SessionName, App] = {}
-        """the apps of sessions for whose requests this worker has subscribed to a topic, by session name"""
+        """the app of each session to whose topic this worker is subscribed, by session name"""
         self._forwarding = Forwarding(context, "#xhr-at-", Response(200, end_frames(4200, GONE), TYPE, HEADERS))
         self.detached = Places(MAX_DETACHED)
         self.policy: OutboxPolicy[bytes] = OutboxPolicy(context.config.server.outbox, len)

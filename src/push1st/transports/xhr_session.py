@@ -5,8 +5,8 @@ its outbox keeps up to `server.outbox` bytes. After `GAP_SECONDS` without a requ
 the current request.
 
 This module has the rules of the fallbacks: heartbeats, deadlines, and the frames that end a session. If a session ends between
-two requests, the session leaves its channels at once. The registry keeps a session that has ended for `GAP_SECONDS`, and answers
-its next request with the frames that end it.
+two requests, the session leaves its channels at once. For `GAP_SECONDS` after the end, the registry keeps the session, and
+answers its next request with the final frames.
 """
 
 import asyncio
