@@ -69,7 +69,12 @@ def unread(transport: asyncio.Transport) -> bytes:
 
 
 def has_unread(transport: asyncio.Transport) -> bool:
-    """Returns whether the socket has unread bytes from the client. Closing a socket with unread bytes resets the connection."""
+    """Returns whether the socket or the TLS object has unread bytes from the client. Closing a socket with unread bytes resets
+    the connection, and closing a TLS connection drops input that is still encrypted.
+    """
+    tls = transport.get_extra_info("ssl_object")
+    if tls is not None and tls.has_unread:
+        return True
     socket = transport.get_extra_info("socket")
     try:
         return socket is not None and ioctl(socket.fileno(), FIONREAD, _NONE) != _NONE

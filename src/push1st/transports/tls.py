@@ -129,6 +129,11 @@ class Records(ssl.SSLObject):
             transport.pause_reading()
             transport.resume_reading()
 
+    @property
+    def has_unread(self) -> bool:
+        """Whether some input is still encrypted."""
+        return self._incoming.pending > 0
+
     def unread(self, most: int) -> bytes:
         """Returns about `most` bytes of the unread data of a lost connection.
 

@@ -10,6 +10,7 @@ from typing import cast
 import pytest
 
 from push1st.process.tls import self_signed
+from push1st.transports.lost import has_unread
 from push1st.transports.tls import MAX_RESUMED, MAX_WITHOUT_DATA, PIECE, Decryption, Records
 
 
@@ -177,6 +178,19 @@ def test_connection_whose_reading_is_paused_does_not_resume(pair: Pair) -> None:
     pair.turn()
     assert pair.transport.resumed == 0
     assert pair.transport.is_paused
+
+
+def test_encrypted_input_counts_as_unread(pair: Pair) -> None:
+    pair.attach()
+    transport = asyncio.Transport({"ssl_object": pair.server})
+    assert not has_unread(transport)
+    pair.client.write(b"x" * 200_000)
+    pair.arrive(pair.from_client.read())
+    assert has_unread(transport)
+    while pair.next_turn:
+        pair.turn()
+        pair.arrive(b"")
+    assert not has_unread(transport)
 
 
 def test_all_connections_together_have_the_time_of_one_turn(files: tuple[str, str]) -> None:
