@@ -118,7 +118,7 @@ async def _publish_slowly(
 ) -> Response:
     """Completes a publish request that waits for the broker or has to read attributes.
 
-    reach: the excluded connection and the options, if the answer must not count connections that do not get the event.
+    reach: the excluded connection and the options, if the answer needs the exact number of receivers; else None.
     """
     counts |= zip(waiting, await _all(waiting.values()), strict=True)
     if waiting and reach:  # the counts of a shared broker include the excluded connections

@@ -154,7 +154,7 @@ class Roster(Protocol):
 
 
 class Users(Protocol):
-    """The signed-in users of all workers together. Edges are a user's first connection, and the end of the last."""
+    """The signed-in users of all workers. An edge is the first connection of a user, or the end of the user's last connection."""
 
     async def sign_in(self, app: str, user_id: str, socket_id: str) -> None: ...
 

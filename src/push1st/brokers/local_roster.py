@@ -1,6 +1,6 @@
 """The local roster: this worker's part of the roster, with the subscriptions and members of its clients by channel. Pure.
 
-The node makes one local roster for the worker. Only `Roster.join` and `Roster.leave` change it; no worker has a second copy.
+Only `Roster.join` and `Roster.leave` change the local roster, which the node makes. No other component keeps a copy of it.
 With the memory broker, the local roster is the whole roster. A shared broker has a copy, but the local roster is authoritative:
 after an outage, the node compares the broker's copy with the local roster, and repairs the copy.
 """
@@ -29,8 +29,8 @@ class MemberEntry:
 class ChannelEntry:
     """A channel with subscriptions of this worker, and its members by user id.
 
-    subscriptions: the number of these subscriptions.
-    confirmed: whether the broker has confirmed any of these subscriptions.
+    subscriptions: the number of subscriptions.
+    confirmed: whether the broker has confirmed any of the subscriptions.
     """
 
     __slots__ = ("confirmed", "members", "subscriptions")
@@ -50,7 +50,7 @@ class ChannelEntry:
         user.sockets.add(socket_id)
 
     def remove(self, user_id: str, socket_id: str) -> MemberEntry | None:
-        """Removes a connection, which must exist. Returns its member if this was the member's last connection, else None."""
+        """Removes a connection; returns the member if this connection was the member's last connection, else None."""
         user = self.members[user_id]
         user.sockets.remove(socket_id)
         return self.members.pop(user_id) if not user.sockets and isinstance(self.members, dict) else None

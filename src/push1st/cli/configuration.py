@@ -9,11 +9,11 @@ from push1st.config.model import Config, Listen
 DEMO_URL = "ws://127.0.0.1:6001"
 DEMO_API = "http://127.0.0.1:6002"
 ENVIRONMENT = "the environment"
-"""the source of a configuration without a file, in the words of the log and of `check`"""
+"""the name that the log and `check` show for the source of a configuration without a file"""
 
 
 def load_or_demo(file: str | None) -> Config:
-    """Returns the configuration from a file, or the demo without a file; the environment overrides both. Raises ConfigError."""
+    """Returns the configuration from a file, or else the demo; the environment overrides both. Raises ConfigError."""
     return load(Path(file), os.environ) if file else demo(os.environ)
 
 
@@ -26,7 +26,7 @@ def url(address: Listen, scheme: str) -> str:
 
 
 def listening(config: Config) -> list[str]:
-    """Returns a line for each address, with the protocols and the callers of the API that need no signature there."""
+    """Returns a line for each address, with its protocols, and with the networks that may send unsigned API requests."""
     scheme = "wss" if config.server.ssl.enable else "ws"
     protocols = " and ".join(sorted(config.server.proto - {"mqtt"}))
     lines = [f"WebSockets ({protocols}) and signed API calls on {url(address, scheme)}" for address in config.server.listen]

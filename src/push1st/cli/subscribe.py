@@ -18,12 +18,12 @@ from push1st.errors import ClientError, ConfigError, Rejected
 from push1st.printable import printable
 
 Show = Callable[[str, str, str], None]
-"""A function that prints an event. Its arguments are the channel, the name and the data of the event."""
+"""A function that prints an event. It gets the channel, the name and the data of the event."""
 OPEN_SECONDS = 10
 
 
 def run(options: Arguments) -> int:
-    """Prints at most `--count` events, or all until the server ends the connection. Raises ConfigError and ClientError."""
+    """Prints at most `--count` events, or all events until the server ends the connection. Raises ConfigError and ClientError."""
     target = select(options)
     config, app = target.config, target.app
     if not app.key:

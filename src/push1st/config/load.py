@@ -1,4 +1,4 @@
-"""Reads the configuration: Push1st's YAML files, and PUSH1ST_… environment variables that override them.
+"""Reads the configuration: Push1st's YAML files, and PUSH1ST_… environment variables that override the files.
 
 `load` reads a configuration file; `with_env` applies environment variables to an existing configuration, such as the demo.
 Both functions return a `Config`, or raise a single ConfigError. The error has a line for each problem. The line contains the
@@ -58,7 +58,7 @@ _SERVICE_URL = re.compile(r"(tcp|udp|sctp)://")
 _PATTERN = re.compile(r"[*?\[]")
 
 LOCAL_API = ApiConfig(listen=(Listen("tcp", "127.0.0.1", 6002),))
-"""The API settings for a configuration file without a section `api`. Only this machine can use the API then."""
+"""The API settings for a configuration file without a section `api`: only this machine can connect to the API."""
 _LOOPBACK = frozenset({"127.0.0.1", "::1", "localhost"})
 
 CLUSTER_NOTE = "has no effect here: nodes find each other through a Redis or Valkey that all share, not by UDP"

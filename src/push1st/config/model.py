@@ -1,8 +1,8 @@
 """The configuration as typed, frozen structs, with the rules that need no file: addresses, networks, the demo.
 
 This module reads no YAML, files or environment variables: `config.load` reads these and makes the structs. Names and defaults are
-from the Push1st API, section 9. A parser raises a ValueError that describes the allowed values, and `readers` adds the place of
-the value. The `repr` of a struct shows `…` in place of a key, a secret, or a URL that may contain a password.
+from the Push1st API, section 9. A parser raises a ValueError that describes the allowed values, and `readers` adds the value's
+place to this error. The `repr` of a struct shows `…` in place of a key, a secret, or a URL that may contain a password.
 """
 
 import ipaddress
@@ -216,7 +216,7 @@ class ServerConfig(msgspec.Struct, frozen=True, kw_only=True):
     """The listeners for clients, and the settings of their connections.
 
     proto: the enabled protocols.
-    listen: the addresses for clients; an empty tuple means that the server has no such address.
+    listen: the addresses for clients; empty: the server listens on the addresses of the API only.
     app_path: the part of a WebSocket path before the app's key, with a slash at both ends.
     drain: seconds in which a stopping server disconnects its clients.
     proxies: addresses of proxies whose `X-Forwarded-For` the server accepts.
@@ -417,7 +417,7 @@ def demo() -> Config:
 
 
 def unserved(config: Config) -> str:
-    """Returns the reason why the server could serve no client, and advice; "" if the server can serve clients."""
+    """Returns the reason why the server could serve no client, with advice; "" if the server can serve clients."""
     enabled = [app for app in config.apps if app.enable]
     if not config.apps:
         return "no app is configured, so every client will be refused: credentials must name a file that exists and has an app"

@@ -57,7 +57,7 @@ def text(allowed: str, pattern: re.Pattern[str] | None = None, *, numbers: bool 
 
 
 def whole(least: int, most: int, of: str = "", hint: str = "") -> Read:
-    """Returns a reader of whole numbers from `least` to `most`. In the error, `of` is the unit, and `hint` is the last text."""
+    """Returns a reader of whole numbers from `least` to `most`. In the error, `of` is the unit, and `hint` is the end."""
     allowed = f"a whole number {f'of {of} ' if of else ''}from {least} to {most}{hint}"
 
     def read(value: Value) -> int:

@@ -23,17 +23,17 @@ S = TypeVar("S", bound=msgspec.Struct)
 
 
 class Key(msgspec.Struct, frozen=True, kw_only=True):
-    """A key of a section. The value of a key can be another section, the contained section.
+    """A key of a section. A key contains a value, or a subsection.
 
     read: the function that reads the key's value.
-    table: the keys of the contained section.
-    empty: a function that makes the struct of the contained section if the field is None.
+    table: the keys of the subsection; None if the key contains a value.
+    empty: a function that makes the struct of the subsection, if the field of the key is None.
     into: the name of the field that the key sets; "" if the field has the same name as the key.
-    flat: whether the keys of the contained section set fields of the outer struct.
+    flat: whether the keys of the subsection set fields of the outer section's struct.
     dropped: whether the value is only checked, and not stored.
     note: the reason why the key has no effect, or "". The server does not store the value of a key without effect.
     unset: values in Push1st's files that count as a missing value, each with a note.
-    finish: a function that checks or completes the struct of the contained section.
+    finish: a function that checks or completes the struct of the subsection.
     variable: whether an environment variable may set the key.
     """
 

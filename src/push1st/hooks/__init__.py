@@ -83,7 +83,7 @@ class Decision(msgspec.Struct, frozen=True):
 
     refused: the rejection of the operation; None if the operation is allowed.
     user_id: the id of the user as which the client connects or subscribes.
-    user_info: the information about this user, as JSON text.
+    user_info: the information about the user, as JSON text.
     data: a JSON text that replaces the data of the published event.
     """
 

@@ -2,7 +2,7 @@
 
 An edge is a change: a channel becomes occupied or vacated, a member is added or removed. The module holds a leaving edge
 (`vacated`, `member-removed`) for `HOLD_SECONDS`, and drops it if the opposite edge arrives within this time (Pusher
-protocol, section 9). So entering and leaving edges alternate. One `cache-missed` of a cache channel passes in this time.
+protocol, section 9). So edges alternate. A cache channel passes one `cache-missed` in `HOLD_SECONDS`.
 
 This module serves brokers that do not debounce edges. If several workers share a broker, the consumer of hook events debounces
 the edges instead (`brokers/redis/events_consumer.py`).
@@ -62,7 +62,7 @@ class Debounce:
         return passed
 
     def due(self, now: float) -> list[HookEvent]:
-        """Removes the held edges whose time is over, and returns these edges."""
+        """Removes the held edges whose hold time is over, and returns these edges."""
         passed = []
         held, missed = self._held, self._missed
         while held and next(iter(held.values()))[0] <= now:
@@ -90,9 +90,9 @@ class Debounce:
                 self._held[key] = now + HOLD_SECONDS, event
 
     def forget(self, app: str, kinds: Container[HookEventKind]) -> None:
-        """Forgets the channels and members of an app whose edges no longer arrive, and drops their held edges.
+        """Removes channels and members from memory if the app's edges of their kind no longer arrive; drops their held edges.
 
-        kinds: the hook events of the app that still arrive. If the edges arrive again later, each first edge passes.
+        kinds: the kinds of hook events that still arrive. If edges of another kind arrive again, the first one passes.
         """
         for key in [*self._present, *self._absent]:
             if key[0] == app and ("occupied" if key[2] is None else "member-added") not in kinds:

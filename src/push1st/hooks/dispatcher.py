@@ -242,7 +242,7 @@ class HookDispatcher:
         """Delivers queued events for at most `seconds`, and saves the remaining events.
 
         Held edges are saved for the next process; without a folder, they are delivered now. If several workers share a broker,
-        the broker holds the edges, so this process has none.
+        the broker holds the edges, and this process has no held edges.
 
         enough: an asyncio event; when it is set, the deliveries end early.
         """

@@ -6,9 +6,9 @@ channels wait. Events on other channels need not wait. While the endpoint fails,
 `concurrency` deliveries at once, and then one delivery in each second. So a failed endpoint receives few requests.
 
 The source of an event is the connection that caused the event; all subscription counts share one source. In a full queue, a new
-event replaces the newest event of the source with the largest part of the queue. The queue drops the new event if its own
-source has the largest part. So a client that publishes without end loses its own events, not the events of other clients. While
-the queue has room, a single source may use the whole queue.
+event replaces the newest event of the source with the largest part of the queue. The queue drops the new event if the new
+event's source has the largest part. So a client that publishes without end loses its own events, not the events of other
+clients. While the queue has room, a single source may use the whole queue.
 """
 
 import heapq
@@ -123,7 +123,7 @@ class Queue:
         self.bytes = 0
         self._tried_events = 0
         self._tried_bytes = 0
-        """the numbers of events and bytes in deliveries; the queue does not drop such events for new events"""
+        """the numbers of events and bytes in deliveries; the queue does not drop these for new events"""
 
     @property
     def retrying(self) -> int:
@@ -189,7 +189,7 @@ class Queue:
     def _make_room(self, size: int, name: str) -> bool:
         """Drops events of the source with the largest part until an event of `size` bytes fits; returns whether it fits.
 
-        name: the source of the new event. The function stops if this source, with the new event, would have the largest part.
+        name: the source of the new event. The function stops when this source, with the new event, would be the largest.
         """
         own = self._sources.get(name)
         part = self._part(size) + (0.0 if own is None else own.part)
@@ -312,7 +312,7 @@ class Queue:
         self._ready.extend(channel for channel in delivery.channels if channel in self._waiting and channel not in self._busy)
 
     def when(self) -> float | None:
-        """Returns the time at which `next` can return another delivery, if the queue does not change before; None: never."""
+        """Returns the time of the next delivery, if the queue stays unchanged until then; None if no delivery is possible."""
         if len(self._current) >= self._concurrency:
             return None
         at = self._retries[0][0] if self._retries else None

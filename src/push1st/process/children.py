@@ -54,7 +54,7 @@ class Process:
 
 
 class Processes:
-    """Starts child processes and detects their end. One object is enough for a program, because the object handles SIGCHLD."""
+    """Starts child processes and detects their end. A process makes only one such object, because the object handles SIGCHLD."""
 
     def __init__(self) -> None:
         self._running: set[Process] = set()

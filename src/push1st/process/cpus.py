@@ -19,7 +19,7 @@ def worker_count(config: Config) -> int:
 def available() -> int:
     """Returns the number of CPUs that this process may use, between 1 and `MAX_WORKERS`.
 
-    Limits of the number are the CPU affinity of the process, and the CPU quotas of its container or service (cgroup v2).
+    The number is limited by the CPU affinity of the process, and by the CPU quotas of its container or service (cgroup v2).
     """
     count = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     return max(1, min(within_quota(Path("/"), count), MAX_WORKERS))

@@ -178,8 +178,8 @@ def command(executable: str, path: Path) -> list[str]:
         "loglevel": "warning",
         "maxmemory": str(memory),
         "maxmemory-policy": "noeviction",
-        # The engine disconnects a worker if the output that the worker has not read exceeds these limits. A worker that pauses
-        # for a second or two at full load must stay below the limits. A worker that stops reading must not fill the memory.
+        # The engine disconnects a worker whose unread output exceeds these limits. A worker that pauses for a second or two at
+        # full load must stay below the limits. A worker that stops reading must not fill the memory of the engine.
         "client-output-buffer-limit": ("pubsub", "256mb", "64mb", "10"),
     }
     words = [executable]
@@ -203,7 +203,7 @@ async def replies(path: Path) -> bool:
 
 
 def shut_down(path: str) -> None:
-    """Stops the engine on the socket `path`, if an engine listens there. For processes that did not start the engine."""
+    """Stops an engine that another process has started, if an engine listens on the socket `path`."""
     with contextlib.suppress(OSError), socket.socket(socket.AF_UNIX) as client:
         client.settimeout(REPLY_SECONDS)
         client.connect(path)

@@ -46,8 +46,8 @@ START_SECONDS = 60
 PROBE_SECONDS = 3
 """the time between two probes of a worker"""
 MAX_PROBES = 4
-"""The number of probes in a row without a reply after which the pool kills a worker. Other nodes evict the worker's node
-shortly before the pool kills the worker, which is at most 15 seconds after its last reply (`brokers/redis`)."""
+"""The number of probes in a row without a reply after which the pool kills a worker. The pool kills a worker within 15 seconds
+after its last reply, shortly after other nodes have evicted its node (`brokers/redis`)."""
 GATHER_SECONDS = 1
 """the time limit for the workers' replies to a request, and for the error message of a worker that cannot start"""
 END_SECONDS = 15
@@ -180,7 +180,7 @@ class Pool:
         """Starts a worker in a slot; returns whether the slot has a worker that is ready. When the new worker is ready, the
         previous worker retires.
 
-        config: the configuration of the new worker. With None, a worker starts only if `ended` is still in the slot.
+        config: the configuration of the new worker. If `config` is None, no worker starts unless the slot has `ended`.
         ready: a function to call when the new worker listens.
         """
         async with slot.changing:
@@ -298,7 +298,7 @@ class Pool:
         if not ssl.enable or ssl.cert:
             return ssl
         if self._certificate is None:
-            from push1st.process.tls import NOTE, self_signed  # here, because the library is large and few servers need it
+            from push1st.process.tls import NOTE, self_signed  # imported here: the library is large, and few servers need it
 
             self._certificate = self_signed(self._folder)
             log.warning(NOTE)

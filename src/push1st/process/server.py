@@ -174,7 +174,7 @@ class Server:
         return load(BROKERS, "redis")(url, node.stamp, self.name, node.metrics, node.local_roster, lambda: hooked, set_number)
 
     def _contexts(self) -> dict[Role, TlsContext | None]:
-        """Returns the TLS context of each role's listeners. All contexts together have the time of one `Decryption`."""
+        """Returns the TLS context of each role's listeners. One `Decryption` limits the time of all contexts."""
         contexts: dict[Role, TlsContext | None] = {}
         decryption = Decryption(self._count_flood, asyncio.get_running_loop().call_soon)
         own: tuple[str, str] | None = None

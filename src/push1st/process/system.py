@@ -51,5 +51,5 @@ def raise_file_limit() -> None:
     """Raises the limit of open files to the hard limit."""
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     if soft != hard:
-        with suppress(ValueError, OSError):  # some systems report "unlimited", but reject it
+        with suppress(ValueError, OSError):  # some systems report the limit "unlimited", but reject this value
             resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
