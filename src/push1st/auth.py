@@ -85,10 +85,7 @@ def equal(a: str, b: str) -> bool:
 
 
 def channel_signature(secret: str, socket_id: str, channel: str, channel_data: str = "") -> str:
-    """Returns the signature that authorises a subscription (Pusher protocol, section 9).
-
-    The signature is the HMAC of `socket_id:channel[:channel_data]`.
-    """
+    """Returns a subscription's signature (Pusher protocol, section 9): the HMAC of `socket_id:channel[:channel_data]`."""
     return hmac_hex(secret, f"{socket_id}:{channel}:{channel_data}" if channel_data else f"{socket_id}:{channel}")
 
 
@@ -105,9 +102,8 @@ def check_channel(key: str, secret: str, socket_id: str, channel: str, auth: str
 
 
 def body_signature(secret: str, body: bytes) -> str:
-    """Returns the header `X-Pusher-Signature`, by which a backend verifies that this server sent a request.
+    """Returns the header `X-Pusher-Signature` (Pusher protocol, section 9), by which a backend verifies a request of this server.
 
-    The header is defined in the Pusher protocol, section 9.
 
     `body`: a JSON object.
     """
@@ -357,8 +353,8 @@ def _repeated(pairs: Iterable[tuple[str, str]]) -> set[str]:
 def _ambiguous(pairs: Iterable[tuple[str, str]]) -> str | None:
     """Returns the error for a parameter that could be read in two ways in the text to sign; None if there is no such parameter.
 
-    The signed text is unescaped, so `a=1%26b=2` and `a=1&b=2` have the same signature. An attacker who has one of these requests
-    could send the other request. No parameter of the API needs the characters `&` and `=`.
+    The signed text is unescaped, so `a=1%26b=2` and `a=1&b=2` have the same signature. So an attacker who has one request could
+    send another request with the same signature. No parameter of the API needs the characters `&` and `=`.
     """
     for name, value in pairs:
         if "&" in name or "=" in name or "&" in value:

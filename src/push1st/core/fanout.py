@@ -49,7 +49,7 @@ class Turns(Protocol):
     """The functions of the event loop that the fan-out uses."""
 
     def call_soon(self, run: Callable[[], None]) -> object:
-        """Calls a function at the end of this turn of the event loop, or soon after it."""
+        """Calls a function at the end of this turn of the event loop, or soon after this turn."""
 
     def call_later(self, seconds: float, run: Callable[[], None]) -> Timer: ...
 

@@ -134,7 +134,7 @@ class Node:
         return app
 
     def configure(self, config: AppConfig) -> None:
-        """Applies the changed configuration of an app. A source of apps calls `configure` as soon as `Apps` returns it.
+        """Applies an app's changed configuration. A source of apps calls `configure` when `Apps` returns the new configuration.
 
         The app keeps its id, and the app's clients stay connected.
         """

@@ -45,8 +45,8 @@ class OutboxPolicy(Generic[Item]):
     `max_size`: the maximum number of bytes of all items together.
     `max_items`: the maximum number of items; 0 stands for no maximum.
     `size_of`: a function that returns the number of bytes of an item.
-    `drops_oldest`: whether the outbox drops its oldest items to stay within its bounds. Otherwise the outbox keeps no item after
-    an item that exceeds a bound, and the owner ends the session (`OutboxOwner.on_full`).
+    `drops_oldest`: whether the outbox drops its oldest items to stay within its bounds. If `drops_oldest` is false, the outbox
+    keeps no item after an item that exceeds a bound, and the owner ends the session (`OutboxOwner.on_full`).
     """
 
     __slots__ = ("drops_oldest", "max_items", "max_size", "size_of")
