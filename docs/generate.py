@@ -361,6 +361,7 @@ def _allowed(key: schema.Key) -> str:
 
 
 def _one_or_several(text: str, *, several: bool) -> str:
+    text = re.sub(r"\S*\*\S*", r"`\g<0>`", text)
     words = text.split(" or ")
     if len(words) > 2 and " " not in "".join(words):
         return f"one {'or several ' if several else ''}of {', '.join(words)}"
