@@ -30,7 +30,7 @@ from push1st.metrics import Metrics
 SLICE_WRITES = 2048
 """the maximum number of writes in one loop turn, which take about 15 ms; further writes wait for the next turn"""
 MAX_PENDING_BYTES = 262_144
-"""the pending bytes of a lane, or of a connection's direct frames, above which these frames are flushed early"""
+"""the number of pending bytes of a lane, or of a connection's direct frames, above which these frames are flushed early"""
 MAX_OVERRIDES = 32
 """the number of a lane's subscribers with frames of their own, above which the lane is flushed early"""
 MAX_SLICES = 4

@@ -208,7 +208,7 @@ class Node:
             await self.topics.release(app, name)
         if held:
             await self.signins.end_hold(app, held)
-        for name in left.subscriptions if app.config.subscription_count else ():  # last, because each count waits for the broker
+        for name in left.subscriptions if app.config.subscription_count else ():  # counts come last, and wait for the broker
             await self.counts.send(app, name)
 
     # Channels

@@ -203,7 +203,7 @@ class Decoder:
         self._mask = self._mask[turn:] + self._mask[:turn]
         with memoryview(message)[self._checked :] as rest:
             try:
-                self._checked += utf_8_decode(rest, "strict", False)[1]  # a character may continue in the next piece
+                self._checked += utf_8_decode(rest, "strict", False)[1]  # the bytes of a character may continue in the next piece
             except UnicodeDecodeError as exc:
                 raise Disconnect(1007, NOT_UTF8) from exc  # RFC 6455 §8.1
         return None

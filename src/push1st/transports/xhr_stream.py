@@ -1,9 +1,9 @@
 """The responses of a fallback session: a stream, which does not end, and a poll, which ends with the next frames.
 
-pusher-js drops a response at the first frame that ends after `MAX_RESPONSE` characters, and sends its next request. After this
-frame, pusher-js reads no further frame of the response, and it acknowledges no frame. So a response ends with its first frame
-beyond `MAX_RESPONSE`, and the outbox of the session keeps all further frames for the next request. `OpenStream` and `OpenPoll`
-apply this rule. A session is attached to an `OpenStream` or an `OpenPoll`.
+pusher-js drops a response at the first frame that ends after `MAX_RESPONSE` characters, and sends its next request. The client
+reads no further frame of a dropped response, and acknowledges no frame. So a response ends with its first frame beyond
+`MAX_RESPONSE`, and the outbox of the session keeps all further frames for the next request. `OpenStream` and `OpenPoll` apply
+this rule. A session is attached to an `OpenStream` or an `OpenPoll`.
 """
 
 import asyncio
