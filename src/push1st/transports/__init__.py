@@ -1,3 +1,1 @@
-"""Transports: sockets, and the connections on them. A transport opens and ends connections; sessions and codecs do not use
-sockets.
-"""
+"""Transports open, read, write and end connections on sockets. Sessions and codecs do not use sockets."""

@@ -1,8 +1,8 @@
-"""Admission of clients to an app, for every transport: checks the app key, the client's address and origin, and the version of
-Pusher's protocol.
+"""Admits clients to apps, for all transports. The module checks the app key, the client's address and origin, and the version
+of the Pusher protocol.
 
-A client is rejected with `Disconnect` and a close code of Pusher (Pusher protocol, section 6). Each transport encodes the
-rejection in its own form.
+The module rejects a client with the exception `Disconnect`, which has a close code of the Pusher protocol (section 6). Each
+transport sends this rejection to the client in its own form.
 """
 
 import re
@@ -17,14 +17,15 @@ from push1st.transports.context import EdgeContext
 from push1st.transports.places import Crowded
 
 AUTHORIZE_SECONDS = 10
-"""time for a client to sign in, or to join a channel that needs a signature, if its app requires one of these"""
+"""seconds in which a client of an app with `authorized_only` must sign in, or join a channel that needs a signature"""
 
 
 def admit(context: EdgeContext, protocol: ProtocolConfig, key: str, origin: str | None, ip: str, crowded: Crowded | None) -> App:
-    """Returns the app of a key. Raises Disconnect.
+    """Returns the app with the key `key`. Raises Disconnect to reject the client.
 
-    origin: None if the client is not a browser. ip: "" on a Unix socket. crowded: the bound that leaves no
-    room for the client; None if there is room.
+    origin: the `Origin` header of the client; None if the client is not a browser.
+    ip: the address of the client; "" on a Unix socket.
+    crowded: the bound on connections that is reached; None if the server has room for the client.
     """
     found = context.node.apps.by_key(key)
     if found is None:
@@ -44,14 +45,14 @@ def admit(context: EdgeContext, protocol: ProtocolConfig, key: str, origin: str 
 
 
 def capacity_error(crowded: Crowded) -> str:
-    """Returns the close reason for a client for which there is no room."""
+    """Returns the close reason for a client that is rejected because the bound `crowded` is reached."""
     if crowded == "address":
         return "Over capacity: this address has most of the connections that this server may have"
     return "Over capacity: this server has no file descriptors for more connections"
 
 
 def check_version(query: str) -> None:
-    """Raises Disconnect for an unsupported protocol version (protocol, section 1). A missing version counts as 7."""
+    """Raises Disconnect if a query has an unsupported protocol version (Pusher protocol, section 1). The default version is 7."""
     version = _version(query)
     if version in ("7", ""):
         return
@@ -63,22 +64,21 @@ def check_version(query: str) -> None:
 
 @lru_cache(256)
 def _version(query: str) -> str:
-    """Cached, because all clients that use the same release of a library send the same query."""
+    """Returns the protocol version in a query. Results are cached, because clients with the same library send the same query."""
     return params(query).get("protocol", "")
 
 
 def params(query: str, *, plus: Literal[" ", "+"] = " ") -> dict[str, str]:
-    """Returns a query's parameters. Most queries have no escapes, and are split without a parser. plus: what a `+` stands for."""
+    """Returns a query's parameters, with `plus` for each `+`. Most queries have no escapes, and need no full parser."""
     if "%" in query or "+" in query:
         return dict(parse_qsl(query if plus == " " else query.replace("+", "%2B")))
     return {name: value for name, _, value in (pair.partition("=") for pair in query.split("&"))}
 
 
 def origin_allowed(origin: str | None, allowed: tuple[str, ...]) -> bool:
-    """Whether a page of this origin may connect. allowed: each entry is `*`, a whole origin, or a host with or without a port.
-    An empty list allows every origin.
+    """Returns whether a web page of this origin may connect. A client without an origin is not a browser, and may connect.
 
-    A client without an `Origin` header is not a browser, and may always connect.
+    allowed: origins, or hosts with or without a port, or `*`; an empty tuple allows every origin.
     """
     if not allowed or origin is None or "*" in allowed:
         return True

@@ -1,7 +1,6 @@
-"""Encodes HTTP responses: status lines, dates and lengths (RFC 9112). This module has no socket and no clock: the time is an
-argument.
+"""Encodes HTTP responses (RFC 9112). This module uses no socket, and gets the time as an argument.
 
-The beginning of a response with status 200 is encoded once a second, and shared by all such responses of that second.
+All responses with status 200 begin with the same lines, which are encoded once a second.
 """
 
 from email.utils import formatdate
@@ -22,12 +21,17 @@ def error(status: int, text: str, headers: bytes = b"") -> Response:
 
 
 def keeping(seconds: int) -> bytes:
-    """Returns the headers of an answer on a connection that may be idle for `seconds` (RFC 2068 §19.7.1)."""
+    """Returns the response headers that allow a client to leave its connection idle for `seconds` (RFC 2068 §19.7.1)."""
     return b"Connection: keep-alive\r\nKeep-Alive: timeout=%d\r\n" % seconds
 
 
 def encoded(response: Response, now: float, connection: bytes, head: bool) -> bytes:
-    """Encodes a whole response. now: the sweep's clock. connection: `keeping(…)` or `CLOSE`. head: omit the body."""
+    """Encodes a whole response.
+
+    now: the time of the sweep's last tick, in seconds.
+    connection: the response headers about the connection, which are the result of `keeping`, or `CLOSE`.
+    head: whether the body is omitted, because the request is a HEAD request.
+    """
     return b"%b%b\r\nContent-Type: %b\r\nContent-Length: %d\r\n%b%b\r\n%b" % (
         _STATUS[response.status],
         _date(now),
@@ -40,7 +44,7 @@ def encoded(response: Response, now: float, connection: bytes, head: bool) -> by
 
 
 def ok(now: float, content_type: bytes, connection: bytes) -> bytes:
-    """Returns the beginning of a response with status 200, up to the value of `Content-Length`. connection: `keeping(…)`."""
+    """Returns the first lines of a response with status 200, before the value of `Content-Length`. Parameters: see `encoded`."""
     second, start, kept = _oks.get(content_type, (-1, b"", b""))
     if second != int(now) or kept != connection:
         start = b"%b%b\r\n%bContent-Type: %b\r\nContent-Length: " % (_STATUS[200], _date(now), connection, content_type)
@@ -49,7 +53,7 @@ def ok(now: float, content_type: bytes, connection: bytes) -> bytes:
 
 
 def endless(now: float, content_type: bytes, headers: bytes) -> bytes:
-    """Returns the head of a response that ends when its connection ends, and therefore needs no length and no chunks."""
+    """Returns the status line and headers of a response without a length, which ends when its connection ends."""
     return b"%b%b\r\nContent-Type: %b\r\n%b%b\r\n" % (_STATUS[200], _date(now), content_type, headers, CLOSE)
 
 

@@ -1,9 +1,9 @@
 """Finds the address of a client that connects through proxies, and decides whether an unsigned API request is accepted.
 
-The rules for unsigned requests are those of the Push1st API, section 6.
+Section 6 of the Push1st API contains the rules for unsigned requests. This module uses no socket.
 
-This module has addresses and headers as arguments, and no socket. peer: the address a connection comes from, "" on a Unix socket.
-headers: names in lower case.
+peer: the address of the client or proxy at the other end of a connection; "" on a Unix socket.
+headers: the headers of a request, with names in lower case.
 """
 
 import ipaddress
@@ -45,7 +45,7 @@ FORWARDING = frozenset(
         b"x-real-ip",
     )
 )
-"""headers that only proxies add"""
+"""names of the headers that only proxies add to requests"""
 _OWN_NAME = re.compile(rb"(?:(?:[a-z0-9-]+\.)*localhost|[0-9.]+|\[[0-9a-f:.]+\])?(?::[0-9]+)?\Z", re.IGNORECASE)
 _NAME = re.compile(rb"([a-z0-9_.-]++)(?::[0-9]+)?\Z")
 _PRIVATE = (b".internal", b".local", b".home.arpa", b".svc")
@@ -54,33 +54,31 @@ _PORT = re.compile(r"\[([0-9A-Fa-f:.%\w]++)\](?::\w++)?\Z|([0-9.]++):\w++\Z")
 
 
 def is_own_name(host: bytes) -> bool:
-    """Returns whether a Host header is an IP address or `localhost`, and not a name that DNS resolves.
+    """Returns whether a Host header contains an IP address or `localhost`, and not a name that DNS resolves.
 
-    An attacker can let a domain resolve to 127.0.0.1 (DNS rebinding). Requests from a web page of that domain have no `Origin`
-    header, but they have the domain in the Host header.
+    An attacker can make a domain resolve to 127.0.0.1 (DNS rebinding). Requests from a web page of the attacker's domain have no
+    `Origin` header, but their Host header contains the domain.
     """
     return _OWN_NAME.match(host) is not None
 
 
 def is_private_name(host: bytes) -> bool:
-    """Returns whether a Host header has a name that cannot exist in public DNS. A web page of the internet cannot have such a
-    host.
-    """
+    """Returns whether a Host header contains a name that cannot exist in public DNS, and so cannot be the host of a web page."""
     found = _NAME.match(host.lower())
     name = b"." if found is None else found[1].removesuffix(b".")
     return b"." not in name or name.endswith(_PRIVATE)
 
 
 def distrust(peer: str, headers: Headers, trust: Networks, proxies: Networks) -> str:
-    """Returns the reason why a request must be signed, on a listener that accepts unsigned requests; "" if it need not be signed.
+    """Returns the reason why a request must be signed; "" if the request may be unsigned.
 
-    The rules are the same for every trusted network.
+    trust: the networks that may send unsigned requests; the same rules apply to each of these networks.
     """
     if b"origin" in headers:
         return "it has an Origin header, as web pages send it"
     ip = peer
     if marks := FORWARDING.intersection(headers):
-        # The client of a forwarded request has another address than the connection.
+        # A proxy has forwarded the request, so the address of the client is not the address of the connection.
         if not proxies.contains(peer):
             return f"a proxy that is not in server.proxies forwarded it, as its header {min(marks).decode()} shows"
         found = {_last_client(peer, headers[name], read, proxies) for name, read in _READERS.items() if name in headers}
@@ -92,19 +90,19 @@ def distrust(peer: str, headers: Headers, trust: Networks, proxies: Networks) ->
     if not trust.contains(ip):
         return f"{ip or 'a Unix socket'} is not in api.trust"
     host = headers.get(b"host", b"")
-    # No web page can reach a Unix socket.
+    # A web page cannot send a request to a Unix socket.
     if ip and not is_own_name(host) and (_is_loopback(ip) or not is_private_name(host)):
         return f"its Host {host[:64].decode('latin-1')!r} may be a web page's: call by address, or as localhost"
     return ""
 
 
 def trusted_ip(peer: str, headers: Headers, proxies: Networks) -> str | None:
-    """Returns the client's address: that of the peer, or the one in the header of a configured proxy.
+    """Returns the client's address: the peer's address, or the address in a forwarding header from a proxy in `proxies`.
 
-    Returns None if a peer that is not a configured proxy sent such a header.
+    Returns None if a forwarding header is invalid, or comes from a peer that is not in `proxies`.
 
-    A proxy sets either `X-Forwarded-For` or `Forwarded`, and may forward the other header unchanged from its client.
-    `X-Forwarded-For` takes precedence.
+    A proxy sets one of the headers `X-Forwarded-For` and `Forwarded`, and may forward the other header unchanged from its client.
+    `X-Forwarded-For` takes precedence over `Forwarded`.
     """
     for name, read in _READERS.items():
         if name in headers:
@@ -113,9 +111,9 @@ def trusted_ip(peer: str, headers: Headers, proxies: Networks) -> str | None:
 
 
 def _last_client(peer: str, value: bytes, read: Callable[[str], list[str]], proxies: Networks) -> str | None:
-    """Reads a forwarding header from its end; returns the first address that is not in `proxies`.
+    """Returns the last address in a forwarding header that is not in `proxies`.
 
-    Returns None if a value that comes before it from the end is not an address.
+    Returns None if the header contains a later value that is not an address.
     """
     ip = peer
     for hop in reversed(read(value.decode("latin-1"))):
@@ -133,8 +131,9 @@ def _listed(value: str) -> list[str]:
 
 
 def _forwarded(value: str) -> list[str]:
-    """Returns the client addresses in a `Forwarded` header, one for each proxy (RFC 7239 §4). An element without a client
-    address is "". A header with a syntax error ends with such an element.
+    """Returns the client addresses in a `Forwarded` header, one for each proxy (RFC 7239 §4).
+
+    The list contains "" for an element without a client address. The list ends with "" if the header has a syntax error.
     """
     hops, at, hop = [], 0, ""
     while found := _PAIR.match(value, at):
@@ -155,7 +154,7 @@ _READERS = {b"x-forwarded-for": _listed, b"forwarded": _forwarded}
 
 @lru_cache(1024)
 def address(hop: str) -> str:
-    """Returns an address of a forwarding header without port and brackets; "" if the text is not an address.
+    """Returns the address in a value of a forwarding header, without port and brackets; "" if the value is not an address.
 
     Proxies write 1.2.3.4, 1.2.3.4:567, 2001:db8::1, [2001:db8::1] or [2001:db8::1]:567, with or without quotes (RFC 7239 §6).
     """
@@ -172,17 +171,17 @@ def address(hop: str) -> str:
 
 
 def client_ip(peer: str, headers: Headers, proxies: Networks) -> str:
-    """Returns the client's address for logs, whitelists and bounds, also if a forwarding header is not trusted."""
+    """Returns the client's address for logs, whitelists and bounds. A forwarding header that is not trusted has no effect."""
     ip = trusted_ip(peer, headers, proxies)
     if ip is not None:
         return ip
-    # The header is not trusted, so the peer counts as the client. The peer's address cannot stand for one client if the peer is
-    # a Unix socket or a configured proxy.
+    # The forwarding header is not trusted, so the peer counts as the client. A Unix socket or a configured proxy may serve many
+    # clients, so such a peer has no address that identifies a client.
     return "unknown" if not peer or proxies.contains(peer) else peer
 
 
 def client_of(headers: Headers, query: str) -> ClientRequest:
-    """Returns what a client brings with its first request. query: the path's query."""
+    """Returns the query and the headers of a client's first request, for the backend of the app."""
     origin, cookie, authorization = headers.get(b"origin"), headers.get(b"cookie"), headers.get(b"authorization")
     return ClientRequest(
         query,
@@ -193,12 +192,12 @@ def client_of(headers: Headers, query: str) -> ClientRequest:
 
 
 def shared_address(ip: str) -> str:
-    """Returns the name under which bounds per address count a client: its IPv4 address, or the /64 network of its IPv6 address.
+    """Returns the IPv4 address, or the /64 network of the IPv6 address, for which the server counts a client's connections.
 
-    An IPv6 client can use every address of its /64 network. Returns "" for loopback addresses, Unix sockets and unknown
-    addresses, which have no bound.
+    A client with IPv6 can use every address of its /64 network. Returns "" for loopback addresses, Unix sockets and unknown
+    addresses, whose connections have no bound.
     """
-    return _shared_address(ip) if len(ip) <= 64 else ""  # a longer text from a forwarding header is not an address
+    return _shared_address(ip) if len(ip) <= 64 else ""  # a text of more than 64 characters is not an address
 
 
 @lru_cache(4096)

@@ -1,7 +1,6 @@
-"""The context of all connections of a worker, whatever their protocol: the node, the configuration, and the bounds.
+"""The context of a worker's connections: the node, the configuration and the bounds that all protocols share.
 
-This module imports no listener, no handler and no protocol of a connection. Listeners, handlers and connections get the context
-as an argument.
+Listeners, handlers and connections get the context as an argument. This module imports no listener, handler or connection.
 """
 
 from collections.abc import Callable, Mapping
@@ -20,14 +19,16 @@ from push1st.transports.turn import Turn
 
 LINGER_SECONDS = 2
 LINGER_BYTES = 16 << 20
-"""bounds for the input that is discarded after a rejection: closing a socket that has unread input would drop the answer"""
+"""most bytes of input that the server reads and discards after a rejection; a socket that is closed with unread input loses the
+answer
+"""
 FILES_HINT = "raise the limit of open files (ulimit -n, LimitNOFILE= of a unit), or add workers or machines"
 
 log = logs.get("push1st.transports")
 
 
 class Open(Protocol):
-    """A connection that the server ends when it stops."""
+    """A connection that the server ends when the server stops."""
 
     def leave(self, code: int, reason: str) -> None:
         """Ends the connection as soon as the requests in progress are answered."""
@@ -37,10 +38,11 @@ class Open(Protocol):
 
 
 class EdgeContext:
-    """The node, configuration, codecs, timers and counts of a worker, for all its transports.
+    """The node, the configuration, the codecs, the timers and the counts that all connections of a worker share.
 
-    codecs: by the protocol's name. failed: logs the exception being handled, with its trace.
-    `open`: all connections. `arrived`: `Turn.arrived`.
+    codecs: the codec of each protocol, by the protocol's name.
+    failed: a function that logs the current exception with its trace.
+    open: the open connections of the worker.
     """
 
     def __init__(
@@ -60,17 +62,18 @@ class EdgeContext:
         self._full = {why: logs.Seldom() for why in get_args(Crowded)}
 
     def _write(self) -> None:
-        """Writes this turn's deliveries. With a broker that several workers share, the fan-out schedules its writes itself."""
+        """Writes the deliveries of this turn. If several workers share a broker, the fan-out schedules its own writes."""
         if not self.node.controller.shared:
             self.node.fanout.turn()
 
     def shared_address(self, ip: str) -> str:
-        """Returns the name under which bounds per address count a client; "" for a proxy in `server.proxies`."""
+        """Returns the address or network for which a client's connections are counted; "" for a proxy in `server.proxies`."""
         return "" if self.config.server.proxies.contains(ip) else shared_address(ip)
 
     def refuse_crowded(self, why: Crowded, ip: str = "") -> None:
-        """Counts a client that is rejected for lack of room. Logs the first rejection of each kind at once, and then
-        at most one line a minute.
+        """Counts a client that is rejected because the bound `why` is reached.
+
+        Logs the first rejection for each bound at once, and then at most one line a minute for each bound.
         """
         self.node.metrics.cut_offs["crowded"] += 1
         times = self._full[why].times(self.node.clock.monotonic())
@@ -87,14 +90,14 @@ class EdgeContext:
             )
 
     def check_descriptors(self) -> None:
-        """Logs that no descriptor is free, at most once a minute. In that case the kernel rejects new connections, and the
-        server is not notified.
+        """Logs, at most once a minute, that no file descriptor is free. The kernel rejects new connections in this case, and does
+        not notify the server.
 
-        This happens if the limit is lowered below the number in use, or if the whole machine has no more.
+        The case occurs if the limit is lowered below the number of open descriptors, or if the whole machine has none left.
         """
         if self.descriptors.exhausted and self._exhausted.times(self.node.clock.monotonic()):
             log.error("no file descriptors are left", hint=FILES_HINT)
 
     def max_message(self, protocol: ProtocolConfig, limits: Limits) -> int:
-        """Returns the bytes that a WebSocket message may have: at least the largest event of the client's app, JSON-escaped."""
+        """Returns the most bytes of a WebSocket message. The app's largest event fits, even if JSON escapes double its size."""
         return max(protocol.max_payload, 2 * limits.payload + 4096)

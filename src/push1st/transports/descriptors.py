@@ -1,13 +1,14 @@
 """Divides the file descriptors of the process between clients, the API and the process itself.
 
-A new descriptor has the lowest number that is free (POSIX open(2)). So the number of an accepted connection shows how many
-descriptors are in use, by any part of the process. Clients are served while their descriptors are more than `SPARE` below the
-limit. The first quarter of these `SPARE` descriptors is for clients that get an answer and are then disconnected. So `/health`
-works, and a rejected client gets a reason. Connections to listeners of the API may use three quarters of the `SPARE`
-descriptors. The last quarter of the `SPARE` descriptors is for the process itself: its broker, its hooks, its files.
+A new descriptor has the lowest free number (POSIX open(2)). So the descriptor of a new connection shows how many descriptors the
+whole process uses. The last `SPARE` descriptors below the limit are reserved:
 
-While less than half of the possible connections exist, the number of a descriptor is not read. The limit of open files is read
-each time, because `prlimit` can change it while the process runs.
+- The first quarter is for clients that get an answer, and are then disconnected. So `/health` works, and a rejected client gets
+  a reason.
+- The first three quarters are for connections to the API.
+- The last quarter is for the process itself: its broker, its hooks and its files.
+
+The limit of open files is read for each new connection, because `prlimit` can change this limit while the process runs.
 """
 
 import os
@@ -16,25 +17,25 @@ from collections.abc import Callable
 from typing import Literal
 
 SPARE = 64
-"""descriptors below the limit that are reserved; half of all descriptors if the limit is low"""
+"""number of reserved descriptors; at most half of the descriptors that the process itself does not use"""
 UNLIMITED = 1 << 20
-"""the limit of open files that is assumed if the system has no limit"""
+"""number of open files that the server assumes as the limit if the system has no limit"""
 
 Room = Literal["serve", "answer", "none"]
 
 
 def file_limit() -> int:
-    """Returns the number of descriptors that the process may have."""
+    """Returns the limit of open files, which is the number of descriptors that the process may have."""
     soft, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
     return UNLIMITED if soft == resource.RLIM_INFINITY else soft
 
 
 _ANY = os.open(os.devnull, os.O_RDONLY | os.O_CLOEXEC)
-"""an open descriptor to duplicate: this takes a fifth of the time that opening a file takes"""
+"""an open descriptor that `lowest_free` duplicates, because opening a file takes five times as long"""
 
 
 def lowest_free() -> int:
-    """Returns the number that the next descriptor gets; the limit of open files if no descriptor is free."""
+    """Returns the number of the next new descriptor; the limit of open files if no descriptor is free."""
     try:
         number = os.dup(_ANY)
     except OSError:
@@ -54,9 +55,7 @@ class Descriptors:
         self.count_own()
 
     def count_own(self) -> None:
-        """Counts the open descriptors as the process's own. Must be called when the process listens, and has no connections
-        yet.
-        """
+        """Counts the descriptors of the process itself. Must be called after the process listens, and before any connection."""
         self._own = self._lowest()
 
     def _spare(self, limit: int) -> int:
@@ -74,14 +73,14 @@ class Descriptors:
         return self._lowest() >= self._limit()
 
     def room(self, find_number: Callable[[], int], connections: int, api: bool) -> Room:
-        """Returns whether a new connection is served, only answered, or rejected.
+        """Returns whether a new connection is served ("serve"), answered and closed ("answer"), or closed at once ("none").
 
-        find_number: returns the connection's descriptor.
-        connections: the number of connections that exist.
-        api: whether the connection came to a listener of the API.
+        find_number: a function that returns the descriptor of the connection.
+        connections: the number of open connections of the worker.
+        api: whether the connection is on a listener of the API.
 
-        The descriptor is read only if half of the possible connections exist, because uvloop then keeps an object of 72 bytes
-        until the connection ends.
+        This method calls `find_number` only if half of the possible connections exist, because the call makes uvloop keep 72
+        bytes until the connection ends.
         """
         limit = self._limit()
         spare = self._spare(limit)
@@ -93,9 +92,9 @@ class Descriptors:
         return "answer" if not api and number < limit - spare + spare // 4 else "none"
 
     def has_room_for_last(self, api: bool) -> bool:
-        """Returns whether the connection that was accepted last may begin TLS.
+        """Returns whether the newest connection may begin its TLS handshake.
 
-        The descriptor of this connection is not known yet, but it is below the lowest free one.
+        The descriptor of the newest connection is not known yet, but is lower than the lowest free descriptor.
         """
         last = self._lowest() - 1
         return self.room(lambda: last, last, api) != "none"

@@ -1,7 +1,7 @@
-"""The table of handlers: assigns paths to the parts of the server, and defines what a handler may return.
+"""Assigns request paths to the handlers that serve them, and defines the possible results of a handler.
 
-`process/server.py` builds the table. An HTTP connection imports the table and no handler, so a new handler needs no change of
-the connection. The API serves each request that no route matches.
+`process/server.py` builds the table of handlers. HTTP connections import the table and no handler, so a new handler needs no
+change in `http.py`. The API serves each request that no route matches.
 """
 
 import asyncio
@@ -22,7 +22,7 @@ from push1st.transports.context import EdgeContext
 from push1st.transports.places import Crowded
 
 LEAST_BODY = 65_536
-"""bytes that a request's body may have, whatever its path and its app"""
+"""number of bytes that every request's body may have, for all paths and all apps"""
 
 _SLASHES = re.compile("//+")
 
@@ -35,9 +35,9 @@ class Exchange(Protocol):
 
 
 class SocketOwner(asyncio.Protocol):
-    """A protocol that owns the socket of a former HTTP connection. The event loop calls the owner instead of that connection.
+    """An asyncio protocol that has taken over the socket of an HTTP connection, and that the event loop calls instead.
 
-    address: the name under which `EdgeContext.addresses` counts the connection; "" if the connection is not counted.
+    address: the address or network for which `EdgeContext.addresses` counts the connection; "" if the connection is not counted.
     """
 
     __slots__ = ("address",)
@@ -59,35 +59,36 @@ class SocketOwner(asyncio.Protocol):
 
 
 class Takeover(SocketOwner):
-    """The outcome of a request whose handler takes the socket over."""
+    """The result of a handler that takes over the socket of a request's connection."""
 
     __slots__ = ()
 
     def start(self, transport: asyncio.Transport, before: bytes) -> None:
-        """Takes the socket. before: bytes of earlier answers, which must be written first."""
+        """Takes over the socket. Must first write `before`, the bytes of the answers to earlier requests."""
         raise NotImplementedError
 
     def lost(self, exchange: object) -> None:
-        """Called instead of `start` if the client has left."""
+        """Called instead of `start` if the client has already closed the connection."""
         raise NotImplementedError
 
 
 class Pending(Protocol):
-    """The owner of a response that is not ready: it calls `Exchange.finish` later."""
+    """The result of a handler that calls `Exchange.finish` later, when the response is ready."""
 
     def lost(self, exchange: Exchange) -> None:
-        """Called if the client leaves before the response is ready."""
+        """Called if the client closes the connection before the response is ready."""
 
 
 Outcome: TypeAlias = Response | Takeover | Pending
-"""What a handler returns."""
+"""the result of a handler"""
 
 
 class HandlerRequest(msgspec.Struct, frozen=True, gc=False):
-    """A request that a handler serves. args: the groups of the route's `tail`.
+    """A request that a handler serves.
 
-    crowded: the bound that leaves no room for a new client; None if there is room.
-    is_direct: whether the connection already counts for the client's address.
+    args: the values of the groups in the regular expression `Route.tail`.
+    crowded: the bound on connections that is reached; None if the server has room for a new client.
+    is_direct: whether `EdgeContext.addresses` already counts the connection for the client's address.
     """
 
     method: str
@@ -101,10 +102,11 @@ class HandlerRequest(msgspec.Struct, frozen=True, gc=False):
 
 
 class Handshake(msgspec.Struct, frozen=True, gc=False):
-    """A request to upgrade.
+    """A request to upgrade an HTTP connection to a WebSocket.
 
-    path: as on the request line. ip: "" on a Unix socket. crowded: the bound that leaves no room for the client; None if there
-    is room.
+    path: the path in the request line, without the query.
+    ip: the address of the client; "" on a Unix socket.
+    crowded: the bound on connections that is reached; None if the server has room for the client.
     """
 
     method: str
@@ -120,17 +122,24 @@ class Handler(Protocol):
     """Serves the requests of its route."""
 
     headers: bytes
-    """headers of the answers that reject a request"""
+    """encoded headers for the answers with which the handler rejects requests"""
 
     def handle(self, request: HandlerRequest, exchange: Exchange) -> MaybeAwaitable[Outcome]:
-        """Serves a request. Raises Refused; a coroutine may raise it too. exchange: for a result that is `Pending`."""
+        """Serves a request. The method, or the coroutine that it returns, raises Refused to reject the request.
+
+        exchange: the request, which a `Pending` result finishes later.
+        """
 
     def app_of(self, args: tuple[str, ...]) -> AppConfig | None:
-        """Returns the app that a request belongs to, which bounds the request's body."""
+        """Returns the app of a request. The limits of this app bound the size of the request's body."""
 
 
 class Route(NamedTuple):
-    """Paths and their handler. prefixes: what the paths begin with. tail: the regular expression of the rest, with groups."""
+    """A handler and the paths that it serves.
+
+    prefixes: the possible first parts of a path.
+    tail: a regular expression, with groups, for the remaining part of a path.
+    """
 
     prefixes: tuple[str, ...]
     tail: str
@@ -139,16 +148,21 @@ class Route(NamedTuple):
 
 Serve = Callable[[Request], MaybeAwaitable[Response]]
 UpgradeHandler = Callable[[Handshake, asyncio.Transport, bytes, bytes], Response | SocketOwner]
-"""Serves a WebSocket handshake: returns the protocol that has taken the socket over, or the answer that rejects the handshake.
+"""a function that serves a WebSocket handshake; returns the protocol that has taken over the socket, or an answer that rejects
+the handshake
 
-The bytes: the client's input after the handshake, and answers to earlier requests, which must be written first.
+The third argument is the client's input after the handshake. The fourth argument is the answers to earlier requests, which the
+protocol writes first.
 """
 
 
 class Handlers:
-    """The table of a worker. serve: the API. routes: all other handlers. upgrade: serves WebSocket handshakes.
+    """The table of a worker's handlers.
 
-    `rules`: rules and remembered heads for the decoders of all connections.
+    serve: the function of the API that serves requests.
+    routes: the handlers of other requests, with their paths.
+    upgrade: the function that serves WebSocket handshakes.
+    rules: the rules for the decoders of all HTTP connections, and the request heads that these decoders remember.
     """
 
     def __init__(self, context: EdgeContext, serve: Serve, routes: Sequence[Route], upgrade: UpgradeHandler) -> None:
@@ -156,7 +170,7 @@ class Handlers:
         self.serve = serve
         self.upgrade = upgrade
         self.least_body = max(context.config.server.max_payload, LEAST_BODY)
-        """bytes that the body of a request may have, whatever its app"""
+        """number of bytes that every request's body may have, for all apps"""
         self._api_paths = tuple(dict.fromkeys((context.config.api.path, "/apps/")))
         paths = [(f"(?:{'|'.join(map(re.escape, route.prefixes))}){route.tail}", route) for route in routes if route.prefixes]
         self._routes = [(re.compile(path + r"\Z"), route.handler) for path, route in paths]
@@ -164,14 +178,14 @@ class Handlers:
         self.rules = RequestRules(self.least_body, self.max_body, FORWARDING, is_own_name, others, time.perf_counter_ns)
 
     def find(self, path: str) -> tuple[Handler, tuple[str, ...]] | None:
-        """Returns the handler of a path, and the groups of its route; None for the API."""
+        """Returns the handler of a path, and the values of the groups in the route; None if the API serves the path."""
         for pattern, handler in self._routes:
             if found := pattern.match(path):
                 return handler, found.groups()
         return None
 
     def max_body(self, path: str) -> int:
-        """Returns the bytes that a request's body may have: at least a full batch, JSON-escaped, of the app in the path."""
+        """Returns the most bytes of a request's body. A full batch of the app fits, even if JSON escapes double its size."""
         path = _SLASHES.sub("/", path)
         app = None
         for base in self._api_paths:

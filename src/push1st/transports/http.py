@@ -1,7 +1,8 @@
-"""The input of an HTTP connection, in slices, and upgrades to WebSockets. `protocols.http` decodes, `pipeline` serves.
+"""Reads the input of HTTP connections in slices, and upgrades HTTP connections to WebSockets. `protocols.http` decodes requests,
+and `pipeline` serves requests.
 
-Clients may pipeline requests: the connection answers in order, with one write a turn. The connection does not read its socket
-while many requests wait. Each stage of a request has a deadline, which the sweep enforces.
+Clients may pipeline requests. The connection sends answers in the order of the requests, with one write in a turn. The connection
+does not read its socket while many requests wait. The headers and the body of a request have deadlines, which the sweep enforces.
 """
 
 import asyncio
@@ -18,29 +19,29 @@ from push1st.transports.pipeline import Pipeline
 from push1st.transports.places import Crowded
 
 HEAD_SECONDS = 10
-"""time from a new connection, or from the first byte of a further request, to the end of the headers"""
+"""most seconds from the start of a connection, or from the first byte of a later request, to the end of the request's headers"""
 BODY_SECONDS = 30
-"""time from the headers of a request to the end of its body"""
+"""most seconds from the end of a request's headers to the end of the request's body"""
 PIECE = 2048
-"""bytes that the decoder gets at once if they may contain several requests, at most 75 of the smallest"""
+"""most bytes that the decoder gets in one call if the bytes may contain several requests; at most 75 requests fit"""
 MAX_PIECES = 8
-"""pieces in a slice of input (see `turn`); a piece that completes a request ends its slice"""
+"""most pieces in a slice of input (see `turn`); a slice also ends with a piece that completes a request"""
 
 
 class HttpConnection(Pipeline):
-    """One connection, until it is closed or another protocol takes its socket over."""
+    """An HTTP connection, until the connection is closed or another protocol takes over the socket."""
 
     __slots__ = ("_distrust",)
 
     def __init__(self, listener: Listener) -> None:
         super().__init__(listener)
         self._distrust = ""
-        """the reason why an unsigned request with a remembered head is rejected; "" if it is accepted"""
+        """the reason why unsigned requests with a remembered head are rejected; "" if such requests are accepted"""
 
     # asyncio.Protocol
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        self._transport = transport = cast(asyncio.Transport, transport)  # uvloop's are not subclasses
+        self._transport = transport = cast(asyncio.Transport, transport)  # uvloop's transports are not subclasses
         peer = transport.get_extra_info("peername")
         self._peer = peer[0] if isinstance(peer, tuple) else ""
         listener = self._listener
@@ -88,7 +89,7 @@ class HttpConnection(Pipeline):
         self._end_input()
 
     def eof_received(self) -> bool:
-        # Requests that arrived before the end are still served and answered.
+        # Requests that arrived before the end of the input are still served and answered.
         self._listener.turn.catch_up()
         if self._upgraded is not None:
             return False
@@ -99,7 +100,7 @@ class HttpConnection(Pipeline):
         return not is_secure and not self._transport.is_closing()
 
     def _end_input(self) -> None:
-        """Handles the end of the client's input. The connection ends when all requests are answered."""
+        """Handles the end of the client's input. The connection ends after all requests are answered."""
         self._eof = True
         self._stop_holding()
         self._serve_waiting()
@@ -142,7 +143,10 @@ class HttpConnection(Pipeline):
             self._discard(len(data))
 
     def _process(self, data: bytes, fresh: bool) -> bool:
-        """Decodes a slice. fresh: whether no earlier input and no earlier request is in progress."""
+        """Decodes one slice of the input.
+
+        fresh: whether all earlier input is processed and all earlier requests are answered.
+        """
         decoder = self._decoder
         before = decoder.stage, decoder.started
         over = self._decode(data) if self._rest is None and len(data) <= PIECE else self._decode_slice(data)
@@ -156,10 +160,9 @@ class HttpConnection(Pipeline):
         return False
 
     def _decode_slice(self, data: bytes) -> bool:
-        """Decodes one slice of the input, and keeps the rest for a later slice; returns whether another protocol owns the
-        socket now.
+        """Decodes one slice of the input, and keeps the remaining input for a later slice.
 
-        A body whose length is known is one piece, however long.
+        A body of known length is decoded as one piece, whatever its length. Returns whether another protocol owns the socket now.
         """
         rest = self._rest
         if rest is None:
@@ -184,9 +187,7 @@ class HttpConnection(Pipeline):
         return False
 
     def _decode(self, data: bytes) -> bool:
-        """Decodes some bytes, and serves the requests that they complete; returns whether another protocol owns the socket
-        now.
-        """
+        """Decodes `data`, and serves the requests that `data` completes. Returns whether another protocol owns the socket now."""
         context = self._listener.context
         try:
             events = self._decoder.feed(data)
@@ -244,7 +245,7 @@ class HttpConnection(Pipeline):
         return client_ip(self._peer, headers, self._listener.context.config.server.proxies)
 
     def _upgrade(self, event: Upgrade) -> None:
-        """Hands the socket over to a WebSocket, or rejects the handshake."""
+        """Hands over the socket to a WebSocket, or rejects the WebSocket handshake."""
         rest, self._rest = self._rest, None
         if self._busy:
             self._refuse(400, "a WebSocket handshake came before an earlier request was answered")
@@ -256,7 +257,7 @@ class HttpConnection(Pipeline):
         headers = event.headers
         ip = self._client_ip(headers)
         crowded, address = self._listener.crowded, self._address
-        if ip != self._peer and not address and crowded is None and not self._listener.trusting:  # behind a proxy
+        if ip != self._peer and not address and crowded is None and not self._listener.trusting:  # the client uses a proxy
             address = context.shared_address(ip)
             room = context.addresses.enter(address)
             address = address if room != "none" else ""

@@ -1,5 +1,5 @@
-"""The output of an HTTP connection: answers, deadlines, and the end. `pipeline` serves requests with this output, and `http`
-reads the input.
+"""Writes the answers of HTTP connections, enforces the deadlines of these connections, and ends them. `pipeline` serves the
+requests, and `http` reads the input.
 """
 
 import asyncio
@@ -14,15 +14,16 @@ from push1st.transports.lost import LOST, has_unread
 from push1st.transports.sweep import NEVER
 
 ANSWER_SECONDS = 30
-"""time for a client to read the last answer, and between two checks of a request in progress"""
+"""most seconds in which a client must read the last answer; also the seconds between two checks of a request in progress"""
 MAX_WAITING = 16
-"""pipelined requests that may wait; with more of them, the connection does not read its socket"""
+"""most pipelined requests that wait; while so many requests wait, the connection does not read its socket"""
 
 
 class HttpOutput(asyncio.Protocol):
-    """Writes the answers of a connection, and ends the connection.
+    """Writes the answers of an HTTP connection, and ends the connection.
 
-    `_last`: whether no further request is served. `_busy`: whether a request is in progress.
+    _last: whether the connection serves no further request.
+    _busy: whether a request is in progress.
     """
 
     __slots__ = (
@@ -54,26 +55,26 @@ class HttpOutput(asyncio.Protocol):
         self._decoder = RequestDecoder(listener.handlers.rules)
         self._peer = ""
         self._address = ""
-        """the name under which `EdgeContext.addresses` counts the connection; "" if the connection is not counted"""
+        """the address or network for which `EdgeContext.addresses` counts the connection; "" if the connection is not counted"""
         self._rest: memoryview | None = None
-        """input that the decoder has not got yet"""
+        """input that the decoder has not received yet"""
         self._waiting: list[tuple[Request | HandlerRequest, Handler | None, bool]] = []
-        """requests that wait for the request in progress, with their handlers; True: the connection stays open afterwards"""
+        """waiting requests, each with its handler (None for the API), and with True if the connection stays open afterwards"""
         self._answers: list[bytes] = []
         self._refused: Response | None = None
-        """the answer that rejects the last request; nothing after that request is decoded"""
+        """the answer that rejects the last request; input after the last request is not decoded"""
         self._busy = False
         self._last = False
         self._linger = 0
-        """bytes that the client may still send after a rejection"""
+        """number of bytes that the client may still send after the server has rejected a request"""
         self._eof = False
-        """whether the client sends nothing more, because its input has ended or the socket is lost"""
+        """whether no more input can arrive, because the input has ended or the connection is lost"""
         self._gone = False
         self._paused = False
         self._held_reading = False
         self._writing = True
         self._upgraded: SocketOwner | None = None
-        """the protocol that has taken the socket over"""
+        """the protocol that has taken over the socket"""
         self._deadline = 0.0
         self.due_at = NEVER
 
@@ -122,7 +123,7 @@ class HttpOutput(asyncio.Protocol):
                 self._transport.close()
 
     def _discard(self, size: int) -> None:
-        """Discards input that a client sends after its rejection."""
+        """Discards input that a client sends after the server has rejected a request."""
         self._linger -= size
         if self._linger <= 0:
             self._linger = 0
@@ -130,11 +131,11 @@ class HttpOutput(asyncio.Protocol):
 
     @property
     def _overfull(self) -> bool:
-        """Whether the client must read answers before its next requests are processed."""
+        """Whether the client must read answers before the connection processes further requests."""
         return not self._writing or len(self._waiting) >= MAX_WAITING
 
     def _update_reading(self) -> None:
-        """Pauses reading from the socket while the client reads no answers, many requests wait, or input is not processed."""
+        """Pauses reading from the socket while the client reads no answers, many requests wait, or some input is unprocessed."""
         overfull = self._overfull
         if self._rest is not None and not overfull and not self._gone:
             self._listener.turn.resume(self)
@@ -161,8 +162,9 @@ class HttpOutput(asyncio.Protocol):
     # Deadlines and the end
 
     def _expect(self, seconds: float) -> None:
-        """Sets the deadline. The sweep is called only if the deadline is at least one second before its next check of this
-        connection.
+        """Sets the deadline of the connection to `seconds` from now.
+
+        Calls the sweep only if the deadline is more than one second before the sweep's next check of the connection.
         """
         sweep = self._listener.context.sweep
         self._deadline = deadline = sweep.now + seconds
@@ -174,7 +176,7 @@ class HttpOutput(asyncio.Protocol):
             return now + ANSWER_SECONDS
         if self._deadline > now:
             return self._deadline
-        if self._rest is not None and not self._overfull:  # the server has input of the client left, so the client is not late
+        if self._rest is not None and not self._overfull:  # the server has input to process, so the client is not late
             return now + 1
         if self._transport.is_closing() or not self._writing:
             self.abort()
@@ -192,7 +194,7 @@ class HttpOutput(asyncio.Protocol):
         return self._deadline
 
     def leave(self, code: int, reason: str) -> None:
-        """Closes the connection, unless a request is in progress or its bytes are unread."""
+        """Closes the connection, unless a request is in progress or the socket has unread bytes."""
         if not self._busy and self._rest is None and self._decoder.stage == IDLE and not has_unread(self._transport):
             self._last = True
             self._transport.close()
@@ -209,7 +211,7 @@ class HttpOutput(asyncio.Protocol):
         self._waiting.clear()
 
     def _check_end(self) -> None:
-        """Ends the connection if the client sends nothing more, and all requests are answered."""
+        """Ends the connection if the client's input has ended and all requests are answered."""
         if not self._eof or self._gone or self._busy or self._waiting or (self._rest is not None and not self._last):
             return
         self._last = True
@@ -222,7 +224,7 @@ class HttpOutput(asyncio.Protocol):
             self._transport.close()
 
     def _release(self) -> None:
-        """Removes the connection from all tables, because it is closed or another protocol owns the socket."""
+        """Removes the connection from the worker's tables after its end, or after another protocol has taken over the socket."""
         context = self._listener.context
         context.open.discard(self)
         context.sweep.forget(self)

@@ -1,4 +1,4 @@
-"""One listening address: the addresses that may connect, the rules for unsigned requests, and the handlers of requests."""
+"""Defines the settings of a listening address: a whitelist of clients, rules for unsigned requests, and the handlers."""
 
 from typing import get_args
 
@@ -10,19 +10,19 @@ from push1st.transports.handlers import Handlers
 from push1st.transports.places import Crowded
 
 CROWDED_SECONDS = 2
-"""time for each request on a connection that exceeds a bound, and between two such requests"""
+"""most seconds for each request, and between two requests, on a connection that exceeds a bound on connections"""
 
 
 class Listener:
-    """One listening address.
+    """An address on which the server accepts connections.
 
-    trusting: whether unsigned API requests may be accepted. whitelist: networks that may connect; empty: all.
-    keep_alive: seconds that a connection may be idle.
+    trusting: whether this listener may accept unsigned API requests.
+    whitelist: the networks that may connect; an empty whitelist allows all networks, and Unix sockets are always allowed.
+    keep_alive: the seconds that a connection may be idle.
+    crowded: the bound that all connections of this listener exceed; such connections cannot become WebSockets.
+    crowds: for each bound, the listener that takes over connections that exceed this bound.
 
-    crowded: the bound that all connections of this listener exceed; they get answers, but cannot become WebSockets. `crowds`: a
-    listener for each such bound, which takes connections over.
-
-    The whitelist does not concern Unix sockets: the permissions of the socket and its folder restrict these.
+    The permissions of a Unix socket and of its folder restrict the processes that may connect to this socket.
     """
 
     def __init__(
@@ -46,13 +46,13 @@ class Listener:
             self.crowds = {
                 why: Listener(context, handlers, trusting, whitelist, CROWDED_SECONDS, why) for why in get_args(Crowded)
             }
-        # Copies for connections, which read these for each request: one attribute is faster than two.
+        # Connections read these attributes for each request. A copy here is faster than an attribute of an attribute.
         self.arrived = context.arrived
         self.turn = context.turn
         self.serve = handlers.serve
 
     def distrust(self, peer: str, headers: Headers) -> str:
-        """Returns the reason why a request must be signed; "" if it need not be signed. peer: the address of its connection."""
+        """Returns the reason why a request from the address `peer` must be signed; "" if the request may be unsigned."""
         if not self.trusting:
             return "it came to an address of server.listen"
         config = self.context.config

@@ -1,8 +1,8 @@
-"""Lost connections: input that arrived before the loss is still processed, and output is discarded.
+"""Processes the input that arrived before a connection was lost, and discards the output of lost connections.
 
-A client may send and then close its socket without reading the answers. The worker notices the close when a write fails or the
-socket ends. At that time some input may not be processed yet (decision 0013). The lost connection gets the transport `LOST`,
-and processes its input as usual.
+A client may send requests, and then close its socket without reading the answers. The worker notices the close when a write
+fails, or when the input ends. At that time some input may not be processed yet (decision 0013). The lost connection gets the
+transport `LOST`, and processes its input as usual.
 """
 
 import asyncio
@@ -12,12 +12,12 @@ from fcntl import ioctl
 from termios import FIONREAD
 
 MAX_UNREAD = 262_144
-"""bytes that are still read from the socket of a lost connection"""
+"""most bytes that the worker reads from a socket after its connection is lost"""
 _NONE = bytes(4)
 
 
 class Lost(asyncio.Transport):
-    """The transport of a lost connection: discards all output."""
+    """The transport of a lost connection, which discards all output."""
 
     def write(self, data: object) -> None:
         pass
@@ -45,18 +45,18 @@ LOST = Lost()
 
 
 def detach(transport: asyncio.Transport) -> None:
-    """Ends the reference from the TLS object of a connection to its transport. Called first in `connection_lost`."""
+    """Removes the reference from a TLS object to the transport of the connection. `connection_lost` calls this function first."""
     tls = transport.get_extra_info("ssl_object")
     if tls is not None:
         tls.detach()
 
 
 def unread(transport: asyncio.Transport) -> bytes:
-    """Returns the bytes that arrived before a connection was lost, and were not read.
+    """Returns the unread bytes that arrived before a connection was lost.
 
-    May be called in `connection_lost` only. When a write fails, asyncio ends the connection before its socket is read to the
-    end. With TLS, uvloop treats the end of the input as the end of the connection, and drops bytes that arrived while reading
-    was paused.
+    Must be called only in `connection_lost`. After a failed write asyncio ends a connection without reading its socket to the
+    end. With TLS, uvloop treats the end of the input as the end of the connection, and drops the bytes that arrived while
+    reading was paused.
     """
     tls = transport.get_extra_info("ssl_object")
     if tls is not None:
@@ -69,8 +69,9 @@ def unread(transport: asyncio.Transport) -> bytes:
 
 
 def has_unread(transport: asyncio.Transport) -> bool:
-    """Returns whether the socket or the TLS object has unread bytes from the client. Closing a socket with unread bytes resets
-    the connection, and closing a TLS connection drops input that is still encrypted.
+    """Returns whether the socket or the TLS object of a connection has unread bytes from the client.
+
+    Closing a socket with unread bytes resets the connection. Closing a TLS connection drops input that is still encrypted.
     """
     tls = transport.get_extra_info("ssl_object")
     if tls is not None and tls.has_unread:

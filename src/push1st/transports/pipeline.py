@@ -1,6 +1,6 @@
-"""The pipeline of an HTTP connection: serves one request after another, and answers in the same order (RFC 9112 §9.3.2).
+"""Serves the requests of an HTTP connection one after another, and answers them in the same order (RFC 9112 §9.3.2).
 
-While a request is in progress, later requests wait. The API or a handler of the table serves each request (see `handlers`).
+While a request is in progress, later requests wait. Each request is served by the API, or by a handler (see `handlers`).
 """
 
 from collections.abc import Coroutine
@@ -18,18 +18,18 @@ from push1st.transports.sweep import NEVER
 
 
 class Pipeline(HttpOutput):
-    """Serves the requests of a connection."""
+    """Serves the requests of one HTTP connection."""
 
     __slots__ = ("_held", "_keep")
 
     def __init__(self, listener: Listener) -> None:
         super().__init__(listener)
         self._held: Pending | None = None
-        """the handler whose response is pending"""
+        """the handler's result that finishes the request in progress later"""
         self._keep = False
 
     def _refuse(self, status: int, text: str, headers: bytes = b"") -> None:
-        """Rejects the last request of the connection. If this happens twice, the client gets the first reason."""
+        """Rejects the last request of the connection. After several calls, the client gets the reason of the first call."""
         if self._refused is None:
             self._refused = error(status, text, headers)
             self._log("request refused", status, text)
@@ -55,7 +55,7 @@ class Pipeline(HttpOutput):
             self._answer(response, keep, request.method == "HEAD")
 
     def _failure(self, exc: Exception, request: Request | HandlerRequest) -> Response:
-        """Returns the answer to a request that failed: a rejection, or a status 500 after a defect of the server."""
+        """Returns the answer to a failed request: the rejection in `Refused`, or status 500 for any other exception."""
         context = self._listener.context
         if isinstance(exc, Refused):
             context.node.metrics.refusals[str(exc.code)] += 1
@@ -66,7 +66,7 @@ class Pipeline(HttpOutput):
         return error(500, "internal error")
 
     async def _wait(self, rest: Suspended[Response], keep: bool, request: Request) -> None:
-        """Answers a request when its response is ready, and then serves the requests after it."""
+        """Answers a request when its response is ready, and then serves the waiting requests."""
         try:
             response = await rest
         except Exception as exc:
@@ -95,7 +95,7 @@ class Pipeline(HttpOutput):
     # Requests of handlers
 
     def _handle(self, request: HandlerRequest, handler: Handler, keep: bool) -> None:
-        """Lets a handler serve a request. The handler answers, answers later, or takes the socket over."""
+        """Lets a handler serve a request. The handler answers at once, answers later, or takes over the socket."""
         try:
             found = handler.handle(request, self)
             begun = run_eagerly(found) if isinstance(found, Coroutine) else found
@@ -110,7 +110,7 @@ class Pipeline(HttpOutput):
             self._hand_over(begun, keep)
 
     async def _wait_for_handler(self, rest: Suspended[Outcome], keep: bool, request: HandlerRequest, handler: Handler) -> None:
-        """Waits until a handler has decided about a request, for example because another worker has the session."""
+        """Waits for the result of a handler, which may need a reply from another worker before it returns a result."""
         try:
             found = await rest
         except Exception as exc:
@@ -133,7 +133,7 @@ class Pipeline(HttpOutput):
         if self._eof:
             found.lost(self)
         elif isinstance(found, Takeover) and not self._writing:
-            # Reading is paused, so the new owner would not notice that the client leaves.
+            # Reading is paused, so the new owner of the socket would not notice that the client closes the connection.
             found.lost(self)
             self.abort()
         elif isinstance(found, Takeover):
@@ -155,7 +155,7 @@ class Pipeline(HttpOutput):
         self._done(response, self._keep)
 
     def _stop_holding(self) -> None:
-        """Notifies the handler of a pending response that the client has left."""
+        """If a response is pending, notifies its handler that the client has closed the connection."""
         held, self._held = self._held, None
         if held is not None:
             self._busy = False

@@ -1,10 +1,8 @@
-"""Bounds for each app and for each address, which are smaller than the bound of the whole worker.
+"""Bounds the number of connections, or of detached sessions, that one app or one address may have on a worker.
 
-Without these bounds one client could use up everything that the worker has for all clients. The bounds are large, because many
-clients of an office or of a proxy have the same address. A bound is checked when a client connects, and never ends established
-connections.
-
-This module only counts names: it has no connection and no clock.
+Without these bounds one client could use all connections of the worker. The bounds are large, because all clients in an office,
+or all clients of a proxy, may have the same address. The server checks a bound only when a client connects, and ends no
+established connections. This module counts apps and addresses by name, and uses no connection and no clock.
 """
 
 from collections import Counter
@@ -15,13 +13,14 @@ from push1st.transports.descriptors import Room
 
 Bound = Literal["worker", "app", "address"]
 Crowded = Literal["server", "address"]
-"""the bound that leaves no room for a client: of the whole server, or of one address"""
+"""the bound on connections that is reached: the bound of the whole server, or the bound of one address"""
 
 
 class Places:
-    """A bounded number of places. An app may take three quarters of them, and an address may take half.
+    """A bounded number of places for sessions. Each app may take three quarters of the places, and each address may take half.
 
-    bound: the number of places of the worker. `taken`: the number of places in use.
+    bound: the number of all places of the worker.
+    taken: the number of places in use.
     """
 
     __slots__ = ("_addresses", "_apps", "_bounds", "taken")
@@ -33,9 +32,9 @@ class Places:
         self.taken = 0
 
     def full(self, app: str, address: str) -> tuple[Bound, int] | None:
-        """Returns the bound that is reached, and its number of places; None if there is a place.
+        """Returns the bound that is reached, with its number of places; None if the client can take a place.
 
-        address: "" for a client without such a bound.
+        address: the address or network of the client; "" if no bound for addresses applies to the client.
         """
         taken: dict[Bound, int] = {
             "address": self._addresses[address] if address else 0,
@@ -58,13 +57,13 @@ class Places:
 
 
 class Addresses:
-    """Counts connections by address. An address may have seven eighths of the connections of a worker.
+    """Counts the connections of each address. An address may have seven eighths of the possible connections of a worker.
 
-    possible: the number of connections that the worker can have.
+    possible: a function that returns the number of connections that the worker can have.
     """
 
     ANSWERED = 16
-    """connections of an address over its bound that get an answer before they are closed"""
+    """number of connections above an address's bound that get an answer before the server closes them"""
 
     def __init__(self, possible: Callable[[], int]) -> None:
         self._possible = possible
@@ -72,15 +71,15 @@ class Addresses:
 
     @property
     def most(self) -> int:
-        """The number of connections that an address may have."""
+        """The number of connections that one address may have."""
         return max(1, self._possible() * 7 // 8)
 
     def enter(self, address: str) -> Room:
-        """Returns whether one more connection of an address is served, only answered, or rejected.
+        """Returns whether a new connection is served ("serve"), answered and closed ("answer"), or closed at once ("none").
 
-        The connection counts until `leave`, unless the result is "none".
+        Counts the connection until a call of `leave`, unless the result is "none".
 
-        address: "" for a connection that has no bound, and is not counted.
+        address: the address or network of the client; "" for a connection that has no bound and is not counted.
         """
         if not address:
             return "serve"

@@ -1,12 +1,12 @@
 """One timer for all deadlines and keepalives of a worker (invariant 6).
 
-The sweep has a table of connections by the second of their next deadline. At that second the sweep calls `due` of the
-connection, which returns the time of the next call. Activity of a client only sets a time in its connection. So an idle
+The sweep has a table of connections by the second of their next deadline. In this second the sweep calls the method `due` of the
+connection, which returns the time of the next call. When a client sends input, its connection only stores the time. So an idle
 connection costs one call in each activity timeout, and has no timer of its own.
 
-The sweep enforces a deadline only after the server has read all bytes that clients sent in time. So the event loop reads all
-sockets between the tick of the timer and the calls of `due`. If the process did not run for some time (stopped, swapped out,
-starved), the next tick calls no `due`.
+The sweep enforces a deadline only after the server has read all bytes that clients sent before the deadline. So the event loop
+reads all sockets between the tick of the timer and the calls of `due`. If the process did not run for some time (because it was
+stopped, swapped out or starved), the next tick does not call `due`.
 """
 
 import asyncio
@@ -16,30 +16,31 @@ from math import ceil
 from typing import Protocol
 
 LOOKS = 1000
-"""calls of `due` in one turn of the event loop"""
+"""most calls of `due` in one turn of the event loop"""
 AGAIN_SECONDS = 10
-"""time until `due` of a connection is called again after it raised an exception"""
+"""seconds from an exception in a connection's method `due` to the next call of this method"""
 NEVER = 1 << 62
 LATE_SECONDS = 2
-"""time between two ticks; if it is longer, the process did not run in between"""
+"""seconds between two ticks from which the sweep assumes that the process did not run in the meantime"""
 READ_TURNS = 3
-"""turns of the event loop from a tick until all input is processed: the rest of the timer's turn, one to read, one to process"""
+"""turns of the event loop from a tick until all input is processed: the turn of the tick, a turn to read, a turn to process"""
 
 
 class Watched(Protocol):
     due_at: int
-    """the second of the next call of `due`; set by the sweep only, and NEVER at first"""
+    """the second of the next call of `due`, which only the sweep sets; the first value is `NEVER`"""
 
     def due(self, now: float) -> float | None:
-        """Does whatever is due; returns the time of the next call, in seconds on the sweep's clock; None for no further call."""
+        """Enforces the deadlines of the connection; returns the next time of a call on the sweep's clock, or None for no call."""
 
 
 class Sweep:
-    """A worker's sweep.
+    """The sweep of a worker.
 
-    clock: seconds that never go back. each_second: called at each tick. on_error: called in the handler of an exception.
-
-    `now`: the time of the last tick, for deadlines that need no better resolution.
+    clock: a function that returns seconds, which never go back.
+    on_error: a function that the sweep calls while it handles an exception of `due`.
+    each_second: a function that the sweep calls at each tick.
+    now: the time of the last tick, for deadlines that do not need an exact time.
     """
 
     def __init__(self, clock: Callable[[], float], on_error: Callable[[], None], each_second: Callable[[], None]) -> None:
@@ -62,7 +63,7 @@ class Sweep:
             self._timer = None
 
     def watch(self, watched: Watched, at: float) -> None:
-        """Calls `due` of `watched` at the time `at`, which replaces the time set before."""
+        """Schedules the next call of the method `due` of `watched` at the time `at`, and cancels the call scheduled before."""
         self.forget(watched)
         second = max(ceil(at), self._done + 1)
         watched.due_at = second
@@ -82,7 +83,7 @@ class Sweep:
         self._timer = asyncio.get_running_loop().call_later(1, self._tick)
         before, self.now = self.now, self._clock()
         self._was_late = self.now - before >= LATE_SECONDS and not self._was_late
-        if self._was_late:  # never at two ticks in a row, because a slow process may be late at each tick
+        if self._was_late:  # a tick after a late tick calls `due`, because a slow process may be late at each tick
             self._each_second()
         else:
             self._after(READ_TURNS)
@@ -94,7 +95,7 @@ class Sweep:
             self.run()
 
     def run(self) -> None:
-        """Calls `due` of all connections whose second has passed, at most `LOOKS` of them in a turn of the event loop."""
+        """Calls `due` of all connections whose second has begun, for at most `LOOKS` connections in a turn of the event loop."""
         self.now = self._clock()
         while self._done < int(self.now):
             self._done += 1
@@ -106,7 +107,7 @@ class Sweep:
         waiting = self._waiting
         for _ in range(min(LOOKS, len(waiting))):
             watched = waiting.popleft()
-            if watched.due_at > self._done:  # its time was changed, or it was removed, in the meantime
+            if watched.due_at > self._done:  # the connection has another time now, or was removed
                 continue
             watched.due_at = NEVER
             try:

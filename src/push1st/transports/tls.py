@@ -1,17 +1,17 @@
 """Bounds the time in which TLS connections decrypt input in a turn of the event loop (see `turn`).
 
 uvloop decrypts input when the input arrives, before the connection processes it. A client may send TLS records of a few bytes,
-which cost more time than their size suggests, and key updates (RFC 8446 §4.6.3), which contain no data. uvloop gives OpenSSL up
-to 256 KiB at once, and up to 32 times in a row while the client sends fast enough. So this module bounds the decryption:
+which cost more time than their size suggests. Key updates (RFC 8446 §4.6.3) even contain no data. uvloop gives OpenSSL up to
+256 KiB in one call, and makes up to 32 calls in a row while the client sends fast enough. So this module bounds the decryption:
 
-- A connection decrypts for `SLICE_SECONDS` in a turn, and all connections together decrypt for `INPUT_SECONDS`. The other input
-  stays encrypted until a later turn. uvloop stops reading a socket while 256 KiB of its input are encrypted.
-- A client may send at most `MAX_WITHOUT_DATA` bytes in a row of TLS records without data.
-- Lost connections together decrypt for `INPUT_SECONDS` in a turn. The rest of their input is discarded.
-- Input after the server has closed the connection is discarded encrypted, at most `MAX_AFTER_CLOSE` bytes of it. Otherwise
-  uvloop decrypts and discards such input for 30 seconds.
+- In a turn, each connection decrypts for `SLICE_SECONDS`, and all connections together decrypt for `INPUT_SECONDS`. The remaining
+  input stays encrypted until a later turn. uvloop stops reading a socket while 256 KiB of its input are encrypted.
+- Between two TLS records with data, a client may send at most `MAX_WITHOUT_DATA` bytes of TLS records without data.
+- All lost connections together decrypt for `INPUT_SECONDS` in a turn. The remaining input of lost connections is discarded.
+- Input that arrives after the server has closed the connection is discarded without decryption, up to `MAX_AFTER_CLOSE` bytes.
+  Without this rule uvloop would decrypt and discard such input for 30 seconds.
 
-The time for input of up to `PIECE` bytes is not measured.
+The decryption of `PIECE` bytes or less is not measured.
 """
 
 import asyncio
@@ -23,21 +23,21 @@ from typing import Any
 from push1st.transports.turn import INPUT_SECONDS, SLICE_SECONDS
 
 PIECE = 4096
-"""number of bytes that OpenSSL gets at once"""
+"""most bytes of encrypted input that OpenSSL gets in one call"""
 MAX_WITHOUT_DATA = 20_480
-"""most bytes of TLS records without data in a row; one TLS record has at most 18 KiB (RFC 8446 §5.2, RFC 5246 §6.2.3)"""
+"""most bytes of consecutive TLS records without data; one TLS record has at most 18 KiB (RFC 8446 §5.2, RFC 5246 §6.2.3)"""
 MAX_AFTER_CLOSE = 262_144
 """most bytes that a client may send after the server has closed the connection"""
 MAX_RESUMED = round(INPUT_SECONDS / SLICE_SECONDS)
-"""most connections that continue to decrypt in one turn"""
+"""most connections that continue the decryption of earlier input in one turn"""
 
 
 class Decryption:
     """Divides the time for decryption in a turn among the TLS connections of a worker.
 
-    flooded: counts a connection that fails because its client exceeded a bound.
-    call_soon: runs a function in the next turn of the event loop.
-    clock: returns seconds that never go back.
+    flooded: a function that counts a connection whose client has exceeded a bound.
+    call_soon: a function that schedules its argument, a function, for the next turn of the event loop.
+    clock: a function that returns seconds, which never go back.
     """
 
     def __init__(
@@ -52,7 +52,7 @@ class Decryption:
         """number of the current turn"""
         self.left = INPUT_SECONDS
         self.left_for_lost = INPUT_SECONDS
-        """seconds of this turn in which lost connections may decrypt"""
+        """seconds of this turn that are left for the decryption of lost connections"""
         self._call_soon = call_soon
         self._waiting: dict[Records, None] = {}
         self._scheduled = False
@@ -66,7 +66,7 @@ class Decryption:
         self._schedule()
 
     def wait(self, records: "Records") -> None:
-        """Adds a connection to the rotation of connections that continue to decrypt in later turns."""
+        """Adds a connection to the waiting connections, which continue their decryption in later turns, in rotation."""
         self._waiting[records] = None
         self._schedule()
 
@@ -93,9 +93,9 @@ class Records(ssl.SSLObject):
     _incoming: ssl.MemoryBIO
     _decryption: Decryption
     _transport: asyncio.Transport | None = None
-    """None before the end of the handshake, and after the end of the connection"""
+    """uvloop's transport; None before the end of the TLS handshake, and after the end of the connection"""
     _rest = memoryview(b"")
-    """the encrypted bytes of the current slice that OpenSSL gets after the bytes in `_incoming`"""
+    """encrypted bytes of the current slice that OpenSSL gets after the bytes in `_incoming`"""
     _start = 0.0
     """time at which the current slice began; 0 between slices"""
     _turn = -1
@@ -103,29 +103,29 @@ class Records(ssl.SSLObject):
     _without_data = 0
     _after_close = 0
     _is_discarding = False
-    """whether all further input is discarded, because a part of the records is missing"""
+    """whether all further input is discarded, because some earlier input was discarded"""
     _has_failed = False
 
     def follow(self, incoming: ssl.MemoryBIO, decryption: Decryption) -> None:
-        """Begins to count. incoming: the buffer of received bytes, which this object reads."""
+        """Sets `incoming`, the buffer of encrypted input that this object reads, and `decryption`, the bounds of the worker."""
         self._incoming, self._decryption = incoming, decryption
 
     def attach(self, transport: asyncio.Transport) -> None:
-        """Begins to bound the decryption. transport: uvloop's transport, which decrypts again when its reading resumes."""
+        """Begins to bound the decryption of uvloop's transport, which continues its decryption when its reading resumes."""
         self._transport = transport
 
     def detach(self) -> None:
-        """Ends the reference to the transport, which refers to this object, so that only the garbage collector would free them.
+        """Removes the reference to the transport when the connection ends.
 
-        Called when the connection is lost.
+        The transport has a reference to this object, and only the garbage collector could free such a cycle of references.
         """
         self._transport = None
         self._start = 0.0
 
     def resume(self) -> None:
-        """Makes the connection decrypt its next slice in the next turn."""
+        """Makes uvloop decrypt the connection's next slice of input in the next turn."""
         transport = self._transport
-        if transport is not None and transport.is_reading():  # a connection that does not read decrypts when it resumes reading
+        if transport is not None and transport.is_reading():  # paused transports decrypt when their reading resumes
             transport.pause_reading()
             transport.resume_reading()
 
@@ -135,9 +135,9 @@ class Records(ssl.SSLObject):
         return self._incoming.pending > 0
 
     def unread(self, most: int) -> bytes:
-        """Returns about `most` bytes of the unread data of a lost connection.
+        """Returns the unread data of a lost connection, but stops the decryption after about `most` bytes.
 
-        Returns nothing if other lost connections have used the time of this turn.
+        Returns no data if other lost connections have used all time for decryption in this turn.
         """
         self.detach()
         decryption = self._decryption
@@ -173,7 +173,7 @@ class Records(ssl.SSLObject):
                 before = self._feed()
             else:
                 self._without_data = 0
-                if not data:  # close_notify: OpenSSL decrypts nothing more
+                if not data:  # close_notify: OpenSSL decrypts no further input
                     self.detach()
                 if not incoming.pending:  # uvloop calls `read` again only while bytes are in `incoming`
                     if self._rest and not self._is_over():
@@ -183,8 +183,8 @@ class Records(ssl.SSLObject):
                 return data
 
     def _begin_slice(self, size: int) -> None:
-        """Begins a slice. Raises SSLWantReadError if the turn has no time for it, or if the connection is closed; SSLError if a
-        client sends too much after the close.
+        """Begins a slice. Raises SSLWantReadError if the turn has no time for the slice, or if the server has closed the
+        connection. Raises SSLError if the client sends too much input after the server has closed the connection.
         """
         decryption, transport = self._decryption, self._transport
         if transport is None:
@@ -222,7 +222,7 @@ class Records(ssl.SSLObject):
         return ssl.SSLError(why)
 
     def _feed(self) -> int:
-        """Gives OpenSSL the next piece; returns the number of bytes that OpenSSL has not read yet."""
+        """Gives OpenSSL the next piece of input; returns the number of bytes that OpenSSL has not read yet."""
         self._incoming.write(self._rest[:PIECE])
         self._rest = self._rest[PIECE:]
         return self._incoming.pending

@@ -1,22 +1,22 @@
-"""One turn of the event loop: reads all input, then processes it, then writes the answers (decision 0004).
+"""In each turn of the event loop the worker reads all input, then processes this input, then writes the answers (decision 0004).
 
-A turn also bounds the time that one connection takes from all others (decision 0013):
+A turn bounds the time that one connection may use (decision 0013):
 
-- A connection processes one *slice* of its input in a turn: some frames, or some requests. The rest of its input is the
-  connection's backlog.
-- The worker does not read a connection with a backlog, so the kernel slows down its client.
-- In each turn connections with a backlog process one slice each, in rotation. All backlogs together get as much time as the new
-  input of the turn took, and `BACKLOG_SECONDS` at least.
-- The worker does not read a connection again in the same turn if the last read returned `LONG_READ` bytes or more. Otherwise
-  the event loop would continue to read from a client that sends fast. The whole input of such a read is a backlog.
+- A connection processes one *slice* of its input in a turn: some frames, or some requests. The remaining input is the backlog of
+  the connection.
+- The worker does not read from a connection with a backlog, so the kernel slows down the client.
+- In each turn, connections with a backlog process one slice each, in rotation. All backlogs together get as much time as the new
+  input of the turn needed, and `BACKLOG_SECONDS` at least.
+- The worker does not read from a connection again in the same turn if the last read returned `LONG_READ` bytes or more. Otherwise
+  the event loop would continue to read from a client that sends fast. The whole input of such a long read is a backlog.
 
-A turn bounds all connections together, too: it processes new input for `INPUT_SECONDS`. The next turns process the remaining
-input before newer input. So a turn stays short if thousands of clients flood the worker at once.
+A turn also bounds the time for all connections together: it processes new input for `INPUT_SECONDS`. The next turns process the
+remaining input before newer input. So a turn stays short even if thousands of clients flood the worker at the same time.
 
-A client may send input, and then close its socket. A lost connection still processes its backlog, and its answers are discarded
-(`lost.py`).
+A client may send input, and then close its socket. The worker still processes the backlog of such a lost connection, and discards
+the answers (`lost.py`).
 
-This module knows no protocol: the connection's `process` decides what a slice is.
+This module does not depend on a protocol: each connection's method `process` defines the slices of its protocol.
 """
 
 import asyncio
@@ -24,18 +24,18 @@ from collections.abc import Callable
 from typing import Protocol
 
 SLICE_SECONDS = 0.001
-"""time of a slice, at most; the number of its messages has a bound too, but a join may take 1000 times as long as a ping"""
+"""most seconds of a slice; a bound on its messages is not enough, because a join may take 1000 times as long as a ping"""
 MAX_WAITING = 100
-"""commands that may wait for a broker or for an app's backend; with more of them, a connection processes no messages"""
+"""number of commands waiting for the broker or an app's backend from which a connection processes no further messages"""
 BACKLOG_SECONDS = 0.002
-"""time of each turn for connections that have a backlog, at least"""
+"""least seconds that all backlogs together get in each turn"""
 INPUT_SECONDS = 0.01
-"""time of each turn for new input; the clock is read after each `ROUND` of connections"""
+"""most seconds in which a turn processes new input; the worker reads the clock after every `ROUND` connections"""
 ROUND = 16
 LONG_READ = 65_536
-"""bytes of a read after which a connection is not read again in the same turn"""
+"""bytes of a long read; after a long read, the worker does not read from the connection again in the same turn"""
 MAX_BACKLOGS = 1000
-"""connections that may have a backlog; with more of them, the backlog of a lost connection is discarded"""
+"""number of connections with a backlog from which the worker discards the backlog of a lost connection"""
 
 
 class Answering(Protocol):
@@ -47,24 +47,26 @@ class Answering(Protocol):
 
 
 class Connection(Protocol):
-    """A connection that reads."""
+    """A connection whose input a turn processes."""
 
     def process(self, data: bytes) -> bool:
-        """Processes one slice of the input; returns whether input is left. data: the newest part of the input."""
+        """Processes one slice of the earlier input and of `data`, the newest input; returns whether some input remains."""
 
     def keep(self, data: bytes) -> None:
-        """Stores `data` as input for a later `process`."""
+        """Stores `data` as input for a later call of `process`."""
 
     def hold_reading(self, hold: bool) -> None:
-        """Stops or resumes reading from the socket. Two calls with the same argument are allowed."""
+        """Stops or resumes reading from the socket. Repeated calls with the same argument are allowed."""
 
     def abort(self) -> None: ...
 
 
 class Turn:
-    """A worker's turns.
+    """The turns of a worker.
 
-    clock: seconds that never go back. write: writes this turn's deliveries. failed: logs the exception being handled.
+    clock: a function that returns seconds, which never go back.
+    write: a function that writes the deliveries of this turn.
+    failed: a function that logs the current exception with its trace.
     """
 
     def __init__(self, clock: Callable[[], float], write: Callable[[], None], failed: Callable[[str], None]) -> None:
@@ -74,20 +76,20 @@ class Turn:
         self._scheduled = False
         self._arrived: list[tuple[Connection, bytes]] = []
         self._late: dict[Connection, None] = {}
-        """connections whose new input an earlier turn had no time for"""
+        """connections with new input that an earlier turn had no time to process"""
         self._backlog: dict[Connection, None] = {}
         self._spent = 0.0
-        """seconds that new input has already taken in this turn, before `_run`"""
+        """seconds in which this turn has already processed new input, before the call of `_run`"""
         self.answering: list[Answering] = []
-        """connections that write their answers in this turn's last phase"""
+        """connections that write their answers in the last phase of this turn"""
 
     def arrived(self, connection: Connection, data: bytes) -> None:
         """Keeps new input of a connection until the turn has read all sockets.
 
-        A turn has three phases: it reads all sockets that are ready, processes all input, and writes all output, answers before
-        deliveries. So the interpreter runs the same code many times without a system call in between, which halves the time. A
-        client that waits for several answers is woken once. Answers come first so that publishers send their next request while
-        the deliveries of this one are written.
+        A turn has three phases: it reads all sockets that are ready, processes all input, and writes all answers and deliveries.
+        So the interpreter runs the same code many times without a system call in between, which halves the time. A client that
+        waits for several answers receives them together. The worker writes the answers before the deliveries, so that publishers
+        send their next requests while the worker writes the deliveries.
         """
         if not self._scheduled:
             self._schedule()
@@ -96,7 +98,7 @@ class Turn:
             connection.hold_reading(True)
 
     def resume(self, connection: Connection) -> None:
-        """Adds a connection to the backlog when it can process more of its input."""
+        """Schedules a slice of a connection with a backlog, when the connection can process further input."""
         self._backlog[connection] = None
         if not self._scheduled:
             self._schedule()
@@ -124,7 +126,7 @@ class Turn:
             self._schedule()
 
     def catch_up(self) -> None:
-        """Processes the input so far, before a connection ends. Input becomes a backlog if the turn has no time for it."""
+        """Processes all input of this turn before a connection ends. Input for which the turn has no time becomes a backlog."""
         if self._spent >= INPUT_SECONDS:
             arrived, self._arrived = self._arrived, []
             self._postpone(arrived)
@@ -139,9 +141,9 @@ class Turn:
         return len(self._backlog) + len(self._late) < MAX_BACKLOGS
 
     def _work(self, until: float) -> None:
-        """Processes a slice of each connection's new input, and postpones the rest when the time is over.
+        """Processes a slice of each connection's new input, and postpones the remaining input when the time is over.
 
-        until: a time on the clock; 0 means `INPUT_SECONDS` from now.
+        until: the end of the time, in seconds of the clock; 0 stands for `INPUT_SECONDS` from now.
         """
         arrived, self._arrived = self._arrived, []
         if len(arrived) <= ROUND:
@@ -173,7 +175,7 @@ class Turn:
             (self._backlog if len(data) >= LONG_READ else self._late)[connection] = None
 
     def _work_off(self, connections: dict[Connection, None], until: float) -> None:
-        """Lets each of these connections process a slice, in rotation, until the time `until`."""
+        """Lets each connection in `connections` process a slice, in rotation, until the time `until`."""
         while connections:
             connection = next(iter(connections))
             del connections[connection]
@@ -194,7 +196,7 @@ class Turn:
         connection.abort()
 
     def _finish(self) -> None:
-        """Writes answers, then deliveries."""
+        """Writes the answers, and then the deliveries."""
         answering, self.answering = self.answering, []
         for one in answering:
             try:

@@ -1,4 +1,4 @@
-"""The input of a WebSocket: bytes → frames → commands of the session. `entries` serves the handshakes."""
+"""Reads the input of WebSockets: decodes bytes into frames, and frames into commands. `entries` serves the handshakes."""
 
 from collections.abc import Collection, Iterator
 from itertools import chain
@@ -12,13 +12,13 @@ from push1st.transports.turn import MAX_WAITING, SLICE_SECONDS
 from push1st.transports.websocket_output import CLOSE_SECONDS, WebSocketOutput
 
 MAX_FRAMES = 32
-"""frames in a slice of input (see `turn`)"""
+"""most frames in a slice of input (see `turn`)"""
 SMALL_FRAGMENT = 256
-"""bytes; each smaller fragment counts against the rate limit of the client (`Session.charge`)"""
+"""size in bytes; each fragment below this size counts against the client's rate limit (`Session.charge`)"""
 
 
 class WebSocketConnection(WebSocketOutput):
-    """One client. The connection owns the socket after the handshake."""
+    """The connection of a WebSocket client, which owns the socket after the handshake."""
 
     __slots__ = ()
 
@@ -80,7 +80,7 @@ class WebSocketConnection(WebSocketOutput):
         return False
 
     def _feed(self, data: bytes) -> Iterator[Event]:
-        """Returns an iterator over the events of these bytes, which decodes them one by one."""
+        """Returns an iterator over the events in `data`. The iterator decodes one event at a time."""
         decoder = self._decoder
         if decoder is None:
             most = self._protocol.max_payload
@@ -97,7 +97,7 @@ class WebSocketConnection(WebSocketOutput):
             session.charge()
 
     def _text(self, text: str) -> Collection[Command] | None:
-        """Handles a message; returns the commands of the session that wait."""
+        """Decodes and handles a message; returns the waiting commands of the session."""
         session = self._session
         assert session is not None
         try:
@@ -122,14 +122,14 @@ class WebSocketConnection(WebSocketOutput):
             self._transport.resume_reading()
 
     def _wait(self, events: Iterator[Event]) -> None:
-        """Processes `events` after the session has applied all earlier commands. The socket is not read in the meantime."""
+        """Keeps `events` until the session has applied all earlier commands, and stops reading from the socket."""
         self._events = events
         self._transport.pause_reading()
 
     def eof_received(self) -> bool:
         """Handles the end of the client's input. The connection ends after the session has applied all commands.
 
-        Output is discarded if the client does not read it in time. With TLS, uvloop closes the socket at once.
+        Output that the client does not read in time is discarded. With TLS, uvloop closes the socket at once.
         """
         self._context.turn.catch_up()
         is_secure = self._transport.get_extra_info("sslcontext") is not None
@@ -161,7 +161,7 @@ class WebSocketConnection(WebSocketOutput):
         self._release()
 
     def _has_input(self) -> bool:
-        """Returns whether the session has not applied all input yet."""
+        """Returns whether the session still has input to apply."""
         session = self._session
         return session is not None and (session.is_busy(self._resume) or self._events is not None)
 

@@ -1,9 +1,9 @@
-"""The output of a WebSocket: replies of the session, keepalive, and the end of the connection. `websocket` reads the input.
+"""Writes the replies of sessions to WebSockets, pings silent clients, and ends connections. `websocket` reads the input.
 
-When the server ends a connection, the session ends at once. The close frame is sent after everything that is queued for the
-client, and the client has `CLOSE_SECONDS` to answer it. Then the socket is destroyed. After a violation of the protocol the
-server also closes its side of the socket. It discards all further input, including a close frame, until the client
-ends the connection too (RFC 6455 §7.1.1, §7.1.7).
+When the server ends a connection, the session ends at once. The server sends a close frame after all queued output, and gives
+the client `CLOSE_SECONDS` to answer with a close frame. Then the server destroys the socket. If a client violates the protocol,
+the server also closes its side of the socket. The server then discards all input, including a close frame, until the client ends
+the connection too (RFC 6455 §7.1.1, §7.1.7).
 """
 
 import asyncio
@@ -24,12 +24,15 @@ from push1st.transports.sweep import NEVER
 
 CLOSE_SECONDS = 5
 PONG_SECONDS = 30
-"""time from a ping to the disconnection of a client that sends nothing (Pusher protocol, section 7)"""
+"""seconds from a ping until the server disconnects a client that has sent nothing (Pusher protocol, section 7)"""
 EXPIRED = "access token has expired"
 
 
 class WebSocketOutput(SocketOwner):
-    """Writes to one client, and ends its connection. switch: the answer to the handshake, which is written first."""
+    """Writes the output to one client, and ends the client's connection.
+
+    switch: the answer to the WebSocket handshake, which is written first.
+    """
 
     __slots__ = (
         "_authorize_by",
@@ -56,12 +59,12 @@ class WebSocketOutput(SocketOwner):
         self._transport = transport
         self.codec = codec
         self.address = ""
-        """the name under which `EdgeContext.addresses` counts the connection; "" if the connection is not counted"""
+        """the address or network for which `EdgeContext.addresses` counts the connection; "" if the connection is not counted"""
         self._protocol = protocol
         self._decoder: Decoder | None = None
-        """a decoder while a frame or a message is incomplete, so that an idle connection needs no memory for a decoder"""
+        """the decoder while a frame or a message is incomplete; None for an idle connection, to save memory"""
         self._events: Iterator[Event] | None = None
-        """events of the input that are not processed yet"""
+        """events in the input that the connection has not processed yet"""
         self._session: Session | None = None
         self._seen = context.sweep.now
         self._pinged = 0
@@ -82,7 +85,7 @@ class WebSocketOutput(SocketOwner):
         self.send(Established(self._session.id, activity_timeout))
 
     def open(self, session: Session) -> None:
-        """Connects a session, and queues the answer to the handshake before everything that the session sends."""
+        """Connects a session, and queues the answer to the handshake before all output of the session."""
         self._session = session
         node = self._context.node
         node.fanout.direct(session, self._switch)
@@ -92,7 +95,7 @@ class WebSocketOutput(SocketOwner):
         metrics.opened[self.codec.name] += 1
 
     def take_over(self) -> None:
-        """Takes the socket from the HTTP connection, and starts the deadlines."""
+        """Takes over the socket from the HTTP connection, and starts the deadlines of the WebSocket."""
         context = self._context
         if self._switch:
             self._transport.write(self._switch)
@@ -103,16 +106,16 @@ class WebSocketOutput(SocketOwner):
             self._authorize_by = self._seen + AUTHORIZE_SECONDS
             context.sweep.watch(self, self._authorize_by)
         elif self.due_at == NEVER:
-            # The first checks are spread over a tenth of the timeout, so that clients that connect together are not checked
-            # together.
+            # The first checks of connections are spread over a tenth of the timeout, so that clients that connect at the same
+            # time are not checked at the same time.
             first = self._protocol.activity_timeout * (1 - (id(self) >> 4) % 100 / 1000)
             context.sweep.watch(self, self._seen + min(first, self._token_seconds()))
 
     # asyncio.Protocol
 
     def pause_writing(self) -> None:
-        """Disconnects a client whose output exceeds the bound. The event loop may call this during a flush, so the connection
-        ends after the turn.
+        """Disconnects a client whose unsent output exceeds the bound. The event loop may call this method during a flush, so the
+        connection ends after the turn.
         """
         self._slow = True
         asyncio.get_running_loop().call_soon(self._cut)
@@ -141,7 +144,7 @@ class WebSocketOutput(SocketOwner):
             if self._session is not None:
                 self._context.node.fanout.flush_subscriber(self._session)
             self._end(code, reason, announced)
-            if code == 1008:  # the client broke a rule, so the rest of its input is discarded
+            if code == 1008:  # the client broke a rule, so all further input is discarded
                 self._half_close()
 
     def fail(self) -> None:
@@ -156,7 +159,7 @@ class WebSocketOutput(SocketOwner):
     def _end(self, code: int, reason: str, announced: bool = True) -> None:
         """Ends the session, and sends a close frame.
 
-        announced: whether the protocol's error frame, if it has one for the code, precedes the close frame.
+        announced: whether an error message of the protocol, if the protocol has an error message, precedes the close frame.
         """
         self._closing = True
         if self._session is not None:
@@ -198,7 +201,7 @@ class WebSocketOutput(SocketOwner):
             session.detach()
 
     def _release(self) -> None:
-        """Ends the session, drops the rest of the input, and removes the connection from all counts."""
+        """Ends the session, discards the remaining input, and removes the connection from all counts."""
         self._closing = True
         self._linger = 1
         self._events = None
@@ -209,13 +212,13 @@ class WebSocketOutput(SocketOwner):
         self._context.sweep.forget(self)
 
     def _outlive(self) -> None:
-        """Discards output from now on, because the connection is lost before its input is applied."""
+        """Begins to discard output, because the connection was lost before the session applied all input."""
         self._transport = LOST
         if self._session is not None:
             self._session.mute(LOST.write)
 
     def leave(self, code: int, reason: str) -> None:
-        """Closes the connection because the server stops. Sends no error frame, because a restart is not an error for clients."""
+        """Closes the connection because the server stops. A restart is not an error for clients, so they get no error message."""
         self._close(code, reason, announced=False)
 
     def abort(self) -> None:
@@ -228,7 +231,8 @@ class WebSocketOutput(SocketOwner):
     def due(self, now: float) -> float | None:
         """Enforces the deadlines of the connection (see `Sweep`).
 
-        A silent client gets a ping frame, then the ping of its protocol. It is disconnected if it does not answer.
+        A silent client gets a ping frame, and later a ping message of its protocol. The server disconnects a client that answers
+        neither of these pings.
         """
         if self._closing:
             if self._linger and not self._transport.is_closing():
@@ -244,14 +248,14 @@ class WebSocketOutput(SocketOwner):
         return min(self._keep_alive(now), now + self._token_seconds())
 
     def _token_seconds(self) -> float:
-        """Returns the seconds until the client's access token expires; infinity if no token expires."""
+        """Returns the seconds until the client's access token expires; infinity if the client has no token that expires."""
         claims = None if self._session is None else self._session.claims
         if claims is None or claims.exp is None:
             return math.inf
         return claims.exp - self._context.node.clock.wall() / 1_000_000_000
 
     def _keep_alive(self, now: float) -> float:
-        """Pings or disconnects a silent client, if one of these is due; returns the time of the next check."""
+        """Pings or disconnects a client that has been silent for too long; returns the time of the next check."""
         if self._authorize_by:
             session = self._session
             if session is not None and not session.authorized:
@@ -261,7 +265,7 @@ class WebSocketOutput(SocketOwner):
                 self.close(4009, "Connection not authorized within timeout")
                 return now + CLOSE_SECONDS
             self._authorize_by = 0
-        if self._events is not None:  # the server has input of the client left, so the client is not silent
+        if self._events is not None:  # the server has input to process, so the client is not silent
             self._seen = now
         step_at = self._seen + self._protocol.activity_timeout + self._pinged * PONG_SECONDS / 2
         if step_at > now:

@@ -1,11 +1,11 @@
-"""WebSocket handshakes: finds the protocol of a path, and lets that protocol's entry admit the client.
+"""Serves WebSocket handshakes: finds the entry for the path of a handshake, and lets this entry admit the client.
 
-An entry admits the clients of one protocol: it reads the path and the token, and makes the session with its rights. Each entry
-is one file of this folder, and the second name in its protocol's line of `protocols.PROTOCOLS`.
+An entry is a class that admits the clients of one protocol. The entry reads the path and the token, and creates the session with
+the client's rights. Each entry has a file in this folder, and is the second name in its protocol's line of `protocols.PROTOCOLS`.
 
-An entry rejects a client with `Disconnect`. The client gets an HTTP status if the entry has a status for the close code.
-Otherwise the handshake succeeds, and the server closes the WebSocket with that code. Pusher's clients need a close code,
-because they retry a rejected handshake for ever.
+An entry rejects a client with the exception `Disconnect`, which has a close code. If the entry has an HTTP status for this code,
+the server answers the handshake with the status. Otherwise the handshake succeeds, and the server closes the WebSocket with the
+close code. Pusher's clients need a close code, because they repeat a rejected handshake for ever.
 """
 
 import asyncio
@@ -32,9 +32,9 @@ _SWITCH = b"HTTP/1.1 101 Switching Protocols\r\nUpgrade: websocket\r\nConnection
 class Entry(Protocol):
     """Admits the clients of one protocol. A worker has one instance of each entry.
 
-    bases: the beginnings of the paths; empty if the protocol is off.
-    settings: the protocol's section of the configuration.
-    statuses: HTTP statuses by close code, for clients that are rejected before the upgrade.
+    bases: the possible first parts of a path; empty if the protocol is off.
+    settings: the section of the protocol in the configuration.
+    statuses: the HTTP status for each close code with which the entry rejects clients before the upgrade.
     """
 
     codec: Codec
@@ -43,14 +43,14 @@ class Entry(Protocol):
     statuses: Mapping[int, int]
 
     def enter(self, handshake: Handshake, tail: str, connection: WebSocketConnection) -> None:
-        """Makes the session of a client, and opens the connection with it. Raises Disconnect.
+        """Creates the session of a client, and opens the connection with this session. Raises Disconnect to reject the client.
 
-        tail: the path after its base.
+        tail: the part of the path after the base.
         """
 
 
 class EntryTable:
-    """The entries of a worker, in the order in which their paths are tried."""
+    """The entries of a worker, with their bases. The first base with which a path begins determines the entry."""
 
     def __init__(self, context: EdgeContext, entries: Sequence[Entry]) -> None:
         self._context = context
@@ -59,11 +59,12 @@ class EntryTable:
     def upgrade(
         self, handshake: Handshake, transport: asyncio.Transport, rest: bytes, before: bytes
     ) -> Response | WebSocketConnection:
-        """Makes a WebSocket of an HTTP connection, or returns the answer that rejects the handshake (`handlers.UpgradeHandler`).
+        """Turns an HTTP connection into a WebSocket, or returns the answer that rejects the handshake (`UpgradeHandler`).
 
-        rest: the client's input after the handshake. before: answers to earlier requests, which are written first.
+        rest: the client's input after the handshake.
+        before: the answers to earlier requests, which must be written first.
         """
-        if "//" in handshake.path:  # a client's base URL may end in a slash
+        if "//" in handshake.path:  # a client may append the path to a base URL that ends in a slash
             handshake = msgspec.structs.replace(handshake, path=re.sub("/{2,}", "/", handshake.path))
         path = handshake.path
         for base, entry in self._bases:

@@ -1,5 +1,5 @@
-"""Admits clients of the Pusher protocol, which connect to `/app/KEY?protocol=7`. They subscribe to channels with messages after
-the handshake (Pusher protocol, section 1).
+"""Admits clients of the Pusher protocol, which connect to `/app/KEY?protocol=7`. Pusher clients subscribe to channels with
+messages after the handshake (Pusher protocol, section 1).
 """
 
 from collections.abc import Mapping
@@ -14,10 +14,10 @@ from push1st.transports.websocket import WebSocketConnection
 
 
 class PusherEntry:
-    """Admits a client by its app key (`entries.Entry`)."""
+    """An entry that admits Pusher clients by their app key (see `entries.Entry`)."""
 
     statuses: Mapping[int, int] = MappingProxyType({})
-    """empty, because Pusher's clients need close codes"""
+    """no HTTP statuses, because Pusher's clients need close codes"""
 
     def __init__(self, context: EdgeContext) -> None:
         self._context = context

@@ -1,6 +1,7 @@
 """Admits raw WebSocket clients, which connect to `/ws/app/KEY/CHANNEL/…?token=…&session=…` (Push1st API, section 7).
 
-The path has the names of the channels. Protected channels need an access token. `session` is the prefix of the client's id.
+The path contains the names of the channels. A client needs an access token (`token`) for protected channels. The parameter
+`session` is the first part of the client's `socket_id`.
 """
 
 from collections.abc import Mapping
@@ -23,7 +24,7 @@ MAX_PREFIX_BYTES = 255
 
 
 class RawEntry:
-    """Admits a client by its app key, and subscribes it to the channels of the path (`entries.Entry`)."""
+    """An entry that admits a client by its app key, and subscribes the client to the channels in the path (`entries.Entry`)."""
 
     statuses: Mapping[int, int] = MappingProxyType({4001: 403, 4003: 403, 4004: 503, 4009: 403, 4100: 503})
 
@@ -59,12 +60,15 @@ class RawEntry:
             session.handle(Subscribe(name))
 
     def _claims(self, handshake: Handshake, app: App, token: str) -> auth.Claims | None:
-        """Returns the rights in the client's access token; None if the client has no valid token. token: the one in the query."""
+        """Returns the rights in a client's access token; None if the client has no valid token.
+
+        token: the access token in the query; "" if the query has no token.
+        """
         client = handshake.client
         scheme, _, bearer = (client.authorization or "").partition(" ")
         if scheme.lower() == "bearer":
             token = bearer.strip()
-        elif not token and not bearer:  # Push1st accepts a token without `Bearer`
+        elif not token and not bearer:  # the header may contain a token without `Bearer`
             token = scheme
         if not token or not app.config.secret:
             return None
