@@ -103,7 +103,7 @@ ABOUT: dict[str, str] = {
     ),
     "APP.options.authorized-only": (
         "Whether a Pusher client must sign in, or join a channel that needs a signature, within 10 seconds. "
-        "The server closes the connection of a client that does neither with 4009."
+        "If a client does neither, the server closes its connection with 4009."
     ),
     "APP.options.statistic": "The server reads this key, but the key has no effect.",
     "APP.hook.trigger": "Events that the server sends to the endpoints ([Push1st's hooks](webhooks.md#push1sts-hooks)).",

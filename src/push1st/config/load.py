@@ -62,7 +62,7 @@ LOCAL_API = ApiConfig(listen=(Listen("tcp", "127.0.0.1", 6002),))
 _LOOPBACK = frozenset({"127.0.0.1", "::1", "localhost"})
 
 CLUSTER_NOTE = "has no effect here: nodes find each other through a Redis or Valkey that all share, not by UDP"
-SMPP_NOTE = "has no effect here: it is an app of the SMPP gateway, which is not here"
+SMPP_NOTE = "has no effect here: it is an app of the SMPP gateway, which this server does not have"
 BROKER_NOTE = "; configure broker: redis://HOST:6379/0 on each"
 
 L = TypeVar("L", ServerConfig, ApiConfig)

@@ -85,7 +85,7 @@ PROTOCOL: Table = {
     "path": Key(read=url_path),
     "activity-timeout": Key(
         read=whole(1, SECONDS_A_DAY, "seconds"),
-        unset={"0": "0 means the default here: 120 seconds for Pusher, 3600 for the others"},
+        unset={"0": "0 means the default here: 120 seconds for Pusher, 3600 for other protocols"},
     ),
     "whitelist": _WHITELIST,
     "push": Key(read=words(*type_names)),

@@ -68,9 +68,9 @@ def test_a_configuration_of_the_package_of_push1st_loads():
     assert [server.pusher.activity_timeout, server.websocket.activity_timeout] == [120, 3600]
     assert config.api.keep_alive_timeout == 10
     assert [(app.id, app.enable) for app in config.apps] == [("app-test", True)]
-    timeout = "0 means the default here: 120 seconds for Pusher, 3600 for the others"
+    timeout = "0 means the default here: 120 seconds for Pusher, 3600 for other protocols"
     assert config.warnings == (
-        "apps/smpp.yml:1: smpp-test: has no effect here: it is an app of the SMPP gateway, which is not here",
+        "apps/smpp.yml:1: smpp-test: has no effect here: it is an app of the SMPP gateway, which this server does not have",
         "server.yml:9: server.threads: has no effect here; use server.workers",
         f"server.yml:16: server.pusher.activity-timeout: {timeout}",
         f"server.yml:20: server.websocket.activity-timeout: {timeout}",
