@@ -297,7 +297,7 @@ def push1st(workers: int, hooks: str, nodes: int = 1, checkout: Path = HERE.pare
     python, built = interpreter()
     source = checkout / "src"
     environment = {"PYTHONPATH": str(source)}
-    version = run(python, "-c", "import push1st.process.server; print(push1st.__version__)", cwd=source).split()[-1]
+    version = run(python, "-c", "import push1st.cli; print(push1st.__version__)", cwd=source).split()[-1]
 
     def command(folder: Path, port: int, api: int, broker: int) -> list[str]:
         (folder / "apps.yml").write_text(
