@@ -29,7 +29,7 @@ def encoded(response: Response, now: float, connection: bytes, head: bool) -> by
     """Encodes a whole response.
 
     now: the time of the sweep's last tick, in seconds.
-    connection: the response headers about the connection, which are the result of `keeping`, or `CLOSE`.
+    connection: the encoded `Connection` header: the result of `keeping`, or the constant `CLOSE`.
     head: whether the body is omitted, because the request is a HEAD request.
     """
     return b"%b%b\r\nContent-Type: %b\r\nContent-Length: %d\r\n%b%b\r\n%b" % (

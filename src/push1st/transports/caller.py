@@ -63,7 +63,7 @@ def is_own_name(host: bytes) -> bool:
 
 
 def is_private_name(host: bytes) -> bool:
-    """Returns whether a Host header contains a name that cannot exist in public DNS, and so cannot be the host of a web page."""
+    """Returns whether a Host header contains a name that cannot exist in public DNS, so that no public web page has this name."""
     found = _NAME.match(host.lower())
     name = b"." if found is None else found[1].removesuffix(b".")
     return b"." not in name or name.endswith(_PRIVATE)
@@ -111,7 +111,7 @@ def trusted_ip(peer: str, headers: Headers, proxies: Networks) -> str | None:
 
 
 def _last_client(peer: str, value: bytes, read: Callable[[str], list[str]], proxies: Networks) -> str | None:
-    """Returns the last address in a forwarding header that is not in `proxies`.
+    """Returns the last address in a forwarding header, apart from the addresses in `proxies`.
 
     Returns None if the header contains a later value that is not an address.
     """
@@ -133,7 +133,7 @@ def _listed(value: str) -> list[str]:
 def _forwarded(value: str) -> list[str]:
     """Returns the client addresses in a `Forwarded` header, one for each proxy (RFC 7239 §4).
 
-    The list contains "" for an element without a client address. The list ends with "" if the header has a syntax error.
+    The list contains "" for a proxy that has sent no client address. The list ends with "" if the header has a syntax error.
     """
     hops, at, hop = [], 0, ""
     while found := _PAIR.match(value, at):

@@ -90,14 +90,14 @@ class EdgeContext:
             )
 
     def check_descriptors(self) -> None:
-        """Logs, at most once a minute, that no file descriptor is free. The kernel rejects new connections in this case, and does
-        not notify the server.
+        """Logs, at most once a minute, that no file descriptor is free. Without a free descriptor the kernel rejects new
+        connections, and does not notify the server.
 
-        The case occurs if the limit is lowered below the number of open descriptors, or if the whole machine has none left.
+        Descriptors run out if the limit is lowered below the number in use, or if the whole machine has no free descriptor.
         """
         if self.descriptors.exhausted and self._exhausted.times(self.node.clock.monotonic()):
             log.error("no file descriptors are left", hint=FILES_HINT)
 
     def max_message(self, protocol: ProtocolConfig, limits: Limits) -> int:
-        """Returns the most bytes of a WebSocket message. The app's largest event fits, even if JSON escapes double its size."""
+        """Returns the most bytes of a WebSocket message: more than twice the app's largest event, because JSON adds escapes."""
         return max(protocol.max_payload, 2 * limits.payload + 4096)

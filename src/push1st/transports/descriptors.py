@@ -3,10 +3,10 @@
 A new descriptor has the lowest free number (POSIX open(2)). So the descriptor of a new connection shows how many descriptors the
 whole process uses. The last `SPARE` descriptors below the limit are reserved:
 
-- The first quarter is for clients that get an answer, and are then disconnected. So `/health` works, and a rejected client gets
-  a reason.
-- The first three quarters are for connections to the API.
-- The last quarter is for the process itself: its broker, its hooks and its files.
+- Clients with the first quarter of the reserved descriptors get an answer, such as a rejection or the answer of `/health`. Then
+  the server disconnects these clients.
+- Connections to the API may use the first three quarters of the reserved descriptors.
+- The last quarter of the reserved descriptors is for the process itself: its broker, its hooks and its files.
 
 The limit of open files is read for each new connection, because `prlimit` can change this limit while the process runs.
 """
@@ -55,7 +55,7 @@ class Descriptors:
         self.count_own()
 
     def count_own(self) -> None:
-        """Counts the descriptors of the process itself. Must be called after the process listens, and before any connection."""
+        """Counts the descriptors of the process itself. Must be called when the process listens and has no connections."""
         self._own = self._lowest()
 
     def _spare(self, limit: int) -> int:

@@ -22,7 +22,7 @@ from push1st.transports.context import EdgeContext
 from push1st.transports.places import Crowded
 
 LEAST_BODY = 65_536
-"""number of bytes that every request's body may have, for all paths and all apps"""
+"""number of bytes that a request's body may have on every path and in every app"""
 
 _SLASHES = re.compile("//+")
 
@@ -35,7 +35,7 @@ class Exchange(Protocol):
 
 
 class SocketOwner(asyncio.Protocol):
-    """An asyncio protocol that has taken over the socket of an HTTP connection, and that the event loop calls instead.
+    """An asyncio protocol that has taken over the socket of an HTTP connection, so that the HTTP connection gets no more input.
 
     address: the address or network for which `EdgeContext.addresses` counts the connection; "" if the connection is not counted.
     """
@@ -122,12 +122,12 @@ class Handler(Protocol):
     """Serves the requests of its route."""
 
     headers: bytes
-    """encoded headers for the answers with which the handler rejects requests"""
+    """encoded headers that the handler adds to each answer that rejects a request"""
 
     def handle(self, request: HandlerRequest, exchange: Exchange) -> MaybeAwaitable[Outcome]:
         """Serves a request. The method, or the coroutine that it returns, raises Refused to reject the request.
 
-        exchange: the request, which a `Pending` result finishes later.
+        exchange: the object to which a `Pending` result passes the response later.
         """
 
     def app_of(self, args: tuple[str, ...]) -> AppConfig | None:
@@ -137,8 +137,8 @@ class Handler(Protocol):
 class Route(NamedTuple):
     """A handler and the paths that it serves.
 
-    prefixes: the possible first parts of a path.
-    tail: a regular expression, with groups, for the remaining part of a path.
+    prefixes: the prefixes of the paths.
+    tail: a regular expression, with groups, for the part of a path after the prefix.
     """
 
     prefixes: tuple[str, ...]
@@ -151,16 +151,16 @@ UpgradeHandler = Callable[[Handshake, asyncio.Transport, bytes, bytes], Response
 """a function that serves a WebSocket handshake; returns the protocol that has taken over the socket, or an answer that rejects
 the handshake
 
-The third argument is the client's input after the handshake. The fourth argument is the answers to earlier requests, which the
-protocol writes first.
+The third argument contains the client's input after the handshake. The fourth argument contains the answers to earlier requests,
+which the protocol writes first.
 """
 
 
 class Handlers:
     """The table of a worker's handlers.
 
-    serve: the function of the API that serves requests.
-    routes: the handlers of other requests, with their paths.
+    serve: the function that serves requests to the API.
+    routes: the handlers of all other requests, with the paths that they serve.
     upgrade: the function that serves WebSocket handshakes.
     rules: the rules for the decoders of all HTTP connections, and the request heads that these decoders remember.
     """
@@ -170,7 +170,7 @@ class Handlers:
         self.serve = serve
         self.upgrade = upgrade
         self.least_body = max(context.config.server.max_payload, LEAST_BODY)
-        """number of bytes that every request's body may have, for all apps"""
+        """number of bytes that a request's body may have in every app"""
         self._api_paths = tuple(dict.fromkeys((context.config.api.path, "/apps/")))
         paths = [(f"(?:{'|'.join(map(re.escape, route.prefixes))}){route.tail}", route) for route in routes if route.prefixes]
         self._routes = [(re.compile(path + r"\Z"), route.handler) for path, route in paths]
@@ -185,7 +185,7 @@ class Handlers:
         return None
 
     def max_body(self, path: str) -> int:
-        """Returns the most bytes of a request's body. A full batch of the app fits, even if JSON escapes double its size."""
+        """Returns the most bytes of a request's body: more than twice the app's largest batch, because JSON adds escapes."""
         path = _SLASHES.sub("/", path)
         app = None
         for base in self._api_paths:

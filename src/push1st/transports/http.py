@@ -36,12 +36,12 @@ class HttpConnection(Pipeline):
     def __init__(self, listener: Listener) -> None:
         super().__init__(listener)
         self._distrust = ""
-        """the reason why unsigned requests with a remembered head are rejected; "" if such requests are accepted"""
+        """the reason why a request must be signed if the decoder remembers its head; "" if such a request may be unsigned"""
 
     # asyncio.Protocol
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        self._transport = transport = cast(asyncio.Transport, transport)  # uvloop's transports are not subclasses
+        self._transport = transport = cast(asyncio.Transport, transport)  # uvloop's classes do not inherit from this class
         peer = transport.get_extra_info("peername")
         self._peer = peer[0] if isinstance(peer, tuple) else ""
         listener = self._listener

@@ -1,5 +1,5 @@
-"""Writes the answers of HTTP connections, enforces the deadlines of these connections, and ends them. `pipeline` serves the
-requests, and `http` reads the input.
+"""Writes the answers of HTTP connections, enforces the deadlines of clients, and ends connections. `pipeline` serves requests, and
+`http` reads the input.
 """
 
 import asyncio

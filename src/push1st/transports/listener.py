@@ -10,7 +10,7 @@ from push1st.transports.handlers import Handlers
 from push1st.transports.places import Crowded
 
 CROWDED_SECONDS = 2
-"""most seconds for each request, and between two requests, on a connection that exceeds a bound on connections"""
+"""most seconds for each request, and between two requests, on a connection above the bound of the server or of its address"""
 
 
 class Listener:
@@ -19,8 +19,8 @@ class Listener:
     trusting: whether this listener may accept unsigned API requests.
     whitelist: the networks that may connect; an empty whitelist allows all networks, and Unix sockets are always allowed.
     keep_alive: the seconds that a connection may be idle.
-    crowded: the bound that all connections of this listener exceed; such connections cannot become WebSockets.
-    crowds: for each bound, the listener that takes over connections that exceed this bound.
+    crowded: the bound that all connections of this listener exceed; None for a listener of normal connections.
+    crowds: for each bound, the listener of the connections that exceed this bound and so cannot become WebSockets.
 
     The permissions of a Unix socket and of its folder restrict the processes that may connect to this socket.
     """
@@ -46,7 +46,7 @@ class Listener:
             self.crowds = {
                 why: Listener(context, handlers, trusting, whitelist, CROWDED_SECONDS, why) for why in get_args(Crowded)
             }
-        # Connections read these attributes for each request. A copy here is faster than an attribute of an attribute.
+        # Connections read these attributes for each request. These copies save one attribute access for each read.
         self.arrived = context.arrived
         self.turn = context.turn
         self.serve = handlers.serve

@@ -25,11 +25,11 @@ class Pipeline(HttpOutput):
     def __init__(self, listener: Listener) -> None:
         super().__init__(listener)
         self._held: Pending | None = None
-        """the handler's result that finishes the request in progress later"""
+        """the `Pending` result that will finish the request in progress"""
         self._keep = False
 
     def _refuse(self, status: int, text: str, headers: bytes = b"") -> None:
-        """Rejects the last request of the connection. After several calls, the client gets the reason of the first call."""
+        """Rejects the last request of the connection. After several calls, the client gets only the reason of the first call."""
         if self._refused is None:
             self._refused = error(status, text, headers)
             self._log("request refused", status, text)
@@ -110,7 +110,7 @@ class Pipeline(HttpOutput):
             self._hand_over(begun, keep)
 
     async def _wait_for_handler(self, rest: Suspended[Outcome], keep: bool, request: HandlerRequest, handler: Handler) -> None:
-        """Waits for the result of a handler, which may need a reply from another worker before it returns a result."""
+        """Waits for the result of a handler. The handler may, for example, wait for a reply from another worker."""
         try:
             found = await rest
         except Exception as exc:

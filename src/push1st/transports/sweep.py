@@ -1,8 +1,8 @@
-"""One timer for all deadlines and keepalives of a worker (invariant 6).
+"""Checks all deadlines and keepalives of a worker with one timer (invariant 6).
 
-The sweep has a table of connections by the second of their next deadline. In this second the sweep calls the method `due` of the
-connection, which returns the time of the next call. When a client sends input, its connection only stores the time. So an idle
-connection costs one call in each activity timeout, and has no timer of its own.
+The sweep has a table of connections by the second of their next deadline. In the second of the deadline the sweep calls the
+method `due` of the connection, which returns the time of the next call. When a client sends input, its connection only stores
+the time. So an idle connection costs one call in each activity timeout, and has no timer of its own.
 
 The sweep enforces a deadline only after the server has read all bytes that clients sent before the deadline. So the event loop
 reads all sockets between the tick of the timer and the calls of `due`. If the process did not run for some time (because it was
@@ -21,9 +21,9 @@ AGAIN_SECONDS = 10
 """seconds from an exception in a connection's method `due` to the next call of this method"""
 NEVER = 1 << 62
 LATE_SECONDS = 2
-"""seconds between two ticks from which the sweep assumes that the process did not run in the meantime"""
+"""seconds between two ticks; after a longer interval, the sweep assumes that the process did not run in the meantime"""
 READ_TURNS = 3
-"""turns of the event loop from a tick until all input is processed: the turn of the tick, a turn to read, a turn to process"""
+"""turns of the event loop from a tick until all input is processed; the turns are for the tick, for reading and for processing"""
 
 
 class Watched(Protocol):
@@ -31,7 +31,7 @@ class Watched(Protocol):
     """the second of the next call of `due`, which only the sweep sets; the first value is `NEVER`"""
 
     def due(self, now: float) -> float | None:
-        """Enforces the deadlines of the connection; returns the next time of a call on the sweep's clock, or None for no call."""
+        """Enforces the connection's deadlines; returns the time of the next call on the sweep's clock, or None for no call."""
 
 
 class Sweep:
@@ -83,7 +83,7 @@ class Sweep:
         self._timer = asyncio.get_running_loop().call_later(1, self._tick)
         before, self.now = self.now, self._clock()
         self._was_late = self.now - before >= LATE_SECONDS and not self._was_late
-        if self._was_late:  # a tick after a late tick calls `due`, because a slow process may be late at each tick
+        if self._was_late:  # no two ticks in a row skip `due`, because a slow process may be late at each tick
             self._each_second()
         else:
             self._after(READ_TURNS)
@@ -95,7 +95,7 @@ class Sweep:
             self.run()
 
     def run(self) -> None:
-        """Calls `due` of all connections whose second has begun, for at most `LOOKS` connections in a turn of the event loop."""
+        """Calls `due` of all connections whose deadline has come, for at most `LOOKS` connections in a turn of the event loop."""
         self.now = self._clock()
         while self._done < int(self.now):
             self._done += 1
@@ -107,7 +107,7 @@ class Sweep:
         waiting = self._waiting
         for _ in range(min(LOOKS, len(waiting))):
             watched = waiting.popleft()
-            if watched.due_at > self._done:  # the connection has another time now, or was removed
+            if watched.due_at > self._done:  # the time of the next call has changed, or the connection was removed
                 continue
             watched.due_at = NEVER
             try:

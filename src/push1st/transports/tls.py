@@ -1,17 +1,17 @@
 """Bounds the time in which TLS connections decrypt input in a turn of the event loop (see `turn`).
 
 uvloop decrypts input when the input arrives, before the connection processes it. A client may send TLS records of a few bytes,
-which cost more time than their size suggests. Key updates (RFC 8446 §4.6.3) even contain no data. uvloop gives OpenSSL up to
-256 KiB in one call, and makes up to 32 calls in a row while the client sends fast enough. So this module bounds the decryption:
+which cost more time than their size suggests. Key updates (RFC 8446 §4.6.3) even contain no data. While a client sends fast,
+uvloop calls OpenSSL up to 32 times in a row, with up to 256 KiB of input in each call. So this module bounds the decryption:
 
 - In a turn, each connection decrypts for `SLICE_SECONDS`, and all connections together decrypt for `INPUT_SECONDS`. The remaining
   input stays encrypted until a later turn. uvloop stops reading a socket while 256 KiB of its input are encrypted.
 - Between two TLS records with data, a client may send at most `MAX_WITHOUT_DATA` bytes of TLS records without data.
 - All lost connections together decrypt for `INPUT_SECONDS` in a turn. The remaining input of lost connections is discarded.
 - Input that arrives after the server has closed the connection is discarded without decryption, up to `MAX_AFTER_CLOSE` bytes.
-  Without this rule uvloop would decrypt and discard such input for 30 seconds.
+  Without this rule uvloop would decrypt and discard input for 30 seconds after the close.
 
-The decryption of `PIECE` bytes or less is not measured.
+The worker does not measure the time for the decryption of `PIECE` bytes or less.
 """
 
 import asyncio
@@ -36,7 +36,7 @@ class Decryption:
     """Divides the time for decryption in a turn among the TLS connections of a worker.
 
     flooded: a function that counts a connection whose client has exceeded a bound.
-    call_soon: a function that schedules its argument, a function, for the next turn of the event loop.
+    call_soon: a function that calls its argument in the next turn of the event loop.
     clock: a function that returns seconds, which never go back.
     """
 
@@ -107,7 +107,7 @@ class Records(ssl.SSLObject):
     _has_failed = False
 
     def follow(self, incoming: ssl.MemoryBIO, decryption: Decryption) -> None:
-        """Sets `incoming`, the buffer of encrypted input that this object reads, and `decryption`, the bounds of the worker."""
+        """Sets the buffer `incoming`, from which this object reads encrypted input, and `decryption`, which bounds its time."""
         self._incoming, self._decryption = incoming, decryption
 
     def attach(self, transport: asyncio.Transport) -> None:

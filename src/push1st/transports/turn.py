@@ -26,16 +26,16 @@ from typing import Protocol
 SLICE_SECONDS = 0.001
 """most seconds of a slice; a bound on its messages is not enough, because a join may take 1000 times as long as a ping"""
 MAX_WAITING = 100
-"""number of commands waiting for the broker or an app's backend from which a connection processes no further messages"""
+"""most commands that may wait for the broker or an app's backend; a connection with so many commands processes no messages"""
 BACKLOG_SECONDS = 0.002
 """least seconds that all backlogs together get in each turn"""
 INPUT_SECONDS = 0.01
 """most seconds in which a turn processes new input; the worker reads the clock after every `ROUND` connections"""
 ROUND = 16
 LONG_READ = 65_536
-"""bytes of a long read; after a long read, the worker does not read from the connection again in the same turn"""
+"""least bytes of a long read; after a long read, the worker does not read from the connection again in the same turn"""
 MAX_BACKLOGS = 1000
-"""number of connections with a backlog from which the worker discards the backlog of a lost connection"""
+"""most connections with a backlog; if a worker has so many, it discards the backlog of a connection that is lost"""
 
 
 class Answering(Protocol):

@@ -106,8 +106,7 @@ class WebSocketOutput(SocketOwner):
             self._authorize_by = self._seen + AUTHORIZE_SECONDS
             context.sweep.watch(self, self._authorize_by)
         elif self.due_at == NEVER:
-            # The first checks of connections are spread over a tenth of the timeout, so that clients that connect at the same
-            # time are not checked at the same time.
+            # If many clients connect at the same time, the first checks of these clients are spread over a tenth of the timeout.
             first = self._protocol.activity_timeout * (1 - (id(self) >> 4) % 100 / 1000)
             context.sweep.watch(self, self._seen + min(first, self._token_seconds()))
 
@@ -128,7 +127,7 @@ class WebSocketOutput(SocketOwner):
             self._context.node.metrics.cut_offs["slow"] += 1
             self._end(*self.codec.slow())
 
-    # The outlet of the session
+    # Methods that the session calls
 
     def send(self, reply: Reply) -> None:
         if not self._closing and self._session is not None:

@@ -3,9 +3,9 @@
 An entry is a class that admits the clients of one protocol. The entry reads the path and the token, and creates the session with
 the client's rights. Each entry has a file in this folder, and is the second name in its protocol's line of `protocols.PROTOCOLS`.
 
-An entry rejects a client with the exception `Disconnect`, which has a close code. If the entry has an HTTP status for this code,
-the server answers the handshake with the status. Otherwise the handshake succeeds, and the server closes the WebSocket with the
-close code. Pusher's clients need a close code, because they repeat a rejected handshake for ever.
+An entry rejects a client with the exception `Disconnect`, which has a close code. If the entry has an HTTP status for a close
+code, the server answers the handshake with this status. If the entry has no status for the close code, the handshake succeeds,
+and the server closes the WebSocket. Pusher's clients need a close code, because they repeat a rejected handshake for ever.
 """
 
 import asyncio
@@ -32,7 +32,7 @@ _SWITCH = b"HTTP/1.1 101 Switching Protocols\r\nUpgrade: websocket\r\nConnection
 class Entry(Protocol):
     """Admits the clients of one protocol. A worker has one instance of each entry.
 
-    bases: the possible first parts of a path; empty if the protocol is off.
+    bases: the prefixes of the paths that the entry serves; empty if the protocol is off.
     settings: the section of the protocol in the configuration.
     statuses: the HTTP status for each close code with which the entry rejects clients before the upgrade.
     """
@@ -50,7 +50,7 @@ class Entry(Protocol):
 
 
 class EntryTable:
-    """The entries of a worker, with their bases. The first base with which a path begins determines the entry."""
+    """The entries of a worker, with their bases. The first base that is a prefix of a path determines the entry of the path."""
 
     def __init__(self, context: EdgeContext, entries: Sequence[Entry]) -> None:
         self._context = context

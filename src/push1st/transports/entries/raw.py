@@ -1,7 +1,7 @@
 """Admits raw WebSocket clients, which connect to `/ws/app/KEY/CHANNEL/…?token=…&session=…` (Push1st API, section 7).
 
-The path contains the names of the channels. A client needs an access token (`token`) for protected channels. The parameter
-`session` is the first part of the client's `socket_id`.
+The path contains the names of the channels. A client needs an access token (`token`) for protected channels. The value of the
+parameter `session` becomes the first part of the client's `socket_id`.
 """
 
 from collections.abc import Mapping
