@@ -1,5 +1,5 @@
-"""Writes the answers of HTTP connections, enforces the deadlines of clients, and ends connections. `pipeline` serves requests, and
-`http` reads the input.
+"""Writes the answers of HTTP connections, enforces the deadlines of clients, and ends connections. `http` reads the input, and
+`pipeline` serves the requests.
 """
 
 import asyncio
