@@ -1,10 +1,10 @@
-"""Broker, roster, users and hook events in a Redis or Valkey server: for several workers, and for several machines.
+"""The broker for several workers and machines. It keeps the roster, the users and the hook events in a Redis or Valkey server.
 
-`shards.py` divides the channels of all apps among shards. `shard.py` lists the parts of a shard. `scripts.py` lists the keys, and
-loads the atomic steps from `lua/`. `resp.py` is a connection, and `servers.py` finds the server to connect to.
+`shards.py` divides the channels of all apps among shards. `shard.py` lists the modules of a shard. `scripts.py` lists the keys
+in the server, and loads the Lua scripts. `resp.py` is a connection to a server, and `servers.py` finds the server of a shard.
 
-The roster and the topics of a shard share one connection, and this node handles its data in the order in which the server acted.
-So a member list and the edges after it never overlap, and a new subscription receives what was published after its join.
+The roster and the topics of a shard share one connection. On it, replies and messages arrive in the order of the changes. So a
+join or a leave is either in a member list or arrives after the list, and a subscription receives all messages after its join.
 """
 
 import asyncio
@@ -53,21 +53,21 @@ from push1st.metrics import Metrics
 TIMINGS = Timings()
 WATCHING = watch_topic("")
 MESSAGES = 0x90
-"""the smallest first byte of a batch of messages, which is a MessagePack array"""
+"""the smallest first byte of a batch of messages; a batch is a MessagePack array"""
 
 log = logs.get("push1st.broker")
 
 
 class Redis:
-    """Broker, roster, users, quotas and hook events in one.
+    """Implements the ports `Broker`, `Roster`, `Users`, `Quotas` and `HookEvents`.
 
-    url: see `brokerurl.py`.
-    stamp: returns the id and the time (wall clock, nanoseconds) of a new message.
-    node: a name that no other worker has or had.
-    local_roster: of this worker.
-    hooked: returns the apps that have hooks → the edges that their hooks want (`scripts.py`).
-    numbered: called with the number of this node in the cluster, below 1024; message ids of this node end in it.
-    timings: durations of leases, waits and retries.
+    url: the URL of the broker (`config/brokerurl.py`).
+    stamp: a function that returns the id of a new message, and the wall clock's time in nanoseconds.
+    node: the name of this node; no other worker has or had the same name.
+    local_roster: the local roster of this worker.
+    hooked: a function that returns a mapping: app with hooks → letters of the edges that the hooks receive (`scripts.py`).
+    numbered: a function that takes this node's number in the cluster (below 1024); the ids of this node's messages end in it.
+    timings: the durations of leases, waits and retries.
     """
 
     shared = True
@@ -115,28 +115,28 @@ class Redis:
         await self._shards.close()
 
     def workers(self, nodes: Collection[str]) -> None:
-        """Takes the complete list of living nodes from the supervisor, and retries the connection at once.
+        """Stores the supervisor's complete list of living nodes, and tries at once to connect.
 
-        The supervisor has this list only with the embedded engine. The supervisor sends the list when a node starts or ends, and
-        when the engine is ready. A node waits for no node outside this list before it publishes.
+        Only a supervisor that runs the embedded engine sends this list: when a node starts or ends, and when the engine is ready.
+        After a new connection, this node waits for the nodes in the list before it publishes, and for no other nodes.
         """
         self._shards.workers(nodes)
 
     async def settled(self) -> None:
-        """Returns when this node has received the results of all its earlier commands."""
+        """Returns when the server has replied to all earlier commands of this node."""
         for shard in self._shards.all:
             await shard.connection.call("PING")
 
     def _on_push(self, index: int, data: bytes) -> None:
-        """Handles data that a topic delivered. index: of the shard."""
+        """Handles the data of a message from a topic. `index` is the index of the topic's shard."""
         try:
             if data[0] >= MESSAGES:
                 for message in decode_messages(data):
                     self._receive(message)
             elif data[0] == EDGE:
                 edge = decode_edge(data)
-                # Servers before Redis 7.2 send the edge of a join from here before its reply. Until the reply, no client here
-                # follows the channel, and the first one receives all members with the reply.
+                # Before version 7.2, Redis sends the edge of this node's own join before the reply to the join. Such an edge is
+                # dropped if the channel has no view: the first client on this node receives all members with the reply.
                 if edge.kind != "+" or self._views.members((edge.app, edge.channel)) is not None:
                     self._views.edge(edge, self._shards.all[index].roster.is_here(edge))
             elif data[0] == REQUEST:
@@ -146,7 +146,7 @@ class Redis:
                 self._shards.all[index].requests.replied(*decode_reply(data))
             elif data[0] == NODE:
                 self._shards.all[index].lease.node_subscribed(decode_node(data))
-        except (msgspec.DecodeError, UnicodeDecodeError, ValueError, IndexError) as exc:  # such as data of another version
+        except (msgspec.DecodeError, UnicodeDecodeError, ValueError, IndexError) as exc:  # such as data of another release
             log.error("data of the broker cannot be decoded", reason=str(exc))
 
     async def subscribe(self, app: str, channel: str) -> None:
@@ -158,7 +158,7 @@ class Redis:
         self._shard(app, channel).topics.unsubscribe(app, channel)
 
     def publish(self, message: Message) -> Coroutine[Any, Any, Published]:
-        """Sends a message at once; the returned coroutine waits for the confirmation."""
+        """Queues a message at once; the returned coroutine waits until the broker has confirmed the message."""
         milliseconds = None
         if "cache-" in message.channel and is_cached(message):
             age = self._stamp()[1] - message.received
@@ -229,7 +229,7 @@ class Redis:
         online: dict[str, bool] = {}
         for shard, some in shards.items():
             online |= await shard.roster.online(app, some)
-        # The views have the edges that arrived since the first shard replied.
+        # Edges may have arrived since the first shard replied. The views already contain these edges.
         return frozenset(user for user, first in online.items() if self._views.status(app, user, first))
 
     # Hook events

@@ -1,34 +1,34 @@
-"""Durations and sizes that several parts of a shard share."""
+"""Durations and sizes that several modules of a shard use."""
 
 import msgspec
 
 from push1st.messages import HOLD_SECONDS
 
 MAX_UNSENT_BYTES = 64 << 20
-"""bytes queued for a slow server, after which its connection counts as lost; leaves are queued even if publishes are not"""
+"""the most bytes that may wait for a slow server; with more bytes, the node ends the connection"""
 MAX_EVICTED = 500
-"""entries of a dead node, or deferred leaves, that one call of a script handles"""
+"""the most entries of a dead node that one script call removes, and the most deferred leaves that one call publishes"""
 MAX_UNREPORTED = 10_000
-"""hook events that wait for the broker; more push out the oldest"""
+"""the most hook events that a node keeps while the broker is away; each further event replaces the oldest event"""
 MAX_TOPICS = 500
-"""topics in one SUBSCRIBE command"""
+"""the most topics in one SUBSCRIBE command"""
 
 
 class Timings(msgspec.Struct, frozen=True, kw_only=True):
-    """Durations in seconds. No option sets them: a cluster works only if they agree, and tests shorten them.
+    """Durations in seconds. All nodes of a cluster must use the same durations, so no option sets them; only tests shorten them.
 
-    lease: time after a node's last renewal until other nodes may evict its entries.
-    renew: time between two renewals of a lease; each renewal also looks for nodes without a lease.
-    recovery: time for all nodes to register their entries again after the server lost them; leaves are published after it.
-    last_node: time for the last node of a cluster to deliver the remaining hook events when the node stops.
-    patience: time for which a call waits until the broker can be used; then the call is rejected.
-    silent: time without a reply after which the connection counts as lost.
-    backoff: longest pause between two attempts to connect.
-    moving: pause between two attempts of a command while a cluster moves its slot.
-    hold: time for which a leaving edge is held back from hooks.
-    read: time for which one read waits for hook events; shorter than the time that makes a server silent.
-    read_silent: time without a reply after which the consumer of hook events ends its connection. It is shorter than the lease,
-    so that a consumer ends before another node takes over.
+    lease: the time for which a node's lease is valid after a renewal; after this time, other nodes may evict the node.
+    renew: the time between two renewals of a lease; with each renewal, a node also checks the leases of the other nodes.
+    recovery: the time in which all nodes register their entries again after the server has lost its state.
+    last_node: the longest time for which the last node of a cluster delivers the remaining hook events when the node stops.
+    patience: the longest time for which a call waits for the broker; after this time, the call is rejected.
+    silent: the longest time that a server may take for a reply; after this time, the node ends the connection.
+    backoff: the longest pause between two attempts to connect.
+    moving: the pause before a node repeats a command whose slot a cluster is moving to another server.
+    hold: the time for which the hook event of a leave is held back, because most clients return at once.
+    read: the longest time for which one read waits for new hook events; shorter than `read_silent`.
+    read_silent: the longest time that a server may take for a reply to the consumer of hook events. It is shorter than `lease`,
+    so that the consumer of one node ends before another node becomes the consumer.
     """
 
     lease: float = 10.0

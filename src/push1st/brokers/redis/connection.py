@@ -1,12 +1,12 @@
-"""Keeps a shard connected: connects again after a loss, registers the node on the new connection, and runs commands.
+"""Keeps a shard connected: reconnects after the loss of a connection, registers the node again, and sends commands.
 
-The states of the connection and the rules between them are a table (`states.py`). This module applies the table.
+The states of the connection and the transitions between these states are a table in `states.py`. This module applies the table.
 
-An acknowledged event must reach every living node. So a node on a new connection publishes only when all other living nodes are
-subscribed to their topics on the same server (`nodes_not_here` in `lua/helpers.lua`), or after the lease.
+An acknowledged event must reach every living node. So a node that has reconnected publishes only when all other living nodes are
+subscribed to their topics on the same server (`nodes_not_here` in `lua/helpers.lua`). It waits at most as long as a lease lasts.
 
-Calls that clients wait for (subscribing, signing in) wait up to `Timings.patience` while the broker is away. Most absences are
-shorter, and clients do not repeat a request that was rejected. Publishing does not wait (`publishing.py`).
+While the broker is away, a subscription or a sign-in waits up to `Timings.patience`, because most outages are shorter and clients
+do not repeat rejected requests. Publishing does not wait (`publishing.py`).
 """
 
 import asyncio
@@ -37,17 +37,17 @@ from push1st.config.brokerurl import Address
 from push1st.errors import Refused
 
 STATE_LOST = "NOLEASE"
-"""first word of the error reply to a node whose lease has expired, or after the server lost its state"""
+"""the first word of the error reply to a node whose lease has expired, or whose server has lost its state"""
 FAULTS = (STATE_LOST, "NOSCRIPT", "MOVED", "READONLY", "LOADING", "CLUSTERDOWN", "MASTERDOWN", "NOAUTH")
-"""first words of error replies after which the node registers again, or looks up the server again"""
+"""the first words of error replies after which the node registers again, or looks up the server again"""
 MOVING = ("ASK", "TRYAGAIN")
-"""first words of error replies while a cluster moves the slot key by key; its topics stay on the old server until the end"""
+"""the first words of error replies while a cluster moves the keys of a slot; the topics of the slot move after the last key"""
 AWAY_FOR_LONG = "the broker is away, try again"
 HINTS = {
     "MISCONF": "the disk is full or not writable, see the log of the broker; or turn off saving, which push1st does not need",
     "OOM": "raise maxmemory",
 }
-"""first words of error replies → what the administrator of the broker can do"""
+"""the first words of error replies → advice for the administrator of the broker"""
 
 log = logs.get("push1st.broker")
 
@@ -57,13 +57,13 @@ def _ignore(_: object) -> None:
 
 
 class ShardConnection:
-    """The connection of one shard, over one `RespConnection` after another.
+    """Keeps one shard connected. After the loss of a connection, a new `RespConnection` replaces the old one.
 
     tag: the hash tag of the shard.
     node: the name of this node.
-    on_push: takes the messages of topics.
-    register: registers the node on a connection, and calls `registered` as its last step that may fail.
-    suspended: called when the lease or the connection is lost.
+    on_push: a function that takes the messages of topics.
+    register: a function that registers the node on a connection; it calls `registered` after all steps that may fail.
+    suspended: a function that is called when the lease or the connection is lost.
     """
 
     def __init__(
@@ -88,17 +88,17 @@ class ShardConnection:
         self._timings = timings
         self.state = ConnectionState.AWAY
         self.reason = ""
-        """why the broker could not be used the last time"""
+        """the reason for the last failed attempt to connect or to register"""
         self.established: RespConnection | None = None
-        """the connection to the server, registered or not"""
+        """the connection to the server, even before the node is registered on it; None without a connection"""
         self.registered_on: RespConnection | None = None
-        """the same while the node is registered, else None"""
+        """the connection to the server while the node is registered on it, else None"""
         self.publish_connection: RespConnection | None = None
-        """the same while publishes are sent, else None"""
+        """the connection to the server while the node may publish, else None"""
         self.on_publish_connection: Callable[[RespConnection | None], None] = _ignore
-        """called with each new `publish_connection`"""
+        """a function that is called with each new value of `publish_connection`"""
         self.repair_needed = False
-        """whether the server rejected a change, so that its copy of this node's entries is wrong"""
+        """whether the server rejected a change, so that the server's copy of this node's entries is wrong"""
         self._is_reported_away = True
         self._gate_opens_at = 0.0
         self._waiters: deque[tuple[float, asyncio.Future[None]]] = deque()
@@ -106,7 +106,7 @@ class ShardConnection:
         self._loop: asyncio.AbstractEventLoop
         self._unregistered = asyncio.Event()
         self._retry = asyncio.Event()
-        """set when the next attempt to connect must not wait any longer"""
+        """set when the next attempt to connect must start at once"""
         self._actions: dict[ConnectionAction, Callable[[RespConnection | None], None]] = {
             ConnectionAction.START_GATE: self._start_gate,
             ConnectionAction.RESUME_CALLS: self._resume_calls,
@@ -118,7 +118,7 @@ class ShardConnection:
     # States
 
     def _apply(self, event: ConnectionEvent) -> None:
-        """Applies the row of the table for an event."""
+        """Applies the row of `TRANSITIONS` for the current state and an event: changes the state, and runs the actions."""
         row = TRANSITIONS.get((self.state, event))
         if row is None:
             return
@@ -132,19 +132,19 @@ class ShardConnection:
             self._actions[action](resp)
 
     def registered(self, missing: int) -> None:
-        """Allows commands. missing: living nodes that are not subscribed to their topics; publishes wait for these nodes."""
+        """Allows commands, because the node is registered; also allows publishing if no nodes are missing (`nodes_missing`)."""
         is_new = self.state is ConnectionState.REGISTERING
         self._apply(ConnectionEvent.REGISTERED)
         if is_new:
             self.nodes_missing(missing)
 
     def nodes_missing(self, missing: int) -> None:
-        """Allows publishing, unless other living nodes are missing: these nodes would not receive the events."""
+        """Allows publishing if all living nodes would receive the events (`missing` is 0), or after a time limit."""
         if not missing or self._loop.time() >= self._gate_opens_at:
             self._apply(ConnectionEvent.ALL_SUBSCRIBED)
 
     def fault(self, reason: object) -> None:
-        """Registers again, or connects again, after an error reply or silence. reason: the error reply, or a text."""
+        """Makes the node register or connect again, for a reason: an error reply of the server, or a text."""
         event = ConnectionEvent.LEASE_LOST if str(reason).startswith(STATE_LOST) else ConnectionEvent.FAULT
         if (self.state, event) in TRANSITIONS:
             log.info("the node registers with the broker again", reason=str(reason))
@@ -178,12 +178,12 @@ class ShardConnection:
         self._task = self._loop.create_task(self._run())
 
     def retry(self) -> None:
-        """Makes the next attempt to connect at once."""
+        """Ends the pause before the next attempt to connect."""
         if self._task is not None:
             self._retry.set()
 
     async def close(self) -> RespConnection | None:
-        """Stops reconnecting. Returns the connection if the node is registered on it; else no connection is left."""
+        """Stops reconnecting. Returns the connection on which the node is registered, or ends the connection and returns None."""
         resp = self.registered_on
         self._apply(ConnectionEvent.CLOSE)
         if self._task is not None:
@@ -232,7 +232,7 @@ class ShardConnection:
             log.warning("the broker cannot be used", broker=str(self._address), reason=self.reason, **hint(self.reason))
 
     def tick(self, now: float) -> None:
-        """Rejects calls that have waited too long, and drops a connection whose server is silent or too slow."""
+        """Rejects calls that have waited too long, and ends the connection to a server that is silent or too slow."""
         while self._waiters and self._waiters[0][0] <= now:  # the waiting calls are nearly in the order of their deadlines
             _, future = self._waiters.popleft()
             if not future.done():
@@ -251,21 +251,21 @@ class ShardConnection:
         resp.send(pack(self._keys.command(script, *arguments)), on_reply)
 
     def send_change(self, script: Script, *arguments: Argument) -> None:
-        """Sends a change of this node's entries that no coroutine waits for.
+        """Sends a change of this node's entries; no coroutine waits for the reply.
 
-        While the node is not registered the change is not sent, because registration compares all entries.
+        While the node is not registered, it sends no change, because its next registration compares all its entries.
         """
         if self.registered_on is not None:
             self.send(self.registered_on, script, self.check, self.node, *arguments)
 
     def check(self, reply: Any) -> None:
-        """Handles the reply to a command that no coroutine waits for."""
+        """Handles the reply to a command if no coroutine waits for this reply."""
         if isinstance(reply, hiredis.ReplyError):
             if str(reply).startswith(FAULTS):
                 self.fault(reply)
             elif str(reply).startswith(MOVING):
                 self.repair_needed = True
-            elif not self.repair_needed:  # such as OOM: an attempt at once would not help
+            elif not self.repair_needed:  # such as OOM: to repeat the command at once would not help
                 self.repair_needed = True
                 log.error("the broker refused", reason=str(reply), **hint(str(reply)))
 
@@ -279,11 +279,11 @@ class ShardConnection:
         return self.registered_on
 
     async def call(self, *command: Argument, ordered: bool = False) -> Any:
-        """Returns the reply to a command that may run twice. Raises Refused(503). ordered: see `resp.py`."""
+        """Returns the reply to a command that the server may run twice. Raises Refused(503). `resp.py` describes `ordered`."""
         return await self.until_done(lambda resp: resp.call(*command, ordered=ordered))
 
     async def until_done(self, attempt: Callable[[RespConnection], Awaitable[Any]]) -> Any:
-        """Returns the result of `attempt`, which is repeated on the next connection if necessary. Raises Refused(503)."""
+        """Returns the result of `attempt`; repeats it if the connection or the lease was lost. Raises Refused(503)."""
         deadline = self._loop.time() + self._timings.patience
         while True:
             resp = await self.usable()
@@ -309,6 +309,6 @@ def _abort(resp: RespConnection | None) -> None:
 
 
 def hint(reason: str) -> dict[str, str]:
-    """Returns the hint for an error reply, as a field of the log."""
+    """Returns the advice for an error reply as a field of the log; no field if there is no advice."""
     found = HINTS.get(reason.partition(" ")[0])
     return {} if found is None else {"hint": found}

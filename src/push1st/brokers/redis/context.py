@@ -1,4 +1,4 @@
-"""What all shards of a node share: the node's name, its clock and ids, and the components that take what the shards produce."""
+"""The objects that all shards of a node share, such as the node's name, the clock, and the functions that take hook events."""
 
 from collections.abc import Callable, Mapping
 
@@ -15,15 +15,15 @@ from push1st.metrics import Metrics
 class NodeContext(msgspec.Struct, frozen=True):
     """See the module.
 
-    node: the name of this node, another one after each start.
-    stamp: returns the id and the time (wall clock, nanoseconds) of a new message.
-    hooked: returns the apps that have hooks → the edges that their hooks want (`scripts.py`).
-    on_event: takes hook events.
-    recount: takes an app and a channel whose subscription count may have changed without an edge.
-    local_roster: of this worker.
-    views: what clients on this node know of members and watched users.
-    timings: durations of leases, waits and retries.
-    log_dedup: drops log lines that another shard has just written.
+    node: the name of this node; each start of a worker makes a new name.
+    stamp: a function that returns the id of a new message, and the wall clock's time in nanoseconds.
+    hooked: a function that returns a mapping: app with hooks → letters of the edges that the hooks receive (`scripts.py`).
+    on_event: a function that takes hook events.
+    recount: a function of an app and a channel whose subscription count an eviction or a repair may have changed.
+    local_roster: the local roster of this worker.
+    views: the members and watched users that clients on this node know.
+    timings: the durations of leases, waits and retries.
+    log_dedup: the filter for log lines that another shard has just written.
     """
 
     node: str
@@ -38,5 +38,5 @@ class NodeContext(msgspec.Struct, frozen=True):
     timings: Timings = Timings()
 
     def hook_edges(self, app: str) -> str:
-        """Returns the edges that an app's hooks want: `a` at once, `s` settled, both or none."""
+        """Returns the letters of the edges that an app's hooks receive (`scripts.py`), or an empty string."""
         return self.hooked().get(app, "")

@@ -1,7 +1,7 @@
-"""This node's own entries in a shard: signed-in users, and connections of apps. Pure.
+"""Stores this node's entries in a shard: the signed-in users, and the number of connections of each app. Pure.
 
-These entries and the local roster (`brokers/local_roster.py`) are authoritative. The broker has a copy of both: a hash of fields
-(`BASE:n:NODE` in `scripts.py`). `differences` compares the copy with both.
+These entries and the local roster (`brokers/local_roster.py`) are authoritative. The broker has a copy of the entries and of the
+local roster in one hash (`BASE:n:NODE` in `scripts.py`). `differences` compares this copy with the entries and the local roster.
 """
 
 from collections.abc import Callable, Iterator
@@ -13,7 +13,11 @@ from push1st.messages import Member
 
 
 class Difference(NamedTuple):
-    """An entry that differs from the broker's copy. member: missing in the copy. user_id: a user only in the copy."""
+    """A difference between this node's entries and the broker's copy.
+
+    member: the member of a presence channel that the copy lacks.
+    user_id: the signed-in user, or the member that only the copy contains.
+    """
 
     what: Literal["more", "less", "signed in", "signed out", "connections"]
     app: str
@@ -26,7 +30,7 @@ class Entries:
     def __init__(self) -> None:
         self._users: dict[UserKey, set[str]] = {}
         self._confirmed: set[UserKey] = set()
-        """users signed in here whose sign-in the broker has confirmed"""
+        """the users whose sign-in on this node the broker has confirmed"""
         self._connections: dict[str, int] = {}
 
     # Users, and connections of apps
@@ -40,11 +44,11 @@ class Entries:
             self._confirmed.add(key)
 
     def is_signed_in(self, key: UserKey) -> bool:
-        """Returns whether a user is signed in on a connection of this node, and the broker has confirmed that."""
+        """Returns whether a user is signed in on this node, and the broker has confirmed the sign-in."""
         return key in self._confirmed
 
     def sign_out(self, key: UserKey, socket_id: str) -> bool:
-        """Removes a connection of a signed-in user; returns whether it was the last one on this node."""
+        """Removes a connection of a signed-in user; returns whether it was the user's last connection on this node."""
         sockets = self._users.get(key)
         if sockets is None or socket_id not in sockets:
             return False
@@ -73,8 +77,9 @@ class Entries:
     ) -> Iterator[Difference]:
         """Yields the differences between this node and the broker's copy.
 
-        stored: the fields of the copy. owns: whether a channel is in this shard.
-        Unconfirmed channels and members are skipped: their JOIN is repeated on the new connection, with the current number.
+        Channels and members that the broker has not confirmed are skipped, because the node repeats their join.
+        stored: the copy, field → value.
+        owns: a function that returns whether a channel is in this shard.
         """
         rest = dict(stored)
         for app, channel, entry in local_roster:
@@ -92,7 +97,7 @@ class Entries:
         for app, count in self._connections.items():
             if rest.pop(f"q/{app}", None) != str(count):
                 yield Difference("connections", app)
-        for field in sorted(rest, key=lambda field: field[0] != "m"):  # members leave before their channel is empty
+        for field in sorted(rest, key=lambda field: field[0] != "m"):  # members leave before their channel is vacated
             kind, app, *names = field.split("/", 2)
             if kind == "c":
                 yield Difference("less", app, names[0])

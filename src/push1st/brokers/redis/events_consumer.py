@@ -1,27 +1,27 @@
-"""Reads the hook events of a shard on one node, the consumer, and delivers them to hooks in order.
+"""Reads the hook events of a shard, and delivers these events to the hooks in order. One node of the cluster is the consumer.
 
-The consumer holds a lease, and renews it before it delivers events. If the process was suspended, the server's reply may arrive
+The consumer has a lease, and renews this lease before each delivery. If the process was suspended, the server's reply may arrive
 after the lease has expired. Then the consumer delivers nothing, because another node may be the consumer.
 
-The place of an event is its id in the stream. In the turn of the loop in which the consumer delivers events to the hooks, it also
-sends the place of the last event to the server. A consumer that dies earlier has sent nothing to a backend, so the next consumer
-reads the same events again. If the place is lost with the connection, the next consumer of this node continues after the last
-event that was delivered.
+The place of an event is the id of the event in the server's stream. In one turn of the event loop, the consumer delivers events
+to the hooks, and sends the place of the last event to the server. If the process dies before this turn, no backend has received
+the events, and the next consumer reads the same events again. If the connection ends before the server stores the place, the next
+consumer on the same node continues after the last delivered event.
 
-Settled edges of a channel or member always alternate, even if the consumer changes or the server loses its state. For this the
-consumer keeps a ledger: the channels and members that exist according to the edges that hooks have received. The consumer
-delivers only edges that change the ledger.
+For each channel and member, entering and leaving edges alternate in the settled events, even if the consumer changes or the
+server loses its state. For this order, the consumer keeps a ledger: the channels and members that exist according to the edges
+that hooks have received. The consumer delivers only edges that change the ledger.
 
-A node that becomes the consumer builds the ledger from the roster: from the channels and members that exist, and from those with
-a held leaving edge. The consumer then undoes the changes of events that are not read yet.
+A node that becomes the consumer builds the ledger from the roster, and adds channels and members whose leaving edge is held back.
+Then the node undoes in the ledger the changes of all events that are not read yet.
 
-After the server lost its state, the node that has the ledger remains the consumer. When all nodes have registered their entries
+After the server lost its state, the node with the ledger remains the consumer. When all nodes have registered their entries
 again, the consumer compares the ledger with the roster, and delivers an edge for each difference. These edges replace the held
 edges and the unread events that the server lost.
 
-The consumer also compares after each new connection, because a replica that became the master may lack some of the last events.
-The consumer compares as well after another node has ended. That node may have started before the hooks were configured, and such
-a node reports no edges.
+The consumer also compares the ledger after each reconnection, because a replica that became the master may lack recent events.
+The consumer compares the ledger too when another node has ended, because that node may have started before the hooks were
+configured. Such a node reports no edges.
 """
 
 import asyncio
@@ -43,17 +43,17 @@ from push1st.config.brokerurl import Address
 from push1st.messages import ENTERING, HookEvent, HookEventKind, Phase
 
 MAX_EVENTS = 500
-"""events in one read"""
+"""the most events in one read"""
 MAX_RELEASED = 500
-"""held leaving edges that one call releases"""
+"""the most held leaving edges that one script call releases"""
 SCAN_COUNT = 1000
-"""fields of a hash or set in one command"""
+"""the number of fields that one command reads from a hash, or writes to a set"""
 
 SAVED_LEDGER_SECONDS = 60
-"""time for which a saved ledger stays in the broker"""
+"""the seconds for which the broker keeps a saved ledger"""
 
 START = b"0-0"
-"""the place before all events"""
+"""the place before the first event of a stream"""
 
 log = logs.get("push1st.broker")
 
@@ -61,15 +61,14 @@ log = logs.get("push1st.broker")
 class Ledger:
     """The channels and members of a shard that exist according to the settled edges that hooks have received.
 
-    A node keeps its ledger when its consumer ends.
+    When a consumer ends, its node keeps the ledger.
 
-    there: the channels and members, as fields like those of a node's entries (`scripts.py`); None: this node has no ledger.
+    there: the channels and members, named like the fields of a node's entries (`scripts.py`); None if this node has no ledger.
     apps: the apps whose channels and members the ledger contains.
-    place: of the last event that was delivered to hooks.
-    compared_at: when to compare the ledger with the roster, because the server may have lost events or its state; on the loop's
-    clock; None: no comparison is needed.
-    checked_at: when to compare them because another node has ended; None: no comparison is needed. If another node becomes the
-    consumer first, that node builds a new ledger, so this comparison is dropped.
+    place: the place of the last event that was delivered to hooks.
+    compared_at: the time (loop's clock) of the comparison with the roster after a possible loss of events; None if none is due.
+    checked_at: the time (loop's clock) of the comparison with the roster after another node has ended; None if no comparison is
+    due. If another node becomes the consumer before this time, the comparison is dropped, because that node builds a new ledger.
     """
 
     def __init__(self) -> None:
@@ -84,11 +83,11 @@ class Ledger:
         return any(at is not None and at <= now for at in (self.compared_at, self.checked_at))
 
     def state_lost(self) -> None:
-        """Resets the place, because the server numbers its events from the start again."""
+        """Resets the place to the start, because the server lost the stream with its state."""
         self.place = START
 
     def forget(self) -> None:
-        """Drops the ledger, because another node is the consumer."""
+        """Drops the ledger, because another node is the consumer now."""
         self.there = None
 
     async def leave(self, resp: RespConnection, base: str) -> None:
@@ -102,14 +101,13 @@ class Ledger:
 
 
 class Consumer:
-    """Reads on a connection of its own, until the consumer is stopped, loses its lease, or loses the connection.
+    """Reads hook events on its own connection, until `stop` is called or the lease or the connection is lost.
 
-    base: of the shard's keys.
-    run: returns the command for a script, without its arguments.
-    apps: returns the apps that have hooks for settled edges; a changed configuration may change them.
-    on_event: takes the events.
-    last: whether this node stops, and no other node is alive. Then the consumer delivers all remaining events and all held edges,
-    and ends.
+    base: the first part of the names of the shard's keys.
+    run: a function that returns the command for a script, without the arguments of the script.
+    apps: a function that returns the apps whose hooks receive settled edges; the apps may change with the configuration.
+    on_event: a function that takes the events.
+    last: whether this node stops as the last node. Then the consumer delivers all remaining events and held edges, and ends.
     """
 
     def __init__(
@@ -166,7 +164,7 @@ class Consumer:
             log.info("this node stopped reading hook events", reason=str(exc) or type(exc).__name__)
         except asyncio.CancelledError:
             if resp is not None:
-                resp.close()  # after the last place is sent
+                resp.close()  # sends the last place first
                 resp = None
             raise
         finally:
@@ -174,7 +172,7 @@ class Consumer:
                 resp.abort()
 
     async def _begin(self, resp: RespConnection) -> None:
-        """Finds the place of the next event to read, and builds the ledger if this node has none."""
+        """Finds the place after which the consumer reads, and builds the ledger if this node has no ledger."""
         ledger = self._ledger
         saved = await self._call(resp, "GET", f"{self._stream}:read") or START
         place = max(ledger.place, saved, key=_order)
@@ -188,7 +186,7 @@ class Consumer:
         ledger.place = place
 
     async def _follow_apps(self, resp: RespConnection) -> None:
-        """Adds what exists in apps whose hooks are new to the ledger, and removes apps that have no hooks any more."""
+        """Adds the channels and members of apps with new hooks to the ledger, and removes apps that have no hooks any more."""
         ledger, apps = self._ledger, set(self._apps())
         if ledger.there is None or apps == ledger.apps:
             return
@@ -217,20 +215,19 @@ class Consumer:
             self._deliver_entry(fields)
         ledger.place = entries[-1][0]
         saved = resp.call(*self._reading())
-        resp.flush()  # at once, so that a process that dies at the end of the turn has sent it
+        resp.flush()  # sends the place now, because the process may die at the end of this turn
         async with asyncio.timeout(self._timings.read_silent):
             return bool((await saved)[0])
 
     def _reading(self) -> tuple[Argument, ...]:
         lease, hold = int(self._timings.lease * 1000), int(self._timings.hold * 1000)
-        released = 0 if self._last else MAX_RELEASED  # the last node takes the held edges by TAKE instead
+        released = 0 if self._last else MAX_RELEASED  # the last node reads the held edges with `TAKE` instead
         return *self._run_script(READ), self._node, lease, self._ledger.place, hold, released
 
     async def _save_place(self, resp: RespConnection) -> int | None:
         """Stores the place in the broker, and renews the lease.
 
-        Returns the milliseconds left of the recovery, in which nodes register their entries again.
-        Returns None if this node is no longer the consumer.
+        Returns the milliseconds until the end of the recovery (0: no recovery), or None if this node is no longer the consumer.
         """
         loop = asyncio.get_running_loop()
         sent_at = loop.time()
@@ -238,8 +235,8 @@ class Consumer:
         return int(recovering) if mine and loop.time() < sent_at + self._timings.lease else None
 
     async def _finish(self, resp: RespConnection) -> None:
-        """Delivers the remaining events, and the held edges."""
-        if self._ledger.compared_at is not None:  # no other node is alive that could register entries
+        """Delivers the remaining events and the held leaving edges, because the last node stops."""
+        if self._ledger.compared_at is not None:  # compares now: no other node is alive to register its entries
             self._ledger.compared_at = 0
         while await self._more(resp, wait=False):
             pass
@@ -256,12 +253,12 @@ class Consumer:
     def _deliver_entry(self, fields: list[bytes]) -> None:
         try:
             self._deliver(dict(zip(fields[::2], fields[1::2], strict=True)))
-        except Exception:  # an event that fails must not stop the events after it
+        except Exception:  # a failure of one event must not stop the next events
             log.exception("hook event skipped")
 
     def _deliver(self, fields: dict[bytes, bytes]) -> None:
         whole = fields.get(b"fact")
-        if whole is not None:  # an event that a node reported; events of scripts have a field for each part
+        if whole is not None:  # a node reported this event; an event from a script has several fields
             self._on_event(decode_event(whole))
             return
         event, way = _event_of(fields)
@@ -281,7 +278,7 @@ class Consumer:
         return True
 
     async def _compare(self, resp: RespConnection) -> bool:
-        """Delivers the edges that hooks missed; returns whether this node is still the consumer."""
+        """Delivers the differences between ledger and roster as edges; returns whether this node is still the consumer."""
         ledger = self._ledger
         expected = await self._expected_ledger(resp, ledger.place, ledger.apps)
         recovering, there = await self._save_place(resp), ledger.there
@@ -290,7 +287,7 @@ class Consumer:
         if not recovering:
             ledger.compared_at = ledger.checked_at = None
             now = time.time_ns()
-            for field in sorted(there - expected, reverse=True):  # members leave before their channel is empty
+            for field in sorted(there - expected, reverse=True):  # members leave before their channel is vacated
                 self._on_event(_edge(field, False, now, "settled"))
             for field in sorted(expected - there):
                 self._on_event(_edge(field, True, now, "settled"))
@@ -299,11 +296,11 @@ class Consumer:
         return True
 
     async def _expected_ledger(self, resp: RespConnection, place: bytes, apps: Collection[str]) -> set[str]:
-        """Returns what the ledger must contain of apps when hooks have received all events up to a place, and none after it.
+        """Returns the ledger of some apps if their hooks have received all events up to a place, and no event after the place.
 
-        These are the channels and members in the roster, and those with a held leaving edge.
-        Each change during the scan has an event after the place. The first event of a channel or member after the place shows the
-        state before that event.
+        The ledger contains the channels and members in the roster, and the channels and members whose leaving edge is held back.
+        The roster may change during the scan, but each change adds an event after the place. The first event of a channel or
+        member after the place shows whether the channel or member existed at the place.
         """
         there: set[str] = set()
         for app in apps:
@@ -314,7 +311,7 @@ class Consumer:
                 async with asyncio.timeout(self._timings.read_silent):
                     for channel, users in zip(presence, await asyncio.gather(*replies), strict=True):
                         there.update(f"m/{app}/{channel}\n{user.decode()}" for user in users)
-        for left in ("held", "gone"):  # after the roster, so that a field that leaves during the scan is not missed
+        for left in ("held", "gone"):  # read after the roster, so that no leave during the scan is missed
             async for fields in self._scan(resp, f"{self._base}:{left}"):
                 there.update(field for field in fields if field[0] in "cm" and field.split("/", 2)[1] in apps)
         before: dict[str, bool] = {}
@@ -347,14 +344,14 @@ def _order(place: bytes) -> tuple[int, ...]:
 
 
 def _event_of(fields: dict[bytes, bytes]) -> tuple[HookEvent, bytes]:
-    """Returns an event that a script added, and its `w`, which names the hooks that receive it (`scripts.py`)."""
+    """Returns the hook event in an entry that a script added, and the entry's field `w` (`scripts.py`)."""
     kind, app, channel, at, socket_id, user_id = (fields[name].decode() for name in (b"k", b"a", b"c", b"t", b"s", b"u"))
     event = HookEvent(cast(HookEventKind, kind), app, channel, int(at), socket_id, user_id or None, fields[b"i"], phase="at-once")
-    return event, fields.get(b"w", b"as")  # scripts of earlier builds wrote no `w`
+    return event, fields.get(b"w", b"as")  # entries from scripts of older versions have no `w`
 
 
 def _field(event: HookEvent) -> str:
-    """Returns the name that scripts use for the event's channel or member."""
+    """Returns the field that scripts use for the channel or member of an event (`scripts.py`)."""
     if event.user_id is None:
         return f"c/{event.app}/{event.channel}"
     return f"m/{event.app}/{event.channel}\n{event.user_id}"

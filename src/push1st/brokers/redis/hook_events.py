@@ -1,7 +1,7 @@
-"""The hook events of a shard, on the side of the node: reports events to the broker, and runs the consumer on one node.
+"""Reports this node's hook events to a shard of the broker, and runs the consumer of the shard if this node is the consumer.
 
-One node of the cluster, the consumer, delivers the events of a shard to the hooks (`events_consumer.py`). At each renewal of a
-lease, the server decides which node that is (`lua/renew.lua`).
+One node of the cluster, the consumer, delivers the hook events of a shard to the hooks (`events_consumer.py`). When a node renews
+its lease, the server decides whether this node is the consumer (`lua/renew.lua`).
 """
 
 import asyncio
@@ -30,14 +30,14 @@ class HookEventStream:
         self._connection = connection
         self.ledger = Ledger()
         self._term = 0
-        """the term of the ledger (`BASE:term` in `scripts.py`)"""
+        """the term of the ledger, a number that grows (`BASE:term` in `scripts.py`)"""
         self.consumer: Consumer | None = None
         self._unreported: deque[HookEvent] = deque(maxlen=bounds.MAX_UNREPORTED)
 
     # Reporting
 
     def report(self, event: HookEvent) -> None:
-        """Sends an event to the broker. While the broker is away, the last events are kept."""
+        """Sends a hook event to the broker. While the broker is away, this node keeps the newest `MAX_UNREPORTED` events."""
         connection, keys = self._connection, self._keys
         resp = connection.registered_on
         if resp is None:
@@ -51,7 +51,7 @@ class HookEventStream:
             resp.send(pack(command), connection.check)
 
     def report_kept(self) -> None:
-        """Sends the events that were kept while the broker was away."""
+        """Sends the hook events that this node kept while the broker was away."""
         while self._unreported:
             self.report(self._unreported.popleft())
 
@@ -59,20 +59,21 @@ class HookEventStream:
 
     @property
     def ledger_term(self) -> int:
-        """The term of the ledger, for the renewal of the lease: 0 without a ledger, -1 if this node has no hooks."""
+        """The term of this node's ledger, an argument of `lua/renew.lua`: 0 if there is no ledger, -1 if no app has hooks."""
         if not self._context.hooked():
             return -1
         return self._term if self.ledger.there is not None else 0
 
     @property
     def is_reading(self) -> bool:
-        """Whether the consumer of this node runs."""
+        """Whether a consumer runs on this node."""
         return self.consumer is not None and not self.consumer.ended
 
     def renewed(self, term: int) -> None:
-        """Starts or stops the consumer.
+        """Starts or stops the consumer after a renewal of the lease.
 
-        term: of this node as the consumer, negative if another node was the consumer before; 0 if this node is not the consumer.
+        term: the new term of this node as the consumer; negative if another node was the consumer before; 0 if this node is not
+        the consumer.
         """
         if term <= 0:
             self.ledger.forget()
@@ -92,7 +93,7 @@ class HookEventStream:
         )
 
     def suspend(self) -> None:
-        """Stops the consumer without waiting for its end, because another node may become the consumer soon."""
+        """Stops the consumer, because another node may become the consumer soon. Does not wait until the consumer has ended."""
         if self.consumer is not None:
             asyncio.get_running_loop().create_task(self.consumer.stop())
 
@@ -102,31 +103,31 @@ class HookEventStream:
             await consumer.stop()
 
     async def state_lost(self) -> None:
-        """Stops the consumer and resets its place, because the server lost its state."""
+        """Stops the consumer and resets the place in the ledger, because the server lost its state."""
         await self.stop()
         self.ledger.state_lost()
 
     def registered_again(self) -> None:
-        """Schedules a comparison of the ledger after the recovery, because the server may have lost the last events."""
+        """Schedules a comparison of the ledger with the roster, because the server may have lost the last events."""
         self.ledger.compared_at = asyncio.get_running_loop().time() + self._context.timings.recovery
 
     def node_ended(self) -> None:
-        """Schedules a comparison of the ledger, because a node that ended may have reported no edges."""
+        """Schedules a comparison of the ledger with the roster, because a node that ended may have reported no edges."""
         self.ledger.checked_at = asyncio.get_running_loop().time() + self._context.timings.recovery
 
     # Stopping
 
     async def save_ledger(self, resp: RespConnection, *, state_lost: bool) -> None:
-        """Saves the ledger for the next consumer, if it was not compared yet.
+        """Saves the ledger for the next consumer, if a comparison of the ledger with the roster is still due.
 
-        state_lost: whether the server lost its state since the last registration.
+        state_lost: whether the server has lost its state since the last registration.
         """
         if state_lost:
             self.ledger.compared_at = 0
         await self.ledger.leave(resp, self._keys.base)
 
     async def deliver_last(self, resp: RespConnection) -> None:
-        """Delivers the remaining events to hooks if no other node is alive. Raises ConnectionLost, ReplyError."""
+        """Delivers the remaining hook events if no other node is alive. Raises ConnectionLost, ReplyError."""
         keys, context = self._keys, self._context
         lease = int(self._context.timings.lease * 1000)
         if context.hooked() and await resp.call(*keys.command(LAST_OUT, context.node, lease)):

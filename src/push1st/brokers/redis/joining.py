@@ -1,7 +1,7 @@
-"""Subscriptions on the way to the broker: one step adds all that are made to a channel within one turn of the loop.
+"""Collects subscriptions in batches: one script call adds all subscriptions to a channel from one turn of the event loop.
 
-So the members that are on the channel already receive all new members by one write, and the list of members is made once. This
-module knows no keys; `presence.py` sends the steps.
+So each existing member receives all new members in one write, and the member list is built once. This module does not know the
+keys of the broker; `presence.py` sends the batches.
 """
 
 import asyncio
@@ -13,13 +13,13 @@ from push1st.brokers.redis.resp import RespConnection
 from push1st.messages import Member
 
 MAX_JOINS = 500
-"""subscriptions in one step; the server runs no other command during the step, which takes some milliseconds"""
+"""the most subscriptions in one batch; the server needs some milliseconds for a batch, and runs no other command in this time"""
 ADDED, REFUSED = 1, 2
-"""results of a join: a new member of the cluster, or a member over the limit; any other result needs no action"""
+"""the results of a join: the member is new in the cluster, or the member exceeds the limit; other results need no action"""
 
 
 class PendingJoin:
-    """One subscription. result: `ADDED`, `REFUSED` or 0, as soon as the broker has replied."""
+    """One subscription in a batch. After the broker has replied, `result` is `ADDED`, `REFUSED` or 0 (none of the two)."""
 
     __slots__ = ("done", "id", "member", "received", "result", "socket_id")
 
@@ -33,13 +33,13 @@ class PendingJoin:
 
 
 class JoinBatch:
-    """Subscriptions to one channel.
+    """The subscriptions to one channel that one script call adds.
 
-    limit: members that the channel may have.
-    want: what the script returns in addition to the results (`lua/join.lua`).
-    found, cached, left: what the script returned.
-    delivered: whether the joins were delivered to the members on this node.
-    members: all members, as soon as they are known (`ShardRoster.join`).
+    limit: the most members that the channel may have; 0 stands for no limit.
+    want: the letters of the data that the script must return in addition to the results (`lua/join.lua`).
+    found, cached, left: the members, the cached event and its remaining milliseconds, from the script's reply.
+    delivered: whether this node has delivered the joins to the members on this node.
+    members: all members of the channel; None until `ShardRoster` has a member list.
     """
 
     __slots__ = ("cached", "delivered", "found", "key", "left", "limit", "members", "pending", "resp", "want")
@@ -57,12 +57,12 @@ class JoinBatch:
         self.members: tuple[Member, ...] | None = None
 
     def on_reply(self, reply: Any) -> None:
-        """Handles the reply of the script, or the error in its place."""
+        """Handles the reply of the script, or the error that arrived instead of a reply."""
         waiting = [one for one in self.pending if not one.done.done()]
         if isinstance(reply, Exception):
             for one in waiting:
                 one.done.set_exception(reply)
-                one.done.exception()  # marks it as retrieved: the client may have left, and then no coroutine waits
+                one.done.exception()  # marks the exception as retrieved: no coroutine waits if the client has left
             return
         _, self.found, self.cached, self.left, results = reply
         for one, result in zip(self.pending, results, strict=True):
@@ -72,7 +72,7 @@ class JoinBatch:
 
 
 class JoinBatcher:
-    """send: sends a batch as an ordered command (`resp.py`) whose reply goes to `on_reply`."""
+    """Collects subscriptions in batches. `send` sends a batch as an ordered command (`resp.py`) with the batch's `on_reply`."""
 
     def __init__(self, send: Callable[[JoinBatch], None]) -> None:
         self._send = send
@@ -88,7 +88,7 @@ class JoinBatcher:
         limit: int,
         want: str,
     ) -> tuple[JoinBatch, PendingJoin]:
-        """Adds a subscription, which is sent at the end of the turn. Returns its batch, and the subscription."""
+        """Adds a subscription to the batch of its channel; returns the batch and the subscription. `_flush` sends the batch."""
         loop = asyncio.get_running_loop()
         batch = self._batches.get(key)
         if batch is not None and (batch.resp is not resp or len(batch.pending) >= MAX_JOINS):
@@ -110,7 +110,7 @@ class JoinBatcher:
             self._send(batch)
 
     def _flush(self) -> None:
-        """Sends all batches at the end of a turn."""
+        """Sends all batches at the end of a turn of the event loop."""
         batches, self._batches = self._batches, {}
         for batch in batches.values():
             self._send(batch)

@@ -1,22 +1,23 @@
-"""The names of a shard's keys and topics, and the commands of its scripts.
+"""Builds the names of a shard's keys and topics, and the commands that run scripts.
 
-All keys of a shard have one hash tag, so a cluster keeps them in one slot. `scripts.py` lists the keys.
+All keys of a shard have the same hash tag, so a cluster keeps these keys in one slot. `scripts.py` lists the keys.
 """
 
 from push1st.brokers.redis.resp import Argument
 from push1st.brokers.redis.scripts import Script
 
 ChannelKey = tuple[str, str]
-"""an app's id and a channel's name"""
+"""the pair of an app's id and a channel's name"""
 UserKey = tuple[str, str]
-"""an app's id and a user's id"""
+"""the pair of an app's id and a user's id"""
 
 
 class Keys:
-    """Names of one shard.
+    """Builds the names of one shard.
 
-    prefix: from the broker's URL. tag: the hash tag of the shard. sharded: whether the server is a cluster, whose topics are
-    sharded channels.
+    prefix: the prefix of all keys, from the broker's URL.
+    tag: the hash tag of the shard.
+    sharded: whether the server is a cluster, whose topics are sharded channels.
     """
 
     __slots__ = ("_sharded", "base", "publish", "subscribe", "unsubscribe")
