@@ -1,6 +1,6 @@
-"""The local roster: this worker's part of the roster, with the subscriptions and members of its clients by channel. Pure.
+"""Stores the local roster: this worker's part of the roster, with the subscriptions and members of its clients. Pure.
 
-Only `Roster.join` and `Roster.leave` change the local roster, which the node makes. No other component keeps a copy of it.
+The node makes one local roster for its worker. Only `Roster.join` and `Roster.leave` change the local roster.
 With the memory broker, the local roster is the whole roster. A shared broker has a copy, but the local roster is authoritative:
 after an outage, the node compares the broker's copy with the local roster, and repairs the copy.
 """
@@ -16,7 +16,7 @@ NO_CHANNELS: Mapping[str, "ChannelEntry"] = MappingProxyType({})
 
 
 class MemberEntry:
-    """A user on a presence channel, and the ids of the user's connections on this worker. `confirmed`: see `ChannelEntry`."""
+    """A user on a presence channel, with the user's connections, and whether the broker has confirmed the user (`confirmed`)."""
 
     __slots__ = ("confirmed", "member", "sockets")
 
@@ -27,10 +27,11 @@ class MemberEntry:
 
 
 class ChannelEntry:
-    """A channel with subscriptions of this worker, and its members by user id.
+    """A channel with subscriptions on this worker.
 
-    subscriptions: the number of subscriptions.
-    confirmed: whether the broker has confirmed any of the subscriptions.
+    subscriptions: the number of the channel's subscriptions on this worker.
+    confirmed: whether the broker has confirmed at least one subscription since this entry exists.
+    members: the channel's members on this worker, by user id.
     """
 
     __slots__ = ("confirmed", "members", "subscriptions")
@@ -72,7 +73,7 @@ class Departure(NamedTuple):
 
 
 class LocalRoster:
-    """This worker's part of the roster. App, channel and, for members, connection and user identify a subscription."""
+    """This worker's part of the roster: its channels by app, and the subscriptions and members of each channel."""
 
     def __init__(self) -> None:
         self._apps: dict[str, dict[str, ChannelEntry]] = {}
@@ -123,7 +124,7 @@ class LocalRoster:
         """Removes all subscriptions, because the worker stops."""
         self._apps.clear()
 
-    # Read by everybody
+    # Read by all components
 
     def channel(self, app: str, channel: str) -> ChannelEntry | None:
         """Returns the entry of a channel; None if the channel has no subscription on this worker."""
@@ -140,7 +141,7 @@ class LocalRoster:
                 yield app, channel, entry
 
     def subscriptions(self, app: str, channel: str) -> int:
-        """Returns the number of subscriptions to a channel, including unconfirmed ones."""
+        """Returns the number of confirmed and unconfirmed subscriptions to a channel on this worker."""
         entry = self.channel(app, channel)
         return 0 if entry is None else entry.subscriptions
 
@@ -156,7 +157,7 @@ class LocalRoster:
         return user is not None and user.confirmed
 
     def single_connections(self, app: str, channel: str) -> dict[str, str]:
-        """Returns each user on a channel that has a single connection on this worker, with the id of that connection."""
+        """Returns the users on a channel with exactly one connection on this worker: user id → the id of this connection."""
         entry = self.channel(app, channel)
         members = {} if entry is None else entry.members
         return {id: next(iter(user.sockets)) for id, user in members.items() if len(user.sockets) == 1}

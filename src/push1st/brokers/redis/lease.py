@@ -1,7 +1,7 @@
-"""This node's lease in a shard, and the leases of the other nodes: renews one, and evicts nodes whose lease has expired.
+"""Renews this node's lease in a shard, and evicts other nodes whose lease has expired.
 
-The broker measures leases on its own clock. A node renews its lease every `Timings.renew` seconds. The reply contains the
-nodes without a lease. Any node may evict their entries, `MAX_EVICTED` in each step; several nodes may do this at once.
+The broker measures leases on its own clock. A node renews its lease every `Timings.renew` seconds. The reply names the nodes
+without a lease. Any node may evict these nodes, and several nodes may do so at once. A step removes up to `MAX_EVICTED` entries.
 """
 
 import asyncio
@@ -18,9 +18,9 @@ from push1st.brokers.redis.resp import Argument, RespConnection, pack
 from push1st.brokers.redis.scripts import EVICT_NODE, FLUSH_DEFERRED, RENEW
 
 EVICT_FROM_START = b"m0"
-"""the place from which `EVICT_NODE` starts"""
+"""the value of `ARGV[4]` with which `lua/evict_node.lua` starts an eviction"""
 MARGIN_SECONDS = 0.1
-"""time after the end of a recovery, on this node's clock, until the roster is compared"""
+"""the seconds from the end of a recovery, on this node's clock, to the comparison of the views with the roster"""
 
 log = logs.get("push1st.broker")
 
@@ -30,7 +30,7 @@ def milliseconds(seconds: float) -> int:
 
 
 class Lease:
-    """See the module. renewed: called after each renewal, when the entries may be repaired."""
+    """See the module. The function `renewed` is called after each renewal; it may repair the broker's copy of the entries."""
 
     def __init__(
         self,
@@ -46,24 +46,24 @@ class Lease:
         self._hook_events = hook_events
         self._on_renewed = renewed
         self.epoch = ""
-        """the epoch of the server's state at the last registration"""
+        """the epoch of the server's state at this node's last registration (`BASE:epoch` in `scripts.py`)"""
         self.renews_at = 0.0
         self.recovered_at: float | None = None
-        """when the recovery is over, on the loop's clock; None: the roster was compared since"""
+        """the time (loop's clock) from which the views may be compared with the roster; None if no comparison is due"""
         self.least = 0
-        """`least` of `nodes_not_here` in `lua/helpers.lua`"""
+        """the argument `least` of `nodes_not_here` (`lua/helpers.lua`), in milliseconds"""
         self._evicts_at = 0.0
-        """when nodes without a lease may be evicted, on the loop's clock"""
+        """the time (loop's clock) from which this node may evict nodes without a lease"""
         self._evicting: set[str] = set()
-        """the nodes that this node is evicting"""
+        """the nodes that this node is evicting now"""
         self._alive: set[str] = set()
         """the other living nodes, according to the server"""
         self._listed: set[str] | None = None
-        """the other living nodes, according to the supervisor; None: the supervisor has sent no list"""
+        """the other living nodes, according to the supervisor; None if the supervisor has sent no list"""
 
     @property
     def others(self) -> list[str]:
-        """The other living nodes, for a server that may have lost their leases."""
+        """The other living nodes, for the registration with a server that may have lost the leases of these nodes."""
         return sorted(self._alive if self._listed is None else self._listed)
 
     def workers(self, nodes: Collection[str]) -> None:
@@ -72,7 +72,7 @@ class Lease:
         self._connection.retry()
 
     def node_subscribed(self, node: str) -> None:
-        """Handles the message that another node is subscribed to its topics."""
+        """Handles the message that another node has subscribed to its topics."""
         self._alive.add(node)
         if self._connection.publish_connection is None:
             self.renew()
@@ -82,8 +82,8 @@ class Lease:
     def registered(self, recovery: int, late: int) -> None:
         """Sends the first renewal after a registration, and postpones evictions if all leases may have expired.
 
-        recovery: milliseconds left of the recovery.
-        late: 1 if this node's lease had expired, but not the state; other leases may have expired for the same reason.
+        recovery: the milliseconds until the end of the recovery; 0 or less if there is no recovery.
+        late: 1 if this node's lease had expired but the server kept its state. Other leases may have expired at the same time.
         """
         now = asyncio.get_running_loop().time()
         if late:
@@ -93,13 +93,13 @@ class Lease:
         self.renew(just_subscribed=True)
 
     def tick(self, now: float) -> None:
-        """Renews when it is time; at each tick while publishing waits for other nodes."""
+        """Renews the lease when a renewal is due; while publishing waits for other nodes, renews the lease at each tick."""
         if self.renews_at <= now or self._connection.publish_connection is None:
             self.renews_at = now + self._context.timings.renew
             self.renew()
 
     def renew(self, *, just_subscribed: bool = False) -> None:
-        """Sends a renewal. just_subscribed: whether it is the first one since this node subscribed to its topics."""
+        """Sends a renewal. `just_subscribed`: whether this is the first renewal after this node subscribed to its topics."""
         connection = self._connection
         if connection.registered_on is not None:
             least = "" if connection.publish_connection is not None else self.least
@@ -122,7 +122,7 @@ class Lease:
         alive = {node.decode() for node in alive}
         if recovery > 0:
             self.recovered_at = now + recovery / 1000 + MARGIN_SECONDS
-            alive |= self._alive  # some nodes have no new lease yet
+            alive |= self._alive  # in a recovery, some living nodes have no new lease yet
         if self._alive - alive:
             self._hook_events.node_ended()
         self._alive = alive
@@ -136,10 +136,10 @@ class Lease:
                 self._evict(node, (EVICT_FROM_START, ()))
         self._flush_deferred(deferred)
 
-    # Evicting, and leaves that were deferred
+    # Evictions and deferred leaves
 
     def _evict(self, node: str, reply: Any) -> None:
-        """Evicts the next entries of a node. reply: to the step before."""
+        """Sends the next step of an eviction. `reply` is the reply to the previous step."""
         if isinstance(reply, Exception):
             self._evicting.discard(node)
             self._connection.check(reply)
@@ -154,20 +154,20 @@ class Lease:
             resp.send(pack(self._eviction(node, place)), lambda reply: self._evict(node, reply))
 
     def _eviction(self, node: str, place: bytes) -> tuple[Argument, ...]:
-        """Returns the command for one step of an eviction. place: from which the step continues."""
+        """Returns the command for the step of an eviction that continues from a place, the result of the previous step."""
         hooked = "/".join(("", *map("\n".join, self._context.hooked().items()), ""))
         ids = [self._context.stamp()[0] for _ in range(bounds.MAX_EVICTED)]
         return self._keys.command(EVICT_NODE, node, self._context.stamp()[1], hooked, place, *ids)
 
     def _flush_deferred(self, reply: Any) -> None:
-        """Publishes leaves that were deferred during the recovery. reply: whether there are any."""
+        """Publishes deferred leaves after a recovery, if the previous `reply` of the server says that there may be some."""
         if isinstance(reply, Exception):
             self._connection.check(reply)
         elif reply and self._connection.registered_on is not None:
             self._connection.send(self._connection.registered_on, FLUSH_DEFERRED, self._flush_deferred, bounds.MAX_EVICTED)
 
     async def release(self, resp: RespConnection) -> None:
-        """Ends this node's lease, and evicts its own entries. Raises ConnectionLost, ReplyError."""
+        """Ends this node's lease, and removes this node's entries from the broker. Raises ConnectionLost, ReplyError."""
         state_lost = await resp.call("GET", self._keys.key("epoch")) != self.epoch.encode()
         await self._hook_events.save_ledger(resp, state_lost=state_lost)
         await resp.call("DEL", self._keys.key("lease", self._context.node))

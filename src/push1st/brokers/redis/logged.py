@@ -1,10 +1,10 @@
-"""Remembers recent log lines of the shards of one broker, so that the sixteen shards of a cluster log one cause once.
+"""Remembers the recent log lines of all shards, so that the sixteen shards of a cluster log the same cause only once.
 
-It identifies shards by their tags, and writes no log itself.
+This module identifies shards by their hash tags, and writes no log itself.
 """
 
 SECONDS = 1.0
-"""time within which equal lines of several shards have the same cause"""
+"""the seconds within which equal log lines of several shards count as one line"""
 
 
 class LogDedup:
@@ -12,7 +12,7 @@ class LogDedup:
         self._logged: dict[str, tuple[float, set[str]]] = {}
 
     def should_log(self, words: str, tag: str, now: float) -> bool:
-        """Returns whether no other shard has just logged these words. A shard that repeats its own words logs them again."""
+        """Returns False if another shard has just logged the same words. A shard that repeats its own words logs them again."""
         self._logged = {known: since for known, since in self._logged.items() if now - since[0] <= SECONDS}
         tags = self._logged[words][1] if words in self._logged else {tag}
         if tag in tags:

@@ -1,7 +1,7 @@
-"""The roster of a shard, on the side of the node: joins and leaves, members, signed-in users, and connections of apps.
+"""Implements the roster of a shard: joins, leaves, members, signed-in users, and the number of connections of each app.
 
-Each change runs one script, which contains this node's new number or state, never a difference (`scripts.py`). The node changes
-its own entries first, then sends the change. If the broker does not confirm a join, the node takes the change back.
+For each change, the node calls one script with its new number or state, never with a difference (`scripts.py`). The node changes
+its own entries first, then sends the change. If the broker does not confirm a join, the node removes the subscription again.
 """
 
 from typing import Any
@@ -24,7 +24,7 @@ from push1st.errors import LimitReached, Refused
 from push1st.messages import Member, watch_topic
 
 Left = tuple[str, str, str, str]
-"""what left: `m` (member), `c` (channel) or `u` (user), app, channel, user"""
+"""a member, channel or user that left, as four texts: the letter `m`, `c` or `u`, then app, channel and user"""
 
 
 class ShardRoster:
@@ -41,7 +41,7 @@ class ShardRoster:
         self._joining = JoinBatcher(self._send_joins)
         self.entries = Entries()
         self.unconfirmed_leaves: dict[Left, tuple[str, bytes]] = {}
-        """leaves that the server may not have received → socket and info; only a server that lost its state needs them"""
+        """the leaves that the server may not have received → socket id and user info; sent to a server that lost its state"""
 
     # Joining
 
@@ -51,7 +51,7 @@ class ShardRoster:
         want = "k" if kind.cache else ""
         entry = self._context.local_roster.join(app, channel, socket_id, member)
         if entry.subscriptions == 1 and kind.presence:
-            want += "m"  # later joins on this node find the members in the view that this join begins
+            want += "m"  # this join starts the view, in which later joins on this node find the members
         try:
 
             async def attempt(resp: RespConnection) -> tuple[JoinBatch, PendingJoin]:
@@ -75,11 +75,11 @@ class ShardRoster:
         return Joined(batch.members, _cached_event(batch.cached, batch.left))
 
     def _deliver_joins(self, batch: JoinBatch) -> None:
-        """Delivers the joins of a batch to the members on this node, and collects the members for those that join.
+        """Delivers the joins of a batch to the members on this node, and collects the member list for the new members.
 
-        The first coroutine of a batch that resumes calls this method, because the reply itself arrives too early. At that
-        moment, the connections of earlier batches are on the channel, and those of this batch are not. When the topic delivers
-        the edges of this batch later, the view already has them.
+        The first coroutine of the batch that resumes calls this method. At that time, the connections of earlier batches are on
+        the channel, and the connections of this batch are not. The time of the reply would be too early for this. When the topic
+        delivers the edges of this batch later, the view already contains these edges.
         """
         if batch.delivered:
             return
@@ -108,7 +108,7 @@ class ShardRoster:
     def join_arguments(
         self, key: ChannelKey, limit: int = 0, want: str = "", *, registers_again: bool = False
     ) -> tuple[Argument, ...]:
-        """Returns the arguments of `lua/join.lua` about a channel."""
+        """Returns the arguments of `lua/join.lua` that describe a channel."""
         edges = self._context.hook_edges(key[0])
         return *key, self._context.local_roster.subscriptions(*key), limit, want, edges, "1" if registers_again else "0"
 
@@ -132,12 +132,12 @@ class ShardRoster:
         self._send_leave(left, LEAVE, *self.leave_arguments(key, "" if gone is None else gone.user_id, socket_id))
 
     def leave_arguments(self, key: ChannelKey, user_id: str, socket_id: str) -> tuple[Argument, ...]:
-        """Returns the arguments of `lua/leave.lua`. user_id: a user that is no longer on this node, or an empty text."""
+        """Returns the arguments of `lua/leave.lua`. `user_id` is a user without further connections on this node, or empty."""
         edges = self._context.hook_edges(key[0])
         return *key, self._context.local_roster.subscriptions(*key), user_id, socket_id, *self._context.stamp(), edges
 
     def _send_leave(self, left: dict[Left, tuple[str, bytes]], script: Script, *arguments: Argument) -> None:
-        """Sends a leave. Stores in `unconfirmed_leaves` what left, if the server may not have received the command."""
+        """Sends a leave; stores `left` in `unconfirmed_leaves` if the server may not have received the command."""
         connection = self._connection
 
         def confirmed(reply: Any) -> None:
@@ -153,7 +153,7 @@ class ShardRoster:
     # Queries
 
     def is_here(self, edge: Edge) -> bool:
-        """Whether this node has a connection of the edge's member, or of its signed-in user."""
+        """Returns whether this node has a connection of the member or of the signed-in user of an edge."""
         if edge.kind in ("+", "-"):
             return self._context.local_roster.has_member(edge.app, edge.channel, edge.user_id)
         return self.entries.is_signed_in((edge.app, edge.user_id))
@@ -169,7 +169,7 @@ class ShardRoster:
         return members_of(await self._connection.call("HGETALL", self._keys.key("m", f"{app}/{channel}"), ordered=True))
 
     async def channels(self, app: str, prefix: str) -> dict[str, int]:
-        """Returns the numbers of subscriptions by channel."""
+        """Returns the channels whose names begin with `prefix`: channel → number of subscriptions."""
         pattern = "".join(f"\\{char}" if char in "*?[]\\^-" else char for char in prefix) + "*"
         found: dict[str, int] = {}
         key, cursor = self._keys.key("i", app), "0"
@@ -181,7 +181,7 @@ class ShardRoster:
                 return found
 
     async def cached(self, app: str, channel: str) -> CachedEvent | None:
-        """Returns the event of a cache channel."""
+        """Returns the cached event of a cache channel, or None."""
         return _cached_event(*await self._connection.call(*self._keys.command(CACHED, self._keys.key("k", f"{app}/{channel}"))))
 
     async def claim(self, app: str, channel: str, seconds: int) -> bool:
@@ -208,7 +208,7 @@ class ShardRoster:
             self._send_leave(left, SIGN_OUT, app, user_id, socket_id, *self._context.stamp())
 
     async def online(self, app: str, user_ids: list[str]) -> dict[str, bool]:
-        """Returns whether users are online. Users whose watch topics this node is subscribed to are in a view from here on."""
+        """Returns whether each user is online; starts the views of users whose watch topics this node is subscribed to."""
         found = await self._connection.call("HMGET", self._keys.key("u", app), *user_ids, ordered=True)
         online = {user: count is not None for user, count in zip(user_ids, found, strict=True)}
         for user, is_online in online.items():
@@ -219,7 +219,7 @@ class ShardRoster:
     # Connections of apps
 
     async def connect(self, app: str, limit: int) -> bool:
-        """Counts a connection; returns False if the app has no more. While the broker is away for long, none is rejected."""
+        """Counts a connection; returns False if the app's limit is reached. Returns True while the broker is away."""
 
         async def attempt(resp: RespConnection) -> bool:
             self.entries.connect(app)
@@ -227,9 +227,7 @@ class ShardRoster:
                 arguments = self._context.node, app, self.entries.connections(app), limit
                 reply = await resp.call(*self._keys.command(CONNECT, *arguments))
             except BaseException:
-                self.entries.disconnect(
-                    app
-                )  # a connection that the server has not admitted must not be sent when the node registers again
+                self.entries.disconnect(app)  # a new registration must not send a connection that the server has not admitted
                 raise
             return bool(reply)
 
@@ -249,17 +247,17 @@ class ShardRoster:
 
 
 def members_of(found: dict[bytes, bytes] | list[bytes]) -> dict[str, Member]:
-    """Returns members by user id. found: a channel's key, `NODES:INFO` by user; scripts return it as a flat list."""
+    """Returns the members by user id. `found` is the content of a key `BASE:m:APP/CHANNEL`, as a mapping or as a flat list."""
     pairs = found.items() if isinstance(found, dict) else zip(found[::2], found[1::2], strict=True)
     return {(id := user.decode()): Member(id, held.partition(b":")[2]) for user, held in pairs}
 
 
 def join_of(member: Member | None, socket_id: str, id: int, received: int) -> tuple[Argument, ...]:
-    """Returns the arguments of `lua/join.lua` about one subscription."""
+    """Returns the arguments of `lua/join.lua` that describe one subscription."""
     user_id, info = ("", b"") if member is None else (member.user_id, member.info)
     return user_id, info, socket_id, id, received
 
 
 def _cached_event(message: bytes | None, left: int) -> CachedEvent | None:
-    """left: milliseconds for which the event is still cached."""
+    """Returns the cached event with its time to live, or None. `left`: the remaining time to live in milliseconds."""
     return None if message is None or left <= 0 else CachedEvent(decode_message(message), left // 1000)

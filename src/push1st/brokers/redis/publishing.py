@@ -1,7 +1,7 @@
-"""Messages on the way to the broker: all messages of a topic within one loop turn are one command, which the broker confirms.
+"""Sends messages to the broker in batches. One command sends all messages of a topic from one turn of the event loop.
 
-Publishing never waits until the broker is back. While the broker is away, publishing is refused at once. A command without a
-reply fails after `CONFIRM_SECONDS`.
+While the broker is away, publishing is rejected at once and does not wait until the broker is back. A publish that the broker
+does not confirm within `CONFIRM_SECONDS` fails.
 """
 
 import asyncio
@@ -16,17 +16,18 @@ from push1st.messages import Message
 from push1st.metrics import Metrics
 
 CONFIRM_SECONDS = 2
-"""time for the broker to confirm a publish"""
+"""the seconds within which the broker must confirm a publish"""
 MAX_QUEUED = 8 << 20
-"""bytes queued for a slow broker, over which publishing is refused"""
+"""the most bytes that may wait for a slow broker; with more bytes, publishing is rejected"""
 AWAY = "the broker is away: nothing was published"
 UNCONFIRMED = "the broker has not confirmed in time: the event may have been delivered to some"
 
 
 class Batch:
-    """The messages of one topic within one turn of the loop. cached: the message that the broker caches, for `milliseconds`.
+    """The messages that are published to one topic in one turn of the event loop.
 
-    waiting: a future for each message, because several coroutines without a task cannot wait for the same future.
+    cached: the message that the broker caches for `milliseconds`; None if no message is cached.
+    waiting: one future for each message, because several coroutines without a task cannot wait for the same future.
     """
 
     __slots__ = ("app", "at", "cached", "channel", "done", "messages", "milliseconds", "waiting")
@@ -47,7 +48,7 @@ class Batch:
             for future in self.waiting:
                 if not future.done():
                     future.set_exception(refused)
-                    future.exception()  # marks it as retrieved: the client may have left, and then no coroutine waits
+                    future.exception()  # marks the exception as retrieved: no coroutine waits if the client has left
 
     def published(self, reply: Any) -> None:
         if isinstance(reply, ConnectionLost):
@@ -67,25 +68,25 @@ class Batch:
 
 
 Send = Callable[[RespConnection, Batch, bytes, bytes | None], None]
-"""Sends a batch: its messages, and the event to cache. `published` and `counted` of the batch take the replies."""
+"""a function that sends a batch: its messages, and the event to cache; the batch handles the replies (`published`, `counted`)"""
 
 
 class PublishBatcher:
-    """send: see `Send`. connection: the connection for publishes; None: publishing is refused."""
+    """Collects messages in batches. `connection` is the connection for publishes; while it is None, publishing is rejected."""
 
     def __init__(self, send: Send, metrics: Metrics) -> None:
         self._send = send
         self._metrics = metrics
         self.connection: RespConnection | None = None
         self._batches_on: RespConnection | None = None
-        """the connection at the time of the first publish of this turn"""
+        """the connection for the batches of this turn of the event loop"""
         self._batches: dict[tuple[str, str], Batch] = {}
         self._unconfirmed: deque[Batch] = deque()
 
     def publish(self, message: Message, milliseconds: int | None = None) -> "asyncio.Future[int]":
-        """Sends a message at the end of the turn; returns the number of the channel's subscriptions. Raises Refused(503).
+        """Queues a message; the future returns the number of the channel's subscriptions. Raises Refused(503).
 
-        milliseconds: for which a cache channel caches the message; None if it does not.
+        milliseconds: the time for which the broker caches the message; None if the broker does not cache the message.
         """
         resp = self.connection
         if resp is None:
@@ -108,7 +109,7 @@ class PublishBatcher:
         return future
 
     def _flush(self) -> None:
-        """Sends all batches at the end of a turn."""
+        """Sends all batches at the end of a turn of the event loop."""
         batches, self._batches = self._batches, {}
         resp = self._batches_on
         if resp is None or not resp.alive:
@@ -120,7 +121,7 @@ class PublishBatcher:
         resp.flush()
 
     def _dispatch(self, resp: RespConnection, batch: Batch) -> None:
-        self.tick(batch.at)  # releases confirmed batches bit by bit: thousands at once would take milliseconds
+        self.tick(batch.at)  # releases a few confirmed batches each time: to release thousands at once would take long
         self._unconfirmed.append(batch)
         cached = None if batch.cached is None else encode_message(batch.cached)
         self._send(resp, batch, encode_messages(batch.messages), cached)
@@ -131,7 +132,7 @@ class PublishBatcher:
             self._dispatch(self._batches_on, self._batches.pop(key))
 
     def tick(self, now: float) -> None:
-        """Releases confirmed batches, and fails those that were not confirmed in time."""
+        """Releases confirmed batches; rejects batches that the broker has not confirmed in time."""
         unconfirmed = self._unconfirmed
         while unconfirmed and (unconfirmed[0].done or unconfirmed[0].at + CONFIRM_SECONDS <= now):
             batch = unconfirmed.popleft()

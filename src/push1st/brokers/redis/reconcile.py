@@ -1,9 +1,9 @@
 """Corrects the broker's copy of this node's entries when the node registers, and after the broker rejected a change.
 
-The node's entries are authoritative for its own clients. The broker's copy follows command by command. After a new connection,
-an expired lease or a lost state, the copy may differ from the entries. Then the node reads the copy, and sends a change for each
-difference. In the same way it compares what its clients know (`views.py`) with the roster, and delivers the differences to the
-clients.
+The node's entries are authoritative for its own clients. Each command of the node updates the broker's copy. After a new
+connection, an expired lease or a lost state, the copy may differ from the entries. Then the node reads the copy, and sends a
+change for each difference. In the same way, the node compares the views of its clients (`views.py`) with the roster, and delivers
+each difference to its clients.
 """
 
 from collections.abc import Callable
@@ -38,14 +38,14 @@ from push1st.brokers.redis.topics import ShardTopics
 from push1st.eager import spawn
 
 OTHER_SCHEMA = "SCHEMA"
-"""first word of the error reply to a node whose schema is not that of the keys; the schema of the keys follows"""
+"""the first word of the error reply if the node and the keys have different schemas; the second word is the schema of the keys"""
 
 
 class Reconciler:
     """See the module.
 
-    owns: whether the keys of an app's channel are in this shard.
-    numbered: called with this node's number in the cluster; only one shard of a node passes the number on.
+    owns: a function that returns whether the keys of an app's channel are in this shard.
+    numbered: a function that takes this node's number in the cluster; None if another shard numbers the node.
     """
 
     def __init__(
@@ -72,7 +72,7 @@ class Reconciler:
         self._numbered = numbered
         self._number = number
         self._state_lost = False
-        """whether the server lost its state, and the unconfirmed leaves are not sent yet"""
+        """whether the server has lost its state and the node has not sent its unconfirmed leaves yet"""
 
     # Registering
 
@@ -80,10 +80,10 @@ class Reconciler:
         """Registers this node on a connection. Raises ConnectionLost, ReplyError, Unusable."""
         missing, late, recovery = await self._send_registration(resp)
         topics: list[str] = []
-        if self._connection.state is ConnectionState.REGISTERING:  # else the connection has the topics already
+        if self._connection.state is ConnectionState.REGISTERING:  # in other states, the node keeps its topics
             topics = await self._topics.subscribe_all(resp)
         stored = await self._stored(resp)
-        # No await from here on. So changes that clients cause are sent after the repairs, and no change is sent in between.
+        # No await from here to the end, so changes that clients cause are sent after all repairs.
         self._connection.registered(missing)
         self._topics.drop_unneeded(resp, topics)
         self._repair(stored)
@@ -92,7 +92,7 @@ class Reconciler:
         self._lease.registered(recovery, late)
 
     async def _send_registration(self, resp: RespConnection) -> tuple[int, int, int]:
-        """Returns the number of missing nodes, 1 if this node's lease had expired, and the milliseconds of the recovery."""
+        """Returns the number of missing nodes, 1 if this node's lease had expired, and the milliseconds left of the recovery."""
         node, lease = self._context.node, self._lease
         new_epoch = f"{node}-{self._context.stamp()[0]}"
         wanted = self._number if self._numbered else -1
@@ -132,15 +132,15 @@ class Reconciler:
                 return stored
 
     def _send_unconfirmed_leaves(self) -> None:
-        """Defers leaves that the server had not received before it lost its state, until all nodes have registered again.
+        """Sends the unconfirmed leaves to a server that has lost its state. The server publishes the leaves after the recovery.
 
-        A server that still has its state needs no list: the repair removes the entries of what left, which causes the edges.
+        A server that still has its state does not need these leaves: the repair removes the entries, and so causes the edges.
         """
         left, self._roster.unconfirmed_leaves = self._roster.unconfirmed_leaves, {}
         if not self._state_lost:
             return
         self._state_lost = False
-        for wanted in ("m", "c", "u"):  # a channel is vacated after its members were removed
+        for wanted in ("m", "c", "u"):  # members first: a channel is vacated after its members were removed
             for (kind, app, channel, user_id), (socket_id, info) in left.items():
                 if kind == wanted:
                     edges, stamp = self._context.hook_edges(app), self._context.stamp()
@@ -157,7 +157,7 @@ class Reconciler:
             spawn(self._read_and_repair(connection.registered_on))
 
     async def _read_and_repair(self, resp: RespConnection) -> None:
-        """Sends rejected changes again. Changes that clients cause meanwhile are sent twice, which does no harm."""
+        """Sends rejected changes again. A change that a client causes in the meantime is sent twice, which does no harm."""
         try:
             stored = await self._stored(resp)
         except (ConnectionLost, hiredis.ReplyError) as exc:
@@ -198,7 +198,7 @@ class Reconciler:
             self._compare_views(resp)
 
     def _compare_views(self, resp: RespConnection) -> None:
-        """Reads the members and users in the views. The replies deliver what clients on this node have missed."""
+        """Requests the members and users of all views. The handlers of the replies deliver the differences as edges."""
         send, views, epoch = self._connection.send, self._context.views, self._lease.epoch
         for key in views.of(self._owns):
             send(resp, READ_IF_EPOCH, partial(self._compare_members, key), epoch, self._keys.key("m", "/".join(key)), "")
@@ -210,7 +210,7 @@ class Reconciler:
             self._connection.check(reply)
             return
         local = self._context.local_roster
-        members = members_of(reply) | local.members(*key)  # another node may have evicted this node's members
+        members = members_of(reply) | local.members(*key)  # if another node has evicted this node's members
         self._context.views.compare(key, members, local.single_connections(*key), self._context.stamp)
 
     def _compare_status(self, key: UserKey, reply: Any) -> None:

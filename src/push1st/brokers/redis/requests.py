@@ -1,4 +1,4 @@
-"""Sends a request to all nodes that are subscribed to a topic, and collects their replies, one from each node."""
+"""Sends a request to all nodes that are subscribed to a topic, and collects one reply from each of these nodes."""
 
 import asyncio
 from collections.abc import Awaitable
@@ -11,7 +11,7 @@ from push1st.errors import Refused
 
 
 class PendingReplies:
-    """Collects the replies to one request until the expected number has arrived."""
+    """Collects the replies to one request, until the expected number of replies has arrived."""
 
     __slots__ = ("_expected", "done", "replies")
 
@@ -38,7 +38,7 @@ class PendingReplies:
 
 
 class Requests:
-    """The requests of this node that wait for replies. inbox: the topic on which this node receives them."""
+    """Sends the requests and replies of this node. `inbox` is the topic on which this node receives replies."""
 
     def __init__(self, keys: Keys, connection: ShardConnection, inbox: str) -> None:
         self._keys = keys
@@ -48,7 +48,7 @@ class Requests:
         self._last_number = 0
 
     async def send(self, app: str, channel: str, request: bytes, seconds: float) -> list[bytes]:
-        """Returns the replies that arrive in time. seconds: counted from the moment the request is sent. Raises Refused(503)."""
+        """Returns the replies that arrive within `seconds` after the server has confirmed the request. Raises Refused(503)."""
         self._last_number += 1
         number = self._last_number
         data = encode_request(TopicRequest(self._inbox, number, app, channel, request))
@@ -72,13 +72,13 @@ class Requests:
         return pending.replies
 
     def reply(self, to: TopicRequest, reply: bytes) -> None:
-        """Sends this node's reply to a request, which may be a request of this node."""
+        """Sends this node's reply to a request of another node, or of this node itself."""
         resp = self._connection.established
         if resp is not None:
             resp.send(pack((self._keys.publish, to.inbox, encode_reply(to.number, reply))), self._connection.check)
 
     def replied(self, number: int, reply: bytes) -> None:
-        """Handles a reply."""
+        """Handles a reply to a request of this node."""
         pending = self._pending.get(number)
         if pending is not None:
             pending.add(reply)

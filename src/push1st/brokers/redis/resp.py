@@ -1,11 +1,11 @@
 """One connection to a server that speaks RESP3 (Redis since 6, Valkey): sends commands, reads replies and messages.
 
-All commands of a loop turn are one write, and the server replies in their order. Messages of topics arrive between the replies,
-in the order in which the server acted (RESP3 push data). The module knows no keys and no scripts. It is named after the protocol,
-because `connection.py` keeps a shard connected over one such connection after another.
+All commands of one turn of the event loop are one write, and the server replies in the order of the commands. Messages of topics
+arrive between the replies (RESP3 push data), in the order of the publishes and the commands. This module knows no keys and no
+scripts. If a connection ends, `connection.py` makes a new one.
 
-A coroutine that waits for an `ordered` reply resumes before any message after that reply is delivered. So the replies of the
-roster and the messages of its topics are one sequence, although a reply resumes its coroutine one turn later.
+A coroutine that waits for an `ordered` reply resumes before the messages after this reply are delivered. So replies of the roster
+and messages of its topics stay in order, although asyncio resumes a coroutine one turn after its reply.
 """
 
 import asyncio
@@ -19,30 +19,30 @@ from typing import Any, cast
 import hiredis
 
 OnReply = Callable[[Any], None]
-"""Takes a reply, which may be a `hiredis.ReplyError` or a `ConnectionLost`."""
+"""a function that takes a reply; an error is a `hiredis.ReplyError` or a `ConnectionLost`"""
 OnPush = Callable[[bytes], None]
-"""Takes a message of a topic."""
+"""a function that takes the data of a message from a topic"""
 Argument = str | bytes | int
 NOTHING = object()
 READ_BYTES = 1 << 16
-"""bytes of one read from the socket of a connection that has ended"""
+"""the most bytes of one read from the socket of a connection that has ended"""
 
 
-pack: Callable[[tuple[Argument, ...]], bytes] = hiredis.pack_command  # type: ignore[assignment]  # its stub asks for one item
+pack: Callable[[tuple[Argument, ...]], bytes] = hiredis.pack_command  # type: ignore[assignment]  # its stub allows one item
 """Returns the bytes of a command."""
 
 
 def _error(text: str) -> hiredis.ReplyError:
-    """Returns the error of a command in a script. Redis before version 7 puts another text before that error."""
+    """Returns the error of a command in a script, without the text that Redis before version 7 puts before the error."""
     return hiredis.ReplyError(re.sub(r"^ERR Error running script .*?: -(?=[A-Z])", "", text))
 
 
 class ConnectionLost(Exception):
-    """The connection ended before the reply came: the command may have been carried out."""
+    """The connection ended before the reply arrived. The server may have run the command."""
 
 
 class RespConnection(asyncio.Protocol):
-    """on_push: takes every message of the subscribed topics. lost: called once, when the connection has ended."""
+    """A RESP3 connection. `on_push` takes each message of the subscribed topics; `lost` is called when the connection ends."""
 
     def __init__(self, on_push: OnPush, lost: Callable[[], None]) -> None:
         self._on_push = on_push
@@ -55,14 +55,14 @@ class RespConnection(asyncio.Protocol):
         self._out_size = 0
         self._held: hiredis.PushNotification | None = None
         self._resuming = 0
-        """ordered replies that have arrived, and whose coroutines have not resumed yet"""
+        """the number of received ordered replies whose coroutines have not resumed yet"""
         self.alive = False
         self._ended = False
-        """whether the connection has ended; `_end` runs after all its messages are delivered"""
+        """whether the connection has ended; `_end` runs after all received messages are delivered"""
         self.received_at = 0.0
-        """when the server last sent data, on the loop's clock"""
+        """the time (loop's clock) at which the server last sent data"""
         self._owed_since = 0.0
-        """when the oldest command without a reply was sent, if no data has arrived since"""
+        """the time (loop's clock) of the last command that was sent when no other command waited for a reply"""
 
     # asyncio.Protocol
 
@@ -85,10 +85,10 @@ class RespConnection(asyncio.Protocol):
                 self._end()
 
     def _read_rest(self) -> None:
-        """Reads what the server sent before the connection ended.
+        """Reads the data that the server sent before the connection ended.
 
-        If a write fails because the server has gone, asyncio ends the connection without reading the rest. The rest may contain
-        events that the server has already confirmed to their publishers.
+        If a write fails because the server has ended, asyncio ends the connection before all received data is read. The unread
+        data may contain events that the server has already confirmed to their publishers.
         """
         connection = self._transport.get_extra_info("socket")
         if connection is None or self._transport.get_extra_info("sslcontext") is not None:
@@ -112,7 +112,7 @@ class RespConnection(asyncio.Protocol):
         self._end()
 
     def close(self) -> None:
-        """Sends what is queued, then ends the connection."""
+        """Sends the queued commands, then ends the connection."""
         self.flush()
         self._transport.close()
 
@@ -140,9 +140,9 @@ class RespConnection(asyncio.Protocol):
                 self._confirm(item)
 
     def _confirm(self, item: list[Any]) -> None:
-        """Handles the confirmation of SUBSCRIBE or UNSUBSCRIBE, which is push data in the place of a reply."""
+        """Handles the confirmation of SUBSCRIBE or UNSUBSCRIBE, which the server sends as push data instead of a reply."""
         if item[0] not in (b"subscribe", b"unsubscribe", b"ssubscribe", b"sunsubscribe"):
-            return  # other push data, such as an invalidation, which this node has not requested
+            return  # other push data that this node has not requested, such as an invalidation
         one = self._waiting[0] if self._waiting else None
         if not isinstance(one, PendingSubscription) or one.kind != item[0]:
             self.abort()  # a cluster ends subscriptions when the slot of their topics moves
@@ -167,15 +167,15 @@ class RespConnection(asyncio.Protocol):
 
     @property
     def queued(self) -> int:
-        """Bytes that the server has not read yet."""
+        """The number of bytes that wait to be sent to the server."""
         return self._out_size + self._transport.get_write_buffer_size()
 
     def silent(self, now: float) -> float:
-        """Returns the seconds for which the server has owed a reply and sent no data."""
+        """Returns the seconds for which a command has waited for a reply while the server has sent no data; 0 if none waits."""
         return now - max(self.received_at, self._owed_since) if self._waiting else 0
 
     def send(self, command: bytes, on_reply: "OnReply | PendingSubscription") -> None:
-        """Queues a packed command. on_reply: takes the reply, or ConnectionLost."""
+        """Queues a packed command. The function `on_reply` takes the reply, or a ConnectionLost."""
         if not self._out:
             self._loop.call_soon(self.flush)
         if not self._waiting:
@@ -190,7 +190,7 @@ class RespConnection(asyncio.Protocol):
             self._transport.write(out[0] if len(out) == 1 else b"".join(out))
 
     def call(self, *command: Argument, ordered: bool = False) -> "asyncio.Future[Any]":
-        """Returns a future of the reply, which raises ReplyError or ConnectionLost. ordered: see the module."""
+        """Queues a command; the future returns the reply, or raises ReplyError or ConnectionLost. `ordered`: see the module."""
         future: asyncio.Future[Any] = self._loop.create_future()
         if not self.alive:
             future.set_exception(ConnectionLost("the connection to the broker is lost"))
@@ -201,7 +201,7 @@ class RespConnection(asyncio.Protocol):
                 return
             if isinstance(reply, Exception):
                 future.set_exception(reply)
-                future.exception()  # marks it as retrieved: the caller may have been cancelled
+                future.exception()  # marks the exception as retrieved: the caller may have been cancelled
             else:
                 future.set_result(reply)
 
@@ -209,7 +209,7 @@ class RespConnection(asyncio.Protocol):
         return future
 
     def send_ordered(self, command: bytes, on_reply: OnReply) -> None:
-        """Sends like `send`. A coroutine that `on_reply` resumes runs before any message after the reply is delivered."""
+        """Works like `send`. Coroutines that `on_reply` resumes run before the messages after the reply are delivered."""
 
         def on_ordered_reply(reply: Any) -> None:
             on_reply(reply)
@@ -219,7 +219,7 @@ class RespConnection(asyncio.Protocol):
         self.send(command, on_ordered_reply)
 
     def topics(self, verb: str, names: list[bytes]) -> "asyncio.Future[None]":
-        """Subscribes to topics, or unsubscribes; the future is done when the server has confirmed all of them.
+        """Subscribes to topics, or unsubscribes from topics; the future is done when the server has confirmed all topics.
 
         verb: SUBSCRIBE, UNSUBSCRIBE, SSUBSCRIBE or SUNSUBSCRIBE.
         """
@@ -242,7 +242,7 @@ class RespConnection(asyncio.Protocol):
 
 
 class PendingSubscription:
-    """A command that waits until the server has confirmed `count` topics."""
+    """A SUBSCRIBE or UNSUBSCRIBE command that waits until the server has confirmed `count` more topics."""
 
     __slots__ = ("count", "kind", "on_reply")
 

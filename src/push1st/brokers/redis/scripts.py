@@ -1,44 +1,45 @@
-"""The Lua scripts, one file in `lua/` for each. A script is an atomic step, and publishes the edges that the step causes.
+"""Loads the Lua scripts from `lua/`. A script runs as one atomic step, and publishes the edges that this step causes.
 
-All keys of a shard are in one hash slot. They begin with the base of the shard (`prefix:{number}`), the only declared key:
+All keys of a shard are in one hash slot. Every key begins with the base of the shard (`prefix:{number}`), the only declared key.
 
-    BASE:schema       `SCHEMA` of the node that wrote it, the version of this layout; a node of another schema is rejected
-    BASE:epoch        a word that changes when the server has lost its state
-    BASE:recovering   exists during the recovery: while nodes register their entries again after a loss of the state
-    BASE:gone         hash: channels, members and users that left during the recovery and are on no node, in fields like those
-                      of BASE:n:NODE → when, socket, id, received, which events hooks want, info; published when recovery is over
-    BASE:gone:order   list: the fields of BASE:gone, in the order in which they left
-    BASE:held         hash: channels that became empty and members that left, whose hook events are held back, because most
-                      return at once; in fields like those of BASE:n:NODE → when, socket, received, info
-    BASE:held:order   list: the time and the field of each entry of BASE:held, oldest first
-    BASE:nodes        set: the nodes that may have entries
-    BASE:lease:NODE   exists while the node is alive: `new` until the node is subscribed to its topics for the first time,
-                      `there` while it is subscribed, `back` from a new registration until it is subscribed again
-    BASE:away         set: nodes that were alive according to other nodes, and have not registered since the state was lost
-    BASE:n:NODE       hash: its entries: c/APP/CHANNEL → subscriptions, m/APP/CHANNEL\\nUSER, u/APP/USER, q/APP → connections
-    BASE:i:APP        hash: channel → subscriptions
-    BASE:m:APP/CHANNEL  hash: user on a presence channel → number of nodes that have it, ":", its info
-    BASE:u:APP        hash: user who has signed in → number of nodes that have it
-    BASE:q            hash: app → connections
-    BASE:k:APP/CHANNEL  the last event of a cache channel
-    BASE:claim:APP/CHANNEL  exists while no other node may publish the subscription count of the channel
-    BASE:ledger       set: the ledger of a consumer (`events_consumer.py`) that stopped before it compared it with the roster
-    BASE:clock        a key with a very long time to live, by whose remaining time the scripts measure time
-    BASE:numbers      hash: number → node; message ids of the node end in the number
-    BASE:facts        stream: hook events; over MAX_HOOK_EVENTS, the oldest are deleted
-    BASE:facts:read   the last hook event that was read
-    BASE:reader       the node that reads the hook events; exists while the node is alive
-    BASE:term         a number that grows with each renewal of the consumer, and the name of its node; stays when the node ends
-    BASE:t:APP/CHANNEL  the channel's topic
+    BASE:schema       the version of this layout: `SCHEMA` of the node that wrote it; nodes with another schema are rejected.
+    BASE:epoch        a word that identifies the state; after the server has lost its state, the word is another.
+    BASE:recovering   exists during the recovery, in which nodes register their entries again after a loss of the state.
+    BASE:gone         hash of leaves during the recovery: a field as in BASE:n:NODE, for a channel, member or user that left
+                      all nodes → when, socket, id, received, letters of the edges that hooks receive, info; published after the recovery.
+    BASE:gone:order   list of the fields of BASE:gone, in the order of the leaves.
+    BASE:held         hash of leaves whose hook events are held back: a field as in BASE:n:NODE, for a channel or member that left
+                      and may return at once → when, socket, received, info.
+    BASE:held:order   list of the entries of BASE:held, oldest first: the time and the field of each entry.
+    BASE:nodes        set of the nodes that may have entries.
+    BASE:lease:NODE   exists while the node is alive: `new` before the node subscribes to its topics for the first time, `there`
+                      while the node is subscribed, `back` from a new registration until the node is subscribed again.
+    BASE:away         set of nodes that other nodes reported as alive, and that have not registered since the state was lost.
+    BASE:n:NODE       hash of the node's entries: c/APP/CHANNEL → subscriptions, q/APP → connections; m/APP/CHANNEL\\nUSER and
+                      u/APP/USER have no value.
+    BASE:i:APP        hash of an app's channels: channel → subscriptions on all nodes.
+    BASE:m:APP/CHANNEL  hash of a presence channel's members: user → number of nodes with this member, ":", user info.
+    BASE:u:APP        hash of signed-in users: user → number of nodes with this user.
+    BASE:q            hash of apps: app → connections on all nodes.
+    BASE:k:APP/CHANNEL  the last event of a cache channel.
+    BASE:claim:APP/CHANNEL  the only node that may publish the channel's subscription count; expires.
+    BASE:ledger       set: the ledger of a consumer (`events_consumer.py`) that stopped before a due comparison with the roster.
+    BASE:clock        a key with a very long time to live; the scripts measure time by the remaining time to live.
+    BASE:numbers      hash: number → node; the ids of the node's messages end in the number.
+    BASE:facts        stream of hook events; when it is longer than MAX_HOOK_EVENTS, the server deletes the oldest events.
+    BASE:facts:read   the id of the last delivered hook event.
+    BASE:reader       the node of the consumer, which reads the hook events; exists while this node is alive.
+    BASE:term         a number that grows with each renewal of the consumer, and the consumer's node; remains after the node ends.
+    BASE:t:APP/CHANNEL  the topic of a channel.
 
-Every change contains the node's new number or state (its subscriptions, whether it has the user), never a difference. So a step
-that runs again, for example after a lost reply, changes nothing.
+Every change contains the node's new number or state (such as the number of its subscriptions), never a difference. So a script
+that runs twice, for example after a lost reply, changes nothing the second time.
 
-An app's hooks may want edges at once (`a`), settled (`s`), both, or none. `w` of an event names the hooks that receive it.
-Two more values of `w` are for the consumer only. `r`: a channel or member returned while its leaving edge was held back. `h`: an
-earlier process had held back the leaving edge of this channel or member when it stopped.
+An app's hooks receive edges at once (`a`), settled edges (`s`), both, or none. The field `w` of a hook event contains the letters
+of the hooks that receive the event. Two more letters in `w` are for the consumer only. `r` means that a channel or member
+returned while its leaving edge was held back. `h` means that an earlier process stopped while it held back this leaving edge.
 
-A script is sent with those functions of `lua/helpers.lua` that it calls. The server builds the functions again at each call.
+A script contains only the functions of `lua/helpers.lua` that it calls, because the server defines these functions at each call.
 """
 
 import hashlib
@@ -48,19 +49,19 @@ from importlib import resources
 import msgspec
 
 SCHEMA = 1
-"""increase it with each change after which nodes of the previous version misread the keys or messages of this one"""
+"""the version of keys and messages; increase it with each change that nodes of the previous version would misread"""
 MAX_HOOK_EVENTS = 100_000
-"""hook events that wait for their consumer, at most; the server deletes old ones in blocks, so it may keep some more"""
+"""the most hook events that wait for their consumer; the server deletes old events in blocks, so it may keep a few more"""
 CLOCK_MS = 10**13
-"""time to live of a new `BASE:clock`: three centuries"""
+"""the milliseconds that a new `BASE:clock` has to live: three centuries"""
 
 _FOLDER = resources.files(__package__) / "lua"
 
 
 class Script(msgspec.Struct, frozen=True):
-    """A script: its text, and the digest that identifies it once the server has it.
+    """The text of a script, and the digest of this text, by which commands call the script.
 
-    sharded: the same script for a cluster, in which topics are sharded channels.
+    sharded: the text of the same script for a cluster, in which topics are sharded channels.
     """
 
     text: str
@@ -80,7 +81,7 @@ _BASE, _HELPERS = _helpers()
 
 
 def _needed(text: str) -> set[str]:
-    """Returns the names of the helper functions that a text calls, and of those that these call."""
+    """Returns the names of the helper functions that a text calls, directly or through other helper functions."""
     names = {name for name in _HELPERS if re.search(rf"\b{name}\(", text)}
     return names.union(*(_needed(re.sub(r"^local function \w+", "", _HELPERS[name])) for name in names))
 

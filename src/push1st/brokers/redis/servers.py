@@ -1,8 +1,8 @@
-"""Finds the server that holds a shard and connects to it: HELLO, password, database, scripts.
+"""Finds the server that holds a shard, connects and logs in to this server, and loads the scripts.
 
-A broker URL may name the server itself. It may name Sentinel, which returns the address of the master. Or it may name nodes of a
-cluster, which return the address of the master of a slot. The server must also report that it is a master, because after a
-failover the returned address may be out of date.
+A broker URL contains the address of the server itself, the address of Sentinel, or addresses of nodes of a cluster. Sentinel
+returns the address of the master. A node of a cluster returns the address of the master of a slot. The server must also report
+that it is a master, because the returned address may be out of date after a failover.
 """
 
 import asyncio
@@ -18,13 +18,13 @@ from push1st.brokers.redis.scripts import SCRIPTS
 from push1st.config.brokerurl import Address
 
 CONNECT_SECONDS = 5
-"""time until the first exchange with a server must be complete"""
+"""the seconds within which `connect` must find the server, connect to it, and load the scripts"""
 CLUSTER_SHARDS = 16
 SLOTS = 16384
 
 
 class Unusable(Exception):
-    """A server was reached and cannot be used. The text is its error reply, or the reason."""
+    """A server cannot be used, although it may accept connections. The text is the server's error reply, or another reason."""
 
 
 def slot_of(tag: str) -> int:
@@ -33,7 +33,7 @@ def slot_of(tag: str) -> int:
 
 
 def tags(address: Address) -> list[str]:
-    """Returns the hash tags of the shards: one, or in a cluster several that are spread evenly over the slots."""
+    """Returns the hash tags of the shards: one tag, or for a cluster several tags, whose slots are evenly spread."""
     if address.how != "cluster":
         return ["0"]
     found: dict[int, str] = {}
@@ -111,7 +111,7 @@ async def _ask(resp: RespConnection, *command: Argument) -> Any:
 
 
 async def _first(address: Address, ask: Callable[[RespConnection], Any]) -> Any:
-    """Returns the reply of the first host that has one. ask: sends the query on a connection."""
+    """Queries the hosts in order, and returns the first usable reply. The function `ask` sends the query on a connection."""
     exc: Exception = Unusable("no host is given")
     for host, port in address.hosts:
         try:

@@ -1,11 +1,11 @@
-"""One shard: the keys of one hash slot, and this node's side of them, put together.
+"""Creates and connects the parts of a shard, which serve the keys of one hash slot.
 
 | part | subject |
 | --- | --- |
-| `connection.py`, `states.py` | connecting again, and what may be sent in which state |
+| `connection.py`, `states.py` | reconnecting, and the commands that are allowed in each state of the connection |
 | `topics.py`, `requests.py` | subscriptions to topics, and requests to other nodes |
 | `presence.py`, `joining.py` | the roster: joins, leaves, members, users, quotas |
-| `publishing.py` | publishes, batched by topic and turn |
+| `publishing.py` | publishes, in batches of one topic and one turn of the event loop |
 | `lease.py` | this node's lease, and the eviction of dead nodes |
 | `reconcile.py` | registration, and comparison of this node's entries with the broker's copy |
 | `hook_events.py` | hook events, and the consumer that delivers them |
@@ -38,9 +38,9 @@ log = logs.get("push1st.broker")
 class Shard:
     """tag: the hash tag of the shard's keys.
 
-    on_push: takes the messages of topics.
-    owns: whether the keys of an app's channel are in this shard.
-    numbered: called with this node's number in the cluster; None: another shard numbers the node.
+    on_push: a function that takes the messages of topics.
+    owns: a function that returns whether the keys of an app's channel are in this shard.
+    numbered: a function that takes this node's number in the cluster; None if another shard numbers the node.
     """
 
     def __init__(
@@ -93,7 +93,7 @@ class Shard:
             self.connection.send(resp, PUBLISH_CACHED, batch.counted, app, channel, data, cached, batch.milliseconds)
 
     def tick(self, now: float) -> None:
-        """Checks deadlines, renews the lease, and starts what is due. Called several times a second."""
+        """Checks deadlines, and starts due renewals and comparisons. `Shards` calls this method several times a second."""
         self._publishing.tick(now)
         self.connection.tick(now)
         if self.connection.registered_on is not None:

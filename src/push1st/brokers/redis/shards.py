@@ -12,11 +12,11 @@ from push1st.config.brokerurl import Address
 from push1st.errors import Refused
 
 TICK_SECONDS = 0.25
-"""time between two checks of deadlines and leases"""
+"""the seconds between two checks of deadlines and leases"""
 
 
 class Shards:
-    """on_push: takes the index of a shard, and a message of a topic. numbered: called with this node's number in the cluster."""
+    """The shards of a node. `on_push` takes the index of a shard and a message; `numbered` takes this node's number."""
 
     def __init__(
         self,

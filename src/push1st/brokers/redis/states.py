@@ -1,28 +1,28 @@
 """The states of a shard's connection as a table: state and event → next state and actions. Pure.
 
-A failover moves a shard from READY to AWAY, then over REGISTERING and GATED back to READY. While the state is GATED, the node
-does not publish, because other living nodes may not be subscribed to their topics on the new server. An event published now
-would be acknowledged, but would not reach the clients of these nodes.
+During a failover, the state changes from READY to AWAY, REGISTERING, GATED and READY again. While the state is GATED, the node
+does not publish, because other living nodes may not be subscribed to their topics on the new server. An event that is published
+in this state would be acknowledged, but would not reach the clients of these nodes.
 
-If a server only lost the node's lease or its state, the node keeps its connection and its topics. So a node that was READY
-still publishes while it registers again.
+If the server only lost the node's lease, or its own state, the connection and the topics remain. So a node that was READY
+still publishes while the node registers again.
 
 `connection.py` applies the table. An event without a row for the current state changes nothing. For example, the server may
-reject several commands because the same lease has expired. The first error reply changes the state, the others do not.
+reject several commands because the same lease has expired. Only the first of these error replies changes the state.
 """
 
 from enum import Enum
 
 
 class ConnectionState(Enum):
-    """What the node may do with the server of a shard."""
+    """The states of a shard's connection. A state determines the commands that the node may send."""
 
     AWAY = "no connection"
     REGISTERING = "connected: the node registers, subscribes to its topics, and compares its entries"
     GATED = "registered: commands are sent, publishes wait until all other living nodes are subscribed to their topics"
     READY = "registered: commands and publishes are sent"
     GATED_NO_LEASE = "the lease or the state is lost: the node registers again on the same connection"
-    READY_NO_LEASE = "the same, and publishes are still sent"
+    READY_NO_LEASE = "the lease or the state is lost: the node registers again, and publishes are still sent"
     CLOSED = "the node stops"
 
 
@@ -53,9 +53,9 @@ class ConnectionAction(Enum):
 S, E, A = ConnectionState, ConnectionEvent, ConnectionAction
 
 REGISTERED = frozenset({S.GATED, S.READY})
-"""states in which the server has the node's lease, so commands are sent"""
+"""the states in which the server has the node's lease, so commands are sent"""
 PUBLISHING = frozenset({S.READY, S.READY_NO_LEASE})
-"""states in which publishes are sent"""
+"""the states in which publishes are sent"""
 
 TRANSITIONS: dict[tuple[ConnectionState, ConnectionEvent], tuple[ConnectionState, tuple[ConnectionAction, ...]]] = {
     (S.AWAY, E.CONNECTED): (S.REGISTERING, ()),
@@ -87,7 +87,7 @@ TRANSITIONS: dict[tuple[ConnectionState, ConnectionEvent], tuple[ConnectionState
     (S.GATED_NO_LEASE, E.CLOSE): (S.CLOSED, (A.ABORT,)),
     #
     (S.READY_NO_LEASE, E.REGISTERED): (S.READY, (A.RESUME_CALLS,)),
-    (S.READY_NO_LEASE, E.REJECTED): (S.READY_NO_LEASE, ()),  # such as MISCONF: the server still publishes and delivers
+    (S.READY_NO_LEASE, E.REJECTED): (S.READY_NO_LEASE, ()),  # such as MISCONF: the server still delivers messages
     (S.READY_NO_LEASE, E.FAILED): (S.AWAY, (A.ABORT, A.REPORT_AWAY)),
     (S.READY_NO_LEASE, E.FAULT): (S.AWAY, (A.ABORT, A.REPORT_AWAY)),
     (S.READY_NO_LEASE, E.DISCONNECTED): (S.AWAY, (A.REPORT_AWAY,)),

@@ -1,4 +1,4 @@
-"""The topics that this node is subscribed to in a shard: those of its channels, and its inbox."""
+"""Subscribes this node to its topics in a shard: the topics of its channels, and its inbox."""
 
 import asyncio
 from collections.abc import Collection
@@ -10,7 +10,7 @@ from push1st.brokers.redis.resp import RespConnection
 
 
 class ShardTopics:
-    """See the module. node: the name of this node, which is also the name of its inbox."""
+    """See the module. `node` is the name of this node, which is also the name of the node's inbox."""
 
     def __init__(self, keys: Keys, connection: ShardConnection, node: str) -> None:
         self._keys = keys
@@ -39,15 +39,15 @@ class ShardTopics:
         resp.topics(self._keys.unsubscribe, [topic.encode()]).add_done_callback(_ignore)
 
     async def subscribe_all(self, resp: RespConnection) -> list[str]:
-        """Subscribes to all topics on a new connection; returns them. Raises ConnectionLost, ReplyError."""
-        topics = [*sorted(self._names - {self.inbox}), self.inbox]  # the inbox last: `is_subscribed` in `lua/helpers.lua`
+        """Subscribes to all topics of this node on a new connection; returns these topics. Raises ConnectionLost, ReplyError."""
+        topics = [*sorted(self._names - {self.inbox}), self.inbox]  # `is_subscribed` in `lua/helpers.lua` needs the inbox last
         for at in range(0, len(topics), bounds.MAX_TOPICS):
             names = [one.encode() for one in topics[at : at + bounds.MAX_TOPICS]]
             await resp.topics(self._keys.subscribe, names)
         return topics
 
     def drop_unneeded(self, resp: RespConnection, topics: Collection[str]) -> None:
-        """Unsubscribes from topics that this node gave up while `subscribe_all` was waiting."""
+        """Unsubscribes from topics that this node stopped needing while `subscribe_all` was waiting."""
         for topic in set(topics) - self._names:
             self._give_up(resp, topic)
 

@@ -1,8 +1,8 @@
-"""The members and watched users as clients on this node know them, so that each edge reaches these clients once.
+"""Stores the members and watched users that clients on this node know, so that each edge reaches these clients once.
 
-The broker may deliver an edge twice (a node registers again) or not at all (the connection was lost). So each edge is applied to
-a view, and the node delivers the edge only if it changes the view. After an outage the node compares the view with the roster.
-The view of a channel begins with the first join on this node, and ends with the last leave.
+The broker may deliver an edge twice, if a node registers again, or never, if the connection was lost. So the node applies each
+edge to a view, and delivers the edge only if it changes the view. After an outage, the node compares the views with the roster.
+The view of a channel starts with the first join on this node, and ends with the last leave on this node.
 """
 
 from collections.abc import Callable, Iterator
@@ -26,7 +26,7 @@ class Views:
     # Members of presence channels
 
     def begin(self, key: ChannelKey, members: dict[str, Member]) -> None:
-        """Starts the view of a channel, if there is none, with the members that its first clients receive, by user id."""
+        """Starts the view of a channel that has no view. `members` contains the members by user id."""
         self._members.setdefault(key, members)
 
     def members(self, key: ChannelKey) -> dict[str, Member] | None:
@@ -38,14 +38,14 @@ class Views:
         self._members.pop(key, None)
 
     def of(self, owns: Callable[[str, str], bool]) -> list[ChannelKey]:
-        """Returns the channels of one shard that have a view. owns: whether a channel is in the shard."""
+        """Returns the channels of a shard that have a view. The function `owns` returns whether a channel is in the shard."""
         return [key for key in self._members if owns(*key)]
 
     def edge(self, edge: Edge, here: bool) -> None:
         """Delivers an edge, if it changes the view.
 
-        here: whether this node has a connection of the member or user. Then a leaving edge is false: the lease of this node had
-        expired, so another node evicted this node.
+        here: whether this node has a connection of the edge's member or user. If it has, a leaving edge is wrong and is dropped:
+        another node evicted this node, because the lease of this node had expired.
         """
         key = edge.app, edge.channel
         view = self._members.get(key)
@@ -66,7 +66,10 @@ class Views:
             self._status(edge.app, edge.user_id, edge.kind == "on", edge.id, edge.received, edge.socket_id)
 
     def compare(self, key: ChannelKey, members: dict[str, Member], sockets: dict[str, str], stamp: Stamp) -> None:
-        """Delivers what a view lacks. sockets: users with one connection on this node; it receives no edge about itself."""
+        """Compares a channel's view with the members in the roster, and delivers an edge for each difference.
+
+        sockets: users with one connection on this node → the id of this connection, which receives no edge about its own user.
+        """
         view = self._members.get(key)
         if view is None:
             return

@@ -1,7 +1,7 @@
-"""Encodings of the data on topics: batches of messages, edges, requests, replies, and names of new nodes. Pure.
+"""Encodes and decodes the data on topics: batches of messages, edges, requests, replies, and names of new nodes. Pure.
 
-A batch of messages is MessagePack: an array of arrays in the order of the fields of `Message`. All other data begins with a byte
-that cannot begin such an array.
+A batch of messages is a MessagePack array. Each element is an array of the fields of a `Message`. Data of every other kind begins
+with a byte that cannot begin a MessagePack array.
 """
 
 from typing import NamedTuple
@@ -28,7 +28,7 @@ decode_message = _message.decode
 
 
 class Edge(NamedTuple):
-    """A change of a member (`+`, `-`) of a presence channel, or of a signed-in user (`on`, `off`). Scripts publish it."""
+    """An edge from a script: a member joined (`+`) or left (`-`) a presence channel, or a user signed in (`on`) or out (`off`)."""
 
     kind: str
     app: str
@@ -52,7 +52,7 @@ def decode_node(data: bytes) -> str:
 
 
 class TopicRequest(msgspec.Struct, frozen=True, array_like=True):
-    """A request to all nodes that are subscribed to a topic. inbox: the topic for replies, which contain the number."""
+    """A request to all nodes that are subscribed to a topic. `inbox` is the topic for replies; each reply contains `number`."""
 
     inbox: str
     number: int

@@ -1,4 +1,4 @@
--- Returns the cached event of a channel, or false; and the milliseconds left of it.
+-- Returns the cached event of a channel or false, and the milliseconds for which the event is still cached.
 --
 -- KEYS[1]  base of the shard's keys
 -- ARGV[1]  key of the cached event

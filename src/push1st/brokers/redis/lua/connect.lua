@@ -3,10 +3,10 @@
 -- KEYS[1]  base of the shard's keys
 -- ARGV[1]  node
 -- ARGV[2]  app
--- ARGV[3]  number of the node's connections
--- ARGV[4]  most connections on all nodes; 0 is no limit
+-- ARGV[3]  number of the node's connections to the app
+-- ARGV[4]  the most connections to the app on all nodes; 0 stands for no limit
 --
--- Returns 0 if a new connection would exceed the limit, else 1.
+-- Returns 0 if the new connections would exceed the limit, else 1.
 local node, app, n, most = ARGV[1], ARGV[2], tonumber(ARGV[3]), tonumber(ARGV[4])
 if not has_lease(node) then return redis.error_reply('NOLEASE no lease') end
 local mine, field = base .. ':n:' .. node, 'q/' .. app

@@ -1,16 +1,16 @@
--- Defers a leave that happened while the node had no connection, before the server lost its state.
+-- Defers a leave that the server had not received before it lost its state.
 --
 -- KEYS[1]   base of the shard's keys
 -- ARGV[1]   node
--- ARGV[2]   what is left: m (member), c (channel) or u (user)
+-- ARGV[2]   m (a member left), c (a channel was vacated) or u (a user signed out)
 -- ARGV[3]   app
 -- ARGV[4]   channel
 -- ARGV[5]   user
--- ARGV[6]   socket
--- ARGV[7]   id
--- ARGV[8]   received
--- ARGV[9]   edges that hooks want
--- ARGV[10]  info
+-- ARGV[6]   socket id
+-- ARGV[7]   id of the edge
+-- ARGV[8]   time of the edge
+-- ARGV[9]   letters of the edges that hooks receive
+-- ARGV[10]  user info
 local node, kind, app, channel, user = ARGV[1], ARGV[2], ARGV[3], ARGV[4], ARGV[5]
 local socket, id, received, hooked, info = ARGV[6], ARGV[7], ARGV[8], ARGV[9], ARGV[10]
 if not has_lease(node) then return redis.error_reply('NOLEASE no lease') end

@@ -1,15 +1,15 @@
 -- Removes entries of a dead node: first all members and users, then all channels, because a channel is vacated after its
--- members were removed.
+-- members are removed.
 --
 -- KEYS[1]   base of the shard's keys
 -- ARGV[1]   the dead node
--- ARGV[2]   received
--- ARGV[3]   edges that hooks want: app, newline, edges, between slashes
--- ARGV[4]   where to continue: m or c, and a cursor
--- ARGV[5…]  ids of edges; one call removes at most as many entries
+-- ARGV[2]   time of the edges
+-- ARGV[3]   app, newline and letters of the edges that hooks receive, for each app, between slashes
+-- ARGV[4]   place from which this call continues: m (members and users) or c (channels), and a cursor; m0 at the start
+-- ARGV[5…]  one id for each edge; the number of these ids is the most entries that one call removes
 --
--- Returns the place from which the next call continues, or false at the end; and app and channel of each channel to which other
--- nodes still have subscriptions. The place has a cursor, because a scan from the start would pass all removed entries again.
+-- Returns the place from which the next call continues, or false at the end. Also returns the app and the name of each channel to
+-- which other nodes still have subscriptions. The place contains a cursor, because a scan from the start would take longer.
 local node, received, all_hooked = ARGV[1], ARGV[2], ARGV[3]
 local phase, cursor = string.sub(ARGV[4], 1, 1), string.sub(ARGV[4], 2)
 if has_lease(node) then return {false, {}} end

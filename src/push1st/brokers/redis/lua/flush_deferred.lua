@@ -1,9 +1,9 @@
--- Publishes deferred leaves, in the order in which they happened.
+-- Publishes deferred leaves in the order of the leaves.
 --
 -- KEYS[1]  base of the shard's keys
--- ARGV[1]  most leaves to publish
+-- ARGV[1]  the most leaves that one call publishes
 --
--- Returns 1 if there may be more, else 0.
+-- Returns 1 if there may be more deferred leaves, else 0.
 local most = tonumber(ARGV[1])
 allow_when_full()
 if recovering() then return 0 end

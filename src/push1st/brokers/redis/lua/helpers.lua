@@ -1,15 +1,15 @@
--- Functions that several scripts share. `scripts.py` puts only those functions before a script that the script calls, because the
--- server builds the functions again at each call. CLOCK, MAX_HOOK_EVENTS and PUBLISH stand for constants of `scripts.py`.
+-- Functions that several scripts share. `scripts.py` puts before a script only the functions that the script calls, because the
+-- server defines these functions at each call. CLOCK, MAX_HOOK_EVENTS and PUBLISH stand for constants of `scripts.py`.
 
 local base = KEYS[1]
 
--- Publishes a join or a leave of a member, or a sign-in or sign-out, to the nodes that are subscribed to the channel.
+-- Publishes an edge to the nodes that are subscribed to the channel: a join or leave of a member, or a sign-in or sign-out.
 local function edge(kind, app, channel, user, socket, id, received, info)
   redis.call(PUBLISH, base .. ':t:' .. app .. '/' .. channel,
     '\1' .. table.concat({kind, app, channel, user, socket, id, received, info}, '\0'))
 end
 
--- Adds an event for hooks to the stream.
+-- Adds a hook event to the stream.
 local function hook_event(kind, way, app, channel, received, socket, user, info)
   redis.call('XADD', base .. ':facts', 'MAXLEN', '~', MAX_HOOK_EVENTS, '*', 'k', kind, 'a', app, 'c', channel, 't', received,
     's', socket, 'u', user, 'i', info, 'w', way)
@@ -19,8 +19,8 @@ local function wants(hooked, way) return string.find(hooked, way, 1, true) ~= ni
 
 local function has_lease(node) return redis.call('EXISTS', base .. ':lease:' .. node) == 1 end
 
--- Returns the milliseconds since an arbitrary moment, on the server's clock. The command TIME would do this as well, but the
--- user of the broker would need one more right for it (docs/scaling.md).
+-- Returns the milliseconds since an arbitrary moment, on the server's clock. The script does not use the command TIME, because
+-- the user of the broker would need one more permission for this command (docs/scaling.md).
 local function clock()
   local left = redis.call('PTTL', base .. ':clock')
   if left < 0 then
@@ -30,32 +30,32 @@ local function clock()
   return string.format('%.0f', CLOCK - left)
 end
 
--- Splits a field of `gone` or `held` into m, c or u, app, channel, user.
+-- Splits a field of BASE:gone or BASE:held into its parts: the letter m, c or u, then app, channel and user.
 local function parts(field)
   local kind, app, rest = string.match(field, '^(.)/([^/]*)/(.*)$')
   if kind ~= 'm' then return kind, app, rest, '' end
   return kind, app, string.match(rest, '^([^\n]*)\n(.*)$')
 end
 
--- Holds back a leaving edge for hooks. `read.lua` releases the edge, unless the channel or member is back by then.
+-- Holds back a leaving edge from hooks. `read.lua` releases the edge later, unless the channel or member has returned before.
 local function hold(field, left, socket, received, info)
   redis.call('HSET', base .. ':held', field, table.concat({left, socket, received, info}, '\0'))
   redis.call('RPUSH', base .. ':held:order', left .. ' ' .. field)
 end
 
--- Lets a script write although the server's memory is full. Such a server rejects a script whose first write
--- may need memory. After a first write that needs no memory, it accepts all writes of the script. So leaves and registrations are
+-- Allows a script to write although the server's memory is full. Such a server rejects a script whose first write may need
+-- memory. After a first write that needs no memory, the server accepts all writes of the script. So leaves and registrations are
 -- always possible.
 local function allow_when_full() redis.call('DEL', base .. ':none') end
 
--- A node subscribes to its inbox last, so a node whose inbox has a subscriber is subscribed to all its topics.
+-- Returns whether a node is subscribed to all its topics. A node subscribes to its inbox last, so the inbox shows this.
 local function is_subscribed(node)
   return redis.call('PUBSUB', PUBLISH == 'SPUBLISH' and 'SHARDNUMSUB' or 'NUMSUB', base .. ':t:/' .. node)[2] > 0
 end
 
--- Returns how many other living nodes would miss an event that is published now. If fewer than `least` milliseconds of a node's
--- lease are left, the node has closed its connection, even if the server has not detected this yet.
--- A node that has just started (least is 0) does not wait for nodes without a connection, because they may be dead.
+-- Returns the number of other living nodes that would miss an event that is published now. A node whose lease ends in fewer than
+-- `least` milliseconds has closed its connection, even if the server has not detected this yet.
+-- A node that has just started (`least` is 0) does not wait for nodes without a connection, because these nodes may be dead.
 local function nodes_not_here(node, least)
   local some = 0
   for _, other in ipairs(redis.call('SMEMBERS', base .. ':nodes')) do
@@ -74,10 +74,10 @@ local function nodes_not_here(node, least)
   return some
 end
 
--- Returns whether nodes register their entries again, because the server has lost its state.
+-- Returns whether the recovery is going on: nodes register their entries again, because the server has lost its state.
 local function recovering() return redis.call('EXISTS', base .. ':recovering') == 1 end
 
--- Sets the number of a node's subscriptions to a channel. Returns the number of all nodes, and the difference.
+-- Sets the number of a node's subscriptions to a channel. Returns the number of subscriptions on all nodes, and the change.
 local function count(mine, app, channel, n)
   local field = 'c/' .. app .. '/' .. channel
   local old = tonumber(redis.call('HGET', mine, field) or '0')
@@ -88,14 +88,14 @@ local function count(mine, app, channel, n)
   return total, n - old
 end
 
--- Defers a leave during recovery, because another node may still register the same channel, member or user.
--- `flush_deferred.lua` publishes the leave when recovery is over, unless the channel, member or user is back by then.
+-- Defers a leave during the recovery, because another node may still register the same channel, member or user.
+-- `flush_deferred.lua` publishes the leave after the recovery, unless the channel, member or user has returned before.
 local function defer(field, left, socket, id, received, hooked, info)
   local deferred = table.concat({left, socket, id, received, hooked, info}, '\0')
   if redis.call('HSET', base .. ':gone', field, deferred) == 1 then redis.call('RPUSH', base .. ':gone:order', field) end
 end
 
--- Removes the field of a channel, member or user that enters from `gone` and `held`. Returns the `w` of the entering event.
+-- Removes the field of a returning channel, member or user from BASE:gone and BASE:held. Returns `w` of the entering hook event.
 local function entering(field, hooked)
   local held = redis.call('HDEL', base .. ':held', field) == 1
   if redis.call('HDEL', base .. ':gone', field) == 1 then return 'r' end

@@ -1,16 +1,16 @@
--- Holds back a leaving edge that an earlier process had held back when it stopped.
+-- Holds back a leaving edge that an earlier process held back until it stopped.
 --
 -- KEYS[1]  base of the shard's keys
 -- ARGV[1]  node
--- ARGV[2]  m (member) or c (channel)
+-- ARGV[2]  m (a member left) or c (a channel was vacated)
 -- ARGV[3]  app
 -- ARGV[4]  channel
 -- ARGV[5]  user
--- ARGV[6]  socket
--- ARGV[7]  received
--- ARGV[8]  info
+-- ARGV[6]  socket id
+-- ARGV[7]  time of the edge
+-- ARGV[8]  user info
 --
--- Returns 0 if the member or channel exists, or its leaving edge is held back already; else 1.
+-- Returns 1 if this call holds back the edge. Returns 0 if the member or channel exists, or if its edge was held back already.
 local node, kind, app, channel, user = ARGV[1], ARGV[2], ARGV[3], ARGV[4], ARGV[5]
 local socket, received, info = ARGV[6], ARGV[7], ARGV[8]
 if not has_lease(node) then return redis.error_reply('NOLEASE no lease') end

@@ -1,18 +1,18 @@
--- Adds subscriptions of a node to a channel, and their members.
+-- Adds subscriptions of a node to a channel, and the members of these subscriptions.
 --
 -- KEYS[1]   base of the shard's keys
 -- ARGV[1]   node
 -- ARGV[2]   app
 -- ARGV[3]   channel
--- ARGV[4]   number of the node's subscriptions to the channel, with the new ones
--- ARGV[5]   most members of the channel; 0 is no limit
--- ARGV[6]   contains m if the members are wanted, k if the cached event is wanted
--- ARGV[7]   edges that hooks want (see `scripts.py`)
+-- ARGV[4]   number of the node's subscriptions to the channel, the new subscriptions included
+-- ARGV[5]   the most members of the channel; 0 stands for no limit
+-- ARGV[6]   letters of the data to return: m (members), k (cached event), both, or none
+-- ARGV[7]   letters of the edges that hooks receive (`scripts.py`)
 -- ARGV[8]   1 if the node registers its entries again
--- ARGV[9…]  for each subscription that joins: user or '', info, socket, id, received
+-- ARGV[9…]  for each new subscription: user or '', user info, socket id, id of the edge, time of the edge
 --
--- Returns the number of subscriptions on all nodes, the members, the cached event and the milliseconds left of it, and a result
--- for each subscription: 1 is a new member, 2 a member that exceeds the limit, 0 neither.
+-- Returns the number of subscriptions on all nodes, the members, the cached event with the milliseconds for which it is still
+-- cached, and a result for each new subscription: 1 for a new member, 2 for a member that exceeds the limit, else 0.
 local node, app, channel, n, most = ARGV[1], ARGV[2], ARGV[3], tonumber(ARGV[4]), tonumber(ARGV[5])
 local want, hooked, registers_again = ARGV[6], ARGV[7], ARGV[8] == '1'
 if not has_lease(node) then return redis.error_reply('NOLEASE no lease') end

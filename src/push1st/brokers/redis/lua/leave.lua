@@ -1,15 +1,15 @@
--- Removes a subscription of a node from a channel, and its member.
+-- Removes a subscription of a node from a channel, and removes its member if the member has left the node.
 --
 -- KEYS[1]  base of the shard's keys
 -- ARGV[1]  node
 -- ARGV[2]  app
 -- ARGV[3]  channel
--- ARGV[4]  number of the node's subscriptions that are left
--- ARGV[5]  user that is no longer on this node, or ''
--- ARGV[6]  socket
--- ARGV[7]  id
--- ARGV[8]  received
--- ARGV[9]  edges that hooks want
+-- ARGV[4]  number of the node's remaining subscriptions to the channel
+-- ARGV[5]  user without further connections on this node, or ''
+-- ARGV[6]  socket id
+-- ARGV[7]  id of the edge
+-- ARGV[8]  time of the edge
+-- ARGV[9]  letters of the edges that hooks receive
 --
 -- Returns the number of subscriptions on all nodes.
 local node, app, channel, n, user = ARGV[1], ARGV[2], ARGV[3], tonumber(ARGV[4]), ARGV[5]

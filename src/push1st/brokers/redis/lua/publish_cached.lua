@@ -3,11 +3,11 @@
 -- KEYS[1]  base of the shard's keys
 -- ARGV[1]  app
 -- ARGV[2]  channel
--- ARGV[3]  message
--- ARGV[4]  event to cache
--- ARGV[5]  milliseconds for which the event is cached; 0 clears the cache
+-- ARGV[3]  batch of messages to publish
+-- ARGV[4]  message to cache
+-- ARGV[5]  milliseconds for which the message is cached; 0 removes the cached message
 --
--- Returns the number of subscriptions on all nodes, or false.
+-- Returns the number of subscriptions to the channel on all nodes, or false if there are none.
 local app, channel, message, cached, left = ARGV[1], ARGV[2], ARGV[3], ARGV[4], ARGV[5]
 local name = app .. '/' .. channel
 if tonumber(left) > 0 then

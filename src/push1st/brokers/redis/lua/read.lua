@@ -1,14 +1,14 @@
--- Renews the lease of the consumer, and removes the hook events that were delivered. Releases leaving edges that were held back
--- long enough, unless nodes still register their entries again.
+-- Renews the lease of the consumer, and removes the delivered hook events. Outside a recovery, releases the leaving edges that were
+-- held back long enough.
 --
 -- KEYS[1]  base of the shard's keys
 -- ARGV[1]  node
 -- ARGV[2]  milliseconds of the lease
--- ARGV[3]  last hook event that was delivered
+-- ARGV[3]  id of the last delivered hook event
 -- ARGV[4]  milliseconds for which leaving edges are held back
--- ARGV[5]  most edges to release
+-- ARGV[5]  the most leaving edges that one call releases
 --
--- Returns 1 if this node is still the consumer, else 0; and the milliseconds left of the recovery.
+-- Returns 1 if this node is still the consumer, else 0. Also returns the milliseconds until the end of a recovery, or 0.
 local node, lease, delivered, held_for, most = ARGV[1], ARGV[2], ARGV[3], ARGV[4], tonumber(ARGV[5])
 if redis.call('GET', base .. ':reader') ~= node then return {0, 0} end
 allow_when_full()
@@ -26,7 +26,7 @@ for _ = 1, most do
   local held = redis.call('HGET', base .. ':held', field)
   if held then
     local since, socket, received, info = string.match(held, '^(%Z*)%z(%Z*)%z(%Z*)%z(.*)$')
-    if since == left then  -- otherwise the channel or member returned and left again
+    if since == left then  -- another time shows that the channel or member returned and left again
       redis.call('HDEL', base .. ':held', field)
       local kind, app, channel, user = parts(field)
       hook_event(kind == 'm' and 'member-removed' or 'vacated', 's', app, channel, received, socket, user, info)

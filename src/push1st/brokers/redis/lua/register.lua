@@ -1,19 +1,19 @@
--- Registers a node when it starts, after it has lost its connection, and after the server has lost its state.
+-- Registers a node when the node starts, after the node has lost its connection, and after the server has lost its state.
 --
 -- KEYS[1]   base of the shard's keys
 -- ARGV[1]   node
--- ARGV[2]   epoch that the state gets if it has none
--- ARGV[3]   epoch that the node knows, or ''
+-- ARGV[2]   epoch for a state that has no epoch
+-- ARGV[3]   epoch at the node's previous registration, or ''
 -- ARGV[4]   milliseconds of the lease
--- ARGV[5]   milliseconds of the recovery, in which nodes register their entries again
--- ARGV[6]   number for message ids that the node wants, or -1
+-- ARGV[5]   milliseconds of the recovery, during which nodes register their entries again
+-- ARGV[6]   number for message ids that the node prefers; -1 if the node needs no number
 -- ARGV[7]   `least` of `nodes_not_here`
 -- ARGV[8]   `SCHEMA` of the node
--- ARGV[9…]  other nodes that were alive according to this node
+-- ARGV[9…]  other nodes that were alive as far as this node knows
 --
--- Returns the epoch, the milliseconds left of the recovery, the number for message ids, how many nodes are missing
--- (`nodes_not_here`), and 1 if the node's lease had expired but the state still exists. In that case other leases may have expired
--- too. Returns an error if the keys have another schema. Keys without a schema were written by a build without schemas, and have
+-- Returns the epoch, the milliseconds until the end of the recovery, the number for message ids, the number of missing nodes
+-- (`nodes_not_here`), and 1 if the node's lease had expired but the state still exists. Other leases may have expired then, too.
+-- Returns an error if the keys have another schema. A version without schemas wrote keys without a schema; these keys have
 -- schema 1.
 local node, new_epoch, known, lease, recovery = ARGV[1], ARGV[2], ARGV[3], ARGV[4], ARGV[5]
 local number, least, own_schema = tonumber(ARGV[6]), tonumber(ARGV[7]), ARGV[8]

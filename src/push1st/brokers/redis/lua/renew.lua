@@ -3,13 +3,14 @@
 -- KEYS[1]  base of the shard's keys
 -- ARGV[1]  node
 -- ARGV[2]  milliseconds of the lease
--- ARGV[3]  term of the node's ledger, 0 if it has none, -1 if the node may not read the hook events
+-- ARGV[3]  term of the node's ledger; 0 if the node has no ledger; -1 if the node must not become the consumer
 -- ARGV[4]  1 if the node has just subscribed to its topics
--- ARGV[5]  `least` of `nodes_not_here`, or '' if these need not be counted
+-- ARGV[5]  `least` of `nodes_not_here`, or '' to not count the missing nodes
 --
--- Returns the epoch, the milliseconds left of the recovery, the term if this node is the consumer (negative if another node was
--- the consumer before; else 0), the dead nodes, 1 if leaves are deferred, the number of missing nodes, and the living nodes.
--- During recovery the previous consumer remains the consumer, because only that node has the ledger.
+-- Returns the epoch, the milliseconds until the end of the recovery, the term of the consumer, the dead nodes, 1 if there are
+-- deferred leaves to publish, the number of missing nodes, and the other living nodes. The term is 0 if this node is not the
+-- consumer, and negative if another node was the consumer before.
+-- During the recovery, the previous consumer remains the consumer, because only the node of this consumer has the ledger.
 local node, lease, ledger, just_subscribed, least = ARGV[1], ARGV[2], tonumber(ARGV[3]), ARGV[4] == '1', ARGV[5]
 if not has_lease(node) then return redis.error_reply('NOLEASE no lease') end
 redis.call('PEXPIRE', base .. ':lease:' .. node, lease)

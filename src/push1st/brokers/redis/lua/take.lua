@@ -1,10 +1,10 @@
--- Removes held edges for the last node, which stores them itself.
+-- Removes held leaving edges for the last node, which stores these edges itself.
 --
 -- KEYS[1]  base of the shard's keys
 -- ARGV[1]  node
--- ARGV[2]  most edges to remove
+-- ARGV[2]  the most edges that one call removes
 --
--- Returns 1 if there are more, else 0; and field and value of each edge.
+-- Returns 1 if there are more edges, else 0. Also returns the field and the value of each removed edge.
 local node, most = ARGV[1], ARGV[2]
 if redis.call('GET', base .. ':reader') ~= node then return {0, {}} end
 allow_when_full()
