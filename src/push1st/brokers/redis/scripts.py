@@ -5,11 +5,11 @@ All keys of a shard are in one hash slot. Every key begins with the base of the 
     BASE:schema       the version of this layout: `SCHEMA` of the node that wrote it; nodes with another schema are rejected.
     BASE:epoch        a word that identifies the state; after the server has lost its state, the word is another.
     BASE:recovering   exists during the recovery, in which nodes register their entries again after a loss of the state.
-    BASE:gone         hash of leaves during the recovery: a field as in BASE:n:NODE, for a channel, member or user that left
-                      all nodes → when, socket, id, received, letters of the edges that hooks receive, info; published after the recovery.
+    BASE:gone         hash of leaves that are deferred until the end of the recovery: field of a channel, member or user, as in
+                      BASE:n:NODE → when, socket, id, received, letters of the edges that hooks receive, info.
     BASE:gone:order   list of the fields of BASE:gone, in the order of the leaves.
-    BASE:held         hash of leaves whose hook events are held back: a field as in BASE:n:NODE, for a channel or member that left
-                      and may return at once → when, socket, received, info.
+    BASE:held         hash of leaves whose hook events are held back, because most members return at once: field of a channel or
+                      member, as in BASE:n:NODE → when, socket, received, info.
     BASE:held:order   list of the entries of BASE:held, oldest first: the time and the field of each entry.
     BASE:nodes        set of the nodes that may have entries.
     BASE:lease:NODE   exists while the node is alive: `new` before the node subscribes to its topics for the first time, `there`

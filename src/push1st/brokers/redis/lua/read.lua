@@ -1,5 +1,5 @@
--- Renews the lease of the consumer, and removes the delivered hook events. Outside a recovery, releases the leaving edges that were
--- held back long enough.
+-- Renews the lease of the consumer, and removes the delivered hook events. Outside a recovery, also releases the leaving edges
+-- that were held back long enough.
 --
 -- KEYS[1]  base of the shard's keys
 -- ARGV[1]  node
