@@ -27,7 +27,10 @@ PAGE = Path(__file__).with_name("configuration.md")
 Path_ = tuple[str, ...]
 
 ABOUT: dict[str, str] = {
-    "server.listen": "Addresses that accept WebSockets and signed API calls. With `false`, the server has no such address.",
+    "server.listen": (
+        "Addresses that accept WebSockets and signed API calls. "
+        "With `false`, the server listens only on the addresses of `api.listen`."
+    ),
     "server.ssl.enable": "Whether the addresses of `server.listen` use TLS. Unix sockets never use TLS.",
     "server.ssl.key": (
         "File with the private key of the certificate. Without key and certificate, the server makes a self-signed "
@@ -76,7 +79,7 @@ ABOUT: dict[str, str] = {
     ),
     "log.format": "Format of the log on standard error: `text` for people, or `json` with one JSON object in each line.",
     "log.level": (
-        "The server logs no events below this level. At the level `debug`, it logs each rejection, with the text of the answer."
+        "The server logs no events below this level. At the level `debug`, the log has each rejection, with the text of the answer."
     ),
     "credentials": "Files that contain the apps. Relative paths start at the folder of the configuration file.",
     "APP.enable": (
