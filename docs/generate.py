@@ -79,7 +79,7 @@ ABOUT: dict[str, str] = {
     ),
     "log.format": "Format of the log on standard error: `text` for people, or `json` with one JSON object in each line.",
     "log.level": (
-        "The server logs no events below this level. At the level `debug`, the log has each rejection, with the text of the answer."
+        "The server logs no events below this level. At the level `debug`, the log has each rejection and the text of its answer."
     ),
     "credentials": "Files that contain the apps. Relative paths start at the folder of the configuration file.",
     "APP.enable": (

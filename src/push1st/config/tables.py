@@ -118,7 +118,7 @@ API: Table = {
     "keep-alive-timeout": Key(read=whole(1, SECONDS_A_DAY, "seconds"), unset={"0": "0 means the default here: 10 seconds"}),
     "whitelist": _WHITELIST,
     "trust": Key(read=networks(unix=True)),
-    "interface": Key(read=word("pusher"), dropped=True, unset={"push1st": "push1st has no effect here: the API has one interface"}),
+    "interface": Key(read=word("pusher"), dropped=True, unset={"push1st": "push1st has no effect here: there is one interface"}),
     "threads": Key(note="has no effect here; use server.workers"),
     "accept": Key(note="has no effect here"),
     "module": Key(

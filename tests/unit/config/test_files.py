@@ -76,7 +76,7 @@ def test_a_configuration_of_the_package_of_push1st_loads():
         f"server.yml:20: server.websocket.activity-timeout: {timeout}",
         "server.yml:28: server.smpp: has no effect here: there is no SMPP gateway",
         "server.yml:38: api.keep-alive-timeout: 0 means the default here: 10 seconds",
-        "server.yml:39: api.interface: push1st has no effect here: the API has one interface",
+        "server.yml:39: api.interface: push1st has no effect here: there is one interface",
         "server.yml:44: log.syslog: has no effect here; see log.format and log.level",
         "server.yml:45: log.remote: has no effect here; see log.format and log.level",
         f"apps/app.yml:2: app-test.enbale: {APP['enbale'].note}",
