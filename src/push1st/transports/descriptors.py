@@ -3,8 +3,7 @@
 A new descriptor has the lowest free number (POSIX open(2)). So the descriptor of a new connection shows how many descriptors the
 whole process uses. The last `SPARE` descriptors below the limit are reserved:
 
-- Clients with the first quarter of the reserved descriptors get an answer, such as a rejection or the answer of `/health`. Then
-  the server disconnects these clients.
+- Clients with the first quarter of the reserved descriptors get an answer, such as that of `/health`, and are then disconnected.
 - Connections to the API may use the first three quarters of the reserved descriptors.
 - The last quarter of the reserved descriptors is for the process itself: its broker, its hooks and its files.
 

@@ -22,7 +22,7 @@ from push1st.transports.context import EdgeContext
 from push1st.transports.places import Crowded
 
 LEAST_BODY = 65_536
-"""number of bytes that a request's body may have on every path and in every app"""
+"""size in bytes up to which the server accepts a request's body on every path and for every app"""
 
 _SLASHES = re.compile("//+")
 
@@ -137,7 +137,7 @@ class Handler(Protocol):
 class Route(NamedTuple):
     """A handler and the paths that it serves.
 
-    prefixes: the prefixes of the paths.
+    prefixes: the prefixes that the paths may have.
     tail: a regular expression, with groups, for the part of a path after the prefix.
     """
 
@@ -148,8 +148,7 @@ class Route(NamedTuple):
 
 Serve = Callable[[Request], MaybeAwaitable[Response]]
 UpgradeHandler = Callable[[Handshake, asyncio.Transport, bytes, bytes], Response | SocketOwner]
-"""a function that serves a WebSocket handshake; returns the protocol that has taken over the socket, or an answer that rejects
-the handshake
+"""a function that serves a handshake; returns the protocol that has taken over the socket, or an answer that rejects the client
 
 The third argument contains the client's input after the handshake. The fourth argument contains the answers to earlier requests,
 which the protocol writes first.
@@ -170,7 +169,7 @@ class Handlers:
         self.serve = serve
         self.upgrade = upgrade
         self.least_body = max(context.config.server.max_payload, LEAST_BODY)
-        """number of bytes that a request's body may have in every app"""
+        """size in bytes up to which the server accepts a request's body for every app"""
         self._api_paths = tuple(dict.fromkeys((context.config.api.path, "/apps/")))
         paths = [(f"(?:{'|'.join(map(re.escape, route.prefixes))}){route.tail}", route) for route in routes if route.prefixes]
         self._routes = [(re.compile(path + r"\Z"), route.handler) for path, route in paths]

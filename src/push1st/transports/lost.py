@@ -1,8 +1,8 @@
 """Processes the input that arrived before a connection was lost, and discards the output of lost connections.
 
 A client may send requests, and then close its socket without reading the answers. The worker notices the closed socket when a
-write fails, or when the input ends. Some input may still be unprocessed when the worker notices the closed socket (decision
-0013). The lost connection gets the transport `LOST`, and processes its input as usual.
+write fails, or when the input ends. At this time some input may still be unprocessed, because each turn processes only a slice of
+the input (decision 0013). The lost connection gets the transport `LOST`, and processes its input as usual.
 """
 
 import asyncio

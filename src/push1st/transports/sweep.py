@@ -2,7 +2,7 @@
 
 The sweep has a table of connections by the second of their next deadline. In the second of the deadline the sweep calls the
 method `due` of the connection, which returns the time of the next call. When a client sends input, its connection only stores
-the time. So an idle connection costs one call in each activity timeout, and has no timer of its own.
+the time of the input. So an idle connection costs one call in each activity timeout, and has no timer of its own.
 
 The sweep enforces a deadline only after the server has read all bytes that clients sent before the deadline. So the event loop
 reads all sockets between the tick of the timer and the calls of `due`. If the process did not run for some time (because it was

@@ -7,11 +7,11 @@ A turn bounds the time that one connection may use (decision 0013):
 - The worker does not read from a connection with a backlog, so the kernel slows down the client.
 - In each turn, connections with a backlog process one slice each, in rotation. All backlogs together get as much time as the new
   input of the turn needed, and `BACKLOG_SECONDS` at least.
-- The worker does not read from a connection again in the same turn if the last read returned `LONG_READ` bytes or more. Otherwise
-  the event loop would continue to read from a client that sends fast. The whole input of such a long read is a backlog.
+- The worker does not read from a connection again in the same turn if the last read returned `LONG_READ` bytes or more. Without
+  this rule the event loop would continue to read from a client that sends fast. The whole input of a long read is a backlog.
 
-A turn also bounds the time for all connections together: it processes new input for `INPUT_SECONDS`. The next turns process the
-remaining input before newer input. So a turn stays short even if thousands of clients flood the worker at the same time.
+All connections together process new input for at most `INPUT_SECONDS` in a turn. The next turns process the remaining input
+before newer input. So a turn stays short even if thousands of clients flood the worker at the same time.
 
 A client may send input, and then close its socket. The worker still processes the backlog of such a lost connection, and discards
 the answers (`lost.py`).
