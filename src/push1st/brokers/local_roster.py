@@ -30,7 +30,7 @@ class ChannelEntry:
     """A channel with subscriptions on this worker.
 
     subscriptions: the number of the channel's subscriptions on this worker.
-    confirmed: whether the broker has confirmed at least one subscription since this entry exists.
+    confirmed: whether the broker has confirmed at least one subscription of this entry.
     members: the channel's members on this worker, by user id.
     """
 
@@ -60,7 +60,7 @@ class ChannelEntry:
 class Departure(NamedTuple):
     """The changes that the removal of a subscription caused.
 
-    member: the member whose last connection on this worker was removed; else None.
+    member: the member whose last connection on this worker was removed; None if no member left.
     member_confirmed: whether the broker had confirmed this member.
     vacated: whether the channel has no other subscription on this worker.
     channel_confirmed: whether the broker had confirmed any subscription to the channel.
@@ -73,7 +73,7 @@ class Departure(NamedTuple):
 
 
 class LocalRoster:
-    """This worker's part of the roster: its channels by app, and the subscriptions and members of each channel."""
+    """This worker's part of the roster: the channels of each app, with their subscriptions and members on this worker."""
 
     def __init__(self) -> None:
         self._apps: dict[str, dict[str, ChannelEntry]] = {}

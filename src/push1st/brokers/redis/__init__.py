@@ -1,10 +1,10 @@
-"""The broker for several workers and machines. It keeps the roster, the users and the hook events in a Redis or Valkey server.
+"""Implements the broker for several workers and machines with a Redis or Valkey server, which keeps the state of the cluster.
 
 `shards.py` divides the channels of all apps among shards. `shard.py` lists the modules of a shard. `scripts.py` lists the keys
 in the server, and loads the Lua scripts. `resp.py` is a connection to a server, and `servers.py` finds the server of a shard.
 
-The roster and the topics of a shard share one connection. On it, replies and messages arrive in the order of the changes. So a
-join or a leave is either in a member list or arrives after the list, and a subscription receives all messages after its join.
+The roster and the topics of a shard share one connection, so replies and messages arrive in the order of the server's changes.
+A join or a leave is either in a member list or arrives after this list. A subscription receives all messages after its join.
 """
 
 import asyncio
@@ -66,7 +66,7 @@ class Redis:
     node: the name of this node; no other worker has or had the same name.
     local_roster: the local roster of this worker.
     hooked: a function that returns a mapping: app with hooks → letters of the edges that the hooks receive (`scripts.py`).
-    numbered: a function that takes this node's number in the cluster (below 1024); the ids of this node's messages end in it.
+    numbered: a function that takes this node's number in the cluster, below 1024; the node's message ids end in this number.
     timings: the durations of leases, waits and retries.
     """
 
@@ -115,7 +115,7 @@ class Redis:
         await self._shards.close()
 
     def workers(self, nodes: Collection[str]) -> None:
-        """Stores the supervisor's complete list of living nodes, and tries at once to connect.
+        """Stores the supervisor's complete list of living nodes, and tries at once to connect to the server.
 
         Only a supervisor that runs the embedded engine sends this list: when a node starts or ends, and when the engine is ready.
         After a new connection, this node waits for the nodes in the list before it publishes, and for no other nodes.
@@ -146,7 +146,7 @@ class Redis:
                 self._shards.all[index].requests.replied(*decode_reply(data))
             elif data[0] == NODE:
                 self._shards.all[index].lease.node_subscribed(decode_node(data))
-        except (msgspec.DecodeError, UnicodeDecodeError, ValueError, IndexError) as exc:  # such as data of another release
+        except (msgspec.DecodeError, UnicodeDecodeError, ValueError, IndexError) as exc:  # another version may send such data
             log.error("data of the broker cannot be decoded", reason=str(exc))
 
     async def subscribe(self, app: str, channel: str) -> None:
@@ -229,7 +229,7 @@ class Redis:
         online: dict[str, bool] = {}
         for shard, some in shards.items():
             online |= await shard.roster.online(app, some)
-        # Edges may have arrived since the first shard replied. The views already contain these edges.
+        # The views also contain the edges that have arrived since the first shard replied.
         return frozenset(user for user, first in online.items() if self._views.status(app, user, first))
 
     # Hook events

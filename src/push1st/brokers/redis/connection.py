@@ -1,9 +1,9 @@
 """Keeps a shard connected: reconnects after the loss of a connection, registers the node again, and sends commands.
 
-The states of the connection and the transitions between these states are a table in `states.py`. This module applies the table.
+The states of the connection and the transitions between these states are a table in `states.py`, which this module applies.
 
 An acknowledged event must reach every living node. So a node that has reconnected publishes only when all other living nodes are
-subscribed to their topics on the same server (`nodes_not_here` in `lua/helpers.lua`). It waits at most as long as a lease lasts.
+subscribed to their topics on the same server (`nodes_not_here` in `lua/helpers.lua`), or after the duration of a lease.
 
 While the broker is away, a subscription or a sign-in waits up to `Timings.patience`, because most outages are shorter and clients
 do not repeat rejected requests. Publishing does not wait (`publishing.py`).
@@ -233,7 +233,7 @@ class ShardConnection:
 
     def tick(self, now: float) -> None:
         """Rejects calls that have waited too long, and ends the connection to a server that is silent or too slow."""
-        while self._waiters and self._waiters[0][0] <= now:  # the waiting calls are nearly in the order of their deadlines
+        while self._waiters and self._waiters[0][0] <= now:  # the waiting calls are almost sorted by deadline
             _, future = self._waiters.popleft()
             if not future.done():
                 future.set_exception(Refused(503, AWAY_FOR_LONG))
@@ -253,7 +253,7 @@ class ShardConnection:
     def send_change(self, script: Script, *arguments: Argument) -> None:
         """Sends a change of this node's entries; no coroutine waits for the reply.
 
-        While the node is not registered, it sends no change, because its next registration compares all its entries.
+        The node sends no change while it is not registered, because its next registration compares all its entries.
         """
         if self.registered_on is not None:
             self.send(self.registered_on, script, self.check, self.node, *arguments)

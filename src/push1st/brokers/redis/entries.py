@@ -16,7 +16,7 @@ class Difference(NamedTuple):
     """A difference between this node's entries and the broker's copy.
 
     member: the member of a presence channel that the copy lacks.
-    user_id: the signed-in user, or the member that only the copy contains.
+    user_id: the user of a sign-in or sign-out, or the member that only the copy contains.
     """
 
     what: Literal["more", "less", "signed in", "signed out", "connections"]
@@ -77,7 +77,7 @@ class Entries:
     ) -> Iterator[Difference]:
         """Yields the differences between this node and the broker's copy.
 
-        Channels and members that the broker has not confirmed are skipped, because the node repeats their join.
+        Channels and members without a confirmation of the broker are skipped, because the node repeats their joins.
         stored: the copy, field → value.
         owns: a function that returns whether a channel is in this shard.
         """

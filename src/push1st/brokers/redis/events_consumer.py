@@ -8,9 +8,9 @@ to the hooks, and sends the place of the last event to the server. If the proces
 the events, and the next consumer reads the same events again. If the connection ends before the server stores the place, the next
 consumer on the same node continues after the last delivered event.
 
-For each channel and member, entering and leaving edges alternate in the settled events, even if the consumer changes or the
-server loses its state. For this order, the consumer keeps a ledger: the channels and members that exist according to the edges
-that hooks have received. The consumer delivers only edges that change the ledger.
+For each channel and member, hooks receive settled edges alternately: entering, leaving, entering. For this order, the consumer
+keeps a ledger: the channels and members that exist according to the edges that hooks have received. The consumer delivers only
+edges that change the ledger. So the order survives a new consumer, and a loss of the server's state.
 
 A node that becomes the consumer builds the ledger from the roster, and adds channels and members whose leaving edge is held back.
 Then the node undoes in the ledger the changes of all events that are not read yet.
@@ -20,8 +20,8 @@ again, the consumer compares the ledger with the roster, and delivers an edge fo
 edges and the unread events that the server lost.
 
 The consumer also compares the ledger after each reconnection, because a replica that became the master may lack recent events.
-The consumer compares the ledger too when another node has ended, because that node may have started before the hooks were
-configured. Such a node reports no edges.
+The consumer compares the ledger too when another node has ended, because a node that started before the hooks were configured
+reports no edges.
 """
 
 import asyncio
@@ -107,7 +107,7 @@ class Consumer:
     run: a function that returns the command for a script, without the arguments of the script.
     apps: a function that returns the apps whose hooks receive settled edges; the apps may change with the configuration.
     on_event: a function that takes the events.
-    last: whether this node stops as the last node. Then the consumer delivers all remaining events and held edges, and ends.
+    last: whether this node stops and is the last node; such a consumer delivers all remaining events and held edges, and ends.
     """
 
     def __init__(
@@ -164,7 +164,7 @@ class Consumer:
             log.info("this node stopped reading hook events", reason=str(exc) or type(exc).__name__)
         except asyncio.CancelledError:
             if resp is not None:
-                resp.close()  # sends the last place first
+                resp.close()  # `close` first sends the last place
                 resp = None
             raise
         finally:
@@ -186,7 +186,7 @@ class Consumer:
         ledger.place = place
 
     async def _follow_apps(self, resp: RespConnection) -> None:
-        """Adds the channels and members of apps with new hooks to the ledger, and removes apps that have no hooks any more."""
+        """Adds to the ledger the channels and members of apps that now have hooks, and removes those of apps without hooks."""
         ledger, apps = self._ledger, set(self._apps())
         if ledger.there is None or apps == ledger.apps:
             return
@@ -215,7 +215,7 @@ class Consumer:
             self._deliver_entry(fields)
         ledger.place = entries[-1][0]
         saved = resp.call(*self._reading())
-        resp.flush()  # sends the place now, because the process may die at the end of this turn
+        resp.flush()  # sends the place now: the process may die after this turn of the loop
         async with asyncio.timeout(self._timings.read_silent):
             return bool((await saved)[0])
 
@@ -236,7 +236,7 @@ class Consumer:
 
     async def _finish(self, resp: RespConnection) -> None:
         """Delivers the remaining events and the held leaving edges, because the last node stops."""
-        if self._ledger.compared_at is not None:  # compares now: no other node is alive to register its entries
+        if self._ledger.compared_at is not None:  # compares the ledger now, because no other node will register its entries
             self._ledger.compared_at = 0
         while await self._more(resp, wait=False):
             pass
@@ -270,7 +270,7 @@ class Consumer:
                 self._on_event(msgspec.structs.replace(event, phase="settled"))
 
     def _changes(self, field: str, enters: bool) -> bool:
-        """Applies an edge to the ledger; returns whether the edge changed it."""
+        """Applies an edge to the ledger; returns whether the edge changed the ledger."""
         there = self._ledger.there
         if there is None or (field in there) == enters:
             return False
@@ -296,7 +296,7 @@ class Consumer:
         return True
 
     async def _expected_ledger(self, resp: RespConnection, place: bytes, apps: Collection[str]) -> set[str]:
-        """Returns the ledger of some apps if their hooks have received all events up to a place, and no event after the place.
+        """Returns the ledger for some apps, whose hooks have received all events up to a place, and no events after this place.
 
         The ledger contains the channels and members in the roster, and the channels and members whose leaving edge is held back.
         The roster may change during the scan, but each change adds an event after the place. The first event of a channel or

@@ -1,4 +1,4 @@
-"""Reports this node's hook events to a shard of the broker, and runs the consumer of the shard if this node is the consumer.
+"""Reports this node's hook events to a shard of the broker, and runs the consumer of the shard if the server chooses this node.
 
 One node of the cluster, the consumer, delivers the hook events of a shard to the hooks (`events_consumer.py`). When a node renews
 its lease, the server decides whether this node is the consumer (`lua/renew.lua`).
@@ -93,7 +93,7 @@ class HookEventStream:
         )
 
     def suspend(self) -> None:
-        """Stops the consumer, because another node may become the consumer soon. Does not wait until the consumer has ended."""
+        """Stops the consumer, because another node may become the consumer soon; does not wait for the end of the consumer."""
         if self.consumer is not None:
             asyncio.get_running_loop().create_task(self.consumer.stop())
 

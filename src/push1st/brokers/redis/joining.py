@@ -19,7 +19,7 @@ ADDED, REFUSED = 1, 2
 
 
 class PendingJoin:
-    """One subscription in a batch. After the broker has replied, `result` is `ADDED`, `REFUSED` or 0 (none of the two)."""
+    """One subscription in a batch. After the broker has replied, `result` is `ADDED`, `REFUSED`, or 0 for other results."""
 
     __slots__ = ("done", "id", "member", "received", "result", "socket_id")
 
@@ -37,7 +37,7 @@ class JoinBatch:
 
     limit: the most members that the channel may have; 0 stands for no limit.
     want: the letters of the data that the script must return in addition to the results (`lua/join.lua`).
-    found, cached, left: the members, the cached event and its remaining milliseconds, from the script's reply.
+    found, cached, left: the members, the cached event, and the event's remaining milliseconds, from the reply of the script.
     delivered: whether this node has delivered the joins to the members on this node.
     members: all members of the channel; None until `ShardRoster` has a member list.
     """

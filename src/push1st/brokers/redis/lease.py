@@ -1,7 +1,7 @@
 """Renews this node's lease in a shard, and evicts other nodes whose lease has expired.
 
 The broker measures leases on its own clock. A node renews its lease every `Timings.renew` seconds. The reply names the nodes
-without a lease. Any node may evict these nodes, and several nodes may do so at once. A step removes up to `MAX_EVICTED` entries.
+without a lease. Any node may evict these nodes, even several nodes at once. Each step removes up to `MAX_EVICTED` entries.
 """
 
 import asyncio
@@ -83,7 +83,7 @@ class Lease:
         """Sends the first renewal after a registration, and postpones evictions if all leases may have expired.
 
         recovery: the milliseconds until the end of the recovery; 0 or less if there is no recovery.
-        late: 1 if this node's lease had expired but the server kept its state. Other leases may have expired at the same time.
+        late: 1 if this node's lease had expired but the server kept its state, so that other leases may have expired too.
         """
         now = asyncio.get_running_loop().time()
         if late:
@@ -154,13 +154,13 @@ class Lease:
             resp.send(pack(self._eviction(node, place)), lambda reply: self._evict(node, reply))
 
     def _eviction(self, node: str, place: bytes) -> tuple[Argument, ...]:
-        """Returns the command for the step of an eviction that continues from a place, the result of the previous step."""
+        """Returns the command for one step of an eviction. `place`: the place from which this step continues."""
         hooked = "/".join(("", *map("\n".join, self._context.hooked().items()), ""))
         ids = [self._context.stamp()[0] for _ in range(bounds.MAX_EVICTED)]
         return self._keys.command(EVICT_NODE, node, self._context.stamp()[1], hooked, place, *ids)
 
     def _flush_deferred(self, reply: Any) -> None:
-        """Publishes deferred leaves after a recovery, if the previous `reply` of the server says that there may be some."""
+        """Publishes deferred leaves after a recovery. `reply`: 0 if the server has no more deferred leaves."""
         if isinstance(reply, Exception):
             self._connection.check(reply)
         elif reply and self._connection.registered_on is not None:

@@ -24,7 +24,7 @@ from push1st.errors import LimitReached, Refused
 from push1st.messages import Member, watch_topic
 
 Left = tuple[str, str, str, str]
-"""a member, channel or user that left, as four texts: the letter `m`, `c` or `u`, then app, channel and user"""
+"""a member, channel or user that left: the letter `m`, `c` or `u`, then the app, the channel and the user"""
 
 
 class ShardRoster:
@@ -78,8 +78,8 @@ class ShardRoster:
         """Delivers the joins of a batch to the members on this node, and collects the member list for the new members.
 
         The first coroutine of the batch that resumes calls this method. At that time, the connections of earlier batches are on
-        the channel, and the connections of this batch are not. The time of the reply would be too early for this. When the topic
-        delivers the edges of this batch later, the view already contains these edges.
+        the channel (not yet when the reply arrives), and the connections of this batch are not. When the topic delivers the edges
+        of this batch later, the view already contains these edges.
         """
         if batch.delivered:
             return
@@ -132,7 +132,7 @@ class ShardRoster:
         self._send_leave(left, LEAVE, *self.leave_arguments(key, "" if gone is None else gone.user_id, socket_id))
 
     def leave_arguments(self, key: ChannelKey, user_id: str, socket_id: str) -> tuple[Argument, ...]:
-        """Returns the arguments of `lua/leave.lua`. `user_id` is a user without further connections on this node, or empty."""
+        """Returns the arguments of `lua/leave.lua`. `user_id`: a user with no other connection on this node, or empty."""
         edges = self._context.hook_edges(key[0])
         return *key, self._context.local_roster.subscriptions(*key), user_id, socket_id, *self._context.stamp(), edges
 

@@ -121,13 +121,13 @@ class PublishBatcher:
         resp.flush()
 
     def _dispatch(self, resp: RespConnection, batch: Batch) -> None:
-        self.tick(batch.at)  # releases a few confirmed batches each time: to release thousands at once would take long
+        self.tick(batch.at)  # releases confirmed batches often, because the release of thousands at once takes milliseconds
         self._unconfirmed.append(batch)
         cached = None if batch.cached is None else encode_message(batch.cached)
         self._send(resp, batch, encode_messages(batch.messages), cached)
 
     def send(self, key: tuple[str, str]) -> None:
-        """Sends the batch of a channel before a client leaves the channel, because the client may have published in it."""
+        """Sends the batch of a channel before a client leaves the channel, because the batch may contain events of the client."""
         if key in self._batches and self._batches_on is not None and self._batches_on.alive:
             self._dispatch(self._batches_on, self._batches.pop(key))
 

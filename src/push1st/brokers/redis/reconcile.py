@@ -1,6 +1,6 @@
 """Corrects the broker's copy of this node's entries when the node registers, and after the broker rejected a change.
 
-The node's entries are authoritative for its own clients. Each command of the node updates the broker's copy. After a new
+A node's entries are authoritative for the node's own clients. Each command of the node updates the broker's copy. After a new
 connection, an expired lease or a lost state, the copy may differ from the entries. Then the node reads the copy, and sends a
 change for each difference. In the same way, the node compares the views of its clients (`views.py`) with the roster, and delivers
 each difference to its clients.
@@ -80,10 +80,10 @@ class Reconciler:
         """Registers this node on a connection. Raises ConnectionLost, ReplyError, Unusable."""
         missing, late, recovery = await self._send_registration(resp)
         topics: list[str] = []
-        if self._connection.state is ConnectionState.REGISTERING:  # in other states, the node keeps its topics
+        if self._connection.state is ConnectionState.REGISTERING:  # in other states, the connection has the topics already
             topics = await self._topics.subscribe_all(resp)
         stored = await self._stored(resp)
-        # No await from here to the end, so changes that clients cause are sent after all repairs.
+        # There is no await from here to the end, so changes that clients cause are sent after all repairs.
         self._connection.registered(missing)
         self._topics.drop_unneeded(resp, topics)
         self._repair(stored)
@@ -132,7 +132,7 @@ class Reconciler:
                 return stored
 
     def _send_unconfirmed_leaves(self) -> None:
-        """Sends the unconfirmed leaves to a server that has lost its state. The server publishes the leaves after the recovery.
+        """Sends the unconfirmed leaves to a server that has lost its state. The server publishes these leaves after the recovery.
 
         A server that still has its state does not need these leaves: the repair removes the entries, and so causes the edges.
         """
@@ -210,7 +210,7 @@ class Reconciler:
             self._connection.check(reply)
             return
         local = self._context.local_roster
-        members = members_of(reply) | local.members(*key)  # if another node has evicted this node's members
+        members = members_of(reply) | local.members(*key)  # another node may have evicted this node's members
         self._context.views.compare(key, members, local.single_connections(*key), self._context.stamp)
 
     def _compare_status(self, key: UserKey, reply: Any) -> None:

@@ -54,7 +54,7 @@ class Requests:
         data = encode_request(TopicRequest(self._inbox, number, app, channel, request))
 
         def attempt(resp: RespConnection) -> Awaitable[int]:
-            if self._connection.publish_connection is not resp:  # some living nodes would not receive the request
+            if self._connection.publish_connection is not resp:  # otherwise some living nodes would not receive the request
                 raise Refused(503, AWAY_FOR_LONG)
             return resp.call(self._keys.publish, self._keys.topic(app, channel), data)
 

@@ -2,10 +2,10 @@
 
 All commands of one turn of the event loop are one write, and the server replies in the order of the commands. Messages of topics
 arrive between the replies (RESP3 push data), in the order of the publishes and the commands. This module knows no keys and no
-scripts. If a connection ends, `connection.py` makes a new one.
+scripts. If a connection ends, `connection.py` makes a new connection.
 
 A coroutine that waits for an `ordered` reply resumes before the messages after this reply are delivered. So replies of the roster
-and messages of its topics stay in order, although asyncio resumes a coroutine one turn after its reply.
+and messages of its topics stay in order, although asyncio resumes a coroutine one turn after the reply.
 """
 
 import asyncio
@@ -171,7 +171,7 @@ class RespConnection(asyncio.Protocol):
         return self._out_size + self._transport.get_write_buffer_size()
 
     def silent(self, now: float) -> float:
-        """Returns the seconds for which a command has waited for a reply while the server has sent no data; 0 if none waits."""
+        """Returns the seconds since the server last sent data, while a command waits for a reply; 0 if no command waits."""
         return now - max(self.received_at, self._owed_since) if self._waiting else 0
 
     def send(self, command: bytes, on_reply: "OnReply | PendingSubscription") -> None:
@@ -214,7 +214,7 @@ class RespConnection(asyncio.Protocol):
         def on_ordered_reply(reply: Any) -> None:
             on_reply(reply)
             self._resuming += 1
-            self._loop.call_soon(self._resume)  # after the coroutines that `on_reply` resumes
+            self._loop.call_soon(self._resume)  # runs after the coroutines that `on_reply` resumes
 
         self.send(command, on_ordered_reply)
 

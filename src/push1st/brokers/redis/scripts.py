@@ -3,7 +3,7 @@
 All keys of a shard are in one hash slot. Every key begins with the base of the shard (`prefix:{number}`), the only declared key.
 
     BASE:schema       the version of this layout: `SCHEMA` of the node that wrote it; nodes with another schema are rejected.
-    BASE:epoch        a word that identifies the state; after the server has lost its state, the word is another.
+    BASE:epoch        a word that identifies the state; a server that has lost its state gets a new word.
     BASE:recovering   exists during the recovery, in which nodes register their entries again after a loss of the state.
     BASE:gone         hash of leaves that are deferred until the end of the recovery: field of a channel, member or user, as in
                       BASE:n:NODE → when, socket, id, received, letters of the edges that hooks receive, info.
@@ -22,7 +22,7 @@ All keys of a shard are in one hash slot. Every key begins with the base of the 
     BASE:u:APP        hash of signed-in users: user → number of nodes with this user.
     BASE:q            hash of apps: app → connections on all nodes.
     BASE:k:APP/CHANNEL  the last event of a cache channel.
-    BASE:claim:APP/CHANNEL  the only node that may publish the channel's subscription count; expires.
+    BASE:claim:APP/CHANNEL  the only node that may publish the channel's subscription count until this claim expires.
     BASE:ledger       set: the ledger of a consumer (`events_consumer.py`) that stopped before a due comparison with the roster.
     BASE:clock        a key with a very long time to live; the scripts measure time by the remaining time to live.
     BASE:numbers      hash: number → node; the ids of the node's messages end in the number.
@@ -37,7 +37,7 @@ that runs twice, for example after a lost reply, changes nothing the second time
 
 An app's hooks receive edges at once (`a`), settled edges (`s`), both, or none. The field `w` of a hook event contains the letters
 of the hooks that receive the event. Two more letters in `w` are for the consumer only. `r` means that a channel or member
-returned while its leaving edge was held back. `h` means that an earlier process stopped while it held back this leaving edge.
+returned while its leaving edge was held back. `h` means that an earlier process stopped while it held back a leaving edge.
 
 A script contains only the functions of `lua/helpers.lua` that it calls, because the server defines these functions at each call.
 """
@@ -53,7 +53,7 @@ SCHEMA = 1
 MAX_HOOK_EVENTS = 100_000
 """the most hook events that wait for their consumer; the server deletes old events in blocks, so it may keep a few more"""
 CLOCK_MS = 10**13
-"""the milliseconds that a new `BASE:clock` has to live: three centuries"""
+"""the time to live of a new `BASE:clock` in milliseconds: three centuries"""
 
 _FOLDER = resources.files(__package__) / "lua"
 

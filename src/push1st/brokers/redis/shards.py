@@ -1,4 +1,4 @@
-"""Divides the channels of all apps among shards: one shard on a plain server, several in a cluster."""
+"""Divides the channels of all apps among shards: one shard on a single server, several shards in a cluster."""
 
 import asyncio
 from binascii import crc_hqx

@@ -27,7 +27,7 @@ class ConnectionState(Enum):
 
 
 class ConnectionEvent(Enum):
-    """Something that happens to the connection of a shard."""
+    """The events that may change the state of a shard's connection."""
 
     CONNECTED = "a server accepted the connection and has the scripts"
     REGISTERED = "the server has the node's lease and its entries are compared"
@@ -41,7 +41,7 @@ class ConnectionEvent(Enum):
 
 
 class ConnectionAction(Enum):
-    """Something that a transition does in addition to the change of the state."""
+    """The actions of a transition, in addition to the change of the state."""
 
     START_GATE = "sets the time at which this node publishes although other nodes are missing"
     RESUME_CALLS = "resumes calls that wait until the node is registered"
@@ -87,7 +87,7 @@ TRANSITIONS: dict[tuple[ConnectionState, ConnectionEvent], tuple[ConnectionState
     (S.GATED_NO_LEASE, E.CLOSE): (S.CLOSED, (A.ABORT,)),
     #
     (S.READY_NO_LEASE, E.REGISTERED): (S.READY, (A.RESUME_CALLS,)),
-    (S.READY_NO_LEASE, E.REJECTED): (S.READY_NO_LEASE, ()),  # such as MISCONF: the server still delivers messages
+    (S.READY_NO_LEASE, E.REJECTED): (S.READY_NO_LEASE, ()),  # after MISCONF, for example, the server still delivers messages
     (S.READY_NO_LEASE, E.FAILED): (S.AWAY, (A.ABORT, A.REPORT_AWAY)),
     (S.READY_NO_LEASE, E.FAULT): (S.AWAY, (A.ABORT, A.REPORT_AWAY)),
     (S.READY_NO_LEASE, E.DISCONNECTED): (S.AWAY, (A.REPORT_AWAY,)),

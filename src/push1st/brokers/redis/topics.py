@@ -16,7 +16,7 @@ class ShardTopics:
         self._keys = keys
         self._connection = connection
         self.inbox = keys.topic("", node)
-        """the topic to which other nodes publish replies, and the names of nodes that have just subscribed"""
+        """the topic on which this node receives replies, and the names of nodes that have just subscribed to their topics"""
         self._names = {self.inbox}
 
     def __contains__(self, topic: str) -> bool:
@@ -40,14 +40,14 @@ class ShardTopics:
 
     async def subscribe_all(self, resp: RespConnection) -> list[str]:
         """Subscribes to all topics of this node on a new connection; returns these topics. Raises ConnectionLost, ReplyError."""
-        topics = [*sorted(self._names - {self.inbox}), self.inbox]  # `is_subscribed` in `lua/helpers.lua` needs the inbox last
+        topics = [*sorted(self._names - {self.inbox}), self.inbox]  # the inbox comes last (`is_subscribed` in `lua/helpers.lua`)
         for at in range(0, len(topics), bounds.MAX_TOPICS):
             names = [one.encode() for one in topics[at : at + bounds.MAX_TOPICS]]
             await resp.topics(self._keys.subscribe, names)
         return topics
 
     def drop_unneeded(self, resp: RespConnection, topics: Collection[str]) -> None:
-        """Unsubscribes from topics that this node stopped needing while `subscribe_all` was waiting."""
+        """Unsubscribes from topics that this node no longer needs, because their last subscribers left during `subscribe_all`."""
         for topic in set(topics) - self._names:
             self._give_up(resp, topic)
 

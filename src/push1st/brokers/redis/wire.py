@@ -1,7 +1,7 @@
 """Encodes and decodes the data on topics: batches of messages, edges, requests, replies, and names of new nodes. Pure.
 
-A batch of messages is a MessagePack array. Each element is an array of the fields of a `Message`. Data of every other kind begins
-with a byte that cannot begin a MessagePack array.
+A batch of messages is a MessagePack array; each element is an array of the fields of a `Message`. Data of other kinds begins with
+a byte that cannot begin a MessagePack array.
 """
 
 from typing import NamedTuple
