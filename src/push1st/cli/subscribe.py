@@ -18,7 +18,7 @@ from push1st.errors import ClientError, ConfigError, Rejected
 from push1st.printable import printable
 
 Show = Callable[[str, str, str], None]
-"""A function that prints an event. It gets the channel, the name and the data of the event."""
+"""A function that prints an event, from the channel, the name and the data of the event."""
 OPEN_SECONDS = 10
 
 

@@ -111,7 +111,7 @@ class Records(ssl.SSLObject):
         self._incoming, self._decryption = incoming, decryption
 
     def attach(self, transport: asyncio.Transport) -> None:
-        """Begins to bound the decryption of uvloop's transport, which continues its decryption when its reading resumes."""
+        """Begins to bound the decryption. transport: uvloop's transport, whose `resume_reading` makes uvloop decrypt more input."""
         self._transport = transport
 
     def detach(self) -> None:

@@ -54,7 +54,9 @@ class Requests:
         data = encode_request(TopicRequest(self._inbox, number, app, channel, request))
 
         def attempt(resp: RespConnection) -> Awaitable[int]:
-            if self._connection.publish_connection is not resp:  # otherwise some living nodes would not receive the request
+            if (
+                self._connection.publish_connection is not resp
+            ):  # on any other connection, some living nodes would miss the request
                 raise Refused(503, AWAY_FOR_LONG)
             return resp.call(self._keys.publish, self._keys.topic(app, channel), data)
 

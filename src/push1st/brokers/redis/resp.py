@@ -4,8 +4,8 @@ All commands of one turn of the event loop are one write, and the server replies
 arrive between the replies (RESP3 push data), in the order of the publishes and the commands. This module knows no keys and no
 scripts. If a connection ends, `connection.py` makes a new connection.
 
-A coroutine that waits for an `ordered` reply resumes before the messages after this reply are delivered. So replies of the roster
-and messages of its topics stay in order, although asyncio resumes a coroutine one turn after the reply.
+A coroutine that waits for an `ordered` reply resumes before the messages after this reply are delivered. Without this rule a
+message would overtake the reply, because asyncio resumes a waiting coroutine only in the next turn of the event loop.
 """
 
 import asyncio

@@ -40,7 +40,7 @@ class Shard:
 
     on_push: a function that takes the messages of topics.
     owns: a function that returns whether the keys of an app's channel are in this shard.
-    numbered: a function that takes this node's number in the cluster; None if another shard numbers the node.
+    numbered: a function that the shard calls with this node's number in the cluster; None if another shard numbers the node.
     """
 
     def __init__(
