@@ -44,8 +44,8 @@ class Views:
     def edge(self, edge: Edge, here: bool) -> None:
         """Delivers an edge, if it changes the view.
 
-        here: whether this node has a connection of the edge's member or user. A leaving edge is dropped in this case, because another
-        node published the edge when that node evicted this one.
+        here: whether this node has a connection of the edge's member or user. A leaving edge is dropped in this case,
+        because another node published the edge when that node evicted this one.
         """
         key = edge.app, edge.channel
         view = self._members.get(key)
