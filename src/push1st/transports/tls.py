@@ -111,7 +111,7 @@ class Records(ssl.SSLObject):
         self._incoming, self._decryption = incoming, decryption
 
     def attach(self, transport: asyncio.Transport) -> None:
-        """Begins to bound the decryption. transport: uvloop decrypts more input when the transport's `resume_reading` is called."""
+        """Begins to bound the decryption. transport: its `resume_reading` makes uvloop decrypt more input."""
         self._transport = transport
 
     def detach(self) -> None:
