@@ -1,8 +1,8 @@
 """Stores the local roster: this worker's part of the roster, with the subscriptions and members of its clients. Pure.
 
 The node makes one local roster for its worker. Only `Roster.join` and `Roster.leave` change the local roster.
-With the memory broker, the local roster is the whole roster. A shared broker has a copy, but the local roster is authoritative:
-after an outage, the node compares the broker's copy with the local roster, and repairs the copy.
+With the memory broker, the local roster is the whole roster. A shared broker has a copy, but the local roster is authoritative.
+After an outage, the node compares the broker's copy with the local roster, and repairs the copy.
 """
 
 from collections.abc import Iterator, Mapping

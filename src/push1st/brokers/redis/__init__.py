@@ -135,8 +135,8 @@ class Redis:
                     self._receive(message)
             elif data[0] == EDGE:
                 edge = decode_edge(data)
-                # Before version 7.2, Redis sends the edge of this node's own join before the reply to the join. Such an edge is
-                # dropped if the channel has no view: the first client on this node receives all members with the reply.
+                # Before version 7.2, Redis sends the edge of this node's own join before the reply to the join. This edge is
+                # dropped while the channel has no view: the first client on this node receives all members with the reply.
                 if edge.kind != "+" or self._views.members((edge.app, edge.channel)) is not None:
                     self._views.edge(edge, self._shards.all[index].roster.is_here(edge))
             elif data[0] == REQUEST:

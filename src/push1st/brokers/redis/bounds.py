@@ -27,8 +27,8 @@ class Timings(msgspec.Struct, frozen=True, kw_only=True):
     moving: the pause before a node repeats a command whose slot a cluster is moving to another server.
     hold: the time for which the hook event of a leave is held back, because most clients return at once.
     read: the longest time for which one read waits for new hook events; shorter than `read_silent`.
-    read_silent: the longest time that a server may take for a reply to the consumer of hook events; shorter than `lease`,
-    so that the consumer of one node ends before another node becomes the consumer.
+    read_silent: the longest time that a server may take for a reply to the consumer of hook events. This time is shorter than
+    `lease`, so that the consumer on one node ends before another node becomes the consumer.
     """
 
     lease: float = 10.0

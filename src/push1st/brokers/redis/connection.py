@@ -2,8 +2,8 @@
 
 The states of the connection and the transitions between these states are a table in `states.py`, which this module applies.
 
-An acknowledged event must reach every living node. So a node that has reconnected publishes only when all other living nodes are
-subscribed to their topics on the same server (`nodes_not_here` in `lua/helpers.lua`), or after the duration of a lease.
+An acknowledged event must reach every living node. So a node that has reconnected waits until all other living nodes are
+subscribed to their topics on the same server (`nodes_not_here` in `lua/helpers.lua`). The node waits for one lease at most.
 
 While the broker is away, a subscription or a sign-in waits up to `Timings.patience`, because most outages are shorter and clients
 do not repeat rejected requests. Publishing does not wait (`publishing.py`).
@@ -144,7 +144,7 @@ class ShardConnection:
             self._apply(ConnectionEvent.ALL_SUBSCRIBED)
 
     def fault(self, reason: object) -> None:
-        """Makes the node register or connect again, for a reason: an error reply of the server, or a text."""
+        """Makes the node register or connect again. `reason` is the error reply of the server, or a text for the log."""
         event = ConnectionEvent.LEASE_LOST if str(reason).startswith(STATE_LOST) else ConnectionEvent.FAULT
         if (self.state, event) in TRANSITIONS:
             log.info("the node registers with the broker again", reason=str(reason))

@@ -1,7 +1,7 @@
 """Reads the hook events of a shard, and delivers these events to the hooks in order. One node of the cluster is the consumer.
 
 The consumer has a lease, and renews this lease before each delivery. If the process was suspended, the server's reply may arrive
-after the lease has expired. Then the consumer delivers nothing, because another node may be the consumer.
+after the lease has expired. After a late reply, the consumer delivers nothing, because another node may be the consumer.
 
 The place of an event is the id of the event in the server's stream. In one turn of the event loop, the consumer delivers events
 to the hooks, and sends the place of the last event to the server. If the process dies before this turn, no backend has received
@@ -10,7 +10,7 @@ consumer on the same node continues after the last delivered event.
 
 For each channel and member, hooks receive settled edges alternately: entering, leaving, entering. For this order, the consumer
 keeps a ledger: the channels and members that exist according to the edges that hooks have received. The consumer delivers only
-edges that change the ledger. So the order survives a new consumer, and a loss of the server's state.
+edges that change the ledger. So the order of edges survives a new consumer, and a loss of the server's state.
 
 A node that becomes the consumer builds the ledger from the roster, and adds channels and members whose leaving edge is held back.
 Then the node undoes in the ledger the changes of all events that are not read yet.
@@ -164,7 +164,7 @@ class Consumer:
             log.info("this node stopped reading hook events", reason=str(exc) or type(exc).__name__)
         except asyncio.CancelledError:
             if resp is not None:
-                resp.close()  # `close` first sends the last place
+                resp.close()  # `close` sends the queued place first
                 resp = None
             raise
         finally:
@@ -186,7 +186,7 @@ class Consumer:
         ledger.place = place
 
     async def _follow_apps(self, resp: RespConnection) -> None:
-        """Adds to the ledger the channels and members of apps that now have hooks, and removes those of apps without hooks."""
+        """Adds channels and members of apps with new hooks to the ledger; removes channels and members of apps without hooks."""
         ledger, apps = self._ledger, set(self._apps())
         if ledger.there is None or apps == ledger.apps:
             return
@@ -253,7 +253,7 @@ class Consumer:
     def _deliver_entry(self, fields: list[bytes]) -> None:
         try:
             self._deliver(dict(zip(fields[::2], fields[1::2], strict=True)))
-        except Exception:  # a failure of one event must not stop the next events
+        except Exception:  # an exception for one event must not stop the next events
             log.exception("hook event skipped")
 
     def _deliver(self, fields: dict[bytes, bytes]) -> None:

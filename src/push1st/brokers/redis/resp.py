@@ -1,8 +1,8 @@
 """One connection to a server that speaks RESP3 (Redis since 6, Valkey): sends commands, reads replies and messages.
 
 All commands of one turn of the event loop are one write, and the server replies in the order of the commands. Messages of topics
-arrive between the replies (RESP3 push data), in the order of the publishes and the commands. This module knows no keys and no
-scripts. If a connection ends, `connection.py` makes a new connection.
+arrive between the replies as RESP3 push data, in the order in which the server ran PUBLISH and other commands. This module knows
+no keys and no scripts. If a connection ends, `connection.py` makes a new connection.
 
 A coroutine that waits for an `ordered` reply resumes before the messages after this reply are delivered. Without this rule a
 message would overtake the reply, because asyncio resumes a waiting coroutine only in the next turn of the event loop.

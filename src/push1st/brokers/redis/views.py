@@ -16,7 +16,7 @@ Stamp = Callable[[], tuple[int, int]]
 
 
 class Views:
-    """The views of one node. receive: delivers a message to the clients of this node."""
+    """The views of one node. The function `receive` delivers a message to the clients of this node."""
 
     def __init__(self) -> None:
         self.receive: Receive = lambda _: 0

@@ -95,7 +95,7 @@ local function defer(field, left, socket, id, received, hooked, info)
   if redis.call('HSET', base .. ':gone', field, deferred) == 1 then redis.call('RPUSH', base .. ':gone:order', field) end
 end
 
--- Removes the field of a returning channel, member or user from BASE:gone and BASE:held. Returns `w` of the entering hook event.
+-- Removes the field of an entering channel, member or user from BASE:gone and BASE:held. Returns `w` of the entering hook event.
 local function entering(field, hooked)
   local held = redis.call('HDEL', base .. ':held', field) == 1
   if redis.call('HDEL', base .. ':gone', field) == 1 then return 'r' end
