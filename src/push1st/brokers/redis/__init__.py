@@ -65,7 +65,7 @@ class Redis:
     stamp: a function that returns the id of a new message, and the wall clock's time in nanoseconds.
     node: the name of this node; no other worker has or had the same name.
     local_roster: the local roster of this worker.
-    hooked: a function that returns a mapping: app with hooks → letters of the edges that the hooks receive (`scripts.py`).
+    hooked: a function that returns, for each app with hooks, the letters of the edges that these hooks receive (`scripts.py`).
     numbered: a function that takes this node's number in the cluster, below 1024; the node's message ids end in this number.
     timings: the durations of leases, waits and retries.
     """
@@ -146,7 +146,7 @@ class Redis:
                 self._shards.all[index].requests.replied(*decode_reply(data))
             elif data[0] == NODE:
                 self._shards.all[index].lease.node_subscribed(decode_node(data))
-        except (msgspec.DecodeError, UnicodeDecodeError, ValueError, IndexError) as exc:  # another version may send such data
+        except (msgspec.DecodeError, UnicodeDecodeError, ValueError, IndexError) as exc:  # another version may send unknown data
             log.error("data of the broker cannot be decoded", reason=str(exc))
 
     async def subscribe(self, app: str, channel: str) -> None:

@@ -265,7 +265,7 @@ class ShardConnection:
                 self.fault(reply)
             elif str(reply).startswith(MOVING):
                 self.repair_needed = True
-            elif not self.repair_needed:  # such as OOM: to repeat the command at once would not help
+            elif not self.repair_needed:  # such as OOM: an immediate second attempt would fail too
                 self.repair_needed = True
                 log.error("the broker refused", reason=str(reply), **hint(str(reply)))
 

@@ -17,7 +17,7 @@ class NodeContext(msgspec.Struct, frozen=True):
 
     node: the name of this node; each start of a worker makes a new name.
     stamp: a function that returns the id of a new message, and the wall clock's time in nanoseconds.
-    hooked: a function that returns a mapping: app with hooks → letters of the edges that the hooks receive (`scripts.py`).
+    hooked: a function that returns, for each app with hooks, the letters of the edges that these hooks receive (`scripts.py`).
     on_event: a function that takes hook events.
     recount: a function of an app and a channel whose subscription count an eviction or a repair may have changed.
     local_roster: the local roster of this worker.

@@ -16,8 +16,8 @@ A node that becomes the consumer builds the ledger from the roster, and adds cha
 Then the node undoes in the ledger the changes of all events that are not read yet.
 
 After the server lost its state, the node with the ledger remains the consumer. When all nodes have registered their entries
-again, the consumer compares the ledger with the roster, and delivers an edge for each difference. These edges replace the held
-edges and the unread events that the server lost.
+again, the consumer compares the ledger with the roster, and delivers an edge for each difference. These edges replace the
+held-back edges and the unread events that the server lost.
 
 The consumer also compares the ledger after each reconnection, because a replica that became the master may lack recent events.
 The consumer compares the ledger too when another node has ended, because a node that started before the hooks were configured
@@ -45,7 +45,7 @@ from push1st.messages import ENTERING, HookEvent, HookEventKind, Phase
 MAX_EVENTS = 500
 """the most events in one read"""
 MAX_RELEASED = 500
-"""the most held leaving edges that one script call releases"""
+"""the most entries of `BASE:held` (`scripts.py`) that one script call releases"""
 SCAN_COUNT = 1000
 """the number of fields that one command reads from a hash, or writes to a set"""
 
@@ -107,7 +107,7 @@ class Consumer:
     run: a function that returns the command for a script, without the arguments of the script.
     apps: a function that returns the apps whose hooks receive settled edges; the apps may change with the configuration.
     on_event: a function that takes the events.
-    last: whether this node stops and is the last node; such a consumer delivers all remaining events and held edges, and ends.
+    last: whether this node stops and is the last node; such a consumer delivers all remaining events and held-back edges.
     """
 
     def __init__(
@@ -221,7 +221,7 @@ class Consumer:
 
     def _reading(self) -> tuple[Argument, ...]:
         lease, hold = int(self._timings.lease * 1000), int(self._timings.hold * 1000)
-        released = 0 if self._last else MAX_RELEASED  # the last node reads the held edges with `TAKE` instead
+        released = 0 if self._last else MAX_RELEASED  # the last node reads the held-back edges with `TAKE`
         return *self._run_script(READ), self._node, lease, self._ledger.place, hold, released
 
     async def _save_place(self, resp: RespConnection) -> int | None:
@@ -235,7 +235,7 @@ class Consumer:
         return int(recovering) if mine and loop.time() < sent_at + self._timings.lease else None
 
     async def _finish(self, resp: RespConnection) -> None:
-        """Delivers the remaining events and the held leaving edges, because the last node stops."""
+        """Delivers the remaining events and the held-back leaving edges, because the last node stops."""
         if self._ledger.compared_at is not None:  # compares the ledger now, because no other node will register its entries
             self._ledger.compared_at = 0
         while await self._more(resp, wait=False):

@@ -1,6 +1,6 @@
 """Implements the roster of a shard: joins, leaves, members, signed-in users, and the number of connections of each app.
 
-For each change, the node calls one script with its new number or state, never with a difference (`scripts.py`). The node changes
+For each change, the node calls one script with the new number or state, never with a difference (`scripts.py`). The node changes
 its own entries first, then sends the change. If the broker does not confirm a join, the node removes the subscription again.
 """
 

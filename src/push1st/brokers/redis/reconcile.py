@@ -80,7 +80,7 @@ class Reconciler:
         """Registers this node on a connection. Raises ConnectionLost, ReplyError, Unusable."""
         missing, late, recovery = await self._send_registration(resp)
         topics: list[str] = []
-        if self._connection.state is ConnectionState.REGISTERING:  # in other states, the node is still subscribed
+        if self._connection.state is ConnectionState.REGISTERING:  # in other states, the node is subscribed to its topics already
             topics = await self._topics.subscribe_all(resp)
         stored = await self._stored(resp)
         # There is no await from here to the end, so changes that clients cause are sent after all repairs.

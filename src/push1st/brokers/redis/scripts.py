@@ -32,7 +32,7 @@ All keys of a shard are in one hash slot. Every key begins with the base of the 
     BASE:term         a number that grows with each renewal of the consumer, and the consumer's node; remains after the node ends.
     BASE:t:APP/CHANNEL  the topic of a channel.
 
-Every change contains the node's new number or state (such as the number of its subscriptions), never a difference. So a script
+For a change, a script takes the node's new number or state (such as its number of subscriptions), never a difference. So a script
 that runs twice, for example after a lost reply, changes nothing the second time.
 
 An app's hooks receive edges at once (`a`), settled edges (`s`), both, or none. The field `w` of a hook event contains the letters

@@ -1,4 +1,4 @@
--- Removes held leaving edges for the last node, which stores these edges itself.
+-- Removes held-back leaving edges for the last node, which stores these edges itself.
 --
 -- KEYS[1]  base of the shard's keys
 -- ARGV[1]  node
