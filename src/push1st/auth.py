@@ -40,7 +40,7 @@ TIMESTAMP_TOLERANCE: Final = 600
 BLOCK: Final = 64
 """the number of bytes in a block of SHA-256"""
 ACCESS_TOKEN_BYTES: Final = 8192
-"""the maximum bytes of an access token in a URL or a header; a longer token is rejected without a check"""
+"""the maximum number of bytes of an access token in a URL or a header; a longer token is rejected without a check"""
 
 _SESSION = re.compile(r"[A-Za-z0-9_.-]{1,128}\Z")
 _SIGNING = frozenset(("auth_key", "auth_timestamp", "auth_version", "auth_signature", "body_md5"))
@@ -274,7 +274,7 @@ def check_request(key: str, secret: str, method: str, path: str, query: str, bod
     parts = query.split("&")
     if len(parts) == 5 and body and secret:
         # Nearly every library sends a query of only the five parameters of the signature, in the order in which they are signed.
-        # So the query is a part of the text to sign. If this fast check fails, the code after this branch finds the exact reason.
+        # So the text to sign contains the query up to the signature. If this check fails, the code below finds the exact reason.
         key_part, stamp_part, version_part, digest_part, signature_part = parts
         stamp = stamp_part[15:]
         text = f"{method}\n{path}\n{query[: -len(signature_part) - 1]}"

@@ -13,7 +13,7 @@ from typing import Any, Generic, TypeAlias, TypeVar
 
 T = TypeVar("T")
 MaybeAwaitable: TypeAlias = T | Coroutine[Any, Any, T]
-"""A result, or a coroutine that returns it later. A function returns a coroutine only if it must wait."""
+"""A result, or a coroutine that returns the result later. A function returns a coroutine only if it must wait."""
 _running: set[asyncio.Task[Any]] = set()
 
 
@@ -44,15 +44,15 @@ class Suspended(Generic[T]):
 
 
 def run_eagerly(coroutine: Coroutine[Any, Any, T]) -> T | Suspended[T]:
-    """Runs `coroutine` up to its first wait. Returns its result, or the remaining part of the coroutine."""
+    """Runs `coroutine` up to its first wait. Returns the result, or the remaining part of the coroutine."""
     try:
         first = coroutine.send(None)
     except StopIteration as done:
         result: T = done.value
         return result
     if first is not None:
-        # `await` sets `_asyncio_future_blocking`, and a task clears it, to detect `yield` in place of `yield from`. This
-        # coroutine has no task yet, and another coroutine may await the same future, so the attribute is cleared here.
+        # `await` sets `_asyncio_future_blocking`, and a task clears this attribute, to detect `yield` in place of `yield from`.
+        # This coroutine has no task yet, and another coroutine may await the same future, so the attribute is cleared here.
         first._asyncio_future_blocking = False
     return Suspended(coroutine, first)
 

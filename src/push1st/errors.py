@@ -46,11 +46,11 @@ class Disconnect(Exception):
 
 
 class ConfigError(Exception):
-    """The server cannot run with its configuration. Each line names file, line, the wrong value and the allowed values."""
+    """The server cannot run with its configuration. Each line of the text names file, line, wrong value and allowed values."""
 
 
 class ClientError(Exception):
-    """A command of the command line could not reach the server, or the server rejected it. The text is for the user."""
+    """A command of the command line cannot reach the server, or the server rejects the request. The user sees the text."""
 
 
 class Rejected(ClientError):

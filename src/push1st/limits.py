@@ -48,7 +48,7 @@ class Bucket:
         self._at = now
 
     def take(self, now: float, cost: int = 1) -> bool:
-        """Takes `cost` units if the bucket has so many units; returns whether it took them."""
+        """Takes `cost` units if the bucket has at least `cost` units; returns whether the units were taken."""
         if now > self._at:
             self._left = min(float(self._rate), self._left + (now - self._at) * self._rate)
             self._at = now

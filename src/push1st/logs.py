@@ -92,7 +92,7 @@ def get(name: str) -> FilteringBoundLogger:
 
 
 class Seldom:
-    """Limits the log lines of a repeated event: the first line is logged at once, and at most one later line in `seconds`.
+    """Limits the log lines of a repeated event: one line at once, then at most one line in `seconds`.
 
     if times := seldom.times(now): log.warning("this happens", times=times)
     """

@@ -57,7 +57,7 @@ class KeptMessage(Message, frozen=True, gc=False, array_like=True):
     """A message of a channel that keeps a history, with the message's position in the history.
 
     The broker gives a message its position, so the publisher and the other workers exchange a `Message` without a position. Each
-    worker that receives the message, or reads it from the history, makes the `KeptMessage` (`at`).
+    worker that receives the message, or reads it from the history, makes the `KeptMessage` with `at`.
 
     `offset`: the number of the message in its channel: 1, 2, 3 … without gaps.
     `epoch`: a word that changes when earlier offsets become invalid.
@@ -178,7 +178,7 @@ HOLD_SECONDS = 3.0
 
 
 class HookEvent(msgspec.Struct, frozen=True, gc=False):
-    """An event on a channel for hooks. The broker reports each hook event once, and a channel's hook events in order.
+    """An event that hooks receive. The broker reports each hook event once, and a channel's hook events in order.
 
     `at`: the time of the event, on the wall clock in nanoseconds.
     `socket_id`: the id of the connection that caused the event, or "".
@@ -307,7 +307,7 @@ class Subscribed(msgspec.Struct, frozen=True, gc=False):
 class SubscriptionRefused(msgspec.Struct, frozen=True, gc=False):
     """The subscription is rejected.
 
-    `kind`: a word for programs, such as AuthError.
+    `kind`: the type of the error for client programs, such as AuthError.
     `status`: an HTTP status.
     """
 
@@ -324,7 +324,7 @@ class SignedIn(msgspec.Struct, frozen=True, gc=False):
 
 
 class WatchlistStatus(msgspec.Struct, frozen=True, gc=False):
-    """The users of a watchlist that are online or offline at the sign-in."""
+    """The users of a watchlist that are online, and those that are offline, at the time of the sign-in."""
 
     online: tuple[str, ...]
     offline: tuple[str, ...]

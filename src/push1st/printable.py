@@ -12,5 +12,5 @@ def printable(text: str) -> str:
 
 
 def printable_lines(text: str) -> str:
-    """Returns a text of several lines, with the escapes of `printable`. The line ends must come from this program."""
+    """Returns a text of several lines, with the escapes of `printable`. Foreign parts of the text must not have line ends."""
     return "\n".join(map(printable, text.split("\n")))

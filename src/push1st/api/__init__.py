@@ -65,7 +65,7 @@ class Api:
         self._base = config.api.path
         self._websockets = config.server.bases("pusher") + config.server.bases("websocket")
         self._route = lru_cache(1024)(self._find)
-        # A callback clears the cache, because a comparison of versions would cost time in each request.
+        # Each changed configuration clears the cache, so that requests need not compare the versions of configurations.
         node.on_configured.append(lambda _: self._route.cache_clear())
 
     def serve(self, request: Request) -> Answer:
@@ -101,7 +101,7 @@ class Api:
             except Refused:
                 if self._base == PUSHER_BASE:
                     raise
-                # Pusher's library for PHP signs the path without the beginning that its option `path` adds.
+                # Pusher's library for PHP puts the value of its option `path` before each path, but does not sign this value.
                 path = PUSHER_BASE + _SLASHES.sub("/", path)[len(self._base) :]
                 has_params = auth.check_request(config.key, config.secret, request.method, path, query, request.body, now)
         return endpoint(Call(self._node, app, request, route.args, signed, has_params))

@@ -39,7 +39,7 @@ class Call(msgspec.Struct, frozen=True, gc=False):
         body = self.request.body
         if not body.isascii():
             try:
-                body.decode()  # the decoder does not check the encoding of raw JSON parts
+                body.decode()  # the decoder does not check the encoding within a `msgspec.Raw`
             except UnicodeDecodeError as exc:
                 raise Refused(400, f"the body is not UTF-8: {exc.reason} at byte {exc.start}") from exc
         try:

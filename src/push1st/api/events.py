@@ -121,7 +121,7 @@ async def _publish_slowly(
     reach: the excluded connection and the options, if the answer needs the exact number of receivers; else None.
     """
     counts |= zip(waiting, await _all(waiting.values()), strict=True)
-    if waiting and reach:  # the counts of a shared broker include the excluded connections
+    if waiting and reach:  # the counts of a shared broker include excluded connections
         counts = {name: await call.node.controller.reach(call.app, name, *reach) for name in counts}
     if attributes:
         return answer({"channels": {name: await channel_info(call, name, attributes) for name in counts}})
@@ -143,7 +143,7 @@ async def _all(publishes: Iterable[MaybeAwaitable[Published]]) -> list[int]:
 
 
 async def batch(call: Call) -> Response:
-    """Serves `POST …/batch_events`, which publishes several events on one channel each. The answer contains the requested
+    """Serves `POST …/batch_events`, which publishes several events, each on one channel. The answer contains the requested
     attributes of the channels, in the order of the events.
     """
     events = call.body(_batch).batch
@@ -151,7 +151,7 @@ async def batch(call: Call) -> Response:
     if not events:
         raise Refused(400, "batch is empty: a batch needs at least one event")
     if len(events) > limits.batch:
-        raise Refused(400, f"Batch too large ({len(events)} > {limits.batch})")  # Pusher's libraries search for these words
+        raise Refused(400, f"Batch too large ({len(events)} > {limits.batch})")  # Pusher's libraries look for this text
     checked = []
     for index, event in enumerate(events):
         try:
@@ -238,7 +238,7 @@ def check_event(name: str, data: msgspec.Raw, limits: Limits) -> bytes:
     text = bytes(data).strip()
     # A decoded string is never longer than its JSON text, so only a text that exceeds the limit is decoded.
     if len(text) > limits.payload and (size := string_size(text)) > limits.payload:
-        # Pusher's libraries search for these words.
+        # Pusher's libraries look for this text.
         raise Refused(
             413, f"The data content of this event exceeds the allowed maximum ({limits.payload} bytes): it has {size} bytes"
         )

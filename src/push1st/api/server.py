@@ -76,7 +76,7 @@ class _Fixed:
 
 
 class _Collected:
-    """Converts the counters and sizes of a worker to metric families of Prometheus."""
+    """Converts the counters and gauges of a worker to metric families of Prometheus."""
 
     def __init__(self, node: Node) -> None:
         self._node = node

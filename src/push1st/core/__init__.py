@@ -1,1 +1,1 @@
-"""The server without its sockets: hub, fan-out, node and sessions."""
+"""The parts of the server that use no sockets: hub, fan-out, node and sessions."""

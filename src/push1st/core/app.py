@@ -26,7 +26,7 @@ class Client(Subscriber, Protocol):
 
 
 class Outlet(Protocol):
-    """The object that sends the replies of a session: its connection, or the owner of its outbox."""
+    """The object that sends a session's replies: the session's connection, or the owner of the session's outbox."""
 
     def send(self, reply: Reply) -> None: ...
 
@@ -45,8 +45,8 @@ class App:
     `version`: a number that grows with each change of the configuration.
     `hook_kinds`: the kinds of hook events that the app's hooks receive.
     `backend_decides`: the operations that need a decision of the app's backend. Each operation has a function that returns
-    whether the backend decides about a given channel.
-    `publishes`, `reads`: the token buckets that limit the API's events and reads a second.
+    whether the backend decides about this operation on a given channel.
+    `publishes`, `reads`: the token buckets that enforce `limits.publishes` and `limits.reads`.
     `counts_connections`: whether the broker counts the connections of this app.
     `held`: the events that are held for clients that have just signed in; None while there are no such clients.
     `uncounted`: the connections that the broker has not counted yet.
@@ -77,7 +77,7 @@ class App:
         """Applies a configuration. Clients stay connected, and their next commands follow the new configuration.
 
         After the first configuration that limits the number of connections, the broker counts every new connection, even if a
-        later configuration has no such limit. So the count always includes each connection that ends.
+        later configuration has no such limit. So only counted connections are subtracted from the count.
 
         `now`: the time in seconds on `Clock.monotonic`.
         """

@@ -43,7 +43,7 @@ class TopicHandler(msgspec.Struct, frozen=True):
 
 
 class HandledTopic:
-    """A topic with a handler. The topic stays subscribed while calls of `handle_topic` wait, or after the broker confirms a call.
+    """A topic with a handler. The worker is subscribed while a call of `handle_topic` waits, or once the broker confirms a call.
 
     `subscribing`: the number of calls of `handle_topic` that wait for the broker.
     `is_handled`: whether the broker has confirmed a call of `handle_topic` since the last release of the topic.
@@ -99,7 +99,7 @@ class Controller:
             return topic.handler.on_request(request)
         if request.startswith(REACH):
             return b"0" if live is None else b"%d" % live.tenant.reach(_message.decode(request[len(REACH) :]))
-        if request != SESSIONS:  # the topic's handler on this worker has been removed
+        if request != SESSIONS:  # this worker no longer has a handler of this topic
             return b""
         found = [] if live is None else live.sessions(channel)
         return msgspec.msgpack.encode([SessionInfo(client.id, client.ip) for client in found])
@@ -107,8 +107,8 @@ class Controller:
     async def handle_topic(self, app: App, topic: str, handler: TopicHandler) -> None:
         """Registers the handler of a topic. Returns when the broker has confirmed the subscription. Raises Refused(503).
 
-        Several calls for the same topic may wait at once. The last call replaces the handler. If the broker confirms one of
-        several calls, the topic stays subscribed.
+        Several calls for the same topic may wait at once. The last call replaces the handler. If the broker confirms at
+        least one of these calls, this worker stays subscribed to the topic.
         """
         handled = self._topics.get((app.config.id, topic))
         if handled is None:
@@ -155,7 +155,7 @@ class Controller:
             lost()
 
     def on_message(self, message: Message) -> None:
-        """Passes a message to the handler of its topic on this worker, if there is one."""
+        """Passes a message to the handler of the message's topic, if this worker has such a handler."""
         topic = self._topics.get((message.app, message.channel))
         if topic is not None:
             topic.handler.on_message(message.data)

@@ -1,8 +1,8 @@
 """Subscription counts: the number of a channel's subscribers, sent to these subscribers (Pusher protocol, section 3).
 
-After the first change of a channel, the worker sends the channel's count at once. `Counts.tick` runs once a second, and sends one
-count for all later changes of a channel. So a worker sends few counts even if thousands of clients subscribe and unsubscribe. A
-channel with more than `LARGE_CHANNEL` subscribers gets one count in `COUNT_SECONDS`, from the first worker that claims it.
+After a change, the worker sends the channel's count at once, unless the worker has sent this count in the current second.
+`Counts.tick` sends one count a second for all other changes of a channel. So a worker sends few counts even if thousands of
+clients subscribe. For a channel of more than `LARGE_CHANNEL` subscribers, the workers together send one count in `COUNT_SECONDS`.
 """
 
 from asyncio import sleep
@@ -48,7 +48,7 @@ class Counts:
         self._broker, self._roster, self._hook_events = broker, roster, hook_events
 
     async def send(self, app: App, name: str) -> None:
-        """Sends a channel's count after a change, now or with the next tick. Called only for apps with `subscription-count`."""
+        """Sends a channel's changed count now, or with the next tick. Called only if the app enables `subscription-count`."""
         if name.startswith("#") or kind_of(name).presence:
             return
         key = app.config.id, name
@@ -58,7 +58,7 @@ class Counts:
             self._deliveries += await self._send(app, key)
 
     def later(self, app: App, name: str) -> None:
-        """Queues the count of a channel for the next tick. Called only for apps with `subscription-count`."""
+        """Queues the count of a channel for the next tick. Called only if the app enables `subscription-count`."""
         self._due[app.config.id, name] = app
 
     async def _send(self, app: App, key: tuple[str, str]) -> int:

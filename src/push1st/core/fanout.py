@@ -8,10 +8,10 @@ The rules of the fan-out (invariants 2 to 5), and the functions that keep these 
 - A message goes to the subscribers that its channel had when the message arrived. So pending frames of a lane are written before
   the subscribers of the lane change (`flush_lanes`).
 - A direct frame, which is for one connection, is written after the earlier frames of the connection's channels. So `direct` first
-  writes the connection's pending frames (`flush_subscriber`). A flush writes direct frames before the frames of lanes, which are
-  newer.
+  writes the connection's pending frames (`flush_subscriber`). A flush writes direct frames before the frames of lanes, because
+  the frames of lanes are newer.
 - Under load, several messages to a subscriber share one write. After a flush with many deliveries, the next flush waits until
-  as many deliveries are pending, for some milliseconds at most (decision 0012). Direct frames do not wait.
+  the same number of deliveries is pending, but only for some milliseconds (decision 0012). Direct frames do not wait.
 - A flush to a lane with many subscribers takes several loop turns. A `Slice` keeps the buffer of the flush, and the subscribers
   that have not received the buffer. Later frames of the lane are queued after the slice.
 - No function of this module waits. A transport that cannot send keeps the bytes in its buffer. If the buffer is full, the
@@ -68,7 +68,7 @@ class DirectFrames:
 class Fanout:
     """See the module.
 
-    `failed`: a function that is called when a write raises an exception, and may log it. The other subscribers get their frames.
+    `failed`: a function that is called when a write raises an exception. All other subscribers still get their frames.
     """
 
     __slots__ = (
@@ -302,7 +302,7 @@ class Fanout:
                 long.append(lane)
             elif not lane.due:
                 del lanes[lane]
-        # Lanes with slices share the remaining writes of this turn, or half of `SLICE_WRITES` if fewer writes remain.
+        # All lanes with slices share the remaining writes of this turn, but at least `SLICE_WRITES / 2` writes.
         each = max(budget, SLICE_WRITES // 2) // max(1, len(long)) or 1
         self._wrote = SLICE_WRITES - budget
         for lane in long:
@@ -322,7 +322,7 @@ class Fanout:
                     write(buffer)
                 return
             except Exception:
-                self._failed()  # the loop continues with the next subscriber
+                self._failed()  # the outer loop continues with the next subscriber
 
     @property
     def pending(self) -> int:

@@ -14,13 +14,13 @@ from push1st.messages import Message
 
 MAX_HELD = 100
 MAX_HELD_BYTES = 65_536
-"""the maximum numbers of frames and of bytes that are held for a client; before they are exceeded, held frames are delivered"""
+"""the maximum numbers of frames and of bytes held for a client; before a frame would exceed them, earlier frames are delivered"""
 HELD_SECONDS = 10
 """the seconds that a client has to subscribe; then its held frames are delivered, and no more frames are held"""
 
 
 class Hold:
-    """The frames held for a client. `until`: the end of the hold, in seconds on the clock of `Held.add`."""
+    """The frames held for a client. `until`: the end of the hold, in seconds on `Clock.monotonic`."""
 
     __slots__ = ("channel", "frames", "size", "until")
 
@@ -55,9 +55,9 @@ class Held:
             self._channels.setdefault(channel, {})[client] = hold
 
     def receive(self, message: Message, now: int) -> None:
-        """Holds an event for each client that waits and is one of its receivers. `now`: the wall clock in nanoseconds."""
+        """Holds an event for each receiver that has not subscribed yet. `now`: the wall clock in nanoseconds."""
         for client, hold in self._channels[message.channel].items():
-            is_target = message.target == client.id  # a broadcast excludes its target
+            is_target = message.target == client.id  # a broadcast does not reach its target
             if message.exclude == client.id or is_target == (message.delivery == "broadcast"):
                 continue
             frame = client.wire.message(message, now)

@@ -90,10 +90,10 @@ class Lane:
 
 
 class Subscription:
-    """A client's subscription to a channel, which the client's session stores by the channel's name.
+    """A client's subscription to a channel. The client's session stores the subscription by the channel's name.
 
     `lane`: the lane of the channel that contains the client. `member`: the client's member on a presence channel, or None.
-    The subscriptions of a lane without a member are one object, so they cost no memory for each client.
+    All subscriptions of a lane that have no member are one object, which saves memory.
     """
 
     __slots__ = ("lane", "member")

@@ -66,7 +66,7 @@ class Siblings(Protocol):
     number: int
 
     async def metrics(self) -> Sequence[tuple[int, bytes]]:
-        """Returns a pair for each worker that replies in time: its number, and the result of its `api.server.snapshot`."""
+        """Returns a pair for each worker that replies in time: the worker's number, and the result of `api.server.snapshot`."""
 
     async def hooks(self, app: str) -> Sequence[bytes]:
         """Returns the result of `api.hooks.states` for an app, from each worker that replies in time."""
@@ -97,7 +97,7 @@ class Node:
         self._last_id = 0
         self._live: dict[str, App] = {}
         self.on_configured: list[Callable[[AppConfig], object]] = []
-        """functions that are called with each changed configuration, and update values that other objects derive from it"""
+        """functions that are called with each changed configuration, and update values derived from the configuration"""
         self.local_roster = LocalRoster()
         self.topics = ClientTopics()
         self.controller = Controller(self._live, self.stamp)
@@ -134,7 +134,7 @@ class Node:
         return app
 
     def configure(self, config: AppConfig) -> None:
-        """Applies an app's changed configuration. A source of apps calls `configure` when `Apps` returns the new configuration.
+        """Applies an app's changed configuration. An app source calls this method after storing the new configuration.
 
         The app keeps its id, and the app's clients stay connected.
         """
@@ -158,7 +158,7 @@ class Node:
     def connect(self, app: App, client: Client) -> Suspended[bool] | None:
         """Registers a session. Raises Disconnect(4004) if the app has reached its limit of connections.
 
-        Returns the pending request to the broker that counts the connection, for `admit`; None if no request is pending.
+        Returns the pending request by which the broker counts the connection, for `admit`; None if no request is pending.
         """
         most = app.config.limits.connections
         admission = None
@@ -181,7 +181,7 @@ class Node:
         app.uncounted.discard(client)
 
     async def withdraw(self, app: App, client: Client, admission: Suspended[bool]) -> None:
-        """Waits until a connection that has ended is counted, and then uncounts it. `admission`: the result of `connect`."""
+        """Waits until an ended connection is counted, and then reduces the count. `admission`: the result of `connect`."""
         with suppress(Disconnect):
             await self.admit(app, client, admission)
 
@@ -208,7 +208,7 @@ class Node:
             await self.topics.release(app, name)
         if held:
             await self.signins.end_hold(app, held)
-        for name in left.subscriptions if app.config.subscription_count else ():  # counts come last, and wait for the broker
+        for name in left.subscriptions if app.config.subscription_count else ():  # last, because `send` waits for the broker
             await self.counts.send(app, name)
 
     # Channels
@@ -264,7 +264,7 @@ class Node:
         await self.topics.release(app, name)
 
     def _recount(self, id: str, name: str) -> None:
-        """Queues the count of a channel for the next tick. The broker calls this if no other worker sends the current count."""
+        """Queues the count of a channel for the next tick. The broker calls this function if no other worker sends the count."""
         config = self.apps.by_id(id)
         if config is not None and config.subscription_count and not name.startswith("#"):
             self.counts.later(self.app(config), name)

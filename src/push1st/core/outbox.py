@@ -2,7 +2,7 @@
 
 A session may outlive its connections. For example, a client of the HTTP fallbacks has no connection between two requests, and an
 MQTT client may be offline for days. A session that outlives its connections has an outbox and an *owner*. The owner is an object
-of the transport that ends with the session.
+of the transport, and ends with the session.
 
 An outbox holds *items* and does not depend on their content. The owner defines the type of an item, for example several whole
 frames, or a message without its packet id. An owner that keeps only some items passes only these items to `Outbox.write`. The

@@ -17,7 +17,7 @@ from push1st.jsontext import decode, encode, string_size
 from push1st.messages import Member, Publish, SignedInUser, SignIn, Subscribe, user_channel
 
 MAX_MEMBER_BYTES = 1024
-"""the maximum bytes of `channel_data`, which describes a presence member (Pusher protocol, section 8)"""
+"""the maximum number of bytes of `channel_data`, which describes a presence member (Pusher protocol, section 8)"""
 MAX_WATCHLIST = 100
 """the maximum number of users on a watchlist; further users are cut off, and the client gets an error (protocol, section 5)"""
 
@@ -56,7 +56,7 @@ class UserData(msgspec.Struct, gc=False):
 class Identity(msgspec.Struct, frozen=True, gc=False):
     """A signed-in user whose signature is valid.
 
-    `user_data`: the text that the backend signed, but with the user's id as a text. `is_cut`: whether the watchlist was too long.
+    `user_data`: the text that the backend signed, but with the user's id as a text. `is_cut`: whether the watchlist was cut.
     """
 
     user: SignedInUser

@@ -51,7 +51,7 @@ MAX_REFUSALS = 100
 MAX_CHARGES = 100
 """the maximum number of charges a second (`Session.charge`); a client that exceeds it for long is disconnected"""
 CHARGE_SECONDS = 60
-"""the number of seconds for which unused charges add up; a client may use all of them at once"""
+"""the number of seconds for which unused charges add up; a client may use all these charges at once"""
 MAX_PUBLISHES = 1000
 """the maximum number of events a second of a raw client; a client that exceeds it is disconnected"""
 
@@ -414,7 +414,7 @@ class Session:
         if name in self.subscriptions:
             members = None
             if kind.presence and self.push is None:
-                # The client gets this worker's view of the members, because the changes that it receives later follow this view.
+                # The client gets this worker's list of members, because the client later receives the changes of this list.
                 members = await self.node.members(self.app, name, local_view=True)
             self.outlet.send(Subscribed(name, members))
             return False

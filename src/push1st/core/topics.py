@@ -1,6 +1,6 @@
 """The topics to which this worker is subscribed at the broker for its own clients.
 
-The worker subscribes to a topic before the first client joins the channel, and unsubscribes after the last client has left it.
+The worker subscribes to a topic before its first client joins the channel, and unsubscribes after its last client leaves.
 A client that joins a channel waits for the broker. So `ClientTopics` counts the clients that are about to join a channel, and
 keeps the channel's topic while there are such clients.
 """
@@ -31,7 +31,7 @@ class ClientTopics:
         self._wanted[app.config.id, name] += 1
 
     def unwant(self, app: App, name: str) -> bool:
-        """Undoes one call of `want`. Returns whether the topic may be unneeded; if so, the caller calls `release`."""
+        """Undoes one call of `want`. If this function returns true, the caller must call `release`."""
         key = app.config.id, name
         self._wanted[key] -= 1
         if not self._wanted[key]:

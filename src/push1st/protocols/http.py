@@ -21,10 +21,10 @@ MAX_HEAD = 16_384
 """the maximum number of bytes of a request line with its headers"""
 MAX_HEADS = 4096
 MAX_REMEMBERED = 1024
-"""the maximum number of remembered heads (the headers of a request), and of bytes of a remembered head"""
+"""the maximum number of remembered heads, and the maximum number of bytes of each; a head is the headers of a request"""
 MAX_LINES = 1024
 MAX_LINE = 256
-"""the maximum number of remembered request lines, and of bytes of a remembered line"""
+"""the maximum number of remembered request lines, and the maximum number of bytes of each line"""
 TOO_LONG_HEAD = f"request line and headers have at most {MAX_HEAD} bytes"
 IDLE, HEAD, BODY = 0, 1, 2
 """the stages of a decoder: between two requests, in the headers of a request, in the body of a request"""
@@ -195,7 +195,7 @@ class RequestDecoder:
         self._size = 0
         """the number of bytes of the body that were decoded so far"""
         self._length = 0
-        """the length of the body in bytes, if the header Content-Length has it; else 0"""
+        """the length of the body in bytes, if the request has the header Content-Length; else 0"""
         self._raw = 0
         """the number of bytes that certainly belong to the current request, including bytes that the parser has not reported"""
         self._has_begun = False

@@ -75,7 +75,7 @@ _PONG = b'{"event":"pusher:pong","data":"{}"}'
 
 
 class Pusher:
-    """The codec (`protocols.Codec`). `head`: a function that returns the header of a frame for the length of the frame's text."""
+    """The codec (`protocols.Codec`). `head`: a function that returns a frame's header for a text of the given length."""
 
     name = "pusher"
     binary = False

@@ -14,7 +14,7 @@ from push1st.protocols.pusher import Pusher, refusal
 OPEN_FRAME = b"o\n"
 HEARTBEAT = b"h\n"
 MAX_RESPONSE = 262_144
-"""the number of UTF-16 characters of a response after which pusher-js drops the response, at the end of the current frame"""
+"""the maximum number of UTF-16 characters in a response; after a frame that exceeds this number, pusher-js drops the response"""
 
 _messages = msgspec.json.Decoder(list[str])
 _pusher = Pusher(lambda _: b"")
@@ -46,7 +46,7 @@ class PusherXhr:
 
 
 def end_frames(code: int, reason: str, announced: bool = True) -> bytes:
-    """Returns the frames that end a session: an error if `announced` is true and the code has an error, and a close frame."""
+    """Returns the last frames of a session: an error if `announced` is true and the code is 4000 to 4299, then a close frame."""
     error = _frame(_pusher.reply(Ending(code, reason))) if announced else b""
     return error + b"c[%d,%b]\n" % (code, encode(reason))
 
@@ -63,7 +63,7 @@ def whole_frames(data: bytes, room: int) -> tuple[int, int]:
     """Returns the number of bytes of `data` that fit into a response, and the remaining room of the response after these bytes.
 
     `data`: complete frames. `room`: the number of characters that the response may still get up to `MAX_RESPONSE`. The first
-    frame that exceeds the room is the last frame of the response, because pusher-js then drops the response. After such a frame,
+    frame that exceeds the room is the last frame of the response, because pusher-js drops the response after this frame. Then
     the remaining room is negative.
     """
     if data.isascii():

@@ -60,7 +60,7 @@ def text_frame(payload: bytes) -> bytes:
 
 
 def close_frame(code: int, reason: str) -> bytes:
-    """Returns a close frame. A longer reason is cut to the 123 bytes that a frame may have (RFC 6455 §5.5)."""
+    """Returns a close frame. A reason of more than 123 bytes is cut to this length (RFC 6455 §5.5)."""
     payload = code.to_bytes(2, "big") + reason.encode()[:123].decode(errors="ignore").encode()
     return b"\x88" + len(payload).to_bytes(1, "big") + payload
 
@@ -90,7 +90,7 @@ class Decoder:
 
     `most`: the maximum number of bytes of a message. `binary`: whether binary messages are decoded as text.
 
-    A violation of RFC 6455 is detected at its first byte, and not at the end of the frame or of the message.
+    A violation of RFC 6455 is detected at the first invalid byte, and not at the end of the frame or of the message.
     """
 
     __slots__ = ("_binary", "_checked", "_fin", "_left", "_mask", "_message", "_most", "_rest")
