@@ -1,7 +1,7 @@
 """The two kinds of failure that a client can cause (invariant 9).
 
 A `Refused` is sent to the client as an error, and the connection stays open. A `Disconnect` closes the connection. Any other
-exception is a defect of the server: the server logs its trace, and closes the connection on which it was raised.
+exception is a defect of the server: the server logs the exception's trace, and closes the connection.
 
 A `Refused` has an HTTP status, a `Disconnect` has a WebSocket close code (RFC 6455 §7.4; Pusher protocol, section 6).
 """

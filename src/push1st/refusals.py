@@ -17,7 +17,7 @@ from push1st.messages import Response
 MAX_LINES = 20
 """the maximum number of lines a second; further lines are omitted and counted"""
 SHOWN_KEY = 64
-"""the minimum number of characters to which errors cut a long key or id; the log also masks a secret of this length"""
+"""errors cut a long key or id to this number of characters or more; the log also masks a secret that an error has cut"""
 
 log = logs.get("push1st.refusals")
 
