@@ -40,9 +40,9 @@ Receive = Callable[[Message], int]
 OnEvent = Callable[[HookEvent], None]
 """a function that takes an event for the hooks"""
 OnRequest = Callable[[str, str, bytes], bytes]
-"""a function of an app's id, a channel and a request; it returns this worker's reply"""
+"""a function that takes an app's id, a channel and a request, and returns this worker's reply"""
 Recount = Callable[[str, str], None]
-"""a function of an app's id and a channel whose subscription count this worker must publish again"""
+"""a function that takes an app's id and a channel, and queues the channel's subscription count for publishing"""
 
 
 class CachedEvent(msgspec.Struct, frozen=True, gc=False):
@@ -66,9 +66,9 @@ class Broker(Protocol):
     async def open(self, receive: Receive, on_event: OnEvent, on_request: OnRequest, recount: Recount) -> None:
         """Connects to the broker, which then passes all messages of the subscribed topics to `receive`, in order.
 
-        on_event: a function that takes every hook event of the cluster, on one worker only. The events of a channel are in order.
+        on_event: a function that takes hook events: each event on one worker only, and the events of a channel in order.
         on_request: a function that replies to the requests of other workers about topics to which this worker is subscribed.
-        recount: a function to call on a worker that evicted a dead node, or that registered its subscriptions again.
+        recount: a function that the broker calls after this worker has evicted a dead node or registered its subscriptions again.
         """
 
     async def close(self) -> None:
@@ -82,8 +82,8 @@ class Broker(Protocol):
     def publish(self, message: Message) -> MaybeAwaitable[Published]:
         """Sends a message to all workers, including this worker. The result contains the number of subscriptions to the topic.
 
-        The number of subscriptions may include a connection that the message excludes. The number includes all connections even
-        if the message is for some connections only. `Controller.reach` returns the exact number.
+        The number of subscriptions may include the excluded connection (`message.exclude`). The number includes all connections
+        even if the message is for some connections only. `Controller.reach` returns the exact number.
 
         Messages of the same turn of the event loop are sent in the order of the calls. Raises Refused(503, …) if the broker is
         unreachable or does not confirm within 2 s; some subscribers may have received the message nevertheless.
@@ -120,37 +120,37 @@ class Joined(msgspec.Struct, frozen=True, gc=False):
 class Roster(Protocol):
     """The subscriptions and members of all channels, for all workers together.
 
-    Each change of a roster is one atomic step. The change also publishes its edge (occupied, vacated, member-added or
-    member-removed), and reports the edge as a hook event. A roster that several workers share also holds back leaving edges for
-    hooks, because the broker outlives each worker. The `phase` of a hook event shows whether its edge was held back.
+    Each change of a roster is one atomic step. The step also publishes the edge of the change (occupied, vacated, member-added or
+    member-removed), and reports the edge as a hook event. A shared roster holds back leaving edges (vacated, member-removed) from
+    hooks, because the broker still runs when a worker stops. The `phase` of a hook event shows whether its edge was held back.
     """
 
     async def join(self, app: str, channel: str, socket_id: str, member: Member | None, limit: int) -> Joined:
         """Adds a subscription to a topic. This worker must already be subscribed to the topic.
 
         The caller of `join` resumes before the broker delivers any message that the topic receives after the join. So a caller
-        that now adds the subscriber to the channel neither loses a message nor delivers a message twice.
+        that then adds the subscriber to the channel neither loses a message nor delivers a message twice.
 
         limit: the maximum number of members (0: unlimited). Raises LimitReached if a new member would exceed the limit.
         """
 
     async def leave(self, app: str, channel: str, socket_id: str, user_id: str | None) -> None:
-        """Removes a subscription that `join` added. An unknown member has no effect."""
+        """Removes a subscription that `join` added. If the member is unknown, this method changes nothing."""
 
     async def channels(self, app: str, prefix: str = "") -> Sequence[Occupancy]:
         """Returns the occupied channels whose names begin with `prefix`, sorted by name."""
 
     async def channel(self, app: str, channel: str) -> Occupancy | None:
-        """Returns the numbers of a channel; None if the channel has no subscription."""
+        """Returns the numbers of subscriptions and users of a channel; None if the channel has no subscription."""
 
     async def members(self, app: str, channel: str, *, local_view: bool = False) -> tuple[Member, ...]:
         """Returns the members of a presence channel.
 
-        local_view: whether to return the members that are visible to this worker's clients now, if the channel has such clients.
+        local_view: whether to return the members that the channel's clients on this worker know, if there are such clients.
         """
 
     async def claim(self, app: str, channel: str, seconds: int) -> bool:
-        """Claims a channel for `seconds`. Returns False if another worker has a claim that has not expired."""
+        """Claims, for `seconds`, the right to publish a channel's count. Returns False if another worker has this right."""
 
 
 class Users(Protocol):

@@ -4,7 +4,7 @@
 in the server, and loads the Lua scripts. `resp.py` is a connection to a server, and `servers.py` finds the server of a shard.
 
 The roster and the topics of a shard share one connection, so replies and messages arrive in the order of the server's changes.
-A join or a leave is either in a member list or arrives after this list. A subscription receives all messages after its join.
+Each join or leave is in a member list, or arrives after this list. A subscription receives all messages after its join.
 """
 
 import asyncio
@@ -65,8 +65,8 @@ class Redis:
     stamp: a function that returns the id of a new message, and the wall clock's time in nanoseconds.
     node: the name of this node; no other worker has or had the same name.
     local_roster: the local roster of this worker.
-    hooked: a function that returns, for each app with hooks, the letters of the edges that these hooks receive (`scripts.py`).
-    numbered: a function that takes this node's number in the cluster, below 1024; the node's message ids end in this number.
+    hooked: a function that returns, for each app with hooks, which edges these hooks receive, as letters (`scripts.py`).
+    numbered: a function that is called with this node's number (below 1024); the node's message ids end in this number.
     timings: the durations of leases, waits and retries.
     """
 
@@ -146,7 +146,7 @@ class Redis:
                 self._shards.all[index].requests.replied(*decode_reply(data))
             elif data[0] == NODE:
                 self._shards.all[index].lease.node_subscribed(decode_node(data))
-        except (msgspec.DecodeError, UnicodeDecodeError, ValueError, IndexError) as exc:  # another version may send unknown data
+        except (msgspec.DecodeError, UnicodeDecodeError, ValueError, IndexError) as exc:  # data from a node of another version
             log.error("data of the broker cannot be decoded", reason=str(exc))
 
     async def subscribe(self, app: str, channel: str) -> None:

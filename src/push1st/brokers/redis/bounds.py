@@ -5,13 +5,13 @@ import msgspec
 from push1st.messages import HOLD_SECONDS
 
 MAX_UNSENT_BYTES = 64 << 20
-"""the most bytes that may wait for a slow server; with more bytes, the node ends the connection"""
+"""the maximum number of bytes that may wait for a slow server; with more bytes, the node ends the connection"""
 MAX_EVICTED = 500
-"""the most entries of a dead node that one script call removes, and the most deferred leaves that one call publishes"""
+"""the maximum number of entries of a dead node that one script call removes, and of deferred leaves that one call publishes"""
 MAX_UNREPORTED = 10_000
-"""the most hook events that a node keeps while the broker is away; each further event replaces the oldest event"""
+"""the maximum number of hook events that a node keeps while the broker is away; each further event replaces the oldest event"""
 MAX_TOPICS = 500
-"""the most topics in one SUBSCRIBE command"""
+"""the maximum number of topics in one SUBSCRIBE command"""
 
 
 class Timings(msgspec.Struct, frozen=True, kw_only=True):

@@ -183,7 +183,7 @@ class ShardConnection:
             self._retry.set()
 
     async def close(self) -> RespConnection | None:
-        """Stops reconnecting. Returns the connection on which the node is registered, or ends the connection and returns None."""
+        """Stops reconnecting. Returns the connection if the node is registered on it, else ends it and returns None."""
         resp = self.registered_on
         self._apply(ConnectionEvent.CLOSE)
         if self._task is not None:
@@ -253,7 +253,7 @@ class ShardConnection:
     def send_change(self, script: Script, *arguments: Argument) -> None:
         """Sends a change of this node's entries; no coroutine waits for the reply.
 
-        The node sends no change while it is not registered, because its next registration compares all its entries.
+        The node sends no change while it is not registered, because the next registration sends all differences to the server.
         """
         if self.registered_on is not None:
             self.send(self.registered_on, script, self.check, self.node, *arguments)
@@ -265,7 +265,7 @@ class ShardConnection:
                 self.fault(reply)
             elif str(reply).startswith(MOVING):
                 self.repair_needed = True
-            elif not self.repair_needed:  # such as OOM: an immediate second attempt would fail too
+            elif not self.repair_needed:  # after OOM, for example, an immediate second attempt would fail too
                 self.repair_needed = True
                 log.error("the broker refused", reason=str(reply), **hint(str(reply)))
 

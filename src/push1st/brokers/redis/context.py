@@ -17,9 +17,9 @@ class NodeContext(msgspec.Struct, frozen=True):
 
     node: the name of this node; each start of a worker makes a new name.
     stamp: a function that returns the id of a new message, and the wall clock's time in nanoseconds.
-    hooked: a function that returns, for each app with hooks, the letters of the edges that these hooks receive (`scripts.py`).
+    hooked: a function that returns, for each app with hooks, which edges these hooks receive, as letters (`scripts.py`).
     on_event: a function that takes hook events.
-    recount: a function of an app and a channel whose subscription count an eviction or a repair may have changed.
+    recount: a function that is called after an eviction or a repair that may have changed the count of a channel of an app.
     local_roster: the local roster of this worker.
     views: the members and watched users that clients on this node know.
     timings: the durations of leases, waits and retries.
@@ -38,5 +38,5 @@ class NodeContext(msgspec.Struct, frozen=True):
     timings: Timings = Timings()
 
     def hook_edges(self, app: str) -> str:
-        """Returns the letters of the edges that an app's hooks receive (`scripts.py`), or an empty string."""
+        """Returns which edges an app's hooks receive, as letters (`scripts.py`); an empty string if there are no hooks."""
         return self.hooked().get(app, "")

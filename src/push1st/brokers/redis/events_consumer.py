@@ -8,20 +8,20 @@ to the hooks, and sends the place of the last event to the server. If the proces
 the events, and the next consumer reads the same events again. If the connection ends before the server stores the place, the next
 consumer on the same node continues after the last delivered event.
 
-For each channel and member, hooks receive settled edges alternately: entering, leaving, entering. For this order, the consumer
-keeps a ledger: the channels and members that exist according to the edges that hooks have received. The consumer delivers only
-edges that change the ledger. So the order of edges survives a new consumer, and a loss of the server's state.
+For each channel and member, hooks receive settled edges (`scripts.py`) alternately: entering, leaving, entering. For this order,
+the consumer keeps a ledger: the channels and members that exist according to the edges that hooks have received. The consumer
+delivers only edges that change the ledger. So the order of edges survives a new consumer, and a loss of the server's state.
 
 A node that becomes the consumer builds the ledger from the roster, and adds channels and members whose leaving edge is held back.
-Then the node undoes in the ledger the changes of all events that are not read yet.
+Then the node removes from the ledger the effects of all unread events.
 
 After the server lost its state, the node with the ledger remains the consumer. When all nodes have registered their entries
 again, the consumer compares the ledger with the roster, and delivers an edge for each difference. These edges replace the
 held-back edges and the unread events that the server lost.
 
 The consumer also compares the ledger after each reconnection, because a replica that became the master may lack recent events.
-The consumer compares the ledger too when another node has ended, because a node that started before the hooks were configured
-reports no edges.
+After another node has ended, the consumer compares the ledger too, because nodes that started before the hooks were configured
+report no edges.
 """
 
 import asyncio
@@ -43,9 +43,9 @@ from push1st.config.brokerurl import Address
 from push1st.messages import ENTERING, HookEvent, HookEventKind, Phase
 
 MAX_EVENTS = 500
-"""the most events in one read"""
+"""the maximum number of events in one read"""
 MAX_RELEASED = 500
-"""the most entries of `BASE:held` (`scripts.py`) that one script call releases"""
+"""the maximum number of entries of `BASE:held` (`scripts.py`) that one script call releases"""
 SCAN_COUNT = 1000
 """the number of fields that one command reads from a hash, or writes to a set"""
 
@@ -66,9 +66,9 @@ class Ledger:
     there: the channels and members, named like the fields of a node's entries (`scripts.py`); None if this node has no ledger.
     apps: the apps whose channels and members the ledger contains.
     place: the place of the last event that was delivered to hooks.
-    compared_at: the time (loop's clock) of the comparison with the roster after a possible loss of events; None if none is due.
-    checked_at: the time (loop's clock) of the comparison with the roster after another node has ended; None if no comparison is
-    due. If another node becomes the consumer before this time, the comparison is dropped, because that node builds a new ledger.
+    compared_at: when to compare with the roster (loop's clock) after a possible loss of events; None if no comparison is due.
+    checked_at: when to compare with the roster (loop's clock) after another node has ended; None if no comparison is due. If
+    another node becomes the consumer before this time, the comparison is dropped, because that node builds a new ledger.
     """
 
     def __init__(self) -> None:
@@ -107,7 +107,7 @@ class Consumer:
     run: a function that returns the command for a script, without the arguments of the script.
     apps: a function that returns the apps whose hooks receive settled edges; the apps may change with the configuration.
     on_event: a function that takes the events.
-    last: whether this node stops and is the last node; such a consumer delivers all remaining events and held-back edges.
+    last: whether this node stops as the last node; its consumer then delivers all remaining events and held-back edges.
     """
 
     def __init__(
@@ -164,7 +164,7 @@ class Consumer:
             log.info("this node stopped reading hook events", reason=str(exc) or type(exc).__name__)
         except asyncio.CancelledError:
             if resp is not None:
-                resp.close()  # `close` sends the queued place first
+                resp.close()  # `close` sends the queued place before the connection ends
                 resp = None
             raise
         finally:
@@ -258,7 +258,7 @@ class Consumer:
 
     def _deliver(self, fields: dict[bytes, bytes]) -> None:
         whole = fields.get(b"fact")
-        if whole is not None:  # a node reported this event; an event from a script has several fields
+        if whole is not None:  # a node adds an event as one field, a script as several fields
             self._on_event(decode_event(whole))
             return
         event, way = _event_of(fields)
@@ -296,7 +296,7 @@ class Consumer:
         return True
 
     async def _expected_ledger(self, resp: RespConnection, place: bytes, apps: Collection[str]) -> set[str]:
-        """Returns the ledger for some apps, whose hooks have received all events up to a place, and no events after this place.
+        """Returns the ledger of apps whose hooks have received exactly the events up to a place.
 
         The ledger contains the channels and members in the roster, and the channels and members whose leaving edge is held back.
         The roster may change during the scan, but each change adds an event after the place. The first event of a channel or

@@ -30,7 +30,7 @@ class HookEventStream:
         self._connection = connection
         self.ledger = Ledger()
         self._term = 0
-        """the term of the ledger, a number that grows (`BASE:term` in `scripts.py`)"""
+        """the term of the ledger, a number that grows with each renewal (`BASE:term` in `scripts.py`)"""
         self.consumer: Consumer | None = None
         self._unreported: deque[HookEvent] = deque(maxlen=bounds.MAX_UNREPORTED)
 

@@ -13,7 +13,7 @@ from push1st.brokers.redis.resp import RespConnection
 from push1st.messages import Member
 
 MAX_JOINS = 500
-"""the most subscriptions in one batch; the server needs some milliseconds for a batch, and runs no other command in this time"""
+"""the maximum number of subscriptions in one batch; other commands wait some milliseconds while the server adds a batch"""
 ADDED, REFUSED = 1, 2
 """the results of a join: the member is new in the cluster, or the member exceeds the limit; other results need no action"""
 
@@ -35,7 +35,7 @@ class PendingJoin:
 class JoinBatch:
     """The subscriptions to one channel that one script call adds.
 
-    limit: the most members that the channel may have; 0 stands for no limit.
+    limit: the maximum number of members of the channel; 0 stands for no limit.
     want: the letters of the data that the script must return in addition to the results (`lua/join.lua`).
     found, cached, left: the members, the cached event, and the event's remaining milliseconds, from the reply of the script.
     delivered: whether this node has delivered the joins to the members on this node.

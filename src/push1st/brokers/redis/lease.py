@@ -1,7 +1,7 @@
 """Renews this node's lease in a shard, and evicts other nodes whose lease has expired.
 
-The broker measures leases on its own clock. A node renews its lease every `Timings.renew` seconds. The reply names the nodes
-without a lease. One or several living nodes evict a node without a lease. Each step removes up to `MAX_EVICTED` entries.
+The broker measures leases on its own clock. A node renews its lease every `Timings.renew` seconds. The reply lists the nodes
+without a lease. One or several living nodes evict a node without a lease. Each eviction step removes up to `MAX_EVICTED` entries.
 """
 
 import asyncio

@@ -77,9 +77,9 @@ class ShardRoster:
     def _deliver_joins(self, batch: JoinBatch) -> None:
         """Delivers the joins of a batch to the members on this node, and collects the member list for the new members.
 
-        The first coroutine of the batch that resumes calls this method. At that time, but not when the reply arrives, the
-        connections of earlier batches are on the channel. The connections of this batch are not on the channel yet. When the
-        topic delivers the edges of this batch later, the view already contains these edges.
+        The first coroutine of the batch that resumes calls this method. The connections of earlier batches are on the
+        channel at that time, but not always when the reply arrives. The connections of this batch are not on the channel yet.
+        When the topic delivers the edges of this batch later, the view already contains these edges.
         """
         if batch.delivered:
             return

@@ -18,7 +18,7 @@ from push1st.metrics import Metrics
 CONFIRM_SECONDS = 2
 """the seconds within which the broker must confirm a publish"""
 MAX_QUEUED = 8 << 20
-"""the most bytes that may wait for a slow broker; with more bytes, publishing is rejected"""
+"""the maximum number of bytes that may wait for a slow broker; with more bytes, publishing is rejected"""
 AWAY = "the broker is away: nothing was published"
 UNCONFIRMED = "the broker has not confirmed in time: the event may have been delivered to some"
 

@@ -45,7 +45,7 @@ class Reconciler:
     """See the module.
 
     owns: a function that returns whether the keys of an app's channel are in this shard.
-    numbered: a function that takes this node's number in the cluster; None if another shard numbers the node.
+    numbered: a function that is called with this node's number in the cluster; None if another shard numbers the node.
     """
 
     def __init__(
@@ -134,7 +134,7 @@ class Reconciler:
     def _send_unconfirmed_leaves(self) -> None:
         """Sends the unconfirmed leaves to a server that has lost its state. The server publishes these leaves after the recovery.
 
-        A server that still has its state does not need these leaves: the repair removes the entries, and so causes the edges.
+        A server that still has its state does not need these leaves: the repair of the entries publishes the edges.
         """
         left, self._roster.unconfirmed_leaves = self._roster.unconfirmed_leaves, {}
         if not self._state_lost:

@@ -25,7 +25,7 @@ OnPush = Callable[[bytes], None]
 Argument = str | bytes | int
 NOTHING = object()
 READ_BYTES = 1 << 16
-"""the most bytes of one read from the socket of a connection that has ended"""
+"""the maximum number of bytes of one read from the socket of a connection that has ended"""
 
 
 pack: Callable[[tuple[Argument, ...]], bytes] = hiredis.pack_command  # type: ignore[assignment]  # its stub allows one item

@@ -12,7 +12,7 @@ All keys of a shard are in one hash slot. Every key begins with the base of the 
                       member, as in BASE:n:NODE → when, socket, received, info.
     BASE:held:order   list of the entries of BASE:held, oldest first: the time and the field of each entry.
     BASE:nodes        set of the nodes that may have entries.
-    BASE:lease:NODE   exists while the node is alive: `new` before the node subscribes to its topics for the first time, `there`
+    BASE:lease:NODE   exists while the node is alive; the value is `new` before the node first subscribes to its topics, `there`
                       while the node is subscribed, `back` from a new registration until the node is subscribed again.
     BASE:away         set of nodes that other nodes reported as alive, and that have not registered since the state was lost.
     BASE:n:NODE       hash of the node's entries: c/APP/CHANNEL → subscriptions, q/APP → connections; m/APP/CHANNEL\\nUSER and
@@ -28,16 +28,16 @@ All keys of a shard are in one hash slot. Every key begins with the base of the 
     BASE:numbers      hash: number → node; the ids of the node's messages end in the number.
     BASE:facts        stream of hook events; when it is longer than MAX_HOOK_EVENTS, the server deletes the oldest events.
     BASE:facts:read   the id of the last delivered hook event.
-    BASE:reader       the node of the consumer, which reads the hook events; exists while this node is alive.
-    BASE:term         a number that grows with each renewal of the consumer, and the consumer's node; remains after the node ends.
+    BASE:reader       the node of the consumer, which reads the hook events; the key exists while this node is alive.
+    BASE:term         a number that grows with each renewal of the consumer, and the consumer's node; kept after the node ends.
     BASE:t:APP/CHANNEL  the topic of a channel.
 
 For a change, a script takes the node's new number or state (such as its number of subscriptions), never a difference. So a script
 that runs twice, for example after a lost reply, changes nothing the second time.
 
-An app's hooks receive edges at once (`a`), settled edges (`s`), both, or none. The field `w` of a hook event contains the letters
-of the hooks that receive the event. Two more letters in `w` are for the consumer only. `r` means that a channel or member
-returned while its leaving edge was held back. `h` means that an earlier process stopped while it held back a leaving edge.
+An app's hooks receive edges at once (`a`), settled edges (`s`: no edges of a quick leave and return), both, or none. The field
+`w` of a hook event contains the letters of the hooks that receive the event. Two more letters in `w` are for the consumer only:
+`r` (a channel or member returned while its leaving edge was held back) and `h` (a process stopped while it held back the edge).
 
 A script contains only the functions of `lua/helpers.lua` that it calls, because the server defines these functions at each call.
 """
@@ -51,7 +51,7 @@ import msgspec
 SCHEMA = 1
 """the version of keys and messages; increase it with each change that nodes of the previous version would misread"""
 MAX_HOOK_EVENTS = 100_000
-"""the most hook events that wait for their consumer; the server deletes old events in blocks, so it may keep a few more"""
+"""the maximum number of hook events that wait for the consumer; the server deletes events in blocks, and may keep a few more"""
 CLOCK_MS = 10**13
 """the time to live of a new `BASE:clock` in milliseconds: three centuries"""
 

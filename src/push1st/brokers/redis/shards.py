@@ -16,7 +16,7 @@ TICK_SECONDS = 0.25
 
 
 class Shards:
-    """The shards of a node. `on_push` takes the index of a shard and a message; `numbered` takes this node's number."""
+    """The shards of a node. `on_push` takes the index of a shard and a message; `numbered` is called with this node's number."""
 
     def __init__(
         self,

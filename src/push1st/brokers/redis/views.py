@@ -44,8 +44,8 @@ class Views:
     def edge(self, edge: Edge, here: bool) -> None:
         """Delivers an edge, if it changes the view.
 
-        here: whether this node has a connection of the edge's member or user. A leaving edge is dropped in this case,
-        because another node published the edge when that node evicted this one.
+        here: whether the edge's member or user has a connection to this node. With such a connection, a leaving edge is dropped,
+        because another node published the edge when that node evicted this node.
         """
         key = edge.app, edge.channel
         view = self._members.get(key)
@@ -88,7 +88,7 @@ class Views:
         self._online.setdefault((app, user_id), online)
 
     def status(self, app: str, user_id: str, otherwise: bool) -> bool:
-        """Returns whether a user is online according to the view; `otherwise` if the user has no view."""
+        """Returns whether a user is online according to the view; returns `otherwise` if the user has no view."""
         return self._online.get((app, user_id), otherwise)
 
     def unwatch(self, app: str, user_id: str) -> None:

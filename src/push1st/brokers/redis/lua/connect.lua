@@ -4,7 +4,7 @@
 -- ARGV[1]  node
 -- ARGV[2]  app
 -- ARGV[3]  number of the node's connections to the app
--- ARGV[4]  the most connections to the app on all nodes; 0 stands for no limit
+-- ARGV[4]  maximum number of connections to the app on all nodes; 0 stands for no limit
 --
 -- Returns 0 if the new connections would exceed the limit, else 1.
 local node, app, n, most = ARGV[1], ARGV[2], tonumber(ARGV[3]), tonumber(ARGV[4])

@@ -6,7 +6,7 @@
 -- ARGV[2]   time of the edges
 -- ARGV[3]   app, newline and letters of the edges that hooks receive, for each app, between slashes
 -- ARGV[4]   place from which this call continues: m (members and users) or c (channels), and a cursor; m0 at the start
--- ARGV[5…]  one id for each edge; the number of these ids is the most entries that one call removes
+-- ARGV[5…]  one id for each edge; one call removes at most as many entries as there are ids
 --
 -- Returns the place from which the next call continues, or false at the end. Also returns the app and the name of each channel to
 -- which other nodes still have subscriptions. The place contains a cursor, because a scan from the start would take longer.

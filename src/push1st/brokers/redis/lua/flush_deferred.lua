@@ -1,7 +1,7 @@
 -- Publishes deferred leaves in the order of the leaves.
 --
 -- KEYS[1]  base of the shard's keys
--- ARGV[1]  the most leaves that one call publishes
+-- ARGV[1]  maximum number of leaves that one call publishes
 --
 -- Returns 1 if there may be more deferred leaves, else 0.
 local most = tonumber(ARGV[1])

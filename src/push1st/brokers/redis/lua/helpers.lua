@@ -48,7 +48,7 @@ end
 -- always possible.
 local function allow_when_full() redis.call('DEL', base .. ':none') end
 
--- Returns whether a node is subscribed to all its topics. A node subscribes to its inbox last, so the inbox shows this.
+-- Returns whether a node is subscribed to all its topics. A node subscribes to its inbox last, so a check of the inbox is enough.
 local function is_subscribed(node)
   return redis.call('PUBSUB', PUBLISH == 'SPUBLISH' and 'SHARDNUMSUB' or 'NUMSUB', base .. ':t:/' .. node)[2] > 0
 end

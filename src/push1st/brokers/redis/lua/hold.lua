@@ -1,4 +1,4 @@
--- Holds back a leaving edge that an earlier process held back until it stopped.
+-- Holds back a leaving edge again, because an earlier process stopped while it held back this edge.
 --
 -- KEYS[1]  base of the shard's keys
 -- ARGV[1]  node
@@ -10,7 +10,7 @@
 -- ARGV[7]  time of the edge
 -- ARGV[8]  user info
 --
--- Returns 1 if this call holds back the edge. Returns 0 if the member or channel exists, or if its edge was held back already.
+-- Returns 1 if this call holds back the edge. Returns 0 if the member or channel exists, or if the edge is already held back.
 local node, kind, app, channel, user = ARGV[1], ARGV[2], ARGV[3], ARGV[4], ARGV[5]
 local socket, received, info = ARGV[6], ARGV[7], ARGV[8]
 if not has_lease(node) then return redis.error_reply('NOLEASE no lease') end

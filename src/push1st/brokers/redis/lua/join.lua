@@ -5,7 +5,7 @@
 -- ARGV[2]   app
 -- ARGV[3]   channel
 -- ARGV[4]   number of the node's subscriptions to the channel, the new subscriptions included
--- ARGV[5]   the most members of the channel; 0 stands for no limit
+-- ARGV[5]   maximum number of members of the channel; 0 stands for no limit
 -- ARGV[6]   letters of the data to return: m (members), k (cached event), both, or none
 -- ARGV[7]   letters of the edges that hooks receive (`scripts.py`)
 -- ARGV[8]   1 if the node registers its entries again

@@ -1,4 +1,4 @@
--- Removes a subscription of a node from a channel, and removes its member if the member has left the node.
+-- Removes a subscription of a node from a channel, and the member if the member has no other connection on the node.
 --
 -- KEYS[1]  base of the shard's keys
 -- ARGV[1]  node

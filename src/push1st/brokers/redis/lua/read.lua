@@ -6,7 +6,7 @@
 -- ARGV[2]  milliseconds of the lease
 -- ARGV[3]  id of the last delivered hook event
 -- ARGV[4]  milliseconds for which leaving edges are held back
--- ARGV[5]  the most leaving edges that one call releases
+-- ARGV[5]  maximum number of leaving edges that one call releases
 --
 -- Returns 1 if this node is still the consumer, else 0. Also returns the milliseconds until the end of a recovery, or 0.
 local node, lease, delivered, held_for, most = ARGV[1], ARGV[2], ARGV[3], ARGV[4], tonumber(ARGV[5])

@@ -2,7 +2,7 @@
 --
 -- KEYS[1]   base of the shard's keys
 -- ARGV[1]   node
--- ARGV[2]   epoch for a state that has no epoch
+-- ARGV[2]   new epoch, used if the server's state has no epoch
 -- ARGV[3]   epoch at the node's previous registration, or ''
 -- ARGV[4]   milliseconds of the lease
 -- ARGV[5]   milliseconds of the recovery, during which nodes register their entries again

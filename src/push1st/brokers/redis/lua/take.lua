@@ -2,7 +2,7 @@
 --
 -- KEYS[1]  base of the shard's keys
 -- ARGV[1]  node
--- ARGV[2]  the most edges that one call removes
+-- ARGV[2]  maximum number of edges that one call removes
 --
 -- Returns 1 if there are more edges, else 0. Also returns the field and the value of each removed edge.
 local node, most = ARGV[1], ARGV[2]
