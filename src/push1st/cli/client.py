@@ -40,7 +40,7 @@ def select(options: Arguments) -> ServerApp:
     if app is None:
         problem = f"there is no app {name} in {options.config}." if name else "which app?"
         raise ConfigError(f"{problem} Select one with --app: {', '.join(apps) or 'the configuration has none'}")
-    if config.demo and key not in (None, app.key):  # the demo's secret is wrong for another key
+    if config.demo and key not in (None, app.key):  # the demo's secret belongs only to the demo's key
         app = msgspec.structs.replace(app, secret="")
     assumed = not (options.config or options.app or key or os.environ.get("PUSH1ST_APP_ID"))
     return ServerApp(config, msgspec.structs.replace(app, key=key or app.key, secret=options.secret or app.secret), assumed)

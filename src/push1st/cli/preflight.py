@@ -53,7 +53,7 @@ def notes(config: Config) -> Iterator[str]:
                 continue
             try:
                 close(bind(role, address))
-            except AddressInUse:  # the running server probably uses the address; if not, `serve` reports the problem
+            except AddressInUse:  # the running server may use the address; `serve` reports an address that another program uses
                 pass
             except ConfigError as exc:
                 yield str(exc)

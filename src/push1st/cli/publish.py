@@ -73,7 +73,7 @@ def publish(api: str, base: str, app: str, key: str, secret: str, channels: list
 
 
 def _unreachable(app: AppConfig, name: str) -> str:
-    """Returns the reason why no client, or no Pusher client, can subscribe to a channel; "" if both kinds of clients can."""
+    """Returns the reason why no client, or no Pusher client, can subscribe to a channel; "" if all clients can subscribe."""
     kind = kind_of(name)
     if not covers(app.channels, kind):
         return f"nobody can subscribe to {name}: app {app.id} has no {kind.type} channels, only {', '.join(sorted(app.channels))}"

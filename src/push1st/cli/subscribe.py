@@ -67,7 +67,7 @@ def subscribe(
             connect(
                 f"{url.rstrip('/')}{base}{quote(key, safe='')}?protocol=7&client=push1st", open_timeout=OPEN_SECONDS
             ) as connection,
-            contextlib.closing(connection),  # sends close code 1000; otherwise an exception causes close code 1011
+            contextlib.closing(connection),  # sends close code 1000 even after an exception, for which `connect` would send 1011
         ):
             _receive(connection, key, secret, channels, show, ready, count)
     except ConnectionClosed as exc:
@@ -75,7 +75,7 @@ def subscribe(
         if close is None:
             raise ClientError("the connection broke") from exc
         raise Rejected(f"the server closed the connection: {close.code} {close.reason}") from exc
-    except BrokenPipeError:  # standard output is closed; a broken connection raises ConnectionClosed
+    except BrokenPipeError:  # standard output is closed; a broken connection to the server would raise ConnectionClosed
         raise
     except (OSError, InvalidHandshake, InvalidURI, UnicodeError) as exc:
         raise ClientError(f"no connection to {url}: {cause(exc)}") from exc
@@ -90,7 +90,7 @@ def _receive(
     ready: Callable[[], None],
     count: int,
 ) -> None:
-    """Subscribes after the server has accepted the connection, and then reads frames. `subscribe` describes the parameters."""
+    """Subscribes after the server has accepted the connection, and then reads frames. The parameters are as in `subscribe`."""
     unconfirmed = set(channels)
     for text in connection:
         try:

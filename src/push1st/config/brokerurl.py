@@ -1,6 +1,6 @@
 """Parses the URL of a broker. The broker is a single server, a master that Sentinel monitors, or a cluster.
 
-- redis://user:password@host:6379/0?prefix=push1st: a single server; or valkey://, or with TLS rediss:// or valkeys://
+- redis://user:password@host:6379/0?prefix=push1st: a single server; valkey:// is the same; rediss:// and valkeys:// use TLS
 - unix:///run/valkey.sock?db=0&prefix=push1st: a single server on a Unix socket
 - redis+sentinel://host:26379,host:26379/master/0: a master; rediss+sentinel:// uses TLS to the servers and the sentinels
 - redis+cluster://host:6379,host:6379: a cluster with sharded pub/sub, which needs Redis 7 or newer, or Valkey
@@ -31,7 +31,7 @@ _UNESCAPED = "a password, or another part, that contains one of @ : / ? #, which
 class Address(msgspec.Struct, frozen=True):
     """The address of a broker.
 
-    hosts: pairs of host and port, which belong to the server, the sentinels, or some servers of the cluster.
+    hosts: host and port of the server, of each sentinel, or of some servers of the cluster.
     path: the path of the server's Unix socket; "" for TCP.
     master: the name of the master in the configuration of the sentinels.
     prefix: the text at the beginning of all keys that Push1st stores in the broker.

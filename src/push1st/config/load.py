@@ -2,7 +2,7 @@
 
 `load` reads a configuration file; `with_env` applies environment variables to an existing configuration, such as the demo.
 Both functions return a `Config`, or raise a single ConfigError. The error has a line for each problem. The line contains the
-place, the path of keys, the value that was found, and the allowed values; the line never contains a secret, a key or a URL.
+place, the path of keys, the value that was found, and the allowed values. No line contains a secret, an app's key or a URL.
 
 **Environment.** The name of a variable is the path of keys in capitals, with `_` for `.` and `-`: PUSH1ST_SERVER_DRAIN is
 `server.drain`. Items of a list are separated by commas, and `[]` is the empty list. An empty variable has no effect.
@@ -11,7 +11,7 @@ PUSH1ST_APP_ID the variables PUSH1ST_APP_… configure the only app. Names of va
 PUSH1ST_APP_CLIENT_MESSAGES. The command line reads PUSH1ST_CONFIG. Variables that Kubernetes and Docker set for a service with
 the name push1st have no effect. All other variables that begin with PUSH1ST_ are errors.
 
-`tree` converts texts to values that contain their places; `schema` and `readers` convert these values to structs.
+`tree` converts texts to values, each with its place (file and line); `schema` and `readers` convert these values to structs.
 """
 
 import glob
@@ -51,7 +51,7 @@ SHOWN_NAMES = 3
 """the maximum number of soketi's environment variables that a warning lists"""
 ROOT_VARIABLES = dict(variables(ROOT))
 APP_VARIABLES = dict(variables(APP, "PUSH1ST_APP"))
-# Kubernetes sets NAME_SERVICE_HOST and Docker NAME_PORT=tcp://… for every service, and a service may have the name push1st.
+# For every service, Kubernetes sets NAME_SERVICE_HOST, and Docker sets NAME_PORT=tcp://…; a service's name may be push1st.
 _SERVICE = re.compile(r"PUSH1ST(_\w+)?_(SERVICE_(HOST|PORT(_\w+)?)|PORT_[0-9]+_(TCP|UDP|SCTP)(_(PROTO|PORT|ADDR))?)\Z")
 _SERVICE_PORT = re.compile(r"PUSH1ST(_\w+)?_PORT\Z")
 _SERVICE_URL = re.compile(r"(tcp|udp|sctp)://")
@@ -300,7 +300,7 @@ def _twins(sections: Sequence[Value]) -> Iterator[str]:
 def _payloads(
     server: ServerConfig, apps: Sequence[AppConfig], root: Value, sections: Sequence[Value]
 ) -> tuple[ServerConfig, Sequence[AppConfig]]:
-    """Applies `server.max-request-payload` as the default limit of protocols, and of those apps whose default is lower."""
+    """Applies `server.max-request-payload` to protocols without their own limit, and to apps whose default limit is lower."""
     if not _is_set(root, "server", "max-request-payload"):
         return server, apps
     size = server.max_payload

@@ -35,7 +35,7 @@ SECRET_BYTES = 32
 """The number of bytes that a secret needs for HMAC-SHA256. A shorter secret makes the signature weaker (RFC 7518 §3.2)."""
 
 EMBEDDED = "embedded://"
-"""the beginning of a value of `broker` with which the server starts an engine; the path of the engine's executable follows"""
+"""if `broker` begins with this text, the server starts an engine; the path of the engine's executable follows the text"""
 
 _LISTEN = "tcp://HOST:PORT (HOST may be *), or unix://PATH"
 _TCP = re.compile(r"tcp://(?:\[([^\]]+)\]|([A-Za-z0-9_.-]*|\*)):([0-9]{1,5})/?\Z")
@@ -97,7 +97,7 @@ class Listen(msgspec.Struct, frozen=True):
 
 
 class Ssl(msgspec.Struct, frozen=True):
-    """The TLS of a listener. `key` and `cert` are absolute paths. If both are "", the certificate is self-signed."""
+    """The TLS of a listener. `key` and `cert` are absolute paths; if both paths are "", the certificate is self-signed."""
 
     enable: bool = False
     key: str = ""
@@ -146,7 +146,7 @@ class Networks:
 
         ip: an IP address; "" stands for a client on a Unix socket.
         """
-        if len(ip) > 64:  # an address is never longer, but the text of a forwarded header may be longer
+        if len(ip) > 64:  # no IP address has more than 64 characters, but the text of a forwarded header may have more
             return False
         known = self._known.get(ip)
         if known is None:
@@ -395,7 +395,7 @@ class Config(_Discreet, frozen=True, kw_only=True):
 
     @property
     def has_broker(self) -> bool:
-        """Whether the broker is an existing server. Without it, several workers share an embedded engine."""
+        """Whether the broker is an existing server. Without such a server, several workers share an embedded engine."""
         return self.broker != "memory" and not self.broker.startswith(EMBEDDED)
 
 

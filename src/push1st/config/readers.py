@@ -45,7 +45,7 @@ def scalar(value: Value, allowed: str, *, numbers: bool = False, show: bool = Tr
 
 
 def text(allowed: str, pattern: re.Pattern[str] | None = None, *, numbers: bool = False, show: bool = True) -> Read:
-    """Returns a reader of texts that match a pattern. The function `scalar` describes the other parameters."""
+    """Returns a reader of texts that match a pattern. The other parameters are as in `scalar`."""
 
     def read(value: Value) -> str:
         found = scalar(value, allowed, numbers=numbers, show=show)
@@ -57,7 +57,7 @@ def text(allowed: str, pattern: re.Pattern[str] | None = None, *, numbers: bool 
 
 
 def whole(least: int, most: int, of: str = "", hint: str = "") -> Read:
-    """Returns a reader of whole numbers from `least` to `most`. In the error, `of` is the unit, and `hint` is the end."""
+    """Returns a reader of whole numbers from `least` to `most`. The error contains the unit `of`, and ends with `hint`."""
     allowed = f"a whole number {f'of {of} ' if of else ''}from {least} to {most}{hint}"
 
     def read(value: Value) -> int:
@@ -172,7 +172,7 @@ def url_path(value: Value) -> str:
 
 
 def identifier(value: Value) -> str:
-    """Reads an app's id or key. URLs contain ids and keys, and in a signed text a colon follows the key."""
+    """Reads an app's id or key. The characters that separate the parts of a URL or of a signed text are not allowed."""
     allowed = "1 to 128 visible ASCII characters other than / ? # % : \\ and quotes"
     found = scalar(value, allowed, numbers=True, show=False)
     if not _IDENTIFIER.match(found) or _SEPARATORS & set(found):

@@ -117,7 +117,7 @@ def nearest(text: str, allowed: Iterable[str]) -> str:
 
 
 def notes(table: Table, section: Value) -> Iterator[tuple[Value, str]]:
-    """Yields each key of a section that has no effect in this server, with the reason."""
+    """Yields the keys without effect in a section, each with the reason."""
     for name, value in section.keys.items():
         key = table.get(name)
         if key is None or value.kind == "nothing":

@@ -269,7 +269,7 @@ def _require_key(app: AppConfig, section: Value) -> AppConfig:
 
 APP: Table = {
     "enable": Key(read=flag),
-    "enbale": Key(  # a misspelling in the template of Push1st's package
+    "enbale": Key(  # the configuration template in Push1st's package has this misspelling
         read=flag, note="a misspelling of enable, without effect as in Push1st: the app is enabled unless enable: false is set"
     ),
     "name": Key(read=text("text", numbers=True)),

@@ -21,7 +21,7 @@ from push1st.errors import ConfigError
 MAX_BYTES = 1 << 20
 MAX_DEPTH = 20
 MIN_VALUES = 1000
-"""The maximum number of values in a file of at most 1000 characters. In a longer file, the limit is its number of characters."""
+"""The maximum number of values in a file of up to 1000 characters; in a longer file, the maximum is the number of characters."""
 
 ValueKind = Literal["nothing", "text", "number", "flag", "other", "list", "mapping", "variable"]
 _TAGS: dict[str, ValueKind] = {"null": "nothing", "str": "text", "int": "number", "bool": "flag"}
@@ -128,7 +128,7 @@ def read(file: Path, name: str, problems: list[str]) -> Value:
 
 
 def parse(text: str, name: str, problems: list[str]) -> Value:
-    """Returns the tree of a YAML text; an empty text is an empty mapping. The function `read` describes `name` and `problems`."""
+    """Returns the tree of a YAML text; an empty text is an empty mapping. `name` and `problems` are as in `read`."""
     try:
         node = _compose(text, getattr(yaml, "CSafeLoader", yaml.SafeLoader), name)
     except _SYNTAX:
@@ -168,7 +168,7 @@ def tree_of(leaves: Iterable[tuple[tuple[str, ...], Value]], place: str, path: s
 def merged(below: Value, above: Value) -> Value:
     """Merges two trees. If both trees have a value at a key, the result has the value of `above`.
 
-    If `below` has a scalar where `above` has a section, the result has the scalar, and the reader of the key rejects it.
+    If `below` has a scalar where `above` has a section, the result has the scalar, which the reader of the key rejects.
     """
     if above.kind != "mapping" or below.kind == "nothing":
         return above
@@ -211,7 +211,7 @@ class _Builder:
                 source = key if _is_nothing(child) else None
             elif key.tag == _MERGE:  # <<: *alias
                 source = child
-            elif key.tag == "tag:yaml.org,2002:null" and _is_nothing(child):  # { *alias } of an empty section
+            elif key.tag == "tag:yaml.org,2002:null" and _is_nothing(child):  # { *alias }, where the aliased section is empty
                 source = key
             else:
                 source = None
@@ -297,7 +297,7 @@ def _syntax_error(exc: Exception, name: str, text: str) -> ConfigError:
         return ConfigError(f"{name}:{tab}: found a tab, allowed: spaces, because YAML allows no tab before a key or a value")
     if mark and (known := _known_mistake(exc, mark.line, text.splitlines())):
         return ConfigError(f"{name}:{known}")
-    # PyYAML quotes text of the file, which may be a part of a secret. A single character in quotes is not removed.
+    # PyYAML quotes text of the file, which may be a part of a secret. The pattern keeps a quoted single character.
     problem = re.sub(r"(['\"]).{2,}\1", "", getattr(exc, "problem", None) or "characters that are not allowed").strip()
     place = name + _line(mark)
     return ConfigError(f"{place}: found no YAML ({problem}), allowed: YAML; text with [ ] {{ }} # & * ! : in it may need quotes")

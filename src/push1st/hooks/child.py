@@ -1,7 +1,7 @@
 """The program of a child process (`processes.py`): it calls a user's function or script, one call at a time.
 
 The server and the child exchange frames over pipes. A frame contains length, kind and body. The output of the user's code goes
-to the server's standard error. Each call has an alarm that ends the child after the time limit, even without the server.
+to the server's standard error. An alarm ends the child a second after the time limit of a call, even if the server has ended.
 """
 
 import os
@@ -19,14 +19,14 @@ MAX_TRACE = 10_000
 LOAD_SECONDS = 30.0
 
 Called = Callable[[bytes, bytes], bytes]
-"""a function of a frame's kind, DELIVER or REQUEST, and of its body; it returns the body of the reply"""
+"""a function that takes the kind of a frame (DELIVER or REQUEST) and the frame's body, and returns the body of the reply"""
 
 
 def serve(load: Callable[[], Called], seconds: float) -> None:
     """Loads the user's code, then serves calls until the server closes the pipe.
 
     load: a function that loads the code and returns the function to call.
-    seconds: the time limit of a call in seconds. The server kills the child at this limit; the alarm follows a second later.
+    seconds: the time limit of a call in seconds. The server kills the child at this limit, before the alarm ends the child.
     """
     signal.signal(signal.SIGALRM, signal.SIG_DFL)
     source, sink = os.fdopen(os.dup(0), "rb"), os.fdopen(os.dup(1), "wb")

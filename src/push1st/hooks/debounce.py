@@ -2,9 +2,9 @@
 
 An edge is a change: a channel becomes occupied or vacated, a member is added or removed. The module holds a leaving edge
 (`vacated`, `member-removed`) for `HOLD_SECONDS`, and drops it if the opposite edge arrives within this time (Pusher
-protocol, section 9). So edges alternate. A cache channel passes one `cache-missed` in `HOLD_SECONDS`.
+protocol, section 9). So edges alternate. The module passes one `cache-missed` of a cache channel in `HOLD_SECONDS`.
 
-This module serves brokers that do not debounce edges. If several workers share a broker, the consumer of hook events debounces
+This module is for brokers that do not debounce edges. If several workers share a broker, the consumer of hook events debounces
 the edges instead (`brokers/redis/events_consumer.py`).
 
 The module is pure: its input is only hook events and the time. Channels and members may be older than this process, so the
@@ -90,9 +90,9 @@ class Debounce:
                 self._held[key] = now + HOLD_SECONDS, event
 
     def forget(self, app: str, kinds: Container[HookEventKind]) -> None:
-        """Removes channels and members from memory if the app's edges of their kind no longer arrive; drops their held edges.
+        """Removes an app's channels, or its members, from memory if their edges no longer arrive; drops their held edges too.
 
-        kinds: the kinds of hook events that still arrive. If edges of another kind arrive again, the first one passes.
+        kinds: the kinds of hook events that still arrive. If edges of another kind arrive again, the first edge passes.
         """
         for key in [*self._present, *self._absent]:
             if key[0] == app and ("occupied" if key[2] is None else "member-added") not in kinds:

@@ -99,7 +99,7 @@ class HookDispatcher:
         self._endpoints: dict[str, tuple[HookEndpoint, ...]] = {}
         self._kinds: dict[str, frozenset[HookEventKind]] = {}
         self._retired: dict[HookEndpoint, asyncio.Task[None]] = {}
-        """endpoints that the configuration no longer contains, each with the task that waits until its queue is empty"""
+        """removed endpoints, each with the task that waits until the queue of the endpoint is empty"""
         for app in apps:
             self._configure(app)
 
@@ -113,7 +113,7 @@ class HookDispatcher:
         self._configure(app)
 
     def _configure(self, app: AppConfig) -> None:
-        known: dict[tuple[object, ...], list[HookEndpoint]] = {}  # endpoints may differ only in the selected events
+        known: dict[tuple[object, ...], list[HookEndpoint]] = {}  # endpoints with equal settings may want different events
         for endpoint in self._endpoints.pop(app.id, ()):
             known.setdefault(_settings(endpoint.wanted), []).append(endpoint)
         self._kinds.pop(app.id, None)
@@ -145,7 +145,7 @@ class HookDispatcher:
     def open(self, report: Callable[[HookEvent], None]) -> None:
         """Loads the events that other processes have saved, and repeats this periodically.
 
-        report: a function that passes an edge to the broker, to call with each saved edge that an earlier process held.
+        report: a function to call with each saved edge that an earlier process held; the function passes the edge to the broker.
         """
         if self._store is None:
             return
@@ -189,7 +189,7 @@ class HookDispatcher:
         if event.kind not in self._kinds.get(event.app, ()) or event.channel.startswith("#"):
             return
         if event.phase in ("new", "at-once"):
-            self._queue("push1st", event)  # endpoints of this format receive edges without delay (Push1st API, section 8)
+            self._queue("push1st", event)  # endpoints with Push1st's format receive edges without delay (Push1st API, section 8)
         if event.phase == "settled":
             self._queue("pusher", event)
         elif event.phase == "held":
@@ -212,7 +212,7 @@ class HookDispatcher:
             self._release_later()
 
     def _queue(self, format: Format, hook_event: HookEvent) -> None:
-        """Encodes a hook event once, and queues it for the endpoints of this format that want its kind."""
+        """Encodes a hook event in `format` once, and queues the event for the endpoints with this format that want its kind."""
         event = b""
         # No connection causes the hook event of a subscription count, so all counts share one source.
         source = hook_event.kind if hook_event.kind == "counted" else hook_event.socket_id

@@ -99,7 +99,7 @@ class HookEndpoint:
         loop = asyncio.get_running_loop()
         now = self._context.clock.monotonic()
         while (delivery := self.queue.next(now)) is not None:
-            if not delivery.id:  # set before the task runs: if the server stops now, it must save the events as one delivery
+            if not delivery.id:  # the id is set here, so that a server that stops now saves the events as one delivery
                 delivery.id = f"{self._context.random(128):032x}"
                 delivery.body = body(self.wanted.format, delivery.events, self._context.clock.wall())
             task = loop.create_task(self._deliver(delivery))
@@ -196,7 +196,7 @@ class HookEndpoint:
             await self._transport.close()
 
     def give_up(self) -> None:
-        """Counts the queued events as lost. The server calls this method at its stop, if it cannot save the events."""
+        """Counts the queued events as lost. A stopping server calls this method if it cannot save the events."""
         left = [event for one in self.queue.tried() for event in one.events]
         left += (event for _, event, _ in self.queue.untried())
         if left:

@@ -141,7 +141,7 @@ class User(msgspec.Struct, frozen=True, omit_defaults=True):
 class Allow(msgspec.Struct, frozen=True, omit_defaults=True):
     """Allows the operation.
 
-    user: the user as which the client is signed in (`connect`), or joins a presence channel (`subscribe`).
+    user: the client is signed in as this user (`connect`), or joins a presence channel as this user (`subscribe`).
     data: the text that replaces the data of the event (`publish`).
     """
 

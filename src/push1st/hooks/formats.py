@@ -69,7 +69,7 @@ def kinds(app: AppConfig) -> frozenset[HookEventKind]:
 
 
 def edges(app: AppConfig) -> str:
-    """Returns the edges that the app's endpoints want: "a" (Push1st's format, at once), "s" (Pusher's, settled), "as" or ""."""
+    """Returns letters for the edges that endpoints want: "a" for edges at once (Push1st), "s" for debounced edges (Pusher)."""
     letters: dict[Format, str] = {"push1st": "a", "pusher": "s"}
     formats = {one.format for one, _ in _webhooks(app) if _kinds(one) & OPPOSITES.keys()}
     return "".join(letter for format, letter in letters.items() if format in formats)

@@ -118,7 +118,7 @@ class HookProcesses:
                 stdout=asyncio.subprocess.PIPE,
                 start_new_session=True,  # Ctrl-C in a terminal signals only the server, which then ends its children
             )
-        except OSError as exc:  # for example, no file descriptor is free
+        except OSError as exc:  # the system may have no free file descriptor
             log.error("hook cannot be started", endpoint=self._name, reason=exc.strerror)
             raise NotDelivered("crashed", f"cannot be started: {exc.strerror}") from None
         self._children.add(child)

@@ -1,6 +1,6 @@
 """Endpoints that are Python functions: `py://package.module:function`, sync or async, which run in child processes.
 
-Python searches the folder of the configuration and the working directory for the function. A child's program is this module.
+Python searches the folder of the configuration and the working directory for `package`. A child process runs this module.
 """
 
 import asyncio

@@ -123,7 +123,7 @@ class Queue:
         self.bytes = 0
         self._tried_events = 0
         self._tried_bytes = 0
-        """the numbers of events and bytes in deliveries; the queue does not drop these for new events"""
+        """the numbers of events and bytes in deliveries; for a new event, the queue drops no event of a delivery"""
 
     @property
     def retrying(self) -> int:
@@ -187,9 +187,9 @@ class Queue:
             del self._sources[source.name]
 
     def _make_room(self, size: int, name: str) -> bool:
-        """Drops events of the source with the largest part until an event of `size` bytes fits; returns whether it fits.
+        """Drops events of the source with the largest part until an event of `size` bytes fits; returns whether the event fits.
 
-        name: the source of the new event. The function stops when this source, with the new event, would be the largest.
+        name: the source of the new event. Returns False if no source has a larger part than this source with the new event.
         """
         own = self._sources.get(name)
         part = self._part(size) + (0.0 if own is None else own.part)
@@ -242,7 +242,7 @@ class Queue:
     def _is_half_full(self) -> bool:
         """Returns whether the endpoint fails and deliveries contain half of the queue.
 
-        The queue then begins no delivery, because it cannot drop the events of deliveries for new events.
+        A queue in this state begins no delivery, because it cannot drop the events of deliveries for new events.
         """
         return self._failing and (2 * self._tried_events >= self._max_events or 2 * self._tried_bytes >= self._max_bytes)
 

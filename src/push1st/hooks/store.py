@@ -31,7 +31,7 @@ MAX_PENDING = 10_000
 RETRY_SECONDS = 5.0
 """the time between two attempts to write dead letters"""
 SAVED = re.compile(r"(?:\.|\.taken-\d+-)?(saved-\d+-[0-9a-f]+\.jsonl)")
-"""Names of saved files. Until a file is written, its name begins with a dot. Earlier versions renamed a file to read it."""
+"""Names of saved files. A dot begins the name of an incomplete file, or of a file that an earlier version was reading."""
 
 log = logs.get("push1st.hooks")
 
@@ -110,7 +110,7 @@ class Store:
         return count
 
     def saved(self) -> Iterator[Saved]:
-        """Yields the saved lines, oldest first. Only one process reads a file, and it removes the file before yielding its lines.
+        """Yields the saved lines, oldest first. Only one process reads a file, and removes the file before yielding its lines.
 
         Raises OSError at the end if some files cannot be read at the moment.
         """

@@ -24,7 +24,7 @@ class Web:
     def __init__(self, target: Target) -> None:
         self._target = target
         own = {
-            "Content-Type": "application/json",  # No charset, because Pusher's library for Node compares the header.
+            "Content-Type": "application/json",  # without a charset, because Pusher's library for Node accepts only this value
             "Accept-Encoding": "identity",  # The transport does not decompress responses.
             **({"X-Pusher-Key": target.key} if target.secret else {}),
         }
@@ -90,6 +90,6 @@ def _reason(exc: BaseException) -> str:
 
 def _system_text(exc: OSError) -> str:
     """Returns the system's text for an error, such as `Connection refused`, without asyncio's text `Connect call failed (…)`."""
-    if exc.errno and not isinstance(exc, socket.gaierror):  # the error numbers of `gaierror` have other meanings
+    if exc.errno and not isinstance(exc, socket.gaierror):  # an error number of `gaierror` is not an error number of the system
         return os.strerror(exc.errno)
     return exc.strerror or type(exc).__name__

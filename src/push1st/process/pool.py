@@ -163,7 +163,7 @@ class Pool:
                 lived = 0
                 self._restarts += 1
                 log.error("worker ended", worker=worker.number, how=worker.process.how, again_in=wait)
-                if wait:  # Other workers get the new connections, and connections that wait in the sockets are lost.
+                if wait:  # The slot's sockets close: their waiting connections are lost, and other workers get new connections.
                     async with slot.changing:  # A reload may be giving the sockets to another worker at the same time.
                         if slot.worker is worker:
                             close_own(flat(slot.sockets))
@@ -171,7 +171,7 @@ class Pool:
                 await asyncio.sleep(wait)
                 try:
                     await self.fill(slot, None, worker)
-                except (ConfigError, OSError) as exc:  # for example, the system has no memory for another process
+                except (ConfigError, OSError) as exc:  # the system may have no memory for another process
                     log.error("worker cannot be started", reason=str(exc))
 
     async def fill(
@@ -180,7 +180,7 @@ class Pool:
         """Starts a worker in a slot; returns whether the slot has a worker that is ready. When the new worker is ready, the
         previous worker retires.
 
-        config: the configuration of the new worker. If `config` is None, no worker starts unless the slot has `ended`.
+        config: the configuration of the new worker. If `config` is None, a worker starts only in a slot whose worker is `ended`.
         ready: a function to call when the new worker listens.
         """
         async with slot.changing:
@@ -346,8 +346,8 @@ class Pool:
         return [one for one in self._workers if one.on_engine and one.ready.done() and not one.process.ended.done()]
 
     def notify_workers(self) -> None:
-        """Sends the names of all workers that use the engine to each of these workers. A worker waits for confirmations of
-        these workers only."""
+        """Sends the names of all workers that use the engine to each of these workers. After a worker connects to the
+        engine, the worker waits only for these workers before it publishes."""
         workers = self._on_engine()
         nodes = [worker.node for worker in workers]
         for worker in workers:

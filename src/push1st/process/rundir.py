@@ -7,7 +7,7 @@ holds a lock on the folder until the supervisor ends.
 A supervisor that starts removes the run folders of killed supervisors.
 
 A search for supervisors begins where this process would create its run folder, and continues in the folders of systemd's
-services. For root, the search covers all users, so a run folder counts only if the process also belongs to the folder's owner.
+services. For root, the search covers all users. A run folder counts only if the folder and the process have the same owner.
 """
 
 import contextlib
@@ -61,7 +61,7 @@ class RunDir:
         try:
             base.mkdir(mode=0o700, exist_ok=True)
             _owner(base)
-            with _locked(base):  # another supervisor may have created a folder, and not locked the folder yet
+            with _locked(base):  # another supervisor may have created a folder, but not locked the folder yet
                 for folder in base.iterdir():
                     if not _is_held(folder):
                         shutil.rmtree(folder, ignore_errors=True)
@@ -147,7 +147,7 @@ def _is_process_of(user: int, process: str) -> bool:
     """Returns whether the process exists and belongs to the user, so that `push1st reload` signals no other process."""
     try:
         return process.isdecimal() and os.stat(f"/proc/{process}").st_uid == user
-    except OSError:  # the process has ended, or there is no /proc; then the system rejects signals to other users' processes
+    except OSError:  # the process has ended, or the system has no /proc, but rejects signals to other users' processes
         return process.isdecimal() and not Path("/proc/self").exists() and user == os.getuid()
 
 

@@ -174,7 +174,7 @@ class Server:
         return load(BROKERS, "redis")(url, node.stamp, self.name, node.metrics, node.local_roster, lambda: hooked, set_number)
 
     def _contexts(self) -> dict[Role, TlsContext | None]:
-        """Returns the TLS context of each role's listeners. One `Decryption` limits the time of all contexts."""
+        """Returns the TLS context of each role's listeners. One `Decryption` limits the decryption time of all contexts."""
         contexts: dict[Role, TlsContext | None] = {}
         decryption = Decryption(self._count_flood, asyncio.get_running_loop().call_soon)
         own: tuple[str, str] | None = None
@@ -270,7 +270,7 @@ class Server:
 
         A stopping server first reports that it is not ready, and gives load balancers a grace period to notice this. Then the
         server closes its listeners, and waits until another process listens on the addresses, so that clients can reconnect. A
-        replaced worker closes its listeners at once. A replaced worker serves its newest connections during the grace period.
+        replaced worker closes its listeners at once. The worker still serves its clients during the grace period.
         """
         drain = self.config.server.drain
         context, node = self.context, self.node
@@ -341,7 +341,7 @@ class Server:
         await asyncio.sleep(0)
         self.node.fanout.flush()
         await join_background()
-        await self.node.close()  # closes before the hooks, because a later hook event of the node would be lost
+        await self.node.close()  # the node closes first, because the closed hooks would lose a later hook event of the node
         await self._hooks.close(HOOKS_SECONDS, enough=self._now)
         self._sweep.stop()
         log.info("stopped")

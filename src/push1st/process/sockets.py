@@ -22,7 +22,7 @@ BACKLOG = 4096
 GRACE = 0.25
 """The fraction of `drain` in which a stopping server reports that it is not ready, but still accepts connections."""
 FREE_SECONDS = 1.0
-"""the time in which a stopping server closes its listeners, in addition to the fraction `GRACE` of `drain`"""
+"""the time in which a stopping server closes its listeners, after the fraction `GRACE` of `drain` has passed"""
 FREE_POLL_SECONDS = 0.02
 UNIX_MODE = 0o660
 """The permissions of Unix sockets. If `api.trust` contains `unix`, a process that can open the socket needs no signature."""
@@ -32,7 +32,7 @@ BALANCED = sys.platform == "linux"
 Role = Literal["server", "api"]
 ROLES: tuple[Role, ...] = ("server", "api")
 Place = tuple[Role, Listen]
-"""a section of the configuration (its role), and an address from the key `listen` of this section"""
+"""the name of a section of the configuration (the role), and an address from the key `listen` of this section"""
 
 
 class AddressInUse(ConfigError):
@@ -131,7 +131,7 @@ def bind(role: Role, address: Listen, *, shared: bool = False) -> list[BoundSock
     try:
         if address.scheme == "unix":
             return [BoundSocket(role, address, _unix(Path(address.path)))]
-        if shared and address.port:  # a bind that is not shared fails if another program uses the port
+        if shared and address.port:  # a first bind without SO_REUSEPORT detects another program on the port
             for one in _tcp(role, address, False):
                 one.socket.close()
         return _tcp(role, address, shared)
@@ -144,7 +144,7 @@ def bind(role: Role, address: Listen, *, shared: bool = False) -> list[BoundSock
 
 
 def wait_until_free(config: Config, waiting: Callable[[str], None]) -> None:
-    """Waits until no other server listens on the configured addresses. The maximum wait is the time that a server needs to stop.
+    """Waits until no other server listens on the addresses, but no longer than a stopping server needs to close its listeners.
 
     waiting: a function to call once with the text of the error, if an address is in use.
     """
@@ -156,7 +156,7 @@ def wait_until_free(config: Config, waiting: Callable[[str], None]) -> None:
                 close(bind(role, address))
             except AddressInUse as exc:
                 if time.monotonic() >= end:
-                    return  # the caller binds the address next, and gets the error
+                    return  # `bind` raises the error when the caller binds the address
                 if not reported:
                     waiting(str(exc))
                 reported = True
@@ -168,7 +168,7 @@ def wait_until_free(config: Config, waiting: Callable[[str], None]) -> None:
 
 
 def bind_again(bound: BoundSocket) -> BoundSocket:
-    """Returns another socket for the TCP address of `bound`, which must be bound with `shared`."""
+    """Returns another socket for the TCP address of `bound`. The caller has made `bound` with `bind(…, shared=True)`."""
     return BoundSocket(bound.role, bound.address, _bound(bound.socket.family, bound.socket.getsockname(), True))
 
 

@@ -142,7 +142,7 @@ class Supervisor:
             all_ended = asyncio.gather(*ends)
             await asyncio.wait((all_ended, now), timeout=drain * GRACE, return_when=asyncio.FIRST_COMPLETED)
             self._pool.close_sockets()
-            self._sockets.close()  # before clients are disconnected, so that a new server can listen
+            self._sockets.close()  # the sockets close before clients are disconnected, so that a new server can listen
             await asyncio.wait((all_ended, now), timeout=drain + END_SECONDS, return_when=asyncio.FIRST_COMPLETED)
         await self._pool.kill(KILL_SECONDS if self._now.is_set() else 0)
         now.cancel()
