@@ -43,7 +43,7 @@ ABOUT: dict[str, str] = {
         "If this key is set, it also raises `limits.payload` of each app that does not set `limits.payload` itself."
     ),
     "server.outbox": (
-        "Maximum number of bytes that may wait to be sent on one connection. The server disconnects a client above this number."
+        "Maximum number of bytes that may wait to be sent on one connection. If more bytes wait, the server disconnects the client."
     ),
     "server.workers": (
         "Number of processes that serve clients; `auto` starts one process for each core ([scaling.md](scaling.md))."
@@ -51,7 +51,7 @@ ABOUT: dict[str, str] = {
     "server.drain": "Number of seconds in which a stopping server disconnects its clients one group after another.",
     "server.app-path": "Part of every WebSocket path before the app's key.",
     "api.listen": (
-        "Addresses of the API. The server accepts unsigned calls only on these addresses. They accept WebSockets too. "
+        "Addresses of the API. The server accepts unsigned calls only on these addresses. These addresses also accept WebSockets. "
         "With `false`, the server listens on `server.listen` only. "
         "If a configuration file has no section `api`, the address is `tcp://127.0.0.1:6002`."
     ),
@@ -144,7 +144,7 @@ ABOUT: dict[str, str] = {
     "APP.authorize.concurrency": "Number of processes in which the server runs a function `py://…`.",
     "hooks.events": (
         "Maximum number of events that may wait for an endpoint. "
-        "If the queue of an endpoint is full, the server drops events, first of the connection that has the most events in it."
+        "If the queue of an endpoint is full, the server first drops events of the connection that has the most events in it."
     ),
     "hooks.bytes": "Maximum number of bytes of the events that may wait for an endpoint.",
     "hooks.folder": (
@@ -154,7 +154,7 @@ ABOUT: dict[str, str] = {
     ),
     "APP.webhooks.headers": "Additional headers of each request.",
     "ssl": "Section for YAML anchors: define an anchor with `&name` here, and use it with `*name` in other sections.",
-    "PROTOCOL.path": "Beginning of the WebSocket paths of the protocol; in a path, `server.app-path` and the app's key follow.",
+    "PROTOCOL.path": "Beginning of the protocol's WebSocket paths; a path continues with `server.app-path` and the app's key.",
     "PROTOCOL.activity-timeout": (
         "Number of seconds without data from a client, after which the server sends a ping to this client."
     ),

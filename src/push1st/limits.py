@@ -19,7 +19,7 @@ class Limits(msgspec.Struct, frozen=True, rename="kebab"):
     payload: int = 10_240
     """the maximum number of bytes of an event's `data`"""
     channel_name: int = 164
-    """the maximum number of characters of a channel name under Pusher's rule"""
+    """the maximum number of characters of a channel name, for Pusher clients and signed API calls"""
     event_name: int = 200
     """the maximum number of characters of an event name"""
     channels_per_event: int = 100
