@@ -99,7 +99,7 @@ def load(path: str | Path, env: Mapping[str, str]) -> Config:
 def with_env(base: Config, env: Mapping[str, str]) -> Config:
     """Applies the environment to a configuration. Relative paths start at the working directory. Raises ConfigError.
 
-    If `base` is the demo and PUSH1ST_APP_ID is set, the environment is the whole configuration. The configuration then does not
+    If `base` is the demo and PUSH1ST_APP_ID is set, the environment is the whole configuration. This configuration does not
     contain the demo's app, and has the defaults of a configuration file.
     """
     problems: list[str] = []

@@ -327,7 +327,7 @@ class HooksConfig(msgspec.Struct, frozen=True, kw_only=True):
 
     events, bytes: the limits of an endpoint's queue. If the queue is full, the server drops events.
     folder: the folder for queued events while the server is stopped, and for lost events (`dead-letters.jsonl`). Without a
-    folder, the server only counts these events.
+    folder, the server only counts the lost events.
     """
 
     events: int = 100_000

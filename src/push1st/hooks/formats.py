@@ -125,9 +125,9 @@ def matcher(filters: Sequence[str]) -> Callable[[str], object]:
 def _expression(filter: str) -> str:
     """Returns a filter as a regular expression that matches in linear time.
 
-    The expression tries only the first occurrence of the text between two stars. If the end of the filter matches after a later
-    occurrence, the end also matches after the first occurrence. So the group for this text is atomic (`(?>…)`) and does not
-    backtrack. With a plain `.*`, each star would multiply the time by the length of the name.
+    The expression tries only the first occurrence of the text between two stars. If the rest of the filter matches after a later
+    occurrence of this text, the rest also matches after the first occurrence. So the group for such a text is atomic (`(?>…)`)
+    and does not backtrack. With a plain `.*`, each star would multiply the time by the length of the name.
     """
     first, *more = map(re.escape, filter.split("*"))
     if not more:

@@ -1,7 +1,7 @@
 """The folder of hook events, with dead letters, and with the queued events that a stopping process saves for the next process.
 
 A dead letter is a line with lost events, for people to read. Events contain data of users, so only the owner can read the files.
-The folder may be read-only, full or unreachable for a while. The store then writes no part of a file, and the caller retries.
+The folder may be read-only, full or unreachable for a while. A failed write leaves no part of a file, and the caller retries.
 A file belongs to the process that holds the lock of this file.
 
 A thread writes dead letters, so that a slow disk does not stop the event loop. Dead letters have limits in memory and on disk.

@@ -121,7 +121,7 @@ class Supervisor:
             await self._start_engine(config)
         first, *others = (Slot() for _ in range(worker_count(config)))
         # The first worker starts alone, so that a problem of all workers is reported only once. When the first worker listens,
-        # the sockets of the other workers listen too. Otherwise all clients that waited for the server would connect to the
+        # the sockets of the other workers listen too, so that clients that waited for the server do not all connect to the
         # first worker.
         for some in ([first], others):
             for slot in others if some is others else ():
@@ -185,7 +185,7 @@ class Supervisor:
     async def _replace_all(self, accepted: Callable[[], None]) -> tuple[str, ...]:
         """Reads the configuration again and replaces the workers one by one; returns the reasons why workers were not replaced.
 
-        Nothing changes before the first new worker listens. From that moment on, the server uses the new configuration.
+        The server uses the old configuration until the first new worker listens, and then uses the new configuration.
 
         accepted: a function to call when the first new worker listens.
         Raises ConfigError or OSError if the first new worker does not start.
