@@ -25,7 +25,7 @@ def admit(context: EdgeContext, protocol: ProtocolConfig, key: str, origin: str 
 
     origin: the `Origin` header of the client; None if the client is not a browser.
     ip: the address of the client; "" on a Unix socket.
-    crowded: the bound on connections that is reached; None if the server has room for the client.
+    crowded: the bound that the number of connections has reached; None if the server has room for the client.
     """
     found = context.node.apps.by_key(key)
     if found is None:
@@ -69,7 +69,7 @@ def _version(query: str) -> str:
 
 
 def params(query: str, *, plus: Literal[" ", "+"] = " ") -> dict[str, str]:
-    """Returns a query's parameters, with `plus` for each `+`. Most queries have no escapes, and need no full parser."""
+    """Returns a query's parameters, and decodes each `+` as `plus`. Most queries have no escapes, and need no full parser."""
     if "%" in query or "+" in query:
         return dict(parse_qsl(query if plus == " " else query.replace("+", "%2B")))
     return {name: value for name, _, value in (pair.partition("=") for pair in query.split("&"))}

@@ -1,6 +1,6 @@
 """Finds the address of a client that connects through proxies, and decides whether an unsigned API request is accepted.
 
-Section 6 of the Push1st API contains the rules for unsigned requests. This module uses no socket.
+The Push1st API (section 6) specifies the rules for unsigned requests. This module uses no socket.
 
 peer: the address of the client or proxy at the other end of a connection; "" on a Unix socket.
 headers: the headers of a request, with names in lower case.
@@ -72,7 +72,7 @@ def is_private_name(host: bytes) -> bool:
 def distrust(peer: str, headers: Headers, trust: Networks, proxies: Networks) -> str:
     """Returns the reason why a request must be signed; "" if the request may be unsigned.
 
-    trust: the networks that may send unsigned requests; the same rules apply to each of these networks.
+    trust: the networks whose clients may send unsigned requests, if these requests pass the other checks of this function.
     """
     if b"origin" in headers:
         return "it has an Origin header, as web pages send it"
@@ -111,9 +111,9 @@ def trusted_ip(peer: str, headers: Headers, proxies: Networks) -> str | None:
 
 
 def _last_client(peer: str, value: bytes, read: Callable[[str], list[str]], proxies: Networks) -> str | None:
-    """Returns the last address in a forwarding header, apart from the addresses in `proxies`.
+    """Reads a forwarding header from its end, and returns the first address that is not in `proxies`.
 
-    Returns None if the header contains a later value that is not an address.
+    Stops at the first value that is not an address, and returns None.
     """
     ip = peer
     for hop in reversed(read(value.decode("latin-1"))):

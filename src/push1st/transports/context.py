@@ -19,8 +19,8 @@ from push1st.transports.turn import Turn
 
 LINGER_SECONDS = 2
 LINGER_BYTES = 16 << 20
-"""most bytes of input that the server reads and discards after a rejection; a socket that is closed with unread input loses the
-answer
+"""maximum number of bytes that the server reads and discards after a rejection; if the server closes a socket with unread input,
+the client may lose the answer
 """
 FILES_HINT = "raise the limit of open files (ulimit -n, LimitNOFILE= of a unit), or add workers or machines"
 
@@ -99,5 +99,5 @@ class EdgeContext:
             log.error("no file descriptors are left", hint=FILES_HINT)
 
     def max_message(self, protocol: ProtocolConfig, limits: Limits) -> int:
-        """Returns the most bytes of a WebSocket message: more than twice the app's largest event, because JSON adds escapes."""
+        """Returns the maximum size of a message in bytes: more than twice the app's largest event, because JSON adds escapes."""
         return max(protocol.max_payload, 2 * limits.payload + 4096)

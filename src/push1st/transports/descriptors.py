@@ -3,7 +3,7 @@
 A new descriptor has the lowest free number (POSIX open(2)). So the descriptor of a new connection shows how many descriptors the
 whole process uses. The last `SPARE` descriptors below the limit are reserved:
 
-- Clients with the first quarter of the reserved descriptors get an answer, such as that of `/health`, and are then disconnected.
+- Clients with the first quarter of the reserved descriptors get an answer, for example to `/health`, and are then disconnected.
 - Connections to the API may use the first three quarters of the reserved descriptors.
 - The last quarter of the reserved descriptors is for the process itself: its broker, its hooks and its files.
 
@@ -16,7 +16,7 @@ from collections.abc import Callable
 from typing import Literal
 
 SPARE = 64
-"""number of reserved descriptors; at most half of the descriptors that the process itself does not use"""
+"""maximum number of reserved descriptors; at most half of the descriptors that the process itself does not use are reserved"""
 UNLIMITED = 1 << 20
 """number of open files that the server assumes as the limit if the system has no limit"""
 

@@ -1,13 +1,13 @@
 """Forwards the requests of sessions to the workers that own these sessions.
 
-A session that outlives its connections stays on the worker where it began: the *owner* of the session. Further requests of the
-session may arrive at any worker. The owner subscribes to a topic of the session. A worker that does not own the session publishes
-the request on this topic, and the owner replies. If no worker replies, no worker owns the session, and the worker with the
-request may begin the session.
+A session that outlives its connections stays on the worker where the session began. This worker is the *owner* of the session.
+Further requests of the session may arrive at any worker. The owner subscribes to a topic of the session. A worker that does not
+own the session publishes the request on this topic, and the owner replies. If no worker replies, no worker owns the session, and
+the worker that received the request may begin the session.
 
 The owner replies with the response, or with the name of its own topic if the response is not complete yet. While a response is
-not complete, each of the two workers keeps one end of the request. The owner has a `RemoteRequest`, and the worker with the
-socket has a `RemoteSession`. The two ends exchange `ForwardFrame`s.
+not complete, each of the two workers has an object for its end of the request. The owner has a `RemoteRequest`, and the worker
+with the socket has a `RemoteSession`. The two ends exchange `ForwardFrame`s.
 
 A killed worker sends no last frame, and frames are lost while the broker is away. So each worker regularly sends a `Probe` to
 every worker that has the other end of a request. A worker counts as gone after `MAX_MISSES` probes without a reply. A request
@@ -42,9 +42,9 @@ FrameKind = Literal["write", "finish", "end", "lost", "slow", "leave"]
 
 
 class ForwardedRequest(msgspec.Struct, frozen=True, array_like=True):
-    """A request, as the owner of its session receives it.
+    """A request that another worker forwards to the owner of the request's session.
 
-    `number`: the number of the request among all requests that the other worker has forwarded. `to`: that worker's topic.
+    `number`: the request's number, which is unique on the forwarding worker. `to`: the topic of the forwarding worker.
     """
 
     endpoint: str
@@ -68,10 +68,10 @@ class ForwardFrame(msgspec.Struct, frozen=True, array_like=True):
 
 
 class Probe(msgspec.Struct, frozen=True, array_like=True):
-    """Queries whether another worker is alive, and which of some requests the other worker does not know.
+    """Checks whether another worker is alive, and which requests in `here` and `there` are unknown to the other worker.
 
     `by`: the topic of the worker that sends the probe.
-    `here`, `there`: the numbers of requests whose sockets the sender has, and of requests whose sessions the sender owns.
+    `here`: the numbers of requests whose sockets the sender has. `there`: the numbers of requests whose sessions the sender owns.
     """
 
     by: str
@@ -87,7 +87,7 @@ _encode = msgspec.msgpack.encode
 
 
 class StreamWriter(Protocol):
-    """A response that ends only by `close`."""
+    """A response that ends only when `close` is called."""
 
     @property
     def write(self) -> Write: ...
@@ -99,7 +99,7 @@ class OwnedSession(Protocol):
     """A session that this worker owns, and whose requests other workers may forward to this worker."""
 
     def lost(self, request: object) -> None:
-        """Handles the end of a request's socket."""
+        """Handles a request whose socket has closed."""
 
     def too_slow(self, request: object) -> None:
         """Ends the session, because its client does not read a stream."""
@@ -140,7 +140,7 @@ Accept = Callable[[ForwardedRequest, RemoteRequest], Response | OwnedSession]
 
 
 class RemoteSession:
-    """A session of another worker, for one poll or stream whose socket this worker has.
+    """Represents another worker's session for one poll or stream whose socket this worker has.
 
     `by`: the topic of this worker. `send`: a function that sends a frame to the owner of the session.
     `ended`: a function that is called once, when the request ends.
@@ -172,7 +172,7 @@ class RemoteSession:
         self._stream: StreamWriter | None = None
 
     def on_frame(self, frame: ForwardFrame) -> None:
-        """Handles a frame of the owner. A frame that arrives before the call of `hold` or `stream` is kept until this call."""
+        """Handles a frame from the owner. A frame that arrives before the call of `hold` or `stream` is kept until this call."""
         if frame.kind == "finish" and frame.response is not None and self._poll is not None:
             self._end()
             self._poll.finish(frame.response)
@@ -201,7 +201,7 @@ class RemoteSession:
             self.on_frame(frame)
 
     def lost(self, request: object) -> None:
-        """Notifies the owner that the socket of the request has ended."""
+        """Notifies the owner that the socket of the request has closed."""
         self._send_to_owner("lost")
         self._end()
 
@@ -217,7 +217,7 @@ class RemoteSession:
         """Ends the request because its owner is gone. The client then begins a new session."""
         if self._is_over:
             return
-        self._send_to_owner("lost")  # the owner may still exist if only the broker was away
+        self._send_to_owner("lost")  # if the broker was away, the owner may still be alive
         self._end()
         if self._stream is not None:
             self._stream.write(self._gone.body)
@@ -238,7 +238,7 @@ class RemoteSession:
 class Forwarding:
     """The requests that a worker forwards to other workers, and the requests that other workers forward to this worker.
 
-    `prefix`: the beginning of the topics of workers. `gone`: see `RemoteSession`.
+    `prefix`: the text with which the topics of all workers begin. `gone`: see `RemoteSession`.
     """
 
     def __init__(self, context: EdgeContext, prefix: str, gone: Response) -> None:
@@ -255,7 +255,7 @@ class Forwarding:
         self._remote_requests: dict[tuple[str, int], RemoteRequest] = {}
         self._misses: Counter[tuple[str, str]] = Counter()
         self._suspects: set[tuple[str, int, bool]] = set()
-        """the requests that the other worker did not know in the last probe"""
+        """the requests that other workers did not know when they replied to the last probes"""
         self._is_probing = False
         self.due_at = NEVER
 
@@ -348,7 +348,7 @@ class Forwarding:
             remote.session.close(4200, "The broker is away, reconnect")
 
     def _on_request_frame(self, data: bytes) -> None:
-        """Handles a frame of the worker that has the socket of a request."""
+        """Handles a frame from the worker that has the socket of a request."""
         frame = _decode_frame(data)
         remote = self._remote_requests.get((frame.by, frame.number))
         if remote is None or remote.session is None:
@@ -365,7 +365,7 @@ class Forwarding:
         self._remote_requests.pop((remote.by, remote.number), None)
 
     def _lose(self, by: str, number: int) -> None:
-        """Handles the end of a request's socket."""
+        """Handles a request whose socket has closed."""
         remote = self._remote_requests.pop((by, number), None)
         if remote is not None and remote.session is not None:
             remote.session.lost(remote)

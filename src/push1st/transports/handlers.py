@@ -1,7 +1,7 @@
 """Assigns request paths to the handlers that serve them, and defines the possible results of a handler.
 
-`process/server.py` builds the table of handlers. HTTP connections import the table and no handler, so a new handler needs no
-change in `http.py`. The API serves each request that no route matches.
+`process/server.py` builds the table of handlers. `http.py` imports this table and no handler, so a new handler needs no change in
+`http.py`. The API serves each request that no route matches.
 """
 
 import asyncio
@@ -22,7 +22,7 @@ from push1st.transports.context import EdgeContext
 from push1st.transports.places import Crowded
 
 LEAST_BODY = 65_536
-"""size in bytes up to which the server accepts a request's body on every path and for every app"""
+"""a request's body of up to this many bytes is accepted on every path and for every app"""
 
 _SLASHES = re.compile("//+")
 
@@ -59,7 +59,7 @@ class SocketOwner(asyncio.Protocol):
 
 
 class Takeover(SocketOwner):
-    """The result of a handler that takes over the socket of a request's connection."""
+    """A result of a handler: an object that takes over the socket of the request's connection."""
 
     __slots__ = ()
 
@@ -73,7 +73,7 @@ class Takeover(SocketOwner):
 
 
 class Pending(Protocol):
-    """The result of a handler that calls `Exchange.finish` later, when the response is ready."""
+    """A result of a handler: an object that calls `Exchange.finish` later, when the response is ready."""
 
     def lost(self, exchange: Exchange) -> None:
         """Called if the client closes the connection before the response is ready."""
@@ -87,7 +87,7 @@ class HandlerRequest(msgspec.Struct, frozen=True, gc=False):
     """A request that a handler serves.
 
     args: the values of the groups in the regular expression `Route.tail`.
-    crowded: the bound on connections that is reached; None if the server has room for a new client.
+    crowded: the bound that the number of connections has reached; None if the server has room for a new client.
     is_direct: whether `EdgeContext.addresses` already counts the connection for the client's address.
     """
 
@@ -106,7 +106,7 @@ class Handshake(msgspec.Struct, frozen=True, gc=False):
 
     path: the path in the request line, without the query.
     ip: the address of the client; "" on a Unix socket.
-    crowded: the bound on connections that is reached; None if the server has room for the client.
+    crowded: the bound that the number of connections has reached; None if the server has room for the client.
     """
 
     method: str
@@ -169,7 +169,7 @@ class Handlers:
         self.serve = serve
         self.upgrade = upgrade
         self.least_body = max(context.config.server.max_payload, LEAST_BODY)
-        """size in bytes up to which the server accepts a request's body for every app"""
+        """a request's body of up to this many bytes is accepted for every app"""
         self._api_paths = tuple(dict.fromkeys((context.config.api.path, "/apps/")))
         paths = [(f"(?:{'|'.join(map(re.escape, route.prefixes))}){route.tail}", route) for route in routes if route.prefixes]
         self._routes = [(re.compile(path + r"\Z"), route.handler) for path, route in paths]
@@ -184,7 +184,7 @@ class Handlers:
         return None
 
     def max_body(self, path: str) -> int:
-        """Returns the most bytes of a request's body: more than twice the app's largest batch, because JSON adds escapes."""
+        """Returns the maximum size of a body in bytes: more than twice the app's largest batch, because JSON adds escapes."""
         path = _SLASHES.sub("/", path)
         app = None
         for base in self._api_paths:

@@ -1,7 +1,7 @@
 """Reads the input of HTTP connections in slices, and upgrades HTTP connections to WebSockets. `protocols.http` decodes requests,
 and `pipeline` serves requests.
 
-Clients may pipeline requests. The connection sends answers in the order of the requests, with one write in a turn. The connection
+Clients may pipeline requests. The connection sends answers in the order of the requests, and writes once per turn. The connection
 does not read its socket while many requests wait. The headers and the body of a request have deadlines, which the sweep enforces.
 """
 
@@ -19,13 +19,13 @@ from push1st.transports.pipeline import Pipeline
 from push1st.transports.places import Crowded
 
 HEAD_SECONDS = 10
-"""most seconds from the start of a connection, or from the first byte of a later request, to the end of the request's headers"""
+"""seconds in which a request's headers must arrive, from the start of the connection or from the first byte of a later request"""
 BODY_SECONDS = 30
-"""most seconds from the end of a request's headers to the end of the request's body"""
+"""seconds in which a request's body must arrive, from the end of the request's headers"""
 PIECE = 2048
-"""most bytes that the decoder gets in one call if the bytes may contain several requests; at most 75 requests fit"""
+"""maximum number of bytes in one call of the decoder, unless a body is longer; `PIECE` bytes contain at most 75 requests"""
 MAX_PIECES = 8
-"""most pieces in a slice of input (see `turn`); a slice also ends with a piece that completes a request"""
+"""maximum number of pieces in a slice of input (see `turn`); a slice also ends with a piece that completes a request"""
 
 
 class HttpConnection(Pipeline):
@@ -36,7 +36,7 @@ class HttpConnection(Pipeline):
     def __init__(self, listener: Listener) -> None:
         super().__init__(listener)
         self._distrust = ""
-        """the reason why a request must be signed if the decoder remembers its head; "" if such a request may be unsigned"""
+        """the reason why a request with a head that the decoder remembers must be signed; "" if such a request may be unsigned"""
 
     # asyncio.Protocol
 

@@ -14,9 +14,9 @@ from push1st.transports.lost import LOST, has_unread
 from push1st.transports.sweep import NEVER
 
 ANSWER_SECONDS = 30
-"""most seconds in which a client must read the last answer; also the seconds between two checks of a request in progress"""
+"""seconds in which a client must read the last answer; also the seconds between two checks of a request in progress"""
 MAX_WAITING = 16
-"""most pipelined requests that wait; while so many requests wait, the connection does not read its socket"""
+"""maximum number of pipelined requests that wait; while so many requests wait, the connection does not read its socket"""
 
 
 class HttpOutput(asyncio.Protocol):

@@ -10,7 +10,7 @@ from push1st.transports.handlers import Handlers
 from push1st.transports.places import Crowded
 
 CROWDED_SECONDS = 2
-"""most seconds for each request, and between two requests, on a connection above the bound of the server or of its address"""
+"""maximum seconds of a request, and of a pause between two requests, on a connection that exceeds a bound (`Crowded`)"""
 
 
 class Listener:

@@ -12,7 +12,7 @@ from fcntl import ioctl
 from termios import FIONREAD
 
 MAX_UNREAD = 262_144
-"""most bytes that the worker reads from a socket after its connection is lost"""
+"""maximum number of bytes that the worker reads from a socket after its connection is lost"""
 _NONE = bytes(4)
 
 

@@ -13,7 +13,7 @@ from push1st.transports.descriptors import Room
 
 Bound = Literal["worker", "app", "address"]
 Crowded = Literal["server", "address"]
-"""the bound on connections that is reached: the bound of the whole server, or the bound of one address"""
+"""the bound that the number of connections has reached: the bound of the whole server, or the bound of one address"""
 
 
 class Places:

@@ -1,8 +1,8 @@
 """Checks all deadlines and keepalives of a worker with one timer (invariant 6).
 
-The sweep has a table of connections by the second of their next deadline. In the second of the deadline the sweep calls the
-method `due` of the connection, which returns the time of the next call. When a client sends input, its connection only stores
-the time of the input. So an idle connection costs one call in each activity timeout, and has no timer of its own.
+The sweep has a table of connections. The key of this table is the next deadline in whole seconds. At this time the sweep calls
+the method `due` of the connection, which returns the time of the next call. When a client sends input, its connection only stores
+the time of the input. So an idle connection costs one call per activity timeout, and has no timer of its own.
 
 The sweep enforces a deadline only after the server has read all bytes that clients sent before the deadline. So the event loop
 reads all sockets between the tick of the timer and the calls of `due`. If the process did not run for some time (because it was
@@ -16,7 +16,7 @@ from math import ceil
 from typing import Protocol
 
 LOOKS = 1000
-"""most calls of `due` in one turn of the event loop"""
+"""maximum number of calls of `due` in one turn of the event loop"""
 AGAIN_SECONDS = 10
 """seconds from an exception in a connection's method `due` to the next call of this method"""
 NEVER = 1 << 62
@@ -28,7 +28,7 @@ READ_TURNS = 3
 
 class Watched(Protocol):
     due_at: int
-    """the second of the next call of `due`, which only the sweep sets; the first value is `NEVER`"""
+    """the time of the next call of `due`, in whole seconds; only the sweep sets this time; the first value is `NEVER`"""
 
     def due(self, now: float) -> float | None:
         """Enforces the connection's deadlines; returns the time of the next call on the sweep's clock, or None for no call."""
@@ -38,7 +38,7 @@ class Sweep:
     """The sweep of a worker.
 
     clock: a function that returns seconds, which never go back.
-    on_error: a function that the sweep calls while it handles an exception of `due`.
+    on_error: a function that the sweep calls while it handles an exception that `due` raised.
     each_second: a function that the sweep calls at each tick.
     now: the time of the last tick, for deadlines that do not need an exact time.
     """

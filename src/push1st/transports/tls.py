@@ -23,13 +23,13 @@ from typing import Any
 from push1st.transports.turn import INPUT_SECONDS, SLICE_SECONDS
 
 PIECE = 4096
-"""most bytes of encrypted input that OpenSSL gets in one call"""
+"""maximum number of bytes of encrypted input that OpenSSL gets in one call"""
 MAX_WITHOUT_DATA = 20_480
-"""most bytes of consecutive TLS records without data; one TLS record has at most 18 KiB (RFC 8446 §5.2, RFC 5246 §6.2.3)"""
+"""maximum bytes of consecutive TLS records without data; one TLS record has at most 18 KiB (RFC 8446 §5.2, RFC 5246 §6.2.3)"""
 MAX_AFTER_CLOSE = 262_144
-"""most bytes that a client may send after the server has closed the connection"""
+"""maximum number of bytes that a client may send after the server has closed the connection"""
 MAX_RESUMED = round(INPUT_SECONDS / SLICE_SECONDS)
-"""most connections that continue the decryption of earlier input in one turn"""
+"""maximum number of connections that continue the decryption of earlier input in one turn"""
 
 
 class Decryption:
@@ -111,7 +111,7 @@ class Records(ssl.SSLObject):
         self._incoming, self._decryption = incoming, decryption
 
     def attach(self, transport: asyncio.Transport) -> None:
-        """Begins to bound the decryption. transport: its `resume_reading` makes uvloop decrypt more input."""
+        """Begins to bound the decryption. transport: the transport whose `resume_reading` makes uvloop decrypt more input."""
         self._transport = transport
 
     def detach(self) -> None:

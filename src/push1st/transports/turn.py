@@ -6,7 +6,7 @@ A turn bounds the time that one connection may use (decision 0013):
   the connection.
 - The worker does not read from a connection with a backlog, so the kernel slows down the client.
 - In each turn, connections with a backlog process one slice each, in rotation. All backlogs together get as much time as the new
-  input of the turn needed, and `BACKLOG_SECONDS` at least.
+  input of the turn needed, but at least `BACKLOG_SECONDS`.
 - The worker does not read from a connection again in the same turn if the last read returned `LONG_READ` bytes or more. Without
   this rule the event loop would continue to read from a client that sends fast. The whole input of a long read is a backlog.
 
@@ -24,18 +24,18 @@ from collections.abc import Callable
 from typing import Protocol
 
 SLICE_SECONDS = 0.001
-"""most seconds of a slice; a bound on its messages is not enough, because a join may take 1000 times as long as a ping"""
+"""maximum seconds of a slice; a bound on messages is not enough, because a join may take 1000 times as long as a ping"""
 MAX_WAITING = 100
-"""most commands that may wait for the broker or an app's backend; a connection with so many commands processes no messages"""
+"""maximum number of commands that wait for the broker or a backend; a connection with so many commands processes no messages"""
 BACKLOG_SECONDS = 0.002
-"""least seconds that all backlogs together get in each turn"""
+"""minimum seconds that all backlogs together get in each turn"""
 INPUT_SECONDS = 0.01
-"""most seconds in which a turn processes new input; the worker reads the clock after every `ROUND` connections"""
+"""maximum seconds in which a turn processes new input; the worker reads the clock after every `ROUND` connections"""
 ROUND = 16
 LONG_READ = 65_536
-"""least bytes of a long read; after a long read, the worker does not read from the connection again in the same turn"""
+"""minimum bytes of a long read; after a long read, the worker does not read from the connection again in the same turn"""
 MAX_BACKLOGS = 1000
-"""most connections with a backlog; if a worker has so many, it discards the backlog of a connection that is lost"""
+"""maximum number of connections with a backlog; a worker with so many backlogs discards the backlog of each lost connection"""
 
 
 class Answering(Protocol):
@@ -87,9 +87,9 @@ class Turn:
         """Keeps new input of a connection until the turn has read all sockets.
 
         A turn has three phases: it reads all sockets that are ready, processes all input, and writes all answers and deliveries.
-        So the interpreter runs the same code many times without a system call in between, which halves the time. A client that
-        waits for several answers receives them together. The worker writes the answers before the deliveries, so that publishers
-        send their next requests while the worker writes the deliveries.
+        So the interpreter runs the same code many times without a system call in between, which halves the processing time. A
+        client that waits for several answers receives them together. The worker writes the answers before the deliveries, so that
+        publishers send their next requests while the worker writes the deliveries.
         """
         if not self._scheduled:
             self._schedule()

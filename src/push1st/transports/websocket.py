@@ -12,7 +12,7 @@ from push1st.transports.turn import MAX_WAITING, SLICE_SECONDS
 from push1st.transports.websocket_output import CLOSE_SECONDS, WebSocketOutput
 
 MAX_FRAMES = 32
-"""most frames in a slice of input (see `turn`)"""
+"""maximum number of frames in a slice of input (see `turn`)"""
 SMALL_FRAGMENT = 256
 """size in bytes; each fragment below this size counts against the client's rate limit (`Session.charge`)"""
 

@@ -158,7 +158,7 @@ class WebSocketOutput(SocketOwner):
     def _end(self, code: int, reason: str, announced: bool = True) -> None:
         """Ends the session, and sends a close frame.
 
-        announced: whether an error message of the protocol, if the protocol has an error message, precedes the close frame.
+        announced: whether an error message precedes the close frame; no effect if the protocol has no error message.
         """
         self._closing = True
         if self._session is not None:

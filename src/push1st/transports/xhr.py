@@ -1,6 +1,6 @@
-"""The HTTP fallbacks of pusher-js, for clients whose network does not let WebSockets through (protocol, section 10).
+"""The HTTP fallbacks of pusher-js, for clients whose network does not let WebSockets through (Pusher protocol, section 10).
 
-A client chooses a session id. The client reads by one request after another, and sends by other requests. The requests are:
+A client chooses a session id. The client reads frames with one request after another, and sends messages with other requests:
 
 - `xhr_streaming`: a request to read, whose response does not end. The worker writes each frame to the response (`xhr_stream.py`).
 - `xhr`: a poll, which is a request to read. The worker answers a poll as soon as there are frames for the client.
@@ -73,7 +73,7 @@ class Fallbacks:
         self._context = context
         self._clients: dict[SessionName, XhrSession] = {}
         self._topics: dict[SessionName, App] = {}
-        """the app of each session to whose topic this worker is subscribed, by session name"""
+        """the app of each session whose topic has a subscription of this worker; the key is the session's name"""
         self._forwarding = Forwarding(context, "#xhr-at-", Response(200, end_frames(4200, GONE), TYPE, HEADERS))
         self.detached = Places(MAX_DETACHED)
         self.policy: OutboxPolicy[bytes] = OutboxPolicy(context.config.server.outbox, len)
@@ -179,7 +179,7 @@ class Fallbacks:
     # Sessions of other workers
 
     async def _seek(self, request: XhrRequest, exchange: Exchange) -> Outcome:
-        """Forwards a request to the worker that owns its session. If no worker owns the session, begins it. Raises Refused."""
+        """Forwards a request to the owner of its session. Begins the session if the session has no owner. Raises Refused."""
         try:
             return await self._forward(request, exchange)
         except Refused as refused:

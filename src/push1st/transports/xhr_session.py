@@ -1,4 +1,4 @@
-"""A session of the HTTP fallbacks over all requests of its client (protocol, section 10).
+"""Keeps the HTTP fallback session of a client from one request to the next (Pusher protocol, section 10).
 
 The core's `Session` is attached to the current poll or stream, and detached between two requests. While the session is detached,
 its outbox keeps up to `server.outbox` bytes. After `GAP_SECONDS` without a request the session expires. A new request displaces
@@ -6,7 +6,7 @@ the current request.
 
 This module has the rules of the fallbacks: heartbeats, deadlines, and the frames that end a session. If a session ends between
 two requests, the session leaves its channels at once. For `GAP_SECONDS` after the end, the registry keeps the session, and
-answers its next request with the final frames.
+answers the session's next request with the final frames.
 """
 
 import asyncio
@@ -59,7 +59,7 @@ class SessionRegistry(Protocol):
 
 
 class XhrSession:
-    """A client over all its requests. `name`: the key of the session in the registry. `place`: the app id and client address."""
+    """A client's session. `name`: the key of the session in the registry. `place`: the app id and client address."""
 
     __slots__ = (
         "_authorize_by",
@@ -88,7 +88,7 @@ class XhrSession:
         self.name = name
         self.place = place
         self.address = ""
-        """the name under which `EdgeContext.addresses` counts the session; "" for a client with connections of its own"""
+        """the address for which `EdgeContext.addresses` counts the session; "" if the client's connections are counted instead"""
         self.codec = context.codecs["pusher-xhr"]
         self.due_at = NEVER
         self._timeout = context.config.server.pusher.activity_timeout
@@ -103,7 +103,7 @@ class XhrSession:
         self._authorize_by = 0.0
         self._seen = self.wrote_at = context.sweep.now
         self._beat_at = 0.0
-        """when the server sent a heartbeat that the client must answer; 0 if there is no such heartbeat"""
+        """the time of the heartbeat that the client must answer; 0 if there is no such heartbeat"""
 
     def open(self, app: App, client: ClientRequest, ip: str) -> None:
         """Begins the session. The app's backend may still reject the client. Raises Disconnect."""
@@ -157,7 +157,7 @@ class XhrSession:
         self._beat_at = 0.0
 
     def lost(self, request: object) -> None:
-        """Handles the end of a request's socket."""
+        """Handles a request whose socket has closed."""
         if self.current is not None and self.current.request is request:
             self._detach()
 
@@ -174,7 +174,7 @@ class XhrSession:
             sweep.watch(self, until)
 
     def answer(self, poll: OpenPoll) -> None:
-        """Answers the current poll with the frames of this turn, except a single item that exceeds the outbox's bound."""
+        """Answers the current poll with the frames of this turn, unless the outbox has only one item, which exceeds its bound."""
         outbox = self._outbox
         if poll is self.current and outbox and not (outbox.is_full and len(outbox) == 1):
             poll.request.finish(self._take_response())

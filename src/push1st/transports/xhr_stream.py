@@ -24,7 +24,7 @@ CLOSE_SECONDS = 5
 """the seconds that a client has to read the end of a stream"""
 TYPE = b"text/plain; charset=utf-8"
 HEADERS = (
-    b"Access-Control-Allow-Origin: *\r\n"  # the protocol has no cookies, and a new session checks the origin
+    b"Access-Control-Allow-Origin: *\r\n"  # safe: the protocol has no cookies, and the server checks the origin of a new session
     b"Cache-Control: no-store, no-transform\r\n"
     b"X-Content-Type-Options: nosniff\r\n"  # a browser delays a response whose type it must guess
     b"X-Accel-Buffering: no\r\n"
@@ -38,7 +38,7 @@ class StreamOwner(Protocol):
         """Attaches the session to a new stream."""
 
     def lost(self, request: object) -> None:
-        """Handles the end of a request's socket."""
+        """Handles a request whose socket has closed."""
 
     def too_slow(self, request: object) -> None:
         """Ends the session, because its client does not read the stream."""
@@ -48,7 +48,7 @@ class StreamOwner(Protocol):
 
 
 class Stream(Takeover):
-    """The response to one `xhr_streaming` request. The stream owns the socket of the request, and ends only by `close`."""
+    """The response to one `xhr_streaming` request. Owns the socket of the request, and ends only when `close` is called."""
 
     __slots__ = ("_context", "_owner", "_transport", "due_at")
 
@@ -60,7 +60,7 @@ class Stream(Takeover):
         self.due_at = NEVER
 
     def start(self, transport: asyncio.Transport, before: bytes) -> None:
-        """Begins the response, which is not in chunks, so that every subscriber gets the same bytes."""
+        """Begins the response without chunked encoding, so that every subscriber gets the same bytes."""
         self._transport = transport
         transport.set_protocol(self)  # first, so that `pause_writing` reports a client that does not read `before`
         transport.set_write_buffer_limits(high=self._context.config.server.outbox)
@@ -143,7 +143,7 @@ class OpenStream:
         self.request = request
         self._write = request.write
         self._room = MAX_RESPONSE
-        """the number of characters until the client drops the response; below 0 if the last frame makes the client drop it"""
+        """the number of characters until the client drops the response; negative if the client drops it after the last frame"""
         self.full_since = 0.0
 
     @property
@@ -167,7 +167,7 @@ class OpenStream:
         return [] if rest is None else [rest]
 
     def write_after_end(self, frames: bytes) -> None:
-        """Writes frames to a full response, so that proxies keep the connection. The client does not need these frames."""
+        """Writes frames to a full response, so that no proxy closes the connection. The client does not need these frames."""
         self._write(frames)
 
     def displace(self) -> None:

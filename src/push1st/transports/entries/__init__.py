@@ -1,7 +1,7 @@
 """Serves WebSocket handshakes: finds the entry for the path of a handshake, and lets this entry admit the client.
 
 An entry is a class that admits the clients of one protocol. The entry reads the path and the token, and creates the session with
-the client's rights. Each entry has a file in this folder, and is the second name in its protocol's line of `protocols.PROTOCOLS`.
+the client's rights. Each entry has a file in this folder. `protocols.PROTOCOLS` names the codec and the entry of each protocol.
 
 An entry rejects a client with the exception `Disconnect`, which has a close code. If the entry has an HTTP status for a close
 code, the server answers the handshake with this status. If the entry has no status for the close code, the handshake succeeds,
@@ -50,7 +50,7 @@ class Entry(Protocol):
 
 
 class EntryTable:
-    """The entries of a worker, with their bases. The first base that is a prefix of a path determines the entry of the path."""
+    """The entries of a worker, with their bases (path prefixes). The first base that matches a path determines the entry."""
 
     def __init__(self, context: EdgeContext, entries: Sequence[Entry]) -> None:
         self._context = context

@@ -1,5 +1,5 @@
-"""Admits clients of the Pusher protocol, which connect to `/app/KEY?protocol=7`. Pusher clients subscribe to channels with
-messages after the handshake (Pusher protocol, section 1).
+"""Admits clients of the Pusher protocol, which connect to `/app/KEY?protocol=7`. After the handshake, Pusher clients send
+messages to subscribe to channels (Pusher protocol, section 1).
 """
 
 from collections.abc import Mapping
