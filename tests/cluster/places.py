@@ -68,8 +68,9 @@ class Wire:
 WIRE = Wire()
 
 
-FAST = Timings(renew=0.05, recovery=0.5, hold=0, read=0.05)
-"""The lease keeps its length: tests expire it themselves."""
+FAST = Timings(renew=0.05, recovery=0.5, backoff=0.1, hold=0, read=0.05)
+"""The lease keeps its length: tests expire it themselves. `backoff` is shorter than `recovery`, as in production, so that each
+node reconnects while the other nodes wait for it."""
 
 
 def fast(**changes: float) -> Timings:
