@@ -18,7 +18,9 @@ def run(options: Arguments) -> int:
     """Prints listeners, apps and notes. Raises ConfigError if the server would not start or could serve no client."""
     config = load_or_demo(options.config)
     if config.demo:
-        print("push1st check: which configuration? Give it with -c FILE, or by PUSH1ST_APP_ID.", file=sys.stderr)
+        print(
+            "push1st check: which configuration? Give it with -c FILE, by PUSH1ST_CONFIG, or by PUSH1ST_APP_ID.", file=sys.stderr
+        )
         return 2
     source = options.config or ENVIRONMENT
     lines = [*listening(config), *_processes(config)]

@@ -332,6 +332,9 @@ def _warnings(config: Config, root: Value, sections: Sequence[Value]) -> Iterato
         if place is not None and text not in seen:
             seen.add(text)
             yield f"{place}: {text}"
+    for name in ("server", "api"):
+        if _is_set(root, name, "ssl", "cert") and not _is_set(root, name, "ssl", "enable"):
+            yield f"{root.at(name, 'ssl')}: cert and key have no effect without enable: true, so clients connect without TLS"
     addresses = (*config.server.listen, *config.api.listen)
     if config.demo and any(listen.scheme == "tcp" and listen.host not in _LOOPBACK for listen in addresses):
         yield f"other machines reach the demo app, whose secret everyone knows; set {APP_ID}, and its key and secret"

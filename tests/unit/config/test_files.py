@@ -283,6 +283,14 @@ def test_a_protocol_that_is_not_named_is_off(reading):
     assert reading("server: { proto: [] }").server.proto == set()
 
 
+def test_certificate_without_enable_has_a_warning(reading):
+    text = "server: { ssl: { cert: a.pem, key: a.key } }\n"
+    assert reading(text, APP_TEXT).warnings == (
+        "server.yml:1: server.ssl: cert and key have no effect without enable: true, so clients connect without TLS",
+    )
+    assert reading(text.replace("cert", "enable: false, cert"), APP_TEXT).warnings == ()
+
+
 def test_mqtt_warns_that_it_does_nothing_yet(reading):
     assert reading("server: { proto: [ pusher, mqtt ] }\n", APP_TEXT).warnings == (
         "server.yml:1: server.proto: mqtt does nothing yet",
