@@ -1,10 +1,10 @@
 """Runs coroutines at once: a coroutine that does not wait finishes without a task.
 
-Most commands do not wait with the memory broker, and wait for one round trip with Redis. `run_eagerly` runs a coroutine up to its
-first wait, in the same turn of the event loop. Only a coroutine that waits gets a task, for its remaining part. Python 3.12 has
-eager tasks for this purpose, but Python 3.11 has no such tasks (decision 0014).
+With the memory broker, most commands do not wait; with Redis, they wait for one round trip. `run_eagerly` runs a coroutine up to
+its first wait, in the same turn of the event loop. Only a coroutine that waits gets a task, for its remaining part. Python 3.12
+has eager tasks for this purpose, but Python 3.11 has no such tasks (decision 0014).
 
-The part of a coroutine before its first wait has no current task, so it must not use `asyncio.timeout` or `asyncio.current_task`.
+Before its first wait, a coroutine has no current task, and must not use `asyncio.timeout` or `asyncio.current_task`.
 """
 
 import asyncio
@@ -62,7 +62,7 @@ async def _finish(rest: Suspended[Any]) -> None:
 
 
 def spawn(coroutine: Coroutine[Any, Any, None]) -> None:
-    """Runs a coroutine to its end: now if it does not wait, else in a task. `_running` refers to the task until it is done."""
+    """Runs a coroutine to its end: now if it does not wait, else in a task. `_running` keeps the task until its end."""
     rest = run_eagerly(coroutine)
     if isinstance(rest, Suspended):
         task = asyncio.get_running_loop().create_task(_finish(rest))
@@ -71,7 +71,7 @@ def spawn(coroutine: Coroutine[Any, Any, None]) -> None:
 
 
 async def resolve(result: MaybeAwaitable[T]) -> T:
-    """Returns a result. If `result` is a coroutine, awaits the coroutine first."""
+    """Returns `result`, or the result of the coroutine if `result` is a coroutine."""
     return await result if isinstance(result, Coroutine) else result
 
 

@@ -13,7 +13,7 @@ class Limits(msgspec.Struct, frozen=True, rename="kebab"):
     connections: int = 0
     """the maximum number of open connections; 0 stands for unlimited"""
     subscriptions: int = 5_000
-    """the maximum number of subscriptions of a connection, each of which needs 1.1 KB; 0 stands for unlimited"""
+    """the maximum number of subscriptions of a connection; each subscription needs 1.1 KB of memory; 0 stands for unlimited"""
     members: int = 100
     """the maximum number of users on a presence channel; 0 stands for unlimited"""
     payload: int = 10_240

@@ -2,7 +2,7 @@
 
 A codec decodes bytes into commands, and encodes replies and messages as bytes. A session handles commands and returns replies.
 The session does not use bytes, and the codec does not use sessions. All structs are frozen. The data of a message stays the JSON
-text that arrived. So the data is parsed once, and a wire that sends JSON does not encode the data again.
+text that arrived. So the data is parsed once, and is not encoded again for connections that use JSON.
 """
 
 from typing import Literal
@@ -21,7 +21,7 @@ TERMINATE = INTERNAL + "terminate"
 NODE_MESSAGE = INTERNAL + "told"
 """the event of messages between workers (`core/controller.py`); never sent to clients"""
 MAX_HEADERS_BYTES = 4096
-"""the maximum number of bytes of an event's `headers`; in a raw frame, of `headers`, `options` and `extra` together"""
+"""the maximum number of bytes of an event's `headers`, or of `headers`, `options` and `extra` together in a raw frame"""
 MEMBER_ADDED = INTERNAL + "member_added"
 MEMBER_REMOVED = INTERNAL + "member_removed"
 
@@ -33,8 +33,8 @@ class Message(msgspec.Struct, frozen=True, gc=False, array_like=True):
     `id`: a number of 64 bits, which increases on each worker and is unique in the cluster.
     `received`: when the message was published, on the wall clock in nanoseconds.
     `exclude`: the id of a connection that does not receive the message, or "".
-    `delivery`, `target`: the receivers of the message (Push1st API, section 3). A broadcast does not reach its target, and has a
-    target only if `exclude` is set.
+    `delivery`, `target`: the receivers of the message (Push1st API, section 3). The target of a broadcast is a second excluded
+    connection, and is set only if `exclude` is set.
     `user_id`: the id of the member that published a client event on a presence channel; None for other events.
     `headers`: a JSON object as text, or b"".
     """
@@ -87,7 +87,7 @@ class Published(msgspec.Struct, frozen=True, gc=False):
 
 
 class Options(msgspec.Struct, frozen=True, gc=False):
-    """The receivers of an event (Push1st API, section 3). `ttl`: the time to live in seconds; live delivery ignores it."""
+    """The receivers of an event (Push1st API, section 3). `ttl`: the time to live in seconds, for hooks only."""
 
     ttl: float = 0
     delivery: DeliveryMode = "broadcast"
@@ -174,7 +174,7 @@ Phase = Literal["new", "at-once", "settled", "held"]
 ENTERING: dict[HookEventKind, HookEventKind] = {"occupied": "vacated", "member-added": "member-removed"}
 """the hook events of an arrival (entering edges), each with the opposite hook event of a departure (a leaving edge)"""
 HOLD_SECONDS = 3.0
-"""the seconds for which a leaving edge is held, because most members return in this time (Pusher protocol, section 9)"""
+"""the seconds for which a leaving edge is held, because a member often returns within seconds (Pusher protocol, section 9)"""
 
 
 class HookEvent(msgspec.Struct, frozen=True, gc=False):
@@ -210,7 +210,7 @@ class HookEvent(msgspec.Struct, frozen=True, gc=False):
     phase: Phase = "new"
 
 
-# Topics of users. Of the topics that begin with `#`, a client can subscribe only to `#server-to-user-ID` of its own user.
+# Topics of users. Clients cannot subscribe to topics that begin with `#`, except to `#server-to-user-ID` of their own user.
 
 
 def user_channel(user_id: str) -> str:
@@ -229,7 +229,7 @@ def session_topic(user_id: str) -> str:
 
 
 class ClientRequest(msgspec.Struct, frozen=True, gc=False):
-    """The query and the headers of a client that connects, for the app's backend.
+    """The query and the headers of a client's handshake, which the server sends to the app's backend.
 
     `query`: the query of the URL.
     `origin`, `cookie`, `authorization`: the values of these headers; None for a header that the client did not send.
@@ -318,7 +318,7 @@ class SubscriptionRefused(msgspec.Struct, frozen=True, gc=False):
 
 
 class SignedIn(msgspec.Struct, frozen=True, gc=False):
-    """The user is signed in. `user_data`: the text that the backend signed, but with the user's id as a text."""
+    """The user is signed in. `user_data`: the JSON that the backend signed, but with the user's id as a JSON string."""
 
     user_data: str
 
@@ -331,7 +331,7 @@ class WatchlistStatus(msgspec.Struct, frozen=True, gc=False):
 
 
 class Replayed(msgspec.Struct, frozen=True, gc=False):
-    """The last event of a cache channel, for a new subscriber. `now`: the wall clock in nanoseconds."""
+    """The last event of a cache channel, for a new subscriber. `now`: the current time on the wall clock, in nanoseconds."""
 
     message: Message
     now: int

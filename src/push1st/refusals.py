@@ -1,8 +1,8 @@
 """Logs rejections: the text of the error, and the client or API caller that received the error.
 
 Rejections are logged only at `log.level: debug`, so that strangers cannot fill the log of a working server. At other levels,
-logging a rejection costs one comparison. At most `MAX_LINES` lines are logged a second; the next line has the number of omitted
-lines. If a client sends a secret in place of a key, the error contains the secret, and the log masks the secret.
+logging a rejection costs one comparison. At most `MAX_LINES` lines are logged a second; the next line contains the number of
+omitted lines. If a client sends a secret in place of a key, the error contains the secret, and the log masks the secret.
 """
 
 import re
@@ -17,7 +17,7 @@ from push1st.messages import Response
 MAX_LINES = 20
 """the maximum number of lines a second; further lines are omitted and counted"""
 SHOWN_KEY = 64
-"""errors cut a long key or id to this number of characters or more; the log also masks a secret that an error has cut"""
+"""errors show at least this number of characters of a long key or id; the log also masks a secret's beginning of this length"""
 
 log = logs.get("push1st.refusals")
 

@@ -1,7 +1,7 @@
 """The HTTP API: checks signatures and trust, and routes requests to endpoints.
 
-An endpoint is a function of a `Call`, and has one line in `ROUTES`. An endpoint that may wait is `async`. A request for an app
-must have a Pusher signature, or come from a trusted network (Push1st API, section 6). Requests for `/health`, `/ready` and
+An endpoint is a function that takes a `Call`; `ROUTES` lists each endpoint. An endpoint that may wait is `async`. A request for
+an app must have a Pusher signature, or come from a trusted network (Push1st API, section 6). Requests for `/health`, `/ready` and
 `/metrics` need no signature.
 """
 
@@ -65,7 +65,7 @@ class Api:
         self._base = config.api.path
         self._websockets = config.server.bases("pusher") + config.server.bases("websocket")
         self._route = lru_cache(1024)(self._find)
-        # Each changed configuration clears the cache, so that requests need not compare the versions of configurations.
+        # A change of the configuration clears this cache, so that requests need not compare the versions of configurations.
         node.on_configured.append(lambda _: self._route.cache_clear())
 
     def serve(self, request: Request) -> Answer:

@@ -67,8 +67,8 @@ class Call(msgspec.Struct, frozen=True, gc=False):
     def check_channel_name(self, name: str) -> None:
         """Raises Refused(400) for an invalid channel name. The rules for signed requests are stricter (Push1st API, section 7).
 
-        Of the names that begin with `#`, a backend may use only the channels of users. All other names that begin
-        with `#` are internal.
+        If a name begins with `#`, a backend may use the name only if it is the name of a user's channel. All other names
+        that begin with `#` are internal.
         """
         if name[:1] == "#":
             if not name.startswith(_USER_CHANNEL):

@@ -251,8 +251,8 @@ def check_socket_id(socket_id: str) -> None:
 
 
 def check_rate(call: Call, events: int) -> None:
-    """Raises Refused(429) if the app exceeds its limit of published events. One request never counts as more events than
-    the limit allows in one second.
+    """Raises Refused(429) if the app exceeds its limit of published events. A request counts as at most
+    the number of events that the limit allows in one second.
     """
     most = call.app.config.limits.publishes
     if not call.app.publishes.take(call.node.clock.monotonic(), min(events, most)):

@@ -28,8 +28,8 @@ def states(hooks: Sequence[Status]) -> bytes:
 
 
 def merged(own: Iterable[Status], others: Iterable[Iterable[Status]]) -> list[Status]:
-    """Adds up the states of each hook endpoint in all workers; the last error is the newest error. If other workers have
-    another configuration, the list ends with the endpoints that only these workers have.
+    """Adds up the states of each hook endpoint in all workers; the sum contains the newest error of all workers. If other
+    workers have another configuration, the list ends with the endpoints that only these workers have.
     """
     found = dict(_named(own))
     for those in others:

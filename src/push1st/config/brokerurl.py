@@ -108,7 +108,7 @@ def parse(url: str) -> Address:
 
 
 def _problem(url: str) -> str:
-    """Describes the mistake in a text that is not the URL of a broker."""
+    """Returns why a text is not a valid broker URL."""
     beginning = _BEGINNING.match(url)
     if beginning is None:
         if _NO_SLASHES.match(url):

@@ -69,7 +69,7 @@ L = TypeVar("L", ServerConfig, ApiConfig)
 
 
 def load(path: str | Path, env: Mapping[str, str]) -> Config:
-    """Reads a file, the files in its key `credentials`, and the environment, which overrides the files. Raises ConfigError."""
+    """Reads a file, the files that its key `credentials` lists, and the overriding environment variables. Raises ConfigError."""
     file = Path(path).absolute()
     folder = file.parent
     problems: list[str] = []
@@ -184,7 +184,7 @@ def _name(file: Path, folder: Path) -> str:
 
 
 def _overlaid(sections: Sequence[Value], above: Value | None, chosen: Value | None, problems: list[str]) -> list[Value]:
-    """Merges the environment's section of an app into the section of the same app, or adds the section as a new app.
+    """Merges the section `above` into the section of the same app; adds `above` as a new app if no section has its id.
 
     above: the app's section from the environment; None if no variable configures an app.
     chosen: the value of PUSH1ST_APP_ID; None if this variable is not set.
@@ -211,7 +211,7 @@ def _overlaid(sections: Sequence[Value], above: Value | None, chosen: Value | No
 
 
 def _section_of(app: AppConfig) -> Value:
-    """Returns a section for an app of the base configuration, with only the keys that the checks of all apps need."""
+    """Returns a section for an app of the base configuration. The section contains the app's key, to find duplicate keys."""
     place = "the configuration"
     return Value("mapping", place, app.id, keys={"key": Value("text", place, f"{app.id}.key", app.key)})
 
@@ -300,7 +300,7 @@ def _twins(sections: Sequence[Value]) -> Iterator[str]:
 def _payloads(
     server: ServerConfig, apps: Sequence[AppConfig], root: Value, sections: Sequence[Value]
 ) -> tuple[ServerConfig, Sequence[AppConfig]]:
-    """Applies `server.max-request-payload` to protocols without their own limit, and to apps whose default limit is lower."""
+    """Applies `server.max-request-payload` to each protocol and app without its own limit, but never lowers an app's limit."""
     if not _is_set(root, "server", "max-request-payload"):
         return server, apps
     size = server.max_payload

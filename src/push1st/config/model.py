@@ -196,7 +196,7 @@ class _Discreet(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class ProtocolConfig(msgspec.Struct, frozen=True, kw_only=True):
-    """The settings of a protocol of `server`.
+    """The settings of one protocol in the section `server`.
 
     path: the beginning of the protocol's paths, with a slash at both ends.
     activity_timeout: seconds without data from a client after which the server sends a ping.
@@ -338,10 +338,10 @@ class HooksConfig(msgspec.Struct, frozen=True, kw_only=True):
 class AppConfig(_Discreet, frozen=True, kw_only=True):
     """The settings of an app.
 
-    channels: the types of channels in the app. An app without a secret has public channels only, because it cannot sign anything.
+    channels: the types of channels that clients may use. An app without a secret has public channels only: it cannot sign.
     origins: the origins of web pages that may connect; empty: all origins.
     client_messages: whether clients may publish; by default they may not, as with Pusher.
-    statistic: a setting of Push1st that has no effect here.
+    statistic: a setting of the original Push1st, without effect in this server.
     """
 
     hidden: ClassVar[frozenset[str]] = frozenset({"secret"})
@@ -405,7 +405,7 @@ DEMO_SECRET = "secret"  # noqa: S105 - public on purpose, so the demo listens on
 def demo() -> Config:
     """Returns the configuration of the demo, for a server without a configuration. Only this machine can connect to the demo.
 
-    The demo has the app of the documentation. A configuration file never adds this app.
+    The demo has the app of the documentation's examples. A server with a configuration file does not get this app.
     """
     app = AppConfig(id="app-test", key="app-key", secret=DEMO_SECRET, name="Demo", client_messages=True)
     return Config(
@@ -439,7 +439,7 @@ _PUSH1ST = {"payload": 65_400} | dict.fromkeys(
 
 
 def strictness(config: Config) -> list[str]:
-    """Returns a line for enabled apps with lower limits than in Push1st, and a line for each app with a short secret.
+    """Returns lines about enabled apps: lower limits than in the original Push1st, and secrets that are too short.
 
     Apps with the same limits are in the same line.
     """

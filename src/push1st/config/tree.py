@@ -1,7 +1,7 @@
 """Converts YAML texts and environment variables to a tree of values. Each value contains its place, for errors.
 
-The module uses PyYAML's nodes in place of Python objects, because a node contains its line number. The nodes also show two
-forms of Push1st's files that do not exist in YAML's data model. `{ enable: false, *default-ssl }` merges the aliased mapping.
+The module uses PyYAML's nodes in place of Python objects, because a node contains its line number. The nodes also keep two
+notations of Push1st's files that Python objects would lose. `{ enable: false, *default-ssl }` merges the aliased mapping.
 `{ public, private }` is a mapping without values, and `readers.items` reads such a mapping as a list.
 
 This module contains no list of allowed keys. The module limits the size and depth of a file. The number of values is also
@@ -297,7 +297,7 @@ def _syntax_error(exc: Exception, name: str, text: str) -> ConfigError:
         return ConfigError(f"{name}:{tab}: found a tab, allowed: spaces, because YAML allows no tab before a key or a value")
     if mark and (known := _known_mistake(exc, mark.line, text.splitlines())):
         return ConfigError(f"{name}:{known}")
-    # PyYAML quotes text of the file, which may be a part of a secret. The pattern keeps a quoted single character.
+    # PyYAML's error may quote a part of a secret, so the pattern removes quoted text of two or more characters.
     problem = re.sub(r"(['\"]).{2,}\1", "", getattr(exc, "problem", None) or "characters that are not allowed").strip()
     place = name + _line(mark)
     return ConfigError(f"{place}: found no YAML ({problem}), allowed: YAML; text with [ ] {{ }} # & * ! : in it may need quotes")

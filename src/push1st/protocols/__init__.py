@@ -29,7 +29,7 @@ PROTOCOLS = {
 
 
 class Codec(Wire, Protocol):
-    """The codec of one protocol, which its connections use."""
+    """The codec of one protocol; all connections of the protocol use it."""
 
     @property
     def binary(self) -> bool:
@@ -42,7 +42,7 @@ class Codec(Wire, Protocol):
         """
 
     def reply(self, reply: Reply) -> bytes:
-        """Encodes a reply as a frame; returns b"" if the protocol has no such reply."""
+        """Encodes a reply as a frame; returns b"" if the protocol has no frame for this reply."""
 
     def slow(self) -> tuple[int, str]:
         """Returns the close code and the reason for a client that does not read its messages."""

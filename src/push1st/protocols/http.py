@@ -104,7 +104,7 @@ _CONTINUE = Continue()
 class RequestRules:
     """The common part of all decoders of a worker: bounds, the names of needed headers, and remembered heads.
 
-    `least_body`: the number of bytes that a body may have on every path.
+    `least_body`: the lowest value that `max_body` returns for any path.
     `max_body`: a function that returns the maximum number of bytes of a body on a path.
     `forwarding`: the names of headers that proxies add.
     `is_own_name`: a function that returns whether a Host header is an address or `localhost`; a head with another Host is not
@@ -132,7 +132,7 @@ class RequestRules:
         self.lines: dict[bytes, Line] = {}
         pattern = re.compile(rb"(?:GET|POST) (?!%b)(/[!-~]*+) HTTP/1\.1\r\n\Z" % others.encode())
         self._match = pattern.match
-        self._target = pattern.groups  # the pattern's last group, because `others` may have groups, too
+        self._target = pattern.groups  # the number of the pattern's last group; `others` may contain groups, too
 
     def line(self, line: bytes) -> Line | None:
         """Decodes a request line, and remembers it. Returns None for a request line whose headers must not be remembered."""
@@ -235,7 +235,7 @@ class RequestDecoder:
         return Request(method, path, query, data[end:], distrust, started)
 
     def remember(self, data: bytes) -> None:
-        """Remembers the headers of the last request, if `data` is this request, and no header matters except Content-Length."""
+        """Remembers the headers of the last request, if `data` is this request, and its needed headers are all in `_HARMLESS`."""
         rules, headers = self._rules, self._headers
         if self.stage != IDLE or self.is_done or not headers.keys() <= _HARMLESS or self._size > rules.least_body:
             return

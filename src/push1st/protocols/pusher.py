@@ -200,6 +200,6 @@ def _presence(members: tuple[Member, ...]) -> bytes:
 
 
 def _unwrapped(data: msgspec.Raw) -> bytes:
-    """Returns the JSON object in `data` of a command, which some clients send as a JSON string (Pusher protocol, section 2)."""
+    """Returns the object in a command's `data`; some clients send the object as a JSON string (Pusher protocol, section 2)."""
     raw = bytes(data).strip()
     return msgspec.json.decode(raw, type=str).encode() if raw[:1] == b'"' else raw

@@ -62,9 +62,9 @@ def decode_messages(body: bytes) -> list[str]:
 def whole_frames(data: bytes, room: int) -> tuple[int, int]:
     """Returns the number of bytes of `data` that fit into a response, and the remaining room of the response after these bytes.
 
-    `data`: complete frames. `room`: the number of characters that the response may still get up to `MAX_RESPONSE`. The first
-    frame that exceeds the room is the last frame of the response, because pusher-js drops the response after this frame. Then
-    the remaining room is negative.
+    `data`: complete frames. `room`: `MAX_RESPONSE` minus the number of characters in the response so far. The first frame that
+    exceeds the room is the last frame of the response, because pusher-js drops the response after this frame. After such a
+    frame, the remaining room is negative.
     """
     if data.isascii():
         end = data.find(b"\n", room) + 1 if len(data) > room else len(data)

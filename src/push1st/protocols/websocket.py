@@ -77,7 +77,7 @@ NOT_UTF8 = "a text message is not UTF-8"
 def whole_text(data: bytes) -> Text | None:
     """Returns the message if the bytes are exactly one text frame with less than 126 bytes of payload, else None.
 
-    Most messages of clients are single short frames. A short frame between two messages needs no `Decoder`. Raises Disconnect.
+    Most messages of clients are single short frames, and need no `Decoder` while no message is incomplete. Raises Disconnect.
     """
     size = len(data) - 6
     if size < 126 and size >= 0 and data[0] == 0x81 and data[1] == 0x80 | size:
