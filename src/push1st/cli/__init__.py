@@ -16,7 +16,7 @@ from push1st.printable import printable, printable_lines
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Runs a command; returns its exit code: 0 for success, 1 for a failure of the command, 2 for wrong arguments."""
+    """Runs a command; returns its exit code: 0 for success, 1 if the command fails, 2 if the arguments are wrong."""
     commands = parser()
     if not (sys.argv[1:] if arguments is None else arguments):
         commands.print_help(sys.stderr)
@@ -33,14 +33,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return 1
     except KeyboardInterrupt:
         return 130
-    except BrokenPipeError:  # the program that reads the output has ended, as `head` does after some lines
+    except BrokenPipeError:  # the program that reads this output has ended, as `head` does after ten lines
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 1
     return code
 
 
 def _command(name: str) -> Callable[[Arguments], int]:
-    """Returns the function that `name` refers to. The form of `name` is `module:function`, with a module of this package."""
+    """Returns the function that `name` refers to. `name` is `module:function`; the module is in this package."""
     module, _, function = name.partition(":")
     command: Callable[[Arguments], int] = getattr(importlib.import_module(f"push1st.cli.{module}"), function)
     return command

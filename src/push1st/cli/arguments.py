@@ -1,6 +1,6 @@
 """Defines the arguments of all commands for `argparse`. This module runs no command.
 
-The default of `run` in each command names the function that runs the command: `module:function`, in a module of this package.
+The parser of each command sets `run` to the name of the function that runs the command: `module:function`, in this package.
 """
 
 import argparse

@@ -35,12 +35,12 @@ def select(options: Arguments) -> ServerApp:
     key = getattr(options, "key", None)
     name = options.app or (next(iter(apps)) if len(apps) == 1 else "")
     app = apps.get(name)
-    if app is None and name and (key or options.secret or not options.config):  # the app belongs to another server
+    if app is None and name and (key or options.secret or not options.config):  # the app may exist on another server
         app = AppConfig(id=name, key="", secret=os.environ.get("PUSH1ST_APP_SECRET", ""))
     if app is None:
         problem = f"there is no app {name} in {options.config}." if name else "which app?"
         raise ConfigError(f"{problem} Select one with --app: {', '.join(apps) or 'the configuration has none'}")
-    if config.demo and key not in (None, app.key):  # the demo's secret belongs only to the demo's key
+    if config.demo and key not in (None, app.key):  # the demo's secret is valid only with the demo's key
         app = msgspec.structs.replace(app, secret="")
     assumed = not (options.config or options.app or key or os.environ.get("PUSH1ST_APP_ID"))
     return ServerApp(config, msgspec.structs.replace(app, key=key or app.key, secret=options.secret or app.secret), assumed)

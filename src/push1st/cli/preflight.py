@@ -63,7 +63,7 @@ def notes(config: Config) -> Iterator[str]:
 
 
 def _certificates(config: Config) -> Iterator[tuple[str, bool]]:
-    """Yields the reason why a certificate cannot be used, and whether the certificate files are wrong for every user."""
+    """Yields the reason why a certificate cannot be used, and whether this reason applies to every user."""
     for settings in {config.server.ssl, config.api.ssl}:
         if settings.enable and settings.cert:
             try:
@@ -76,7 +76,7 @@ def _certificates(config: Config) -> Iterator[tuple[str, bool]]:
 
 
 def _not_world_readable(config: Config) -> Iterator[str]:
-    """Yields a note about the files that some users cannot read."""
+    """Yields a note about the files that not every user can read."""
     tls = (path for one in (config.server.ssl, config.api.ssl) if one.enable for path in (one.key, one.cert) if path)
     names = [f"{file} ({_mode(Path(file))})" for file in dict.fromkeys((*config.files, *tls)) if not _is_open(Path(file))]
     if names:

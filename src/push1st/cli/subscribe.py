@@ -18,7 +18,7 @@ from push1st.errors import ClientError, ConfigError, Rejected
 from push1st.printable import printable
 
 Show = Callable[[str, str, str], None]
-"""A function that prints an event, from the channel, the name and the data of the event."""
+"""A function that takes the channel, the name and the data of an event, and prints them."""
 OPEN_SECONDS = 10
 
 
@@ -67,7 +67,7 @@ def subscribe(
             connect(
                 f"{url.rstrip('/')}{base}{quote(key, safe='')}?protocol=7&client=push1st", open_timeout=OPEN_SECONDS
             ) as connection,
-            contextlib.closing(connection),  # sends close code 1000 even after an exception, for which `connect` would send 1011
+            contextlib.closing(connection),  # closes with code 1000; after an exception, `connect` would send code 1011
         ):
             _receive(connection, key, secret, channels, show, ready, count)
     except ConnectionClosed as exc:
@@ -75,7 +75,7 @@ def subscribe(
         if close is None:
             raise ClientError("the connection broke") from exc
         raise Rejected(f"the server closed the connection: {close.code} {close.reason}") from exc
-    except BrokenPipeError:  # standard output is closed; a broken connection to the server would raise ConnectionClosed
+    except BrokenPipeError:  # standard output is closed (a broken connection to the server raises ConnectionClosed)
         raise
     except (OSError, InvalidHandshake, InvalidURI, UnicodeError) as exc:
         raise ClientError(f"no connection to {url}: {cause(exc)}") from exc
@@ -111,7 +111,7 @@ def _receive(
             if not unconfirmed:
                 ready()
         elif isinstance(code, int) and 4000 <= code < 4300:
-            continue  # the close frame after this event contains the same reason
+            continue  # the server now sends a close frame with the same reason
         elif event in ("pusher:error", "pusher:subscription_error"):
             raise Rejected(f"the server refused {channel}: {data}" if channel else f"the server reported an error: {data}")
         elif event == "pusher:ping":

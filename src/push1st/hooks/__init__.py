@@ -1,9 +1,9 @@
 """The ports through which the server notifies backends and requests decisions from backends, and the registry of transports.
 
-`HookDispatcher.on_event` takes each hook event (`messages.HookEvent`). The module `debounce` holds leaving edges for a while, and
-drops such an edge if the opposite edge follows. The module `formats` encodes an event for each endpoint. The module `queue`
-keeps the event until a `HookEndpoint` (`endpoint`) delivers the event through a `HookTransport`. The module `authorize`
-requests decisions through the same transports, without a queue.
+`HookDispatcher.on_event` takes each hook event (`messages.HookEvent`). The module `debounce` delays events that report a vacated
+channel or a removed member, and drops such an event if the opposite event follows. The module `formats` encodes an event for each
+endpoint. The module `queue` keeps the event until a `HookEndpoint` (`endpoint`) delivers the event through a `HookTransport`. The
+module `authorize` requests decisions through the same transports, without a queue.
 
 These modules depend on no nodes, sessions or client transports; the node calls these modules. A new kind of endpoint needs a
 module in this package with a `HookTransport`, and a line in `TRANSPORTS`.
@@ -44,10 +44,10 @@ class NotDelivered(Exception):
 class Target(msgspec.Struct, frozen=True):
     """An endpoint of an app, with the settings of its transport.
 
-    key, secret: the app's key and secret, which sign the requests; without a secret the requests are not signed.
+    key, secret: the app's key and the secret that signs the requests; if the secret is "", the requests are not signed.
     timeout: the maximum duration of a delivery or request in seconds.
     processes: the maximum number of child processes, for transports that use child processes.
-    folder: the folder at which relative paths start.
+    folder: the base folder of relative paths.
     """
 
     app: str
@@ -82,7 +82,7 @@ class Decision(msgspec.Struct, frozen=True):
     """The decision of a backend.
 
     refused: the rejection of the operation; None if the operation is allowed.
-    user_id: the client connects or subscribes as the user with this id.
+    user_id: the id of the user as which the client connects or subscribes.
     user_info: the information about the user, as JSON text.
     data: a JSON text that replaces the data of the published event.
     """

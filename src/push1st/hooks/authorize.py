@@ -81,7 +81,7 @@ class AuthorizeEndpoint:
 class Authorizer:
     """Requests the decisions for all apps.
 
-    folder: the folder at which relative paths start.
+    folder: the base folder of relative paths.
     decisions: the counter of decisions, by result (`Metrics`).
     open_transport: the function that makes the transport of an endpoint, called at the first request.
     """
@@ -113,7 +113,7 @@ class Authorizer:
             used.add(endpoint)
             self._endpoints.update({(app.id, on): endpoint for on in one.on})
         for endpoint in {*old.values()} - used:
-            if (transport := endpoint.transport) is not None:  # the last request over this transport may still wait for a reply
+            if (transport := endpoint.transport) is not None:  # a request over this transport may still wait for a reply
                 later = asyncio.get_running_loop().call_later
                 self._retired[transport] = later(endpoint.target.timeout, self._retire, transport)
 
@@ -124,7 +124,7 @@ class Authorizer:
     async def decide(self, question: Question) -> Decision:
         """Returns the backend's decision, from the cache or by a request.
 
-        question: the request for a decision; the app's `operations` must contain its operation.
+        question: the request for a decision; the request's operation must be in the app's `operations`.
         """
         on = str(question.__struct_config__.tag)
         endpoint = self._endpoints[question.app, on]
@@ -185,8 +185,8 @@ def _ignore_exception(task: asyncio.Task[bytes]) -> None:
 def _key(question: Question) -> bytes:
     """Returns a key for the cache. Two requests have the same key if the decision for both must be the same.
 
-    The key for a connecting client contains its credentials. The key for a signed-in user contains the user. Other keys contain
-    the connection, because a decision for one anonymous connection does not apply to other connections.
+    The key for a connecting client contains the client's credentials. The key for a signed-in user contains the user's id. Other
+    keys contain the connection's id, because a decision for one anonymous connection does not apply to other connections.
     """
     if isinstance(question, Connecting) or question.user_id is not None:
         question = msgspec.structs.replace(question, socket_id="")

@@ -1,8 +1,8 @@
-"""Debounces edges: drops the edges of a channel that is empty for a moment, and of a member that reloads the web page.
+"""Debounces edges: drops edges if a channel is empty only for a moment, or if a member reloads the web page.
 
 An edge is a change: a channel becomes occupied or vacated, a member is added or removed. The module holds a leaving edge
 (`vacated`, `member-removed`) for `HOLD_SECONDS`, and drops it if the opposite edge arrives within this time (Pusher
-protocol, section 9). So edges alternate. The module passes one `cache-missed` of a cache channel in `HOLD_SECONDS`.
+protocol, section 9). So edges alternate. For each cache channel, the module passes at most one `cache-missed` in `HOLD_SECONDS`.
 
 This module is for brokers that do not debounce edges. If several workers share a broker, the consumer of hook events debounces
 the edges instead (`brokers/redis/events_consumer.py`).
@@ -17,7 +17,7 @@ from collections.abc import Container, Iterable
 from push1st.messages import ENTERING, HOLD_SECONDS, HookEvent, HookEventKind
 
 MAX_ABSENT = 10_000
-"""the maximum number of absent channels and members in memory, for which the module drops a second leaving edge"""
+"""the maximum number of absent channels and members in memory; a second leaving edge is dropped only for these"""
 
 LEAVING = {leaving: entering for entering, leaving in ENTERING.items()}
 
@@ -82,7 +82,7 @@ class Debounce:
         return events
 
     def hold(self, events: Iterable[HookEvent], now: float) -> None:
-        """Holds edges that an earlier process held. Drops an edge if its channel or member already has a newer edge."""
+        """Holds edges that an earlier process held, except edges of channels and members that already have a newer edge."""
         for event in events:
             key = _key(event)
             if key not in self._present and key not in self._absent:
@@ -90,7 +90,7 @@ class Debounce:
                 self._held[key] = now + HOLD_SECONDS, event
 
     def forget(self, app: str, kinds: Container[HookEventKind]) -> None:
-        """Removes an app's channels, or its members, from memory if their edges no longer arrive; drops their held edges too.
+        """Forgets channels and members of an app if their edges no longer arrive; drops held edges of these channels and members.
 
         kinds: the kinds of hook events that still arrive. If edges of another kind arrive again, the first edge passes.
         """

@@ -59,7 +59,7 @@ TIMINGS = SaveTimings()
 class HookDispatcher:
     """Implements the ports `Hooks` and `HookContext`.
 
-    folder: the folder at which relative paths start.
+    folder: the base folder of relative paths.
     random: a function that returns a random number with a given number of bits.
     events, attempts, decisions: the counters of events, deliveries and decisions (`Metrics`).
     open_transport: the function that makes the transport of an endpoint.
@@ -113,7 +113,7 @@ class HookDispatcher:
         self._configure(app)
 
     def _configure(self, app: AppConfig) -> None:
-        known: dict[tuple[object, ...], list[HookEndpoint]] = {}  # endpoints with equal settings may want different events
+        known: dict[tuple[object, ...], list[HookEndpoint]] = {}  # several endpoints may have equal settings
         for endpoint in self._endpoints.pop(app.id, ()):
             known.setdefault(_settings(endpoint.wanted), []).append(endpoint)
         self._kinds.pop(app.id, None)
@@ -212,9 +212,9 @@ class HookDispatcher:
             self._release_later()
 
     def _queue(self, format: Format, hook_event: HookEvent) -> None:
-        """Encodes a hook event in `format` once, and queues the event for the endpoints with this format that want its kind."""
+        """Encodes a hook event in `format` once, and queues the event for endpoints of this format that want the event."""
         event = b""
-        # No connection causes the hook event of a subscription count, so all counts share one source.
+        # A hook event with a subscription count is not caused by a connection, so all such events share one source.
         source = hook_event.kind if hook_event.kind == "counted" else hook_event.socket_id
         for one in self._endpoints.get(hook_event.app, ()):
             if one.wanted.format == format and one.wants(hook_event):

@@ -69,7 +69,7 @@ def kinds(app: AppConfig) -> frozenset[HookEventKind]:
 
 
 def edges(app: AppConfig) -> str:
-    """Returns letters for the edges that endpoints want: "a" for edges at once (Push1st), "s" for debounced edges (Pusher)."""
+    """Returns letters for the edges that endpoints want: "a" for immediate edges (Push1st), "s" for debounced edges (Pusher)."""
     letters: dict[Format, str] = {"push1st": "a", "pusher": "s"}
     formats = {one.format for one, _ in _webhooks(app) if _kinds(one) & OPPOSITES.keys()}
     return "".join(letter for format, letter in letters.items() if format in formats)
@@ -174,7 +174,7 @@ def push1st_event(hook_event: HookEvent) -> bytes:
 
 
 def _message(hook_event: HookEvent) -> bytes:
-    """Returns the value of `data` for the trigger `push`: the client's message with its ids and times."""
+    """Returns the value of `data` for the trigger `push`: the client's message, with ids and times."""
     return (
         b'{"event":%b,"channel":%b,"data":%b,"#msg-id":%d,"#msg-from":%b,"#msg-arrival":%d,"#msg-delivery":"%b",'
         b'"#msg-expired":%d%b}'

@@ -1,14 +1,15 @@
 """The queue of one endpoint: it has limits, and keeps the order of events on each channel.
 
 The queue is pure: it sends nothing, and gets the time as an argument. An event waits, or is part of a delivery. A delivery is
-current, or waits for a retry. Until a delivery is done, it blocks the channels of its events, so that later events on these
-channels wait. Events on other channels need not wait. While the endpoint fails, the queue throttles new deliveries: it begins
-`concurrency` deliveries at once, and then one delivery in each second. So a failed endpoint receives few requests.
+current (the server is sending the delivery), or waits for a retry. Until a delivery is done, it blocks the channels of its
+events, so that later events on these channels wait. Events on other channels need not wait. While the endpoint fails, the queue
+throttles new deliveries: it begins `concurrency` deliveries at once, and then one delivery in each second. So a failed endpoint
+receives few requests.
 
-The source of an event is the connection that caused the event; all subscription counts share one source. In a full queue, a new
-event replaces the newest event of the source with the largest part of the queue. The queue drops the new event if the new
-event's source has the largest part. So a client that publishes without end loses its own events, not the events of other
-clients. While the queue has room, a single source may use the whole queue.
+The source of an event is the connection that caused the event; all subscription counts share one source. If the queue is full,
+the queue drops an event of the source that occupies the largest part of the queue: that source's newest event. If the new event
+is from that source, the queue drops the new event instead. So a client that publishes without end loses its own events, not the
+events of other clients. While the queue has room, a single source may use the whole queue.
 """
 
 import heapq
@@ -16,7 +17,7 @@ from collections import deque
 from collections.abc import Iterator
 
 RETRIES_SECONDS = 300.0
-"""the time after the first attempt of a delivery at which the queue drops the delivery (Pusher protocol, section 9)"""
+"""the time after the first attempt of a delivery during which the queue retries the delivery (Pusher protocol, section 9)"""
 MAX_WAIT_SECONDS = 60.0
 THROTTLE_SECONDS = 1.0
 """the time between the starts of two new deliveries while the queue throttles deliveries"""
@@ -25,18 +26,18 @@ OVERHEAD = 250
 MAX_BODY = 1 << 20
 """the maximum number of bytes in the body of a delivery with several events"""
 LARGE_PART = 0.02
-"""the fraction of the queue above which a source is large; only a large source can lose events to other sources"""
+"""if the `part` of a source exceeds this fraction, the source is large; only large sources can lose events to other sources"""
 
 
 def wait(attempts: int) -> float:
-    """Returns the wait before a retry in seconds: 1, 2, 4 … 60. `attempts` is the number of failed attempts."""
+    """Returns the time to wait before a retry, in seconds: 1, 2, 4 … 60. `attempts` is the number of failed attempts."""
     return min(MAX_WAIT_SECONDS, 2.0 ** min(attempts - 1, 10))
 
 
 class Source:
     """The waiting events of one connection.
 
-    part: the number of the events as a fraction of `max_events`, plus their bytes as a fraction of `max_bytes`.
+    part: the number of events divided by `max_events`, plus the number of their bytes divided by `max_bytes`.
     waiting: the events, with the oldest event first.
     """
 
@@ -123,7 +124,7 @@ class Queue:
         self.bytes = 0
         self._tried_events = 0
         self._tried_bytes = 0
-        """the numbers of events and bytes in deliveries; for a new event, the queue drops no event of a delivery"""
+        """the number of events, and of bytes, in deliveries; the queue never drops these events to make room for a new event"""
 
     @property
     def retrying(self) -> int:
@@ -187,9 +188,9 @@ class Queue:
             del self._sources[source.name]
 
     def _make_room(self, size: int, name: str) -> bool:
-        """Drops events of the source with the largest part until an event of `size` bytes fits; returns whether the event fits.
+        """Drops events of the source with the largest `part` until an event of `size` bytes fits; returns whether the event fits.
 
-        name: the source of the new event. Returns False if no source has a larger part than this source with the new event.
+        name: the source of the new event. Returns False if, with the new event, no source has a larger `part` than this source.
         """
         own = self._sources.get(name)
         part = self._part(size) + (0.0 if own is None else own.part)
@@ -346,7 +347,7 @@ class Queue:
         self._claim_channels()
 
     def _claim_channels(self) -> None:
-        """Schedules the restored deliveries whose channels are not blocked by another delivery."""
+        """Schedules each restored delivery if no other delivery blocks any of its channels."""
         left = []
         for delivery in self._restored:
             if self._busy.isdisjoint(delivery.channels):

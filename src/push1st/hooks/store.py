@@ -1,8 +1,8 @@
-"""The folder of hook events, with dead letters, and with the queued events that a stopping process saves for the next process.
+"""The folder of hook events: it contains dead letters, and queued events that a stopping process saves for the next process.
 
-A dead letter is a line with lost events, for people to read. Events contain data of users, so only the owner can read the files.
+A dead letter is a line with lost events, which people can read. Events contain users' data, so only the owner can read the files.
 The folder may be read-only, full or unreachable for a while. A failed write leaves no part of a file, and the caller retries.
-A file belongs to the process that holds the lock of this file.
+Only the process that holds the lock of a file may use this file.
 
 A thread writes dead letters, so that a slow disk does not stop the event loop. Dead letters have limits in memory and on disk.
 """
@@ -25,13 +25,13 @@ from push1st.messages import HookEvent
 
 DEAD_LETTERS = "dead-letters.jsonl"
 MAX_DEAD_BYTES = 64 << 20
-"""the maximum bytes in the file of dead letters; a larger file is renamed to `.1`, which replaces the previous `.1`"""
+"""the maximum number of bytes in the file of dead letters; a larger file is renamed to `.1`, which replaces the previous `.1`"""
 MAX_PENDING = 10_000
 """the maximum number of dead letters that wait to be written"""
 RETRY_SECONDS = 5.0
 """the time between two attempts to write dead letters"""
 SAVED = re.compile(r"(?:\.|\.taken-\d+-)?(saved-\d+-[0-9a-f]+\.jsonl)")
-"""Names of saved files. A dot begins the name of an incomplete file, or of a file that an earlier version was reading."""
+"""Names of saved files. An initial dot marks an incomplete file, or a file that an earlier version of the server was reading."""
 
 log = logs.get("push1st.hooks")
 
@@ -39,7 +39,7 @@ log = logs.get("push1st.hooks")
 class Saved(msgspec.Struct, frozen=True, omit_defaults=True):
     """A line of a saved file: a failed delivery, an event that was not sent yet, or a held edge.
 
-    endpoint: the fingerprint of the endpoint of the delivery or event.
+    endpoint: the fingerprint of the endpoint to which the delivery or event is addressed.
     id, body: the id and the body of a delivery.
     held: a held edge.
     source: the source of an event (see `queue`).

@@ -13,7 +13,7 @@ from functools import partial
 from push1st.errors import ConfigError
 
 STEADY_SECONDS = 60
-"""The shortest life of a child process after which the process is started again without a wait."""
+"""If a child process has run for at least this time, it is started again without a wait."""
 MIN_WAIT_SECONDS = 0.5
 MAX_WAIT_SECONDS = 30
 """The minimum and maximum wait before a child process starts again; the wait doubles each time that the process ends early."""
@@ -39,7 +39,7 @@ class Process:
             self.popen.send_signal(number)
 
     async def end_within(self, seconds: float) -> bool:
-        """Waits until the process ends, and kills the process after `seconds`. Returns whether the process ended by itself."""
+        """Waits until the process ends, and kills it after `seconds`. Returns False if the process was killed."""
         await asyncio.wait((self.ended,), timeout=seconds)
         by_itself = self.ended.done()
         self.send(signal.SIGKILL)
@@ -98,7 +98,7 @@ class Backoff:
         self._failures = 0
 
     def after(self, lived: float) -> float:
-        """Returns the wait in seconds after a child process that ended `lived` seconds after its start."""
+        """Returns the seconds to wait before a restart, if the child process ended `lived` seconds after its start."""
         self._failures = 0 if lived >= STEADY_SECONDS else self._failures + 1
         return 0 if self._failures < 2 else min(MAX_WAIT_SECONDS, MIN_WAIT_SECONDS * 2 ** min(self._failures - 2, 16))
 

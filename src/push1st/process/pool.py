@@ -163,8 +163,8 @@ class Pool:
                 lived = 0
                 self._restarts += 1
                 log.error("worker ended", worker=worker.number, how=worker.process.how, again_in=wait)
-                if wait:  # The slot's sockets close: their waiting connections are lost, and other workers get new connections.
-                    async with slot.changing:  # A reload may be giving the sockets to another worker at the same time.
+                if wait:  # The pool closes the slot's sockets: waiting connections are lost; new ones reach other workers.
+                    async with slot.changing:  # A reload may be starting a new worker on the same sockets.
                         if slot.worker is worker:
                             close_own(flat(slot.sockets))
                             slot.sockets = {}
@@ -342,12 +342,12 @@ class Pool:
     # Messages to workers
 
     def _on_engine(self) -> list[WorkerProcess]:
-        """Returns the living and ready workers that use the embedded engine."""
+        """Returns the workers that are alive and ready, and that use the embedded engine."""
         return [one for one in self._workers if one.on_engine and one.ready.done() and not one.process.ended.done()]
 
     def notify_workers(self) -> None:
-        """Sends the names of all workers that use the engine to each of these workers. After a worker connects to the
-        engine, the worker waits only for these workers before it publishes."""
+        """Sends the names of all workers that use the engine to each of these workers. After a worker connects to the engine, the
+        worker publishes only after these workers have subscribed."""
         workers = self._on_engine()
         nodes = [worker.node for worker in workers]
         for worker in workers:

@@ -6,8 +6,8 @@ holds a lock on the folder until the supervisor ends.
 
 A supervisor that starts removes the run folders of killed supervisors.
 
-A search for supervisors begins where this process would create its run folder, and continues in the folders of systemd's
-services. For root, the search covers all users. A run folder counts only if the folder and the process have the same owner.
+`running` first searches the folder for this user's run folders, and then the folders of systemd's services. For root, `running`
+searches the folders of all users. A run folder is valid only if the supervisor's process runs as the folder's owner.
 """
 
 import contextlib
@@ -86,7 +86,7 @@ class RunDir:
 
 
 def running(config: str | None) -> dict[int, Path]:
-    """Returns the run folder of each running supervisor by process id. For root, this includes other users' supervisors.
+    """Returns the run folders of all running supervisors, by process id. For root, this includes other users' supervisors.
 
     config: the configuration file of the supervisors to return; None: all supervisors are returned.
     """
@@ -147,7 +147,7 @@ def _is_process_of(user: int, process: str) -> bool:
     """Returns whether the process exists and belongs to the user, so that `push1st reload` signals no other process."""
     try:
         return process.isdecimal() and os.stat(f"/proc/{process}").st_uid == user
-    except OSError:  # the process has ended, or the system has no /proc, but rejects signals to other users' processes
+    except OSError:  # the process has ended, or the system has no /proc; then only this user's folders count
         return process.isdecimal() and not Path("/proc/self").exists() and user == os.getuid()
 
 

@@ -174,7 +174,7 @@ class Server:
         return load(BROKERS, "redis")(url, node.stamp, self.name, node.metrics, node.local_roster, lambda: hooked, set_number)
 
     def _contexts(self) -> dict[Role, TlsContext | None]:
-        """Returns the TLS context of each role's listeners. One `Decryption` limits the decryption time of all contexts."""
+        """Returns the TLS context for the listeners of each role. One `Decryption` limits the decryption time of all contexts."""
         contexts: dict[Role, TlsContext | None] = {}
         decryption = Decryption(self._count_flood, asyncio.get_running_loop().call_soon)
         own: tuple[str, str] | None = None
@@ -294,7 +294,7 @@ class Server:
                 log.info("waiting for another process to listen on the addresses", seconds_at_most=seconds)
                 await self._wait_for_successor(seconds)
         slices = max(1, int((end - time.monotonic()) / SLICE_SECONDS))
-        # HTTP connections close last. The server now closes an HTTP connection after its next answer, so no request is lost.
+        # HTTP connections close last: the server closes each HTTP connection after the next answer, so no request is lost.
         waiting = [one for one in context.open if not isinstance(one, HttpConnection)]
         each = max(MIN_SLICE, -(-len(waiting) // slices))
         if waiting:
@@ -341,7 +341,7 @@ class Server:
         await asyncio.sleep(0)
         self.node.fanout.flush()
         await join_background()
-        await self.node.close()  # the node closes first, because the closed hooks would lose a later hook event of the node
+        await self.node.close()  # the node closes before the hooks, because the node may still report hook events
         await self._hooks.close(HOOKS_SECONDS, enough=self._now)
         self._sweep.stop()
         log.info("stopped")

@@ -87,7 +87,7 @@ class SocketTable:
     def for_slot(self, own: SocketsByPlace, config: Config) -> dict[Place, Sequence[BoundSocket]]:
         """Returns the sockets that a slot needs for a configuration.
 
-        own: the current sockets of the slot. The slot keeps a socket if the configuration contains its address.
+        own: the current sockets of the slot. The slot keeps a socket if the configuration contains the socket's address.
         """
         return {
             place: own.get(place) or [bind_again(one) if _is_own(one) else one for one in self._sockets[place]]
@@ -108,7 +108,7 @@ def flat(sockets: SocketsByPlace) -> list[BoundSocket]:
 
 
 def close_own(sockets: Iterable[BoundSocket]) -> None:
-    """Closes the sockets that a single slot owns; sockets of the whole table stay open."""
+    """Closes the sockets that only one slot uses; sockets that all slots share stay open."""
     for one in sockets:
         if _is_own(one):
             one.socket.close()
@@ -144,7 +144,7 @@ def bind(role: Role, address: Listen, *, shared: bool = False) -> list[BoundSock
 
 
 def wait_until_free(config: Config, waiting: Callable[[str], None]) -> None:
-    """Waits until no other server listens on the addresses, but no longer than a stopping server needs to close its listeners.
+    """Waits until no other server listens on the addresses, at most for the time in which a stopping server closes its listeners.
 
     waiting: a function to call once with the text of the error, if an address is in use.
     """
@@ -156,7 +156,7 @@ def wait_until_free(config: Config, waiting: Callable[[str], None]) -> None:
                 close(bind(role, address))
             except AddressInUse as exc:
                 if time.monotonic() >= end:
-                    return  # `bind` raises the error when the caller binds the address
+                    return  # if the address is still in use later, the caller's own `bind` raises the error
                 if not reported:
                     waiting(str(exc))
                 reported = True

@@ -42,7 +42,7 @@ def run(load: Load, config: Config, file: str | None, started: Started) -> None:
     """Runs several workers until a signal stops the supervisor. Raises ConfigError if the workers cannot start.
 
     load: the function that reads the configuration again at a reload.
-    file: the path of the configuration file, by which `push1st reload` finds the supervisor; None without such a file.
+    file: the path of the configuration file, by which `push1st reload` finds the supervisor; None if there is no such file.
     started: a function to call when all workers listen.
     """
     wait_until_free(config, lambda why: log.warning("address in use, waiting until the other server stops", reason=why))
@@ -120,9 +120,8 @@ class Supervisor:
         if not config.has_broker:
             await self._start_engine(config)
         first, *others = (Slot() for _ in range(worker_count(config)))
-        # The first worker starts alone, so that a problem of all workers is reported only once. When the first worker listens,
-        # the sockets of the other workers listen too, so that clients that waited for the server do not all connect to the
-        # first worker.
+        # The first worker starts alone, so that a problem of all workers is reported only once. Then the sockets of all other
+        # workers listen at once: otherwise all clients that reconnect now would connect to the first worker.
         for some in ([first], others):
             for slot in others if some is others else ():
                 slot.sockets = self._sockets.for_slot(slot.sockets, config)

@@ -68,7 +68,7 @@ async def _work(end: socket.socket) -> int:
     except ConfigError as exc:
         print(printable_lines(str(exc)), file=sys.stderr, flush=True)
         control.send(Failed(str(exc)))
-        os._exit(1)  # the kernel closes all sockets and files
+        os._exit(1)  # ends at once; the kernel closes all sockets and files
     control.send(Ready(server.context.descriptors.possible, server.name))
     await server.run()
     receiving.cancel()
