@@ -69,7 +69,7 @@ def _version(query: str) -> str:
 
 
 def params(query: str, *, plus: Literal[" ", "+"] = " ") -> dict[str, str]:
-    """Returns a query's parameters, and decodes each `+` as `plus`. Most queries have no escapes, and need no full parser."""
+    """Returns a query's parameters. plus: the character for which a `+` stands. A query without escapes needs no full parser."""
     if "%" in query or "+" in query:
         return dict(parse_qsl(query if plus == " " else query.replace("+", "%2B")))
     return {name: value for name, _, value in (pair.partition("=") for pair in query.split("&"))}

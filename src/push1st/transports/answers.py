@@ -30,7 +30,7 @@ def encoded(response: Response, now: float, connection: bytes, head: bool) -> by
 
     now: the time of the sweep's last tick, in seconds.
     connection: the encoded `Connection` header: the result of `keeping`, or the constant `CLOSE`.
-    head: whether the body is omitted, because the request is a HEAD request.
+    head: whether the request is a HEAD request, so that the response must have no body.
     """
     return b"%b%b\r\nContent-Type: %b\r\nContent-Length: %d\r\n%b%b\r\n%b" % (
         _STATUS[response.status],
@@ -53,7 +53,7 @@ def ok(now: float, content_type: bytes, connection: bytes) -> bytes:
 
 
 def endless(now: float, content_type: bytes, headers: bytes) -> bytes:
-    """Returns the status line and headers of a response without a length, which ends when its connection ends."""
+    """Returns the status line and headers of a response that has no `Content-Length`, and ends when the connection ends."""
     return b"%b%b\r\nContent-Type: %b\r\n%b%b\r\n" % (_STATUS[200], _date(now), content_type, headers, CLOSE)
 
 

@@ -181,7 +181,7 @@ def client_ip(peer: str, headers: Headers, proxies: Networks) -> str:
 
 
 def client_of(headers: Headers, query: str) -> ClientRequest:
-    """Returns the query and the headers of a client's first request, for the backend of the app."""
+    """Returns the parts of a client's first request that the server sends to the app's backend: the query and some headers."""
     origin, cookie, authorization = headers.get(b"origin"), headers.get(b"cookie"), headers.get(b"authorization")
     return ClientRequest(
         query,

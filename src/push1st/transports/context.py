@@ -62,7 +62,7 @@ class EdgeContext:
         self._full = {why: logs.Seldom() for why in get_args(Crowded)}
 
     def _write(self) -> None:
-        """Writes the deliveries of this turn. If several workers share a broker, the fan-out schedules its own writes."""
+        """Writes the deliveries of this turn, unless several workers share a broker: then the fan-out schedules these writes."""
         if not self.node.controller.shared:
             self.node.fanout.turn()
 
@@ -99,5 +99,5 @@ class EdgeContext:
             log.error("no file descriptors are left", hint=FILES_HINT)
 
     def max_message(self, protocol: ProtocolConfig, limits: Limits) -> int:
-        """Returns the maximum size of a message in bytes: more than twice the app's largest event, because JSON adds escapes."""
+        """Returns the maximum bytes of a message: more than twice the app's bound for an event, because JSON adds escapes."""
         return max(protocol.max_payload, 2 * limits.payload + 4096)

@@ -3,7 +3,7 @@
 A new descriptor has the lowest free number (POSIX open(2)). So the descriptor of a new connection shows how many descriptors the
 whole process uses. The last `SPARE` descriptors below the limit are reserved:
 
-- Clients with the first quarter of the reserved descriptors get an answer, for example to `/health`, and are then disconnected.
+- A client whose descriptor is in the first quarter gets an answer, for example to `/health`, and is then disconnected.
 - Connections to the API may use the first three quarters of the reserved descriptors.
 - The last quarter of the reserved descriptors is for the process itself: its broker, its hooks and its files.
 
@@ -78,8 +78,8 @@ class Descriptors:
         connections: the number of open connections of the worker.
         api: whether the connection is on a listener of the API.
 
-        This method calls `find_number` only if half of the possible connections exist, because the call makes uvloop keep 72
-        bytes until the connection ends.
+        This method calls `find_number` only if at least half of the possible connections are open, because the call makes uvloop
+        keep 72 bytes until the connection ends.
         """
         limit = self._limit()
         spare = self._spare(limit)

@@ -1,9 +1,9 @@
 """Forwards the requests of sessions to the workers that own these sessions.
 
-A session that outlives its connections stays on the worker where the session began. This worker is the *owner* of the session.
-Further requests of the session may arrive at any worker. The owner subscribes to a topic of the session. A worker that does not
-own the session publishes the request on this topic, and the owner replies. If no worker replies, no worker owns the session, and
-the worker that received the request may begin the session.
+A session that outlives its connections stays on the worker where the session began: the *owner* of the session. Further
+requests of the session may arrive at any worker. The owner subscribes to the session's topic. A worker that does not own the
+session publishes the request on this topic, and the owner replies. If no worker replies, no worker owns the session, and the
+worker that received the request may begin the session.
 
 The owner replies with the response, or with the name of its own topic if the response is not complete yet. While a response is
 not complete, each of the two workers has an object for its end of the request. The owner has a `RemoteRequest`, and the worker
@@ -42,9 +42,9 @@ FrameKind = Literal["write", "finish", "end", "lost", "slow", "leave"]
 
 
 class ForwardedRequest(msgspec.Struct, frozen=True, array_like=True):
-    """A request that another worker forwards to the owner of the request's session.
+    """A request that a worker forwards to the worker that owns the request's session.
 
-    `number`: the request's number, which is unique on the forwarding worker. `to`: the topic of the forwarding worker.
+    `number`: the request's number, which is unique on the forwarding worker. `to`: the topic for frames to the forwarding worker.
     """
 
     endpoint: str
@@ -105,10 +105,10 @@ class OwnedSession(Protocol):
         """Ends the session, because its client does not read a stream."""
 
     def leave(self, code: int, reason: str) -> None:
-        """Ends the session because a worker stops."""
+        """Ends the session, because the worker with the socket of the current request stops."""
 
     def close(self, code: int, reason: str) -> None:
-        """Ends the session, because frames to its client are lost."""
+        """Ends the session, because a frame to its client is lost."""
 
 
 class RemoteRequest:
@@ -144,7 +144,7 @@ class RemoteSession:
 
     `by`: the topic of this worker. `send`: a function that sends a frame to the owner of the session.
     `ended`: a function that is called once, when the request ends.
-    `gone`: the response to a poll if the owner is gone; the body of this response also ends a stream.
+    `gone`: the response to a poll if the owner is gone; if the request is a stream, the body of `gone` is the last output.
     `owner`: the topic of the owner; "" before the owner has replied.
     """
 
@@ -342,7 +342,7 @@ class Forwarding:
         self._controller.send_to_topic(remote.app, remote.by, _encode(frame), lost)
 
     def _on_frame_lost(self, remote: RemoteRequest, frame: ForwardFrame) -> None:
-        """Ends a session, because its client misses the content of a lost frame."""
+        """Ends a session, because a frame with output for its client is lost."""
         self._lose(remote.by, remote.number)
         if frame.kind != "end" and remote.session is not None:
             remote.session.close(4200, "The broker is away, reconnect")

@@ -22,7 +22,7 @@ from push1st.transports.context import EdgeContext
 from push1st.transports.places import Crowded
 
 LEAST_BODY = 65_536
-"""a request's body of up to this many bytes is accepted on every path and for every app"""
+"""number of bytes; a request body of at most this size is accepted on every path and for every app"""
 
 _SLASHES = re.compile("//+")
 
@@ -169,7 +169,7 @@ class Handlers:
         self.serve = serve
         self.upgrade = upgrade
         self.least_body = max(context.config.server.max_payload, LEAST_BODY)
-        """a request's body of up to this many bytes is accepted for every app"""
+        """number of bytes; a request body of at most this size is accepted for every app"""
         self._api_paths = tuple(dict.fromkeys((context.config.api.path, "/apps/")))
         paths = [(f"(?:{'|'.join(map(re.escape, route.prefixes))}){route.tail}", route) for route in routes if route.prefixes]
         self._routes = [(re.compile(path + r"\Z"), route.handler) for path, route in paths]
@@ -177,14 +177,14 @@ class Handlers:
         self.rules = RequestRules(self.least_body, self.max_body, FORWARDING, is_own_name, others, time.perf_counter_ns)
 
     def find(self, path: str) -> tuple[Handler, tuple[str, ...]] | None:
-        """Returns the handler of a path, and the values of the groups in the route; None if the API serves the path."""
+        """Returns the handler of a path, and the values of the groups in `Route.tail`; None if the API serves the path."""
         for pattern, handler in self._routes:
             if found := pattern.match(path):
                 return handler, found.groups()
         return None
 
     def max_body(self, path: str) -> int:
-        """Returns the maximum size of a body in bytes: more than twice the app's largest batch, because JSON adds escapes."""
+        """Returns the maximum size of a body in bytes: more than twice the app's bound for a batch, because JSON adds escapes."""
         path = _SLASHES.sub("/", path)
         app = None
         for base in self._api_paths:

@@ -36,7 +36,7 @@ class HttpConnection(Pipeline):
     def __init__(self, listener: Listener) -> None:
         super().__init__(listener)
         self._distrust = ""
-        """the reason why a request with a head that the decoder remembers must be signed; "" if such a request may be unsigned"""
+        """the reason why requests with remembered headers (`RequestRules.heads`) must be signed; "" if they may be unsigned"""
 
     # asyncio.Protocol
 

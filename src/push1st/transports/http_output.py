@@ -59,7 +59,7 @@ class HttpOutput(asyncio.Protocol):
         self._rest: memoryview | None = None
         """input that the decoder has not received yet"""
         self._waiting: list[tuple[Request | HandlerRequest, Handler | None, bool]] = []
-        """waiting requests, each with its handler (None for the API), and with True if the connection stays open afterwards"""
+        """waiting requests, each with its handler (None for the API), and whether the connection stays open after the answer"""
         self._answers: list[bytes] = []
         self._refused: Response | None = None
         """the answer that rejects the last request; input after the last request is not decoded"""

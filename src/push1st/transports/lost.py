@@ -45,7 +45,7 @@ LOST = Lost()
 
 
 def detach(transport: asyncio.Transport) -> None:
-    """Removes the reference from a TLS object to the transport of the connection. `connection_lost` calls this function first."""
+    """Removes the reference to the transport from the connection's TLS object. `connection_lost` calls this function first."""
     tls = transport.get_extra_info("ssl_object")
     if tls is not None:
         tls.detach()

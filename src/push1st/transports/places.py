@@ -17,9 +17,9 @@ Crowded = Literal["server", "address"]
 
 
 class Places:
-    """A bounded number of places for sessions. Each app may take three quarters of the places, and each address may take half.
+    """A bounded number of places for sessions. An app may take three quarters of the places, and an address half of the places.
 
-    bound: the number of all places of the worker.
+    bound: the total number of places on the worker.
     taken: the number of places in use.
     """
 
@@ -63,7 +63,7 @@ class Addresses:
     """
 
     ANSWERED = 16
-    """number of connections above an address's bound that get an answer before the server closes them"""
+    """number of further connections that get an answer and are then closed, when an address has reached its bound"""
 
     def __init__(self, possible: Callable[[], int]) -> None:
         self._possible = possible

@@ -1,8 +1,8 @@
 """Checks all deadlines and keepalives of a worker with one timer (invariant 6).
 
-The sweep has a table of connections. The key of this table is the next deadline in whole seconds. At this time the sweep calls
-the method `due` of the connection, which returns the time of the next call. When a client sends input, its connection only stores
-the time of the input. So an idle connection costs one call per activity timeout, and has no timer of its own.
+The sweep has a table of connections. The key of this table is the next deadline in whole seconds. At the deadline the sweep
+calls the method `due` of the connection, which returns the time of the next call. When a client sends input, the connection only
+stores the time of the input. So an idle connection costs one call per activity timeout, and has no timer of its own.
 
 The sweep enforces a deadline only after the server has read all bytes that clients sent before the deadline. So the event loop
 reads all sockets between the tick of the timer and the calls of `due`. If the process did not run for some time (because it was
@@ -23,7 +23,7 @@ NEVER = 1 << 62
 LATE_SECONDS = 2
 """seconds between two ticks; after a longer interval, the sweep assumes that the process did not run in the meantime"""
 READ_TURNS = 3
-"""turns of the event loop from a tick until all input is processed; the turns are for the tick, for reading and for processing"""
+"""turns of the event loop from a tick until all input is processed: one for the tick, one for reading, and one for processing"""
 
 
 class Watched(Protocol):
@@ -95,7 +95,7 @@ class Sweep:
             self.run()
 
     def run(self) -> None:
-        """Calls `due` of all connections whose deadline has come, for at most `LOOKS` connections in a turn of the event loop."""
+        """Calls `due` of the connections whose deadline has come, but of at most `LOOKS` connections in a loop turn."""
         self.now = self._clock()
         while self._done < int(self.now):
             self._done += 1

@@ -107,7 +107,7 @@ class Records(ssl.SSLObject):
     _has_failed = False
 
     def follow(self, incoming: ssl.MemoryBIO, decryption: Decryption) -> None:
-        """Sets the buffer `incoming`, from which this object reads encrypted input, and `decryption`, which bounds its time."""
+        """Sets the buffer of encrypted input, and the `Decryption` that bounds the time for this connection."""
         self._incoming, self._decryption = incoming, decryption
 
     def attach(self, transport: asyncio.Transport) -> None:

@@ -8,7 +8,7 @@ A turn bounds the time that one connection may use (decision 0013):
 - In each turn, connections with a backlog process one slice each, in rotation. All backlogs together get as much time as the new
   input of the turn needed, but at least `BACKLOG_SECONDS`.
 - The worker does not read from a connection again in the same turn if the last read returned `LONG_READ` bytes or more. Without
-  this rule the event loop would continue to read from a client that sends fast. The whole input of a long read is a backlog.
+  this rule the event loop would continue to read from a client that sends fast. All input from such a long read is a backlog.
 
 All connections together process new input for at most `INPUT_SECONDS` in a turn. The next turns process the remaining input
 before newer input. So a turn stays short even if thousands of clients flood the worker at the same time.
@@ -24,7 +24,7 @@ from collections.abc import Callable
 from typing import Protocol
 
 SLICE_SECONDS = 0.001
-"""maximum seconds of a slice; a bound on messages is not enough, because a join may take 1000 times as long as a ping"""
+"""maximum seconds of a slice; a maximum number of messages is not enough, because a join may take as long as 1000 pings"""
 MAX_WAITING = 100
 """maximum number of commands that wait for the broker or a backend; a connection with so many commands processes no messages"""
 BACKLOG_SECONDS = 0.002
@@ -98,7 +98,7 @@ class Turn:
             connection.hold_reading(True)
 
     def resume(self, connection: Connection) -> None:
-        """Schedules a slice of a connection with a backlog, when the connection can process further input."""
+        """Schedules the next slice for a connection that has a backlog, when the connection can process further input."""
         self._backlog[connection] = None
         if not self._scheduled:
             self._schedule()

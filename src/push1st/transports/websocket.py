@@ -97,7 +97,7 @@ class WebSocketConnection(WebSocketOutput):
             session.charge()
 
     def _text(self, text: str) -> Collection[Command] | None:
-        """Decodes and handles a message; returns the waiting commands of the session."""
+        """Decodes and handles a message; returns the session's commands that are not applied yet."""
         session = self._session
         assert session is not None
         try:
@@ -161,7 +161,7 @@ class WebSocketConnection(WebSocketOutput):
         self._release()
 
     def _has_input(self) -> bool:
-        """Returns whether the session still has input to apply."""
+        """Returns whether the session has not applied all input yet."""
         session = self._session
         return session is not None and (session.is_busy(self._resume) or self._events is not None)
 

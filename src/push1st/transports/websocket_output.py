@@ -24,7 +24,7 @@ from push1st.transports.sweep import NEVER
 
 CLOSE_SECONDS = 5
 PONG_SECONDS = 30
-"""seconds from a ping until the server disconnects a client that has sent nothing (Pusher protocol, section 7)"""
+"""seconds from a ping until the server disconnects a client that has sent nothing since the ping (Pusher protocol, section 7)"""
 EXPIRED = "access token has expired"
 
 
@@ -80,12 +80,12 @@ class WebSocketOutput(SocketOwner):
         return self._transport.write
 
     def established(self, activity_timeout: int) -> None:
-        """Sends the first frame of a Pusher connection."""
+        """Sends the socket id and the activity timeout, in the first message of a Pusher connection."""
         assert self._session is not None
         self.send(Established(self._session.id, activity_timeout))
 
     def open(self, session: Session) -> None:
-        """Connects a session, and queues the answer to the handshake before all output of the session."""
+        """Assigns a session to this connection, and queues the answer to the handshake before all output of the session."""
         self._session = session
         node = self._context.node
         node.fanout.direct(session, self._switch)
@@ -158,7 +158,7 @@ class WebSocketOutput(SocketOwner):
     def _end(self, code: int, reason: str, announced: bool = True) -> None:
         """Ends the session, and sends a close frame.
 
-        announced: whether an error message precedes the close frame; no effect if the protocol has no error message.
+        announced: whether an error message precedes the close frame; ignored if the client's protocol has no error messages.
         """
         self._closing = True
         if self._session is not None:

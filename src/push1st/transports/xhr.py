@@ -37,7 +37,7 @@ from push1st.transports.xhr_session import SessionName, XhrSession
 from push1st.transports.xhr_stream import HEADERS, TYPE, Stream
 
 MAX_DETACHED = 10_000
-"""the maximum number of a worker's sessions without a current request; `Places` has smaller bounds for an app and an address"""
+"""a worker's maximum number of sessions without a current request; `Places` has smaller bounds for each app and each address"""
 TAIL = "([^/]+)/([^/]+/[^/]+)/(xhr_streaming|xhr_send|xhr)"
 """a pattern for the rest of a request's path after its prefix: app key, session id, endpoint"""
 GONE = "The server of this session is gone, reconnect"
@@ -73,7 +73,7 @@ class Fallbacks:
         self._context = context
         self._clients: dict[SessionName, XhrSession] = {}
         self._topics: dict[SessionName, App] = {}
-        """the app of each session whose topic has a subscription of this worker; the key is the session's name"""
+        """the app of each session to whose topic this worker is subscribed; the key is the session's name"""
         self._forwarding = Forwarding(context, "#xhr-at-", Response(200, end_frames(4200, GONE), TYPE, HEADERS))
         self.detached = Places(MAX_DETACHED)
         self.policy: OutboxPolicy[bytes] = OutboxPolicy(context.config.server.outbox, len)

@@ -88,7 +88,7 @@ class XhrSession:
         self.name = name
         self.place = place
         self.address = ""
-        """the address for which `EdgeContext.addresses` counts the session; "" if the client's connections are counted instead"""
+        """the address for which `EdgeContext.addresses` counts the session; "" if the session is not counted"""
         self.codec = context.codecs["pusher-xhr"]
         self.due_at = NEVER
         self._timeout = context.config.server.pusher.activity_timeout
@@ -146,7 +146,7 @@ class XhrSession:
     def _displace(self, current: OpenPoll | OpenStream) -> None:
         """Makes a new request the current request, and ends the old request.
 
-        The old request ends in a later turn, because its client may answer the end with the next request.
+        The old request ends in a later turn, because its client may send another request as soon as the old request ends.
         """
         if self.current is None:
             self._registry.detached.leave(*self.place)
@@ -162,7 +162,7 @@ class XhrSession:
             self._detach()
 
     def _detach(self) -> None:
-        """Detaches the session, because its last request has ended."""
+        """Detaches the session, because its current request has ended."""
         self.current = None
         self._registry.detached.take(*self.place)
         until = self._context.node.clock.monotonic() + GAP_SECONDS
@@ -174,7 +174,7 @@ class XhrSession:
             sweep.watch(self, until)
 
     def answer(self, poll: OpenPoll) -> None:
-        """Answers the current poll with the frames of this turn, unless the outbox has only one item, which exceeds its bound."""
+        """Answers the current poll with the frames of this turn, unless the outbox has a single item that exceeds the bound."""
         outbox = self._outbox
         if poll is self.current and outbox and not (outbox.is_full and len(outbox) == 1):
             poll.request.finish(self._take_response())

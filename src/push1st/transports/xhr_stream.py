@@ -1,9 +1,9 @@
-"""The responses of a fallback session: a stream, which does not end, and a poll, which ends with the next frames.
+"""The responses of a fallback session: a stream, which stays open, and the answer to a poll, which contains the waiting frames.
 
-pusher-js drops a response at the first frame that ends after `MAX_RESPONSE` characters, and sends its next request. The client
-reads no further frame of a dropped response, and acknowledges no frame. So a response ends with its first frame beyond
-`MAX_RESPONSE`, and the outbox of the session keeps all further frames for the next request. `OpenStream` and `OpenPoll` apply
-this rule. A session is attached to an `OpenStream` or an `OpenPoll`.
+When the frames of a response exceed `MAX_RESPONSE` characters, pusher-js drops this response, and sends its next request.
+pusher-js reads no further frame of a dropped response, and acknowledges no frame. So a response is *full* after the first frame
+that exceeds `MAX_RESPONSE`, and the session's outbox keeps all further frames for the next request. `OpenStream` and `OpenPoll`
+apply this rule. A session is attached to an `OpenStream` or an `OpenPoll`.
 """
 
 import asyncio
@@ -48,7 +48,7 @@ class StreamOwner(Protocol):
 
 
 class Stream(Takeover):
-    """The response to one `xhr_streaming` request. Owns the socket of the request, and ends only when `close` is called."""
+    """The response to one `xhr_streaming` request. Owns the socket. Ends when `close` is called, or when the client leaves."""
 
     __slots__ = ("_context", "_owner", "_transport", "due_at")
 
@@ -60,9 +60,9 @@ class Stream(Takeover):
         self.due_at = NEVER
 
     def start(self, transport: asyncio.Transport, before: bytes) -> None:
-        """Begins the response without chunked encoding, so that every subscriber gets the same bytes."""
+        """Begins the response without chunked encoding, so that all subscribers of a channel can get the same bytes."""
         self._transport = transport
-        transport.set_protocol(self)  # first, so that `pause_writing` reports a client that does not read `before`
+        transport.set_protocol(self)  # before `write`, which may call `pause_writing` of the protocol
         transport.set_write_buffer_limits(high=self._context.config.server.outbox)
         transport.write(before + endless(self._context.sweep.now, TYPE, HEADERS))
         self._context.open.add(self)
@@ -73,7 +73,7 @@ class Stream(Takeover):
         return self._transport.write
 
     def close(self) -> None:
-        """Ends the response. The client has `CLOSE_SECONDS` to read the bytes that were written before."""
+        """Ends the response. The client has `CLOSE_SECONDS` to read the bytes that are not sent yet."""
         if not self._transport.is_closing():
             self._transport.close()
             self._context.sweep.watch(self, self._context.sweep.now + CLOSE_SECONDS)
@@ -143,16 +143,16 @@ class OpenStream:
         self.request = request
         self._write = request.write
         self._room = MAX_RESPONSE
-        """the number of characters until the client drops the response; negative if the client drops it after the last frame"""
+        """the number of characters that the response may still get up to `MAX_RESPONSE`; negative if the response is full"""
         self.full_since = 0.0
 
     @property
     def is_full(self) -> bool:
-        """Whether the client drops the response after the last frame that was written."""
+        """Whether the written frames exceed `MAX_RESPONSE`, so that the client drops the response."""
         return self._room < 0
 
     def take(self, item: bytes) -> bytes | None:
-        """Writes whole frames, up to the frame at which the client drops the response. Returns the remaining frames."""
+        """Writes frames until the response is full, and returns the remaining frames; None if no frame remains."""
         if self._room < 0:
             return item
         self._owner.wrote_at = now = self._context.sweep.now
@@ -167,7 +167,7 @@ class OpenStream:
         return [] if rest is None else [rest]
 
     def write_after_end(self, frames: bytes) -> None:
-        """Writes frames to a full response, so that no proxy closes the connection. The client does not need these frames."""
+        """Writes frames to a full response, so that no proxy closes an idle connection. The client does not need these frames."""
         self._write(frames)
 
     def displace(self) -> None:
@@ -176,7 +176,7 @@ class OpenStream:
 
 
 class OpenPoll:
-    """A poll to which a session is attached (`outbox.AttachedConnection`). The answer has the frames of one loop turn."""
+    """A poll to which a session is attached (`outbox.AttachedConnection`). The answer contains the frames of one loop turn."""
 
     __slots__ = ("_is_scheduled", "_owner", "request")
 
@@ -186,14 +186,14 @@ class OpenPoll:
         self._is_scheduled = False
 
     def take(self, item: bytes) -> bytes:
-        """Schedules the answer for the end of the loop turn, and returns the frames, so that the outbox keeps them until then."""
+        """Schedules the answer for the end of the loop turn. Returns `item`, so that the outbox keeps `item` until the answer."""
         if not self._is_scheduled:
             self._is_scheduled = True
             asyncio.get_running_loop().call_soon(self._answer)
         return item
 
     def resume(self, items: list[bytes]) -> list[bytes]:
-        """Returns all items, because a session answers a poll at once if its outbox has items."""
+        """Returns all items, because `take` has already scheduled the answer, which contains these items."""
         return items
 
     def _answer(self) -> None:
@@ -206,7 +206,7 @@ class OpenPoll:
 
 
 def take_response(outbox: Outbox[bytes]) -> bytes:
-    """Removes the frames of one response from an outbox, up to the frame at which the client drops the response."""
+    """Removes from an outbox as many frames as one response can contain (`whole_frames`), and returns these frames."""
     kept = b"".join(outbox.take_all())
     size, _ = whole_frames(kept, MAX_RESPONSE)
     if size < len(kept):

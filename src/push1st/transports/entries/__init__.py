@@ -5,7 +5,7 @@ the client's rights. Each entry has a file in this folder. `protocols.PROTOCOLS`
 
 An entry rejects a client with the exception `Disconnect`, which has a close code. If the entry has an HTTP status for a close
 code, the server answers the handshake with this status. If the entry has no status for the close code, the handshake succeeds,
-and the server closes the WebSocket. Pusher's clients need a close code, because they repeat a rejected handshake for ever.
+and the server closes the WebSocket. Pusher clients need a close code: if a handshake fails, these clients retry for ever.
 """
 
 import asyncio
@@ -33,7 +33,7 @@ class Entry(Protocol):
     """Admits the clients of one protocol. A worker has one instance of each entry.
 
     bases: the prefixes of the paths that the entry serves; empty if the protocol is off.
-    settings: the section of the protocol in the configuration.
+    settings: the section of the configuration for the protocol.
     statuses: the HTTP status for each close code with which the entry rejects clients before the upgrade.
     """
 

@@ -17,7 +17,7 @@ class PusherEntry:
     """An entry that admits Pusher clients by their app key (see `entries.Entry`)."""
 
     statuses: Mapping[int, int] = MappingProxyType({})
-    """no HTTP statuses, because Pusher's clients need close codes"""
+    """no HTTP statuses, because Pusher clients need close codes"""
 
     def __init__(self, context: EdgeContext) -> None:
         self._context = context
