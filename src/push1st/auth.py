@@ -36,7 +36,7 @@ from .channels import pusher_name_error
 from .errors import Refused
 
 TIMESTAMP_TOLERANCE: Final = 600
-"""the number of seconds by which the clock of an API client may differ (Pusher protocol, section 9)"""
+"""the number of seconds by which the clocks of an API client and this server may differ (Pusher protocol, section 9)"""
 BLOCK: Final = 64
 """the number of bytes in a block of SHA-256"""
 ACCESS_TOKEN_BYTES: Final = 8192
@@ -80,7 +80,7 @@ def _keyed(secret: str) -> tuple[Any, Any]:
 
 
 def equal(a: str, b: str) -> bool:
-    """Whether two texts are equal. The time of the comparison does not depend on the position of the first difference."""
+    """Whether two texts are equal. The duration of this check does not depend on the position of the first difference."""
     return hmac.compare_digest(a.encode("utf-8", "surrogatepass"), b.encode("utf-8", "surrogatepass"))
 
 
@@ -102,7 +102,7 @@ def check_channel(key: str, secret: str, socket_id: str, channel: str, auth: str
 
 
 def body_signature(secret: str, body: bytes) -> str:
-    """Returns the header `X-Pusher-Signature` (Pusher protocol, section 9), by which a backend verifies a request of this server.
+    """Returns the `X-Pusher-Signature` by which a backend verifies a request from this server (Pusher protocol, section 9).
 
 
     `body`: a JSON object.
@@ -353,7 +353,7 @@ def _repeated(pairs: Iterable[tuple[str, str]]) -> set[str]:
 def _ambiguous(pairs: Iterable[tuple[str, str]]) -> str | None:
     """Returns the error for a parameter that could be read in two ways in the text to sign; None if there is no such parameter.
 
-    The signed text is unescaped, so `a=1%26b=2` and `a=1&b=2` have the same signature. So an attacker who has one request could
+    The signed text is unescaped, so `a=1%26b=2` and `a=1&b=2` have the same signature. So an attacker with one request could
     send another request with the same signature. No parameter of the API needs the characters `&` and `=`.
     """
     for name, value in pairs:

@@ -18,7 +18,7 @@ PUSHER_NAME = re.compile(r"#?[A-Za-z0-9_\-=@,.;]+\Z")
 PLAIN = re.compile(r"[ -~]{1,255}\Z")
 CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f]")
 USER_ID = re.compile(r"[^\x00-\x1f\x7f-\x9f\ud800-\udfff]{1,128}\Z")
-"""the rule for user ids, which is wider than Pusher's rule: Pusher rejects ids such as `auth0|1`, and addresses with a `+`"""
+"""the rule for user ids, which allows more than Pusher's rule: also ids such as `auth0|1`, and email addresses with a `+`"""
 MAX_WIDE_NAME_BYTES = 255
 RESERVED = ("pusher:", "pusher_internal:")
 """the prefixes of event names that only the server may use (Pusher protocol, section 9)"""

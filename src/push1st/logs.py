@@ -47,7 +47,7 @@ def setup(format: Literal["text", "json"], level: str, stream: TextIO, worker: i
 
     `level`: debug, info, warning, error or critical; events below this level are dropped.
     `stream`: the file to which all events are written.
-    `worker`: the number of this worker, which is added to each event; None for a process that is no worker.
+    `worker`: the number of this worker, which is added to each event; None for a process that is not a worker.
     Raises ValueError for any other level.
     """
     try:

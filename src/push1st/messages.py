@@ -30,7 +30,7 @@ class Message(msgspec.Struct, frozen=True, gc=False, array_like=True):
     """An event on one channel, which workers deliver to the subscribers.
 
     `data`: the event's data as JSON text.
-    `id`: a number of 64 bits, which increases on each worker and is unique in the cluster.
+    `id`: a 64-bit number, which is unique in the cluster; later messages of one worker have greater numbers.
     `received`: when the message was published, on the wall clock in nanoseconds.
     `exclude`: the id of a connection that does not receive the message, or "".
     `delivery`, `target`: the receivers of the message (Push1st API, section 3). The target of a broadcast is a second excluded

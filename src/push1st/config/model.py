@@ -218,7 +218,7 @@ class ServerConfig(msgspec.Struct, frozen=True, kw_only=True):
     proto: the enabled protocols.
     listen: the addresses for clients; empty: the server listens on the addresses of the API only.
     app_path: the part of a WebSocket path before the app's key, with a slash at both ends.
-    drain: seconds in which a stopping server disconnects its clients.
+    drain: the seconds within which a stopping server disconnects all clients.
     proxies: addresses of proxies whose `X-Forwarded-For` the server accepts.
     outbox: the maximum number of bytes that may wait for a slow connection, before the server closes the connection.
     max_payload: the maximum number of bytes of one client message, if the protocol has no limit of its own.
@@ -325,7 +325,7 @@ class Authorize(_Discreet, frozen=True, kw_only=True):
 class HooksConfig(msgspec.Struct, frozen=True, kw_only=True):
     """Settings of all hooks.
 
-    events, bytes: the limits of an endpoint's queue. If the queue is full, the server drops events.
+    events, bytes: the maximum number of events and of bytes in an endpoint's queue. If a queue is full, the server drops events.
     folder: the folder for queued events while the server is stopped, and for lost events (`dead-letters.jsonl`). Without a
     folder, the server only counts the lost events.
     """

@@ -14,7 +14,7 @@ _PAGES = {"ws": "http", "wss": "https"}
 
 
 def note_on(entry: str) -> str:
-    """Returns the reason why no browser matches an entry of `origins`; "" if browsers send such an origin."""
+    """Returns the reason why no browser matches an entry of `origins`; "" if a browser can match the entry."""
     sent = as_sent(entry)
     if not sent:
         return f'found "{entry}", but browsers send one whole origin, such as https://shop.example, and the only pattern is *'

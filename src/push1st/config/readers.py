@@ -33,7 +33,7 @@ def scalar(value: Value, allowed: str, *, numbers: bool = False, show: bool = Tr
     """Returns a text that contains no control characters.
 
     allowed: a description of the allowed values, for the error.
-    numbers: whether a number is also allowed; the result is the text of the number in the file.
+    numbers: whether a number is also allowed; the result is the number as written in the file.
     show: whether the error may contain the value.
     """
     if value.kind not in ("text", "variable", *(["number"] if numbers else [])):

@@ -1,5 +1,5 @@
-"""Codecs, which convert between bytes and typed commands, replies and messages. A protocol is one module and one line in
-`PROTOCOLS`.
+"""Codecs, which convert between bytes and typed commands, replies and messages. Each protocol has a module, and
+a line in `PROTOCOLS`.
 
 A codec is pure and has no state: one instance serves every connection of its protocol. A codec encodes a message once for all
 subscribers (`hub.Wire`). A codec also decodes the commands of one client, and encodes the replies to this client.

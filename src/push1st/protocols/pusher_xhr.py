@@ -1,7 +1,7 @@
 """The Pusher Channels protocol in the frames of pusher-js' HTTP fallbacks (protocol, section 10).
 
-A frame is a line: a letter, JSON text without a newline, and a newline. The codec of the Pusher protocol encodes the texts of
-messages and replies, which are the same as in WebSocket frames.
+A frame is a line: a letter, JSON text without a newline, and a newline. The codec of the Pusher protocol encodes messages
+and replies as JSON text, which is the same as in WebSocket frames.
 """
 
 import msgspec
