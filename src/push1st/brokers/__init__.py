@@ -38,7 +38,7 @@ def is_cached(message: Message) -> bool:
 Receive = Callable[[Message], int]
 """a function that delivers a message to the subscribers on this worker and returns their number"""
 OnEvent = Callable[[HookEvent], None]
-"""a function that takes an event for the hooks"""
+"""a function that takes a hook event"""
 OnRequest = Callable[[str, str, bytes], bytes]
 """a function that takes an app's id, a channel and a request, and returns this worker's reply"""
 Recount = Callable[[str, str], None]
@@ -66,7 +66,7 @@ class Broker(Protocol):
     async def open(self, receive: Receive, on_event: OnEvent, on_request: OnRequest, recount: Recount) -> None:
         """Connects to the broker, which then passes all messages of the subscribed topics to `receive`, in order.
 
-        on_event: a function that takes hook events: each event on one worker only, and the events of a channel in order.
+        on_event: a function that takes hook events; each event goes to one worker only; events of a channel are in order.
         on_request: a function that replies to the requests of other workers about topics to which this worker is subscribed.
         recount: a function that the broker calls after this worker has evicted a dead node or registered its subscriptions again.
         """
@@ -83,7 +83,7 @@ class Broker(Protocol):
         """Sends a message to all workers, including this worker. The result contains the number of subscriptions to the topic.
 
         The number of subscriptions may include the excluded connection (`message.exclude`). The number includes all connections
-        even if the message is for some connections only. `Controller.reach` returns the exact number.
+        even if the message is for some connections only. `Controller.reach` returns the exact number of receivers.
 
         Messages of the same turn of the event loop are sent in the order of the calls. Raises Refused(503, …) if the broker is
         unreachable or does not confirm within 2 s; some subscribers may have received the message nevertheless.
@@ -120,9 +120,9 @@ class Joined(msgspec.Struct, frozen=True, gc=False):
 class Roster(Protocol):
     """The subscriptions and members of all channels, for all workers together.
 
-    Each change of a roster is one atomic step. The step also publishes the edge of the change (occupied, vacated, member-added or
-    member-removed), and reports the edge as a hook event. A shared roster holds back leaving edges (vacated, member-removed) from
-    hooks, because the broker still runs when a worker stops. The `phase` of a hook event shows whether its edge was held back.
+    Each change of a roster is one atomic step. The step also publishes the edge that it causes (occupied, vacated, member-added
+    or member-removed), and reports the edge as a hook event. A shared roster holds back the hook events of leaving edges
+    (vacated, member-removed) in the broker, which outlives a worker. `HookEvent.phase` shows whether an edge was held back.
     """
 
     async def join(self, app: str, channel: str, socket_id: str, member: Member | None, limit: int) -> Joined:
@@ -146,7 +146,7 @@ class Roster(Protocol):
     async def members(self, app: str, channel: str, *, local_view: bool = False) -> tuple[Member, ...]:
         """Returns the members of a presence channel.
 
-        local_view: whether to return the members that the channel's clients on this worker know, if there are such clients.
+        local_view: whether to return the members that this worker has reported to its clients, if it has clients on the channel.
         """
 
     async def claim(self, app: str, channel: str, seconds: int) -> bool:
@@ -168,7 +168,7 @@ class Users(Protocol):
 
 
 class Quotas(Protocol):
-    """The numbers of connections of apps, for all workers together. A quota counts only the connections of apps with a limit."""
+    """The numbers of connections of apps, for all workers together. An app without a connection limit has no such count."""
 
     async def connect(self, app: str, limit: int) -> bool:
         """Counts a connection. Returns False, without counting, if the app already has `limit` connections."""
@@ -183,5 +183,5 @@ class HookEvents(Protocol):
     def report(self, event: HookEvent) -> None:
         """Passes the hook event to `on_event`, once, on one worker of the cluster. This method never waits.
 
-        If the phase of an edge is `held`, an earlier process held back the edge. The broker then holds back the edge again.
+        If the event's phase is `held`, a process stopped while it held back the event. The broker holds it back again.
         """

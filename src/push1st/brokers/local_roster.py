@@ -1,8 +1,8 @@
-"""Stores the local roster: this worker's part of the roster, with the subscriptions and members of its clients. Pure.
+"""Stores the local roster: this worker's part of the roster, with the subscriptions and members of this worker's clients. Pure.
 
-The node makes one local roster for its worker. Only `Roster.join` and `Roster.leave` change the local roster.
-With the memory broker, the local roster is the whole roster. A shared broker has a copy, but the local roster is authoritative.
-After an outage, the node compares the broker's copy with the local roster, and repairs the copy.
+The node of a worker creates one local roster. Only `Roster.join` and `Roster.leave` change the local roster.
+With the memory broker, the local roster is the whole roster. A shared broker has a copy of the local roster; if the two differ,
+the local roster is correct. After an outage, the node compares the broker's copy with the local roster, and repairs the copy.
 """
 
 from collections.abc import Iterator, Mapping
@@ -63,7 +63,7 @@ class Departure(NamedTuple):
     member: the member whose last connection on this worker was removed; None if no member left.
     member_confirmed: whether the broker had confirmed this member.
     vacated: whether the channel has no other subscription on this worker.
-    channel_confirmed: whether the broker had confirmed any subscription to the channel.
+    channel_confirmed: whether the broker had confirmed any of this worker's subscriptions to the channel.
     """
 
     member: Member | None
@@ -157,7 +157,7 @@ class LocalRoster:
         return user is not None and user.confirmed
 
     def single_connections(self, app: str, channel: str) -> dict[str, str]:
-        """Returns the users on a channel with exactly one connection on this worker: user id → the id of this connection."""
+        """Returns the users that have exactly one connection to a channel on this worker: user id → the id of this connection."""
         entry = self.channel(app, channel)
         members = {} if entry is None else entry.members
         return {id: next(iter(user.sockets)) for id, user in members.items() if len(user.sockets) == 1}

@@ -1,4 +1,4 @@
-"""The broker, roster, users and hook events of a single worker. This module needs no broker server, and no call waits."""
+"""The broker, roster, users and hook events of a single worker. No method needs a server, and no method waits."""
 
 from collections import OrderedDict
 from collections.abc import Callable, Sequence
@@ -11,13 +11,13 @@ from push1st.messages import HookEvent, HookEventKind, Member, Message, Publishe
 
 MAX_CACHED_EVENTS = 10_000
 MAX_CACHED_BYTES = 64 << 20
-"""the maximum bytes of cached events; above this limit, or above `MAX_CACHED_EVENTS`, the cache drops the oldest events"""
+"""the maximum size of all cached events; above this limit, or above `MAX_CACHED_EVENTS`, the cache drops the oldest events"""
 
 
 class Memory:
     """Implements all ports of `brokers` for a single worker.
 
-    stamp: a function that returns an id and a wall-clock time in nanoseconds, for a message that the broker makes.
+    stamp: a function that returns an id and a wall-clock time in nanoseconds, for a message that this broker creates.
     """
 
     shared = False

@@ -4,7 +4,7 @@
 in the server, and loads the Lua scripts. `resp.py` is a connection to a server, and `servers.py` finds the server of a shard.
 
 The roster and the topics of a shard share one connection, so replies and messages arrive in the order of the server's changes.
-Each join or leave is in a member list, or arrives after this list. A subscription receives all messages after its join.
+A member list includes all earlier joins and leaves; later ones arrive afterwards. All messages after a join reach its subscriber.
 """
 
 import asyncio
@@ -53,7 +53,7 @@ from push1st.metrics import Metrics
 TIMINGS = Timings()
 WATCHING = watch_topic("")
 MESSAGES = 0x90
-"""the smallest first byte of a batch of messages; a batch is a MessagePack array"""
+"""the smallest value of the first byte of a batch of messages; a batch is a MessagePack array"""
 
 log = logs.get("push1st.broker")
 
@@ -146,7 +146,7 @@ class Redis:
                 self._shards.all[index].requests.replied(*decode_reply(data))
             elif data[0] == NODE:
                 self._shards.all[index].lease.node_subscribed(decode_node(data))
-        except (msgspec.DecodeError, UnicodeDecodeError, ValueError, IndexError) as exc:  # data from a node of another version
+        except (msgspec.DecodeError, UnicodeDecodeError, ValueError, IndexError) as exc:  # the sending node has another version
             log.error("data of the broker cannot be decoded", reason=str(exc))
 
     async def subscribe(self, app: str, channel: str) -> None:

@@ -47,7 +47,7 @@ HINTS = {
     "MISCONF": "the disk is full or not writable, see the log of the broker; or turn off saving, which push1st does not need",
     "OOM": "raise maxmemory",
 }
-"""the first words of error replies → advice for the administrator of the broker"""
+"""the first words of error replies → the advice in the log for the administrator of the broker"""
 
 log = logs.get("push1st.broker")
 
@@ -62,7 +62,7 @@ class ShardConnection:
     tag: the hash tag of the shard.
     node: the name of this node.
     on_push: a function that takes the messages of topics.
-    register: a function that registers the node on a connection; it calls `registered` after all steps that may fail.
+    register: a function that registers the node on a connection; the function calls `registered` after all steps that may fail.
     suspended: a function that is called when the lease or the connection is lost.
     """
 
@@ -132,7 +132,7 @@ class ShardConnection:
             self._actions[action](resp)
 
     def registered(self, missing: int) -> None:
-        """Allows commands, because the node is registered; also allows publishing if no nodes are missing (`nodes_missing`)."""
+        """Allows commands, because the node is registered; also allows publishing if `missing` is 0 (`nodes_missing`)."""
         is_new = self.state is ConnectionState.REGISTERING
         self._apply(ConnectionEvent.REGISTERED)
         if is_new:
@@ -183,7 +183,7 @@ class ShardConnection:
             self._retry.set()
 
     async def close(self) -> RespConnection | None:
-        """Stops reconnecting. Returns the connection if the node is registered on it, else ends it and returns None."""
+        """Stops reconnecting. Returns the connection if the node is registered on it; else ends it, and returns None."""
         resp = self.registered_on
         self._apply(ConnectionEvent.CLOSE)
         if self._task is not None:
@@ -233,7 +233,7 @@ class ShardConnection:
 
     def tick(self, now: float) -> None:
         """Rejects calls that have waited too long, and ends the connection to a server that is silent or too slow."""
-        while self._waiters and self._waiters[0][0] <= now:  # the waiting calls are almost sorted by deadline
+        while self._waiters and self._waiters[0][0] <= now:  # the waiters are almost sorted by deadline
             _, future = self._waiters.popleft()
             if not future.done():
                 future.set_exception(Refused(503, AWAY_FOR_LONG))
@@ -265,7 +265,7 @@ class ShardConnection:
                 self.fault(reply)
             elif str(reply).startswith(MOVING):
                 self.repair_needed = True
-            elif not self.repair_needed:  # after OOM, for example, an immediate second attempt would fail too
+            elif not self.repair_needed:  # after the error OOM, for example, an immediate second attempt would fail too
                 self.repair_needed = True
                 log.error("the broker refused", reason=str(reply), **hint(str(reply)))
 
@@ -283,7 +283,7 @@ class ShardConnection:
         return await self.until_done(lambda resp: resp.call(*command, ordered=ordered))
 
     async def until_done(self, attempt: Callable[[RespConnection], Awaitable[Any]]) -> Any:
-        """Returns the result of `attempt`; repeats it if the connection or the lease was lost. Raises Refused(503)."""
+        """Returns the result of `attempt`; calls `attempt` again if the connection or the lease was lost. Raises Refused(503)."""
         deadline = self._loop.time() + self._timings.patience
         while True:
             resp = await self.usable()

@@ -19,9 +19,9 @@ class NodeContext(msgspec.Struct, frozen=True):
     stamp: a function that returns the id of a new message, and the wall clock's time in nanoseconds.
     hooked: a function that returns, for each app with hooks, which edges these hooks receive, as letters (`scripts.py`).
     on_event: a function that takes hook events.
-    recount: a function that is called after an eviction or a repair that may have changed the count of a channel of an app.
+    recount: a function that is called when an eviction or a repair may have changed the subscription count of an app's channel.
     local_roster: the local roster of this worker.
-    views: the members and watched users that clients on this node know.
+    views: the members and watched users, as reported to the clients on this node.
     timings: the durations of leases, waits and retries.
     log_dedup: the filter for log lines that another shard has just written.
     """

@@ -15,8 +15,8 @@ from push1st.messages import Member
 class Difference(NamedTuple):
     """A difference between this node's entries and the broker's copy.
 
-    member: the member of a presence channel that the copy lacks.
-    user_id: the user of a sign-in or sign-out, or the member that only the copy contains.
+    member: a member of a presence channel who is missing in the broker's copy.
+    user_id: the user of a sign-in or sign-out, or a member who is only in the broker's copy.
     """
 
     what: Literal["more", "less", "signed in", "signed out", "connections"]
@@ -33,7 +33,7 @@ class Entries:
         """the users whose sign-in on this node the broker has confirmed"""
         self._connections: dict[str, int] = {}
 
-    # Users, and connections of apps
+    # The signed-in users, and the connections of apps
 
     def sign_in(self, key: UserKey, socket_id: str) -> None:
         self._users.setdefault(key, set()).add(socket_id)
@@ -78,7 +78,7 @@ class Entries:
         """Yields the differences between this node and the broker's copy.
 
         Channels and members without a confirmation of the broker are skipped, because the node repeats their joins.
-        stored: the copy, field → value.
+        stored: the broker's copy as a mapping, field → value.
         owns: a function that returns whether a channel is in this shard.
         """
         rest = dict(stored)

@@ -10,10 +10,10 @@ consumer on the same node continues after the last delivered event.
 
 For each channel and member, hooks receive settled edges (`scripts.py`) alternately: entering, leaving, entering. For this order,
 the consumer keeps a ledger: the channels and members that exist according to the edges that hooks have received. The consumer
-delivers only edges that change the ledger. So the order of edges survives a new consumer, and a loss of the server's state.
+delivers only edges that change the ledger. So edges alternate even after a change of the consumer or a loss of the state.
 
 A node that becomes the consumer builds the ledger from the roster, and adds channels and members whose leaving edge is held back.
-Then the node removes from the ledger the effects of all unread events.
+Then the node reverses, in the ledger, the changes that the unread events report.
 
 After the server lost its state, the node with the ledger remains the consumer. When all nodes have registered their entries
 again, the consumer compares the ledger with the roster, and delivers an edge for each difference. These edges replace the
@@ -66,8 +66,8 @@ class Ledger:
     there: the channels and members, named like the fields of a node's entries (`scripts.py`); None if this node has no ledger.
     apps: the apps whose channels and members the ledger contains.
     place: the place of the last event that was delivered to hooks.
-    compared_at: when to compare with the roster (loop's clock) after a possible loss of events; None if no comparison is due.
-    checked_at: when to compare with the roster (loop's clock) after another node has ended; None if no comparison is due. If
+    compared_at: the time (loop's clock) of the comparison with the roster after a possible loss of events; None: no comparison.
+    checked_at: the time (loop's clock) of the comparison with the roster after another node has ended; None: no comparison. If
     another node becomes the consumer before this time, the comparison is dropped, because that node builds a new ledger.
     """
 
@@ -101,13 +101,13 @@ class Ledger:
 
 
 class Consumer:
-    """Reads hook events on its own connection, until `stop` is called or the lease or the connection is lost.
+    """Reads hook events on its own connection, until `stop` is called, the lease expires, or the connection ends.
 
     base: the first part of the names of the shard's keys.
     run: a function that returns the command for a script, without the arguments of the script.
     apps: a function that returns the apps whose hooks receive settled edges; the apps may change with the configuration.
     on_event: a function that takes the events.
-    last: whether this node stops as the last node; its consumer then delivers all remaining events and held-back edges.
+    last: whether this node stops and no other node is alive; the consumer then delivers all remaining events and held-back edges.
     """
 
     def __init__(
@@ -225,7 +225,7 @@ class Consumer:
         return *self._run_script(READ), self._node, lease, self._ledger.place, hold, released
 
     async def _save_place(self, resp: RespConnection) -> int | None:
-        """Stores the place in the broker, and renews the lease.
+        """Stores the place of the last delivered event in the broker, and renews the lease.
 
         Returns the milliseconds until the end of the recovery (0: no recovery), or None if this node is no longer the consumer.
         """
@@ -258,7 +258,7 @@ class Consumer:
 
     def _deliver(self, fields: dict[bytes, bytes]) -> None:
         whole = fields.get(b"fact")
-        if whole is not None:  # a node adds an event as one field, a script as several fields
+        if whole is not None:  # a node writes an event as one field, a script writes an event as several fields
             self._on_event(decode_event(whole))
             return
         event, way = _event_of(fields)
@@ -296,7 +296,7 @@ class Consumer:
         return True
 
     async def _expected_ledger(self, resp: RespConnection, place: bytes, apps: Collection[str]) -> set[str]:
-        """Returns the ledger of apps whose hooks have received exactly the events up to a place.
+        """Returns the ledger that apps must have if their hooks have received all events up to a place, and no later event.
 
         The ledger contains the channels and members in the roster, and the channels and members whose leaving edge is held back.
         The roster may change during the scan, but each change adds an event after the place. The first event of a channel or
@@ -311,7 +311,7 @@ class Consumer:
                 async with asyncio.timeout(self._timings.read_silent):
                     for channel, users in zip(presence, await asyncio.gather(*replies), strict=True):
                         there.update(f"m/{app}/{channel}\n{user.decode()}" for user in users)
-        for left in ("held", "gone"):  # read after the roster, so that no leave during the scan is missed
+        for left in ("held", "gone"):  # leaves are read after the roster, so that no leave is missed
             async for fields in self._scan(resp, f"{self._base}:{left}"):
                 there.update(field for field in fields if field[0] in "cm" and field.split("/", 2)[1] in apps)
         before: dict[str, bool] = {}
@@ -344,7 +344,7 @@ def _order(place: bytes) -> tuple[int, ...]:
 
 
 def _event_of(fields: dict[bytes, bytes]) -> tuple[HookEvent, bytes]:
-    """Returns the hook event in an entry that a script added, and the entry's field `w` (`scripts.py`)."""
+    """Returns the hook event in an entry that a script added to the stream, and the entry's field `w` (`scripts.py`)."""
     kind, app, channel, at, socket_id, user_id = (fields[name].decode() for name in (b"k", b"a", b"c", b"t", b"s", b"u"))
     event = HookEvent(cast(HookEventKind, kind), app, channel, int(at), socket_id, user_id or None, fields[b"i"], phase="at-once")
     return event, fields.get(b"w", b"as")  # entries from scripts of older versions have no `w`

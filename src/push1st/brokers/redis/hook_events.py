@@ -30,7 +30,7 @@ class HookEventStream:
         self._connection = connection
         self.ledger = Ledger()
         self._term = 0
-        """the term of the ledger, a number that grows with each renewal (`BASE:term` in `scripts.py`)"""
+        """the term of the ledger, a number that grows with each renewal of the consumer's lease (`BASE:term` in `scripts.py`)"""
         self.consumer: Consumer | None = None
         self._unreported: deque[HookEvent] = deque(maxlen=bounds.MAX_UNREPORTED)
 
@@ -112,7 +112,7 @@ class HookEventStream:
         self.ledger.compared_at = asyncio.get_running_loop().time() + self._context.timings.recovery
 
     def node_ended(self) -> None:
-        """Schedules a comparison of the ledger with the roster, because a node that ended may have reported no edges."""
+        """Schedules a comparison of the ledger with the roster, because the ended node may not have reported its edges."""
         self.ledger.checked_at = asyncio.get_running_loop().time() + self._context.timings.recovery
 
     # Stopping

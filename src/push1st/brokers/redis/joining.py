@@ -1,7 +1,7 @@
 """Collects subscriptions in batches: one script call adds all subscriptions to a channel from one turn of the event loop.
 
-So each existing member receives all new members in one write, and the member list is built once. This module does not know the
-keys of the broker; `presence.py` sends the batches.
+So one write notifies an existing member of all new members, and the member list is built once for all new members. This module
+does not know the keys of the broker; `presence.py` sends the batches.
 """
 
 import asyncio
@@ -37,7 +37,7 @@ class JoinBatch:
 
     limit: the maximum number of members of the channel; 0 stands for no limit.
     want: the letters of the data that the script must return in addition to the results (`lua/join.lua`).
-    found, cached, left: the members, the cached event, and the event's remaining milliseconds, from the reply of the script.
+    found, cached, left: from the script's reply: the members, the cached event, and the milliseconds until this event expires.
     delivered: whether this node has delivered the joins to the members on this node.
     members: all members of the channel; None until `ShardRoster` has a member list.
     """

@@ -1,7 +1,7 @@
 """Renews this node's lease in a shard, and evicts other nodes whose lease has expired.
 
 The broker measures leases on its own clock. A node renews its lease every `Timings.renew` seconds. The reply lists the nodes
-without a lease. One or several living nodes evict a node without a lease. Each eviction step removes up to `MAX_EVICTED` entries.
+without a lease. Every living node may evict these nodes. Each eviction step removes up to `MAX_EVICTED` entries.
 """
 
 import asyncio
@@ -122,7 +122,7 @@ class Lease:
         alive = {node.decode() for node in alive}
         if recovery > 0:
             self.recovered_at = now + recovery / 1000 + MARGIN_SECONDS
-            alive |= self._alive  # in a recovery, some living nodes have no new lease yet
+            alive |= self._alive  # during a recovery, some living nodes have not registered again yet
         if self._alive - alive:
             self._hook_events.node_ended()
         self._alive = alive

@@ -51,7 +51,7 @@ class ShardRoster:
         want = "k" if kind.cache else ""
         entry = self._context.local_roster.join(app, channel, socket_id, member)
         if entry.subscriptions == 1 and kind.presence:
-            want += "m"  # this join starts the view, in which later joins on this node find the members
+            want += "m"  # this join starts the view; later joins on this node read the members from the view
         try:
 
             async def attempt(resp: RespConnection) -> tuple[JoinBatch, PendingJoin]:
@@ -77,9 +77,9 @@ class ShardRoster:
     def _deliver_joins(self, batch: JoinBatch) -> None:
         """Delivers the joins of a batch to the members on this node, and collects the member list for the new members.
 
-        The first coroutine of the batch that resumes calls this method. The connections of earlier batches are on the
-        channel at that time, but not always when the reply arrives. The connections of this batch are not on the channel yet.
-        When the topic delivers the edges of this batch later, the view already contains these edges.
+        The first coroutine of the batch that resumes calls this method. At this call, the connections of earlier batches are
+        already on the channel; when the reply arrives, they may still be missing. The connections of this batch are not on the
+        channel yet. When the topic delivers the edges of this batch later, the view already contains these edges.
         """
         if batch.delivered:
             return
@@ -153,7 +153,7 @@ class ShardRoster:
     # Queries
 
     def is_here(self, edge: Edge) -> bool:
-        """Returns whether this node has a connection of the member or of the signed-in user of an edge."""
+        """Returns whether the user of an edge (a member or a signed-in user) has a connection to this node."""
         if edge.kind in ("+", "-"):
             return self._context.local_roster.has_member(edge.app, edge.channel, edge.user_id)
         return self.entries.is_signed_in((edge.app, edge.user_id))
@@ -208,7 +208,7 @@ class ShardRoster:
             self._send_leave(left, SIGN_OUT, app, user_id, socket_id, *self._context.stamp())
 
     async def online(self, app: str, user_ids: list[str]) -> dict[str, bool]:
-        """Returns whether each user is online; starts the views of users whose watch topics this node is subscribed to."""
+        """Returns whether each user is online; starts the view of a user if this node is subscribed to the user's watch topic."""
         found = await self._connection.call("HMGET", self._keys.key("u", app), *user_ids, ordered=True)
         online = {user: count is not None for user, count in zip(user_ids, found, strict=True)}
         for user, is_online in online.items():
@@ -227,7 +227,7 @@ class ShardRoster:
                 arguments = self._context.node, app, self.entries.connections(app), limit
                 reply = await resp.call(*self._keys.command(CONNECT, *arguments))
             except BaseException:
-                self.entries.disconnect(app)  # a new registration must not send a connection that the server has not admitted
+                self.entries.disconnect(app)  # a new registration must not count a connection that was not admitted
                 raise
             return bool(reply)
 

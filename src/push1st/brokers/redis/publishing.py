@@ -27,7 +27,7 @@ class Batch:
     """The messages that are published to one topic in one turn of the event loop.
 
     cached: the message that the broker caches for `milliseconds`; None if no message is cached.
-    waiting: one future for each message, because several coroutines without a task cannot wait for the same future.
+    waiting: one future for each message, because coroutines that run without an asyncio task cannot share a future.
     """
 
     __slots__ = ("app", "at", "cached", "channel", "done", "messages", "milliseconds", "waiting")
@@ -68,7 +68,7 @@ class Batch:
 
 
 Send = Callable[[RespConnection, Batch, bytes, bytes | None], None]
-"""a function that sends a batch: its messages, and the event to cache; the batch handles the replies (`published`, `counted`)"""
+"""a function that sends the messages and the cached event of a batch; the methods `published` and `counted` handle the replies"""
 
 
 class PublishBatcher:
@@ -79,7 +79,7 @@ class PublishBatcher:
         self._metrics = metrics
         self.connection: RespConnection | None = None
         self._batches_on: RespConnection | None = None
-        """the connection for the batches of this turn of the event loop"""
+        """the connection on which the batches of this turn of the event loop are sent"""
         self._batches: dict[tuple[str, str], Batch] = {}
         self._unconfirmed: deque[Batch] = deque()
 
@@ -127,7 +127,7 @@ class PublishBatcher:
         self._send(resp, batch, encode_messages(batch.messages), cached)
 
     def send(self, key: tuple[str, str]) -> None:
-        """Sends the batch of a channel before a client leaves the channel, because the batch may contain events of the client."""
+        """Sends the batch of a channel before a client leaves the channel, because the batch may contain the client's events."""
         if key in self._batches and self._batches_on is not None and self._batches_on.alive:
             self._dispatch(self._batches_on, self._batches.pop(key))
 

@@ -80,7 +80,7 @@ class Reconciler:
         """Registers this node on a connection. Raises ConnectionLost, ReplyError, Unusable."""
         missing, late, recovery = await self._send_registration(resp)
         topics: list[str] = []
-        if self._connection.state is ConnectionState.REGISTERING:  # in other states, the node is subscribed to its topics already
+        if self._connection.state is ConnectionState.REGISTERING:  # in other states, the node is already subscribed to its topics
             topics = await self._topics.subscribe_all(resp)
         stored = await self._stored(resp)
         # There is no await from here to the end, so changes that clients cause are sent after all repairs.
@@ -92,7 +92,7 @@ class Reconciler:
         self._lease.registered(recovery, late)
 
     async def _send_registration(self, resp: RespConnection) -> tuple[int, int, int]:
-        """Returns the number of missing nodes, 1 if this node's lease had expired, and the milliseconds left of the recovery."""
+        """Returns the number of missing nodes, whether the lease had expired (1 or 0), and the remaining recovery in ms."""
         node, lease = self._context.node, self._lease
         new_epoch = f"{node}-{self._context.stamp()[0]}"
         wanted = self._number if self._numbered else -1
@@ -157,7 +157,7 @@ class Reconciler:
             spawn(self._read_and_repair(connection.registered_on))
 
     async def _read_and_repair(self, resp: RespConnection) -> None:
-        """Sends rejected changes again. A change that a client causes in the meantime is sent twice, which does no harm."""
+        """Sends rejected changes again. A change that a client causes during the repair is sent twice, which does no harm."""
         try:
             stored = await self._stored(resp)
         except (ConnectionLost, hiredis.ReplyError) as exc:

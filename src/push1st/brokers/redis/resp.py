@@ -55,7 +55,7 @@ class RespConnection(asyncio.Protocol):
         self._out_size = 0
         self._held: hiredis.PushNotification | None = None
         self._resuming = 0
-        """the number of received ordered replies whose coroutines have not resumed yet"""
+        """the number of ordered replies that have arrived, but whose waiting coroutines have not resumed yet"""
         self.alive = False
         self._ended = False
         """whether the connection has ended; `_end` runs after all received messages are delivered"""
@@ -142,7 +142,7 @@ class RespConnection(asyncio.Protocol):
     def _confirm(self, item: list[Any]) -> None:
         """Handles the confirmation of SUBSCRIBE or UNSUBSCRIBE, which the server sends as push data instead of a reply."""
         if item[0] not in (b"subscribe", b"unsubscribe", b"ssubscribe", b"sunsubscribe"):
-            return  # other push data that this node has not requested, such as an invalidation
+            return  # other push data, such as a cache invalidation, is ignored
         one = self._waiting[0] if self._waiting else None
         if not isinstance(one, PendingSubscription) or one.kind != item[0]:
             self.abort()  # a cluster ends subscriptions when the slot of their topics moves

@@ -3,7 +3,7 @@
 All keys of a shard are in one hash slot. Every key begins with the base of the shard (`prefix:{number}`), the only declared key.
 
     BASE:schema       the version of this layout: `SCHEMA` of the node that wrote it; nodes with another schema are rejected.
-    BASE:epoch        a word that identifies the state; a server that has lost its state gets a new word.
+    BASE:epoch        a word that identifies the state; after a loss of the state, a node sets a new word.
     BASE:recovering   exists during the recovery, in which nodes register their entries again after a loss of the state.
     BASE:gone         hash of leaves that are deferred until the end of the recovery: field of a channel, member or user, as in
                       BASE:n:NODE → when, socket, id, received, letters of the edges that hooks receive, info.
@@ -23,13 +23,13 @@ All keys of a shard are in one hash slot. Every key begins with the base of the 
     BASE:q            hash of apps: app → connections on all nodes.
     BASE:k:APP/CHANNEL  the last event of a cache channel.
     BASE:claim:APP/CHANNEL  the only node that may publish the channel's subscription count until this claim expires.
-    BASE:ledger       set: the ledger of a consumer (`events_consumer.py`) that stopped before a due comparison with the roster.
+    BASE:ledger       set: the ledger of a consumer (`events_consumer.py`) that stopped before comparing it with the roster.
     BASE:clock        a key with a very long time to live; the scripts measure time by the remaining time to live.
     BASE:numbers      hash: number → node; the ids of the node's messages end in the number.
     BASE:facts        stream of hook events; when it is longer than MAX_HOOK_EVENTS, the server deletes the oldest events.
     BASE:facts:read   the id of the last delivered hook event.
     BASE:reader       the node of the consumer, which reads the hook events; the key exists while this node is alive.
-    BASE:term         a number that grows with each renewal of the consumer, and the consumer's node; kept after the node ends.
+    BASE:term         a number that grows with each renewal of the consumer's lease, and the consumer's node; never deleted.
     BASE:t:APP/CHANNEL  the topic of a channel.
 
 For a change, a script takes the node's new number or state (such as its number of subscriptions), never a difference. So a script

@@ -40,7 +40,7 @@ class ShardTopics:
 
     async def subscribe_all(self, resp: RespConnection) -> list[str]:
         """Subscribes to all topics of this node on a new connection; returns these topics. Raises ConnectionLost, ReplyError."""
-        topics = [*sorted(self._names - {self.inbox}), self.inbox]  # the inbox comes last (`is_subscribed` in `lua/helpers.lua`)
+        topics = [*sorted(self._names - {self.inbox}), self.inbox]  # inbox last: `is_subscribed` (Lua) checks only the inbox
         for at in range(0, len(topics), bounds.MAX_TOPICS):
             names = [one.encode() for one in topics[at : at + bounds.MAX_TOPICS]]
             await resp.topics(self._keys.subscribe, names)

@@ -1,8 +1,8 @@
-"""Stores the members and watched users that clients on this node know, so that each edge reaches these clients once.
+"""Stores members and watched users as reported to the clients on this node, so that each edge reaches these clients once.
 
 The broker may deliver an edge twice, if a node registers again, or never, if the connection was lost. So the node applies each
-edge to a view, and delivers the edge only if it changes the view. After an outage, the node compares the views with the roster.
-The view of a channel starts with the first join on this node, and ends with the last leave on this node.
+edge to a view, and delivers the edge only if the edge changes the view. After an outage, the node compares the views with the
+roster. The view of a channel starts with the first join on this node, and ends with the last leave on this node.
 """
 
 from collections.abc import Callable, Iterator
@@ -44,8 +44,8 @@ class Views:
     def edge(self, edge: Edge, here: bool) -> None:
         """Delivers an edge, if it changes the view.
 
-        here: whether the edge's member or user has a connection to this node. With such a connection, a leaving edge is dropped,
-        because another node published the edge when that node evicted this node.
+        here: whether the edge's member or user has a connection to this node. If the user has a connection to this node, a
+        leaving edge is dropped: another node published this edge when it evicted this node.
         """
         key = edge.app, edge.channel
         view = self._members.get(key)
@@ -68,7 +68,7 @@ class Views:
     def compare(self, key: ChannelKey, members: dict[str, Member], sockets: dict[str, str], stamp: Stamp) -> None:
         """Compares a channel's view with the members in the roster, and delivers an edge for each difference.
 
-        sockets: users with one connection on this node → the id of this connection, which receives no edge about its own user.
+        sockets: user with one connection to this node → the id of this connection, which receives no edge about its own user.
         """
         view = self._members.get(key)
         if view is None:

@@ -1,7 +1,7 @@
 """Encodes and decodes the data on topics: batches of messages, edges, requests, replies, and names of new nodes. Pure.
 
-A batch of messages is a MessagePack array; each element is an array of the fields of a `Message`. Data of other kinds begins with
-a byte that cannot begin a MessagePack array.
+A batch of messages is a MessagePack array; each element is an array of the fields of a `Message`. Other data begins with a byte
+with which no MessagePack array begins.
 """
 
 from typing import NamedTuple
