@@ -133,7 +133,7 @@ def _listed(value: str) -> list[str]:
 def _forwarded(value: str) -> list[str]:
     """Returns the client addresses in a `Forwarded` header, one for each proxy (RFC 7239 §4).
 
-    The list contains "" for a proxy that has sent no client address. The list ends with "" if the header has a syntax error.
+    The list contains "" for a proxy that has added no client address. The list ends with "" if the header has a syntax error.
     """
     hops, at, hop = [], 0, ""
     while found := _PAIR.match(value, at):
@@ -176,7 +176,7 @@ def client_ip(peer: str, headers: Headers, proxies: Networks) -> str:
     if ip is not None:
         return ip
     # The forwarding header is not trusted, so the peer counts as the client. A Unix socket or a configured proxy may serve many
-    # clients, so such a peer has no address that identifies a client.
+    # clients, so the address of such a peer identifies no client.
     return "unknown" if not peer or proxies.contains(peer) else peer
 
 

@@ -3,7 +3,7 @@
 A new descriptor has the lowest free number (POSIX open(2)). So the descriptor of a new connection shows how many descriptors the
 whole process uses. The last `SPARE` descriptors below the limit are reserved:
 
-- A client whose descriptor is in the first quarter gets an answer, for example to `/health`, and is then disconnected.
+- A client in the first quarter of the reserved descriptors gets an answer, for example to `/health`, and is then disconnected.
 - Connections to the API may use the first three quarters of the reserved descriptors.
 - The last quarter of the reserved descriptors is for the process itself: its broker, its hooks and its files.
 
@@ -16,7 +16,7 @@ from collections.abc import Callable
 from typing import Literal
 
 SPARE = 64
-"""maximum number of reserved descriptors; at most half of the descriptors that the process itself does not use are reserved"""
+"""maximum number of reserved descriptors; of the descriptors that the process itself does not use, at most half are reserved"""
 UNLIMITED = 1 << 20
 """number of open files that the server assumes as the limit if the system has no limit"""
 

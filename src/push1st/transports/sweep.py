@@ -2,7 +2,7 @@
 
 The sweep has a table of connections. The key of this table is the next deadline in whole seconds. At the deadline the sweep
 calls the method `due` of the connection, which returns the time of the next call. When a client sends input, the connection only
-stores the time of the input. So an idle connection costs one call per activity timeout, and has no timer of its own.
+stores the time of the input. So an idle connection costs one call of `due` per activity timeout, and has no timer of its own.
 
 The sweep enforces a deadline only after the server has read all bytes that clients sent before the deadline. So the event loop
 reads all sockets between the tick of the timer and the calls of `due`. If the process did not run for some time (because it was

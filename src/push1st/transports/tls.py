@@ -5,7 +5,7 @@ which cost more time than their size suggests. Key updates (RFC 8446 §4.6.3) ev
 uvloop calls OpenSSL up to 32 times in a row, with up to 256 KiB of input in each call. So this module bounds the decryption:
 
 - In a turn, each connection decrypts for `SLICE_SECONDS`, and all connections together decrypt for `INPUT_SECONDS`. The remaining
-  input stays encrypted until a later turn. uvloop stops reading a socket while 256 KiB of its input are encrypted.
+  input stays encrypted until a later turn. uvloop stops reading a socket while 256 KiB of its input wait for decryption.
 - Between two TLS records with data, a client may send at most `MAX_WITHOUT_DATA` bytes of TLS records without data.
 - All lost connections together decrypt for `INPUT_SECONDS` in a turn. The remaining input of lost connections is discarded.
 - Input that arrives after the server has closed the connection is discarded without decryption, up to `MAX_AFTER_CLOSE` bytes.
