@@ -29,7 +29,7 @@ MAX_MESSAGE = 100
 """the maximum number of characters in the message of a rejection; the message must fit into a close frame (RFC 6455 §5.5)"""
 CODES = {"connect": 4009}
 CODE = 403
-"""the code of a rejection if the backend's reply contains no code, unless `CODES` contains a code for the operation"""
+"""the code of a rejection if the backend's reply contains no valid code, unless `CODES` contains a code for the operation"""
 UNDECIDED = "the app's backend gave no answer"
 
 log = logs.get("push1st.hooks")

@@ -1,7 +1,7 @@
 """The program of a child process (`processes.py`): it calls a user's function or script, one call at a time.
 
 The server and the child exchange frames over pipes. A frame contains length, kind and body. The output of the user's code goes
-to the server's standard error. An alarm ends the child a second after the time limit of a call, even if the server has ended.
+to the server's standard error. SIGALRM ends the child a second after the time limit of a call, even if the server has ended.
 """
 
 import os
@@ -26,7 +26,7 @@ def serve(load: Callable[[], Called], seconds: float) -> None:
     """Loads the user's code, then serves calls until the server closes the pipe.
 
     load: a function that loads the code and returns the function to call.
-    seconds: the time limit of a call in seconds. The server kills the child at this limit, before the alarm ends the child.
+    seconds: the time limit of a call in seconds. The server kills the child at this limit, before SIGALRM ends the child.
     """
     signal.signal(signal.SIGALRM, signal.SIG_DFL)
     source, sink = os.fdopen(os.dup(0), "rb"), os.fdopen(os.dup(1), "wb")

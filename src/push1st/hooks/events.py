@@ -42,7 +42,7 @@ class ClientEvent(msgspec.Struct, frozen=True, tag_field="name", tag="client_eve
     """An event that a client published.
 
     data: the text that the client sent; JSON text if the client sent another type.
-    user_id: the id of the member on a presence channel.
+    user_id: the id of the member that published the event, if the channel is a presence channel.
     """
 
     app: str
@@ -118,7 +118,7 @@ class Subscribing(msgspec.Struct, frozen=True, tag_field="on", tag="subscribe"):
 class Publishing(msgspec.Struct, frozen=True, tag_field="on", tag="publish"):
     """A client publishes an event.
 
-    user_id: the id of the member on a presence channel, or the id of the signed-in user on other channels.
+    user_id: on a presence channel, the id of the member that publishes; on other channels, the id of the signed-in user.
     """
 
     app: str

@@ -90,7 +90,7 @@ class Delivery:
 class Queue:
     """Queues events and makes deliveries of them.
 
-    concurrency: the maximum number of current deliveries.
+    concurrency: the maximum number of deliveries that the server sends at the same time.
     batch: the maximum number of events in a delivery.
     max_events, max_bytes: the limits of the queue. Events in deliveries count towards the limits.
     """

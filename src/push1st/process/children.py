@@ -13,7 +13,7 @@ from functools import partial
 from push1st.errors import ConfigError
 
 STEADY_SECONDS = 60
-"""If a child process has run for at least this time, it is started again without a wait."""
+"""If a child process has run for at least this time, the process is started again without a wait."""
 MIN_WAIT_SECONDS = 0.5
 MAX_WAIT_SECONDS = 30
 """The minimum and maximum wait before a child process starts again; the wait doubles each time that the process ends early."""

@@ -72,7 +72,7 @@ class ControlReply(msgspec.Struct, frozen=True, tag=True):
     """The reply to a `ControlRequest`.
 
     id: the id of the request.
-    packed: pairs of a worker's number and its encoded counters or hook states. The supervisor's own number is `SUPERVISOR`.
+    packed: for each process, its number and its encoded counters or hook states. The supervisor's number is `SUPERVISOR`.
     """
 
     id: int

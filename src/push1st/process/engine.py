@@ -1,7 +1,7 @@
 """The embedded engine: a private Valkey server, through which the workers of one machine exchange messages.
 
-The engine listens on a Unix socket in a folder that only this user can open, and stores nothing on disk. When its memory
-reaches a limit, the engine rejects new data and evicts nothing. The supervisor starts the engine, probes it and stops it.
+The engine listens on a Unix socket in a folder that only this user can open, and stores nothing on disk. When the engine's
+memory reaches a limit, the engine rejects new data and evicts nothing. The supervisor starts the engine, probes it and stops it.
 """
 
 import asyncio

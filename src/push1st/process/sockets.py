@@ -1,6 +1,6 @@
 """Binds the sockets for clients; workers listen on the bound sockets.
 
-This module contains no network protocol. A single worker binds its own sockets. Several workers get their sockets from the
+This module implements no network protocol. A single worker binds its own sockets. Several workers get their sockets from the
 supervisor. The sockets, and the connections that wait in the sockets, outlive a worker.
 """
 

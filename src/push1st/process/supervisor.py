@@ -1,6 +1,6 @@
 """The supervisor of several workers: it binds the sockets, starts the workers, and replaces the workers at a reload.
 
-The supervisor serves no client and contains no protocol, so few defects are possible in it.
+The supervisor serves no client and implements no protocol, so few defects are possible in it.
 On Linux each slot of the pool has its own socket for every TCP address, and the kernel distributes new connections over these
 sockets (SO_REUSEPORT). On other systems, and for Unix sockets, all slots share one socket.
 A reload replaces the workers one by one. A new worker listens on the same sockets before the old worker stops.

@@ -16,7 +16,7 @@ class SystemClock:
 
 
 class Random:
-    """Returns unpredictable random numbers, one for each connection. The class reads many bytes from the system at once."""
+    """Generates unpredictable random numbers, one for each connection. The class reads many bytes from the system at once."""
 
     BYTES = 4096
 

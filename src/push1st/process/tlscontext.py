@@ -16,7 +16,7 @@ class TlsContext(ssl.SSLContext):
 
     A connection uses a descriptor during its handshake, but the listener gets the connection only after the handshake.
 
-    has_room: whether the connection that was accepted last is within the limit of file descriptors.
+    has_room: whether the file descriptor of the last accepted connection is within the limit.
     refuse: a function that counts a rejected handshake.
     decryption: the object that limits the time in which connections decrypt data.
     """
