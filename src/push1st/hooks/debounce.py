@@ -17,7 +17,7 @@ from collections.abc import Container, Iterable
 from push1st.messages import ENTERING, HOLD_SECONDS, HookEvent, HookEventKind
 
 MAX_ABSENT = 10_000
-"""the maximum number of absent channels and members in memory; a second leaving edge is dropped only for these"""
+"""the maximum number of absent channels and members in memory; the module drops a second leaving edge of each of these"""
 
 LEAVING = {leaving: entering for entering, leaving in ENTERING.items()}
 
