@@ -6,7 +6,7 @@ All keys of a shard are in one hash slot. Every key begins with the base of the 
     BASE:epoch        a word that identifies the state; after a loss of the state, a node sets a new word.
     BASE:recovering   exists during the recovery, in which nodes register their entries again after a loss of the state.
     BASE:gone         hash of leaves that are deferred until the end of the recovery: field of a channel, member or user, as in
-                      BASE:n:NODE → server's time, socket id, edge's id, edge's time, letters of the edges that hooks receive, user info.
+                      BASE:n:NODE → server's time, socket id, edge's id and time, letters of the edges for hooks, user info.
     BASE:gone:order   list of the fields of BASE:gone, in the order of the leaves.
     BASE:held         hash of leaves whose hook events are held back, because most members return at once: field of a channel or
                       member, as in BASE:n:NODE → server's time, socket id, edge's time, user info.
