@@ -1,4 +1,4 @@
-"""The port of app sources, through which the server finds apps, and the registry of app sources."""
+"""The interface through which the server finds apps, and the registry of the app sources that implement this interface."""
 
 from collections.abc import Sequence
 from typing import Protocol

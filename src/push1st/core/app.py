@@ -1,4 +1,4 @@
-"""An app on one worker: the app's configuration, its state on this worker, and the interfaces of its clients."""
+"""An app on one worker: the app's configuration and state, and the interfaces of a client's session (`Client`, `Outlet`)."""
 
 from collections.abc import Iterable
 from typing import Protocol, cast
@@ -39,13 +39,13 @@ class Outlet(Protocol):
 class App:
     """An app on this worker: its configuration, the values derived from the configuration, and the app's clients.
 
-    The configuration may change while the worker runs (`Node.configure`), so other objects read it from `App.config`. A
-    function in `Node.on_configured` updates each value that is derived from the configuration and stored elsewhere.
+    The configuration may change while the worker runs (`Node.configure`), so other objects read the configuration from
+    `App.config`. Functions in `Node.on_configured` update derived values that other objects store.
 
-    `version`: a number that grows with each change of the configuration.
+    `version`: a number that is incremented with each change of the configuration.
     `hook_kinds`: the kinds of hook events that the app's hooks receive.
-    `backend_decides`: the operations that need a decision of the app's backend. Each operation has a function that returns
-    whether the backend decides about this operation on a given channel.
+    `backend_decides`: for each operation that the app's backend may decide about, a function that takes a channel's name and
+    returns whether the backend decides about this operation on the channel.
     `publishes`, `reads`: the token buckets that enforce `limits.publishes` and `limits.reads`.
     `counts_connections`: whether the broker counts the connections of this app.
     `held`: the events that are held for clients that have just signed in; None while there are no such clients.
@@ -77,7 +77,7 @@ class App:
         """Applies a configuration. Clients stay connected, and their next commands follow the new configuration.
 
         After the first configuration that limits the number of connections, the broker counts every new connection, even if a
-        later configuration has no such limit. So only counted connections are subtracted from the count.
+        later configuration has no such limit. So the end of a connection reduces the count only if the connection was counted.
 
         `now`: the time in seconds on `Clock.monotonic`.
         """

@@ -1,7 +1,7 @@
 """Requests and messages between the workers that share a broker.
 
 A worker can request two values from all workers: the list of sessions on a channel, and the number of connections that a message
-reaches. A component of a worker can also register a handler for requests and messages that other workers send to a topic.
+would reach. A component of a worker can also register a handler for requests and messages that other workers send to a topic.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -17,7 +17,7 @@ from push1st.messages import API, NODE_MESSAGE, Message, Options
 SESSIONS = b"sessions"
 """the request for the list of sessions on a channel"""
 REACH = b"reach"
-"""the beginning of a request for the number of connections that a message reaches; the message follows"""
+"""the beginning of a request for the number of connections that a message would reach; the encoded message follows"""
 
 
 class SessionInfo(msgspec.Struct, frozen=True, array_like=True):
@@ -43,10 +43,10 @@ class TopicHandler(msgspec.Struct, frozen=True):
 
 
 class HandledTopic:
-    """A topic with a handler. The worker is subscribed while a call of `handle_topic` waits, or once the broker confirms a call.
+    """A topic with a handler. The worker is subscribed while `handle_topic` waits for the broker or `is_handled` is true.
 
     `subscribing`: the number of calls of `handle_topic` that wait for the broker.
-    `is_handled`: whether the broker has confirmed a call of `handle_topic` since the last release of the topic.
+    `is_handled`: whether the broker has confirmed a call of `handle_topic`, and `release_topic` was not called later.
     """
 
     __slots__ = ("handler", "is_handled", "subscribing")
@@ -60,7 +60,7 @@ class HandledTopic:
 class Controller:
     """Sends requests and messages to other workers, and answers the requests of other workers.
 
-    `live`: the apps in use on this worker, by app id.
+    `live`: the apps that have been used on this worker, by app id.
     `stamp`: a function that returns the id and the time of a new message.
     """
 
@@ -86,7 +86,7 @@ class Controller:
         return [one for reply in replies for one in _listed.decode(reply)]
 
     async def reach(self, app: App, channel: str, exclude: str, options: Options) -> int:
-        """Returns the number of subscribers, on all workers, that a message with a target or an excluded connection reaches."""
+        """Returns how many subscribers, on all workers, a message with a target or an excluded connection would reach."""
         message = Message(app.config.id, channel, "", b"", 0, 0, API, exclude, delivery=options.delivery, target=options.session)
         replies = await self._broker.request(app.config.id, channel, REACH + msgspec.msgpack.encode(message))
         return sum(map(int, replies))
@@ -105,10 +105,10 @@ class Controller:
         return msgspec.msgpack.encode([SessionInfo(client.id, client.ip) for client in found])
 
     async def handle_topic(self, app: App, topic: str, handler: TopicHandler) -> None:
-        """Registers the handler of a topic. Returns when the broker has confirmed the subscription. Raises Refused(503).
+        """Registers the handler of a topic. Returns after the broker has confirmed the subscription. Raises Refused(503).
 
-        Several calls for the same topic may wait at once. The last call replaces the handler. If the broker confirms at
-        least one of these calls, this worker stays subscribed to the topic.
+        Several calls for the same topic may wait at once. The handler of the latest call replaces the earlier handler. If the
+        broker confirms at least one of these calls, this worker stays subscribed to the topic.
         """
         handled = self._topics.get((app.config.id, topic))
         if handled is None:
@@ -123,7 +123,7 @@ class Controller:
             await self._unsubscribe_unused(app, topic, handled)
 
     async def release_topic(self, app: App, topic: str) -> None:
-        """Removes the handler of a topic, unless a call of `handle_topic` waits for this topic.
+        """Removes the handler of a topic, unless a call of `handle_topic` for this topic waits for the broker.
 
         Does nothing if the topic has no handler on this worker.
         """
@@ -142,7 +142,7 @@ class Controller:
         return [reply for reply in await self._broker.request(app.config.id, topic, request) if reply]
 
     def send_to_topic(self, app: App, topic: str, data: bytes, lost: Callable[[], object]) -> None:
-        """Sends a message to the handler of a topic on another worker. Messages that are sent in one loop turn arrive in order.
+        """Sends a message to a topic's handler on another worker. Messages that are sent in the same loop turn arrive in order.
 
         `lost`: a function that is called if the broker is away, or does not confirm the message.
         """

@@ -1,8 +1,8 @@
 """Subscription counts: the number of a channel's subscribers, sent to these subscribers (Pusher protocol, section 3).
 
-After a change, the worker sends the channel's count at once, unless the worker has sent this count in the current second.
-`Counts.tick` sends one count a second for all other changes of a channel. So a worker sends few counts even if thousands of
-clients subscribe. For a channel of more than `LARGE_CHANNEL` subscribers, the workers together send one count in `COUNT_SECONDS`.
+After a change, the worker sends the channel's count at once, unless the worker has sent a count of this channel in this second.
+The next `Counts.tick` sends one count for all later changes. So a worker sends few counts even if thousands of clients subscribe.
+For a channel of more than `LARGE_CHANNEL` subscribers, all workers together send one count per `COUNT_SECONDS`.
 """
 
 from asyncio import sleep
@@ -21,8 +21,8 @@ LARGE_CHANNEL = 100
 COUNT_SECONDS = 5
 """the seconds between two counts of a large channel; other channels get a count every second (Pusher protocol, section 3)"""
 MAX_COUNTED = 1000
-"""the maximum number of deliveries of counts between two ticks; further counts wait for the next tick. After this number of
-deliveries, a tick lets other tasks of the event loop run."""
+"""the number of subscribers that receive counts between two ticks; further counts wait for the next tick. After a tick has sent
+counts to this number of subscribers, other tasks of the event loop run first."""
 
 
 class Counts:
@@ -41,7 +41,7 @@ class Counts:
         self._counted: set[tuple[str, str]] = set()
         """the channels whose subscribers have received a count since the last tick"""
         self._deliveries = 0
-        """the number of deliveries of counts since the last tick"""
+        """the number of subscribers to which counts were sent since the last tick"""
         self._is_ticking = False
 
     def open(self, broker: Broker, roster: Roster, hook_events: HookEvents) -> None:
@@ -79,7 +79,7 @@ class Counts:
             if "counted" in app.hook_kinds:
                 self._hook_events.report(HookEvent("counted", *key, self._clock.wall(), count=sent))
             occupancy = await self._roster.channel(*key)
-            if occupancy is not None and occupancy.subscriptions != sent:  # another worker may have sent a newer count first
+            if occupancy is not None and occupancy.subscriptions != sent:  # this outdated count may arrive after a newer count
                 self._due[key] = app
             return sent
         except Refused:
@@ -87,9 +87,9 @@ class Counts:
             return 0
 
     async def tick(self) -> None:
-        """Sends the counts that are due. Called once a second.
+        """Sends the queued counts. Called once a second.
 
-        Returns at once if the broker is so slow that the previous call has not ended.
+        Returns at once if the previous call still waits for the broker.
         """
         if self._is_ticking:
             return

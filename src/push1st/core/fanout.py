@@ -1,21 +1,21 @@
-"""THE HOT PATH: delivers messages, with one write for each subscriber in a turn of the event loop.
+"""THE HOT PATH: delivers messages, and joins a subscriber's frames of one turn of the event loop into one write.
 
-`receive` encodes a message once for each *lane*: the subscribers of a channel that share a wire. The frame becomes a pending
-frame of the lane. At the end of the loop turn, `flush` joins the pending frames of each lane, and writes this buffer to every
-subscriber of the lane. A delivery spends nearly all its time in the kernel's `send`.
+`receive` encodes a message once for each *lane*: the subscribers of a channel that share a wire (an encoder). `receive` adds the
+frame to the lane's pending frames. At the end of the loop turn, `flush` joins the pending frames of each lane to a buffer, and
+writes the buffer to the lane's subscribers. A delivery spends nearly all its time in the kernel's `send`.
 
 The rules of the fan-out (invariants 2 to 5), and the functions that keep these rules:
 - A message goes to the subscribers that its channel had when the message arrived. So pending frames of a lane are written before
   the subscribers of the lane change (`flush_lanes`).
 - A direct frame, which is for one connection, is written after the earlier frames of the connection's channels. So `direct` first
   writes the connection's pending frames (`flush_subscriber`). A flush writes direct frames before the frames of lanes, because
-  the frames of lanes are newer.
+  frames that are still pending in lanes are newer.
 - Under load, several messages to a subscriber share one write. After a flush with many deliveries, the next flush waits until
-  the same number of deliveries is pending, but only for some milliseconds (decision 0012). Direct frames do not wait.
+  the same number of deliveries is pending, but at most `MAX_HOLD_SECONDS` (decision 0012). Direct frames do not wait.
 - A flush to a lane with many subscribers takes several loop turns. A `Slice` keeps the buffer of the flush, and the subscribers
   that have not received the buffer. Later frames of the lane are queued after the slice.
-- No function of this module waits. A transport that cannot send keeps the bytes in its buffer. If the buffer is full, the
-  transport ends its connection in the next turn. So no write changes a set of subscribers while a loop iterates over this set.
+- No function of this module waits for a connection. A transport that cannot send keeps the bytes in its buffer. If the buffer is
+  full, the transport ends its connection in the next turn. So no write removes a subscriber while a loop iterates.
 """
 
 from collections.abc import Callable, Iterable
@@ -28,17 +28,17 @@ from push1st.messages import Message
 from push1st.metrics import Metrics
 
 SLICE_WRITES = 2048
-"""the maximum number of writes in one loop turn, which take about 15 ms; further writes wait for the next turn"""
+"""the maximum number of writes in one loop turn (about 15 ms of work); further writes wait for the next turn"""
 MAX_PENDING_BYTES = 262_144
-"""the number of pending bytes of a lane, or of a connection's direct frames, above which these frames are flushed early"""
+"""the number of pending bytes of a lane, or of a connection's direct frames, above which these frames are flushed at once"""
 MAX_OVERRIDES = 32
-"""the number of a lane's subscribers with frames of their own, above which the lane is flushed early"""
+"""the number of subscribers in `Lane.overrides` above which the lane's frames are flushed at once"""
 MAX_SLICES = 4
-"""the maximum number of slices of a lane; when a new slice exceeds this number, the oldest slice is written at once"""
+"""the maximum number of slices of a lane; when a new slice exceeds this maximum, the oldest slice is written at once"""
 HOLD_SECONDS_PER_WRITE = 0.000_016
-"""the seconds that a flush may wait per write of the previous flush: two to three times the duration of a write"""
+"""the seconds that a flush may wait for each write that the previous flush made: two to three times the duration of a write"""
 MIN_HOLD_SECONDS, MAX_HOLD_SECONDS = 0.001, 0.008
-"""bounds of the seconds that a flush waits: a shorter wait is not worth a timer, and users would notice a longer wait"""
+"""minimum and maximum seconds that a flush waits: a shorter wait is not worth a timer, and users would notice a longer wait"""
 
 
 class Timer(Protocol):
@@ -254,7 +254,7 @@ class Fanout:
     def _holds(self) -> bool:
         """Returns whether the pending frames wait for more messages, and starts the timer that ends the wait.
 
-        The frames wait only if the last flush has just ended, wrote several messages at once, and took long enough.
+        The frames wait only if the last flush has just ended, joined two or more messages per write, and made enough writes.
         """
         if self._timer is None:
             seconds = min(HOLD_SECONDS_PER_WRITE * self._wrote, MAX_HOLD_SECONDS)

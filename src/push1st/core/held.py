@@ -1,8 +1,8 @@
-"""Holds events to users for clients that have signed in and are about to subscribe (Pusher protocol, section 5).
+"""Holds events on users' channels for clients that have signed in but have not subscribed yet (Pusher protocol, section 5).
 
 A client subscribes to its user's channel after it has read `signin_success`. An event that is published between the sign-in and
-this subscription would be lost. So the worker subscribes to the channel's topic before it sends `signin_success`, and holds the
-events until the client subscribes. A client that has not subscribed yet is not in the hub, the roster, counts and hooks.
+this subscription would otherwise be lost. So the worker subscribes to the channel's topic before it sends `signin_success`, and
+holds the events until the client subscribes. Until then, the client is not in the hub, roster, counts or hook events.
 
 This module is pure and synchronous: the node passes the time, and delivers the frames.
 """
@@ -14,9 +14,9 @@ from push1st.messages import Message
 
 MAX_HELD = 100
 MAX_HELD_BYTES = 65_536
-"""the maximum numbers of frames and of bytes held for a client; before a frame would exceed them, earlier frames are delivered"""
+"""maximum numbers of frames and bytes held for a client; if a frame would exceed them, the held frames are delivered first"""
 HELD_SECONDS = 10
-"""the seconds that a client has to subscribe; then its held frames are delivered, and no more frames are held"""
+"""after these seconds, a client's held frames are delivered and the hold ends, even if the client has not subscribed"""
 
 
 class Hold:
@@ -32,7 +32,7 @@ class Hold:
 
 
 class Held:
-    """The clients of an app that are about to subscribe. `deliver`: a function that sends a frame to a client."""
+    """The holds of an app's clients. `deliver`: a function that sends a frame to a client."""
 
     __slots__ = ("_channels", "_deliver", "_holds")
 
@@ -45,7 +45,7 @@ class Held:
         return len(self._holds)
 
     def __contains__(self, channel: str) -> bool:
-        """Whether events on a channel are held for a client."""
+        """Whether events on a channel are held for at least one client."""
         return channel in self._channels
 
     def add(self, client: Subscriber, channel: str, now: float) -> None:
@@ -55,9 +55,9 @@ class Held:
             self._channels.setdefault(channel, {})[client] = hold
 
     def receive(self, message: Message, now: int) -> None:
-        """Holds an event for each receiver that has not subscribed yet. `now`: the wall clock in nanoseconds."""
+        """Holds an event for each recipient that is about to subscribe. `now`: the wall clock in nanoseconds."""
         for client, hold in self._channels[message.channel].items():
-            is_target = message.target == client.id  # a broadcast does not reach its target
+            is_target = message.target == client.id  # a broadcast is not delivered to its target
             if message.exclude == client.id or is_target == (message.delivery == "broadcast"):
                 continue
             frame = client.wire.message(message, now)

@@ -15,7 +15,7 @@ from push1st.messages import Member, Message
 
 Write = Callable[[bytes], object]
 MAX_PREFIX_PARTS = 8
-"""the number of dot-separated parts of a session prefix that are indexed; for a longer prefix, a multicast compares ids"""
+"""the maximum number of indexed parts (between dots) of a session prefix; a multicast to a longer prefix also compares ids"""
 
 
 class Wire(Protocol):
@@ -52,10 +52,10 @@ class Slice:
 
 
 class Lane:
-    """The subscribers of a channel on one wire, and their pending frames.
+    """The subscribers of a channel that share one wire, and the pending frames of these subscribers.
 
     `frames`: the pending frames of the subscribers that are not in `overrides`, in order.
-    `overrides`: the pending frames of each subscriber that an event excludes or targets.
+    `overrides`: the pending frames of each subscriber that a pending event excludes or targets.
     `slices`: the earlier flushes that are not finished.
     """
 
@@ -68,7 +68,7 @@ class Lane:
         self.size = 0
         self.overrides: dict[Subscriber, list[bytes]] = {}
         self._subscription: Subscription | None = None
-        """the common subscription of all subscribers that are not members"""
+        """the one `Subscription` object that all subscribers without a member share"""
         self.slices: list[Slice] = []
 
     @property
@@ -77,7 +77,7 @@ class Lane:
         return bool(self.frames or self.overrides or self.slices)
 
     def subscription(self, member: Member | None) -> "Subscription":
-        """Returns the subscription to this lane. `member`: the subscriber's member on a presence channel, or None."""
+        """Returns a subscriber's subscription. `member`: the subscriber's member on a presence channel, or None."""
         if member is not None:
             return Subscription(self, member)
         if self._subscription is None:
@@ -90,10 +90,10 @@ class Lane:
 
 
 class Subscription:
-    """A client's subscription to a channel. The client's session stores the subscription by the channel's name.
+    """A client's subscription to a channel. The client's session stores the subscription under the channel's name.
 
-    `lane`: the lane of the channel that contains the client. `member`: the client's member on a presence channel, or None.
-    All subscriptions of a lane that have no member are one object, which saves memory.
+    `lane`: the channel's lane that contains the client. `member`: the client's member on a presence channel, or None.
+    To save memory, all clients in a lane that have no member share one `Subscription` object.
     """
 
     __slots__ = ("lane", "member")

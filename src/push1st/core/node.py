@@ -1,10 +1,10 @@
 """The logic of one worker: applies the commands of sessions and the calls of the API to the hub, the roster and the broker.
 
-The methods keep invariants 1 and 2 by the order of their steps. No `await` is between reading and changing shared state. A
+The order of the steps in each method keeps invariants 1 and 2. No `await` is between reading and changing shared state. A
 channel's pending frames are flushed before its subscribers change. After an `await`, a method checks whether the client is still
 connected. If the client has left, the method undoes its own changes.
 
-The parts of the node have modules of their own: `topics`, `counts`, `reports`, `signins` and `controller`.
+Parts of the node are in separate modules: `topics`, `counts`, `reports`, `signins` and `controller`.
 """
 
 from collections.abc import Callable, Sequence
@@ -75,7 +75,7 @@ class Siblings(Protocol):
 class Node:
     """The node of one worker: it applies commands and API calls to the hub, the fan-out, the broker and the hooks.
 
-    `random`: a function that returns an unpredictable number with the given number of bits.
+    `random`: a function that takes a number of bits, and returns an unpredictable integer of this length.
     `worker`: the number of this worker in the cluster, below 1024.
     """
 
@@ -88,9 +88,9 @@ class Node:
         self.refusals = Refusals()
         self.clock = clock
         self.draining = False
-        """whether the server is stopping, so that clients are disconnected and new clients are rejected"""
+        """whether the server is stopping; a server that is stopping disconnects its clients and rejects new clients"""
         self.replaced = False
-        """whether another worker has taken over the listening sockets of this worker, so that this worker gets no new clients"""
+        """whether another worker has taken over this worker's listening sockets; from then on, this worker gets no new clients"""
         self.siblings: Siblings | None = None
         self._random = random
         self.worker = worker
@@ -127,7 +127,7 @@ class Node:
     # Apps and connections
 
     def app(self, config: AppConfig) -> App:
-        """Returns the app of a configuration, and creates the app when it is first used."""
+        """Returns the app for a configuration, and creates the app on its first use."""
         app = self._live.get(config.id)
         if app is None:
             app = self._live[config.id] = App(config, self.clock.monotonic())
@@ -158,7 +158,7 @@ class Node:
     def connect(self, app: App, client: Client) -> Suspended[bool] | None:
         """Registers a session. Raises Disconnect(4004) if the app has reached its limit of connections.
 
-        Returns the pending request by which the broker counts the connection, for `admit`; None if no request is pending.
+        Returns the request to count the connection, for `admit`, if the broker has not replied yet. Otherwise returns None.
         """
         most = app.config.limits.connections
         admission = None
@@ -176,7 +176,7 @@ class Node:
         """Waits until the broker has counted or rejected a connection. Raises Disconnect(4004)."""
         if not await admission:
             raise _over_quota(app.config.limits.connections)
-        if client.closed:  # the connection has ended before the broker has counted it
+        if client.closed:  # the connection ended before the broker counted it
             await self._quotas.disconnect(app.config.id)
         app.uncounted.discard(client)
 
@@ -264,13 +264,13 @@ class Node:
         await self.topics.release(app, name)
 
     def _recount(self, id: str, name: str) -> None:
-        """Queues the count of a channel for the next tick. The broker calls this function if no other worker sends the count."""
+        """Queues the count of a channel for the next tick. The broker calls this function after an eviction or a repair."""
         config = self.apps.by_id(id)
         if config is not None and config.subscription_count and not name.startswith("#"):
             self.counts.later(self.app(config), name)
 
     async def tick(self) -> None:
-        """Sends the subscription counts that are due, and frames that were held for too long. Called once a second."""
+        """Sends the subscription counts that are due, and the held frames that are due. Called once a second."""
         now = self.clock.monotonic()
         for app in self._live.values():
             self.signins.tick(app, now)
@@ -285,7 +285,7 @@ class Node:
         return await self._roster.members(app.config.id, channel, local_view=local_view)
 
     async def channels(self, app: App, prefix: str = "") -> Sequence[Occupancy]:
-        """Returns the occupied channels, except the channels of single users."""
+        """Returns the occupied channels, except users' channels, whose names begin with `#`."""
         return [one for one in await self._roster.channels(app.config.id, prefix) if not one.channel.startswith("#")]
 
     async def cached(self, app: App, name: str) -> CachedEvent | None:

@@ -1,17 +1,17 @@
-"""Keeps the output of a session while the session has no connection, or while its connection has no room.
+"""Keeps the output of a session while the session has no connection, or while the connection cannot take more output.
 
 A session may outlive its connections. For example, a client of the HTTP fallbacks has no connection between two requests, and an
 MQTT client may be offline for days. A session that outlives its connections has an outbox and an *owner*. The owner is an object
-of the transport, and ends with the session.
+of the transport, and exists as long as the session.
 
 An outbox holds *items* and does not depend on their content. The owner defines the type of an item, for example several whole
-frames, or a message without its packet id. An owner that keeps only some items passes only these items to `Outbox.write`. The
+frames, or a message without its packet id. The owner passes to `Outbox.write` only the items that the outbox may keep. The
 owner provides:
 
 - a policy: the bounds of the outbox, the size of an item, and the reaction to an item that exceeds a bound;
 - `on_full`, which ends the session when an item exceeds a bound, unless the policy drops items;
-- a connection for `Session.attach`, which turns items into bytes (`AttachedConnection`);
-- a timer, such as the sweep of a worker, that calls `Session.expire` at the time `Outbox.until`.
+- a connection that turns items into bytes (`AttachedConnection`), for `Session.attach`;
+- a timer, such as a worker's periodic sweep, that calls `Session.expire` at the time `Outbox.until`.
 
 A session without an outbox ends with its connection, and does not use this module.
 """
@@ -26,17 +26,17 @@ class AttachedConnection(Protocol[Item]):
     """A connection to which a session with an outbox is attached."""
 
     def take(self, item: Item) -> Item | None:
-        """Sends a new item. Returns the part for which there is no room, or None. A flush of the fan-out may call this method."""
+        """Sends an item. Returns the part that cannot be sent yet, or None. A flush of the fan-out may call this method."""
 
     def resume(self, items: list[Item]) -> list[Item]:
-        """Sends items of the outbox, oldest first. Returns the items for which the connection has no room, in order."""
+        """Sends items of the outbox, oldest first. Returns the items that the connection cannot take, in order."""
 
 
 class OutboxOwner(Protocol):
     """The owner of a session with an outbox."""
 
     def on_full(self) -> None:
-        """Ends the session at the end of the turn: an item exceeded a bound. A flush of the fan-out may call this method."""
+        """When an item exceeds a bound, ends the session after the turn. A flush of the fan-out may call this method."""
 
 
 class OutboxPolicy(Generic[Item]):
@@ -46,7 +46,7 @@ class OutboxPolicy(Generic[Item]):
     `max_items`: the maximum number of items; 0 stands for no maximum.
     `size_of`: a function that returns the number of bytes of an item.
     `drops_oldest`: whether the outbox drops its oldest items to stay within its bounds. If `drops_oldest` is false, the outbox
-    keeps no item after an item that exceeds a bound, and the owner ends the session (`OutboxOwner.on_full`).
+    discards all items after the first item that exceeds a bound, and the owner ends the session (`OutboxOwner.on_full`).
     """
 
     __slots__ = ("drops_oldest", "max_items", "max_size", "size_of")
@@ -75,7 +75,7 @@ class Outbox(Generic[Item]):
         self.dropped = 0
         """the number of items that were dropped to stay within the bounds"""
         self.until = 0.0
-        """when a detached session expires, in seconds on `Clock.monotonic`"""
+        """the time at which a detached session expires, in seconds on `Clock.monotonic`"""
 
     def __len__(self) -> int:
         return len(self._items)
@@ -88,7 +88,7 @@ class Outbox(Generic[Item]):
         return self._connection is not None
 
     def write(self, item: Item) -> None:
-        """Sends an item after all items that wait, or keeps the part of the item for which the connection has no room."""
+        """Sends an item after all waiting items, or keeps the part of the item that the connection cannot take."""
         if self.is_full:
             return
         if self._connection is not None and not self._items:
@@ -120,12 +120,12 @@ class Outbox(Generic[Item]):
         self.resume()
 
     def resume(self) -> None:
-        """Sends the items that wait, because the connection has room again."""
+        """Sends the waiting items, because the connection can take output again."""
         if self._items and self._connection is not None:
             self.restore(self._connection.resume(self.take_all()))
 
     def detach(self, until: float) -> None:
-        """Keeps all further items. `until`: when the session expires, unless the session gets a connection earlier."""
+        """Keeps all further items. `until`: the time at which the session expires, unless a connection attaches earlier."""
         self._connection = None
         self.until = until
 
@@ -135,10 +135,10 @@ class Outbox(Generic[Item]):
         return items
 
     def restore(self, items: list[Item]) -> None:
-        """Puts items back before all other items, because no connection has sent them."""
+        """Puts unsent items back, before all other items."""
         self._items[:0] = items
         self.size += sum(map(self._policy.size_of, items))
 
     def clear(self) -> None:
-        """Drops all items, and accepts new items, even if an item had exceeded a bound."""
+        """Drops all items, and accepts new items, even if an earlier item has exceeded a bound."""
         self._items, self.size, self.is_full = [], 0, False

@@ -9,11 +9,11 @@ from push1st.core.app import App
 from push1st.messages import HookEvent, HookEventKind, Member, Publish
 
 MAX_TTL = 1 << 53
-"""the maximum time to live in seconds; a longer time is reduced to this value, because brokers store times in 64 bits"""
+"""an event's maximum time to live in seconds; a longer time is reduced to this value, because brokers store times in 64 bits"""
 
 
 class Reports:
-    """Reports hook events, except events of the channels of single users, whose names begin with `#`."""
+    """Reports hook events, except events on users' channels, whose names begin with `#`."""
 
     __slots__ = ("_clock", "_hook_events")
 

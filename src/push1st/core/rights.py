@@ -1,7 +1,7 @@
 """The rights of a client: to subscribe to a channel, to be a member, to publish an event, and to sign in as a user.
 
-Pure: the functions get the app's configuration and the client's properties, and raise `Refused` if the client lacks a right. The
-session checks the limits that depend on time, such as events a second.
+The functions are pure: they take the app's configuration and the client's properties, and raise `Refused` if a right is missing.
+The session checks the limits that depend on time, such as events a second.
 """
 
 from collections.abc import Callable
@@ -19,13 +19,13 @@ from push1st.messages import Member, Publish, SignedInUser, SignIn, Subscribe, u
 MAX_MEMBER_BYTES = 1024
 """the maximum number of bytes of `channel_data`, which describes a presence member (Pusher protocol, section 8)"""
 MAX_WATCHLIST = 100
-"""the maximum number of users on a watchlist; further users are cut off, and the client gets an error (protocol, section 5)"""
+"""the maximum number of users on a watchlist; further users are ignored, and the client gets an error (protocol, section 5)"""
 
 
 class Claimant(Protocol):
     """The properties of a session that determine its rights.
 
-    `claims`: the rights from the client's access token; None for a client without a token.
+    `claims`: the rights that the client's access token grants; None for a client without a token.
     `push`: the types of channels to which a raw client may publish; None for a Pusher client.
     `lenient`: whether a client may subscribe to a presence channel without being a member.
     """
@@ -56,7 +56,7 @@ class UserData(msgspec.Struct, gc=False):
 class Identity(msgspec.Struct, frozen=True, gc=False):
     """A signed-in user whose signature is valid.
 
-    `user_data`: the text that the backend signed, but with the user's id as a text. `is_cut`: whether the watchlist was cut.
+    `user_data`: the JSON that the backend signed, with the user's id as a JSON string. `is_cut`: whether the watchlist was cut.
     """
 
     user: SignedInUser
@@ -72,8 +72,8 @@ _channel_data = msgspec.json.Decoder(ChannelData)
 def to_subscribe(client: Claimant, config: AppConfig, command: Subscribe, decides: Callable[[str], object] | None) -> Kind:
     """Returns the kind of a channel if a client may subscribe to the channel. Otherwise raises Refused.
 
-    `decides`: a function that returns whether the app's backend decides about a channel, so that the client needs no signature
-    and no token. If `decides` is None, the backend decides about no channel.
+    `decides`: a function that returns whether the app's backend decides about subscriptions to a channel; then the client needs
+    no signature and no token. If `decides` is None, the backend makes no such decisions.
     """
     name = command.channel
     if name.startswith("#"):
@@ -107,7 +107,7 @@ def may_subscribe(client: Claimant, config: AppConfig, channel: str, decides: Ca
 
 
 def member(client: Claimant, channel_data: str) -> Member | None:
-    """Returns the member as which a client subscribes to a presence channel; None for a lenient client without valid data.
+    """Returns the presence member that a client becomes when it subscribes; None for a lenient client without valid data.
 
     Raises Refused if the data of the member is invalid or too long (Pusher protocol, section 8).
     """
@@ -156,7 +156,7 @@ def to_publish(client: Claimant, config: AppConfig, command: Publish, is_subscri
 
 
 def to_sign_in(client: Claimant, config: AppConfig, command: SignIn) -> Identity:
-    """Returns the user that a client signs in as (Pusher protocol, section 5). Raises Refused."""
+    """Returns the identity of a client that signs in (Pusher protocol, section 5). Raises Refused."""
     if not auth.check_user(config.key, config.secret, client.id, command.user_data, command.auth):
         signed = f"{client.id}::user::user_data"
         raise Refused(401, f"Invalid signature: auth must be the app key, a colon and the HMAC SHA256 in hex of {signed}")
@@ -176,6 +176,6 @@ def to_sign_in(client: Claimant, config: AppConfig, command: SignIn) -> Identity
 
 
 def _with_id(user_data: str, id: str) -> str:
-    """Returns user data with the id as a text, because pusher-js ignores a sign-in whose id is not a text."""
+    """Returns user data with the id as a JSON string, because pusher-js ignores a sign-in whose id is not a string."""
     fields = decode(_fields, user_data) | {"id": msgspec.Raw(encode(id))}
     return encode(fields).decode()

@@ -1,12 +1,12 @@
 """The session of one client, in any protocol: applies the client's commands in order, within the client's rights and limits.
 
 A session begins with its first connection. A session without an outbox (`core/outbox.py`) ends with its connection. A session
-with an outbox stays subscribed, and the outbox keeps the output until `attach` or `expire`.
+with an outbox stays subscribed without a connection, and the outbox keeps the output until `attach` or `expire` is called.
 
 A session applies its commands one after another. While a command waits for a broker or a backend, up to `MAX_WAITING_COMMANDS`
-later commands are queued. A transport that can stop reading stops before the queue is full. The answer to a rejected command is
-an error, and the client stays connected. A client with more than `MAX_REFUSALS` rejected commands a second is disconnected. No
-client is disconnected for events above the rate limit, or for commands that fail because the broker is away.
+later commands are queued. A transport that can stop reading its socket does so before the queue is full. The answer to a rejected
+command is an error, and the client stays connected. A client with more than `MAX_REFUSALS` rejected commands a second is
+disconnected. No client is disconnected for events above the rate limit, or for commands that fail because the broker is away.
 """
 
 from collections import deque
@@ -47,13 +47,13 @@ from push1st.messages import (
 MAX_WAITING_COMMANDS = 1000
 """the maximum number of commands of one client that are queued while an earlier command waits"""
 MAX_REFUSALS = 100
-"""the maximum number of rejected commands a second; a client that exceeds it is disconnected"""
+"""the maximum number of rejected commands a second; a client that exceeds this number is disconnected"""
 MAX_CHARGES = 100
-"""the maximum number of charges a second (`Session.charge`); a client that exceeds it for long is disconnected"""
+"""the maximum number of charges a second (`Session.charge`); a client that exceeds this number for a long time is disconnected"""
 CHARGE_SECONDS = 60
 """the number of seconds for which unused charges add up; a client may use all these charges at once"""
 MAX_PUBLISHES = 1000
-"""the maximum number of events a second of a raw client; a client that exceeds it is disconnected"""
+"""the maximum number of events a second of a raw client; a client that exceeds this number is disconnected"""
 
 
 class Session:
@@ -62,10 +62,9 @@ class Session:
     `outlet`: the object that sends replies: the connection, or the owner of the outbox.
     `write`: the function that sends the output of the fan-out: the `write` of the connection or of the outbox.
     `prefix`: the part of the session's id that the client has chosen.
-    `claims`: the rights from the client's access token; None for a client without a token.
+    `claims`: the rights that the client's access token grants; None for a client without a token.
     `push`: the types of channels to which a raw client may publish; None for a Pusher client.
-    `lenient`: whether the client may subscribe to a presence channel without a user. A client without a user receives the
-    channel's events, but is not a member.
+    `lenient`: whether the client may subscribe to a presence channel, and receive the channel's events, without being a member.
     `outbox`: the outbox of a session that outlives its connections; None for any other session.
     """
 
@@ -149,7 +148,7 @@ class Session:
         self.outlet.close(code, reason)
 
     def mute(self, write: Write) -> None:
-        """Discards further output, because the connection is lost. The last commands of the connection are still applied.
+        """Discards further output, because the connection is lost. Commands that have already arrived are still applied.
 
         `write`: a function that discards frames.
         """
@@ -169,8 +168,8 @@ class Session:
     def detach(self, until: float = 0) -> None:
         """Handles the end of the connection: the outbox keeps further output. Without an outbox the session expires now.
 
-        `until`: when the session expires, in seconds on the node's `Clock.monotonic`. If `until` is in the past, the session
-        expires now; otherwise the owner of the outbox calls `expire` at the time `until`.
+        `until`: the time at which the session expires, in seconds on the node's `Clock.monotonic`. If `until` is in the past, the
+        session expires now; otherwise the owner of the outbox calls `expire` at the time `until`.
         """
         outbox = self.outbox
         if outbox is not None:
@@ -180,9 +179,9 @@ class Session:
         self.expire()
 
     def expire(self) -> None:
-        """Ends the session, which leaves its channels and applies no further command.
+        """Ends the session: the session leaves its channels, and applies no further command.
 
-        The owner keeps the outbox, and may still answer the client's next request from the outbox.
+        The owner keeps the outbox, and may still send the items of the outbox with the answer to the client's next request.
         """
         if not self.closed:
             self.closed = True
@@ -195,7 +194,7 @@ class Session:
                 spawn(self.node.withdraw(self.app, self, admission))
 
     def connect(self, request: ClientRequest, on_admitted: Callable[[], None]) -> None:
-        """Admits the client: at once, or when the broker has counted the connection and the backend has accepted the client.
+        """Admits the client: at once, or after the broker has counted the connection and the backend has accepted the client.
 
         `request`: the client's query and headers, for the backend. `on_admitted`: a function that is called when the client is
         admitted; the client's commands wait until then.
@@ -231,7 +230,7 @@ class Session:
             self._finish()
 
     async def _request_connect(self, request: ClientRequest) -> None:
-        """Requests a decision of the app's backend, and signs in the user that the decision contains. Raises Refused."""
+        """Requests the backend's decision, and signs the client in if the decision contains a user. Raises Refused."""
         decision = await decisions.connect(self.node.hooks, self.app, self, request)
         if decision.refused is None and decision.user_id is not None and not self.closed:
             if error := user_id_error(decision.user_id):
@@ -284,7 +283,7 @@ class Session:
             run()
 
     def is_busy(self, when_idle: Callable[[], None]) -> bool:
-        """Returns whether a command waits. If a command waits, `when_idle` is called once, as soon as no command waits."""
+        """If a command is unfinished, returns true, and calls `when_idle` once, after the last command."""
         if self._busy:
             self._when_idle = when_idle
         return self._busy
@@ -321,7 +320,7 @@ class Session:
 
         Pings, pongs, small fragments, unsubscribing, subscribing again, signing in, and rejected events without an answer are
         charged, because no other limit bounds them. New subscriptions are not charged, because `limits.subscriptions` bounds
-        them. A client that exceeds `MAX_CHARGES` a second for long is disconnected.
+        them. A client that exceeds `MAX_CHARGES` a second for a long time is disconnected.
         """
         if self.closed:
             return
@@ -414,7 +413,7 @@ class Session:
         if name in self.subscriptions:
             members = None
             if kind.presence and self.push is None:
-                # The client gets this worker's list of members, because the client later receives the changes of this list.
+                # The client gets this worker's list of members, because this worker later sends changes of this list.
                 members = await self.node.members(self.app, name, local_view=True)
             self.outlet.send(Subscribed(name, members))
             return False
@@ -453,7 +452,7 @@ class Session:
     # Publishing
 
     async def _publish(self, command: Publish) -> None:
-        """Publishes an event of the client. Raises Refused, or Disconnect if a raw client publishes too fast."""
+        """Publishes an event that the client has sent. Raises Refused, or Disconnect if a raw client publishes too fast."""
         channel = command.channel
         rights.to_publish(self, self.app.config, command, channel in self.subscriptions)
         most = self.app.config.limits.client_events if self.push is None else MAX_PUBLISHES

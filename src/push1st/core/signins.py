@@ -19,7 +19,7 @@ from push1st.metrics import Metrics
 
 
 class SignIns:
-    """Signs clients in and out, and holds the events of clients that are about to subscribe."""
+    """Signs clients in and out, and holds events for clients that are about to subscribe."""
 
     __slots__ = ("_clock", "_fanout", "_metrics", "_topics", "_users")
 
@@ -38,7 +38,7 @@ class SignIns:
     ) -> tuple[dict[str, Lane], WatchlistStatus]:
         """Signs a client in as a user; returns the lanes of the user's topics, and the status of the watchlist.
 
-        `held`: the channel to which the client will subscribe, and whose events are held until then; "" for no channel.
+        `held`: the channel whose events are held until the client subscribes to the channel; "" if no events are held.
         """
         id = app.config.id
         topics = (session_topic(user.id), *map(watch_topic, user.watchlist))
@@ -98,12 +98,12 @@ class SignIns:
         self._fanout.direct(client, frame)
 
     def deliver_held(self, app: App, client: Client) -> None:
-        """Delivers the held frames of a client that has just subscribed."""
+        """Delivers the frames held for a client that has just subscribed."""
         if app.held is not None and (channel := app.held.deliver(client)):
             spawn(self.end_hold(app, channel))
 
     def drop_held(self, app: App, client: Client) -> str:
-        """Drops the held frames of a client. Returns the channel for `end_hold`, or "" if nothing was held."""
+        """Drops the frames held for a client. Returns the channel for `end_hold`, or "" if nothing was held."""
         return "" if app.held is None else app.held.drop(client)
 
     async def end_hold(self, app: App, channel: str) -> None:
@@ -113,7 +113,7 @@ class SignIns:
         await self._topics.release(app, channel)
 
     def tick(self, app: App, now: float) -> None:
-        """Delivers the frames of clients that did not subscribe in time. Called once a second."""
+        """Delivers the frames held for clients that did not subscribe in time. Called once a second."""
         held = app.held
         if held is not None:
             for client in held.due(now):

@@ -1,8 +1,8 @@
 """The topics to which this worker is subscribed at the broker for its own clients.
 
-The worker subscribes to a topic before its first client joins the channel, and unsubscribes after its last client leaves.
-A client that joins a channel waits for the broker. So `ClientTopics` counts the clients that are about to join a channel, and
-keeps the channel's topic while there are such clients.
+The worker subscribes to a topic before its first client joins the channel, and unsubscribes after its last client leaves. While a
+client joins a channel, the worker waits for the broker. So `ClientTopics` counts the clients that are about to join a channel,
+and keeps the channel's topic while there are such clients.
 """
 
 from collections import Counter
@@ -27,7 +27,7 @@ class ClientTopics:
         self._broker = broker
 
     def want(self, app: App, name: str) -> None:
-        """Keeps a topic subscribed for a client that is about to join. Each call of `want` needs one call of `unwant`."""
+        """Keeps this worker subscribed for a client that is about to join a topic. Each call needs one call of `unwant`."""
         self._wanted[app.config.id, name] += 1
 
     def unwant(self, app: App, name: str) -> bool:
@@ -43,7 +43,7 @@ class ClientTopics:
         await self._broker.subscribe(app.config.id, name)
 
     async def release(self, app: App, name: str) -> None:
-        """Unsubscribes from a topic if no client of this worker needs it."""
+        """Unsubscribes from a topic if no client of this worker needs the topic."""
         if not self.is_received(app, name) and (app.config.id, name) not in self._wanted:
             with suppress(Refused):  # messages that still arrive have no subscriber on this worker
                 await self._broker.unsubscribe(app.config.id, name)
