@@ -40,7 +40,7 @@ class App:
     """An app on this worker: its configuration, the values derived from the configuration, and the app's clients.
 
     The configuration may change while the worker runs (`Node.configure`), so other objects read the configuration from
-    `App.config`. Functions in `Node.on_configured` update derived values that other objects store.
+    `App.config`. Functions in `Node.on_configured` update values that other objects have derived from the configuration.
 
     `version`: a number that is incremented with each change of the configuration.
     `hook_kinds`: the kinds of hook events that the app's hooks receive.

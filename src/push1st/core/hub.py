@@ -93,7 +93,7 @@ class Subscription:
     """A client's subscription to a channel. The client's session stores the subscription under the channel's name.
 
     `lane`: the channel's lane that contains the client. `member`: the client's member on a presence channel, or None.
-    To save memory, all clients in a lane that have no member share one `Subscription` object.
+    To save memory, a lane's clients that have no member share one `Subscription` object.
     """
 
     __slots__ = ("lane", "member")

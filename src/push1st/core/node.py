@@ -1,6 +1,6 @@
 """The logic of one worker: applies the commands of sessions and the calls of the API to the hub, the roster and the broker.
 
-The order of the steps in each method keeps invariants 1 and 2. No `await` is between reading and changing shared state. A
+The order of the steps in each method keeps invariants 1 and 2. No method awaits between reading and changing shared state. A
 channel's pending frames are flushed before its subscribers change. After an `await`, a method checks whether the client is still
 connected. If the client has left, the method undoes its own changes.
 

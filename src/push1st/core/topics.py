@@ -1,8 +1,8 @@
 """The topics to which this worker is subscribed at the broker for its own clients.
 
-The worker subscribes to a topic before its first client joins the channel, and unsubscribes after its last client leaves. While a
-client joins a channel, the worker waits for the broker. So `ClientTopics` counts the clients that are about to join a channel,
-and keeps the channel's topic while there are such clients.
+The worker subscribes to a channel's topic before the worker's first client joins, and unsubscribes after the last client leaves.
+While a client joins a channel, the worker waits for the broker. So `ClientTopics` counts the clients that are about to join a
+channel, and keeps the channel's topic while there are such clients.
 """
 
 from collections import Counter
