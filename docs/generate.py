@@ -43,7 +43,7 @@ ABOUT: dict[str, str] = {
         "If this key is set, it also raises `limits.payload` of each app that does not set `limits.payload` itself."
     ),
     "server.outbox": (
-        "Maximum number of bytes that may wait to be sent on one connection. If more bytes wait, the server disconnects the client."
+        "Maximum number of bytes that may wait to be sent on one connection. Above it, the server disconnects the client."
     ),
     "server.workers": (
         "Number of processes that serve clients; `auto` starts one process for each core ([scaling.md](scaling.md))."
@@ -51,7 +51,7 @@ ABOUT: dict[str, str] = {
     "server.drain": "Number of seconds in which a stopping server disconnects its clients one group after another.",
     "server.app-path": "Part of every WebSocket path before the app's key.",
     "api.listen": (
-        "Addresses of the API. The server accepts unsigned calls only on these addresses. These addresses also accept WebSockets. "
+        "Addresses of the API. Only these addresses accept unsigned calls. These addresses also accept WebSockets. "
         "With `false`, the server listens on `server.listen` only. "
         "If a configuration file has no section `api`, the address is `tcp://127.0.0.1:6002`."
     ),

@@ -68,7 +68,7 @@ class Refusals:
         log.debug(event, code=code, reason=self._without_secrets(reason), **fields)
 
     def log_answer(self, event: str, response: Response, **where: object) -> None:
-        """Logs the rejection in an HTTP response, whose JSON body contains the reason."""
+        """Writes a log line about a rejection that a client gets as an HTTP response, whose JSON body contains the reason."""
         if self.enabled:
             self.log(event, int(response.status), msgspec.json.decode(response.body)["error"], **where)
 

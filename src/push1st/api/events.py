@@ -210,8 +210,8 @@ async def publish_body(call: Call) -> Response:
 
 
 def _with_params(call: Call) -> Event:
-    """Decodes an event that may have members in the query (Pusher protocol, section 9). A member in the body takes
-    precedence over a parameter of the query.
+    """Decodes an event. JSON fields that are missing in the body may be parameters of the URL's query (Pusher protocol,
+    section 9).
     """
     params = call.params()
     given: dict[str, bytes] = {

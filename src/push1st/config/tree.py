@@ -304,7 +304,7 @@ def _syntax_error(exc: Exception, name: str, text: str) -> ConfigError:
 
 
 def _known_mistake(error: Any, line: int, lines: list[str]) -> str:
-    """Returns the line number of a frequent mistake, with a description and the allowed text; "" for other mistakes.
+    """Returns one string for a frequent mistake: its line number, what is wrong, and the correct form; "" for other mistakes.
 
     line: the line that PyYAML reports, counted from 0. PyYAML often reports a line after the mistake.
     """

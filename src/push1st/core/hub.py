@@ -15,7 +15,8 @@ from push1st.messages import Member, Message
 
 Write = Callable[[bytes], object]
 MAX_PREFIX_PARTS = 8
-"""the maximum number of indexed parts (between dots) of a session prefix; a multicast to a longer prefix also compares ids"""
+"""the maximum number of parts of a session prefix, separated by dots, that the hub indexes; for a longer prefix, a multicast
+compares the prefix with the ids of the sessions that it finds"""
 
 
 class Wire(Protocol):

@@ -243,7 +243,7 @@ class Queue:
     def _is_half_full(self) -> bool:
         """Returns whether the endpoint fails and deliveries contain half of the queue.
 
-        A queue in this state begins no delivery, because it cannot drop the events of deliveries for new events.
+        A queue in this state begins no delivery: to make room for new events, it may only drop events that are not in a delivery.
         """
         return self._failing and (2 * self._tried_events >= self._max_events or 2 * self._tried_bytes >= self._max_bytes)
 

@@ -18,7 +18,7 @@ class TlsContext(ssl.SSLContext):
 
     has_room: whether the file descriptor of the last accepted connection is within the limit.
     refuse: a function that counts a rejected handshake.
-    decryption: the object that limits the time in which connections decrypt data.
+    decryption: the object that limits how long the connections may decrypt data in each turn of the event loop.
     """
 
     sslobject_class = Records

@@ -186,7 +186,7 @@ class OpenPoll:
         self._is_scheduled = False
 
     def take(self, item: bytes) -> bytes:
-        """Schedules the answer for the end of the loop turn. Returns `item`, so that the outbox keeps `item` until the answer."""
+        """Schedules the answer for the end of the loop turn. Returns the whole `item`, which stays in the outbox until then."""
         if not self._is_scheduled:
             self._is_scheduled = True
             asyncio.get_running_loop().call_soon(self._answer)
