@@ -14,7 +14,7 @@ One secret of an app signs five kinds of text, so no text of one kind may be rea
 The five kinds of text begin differently. A socket id or a channel name contains no colon, line break or brace, and a channel name
 is not empty. `session_token` signs names that a caller sends, so it checks the characters of these names.
 
-An app without a secret has public channels only (Push1st API, section 9). Such an app has no signatures, and every check
+An app without a secret has public channels only (Push1st API, section 9). For such an app, every check of a signature
 fails, because anybody could sign with an empty key.
 """
 
@@ -112,19 +112,19 @@ def body_signature(secret: str, body: bytes) -> str:
 
 
 def user_signature(secret: str, socket_id: str, user_data: str) -> str:
-    """Returns the signature that signs a user in (Pusher protocol, section 5): HMAC of `socket_id::user::user_data`."""
+    """Returns the signature for the sign-in of a user (Pusher protocol, section 5): HMAC of `socket_id::user::user_data`."""
     return hmac_hex(secret, f"{socket_id}::user::{user_data}")
 
 
 def check_user(key: str, secret: str, socket_id: str, user_data: str, auth: str) -> bool:
-    """Whether a signature signs this user in. `auth`: the signature, alone or after the app key and a colon."""
+    """Whether a signature is valid for this user's sign-in. `auth`: the signature, alone or after the app key and a colon."""
     return bool(secret) and equal(auth.removeprefix(f"{key}:"), user_signature(secret, socket_id, user_data))
 
 
 def session_token(secret: str, session: str, channel: str, data: str = "") -> str:
     """Returns the session token of Push1st API, section 1: 64 hex digits that a client sends as `auth`.
 
-    Raises Refused(400) if the text to sign could be read as another kind of text, and for channels of signed-in users. Raises
+    Raises Refused(400) for the channel of a signed-in user, and if the text to sign could be read as another kind of text. Raises
     Refused(403) if the app has no secret.
     """
     if not secret:
@@ -264,7 +264,7 @@ def sign_request(
 
 
 def check_request(key: str, secret: str, method: str, path: str, query: str, body: bytes, now: float) -> bool:
-    """Checks a request's signature (Pusher protocol, section 9). Returns whether `query` also has parameters of the endpoint.
+    """Checks a request's signature (Pusher protocol, section 9). Returns whether `query` has more than the signature parameters.
 
     `method`, `path`: the method and the path of the request line, because the official libraries sign the path as they send it.
     `query`: the query of the request line, without the `?`.

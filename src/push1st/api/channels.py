@@ -74,7 +74,7 @@ async def users(call: Call) -> Response:
 
 
 def _head(name: str) -> dict[str, object]:
-    """Returns the JSON members that describe every channel in an answer of Push1st's API. `close` is always "auto", because the
+    """Returns the JSON fields that answers of Push1st's API contain for every channel. `close` is always "auto", because the
     server removes a channel that has no subscription.
     """
     return {"channel": name, "type": kind_of(name).type, "close": "auto"}

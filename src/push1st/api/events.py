@@ -118,10 +118,10 @@ async def _publish_slowly(
 ) -> Response:
     """Completes a publish request that waits for the broker or has to read attributes.
 
-    reach: the excluded connection and the options, if the answer needs the exact number of receivers; else None.
+    reach: the last arguments of `Controller.reach`, if the answer needs the exact number of receivers; else None.
     """
     counts |= zip(waiting, await _all(waiting.values()), strict=True)
-    if waiting and reach:  # the counts of a shared broker include excluded connections
+    if waiting and reach:  # a shared broker also counts the excluded connections
         counts = {name: await call.node.controller.reach(call.app, name, *reach) for name in counts}
     if attributes:
         return answer({"channels": {name: await channel_info(call, name, attributes) for name in counts}})
@@ -129,14 +129,14 @@ async def _publish_slowly(
 
 
 async def _all(publishes: Iterable[MaybeAwaitable[Published]]) -> list[int]:
-    """Waits for several publishes, which together need only one round trip to the broker."""
+    """Waits until several messages are published; all messages together need only one round trip to the broker."""
     rest = iter(publishes)
     counts = []
     try:
         for one in rest:
             counts.append((await resolve(one)).count)  # noqa: PERF401 - `rest` is needed later
     finally:
-        for one in rest:  # after a failure, no caller needs the results of the other publishes
+        for one in rest:  # after one call has failed, the results of the other calls are not needed
             if not isinstance(one, Published):
                 one.close()
     return counts
@@ -210,7 +210,7 @@ async def publish_body(call: Call) -> Response:
 
 
 def _with_params(call: Call) -> Event:
-    """Decodes an event. JSON fields that are missing in the body may be parameters of the URL's query (Pusher protocol,
+    """Decodes an event. The query of the URL may contain the fields that are missing in the JSON body (Pusher protocol,
     section 9).
     """
     params = call.params()
@@ -251,8 +251,8 @@ def check_socket_id(socket_id: str) -> None:
 
 
 def check_rate(call: Call, events: int) -> None:
-    """Raises Refused(429) if the app exceeds its limit of published events. A request counts as at most
-    the number of events that the limit allows in one second.
+    """Raises Refused(429) if the app exceeds its limit of published events. For this check, a request never
+    counts as more events than the limit allows in one second.
     """
     most = call.app.config.limits.publishes
     if not call.app.publishes.take(call.node.clock.monotonic(), min(events, most)):

@@ -28,8 +28,8 @@ def states(hooks: Sequence[Status]) -> bytes:
 
 
 def merged(own: Iterable[Status], others: Iterable[Iterable[Status]]) -> list[Status]:
-    """Adds up the states of each hook endpoint in all workers; the sum contains the newest error of all workers. If other
-    workers have another configuration, the list ends with the endpoints that only these workers have.
+    """Adds up the counts of each hook endpoint in all workers, and selects the newest error. If other workers have another
+    configuration than this worker, the list ends with the endpoints that this worker does not have.
     """
     found = dict(_named(own))
     for those in others:

@@ -116,7 +116,7 @@ class _Collected:
 
 
 def _counter(name: str, text: str, label: str, values: Mapping[str, int] | Mapping[int, int], known: Iterable[str]) -> Metric:
-    """Returns a counter. `known` lists values of the label that have the count 0 before their first event."""
+    """Returns a counter. `known`: label values; each of them that is missing in `values` gets the count 0."""
     family = CounterMetricFamily(f"push1st_{name}", text, labels=[label])
     counts = dict.fromkeys(known, 0) | {str(value): count for value, count in values.items()}
     for value, count in counts.items():

@@ -146,7 +146,7 @@ class Roster(Protocol):
     async def members(self, app: str, channel: str, *, local_view: bool = False) -> tuple[Member, ...]:
         """Returns the members of a presence channel.
 
-        local_view: whether to return the members that this worker has reported to its clients, if it has clients on the channel.
+        local_view: if this worker has clients on the channel, whether to return the members that were reported to these clients.
         """
 
     async def claim(self, app: str, channel: str, seconds: int) -> bool:
@@ -168,7 +168,7 @@ class Users(Protocol):
 
 
 class Quotas(Protocol):
-    """The numbers of connections of apps, for all workers together. An app without a connection limit has no such count."""
+    """The numbers of connections of apps, for all workers together. Connections are counted only if the app has a limit."""
 
     async def connect(self, app: str, limit: int) -> bool:
         """Counts a connection. Returns False, without counting, if the app already has `limit` connections."""
@@ -183,5 +183,5 @@ class HookEvents(Protocol):
     def report(self, event: HookEvent) -> None:
         """Passes the hook event to `on_event`, once, on one worker of the cluster. This method never waits.
 
-        If the event's phase is `held`, a process stopped while it held back the event. The broker holds it back again.
+        An event with the phase `held` was held back by a process that stopped. The broker holds back the event again.
         """

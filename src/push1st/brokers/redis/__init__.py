@@ -4,7 +4,7 @@
 in the server, and loads the Lua scripts. `resp.py` is a connection to a server, and `servers.py` finds the server of a shard.
 
 The roster and the topics of a shard share one connection, so replies and messages arrive in the order of the server's changes.
-A member list includes all earlier joins and leaves; later ones arrive afterwards. All messages after a join reach its subscriber.
+A member list contains all earlier joins and leaves; later changes follow. All messages after a join reach the new subscriber.
 """
 
 import asyncio
@@ -146,7 +146,7 @@ class Redis:
                 self._shards.all[index].requests.replied(*decode_reply(data))
             elif data[0] == NODE:
                 self._shards.all[index].lease.node_subscribed(decode_node(data))
-        except (msgspec.DecodeError, UnicodeDecodeError, ValueError, IndexError) as exc:  # the sending node has another version
+        except (msgspec.DecodeError, UnicodeDecodeError, ValueError, IndexError) as exc:  # the sender has another version
             log.error("data of the broker cannot be decoded", reason=str(exc))
 
     async def subscribe(self, app: str, channel: str) -> None:
@@ -229,7 +229,7 @@ class Redis:
         online: dict[str, bool] = {}
         for shard, some in shards.items():
             online |= await shard.roster.online(app, some)
-        # The views also contain the edges that have arrived since the first shard replied.
+        # The views also contain the edges that arrived while this method waited for the shards' replies.
         return frozenset(user for user, first in online.items() if self._views.status(app, user, first))
 
     # Hook events

@@ -41,7 +41,7 @@ STATE_LOST = "NOLEASE"
 FAULTS = (STATE_LOST, "NOSCRIPT", "MOVED", "READONLY", "LOADING", "CLUSTERDOWN", "MASTERDOWN", "NOAUTH")
 """the first words of error replies after which the node registers again, or looks up the server again"""
 MOVING = ("ASK", "TRYAGAIN")
-"""the first words of error replies while a cluster moves the keys of a slot; the topics of the slot move after the last key"""
+"""the first words of error replies while a cluster moves the keys of a slot; the slot's topics move after all of its keys"""
 AWAY_FOR_LONG = "the broker is away, try again"
 HINTS = {
     "MISCONF": "the disk is full or not writable, see the log of the broker; or turn off saving, which push1st does not need",
@@ -183,7 +183,7 @@ class ShardConnection:
             self._retry.set()
 
     async def close(self) -> RespConnection | None:
-        """Stops reconnecting. Returns the connection if the node is registered on it; else ends it, and returns None."""
+        """Stops reconnecting. Returns the connection if the node is registered, else ends the connection and returns None."""
         resp = self.registered_on
         self._apply(ConnectionEvent.CLOSE)
         if self._task is not None:

@@ -23,7 +23,7 @@ class NodeContext(msgspec.Struct, frozen=True):
     local_roster: the local roster of this worker.
     views: the members and watched users, as reported to the clients on this node.
     timings: the durations of leases, waits and retries.
-    log_dedup: the filter for log lines that another shard has just written.
+    log_dedup: drops a log line if another shard has just written the same line.
     """
 
     node: str

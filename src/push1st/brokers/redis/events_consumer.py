@@ -13,7 +13,7 @@ the consumer keeps a ledger: the channels and members that exist according to th
 delivers only edges that change the ledger. So edges alternate even after a change of the consumer or a loss of the state.
 
 A node that becomes the consumer builds the ledger from the roster, and adds channels and members whose leaving edge is held back.
-Then the node reverses, in the ledger, the changes that the unread events report.
+Then the node undoes, in the ledger, the changes that the unread events report.
 
 After the server lost its state, the node with the ledger remains the consumer. When all nodes have registered their entries
 again, the consumer compares the ledger with the roster, and delivers an edge for each difference. These edges replace the
@@ -66,9 +66,9 @@ class Ledger:
     there: the channels and members, named like the fields of a node's entries (`scripts.py`); None if this node has no ledger.
     apps: the apps whose channels and members the ledger contains.
     place: the place of the last event that was delivered to hooks.
-    compared_at: the time (loop's clock) of the comparison with the roster after a possible loss of events; None: no comparison.
-    checked_at: the time (loop's clock) of the comparison with the roster after another node has ended; None: no comparison. If
-    another node becomes the consumer before this time, the comparison is dropped, because that node builds a new ledger.
+    compared_at: the time (loop's clock) at which a comparison with the roster is due after a possible loss of events, or None.
+    checked_at: the time (loop's clock) at which a comparison with the roster is due after another node has ended, or None. If
+    another node becomes the consumer before this time, the comparison is dropped, because the new consumer builds a new ledger.
     """
 
     def __init__(self) -> None:
@@ -91,7 +91,7 @@ class Ledger:
         self.there = None
 
     async def leave(self, resp: RespConnection, base: str) -> None:
-        """Saves the ledger in the broker for the next consumer, if this node stops before the comparison with the roster."""
+        """Saves the ledger in the broker for the next consumer, if a comparison with the roster is still due."""
         if self.there and self.compared_at is not None:
             key, fields = f"{base}:ledger", list(self.there)
             resp.call("DEL", key)
@@ -164,7 +164,7 @@ class Consumer:
             log.info("this node stopped reading hook events", reason=str(exc) or type(exc).__name__)
         except asyncio.CancelledError:
             if resp is not None:
-                resp.close()  # `close` sends the queued place before the connection ends
+                resp.close()  # `close` sends the last place, if it is queued, and ends the connection
                 resp = None
             raise
         finally:
@@ -296,7 +296,7 @@ class Consumer:
         return True
 
     async def _expected_ledger(self, resp: RespConnection, place: bytes, apps: Collection[str]) -> set[str]:
-        """Returns the ledger that apps must have if their hooks have received all events up to a place, and no later event.
+        """Returns the correct ledger of apps whose hooks have received all events up to a place, and no later event.
 
         The ledger contains the channels and members in the roster, and the channels and members whose leaving edge is held back.
         The roster may change during the scan, but each change adds an event after the place. The first event of a channel or
@@ -311,7 +311,7 @@ class Consumer:
                 async with asyncio.timeout(self._timings.read_silent):
                     for channel, users in zip(presence, await asyncio.gather(*replies), strict=True):
                         there.update(f"m/{app}/{channel}\n{user.decode()}" for user in users)
-        for left in ("held", "gone"):  # leaves are read after the roster, so that no leave is missed
+        for left in ("held", "gone"):  # reads the leaving edges after the roster, to miss no edge
             async for fields in self._scan(resp, f"{self._base}:{left}"):
                 there.update(field for field in fields if field[0] in "cm" and field.split("/", 2)[1] in apps)
         before: dict[str, bool] = {}

@@ -1,6 +1,6 @@
 """Collects subscriptions in batches: one script call adds all subscriptions to a channel from one turn of the event loop.
 
-So one write notifies an existing member of all new members, and the member list is built once for all new members. This module
+So an existing member learns all new members with one write, and the member list is built once for all new members. This module
 does not know the keys of the broker; `presence.py` sends the batches.
 """
 
@@ -36,7 +36,7 @@ class JoinBatch:
     """The subscriptions to one channel that one script call adds.
 
     limit: the maximum number of members of the channel; 0 stands for no limit.
-    want: the letters of the data that the script must return in addition to the results (`lua/join.lua`).
+    want: the data that the script must return in addition to the results, as letters (`lua/join.lua`).
     found, cached, left: from the script's reply: the members, the cached event, and the milliseconds until this event expires.
     delivered: whether this node has delivered the joins to the members on this node.
     members: all members of the channel; None until `ShardRoster` has a member list.
@@ -62,7 +62,7 @@ class JoinBatch:
         if isinstance(reply, Exception):
             for one in waiting:
                 one.done.set_exception(reply)
-                one.done.exception()  # marks the exception as retrieved: no coroutine waits if the client has left
+                one.done.exception()  # without this call, asyncio logs the exception if no coroutine waits
             return
         _, self.found, self.cached, self.left, results = reply
         for one, result in zip(self.pending, results, strict=True):
