@@ -1,8 +1,8 @@
-"""Runs coroutines at once: a coroutine that does not wait finishes without a task.
+"""Runs coroutines immediately: a coroutine that does not wait finishes without a task.
 
 With the memory broker, most commands do not wait; with Redis, they wait for one round trip. `run_eagerly` runs a coroutine up to
-its first wait, in the same turn of the event loop. Only a coroutine that waits gets a task, for its remaining part. Python 3.12
-has eager tasks for this purpose, but Python 3.11 has no such tasks (decision 0014).
+its first wait, in the current turn of the event loop. Only a coroutine that waits gets a task, for its remaining part. Python
+3.12 has eager tasks for this purpose, but Python 3.11 has no such tasks (decision 0014).
 
 Before its first wait, a coroutine has no current task, and must not use `asyncio.timeout` or `asyncio.current_task`.
 """
@@ -62,7 +62,7 @@ async def _finish(rest: Suspended[Any]) -> None:
 
 
 def spawn(coroutine: Coroutine[Any, Any, None]) -> None:
-    """Runs a coroutine to its end: now if it does not wait, else in a task. `_running` keeps the task until its end."""
+    """Runs a coroutine to its end: now if it does not wait, else in a task. `_running` keeps the task until the task ends."""
     rest = run_eagerly(coroutine)
     if isinstance(rest, Suspended):
         task = asyncio.get_running_loop().create_task(_finish(rest))
@@ -76,6 +76,6 @@ async def resolve(result: MaybeAwaitable[T]) -> T:
 
 
 async def join_background() -> None:
-    """Waits until all tasks of `spawn` have ended."""
+    """Waits until all tasks that `spawn` created have ended."""
     while _running:
         await asyncio.wait(_running)

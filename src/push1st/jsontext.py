@@ -18,10 +18,10 @@ _ESCAPE = re.compile(
 def decode(decoder: msgspec.json.Decoder[T], text: str | bytes) -> T:
     """Decodes JSON, and replaces each unpaired surrogate with U+FFFD.
 
-    `JSON.stringify` writes an unpaired surrogate if a text was cut within an emoji. RFC 8259 §8.2 allows unpaired surrogates, but
+    `JSON.stringify` writes an unpaired surrogate if a text ends inside an emoji. RFC 8259 §8.2 allows unpaired surrogates, but
     the decoder rejects them, even in values that are forwarded unchanged.
 
-    Raises the exceptions of the decoder.
+    Raises the exceptions that the decoder raises.
     """
     try:
         return decoder.decode(text)
@@ -57,11 +57,11 @@ def string_size(data: bytes) -> int:
 
 
 def object_text(name: str, text: msgspec.Raw, limit: int) -> bytes:
-    """Returns the JSON text of an object; b"" for a missing value and for null.
+    """Returns the JSON text of an object; b"" if the value is missing or null.
 
     `name`: the name of the field, for errors.
     `limit`: the maximum number of bytes.
-    Raises Refused for any other JSON value (400) and for a longer text (413).
+    Raises Refused with status 400 for any other JSON value, and with 413 for an object that exceeds `limit`.
     """
     found = bytes(text).strip()
     if found in (b"", b"null"):

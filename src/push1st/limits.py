@@ -1,6 +1,6 @@
 """The limits of an app, and the token bucket that enforces limits per second.
 
-The default limits are Pusher's limits (Pusher protocol, section 8). If Pusher has no limit and one client could exhaust the
+The default limits are Pusher's limits (Pusher protocol, section 8). If Pusher has no limit but a single client could overload the
 server, the default is far above the needs of an honest client.
 """
 

@@ -1,4 +1,4 @@
-"""Logging: events with fields, as text for people, or as JSON with one object a line for machines.
+"""Logging: events with fields, as text for people, or as one JSON object on each line for machines.
 
 One list of processors handles the events of Push1st's loggers and of libraries such as asyncio, and writes the events to one
 stream. The processors mask secrets that a caller logs by accident (invariant 10). `mask_secrets` masks fields whose names end
@@ -43,12 +43,12 @@ _SECRET_TEXT = re.compile(
 
 
 def setup(format: Literal["text", "json"], level: str, stream: TextIO, worker: int | None = None) -> None:
-    """Configures the log. Text on a terminal has colours. The function may be called again.
+    """Configures the log. Text on a terminal has colours. A second call changes the configuration.
 
     `level`: debug, info, warning, error or critical; events below this level are dropped.
     `stream`: the file to which all events are written.
     `worker`: the number of this worker, which is added to each event; None for a process that is not a worker.
-    Raises ValueError for any other level.
+    Raises ValueError if `level` is none of these levels.
     """
     try:
         number = logging.getLevelNamesMapping()[level.upper()]
@@ -105,7 +105,7 @@ class Seldom:
         self._times = 0
 
     def times(self, now: float) -> int:
-        """Counts one event. If a new line is due, returns the number of events since the last line, else 0.
+        """Counts one event. If a line must be logged now, returns the number of events since the previous line, else 0.
 
         `now`: the time in seconds, on a clock that never goes back.
         """

@@ -1,8 +1,8 @@
 """The topics to which this worker is subscribed at the broker for its own clients.
 
-The worker subscribes to a channel's topic before the worker's first client joins, and unsubscribes after the last client leaves.
-While a client joins a channel, the worker waits for the broker. So `ClientTopics` counts the clients that are about to join a
-channel, and keeps the channel's topic while there are such clients.
+The worker subscribes to a channel's topic before its first client joins the channel, and unsubscribes after its last client has
+left. While a client joins a channel, the worker waits for the broker. So `ClientTopics` counts the clients that are about to
+join a channel, and keeps the channel's topic while there are such clients.
 """
 
 from collections import Counter
@@ -27,7 +27,7 @@ class ClientTopics:
         self._broker = broker
 
     def want(self, app: App, name: str) -> None:
-        """Keeps this worker subscribed for a client that is about to join a topic. Each call needs one call of `unwant`."""
+        """Keeps this worker subscribed for a client that is about to join a topic. Each call needs a later `unwant`."""
         self._wanted[app.config.id, name] += 1
 
     def unwant(self, app: App, name: str) -> bool:
@@ -45,9 +45,9 @@ class ClientTopics:
     async def release(self, app: App, name: str) -> None:
         """Unsubscribes from a topic if no client of this worker needs the topic."""
         if not self.is_received(app, name) and (app.config.id, name) not in self._wanted:
-            with suppress(Refused):  # messages that still arrive have no subscriber on this worker
+            with suppress(Refused):  # if this call fails, the worker ignores the topic's messages
                 await self._broker.unsubscribe(app.config.id, name)
 
     def is_received(self, app: App, name: str) -> bool:
-        """Returns whether this worker already receives a topic: for its subscribers, or to hold the topic's events."""
+        """Returns whether this worker receives a topic because its clients are subscribed, or because events are held."""
         return name in app.tenant.channels or (app.held is not None and name in app.held)

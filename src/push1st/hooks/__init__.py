@@ -67,7 +67,7 @@ class HookTransport(Protocol):
     """Sends deliveries and requests to one endpoint. `deliver` and `request` raise NotDelivered."""
 
     async def deliver(self, id: str, body: bytes) -> None:
-        """Returns when the endpoint has accepted a delivery. `id` identifies the delivery, and is the same in each attempt."""
+        """Waits until the endpoint has accepted a delivery. `id` identifies the delivery, and is the same in each attempt."""
 
     async def request(self, body: bytes) -> bytes:
         """Sends a request; returns the reply, a JSON text."""
@@ -82,7 +82,7 @@ class Decision(msgspec.Struct, frozen=True):
     """The decision of a backend.
 
     refused: the rejection of the operation; None if the operation is allowed.
-    user_id: the id of the user as which the client connects or subscribes.
+    user_id: the id of the user; the client connects or subscribes with this id.
     user_info: the information about the user, as JSON text.
     data: a JSON text that replaces the data of the published event.
     """
@@ -110,7 +110,7 @@ class Hooks(Protocol):
 
 
 class Status(msgspec.Struct, frozen=True):
-    """The state of an endpoint, as `GET /apps/{app}/hooks` shows it. The numbers count events since the start of the server.
+    """The state of an endpoint, as `GET /apps/{app}/hooks` shows it. The numbers count events since the server started.
 
     failed: the number of lost events.
     retrying: the number of queued events whose delivery has failed at least once.

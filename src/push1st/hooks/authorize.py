@@ -29,7 +29,7 @@ MAX_MESSAGE = 100
 """the maximum number of characters in the message of a rejection; the message must fit into a close frame (RFC 6455 §5.5)"""
 CODES = {"connect": 4009}
 CODE = 403
-"""the code of a rejection if the backend's reply contains no valid code, unless `CODES` contains a code for the operation"""
+"""the code of a rejection if neither the backend's reply nor `CODES` contains a code for the rejected operation"""
 UNDECIDED = "the app's backend gave no answer"
 
 log = logs.get("push1st.hooks")
@@ -161,7 +161,7 @@ class Authorizer:
         return task.result()
 
     def _undecided(self, endpoint: AuthorizeEndpoint, kind: str, text: str) -> Decision:
-        """Counts a failed request under the label `kind`, and logs it. Returns a rejection."""
+        """Counts and logs a failed request; `kind` is the label of the counter. Returns a rejection."""
         self._decisions[kind] += 1
         now = self._clock.monotonic()
         if now - endpoint.failed_at >= LOG_SECONDS:

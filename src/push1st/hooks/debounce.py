@@ -17,7 +17,7 @@ from collections.abc import Container, Iterable
 from push1st.messages import ENTERING, HOLD_SECONDS, HookEvent, HookEventKind
 
 MAX_ABSENT = 10_000
-"""the maximum number of absent channels and members in memory; the module drops a second leaving edge of each of these"""
+"""the maximum number of absent channels and members that the module remembers, to drop repeated leaving edges"""
 
 LEAVING = {leaving: entering for entering, leaving in ENTERING.items()}
 
@@ -30,7 +30,7 @@ class Debounce:
 
     def __init__(self) -> None:
         self._present: set[EdgeKey] = set()
-        """channels and members without a leaving edge since their last entering edge"""
+        """channels and members that are present, or whose leaving edge is still held"""
         self._absent: OrderedDict[EdgeKey, None] = OrderedDict()
         """channels and members whose last edge was a leaving edge"""
         self._held: OrderedDict[EdgeKey, tuple[float, HookEvent]] = OrderedDict()
@@ -62,7 +62,7 @@ class Debounce:
         return passed
 
     def due(self, now: float) -> list[HookEvent]:
-        """Removes the held edges whose hold time is over, and returns these edges."""
+        """Removes and returns the edges that were held for `HOLD_SECONDS`."""
         passed = []
         held, missed = self._held, self._missed
         while held and next(iter(held.values()))[0] <= now:
@@ -92,7 +92,7 @@ class Debounce:
     def forget(self, app: str, kinds: Container[HookEventKind]) -> None:
         """Forgets channels and members of an app if their edges no longer arrive; drops held edges of these channels and members.
 
-        kinds: the kinds of hook events that still arrive. If edges of another kind arrive again, the first edge passes.
+        kinds: the kinds of hook events that still arrive. If edges of a forgotten kind arrive again, the first edge passes.
         """
         for key in [*self._present, *self._absent]:
             if key[0] == app and ("occupied" if key[2] is None else "member-added") not in kinds:

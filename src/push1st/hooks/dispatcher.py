@@ -113,7 +113,7 @@ class HookDispatcher:
         self._configure(app)
 
     def _configure(self, app: AppConfig) -> None:
-        known: dict[tuple[object, ...], list[HookEndpoint]] = {}  # several endpoints may have equal settings
+        known: dict[tuple[object, ...], list[HookEndpoint]] = {}  # a list, because several endpoints may have equal settings
         for endpoint in self._endpoints.pop(app.id, ()):
             known.setdefault(_settings(endpoint.wanted), []).append(endpoint)
         self._kinds.pop(app.id, None)
@@ -214,7 +214,7 @@ class HookDispatcher:
     def _queue(self, format: Format, hook_event: HookEvent) -> None:
         """Encodes a hook event in `format` once, and queues the event for endpoints of this format that want the event."""
         event = b""
-        # A hook event with a subscription count is not caused by a connection, so all such events share one source.
+        # No single connection causes a hook event with a subscription count, so all such events share one source.
         source = hook_event.kind if hook_event.kind == "counted" else hook_event.socket_id
         for one in self._endpoints.get(hook_event.app, ()):
             if one.wanted.format == format and one.wants(hook_event):
@@ -244,7 +244,7 @@ class HookDispatcher:
         Held edges are saved for the next process; without a folder, they are delivered now. If several workers share a broker,
         the broker holds the edges, and this process has no held edges.
 
-        enough: an asyncio event; when it is set, the deliveries end early.
+        enough: an asyncio event; when `enough` is set, this function stops delivering before `seconds` have passed.
         """
         for timer in (self._release_at, self._load_at, *self._retired.values()):
             if timer is not None:

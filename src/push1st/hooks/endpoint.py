@@ -68,7 +68,7 @@ class HookEndpoint:
         return hook_event.kind in self.wanted.kinds and bool(self.wanted.filter(hook_event.channel))
 
     def put(self, channel: str, event: bytes, source: str = "") -> None:
-        """Queues an event. If the queue is full, the new event replaces other events, or is dropped. A dropped event is lost.
+        """Queues an event. If the queue is full, the queue drops other events or the new event. A dropped event is lost.
 
         source: the connection that caused the event; "" if no connection caused it.
         """
@@ -99,7 +99,7 @@ class HookEndpoint:
         loop = asyncio.get_running_loop()
         now = self._context.clock.monotonic()
         while (delivery := self.queue.next(now)) is not None:
-            if not delivery.id:  # with an id, a server that stops now saves the events as one delivery
+            if not delivery.id:  # set now: if the server stops, it saves a delivery with an id as one unit
                 delivery.id = f"{self._context.random(128):032x}"
                 delivery.body = body(self.wanted.format, delivery.events, self._context.clock.wall())
             task = loop.create_task(self._deliver(delivery))
@@ -123,7 +123,7 @@ class HookEndpoint:
             await self._transport.deliver(delivery.id, delivery.body)
         except NotDelivered as exc:
             self._fail(delivery, exc.kind, exc.text)
-        except Exception as exc:  # a defect of the server must not lose the delivery
+        except Exception as exc:  # the delivery must not be lost because of a defect of the server
             log.exception("internal error", where="hooks", endpoint=self.name)
             self._fail(delivery, "internal-error", type(exc).__name__)
         else:

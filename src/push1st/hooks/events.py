@@ -41,7 +41,7 @@ class MemberRemoved(msgspec.Struct, frozen=True, tag_field="name", tag="member_r
 class ClientEvent(msgspec.Struct, frozen=True, tag_field="name", tag="client_event"):
     """An event that a client published.
 
-    data: the text that the client sent; JSON text if the client sent another type.
+    data: the string that the client sent; if the client sent another JSON value, the JSON text of this value.
     user_id: the id of the member that published the event, if the channel is a presence channel.
     """
 

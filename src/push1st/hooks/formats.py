@@ -63,7 +63,7 @@ def wanted(app: AppConfig, folder: str) -> tuple[Wanted, ...]:
 
 
 def kinds(app: AppConfig) -> frozenset[HookEventKind]:
-    """Returns the kinds of hook events that endpoints of the app want; for an edge, the kind of the opposite edge as well."""
+    """Returns the kinds of hook events that endpoints of the app want; for each edge, also the opposite edge."""
     found = frozenset[HookEventKind]().union(*(_kinds(one) for one, _ in _webhooks(app)))
     return found | {OPPOSITES[kind] for kind in found & OPPOSITES.keys()}
 

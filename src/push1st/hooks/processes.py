@@ -1,4 +1,4 @@
-"""Runs users' functions and scripts in child processes: this code may crash or never return, and must not block the loop.
+"""Runs users' functions and scripts in child processes: this code may crash or block, so the event loop must not run it.
 
 A child process serves one call at a time. The server kills a child that does not reply in time, and a child whose call was
 cancelled, because the state of the child is unknown. The next call starts another child. Child processes end with the server.

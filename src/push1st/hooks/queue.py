@@ -1,4 +1,4 @@
-"""The queue of one endpoint: it has limits, and keeps the order of events on each channel.
+"""The queue of one endpoint: the queue limits its size, and keeps the order of events on each channel.
 
 The queue is pure: it sends nothing, and gets the time as an argument. An event waits, or is part of a delivery. A delivery is
 current (the server is sending the delivery), or waits for a retry. Until a delivery is done, it blocks the channels of its
@@ -17,7 +17,7 @@ from collections import deque
 from collections.abc import Iterator
 
 RETRIES_SECONDS = 300.0
-"""the time after the first attempt of a delivery during which the queue retries the delivery (Pusher protocol, section 9)"""
+"""how long the queue retries a delivery after the first attempt (Pusher protocol, section 9)"""
 MAX_WAIT_SECONDS = 60.0
 THROTTLE_SECONDS = 1.0
 """the time between the starts of two new deliveries while the queue throttles deliveries"""
@@ -37,7 +37,7 @@ def wait(attempts: int) -> float:
 class Source:
     """The waiting events of one connection.
 
-    part: the number of events divided by `max_events`, plus the number of their bytes divided by `max_bytes`.
+    part: the number of events divided by `max_events`, plus the bytes of these events divided by `max_bytes`.
     waiting: the events, with the oldest event first.
     """
 
@@ -88,7 +88,7 @@ class Delivery:
 
 
 class Queue:
-    """Queues events and makes deliveries of them.
+    """Queues events and combines queued events into deliveries.
 
     concurrency: the maximum number of deliveries that the server sends at the same time.
     batch: the maximum number of events in a delivery.
@@ -124,7 +124,7 @@ class Queue:
         self.bytes = 0
         self._tried_events = 0
         self._tried_bytes = 0
-        """the number of events, and of bytes, in deliveries; the queue never drops these events to make room for a new event"""
+        """the number of events, and of bytes, in deliveries; the queue never drops these events when it is full"""
 
     @property
     def retrying(self) -> int:
@@ -137,7 +137,7 @@ class Queue:
         return not self.events
 
     def put(self, channel: str, event: bytes, source: str = "") -> bool:
-        """Queues an event; returns whether the event is queued. The queue may drop other events for the new event (`dropped`).
+        """Queues an event; returns whether the event is queued. To make room, the queue may drop other events (see `dropped`).
 
         source: the connection that caused the event; "" if no connection caused it.
         """
@@ -190,7 +190,7 @@ class Queue:
     def _make_room(self, size: int, name: str) -> bool:
         """Drops events of the source with the largest `part` until an event of `size` bytes fits; returns whether the event fits.
 
-        name: the source of the new event. Returns False if, with the new event, no source has a larger `part` than this source.
+        name: the source of the new event. Returns False if no source has a larger `part` than `name` with the new event.
         """
         own = self._sources.get(name)
         part = self._part(size) + (0.0 if own is None else own.part)
@@ -241,9 +241,9 @@ class Queue:
         return self._failing and len(self._current) + len(self._retries) >= self._concurrency
 
     def _is_half_full(self) -> bool:
-        """Returns whether the endpoint fails and deliveries contain half of the queue.
+        """Returns whether the endpoint fails and deliveries occupy at least half of the maximum size of the queue.
 
-        A queue in this state begins no delivery: to make room for new events, it may only drop events that are not in a delivery.
+        Such a queue begins no new delivery, because a full queue can drop only events that are not yet in a delivery.
         """
         return self._failing and (2 * self._tried_events >= self._max_events or 2 * self._tried_bytes >= self._max_bytes)
 
@@ -313,7 +313,7 @@ class Queue:
         self._ready.extend(channel for channel in delivery.channels if channel in self._waiting and channel not in self._busy)
 
     def when(self) -> float | None:
-        """Returns the time of the next delivery, if the queue stays unchanged until then; None if no delivery is possible."""
+        """Returns when the next delivery may begin if the queue does not change; None if no delivery may begin."""
         if len(self._current) >= self._concurrency:
             return None
         at = self._retries[0][0] if self._retries else None
@@ -330,7 +330,7 @@ class Queue:
         yield from self._restored
 
     def untried(self) -> Iterator[tuple[str, bytes, str]]:
-        """Yields arguments for `put`: channel, event and source of each waiting event, in the order of each channel."""
+        """Yields arguments for `put`: channel, event and source of each waiting event; each channel's events are in order."""
         for channel, waiting in self._waiting.items():
             for entry in waiting:
                 if entry.event:

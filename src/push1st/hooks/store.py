@@ -1,7 +1,7 @@
 """The folder of hook events: it contains dead letters, and queued events that a stopping process saves for the next process.
 
 A dead letter is a line with lost events, which people can read. Events contain users' data, so only the owner can read the files.
-The folder may be read-only, full or unreachable for a while. A failed write leaves no part of a file, and the caller retries.
+The folder may be read-only, full or unreachable for a while. A failed write leaves no incomplete file, and the caller retries.
 Only the process that holds the lock of a file may use this file.
 
 A thread writes dead letters, so that a slow disk does not stop the event loop. Dead letters have limits in memory and on disk.
@@ -112,7 +112,7 @@ class Store:
     def saved(self) -> Iterator[Saved]:
         """Yields the saved lines, oldest first. Only one process reads a file, and removes the file before yielding its lines.
 
-        Raises OSError at the end if some files cannot be read at the moment.
+        Raises OSError after the last line if some files could not be read.
         """
         failed: OSError | None = None
         for name in sorted(filter(SAVED.fullmatch, os.listdir(self._folder)), key=lambda name: name[name.index("saved-") :]):

@@ -1,7 +1,7 @@
 """Endpoints over HTTP and HTTPS: each delivery is one POST request, on a persistent connection.
 
-The transport does not follow redirects, because the body is signed for the configured URL. Only the status of the response
-matters for a delivery. The transport reads at most `MAX_READ` bytes of the response's body, so that the connection can be reused.
+The transport does not follow redirects, because the body is signed for the configured URL. Only the response's status
+shows whether the endpoint accepted a delivery. The transport reads at most `MAX_READ` bytes of the body, to reuse the connection.
 """
 
 import os
@@ -90,6 +90,6 @@ def _reason(exc: BaseException) -> str:
 
 def _system_text(exc: OSError) -> str:
     """Returns the system's text for an error, such as `Connection refused`, without asyncio's text `Connect call failed (…)`."""
-    if exc.errno and not isinstance(exc, socket.gaierror):  # a `gaierror` has its own numbers, not those of `errno`
+    if exc.errno and not isinstance(exc, socket.gaierror):  # the error numbers of a `gaierror` are not those of `errno`
         return os.strerror(exc.errno)
     return exc.strerror or type(exc).__name__
