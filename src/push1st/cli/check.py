@@ -1,4 +1,4 @@
-"""`push1st check`: checks a configuration without starting the server, and prints the listeners and apps that it defines."""
+"""`push1st check`: checks a configuration without starting the server, and prints the configured listeners and apps."""
 
 import sys
 
@@ -60,7 +60,7 @@ def _backends(app: AppConfig) -> list[str]:
 
 
 def _uncallable(config: Config) -> list[str]:
-    """Loads each Python function and Lua script of the hooks; returns a line for each that cannot be called."""
+    """Loads the Python functions and Lua scripts of the hooks; returns a line for each URL that the server cannot call."""
     named = {
         (app.id, url)
         for app in config.apps

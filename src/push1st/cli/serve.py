@@ -50,7 +50,7 @@ def run(options: Arguments) -> int:
 
 
 def demo_text(config: Config) -> str:
-    """Returns the text that the demo prints at its start: addresses, the app, and commands that show a message arrive."""
+    """Returns the text that the demo prints at its start: addresses, the app, and commands that publish and receive an event."""
     app = config.apps[0]
     ws, api = url(config.server.listen[0], "ws"), url(config.api.listen[0], "http")
     options = ("" if ws == DEMO_URL else f" --url {ws}") + ("" if app.key == "app-key" else f" --key {app.key}")

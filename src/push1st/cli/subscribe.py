@@ -55,7 +55,7 @@ def subscribe(
 
     url: the URL of the server.
     base: the part of the WebSocket path before the app's key, such as /app/.
-    ready: a function to call once, when the server has confirmed all subscriptions.
+    ready: a function that is called once, after the server has confirmed all subscriptions.
     count: the number of events after which the function returns; 0: there is no limit.
     """
     split_url(url, ("ws", "wss"), "ws://127.0.0.1:6001")

@@ -57,7 +57,7 @@ class Address(msgspec.Struct, frozen=True):
 
     @property
     def all(self) -> str:
-        """Describes all parts of the address, except the password."""
+        """Describes all parts of the address, but does not reveal the password."""
         parts = [str(self)]
         parts += ["TLS"] if self.tls else []
         parts += [f"master {self.master}"] if self.master else []

@@ -184,7 +184,7 @@ def _name(file: Path, folder: Path) -> str:
 
 
 def _overlaid(sections: Sequence[Value], above: Value | None, chosen: Value | None, problems: list[str]) -> list[Value]:
-    """Merges the section `above` into the section of the same app; adds `above` as a new app if no section has its id.
+    """Merges the section `above` into the section of the same app; adds `above` as a new app if there is no such section.
 
     above: the app's section from the environment; None if no variable configures an app.
     chosen: the value of PUSH1ST_APP_ID; None if this variable is not set.
@@ -200,7 +200,7 @@ def _overlaid(sections: Sequence[Value], above: Value | None, chosen: Value | No
     elif len({section.path for section in sections}) == 1:
         id = sections[0].path
     else:
-        if not problems:  # other problems may be the reason why apps are missing
+        if not problems:  # an earlier problem may have removed apps from the list
             ids = ", ".join(section.path for section in sections) or "none"
             problems.append(f"{above.place}: found apps: {ids}, allowed: exactly one, or {APP_ID} to select one")
         return list(sections)

@@ -338,7 +338,7 @@ class HooksConfig(msgspec.Struct, frozen=True, kw_only=True):
 class AppConfig(_Discreet, frozen=True, kw_only=True):
     """The settings of an app.
 
-    channels: the types of channels that clients may use. An app without a secret has public channels only: it cannot sign.
+    channels: the types of channels that clients may use. Without a secret, an app has public channels only.
     origins: the origins of web pages that may connect; empty: all origins.
     client_messages: whether clients may publish; by default they may not, as with Pusher.
     statistic: a setting of the original Push1st, without effect in this server.

@@ -1,7 +1,7 @@
 """Renews this node's lease in a shard, and evicts other nodes whose lease has expired.
 
-The broker measures leases on its own clock. A node renews its lease every `Timings.renew` seconds. The reply lists the nodes
-without a lease. Every living node may evict these nodes. Each eviction step removes up to `MAX_EVICTED` entries.
+The broker measures leases on its own clock. A node renews its lease every `Timings.renew` seconds. The reply to a renewal lists
+the nodes without a lease. Every living node may evict these nodes. Each eviction step removes up to `MAX_EVICTED` entries.
 """
 
 import asyncio
@@ -30,7 +30,7 @@ def milliseconds(seconds: float) -> int:
 
 
 class Lease:
-    """See the module. The function `renewed` is called after each renewal; it may repair the broker's copy of the entries."""
+    """See the module. The function `renewed` is called after each renewal, and may repair the broker's copy of the entries."""
 
     def __init__(
         self,
@@ -51,7 +51,7 @@ class Lease:
         self.recovered_at: float | None = None
         """the time (loop's clock) from which the views may be compared with the roster; None if no comparison is due"""
         self.least = 0
-        """the argument `least` of `nodes_not_here` (`lua/helpers.lua`), in milliseconds"""
+        """the milliseconds for the argument `least` of the function `nodes_not_here` in `lua/helpers.lua`"""
         self._evicts_at = 0.0
         """the time (loop's clock) from which this node may evict nodes without a lease"""
         self._evicting: set[str] = set()

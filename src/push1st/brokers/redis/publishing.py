@@ -1,7 +1,7 @@
-"""Sends messages to the broker in batches. One command sends all messages of a topic from one turn of the event loop.
+"""Sends messages to the broker in batches. One command sends all messages that a topic gets in one turn of the event loop.
 
-While the broker is away, publishing is rejected at once and does not wait until the broker is back. A publish that the broker
-does not confirm within `CONFIRM_SECONDS` fails.
+While the broker is away, publishing is rejected at once. A publish that the broker does not confirm within `CONFIRM_SECONDS`
+fails.
 """
 
 import asyncio
@@ -72,7 +72,7 @@ Send = Callable[[RespConnection, Batch, bytes, bytes | None], None]
 
 
 class PublishBatcher:
-    """Collects messages in batches. `connection` is the connection for publishes; while it is None, publishing is rejected."""
+    """Collects messages in batches. `connection` is the connection for publishes; without it, publishing is rejected."""
 
     def __init__(self, send: Send, metrics: Metrics) -> None:
         self._send = send

@@ -92,7 +92,7 @@ class Reconciler:
         self._lease.registered(recovery, late)
 
     async def _send_registration(self, resp: RespConnection) -> tuple[int, int, int]:
-        """Returns the number of missing nodes, whether the lease had expired (1 or 0), and the remaining recovery in ms."""
+        """Returns the number of missing nodes, whether the lease had expired (1 or 0), and the rest of the recovery in ms."""
         node, lease = self._context.node, self._lease
         new_epoch = f"{node}-{self._context.stamp()[0]}"
         wanted = self._number if self._numbered else -1
@@ -134,7 +134,7 @@ class Reconciler:
     def _send_unconfirmed_leaves(self) -> None:
         """Sends the unconfirmed leaves to a server that has lost its state. The server publishes these leaves after the recovery.
 
-        A server that still has its state does not need these leaves: the repair of the entries publishes the edges.
+        A server that still has its state does not need these leaves, because the repair also publishes their edges.
         """
         left, self._roster.unconfirmed_leaves = self._roster.unconfirmed_leaves, {}
         if not self._state_lost:

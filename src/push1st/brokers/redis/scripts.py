@@ -2,8 +2,8 @@
 
 All keys of a shard are in one hash slot. Every key begins with the base of the shard (`prefix:{number}`), the only declared key.
 
-    BASE:schema       the version of this layout: `SCHEMA` of the node that wrote it; nodes with another schema are rejected.
-    BASE:epoch        a word that identifies the state; after a loss of the state, a node sets a new word.
+    BASE:schema       the version of this layout: `SCHEMA` of the node that set this key; nodes with another schema are rejected.
+    BASE:epoch        a word that identifies the server's state; after a loss of this state, a node sets a new word.
     BASE:recovering   exists during the recovery, in which nodes register their entries again after a loss of the state.
     BASE:gone         hash of leaves that are deferred until the end of the recovery: field of a channel, member or user, as in
                       BASE:n:NODE → server's time, socket id, edge's id and time, letters of the edges for hooks, user info.
@@ -23,7 +23,7 @@ All keys of a shard are in one hash slot. Every key begins with the base of the 
     BASE:q            hash of apps: app → connections on all nodes.
     BASE:k:APP/CHANNEL  the last event of a cache channel.
     BASE:claim:APP/CHANNEL  the only node that may publish the channel's subscription count until this claim expires.
-    BASE:ledger       set: the ledger of a consumer (`events_consumer.py`) that stopped before comparing it with the roster.
+    BASE:ledger       set: a stopped consumer's ledger that was not yet compared with the roster (`events_consumer.py`).
     BASE:clock        a key with a very long time to live; the scripts measure time by the remaining time to live.
     BASE:numbers      hash: number → node; the ids of the node's messages end in the number.
     BASE:facts        stream of hook events; when it is longer than MAX_HOOK_EVENTS, the server deletes the oldest events.
@@ -35,7 +35,7 @@ All keys of a shard are in one hash slot. Every key begins with the base of the 
 For a change, a script takes the node's new number or state (such as its number of subscriptions), never a difference. So a script
 that runs twice, for example after a lost reply, changes nothing the second time.
 
-An app's hooks receive edges at once (`a`), settled edges (`s`: no edges of a quick leave and return), both, or none. The field
+An app's hooks receive edges at once (`a`), settled edges (`s`: without quick leaves and returns), both, or none. The field
 `w` of a hook event contains the letters of the hooks that receive the event. Two more letters in `w` are for the consumer only:
 `r` (a channel or member returned while its leaving edge was held back) and `h` (a process stopped while it held back the edge).
 
@@ -81,7 +81,7 @@ _BASE, _HELPERS = _helpers()
 
 
 def _needed(text: str) -> set[str]:
-    """Returns the names of the helper functions that a text calls, directly or through other helper functions."""
+    """Returns the names of the helper functions that a script's text calls, directly or through other helper functions."""
     names = {name for name in _HELPERS if re.search(rf"\b{name}\(", text)}
     return names.union(*(_needed(re.sub(r"^local function \w+", "", _HELPERS[name])) for name in names))
 

@@ -24,7 +24,7 @@ SLOTS = 16384
 
 
 class Unusable(Exception):
-    """A server cannot be used, although it may accept connections. The text is the server's error reply, or another reason."""
+    """A server cannot be used, although it may accept connections. The error's text is the server's reply or another reason."""
 
 
 def slot_of(tag: str) -> int:

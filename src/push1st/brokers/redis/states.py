@@ -7,8 +7,8 @@ in this state would be acknowledged, but would not reach the clients of these no
 If the server only lost the node's lease, or its own state, the connection and the topics remain. So a node that was READY
 still publishes while the node registers again.
 
-`connection.py` applies the table. An event without a row for the current state changes nothing. For example, the server may
-reject several commands because the same lease has expired. Only the first of these error replies changes the state.
+`connection.py` applies the table. An event for which the table has no row in the current state changes nothing. For example, the
+server may reject several commands because the same lease has expired. Only the first of these error replies changes the state.
 """
 
 from enum import Enum
