@@ -82,7 +82,7 @@ def not_allowed(value: Value, allowed: str, *, show: bool = True) -> ConfigError
 
 
 def each(reads: Iterable[Callable[[], Any]]) -> list[Any]:
-    """Calls all functions and returns their results. Raises one ConfigError that contains the errors of all failed functions."""
+    """Calls all functions in `reads`; returns the results. Raises one ConfigError with the errors of all failed functions."""
     results, lines = [], []
     for read in reads:
         try:
@@ -274,12 +274,12 @@ class _Loader(yaml.SafeLoader):
 
 COLON = re.compile(r"[A-Za-z_][\w-]*:(?!//)\S")
 """a key and a value without a space between them; YAML reads both together as a single text"""
-_SYNTAX = (yaml.YAMLError, OverflowError, ValueError)  # PyYAML raises the last two errors for escapes such as "\UFFFFFFFF"
+_SYNTAX = (yaml.YAMLError, OverflowError, ValueError)  # OverflowError and ValueError: from escapes such as "\UFFFFFFFF"
 
 
 def _compose(text: str, loader: Any, name: str) -> yaml.Node | None:
     depth = 0
-    for event in yaml.parse(text, Loader=loader):  # checks the depth first, because the composer is recursive
+    for event in yaml.parse(text, Loader=loader):  # checks the depth of the text first, because `compose` is recursive
         if isinstance(event, yaml.CollectionStartEvent):
             depth += 1
             if depth > MAX_DEPTH:
@@ -297,14 +297,14 @@ def _syntax_error(exc: Exception, name: str, text: str) -> ConfigError:
         return ConfigError(f"{name}:{tab}: found a tab, allowed: spaces, because YAML allows no tab before a key or a value")
     if mark and (known := _known_mistake(exc, mark.line, text.splitlines())):
         return ConfigError(f"{name}:{known}")
-    # PyYAML's error may quote a part of a secret, so the pattern removes quoted text of two or more characters.
+    # PyYAML's error may quote a part of a secret, so `re.sub` removes quoted text of two or more characters.
     problem = re.sub(r"(['\"]).{2,}\1", "", getattr(exc, "problem", None) or "characters that are not allowed").strip()
     place = name + _line(mark)
     return ConfigError(f"{place}: found no YAML ({problem}), allowed: YAML; text with [ ] {{ }} # & * ! : in it may need quotes")
 
 
 def _known_mistake(error: Any, line: int, lines: list[str]) -> str:
-    """Returns one string for a frequent mistake: its line number, what is wrong, and the correct form; "" for other mistakes.
+    """Returns the line number, the description, and the correction of a frequent mistake, as one string; "" for other mistakes.
 
     line: the line that PyYAML reports, counted from 0. PyYAML often reports a line after the mistake.
     """

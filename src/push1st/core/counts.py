@@ -21,8 +21,8 @@ LARGE_CHANNEL = 100
 COUNT_SECONDS = 5
 """the seconds between two counts of a large channel; other channels get a count every second (Pusher protocol, section 3)"""
 MAX_COUNTED = 1000
-"""the number of subscribers that receive counts between two ticks; further counts wait for the next tick. After a tick has sent
-counts to this number of subscribers, other tasks of the event loop run first."""
+"""the number of subscribers that receive counts between two ticks; further counts wait for the next tick. Each time a
+tick has sent counts to this number of subscribers, the tick pauses, so that other tasks of the event loop run."""
 
 
 class Counts:
@@ -79,7 +79,7 @@ class Counts:
             if "counted" in app.hook_kinds:
                 self._hook_events.report(HookEvent("counted", *key, self._clock.wall(), count=sent))
             occupancy = await self._roster.channel(*key)
-            if occupancy is not None and occupancy.subscriptions != sent:  # this outdated count may arrive after a newer count
+            if occupancy is not None and occupancy.subscriptions != sent:  # `sent` is outdated, and may arrive last
                 self._due[key] = app
             return sent
         except Refused:
@@ -102,7 +102,7 @@ class Counts:
                     self._due.pop(key, None)
                     continue
                 sent += 1 + await self._send(app, key)
-                if sent >= MAX_COUNTED:  # other tasks of the event loop run first
+                if sent >= MAX_COUNTED:  # lets other tasks of the event loop run
                     sent = 0
                     await sleep(0)
         finally:

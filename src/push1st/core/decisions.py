@@ -28,7 +28,7 @@ async def connect(hooks: Hooks, app: App, client: Client, request: ClientRequest
 
 
 async def subscribe(hooks: Hooks, app: App, client: Client, command: Subscribe, user: SignedInUser | None) -> Decision:
-    """Returns the backend's decision if the client may subscribe. `user`: the signed-in user of the client, or None."""
+    """Returns a decision that lets the client subscribe, or raises Refused. `user`: the signed-in user of the client, or None."""
     user_id = None if user is None else user.id
     answer = await hooks.decide(Subscribing(app.config.id, client.id, client.ip, command.channel, command.channel_data, user_id))
     if answer.refused is not None:
@@ -39,7 +39,7 @@ async def subscribe(hooks: Hooks, app: App, client: Client, command: Subscribe, 
 
 
 async def publish(hooks: Hooks, app: App, client: Client, command: Publish, user_id: str | None) -> bytes:
-    """Returns the data to publish, which the backend may have replaced. `user_id`: the member's or signed-in user's id."""
+    """Returns the data to publish, which the backend may have replaced. `user_id`: the id of the member or the signed-in user."""
     answer = await hooks.decide(
         Publishing(app.config.id, client.id, client.ip, command.channel, command.event, msgspec.Raw(command.data), user_id)
     )

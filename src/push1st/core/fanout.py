@@ -11,11 +11,11 @@ The rules of the fan-out (invariants 2 to 5), and the functions that keep these 
   writes the connection's pending frames (`flush_subscriber`). A flush writes direct frames before the frames of lanes, because
   frames that are still pending in lanes are newer.
 - Under load, several messages to a subscriber share one write. After a flush with many deliveries, the next flush waits until
-  the same number of deliveries is pending, but at most `MAX_HOLD_SECONDS` (decision 0012). Direct frames do not wait.
+  as many deliveries are pending as that flush made, but at most `MAX_HOLD_SECONDS` (decision 0012). Direct frames do not wait.
 - A flush to a lane with many subscribers takes several loop turns. A `Slice` keeps the buffer of the flush, and the subscribers
   that have not received the buffer. Later frames of the lane are queued after the slice.
 - No function of this module waits for a connection. A transport that cannot send keeps the bytes in its buffer. If the buffer is
-  full, the transport ends its connection in the next turn. So no write removes a subscriber while a loop iterates.
+  full, the transport ends its connection in the next turn. So no write removes a subscriber during a loop over subscribers.
 """
 
 from collections.abc import Callable, Iterable
@@ -36,7 +36,7 @@ MAX_OVERRIDES = 32
 MAX_SLICES = 4
 """the maximum number of slices of a lane; when a new slice exceeds this maximum, the oldest slice is written at once"""
 HOLD_SECONDS_PER_WRITE = 0.000_016
-"""the seconds that a flush may wait for each write that the previous flush made: two to three times the duration of a write"""
+"""the maximum wait of a flush, in seconds per write of the previous flush: two to three times the duration of a write"""
 MIN_HOLD_SECONDS, MAX_HOLD_SECONDS = 0.001, 0.008
 """minimum and maximum seconds that a flush waits: a shorter wait is not worth a timer, and users would notice a longer wait"""
 
@@ -101,9 +101,9 @@ class Fanout:
         self._due_deliveries = 0
         """the number of pending deliveries: a pending message counts once for each of its subscribers"""
         self._delivered = self._wrote = 0
-        """the numbers of deliveries and of writes of the last flush"""
+        """the numbers of deliveries and of writes of the previous flush"""
         self._ended = 0.0
-        """the time at which the last flush ended, in seconds on `Clock.monotonic`"""
+        """the time at which the previous flush ended, in seconds on `Clock.monotonic`"""
         self._timer: Timer | None = None
 
     def receive(self, tenant: Tenant, message: Message) -> int:
@@ -221,7 +221,7 @@ class Fanout:
                     self._write((write,), part.buffer)
 
     def flush_lanes(self, lanes: list[Lane]) -> None:
-        """Writes the pending frames of lanes to the lanes' present subscribers. Called before the subscribers change."""
+        """Writes the pending frames of lanes to the lanes' present subscribers. Called before these subscribers change."""
         for lane in lanes:
             if lane in self._lanes:
                 self._flush_direct()
@@ -254,7 +254,7 @@ class Fanout:
     def _holds(self) -> bool:
         """Returns whether the pending frames wait for more messages, and starts the timer that ends the wait.
 
-        The frames wait only if the last flush has just ended, joined two or more messages per write, and made enough writes.
+        The frames wait only if the previous flush has just ended, joined two or more messages per write, and made many writes.
         """
         if self._timer is None:
             seconds = min(HOLD_SECONDS_PER_WRITE * self._wrote, MAX_HOLD_SECONDS)
@@ -322,7 +322,7 @@ class Fanout:
                     write(buffer)
                 return
             except Exception:
-                self._failed()  # the outer loop continues with the next subscriber
+                self._failed()  # the outer loop skips this subscriber
 
     @property
     def pending(self) -> int:

@@ -57,7 +57,7 @@ class Held:
     def receive(self, message: Message, now: int) -> None:
         """Holds an event for each recipient that is about to subscribe. `now`: the wall clock in nanoseconds."""
         for client, hold in self._channels[message.channel].items():
-            is_target = message.target == client.id  # a broadcast is not delivered to its target
+            is_target = message.target == client.id  # a broadcast excludes its target
             if message.exclude == client.id or is_target == (message.delivery == "broadcast"):
                 continue
             frame = client.wire.message(message, now)

@@ -15,8 +15,8 @@ from push1st.messages import Member, Message
 
 Write = Callable[[bytes], object]
 MAX_PREFIX_PARTS = 8
-"""the maximum number of parts of a session prefix, separated by dots, that the hub indexes; for a longer prefix, a multicast
-compares the prefix with the ids of the sessions that it finds"""
+"""the hub indexes up to this number of parts of a session prefix (dots separate the parts); a multicast to a longer prefix finds
+the sessions by the indexed parts, and compares their ids with the whole prefix"""
 
 
 class Wire(Protocol):
@@ -175,7 +175,7 @@ class Tenant:
                     del self.prefixes[part]
 
     def subscribe(self, subscriber: Subscriber, name: str) -> Lane:
-        """Adds a subscriber to a channel, and returns the subscriber's lane. A second call for the channel changes nothing."""
+        """Adds a subscriber to a channel, and returns the subscriber's lane. Repeating the call changes nothing."""
         channel = self.channels.get(name)
         if channel is None:
             channel = self.channels[name] = Channel(name, kind_of(name))

@@ -181,7 +181,7 @@ class Node:
         app.uncounted.discard(client)
 
     async def withdraw(self, app: App, client: Client, admission: Suspended[bool]) -> None:
-        """Waits until an ended connection is counted, and then reduces the count. `admission`: the result of `connect`."""
+        """Reduces the count after the broker has counted an ended connection. `admission`: the result of `connect`."""
         with suppress(Disconnect):
             await self.admit(app, client, admission)
 
@@ -264,7 +264,7 @@ class Node:
         await self.topics.release(app, name)
 
     def _recount(self, id: str, name: str) -> None:
-        """Queues the count of a channel for the next tick. The broker calls this function after an eviction or a repair."""
+        """Queues a channel's count for the next tick. Called after the broker evicts a dead node or registers this node again."""
         config = self.apps.by_id(id)
         if config is not None and config.subscription_count and not name.startswith("#"):
             self.counts.later(self.app(config), name)

@@ -26,7 +26,7 @@ class AttachedConnection(Protocol[Item]):
     """A connection to which a session with an outbox is attached."""
 
     def take(self, item: Item) -> Item | None:
-        """Sends an item. Returns the part that cannot be sent yet, or None. A flush of the fan-out may call this method."""
+        """Sends an item; returns the part of the item that cannot be sent yet, or None. A fan-out flush may call this method."""
 
     def resume(self, items: list[Item]) -> list[Item]:
         """Sends items of the outbox, oldest first. Returns the items that the connection cannot take, in order."""
