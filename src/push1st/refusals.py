@@ -1,7 +1,7 @@
 """Logs rejections: the text of the error, and the client or API caller that received the error.
 
 Rejections are logged only at `log.level: debug`, so that strangers cannot fill the log of a working server. At other levels,
-logging a rejection costs one comparison. At most `MAX_LINES` lines are logged a second; the next line contains the number of
+`Refusals.log` returns at once. At most `MAX_LINES` lines are logged a second; the next line contains the number of
 omitted lines. If a client sends a secret in place of a key, the error contains the secret, and the log masks the secret.
 """
 
@@ -17,7 +17,7 @@ from push1st.messages import Response
 MAX_LINES = 20
 """the maximum number of lines a second; further lines are omitted and counted"""
 SHOWN_KEY = 64
-"""errors show at least this number of characters of a long key or id; the log also masks a secret's beginning of this length"""
+"""errors show at least this number of characters of a long key or id; the log also masks the first 64 characters of a secret"""
 
 log = logs.get("push1st.refusals")
 
@@ -68,7 +68,7 @@ class Refusals:
         log.debug(event, code=code, reason=self._without_secrets(reason), **fields)
 
     def log_answer(self, event: str, response: Response, **where: object) -> None:
-        """Writes a log line about a rejection that a client gets as an HTTP response, whose JSON body contains the reason."""
+        """Writes a log line about a rejected request. The JSON body of `response` contains the reason."""
         if self.enabled:
             self.log(event, int(response.status), msgspec.json.decode(response.body)["error"], **where)
 

@@ -21,7 +21,7 @@ MAX_HEAD = 16_384
 """the maximum number of bytes of a request line with its headers"""
 MAX_HEADS = 4096
 MAX_REMEMBERED = 1024
-"""the maximum number of remembered heads, and the maximum number of bytes of each; a head is the headers of a request"""
+"""the maximum number of remembered heads, and the maximum number of bytes of each head (the headers of a request)"""
 MAX_LINES = 1024
 MAX_LINE = 256
 """the maximum number of remembered request lines, and the maximum number of bytes of each line"""
@@ -102,7 +102,7 @@ _CONTINUE = Continue()
 
 
 class RequestRules:
-    """The common part of all decoders of a worker: bounds, the names of needed headers, and remembered heads.
+    """The common part of all decoders of a worker: bounds, the names of the headers that the server needs, and remembered heads.
 
     `least_body`: the lowest value that `max_body` returns for any path.
     `max_body`: a function that returns the maximum number of bytes of a body on a path.
@@ -132,10 +132,10 @@ class RequestRules:
         self.lines: dict[bytes, Line] = {}
         pattern = re.compile(rb"(?:GET|POST) (?!%b)(/[!-~]*+) HTTP/1\.1\r\n\Z" % others.encode())
         self._match = pattern.match
-        self._target = pattern.groups  # the number of the pattern's last group; `others` may contain groups, too
+        self._target = pattern.groups  # the number of the last group in `pattern`; `others` may contain groups, too
 
     def line(self, line: bytes) -> Line | None:
-        """Decodes a request line, and remembers it. Returns None for a request line whose headers must not be remembered."""
+        """Decodes a request line, and remembers it. Returns None if the headers after the line must not be remembered."""
         found = self._match(line)
         if found is None:
             return None

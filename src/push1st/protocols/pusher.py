@@ -1,6 +1,6 @@
 """The codec of the Pusher Channels protocol, version 7, on WebSocket frames.
 
-Every frame is a JSON object with a member `event`. In frames of the server, `data` is a JSON *string*, except in `pusher:error`
+Every frame is a JSON object with a field `event`. In frames of the server, `data` is a JSON *string*, except in `pusher:error`
 (Pusher protocol, sections 2 and 3). Where real SDKs differ from each other, the codec accepts the frames of all of them.
 """
 
@@ -84,7 +84,7 @@ class Pusher:
         self._head = head
         self._subscribed = Subscribed("")
         self._frame = b""
-        """the frame of the last reply with a list of members; clients that join a channel at the same time share this frame"""
+        """the last frame that lists a channel's members; clients that join the channel at the same time share this frame"""
 
     def message(self, message: Message, now: int) -> bytes:
         if message.event == WATCHLIST_EVENTS:

@@ -1,7 +1,7 @@
 """The Pusher Channels protocol in the frames of pusher-js' HTTP fallbacks (protocol, section 10).
 
-A frame is a line: a letter, JSON text without a newline, and a newline. The codec of the Pusher protocol encodes messages
-and replies as JSON text, which is the same as in WebSocket frames.
+A frame is a line: a letter, JSON text without a newline, and a newline. WebSocket frames contain the same
+JSON text, so the codec of the Pusher protocol encodes messages and replies.
 """
 
 import msgspec
@@ -14,7 +14,7 @@ from push1st.protocols.pusher import Pusher, refusal
 OPEN_FRAME = b"o\n"
 HEARTBEAT = b"h\n"
 MAX_RESPONSE = 262_144
-"""the maximum number of UTF-16 characters in a response; after a frame that exceeds this number, pusher-js drops the response"""
+"""the maximum length of a response in UTF-16 characters; pusher-js ends a response after the frame that exceeds this length"""
 
 _messages = msgspec.json.Decoder(list[str])
 _pusher = Pusher(lambda _: b"")
@@ -63,7 +63,7 @@ def whole_frames(data: bytes, room: int) -> tuple[int, int]:
     """Returns the number of bytes of `data` that fit into a response, and the remaining room of the response after these bytes.
 
     `data`: complete frames. `room`: `MAX_RESPONSE` minus the number of characters in the response so far. The first frame that
-    exceeds the room is the last frame of the response, because pusher-js drops the response after this frame. After such a
+    exceeds the room is the last frame of the response, because pusher-js ends the response after this frame. After such a
     frame, the remaining room is negative.
     """
     if data.isascii():

@@ -191,7 +191,7 @@ class Decoder:
         return (at + 4, size) if len(data) >= at + 4 else (0, 0)
 
     def _piece(self, piece: bytes) -> Text | None:
-        """Adds the next bytes of a frame to its message; returns the message once it is complete. Raises Disconnect."""
+        """Adds the next bytes of a frame to its message; returns the message if the message is complete. Raises Disconnect."""
         message = self._message
         assert message is not None
         message += apply_mask(piece, self._mask)

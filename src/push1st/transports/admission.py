@@ -2,7 +2,7 @@
 of the Pusher protocol.
 
 The module rejects a client with the exception `Disconnect`, which has a close code of the Pusher protocol (section 6). Each
-transport sends this rejection to the client in its own form.
+transport encodes this rejection for its clients, for example as a close frame.
 """
 
 import re
@@ -69,7 +69,7 @@ def _version(query: str) -> str:
 
 
 def params(query: str, *, plus: Literal[" ", "+"] = " ") -> dict[str, str]:
-    """Returns a query's parameters. plus: the character for which a `+` stands. A query without escapes needs no full parser."""
+    """Returns a query's parameters. plus: the character that a `+` means. A query without escapes needs no full parser."""
     if "%" in query or "+" in query:
         return dict(parse_qsl(query if plus == " " else query.replace("+", "%2B")))
     return {name: value for name, _, value in (pair.partition("=") for pair in query.split("&"))}

@@ -62,7 +62,7 @@ class EdgeContext:
         self._full = {why: logs.Seldom() for why in get_args(Crowded)}
 
     def _write(self) -> None:
-        """Writes the deliveries of this turn, unless several workers share a broker: then the fan-out schedules these writes."""
+        """Writes the deliveries of this turn. If several workers share a broker, the fan-out schedules these writes instead."""
         if not self.node.controller.shared:
             self.node.fanout.turn()
 

@@ -3,7 +3,7 @@
 A new descriptor has the lowest free number (POSIX open(2)). So the descriptor of a new connection shows how many descriptors the
 whole process uses. The last `SPARE` descriptors below the limit are reserved:
 
-- A client in the first quarter of the reserved descriptors gets an answer, for example to `/health`, and is then disconnected.
+- A client whose descriptor is in the first quarter gets an answer, for example to `/health`, and is then disconnected.
 - Connections to the API may use the first three quarters of the reserved descriptors.
 - The last quarter of the reserved descriptors is for the process itself: its broker, its hooks and its files.
 

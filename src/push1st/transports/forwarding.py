@@ -5,8 +5,8 @@ requests of the session may arrive at any worker. The owner subscribes to the se
 session publishes the request on this topic, and the owner replies. If no worker replies, no worker owns the session, and the
 worker that received the request may begin the session.
 
-The owner replies with the response, or with the name of its own topic if the response is not complete yet. While a response is
-not complete, each of the two workers has an object for its end of the request. The owner has a `RemoteRequest`, and the worker
+The owner replies with the response, or with the name of the owner's topic if the response is not complete yet. While a response
+is not complete, each of the two workers has an object for its end of the request. The owner has a `RemoteRequest`, and the worker
 with the socket has a `RemoteSession`. The two ends exchange `ForwardFrame`s.
 
 A killed worker sends no last frame, and frames are lost while the broker is away. So each worker regularly sends a `Probe` to
@@ -140,7 +140,7 @@ Accept = Callable[[ForwardedRequest, RemoteRequest], Response | OwnedSession]
 
 
 class RemoteSession:
-    """Represents another worker's session for one poll or stream whose socket this worker has.
+    """Represents a session of another worker, for one poll or stream whose socket this worker has.
 
     `by`: the topic of this worker. `send`: a function that sends a frame to the owner of the session.
     `ended`: a function that is called once, when the request ends.
@@ -255,7 +255,7 @@ class Forwarding:
         self._remote_requests: dict[tuple[str, int], RemoteRequest] = {}
         self._misses: Counter[tuple[str, str]] = Counter()
         self._suspects: set[tuple[str, int, bool]] = set()
-        """the requests that other workers did not know when they replied to the last probes"""
+        """the requests that were unknown to other workers in their replies to the previous probes"""
         self._is_probing = False
         self.due_at = NEVER
 
@@ -342,7 +342,7 @@ class Forwarding:
         self._controller.send_to_topic(remote.app, remote.by, _encode(frame), lost)
 
     def _on_frame_lost(self, remote: RemoteRequest, frame: ForwardFrame) -> None:
-        """Ends a session, because a frame with output for its client is lost."""
+        """Ends a session, because a frame with output for the session's client is lost."""
         self._lose(remote.by, remote.number)
         if frame.kind != "end" and remote.session is not None:
             remote.session.close(4200, "The broker is away, reconnect")

@@ -1,8 +1,8 @@
 """Reads the input of HTTP connections in slices, and upgrades HTTP connections to WebSockets. `protocols.http` decodes requests,
 and `pipeline` serves requests.
 
-Clients may pipeline requests. The connection sends answers in the order of the requests, and writes once per turn. The connection
-does not read its socket while many requests wait. The headers and the body of a request have deadlines, which the sweep enforces.
+Clients may pipeline requests. The connection sends answers in the order of the requests, and writes once in each turn of the
+event loop. The connection does not read its socket while many requests wait. The sweep enforces deadlines for headers and bodies.
 """
 
 import asyncio
@@ -41,7 +41,7 @@ class HttpConnection(Pipeline):
     # asyncio.Protocol
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        self._transport = transport = cast(asyncio.Transport, transport)  # uvloop's classes do not inherit from this class
+        self._transport = transport = cast(asyncio.Transport, transport)  # uvloop's classes do not inherit `asyncio.Transport`
         peer = transport.get_extra_info("peername")
         self._peer = peer[0] if isinstance(peer, tuple) else ""
         listener = self._listener
@@ -257,7 +257,7 @@ class HttpConnection(Pipeline):
         headers = event.headers
         ip = self._client_ip(headers)
         crowded, address = self._listener.crowded, self._address
-        if ip != self._peer and not address and crowded is None and not self._listener.trusting:  # the client uses a proxy
+        if ip != self._peer and not address and crowded is None and not self._listener.trusting:  # a proxy forwards the request
             address = context.shared_address(ip)
             room = context.addresses.enter(address)
             address = address if room != "none" else ""

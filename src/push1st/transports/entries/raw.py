@@ -68,7 +68,7 @@ class RawEntry:
         scheme, _, bearer = (client.authorization or "").partition(" ")
         if scheme.lower() == "bearer":
             token = bearer.strip()
-        elif not token and not bearer:  # the header may contain a token without `Bearer`
+        elif not token and not bearer:  # `Authorization` may be a token without `Bearer`
             token = scheme
         if not token or not app.config.secret:
             return None
