@@ -264,7 +264,7 @@ class Node:
         await self.topics.release(app, name)
 
     def _recount(self, id: str, name: str) -> None:
-        """Queues a channel's count for the next tick. Called after the broker evicts a dead node or registers this node again."""
+        """Queues a channel's count for the next tick. Called when the broker evicts a node or repairs its copy of the roster."""
         config = self.apps.by_id(id)
         if config is not None and config.subscription_count and not name.startswith("#"):
             self.counts.later(self.app(config), name)
