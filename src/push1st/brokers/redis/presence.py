@@ -78,8 +78,8 @@ class ShardRoster:
         """Delivers the joins of a batch to the members on this node, and collects the member list for the new members.
 
         The first coroutine of the batch that resumes calls this method. At this call, the connections of earlier batches are
-        already on the channel; at the arrival of the reply, these connections may still be missing. The connections of this
-        batch are not on the channel yet. When the topic later delivers the edges of this batch, the view is up to date.
+        already on the channel; when the reply arrives, some of them may still be missing. The connections of this batch are not
+        on the channel yet. When the topic later delivers the edges of this batch, the view already contains these edges.
         """
         if batch.delivered:
             return

@@ -134,7 +134,7 @@ class Reconciler:
     def _send_unconfirmed_leaves(self) -> None:
         """Sends the unconfirmed leaves to a server that has lost its state. The server publishes these leaves after the recovery.
 
-        A server that still has its state does not need these leaves, because the repair also publishes their edges.
+        A server that still has its state does not need these leaves, because the repair publishes the edges of the leaves.
         """
         left, self._roster.unconfirmed_leaves = self._roster.unconfirmed_leaves, {}
         if not self._state_lost:
