@@ -1,8 +1,8 @@
 """The types of the values that all layers exchange: messages, commands and replies of clients, HTTP requests and responses.
 
 A codec decodes bytes into commands, and encodes replies and messages as bytes. A session handles commands and returns replies.
-The session does not use bytes, and the codec does not use sessions. All structs are frozen. The data of a message stays the JSON
-text that arrived. So the data is parsed once, and is not encoded again for connections that use JSON.
+The session does not use bytes, and the codec does not use sessions. All structs are frozen. The data of a message is JSON text,
+which the server does not change. So the data is parsed once, and is not encoded again for connections that use JSON.
 """
 
 from typing import Literal
@@ -57,10 +57,10 @@ class KeptMessage(Message, frozen=True, gc=False, array_like=True):
     """A message of a channel that keeps a history, with the message's position in the history.
 
     The broker gives a message its position, so the publisher and the other workers exchange a `Message` without a position. Each
-    worker that receives the message, or reads it from the history, makes the `KeptMessage` with `at`.
+    worker that receives the message, or reads it from the history, creates the `KeptMessage` with the function `at`.
 
     `offset`: the number of the message in its channel: 1, 2, 3 … without gaps.
-    `epoch`: a word that changes when earlier offsets become invalid.
+    `epoch`: an id of the history, which changes when earlier offsets become invalid.
     """
 
     offset: int = 0
@@ -75,7 +75,7 @@ class KeptMessage(Message, frozen=True, gc=False, array_like=True):
 class Published(msgspec.Struct, frozen=True, gc=False):
     """The result of publishing a message.
 
-    A result means that the broker has accepted the message, and that every living worker with subscribers receives it.
+    A result means that the broker has accepted the message, and delivers the message to every living worker with subscribers.
 
     `count`: the number of the channel's subscribers on all workers, as `Broker.publish` describes.
     `offset`, `epoch`: the message's position in its channel's history (`KeptMessage`); 0 and "" if the message is not kept.
@@ -102,7 +102,7 @@ class Options(msgspec.Struct, frozen=True, gc=False):
         return None
 
     def with_socket_id(self, socket_id: str) -> "tuple[str, Options]":
-        """Returns the id of the connection that an event excludes, and the options with the event's target.
+        """Returns the id of the connection that does not receive an event, and the options with the event's target.
 
         A broadcast excludes both `socket_id` and `session`. The target of any other delivery is `session`, or `socket_id` if
         there is no session.
@@ -172,7 +172,7 @@ HookEventKind = Literal[
 Phase = Literal["new", "at-once", "settled", "held"]
 
 ENTERING: dict[HookEventKind, HookEventKind] = {"occupied": "vacated", "member-added": "member-removed"}
-"""the hook events of an arrival (entering edges), each with the opposite hook event of a departure (a leaving edge)"""
+"""maps each hook event for an arrival (an entering edge) to the opposite hook event, for a departure (a leaving edge)"""
 HOLD_SECONDS = 3.0
 """the seconds for which a leaving edge is held, because a member often returns within seconds (Pusher protocol, section 9)"""
 
@@ -189,7 +189,7 @@ class HookEvent(msgspec.Struct, frozen=True, gc=False):
     `expires`: when a client event expires, in seconds since 1970; 0 if it does not expire.
     `phase`: the state of an entering or leaving edge (`ENTERING`). If the phase is `new`, the broker does not debounce edges, so
     the dispatcher debounces the edge (`hooks/debounce.py`). A broker that debounces edges reports an edge as `at-once` for hooks
-    that want every edge, and as `settled` for other hooks. If the last process of the cluster stops while the broker holds an
+    that request every edge, and as `settled` for other hooks. If the last process of the cluster stops while the broker holds an
     edge, the phase of the edge is `held`.
     """
 
@@ -260,7 +260,7 @@ class Publish(msgspec.Struct, frozen=True, gc=False):
     `data`: the event's data as JSON text.
     `ttl`: the time to live in seconds.
     `headers`: a JSON object as text, or b"".
-    `given`: the members `headers`, `options` and `extra` of the client's frame as JSON text, each after a comma, for hooks.
+    `given`: the fields `headers`, `options` and `extra` of the client's frame for hooks, as JSON text; a comma precedes each.
     """
 
     channel: str
@@ -298,7 +298,7 @@ class Established(msgspec.Struct, frozen=True, gc=False):
 
 
 class Subscribed(msgspec.Struct, frozen=True, gc=False):
-    """The client is subscribed. `members`: the members of a presence channel, including the client's own user; else None."""
+    """The client is subscribed. `members`: all members of a presence channel, including this client's user; otherwise None."""
 
     channel: str
     members: tuple[Member, ...] | None = None
@@ -307,7 +307,7 @@ class Subscribed(msgspec.Struct, frozen=True, gc=False):
 class SubscriptionRefused(msgspec.Struct, frozen=True, gc=False):
     """The subscription is rejected.
 
-    `kind`: the type of the error for client programs, such as AuthError.
+    `kind`: the error type that the client receives, such as AuthError.
     `status`: an HTTP status.
     """
 
@@ -344,7 +344,7 @@ class CacheMissed(msgspec.Struct, frozen=True, gc=False):
 class Failure(msgspec.Struct, frozen=True, gc=False):
     """A command is rejected. The connection stays open.
 
-    `code`: an HTTP status, which a codec may translate, or a Pusher code from 4300 on; None if Pusher sends no code.
+    `code`: an HTTP status, which a codec may translate, or a Pusher code from 4300 on; None: the error has no code.
     `channel`: the channel of the command; "" if the command has no channel.
     """
 

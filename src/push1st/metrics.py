@@ -38,7 +38,7 @@ DECISIONS: Final = (
 """the label values that `/metrics` shows from the start with 0, because Prometheus' `rate` ignores the first value of a series"""
 
 SUPERVISOR = -1
-"""the number that metrics of the supervisor have in place of a worker's number"""
+"""the number that identifies the supervisor in metrics, in place of a worker's number"""
 
 
 class Family(msgspec.Struct, frozen=True):

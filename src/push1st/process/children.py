@@ -13,10 +13,10 @@ from functools import partial
 from push1st.errors import ConfigError
 
 STEADY_SECONDS = 60
-"""If a child process has run for at least this time, the process is started again without a wait."""
+"""A child process that ends after at least this time is started again without a wait."""
 MIN_WAIT_SECONDS = 0.5
 MAX_WAIT_SECONDS = 30
-"""The minimum and maximum wait before a child process starts again; the wait doubles each time that the process ends early."""
+"""The minimum and maximum wait before a child process starts again; each end within `STEADY_SECONDS` doubles the wait."""
 PR_SET_PDEATHSIG = 1  # prctl(2)
 
 
@@ -54,7 +54,7 @@ class Process:
 
 
 class Processes:
-    """Starts child processes and detects their end. A process makes only one such object, because the object handles SIGCHLD."""
+    """Starts child processes and detects their end. A program must create only one instance, which handles SIGCHLD."""
 
     def __init__(self) -> None:
         self._running: set[Process] = set()
@@ -64,7 +64,7 @@ class Processes:
         """Starts a program.
 
         inherited: the file descriptors that the child process inherits.
-        output: the file descriptor for the child's standard output and error; None: the child inherits them from this process.
+        output: the file descriptor for the child's standard output and error; None: the child inherits both from its parent.
         Raises ConfigError if the program cannot be started.
         """
         try:

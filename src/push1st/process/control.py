@@ -59,7 +59,7 @@ class Workers(msgspec.Struct, frozen=True, tag=True):
 class ControlRequest(msgspec.Struct, frozen=True, tag=True):
     """Requests the counters of all other workers, or the states of an app's hooks in all other workers.
 
-    A worker sends the request to the supervisor, and the supervisor sends a request to each other worker.
+    A worker sends the request to the supervisor, and the supervisor then sends a request to every other worker.
 
     app: the id of the app whose hook states are requested; None: the counters are requested.
     """

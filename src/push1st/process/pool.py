@@ -47,7 +47,7 @@ PROBE_SECONDS = 3
 """the time between two probes of a worker"""
 MAX_PROBES = 4
 """The number of probes in a row without a reply after which the pool kills a worker. The pool kills a worker within 15 seconds
-after its last reply, shortly after other nodes have evicted its node (`brokers/redis`)."""
+after the worker's last reply, shortly after other nodes have evicted the worker's node (`brokers/redis`)."""
 GATHER_SECONDS = 1
 """the time limit for the workers' replies to a request, and for the error message of a worker that cannot start"""
 END_SECONDS = 15
@@ -163,7 +163,7 @@ class Pool:
                 lived = 0
                 self._restarts += 1
                 log.error("worker ended", worker=worker.number, how=worker.process.how, again_in=wait)
-                if wait:  # The pool closes the slot's sockets: waiting connections are lost; new ones reach other workers.
+                if wait:  # The pool closes the slot's sockets: waiting connections are lost, new connections reach other workers.
                     async with slot.changing:  # A reload may be starting a new worker on the same sockets.
                         if slot.worker is worker:
                             close_own(flat(slot.sockets))
@@ -177,10 +177,10 @@ class Pool:
     async def fill(
         self, slot: Slot, config: Config | None, ended: WorkerProcess | None = None, ready: Callable[[], None] | None = None
     ) -> bool:
-        """Starts a worker in a slot; returns whether the slot has a worker that is ready. When the new worker is ready, the
-        previous worker retires.
+        """Starts a worker in a slot, and retires the old worker if the new worker is ready. Returns whether a worker is ready.
 
-        config: the configuration of the new worker. If `config` is None, a worker starts only in a slot whose worker is `ended`.
+        config: the new worker's configuration; None: the slot keeps its configuration.
+        ended: if `config` is None, a worker starts only if `ended` is still the slot's worker.
         ready: a function to call when the new worker listens.
         """
         async with slot.changing:
@@ -346,8 +346,8 @@ class Pool:
         return [one for one in self._workers if one.on_engine and one.ready.done() and not one.process.ended.done()]
 
     def notify_workers(self) -> None:
-        """Sends the names of all workers that use the engine to each of these workers. After a worker connects to the engine, the
-        worker publishes only after these workers have subscribed."""
+        """Sends the names of all workers that use the engine to each of these workers. A worker that has
+        connected to the engine publishes only after all workers with these names have subscribed."""
         workers = self._on_engine()
         nodes = [worker.node for worker in workers]
         for worker in workers:

@@ -6,7 +6,7 @@ holds a lock on the folder until the supervisor ends.
 
 A supervisor that starts removes the run folders of killed supervisors.
 
-`running` first searches the folder for this user's run folders, and then the folders of systemd's services. For root, `running`
+`running` first searches the parent of this user's run folders, and then the folders of systemd's services. For root, `running`
 searches the folders of all users. A run folder is valid only if the supervisor's process runs as the folder's owner.
 """
 
@@ -35,7 +35,7 @@ class Reloads(msgspec.Struct, frozen=True):
     """The progress of a supervisor's reloads. Reloads are numbered from 1.
 
     begun: the number of the last reload that has begun.
-    accepted: the number of the last reload whose configuration a worker serves.
+    accepted: the number of the last reload after which a worker has started with the new configuration.
     ended: the number of the last reload that has ended.
     workers: the number of workers after the reload that ended last.
     problems: the reasons why the reload that ended last did not replace some workers.

@@ -361,8 +361,8 @@ async def _is_listened_on(family: int, name: Any) -> bool:
 def run(config: Config, started: Callable[[Config, int], None]) -> None:
     """Runs a server with a single worker until a signal stops it. Raises ConfigError if the worker cannot start.
 
-    started: a function to call when the worker listens. The function gets the configuration with the real ports, and the number
-    of connections that the worker can hold.
+    started: a function to call when the worker listens. Its arguments are the configuration with the real ports,
+    and the number of connections that the worker can hold.
     """
     raise_file_limit()
     wait_until_free(config, lambda why: log.warning("address in use, waiting until the other server stops", reason=why))

@@ -123,7 +123,7 @@ def _places(config: Config) -> Iterator[Place]:
 
 
 def bind(role: Role, address: Listen, *, shared: bool = False) -> list[BoundSocket]:
-    """Binds an address, but does not listen yet. Returns two sockets for an address of IPv4 and IPv6, such as `tcp://*:6001`.
+    """Binds an address, but does not listen yet. Returns an IPv4 and an IPv6 socket for an address such as `tcp://*:6001`.
 
     shared: whether other sockets of this server may bind the same TCP address (`bind_again`).
     Raises ConfigError if the address cannot be bound.
@@ -168,7 +168,7 @@ def wait_until_free(config: Config, waiting: Callable[[str], None]) -> None:
 
 
 def bind_again(bound: BoundSocket) -> BoundSocket:
-    """Returns another socket for the TCP address of `bound`. The caller has made `bound` with `bind(…, shared=True)`."""
+    """Returns another socket for the TCP address of `bound`. `bound` must be the result of `bind(…, shared=True)`."""
     return BoundSocket(bound.role, bound.address, _bound(bound.socket.family, bound.socket.getsockname(), True))
 
 

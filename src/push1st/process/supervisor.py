@@ -120,7 +120,7 @@ class Supervisor:
         if not config.has_broker:
             await self._start_engine(config)
         first, *others = (Slot() for _ in range(worker_count(config)))
-        # The first worker starts alone, so that a problem of all workers is reported only once. Then the sockets of all other
+        # The first worker starts alone, so that a problem of every worker is reported only once. Then the sockets of all other
         # workers listen at once: otherwise all clients that reconnect now would connect to the first worker.
         for some in ([first], others):
             for slot in others if some is others else ():
@@ -131,7 +131,7 @@ class Supervisor:
                 raise ConfigError("a worker did not start, so none runs")
 
     async def _end(self) -> None:
-        """Ends the workers gracefully, then the engine. The sockets close after the grace period."""
+        """Ends the workers gracefully, then the engine. All listening sockets close when the grace period ends."""
         if self._reloading is not None:
             self._reloading.cancel()
         ends = self._pool.terminate()

@@ -94,7 +94,7 @@ async def _receive(control: ControlConnection, server: Server, siblings: "Contro
 
 
 def _on_disconnect(engine: str, receiving: asyncio.Future[None]) -> None:
-    """Ends the worker at once after the end of its supervisor, because no process would watch or replace the worker.
+    """Ends the worker as soon as the supervisor has ended, because no process would watch or replace the worker.
 
     This function is for systems other than Linux: on Linux the kernel has already killed the worker (`children`).
     """

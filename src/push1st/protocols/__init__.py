@@ -2,7 +2,7 @@
 a line in `PROTOCOLS`.
 
 A codec is pure and has no state: one instance serves every connection of its protocol. A codec encodes a message once for all
-subscribers (`hub.Wire`). A codec also decodes the commands of one client, and encodes the replies to this client.
+subscribers (`hub.Wire`). A codec also decodes each client's commands, and encodes the replies to the client.
 """
 
 from typing import NamedTuple, Protocol
