@@ -2,7 +2,7 @@
 
 Without these bounds one client could use all connections of the worker. The bounds are large, because all clients in an office,
 or all clients of a proxy, may have the same address. The server checks a bound only when a client connects, and ends no
-established connections. This module counts apps and addresses by name, and uses no connection and no clock.
+established connections. This module counts by app id and by address, and uses no socket and no clock.
 """
 
 from collections import Counter
@@ -17,7 +17,7 @@ Crowded = Literal["server", "address"]
 
 
 class Places:
-    """A bounded number of places for sessions. An app may take three quarters of the places, and an address half of the places.
+    """A bounded number of places for sessions. An app may take three quarters of the places; an address may take half.
 
     bound: the total number of places on the worker.
     taken: the number of places in use.
@@ -32,7 +32,7 @@ class Places:
         self.taken = 0
 
     def full(self, app: str, address: str) -> tuple[Bound, int] | None:
-        """Returns the bound that is reached, with its number of places; None if the client can take a place.
+        """Returns which bound is reached, and how many places this bound allows; None if the client can take a place.
 
         address: the address or network of the client; "" if no bound for addresses applies to the client.
         """
@@ -63,7 +63,7 @@ class Addresses:
     """
 
     ANSWERED = 16
-    """number of further connections that get an answer and are then closed, when an address has reached its bound"""
+    """maximum number of connections of one address beyond `most` that the server answers, and then closes"""
 
     def __init__(self, possible: Callable[[], int]) -> None:
         self._possible = possible
@@ -79,7 +79,7 @@ class Addresses:
 
         Counts the connection until a call of `leave`, unless the result is "none".
 
-        address: the address or network of the client; "" for a connection that has no bound and is not counted.
+        address: the address or network of the client; "" for a connection to which no bound applies, and which is not counted.
         """
         if not address:
             return "serve"

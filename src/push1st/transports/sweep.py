@@ -31,13 +31,13 @@ class Watched(Protocol):
     """the time of the next call of `due`, in whole seconds; only the sweep sets this time; the first value is `NEVER`"""
 
     def due(self, now: float) -> float | None:
-        """Enforces the connection's deadlines; returns the time of the next call on the sweep's clock, or None for no call."""
+        """Enforces the connection's deadlines; returns the time of the next call, or None if no call must follow."""
 
 
 class Sweep:
     """The sweep of a worker.
 
-    clock: a function that returns seconds, which never go back.
+    clock: a function that returns the seconds of a monotonic clock.
     on_error: a function that the sweep calls while it handles an exception that `due` raised.
     each_second: a function that the sweep calls at each tick.
     now: the time of the last tick, for deadlines that do not need an exact time.
@@ -95,7 +95,7 @@ class Sweep:
             self.run()
 
     def run(self) -> None:
-        """Calls `due` of the connections whose deadline has come, but of at most `LOOKS` connections in a loop turn."""
+        """Calls `due` of each connection whose deadline has come, with at most `LOOKS` calls in a turn of the event loop."""
         self.now = self._clock()
         while self._done < int(self.now):
             self._done += 1

@@ -1,17 +1,17 @@
-"""Bounds the time in which TLS connections decrypt input in a turn of the event loop (see `turn`).
+"""Bounds how long TLS connections decrypt input in each turn of the event loop (see `turn`).
 
 uvloop decrypts input when the input arrives, before the connection processes it. A client may send TLS records of a few bytes,
-which cost more time than their size suggests. Key updates (RFC 8446 §4.6.3) even contain no data. While a client sends fast,
+which cost more time than their size suggests. Key updates (RFC 8446 §4.6.3) contain no data. While a client sends fast,
 uvloop calls OpenSSL up to 32 times in a row, with up to 256 KiB of input in each call. So this module bounds the decryption:
 
-- In a turn, each connection decrypts for `SLICE_SECONDS`, and all connections together decrypt for `INPUT_SECONDS`. The remaining
-  input stays encrypted until a later turn. uvloop stops reading a socket while 256 KiB of its input wait for decryption.
+- In a turn, each connection decrypts for at most `SLICE_SECONDS`, and all connections together for at most `INPUT_SECONDS`. The
+  remaining input stays encrypted until a later turn. uvloop stops reading a socket while 256 KiB of input wait for decryption.
 - Between two TLS records with data, a client may send at most `MAX_WITHOUT_DATA` bytes of TLS records without data.
-- All lost connections together decrypt for `INPUT_SECONDS` in a turn. The remaining input of lost connections is discarded.
+- All lost connections together decrypt for at most `INPUT_SECONDS` in a turn. Further input of lost connections is discarded.
 - Input that arrives after the server has closed the connection is discarded without decryption, up to `MAX_AFTER_CLOSE` bytes.
   Without this rule uvloop would decrypt and discard input for 30 seconds after the close.
 
-The worker does not measure the time for the decryption of `PIECE` bytes or less.
+The worker does not measure how long the decryption of `PIECE` bytes or less takes.
 """
 
 import asyncio
@@ -25,7 +25,7 @@ from push1st.transports.turn import INPUT_SECONDS, SLICE_SECONDS
 PIECE = 4096
 """maximum number of bytes of encrypted input that OpenSSL gets in one call"""
 MAX_WITHOUT_DATA = 20_480
-"""maximum bytes of consecutive TLS records without data; one TLS record has at most 18 KiB (RFC 8446 §5.2, RFC 5246 §6.2.3)"""
+"""maximum bytes in consecutive TLS records without data; one TLS record has at most 18 KiB (RFC 8446 §5.2, RFC 5246 §6.2.3)"""
 MAX_AFTER_CLOSE = 262_144
 """maximum number of bytes that a client may send after the server has closed the connection"""
 MAX_RESUMED = round(INPUT_SECONDS / SLICE_SECONDS)
@@ -35,9 +35,9 @@ MAX_RESUMED = round(INPUT_SECONDS / SLICE_SECONDS)
 class Decryption:
     """Divides the time for decryption in a turn among the TLS connections of a worker.
 
-    flooded: a function that counts a connection whose client has exceeded a bound.
+    flooded: a function that counts a connection whose client has exceeded `MAX_WITHOUT_DATA` or `MAX_AFTER_CLOSE`.
     call_soon: a function that calls its argument in the next turn of the event loop.
-    clock: a function that returns seconds, which never go back.
+    clock: a function that returns the seconds of a monotonic clock.
     """
 
     def __init__(
@@ -107,7 +107,7 @@ class Records(ssl.SSLObject):
     _has_failed = False
 
     def follow(self, incoming: ssl.MemoryBIO, decryption: Decryption) -> None:
-        """Sets the buffer of encrypted input, and the `Decryption` that bounds the time for this connection."""
+        """Sets the buffer of encrypted input, and the `Decryption` that bounds how long this connection decrypts."""
         self._incoming, self._decryption = incoming, decryption
 
     def attach(self, transport: asyncio.Transport) -> None:

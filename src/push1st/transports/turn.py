@@ -64,7 +64,7 @@ class Connection(Protocol):
 class Turn:
     """The turns of a worker.
 
-    clock: a function that returns seconds, which never go back.
+    clock: a function that returns the seconds of a monotonic clock.
     write: a function that writes the deliveries of this turn.
     failed: a function that logs the current exception with its trace.
     """
@@ -98,7 +98,7 @@ class Turn:
             connection.hold_reading(True)
 
     def resume(self, connection: Connection) -> None:
-        """Schedules the next slice for a connection that has a backlog, when the connection can process further input."""
+        """Schedules the next slice of a connection that has a backlog and can process further input."""
         self._backlog[connection] = None
         if not self._scheduled:
             self._schedule()
@@ -141,9 +141,9 @@ class Turn:
         return len(self._backlog) + len(self._late) < MAX_BACKLOGS
 
     def _work(self, until: float) -> None:
-        """Processes a slice of each connection's new input, and postpones the remaining input when the time is over.
+        """Processes a slice of each connection's new input, and postpones the remaining input at the time `until`.
 
-        until: the end of the time, in seconds of the clock; 0 stands for `INPUT_SECONDS` from now.
+        until: a time in seconds of the clock; 0 stands for `INPUT_SECONDS` from now.
         """
         arrived, self._arrived = self._arrived, []
         if len(arrived) <= ROUND:

@@ -80,7 +80,7 @@ class WebSocketConnection(WebSocketOutput):
         return False
 
     def _feed(self, data: bytes) -> Iterator[Event]:
-        """Returns an iterator over the events in `data`. The iterator decodes one event at a time."""
+        """Returns an iterator that decodes `data` into events, one event at a time."""
         decoder = self._decoder
         if decoder is None:
             most = self._protocol.max_payload
@@ -161,7 +161,7 @@ class WebSocketConnection(WebSocketOutput):
         self._release()
 
     def _has_input(self) -> bool:
-        """Returns whether the session has not applied all input yet."""
+        """Returns whether some input of the session is not applied yet."""
         session = self._session
         return session is not None and (session.is_busy(self._resume) or self._events is not None)
 

@@ -31,7 +31,7 @@ EXPIRED = "access token has expired"
 class WebSocketOutput(SocketOwner):
     """Writes the output to one client, and ends the client's connection.
 
-    switch: the answer to the WebSocket handshake, which is written first.
+    switch: the answer to the WebSocket handshake; the connection writes this answer before all other output.
     """
 
     __slots__ = (

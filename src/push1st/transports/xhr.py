@@ -2,9 +2,9 @@
 
 A client chooses a session id. The client reads frames with one request after another, and sends messages with other requests:
 
-- `xhr_streaming`: a request to read, whose response does not end. The worker writes each frame to the response (`xhr_stream.py`).
-- `xhr`: a poll, which is a request to read. The worker answers a poll as soon as there are frames for the client.
-- `xhr_send`: a request to send an array of messages, with the same texts as WebSocket messages (`xhr_input.py`).
+- `xhr_streaming`: reads frames in a response that does not end. The worker writes each frame to the response (`xhr_stream.py`).
+- `xhr`: a poll, which reads frames. The worker answers a poll as soon as there are frames for the client.
+- `xhr_send`: sends an array of messages, with the same texts as WebSocket messages (`xhr_input.py`).
 
 A session (`xhr_session.py`) is identified by app, origin and session id. The client's address may change during a session
 (decision 0005). A session stays on the worker where it began. Requests that arrive at other workers are forwarded
@@ -39,7 +39,7 @@ from push1st.transports.xhr_stream import HEADERS, TYPE, Stream
 MAX_DETACHED = 10_000
 """a worker's maximum number of sessions without a current request; `Places` has smaller bounds for each app and each address"""
 TAIL = "([^/]+)/([^/]+/[^/]+)/(xhr_streaming|xhr_send|xhr)"
-"""a pattern for the rest of a request's path after its prefix: app key, session id, endpoint"""
+"""a pattern for the part of a request's path after the prefix: app key, session id, endpoint"""
 GONE = "The server of this session is gone, reconnect"
 
 _PREFLIGHT = (
@@ -73,14 +73,14 @@ class Fallbacks:
         self._context = context
         self._clients: dict[SessionName, XhrSession] = {}
         self._topics: dict[SessionName, App] = {}
-        """the app of each session to whose topic this worker is subscribed; the key is the session's name"""
+        """session names, each with the app of the session; this worker is subscribed to the topic of each of these sessions"""
         self._forwarding = Forwarding(context, "#xhr-at-", Response(200, end_frames(4200, GONE), TYPE, HEADERS))
         self.detached = Places(MAX_DETACHED)
         self.policy: OutboxPolicy[bytes] = OutboxPolicy(context.config.server.outbox, len)
         self._full = {bound: logs.Seldom() for bound in ("worker", "app", "address")}
 
     def app_of(self, args: tuple[str, ...]) -> AppConfig | None:
-        """Returns the app of a request, by its key (`handlers.Handler`)."""
+        """Returns the app whose key is in a request's path (`handlers.Handler`)."""
         return self._context.node.apps.by_key(args[0])
 
     def handle(self, request: HandlerRequest, exchange: Exchange) -> Outcome | Coroutine[Any, Any, Outcome]:
@@ -179,7 +179,7 @@ class Fallbacks:
     # Sessions of other workers
 
     async def _seek(self, request: XhrRequest, exchange: Exchange) -> Outcome:
-        """Forwards a request to the owner of its session. Begins the session if the session has no owner. Raises Refused."""
+        """Forwards a request to the worker that owns the session. Begins the session if no worker owns it. Raises Refused."""
         try:
             return await self._forward(request, exchange)
         except Refused as refused:

@@ -30,7 +30,7 @@ from push1st.transports.xhr_stream import HEADERS, TYPE, OpenPoll, OpenStream, t
 GAP_SECONDS = 10
 """the maximum seconds between the end of a request and the next request; a client that takes longer is disconnected"""
 HEARTBEAT_SECONDS = 25
-"""the seconds without output after which the server sends a heartbeat, but at most half of the activity timeout"""
+"""the seconds without output after which the server sends a heartbeat; half of the activity timeout if that is shorter"""
 QUIET_SECONDS = 5
 """the seconds without output after which the server answers an empty `xhr_send` with a heartbeat. An empty `xhr_send` before this
 time may be the client's answer to a heartbeat; another heartbeat would then make an endless loop."""
@@ -174,7 +174,7 @@ class XhrSession:
             sweep.watch(self, until)
 
     def answer(self, poll: OpenPoll) -> None:
-        """Answers the current poll with the frames of this turn, unless the outbox has a single item that exceeds the bound."""
+        """Answers the current poll with the frames of this turn, unless the outbox is full and has only one item."""
         outbox = self._outbox
         if poll is self.current and outbox and not (outbox.is_full and len(outbox) == 1):
             poll.request.finish(self._take_response())
@@ -249,7 +249,7 @@ class XhrSession:
     # The end
 
     def _end(self, code: int, reason: str, announced: bool = True) -> None:
-        """Ends the session, and sends its last frames in the response to the current request, or to the next request."""
+        """Ends the session, and sends the last frames in the response to the current request, or to the next request."""
         self._session.log_end(code, reason)
         self._expire()
         frames = end_frames(code, reason, announced)

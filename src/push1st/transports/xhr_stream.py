@@ -21,7 +21,7 @@ from push1st.transports.lost import detach
 from push1st.transports.sweep import NEVER
 
 CLOSE_SECONDS = 5
-"""the seconds that a client has to read the end of a stream"""
+"""the seconds that a client has to read the last bytes of a stream that the server ended"""
 TYPE = b"text/plain; charset=utf-8"
 HEADERS = (
     b"Access-Control-Allow-Origin: *\r\n"  # safe: the protocol has no cookies, and the server checks the origin of a new session
@@ -48,7 +48,7 @@ class StreamOwner(Protocol):
 
 
 class Stream(Takeover):
-    """The response to one `xhr_streaming` request. Owns the socket. Ends when `close` is called, or when the client leaves."""
+    """The response to one `xhr_streaming` request. Owns the socket. Ends at a call of `close`, or when the client disconnects."""
 
     __slots__ = ("_context", "_owner", "_transport", "due_at")
 
@@ -109,7 +109,7 @@ class Stream(Takeover):
         pass
 
     def lost(self, request: object) -> None:
-        """Handles a client that left before the stream began."""
+        """Handles a client that disconnected before the stream began."""
         self._owner.lost(self)
 
     def leave(self, code: int, reason: str) -> None:
@@ -143,12 +143,12 @@ class OpenStream:
         self.request = request
         self._write = request.write
         self._room = MAX_RESPONSE
-        """the number of characters that the response may still get up to `MAX_RESPONSE`; negative if the response is full"""
+        """`MAX_RESPONSE` minus the number of characters that the response contains; negative if the response is full"""
         self.full_since = 0.0
 
     @property
     def is_full(self) -> bool:
-        """Whether the written frames exceed `MAX_RESPONSE`, so that the client drops the response."""
+        """Whether the written frames exceed `MAX_RESPONSE`; the client drops such a response."""
         return self._room < 0
 
     def take(self, item: bytes) -> bytes | None:
@@ -186,7 +186,7 @@ class OpenPoll:
         self._is_scheduled = False
 
     def take(self, item: bytes) -> bytes:
-        """Schedules the answer for the end of the loop turn. Returns the whole `item`, which stays in the outbox until then."""
+        """Schedules the answer for the end of the loop turn. Returns `item`; the outbox keeps each item that `take` returns."""
         if not self._is_scheduled:
             self._is_scheduled = True
             asyncio.get_running_loop().call_soon(self._answer)
