@@ -100,7 +100,7 @@ def refuse(lines: Sequence[str]) -> None:
 
 
 def name_of(key: str) -> str:
-    """Returns the text of a key for an error.
+    """Returns a key as text, for use in an error message.
 
     The text is "…" if the key contains a colon or a space. A key with a colon may contain a secret: `key:secret`.
     """

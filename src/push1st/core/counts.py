@@ -1,7 +1,8 @@
 """Subscription counts: the number of a channel's subscribers, sent to these subscribers (Pusher protocol, section 3).
 
 After a change, the worker sends the channel's count at once, unless the worker has sent a count of this channel in this second.
-The next `Counts.tick` sends one count for all later changes. So a worker sends few counts even if thousands of clients subscribe.
+After the first change in a second, the next `Counts.tick` sends one count for all further changes. So a worker sends few counts
+even if thousands of clients subscribe.
 For a channel of more than `LARGE_CHANNEL` subscribers, all workers together send one count per `COUNT_SECONDS`.
 """
 

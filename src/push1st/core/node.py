@@ -299,7 +299,8 @@ class Node:
     def stamp(self) -> tuple[int, int]:
         """Returns a new message id, and the wall clock in nanoseconds.
 
-        An id has the time in its upper bits and the number of the worker in its lower bits. The ids of a worker always increase.
+        An id has the time in its upper bits and the number of the worker in its lower bits. Each id is greater than all
+        earlier ids of this worker.
         """
         now = self.clock.wall()
         id = now >> WORKER_BITS

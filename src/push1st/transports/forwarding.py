@@ -71,7 +71,7 @@ class Probe(msgspec.Struct, frozen=True, array_like=True):
     """Checks whether another worker is alive, and which requests in `here` and `there` are unknown to the other worker.
 
     `by`: the topic of the worker that sends the probe.
-    `here`: the numbers of requests whose sockets the sender has. `there`: the numbers of requests whose sessions the sender owns.
+    `here`: the ids of the requests whose sockets the sender has. `there`: the numbers of requests whose sessions the sender owns.
     """
 
     by: str
@@ -255,7 +255,7 @@ class Forwarding:
         self._remote_requests: dict[tuple[str, int], RemoteRequest] = {}
         self._misses: Counter[tuple[str, str]] = Counter()
         self._suspects: set[tuple[str, int, bool]] = set()
-        """the requests that were unknown to other workers in their replies to the previous probes"""
+        """the requests of which another worker replied to the previous probe that it does not have them"""
         self._is_probing = False
         self.due_at = NEVER
 

@@ -164,7 +164,7 @@ class HttpOutput(asyncio.Protocol):
     def _expect(self, seconds: float) -> None:
         """Sets the deadline of the connection to `seconds` from now.
 
-        Calls the sweep only if the deadline is more than one second before the sweep's next check of the connection.
+        Asks the sweep for an earlier check only if the sweep would check the connection more than one second after the deadline.
         """
         sweep = self._listener.context.sweep
         self._deadline = deadline = sweep.now + seconds
