@@ -389,7 +389,7 @@ def test_check_fails_where_no_client_can_be_served(tmp_path: Path, apps: str, sa
 
 
 def test_check_reads_a_configuration_that_is_only_in_the_environment(monkeypatch: pytest.MonkeyPatch) -> None:
-    assert "-c FILE, or by PUSH1ST_APP_ID" in push1st("check", code=2).stderr
+    assert "-c FILE, by PUSH1ST_CONFIG, or by PUSH1ST_APP_ID" in push1st("check", code=2).stderr
     monkeypatch.setenv("PUSH1ST_APP_ID", "shop")
     monkeypatch.setenv("PUSH1ST_APP_KEY", "a-key")
     monkeypatch.setenv("PUSH1ST_APP_SECRET", "a-long-random-secret-of-at-least-32-bytes")
