@@ -233,7 +233,7 @@ async def measure(name: str, server: Server, seconds: float, warm_up: float, con
     if name:
         ports = [str(server.websocket), str(server.api), str(server.websocket)]
         program = sys.executable, str(HERE / "floods.py"), name, *ports, *([str(connections)] if connections else [])
-        flood = await asyncio.create_subprocess_exec(*program, stdout=subprocess.PIPE, start_new_session=True)
+        flood = await asyncio.create_subprocess_exec(*program, stdout=subprocess.PIPE)
         await asyncio.sleep(WARM_UP)
     before, cpu, start = server.pids(), cpu_seconds(server.pids()), time.monotonic()
     others.measuring = True

@@ -325,7 +325,9 @@ def yield_cores() -> None:
     processes only inside a session if autogroups are enabled (sched(7)), so the session gets the lowest priority too.
     """
     os.nice(19)
-    with contextlib.suppress(OSError):
+    with contextlib.suppress(OSError):  # already the leader of a session
+        os.setsid()
+    with contextlib.suppress(OSError):  # not Linux, or no autogroups
         Path("/proc/self/autogroup").write_text("19")
 
 
