@@ -14,6 +14,7 @@ import os
 import re
 from collections import deque
 from collections.abc import Callable
+from functools import partial
 from typing import Any, cast
 
 import hiredis
@@ -196,16 +197,7 @@ class RespConnection(asyncio.Protocol):
             future.set_exception(ConnectionLost("the connection to the broker is lost"))
             return future
 
-        def on_reply(reply: Any) -> None:
-            if future.done():
-                return
-            if isinstance(reply, Exception):
-                future.set_exception(reply)
-                future.exception()  # marks the exception as retrieved: the caller may have been cancelled
-            else:
-                future.set_result(reply)
-
-        (self.send_ordered if ordered else self.send)(pack(command), on_reply)
+        (self.send_ordered if ordered else self.send)(pack(command), partial(_resolve, future))
         return future
 
     def send_ordered(self, command: bytes, on_reply: OnReply) -> None:
@@ -228,17 +220,18 @@ class RespConnection(asyncio.Protocol):
             future.set_exception(ConnectionLost("the connection to the broker is lost"))
             return future
 
-        def on_reply(reply: Any) -> None:
-            if future.done():
-                return
-            if isinstance(reply, Exception):
-                future.set_exception(reply)
-                future.exception()
-            else:
-                future.set_result(None)
-
-        self.send(pack((verb, *names)), PendingSubscription(verb.lower().encode(), len(names), on_reply))
+        self.send(pack((verb, *names)), PendingSubscription(verb.lower().encode(), len(names), partial(_resolve, future)))
         return future
+
+
+def _resolve(future: "asyncio.Future[Any]", reply: Any) -> None:
+    if future.done():
+        return
+    if isinstance(reply, Exception):
+        future.set_exception(reply)
+        future.exception()  # marks the exception as retrieved: the caller may have been cancelled
+    else:
+        future.set_result(reply)
 
 
 class PendingSubscription:
