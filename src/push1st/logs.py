@@ -48,7 +48,7 @@ def setup(format: Literal["text", "json"], level: str, stream: TextIO, worker: i
     `level`: debug, info, warning, error or critical; events below this level are dropped.
     `stream`: the file to which all events are written.
     `worker`: the number of this worker, which is added to each event; None for a process that is not a worker.
-    Raises ValueError if `level` is none of these levels.
+    Raises ValueError if `level` is not one of these levels.
     """
     try:
         number = logging.getLevelNamesMapping()[level.upper()]
