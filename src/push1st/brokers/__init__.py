@@ -82,7 +82,7 @@ class Broker(Protocol):
     def publish(self, message: Message) -> MaybeAwaitable[Published]:
         """Sends a message to all workers, including this worker. The result contains the number of subscriptions to the topic.
 
-        The number of subscriptions may include the excluded connection (`message.exclude`). The number includes all connections
+        The number of subscriptions may include the excluded connection (`message.exclude`). The number includes all subscribers
         even if the message is for some connections only. `Controller.reach` returns the exact number of receivers.
 
         Messages of the same turn of the event loop are sent in the order of the calls. Raises Refused(503, …) if the broker is
@@ -122,14 +122,15 @@ class Roster(Protocol):
 
     Each change of a roster is one atomic step. The step also publishes the edge that it causes (occupied, vacated, member-added
     or member-removed), and reports the edge as a hook event. A shared roster holds back the hook events of leaving edges
-    (vacated, member-removed) in the broker, which outlives a worker. `HookEvent.phase` shows whether an edge was held back.
+    (vacated, member-removed), because most clients return at once. The broker keeps these hook events, because the worker may
+    stop before they are due. `HookEvent.phase` shows whether an edge was held back.
     """
 
     async def join(self, app: str, channel: str, socket_id: str, member: Member | None, limit: int) -> Joined:
         """Adds a subscription to a topic. This worker must already be subscribed to the topic.
 
         The caller of `join` resumes before the broker delivers any message that the topic receives after the join. So a caller
-        that then adds the subscriber to the channel neither loses a message nor delivers a message twice.
+        that adds the subscriber at once, before its next `await`, neither loses a message nor delivers a message twice.
 
         limit: the maximum number of members (0: unlimited). Raises LimitReached if a new member would exceed the limit.
         """

@@ -1,4 +1,4 @@
-"""The broker, roster, users and hook events of a single worker. No method needs a server, and no method waits."""
+"""The broker, roster, users and hook events of a single worker. No method needs another process, and no method waits."""
 
 from collections import OrderedDict
 from collections.abc import Callable, Sequence

@@ -4,7 +4,8 @@
 in the server, and loads the Lua scripts. `resp.py` is a connection to a server, and `servers.py` finds the server of a shard.
 
 The roster and the topics of a shard share one connection, so replies and messages arrive in the order of the server's changes.
-A member list contains all earlier joins and leaves; later changes follow. All messages after a join reach the new subscriber.
+So a member list contains all joins and leaves that the server made before it replied with the list. The edges of all later joins
+and leaves arrive after the list. All messages after a join reach the new subscriber.
 """
 
 import asyncio
@@ -117,8 +118,9 @@ class Redis:
     def workers(self, nodes: Collection[str]) -> None:
         """Stores the supervisor's complete list of living nodes, and tries at once to connect to the server.
 
-        Only a supervisor that runs the embedded engine sends this list: when a node starts or ends, and when the engine is ready.
-        After a new connection, this node waits for the nodes in the list before it publishes, and for no other nodes.
+        Only a supervisor that runs the embedded engine (`process/engine.py`) sends this list: when a node starts or ends, and
+        when the engine is ready. After a new connection, this node waits for the nodes in the list before it publishes, and for
+        no other nodes.
         """
         self._shards.workers(nodes)
 
@@ -146,7 +148,7 @@ class Redis:
                 self._shards.all[index].requests.replied(*decode_reply(data))
             elif data[0] == NODE:
                 self._shards.all[index].lease.node_subscribed(decode_node(data))
-        except (msgspec.DecodeError, UnicodeDecodeError, ValueError, IndexError) as exc:  # the sender has another version
+        except (msgspec.DecodeError, UnicodeDecodeError, ValueError, IndexError) as exc:  # another version of push1st sent it
             log.error("data of the broker cannot be decoded", reason=str(exc))
 
     async def subscribe(self, app: str, channel: str) -> None:

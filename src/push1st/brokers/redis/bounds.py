@@ -19,7 +19,7 @@ class Timings(msgspec.Struct, frozen=True, kw_only=True):
 
     lease: the time for which a node's lease is valid after a renewal; after this time, other nodes may evict the node.
     renew: the time between two renewals of a lease; with each renewal, a node also checks the leases of the other nodes.
-    recovery: the time in which all nodes register their entries again after the server has lost its state.
+    recovery: the time that nodes have to register their entries again, after the Redis or Valkey server has lost its state.
     last_node: the longest time for which the last node of a cluster may deliver the remaining hook events before it stops.
     patience: the longest time for which a call waits for the broker; after this time, the call is rejected.
     silent: the longest time that a server may take for a reply; after this time, the node ends the connection.

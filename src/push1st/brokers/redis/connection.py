@@ -41,7 +41,7 @@ STATE_LOST = "NOLEASE"
 FAULTS = (STATE_LOST, "NOSCRIPT", "MOVED", "READONLY", "LOADING", "CLUSTERDOWN", "MASTERDOWN", "NOAUTH")
 """the first words of error replies after which the node registers again, or looks up the server again"""
 MOVING = ("ASK", "TRYAGAIN")
-"""the first words of error replies while a cluster moves the keys of a slot; the slot's topics move after all of its keys"""
+"""the first words of error replies while a cluster moves the keys of a slot; after a pause, the node sends the command again"""
 AWAY_FOR_LONG = "the broker is away, try again"
 HINTS = {
     "MISCONF": "the disk is full or not writable, see the log of the broker; or turn off saving, which push1st does not need",
@@ -139,7 +139,7 @@ class ShardConnection:
             self.nodes_missing(missing)
 
     def nodes_missing(self, missing: int) -> None:
-        """Allows publishing if all living nodes would receive the events (`missing` is 0), or after a time limit."""
+        """Allows publishing if all living nodes would receive the events (`missing` is 0), or after the time of one lease."""
         if not missing or self._loop.time() >= self._gate_opens_at:
             self._apply(ConnectionEvent.ALL_SUBSCRIBED)
 
@@ -265,7 +265,7 @@ class ShardConnection:
                 self.fault(reply)
             elif str(reply).startswith(MOVING):
                 self.repair_needed = True
-            elif not self.repair_needed:  # after the error OOM, for example, an immediate second attempt would fail too
+            elif not self.repair_needed:  # logs once until the next repair: while memory is full, many changes fail
                 self.repair_needed = True
                 log.error("the broker refused", reason=str(reply), **hint(str(reply)))
 
@@ -279,7 +279,7 @@ class ShardConnection:
         return self.registered_on
 
     async def call(self, *command: Argument, ordered: bool = False) -> Any:
-        """Returns the reply to a command that the server may run twice. Raises Refused(503). `resp.py` describes `ordered`."""
+        """Returns the reply to a command that may safely run twice. Raises Refused(503). `resp.py` describes `ordered`."""
         return await self.until_done(lambda resp: resp.call(*command, ordered=ordered))
 
     async def until_done(self, attempt: Callable[[RespConnection], Awaitable[Any]]) -> Any:

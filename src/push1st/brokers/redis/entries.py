@@ -77,7 +77,7 @@ class Entries:
     ) -> Iterator[Difference]:
         """Yields the differences between this node and the broker's copy.
 
-        Channels and members without a confirmation of the broker are skipped, because the node repeats their joins.
+        Channels and members that the broker has not confirmed are skipped, because `ShardRoster.join` still sends their joins.
         stored: the broker's copy as a mapping, field → value.
         owns: a function that returns whether a channel is in this shard.
         """

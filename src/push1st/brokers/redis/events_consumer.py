@@ -13,15 +13,15 @@ the consumer keeps a ledger: the channels and members that exist according to th
 delivers only edges that change the ledger. So edges alternate even after a change of the consumer or a loss of the state.
 
 A node that becomes the consumer builds the ledger from the roster, and adds channels and members whose leaving edge is held back.
-Then the node undoes, in the ledger, the changes that the unread events report.
+Hooks have not received the unread events yet. So the node then undoes, in the ledger, the changes that these events report.
 
 After the server lost its state, the node with the ledger remains the consumer. When all nodes have registered their entries
 again, the consumer compares the ledger with the roster, and delivers an edge for each difference. These edges replace the
 held-back edges and the unread events that the server lost.
 
 The consumer also compares the ledger after each reconnection, because a replica that became the master may lack recent events.
-After another node has ended, the consumer compares the ledger too, because nodes that started before the hooks were configured
-report no edges.
+The consumer also compares the ledger after another node has ended. If that node started before the hooks were configured, it
+reported none of its edges.
 """
 
 import asyncio
@@ -296,11 +296,11 @@ class Consumer:
         return True
 
     async def _expected_ledger(self, resp: RespConnection, place: bytes, apps: Collection[str]) -> set[str]:
-        """Returns the correct ledger of apps whose hooks have received all events up to a place, and no later event.
+        """Returns the ledger that apps must have when their hooks have received all events up to a place, and no later event.
 
         The ledger contains the channels and members in the roster, and the channels and members whose leaving edge is held back.
         The roster may change during the scan, but each change adds an event after the place. The first event of a channel or
-        member after the place shows whether the channel or member existed at the place.
+        member after the place shows the earlier state: before a leaving edge it existed, before an entering edge it did not.
         """
         there: set[str] = set()
         for app in apps:
@@ -311,7 +311,7 @@ class Consumer:
                 async with asyncio.timeout(self._timings.read_silent):
                     for channel, users in zip(presence, await asyncio.gather(*replies), strict=True):
                         there.update(f"m/{app}/{channel}\n{user.decode()}" for user in users)
-        for left in ("held", "gone"):  # reads the leaving edges after the roster, to miss no edge
+        for left in ("held", "gone"):  # after the roster: a field that leaves the roster between the two reads is here
             async for fields in self._scan(resp, f"{self._base}:{left}"):
                 there.update(field for field in fields if field[0] in "cm" and field.split("/", 2)[1] in apps)
         before: dict[str, bool] = {}

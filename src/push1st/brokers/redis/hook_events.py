@@ -108,7 +108,7 @@ class HookEventStream:
         self.ledger.state_lost()
 
     def registered_again(self) -> None:
-        """Schedules a comparison of the ledger with the roster, because the server may have lost the last events."""
+        """Schedules a comparison of the ledger with the roster, because the server may have lost recent events."""
         self.ledger.compared_at = asyncio.get_running_loop().time() + self._context.timings.recovery
 
     def node_ended(self) -> None:

@@ -1,7 +1,7 @@
 """Collects subscriptions in batches: one script call adds all subscriptions to a channel from one turn of the event loop.
 
-So an existing member learns all new members with one write, and the member list is built once for all new members. This module
-does not know the keys of the broker; `presence.py` sends the batches.
+So each existing member receives all new members in one write to the socket. The member list is built once for all new members.
+This module does not know the keys of the broker; `presence.py` sends the batches.
 """
 
 import asyncio
@@ -104,7 +104,7 @@ class JoinBatcher:
         return batch, pending
 
     def send(self, key: ChannelKey) -> None:
-        """Sends the batch of a channel before a client leaves the channel, because the client may be in the batch."""
+        """Sends the batch of a channel before a client's leave, because the batch may contain the client's join."""
         batch = self._batches.pop(key, None)
         if batch is not None:
             self._send(batch)

@@ -93,7 +93,7 @@ class Lease:
         self.renew(just_subscribed=True)
 
     def tick(self, now: float) -> None:
-        """Renews the lease when a renewal is due; while publishing waits for other nodes, renews the lease at each tick."""
+        """Renews the lease when due, or at each tick while publishing waits: the reply contains the number of missing nodes."""
         if self.renews_at <= now or self._connection.publish_connection is None:
             self.renews_at = now + self._context.timings.renew
             self.renew()

@@ -1,4 +1,4 @@
-"""Remembers the recent log lines of all shards, so that the sixteen shards of a cluster log the same cause only once.
+"""Remembers the recent log lines of all shards, so that the shards of one Redis cluster log the same cause only once.
 
 This module identifies shards by their hash tags, and writes no log itself.
 """

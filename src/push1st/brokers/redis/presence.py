@@ -1,7 +1,8 @@
 """Implements the roster of a shard: joins, leaves, members, signed-in users, and the number of connections of each app.
 
-For each change, the node calls one script with the new number or state, never with a difference (`scripts.py`). The node changes
-its own entries first, then sends the change. If the broker does not confirm a join, the node removes the subscription again.
+For each change, the node sends its new number or state, such as its number of subscriptions to a channel. The node never sends a
+difference, so a script may run twice (`scripts.py`). The node changes its own entries first, then sends the change. If the broker
+does not confirm a join, the node removes the subscription again.
 """
 
 from typing import Any
@@ -24,7 +25,8 @@ from push1st.errors import LimitReached, Refused
 from push1st.messages import Member, watch_topic
 
 Left = tuple[str, str, str, str]
-"""a member, channel or user that left: the letter `m`, `c` or `u`, then the app, the channel and the user"""
+"""a leave: `m` (a member left), `c` (a channel was vacated) or `u` (a user signed out); then the app; then the channel, which is
+empty for `u`; then the user, which is empty for `c`"""
 
 
 class ShardRoster:
@@ -77,9 +79,9 @@ class ShardRoster:
     def _deliver_joins(self, batch: JoinBatch) -> None:
         """Delivers the joins of a batch to the members on this node, and collects the member list for the new members.
 
-        The first coroutine of the batch that resumes calls this method. At this call, the connections of earlier batches are
-        already on the channel; when the reply arrives, some of them may still be missing. The connections of this batch are not
-        on the channel yet. When the topic later delivers the edges of this batch, the view already contains these edges.
+        The first coroutine of the batch that resumes calls this method. `JoinBatch.on_reply` would be too early, because some
+        connections of earlier batches may not be on the channel yet. The connections of this batch are added to the channel
+        after this call. When the topic later delivers the edges of this batch, the view contains these edges and drops them.
         """
         if batch.delivered:
             return
@@ -132,7 +134,7 @@ class ShardRoster:
         self._send_leave(left, LEAVE, *self.leave_arguments(key, "" if gone is None else gone.user_id, socket_id))
 
     def leave_arguments(self, key: ChannelKey, user_id: str, socket_id: str) -> tuple[Argument, ...]:
-        """Returns the arguments of `lua/leave.lua`. `user_id`: a user with no other connection on this node, or empty."""
+        """Returns the arguments of `lua/leave.lua`. `user_id`: a user without further connections here, or empty."""
         edges = self._context.hook_edges(key[0])
         return *key, self._context.local_roster.subscriptions(*key), user_id, socket_id, *self._context.stamp(), edges
 
@@ -219,7 +221,11 @@ class ShardRoster:
     # Connections of apps
 
     async def connect(self, app: str, limit: int) -> bool:
-        """Counts a connection; returns False if the app's limit is reached. Returns True while the broker is away."""
+        """Counts a connection; returns False if the app's limit is reached.
+
+        Also returns True if the broker is away for longer than `Timings.patience` or replies with an error, because clients must
+        be able to connect during an outage. The next repair sends the number of connections to the broker.
+        """
 
         async def attempt(resp: RespConnection) -> bool:
             self.entries.connect(app)

@@ -127,7 +127,7 @@ class PublishBatcher:
         self._send(resp, batch, encode_messages(batch.messages), cached)
 
     def send(self, key: tuple[str, str]) -> None:
-        """Sends the batch of a channel before a client leaves the channel, because the batch may contain the client's events."""
+        """Sends the batch of a channel before a client's leave, so that other clients receive the client's events first."""
         if key in self._batches and self._batches_on is not None and self._batches_on.alive:
             self._dispatch(self._batches_on, self._batches.pop(key))
 

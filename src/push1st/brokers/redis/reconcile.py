@@ -157,7 +157,7 @@ class Reconciler:
             spawn(self._read_and_repair(connection.registered_on))
 
     async def _read_and_repair(self, resp: RespConnection) -> None:
-        """Sends rejected changes again. A change that a client causes during the repair is sent twice, which does no harm."""
+        """Sends rejected changes again. A change that a client causes meanwhile may be sent twice, which does no harm."""
         try:
             stored = await self._stored(resp)
         except (ConnectionLost, hiredis.ReplyError) as exc:
@@ -210,7 +210,7 @@ class Reconciler:
             self._connection.check(reply)
             return
         local = self._context.local_roster
-        members = members_of(reply) | local.members(*key)  # another node may have evicted this node's members
+        members = members_of(reply) | local.members(*key)  # the reply lacks members of this node if it was evicted
         self._context.views.compare(key, members, local.single_connections(*key), self._context.stamp)
 
     def _compare_status(self, key: UserKey, reply: Any) -> None:

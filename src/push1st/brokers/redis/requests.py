@@ -56,7 +56,7 @@ class Requests:
         def attempt(resp: RespConnection) -> Awaitable[int]:
             if (
                 self._connection.publish_connection is not resp
-            ):  # on any other connection, some living nodes would miss the request
+            ):  # until publishing is allowed, some living nodes may miss requests
                 raise Refused(503, AWAY_FOR_LONG)
             return resp.call(self._keys.publish, self._keys.topic(app, channel), data)
 

@@ -1,4 +1,5 @@
 """Loads the Lua scripts from `lua/`. A script runs as one atomic step, and publishes the edges that this step causes.
+An edge is the first join or the last leave of a channel, a member or a signed-in user, counted on all nodes together.
 
 All keys of a shard are in one hash slot. Every key begins with the base of the shard (`prefix:{number}`), the only declared key.
 
@@ -14,7 +15,7 @@ All keys of a shard are in one hash slot. Every key begins with the base of the 
     BASE:nodes        set of the nodes that may have entries.
     BASE:lease:NODE   exists while the node is alive; the value is `new` before the node first subscribes to its topics, `there`
                       while the node is subscribed, `back` from a new registration until the node is subscribed again.
-    BASE:away         set of nodes that other nodes reported as alive, and that have not registered since the state was lost.
+    BASE:away         set of nodes that other nodes reported as alive, but that had no lease; a registration removes the node.
     BASE:n:NODE       hash of the node's entries: c/APP/CHANNEL → subscriptions, q/APP → connections; m/APP/CHANNEL\\nUSER and
                       u/APP/USER have no value.
     BASE:i:APP        hash of an app's channels: channel → subscriptions on all nodes.
@@ -61,7 +62,7 @@ _FOLDER = resources.files(__package__) / "lua"
 class Script(msgspec.Struct, frozen=True):
     """The text of a script, and the digest of this text, by which commands call the script.
 
-    sharded: the text of the same script for a cluster, in which topics are sharded channels.
+    sharded: the text of the same script for a cluster, in which topics use sharded Pub/Sub (SPUBLISH).
     """
 
     text: str

@@ -1,8 +1,8 @@
 """Finds the server that holds a shard, connects and logs in to this server, and loads the scripts.
 
-A broker URL contains the address of the server itself, the address of Sentinel, or addresses of nodes of a cluster. Sentinel
-returns the address of the master. A node of a cluster returns the address of the master of a slot. The server must also report
-that it is a master, because the returned address may be out of date after a failover.
+A broker URL contains the address of the server itself, the addresses of Sentinels, or addresses of servers of a Redis cluster. A
+Sentinel returns the address of the master. A server of a cluster returns the address of the master that holds a slot. The found
+server must also report that it is a master, because the returned address may be out of date after a failover.
 """
 
 import asyncio

@@ -87,7 +87,7 @@ TRANSITIONS: dict[tuple[ConnectionState, ConnectionEvent], tuple[ConnectionState
     (S.GATED_NO_LEASE, E.CLOSE): (S.CLOSED, (A.ABORT,)),
     #
     (S.READY_NO_LEASE, E.REGISTERED): (S.READY, (A.RESUME_CALLS,)),
-    (S.READY_NO_LEASE, E.REJECTED): (S.READY_NO_LEASE, ()),  # after MISCONF, for example, the server still delivers messages
+    (S.READY_NO_LEASE, E.REJECTED): (S.READY_NO_LEASE, ()),  # after MISCONF, Redis rejects writes but still runs PUBLISH
     (S.READY_NO_LEASE, E.FAILED): (S.AWAY, (A.ABORT, A.REPORT_AWAY)),
     (S.READY_NO_LEASE, E.FAULT): (S.AWAY, (A.ABORT, A.REPORT_AWAY)),
     (S.READY_NO_LEASE, E.DISCONNECTED): (S.AWAY, (A.REPORT_AWAY,)),

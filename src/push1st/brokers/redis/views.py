@@ -1,6 +1,6 @@
 """Stores members and watched users as reported to the clients on this node, so that each edge reaches these clients once.
 
-The broker may deliver an edge twice, if a node registers again, or never, if the connection was lost. So the node applies each
+An edge may arrive twice, because a node registered again, or never, because the connection was lost. So the node applies each
 edge to a view, and delivers the edge only if the edge changes the view. After an outage, the node compares the views with the
 roster. The view of a channel starts with the first join on this node, and ends with the last leave on this node.
 """

@@ -28,7 +28,7 @@ decode_message = _message.decode
 
 
 class Edge(NamedTuple):
-    """An edge of a script: a member joined (`+`) or left (`-`) a presence channel; a user signed in (`on`) or out (`off`)."""
+    """An edge from a script: a member joined (`+`) or left (`-`) a presence channel; a user signed in (`on`) or out (`off`)."""
 
     kind: str
     app: str

@@ -9,7 +9,7 @@
 -- ARGV[5…]  one id for each edge; one call removes at most as many entries as there are ids
 --
 -- Returns the place from which the next call continues, or false at the end. Also returns the app and the name of each channel to
--- which other nodes still have subscriptions. The place contains a cursor, because a scan from the start would take longer.
+-- which other nodes still have subscriptions. Without the cursor in the place, each call would scan from the start.
 local node, received, all_hooked = ARGV[1], ARGV[2], ARGV[3]
 local phase, cursor = string.sub(ARGV[4], 1, 1), string.sub(ARGV[4], 2)
 if has_lease(node) then return {false, {}} end

@@ -3,7 +3,7 @@
 
 local base = KEYS[1]
 
--- Publishes an edge to the nodes that are subscribed to the channel: a join or leave of a member, or a sign-in or sign-out.
+-- Publishes an edge (a member's join or leave, or a user's sign-in or sign-out) to the nodes that are subscribed to the channel.
 local function edge(kind, app, channel, user, socket, id, received, info)
   redis.call(PUBLISH, base .. ':t:' .. app .. '/' .. channel,
     '\1' .. table.concat({kind, app, channel, user, socket, id, received, info}, '\0'))
@@ -20,7 +20,7 @@ local function wants(hooked, way) return string.find(hooked, way, 1, true) ~= ni
 local function has_lease(node) return redis.call('EXISTS', base .. ':lease:' .. node) == 1 end
 
 -- Returns the milliseconds since an arbitrary moment, on the server's clock. The script does not use the command TIME, because
--- the user of the broker would need one more permission for this command (docs/scaling.md).
+-- the Redis user of push1st would need one more permission for this command (docs/scaling.md).
 local function clock()
   local left = redis.call('PTTL', base .. ':clock')
   if left < 0 then
@@ -54,7 +54,7 @@ local function is_subscribed(node)
 end
 
 -- Returns the number of other living nodes that would miss an event that is published now. A node whose lease ends in fewer than
--- `least` milliseconds has closed its connection, even if the server has not detected this yet.
+-- `least` milliseconds has not renewed its lease in time. So it counts as cut off, even if the server still has its connection.
 -- A node that has just started (`least` is 0) does not wait for nodes without a connection, because these nodes may be dead.
 local function nodes_not_here(node, least)
   local some = 0

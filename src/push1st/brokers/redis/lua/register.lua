@@ -6,14 +6,14 @@
 -- ARGV[3]   epoch at the node's previous registration, or ''
 -- ARGV[4]   milliseconds of the lease
 -- ARGV[5]   milliseconds of the recovery, during which nodes register their entries again
--- ARGV[6]   number for message ids that the node prefers; -1 if the node needs no number
+-- ARGV[6]   number that the node prefers for its message ids; -1 if the node needs no number
 -- ARGV[7]   `least` of `nodes_not_here`
 -- ARGV[8]   `SCHEMA` of the node
 -- ARGV[9…]  other nodes that were alive as far as this node knows
 --
 -- Returns the epoch, the milliseconds until the end of the recovery, the number for message ids, the number of missing nodes
 -- (`nodes_not_here`), and 1 if the node's lease had expired but the state still exists. Other leases may have expired then, too.
--- Returns an error if the keys have another schema. A version without schemas wrote keys without a schema; these keys have
+-- Returns an error if the keys have another schema. The first versions of push1st stored no schema, so keys without a schema have
 -- schema 1.
 local node, new_epoch, known, lease, recovery = ARGV[1], ARGV[2], ARGV[3], ARGV[4], ARGV[5]
 local number, least, own_schema = tonumber(ARGV[6]), tonumber(ARGV[7]), ARGV[8]

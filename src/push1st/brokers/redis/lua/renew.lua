@@ -3,9 +3,9 @@
 -- KEYS[1]  base of the shard's keys
 -- ARGV[1]  node
 -- ARGV[2]  milliseconds of the lease
--- ARGV[3]  term of the node's ledger; 0 if the node has no ledger; -1 if the node must not become the consumer
+-- ARGV[3]  term of the node's ledger (`events_consumer.py`); 0 if it has no ledger; -1 if the node must not become the consumer
 -- ARGV[4]  1 if the node has just subscribed to its topics
--- ARGV[5]  `least` of `nodes_not_here`, or '' to not count the missing nodes
+-- ARGV[5]  `least` of `nodes_not_here`, or '' if the script must not count the missing nodes
 --
 -- Returns the epoch, the milliseconds until the end of the recovery, the term of the consumer, the dead nodes, 1 if there are
 -- deferred leaves to publish, the number of missing nodes, and the other living nodes. The term is 0 if this node is not the
