@@ -4,7 +4,7 @@ With the memory broker, most commands do not wait; with Redis, they wait for one
 its first wait, in the current turn of the event loop. Only a coroutine that waits gets a task, for its remaining part. Python
 3.12 has eager tasks for this purpose, but Python 3.11 has no such tasks (decision 0014).
 
-Before its first wait, a coroutine has no current task, and must not use `asyncio.timeout` or `asyncio.current_task`.
+Before its first wait, a coroutine has no task of its own, so it must not use `asyncio.timeout` or `asyncio.current_task`.
 """
 
 import asyncio
@@ -62,7 +62,7 @@ async def _finish(rest: Suspended[Any]) -> None:
 
 
 def spawn(coroutine: Coroutine[Any, Any, None]) -> None:
-    """Runs a coroutine to its end: now if it does not wait, else in a task. `_running` keeps the task until the task ends."""
+    """Runs a coroutine to its end: now if it does not wait, else in a task. `_running` keeps the task; asyncio does not."""
     rest = run_eagerly(coroutine)
     if isinstance(rest, Suspended):
         task = asyncio.get_running_loop().create_task(_finish(rest))

@@ -21,7 +21,7 @@ TERMINATE = INTERNAL + "terminate"
 NODE_MESSAGE = INTERNAL + "told"
 """the event of messages between workers (`core/controller.py`); never sent to clients"""
 MAX_HEADERS_BYTES = 4096
-"""the maximum number of bytes of an event's `headers`, or of `headers`, `options` and `extra` together in a raw frame"""
+"""the maximum number of bytes of `headers` in an API call, and of `headers`, `options` and `extra` together in a raw frame"""
 MEMBER_ADDED = INTERNAL + "member_added"
 MEMBER_REMOVED = INTERNAL + "member_removed"
 
@@ -87,7 +87,7 @@ class Published(msgspec.Struct, frozen=True, gc=False):
 
 
 class Options(msgspec.Struct, frozen=True, gc=False):
-    """The receivers of an event (Push1st API, section 3). `ttl`: the time to live in seconds, for hooks only."""
+    """The receivers of an event (Push1st API, section 3). `ttl`: the time to live in seconds, which only hooks receive."""
 
     ttl: float = 0
     delivery: DeliveryMode = "broadcast"
@@ -106,6 +106,8 @@ class Options(msgspec.Struct, frozen=True, gc=False):
 
         A broadcast excludes both `socket_id` and `session`. The target of any other delivery is `session`, or `socket_id` if
         there is no session.
+
+        `socket_id`: the field `socket_id` of the API call, or "".
         """
         if self.delivery == "broadcast":
             return (socket_id, self) if socket_id else (self.session, Options(self.ttl))
@@ -184,7 +186,7 @@ class HookEvent(msgspec.Struct, frozen=True, gc=False):
     `socket_id`: the id of the connection that caused the event, or "".
     `user_id`, `user_info`: the id and the info of the member; the info is JSON text.
     `event`, `data`: the name and the data of a client event; the data is JSON text.
-    `count`: the number of the channel's subscriptions.
+    `count`: the number of the channel's subscriptions, in an event of the kind `counted`.
     `id`, `delivery`, `given`: the fields of a client event, as in `Message` and `Publish`.
     `expires`: when a client event expires, in seconds since 1970; 0 if it does not expire.
     `phase`: the state of an entering or leaving edge (`ENTERING`). If the phase is `new`, the broker does not debounce edges, so
@@ -260,7 +262,7 @@ class Publish(msgspec.Struct, frozen=True, gc=False):
     `data`: the event's data as JSON text.
     `ttl`: the time to live in seconds.
     `headers`: a JSON object as text, or b"".
-    `given`: the fields `headers`, `options` and `extra` of the client's frame for hooks, as JSON text; a comma precedes each.
+    `given`: for hooks, the fields `headers`, `options` and `extra` of the client's frame, as JSON text; a comma precedes each.
     """
 
     channel: str

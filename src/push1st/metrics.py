@@ -35,7 +35,8 @@ DECISIONS: Final = (
     *("allowed", "refused", "cached", "malformed", "failed"),
     *("timed-out", "unreachable", "untrusted", "raised", "crashed"),
 )
-"""the label values that `/metrics` shows from the start with 0, because Prometheus' `rate` ignores the first value of a series"""
+"""from `STATUSES` to `DECISIONS`: the label values that `/metrics` shows with 0 from the start, because
+Prometheus' `rate` ignores the first value of a series"""
 
 SUPERVISOR = -1
 """the number that identifies the supervisor in metrics, in place of a worker's number"""

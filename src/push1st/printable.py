@@ -1,4 +1,4 @@
-"""Makes foreign text safe for a terminal: text of clients, servers and files must not move the cursor or forge a line."""
+"""Makes text safe for a terminal: text from clients, other servers and files must not move the cursor or forge a line."""
 
 import re
 
@@ -12,5 +12,5 @@ def printable(text: str) -> str:
 
 
 def printable_lines(text: str) -> str:
-    """Returns a text of several lines, with the escapes of `printable`. Foreign parts of the text must not have line ends."""
+    """Returns a text of several lines, with the escapes of `printable`. Line ends stay, even those that a client has sent."""
     return "\n".join(map(printable, text.split("\n")))

@@ -39,8 +39,8 @@ class Outlet(Protocol):
 class App:
     """An app on this worker: its configuration, the values derived from the configuration, and the app's clients.
 
-    The configuration may change while the worker runs (`Node.configure`), so other objects read the configuration from
-    `App.config`. Functions in `Node.on_configured` update values that other objects have derived from the configuration.
+    The configuration may change while the worker runs (`Node.configure`), so other objects read `App.config` at each use,
+    and keep no copy. Functions in `Node.on_configured` update values that other objects have derived from the configuration.
 
     `version`: a number that is incremented with each change of the configuration.
     `hook_kinds`: the kinds of hook events that the app's hooks receive.
@@ -49,7 +49,7 @@ class App:
     `publishes`, `reads`: the token buckets that enforce `limits.publishes` and `limits.reads`.
     `counts_connections`: whether the broker counts the connections of this app.
     `held`: the events that are held for clients that have just signed in; None while there are no such clients.
-    `uncounted`: the connections that the broker has not counted yet.
+    `uncounted`: the connections that the broker has not counted; the end of such a connection does not reduce the count.
     """
 
     __slots__ = (
@@ -77,7 +77,7 @@ class App:
         """Applies a configuration. Clients stay connected, and their next commands follow the new configuration.
 
         After the first configuration that limits the number of connections, the broker counts every new connection, even if a
-        later configuration has no such limit. So the end of a connection reduces the count only if the connection was counted.
+        later configuration has no such limit. Older connections stay uncounted, and `uncounted` contains them until they end.
 
         `now`: the time in seconds on `Clock.monotonic`.
         """

@@ -77,7 +77,7 @@ class Controller:
 
     @property
     def shared(self) -> bool:
-        """Whether other workers may share this worker's broker."""
+        """Whether other workers can use the same broker as this worker; the memory broker has only one worker."""
         return self._broker.shared
 
     async def listed(self, app: App, channel: str) -> list[SessionInfo]:
@@ -99,7 +99,7 @@ class Controller:
             return topic.handler.on_request(request)
         if request.startswith(REACH):
             return b"0" if live is None else b"%d" % live.tenant.reach(_message.decode(request[len(REACH) :]))
-        if request != SESSIONS:  # this worker no longer has a handler of this topic
+        if request != SESSIONS:  # the request is for a handler that this worker has removed
             return b""
         found = [] if live is None else live.sessions(channel)
         return msgspec.msgpack.encode([SessionInfo(client.id, client.ip) for client in found])

@@ -18,12 +18,12 @@ from push1st.errors import Refused
 from push1st.messages import HookEvent, subscription_count
 
 LARGE_CHANNEL = 100
-"""the number of subscribers above which a channel gets its count less often"""
+"""above this number of subscribers, a channel gets at most one count per `COUNT_SECONDS` in place of one each second"""
 COUNT_SECONDS = 5
 """the seconds between two counts of a large channel; other channels get a count every second (Pusher protocol, section 3)"""
 MAX_COUNTED = 1000
-"""the number of subscribers that receive counts between two ticks; further counts wait for the next tick. Each time a
-tick has sent counts to this number of subscribers, the tick pauses, so that other tasks of the event loop run."""
+"""after this number of deliveries between two ticks, further counts wait for the next tick. Each time a tick itself has
+made this number of deliveries, the tick pauses, so that other tasks of the event loop run."""
 
 
 class Counts:
@@ -80,7 +80,7 @@ class Counts:
             if "counted" in app.hook_kinds:
                 self._hook_events.report(HookEvent("counted", *key, self._clock.wall(), count=sent))
             occupancy = await self._roster.channel(*key)
-            if occupancy is not None and occupancy.subscriptions != sent:  # `sent` is outdated, and may arrive last
+            if occupancy is not None and occupancy.subscriptions != sent:  # `sent` may arrive after a newer count
                 self._due[key] = app
             return sent
         except Refused:

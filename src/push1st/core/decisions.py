@@ -55,7 +55,8 @@ async def publish(hooks: Hooks, app: App, client: Client, command: Publish, user
 def close_code(code: int) -> int:
     """Returns the close code for a client that the app's backend has rejected. `code`: the code in the backend's reply.
 
-    If a handshake ends with a code from 4200 to 4299, pusher-js reconnects at once; after 4100, pusher-js waits a second.
+    If a handshake ends with a code from 4200 to 4299, pusher-js reconnects at once; after 4100, pusher-js waits a second. So
+    4100 replaces the codes from 4200 to 4299, and also 503, because a later attempt may succeed.
     """
     if code == 503 or 4200 <= code < 4300:
         return 4100

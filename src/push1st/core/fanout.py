@@ -8,8 +8,8 @@ The rules of the fan-out (invariants 2 to 5), and the functions that keep these 
 - A message goes to the subscribers that its channel had when the message arrived. So pending frames of a lane are written before
   the subscribers of the lane change (`flush_lanes`).
 - A direct frame, which is for one connection, is written after the earlier frames of the connection's channels. So `direct` first
-  writes the connection's pending frames (`flush_subscriber`). A flush writes direct frames before the frames of lanes, because
-  frames that are still pending in lanes are newer.
+  writes the connection's pending frames (`flush_subscriber`). So frames that these
+  channels' lanes still hold at the next flush are newer than the direct frame, and the flush writes direct frames first.
 - Under load, several messages to a subscriber share one write. After a flush with many deliveries, the next flush waits until
   as many deliveries are pending as that flush made, but at most `MAX_HOLD_SECONDS` (decision 0012). Direct frames do not wait.
 - A flush to a lane with many subscribers takes several loop turns. A `Slice` keeps the buffer of the flush, and the subscribers
@@ -32,7 +32,7 @@ SLICE_WRITES = 2048
 MAX_PENDING_BYTES = 262_144
 """the number of pending bytes of a lane, or of a connection's direct frames, above which these frames are flushed at once"""
 MAX_OVERRIDES = 32
-"""the number of subscribers in `Lane.overrides` above which the lane's frames are flushed at once"""
+"""above this number of subscribers in `Lane.overrides`, the lane is flushed at once: each message is added to every override"""
 MAX_SLICES = 4
 """the maximum number of slices of a lane; when a new slice exceeds this maximum, the oldest slice is written at once"""
 HOLD_SECONDS_PER_WRITE = 0.000_016
@@ -202,7 +202,8 @@ class Fanout:
 
     def flush_subscriber(self, subscriber: Subscriber) -> None:
         """Writes all pending frames of a connection now."""
-        # A connection may have thousands of subscriptions, so the answer to a ping must not cost a check of each subscription.
+        # A connection may have thousands of subscriptions, and each answer to a ping calls this method. So the search
+        # loops over `mine` or `due`, depending on which of them is shorter.
         mine, due = subscriber.lanes, self._lanes
         lanes = (
             [lane for lane in mine if lane in due]
@@ -322,7 +323,7 @@ class Fanout:
                     write(buffer)
                 return
             except Exception:
-                self._failed()  # the outer loop skips this subscriber
+                self._failed()  # the iterator is past the failed write, so the loop goes on with the next subscriber
 
     @property
     def pending(self) -> int:

@@ -2,9 +2,10 @@
 
 A client subscribes to its user's channel after it has read `signin_success`. An event that is published between the sign-in and
 this subscription would otherwise be lost. So the worker subscribes to the channel's topic before it sends `signin_success`, and
-holds the events until the client subscribes. Until then, the client is not in the hub, roster, counts or hook events.
+holds the events until the client subscribes. Until then, the hub, the roster, the counts and the hook events of the channel
+do not include the client.
 
-This module is pure and synchronous: the node passes the time, and delivers the frames.
+This module is pure and synchronous: the caller (`SignIns`) passes the time, and a function that delivers a frame.
 """
 
 from collections.abc import Callable
@@ -14,7 +15,8 @@ from push1st.messages import Message
 
 MAX_HELD = 100
 MAX_HELD_BYTES = 65_536
-"""maximum numbers of frames and bytes held for a client; if a frame would exceed them, the held frames are delivered first"""
+"""maximum numbers of frames and bytes held for a client; before a frame that would exceed one of them is held, the frames that
+are already held are delivered"""
 HELD_SECONDS = 10
 """after these seconds, a client's held frames are delivered and the hold ends, even if the client has not subscribed"""
 
@@ -57,7 +59,7 @@ class Held:
     def receive(self, message: Message, now: int) -> None:
         """Holds an event for each recipient that is about to subscribe. `now`: the wall clock in nanoseconds."""
         for client, hold in self._channels[message.channel].items():
-            is_target = message.target == client.id  # a broadcast excludes its target
+            is_target = message.target == client.id  # a broadcast excludes its target; a unicast has only its target
             if message.exclude == client.id or is_target == (message.delivery == "broadcast"):
                 continue
             frame = client.wire.message(message, now)

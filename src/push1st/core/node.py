@@ -181,7 +181,7 @@ class Node:
         app.uncounted.discard(client)
 
     async def withdraw(self, app: App, client: Client, admission: Suspended[bool]) -> None:
-        """Reduces the count after the broker has counted an ended connection. `admission`: the result of `connect`."""
+        """Waits until the broker has counted an ended connection, and reduces the count again. `admission`: see `connect`."""
         with suppress(Disconnect):
             await self.admit(app, client, admission)
 
@@ -208,7 +208,7 @@ class Node:
             await self.topics.release(app, name)
         if held:
             await self.signins.end_hold(app, held)
-        for name in left.subscriptions if app.config.subscription_count else ():  # last, because `send` waits for the broker
+        for name in left.subscriptions if app.config.subscription_count else ():  # last, so that no step waits for counts
             await self.counts.send(app, name)
 
     # Channels
@@ -264,7 +264,7 @@ class Node:
         await self.topics.release(app, name)
 
     def _recount(self, id: str, name: str) -> None:
-        """Queues a channel's count for the next tick. Called when the broker evicts a node or repairs its copy of the roster."""
+        """Queues a channel's count. Called after this worker has evicted a dead node, or registered its subscriptions again."""
         config = self.apps.by_id(id)
         if config is not None and config.subscription_count and not name.startswith("#"):
             self.counts.later(self.app(config), name)

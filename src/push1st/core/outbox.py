@@ -26,7 +26,10 @@ class AttachedConnection(Protocol[Item]):
     """A connection to which a session with an outbox is attached."""
 
     def take(self, item: Item) -> Item | None:
-        """Sends an item; returns the part of the item that cannot be sent yet, or None. A fan-out flush may call this method."""
+        """Sends an item; returns the part of the item that cannot be sent yet, or None.
+
+        A flush of the fan-out may call this method, so this method must not end the session.
+        """
 
     def resume(self, items: list[Item]) -> list[Item]:
         """Sends items of the outbox, oldest first. Returns the items that the connection cannot take, in order."""
@@ -36,7 +39,7 @@ class OutboxOwner(Protocol):
     """The owner of a session with an outbox."""
 
     def on_full(self) -> None:
-        """When an item exceeds a bound, ends the session after the turn. A flush of the fan-out may call this method."""
+        """When an item exceeds a bound, ends the session after this turn of the event loop, because a flush may be the caller."""
 
 
 class OutboxPolicy(Generic[Item]):

@@ -9,7 +9,7 @@ from push1st.core.app import App
 from push1st.messages import HookEvent, HookEventKind, Member, Publish
 
 MAX_TTL = 1 << 53
-"""an event's maximum time to live in seconds; a longer time is reduced to this value, because brokers store times in 64 bits"""
+"""an event's maximum time to live in seconds; a longer time is reduced to it, so that the time of expiry fits into 64 bits"""
 
 
 class Reports:

@@ -19,7 +19,7 @@ from push1st.messages import Member, Publish, SignedInUser, SignIn, Subscribe, u
 MAX_MEMBER_BYTES = 1024
 """the maximum number of bytes of `channel_data`, which describes a presence member (Pusher protocol, section 8)"""
 MAX_WATCHLIST = 100
-"""the maximum number of users on a watchlist; further users are ignored, and the client gets an error (protocol, section 5)"""
+"""a watchlist's maximum number of users; further users are ignored, and the client gets an error (Pusher protocol, section 5)"""
 
 
 class Claimant(Protocol):
@@ -56,7 +56,7 @@ class UserData(msgspec.Struct, gc=False):
 class Identity(msgspec.Struct, frozen=True, gc=False):
     """A signed-in user whose signature is valid.
 
-    `user_data`: JSON signed by the backend, with the user's id as a JSON string. `is_cut`: whether the watchlist is shortened.
+    `user_data`: JSON signed by the backend, with the user's id as a JSON string. `is_cut`: whether the watchlist was too long.
     """
 
     user: SignedInUser
@@ -150,7 +150,7 @@ def to_publish(client: Claimant, config: AppConfig, command: Publish, is_subscri
         raise Refused(400, f"an event name has 1 to {limits.event_name} characters")
     if event.startswith(RESERVED):
         raise Refused(400, "event names that begin with pusher: or pusher_internal: are reserved")
-    # A decoded string is never longer than its JSON text.
+    # A decoded string is never longer than its JSON text, so only a long text must be measured.
     if len(command.data) > limits.payload and (size := string_size(command.data)) > limits.payload:
         raise Refused(413, f"data has {size} bytes, the limit is {limits.payload}")
 

@@ -6,7 +6,8 @@ with an outbox stays subscribed without a connection, and the outbox keeps the o
 A session applies its commands one after another. While a command waits for a broker or a backend, up to `MAX_WAITING_COMMANDS`
 later commands are queued. A transport that can stop reading its socket does so before the queue is full. The answer to a rejected
 command is an error, and the client stays connected. A client with more than `MAX_REFUSALS` rejected commands a second is
-disconnected. No client is disconnected for events above the rate limit, or for commands that fail because the broker is away.
+disconnected. There are two exceptions: events above `limits.client_events`, and commands that fail because the broker is away.
+They end a connection only if the client sends them fast for a long time (`Session.charge`).
 """
 
 from collections import deque
@@ -298,8 +299,8 @@ class Session:
         self._log("command refused", refused, failure.channel if failure is not None else None)
         if self._may_be_refused():
             self.outlet.send(failure or Failure(refused.code, refused.text, refused.channel))
-        # A client is not disconnected for events above the rate limit (Pusher protocol, section 4), or while the broker is away.
-        # Further commands of this client that are rejected get no answer.
+        # For events above the rate limit (Pusher protocol, section 4), and while the broker is away, a client is not disconnected
+        # at once. Rejected commands above `MAX_REFUSALS` get no answer, and are charged.
         elif refused.code in (429, 503):
             self.charge()
         else:
@@ -325,7 +326,7 @@ class Session:
         if self.closed:
             return
         now = self.node.clock.monotonic()
-        # The bucket is stored as one number, the time at which it is full again, because nearly every client has a bucket.
+        # Nearly every client has this bucket. To save memory, it is one number: the time at which the bucket is full again.
         self._charged = max(self._charged, now) + 1 / MAX_CHARGES
         if self._charged > now + CHARGE_SECONDS:
             self.node.metrics.cut_offs["flood"] += 1

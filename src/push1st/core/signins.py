@@ -72,7 +72,7 @@ class SignIns:
         )
 
     async def sign_out(self, app: App, client: Client, user: SignedInUser) -> None:
-        """Signs out an ended connection's user. While the broker is away, the sign-out waits until the node registers again."""
+        """Signs out an ended connection's user; if the broker is away, the user stays online until the node registers again."""
         with suppress(Refused):
             await self._users.sign_out(app.config.id, user.id, client.id)
 

@@ -2,7 +2,7 @@
 
 The worker subscribes to a channel's topic before its first client joins the channel, and unsubscribes after its last client has
 left. While a client joins a channel, the worker waits for the broker. So `ClientTopics` counts the clients that are about to
-join a channel, and keeps the channel's topic while there are such clients.
+join a channel, and stays subscribed to the channel's topic while there are such clients.
 """
 
 from collections import Counter
@@ -45,7 +45,7 @@ class ClientTopics:
     async def release(self, app: App, name: str) -> None:
         """Unsubscribes from a topic if no client of this worker needs the topic."""
         if not self.is_received(app, name) and (app.config.id, name) not in self._wanted:
-            with suppress(Refused):  # if this call fails, the worker ignores the topic's messages
+            with suppress(Refused):  # after a failure, the worker still receives the topic's messages, and ignores them
                 await self._broker.unsubscribe(app.config.id, name)
 
     def is_received(self, app: App, name: str) -> bool:
