@@ -1,9 +1,9 @@
 """The ports through which the server notifies backends and requests decisions from backends, and the registry of transports.
 
 `HookDispatcher.on_event` takes each hook event (`messages.HookEvent`). The module `debounce` delays events that report a vacated
-channel or a removed member, and drops such an event if the opposite event follows. The module `formats` encodes an event for each
-endpoint. The module `queue` keeps the event until a `HookEndpoint` (`endpoint`) delivers the event through a `HookTransport`. The
-module `authorize` requests decisions through the same transports, without a queue.
+channel or a removed member, and drops a delayed event if the opposite event arrives meanwhile. The module `formats` encodes an
+event for each endpoint. The module `queue` keeps the event until a `HookEndpoint` (`endpoint`) delivers the event through a
+`HookTransport`. The module `authorize` requests decisions through the same transports, without a queue.
 
 These modules depend on no nodes, sessions or client transports; the node calls these modules. A new kind of endpoint needs a
 module in this package with a `HookTransport`, and a line in `TRANSPORTS`.
@@ -84,7 +84,7 @@ class Decision(msgspec.Struct, frozen=True):
     refused: the rejection of the operation; None if the operation is allowed.
     user_id: the id of the user; the client connects or subscribes with this id.
     user_info: the information about the user, as JSON text.
-    data: a JSON text that replaces the data of the published event.
+    data: a JSON text that replaces the data of the published event; None if the data does not change.
     """
 
     refused: Refused | None = None
@@ -97,7 +97,7 @@ class Hooks(Protocol):
     """The port through which the node uses hooks."""
 
     def on_event(self, event: HookEvent) -> None:
-        """Queues a hook event for the endpoints that have subscribed to its kind. This method never waits."""
+        """Queues a hook event for the endpoints that want events of this kind. This method never waits."""
 
     async def decide(self, question: Question) -> Decision:
         """Returns the decision of the app's backend. The decision is a rejection if the backend does not reply."""
@@ -110,9 +110,10 @@ class Hooks(Protocol):
 
 
 class Status(msgspec.Struct, frozen=True):
-    """The state of an endpoint, as `GET /apps/{app}/hooks` shows it. The numbers count events since the server started.
+    """The state of an endpoint, as `GET /apps/{app}/hooks` shows it.
 
-    failed: the number of lost events.
+    queued: the number of events that are in the queue now.
+    sent, failed: the numbers of delivered and of lost events since the server opened the endpoint.
     retrying: the number of queued events whose delivery has failed at least once.
     last_error: the reason of the last failure.
     last_error_at: the time of the last failure, in seconds since 1970.

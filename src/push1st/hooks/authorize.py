@@ -24,7 +24,7 @@ from push1st.jsontext import decode
 
 MAX_CACHED = 10_000
 LOG_SECONDS = 10.0
-"""the time between two log events about the same endpoint"""
+"""the minimum time between two log events about the same endpoint"""
 MAX_MESSAGE = 100
 """the maximum number of characters in the message of a rejection; the message must fit into a close frame (RFC 6455 §5.5)"""
 CODES = {"connect": 4009}
@@ -60,7 +60,7 @@ _encode = msgspec.json.Encoder().encode
 def operations(app: AppConfig) -> dict[str, Callable[[str], object]]:
     """Returns the operations that need a decision of the app's backend, each with a filter for the names of channels.
 
-    For the operation `connect`, the channel's name is "".
+    The filter for the operation `connect` accepts all names, because a client connects to no channel.
     """
     return {on: matcher(one.filter) if on != "connect" else matcher(()) for one in app.authorize for on in one.on}
 

@@ -2,13 +2,14 @@
 
 An edge is a change: a channel becomes occupied or vacated, a member is added or removed. The module holds a leaving edge
 (`vacated`, `member-removed`) for `HOLD_SECONDS`, and drops it if the opposite edge arrives within this time (Pusher
-protocol, section 9). So edges alternate. For each cache channel, the module passes at most one `cache-missed` in `HOLD_SECONDS`.
+protocol, section 9). So the entering and the leaving edges of each channel and member alternate. For each cache channel, the
+module passes at most one `cache-missed` in `HOLD_SECONDS`.
 
 This module is for brokers that do not debounce edges. If several workers share a broker, the consumer of hook events debounces
 the edges instead (`brokers/redis/events_consumer.py`).
 
-The module is pure: its input is only hook events and the time. Channels and members may be older than this process, so the
-first edge of a channel or member passes in any case.
+The module is pure: its input is only hook events and the time. A channel may have become occupied before this process started. So
+the module also passes a leaving edge of a channel or member whose entering edge it has not seen.
 """
 
 from collections import OrderedDict
@@ -36,7 +37,7 @@ class Debounce:
         self._held: OrderedDict[EdgeKey, tuple[float, HookEvent]] = OrderedDict()
         """held leaving edges, each with the time at which it passes; the edge with the earliest time is first"""
         self._missed: OrderedDict[EdgeKey, float] = OrderedDict()
-        """cache channels with a recent `cache-missed`, each with the time until which the module drops a second `cache-missed`"""
+        """cache channels with a recent `cache-missed`, each with the time until which the module drops further ones"""
 
     def feed(self, event: HookEvent, now: float) -> list[HookEvent]:
         """Takes a hook event; returns the hook events that pass now. `now` is the time of a monotonic clock in seconds."""
@@ -92,7 +93,7 @@ class Debounce:
     def forget(self, app: str, kinds: Container[HookEventKind]) -> None:
         """Forgets channels and members of an app if their edges no longer arrive; drops held edges of these channels and members.
 
-        kinds: the kinds of hook events that still arrive. If edges of a forgotten kind arrive again, the first edge passes.
+        kinds: the kinds of hook events that endpoints of the app want. If they want another kind again, its first edge passes.
         """
         for key in [*self._present, *self._absent]:
             if key[0] == app and ("occupied" if key[2] is None else "member-added") not in kinds:

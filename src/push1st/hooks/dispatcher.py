@@ -1,4 +1,4 @@
-"""The dispatcher of hook events: it debounces each event, and queues the event for the endpoints that want its kind.
+"""The dispatcher of hook events: it debounces edges, and queues each event for the endpoints that want the kind of this event.
 
 The broker calls `on_event` in one worker only, so only this worker has queues. The dispatcher sends no queries to the broker.
 """
@@ -36,14 +36,14 @@ def transport_class(url: str) -> type[HookTransport]:
 
 
 def open_transport(target: Target) -> HookTransport:
-    """Returns the transport of an endpoint. The transport's module is already loaded, so the first event does not wait."""
+    """Returns an endpoint's transport. `HookDispatcher` has already imported its module, so no event waits for the import."""
     return transport_class(target.url)(target)  # type: ignore[call-arg]  # the port contains no constructor
 
 
 class SaveTimings(msgspec.Struct, frozen=True, kw_only=True):
     """Durations in seconds. No option changes these durations, but tests shorten them.
 
-    load: the time between two searches for saved events; the previous process may save its events after this process starts.
+    load: the time between two searches for saved events; the search repeats, because the previous process may save events late.
     save: the time for which a stopping process retries to save its events, if the folder is not writable.
     retry: the time between two attempts to save events.
     """
@@ -222,7 +222,7 @@ class HookDispatcher:
                 one.put(hook_event.channel, event, source)
 
     def add_dead_letter(self, app: str, endpoint: str, reason: str, events: Sequence[bytes]) -> None:
-        """Writes lost events to the folder, if the configuration has a folder. Counts the dead letters that the store rejects."""
+        """Writes lost events to the folder, if the configuration has a folder. Counts the events that the store rejects."""
         if self._store is not None and not self._store.add_dead_letter(app, endpoint, reason, events):
             self.events["unburied"] += len(events)
 
@@ -313,6 +313,6 @@ def _settings(wanted: Wanted) -> tuple[object, ...]:
 
 
 def fingerprint(wanted: Wanted) -> str:
-    """Returns a hash of an endpoint. A later process finds the endpoint of saved events by this hash, which hides the URL."""
+    """Returns a hash of an endpoint. Saved events name their endpoint by this hash, because the URL may contain a password."""
     target = wanted.target
     return hashlib.sha256(f"{target.app}\n{target.url}\n{wanted.format}".encode()).hexdigest()[:32]

@@ -1,7 +1,8 @@
 """An endpoint of a hook: it queues and delivers events, retries failed deliveries, and drops events after too many failures.
 
 A slow endpoint delays only its own events. An endpoint without queued events has no task and no timer. An endpoint writes few
-log lines: one for the first of several failures in a row, and one in `LOG_SECONDS` with the number of lost events.
+log lines: one for the first of several failures in a row, and one for the next success. It logs the numbers of lost events at
+most every `LOG_SECONDS`.
 """
 
 import asyncio
@@ -18,7 +19,7 @@ from push1st.messages import HookEvent
 
 LOG_SECONDS = 10.0
 JITTER = 0.1
-"""the maximum fraction by which a wait is randomly shortened, so that deliveries that failed together are retried separately"""
+"""the maximum fraction by which a wait is randomly shortened; so the retries of deliveries that failed together are spread out"""
 
 log = logs.get("push1st.hooks")
 
@@ -83,7 +84,7 @@ class HookEndpoint:
         self.wake()
 
     def wake(self) -> None:
-        """Begins all deliveries that are possible, at the end of this turn of the event loop."""
+        """Begins all deliveries that the queue allows, in the next turn of the event loop."""
         if not self._scheduled and not self._stopped:
             self._scheduled = True
             self._idle.clear()
@@ -99,7 +100,7 @@ class HookEndpoint:
         loop = asyncio.get_running_loop()
         now = self._context.clock.monotonic()
         while (delivery := self.queue.next(now)) is not None:
-            if not delivery.id:  # set now: if the server stops, it saves a delivery with an id as one unit
+            if not delivery.id:  # a stopping server saves the id and the body, so every attempt sends the same ones
                 delivery.id = f"{self._context.random(128):032x}"
                 delivery.body = body(self.wanted.format, delivery.events, self._context.clock.wall())
             task = loop.create_task(self._deliver(delivery))

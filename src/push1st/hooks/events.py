@@ -142,7 +142,7 @@ class Allow(msgspec.Struct, frozen=True, omit_defaults=True):
     """Allows the operation.
 
     user: the client is signed in as this user (`connect`), or joins a presence channel as this user (`subscribe`).
-    data: the text that replaces the data of the event (`publish`).
+    data: the JSON value that replaces the data of the event (`publish`).
     """
 
     user: User | None = None

@@ -63,7 +63,7 @@ def wanted(app: AppConfig, folder: str) -> tuple[Wanted, ...]:
 
 
 def kinds(app: AppConfig) -> frozenset[HookEventKind]:
-    """Returns the kinds of hook events that endpoints of the app want; for each edge, also the opposite edge."""
+    """Returns the kinds of hook events that endpoints of the app want. Adds the opposite of each edge, which `debounce` needs."""
     found = frozenset[HookEventKind]().union(*(_kinds(one) for one, _ in _webhooks(app)))
     return found | {OPPOSITES[kind] for kind in found & OPPOSITES.keys()}
 
@@ -125,9 +125,9 @@ def matcher(filters: Sequence[str]) -> Callable[[str], object]:
 def _expression(filter: str) -> str:
     """Returns a filter as a regular expression that matches in linear time.
 
-    The expression tries only the first occurrence of the text between two stars. If the rest of the filter matches after a later
-    occurrence of this text, the rest also matches after the first occurrence. So the group for such a text is atomic (`(?>…)`)
-    and does not backtrack. With a plain `.*`, each star would multiply the time by the length of the name.
+    The expression tries only the first occurrence, in the name, of a text between two stars. Later occurrences cannot help,
+    because the star after the text can also skip to them. So the group for such a text is atomic (`(?>…)`) and does not
+    backtrack. With a plain `.*`, each star would multiply the time by the length of the name.
     """
     first, *more = map(re.escape, filter.split("*"))
     if not more:
@@ -135,7 +135,7 @@ def _expression(filter: str) -> str:
     return first + "".join(f"(?>.*?{part})" for part in more[:-1]) + f".*{more[-1]}\\Z"
 
 
-# Pusher's
+# Pusher's format
 
 
 def pusher_event(hook_event: HookEvent) -> bytes:
@@ -157,7 +157,7 @@ def pusher_body(events: Sequence[bytes], at: int) -> bytes:
     return b'{"time_ms":%d,"events":[%b]}' % (at // 1_000_000, b",".join(events))
 
 
-# Push1st's
+# Push1st's format
 
 
 def push1st_event(hook_event: HookEvent) -> bytes:

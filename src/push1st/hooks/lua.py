@@ -49,7 +49,7 @@ class Lua(HookProcesses):
 
 
 def _write(line: str) -> None:
-    """Prints a line of the script's output with escapes, because clients may have sent the text. Tabs separate its parts."""
+    """Prints a line of the script's output. Escapes control characters except tabs, because clients may have sent the text."""
     print("\t".join(map(printable, line.split("\t"))), flush=True)
 
 

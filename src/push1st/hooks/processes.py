@@ -1,7 +1,7 @@
 """Runs users' functions and scripts in child processes: this code may crash or block, so the event loop must not run it.
 
 A child process serves one call at a time. The server kills a child that does not reply in time, and a child whose call was
-cancelled, because the state of the child is unknown. The next call starts another child. Child processes end with the server.
+cancelled, because the state of the child is unknown. The next call starts another child. All children end when the server ends.
 """
 
 import asyncio
@@ -24,7 +24,7 @@ log = logs.get("push1st.hooks")
 class HookProcesses:
     """The child processes of one endpoint, with `target.processes` as their maximum number.
 
-    module: the module that the child process runs. The module's first arguments are the app's id and the URL's path.
+    module: the module that the child process runs. Its first arguments are the app's id and the target's URL without the scheme.
     """
 
     def __init__(self, module: str, target: Target) -> None:
@@ -157,7 +157,7 @@ class HookProcesses:
 
 
 def problem(url: str, folder: str) -> str:
-    """Returns the reason why an endpoint's function or script cannot be called, or "". Waits for a child that loads the code."""
+    """Returns why an endpoint's function or script cannot be called, or "". To test it, a child loads the code and then ends."""
     scheme, _, place = url.partition("://")
     command = [sys.executable, "-m", TRANSPORTS[scheme].partition(":")[0], "", place, "1", folder]
     child = subprocess.run(command, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, check=False)  # noqa: S603 - what serving would run

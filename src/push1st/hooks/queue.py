@@ -2,8 +2,8 @@
 
 The queue is pure: it sends nothing, and gets the time as an argument. An event waits, or is part of a delivery. A delivery is
 current (the server is sending the delivery), or waits for a retry. Until a delivery is done, it blocks the channels of its
-events, so that later events on these channels wait. Events on other channels need not wait. While the endpoint fails, the queue
-throttles new deliveries: it begins `concurrency` deliveries at once, and then one delivery in each second. So a failed endpoint
+events, so that later events on these channels wait. Events on other channels need not wait. If the endpoint fails and
+`concurrency` deliveries are not done, the queue throttles new deliveries: it begins only one in each second. So a failed endpoint
 receives few requests.
 
 The source of an event is the connection that caused the event; all subscription counts share one source. If the queue is full,
@@ -22,11 +22,11 @@ MAX_WAIT_SECONDS = 60.0
 THROTTLE_SECONDS = 1.0
 """the time between the starts of two new deliveries while the queue throttles deliveries"""
 OVERHEAD = 250
-"""the number of bytes of memory that an event needs in addition to its text"""
+"""the estimated number of bytes of memory that an event needs in addition to its text"""
 MAX_BODY = 1 << 20
 """the maximum number of bytes in the body of a delivery with several events"""
 LARGE_PART = 0.02
-"""if the `part` of a source exceeds this fraction, the source is large; only large sources can lose events to other sources"""
+"""a source whose `part` exceeds this fraction is large; to make room for a new event, the queue drops only events of these"""
 
 
 def wait(attempts: int) -> float:
@@ -190,7 +190,7 @@ class Queue:
     def _make_room(self, size: int, name: str) -> bool:
         """Drops events of the source with the largest `part` until an event of `size` bytes fits; returns whether the event fits.
 
-        name: the source of the new event. Returns False if no source has a larger `part` than `name` with the new event.
+        name: the source of the new event. If no other source exceeds its `part` (with the new event), returns False.
         """
         own = self._sources.get(name)
         part = self._part(size) + (0.0 if own is None else own.part)
@@ -243,7 +243,7 @@ class Queue:
     def _is_half_full(self) -> bool:
         """Returns whether the endpoint fails and deliveries occupy at least half of the maximum size of the queue.
 
-        Such a queue begins no new delivery, because a full queue can drop only events that are not yet in a delivery.
+        Such a queue begins no new delivery. A full queue can drop only waiting events, so half of the queue is kept for these.
         """
         return self._failing and (2 * self._tried_events >= self._max_events or 2 * self._tried_bytes >= self._max_bytes)
 
@@ -347,7 +347,7 @@ class Queue:
         self._claim_channels()
 
     def _claim_channels(self) -> None:
-        """Schedules each restored delivery if no other delivery blocks any of its channels."""
+        """Schedules the restored deliveries whose channels are not blocked by another delivery."""
         left = []
         for delivery in self._restored:
             if self._busy.isdisjoint(delivery.channels):

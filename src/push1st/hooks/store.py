@@ -1,6 +1,7 @@
 """The folder of hook events: it contains dead letters, and queued events that a stopping process saves for the next process.
 
-A dead letter is a line with lost events, which people can read. Events contain users' data, so only the owner can read the files.
+A dead letter is a line with lost events. Administrators may inspect it; the server never reads it. Events contain users' data, so
+only the owner can read the files.
 The folder may be read-only, full or unreachable for a while. A failed write leaves no incomplete file, and the caller retries.
 Only the process that holds the lock of a file may use this file.
 
@@ -37,7 +38,7 @@ log = logs.get("push1st.hooks")
 
 
 class Saved(msgspec.Struct, frozen=True, omit_defaults=True):
-    """A line of a saved file: a failed delivery, an event that was not sent yet, or a held edge.
+    """A line of a saved file: a delivery that has not succeeded, an event that was not sent yet, or a held edge.
 
     endpoint: the fingerprint of the endpoint to which the delivery or event is addressed.
     id, body: the id and the body of a delivery.

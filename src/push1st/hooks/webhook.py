@@ -1,7 +1,8 @@
 """Endpoints over HTTP and HTTPS: each delivery is one POST request, on a persistent connection.
 
-The transport does not follow redirects, because the body is signed for the configured URL. Only the response's status
-shows whether the endpoint accepted a delivery. The transport reads at most `MAX_READ` bytes of the body, to reuse the connection.
+The transport does not follow redirects, because only the configured URL may receive the signed body. Only the response's
+status shows whether the endpoint accepted a delivery. The transport reads the response's body, to reuse the connection, but
+closes the connection after `MAX_READ` bytes.
 """
 
 import os

@@ -13,7 +13,7 @@ from functools import partial
 from push1st.errors import ConfigError
 
 STEADY_SECONDS = 60
-"""A child process that ends after at least this time is started again without a wait."""
+"""A child process that has run for at least this time before it ends is started again without a wait."""
 MIN_WAIT_SECONDS = 0.5
 MAX_WAIT_SECONDS = 30
 """The minimum and maximum wait before a child process starts again; each end within `STEADY_SECONDS` doubles the wait."""

@@ -51,7 +51,7 @@ class Retire(msgspec.Struct, frozen=True, tag=True):
 
 
 class Workers(msgspec.Struct, frozen=True, tag=True):
-    """Contains the names of all living workers in the broker. The supervisor sends this message when the names change."""
+    """Contains the names, in the broker, of the living workers that use the embedded engine. Sent when these names change."""
 
     nodes: list[str]
 

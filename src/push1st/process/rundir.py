@@ -35,7 +35,7 @@ class Reloads(msgspec.Struct, frozen=True):
     """The progress of a supervisor's reloads. Reloads are numbered from 1.
 
     begun: the number of the last reload that has begun.
-    accepted: the number of the last reload after which a worker has started with the new configuration.
+    accepted: the number of the last reload in which a worker has started with the new configuration.
     ended: the number of the last reload that has ended.
     workers: the number of workers after the reload that ended last.
     problems: the reasons why the reload that ended last did not replace some workers.
@@ -147,7 +147,7 @@ def _is_process_of(user: int, process: str) -> bool:
     """Returns whether the process exists and belongs to the user, so that `push1st reload` signals no other process."""
     try:
         return process.isdecimal() and os.stat(f"/proc/{process}").st_uid == user
-    except OSError:  # the process has ended, or the system has no /proc; then only this user's folders count
+    except OSError:  # the process has ended, or there is no /proc; without /proc, only this user's folders count
         return process.isdecimal() and not Path("/proc/self").exists() and user == os.getuid()
 
 

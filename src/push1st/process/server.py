@@ -162,7 +162,7 @@ class Server:
         if not self.config.has_broker:
             return load(BROKERS, "memory")(node.stamp, node.local_roster)
 
-        # The broker reports edges (see `Roster`) to the hooks; the node reports all other hook events.
+        # For the apps in `hooked`, the broker reports edges (see `Roster`) to the hooks; the node reports all other hook events.
         hooked: dict[str, str] = {}
         for app in self.config.apps:
             set_edges(hooked, app)

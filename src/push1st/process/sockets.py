@@ -22,10 +22,10 @@ BACKLOG = 4096
 GRACE = 0.25
 """The fraction of `drain` in which a stopping server reports that it is not ready, but still accepts connections."""
 FREE_SECONDS = 1.0
-"""the time in which a stopping server closes its listeners, after the fraction `GRACE` of `drain` has passed"""
+"""the maximum time that a stopping server needs to close its listeners after the end of its grace period (`GRACE` × `drain`)"""
 FREE_POLL_SECONDS = 0.02
 UNIX_MODE = 0o660
-"""The permissions of Unix sockets. If `api.trust` contains `unix`, a process that can open the socket needs no signature."""
+"""The permissions of Unix sockets exclude other users, because API requests over them may need no signature (`api.trust`)."""
 BALANCED = sys.platform == "linux"
 """Whether the kernel distributes the new connections of an address over several sockets, one for each worker (SO_REUSEPORT)."""
 
@@ -144,7 +144,7 @@ def bind(role: Role, address: Listen, *, shared: bool = False) -> list[BoundSock
 
 
 def wait_until_free(config: Config, waiting: Callable[[str], None]) -> None:
-    """Waits until no other server listens on the addresses, at most for the time in which a stopping server closes its listeners.
+    """Waits until no other server listens on the addresses, at most for a stopping server's grace period and `FREE_SECONDS`.
 
     waiting: a function to call once with the text of the error, if an address is in use.
     """

@@ -6,7 +6,7 @@ sockets (SO_REUSEPORT). On other systems, and for Unix sockets, all slots share 
 A reload replaces the workers one by one. A new worker listens on the same sockets before the old worker stops.
 
 The workers and the engine end when the supervisor ends. On Linux the kernel kills the workers and the engine. On other systems
-a worker ends when its control connection closes.
+a worker stops the engine and ends when its control connection closes.
 """
 
 import asyncio
@@ -120,8 +120,8 @@ class Supervisor:
         if not config.has_broker:
             await self._start_engine(config)
         first, *others = (Slot() for _ in range(worker_count(config)))
-        # The first worker starts alone, so that a problem of every worker is reported only once. Then the sockets of all other
-        # workers listen at once: otherwise all clients that reconnect now would connect to the first worker.
+        # The first worker starts alone, so that a problem that all workers have is reported only once. Then the other sockets
+        # listen before their workers start: otherwise all clients that reconnect now would connect to the first worker.
         for some in ([first], others):
             for slot in others if some is others else ():
                 slot.sockets = self._sockets.for_slot(slot.sockets, config)

@@ -16,7 +16,7 @@ class SystemClock:
 
 
 class Random:
-    """Generates unpredictable random numbers, one for each connection. The class reads many bytes from the system at once."""
+    """Generates unpredictable numbers for session ids. Reads many bytes at once from the system, because each read takes time."""
 
     BYTES = 4096
 
@@ -34,7 +34,7 @@ class Random:
 
 
 class DeferTwoTurns:
-    """Calls functions two turns of the event loop later, so that the server answers an API request before it delivers the event.
+    """Calls functions two turns of the event loop later, so that the server answers an API request before it delivers its event.
 
     The answer to a request that waits for the broker is sent one turn after the broker's confirmation (decision 0004).
     """

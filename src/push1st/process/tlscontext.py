@@ -14,7 +14,7 @@ from push1st.transports.tls import Decryption, Records
 class TlsContext(ssl.SSLContext):
     """The TLS context of a listener. The context rejects a handshake if the process has reached its limit of file descriptors.
 
-    A connection uses a descriptor during its handshake, but the listener gets the connection only after the handshake.
+    The listener cannot check this limit: it gets a connection only after the handshake, which already needs a descriptor.
 
     has_room: whether the file descriptor of the last accepted connection is within the limit.
     refuse: a function that counts a rejected handshake.
