@@ -1,8 +1,8 @@
 """The HTTP API: checks signatures and trust, and routes requests to endpoints.
 
-An endpoint is a function that takes a `Call`; `ROUTES` lists each endpoint. An endpoint that may wait is `async`. A request for
-an app must have a Pusher signature, or come from a trusted network (Push1st API, section 6). Requests for `/health`, `/ready` and
-`/metrics` need no signature.
+An endpoint is a function that takes a `Call`; `ROUTES` lists each endpoint. An endpoint returns the response, or a coroutine
+that returns the response. A request for an app must have a Pusher signature, or come from a trusted network (Push1st API,
+section 6). Requests for `/health`, `/ready` and `/metrics` need no signature.
 """
 
 import re

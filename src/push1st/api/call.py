@@ -65,10 +65,11 @@ class Call(msgspec.Struct, frozen=True, gc=False):
         return [value for key, value in parse_qsl(self.request.query, keep_blank_values=True) if key.lower() == name]
 
     def check_channel_name(self, name: str) -> None:
-        """Raises Refused(400) for an invalid channel name. The rules for signed requests are stricter (Push1st API, section 7).
+        """Raises Refused(400) for an invalid channel name. The rules are stricter for signed requests than for unsigned
+        ones (Push1st API, section 7).
 
-        If a name begins with `#`, a backend may use the name only if it is the name of a user's channel. All other names
-        that begin with `#` are internal.
+        Of the names that begin with `#`, a backend may use only `#server-to-user-ID`, the channel for events to one signed-in
+        user. All other names that begin with `#` are internal.
         """
         if name[:1] == "#":
             if not name.startswith(_USER_CHANNEL):

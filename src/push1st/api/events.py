@@ -116,7 +116,7 @@ async def _publish_slowly(
     id: int,
     reach: tuple[str, Options] | None,
 ) -> Response:
-    """Completes a publish request that waits for the broker or has to read attributes.
+    """Completes a publish request that waits for the broker, or whose answer contains attributes of channels.
 
     reach: the last arguments of `Controller.reach`, if the answer needs the exact number of receivers; else None.
     """
@@ -251,8 +251,8 @@ def check_socket_id(socket_id: str) -> None:
 
 
 def check_rate(call: Call, events: int) -> None:
-    """Raises Refused(429) if the app exceeds its limit of published events. For this check, a request never
-    counts as more events than the limit allows in one second.
+    """Raises Refused(429) if the app exceeds its limit of published events. A request never counts as
+    more events than the limit allows in one second, because the bucket of the limit never holds more.
     """
     most = call.app.config.limits.publishes
     if not call.app.publishes.take(call.node.clock.monotonic(), min(events, most)):

@@ -1,4 +1,4 @@
-"""Serves `GET /apps/{app}/hooks`: the states of an app's hook endpoints, summed over all workers of the machine."""
+"""Serves `GET /apps/{app}/hooks`: the states of an app's hook endpoints, with counts summed over all workers of the machine."""
 
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence

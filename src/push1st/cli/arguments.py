@@ -166,7 +166,7 @@ def _config_option(command: argparse.ArgumentParser, text: str) -> None:
 
 
 def _app_options(command: argparse.ArgumentParser, key: bool = True) -> None:
-    """Adds the options that select an app; if `key` is true, also the options for the app's key and the server's address."""
+    """Adds the options that select an app and its secret; if `key` is true, also the option for the app's key."""
     taken = "app's key and secret, and the server's address," if key else "app's secret"
     _config_option(command, f"take the {taken} from this configuration (or $PUSH1ST_CONFIG; default: the demo app)")
     command.add_argument("--app", help="the app's id (default: the only app of the configuration)")

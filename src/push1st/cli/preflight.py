@@ -43,7 +43,7 @@ def mistakes(config: Config) -> list[str]:
 
 
 def notes(config: Config) -> Iterator[str]:
-    """Yields a line for each problem that depends on the user or the machine, and for checks that root cannot make."""
+    """Yields a line for each problem that depends on the user or the machine; for root, also a line about unreadable files."""
     for role in ROLES:
         for address in addresses(config, role):
             if address.scheme == "unix":

@@ -32,7 +32,7 @@ WEBHOOK_EVENTS = (
 QUESTIONS = ("connect", "subscribe", "publish")
 
 SECRET_BYTES = 32
-"""The number of bytes that a secret needs for HMAC-SHA256. A shorter secret makes the signature weaker (RFC 7518 §3.2)."""
+"""The minimum number of bytes of a secret for HMAC-SHA256. A shorter secret makes the signature weaker (RFC 7518 §3.2)."""
 
 EMBEDDED = "embedded://"
 """if `broker` begins with this text, the server starts an engine; the path of the engine's executable follows the text"""
@@ -183,7 +183,7 @@ class Networks:
 
 
 class _Discreet(msgspec.Struct, frozen=True, kw_only=True):
-    """A struct whose `repr` hides the values of the fields in `hidden`. The library `rich` calls `__rich_repr__`."""
+    """A struct whose `repr` hides the fields in `hidden`. `__rich_repr__` hides the same fields from the library `rich`."""
 
     hidden: ClassVar[frozenset[str]] = frozenset()
 
@@ -308,7 +308,7 @@ class Authorize(_Discreet, frozen=True, kw_only=True):
     headers: additional HTTP headers of each request.
     timeout: seconds in which the endpoint must reply; without a reply in this time, the server rejects the operation.
     cache: seconds for which the server reuses a reply; 0: the server does not reuse replies.
-    concurrency: the number of processes that run a `py:` function.
+    concurrency: the maximum number of processes that run a `py:` function at the same time.
     """
 
     hidden: ClassVar[frozenset[str]] = frozenset({"url", "headers"})
@@ -395,7 +395,7 @@ class Config(_Discreet, frozen=True, kw_only=True):
 
     @property
     def has_broker(self) -> bool:
-        """Whether the broker is an existing server. Without such a server, several workers share an embedded engine."""
+        """Whether the broker is a server of the operator. Without such a server, several workers share an embedded engine."""
         return self.broker != "memory" and not self.broker.startswith(EMBEDDED)
 
 

@@ -32,7 +32,7 @@ class Key(msgspec.Struct, frozen=True, kw_only=True):
     flat: whether the keys of the subsection set fields of the outer section's struct.
     dropped: whether the value is only checked, and not stored.
     note: the reason why the key has no effect, or "". The server does not store the value of a key without effect.
-    unset: values in Push1st's files that count as a missing value, each with a note.
+    unset: values that count as a missing value, because only the original Push1st supports them; each has a note.
     finish: a function that checks or completes the struct of the subsection.
     variable: whether an environment variable may set the key.
     """
@@ -58,7 +58,7 @@ def fill(base: S, table: Table, section: Value) -> S:
 
 
 def changes(base: Any, table: Table, section: Value) -> dict[str, Any]:
-    """Returns the fields of `base` that a section sets."""
+    """Returns the fields of `base` that a section sets, with their new values."""
     if section.kind == "nothing":
         return {}
     if section.kind != "mapping":
@@ -117,7 +117,7 @@ def nearest(text: str, allowed: Iterable[str]) -> str:
 
 
 def notes(table: Table, section: Value) -> Iterator[tuple[Value, str]]:
-    """Yields the keys without effect in a section, each with the reason."""
+    """Yields each value of a section that has no effect, with the reason."""
     for name, value in section.keys.items():
         key = table.get(name)
         if key is None or value.kind == "nothing":

@@ -1,11 +1,12 @@
 """Converts YAML texts and environment variables to a tree of values. Each value contains its place, for errors.
 
 The module uses PyYAML's nodes in place of Python objects, because a node contains its line number. The nodes also keep two
-notations of Push1st's files that Python objects would lose. `{ enable: false, *default-ssl }` merges the aliased mapping.
-`{ public, private }` is a mapping without values, and `readers.items` reads such a mapping as a list.
+notations of the original Push1st's files that Python objects would lose. `{ enable: false, *default-ssl }` merges the aliased
+mapping. `{ public, private }` is a mapping without values, and `readers.items` reads such a mapping as a list.
 
 This module contains no list of allowed keys. The module limits the size and depth of a file. The number of values is also
-limited, because ten lines of aliases can expand to a billion values. An error contains no text of the file, to hide secrets.
+limited, because ten lines of aliases can expand to a billion values. If a file is not YAML, the error quotes
+at most one character of the file, to hide secrets.
 """
 
 import re
@@ -257,7 +258,7 @@ _BLANK = "\0 \t\r\n\x85\u2028\u2029"
 class _Loader(yaml.SafeLoader):
     """Reads `::1` in `[ 127.0.0.1, ::1 ]` as a plain scalar, as YAML 1.2 §7.3.3 requires. PyYAML implements YAML 1.1.
 
-    This loader is slower than PyYAML's loader, so this module uses it only if PyYAML's loader reports an error.
+    This loader is slower than PyYAML's loader, so this module uses this loader only after an error of PyYAML's loader.
     """
 
     def check_value(self) -> bool:
