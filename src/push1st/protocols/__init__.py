@@ -1,8 +1,8 @@
 """Codecs, which convert between bytes and typed commands, replies and messages. Each protocol has a module, and
 a line in `PROTOCOLS`.
 
-A codec is pure and has no state: one instance serves every connection of its protocol. A codec encodes a message once for all
-subscribers (`hub.Wire`). A codec also decodes each client's commands, and encodes the replies to the client.
+A codec keeps no state of connections, so one instance serves every connection of its protocol. A codec encodes a message once
+for all subscribers (`hub.Wire`). A codec also decodes each client's commands, and encodes the replies to the client.
 """
 
 from typing import NamedTuple, Protocol

@@ -1,11 +1,11 @@
 """Decodes HTTP/1.1 requests from bytes (RFC 9110, RFC 9112). This module is pure: it uses no socket and no deadline.
 
 One `RequestDecoder` decodes the input of one connection, in pieces of any size, with the parser of httptools. The decoder bounds
-the size of each request, and rejects requests that the server does not support. After a rejection, an upgrade or the last
-request, a decoder discards all further input.
+the size of each request, and rejects requests that the server does not support. A decoder discards all further input after a
+rejection, after a WebSocket handshake, and after a request with which the connection ends (`HttpRequest.keep`).
 
 Most requests of a backend have the same headers, and differ only in path and body. The decoders of a worker share one
-`RequestRules`, which remembers headers. `RequestDecoder.known` decodes a request with remembered headers without the parser.
+`RequestRules`, which remembers headers. `RequestDecoder.known` needs no parser for a request with remembered headers.
 """
 
 import re
@@ -109,7 +109,7 @@ class RequestRules:
     `forwarding`: the names of headers that proxies add.
     `is_own_name`: a function that returns whether a Host header is an address or `localhost`; a head with another Host is not
     remembered.
-    `others`: a regular expression for paths of requests whose heads are not remembered.
+    `others`: a regular expression for the paths that the API does not serve; heads of requests to these paths are not remembered.
     `clock`: a function that returns the time in nanoseconds.
     `heads`: a dictionary from remembered headers to the length of the body after these headers.
     """
@@ -197,11 +197,11 @@ class RequestDecoder:
         self._length = 0
         """the length of the body in bytes, if the request has the header Content-Length; else 0"""
         self._raw = 0
-        """the number of bytes that certainly belong to the current request, including bytes that the parser has not reported"""
+        """a lower bound for the bytes of the current request, with the bytes that the parser buffers or skips without a report"""
         self._has_begun = False
         """whether a request began in the current call of `feed`"""
         self._ended = -1
-        """the length of the body of the last request that the current call of `feed` completed; -1 if it completed no request"""
+        """the length of the body of the last request that the current call of `feed` completed; -1 if the call completed none"""
         self.stage = IDLE
         self.started = 0
         self.is_done = False
@@ -297,7 +297,7 @@ class RequestDecoder:
                 return
 
     def _count(self, data: bytes) -> None:
-        """Counts bytes that the parser buffers or skips, and rejects a request with too many such bytes."""
+        """Counts an incomplete request's bytes that the parser has not reported, and rejects a request with too many bytes."""
         if not self._has_begun:
             self._raw += len(data)
         elif self.stage == HEAD:
@@ -348,7 +348,7 @@ class RequestDecoder:
         lines = b"".join(b"%b: %b\r\n" % header for header in headers.items())
         return b"%b %b HTTP/%b\r\n%b\r\n" % (parser.get_method(), self._url, parser.get_http_version().encode(), lines)
 
-    # Calls of httptools
+    # Methods that httptools calls
 
     def on_message_begin(self) -> None:
         self.started = self._rules.clock()

@@ -127,7 +127,7 @@ class Pusher:
         if isinstance(reply, Replayed):
             return self.message(reply.message, reply.now)
         if isinstance(reply, Ending) and not 4000 <= reply.code < 4300:
-            return b""  # in a handshake, pusher-js treats codes outside 4000 to 4299 as fatal, and does not reconnect
+            return b""  # before `connection_established`, pusher-js does not reconnect after a code outside 4000 to 4299
         if isinstance(reply, SubscriptionRefused):
             return b"".join(map(self._framed, refusal(reply)))
         if isinstance(reply, Subscribed) and reply.members:

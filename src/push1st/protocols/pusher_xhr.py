@@ -1,7 +1,7 @@
 """The Pusher Channels protocol in the frames of pusher-js' HTTP fallbacks (protocol, section 10).
 
-A frame is a line: a letter, JSON text without a newline, and a newline. WebSocket frames contain the same
-JSON text, so the codec of the Pusher protocol encodes messages and replies.
+A frame is a line: a letter, JSON text without a newline (no text after `o` and `h`), and a newline. After the letter `a`, the
+JSON text is an array of strings. Each string is the text of a WebSocket frame, which the codec of the Pusher protocol encodes.
 """
 
 import msgspec

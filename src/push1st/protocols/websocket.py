@@ -77,7 +77,8 @@ NOT_UTF8 = "a text message is not UTF-8"
 def whole_text(data: bytes) -> Text | None:
     """Returns the message if the bytes are exactly one text frame with less than 126 bytes of payload, else None.
 
-    Most messages of clients are single short frames, and need no `Decoder` while no message is incomplete. Raises Disconnect.
+    Most messages of clients are single short frames. Such a frame needs no `Decoder`, unless an earlier message is incomplete.
+    Raises Disconnect if the text is not UTF-8.
     """
     size = len(data) - 6
     if size < 126 and size >= 0 and data[0] == 0x81 and data[1] == 0x80 | size:
@@ -99,7 +100,7 @@ class Decoder:
         self._most = most
         self._binary = binary
         self._rest = b""
-        """the start of a header or of a control frame, at most 131 bytes"""
+        """the start of a header or of a control frame; a whole control frame has at most 131 bytes (RFC 6455 §5.5)"""
         self._message: bytearray | None = None
         """the text received so far of a fragmented message or of an incomplete frame; None between messages"""
         self._checked = 0
@@ -111,11 +112,13 @@ class Decoder:
 
     @property
     def is_between_messages(self) -> bool:
-        """Whether all received bytes have been decoded, so that a new decoder may replace this decoder."""
+        """Whether no message, header or control frame is incomplete, so that this decoder is not needed any more."""
         return self._message is None and not self._rest
 
     def feed(self, data: bytes) -> Iterator[Event]:
-        """Yields one event for each complete frame. The iterator must be exhausted before the next call.
+        """Yields an event for each complete message or control frame, and for the header of each fragment except the last.
+
+        An iterator must be exhausted before the iterator of a later call is used.
 
         Raises Disconnect with one of the codes of RFC 6455 §7.4.1: 1002, 1003, 1007, 1009.
         """

@@ -1,6 +1,6 @@
 """Encodes HTTP responses (RFC 9112). This module uses no socket, and gets the time as an argument.
 
-All responses with status 200 begin with the same lines, which are encoded once a second.
+Responses with status 200 and the same content type begin with the same lines, which are encoded once a second.
 """
 
 from email.utils import formatdate

@@ -56,8 +56,8 @@ _PORT = re.compile(r"\[([0-9A-Fa-f:.%\w]++)\](?::\w++)?\Z|([0-9.]++):\w++\Z")
 def is_own_name(host: bytes) -> bool:
     """Returns whether a Host header contains an IP address or `localhost`, and not a name that DNS resolves.
 
-    An attacker can make a domain resolve to 127.0.0.1 (DNS rebinding). Requests from a web page of the attacker's domain have no
-    `Origin` header, but their Host header contains the domain.
+    An attacker can make a domain resolve to 127.0.0.1 (DNS rebinding). A web page of this domain then sends requests to its own
+    origin. Such requests may have no `Origin` header, but their Host header contains the domain.
     """
     return _OWN_NAME.match(host) is not None
 

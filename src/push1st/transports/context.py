@@ -19,8 +19,8 @@ from push1st.transports.turn import Turn
 
 LINGER_SECONDS = 2
 LINGER_BYTES = 16 << 20
-"""maximum number of bytes that the server reads and discards after a rejection; if the server closes a socket with unread input,
-the client may lose the answer
+"""maximum number of bytes that the server reads and discards after a rejection, because the client may lose the answer if the
+server closes a socket with unread input
 """
 FILES_HINT = "raise the limit of open files (ulimit -n, LimitNOFILE= of a unit), or add workers or machines"
 
@@ -67,7 +67,7 @@ class EdgeContext:
             self.node.fanout.turn()
 
     def shared_address(self, ip: str) -> str:
-        """Returns the address or network for which a client's connections are counted; "" for a proxy in `server.proxies`."""
+        """Returns the address or network for which connections from `ip` count; "" without a bound, as for `server.proxies`."""
         return "" if self.config.server.proxies.contains(ip) else shared_address(ip)
 
     def refuse_crowded(self, why: Crowded, ip: str = "") -> None:

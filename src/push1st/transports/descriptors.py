@@ -3,7 +3,8 @@
 A new descriptor has the lowest free number (POSIX open(2)). So the descriptor of a new connection shows how many descriptors the
 whole process uses. The last `SPARE` descriptors below the limit are reserved:
 
-- A client whose descriptor is in the first quarter gets an answer, for example to `/health`, and is then disconnected.
+- A client whose descriptor is in the first quarter of the reserved descriptors gets an answer, for example to `/health`, and is
+  then disconnected.
 - Connections to the API may use the first three quarters of the reserved descriptors.
 - The last quarter of the reserved descriptors is for the process itself: its broker, its hooks and its files.
 
@@ -54,7 +55,7 @@ class Descriptors:
         self.count_own()
 
     def count_own(self) -> None:
-        """Counts the descriptors of the process itself. Must be called when the process listens and has no connections."""
+        """Counts the descriptors of the process itself. Must be called when the process listens, but has no connections yet."""
         self._own = self._lowest()
 
     def _spare(self, limit: int) -> int:
@@ -93,7 +94,8 @@ class Descriptors:
     def has_room_for_last(self, api: bool) -> bool:
         """Returns whether the newest connection may begin its TLS handshake.
 
-        The descriptor of the newest connection is not known yet, but is lower than the lowest free descriptor.
+        The descriptor of the newest connection is not known yet, but is lower than the lowest free descriptor. So this method
+        uses the number below the lowest free descriptor.
         """
         last = self._lowest() - 1
         return self.room(lambda: last, last, api) != "none"

@@ -5,13 +5,13 @@ requests of the session may arrive at any worker. The owner subscribes to the se
 session publishes the request on this topic, and the owner replies. If no worker replies, no worker owns the session, and the
 worker that received the request may begin the session.
 
-The owner replies with the response, or with the name of the owner's topic if the response is not complete yet. While a response
-is not complete, each of the two workers has an object for its end of the request. The owner has a `RemoteRequest`, and the worker
-with the socket has a `RemoteSession`. The two ends exchange `ForwardFrame`s.
+The owner replies with the response. If the response is not complete yet, the owner replies with another topic, on which it
+receives probes (see below). While a response is not complete, each of the two workers has an object for its end of the request.
+The owner has a `RemoteRequest`, and the worker with the socket has a `RemoteSession`. The two ends exchange `ForwardFrame`s.
 
-A killed worker sends no last frame, and frames are lost while the broker is away. So each worker regularly sends a `Probe` to
-every worker that has the other end of a request. A worker counts as gone after `MAX_MISSES` probes without a reply. A request
-counts as ended if the other worker does not know the request in two successive probes.
+A killed worker cannot send the frame that ends a request, and frames are lost while the broker is away. So each worker regularly
+sends a `Probe` to every worker that has the other end of a request. A worker counts as gone after `MAX_MISSES` probes without a
+reply. A request counts as ended if the other worker does not know the request in two successive probes.
 
 This module depends on no protocol. The handler of a protocol provides the topics, and serves forwarded requests (`Accept`).
 """
@@ -71,7 +71,7 @@ class Probe(msgspec.Struct, frozen=True, array_like=True):
     """Checks whether another worker is alive, and which requests in `here` and `there` are unknown to the other worker.
 
     `by`: the topic of the worker that sends the probe.
-    `here`: the ids of the requests whose sockets the sender has. `there`: the numbers of requests whose sessions the sender owns.
+    `here`: the numbers of the requests whose sockets the sender has. `there`: the numbers of requests to the sender's sessions.
     """
 
     by: str
@@ -105,7 +105,7 @@ class OwnedSession(Protocol):
         """Ends the session, because its client does not read a stream."""
 
     def leave(self, code: int, reason: str) -> None:
-        """Ends the session, because the worker with the socket of the current request stops."""
+        """Ends the session, because the worker that has the socket of the current request stops."""
 
     def close(self, code: int, reason: str) -> None:
         """Ends the session, because a frame to its client is lost."""
@@ -185,7 +185,7 @@ class RemoteSession:
             self._stream.close()
 
     def hold(self, poll: Exchange) -> "RemoteSession | Response":
-        """Returns the response of a poll if the owner has sent the response. Otherwise the poll waits."""
+        """Returns the response of a poll if the owner has sent it. Otherwise returns this object, and the poll waits."""
         self._poll = poll
         for frame in self._kept:
             if frame.response is not None:
@@ -255,7 +255,7 @@ class Forwarding:
         self._remote_requests: dict[tuple[str, int], RemoteRequest] = {}
         self._misses: Counter[tuple[str, str]] = Counter()
         self._suspects: set[tuple[str, int, bool]] = set()
-        """the requests of which another worker replied to the previous probe that it does not have them"""
+        """the requests that the other workers did not know when they replied to the previous probe"""
         self._is_probing = False
         self.due_at = NEVER
 
@@ -264,7 +264,7 @@ class Forwarding:
     async def forward(self, app: App, topic: str, endpoint: str, body: bytes) -> Response | RemoteSession | None:
         """Forwards a request to the owner of a session. Returns the response, or the session that will respond.
 
-        Returns None if no worker owns the session. `topic`: the topic of the session. Raises Refused(503).
+        Returns None if no worker owns the session. `topic`: the topic of the session. Raises Refused(503) if the broker is away.
         """
         name = await self._own_topic(app)
         self._numbers += 1
@@ -337,12 +337,15 @@ class Forwarding:
         return self._name.encode()
 
     def send(self, remote: RemoteRequest, frame: ForwardFrame) -> None:
-        """Sends a frame to the worker that has the socket of a request. A flush of the fan-out may call this method."""
+        """Sends a frame to the worker that has the socket of a request.
+
+        A flush of the fan-out may call this method. So, if the frame is lost, the session ends only in a later turn.
+        """
         lost = partial(asyncio.get_running_loop().call_soon, self._on_frame_lost, remote, frame)
         self._controller.send_to_topic(remote.app, remote.by, _encode(frame), lost)
 
     def _on_frame_lost(self, remote: RemoteRequest, frame: ForwardFrame) -> None:
-        """Ends a session, because a frame with output for the session's client is lost."""
+        """Ends the request whose frame is lost, and its session. Does not end the session after an `end`, which has no output."""
         self._lose(remote.by, remote.number)
         if frame.kind != "end" and remote.session is not None:
             remote.session.close(4200, "The broker is away, reconnect")
@@ -387,7 +390,7 @@ class Forwarding:
         return now + PROBE_SECONDS
 
     async def _probe(self) -> None:
-        """Sends a probe to each worker that has the other end of a request, and ends requests that these workers do not know."""
+        """Sends probes to the workers that have the other end of a request; ends requests unknown in two successive probes."""
         self._is_probing = True
         suspects: set[tuple[str, int, bool]] = set()
         try:

@@ -148,10 +148,10 @@ class Route(NamedTuple):
 
 Serve = Callable[[Request], MaybeAwaitable[Response]]
 UpgradeHandler = Callable[[Handshake, asyncio.Transport, bytes, bytes], Response | SocketOwner]
-"""a function that serves a handshake; returns the protocol that has taken over the socket, or an answer that rejects the client
+"""a function that serves a handshake; returns the new `SocketOwner` of the socket, or an answer that rejects the client
 
 The third argument contains the client's input after the handshake. The fourth argument contains the answers to earlier requests,
-which the protocol writes first.
+which the `SocketOwner` writes first.
 """
 
 

@@ -2,7 +2,8 @@
 and `pipeline` serves requests.
 
 Clients may pipeline requests. The connection sends answers in the order of the requests, and writes once in each turn of the
-event loop. The connection does not read its socket while many requests wait. The sweep enforces deadlines for headers and bodies.
+event loop. The connection does not read its socket while many requests wait. The worker's timer (`sweep`) enforces deadlines for
+headers and bodies.
 """
 
 import asyncio
@@ -23,7 +24,7 @@ HEAD_SECONDS = 10
 BODY_SECONDS = 30
 """seconds in which a request's body must arrive, from the end of the request's headers"""
 PIECE = 2048
-"""maximum number of bytes in one call of the decoder, unless a body is longer; `PIECE` bytes contain at most 75 requests"""
+"""maximum number of bytes in one call of the decoder, unless a body is longer; `PIECE` bytes complete at most 82 requests"""
 MAX_PIECES = 8
 """maximum number of pieces in a slice of input (see `turn`); a slice also ends with a piece that completes a request"""
 

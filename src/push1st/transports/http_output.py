@@ -74,7 +74,7 @@ class HttpOutput(asyncio.Protocol):
         self._held_reading = False
         self._writing = True
         self._upgraded: SocketOwner | None = None
-        """the protocol that has taken over the socket"""
+        """the object that has taken over the socket"""
         self._deadline = 0.0
         self.due_at = NEVER
 
@@ -164,7 +164,7 @@ class HttpOutput(asyncio.Protocol):
     def _expect(self, seconds: float) -> None:
         """Sets the deadline of the connection to `seconds` from now.
 
-        Asks the sweep for an earlier check only if the sweep would check the connection more than one second after the deadline.
+        Schedules an earlier call of `due` only if the next call comes more than one second after the new deadline.
         """
         sweep = self._listener.context.sweep
         self._deadline = deadline = sweep.now + seconds
@@ -194,7 +194,7 @@ class HttpOutput(asyncio.Protocol):
         return self._deadline
 
     def leave(self, code: int, reason: str) -> None:
-        """Closes the connection, unless a request is in progress or the socket has unread bytes."""
+        """Closes the connection, unless a request is in progress or some input is not processed."""
         if not self._busy and self._rest is None and self._decoder.stage == IDLE and not has_unread(self._transport):
             self._last = True
             self._transport.close()

@@ -14,13 +14,13 @@ CROWDED_SECONDS = 2
 
 
 class Listener:
-    """An address on which the server accepts connections.
+    """The settings for the connections to an address on which the server listens.
 
     trusting: whether this listener may accept unsigned API requests.
     whitelist: the networks that may connect; an empty whitelist allows all networks, and Unix sockets are always allowed.
     keep_alive: the seconds that a connection may be idle.
-    crowded: the bound that all connections of this listener exceed; None for a listener of normal connections.
-    crowds: for each bound, the listener of the connections that exceed this bound and so cannot become WebSockets.
+    crowded: the bound that all connections of this listener exceed; None if the connections exceed no bound.
+    crowds: for each bound, another `Listener` for connections that exceed this bound; their WebSocket clients are rejected.
 
     The permissions of a Unix socket and of its folder restrict the processes that may connect to this socket.
     """

@@ -45,7 +45,10 @@ LOST = Lost()
 
 
 def detach(transport: asyncio.Transport) -> None:
-    """Removes the reference to the transport from the connection's TLS object. `connection_lost` calls this function first."""
+    """Removes the reference to the transport from the connection's TLS object, so that no cycle of references remains.
+
+    `connection_lost` calls this function first.
+    """
     tls = transport.get_extra_info("ssl_object")
     if tls is not None:
         tls.detach()

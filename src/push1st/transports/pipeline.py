@@ -133,7 +133,7 @@ class Pipeline(HttpOutput):
         if self._eof:
             found.lost(self)
         elif isinstance(found, Takeover) and not self._writing:
-            # Reading is paused, so the new owner of the socket would not notice that the client closes the connection.
+            # The client reads no answers, so reading is paused, and a new owner of the socket would not notice its end.
             found.lost(self)
             self.abort()
         elif isinstance(found, Takeover):

@@ -1,4 +1,4 @@
-"""Bounds the number of connections, or of detached sessions, that one app or one address may have on a worker.
+"""Bounds a worker's connections from one address, and its detached HTTP fallback sessions of one app or one address.
 
 Without these bounds one client could use all connections of the worker. The bounds are large, because all clients in an office,
 or all clients of a proxy, may have the same address. The server checks a bound only when a client connects, and ends no

@@ -1,4 +1,4 @@
-"""Checks all deadlines and keepalives of a worker with one timer (invariant 6).
+"""Checks all deadlines and keepalives of a worker with one timer (ARCHITECTURE.md, invariant 6).
 
 The sweep has a table of connections. The key of this table is the next deadline in whole seconds. At the deadline the sweep
 calls the method `due` of the connection, which returns the time of the next call. When a client sends input, the connection only

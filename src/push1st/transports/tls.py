@@ -11,7 +11,7 @@ uvloop calls OpenSSL up to 32 times in a row, with up to 256 KiB of input in eac
 - Input that arrives after the server has closed the connection is discarded without decryption, up to `MAX_AFTER_CLOSE` bytes.
   Without this rule uvloop would decrypt and discard input for 30 seconds after the close.
 
-The worker does not measure how long the decryption of `PIECE` bytes or less takes.
+If at most `PIECE` bytes wait for decryption, the worker decrypts them at once, and does not measure this time.
 """
 
 import asyncio
@@ -25,7 +25,7 @@ from push1st.transports.turn import INPUT_SECONDS, SLICE_SECONDS
 PIECE = 4096
 """maximum number of bytes of encrypted input that OpenSSL gets in one call"""
 MAX_WITHOUT_DATA = 20_480
-"""maximum bytes in consecutive TLS records without data; one TLS record has at most 18 KiB (RFC 8446 §5.2, RFC 5246 §6.2.3)"""
+"""maximum bytes in consecutive TLS records without data; more than the longest record (18 KiB: RFC 8446 §5.2, RFC 5246 §6.2.3)"""
 MAX_AFTER_CLOSE = 262_144
 """maximum number of bytes that a client may send after the server has closed the connection"""
 MAX_RESUMED = round(INPUT_SECONDS / SLICE_SECONDS)

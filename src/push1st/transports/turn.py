@@ -24,9 +24,9 @@ from collections.abc import Callable
 from typing import Protocol
 
 SLICE_SECONDS = 0.001
-"""maximum seconds of a slice; a maximum number of messages is not enough, because a join may take as long as 1000 pings"""
+"""maximum seconds of a slice; a maximum number of messages is not enough, because one subscribe may take as long as 1000 pings"""
 MAX_WAITING = 100
-"""maximum number of commands that wait for the broker or a backend; a connection with so many commands processes no messages"""
+"""number of commands that wait for the broker or a backend; at this number a connection processes no further message"""
 BACKLOG_SECONDS = 0.002
 """minimum seconds that all backlogs together get in each turn"""
 INPUT_SECONDS = 0.01
@@ -35,7 +35,7 @@ ROUND = 16
 LONG_READ = 65_536
 """minimum bytes of a long read; after a long read, the worker does not read from the connection again in the same turn"""
 MAX_BACKLOGS = 1000
-"""maximum number of connections with a backlog; a worker with so many backlogs discards the backlog of each lost connection"""
+"""while at least so many connections have a backlog, the worker discards the backlog of each connection that is lost"""
 
 
 class Answering(Protocol):
@@ -141,7 +141,7 @@ class Turn:
         return len(self._backlog) + len(self._late) < MAX_BACKLOGS
 
     def _work(self, until: float) -> None:
-        """Processes a slice of each connection's new input, and postpones the remaining input at the time `until`.
+        """Processes a slice of each connection's new input. Postpones all input that is not reached before the time `until`.
 
         until: a time in seconds of the clock; 0 stands for `INPUT_SECONDS` from now.
         """

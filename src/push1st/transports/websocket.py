@@ -129,7 +129,8 @@ class WebSocketConnection(WebSocketOutput):
     def eof_received(self) -> bool:
         """Handles the end of the client's input. The connection ends after the session has applied all commands.
 
-        Output that the client does not read in time is discarded. With TLS, uvloop closes the socket at once.
+        Output that the client does not read within `CLOSE_SECONDS` is discarded. With TLS, uvloop closes the socket at once, and
+        all further output is discarded.
         """
         self._context.turn.catch_up()
         is_secure = self._transport.get_extra_info("sslcontext") is not None

@@ -84,7 +84,7 @@ class Fallbacks:
         return self._context.node.apps.by_key(args[0])
 
     def handle(self, request: HandlerRequest, exchange: Exchange) -> Outcome | Coroutine[Any, Any, Outcome]:
-        """Serves a request (`handlers.Handler`). Returns a coroutine if other workers must be queried. Raises Refused."""
+        """Serves a request (`handlers.Handler`). Returns a coroutine if the request must wait. Raises Refused."""
         if request.method == "OPTIONS":
             return Response(200, b"", TYPE, _PREFLIGHT)
         if request.method != "POST":

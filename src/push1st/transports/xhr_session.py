@@ -146,7 +146,8 @@ class XhrSession:
     def _displace(self, current: OpenPoll | OpenStream) -> None:
         """Makes a new request the current request, and ends the old request.
 
-        The old request ends in a later turn, because its client may send another request as soon as the old request ends.
+        The old request ends in a later turn, because its end may start the next pipelined request of its connection. This request
+        may be of the same session.
         """
         if self.current is None:
             self._registry.detached.leave(*self.place)
@@ -174,7 +175,10 @@ class XhrSession:
             sweep.watch(self, until)
 
     def answer(self, poll: OpenPoll) -> None:
-        """Answers the current poll with the frames of this turn, unless the outbox is full and has only one item."""
+        """Answers the current poll with the frames of this turn.
+
+        If one item alone exceeds the outbox, the poll gets only the frames that end the session (`_cut`).
+        """
         outbox = self._outbox
         if poll is self.current and outbox and not (outbox.is_full and len(outbox) == 1):
             poll.request.finish(self._take_response())

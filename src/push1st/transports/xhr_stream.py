@@ -167,7 +167,7 @@ class OpenStream:
         return [] if rest is None else [rest]
 
     def write_after_end(self, frames: bytes) -> None:
-        """Writes frames to a full response, so that no proxy closes an idle connection. The client does not need these frames."""
+        """Writes frames to a full response. The client does not need them, but a proxy may close a connection without output."""
         self._write(frames)
 
     def displace(self) -> None:
