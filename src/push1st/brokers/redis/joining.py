@@ -15,7 +15,7 @@ from push1st.messages import Member
 MAX_JOINS = 500
 """the maximum number of subscriptions in one batch; other commands wait some milliseconds while the server adds a batch"""
 ADDED, REFUSED = 1, 2
-"""the results of a join: the member is new in the cluster, or the member exceeds the limit; other results need no action"""
+"""the results of a join: `ADDED` if the member is new in the cluster, `REFUSED` if it would exceed the limit; 0 for the others"""
 
 
 class PendingJoin:

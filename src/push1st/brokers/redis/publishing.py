@@ -27,7 +27,7 @@ class Batch:
     """The messages that are published to one topic in one turn of the event loop.
 
     cached: the message that the broker caches for `milliseconds`; None if no message is cached.
-    waiting: one future for each message, because coroutines that run without an asyncio task cannot share a future.
+    waiting: one future for each message, because coroutines without an asyncio task (`eager.py`) cannot share a future.
     """
 
     __slots__ = ("app", "at", "cached", "channel", "done", "messages", "milliseconds", "waiting")

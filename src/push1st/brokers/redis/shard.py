@@ -1,4 +1,4 @@
-"""Creates and connects the parts of a shard, which serve the keys of one hash slot.
+"""Creates the parts of a shard, and links them with each other. A shard serves the keys of one hash slot.
 
 | part | subject |
 | --- | --- |

@@ -1,4 +1,4 @@
-"""Encodes and decodes the data on topics: batches of messages, edges, requests, replies, and names of new nodes. Pure.
+"""Encodes and decodes the data on topics: batches of messages, edges, requests, replies, and node names (`decode_node`). Pure.
 
 A batch of messages is a MessagePack array; each element is an array of the fields of a `Message`. Other data begins with a byte
 with which no MessagePack array begins.

@@ -4,7 +4,7 @@
 -- KEYS[1]   base of the shard's keys
 -- ARGV[1]   the dead node
 -- ARGV[2]   time of the edges
--- ARGV[3]   app, newline and letters of the edges that hooks receive, for each app, between slashes
+-- ARGV[3]   for each app, between slashes: its id, a newline, and the letters of the edges that its hooks receive
 -- ARGV[4]   place from which this call continues: m (members and users) or c (channels), and a cursor; m0 at the start
 -- ARGV[5…]  one id for each edge; one call removes at most as many entries as there are ids
 --
