@@ -51,8 +51,8 @@ def run_eagerly(coroutine: Coroutine[Any, Any, T]) -> T | Suspended[T]:
         result: T = done.value
         return result
     if first is not None:
-        # `await` sets `_asyncio_future_blocking`, and a task clears this attribute, to detect `yield` in place of `yield from`.
-        # This coroutine has no task yet, and another coroutine may await the same future, so the attribute is cleared here.
+        # `await` sets `_asyncio_future_blocking`, and the task that runs the coroutine clears this attribute. No task runs this
+        # coroutine yet, and another coroutine may await the same future. So the attribute is cleared here, and set again later.
         first._asyncio_future_blocking = False
     return Suspended(coroutine, first)
 

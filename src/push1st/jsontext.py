@@ -12,7 +12,7 @@ encode = msgspec.json.Encoder().encode
 _ESCAPE = re.compile(
     rb"\\(?:u[dD][89abAB][0-9a-fA-F]{2}\\u[dD][c-fC-F][0-9a-fA-F]{2}|(u[dD][89a-fA-F][0-9a-fA-F]{2})|.)", re.DOTALL
 )
-"""a pattern for an escape in a JSON string; the group matches an unpaired surrogate"""
+"""a pattern for one escape in a JSON string, or for a surrogate pair of two escapes; the group matches an unpaired surrogate"""
 
 
 def decode(decoder: msgspec.json.Decoder[T], text: str | bytes) -> T:

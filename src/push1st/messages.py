@@ -191,8 +191,8 @@ class HookEvent(msgspec.Struct, frozen=True, gc=False):
     `expires`: when a client event expires, in seconds since 1970; 0 if it does not expire.
     `phase`: the state of an entering or leaving edge (`ENTERING`). If the phase is `new`, the broker does not debounce edges, so
     the dispatcher debounces the edge (`hooks/debounce.py`). A broker that debounces edges reports an edge as `at-once` for hooks
-    that request every edge, and as `settled` for other hooks. If the last process of the cluster stops while the broker holds an
-    edge, the phase of the edge is `held`.
+    that request every edge, and as `settled` for other hooks. The last process of the cluster that stops gets the
+    edges that the broker still holds. Their phase is `held`; the process saves them, and reports them again after its next start.
     """
 
     kind: HookEventKind

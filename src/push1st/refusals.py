@@ -1,8 +1,8 @@
 """Logs rejections: the text of the error, and the client or API caller that received the error.
 
 Rejections are logged only at `log.level: debug`, so that strangers cannot fill the log of a working server. At other levels,
-`Refusals.log` returns at once. At most `MAX_LINES` lines are logged a second; the next line contains the number of
-omitted lines. If a client sends a secret in place of a key, the error contains the secret, and the log masks the secret.
+`Refusals.log` returns at once. At most `MAX_LINES` lines are logged a second; the next logged line contains the number
+of omitted lines. If a client sends a secret in place of a key, the error contains the secret, and the log masks the secret.
 """
 
 import re

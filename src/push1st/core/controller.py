@@ -142,7 +142,7 @@ class Controller:
         return [reply for reply in await self._broker.request(app.config.id, topic, request) if reply]
 
     def send_to_topic(self, app: App, topic: str, data: bytes, lost: Callable[[], object]) -> None:
-        """Sends a message to a topic's handler on another worker. Messages that are sent in the same loop turn arrive in order.
+        """Sends a message to a topic's handler on another worker. Messages of one turn of the event loop arrive in order.
 
         `lost`: a function that is called if the broker is away, or does not confirm the message.
         """

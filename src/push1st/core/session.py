@@ -319,7 +319,7 @@ class Session:
     def charge(self) -> None:
         """Charges the client for a command or frame that costs the server time and has no lasting effect.
 
-        Pings, pongs, small fragments, unsubscribing, subscribing again, signing in, and rejected events without an answer are
+        Pings, pongs, small fragments, unsubscribing, subscribing again, signing in, and rejected commands that get no answer are
         charged, because no other limit bounds them. New subscriptions are not charged, because `limits.subscriptions` bounds
         them. A client that exceeds `MAX_CHARGES` a second for a long time is disconnected.
         """
