@@ -91,9 +91,9 @@ class Debounce:
                 self._held[key] = now + HOLD_SECONDS, event
 
     def forget(self, app: str, kinds: Container[HookEventKind]) -> None:
-        """Forgets channels and members of an app if their edges no longer arrive; drops held edges of these channels and members.
+        """Forgets an app's channels, or members, if no endpoint wants their edges any more. Drops the held edges of these, too.
 
-        kinds: the kinds of hook events that endpoints of the app want. If they want another kind again, its first edge passes.
+        kinds: the kinds that the endpoints want. If endpoints want another kind later, the module passes its first edges.
         """
         for key in [*self._present, *self._absent]:
             if key[0] == app and ("occupied" if key[2] is None else "member-added") not in kinds:

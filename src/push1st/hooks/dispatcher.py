@@ -1,6 +1,7 @@
 """The dispatcher of hook events: it debounces edges, and queues each event for the endpoints that want the kind of this event.
 
-The broker calls `on_event` in one worker only, so only this worker has queues. The dispatcher sends no queries to the broker.
+The broker calls `on_event` in one worker only, so only this worker has queues. A hook event contains all
+data that its endpoints get, so the dispatcher sends no queries to the broker.
 """
 
 import asyncio

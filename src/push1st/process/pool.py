@@ -49,7 +49,7 @@ MAX_PROBES = 4
 """The number of probes in a row without a reply after which the pool kills a worker. The pool kills a worker within 15 seconds
 after its last reply: `PROBE_SECONDS` × (`MAX_PROBES` + 1). Shortly before, other nodes evict its node (`brokers/redis`)."""
 GATHER_SECONDS = 1
-"""the time limit for the workers' replies to a request, and for the error message of a worker that cannot start"""
+"""the time limit for the workers' replies to a request, and, after a worker ended before it was ready, for its error message"""
 END_SECONDS = 15
 """the time limit for the end of a worker, in addition to the time that `drain` allows"""
 
@@ -180,7 +180,7 @@ class Pool:
         """Starts a worker in a slot, and retires the old worker if the new worker is ready. Returns whether a worker is ready.
 
         config: the new worker's configuration; None: the slot keeps its configuration.
-        ended: if `config` is None, a worker starts only if `ended` is still the slot's worker.
+        ended: if `config` is None, a worker starts only if `ended` is still the slot's worker (a reload may have replaced it).
         ready: a function to call when the new worker listens.
         """
         async with slot.changing:

@@ -131,7 +131,7 @@ class Supervisor:
                 raise ConfigError("a worker did not start, so none runs")
 
     async def _end(self) -> None:
-        """Ends the workers gracefully, then the engine. All listening sockets close when the grace period ends."""
+        """Ends the workers gracefully, then the engine. All listening sockets close after a grace period, `GRACE` × `drain`."""
         if self._reloading is not None:
             self._reloading.cancel()
         ends = self._pool.terminate()

@@ -39,7 +39,7 @@ from push1st.process.sockets import BoundSocket
 from push1st.process.system import raise_file_limit
 
 GATHER_SECONDS = 3
-"""the time limit for the supervisor's reply with the counters of the other workers"""
+"""the time limit for the supervisor's reply with the counters or hook states of the other workers"""
 
 
 def main() -> int:
