@@ -9,6 +9,8 @@ from typing import Literal
 
 import msgspec
 
+from push1st.positions import Position
+
 DeliveryMode = Literal["broadcast", "multicast", "unicast"]
 
 API = "api"
@@ -18,6 +20,8 @@ WATCHLIST_EVENTS = INTERNAL + "watchlist_events"
 SUBSCRIPTION_COUNT = INTERNAL + "subscription_count"
 TERMINATE = INTERNAL + "terminate"
 """the event that makes every worker close the connections of a signed-in user; never sent to clients"""
+RESUMED = "pusher:resumed"
+"""the event that shows on a channel whether a client has received all messages; other codecs than Pusher's rename the event"""
 NODE_MESSAGE = INTERNAL + "told"
 """the event of messages between workers (`core/controller.py`); never sent to clients"""
 MAX_HEADERS_BYTES = 4096
@@ -56,20 +60,20 @@ class Message(msgspec.Struct, frozen=True, gc=False, array_like=True):
 class KeptMessage(Message, frozen=True, gc=False, array_like=True):
     """A message of a channel that keeps a history, with the message's position in the history.
 
-    The broker gives a message its position, so the publisher and the other workers exchange a `Message` without a position. Each
-    worker that receives the message, or reads it from the history, creates the `KeptMessage` with the function `at`.
+    The publisher creates the message without a position, and the broker gives the message its position.
 
-    `offset`: the number of the message in its channel: 1, 2, 3 … without gaps.
+    `expires`: when the publisher's `ttl` for this message ends, on the wall clock in nanoseconds; 0 if it has no `ttl` of its own.
+    `offset`: the number of the message in its channel: 1, 2, 3 … without gaps; 0 before the broker has assigned the number.
     `epoch`: an id of the history, which changes when earlier offsets become invalid.
     """
 
+    expires: int = 0
     offset: int = 0
     epoch: str = ""
 
-    @classmethod
-    def at(cls, message: Message, offset: int, epoch: str) -> "KeptMessage":
-        """Returns a message with its position in the history of its channel."""
-        return cls(**msgspec.structs.asdict(message), offset=offset, epoch=epoch)
+    def at(self, offset: int, epoch: str) -> "KeptMessage":
+        """Returns the message with its position in the history of its channel."""
+        return msgspec.structs.replace(self, offset=offset, epoch=epoch)
 
 
 class Published(msgspec.Struct, frozen=True, gc=False):
@@ -79,15 +83,21 @@ class Published(msgspec.Struct, frozen=True, gc=False):
 
     `count`: the number of the channel's subscribers on all workers, as `Broker.publish` describes.
     `offset`, `epoch`: the message's position in its channel's history (`KeptMessage`); 0 and "" if the message is not kept.
+    `repeats`: if the publisher has published with the same idempotency key before, the id of the first message; else 0. Then the
+    other fields are those of the first result, and the broker has delivered nothing.
     """
 
     count: int
     offset: int = 0
     epoch: str = ""
+    repeats: int = 0
 
 
 class Options(msgspec.Struct, frozen=True, gc=False):
-    """The receivers of an event (Push1st API, section 3). `ttl`: the time to live in seconds, which only hooks receive."""
+    """The receivers of an event (Push1st API, section 3).
+
+    `ttl`: the time to live in seconds. Hooks receive this time, and the history does not replay the event later than this time.
+    """
 
     ttl: float = 0
     delivery: DeliveryMode = "broadcast"
@@ -247,9 +257,18 @@ class ClientRequest(msgspec.Struct, frozen=True, gc=False):
 
 
 class Subscribe(msgspec.Struct, frozen=True, gc=False):
+    """A client subscribes to a channel.
+
+    `since`: the position after which the client needs all messages of the channel; None if the client gave no valid position.
+    `rewind`, `rewind_seconds`: the number and the maximum age of the latest messages that the client requests (`ReplayRequest`).
+    """
+
     channel: str
     auth: str = ""
     channel_data: str = ""
+    since: Position | None = None
+    rewind: int = 0
+    rewind_seconds: int = 0
 
 
 class Unsubscribe(msgspec.Struct, frozen=True, gc=False):
@@ -304,6 +323,22 @@ class Subscribed(msgspec.Struct, frozen=True, gc=False):
 
     channel: str
     members: tuple[Member, ...] | None = None
+
+
+class Resumed(msgspec.Struct, frozen=True, gc=False):
+    """Whether a new subscriber has received all messages of a channel since its earlier position.
+
+    `reason`: why messages may be missing, such as `trimmed`; None if the subscriber gets all of them.
+    `replayed`: the number of earlier messages that follow this reply.
+    `repeats`: whether the client may have received some of these messages before.
+    `position`: the position of the channel, after which the live messages follow; None if the channel keeps no history.
+    """
+
+    channel: str
+    reason: str | None
+    replayed: int = 0
+    repeats: bool = False
+    position: Position | None = None
 
 
 class SubscriptionRefused(msgspec.Struct, frozen=True, gc=False):
@@ -365,6 +400,7 @@ class Ending(msgspec.Struct, frozen=True, gc=False):
 Reply = (
     Established
     | Subscribed
+    | Resumed
     | SubscriptionRefused
     | SignedIn
     | WatchlistStatus

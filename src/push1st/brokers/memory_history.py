@@ -1,0 +1,173 @@
+"""The histories of all channels in the memory of one worker, within bounds. Pure: the caller passes the time.
+
+A *counter* is the epoch and the last offset of a channel. A channel has a counter from its first subscription or message on. The
+counter outlives the messages, so that a client with a position of the channel can find out that it missed nothing, or something.
+"""
+
+from collections import OrderedDict, deque
+from collections.abc import Callable, Iterator
+from itertools import islice
+
+from push1st.brokers.history import (
+    COUNTER_SECONDS,
+    IDLE_COUNTER_SECONDS,
+    HistoryPage,
+    KeptRun,
+    Replay,
+    ReplayRequest,
+    page,
+    replay,
+    size_of,
+)
+from push1st.config.history import HistoryBounds, HistorySection
+from push1st.messages import KeptMessage
+from push1st.positions import Position, word
+
+Key = tuple[str, str]
+"""the pair of an app's id and a channel's name"""
+SWEPT = 1000
+"""the maximum number of channels that one call of `sweep` checks"""
+SECOND = 1_000_000_000
+
+
+class ChannelHistory:
+    """The counter and the messages of one channel.
+
+    until: when the messages expire, or the counter if there are no messages; in nanoseconds on the wall clock.
+    """
+
+    __slots__ = ("bytes", "epoch", "last", "messages", "until")
+
+    def __init__(self, epoch: str) -> None:
+        self.epoch = epoch
+        self.last = 0
+        self.messages: deque[KeptMessage] = deque()
+        self.bytes = 0
+        self.until = 0
+
+    @property
+    def position(self) -> Position:
+        return Position(self.epoch, self.last)
+
+
+class MemoryHistories:
+    """See the module.
+
+    bounds: the bounds of all histories together.
+    random: a function that takes a number of bits, and returns an unpredictable integer of this length.
+    evicted: a function that is called for each channel whose messages are dropped to stay within the bounds.
+    """
+
+    __slots__ = ("_bounds", "_evicted", "_generation", "_idle", "_kept", "_random", "_unswept", "bytes")
+
+    def __init__(self, bounds: HistoryBounds, random: Callable[[int], int], evicted: Callable[[], None] = lambda: None) -> None:
+        self._bounds = bounds
+        self._random = random
+        self._evicted = evicted
+        self._generation = word(random(32))
+        self._kept: OrderedDict[Key, ChannelHistory] = OrderedDict()
+        """the channels with messages, in the order of their last messages"""
+        self._idle: OrderedDict[Key, ChannelHistory] = OrderedDict()
+        """the channels whose counter has no messages, in the order of their last use"""
+        self._unswept: Iterator[Key] = iter(())
+        """the channels that `sweep` has not checked yet in its current round over all channels"""
+        self.bytes = 0
+        """the number of bytes of all messages (`size_of`)"""
+
+    def __len__(self) -> int:
+        """The number of channels with messages."""
+        return len(self._kept)
+
+    def _new(self) -> ChannelHistory:
+        return ChannelHistory(self._generation + word(self._random(32)))
+
+    def append(self, message: KeptMessage, section: HistorySection, now: int) -> KeptMessage:
+        """Keeps a message; returns the message with its position."""
+        key = message.app, message.channel
+        history = self._find(key, now) or self._new()
+        history.last += 1
+        kept = message.at(history.last, history.epoch)
+        history.messages.append(kept)
+        history.bytes += size_of(kept)
+        self.bytes += size_of(kept)
+        while len(history.messages) > section.size:
+            self._drop_oldest(history)
+        history.until = now + section.ttl * SECOND
+        self._idle.pop(key, None)
+        self._kept[key] = history
+        self._kept.move_to_end(key)
+        self._stay_within_bounds()
+        return kept
+
+    def _drop_oldest(self, history: ChannelHistory) -> None:
+        size = size_of(history.messages.popleft())
+        history.bytes -= size
+        self.bytes -= size
+
+    def _stay_within_bounds(self) -> None:
+        """Drops the counters without messages first, and then the channels whose last message is the oldest."""
+        bounds = self._bounds
+        while self._idle and len(self._kept) + len(self._idle) > bounds.channels:
+            self._idle.popitem(last=False)
+        while self._kept and (len(self._kept) > bounds.channels or self.bytes > bounds.bytes):
+            _, history = self._kept.popitem(last=False)
+            self.bytes -= history.bytes
+            self._evicted()
+
+    def _find(self, key: Key, now: int) -> ChannelHistory | None:
+        """Returns the history of a channel, without expired messages; None if the channel has no counter."""
+        history = self._kept.get(key)
+        if history is not None:
+            if now < history.until:
+                return history
+            self._expire(key, history, now)
+            return history
+        history = self._idle.get(key)
+        if history is not None and history.until <= now:
+            del self._idle[key]
+            return None
+        return history
+
+    def _expire(self, key: Key, history: ChannelHistory, now: int) -> None:
+        """Drops the messages of a channel, and keeps its counter."""
+        del self._kept[key]
+        self.bytes -= history.bytes
+        history.messages.clear()
+        history.bytes = 0
+        history.until = now + COUNTER_SECONDS * SECOND
+        self._idle[key] = history
+
+    def counter(self, key: Key, seconds: int, now: int) -> ChannelHistory:
+        """Returns the history of a channel, and makes its counter if there is none. `seconds`: how long a new counter is kept."""
+        history = self._find(key, now)
+        if history is None:
+            history = self._new()
+        if not history.messages:
+            history.until = max(history.until, now + seconds * SECOND)
+            self._idle[key] = history
+            self._idle.move_to_end(key)
+            self._stay_within_bounds()
+        return history
+
+    def replay(self, key: Key, request: ReplayRequest, now: int) -> Replay:
+        history = self.counter(key, request.counter_seconds, now)
+        return replay(request, history.epoch, history.last, KeptRun(tuple(history.messages)), now)
+
+    def page(self, key: Key, since: Position | None, limit: int, reverse: bool, now: int) -> HistoryPage:
+        history = self.counter(key, IDLE_COUNTER_SECONDS, now)
+        return page(history.epoch, history.last, tuple(history.messages), since, limit, reverse, now)
+
+    def clear(self, key: Key) -> None:
+        """Drops the messages and the counter of a channel, so that its next message begins a new epoch."""
+        self._idle.pop(key, None)
+        history = self._kept.pop(key, None)
+        if history is not None:
+            self.bytes -= history.bytes
+
+    def sweep(self, now: int) -> None:
+        """Drops expired messages and counters of some channels. Called once a second; a later call checks other channels."""
+        keys = list(islice(self._unswept, SWEPT))
+        if not keys:
+            self._unswept = iter((*self._kept, *self._idle))
+        for key in keys:
+            self._find(key, now)
