@@ -59,6 +59,7 @@ class Metrics:
     """The counters since the start of the worker."""
 
     __slots__ = (
+        "acknowledgements",
         "broker_away",
         "broker_unconfirmed",
         "bytes_in",
@@ -67,12 +68,21 @@ class Metrics:
         "cut_offs",
         "decisions",
         "events_in",
+        "gaps_healed",
+        "gaps_reported",
+        "history_bytes",
+        "history_channels",
+        "history_evicted",
         "hook_attempts",
         "hook_events",
+        "idempotent_repeats",
         "messages_out",
         "opened",
+        "pages",
         "refusals",
+        "replayed_messages",
         "requests",
+        "resumes",
     )
 
     def __init__(self) -> None:
@@ -104,3 +114,19 @@ class Metrics:
         """the number of attempts to deliver to a hook, by result"""
         self.decisions: Counter[str] = Counter()
         """the number of decisions requested from the apps' backends, by result"""
+        self.history_bytes = self.history_channels = 0
+        """the number of bytes and of channels that the memory broker keeps as history (gauges)"""
+        self.history_evicted = 0
+        """the number of channels whose history the memory broker dropped to stay within its bounds"""
+        self.idempotent_repeats = 0
+        """the number of publishes that delivered nothing, because their idempotency key was used before"""
+        self.resumes: Counter[str] = Counter()
+        """the number of subscriptions of clients that can resume, by result: `recovered`, or the reason why messages may be missing"""
+        self.replayed_messages = 0
+        """the number of kept messages that were sent to new subscribers"""
+        self.gaps_healed = self.gaps_reported = 0
+        """the number of gaps in a channel's messages that the worker filled from the history, and that it reported to clients"""
+        self.pages = 0
+        """the number of open connections whose URL names a page (a gauge)"""
+        self.acknowledgements = 0
+        """the number of acknowledgements of pages"""

@@ -13,14 +13,19 @@ from typing import Protocol
 
 import msgspec
 
+from push1st.brokers.history import HistoryPage, Replay, ReplayRequest
 from push1st.channels import kind_of
+from push1st.config.history import HistorySection
 from push1st.eager import MaybeAwaitable
-from push1st.messages import API, INTERNAL, HookEvent, KeptMessage, Member, Message, Published
+from push1st.messages import API, INTERNAL, HookEvent, Member, Message, Published
+from push1st.positions import Position
 
 BROKERS = {"memory": "push1st.brokers.memory:Memory", "redis": "push1st.brokers.redis:Redis"}
 
 CACHE_TTL_SECONDS = 1800
 """the seconds for which the last event of a cache channel is cached (Pusher protocol, section 8)"""
+KEY_SECONDS = 300
+"""the seconds for which the broker keeps the result of a publish with an idempotency key"""
 REQUEST_SECONDS = 0.5
 """the seconds for which `Broker.request` waits for replies"""
 
@@ -79,7 +84,9 @@ class Broker(Protocol):
 
     async def unsubscribe(self, app: str, channel: str) -> None: ...
 
-    def publish(self, message: Message) -> MaybeAwaitable[Published]:
+    def publish(
+        self, message: Message, section: HistorySection | None = None, key: str = ""
+    ) -> MaybeAwaitable[Published]:
         """Sends a message to all workers, including this worker. The result contains the number of subscriptions to the topic.
 
         The number of subscriptions may include the excluded connection (`message.exclude`). The number includes all subscribers
@@ -87,7 +94,27 @@ class Broker(Protocol):
 
         Messages of the same turn of the event loop are sent in the order of the calls. Raises Refused(503, …) if the broker is
         unreachable or does not confirm within 2 s; some subscribers may have received the message nevertheless.
+
+        section: the settings of the channel's history, if the history keeps the message, which then is a `KeptMessage`. The broker
+        publishes and keeps the message in one step, and gives it the next offset of the channel.
+        key: an idempotency key, or "". If a message with the same key was published on the channel in the last `KEY_SECONDS`, the
+        broker does nothing, and returns the first result (`Published.repeats`).
         """
+
+    async def history(
+        self, app: str, channel: str, since: Position | None, limit: int, reverse: bool
+    ) -> HistoryPage:
+        """Returns up to `limit` kept messages of a channel.
+
+        since: the position after which the messages begin, or, if `reverse` is true, before which they end. If the messages there
+        are not kept any more, or if `since` is None, the messages begin with the oldest, or, in reverse, with the latest.
+        """
+
+    async def clear(self, app: str, channel: str) -> None:
+        """Drops a channel's history. The next message begins a new epoch."""
+
+    def tick(self) -> None:
+        """Removes some of the expired messages. Called once a second."""
 
     async def cached(self, app: str, channel: str) -> CachedEvent | None:
         """Returns the cached event of a cache channel."""
@@ -109,12 +136,13 @@ class Joined(msgspec.Struct, frozen=True, gc=False):
 
     members: the members of a presence channel, including a new member; None for other channels.
     cached: the cached event of a cache channel.
-    history: the kept messages of a channel with history. The subscriber receives the kept messages before later messages.
+    replay: the channel's position, and the messages that the subscriber receives before later messages; None if the subscriber
+    made no `ReplayRequest`.
     """
 
     members: tuple[Member, ...] | None = None
     cached: CachedEvent | None = None
-    history: Sequence[KeptMessage] = ()
+    replay: Replay | None = None
 
 
 class Roster(Protocol):
@@ -126,13 +154,16 @@ class Roster(Protocol):
     stop before they are due. `HookEvent.phase` shows whether an edge was held back.
     """
 
-    async def join(self, app: str, channel: str, socket_id: str, member: Member | None, limit: int) -> Joined:
+    async def join(
+        self, app: str, channel: str, socket_id: str, member: Member | None, limit: int, request: ReplayRequest | None = None
+    ) -> Joined:
         """Adds a subscription to a topic. This worker must already be subscribed to the topic.
 
         The caller of `join` resumes before the broker delivers any message that the topic receives after the join. So a caller
         that adds the subscriber at once, before its next `await`, neither loses a message nor delivers a message twice.
 
         limit: the maximum number of members (0: unlimited). Raises LimitReached if a new member would exceed the limit.
+        request: the part of the channel's history that the subscriber requests; None if the channel keeps no history.
         """
 
     async def leave(self, app: str, channel: str, socket_id: str, user_id: str | None) -> None:

@@ -21,6 +21,7 @@ from push1st.brokers.history import (
 )
 from push1st.config.history import HistoryBounds, HistorySection
 from push1st.messages import KeptMessage
+from push1st.metrics import Metrics
 from push1st.positions import Position, word
 
 Key = tuple[str, str]
@@ -55,15 +56,14 @@ class MemoryHistories:
 
     bounds: the bounds of all histories together.
     random: a function that takes a number of bits, and returns an unpredictable integer of this length.
-    evicted: a function that is called for each channel whose messages are dropped to stay within the bounds.
     """
 
-    __slots__ = ("_bounds", "_evicted", "_generation", "_idle", "_kept", "_random", "_unswept", "bytes")
+    __slots__ = ("_bounds", "_generation", "_idle", "_kept", "_metrics", "_random", "_unswept", "bytes")
 
-    def __init__(self, bounds: HistoryBounds, random: Callable[[int], int], evicted: Callable[[], None] = lambda: None) -> None:
+    def __init__(self, bounds: HistoryBounds, random: Callable[[int], int], metrics: Metrics) -> None:
         self._bounds = bounds
         self._random = random
-        self._evicted = evicted
+        self._metrics = metrics
         self._generation = word(random(32))
         self._kept: OrderedDict[Key, ChannelHistory] = OrderedDict()
         """the channels with messages, in the order of their last messages"""
@@ -112,7 +112,7 @@ class MemoryHistories:
         while self._kept and (len(self._kept) > bounds.channels or self.bytes > bounds.bytes):
             _, history = self._kept.popitem(last=False)
             self.bytes -= history.bytes
-            self._evicted()
+            self._metrics.history_evicted += 1
 
     def _find(self, key: Key, now: int) -> ChannelHistory | None:
         """Returns the history of a channel, without expired messages; None if the channel has no counter."""
@@ -166,6 +166,7 @@ class MemoryHistories:
 
     def sweep(self, now: int) -> None:
         """Drops expired messages and counters of some channels. Called once a second; a later call checks other channels."""
+        self._metrics.history_bytes, self._metrics.history_channels = self.bytes, len(self._kept)
         keys = list(islice(self._unswept, SWEPT))
         if not keys:
             self._unswept = iter((*self._kept, *self._idle))

@@ -14,6 +14,7 @@ from typing import Any, ClassVar, Literal
 import msgspec
 
 from push1st.channels import type_names
+from push1st.config.history import HistoryBounds, HistorySection, Resume
 from push1st.limits import Limits
 
 Net = ipaddress.IPv4Network | ipaddress.IPv6Network
@@ -236,6 +237,7 @@ class ServerConfig(msgspec.Struct, frozen=True, kw_only=True):
     proxies: Networks = Networks()
     outbox: int = 1_048_576
     max_payload: int = 65_400
+    history: HistoryBounds = HistoryBounds()
 
     def bases(self, protocol: Literal["pusher", "websocket"]) -> tuple[str, ...]:
         """Returns the beginnings of a protocol's WebSocket paths, up to the app's key; an empty tuple for a disabled protocol."""
@@ -361,6 +363,8 @@ class AppConfig(_Discreet, frozen=True, kw_only=True):
     hook: Hook | None = None
     webhooks: tuple[Webhook, ...] = ()
     authorize: tuple[Authorize, ...] = ()
+    history: tuple[HistorySection, ...] = ()
+    resume: Resume = Resume()
 
 
 class LogConfig(msgspec.Struct, frozen=True, kw_only=True):

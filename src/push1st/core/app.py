@@ -5,6 +5,7 @@ from typing import Protocol, cast
 
 from push1st.config.model import AppConfig
 from push1st.core.held import Held
+from push1st.core.histories import histories
 from push1st.core.hub import Subscriber, Tenant
 from push1st.hooks.authorize import operations
 from push1st.hooks.formats import kinds
@@ -46,6 +47,8 @@ class App:
     `hook_kinds`: the kinds of hook events that the app's hooks receive.
     `backend_decides`: for each operation that the app's backend may decide about, a function that takes a channel's name and
     returns whether the backend decides about this operation on the channel.
+    `history`: a function that takes a channel's name and returns the settings of its history, or None; None if the app keeps no
+    history.
     `publishes`, `reads`: the token buckets that enforce `limits.publishes` and `limits.reads`.
     `counts_connections`: whether the broker counts the connections of this app.
     `held`: the events that are held for clients that have just signed in; None while there are no such clients.
@@ -57,6 +60,7 @@ class App:
         "config",
         "counts_connections",
         "held",
+        "history",
         "hook_kinds",
         "publishes",
         "reads",
@@ -85,6 +89,7 @@ class App:
         self.version += 1
         self.hook_kinds = kinds(config)
         self.backend_decides = operations(config)
+        self.history = histories(config.history)
         self.publishes = Bucket(config.limits.publishes, now)
         self.reads = Bucket(config.limits.reads, now)
         if config.limits.connections and not self.counts_connections:

@@ -12,6 +12,7 @@ from typing import Protocol
 
 from push1st.channels import Kind, kind_of
 from push1st.messages import Member, Message
+from push1st.positions import Position
 
 Write = Callable[[bytes], object]
 MAX_PREFIX_PARTS = 8
@@ -123,14 +124,25 @@ class LanesOf(Collection[Lane]):
 
 
 class Channel:
-    """A channel with at least one subscriber on this worker."""
+    """A channel with at least one subscriber on this worker.
 
-    __slots__ = ("kind", "lanes", "name")
+    `epoch`, `offset`: the position of the last message that the channel's subscribers have received; "" and 0 if the channel keeps
+    no history.
+    """
+
+    __slots__ = ("epoch", "kind", "lanes", "name", "offset")
 
     def __init__(self, name: str, kind: Kind) -> None:
         self.name = name
         self.kind = kind
         self.lanes: list[Lane] = []
+        self.epoch = ""
+        self.offset = 0
+
+    def begin_at(self, position: Position) -> None:
+        """Stores the position at which the channel's first subscriber joined."""
+        if not self.epoch:
+            self.epoch, self.offset = position.epoch, position.offset
 
     def lane(self, wire: Wire) -> Lane | None:
         """Returns the lane of a wire, or None if the channel has no subscriber on this wire."""

@@ -15,6 +15,7 @@ import msgspec
 
 from push1st.apps import Apps
 from push1st.brokers import Broker, CachedEvent, HookEvents, Joined, Occupancy, Quotas, Roster, Users
+from push1st.brokers.history import HistoryPage, ReplayRequest
 from push1st.brokers.local_roster import LocalRoster
 from push1st.clock import Clock
 from push1st.config.model import AppConfig
@@ -32,9 +33,11 @@ from push1st.hooks import Hooks
 from push1st.messages import (
     API,
     DEFAULT_OPTIONS,
+    INTERNAL,
     NODE_MESSAGE,
     TERMINATE,
     CacheMissed,
+    KeptMessage,
     Member,
     Message,
     Options,
@@ -44,6 +47,7 @@ from push1st.messages import (
     session_topic,
 )
 from push1st.metrics import Metrics
+from push1st.positions import Position
 from push1st.refusals import Refusals
 
 WORKER_BITS = 10
@@ -213,18 +217,25 @@ class Node:
 
     # Channels
 
-    async def subscribe(self, app: App, client: Client, name: str, member: Member | None) -> tuple[Subscription, Joined]:
-        """Subscribes a client to a channel; returns the subscription, and the channel's state at that time. Raises Refused."""
+    async def subscribe(
+        self, app: App, client: Client, name: str, member: Member | None, request: ReplayRequest | None = None
+    ) -> tuple[Subscription, Joined]:
+        """Subscribes a client to a channel; returns the subscription, and the channel's state at that time. Raises Refused.
+
+        `request`: the part of the channel's history that the client requests; None if the channel keeps no history.
+        """
         id = app.config.id
         self.topics.want(app, name)
         try:
             if not self.topics.is_received(app, name):
                 await self.topics.subscribe(app, name)
-            joined = await self._roster.join(id, name, client.id, member, app.config.limits.members)
+            joined = await self._roster.join(id, name, client.id, member, app.config.limits.members, request)
             if client.closed:
                 await self._roster.leave(id, name, client.id, _user_id(member))
                 raise LimitReached(403, "the connection is closed")
             lane = self.fanout.subscribe(app.tenant, client, name)
+            if joined.replay is not None:
+                app.tenant.channels[name].begin_at(joined.replay.position)
             if "joined" in app.hook_kinds:
                 self.reports.report(app, "joined", name, client.id, member)
             return lane.subscription(member), joined
@@ -274,6 +285,7 @@ class Node:
         now = self.clock.monotonic()
         for app in self._live.values():
             self.signins.tick(app, now)
+        self._broker.tick()
         await self.counts.tick()
 
     async def terminate(self, app: App, user_id: str) -> None:
@@ -290,6 +302,14 @@ class Node:
 
     async def cached(self, app: App, name: str) -> CachedEvent | None:
         return await self._broker.cached(app.config.id, name)
+
+    async def history(self, app: App, name: str, since: Position | None, limit: int, reverse: bool) -> HistoryPage:
+        """Returns kept messages of a channel (`Broker.history`). Raises Refused(503)."""
+        return await self._broker.history(app.config.id, name, since, limit, reverse)
+
+    async def clear_history(self, app: App, name: str) -> None:
+        """Drops the history of a channel. Raises Refused(503)."""
+        await self._broker.clear(app.config.id, name)
 
     async def channel(self, app: App, name: str) -> Occupancy | None:
         return await self._roster.channel(app.config.id, name)
@@ -321,13 +341,24 @@ class Node:
         options: Options = DEFAULT_OPTIONS,
         user_id: str | None = None,
         headers: bytes = b"",
+        key: str = "",
     ) -> MaybeAwaitable[Published]:
-        """Sends an event to a channel's subscribers. Raises Refused(503)."""
+        """Sends an event to a channel's subscribers, and to the channel's history. Raises Refused(503).
+
+        `key`: an idempotency key, or "" (`Broker.publish`).
+        """
         id, now = stamp
-        target = options.session
-        return self._broker.publish(
-            Message(app.config.id, channel, event, data, id, now, sender, exclude, options.delivery, target, user_id, headers)
-        )
+        how, target = options.delivery, options.session
+        name = app.config.id
+        if app.history is not None and how == "broadcast" and not event.startswith(INTERNAL):
+            section = app.history(channel)
+            if section is not None and (section.client_events or sender == API):
+                ttl = options.ttl
+                expires = now + int(ttl * 1_000_000_000) if ttl else 0
+                kept = KeptMessage(name, channel, event, data, id, now, sender, exclude, how, target, user_id, headers, expires)
+                return self._broker.publish(kept, section, key)
+        message = Message(name, channel, event, data, id, now, sender, exclude, how, target, user_id, headers)
+        return self._broker.publish(message, None, key) if key else self._broker.publish(message)
 
     def receive(self, message: Message) -> int:
         """Delivers a message from the broker to this worker's subscribers; returns the number of these subscribers.
@@ -343,6 +374,8 @@ class Node:
             return 0
         if app.held is not None and message.channel in app.held:
             app.held.receive(message, self.clock.wall())
+        if type(message) is KeptMessage and (channel := app.tenant.channels.get(message.channel)) is not None:
+            channel.epoch, channel.offset = message.epoch, message.offset
         count = self.fanout.receive(app.tenant, message)
         if not count and message.event == NODE_MESSAGE:
             self.controller.on_message(message)

@@ -22,6 +22,7 @@ from push1st import logs
 from push1st.api import Api
 from push1st.apps import SOURCES
 from push1st.brokers import BROKERS
+from push1st.brokers.memory_history import MemoryHistories
 from push1st.config.model import Config, Networks, Ssl
 from push1st.core.fanout import Fanout
 from push1st.core.node import Node, Siblings
@@ -160,7 +161,8 @@ class Server:
         """Returns the object that implements all ports of `brokers`."""
         node, url = self.node, self.config.broker
         if not self.config.has_broker:
-            return load(BROKERS, "memory")(node.stamp, node.local_roster)
+            histories = MemoryHistories(self.config.server.history, secrets.randbits, node.metrics)
+            return load(BROKERS, "memory")(node.stamp, node.local_roster, histories)
 
         # For the apps in `hooked`, the broker reports edges (see `Roster`) to the hooks; the node reports all other hook events.
         hooked: dict[str, str] = {}
