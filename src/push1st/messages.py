@@ -62,7 +62,7 @@ class KeptMessage(Message, frozen=True, gc=False, array_like=True):
 
     The publisher creates the message without a position, and the broker gives the message its position.
 
-    `expires`: when the publisher's `ttl` for this message ends, on the wall clock in nanoseconds; 0 if it has no `ttl` of its own.
+    `expires`: when the `ttl` that the publisher gave to the message ends, on the wall clock in nanoseconds; 0 without a `ttl`.
     `offset`: the number of the message in its channel: 1, 2, 3 … without gaps; 0 before the broker has assigned the number.
     `epoch`: an id of the history, which changes when earlier offsets become invalid.
     """
@@ -339,6 +339,25 @@ class Resumed(msgspec.Struct, frozen=True, gc=False):
     replayed: int = 0
     repeats: bool = False
     position: Position | None = None
+
+
+def resumed_data(reply: Resumed) -> bytes:
+    """Returns the data of the event that notifies a client of a `Resumed`, as JSON text."""
+    if reply.reason is None:
+        found: dict[str, object] = {"recovered": True, "replayed": reply.replayed, "repeats": reply.repeats}
+    else:
+        found = {"recovered": False, "reason": reply.reason}
+        if reply.replayed:
+            found["replayed"] = reply.replayed
+    if reply.position is not None:
+        found["position"] = str(reply.position)
+    return msgspec.json.encode(found)
+
+
+def gap(app: str, channel: str, reason: str, position: Position, id: int, received: int) -> KeptMessage:
+    """Returns the event that notifies all subscribers of a channel that they may have missed messages before `position`."""
+    data = resumed_data(Resumed(channel, reason, position=position))
+    return KeptMessage(app, channel, RESUMED, data, id, received, offset=position.offset, epoch=position.epoch)
 
 
 class SubscriptionRefused(msgspec.Struct, frozen=True, gc=False):

@@ -121,7 +121,7 @@ class Metrics:
         self.idempotent_repeats = 0
         """the number of publishes that delivered nothing, because their idempotency key was used before"""
         self.resumes: Counter[str] = Counter()
-        """the number of subscriptions of clients that can resume, by result: `recovered`, or the reason why messages may be missing"""
+        """the number of subscriptions of clients that can resume, by result: `recovered`, or the reason for missing messages"""
         self.replayed_messages = 0
         """the number of kept messages that were sent to new subscribers"""
         self.gaps_healed = self.gaps_reported = 0

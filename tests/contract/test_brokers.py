@@ -14,9 +14,12 @@ from hypothesis import strategies as st
 from push1st.brokers import Broker, HookEvents, Occupancy, Quotas, Roster, Users
 from push1st.brokers.local_roster import LocalRoster
 from push1st.brokers.memory import Memory
+from push1st.brokers.memory_history import MemoryHistory
+from push1st.config.history import HistoryBounds
 from push1st.eager import resolve
 from push1st.errors import LimitReached
 from push1st.messages import MEMBER_ADDED, MEMBER_REMOVED, WATCHLIST_EVENTS, HookEvent, Member, Message, watch_topic
+from push1st.metrics import Metrics
 from tests.contract.redis import Settled, cluster, redis_broker, valkey
 
 A, B = "app-a", "app-b"
@@ -27,7 +30,8 @@ ROOM = "presence-c"
 @asynccontextmanager
 async def memory() -> AsyncIterator[Any]:
     numbers = count(1)
-    yield Memory(lambda: (next(numbers), NOW), LocalRoster())
+    history = MemoryHistory(HistoryBounds(), lambda: NOW, lambda _: next(numbers), Metrics())
+    yield Memory(lambda: (next(numbers), NOW), LocalRoster(), history)
 
 
 @asynccontextmanager

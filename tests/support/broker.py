@@ -81,9 +81,9 @@ class SlowBroker:
             await self._step("unsubscribe", channel)
             self.topics[app, channel] = 0
 
-    async def publish(self, message: Message) -> Published:
+    async def publish(self, message: Message, *rest: Any) -> Published:
         await self._step("publish", message.channel)
-        return self._memory.publish(message)
+        return self._memory.publish(message, *rest)
 
     async def join(self, app: str, channel: str, *rest: Any) -> Any:
         await self._step("join", channel)

@@ -8,6 +8,8 @@ from typing import Any
 from push1st import auth
 from push1st.apps.files import Files
 from push1st.brokers.memory import Memory
+from push1st.brokers.memory_history import MemoryHistory
+from push1st.config.history import HistoryBounds
 from push1st.config.model import AppConfig
 from push1st.core.fanout import Fanout
 from push1st.core.node import Node
@@ -84,6 +86,9 @@ class Outlet:
         if self.session is None or not self.session.closed:
             self.replies.append(reply)
 
+    def has_room(self, size: int) -> bool:
+        return True
+
     def close(self, code: int, reason: str) -> None:
         self.closes.append((code, reason))
         if self.session is not None:
@@ -110,7 +115,8 @@ class World:
         self.failures: list[BaseException | None] = []
         self.fanout = Fanout(turns or self.turns, self.clock, self.metrics, self._failed)
         self.node = Node(Files(self.apps), self.fanout, self.metrics, self.clock, self._randbits)
-        self.memory = Memory(self.node.stamp, self.node.local_roster)
+        self.history = MemoryHistory(HistoryBounds(), self.clock.wall, lambda _: 1, self.metrics)
+        self.memory = Memory(self.node.stamp, self.node.local_roster, self.history)
         self.broker = SlowBroker(self.memory)
         opened: Any = self.broker if slow else self.memory
         self.hooks = Hooks()
@@ -158,6 +164,9 @@ class Listening:
         self.writes.append(data)
 
     def send(self, reply: object) -> None: ...
+
+    def has_room(self, size: int) -> bool:
+        return True
 
     def close(self, code: int, reason: str) -> None:
         raise AssertionError(f"closed with {code}: {reason}")

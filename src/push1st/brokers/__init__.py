@@ -68,6 +68,9 @@ class Broker(Protocol):
     def shared(self) -> bool:
         """Returns whether other workers may use the same broker."""
 
+    @property
+    def history(self) -> "History": ...
+
     async def open(self, receive: Receive, on_event: OnEvent, on_request: OnRequest, recount: Recount) -> None:
         """Connects to the broker, which then passes all messages of the subscribed topics to `receive`, in order.
 
@@ -84,9 +87,7 @@ class Broker(Protocol):
 
     async def unsubscribe(self, app: str, channel: str) -> None: ...
 
-    def publish(
-        self, message: Message, section: HistorySection | None = None, key: str = ""
-    ) -> MaybeAwaitable[Published]:
+    def publish(self, message: Message, section: HistorySection | None = None, key: str = "") -> MaybeAwaitable[Published]:
         """Sends a message to all workers, including this worker. The result contains the number of subscriptions to the topic.
 
         The number of subscriptions may include the excluded connection (`message.exclude`). The number includes all subscribers
@@ -95,15 +96,23 @@ class Broker(Protocol):
         Messages of the same turn of the event loop are sent in the order of the calls. Raises Refused(503, …) if the broker is
         unreachable or does not confirm within 2 s; some subscribers may have received the message nevertheless.
 
-        section: the settings of the channel's history, if the history keeps the message, which then is a `KeptMessage`. The broker
-        publishes and keeps the message in one step, and gives it the next offset of the channel.
+        section: the settings of the channel's history if the broker keeps the message, else None. Then the message is a
+        `KeptMessage`, and the broker publishes it, keeps it, and gives it the channel's next offset in one step.
         key: an idempotency key, or "". If a message with the same key was published on the channel in the last `KEY_SECONDS`, the
         broker does nothing, and returns the first result (`Published.repeats`).
         """
 
-    async def history(
-        self, app: str, channel: str, since: Position | None, limit: int, reverse: bool
-    ) -> HistoryPage:
+    async def cached(self, app: str, channel: str) -> CachedEvent | None:
+        """Returns the cached event of a cache channel."""
+
+    async def request(self, app: str, channel: str, request: bytes) -> Sequence[bytes]:
+        """Returns the replies of the workers that are subscribed to a topic and reply within `REQUEST_SECONDS`."""
+
+
+class History(Protocol):
+    """The kept messages of the channels of apps with a history."""
+
+    async def read(self, app: str, channel: str, since: Position | None, limit: int, reverse: bool) -> HistoryPage:
         """Returns up to `limit` kept messages of a channel.
 
         since: the position after which the messages begin, or, if `reverse` is true, before which they end. If the messages there
@@ -114,13 +123,7 @@ class Broker(Protocol):
         """Drops a channel's history. The next message begins a new epoch."""
 
     def tick(self) -> None:
-        """Removes some of the expired messages. Called once a second."""
-
-    async def cached(self, app: str, channel: str) -> CachedEvent | None:
-        """Returns the cached event of a cache channel."""
-
-    async def request(self, app: str, channel: str, request: bytes) -> Sequence[bytes]:
-        """Returns the replies of the workers that are subscribed to a topic and reply within `REQUEST_SECONDS`."""
+        """Drops some of the expired messages. Called once a second."""
 
 
 class Occupancy(msgspec.Struct, frozen=True, gc=False):

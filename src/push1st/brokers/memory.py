@@ -2,8 +2,7 @@
 
 from collections import OrderedDict
 from collections.abc import Callable, Sequence
-
-import msgspec
+from typing import cast
 
 from push1st.brokers import (
     CACHE_TTL_SECONDS,
@@ -17,9 +16,10 @@ from push1st.brokers import (
     Recount,
     is_cached,
 )
-from push1st.brokers.history import HistoryPage, ReplayRequest
+from push1st.brokers.history import ReplayRequest
 from push1st.brokers.local_roster import LocalRoster
-from push1st.brokers.memory_history import MemoryHistories
+from push1st.brokers.memory_history import MemoryHistory
+from push1st.brokers.memory_keys import KeyedResults
 from push1st.channels import kind_of
 from push1st.config.history import HistorySection
 from push1st.errors import LimitReached
@@ -34,30 +34,26 @@ from push1st.messages import (
     member_removed,
     status_changed,
 )
-from push1st.positions import Position
 
 MAX_CACHED_EVENTS = 10_000
 MAX_CACHED_BYTES = 64 << 20
 """the maximum size of all cached events; above this limit, or above `MAX_CACHED_EVENTS`, the cache drops the oldest events"""
-MAX_KEYS = 100_000
-"""the maximum number of idempotency keys of an app; above this limit, the broker forgets the oldest keys"""
 
 
 class Memory:
     """Implements all ports of `brokers` for a single worker.
 
     stamp: a function that returns an id and a wall-clock time in nanoseconds, for a message that this broker creates.
-    histories: the kept messages of all channels.
+    history: the kept messages of all channels.
     """
 
     shared = False
 
-    def __init__(self, stamp: Callable[[], tuple[int, int]], local_roster: LocalRoster, histories: MemoryHistories) -> None:
+    def __init__(self, stamp: Callable[[], tuple[int, int]], local_roster: LocalRoster, history: MemoryHistory) -> None:
         self._stamp = stamp
         self._local_roster = local_roster
-        self._histories = histories
-        self._results: dict[str, OrderedDict[tuple[str, str], tuple[int, Published]]] = {}
-        """for each app, the results of publishes with a key: channel and key → the time at which the result expires, the result"""
+        self.history = history
+        self._results = KeyedResults(KEY_SECONDS)
         self._users: dict[str, dict[str, set[str]]] = {}
         self._cache: OrderedDict[tuple[str, str], Message] = OrderedDict()
         self._cached_bytes = 0
@@ -89,42 +85,18 @@ class Memory:
         pass
 
     def publish(self, message: Message, section: HistorySection | None = None, key: str = "") -> Published:
-        if key and (result := self._result(message, key)) is not None:
+        if key and (result := self._results.find(message, key, self._stamp()[1])) is not None:
             return result
         if "cache-" in message.channel and is_cached(message):
             self._cache_event(message)
-        if section is None or not isinstance(message, KeptMessage):
+        if section is None:
             published = Published(self._receive(message))
         else:
-            kept = self._histories.append(message, section, self._stamp()[1])
+            kept = self.history.append(cast(KeptMessage, message), section)
             published = Published(self._receive(kept), kept.offset, kept.epoch)
         if key:
-            self._store_result(message, key, published)
+            self._results.store(message, key, published, self._stamp()[1])
         return published
-
-    def _result(self, message: Message, key: str) -> Published | None:
-        """Returns the result of an earlier publish with the same key; None if there is none."""
-        results = self._results.get(message.app, {})
-        until, result = results.get((message.channel, key), (0, None))
-        return result if self._stamp()[1] < until else None
-
-    def _store_result(self, message: Message, key: str, published: Published) -> None:
-        now = self._stamp()[1]
-        results = self._results.setdefault(message.app, OrderedDict())
-        name = message.channel, key
-        results[name] = now + KEY_SECONDS * 1_000_000_000, msgspec.structs.replace(published, repeats=message.id)
-        results.move_to_end(name)
-        while len(results) > MAX_KEYS or next(iter(results.values()))[0] <= now:
-            results.popitem(last=False)
-
-    async def history(self, app: str, channel: str, since: Position | None, limit: int, reverse: bool) -> HistoryPage:
-        return self._histories.page((app, channel), since, limit, reverse, self._stamp()[1])
-
-    async def clear(self, app: str, channel: str) -> None:
-        self._histories.clear((app, channel))
-
-    def tick(self) -> None:
-        self._histories.sweep(self._stamp()[1])
 
     def _cache_event(self, message: Message) -> None:
         key = message.app, message.channel
@@ -168,7 +140,7 @@ class Memory:
         local_roster.join(app, channel, socket_id, member)
         local_roster.confirm(app, channel, None if member is None else member.user_id)
         members = await self.members(app, channel) if kind_of(channel).presence else None
-        replay = None if request is None else self._histories.replay((app, channel), request, self._stamp()[1])
+        replay = None if request is None else self.history.replay((app, channel), request)
         return Joined(members, await self._cached_of(app, channel), replay)
 
     async def _cached_of(self, app: str, channel: str) -> CachedEvent | None:

@@ -1,4 +1,4 @@
-"""The histories of all channels in the memory of one worker, within bounds. Pure: the caller passes the time.
+"""The history of all channels in the memory of one worker, within bounds.
 
 A *counter* is the epoch and the last offset of a channel. A channel has a counter from its first subscription or message on. The
 counter outlives the messages, so that a client with a position of the channel can find out that it missed nothing, or something.
@@ -11,6 +11,7 @@ from itertools import islice
 from push1st.brokers.history import (
     COUNTER_SECONDS,
     IDLE_COUNTER_SECONDS,
+    NO_MESSAGES,
     HistoryPage,
     KeptRun,
     Replay,
@@ -27,7 +28,7 @@ from push1st.positions import Position, word
 Key = tuple[str, str]
 """the pair of an app's id and a channel's name"""
 SWEPT = 1000
-"""the maximum number of channels that one call of `sweep` checks"""
+"""the maximum number of channels that one call of `tick` checks"""
 SECOND = 1_000_000_000
 
 
@@ -51,17 +52,19 @@ class ChannelHistory:
         return Position(self.epoch, self.last)
 
 
-class MemoryHistories:
-    """See the module.
+class MemoryHistory:
+    """Implements the port `History`.
 
     bounds: the bounds of all histories together.
+    wall: a function that returns the time on the wall clock in nanoseconds.
     random: a function that takes a number of bits, and returns an unpredictable integer of this length.
     """
 
-    __slots__ = ("_bounds", "_generation", "_idle", "_kept", "_metrics", "_random", "_unswept", "bytes")
+    __slots__ = ("_bounds", "_generation", "_idle", "_kept", "_metrics", "_random", "_unswept", "_wall", "bytes")
 
-    def __init__(self, bounds: HistoryBounds, random: Callable[[int], int], metrics: Metrics) -> None:
+    def __init__(self, bounds: HistoryBounds, wall: Callable[[], int], random: Callable[[int], int], metrics: Metrics) -> None:
         self._bounds = bounds
+        self._wall = wall
         self._random = random
         self._metrics = metrics
         self._generation = word(random(32))
@@ -70,7 +73,7 @@ class MemoryHistories:
         self._idle: OrderedDict[Key, ChannelHistory] = OrderedDict()
         """the channels whose counter has no messages, in the order of their last use"""
         self._unswept: Iterator[Key] = iter(())
-        """the channels that `sweep` has not checked yet in its current round over all channels"""
+        """the channels that `tick` has not checked yet in its current round over all channels"""
         self.bytes = 0
         """the number of bytes of all messages (`size_of`)"""
 
@@ -81,9 +84,9 @@ class MemoryHistories:
     def _new(self) -> ChannelHistory:
         return ChannelHistory(self._generation + word(self._random(32)))
 
-    def append(self, message: KeptMessage, section: HistorySection, now: int) -> KeptMessage:
+    def append(self, message: KeptMessage, section: HistorySection) -> KeptMessage:
         """Keeps a message; returns the message with its position."""
-        key = message.app, message.channel
+        key, now = (message.app, message.channel), self._wall()
         history = self._find(key, now) or self._new()
         history.last += 1
         kept = message.at(history.last, history.epoch)
@@ -137,7 +140,7 @@ class MemoryHistories:
         history.until = now + COUNTER_SECONDS * SECOND
         self._idle[key] = history
 
-    def counter(self, key: Key, seconds: int, now: int) -> ChannelHistory:
+    def _counter(self, key: Key, seconds: int, now: int) -> ChannelHistory:
         """Returns the history of a channel, and makes its counter if there is none. `seconds`: how long a new counter is kept."""
         history = self._find(key, now)
         if history is None:
@@ -149,23 +152,26 @@ class MemoryHistories:
             self._stay_within_bounds()
         return history
 
-    def replay(self, key: Key, request: ReplayRequest, now: int) -> Replay:
-        history = self.counter(key, request.counter_seconds, now)
-        return replay(request, history.epoch, history.last, KeptRun(tuple(history.messages)), now)
+    def replay(self, key: Key, request: ReplayRequest) -> Replay:
+        now = self._wall()
+        history = self._counter(key, request.counter_seconds, now)
+        run = NO_MESSAGES if request.since is None and not request.rewind else KeptRun(tuple(history.messages))
+        return replay(request, history.epoch, history.last, run, now)
 
-    def page(self, key: Key, since: Position | None, limit: int, reverse: bool, now: int) -> HistoryPage:
-        history = self.counter(key, IDLE_COUNTER_SECONDS, now)
+    async def read(self, app: str, channel: str, since: Position | None, limit: int, reverse: bool) -> HistoryPage:
+        now = self._wall()
+        history = self._counter((app, channel), IDLE_COUNTER_SECONDS, now)
         return page(history.epoch, history.last, tuple(history.messages), since, limit, reverse, now)
 
-    def clear(self, key: Key) -> None:
-        """Drops the messages and the counter of a channel, so that its next message begins a new epoch."""
-        self._idle.pop(key, None)
-        history = self._kept.pop(key, None)
+    async def clear(self, app: str, channel: str) -> None:
+        self._idle.pop((app, channel), None)
+        history = self._kept.pop((app, channel), None)
         if history is not None:
             self.bytes -= history.bytes
 
-    def sweep(self, now: int) -> None:
-        """Drops expired messages and counters of some channels. Called once a second; a later call checks other channels."""
+    def tick(self) -> None:
+        """Drops expired messages and counters of some channels. A later call checks other channels."""
+        now = self._wall()
         self._metrics.history_bytes, self._metrics.history_channels = self.bytes, len(self._kept)
         keys = list(islice(self._unswept, SWEPT))
         if not keys:

@@ -33,6 +33,9 @@ class Outlet(Protocol):
 
     def close(self, code: int, reason: str) -> None: ...
 
+    def has_room(self, size: int) -> bool:
+        """Returns whether the client may receive `size` more bytes, and stay below `server.outbox`."""
+
     def fail(self) -> None:
         """Logs the unexpected exception that is being handled, with its trace, and ends the connection."""
 

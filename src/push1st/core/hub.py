@@ -126,8 +126,8 @@ class LanesOf(Collection[Lane]):
 class Channel:
     """A channel with at least one subscriber on this worker.
 
-    `epoch`, `offset`: the position of the last message that the channel's subscribers have received; "" and 0 if the channel keeps
-    no history.
+    `epoch`, `offset`: the position of the last message that the subscribers have received; "" and 0 for a channel that keeps no
+    history.
     """
 
     __slots__ = ("epoch", "kind", "lanes", "name", "offset")

@@ -14,8 +14,8 @@ from typing import Protocol
 import msgspec
 
 from push1st.apps import Apps
-from push1st.brokers import Broker, CachedEvent, HookEvents, Joined, Occupancy, Quotas, Roster, Users
-from push1st.brokers.history import HistoryPage, ReplayRequest
+from push1st.brokers import Broker, CachedEvent, History, HookEvents, Joined, Occupancy, Quotas, Roster, Users
+from push1st.brokers.history import ReplayRequest
 from push1st.brokers.local_roster import LocalRoster
 from push1st.clock import Clock
 from push1st.config.model import AppConfig
@@ -47,7 +47,6 @@ from push1st.messages import (
     session_topic,
 )
 from push1st.metrics import Metrics
-from push1st.positions import Position
 from push1st.refusals import Refusals
 
 WORKER_BITS = 10
@@ -96,6 +95,8 @@ class Node:
         self.replaced = False
         """whether another worker has taken over this worker's listening sockets; from then on, this worker gets no new clients"""
         self.siblings: Siblings | None = None
+        self.max_replay_bytes = 262_144
+        """the maximum number of bytes of kept messages that a new subscriber of a channel receives (`ReplayRequest.max_bytes`)"""
         self._random = random
         self.worker = worker
         self._last_id = 0
@@ -112,12 +113,14 @@ class Node:
         self._roster: Roster
         self._quotas: Quotas
         self.hooks: Hooks
+        self.history: History
 
     async def open(
         self, broker: Broker, roster: Roster, users: Users, quotas: Quotas, hook_events: HookEvents, hooks: Hooks
     ) -> None:
         """Connects to the broker. Publishing and subscribing are possible only after this call. Raises Refused(503)."""
         self._broker, self._roster, self._quotas, self.hooks = broker, roster, quotas, hooks
+        self.history = broker.history
         self.topics.open(broker)
         self.controller.open(broker)
         self.counts.open(broker, roster, hook_events)
@@ -285,7 +288,7 @@ class Node:
         now = self.clock.monotonic()
         for app in self._live.values():
             self.signins.tick(app, now)
-        self._broker.tick()
+        self.history.tick()
         await self.counts.tick()
 
     async def terminate(self, app: App, user_id: str) -> None:
@@ -302,14 +305,6 @@ class Node:
 
     async def cached(self, app: App, name: str) -> CachedEvent | None:
         return await self._broker.cached(app.config.id, name)
-
-    async def history(self, app: App, name: str, since: Position | None, limit: int, reverse: bool) -> HistoryPage:
-        """Returns kept messages of a channel (`Broker.history`). Raises Refused(503)."""
-        return await self._broker.history(app.config.id, name, since, limit, reverse)
-
-    async def clear_history(self, app: App, name: str) -> None:
-        """Drops the history of a channel. Raises Refused(503)."""
-        await self._broker.clear(app.config.id, name)
 
     async def channel(self, app: App, name: str) -> Occupancy | None:
         return await self._roster.channel(app.config.id, name)

@@ -86,6 +86,10 @@ class Outbox(Generic[Item]):
     def __iter__(self) -> Iterator[Item]:
         return iter(self._items)
 
+    def has_room(self, size: int) -> bool:
+        """Returns whether items of `size` more bytes would stay within the bound."""
+        return self.size + size <= self._policy.max_size
+
     @property
     def is_attached(self) -> bool:
         return self._connection is not None

@@ -16,7 +16,7 @@ from typing import Any
 
 from push1st import auth
 from push1st.channels import user_id_error
-from push1st.core import decisions, rights
+from push1st.core import decisions, resuming, rights
 from push1st.core.app import App, Outlet
 from push1st.core.hub import Lane, LanesOf, Subscription, Wire, Write
 from push1st.core.node import Node, SessionState
@@ -66,6 +66,7 @@ class Session:
     `claims`: the rights that the client's access token grants; None for a client without a token.
     `push`: the types of channels to which a raw client may publish; None for a Pusher client.
     `lenient`: whether the client may subscribe to a presence channel, and receive the channel's events, without being a member.
+    `resumption`: the way in which the client resumes its channels; None for a client that cannot resume.
     `outbox`: the outbox of a session that outlives its connections; None for any other session.
     """
 
@@ -87,6 +88,7 @@ class Session:
         "outbox",
         "outlet",
         "push",
+        "resumption",
         "subscriptions",
         "topics",
         "user",
@@ -108,6 +110,7 @@ class Session:
         push: frozenset[str] | None = None,
         lenient: bool = False,
         outbox: Outbox[Any] | None = None,
+        resumption: resuming.Resumption | None = None,
     ) -> None:
         self.node = node
         self.app = app
@@ -119,6 +122,7 @@ class Session:
         self.push = push
         self.lenient = lenient
         self.outbox = outbox
+        self.resumption = resumption
         self.id = node.new_id(prefix)
         self.subscriptions: dict[str, Subscription] = {}
         self.user: SignedInUser | None = None
@@ -361,6 +365,8 @@ class Session:
             case Unsubscribe(channel):
                 self.charge()
                 if channel in self.subscriptions:
+                    if self.resumption is not None:
+                        self.resumption.unsubscribed(channel)
                     await self.node.unsubscribe(self.app, self, channel, self.subscriptions)
             case SignIn():
                 self.charge()
@@ -421,12 +427,10 @@ class Session:
         most = self.app.config.limits.subscriptions
         if most and len(self.subscriptions) >= most:
             raise LimitReached(403, f"a connection may have {most} subscriptions")
-        self.subscriptions[name], joined = await self.node.subscribe(self.app, self, name, member)
+        request = resuming.replay_request(self, command)
+        self.subscriptions[name], joined = await self.node.subscribe(self.app, self, name, member, request)
         self.outlet.send(Subscribed(name, joined.members))
-        if name.startswith("#"):
-            self.node.signins.deliver_held(self.app, self)
-        if kind.cache:
-            self.outlet.send(self.node.replay(self.app, self, name, joined.cached))
+        resuming.send_earlier(self, kind, name, request, joined)
         return True
 
     # Signing in

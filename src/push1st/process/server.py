@@ -22,7 +22,7 @@ from push1st import logs
 from push1st.api import Api
 from push1st.apps import SOURCES
 from push1st.brokers import BROKERS
-from push1st.brokers.memory_history import MemoryHistories
+from push1st.brokers.memory_history import MemoryHistory
 from push1st.config.model import Config, Networks, Ssl
 from push1st.core.fanout import Fanout
 from push1st.core.node import Node, Siblings
@@ -115,6 +115,7 @@ class Server:
         fanout = Fanout(turns, clock, metrics, lambda: _failed("fan-out"))
         self.node = Node(load(SOURCES, "files")(config.apps), fanout, metrics, clock, Random().bits)
         self.node.siblings = self._siblings
+        self.node.max_replay_bytes = config.server.outbox // 4
         if config.log.level == "debug":
             self.node.refusals.enable(clock.monotonic, (app.secret for app in config.apps))
         try:
@@ -161,8 +162,8 @@ class Server:
         """Returns the object that implements all ports of `brokers`."""
         node, url = self.node, self.config.broker
         if not self.config.has_broker:
-            histories = MemoryHistories(self.config.server.history, secrets.randbits, node.metrics)
-            return load(BROKERS, "memory")(node.stamp, node.local_roster, histories)
+            history = MemoryHistory(self.config.server.history, node.clock.wall, secrets.randbits, node.metrics)
+            return load(BROKERS, "memory")(node.stamp, node.local_roster, history)
 
         # For the apps in `hooked`, the broker reports edges (see `Roster`) to the hooks; the node reports all other hook events.
         hooked: dict[str, str] = {}

@@ -11,6 +11,7 @@ import msgspec
 from push1st.errors import Refused
 from push1st.jsontext import as_string, decode, encode
 from push1st.messages import (
+    RESUMED,
     WATCHLIST_EVENTS,
     CacheMissed,
     Command,
@@ -24,6 +25,7 @@ from push1st.messages import (
     Publish,
     Replayed,
     Reply,
+    Resumed,
     SignedIn,
     SignIn,
     Subscribe,
@@ -31,6 +33,7 @@ from push1st.messages import (
     SubscriptionRefused,
     Unsubscribe,
     WatchlistStatus,
+    resumed_data,
 )
 from push1st.protocols.websocket import text_head
 
@@ -145,7 +148,7 @@ class Pusher:
 
 
 def _reply(
-    reply: Established | Subscribed | SignedIn | WatchlistStatus | CacheMissed | Failure | Ending | Ping | Pong,
+    reply: Established | Subscribed | Resumed | SignedIn | WatchlistStatus | CacheMissed | Failure | Ending | Ping | Pong,
 ) -> bytes:
     match reply:
         case Subscribed(channel, None):
@@ -158,6 +161,8 @@ def _reply(
             return _PONG
         case Ping():
             return _PING
+        case Resumed(channel):
+            return _event(RESUMED, channel, resumed_data(reply))
         case SignedIn(user_data):
             return _plain("pusher:signin_success", msgspec.json.encode({"user_data": user_data}))
         case WatchlistStatus(online, offline):

@@ -135,6 +135,9 @@ class WebSocketOutput(SocketOwner):
             if frame:
                 self._context.node.fanout.direct(self._session, frame)
 
+    def has_room(self, size: int) -> bool:
+        return self._transport.get_write_buffer_size() + size <= self._context.config.server.outbox
+
     def close(self, code: int, reason: str) -> None:
         self._close(code, reason)
 

@@ -75,6 +75,7 @@ class XhrSession:
         "codec",
         "current",
         "due_at",
+        "has_room",
         "input",
         "is_slow",
         "name",
@@ -95,6 +96,7 @@ class XhrSession:
         self._period = min(HEARTBEAT_SECONDS, self._timeout / 2)
         self._session: Session
         self._outbox: Outbox[bytes] = Outbox(registry.policy, self)
+        self.has_room = self._outbox.has_room
         self.current: OpenPoll | OpenStream | None = None
         """the request to which the session is attached; None between two requests"""
         self.input: XhrInput | None = None

@@ -1,0 +1,166 @@
+"""Sends a new subscriber the messages of a channel since the subscriber's earlier position.
+
+A client resumes in one of two ways. A raw or event-stream client sends the position itself (`ByPosition`). For a Pusher client
+whose URL names a page, the server has stored the position. A session that resumes in one of these ways has a `Resumption`.
+
+After each `Subscribed`, such a session receives a `Resumed`, and then the replayed messages, before all live messages.
+"""
+
+from collections.abc import Container
+from typing import Protocol
+
+from push1st.brokers import Joined
+from push1st.brokers.history import IDLE_COUNTER_SECONDS, Reason, Replay, ReplayRequest, is_expired
+from push1st.channels import Kind
+from push1st.config.history import HistorySection
+from push1st.core.app import App, Client, Outlet
+from push1st.core.histories import rewind_of
+from push1st.core.node import Node
+from push1st.messages import Resumed, Subscribe
+from push1st.positions import Position
+
+CHARGED_BYTES = 16_384
+"""the number of replayed bytes for which the client is charged once (`Session.charge`)"""
+
+
+class Resumption(Protocol):
+    """The way in which a session resumes its channels.
+
+    repeats: whether a replay may contain messages that the client has already received.
+    excluded: earlier ids of the client's connection; messages that exclude one of these ids are not replayed.
+    """
+
+    @property
+    def repeats(self) -> bool: ...
+    @property
+    def excluded(self) -> Container[str]: ...
+
+    def since(self, command: Subscribe) -> Position | None:
+        """Returns the position after which the client needs the messages of a channel; None if no position is known."""
+
+    def from_start(self, section: HistorySection, channel: str) -> int | None:
+        """Returns `ReplayRequest.from_start` for a channel."""
+
+    def reason(self, channel: str, reason: Reason | None) -> Reason | None:
+        """Returns the final reason; `reason` is the reason of the broker."""
+
+    def subscribed(self, channel: str, request: ReplayRequest | None, reason: Reason | None) -> None:
+        """Stores that the client is subscribed, and has received the replay if `reason` is None."""
+
+    def unsubscribed(self, channel: str) -> None:
+        """Stores that the client has left a channel."""
+
+
+class Resuming(Client, Protocol):
+    """The properties and methods of a session that this module uses."""
+
+    @property
+    def node(self) -> Node: ...
+    @property
+    def app(self) -> App: ...
+    @property
+    def outlet(self) -> Outlet: ...
+    @property
+    def resumption(self) -> Resumption | None: ...
+
+    def charge(self) -> None: ...
+
+
+class ByPosition:
+    """The way of a client that sends its positions. The client gets its own messages again, because it may not have kept them."""
+
+    __slots__ = ()
+    repeats = False
+    excluded: Container[str] = ()
+
+    def since(self, command: Subscribe) -> Position | None:
+        return command.since
+
+    def from_start(self, section: HistorySection, channel: str) -> int | None:
+        return rewind_of(section, channel)
+
+    def reason(self, channel: str, reason: Reason | None) -> Reason | None:
+        return reason
+
+    def subscribed(self, channel: str, request: ReplayRequest | None, reason: Reason | None) -> None: ...
+
+    def unsubscribed(self, channel: str) -> None: ...
+
+
+BY_POSITION = ByPosition()
+
+
+def replay_request(session: Resuming, command: Subscribe) -> ReplayRequest | None:
+    """Returns the request for a new subscription; None if the channel keeps no history."""
+    app, channel = session.app, command.channel
+    section = None if app.history is None else app.history(channel)
+    if section is None:
+        return None
+    counter = max(section.ttl, app.config.resume.seconds) + IDLE_COUNTER_SECONDS
+    largest = session.node.max_replay_bytes
+    resumption = session.resumption
+    if resumption is None:
+        return ReplayRequest(section, largest, counter_seconds=counter)
+    rewind = command.rewind or (rewind_of(section, channel) if command.rewind_seconds else 0)
+    return ReplayRequest(
+        section,
+        largest,
+        resumption.since(command),
+        min(rewind, rewind_of(section, channel)),
+        command.rewind_seconds,
+        resumption.from_start(section, channel),
+        counter,
+    )
+
+
+def send_earlier(session: Resuming, kind: Kind, channel: str, request: ReplayRequest | None, joined: Joined) -> None:
+    """Sends a new subscriber everything that comes between `Subscribed` and the live messages."""
+    node, resumption = session.node, session.resumption
+    recovered, replay = False, b""
+    if resumption is not None:
+        recovered, replay = _resume(session, resumption, channel, request, joined.replay)
+    if kind.cache and not recovered:
+        session.outlet.send(node.replay(session.app, session, channel, joined.cached))
+    if replay:
+        node.fanout.direct(session, replay)
+    if channel.startswith("#"):
+        node.signins.deliver_held(session.app, session)
+
+
+def _resume(
+    session: Resuming, resumption: Resumption, channel: str, request: ReplayRequest | None, replay: Replay | None
+) -> tuple[bool, bytes]:
+    """Sends `Resumed`. Returns whether the client gets all messages since its position, and the frames of the replay."""
+    metrics = session.node.metrics
+    reason: Reason | None = "no-history"
+    frames: list[bytes] = []
+    size = 0
+    if replay is not None:
+        reason = resumption.reason(channel, replay.reason)
+        if reason == replay.reason:
+            frames = _frames(session, resumption, replay)
+            size = sum(map(len, frames))
+            if size > session.node.max_replay_bytes or not session.outlet.has_room(size):
+                frames, size, reason = [], 0, reason or "too-large"
+    repeats = bool(frames) and reason is None and resumption.repeats
+    session.outlet.send(Resumed(channel, reason, len(frames), repeats, None if replay is None else replay.position))
+    resumption.subscribed(channel, request, reason)
+    metrics.resumes[reason or "recovered"] += 1
+    metrics.replayed_messages += len(frames)
+    for _ in range(size // CHARGED_BYTES):
+        session.charge()
+    return reason is None, b"".join(frames)
+
+
+def _frames(session: Resuming, resumption: Resumption, replay: Replay) -> list[bytes]:
+    """Returns the frames of the replayed messages. All subscribers that share a run and a wire share the encoded frames."""
+    run, wire, now = replay.run, session.wire, session.node.clock.wall()
+    frames = run.frames.get(wire)
+    if frames is None:
+        frames = run.frames[wire] = [wire.message(one, now) for one in run.messages]
+    excluded = resumption.excluded
+    return [
+        frame
+        for message, frame in zip(replay.messages, frames[replay.start :], strict=True)
+        if not is_expired(message, now) and not (message.exclude and (message.exclude in excluded or message.target in excluded))
+    ]
