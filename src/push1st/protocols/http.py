@@ -108,7 +108,7 @@ class RequestRules:
     `max_body`: a function that returns the maximum number of bytes of a body on a path.
     `forwarding`: the names of headers that proxies add.
     `is_own_name`: a function that returns whether a Host header is an address or `localhost`; a head with another Host is not
-    remembered.
+    remembered, because `caller.distrust` must check this Host.
     `others`: a regular expression for the paths that the API does not serve; heads of requests to these paths are not remembered.
     `clock`: a function that returns the time in nanoseconds.
     `heads`: a dictionary from remembered headers to the length of the body after these headers.
@@ -135,7 +135,7 @@ class RequestRules:
         self._target = pattern.groups  # the number of the last group in `pattern`; `others` may contain groups, too
 
     def line(self, line: bytes) -> Line | None:
-        """Decodes a request line, and remembers it. Returns None if the headers after the line must not be remembered."""
+        """Decodes a request line; remembers a short line without a query. Returns None if the parser must decode the request."""
         found = self._match(line)
         if found is None:
             return None

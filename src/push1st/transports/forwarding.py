@@ -320,7 +320,7 @@ class Forwarding:
         )
 
     async def disown(self, app: App, topic: str) -> None:
-        """Ends the ownership of a session, so that its requests are not forwarded to this worker any more."""
+        """Ends the ownership of a session, so that other workers do not forward its requests to this worker any more."""
         await self._controller.release_topic(app, topic)
 
     def _on_request(self, app: App, accept: Accept, data: bytes) -> bytes:

@@ -131,7 +131,7 @@ class HttpOutput(asyncio.Protocol):
 
     @property
     def _overfull(self) -> bool:
-        """Whether the client must read answers before the connection processes further requests."""
+        """Whether further requests must wait, because the client does not read its answers, or because too many requests wait."""
         return not self._writing or len(self._waiting) >= MAX_WAITING
 
     def _update_reading(self) -> None:

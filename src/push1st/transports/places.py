@@ -13,7 +13,7 @@ from push1st.transports.descriptors import Room
 
 Bound = Literal["worker", "app", "address"]
 Crowded = Literal["server", "address"]
-"""the bound that the number of connections has reached: the bound of the whole server, or the bound of one address"""
+"""the bound that the number of connections has reached: the file descriptors for clients, or the bound of one address"""
 
 
 class Places:
@@ -63,7 +63,7 @@ class Addresses:
     """
 
     ANSWERED = 16
-    """maximum number of connections of one address beyond `most` that the server answers, and then closes"""
+    """maximum number of connections of one address, in addition to `most`, that the server answers and then closes"""
 
     def __init__(self, possible: Callable[[], int]) -> None:
         self._possible = possible

@@ -103,7 +103,7 @@ class Records(ssl.SSLObject):
     _without_data = 0
     _after_close = 0
     _is_discarding = False
-    """whether all further input is discarded, because some earlier input was discarded"""
+    """whether all further input is discarded, because OpenSSL cannot decrypt a TLS record after a discarded record"""
     _has_failed = False
 
     def follow(self, incoming: ssl.MemoryBIO, decryption: Decryption) -> None:

@@ -79,7 +79,7 @@ class Turn:
         """connections with new input that an earlier turn had no time to process"""
         self._backlog: dict[Connection, None] = {}
         self._spent = 0.0
-        """seconds in which this turn has already processed new input, before the call of `_run`"""
+        """seconds in which `catch_up` has already processed new input of this turn, before the call of `_run`"""
         self.answering: list[Answering] = []
         """connections that write their answers in the last phase of this turn"""
 

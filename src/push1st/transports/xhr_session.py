@@ -30,7 +30,7 @@ from push1st.transports.xhr_stream import HEADERS, TYPE, OpenPoll, OpenStream, t
 GAP_SECONDS = 10
 """the maximum seconds between the end of a request and the next request; a client that takes longer is disconnected"""
 HEARTBEAT_SECONDS = 25
-"""the seconds without output after which the server sends a heartbeat; half of the activity timeout if that is shorter"""
+"""the seconds without output after which the server sends a heartbeat, but at most half of the activity timeout"""
 QUIET_SECONDS = 5
 """the seconds without output after which the server answers an empty `xhr_send` with a heartbeat. An empty `xhr_send` before this
 time may be the client's answer to a heartbeat; another heartbeat would then make an endless loop."""

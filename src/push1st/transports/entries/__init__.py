@@ -34,7 +34,7 @@ class Entry(Protocol):
 
     bases: the prefixes of the paths that the entry serves; empty if the protocol is off.
     settings: the section of the configuration for the protocol.
-    statuses: the HTTP status for each close code with which the entry rejects clients before the upgrade.
+    statuses: by close code, the HTTP status that rejects the handshake; with any other close code the handshake succeeds.
     """
 
     codec: Codec
