@@ -68,7 +68,7 @@ Event = ChannelOccupied | ChannelVacated | MemberAdded | MemberRemoved | ClientE
 
 
 class Triggered(msgspec.Struct, frozen=True):
-    """An event of Push1st's hook (`hook`).
+    """An event of Push1st's hook (the key `hook` of an app's configuration).
 
     event: the name of the trigger: register, unregister, join, leave or push.
     data: the data of the event, as JSON text.
