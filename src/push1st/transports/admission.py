@@ -69,7 +69,7 @@ def _version(query: str) -> str:
 
 
 def params(query: str, *, plus: Literal[" ", "+"] = " ") -> dict[str, str]:
-    """Returns a query's parameters. plus: the character that a `+` means. A query without `%` and `+` is only split."""
+    """Returns a query's parameters. plus: the character that a `+` stands for. Without `%` and `+`, nothing is decoded."""
     if "%" in query or "+" in query:
         return dict(parse_qsl(query if plus == " " else query.replace("+", "%2B")))
     return {name: value for name, _, value in (pair.partition("=") for pair in query.split("&"))}

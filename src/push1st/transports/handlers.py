@@ -68,7 +68,7 @@ class Takeover(SocketOwner):
         raise NotImplementedError
 
     def lost(self, exchange: object) -> None:
-        """Called instead of `start` if the client has already closed the connection."""
+        """Called instead of `start` if the client has already closed the connection, or does not read its answers."""
         raise NotImplementedError
 
 
@@ -184,7 +184,7 @@ class Handlers:
         return None
 
     def max_body(self, path: str) -> int:
-        """Returns the maximum size of a body in bytes: more than twice the app's bound for a batch, because JSON adds escapes."""
+        """Returns the maximum bytes of a body. Escapes make JSON longer, so it is over twice the app's bound for a batch."""
         path = _SLASHES.sub("/", path)
         app = None
         for base in self._api_paths:

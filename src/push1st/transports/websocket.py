@@ -14,7 +14,7 @@ from push1st.transports.websocket_output import CLOSE_SECONDS, WebSocketOutput
 MAX_FRAMES = 32
 """maximum number of frames in a slice of input (see `turn`)"""
 SMALL_FRAGMENT = 256
-"""size in bytes; each fragment below this size counts against the client's rate limit (`Session.charge`)"""
+"""size in bytes; the session charges the client for each fragment below this size (`Session.charge`)"""
 
 
 class WebSocketConnection(WebSocketOutput):
