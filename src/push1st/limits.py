@@ -1,7 +1,7 @@
 """The limits of an app, and the token bucket that enforces limits per second.
 
-The default limits are Pusher's limits (Pusher protocol, section 8). If Pusher has no limit but a single client could overload the
-server, the default is far above the needs of an honest client.
+The default limits are Pusher's limits (Pusher protocol, section 8). Push1st adds a limit where Pusher has none but a single
+client could overload the server. The default of such a limit is far above the needs of an honest client.
 """
 
 import msgspec
