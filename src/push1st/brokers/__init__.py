@@ -1,11 +1,11 @@
-"""The ports through which workers and machines exchange messages and state, and the registry of their implementations.
+"""The ports (interfaces for messages and state that workers and machines share), and the registry of their implementations.
 
 A `Broker` carries messages, and caches the last event of each cache channel. A `Roster` contains the subscriptions and members
 of channels, `Users` the signed-in users, and `Quotas` the numbers of connections. `HookEvents` takes events for hooks. A new
 implementation needs a module in this package, a line in `BROKERS`, and a line in `tests/contract`.
 
 Most methods are `async`, because most implementations wait for a network.
-`publish` is called for every message, so it returns an awaitable only if the implementation must wait.
+`publish` is called for every message. To save time, it returns an awaitable only if the implementation must wait.
 """
 
 from collections.abc import Callable, Sequence
@@ -66,9 +66,10 @@ class Broker(Protocol):
     async def open(self, receive: Receive, on_event: OnEvent, on_request: OnRequest, recount: Recount) -> None:
         """Connects to the broker, which then passes all messages of the subscribed topics to `receive`, in order.
 
-        on_event: a function that takes hook events; each event goes to one worker only; events of a channel are in order.
+        on_event: a function that takes hook events. Each event goes to only one worker; events of one channel arrive in order.
         on_request: a function that replies to the requests of other workers about topics to which this worker is subscribed.
-        recount: a function that the broker calls after this worker has evicted a dead node or registered its subscriptions again.
+        recount: a function that the broker calls for each channel whose count may have changed. The reason is the eviction of a
+        dead node, or a repeated registration of this worker's subscriptions.
         """
 
     async def close(self) -> None:
@@ -121,9 +122,9 @@ class Roster(Protocol):
     """The subscriptions and members of all channels, for all workers together.
 
     Each change of a roster is one atomic step. The step also publishes the edge that it causes (occupied, vacated, member-added
-    or member-removed), and reports the edge as a hook event. A shared roster holds back the hook events of leaving edges
-    (vacated, member-removed), because most clients return at once. The broker keeps these hook events, because the worker may
-    stop before they are due. `HookEvent.phase` shows whether an edge was held back.
+    or member-removed), and reports the edge as a hook event. If several workers share a roster, the broker holds back leaving
+    edges (vacated, member-removed) from hooks that ignore short absences, because most clients return at once. The broker keeps
+    the held-back edges, because a worker may stop before they are due. `HookEvent.phase` shows whether an edge was held back.
     """
 
     async def join(self, app: str, channel: str, socket_id: str, member: Member | None, limit: int) -> Joined:
@@ -147,11 +148,11 @@ class Roster(Protocol):
     async def members(self, app: str, channel: str, *, local_view: bool = False) -> tuple[Member, ...]:
         """Returns the members of a presence channel.
 
-        local_view: if this worker has clients on the channel, whether to return the members that were reported to these clients.
+        local_view: whether to return the members that were reported to this worker's clients; no effect without such clients.
         """
 
     async def claim(self, app: str, channel: str, seconds: int) -> bool:
-        """Claims, for `seconds`, the right to publish a channel's count. Returns False if another worker has this right."""
+        """Claims the right to publish a channel's count, for `seconds`. Returns False if another worker has this right."""
 
 
 class Users(Protocol):
@@ -164,7 +165,7 @@ class Users(Protocol):
     async def online(self, app: str, user_ids: Sequence[str]) -> frozenset[str]:
         """Returns the users in `user_ids` that have a connection.
 
-        The caller resumes before the broker delivers any later edge of one of these users.
+        If an edge of these users happens after this reply, the broker delivers the edge after the caller has resumed.
         """
 
 
@@ -179,10 +180,11 @@ class Quotas(Protocol):
 
 
 class HookEvents(Protocol):
-    """Passes hook events to the hooks. A roster reports its edges to the hooks without this port."""
+    """Passes hook events to the hooks. New edges of a roster need no call of `report`: the roster reports them itself."""
 
     def report(self, event: HookEvent) -> None:
         """Passes the hook event to `on_event`, once, on one worker of the cluster. This method never waits.
 
-        An event with the phase `held` was held back by a process that stopped. The broker holds back the event again.
+        An event has the phase `held` if an earlier process stopped while it held back the event. A shared broker then holds back
+        the event again.
         """

@@ -1,7 +1,8 @@
 """Loads the Lua scripts from `lua/`. A script runs as one atomic step, and publishes the edges that this step causes.
 An edge is the first join or the last leave of a channel, a member or a signed-in user, counted on all nodes together.
 
-All keys of a shard are in one hash slot. Every key begins with the base of the shard (`prefix:{number}`), the only declared key.
+All keys of a shard are in one hash slot. Every key begins with the base of the shard (`prefix:{number}`). Commands
+pass only this base in `KEYS`.
 
     BASE:schema       the version of this layout: `SCHEMA` of the node that set this key; nodes with another schema are rejected.
     BASE:epoch        a word that identifies the server's state; after a loss of this state, a node sets a new word.
@@ -52,7 +53,7 @@ import msgspec
 SCHEMA = 1
 """the version of keys and messages; increase it with each change that nodes of the previous version would misread"""
 MAX_HOOK_EVENTS = 100_000
-"""the maximum number of hook events that wait for the consumer; the server deletes events in blocks, and may keep a few more"""
+"""the maximum number of hook events that wait for the consumer; the server deletes only whole blocks, so a few more may wait"""
 CLOCK_MS = 10**13
 """the time to live of a new `BASE:clock` in milliseconds: three centuries"""
 

@@ -21,7 +21,7 @@ local now = tonumber(clock())
 local due = now - held_for
 for _ = 1, most do
   local left, field = string.match(redis.call('LINDEX', base .. ':held:order', 0) or '', '^(%d+) (.*)$')
-  if not left or (tonumber(left) > due and tonumber(left) <= now) then break end  -- later than now: the clock was set back
+  if not left or (tonumber(left) > due and tonumber(left) <= now) then break end  -- after now: the server's clock was set back
   redis.call('LPOP', base .. ':held:order')
   local held = redis.call('HGET', base .. ':held', field)
   if held then
