@@ -116,7 +116,7 @@ class Decoder:
         return self._message is None and not self._rest
 
     def feed(self, data: bytes) -> Iterator[Event]:
-        """Yields an event for each complete message or control frame, and for the header of each fragment except the last.
+        """Yields an event for each complete message or control frame, and for each fragment's header (see `Fragment`).
 
         The caller must exhaust the returned iterator before it uses the iterator of a later call.
 

@@ -25,7 +25,7 @@ def admit(context: EdgeContext, protocol: ProtocolConfig, key: str, origin: str 
 
     origin: the `Origin` header of the client; None if the client is not a browser.
     ip: the address of the client; "" on a Unix socket.
-    crowded: the bound that the number of connections has reached; None if the server has room for the client.
+    crowded: the bound that the number of connections has reached; None if no bound is reached.
     """
     found = context.node.apps.by_key(key)
     if found is None:

@@ -114,7 +114,7 @@ def trusted_ip(peer: str, headers: Headers, proxies: Networks) -> str | None:
 def _last_client(peer: str, value: bytes, read: Callable[[str], list[str]], proxies: Networks) -> str | None:
     """Reads a forwarding header from its end, and returns the first address that is not in `proxies`.
 
-    Stops at the first value that is not an address, and returns None.
+    Returns None if a value on the way to this address is not an address.
     """
     ip = peer
     for hop in reversed(read(value.decode("latin-1"))):

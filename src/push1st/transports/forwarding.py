@@ -217,7 +217,7 @@ class RemoteSession:
         """Ends the request, because the session's owner cannot continue it. The client then begins a new session."""
         if self._is_over:
             return
-        self._send_to_owner("lost")  # if the broker was away, the owner may still be alive
+        self._send_to_owner("lost")  # the owner is still alive if only the broker was unavailable
         self._end()
         if self._stream is not None:
             self._stream.write(self._gone.body)

@@ -164,7 +164,7 @@ class HttpOutput(asyncio.Protocol):
     def _expect(self, seconds: float) -> None:
         """Sets the deadline of the connection to `seconds` from now.
 
-        Schedules an earlier call of `due` only if the next call comes more than one second after the new deadline.
+        A scheduled call of `due` stays unchanged, unless it comes more than one second after the new deadline.
         """
         sweep = self._listener.context.sweep
         self._deadline = deadline = sweep.now + seconds

@@ -7,7 +7,7 @@ A turn bounds the time that one connection may use (decision 0013):
 - The worker does not read from a connection with a backlog, so the kernel slows down the client.
 - In each turn, connections with a backlog process one slice each, in rotation. All backlogs together get the same time as the
   new input of the turn, but never less than `BACKLOG_SECONDS`.
-- The worker does not read from a connection again in the same turn if the last read returned `LONG_READ` bytes or more. Without
+- The worker does not read from a connection again in the same turn after a read of at least `LONG_READ` bytes. Without
   this rule the event loop would continue to read from a client that sends fast. All input of a long read becomes a backlog.
 
 All connections together process new input for at most `INPUT_SECONDS` in a turn. The next turns process the remaining input
@@ -137,7 +137,7 @@ class Turn:
         self._finish()
 
     def keeps_lost(self) -> bool:
-        """Returns whether a lost connection may still process the input that arrived before the loss."""
+        """Returns whether lost connections keep their backlogs: only while fewer than `MAX_BACKLOGS` connections have one."""
         return len(self._backlog) + len(self._late) < MAX_BACKLOGS
 
     def _work(self, until: float) -> None:

@@ -127,7 +127,7 @@ class WebSocketConnection(WebSocketOutput):
         self._transport.pause_reading()
 
     def eof_received(self) -> bool:
-        """Handles the end of the client's input. The connection ends after the session has applied all commands.
+        """Handles the end of the client's input. The connection ends after the session has applied all commands received so far.
 
         Output that the client does not read within `CLOSE_SECONDS` is discarded. With TLS, uvloop closes the socket at once, and
         all further output is discarded.

@@ -2,7 +2,7 @@
 
 When the server ends a connection, the session ends at once. The server sends a close frame after all queued output, and gives
 the client `CLOSE_SECONDS` to answer with a close frame. Then the server destroys the socket. If a client violates the protocol,
-the server also closes its side of the socket. The server then discards all input, including a close frame, until the client ends
+the server also closes the socket for writing. The server then discards all input, including a close frame, until the client ends
 the connection too (RFC 6455 §7.1.1, §7.1.7).
 """
 
@@ -178,7 +178,7 @@ class WebSocketOutput(SocketOwner):
             self._context.turn.resume(self)
 
     def _half_close(self) -> None:
-        """Closes the server's side of the socket, and begins to discard the client's input."""
+        """Closes the socket for writing, and begins to discard the client's input."""
         if self._linger:
             return
         self._linger = LINGER_BYTES

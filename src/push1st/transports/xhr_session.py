@@ -59,7 +59,7 @@ class SessionRegistry(Protocol):
 
 
 class XhrSession:
-    """A client's session. `name`: the key of the session in the registry. `place`: the app id and client address."""
+    """A client's session. `name`: the key of the session in the registry. `place`: the app id and address for `detached`."""
 
     __slots__ = (
         "_authorize_by",
