@@ -252,7 +252,8 @@ def sign_request(
     `path`: the path in the request line.
     `params`: the other query parameters, not percent-encoded.
     `timestamp`: the time of the request in seconds since 1970.
-    Raises ValueError for parameters that cannot be signed.
+    Raises ValueError if `params` contains a parameter of the signature, or text that could be read in two ways; also if the app
+    has no secret.
     """
     if not secret:
         raise ValueError(_NO_SECRET)

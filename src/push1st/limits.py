@@ -35,7 +35,7 @@ class Limits(msgspec.Struct, frozen=True, rename="kebab"):
 
 
 class Bucket:
-    """A token bucket: it admits `rate` units a second, and a burst of `rate` units.
+    """A token bucket: it admits `rate` units a second on average, and at most `rate` units in one moment.
 
     The callers of `take` pass the time in seconds, on a clock that does not go back.
     """

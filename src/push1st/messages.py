@@ -176,7 +176,7 @@ Phase = Literal["new", "at-once", "settled", "held"]
 ENTERING: dict[HookEventKind, HookEventKind] = {"occupied": "vacated", "member-added": "member-removed"}
 """maps each hook event for an arrival (an entering edge) to the opposite hook event, for a departure (a leaving edge)"""
 HOLD_SECONDS = 3.0
-"""the seconds for which a leaving edge is held, because a member often returns within seconds (Pusher protocol, section 9)"""
+"""the seconds for which a leaving edge is held; an opposite edge in this time cancels it (Pusher protocol, section 9)"""
 
 
 class HookEvent(msgspec.Struct, frozen=True, gc=False):

@@ -110,7 +110,7 @@ class Controller:
     async def handle_topic(self, app: App, topic: str, handler: TopicHandler) -> None:
         """Registers the handler of a topic. Returns after the broker has confirmed the subscription. Raises Refused(503).
 
-        Several calls for the same topic may wait at once. The handler of the latest call replaces the earlier handler. If the
+        Several calls for one topic can wait at the same time. The handler of the latest call replaces the earlier handler. If the
         broker confirms at least one of these calls, this worker stays subscribed to the topic.
         """
         handled = self._topics.get((app.config.id, topic))

@@ -187,7 +187,7 @@ class Tenant:
         return lane
 
     def unsubscribe(self, subscriber: Subscriber, name: str) -> bool:
-        """Removes a subscriber from a channel, and an empty channel from the register. Returns whether the channel is removed."""
+        """Removes a subscriber from a channel. If the channel is then empty, removes it from the register, and returns true."""
         channel = self.channels.get(name)
         if channel is None:
             return False

@@ -97,7 +97,7 @@ class Node:
         self._last_id = 0
         self._live: dict[str, App] = {}
         self.on_configured: list[Callable[[AppConfig], object]] = []
-        """functions that are called with each changed configuration, and update values derived from the configuration"""
+        """functions that are called with each changed configuration of an app and update values derived from the configuration"""
         self.local_roster = LocalRoster()
         self.topics = ClientTopics()
         self.controller = Controller(self._live, self.stamp)
@@ -283,7 +283,7 @@ class Node:
         await self.counts.tick()
 
     async def terminate(self, app: App, user_id: str) -> None:
-        """Disconnects all connections, on all workers, on which a user has signed in."""
+        """Closes all connections of a signed-in user, on all workers."""
         await resolve(self._broker.publish(Message(app.config.id, session_topic(user_id), TERMINATE, b"{}", *self.stamp())))
 
     async def members(self, app: App, channel: str, *, local_view: bool = False) -> tuple[Member, ...]:

@@ -1,6 +1,6 @@
 """Keeps the output of a session while the session has no connection, or while the connection cannot take more output.
 
-A session may outlive its connections. For example, a client of the HTTP fallbacks has no connection between two requests, and an
+A session can outlive its connections. For example, a client of the HTTP fallbacks has no connection between two requests, and an
 MQTT client may be offline for days. A session that outlives its connections has an outbox and an *owner*. The owner is an object
 of the transport, and exists as long as the session.
 
