@@ -6,8 +6,8 @@ whole process uses. The last `SPARE` descriptors below the limit are reserved:
 - A client whose descriptor is in the first quarter of the reserved descriptors gets an answer, for example to `/health`, and is
   then disconnected.
 - Connections to the API may use the first three quarters of the reserved descriptors.
-- The last quarter of the reserved descriptors is for the process itself: its files, and its connections to the broker and
-  to the backends of hooks.
+- The last quarter of the reserved descriptors is for the process itself: its files, its connections to the broker, and
+  the connections and child processes of its hooks.
 
 The limit of open files is read for each new connection, because `prlimit` can change this limit while the process runs.
 """
