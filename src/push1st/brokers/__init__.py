@@ -1,6 +1,6 @@
 """The ports (interfaces for messages and state that workers and machines share), and the registry of their implementations.
 
-A `Broker` carries messages, and caches the last event of each cache channel. A `Roster` contains the subscriptions and members
+A `Broker` carries messages, and caches the newest event of each cache channel. A `Roster` contains the subscriptions and members
 of channels, `Users` the signed-in users, and `Quotas` the numbers of connections. `HookEvents` takes events for hooks. A new
 implementation needs a module in this package, a line in `BROKERS`, and a line in `tests/contract`.
 
@@ -20,7 +20,7 @@ from push1st.messages import API, INTERNAL, HookEvent, KeptMessage, Member, Mess
 BROKERS = {"memory": "push1st.brokers.memory:Memory", "redis": "push1st.brokers.redis:Redis"}
 
 CACHE_TTL_SECONDS = 1800
-"""the seconds for which the last event of a cache channel is cached (Pusher protocol, section 8)"""
+"""the seconds for which the newest event of a cache channel is cached (Pusher protocol, section 8)"""
 REQUEST_SECONDS = 0.5
 """the seconds for which `Broker.request` waits for replies"""
 
@@ -46,7 +46,7 @@ Recount = Callable[[str, str], None]
 
 
 class CachedEvent(msgspec.Struct, frozen=True, gc=False):
-    """The last event of a cache channel. `ttl` is the number of seconds for which the event stays cached."""
+    """The newest event of a cache channel. `ttl` is the number of seconds for which the event stays cached."""
 
     message: Message
     ttl: int
@@ -55,7 +55,7 @@ class CachedEvent(msgspec.Struct, frozen=True, gc=False):
 class Broker(Protocol):
     """Carries messages between workers. A topic is the pair of an app's id and a channel's name.
 
-    For each cache channel, the last event that the API published is cached for 30 minutes (Pusher protocol, section 3).
+    For each cache channel, the newest event from the API is cached for 30 minutes (Pusher protocol, section 3).
     An event is published and cached in one step.
     """
 
@@ -123,8 +123,8 @@ class Roster(Protocol):
 
     Each change of a roster is one atomic step. The step also publishes the edge that it causes (occupied, vacated, member-added
     or member-removed), and reports the edge as a hook event. If several workers share a roster, the broker holds back leaving
-    edges (vacated, member-removed) from hooks that ignore short absences, because most clients return at once. The broker keeps
-    the held-back edges, because a worker may stop before they are due. `HookEvent.phase` shows whether an edge was held back.
+    edges (vacated, member-removed) from hooks that do not request every edge, because most clients return at once. The broker
+    keeps the held-back edges, because a worker may stop before they are due. `HookEvent.phase` shows how an edge was debounced.
     """
 
     async def join(self, app: str, channel: str, socket_id: str, member: Member | None, limit: int) -> Joined:
@@ -152,7 +152,7 @@ class Roster(Protocol):
         """
 
     async def claim(self, app: str, channel: str, seconds: int) -> bool:
-        """Claims the right to publish a channel's count, for `seconds`. Returns False if another worker has this right."""
+        """Claims the right to publish a channel's count, for `seconds`. Returns False if any worker already has it."""
 
 
 class Users(Protocol):
@@ -185,6 +185,6 @@ class HookEvents(Protocol):
     def report(self, event: HookEvent) -> None:
         """Passes the hook event to `on_event`, once, on one worker of the cluster. This method never waits.
 
-        An event has the phase `held` if an earlier process stopped while it held back the event. A shared broker then holds back
-        the event again.
+        An event has the phase `held` if it was still held back when an earlier process stopped, which saved the event. A shared
+        broker holds back such an event again.
         """

@@ -11,7 +11,7 @@ this node still has the place in memory. So the next consumer on this node conti
 
 For each channel and member, hooks receive settled edges (`scripts.py`) alternately: entering, leaving, entering. For this order,
 the consumer keeps a ledger: the channels and members that exist according to the edges that hooks have received. The consumer
-delivers only edges that change the ledger. So edges alternate even after a change of the consumer or a loss of the state.
+delivers only edges that change the ledger. So edges alternate even if the consumer changes, or the server loses its state.
 
 A node that becomes the consumer builds the ledger from the roster, and adds channels and members whose leaving edge is held back.
 Hooks have not received the unread events yet. So the node then undoes, in the ledger, the changes that these events report.
@@ -102,7 +102,7 @@ class Ledger:
 
 
 class Consumer:
-    """Reads hook events on its own connection, until `stop` is called, the lease expires, or the connection ends.
+    """Reads hook events on its own connection, until `stop` is called, the consumer's lease expires, or the connection ends.
 
     base: the first part of the names of the shard's keys.
     run: a function that returns the command for a script, without the arguments of the script.
@@ -165,7 +165,7 @@ class Consumer:
             log.info("this node stopped reading hook events", reason=str(exc) or type(exc).__name__)
         except asyncio.CancelledError:
             if resp is not None:
-                resp.close()  # `close` sends the last place, if it is queued, and ends the connection
+                resp.close()  # `close` sends the newest place, if it is queued, and ends the connection
                 resp = None
             raise
         finally:

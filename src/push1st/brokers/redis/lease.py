@@ -20,7 +20,7 @@ from push1st.brokers.redis.scripts import EVICT_NODE, FLUSH_DEFERRED, RENEW
 EVICT_FROM_START = b"m0"
 """the value of `ARGV[4]` with which `lua/evict_node.lua` starts an eviction"""
 MARGIN_SECONDS = 0.1
-"""the seconds that a node waits after the end of a recovery before it compares the views with the roster"""
+"""the seconds between the end of a recovery (`BASE:recovering`) and the comparison of the views with the roster"""
 
 log = logs.get("push1st.broker")
 
@@ -161,7 +161,7 @@ class Lease:
         return self._keys.command(EVICT_NODE, node, self._context.stamp()[1], hooked, place, *ids)
 
     def _flush_deferred(self, reply: Any) -> None:
-        """Publishes deferred leaves after a recovery. `reply`: 0 if the server has no more deferred leaves."""
+        """Publishes leaves that were deferred during a recovery. `reply`: 0 if the server has no more deferred leaves."""
         if isinstance(reply, Exception):
             self._connection.check(reply)
         elif reply and self._connection.registered_on is not None:

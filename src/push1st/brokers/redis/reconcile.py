@@ -191,7 +191,7 @@ class Reconciler:
     # Comparing the views of clients with the roster
 
     def tick(self, now: float) -> None:
-        """Compares the views with the roster when the recovery is over."""
+        """Compares the views with the roster, when all nodes have had time to register their entries again."""
         lease, resp = self._lease, self._connection.registered_on
         if lease.recovered_at is not None and lease.recovered_at <= now and resp is not None:
             lease.recovered_at = None

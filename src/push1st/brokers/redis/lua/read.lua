@@ -1,10 +1,10 @@
--- Renews the lease of the consumer, and removes the delivered hook events. Outside a recovery, also releases the leaving edges
--- that were held back long enough.
+-- Renews the lease of the consumer, and removes the delivered hook events. Also releases the leaving edges that were
+-- held back long enough, but not during a recovery (BASE:recovering in `scripts.py`).
 --
 -- KEYS[1]  base of the shard's keys
 -- ARGV[1]  node
 -- ARGV[2]  milliseconds of the lease
--- ARGV[3]  id of the last delivered hook event
+-- ARGV[3]  id of the newest delivered hook event
 -- ARGV[4]  milliseconds for which leaving edges are held back
 -- ARGV[5]  maximum number of leaving edges that one call releases
 --
