@@ -185,8 +185,9 @@ def _ignore_exception(task: asyncio.Task[bytes]) -> None:
 def _key(question: Question) -> bytes:
     """Returns a key for the cache. If two requests have the same key, the cached decision for one also applies to the other.
 
-    The key for a connecting client contains the client's credentials. The key for a signed-in user contains the user's id. Other
-    keys contain the connection's id, because a decision for one anonymous connection does not apply to other connections.
+    The key for a connecting client contains the query and headers of its request. The key for a signed-in user contains the
+    user's id. Other keys contain the connection's id, because a decision for one anonymous connection does not apply to other
+    connections.
     """
     if isinstance(question, Connecting) or question.user_id is not None:
         question = msgspec.structs.replace(question, socket_id="")
