@@ -1,6 +1,6 @@
 """Names and kinds of channels. The kind of a channel follows from its name, and decides which clients may subscribe and publish.
 
-The prefix of a kind includes the last dash, so `cachefoo` is not a cache channel (Pusher protocol, section 11). Names follow one
+Each kind's prefix ends with a dash, so `cachefoo` is not a cache channel (Pusher protocol, section 11). Names follow one
 of two rules. Pusher's rule applies to Pusher clients and signed API calls. A wider rule applies to raw WebSockets, MQTT and
 unsigned API calls (Push1st API, section 7).
 """
@@ -65,7 +65,7 @@ def kind_of(name: str) -> Kind:
 
 
 def covers(types: Container[str], kind: Kind) -> bool:
-    """Whether a list of channel types in the configuration allows a kind of channel. `private` also allows `protected`."""
+    """Whether a configured list of channel types allows a kind of channel. The type `private` also allows `protected`."""
     return kind.type in types or (kind.type == "protected" and "private" in types)
 
 

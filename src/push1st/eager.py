@@ -62,7 +62,10 @@ async def _finish(rest: Suspended[Any]) -> None:
 
 
 def spawn(coroutine: Coroutine[Any, Any, None]) -> None:
-    """Runs a coroutine to its end: now if it does not wait, else in a task. `_running` keeps the task; asyncio does not."""
+    """Runs a coroutine to its end: now if it does not wait, else in a task.
+
+    `_running` refers to the task until the task ends, because asyncio itself keeps only a weak reference to it.
+    """
     rest = run_eagerly(coroutine)
     if isinstance(rest, Suspended):
         task = asyncio.get_running_loop().create_task(_finish(rest))

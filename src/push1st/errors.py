@@ -50,7 +50,7 @@ class ConfigError(Exception):
 
 
 class ClientError(Exception):
-    """A command of the command line cannot reach the server, or the server rejects the request. The user sees the text."""
+    """A command of the command line cannot reach the server, or the server rejects the request. The command prints the text."""
 
 
 class Rejected(ClientError):

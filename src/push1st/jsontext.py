@@ -1,4 +1,4 @@
-"""Functions for JSON text that all codecs use: to decode JSON, to measure it, and to forward it without encoding it again."""
+"""Functions that all codecs use for JSON text: to decode JSON, to measure it, and to forward it without encoding it again."""
 
 import re
 from typing import TypeVar
@@ -18,8 +18,8 @@ _ESCAPE = re.compile(
 def decode(decoder: msgspec.json.Decoder[T], text: str | bytes) -> T:
     """Decodes JSON, and replaces each unpaired surrogate with U+FFFD.
 
-    `JSON.stringify` writes an unpaired surrogate if a text ends inside an emoji. RFC 8259 §8.2 allows unpaired surrogates, but
-    the decoder rejects them, even in values that are forwarded unchanged.
+    An emoji is a pair of surrogates in JavaScript. If a client cuts a text between the two, `JSON.stringify` writes an unpaired
+    surrogate. RFC 8259 §8.2 allows unpaired surrogates. But the decoder rejects them, even in values that are only forwarded.
 
     Raises the exceptions that the decoder raises.
     """

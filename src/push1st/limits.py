@@ -1,7 +1,7 @@
 """The limits of an app, and the token bucket that enforces limits per second.
 
-The default limits are Pusher's limits (Pusher protocol, section 8). If Pusher has no limit but a single client could overload the
-server, the default is far above the needs of an honest client.
+The default limits are Pusher's limits (Pusher protocol, section 8). Push1st adds a limit where Pusher has none but a single
+client could overload the server. The default of such a limit is far above the needs of an honest client.
 """
 
 import msgspec
@@ -35,7 +35,7 @@ class Limits(msgspec.Struct, frozen=True, rename="kebab"):
 
 
 class Bucket:
-    """A token bucket: it admits `rate` units a second, and a burst of `rate` units.
+    """A token bucket: it admits `rate` units a second on average, and at most `rate` units in one moment.
 
     The callers of `take` pass the time in seconds, on a clock that does not go back.
     """

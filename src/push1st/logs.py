@@ -2,7 +2,7 @@
 
 One list of processors handles the events of Push1st's loggers and of libraries such as asyncio, and writes the events to one
 stream. The processors mask secrets that a caller logs by accident (invariant 10). `mask_secrets` masks fields whose names end
-with a word such as `secret`, and texts such as `token=…` within any value. The masks cannot find every secret, so callers must
+with a word such as `secret`, and texts such as `token=…` within any value. Some secrets are not found, so callers must
 not log secrets.
 
     log = logs.get(__name__)
@@ -92,7 +92,7 @@ def get(name: str) -> FilteringBoundLogger:
 
 
 class Seldom:
-    """Limits the log lines of a repeated event: one line at once, then at most one line in `seconds`.
+    """Limits the log lines of a repeated event: the first event gets a line, and later events get at most one line in `seconds`.
 
     if times := seldom.times(now): log.warning("this happens", times=times)
     """
@@ -105,7 +105,9 @@ class Seldom:
         self._times = 0
 
     def times(self, now: float) -> int:
-        """Counts one event. If a line must be logged now, returns the number of events since the previous line, else 0.
+        """Counts one event. Returns 0 if the caller must not log a line now.
+
+        Otherwise returns the number of events since the previous line, including this event.
 
         `now`: the time in seconds, on a clock that never goes back.
         """
@@ -128,7 +130,7 @@ def mask_secrets(_logger: WrappedLogger, _method: str, event: EventDict) -> Even
 
 
 def escape_controls(_logger: WrappedLogger, _method: str, event: EventDict) -> EventDict:
-    """A processor for text: escapes control characters, so that text of a client cannot forge a line or move the cursor.
+    """A processor for logs as text: escapes control characters, so that a client's text cannot forge a line or move the cursor.
 
     The line ends within a trace are not escaped.
     """

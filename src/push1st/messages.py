@@ -34,7 +34,7 @@ class Message(msgspec.Struct, frozen=True, gc=False, array_like=True):
     """An event on one channel, which workers deliver to the subscribers.
 
     `data`: the event's data as JSON text.
-    `id`: a 64-bit number, which is unique in the cluster; later messages of one worker have greater numbers.
+    `id`: a 64-bit number, which is unique in the cluster, and greater than the numbers of the worker's earlier messages.
     `received`: when the message was published, on the wall clock in nanoseconds.
     `exclude`: the id of a connection that does not receive the message, or "".
     `delivery`, `target`: the receivers of the message (Push1st API, section 3). The target of a broadcast is a second excluded
@@ -79,7 +79,7 @@ class KeptMessage(Message, frozen=True, gc=False, array_like=True):
 class Published(msgspec.Struct, frozen=True, gc=False):
     """The result of publishing a message.
 
-    A result means that the broker has accepted the message, and delivers the message to every living worker with subscribers.
+    A result shows that the broker has accepted the message. The broker delivers it to all running workers that have subscribers.
 
     `count`: the number of the channel's subscribers on all workers, as `Broker.publish` describes.
     `offset`, `epoch`: the message's position in its channel's history (`KeptMessage`); 0 and "" if the message is not kept.
@@ -112,12 +112,12 @@ class Options(msgspec.Struct, frozen=True, gc=False):
         return None
 
     def with_socket_id(self, socket_id: str) -> "tuple[str, Options]":
-        """Returns the id of the connection that does not receive an event, and the options with the event's target.
+        """Combines the options with the field `socket_id` of an API call; returns a value for `Message.exclude` and new options.
 
-        A broadcast excludes both `socket_id` and `session`. The target of any other delivery is `session`, or `socket_id` if
-        there is no session.
+        A broadcast excludes both `socket_id` and `session`. Any other delivery goes to `session`, and excludes `socket_id`.
+        If `session` is empty, the delivery goes to `socket_id` instead, and excludes no connection.
 
-        `socket_id`: the field `socket_id` of the API call, or "".
+        `socket_id`: "" if the call has no such field.
         """
         if self.delivery == "broadcast":
             return (socket_id, self) if socket_id else (self.session, Options(self.ttl))
@@ -131,7 +131,7 @@ class SignedInUser(msgspec.Struct, frozen=True, gc=False):
     """The user that has signed in on a connection.
 
     `info`: the user's info as JSON text.
-    `watchlist`: the ids of the users whose status the connection receives.
+    `watchlist`: the ids of the users whose online status the client watches.
     """
 
     id: str
@@ -160,7 +160,7 @@ def member_removed(app: str, channel: str, user_id: str, id: int, received: int,
 
 
 def status_changed(app: str, user_id: str, online: bool, id: int, received: int, exclude: str) -> Message:
-    """Returns the event that notifies the watchers of a user that the user is online or offline (Pusher protocol, section 5)."""
+    """Returns the event that notifies a user's watchers that the user is now online or offline (Pusher protocol, section 5)."""
     data = msgspec.json.encode({"events": [{"name": "online" if online else "offline", "user_ids": [user_id]}]})
     return Message(app, watch_topic(user_id), WATCHLIST_EVENTS, data, id, received, exclude=exclude)
 
@@ -186,7 +186,7 @@ Phase = Literal["new", "at-once", "settled", "held"]
 ENTERING: dict[HookEventKind, HookEventKind] = {"occupied": "vacated", "member-added": "member-removed"}
 """maps each hook event for an arrival (an entering edge) to the opposite hook event, for a departure (a leaving edge)"""
 HOLD_SECONDS = 3.0
-"""the seconds for which a leaving edge is held, because a member often returns within seconds (Pusher protocol, section 9)"""
+"""the seconds for which a leaving edge is held; an opposite edge in this time cancels it (Pusher protocol, section 9)"""
 
 
 class HookEvent(msgspec.Struct, frozen=True, gc=False):
@@ -201,8 +201,8 @@ class HookEvent(msgspec.Struct, frozen=True, gc=False):
     `expires`: when a client event expires, in seconds since 1970; 0 if it does not expire.
     `phase`: the state of an entering or leaving edge (`ENTERING`). If the phase is `new`, the broker does not debounce edges, so
     the dispatcher debounces the edge (`hooks/debounce.py`). A broker that debounces edges reports an edge as `at-once` for hooks
-    that request every edge, and as `settled` for other hooks. The last process of the cluster that stops gets the
-    edges that the broker still holds. Their phase is `held`; the process saves them, and reports them again after its next start.
+    that request every edge, and as `settled` for other hooks. When the last process of the cluster stops, it gets
+    the edges that the broker still holds, with the phase `held`. The process saves them, and reports them after its next start.
     """
 
     kind: HookEventKind
@@ -231,7 +231,7 @@ def user_channel(user_id: str) -> str:
 
 
 def watch_topic(user_id: str) -> str:
-    """Returns the topic for changes of a user's status."""
+    """Returns the topic for events about changes of a user's online status."""
     return f"#watch-{user_id}"
 
 
@@ -281,7 +281,7 @@ class Publish(msgspec.Struct, frozen=True, gc=False):
     `data`: the event's data as JSON text.
     `ttl`: the time to live in seconds.
     `headers`: a JSON object as text, or b"".
-    `given`: for hooks, the fields `headers`, `options` and `extra` of the client's frame, as JSON text; a comma precedes each.
+    `given`: for hooks, the fields `headers`, `options` and `extra` of the client's frame, as JSON text, with a comma before each.
     """
 
     channel: str
@@ -440,7 +440,7 @@ class Request(msgspec.Struct, frozen=True, gc=False):
 
     `path`, `query`: the path and the query in the request line.
     `distrust`: the reason why the request must be signed; "" if the API accepts the request unsigned (Push1st API, section 6).
-    `started`: the time of the request's first byte, in nanoseconds on the performance counter.
+    `started`: when the first byte of the request arrived, in nanoseconds on the performance counter.
     """
 
     method: str

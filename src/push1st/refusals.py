@@ -17,7 +17,7 @@ from push1st.messages import Response
 MAX_LINES = 20
 """the maximum number of lines a second; further lines are omitted and counted"""
 SHOWN_KEY = 64
-"""errors may cut a long key or id, but not below this number of characters; so the log also masks this beginning of a secret"""
+"""if an error shortens a long key or id, at least this number of characters stays; so the log also masks such parts of secrets"""
 
 log = logs.get("push1st.refusals")
 

@@ -65,11 +65,11 @@ class Api:
         self._base = config.api.path
         self._websockets = config.server.bases("pusher") + config.server.bases("websocket")
         self._route = lru_cache(1024)(self._find)
-        # A change of the configuration clears this cache, so that requests need not compare the versions of configurations.
+        # A change of the configuration clears this cache, so that no request must check whether a cached route is outdated.
         node.on_configured.append(lambda _: self._route.cache_clear())
 
     def serve(self, request: Request) -> Answer:
-        """Serves a request. `serve`, and the coroutine that `serve` may return, raise Refused."""
+        """Serves a request. Raises Refused if the request is rejected; a returned coroutine may also raise Refused."""
         path, query = request.path, request.query
         route = self._route(path) if len(path) <= MAX_CACHED else self._find(path)
         if route is None:

@@ -57,7 +57,7 @@ class Call(msgspec.Struct, frozen=True, gc=False):
             raise Refused(400, f"the body is not JSON: {exc}") from exc
 
     def params(self) -> dict[str, str]:
-        """Returns the parameters of the query. The names are in lower case, because the signature uses lower case."""
+        """Returns the parameters of the query. The names are in lower case, because the client signs lower-case names."""
         return {name.lower(): value for name, value in parse_qsl(self.request.query, keep_blank_values=True)}
 
     def param_list(self, name: str) -> list[str]:

@@ -118,10 +118,10 @@ async def _publish_slowly(
 ) -> Response:
     """Completes a publish request that waits for the broker, or whose answer contains attributes of channels.
 
-    reach: the last arguments of `Controller.reach`, if the answer needs the exact number of receivers; else None.
+    reach: the arguments `exclude` and `options` of `Controller.reach`, if the answer needs the exact number of receivers.
     """
     counts |= zip(waiting, await _all(waiting.values()), strict=True)
-    if waiting and reach:  # a shared broker also counts the excluded connections
+    if waiting and reach:  # the counts of a shared broker include the excluded connections
         counts = {name: await call.node.controller.reach(call.app, name, *reach) for name in counts}
     if attributes:
         return answer({"channels": {name: await channel_info(call, name, attributes) for name in counts}})
@@ -251,8 +251,8 @@ def check_socket_id(socket_id: str) -> None:
 
 
 def check_rate(call: Call, events: int) -> None:
-    """Raises Refused(429) if the app exceeds its limit of published events. A request never counts as
-    more events than the limit allows in one second, because the bucket of the limit never holds more.
+    """Raises Refused(429) if the app exceeds its limit of published events. The token bucket of the
+    limit never holds more tokens than the limit. So a request with more events takes only as many tokens as the limit.
     """
     most = call.app.config.limits.publishes
     if not call.app.publishes.take(call.node.clock.monotonic(), min(events, most)):

@@ -23,7 +23,7 @@ async def listing(call: Call) -> Response:
 
 
 def states(hooks: Sequence[Status]) -> bytes:
-    """Encodes the states of a worker's hook endpoints, for the worker that answers the request."""
+    """Encodes the states of this worker's hook endpoints, for another worker that answers an API request."""
     return msgspec.msgpack.encode(hooks)
 
 
@@ -39,7 +39,7 @@ def merged(own: Iterable[Status], others: Iterable[Iterable[Status]]) -> list[St
 
 
 def _named(hooks: Iterable[Status]) -> Iterator[tuple[tuple[str, str, int], Status]]:
-    """Adds a number to each endpoint, because the URLs of two endpoints may differ only in their secret parts."""
+    """Adds a number to each endpoint: without secret parts, several endpoints may have the same URL."""
     seen: Counter[tuple[str, str]] = Counter()
     for one in hooks:
         seen[one.endpoint, one.format] += 1

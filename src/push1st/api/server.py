@@ -44,7 +44,7 @@ async def metrics(node: Node, request: Request) -> Response:
 
 
 def snapshot(node: Node) -> bytes:
-    """Encodes the metrics of a worker, for the worker that answers the request."""
+    """Encodes the metrics of this worker, for the worker that answers `GET /metrics`."""
     return msgspec.msgpack.encode(
         [
             Family(one.name, one.documentation, one.type, [(sample.name, sample.labels, sample.value) for sample in one.samples])

@@ -1,11 +1,11 @@
-"""The ports through which workers and machines exchange messages and state, and the registry of their implementations.
+"""The ports (interfaces for messages and state that workers and machines share), and the registry of their implementations.
 
-A `Broker` carries messages, and caches the last event of each cache channel. A `Roster` contains the subscriptions and members
+A `Broker` carries messages, and caches the newest event of each cache channel. A `Roster` contains the subscriptions and members
 of channels, `Users` the signed-in users, and `Quotas` the numbers of connections. `HookEvents` takes events for hooks. A new
 implementation needs a module in this package, a line in `BROKERS`, and a line in `tests/contract`.
 
 Most methods are `async`, because most implementations wait for a network.
-`publish` is called for every message, so it returns an awaitable only if the implementation must wait.
+`publish` is called for every message. To save time, it returns an awaitable only if the implementation must wait.
 """
 
 from collections.abc import Callable, Sequence
@@ -23,7 +23,7 @@ from push1st.positions import Position
 BROKERS = {"memory": "push1st.brokers.memory:Memory", "redis": "push1st.brokers.redis:Redis"}
 
 CACHE_TTL_SECONDS = 1800
-"""the seconds for which the last event of a cache channel is cached (Pusher protocol, section 8)"""
+"""the seconds for which the newest event of a cache channel is cached (Pusher protocol, section 8)"""
 KEY_SECONDS = 300
 """the seconds for which the broker keeps the result of a publish with an idempotency key"""
 REQUEST_SECONDS = 0.5
@@ -51,7 +51,7 @@ Recount = Callable[[str, str], None]
 
 
 class CachedEvent(msgspec.Struct, frozen=True, gc=False):
-    """The last event of a cache channel. `ttl` is the number of seconds for which the event stays cached."""
+    """The newest event of a cache channel. `ttl` is the number of seconds for which the event stays cached."""
 
     message: Message
     ttl: int
@@ -60,7 +60,7 @@ class CachedEvent(msgspec.Struct, frozen=True, gc=False):
 class Broker(Protocol):
     """Carries messages between workers. A topic is the pair of an app's id and a channel's name.
 
-    For each cache channel, the last event that the API published is cached for 30 minutes (Pusher protocol, section 3).
+    For each cache channel, the newest event from the API is cached for 30 minutes (Pusher protocol, section 3).
     An event is published and cached in one step.
     """
 
@@ -74,9 +74,10 @@ class Broker(Protocol):
     async def open(self, receive: Receive, on_event: OnEvent, on_request: OnRequest, recount: Recount) -> None:
         """Connects to the broker, which then passes all messages of the subscribed topics to `receive`, in order.
 
-        on_event: a function that takes hook events; each event goes to one worker only; events of a channel are in order.
+        on_event: a function that takes hook events. Each event goes to only one worker; events of one channel arrive in order.
         on_request: a function that replies to the requests of other workers about topics to which this worker is subscribed.
-        recount: a function that the broker calls after this worker has evicted a dead node or registered its subscriptions again.
+        recount: a function that the broker calls for each channel whose count may have changed. The reason is the eviction of a
+        dead node, or a repeated registration of this worker's subscriptions.
         """
 
     async def close(self) -> None:
@@ -152,9 +153,9 @@ class Roster(Protocol):
     """The subscriptions and members of all channels, for all workers together.
 
     Each change of a roster is one atomic step. The step also publishes the edge that it causes (occupied, vacated, member-added
-    or member-removed), and reports the edge as a hook event. A shared roster holds back the hook events of leaving edges
-    (vacated, member-removed), because most clients return at once. The broker keeps these hook events, because the worker may
-    stop before they are due. `HookEvent.phase` shows whether an edge was held back.
+    or member-removed), and reports the edge as a hook event. If several workers share a roster, the broker holds back leaving
+    edges (vacated, member-removed) from hooks that do not request every edge, because most clients return at once. The broker
+    keeps the held-back edges, because a worker may stop before they are due. `HookEvent.phase` shows how an edge was debounced.
     """
 
     async def join(
@@ -181,11 +182,11 @@ class Roster(Protocol):
     async def members(self, app: str, channel: str, *, local_view: bool = False) -> tuple[Member, ...]:
         """Returns the members of a presence channel.
 
-        local_view: if this worker has clients on the channel, whether to return the members that were reported to these clients.
+        local_view: whether to return the members that were reported to this worker's clients; no effect without such clients.
         """
 
     async def claim(self, app: str, channel: str, seconds: int) -> bool:
-        """Claims, for `seconds`, the right to publish a channel's count. Returns False if another worker has this right."""
+        """Claims the right to publish a channel's count, for `seconds`. Returns False if any worker already has it."""
 
 
 class Users(Protocol):
@@ -198,7 +199,7 @@ class Users(Protocol):
     async def online(self, app: str, user_ids: Sequence[str]) -> frozenset[str]:
         """Returns the users in `user_ids` that have a connection.
 
-        The caller resumes before the broker delivers any later edge of one of these users.
+        If an edge of these users happens after this reply, the broker delivers the edge after the caller has resumed.
         """
 
 
@@ -213,10 +214,11 @@ class Quotas(Protocol):
 
 
 class HookEvents(Protocol):
-    """Passes hook events to the hooks. A roster reports its edges to the hooks without this port."""
+    """Passes hook events to the hooks. New edges of a roster need no call of `report`: the roster reports them itself."""
 
     def report(self, event: HookEvent) -> None:
         """Passes the hook event to `on_event`, once, on one worker of the cluster. This method never waits.
 
-        An event with the phase `held` was held back by a process that stopped. The broker holds back the event again.
+        An event has the phase `held` if it was still held back when an earlier process stopped, which saved the event. A shared
+        broker holds back such an event again.
         """

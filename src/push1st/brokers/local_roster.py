@@ -2,7 +2,7 @@
 
 The node of a worker creates one local roster. Only `Roster.join` and `Roster.leave` change the local roster.
 With the memory broker, the local roster is the whole roster. A shared broker has a copy of the local roster; if the two differ,
-the local roster is correct. After an outage, the node compares the broker's copy with the local roster, and repairs the copy.
+the local roster is correct. After an outage of the broker, the node compares the two, and repairs the copy.
 """
 
 from collections.abc import Iterator, Mapping
@@ -60,7 +60,7 @@ class ChannelEntry:
 class Departure(NamedTuple):
     """The changes that the removal of a subscription caused.
 
-    member: the member whose last connection on this worker was removed; None if no member left.
+    member: the member whose last connection on this worker was removed; None if no member was removed.
     member_confirmed: whether the broker had confirmed this member.
     vacated: whether the channel has no other subscription on this worker.
     channel_confirmed: whether the broker had confirmed any of this worker's subscriptions to the channel.
@@ -81,7 +81,7 @@ class LocalRoster:
     # Written by the roster
 
     def join(self, app: str, channel: str, socket_id: str, member: Member | None) -> ChannelEntry:
-        """Adds an unconfirmed subscription. The caller must call `confirm` or `leave` afterwards."""
+        """Adds a subscription. When the broker has replied, the caller must call `confirm` (success) or `leave` (failure)."""
         channels = self._apps.setdefault(app, {})
         entry = channels.get(channel)
         if entry is None:

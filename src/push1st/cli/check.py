@@ -43,7 +43,7 @@ def run(options: Arguments) -> int:
 
 
 def _processes(config: Config) -> list[str]:
-    """Returns lines about workers, engine and broker. Raises ConfigError if the workers need an engine, but none is installed."""
+    """Returns lines about workers, engine and broker. Raises ConfigError if the workers need an engine that is not installed."""
     count = cpus.worker_count(config)
     lines = [f"{count} workers"] if count > 1 else []
     if count > 1 and not config.has_broker:

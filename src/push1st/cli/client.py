@@ -18,7 +18,7 @@ from push1st.errors import ClientError, ConfigError, Rejected
 
 
 class ServerApp(msgspec.Struct, frozen=True):
-    """An app, and the configuration of its server. `assumed` is true if no option selects an app, so the demo's app is used."""
+    """An app, and the configuration of its server. `assumed`: whether the user selected no app, so this is the demo's."""
 
     config: Config
     app: AppConfig
@@ -55,7 +55,7 @@ def server_url(config: Config, scheme: str) -> str:
     part = config.api if api else config.server
     for one in part.listen:
         if one.scheme == "tcp":
-            host = {"": "127.0.0.1", "0.0.0.0": "127.0.0.1", "::": "::1"}.get(one.host, one.host)  # noqa: S104 - is not bound
+            host = {"": "127.0.0.1", "0.0.0.0": "127.0.0.1", "::": "::1"}.get(one.host, one.host)  # noqa: S104 - does not bind
             return url(msgspec.structs.replace(one, host=host), scheme + "s" * part.ssl.enable)
     raise ConfigError(
         f"the configuration has no TCP address to connect to: give one with {'--api' if scheme == 'http' else '--url'}"

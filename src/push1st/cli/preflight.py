@@ -1,4 +1,4 @@
-"""Checks for `push1st check` whether this user can run `serve` on this machine.
+"""Checks for `push1st check` whether the operating system's current user can run `serve` on this machine.
 
 The checks change nothing: they create no folder, and bind an address only for a moment. The result depends on the machine
 and on the user, so a deployment runs the checks as the service's user (`ExecStartPre=` of deploy/push1st.service).
@@ -43,7 +43,7 @@ def mistakes(config: Config) -> list[str]:
 
 
 def notes(config: Config) -> Iterator[str]:
-    """Yields a line for each problem that depends on the user or the machine; for root, also a line about unreadable files."""
+    """Yields a line for each problem that depends on the user or the machine; for root, also on files that others cannot read."""
     for role in ROLES:
         for address in addresses(config, role):
             if address.scheme == "unix":
@@ -63,7 +63,7 @@ def notes(config: Config) -> Iterator[str]:
 
 
 def _certificates(config: Config) -> Iterator[tuple[str, bool]]:
-    """Yields the reason why a certificate cannot be used, and whether this reason applies to every user."""
+    """Yields why a certificate cannot be used, and whether every user of the operating system would fail for this reason."""
     for settings in {config.server.ssl, config.api.ssl}:
         if settings.enable and settings.cert:
             try:
@@ -76,7 +76,7 @@ def _certificates(config: Config) -> Iterator[tuple[str, bool]]:
 
 
 def _not_world_readable(config: Config) -> Iterator[str]:
-    """Yields a note about the files that not every user can read."""
+    """Yields a note about the files that some users of the operating system cannot read."""
     tls = (path for one in (config.server.ssl, config.api.ssl) if one.enable for path in (one.key, one.cert) if path)
     names = [f"{file} ({_mode(Path(file))})" for file in dict.fromkeys((*config.files, *tls)) if not _is_open(Path(file))]
     if names:
@@ -88,7 +88,7 @@ def _not_world_readable(config: Config) -> Iterator[str]:
 
 
 def _is_open(file: Path) -> bool:
-    """Returns whether every user may read a file."""
+    """Returns whether every user of the operating system can read a file."""
     return bool(file.stat().st_mode & stat.S_IROTH) and all(one.stat().st_mode & stat.S_IXOTH for one in file.resolve().parents)
 
 

@@ -37,7 +37,7 @@ def run(options: Arguments) -> int:
     print(f"the server {process} reads its configuration", flush=True)
     accepted = False
     while (now := rundir.reloads(folder)) is not None and before is not None:
-        # A reload that began before the signal may have read the old configuration.
+        # Only a reload that begins after the signal is sure to read the new configuration.
         if now.accepted > before.begun and not accepted:
             accepted = True
             print("the configuration is good: workers are replaced one by one, each drains for server.drain seconds", flush=True)

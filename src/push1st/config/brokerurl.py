@@ -104,7 +104,7 @@ def parse(url: str) -> Address:
         raise ValueError("more than one host, without +sentinel or +cluster")
     tls = found["kind"].endswith("s") and found["kind"] != "redis"
     number = _number(parts[0] if parts else database)
-    return Address(how, hosts, "", tls, user, password, number, master, prefix)  # type: ignore[arg-type]  # one of the three
+    return Address(how, hosts, "", tls, user, password, number, master, prefix)  # type: ignore[arg-type]  # `how` matches
 
 
 def _problem(url: str) -> str:

@@ -7,9 +7,10 @@ place, the path of keys, the value that was found, and the allowed values. No li
 **Environment.** The name of a variable is the path of keys in capitals, with `_` for `.` and `-`: PUSH1ST_SERVER_DRAIN is
 `server.drain`. Items of a list are separated by commas, and `[]` is the empty list. An empty variable has no effect.
 PUSH1ST_APP_… configures one app. PUSH1ST_APP_ID selects the app by its id, and adds the app if no file contains it. Without
-PUSH1ST_APP_ID the variables PUSH1ST_APP_… configure the only app. Names of variables omit the key `options`, as in
-PUSH1ST_APP_CLIENT_MESSAGES. The command line reads PUSH1ST_CONFIG. Variables that Kubernetes and Docker set for a service with
-the name push1st have no effect. All other variables that begin with PUSH1ST_ are errors.
+PUSH1ST_APP_ID the configuration must contain exactly one app, and the variables PUSH1ST_APP_… configure this app. Names of
+variables omit the key `options`, as in PUSH1ST_APP_CLIENT_MESSAGES. The command line reads PUSH1ST_CONFIG. Variables that
+Kubernetes and Docker set for a service with the name push1st have no effect. Any further variable that begins with PUSH1ST_ is an
+error.
 
 `tree` converts texts to values, each with its place (file and line); `schema` and `readers` convert these values to structs.
 """
@@ -99,8 +100,8 @@ def load(path: str | Path, env: Mapping[str, str]) -> Config:
 def with_env(base: Config, env: Mapping[str, str]) -> Config:
     """Applies the environment to a configuration. Relative paths start at the working directory. Raises ConfigError.
 
-    If `base` is the demo and PUSH1ST_APP_ID is set, the environment is the whole configuration. This configuration does not
-    contain the demo's app, and has the defaults of a configuration file.
+    If `base` is the demo and PUSH1ST_APP_ID is set, the result contains nothing of the demo. Settings that no variable sets
+    then have the defaults of a configuration file.
     """
     problems: list[str] = []
     root, apps, chosen = _environment(env, problems)
@@ -211,7 +212,9 @@ def _overlaid(sections: Sequence[Value], above: Value | None, chosen: Value | No
 
 
 def _section_of(app: AppConfig) -> Value:
-    """Returns a section for an app of the base configuration. The section contains the app's key, to find duplicate keys."""
+    """Returns a section for an app of the base configuration. The section contains the app's key, so that `_twins` finds
+    a second app with this key.
+    """
     place = "the configuration"
     return Value("mapping", place, app.id, keys={"key": Value("text", place, f"{app.id}.key", app.key)})
 
@@ -300,7 +303,10 @@ def _twins(sections: Sequence[Value]) -> Iterator[str]:
 def _payloads(
     server: ServerConfig, apps: Sequence[AppConfig], root: Value, sections: Sequence[Value]
 ) -> tuple[ServerConfig, Sequence[AppConfig]]:
-    """Applies `server.max-request-payload` to each protocol and app without its own limit, but never lowers an app's limit."""
+    """Applies `server.max-request-payload` to each protocol and app whose section sets no limit.
+
+    If the default limit of an app is higher than this value, the app keeps its default.
+    """
     if not _is_set(root, "server", "max-request-payload"):
         return server, apps
     size = server.max_payload

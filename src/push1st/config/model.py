@@ -122,7 +122,7 @@ def network(text: str) -> Net:
 
 
 class Networks:
-    """A set of networks, and optionally the peers of Unix sockets.
+    """A set of networks. The set can also include all clients on Unix sockets.
 
     An empty set is false in a condition. The meaning of an empty set depends on the key: an empty `whitelist` admits all
     addresses, but an empty `trust` or `proxies` trusts no address.
@@ -399,7 +399,7 @@ class Config(_Discreet, frozen=True, kw_only=True):
 
     @property
     def has_broker(self) -> bool:
-        """Whether the broker is a server of the operator. Without such a server, several workers share an embedded engine."""
+        """Whether the broker is a Redis or Valkey server of the operator. Otherwise, several workers share an embedded engine."""
         return self.broker != "memory" and not self.broker.startswith(EMBEDDED)
 
 

@@ -1,4 +1,4 @@
-"""Finds entries of `origins` that match no request of a browser, because browsers send the origin in another form.
+"""Finds entries of an app's `origins` that match no request of a browser, because browsers send the origin in another form.
 
 The header `Origin` contains scheme, host, and a port other than the scheme's default, in lower case and ASCII (RFC 6454 §6.2).
 An entry may also be a host without a scheme, with or without a port (`admission.origin_allowed`).

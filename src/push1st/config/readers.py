@@ -91,7 +91,7 @@ def word(*allowed: str) -> Read:
 def items(value: Value, of: str) -> tuple[Value, ...]:
     """Returns the items of a list.
 
-    In a file, a list is `[ a, b ]`, `{ a, b }`, or a single value. In a variable, commas separate the items of a list.
+    In a file, a list is `[ a, b ]`, `{ a, b }`, or a single value. In an environment variable, commas separate the items.
     """
     if value.kind == "list":
         return tuple(item for item in value.items if item.kind != "nothing")

@@ -32,7 +32,7 @@ class Key(msgspec.Struct, frozen=True, kw_only=True):
     flat: whether the keys of the subsection set fields of the outer section's struct.
     dropped: whether the value is only checked, and not stored.
     note: the reason why the key has no effect, or "". The server does not store the value of a key without effect.
-    unset: values that count as a missing value, because only the original Push1st supports them; each has a note.
+    unset: values that only the original Push1st supports, each with a note. This server treats them like a missing value.
     finish: a function that checks or completes the struct of the subsection.
     variable: whether an environment variable may set the key.
     """

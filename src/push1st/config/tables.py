@@ -169,7 +169,7 @@ ROOT: Table = {
     "hooks": Key(table=HOOKS),
     "credentials": Key(read=listed(text("the path of a file, or a pattern such as apps/*.yml"), "paths"), dropped=True),
     "cluster": Key(table=CLUSTER, dropped=True),
-    "ssl": _ANY,  # contains YAML anchors
+    "ssl": _ANY,  # in files of the original Push1st, this section contains YAML anchors
 }
 
 _UNLIMITED = frozenset({"connections", "subscriptions", "members", "client_events", "publishes", "reads"})

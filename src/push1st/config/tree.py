@@ -41,7 +41,7 @@ MAX_NAME = 128
 class Value(msgspec.Struct, frozen=True):
     """A value of the tree.
 
-    kind: the type of the value; `variable` is the text of an environment variable, whose type the reader of the key defines.
+    kind: the type of the value; `variable` is the text of an environment variable, which the reader of the key converts.
     place: the file and the line, such as `server.yml:12`, or the name of a variable.
     path: the path of keys, such as `server.drain`.
     text: the text of a scalar, as in the file.
@@ -112,7 +112,7 @@ def read(file: Path, name: str, problems: list[str]) -> Value:
     """Returns the tree of a file. Raises ConfigError.
 
     name: the name of the file for errors.
-    problems: a list to which the function appends a line for each duplicate key. A duplicate key is not fatal.
+    problems: a list to which the function appends a line for each duplicate key. The function then continues.
     """
     try:
         with file.open("rb") as stream:
@@ -307,7 +307,7 @@ def _syntax_error(exc: Exception, name: str, text: str) -> ConfigError:
 def _known_mistake(error: Any, line: int, lines: list[str]) -> str:
     """Returns the line number, the description, and the correction of a frequent mistake, as one string; "" for other mistakes.
 
-    line: the line that PyYAML reports, counted from 0. PyYAML often reports a line after the mistake.
+    line: the line that PyYAML reports, counted from 0. The mistake is often in an earlier line.
     """
     start = error.context_mark.line if error.context_mark else line
     problem, context = error.problem or "", error.context or ""

@@ -55,7 +55,7 @@ class App:
     `publishes`, `reads`: the token buckets that enforce `limits.publishes` and `limits.reads`.
     `counts_connections`: whether the broker counts the connections of this app.
     `held`: the events that are held for clients that have just signed in; None while there are no such clients.
-    `uncounted`: the connections that the broker has not counted; the end of such a connection does not reduce the count.
+    `uncounted`: the connections that the broker has not counted; when one of them ends, the broker's count must not change.
     """
 
     __slots__ = (

@@ -43,7 +43,10 @@ class TopicHandler(msgspec.Struct, frozen=True):
 
 
 class HandledTopic:
-    """A topic with a handler. The worker is subscribed while `handle_topic` waits for the broker or `is_handled` is true.
+    """A topic with a handler on this worker.
+
+    The worker needs the subscription to the topic while a call of `handle_topic` waits for the broker, or `is_handled` is true.
+
 
     `subscribing`: the number of calls of `handle_topic` that wait for the broker.
     `is_handled`: whether the broker has confirmed a call of `handle_topic`, and `release_topic` was not called later.
@@ -86,7 +89,7 @@ class Controller:
         return [one for reply in replies for one in _listed.decode(reply)]
 
     async def reach(self, app: App, channel: str, exclude: str, options: Options) -> int:
-        """Returns how many subscribers, on all workers, a message with a target or an excluded connection would reach."""
+        """Returns the number of subscribers that a message with these options would reach, on all workers that reply in time."""
         message = Message(app.config.id, channel, "", b"", 0, 0, API, exclude, delivery=options.delivery, target=options.session)
         replies = await self._broker.request(app.config.id, channel, REACH + msgspec.msgpack.encode(message))
         return sum(map(int, replies))
@@ -107,7 +110,7 @@ class Controller:
     async def handle_topic(self, app: App, topic: str, handler: TopicHandler) -> None:
         """Registers the handler of a topic. Returns after the broker has confirmed the subscription. Raises Refused(503).
 
-        Several calls for the same topic may wait at once. The handler of the latest call replaces the earlier handler. If the
+        Several calls for one topic can wait at the same time. The handler of the latest call replaces the earlier handler. If the
         broker confirms at least one of these calls, this worker stays subscribed to the topic.
         """
         handled = self._topics.get((app.config.id, topic))
@@ -142,7 +145,7 @@ class Controller:
         return [reply for reply in await self._broker.request(app.config.id, topic, request) if reply]
 
     def send_to_topic(self, app: App, topic: str, data: bytes, lost: Callable[[], object]) -> None:
-        """Sends a message to a topic's handler on another worker. Messages of one turn of the event loop arrive in order.
+        """Sends a message to a topic's handler on another worker. Messages sent in one turn of the loop arrive in order.
 
         `lost`: a function that is called if the broker is away, or does not confirm the message.
         """

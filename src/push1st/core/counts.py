@@ -1,7 +1,7 @@
 """Subscription counts: the number of a channel's subscribers, sent to these subscribers (Pusher protocol, section 3).
 
-After a change, the worker sends the channel's count at once, unless the worker has sent a count of this channel in this second.
-After the first change in a second, the next `Counts.tick` sends one count for all further changes. So a worker sends few counts
+`Counts.tick` runs once a second. If the worker has not sent a channel's count since the start of the last tick, it sends the
+count at once after a change. Otherwise the next tick sends one count for all changes. So a worker sends few counts
 even if thousands of clients subscribe.
 For a channel of more than `LARGE_CHANNEL` subscribers, all workers together send one count per `COUNT_SECONDS`.
 """
@@ -49,7 +49,7 @@ class Counts:
         self._broker, self._roster, self._hook_events = broker, roster, hook_events
 
     async def send(self, app: App, name: str) -> None:
-        """Sends a channel's changed count now, or with the next tick. Called only if the app enables `subscription-count`."""
+        """Sends a channel's changed count now, or in the next tick. Called only if the app enables `subscription-count`."""
         if name.startswith("#") or kind_of(name).presence:
             return
         key = app.config.id, name
@@ -80,7 +80,7 @@ class Counts:
             if "counted" in app.hook_kinds:
                 self._hook_events.report(HookEvent("counted", *key, self._clock.wall(), count=sent))
             occupancy = await self._roster.channel(*key)
-            if occupancy is not None and occupancy.subscriptions != sent:  # `sent` may arrive after a newer count
+            if occupancy is not None and occupancy.subscriptions != sent:  # clients may get `sent` after a newer count
                 self._due[key] = app
             return sent
         except Refused:

@@ -39,7 +39,10 @@ async def subscribe(hooks: Hooks, app: App, client: Client, command: Subscribe, 
 
 
 async def publish(hooks: Hooks, app: App, client: Client, command: Publish, user_id: str | None) -> bytes:
-    """Returns the data to publish, which the backend may have replaced. `user_id`: the id of the member or the signed-in user."""
+    """Returns the data to publish, which the backend may have replaced.
+
+    `user_id`: the id of the client's user on the presence channel, or of the client's signed-in user; None without such a user.
+    """
     answer = await hooks.decide(
         Publishing(app.config.id, client.id, client.ip, command.channel, command.event, msgspec.Raw(command.data), user_id)
     )

@@ -8,10 +8,11 @@ The rules of the fan-out (invariants 2 to 5), and the functions that keep these 
 - A message goes to the subscribers that its channel had when the message arrived. So pending frames of a lane are written before
   the subscribers of the lane change (`flush_lanes`).
 - A direct frame, which is for one connection, is written after the earlier frames of the connection's channels. So `direct` first
-  writes the connection's pending frames (`flush_subscriber`). So frames that these
-  channels' lanes still hold at the next flush are newer than the direct frame, and the flush writes direct frames first.
-- Under load, several messages to a subscriber share one write. After a flush with many deliveries, the next flush waits until
-  as many deliveries are pending as that flush made, but at most `MAX_HOLD_SECONDS` (decision 0012). Direct frames do not wait.
+  writes the connection's pending frames (`flush_subscriber`). If these channels' lanes hold frames at the next flush,
+  these frames are newer than the direct frame. So the flush writes direct frames first.
+- Under load, several messages to a subscriber share one write. So after a flush with many deliveries, the next flush waits for
+  more messages (decision 0012). The wait ends when the pending deliveries reach the number of deliveries of the previous flush,
+  or, at the latest, after `MAX_HOLD_SECONDS`. Direct frames do not wait.
 - A flush to a lane with many subscribers takes several loop turns. A `Slice` keeps the buffer of the flush, and the subscribers
   that have not received the buffer. Later frames of the lane are queued after the slice.
 - No function of this module waits for a connection. A transport that cannot send keeps the bytes in its buffer. If the buffer is
@@ -32,7 +33,7 @@ SLICE_WRITES = 2048
 MAX_PENDING_BYTES = 262_144
 """the number of pending bytes of a lane, or of a connection's direct frames, above which these frames are flushed at once"""
 MAX_OVERRIDES = 32
-"""above this number of subscribers in `Lane.overrides`, the lane is flushed at once: each message is added to every override"""
+"""above this number of subscribers in `Lane.overrides`, a lane is flushed at once, because each message goes to every override"""
 MAX_SLICES = 4
 """the maximum number of slices of a lane; when a new slice exceeds this maximum, the oldest slice is written at once"""
 HOLD_SECONDS_PER_WRITE = 0.000_016
@@ -211,7 +212,7 @@ class Fanout:
             else [lane for lane in due if subscriber in lane.writes]
         )
         if lanes:
-            self._flush_direct()  # direct frames are written before frames of lanes
+            self._flush_direct()  # frames of lanes are newer than direct frames
         else:
             self._flush_direct_to(subscriber)
         for lane in lanes:
@@ -222,14 +223,14 @@ class Fanout:
                     self._write((write,), part.buffer)
 
     def flush_lanes(self, lanes: list[Lane]) -> None:
-        """Writes the pending frames of lanes to the lanes' present subscribers. Called before these subscribers change."""
+        """Writes the pending frames of lanes to the lanes' current subscribers. Called before these subscribers change."""
         for lane in lanes:
             if lane in self._lanes:
                 self._flush_direct()
                 self._flush_lane(lane)
 
     def subscribe(self, tenant: Tenant, subscriber: Subscriber, name: str) -> Lane:
-        """Writes a channel's pending frames to its present subscribers, and then adds a subscriber. Returns its lane."""
+        """Writes a channel's pending frames to its current subscribers; then adds a subscriber. Returns the subscriber's lane."""
         channel = tenant.channels.get(name)
         if channel is not None:
             self.flush_lanes(channel.lanes)
@@ -255,7 +256,8 @@ class Fanout:
     def _holds(self) -> bool:
         """Returns whether the pending frames wait for more messages, and starts the timer that ends the wait.
 
-        The frames wait only if the previous flush has just ended, joined two or more messages per write, and made many writes.
+        The frames wait only if the previous flush has just ended, made many writes, and joined two or more messages per write
+        on average.
         """
         if self._timer is None:
             seconds = min(HOLD_SECONDS_PER_WRITE * self._wrote, MAX_HOLD_SECONDS)
@@ -265,7 +267,7 @@ class Fanout:
         return True
 
     def flush(self) -> None:
-        """Writes all pending frames, or as many of them as one turn may write."""
+        """Writes all pending frames. Frames that exceed the writes of one turn (`SLICE_WRITES`) wait for the next turn."""
         self._scheduled = False
         if self._timer is not None:
             self._timer.cancel()
@@ -303,7 +305,7 @@ class Fanout:
                 long.append(lane)
             elif not lane.due:
                 del lanes[lane]
-        # All lanes with slices share the remaining writes of this turn, but at least `SLICE_WRITES / 2` writes.
+        # All lanes with slices share the remaining writes of this turn. If few remain, they share `SLICE_WRITES / 2` writes.
         each = max(budget, SLICE_WRITES // 2) // max(1, len(long)) or 1
         self._wrote = SLICE_WRITES - budget
         for lane in long:
@@ -353,7 +355,7 @@ class Fanout:
             self._write((direct.write,), buffer)
 
     def _flush_lane(self, lane: Lane) -> None:
-        """Writes a lane's pending frames, or makes a slice of the frames if the lane has too many subscribers for one turn."""
+        """Writes a lane's pending frames; makes a slice of them if the lane has slices, or too many subscribers for one turn."""
         frames, overrides, writes = lane.frames, lane.overrides, lane.writes
         if not frames and not overrides:
             return

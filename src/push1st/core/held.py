@@ -15,8 +15,8 @@ from push1st.messages import Message
 
 MAX_HELD = 100
 MAX_HELD_BYTES = 65_536
-"""maximum numbers of frames and bytes held for a client; before a frame that would exceed one of them is held, the frames that
-are already held are delivered"""
+"""maximum numbers of frames and bytes held for a client. If a new frame would exceed one of them, the held frames are delivered.
+Then the new frame is held."""
 HELD_SECONDS = 10
 """after these seconds, a client's held frames are delivered and the hold ends, even if the client has not subscribed"""
 
@@ -51,15 +51,15 @@ class Held:
         return channel in self._channels
 
     def add(self, client: Subscriber, channel: str, now: float) -> None:
-        """Begins to hold the events of a channel for a client. A second call for the same client changes nothing."""
+        """Begins to hold the events of a channel for a client. Does nothing if the client already has a hold."""
         if client not in self._holds:
             hold = self._holds[client] = Hold(channel, now + HELD_SECONDS)
             self._channels.setdefault(channel, {})[client] = hold
 
     def receive(self, message: Message, now: int) -> None:
-        """Holds an event for each recipient that is about to subscribe. `now`: the wall clock in nanoseconds."""
+        """Holds an event for each receiver with a hold on the event's channel. `now`: the wall clock in nanoseconds."""
         for client, hold in self._channels[message.channel].items():
-            is_target = message.target == client.id  # a broadcast excludes its target; a unicast has only its target
+            is_target = message.target == client.id  # a broadcast excludes its target; a unicast goes only to its target
             if message.exclude == client.id or is_target == (message.delivery == "broadcast"):
                 continue
             frame = client.wire.message(message, now)

@@ -70,7 +70,7 @@ class Lane:
         self.size = 0
         self.overrides: dict[Subscriber, list[bytes]] = {}
         self._subscription: Subscription | None = None
-        """the one `Subscription` object that all subscribers without a member share"""
+        """the one `Subscription` object of all subscribers that are not members of a presence channel"""
         self.slices: list[Slice] = []
 
     @property
@@ -79,7 +79,7 @@ class Lane:
         return bool(self.frames or self.overrides or self.slices)
 
     def subscription(self, member: Member | None) -> "Subscription":
-        """Returns a subscriber's subscription. `member`: the subscriber's member on a presence channel, or None."""
+        """Returns a subscriber's subscription. `member`: the subscriber's user on a presence channel, or None."""
         if member is not None:
             return Subscription(self, member)
         if self._subscription is None:
@@ -94,8 +94,8 @@ class Lane:
 class Subscription:
     """A client's subscription to a channel. The client's session stores the subscription under the channel's name.
 
-    `lane`: the channel's lane that contains the client. `member`: the client's member on a presence channel, or None.
-    To save memory, a lane's clients that have no member share one `Subscription` object.
+    `lane`: the channel's lane that contains the client. `member`: the client's user on a presence channel, or None.
+    To save memory, the clients of a lane that are not presence members share one `Subscription` object.
     """
 
     __slots__ = ("lane", "member")
@@ -177,7 +177,7 @@ class Tenant:
                 self.prefixes.setdefault(part, set()).add(subscriber)
 
     def disconnect(self, subscriber: Subscriber, prefix: str = "") -> None:
-        """Removes a session from the register, but not its subscriptions, which `unsubscribe` removes."""
+        """Removes a session from the register. The session's subscriptions stay; `unsubscribe` removes them."""
         self.sessions.pop(subscriber.id, None)
         for part in _parts(prefix):
             group = self.prefixes.get(part)
@@ -199,7 +199,7 @@ class Tenant:
         return lane
 
     def unsubscribe(self, subscriber: Subscriber, name: str) -> bool:
-        """Removes a subscriber from a channel, and an empty channel from the register. Returns whether the channel is removed."""
+        """Removes a subscriber from a channel. If the channel is then empty, removes it from the register, and returns true."""
         channel = self.channels.get(name)
         if channel is None:
             return False

@@ -2,7 +2,7 @@
 
 The order of the steps in each method keeps invariants 1 and 2. No method awaits between reading and changing shared state. A
 channel's pending frames are flushed before its subscribers change. After an `await`, a method checks whether the client is still
-connected. If the client has left, the method undoes its own changes.
+connected. If the connection has ended, the method undoes its own changes.
 
 Parts of the node are in separate modules: `topics`, `counts`, `reports`, `signins` and `controller`.
 """
@@ -91,7 +91,7 @@ class Node:
         self.refusals = Refusals()
         self.clock = clock
         self.draining = False
-        """whether the server is stopping; a server that is stopping disconnects its clients and rejects new clients"""
+        """whether this worker is stopping; a worker that is stopping disconnects its clients and rejects new clients"""
         self.replaced = False
         """whether another worker has taken over this worker's listening sockets; from then on, this worker gets no new clients"""
         self.siblings: Siblings | None = None
@@ -102,7 +102,7 @@ class Node:
         self._last_id = 0
         self._live: dict[str, App] = {}
         self.on_configured: list[Callable[[AppConfig], object]] = []
-        """functions that are called with each changed configuration, and update values derived from the configuration"""
+        """functions that are called with each changed configuration of an app and update values derived from the configuration"""
         self.local_roster = LocalRoster()
         self.topics = ClientTopics()
         self.controller = Controller(self._live, self.stamp)
@@ -165,7 +165,8 @@ class Node:
     def connect(self, app: App, client: Client) -> Suspended[bool] | None:
         """Registers a session. Raises Disconnect(4004) if the app has reached its limit of connections.
 
-        Returns the request to count the connection, for `admit`, if the broker has not replied yet. Otherwise returns None.
+        Starts a request to the broker to count the connection, if the app needs the count. If the broker has not replied yet,
+        returns the unfinished request, which the caller passes to `admit` or `withdraw`. Otherwise returns None.
         """
         most = app.config.limits.connections
         admission = None
@@ -188,12 +189,17 @@ class Node:
         app.uncounted.discard(client)
 
     async def withdraw(self, app: App, client: Client, admission: Suspended[bool]) -> None:
-        """Waits until the broker has counted an ended connection, and reduces the count again. `admission`: see `connect`."""
+        """Undoes the request to count a connection, if the connection ends before `admit` is called.
+
+        Waits for the broker's reply. If the broker has counted the connection, reduces the count by this connection.
+
+        `admission`: the request, which `connect` has returned.
+        """
         with suppress(Disconnect):
             await self.admit(app, client, admission)
 
     async def disconnect(self, app: App, client: Client, left: SessionState) -> None:
-        """Removes a session that has ended from its channels, its topics and the counts.
+        """Removes a session that has ended from its channels, from its topics, and from the broker's count of connections.
 
         Pending frames of the session's channels are dropped for this session, and stay pending for other subscribers.
         """
@@ -215,7 +221,7 @@ class Node:
             await self.topics.release(app, name)
         if held:
             await self.signins.end_hold(app, held)
-        for name in left.subscriptions if app.config.subscription_count else ():  # last, so that no step waits for counts
+        for name in left.subscriptions if app.config.subscription_count else ():  # last: no other step must wait for a count
             await self.counts.send(app, name)
 
     # Channels
@@ -292,7 +298,7 @@ class Node:
         await self.counts.tick()
 
     async def terminate(self, app: App, user_id: str) -> None:
-        """Disconnects all connections, on all workers, on which a user has signed in."""
+        """Closes all connections of a signed-in user, on all workers."""
         await resolve(self._broker.publish(Message(app.config.id, session_topic(user_id), TERMINATE, b"{}", *self.stamp())))
 
     async def members(self, app: App, channel: str, *, local_view: bool = False) -> tuple[Member, ...]:

@@ -1,12 +1,12 @@
 """Keeps the output of a session while the session has no connection, or while the connection cannot take more output.
 
-A session may outlive its connections. For example, a client of the HTTP fallbacks has no connection between two requests, and an
+A session can outlive its connections. For example, a client of the HTTP fallbacks has no connection between two requests, and an
 MQTT client may be offline for days. A session that outlives its connections has an outbox and an *owner*. The owner is an object
 of the transport, and exists as long as the session.
 
 An outbox holds *items* and does not depend on their content. The owner defines the type of an item, for example several whole
-frames, or a message without its packet id. The owner passes to `Outbox.write` only the items that the outbox may keep. The
-owner provides:
+frames, or an MQTT message without its packet id. `Outbox.write` keeps any item that cannot be sent at once. So the owner must not
+pass items to `Outbox.write` that would be wrong if they arrived later. The owner provides:
 
 - a policy: the bounds of the outbox, the size of an item, and the reaction to an item that exceeds a bound;
 - `on_full`, which ends the session when an item exceeds a bound, unless the policy drops items;
@@ -39,7 +39,10 @@ class OutboxOwner(Protocol):
     """The owner of a session with an outbox."""
 
     def on_full(self) -> None:
-        """When an item exceeds a bound, ends the session after this turn of the event loop, because a flush may be the caller."""
+        """Called when an item exceeds a bound: ends the session, but only after this turn of the event loop.
+
+        The caller may be a flush, during which subscribers must not change.
+        """
 
 
 class OutboxPolicy(Generic[Item]):

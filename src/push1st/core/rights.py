@@ -56,7 +56,7 @@ class UserData(msgspec.Struct, gc=False):
 class Identity(msgspec.Struct, frozen=True, gc=False):
     """A signed-in user whose signature is valid.
 
-    `user_data`: JSON signed by the backend, with the user's id as a JSON string. `is_cut`: whether the watchlist was too long.
+    `user_data`: JSON signed by the backend, with the user's id as a JSON string. `is_cut`: whether the watchlist was shortened.
     """
 
     user: SignedInUser

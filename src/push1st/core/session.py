@@ -7,7 +7,7 @@ A session applies its commands one after another. While a command waits for a br
 later commands are queued. A transport that can stop reading its socket does so before the queue is full. The answer to a rejected
 command is an error, and the client stays connected. A client with more than `MAX_REFUSALS` rejected commands a second is
 disconnected. There are two exceptions: events above `limits.client_events`, and commands that fail because the broker is away.
-They end a connection only if the client sends them fast for a long time (`Session.charge`).
+For these, a client is disconnected only if it sends them fast for a long time (`Session.charge`).
 """
 
 from collections import deque
@@ -52,7 +52,7 @@ MAX_REFUSALS = 100
 MAX_CHARGES = 100
 """the maximum number of charges a second (`Session.charge`); a client that exceeds this number for a long time is disconnected"""
 CHARGE_SECONDS = 60
-"""the number of seconds for which unused charges add up; a client may use all these charges at once"""
+"""the number of seconds for which a client saves unused charges; the client may use all saved charges at once"""
 MAX_PUBLISHES = 1000
 """the maximum number of events a second of a raw client; a client that exceeds this number is disconnected"""
 
@@ -128,7 +128,7 @@ class Session:
         self.user: SignedInUser | None = None
         self.topics: dict[str, Lane] | None = None
         self.authorized = False
-        """whether the client has signed in, or has joined a channel that needs a signature"""
+        """whether the client has signed in, or has subscribed to a channel that is not public"""
         self.closed = False
         self._busy = False
         self._charged = 0.0
@@ -303,8 +303,8 @@ class Session:
         self._log("command refused", refused, failure.channel if failure is not None else None)
         if self._may_be_refused():
             self.outlet.send(failure or Failure(refused.code, refused.text, refused.channel))
-        # For events above the rate limit (Pusher protocol, section 4), and while the broker is away, a client is not disconnected
-        # at once. Rejected commands above `MAX_REFUSALS` get no answer, and are charged.
+        # The client exceeds `MAX_REFUSALS`. The command gets no answer. Errors 429 (an event above the rate limit; Pusher
+        # protocol, section 4) and 503 (the broker is away) are charged. After any other error, the client is disconnected.
         elif refused.code in (429, 503):
             self.charge()
         else:
@@ -316,7 +316,7 @@ class Session:
         self.node.refusals.log(event, refused.code, refused.text, **where)
 
     def log_end(self, code: int, reason: str) -> None:
-        """Logs that the server ends the connection, unless the server is draining."""
+        """Logs that this worker ends the connection, unless the worker is draining."""
         if not self.node.draining:
             self.node.refusals.log("connection closed", code, reason, app=self.app.config.id, socket_id=self.id, ip=self.ip)
 
@@ -330,14 +330,14 @@ class Session:
         if self.closed:
             return
         now = self.node.clock.monotonic()
-        # Nearly every client has this bucket. To save memory, it is one number: the time at which the bucket is full again.
+        # Nearly every client has this token bucket. To save memory, it is one number: the time at which the bucket is full again.
         self._charged = max(self._charged, now) + 1 / MAX_CHARGES
         if self._charged > now + CHARGE_SECONDS:
             self.node.metrics.cut_offs["flood"] += 1
             self.outlet.close(1008, f"more than {MAX_CHARGES} pings or commands without effect a second")
 
     def _may_be_refused(self) -> bool:
-        """Counts a rejected command. Returns whether the client stays below `MAX_REFUSALS`."""
+        """Counts a rejected command. Returns whether the client is still within `MAX_REFUSALS`."""
         now = self.node.clock.monotonic()
         if self._refusals is None:
             self._refusals = Bucket(MAX_REFUSALS, now)

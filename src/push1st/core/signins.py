@@ -36,7 +36,7 @@ class SignIns:
     async def sign_in(
         self, app: App, client: Client, user: SignedInUser, held: str = ""
     ) -> tuple[dict[str, Lane], WatchlistStatus]:
-        """Signs a client in as a user; returns the lanes of the user's topics, and the status of the watchlist.
+        """Signs a client in as a user; returns the lanes of the user's topics, and the online users of the watchlist.
 
         `held`: the channel whose events are held until the client subscribes to the channel; "" if no events are held.
         """
@@ -72,7 +72,10 @@ class SignIns:
         )
 
     async def sign_out(self, app: App, client: Client, user: SignedInUser) -> None:
-        """Signs out an ended connection's user; if the broker is away, the user stays online until the node registers again."""
+        """Signs out the user of a connection that has ended.
+
+        If the broker is away, the user stays online until this worker's node registers with the broker again.
+        """
         with suppress(Refused):
             await self._users.sign_out(app.config.id, user.id, client.id)
 
@@ -107,7 +110,7 @@ class SignIns:
         return "" if app.held is None else app.held.drop(client)
 
     async def end_hold(self, app: App, channel: str) -> None:
-        """Releases the topic of a channel whose events are no longer held for a client."""
+        """Releases the topic of a channel after a client's hold on the channel has ended."""
         if not app.held:
             app.held = None
         await self._topics.release(app, channel)

@@ -1,8 +1,8 @@
 """The topics to which this worker is subscribed at the broker for its own clients.
 
 The worker subscribes to a channel's topic before its first client joins the channel, and unsubscribes after its last client has
-left. While a client joins a channel, the worker waits for the broker. So `ClientTopics` counts the clients that are about to
-join a channel, and stays subscribed to the channel's topic while there are such clients.
+left. While the worker waits for the broker, a client that is about to join is not in the hub yet. So `ClientTopics` counts these
+clients, and keeps the worker subscribed to a channel's topic while there are such clients.
 """
 
 from collections import Counter
@@ -39,7 +39,7 @@ class ClientTopics:
         return not self.is_received(app, name)
 
     async def subscribe(self, app: App, name: str) -> None:
-        """Subscribes to a topic that this worker does not receive. Raises Refused(503)."""
+        """Subscribes to a topic that this worker does not receive yet. Raises Refused(503)."""
         await self._broker.subscribe(app.config.id, name)
 
     async def release(self, app: App, name: str) -> None:

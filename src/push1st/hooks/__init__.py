@@ -1,4 +1,4 @@
-"""The ports through which the server notifies backends and requests decisions from backends, and the registry of transports.
+"""The interfaces through which the server notifies backends and requests decisions from backends; the registry of transports.
 
 `HookDispatcher.on_event` takes each hook event (`messages.HookEvent`). The module `debounce` delays events that report a vacated
 channel or a removed member, and drops a delayed event if the opposite event arrives meanwhile. The module `formats` encodes an
@@ -94,7 +94,7 @@ class Decision(msgspec.Struct, frozen=True):
 
 
 class Hooks(Protocol):
-    """The port through which the node uses hooks."""
+    """The interface through which a worker's node uses hooks."""
 
     def on_event(self, event: HookEvent) -> None:
         """Queues a hook event for the endpoints that want events of this kind. This method never waits."""
@@ -113,10 +113,10 @@ class Status(msgspec.Struct, frozen=True):
     """The state of an endpoint, as `GET /apps/{app}/hooks` shows it.
 
     queued: the number of events that are in the queue now.
-    sent, failed: the numbers of delivered and of lost events since the server opened the endpoint.
+    sent, failed: the numbers of delivered and of lost events since this worker created the endpoint.
     retrying: the number of queued events whose delivery has failed at least once.
-    last_error: the reason of the last failure.
-    last_error_at: the time of the last failure, in seconds since 1970.
+    last_error: the reason of the most recent failure.
+    last_error_at: the time of the most recent failure, in seconds since 1970.
     """
 
     endpoint: str

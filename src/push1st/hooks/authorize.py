@@ -60,7 +60,7 @@ _encode = msgspec.json.Encoder().encode
 def operations(app: AppConfig) -> dict[str, Callable[[str], object]]:
     """Returns the operations that need a decision of the app's backend, each with a filter for the names of channels.
 
-    The filter for the operation `connect` accepts all names, because a client connects to no channel.
+    The filter for the operation `connect` accepts all names, because a client connects to an app, and not to a channel.
     """
     return {on: matcher(one.filter) if on != "connect" else matcher(()) for one in app.authorize for on in one.on}
 
@@ -83,7 +83,7 @@ class Authorizer:
 
     folder: the base folder of relative paths.
     decisions: the counter of decisions, by result (`Metrics`).
-    open_transport: the function that makes the transport of an endpoint, called at the first request.
+    open_transport: the function that makes the transport of an endpoint; it is called at the first request to this endpoint.
     """
 
     def __init__(
@@ -183,10 +183,11 @@ def _ignore_exception(task: asyncio.Task[bytes]) -> None:
 
 
 def _key(question: Question) -> bytes:
-    """Returns a key for the cache. Two requests have the same key if the decision for both must be the same.
+    """Returns a key for the cache. If two requests have the same key, the cached decision for one also applies to the other.
 
-    The key for a connecting client contains the client's credentials. The key for a signed-in user contains the user's id. Other
-    keys contain the connection's id, because a decision for one anonymous connection does not apply to other connections.
+    The key for a connecting client contains the query and headers of its request. The key for a signed-in user contains the
+    user's id. Other keys contain the connection's id, because a decision for one anonymous connection does not apply to other
+    connections.
     """
     if isinstance(question, Connecting) or question.user_id is not None:
         question = msgspec.structs.replace(question, socket_id="")

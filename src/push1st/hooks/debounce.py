@@ -5,8 +5,8 @@ An edge is a change: a channel becomes occupied or vacated, a member is added or
 protocol, section 9). So the entering and the leaving edges of each channel and member alternate. For each cache channel, the
 module passes at most one `cache-missed` in `HOLD_SECONDS`.
 
-This module is for brokers that do not debounce edges. If several workers share a broker, the consumer of hook events debounces
-the edges instead (`brokers/redis/events_consumer.py`).
+This module is for brokers that do not debounce edges. If several workers share a broker, the one worker that consumes hook events
+debounces the edges in another module (`brokers/redis/events_consumer.py`).
 
 The module is pure: its input is only hook events and the time. A channel may have become occupied before this process started. So
 the module also passes a leaving edge of a channel or member whose entering edge it has not seen.
@@ -27,7 +27,7 @@ EdgeKey = tuple[str, str, str | None]
 
 
 class Debounce:
-    """Holds leaving edges. The methods `feed` and `due` return, in order, the hook events that pass at this moment."""
+    """Holds leaving edges. The methods `feed` and `due` return the hook events that the caller delivers now, in this order."""
 
     def __init__(self) -> None:
         self._present: set[EdgeKey] = set()
@@ -37,7 +37,7 @@ class Debounce:
         self._held: OrderedDict[EdgeKey, tuple[float, HookEvent]] = OrderedDict()
         """held leaving edges, each with the time at which it passes; the edge with the earliest time is first"""
         self._missed: OrderedDict[EdgeKey, float] = OrderedDict()
-        """cache channels with a recent `cache-missed`, each with the time until which the module drops further ones"""
+        """cache channels with a recent `cache-missed`, each with the time until which the module drops another `cache-missed`"""
 
     def feed(self, event: HookEvent, now: float) -> list[HookEvent]:
         """Takes a hook event; returns the hook events that pass now. `now` is the time of a monotonic clock in seconds."""
@@ -91,9 +91,12 @@ class Debounce:
                 self._held[key] = now + HOLD_SECONDS, event
 
     def forget(self, app: str, kinds: Container[HookEventKind]) -> None:
-        """Forgets an app's channels, or members, if no endpoint wants their edges any more. Drops the held edges of these, too.
+        """Forgets channels of an app if no endpoint wants edges of channels, and members if no endpoint wants edges of members.
 
-        kinds: the kinds that the endpoints want. If endpoints want another kind later, the module passes its first edges.
+        Drops the held edges of forgotten channels and members, too. If an endpoint wants such edges later, the module passes the
+        next edge of each channel or member.
+
+        kinds: the kinds of hook events that the endpoints want.
         """
         for key in [*self._present, *self._absent]:
             if key[0] == app and ("occupied" if key[2] is None else "member-added") not in kinds:

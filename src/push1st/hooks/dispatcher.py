@@ -37,8 +37,8 @@ def transport_class(url: str) -> type[HookTransport]:
 
 
 def open_transport(target: Target) -> HookTransport:
-    """Returns an endpoint's transport. `HookDispatcher` has already imported its module, so no event waits for the import."""
-    return transport_class(target.url)(target)  # type: ignore[call-arg]  # the port contains no constructor
+    """Returns an endpoint's transport. `HookDispatcher` has imported the transport's module, so no event waits for the import."""
+    return transport_class(target.url)(target)  # type: ignore[call-arg]  # `HookTransport` declares no constructor
 
 
 class SaveTimings(msgspec.Struct, frozen=True, kw_only=True):
@@ -58,7 +58,7 @@ TIMINGS = SaveTimings()
 
 
 class HookDispatcher:
-    """Implements the ports `Hooks` and `HookContext`.
+    """Implements the interfaces `Hooks` and `HookContext`.
 
     folder: the base folder of relative paths.
     random: a function that returns a random number with a given number of bits.
@@ -215,7 +215,7 @@ class HookDispatcher:
     def _queue(self, format: Format, hook_event: HookEvent) -> None:
         """Encodes a hook event in `format` once, and queues the event for endpoints of this format that want the event."""
         event = b""
-        # No single connection causes a hook event with a subscription count, so all such events share one source.
+        # No single connection causes a hook event with a subscription count, so all such events share one source (see `queue`).
         source = hook_event.kind if hook_event.kind == "counted" else hook_event.socket_id
         for one in self._endpoints.get(hook_event.app, ()):
             if one.wanted.format == format and one.wants(hook_event):
@@ -240,12 +240,12 @@ class HookDispatcher:
         return queued
 
     async def close(self, seconds: float, enough: asyncio.Event | None = None) -> None:
-        """Delivers queued events for at most `seconds`, and saves the remaining events.
+        """Delivers queued events for at most `seconds`, and then saves the remaining events.
 
-        Held edges are saved for the next process; without a folder, they are delivered now. If several workers share a broker,
-        the broker holds the edges, and this process has no held edges.
+        Saves held edges for the next process. If the configuration has no folder, delivers the held edges now. If several workers
+        share a broker, the broker holds the edges, and this process has no held edges.
 
-        enough: an asyncio event; when `enough` is set, this function stops delivering before `seconds` have passed.
+        enough: an asyncio event; when another task sets it, this method ends the delivery before `seconds` have passed.
         """
         for timer in (self._release_at, self._load_at, *self._retired.values()):
             if timer is not None:
@@ -314,6 +314,6 @@ def _settings(wanted: Wanted) -> tuple[object, ...]:
 
 
 def fingerprint(wanted: Wanted) -> str:
-    """Returns a hash of an endpoint. Saved events name their endpoint by this hash, because the URL may contain a password."""
+    """Returns a hash of an endpoint. Saved events contain this hash in place of the URL, which may contain a password."""
     target = wanted.target
     return hashlib.sha256(f"{target.app}\n{target.url}\n{wanted.format}".encode()).hexdigest()[:32]

@@ -1,8 +1,8 @@
-"""An endpoint of a hook: it queues and delivers events, retries failed deliveries, and drops events after too many failures.
+"""An endpoint of a hook: it queues and delivers events, retries failed deliveries, and drops events that fail for too long.
 
 A slow endpoint delays only its own events. An endpoint without queued events has no task and no timer. An endpoint writes few
 log lines: one for the first of several failures in a row, and one for the next success. It logs the numbers of lost events at
-most every `LOG_SECONDS`.
+most once in `LOG_SECONDS`.
 """
 
 import asyncio
@@ -19,7 +19,7 @@ from push1st.messages import HookEvent
 
 LOG_SECONDS = 10.0
 JITTER = 0.1
-"""the maximum fraction by which a wait is randomly shortened; so the retries of deliveries that failed together are spread out"""
+"""the maximum fraction by which a wait is randomly shortened; so deliveries that fail together are not retried together"""
 
 log = logs.get("push1st.hooks")
 
@@ -100,7 +100,7 @@ class HookEndpoint:
         loop = asyncio.get_running_loop()
         now = self._context.clock.monotonic()
         while (delivery := self.queue.next(now)) is not None:
-            if not delivery.id:  # a stopping server saves the id and the body, so every attempt sends the same ones
+            if not delivery.id:  # every attempt sends the same id and body, even after a restart of the server
                 delivery.id = f"{self._context.random(128):032x}"
                 delivery.body = body(self.wanted.format, delivery.events, self._context.clock.wall())
             task = loop.create_task(self._deliver(delivery))

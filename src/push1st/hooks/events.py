@@ -68,7 +68,7 @@ Event = ChannelOccupied | ChannelVacated | MemberAdded | MemberRemoved | ClientE
 
 
 class Triggered(msgspec.Struct, frozen=True):
-    """An event of Push1st's hook (`hook`).
+    """An event of Push1st's hook (the key `hook` of an app's configuration).
 
     event: the name of the trigger: register, unregister, join, leave or push.
     data: the data of the event, as JSON text.
@@ -104,7 +104,7 @@ class Subscribing(msgspec.Struct, frozen=True, tag_field="on", tag="subscribe"):
     """A client subscribes to a channel.
 
     channel_data: the member data from the client; it is not signed, so do not trust it.
-    user_id: the id of the signed-in user.
+    user_id: the id of the user as whom the client is signed in.
     """
 
     app: str

@@ -63,7 +63,7 @@ def wanted(app: AppConfig, folder: str) -> tuple[Wanted, ...]:
 
 
 def kinds(app: AppConfig) -> frozenset[HookEventKind]:
-    """Returns the kinds of hook events that endpoints of the app want. Adds the opposite of each edge, which `debounce` needs."""
+    """Returns the kinds of hook events that endpoints of the app want. Adds the opposite of each edge: `debounce` needs both."""
     found = frozenset[HookEventKind]().union(*(_kinds(one) for one, _ in _webhooks(app)))
     return found | {OPPOSITES[kind] for kind in found & OPPOSITES.keys()}
 
@@ -125,9 +125,10 @@ def matcher(filters: Sequence[str]) -> Callable[[str], object]:
 def _expression(filter: str) -> str:
     """Returns a filter as a regular expression that matches in linear time.
 
-    The expression tries only the first occurrence, in the name, of a text between two stars. Later occurrences cannot help,
-    because the star after the text can also skip to them. So the group for such a text is atomic (`(?>…)`) and does not
-    backtrack. With a plain `.*`, each star would multiply the time by the length of the name.
+    For a text between two stars, the expression tries only the text's first occurrence in the name. If the rest of the filter
+    matches after a later occurrence, it also matches after the first: the second star matches the characters in between. So the
+    group for such a text is atomic (`(?>…)`) and does not backtrack. With a plain `.*`, each star would multiply the time by the
+    length of the name.
     """
     first, *more = map(re.escape, filter.split("*"))
     if not more:

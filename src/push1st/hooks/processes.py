@@ -1,7 +1,7 @@
 """Runs users' functions and scripts in child processes: this code may crash or block, so the event loop must not run it.
 
-A child process serves one call at a time. The server kills a child that does not reply in time, and a child whose call was
-cancelled, because the state of the child is unknown. The next call starts another child. All children end when the server ends.
+A child process serves one call at a time. The server kills a child that does not reply in time, or whose call was
+cancelled, because the child may still run the call. The next call starts another child. All children end when the server ends.
 """
 
 import asyncio

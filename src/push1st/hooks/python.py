@@ -63,7 +63,7 @@ def events(app: str, body: bytes) -> list[Event] | list[Triggered]:
 
 
 def reply_of(result: object) -> bytes:
-    """Returns the result of a user's function as JSON, like an HTTP endpoint's reply. Raises TypeError for an invalid result."""
+    """Returns a function's result as JSON, in the form of an HTTP endpoint's reply. Raises TypeError for an invalid result."""
     match result:
         case bool():
             return msgspec.json.encode({"allow": result})

@@ -9,7 +9,7 @@ receives few requests.
 The source of an event is the connection that caused the event; all subscription counts share one source. If the queue is full,
 the queue drops an event of the source that occupies the largest part of the queue: that source's newest event. If the new event
 is from that source, the queue drops the new event instead. So a client that publishes without end loses its own events, not the
-events of other clients. While the queue has room, a single source may use the whole queue.
+events of other clients. While the queue has room, a single source can fill the whole queue.
 """
 
 import heapq
@@ -26,7 +26,7 @@ OVERHEAD = 250
 MAX_BODY = 1 << 20
 """the maximum number of bytes in the body of a delivery with several events"""
 LARGE_PART = 0.02
-"""a source whose `part` exceeds this fraction is large; to make room for a new event, the queue drops only events of these"""
+"""a source whose `part` exceeds this fraction is large; a full queue drops only events of large sources"""
 
 
 def wait(attempts: int) -> float:
@@ -104,7 +104,7 @@ class Queue:
         """the waiting events by channel; a channel without waiting events is not in the mapping"""
         self._sources: dict[str, Source] = {}
         self._large: dict[str, Source] = {}
-        """sources whose part exceeds `LARGE_PART`: at most 100 sources, because the sum of all parts is at most 2"""
+        """sources whose part exceeds `LARGE_PART`: at most 2 / `LARGE_PART` sources, because the sum of all parts is at most 2"""
         self._gaps = 0
         """the number of entries in `_waiting` whose event the queue has dropped"""
         self.dropped: list[bytes] = []
@@ -124,7 +124,7 @@ class Queue:
         self.bytes = 0
         self._tried_events = 0
         self._tried_bytes = 0
-        """the number of events, and of bytes, in deliveries; the queue never drops these events when it is full"""
+        """the number of events in deliveries, and the number of their bytes; a full queue never drops these events"""
 
     @property
     def retrying(self) -> int:
@@ -190,7 +190,7 @@ class Queue:
     def _make_room(self, size: int, name: str) -> bool:
         """Drops events of the source with the largest `part` until an event of `size` bytes fits; returns whether the event fits.
 
-        name: the source of the new event. If no other source exceeds its `part` (with the new event), returns False.
+        name: the source of the new event. If no other source has a larger `part` than this one with the event, returns False.
         """
         own = self._sources.get(name)
         part = self._part(size) + (0.0 if own is None else own.part)
@@ -243,7 +243,7 @@ class Queue:
     def _is_half_full(self) -> bool:
         """Returns whether the endpoint fails and deliveries occupy at least half of the maximum size of the queue.
 
-        Such a queue begins no new delivery. A full queue can drop only waiting events, so half of the queue is kept for these.
+        Such a queue begins no new delivery. A full queue can drop only waiting events, so half of the queue is kept for them.
         """
         return self._failing and (2 * self._tried_events >= self._max_events or 2 * self._tried_bytes >= self._max_bytes)
 
@@ -289,7 +289,7 @@ class Queue:
     def failed(self, delivery: Delivery, now: float, jitter: float) -> bool:
         """Schedules the retry of a delivery, or removes the delivery; returns whether the queue will retry the delivery.
 
-        jitter: a factor near 1 by which the wait is multiplied.
+        jitter: a factor near 1 by which the wait before the retry is multiplied.
         """
         self._failing = True
         delivery.attempts += 1
@@ -313,7 +313,7 @@ class Queue:
         self._ready.extend(channel for channel in delivery.channels if channel in self._waiting and channel not in self._busy)
 
     def when(self) -> float | None:
-        """Returns when the next delivery may begin if the queue does not change; None if no delivery may begin."""
+        """Returns when the next delivery can begin if the queue does not change; None if no delivery can begin."""
         if len(self._current) >= self._concurrency:
             return None
         at = self._retries[0][0] if self._retries else None

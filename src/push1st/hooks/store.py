@@ -1,9 +1,9 @@
 """The folder of hook events: it contains dead letters, and queued events that a stopping process saves for the next process.
 
-A dead letter is a line with lost events. Administrators may inspect it; the server never reads it. Events contain users' data, so
-only the owner can read the files.
+A dead letter is a line with lost events. Administrators can inspect it; the server never reads it. Events contain users' data, so
+only the operating system's user that runs the server can read the files.
 The folder may be read-only, full or unreachable for a while. A failed write leaves no incomplete file, and the caller retries.
-Only the process that holds the lock of a file may use this file.
+A process uses a file only while it holds the file's lock.
 
 A thread writes dead letters, so that a slow disk does not stop the event loop. Dead letters have limits in memory and on disk.
 """
@@ -42,7 +42,7 @@ class Saved(msgspec.Struct, frozen=True, omit_defaults=True):
 
     endpoint: the fingerprint of the endpoint to which the delivery or event is addressed.
     id, body: the id and the body of a delivery.
-    held: a held edge.
+    held: a leaving edge that the process held (see `debounce`).
     source: the source of an event (see `queue`).
     Raises ValueError if the line contains neither a delivery nor an event nor an edge.
     """
@@ -113,7 +113,7 @@ class Store:
     def saved(self) -> Iterator[Saved]:
         """Yields the saved lines, oldest first. Only one process reads a file, and removes the file before yielding its lines.
 
-        Raises OSError after the last line if some files could not be read.
+        If some files cannot be read, yields the lines of all other files, and then raises OSError.
         """
         failed: OSError | None = None
         for name in sorted(filter(SAVED.fullmatch, os.listdir(self._folder)), key=lambda name: name[name.index("saved-") :]):
@@ -200,7 +200,7 @@ class Store:
                     path.replace(path.with_suffix(".jsonl.1"))
 
     async def close(self) -> int:
-        """Waits for the last write; returns the number of dead letters that were not written and are lost."""
+        """Writes the dead letters that still wait; returns the number of dead letters that cannot be written and are lost."""
         if self._retry_at is not None:
             self._retry_at.cancel()
             self._begin()

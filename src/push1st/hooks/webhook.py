@@ -1,8 +1,8 @@
 """Endpoints over HTTP and HTTPS: each delivery is one POST request, on a persistent connection.
 
 The transport does not follow redirects, because only the configured URL may receive the signed body. Only the response's
-status shows whether the endpoint accepted a delivery. The transport reads the response's body, to reuse the connection, but
-closes the connection after `MAX_READ` bytes.
+status shows whether the endpoint accepted a delivery. To reuse the connection, the transport reads the response's body.
+If the body is longer than `MAX_READ` bytes, the transport closes the connection.
 """
 
 import os

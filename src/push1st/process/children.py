@@ -16,7 +16,7 @@ STEADY_SECONDS = 60
 """A child process that has run for at least this time before it ends is started again without a wait."""
 MIN_WAIT_SECONDS = 0.5
 MAX_WAIT_SECONDS = 30
-"""The minimum and maximum wait before a child process starts again; each end within `STEADY_SECONDS` doubles the wait."""
+"""The minimum and maximum wait before a restart. If a process runs for less than `STEADY_SECONDS`, the next wait doubles."""
 PR_SET_PDEATHSIG = 1  # prctl(2)
 
 

@@ -47,11 +47,11 @@ class Failed(msgspec.Struct, frozen=True, tag=True):
 
 
 class Retire(msgspec.Struct, frozen=True, tag=True):
-    """Makes a worker end gracefully, because a new worker listens on the same sockets."""
+    """Makes a worker end gracefully, because a reload has replaced the worker or removed its slot."""
 
 
 class Workers(msgspec.Struct, frozen=True, tag=True):
-    """Contains the names, in the broker, of the living workers that use the embedded engine. Sent when these names change."""
+    """Contains the names, in the broker, of the living workers that use the embedded engine. Sent after each change of names."""
 
     nodes: list[str]
 

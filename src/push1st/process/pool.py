@@ -46,10 +46,10 @@ START_SECONDS = 60
 PROBE_SECONDS = 3
 """the time between two probes of a worker"""
 MAX_PROBES = 4
-"""The number of probes in a row without a reply after which the pool kills a worker. The pool kills a worker within 15 seconds
-after its last reply: `PROBE_SECONDS` × (`MAX_PROBES` + 1). Shortly before, other nodes evict its node (`brokers/redis`)."""
+"""The number of probes in a row without a reply after which the pool kills a worker: within 15 seconds after the worker's newest
+reply, `PROBE_SECONDS` × (`MAX_PROBES` + 1). Shortly before the kill, other nodes evict the worker's node (`brokers/redis`)."""
 GATHER_SECONDS = 1
-"""the time limit for the workers' replies to a request, and, after a worker ended before it was ready, for its error message"""
+"""the time limit for the workers' replies to a request, and for the error message of a worker that ended during its start"""
 END_SECONDS = 15
 """the time limit for the end of a worker, in addition to the time that `drain` allows"""
 
@@ -102,7 +102,7 @@ class Slot:
         self.sockets: Mapping[Place, Sequence[BoundSocket]] = {}
         self.worker: WorkerProcess | None = None
         self.problem = ""
-        """the reason why the last new worker of this slot did not start"""
+        """the reason why the most recently started worker of this slot did not become ready"""
         self.config: Config
         self.changing = asyncio.Lock()
         """a lock that is held while a new worker starts in the slot"""
@@ -180,7 +180,7 @@ class Pool:
         """Starts a worker in a slot, and retires the old worker if the new worker is ready. Returns whether a worker is ready.
 
         config: the new worker's configuration; None: the slot keeps its configuration.
-        ended: if `config` is None, a worker starts only if `ended` is still the slot's worker (a reload may have replaced it).
+        ended: if `config` is None, the worker that has ended. If a reload has already replaced this worker, no worker starts.
         ready: a function to call when the new worker listens.
         """
         async with slot.changing:

@@ -1,10 +1,10 @@
 """The run folder of a supervisor. `push1st reload` finds a running supervisor by this folder.
 
-Only the supervisor's user can open the run folder. The name of the folder is the process id of the supervisor. The folder
-contains the path of the configuration file, the progress of reloads, and the socket of the embedded engine. The supervisor
-holds a lock on the folder until the supervisor ends.
+Only the operating system's user that runs the supervisor can open the run folder. The name of the folder is the process id of the
+supervisor. The folder contains the path of the configuration file, the progress of reloads, and the socket of the embedded
+engine. The supervisor holds a lock on the folder until the supervisor ends.
 
-A supervisor that starts removes the run folders of killed supervisors.
+At its start, a supervisor removes the run folders of killed supervisors.
 
 `running` first searches the parent of this user's run folders, and then the folders of systemd's services. For root, `running`
 searches the folders of all users. A run folder is valid only if the supervisor's process runs as the folder's owner.
@@ -34,11 +34,11 @@ MAX_FILE_BYTES = 1 << 20
 class Reloads(msgspec.Struct, frozen=True):
     """The progress of a supervisor's reloads. Reloads are numbered from 1.
 
-    begun: the number of the last reload that has begun.
-    accepted: the number of the last reload in which a worker has started with the new configuration.
-    ended: the number of the last reload that has ended.
-    workers: the number of workers after the reload that ended last.
-    problems: the reasons why the reload that ended last did not replace some workers.
+    begun: the number of the most recent reload that has begun.
+    accepted: the number of the most recent reload in which a worker has started with the new configuration.
+    ended: the number of the most recent reload that has ended.
+    workers: the number of workers after the reload `ended`.
+    problems: the reasons why the reload `ended` did not replace some workers.
     """
 
     begun: int = 0
@@ -105,7 +105,7 @@ def running(config: str | None) -> dict[int, Path]:
 
 
 def reloads(folder: Path) -> Reloads | None:
-    """Reads the progress of a supervisor's reloads; None if the supervisor has ended."""
+    """Returns the progress of a supervisor's reloads; None if the supervisor has ended."""
     try:
         return msgspec.json.decode(_read(folder / _RELOADS), type=Reloads) if _is_held(folder) else None
     except (OSError, msgspec.DecodeError):
@@ -113,7 +113,7 @@ def reloads(folder: Path) -> Reloads | None:
 
 
 def _base() -> Path:
-    """Returns the parent of this user's run folders, inside the `RuntimeDirectory=` of systemd or the temporary folder.
+    """Returns the parent folder of this user's run folders, in systemd's `RuntimeDirectory=` or else in the temporary folder.
 
     The folder is not in `XDG_RUNTIME_DIR`, because systemd removes `XDG_RUNTIME_DIR` when the user logs out.
     """
@@ -144,10 +144,10 @@ def _owner(base: Path) -> int:
 
 
 def _is_process_of(user: int, process: str) -> bool:
-    """Returns whether the process exists and belongs to the user, so that `push1st reload` signals no other process."""
+    """Returns whether the process exists and belongs to the user, so that SIGHUP reaches no other process."""
     try:
         return process.isdecimal() and os.stat(f"/proc/{process}").st_uid == user
-    except OSError:  # the process has ended, or there is no /proc; without /proc, only this user's folders count
+    except OSError:  # the process has ended, or there is no /proc; without /proc, only this user's folders are valid
         return process.isdecimal() and not Path("/proc/self").exists() and user == os.getuid()
 
 

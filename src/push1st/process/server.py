@@ -1,6 +1,6 @@
 """A worker: it builds its components from the configuration, listens, drains and stops (ARCHITECTURE: stopping).
 
-Only this module refers to the concrete classes of the components. Other modules use the components through ports.
+Only this module refers to the concrete classes of the components. Other modules use the components through interfaces.
 """
 
 import asyncio
@@ -50,11 +50,11 @@ MIN_SLICE = 50
 SLICE_SECONDS = 0.1
 CLOSE_REASON = "Server is stopping, reconnect"
 GC_THRESHOLD = (50_000, 50, 50)
-"""Thresholds of the garbage collector. Connections leave few reference cycles, so the collector can run seldom."""
+"""Thresholds of the garbage collector. Connections create few reference cycles, so the collector can run seldom."""
 TLS_SECONDS = 10
 """the time limit for a client's TLS handshake"""
 CALLERS_SECONDS = 1
-"""The time in which API callers can send a last request over an open connection to a worker that is being replaced."""
+"""The time in which API callers can still send requests over open connections to a worker that is being replaced."""
 HOOKS_SECONDS = 5
 """The time in which a stopping server delivers queued hook events; after this time it saves the remaining hook events."""
 SUCCESSOR_SECONDS = 2
@@ -159,7 +159,7 @@ class Server:
         self.context.check_descriptors()
 
     def _open_broker(self) -> Any:
-        """Returns the object that implements all ports of `brokers`."""
+        """Returns the object that implements all interfaces of `brokers`."""
         node, url = self.node, self.config.broker
         if not self.config.has_broker:
             history = MemoryHistory(self.config.server.history, node.clock.wall, secrets.randbits, node.metrics)
@@ -225,7 +225,7 @@ class Server:
                     connection,
                     sock=bound.socket,
                     backlog=BACKLOG,
-                    cleanup_socket=False,  # type: ignore[call-arg]  # uvloop has it on every Python
+                    cleanup_socket=False,  # type: ignore[call-arg]  # uvloop accepts this on every Python version
                 )
             else:
                 seconds = TLS_SECONDS if context else None
@@ -250,7 +250,7 @@ class Server:
         self._stop.set()
 
     def retire(self) -> None:
-        """Begins the graceful end of this worker. A new worker already listens on the same sockets."""
+        """Begins the graceful end of this worker, which a reload has replaced, or whose slot it has removed."""
         self.node.replaced = True
         self._stop.set()
 

@@ -25,7 +25,7 @@ FREE_SECONDS = 1.0
 """the maximum time that a stopping server needs to close its listeners after the end of its grace period (`GRACE` × `drain`)"""
 FREE_POLL_SECONDS = 0.02
 UNIX_MODE = 0o660
-"""The permissions of Unix sockets exclude other users, because API requests over them may need no signature (`api.trust`)."""
+"""The permissions of Unix sockets: only for owner and group, because API requests over them may need no signature (`trust`)."""
 BALANCED = sys.platform == "linux"
 """Whether the kernel distributes the new connections of an address over several sockets, one for each worker (SO_REUSEPORT)."""
 
@@ -125,7 +125,7 @@ def _places(config: Config) -> Iterator[Place]:
 def bind(role: Role, address: Listen, *, shared: bool = False) -> list[BoundSocket]:
     """Binds an address, but does not listen yet. Returns an IPv4 and an IPv6 socket for an address such as `tcp://*:6001`.
 
-    shared: whether other sockets of this server may bind the same TCP address (`bind_again`).
+    shared: whether other sockets of this server can bind the same TCP address (`bind_again`).
     Raises ConfigError if the address cannot be bound.
     """
     try:
@@ -144,7 +144,7 @@ def bind(role: Role, address: Listen, *, shared: bool = False) -> list[BoundSock
 
 
 def wait_until_free(config: Config, waiting: Callable[[str], None]) -> None:
-    """Waits until no other server listens on the addresses, at most for a stopping server's grace period and `FREE_SECONDS`.
+    """Waits until no other server listens on the addresses. The limit is a stopping server's grace period plus `FREE_SECONDS`.
 
     waiting: a function to call once with the text of the error, if an address is in use.
     """

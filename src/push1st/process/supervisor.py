@@ -80,7 +80,7 @@ class Supervisor:
     # From start to stop
 
     async def run(self, config: Config, started: Started) -> None:
-        """Starts the engine and the workers, and returns after a stop. Raises ConfigError if the start fails."""
+        """Starts the engine and the workers, and returns when all of them have ended. Raises ConfigError if the start fails."""
         loop = asyncio.get_running_loop()
         loop.add_signal_handler(signal.SIGTERM, self.stop)
         loop.add_signal_handler(signal.SIGINT, self.stop)

@@ -34,7 +34,7 @@ class Random:
 
 
 class DeferTwoTurns:
-    """Calls functions two turns of the event loop later, so that the server answers an API request before it delivers its event.
+    """Calls functions two turns of the event loop later, so an API request is answered before its event is delivered.
 
     The answer to a request that waits for the broker is sent one turn after the broker's confirmation (decision 0004).
     """

@@ -16,7 +16,7 @@ class TlsContext(ssl.SSLContext):
 
     The listener cannot check this limit: it gets a connection only after the handshake, which already needs a descriptor.
 
-    has_room: whether the file descriptor of the last accepted connection is within the limit.
+    has_room: whether the file descriptor of the newest accepted connection is within the limit.
     refuse: a function that counts a rejected handshake.
     decryption: the object that limits how long the connections may decrypt data in each turn of the event loop.
     """

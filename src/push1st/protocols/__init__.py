@@ -38,11 +38,11 @@ class Codec(Wire, Protocol):
     def decode(self, text: str) -> Command:
         """Decodes a text message from a client.
 
-        Raises Refused for a message that is answered with an error, and Disconnect for a message that ends the connection.
+        Raises Refused if the server must answer the message with an error, and Disconnect if the message ends the connection.
         """
 
     def reply(self, reply: Reply) -> bytes:
         """Encodes a reply as a frame; returns b"" if the protocol has no frame for this reply."""
 
     def slow(self) -> tuple[int, str]:
-        """Returns the close code and the reason for a client that does not read its messages."""
+        """Returns the close code and the close reason for the disconnection of a client that does not read its messages."""

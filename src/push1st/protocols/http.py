@@ -2,7 +2,7 @@
 
 One `RequestDecoder` decodes the input of one connection, in pieces of any size, with the parser of httptools. The decoder bounds
 the size of each request, and rejects requests that the server does not support. A decoder discards all further input after a
-rejection, after a WebSocket handshake, and after a request with which the connection ends (`HttpRequest.keep`).
+rejection, after a WebSocket handshake, and after a request whose `HttpRequest.keep` is false.
 
 Most requests of a backend have the same headers, and differ only in path and body. The decoders of a worker share one
 `RequestRules`, which remembers headers. `RequestDecoder.known` needs no parser for a request with remembered headers.
@@ -21,10 +21,10 @@ MAX_HEAD = 16_384
 """the maximum number of bytes of a request line with its headers"""
 MAX_HEADS = 4096
 MAX_REMEMBERED = 1024
-"""the maximum number of remembered heads, and the maximum number of bytes of each head (the headers of a request)"""
+"""`MAX_HEADS`: the maximum number of remembered heads (headers of requests). `MAX_REMEMBERED`: the maximum bytes of a head."""
 MAX_LINES = 1024
 MAX_LINE = 256
-"""the maximum number of remembered request lines, and the maximum number of bytes of each line"""
+"""`MAX_LINES`: the maximum number of remembered request lines. `MAX_LINE`: the maximum number of bytes of a remembered line."""
 TOO_LONG_HEAD = f"request line and headers have at most {MAX_HEAD} bytes"
 IDLE, HEAD, BODY = 0, 1, 2
 """the stages of a decoder: between two requests, in the headers of a request, in the body of a request"""
@@ -57,7 +57,7 @@ Line = tuple[str, str, str]
 class HttpRequest(msgspec.Struct, frozen=True, gc=False):
     """A complete HTTP request. `headers`: the headers that the server needs, with names in lower case.
 
-    `path`, `query`: the path and the query in the request line. `keep`: whether another request may follow on the connection.
+    `path`, `query`: the path and the query in the request line. `keep`: whether a further request on the connection is allowed.
     `started`: the time of the first byte of the request, on `RequestRules.clock`.
     """
 
@@ -108,7 +108,7 @@ class RequestRules:
     `max_body`: a function that returns the maximum number of bytes of a body on a path.
     `forwarding`: the names of headers that proxies add.
     `is_own_name`: a function that returns whether a Host header is an address or `localhost`; a head with another Host is not
-    remembered.
+    remembered, because `caller.distrust` must check this Host.
     `others`: a regular expression for the paths that the API does not serve; heads of requests to these paths are not remembered.
     `clock`: a function that returns the time in nanoseconds.
     `heads`: a dictionary from remembered headers to the length of the body after these headers.
@@ -135,7 +135,7 @@ class RequestRules:
         self._target = pattern.groups  # the number of the last group in `pattern`; `others` may contain groups, too
 
     def line(self, line: bytes) -> Line | None:
-        """Decodes a request line, and remembers it. Returns None if the headers after the line must not be remembered."""
+        """Decodes a request line; remembers a short line without a query. Returns None if the parser must decode the request."""
         found = self._match(line)
         if found is None:
             return None
@@ -156,7 +156,7 @@ class RequestRules:
 class RequestDecoder:
     """The decoder of one connection.
 
-    `stage`: IDLE, HEAD or BODY. `started`: the time of the first byte of the last request; 0 before the first request.
+    `stage`: IDLE, HEAD or BODY. `started`: the time of the first byte of the newest request; 0 before the first request.
     `is_done`: whether the decoder discards all further input.
     """
 
@@ -191,13 +191,13 @@ class RequestDecoder:
         """the number of bytes of the request line and the headers that were decoded so far"""
         self._body = b""
         self._parts: list[bytes] | None = None
-        """the parts of the body after its first part"""
+        """the parts of the body, except the first part, which is in `_body`"""
         self._size = 0
         """the number of bytes of the body that were decoded so far"""
         self._length = 0
         """the length of the body in bytes, if the request has the header Content-Length; else 0"""
         self._raw = 0
-        """a lower bound for the bytes of the current request, with the bytes that the parser buffers or skips without a report"""
+        """a lower bound for the size of the current request in bytes; includes bytes that the parser has not reported"""
         self._has_begun = False
         """whether a request began in the current call of `feed`"""
         self._ended = -1
@@ -217,9 +217,9 @@ class RequestDecoder:
         return self._ended >= 0
 
     def known(self, data: bytes, distrust: str) -> Request | None:
-        """Returns the request in `data` if `data` is exactly one request with remembered headers; else None. Only for stage IDLE.
+        """Returns the request in `data` if `data` is exactly one request with remembered headers; else None.
 
-        `distrust`: see `messages.Request`.
+        Must be called only in the stage IDLE. `distrust`: see `messages.Request`.
         """
         start = data.find(b"\r\n") + 2
         end = data.find(b"\r\n\r\n", start - 2) + 4
@@ -235,7 +235,7 @@ class RequestDecoder:
         return Request(method, path, query, data[end:], distrust, started)
 
     def remember(self, data: bytes) -> None:
-        """Remembers the headers of the last request, if `data` is this request, and its needed headers are all in `_HARMLESS`."""
+        """Remembers the headers of the newest request, if `data` is exactly this request, and no header affects its handling."""
         rules, headers = self._rules, self._headers
         if self.stage != IDLE or self.is_done or not headers.keys() <= _HARMLESS or self._size > rules.least_body:
             return
@@ -297,7 +297,7 @@ class RequestDecoder:
                 return
 
     def _count(self, data: bytes) -> None:
-        """Counts an incomplete request's bytes that the parser has not reported, and rejects a request with too many bytes."""
+        """Updates `_raw`, the size of the incomplete request, after the input `data`. Rejects the request if it is too large."""
         if not self._has_begun:
             self._raw += len(data)
         elif self.stage == HEAD:
@@ -316,12 +316,12 @@ class RequestDecoder:
 
     def _refuse(self, status: int, text: str, headers: bytes = b"") -> None:
         """Rejects the current request. If a request has several errors, the client gets the first error."""
-        if self._reject is None and not self.is_done:  # input after the last request is discarded
+        if self._reject is None and not self.is_done:  # after `is_done`, all input is discarded
             is_head = self.stage == BODY and self._parser.get_method() == b"HEAD"
             self._reject = Reject(status, text, headers, is_head)
 
     def _is_too_large(self, size: int) -> bool:
-        """Whether the body is larger than the bound of the request's path."""
+        """Whether a body of `size` bytes exceeds the maximum for the request's path."""
         rules = self._rules
         return size > rules.least_body and size > rules.max_body(self._target()[0])
 

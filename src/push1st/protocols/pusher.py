@@ -87,7 +87,7 @@ class Pusher:
         self._head = head
         self._subscribed = Subscribed("")
         self._frame = b""
-        """the last frame that lists a channel's members; clients that join the channel at the same time share this frame"""
+        """the newest frame that lists a channel's members; clients that join the channel at the same time share this frame"""
 
     def message(self, message: Message, now: int) -> bytes:
         if message.event == WATCHLIST_EVENTS:
@@ -130,7 +130,7 @@ class Pusher:
         if isinstance(reply, Replayed):
             return self.message(reply.message, reply.now)
         if isinstance(reply, Ending) and not 4000 <= reply.code < 4300:
-            return b""  # before `connection_established`, pusher-js does not reconnect after a code outside 4000 to 4299
+            return b""  # if this error came before `connection_established`, pusher-js would not reconnect
         if isinstance(reply, SubscriptionRefused):
             return b"".join(map(self._framed, refusal(reply)))
         if isinstance(reply, Subscribed) and reply.members:

@@ -1,7 +1,8 @@
 """The Pusher Channels protocol in the frames of pusher-js' HTTP fallbacks (protocol, section 10).
 
-A frame is a line: a letter, JSON text without a newline (no text after `o` and `h`), and a newline. After the letter `a`, the
-JSON text is an array of strings. Each string is the text of a WebSocket frame, which the codec of the Pusher protocol encodes.
+A frame is a line: a letter, JSON text, and a newline. The JSON text contains no newline, and is missing after the letters `o`
+and `h`. After the letter `a`, the JSON text is an array of strings. Each string is the text of a WebSocket frame, which the
+codec of the Pusher protocol encodes.
 """
 
 import msgspec
@@ -60,7 +61,7 @@ def decode_messages(body: bytes) -> list[str]:
 
 
 def whole_frames(data: bytes, room: int) -> tuple[int, int]:
-    """Returns the number of bytes of `data` that fit into a response, and the remaining room of the response after these bytes.
+    """Returns how many bytes of `data` must be written to a response, and the room that the response has after these bytes.
 
     `data`: complete frames. `room`: `MAX_RESPONSE` minus the number of characters in the response so far. The first frame that
     exceeds the room is the last frame of the response, because pusher-js ends the response after this frame. After such a

@@ -100,9 +100,9 @@ class Decoder:
         self._most = most
         self._binary = binary
         self._rest = b""
-        """the start of a header or of a control frame; a whole control frame has at most 131 bytes (RFC 6455 §5.5)"""
+        """the start of an incomplete header or control frame; a control frame has at most 6 + 125 bytes (header + payload)"""
         self._message: bytearray | None = None
-        """the text received so far of a fragmented message or of an incomplete frame; None between messages"""
+        """the bytes received so far, if a message is fragmented or its frame is incomplete; None between messages"""
         self._checked = 0
         """the number of bytes of the message that have been checked as UTF-8"""
         self._left = 0
@@ -116,9 +116,9 @@ class Decoder:
         return self._message is None and not self._rest
 
     def feed(self, data: bytes) -> Iterator[Event]:
-        """Yields an event for each complete message or control frame, and for the header of each fragment except the last.
+        """Yields an event for each complete message or control frame, and for each fragment's header (see `Fragment`).
 
-        An iterator must be exhausted before the iterator of a later call is used.
+        The caller must exhaust the returned iterator before it uses the iterator of a later call.
 
         Raises Disconnect with one of the codes of RFC 6455 §7.4.1: 1002, 1003, 1007, 1009.
         """

@@ -25,7 +25,7 @@ def admit(context: EdgeContext, protocol: ProtocolConfig, key: str, origin: str 
 
     origin: the `Origin` header of the client; None if the client is not a browser.
     ip: the address of the client; "" on a Unix socket.
-    crowded: the bound that the number of connections has reached; None if the server has room for the client.
+    crowded: the bound that the number of connections has reached; None if no bound is reached.
     """
     found = context.node.apps.by_key(key)
     if found is None:
@@ -69,7 +69,7 @@ def _version(query: str) -> str:
 
 
 def params(query: str, *, plus: Literal[" ", "+"] = " ") -> dict[str, str]:
-    """Returns a query's parameters. plus: the character that a `+` means. A query without `%` and `+` is only split."""
+    """Returns a query's parameters. plus: the character that a `+` stands for. Without `%` and `+`, nothing is decoded."""
     if "%" in query or "+" in query:
         return dict(parse_qsl(query if plus == " " else query.replace("+", "%2B")))
     return {name: value for name, _, value in (pair.partition("=") for pair in query.split("&"))}

@@ -1,6 +1,7 @@
 """Encodes HTTP responses (RFC 9112). This module uses no socket, and gets the time as an argument.
 
-Responses with status 200 and the same content type begin with the same lines, which are encoded once a second.
+Responses with status 200 and the same content type begin with the same lines. The lines contain the time, so they are
+encoded again each second.
 """
 
 from email.utils import formatdate
@@ -28,7 +29,7 @@ def keeping(seconds: int) -> bytes:
 def encoded(response: Response, now: float, connection: bytes, head: bool) -> bytes:
     """Encodes a whole response.
 
-    now: the time of the sweep's last tick, in seconds.
+    now: the time of the sweep's newest tick, in seconds.
     connection: the encoded `Connection` header: the result of `keeping`, or the constant `CLOSE`.
     head: whether the request is a HEAD request, so that the response must have no body.
     """

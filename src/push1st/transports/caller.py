@@ -56,8 +56,9 @@ _PORT = re.compile(r"\[([0-9A-Fa-f:.%\w]++)\](?::\w++)?\Z|([0-9.]++):\w++\Z")
 def is_own_name(host: bytes) -> bool:
     """Returns whether a Host header contains an IP address or `localhost`, and not a name that DNS resolves.
 
-    An attacker can make a domain resolve to 127.0.0.1 (DNS rebinding). A web page of this domain then sends requests to its own
-    origin. Such requests may have no `Origin` header, but their Host header contains the domain.
+    An attacker can make a domain resolve to 127.0.0.1 (DNS rebinding). The browser then treats this server as the
+    own origin of a web page of this domain. Requests of this page may have no `Origin` header, but their Host header contains the
+    domain.
     """
     return _OWN_NAME.match(host) is not None
 
@@ -90,7 +91,7 @@ def distrust(peer: str, headers: Headers, trust: Networks, proxies: Networks) ->
     if not trust.contains(ip):
         return f"{ip or 'a Unix socket'} is not in api.trust"
     host = headers.get(b"host", b"")
-    # A web page cannot send a request to a Unix socket.
+    # A web page cannot send a request to a Unix socket, so only requests with an IP address need this check of their Host.
     if ip and not is_own_name(host) and (_is_loopback(ip) or not is_private_name(host)):
         return f"its Host {host[:64].decode('latin-1')!r} may be a web page's: call by address, or as localhost"
     return ""
@@ -113,7 +114,7 @@ def trusted_ip(peer: str, headers: Headers, proxies: Networks) -> str | None:
 def _last_client(peer: str, value: bytes, read: Callable[[str], list[str]], proxies: Networks) -> str | None:
     """Reads a forwarding header from its end, and returns the first address that is not in `proxies`.
 
-    Stops at the first value that is not an address, and returns None.
+    Returns None if a value on the way to this address is not an address.
     """
     ip = peer
     for hop in reversed(read(value.decode("latin-1"))):
@@ -171,12 +172,12 @@ def address(hop: str) -> str:
 
 
 def client_ip(peer: str, headers: Headers, proxies: Networks) -> str:
-    """Returns the client's address for logs, whitelists and bounds. A forwarding header that is not trusted has no effect."""
+    """Returns the client's address for logs, whitelists and bounds; "unknown" if only the address of a proxy is known."""
     ip = trusted_ip(peer, headers, proxies)
     if ip is not None:
         return ip
-    # The forwarding header is not trusted, so the peer counts as the client. A Unix socket or a configured proxy may serve many
-    # clients, so the address of such a peer identifies no client.
+    # The forwarding header is not trusted, so only the peer's address is known. A Unix socket or a configured proxy can serve
+    # many clients, so the address of such a peer identifies no client.
     return "unknown" if not peer or proxies.contains(peer) else peer
 
 

@@ -19,8 +19,8 @@ from push1st.transports.turn import Turn
 
 LINGER_SECONDS = 2
 LINGER_BYTES = 16 << 20
-"""maximum number of bytes that the server reads and discards after a rejection, because the client may lose the answer if the
-server closes a socket with unread input
+"""maximum number of bytes that this worker reads and discards after a rejection; if the worker closed a socket with unread input,
+the client could lose the answer
 """
 FILES_HINT = "raise the limit of open files (ulimit -n, LimitNOFILE= of a unit), or add workers or machines"
 
@@ -28,7 +28,7 @@ log = logs.get("push1st.transports")
 
 
 class Open(Protocol):
-    """A connection that the server ends when the server stops."""
+    """A connection that this worker ends when the worker stops."""
 
     def leave(self, code: int, reason: str) -> None:
         """Ends the connection as soon as the requests in progress are answered."""
@@ -62,12 +62,12 @@ class EdgeContext:
         self._full = {why: logs.Seldom() for why in get_args(Crowded)}
 
     def _write(self) -> None:
-        """Writes the deliveries of this turn. If several workers share a broker, the fan-out schedules these writes instead."""
+        """Writes the deliveries of this turn. Does nothing if workers share a broker: the fan-out then schedules the writes."""
         if not self.node.controller.shared:
             self.node.fanout.turn()
 
     def shared_address(self, ip: str) -> str:
-        """Returns the address or network for which connections from `ip` count; "" without a bound, as for `server.proxies`."""
+        """Returns the address or network whose bound applies to clients at `ip`; "" if none applies, as in `server.proxies`."""
         return "" if self.config.server.proxies.contains(ip) else shared_address(ip)
 
     def refuse_crowded(self, why: Crowded, ip: str = "") -> None:
@@ -91,7 +91,7 @@ class EdgeContext:
 
     def check_descriptors(self) -> None:
         """Logs, at most once a minute, that no file descriptor is free. Without a free descriptor the kernel rejects new
-        connections, and does not notify the server.
+        connections, and does not notify the process.
 
         Descriptors run out if the limit is lowered below the number in use, or if the whole machine has no free descriptor.
         """
@@ -99,5 +99,5 @@ class EdgeContext:
             log.error("no file descriptors are left", hint=FILES_HINT)
 
     def max_message(self, protocol: ProtocolConfig, limits: Limits) -> int:
-        """Returns the maximum bytes of a message: more than twice the app's bound for an event, because JSON adds escapes."""
+        """Returns the maximum bytes of a message. Escapes make JSON longer, so it is over twice the app's bound for an event."""
         return max(protocol.max_payload, 2 * limits.payload + 4096)

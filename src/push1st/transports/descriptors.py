@@ -6,7 +6,8 @@ whole process uses. The last `SPARE` descriptors below the limit are reserved:
 - A client whose descriptor is in the first quarter of the reserved descriptors gets an answer, for example to `/health`, and is
   then disconnected.
 - Connections to the API may use the first three quarters of the reserved descriptors.
-- The last quarter of the reserved descriptors is for the process itself: its broker, its hooks and its files.
+- The last quarter of the reserved descriptors is for the process itself: its files, its connections to the broker, and
+  the connections and child processes of its hooks.
 
 The limit of open files is read for each new connection, because `prlimit` can change this limit while the process runs.
 """
@@ -19,7 +20,7 @@ from typing import Literal
 SPARE = 64
 """maximum number of reserved descriptors; of the descriptors that the process itself does not use, at most half are reserved"""
 UNLIMITED = 1 << 20
-"""number of open files that the server assumes as the limit if the system has no limit"""
+"""number of open files that the worker assumes as the limit if the operating system sets no limit"""
 
 Room = Literal["serve", "answer", "none"]
 
@@ -31,7 +32,7 @@ def file_limit() -> int:
 
 
 _ANY = os.open(os.devnull, os.O_RDONLY | os.O_CLOEXEC)
-"""an open descriptor that `lowest_free` duplicates, because opening a file takes five times as long"""
+"""an open descriptor that `lowest_free` duplicates, because `dup` takes a fifth of the time of opening a file"""
 
 
 def lowest_free() -> int:
@@ -55,7 +56,10 @@ class Descriptors:
         self.count_own()
 
     def count_own(self) -> None:
-        """Counts the descriptors of the process itself. Must be called when the process listens, but has no connections yet."""
+        """Counts the descriptors of the process itself.
+
+        Must be called after the process begins to listen, and before the process accepts connections.
+        """
         self._own = self._lowest()
 
     def _spare(self, limit: int) -> int:

@@ -6,12 +6,12 @@ session publishes the request on this topic, and the owner replies. If no worker
 worker that received the request may begin the session.
 
 The owner replies with the response. If the response is not complete yet, the owner replies with another topic, on which it
-receives probes (see below). While a response is not complete, each of the two workers has an object for its end of the request.
-The owner has a `RemoteRequest`, and the worker with the socket has a `RemoteSession`. The two ends exchange `ForwardFrame`s.
+receives probes (see below). While a response is not complete, each of the two workers has an object for its side of the request.
+The owner has a `RemoteRequest`, and the worker with the socket has a `RemoteSession`. The two objects exchange `ForwardFrame`s.
 
 A killed worker cannot send the frame that ends a request, and frames are lost while the broker is away. So each worker regularly
-sends a `Probe` to every worker that has the other end of a request. A worker counts as gone after `MAX_MISSES` probes without a
-reply. A request counts as ended if the other worker does not know the request in two successive probes.
+sends a `Probe` to every worker that has the other side of a request. If a worker replies to none of `MAX_MISSES` probes, the
+sender assumes that this worker is gone. The sender ends a request that is unknown to the other worker in two successive probes.
 
 This module depends on no protocol. The handler of a protocol provides the topics, and serves forwarded requests (`Accept`).
 """
@@ -36,7 +36,7 @@ from push1st.transports.sweep import NEVER
 
 PROBE_SECONDS = 2
 MAX_MISSES = 3
-"""the number of successive probes without a reply after which a worker counts as gone"""
+"""the number of successive probes without a reply after which the sender assumes that the other worker is gone"""
 
 FrameKind = Literal["write", "finish", "end", "lost", "slow", "leave"]
 
@@ -54,7 +54,7 @@ class ForwardedRequest(msgspec.Struct, frozen=True, array_like=True):
 
 
 class ForwardFrame(msgspec.Struct, frozen=True, array_like=True):
-    """A message from one end of a forwarded request to the other.
+    """A message about a forwarded request, between the request's two workers.
 
     The owner sends `write`, `finish` and `end`. The worker with the socket sends `lost`, `slow` and `leave`.
     """
@@ -70,8 +70,8 @@ class ForwardFrame(msgspec.Struct, frozen=True, array_like=True):
 class Probe(msgspec.Struct, frozen=True, array_like=True):
     """Checks whether another worker is alive, and which requests in `here` and `there` are unknown to the other worker.
 
-    `by`: the topic of the worker that sends the probe.
-    `here`: the numbers of the requests whose sockets the sender has. `there`: the numbers of requests to the sender's sessions.
+    `by`: the sender's topic. `here`: the numbers of the requests whose sockets the sender has.
+    `there`: the numbers of the requests that the other worker has forwarded to sessions of the sender.
     """
 
     by: str
@@ -144,7 +144,7 @@ class RemoteSession:
 
     `by`: the topic of this worker. `send`: a function that sends a frame to the owner of the session.
     `ended`: a function that is called once, when the request ends.
-    `gone`: the response to a poll if the owner is gone; if the request is a stream, the body of `gone` is the last output.
+    `gone`: the response to a poll if the owner is gone; a stream gets the body of `gone` as its last output.
     `owner`: the topic of the owner; "" before the owner has replied.
     """
 
@@ -214,10 +214,10 @@ class RemoteSession:
         self._send_to_owner("leave")
 
     def abandon(self) -> None:
-        """Ends the request because its owner is gone. The client then begins a new session."""
+        """Ends the request, because the session's owner cannot continue it. The client then begins a new session."""
         if self._is_over:
             return
-        self._send_to_owner("lost")  # if the broker was away, the owner may still be alive
+        self._send_to_owner("lost")  # the owner is still alive if only the broker was unavailable
         self._end()
         if self._stream is not None:
             self._stream.write(self._gone.body)
@@ -247,7 +247,7 @@ class Forwarding:
         self._prefix = prefix
         self._gone = gone
         self._name = ""
-        """the topic on which this worker receives frames and probes; "" before the first request"""
+        """the topic on which this worker receives frames and probes; "" before it first forwards a request or owns a session"""
         self._apps: set[str] = set()
         """the ids of the apps in which this worker is subscribed to the topic `_name`"""
         self._numbers = 0
@@ -320,7 +320,7 @@ class Forwarding:
         )
 
     async def disown(self, app: App, topic: str) -> None:
-        """Ends the ownership of a session, so that its requests are not forwarded to this worker any more."""
+        """Ends the ownership of a session, so that other workers do not forward its requests to this worker any more."""
         await self._controller.release_topic(app, topic)
 
     def _on_request(self, app: App, accept: Accept, data: bytes) -> bytes:
@@ -339,13 +339,14 @@ class Forwarding:
     def send(self, remote: RemoteRequest, frame: ForwardFrame) -> None:
         """Sends a frame to the worker that has the socket of a request.
 
-        A flush of the fan-out may call this method. So, if the frame is lost, the session ends only in a later turn.
+        A flush of the fan-out may call this method, and a flush must not end a session. So, if the frame is lost, the session
+        ends in a later turn.
         """
         lost = partial(asyncio.get_running_loop().call_soon, self._on_frame_lost, remote, frame)
         self._controller.send_to_topic(remote.app, remote.by, _encode(frame), lost)
 
     def _on_frame_lost(self, remote: RemoteRequest, frame: ForwardFrame) -> None:
-        """Ends the request whose frame is lost, and its session. Does not end the session after an `end`, which has no output."""
+        """Ends the request whose frame is lost. Ends the session too, unless the frame is an `end`, which contains no output."""
         self._lose(remote.by, remote.number)
         if frame.kind != "end" and remote.session is not None:
             remote.session.close(4200, "The broker is away, reconnect")
@@ -390,7 +391,7 @@ class Forwarding:
         return now + PROBE_SECONDS
 
     async def _probe(self) -> None:
-        """Sends probes to the workers that have the other end of a request; ends requests unknown in two successive probes."""
+        """Sends probes to the workers that have the other side of a request; ends requests unknown in two successive probes."""
         self._is_probing = True
         suspects: set[tuple[str, int, bool]] = set()
         try:
@@ -428,7 +429,7 @@ class Forwarding:
         return _encode(Probe("", here, [number for number in probe.there if number not in self._remote_sessions]))
 
     def _end_all(self, app: App, topic: str) -> None:
-        """Ends all requests whose other end is on a worker that is gone. `topic`: the topic of the gone worker."""
+        """Ends all requests that this worker shares with a worker that is gone. `topic`: the topic of the gone worker."""
         for remote in [one for one in self._remote_sessions.values() if one.app is app and one.owner == topic]:
             remote.abandon()
         for request in [one for one in self._remote_requests.values() if one.app is app and one.by == topic]:

@@ -68,7 +68,7 @@ class Takeover(SocketOwner):
         raise NotImplementedError
 
     def lost(self, exchange: object) -> None:
-        """Called instead of `start` if the client has already closed the connection."""
+        """Called instead of `start` if the client has already closed the connection, or does not read its answers."""
         raise NotImplementedError
 
 
@@ -87,7 +87,7 @@ class HandlerRequest(msgspec.Struct, frozen=True, gc=False):
     """A request that a handler serves.
 
     args: the values of the groups in the regular expression `Route.tail`.
-    crowded: the bound that the number of connections has reached; None if the server has room for a new client.
+    crowded: the bound that the number of connections has reached; None if no bound is reached.
     is_direct: whether `EdgeContext.addresses` already counts the connection for the client's address.
     """
 
@@ -106,7 +106,7 @@ class Handshake(msgspec.Struct, frozen=True, gc=False):
 
     path: the path in the request line, without the query.
     ip: the address of the client; "" on a Unix socket.
-    crowded: the bound that the number of connections has reached; None if the server has room for the client.
+    crowded: the bound that the number of connections has reached; None if no bound is reached.
     """
 
     method: str
@@ -131,7 +131,7 @@ class Handler(Protocol):
         """
 
     def app_of(self, args: tuple[str, ...]) -> AppConfig | None:
-        """Returns the app of a request. The limits of this app bound the size of the request's body."""
+        """Returns the app whose limits bound the body of a request; None if the request belongs to no app."""
 
 
 class Route(NamedTuple):
@@ -184,7 +184,7 @@ class Handlers:
         return None
 
     def max_body(self, path: str) -> int:
-        """Returns the maximum size of a body in bytes: more than twice the app's bound for a batch, because JSON adds escapes."""
+        """Returns the maximum bytes of a body. Escapes make JSON longer, so it is over twice the app's bound for a batch."""
         path = _SLASHES.sub("/", path)
         app = None
         for base in self._api_paths:

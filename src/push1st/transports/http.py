@@ -24,7 +24,7 @@ HEAD_SECONDS = 10
 BODY_SECONDS = 30
 """seconds in which a request's body must arrive, from the end of the request's headers"""
 PIECE = 2048
-"""maximum number of bytes in one call of the decoder, unless a body is longer; `PIECE` bytes complete at most 82 requests"""
+"""maximum bytes in one call of the decoder, unless a body is longer; a call completes at most 82 requests of at least 25 bytes"""
 MAX_PIECES = 8
 """maximum number of pieces in a slice of input (see `turn`); a slice also ends with a piece that completes a request"""
 

@@ -14,15 +14,15 @@ from push1st.transports.lost import LOST, has_unread
 from push1st.transports.sweep import NEVER
 
 ANSWER_SECONDS = 30
-"""seconds in which a client must read the last answer; also the seconds between two checks of a request in progress"""
+"""seconds in which a client must read a connection's final answer; also seconds between two checks of a request in progress"""
 MAX_WAITING = 16
-"""maximum number of pipelined requests that wait; while so many requests wait, the connection does not read its socket"""
+"""number of pipelined requests; while at least `MAX_WAITING` requests wait, the connection does not read its socket"""
 
 
 class HttpOutput(asyncio.Protocol):
     """Writes the answers of an HTTP connection, and ends the connection.
 
-    _last: whether the connection serves no further request.
+    _last: whether the connection decodes no further request.
     _busy: whether a request is in progress.
     """
 
@@ -62,11 +62,11 @@ class HttpOutput(asyncio.Protocol):
         """waiting requests, each with its handler (None for the API), and whether the connection stays open after the answer"""
         self._answers: list[bytes] = []
         self._refused: Response | None = None
-        """the answer that rejects the last request; input after the last request is not decoded"""
+        """the answer to a rejected request or handshake, after which the connection decodes no further input"""
         self._busy = False
         self._last = False
         self._linger = 0
-        """number of bytes that the client may still send after the server has rejected a request"""
+        """remaining bytes of input to discard after a rejection, before the connection closes the socket; 0 if none"""
         self._eof = False
         """whether no more input can arrive, because the input has ended or the connection is lost"""
         self._gone = False
@@ -131,7 +131,7 @@ class HttpOutput(asyncio.Protocol):
 
     @property
     def _overfull(self) -> bool:
-        """Whether the client must read answers before the connection processes further requests."""
+        """Whether further requests must wait, because the client does not read its answers, or because too many requests wait."""
         return not self._writing or len(self._waiting) >= MAX_WAITING
 
     def _update_reading(self) -> None:
@@ -164,7 +164,7 @@ class HttpOutput(asyncio.Protocol):
     def _expect(self, seconds: float) -> None:
         """Sets the deadline of the connection to `seconds` from now.
 
-        Schedules an earlier call of `due` only if the next call comes more than one second after the new deadline.
+        A scheduled call of `due` stays unchanged, unless it comes more than one second after the new deadline.
         """
         sweep = self._listener.context.sweep
         self._deadline = deadline = sweep.now + seconds

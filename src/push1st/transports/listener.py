@@ -20,7 +20,7 @@ class Listener:
     whitelist: the networks that may connect; an empty whitelist allows all networks, and Unix sockets are always allowed.
     keep_alive: the seconds that a connection may be idle.
     crowded: the bound that all connections of this listener exceed; None if the connections exceed no bound.
-    crowds: for each bound, another `Listener` for connections that exceed this bound; their WebSocket clients are rejected.
+    crowds: for each bound, another `Listener` for connections that exceed this bound. It rejects WebSocket clients.
 
     The permissions of a Unix socket and of its folder restrict the processes that may connect to this socket.
     """

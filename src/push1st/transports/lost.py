@@ -74,7 +74,8 @@ def unread(transport: asyncio.Transport) -> bytes:
 def has_unread(transport: asyncio.Transport) -> bool:
     """Returns whether the socket or the TLS object of a connection has unread bytes from the client.
 
-    Closing a socket with unread bytes resets the connection. Closing a TLS connection drops input that is still encrypted.
+    Closing a socket with unread bytes resets the connection, so that the client may lose answers. Closing a
+    TLS connection drops input that is still encrypted.
     """
     tls = transport.get_extra_info("ssl_object")
     if tls is not None and tls.has_unread:

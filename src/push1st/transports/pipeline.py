@@ -29,7 +29,7 @@ class Pipeline(HttpOutput):
         self._keep = False
 
     def _refuse(self, status: int, text: str, headers: bytes = b"") -> None:
-        """Rejects the last request of the connection. After several calls, the client gets only the reason of the first call."""
+        """Rejects a request, after which the connection decodes no other. The client gets only the first of several errors."""
         if self._refused is None:
             self._refused = error(status, text, headers)
             self._log("request refused", status, text)
@@ -133,7 +133,7 @@ class Pipeline(HttpOutput):
         if self._eof:
             found.lost(self)
         elif isinstance(found, Takeover) and not self._writing:
-            # The client reads no answers, so reading is paused, and a new owner of the socket would not notice its end.
+            # The client reads no answers, so reading is paused, and a `Takeover` would not notice the end of the input.
             found.lost(self)
             self.abort()
         elif isinstance(found, Takeover):
@@ -155,7 +155,7 @@ class Pipeline(HttpOutput):
         self._done(response, self._keep)
 
     def _stop_holding(self) -> None:
-        """If a response is pending, notifies its handler that the client has closed the connection."""
+        """If a response is pending, notifies the `Pending` object that the client has closed the connection."""
         held, self._held = self._held, None
         if held is not None:
             self._busy = False

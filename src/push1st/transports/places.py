@@ -1,4 +1,5 @@
-"""Bounds a worker's connections from one address, and its detached HTTP fallback sessions of one app or one address.
+"""Bounds the connections of a worker from one address. Also bounds a worker's detached HTTP fallback sessions: in total,
+of one app, and of one address.
 
 Without these bounds one client could use all connections of the worker. The bounds are large, because all clients in an office,
 or all clients of a proxy, may have the same address. The server checks a bound only when a client connects, and ends no
@@ -13,11 +14,11 @@ from push1st.transports.descriptors import Room
 
 Bound = Literal["worker", "app", "address"]
 Crowded = Literal["server", "address"]
-"""the bound that the number of connections has reached: the bound of the whole server, or the bound of one address"""
+"""the bound that the number of connections has reached: the file descriptors for clients, or the bound of one address"""
 
 
 class Places:
-    """A bounded number of places for sessions. An app may take three quarters of the places; an address may take half.
+    """A bounded number of places for sessions: at most three quarters of them for one app, and half for one address.
 
     bound: the total number of places on the worker.
     taken: the number of places in use.
@@ -57,13 +58,13 @@ class Places:
 
 
 class Addresses:
-    """Counts the connections of each address. An address may have seven eighths of the possible connections of a worker.
+    """Counts the connections of each address. An address has at most seven eighths of a worker's possible connections.
 
     possible: a function that returns the number of connections that the worker can have.
     """
 
     ANSWERED = 16
-    """maximum number of connections of one address beyond `most` that the server answers, and then closes"""
+    """maximum number of connections of one address, in addition to `most`, that the server answers and then closes"""
 
     def __init__(self, possible: Callable[[], int]) -> None:
         self._possible = possible

@@ -21,7 +21,7 @@ AGAIN_SECONDS = 10
 """seconds from an exception in a connection's method `due` to the next call of this method"""
 NEVER = 1 << 62
 LATE_SECONDS = 2
-"""seconds between two ticks; after a longer interval, the sweep assumes that the process did not run in the meantime"""
+"""seconds; if two ticks are at least so far apart, the sweep assumes that the process did not run in the meantime"""
 READ_TURNS = 3
 """turns of the event loop from a tick until all input is processed: one for the tick, one for reading, and one for processing"""
 
@@ -40,7 +40,7 @@ class Sweep:
     clock: a function that returns the seconds of a monotonic clock.
     on_error: a function that the sweep calls while it handles an exception that `due` raised.
     each_second: a function that the sweep calls at each tick.
-    now: the time of the last tick, for deadlines that do not need an exact time.
+    now: the time of the newest tick, for deadlines that do not need an exact time.
     """
 
     def __init__(self, clock: Callable[[], float], on_error: Callable[[], None], each_second: Callable[[], None]) -> None:
@@ -83,7 +83,7 @@ class Sweep:
         self._timer = asyncio.get_running_loop().call_later(1, self._tick)
         before, self.now = self.now, self._clock()
         self._was_late = self.now - before >= LATE_SECONDS and not self._was_late
-        if self._was_late:  # no two ticks in a row skip `due`, because a slow process may be late at each tick
+        if self._was_late:  # the next tick always calls `due`, because each tick of a slow process may be late
             self._each_second()
         else:
             self._after(READ_TURNS)

@@ -1,8 +1,8 @@
 """Bounds how long TLS connections decrypt input in each turn of the event loop (see `turn`).
 
 uvloop decrypts input when the input arrives, before the connection processes it. A client may send TLS records of a few bytes,
-which cost more time than their size suggests. Key updates (RFC 8446 §4.6.3) contain no data. While a client sends fast,
-uvloop calls OpenSSL up to 32 times in a row, with up to 256 KiB of input in each call. So this module bounds the decryption:
+which cost more time than their size suggests. Key updates (RFC 8446 §4.6.3) cost time, but have no data. While a client sends
+fast, uvloop calls OpenSSL up to 32 times in a row, with up to 256 KiB of input in a call. So this module bounds the decryption:
 
 - In a turn, each connection decrypts for at most `SLICE_SECONDS`, and all connections together for at most `INPUT_SECONDS`. The
   remaining input stays encrypted until a later turn. uvloop stops reading a socket while 256 KiB of input wait for decryption.
@@ -11,7 +11,7 @@ uvloop calls OpenSSL up to 32 times in a row, with up to 256 KiB of input in eac
 - Input that arrives after the server has closed the connection is discarded without decryption, up to `MAX_AFTER_CLOSE` bytes.
   Without this rule uvloop would decrypt and discard input for 30 seconds after the close.
 
-If at most `PIECE` bytes wait for decryption, the worker decrypts them at once, and does not measure this time.
+If at most `PIECE` bytes wait for decryption, the worker decrypts them at once, without a measurement of the time.
 """
 
 import asyncio
@@ -52,7 +52,7 @@ class Decryption:
         """number of the current turn"""
         self.left = INPUT_SECONDS
         self.left_for_lost = INPUT_SECONDS
-        """seconds of this turn that are left for the decryption of lost connections"""
+        """seconds that lost connections may still use for decryption in this turn"""
         self._call_soon = call_soon
         self._waiting: dict[Records, None] = {}
         self._scheduled = False
@@ -99,11 +99,11 @@ class Records(ssl.SSLObject):
     _start = 0.0
     """time at which the current slice began; 0 between slices"""
     _turn = -1
-    """number of the turn in which the last slice began"""
+    """number of the turn in which the newest slice began"""
     _without_data = 0
     _after_close = 0
     _is_discarding = False
-    """whether all further input is discarded, because some earlier input was discarded"""
+    """whether all further input is discarded, because OpenSSL cannot decrypt a TLS record after a discarded record"""
     _has_failed = False
 
     def follow(self, incoming: ssl.MemoryBIO, decryption: Decryption) -> None:

@@ -5,10 +5,10 @@ A turn bounds the time that one connection may use (decision 0013):
 - A connection processes one *slice* of its input in a turn: some frames, or some requests. The remaining input is the backlog of
   the connection.
 - The worker does not read from a connection with a backlog, so the kernel slows down the client.
-- In each turn, connections with a backlog process one slice each, in rotation. All backlogs together get as much time as the new
-  input of the turn needed, but at least `BACKLOG_SECONDS`.
-- The worker does not read from a connection again in the same turn if the last read returned `LONG_READ` bytes or more. Without
-  this rule the event loop would continue to read from a client that sends fast. All input from such a long read is a backlog.
+- In each turn, connections with a backlog process one slice each, in rotation. All backlogs together get the same time as the
+  new input of the turn, but never less than `BACKLOG_SECONDS`.
+- The worker does not read from a connection again in the same turn after a read of at least `LONG_READ` bytes. Without
+  this rule the event loop would continue to read from a client that sends fast. All input of a long read becomes a backlog.
 
 All connections together process new input for at most `INPUT_SECONDS` in a turn. The next turns process the remaining input
 before newer input. So a turn stays short even if thousands of clients flood the worker at the same time.
@@ -26,7 +26,7 @@ from typing import Protocol
 SLICE_SECONDS = 0.001
 """maximum seconds of a slice; a maximum number of messages is not enough, because one subscribe may take as long as 1000 pings"""
 MAX_WAITING = 100
-"""number of commands that wait for the broker or a backend; at this number a connection processes no further message"""
+"""number of a session's commands; while so many commands wait for the broker or a backend, its connection processes no message"""
 BACKLOG_SECONDS = 0.002
 """minimum seconds that all backlogs together get in each turn"""
 INPUT_SECONDS = 0.01
@@ -35,7 +35,7 @@ ROUND = 16
 LONG_READ = 65_536
 """minimum bytes of a long read; after a long read, the worker does not read from the connection again in the same turn"""
 MAX_BACKLOGS = 1000
-"""while at least so many connections have a backlog, the worker discards the backlog of each connection that is lost"""
+"""while at least `MAX_BACKLOGS` connections have a backlog, the worker discards the input of each connection that gets lost"""
 
 
 class Answering(Protocol):
@@ -79,7 +79,7 @@ class Turn:
         """connections with new input that an earlier turn had no time to process"""
         self._backlog: dict[Connection, None] = {}
         self._spent = 0.0
-        """seconds in which this turn has already processed new input, before the call of `_run`"""
+        """seconds in which `catch_up` has already processed new input of this turn, before the call of `_run`"""
         self.answering: list[Answering] = []
         """connections that write their answers in the last phase of this turn"""
 
@@ -137,7 +137,7 @@ class Turn:
         self._finish()
 
     def keeps_lost(self) -> bool:
-        """Returns whether a lost connection may still process the input that arrived before the loss."""
+        """Returns whether lost connections keep their backlogs: only while fewer than `MAX_BACKLOGS` connections have one."""
         return len(self._backlog) + len(self._late) < MAX_BACKLOGS
 
     def _work(self, until: float) -> None:

@@ -14,7 +14,7 @@ from push1st.transports.websocket_output import CLOSE_SECONDS, WebSocketOutput
 MAX_FRAMES = 32
 """maximum number of frames in a slice of input (see `turn`)"""
 SMALL_FRAGMENT = 256
-"""size in bytes; each fragment below this size counts against the client's rate limit (`Session.charge`)"""
+"""size in bytes; the session charges the client for each fragment below this size (`Session.charge`)"""
 
 
 class WebSocketConnection(WebSocketOutput):
@@ -127,7 +127,7 @@ class WebSocketConnection(WebSocketOutput):
         self._transport.pause_reading()
 
     def eof_received(self) -> bool:
-        """Handles the end of the client's input. The connection ends after the session has applied all commands.
+        """Handles the end of the client's input. The connection ends after the session has applied all commands received so far.
 
         Output that the client does not read within `CLOSE_SECONDS` is discarded. With TLS, uvloop closes the socket at once, and
         all further output is discarded.

@@ -2,7 +2,7 @@
 
 When the server ends a connection, the session ends at once. The server sends a close frame after all queued output, and gives
 the client `CLOSE_SECONDS` to answer with a close frame. Then the server destroys the socket. If a client violates the protocol,
-the server also closes its side of the socket. The server then discards all input, including a close frame, until the client ends
+the server also closes the socket for writing. The server then discards all input, including a close frame, until the client ends
 the connection too (RFC 6455 §7.1.1, §7.1.7).
 """
 
@@ -106,15 +106,15 @@ class WebSocketOutput(SocketOwner):
             self._authorize_by = self._seen + AUTHORIZE_SECONDS
             context.sweep.watch(self, self._authorize_by)
         elif self.due_at == NEVER:
-            # If many clients connect at the same time, the first checks of these clients are spread over a tenth of the timeout.
+            # If many clients connect at the same time, their first checks are spread over a tenth of the activity timeout.
             first = self._protocol.activity_timeout * (1 - (id(self) >> 4) % 100 / 1000)
             context.sweep.watch(self, self._seen + min(first, self._token_seconds()))
 
     # asyncio.Protocol
 
     def pause_writing(self) -> None:
-        """Disconnects a client whose unsent output exceeds the bound. The event loop may call this method during a flush, so the
-        connection ends after the turn.
+        """Disconnects a client whose unsent output exceeds the bound. The event loop may call this method during a flush, and
+        a flush must not end a session. So the connection ends after the turn.
         """
         self._slow = True
         asyncio.get_running_loop().call_soon(self._cut)
@@ -181,7 +181,7 @@ class WebSocketOutput(SocketOwner):
             self._context.turn.resume(self)
 
     def _half_close(self) -> None:
-        """Closes the server's side of the socket, and begins to discard the client's input."""
+        """Closes the socket for writing, and begins to discard the client's input."""
         if self._linger:
             return
         self._linger = LINGER_BYTES

@@ -1,8 +1,8 @@
 """Applies the messages that a fallback session receives by `xhr_send`.
 
-A session applies its messages in slices, as a WebSocket does (`turn.py`). Messages are queued while `MAX_WAITING` commands of the
-session wait. The answer to an `xhr_send` waits until the messages of the request are applied. So a client cannot send messages
-faster than the worker applies them.
+A session applies its messages in slices, as a WebSocket does (`turn.py`). While `MAX_WAITING` commands of the
+session wait for the broker or a backend, further messages are queued. The answer to an `xhr_send` waits
+until the messages of the request are applied. So a client cannot send messages faster than the worker applies them.
 """
 
 import asyncio
@@ -98,7 +98,7 @@ class XhrInput:
             self._turn.resume(self)
 
     def drop(self) -> None:
-        """Discards messages that are not applied, and releases the answers that wait for them."""
+        """Discards messages that are not applied, so that answers do not wait for these messages any more."""
         self._is_done = True
         if self._owner.input is self:
             self._owner.input = None

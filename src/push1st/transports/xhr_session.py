@@ -30,14 +30,14 @@ from push1st.transports.xhr_stream import HEADERS, TYPE, OpenPoll, OpenStream, t
 GAP_SECONDS = 10
 """the maximum seconds between the end of a request and the next request; a client that takes longer is disconnected"""
 HEARTBEAT_SECONDS = 25
-"""the seconds without output after which the server sends a heartbeat; half of the activity timeout if that is shorter"""
+"""the seconds without output after which the server sends a heartbeat; half of the activity timeout, if this is shorter"""
 QUIET_SECONDS = 5
-"""the seconds without output after which the server answers an empty `xhr_send` with a heartbeat. An empty `xhr_send` before this
-time may be the client's answer to a heartbeat; another heartbeat would then make an endless loop."""
+"""the seconds without output after which the server answers an empty `xhr_send` with a heartbeat. An earlier empty
+`xhr_send` may be the client's answer to a heartbeat; if the server answered it with a heartbeat, this would never end."""
 PONG_SECONDS = 30
-"""the seconds that a silent client has to answer a heartbeat"""
+"""the seconds in which a silent client must answer a heartbeat"""
 FULL_SECONDS = 60
-"""the seconds that a client has to read a full response to its end, and to send its next request"""
+"""the seconds in which a client must read a full response completely, and send its next request"""
 MAX_MESSAGES = 100
 """the maximum number of messages in an `xhr_send`; pusher-js sends one message"""
 
@@ -59,7 +59,7 @@ class SessionRegistry(Protocol):
 
 
 class XhrSession:
-    """A client's session. `name`: the key of the session in the registry. `place`: the app id and client address."""
+    """A client's session. `name`: the key of the session in the registry. `place`: the app id and address for `detached`."""
 
     __slots__ = (
         "_authorize_by",
@@ -129,7 +129,7 @@ class XhrSession:
     # Requests that read
 
     def poll(self, exchange: Exchange) -> "Response | XhrSession":
-        """Returns the response to a poll. If there is nothing to read, the poll waits."""
+        """Returns the response to a poll. If no frames wait for the client, returns this session, which responds later."""
         current = OpenPoll(self, exchange)
         self._displace(current)
         if self._outbox:
@@ -148,8 +148,8 @@ class XhrSession:
     def _displace(self, current: OpenPoll | OpenStream) -> None:
         """Makes a new request the current request, and ends the old request.
 
-        The old request ends in a later turn, because its end may start the next pipelined request of its connection. This request
-        may be of the same session.
+        The old request ends in a later turn, because its end may start the next pipelined request of its connection. If that
+        request belongs to this session, it must not displace a request during this call.
         """
         if self.current is None:
             self._registry.detached.leave(*self.place)
@@ -179,7 +179,7 @@ class XhrSession:
     def answer(self, poll: OpenPoll) -> None:
         """Answers the current poll with the frames of this turn.
 
-        If one item alone exceeds the outbox, the poll gets only the frames that end the session (`_cut`).
+        If one item alone exceeds the outbox's bound, the poll gets only the frames that end the session (`_cut`).
         """
         outbox = self._outbox
         if poll is self.current and outbox and not (outbox.is_full and len(outbox) == 1):

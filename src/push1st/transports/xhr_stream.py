@@ -21,7 +21,7 @@ from push1st.transports.lost import detach
 from push1st.transports.sweep import NEVER
 
 CLOSE_SECONDS = 5
-"""the seconds that a client has to read the last bytes of a stream that the server ended"""
+"""the seconds in which a client must read the unsent bytes of a stream that the server ended"""
 TYPE = b"text/plain; charset=utf-8"
 HEADERS = (
     b"Access-Control-Allow-Origin: *\r\n"  # safe: the protocol has no cookies, and the server checks the origin of a new session
@@ -44,7 +44,7 @@ class StreamOwner(Protocol):
         """Ends the session, because its client does not read the stream."""
 
     def leave(self, code: int, reason: str) -> None:
-        """Ends the session because the server stops."""
+        """Ends the session, because this worker stops."""
 
 
 class Stream(Takeover):
@@ -176,7 +176,7 @@ class OpenStream:
 
 
 class OpenPoll:
-    """A poll to which a session is attached (`outbox.AttachedConnection`). The answer contains the frames of one loop turn."""
+    """A poll to which a session is attached (`outbox.AttachedConnection`). The answer contains the frames of one turn."""
 
     __slots__ = ("_is_scheduled", "_owner", "request")
 
@@ -186,7 +186,7 @@ class OpenPoll:
         self._is_scheduled = False
 
     def take(self, item: bytes) -> bytes:
-        """Schedules the answer for the end of the loop turn. Returns `item`; the outbox keeps each item that `take` returns."""
+        """Schedules the answer for the end of the turn. Returns `item`; the outbox keeps each item that `take` returns."""
         if not self._is_scheduled:
             self._is_scheduled = True
             asyncio.get_running_loop().call_soon(self._answer)

@@ -3,9 +3,9 @@
 `shards.py` divides the channels of all apps among shards. `shard.py` lists the modules of a shard. `scripts.py` lists the keys
 in the server, and loads the Lua scripts. `resp.py` is a connection to a server, and `servers.py` finds the server of a shard.
 
-The roster and the topics of a shard share one connection, so replies and messages arrive in the order of the server's changes.
-So a member list contains all joins and leaves that the server made before it replied with the list. The edges of all later joins
-and leaves arrive after the list. All messages after a join reach the new subscriber.
+The roster and the topics of a shard share one connection. So replies and messages arrive in the order in which the Redis server
+ran the commands. A member list includes all joins and leaves that the Redis server ran before it made the list. The edges of
+later joins and leaves arrive after the list. A new subscriber receives every message that is published after its join.
 """
 
 import asyncio
@@ -64,9 +64,9 @@ class Redis:
 
     url: the URL of the broker (`config/brokerurl.py`).
     stamp: a function that returns the id of a new message, and the wall clock's time in nanoseconds.
-    node: the name of this node; no other worker has or had the same name.
+    node: the name of this node; each start of a worker makes a new name.
     local_roster: the local roster of this worker.
-    hooked: a function that returns, for each app with hooks, which edges these hooks receive, as letters (`scripts.py`).
+    hooked: a function that returns a mapping: app with hooks → the edges that these hooks receive, as letters (`scripts.py`).
     numbered: a function that is called with this node's number (below 1024); the node's message ids end in this number.
     timings: the durations of leases, waits and retries.
     """
@@ -119,8 +119,8 @@ class Redis:
         """Stores the supervisor's complete list of living nodes, and tries at once to connect to the server.
 
         Only a supervisor that runs the embedded engine (`process/engine.py`) sends this list: when a node starts or ends, and
-        when the engine is ready. After a new connection, this node waits for the nodes in the list before it publishes, and for
-        no other nodes.
+        when the engine is ready. After a new connection, this node does not publish until the nodes in the list are subscribed to
+        their topics. It does not wait for nodes that are not in the list.
         """
         self._shards.workers(nodes)
 
@@ -138,7 +138,7 @@ class Redis:
             elif data[0] == EDGE:
                 edge = decode_edge(data)
                 # Before version 7.2, Redis sends the edge of this node's own join before the reply to the join. This edge is
-                # dropped while the channel has no view: the first client on this node receives all members with the reply.
+                # dropped if the channel has no view yet. The reply then contains all members, for the first client on this node.
                 if edge.kind != "+" or self._views.members((edge.app, edge.channel)) is not None:
                     self._views.edge(edge, self._shards.all[index].roster.is_here(edge))
             elif data[0] == REQUEST:

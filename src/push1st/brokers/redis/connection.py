@@ -2,8 +2,8 @@
 
 The states of the connection and the transitions between these states are a table in `states.py`, which this module applies.
 
-An acknowledged event must reach every living node. So a node that has reconnected waits until all other living nodes are
-subscribed to their topics on the same server (`nodes_not_here` in `lua/helpers.lua`). The node waits for one lease at most.
+An acknowledged event must reach every living node. So a node that has reconnected does not publish until all other living nodes
+are subscribed to their topics on the same server (`nodes_not_here` in `lua/helpers.lua`). It waits for `Timings.lease` at most.
 
 While the broker is away, a subscription or a sign-in waits up to `Timings.patience`, because most outages are shorter and clients
 do not repeat rejected requests. Publishing does not wait (`publishing.py`).
@@ -132,14 +132,14 @@ class ShardConnection:
             self._actions[action](resp)
 
     def registered(self, missing: int) -> None:
-        """Allows commands, because the node is registered; also allows publishing if `missing` is 0 (`nodes_missing`)."""
+        """Allows commands, because the node is registered. On a new connection, passes `missing` to `nodes_missing`."""
         is_new = self.state is ConnectionState.REGISTERING
         self._apply(ConnectionEvent.REGISTERED)
         if is_new:
             self.nodes_missing(missing)
 
     def nodes_missing(self, missing: int) -> None:
-        """Allows publishing if all living nodes would receive the events (`missing` is 0), or after the time of one lease."""
+        """Allows publishing if no living node would miss events (`missing` is 0), or after a wait of `Timings.lease`."""
         if not missing or self._loop.time() >= self._gate_opens_at:
             self._apply(ConnectionEvent.ALL_SUBSCRIBED)
 
@@ -233,7 +233,7 @@ class ShardConnection:
 
     def tick(self, now: float) -> None:
         """Rejects calls that have waited too long, and ends the connection to a server that is silent or too slow."""
-        while self._waiters and self._waiters[0][0] <= now:  # the waiters are almost sorted by deadline
+        while self._waiters and self._waiters[0][0] <= now:  # almost sorted: a call that waits twice keeps its deadline
             _, future = self._waiters.popleft()
             if not future.done():
                 future.set_exception(Refused(503, AWAY_FOR_LONG))
@@ -265,7 +265,7 @@ class ShardConnection:
                 self.fault(reply)
             elif str(reply).startswith(MOVING):
                 self.repair_needed = True
-            elif not self.repair_needed:  # logs once until the next repair: while memory is full, many changes fail
+            elif not self.repair_needed:  # logs once until the next repair: a server with full memory rejects many changes
                 self.repair_needed = True
                 log.error("the broker refused", reason=str(reply), **hint(str(reply)))
 

@@ -17,9 +17,10 @@ class NodeContext(msgspec.Struct, frozen=True):
 
     node: the name of this node; each start of a worker makes a new name.
     stamp: a function that returns the id of a new message, and the wall clock's time in nanoseconds.
-    hooked: a function that returns, for each app with hooks, which edges these hooks receive, as letters (`scripts.py`).
+    hooked: a function that returns a mapping: app with hooks → the edges that these hooks receive, as letters (`scripts.py`).
     on_event: a function that takes hook events.
-    recount: a function that is called when an eviction or a repair may have changed the subscription count of an app's channel.
+    recount: a function that takes an app and a channel whose subscription count may have changed. The reason is the eviction of a
+    dead node, or a repair of the broker's copy of this node's entries.
     local_roster: the local roster of this worker.
     views: the members and watched users, as reported to the clients on this node.
     timings: the durations of leases, waits and retries.

@@ -77,7 +77,8 @@ class Entries:
     ) -> Iterator[Difference]:
         """Yields the differences between this node and the broker's copy.
 
-        Channels and members that the broker has not confirmed are skipped, because `ShardRoster.join` still sends their joins.
+        Channels and members that the broker has not confirmed are skipped. Calls of `ShardRoster.join` still wait for these
+        confirmations, and send the joins again if necessary.
         stored: the broker's copy as a mapping, field → value.
         owns: a function that returns whether a channel is in this shard.
         """

@@ -1,16 +1,17 @@
 """Reads the hook events of a shard, and delivers these events to the hooks in order. One node of the cluster is the consumer.
 
-The consumer has a lease, and renews this lease before each delivery. If the process was suspended, the server's reply may arrive
-after the lease has expired. After a late reply, the consumer delivers nothing, because another node may be the consumer.
+The consumer has a lease, and renews this lease before each delivery. If the operating system suspends the process for a while,
+the process may read the reply to the renewal too late. If the lease has expired by then, the consumer delivers nothing, because
+another node may be the consumer.
 
 The place of an event is the id of the event in the server's stream. In one turn of the event loop, the consumer delivers events
-to the hooks, and sends the place of the last event to the server. If the process dies before this turn, no backend has received
-the events, and the next consumer reads the same events again. If the connection ends before the server stores the place, the next
-consumer on the same node continues after the last delivered event.
+to the hooks, and sends the place of the newest of them to the server. If the process dies before this turn, no backend has
+received the events, and the next consumer reads the same events again. If the connection ends before the server stores the place,
+this node still has the place in memory. So the next consumer on this node continues after the newest delivered event.
 
 For each channel and member, hooks receive settled edges (`scripts.py`) alternately: entering, leaving, entering. For this order,
 the consumer keeps a ledger: the channels and members that exist according to the edges that hooks have received. The consumer
-delivers only edges that change the ledger. So edges alternate even after a change of the consumer or a loss of the state.
+delivers only edges that change the ledger. So edges alternate even if the consumer changes, or the server loses its state.
 
 A node that becomes the consumer builds the ledger from the roster, and adds channels and members whose leaving edge is held back.
 Hooks have not received the unread events yet. So the node then undoes, in the ledger, the changes that these events report.
@@ -53,7 +54,7 @@ SAVED_LEDGER_SECONDS = 60
 """the seconds for which the broker keeps a saved ledger"""
 
 START = b"0-0"
-"""the place before the first event of a stream"""
+"""an id that is lower than the ids of all events in a stream"""
 
 log = logs.get("push1st.broker")
 
@@ -65,7 +66,7 @@ class Ledger:
 
     there: the channels and members, named like the fields of a node's entries (`scripts.py`); None if this node has no ledger.
     apps: the apps whose channels and members the ledger contains.
-    place: the place of the last event that was delivered to hooks.
+    place: the id, in the server's stream, of the newest event that was delivered to hooks; `START` before the first event.
     compared_at: the time (loop's clock) at which a comparison with the roster is due after a possible loss of events, or None.
     checked_at: the time (loop's clock) at which a comparison with the roster is due after another node has ended, or None. If
     another node becomes the consumer before this time, the comparison is dropped, because the new consumer builds a new ledger.
@@ -83,7 +84,7 @@ class Ledger:
         return any(at is not None and at <= now for at in (self.compared_at, self.checked_at))
 
     def state_lost(self) -> None:
-        """Resets the place to the start, because the server lost the stream with its state."""
+        """Resets the place to `START`, because the Redis server lost its state, and so also the stream of events."""
         self.place = START
 
     def forget(self) -> None:
@@ -101,7 +102,7 @@ class Ledger:
 
 
 class Consumer:
-    """Reads hook events on its own connection, until `stop` is called, the lease expires, or the connection ends.
+    """Reads hook events on its own connection, until `stop` is called, the consumer's lease expires, or the connection ends.
 
     base: the first part of the names of the shard's keys.
     run: a function that returns the command for a script, without the arguments of the script.
@@ -164,7 +165,7 @@ class Consumer:
             log.info("this node stopped reading hook events", reason=str(exc) or type(exc).__name__)
         except asyncio.CancelledError:
             if resp is not None:
-                resp.close()  # `close` sends the last place, if it is queued, and ends the connection
+                resp.close()  # `close` sends the newest place, if it is queued, and ends the connection
                 resp = None
             raise
         finally:
@@ -172,7 +173,7 @@ class Consumer:
                 resp.abort()
 
     async def _begin(self, resp: RespConnection) -> None:
-        """Finds the place after which the consumer reads, and builds the ledger if this node has no ledger."""
+        """Finds the id of the event after which the consumer reads; builds the ledger if this node has no ledger."""
         ledger = self._ledger
         saved = await self._call(resp, "GET", f"{self._stream}:read") or START
         place = max(ledger.place, saved, key=_order)
@@ -225,9 +226,10 @@ class Consumer:
         return *self._run_script(READ), self._node, lease, self._ledger.place, hold, released
 
     async def _save_place(self, resp: RespConnection) -> int | None:
-        """Stores the place of the last delivered event in the broker, and renews the lease.
+        """Stores the place of the newest delivered event in the broker, and renews the lease.
 
-        Returns the milliseconds until the end of the recovery (0: no recovery), or None if this node is no longer the consumer.
+        Returns None if another node may be the consumer. Otherwise, if the server has lost its state, returns the milliseconds
+        for which this node waits until all nodes have registered their entries again; else 0.
         """
         loop = asyncio.get_running_loop()
         sent_at = loop.time()
@@ -296,11 +298,12 @@ class Consumer:
         return True
 
     async def _expected_ledger(self, resp: RespConnection, place: bytes, apps: Collection[str]) -> set[str]:
-        """Returns the ledger that apps must have when their hooks have received all events up to a place, and no later event.
+        """Returns the correct ledger for apps whose hooks have received the events up to the id `place`, but no later events.
 
         The ledger contains the channels and members in the roster, and the channels and members whose leaving edge is held back.
-        The roster may change during the scan, but each change adds an event after the place. The first event of a channel or
-        member after the place shows the earlier state: before a leaving edge it existed, before an entering edge it did not.
+        The roster may change while this method reads it, but each change adds an event with an id after `place`. The first such
+        event of a member shows whether the member existed at `place`: if it leaves, yes; if it enters, no. The same is
+        true of channels.
         """
         there: set[str] = set()
         for app in apps:
@@ -311,7 +314,7 @@ class Consumer:
                 async with asyncio.timeout(self._timings.read_silent):
                     for channel, users in zip(presence, await asyncio.gather(*replies), strict=True):
                         there.update(f"m/{app}/{channel}\n{user.decode()}" for user in users)
-        for left in ("held", "gone"):  # after the roster: a field that leaves the roster between the two reads is here
+        for left in ("held", "gone"):  # read after the roster, because a leave moves a field from the roster to these hashes
             async for fields in self._scan(resp, f"{self._base}:{left}"):
                 there.update(field for field in fields if field[0] in "cm" and field.split("/", 2)[1] in apps)
         before: dict[str, bool] = {}

@@ -72,8 +72,8 @@ class HookEventStream:
     def renewed(self, term: int) -> None:
         """Starts or stops the consumer after a renewal of the lease.
 
-        term: the new term of this node as the consumer; negative if another node was the consumer before; 0 if this node is not
-        the consumer.
+        term: 0 if this node is not the consumer. Otherwise, a number that grows with each renewal (`BASE:term` in `scripts.py`),
+        with a minus sign if another node was the consumer before this renewal.
         """
         if term <= 0:
             self.ledger.forget()
@@ -120,7 +120,7 @@ class HookEventStream:
     async def save_ledger(self, resp: RespConnection, *, state_lost: bool) -> None:
         """Saves the ledger for the next consumer, if a comparison of the ledger with the roster is still due.
 
-        state_lost: whether the server has lost its state since the last registration.
+        state_lost: whether the Redis server has lost its state since this node last registered; if so, the comparison is due.
         """
         if state_lost:
             self.ledger.compared_at = 0

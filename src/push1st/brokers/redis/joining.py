@@ -15,7 +15,7 @@ from push1st.messages import Member
 MAX_JOINS = 500
 """the maximum number of subscriptions in one batch; other commands wait some milliseconds while the server adds a batch"""
 ADDED, REFUSED = 1, 2
-"""the results of a join: `ADDED` if the member is new in the cluster, `REFUSED` if it would exceed the limit; 0 for the others"""
+"""the results of a join: `ADDED` if the member is new in the cluster, `REFUSED` if the member would exceed the limit; else 0"""
 
 
 class PendingJoin:

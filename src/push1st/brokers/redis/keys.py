@@ -17,7 +17,7 @@ class Keys:
 
     prefix: the prefix of all keys, from the broker's URL.
     tag: the hash tag of the shard.
-    sharded: whether the server is part of a cluster; in a cluster, topics use sharded Pub/Sub (SPUBLISH).
+    sharded: whether the server is part of a Redis cluster; in a cluster, topics use sharded Pub/Sub (SPUBLISH).
     """
 
     __slots__ = ("_sharded", "base", "publish", "subscribe", "unsubscribe")

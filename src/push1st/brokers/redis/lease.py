@@ -20,7 +20,7 @@ from push1st.brokers.redis.scripts import EVICT_NODE, FLUSH_DEFERRED, RENEW
 EVICT_FROM_START = b"m0"
 """the value of `ARGV[4]` with which `lua/evict_node.lua` starts an eviction"""
 MARGIN_SECONDS = 0.1
-"""the seconds from the end of a recovery, on this node's clock, to the comparison of the views with the roster"""
+"""the seconds between the end of a recovery (`BASE:recovering`) and the comparison of the views with the roster"""
 
 log = logs.get("push1st.broker")
 
@@ -51,7 +51,7 @@ class Lease:
         self.recovered_at: float | None = None
         """the time (loop's clock) from which the views may be compared with the roster; None if no comparison is due"""
         self.least = 0
-        """the milliseconds for the argument `least` of the function `nodes_not_here` in `lua/helpers.lua`"""
+        """a lease that ends in fewer milliseconds was not renewed in time (`nodes_not_here` in `lua/helpers.lua`)"""
         self._evicts_at = 0.0
         """the time (loop's clock) from which this node may evict nodes without a lease"""
         self._evicting: set[str] = set()
@@ -82,7 +82,8 @@ class Lease:
     def registered(self, recovery: int, late: int) -> None:
         """Sends the first renewal after a registration, and postpones evictions if all leases may have expired.
 
-        recovery: the milliseconds until the end of the recovery; 0 or less if there is no recovery.
+        recovery: the milliseconds during which nodes may still register their entries again after the server has lost its
+        state; 0 or less if nodes need not register again.
         late: 1 if this node's lease had expired but the server kept its state, so that other leases may have expired too.
         """
         now = asyncio.get_running_loop().time()
@@ -93,7 +94,7 @@ class Lease:
         self.renew(just_subscribed=True)
 
     def tick(self, now: float) -> None:
-        """Renews the lease when due, or at each tick while publishing waits: the reply contains the number of missing nodes."""
+        """Renews the lease when due. While publishing waits for missing nodes, each tick renews: the reply counts these nodes."""
         if self.renews_at <= now or self._connection.publish_connection is None:
             self.renews_at = now + self._context.timings.renew
             self.renew()
@@ -154,13 +155,13 @@ class Lease:
             resp.send(pack(self._eviction(node, place)), lambda reply: self._evict(node, reply))
 
     def _eviction(self, node: str, place: bytes) -> tuple[Argument, ...]:
-        """Returns the command for one step of an eviction. `place`: the place from which this step continues."""
+        """Returns the command for one step of an eviction. `place`: where this step continues (`lua/evict_node.lua`)."""
         hooked = "/".join(("", *map("\n".join, self._context.hooked().items()), ""))
         ids = [self._context.stamp()[0] for _ in range(bounds.MAX_EVICTED)]
         return self._keys.command(EVICT_NODE, node, self._context.stamp()[1], hooked, place, *ids)
 
     def _flush_deferred(self, reply: Any) -> None:
-        """Publishes deferred leaves after a recovery. `reply`: 0 if the server has no more deferred leaves."""
+        """Publishes leaves that were deferred during a recovery. `reply`: 0 if the server has no more deferred leaves."""
         if isinstance(reply, Exception):
             self._connection.check(reply)
         elif reply and self._connection.registered_on is not None:

@@ -43,7 +43,7 @@ class ShardRoster:
         self._joining = JoinBatcher(self._send_joins)
         self.entries = Entries()
         self.unconfirmed_leaves: dict[Left, tuple[str, bytes]] = {}
-        """the leaves that the server may not have received → socket id and user info; sent to a server that lost its state"""
+        """leaves that the server may not have received → socket id and user info; sent again if the server has lost its state"""
 
     # Joining
 
@@ -134,7 +134,7 @@ class ShardRoster:
         self._send_leave(left, LEAVE, *self.leave_arguments(key, "" if gone is None else gone.user_id, socket_id))
 
     def leave_arguments(self, key: ChannelKey, user_id: str, socket_id: str) -> tuple[Argument, ...]:
-        """Returns the arguments of `lua/leave.lua`. `user_id`: a user without further connections here, or empty."""
+        """Returns the arguments of `lua/leave.lua`. `user_id`: the user, or empty if other connections of the user remain."""
         edges = self._context.hook_edges(key[0])
         return *key, self._context.local_roster.subscriptions(*key), user_id, socket_id, *self._context.stamp(), edges
 

@@ -48,7 +48,7 @@ class Batch:
             for future in self.waiting:
                 if not future.done():
                     future.set_exception(refused)
-                    future.exception()  # marks the exception as retrieved: no coroutine waits if the client has left
+                    future.exception()  # without this call, asyncio logs the exception if no coroutine waits
 
     def published(self, reply: Any) -> None:
         if isinstance(reply, ConnectionLost):
@@ -121,7 +121,7 @@ class PublishBatcher:
         resp.flush()
 
     def _dispatch(self, resp: RespConnection, batch: Batch) -> None:
-        self.tick(batch.at)  # releases confirmed batches often, because the release of thousands at once takes milliseconds
+        self.tick(batch.at)  # removes confirmed batches now, because freeing thousands at once takes milliseconds
         self._unconfirmed.append(batch)
         cached = None if batch.cached is None else encode_message(batch.cached)
         self._send(resp, batch, encode_messages(batch.messages), cached)
@@ -132,7 +132,7 @@ class PublishBatcher:
             self._dispatch(self._batches_on, self._batches.pop(key))
 
     def tick(self, now: float) -> None:
-        """Releases confirmed batches; rejects batches that the broker has not confirmed in time."""
+        """Removes confirmed batches from memory; rejects batches that the broker has not confirmed in time."""
         unconfirmed = self._unconfirmed
         while unconfirmed and (unconfirmed[0].done or unconfirmed[0].at + CONFIRM_SECONDS <= now):
             batch = unconfirmed.popleft()

@@ -1,9 +1,9 @@
 """Corrects the broker's copy of this node's entries when the node registers, and after the broker rejected a change.
 
-A node's entries are authoritative for the node's own clients. Each command of the node updates the broker's copy. After a new
-connection, an expired lease or a lost state, the copy may differ from the entries. Then the node reads the copy, and sends a
-change for each difference. In the same way, the node compares the views of its clients (`views.py`) with the roster, and delivers
-each difference to its clients.
+A node's entries are authoritative for the node's own clients. Each command of the node updates the broker's copy. After the node
+has reconnected, its lease has expired, or the server has lost its state, the copy may differ from the entries. Then the node
+reads the copy, and sends a change for each difference. In the same way, the node compares the views of its clients (`views.py`)
+with the roster, and delivers each difference to its clients.
 """
 
 from collections.abc import Callable
@@ -92,7 +92,7 @@ class Reconciler:
         self._lease.registered(recovery, late)
 
     async def _send_registration(self, resp: RespConnection) -> tuple[int, int, int]:
-        """Returns the number of missing nodes, whether the lease had expired (1 or 0), and the rest of the recovery in ms."""
+        """Returns the number of missing nodes, 1 if the lease had expired (else 0), and the recovery's remaining milliseconds."""
         node, lease = self._context.node, self._lease
         new_epoch = f"{node}-{self._context.stamp()[0]}"
         wanted = self._number if self._numbered else -1
@@ -157,7 +157,7 @@ class Reconciler:
             spawn(self._read_and_repair(connection.registered_on))
 
     async def _read_and_repair(self, resp: RespConnection) -> None:
-        """Sends rejected changes again. A change that a client causes meanwhile may be sent twice, which does no harm."""
+        """Sends rejected changes again. A change by a client may be sent twice: scripts allow this (`scripts.py`)."""
         try:
             stored = await self._stored(resp)
         except (ConnectionLost, hiredis.ReplyError) as exc:
@@ -191,7 +191,7 @@ class Reconciler:
     # Comparing the views of clients with the roster
 
     def tick(self, now: float) -> None:
-        """Compares the views with the roster when the recovery is over."""
+        """Compares the views with the roster, when all nodes have had time to register their entries again."""
         lease, resp = self._lease, self._connection.registered_on
         if lease.recovered_at is not None and lease.recovered_at <= now and resp is not None:
             lease.recovered_at = None
@@ -210,7 +210,7 @@ class Reconciler:
             self._connection.check(reply)
             return
         local = self._context.local_roster
-        members = members_of(reply) | local.members(*key)  # the reply lacks members of this node if it was evicted
+        members = members_of(reply) | local.members(*key)  # if this node was evicted, the reply lacks its members
         self._context.views.compare(key, members, local.single_connections(*key), self._context.stamp)
 
     def _compare_status(self, key: UserKey, reply: Any) -> None:

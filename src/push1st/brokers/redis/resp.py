@@ -63,7 +63,7 @@ class RespConnection(asyncio.Protocol):
         self.received_at = 0.0
         """the time (loop's clock) at which the server last sent data"""
         self._owed_since = 0.0
-        """the time (loop's clock) of the last command that was sent when no other command waited for a reply"""
+        """the time (loop's clock) of the most recent command that was sent while no other command waited for a reply"""
 
     # asyncio.Protocol
 
@@ -88,8 +88,8 @@ class RespConnection(asyncio.Protocol):
     def _read_rest(self) -> None:
         """Reads the data that the server sent before the connection ended.
 
-        If a write fails because the server has ended, asyncio ends the connection before all received data is read. The unread
-        data may contain events that the server has already confirmed to their publishers.
+        If a write fails because the server's process has ended, asyncio ends the connection before all received data is read. The
+        unread data may contain events that the server has already confirmed to their publishers.
         """
         connection = self._transport.get_extra_info("socket")
         if connection is None or self._transport.get_extra_info("sslcontext") is not None:
@@ -146,7 +146,7 @@ class RespConnection(asyncio.Protocol):
             return  # other push data, such as a cache invalidation, is ignored
         one = self._waiting[0] if self._waiting else None
         if not isinstance(one, PendingSubscription) or one.kind != item[0]:
-            self.abort()  # a cluster ends subscriptions when the slot of their topics moves
+            self.abort()  # a Redis cluster ends subscriptions when it moves their slot to another server
             return
         one.count -= 1
         if not one.count:
@@ -172,7 +172,7 @@ class RespConnection(asyncio.Protocol):
         return self._out_size + self._transport.get_write_buffer_size()
 
     def silent(self, now: float) -> float:
-        """Returns the seconds since the server last sent data, while a command waits for a reply; 0 if no command waits."""
+        """Returns the seconds for which a command has waited while the server sent no data; 0 if no command waits."""
         return now - max(self.received_at, self._owed_since) if self._waiting else 0
 
     def send(self, command: bytes, on_reply: "OnReply | PendingSubscription") -> None:
@@ -229,7 +229,7 @@ def _resolve(future: "asyncio.Future[Any]", reply: Any) -> None:
         return
     if isinstance(reply, Exception):
         future.set_exception(reply)
-        future.exception()  # marks the exception as retrieved: the caller may have been cancelled
+        future.exception()  # without this call, asyncio logs the exception if the caller was cancelled
     else:
         future.set_result(reply)
 

@@ -1,7 +1,8 @@
 """Loads the Lua scripts from `lua/`. A script runs as one atomic step, and publishes the edges that this step causes.
-An edge is the first join or the last leave of a channel, a member or a signed-in user, counted on all nodes together.
+An edge: a channel, a member or a signed-in user enters the cluster with its first connection, or leaves with its last connection.
 
-All keys of a shard are in one hash slot. Every key begins with the base of the shard (`prefix:{number}`), the only declared key.
+All keys of a shard are in one hash slot. Every key begins with the base of the shard (`prefix:{number}`). Commands
+pass only this base in `KEYS`.
 
     BASE:schema       the version of this layout: `SCHEMA` of the node that set this key; nodes with another schema are rejected.
     BASE:epoch        a word that identifies the server's state; after a loss of this state, a node sets a new word.
@@ -22,13 +23,13 @@ All keys of a shard are in one hash slot. Every key begins with the base of the 
     BASE:m:APP/CHANNEL  hash of a presence channel's members: user → number of nodes with this member, ":", user info.
     BASE:u:APP        hash of signed-in users: user → number of nodes with this user.
     BASE:q            hash of apps: app → connections on all nodes.
-    BASE:k:APP/CHANNEL  the last event of a cache channel.
+    BASE:k:APP/CHANNEL  the newest event of a cache channel.
     BASE:claim:APP/CHANNEL  the only node that may publish the channel's subscription count until this claim expires.
     BASE:ledger       set: a stopped consumer's ledger that was not yet compared with the roster (`events_consumer.py`).
     BASE:clock        a key with a very long time to live; the scripts measure time by the remaining time to live.
     BASE:numbers      hash: number → node; the ids of the node's messages end in the number.
     BASE:facts        stream of hook events; when it is longer than MAX_HOOK_EVENTS, the server deletes the oldest events.
-    BASE:facts:read   the id of the last delivered hook event.
+    BASE:facts:read   the id of the newest delivered hook event.
     BASE:reader       the node of the consumer, which reads the hook events; the key exists while this node is alive.
     BASE:term         a number that grows with each renewal of the consumer's lease, and the consumer's node; never deleted.
     BASE:t:APP/CHANNEL  the topic of a channel.
@@ -38,7 +39,8 @@ that runs twice, for example after a lost reply, changes nothing the second time
 
 An app's hooks receive edges at once (`a`), settled edges (`s`: without quick leaves and returns), both, or none. The field
 `w` of a hook event contains the letters of the hooks that receive the event. Two more letters in `w` are for the consumer only:
-`r` (a channel or member returned while its leaving edge was held back) and `h` (a process stopped while it held back the edge).
+`r` (a channel or member returned while its leaving edge was held back) and `h` (an edge was still held back when a process
+stopped, and is held back again).
 
 A script contains only the functions of `lua/helpers.lua` that it calls, because the server defines these functions at each call.
 """
@@ -52,7 +54,7 @@ import msgspec
 SCHEMA = 1
 """the version of keys and messages; increase it with each change that nodes of the previous version would misread"""
 MAX_HOOK_EVENTS = 100_000
-"""the maximum number of hook events that wait for the consumer; the server deletes events in blocks, and may keep a few more"""
+"""the maximum number of hook events that wait for the consumer; the server deletes only whole blocks, so a few more may wait"""
 CLOCK_MS = 10**13
 """the time to live of a new `BASE:clock` in milliseconds: three centuries"""
 

@@ -4,10 +4,10 @@ During a failover, the state changes from READY to AWAY, REGISTERING, GATED and 
 does not publish, because other living nodes may not be subscribed to their topics on the new server. An event that is published
 in this state would be acknowledged, but would not reach the clients of these nodes.
 
-If the server only lost the node's lease, or its own state, the connection and the topics remain. So a node that was READY
-still publishes while the node registers again.
+If the server only lost the node's lease, or its own state, the node stays connected and subscribed. So a node that was READY
+still publishes while it registers again.
 
-`connection.py` applies the table. An event for which the table has no row in the current state changes nothing. For example, the
+`connection.py` applies the table. A `ConnectionEvent` without a row for the current state changes nothing. For example, the
 server may reject several commands because the same lease has expired. Only the first of these error replies changes the state.
 """
 

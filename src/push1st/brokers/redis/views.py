@@ -44,8 +44,8 @@ class Views:
     def edge(self, edge: Edge, here: bool) -> None:
         """Delivers an edge, if it changes the view.
 
-        here: whether the edge's member or user has a connection to this node. If the user has a connection to this node, a
-        leaving edge is dropped: another node published this edge when it evicted this node.
+        here: whether the edge's member or user has a connection to this node. If so, a leaving edge is wrong,
+        and is dropped: another node published the edge, because it evicted this node.
         """
         key = edge.app, edge.channel
         view = self._members.get(key)
@@ -68,7 +68,8 @@ class Views:
     def compare(self, key: ChannelKey, members: dict[str, Member], sockets: dict[str, str], stamp: Stamp) -> None:
         """Compares a channel's view with the members in the roster, and delivers an edge for each difference.
 
-        sockets: user with one connection to this node → the id of this connection, which receives no edge about its own user.
+        sockets: a mapping for users with exactly one connection to this node: user → the id of this connection. A connection in
+        `sockets` receives no edge that reports its own user as a new member.
         """
         view = self._members.get(key)
         if view is None:

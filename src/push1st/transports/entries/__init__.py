@@ -1,7 +1,8 @@
 """Serves WebSocket handshakes: finds the entry for the path of a handshake, and lets this entry admit the client.
 
-An entry is a class that admits the clients of one protocol. The entry reads the path and the token, and creates the session with
-the client's rights. Each entry has a file in this folder. `protocols.PROTOCOLS` names the codec and the entry of each protocol.
+An entry is a class that admits the clients of one protocol. The entry reads the path (and the access token, if its protocol
+has one), and creates the session with the client's rights. Each entry has a file in this folder.
+`protocols.PROTOCOLS` names the codec and the entry of each protocol.
 
 An entry rejects a client with the exception `Disconnect`, which has a close code. If the entry has an HTTP status for a close
 code, the server answers the handshake with this status. If the entry has no status for the close code, the handshake succeeds,
@@ -34,7 +35,7 @@ class Entry(Protocol):
 
     bases: the prefixes of the paths that the entry serves; empty if the protocol is off.
     settings: the section of the configuration for the protocol.
-    statuses: the HTTP status for each close code with which the entry rejects clients before the upgrade.
+    statuses: by close code, the HTTP status that rejects the handshake; other close codes are sent after the handshake.
     """
 
     codec: Codec

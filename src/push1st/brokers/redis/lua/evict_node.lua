@@ -5,11 +5,11 @@
 -- ARGV[1]   the dead node
 -- ARGV[2]   time of the edges
 -- ARGV[3]   for each app, between slashes: its id, a newline, and the letters of the edges that its hooks receive
--- ARGV[4]   place from which this call continues: m (members and users) or c (channels), and a cursor; m0 at the start
+-- ARGV[4]   where this call continues: m (members and users) or c (channels), then a cursor of HSCAN; m0 at the start
 -- ARGV[5…]  one id for each edge; one call removes at most as many entries as there are ids
 --
--- Returns the place from which the next call continues, or false at the end. Also returns the app and the name of each channel to
--- which other nodes still have subscriptions. Without the cursor in the place, each call would scan from the start.
+-- Returns ARGV[4] for the next call, or false at the end. Also returns the app and the name of each channel to which other nodes
+-- still have subscriptions. Without the cursor, each call would scan the hash from its start.
 local node, received, all_hooked = ARGV[1], ARGV[2], ARGV[3]
 local phase, cursor = string.sub(ARGV[4], 1, 1), string.sub(ARGV[4], 2)
 if has_lease(node) then return {false, {}} end

@@ -1,4 +1,4 @@
--- Publishes deferred leaves in the order of the leaves.
+-- Publishes deferred leaves, the earliest leave first.
 --
 -- KEYS[1]  base of the shard's keys
 -- ARGV[1]  maximum number of leaves that one call publishes

@@ -1,5 +1,5 @@
 -- Functions that several scripts share. `scripts.py` puts before a script only the functions that the script calls, because the
--- server defines these functions at each call. CLOCK, MAX_HOOK_EVENTS and PUBLISH stand for constants of `scripts.py`.
+-- server defines these functions at each call. `scripts.py` replaces CLOCK, MAX_HOOK_EVENTS and PUBLISH by values.
 
 local base = KEYS[1]
 
@@ -37,7 +37,7 @@ local function parts(field)
   return kind, app, string.match(rest, '^([^\n]*)\n(.*)$')
 end
 
--- Holds back a leaving edge from hooks. `read.lua` releases the edge later, unless the channel or member has returned before.
+-- Holds back a leaving edge from hooks. `read.lua` releases the edge later, unless the channel or member returns first.
 local function hold(field, left, socket, received, info)
   redis.call('HSET', base .. ':held', field, table.concat({left, socket, received, info}, '\0'))
   redis.call('RPUSH', base .. ':held:order', left .. ' ' .. field)
@@ -54,7 +54,7 @@ local function is_subscribed(node)
 end
 
 -- Returns the number of other living nodes that would miss an event that is published now. A node whose lease ends in fewer than
--- `least` milliseconds has not renewed its lease in time. So it counts as cut off, even if the server still has its connection.
+-- `least` milliseconds has not renewed its lease in time. So such a node counts as cut off, even if it still has a connection.
 -- A node that has just started (`least` is 0) does not wait for nodes without a connection, because these nodes may be dead.
 local function nodes_not_here(node, least)
   local some = 0
@@ -89,13 +89,14 @@ local function count(mine, app, channel, n)
 end
 
 -- Defers a leave during the recovery, because another node may still register the same channel, member or user.
--- `flush_deferred.lua` publishes the leave after the recovery, unless the channel, member or user has returned before.
+-- `flush_deferred.lua` publishes the leave after the recovery, unless the channel, member or user returns first.
 local function defer(field, left, socket, id, received, hooked, info)
   local deferred = table.concat({left, socket, id, received, hooked, info}, '\0')
   if redis.call('HSET', base .. ':gone', field, deferred) == 1 then redis.call('RPUSH', base .. ':gone:order', field) end
 end
 
--- Removes the field of an entering channel, member or user from BASE:gone and BASE:held. Returns `w` of the entering hook event.
+-- Removes the field of an entering channel, member or user from BASE:gone and BASE:held.
+-- Returns the field `w` (`scripts.py`) of the entering hook event.
 local function entering(field, hooked)
   local held = redis.call('HDEL', base .. ':held', field) == 1
   if redis.call('HDEL', base .. ':gone', field) == 1 then return 'r' end

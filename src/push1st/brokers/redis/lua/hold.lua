@@ -1,4 +1,4 @@
--- Holds back a leaving edge again, because an earlier process stopped while it held back this edge.
+-- Holds back a leaving edge again, because the edge was still held back when an earlier process stopped.
 --
 -- KEYS[1]  base of the shard's keys
 -- ARGV[1]  node

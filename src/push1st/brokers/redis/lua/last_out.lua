@@ -1,4 +1,4 @@
--- If no other node is alive, makes a stopping node the consumer of hook events, and ends the recovery.
+-- If no other node is alive, makes a node that stops the consumer of hook events, and ends a recovery (`recovering`).
 --
 -- KEYS[1]  base of the shard's keys
 -- ARGV[1]  node

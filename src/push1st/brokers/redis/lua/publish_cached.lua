@@ -1,4 +1,4 @@
--- Publishes an event to a cache channel, and caches it.
+-- Publishes messages to a cache channel, and caches one message of them.
 --
 -- KEYS[1]  base of the shard's keys
 -- ARGV[1]  app

@@ -1,10 +1,10 @@
--- Renews the lease of the consumer, and removes the delivered hook events. Outside a recovery, also releases the leaving edges
--- that were held back long enough.
+-- Renews the lease of the consumer, and removes the delivered hook events. Also releases the leaving edges that were
+-- held back long enough, but not during a recovery (BASE:recovering in `scripts.py`).
 --
 -- KEYS[1]  base of the shard's keys
 -- ARGV[1]  node
 -- ARGV[2]  milliseconds of the lease
--- ARGV[3]  id of the last delivered hook event
+-- ARGV[3]  id of the newest delivered hook event
 -- ARGV[4]  milliseconds for which leaving edges are held back
 -- ARGV[5]  maximum number of leaving edges that one call releases
 --
@@ -21,7 +21,7 @@ local now = tonumber(clock())
 local due = now - held_for
 for _ = 1, most do
   local left, field = string.match(redis.call('LINDEX', base .. ':held:order', 0) or '', '^(%d+) (.*)$')
-  if not left or (tonumber(left) > due and tonumber(left) <= now) then break end  -- later than now: the clock was set back
+  if not left or (tonumber(left) > due and tonumber(left) <= now) then break end  -- after now: the server's clock was set back
   redis.call('LPOP', base .. ':held:order')
   local held = redis.call('HGET', base .. ':held', field)
   if held then

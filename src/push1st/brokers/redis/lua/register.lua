@@ -12,7 +12,8 @@
 -- ARGV[9…]  other nodes that were alive as far as this node knows
 --
 -- Returns the epoch, the milliseconds until the end of the recovery, the number for message ids, the number of missing nodes
--- (`nodes_not_here`), and 1 if the node's lease had expired but the state still exists. Other leases may have expired then, too.
+-- (`nodes_not_here`), and 1 if the node's lease had expired but the state still exists. In this case,
+-- the leases of other nodes may also have expired.
 -- Returns an error if the keys have another schema. The first versions of push1st stored no schema, so keys without a schema have
 -- schema 1.
 local node, new_epoch, known, lease, recovery = ARGV[1], ARGV[2], ARGV[3], ARGV[4], ARGV[5]

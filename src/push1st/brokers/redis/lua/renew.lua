@@ -3,7 +3,7 @@
 -- KEYS[1]  base of the shard's keys
 -- ARGV[1]  node
 -- ARGV[2]  milliseconds of the lease
--- ARGV[3]  term of the node's ledger (`events_consumer.py`); 0 if it has no ledger; -1 if the node must not become the consumer
+-- ARGV[3]  term (BASE:term in `scripts.py`) of the node's ledger; 0: no ledger; -1 if the node must not become the consumer
 -- ARGV[4]  1 if the node has just subscribed to its topics
 -- ARGV[5]  `least` of `nodes_not_here`, or '' if the script must not count the missing nodes
 --

@@ -1,4 +1,4 @@
--- Removes held-back leaving edges for the last node of the cluster, which keeps these edges itself when it stops.
+-- Removes held-back leaving edges, and returns them to the last node of the cluster, which saves them when it stops.
 --
 -- KEYS[1]  base of the shard's keys
 -- ARGV[1]  node
