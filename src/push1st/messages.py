@@ -8,6 +8,7 @@ which the server does not change. So the data is parsed once, and is not encoded
 from typing import Literal
 
 import msgspec
+from msgspec.structs import force_setattr
 
 from push1st.positions import Position
 
@@ -71,9 +72,10 @@ class KeptMessage(Message, frozen=True, gc=False, array_like=True):
     offset: int = 0
     epoch: str = ""
 
-    def at(self, offset: int, epoch: str) -> "KeptMessage":
-        """Returns the message with its position in the history of its channel."""
-        return msgspec.structs.replace(self, offset=offset, epoch=epoch)
+    def move_to(self, offset: int, epoch: str) -> None:
+        """Gives the message its position in the history of its channel. Called once, before any other object has the message."""
+        force_setattr(self, "offset", offset)
+        force_setattr(self, "epoch", epoch)
 
 
 class Published(msgspec.Struct, frozen=True, gc=False):

@@ -92,7 +92,8 @@ class Memory:
         if section is None:
             published = Published(self._receive(message))
         else:
-            kept = self.history.append(cast(KeptMessage, message), section)
+            kept = cast(KeptMessage, message)
+            self.history.append(kept, section)
             published = Published(self._receive(kept), kept.offset, kept.epoch)
         if key:
             self._results.store(message, key, published, self._stamp()[1])

@@ -11,6 +11,7 @@ from itertools import islice
 from push1st.brokers.history import (
     COUNTER_SECONDS,
     IDLE_COUNTER_SECONDS,
+    MESSAGE_BYTES,
     NO_MESSAGES,
     HistoryPage,
     KeptRun,
@@ -84,23 +85,29 @@ class MemoryHistory:
     def _new(self) -> ChannelHistory:
         return ChannelHistory(self._generation + word(self._random(32)))
 
-    def append(self, message: KeptMessage, section: HistorySection) -> KeptMessage:
-        """Keeps a message; returns the message with its position."""
+    def append(self, message: KeptMessage, section: HistorySection) -> None:
+        """Keeps a message, and gives the message its position."""
         key, now = (message.app, message.channel), self._wall()
-        history = self._find(key, now) or self._new()
+        kept = self._kept
+        history = kept.get(key)
+        if history is None or history.until <= now:
+            history = self._find(key, now) or self._new()
+            self._idle.pop(key, None)
+            kept[key] = history
+        else:
+            kept.move_to_end(key)
         history.last += 1
-        kept = message.at(history.last, history.epoch)
-        history.messages.append(kept)
-        history.bytes += size_of(kept)
-        self.bytes += size_of(kept)
+        message.move_to(history.last, history.epoch)
+        history.messages.append(message)
+        size = len(message.data) + MESSAGE_BYTES
+        history.bytes += size
+        self.bytes += size
         while len(history.messages) > section.size:
             self._drop_oldest(history)
         history.until = now + section.ttl * SECOND
-        self._idle.pop(key, None)
-        self._kept[key] = history
-        self._kept.move_to_end(key)
-        self._stay_within_bounds()
-        return kept
+        bounds = self._bounds
+        if self.bytes > bounds.bytes or len(kept) + len(self._idle) > bounds.channels:
+            self._stay_within_bounds()
 
     def _drop_oldest(self, history: ChannelHistory) -> None:
         size = size_of(history.messages.popleft())

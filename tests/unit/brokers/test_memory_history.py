@@ -25,7 +25,9 @@ class Memory:
         self.history = MemoryHistory(HistoryBounds(**bounds), lambda: self.now, lambda _: next(numbers) << 20, self.metrics)
 
     def append(self, channel: str, data: bytes = b"1", section: HistorySection = SECTION) -> KeptMessage:
-        return self.history.append(KeptMessage("a", channel, "e", data, 1, self.now), section)
+        message = KeptMessage("a", channel, "e", data, 1, self.now)
+        self.history.append(message, section)
+        return message
 
     def position(self, channel: str, seconds: int = IDLE_COUNTER_SECONDS) -> Position:
         return self.history.replay(("a", channel), ReplayRequest(SECTION, 0, counter_seconds=seconds)).position
