@@ -18,7 +18,7 @@ ALPHABET = "0123456789ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz"
 _POSITION = re.compile(r"([A-Za-z0-9]+):(0|[1-9][0-9]*)\Z", re.ASCII)
 
 
-class Position(msgspec.Struct, frozen=True, gc=False):
+class Position(msgspec.Struct, frozen=True, gc=False, array_like=True):
     """A position in the history of one channel. `str` returns the text.
 
     `epoch`: the identity of the history; offsets of different epochs have no relation.

@@ -18,7 +18,10 @@ from tests.support.servers import Watched, free_port
 from tests.support.valkey import Valkey
 
 COMMANDS = [
-    *(f"+@{kind}" for kind in ["connection", "pubsub", "scripting", "keyspace", "string", "hash", "set", "list", "stream"]),
+    *(
+        f"+@{kind}"
+        for kind in ["connection", "pubsub", "scripting", "keyspace", "string", "hash", "set", "list", "stream", "sortedset"]
+    ),
     *("-@dangerous", "+info"),
 ]
 """the permissions that the user of a broker needs (docs/scaling.md)"""

@@ -8,12 +8,13 @@ Most methods are `async`, because most implementations wait for a network.
 `publish` is called for every message. To save time, it returns an awaitable only if the implementation must wait.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from typing import Protocol
 
 import msgspec
 
 from push1st.brokers.history import HistoryPage, Replay, ReplayRequest
+from push1st.brokers.pages import PageBounds, PageRecord
 from push1st.channels import kind_of
 from push1st.config.history import HistorySection
 from push1st.eager import MaybeAwaitable
@@ -71,6 +72,9 @@ class Broker(Protocol):
     @property
     def history(self) -> "History": ...
 
+    @property
+    def pages(self) -> "Pages": ...
+
     async def open(self, receive: Receive, on_event: OnEvent, on_request: OnRequest, recount: Recount) -> None:
         """Connects to the broker, which then passes all messages of the subscribed topics to `receive`, in order.
 
@@ -125,6 +129,30 @@ class History(Protocol):
 
     def tick(self) -> None:
         """Drops some of the expired messages. Called once a second."""
+
+
+class Pages(Protocol):
+    """The records of pages (`brokers/pages.py`), for all workers together."""
+
+    async def remember(
+        self, app: str, page: str, socket_id: str, record: PageRecord, bounds: PageBounds, merged: Collection[str] = ()
+    ) -> bool:
+        """Stores the record of a connection of a page, and returns whether the record is stored. Raises Refused(503).
+
+        The record is not stored if `forget` has deleted the connection's record in the last `FORGOTTEN_SECONDS`, or if the page
+        is new and would exceed a bound. The record of a closed connection is stored only if it replaces an earlier record.
+
+        merged: earlier connections of the page, whose records are deleted in the same step if the record is stored.
+        """
+
+    async def recall(self, app: str, page: str) -> dict[str, PageRecord]:
+        """Returns the records of a page by the ids of its connections. Raises Refused(503)."""
+
+    async def forget(self, app: str, page: str, socket_ids: Collection[str]) -> None:
+        """Deletes the records of connections of a page. These connections then store no record for `FORGOTTEN_SECONDS`.
+
+        Raises Refused(503).
+        """
 
 
 class Occupancy(msgspec.Struct, frozen=True, gc=False):

@@ -20,6 +20,7 @@ from push1st.brokers.history import ReplayRequest
 from push1st.brokers.local_roster import LocalRoster
 from push1st.brokers.memory_history import MemoryHistory
 from push1st.brokers.memory_keys import KeyedResults
+from push1st.brokers.memory_pages import MemoryPages
 from push1st.channels import kind_of
 from push1st.config.history import HistorySection
 from push1st.errors import LimitReached
@@ -53,6 +54,7 @@ class Memory:
         self._stamp = stamp
         self._local_roster = local_roster
         self.history = history
+        self.pages = MemoryPages(lambda: stamp()[1])
         self._results = KeyedResults(KEY_SECONDS)
         self._users: dict[str, dict[str, set[str]]] = {}
         self._cache: OrderedDict[tuple[str, str], Message] = OrderedDict()

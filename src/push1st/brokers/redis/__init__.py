@@ -31,6 +31,7 @@ from push1st.brokers.local_roster import LocalRoster
 from push1st.brokers.redis.bounds import Timings
 from push1st.brokers.redis.context import NodeContext
 from push1st.brokers.redis.logged import LogDedup
+from push1st.brokers.redis.pages import RedisPages
 from push1st.brokers.redis.shard import Shard
 from push1st.brokers.redis.shards import Shards
 from push1st.brokers.redis.views import Views
@@ -104,6 +105,7 @@ class Redis:
         )
         self._shards = Shards(parse(url), context, self._on_push, numbered)
         self._shard: Callable[[str, str], Shard] = self._shards.of
+        self.pages = RedisPages(self._shards)
 
     # Broker
 

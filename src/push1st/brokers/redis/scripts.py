@@ -32,6 +32,10 @@ pass only this base in `KEYS`.
     BASE:facts:read   the id of the newest delivered hook event.
     BASE:reader       the node of the consumer, which reads the hook events; the key exists while this node is alive.
     BASE:term         a number that grows with each renewal of the consumer's lease, and the consumer's node; never deleted.
+    BASE:r:APP/PAGE   hash of a page's records (`brokers/pages.py`): socket id of a connection → record.
+    BASE:rf:APP/PAGE:SOCKET  exists while a connection cannot store a record, because another connection deleted its record.
+    BASE:rp:APP       sorted set of the app's pages in this shard, by the time at which they expire.
+    BASE:ra:APP/ADDRESS  sorted set of the pages of one address in this shard, by the time at which they expire.
     BASE:t:APP/CHANNEL  the topic of a channel.
 
 For a change, a script takes the node's new number or state (such as its number of subscriptions), never a difference. So a script
@@ -119,6 +123,8 @@ HOLD = _script("hold")
 LAST_OUT = _script("last_out")
 TAKE = _script("take")
 READ_IF_EPOCH = _script("read_if_epoch")
+REMEMBER_PAGE = _script("remember_page")
+FORGET_PAGE = _script("forget_page")
 
 SCRIPTS = (
     REGISTER,
@@ -138,4 +144,6 @@ SCRIPTS = (
     LAST_OUT,
     TAKE,
     READ_IF_EPOCH,
+    REMEMBER_PAGE,
+    FORGET_PAGE,
 )

@@ -1,0 +1,126 @@
+"""The records of all pages in the memory of one worker, within bounds."""
+
+from collections import Counter, OrderedDict
+from collections.abc import Callable, Collection
+
+from push1st.brokers.pages import FORGOTTEN_SECONDS, PageBounds, PageRecord, decode_record, encode_record, surplus
+
+MAX_FORGOTTEN = 16
+"""the maximum number of connections of a page that cannot store a record again, because their records were deleted"""
+MAX_BYTES = 256 << 20
+"""the maximum number of bytes of all pages; above this number, the broker stores no further page"""
+PAGE_BYTES = 1024
+"""the number of bytes that are added to the size of a page's records, for its other data"""
+SECOND = 1_000_000_000
+
+
+class StoredPage:
+    """The records of one page.
+
+    address: the address or network of the client that made the page.
+    records: for each connection, the time of its record, and the encoded record.
+    forgotten: the connections whose records were deleted, with the times until which they store no record.
+    until: when the page expires, in nanoseconds on the wall clock.
+    """
+
+    __slots__ = ("address", "forgotten", "records", "until")
+
+    def __init__(self, address: str) -> None:
+        self.address = address
+        self.records: dict[str, tuple[int, bytes]] = {}
+        self.forgotten: OrderedDict[str, int] = OrderedDict()
+        self.until = 0
+
+    @property
+    def size(self) -> int:
+        return PAGE_BYTES + sum(len(data) for _, data in self.records.values())
+
+
+class MemoryPages:
+    """Implements the port `Pages`. `wall`: a function that returns the time on the wall clock in nanoseconds."""
+
+    __slots__ = ("_addresses", "_apps", "_wall", "bytes")
+
+    def __init__(self, wall: Callable[[], int]) -> None:
+        self._wall = wall
+        self._apps: dict[str, OrderedDict[str, StoredPage]] = {}
+        """app → page name → page; the pages that were written first, first"""
+        self._addresses: Counter[tuple[str, str]] = Counter()
+        """the number of pages for each pair of an app and an address"""
+        self.bytes = 0
+        """the number of bytes of all pages"""
+
+    def __len__(self) -> int:
+        """The number of pages."""
+        return sum(map(len, self._apps.values()))
+
+    async def remember(
+        self, app: str, page: str, socket_id: str, record: PageRecord, bounds: PageBounds, merged: Collection[str] = ()
+    ) -> bool:
+        now = self._wall()
+        pages = self._apps.setdefault(app, OrderedDict())
+        self._expire(app, pages, now)
+        stored = self._find(app, page, now)
+        if stored is None:
+            if record.is_closed or not self._has_room(app, pages, bounds):
+                return False
+            stored = pages[page] = StoredPage(bounds.address)
+            self._addresses[app, bounds.address] += 1
+        elif now < stored.forgotten.get(socket_id, 0) or (record.is_closed and socket_id not in stored.records):
+            return False
+        else:
+            self.bytes -= stored.size
+        stored.records[socket_id] = record.written, encode_record(record)
+        for one in merged:
+            stored.records.pop(one, None)
+        for one in surplus({one: (written, len(data)) for one, (written, data) in stored.records.items()}, socket_id):
+            del stored.records[one]
+        self.bytes += stored.size
+        stored.until = now + bounds.seconds * SECOND
+        pages.move_to_end(page)
+        return True
+
+    def _has_room(self, app: str, pages: OrderedDict[str, StoredPage], bounds: PageBounds) -> bool:
+        is_crowded = bool(bounds.address) and self._addresses[app, bounds.address] >= bounds.of_address
+        return len(pages) < bounds.pages and not is_crowded and self.bytes < MAX_BYTES
+
+    def _expire(self, app: str, pages: OrderedDict[str, StoredPage], now: int) -> None:
+        """Drops up to two expired pages, so that as many pages expire as are written."""
+        for _ in range(2):
+            name = next(iter(pages), None)
+            if name is None or pages[name].until > now:
+                break
+            self._drop(app, name)
+
+    def _find(self, app: str, page: str, now: int) -> StoredPage | None:
+        pages = self._apps.get(app)
+        stored = None if pages is None else pages.get(page)
+        if stored is not None and stored.until <= now:
+            self._drop(app, page)
+            return None
+        return stored
+
+    def _drop(self, app: str, page: str) -> None:
+        stored = self._apps[app].pop(page)
+        self.bytes -= stored.size
+        key = app, stored.address
+        self._addresses[key] -= 1
+        if not self._addresses[key]:
+            del self._addresses[key]
+
+    async def recall(self, app: str, page: str) -> dict[str, PageRecord]:
+        stored = self._find(app, page, self._wall())
+        return {} if stored is None else {one: decode_record(data) for one, (_, data) in stored.records.items()}
+
+    async def forget(self, app: str, page: str, socket_ids: Collection[str]) -> None:
+        now = self._wall()
+        stored = self._find(app, page, now)
+        if stored is None:
+            return
+        self.bytes -= stored.size
+        for one in socket_ids:
+            stored.records.pop(one, None)
+            stored.forgotten[one] = now + FORGOTTEN_SECONDS * SECOND
+        while len(stored.forgotten) > MAX_FORGOTTEN:
+            stored.forgotten.popitem(last=False)
+        self.bytes += stored.size
