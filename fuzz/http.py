@@ -17,6 +17,7 @@ from push1st.api import Api
 from push1st.apps.files import Files
 from push1st.auth import access_token
 from push1st.brokers.memory import Memory
+from push1st.brokers.memory_history import MemoryHistory
 from push1st.config.model import Config, Networks, demo
 from push1st.core.fanout import Fanout
 from push1st.core.node import Node
@@ -134,7 +135,8 @@ class Server:
         fanout = Fanout(self.loop, clock, metrics, self.note)
         numbers = Random(1)  # noqa: S311 - ids of connections, in a fuzzer
         self.node = Node(Files(config.apps), fanout, metrics, clock, numbers.getrandbits)
-        memory = Memory(self.node.stamp, self.node.local_roster)
+        history = MemoryHistory(config.server.history, clock.wall, numbers.getrandbits, metrics)
+        memory = Memory(self.node.stamp, self.node.local_roster, history)
         hooks = HookDispatcher(
             config.apps,
             config.hooks,

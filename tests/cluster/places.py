@@ -271,6 +271,9 @@ class Client:
             else:
                 self._message(what, *rest)
 
+    def has_room(self, size: int) -> bool:
+        return True
+
     def send(self, reply: Any) -> None:
         if self.session.closed:
             return

@@ -1,5 +1,7 @@
 """The rules of recovery and of reading a history, which both brokers share."""
 
+from typing import Any
+
 import pytest
 
 from push1st.brokers.history import KeptRun, ReplayRequest, is_expired, lost_reason, page, replay
@@ -11,7 +13,7 @@ NOW = 1_700_000_000_000_000_000
 SECOND = 1_000_000_000
 
 
-def kept(first: int, last: int, **fields: int) -> tuple[KeptMessage, ...]:
+def kept(first: int, last: int, **fields: Any) -> tuple[KeptMessage, ...]:
     """Makes messages with these offsets; each is a second older than the next."""
     return tuple(
         KeptMessage("a", "c", "e", b"%d" % n, n, NOW - (last - n) * SECOND, offset=n, epoch="E", **fields)

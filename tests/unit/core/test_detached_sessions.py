@@ -68,6 +68,9 @@ class NumberedSession:
 
     def send(self, reply: object) -> None: ...
 
+    def has_room(self, size: int) -> bool:
+        return self.outbox.has_room(size)
+
     def close(self, code: int, reason: str) -> None:
         raise AssertionError(f"closed with {code}: {reason}")
 

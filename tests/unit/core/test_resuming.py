@@ -6,11 +6,11 @@ import pytest
 
 from push1st.brokers.history import ReplayRequest
 from push1st.config.history import HistorySection
-from push1st.core.resuming import BY_POSITION, CHARGED_BYTES
+from push1st.core.resuming import BY_POSITION, CHARGED_BYTES, ByPosition
 from push1st.messages import CacheMissed, Options, Replayed, Resumed, Subscribe, Subscribed, Unsubscribe
 from push1st.positions import Position
-from tests.support.frames import frames
-from tests.support.node import PUSHER, World, app_config, token
+from tests.support.frames import Wire, frames
+from tests.support.node import World, app_config, token
 
 SECTIONS = (HistorySection(filter=("c", "cache-", "#server-to-user-"), size=100), HistorySection(filter=("private-",), rewind=5))
 
@@ -23,9 +23,9 @@ def world():
 class Client:
     """A client of the world, and the frames that it received after a step."""
 
-    def __init__(self, world, resumption=BY_POSITION):
+    def __init__(self, world, resumption=BY_POSITION, wire=None):
         self.world = world
-        self.session, self.outlet = world.session(resumption=resumption)
+        self.session, self.outlet = world.session(wire, resumption=resumption)
 
     def subscribe(self, name="c", since=None, **more):
         """Subscribes to a channel; returns the replies to the client."""
@@ -184,20 +184,16 @@ def test_client_events_are_kept_unless_the_section_says_otherwise():
 
 
 def test_subscribers_that_share_a_replay_encode_it_once(world):
-    encoded = []
     publish(world, range(1, 4))
     replay = world.history.replay((world.app.config.id, "c"), ReplayRequest(HistorySection(), 1 << 20, position(world, 0)))
     world.memory.history = Shared(world.history, replay)
-    original = PUSHER.message
-    clients = [Client(world) for _ in range(3)]
-    try:
-        PUSHER.message = lambda message, now: encoded.append(message) or original(message, now)
-        for client in clients:
-            client.subscribe(since=0)
-    finally:
-        del PUSHER.message
-    assert len(encoded) == 3
-    assert [client.data() for client in clients] == [[1, 2, 3]] * 3
+    wire = Wire()
+    clients = [Client(world, wire=wire) for _ in range(3)]
+    for client in clients:
+        client.subscribe(since=0)
+    world.turns.drain()
+    assert wire.encoded == 3
+    assert [b"".join(client.outlet.writes) for client in clients] == [b"123"] * 3
 
 
 class Shared:
@@ -223,7 +219,7 @@ def test_the_channel_stores_the_position_of_its_last_message(world):
 
 
 def test_leaving_a_channel_is_reported_to_the_resumption(world):
-    left = []
+    left: list[str] = []
     client = Client(world)
     client.session.resumption = Recorded(left)
     client.subscribe()
@@ -231,7 +227,7 @@ def test_leaving_a_channel_is_reported_to_the_resumption(world):
     assert left == ["c"]
 
 
-class Recorded(type(BY_POSITION)):
+class Recorded(ByPosition):
     def __init__(self, left):
         self._left = left
 
