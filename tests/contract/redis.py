@@ -1,7 +1,7 @@
 """The Redis broker on a real server, for the suite that all brokers pass."""
 
 import atexit
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from functools import cache
 from itertools import count
 from types import MappingProxyType
@@ -34,14 +34,18 @@ def cluster() -> Cluster:
     return servers
 
 
-def redis_broker(url: str, hooked: Mapping[str, str] = MappingProxyType({"app-a": "s", "app-b": "s"})) -> Redis:
-    """Makes the broker of one node, alone under its prefix."""
+def redis_broker(
+    url: str,
+    hooked: Mapping[str, str] = MappingProxyType({"app-a": "s", "app-b": "s"}),
+    wall: Callable[[], int] = lambda: NOW,
+) -> Redis:
+    """Makes the broker of one node, alone under its prefix. `wall`: returns the wall clock's time in nanoseconds."""
     numbers = count(1)
     prefix = f"t{next(_prefixes)}"
     timings = Timings(hold=0, read=0.05)  # leaving edges are not held back for long
     return Redis(
         f"{url}?prefix={prefix}",
-        lambda: (next(numbers), NOW),
+        lambda: (next(numbers), wall()),
         "node",
         Metrics(),
         LocalRoster(),
@@ -59,6 +63,7 @@ class Settled:
         self.report = broker.report
         self.open = broker.open
         self.close = broker.close
+        self.history = broker.history
 
     def __getattr__(self, name: str) -> Any:
         call = getattr(self._broker, name)

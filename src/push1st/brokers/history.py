@@ -126,21 +126,25 @@ def start_of(request: ReplayRequest, epoch: str, first: int, last: int) -> tuple
     return reason, max(first - 1, last - request.rewind) if request.rewind else last
 
 
-def replay(request: ReplayRequest, epoch: str, last: int, run: KeptRun, now: int) -> Replay:
+def replay(request: ReplayRequest, epoch: str, last: int, run: KeptRun, now: int, first: int | None = None) -> Replay:
     """Returns the replay for a request.
 
-    run: the latest kept messages up to the offset `last`; all kept messages, or more than the request may replay.
+    run: the latest kept messages up to the offset `last`. The caller may leave out the oldest messages, if they and the messages
+    after them are more than the request may replay, or if the request needs none of them.
     now: the wall clock in nanoseconds.
+    first: the offset of the oldest kept message; None if `run` contains all kept messages.
     """
     messages = run.messages
-    first = messages[0].offset if messages else last + 1
-    reason, after = start_of(request, epoch, first, last)
-    start = after + 1 - first if messages else 0
+    begin = messages[0].offset if messages else last + 1
+    reason, after = start_of(request, epoch, begin if first is None else first, last)
+    start = after + 1 - begin
     if reason is not None and request.rewind_seconds:
-        oldest = now - request.rewind_seconds * 1_000_000_000
-        while start < len(messages) and messages[start].received < oldest:
-            start += 1
-    if sum(size_of(one) for one in messages[start:]) > request.max_bytes:
+        oldest, young = now - request.rewind_seconds * 1_000_000_000, max(start, 0)
+        while young < len(messages) and messages[young].received < oldest:
+            young += 1
+        if young:
+            start = young
+    if start < 0 or sum(size_of(one) for one in messages[start:]) > request.max_bytes:
         return Replay(Position(epoch, last), "too-large" if reason is None else reason)
     return Replay(Position(epoch, last), reason, run, start)
 
@@ -151,20 +155,35 @@ def is_expired(message: KeptMessage, now: int) -> bool:
 
 
 def page(
-    epoch: str, last: int, messages: Sequence[KeptMessage], since: Position | None, limit: int, reverse: bool, now: int
+    epoch: str,
+    last: int,
+    messages: Sequence[KeptMessage],
+    since: Position | None,
+    limit: int,
+    reverse: bool,
+    now: int,
+    first: int | None = None,
 ) -> HistoryPage:
-    """Returns a part of a history (Push1st's history API). `messages`: all kept messages, oldest first."""
-    first = messages[0].offset if messages else last + 1
+    """Returns a part of a history (Push1st's history API).
+
+    messages: consecutive kept messages, oldest first, with those of the part; all kept messages if `first` is None. If the caller
+    leaves out some messages of the part, the part is shorter, and `next` continues it.
+    now: the wall clock in nanoseconds.
+    first: the offset of the oldest kept message.
+    """
+    begin = messages[0].offset if messages else last + 1
+    if first is None:
+        first = begin
     position = Position(epoch, last)
     is_known = since is None or (since.epoch == epoch and since.offset <= last + reverse)
     if reverse:
         end = min(since.offset, last + 1) if since is not None and is_known else last + 1
-        chosen = messages[max(0, end - first - limit) : max(0, end - first)][::-1]
+        chosen = messages[max(0, end - begin - limit) : max(0, end - begin)][::-1]
         more = bool(chosen) and chosen[-1].offset > first
     else:
         after = since.offset if since is not None and is_known else 0
         is_known = is_known and (since is None or after + 1 >= first or after == last)
-        start = max(0, after + 1 - first) if is_known else 0
+        start = max(0, after + 1 - begin) if is_known else 0
         chosen = messages[start : start + limit]
         more = bool(chosen) and chosen[-1].offset < last
     following = Position(epoch, chosen[-1].offset) if more else None

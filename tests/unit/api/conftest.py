@@ -26,13 +26,13 @@ class Caller:
         self.headers: list[bytes] = []
         publish = self.world.memory.publish
 
-        def noted(message: Message) -> Published:
+        def noted(message: Message, *rest: Any) -> Published:
             options = Options(0, message.delivery, message.target)
             self.headers.append(message.headers)
             self.sent.append((message.channel, message.event, message.data, message.exclude, options))
-            return publish(message)
+            return publish(message, *rest)
 
-        self.world.memory.publish = noted  # type: ignore[method-assign]
+        self.world.memory.publish = noted  # type: ignore[method-assign, assignment]
 
     def respond(self, request: Request) -> Response:
         """Serves a request; answers a rejection, as a connection does."""

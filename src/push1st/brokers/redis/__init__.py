@@ -27,35 +27,40 @@ from push1st.brokers import (
     Recount,
     is_cached,
 )
+from push1st.brokers.history import ReplayRequest
 from push1st.brokers.local_roster import LocalRoster
 from push1st.brokers.redis.bounds import Timings
 from push1st.brokers.redis.context import NodeContext
 from push1st.brokers.redis.logged import LogDedup
 from push1st.brokers.redis.pages import RedisPages
 from push1st.brokers.redis.shard import Shard
+from push1st.brokers.redis.sharded_history import ShardedHistory
 from push1st.brokers.redis.shards import Shards
 from push1st.brokers.redis.views import Views
 from push1st.brokers.redis.wire import (
     EDGE,
+    KEPT,
+    MESSAGES,
     NODE,
     REPLY,
     REQUEST,
     decode_edge,
+    decode_kept,
     decode_messages,
     decode_node,
     decode_reply,
     decode_request,
+    split_kept,
 )
 from push1st.channels import kind_of
 from push1st.config.brokerurl import parse
+from push1st.config.history import HistorySection
 from push1st.errors import Refused
 from push1st.messages import HookEvent, Member, Message, Published, watch_topic
 from push1st.metrics import Metrics
 
 TIMINGS = Timings()
 WATCHING = watch_topic("")
-MESSAGES = 0x90
-"""the smallest value of the first byte of a batch of messages; a batch is a MessagePack array"""
 
 log = logs.get("push1st.broker")
 
@@ -106,6 +111,9 @@ class Redis:
         self._shards = Shards(parse(url), context, self._on_push, numbered)
         self._shard: Callable[[str, str], Shard] = self._shards.of
         self.pages = RedisPages(self._shards)
+        self.history = ShardedHistory(self._shards)
+        self._unknown: set[int] = set()
+        """the first bytes of data of unknown kinds that were logged"""
 
     # Broker
 
@@ -150,6 +158,13 @@ class Redis:
                 self._shards.all[index].requests.replied(*decode_reply(data))
             elif data[0] == NODE:
                 self._shards.all[index].lease.node_subscribed(decode_node(data))
+            elif data[0] == KEPT:
+                epoch, first, messages = split_kept(data)
+                for kept in decode_kept(messages, first, epoch):
+                    self._receive(kept)
+            elif data[0] not in self._unknown:
+                self._unknown.add(data[0])
+                log.error("data of the broker is of an unknown kind", kind=data[0], hint="install one version on all machines")
         except (msgspec.DecodeError, UnicodeDecodeError, ValueError, IndexError) as exc:  # another version of push1st sent it
             log.error("data of the broker cannot be decoded", reason=str(exc))
 
@@ -161,14 +176,17 @@ class Redis:
             self._views.unwatch(app, channel.removeprefix(WATCHING))
         self._shard(app, channel).topics.unsubscribe(app, channel)
 
-    def publish(self, message: Message) -> Coroutine[Any, Any, Published]:
+    def publish(self, message: Message, section: HistorySection | None = None, key: str = "") -> Coroutine[Any, Any, Published]:
         """Queues a message at once; the returned coroutine waits until the broker has confirmed the message."""
         milliseconds = None
         if "cache-" in message.channel and is_cached(message):
             age = self._stamp()[1] - message.received
             milliseconds = max(0, CACHE_TTL_SECONDS * 1000 - age // 1_000_000)
         try:
-            return _counted(self._shard(message.app, message.channel).publish(message, milliseconds))
+            shard = self._shard(message.app, message.channel)
+            if section is not None:
+                shard.history.check()
+            return _published(shard.publish(message, milliseconds, section, key))
         except Refused as refused:
             return _refused(refused)
 
@@ -180,8 +198,10 @@ class Redis:
 
     # Roster
 
-    async def join(self, app: str, channel: str, socket_id: str, member: Member | None, limit: int) -> Joined:
-        return await self._shard(app, channel).roster.join(app, channel, socket_id, member, limit)
+    async def join(
+        self, app: str, channel: str, socket_id: str, member: Member | None, limit: int, request: ReplayRequest | None = None
+    ) -> Joined:
+        return await self._shard(app, channel).roster.join(app, channel, socket_id, member, limit, request)
 
     async def leave(self, app: str, channel: str, socket_id: str, user_id: str | None) -> None:
         self._shard(app, channel).roster.leave(app, channel, socket_id, user_id)
@@ -242,8 +262,8 @@ class Redis:
         self._shard(event.app, event.channel).hook_events.report(event)
 
 
-async def _counted(future: "asyncio.Future[int]") -> Published:
-    return Published(await future)
+async def _published(future: "asyncio.Future[Published]") -> Published:
+    return await future
 
 
 async def _refused(refused: Refused) -> Published:

@@ -8,6 +8,8 @@ import asyncio
 from collections.abc import Callable
 from typing import Any
 
+from push1st.brokers.history import ReplayRequest
+from push1st.brokers.redis.history import HistoryState
 from push1st.brokers.redis.keys import ChannelKey
 from push1st.brokers.redis.resp import RespConnection
 from push1st.messages import Member
@@ -21,13 +23,22 @@ ADDED, REFUSED = 1, 2
 class PendingJoin:
     """One subscription in a batch. After the broker has replied, `result` is `ADDED`, `REFUSED`, or 0 for other results."""
 
-    __slots__ = ("done", "id", "member", "received", "result", "socket_id")
+    __slots__ = ("done", "id", "member", "received", "request", "result", "socket_id")
 
-    def __init__(self, member: Member | None, socket_id: str, id: int, received: int, done: "asyncio.Future[None]") -> None:
+    def __init__(
+        self,
+        member: Member | None,
+        socket_id: str,
+        id: int,
+        received: int,
+        request: ReplayRequest | None,
+        done: "asyncio.Future[None]",
+    ) -> None:
         self.member = member
         self.socket_id = socket_id
         self.id = id
         self.received = received
+        self.request = request
         self.done = done
         self.result = 0
 
@@ -38,11 +49,26 @@ class JoinBatch:
     limit: the maximum number of members of the channel; 0 stands for no limit.
     want: the data that the script must return in addition to the results, as letters (`lua/join.lua`).
     found, cached, left: from the script's reply: the members, the cached event, and the milliseconds until this event expires.
+    history: the channel's history, which all subscriptions share; None if no subscription requests a part of it.
+    decode: a function that decodes the history in the script's reply.
     delivered: whether this node has delivered the joins to the members on this node.
     members: all members of the channel; None until `ShardRoster` has a member list.
     """
 
-    __slots__ = ("cached", "delivered", "found", "key", "left", "limit", "members", "pending", "resp", "want")
+    __slots__ = (
+        "cached",
+        "decode",
+        "delivered",
+        "found",
+        "history",
+        "key",
+        "left",
+        "limit",
+        "members",
+        "pending",
+        "resp",
+        "want",
+    )
 
     def __init__(self, resp: RespConnection, key: ChannelKey, limit: int) -> None:
         self.resp = resp
@@ -53,6 +79,8 @@ class JoinBatch:
         self.found: Any = None
         self.cached: bytes | None = None
         self.left = 0
+        self.history: HistoryState | None = None
+        self.decode: Callable[[Any], HistoryState]
         self.delivered = False
         self.members: tuple[Member, ...] | None = None
 
@@ -64,7 +92,9 @@ class JoinBatch:
                 one.done.set_exception(reply)
                 one.done.exception()  # without this call, asyncio logs the exception if no coroutine waits
             return
-        _, self.found, self.cached, self.left, results = reply
+        _, self.found, self.cached, self.left, results, history = reply
+        if history is not None:
+            self.history = self.decode(history)
         for one, result in zip(self.pending, results, strict=True):
             one.result = result
         for one in waiting:
@@ -87,6 +117,7 @@ class JoinBatcher:
         stamp: tuple[int, int],
         limit: int,
         want: str,
+        request: ReplayRequest | None = None,
     ) -> tuple[JoinBatch, PendingJoin]:
         """Adds a subscription to the batch of its channel; returns the batch and the subscription. `_flush` sends the batch."""
         loop = asyncio.get_running_loop()
@@ -99,7 +130,7 @@ class JoinBatcher:
                 loop.call_soon(self._flush)
             batch = self._batches[key] = JoinBatch(resp, key, limit)
         batch.want += want
-        pending = PendingJoin(member, socket_id, *stamp, loop.create_future())
+        pending = PendingJoin(member, socket_id, *stamp, request, loop.create_future())
         batch.pending.append(pending)
         return batch, pending
 

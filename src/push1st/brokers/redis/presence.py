@@ -10,9 +10,12 @@ from typing import Any
 import hiredis
 
 from push1st.brokers import CachedEvent, Joined
+from push1st.brokers.history import ReplayRequest
 from push1st.brokers.redis.connection import FAULTS, ShardConnection
 from push1st.brokers.redis.context import NodeContext
 from push1st.brokers.redis.entries import Entries
+from push1st.brokers.redis.following import Following
+from push1st.brokers.redis.history import ShardHistory
 from push1st.brokers.redis.joining import ADDED, REFUSED, JoinBatch, JoinBatcher, PendingJoin
 from push1st.brokers.redis.keys import ChannelKey, Keys
 from push1st.brokers.redis.publishing import PublishBatcher
@@ -33,13 +36,22 @@ class ShardRoster:
     """See the module."""
 
     def __init__(
-        self, context: NodeContext, keys: Keys, connection: ShardConnection, topics: ShardTopics, publishing: PublishBatcher
+        self,
+        context: NodeContext,
+        keys: Keys,
+        connection: ShardConnection,
+        topics: ShardTopics,
+        publishing: PublishBatcher,
+        history: ShardHistory,
+        following: Following,
     ) -> None:
         self._context = context
         self._keys = keys
         self._connection = connection
         self._topics = topics
         self._publishing = publishing
+        self._history = history
+        self._following = following
         self._joining = JoinBatcher(self._send_joins)
         self.entries = Entries()
         self.unconfirmed_leaves: dict[Left, tuple[str, bytes]] = {}
@@ -47,7 +59,9 @@ class ShardRoster:
 
     # Joining
 
-    async def join(self, app: str, channel: str, socket_id: str, member: Member | None, limit: int) -> Joined:
+    async def join(
+        self, app: str, channel: str, socket_id: str, member: Member | None, limit: int, request: ReplayRequest | None = None
+    ) -> Joined:
         """See `Roster.join`. Raises LimitReached, Refused(503)."""
         kind, key, views = kind_of(channel), (app, channel), self._context.views
         want = "k" if kind.cache else ""
@@ -57,7 +71,9 @@ class ShardRoster:
         try:
 
             async def attempt(resp: RespConnection) -> tuple[JoinBatch, PendingJoin]:
-                batch, pending = self._joining.join(resp, key, member, socket_id, self._context.stamp(), limit, want)
+                if request is not None:
+                    self._history.check()
+                batch, pending = self._joining.join(resp, key, member, socket_id, self._context.stamp(), limit, want, request)
                 await pending.done
                 return batch, pending
 
@@ -74,7 +90,11 @@ class ShardRoster:
         except BaseException:
             self.leave(app, channel, socket_id, None if member is None else member.user_id)
             raise
-        return Joined(batch.members, _cached_event(batch.cached, batch.left))
+        replay = None
+        if request is not None and batch.history is not None:
+            replay = self._history.replay(batch.history, request)
+            self._following.begin(key, batch.history.position, request.counter_seconds)
+        return Joined(batch.members, _cached_event(batch.cached, batch.left), replay)
 
     def _deliver_joins(self, batch: JoinBatch) -> None:
         """Delivers the joins of a batch to the members on this node, and collects the member list for the new members.
@@ -102,17 +122,19 @@ class ShardRoster:
         if not batch.resp.alive:
             batch.on_reply(ConnectionLost("the connection to the broker is lost"))
             return
-        arguments: list[Argument] = [self._context.node, *self.join_arguments(batch.key, batch.limit, batch.want)]
+        batch.decode = self._history.decoder()
+        requests = self._history.join_argument([one.request for one in batch.pending])
+        arguments: list[Argument] = [self._context.node, *self.join_arguments(batch.key, batch.limit, batch.want, requests)]
         for one in batch.pending:
             arguments += join_of(one.member, one.socket_id, one.id, one.received)
         batch.resp.send_ordered(pack(self._keys.command(JOIN, *arguments)), batch.on_reply)
 
     def join_arguments(
-        self, key: ChannelKey, limit: int = 0, want: str = "", *, registers_again: bool = False
+        self, key: ChannelKey, limit: int = 0, want: str = "", requests: str = "", *, registers_again: bool = False
     ) -> tuple[Argument, ...]:
-        """Returns the arguments of `lua/join.lua` that describe a channel."""
+        """Returns the arguments of `lua/join.lua` that describe a channel. `requests`: see `ShardHistory.join_argument`."""
         edges = self._context.hook_edges(key[0])
-        return *key, self._context.local_roster.subscriptions(*key), limit, want, edges, "1" if registers_again else "0"
+        return *key, self._context.local_roster.subscriptions(*key), limit, want, edges, "1" if registers_again else "0", requests
 
     # Leaving
 
@@ -129,6 +151,7 @@ class ShardRoster:
             left["m", app, channel, gone.user_id] = socket_id, gone.info
         if departure.vacated:
             self._context.views.end(key)
+            self._following.end(key)
             if app in self._context.hooked() and departure.channel_confirmed:
                 left["c", app, channel, ""] = socket_id, b"null"
         self._send_leave(left, LEAVE, *self.leave_arguments(key, "" if gone is None else gone.user_id, socket_id))

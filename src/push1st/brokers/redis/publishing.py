@@ -1,18 +1,21 @@
 """Sends messages to the broker in batches. One command sends all messages that a topic gets in one turn of the event loop.
 
+A batch contains only messages with a history, or only messages without. A message with an idempotency key is a batch of its own.
+
 While the broker is away, publishing is rejected at once. A publish that the broker does not confirm within `CONFIRM_SECONDS`
 fails.
 """
 
 import asyncio
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from push1st.brokers.redis.resp import ConnectionLost, RespConnection
-from push1st.brokers.redis.wire import encode_message, encode_messages
+from push1st.brokers.redis.wire import encode_kept, encode_message, encode_messages
+from push1st.config.history import HistorySection
 from push1st.errors import Refused
-from push1st.messages import Message
+from push1st.messages import Message, Published
 from push1st.metrics import Metrics
 
 CONFIRM_SECONDS = 2
@@ -26,17 +29,21 @@ UNCONFIRMED = "the broker has not confirmed in time: the event may have been del
 class Batch:
     """The messages that are published to one topic in one turn of the event loop.
 
+    section: the settings of the channel's history; None if the broker does not keep the messages.
+    key: the idempotency key of the only message, or "".
     cached: the message that the broker caches for `milliseconds`; None if no message is cached.
     waiting: one future for each message, because coroutines without an asyncio task (`eager.py`) cannot share a future.
     """
 
-    __slots__ = ("app", "at", "cached", "channel", "done", "messages", "milliseconds", "waiting")
+    __slots__ = ("app", "at", "cached", "channel", "done", "key", "messages", "milliseconds", "section", "waiting")
 
-    def __init__(self, app: str, channel: str, at: float) -> None:
+    def __init__(self, app: str, channel: str, at: float, section: HistorySection | None, key: str) -> None:
         self.app = app
         self.channel = channel
         self.messages: list[Message] = []
-        self.waiting: list[asyncio.Future[int]] = []
+        self.waiting: list[asyncio.Future[Published]] = []
+        self.section = section
+        self.key = key
         self.cached: Message | None = None
         self.milliseconds = 0
         self.done = False
@@ -60,11 +67,16 @@ class Batch:
         if isinstance(reply, Exception):
             self.published(reply)
         elif not self.done:
-            self.done = True
-            count = int(reply or 0)
-            for future in self.waiting:
-                if not future.done():
-                    future.set_result(count)
+            self.resolve((Published(int(reply or 0)),) * len(self.waiting))
+
+    def resolve(self, results: Sequence[Published]) -> None:
+        """Returns the results of the messages to the publishers, unless the batch has failed before."""
+        if self.done:
+            return
+        self.done = True
+        for future, result in zip(self.waiting, results, strict=True):
+            if not future.done():
+                future.set_result(result)
 
 
 Send = Callable[[RespConnection, Batch, bytes, bytes | None], None]
@@ -83,10 +95,13 @@ class PublishBatcher:
         self._batches: dict[tuple[str, str], Batch] = {}
         self._unconfirmed: deque[Batch] = deque()
 
-    def publish(self, message: Message, milliseconds: int | None = None) -> "asyncio.Future[int]":
-        """Queues a message; the future returns the number of the channel's subscriptions. Raises Refused(503).
+    def publish(
+        self, message: Message, milliseconds: int | None = None, section: HistorySection | None = None, idempotency_key: str = ""
+    ) -> "asyncio.Future[Published]":
+        """Queues a message; the future returns the result. Raises Refused(503).
 
         milliseconds: the time for which the broker caches the message; None if the broker does not cache the message.
+        section, idempotency_key: see `Broker.publish`.
         """
         resp = self.connection
         if resp is None:
@@ -94,17 +109,20 @@ class PublishBatcher:
         loop = asyncio.get_running_loop()
         key = message.app, message.channel
         batch = self._batches.get(key)
+        if batch is not None and (batch.section is not section or batch.key or idempotency_key):
+            self._finish(key, batch)
+            batch = None
         if batch is None:
             if resp.queued > MAX_QUEUED:
                 raise Refused(503, "the broker is too slow: nothing was published")
             if not self._batches:
                 self._batches_on = resp
                 loop.call_soon(self._flush)
-            batch = self._batches[key] = Batch(*key, loop.time())
+            batch = self._batches[key] = Batch(*key, loop.time(), section, idempotency_key)
         batch.messages.append(message)
         if milliseconds is not None:
             batch.cached, batch.milliseconds = message, milliseconds
-        future: asyncio.Future[int] = loop.create_future()
+        future: asyncio.Future[Published] = loop.create_future()
         batch.waiting.append(future)
         return future
 
@@ -124,7 +142,15 @@ class PublishBatcher:
         self.tick(batch.at)  # removes confirmed batches now, because freeing thousands at once takes milliseconds
         self._unconfirmed.append(batch)
         cached = None if batch.cached is None else encode_message(batch.cached)
-        self._send(resp, batch, encode_messages(batch.messages), cached)
+        data = encode_messages(batch.messages) if batch.section is None else encode_kept(batch.messages)
+        self._send(resp, batch, data, cached)
+
+    def _finish(self, key: tuple[str, str], batch: Batch) -> None:
+        """Sends a batch before the end of the turn, because the next message of the channel needs another batch."""
+        self.send(key)
+        if self._batches.get(key) is batch:  # the connection has ended
+            del self._batches[key]
+            batch.fail(Refused(503, AWAY))
 
     def send(self, key: tuple[str, str]) -> None:
         """Sends the batch of a channel before a client's leave, so that other clients receive the client's events first."""

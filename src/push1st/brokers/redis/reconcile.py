@@ -16,6 +16,7 @@ from push1st import __version__
 from push1st.brokers.redis.connection import ShardConnection
 from push1st.brokers.redis.context import NodeContext
 from push1st.brokers.redis.entries import Difference
+from push1st.brokers.redis.history import ShardHistory
 from push1st.brokers.redis.hook_events import HookEventStream
 from push1st.brokers.redis.keys import ChannelKey, Keys, UserKey
 from push1st.brokers.redis.lease import Lease, milliseconds
@@ -57,6 +58,7 @@ class Reconciler:
         roster: ShardRoster,
         lease: Lease,
         hook_events: HookEventStream,
+        history: ShardHistory,
         owns: Callable[[str, str], bool],
         numbered: Callable[[int], None] | None,
         number: int,
@@ -68,6 +70,7 @@ class Reconciler:
         self._roster = roster
         self._lease = lease
         self._hook_events = hook_events
+        self._history = history
         self._owns = owns
         self._numbered = numbered
         self._number = number
@@ -99,9 +102,10 @@ class Reconciler:
         seconds = self._context.timings.lease - self._context.timings.silent
         lease.least = max(1, milliseconds(seconds)) if lease.epoch else 0
         times = milliseconds(self._context.timings.lease), milliseconds(self._context.timings.recovery)
-        command = self._keys.command(REGISTER, node, new_epoch, lease.epoch, *times, wanted, lease.least, SCHEMA, *lease.others)
+        described = node, new_epoch, lease.epoch, *times, wanted, lease.least, SCHEMA
+        run_id = resp.run_id, self._history.proposed_generation(resp.run_id)
         try:
-            epoch, recovery, number, missing, late = await resp.call(*command)
+            reply = await resp.call(*self._keys.command(REGISTER, *described, *run_id, *lease.others))
         except hiredis.ReplyError as exc:
             word, _, found = str(exc).partition(" ")
             if word != OTHER_SCHEMA:
@@ -110,6 +114,8 @@ class Reconciler:
                 f"the keys {self._keys.base}:* have schema {found}, and push1st {__version__} uses schema {SCHEMA}: install a"
                 f" version of push1st that uses schema {found}, or set another prefix (?prefix=NAME) in `broker`"
             ) from None
+        epoch, recovery, number, missing, late, generation = reply
+        self._history.registered(resp.run_id, generation.decode())
         if self._numbered:
             self._number = number
             self._numbered(number)

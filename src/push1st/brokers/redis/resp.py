@@ -58,6 +58,8 @@ class RespConnection(asyncio.Protocol):
         self._resuming = 0
         """the number of ordered replies that have arrived, but whose waiting coroutines have not resumed yet"""
         self.alive = False
+        self.run_id = ""
+        """the id of this run of the server process; "" if the broker's user may not read it"""
         self._ended = False
         """whether the connection has ended; `_end` runs after all received messages are delivered"""
         self.received_at = 0.0

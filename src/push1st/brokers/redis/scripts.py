@@ -24,6 +24,13 @@ pass only this base in `KEYS`.
     BASE:u:APP        hash of signed-in users: user → number of nodes with this user.
     BASE:q            hash of apps: app → connections on all nodes.
     BASE:k:APP/CHANNEL  the newest event of a cache channel.
+    BASE:h:APP/CHANNEL  stream: the history of a channel. An entry is a batch of messages. The id of the entry contains the
+                      offset of the last message in the batch, and the number of messages.
+    BASE:hm:APP/CHANNEL  hash, the counter of a channel with a history: `e` → the channel's word, the second half of its epoch;
+                      `o` → the last offset.
+    BASE:gen          the run id of the server process that has this state, and the generation, the first half of all epochs.
+    BASE:o:APP/LENGTH:KEYCHANNEL  the result of a publish with the idempotency key KEY, which has LENGTH characters: number of
+                      subscriptions, epoch, offset, message id.
     BASE:claim:APP/CHANNEL  the only node that may publish the channel's subscription count until this claim expires.
     BASE:ledger       set: a stopped consumer's ledger that was not yet compared with the roster (`events_consumer.py`).
     BASE:clock        a key with a very long time to live; the scripts measure time by the remaining time to live.
@@ -56,7 +63,9 @@ from importlib import resources
 import msgspec
 
 SCHEMA = 1
-"""the version of keys and messages; increase it with each change that nodes of the previous version would misread"""
+"""the version of keys and messages; increase it with each change that nodes of the previous version would misread.
+Histories did not increase it, because they have their own keys and messages. Nodes of earlier builds do not deliver the messages
+of channels with a history, so an operator enables histories when all nodes have a build with histories."""
 MAX_HOOK_EVENTS = 100_000
 """the maximum number of hook events that wait for the consumer; the server deletes only whole blocks, so a few more may wait"""
 CLOCK_MS = 10**13
@@ -114,6 +123,9 @@ SIGN_IN = _script("sign_in")
 SIGN_OUT = _script("sign_out")
 CONNECT = _script("connect")
 PUBLISH_CACHED = _script("publish_cached")
+APPEND = _script("append")
+READ_HISTORY = _script("read_history")
+RENEW_COUNTERS = _script("renew_counters")
 CACHED = _script("cached")
 EVICT_NODE = _script("evict_node")
 DEFER_LEAVE = _script("defer_leave")
@@ -135,6 +147,9 @@ SCRIPTS = (
     SIGN_OUT,
     CONNECT,
     PUBLISH_CACHED,
+    APPEND,
+    READ_HISTORY,
+    RENEW_COUNTERS,
     CACHED,
     EVICT_NODE,
     DEFER_LEAVE,

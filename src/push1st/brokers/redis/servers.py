@@ -7,6 +7,7 @@ server must also report that it is a master, because the returned address may be
 
 import asyncio
 import binascii
+import re
 import ssl
 from collections.abc import Callable
 from typing import Any
@@ -93,10 +94,20 @@ async def _prepare(resp: RespConnection, address: Address, name: str) -> None:
         await _ask(resp, "SELECT", address.database)
     if about.get(b"role", b"master") != b"master":
         raise Unusable("this server is a replica, not a master")
+    resp.run_id = await _run_id(resp)
     sharded = address.how == "cluster"
     loading = [resp.call("SCRIPT", "LOAD", one.sharded if sharded else one.text) for one in SCRIPTS]
     for one in loading:
         await _reply(one)
+
+
+async def _run_id(resp: RespConnection) -> str:
+    """Returns the id of this run of the server process; "" if an access control list forbids the command INFO."""
+    try:
+        found = re.search(rb"run_id:(\w+)", await resp.call("INFO", "server"))
+    except hiredis.ReplyError:
+        return ""
+    return found[1].decode() if found else ""
 
 
 async def _reply(future: "asyncio.Future[Any]") -> Any:

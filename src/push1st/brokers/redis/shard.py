@@ -5,7 +5,9 @@
 | `connection.py`, `states.py` | reconnecting, and the commands that are allowed in each state of the connection |
 | `topics.py`, `requests.py` | subscriptions to topics, and requests to other nodes |
 | `presence.py`, `joining.py` | the roster: joins, leaves, members, users, quotas |
-| `publishing.py` | publishes, in batches of one topic and one turn of the event loop |
+| `publishing.py`, `appending.py` | publishes, in batches of one topic and one turn of the event loop |
+| `history.py` | the kept messages of channels |
+| `following.py` | the channels with a history that have subscribers on this node |
 | `lease.py` | this node's lease, and the eviction of dead nodes |
 | `reconcile.py` | registration, and comparison of this node's entries with the broker's copy |
 | `hook_events.py` | hook events, and the consumer that delivers them |
@@ -14,12 +16,16 @@
 import asyncio
 import random
 from collections.abc import Callable
+from typing import Any
 
 import hiredis
 
 from push1st import logs
+from push1st.brokers.redis.appending import append_arguments, results
 from push1st.brokers.redis.connection import ShardConnection
 from push1st.brokers.redis.context import NodeContext
+from push1st.brokers.redis.following import Following
+from push1st.brokers.redis.history import ShardHistory
 from push1st.brokers.redis.hook_events import HookEventStream
 from push1st.brokers.redis.keys import Keys
 from push1st.brokers.redis.lease import Lease
@@ -28,7 +34,7 @@ from push1st.brokers.redis.publishing import CONFIRM_SECONDS, Batch, PublishBatc
 from push1st.brokers.redis.reconcile import Reconciler
 from push1st.brokers.redis.requests import Requests
 from push1st.brokers.redis.resp import ConnectionLost, OnPush, RespConnection, pack
-from push1st.brokers.redis.scripts import PUBLISH_CACHED
+from push1st.brokers.redis.scripts import APPEND, PUBLISH_CACHED
 from push1st.brokers.redis.topics import ShardTopics
 from push1st.config.brokerurl import Address
 
@@ -64,12 +70,26 @@ class Shard:
         self.connection.on_publish_connection = self._set_publish_connection
         self.topics = ShardTopics(keys, self.connection, context.node)
         self.requests = Requests(keys, self.connection, self.topics.inbox)
-        self.roster = ShardRoster(context, keys, self.connection, self.topics, self._publishing)
+        self.history = ShardHistory(keys, self.connection, lambda: context.stamp()[1])
+        self.following = Following(self.connection)
+        self.roster = ShardRoster(*(context, keys, self.connection, self.topics, self._publishing, self.history, self.following))
         self.hook_events = HookEventStream(address, tag, context, keys, self.connection)
         self.lease = Lease(context, keys, self.connection, self.hook_events, self._repair)
         number = random.randrange(1024)  # noqa: S311 - the first number that the node requests
         self.reconciler = Reconciler(
-            *(context, keys, self.connection, self.topics, self.roster, self.lease, self.hook_events, owns, numbered, number)
+            *(
+                context,
+                keys,
+                self.connection,
+                self.topics,
+                self.roster,
+                self.lease,
+                self.hook_events,
+                self.history,
+                owns,
+                numbered,
+                number,
+            )
         )
 
     async def _register(self, resp: RespConnection) -> None:
@@ -86,11 +106,24 @@ class Shard:
 
     def _send_batch(self, resp: RespConnection, batch: Batch, data: bytes, cached: bytes | None) -> None:
         app, channel, keys = batch.app, batch.channel, self.keys
-        if cached is None:
+        if batch.section is not None or batch.key:
+            self._append(resp, batch, data, cached)
+        elif cached is None:
             resp.send(pack((keys.publish, keys.topic(app, channel), data)), batch.published)
             resp.send(pack(("HGET", keys.key("i", app), channel)), batch.counted)
         else:
             self.connection.send(resp, PUBLISH_CACHED, batch.counted, app, channel, data, cached, batch.milliseconds)
+
+    def _append(self, resp: RespConnection, batch: Batch, data: bytes, cached: bytes | None) -> None:
+        generation = self.history.generation
+
+        def on_reply(reply: Any) -> None:
+            if isinstance(reply, Exception):
+                batch.published(reply)
+            else:
+                batch.resolve(results(reply, generation, len(batch.messages)))
+
+        self.connection.send(resp, APPEND, on_reply, *append_arguments(batch, data, cached, generation, self.history.new_word()))
 
     def tick(self, now: float) -> None:
         """Checks deadlines, and starts due renewals and comparisons. `Shards` calls this method several times a second."""

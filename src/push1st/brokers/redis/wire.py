@@ -1,19 +1,29 @@
 """Encodes and decodes the data on topics: batches of messages, edges, requests, replies, and node names (`decode_node`). Pure.
 
+The batch of a channel with a history begins with `KEPT`, the epoch, and the offset of the first message. The messages of this
+batch have all fields of a `KeptMessage` except the position, which the receiver derives from the first offset.
+
 A batch of messages is a MessagePack array; each element is an array of the fields of a `Message`. Other data begins with a byte
 with which no MessagePack array begins.
 """
 
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import msgspec
 
-from push1st.messages import HookEvent, Message
+from push1st.messages import HookEvent, KeptMessage, Message
 
-EDGE, REQUEST, REPLY, NODE = 1, 2, 3, 4
+EDGE, REQUEST, REPLY, NODE, KEPT = 1, 2, 3, 4, 5
+MESSAGES = 0x90
+"""the smallest value of the first byte of a batch of messages; a batch is a MessagePack array"""
+MESSAGE_FIELDS = len(Message.__struct_fields__)
+KEPT_FIELDS = KeptMessage.__struct_fields__.index("offset")
+"""the number of fields of a `KeptMessage` that the publisher knows"""
 
 _encoder = msgspec.msgpack.Encoder()
 _messages = msgspec.msgpack.Decoder(list[Message])
+_kept = msgspec.msgpack.Decoder(list[KeptMessage])
 _message = msgspec.msgpack.Decoder(Message)
 
 _reply = msgspec.msgpack.Decoder(tuple[int, bytes])
@@ -23,8 +33,31 @@ encode_event = _encoder.encode
 decode_event = _event.decode
 encode_messages = _encoder.encode
 decode_messages = _messages.decode
-encode_message = _encoder.encode
 decode_message = _message.decode
+
+
+def encode_message(message: Message) -> bytes:
+    """Encodes a message of a cache channel."""
+    return _encoder.encode(message if type(message) is Message else msgspec.structs.astuple(message)[:MESSAGE_FIELDS])
+
+
+def encode_kept(messages: Sequence[Message]) -> bytes:
+    """Encodes the messages of a channel with a history, which are all of the type `KeptMessage`."""
+    return _encoder.encode([msgspec.structs.astuple(one)[:KEPT_FIELDS] for one in messages])
+
+
+def decode_kept(data: bytes, first: int, epoch: str) -> list[KeptMessage]:
+    """Decodes messages of a channel with a history. `first`, `epoch`: the position of the first message."""
+    messages = _kept.decode(data)
+    for offset, one in enumerate(messages, first):
+        one.move_to(offset, epoch)
+    return messages
+
+
+def split_kept(data: bytes) -> tuple[str, int, bytes]:
+    """Returns the epoch and the offset of the first message of a batch with positions, and the rest, for `decode_kept`."""
+    epoch, first, messages = data[1:].split(b"\0", 2)
+    return epoch.decode(), int(first), messages
 
 
 class Edge(NamedTuple):

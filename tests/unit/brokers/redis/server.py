@@ -88,8 +88,9 @@ class Server:
         self.missing = 0
         """living nodes that are not subscribed to their topics"""
         self.unread = 0
+        self.run_id = "run1"
         self.replies: dict[str, Any] = {
-            "REGISTER": lambda _: [EPOCH, 0, 7, self.missing, 0],
+            "REGISTER": lambda _: [EPOCH, 0, 7, self.missing, 0, b"Gen01"],
             "RENEW": lambda _: [EPOCH, 0, 0, [], 0, self.missing, []],
             "HSCAN": [b"0", []],
         }
@@ -102,6 +103,7 @@ class Server:
         if self.failures:
             raise self.failures.pop(0)
         made = RespConnection(on_push, lost)
+        made.run_id = self.run_id
         made.connection_made(ServerTransport(self, made))
         self.connections.append(made)
         return made

@@ -78,7 +78,7 @@ async def test_node_whose_lease_is_lost_registers_on_its_connection_and_still_pu
 async def test_node_keeps_its_connection_while_a_full_disk_rejects_its_registration(serve):
     server = serve()
     node = await Node().start()
-    replies = [hiredis.ReplyError("MISCONF disk"), [EPOCH, 0, 7, 0, 0]]
+    replies = [hiredis.ReplyError("MISCONF disk"), [EPOCH, 0, 7, 0, 0, b""]]
     server.replies["REGISTER"] = lambda _: replies.pop(0)
     node.connection.fault("NOLEASE no lease")
     await settle()
@@ -89,7 +89,7 @@ async def test_node_keeps_its_connection_while_a_full_disk_rejects_its_registrat
 
 async def test_node_that_cannot_register_for_the_first_time_connects_again(serve):
     server = serve()
-    replies = [hiredis.ReplyError("MISCONF disk"), [EPOCH, 0, 7, 0, 0]]
+    replies = [hiredis.ReplyError("MISCONF disk"), [EPOCH, 0, 7, 0, 0, b""]]
     server.replies["REGISTER"] = lambda _: replies.pop(0)
     node = await Node().start()
     assert len(server.connections) == 2

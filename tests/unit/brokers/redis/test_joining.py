@@ -86,7 +86,7 @@ async def test_each_join_gets_its_own_result():
     desk = Desk()
     ways = [desk.join(user) for user in "abc"]
     await turns()
-    desk.steps[0].on_reply([3, [b"x", b"1:null"], b"kept", 7, [ADDED, REFUSED, 0]])
+    desk.steps[0].on_reply([3, [b"x", b"1:null"], b"kept", 7, [ADDED, REFUSED, 0], None])
     await asyncio.gather(*(coming.done for _, coming in ways))
     assert [coming.result for _, coming in ways] == [ADDED, REFUSED, 0]
     assert {step for step, _ in ways} == {desk.steps[0]}
@@ -108,6 +108,6 @@ async def test_cancelled_join_does_not_delay_the_others():
     (_, gone), (_, other) = desk.join("a"), desk.join("b")
     gone.done.cancel()
     await turns()
-    desk.steps[0].on_reply([2, None, None, 0, [ADDED, ADDED]])
+    desk.steps[0].on_reply([2, None, None, 0, [ADDED, ADDED], None])
     await other.done
     assert gone.done.cancelled()

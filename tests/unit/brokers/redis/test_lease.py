@@ -58,7 +58,7 @@ async def test_eviction_that_fails_is_started_again_by_a_later_renewal(serve):
 
 async def test_node_whose_own_lease_had_expired_evicts_no_other_for_the_length_of_a_lease(serve):
     server = serve()
-    server.replies["REGISTER"] = [EPOCH, 0, 7, 0, 1]
+    server.replies["REGISTER"] = [EPOCH, 0, 7, 0, 1, b""]
     server.replies["RENEW"] = renewal(dead=(b"gone",))
     node = await Node().start()
     node.shard.lease.renew()
@@ -88,7 +88,7 @@ async def test_registration_names_the_nodes_that_were_alive(serve):
     server.connections[0].abort()
     await settle()
     (register,) = (arguments for name, arguments in server.commands if name == "REGISTER")
-    assert register[8:] == [b"one", b"two"]
+    assert register[10:] == [b"one", b"two"]
 
 
 async def test_list_of_the_supervisor_replaces_the_list_of_the_server(serve):

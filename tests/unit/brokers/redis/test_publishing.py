@@ -8,7 +8,7 @@ from push1st.brokers.redis.publishing import CONFIRM_SECONDS, MAX_QUEUED, Batch,
 from push1st.brokers.redis.resp import RespConnection, pack
 from push1st.brokers.redis.wire import decode_message, decode_messages
 from push1st.errors import Refused
-from push1st.messages import Message
+from push1st.messages import Message, Published
 from push1st.metrics import Metrics
 from tests.support.loop import turns
 from tests.support.transport import Transport
@@ -37,7 +37,7 @@ class Desk:
         link.send(pack(("PUBLISH",)), batch.published)
         link.send(pack(("HGET",)), batch.counted)
 
-    def publish(self, one: Message, milliseconds: int | None = None) -> "asyncio.Future[int]":
+    def publish(self, one: Message, milliseconds: int | None = None) -> "asyncio.Future[Published]":
         return self.publishing.publish(one, milliseconds)
 
 
@@ -61,7 +61,7 @@ async def test_each_publish_returns_the_count():
     counts = [desk.publish(message(n)) for n in range(3)]
     await turns()
     desk.link.data_received(b":2\r\n$2\r\n17\r\n")
-    assert await asyncio.gather(*counts) == [17] * 3
+    assert await asyncio.gather(*counts) == [Published(17)] * 3
 
 
 async def test_channel_without_subscribers_has_count_0():
@@ -69,7 +69,7 @@ async def test_channel_without_subscribers_has_count_0():
     count = desk.publish(message(1))
     await turns()
     desk.link.data_received(b":0\r\n_\r\n")
-    assert await count == 0
+    assert (await count).count == 0
 
 
 async def test_the_last_message_that_is_kept_is_kept():
@@ -84,7 +84,7 @@ async def test_the_last_message_that_is_kept_is_kept():
     assert decode_message(cached) == message(2)
 
 
-async def refusal(future: "asyncio.Future[int]") -> str:
+async def refusal(future: "asyncio.Future[Published]") -> str:
     with pytest.raises(Refused) as refused:
         await future
     assert refused.value.code == 503
@@ -142,7 +142,7 @@ async def test_confirmed_publish_is_not_rejected():
     await turns()
     desk.link.data_received(b":1\r\n$1\r\n1\r\n")
     desk.publishing.tick(asyncio.get_running_loop().time() + 100)
-    assert await future == 1
+    assert await future == Published(1)
     assert desk.metrics.broker_unconfirmed == 0
 
 

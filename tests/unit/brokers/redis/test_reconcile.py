@@ -20,7 +20,7 @@ def serve(monkeypatch: pytest.MonkeyPatch) -> Callable[[], Server]:
 
 
 async def joined(server: Server, node: Node) -> None:
-    server.replies["JOIN"] = [1, [b"a", b"1:null"], None, 0, [1]]
+    server.replies["JOIN"] = [1, [b"a", b"1:null"], None, 0, [1], None]
     await node.shard.roster.join("app", ROOM, "1.1", Member("a"), 0)
     server.names()
 
@@ -42,7 +42,7 @@ async def test_entries_that_the_copy_lacks_are_sent_on_the_new_connection(serve)
     server.connections[0].abort()
     await settle()
     sent = [(name, arguments) for name, arguments in server.commands if name == "JOIN"]
-    assert [(name, arguments[1:5], arguments[8]) for name, arguments in sent] == [
+    assert [(name, arguments[1:5], arguments[9]) for name, arguments in sent] == [
         ("JOIN", [b"app", b"presence-c", b"1", b"0"], b""),
         ("JOIN", [b"app", b"presence-c", b"1", b"0"], b"a"),
     ]
@@ -82,7 +82,7 @@ async def test_leaves_while_the_broker_was_away_are_deferred_if_it_lost_its_stat
     server.is_silent = True
     server.connections[0].abort()
     node.shard.roster.leave("app", ROOM, "1.1", "a")
-    server.replies["REGISTER"] = [b"epoch-2", 5000, 7, 0, 0]
+    server.replies["REGISTER"] = [b"epoch-2", 5000, 7, 0, 0, b"Gen02"]
     server.replies["RENEW"] = [b"epoch-2", 5000, 0, [], 0, 0, []]
     server.is_silent = False
     await settle()
@@ -105,7 +105,7 @@ async def test_join_whose_members_cannot_be_read_leaves_no_entry(serve):
     server = serve()
     node = await Node().start()
     roster = node.shard.roster
-    replies = [hiredis.ReplyError("OOM"), [1, None, None, 0, [1]]]
+    replies = [hiredis.ReplyError("OOM"), [1, None, None, 0, [1], None]]
     server.replies["JOIN"] = lambda _: replies.pop(0)
     server.replies["HGETALL"] = hiredis.ReplyError("OOM")
     first = asyncio.ensure_future(roster.join("app", ROOM, "1.1", Member("a"), 0))

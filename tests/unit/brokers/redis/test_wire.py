@@ -4,21 +4,26 @@ import msgspec
 from hypothesis import given
 from hypothesis import strategies as st
 
-from push1st.brokers.redis import MESSAGES
 from push1st.brokers.redis.resp import pack
 from push1st.brokers.redis.wire import (
     EDGE,
+    KEPT,
+    MESSAGES,
     REPLY,
     REQUEST,
     Edge,
     TopicRequest,
     decode_edge,
+    decode_kept,
     decode_messages,
     decode_reply,
     decode_request,
+    encode_kept,
+    encode_message,
     encode_messages,
     encode_reply,
     encode_request,
+    split_kept,
 )
 from push1st.messages import KeptMessage, Message
 
@@ -93,3 +98,23 @@ def test_received_messages_have_no_place_until_the_receiver_gives_them_one():
     kept.move_to(5, "k3F9aQx2bT")
     assert (kept.offset, kept.epoch) == (5, "k3F9aQx2bT")
     assert [getattr(kept, name) for name in Message.__struct_fields__] == list(msgspec.structs.astuple(received))
+
+
+def at(message: Message, offset: int, epoch: str) -> KeptMessage:
+    return KeptMessage(**msgspec.structs.asdict(message), expires=9, offset=offset, epoch=epoch)
+
+
+def test_kept_messages_have_no_position_on_the_wire_and_get_it_from_the_receiver():
+    sent = [at(one, 1234, "elsewhere") for one in (EVENT, CLIENT_EVENT)]
+    data = encode_kept(sent)
+    assert b"elsewhere" not in data
+    assert {len(one) for one in msgspec.msgpack.decode(data)} == {13}
+    epoch, first, messages = split_kept(bytes((KEPT,)) + b"k3F9aQx2bT\x0041\0" + data)
+    assert decode_kept(messages, first, epoch) == [
+        at(one, offset, "k3F9aQx2bT") for offset, one in ((41, EVENT), (42, CLIENT_EVENT))
+    ]
+
+
+def test_cached_message_has_the_bytes_of_earlier_builds():
+    message = at(EVENT, 1, "k3F9aQx2bT")
+    assert encode_message(message) == encode_message(EVENT) == encode_messages([EVENT])[1:]

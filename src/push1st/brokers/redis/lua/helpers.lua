@@ -146,3 +146,38 @@ local function drop_user(mine, app, user, socket, id, received, deferred)
   if deferred then defer('u/' .. app .. '/' .. user, clock(), socket, id, received, '', '')
   else publish_offline(app, user, socket, id, received) end
 end
+
+-- Returns the word and the last offset of a channel's history, and the offset of the oldest kept message, which is one more than
+-- the last offset if no message is kept. Makes the counter if there is none, and keeps the counter for `ms` milliseconds at least.
+local function history_of(app, channel, new_word, ms)
+  local stream, counter = base .. ':h:' .. app .. '/' .. channel, base .. ':hm:' .. app .. '/' .. channel
+  local known = redis.call('HMGET', counter, 'e', 'o')
+  local word, last = known[1], tonumber(known[2] or '')
+  if not word or not last then
+    word, last = new_word, 0
+    redis.call('HSET', counter, 'e', word, 'o', 0)
+    redis.call('DEL', stream)
+  end
+  if redis.call('PTTL', counter) < tonumber(ms) then redis.call('PEXPIRE', counter, ms) end
+  local oldest = redis.call('XRANGE', stream, '-', '+', 'COUNT', 1)[1]
+  if not oldest then return word, last, last + 1 end
+  local offset, n = string.match(oldest[1], '^(%d+)%-(%d+)$')
+  return word, last, offset - n + 1
+end
+
+-- Returns the entries of a channel's stream with messages after an offset, newest first, as a flat list: id, messages, id, and so
+-- on. If the messages of these entries have more than `bytes` bytes, the oldest entries are left out. Also returns the bytes.
+local function newest_entries(app, channel, after, bytes)
+  local found, size, newest = {}, 0, '+'
+  while true do
+    local entries = redis.call('XREVRANGE', base .. ':h:' .. app .. '/' .. channel, newest, after + 1, 'COUNT', 16)
+    for _, entry in ipairs(entries) do
+      if size + #entry[2][2] > bytes then return found, size end
+      size = size + #entry[2][2]
+      found[#found + 1] = entry[1]
+      found[#found + 1] = entry[2][2]
+    end
+    if #entries < 16 then return found, size end
+    newest = '(' .. entries[16][1]
+  end
+end

@@ -9,10 +9,16 @@
 -- ARGV[6]   letters of the data to return: m (members), k (cached event), both, or none
 -- ARGV[7]   letters of the edges that hooks receive (`scripts.py`)
 -- ARGV[8]   1 if the node registers its entries again
--- ARGV[9…]  for each new subscription: user or '', user info, socket id, id of the edge, time of the edge
+-- ARGV[9]   '' if the channel keeps no history; else, separated by spaces: generation, new word for a channel without a counter,
+--           milliseconds for which the counter is kept at least, number of newest messages to return, maximum bytes to return,
+--           and the positions that subscribers have, each as EPOCH:OFFSET:MOST. MOST is '', or the greatest last offset of the
+--           channel with which the history is returned from this position on.
+-- ARGV[10…] for each new subscription: user or '', user info, socket id, id of the edge, time of the edge
 --
 -- Returns the number of subscriptions on all nodes, the members, the cached event with the milliseconds for which it is still
--- cached, and a result for each new subscription: 1 for a new member, 2 for a member that exceeds the limit, else 0.
+-- cached, and a result for each new subscription: 1 for a new member, 2 for a member that exceeds the limit, else 0. Then, if the
+-- channel keeps a history: its word, its last offset, the offset of the oldest kept message, and entries (`newest_entries`). The
+-- entries begin with the lowest position after which all messages are kept.
 local node, app, channel, n, most = ARGV[1], ARGV[2], ARGV[3], tonumber(ARGV[4]), tonumber(ARGV[5])
 local want, hooked, registers_again = ARGV[6], ARGV[7], ARGV[8] == '1'
 if not has_lease(node) then return redis.error_reply('NOLEASE no lease') end
@@ -20,7 +26,7 @@ local mine = base .. ':n:' .. node
 if registers_again and hooked ~= '' and recovering() then hooked = '' end
 local members = base .. ':m:' .. app .. '/' .. channel
 local results, ways = {}, {}
-for i = 9, #ARGV, 5 do
+for i = 10, #ARGV, 5 do
   local user, info, result = ARGV[i], ARGV[i + 1], 0
   local entry = 'm/' .. app .. '/' .. channel .. '\n' .. user
   if user ~= '' and redis.call('HEXISTS', mine, entry) == 0 then
@@ -41,11 +47,11 @@ end
 local total, change = count(mine, app, channel, n)
 if change > 0 and total == change then
   local way = entering('c/' .. app .. '/' .. channel, hooked)
-  if hooked ~= '' then hook_event('occupied', way, app, channel, ARGV[13], ARGV[11], '', 'null') end
+  if hooked ~= '' then hook_event('occupied', way, app, channel, ARGV[14], ARGV[12], '', 'null') end
 end
 for i, result in ipairs(results) do
   if result == 1 then
-    local user, info, socket, id, received = unpack(ARGV, 4 + 5 * i, 8 + 5 * i)
+    local user, info, socket, id, received = unpack(ARGV, 5 + 5 * i, 9 + 5 * i)
     edge('+', app, channel, user, socket, id, received, info)
     if hooked ~= '' then hook_event('member-added', ways[i], app, channel, received, socket, user, info) end
   end
@@ -56,4 +62,17 @@ if string.find(want, 'k', 1, true) then
   cached = redis.call('GET', base .. ':k:' .. app .. '/' .. channel)
   left = redis.call('PTTL', base .. ':k:' .. app .. '/' .. channel)
 end
-return {total, found, cached, left, results}
+local history = false
+if ARGV[9] ~= '' then
+  local generation, new_word, ms, rewind, bytes, positions = string.match(ARGV[9], '^(%w+) (%w+) (%d+) (%d+) (%d+)(.*)$')
+  local word, last, first = history_of(app, channel, new_word, ms)
+  local after = math.max(first - 1, last - rewind)
+  for offset, most in string.gmatch(positions, ' ' .. generation .. word .. ':(%d+):(%d*)') do
+    local since = tonumber(offset)
+    if since + 1 >= first and since < after and (most == '' or last <= tonumber(most)) then after = since end
+  end
+  local entries = {}
+  if after < last then entries = newest_entries(app, channel, after, tonumber(bytes)) end
+  history = {word, last, first, entries}
+end
+return {total, found, cached, left, results, history}

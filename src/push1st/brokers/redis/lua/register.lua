@@ -9,11 +9,13 @@
 -- ARGV[6]   number that the node prefers for its message ids; -1 if the node needs no number
 -- ARGV[7]   `least` of `nodes_not_here`
 -- ARGV[8]   `SCHEMA` of the node
--- ARGV[9…]  other nodes that were alive as far as this node knows
+-- ARGV[9]   run id of the server, or '' if the node may not read the run id
+-- ARGV[10]  new generation, used if the keys have no generation of this run of the server
+-- ARGV[11…] other nodes that were alive as far as this node knows
 --
 -- Returns the epoch, the milliseconds until the end of the recovery, the number for message ids, the number of missing nodes
--- (`nodes_not_here`), and 1 if the node's lease had expired but the state still exists. In this case,
--- the leases of other nodes may also have expired.
+-- (`nodes_not_here`), 1 if the node's lease had expired but the state still exists, and the generation. In the case of an expired
+-- lease, the leases of other nodes may also have expired. The generation is '' without a run id.
 -- Returns an error if the keys have another schema. The first versions of push1st stored no schema, so keys without a schema have
 -- schema 1.
 local node, new_epoch, known, lease, recovery = ARGV[1], ARGV[2], ARGV[3], ARGV[4], ARGV[5]
@@ -31,7 +33,7 @@ end
 local lost = known ~= '' and known ~= epoch
 if lost then redis.call('SET', base .. ':recovering', '1', 'PX', recovery) end
 local late = known == epoch and not has_lease(node)
-for i = 9, #ARGV do
+for i = 11, #ARGV do
   local is_known = empty or lost or late and redis.call('SISMEMBER', base .. ':nodes', ARGV[i]) == 1
   if is_known and not has_lease(ARGV[i]) then
     redis.call('SADD', base .. ':away', ARGV[i])
@@ -53,4 +55,10 @@ if number >= 0 then
     end
   end
 end
-return {epoch, redis.call('PTTL', base .. ':recovering'), number, nodes_not_here(node, least), late and 1 or 0}
+local generation = ''
+if ARGV[9] ~= '' then
+  local run, known_generation = string.match(redis.call('GET', base .. ':gen') or '', '^(%w+) (%w+)$')
+  generation = run == ARGV[9] and known_generation or ARGV[10]
+  if run ~= ARGV[9] then redis.call('SET', base .. ':gen', ARGV[9] .. ' ' .. generation) end
+end
+return {epoch, redis.call('PTTL', base .. ':recovering'), number, nodes_not_here(node, least), late and 1 or 0, generation}

@@ -1,0 +1,121 @@
+"""The history of a shard: its generation, its commands, and the server that does not report its run."""
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+
+from push1st.brokers.history import ReplayRequest
+from push1st.config.history import HistorySection
+from push1st.errors import Refused
+from push1st.messages import KeptMessage, Message, Published
+from push1st.positions import Position
+from tests.unit.brokers.redis.server import Node, Server, settle
+
+SECTION = HistorySection(size=7, ttl=60)
+
+
+@pytest.fixture
+def serve(monkeypatch: pytest.MonkeyPatch) -> Callable[[], Server]:
+    return lambda: Server(monkeypatch)
+
+
+def kept(data: bytes = b"1") -> KeptMessage:
+    return KeptMessage("app", "c", "e", data, 77, 1)
+
+
+async def test_batch_with_a_history_is_one_command_with_the_settings_and_the_generation(serve):
+    server = serve()
+    node = await Node().start()
+    server.commands.clear()
+    server.replies["APPEND"] = [b"4", b"Word1", 9]
+    futures = [node.shard.publish(kept(data), None, SECTION) for data in (b"1", b"2")]
+    await settle()
+    ((name, arguments),) = server.commands
+    assert (name, arguments[:2], arguments[3:8]) == ("APPEND", [b"app", b"c"], [b"2", b"7", b"60000", b"604800000", b"Gen01"])
+    assert arguments[9:] == [b"", b"", b"", b"300000", b"77"]
+    assert [await one for one in futures] == [Published(4, 8, "Gen01Word1"), Published(4, 9, "Gen01Word1")]
+
+
+async def test_key_is_named_so_that_no_two_pairs_of_key_and_channel_are_equal(serve):
+    server = serve()
+    node = await Node().start()
+    server.replies["APPEND"] = b"3 Gen01Word1 5 66"
+    future = node.shard.publish(kept(), None, SECTION, "k1")
+    await settle()
+    assert server.commands[-1][1][11] == b"app/2:k1c"
+    assert await future == Published(3, 5, "Gen01Word1", repeats=66)
+
+
+async def test_channel_without_a_history_keeps_its_two_commands(serve):
+    server = serve()
+    node = await Node().start()
+    server.names()
+    node.shard.publish(Message("app", "c", "e", b"1", 1, 1))
+    await settle()
+    assert server.names() == ["PUBLISH", "HGET"]
+
+
+async def test_join_without_a_history_requests_none(serve):
+    server = serve()
+    node = await Node().start()
+    server.replies["JOIN"] = [1, None, None, 0, [0], None]
+    assert (await node.shard.roster.join("app", "c", "1.1", None, 0)).replay is None
+    assert server.commands[-1][1][8] == b""
+
+
+async def test_each_new_word_is_another(serve):
+    serve()
+    node = await Node().start()
+    assert len({node.shard.history.new_word() for _ in range(1000)}) == 1000
+
+
+def proposal(server: Server) -> list[bytes]:
+    """Returns the run id and the proposed generation of the last registration."""
+    return [arguments for name, arguments in server.commands if name == "REGISTER"][-1][8:10]
+
+
+async def test_node_proposes_its_generation_again_to_the_same_run_of_the_server(serve):
+    """If the server lost only its keys, all nodes go on with the generation that they have."""
+    server = serve()
+    node = await Node().start()
+    assert proposal(server)[0] == b"run1"
+    server.connections[0].abort()
+    await settle()
+    assert proposal(server) == [b"run1", b"Gen01"]
+    assert node.shard.history.generation == "Gen01"
+
+
+async def test_node_proposes_a_new_generation_to_another_run_of_the_server(serve):
+    server = serve()
+    node = await Node().start()
+    server.run_id = "run2"
+    server.replies["REGISTER"] = lambda command: [b"epoch-1", 0, 7, 0, 0, command[4 + 9]]
+    server.connections[0].abort()
+    await settle()
+    run_id, generation = proposal(server)
+    assert (run_id, len(generation)) == (b"run2", 5)
+    assert generation != b"Gen01"
+    assert node.shard.history.generation == generation.decode()
+
+
+@pytest.fixture
+def without_info(serve: Callable[[], Server]) -> Server:
+    server = serve()
+    server.run_id = ""
+    server.replies["REGISTER"] = lambda _: [b"epoch-1", 0, 7, 0, 0, b""]
+    return server
+
+
+async def test_history_is_rejected_with_the_missing_permission_if_the_server_does_not_report_its_run(without_info, capsys):
+    node = await Node().start()
+    request = ReplayRequest(SECTION, 1000, Position("k3F9aQx2bT", 1))
+    calls: list[Any] = [node.shard.roster.join("app", "c", "1.1", None, 0, request) for _ in range(2)]
+    calls.append(node.shard.history.read("app", "c", None, 1, False))
+    for call in calls:
+        with pytest.raises(Refused, match=r"503: the broker does not permit the command INFO.*\+info"):
+            await call
+    with pytest.raises(Refused, match=r"\+info"):
+        node.shard.history.check()
+    assert capsys.readouterr().out.count("+info") == 1
+    assert list(node.local_roster) == []
