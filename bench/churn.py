@@ -20,7 +20,8 @@ import time
 from pathlib import Path
 
 import plot
-from servers import HERE, CannotRun, Running, compiled, machine, peers, raise_file_limit, running, write_requests
+from installing import HERE, CannotRun, compiled
+from servers import Running, machine, peers, raise_file_limit, running, write_requests
 
 SETTLE = 1 / 3
 """of the time: caches fill, the allocator finds its level"""

@@ -31,7 +31,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from floods import APP, FLOODS, KEY, frame, handshake, post
-from servers import HERE, family, free_port, machine, raise_file_limit
+from installing import HERE
+from servers import family, free_port, machine, raise_file_limit
 
 SUBSCRIBERS = 20
 PERIOD = 0.025

@@ -28,17 +28,15 @@ from pathlib import Path
 from typing import Any
 
 import uvloop
+from installing import HERE, CannotRun, compiled
 from servers import (
     APP,
     EVENT,
-    HERE,
     KEY,
     PAYLOAD,
-    CannotRun,
     Peer,
     Running,
     broker_version,
-    compiled,
     machine,
     push1st,
     raise_file_limit,

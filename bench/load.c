@@ -9,17 +9,25 @@
  *             was due to the moment each subscriber had it.
  *   hold      connect `n` clients as fast as the server takes them, then read what the server's memory grew by.
  *   churn     `n` places; `rate` times a second one client leaves (saying so, closing, or resetting) and another comes.
+ *   resume    `n` pages; one connection publishes `rate` events a second. After `warm` seconds the processes `kill=1:2` are
+ *             killed. A page whose connection is lost connects again after a second, as pusher-js does, at most `burst` under way
+ *             at a time. Ends when all pages have resumed, and counts missed and repeated events of each page.
  *   presence  `n` connections are there; then all join one presence channel, at most `burst` under way at a time, each signed
  *             ahead with `key` and `secret`. Ends when everybody knows everybody: the members in a client's own answer and
  *             the member_added behind it are `n` together. Or when nothing has come for three seconds: then some know too
  *             few or too many (`uneven`), and the time is that of the last frame. Done twice, on two channels: the first
  *             time warms up, the second counts.
  *
+ * The clients are Pusher clients, or with `pusher=0` clients that are subscribed when they are connected. With `page=1` they are
+ * pages: `%p` in `path` stands for a page's name, and a client is ready when each channel has resumed, or has not. With `sse=1`
+ * they read server-sent events: a client is ready after the first block, and an event is a block of at least `least` bytes with
+ * a `~`. With `each=20`, each client subscribes to 20 of the channels, and receives a publish on each of them.
+ *
  * `port` and `api` may be several, 1:2:3, of several nodes: clients and publishers take them in turn.
  *
  * The file of requests comes from bench.py, which knows how each server wants to be asked (and signs ahead of time): each is
  * its length in decimal, a newline, and its bytes. Request i publishes to channel i mod `channels`, client i subscribes to
- * that channel too, so every publish has n/channels receivers. For latency, request i carries `~i~` (eight digits) in its
+ * that channel too, so every publish has n*each/channels receivers. For latency, request i carries `~i~` (eight digits) in its
  * data. A subscriber's frame counts when it is a whole text frame of at least `least` bytes: pings and replies are shorter.
  *
  * Server figures come from /proc, summed over `pids=1:2:3`: CPU time from stat, memory (PSS) from smaps_rollup.
@@ -28,6 +36,7 @@
 #include <arpa/inet.h>
 #include <errno.h>
 #include <fcntl.h>
+#include <signal.h>
 #include <netinet/tcp.h>
 #include <stdarg.h>
 #include <stdint.h>
@@ -52,6 +61,9 @@ struct client {
     char head[128]; /* the first bytes of a frame, where event names and `~id~` are */
     uint64_t length, left;
     uint64_t seen;
+    uint32_t answers; /* confirmed subscriptions, and with pages the `resumed` after each of them */
+    uint32_t expected, repeats; /* in the run of resuming pages: the number of the next event, and of events that came again */
+    uint64_t again; /* when to connect again, ns */
 };
 
 struct member { /* a client's part in the run of joins */
@@ -80,12 +92,15 @@ struct mark { /* everything counted, at one moment */
 
 /* What may be said on the command line. */
 static const char *host = "127.0.0.1", *path = "/", *file = NULL, *pids = "", *ports = "", *apis = "", *key = "", *secret = "";
+static const char *victims = "";
+static long page, sse, each = 1;
 static long pusher = 1, n = 1, channels = 1, publishers = 1, backlog = 1, rate, least = 1, burst = 64, base = 100;
 static double seconds = 5, warm = 0.5, patience = 60;
 static const struct { const char *name; long *number; double *real; const char **text; } OPTIONS[] = {
     {"host", 0, 0, &host},         {"path", 0, 0, &path},       {"file", 0, 0, &file},       {"pids", 0, 0, &pids},
     {"port", 0, 0, &ports},        {"api", 0, 0, &apis},        {"key", 0, 0, &key},         {"secret", 0, 0, &secret},
-    {"pusher", &pusher, 0, 0},     {"n", &n, 0, 0},
+    {"pusher", &pusher, 0, 0},     {"n", &n, 0, 0},             {"page", &page, 0, 0},       {"sse", &sse, 0, 0},
+    {"each", &each, 0, 0},         {"kill", 0, 0, &victims},
     {"channels", &channels, 0, 0}, {"publishers", &publishers, 0, 0}, {"backlog", &backlog, 0, 0}, {"rate", &rate, 0, 0},
     {"least", &least, 0, 0},       {"burst", &burst, 0, 0},     {"base", &base, 0, 0},       {"seconds", 0, &seconds, 0},
     {"warm", 0, &warm, 0},         {"patience", 0, &patience, 0},
@@ -99,6 +114,8 @@ static struct request *requests;
 static size_t request_count, next_request;
 static uint64_t *published_on; /* publishes a channel */
 static uint64_t published, answered, refused, redialled, received, ready, connecting, failed, closed, ticks;
+static uint64_t pongs, recovered, unrecovered, missed; /* answered pusher:ping events; outcomes of resuming */
+static int resuming; /* the run of pages that resume is on */
 static uint64_t joined, listed, added, last_came; /* in the run of joins: answers, members in them, members told of, when */
 static uint64_t count_from = UINT64_MAX, count_to; /* latencies of publishes due in this span are kept */
 static uint32_t *histogram;                        /* one bucket a microsecond, the last one for everything above */
@@ -142,11 +159,14 @@ static double server_sum(int memory) { /* CPU seconds, or KiB of memory, over al
     return sum;
 }
 
-static struct mark mark(void) {
+static double self_cpu(void) {
     struct rusage used;
     getrusage(RUSAGE_SELF, &used);
-    double load = (double)(used.ru_utime.tv_sec + used.ru_stime.tv_sec) + (double)(used.ru_utime.tv_usec + used.ru_stime.tv_usec) / 1e6;
-    return (struct mark){now(), received, published, answered, server_sum(0), load};
+    return (double)(used.ru_utime.tv_sec + used.ru_stime.tv_sec) + (double)(used.ru_utime.tv_usec + used.ru_stime.tv_usec) / 1e6;
+}
+
+static struct mark mark(void) {
+    return (struct mark){now(), received, published, answered, server_sum(0), self_cpu()};
 }
 
 /* ---- sockets ------------------------------------------------------------------------------------------------------- */
@@ -198,6 +218,11 @@ static void drop(struct client *c, int reset) {
 }
 
 static void fail(struct client *c, const char *why) {
+    if (resuming) { /* a client tries again */
+        c->again = now() + 1000000000u;
+        drop(c, 0);
+        return;
+    }
     if (failed++ < 3) fprintf(stderr, "load: client %zu: %s: %.*s\n", (size_t)(c - clients), why, c->kept, c->head);
     drop(c, 0);
 }
@@ -205,10 +230,11 @@ static void fail(struct client *c, const char *why) {
 static void come(struct client *c) {
     size_t index = (size_t)(c - clients);
     uint16_t generation = (uint16_t)(c->generation + 1);
-    uint64_t seen = c->seen;
-    *c = (struct client){.fd = dial(in_turn(ports, index), 0), .generation = generation, .stage = CONNECTING, .seen = seen};
+    *c = (struct client){.fd = dial(in_turn(ports, index), 0), .generation = generation, .stage = CONNECTING, .seen = c->seen,
+                         .expected = c->expected, .repeats = c->repeats};
     if (c->fd < 0) {
-        failed++;
+        if (resuming) c->again = now() + 1000000000u;
+        else failed++;
         c->stage = ABSENT;
         return;
     }
@@ -229,19 +255,32 @@ static void write_frame(struct client *c, unsigned opcode, const char *text, siz
     if (send(c->fd, frame, length + head, MSG_NOSIGNAL) != (ssize_t)(length + head) && c->stage != LEAVING) fail(c, "cannot send");
 }
 
+/* The number of the channels among which the clients are distributed; a client subscribes to `each` channels: its own, its own plus
+ * this number, and so on. */
+static size_t groups(void) { return (size_t)(channels / each); }
+
+static void place(const struct client *c, char *where, size_t room) { /* the path, with the channel and the page's name */
+    size_t index = (size_t)(c - clients), length = 0;
+    for (const char *at = path; *at && length + 1 < room; at++) {
+        if (at[0] == '%' && at[1] == 's') length += (size_t)snprintf(where + length, room - length, "bench-%zu", index % groups()), at++;
+        else if (at[0] == '%' && at[1] == 'p') length += (size_t)snprintf(where + length, room - length, "bench-page-%012zu", index), at++;
+        else where[length++] = *at;
+        if (length >= room) die("a path of more than %zu bytes", room);
+    }
+    where[length] = 0;
+}
+
 static void upgrade(struct client *c) {
-    char channel[32], where[256], text[512];
+    char where[256], text[512];
     int error = 0;
     getsockopt(c->fd, SOL_SOCKET, SO_ERROR, &error, &(socklen_t){sizeof error});
     if (error) {
         fail(c, strerror(error));
         return;
     }
-    const char *hole = strstr(path, "%s");
-    snprintf(channel, sizeof channel, "bench-%zu", (size_t)(c - clients) % (size_t)channels);
-    if (hole) snprintf(where, sizeof where, "%.*s%s%s", (int)(hole - path), path, channel, hole + 2);
-    else snprintf(where, sizeof where, "%s", path);
-    int length = snprintf(text, sizeof text,
+    place(c, where, sizeof where);
+    int length = sse ? snprintf(text, sizeof text, "GET %s HTTP/1.1\r\nHost: %s\r\nAccept: text/event-stream\r\n\r\n", where, host)
+                     : snprintf(text, sizeof text,
                           "GET %s HTTP/1.1\r\nHost: %s\r\nUpgrade: websocket\r\nConnection: Upgrade\r\n"
                           "Sec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\nSec-WebSocket-Version: 13\r\n\r\n", where, host);
     c->stage = UPGRADING;
@@ -286,16 +325,37 @@ static void keep_tail(struct member *m, const unsigned char *at, size_t count) {
     m->kept = old + count;
 }
 
+static void note_order(struct client *c) { /* events of a channel are numbered in steps of `channels` */
+    char *start = memchr(c->head, '~', c->kept);
+    if (!start || start + 9 > c->head + c->kept) die("an event without a number");
+    uint32_t number = (uint32_t)strtoul(start + 1, NULL, 10);
+    if (number < c->expected) {
+        c->repeats++;
+        return;
+    }
+    missed += (number - c->expected) / (uint32_t)channels;
+    c->expected = number + (uint32_t)channels;
+}
+
+static void event(struct client *c) {
+    received++;
+    c->seen++;
+    if (histogram) note_latency(c);
+    if (resuming) note_order(c);
+}
+
 static void text_frame(struct client *c) {
     if (c->stage == READY) {
         if (members) {
             member_frame(c);
             return;
         }
-        if (c->length < (uint64_t)least) return;
-        received++;
-        c->seen++;
-        if (histogram) note_latency(c);
+        if (c->length >= (uint64_t)least) event(c);
+        else if (page && memmem(c->head, c->kept, "pusher:ping", 11)) {
+            static const char pong[] = "{\"event\":\"pusher:pong\",\"data\":{}}";
+            write_frame(c, 1, pong, sizeof pong - 1);
+            pongs++;
+        }
     } else if (c->stage == GREETING) {
         if (!memmem(c->head, c->kept, "connection_established", 22)) {
             fail(c, "instead of a greeting");
@@ -309,14 +369,22 @@ static void text_frame(struct client *c) {
             settle(c);
             return;
         }
-        char text[125];
-        int length = snprintf(text, sizeof text, "{\"event\":\"pusher:subscribe\",\"data\":{\"channel\":\"bench-%zu\"}}",
-                              (size_t)(c - clients) % (size_t)channels);
         c->stage = SUBSCRIBING;
-        write_frame(c, 1, text, (size_t)length);
+        for (size_t i = 0; i < (size_t)each && c->stage == SUBSCRIBING; i++) {
+            char text[125];
+            int length = snprintf(text, sizeof text, "{\"event\":\"pusher:subscribe\",\"data\":{\"channel\":\"bench-%zu\"}}",
+                                  (size_t)(c - clients) % groups() + i * groups());
+            write_frame(c, 1, text, (size_t)length);
+        }
     } else if (c->stage == SUBSCRIBING) {
-        if (memmem(c->head, c->kept, "subscription_succeeded", 22)) settle(c);
-        else if (memmem(c->head, c->kept, "error", 5)) fail(c, "not subscribed");
+        if (memmem(c->head, c->kept, "subscription_succeeded", 22)) c->answers++;
+        else if (page && memmem(c->head, c->kept, "pusher:resumed", 14)) {
+            c->answers++;
+            if (memmem(c->head, c->kept, "true", 4)) recovered++;
+            else unrecovered++;
+        } else if (memmem(c->head, c->kept, "error", 5)) fail(c, "not subscribed");
+        else if (c->length >= (uint64_t)least) event(c); /* on a channel that is already subscribed */
+        if (c->stage == SUBSCRIBING && c->answers == (uint32_t)(each * (1 + page))) settle(c);
     }
 }
 
@@ -332,6 +400,27 @@ static void whole_frame(struct client *c) {
     }
 }
 
+/* ---- server-sent events -------------------------------------------------------------------------------------------- */
+
+static void blocks(struct client *c, const unsigned char *at, size_t count) {
+    const unsigned char *end = at + count;
+    while (at < end && c->stage != ABSENT) {
+        const unsigned char *line = memchr(at, '\n', (size_t)(end - at)), *next = line ? line + 1 : end;
+        size_t take = (size_t)(next - at), room = sizeof c->head - c->kept, copy = take < room ? take : room;
+        int blank = line == at && c->inside; /* `inside`: the last byte was a line's end */
+        c->inside = line != NULL;
+        memcpy(c->head + c->kept, at, copy);
+        c->kept += (uint8_t)copy;
+        c->length += take;
+        at = next;
+        if (!blank) continue;
+        if (c->stage != READY) settle(c);
+        else if (c->length >= (uint64_t)least && memchr(c->head, '~', c->kept)) event(c);
+        c->kept = 0;
+        c->length = 0;
+    }
+}
+
 static void feed(struct client *c, const unsigned char *at, size_t count) {
     if (c->stage == UPGRADING) {
         for (; count && c->matched < 4; at++, count--) {
@@ -339,15 +428,20 @@ static void feed(struct client *c, const unsigned char *at, size_t count) {
             c->matched = *at == (unsigned char)"\r\n\r\n"[c->matched] ? c->matched + 1 : *at == '\r';
         }
         if (c->matched < 4) return;
-        if (memcmp(c->head + 8, " 101", 4)) {
-            fail(c, "no WebSocket");
+        if (memcmp(c->head + 8, sse ? " 200" : " 101", 4)) {
+            fail(c, sse ? "no stream" : "no WebSocket");
             return;
         }
         c->kept = 0;
-        if (pusher) c->stage = GREETING;
+        if (sse) c->stage = SUBSCRIBING;
+        else if (pusher) c->stage = GREETING;
         else settle(c);
     }
-    int keep = histogram || members || c->stage != READY;
+    if (sse) {
+        blocks(c, at, count);
+        return;
+    }
+    int keep = histogram || members || resuming || c->stage != READY;
     while (count && c->stage != ABSENT) {
         if (!c->inside) { /* RFC 6455 §5.2: two bytes, then two or eight more of length */
             c->header[c->headers++] = *at++;
@@ -363,7 +457,7 @@ static void feed(struct client *c, const unsigned char *at, size_t count) {
             if (members) members[c - clients].kept = 0;
         } else {
             size_t take = count < c->left ? count : c->left;
-            if (keep || (c->header[0] & 8)) {
+            if (keep || (c->header[0] & 8) || (page && c->length < (uint64_t)least)) {
                 size_t room = sizeof c->head - c->kept, copy = take < room ? take : room;
                 memcpy(c->head + c->kept, at, copy);
                 c->kept += (uint8_t)copy;
@@ -376,7 +470,7 @@ static void feed(struct client *c, const unsigned char *at, size_t count) {
         if (c->inside && !c->left) {
             c->inside = 0;
             whole_frame(c);
-            keep = histogram || members || c->stage != READY;
+            keep = histogram || members || resuming || c->stage != READY;
         }
     }
 }
@@ -393,7 +487,7 @@ static void client_event(struct client *c) {
     } while (count == sizeof buffer && c->stage != ABSENT);
     if (count == 0 || (count < 0 && errno != EAGAIN)) {
         if (c->stage == READY) closed++;
-        if (c->stage == READY || c->stage == LEAVING) drop(c, 0);
+        if (!resuming && (c->stage == READY || c->stage == LEAVING)) drop(c, 0);
         else fail(c, "connection lost");
     }
 }
@@ -419,6 +513,11 @@ static void post_event(struct publisher *p) {
     ssize_t count = recv(p->fd, p->answer + p->have, sizeof p->answer - 1 - p->have, 0);
     if (count < 0 && errno == EAGAIN) return;
     if (count <= 0) {
+        if (resuming) { /* the only publisher tries again, with the same event */
+            close(p->fd);
+            p->fd = -1;
+            return;
+        }
         if (p->busy) die("a publisher's connection was closed instead of an answer, after %lu answers", (unsigned long)answered);
         close(p->fd);
         dial_publisher(p);
@@ -432,6 +531,12 @@ static void post_event(struct publisher *p) {
     size_t whole = (size_t)(end + 4 - p->answer) + (length && length < end ? strtoul(length + 17, NULL, 10) : 0);
     if (whole >= sizeof p->answer) die("an answer of %zu bytes", whole);
     if (p->have < whole) return;
+    if (resuming && p->answer[9] != '2') { /* perhaps not published: it tries again */
+        refused++;
+        close(p->fd);
+        p->fd = -1;
+        return;
+    }
     if (p->answer[9] != '2' && refused++ < 3) fprintf(stderr, "load: refused: %.300s\n", p->answer);
     char *closing = strcasestr(p->answer, "\r\nConnection: close");
     answered++;
@@ -608,10 +713,15 @@ static double percentile(double share) {
 static void report_publish(struct mark from, struct mark to, uint64_t fan) {
     double wall = (double)(to.at - from.at) / 1e9, deliveries = (double)(to.received - from.received);
     size_t uneven = 0; /* subscribers that did not get exactly what was published on their channel */
-    for (size_t i = 0; i < (size_t)n; i++) uneven += clients[i].seen != published_on[i % (size_t)channels];
+    for (size_t i = 0; i < (size_t)n; i++) {
+        uint64_t due = 0;
+        for (size_t channel = i % groups(); channel < (size_t)channels; channel += groups()) due += published_on[channel];
+        uneven += clients[i].seen != due;
+    }
     printf("{\"subscribers\":%ld,\"seconds\":%.3f,\"publishes_per_s\":%.1f,\"deliveries_per_s\":%.1f,\"server_us_per_delivery\":%.3f,"
-           "\"server_cpu\":%.3f,\"load_cpu\":%.3f,\"published\":%lu,\"lost\":%ld,\"uneven\":%zu,\"refused\":%lu,\"closed\":%lu,\"redialled\":%lu",
+           "\"server_us_per_publish\":%.3f,\"pongs_per_s\":%.1f,\"server_cpu\":%.4f,\"load_cpu\":%.3f,\"published\":%lu,\"lost\":%ld,\"uneven\":%zu,\"refused\":%lu,\"closed\":%lu,\"redialled\":%lu",
            n, wall, (double)(to.answered - from.answered) / wall, deliveries / wall, (to.server_cpu - from.server_cpu) * 1e6 / deliveries,
+           (to.server_cpu - from.server_cpu) * 1e6 / (double)(to.answered - from.answered), (double)pongs / wall,
            (to.server_cpu - from.server_cpu) / wall, (to.load_cpu - from.load_cpu) / wall, (unsigned long)published,
            (long)(published * fan - received), uneven, (unsigned long)refused, (unsigned long)closed,
            (unsigned long)redialled);
@@ -620,7 +730,7 @@ static void report_publish(struct mark from, struct mark to, uint64_t fan) {
 }
 
 static void run_publish(void) {
-    uint64_t fan = (uint64_t)(n / channels), start, warmed, end, ticked = 0, rated_from = 0;
+    uint64_t fan = (uint64_t)(n * each / channels), start, warmed, end, ticked = 0, rated_from = 0;
     read_requests();
     if (rate) histogram = calloc(BUCKETS, sizeof *histogram);
     connect_up_to((size_t)n);
@@ -631,7 +741,7 @@ static void run_publish(void) {
     count_to = end = warmed + (uint64_t)(seconds * 1e9);
     struct mark from = {0}, to;
     for (uint64_t at = now(); at < end; at = now()) {
-        if (!from.at && at >= warmed) from = mark();
+        if (!from.at && at >= warmed) from = mark(), pongs = 0;
         for (struct publisher *p; (p = idle());) {
             if (rate) {
                 if (ticked == ticks) break;
@@ -645,6 +755,77 @@ static void run_publish(void) {
     for (uint64_t deadline = now() + 5000000000u; now() < deadline && (published * fan > received || answered < published);) turn(10);
     rest(0.1); /* what comes now was sent twice */
     report_publish(from, to, fan);
+}
+
+/* ---- pages that resume ---------------------------------------------------------------------------------------------- */
+
+static void post_again(void) { /* the publisher's connection was lost */
+    struct publisher *p = &posts[0];
+    int fd = dial(in_turn(apis, 0), 0);
+    if (fd < 0) return;
+    struct request *request = &requests[(next_request + request_count - 1) % request_count];
+    p->fd = fd;
+    p->have = 0;
+    for (uint64_t until = now() + 200000000u; now() < until;) { /* connected within this time, or the caller tries again */
+        if (!p->busy || send(fd, request->bytes, request->length, MSG_NOSIGNAL) == (ssize_t)request->length) {
+            watch(EPOLL_CTL_ADD, fd, EPOLLIN, POST, 0, 0);
+            redialled++;
+            return;
+        }
+        usleep(1000);
+    }
+    close(fd);
+    p->fd = -1;
+}
+
+static void run_resume(void) {
+    uint64_t started, killed, all = 0, half = 0, limit, first_back = 0;
+    read_requests();
+    publishers = 1;
+    connect_up_to((size_t)n);
+    for (size_t i = 0; i < (size_t)n; i++) clients[i].expected = (uint32_t)(i % groups());
+    resuming = 1;
+    recovered = unrecovered = 0;
+    dial_publishers();
+    started = start_timer();
+    for (uint64_t until = started + (uint64_t)(warm * 1e9); now() < until; turn(10))
+        if (posts[0].fd >= 0 && !posts[0].busy && published < ticks) post(&posts[0], 0);
+    struct mark from = mark();
+    for (const char *at = victims; *at; at += strcspn(at, ":"), at += *at == ':') kill(atoi(at), SIGKILL);
+    killed = now();
+    limit = killed + (uint64_t)(patience * 1e9);
+    uint64_t lost = 0, settled = killed + 500000000u, over = killed + (uint64_t)(seconds * 1e9);
+    while (now() < limit && (now() < over || !all)) {
+        uint64_t at = now();
+        for (size_t i = 0; i < (size_t)n && connecting < (uint64_t)burst; i++)
+            if (clients[i].stage == ABSENT && at >= clients[i].again) come(&clients[i]);
+        if (posts[0].fd < 0) post_again();
+        else if (!posts[0].busy && published < ticks && published < request_count) post(&posts[0], 0);
+        turn(10);
+        lost = closed;
+        if (!first_back && recovered + unrecovered) first_back = now();
+        if (!half && lost && (recovered + unrecovered) * 2 >= lost) half = now();
+        if (!all && now() > settled && ready == (uint64_t)n) all = now();
+    }
+    struct mark to = mark();
+    for (uint64_t until = now() + 3000000000u; now() < until;) { /* the last events */
+        if (posts[0].fd < 0) post_again();
+        turn(10);
+    }
+    uint64_t repeats = 0, most = 0, behind = 0;
+    for (size_t i = 0; i < (size_t)n; i++) {
+        repeats += clients[i].repeats;
+        if (clients[i].repeats > most) most = clients[i].repeats;
+        size_t on = i % groups();
+        behind += clients[i].expected != on + published_on[on] * (uint64_t)channels;
+    }
+    printf("{\"pages\":%ld,\"lost\":%lu,\"recovered\":%lu,\"unrecovered\":%lu,\"all_s\":%.3f,\"half_s\":%.3f,\"first_s\":%.3f,"
+           "\"published\":%lu,\"missed\":%lu,\"behind\":%lu,\"repeats\":%lu,\"most_repeats\":%lu,\"absent\":%ld,"
+           "\"load_cpu\":%.3f,\"refused\":%lu,\"redialled\":%lu}\n",
+           n, (unsigned long)lost, (unsigned long)recovered, (unsigned long)unrecovered, all ? (double)(all - killed) / 1e9 : -1,
+           half ? (double)(half - killed) / 1e9 : -1, first_back ? (double)(first_back - killed) / 1e9 : -1, (unsigned long)published,
+           (unsigned long)missed, (unsigned long)behind, (unsigned long)repeats, (unsigned long)most, n - (long)ready,
+           (to.load_cpu - from.load_cpu) * 1e9 / (double)(to.at - from.at), (unsigned long)refused, (unsigned long)redialled);
 }
 
 static void run_hold(void) {
@@ -759,7 +940,7 @@ static void run_churn(void) {
 }
 
 int main(int count, char **words) {
-    if (count < 2) die("usage: load publish|hold|churn|presence name=value …");
+    if (count < 2) die("usage: load publish|hold|churn|resume|presence name=value …");
     for (int i = 2; i < count; i++) {
         char *value = strchr(words[i], '=');
         size_t option = 0, known = sizeof OPTIONS / sizeof *OPTIONS;
@@ -775,6 +956,7 @@ int main(int count, char **words) {
     limit.rlim_cur = limit.rlim_max;
     setrlimit(RLIMIT_NOFILE, &limit);
     if ((rlim_t)n + (rlim_t)publishers + 16 > limit.rlim_max) die("%ld connections, but ulimit -n is %lu", n, (unsigned long)limit.rlim_max);
+    if (each < 1 || channels % each) die("%ld channels cannot be distributed on clients with %ld each", channels, each);
     poller = epoll_create1(0);
     clients = calloc((size_t)n, sizeof *clients);
     published_on = calloc((size_t)channels, sizeof *published_on);
@@ -782,6 +964,7 @@ int main(int count, char **words) {
     else if (!strcmp(words[1], "hold")) run_hold();
     else if (!strcmp(words[1], "churn")) run_churn();
     else if (!strcmp(words[1], "presence")) run_presence();
+    else if (!strcmp(words[1], "resume")) run_resume();
     else die("unknown mode '%s'", words[1]);
     return 0;
 }

@@ -25,18 +25,15 @@ import time
 import urllib.request
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass, replace
-from functools import cache, partial
+from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
 
-HERE = Path(__file__).parent
-sys.path.insert(0, str(HERE.parent))
-from tests.support import valkey  # noqa: E402
+from installing import HERE, NCHAN, NCHAN_MODULE, NODE, CannotRun, compiled, interpreter, nginx, node_package, run
 
-BUILD = HERE / ".build"
-NODE = BUILD / "node"
-NCHAN = BUILD / "nchan"
-NCHAN_MODULE = "usr/lib/nginx/modules/ngx_nchan_module.so"
+sys.path.insert(0, str(HERE.parent))
+from tests.support import valkey
+
 APP, KEY, SECRET = "app-test", "app-key", "secret"
 EVENT = "bench"
 PAYLOAD = 100
@@ -47,15 +44,17 @@ HOOKS = (
     " cache_miss, subscription_count ] }}\n"
 )
 """of an app that tells of everything but what clients publish"""
+HISTORY = "  history: [ { size: 100, ttl: 300 } ]\n  resume: { seconds: 300, acknowledge: 10 }\n"
+"""of an app that keeps the last 100 messages of each channel"""
+RESUME_PATH = f"/resume/%p{PUSHER_PATH}"
+SSE_PATH = f"/sse/app/{KEY}/%s"
 START_SECONDS = 20
 STOP_SECONDS = 3
+REALTIME = ("timeout", "--kill-after=5", "600", "chrt", "--rr", "5")
+"""runs a command with real-time priority, for ten minutes at most"""
 
 Request = Callable[[str, str], bytes]
 """(channel, data) → a whole HTTP request that publishes it"""
-
-
-class CannotRun(Exception):
-    """A peer could not be installed, or did not start; the text says why."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,6 +77,8 @@ class Peer:
     """processes to wait for, of this server"""
     nodes: int = 1
     """servers that are one, over a broker; one alone needs none"""
+    client: dict[str, int] = field(default_factory=dict)
+    """options of load.c that select the kind of client"""
 
 
 @dataclass(frozen=True, slots=True)
@@ -133,6 +134,10 @@ def nchan_event(channel: str, data: str) -> bytes:
     return post(f"/pub/{channel}", frame(channel, data))
 
 
+def nchan_kept_event(channel: str, data: str) -> bytes:
+    return post(f"/keep/{channel}", frame(channel, data))
+
+
 def csend_event(channel: str, data: str) -> bytes:
     return post("/", frame(channel, data))
 
@@ -149,89 +154,7 @@ def write_requests(path: Path, peer: Peer, channels: int, count: int, signed: bo
     return path
 
 
-# ---- installing ------------------------------------------------------------------------------------------------------------
-
-
-def run(*command: str | Path, cwd: Path | None = None) -> str:
-    """Returns the output of a command that must succeed within five minutes."""
-    try:
-        done = subprocess.run(
-            [str(word) for word in command],
-            cwd=cwd,
-            capture_output=True,
-            text=True,
-            timeout=300,
-            check=False,
-            stdin=subprocess.DEVNULL,
-        )
-    except (OSError, subprocess.TimeoutExpired) as error:
-        raise CannotRun(f"{command[0]}: {error}") from None
-    if done.returncode:
-        lines = (done.stderr or done.stdout).strip().splitlines()
-        raise CannotRun(f"{' '.join(map(str, command[:3]))}: {lines[-1] if lines else done.returncode}")
-    return done.stdout + done.stderr
-
-
-def compiled(source: Path) -> Path:
-    """Returns the path of a C program of the bench, compiled again if its source has changed."""
-    program = BUILD / source.stem
-    BUILD.mkdir(exist_ok=True)
-    if not program.exists() or program.stat().st_mtime < source.stat().st_mtime:
-        run("cc", "-O2", "-Wall", "-Wextra", "-o", program, source)
-    return program
-
-
-def node_package(name: str) -> str:
-    """Installs the peers from npm, once; returns the version of one of them."""
-    manifest = HERE / "peers" / "package.json"
-    wanted = json.loads(manifest.read_text())
-    stamp = NODE / "installed.json"
-    if not stamp.exists() or json.loads(stamp.read_text()) != wanted:
-        shutil.rmtree(NODE, ignore_errors=True)
-        NODE.mkdir(parents=True)
-        shutil.copy(manifest, NODE)
-        install = ("npm", "install", "--ignore-scripts", "--no-fund", "--no-audit", "--no-package-lock", "--loglevel=error")
-        print("bench: installing soketi and uWebSockets.js from npm into bench/.build (once, about 450 MB)", file=sys.stderr)
-        try:
-            run(*install, cwd=NODE)
-        except CannotRun:  # the yardstick alone, rather than nothing
-            del wanted["dependencies"]["@soketi/soketi"]
-            (NODE / "package.json").write_text(json.dumps(wanted))
-            run(*install, cwd=NODE)
-        stamp.write_text(manifest.read_text())
-    installed = NODE / "node_modules" / name / "package.json"
-    if not installed.exists():
-        raise CannotRun(f"npm did not install {name}")
-    return str(json.loads(installed.read_text())["version"])
-
-
-def nginx() -> Path:
-    """Unpacks nginx and its nchan module from Debian's packages, once."""
-    program = NCHAN / "root/usr/sbin/nginx"
-    if program.exists():
-        return program
-    if not shutil.which("apt-get"):
-        raise CannotRun("apt-get: not found (the bench takes nchan from Debian)")
-    print("bench: fetching nginx and nchan from Debian into bench/.build (once, 1 MB)", file=sys.stderr)
-    shutil.rmtree(NCHAN, ignore_errors=True)
-    NCHAN.mkdir(parents=True)
-    packages = ("apt-get", "download", "nginx", "libnginx-mod-nchan")
-    try:
-        run(*packages, cwd=NCHAN)
-    except CannotRun:
-        if os.geteuid():
-            raise
-        run("apt-get", "update")
-        run(*packages, cwd=NCHAN)
-    for package in NCHAN.glob("*.deb"):
-        run("dpkg-deb", "-x", package, NCHAN / "root")
-    if not program.exists():
-        raise CannotRun("Debian's nginx package holds no /usr/sbin/nginx")
-    # nchan wants this folder, whatever the configuration says, and only an installed nginx has it. In our own copy a name of the
-    # same length stands there, which nginx takes as relative to the folder it is started with.
-    module = NCHAN / "root" / NCHAN_MODULE
-    module.write_bytes(module.read_bytes().replace(b"/var/lib/nginx/body", b"bench-body-temp-dir"))
-    return program
+# ---- the peers -------------------------------------------------------------------------------------------------------------
 
 
 NGINX_CONF = """\
@@ -253,47 +176,22 @@ http {{
         listen 127.0.0.1:{port} backlog=4096;
         location ~ ^/sub/(.+)$ {{ nchan_subscriber websocket; nchan_channel_id $1; nchan_subscriber_first_message newest; }}
         location ~ ^/pub/(.+)$ {{ nchan_publisher http; nchan_channel_id $1; nchan_store_messages off; }}
+        location ~ ^/events/(.+)$ {{ nchan_subscriber eventsource; nchan_channel_id $1; nchan_subscriber_first_message newest; }}
+        location ~ ^/keep/(.+)$ {{
+            nchan_publisher http; nchan_channel_id $1; nchan_message_buffer_length 100; nchan_message_timeout 300s;
+        }}
     }}
 }}
 """
 
 
-SPEED = """
-import sys, timeit
-def turn(n, d={}):
-    for i in range(n):
-        d[i % 64] = (n, i)
-print(min(timeit.repeat(lambda: turn(1000), number=200, repeat=9)) if sys.version_info >= (3, 11) else 9)
-"""
+def push1st(workers: int, hooks: str, nodes: int = 1, checkout: Path = HERE.parent, more: str = "", protocols: str = "") -> Peer:
+    """This server.
 
-
-@cache
-def interpreter() -> tuple[str, str]:
-    """The Python that this server runs on, and what to say of it: the project's own or, where the system's is much faster, that.
-
-    Version managers build without profile-guided optimisation, distributions and container images with it: that makes
-    a quarter. The system's gets an environment of its own here, once.
+    checkout: the folder of the build.
+    more: further settings of the app.
+    protocols: further values of `server.proto`.
     """
-    own = HERE.parent / ".venv/bin/python"
-    python = str(own) if own.exists() else sys.executable
-    system = shutil.which("python3", path="/usr/bin:/usr/local/bin:/opt/homebrew/bin")
-    if system is None or float(run(system, "-c", SPEED)) > 0.9 * float(run(python, "-c", SPEED)):
-        return python, ""
-    made, lock = BUILD / "python/bin/python", HERE.parent / "requirements.lock"
-    installed = BUILD / "python/requirements.lock"
-    if not installed.exists() or installed.read_text() != lock.read_text():
-        print(f"bench: {system} is much faster than {python}, so bench/.build/python is made with it", file=sys.stderr)
-        run(system, "-m", "venv", "--without-pip", "--clear", made.parent.parent)
-        run(python, "-m", "pip", "--python", made, "install", "--quiet", "--no-deps", "--require-hashes", "-r", lock)
-        shutil.copy(lock, installed)
-    return str(made), ", the system's"
-
-
-# ---- the peers -------------------------------------------------------------------------------------------------------------
-
-
-def push1st(workers: int, hooks: str, nodes: int = 1, checkout: Path = HERE.parent) -> Peer:
-    """This server. checkout: the folder of the build."""
     python, built = interpreter()
     source = checkout / "src"
     environment = {"PYTHONPATH": str(source)}
@@ -304,9 +202,10 @@ def push1st(workers: int, hooks: str, nodes: int = 1, checkout: Path = HERE.pare
             f"{APP}:\n  enable: true\n  name: bench\n  key: {KEY}\n  secret: {SECRET}\n"
             "  options: { client-messages: true }\n  channels: [ public, private, presence ]\n  limits: { members: 0 }\n"
             + (HOOKS.format(hooks) if hooks else "")
+            + more
         )
         (folder / "server.yml").write_text(
-            f"server:\n  listen: tcp://127.0.0.1:{port}\n  proto: [ pusher, websocket ]\n"
+            f"server:\n  listen: tcp://127.0.0.1:{port}\n  proto: [ pusher, websocket{protocols} ]\n"
             f"  workers: {workers}\n  drain: 0\n  pusher: {{ activity-timeout: 120 }}\n"
             f"api:\n  listen: [ tcp://127.0.0.1:{api} ]\n  keep-alive-timeout: 600\n"
             "log: { level: warning }\n"
@@ -330,6 +229,19 @@ def push1st(workers: int, hooks: str, nodes: int = 1, checkout: Path = HERE.pare
         workers,
         nodes,
     )
+
+
+def with_history(name: str, label: str, workers: int, hooks: str, path: str = PUSHER_PATH, **client: int) -> Peer:
+    """This server with a history of all channels. path, client: of the kind of client."""
+    sse = bool(client.get("sse"))
+    peer = push1st(workers, hooks, more=HISTORY, protocols=", sse" if sse else "")
+    label += f", {workers} workers" if workers > 1 else ""
+    return replace(peer, name=name, label=label, path=path, pusher=not sse, client=client)
+
+
+def without_history(name: str, label: str, workers: int, hooks: str) -> Peer:
+    label += f", {workers} workers" if workers > 1 else ""
+    return replace(push1st(workers, hooks), name=name, label=label)
 
 
 def uws() -> Peer:
@@ -375,7 +287,8 @@ def soketi(nodes: int = 1) -> Peer:
     return Peer("soketi", label, version, PUSHER_PATH, True, None, signed_event, command, environment, nodes=nodes)
 
 
-def nchan() -> Peer:
+def nchan(sse: bool = False) -> Peer:
+    """nchan. sse: with server-sent events, and with messages that nchan keeps; otherwise with WebSockets, and without them."""
     program = nginx()
     packages = sorted(path.name.split("_")[1].replace("%3a", ":") for path in NCHAN.glob("libnginx-mod-nchan_*.deb"))
     nginx_version = run(program, "-v").strip().rpartition("/")[2]
@@ -392,6 +305,9 @@ def nchan() -> Peer:
         return [str(program), "-p", str(folder), "-c", str(folder / "nginx.conf"), "-e", "error.log"]
 
     version = f"{packages[-1] if packages else ''} (nginx {nginx_version})"
+    if sse:
+        path, event = "/events/%s", nchan_kept_event
+        return Peer("nchan-sse", "nchan, SSE", version, path, False, event, None, command, {}, client={"sse": 1})
     return Peer("nchan", "nchan", version, "/sub/%s", False, nchan_event, None, command, {})
 
 
@@ -406,6 +322,9 @@ def csend() -> Peer:
 
 NAMES = ("push1st", "alone", "uws", "soketi", "nchan", "csend")
 CLUSTER_NAMES = ("push1st", "embedded", "soketi")
+HISTORY_NAMES = ("plain", "plain-again", "history", "pages")
+PAGE_NAMES = ("history", "history-again", "pages")
+STREAM_NAMES = ("websocket", "websocket-again", "sse", "nchan-sse")
 
 
 def earlier(name: str, workers: int, hooks: str, nodes: int, checkout: Path) -> Peer:
@@ -432,6 +351,15 @@ def peers(
         "soketi": lambda: soketi(nodes),
         "nchan": nchan,
         "csend": csend,
+        "plain": lambda: without_history("plain", "no history", workers, hooks),
+        "plain-again": lambda: without_history("plain-again", "the same again", workers, hooks),
+        "history": lambda: with_history("history", "history", workers, hooks),
+        "history-again": lambda: with_history("history-again", "the same again", workers, hooks),
+        "pages": lambda: with_history("pages", "history and pages", workers, hooks, RESUME_PATH, page=1),
+        "websocket": lambda: with_history("websocket", "WebSocket", workers, hooks),
+        "websocket-again": lambda: with_history("websocket-again", "the same again", workers, hooks),
+        "sse": lambda: with_history("sse", "SSE", workers, hooks, SSE_PATH, sse=1),
+        "nchan-sse": lambda: nchan(sse=True),
     }
     ready: list[Peer] = []
     left_out: dict[str, str] = {}
@@ -502,8 +430,11 @@ def raise_file_limit() -> int:
 
 
 @contextmanager
-def running(peer: Peer, cores: set[int] | None = None) -> Iterator[Running]:
-    """Runs the peer on free ports and only on these cores; all its processes are stopped at the end."""
+def running(peer: Peer, cores: set[int] | None = None, realtime: bool = False) -> Iterator[Running]:
+    """Runs the peer on free ports and only on these cores; all its processes are stopped at the end.
+
+    realtime: whether the nodes run with real-time priority.
+    """
     with ExitStack() as stack:
         broker, pids = 0, []
         if peer.nodes > 1:
@@ -511,14 +442,14 @@ def running(peer: Peer, cores: set[int] | None = None) -> Iterator[Running]:
             between = valkey.Valkey(port=broker)
             stack.callback(between.close)
             pids.append(between.pid)
-        nodes = [stack.enter_context(node(peer, cores, broker)) for _ in range(peer.nodes)]
+        nodes = [stack.enter_context(node(peer, cores, broker, realtime)) for _ in range(peer.nodes)]
         for _, _, more in nodes:
             pids += more
         yield Running(peer, [port for port, _, _ in nodes], [api for _, api, _ in nodes], pids)
 
 
 @contextmanager
-def node(peer: Peer, cores: set[int] | None, broker: int) -> Iterator[tuple[int, int, list[int]]]:
+def node(peer: Peer, cores: set[int] | None, broker: int, realtime: bool) -> Iterator[tuple[int, int, list[int]]]:
     """Runs one server of a peer; returns its WebSocket port, its API port and its processes."""
     folder = Path(tempfile.mkdtemp(prefix="push1st-bench-"))
     port = free_port()
@@ -527,6 +458,8 @@ def node(peer: Peer, cores: set[int] | None, broker: int) -> Iterator[tuple[int,
     command = peer.command(folder, port, api, broker)
     if cores and shutil.which("taskset"):
         command = ["taskset", "-c", ",".join(map(str, sorted(cores))), *command]
+    if realtime:
+        command = [*REALTIME, *command]
     log = folder / "output.log"
     with log.open("wb") as output:
         process = subprocess.Popen(

@@ -16,7 +16,8 @@ import subprocess
 import sys
 import time
 
-from servers import APP, HERE, CannotRun, Running, compiled, machine, peers, raise_file_limit, running
+from installing import HERE, CannotRun, compiled
+from servers import APP, Running, machine, peers, raise_file_limit, running
 from websockets.asyncio.client import ClientConnection, connect
 
 CHANNEL = "steady"

@@ -1,0 +1,257 @@
+"""The suites of the bench: which servers are measured together, under which loads, and with which goals.
+
+A `Run` is a kind of load, a `Figure` is a row of the table, and a `Goal` is a bound for a figure.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+from servers import CLUSTER_NAMES, HISTORY_NAMES, NAMES, PAGE_NAMES, STREAM_NAMES
+
+LATENCY_LOAD = 50_000
+"""deliveries/s at which latency is measured: about half of what a server does with one publish at a time"""
+IDS = 1024
+"""publishes that can be told apart at a time, for latency"""
+PAGES = 10_000
+GROUPS = 100
+"""channels on which the pages are distributed; with as many publishes a second, each page receives one event a second"""
+
+
+@dataclass(frozen=True, slots=True)
+class Run:
+    """One kind of load.
+
+    options: options of load.c, which win over those of the command line.
+    """
+
+    name: str
+    mode: str
+    options: dict[str, int] = field(default_factory=dict)
+    signed: bool | None = None
+    """publish signed, publish unsigned, or (None) as the server prefers: unsigned where it is allowed"""
+    many: bool = False
+    """one channel for each subscriber, rather than one for all"""
+    with_floor: bool = False
+    """the bare C loop takes part"""
+    groups: int = 1
+    """the number of channels, if not `many`; the subscribers are distributed on them"""
+    each: int = 1
+    """the number of channels that each subscriber subscribes to; the publishes are distributed on them"""
+    seconds: float = 0
+    """the minimum duration"""
+
+
+ONE = Run("one", "publish", {"publishers": 1, "backlog": 1}, with_floor=True)
+EIGHT = Run("eight", "publish", {"publishers": 8, "backlog": 64})
+UNSIGNED = Run("unsigned", "publish", {"publishers": 16, "backlog": 4096}, signed=False, many=True)
+IDLE = Run("idle", "hold")
+ALONE_RUNS = (
+    ONE,
+    EIGHT,
+    UNSIGNED,
+    Run("signed", "publish", {"publishers": 16, "backlog": 4096}, signed=True, many=True),
+    Run("latency", "publish", {"publishers": 16}),
+    IDLE,
+)
+CLUSTER_RUNS = (Run("eight", "publish", {"publishers": 8, "backlog": 64}, signed=True), Run("presence", "presence"))
+HISTORY_RUNS = (ONE, EIGHT, UNSIGNED, IDLE)
+PAGE_RUNS = tuple(
+    Run(
+        f"acks-{each}",
+        "publish",
+        {"publishers": 4, "rate": GROUPS, "n": PAGES, "burst": 200},
+        groups=GROUPS,
+        each=each,
+        seconds=20,
+    )
+    for each in (1, 20)
+)
+STREAM_RUNS = (ONE, EIGHT, Run("crowd", "publish", {"publishers": 1, "backlog": 1, "n": 10_000, "burst": 200}), IDLE)
+
+
+@dataclass(frozen=True, slots=True)
+class Figure:
+    """One row of the table: a field of what the load generator prints."""
+
+    run: str
+    field: str
+    title: str
+    unit: str
+    more_is_better: bool = True
+    scale: float = 1
+    digits: int = 0
+
+
+DELIVERIES = (
+    Figure("eight", "deliveries_per_s", "fan-out, 8 publishers at once", "deliveries/s"),
+    Figure("one", "deliveries_per_s", "fan-out, one publish at a time", "deliveries/s"),
+    Figure("eight", "server_us_per_delivery", "server CPU, 8 publishers", "µs a delivery", False, digits=2),
+    Figure("one", "server_us_per_delivery", "server CPU, one publish at a time", "µs a delivery", False, digits=2),
+)
+MEMORY = (
+    Figure("idle", "kib_per_connection", "memory of an idle connection", "KiB", False, digits=2),
+    Figure("idle", "connects_per_s", "new connections", "connects/s"),
+)
+ALONE_FIGURES = (
+    *DELIVERIES,
+    Figure("unsigned", "publishes_per_s", "unsigned publishes, one subscriber each", "publishes/s"),
+    Figure("signed", "publishes_per_s", "signed publishes, one subscriber each", "publishes/s"),
+    Figure("latency", "p50_us", "latency at half load, median", "ms", False, 0.001, 2),
+    Figure("latency", "p99_us", "latency at half load, 99 of 100", "ms", False, 0.001, 2),
+    *MEMORY,
+)
+CLUSTER_FIGURES = (
+    Figure("eight", "deliveries_per_s", "fan-out, 8 publishers at once", "deliveries/s"),
+    Figure("eight", "server_us_per_delivery", "CPU of nodes and broker, 8 publishers", "µs a delivery", False, digits=2),
+    Figure("presence", "joins_per_s", "members joining one presence channel", "joins/s"),
+    Figure("presence", "server_us_per_join", "CPU of nodes and broker, joins", "ms a join", False, 0.001, 2),
+)
+HISTORY_FIGURES = (
+    *DELIVERIES,
+    Figure("unsigned", "publishes_per_s", "unsigned publishes, one subscriber each", "publishes/s"),
+    Figure("unsigned", "server_us_per_publish", "server CPU, one subscriber each", "µs a publish", False, digits=2),
+    *MEMORY,
+    Figure("idle", "server_us_per_connect", "server CPU, new connections", "µs a connection", False, digits=1),
+)
+PAGE_FIGURES = tuple(
+    Figure(f"acks-{each}", name, f"{title}, {each} channel{'s' if each > 1 else ''} each", unit, False, scale, digits)
+    for each in (1, 20)
+    for name, title, unit, scale, digits in (
+        ("server_cpu", "server CPU", "% of a core", 100, 2),
+        ("pongs_per_s", "acknowledgements", "a second", 1, 0),
+        ("p99_us", "latency, 99 of 100", "ms", 0.001, 2),
+    )
+)
+STREAM_FIGURES = (
+    *DELIVERIES,
+    Figure("crowd", "deliveries_per_s", "fan-out to 10,000, one publish at a time", "deliveries/s"),
+    Figure("crowd", "server_us_per_delivery", "server CPU, 10,000 subscribers", "µs a delivery", False, digits=2),
+    *MEMORY,
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Goal:
+    """What this server's figure must be, as a multiple of another's, or (no other) as it stands.
+
+    difference: the figure is compared with the sum of the other's figure and `bound`, instead of the product. The bound has the
+    unit of the table.
+    noisy: if the other server differs from its own second run by more than the bound, this difference is the bound.
+    """
+
+    run: str
+    field: str
+    other: str | None
+    bound: float
+    at_least: bool
+    ours: str = "push1st"
+    difference: bool = False
+    noisy: bool = False
+
+
+ALONE_GOALS = (
+    Goal("eight", "deliveries_per_s", "alone", 1.6, True),
+    Goal("eight", "server_us_per_delivery", "alone", 1.15, False),
+    Goal("eight", "deliveries_per_s", "uws", 0.95, True),
+    Goal("eight", "deliveries_per_s", "soketi", 5, True),
+    Goal("eight", "deliveries_per_s", "nchan", 3, True),
+    Goal("one", "server_us_per_delivery", "uws", 1.2, False),
+    Goal("one", "server_us_per_delivery", "csend", 1.4, False),
+    Goal("unsigned", "publishes_per_s", "uws", 1.0, True),
+    Goal("signed", "publishes_per_s", "soketi", 4, True),
+    Goal("idle", "kib_per_connection", None, 6, False),
+    Goal("idle", "connects_per_s", "uws", 0.4, True),
+)
+CLUSTER_GOALS = tuple(
+    Goal(run, field, "soketi", 5, True, ours)
+    for run, field in (("eight", "deliveries_per_s"), ("presence", "joins_per_s"))
+    for ours in ("push1st", "embedded")
+)
+HISTORY_GOALS = (
+    Goal("unsigned", "server_us_per_publish", "plain", 2, False, "history", difference=True),
+    Goal("one", "server_us_per_delivery", "plain", 1.02, False, "history", noisy=True),
+    Goal("eight", "deliveries_per_s", "plain", 0.9, True, "history"),
+    Goal("eight", "deliveries_per_s", "history", 0.95, True, "pages"),
+    Goal("idle", "kib_per_connection", "history", 0.4, False, "pages", difference=True),
+    Goal("idle", "server_us_per_connect", "history", 1.5, False, "pages"),
+)
+PAGE_GOALS = tuple(Goal(run.name, "server_cpu", "history", 5, False, "pages", difference=True) for run in PAGE_RUNS)
+STREAM_GOALS = (
+    *(
+        Goal(run, "server_us_per_delivery", other, 1.0, False, "sse", noisy=other == "websocket")
+        for run in ("one", "crowd")
+        for other in ("websocket", "nchan-sse")
+    ),
+    Goal("idle", "kib_per_connection", None, 4, False, "sse"),
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Suite:
+    """What is measured together. base: whom ratios are against. busy: runs whose CPU shares are shown, and what to call them.
+
+    compared: two servers that are compared with a third one, and the second of them is the same as the third one.
+    """
+
+    title: str
+    names: Sequence[str]
+    runs: Sequence[Run]
+    figures: Sequence[Figure]
+    goals: Sequence[Goal]
+    base: str
+    base_label: str
+    busy: Sequence[tuple[str, str]]
+    nodes: int
+    compared: tuple[str, str, str] = ("push1st", "again", "before")
+
+
+PUBLISH_BUSY = (("one", "one publish at a time"), ("eight", "8 publishers"))
+ALONE = Suite("Push1st and its peers", NAMES, ALONE_RUNS, ALONE_FIGURES, ALONE_GOALS, "uws", "uWebSockets.js", PUBLISH_BUSY, 1)
+CLUSTER = Suite(
+    "Push1st and soketi, two nodes each",
+    CLUSTER_NAMES,
+    CLUSTER_RUNS,
+    CLUSTER_FIGURES,
+    CLUSTER_GOALS,
+    "soketi",
+    "soketi",
+    (("eight", "8 publishers"), ("presence", "joins")),
+    2,
+)
+HISTORY = Suite(
+    "Push1st with and without history",
+    HISTORY_NAMES,
+    HISTORY_RUNS,
+    HISTORY_FIGURES,
+    HISTORY_GOALS,
+    "plain",
+    "no history",
+    PUBLISH_BUSY,
+    1,
+    ("history", "plain-again", "plain"),
+)
+ACKNOWLEDGEMENTS = Suite(
+    "Push1st with 10,000 pages",
+    PAGE_NAMES,
+    PAGE_RUNS,
+    PAGE_FIGURES,
+    PAGE_GOALS,
+    "history",
+    "clients that are not pages",
+    (),
+    1,
+    ("pages", "history-again", "history"),
+)
+STREAMS = Suite(
+    "Server-sent events",
+    STREAM_NAMES,
+    STREAM_RUNS,
+    STREAM_FIGURES,
+    STREAM_GOALS,
+    "websocket",
+    "WebSockets of this server",
+    (*PUBLISH_BUSY, ("crowd", "10,000 subscribers")),
+    1,
+    ("sse", "websocket-again", "websocket"),
+)
+SUITES = {"alone": ALONE, "cluster": CLUSTER, "history": HISTORY, "pages": ACKNOWLEDGEMENTS, "sse": STREAMS}
