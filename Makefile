@@ -16,8 +16,11 @@ LOCK = .lock/bin/uv pip compile --universal --python-version 3.11 --generate-has
 # Three files at a time, in the order of `testpaths`: those that wait for seconds come first, so that no long file runs last.
 PARALLEL = -n 3 --dist loadfile --no-loadscope-reorder
 
+# How long `make model` runs.
+SECONDS ?= 600
+
 .DEFAULT_GOAL := help
-.PHONY: help install serve test test-long test-broker coverage model check bench bench-cluster bench-history bench-sse bench-fairness format lock clean
+.PHONY: help install serve test test-long test-broker coverage model model-cluster check bench bench-cluster bench-fairness format lock clean
 
 help: ## list these targets
 	@sed -n 's/^\([a-z-]*\):[^#]*## \(.*\)/  make \1|\2/p' $(MAKEFILE_LIST) | while IFS='|' read -r name what; do \
@@ -43,8 +46,12 @@ test-broker: $(INSTALLED) $(NODE_INSTALLED) $(PROGRAMS_SOUGHT) ## run the tests 
 	@echo "test-broker: $$($(VENV)/broker-server --version)"
 	@BROKER_SERVER=$(CURDIR)/$(VENV)/broker-server $(BIN)/python -m pytest $(PARALLEL) tests/contract tests/cluster $(ARGS)
 
-model: $(INSTALLED) ## drive a cluster through thousands of random joins, crashes and broker restarts; ARGS=--hypothesis-seed=N repeats a run
-	@seed=$$$$; echo "model: make model ARGS=--hypothesis-seed=$$seed does the same again"; \
+model: $(INSTALLED) ## look for a missed message in random histories for 10 minutes; SECONDS=N changes this, SEED=N repeats a run
+	@seed=$${SEED:-$$$$}; echo "model: SEED=$$seed begins here again"; \
+		MODEL_SECONDS=$(SECONDS) SEED=$$seed $(BIN)/python -m pytest -s $(ARGS) tests/unit/core/test_resume_model.py
+
+model-cluster: $(INSTALLED) ## drive a cluster through thousands of random joins, crashes and broker restarts; hours
+	@seed=$$$$; echo "model-cluster: make model-cluster ARGS=--hypothesis-seed=$$seed does the same again"; \
 		MODEL_EXAMPLES=$${MODEL_EXAMPLES:-5000} $(BIN)/python -m pytest --timeout 7200 --hypothesis-seed=$$seed $(ARGS) tests/cluster/test_model.py
 
 coverage: $(INSTALLED) ## measure which branches the unit and contract tests take; fails under the floor in pyproject.toml
@@ -65,15 +72,6 @@ bench: $(INSTALLED) ## measure this server and its peers: deliveries, CPU a deli
 
 bench-cluster: $(INSTALLED) ## measure two nodes and a broker, and two workers, against two of soketi's with its Redis adapter
 	@$(BIN)/python bench/bench.py --cluster $(ARGS)
-
-bench-history: $(INSTALLED) ## measure what history, pages and their acknowledgements cost; about twenty minutes
-	@$(BIN)/python bench/appends.py
-	@$(BIN)/python bench/bench.py --suite history --slices $(ARGS)
-	@$(BIN)/python bench/bench.py --suite pages $(ARGS)
-	@$(BIN)/python bench/resumption.py
-
-bench-sse: $(INSTALLED) ## measure server-sent events against WebSockets and nchan; about seven minutes
-	@$(BIN)/python bench/bench.py --suite sse $(ARGS)
 
 bench-fairness: $(INSTALLED) ## measure the latency of other clients while a few connections flood the server; about four minutes
 	@$(BIN)/python bench/fairness.py $(ARGS)

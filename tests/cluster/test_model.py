@@ -2,7 +2,7 @@
 their connection; the server loses its state or dies. The test compares the events of each client with a model. It also checks
 that the edges in webhooks alternate, and that a backend derives the correct state from them.
 
-`make model` runs many more examples and prints the seed; `ARGS=--hypothesis-seed=N` repeats a run.
+`make model-cluster` runs many more examples and prints the seed; `ARGS=--hypothesis-seed=N` repeats a run.
 """
 
 import asyncio

@@ -54,6 +54,7 @@ class Memory:
         self._stamp = stamp
         self._local_roster = local_roster
         self.history = history
+        history.is_subscribed = lambda app, channel: local_roster.channel(app, channel) is not None
         self.pages = MemoryPages(lambda: stamp()[1])
         self._results = KeyedResults(KEY_SECONDS)
         self._users: dict[str, dict[str, set[str]]] = {}

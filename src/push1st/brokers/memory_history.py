@@ -37,9 +37,10 @@ class ChannelHistory:
     """The counter and the messages of one channel.
 
     until: when the messages expire, or the counter if there are no messages; in nanoseconds on the wall clock.
+    idle_seconds: the seconds for which the counter without messages is kept after the last subscription has ended.
     """
 
-    __slots__ = ("bytes", "epoch", "last", "messages", "until")
+    __slots__ = ("bytes", "epoch", "idle_seconds", "last", "messages", "until")
 
     def __init__(self, epoch: str) -> None:
         self.epoch = epoch
@@ -47,6 +48,7 @@ class ChannelHistory:
         self.messages: deque[KeptMessage] = deque()
         self.bytes = 0
         self.until = 0
+        self.idle_seconds = 0
 
     @property
     def position(self) -> Position:
@@ -61,7 +63,7 @@ class MemoryHistory:
     random: a function that takes a number of bits, and returns an unpredictable integer of this length.
     """
 
-    __slots__ = ("_bounds", "_generation", "_idle", "_kept", "_metrics", "_random", "_unswept", "_wall", "bytes")
+    __slots__ = ("_bounds", "_generation", "_idle", "_kept", "_metrics", "_random", "_unswept", "_wall", "bytes", "is_subscribed")
 
     def __init__(self, bounds: HistoryBounds, wall: Callable[[], int], random: Callable[[int], int], metrics: Metrics) -> None:
         self._bounds = bounds
@@ -77,6 +79,8 @@ class MemoryHistory:
         """the channels that `tick` has not checked yet in its current round over all channels"""
         self.bytes = 0
         """the number of bytes of all messages (`size_of`)"""
+        self.is_subscribed: Callable[[str, str], bool] = lambda *_: False
+        """whether a channel of an app has subscribers, whose position must stay valid; the broker sets this function"""
 
     def __len__(self) -> int:
         """The number of channels with messages."""
@@ -133,10 +137,17 @@ class MemoryHistory:
             self._expire(key, history, now)
             return history
         history = self._idle.get(key)
-        if history is not None and history.until <= now:
+        if history is not None and history.until <= now and not self._renew(key, history, now):
             del self._idle[key]
             return None
         return history
+
+    def _renew(self, key: Key, history: ChannelHistory, now: int) -> bool:
+        """Keeps the counter of a channel without messages for longer if the channel has subscribers; returns whether it has."""
+        if not self.is_subscribed(*key):
+            return False
+        history.until = max(history.until, now + history.idle_seconds * SECOND)
+        return True
 
     def _expire(self, key: Key, history: ChannelHistory, now: int) -> None:
         """Drops the messages of a channel, and keeps its counter."""
@@ -152,6 +163,7 @@ class MemoryHistory:
         history = self._find(key, now)
         if history is None:
             history = self._new()
+        history.idle_seconds = max(history.idle_seconds, seconds)
         if not history.messages:
             history.until = max(history.until, now + seconds * SECOND)
             self._idle[key] = history
@@ -184,4 +196,6 @@ class MemoryHistory:
         if not keys:
             self._unswept = iter((*self._kept, *self._idle))
         for key in keys:
-            self._find(key, now)
+            history = self._find(key, now)
+            if history is not None and not history.messages:
+                self._renew(key, history, now)

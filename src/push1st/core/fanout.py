@@ -74,7 +74,6 @@ class Fanout:
 
     __slots__ = (
         "_call_later",
-        "_call_soon",
         "_clock",
         "_delivered",
         "_direct",
@@ -87,11 +86,15 @@ class Fanout:
         "_scheduled",
         "_timer",
         "_wrote",
+        "after_flush",
+        "call_soon",
     )
 
     def __init__(self, turns: Turns, clock: Clock, metrics: Metrics, failed: Callable[[], None]) -> None:
         self._failed = failed
-        self._call_soon = turns.call_soon
+        self.call_soon = turns.call_soon
+        self.after_flush: Callable[[], None] | None = None
+        """a function that is called once, after the next flush after which no frame is pending; None if no function waits"""
         self._call_later = turns.call_later
         self._clock = clock.wall
         self._monotonic = clock.monotonic
@@ -186,7 +189,7 @@ class Fanout:
     def _schedule(self) -> None:
         if not self._scheduled:
             self._scheduled = True
-            self._call_soon(self.turn)
+            self.call_soon(self.turn)
 
     def direct(self, subscriber: Subscriber, frame: bytes) -> None:
         """Queues a frame for one connection, after all pending frames of the channels to which the connection is subscribed."""
@@ -315,7 +318,10 @@ class Fanout:
         self._ended = self._monotonic()
         if lanes and not self._scheduled:
             self._scheduled = True
-            self._call_soon(self.flush)
+            self.call_soon(self.flush)
+        elif self.after_flush is not None and not lanes:
+            run, self.after_flush = self.after_flush, None
+            run()
 
     def _write(self, writes: Iterable[Write], buffer: bytes) -> None:
         rest = iter(writes)
@@ -326,6 +332,11 @@ class Fanout:
                 return
             except Exception:
                 self._failed()  # the iterator is past the failed write, so the loop goes on with the next subscriber
+
+    @property
+    def has_lanes(self) -> bool:
+        """Whether frames of a lane are pending."""
+        return bool(self._lanes)
 
     @property
     def pending(self) -> int:

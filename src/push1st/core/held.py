@@ -11,7 +11,8 @@ This module is pure and synchronous: the caller (`SignIns`) passes the time, and
 from collections.abc import Callable
 
 from push1st.core.hub import Subscriber
-from push1st.messages import Message
+from push1st.messages import KeptMessage, Message
+from push1st.positions import Position
 
 MAX_HELD = 100
 MAX_HELD_BYTES = 65_536
@@ -22,14 +23,17 @@ HELD_SECONDS = 10
 
 
 class Hold:
-    """The frames held for a client. `until`: the end of the hold, in seconds on `Clock.monotonic`."""
+    """The frames held for a client, each with its message's position in the history of the channel, or None.
+
+    `until`: the end of the hold, in seconds on `Clock.monotonic`.
+    """
 
     __slots__ = ("channel", "frames", "size", "until")
 
     def __init__(self, channel: str, until: float) -> None:
         self.channel = channel
         self.until = until
-        self.frames: list[bytes] = []
+        self.frames: list[tuple[bytes, Position | None]] = []
         self.size = 0
 
 
@@ -65,14 +69,20 @@ class Held:
             frame = client.wire.message(message, now)
             if len(hold.frames) >= MAX_HELD or hold.size + len(frame) > MAX_HELD_BYTES:
                 self._flush(client, hold)
-            hold.frames.append(frame)
+            position = Position(message.epoch, message.offset) if isinstance(message, KeptMessage) else None
+            hold.frames.append((frame, position))
             hold.size += len(frame)
 
-    def deliver(self, client: Subscriber) -> str:
-        """Delivers the frames held for a client, and ends the hold. Returns the channel, or "" if there was no hold."""
+    def deliver(self, client: Subscriber, replayed: Position | None = None) -> str:
+        """Delivers the frames held for a client, and ends the hold. Returns the channel, or "" if there was no hold.
+
+        `replayed`: the position up to which the client has received the messages from the history; None without a replay.
+        """
         hold = self._holds.get(client)
         if hold is None:
             return ""
+        if replayed is not None:
+            hold.frames = [(frame, position) for frame, position in hold.frames if not _is_before(position, replayed)]
         self._flush(client, hold)
         return self.drop(client)
 
@@ -98,5 +108,9 @@ class Held:
 
     def _flush(self, client: Subscriber, hold: Hold) -> None:
         frames, hold.frames, hold.size = hold.frames, [], 0
-        for frame in frames:
+        for frame, _ in frames:
             self._deliver(client, frame)
+
+
+def _is_before(position: Position | None, replayed: Position) -> bool:
+    return position is not None and position.epoch == replayed.epoch and position.offset <= replayed.offset

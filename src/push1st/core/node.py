@@ -24,6 +24,7 @@ from push1st.core.controller import Controller
 from push1st.core.counts import Counts
 from push1st.core.fanout import Fanout
 from push1st.core.hub import Lane, Subscription
+from push1st.core.pages import PageRegistry
 from push1st.core.reports import Reports
 from push1st.core.signins import SignIns
 from push1st.core.topics import ClientTopics
@@ -109,6 +110,7 @@ class Node:
         self.counts = Counts(clock, self.stamp)
         self.reports = Reports(clock)
         self.signins = SignIns(self.topics, fanout, clock, metrics)
+        self.pages = PageRegistry(fanout, self.controller, clock, metrics, self.new_id)
         self._broker: Broker
         self._roster: Roster
         self._quotas: Quotas
@@ -126,6 +128,7 @@ class Node:
         self.counts.open(broker, roster, hook_events)
         self.reports.open(hook_events)
         self.signins.open(users)
+        self.pages.open(broker.pages)
         await broker.open(self.receive, hooks.on_event, self.controller.reply, self._recount)
 
     async def close(self) -> None:
@@ -294,6 +297,7 @@ class Node:
         now = self.clock.monotonic()
         for app in self._live.values():
             self.signins.tick(app, now)
+        self.pages.tick()
         self.history.tick()
         await self.counts.tick()
 

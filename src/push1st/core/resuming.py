@@ -1,7 +1,8 @@
 """Sends a new subscriber the messages of a channel since the subscriber's earlier position.
 
 A client resumes in one of two ways. A raw or event-stream client sends the position itself (`ByPosition`). For a Pusher client
-whose URL names a page, the server has stored the position. A session that resumes in one of these ways has a `Resumption`.
+whose URL names a page, the server has stored the position (`pages.PageConnection`). A session that resumes in one of these ways
+has a `Resumption`.
 
 After each `Subscribed`, such a session receives a `Resumed`, and then the replayed messages, before all live messages.
 """
@@ -16,7 +17,8 @@ from push1st.config.history import HistorySection
 from push1st.core.app import App, Client, Outlet
 from push1st.core.histories import rewind_of
 from push1st.core.node import Node
-from push1st.messages import Resumed, Subscribe
+from push1st.core.pages import PageConnection
+from push1st.messages import Ping, Resumed, Subscribe
 from push1st.positions import Position
 
 CHARGED_BYTES = 16_384
@@ -26,14 +28,14 @@ CHARGED_BYTES = 16_384
 class Resumption(Protocol):
     """The way in which a session resumes its channels.
 
-    repeats: whether a replay may contain messages that the client has already received.
     excluded: earlier ids of the client's connection; messages that exclude one of these ids are not replayed.
     """
 
     @property
-    def repeats(self) -> bool: ...
-    @property
     def excluded(self) -> Container[str]: ...
+
+    async def prepare(self) -> None:
+        """Finds out what the client may resume, before it subscribes to a channel with history. Raises Refused(503)."""
 
     def since(self, command: Subscribe) -> Position | None:
         """Returns the position after which the client needs the messages of a channel; None if no position is known."""
@@ -44,8 +46,11 @@ class Resumption(Protocol):
     def reason(self, channel: str, reason: Reason | None) -> Reason | None:
         """Returns the final reason; `reason` is the reason of the broker."""
 
-    def subscribed(self, channel: str, request: ReplayRequest | None, reason: Reason | None) -> None:
-        """Stores that the client is subscribed, and has received the replay if `reason` is None."""
+    def subscribed(self, channel: str, request: ReplayRequest | None, reason: Reason | None) -> bool:
+        """Stores that the client is subscribed, and has received the replay if `reason` is None.
+
+        Returns whether the replay may contain messages that the client has received before.
+        """
 
     def unsubscribed(self, channel: str) -> None:
         """Stores that the client has left a channel."""
@@ -70,8 +75,9 @@ class ByPosition:
     """The way of a client that sends its positions. The client gets its own messages again, because it may not have kept them."""
 
     __slots__ = ()
-    repeats = False
     excluded: Container[str] = ()
+
+    async def prepare(self) -> None: ...
 
     def since(self, command: Subscribe) -> Position | None:
         return command.since
@@ -82,7 +88,8 @@ class ByPosition:
     def reason(self, channel: str, reason: Reason | None) -> Reason | None:
         return reason
 
-    def subscribed(self, channel: str, request: ReplayRequest | None, reason: Reason | None) -> None: ...
+    def subscribed(self, channel: str, request: ReplayRequest | None, reason: Reason | None) -> bool:
+        return False
 
     def unsubscribed(self, channel: str) -> None: ...
 
@@ -90,8 +97,34 @@ class ByPosition:
 BY_POSITION = ByPosition()
 
 
-def replay_request(session: Resuming, command: Subscribe) -> ReplayRequest | None:
-    """Returns the request for a new subscription; None if the channel keeps no history."""
+def page_of(session: Resuming) -> PageConnection | None:
+    """Returns the page of a session's connection; None if the client's URL names no page."""
+    resumption = session.resumption
+    return resumption if type(resumption) is PageConnection else None
+
+
+def ping(session: Resuming) -> None:
+    """Sends a message `pusher:ping` to a silent client."""
+    if (page := page_of(session)) is not None:
+        page.pinged()
+    session.outlet.send(Ping())
+
+
+def ponged(session: Resuming) -> None:
+    """Handles a message `pusher:pong`."""
+    session.charge()
+    if (page := page_of(session)) is not None:
+        page.ponged()
+
+
+def ended(session: Resuming) -> None:
+    """Handles the end of a session."""
+    if (page := page_of(session)) is not None:
+        page.ended()
+
+
+async def replay_request(session: Resuming, command: Subscribe) -> ReplayRequest | None:
+    """Returns the request for a new subscription; None if the channel keeps no history. Raises Refused(503)."""
     app, channel = session.app, command.channel
     section = None if app.history is None else app.history(channel)
     if section is None:
@@ -101,6 +134,7 @@ def replay_request(session: Resuming, command: Subscribe) -> ReplayRequest | Non
     resumption = session.resumption
     if resumption is None:
         return ReplayRequest(section, largest, counter_seconds=counter)
+    await resumption.prepare()
     rewind = command.rewind or (rewind_of(section, channel) if command.rewind_seconds else 0)
     return ReplayRequest(
         section,
@@ -124,7 +158,7 @@ def send_earlier(session: Resuming, kind: Kind, channel: str, request: ReplayReq
     if replay:
         node.fanout.direct(session, replay)
     if channel.startswith("#"):
-        node.signins.deliver_held(session.app, session)
+        node.signins.deliver_held(session.app, session, joined.replay.position if recovered and joined.replay else None)
 
 
 def _resume(
@@ -142,9 +176,8 @@ def _resume(
             size = sum(map(len, frames))
             if size > session.node.max_replay_bytes or not session.outlet.has_room(size):
                 frames, size, reason = [], 0, reason or "too-large"
-    repeats = bool(frames) and reason is None and resumption.repeats
+    repeats = resumption.subscribed(channel, request, reason) and bool(frames) and reason is None
     session.outlet.send(Resumed(channel, reason, len(frames), repeats, None if replay is None else replay.position))
-    resumption.subscribed(channel, request, reason)
     metrics.resumes[reason or "recovered"] += 1
     metrics.replayed_messages += len(frames)
     for _ in range(size // CHARGED_BYTES):

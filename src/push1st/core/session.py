@@ -193,6 +193,7 @@ class Session:
             self.waiting = None
             left = SessionState(self.subscriptions, self.topics or {}, self.user)
             self.subscriptions, self.topics = {}, None
+            resuming.ended(self)
             spawn(self.node.disconnect(self.app, self, left))
             admission, self._admission = self._admission, None
             if admission is not None:
@@ -379,7 +380,7 @@ class Session:
                 self.outlet.send(Pong())
                 self.charge()
             case Pong():
-                self.charge()
+                resuming.ponged(self)
 
     # Subscribing
 
@@ -427,7 +428,7 @@ class Session:
         most = self.app.config.limits.subscriptions
         if most and len(self.subscriptions) >= most:
             raise LimitReached(403, f"a connection may have {most} subscriptions")
-        request = resuming.replay_request(self, command)
+        request = await resuming.replay_request(self, command)
         self.subscriptions[name], joined = await self.node.subscribe(self.app, self, name, member, request)
         self.outlet.send(Subscribed(name, joined.members))
         resuming.send_earlier(self, kind, name, request, joined)

@@ -16,6 +16,7 @@ from push1st.eager import spawn
 from push1st.errors import LimitReached, Refused
 from push1st.messages import SignedInUser, WatchlistStatus, session_topic, watch_topic
 from push1st.metrics import Metrics
+from push1st.positions import Position
 
 
 class SignIns:
@@ -100,9 +101,9 @@ class SignIns:
         self._metrics.messages_out += 1
         self._fanout.direct(client, frame)
 
-    def deliver_held(self, app: App, client: Client) -> None:
-        """Delivers the frames held for a client that has just subscribed."""
-        if app.held is not None and (channel := app.held.deliver(client)):
+    def deliver_held(self, app: App, client: Client, replayed: Position | None = None) -> None:
+        """Delivers the frames held for a client that has just subscribed. `replayed`: see `Held.deliver`."""
+        if app.held is not None and (channel := app.held.deliver(client, replayed)):
             spawn(self.end_hold(app, channel))
 
     def drop_held(self, app: App, client: Client) -> str:

@@ -104,7 +104,8 @@ class HandlerRequest(msgspec.Struct, frozen=True, gc=False):
 class Handshake(msgspec.Struct, frozen=True, gc=False):
     """A request to upgrade an HTTP connection to a WebSocket.
 
-    path: the path in the request line, without the query.
+    path: the path in the request line, without the query and without the name of a page.
+    page: the name of the client's page, which is not checked; None if the path contains no page (`transports/pages.py`).
     ip: the address of the client; "" on a Unix socket.
     crowded: the bound that the number of connections has reached; None if no bound is reached.
     """
@@ -116,6 +117,7 @@ class Handshake(msgspec.Struct, frozen=True, gc=False):
     client: ClientRequest
     ip: str
     crowded: Crowded | None = None
+    page: str | None = None
 
 
 class Handler(Protocol):
@@ -139,11 +141,13 @@ class Route(NamedTuple):
 
     prefixes: the prefixes that the paths may have.
     tail: a regular expression, with groups, for the part of a path after the prefix.
+    head: a regular expression, with groups, for the part of a path before the prefix.
     """
 
     prefixes: tuple[str, ...]
     tail: str
     handler: Handler
+    head: str = ""
 
 
 Serve = Callable[[Request], MaybeAwaitable[Response]]
@@ -171,7 +175,11 @@ class Handlers:
         self.least_body = max(context.config.server.max_payload, LEAST_BODY)
         """number of bytes; a request body of at most this size is accepted for every app"""
         self._api_paths = tuple(dict.fromkeys((context.config.api.path, "/apps/")))
-        paths = [(f"(?:{'|'.join(map(re.escape, route.prefixes))}){route.tail}", route) for route in routes if route.prefixes]
+        paths = [
+            (f"{route.head}(?:{'|'.join(map(re.escape, route.prefixes))}){route.tail}", route)
+            for route in routes
+            if route.prefixes
+        ]
         self._routes = [(re.compile(path + r"\Z"), route.handler) for path, route in paths]
         others = "|".join(path for path, _ in paths) or "(?!)"
         self.rules = RequestRules(self.least_body, self.max_body, FORWARDING, is_own_name, others, time.perf_counter_ns)

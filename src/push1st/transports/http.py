@@ -16,6 +16,7 @@ from push1st.transports.caller import client_ip, client_of
 from push1st.transports.handlers import HandlerRequest, Handshake, SocketOwner
 from push1st.transports.listener import CROWDED_SECONDS, Listener
 from push1st.transports.lost import LOST, detach, unread
+from push1st.transports.pages import split_page
 from push1st.transports.pipeline import Pipeline
 from push1st.transports.places import Crowded
 
@@ -289,7 +290,7 @@ class HttpConnection(Pipeline):
         if not self._address:
             context.addresses.leave(address)
         self._last = True
-        where = {"path": handshake.path, "origin": handshake.client.origin, "ip": handshake.ip}
+        where = {"path": split_page(handshake.path)[1], "origin": handshake.client.origin, "ip": handshake.ip}
         context.node.refusals.log_answer("handshake refused", refusal, **where)
         self._answer(refusal, False)
         self.flush()

@@ -1,5 +1,6 @@
 """Reads the input of WebSockets: decodes bytes into frames, and frames into commands. `entries` serves the handshakes."""
 
+import asyncio
 from collections.abc import Collection, Iterator
 from itertools import chain
 
@@ -13,6 +14,8 @@ from push1st.transports.websocket_output import CLOSE_SECONDS, WebSocketOutput
 
 MAX_FRAMES = 32
 """maximum number of frames in a slice of input (see `turn`)"""
+RECORD_SECONDS = 1
+"""the maximum seconds between a client's close frame and the end of the socket, in which the broker stores the page's record"""
 SMALL_FRAGMENT = 256
 """size in bytes; the session charges the client for each fragment below this size (`Session.charge`)"""
 
@@ -173,5 +176,14 @@ class WebSocketConnection(WebSocketOutput):
             self._resume()
 
     def _closed_by_client(self, code: int) -> None:
+        """Handles a close frame of the client, which begins the closing handshake, or answers the server's close frame."""
+        is_answer = self._closing
         self._close(code if code not in (1005, 1006) else 1000, "", announced=False)
-        self._transport.close()
+        page, self._page = self._page, None
+        if page is None:
+            self._transport.close()
+            return
+        # Clients report the end of a connection, and reconnect, only when the server has closed the socket. By then, the broker
+        # should have the last record of the page.
+        asyncio.get_running_loop().call_later(RECORD_SECONDS, self._transport.close)
+        page.finish(self._transport.close, code if is_answer else 0)

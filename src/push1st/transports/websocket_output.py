@@ -12,8 +12,10 @@ from collections.abc import Iterator
 
 from push1st.config.model import ProtocolConfig
 from push1st.core.hub import Write
+from push1st.core.pages import PageConnection
+from push1st.core.resuming import page_of, ping
 from push1st.core.session import Session
-from push1st.messages import Ending, Established, Failure, Ping, Reply
+from push1st.messages import Ending, Established, Failure, Reply
 from push1st.protocols import Codec
 from push1st.protocols.websocket import PING_FRAME, Decoder, Event, close_frame
 from push1st.transports.admission import AUTHORIZE_SECONDS
@@ -41,6 +43,7 @@ class WebSocketOutput(SocketOwner):
         "_decoder",
         "_events",
         "_linger",
+        "_page",
         "_pinged",
         "_protocol",
         "_seen",
@@ -66,6 +69,8 @@ class WebSocketOutput(SocketOwner):
         self._events: Iterator[Event] | None = None
         """events in the input that the connection has not processed yet"""
         self._session: Session | None = None
+        self._page: PageConnection | None = None
+        """the page that waits for the client's answer to a close frame; None for a client whose URL names no page"""
         self._seen = context.sweep.now
         self._pinged = 0
         self._linger = 0
@@ -87,6 +92,7 @@ class WebSocketOutput(SocketOwner):
     def open(self, session: Session) -> None:
         """Assigns a session to this connection, and queues the answer to the handshake before all output of the session."""
         self._session = session
+        self._page = page_of(session)
         node = self._context.node
         node.fanout.direct(session, self._switch)
         self._switch = b""
@@ -145,6 +151,8 @@ class WebSocketOutput(SocketOwner):
         if not self._closing:
             if self._session is not None:
                 self._context.node.fanout.flush_subscriber(self._session)
+                if self._page is not None:
+                    self._page.closing(code)
             self._end(code, reason, announced)
             if code == 1008:  # the client broke a rule, so all further input is discarded
                 self._half_close()
@@ -208,6 +216,9 @@ class WebSocketOutput(SocketOwner):
         self._linger = 1
         self._events = None
         self._leave()
+        if self._page is not None:
+            self._page.finish()
+            self._page = None
         self._context.addresses.leave(self.address)
         self.address = ""
         self._context.open.discard(self)
@@ -279,7 +290,8 @@ class WebSocketOutput(SocketOwner):
                     self._context.node.fanout.direct(self._session, PING_FRAME)
                 return now + PONG_SECONDS / 2
             case 2:
-                self.send(Ping())
+                if self._session is not None:
+                    ping(self._session)
                 return now + PONG_SECONDS / 2
         self._context.node.metrics.cut_offs["silent"] += 1
         self.close(4201, "no answer to a ping")

@@ -32,6 +32,7 @@ from push1st.transports.caller import PROXY_HINT
 from push1st.transports.context import EdgeContext
 from push1st.transports.forwarding import ForwardedRequest, Forwarding, RemoteRequest
 from push1st.transports.handlers import Exchange, HandlerRequest, Outcome
+from push1st.transports.pages import NAME_ERROR, connection_of, is_page_name
 from push1st.transports.places import Bound, Places
 from push1st.transports.xhr_session import SessionName, XhrSession
 from push1st.transports.xhr_stream import HEADERS, TYPE, Stream
@@ -54,11 +55,15 @@ log = logs.get("push1st.transports")
 
 
 class XhrRequest(msgspec.Struct, frozen=True, gc=False):
-    """A request of a fallback session. `name`: the session's name. `endpoint`: xhr_streaming, xhr or xhr_send."""
+    """A request of a fallback session.
+
+    `name`: the session's name. `endpoint`: xhr_streaming, xhr or xhr_send. `page`: the name of the client's page, or None.
+    """
 
     name: SessionName
     endpoint: str
     http: HandlerRequest
+    page: str | None
 
 
 class Fallbacks:
@@ -81,7 +86,7 @@ class Fallbacks:
 
     def app_of(self, args: tuple[str, ...]) -> AppConfig | None:
         """Returns the app whose key is in a request's path (`handlers.Handler`)."""
-        return self._context.node.apps.by_key(args[0])
+        return self._context.node.apps.by_key(args[1])
 
     def handle(self, request: HandlerRequest, exchange: Exchange) -> Outcome | Coroutine[Any, Any, Outcome]:
         """Serves a request (`handlers.Handler`). Returns a coroutine if the request must wait. Raises Refused."""
@@ -89,10 +94,12 @@ class Fallbacks:
             return Response(200, b"", TYPE, _PREFLIGHT)
         if request.method != "POST":
             return Response(405, b"", TYPE, HEADERS + b"Allow: POST, OPTIONS\r\n")
-        key, id, endpoint = request.args
+        page, key, id, endpoint = request.args
+        if not is_page_name(page):
+            raise Refused(404, NAME_ERROR)
         if not _ID.match(id):
             raise Refused(400, "a session id is 1 to 3 digits, a slash, and 8 to 64 of A-Za-z0-9_-")
-        xhr = XhrRequest((key, request.client.origin, id), endpoint, request)
+        xhr = XhrRequest((key, request.client.origin, id), endpoint, request, page)
         client = self._clients.get(xhr.name)
         if client is None and self._context.node.controller.shared:
             return self._seek(xhr, exchange)
@@ -147,7 +154,7 @@ class Fallbacks:
                 raise Disconnect(4100, capacity_error("address"))
             client = XhrSession(self, context, request.name, place)
             client.address = address
-            client.open(app, http.client, http.ip)
+            client.open(app, http.client, http.ip, connection_of(context, request.page, http.ip))
         except Disconnect:
             context.addresses.leave(address if room != "none" else "")
             raise

@@ -14,6 +14,7 @@ from typing import Protocol
 
 from push1st.core.app import App
 from push1st.core.outbox import Outbox, OutboxPolicy
+from push1st.core.pages import PageConnection
 from push1st.core.session import MAX_WAITING_COMMANDS, Session
 from push1st.errors import Refused
 from push1st.messages import ClientRequest, Established, Reply, Response
@@ -107,11 +108,15 @@ class XhrSession:
         self._beat_at = 0.0
         """the time of the heartbeat that the client must answer; 0 if there is no such heartbeat"""
 
-    def open(self, app: App, client: ClientRequest, ip: str) -> None:
+    def open(self, app: App, client: ClientRequest, ip: str, page: PageConnection | None) -> None:
         """Begins the session. The app's backend may still reject the client. Raises Disconnect."""
         context = self._context
         node = context.node
-        self._session = session = Session(node, app, self, self.codec, self._outbox.write, ip, outbox=self._outbox)
+        self._session = session = Session(
+            node, app, self, self.codec, self._outbox.write, ip, outbox=self._outbox, resumption=page
+        )
+        if page is not None:
+            page.begin(session)
         self._detach()
         node.metrics.connections[self.codec.name] += 1
         node.metrics.opened[self.codec.name] += 1

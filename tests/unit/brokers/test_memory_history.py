@@ -148,3 +148,26 @@ def test_a_cleared_channel_begins_a_new_epoch():
     after = memory.append("c")
     assert after.offset == 1
     assert after.epoch != before.epoch
+
+
+def test_the_counter_of_a_channel_with_subscribers_does_not_expire():
+    memory = Memory()
+    before = memory.position("c", 60)
+    memory.history.is_subscribed = lambda app, channel: (app, channel) == ("a", "c")
+    for _ in range(10):
+        memory.now += 50 * SECOND
+        for _ in range(2):
+            memory.history.tick()
+    memory.history.is_subscribed = lambda *_: False
+    memory.now += 30 * SECOND
+    assert memory.position("c", 1) == before
+    memory.now += 60 * SECOND
+    assert memory.position("c") != before
+
+
+def test_the_counter_of_a_channel_with_subscribers_does_not_expire_before_the_sweep():
+    memory = Memory()
+    before = memory.position("c", 60)
+    memory.history.is_subscribed = lambda *_: True
+    memory.now += 3600 * SECOND
+    assert memory.position("c") == before

@@ -1,9 +1,12 @@
 """Events held for clients that are about to subscribe; test_session.py has further tests of them."""
 
+import json
+
 import pytest
 
 from push1st.core.held import HELD_SECONDS, MAX_HELD, MAX_HELD_BYTES, Held
-from push1st.messages import Message
+from push1st.messages import KeptMessage, Message
+from push1st.positions import Position
 from tests.support.node import World
 
 CHANNEL = "#server-to-user-u"
@@ -40,7 +43,7 @@ def test_held_frames_stay_within_both_bounds(clients):
         total += 1
         (hold,) = held._channels[CHANNEL].values()
         assert len(hold.frames) <= MAX_HELD
-        assert sum(map(len, hold.frames)) == hold.size <= MAX_HELD_BYTES
+        assert sum(len(frame) for frame, _ in hold.frames) == hold.size <= MAX_HELD_BYTES
         assert len(sent) + len(hold.frames) == total
     held.deliver(clients[0])
     assert len(sent) == total
@@ -56,3 +59,14 @@ def test_an_event_is_not_held_for_the_two_clients_that_it_excludes(clients):
     for client in clients:
         held.deliver(client)
     assert [len(got[client.id]) for client in clients] == [0, 1, 1]
+
+
+def test_held_events_that_the_replay_contained_are_not_delivered(clients):
+    sent: list[bytes] = []
+    held = Held(lambda _, frame: sent.append(frame))
+    held.add(clients[0], CHANNEL, 0)
+    for offset, epoch in ((4, "e"), (5, "e"), (6, "e"), (1, "f")):
+        held.receive(KeptMessage("app", CHANNEL, "e", b"%d" % offset, 1, 2, offset=offset, epoch=epoch), 3)
+    held.receive(event(b"9"), 3)
+    held.deliver(clients[0], Position("e", 5))
+    assert [json.loads(frame[2:])["data"] for frame in sent] == ["6", "1", "9"]

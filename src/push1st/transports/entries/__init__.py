@@ -24,6 +24,7 @@ from push1st.messages import Response
 from push1st.protocols import Codec
 from push1st.transports.context import EdgeContext
 from push1st.transports.handlers import Handshake
+from push1st.transports.pages import split_page
 from push1st.transports.websocket import WebSocketConnection
 
 _GUID = b"258EAFA5-E914-47DA-95CA-C5AB0DC85B11"
@@ -56,6 +57,7 @@ class EntryTable:
     def __init__(self, context: EdgeContext, entries: Sequence[Entry]) -> None:
         self._context = context
         self._bases = [(base, entry) for entry in entries for base in entry.bases]
+        self._page_bases = context.config.server.bases("pusher")
 
     def upgrade(
         self, handshake: Handshake, transport: asyncio.Transport, rest: bytes, before: bytes
@@ -65,11 +67,13 @@ class EntryTable:
         rest: the client's input after the handshake.
         before: the answers to earlier requests, which must be written first.
         """
-        if "//" in handshake.path:  # a client may append the path to a base URL that ends in a slash
-            handshake = msgspec.structs.replace(handshake, path=re.sub("/{2,}", "/", handshake.path))
-        path = handshake.path
+        page, path = split_page(handshake.path)
+        if "//" in path:  # a client may append the path to a base URL that ends in a slash
+            page, path = split_page(re.sub("/{2,}", "/", path)) if page is None else (page, re.sub("/{2,}", "/", path))
+        if path != handshake.path:
+            handshake = msgspec.structs.replace(handshake, path=path, page=page)
         for base, entry in self._bases:
-            if path.startswith(base):
+            if path.startswith(base) and (page is None or base in self._page_bases):
                 return self._enter(entry, handshake, path[len(base) :], transport, rest, before)
         return _refusal(404, f"no WebSocket is served at {path[:200]}")
 

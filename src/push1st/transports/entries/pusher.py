@@ -1,5 +1,5 @@
-"""Admits clients of the Pusher protocol, which connect to `/app/KEY?protocol=7`. After the handshake, Pusher clients send
-messages to subscribe to channels (Pusher protocol, section 1).
+"""Admits clients of the Pusher protocol, which connect to `/app/KEY?protocol=7`, or to `/resume/PAGE/app/KEY?protocol=7` if
+they resume. After the handshake, Pusher clients send messages to subscribe to channels (Pusher protocol, section 1).
 """
 
 from collections.abc import Mapping
@@ -10,6 +10,7 @@ from push1st.errors import Disconnect
 from push1st.transports.admission import admit, check_version
 from push1st.transports.context import EdgeContext
 from push1st.transports.handlers import Handshake
+from push1st.transports.pages import connection_of
 from push1st.transports.websocket import WebSocketConnection
 
 
@@ -36,6 +37,9 @@ class PusherEntry:
         app = admit(context, self.settings, key, client.origin, ip, handshake.crowded)
         original, base = self.bases
         lenient = original != base and handshake.path.startswith(original)
-        session = Session(context.node, app, connection, self.codec, connection.write, ip, lenient=lenient)
+        page = connection_of(context, handshake.page, ip)
+        session = Session(context.node, app, connection, self.codec, connection.write, ip, lenient=lenient, resumption=page)
+        if page is not None:
+            page.begin(session)
         connection.open(session)
         session.connect(client, lambda: connection.established(self.settings.activity_timeout))

@@ -1,0 +1,151 @@
+"""Writes the records of pages to the broker: at most one write of a connection at a time, and one write a turn.
+
+All changes of a turn are in one record. If the broker is away, the record is written again after `RETRY_SECONDS`.
+"""
+
+from collections.abc import Callable, Collection
+from typing import Protocol
+
+from push1st.brokers import Pages
+from push1st.brokers.pages import PageBounds, PageRecord
+from push1st.core.app import App
+from push1st.eager import spawn
+from push1st.errors import Refused
+
+RETRY_SECONDS = 5
+
+
+class RecordClient(Protocol):
+    """The session of a connection."""
+
+    @property
+    def app(self) -> App: ...
+    @property
+    def id(self) -> str: ...
+
+
+class RecordOwner(Protocol):
+    """The connection of a page."""
+
+    @property
+    def client(self) -> "RecordClient": ...
+    @property
+    def name(self) -> str:
+        """The name of the page."""
+
+    @property
+    def address(self) -> str:
+        """See `PageBounds`."""
+
+    async def record(self, *, closed: bool) -> PageRecord:
+        """Returns the present record. Raises Refused(503)."""
+
+    def on_stored(self, *, stored: bool) -> None:
+        """Called after each write. `stored`: whether the broker has stored the record."""
+
+    def on_closed(self) -> None:
+        """Called after the last write, or when this write has failed."""
+
+
+class RecordWriter:
+    """Writes the records of one connection.
+
+    port: the broker's storage. call_soon: a function that calls a function at the end of the turn.
+    monotonic: a function that returns the time in seconds.
+    """
+
+    __slots__ = (
+        "_call_soon",
+        "_is_closed",
+        "_is_dirty",
+        "_is_scheduled",
+        "_is_writing",
+        "_monotonic",
+        "_owner",
+        "_port",
+        "is_stored",
+        "merged",
+        "write_at",
+    )
+
+    def __init__(
+        self,
+        owner: RecordOwner,
+        port: Pages,
+        call_soon: Callable[[Callable[[], None]], object],
+        monotonic: Callable[[], float],
+        merged: Collection[str],
+    ) -> None:
+        self._owner = owner
+        self._port = port
+        self._call_soon = call_soon
+        self._monotonic = monotonic
+        self._is_dirty = self._is_scheduled = self._is_writing = self._is_closed = False
+        self.is_stored = False
+        """whether the broker has stored a record of this connection"""
+        self.merged = merged
+        """the earlier connections whose records are deleted with the next write"""
+        self.write_at = 0.0
+        """the time at which the record must be written again; 0 before the first write"""
+
+    def soon(self) -> None:
+        """Writes the record at the end of this turn."""
+        self._is_dirty = True
+        if not self._is_scheduled:
+            self._is_scheduled = True
+            self._call_soon(self._start)
+
+    def changed(self) -> None:
+        """Writes the record at the end of this turn, unless no record of this connection exists."""
+        if self.is_stored or self._is_writing or self._is_scheduled:
+            self.soon()
+
+    def close(self) -> None:
+        """Writes the last record after all earlier writes."""
+        self._is_closed = True
+        if not self._is_writing:
+            spawn(self._close())
+
+    def _start(self) -> None:
+        self._is_scheduled = False
+        if self._is_dirty and not self._is_writing and not self._is_closed:
+            spawn(self._write())
+
+    async def _write(self) -> None:
+        self._is_writing = True
+        try:
+            while self._is_dirty and not self._is_closed:
+                self._is_dirty = False
+                await self._store(closed=False)
+        except Refused:
+            self.write_at = self._monotonic() + RETRY_SECONDS
+            self._owner.on_stored(stored=False)
+        finally:
+            self._is_writing = False
+        if self._is_closed:
+            await self._close()
+
+    async def _close(self) -> None:
+        try:
+            if self.is_stored:
+                await self._store(closed=True)
+        except Refused:
+            pass  # then the next connection of the page finds out that this connection has ended
+        self._owner.on_closed()
+
+    async def _store(self, *, closed: bool) -> None:
+        """Stores the record in the broker. Raises Refused(503)."""
+        owner, client = self._owner, self._owner.client
+        resume = client.app.config.resume
+        if not resume.seconds:
+            return
+        record = await owner.record(closed=closed)
+        merged = self.merged
+        bounds = PageBounds(resume.seconds, resume.pages, owner.address)
+        is_stored = await self._port.remember(client.app.config.id, owner.name, client.id, record, bounds, merged)
+        if is_stored:
+            self.is_stored = True
+            self.merged = ()
+        self.write_at = self._monotonic() + resume.seconds / 3
+        if not closed:
+            owner.on_stored(stored=is_stored)

@@ -1,0 +1,372 @@
+"""The connections of pages on this worker, and the effects of the rules in `page.py`.
+
+A connection reads the records of the page before its first subscription. If an earlier connection has not ended, the new
+connection waits until the client of this connection answers, at most `PONG_SECONDS` (`page_probes.py`):
+
+- If the client answers, now or later, the name of the page is shared.
+- If the client does not answer within `ZOMBIE_SECONDS`, its worker closes the earlier connection, and the new connection deletes
+  the earlier record. The worker of the earlier connection may be gone.
+
+A connection writes its own record (`page_writer.py`) when a subscription succeeded, an acknowledgement moved a position, or the
+client left a channel. It writes its record again a third of `resume.seconds` after the latest write. A connection that never
+subscribes writes no record, because pusher-js opens several connections at once, and drops all but one.
+
+A session without a page does not use this module.
+"""
+
+from collections.abc import Callable, Collection, Container, Mapping
+from typing import Protocol
+
+from push1st.brokers import Pages
+from push1st.brokers.history import Reason, ReplayRequest
+from push1st.brokers.pages import PageRecord
+from push1st.clock import Clock
+from push1st.config.history import HistorySection
+from push1st.core.app import App, Client, Outlet
+from push1st.core.controller import Controller
+from push1st.core.fanout import Fanout
+from push1st.core.page import PageState, inherit
+from push1st.core.page_probes import PONG_SECONDS, PageProbes, TwinSearch
+from push1st.core.page_schedule import PageSchedule
+from push1st.core.page_writer import RETRY_SECONDS, RecordWriter
+from push1st.eager import spawn
+from push1st.errors import Refused
+from push1st.messages import Ping, Resumed, Subscribe
+from push1st.metrics import Metrics
+from push1st.positions import Position
+
+ZOMBIE_SECONDS = 10
+"""the seconds in which the client of an earlier connection must answer a ping; then its worker closes the connection"""
+SPREAD = 5
+"""the intervals between acknowledgements differ by up to one of `SPREAD` parts, so that not all pages are due in one second"""
+REPLACED = "a newer connection of this page has replaced this connection"
+
+
+class PageClient(Client, Protocol):
+    """The properties of a session that this module uses."""
+
+    @property
+    def app(self) -> App: ...
+    @property
+    def outlet(self) -> Outlet: ...
+
+
+class PageConnection:
+    """One connection of a page, and the way in which its client resumes (`resuming.Resumption`).
+
+    name: the name of the page, which is a secret of the client.
+    address: the client's address or network, for which the broker counts pages; "" if the pages are not counted.
+    """
+
+    __slots__ = (
+        "_acknowledge_at",
+        "_final",
+        "_forget_at",
+        "_is_exact",
+        "_is_finished",
+        "_is_over",
+        "_on_closed",
+        "_probed_until",
+        "_registry",
+        "_search",
+        "_state",
+        "_waiters",
+        "_writer",
+        "_zombies",
+        "address",
+        "client",
+        "due_at",
+        "name",
+    )
+
+    def __init__(self, registry: "PageRegistry", name: str, address: str) -> None:
+        self._registry = registry
+        self.client: PageClient
+        self.name = name
+        self.address = address
+        self._state: PageState | None = None
+        """the positions of this connection; None before the records of the page are read"""
+        self._writer: RecordWriter
+        self._search: TwinSearch | None = None
+        self.due_at = 0
+        self._acknowledge_at = 0.0
+        self._probed_until = 0.0
+        """the time until which the client must answer a ping, because a newer connection exists; 0 without such a ping"""
+        self._zombies: Collection[str] = ()
+        """the earlier connections that have not ended, and whose clients have not answered"""
+        self._forget_at = 0.0
+        """the time at which the records of `_zombies` are deleted; 0 if there are none"""
+        self._is_over = self._is_finished = self._is_exact = False
+        self._final: tuple[int, Mapping[str, Position]] | None = None
+        """the code of the server's close frame, and the positions of all frames before it; None without a close frame"""
+        self._waiters: Collection[tuple[str, int]] = ()
+        """the requests of other workers that wait for the end of this connection"""
+        self._on_closed: Callable[[], object] | None = None
+
+    def begin(self, client: PageClient) -> None:
+        """Stores the session of the connection."""
+        self.client = client
+        self._registry.add(client.id, self)
+
+    @property
+    def _now(self) -> float:
+        return self._registry.clock.monotonic()
+
+    # Resuming
+
+    @property
+    def excluded(self) -> Container[str]:
+        return (*(() if self._state is None else self._state.sockets), self.client.id)
+
+    async def prepare(self) -> None:
+        if self._state is not None or not self.client.app.config.resume.seconds:
+            return
+        registry, app = self._registry, self.client.app
+        records = await registry.port.recall(app.config.id, self.name)
+        live = {one: record for one, record in records.items() if not record.is_closed}
+        search = None
+        if live and not any(record.is_shared for record in records.values()):
+            search = self._search = TwinSearch(registry.probes, lambda: self.share(notify=True))
+            await search.run(app, live)
+            records = await registry.port.recall(app.config.id, self.name)
+        inherited = inherit(records)
+        state = self._state = PageState(inherited, self._now)
+        self._writer = RecordWriter(self, registry.port, registry.fanout.call_soon, registry.clock.monotonic, inherited.closed)
+        if search is not None and search.is_twin:
+            state.share()
+        elif not state.is_shared:
+            self._zombies = [one for one, record in records.items() if not record.is_closed]
+            self._forget_at = self._now + ZOMBIE_SECONDS if self._zombies else 0.0
+
+    def since(self, command: Subscribe) -> Position | None:
+        return None if self._state is None else self._state.since(command.channel, self._now)
+
+    def from_start(self, section: HistorySection, channel: str) -> int | None:
+        return None
+
+    def reason(self, channel: str, reason: Reason | None) -> Reason | None:
+        return reason if self._state is None else self._state.reason(channel, reason, self._now)
+
+    def subscribed(self, channel: str, request: ReplayRequest | None, reason: Reason | None) -> bool:
+        state = self._state
+        if state is None or reason == "no-history":
+            return False
+        since = None if request is None or reason is not None else request.since
+        repeats = state.subscribed(channel, since)
+        if since is None:
+            self._acknowledge_at = self._now
+        elif not self._acknowledge_at:
+            self._acknowledge_at = self._now + self._interval
+        self._writer.soon()
+        return repeats
+
+    def unsubscribed(self, channel: str) -> None:
+        if self._state is not None:
+            self._state.unsubscribed(channel)
+            self._writer.changed()
+
+    def share(self, *, notify: bool) -> None:
+        """Stores that two live connections use the page's name.
+
+        notify: whether the subscriptions of this connection may have had other answers than `shared`.
+        """
+        state = self._state
+        if state is None or state.is_shared or self._is_over:
+            return
+        state.share()
+        self._zombies, self._forget_at = (), 0.0
+        self._writer.changed()
+        if not notify:
+            return
+        channels = self.client.app.tenant.channels
+        for name in state.positions:
+            channel = channels.get(name)
+            if channel is not None and channel.epoch:
+                self._registry.metrics.resumes["shared"] += 1
+                self.client.outlet.send(Resumed(name, "shared", position=Position(channel.epoch, channel.offset)))
+
+    # Pings
+
+    def pinged(self) -> None:
+        """Stores that the server sends a `pusher:ping` that requests no acknowledgement."""
+        if self._state is not None:
+            self._state.pinged(self._now)
+
+    def ponged(self) -> None:
+        """Handles a `pusher:pong`."""
+        state = self._state
+        ping = None if state is None else state.ponged()
+        if ping is None:
+            return
+        if ping.positions:
+            self._registry.metrics.acknowledgements += 1
+            self._writer.changed()
+        if ping.probes:
+            self._probed_until = 0.0
+            for by, number in ping.probes:
+                self._registry.probes.answer(self.client.app, by, number, is_alive=True)
+            self.share(notify=self._now - ping.sent > PONG_SECONDS)
+
+    def probe(self, by: str, number: int) -> None:
+        """Handles the request of a newer connection's worker (`page_probes.Probed`)."""
+        state = self._state
+        if self._is_over or state is None:
+            self._waiters = (*self._waiters, (by, number))
+            return
+        now = self._now
+        if state.probed(now, by, number):
+            self.client.outlet.send(Ping())
+        if not self._probed_until:
+            self._probed_until = now + ZOMBIE_SECONDS
+            self._schedule()
+
+    # Times
+
+    @property
+    def _interval(self) -> float:
+        """The seconds until the next acknowledgement."""
+        return self.client.app.config.resume.acknowledge * (1 - (id(self) >> 4) % 64 / (64 * SPREAD))
+
+    def check(self) -> None:
+        """Does what is due at the present time (`page_schedule.Checked`)."""
+        state, now, writer = self._state, self._now, self._writer
+        if state is None or self._is_over:
+            return
+        if self._probed_until and now >= self._probed_until:
+            self._registry.metrics.cut_offs["silent"] += 1
+            self.client.disconnect(4201, REPLACED)
+            return
+        if self._forget_at and now >= self._forget_at:
+            self._forget_at = 0.0
+            if writer.is_stored:
+                spawn(self._forget())
+        if state.expire(now) or (writer.write_at and now >= writer.write_at):
+            writer.changed()
+        if now >= self._acknowledge_at and not state.is_shared:
+            self._acknowledge_at = now + self._interval
+            self._request_acknowledgement(state, now)
+        self._schedule()
+
+    def _request_acknowledgement(self, state: PageState, now: float) -> None:
+        if state.is_waiting or state.is_mute:
+            return
+        moved = state.moved(self.client.app.tenant.channels)
+        if moved:
+            state.pinged(now, moved)
+            # The connection's pending frames are written before this frame, so the client has them when it answers.
+            self.client.outlet.send(Ping())
+
+    async def _forget(self) -> None:
+        """Deletes the records of zombies."""
+        try:
+            await self._registry.port.forget(self.client.app.config.id, self.name, self._zombies)
+        except Refused:
+            self._forget_at = self._now + RETRY_SECONDS
+
+    def _schedule(self) -> None:
+        """Schedules the next call of `check`."""
+        state = self._state
+        if state is None or self._is_over:
+            return
+        times = (0.0 if state.is_shared else self._acknowledge_at, self._writer.write_at, self._forget_at)
+        at = min(filter(None, (*times, self._probed_until, state.expires or 0.0)), default=0.0)
+        if at:
+            self._registry.schedule.watch(self, at)
+
+    # The record
+
+    async def record(self, *, closed: bool) -> PageRecord:
+        assert self._state is not None
+        topic = await self._registry.probes.own_topic(self.client.app)
+        written = self._registry.clock.wall() // 1_000_000
+        return self._state.record(self._now, written, topic, closed=closed, exact=self._is_exact)
+
+    def on_stored(self, *, stored: bool) -> None:
+        if not stored and not self._is_over:
+            self._registry.metrics.refusals["page"] += 1
+        self._schedule()
+
+    def closing(self, code: int) -> None:
+        """Stores the present positions, because the server sends a close frame after all frames that it has sent so far.
+
+        The transport must call `finish` when it has received the client's answer, or when the connection has ended.
+        """
+        if self._state is not None:
+            self._final = code, self._state.moved(self.client.app.tenant.channels)
+
+    def ended(self) -> None:
+        """Handles the end of the session."""
+        self._is_over = True
+        self._registry.end(self)
+        if self._search is not None:
+            self._registry.probes.forget(self._search)
+        if self._final is None:
+            self.finish()
+
+    def finish(self, on_closed: Callable[[], object] | None = None, echo: int = 0) -> None:
+        """Stores that the connection has ended.
+
+        echo: the code with which the client has answered the server's close frame. If the code is the server's code, the client
+        has received all frames before the close frame. 0 if the client has not answered.
+        on_closed: a function that is called when the broker has confirmed the last record, or is away.
+        """
+        if self._is_finished:
+            return
+        self._is_finished = True
+        self._on_closed = on_closed
+        if self._state is None:
+            self.on_closed()
+            return
+        if self._final is not None and echo == self._final[0]:
+            self._state.acknowledge(self._final[1])
+            self._is_exact = True
+        self._writer.close()
+
+    def on_closed(self) -> None:
+        registry = self._registry
+        registry.remove(self.client.id)
+        for by, number in (*self._waiters, *(() if self._state is None else self._state.unanswered())):
+            registry.probes.answer(self.client.app, by, number, is_alive=False)
+        if self._on_closed is not None:
+            self._on_closed()
+
+
+class PageRegistry:
+    """The connections of pages on one worker.
+
+    new_id: a function that returns a random id, for the topic on which this worker receives requests about its pages.
+    """
+
+    def __init__(self, fanout: Fanout, controller: Controller, clock: Clock, metrics: Metrics, new_id: Callable[[], str]) -> None:
+        self.fanout = fanout
+        self.clock = clock
+        self.metrics = metrics
+        self.port: Pages
+        self._pages: dict[str, PageConnection] = {}
+        """the connections whose last record is not written, by socket id"""
+        self.probes = PageProbes(controller, new_id, self._pages.get)
+        self.schedule = PageSchedule(fanout, clock.monotonic)
+
+    def open(self, port: Pages) -> None:
+        self.port = port
+
+    def connection(self, name: str, address: str) -> PageConnection:
+        """Returns a new connection of a page. `name`, `address`: see `PageConnection`."""
+        return PageConnection(self, name, address)
+
+    def add(self, socket_id: str, page: PageConnection) -> None:
+        self._pages[socket_id] = page
+        self.metrics.pages += 1
+
+    def end(self, page: PageConnection) -> None:
+        """Cancels the checks of a connection whose session has ended."""
+        self.metrics.pages -= 1
+        self.schedule.forget(page)
+
+    def remove(self, socket_id: str) -> None:
+        """Removes a connection whose last record is written."""
+        self._pages.pop(socket_id, None)
+
+    def tick(self) -> None:
+        """Makes the checks that are due. Called once a second."""
+        self.schedule.tick()
