@@ -20,7 +20,7 @@ PARALLEL = -n 3 --dist loadfile --no-loadscope-reorder
 SECONDS ?= 600
 
 .DEFAULT_GOAL := help
-.PHONY: help install serve test test-long test-broker coverage model model-cluster check bench bench-cluster bench-fairness format lock clean
+.PHONY: help install serve test test-long test-broker coverage model model-cluster check bench bench-cluster bench-history bench-sse bench-fairness format lock clean
 
 help: ## list these targets
 	@sed -n 's/^\([a-z-]*\):[^#]*## \(.*\)/  make \1|\2/p' $(MAKEFILE_LIST) | while IFS='|' read -r name what; do \
@@ -72,6 +72,15 @@ bench: $(INSTALLED) ## measure this server and its peers: deliveries, CPU a deli
 
 bench-cluster: $(INSTALLED) ## measure two nodes and a broker, and two workers, against two of soketi's with its Redis adapter
 	@$(BIN)/python bench/bench.py --cluster $(ARGS)
+
+bench-history: $(INSTALLED) ## measure what history, pages and their acknowledgements cost; about twenty minutes
+	@$(BIN)/python bench/appends.py
+	@$(BIN)/python bench/bench.py --suite history --slices $(ARGS)
+	@$(BIN)/python bench/bench.py --suite pages $(ARGS)
+	@$(BIN)/python bench/resumption.py
+
+bench-sse: $(INSTALLED) ## measure server-sent events against WebSockets and nchan; about seven minutes
+	@$(BIN)/python bench/bench.py --suite sse $(ARGS)
 
 bench-fairness: $(INSTALLED) ## measure the latency of other clients while a few connections flood the server; about four minutes
 	@$(BIN)/python bench/fairness.py $(ARGS)
