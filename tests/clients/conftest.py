@@ -1,7 +1,7 @@
 """A server for all tests of this folder, and clients that are closed when their test ends."""
 
 import contextlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import pytest
@@ -27,10 +27,10 @@ def connect(server: ServerProcess, stack: contextlib.ExitStack) -> Callable[...,
 
 @pytest.fixture
 def node(stack: contextlib.ExitStack) -> Callable[..., NodeProcess]:
-    """Makes processes of Node.js."""
+    """Makes processes of Node.js. flags: options of Node.js itself."""
 
-    def start(script: str, **options: Any) -> NodeProcess:
-        process = NodeProcess(script, options)
+    def start(script: str, *, flags: Sequence[str] = (), **options: Any) -> NodeProcess:
+        process = NodeProcess(script, options, flags)
         stack.callback(process.close)
         return process
 

@@ -6,7 +6,7 @@ import queue
 import subprocess
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -29,12 +29,15 @@ def node_program() -> str:
 
 
 class NodeProcess:
-    """One script of `tests/clients/node`. A thread reads its reports; `next` returns a report by its fields."""
+    """One script of `tests/clients/node`. A thread reads its reports; `next` returns a report by its fields.
 
-    def __init__(self, script: str, options: Any) -> None:
+    flags: options of Node.js itself.
+    """
+
+    def __init__(self, script: str, options: Any, flags: Sequence[str] = ()) -> None:
         self.script = script
         self.process = subprocess.Popen(
-            [node_program(), str(SCRIPTS / script), json.dumps(options)],
+            [node_program(), *flags, str(SCRIPTS / script), json.dumps(options)],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,

@@ -1,0 +1,3 @@
+import "./push1st.js";
+
+export const { connect } = globalThis.Push1st;

@@ -1,0 +1,66 @@
+// clients/js/push1st.js, as an application uses it. Options: url, channels, positions, token or tokens (the results of the
+// function `token`: a text, or {error}), events (what the callback does with events of these names: 'reopen', 'close', 'throw'),
+// hurry and haste (how many times faster the client reconnects, and notices silence).
+
+import { connect } from '../../../clients/js/push1st.mjs';
+import { obey, options, report } from './reports.mjs';
+
+const { hurry = 1, haste = 1, tokens, events = {}, ...rest } = options;
+
+const start = globalThis.setTimeout;
+globalThis.setTimeout = (run, ms, ...values) => {
+  if (!new Error().stack.includes('push1st.js')) return start(run, ms, ...values);
+  if (run.name !== 'open') return start(run, ms / haste);
+  report('delay', { ms });
+  return start(run, ms / hurry);
+};
+process.on('unhandledRejection', (error) => report('raised', { message: error.message }));
+
+async function token() {
+  report('token');
+  const next = tokens.length > 1 ? tokens.shift() : tokens[0];
+  if (next.error) throw new Error(next.error);
+  return next;
+}
+
+let connection;
+
+const actions = {
+  reopen() {
+    connection.close();
+    open({ positions: connection.positions });
+  },
+  close() {
+    connection.close();
+  },
+  throw() {
+    throw new Error('of the callback');
+  },
+};
+
+function open(more) {
+  connection = connect(rest.url, {
+    ...rest,
+    ...(tokens && { token }),
+    onEvent(frame) {
+      const { event, channel, data, position } = frame;
+      report('event', { event, channel, data, position });
+      actions[events[event]]?.();
+    },
+    onGap: (channel, reason, position) => report('gap', { channel, reason, position }),
+    onResumed: (channel, replayed, position) => report('resumed', { channel, replayed, position }),
+    onState: (state, reason) => report('state', { state, reason }),
+    onError: (error) => report('error', error),
+    ...more,
+  });
+}
+
+open();
+
+obey({
+  close() {
+    connection.close();
+  },
+  positions: () => connection.positions,
+  state: () => connection.state,
+});
