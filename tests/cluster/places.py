@@ -22,6 +22,7 @@ from push1st.apps.files import Files
 from push1st.brokers.redis import Redis
 from push1st.brokers.redis.bounds import Timings
 from push1st.brokers.redis.shard import Shard
+from push1st.config.history import HistorySection
 from push1st.config.model import HooksConfig, Webhook
 from push1st.core.fanout import Fanout
 from push1st.core.node import Node
@@ -32,6 +33,7 @@ from push1st.hooks.dispatcher import HookDispatcher
 from push1st.messages import (
     MEMBER_ADDED,
     MEMBER_REMOVED,
+    RESUMED,
     SUBSCRIPTION_COUNT,
     WATCHLIST_EVENTS,
     CacheMissed,
@@ -104,13 +106,13 @@ class Backend:
 class Place:
     """A node with its broker."""
 
-    def __init__(self, url: str, timings: Timings = FAST, **limits: int) -> None:
+    def __init__(self, url: str, timings: Timings = FAST, history: tuple[HistorySection, ...] = (), **limits: int) -> None:
         loop = asyncio.get_running_loop()
         self.metrics = Metrics()
         self.failures: list[str] = []
         self.name = f"node{next(_names)}"
         fanout = Fanout(loop, SystemClock(), self.metrics, lambda: self.failures.append(repr(sys.exception())))
-        self.config = app_config({"members": 0, **limits}, subscription_count=bool(limits))
+        self.config = app_config({"members": 0, **limits}, subscription_count=bool(limits), history=history)
         self.node = Node(Files([self.config]), fanout, self.metrics, SystemClock(), random.getrandbits)
         self.hooks = Hooks()
         self.hook_events = self.hooks.hook_events
@@ -242,7 +244,10 @@ class Place:
 
 
 class Client:
-    """The outlet of a session; records events. user: the user on the presence channels that the client joins."""
+    """The outlet of a session; records events. user: the user on the presence channels that the client joins.
+
+    gaps: the reported gaps by channel: the reason, the position, and the number of messages that the client had received before.
+    """
 
     def __init__(self, place: Place) -> None:
         self.place = place
@@ -250,6 +255,7 @@ class Client:
         self.members: dict[str, set[str]] = {}
         self.online: set[str] = set()
         self.messages: dict[str, list[str]] = {}
+        self.gaps: dict[str, list[tuple[str, str, int]]] = {}
         self.counts: list[int] = []
         self.replies: list[Any] = []
         self.closes: list[int] = []
@@ -319,6 +325,9 @@ class Client:
                 self.members[channel].discard(user)
         elif event == SUBSCRIPTION_COUNT:
             self.counts.append(json.loads(data)["subscription_count"])
+        elif event == RESUMED:
+            told = json.loads(data)
+            self.gaps.setdefault(channel, []).append((told["reason"], told["position"], len(self.messages[channel])))
         elif event == "e":
             assert data not in self.messages[channel], f"{data} comes twice on {channel}"
             self.messages[channel].append(data)
@@ -371,7 +380,7 @@ async def nodes(timings: Timings = FAST, **limits: int) -> AsyncIterator[tuple[V
     """Starts a server and two nodes."""
     valkey = Valkey()
     try:
-        one, two = [await Place(valkey.url, timings, **limits).open() for _ in range(2)]
+        one, two = [await Place(valkey.url, timings, (), **limits).open() for _ in range(2)]
         try:
             yield valkey, one, two
             assert one.failures == two.failures == []

@@ -11,7 +11,9 @@ from pathlib import Path
 import pytest
 
 from push1st.brokers.redis.bounds import Timings
+from push1st.config.history import HistorySection
 from push1st.errors import Refused
+from push1st.messages import SubscriptionRefused
 from push1st.process.tls import self_signed
 from tests.cluster.places import FAST, Place, fast, on, until
 from tests.support.servers import Watched, free_port
@@ -73,6 +75,22 @@ async def test_a_user() -> None:
     async with valkey(port=free_port()) as server:
         server.ask("ACL", "SETUSER", "push", "on", ">hunter2", "~shop:*", "resetchannels", "&shop:*", *COMMANDS)
         assert await serves(f"valkey://push:hunter2@localhost:{server.port}?prefix=shop")
+
+
+async def test_user_without_the_permission_for_info_has_channels_without_a_history() -> None:
+    async with valkey(port=free_port()) as server:
+        commands = [one for one in COMMANDS if one != "+info"]
+        server.ask("ACL", "SETUSER", "push", "on", ">hunter2", "~shop:*", "resetchannels", "&shop:*", *commands)
+        url = f"valkey://push:hunter2@localhost:{server.port}?prefix=shop"
+        assert await serves(url)
+        one = await Place(url, FAST, (HistorySection(filter=("kept-",)),)).open()
+        assert (await one.publish("c", b"1")).count == 0
+        with pytest.raises(Refused, match=r"503: the broker does not permit the command INFO"):
+            await one.publish("kept-c", b"1")
+        client = one.client()
+        client.join("kept-c")
+        await until(lambda: client.has(SubscriptionRefused))
+        await one.close()
 
 
 async def test_installations_with_different_prefixes_are_separate() -> None:

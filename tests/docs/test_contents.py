@@ -21,7 +21,8 @@ def rows(text: str) -> list[str]:
 
 def test_each_failure_has_tests_that_exist_and_each_failure_of_the_broker_has_a_row() -> None:
     failures = rows(section("scaling.md", "What happens when … dies"))
-    sources = "".join(file.read_text() for file in (ROOT / "tests" / "cluster").glob("test_*.py"))
+    folders = [ROOT / "tests" / name for name in ("cluster", "contract", "unit/brokers/redis")]
+    sources = "".join(file.read_text() for folder in folders for file in folder.glob("test_*.py"))
     tests = set(re.findall(r"def (test_\w+)", sources))
     without = [row for row in failures if not tests.intersection(re.findall(r"`(test_\w+)`", row))]
     named = set(re.findall(r"`(test_\w+)`", "".join(failures)))

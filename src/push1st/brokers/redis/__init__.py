@@ -102,6 +102,7 @@ class Redis:
             hooked,
             lambda event: self._on_event(event),
             lambda app, channel: self._recount(app, channel),
+            lambda message: self._receive(message),
             local_roster,
             self._views,
             metrics,
@@ -160,8 +161,7 @@ class Redis:
                 self._shards.all[index].lease.node_subscribed(decode_node(data))
             elif data[0] == KEPT:
                 epoch, first, messages = split_kept(data)
-                for kept in decode_kept(messages, first, epoch):
-                    self._receive(kept)
+                self._shards.all[index].following.receive(decode_kept(messages, first, epoch))
             elif data[0] not in self._unknown:
                 self._unknown.add(data[0])
                 log.error("data of the broker is of an unknown kind", kind=data[0], hint="install one version on all machines")

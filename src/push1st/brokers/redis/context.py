@@ -4,7 +4,7 @@ from collections.abc import Callable, Mapping
 
 import msgspec
 
-from push1st.brokers import OnEvent, Recount
+from push1st.brokers import OnEvent, Receive, Recount
 from push1st.brokers.local_roster import LocalRoster
 from push1st.brokers.redis.bounds import Timings
 from push1st.brokers.redis.logged import LogDedup
@@ -21,6 +21,7 @@ class NodeContext(msgspec.Struct, frozen=True):
     on_event: a function that takes hook events.
     recount: a function that takes an app and a channel whose subscription count may have changed. The reason is the eviction of a
     dead node, or a repair of the broker's copy of this node's entries.
+    receive: a function that delivers a message to the subscribers on this worker.
     local_roster: the local roster of this worker.
     views: the members and watched users, as reported to the clients on this node.
     timings: the durations of leases, waits and retries.
@@ -32,6 +33,7 @@ class NodeContext(msgspec.Struct, frozen=True):
     hooked: Callable[[], Mapping[str, str]]
     on_event: OnEvent
     recount: Recount
+    receive: Receive
     local_roster: LocalRoster
     views: Views
     metrics: Metrics

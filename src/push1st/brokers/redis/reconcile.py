@@ -16,6 +16,7 @@ from push1st import __version__
 from push1st.brokers.redis.connection import ShardConnection
 from push1st.brokers.redis.context import NodeContext
 from push1st.brokers.redis.entries import Difference
+from push1st.brokers.redis.following import Following
 from push1st.brokers.redis.history import ShardHistory
 from push1st.brokers.redis.hook_events import HookEventStream
 from push1st.brokers.redis.keys import ChannelKey, Keys, UserKey
@@ -59,6 +60,7 @@ class Reconciler:
         lease: Lease,
         hook_events: HookEventStream,
         history: ShardHistory,
+        following: Following,
         owns: Callable[[str, str], bool],
         numbered: Callable[[int], None] | None,
         number: int,
@@ -71,6 +73,7 @@ class Reconciler:
         self._lease = lease
         self._hook_events = hook_events
         self._history = history
+        self._following = following
         self._owns = owns
         self._numbered = numbered
         self._number = number
@@ -84,7 +87,11 @@ class Reconciler:
         missing, late, recovery = await self._send_registration(resp)
         topics: list[str] = []
         if self._connection.state is ConnectionState.REGISTERING:  # in other states, the node is already subscribed to its topics
+            self._following.hold(tuple(self._following.channels))
             topics = await self._topics.subscribe_all(resp)
+        else:
+            self._following.hold(self._following.of_other_generations())
+        await self._following.heal(resp)
         stored = await self._stored(resp)
         # There is no await from here to the end, so changes that clients cause are sent after all repairs.
         self._connection.registered(missing)

@@ -126,6 +126,7 @@ PUBLISH_CACHED = _script("publish_cached")
 APPEND = _script("append")
 READ_HISTORY = _script("read_history")
 RENEW_COUNTERS = _script("renew_counters")
+HEAL = _script("heal")
 CACHED = _script("cached")
 EVICT_NODE = _script("evict_node")
 DEFER_LEAVE = _script("defer_leave")
@@ -150,6 +151,7 @@ SCRIPTS = (
     APPEND,
     READ_HISTORY,
     RENEW_COUNTERS,
+    HEAL,
     CACHED,
     EVICT_NODE,
     DEFER_LEAVE,

@@ -71,7 +71,7 @@ class Shard:
         self.topics = ShardTopics(keys, self.connection, context.node)
         self.requests = Requests(keys, self.connection, self.topics.inbox)
         self.history = ShardHistory(keys, self.connection, lambda: context.stamp()[1])
-        self.following = Following(self.connection)
+        self.following = Following(context, keys, self.connection, self.history)
         self.roster = ShardRoster(*(context, keys, self.connection, self.topics, self._publishing, self.history, self.following))
         self.hook_events = HookEventStream(address, tag, context, keys, self.connection)
         self.lease = Lease(context, keys, self.connection, self.hook_events, self._repair)
@@ -86,10 +86,9 @@ class Shard:
                 self.lease,
                 self.hook_events,
                 self.history,
-                owns,
-                numbered,
-                number,
-            )
+                self.following,
+            ),
+            *(owns, numbered, number),
         )
 
     async def _register(self, resp: RespConnection) -> None:

@@ -19,7 +19,7 @@ from push1st.brokers.redis.shard import Shard
 from push1st.brokers.redis.states import ConnectionState
 from push1st.brokers.redis.views import Views
 from push1st.config.brokerurl import parse
-from push1st.messages import HookEvent
+from push1st.messages import HookEvent, Message
 from push1st.metrics import Metrics
 from tests.support.loop import turns
 from tests.support.transport import Transport
@@ -129,6 +129,7 @@ class Node:
 
     def __init__(self, hooked: Mapping[str, str] = MappingProxyType({}), **timings: float) -> None:
         self.recounted: list[tuple[str, str]] = []
+        self.received: list[Message] = []
         self.events_consumer: list[HookEvent] = []
         self.local_roster = LocalRoster()
         self.views = Views()
@@ -139,6 +140,7 @@ class Node:
             lambda: hooked,
             self.events_consumer.append,
             lambda *key: self.recounted.append(key),
+            self.receive,
             self.local_roster,
             self.views,
             Metrics(),
@@ -147,6 +149,10 @@ class Node:
         )
         self.shard = Shard(parse("redis://localhost"), "0", self.context, lambda _: None, lambda *_: True, None)
         self.connection = self.shard.connection
+
+    def receive(self, message: Message) -> int:
+        self.received.append(message)
+        return 1
 
     def is_in(self, state: ConnectionState) -> bool:
         return self.connection.state is state

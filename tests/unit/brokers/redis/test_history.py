@@ -6,9 +6,12 @@ from typing import Any
 import pytest
 
 from push1st.brokers.history import ReplayRequest
+from push1st.brokers.local_roster import LocalRoster
+from push1st.brokers.redis import Redis
 from push1st.config.history import HistorySection
 from push1st.errors import Refused
 from push1st.messages import KeptMessage, Message, Published
+from push1st.metrics import Metrics
 from push1st.positions import Position
 from tests.unit.brokers.redis.server import Node, Server, settle
 
@@ -119,3 +122,13 @@ async def test_history_is_rejected_with_the_missing_permission_if_the_server_doe
         node.shard.history.check()
     assert capsys.readouterr().out.count("+info") == 1
     assert list(node.local_roster) == []
+
+
+async def test_data_of_an_unknown_kind_is_logged_once(capsys):
+    """Nodes of different builds may share a broker, and a later build may have further kinds of data."""
+    broker = Redis("redis://localhost", lambda: (1, 1), "node", Metrics(), LocalRoster(), dict, lambda _: None)
+    for data in (b"\x06abc", b"\x06abc", b"\x07abc", b"\x06"):
+        broker._on_push(0, data)
+    logged = capsys.readouterr().out
+    assert logged.count("unknown kind") == 2
+    assert (logged.count("kind=6"), logged.count("kind=7")) == (1, 1)
