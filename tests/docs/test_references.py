@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 
 import pytest
 
+from push1st.brokers.history import REASONS
 from push1st.errors import Refused
 from push1st.messages import Failure, Message, Ping, Publish
 from push1st.metrics import CUT_OFFS, REFUSALS
@@ -264,6 +265,11 @@ def test_every_reason_is_on_the_metrics_page(counter: str) -> None:
     assert reasons
     assert [reason for reason in sorted(reasons) if f"| `{reason}` |" not in section] == []
     assert reasons <= set({"refusals": REFUSALS, "cut_offs": CUT_OFFS}[counter]), "shown before its first count"
+
+
+def test_every_result_of_a_resume_is_on_the_metrics_page() -> None:
+    section = page("metrics.md").partition("### Results of `push1st_resumes_total`")[2].partition("\n## ")[0]
+    assert re.findall(r"^\| `([\w-]+)` \|", section, re.MULTILINE) == ["recovered", *REASONS]
 
 
 # -- the anatomy of a protocol

@@ -11,6 +11,7 @@ from prometheus_client import CollectorRegistry, generate_latest
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
 
 import push1st
+from push1st.brokers.history import REASONS
 from push1st.core.node import Node
 from push1st.errors import Refused
 from push1st.messages import API, Request, Response
@@ -102,6 +103,7 @@ class _Collected:
         yield _counter("hook_events", "events for hooks, by what became of them", "outcome", count.hook_events, HOOK_EVENTS)
         yield _counter("hook_attempts", "deliveries to hook endpoints, by result", "result", count.hook_attempts, HOOK_ATTEMPTS)
         yield _counter("asked", "questions to the backends of apps", "answer", count.decisions, DECISIONS)
+        yield from self._history()
         yield _gauge("hook_events_queued", "events of an app that wait for its hook endpoints", "app", node.hooks.queued())
         yield GaugeMetricFamily("push1st_pending_bytes", "bytes waiting for the next flush", node.fanout.pending)
         yield GaugeMetricFamily("push1st_pending_slices", "parts of long flushes still to be written", node.fanout.slices)
@@ -113,6 +115,25 @@ class _Collected:
             sizes["subscriptions"][app.config.id] = sum(len(channel) for channel in tenant.channels.values())
         for what, values in sizes.items():
             yield _gauge(f"app_{what}", f"{what} of an app on this worker", "app", values)
+
+    def _history(self) -> Iterator[Metric]:
+        count = self._node.metrics
+        yield _counter("resumes", "subscriptions of clients that can resume", "result", count.resumes, ("recovered", *REASONS))
+        yield CounterMetricFamily("push1st_replayed_messages", "kept messages sent to subscribers", count.replayed_messages)
+        yield GaugeMetricFamily("push1st_history_bytes", "bytes of kept messages in the memory broker", count.history_bytes)
+        yield GaugeMetricFamily(
+            "push1st_history_channels", "channels with kept messages in the memory broker", count.history_channels
+        )
+        yield CounterMetricFamily(
+            "push1st_history_evicted", "channels whose history the memory broker dropped for its bounds", count.history_evicted
+        )
+        yield CounterMetricFamily("push1st_gaps_healed", "gaps that were filled from the history", count.gaps_healed)
+        yield CounterMetricFamily("push1st_gaps_reported", "gaps that were reported to subscribers", count.gaps_reported)
+        yield GaugeMetricFamily("push1st_pages", "open connections whose URL names a page", count.pages)
+        yield CounterMetricFamily("push1st_acknowledgements", "acknowledgements of pages", count.acknowledgements)
+        yield CounterMetricFamily(
+            "push1st_idempotent_repeats", "publishes that repeated an idempotency key", count.idempotent_repeats
+        )
 
 
 def _counter(name: str, text: str, label: str, values: Mapping[str, int] | Mapping[int, int], known: Iterable[str]) -> Metric:

@@ -6,6 +6,7 @@ import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
 import push1st
+from push1st.brokers.history import REASONS
 from push1st.messages import Request, Subscribe
 
 
@@ -79,12 +80,38 @@ def test_the_version_that_runs_is_a_metric(caller):
         ("refusals_total", "AuthError"),
         ("refusals_total", "4004"),
         ("cut_offs_total", "slow"),
+        *(("resumes_total", result) for result in ("recovered", *REASONS)),
     ],
 )
 def test_usual_labels_are_listed_before_their_first_count(caller, series, label):
     body = caller.respond(Request("GET", "/metrics", "", b"", "", 0)).body.decode()
     (line,) = (line for line in body.splitlines() if line.startswith(f"push1st_{series}{{") and f'"{label}"' in line)
     assert line.endswith(" 0.0")
+
+
+def test_metrics_show_history_and_recovery(caller):
+    count = caller.world.metrics
+    count.resumes.update(("recovered", "recovered", "trimmed"))
+    count.replayed_messages, count.history_bytes, count.history_channels, count.history_evicted = 1, 2, 3, 4
+    count.gaps_healed, count.gaps_reported, count.pages, count.acknowledgements, count.idempotent_repeats = 5, 6, 7, 8, 9
+    lines = caller.respond(Request("GET", "/metrics", "", b"", "", 0)).body.decode().splitlines()
+    for line in (
+        'push1st_resumes_total{result="recovered"} 2.0',
+        'push1st_resumes_total{result="trimmed"} 1.0',
+        'push1st_resumes_total{result="unknown"} 0.0',
+        "push1st_replayed_messages_total 1.0",
+        "push1st_history_bytes 2.0",
+        "push1st_history_channels 3.0",
+        "push1st_history_evicted_total 4.0",
+        "push1st_gaps_healed_total 5.0",
+        "push1st_gaps_reported_total 6.0",
+        "push1st_pages 7.0",
+        "push1st_acknowledgements_total 8.0",
+        "push1st_idempotent_repeats_total 9.0",
+    ):
+        assert line in lines
+    gauges = {"history_bytes", "history_channels", "pages"}
+    assert {name for name in gauges if f"# TYPE push1st_{name} gauge" in lines} == gauges
 
 
 def test_metrics_hold_no_secret(caller):
