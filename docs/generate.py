@@ -19,6 +19,7 @@ from push1st import limits
 from push1st.channels import type_names
 from push1st.config import model as config
 from push1st.config import schema, tables
+from push1st.config.history import HistorySection, Resume
 from push1st.config.load import APP_VARIABLES, ROOT_VARIABLES, SMPP_NOTE, load
 from push1st.config.tree import Value
 from push1st.errors import ConfigError
@@ -49,7 +50,9 @@ ABOUT: dict[str, str] = {
         "Number of processes that serve clients; `auto` starts one process for each core ([scaling.md](scaling.md))."
     ),
     "server.drain": "Number of seconds in which a stopping server disconnects its clients one group after another.",
-    "server.app-path": "Part of every WebSocket path before the app's key.",
+    "server.app-path": "Part of every path of clients before the app's key.",
+    "server.sse.path": "Beginning of the paths of event streams; a path continues with `server.app-path` and the app's key.",
+    "server.sse.whitelist": "Addresses that may open event streams; the empty list permits all addresses.",
     "api.listen": (
         "Addresses of the API. Only these addresses accept unsigned calls. These addresses also accept WebSockets. "
         "With `false`, the server listens on `server.listen` only. "
@@ -206,8 +209,8 @@ push1st check -c server.yml
 
 ```text answer
 server.yml: good
-  WebSockets (pusher and websocket) and signed API calls on ws://*:6001
-  API on http://127.0.0.1:6002/apps/, unsigned calls from 127.0.0.0/8, ::1/128, unix; WebSockets too
+  WebSockets (pusher and websocket), server-sent events and signed API calls on ws://*:6001
+  API on http://127.0.0.1:6002/apps/, unsigned calls from 127.0.0.0/8, ::1/128, unix; WebSockets and server-sent events too
   app shop  key a-public-key  channels presence, private, protected, public
   note: shop: limits (in brackets those of the original Push1st): payload 10240 (65400), members 100 (unlimited), …
 ```
@@ -247,18 +250,56 @@ The demo has the app `app-test` with the key `app-key` and the secret `secret`; 
 
 """
 
+INTRODUCTIONS = {
+    "server.sse": ("Server-sent events are event streams over HTTP, on the addresses of `server.listen` and `api.listen`.\n\n"),
+    "server.history": (
+        "These keys limit the memory for the [history](#history) of channels, if the server has one worker and no other broker.\n"
+        "Redis and Valkey have limits of their own (`maxmemory`).\n\n"
+    ),
+}
+HISTORY = """### history
+
+The value of `history` is a list of sections with these keys.
+The first section whose filter fits a channel applies to this channel; without such a section, the channel keeps no history.
+By default, no channel keeps a history, because kept messages need memory, and because they may be private.
+
+```yaml file=apps/chat.yml
+chat:
+  key: "another-public-key"
+  secret: "another-random-secret-of-at-least-32-bytes"
+  history:
+    - { filter: [ "chat-*", "private-orders-*" ], size: 50, ttl: 600 }
+    - { filter: [ "presence-game-*" ], size: 20, ttl: 300, client-events: false }
+  resume: { seconds: 300, acknowledge: 10 }
+```
+
+`push1st check` prints a line for each section.
+It also prints a note for a section with which clients often cannot recover, and for a section that never applies.
+
+"""
+
+RESUME = """### resume
+
+A page is one instance of a Pusher client, `new Pusher(…)`.
+These keys control the recovery of Pusher clients whose URL names a page with `/resume/PAGE`.
+They have no effect on channels without a history.
+
+"""
+
 
 def page() -> str:
     parts = [HEAD]
     root = config.Config()
     for title, table, struct, path in (
         ("server", tables.SERVER, root.server, ("server",)),
-        (", ".join(f"server.{name}" for name in config.PROTOCOLS), tables.PROTOCOL, None, ("server", "pusher")),
+        (", ".join(f"server.{name}" for name in config.MESSAGE_PROTOCOLS), tables.PROTOCOL, None, ("server", "pusher")),
+        ("server.sse", tables.SSE, root.server.sse, ("server", "sse")),
+        ("server.history", tables.HISTORY_BOUNDS, root.server.history, ("server", "history")),
         ("api", tables.API, root.api, ("api",)),
         ("log", tables.LOG, root.log, ("log",)),
         ("hooks", tables.HOOKS, root.hooks, ("hooks",)),
     ):
-        parts.append(f"## {title}\n\n")
+        parts.append(f"## {title}\n\n{INTRODUCTIONS.get(title, '')}")
         if struct is None:
             parts.append(_protocols(root.server))
         else:
@@ -282,6 +323,10 @@ def page() -> str:
         "([authorising.md](authorising.md)).\n\n"
     )
     parts.append(_table(tables.AUTHORIZE, AUTHORIZE, ("APP", "authorize")))
+    parts.append(HISTORY)
+    parts.append(_table(tables.HISTORY, HistorySection(), ("APP", "history")))
+    parts.append(RESUME)
+    parts.append(_table(tables.RESUME, Resume(), ("APP", "resume")))
     parts.append(_without_effect())
     return "".join(parts).rstrip() + "\n"
 
@@ -312,7 +357,7 @@ def _keys(table: schema.Table, struct: Any, path: Path_) -> Iterator[tuple[Path_
 
 
 def _is_own_table(path: Path_) -> bool:
-    return path[-1] in (*config.PROTOCOLS, "limits", "webhooks", "authorize") and len(path) == 2
+    return path[-1] in (*config.PROTOCOLS, "limits", "webhooks", "authorize", "history", "resume") and len(path) == 2
 
 
 def _row(path: Path_, key: schema.Key, struct: Any, default: Any) -> str:
@@ -322,15 +367,15 @@ def _row(path: Path_, key: schema.Key, struct: Any, default: Any) -> str:
 
 def _protocols(server: config.ServerConfig) -> str:
     lines = [
-        f"| key | permitted values | {' | '.join(config.PROTOCOLS)} | meaning |",
-        "| --- " * (len(config.PROTOCOLS) + 3) + "|",
+        f"| key | permitted values | {' | '.join(config.MESSAGE_PROTOCOLS)} | meaning |",
+        "| --- " * (len(config.MESSAGE_PROTOCOLS) + 3) + "|",
     ]
     for name, key in tables.PROTOCOL.items():
         field = key.into or name.replace("-", "_")
-        defaults = " | ".join(_shown(getattr(getattr(server, one), field)) for one in config.PROTOCOLS)
+        defaults = " | ".join(_shown(getattr(getattr(server, one), field)) for one in config.MESSAGE_PROTOCOLS)
         about = _meaning(("PROTOCOL", name), key, server.pusher)
         lines.append(f"| `{name}` | {_allowed(key)} | {defaults} | {about} |")
-    names = [f"`{name}`" for one in config.PROTOCOLS for name in _variables(tables.PROTOCOL, ("server", one))]
+    names = [f"`{name}`" for one in config.MESSAGE_PROTOCOLS for name in _variables(tables.PROTOCOL, ("server", one))]
     return "\n".join([*lines, "", f"Variables: {', '.join(names)}."]) + "\n\n"
 
 
@@ -439,7 +484,7 @@ def _without_effect() -> str:
     lines += (f"- `{name}` of an app: {key.note}" for name, key in tables.APP.items() if key.note)
     lines.append(f"- an app whose `channels` are `[ smpp ]`: {SMPP_NOTE}")
     lines.append("\nThe following values have no effect, or select the default:\n")
-    protocols = f"server.{{{','.join(config.PROTOCOLS)}}}"
+    protocols = f"server.{{{','.join(config.MESSAGE_PROTOCOLS)}}}"
     for table, path in ((tables.PROTOCOL, protocols), (tables.API, "api")):
         lines += (f"- `{path}.{name}: {value}`: {note}" for name, key in table.items() for value, note in key.unset.items())
     if planned := _planned():

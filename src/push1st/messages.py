@@ -188,7 +188,7 @@ Phase = Literal["new", "at-once", "settled", "held"]
 ENTERING: dict[HookEventKind, HookEventKind] = {"occupied": "vacated", "member-added": "member-removed"}
 """maps each hook event for an arrival (an entering edge) to the opposite hook event, for a departure (a leaving edge)"""
 HOLD_SECONDS = 3.0
-"""the seconds for which a leaving edge is held back; an opposite edge in this time cancels it (Pusher protocol, section 9)"""
+"""the seconds for which a leaving edge is held; an opposite edge in this time cancels it (Pusher protocol, section 9)"""
 
 
 class HookEvent(msgspec.Struct, frozen=True, gc=False):
@@ -204,7 +204,7 @@ class HookEvent(msgspec.Struct, frozen=True, gc=False):
     `phase`: the state of an entering or leaving edge (`ENTERING`). If the phase is `new`, the broker does not debounce edges, so
     the dispatcher debounces the edge (`hooks/debounce.py`). A broker that debounces edges reports an edge as `at-once` for hooks
     that request every edge, and as `settled` for other hooks. When the last process of the cluster stops, it gets
-    the edges that the broker still holds back, with the phase `held`. The process saves these edges for the next process.
+    the edges that the broker still holds, with the phase `held`. The process saves them, and reports them after its next start.
     """
 
     kind: HookEventKind

@@ -2,7 +2,7 @@
 
 import sys
 
-from push1st.cli import preflight
+from push1st.cli import preflight, retention
 from push1st.cli.arguments import Arguments
 from push1st.cli.configuration import ENVIRONMENT, listening, load_or_demo
 from push1st.config import brokerurl
@@ -35,9 +35,9 @@ def run(options: Arguments) -> int:
     for app in config.apps:
         state = "" if app.enable else "  (disabled)"
         print(printable(f"  app {app.id}  key {app.key}  channels {', '.join(sorted(app.channels))}{state}"))
-        for line in _backends(app):
+        for line in (*retention.lines(app), *_backends(app)):
             print(f"    {printable(line)}")
-    for note in (*config.warnings, *strictness(config), *_uncallable(config), *preflight.notes(config)):
+    for note in (*config.warnings, *strictness(config), *retention.notes(config), *_uncallable(config), *preflight.notes(config)):
         print(f"  note: {printable(note)}")
     return 0
 

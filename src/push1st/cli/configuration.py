@@ -27,10 +27,14 @@ def url(address: Listen, scheme: str) -> str:
 
 def listening(config: Config) -> list[str]:
     """Returns a line for each address, with its protocols, and with the networks that may send unsigned API requests."""
-    scheme = "wss" if config.server.ssl.enable else "ws"
-    protocols = " and ".join(sorted(config.server.proto - {"mqtt"}))
-    lines = [f"WebSockets ({protocols}) and signed API calls on {url(address, scheme)}" for address in config.server.listen]
+    websockets = " and ".join(sorted(config.server.proto & {"pusher", "websocket"}))
+    streams = ["server-sent events"] if "sse" in config.server.proto else []
+    served = ", ".join([*([f"WebSockets ({websockets})"] if websockets else []), *streams])
+    scheme = ("ws" if websockets else "http") + ("s" if config.server.ssl.enable else "")
+    calls = f"{served} and signed API calls" if served else "signed API calls"
+    lines = [f"{calls} on {url(address, scheme)}" for address in config.server.listen]
+    also = " and ".join([*(["WebSockets"] if websockets else []), *streams])
     scheme = "https" if config.api.ssl.enable else "http"
     trusted = ", ".join(str(net) for net in config.api.trust.nets) + (", unix" if config.api.trust.unix else "")
-    access = f"{config.api.path}, unsigned calls from {trusted or 'nobody'}; WebSockets too"
+    access = f"{config.api.path}, unsigned calls from {trusted or 'nobody'}" + (f"; {also} too" if also else "")
     return lines + [f"API on {url(address, scheme)}{access}" for address in config.api.listen]

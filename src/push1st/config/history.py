@@ -6,12 +6,13 @@ import msgspec
 class HistorySection(msgspec.Struct, frozen=True, kw_only=True):
     """Which messages of an app's channels the broker keeps. The first section whose filter fits a channel applies.
 
-    filter: prefixes or patterns of channel names, as for a webhook. An empty filter means all channels.
-    size: the number of messages that the broker keeps for a channel.
-    ttl: the seconds for which the broker keeps the messages, after the last publish on the channel.
-    client_events: whether the broker also keeps client events.
-    rewind: the maximum number of messages before its subscription that a client may request. The default is 100 for public
-    channels, and 0 for all other channels.
+    filter: prefixes or patterns of channel names, as for `webhooks.filter`. An empty filter means all channels.
+    size: the number of messages that the broker keeps for each channel. If there are more messages, the broker drops the oldest.
+    ttl: the number of seconds for which the broker keeps the messages of a channel after the last publish on this channel.
+    client_events: whether the broker also keeps client events. If it does not, clients do not recover the client events that they
+    missed.
+    rewind: the maximum number of messages from before its subscription that a raw WebSocket client or an event stream may
+    request. The default is 100 for public channels, and 0 for all other channels.
     """
 
     filter: tuple[str, ...] = ()
@@ -24,9 +25,11 @@ class HistorySection(msgspec.Struct, frozen=True, kw_only=True):
 class Resume(msgspec.Struct, frozen=True, kw_only=True):
     """How long the server keeps the positions of Pusher clients whose URL names a page.
 
-    seconds: how long the positions are kept after the last sign of the page; 0 turns the recovery of pages off.
-    acknowledge: the seconds between two acknowledgements that the server requests from a page.
-    pages: the maximum number of pages of the app whose positions the broker keeps.
+    seconds: the number of seconds for which the broker keeps the positions of a page after the last sign of the page. 0 turns the
+    recovery of pages off.
+    acknowledge: the minimum number of seconds between two acknowledgements that the server requests from a page. The number is at
+    most a third of `resume.seconds`.
+    pages: the maximum number of pages of the app whose positions the broker keeps at the same time.
     """
 
     seconds: int = 300
@@ -37,8 +40,9 @@ class Resume(msgspec.Struct, frozen=True, kw_only=True):
 class HistoryBounds(msgspec.Struct, frozen=True, kw_only=True):
     """The bounds of all histories in the memory broker, for all apps together.
 
-    bytes: the maximum number of bytes of the kept messages.
-    channels: the maximum number of channels with kept messages.
+    bytes: the maximum number of bytes of all kept messages. A message counts as the bytes of its data and 200 more bytes. Above
+    this number, the broker drops the history of the channel whose last publish is the oldest.
+    channels: the maximum number of channels with a history. Above this number, the broker drops histories in the same order.
     """
 
     bytes: int = 268_435_456

@@ -29,7 +29,7 @@ import msgspec
 
 from push1st.config.model import (
     DEMO_SECRET,
-    PROTOCOLS,
+    MESSAGE_PROTOCOLS,
     ApiConfig,
     AppConfig,
     Config,
@@ -320,7 +320,7 @@ def _payloads(
             return app
         return msgspec.structs.replace(app, limits=msgspec.structs.replace(app.limits, payload=size))
 
-    server = msgspec.structs.replace(server, **{name: protocol(name) for name in PROTOCOLS})
+    server = msgspec.structs.replace(server, **{name: protocol(name) for name in MESSAGE_PROTOCOLS})
     return server, [raised(app, section) for app, section in zip(apps, sections, strict=True)]
 
 

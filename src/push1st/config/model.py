@@ -18,8 +18,11 @@ from push1st.config.history import HistoryBounds, HistorySection, Resume
 from push1st.limits import Limits
 
 Net = ipaddress.IPv4Network | ipaddress.IPv6Network
-Protocol = Literal["pusher", "websocket", "mqtt"]
-PROTOCOLS: tuple[Protocol, ...] = ("pusher", "websocket", "mqtt")
+MESSAGE_PROTOCOLS = ("pusher", "websocket", "mqtt")
+"""the protocols whose clients send messages, each with a `ProtocolConfig`"""
+PROTOCOLS = (*MESSAGE_PROTOCOLS, "sse")
+SERVED = ("pusher", "websocket", "sse")
+"""the protocols that the server implements"""
 TRIGGERS = ("register", "unregister", "join", "leave", "push")
 WEBHOOK_EVENTS = (
     "channel_occupied",
@@ -197,7 +200,7 @@ class _Discreet(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class ProtocolConfig(msgspec.Struct, frozen=True, kw_only=True):
-    """The settings of one protocol in the section `server`.
+    """The settings of a protocol whose clients send messages.
 
     path: the beginning of the protocol's paths, with a slash at both ends.
     activity_timeout: seconds without data from a client after which the server sends a ping.
@@ -213,25 +216,38 @@ class ProtocolConfig(msgspec.Struct, frozen=True, kw_only=True):
     max_payload: int = 65_400
 
 
+class SseConfig(msgspec.Struct, frozen=True, kw_only=True):
+    """The settings of server-sent events.
+
+    path: the beginning of the paths of event streams, with a slash at both ends.
+    whitelist: addresses that may connect; empty: all addresses.
+    """
+
+    path: str = "/sse/"
+    whitelist: Networks = Networks()
+
+
 class ServerConfig(msgspec.Struct, frozen=True, kw_only=True):
     """The listeners for clients, and the settings of their connections.
 
     proto: the enabled protocols.
     listen: the addresses for clients; empty: the server listens on the addresses of the API only.
-    app_path: the part of a WebSocket path before the app's key, with a slash at both ends.
+    app_path: the part of a client's path before the app's key, with a slash at both ends.
     drain: the seconds within which a stopping server disconnects all clients.
     proxies: addresses of proxies whose `X-Forwarded-For` the server accepts.
     outbox: the maximum number of bytes that may wait for a slow connection, before the server closes the connection.
     max_payload: the maximum number of bytes of one client message, if the protocol has no limit of its own.
+    history: the bounds of the history of all apps in the memory broker.
     """
 
-    proto: frozenset[str] = frozenset({"pusher", "websocket"})
+    proto: frozenset[str] = frozenset(SERVED)
     listen: tuple[Listen, ...] = (Listen("tcp", port=6001),)
     ssl: Ssl = Ssl()
     app_path: str = "/app/"
     pusher: ProtocolConfig = ProtocolConfig(path="/pusher/", activity_timeout=120)
     websocket: ProtocolConfig = ProtocolConfig(path="/ws/")
     mqtt: ProtocolConfig = ProtocolConfig(path="/mqtt/")
+    sse: SseConfig = SseConfig()
     drain: int = 10
     workers: int | Literal["auto"] = 1
     proxies: Networks = Networks()
@@ -239,13 +255,14 @@ class ServerConfig(msgspec.Struct, frozen=True, kw_only=True):
     max_payload: int = 65_400
     history: HistoryBounds = HistoryBounds()
 
-    def bases(self, protocol: Literal["pusher", "websocket"]) -> tuple[str, ...]:
-        """Returns the beginnings of a protocol's WebSocket paths, up to the app's key; an empty tuple for a disabled protocol."""
+    def bases(self, protocol: Literal["pusher", "websocket", "sse"]) -> tuple[str, ...]:
+        """Returns the beginnings of a protocol's paths, up to the app's key; an empty tuple for a disabled protocol."""
         if protocol not in self.proto:
             return ()
         if protocol == "pusher":
             return self.pusher.path.rstrip("/") + self.app_path, self.app_path
-        return (self.websocket.path.rstrip("/") + self.app_path,)
+        own = self.sse.path if protocol == "sse" else self.websocket.path
+        return (own.rstrip("/") + self.app_path,)
 
 
 class ApiConfig(msgspec.Struct, frozen=True, kw_only=True):
@@ -344,6 +361,8 @@ class AppConfig(_Discreet, frozen=True, kw_only=True):
     origins: the origins of web pages that may connect; empty: all origins.
     client_messages: whether clients may publish; by default they may not, as with Pusher.
     statistic: a setting of the original Push1st, without effect in this server.
+    history: which channels keep a history; the first section whose filter fits a channel applies. Without sections, no channel
+    keeps a history.
     """
 
     hidden: ClassVar[frozenset[str]] = frozenset({"secret"})
@@ -429,8 +448,8 @@ def unserved(config: Config) -> str:
         return "every app is disabled, so every client will be refused: remove enable: false from one"
     if not any(app.channels for app in enabled):
         return "no enabled app has channels: give an app a secret, or put public into its channels"
-    if not config.server.proto & {"pusher", "websocket"}:
-        return "server.proto has neither pusher nor websocket, so every client will be refused"
+    if not config.server.proto.intersection(SERVED):
+        return f"server.proto has none of {', '.join(SERVED)}, so every client will be refused"
     if not config.server.listen and not config.api.listen:
         return "server.listen and api.listen are both switched off, so nobody can connect"
     return ""

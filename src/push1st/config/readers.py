@@ -56,14 +56,19 @@ def text(allowed: str, pattern: re.Pattern[str] | None = None, *, numbers: bool 
     return read
 
 
-def whole(least: int, most: int, of: str = "", hint: str = "") -> Read:
-    """Returns a reader of whole numbers from `least` to `most`. The error contains the unit `of`, and ends with `hint`."""
-    allowed = f"a whole number {f'of {of} ' if of else ''}from {least} to {most}{hint}"
+def whole(least: int, most: int, of: str = "", hint: str = "", *, or_zero: bool = False) -> Read:
+    """Returns a reader of whole numbers from `least` to `most`. The error contains the unit `of`, and ends with `hint`.
+
+    or_zero: whether the number 0 is also allowed.
+    """
+    allowed = f"{'0, or ' if or_zero else ''}a whole number {f'of {of} ' if of else ''}from {least} to {most}{hint}"
 
     def read(value: Value) -> int:
-        if value.kind not in ("number", "variable") or not _NUMBER.match(value.text) or not least <= int(value.text) <= most:
-            raise not_allowed(value, allowed)
-        return int(value.text)
+        if value.kind in ("number", "variable") and _NUMBER.match(value.text):
+            found = int(value.text)
+            if least <= found <= most or (or_zero and found == 0):
+                return found
+        raise not_allowed(value, allowed)
 
     return read
 

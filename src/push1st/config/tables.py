@@ -10,6 +10,7 @@ from functools import partial
 import msgspec
 
 from push1st.channels import type_names
+from push1st.config.history import HistorySection, Resume
 from push1st.config.model import (
     PROTOCOLS,
     QUESTIONS,
@@ -58,6 +59,18 @@ def require_key_pair(ssl: Ssl, section: Value) -> Ssl:
     return ssl
 
 
+def require_frequent_acknowledgements(resume: Resume, section: Value) -> Resume:
+    """Raises ConfigError if `acknowledge` is more than a third of `seconds`."""
+    most = resume.seconds // 3
+    if resume.seconds and resume.acknowledge > most:
+        where = section.at("acknowledge") or section
+        raise ConfigError(
+            f"{where}: found {resume.acknowledge}, allowed: a whole number of seconds from 1 to {most}, "
+            f"a third of resume.seconds ({resume.seconds})"
+        )
+    return resume
+
+
 def require_distinct_paths(server: ServerConfig, section: Value) -> ServerConfig:
     """Raises ConfigError if two enabled protocols have the same path."""
     paths: dict[str, str] = {}
@@ -92,6 +105,10 @@ PROTOCOL: Table = {
     "max-request-payload": _PAYLOAD,
 }
 
+SSE: Table = {"path": Key(read=url_path), "whitelist": _WHITELIST}
+
+HISTORY_BOUNDS: Table = {"bytes": Key(read=whole(1, 1 << 40, "bytes")), "channels": Key(read=whole(1, MAX_NUMBER))}
+
 SERVER: Table = {
     "proto": Key(read=words(*PROTOCOLS)),
     "listen": Key(read=listen),
@@ -100,11 +117,13 @@ SERVER: Table = {
     "pusher": Key(table=PROTOCOL),
     "websocket": Key(table=PROTOCOL),
     "mqtt": Key(table=PROTOCOL),
+    "sse": Key(table=SSE),
     "max-request-payload": _PAYLOAD,
     "drain": Key(read=whole(0, 3600, "seconds")),
     "workers": Key(read=workers),
     "proxies": Key(read=networks()),
     "outbox": Key(read=whole(4096, 1 << 30, "bytes")),
+    "history": Key(table=HISTORY_BOUNDS),
     "threads": Key(note="has no effect here; use server.workers"),
     "accept": Key(note="has no effect here"),
     "path": Key(note="has no effect here; each protocol has its path"),
@@ -214,6 +233,27 @@ AUTHORIZE: Table = {
     "concurrency": _CONCURRENCY,
 }
 
+HISTORY: Table = {
+    "filter": _CHANNELS,
+    "size": Key(read=whole(1, 10_000, "messages")),
+    "ttl": Key(read=whole(1, 30 * SECONDS_A_DAY, "seconds")),
+    "client-events": Key(read=flag),
+    "rewind": Key(read=whole(0, 10_000, "messages")),
+}
+
+RESUME: Table = {
+    "seconds": Key(read=whole(30, SECONDS_A_DAY, "seconds", or_zero=True)),
+    "acknowledge": Key(read=whole(1, 60, "seconds")),
+    "pages": Key(read=whole(1, MAX_NUMBER)),
+}
+
+
+def history_section(value: Value) -> HistorySection:
+    """Reads a section of `history`."""
+    if value.kind == "nothing":  # a dash without a section would keep the messages of all channels
+        raise ConfigError(f"{value}: found nothing, allowed: a section, such as {{ filter: [ chat-* ] }}")
+    return fill(HistorySection(), HISTORY, value)
+
 
 def webhook(value: Value) -> Webhook:
     """Reads a section of `webhooks`."""
@@ -252,6 +292,10 @@ def _authorize(value: Value) -> tuple[Authorize, ...]:
     return _sections(authorize, value, "{ url: https://HOST/PATH, on: [ subscribe ] }")
 
 
+def _history(value: Value) -> tuple[HistorySection, ...]:
+    return _sections(history_section, value, "[ { filter: [ chat-* ], size: 100, ttl: 300 } ]")
+
+
 def _sections(read: Callable[[Value], S], value: Value, example: str) -> tuple[S, ...]:
     def one(item: Value) -> S:
         if item.kind not in ("mapping", "nothing"):
@@ -285,6 +329,8 @@ APP: Table = {
     "hook": Key(table=HOOK, empty=Hook),
     "webhooks": Key(read=_webhooks, variable=False),
     "authorize": Key(read=_authorize, variable=False),
+    "history": Key(read=_history, variable=False),
+    "resume": Key(table=RESUME, finish=require_frequent_acknowledgements),
 }
 
 

@@ -1,6 +1,6 @@
 """Debounces edges: drops edges if a channel is empty only for a moment, or if a member reloads the web page.
 
-An edge is a change: a channel becomes occupied or vacated, a member is added or removed. The module holds back a leaving edge
+An edge is a change: a channel becomes occupied or vacated, a member is added or removed. The module holds a leaving edge
 (`vacated`, `member-removed`) for `HOLD_SECONDS`, and drops it if the opposite edge arrives within this time (Pusher
 protocol, section 9). So the entering and the leaving edges of each channel and member alternate. For each cache channel, the
 module passes at most one `cache-missed` in `HOLD_SECONDS`.
@@ -27,15 +27,15 @@ EdgeKey = tuple[str, str, str | None]
 
 
 class Debounce:
-    """Holds back leaving edges. The methods `feed` and `due` return the hook events to deliver now, in this order."""
+    """Holds leaving edges. The methods `feed` and `due` return the hook events that the caller delivers now, in this order."""
 
     def __init__(self) -> None:
         self._present: set[EdgeKey] = set()
-        """channels and members that are present, or whose leaving edge is still held back"""
+        """channels and members that are present, or whose leaving edge is still held"""
         self._absent: OrderedDict[EdgeKey, None] = OrderedDict()
         """channels and members whose last edge was a leaving edge"""
         self._held: OrderedDict[EdgeKey, tuple[float, HookEvent]] = OrderedDict()
-        """held-back leaving edges, each with the time at which it passes; the edge with the earliest time is first"""
+        """held leaving edges, each with the time at which it passes; the edge with the earliest time is first"""
         self._missed: OrderedDict[EdgeKey, float] = OrderedDict()
         """cache channels with a recent `cache-missed`, each with the time until which the module drops another `cache-missed`"""
 
@@ -63,7 +63,7 @@ class Debounce:
         return passed
 
     def due(self, now: float) -> list[HookEvent]:
-        """Removes and returns the edges that have been held back for `HOLD_SECONDS`."""
+        """Removes and returns the edges that were held for `HOLD_SECONDS`."""
         passed = []
         held, missed = self._held, self._missed
         while held and next(iter(held.values()))[0] <= now:
@@ -77,13 +77,13 @@ class Debounce:
         return bool(self._held)
 
     def held(self) -> list[HookEvent]:
-        """Removes and returns all held-back edges. A later process passes these edges to `hold`."""
+        """Removes and returns all held edges. A later process passes these edges to `hold`."""
         events = [event for _, event in self._held.values()]
         self._held.clear()
         return events
 
     def hold(self, events: Iterable[HookEvent], now: float) -> None:
-        """Holds back saved edges of an earlier process, except edges of channels and members that already have a newer edge."""
+        """Holds edges that an earlier process held, except edges of channels and members that already have a newer edge."""
         for event in events:
             key = _key(event)
             if key not in self._present and key not in self._absent:
@@ -93,8 +93,8 @@ class Debounce:
     def forget(self, app: str, kinds: Container[HookEventKind]) -> None:
         """Forgets channels of an app if no endpoint wants edges of channels, and members if no endpoint wants edges of members.
 
-        Drops the held-back edges of forgotten channels and members, too. If an endpoint wants such edges later, the module passes
-        the next edge of each channel or member.
+        Drops the held edges of forgotten channels and members, too. If an endpoint wants such edges later, the module passes the
+        next edge of each channel or member.
 
         kinds: the kinds of hook events that the endpoints want.
         """

@@ -146,7 +146,7 @@ class HookDispatcher:
     def open(self, report: Callable[[HookEvent], None]) -> None:
         """Loads the events that other processes have saved, and repeats this periodically.
 
-        report: a function that passes an edge to the broker; called with each saved edge that an earlier process still held back.
+        report: a function to call with each saved edge that an earlier process held; the function passes the edge to the broker.
         """
         if self._store is None:
             return
@@ -242,8 +242,8 @@ class HookDispatcher:
     async def close(self, seconds: float, enough: asyncio.Event | None = None) -> None:
         """Delivers queued events for at most `seconds`, and then saves the remaining events.
 
-        Saves held-back edges for the next process. If the configuration has no folder, delivers these edges now. If several
-        workers share a broker, the broker holds back the edges, and this process has none.
+        Saves held edges for the next process. If the configuration has no folder, delivers the held edges now. If several workers
+        share a broker, the broker holds the edges, and this process has no held edges.
 
         enough: an asyncio event; when another task sets it, this method ends the delivery before `seconds` have passed.
         """

@@ -38,11 +38,11 @@ log = logs.get("push1st.hooks")
 
 
 class Saved(msgspec.Struct, frozen=True, omit_defaults=True):
-    """A line of a saved file: a delivery that has not succeeded, an event that was not sent yet, or a held-back edge.
+    """A line of a saved file: a delivery that has not succeeded, an event that was not sent yet, or a held edge.
 
     endpoint: the fingerprint of the endpoint to which the delivery or event is addressed.
     id, body: the id and the body of a delivery.
-    held: a leaving edge that the process still held back when it stopped (see `debounce`).
+    held: a leaving edge that the process held (see `debounce`).
     source: the source of an event (see `queue`).
     Raises ValueError if the line contains neither a delivery nor an event nor an edge.
     """

@@ -6,7 +6,7 @@ sockets (SO_REUSEPORT). On other systems, and for Unix sockets, all slots share 
 A reload replaces the workers one by one. A new worker listens on the same sockets before the old worker stops.
 
 The workers and the engine end when the supervisor ends. On Linux the kernel kills the workers and the engine. On other systems
-the end of the supervisor closes the control connection of each worker. Each worker then stops the engine and ends.
+a worker stops the engine and ends when its control connection closes.
 """
 
 import asyncio

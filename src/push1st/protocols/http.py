@@ -80,10 +80,9 @@ class Reject(msgspec.Struct, frozen=True, gc=False):
 
 
 class Upgrade(msgspec.Struct, frozen=True, gc=False):
-    """A WebSocket handshake. If the decoder gets more input later, it discards this input.
+    """A WebSocket handshake, after which the decoder discards all input.
 
-    `rest`: bytes after the handshake that arrived together with the handshake; the decoder returns them unchanged.
-    `is_valid`: whether the handshake is an HTTP/1.1 request without a body.
+    `rest`: the input after the handshake. `is_valid`: whether the handshake is an HTTP/1.1 request without a body.
     """
 
     method: str

@@ -70,7 +70,7 @@ class ForwardFrame(msgspec.Struct, frozen=True, array_like=True):
 class Probe(msgspec.Struct, frozen=True, array_like=True):
     """Checks whether another worker is alive, and which requests in `here` and `there` are unknown to the other worker.
 
-    `by`: the sender's topic. `here`: the numbers of the requests that the sender has forwarded to sessions of the other worker.
+    `by`: the sender's topic. `here`: the numbers of the requests whose sockets the sender has.
     `there`: the numbers of the requests that the other worker has forwarded to sessions of the sender.
     """
 

@@ -7,8 +7,7 @@ fast, uvloop calls OpenSSL up to 32 times in a row, with up to 256 KiB of input 
 - In a turn, each connection decrypts for at most `SLICE_SECONDS`, and all connections together for at most `INPUT_SECONDS`. The
   remaining input stays encrypted until a later turn. uvloop stops reading a socket while 256 KiB of input wait for decryption.
 - Between two TLS records with data, a client may send at most `MAX_WITHOUT_DATA` bytes of TLS records without data.
-- When a connection is lost, the worker decrypts the connection's unread input at once. For all lost connections together, this
-  may take another `INPUT_SECONDS` in a turn. The worker discards unread input for which no time is left.
+- All lost connections together decrypt for at most `INPUT_SECONDS` in a turn. Further input of lost connections is discarded.
 - Input that arrives after the server has closed the connection is discarded without decryption, up to `MAX_AFTER_CLOSE` bytes.
   Without this rule uvloop would decrypt and discard input for 30 seconds after the close.
 
@@ -126,7 +125,7 @@ class Records(ssl.SSLObject):
     def resume(self) -> None:
         """Makes uvloop decrypt the connection's next slice of input in the next turn."""
         transport = self._transport
-        if transport is not None and transport.is_reading():  # else `resume_reading` makes uvloop decrypt later
+        if transport is not None and transport.is_reading():  # paused transports decrypt when their reading resumes
             transport.pause_reading()
             transport.resume_reading()
 

@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 
 from push1st.config.load import APP_VARIABLES, ROOT_VARIABLES, demo, load
 from push1st.config.schema import Table
-from push1st.config.tables import APP, ROOT
+from push1st.config.tables import APP, HISTORY, ROOT
 from push1st.errors import ConfigError
 
 
@@ -17,7 +17,13 @@ def places(table: Table, *path):
         yield from places(key.table, *path, name) if key.table else ()
 
 
-PLACES = [*places(ROOT), *(("app", *path) for path in places(APP)), ("app", "webhooks", "url"), ("app", "webhooks", "headers")]
+PLACES = [
+    *places(ROOT),
+    *(("app", *path) for path in places(APP)),
+    ("app", "webhooks", "url"),
+    ("app", "webhooks", "headers"),
+    *(("app", "history", *path) for path in places(HISTORY)),
+]
 scalars = st.none() | st.booleans() | st.integers() | st.floats() | st.text() | st.dates() | st.binary(max_size=5)
 scalars |= st.sampled_from(
     ["tcp://*:1", "unix://x", "::1", "10.0.0.0/8", "auto", "pusher", "public", "false", "/a/", "http://x/"]

@@ -52,10 +52,10 @@ def test_all_problems_are_listed_in_order(wrong):
         ),
         ("server: { drain: [ 5 ] }", "1: server.drain: found a list, allowed: a whole number of seconds from 0 to 3600"),
         ("server: [ ]", "1: server: found a list, allowed: a section with the keys proto, listen, ssl, app-path, pusher, "),
-        ("server: { proto: http }", '1: server.proto: found "http" (text), allowed: pusher or websocket or mqtt'),
+        ("server: { proto: http }", '1: server.proto: found "http" (text), allowed: pusher or websocket or mqtt or sse'),
         (
             "server: { proto: { a: 1 } }",
-            "1: server.proto: found a section of keys, allowed: a list of pusher or websocket or mqtt",
+            "1: server.proto: found a section of keys, allowed: a list of pusher or websocket or mqtt or sse",
         ),
         (
             "server: { pusher: { push: [ secret ] } }",

@@ -9,8 +9,9 @@ import pytest
 
 from push1st.channels import type_names
 from push1st.config import tree
+from push1st.config.history import HistoryBounds, HistorySection, Resume
 from push1st.config.load import BROKER_NOTE, CLUSTER_NOTE, load
-from push1st.config.model import Config, HooksConfig, Listen, Networks, unserved
+from push1st.config.model import Config, HooksConfig, Listen, Networks, SseConfig, unserved
 from push1st.config.schema import Table
 from push1st.config.tables import APP, ROOT
 from push1st.errors import ConfigError
@@ -136,6 +137,14 @@ def test_every_key_loads():
     assert (ask.url, ask.on) == ("https://user:hunter2@example.com/authorize", frozenset({"connect", "subscribe"}))
     assert (ask.filter, ask.timeout, ask.cache, ask.concurrency) == (("private-*-chat",), 1, 60, 2)
     assert config.hooks == HooksConfig(events=1000, bytes=1_000_000, folder=str(CONFIGS / "everything" / "hooks"))
+    assert one.history == (
+        HistorySection(filter=("chat-*", "private-orders-"), size=200, ttl=600, client_events=False, rewind=10),
+        HistorySection(),
+    )
+    assert one.resume == Resume(seconds=60, acknowledge=5, pages=1000)
+    assert server.history == HistoryBounds(bytes=1_000_000, channels=50)
+    assert server.sse == SseConfig(path="/events/", whitelist=Networks.parse(["10.0.0.0/8"]))
+    assert (two.history, two.resume) == ((), Resume())
     assert (two.name, two.hook, two.webhooks, two.limits.payload) == ("two", None, (), 100_000)
 
 

@@ -78,7 +78,10 @@ def test_configuration_without_protocols_or_addresses_is_rejected():
     config = demo()
     assert not unserved(config)
     proto = msgspec.structs.replace(config.server, proto=frozenset({"mqtt"}))
-    assert unserved(msgspec.structs.replace(config, server=proto)).startswith("server.proto has neither ")
+    assert unserved(msgspec.structs.replace(config, server=proto)).startswith("server.proto has none of pusher, websocket, sse")
+    for protocol in ("pusher", "websocket", "sse"):
+        one = msgspec.structs.replace(config.server, proto=frozenset({protocol}))
+        assert not unserved(msgspec.structs.replace(config, server=one))
     off = msgspec.structs.replace(config.server, listen=())
     assert not unserved(msgspec.structs.replace(config, server=off))
     nowhere = msgspec.structs.replace(config, server=off, api=msgspec.structs.replace(config.api, listen=()))
@@ -234,7 +237,7 @@ def test_a_configuration_has_good_defaults_and_no_demo():
     assert (config.log.format, config.log.level) == ("text", "info")
     assert (server.app_path, api.path, api.keep_alive_timeout) == ("/app/", "/apps/", 10)
     assert (server.drain, server.workers, server.outbox, server.max_payload) == (10, 1, 1_048_576, 65_400)
-    assert server.proto == {"pusher", "websocket"}
+    assert server.proto == {"pusher", "websocket", "sse"}
     protocols = [(p.path, p.activity_timeout) for p in (server.pusher, server.websocket, server.mqtt)]
     assert protocols == [("/pusher/", 120), ("/ws/", 3600), ("/mqtt/", 3600)]
     assert server.pusher.push == {"public", "private", "presence"}

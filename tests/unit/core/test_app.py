@@ -3,6 +3,7 @@
 import pytest
 
 from push1st.apps.files import Files
+from push1st.config.history import HistorySection
 from push1st.config.model import AppConfig, Authorize, Webhook
 from push1st.errors import Disconnect
 from push1st.logs import MASK
@@ -47,6 +48,32 @@ def test_new_hook_events_are_reported_by_connected_clients(world):
     configure(world)
     session.handle(Publish("private-c", "client-e", b"1"))
     assert [event.kind for event in world.hooks.hook_events].count("client-event") == 1
+
+
+def test_a_changed_configuration_changes_which_channels_keep_a_history(world):
+    def found() -> list[HistorySection | None]:
+        history = world.app.history
+        return [] if history is None else [history(channel) for channel in ("a-1", "b-1")]
+
+    first, second = HistorySection(filter=("a-",)), HistorySection(filter=("b-",), size=5)
+    assert found() == []
+    configure(world, history=(first,))
+    assert found() == [first, None]
+    configure(world, history=(second, first))
+    assert found() == [first, second]
+    configure(world)
+    assert found() == []
+
+
+def test_a_message_is_kept_from_the_change_on(world):
+    section = HistorySection(filter=("a-",))
+    world.publish("a-1", b"1")
+    configure(world, history=(section,))
+    world.publish("a-1", b"1")
+    configure(world)
+    world.publish("a-1", b"1")
+    page = done(world.history.read(APP, "a-1", None, 10, False))
+    assert [message.offset for message in page.messages] == [1]
 
 
 def test_a_backend_decides_from_the_change_on(world):

@@ -33,7 +33,7 @@ class Entries:
         """the users whose sign-in on this node the broker has confirmed"""
         self._connections: dict[str, int] = {}
 
-    # The users who are signed in, and the number of connections of each app
+    # The signed-in users, and the connections of apps
 
     def sign_in(self, key: UserKey, socket_id: str) -> None:
         self._users.setdefault(key, set()).add(socket_id)

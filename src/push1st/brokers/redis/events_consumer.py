@@ -67,8 +67,8 @@ class Ledger:
     there: the channels and members, named like the fields of a node's entries (`scripts.py`); None if this node has no ledger.
     apps: the apps whose channels and members the ledger contains.
     place: the id, in the server's stream, of the newest event that was delivered to hooks; `START` before the first event.
-    compared_at: when to compare the ledger with the roster after a possible loss of events (loop's clock), or None.
-    checked_at: when to compare the ledger with the roster after another node has ended (loop's clock), or None. If
+    compared_at: the time (loop's clock) at which a comparison with the roster is due after a possible loss of events, or None.
+    checked_at: the time (loop's clock) at which a comparison with the roster is due after another node has ended, or None. If
     another node becomes the consumer before this time, the comparison is dropped, because the new consumer builds a new ledger.
     """
 
@@ -92,7 +92,7 @@ class Ledger:
         self.there = None
 
     async def leave(self, resp: RespConnection, base: str) -> None:
-        """Saves the ledger in the broker, if the next consumer must compare it with the roster to find lost events."""
+        """Saves the ledger in the broker for the next consumer, if a comparison with the roster is still due."""
         if self.there and self.compared_at is not None:
             key, fields = f"{base}:ledger", list(self.there)
             resp.call("DEL", key)

@@ -118,7 +118,7 @@ class HookEventStream:
     # Stopping
 
     async def save_ledger(self, resp: RespConnection, *, state_lost: bool) -> None:
-        """Saves the ledger for the next consumer, if the ledger must still be compared with the roster.
+        """Saves the ledger for the next consumer, if a comparison of the ledger with the roster is still due.
 
         state_lost: whether the Redis server has lost its state since this node last registered; if so, the comparison is due.
         """
