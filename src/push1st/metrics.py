@@ -13,7 +13,7 @@ STATUSES: Final = ("200", "202", "400", "401", "403", "404", "405", "408", "413"
 REFUSALS: Final = (
     *("400", "401", "403", "404", "413", "429", "503"),
     *("4001", "4003", "4004", "4005", "4006", "4007", "4009", "4100"),
-    *("AuthError", "Invalid", "Forbidden", "LimitReached", "Unavailable", "access-token"),
+    *("AuthError", "Invalid", "Forbidden", "LimitReached", "Unavailable", "access-token", "page"),
 )
 CUT_OFFS: Final = (
     "crowded",
