@@ -18,6 +18,7 @@ from push1st.apps.files import Files
 from push1st.auth import access_token
 from push1st.brokers.memory import Memory
 from push1st.brokers.memory_history import MemoryHistory
+from push1st.config.history import HistorySection
 from push1st.config.model import Config, Networks, demo
 from push1st.core.fanout import Fanout
 from push1st.core.node import Node
@@ -49,6 +50,9 @@ SEEDS = [
     b"POST /apps/app-test/events HTTP/1.1\r\nHost: h\r\nTransfer-Encoding: gzip, chunked\r\n\r\n0\r\n\r\n",
     b"POST /apps/app-test/events HTTP/1.1\r\nHost: h\r\nContent-Encoding: br\r\nExpect: maybe\r\nContent-Length: 1\r\n\r\n\x1f",
     b"POST /apps/app-test/events HTTP/1.1\r\nHost: h\r\nContent-Length: %d\r\n\r\n\xef\xbb\xbf%b" % (len(EVENT) + 3, EVENT),
+    b"POST /apps/app-test/events HTTP/1.1\r\nHost: h\r\nIdempotency-Key: k\r\nContent-Length: %d\r\n\r\n%b" % (len(EVENT), EVENT),
+    b"GET /apps/app-test/channels/c/history?limit=7&since=k3F9aQx2bT:1&reverse=1 HTTP/1.1\r\nHost: localhost\r\n\r\n",
+    b"DELETE /apps/app-test/channels/c/history HTTP/1.1\r\nHost: localhost\r\n\r\n",
     b"HEAD /health HTTP/1.1\r\nHost: localhost\r\nX-Forwarded-For: 1.2.3.4, 127.0.0.1\r\nOrigin: null\r\n\r\n",
     b'GET /metrics HTTP/1.1\r\nHost: push1st.internal\r\nForwarded: for="[2001::1]:80";by=x, for=10.0.0.2:1\r\nVia: p\r\n\r\n',
     b"GET /metrics HTTP/1.1\r\nHost: evil.example\r\nX-Forwarded-For: [::9]:443, 127.0.0.1:9\r\nX-Real-IP: 1.2.3.4\r\n\r\n",
@@ -184,8 +188,10 @@ class Server:
 
 @cache
 def server() -> Server:
-    """Makes a worker with the demo app and a proxy that forwards the address of the client."""
+    """Makes a worker with the demo app, which keeps histories, and a proxy that forwards the address of the client."""
     config = demo()
+    apps = tuple(msgspec.structs.replace(app, history=(HistorySection(),)) for app in config.apps)
+    config = msgspec.structs.replace(config, apps=apps)
     proxied = msgspec.structs.replace(config.server, proxies=Networks.parse(["127.0.0.1"]))
     return Server(msgspec.structs.replace(config, server=proxied))
 

@@ -443,6 +443,7 @@ class Request(msgspec.Struct, frozen=True, gc=False):
     `path`, `query`: the path and the query in the request line.
     `distrust`: the reason why the request must be signed; "" if the API accepts the request unsigned (Push1st API, section 6).
     `started`: when the first byte of the request arrived, in nanoseconds on the performance counter.
+    `idempotency_key`: the value of the header `Idempotency-Key`; None if the request does not have this header.
     """
 
     method: str
@@ -451,6 +452,7 @@ class Request(msgspec.Struct, frozen=True, gc=False):
     body: bytes
     distrust: str
     started: int
+    idempotency_key: bytes | None = None
 
 
 class Response(msgspec.Struct, frozen=True, gc=False):

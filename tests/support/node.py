@@ -3,6 +3,7 @@
 import asyncio
 import sys
 from collections.abc import Callable, Container
+from itertools import count
 from typing import Any
 
 from push1st import auth
@@ -115,7 +116,8 @@ class World:
         self.failures: list[BaseException | None] = []
         self.fanout = Fanout(turns or self.turns, self.clock, self.metrics, self._failed)
         self.node = Node(Files(self.apps), self.fanout, self.metrics, self.clock, self._randbits)
-        self.history = MemoryHistory(HistoryBounds(), self.clock.wall, lambda _: 1, self.metrics)
+        numbers = count(1)
+        self.history = MemoryHistory(HistoryBounds(), self.clock.wall, lambda _: next(numbers), self.metrics)
         self.memory = Memory(self.node.stamp, self.node.local_roster, self.history)
         self.broker = SlowBroker(self.memory)
         opened: Any = self.broker if slow else self.memory

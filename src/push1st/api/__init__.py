@@ -15,7 +15,7 @@ from urllib.parse import unquote_to_bytes
 import msgspec
 
 from push1st import auth
-from push1st.api import channels, events, hooks, server, tokens, users
+from push1st.api import channels, events, history, hooks, server, tokens, users
 from push1st.api.call import Answer, Call, Endpoint, error
 from push1st.config.model import Config
 from push1st.core.app import App
@@ -30,6 +30,7 @@ ROUTES: dict[tuple[str, ...], dict[str, Endpoint]] = {
     ("channels", "*"): {"GET": channels.one},
     ("channels", "*", "events"): {"POST": events.publish_body},
     ("channels", "*", "users"): {"GET": channels.users},
+    ("channels", "*", "history"): {"GET": history.read, "DELETE": history.clear},
     ("users", "*", "terminate_connections"): {"POST": users.terminate},
     ("hooks",): {"GET": hooks.listing},
     ("token", "session"): {"POST": tokens.session},

@@ -93,8 +93,9 @@ Answer = MaybeAwaitable[Response]
 Endpoint = Callable[[Call], Answer]
 
 
-def answer(value: object) -> Response:
-    return Response(200, msgspec.json.encode(value))
+def answer(value: object, headers: bytes = b"") -> Response:
+    """Returns the answer to a successful call. `headers`: see `Response`."""
+    return Response(200, msgspec.json.encode(value), headers=headers)
 
 
 def error(status: int, text: str, headers: bytes = b"") -> Response:

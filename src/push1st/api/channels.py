@@ -7,11 +7,14 @@ signed, or if it has the parameter `info` or `filter_by_prefix` (Push1st API, se
 import msgspec
 
 from push1st.api.call import Call, answer
-from push1st.api.events import attributes_of
+from push1st.api.events import EVENT_ATTRIBUTES, attributes_of
+from push1st.api.history import check_history
 from push1st.channels import kind_of
 from push1st.errors import Refused
 from push1st.jsontext import as_string
 from push1st.messages import Response
+
+_OF_ONE = (*EVENT_ATTRIBUTES, "cache")
 
 
 async def listing(call: Call) -> Response:
@@ -47,11 +50,13 @@ async def one(call: Call) -> Response:
         sessions = [{"id": one.id, "ip": one.ip} for one in await call.node.controller.listed(call.app, name)]
         return answer(_head(name) | {"sessions": sessions})
     wanted = [part.strip() for part in params.get("info", "").split(",") if part.strip()]
-    attributes = attributes_of(",".join(part for part in wanted if part != "cache")) if set(wanted) - {"cache"} else ()
+    attributes = attributes_of(",".join(wanted), _OF_ONE) if wanted else ()
     if "cache" in wanted and not kind.cache:
         raise Refused(400, f"info=cache is for cache channels, {name} is not one")
     if "user_count" in attributes and not kind.presence:
         raise Refused(400, f"info=user_count is for presence channels, {name} is not one")
+    if "position" in attributes:
+        check_history(call, name, 400)
     info: dict[str, object] = {"occupied": occupancy is not None}
     if "user_count" in attributes:
         info["user_count"] = occupancy.users if occupancy else 0
@@ -60,6 +65,8 @@ async def one(call: Call) -> Response:
     if "cache" in wanted:
         cached = await call.node.cached(call.app, name)
         info["cache"] = None if cached is None else {"data": msgspec.Raw(as_string(cached.message.data)), "ttl": cached.ttl}
+    if "position" in attributes:
+        info["position"] = str((await call.node.history.read(call.app.config.id, name, None, 1, reverse=True)).position)
     return answer(info)
 
 

@@ -10,15 +10,20 @@ from collections.abc import Iterable
 import msgspec
 
 from push1st.api.call import Answer, Call, answer
+from push1st.api.idempotency import count_repeats, key_of
 from push1st.channels import RESERVED, kind_of
 from push1st.eager import MaybeAwaitable, resolve
 from push1st.errors import Refused
 from push1st.jsontext import encode, object_text, string_size
 from push1st.limits import Limits
 from push1st.messages import API, DEFAULT_OPTIONS, MAX_HEADERS_BYTES, Options, Published, Response
+from push1st.positions import Position
 
 SOCKET_ID = re.compile(r"([^\x00-\x1f]{1,520}\.)?\d{1,20}\.\d{1,20}\Z", re.ASCII)
 ATTRIBUTES = ("user_count", "subscription_count")
+"""the attributes of a channel in a list of channels"""
+EVENT_ATTRIBUTES = (*ATTRIBUTES, "position")
+"""the attributes of a channel in the answer to an event"""
 
 
 class Event(msgspec.Struct, gc=False):
@@ -30,6 +35,7 @@ class Event(msgspec.Struct, gc=False):
     info: str | None = None
     options: Options | None = None
     headers: msgspec.Raw = msgspec.Raw(b"")
+    idempotency_key: str | None = None
 
 
 class BatchEvent(msgspec.Struct, gc=False):
@@ -39,12 +45,14 @@ class BatchEvent(msgspec.Struct, gc=False):
     socket_id: str | None = None
     info: str | None = None
     headers: msgspec.Raw = msgspec.Raw(b"")
+    idempotency_key: str | None = None
 
 
 class BatchRequest(msgspec.Struct, gc=False):
     batch: list[BatchEvent]
 
 
+_IN_QUERY = ("name", "data", "channel", "socket_id", "info", "idempotency_key")
 _DONE = Response(200, b"{}")
 _event = msgspec.json.Decoder(Event)
 _batch = msgspec.json.Decoder(BatchRequest)
@@ -79,67 +87,92 @@ def publish(call: Call) -> Answer:
             raise Refused(400, wrong)
     if exclude and exclude == event.socket_id:
         check_socket_id(exclude)
-    attributes = attributes_of(event.info) if event.info else ()
+    attributes = attributes_of(event.info, EVENT_ATTRIBUTES) if event.info else ()
     headers = object_text("headers", event.headers, MAX_HEADERS_BYTES) if event.headers else b""
+    header = call.request.idempotency_key
+    key = "" if header is None and event.idempotency_key is None else key_of(event.idempotency_key, header)
     if limits.publishes:
         check_rate(call, len(channels))
 
     stamp = node.stamp()
     node.metrics.events_in[API] += 1
     counts: dict[str, int] = {}
+    results: dict[str, Published] = {}
     waiting: dict[str, MaybeAwaitable[Published]] = {}
     for name in channels:
-        published = node.publish(app, name, event.name, data, stamp, API, exclude, options, None, headers)
+        published = node.publish(app, name, event.name, data, stamp, API, exclude, options, None, headers, key)
         if isinstance(published, Published):
             counts[name] = published.count
+            results[name] = published
         else:
             waiting[name] = published
     if attributes or waiting:
         narrowed = not call.signed and (exclude or options.delivery != "broadcast")
         reach = (exclude, options) if narrowed else None
-        return _publish_slowly(call, counts, waiting, attributes, stamp[0], reach)
+        return _publish_slowly(call, results, waiting, attributes, stamp[0], reach, key)
+    if key:
+        return _published_once(call, results, counts, stamp[0])
     return _published(call, counts, stamp[0])
 
 
-def _published(call: Call, counts: dict[str, int], id: int) -> Response:
+def _published(call: Call, counts: dict[str, int], id: int, header: bytes = b"") -> Response:
+    """Returns the answer to a publish request.
+
+    counts: the number of receivers on each channel.
+    id: the id of the messages.
+    header: see `count_repeats`.
+    """
     if call.signed:
-        return _DONE
+        return Response(200, b"{}", headers=header) if header else _DONE
     spent = time.perf_counter_ns() - call.request.started
-    return Response(200, b'{"channels":%b,"msg-id":%d,"time":%d}' % (encode(counts), id, spent))
+    return Response(200, b'{"channels":%b,"msg-id":%d,"time":%d}' % (encode(counts), id, spent), headers=header)
+
+
+def _published_once(call: Call, results: dict[str, Published], counts: dict[str, int], id: int) -> Response:
+    """Returns the answer to a publish request with an idempotency key. `counts`, `id`: see `_published`."""
+    header = count_repeats(results.values(), call.node.metrics)
+    if header:
+        id = max(result.repeats for result in results.values())
+    return _published(call, counts, id, header)
 
 
 async def _publish_slowly(
     call: Call,
-    counts: dict[str, int],
+    results: dict[str, Published],
     waiting: dict[str, MaybeAwaitable[Published]],
     attributes: tuple[str, ...],
     id: int,
     reach: tuple[str, Options] | None,
+    key: str,
 ) -> Response:
     """Completes a publish request that waits for the broker, or whose answer contains attributes of channels.
 
     reach: the arguments `exclude` and `options` of `Controller.reach`, if the answer needs the exact number of receivers.
     """
-    counts |= zip(waiting, await _all(waiting.values()), strict=True)
-    if waiting and reach:  # the counts of a shared broker include the excluded connections
-        counts = {name: await call.node.controller.reach(call.app, name, *reach) for name in counts}
+    results |= zip(waiting, await _all(waiting.values()), strict=True)
     if attributes:
-        return answer({"channels": {name: await channel_info(call, name, attributes) for name in counts}})
-    return _published(call, counts, id)
+        header = count_repeats(results.values(), call.node.metrics) if key else b""
+        infos = {name: await channel_info(call, name, attributes, result) for name, result in results.items()}
+        return answer({"channels": infos}, header)
+    if waiting and reach:  # the counts of a shared broker include the excluded connections
+        counts = {name: await call.node.controller.reach(call.app, name, *reach) for name in results}
+    else:
+        counts = {name: result.count for name, result in results.items()}
+    return _published_once(call, results, counts, id) if key else _published(call, counts, id)
 
 
-async def _all(publishes: Iterable[MaybeAwaitable[Published]]) -> list[int]:
+async def _all(publishes: Iterable[MaybeAwaitable[Published]]) -> list[Published]:
     """Waits until several messages are published; all messages together need only one round trip to the broker."""
     rest = iter(publishes)
-    counts = []
+    results = []
     try:
         for one in rest:
-            counts.append((await resolve(one)).count)  # noqa: PERF401 - `rest` is needed later
+            results.append(await resolve(one))  # noqa: PERF401 - `rest` is needed later
     finally:
         for one in rest:  # after one call has failed, the results of the other calls are not needed
             if not isinstance(one, Published):
                 one.close()
-    return counts
+    return results
 
 
 async def batch(call: Call) -> Response:
@@ -153,6 +186,7 @@ async def batch(call: Call) -> Response:
     if len(events) > limits.batch:
         raise Refused(400, f"Batch too large ({len(events)} > {limits.batch})")  # Pusher's libraries look for this text
     checked = []
+    used: dict[tuple[str, str], int] = {}
     for index, event in enumerate(events):
         try:
             call.check_channel_name(event.channel)
@@ -160,14 +194,15 @@ async def batch(call: Call) -> Response:
             if event.socket_id:
                 check_socket_id(event.socket_id)
             headers = object_text("headers", event.headers, MAX_HEADERS_BYTES) if event.headers else b""
-            checked.append((event, data, attributes_of(event.info) if event.info else (), headers))
+            attributes = attributes_of(event.info, EVENT_ATTRIBUTES) if event.info else ()
+            checked.append((event, data, attributes, headers, _batch_key(call, event, index, used)))
         except Refused as refused:
             raise Refused(refused.code, f"batch[{index}]: {refused.text}") from refused
     if limits.publishes:
         check_rate(call, len(events))
     node = call.node
     node.metrics.events_in[API] += len(events)
-    await _all(
+    results = await _all(
         [
             node.publish(
                 call.app,
@@ -180,12 +215,38 @@ async def batch(call: Call) -> Response:
                 DEFAULT_OPTIONS,
                 None,
                 headers,
+                key,
             )
-            for event, data, _, headers in checked
+            for event, data, _, headers, key in checked
         ]
     )
-    infos = [await channel_info(call, event.channel, attributes) if attributes else {} for event, _, attributes, _ in checked]
-    return answer({"batch": infos} if any(attributes for _, _, attributes, _ in checked) else {})
+    header = count_repeats(results, node.metrics)
+    if not any(attributes for _, _, attributes, _, _ in checked):
+        return answer({}, header)
+    infos = [
+        await channel_info(call, event.channel, attributes, result) if attributes else {}
+        for (event, _, attributes, _, _), result in zip(checked, results, strict=True)
+    ]
+    return answer({"batch": infos}, header)
+
+
+def _batch_key(call: Call, event: BatchEvent, index: int, used: dict[tuple[str, str], int]) -> str:
+    """Returns the idempotency key of an event of a batch; "" if the event has no key. Raises Refused(400).
+
+    The header `Idempotency-Key` is the key of the whole batch. An event without a key of its own then gets the header's value
+    with the event's index. A space separates the two parts, so no event has a key of its own that is equal.
+
+    used: the channels and keys of earlier events, with the indices of these events.
+    """
+    key = key_of(event.idempotency_key, call.request.idempotency_key)
+    if not key:
+        return ""
+    if event.idempotency_key is None:
+        return f"{key} {index}"
+    earlier = used.setdefault((event.channel, key), index)
+    if earlier != index:
+        raise Refused(400, f"batch[{earlier}] has the same channel and the same idempotency_key")
+    return key
 
 
 async def publish_body(call: Call) -> Response:
@@ -202,11 +263,15 @@ async def publish_body(call: Call) -> Response:
     socket_id = params.get("socket_id", "")
     if socket_id:
         check_socket_id(socket_id)
+    key = key_of(params.get("idempotency_key"), call.request.idempotency_key)
     if limits.publishes:
         check_rate(call, 1)
     call.node.metrics.events_in[API] += 1
-    await resolve(call.node.publish(call.app, channel, params["name"], data, call.node.stamp(), API, socket_id))
-    return Response(202, b"{}")
+    node = call.node
+    result = await resolve(
+        node.publish(call.app, channel, params["name"], data, node.stamp(), API, socket_id, DEFAULT_OPTIONS, None, b"", key)
+    )
+    return Response(202, b"{}", headers=count_repeats((result,), node.metrics))
 
 
 def _with_params(call: Call) -> Event:
@@ -214,9 +279,7 @@ def _with_params(call: Call) -> Event:
     section 9).
     """
     params = call.params()
-    given: dict[str, bytes] = {
-        name: encode(params[name]) for name in ("name", "data", "channel", "socket_id", "info") if name in params
-    }
+    given: dict[str, bytes] = {name: encode(params[name]) for name in _IN_QUERY if name in params}
     if "channels[]" in params:
         given["channels"] = encode(call.param_list("channels[]"))
     if not given:
@@ -259,21 +322,27 @@ def check_rate(call: Call, events: int) -> None:
         raise Refused(429, f"more than {most} published events a second")
 
 
-def attributes_of(info: str) -> tuple[str, ...]:
-    """Returns the attributes that the parameter `info` lists. Raises Refused(400) for an unknown attribute."""
+def attributes_of(info: str, allowed: tuple[str, ...] = ATTRIBUTES) -> tuple[str, ...]:
+    """Returns the attributes that the parameter `info` lists. Raises Refused(400) for an attribute that is not allowed."""
     wanted = tuple(part.strip() for part in info.split(","))
     for attribute in wanted:
-        if attribute not in ATTRIBUTES:
-            raise Refused(400, f"info {attribute[:80]!r} is unknown, allowed are {', '.join(ATTRIBUTES)}")
+        if attribute not in allowed:
+            raise Refused(400, f"info {attribute[:80]!r} is unknown, allowed are {', '.join(allowed)}")
     return wanted
 
 
-async def channel_info(call: Call, name: str, attributes: tuple[str, ...]) -> dict[str, int]:
-    """Returns the requested attributes of a channel, without the attributes that channels of its kind do not have."""
-    occupancy = await call.node.channel(call.app, name)
-    info = {}
-    if "user_count" in attributes and kind_of(name).presence:
-        info["user_count"] = occupancy.users if occupancy else 0
-    if "subscription_count" in attributes:
-        info["subscription_count"] = occupancy.subscriptions if occupancy else 0
+async def channel_info(call: Call, name: str, attributes: tuple[str, ...], published: Published) -> dict[str, object]:
+    """Returns the requested attributes of a channel, without the attributes that channels of its kind do not have.
+
+    published: the result of the event on the channel; the position is the position of this event.
+    """
+    info: dict[str, object] = {}
+    if "user_count" in attributes or "subscription_count" in attributes:
+        occupancy = await call.node.channel(call.app, name)
+        if "user_count" in attributes and kind_of(name).presence:
+            info["user_count"] = occupancy.users if occupancy else 0
+        if "subscription_count" in attributes:
+            info["subscription_count"] = occupancy.subscriptions if occupancy else 0
+    if "position" in attributes and published.epoch:
+        info["position"] = str(Position(published.epoch, published.offset))
     return info

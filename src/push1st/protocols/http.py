@@ -41,6 +41,7 @@ _NEEDED = frozenset(
         b"cookie",
         b"expect",
         b"host",
+        b"idempotency-key",
         b"origin",
         b"sec-websocket-key",
         b"sec-websocket-version",

@@ -227,7 +227,8 @@ class HttpConnection(Pipeline):
         found = listener.handlers.find(event.path)
         if found is None:
             distrust = listener.distrust(self._peer, headers)
-            request = Request(event.method, event.path, event.query, event.body, distrust, event.started)
+            key = headers.get(b"idempotency-key")
+            request = Request(event.method, event.path, event.query, event.body, distrust, event.started, key)
             if not self._busy:
                 self._serve(request, keep)
                 return

@@ -6,6 +6,7 @@ from typing import Any
 import pytest
 
 from push1st.api import Api
+from push1st.config.history import HistorySection
 from push1st.config.model import AppConfig, Config
 from push1st.eager import resolve
 from push1st.errors import Refused
@@ -16,23 +17,28 @@ from tests.support.node import APP, World
 
 
 class Caller:
-    """A backend. `call`, `get`, `post` and `event` return status and decoded body. trusted: whether its address is trusted."""
+    """A backend. `call`, `get`, `post` and `event` return status and decoded body. trusted: whether its address is trusted.
+
+    idempotency_key: the header of all calls. answered: the last response.
+    """
 
     def __init__(self, *apps: AppConfig, **how: Any) -> None:
         self.world = World(*apps, **how)
         self.api = Api(self.world.node, Config())
         self.trusted = True
+        self.idempotency_key: bytes | None = None
+        self.answered = Response(0, b"")
         self.sent: list[tuple[str, str, bytes, str, Options]] = []
         self.headers: list[bytes] = []
         publish = self.world.memory.publish
 
-        def noted(message: Message, *rest: Any) -> Published:
+        def noted(message: Message, section: HistorySection | None = None, key: str = "") -> Published:
             options = Options(0, message.delivery, message.target)
             self.headers.append(message.headers)
             self.sent.append((message.channel, message.event, message.data, message.exclude, options))
-            return publish(message, *rest)
+            return publish(message, section, key)
 
-        self.world.memory.publish = noted  # type: ignore[method-assign, assignment]
+        self.world.memory.publish = noted  # type: ignore[method-assign]
 
     def respond(self, request: Request) -> Response:
         """Serves a request; answers a rejection, as a connection does."""
@@ -53,7 +59,8 @@ class Caller:
         if key:
             params = dict(pair.split("=", 1) for pair in query.split("&") if pair)
             query = signed(method, path, data, params, self.world.clock)
-        response = self.respond(Request(method, path, query, data, "" if self.trusted else "it is far away", 0))
+        distrust = "" if self.trusted else "it is far away"
+        response = self.answered = self.respond(Request(method, path, query, data, distrust, 0, self.idempotency_key))
         text = response.body.decode()
         try:
             return response.status, json.loads(text)

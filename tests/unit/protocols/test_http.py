@@ -303,6 +303,7 @@ def test_only_whole_requests_of_the_api_have_a_known_head(rules, data):
         request("POST", "/x", "body", "Via: proxy"),
         request("POST", "/x", "body", "Cookie: a=b"),
         request("POST", "/x", "body", "Connection: close"),
+        request("POST", "/x", "body", "Idempotency-Key: k"),
         request("POST", "/x", "body", "X: " + "x" * http.MAX_REMEMBERED),
         request("POST", "/large", b"x" * (LEAST_BODY + 1)),
         request("POST", "/rooms/a", "body"),

@@ -49,6 +49,30 @@ async def test_a_body_and_a_query_reach_the_api(site, served):
     assert (served.last.path, served.last.query, served.last.body) == ("/x", "a=%20b&c", "жук".encode())
 
 
+@pytest.mark.parametrize(
+    ("headers", "key"),
+    [
+        ((), None),
+        (("X-Idempotency-Key: k",), None),
+        (("Idempotency-Key: k",), b"k"),
+        (("idempotency-key:  k",), b"k"),
+        (("IDEMPOTENCY-KEY:",), b""),
+        (("Idempotency-Key: a", "Idempotency-Key: b"), b"a, b"),
+    ],
+)
+async def test_idempotency_key_reaches_the_api(site, served, headers, key):
+    await site.ask(request("POST", "/x", "body", *headers))
+    assert served.last.idempotency_key == key
+
+
+async def test_waiting_request_has_its_own_idempotency_key(site, served):
+    first = request("POST", "/wait/1", "a", "Idempotency-Key: k")
+    transport = await site.ask(first + request("POST", "/x", "b") + request("POST", "/x", "b", "Idempotency-Key: l"))
+    await served.answer("/wait/1")
+    assert len(answers(transport.data)) == 3
+    assert [one.idempotency_key for one in served.requests] == [b"k", None, b"l"]
+
+
 async def test_an_answer_has_type_length_and_date(site):
     answer = Answer((await site.ask(request("GET", "/x"))).data)
     assert answer.headers["content-type"] == "application/json; charset=utf-8"
