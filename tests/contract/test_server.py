@@ -74,6 +74,25 @@ def test_a_pusher_client_and_a_raw_client_receive_what_a_backend_publishes(make:
         assert server.get("/ready", port=server.unix).status == 200
 
 
+def test_backend_reads_a_history_and_repeats_a_publish(make: Serve) -> None:
+    server = make(history=[{"filter": "chat-", "size": 2}])
+    path = "/apps/app-test/channels/chat-a/history"
+
+    @visited(server)
+    def _() -> None:
+        for number in (1, 2, 3):
+            server.publish("chat-a", "e", number)
+        event = {"name": "e", "channel": "chat-a", "data": 4}
+        for replayed in (None, "true"):
+            answer = server.request("POST", "/apps/app-test/events", event, {"Idempotency-Key": "k"})
+            assert (answer.status, answer.headers["Idempotent-Replayed"]) == (200, replayed)
+        assert [event["data"] for event in server.signed("GET", path).json["events"]] == [3, 4]
+        assert main(["history", "--api", server.api, "chat-a"]) == 0
+        assert main(["publish", "--api", server.api, "--idempotency-key", "k", "chat-a", "e", "5"]) == 0
+        assert server.signed("DELETE", path).body == b"{}"
+        assert server.get(path).json["events"] == []
+
+
 def test_stopping_server_makes_its_clients_reconnect(make: Serve) -> None:
     server = make({"server": {"drain": 1}})
     with contextlib.ExitStack() as stack:

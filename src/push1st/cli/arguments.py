@@ -10,9 +10,12 @@ from difflib import get_close_matches
 from typing import Any, NoReturn
 
 from push1st.cli.configuration import DEMO_API, DEMO_URL
+from push1st.positions import Position
 from push1st.process.cpus import MAX_WORKERS
 
 Arguments = argparse.Namespace
+MAX_DIGITS = 9
+_API_HELP = f"the server's API (default: that of the configuration, or {DEMO_API})"
 _OPTION = re.compile(r"--[a-z][a-z-]{0,30}(?=\Z|=)|-[a-z]\Z")
 
 
@@ -52,6 +55,7 @@ def parser() -> argparse.ArgumentParser:
     _add_token(commands)
     _add_publish(commands)
     _add_subscribe(commands)
+    _add_history(commands)
     version = commands.add_parser("version", help="print the version")
     version.set_defaults(run="version:run")
     return root
@@ -137,7 +141,12 @@ def _add_publish(commands: Any) -> None:
         help="the event's data: sent as JSON if it is valid JSON, else as a string (default: empty)",
     )
     _app_options(publish)
-    publish.add_argument("--api", help=f"the server's API (default: that of the configuration, or {DEMO_API})")
+    publish.add_argument("--api", help=_API_HELP)
+    publish.add_argument(
+        "--idempotency-key",
+        metavar="KEY",
+        help="an event with the same key is published once to each channel, even if this command is repeated within 5 minutes",
+    )
     publish.set_defaults(run="publish:run")
 
 
@@ -149,7 +158,39 @@ def _add_subscribe(commands: Any) -> None:
     _app_options(subscribe)
     subscribe.add_argument("--url", help=f"the server (default: that of the configuration, or {DEMO_URL})")
     subscribe.add_argument("--count", type=int, default=0, metavar="N", help="stop after so many events (default: never)")
+    subscribe.add_argument(
+        "--since",
+        metavar="POSITION",
+        type=positions,
+        help="first show the events after this position, which `push1st history` prints; several channels: one position or - "
+        "for each, with commas between",
+    )
+    subscribe.add_argument(
+        "--rewind",
+        metavar="N|Ns",
+        type=rewind,
+        help="first show the last N events of each channel, or those of the last N seconds, such as 30s; with --since: only if "
+        "the position is not valid any more",
+    )
     subscribe.set_defaults(run="subscribe:run")
+
+
+def _add_history(commands: Any) -> None:
+    history = commands.add_parser(
+        "history",
+        help="show the kept events of a channel",
+        description="Prints the kept events of a channel, a line each: position, name, data. The app's configuration needs a "
+        "section `history` for the channel.",
+    )
+    history.add_argument("channel", help="the channel")
+    _app_options(history)
+    history.add_argument("--api", help=_API_HELP)
+    history.add_argument("--since", default="", metavar="POSITION", help="show only the events after this position")
+    history.add_argument("--limit", type=whole, default=100, metavar="N", help="stop after so many events (default: 100)")
+    history.add_argument(
+        "--reverse", action="store_true", help="show the latest events first; with --since: the events before this position"
+    )
+    history.set_defaults(run="history:run")
 
 
 def workers(text: str) -> int | str:
@@ -159,6 +200,34 @@ def workers(text: str) -> int | str:
     if not text.isascii() or not text.isdigit() or not 1 <= int(text) <= MAX_WORKERS:
         raise argparse.ArgumentTypeError(f"found {text!r}, allowed: a whole number from 1 to {MAX_WORKERS}, or auto")
     return int(text)
+
+
+def whole(text: str) -> int:
+    """Reads a whole number from 1 on. Raises ArgumentTypeError."""
+    if not text.isascii() or not text.isdigit() or len(text) > MAX_DIGITS or not int(text):
+        raise argparse.ArgumentTypeError(f"found {text[:80]!r}, allowed: a whole number from 1 on")
+    return int(text)
+
+
+def rewind(text: str) -> str:
+    """Reads the value of `--rewind`. Raises ArgumentTypeError."""
+    try:
+        whole(text.removesuffix("s"))
+    except argparse.ArgumentTypeError:
+        raise argparse.ArgumentTypeError(f"found {text[:80]!r}, allowed: a number of events, or seconds such as 30s") from None
+    return text
+
+
+def positions(text: str) -> list[str]:
+    """Reads the value of `--since`. Raises ArgumentTypeError."""
+    found = text.split(",")
+    for one in found:
+        try:
+            if one != "-":
+                Position.parse(one)
+        except ValueError as exc:
+            raise argparse.ArgumentTypeError(f"found {one[:80]!r}, allowed: {exc}") from None
+    return found
 
 
 def _config_option(command: argparse.ArgumentParser, text: str) -> None:

@@ -1,9 +1,12 @@
-"""`push1st subscribe`: subscribes to channels by the Pusher protocol, as a browser does, and prints their events."""
+"""`push1st subscribe`: subscribes to channels by the Pusher protocol, as a browser does, and prints their events.
+
+With `--since` or `--rewind`, the command uses the raw WebSocket protocol, and prints the position of each event.
+"""
 
 import contextlib
 import json
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 from urllib.parse import quote
 
@@ -13,7 +16,8 @@ from websockets.sync.client import ClientConnection, connect
 from push1st import auth
 from push1st.channels import kind_of
 from push1st.cli.arguments import Arguments
-from push1st.cli.client import cause, naming_assumed_app, select, server_url, split_url
+from push1st.cli.client import ServerApp, cause, naming_assumed_app, select, server_url, split_url
+from push1st.cli.raw import raw_path, receive
 from push1st.errors import ClientError, ConfigError, Rejected
 from push1st.printable import printable
 
@@ -37,6 +41,9 @@ def run(options: Arguments) -> int:
 
     url = server_url(config, "ws") if options.url is None else options.url
     with naming_assumed_app(target):
+        if options.since or options.rewind:
+            _resume(options, target, url, ready)
+            return 0
         subscribe(url, config.server.app_path, app.key, app.secret, options.channel, show, ready, options.count)
     return 0
 
@@ -58,18 +65,49 @@ def subscribe(
     ready: a function that is called once, after the server has confirmed all subscriptions.
     count: the number of events after which the function returns; 0: there is no limit.
     """
+    _check(url, secret, channels)
+    with _connected(url, f"{base}{quote(key, safe='')}?protocol=7&client=push1st") as connection:
+        _receive(connection, key, secret, channels, show, ready, count)
+
+
+def _resume(options: Arguments, target: ServerApp, url: str, ready: Callable[[], None]) -> None:
+    """Prints the earlier events that the options request, and then all later events, with their positions."""
+    app, channels = target.app, list(dict.fromkeys(options.channel))
+
+    def show(*fields: str) -> None:
+        print(*map(printable, fields), sep="  ", flush=True)
+
+    def report(channel: str, resumed: dict[str, Any]) -> None:
+        state = "no event was missed" if resumed.get("recovered") else f"events may be missing ({resumed.get('reason')})"
+        text = f"{channel} {resumed.get('position', '-')}: {state}, {resumed.get('replayed', 0)} earlier events"
+        print(printable(text), file=sys.stderr, flush=True)
+
+    _check(url, app.secret, channels)
+    bases = target.config.server.bases("websocket")
+    if not bases:
+        raise ConfigError("--since and --rewind use the protocol websocket, which server.proto of the configuration disables")
+    path = raw_path(bases[0], app.id, app.key, app.secret, channels, options.since, options.rewind)
+    with _connected(url, path) as connection:
+        receive(connection, channels, show, report, ready, options.count)
+
+
+def _check(url: str, secret: str, channels: list[str]) -> None:
+    """Raises ClientError if the URL is not valid, or if a channel needs a secret that is missing."""
     split_url(url, ("ws", "wss"), "ws://127.0.0.1:6001")
     missing = [name for name in channels if kind_of(name).needs_auth and not secret]
     if missing:
         raise ClientError(f"{missing[0]} needs the app's secret: give it with -c FILE or --secret")
+
+
+@contextlib.contextmanager
+def _connected(url: str, path: str) -> Iterator[ClientConnection]:
+    """Connects to a path of a server, and closes the connection at the end of the block. Raises ClientError."""
     try:
         with (
-            connect(
-                f"{url.rstrip('/')}{base}{quote(key, safe='')}?protocol=7&client=push1st", open_timeout=OPEN_SECONDS
-            ) as connection,
+            connect(f"{url.rstrip('/')}{path}", open_timeout=OPEN_SECONDS) as connection,
             contextlib.closing(connection),  # closes with code 1000; after an exception, `connect` would send code 1011
         ):
-            _receive(connection, key, secret, channels, show, ready, count)
+            yield connection
     except ConnectionClosed as exc:
         close = exc.rcvd
         if close is None:

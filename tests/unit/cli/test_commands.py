@@ -18,6 +18,7 @@ COMMANDS = {
     "token access": ["token", "access"],
     "publish": ["publish", "c", "e"],
     "subscribe": ["subscribe", "c"],
+    "history": ["history", "c"],
     "version": ["version"],
 }
 
