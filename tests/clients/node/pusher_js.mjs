@@ -76,6 +76,12 @@ obey({
   members({ channel }) {
     return people(pusher.channel(channel).members);
   },
+  disconnect() {
+    pusher.disconnect();
+  },
+  connect() {
+    pusher.connect();
+  },
   connection() {
     return { state: pusher.connection.state, retries: Boolean(pusher.connection.retryTimer) };
   },
