@@ -40,8 +40,8 @@ class RecordOwner(Protocol):
     async def record(self, *, closed: bool) -> PageRecord:
         """Returns the present record. Raises Refused(503)."""
 
-    def on_stored(self, *, stored: bool) -> None:
-        """Called after each write. `stored`: whether the broker has stored the record."""
+    def on_written(self, *, is_rejected: bool) -> None:
+        """Called after each write. `is_rejected`: whether the broker has not stored the record, because of a bound."""
 
     def on_closed(self) -> None:
         """Called after the last write, or when this write has failed."""
@@ -56,6 +56,7 @@ class RecordWriter:
 
     __slots__ = (
         "_call_soon",
+        "_is_begun",
         "_is_closed",
         "_is_dirty",
         "_is_scheduled",
@@ -80,7 +81,7 @@ class RecordWriter:
         self._port = port
         self._call_soon = call_soon
         self._monotonic = monotonic
-        self._is_dirty = self._is_scheduled = self._is_writing = self._is_closed = False
+        self._is_begun = self._is_dirty = self._is_scheduled = self._is_writing = self._is_closed = False
         self.is_stored = False
         """whether the broker has stored a record of this connection"""
         self.merged = merged
@@ -90,14 +91,14 @@ class RecordWriter:
 
     def soon(self) -> None:
         """Writes the record at the end of this turn."""
-        self._is_dirty = True
+        self._is_begun = self._is_dirty = True
         if not self._is_scheduled:
             self._is_scheduled = True
             self._call_soon(self._start)
 
     def changed(self) -> None:
-        """Writes the record at the end of this turn, unless no record of this connection exists."""
-        if self.is_stored or self._is_writing or self._is_scheduled:
+        """Writes the record at the end of this turn, unless `soon` was never called."""
+        if self._is_begun:
             self.soon()
 
     def close(self) -> None:
@@ -119,7 +120,7 @@ class RecordWriter:
                 await self._store(closed=False)
         except Refused:
             self.write_at = self._monotonic() + RETRY_SECONDS
-            self._owner.on_stored(stored=False)
+            self._owner.on_written(is_rejected=False)
         finally:
             self._is_writing = False
         if self._is_closed:
@@ -148,4 +149,4 @@ class RecordWriter:
             self.merged = ()
         self.write_at = self._monotonic() + resume.seconds / 3
         if not closed:
-            owner.on_stored(stored=is_stored)
+            owner.on_written(is_rejected=not is_stored)

@@ -62,6 +62,7 @@ class PageConnection:
         "_acknowledge_at",
         "_final",
         "_forget_at",
+        "_is_closed",
         "_is_exact",
         "_is_finished",
         "_is_over",
@@ -96,7 +97,7 @@ class PageConnection:
         """the earlier connections that have not ended, and whose clients have not answered"""
         self._forget_at = 0.0
         """the time at which the records of `_zombies` are deleted; 0 if there are none"""
-        self._is_over = self._is_finished = self._is_exact = False
+        self._is_over = self._is_finished = self._is_closed = self._is_exact = False
         self._final: tuple[int, Mapping[str, Position]] | None = None
         """the code of the server's close frame, and the positions of all frames before it; None without a close frame"""
         self._waiters: Collection[tuple[str, int]] = ()
@@ -281,8 +282,8 @@ class PageConnection:
         written = self._registry.clock.wall() // 1_000_000
         return self._state.record(self._now, written, topic, closed=closed, exact=self._is_exact)
 
-    def on_stored(self, *, stored: bool) -> None:
-        if not stored and not self._is_over:
+    def on_written(self, *, is_rejected: bool) -> None:
+        if is_rejected and not self._is_over:
             self._registry.metrics.refusals["page"] += 1
         self._schedule()
 
@@ -310,10 +311,13 @@ class PageConnection:
         has received all frames before the close frame. 0 if the client has not answered.
         on_closed: a function that is called when the broker has confirmed the last record, or is away.
         """
+        if on_closed is not None and self._is_closed:
+            on_closed()
+        elif on_closed is not None:
+            self._on_closed = on_closed
         if self._is_finished:
             return
         self._is_finished = True
-        self._on_closed = on_closed
         if self._state is None:
             self.on_closed()
             return
@@ -324,6 +328,7 @@ class PageConnection:
 
     def on_closed(self) -> None:
         registry = self._registry
+        self._is_closed = True
         registry.remove(self.client.id)
         for by, number in (*self._waiters, *(() if self._state is None else self._state.unanswered())):
             registry.probes.answer(self.client.app, by, number, is_alive=False)

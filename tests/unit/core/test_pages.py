@@ -1,0 +1,545 @@
+"""The connections of pages on one worker: when their records are read and written, and when they are pinged."""
+
+import asyncio
+from collections.abc import Collection
+from typing import Any
+
+import pytest
+
+from push1st.brokers.memory_pages import MemoryPages
+from push1st.brokers.pages import PageBounds, PageRecord
+from push1st.config.history import HistorySection, Resume
+from push1st.core.page import INHERITED_SECONDS
+from push1st.core.page_schedule import MAX_CHECKS, PageSchedule
+from push1st.core.page_writer import RETRY_SECONDS
+from push1st.core.pages import ZOMBIE_SECONDS, PageConnection
+from push1st.core.session import Session
+from push1st.errors import Refused
+from push1st.messages import Ping, Pong, Resumed, Subscribe, Subscribed, SubscriptionRefused, Unsubscribe
+from push1st.positions import Position
+from tests.support.loop import LoopTurns, done, turns
+from tests.support.node import APP, Outlet, World, app_config
+
+PAGE = "page-0123456789abcdef"
+RESUME = Resume(seconds=300, acknowledge=10)
+
+
+class Faulty:
+    """The storage in memory; it can be away, and counts its calls."""
+
+    def __init__(self, memory: MemoryPages) -> None:
+        self._memory = memory
+        self.is_away = False
+        self.held: asyncio.Future[None] | None = None
+        self.writes = 0
+
+    async def _step(self) -> None:
+        if self.held is not None:
+            await self.held
+        if self.is_away:
+            raise Refused(503, "the broker is away, try again")
+
+    async def remember(
+        self, app: str, page: str, socket_id: str, record: PageRecord, bounds: PageBounds, merged: Collection[str] = ()
+    ) -> bool:
+        self.writes += 1
+        await self._step()
+        return await self._memory.remember(app, page, socket_id, record, bounds, merged)
+
+    async def recall(self, app: str, page: str) -> dict[str, PageRecord]:
+        await self._step()
+        return await self._memory.recall(app, page)
+
+    async def forget(self, app: str, page: str, socket_ids: Collection[str]) -> None:
+        await self._step()
+        await self._memory.forget(app, page, socket_ids)
+
+
+class Site:
+    """A worker with pages, whose turns end by hand."""
+
+    def __init__(self, turns: LoopTurns | None = None, resume: Resume = RESUME, **changes: Any) -> None:
+        history = (HistorySection(filter=("news",)),)
+        self.world = World(app_config(None, **({"history": history, "resume": resume} | changes)), turns=turns)
+        self.port = Faulty(self.world.memory.pages)
+        self.world.node.pages.port = self.port
+        self.metrics = self.world.metrics
+
+    def connect(self, name: str = PAGE) -> tuple[Session, Outlet]:
+        page = self.world.node.pages.connection(name, "192.0.2.1")
+        session, outlet = self.world.session(resumption=page)
+        page.begin(session)
+        return session, outlet
+
+    def join(self, channel: str = "news", name: str = PAGE) -> tuple[Session, Outlet]:
+        session, outlet = self.connect(name)
+        session.handle(Subscribe(channel))
+        self.world.turns.drain()
+        return session, outlet
+
+    def elapse(self, seconds: float) -> None:
+        """Lets time pass, second by second."""
+        for _ in range(int(seconds)):
+            self.world.clock.advance(1)
+            done(self.world.node.tick())
+            self.world.turns.drain()
+
+    def acknowledge(self, session: Session, outlet: Outlet) -> None:
+        """Lets the server request an acknowledgement, and sends it."""
+        before = pings(outlet)
+        self.elapse(1)
+        assert pings(outlet) == before + 1
+        self.pong(session)
+
+    def pong(self, session: Session) -> None:
+        session.handle(Pong())
+        self.world.turns.drain()
+
+    @property
+    def records(self) -> dict[str, PageRecord]:
+        found: dict[str, PageRecord] = done(self.world.memory.pages.recall(APP, PAGE))
+        return found
+
+    def positions(self, session: Session) -> dict[str, int | None]:
+        record = self.records[session.id]
+        return {channel: None if position is None else position.offset for channel, position in record.positions.items()}
+
+
+def pings(outlet: Outlet) -> int:
+    return sum(isinstance(one, Ping) for one in outlet.replies)
+
+
+def resumed(outlet: Outlet) -> list[Resumed]:
+    return [one for one in outlet.replies if isinstance(one, Resumed)]
+
+
+def page_of(session: Session) -> PageConnection:
+    page = session.resumption
+    assert isinstance(page, PageConnection)
+    return page
+
+
+# Records
+
+
+def test_connection_that_never_subscribes_writes_no_record() -> None:
+    site = Site()
+    session, _ = site.connect()
+    site.elapse(200)
+    session.expire()
+    assert site.port.writes == 0
+
+
+def test_subscriptions_of_one_turn_are_one_write() -> None:
+    site = Site(history=(HistorySection(),))
+    session, _ = site.connect()
+    for number in range(20):
+        session.handle(Subscribe(f"c{number}"))
+    site.world.turns.drain()
+    assert site.port.writes == 1
+    assert len(site.positions(session)) == 20
+
+
+def test_subscription_that_was_not_resumed_has_no_position_until_its_acknowledgement() -> None:
+    site = Site()
+    session, outlet = site.join()
+    assert resumed(outlet)[0].reason == "unknown"
+    assert site.positions(session) == {"news": None}
+    site.acknowledge(session, outlet)
+    assert site.positions(session) == {"news": 0}
+
+
+def test_resumed_subscription_keeps_its_first_position_until_an_acknowledgement() -> None:
+    site = Site()
+    first, outlet = site.join()
+    site.acknowledge(first, outlet)
+    first.expire()
+    site.world.publish("news", b"1")
+    second, outlet = site.join()
+    assert (resumed(outlet)[0].reason, resumed(outlet)[0].replayed) == (None, 1)
+    assert site.positions(second) == {"news": 0}
+    site.elapse(RESUME.acknowledge)
+    site.pong(second)
+    assert site.positions(second) == {"news": 1}
+
+
+def test_first_record_deletes_the_closed_records() -> None:
+    site = Site()
+    first, outlet = site.join()
+    site.acknowledge(first, outlet)
+    first.expire()
+    assert site.records[first.id].is_closed
+    second, _ = site.join()
+    assert [*site.records] == [second.id]
+    assert site.records[second.id].sockets == (first.id,)
+
+
+def test_connection_without_a_record_leaves_no_closed_record() -> None:
+    site = Site()
+    first, outlet = site.join()
+    site.acknowledge(first, outlet)
+    first.expire()
+    second, _ = site.connect()
+    second.expire()
+    assert [*site.records] == [first.id]
+
+
+def test_record_is_written_again_after_a_third_of_its_time() -> None:
+    site = Site()
+    session, outlet = site.join()
+    site.acknowledge(session, outlet)
+    writes = site.port.writes
+    site.elapse(99)
+    assert site.port.writes == writes
+    site.elapse(2)
+    assert site.port.writes == writes + 1
+
+
+def test_channel_that_the_client_leaves_is_removed_from_the_record() -> None:
+    site = Site()
+    session, outlet = site.join()
+    site.acknowledge(session, outlet)
+    session.handle(Unsubscribe("news"))
+    site.world.turns.drain()
+    assert site.positions(session) == {}
+
+
+def test_positions_of_channels_that_are_not_subscribed_again_are_removed_after_thirty_seconds() -> None:
+    site = Site(history=(HistorySection(),))
+    first, outlet = site.join("a")
+    first.handle(Subscribe("b"))
+    site.acknowledge(first, outlet)
+    first.expire()
+    second, _ = site.join("a")
+    assert site.positions(second) == {"a": 0, "b": 0}
+    site.elapse(INHERITED_SECONDS + 1)
+    assert site.positions(second) == {"a": 0}
+
+
+def test_record_is_written_later_if_the_broker_is_away() -> None:
+    site = Site()
+    session, _ = site.connect()
+    session.handle(Subscribe("news"))
+    site.port.is_away = True
+    site.world.turns.drain()
+    assert site.records == {}
+    site.port.is_away = False
+    site.elapse(RETRY_SECONDS + 1)
+    assert [*site.records] == [session.id]
+
+
+def test_subscription_is_rejected_if_the_records_cannot_be_read() -> None:
+    site = Site()
+    session, outlet = site.connect()
+    site.port.is_away = True
+    session.handle(Subscribe("news"))
+    assert isinstance(outlet.last, SubscriptionRefused)
+    assert outlet.last.status == 503
+    site.port.is_away = False
+    session.handle(Subscribe("news"))
+    assert isinstance(outlet.replies[-2], Subscribed)
+
+
+def test_last_record_is_written_after_the_write_in_progress() -> None:
+    async def scenario() -> None:
+        site = Site(LoopTurns())
+        session, _ = site.connect()
+        session.handle(Subscribe("news"))
+        site.port.held = asyncio.get_running_loop().create_future()
+        await turns()
+        session.expire()
+        await turns()
+        assert site.port.writes == 1
+        site.port.held.set_result(None)
+        await turns(8)
+        assert site.port.writes == 2
+        assert site.records[session.id].is_closed
+
+    asyncio.run(scenario())
+
+
+def test_pages_above_the_bound_are_counted_and_stay_unknown() -> None:
+    site = Site(resume=Resume(seconds=300, acknowledge=10, pages=1))
+    site.join()
+    session, outlet = site.join(name=PAGE + "-2")
+    site.acknowledge(session, outlet)
+    session.expire()
+    assert site.metrics.refusals["page"] == 2
+    _, outlet = site.join(name=PAGE + "-2")
+    assert resumed(outlet)[0].reason == "unknown"
+
+
+# What needs no record
+
+
+def test_channel_without_a_history_needs_no_record() -> None:
+    site = Site()
+    _, outlet = site.join("other")
+    assert resumed(outlet)[0].reason == "no-history"
+    site.elapse(200)
+    assert (site.port.writes, pings(outlet)) == (0, 0)
+
+
+def test_recovery_that_is_turned_off_is_unknown_and_stores_nothing() -> None:
+    site = Site(resume=Resume(seconds=0))
+    _, outlet = site.join()
+    site.elapse(200)
+    assert resumed(outlet)[0].reason == "unknown"
+    assert (site.port.writes, pings(outlet)) == (0, 0)
+
+
+def test_number_of_open_pages_is_a_metric() -> None:
+    site = Site()
+    session, _ = site.connect()
+    other, _ = site.join()
+    assert site.metrics.pages == 2
+    session.expire()
+    other.expire()
+    assert site.metrics.pages == 0
+    assert site.world.node.pages._pages == {}
+
+
+# Acknowledgements
+
+
+def test_channel_that_has_not_moved_is_not_acknowledged_again() -> None:
+    site = Site()
+    session, outlet = site.join()
+    site.acknowledge(session, outlet)
+    site.elapse(60)
+    assert pings(outlet) == 1
+
+
+def test_moved_channel_is_acknowledged_at_most_every_interval() -> None:
+    site = Site()
+    session, outlet = site.join()
+    site.acknowledge(session, outlet)
+    for _ in range(30):
+        site.world.publish("news", b"1")
+        site.elapse(1)
+        site.pong(session) if pings(outlet) > 1 else None
+    assert 3 <= pings(outlet) - 1 <= 5
+    assert site.metrics.acknowledgements == pings(outlet)
+
+
+def test_no_second_acknowledgement_is_requested_before_the_answer() -> None:
+    site = Site()
+    _, outlet = site.join()
+    site.elapse(60)
+    assert pings(outlet) == 1
+
+
+def test_keepalive_ping_is_counted() -> None:
+    site = Site()
+    session, _ = site.join()
+    page_of(session).pinged()
+    site.elapse(1)
+    site.pong(session)
+    assert site.positions(session) == {"news": None}
+    site.pong(session)
+    assert site.positions(session) == {"news": 0}
+
+
+def test_acknowledgement_is_requested_behind_the_pending_frames() -> None:
+    site = Site()
+    session, outlet = site.join()
+    site.acknowledge(session, outlet)
+    page_of(session)._acknowledge_at = site.world.clock.monotonic() + 1
+    page_of(session)._schedule()
+    site.world.publish("news", b"1")
+    site.world.clock.advance(1)
+    done(site.world.node.tick())
+    assert pings(outlet) == 1  # the frame of the event is pending
+    site.world.turns.drain()
+    assert pings(outlet) == 2
+    assert b'"data":"1"' in b"".join(outlet.writes)
+
+
+# The end
+
+
+def end(session: Session, code: int, echo: int) -> None:
+    page = page_of(session)
+    page.closing(code)
+    session.expire()
+    page.finish(echo=echo)
+
+
+def test_echo_of_the_close_frame_acknowledges_everything() -> None:
+    site = Site()
+    session, outlet = site.join()
+    site.acknowledge(session, outlet)
+    site.world.publish("news", b"1")
+    end(session, 4200, 4200)
+    assert site.positions(session) == {"news": 1}
+    assert site.records[session.id].is_exact
+    _, outlet = site.join()
+    assert (resumed(outlet)[0].reason, resumed(outlet)[0].replayed, resumed(outlet)[0].repeats) == (None, 0, False)
+
+
+@pytest.mark.parametrize("echo", [0, 1000, 4201])
+def test_other_answer_to_the_close_frame_acknowledges_nothing(echo: int) -> None:
+    site = Site()
+    session, outlet = site.join()
+    site.acknowledge(session, outlet)
+    site.world.publish("news", b"1")
+    end(session, 4200, echo)
+    assert site.positions(session) == {"news": 0}
+    assert not site.records[session.id].is_exact
+
+
+def test_last_record_waits_for_the_answer_to_the_close_frame() -> None:
+    site = Site()
+    session, outlet = site.join()
+    site.acknowledge(session, outlet)
+    page = page_of(session)
+    page.closing(4200)
+    session.expire()
+    assert not site.records[session.id].is_closed
+    ended: list[int] = []
+    page.finish(lambda: ended.append(1), 4200)
+    assert site.records[session.id].is_closed
+    assert ended == [1]
+
+
+def test_end_of_a_connection_without_subscriptions_needs_no_broker() -> None:
+    site = Site()
+    session, _ = site.connect()
+    site.port.is_away = True
+    page = page_of(session)
+    page.closing(4200)
+    session.expire()
+    ended: list[int] = []
+    page.finish(lambda: ended.append(1), 4200)
+    assert ended == [1]
+
+
+# Zombies and twins
+
+
+async def joined(site: Site) -> tuple[Session, Outlet]:
+    session, outlet = site.connect()
+    session.handle(Subscribe("news"))
+    await turns(8)
+    return session, outlet
+
+
+async def tick(site: Site, seconds: int = 1) -> None:
+    for _ in range(seconds):
+        site.world.clock.advance(1)
+        await site.world.node.tick()
+        await turns(8)
+
+
+async def acknowledged(site: Site) -> tuple[Session, Outlet]:
+    session, outlet = await joined(site)
+    await tick(site)
+    session.handle(Pong())
+    await turns(8)
+    assert site.positions(session) == {"news": 0}
+    return session, outlet
+
+
+async def test_twin_that_answers_at_once_makes_the_page_shared() -> None:
+    site = Site(LoopTurns())
+    first, one = await acknowledged(site)
+    _, two = await joined(site)
+    assert resumed(two) == []
+    assert pings(one) == 2
+    first.handle(Pong())
+    await turns(12)
+    assert [answer.reason for answer in resumed(two)] == ["shared"]
+    assert [answer.reason for answer in resumed(one)] == ["unknown"]
+    await tick(site)
+    assert all(record.is_shared for record in site.records.values())
+
+
+async def test_twin_that_answers_late_notifies_both(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("push1st.core.page_probes.PONG_SECONDS", 0)
+    site = Site(LoopTurns())
+    first, one = await acknowledged(site)
+    _, two = await joined(site)
+    await turns(8)
+    assert [answer.reason for answer in resumed(two)] == [None]
+    site.world.clock.advance(2)
+    first.handle(Pong())
+    await turns(12)
+    assert [answer.reason for answer in resumed(one)] == ["unknown", "shared"]
+    assert [answer.reason for answer in resumed(two)] == [None, "shared"]
+
+
+async def test_zombie_is_closed_and_its_record_is_deleted(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("push1st.core.page_probes.PONG_SECONDS", 0)
+    site = Site(LoopTurns())
+    _, one = await acknowledged(site)
+    second, two = await joined(site)
+    await turns(8)
+    assert resumed(two)[0].reason is None
+    assert one.closes == []
+    await tick(site, ZOMBIE_SECONDS + 1)
+    assert [code for code, _ in one.closes] == [4201]
+    assert [*site.records] == [second.id]
+
+
+async def test_new_connection_waits_for_the_last_record_of_a_connection_that_ends() -> None:
+    site = Site(LoopTurns())
+    first, _ = await acknowledged(site)
+    site.world.publish("news", b"1")
+    page = page_of(first)
+    page.closing(4200)
+    first.expire()
+    _, two = await joined(site)
+    assert resumed(two) == []
+    page.finish(echo=4200)
+    await turns(12)
+    assert (resumed(two)[0].replayed, resumed(two)[0].repeats) == (0, False)
+
+
+async def test_connection_of_a_dead_worker_is_not_waited_for() -> None:
+    site = Site(LoopTurns())
+    record = PageRecord(1, "#page-at-dead", {"news": Position("lost", 1)})
+    await site.port.remember(APP, PAGE, "9.9", record, PageBounds(300, 100, ""))
+    session, outlet = await joined(site)
+    assert resumed(outlet)[0].reason == "state-lost"
+    await tick(site, ZOMBIE_SECONDS + 1)
+    assert [*site.records] == [session.id]
+
+
+# The schedule
+
+
+class Due:
+    def __init__(self) -> None:
+        self.due_at = 0
+        self.checks = 0
+
+    def check(self) -> None:
+        self.checks += 1
+
+
+def test_a_turn_has_a_bounded_number_of_checks() -> None:
+    world = World()
+    schedule = PageSchedule(world.fanout, world.clock.monotonic)
+    pages = [Due() for _ in range(MAX_CHECKS + 1)]
+    for page in pages:
+        schedule.watch(page, world.clock.monotonic() + 1)
+    world.clock.advance(1)
+    schedule.tick()
+    assert sum(page.checks for page in pages) == MAX_CHECKS
+    world.turns.drain()
+    assert sum(page.checks for page in pages) == MAX_CHECKS + 1
+
+
+def test_check_that_is_cancelled_or_postponed_is_not_made() -> None:
+    world = World()
+    schedule = PageSchedule(world.fanout, world.clock.monotonic)
+    cancelled, postponed = Due(), Due()
+    now = world.clock.monotonic()
+    for page in (cancelled, postponed):
+        schedule.watch(page, now + 1)
+    schedule.forget(cancelled)
+    schedule.watch(postponed, now + 3)
+    for checks in (0, 0, 1):
+        world.clock.advance(1)
+        schedule.tick()
+        assert (cancelled.checks, postponed.checks) == (0, checks)
