@@ -22,6 +22,10 @@ CONFIRM_SECONDS = 2
 """the seconds within which the broker must confirm a publish"""
 MAX_QUEUED = 8 << 20
 """the maximum number of bytes that may wait for a slow broker; with more bytes, publishing is rejected"""
+MAX_KEPT_MESSAGES = 100
+MAX_KEPT_BYTES = 32 << 10
+"""the bounds of a batch with a history, above which the next message begins another batch. A replay contains whole batches, so a
+long batch would make a replay too large, although the client misses only the end of the batch."""
 AWAY = "the broker is away: nothing was published"
 UNCONFIRMED = "the broker has not confirmed in time: the event may have been delivered to some"
 
@@ -31,11 +35,12 @@ class Batch:
 
     section: the settings of the channel's history; None if the broker does not keep the messages.
     key: the idempotency key of the only message, or "".
+    size: the bytes of the data of messages with a history.
     cached: the message that the broker caches for `milliseconds`; None if no message is cached.
     waiting: one future for each message, because coroutines without an asyncio task (`eager.py`) cannot share a future.
     """
 
-    __slots__ = ("app", "at", "cached", "channel", "done", "key", "messages", "milliseconds", "section", "waiting")
+    __slots__ = ("app", "at", "cached", "channel", "done", "key", "messages", "milliseconds", "section", "size", "waiting")
 
     def __init__(self, app: str, channel: str, at: float, section: HistorySection | None, key: str) -> None:
         self.app = app
@@ -44,10 +49,16 @@ class Batch:
         self.waiting: list[asyncio.Future[Published]] = []
         self.section = section
         self.key = key
+        self.size = 0
         self.cached: Message | None = None
         self.milliseconds = 0
         self.done = False
         self.at = at
+
+    @property
+    def is_full(self) -> bool:
+        """Whether the next message with a history needs another batch."""
+        return self.size >= MAX_KEPT_BYTES or len(self.messages) >= MAX_KEPT_MESSAGES
 
     def fail(self, refused: Refused) -> None:
         if not self.done:
@@ -109,7 +120,7 @@ class PublishBatcher:
         loop = asyncio.get_running_loop()
         key = message.app, message.channel
         batch = self._batches.get(key)
-        if batch is not None and (batch.section is not section or batch.key or idempotency_key):
+        if batch is not None and (batch.section is not section or batch.key or idempotency_key or (section and batch.is_full)):
             self._finish(key, batch)
             batch = None
         if batch is None:
@@ -120,6 +131,8 @@ class PublishBatcher:
                 loop.call_soon(self._flush)
             batch = self._batches[key] = Batch(*key, loop.time(), section, idempotency_key)
         batch.messages.append(message)
+        if section is not None:
+            batch.size += len(message.data)
         if milliseconds is not None:
             batch.cached, batch.milliseconds = message, milliseconds
         future: asyncio.Future[Published] = loop.create_future()

@@ -94,17 +94,18 @@ async def _prepare(resp: RespConnection, address: Address, name: str) -> None:
         await _ask(resp, "SELECT", address.database)
     if about.get(b"role", b"master") != b"master":
         raise Unusable("this server is a replica, not a master")
-    resp.run_id = await _run_id(resp)
+    info = resp.call("INFO", "server")
     sharded = address.how == "cluster"
     loading = [resp.call("SCRIPT", "LOAD", one.sharded if sharded else one.text) for one in SCRIPTS]
+    resp.run_id = await _run_id(info)
     for one in loading:
         await _reply(one)
 
 
-async def _run_id(resp: RespConnection) -> str:
-    """Returns the id of this run of the server process; "" if an access control list forbids the command INFO."""
+async def _run_id(info: "asyncio.Future[Any]") -> str:
+    """Returns the id of this run of the server process from the reply of INFO; "" if an access control list forbids INFO."""
     try:
-        found = re.search(rb"run_id:(\w+)", await resp.call("INFO", "server"))
+        found = re.search(rb"run_id:(\w+)", await info)
     except hiredis.ReplyError:
         return ""
     return found[1].decode() if found else ""

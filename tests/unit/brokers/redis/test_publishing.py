@@ -4,11 +4,12 @@ import asyncio
 
 import pytest
 
-from push1st.brokers.redis.publishing import CONFIRM_SECONDS, MAX_QUEUED, Batch, PublishBatcher
+from push1st.brokers.redis.publishing import CONFIRM_SECONDS, MAX_KEPT_BYTES, MAX_KEPT_MESSAGES, MAX_QUEUED, Batch, PublishBatcher
 from push1st.brokers.redis.resp import RespConnection, pack
 from push1st.brokers.redis.wire import decode_message, decode_messages
+from push1st.config.history import HistorySection
 from push1st.errors import Refused
-from push1st.messages import Message, Published
+from push1st.messages import KeptMessage, Message, Published
 from push1st.metrics import Metrics
 from tests.support.loop import turns
 from tests.support.transport import Transport
@@ -28,12 +29,18 @@ class Desk:
         self.link = RespConnection(lambda _: None, lambda: None)
         self.link.connection_made(self.transport)
         self.metrics = Metrics()
+        self.ids: list[list[int]] = []
+        """the ids of the messages of each sent batch"""
+        self.keys: list[str] = []
         self.sent: list[tuple[str, list[Message], bytes | None]] = []
         self.publishing = PublishBatcher(self._send, self.metrics)
         self.publishing.connection = self.link
 
     def _send(self, link: RespConnection, batch: Batch, data: bytes, cached: bytes | None) -> None:
-        self.sent.append((batch.channel, decode_messages(data), cached))
+        self.ids.append([one.id for one in batch.messages])
+        self.keys.append(batch.key)
+        if batch.section is None:
+            self.sent.append((batch.channel, decode_messages(data), cached))
         link.send(pack(("PUBLISH",)), batch.published)
         link.send(pack(("HGET",)), batch.counted)
 
@@ -151,3 +158,56 @@ async def test_slow_server_gets_no_further_publishes():
     desk.behind = MAX_QUEUED + 1
     with pytest.raises(Refused, match="too slow"):
         desk.publish(message(1))
+
+
+SECTION = HistorySection()
+
+
+def kept(n: int, data: bytes = b"1") -> KeptMessage:
+    return KeptMessage("app", "c", "e", data, n, n)
+
+
+async def test_messages_with_and_without_a_history_are_batches_in_the_order_of_the_calls():
+    desk = Desk()
+    for n, section in enumerate((SECTION, SECTION, None, SECTION, None)):
+        desk.publishing.publish(kept(n), None, section)
+    await turns()
+    assert desk.ids == [[0, 1], [2], [3], [4]]
+    assert len(desk.transport.writes) == 1
+
+
+async def test_message_with_a_key_is_a_batch_of_its_own():
+    desk = Desk()
+    for n, key in enumerate(("", "k", "", "k", "l", "")):
+        desk.publishing.publish(kept(n), None, SECTION, key)
+    await turns()
+    assert desk.ids == [[0], [1], [2], [3], [4], [5]]
+    assert desk.keys == ["", "k", "", "k", "l", ""]
+
+
+async def test_batch_with_a_history_has_a_maximum_length_and_size():
+    desk = Desk()
+    for n in range(MAX_KEPT_MESSAGES + 1):
+        desk.publishing.publish(kept(n), None, SECTION)
+    for n in range(4):
+        desk.publishing.publish(kept(n, b"x" * (MAX_KEPT_BYTES // 2)), None, SECTION)
+    await turns()
+    assert list(map(len, desk.ids)) == [MAX_KEPT_MESSAGES, 3, 2]
+
+
+async def test_batch_without_a_history_has_no_maximum():
+    desk = Desk()
+    for n in range(5 * MAX_KEPT_MESSAGES):
+        desk.publish(message(n))
+    await turns()
+    assert list(map(len, desk.ids)) == [5 * MAX_KEPT_MESSAGES]
+
+
+async def test_connection_lost_within_the_turn_fails_also_the_batches_that_were_complete():
+    desk = Desk()
+    futures = [desk.publishing.publish(kept(0), None, SECTION)]
+    desk.link.abort()
+    futures.append(desk.publishing.publish(kept(1), None, SECTION, "k"))
+    await turns()
+    assert [await refusal(future) for future in futures] == ["the broker is away: nothing was published"] * 2
+    assert desk.ids == []
