@@ -11,6 +11,7 @@ import pytest
 from websockets.exceptions import ConnectionClosed
 
 from tests.cluster.machine import MAX_TRIES, by_worker, kill, machine, reload, until_workers, workers
+from tests.support.nodejs import NodeProcess
 from tests.support.process import APP, ServerProcess, merged
 from tests.support.pusher_socket import PusherSocket, dialled
 
@@ -138,3 +139,32 @@ def test_page_of_a_suspended_worker_is_recovered(server: ServerProcess, page: Pa
         assert other.until("e") == 1
     finally:
         kill(suspended, signal.SIGCONT)
+
+
+def test_fallback_sessions_on_several_workers_keep_their_page(
+    server: ServerProcess, stack: contextlib.ExitStack, channel: str
+) -> None:
+    """The requests of a session arrive at either worker, and the worker of its first request owns the session."""
+    name = secrets.token_hex(16)
+    where = {"httpHost": "127.0.0.1", "httpPort": server.ws_port, "httpPath": f"/resume/{name}/pusher"}
+    options = {"client": {**where, "enabledTransports": ["xhr_polling"]}, "secret": "secret", "authorize": "self"}
+    client = NodeProcess("pusher_js.mjs", {"key": "app-key", "api": server.api, **options})
+    stack.callback(client.close)
+    client.tell("subscribe", channel=channel, events=["pusher:resumed", "e"])
+    assert client.next(on="event", event="pusher:resumed")["data"]["reason"] == "unknown"
+    for number in range(3):
+        server.publish(channel, "e", number)
+        assert client.next(on="event", event="e")["data"] == number
+        client.next(on="message", event="pusher:ping")
+    assert figure_of_all(server, "push1st_acknowledgements_total") >= 2
+    client.tell("disconnect")
+    client.next(on="state", state="disconnected")
+    server.publish(channel, "e", 3)
+    client.tell("connect")
+    assert client.next(on="event", event="pusher:resumed")["data"]["recovered"]
+    while client.next(on="event", event="e")["data"] != 3:
+        pass
+
+
+def figure_of_all(server: ServerProcess, name: str) -> float:
+    return sum(by_worker(server, name).values())

@@ -155,3 +155,13 @@ def test_many_clients_are_disconnected_when_the_server_stops(proxy: Proxy, reque
                 codes.append(client.close_code)
         assert codes == [4200] * 10
         wait_until(lambda: own.server.process is not None and own.server.process.poll() is not None, "the server ends")
+
+
+def test_nginx_does_not_log_the_name_of_a_page() -> None:
+    with proxied("nginx") as running:
+        page = "page-0123456789abcdef"
+        assert request(running, "GET", f"/resume/{page}/nothing")[0] == 404
+        log = running.certificate.with_name("access.log")
+        wait_until(lambda: "/resume/" in log.read_text(), "the request is in the log")
+        assert '"GET /resume/-/nothing" 404' in log.read_text()
+        assert page not in log.read_text()
