@@ -19,7 +19,7 @@ class StoredPage:
 
     address: the address or network of the client that made the page.
     records: for each connection, the time of its record, and the encoded record.
-    forgotten: the connections whose records were deleted, with the times until which they store no record.
+    forgotten: the connections whose records were deleted, with the times until which they store no record; None without them.
     until: when the page expires, in nanoseconds on the wall clock.
     """
 
@@ -28,8 +28,11 @@ class StoredPage:
     def __init__(self, address: str) -> None:
         self.address = address
         self.records: dict[str, tuple[int, bytes]] = {}
-        self.forgotten: OrderedDict[str, int] = OrderedDict()
+        self.forgotten: dict[str, int] | None = None
         self.until = 0
+
+    def is_forgotten(self, socket_id: str, now: int) -> bool:
+        return self.forgotten is not None and now < self.forgotten.get(socket_id, 0)
 
     @property
     def size(self) -> int:
@@ -66,15 +69,16 @@ class MemoryPages:
                 return False
             stored = pages[page] = StoredPage(bounds.address)
             self._addresses[app, bounds.address] += 1
-        elif now < stored.forgotten.get(socket_id, 0) or (record.is_closed and socket_id not in stored.records):
+        elif stored.is_forgotten(socket_id, now) or (record.is_closed and socket_id not in stored.records):
             return False
         else:
             self.bytes -= stored.size
         stored.records[socket_id] = record.written, encode_record(record)
         for one in merged:
             stored.records.pop(one, None)
-        for one in surplus({one: (written, len(data)) for one, (written, data) in stored.records.items()}, socket_id):
-            del stored.records[one]
+        if len(stored.records) > 1:
+            for one in surplus({one: (written, len(data)) for one, (written, data) in stored.records.items()}, socket_id):
+                del stored.records[one]
         self.bytes += stored.size
         stored.until = now + bounds.seconds * SECOND
         pages.move_to_end(page)
@@ -118,9 +122,11 @@ class MemoryPages:
         if stored is None:
             return
         self.bytes -= stored.size
+        forgotten = {} if stored.forgotten is None else stored.forgotten
         for one in socket_ids:
             stored.records.pop(one, None)
-            stored.forgotten[one] = now + FORGOTTEN_SECONDS * SECOND
-        while len(stored.forgotten) > MAX_FORGOTTEN:
-            stored.forgotten.popitem(last=False)
+            forgotten[one] = now + FORGOTTEN_SECONDS * SECOND
+        while len(forgotten) > MAX_FORGOTTEN:
+            del forgotten[next(iter(forgotten))]
+        stored.forgotten = forgotten
         self.bytes += stored.size

@@ -33,6 +33,10 @@ MAX_PINGS = 64
 """the maximum number of unanswered pings; then the client does not answer pings, and cannot acknowledge anything"""
 
 
+_NONE: dict[str, Position | None] = {}
+"""the inherited positions of all connections that inherit none; always empty"""
+
+
 class Positioned(Protocol):
     """The position of a channel (`hub.Channel`): the position of the last message that its subscribers have received."""
 
@@ -57,8 +61,13 @@ class Inherited(msgspec.Struct, frozen=True, gc=False):
     is_shared: bool
 
 
+_NOTHING = Inherited({}, frozenset(), (), (), False)
+
+
 def inherit(records: Mapping[str, PageRecord]) -> Inherited:
     """Merges the records of a page, which are given by the ids of their connections."""
+    if not records:
+        return _NOTHING
     positions: dict[str, Position | None] = {}
     inexact: set[str] = set()
     sockets: dict[str, None] = {}
@@ -120,7 +129,7 @@ class PageState:
     __slots__ = ("_exact", "_inherited", "_pings", "_until", "is_mute", "is_shared", "positions", "sockets")
 
     def __init__(self, inherited: Inherited, now: float) -> None:
-        self._inherited = dict(inherited.positions)
+        self._inherited = dict(inherited.positions) if inherited.positions else _NONE
         self._exact = inherited.exact
         self._until = now + INHERITED_SECONDS
         self._pings: list[SentPing] = []

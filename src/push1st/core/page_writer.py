@@ -47,40 +47,38 @@ class RecordOwner(Protocol):
         """Called after the last write, or when this write has failed."""
 
 
-class RecordWriter:
-    """Writes the records of one connection.
+class WriterContext(Protocol):
+    """What the writers of a worker share."""
 
-    port: the broker's storage. call_soon: a function that calls a function at the end of the turn.
-    monotonic: a function that returns the time in seconds.
-    """
+    @property
+    def port(self) -> Pages: ...
+
+    def call_soon(self, run: Callable[[], None]) -> object:
+        """Calls a function at the end of the turn."""
+
+    def monotonic(self) -> float:
+        """Returns the time in seconds."""
+
+
+class RecordWriter:
+    """Writes the records of one connection."""
 
     __slots__ = (
-        "_call_soon",
+        "_context",
         "_is_begun",
         "_is_closed",
         "_is_dirty",
         "_is_scheduled",
         "_is_writing",
-        "_monotonic",
         "_owner",
-        "_port",
         "is_stored",
         "merged",
         "write_at",
     )
 
-    def __init__(
-        self,
-        owner: RecordOwner,
-        port: Pages,
-        call_soon: Callable[[Callable[[], None]], object],
-        monotonic: Callable[[], float],
-        merged: Collection[str],
-    ) -> None:
+    def __init__(self, owner: RecordOwner, context: WriterContext, merged: Collection[str]) -> None:
         self._owner = owner
-        self._port = port
-        self._call_soon = call_soon
-        self._monotonic = monotonic
+        self._context = context
         self._is_begun = self._is_dirty = self._is_scheduled = self._is_writing = self._is_closed = False
         self.is_stored = False
         """whether the broker has stored a record of this connection"""
@@ -94,7 +92,7 @@ class RecordWriter:
         self._is_begun = self._is_dirty = True
         if not self._is_scheduled:
             self._is_scheduled = True
-            self._call_soon(self._start)
+            self._context.call_soon(self._start)
 
     def changed(self) -> None:
         """Writes the record at the end of this turn, unless `soon` was never called."""
@@ -119,7 +117,7 @@ class RecordWriter:
                 self._is_dirty = False
                 await self._store(closed=False)
         except Refused:
-            self.write_at = self._monotonic() + RETRY_SECONDS
+            self.write_at = self._context.monotonic() + RETRY_SECONDS
             self._owner.on_written(is_rejected=False)
         finally:
             self._is_writing = False
@@ -139,14 +137,15 @@ class RecordWriter:
         owner, client = self._owner, self._owner.client
         resume = client.app.config.resume
         if not resume.seconds:
+            self.write_at = 0.0
             return
         record = await owner.record(closed=closed)
         merged = self.merged
         bounds = PageBounds(resume.seconds, resume.pages, owner.address)
-        is_stored = await self._port.remember(client.app.config.id, owner.name, client.id, record, bounds, merged)
+        is_stored = await self._context.port.remember(client.app.config.id, owner.name, client.id, record, bounds, merged)
         if is_stored:
             self.is_stored = True
             self.merged = ()
-        self.write_at = self._monotonic() + resume.seconds / 3
+        self.write_at = self._context.monotonic() + resume.seconds / 3
         if not closed:
             owner.on_written(is_rejected=not is_stored)

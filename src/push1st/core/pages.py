@@ -111,7 +111,7 @@ class PageConnection:
 
     @property
     def _now(self) -> float:
-        return self._registry.clock.monotonic()
+        return self._registry.monotonic()
 
     # Resuming
 
@@ -132,7 +132,7 @@ class PageConnection:
             records = await registry.port.recall(app.config.id, self.name)
         inherited = inherit(records)
         state = self._state = PageState(inherited, self._now)
-        self._writer = RecordWriter(self, registry.port, registry.fanout.call_soon, registry.clock.monotonic, inherited.closed)
+        self._writer = RecordWriter(self, registry, inherited.closed)
         if search is not None and search.is_twin:
             state.share()
         elif not state.is_shared:
@@ -271,7 +271,7 @@ class PageConnection:
             return
         times = (0.0 if state.is_shared else self._acknowledge_at, self._writer.write_at, self._forget_at)
         at = min(filter(None, (*times, self._probed_until, state.expires or 0.0)), default=0.0)
-        if at:
+        if at and (not self.due_at or at < self.due_at):
             self._registry.schedule.watch(self, at)
 
     # The record
@@ -279,7 +279,7 @@ class PageConnection:
     async def record(self, *, closed: bool) -> PageRecord:
         assert self._state is not None
         topic = await self._registry.probes.own_topic(self.client.app)
-        written = self._registry.clock.wall() // 1_000_000
+        written = self._registry.wall() // 1_000_000
         return self._state.record(self._now, written, topic, closed=closed, exact=self._is_exact)
 
     def on_written(self, *, is_rejected: bool) -> None:
@@ -343,8 +343,9 @@ class PageRegistry:
     """
 
     def __init__(self, fanout: Fanout, controller: Controller, clock: Clock, metrics: Metrics, new_id: Callable[[], str]) -> None:
-        self.fanout = fanout
-        self.clock = clock
+        self.call_soon = fanout.call_soon
+        self.monotonic = clock.monotonic
+        self.wall = clock.wall
         self.metrics = metrics
         self.port: Pages
         self._pages: dict[str, PageConnection] = {}
