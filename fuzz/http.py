@@ -29,6 +29,7 @@ from push1st.process.server import handlers
 from push1st.protocols.pusher import Pusher
 from push1st.protocols.pusher_xhr import PusherXhr
 from push1st.protocols.raw import Raw
+from push1st.protocols.raw_positions import RawPositions
 from push1st.transports.context import EdgeContext
 from push1st.transports.http import HttpConnection
 from push1st.transports.listener import Listener
@@ -153,7 +154,12 @@ class Server:
         )
         run_eagerly(self.node.open(memory, memory, memory, memory, memory, hooks))
         sweep = Sweep(clock.monotonic, self.note, lambda: None)
-        codecs: dict[str, Any] = {"pusher": Pusher(), "pusher-xhr": PusherXhr(), "websocket": Raw()}
+        codecs: dict[str, Any] = {
+            "pusher": Pusher(),
+            "pusher-xhr": PusherXhr(),
+            "websocket": Raw(),
+            "websocket-positions": RawPositions(),
+        }
         self.context = EdgeContext(self.node, config, codecs, sweep, self.failed)
         self.listener = Listener(
             self.context, handlers(self.context, Api(self.node, config).serve), True, config.api.whitelist, 10

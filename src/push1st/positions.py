@@ -5,6 +5,7 @@ the position before the first message. Clients do not interpret a position.
 """
 
 import re
+from collections.abc import Iterable
 
 import msgspec
 
@@ -13,9 +14,14 @@ MAX_POSITION_BYTES = 32
 EPOCH_CHARACTERS = 10
 """the number of characters of an epoch: 5 for the generation of the broker's state, 5 for the channel"""
 WORD_CHARACTERS = EPOCH_CHARACTERS // 2
+MAX_LIST_BYTES = 4096
+"""the maximum number of bytes of a list of positions"""
+NO_POSITION = "-"
+"""stands in a list of positions for a channel of which the client has no position"""
 ALPHABET = "0123456789ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz"
 
-_POSITION = re.compile(r"([A-Za-z0-9]+):(0|[1-9][0-9]*)\Z", re.ASCII)
+_POSITION = re.compile(r"([A-Za-z0-9]+):(0|[1-9][0-9]{0,14})\Z", re.ASCII)
+"""a pattern for a position; brokers and clients store its offset as a floating-point number, which is exact up to 15 digits"""
 
 
 class Position(msgspec.Struct, frozen=True, gc=False, array_like=True):
@@ -38,6 +44,30 @@ class Position(msgspec.Struct, frozen=True, gc=False, array_like=True):
 
     def __str__(self) -> str:
         return f"{self.epoch}:{self.offset}"
+
+
+def parse_list(text: str, count: int) -> tuple[Position | None, ...]:
+    """Parses a list of positions that a client sends, one for each of its `count` channels, with commas between them.
+
+    Returns None in place of a position that is `-` or not valid. If the list is too long, or if it has not `count` entries, no
+    entry can be assigned to a channel; then all results are None.
+    """
+    entries = text.split(",") if len(text) <= MAX_LIST_BYTES else ()
+    if len(entries) != count:
+        return (None,) * count
+    return tuple(map(_position_or_none, entries))
+
+
+def _position_or_none(text: str) -> Position | None:
+    try:
+        return Position.parse(text)
+    except ValueError:
+        return None
+
+
+def write_list(positions: Iterable[Position | None]) -> str:
+    """Returns the text of a list of positions, which `parse_list` parses."""
+    return ",".join(NO_POSITION if one is None else str(one) for one in positions)
 
 
 def word(random: int) -> str:

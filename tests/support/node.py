@@ -24,6 +24,7 @@ from push1st.metrics import Metrics
 from push1st.protocols.pusher import Pusher
 from push1st.protocols.pusher_xhr import PusherXhr
 from push1st.protocols.raw import Raw
+from push1st.protocols.raw_positions import RawPositions
 from tests.support.broker import SlowBroker
 from tests.support.frames import Wire
 from tests.support.loop import Clock, LoopTurns, Turns, done
@@ -31,6 +32,7 @@ from tests.support.loop import Clock, LoopTurns, Turns, done
 APP, KEY, SECRET = "app-test", "app-key", "secret"
 PUSHER = Pusher()
 RAW = Raw()
+RAW_POSITIONS = RawPositions()
 XHR = PusherXhr()
 
 

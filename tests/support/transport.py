@@ -16,7 +16,7 @@ from push1st.transports.listener import Listener
 from push1st.transports.sweep import Sweep
 from tests.support.http import handshake
 from tests.support.loop import LoopTurns, turns
-from tests.support.node import PUSHER, RAW, XHR, World
+from tests.support.node import PUSHER, RAW, RAW_POSITIONS, XHR, World
 
 
 class Numbered:
@@ -46,6 +46,8 @@ class Transport(asyncio.Transport):
         self.ended = False
         self.high: int | None = None
         self.bound: int | None = None
+        self.unsent = 0
+        """the number of bytes that the client has not read yet"""
         self.protocol: Any = None
 
     @property
@@ -93,7 +95,7 @@ class Transport(asyncio.Transport):
         self.protocol = protocol
 
     def get_write_buffer_size(self) -> int:
-        return 0
+        return self.unsent
 
     def set_write_buffer_limits(self, high: int | None = None, low: int | None = None) -> None:
         self.high = high
@@ -122,7 +124,7 @@ class Site:
         self.config = Config(server=server or ServerConfig(), api=api or ApiConfig(), apps=self.world.apps)
         self.sweep = Sweep(self.clock.monotonic, self._swept_badly, lambda: spawn(self.node.tick()))
         self.serve = serve or Api(self.node, self.config).serve
-        codecs: dict[str, Any] = {"pusher": PUSHER, "pusher-xhr": XHR, "websocket": RAW}
+        codecs: dict[str, Any] = {"pusher": PUSHER, "pusher-xhr": XHR, "websocket": RAW, "websocket-positions": RAW_POSITIONS}
         self.context = EdgeContext(self.node, self.config, codecs, self.sweep, self._failed)
         self.handlers = handlers(self.context, self.serve)
         self.fallbacks: Any = next((handler for _, handler in self.handlers._routes), None)

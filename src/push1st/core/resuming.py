@@ -153,12 +153,18 @@ def send_earlier(session: Resuming, kind: Kind, channel: str, request: ReplayReq
     recovered, replay = False, b""
     if resumption is not None:
         recovered, replay = _resume(session, resumption, channel, request, joined.replay)
-    if kind.cache and not recovered:
+    if kind.cache and not recovered and not (replay and _replays_cached(joined)):
         session.outlet.send(node.replay(session.app, session, channel, joined.cached))
     if replay:
         node.fanout.direct(session, replay)
     if channel.startswith("#"):
         node.signins.deliver_held(session.app, session, joined.replay.position if recovered and joined.replay else None)
+
+
+def _replays_cached(joined: Joined) -> bool:
+    """Returns whether the replayed messages include the cached event of a cache channel."""
+    cached, replay = joined.cached, joined.replay
+    return cached is not None and replay is not None and any(one.id == cached.message.id for one in replay.messages)
 
 
 def _resume(
@@ -174,7 +180,7 @@ def _resume(
         if reason == replay.reason:
             frames = _frames(session, resumption, replay)
             size = sum(map(len, frames))
-            if size > session.node.max_replay_bytes or not session.outlet.has_room(size):
+            if size > session.node.max_replay_bytes or (size and not session.outlet.has_room(size)):
                 frames, size, reason = [], 0, reason or "too-large"
     repeats = resumption.subscribed(channel, request, reason) and bool(frames) and reason is None
     session.outlet.send(Resumed(channel, reason, len(frames), repeats, None if replay is None else replay.position))

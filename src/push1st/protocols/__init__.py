@@ -25,6 +25,7 @@ PROTOCOLS = {
     "pusher": Parts("push1st.protocols.pusher:Pusher", "push1st.transports.entries.pusher:PusherEntry"),
     "pusher-xhr": Parts("push1st.protocols.pusher_xhr:PusherXhr"),
     "websocket": Parts("push1st.protocols.raw:Raw", "push1st.transports.entries.raw:RawEntry"),
+    "websocket-positions": Parts("push1st.protocols.raw_positions:RawPositions"),
 }
 
 

@@ -7,6 +7,7 @@ from push1st.jsontext import decode, encode, object_text
 from push1st.messages import (
     DEFAULT_OPTIONS,
     MAX_HEADERS_BYTES,
+    RESUMED,
     Command,
     Failure,
     Message,
@@ -32,6 +33,23 @@ _frame = msgspec.json.Decoder(RawFrame)
 _options = msgspec.json.Decoder(Options)
 
 
+def message_frame(message: Message, now: int, position: bytes) -> bytes:
+    """Returns the frame of a message. `position`: a field with the message's position, after a comma; or b""."""
+    return text_frame(
+        b'{"event":%b,"channel":%b,"data":%b,"#msg-id":%d,"#msg-from":%b,"#msg-time":%d%b%b}'
+        % (
+            encode(message.event),
+            encode(message.channel),
+            message.data,
+            message.id,
+            encode(message.sender),
+            max(0, now - message.received),
+            position,
+            message.headers and b',"headers":' + message.headers,
+        )
+    )
+
+
 class Raw:
     """The codec; see `protocols.Codec`."""
 
@@ -39,18 +57,9 @@ class Raw:
     binary = True
 
     def message(self, message: Message, now: int) -> bytes:
-        return text_frame(
-            b'{"event":%b,"channel":%b,"data":%b,"#msg-id":%d,"#msg-from":%b,"#msg-time":%d%b}'
-            % (
-                encode(message.event),
-                encode(message.channel),
-                message.data,
-                message.id,
-                encode(message.sender),
-                max(0, now - message.received),
-                message.headers and b',"headers":' + message.headers,
-            )
-        )
+        if message.event == RESUMED:  # clients that do not use positions have no use for this event
+            return b""
+        return message_frame(message, now, b"")
 
     def decode(self, text: str) -> Command:
         try:

@@ -40,6 +40,9 @@ class Lost(asyncio.Transport):
     def can_write_eof(self) -> bool:
         return False
 
+    def get_write_buffer_size(self) -> int:
+        return 0
+
 
 LOST = Lost()
 
