@@ -36,7 +36,7 @@ from push1st.process.system import DeferTwoTurns, Random, SystemClock, raise_fil
 from push1st.process.tls import NOTE, self_signed
 from push1st.process.tlscontext import TlsConnection, TlsContext, make_context
 from push1st.protocols import PROTOCOLS
-from push1st.transports import pages, xhr
+from push1st.transports import pages, sse, xhr
 from push1st.transports.context import EdgeContext
 from push1st.transports.entries import EntryTable
 from push1st.transports.handlers import Handlers, Route, Serve
@@ -67,7 +67,11 @@ log = logs.get("push1st.server")
 
 def handlers(context: EdgeContext, serve: Serve) -> Handlers:
     """Returns the table of a worker's connection handlers. `serve` is the function that serves requests to the API."""
-    routes = [Route(context.config.server.bases("pusher"), xhr.TAIL, xhr.Fallbacks(context), pages.PREFIX)]
+    server = context.config.server
+    routes = [
+        Route(server.bases("pusher"), xhr.TAIL, xhr.Fallbacks(context), pages.PREFIX),
+        Route(server.bases("sse"), sse.TAIL, sse.EventStreams(context)),
+    ]
     entries = [named(parts.entry)(context) for parts in PROTOCOLS.values() if parts.entry]
     return Handlers(context, serve, routes, EntryTable(context, entries).upgrade)
 

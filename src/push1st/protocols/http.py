@@ -42,6 +42,7 @@ _NEEDED = frozenset(
         b"expect",
         b"host",
         b"idempotency-key",
+        b"last-event-id",
         b"origin",
         b"sec-websocket-key",
         b"sec-websocket-version",

@@ -5,22 +5,27 @@ The module rejects a client with the exception `Disconnect`, which has a close c
 transport encodes this rejection for its clients, for example as a close frame.
 """
 
+import math
 import re
 from functools import lru_cache
 from typing import Literal
 from urllib.parse import parse_qsl
 
-from push1st.config.model import ProtocolConfig
+from push1st.config.model import ProtocolConfig, SseConfig
 from push1st.core.app import App
+from push1st.core.session import Session
 from push1st.errors import Disconnect
 from push1st.transports.context import EdgeContext
 from push1st.transports.places import Crowded
 
+EXPIRED = "access token has expired"
 AUTHORIZE_SECONDS = 10
 """seconds in which a client of an app with `authorized_only` must sign in, or join a channel that needs a signature"""
 
 
-def admit(context: EdgeContext, protocol: ProtocolConfig, key: str, origin: str | None, ip: str, crowded: Crowded | None) -> App:
+def admit(
+    context: EdgeContext, protocol: ProtocolConfig | SseConfig, key: str, origin: str | None, ip: str, crowded: Crowded | None
+) -> App:
     """Returns the app with the key `key`. Raises Disconnect to reject the client.
 
     origin: the `Origin` header of the client; None if the client is not a browser.
@@ -42,6 +47,14 @@ def admit(context: EdgeContext, protocol: ProtocolConfig, key: str, origin: str 
         context.refuse_crowded(crowded, ip)
         raise Disconnect(4100, capacity_error(crowded))
     return context.node.app(found)
+
+
+def token_seconds(session: Session) -> float:
+    """Returns the seconds until a client's access token expires; infinity if the client has no token that expires."""
+    claims = session.claims
+    if claims is None or claims.exp is None:
+        return math.inf
+    return claims.exp - session.node.clock.wall() / 1_000_000_000
 
 
 def capacity_error(crowded: Crowded) -> str:

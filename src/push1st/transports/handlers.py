@@ -88,6 +88,7 @@ class HandlerRequest(msgspec.Struct, frozen=True, gc=False):
 
     args: the values of the groups in the regular expression `Route.tail`.
     crowded: the bound that the number of connections has reached; None if no bound is reached.
+    last_event_id: the header `Last-Event-ID`; "" without one.
     is_direct: whether `EdgeContext.addresses` already counts the connection for the client's address.
     """
 
@@ -99,6 +100,7 @@ class HandlerRequest(msgspec.Struct, frozen=True, gc=False):
     ip: str
     crowded: Crowded | None = None
     is_direct: bool = False
+    last_event_id: str = ""
 
 
 class Handshake(msgspec.Struct, frozen=True, gc=False):

@@ -237,7 +237,8 @@ class HttpConnection(Pipeline):
             handler, args = found
             client, ip = client_of(headers, event.query), self._client_ip(headers)
             crowded, is_direct = listener.crowded, bool(self._address)
-            routed = HandlerRequest(event.method, args, event.query, event.body, client, ip, crowded, is_direct)
+            last_id = headers.get(b"last-event-id", b"").decode("latin-1")
+            routed = HandlerRequest(event.method, args, event.query, event.body, client, ip, crowded, is_direct, last_id)
             if not self._busy:
                 self._handle(routed, handler, keep)
                 return

@@ -18,7 +18,7 @@ from push1st import auth
 from push1st.core.app import App
 from push1st.core.rights import Claimant, may_subscribe
 from push1st.errors import Refused
-from push1st.messages import ClientRequest, Subscribe
+from push1st.messages import ClientRequest, SignedInUser, Subscribe
 from push1st.positions import parse_list
 from push1st.transports.admission import params
 from push1st.transports.context import EdgeContext
@@ -30,6 +30,16 @@ MAX_REWIND_SECONDS = 2_592_000
 NO_CHANNEL = "no channel to subscribe to: they need an access token, or their names are not valid"
 
 _REWIND = re.compile(r"([1-9][0-9]{0,6})(s?)\Z", re.ASCII)
+
+
+class Applicant(msgspec.Struct, frozen=True, gc=False):
+    """A client whose session has not begun (`rights.Claimant`). `claims`: the rights in its access token."""
+
+    claims: auth.Claims | None
+    id: str = ""
+    push: frozenset[str] = frozenset()
+    lenient: bool = False
+    user: SignedInUser | None = None
 
 
 class PathRequest(msgspec.Struct, frozen=True, gc=False):

@@ -18,7 +18,7 @@ from push1st.core.session import Session
 from push1st.messages import Ending, Established, Failure, Reply
 from push1st.protocols import Codec
 from push1st.protocols.websocket import PING_FRAME, Decoder, Event, close_frame
-from push1st.transports.admission import AUTHORIZE_SECONDS
+from push1st.transports.admission import AUTHORIZE_SECONDS, EXPIRED, token_seconds
 from push1st.transports.context import LINGER_BYTES, LINGER_SECONDS, EdgeContext
 from push1st.transports.handlers import SocketOwner
 from push1st.transports.lost import LOST
@@ -27,7 +27,6 @@ from push1st.transports.sweep import NEVER
 CLOSE_SECONDS = 5
 PONG_SECONDS = 30
 """seconds from a ping until the server disconnects a client that has sent nothing since the ping (Pusher protocol, section 7)"""
-EXPIRED = "access token has expired"
 
 
 class WebSocketOutput(SocketOwner):
@@ -264,10 +263,7 @@ class WebSocketOutput(SocketOwner):
 
     def _token_seconds(self) -> float:
         """Returns the seconds until the client's access token expires; infinity if the client has no token that expires."""
-        claims = None if self._session is None else self._session.claims
-        if claims is None or claims.exp is None:
-            return math.inf
-        return claims.exp - self._context.node.clock.wall() / 1_000_000_000
+        return math.inf if self._session is None else token_seconds(self._session)
 
     def _keep_alive(self, now: float) -> float:
         """Pings or disconnects a client that has been silent for too long; returns the time of the next check."""

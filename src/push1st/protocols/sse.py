@@ -1,0 +1,95 @@
+"""The blocks of server-sent events (HTML standard, section 9.2): messages, `resumed`, positions and heartbeats.
+
+A block is some lines and an empty line. All subscribers of a channel get the same blocks, so a block with the position of its
+channel as its `id` is only for streams with one channel. A stream with several channels gets the positions of all its channels
+from time to time, in blocks of their own. A browser sends the last id when it reconnects (`Last-Event-ID`).
+"""
+
+from push1st.jsontext import encode
+from push1st.messages import RESUMED, KeptMessage, Message, Resumed, resumed_data
+from push1st.positions import Position
+
+TYPE = b"text/event-stream; charset=utf-8"
+HEARTBEAT = b":\n\n"
+ENVELOPED = frozenset(("", "error", "open", "position", "resumed"))
+"""names that no block has as its type: `EventSource` itself uses the first three, and the server uses the others"""
+
+_LINE_ENDS = bytes.maketrans(b"\r\n", b"  ")
+"""replaces line ends, which are only white space in JSON text; else the data of a message could contain a line of its own"""
+
+
+class SseWire:
+    """Encodes messages as blocks (`hub.Wire`).
+
+    name: the name of the wire.
+    has_ids: whether a block has the position of its channel as its id.
+    is_named: whether the name of an event is the type of its block, and the data are those of the event only.
+    """
+
+    __slots__ = ("_has_ids", "_is_named", "name")
+
+    def __init__(self, name: str, has_ids: bool, is_named: bool) -> None:
+        self.name = name
+        self._has_ids = has_ids
+        self._is_named = is_named
+
+    def message(self, message: Message, now: int) -> bytes:
+        position = b""
+        if type(message) is KeptMessage and message.offset:  # a cached event has no offset
+            position = b"%b:%d" % (message.epoch.encode(), message.offset)
+        id = b"id: %b\n" % position if position and self._has_ids else b""
+        event = message.event
+        if event == RESUMED:
+            return id + self._resumed(message.channel, message.data)
+        if self._is_named and event not in ENVELOPED and not {"\r", "\n", "\0"}.intersection(event):
+            return b"%bevent: %b\ndata: %b\n\n" % (id, event.encode(), message.data.translate(_LINE_ENDS))
+        envelope = b'{"event":%b,"channel":%b,"data":%b%b%b}' % (
+            encode(event),
+            encode(message.channel),
+            message.data,
+            position and b',"pos":"%b"' % position,
+            message.headers and b',"headers":' + message.headers,
+        )
+        return b"%bdata: %b\n\n" % (id, envelope.translate(_LINE_ENDS))
+
+    def resumed(self, reply: Resumed) -> bytes:
+        """Returns the block with which a channel begins. The block has no id: the position of the reply may be ahead of it."""
+        return self._resumed(reply.channel, resumed_data(reply))
+
+    def _resumed(self, channel: str, data: bytes) -> bytes:
+        name = encode(channel)
+        if self._is_named:
+            return b'event: resumed\ndata: {"channel":%b,%b\n\n' % (name, data[1:])
+        return b'data: {"event":"resumed","channel":%b,"data":%b}\n\n' % (name, data)
+
+
+WIRES = {
+    (has_ids, is_named): SseWire(("sse" if has_ids else "sse-many") + ("-named" if is_named else ""), has_ids, is_named)
+    for has_ids in (True, False)
+    for is_named in (True, False)
+}
+"""the wires by `has_ids` and `is_named`"""
+
+
+def retry_block(milliseconds: int) -> bytes:
+    """Returns the block that sets the time after which the client reconnects."""
+    return b"retry: %d\n\n" % milliseconds
+
+
+def position_block(positions: str) -> bytes:
+    """Returns a block that sets the id of the stream. `positions`: a position, or a list of positions.
+
+    The block has a type for which no page listens, and data: some clients ignore a block that has only an id.
+    """
+    text = positions.encode()
+    return b"event: position\nid: %b\ndata: %b\n\n" % (text, text)
+
+
+def begin_of(reply: Resumed, since: Position | None) -> Position | None:
+    """Returns the position after which the messages that follow a `Resumed` begin; None for a channel without history.
+
+    since: the client's own position.
+    """
+    if reply.reason is None or reply.position is None:
+        return since if reply.reason is None else None
+    return Position(reply.position.epoch, max(0, reply.position.offset - reply.replayed))
