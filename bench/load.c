@@ -698,8 +698,14 @@ static uint64_t start_timer(void) { /* fires `rate` times a second; returns when
     return first;
 }
 
-static struct publisher *idle(void) {
-    for (long i = 0; i < publishers; i++) if (!posts[i].busy) return &posts[i];
+static struct publisher *idle(void) { /* in turn: a server may end a connection without a request */
+    static long next;
+    for (long i = 0; i < publishers; i++, next = (next + 1) % publishers)
+        if (!posts[next].busy) {
+            struct publisher *found = &posts[next];
+            next = (next + 1) % publishers;
+            return found;
+        }
     return NULL;
 }
 

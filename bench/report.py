@@ -53,6 +53,8 @@ def table(bench: Bench, ready: list[Peer]) -> str:
 def goals(bench: Bench) -> list[str]:
     lines = []
     for goal in bench.suite.goals:
+        if goal.alone and bench.options.workers > 1:
+            continue
         figure = next(figure for figure in bench.suite.figures if (figure.run, figure.field) == (goal.run, goal.field))
         if goal.other and goal.difference:
             ratio = bench.difference(goal.run, goal.field, goal.ours, goal.other)
