@@ -22,12 +22,13 @@ import statistics
 import sys
 import time
 from collections.abc import Callable, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 
 import uvloop
 from report import grid
-from servers import APP, EVENT, PAYLOAD, broker_version, machine
+from servers import APP, EVENT, PAYLOAD, broker_version, machine, stop_on_signals
 
 from push1st.brokers.local_roster import LocalRoster
 from push1st.brokers.redis import Redis
@@ -196,8 +197,9 @@ class Publisher:
         return Measured(command_time(self._server, kind.commands) / sent, used * 1e6 / sent)
 
 
-async def measure_broker(rounds: int, seconds: float) -> bool:
+async def measure_broker(rounds: int, seconds: float, stack: ExitStack) -> bool:
     server = Valkey()
+    stack.callback(server.close)
     cores = sorted(os.sched_getaffinity(0))
     os.sched_setaffinity(server.pid, cores[:1])
     os.sched_setaffinity(0, cores[-1:])
@@ -213,7 +215,6 @@ async def measure_broker(rounds: int, seconds: float) -> bool:
                 if batch == 1 or not kind.keyed:  # a message with a key is a batch of its own
                     found.setdefault((kind.label, batch), []).append(await publisher.measure(kind, batch, seconds))
     await publisher.close()
-    server.close()
     rows = [["µs of the server for each message", *(f"batches of {batch}: commands | CPU" for batch in BATCHES)]]
     for kind in every:
         rows.append([kind.label])
@@ -242,6 +243,7 @@ def main() -> int:
     parser.add_argument("--rounds", type=int, default=7, metavar="N")
     parser.add_argument("--seconds", type=float, default=1, metavar="S", help="how long each kind of publish is measured")
     options = parser.parse_args()
+    stop_on_signals()
     about = machine()
     print(f"{about['date']}; {about['cpu']}, {about['cores']} cores; Linux {about['kernel']}; Python {about['python']}")
     print(f"{broker_version()}; {options.rounds} rounds; {PAYLOAD}-byte payloads; load average {os.getloadavg()[0]:.2f}\n")
@@ -249,7 +251,8 @@ def main() -> int:
     if options.only != "broker":
         reached &= measure_node(options.rounds)
     if options.only != "node":
-        reached &= uvloop.run(measure_broker(options.rounds, options.seconds))
+        with ExitStack() as stack:
+            reached &= uvloop.run(measure_broker(options.rounds, options.seconds, stack))
     return 0 if reached else 1
 
 

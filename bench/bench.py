@@ -28,7 +28,7 @@ from pathlib import Path
 from installing import HERE, CannotRun
 from measuring import Bench
 from report import comparison, conditions, draw, goals, table
-from servers import EARLIER, machine, peers, raise_file_limit
+from servers import EARLIER, machine, peers, raise_file_limit, stop_on_signals
 from suites import SUITES
 
 
@@ -77,6 +77,7 @@ def arguments() -> argparse.Namespace:
 
 def main() -> int:
     options = arguments()
+    stop_on_signals()
     if options.realtime:  # what stops and continues the load generators must not wait for them
         os.sched_setscheduler(0, os.SCHED_RR, os.sched_param(6))
     with tempfile.TemporaryDirectory(prefix="push1st-bench-") as folder:

@@ -22,7 +22,18 @@ import tempfile
 from pathlib import Path
 
 from installing import HERE, CannotRun, compiled
-from servers import REALTIME, Peer, Running, broker_version, machine, peers, raise_file_limit, running, write_requests
+from servers import (
+    REALTIME,
+    Peer,
+    Running,
+    broker_version,
+    machine,
+    peers,
+    raise_file_limit,
+    running,
+    stop_on_signals,
+    write_requests,
+)
 
 MOST_SECONDS = 10.0
 WARM_SECONDS = 5
@@ -87,6 +98,7 @@ def main() -> int:
     parser.add_argument("--rounds", type=int, default=3, metavar="N")
     parser.add_argument("--realtime", action="store_true", help="as in bench.py")
     options = parser.parse_args()
+    stop_on_signals()
     options.pages = min(options.pages, raise_file_limit() - 200)
     ready, left_out = peers(["pages"], options.workers)
     if not ready:

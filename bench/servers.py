@@ -422,6 +422,12 @@ def family(pid: int) -> list[int]:
     return members
 
 
+def stop_on_signals() -> None:
+    """Makes SIGTERM and SIGHUP end this process like an exception, so that it stops its servers."""
+    for sign in (signal.SIGTERM, signal.SIGHUP):
+        signal.signal(sign, lambda number, _: sys.exit(128 + number))
+
+
 def raise_file_limit() -> int:
     """Raises the limit of open files to its maximum, for this process and its children; returns the limit."""
     hard = resource.getrlimit(resource.RLIMIT_NOFILE)[1]

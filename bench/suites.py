@@ -206,6 +206,13 @@ class Suite:
     nodes: int
     compared: tuple[str, str, str] = ("push1st", "again", "before")
 
+    def __post_init__(self) -> None:
+        figures = {(figure.run, figure.field) for figure in self.figures}
+        for goal in self.goals:
+            assert (goal.run, goal.field) in figures, f"{self.title}: the goal {goal} has no figure"
+            assert goal.ours in self.names, goal
+            assert goal.other is None or goal.other in self.names, goal
+
 
 PUBLISH_BUSY = (("one", "one publish at a time"), ("eight", "8 publishers"))
 ALONE = Suite("Push1st and its peers", NAMES, ALONE_RUNS, ALONE_FIGURES, ALONE_GOALS, "uws", "uWebSockets.js", PUBLISH_BUSY, 1)
