@@ -27,8 +27,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import uvloop
+from publishes import APP, EVENT, PAYLOAD
 from report import grid
-from servers import APP, EVENT, PAYLOAD, broker_version, machine, stop_on_signals
+from servers import broker_version, machine, stop_on_signals
 
 from push1st.brokers.local_roster import LocalRoster
 from push1st.brokers.redis import Redis

@@ -29,20 +29,8 @@ from typing import Any
 
 import uvloop
 from installing import HERE, CannotRun, compiled
-from servers import (
-    APP,
-    EVENT,
-    KEY,
-    PAYLOAD,
-    Peer,
-    Running,
-    broker_version,
-    machine,
-    push1st,
-    raise_file_limit,
-    running,
-    write_requests,
-)
+from publishes import APP, EVENT, KEY, PAYLOAD
+from servers import Peer, Running, broker_version, machine, push1st, raise_file_limit, running, write_requests
 
 from push1st.brokers.local_roster import LocalRoster
 from tests.support.valkey import Valkey

@@ -20,7 +20,8 @@ from pathlib import Path
 from typing import Any
 
 from installing import HERE, CannotRun, compiled
-from servers import KEY, PAYLOAD, REALTIME, SECRET, Peer, Running, running, write_requests
+from publishes import KEY, PAYLOAD, SECRET
+from servers import REALTIME, Peer, Running, running, write_requests
 from suites import IDS, LATENCY_LOAD, Run, Suite
 
 Result = dict[str, Any]

@@ -4,7 +4,8 @@ import statistics
 
 import plot
 from measuring import Bench
-from servers import PAYLOAD, Peer, broker_version, machine
+from publishes import PAYLOAD
+from servers import Peer, broker_version, machine
 from suites import LATENCY_LOAD, Figure
 
 

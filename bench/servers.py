@@ -8,9 +8,6 @@ waits until it accepts connections, and stops it with all its children at the en
 starts a Valkey that connects them. This module contains no measurements.
 """
 
-import hashlib
-import hmac
-import json
 import os
 import platform
 import random
@@ -30,13 +27,22 @@ from functools import partial
 from pathlib import Path
 
 from installing import HERE, NCHAN, NCHAN_MODULE, NODE, CannotRun, compiled, interpreter, nginx, node_package, run
+from publishes import (
+    APP,
+    KEY,
+    PAYLOAD,
+    SECRET,
+    Request,
+    csend_event,
+    nchan_event,
+    nchan_kept_event,
+    signed_event,
+    unsigned_event,
+)
 
 sys.path.insert(0, str(HERE.parent))
 from tests.support import valkey
 
-APP, KEY, SECRET = "app-test", "app-key", "secret"
-EVENT = "bench"
-PAYLOAD = 100
 PUSHER_PATH = f"/app/{KEY}?protocol=7&client=bench&version=1"
 HOOKS = (
     "  hook: {{ trigger: [ register, unregister, join, leave ], endpoint: '{0}' }}\n"
@@ -52,9 +58,6 @@ START_SECONDS = 20
 STOP_SECONDS = 3
 REALTIME = ("timeout", "--kill-after=5", "600", "chrt", "--rr", "5")
 """runs a command with real-time priority, for ten minutes at most"""
-
-Request = Callable[[str, str], bytes]
-"""(channel, data) → a whole HTTP request that publishes it"""
 
 
 @dataclass(frozen=True, slots=True)
@@ -97,49 +100,6 @@ class Running:
     @property
     def api(self) -> int:
         return self.apis[0]
-
-
-# ---- asking to publish -----------------------------------------------------------------------------------------------------
-
-
-def post(target: str, body: bytes) -> bytes:
-    head = f"POST {target} HTTP/1.1\r\nHost: 127.0.0.1\r\nContent-Type: application/json\r\nContent-Length: {len(body)}\r\n\r\n"
-    return head.encode() + body
-
-
-def event(channel: str, data: str) -> bytes:
-    return json.dumps({"name": EVENT, "channels": [channel], "data": data}, separators=(",", ":")).encode()
-
-
-def frame(channel: str, data: str) -> bytes:
-    """Returns the frame that a Pusher subscriber receives; peers without the Pusher protocol deliver this frame unchanged."""
-    return json.dumps({"event": EVENT, "channel": channel, "data": data}, separators=(",", ":")).encode()
-
-
-def unsigned_event(channel: str, data: str) -> bytes:
-    return post(f"/apps/{APP}/events", event(channel, data))
-
-
-def signed_event(channel: str, data: str) -> bytes:
-    """Returns a request with Pusher's signature (Pusher HTTP API, Authentication), which is valid for ten minutes."""
-    body = event(channel, data)
-    digest = hashlib.md5(body, usedforsecurity=False).hexdigest()
-    query = f"auth_key={KEY}&auth_timestamp={int(time.time())}&auth_version=1.0&body_md5={digest}"
-    text = f"POST\n/apps/{APP}/events\n{query}"
-    signature = hmac.new(SECRET.encode(), text.encode(), hashlib.sha256).hexdigest()
-    return post(f"/apps/{APP}/events?{query}&auth_signature={signature}", body)
-
-
-def nchan_event(channel: str, data: str) -> bytes:
-    return post(f"/pub/{channel}", frame(channel, data))
-
-
-def nchan_kept_event(channel: str, data: str) -> bytes:
-    return post(f"/keep/{channel}", frame(channel, data))
-
-
-def csend_event(channel: str, data: str) -> bytes:
-    return post("/", frame(channel, data))
 
 
 def write_requests(path: Path, peer: Peer, channels: int, count: int, signed: bool) -> Path:

@@ -17,7 +17,8 @@ import sys
 import time
 
 from installing import HERE, CannotRun, compiled
-from servers import APP, Running, machine, peers, raise_file_limit, running
+from publishes import APP
+from servers import Running, machine, peers, raise_file_limit, running
 from websockets.asyncio.client import ClientConnection, connect
 
 CHANNEL = "steady"
