@@ -4,6 +4,8 @@ A connection reads the records of the page before its first subscription. If an 
 connection waits until the client of this connection answers, at most `PONG_SECONDS` (`page_probes.py`):
 
 - If the client answers, now or later, the name of the page is shared.
+- Two connections that begin at the same time do not find each other in the records. So a connection reads the records again
+  after its first write.
 - If the client does not answer within `ZOMBIE_SECONDS`, its worker closes the earlier connection, and the new connection deletes
   the earlier record. The worker of the earlier connection may be gone.
 
@@ -15,6 +17,7 @@ A session without a page does not use this module.
 """
 
 from collections.abc import Callable, Collection, Container, Mapping
+from contextlib import suppress
 from typing import Protocol
 
 from push1st.brokers import Pages
@@ -62,6 +65,7 @@ class PageConnection:
         "_acknowledge_at",
         "_final",
         "_forget_at",
+        "_has_sought",
         "_is_closed",
         "_is_exact",
         "_is_finished",
@@ -97,7 +101,7 @@ class PageConnection:
         """the earlier connections that have not ended, and whose clients have not answered"""
         self._forget_at = 0.0
         """the time at which the records of `_zombies` are deleted; 0 if there are none"""
-        self._is_over = self._is_finished = self._is_closed = self._is_exact = False
+        self._is_over = self._is_finished = self._is_closed = self._is_exact = self._has_sought = False
         self._final: tuple[int, Mapping[str, Position]] | None = None
         """the code of the server's close frame, and the positions of all frames before it; None without a close frame"""
         self._waiters: Collection[tuple[str, int]] = ()
@@ -125,19 +129,49 @@ class PageConnection:
         registry, app = self._registry, self.client.app
         records = await registry.port.recall(app.config.id, self.name)
         live = {one: record for one, record in records.items() if not record.is_closed}
-        search = None
-        if live and not any(record.is_shared for record in records.values()):
-            search = self._search = TwinSearch(registry.probes, lambda: self.share(notify=True))
-            await search.run(app, live)
+        is_twin = False
+        if live and not any(record.is_shared for record in records.values()) and not self._is_over:
+            is_twin = await self._seek_twin(live)
             records = await registry.port.recall(app.config.id, self.name)
+        if self._is_over:
+            return
         inherited = inherit(records)
         state = self._state = PageState(inherited, self._now)
         self._writer = RecordWriter(self, registry, inherited.closed)
-        if search is not None and search.is_twin:
+        if is_twin:
             state.share()
         elif not state.is_shared:
             self._zombies = [one for one, record in records.items() if not record.is_closed]
             self._forget_at = self._now + ZOMBIE_SECONDS if self._zombies else 0.0
+
+    async def _seek_twin(self, live: Mapping[str, PageRecord]) -> bool:
+        """Returns whether the client of an earlier connection is alive (`TwinSearch.run`). Raises Refused(503)."""
+        search = self._search
+        if search is None:
+            search = self._search = TwinSearch(self._registry.probes, lambda: self.share(notify=True))
+        await search.run(self.client.app, live)
+        if self._is_over:
+            self._registry.probes.forget(search)
+        return search.is_twin
+
+    async def _seek_again(self) -> None:
+        """Searches for connections that wrote their first records after this connection had read the records."""
+        app = self.client.app
+        assert self._state is not None
+        with suppress(Refused):
+            records = await self._registry.port.recall(app.config.id, self.name)
+            known = {self.client.id, *self._zombies}
+            live = {one: record for one, record in records.items() if not record.is_closed and one not in known}
+            if not live or self._state.is_shared or self._is_over:
+                return
+            is_twin = await self._seek_twin(live)
+            state = self._state
+            if is_twin:
+                self.share(notify=True)
+            elif not state.is_shared and not self._is_over:
+                self._zombies = (*self._zombies, *live)
+                self._forget_at = self._now + ZOMBIE_SECONDS
+                self._schedule()
 
     def since(self, command: Subscribe) -> Position | None:
         return None if self._state is None else self._state.since(command.channel, self._now)
@@ -157,7 +191,7 @@ class PageConnection:
         if since is None:
             self._acknowledge_at = self._now
         elif not self._acknowledge_at:
-            self._acknowledge_at = self._now + self._interval
+            self._acknowledge_at = self._now + _interval(self)
         self._writer.soon()
         return repeats
 
@@ -223,11 +257,6 @@ class PageConnection:
 
     # Times
 
-    @property
-    def _interval(self) -> float:
-        """The seconds until the next acknowledgement."""
-        return self.client.app.config.resume.acknowledge * (1 - (id(self) >> 4) % 64 / (64 * SPREAD))
-
     def check(self) -> None:
         """Does what is due at the present time (`page_schedule.Checked`)."""
         state, now, writer = self._state, self._now, self._writer
@@ -244,18 +273,13 @@ class PageConnection:
         if state.expire(now) or (writer.write_at and now >= writer.write_at):
             writer.changed()
         if now >= self._acknowledge_at and not state.is_shared:
-            self._acknowledge_at = now + self._interval
-            self._request_acknowledgement(state, now)
+            self._acknowledge_at = now + _interval(self)
+            moved = None if state.is_waiting or state.is_mute else state.moved(self.client.app.tenant.channels)
+            if moved:
+                state.pinged(now, moved)
+                # The connection's pending frames are written before this frame, so the client has them when it answers.
+                self.client.outlet.send(Ping())
         self._schedule()
-
-    def _request_acknowledgement(self, state: PageState, now: float) -> None:
-        if state.is_waiting or state.is_mute:
-            return
-        moved = state.moved(self.client.app.tenant.channels)
-        if moved:
-            state.pinged(now, moved)
-            # The connection's pending frames are written before this frame, so the client has them when it answers.
-            self.client.outlet.send(Ping())
 
     async def _forget(self) -> None:
         """Deletes the records of zombies."""
@@ -285,6 +309,9 @@ class PageConnection:
     def on_written(self, *, is_rejected: bool) -> None:
         if is_rejected and not self._is_over:
             self._registry.metrics.refusals["page"] += 1
+        if self._writer.is_stored and not self._has_sought and not self._is_over:
+            self._has_sought = True
+            spawn(self._seek_again())
         self._schedule()
 
     def closing(self, code: int) -> None:
@@ -334,6 +361,11 @@ class PageConnection:
             registry.probes.answer(self.client.app, by, number, is_alive=False)
         if self._on_closed is not None:
             self._on_closed()
+
+
+def _interval(page: PageConnection) -> float:
+    """Returns the seconds until a connection's next acknowledgement."""
+    return page.client.app.config.resume.acknowledge * (1 - (id(page) >> 4) % 64 / (64 * SPREAD))
 
 
 class PageRegistry:

@@ -454,6 +454,24 @@ async def test_twin_that_answers_at_once_makes_the_page_shared() -> None:
     assert all(record.is_shared for record in site.records.values())
 
 
+async def test_twins_that_begin_at_the_same_time_find_each_other() -> None:
+    site = Site(LoopTurns())
+    first, one = site.connect()
+    second, two = site.connect()
+    site.port.held = held = asyncio.get_running_loop().create_future()
+    for session in (first, second):
+        session.handle(Subscribe("news"))
+    held.set_result(None)  # both have read that the page has no records
+    await turns(12)
+    assert [answer.reason for answer in resumed(one) + resumed(two)] == ["unknown", "unknown"]
+    assert pings(one) + pings(two) >= 1
+    for session in (first, second):
+        session.handle(Pong())
+    await turns(12)
+    await tick(site)
+    assert all(record.is_shared for record in site.records.values())
+
+
 async def test_twin_that_answers_late_notifies_both(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("push1st.core.page_probes.PONG_SECONDS", 0)
     site = Site(LoopTurns())
