@@ -155,7 +155,7 @@ def keeping() -> Iterator[ServerProcess]:
 def test_history_prints_the_kept_events_with_their_positions(keeping: ServerProcess, channel: str) -> None:
     channel = f"chat-{channel}"
     for number in range(1, 5):
-        push1st("publish", "--api", keeping.api, channel, "e", json.dumps({"n": number}) if number < 4 else f"four{EVIL}")
+        keeping.publish(channel, "e", {"n": number} if number < 4 else f"four{EVIL}")
     done = push1st("history", "--api", keeping.api, channel)
     lines = [line.split("  ") for line in done.stdout.splitlines()]
     epoch = lines[0][0].partition(":")[0]
@@ -163,14 +163,13 @@ def test_history_prints_the_kept_events_with_their_positions(keeping: ServerProc
     assert lines == [[f"{epoch}:2", "e", '{"n": 2}'], [f"{epoch}:3", "e", '{"n": 3}'], [f"{epoch}:4", "e", f"four{escapes}"]]
     assert done.stderr == f"the position of {channel} is {epoch}:4\n"
     signed = ("history", "--api", f"http://127.0.0.1:{keeping.ws_port}", "--secret", "secret", channel)
-    assert push1st(*signed, "--limit", "1").stdout.startswith(f"{epoch}:2 ")
-    assert push1st(*signed, "--since", f"{epoch}:3").stdout.startswith(f"{epoch}:4 ")
+    assert push1st(*signed, "--limit", "1", "--since", f"{epoch}:2").stdout.startswith(f"{epoch}:3 ")
     reverse = push1st(*signed, "--reverse", "--since", f"{epoch}:4").stdout.splitlines()
     assert [line.partition(" ")[0] for line in reverse] == [f"{epoch}:3", f"{epoch}:2"]
 
 
 def test_history_prints_a_note_if_events_are_missing(keeping: ServerProcess, channel: str) -> None:
-    push1st("publish", "--api", keeping.api, f"chat-{channel}", "e")
+    keeping.publish(f"chat-{channel}", "e", "")
     done = push1st("history", "--api", keeping.api, f"chat-{channel}", "--since", "another:7")
     assert done.stderr.startswith("note: some events between another:7 and the first line are not kept\n")
     assert done.stdout.count("\n") == 1
@@ -196,14 +195,14 @@ def test_history_of_another_server_is_reported() -> None:
 def test_subscribe_continues_at_a_position_that_history_prints(keeping: ServerProcess, channel: str) -> None:
     channel = f"chat-{channel}"
     for number in range(1, 4):
-        push1st("publish", "--api", keeping.api, channel, "e", str(number))
+        keeping.publish(channel, "e", number)
     epoch = push1st("history", "--api", keeping.api, channel).stdout.partition(":")[0]
     call = [*PUSH1ST, "subscribe", "--url", keeping.ws, "--since", f"{epoch}:1", "--count", "3", channel]
     with subprocess.Popen(call, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as subscriber:
         assert subscriber.stderr is not None
         assert subscriber.stderr.readline() == f"{channel} {epoch}:3: no event was missed, 2 earlier events\n"
         assert subscriber.stderr.readline() == f"subscribed to {channel} (Ctrl-C ends)\n"
-        push1st("publish", "--api", keeping.api, channel, "e", f'"four{json.dumps(EVIL)[1:-1]}"')
+        keeping.publish(channel, "e", f"four{EVIL}")
         assert subscriber.stdout is not None
         shown = subscriber.stdout.read()
         assert subscriber.wait(DEADLINE) == 0
@@ -215,8 +214,8 @@ def test_subscribe_shows_the_last_events_of_a_private_channel(channel: str) -> N
     private = f"private-{channel}"
     apps = {"app-test": {**APP, "history": [{"rewind": 10}]}}
     with running(apps=apps) as server:
-        for data in ("1", "2", "3"):
-            push1st("publish", "--api", server.api, private, "e", data)
+        for data in (1, 2, 3):
+            server.publish(private, "e", data)
         options = ("--url", server.ws, "--secret", "secret", "--rewind", "2", "--count", "2")
         done = push1st("subscribe", *options, private)
     assert [line.partition("  ")[2] for line in done.stdout.splitlines()] == [f"{private}  e  2", f"{private}  e  3"]
@@ -225,8 +224,9 @@ def test_subscribe_shows_the_last_events_of_a_private_channel(channel: str) -> N
 
 def test_publish_with_an_idempotency_key_is_delivered_once(server: ServerProcess, channel: str) -> None:
     with subscribing(server, "--count", "2", channel) as subscriber:
-        for data in ("1", "1", "2"):
-            push1st("publish", "--api", server.api, "--idempotency-key", f"key-{data}", channel, "e", data)
+        for _ in range(2):
+            push1st("publish", "--api", server.api, "--idempotency-key", "order-7", channel, "e", "1")
+        server.publish(channel, "e", 2)
         assert subscriber.stdout is not None
         assert subscriber.stdout.read() == f"{channel}  e  1\n{channel}  e  2\n"
 
