@@ -3,6 +3,9 @@
 A message of a channel with a history has the field `#msg-pos`. The first frame of each channel is the event `resumed`, which
 shows whether the client gets all messages since its earlier position. If a client may have missed messages later, it gets the
 same event again.
+
+A client can check its connection with the frame `{"event":"ping"}`, which the server answers with `{"event":"pong"}`. Scripts of
+browsers need this, because browsers do not show them the pings of the WebSocket protocol.
 """
 
 import msgspec
@@ -13,6 +16,8 @@ from push1st.messages import (
     Command,
     KeptMessage,
     Message,
+    Ping,
+    Pong,
     Replayed,
     Reply,
     Resumed,
@@ -21,6 +26,16 @@ from push1st.messages import (
 )
 from push1st.protocols.raw import Raw, message_frame
 from push1st.protocols.websocket import text_frame
+
+
+class PingFrame(msgspec.Struct, tag_field="event", tag="ping", forbid_unknown_fields=True, gc=False):
+    """The frame with which a client checks its connection."""
+
+
+_ping = msgspec.json.Decoder(PingFrame)
+_PONG = text_frame(b'{"event":"pong"}')
+MAX_PING = 64
+"""the maximum number of characters of a ping; longer frames are published without a further check"""
 
 
 class RawPositions:
@@ -41,6 +56,8 @@ class RawPositions:
         return message_frame(message, now, position)
 
     def decode(self, text: str) -> Command:
+        if len(text) <= MAX_PING and _is_ping(text):
+            return Ping()
         return self._raw.decode(text)
 
     def reply(self, reply: Reply) -> bytes:
@@ -53,11 +70,21 @@ class RawPositions:
                 # Without this frame, the client would wait for the channel's `resumed`.
                 data = msgspec.json.encode({"code": status, "message": text})
                 return text_frame(b'{"event":"error","channel":%b,"data":%b}' % (encode(channel), data))
+            case Pong():
+                return _PONG
             case _:
                 return self._raw.reply(reply)
 
     def slow(self) -> tuple[int, str]:
         return self._raw.slow()
+
+
+def _is_ping(text: str) -> bool:
+    try:
+        _ping.decode(text)
+    except msgspec.DecodeError:
+        return False
+    return True
 
 
 def _resumed(channel: str, data: bytes) -> bytes:

@@ -9,6 +9,8 @@ from push1st.messages import (
     Failure,
     KeptMessage,
     Message,
+    Ping,
+    Pong,
     Publish,
     Replayed,
     Resumed,
@@ -85,3 +87,15 @@ def test_other_replies_are_as_without_positions(reply):
 def test_clients_send_the_same_frames_as_without_positions():
     assert codec.decode('{"channel":"c","event":"e","data":1}') == Publish("c", "e", b"1")
     assert codec.slow() == Raw().slow()
+
+
+def test_a_ping_has_an_answer():
+    assert codec.decode('{ "event": "ping" }') == Ping()
+    assert text_of(codec.reply(Pong())) == '{"event":"pong"}'
+
+
+@pytest.mark.parametrize("text", ['{"event":"ping","channel":"c"}', '{"event":"ping","channel":"c","data":1}'])
+def test_an_event_may_have_the_name_ping(text):
+    command = codec.decode(text)
+    assert isinstance(command, Publish)
+    assert command.event == "ping"

@@ -36,7 +36,8 @@ class Entry(Protocol):
 
     bases: the prefixes of the paths that the entry serves; empty if the protocol is off.
     settings: the section of the configuration for the protocol.
-    statuses: by close code, the HTTP status that rejects the handshake; other close codes are sent after the handshake.
+    statuses: by close code, the HTTP status that rejects the handshake of a client that uses `codec`. Other close codes, and all
+    close codes of clients that use another codec, are sent after the handshake.
     """
 
     codec: Codec
@@ -100,7 +101,7 @@ class EntryTable:
         except Disconnect as exc:
             end = exc
             context.node.metrics.refusals[str(end.code)] += 1
-            status = entry.statuses.get(end.code)
+            status = entry.statuses.get(end.code) if connection.codec is entry.codec else None
             if status is not None:
                 return _refusal(status, end.reason)
         connection.take_over()

@@ -46,21 +46,24 @@ class RawEntry:
         client, ip = handshake.client, handshake.ip
         request = path_request.parse(tail, client.query)
         query = request.query
+        resumption = None
+        if request.resumes:
+            # Before the client is admitted: such a client gets a close code, because browsers hide the status from their pages.
+            resumption, connection.codec = BY_POSITION, self._with_positions
         context = self._context
         app = admit(context, self.settings, request.key, client.origin, ip, handshake.crowded)
         prefix = query.get("session", "")
         if len(prefix.encode()) > MAX_PREFIX_BYTES or CONTROL.search(prefix):
             raise Refused(400, f"session has at most {MAX_PREFIX_BYTES} bytes and no control characters")
         claims = path_request.claims(context, app, client, ip, query.get("token", ""))
-        resumption = None
-        if request.resumes:
-            resumption, connection.codec = BY_POSITION, self._with_positions
         push, write = self.settings.push, connection.write
         session = Session(context.node, app, connection, connection.codec, write, ip, prefix, claims, push, resumption=resumption)
         connection.open(session)
         wanted = path_request.permitted(session, app, request.channels)
         if not wanted:
             raise Refused(403, NO_CHANNEL)
+        if request.resumes:  # such a client also gets an error for each channel that is not permitted
+            wanted += [name for name in dict.fromkeys(request.channels) if name not in wanted]
         commands = request.subscriptions(wanted, query.get("since", ""))
         session.connect(client, lambda: None)
         for command in commands:
