@@ -3,7 +3,12 @@
 A block is some lines and an empty line. All subscribers of a channel get the same blocks, so a block with the position of its
 channel as its `id` is only for streams with one channel. A stream with several channels gets the positions of all its channels
 from time to time, in blocks of their own. A browser sends the last id when it reconnects (`Last-Event-ID`).
+
+The envelope of a message always has a field `pos`, which may be null, and the envelopes of the server's own events do not. So a
+message that somebody publishes with the name `resumed` or `error` cannot be mistaken for an event of the server.
 """
+
+import msgspec
 
 from push1st.jsontext import encode
 from push1st.messages import RESUMED, KeptMessage, Message, Resumed, resumed_data
@@ -43,11 +48,11 @@ class SseWire:
             return id + self._resumed(message.channel, message.data)
         if self._is_named and event not in ENVELOPED and not {"\r", "\n", "\0"}.intersection(event):
             return b"%bevent: %b\ndata: %b\n\n" % (id, event.encode(), message.data.translate(_LINE_ENDS))
-        envelope = b'{"event":%b,"channel":%b,"data":%b%b%b}' % (
+        envelope = b'{"event":%b,"channel":%b,"data":%b,"pos":%b%b}' % (
             encode(event),
             encode(message.channel),
             message.data,
-            position and b',"pos":"%b"' % position,
+            b'"%b"' % position if position else b"null",
             message.headers and b',"headers":' + message.headers,
         )
         return b"%bdata: %b\n\n" % (id, envelope.translate(_LINE_ENDS))
@@ -61,6 +66,11 @@ class SseWire:
         if self._is_named:
             return b'event: resumed\ndata: {"channel":%b,%b\n\n' % (name, data[1:])
         return b'data: {"event":"resumed","channel":%b,"data":%b}\n\n' % (name, data)
+
+    def refused(self, channel: str, code: int, text: str) -> bytes:
+        """Returns the block for a channel to which the client may not subscribe. `code`: an HTTP status."""
+        data = msgspec.json.encode({"code": code, "message": text})
+        return b'data: {"event":"error","channel":%b,"data":%b}\n\n' % (encode(channel), data)
 
 
 WIRES = {

@@ -73,7 +73,7 @@ _HEADERS = (
 class StreamRequest(msgspec.Struct, frozen=True, gc=False):
     """The request of a client that may have a stream.
 
-    commands: the subscriptions to the channels that are permitted.
+    commands: the subscriptions to all channels, the permitted channels first.
     headers: the headers of the response that depend on the app and the client.
     address: the address for which the connection must be counted; "" if it is counted already, or has no bound.
     """
@@ -130,7 +130,8 @@ class EventStreams:
             raise Refused(400, "events is named, or is not in the query")
         claims = path_request.claims(context, app, client, ip, self._token(app.config, client, found))
         permitted = path_request.permitted(Applicant(claims), app, found.channels)
-        commands = found.subscriptions(permitted, request.last_event_id or found.query.get("since", ""))
+        refused = [name for name in dict.fromkeys(found.channels) if name not in permitted]  # their subscriptions get errors
+        commands = found.subscriptions([*permitted, *refused], request.last_event_id or found.query.get("since", ""))
         if not permitted:
             raise Disconnect(1008, NO_CHANNEL)
         wire = WIRES[len(found.channels) == 1, bool(events)]
@@ -190,6 +191,7 @@ class EventStream(Takeover):
 
     _since: the client's own positions of the channels that are not joined yet; None if no more channel will be joined.
     _is_open: whether the head of the response is written.
+    _refused: the blocks of rejected channels that follow the head.
     _sent: a hash of the last block with positions.
     """
 
@@ -201,6 +203,7 @@ class EventStream(Takeover):
         "_context",
         "_input",
         "_is_open",
+        "_refused",
         "_request",
         "_sent",
         "_session",
@@ -227,6 +230,7 @@ class EventStream(Takeover):
         self._address = ""
         """the address for which `EdgeContext.addresses` counts a stream that came through a proxy; else \"\""""
         self._is_open = self._closing = False
+        self._refused = b""
         self._input = MAX_INPUT
         self._sent = 0
         self._beat_at = 0.0
@@ -298,8 +302,13 @@ class EventStream(Takeover):
                 self._context.node.fanout.direct(session, self._wire.message(message, now))
             case SubscriptionRefused(status=503):
                 self.close(4100, reply.text)
-            case SubscriptionRefused(channel):
+            case SubscriptionRefused(channel, _, text, status):
                 self._joined(channel)
+                block = self._wire.refused(channel, status, text)
+                if self._is_open:
+                    self._context.node.fanout.direct(session, block)
+                else:
+                    self._refused += block
             case _:
                 pass
 
@@ -310,7 +319,9 @@ class EventStream(Takeover):
         request, self._request = self._request, None
         assert request is not None
         self._is_open = True
-        return endless(self._context.sweep.now, TYPE, request.headers + _HEADERS) + retry_block(self._streams.retry())
+        refused, self._refused = self._refused, b""
+        head = endless(self._context.sweep.now, TYPE, request.headers + _HEADERS)
+        return head + retry_block(self._streams.retry()) + refused
 
     def _joined(self, channel: str) -> Position | None:
         """Notes that a channel is joined or refused; returns the client's own position of the channel."""

@@ -29,7 +29,7 @@ def test_blocks_of_several_channels_have_no_id():
 
 def test_a_message_without_history_has_no_position():
     for wire in (ONE, MANY):
-        assert wire.message(MESSAGE, 0) == b'data: {"event":"e","channel":"c","data":{"a": 1}}\n\n'
+        assert wire.message(MESSAGE, 0) == b'data: {"event":"e","channel":"c","data":{"a": 1},"pos":null}\n\n'
 
 
 def test_a_cached_event_has_no_position():
@@ -38,7 +38,7 @@ def test_a_cached_event_has_no_position():
 
 def test_headers_are_in_the_envelope():
     message = Message("app", "c", "e", b"1", 7, 0, headers=b'{"a":\n1}')
-    assert ONE.message(message, 0).endswith(b'"data":1,"headers":{"a": 1}}\n\n')
+    assert ONE.message(message, 0).endswith(b'"data":1,"pos":null,"headers":{"a": 1}}\n\n')
 
 
 def test_the_name_of_an_event_may_be_the_type_of_its_block():
@@ -50,7 +50,7 @@ def test_the_name_of_an_event_may_be_the_type_of_its_block():
 def test_names_that_are_no_type_are_enveloped(name):
     (block,) = blocks(NAMED.message(Message("app", "c", name, b"1", 7, 0), 0))
     assert (block.type, block.id) == ("message", "")
-    assert json.loads(block.data) == {"event": name, "channel": "c", "data": 1}
+    assert json.loads(block.data) == {"event": name, "channel": "c", "data": 1, "pos": None}
 
 
 texts = st.text(st.characters(codec="utf-8"), max_size=60)
@@ -91,6 +91,14 @@ def test_a_gap_is_resumed_with_the_position_after_it():
     reply = Resumed("c", "state-lost", position=Position("E", 7))
     for wire, id in ((ONE, b"id: E:7\n"), (NAMED, b"id: E:7\n"), (MANY, b""), (MANY_NAMED, b"")):
         assert wire.message(lost, 0) == id + wire.resumed(reply)
+
+
+def test_a_rejected_channel_is_an_error_without_a_position():
+    """The field `pos` distinguishes a message with the name `error`."""
+    for wire in WIRES.values():
+        (block,) = blocks(wire.refused("\n", 403, "no"))
+        assert (block.type, block.id) == ("message", "")
+        assert json.loads(block.data) == {"event": "error", "channel": "\n", "data": {"code": 403, "message": "no"}}
 
 
 def test_blocks_of_the_server():

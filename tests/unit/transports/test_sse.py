@@ -1,5 +1,6 @@
 """Event streams on a fake socket: their requests, their blocks and their ends."""
 
+import asyncio
 import json
 import re
 
@@ -154,7 +155,7 @@ async def test_channel_without_history_has_no_positions(site):
     await turns()
     resumed, message = received(transport)
     assert json.loads(resumed.data)["data"] == {"recovered": False, "reason": "no-history"}
-    assert json.loads(message.data) == {"event": "e", "channel": "other", "data": 1}
+    assert json.loads(message.data) == {"event": "e", "channel": "other", "data": 1, "pos": None}
     assert message.id == ""
 
 
@@ -204,7 +205,16 @@ async def test_several_channels_resume_in_the_order_of_the_path(site):
     publish(site, range(1, 4), "d")
     id = f"{position(site, 1, 'd')},{position(site, 5)},{position(site, 2)},{position(site, 0, 'd')}"
     transport = await opened(site, f"{PATH}/d/private-x/c/d", f"Last-Event-ID: {id}")
-    assert events(transport) == [("d", "recovered"), ("d", 2), ("d", 3), ("c", "recovered"), ("c", 3)]
+    assert events(transport)[:-1] == [("d", "recovered"), ("d", 2), ("d", 3), ("c", "recovered"), ("c", 3)]
+
+
+async def test_a_channel_that_is_not_permitted_is_an_error(site):
+    """Without this block, a client could not distinguish the channel from a channel without messages."""
+    transport = await opened(site, f"{PATH}/private-x/c")
+    publish(site, range(1, 2))
+    await turns()
+    (_, reason), (refused, data), message = events(transport)
+    assert (reason, refused, data["code"], message) == ("unknown", "private-x", 401, ("c", 1))
 
 
 async def test_positions_of_duplicates_and_of_channels_that_are_not_permitted_keep_their_places(site):
@@ -487,6 +497,20 @@ async def test_a_backend_that_rejects_all_channels_is_401():
     site.world.app.backend_decides["subscribe"] = lambda _: True
     site.world.hooks.decision = type(site.world.hooks.decision)(refused=Refused(403, "no"))
     assert await status(site, f"{PATH}/private-c/d") == 401
+
+
+async def test_a_channel_that_the_backend_rejects_is_an_error_after_the_head():
+    site = Site(app_config(), slow=True)
+    site.world.app.backend_decides["subscribe"] = lambda name: name == "private-c"
+    site.world.hooks.decision = type(site.world.hooks.decision)(refused=Refused(403, "no"))
+    decided = site.world.hooks.waits = asyncio.get_running_loop().create_future()
+    transport = await ask(site, f"{PATH}/private-c/d")
+    decided.set_result(None)
+    await turns()
+    _, body = split(transport)
+    transport.take()
+    transport.write(body)
+    assert events(transport) == [("private-c", {"code": 403, "message": "no"}), ("d", "no-history")]
 
 
 # Methods, origins and tokens
