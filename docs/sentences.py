@@ -120,7 +120,7 @@ def in_page(file: Path) -> Iterator[Sentence]:
 def draw(seed: int, from_source: int, from_pages: int) -> list[Sentence]:
     """Returns random sentences with their files; the same sentences for the same seed and the same text."""
     chosen = random.Random(seed)  # noqa: S311  not a secret
-    pages = sorted([*ROOT.glob("*.md"), *(ROOT / "docs").rglob("*.md")])
+    pages = sorted([*ROOT.glob("*.md"), *(ROOT / "docs").rglob("*.md"), *(ROOT / "clients").rglob("*.md")])
     modules = sorted((ROOT / "src/push1st").rglob("*.py"))
     found: list[Sentence] = []
     for files, read, count in ((modules, in_source, from_source), (pages, in_page, from_pages)):

@@ -3,7 +3,7 @@ export interface Frame {
   channel: string;
   data: any;
   /** `EPOCH:OFFSET`, if the channel has a history */
-  position?: string;
+  position?: string | null;
   headers?: Record<string, unknown>;
   "#msg-from"?: string;
 }

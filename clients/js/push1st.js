@@ -73,15 +73,15 @@ globalThis.Push1st = {
       const receive = (text) => {
         if (signal.aborted) return;
         const frame = JSON.parse(text);
-        const { event, channel, data, "#msg-id": id, "#msg-pos": position = frame.pos } = frame;
+        const { event, channel, data, "#msg-id": id = frame.pos, "#msg-pos": position = frame.pos } = frame;
         if (position) {
           const [epoch, offset] = position.split(":");
           const [current, last] = (positions[channel] ?? "").split(":");
           if (epoch === current && +offset <= +last) return;
           // Before the callback, because the callback may open another connection with these positions.
           positions[channel] = position;
-        } else if (!id) {
-          // Clients may publish events with these names, but only the replies of the server have neither an id nor a position.
+        } else if (id === undefined) {
+          // Clients may publish events with these names, but only the server's replies have no id and no `pos`, not even null.
           if (event === "resumed") return resumed(channel, data);
           if (event === "error") return isFinal(data.code) ? channel && fail(data.code, data.message, channel) : end(data.message);
           if (event === "pong") return;
@@ -104,7 +104,7 @@ globalThis.Push1st = {
           const reader = response.body.pipeThrough(new TextDecoderStream()).getReader();
           for (let rest = ""; ; ) {
             const { done, value } = await reader.read();
-            if (done) return end("the stream ended");
+            if (done) return end("stream ended");
             alive();
             const lines = (rest + value).split("\n");
             rest = lines.pop();
@@ -118,7 +118,7 @@ globalThis.Push1st = {
         if (secret) address.search += `&token=${encodeURIComponent(secret)}`;
         socket = new Socket(address);
         signal.onabort = () => socket.close();
-        socket.onerror = () => {};
+        socket.onerror = lost;
         socket.onclose = ({ code, reason }) => end(`${code} ${reason}`, code);
         socket.onmessage = ({ data }) => {
           alive();

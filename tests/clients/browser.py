@@ -32,9 +32,14 @@ FLAGS = (
     "--remote-debugging-port=0",
 )
 HERE = Path(__file__).parent
+PUSH1ST_JS = HERE.parents[1] / "clients" / "js"
 FILES = {
     "/": (HERE / "pages" / "pusher.html", "text/html"),
     "/pusher.js": (MODULES / "pusher-js" / "dist" / "web" / "pusher.js", "text/javascript"),
+    "/push1st.html": (HERE / "pages" / "push1st.html", "text/html"),
+    "/push1st_worker.js": (HERE / "pages" / "push1st_worker.js", "text/javascript"),
+    "/push1st.js": (PUSH1ST_JS / "push1st.js", "text/javascript"),
+    "/push1st.mjs": (PUSH1ST_JS / "push1st.mjs", "text/javascript"),
 }
 
 
@@ -77,6 +82,11 @@ class Tab:
         except AssertionError as exc:
             raise AssertionError(f"{exc}; it has seen {self.seen}") from None
 
+    def go_offline(self, is_offline: bool) -> None:
+        """Disconnects the page from the network, or connects it again, and fires the events of the window."""
+        conditions = {"offline": is_offline, "latency": 0, "downloadThroughput": -1, "uploadThroughput": -1}
+        self._browser.call("Network.emulateNetworkConditions", conditions, self._session)
+
     def close(self) -> None:
         """Closes the page without waiting for its scripts, as a person does."""
         self._browser.call("Target.closeTarget", {"targetId": self._target})
@@ -103,8 +113,8 @@ class Browser:
                 result: dict[str, Any] = answer["result"]
                 return result
 
-    def tab(self) -> Tab:
-        return Tab(self, self.pages)
+    def tab(self, page: str = "") -> Tab:
+        return Tab(self, self.pages + page)
 
 
 @contextlib.contextmanager

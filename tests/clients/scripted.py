@@ -45,8 +45,8 @@ def message(peer: Peer, channel: str, event: str, data: Any = None, position: st
     fields: dict[str, Any] = {"event": event, "channel": channel, "data": data}
     if isinstance(peer, SocketPeer):
         fields |= {"#msg-id": 1795480000000000000, "#msg-from": "api"} | ({"#msg-pos": position} if position else {})
-    elif position:
-        fields["pos"] = position
+    else:
+        fields["pos"] = position or None
     peer.frame(fields)
 
 

@@ -1,5 +1,6 @@
 """The rules of clients/js/push1st.js, with a server that does what each rule needs (`scripted`)."""
 
+import json
 import re
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -210,9 +211,9 @@ def test_any_name_of_a_channel_works(script: ScriptedServer, start: Start, name:
     assert re.fullmatch(r"/(ws|sse)/app/app-key/[^/]+\?&since=A:1", peer.path)
 
 
-def test_events_may_have_the_names_of_replies(sockets: ScriptedServer, start: Start) -> None:
-    client = start(sockets)
-    peer = established(sockets)
+def test_events_may_have_the_names_of_replies(script: ScriptedServer, start: Start) -> None:
+    client = start(script)
+    peer = established(script)
     for name in ("resumed", "error", "pong"):
         message(peer, "c", name, {"recovered": False, "reason": "x", "code": 503, "position": "X:1"})
         client.next(on="event", event=name)
@@ -236,8 +237,8 @@ def test_no_callback_is_called_after_close(script: ScriptedServer, start: Start)
     peer = established(script)
     client.next(on="state", state="connected")
     frames = [{"event": name, "channel": "c", "data": 1, "#msg-id": 1} for name in ("last", "more")]
-    if isinstance(peer, StreamPeer):
-        peer.write("".join(f'data: {{"event":"{frame["event"]}","channel":"c","data":1}}\n\n' for frame in frames).encode())
+    if isinstance(peer, StreamPeer):  # in one piece
+        peer.write("".join(f"data: {json.dumps(frame)}\n\n" for frame in frames).encode())
     else:
         for frame in frames:
             peer.frame(frame)
@@ -438,7 +439,7 @@ def test_a_stream_is_read_in_any_pieces(streams: ScriptedServer, start: Start) -
     peer = established(streams)
     data = "\u2028 \U0001f980 data: {"
     frames = "retry: 1500\n:\n\nevent: position\nid: A:0\ndata: A:0\n\nid: A:1\n"
-    frames += f'data: {{"event":"e","channel":"c","data":"{data}"}}\n\n'
+    frames += f'data: {{"event":"e","channel":"c","data":"{data}","pos":"A:1"}}\n\n'
     client.next(on="gap")
     for byte in frames.encode():
         peer.write(bytes([byte]))

@@ -40,7 +40,8 @@ from tests.support.nodejs import MODULES
 from tests.support.process import DEADLINE, free_ports, wait_until
 
 ROOT = Path(__file__).parents[2]
-PAGES = sorted([*ROOT.glob("*.md"), *ROOT.glob("docs/*.md"), *ROOT.glob("docs/decisions/*.md")])
+FOLDERS = (ROOT, ROOT / "docs", ROOT / "docs" / "decisions", ROOT / "clients" / "js")
+PAGES = sorted(page for folder in FOLDERS for page in folder.glob("*.md"))
 KINDS = ("file", "fails", "background", "restart", "answer", "shows", "browser", "same", "fragment", "not-run")
 ELSEWHERE = ("/etc/push1st", "/run/push1st", "/opt/push1st", "/var/lib/push1st")
 """paths outside the folder that pages use"""
@@ -104,6 +105,7 @@ STAND_INS = {"runuser": RUNUSER, "push1st": PUSH1ST, "docker": DOCKER, "install"
 
 BROWSER = """
 import { createRequire } from 'node:module';
+import './push1st.js';
 globalThis.Pusher = createRequire(process.cwd() + '/x.js')('pusher-js');
 globalThis.window = globalThis;
 globalThis.document = { body: { append: (...what) => console.log(...what) } };
@@ -198,6 +200,8 @@ class Story:
         (self.folder / "deploy").mkdir()
         for file in (ROOT / "deploy").iterdir():
             (self.folder / "deploy" / file.name).write_text(self.here(file.read_text()))
+        for file in (ROOT / "clients" / "js").glob("*.*js"):
+            shutil.copy(file, self.folder)
         (self.folder / "node_modules").symlink_to(MODULES)
         self.env = {name: value for name, value in os.environ.items() if not name.startswith("PUSH1ST_")}
         self.env["PUSH1ST_SERVER_DRAIN"] = "0"  # no load balancer needs time here

@@ -23,6 +23,16 @@ async function token() {
   return next;
 }
 
+// The entries of tests/support/recovery.py. `joined` are the channels whose subscription is answered.
+const log = [];
+const joined = new Set();
+const note = (...entry) => log.push(['client', Number(process.hrtime.bigint()) / 1e9, ...entry]);
+function answered(channel, data) {
+  if (!joined.has(channel)) note('joined', channel);
+  joined.add(channel);
+  note('resumed', channel, data);
+}
+
 let connection;
 
 const actions = {
@@ -45,11 +55,23 @@ function open(more) {
     onEvent(frame) {
       const { event, channel, data, position } = frame;
       report('event', { event, channel, data, position });
+      if (event === 'e') note('event', channel, data?.seq, position);
       actions[events[event]]?.();
     },
-    onGap: (channel, reason, position) => report('gap', { channel, reason, position }),
-    onResumed: (channel, replayed, position) => report('resumed', { channel, replayed, position }),
-    onState: (state, reason) => report('state', { state, reason }),
+    onGap(channel, reason, position) {
+      report('gap', { channel, reason, position });
+      answered(channel, { recovered: false, reason, position });
+    },
+    onResumed(channel, replayed, position) {
+      report('resumed', { channel, replayed, position });
+      answered(channel, { recovered: true, replayed, repeats: false, position });
+    },
+    onState(state, reason) {
+      report('state', { state, reason });
+      if (state === 'connected') return;
+      joined.clear();
+      note('lost');
+    },
     onError: (error) => report('error', error),
     ...more,
   });
@@ -61,6 +83,7 @@ obey({
   close() {
     connection.close();
   },
+  log: () => log.splice(0),
   positions: () => connection.positions,
   state: () => connection.state,
 });
