@@ -20,6 +20,8 @@ COUNTER_SECONDS = 7 * 86_400
 """the seconds for which a channel's epoch and last offset are kept after its last message"""
 IDLE_COUNTER_SECONDS = 60
 """the seconds for which the counter of a channel without messages outlives the longest possible recovery"""
+READ_COUNTER_SECONDS = 600
+"""the minimum number of seconds for which a counter is kept after the API has read it, because a client may use its position"""
 MESSAGE_BYTES = 200
 """the number of bytes that are added to the size of a message's data, for its other fields"""
 

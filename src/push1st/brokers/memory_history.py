@@ -10,9 +10,9 @@ from itertools import islice
 
 from push1st.brokers.history import (
     COUNTER_SECONDS,
-    IDLE_COUNTER_SECONDS,
     MESSAGE_BYTES,
     NO_MESSAGES,
+    READ_COUNTER_SECONDS,
     HistoryPage,
     KeptRun,
     Replay,
@@ -179,7 +179,7 @@ class MemoryHistory:
 
     async def read(self, app: str, channel: str, since: Position | None, limit: int, reverse: bool) -> HistoryPage:
         now = self._wall()
-        history = self._counter((app, channel), IDLE_COUNTER_SECONDS, now)
+        history = self._counter((app, channel), READ_COUNTER_SECONDS, now)
         return page(history.epoch, history.last, tuple(history.messages), since, limit, reverse, now)
 
     async def clear(self, app: str, channel: str) -> None:

@@ -17,7 +17,7 @@ from typing import Any
 import msgspec
 
 from push1st import logs
-from push1st.brokers.history import IDLE_COUNTER_SECONDS, NO_MESSAGES, HistoryPage, KeptRun, Replay, ReplayRequest, page, replay
+from push1st.brokers.history import NO_MESSAGES, READ_COUNTER_SECONDS, HistoryPage, KeptRun, Replay, ReplayRequest, page, replay
 from push1st.brokers.redis.connection import ShardConnection
 from push1st.brokers.redis.keys import Keys
 from push1st.brokers.redis.resp import Argument, RespConnection
@@ -117,7 +117,7 @@ class ShardHistory:
         async def attempt(resp: RespConnection) -> HistoryState:
             self.check()
             epoch, offset = ("", 0) if since is None else (since.epoch, since.offset)
-            arguments: tuple[Argument, ...] = (app, channel, self.generation, self.new_word(), IDLE_COUNTER_SECONDS * 1000)
+            arguments: tuple[Argument, ...] = (app, channel, self.generation, self.new_word(), READ_COUNTER_SECONDS * 1000)
             arguments += epoch, offset, limit, MAX_PAGE_BYTES, "1" if reverse else "0"
             decode = self.decoder()
             return decode(await resp.call(*self._keys.command(READ_HISTORY, *arguments)))
