@@ -120,9 +120,9 @@ class History(Protocol):
     async def read(self, app: str, channel: str, since: Position | None, limit: int, reverse: bool) -> HistoryPage:
         """Returns up to `limit` kept messages of a channel.
 
-        since: the position after which the messages begin, or, if `reverse` is true, before which they end. If `since` is None, or
-        belongs to another epoch, the messages begin with the oldest, or, in reverse, with the latest. If the message after `since`
-        is not kept any more, the messages begin with the oldest; in reverse, there are none.
+        since: the position after which the messages begin, or, if `reverse` is true, before which they end. If `since` is None
+        or belongs to another epoch, the messages begin with the oldest, or, in reverse, with the latest. If the message after
+        `since` is not kept any more, the messages begin with the oldest; in reverse, there are none.
         """
 
     async def clear(self, app: str, channel: str) -> None:
