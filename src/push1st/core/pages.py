@@ -189,7 +189,7 @@ class PageConnection:
         since = None if request is None or reason is not None else request.since
         repeats = state.subscribed(channel, since)
         if since is None:
-            self._acknowledge_at = self._now
+            self._acknowledge_at = self._now - 1  # at the next tick, which comes within a second
         elif not self._acknowledge_at:
             self._acknowledge_at = self._now + _interval(self)
         self._writer.soon()

@@ -149,6 +149,19 @@ def test_subscription_that_was_not_resumed_has_no_position_until_its_acknowledge
     assert site.positions(session) == {"news": 0}
 
 
+@pytest.mark.parametrize("since_tick", [0.1, 0.5, 0.9])
+def test_first_acknowledgement_is_requested_within_a_second(since_tick: float) -> None:
+    site = Site()
+    site.world.clock.advance(0.7)  # ticks do not come at whole seconds
+    site.elapse(1)
+    site.world.clock.advance(since_tick)
+    _, outlet = site.join()
+    site.world.clock.advance(1 - since_tick)
+    done(site.world.node.tick())
+    site.world.turns.drain()
+    assert pings(outlet) == 1
+
+
 def test_resumed_subscription_keeps_its_first_position_until_an_acknowledgement() -> None:
     site = Site()
     first, outlet = site.join()
