@@ -364,8 +364,8 @@ class PageConnection:
 
 
 def _interval(page: PageConnection) -> float:
-    """Returns the seconds until a connection's next acknowledgement."""
-    return page.client.app.config.resume.acknowledge * (1 - (id(page) >> 4) % 64 / (64 * SPREAD))
+    """Returns the seconds until a connection's next acknowledgement; one less, because the checks come at whole seconds."""
+    return max(0.0, page.client.app.config.resume.acknowledge * (1 - (id(page) >> 4) % 64 / (64 * SPREAD)) - 1)
 
 
 class PageRegistry:
