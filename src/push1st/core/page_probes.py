@@ -14,9 +14,13 @@ import msgspec
 from push1st.brokers.pages import PageRecord
 from push1st.core.app import App
 from push1st.core.controller import Controller, TopicHandler
+from push1st.errors import Refused
 
 PONG_SECONDS = 1
 """the seconds for which a new connection waits for the answers of the clients of earlier connections"""
+PATIENCE_SECONDS = 5
+"""the seconds for which a request is repeated while this worker may not publish"""
+RETRY_SECONDS = 0.25
 GONE, PINGED = b"gone", b"pinged"
 """the replies to a `PageProbe`: the worker does not know the connection; the worker will send a `ProbeResult`"""
 
@@ -102,9 +106,18 @@ class PageProbes:
         number = self._last_number
         self._searches[number] = search
         search.numbers.append(number)
-        replies = await self._controller.request(app, worker, _encode(PageProbe(socket_id, topic, number)))
-        # A worker that hangs sends no reply in time, and may still send a result. So `_searches` keeps the number.
-        return number if PINGED in replies and number in self._searches else 0
+        data = _encode(PageProbe(socket_id, topic, number))
+        deadline = asyncio.get_running_loop().time() + PATIENCE_SECONDS
+        while True:
+            try:
+                replies = await self._controller.request(app, worker, data)
+            except Refused:  # this worker may not publish for some seconds after it has reconnected to the broker
+                if asyncio.get_running_loop().time() >= deadline:
+                    raise
+                await asyncio.sleep(RETRY_SECONDS)
+                continue
+            # A worker that hangs sends no reply in time, and may still send a result. So `_searches` keeps the number.
+            return number if PINGED in replies and number in self._searches else 0
 
     def forget(self, search: "TwinSearch") -> None:
         """Drops the results that arrive later."""
@@ -131,21 +144,25 @@ class TwinSearch:
         """whether the client of an earlier connection is alive"""
 
     async def run(self, app: App, live: Mapping[str, PageRecord]) -> None:
-        """Returns when all results have arrived, or a client has answered, or after `PONG_SECONDS`. Raises Refused(503).
+        """Sends the requests, and waits until all results have arrived, or a client has answered, for at most `PONG_SECONDS`.
+
+        Raises Refused(503) if the requests cannot be sent.
 
         live: the records of the earlier connections that have not ended.
         """
         loop = asyncio.get_running_loop()
         done = self._done = loop.create_future()
-        timer = loop.call_later(PONG_SECONDS, self._end_wait)
+        timer = None
         try:
             requests = (self._probes.request(app, self, socket_id, record.worker) for socket_id, record in live.items())
             self._waiting.update(filter(None, await asyncio.gather(*requests)))
+            timer = loop.call_later(PONG_SECONDS, self._end_wait)
             if self.is_twin or not self._waiting:
                 self._end_wait()
             await done
         finally:
-            timer.cancel()
+            if timer is not None:
+                timer.cancel()
             self._done = None
 
     def _end_wait(self) -> None:

@@ -526,6 +526,31 @@ async def test_new_connection_waits_for_the_last_record_of_a_connection_that_end
     assert (resumed(two)[0].replayed, resumed(two)[0].repeats) == (0, False)
 
 
+async def test_probe_is_repeated_while_the_worker_may_not_publish(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("push1st.core.page_probes.RETRY_SECONDS", 0)
+    site = Site(LoopTurns())
+    first, _ = await acknowledged(site)
+    controller = site.world.node.controller
+    failures = [Refused(503, "the broker is away, try again")] * 3
+
+    class Gated:
+        handle_topic = controller.handle_topic
+        send_to_topic = controller.send_to_topic
+
+        async def request(self, *args: Any) -> Any:
+            if failures:
+                raise failures.pop()
+            return await controller.request(*args)
+
+    probes: Any = site.world.node.pages.probes
+    probes._controller = Gated()
+    _, two = await joined(site)
+    await turns(8)
+    first.handle(Pong())
+    await turns(12)
+    assert [answer.reason for answer in resumed(two)] == ["shared"]
+
+
 async def test_connection_of_a_dead_worker_is_not_waited_for() -> None:
     site = Site(LoopTurns())
     record = PageRecord(1, "#page-at-dead", {"news": Position("lost", 1)})
