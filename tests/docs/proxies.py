@@ -88,9 +88,9 @@ def nginx_configuration(folder: Path, server: ServerProcess, port: int, bare: in
     site = replaced(
         (ROOT / "deploy" / "nginx.conf").read_text(),
         {
-            "    listen [::]:443 ssl;\n": "",
+            "    listen [::]:443 ssl http2;\n": "",
             "    listen [::]:80;\n": "",
-            "listen 443 ssl;": f"listen 127.0.0.1:{port} ssl; listen 127.0.0.1:{bare};",
+            "listen 443 ssl http2;": f"listen 127.0.0.1:{port} ssl http2; listen 127.0.0.1:{bare};",
             "listen 80;": f"listen 127.0.0.1:{plain};",
             f"server_name {NAME};": "server_name localhost;",
             f"/etc/letsencrypt/live/{NAME}/fullchain.pem": str(folder / "cert.pem"),
@@ -127,7 +127,8 @@ def proxied(kind: str) -> Iterator[Proxy]:
     port, bare, plain = free_ports(3)
     with contextlib.ExitStack() as stack:
         stack.callback(shutil.rmtree, folder)
-        server = stack.enter_context(running({"server": {"proxies": ["127.0.0.1", "::1"], "drain": 0}}))
+        proto = ["pusher", "websocket", "sse"]
+        server = stack.enter_context(running({"server": {"proto": proto, "proxies": ["127.0.0.1", "::1"], "drain": 0}}))
         file = folder / ("nginx.conf" if kind == "nginx" else "Caddyfile")
         if kind == "nginx":
             file.write_text(nginx_configuration(folder, server, port, bare, plain))

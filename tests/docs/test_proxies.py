@@ -139,6 +139,25 @@ def test_a_client_may_offer_http_2(proxy: Proxy) -> None:
         assert json.loads(done.stdout) == {"channels": {"offers": {"subscription_count": 0}}}
 
 
+@pytest.mark.parametrize("version", ["1.1", "2"])
+def test_an_event_stream_arrives_at_once(proxy: Proxy, version: str) -> None:
+    """With HTTP/2, all streams of a browser share one connection."""
+    channels = [f"stream-{version[0]}-{number}" for number in range(8)]
+    urls = [f"https://{proxy.url}/sse/app/app-key/{channel}" for channel in channels]
+    options = ["--silent", "--no-buffer", "--parallel", "--cacert", str(proxy.certificate), f"--http{version}"]
+    write = ["--write-out", "%{http_version} %{num_connects}\n", "--max-time", "3"]
+    with subprocess.Popen([program("curl"), *options, *write, *urls], stdout=subprocess.PIPE, text=True) as streams:
+        for channel in channels:
+            proxy.server.until_sessions(channel, 1)
+            proxy.server.publish(channel, "hello", channel)
+        text, _ = streams.communicate(timeout=10)
+    for channel in channels:
+        assert f'data: {{"event":"hello","channel":"{channel}","data":"{channel}"' in text
+    ends = [line.split() for line in text.splitlines() if line.startswith(f"{version} ")]
+    assert len(ends) == len(channels)
+    assert sum(int(count) for _, count in ends) == (1 if version == "2" else len(channels))
+
+
 def test_many_clients_are_disconnected_when_the_server_stops(proxy: Proxy, request: pytest.FixtureRequest) -> None:
     """Each client gets the close code 4200 through the proxy. This test is the last, because it stops the server."""
     kind = request.node.callspec.params["proxy"]
