@@ -51,6 +51,8 @@ from push1st.metrics import Metrics
 from push1st.refusals import Refusals
 
 WORKER_BITS = 10
+MAX_TTL_SECONDS = 1_000_000_000
+"""a kept message's maximum time to live; a longer time is reduced to it, so that the time of expiry fits into 64 bits"""
 
 
 class SessionState(msgspec.Struct, frozen=True):
@@ -359,7 +361,7 @@ class Node:
             section = app.history(channel)
             if section is not None and (section.client_events or sender == API):
                 ttl = options.ttl
-                expires = now + int(ttl * 1_000_000_000) if ttl else 0
+                expires = now + int(min(ttl, MAX_TTL_SECONDS) * 1_000_000_000) if ttl else 0
                 kept = KeptMessage(name, channel, event, data, id, now, sender, exclude, how, target, user_id, headers, expires)
                 return self._broker.publish(kept, section, key)
         message = Message(name, channel, event, data, id, now, sender, exclude, how, target, user_id, headers)

@@ -481,7 +481,7 @@ class Session:
                 raise Refused(403, f"not subscribed to {channel[:200]}")
         node.metrics.events_in[self.wire.name] += 1
         stamp = node.stamp()
-        is_plain = command.delivery == "broadcast" and not command.target
+        is_plain = command.delivery == "broadcast" and not command.target and not command.ttl
         published = node.publish(
             self.app,
             channel,
@@ -490,7 +490,7 @@ class Session:
             stamp,
             self.id,
             self.id,
-            DEFAULT_OPTIONS if is_plain else Options(0, command.delivery, command.target),
+            DEFAULT_OPTIONS if is_plain else Options(command.ttl, command.delivery, command.target),
             None if member is None else member.user_id,
             command.headers,
         )
