@@ -34,7 +34,10 @@ class Outlet(Protocol):
     def close(self, code: int, reason: str) -> None: ...
 
     def has_room(self, size: int) -> bool:
-        """Returns whether the client may receive `size` more bytes, and stay below `server.outbox`."""
+        """Returns whether the client may receive `size` more bytes, and stay below `server.outbox`.
+
+        Frames that the fan-out has not written yet do not count, so the caller writes them first.
+        """
 
     def fail(self) -> None:
         """Logs the unexpected exception that is being handled, with its trace, and ends the connection."""

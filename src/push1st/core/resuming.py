@@ -24,6 +24,9 @@ from push1st.positions import Position
 CHARGED_BYTES = 16_384
 """the number of replayed bytes for which the client is charged once (`Session.charge`)"""
 
+RESUMED_BYTES = 512
+"""the maximum number of bytes of the frame of `Resumed`, which the client receives in addition to the replay"""
+
 
 class Resumption(Protocol):
     """The way in which a session resumes its channels.
@@ -180,7 +183,7 @@ def _resume(
         if reason == replay.reason:
             frames = _frames(session, resumption, replay)
             size = sum(map(len, frames))
-            if size > session.node.max_replay_bytes or (size and not session.outlet.has_room(size)):
+            if size > session.node.max_replay_bytes or (size and not _has_room(session, size)):
                 frames, size, reason = [], 0, reason or "too-large"
     repeats = resumption.subscribed(channel, request, reason) and bool(frames) and reason is None
     session.outlet.send(Resumed(channel, reason, len(frames), repeats, None if replay is None else replay.position))
@@ -189,6 +192,12 @@ def _resume(
     for _ in range(size // CHARGED_BYTES):
         session.charge()
     return reason is None, b"".join(frames)
+
+
+def _has_room(session: Resuming, size: int) -> bool:
+    """Returns whether the client may receive a replay of `size` bytes, and stay below `server.outbox`."""
+    session.node.fanout.flush_subscriber(session)  # the frames that the fan-out holds, such as replays of other channels, count
+    return session.outlet.has_room(size + RESUMED_BYTES)
 
 
 def _frames(session: Resuming, resumption: Resumption, replay: Replay) -> list[bytes]:

@@ -335,8 +335,6 @@ class EventStream(Takeover):
         return since
 
     def has_room(self, size: int) -> bool:
-        if self._session is not None:  # frames that the fan-out still holds count too
-            self._context.node.fanout.flush_subscriber(self._session)
         return self._transport.get_write_buffer_size() + size <= self._context.config.server.outbox
 
     def close(self, code: int, reason: str) -> None:

@@ -141,8 +141,6 @@ class WebSocketOutput(SocketOwner):
                 self._context.node.fanout.direct(self._session, frame)
 
     def has_room(self, size: int) -> bool:
-        if self._session is not None:  # frames that the fan-out still holds count too
-            self._context.node.fanout.flush_subscriber(self._session)
         return self._transport.get_write_buffer_size() + size <= self._context.config.server.outbox
 
     def close(self, code: int, reason: str) -> None:
