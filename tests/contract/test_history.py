@@ -15,6 +15,8 @@ from push1st.brokers.local_roster import LocalRoster
 from push1st.brokers.memory import Memory
 from push1st.brokers.memory_history import MemoryHistory
 from push1st.brokers.redis import Redis
+from push1st.brokers.redis.shard import Shard
+from push1st.brokers.redis.states import ConnectionState
 from push1st.config.history import HistoryBounds, HistorySection
 from push1st.eager import resolve
 from push1st.errors import Refused
@@ -654,3 +656,48 @@ async def test_full_server_rejects_the_whole_publish(channel, key, section):
 @asynccontextmanager
 async def _opened_on(url: str) -> AsyncIterator[Kept]:
     yield on(url)
+
+
+# The generation of the server's state
+
+
+def shards_of(kept: Kept) -> Sequence[Shard]:
+    found: Sequence[Shard] = kept.broker._broker._shards.all
+    return found
+
+
+@pytest.mark.parametrize("name", ["redis", "redis-cluster"])
+async def test_lost_generation_is_stored_again_by_the_next_renewal(name):
+    """A server may evict this key alone, because it is seldom read. A new node would then store another generation."""
+    async with opened(IMPLEMENTATIONS[name]) as kept:
+        before = (await kept.publish()).epoch
+        for shard in shards_of(kept):
+            resp = await shard.connection.usable()
+            stored = await resp.call("GET", shard.keys.key("gen"))
+            await resp.call("DEL", shard.keys.key("gen"))
+            shard.lease.renew()
+            assert await resp.call("GET", shard.keys.key("gen")) == stored
+        assert (await kept.publish()).epoch == before
+
+
+@pytest.mark.parametrize("name", ["redis", "redis-cluster"])
+async def test_node_uses_the_generation_that_another_node_has_stored(name):
+    """Two generations at the same time would be a loss of the state at each message."""
+    async with opened(IMPLEMENTATIONS[name]) as kept:
+        before = await kept.publish()
+        for shard in shards_of(kept):
+            resp = await shard.connection.usable()
+            await resp.call("SET", shard.keys.key("gen"), f"{resp.run_id} Other")
+            shard.lease.renew()
+            await resp.call("PING")
+            assert shard.connection.state is ConnectionState.READY_NO_LEASE
+        after = await until_published(kept, "Other")
+        assert (after.epoch, after.offset > before.offset) == ("Other" + before.epoch[HALF_WORD:], True)
+
+
+async def until_published(kept: Kept, generation: str) -> Published:
+    """Publishes until a message has a position of the generation."""
+    async with asyncio.timeout(10):
+        while not (published := await kept.publish()).epoch.startswith(generation):
+            await kept.broker.settled()
+    return published

@@ -20,6 +20,7 @@ from push1st.brokers.history import (
     page,
     replay,
     size_of,
+    start_of,
 )
 from push1st.config.history import HistoryBounds, HistorySection
 from push1st.messages import KeptMessage
@@ -174,8 +175,12 @@ class MemoryHistory:
     def replay(self, key: Key, request: ReplayRequest) -> Replay:
         now = self._wall()
         history = self._counter(key, request.counter_seconds, now)
-        run = NO_MESSAGES if request.since is None and not request.rewind else KeptRun(tuple(history.messages))
-        return replay(request, history.epoch, history.last, run, now)
+        messages, epoch, last = history.messages, history.epoch, history.last
+        first = last + 1 - len(messages)
+        _, after = start_of(request, epoch, first, last)
+        # Only the messages that the subscriber may get, because the subscriber's session encodes all messages of the run.
+        run = KeptRun(tuple(islice(messages, after + 1 - first, None))) if after < last else NO_MESSAGES
+        return replay(request, epoch, last, run, now, first)
 
     async def read(self, app: str, channel: str, since: Position | None, limit: int, reverse: bool) -> HistoryPage:
         now = self._wall()

@@ -140,8 +140,11 @@ class Channel:
         self.offset = 0
 
     def begin_at(self, position: Position) -> None:
-        """Stores the position at which the channel's first subscriber joined."""
-        if not self.epoch:
+        """Stores the position at which a subscriber joined. The earlier subscribers have received all messages before it.
+
+        The position has another epoch than the last message if the broker has dropped the channel's history since this message.
+        """
+        if self.epoch != position.epoch or self.offset < position.offset:
             self.epoch, self.offset = position.epoch, position.offset
 
     def lane(self, wire: Wire) -> Lane | None:

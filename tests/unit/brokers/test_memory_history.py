@@ -171,3 +171,14 @@ def test_the_counter_of_a_channel_with_subscribers_does_not_expire_before_the_sw
     memory.history.is_subscribed = lambda *_: True
     memory.now += 3600 * SECOND
     assert memory.position("c") == before
+
+
+def test_a_run_contains_only_the_messages_that_the_subscriber_gets():
+    """The session encodes all messages of the run, which may be ten thousand."""
+    memory = Memory()
+    section = HistorySection(size=1000)
+    epoch = [memory.append("c", section=section) for _ in range(1500)][-1].epoch
+    for since, rewind in ((1498, 0), (1500, 0), (400, 2), (400, 0)):
+        replay = memory.history.replay(("a", "c"), ReplayRequest(section, 1 << 20, Position(epoch, since), rewind))
+        expected = [1499, 1500] if since == 1498 or rewind else []
+        assert [one.offset for one in replay.run.messages] == [one.offset for one in replay.messages] == expected

@@ -5,12 +5,14 @@ import json
 import pytest
 
 from push1st.brokers.history import ReplayRequest
+from push1st.brokers.redis.wire import encode_kept
 from push1st.config.history import HistorySection
-from push1st.core.resuming import BY_POSITION, CHARGED_BYTES, ByPosition
-from push1st.messages import CacheMissed, Options, Replayed, Resumed, Subscribe, Subscribed, Unsubscribe
+from push1st.core.resuming import BY_POSITION, CHARGED_BYTES, RESUMED_BYTES, ByPosition
+from push1st.messages import CacheMissed, Options, Publish, Replayed, Resumed, Subscribe, Subscribed, Unsubscribe
 from push1st.positions import Position
 from tests.support.frames import Wire, frames
-from tests.support.node import World, app_config, token
+from tests.support.loop import done
+from tests.support.node import RAW, World, app_config, token
 
 SECTIONS = (HistorySection(filter=("c", "cache-", "#server-to-user-"), size=100), HistorySection(filter=("private-",), rewind=5))
 
@@ -233,3 +235,43 @@ class Recorded(ByPosition):
 
     def unsubscribed(self, channel):
         self._left.append(channel)
+
+
+def test_replays_of_several_channels_in_one_turn_must_fit_together(world):
+    """Frames that the fan-out still held did not count, so the client was disconnected as too slow after each reconnect."""
+    for name in ("c1", "c2", "c3"):
+        publish(world, [1], name)
+    client = Client(world)
+    written = client.outlet.writes
+    replay = len(client.session.wire.message(world.history._kept["app-test", "c1"].messages[0], 0))
+    client.outlet.has_room = lambda size: sum(map(len, written)) + size <= 2 * replay + RESUMED_BYTES
+    found = [client.subscribe(name, since=0)[1].reason for name in ("c1", "c2", "c3")]
+    assert found == [None, None, "too-large"]
+
+
+def test_event_of_a_client_is_not_replayed_after_its_ttl(world):
+    publisher, _ = world.session(RAW, push=frozenset({"public"}))
+    publisher.handle(Subscribe("c"))
+    for number, ttl in ((b"1", 30), (b"2", 32), (b"3", 0)):
+        publisher.handle(Publish("c", "e", number, ttl=ttl))
+    world.clock.advance(31)
+    assert Client(world).subscribe(since=0)[1].replayed == 2
+
+
+@pytest.mark.parametrize("ttl", [1e-12, 0.5, 1e18, 1e300])
+def test_ttl_of_any_length_is_accepted(world, ttl):
+    """A long `ttl` did not fit into the 64 bits of MessagePack, so no message of this turn reached the broker."""
+    publish(world, [1], options=Options(ttl))
+    (message,) = world.history._kept["app-test", "c"].messages
+    assert 0 < message.expires < 1 << 63
+    assert encode_kept([message])
+
+
+def test_position_of_a_channel_follows_a_history_that_was_dropped(world):
+    """The clients' positions were those of the dropped history, which a later subscription cannot resume."""
+    publish(world, [1, 2])
+    Client(world).subscribe()
+    done(world.history.clear("app-test", "c"))
+    expected = Client(world).subscribe()[1].position
+    channel = world.app.tenant.channels["c"]
+    assert Position(channel.epoch, channel.offset) == expected

@@ -28,6 +28,9 @@ MIN_CHECKED = 500
 """the minimum number of channels whose counters one call of `tick` checks, if there are so many"""
 ROUND_CALLS = 20
 """the number of calls of `tick` in which the counters of all channels are checked"""
+RENEWED_MS = 1500
+"""the milliseconds for which a renewal keeps a counter, for each of its `counter_seconds`. A renewal follows after a quarter of
+the seconds and a round of `tick`, so the seconds are left whenever the last subscriber leaves."""
 MAX_READ_CHANNELS = 200
 """the maximum number of channels whose missed messages one script call reads"""
 MAX_READ_BYTES = 4 << 20
@@ -97,11 +100,16 @@ class Following:
         followed = self.channels.get(key)
         if followed is None:
             self.channels[key] = FollowedChannel(position, counter_seconds)
-        elif followed.held is not None or (followed.epoch == position.epoch and followed.last < position.offset):
+            return
+        followed.counter_seconds = max(followed.counter_seconds, counter_seconds)  # a reload may have increased the seconds
+        if followed.held is not None or (followed.epoch == position.epoch and followed.last < position.offset):
             followed.held = None
             self._report(key, followed, "trimmed", position)
-        elif followed.epoch != position.epoch and position.offset:
-            self._report(key, followed, "state-lost", position)
+        elif followed.epoch != position.epoch:
+            if position.offset:
+                self._report(key, followed, "state-lost", position)
+            elif followed.epoch[:WORD_CHARACTERS] == position.epoch[:WORD_CHARACTERS]:
+                followed.move_to(position)  # the history was dropped, and no message has followed
 
     def end(self, key: ChannelKey) -> None:
         """Ends the following of a channel that has no more subscribers here."""
@@ -250,7 +258,7 @@ class Following:
             followed = self.channels.get(key)
             if followed is not None and followed.renews_at <= now:
                 followed.renews_at = now + followed.counter_seconds / 4
-                arguments += *key, followed.counter_seconds * 1000
+                arguments += *key, followed.counter_seconds * RENEWED_MS
         for at in range(0, len(arguments), 3 * MIN_CHECKED):
             self._connection.send(resp, RENEW_COUNTERS, self._connection.check, *arguments[at : at + 3 * MIN_CHECKED])
 

@@ -82,6 +82,11 @@ class ShardHistory:
         """Stores the generation that `lua/register.lua` returned."""
         self._run_id, self.generation = run_id, generation
 
+    @property
+    def stored_generation(self) -> str:
+        """The value of `BASE:gen` for this run of the server and this generation; "" without a generation."""
+        return f"{self._run_id} {self.generation}" if self._run_id and self.generation else ""
+
     def check(self) -> None:
         """Raises Refused(503) if the node is registered but knows no generation."""
         if not self.generation and self._connection.registered_on is not None:
@@ -137,12 +142,17 @@ def _wanted(since: Position, from_start: int | None) -> str:
 
 
 def _decode(generation: str, reply: Any) -> HistoryState:
+    """Decodes the reply of a script. Entries that this node cannot decode count as trimmed: no retry would decode them."""
     word, last, first, entries = reply
     epoch = generation + word.decode()
     messages: list[KeptMessage] = []
-    for id, data in sorted(zip(*[iter(entries)] * 2, strict=True), key=_last_of):
-        offset, _, n = id.partition(b"-")
-        messages += decode_kept(data, int(offset) - int(n) + 1, epoch)
+    try:
+        for id, data in sorted(zip(*[iter(entries)] * 2, strict=True), key=_last_of):
+            offset, _, n = id.partition(b"-")
+            messages += decode_kept(data, int(offset) - int(n) + 1, epoch)
+    except ValueError as exc:  # another version of push1st wrote it, or somebody by hand
+        log.error("a history of the broker cannot be decoded", reason=str(exc))
+        return HistoryState(epoch, last, last + 1, NO_MESSAGES)
     return HistoryState(epoch, last, first, KeptRun(messages) if messages else NO_MESSAGES)
 
 

@@ -30,7 +30,11 @@ def milliseconds(seconds: float) -> int:
 
 
 class Lease:
-    """See the module. The function `renewed` is called after each renewal, and may repair the broker's copy of the entries."""
+    """See the module.
+
+    generation: a function that returns `ShardHistory.stored_generation`.
+    renewed: a function that is called after each renewal, and may repair the broker's copy of the entries.
+    """
 
     def __init__(
         self,
@@ -38,12 +42,14 @@ class Lease:
         keys: Keys,
         connection: ShardConnection,
         hook_events: HookEventStream,
+        generation: Callable[[], str],
         renewed: Callable[[], None],
     ) -> None:
         self._context = context
         self._keys = keys
         self._connection = connection
         self._hook_events = hook_events
+        self._generation = generation
         self._on_renewed = renewed
         self.epoch = ""
         """the epoch of the server's state at this node's last registration (`BASE:epoch` in `scripts.py`)"""
@@ -106,8 +112,8 @@ class Lease:
             least = "" if connection.publish_connection is not None else self.least
             lease, term = milliseconds(self._context.timings.lease), self._hook_events.ledger_term
             subscribed = "1" if just_subscribed else "0"
-            node = self._context.node
-            connection.send(connection.registered_on, RENEW, self._renewed, node, lease, term, subscribed, least)
+            arguments = self._context.node, lease, term, subscribed, least, self._generation()
+            connection.send(connection.registered_on, RENEW, self._renewed, *arguments)
 
     def _renewed(self, reply: Any) -> None:
         connection = self._connection

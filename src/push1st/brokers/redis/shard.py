@@ -74,7 +74,7 @@ class Shard:
         self.following = Following(context, keys, self.connection, self.history)
         self.roster = ShardRoster(*(context, keys, self.connection, self.topics, self._publishing, self.history, self.following))
         self.hook_events = HookEventStream(address, tag, context, keys, self.connection)
-        self.lease = Lease(context, keys, self.connection, self.hook_events, self._repair)
+        self.lease = Lease(context, keys, self.connection, self.hook_events, lambda: self.history.stored_generation, self._repair)
         number = random.randrange(1024)  # noqa: S311 - the first number that the node requests
         self.reconciler = Reconciler(
             *(

@@ -8,7 +8,7 @@ import hiredis
 import msgspec
 import pytest
 
-from push1st.brokers.redis.following import MAX_HELD_BYTES, MAX_HELD_MESSAGES, MIN_CHECKED
+from push1st.brokers.redis.following import MAX_HELD_BYTES, MAX_HELD_MESSAGES, MIN_CHECKED, ROUND_CALLS
 from push1st.brokers.redis.wire import encode_kept
 from push1st.messages import RESUMED, KeptMessage, Message
 from push1st.positions import Position
@@ -380,3 +380,58 @@ async def test_counters_of_all_channels_are_renewed_and_not_more_often_than_need
         followed.following.tick(now + second)
     await settle()
     assert sum(len(arguments) // 3 for name, arguments in server.commands if name == "RENEW_COUNTERS") == 2 * MIN_CHECKED + 1
+
+
+@pytest.mark.parametrize("seconds", [120, 360, 3660])
+async def test_counter_is_kept_for_its_seconds_whenever_the_last_subscriber_leaves(serve, seconds):
+    """Just before a renewal, only three quarters were left: less than the time in which a client may return."""
+    server = serve()
+    followed = await Followed(server).start()
+    followed.following.end(KEY)
+    followed.following.begin(KEY, Position(EPOCH, 5), seconds)
+    start = asyncio.get_running_loop().time()
+    until, least = start + seconds, float(seconds)
+    for second in range(2 * seconds):
+        followed.following.tick(start + second)
+        await settle()
+        for name, arguments in server.commands:
+            if name == "RENEW_COUNTERS":
+                until = start + second + int(arguments[2]) / 1000
+        server.commands.clear()
+        least = min(least, until - start - second)
+    assert least >= seconds - ROUND_CALLS
+
+
+async def test_later_subscriber_increases_the_seconds_of_the_counter(serve):
+    """A reload may increase `resume.seconds` while earlier clients stay on the channel."""
+    followed = await Followed(serve()).start()
+    followed.following.begin(KEY, Position(EPOCH, 5), 3660)
+    followed.following.begin(KEY, Position(EPOCH, 5), 60)
+    assert followed.following.channels[KEY].counter_seconds == 3660
+
+
+async def test_join_after_the_history_was_dropped_moves_the_position(serve):
+    """The reconnect would report a loss of the state, although the subscribers have all messages."""
+    server = serve()
+    followed = await Followed(server).start()
+    followed.following.begin(KEY, Position("Gen01Word2", 0), 360)
+    server.replies["HEAL"] = [history(0, 1, word=b"Word2")]
+    await followed.reconnect(batch(1, 1, "Gen01Word2"))
+    assert (followed.seen, followed.gaps) == ([1], (0, 0))
+
+
+async def test_join_in_another_generation_does_not_hide_the_change(serve):
+    followed = await Followed(serve()).start()
+    followed.following.begin(KEY, Position("Gen02Word2", 0), 360)
+    followed.receive(batch(1, 1, "Gen02Word2"))
+    assert followed.seen == [("state-lost", "Gen02Word2:0"), 1]
+
+
+async def test_history_that_cannot_be_decoded_is_reported_and_the_node_stays_connected(serve):
+    """The task that connects the shard ended, so the node did not connect again."""
+    server = serve()
+    followed = await Followed(server).start()
+    server.replies["HEAL"] = [[b"Word1", 7, 1, [b"7-2", b"\xc1"]]]
+    await followed.reconnect(batch(8, 8))
+    assert (followed.seen, followed.gaps) == ([("trimmed", f"{EPOCH}:7"), 8], (0, 1))
+    assert followed.node.connection.registered_on is not None

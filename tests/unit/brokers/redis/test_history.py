@@ -132,3 +132,25 @@ async def test_data_of_an_unknown_kind_is_logged_once(capsys):
     logged = capsys.readouterr().out
     assert logged.count("unknown kind") == 2
     assert (logged.count("kind=6"), logged.count("kind=7")) == (1, 1)
+
+
+@pytest.mark.parametrize("entries", [[b"2-2", b"\xc1"], [b"2-2", b"\x91\x90"], [b"two", b"\x90"]])
+async def test_history_that_cannot_be_decoded_counts_as_trimmed(serve, entries):
+    """The error ended the connection to the broker, again at each later subscription."""
+    server = serve()
+    node = await Node().start()
+    server.replies["JOIN"] = [1, None, None, 0, [0], [b"Word1", 2, 1, entries]]
+    request = ReplayRequest(SECTION, 1000, Position("Gen01Word1", 0))
+    replay = (await node.shard.roster.join("app", "c", "1.1", None, 0, request)).replay
+    assert replay is not None
+    assert (replay.reason, replay.position, list(replay.messages)) == ("trimmed", Position("Gen01Word1", 2), [])
+    assert len(server.connections) == 1
+
+
+async def test_renewals_contain_the_generation(serve):
+    """If the server evicted only this key, a new node would use another generation than all others."""
+    server = serve()
+    node = await Node().start()
+    node.shard.lease.renew()
+    await settle()
+    assert {arguments[5] for name, arguments in server.commands if name == "RENEW"} == {b"run1 Gen01"}

@@ -6,14 +6,25 @@
 -- ARGV[3]  term (BASE:term in `scripts.py`) of the node's ledger; 0: no ledger; -1 if the node must not become the consumer
 -- ARGV[4]  1 if the node has just subscribed to its topics
 -- ARGV[5]  `least` of `nodes_not_here`, or '' if the script must not count the missing nodes
+-- ARGV[6]  run id of the server and the node's generation (BASE:gen in `scripts.py`), or '' if the node has no generation
 --
 -- Returns the epoch, the milliseconds until the end of the recovery, the term of the consumer, the dead nodes, 1 if there are
 -- deferred leaves to publish, the number of missing nodes, and the other living nodes. The term is 0 if this node is not the
 -- consumer, and negative if another node was the consumer before.
+-- If only BASE:gen was lost, stores the node's generation again, before a new node makes another generation. If the server has
+-- another generation for the same run, returns an error, so that the node registers again and uses the server's generation.
 -- During the recovery, the previous consumer remains the consumer, because only the node of this consumer has the ledger.
 local node, lease, ledger, just_subscribed, least = ARGV[1], ARGV[2], tonumber(ARGV[3]), ARGV[4] == '1', ARGV[5]
 if not has_lease(node) then return redis.error_reply('NOLEASE no lease') end
 redis.call('PEXPIRE', base .. ':lease:' .. node, lease)
+if ARGV[6] ~= '' then
+  local generation = redis.call('GET', base .. ':gen')
+  if not generation then
+    redis.call('SET', base .. ':gen', ARGV[6])
+  elseif generation ~= ARGV[6] and string.match(generation, '^%w+') == string.match(ARGV[6], '^%w+') then
+    return redis.error_reply('NOLEASE other generation')
+  end
+end
 if just_subscribed then redis.call('SET', base .. ':lease:' .. node, 'there', 'PX', lease) end
 local dead, alive = {}, {}
 for _, other in ipairs(redis.call('SMEMBERS', base .. ':nodes')) do
