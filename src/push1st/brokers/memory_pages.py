@@ -64,6 +64,7 @@ class MemoryPages:
         pages = self._apps.setdefault(app, OrderedDict())
         self._expire(app, pages, now)
         stored = self._find(app, page, now)
+        data = encode_record(record)
         if stored is None:
             if record.is_closed or not self._has_room(app, pages, bounds):
                 return False
@@ -72,8 +73,10 @@ class MemoryPages:
         elif stored.is_forgotten(socket_id, now) or (record.is_closed and socket_id not in stored.records):
             return False
         else:
+            if not self._may_grow(stored, socket_id, data):  # the positions in the earlier records cause only repeats
+                return False
             self.bytes -= stored.size
-        stored.records[socket_id] = record.written, encode_record(record)
+        stored.records[socket_id] = record.written, data
         for one in merged:
             stored.records.pop(one, None)
         if len(stored.records) > 1:
@@ -87,6 +90,12 @@ class MemoryPages:
     def _has_room(self, app: str, pages: OrderedDict[str, StoredPage], bounds: PageBounds) -> bool:
         is_crowded = bool(bounds.address) and self._addresses[app, bounds.address] >= bounds.of_address
         return len(pages) < bounds.pages and not is_crowded and self.bytes < MAX_BYTES
+
+    def _may_grow(self, stored: StoredPage, socket_id: str, data: bytes) -> bool:
+        """Returns whether the bound of bytes allows a record of an existing page."""
+        earlier = stored.records.get(socket_id)
+        growth = len(data) - (0 if earlier is None else len(earlier[1]))
+        return growth <= 0 or self.bytes + growth <= MAX_BYTES
 
     def _expire(self, app: str, pages: OrderedDict[str, StoredPage], now: int) -> None:
         """Drops up to two expired pages, so that as many pages expire as are written."""

@@ -16,7 +16,7 @@ client reconnects. Each connection of a page has a record in the broker (`broker
 - If two live connections have the same page name, the name is *shared*. Then no position of the page is of use.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Protocol
 
 import msgspec
@@ -131,8 +131,9 @@ class PageState:
     def __init__(self, inherited: Inherited, now: float) -> None:
         self._inherited = dict(inherited.positions) if inherited.positions else _NONE
         self._exact = inherited.exact
-        self._until = now + INHERITED_SECONDS
-        self._pings: list[SentPing] = []
+        self._until = now + INHERITED_SECONDS if inherited.positions else 0.0
+        self._pings: Sequence[SentPing] = ()
+        """the unanswered pings; an empty tuple for most clients at most times, to save memory"""
         self.sockets = inherited.sockets
         self.is_shared = inherited.is_shared
         self.is_mute = False
@@ -161,15 +162,15 @@ class PageState:
 
         since: the position from which the channel was resumed; None if the channel was not resumed.
         """
-        self._inherited.pop(channel, None)
         is_exact = channel in self._exact
+        self._disinherit(channel)
         self.positions[channel] = since
         return not is_exact
 
     def unsubscribed(self, channel: str) -> None:
         """Drops the position of a channel, because the client has left the channel on purpose."""
         self.positions.pop(channel, None)
-        self._inherited.pop(channel, None)
+        self._disinherit(channel)
         for ping in self._pings:
             if ping.positions is not None:
                 ping.positions.pop(channel, None)
@@ -178,8 +179,21 @@ class PageState:
         """Drops the inherited positions after `INHERITED_SECONDS`. Returns whether this call has dropped any."""
         if not self._inherited or now < self._until:
             return False
-        self._inherited.clear()
+        self._inherit_nothing()
         return True
+
+    def _disinherit(self, channel: str) -> None:
+        self._inherited.pop(channel, None)
+        if not self._inherited:
+            self._inherit_nothing()
+
+    def _inherit_nothing(self) -> None:
+        """Frees the memory of the inherited positions."""
+        self._inherited, self._exact = _NONE, _NOTHING.exact
+
+    def may_have_resumed(self, now: float) -> bool:
+        """Returns whether the positions of earlier connections counted for this connection less than `INHERITED_SECONDS` ago."""
+        return now < self._until
 
     @property
     def expires(self) -> float | None:
@@ -189,7 +203,7 @@ class PageState:
     def share(self) -> None:
         """Stores that another live connection has the same page name."""
         self.is_shared = True
-        self._inherited.clear()
+        self._inherit_nothing()
 
     # Acknowledgements
 
@@ -216,10 +230,10 @@ class PageState:
         """Stores that the server sends a `pusher:ping`. `positions`: the positions that the answer acknowledges."""
         if len(self._pings) == MAX_PINGS:
             self.is_mute = True
-            self._pings.clear()
+            self._pings = ()
         ping = SentPing(now, positions)
         if not self.is_mute:
-            self._pings.append(ping)
+            self._pings = (*self._pings, ping)
         return ping
 
     def probed(self, now: float, by: str, number: int, most: int = MAX_PINGS // 4) -> bool:
@@ -236,7 +250,8 @@ class PageState:
         """Handles a `pusher:pong`; returns the answered ping, or None if the client answers no ping."""
         if self.is_mute or not self._pings:
             return None
-        ping = self._pings.pop(0)
+        ping = self._pings[0]
+        self._pings = self._pings[1:] or ()
         if ping.positions is not None:
             self.acknowledge(ping.positions)
         return ping

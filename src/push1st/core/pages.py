@@ -17,7 +17,6 @@ A session without a page does not use this module.
 """
 
 from collections.abc import Callable, Collection, Container, Mapping
-from contextlib import suppress
 from typing import Protocol
 
 from push1st.brokers import Pages
@@ -129,19 +128,19 @@ class PageConnection:
         registry, app = self._registry, self.client.app
         records = await registry.port.recall(app.config.id, self.name)
         live = {one: record for one, record in records.items() if not record.is_closed}
-        is_twin = False
         if live and not any(record.is_shared for record in records.values()) and not self._is_over:
-            is_twin = await self._seek_twin(live)
+            await self._seek_twin(live)
             records = await registry.port.recall(app.config.id, self.name)
         if self._is_over:
             return
         inherited = inherit(records)
         state = self._state = PageState(inherited, self._now)
         self._writer = RecordWriter(self, registry, inherited.closed)
-        if is_twin:
+        if self._search is not None and self._search.is_twin:  # the client may have answered during the second read
             state.share()
         elif not state.is_shared:
-            self._zombies = [one for one, record in records.items() if not record.is_closed]
+            # `_seek_again` finds the connections that wrote their first records during the search.
+            self._zombies = [one for one, record in records.items() if one in live and not record.is_closed]
             self._forget_at = self._now + ZOMBIE_SECONDS if self._zombies else 0.0
 
     async def _seek_twin(self, live: Mapping[str, PageRecord]) -> bool:
@@ -158,7 +157,7 @@ class PageConnection:
         """Searches for connections that wrote their first records after this connection had read the records."""
         app = self.client.app
         assert self._state is not None
-        with suppress(Refused):
+        try:
             records = await self._registry.port.recall(app.config.id, self.name)
             known = {self.client.id, *self._zombies}
             live = {one: record for one, record in records.items() if not record.is_closed and one not in known}
@@ -172,6 +171,10 @@ class PageConnection:
                 self._zombies = (*self._zombies, *live)
                 self._forget_at = self._now + ZOMBIE_SECONDS
                 self._schedule()
+        except Refused:  # the search is repeated after the next write
+            self._has_sought = False
+            self._writer.write_at = self._now + RETRY_SECONDS
+            self._schedule()
 
     def since(self, command: Subscribe) -> Position | None:
         return None if self._state is None else self._state.since(command.channel, self._now)
@@ -231,7 +234,7 @@ class PageConnection:
         """Handles a `pusher:pong`."""
         state = self._state
         ping = None if state is None else state.ponged()
-        if ping is None:
+        if state is None or ping is None:
             return
         if ping.positions:
             self._registry.metrics.acknowledgements += 1
@@ -240,7 +243,8 @@ class PageConnection:
             self._probed_until = 0.0
             for by, number in ping.probes:
                 self._registry.probes.answer(self.client.app, by, number, is_alive=True)
-            self.share(notify=self._now - ping.sent > PONG_SECONDS)
+            # If this connection is new too, it may have resumed from the positions of its twin.
+            self.share(notify=self._now - ping.sent > PONG_SECONDS or state.may_have_resumed(self._now))
 
     def probe(self, by: str, number: int) -> None:
         """Handles the request of a newer connection's worker (`page_probes.Probed`)."""
@@ -267,7 +271,7 @@ class PageConnection:
             self.client.disconnect(4201, REPLACED)
             return
         if self._forget_at and now >= self._forget_at:
-            self._forget_at = 0.0
+            self._forget_at = 0.0 if writer.is_stored else now + RETRY_SECONDS
             if writer.is_stored:
                 spawn(self._forget())
         if state.expire(now) or (writer.write_at and now >= writer.write_at):
@@ -282,11 +286,17 @@ class PageConnection:
         self._schedule()
 
     async def _forget(self) -> None:
-        """Deletes the records of zombies."""
+        """Deletes the records of zombies, unless the client of one of them has answered, and the answer was lost."""
+        port, app = self._registry.port, self.client.app.config.id
         try:
-            await self._registry.port.forget(self.client.app.config.id, self.name, self._zombies)
+            records = await port.recall(app, self.name)
+            if any(record.is_shared for record in records.values()):
+                self.share(notify=True)
+            else:
+                await port.forget(app, self.name, self._zombies)
         except Refused:
             self._forget_at = self._now + RETRY_SECONDS
+            self._schedule()
 
     def _schedule(self) -> None:
         """Schedules the next call of `check`."""

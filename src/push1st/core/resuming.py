@@ -162,6 +162,8 @@ def send_earlier(session: Resuming, kind: Kind, channel: str, request: ReplayReq
         node.fanout.direct(session, replay)
     if channel.startswith("#"):
         node.signins.deliver_held(session.app, session, joined.replay.position if recovered and joined.replay else None)
+    for _ in range(len(replay) // CHARGED_BYTES):  # last, because this may disconnect the client
+        session.charge()
 
 
 def _replays_cached(joined: Joined) -> bool:
@@ -177,20 +179,17 @@ def _resume(
     metrics = session.node.metrics
     reason: Reason | None = "no-history"
     frames: list[bytes] = []
-    size = 0
     if replay is not None:
         reason = resumption.reason(channel, replay.reason)
         if reason == replay.reason:
             frames = _frames(session, resumption, replay)
             size = sum(map(len, frames))
             if size > session.node.max_replay_bytes or (size and not _has_room(session, size)):
-                frames, size, reason = [], 0, reason or "too-large"
+                frames, reason = [], reason or "too-large"
     repeats = resumption.subscribed(channel, request, reason) and bool(frames) and reason is None
     session.outlet.send(Resumed(channel, reason, len(frames), repeats, None if replay is None else replay.position))
     metrics.resumes[reason or "recovered"] += 1
     metrics.replayed_messages += len(frames)
-    for _ in range(size // CHARGED_BYTES):
-        session.charge()
     return reason is None, b"".join(frames)
 
 

@@ -85,6 +85,19 @@ def test_pages_above_the_bound_of_bytes_are_not_stored(monkeypatch: pytest.Monke
     assert not remember(pages, f"{PAGE}-3")
 
 
+def test_pages_within_the_bound_of_bytes_do_not_grow_above_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(memory_pages, "MAX_BYTES", 4000)
+    pages = MemoryPages(Clock().wall)
+    for number in range(3):
+        assert remember(pages, f"{PAGE}-{number}")
+    size = pages.bytes
+    assert not done(pages.remember(APP, f"{PAGE}-0", "1.1", record(200), BOUNDS))
+    assert not done(pages.remember(APP, f"{PAGE}-0", "2.2", record(200), BOUNDS))
+    assert pages.bytes == size
+    assert [*done(pages.recall(APP, f"{PAGE}-0"))] == ["1.1"]
+    assert remember(pages, f"{PAGE}-0"), "a record that does not grow is stored"
+
+
 def test_record_has_at_most_200_channels() -> None:
     assert len(bounded((f"c{n}", None) for n in range(500))) == MAX_CHANNELS
 

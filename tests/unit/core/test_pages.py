@@ -485,6 +485,94 @@ async def test_twins_that_begin_at_the_same_time_find_each_other() -> None:
     assert all(record.is_shared for record in site.records.values())
 
 
+async def test_connection_that_begins_during_a_search_is_not_taken_for_a_zombie() -> None:
+    """Both wait for the answer of a client that is gone; the first writes its record before the second reads again."""
+    site = Site(LoopTurns())
+    zombie, _ = await acknowledged(site)
+    first, one = await joined(site)
+    second, two = await joined(site)
+    zombie.expire()
+    await turns(24)
+    assert resumed(one)[0].reason is None
+    for _ in range(2):
+        for session in (first, second):
+            session.handle(Pong())
+        await turns(12)
+    await tick(site, ZOMBIE_SECONDS + 2)
+    assert {first.id, second.id} <= {*site.records}
+    assert all(site.records[session.id].is_shared for session in (first, second))
+    assert [resumed(outlet)[-1].reason for outlet in (one, two)] == ["shared", "shared"]
+
+
+async def test_twin_that_answers_during_the_second_read_makes_the_page_shared(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("push1st.core.page_probes.PONG_SECONDS", 0)
+    site = Site(LoopTurns())
+    first, _ = await acknowledged(site)
+    second, two = site.connect()
+    search = page_of(second)._registry.probes
+    recall, reads = site.port.recall, []
+
+    async def slow(app: str, page: str) -> dict[str, PageRecord]:
+        found = await recall(app, page)
+        reads.append(found)
+        if len(reads) == 2:
+            assert search._searches
+            first.handle(Pong())
+            await turns(12)
+        return found
+
+    monkeypatch.setattr(site.port, "recall", slow)
+    second.handle(Subscribe("news"))
+    await turns(40)
+    assert [answer.reason for answer in resumed(two)] == ["shared"]
+
+
+async def test_twins_that_resumed_from_one_record_are_both_notified() -> None:
+    site = Site(LoopTurns())
+    earlier, _ = await acknowledged(site)
+    earlier.expire()
+    await turns(8)
+    first, one = site.connect()
+    second, two = site.connect()
+    site.port.held = held = asyncio.get_running_loop().create_future()
+    for session in (first, second):
+        session.handle(Subscribe("news"))
+    held.set_result(None)
+    await turns(12)
+    assert [answer.reason for answer in resumed(one) + resumed(two)] == [None, None]
+    for session in (first, second):
+        session.handle(Pong())
+    await turns(12)
+    assert [resumed(outlet)[-1].reason for outlet in (one, two)] == ["shared", "shared"]
+
+
+async def test_search_for_twins_is_repeated_if_the_broker_was_away() -> None:
+    site = Site(LoopTurns())
+    first, _ = await joined(site)
+    page = page_of(first)
+    twin = PageRecord(1, "#page-at-dead", {"news": Position("e", 1)})
+    page._has_sought = False
+    site.port.is_away = True
+    await page._seek_again()
+    site.port.is_away = False
+    await site.port.remember(APP, PAGE, "9.9", twin, PageBounds(300, 100, ""))
+    await tick(site, RETRY_SECONDS + 1)
+    assert page._zombies == ("9.9",)
+
+
+async def test_twin_whose_answer_was_lost_is_found_before_its_record_is_deleted(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("push1st.core.page_probes.PONG_SECONDS", 0)
+    site = Site(LoopTurns())
+    first, _ = await acknowledged(site)
+    _, two = await joined(site)
+    await turns(8)
+    monkeypatch.setattr("push1st.core.page_probes.PageProbes.answer", lambda *_, **__: None)
+    first.handle(Pong())
+    await tick(site, ZOMBIE_SECONDS + 1)
+    assert first.id in site.records
+    assert resumed(two)[-1].reason == "shared"
+
+
 async def test_twin_that_answers_late_notifies_both(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("push1st.core.page_probes.PONG_SECONDS", 0)
     site = Site(LoopTurns())

@@ -137,6 +137,25 @@ def test_a_replay_that_does_not_fit_into_the_outbox_is_not_sent(world):
     assert client.data() == []
 
 
+def test_a_replay_that_disconnects_the_client_is_charged_behind_its_last_frame(world):
+    """Otherwise, the frames of the replay would follow the close frame."""
+    world.node.max_replay_bytes = 1 << 20
+    world.publish("c", b'"%b"' % (b"x" * CHARGED_BYTES))
+    client = Client(world)
+    written = []
+
+    def charge(session):
+        world.node.fanout.flush_subscriber(session)
+        written.append(b"".join(client.outlet.writes))
+
+    original, type(client.session).charge = type(client.session).charge, charge
+    try:
+        client.subscribe(since=0)
+    finally:
+        type(client.session).charge = original
+    assert b"xxx" in written[0]
+
+
 def test_a_long_replay_is_charged(world):
     world.node.max_replay_bytes = 1 << 20
     world.publish("c", b'"%b"' % (b"x" * 4 * CHARGED_BYTES))
