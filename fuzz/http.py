@@ -41,6 +41,7 @@ UPGRADE = (
     b" HTTP/1.1\r\nHost: localhost\r\nConnection: Upgrade\r\nUpgrade: websocket\r\n"
     b"Sec-WebSocket-Version: 13\r\nSec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\n\r\n"
 )
+BLOCK_FIELDS = {b"", b"data", b"event", b"id", b"retry"}
 SEEDS = [
     b"GET /apps/app-test/channels/ HTTP/1.1\r\nHost: localhost\r\n\r\n",
     b"GET http://h/apps/app-test/channels/c?info=user_count HTTP/1.0\r\nConnection: keep-alive\r\n\r\n",
@@ -60,6 +61,13 @@ SEEDS = [
     b"GET /app/app-key?protocol=7" + UPGRADE,
     b"GET /ws/app/app-key/c/d%20e?session=p&token=a.b.c" + UPGRADE,
     b"GET /ws/app/app-key/private-c?token=" + access_token("secret", "app-test", "*", "*", 60, 1_700_000_000).encode() + UPGRADE,
+    b"GET /ws/app/app-key/c/d?since=k3F9aQx2bT:1,-&rewind=30s" + UPGRADE,
+    b"GET /sse/app/app-key/c/d%20e/private-c?since=k3F9aQx2bT:1,-&rewind=9&events=named HTTP/1.1\r\nHost: localhost\r\n\r\n",
+    b"GET /sse/app/app-key/c HTTP/1.0\r\nLast-Event-ID: k3F9aQx2bT:1042\r\nCookie: a=b; push1st_token=a.b.c\r\n\r\n" + b"x" * 99,
+    (
+        b"OPTIONS /sse/app/app-key/c HTTP/1.1\r\nHost: h\r\nOrigin: http://o\r\n\r\n"
+        b"HEAD /sse/app/app-key/c HTTP/1.1\r\nHost: h\r\n\r\n"
+    ),
     b"GET / HTTP/1.1\r\nHost: localhost\r\nConnection: Upgrade, HTTP2-Settings\r\nUpgrade: h2c\r\nHTTP2-Settings: AA\r\n\r\n",
     (
         b"POST /apps/app-test/events HTTP/1.1\r\nHost: localhost\r\nConnection: Upgrade, HTTP2-Settings\r\nUpgrade: h2c\r\n"
@@ -114,6 +122,9 @@ class Socket(asyncio.Transport):
 
     def set_protocol(self, protocol: asyncio.BaseProtocol) -> None:
         self.protocol = protocol
+
+    def get_write_buffer_size(self) -> int:
+        return 0
 
     def set_write_buffer_limits(self, high: int | None = None, low: int | None = None) -> None: ...
 
@@ -228,8 +239,11 @@ def check(answer: bytes, head: bool) -> None:
             answer = rest
             continue
         sizes = [int(header[16:]) for header in headers if header.startswith(b"Content-Length: ")]
-        if not sizes:  # a stream of an HTTP fallback has no length
+        if not sizes:  # a stream has no length
             assert b"Connection: close" in headers
+            if b"Content-Type: text/event-stream; charset=utf-8" in headers:
+                assert rest.endswith(b"\n\n")
+                assert {line.partition(b":")[0] for line in rest.split(b"\n")} <= BLOCK_FIELDS
             return
         (size,) = sizes
         if head and (not rest or rest.startswith(b"HTTP/1.1 ")):

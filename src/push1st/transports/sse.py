@@ -338,10 +338,15 @@ class EventStream(Takeover):
         return self._transport.get_write_buffer_size() + size <= self._context.config.server.outbox
 
     def close(self, code: int, reason: str) -> None:
-        """Ends the stream behind all output that is due. Without output, the response shows why the client is rejected."""
+        """Ends the stream behind all output that is due. Without output, the response shows why the client is rejected.
+
+        A stream of several channels ends with their positions, so that a client that reconnects gets no message again.
+        """
         if self._closing:
             return
         if self._session is not None:
+            if self._channels:
+                self._beat()
             self._context.node.fanout.flush_subscriber(self._session)
         self._leave(code, reason)
         sweep = self._context.sweep

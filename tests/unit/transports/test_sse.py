@@ -320,6 +320,17 @@ async def test_a_draining_server_ends_a_stream_behind_what_is_due(site):
     assert transport.aborted
 
 
+async def test_a_stream_of_several_channels_ends_with_their_positions(site):
+    transport = await opened(site, f"{PATH}/c/d")
+    received(transport)
+    publish(site, range(1, 3))
+    transport.protocol.leave(4200, "stopping")
+    first, second, last = received(transport)
+    assert [json.loads(one.data)["data"] for one in (first, second)] == [1, 2]
+    assert last.id == f"{position(site, 2)},{position(site, 0, 'd')}"
+    assert transport.closed
+
+
 async def test_a_client_that_disconnects_leaves_all_counts(site):
     transport = await opened(site, f"{PATH}/c", peer=("192.0.2.7", 1))
     assert site.metrics.connections["sse"] == 1
