@@ -30,7 +30,10 @@ from push1st.positions import Position, word
 Key = tuple[str, str]
 """the pair of an app's id and a channel's name"""
 SWEPT = 1000
-"""the maximum number of channels that one call of `tick` checks"""
+"""the number of channels that one call of `tick` checks; more only if a round would have more than `ROUND_CALLS` calls"""
+ROUND_CALLS = 30
+"""the maximum number of calls of `tick`, one a second, for a round over all channels. A round renews the counters of channels
+with subscribers, so it must be shorter than `IDLE_COUNTER_SECONDS`."""
 SECOND = 1_000_000_000
 
 
@@ -197,7 +200,7 @@ class MemoryHistory:
         """Drops expired messages and counters of some channels. A later call checks other channels."""
         now = self._wall()
         self._metrics.history_bytes, self._metrics.history_channels = self.bytes, len(self._kept)
-        keys = list(islice(self._unswept, SWEPT))
+        keys = list(islice(self._unswept, max(SWEPT, (len(self._kept) + len(self._idle)) // ROUND_CALLS + 1)))
         if not keys:
             self._unswept = iter((*self._kept, *self._idle))
         for key in keys:

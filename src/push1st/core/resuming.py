@@ -24,8 +24,8 @@ from push1st.positions import Position
 CHARGED_BYTES = 16_384
 """the number of replayed bytes for which the client is charged once (`Session.charge`)"""
 
-RESUMED_BYTES = 512
-"""the maximum number of bytes of the frame of `Resumed`, which the client receives in addition to the replay"""
+RESUMED_BYTES = 1024
+"""the maximum number of bytes that the client receives with `Resumed`, in addition to the replay"""
 
 
 class Resumption(Protocol):

@@ -4,7 +4,7 @@ from itertools import count
 from typing import Any
 
 from push1st.brokers.history import IDLE_COUNTER_SECONDS, ReplayRequest, size_of
-from push1st.brokers.memory_history import SWEPT, MemoryHistory
+from push1st.brokers.memory_history import ROUND_CALLS, SWEPT, MemoryHistory
 from push1st.config.history import HistoryBounds, HistorySection
 from push1st.messages import KeptMessage
 from push1st.metrics import Metrics
@@ -182,3 +182,17 @@ def test_a_run_contains_only_the_messages_that_the_subscriber_gets():
         replay = memory.history.replay(("a", "c"), ReplayRequest(section, 1 << 20, Position(epoch, since), rewind))
         expected = [1499, 1500] if since == 1498 or rewind else []
         assert [one.offset for one in replay.run.messages] == [one.offset for one in replay.messages] == expected
+
+
+def test_all_counters_are_renewed_in_time():
+    """With many channels, a round over all of them took longer than a counter outlives the time of recovery."""
+    memory = Memory()
+    number = 3 * ROUND_CALLS * SWEPT
+    before = [memory.position(f"c{n}", 100 + IDLE_COUNTER_SECONDS) for n in range(number)]
+    memory.history.is_subscribed = lambda *_: True
+    for _ in range(200):
+        memory.now += SECOND
+        memory.history.tick()
+    memory.history.is_subscribed = lambda *_: False
+    memory.now += 100 * SECOND
+    assert [memory.position(f"c{n}") for n in range(number)] == before

@@ -34,7 +34,7 @@ the seconds and a round of `tick`, so the seconds are left whenever the last sub
 MAX_READ_CHANNELS = 200
 """the maximum number of channels whose missed messages one script call reads"""
 MAX_READ_BYTES = 4 << 20
-"""the maximum number of bytes of missed messages of one channel; with more bytes, a script call reads no further channel"""
+"""the number of bytes of missed messages after which a script call reads no further channel"""
 MAX_HELD_MESSAGES = 1000
 MAX_HELD_BYTES = 1 << 20
 """the maximum number of bytes of messages that a channel holds while the node reads the missed messages"""
@@ -45,17 +45,19 @@ class FollowedChannel:
 
     epoch, last: the position of the last message that this node has delivered.
     counter_seconds: the seconds for which the broker keeps the counter of the channel without messages.
+    max_bytes: the maximum number of bytes of missed messages. More bytes at once would exceed the outbox of slow subscribers.
     renews_at: the time (loop's clock) from which the counter is renewed.
     held: the messages that arrived while the node reads missed messages; None while the node does not read.
     held_bytes: the size of the held messages.
     dropped: the position of the last message that was dropped because too many messages were held; None if none was dropped.
     """
 
-    __slots__ = ("counter_seconds", "dropped", "epoch", "held", "held_bytes", "last", "renews_at")
+    __slots__ = ("counter_seconds", "dropped", "epoch", "held", "held_bytes", "last", "max_bytes", "renews_at")
 
-    def __init__(self, position: Position, counter_seconds: int) -> None:
+    def __init__(self, position: Position, counter_seconds: int, max_bytes: int) -> None:
         self.move_to(position)
         self.counter_seconds = counter_seconds
+        self.max_bytes = max_bytes
         self.renews_at = 0.0
         self.held: list[Sequence[KeptMessage]] | None = None
         self.held_bytes = 0
@@ -91,15 +93,17 @@ class Following:
         self._unchecked: Iterator[ChannelKey] = iter(())
         """the channels that `tick` has not checked yet in its current round"""
 
-    def begin(self, key: ChannelKey, position: Position, counter_seconds: int) -> None:
+    def begin(self, key: ChannelKey, position: Position, counter_seconds: int, max_bytes: int = MAX_READ_BYTES) -> None:
         """Follows a channel from the position at which a subscriber joined.
 
         If the node already follows the channel, it must have received all messages before this position. If it has not, the node
         reports the gap to the earlier subscribers. The new subscriber is not on the channel yet.
+
+        counter_seconds, max_bytes: see `FollowedChannel`.
         """
         followed = self.channels.get(key)
         if followed is None:
-            self.channels[key] = FollowedChannel(position, counter_seconds)
+            self.channels[key] = FollowedChannel(position, counter_seconds, max_bytes)
             return
         followed.counter_seconds = max(followed.counter_seconds, counter_seconds)  # a reload may have increased the seconds
         if followed.held is not None or (followed.epoch == position.epoch and followed.last < position.offset):
@@ -208,7 +212,8 @@ class Following:
 
     def _command(self, keys: Sequence[ChannelKey]) -> tuple[Argument, ...]:
         """Returns the command that reads the missed messages of channels."""
-        arguments: list[Argument] = [self._history.generation, self._history.new_word(), MAX_READ_BYTES, MAX_READ_BYTES]
+        most = max(self.channels[key].max_bytes for key in keys)  # a worker has one maximum for all channels
+        arguments: list[Argument] = [self._history.generation, self._history.new_word(), most, MAX_READ_BYTES]
         for key in keys:
             followed = self.channels[key]
             arguments += *key, followed.counter_seconds * 1000, followed.epoch, followed.last

@@ -63,7 +63,7 @@ class ShardRoster:
         self, app: str, channel: str, socket_id: str, member: Member | None, limit: int, request: ReplayRequest | None = None
     ) -> Joined:
         """See `Roster.join`. Raises LimitReached, Refused(503)."""
-        kind, key, views = kind_of(channel), (app, channel), self._context.views
+        kind, key = kind_of(channel), (app, channel)
         want = "k" if kind.cache else ""
         entry = self._context.local_roster.join(app, channel, socket_id, member)
         if entry.subscriptions == 1 and kind.presence:
@@ -77,23 +77,25 @@ class ShardRoster:
                 await pending.done
                 return batch, pending
 
-            batch, pending = await self._connection.until_done(attempt)
-            if kind.presence:
-                self._deliver_joins(batch)
-            if pending.result == REFUSED:
-                raise LimitReached(403, f"{channel} has {limit} members, which is this app's limit")
+            while True:
+                batch, pending = await self._connection.until_done(attempt)
+                if kind.presence:
+                    self._deliver_joins(batch)
+                if pending.result == REFUSED:
+                    raise LimitReached(403, f"{channel} has {limit} members, which is this app's limit")
+                if not kind.presence or batch.members is not None:
+                    break
+                # The first join of this node on the channel failed, so there is no view yet. The members, the history and the
+                # following messages must be of one step, so the script runs again.
+                want += "m"
             self._context.local_roster.confirm(app, channel, None if member is None else member.user_id)
-            if kind.presence and batch.members is None:
-                # The first join of this node on the channel was rejected, so there is no view yet.
-                views.begin(key, await self.members(app, channel))
-                batch.members = tuple((views.members(key) or {}).values())
         except BaseException:
             self.leave(app, channel, socket_id, None if member is None else member.user_id)
             raise
         replay = None
         if request is not None and batch.history is not None:
             replay = self._history.replay(batch.history, request)
-            self._following.begin(key, batch.history.position, request.counter_seconds)
+            self._following.begin(key, batch.history.position, request.counter_seconds, request.max_bytes)
         return Joined(batch.members, _cached_event(batch.cached, batch.left), replay)
 
     def _deliver_joins(self, batch: JoinBatch) -> None:

@@ -1,8 +1,10 @@
 """The history of a shard: its generation, its commands, and the server that does not report its run."""
 
+import asyncio
 from collections.abc import Callable
 from typing import Any
 
+import hiredis
 import pytest
 
 from push1st.brokers.history import ReplayRequest
@@ -10,7 +12,7 @@ from push1st.brokers.local_roster import LocalRoster
 from push1st.brokers.redis import Redis
 from push1st.config.history import HistorySection
 from push1st.errors import Refused
-from push1st.messages import KeptMessage, Message, Published
+from push1st.messages import KeptMessage, Member, Message, Published
 from push1st.metrics import Metrics
 from push1st.positions import Position
 from tests.unit.brokers.redis.server import Node, Server, settle
@@ -154,3 +156,41 @@ async def test_renewals_contain_the_generation(serve):
     node.shard.lease.renew()
     await settle()
     assert {arguments[5] for name, arguments in server.commands if name == "RENEW"} == {b"run1 Gen01"}
+
+
+async def test_missed_messages_of_live_subscribers_are_bounded_as_a_replay(serve):
+    """Several megabytes at once would disconnect all subscribers of the channel as too slow."""
+    server = serve()
+    node = await Node().start()
+    server.replies["JOIN"] = [1, None, None, 0, [0], [b"Word1", 0, 1, []]]
+    server.replies["HEAL"] = [[b"Word1", 3, 1, []]]
+    await node.shard.roster.join("app", "c", "1.1", None, 0, ReplayRequest(SECTION, 1000))
+    node.shard.following.receive([KeptMessage("app", "c", "e", b"1", 1, 1, offset=3, epoch="Gen01Word1")])
+    await settle()
+    assert [arguments[2] for name, arguments in server.commands if name == "HEAL"] == [b"1000"]
+    (reported,) = node.received
+    assert b"too-large" in reported.data
+
+
+async def test_members_and_history_of_a_join_are_of_one_step(serve):
+    """A message between the two was lost for the new subscriber."""
+    server = serve()
+    node = await Node().start()
+    members = [b"ann", b"1:null"]
+    replies = [
+        hiredis.ReplyError("OOM"),
+        [1, None, None, 0, [1], [b"Word1", 5, 6, []]],
+        [1, members, None, 0, [0], [b"Word1", 6, 7, []]],
+    ]
+    server.replies["JOIN"] = lambda _: replies.pop(0)
+    server.replies["HGETALL"] = members
+    request = ReplayRequest(SECTION, 1000)
+    roster = node.shard.roster
+    failing = asyncio.ensure_future(roster.join("app", "presence-c", "1.1", Member("bob"), 0, request))
+    await asyncio.sleep(0)
+    joined = asyncio.ensure_future(roster.join("app", "presence-c", "1.2", Member("ann"), 0, request))
+    await settle()
+    assert isinstance(failing.exception(), Refused)
+    members_of, replay = joined.result().members, joined.result().replay
+    assert replay is not None
+    assert (members_of, replay.position.offset) == ((Member("ann"),), 6)

@@ -105,9 +105,8 @@ async def test_join_whose_members_cannot_be_read_leaves_no_entry(serve):
     server = serve()
     node = await Node().start()
     roster = node.shard.roster
-    replies = [hiredis.ReplyError("OOM"), [1, None, None, 0, [1], None]]
+    replies = [hiredis.ReplyError("OOM"), [1, None, None, 0, [1], None], hiredis.ReplyError("OOM")]
     server.replies["JOIN"] = lambda _: replies.pop(0)
-    server.replies["HGETALL"] = hiredis.ReplyError("OOM")
     first = asyncio.ensure_future(roster.join("app", ROOM, "1.1", Member("a"), 0))
     await asyncio.sleep(0)
     roster._joining.send(("app", ROOM))
