@@ -112,6 +112,8 @@ class Blackhole:
         self.port: int = self._listener.getsockname()[1]
         self.links: list[Link] = []
         """all connections since the start of the proxy, in order"""
+        self.refuses = False
+        """whether the proxy ends new connections at once"""
         self._is_frozen = False
         self._left: int | None = None
         self._marker = b""
@@ -127,6 +129,9 @@ class Blackhole:
                 if self._is_closed:
                     client.close()
                     return
+                if self.refuses:
+                    client.close()
+                    continue
                 try:
                     server = socket.create_connection(("127.0.0.1", self.target))
                 except OSError:

@@ -40,7 +40,7 @@ MAX_REPLAYED = 7
 """the number of messages that one replay may contain; more are too large"""
 MAX_KEPT = 18
 """the number of messages that fit into the bound of all histories"""
-RESUME = Resume(seconds=300)
+RESUME = Resume(seconds=300, acknowledge=2)
 EVENT_SECONDS = 20
 """the time to live of some messages"""
 
@@ -126,6 +126,10 @@ def line(*fields: object) -> bytes:
     return json.dumps(fields).encode() + b"\n"
 
 
+def parsed(data: bytes) -> list[list[Any]]:
+    return [json.loads(one) for one in data.splitlines()]
+
+
 LINES = Lines()
 
 
@@ -151,7 +155,7 @@ class ModelClient:
     # The outlet
 
     def write(self, data: bytes) -> None:
-        self.frames.extend(json.loads(one) for one in data.splitlines())
+        self.frames.extend(parsed(data))
 
     def send(self, reply: Any) -> None:
         match reply:
@@ -347,14 +351,18 @@ class ResumeMachine(RuleBasedStateMachine):
     def turn(self) -> None:
         self.world.turns.end()
 
-    @rule(client=clients, channel=channels, missed=st.integers(1, 5))
-    def miss(self, client: int, channel: str, missed: int) -> None:
+    @rule(
+        client=clients, channel=channels, missed=st.integers(1, 9), are_short=st.booleans(), seconds=st.sampled_from((0, 0, 25))
+    )
+    def miss(self, client: int, channel: str, missed: int, are_short: bool, seconds: int) -> None:
         """Lets a client that has all messages miss some of them."""
         self.resume(client, 0)
         self.join(client, channel, 0)
         self.take(client, -1)
         self.cut(client)
-        self.publish(channel, missed, None, False)
+        self.publish(channel, missed, None, are_short)
+        if seconds:
+            self.advance(seconds)
         self.resume(client, 0)
 
     @rule(seconds=st.sampled_from((1, 5, 15, 25, 70, 200, 500, 8 * 86_400)))

@@ -4,8 +4,10 @@ import gc
 
 import pytest
 
-from push1st.core.hub import MAX_PREFIX_PARTS, Lane, LanesOf, Tenant
+from push1st.channels import kind_of
+from push1st.core.hub import MAX_PREFIX_PARTS, Channel, Lane, LanesOf, Tenant
 from push1st.messages import Member, Message
+from push1st.positions import Position
 from tests.support.frames import Wire
 from tests.support.node import APP
 
@@ -229,3 +231,13 @@ def test_disconnecting_twice_is_once(tenant):
     tenant.disconnect(one, "a")
     tenant.disconnect(one, "a")
     assert tenant.sessions == {}
+
+
+def test_channel_moves_to_the_position_of_a_join_in_a_new_epoch():
+    """Otherwise an acknowledgement would confirm a position of an epoch that has ended, and the next recovery would fail."""
+    channel = Channel("c", kind_of("c"))
+    channel.begin_at(Position("e1", 4))
+    channel.begin_at(Position("e1", 3))
+    assert (channel.epoch, channel.offset) == ("e1", 4)
+    channel.begin_at(Position("e2", 0))
+    assert (channel.epoch, channel.offset) == ("e2", 0)

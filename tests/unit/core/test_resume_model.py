@@ -12,6 +12,7 @@ from hypothesis import HealthCheck, Phase, seed, settings
 from hypothesis.stateful import RuleBasedStateMachine, run_state_machine_as_test
 
 from tests.support.resume_model import ResumeMachine
+from tests.support.resume_pages_model import PageMachine
 
 SECONDS = float(os.environ.get("MODEL_SECONDS", "0"))
 SEED = int(os.environ.get("SEED", "1"))
@@ -36,3 +37,8 @@ def run(machine: type[RuleBasedStateMachine]) -> None:
 @pytest.mark.timeout(60 + 10 * SECONDS)
 def test_clients_that_resume_by_position_never_miss_a_message_without_a_notification() -> None:
     run(ResumeMachine)
+
+
+@pytest.mark.timeout(60 + 10 * SECONDS)
+def test_pages_never_miss_a_message_without_a_notification() -> None:
+    run(PageMachine)

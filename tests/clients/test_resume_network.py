@@ -1,0 +1,385 @@
+"""Clients recover from networks that fail: they miss no event without a notification, and are not notified without need.
+
+Clients are real pusher-js, a Pusher client that hides no frame, and a raw client. The server has one worker and no broker.
+"""
+
+import contextlib
+import time
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+
+from tests.support.blackhole import Blackhole, blackhole
+from tests.support.process import ServerProcess, running, wait_until
+from tests.support.recovering import (
+    Clients,
+    NodePages,
+    PageClient,
+    Publisher,
+    RawClient,
+    kept,
+    page_name,
+    together,
+    until,
+    until_joined,
+    until_received,
+    updated,
+    verify,
+)
+from tests.support.recovery import Answer, Joined
+
+ACKNOWLEDGE = 1
+"""seconds between two acknowledgements (`kept`); the acknowledgements of one page are up to a fifth later"""
+BOUND = 1.2 * ACKNOWLEDGE + 0.3
+"""seconds before a cut whose events may be repeated, without the margin of the checker"""
+RATE = 20
+"""requests a second of a publisher"""
+HASTY = {"activityTimeout": 1000, "pongTimeout": 1000}
+"""options of pusher-js that notice a silent connection early"""
+PATIENCE = 2.0
+
+
+@pytest.fixture(scope="module")
+def server() -> Iterator[ServerProcess]:
+    sections = ({"filter": ["small-"], "size": 10, "ttl": 600}, {"filter": ["short-"], "ttl": 1}, {"size": 2000, "ttl": 600})
+    with running(apps=kept(*sections)) as process:
+        yield process
+
+
+@pytest.fixture
+def proxy(server: ServerProcess) -> Iterator[Blackhole]:
+    with blackhole(server.ws_port) as made:
+        yield made
+
+
+def pages(proxy: Blackhole, *channels: str, **client: Any) -> NodePages:
+    return NodePages(proxy.port, {page_name(): channels}, **{**HASTY, **client})
+
+
+def all_kinds(proxy: Blackhole, channel: str, patience: float = 1e9) -> tuple[list[str], list[Clients]]:
+    """Returns channels, and clients of each kind on some of these channels."""
+    channels = [channel, f"private-{channel}", f"presence-{channel}"]
+    return channels, [
+        pages(proxy, *channels),
+        PageClient(proxy.port, channels, patience=patience),
+        RawClient(proxy.port, channels[:1], patience=patience),
+    ]
+
+
+# A dead network
+
+
+@pytest.mark.parametrize("later", [True, False], ids=["the network comes back", "the client changes its network"])
+def test_connection_that_stops_forwarding_for_5_seconds_recovers(
+    server: ServerProcess, proxy: Blackhole, channel: str, later: bool
+) -> None:
+    channels, clients = all_kinds(proxy, channel, PATIENCE)
+    publisher = Publisher([server.api_port], channels, RATE)
+    with together(*clients, publisher):
+        until_joined(clients)
+        time.sleep(1.5)
+        at = proxy.freeze(later=later)
+        if later:
+            time.sleep(5)
+            proxy.thaw()
+        until_joined(clients, 2)
+        verify(clients, [publisher], recovered=1, repeat_seconds=BOUND, cuts=[at])
+
+
+@pytest.mark.long
+@pytest.mark.timeout(900)
+@pytest.mark.parametrize("seconds", [60, 200, 500])
+def test_connection_that_stops_forwarding_for_minutes_recovers_within_its_window(channel: str, seconds: int) -> None:
+    """The server ends a silent connection after 150 s and keeps positions for 300 s; pusher-js has its own time limits."""
+    config = {"server": {"pusher": {"activity-timeout": 120}, "websocket": {"activity-timeout": 120}}}
+    with running(config, apps=kept(resume={"seconds": 300})) as server, blackhole(server.ws_port) as proxy:
+        channels = [channel, f"private-{channel}"]
+        by_page: list[Clients] = [NodePages(proxy.port, {page_name(): channels}), PageClient(proxy.port, channels, patience=60)]
+        by_position = RawClient(proxy.port, channels[:1], patience=60)
+        clients = [*by_page, by_position]
+        publisher = Publisher([server.api_port], channels, 1)
+        with together(*clients, publisher):
+            until_joined(clients)
+            time.sleep(5)
+            at = proxy.freeze()
+            time.sleep(seconds)
+            proxy.thaw()
+            until_joined(clients, 2, deadline=240)
+            publisher.stop()
+            verify([by_position], [publisher], recovered=1, repeat_seconds=0)
+            if seconds < 450:
+                verify(by_page, [publisher], recovered=1, repeat_seconds=BOUND, cuts=[at])
+            else:
+                verify(by_page, [publisher], recovered=0, reasons={"unknown": 2})
+
+
+# Ends of connections
+
+
+def test_page_that_closes_first_while_events_are_on_their_way_recovers(
+    server: ServerProcess, proxy: Blackhole, channel: str
+) -> None:
+    client = pages(proxy, channel)
+    publisher = Publisher([server.api_port], [channel], 100)
+    with together(client, publisher):
+        until_joined([client])
+        (log,) = client.logs
+        for times in range(2, 5):
+            time.sleep(BOUND)  # until then, the page has acknowledged nothing
+            client.process.tell("disconnect", page=log.name)
+            time.sleep(0.1)
+            client.process.tell("connect", page=log.name)
+            until_joined([client], times)
+        verify([client], [publisher], recovered=3, repeat_seconds=BOUND)
+
+
+def test_idle_channel_recovers_before_its_first_event(server: ServerProcess, proxy: Blackhole, channel: str) -> None:
+    """A subscription that never received an event has a position too."""
+    channels, clients = all_kinds(proxy, channel)
+    publisher = Publisher([server.api_port], channels, 1)
+    with together(*clients):
+        until_joined(clients)
+        time.sleep(2 * ACKNOWLEDGE)
+        proxy.cut()
+        until_joined(clients, 2)
+        assert {one.replayed for log in updated(clients) for one in log.entries if isinstance(one, Answer)} == {0}
+        proxy.refuses = True
+        proxy.cut()
+        publisher.publish()
+        proxy.refuses = False
+        until_joined(clients, 3)
+        publisher.publish()
+        verify(clients, [publisher], recovered=2)
+
+
+def test_lost_notification_of_a_first_subscription_is_sent_again(server: ServerProcess, proxy: Blackhole, channel: str) -> None:
+    """A page that never got `recovered: false` must not get `recovered: true`."""
+    proxy.cut_next_before(b"pusher:resumed")
+    client = PageClient(proxy.port, [channel])
+    publisher = Publisher([server.api_port], [channel], RATE)
+    with together(client, publisher):
+        until_joined([client])
+        assert len(proxy.links) == 2
+        time.sleep(2 * ACKNOWLEDGE)
+        at = proxy.cut()
+        until_joined([client], 2)
+        verify([client], [publisher], recovered=1, repeat_seconds=BOUND, cuts=[at])
+
+
+@pytest.mark.parametrize("count", [1, 5])
+def test_lost_notification_of_a_trimmed_channel_is_sent_again(
+    server: ServerProcess, proxy: Blackhole, channel: str, count: int
+) -> None:
+    channels = [f"small-{channel}-{number}" for number in range(count)]
+    client = PageClient(proxy.port, channels)
+    publisher = Publisher([server.api_port], channels, 1)
+    with together(client):
+        until_joined([client])
+        publisher.publish()
+        until_received([client], publisher.published)
+        time.sleep(2 * ACKNOWLEDGE)
+        proxy.refuses = True
+        proxy.cut()
+        wait_until(lambda: not client.is_connected, "the client notices the cut")
+        for _ in range(12):
+            publisher.publish()
+        proxy.cut_next_before(b"pusher:resumed")
+        links = len(proxy.links)
+        proxy.refuses = False
+        until_joined([client], 2)
+        assert len(proxy.links) == links + 2
+        publisher.publish()
+        until_received([client], publisher.published)
+        verify([client], [publisher], recovered=0, reasons=[{"unknown": 2}, {"unknown": 1, "trimmed": 1}])
+
+
+# Cuts in bad moments
+
+
+def test_cuts_within_a_replay_lose_nothing(server: ServerProcess, proxy: Blackhole, channel: str) -> None:
+    """Each connection ends at another byte of the replay; the first event after a replay is not taken for a gap."""
+    clients: list[Clients] = [PageClient(proxy.port, [channel]), RawClient(proxy.port, [channel])]
+    publisher = Publisher([server.api_port], [channel], 50)
+    with together(*clients, publisher):
+        until_joined(clients)
+        time.sleep(2 * ACKNOWLEDGE)
+        for size in range(300, 6000, 700):
+            proxy.refuses = True
+            proxy.cut()
+            time.sleep(0.3)
+            proxy.cut_next_after(size)
+            proxy.refuses = False
+            time.sleep(0.3)
+        links = len(proxy.open_links)
+        until(clients, lambda log, name: log.answers(name)[-1] is None and links > 0, "a recovery")
+        time.sleep(1)
+        joins = max(log.count(channel, Joined) for log in updated(clients))
+        verify(clients, [publisher], recovered=range(1, joins + 1), repeat_seconds=BOUND + 1)
+
+
+def cut_at_random(server: ServerProcess, proxy: Blackhole, channel: str, times: int, pauses: list[float]) -> None:
+    channels, clients = all_kinds(proxy, channel)
+    publisher = Publisher([server.api_port], channels, RATE)
+    with together(*clients, publisher):
+        until_joined(clients)
+        time.sleep(2 * ACKNOWLEDGE)
+        cuts = []
+        for number in range(times):
+            time.sleep(pauses[number % len(pauses)])
+            cuts.append(proxy.cut(reset=number % 2 == 0))
+        time.sleep(2 * ACKNOWLEDGE)
+        until(clients, lambda log, name: log.answers(name)[-1] is None, "a recovery")
+        verify(clients, [publisher], recovered=range(1, times + 1), repeat_seconds=BOUND, cuts=cuts)
+
+
+def test_cuts_at_irregular_moments_lose_nothing(server: ServerProcess, proxy: Blackhole, channel: str) -> None:
+    """Two of the cuts are less than a second apart."""
+    cut_at_random(server, proxy, channel, 5, [1.3, 0.4, 0.7, 1.1])
+
+
+@pytest.mark.long
+@pytest.mark.timeout(300)
+def test_20_cuts_at_irregular_moments_lose_nothing(server: ServerProcess, proxy: Blackhole, channel: str) -> None:
+    cut_at_random(server, proxy, channel, 20, [0.3, 2.9, 0.7, 4.1, 1.6, 5.3, 0.9, 2.2])
+
+
+# Two connections of one page
+
+
+def test_two_live_connections_with_one_name_are_both_notified(server: ServerProcess, proxy: Blackhole, channel: str) -> None:
+    one = PageClient(proxy.port, [channel])
+    other = PageClient(proxy.port, [channel], one.name)
+    publisher = Publisher([server.api_port], [channel], RATE)
+    with together(one, publisher), contextlib.ExitStack() as stack:
+        until_joined([one])
+        time.sleep(2 * ACKNOWLEDGE)
+        stack.enter_context(other)
+        until_joined([other])
+        time.sleep(1)
+        links = len(proxy.links)
+        proxy.open_links[0].cut()
+        until_joined([one], 2)
+        time.sleep(3)
+        assert len(proxy.links) == links + 1, "the two connections do not end each other"
+        verify([one], [publisher], recovered=0, reasons={"unknown": 1, "shared": 1})
+        verify([other], [publisher], recovered=0, reasons={"shared": 1})
+
+
+def test_connection_that_never_subscribes_does_not_prevent_a_recovery(
+    server: ServerProcess, proxy: Blackhole, channel: str
+) -> None:
+    """pusher-js opens several connections at once, and drops all but one."""
+    client = PageClient(proxy.port, [channel])
+    loser = PageClient(proxy.port, [], client.name)
+    publisher = Publisher([server.api_port], [channel], RATE)
+    with together(client, publisher):
+        until_joined([client])
+        time.sleep(2 * ACKNOWLEDGE)
+        with loser:
+            wait_until(lambda: bool(loser.socket_id), "the second connection is established")
+            proxy.links[0].cut()
+            until_joined([client], 2)
+        proxy.cut()
+        until_joined([client], 3)
+        verify([client], [publisher], recovered=2, repeat_seconds=BOUND)
+
+
+def test_second_cut_after_a_dead_connection_repeats_only_what_its_page_may_have_missed(
+    server: ServerProcess, proxy: Blackhole, channel: str
+) -> None:
+    """The record of the dead connection must not hold back the positions of the next connections."""
+    client = PageClient(proxy.port, [channel], patience=1)
+    publisher = Publisher([server.api_port], [channel], RATE)
+    with together(client, publisher):
+        until_joined([client])
+        time.sleep(2 * ACKNOWLEDGE)
+        first = proxy.freeze(later=False)
+        until_joined([client], 2)
+        time.sleep(12)
+        second = proxy.freeze(later=False)
+        until_joined([client], 3)
+        verify([client], [publisher], recovered=2, repeat_seconds=BOUND, cuts=[first, second])
+
+
+# What is not kept any more
+
+
+def away(client: Any, proxy: Blackhole) -> None:
+    """Cuts the connection of a client that has acknowledged everything; the client cannot connect."""
+    time.sleep(2 * ACKNOWLEDGE)
+    proxy.refuses = True
+    proxy.cut()
+    wait_until(lambda: not client.is_connected, "the client notices the cut")
+
+
+@pytest.mark.parametrize("kind", [PageClient, RawClient])
+def test_client_that_missed_more_than_the_size_is_notified(
+    server: ServerProcess, proxy: Blackhole, channel: str, kind: Any
+) -> None:
+    """No part of the missed messages is sent, because a part looks like all of them."""
+    channel = f"small-{channel}"
+    client, publisher = kind(proxy.port, [channel]), Publisher([server.api_port], [channel], 1)
+    with together(client):
+        until_joined([client])
+        publisher.publish()
+        for times, missed in enumerate((10, 0, 11), 2):
+            until_received([client], publisher.published)
+            away(client, proxy)
+            for _ in range(missed):
+                publisher.publish()
+            proxy.refuses = False
+            until_joined([client], times)
+        publisher.publish()
+        verify([client], [publisher], recovered=2, reasons={"unknown": 1, "trimmed": 1})
+
+
+@pytest.mark.parametrize("kind", [PageClient, RawClient])
+def test_client_that_missed_expired_messages_is_notified(
+    server: ServerProcess, proxy: Blackhole, channel: str, kind: Any
+) -> None:
+    channel = f"short-{channel}"
+    client, publisher = kind(proxy.port, [channel]), Publisher([server.api_port], [channel], 1)
+    with together(client):
+        until_joined([client])
+        publisher.publish()
+        for times, missed in enumerate((0, 1), 2):  # without missed messages, their expiry does not matter
+            until_received([client], publisher.published)
+            away(client, proxy)
+            for _ in range(missed):
+                publisher.publish()
+            time.sleep(1.2)
+            proxy.refuses = False
+            until_joined([client], times)
+        publisher.publish()
+        verify([client], [publisher], recovered=1, reasons={"unknown": 1, "trimmed": 1})
+
+
+@pytest.mark.parametrize("kind", [PageClient, RawClient])
+def test_client_whose_history_was_deleted_is_notified(server: ServerProcess, proxy: Blackhole, channel: str, kind: Any) -> None:
+    client, publisher = kind(proxy.port, [channel]), Publisher([server.api_port], [channel], 1)
+    with together(client):
+        until_joined([client])
+        publisher.publish()
+        until_received([client], publisher.published)
+        away(client, proxy)
+        assert server.request("DELETE", f"/apps/app-test/channels/{channel}/history").status == 200
+        publisher.publish()
+        proxy.refuses = False
+        until_joined([client], 2)
+        publisher.publish()
+        verify([client], [publisher], recovered=0, reasons={"unknown": 1, "state-lost": 1})
+
+
+@pytest.mark.parametrize("kind", [PageClient, RawClient])
+def test_slow_reader_that_is_cut_off_is_notified_once(server: ServerProcess, proxy: Blackhole, channel: str, kind: Any) -> None:
+    """Its messages of 10 KB are more than a quarter of `outbox`: a replay would have it cut off again and again."""
+    client = kind(proxy.port, [channel], patience=3)
+    publisher = Publisher([server.api_port], [channel], 100, padding=10_000)
+    with together(client, publisher):
+        until_joined([client])
+        time.sleep(2 * ACKNOWLEDGE)
+        proxy.freeze(later=False)
+        until_joined([client], 2)
+        time.sleep(2)
+        verify([client], [publisher], recovered=0, reasons={"unknown": 1, "too-large": 1})
