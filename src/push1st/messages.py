@@ -334,6 +334,7 @@ class Resumed(msgspec.Struct, frozen=True, gc=False):
     `replayed`: the number of earlier messages that follow this reply.
     `repeats`: whether the client may have received some of these messages before.
     `position`: the position of the channel, after which the live messages follow; None if the channel keeps no history.
+    `skipped`: the number of messages that are left out of them, because their `ttl` is over, or because they exclude the client.
     """
 
     channel: str
@@ -341,6 +342,7 @@ class Resumed(msgspec.Struct, frozen=True, gc=False):
     replayed: int = 0
     repeats: bool = False
     position: Position | None = None
+    skipped: int = 0
 
 
 def resumed_data(reply: Resumed) -> bytes:

@@ -327,9 +327,10 @@ class PageConnection:
     def closing(self, code: int) -> None:
         """Stores the present positions, because the server sends a close frame after all frames that it has sent so far.
 
-        The transport must call `finish` when it has received the client's answer, or when the connection has ended.
+        The transport must call `finish` when it has received the client's answer, or when the connection has ended. After an
+        internal error (code 1011), some frames may be missing, so the client's answer proves nothing.
         """
-        if self._state is not None:
+        if self._state is not None and code != 1011:
             self._final = code, self._state.moved(self.client.app.tenant.channels)
 
     def ended(self) -> None:

@@ -187,7 +187,8 @@ def _resume(
             if size > session.node.max_replay_bytes or (size and not _has_room(session, size)):
                 frames, reason = [], reason or "too-large"
     repeats = resumption.subscribed(channel, request, reason) and bool(frames) and reason is None
-    session.outlet.send(Resumed(channel, reason, len(frames), repeats, None if replay is None else replay.position))
+    position, skipped = (None, 0) if replay is None else (replay.position, len(replay.messages) - len(frames) if frames else 0)
+    session.outlet.send(Resumed(channel, reason, len(frames), repeats, position, skipped))
     metrics.resumes[reason or "recovered"] += 1
     metrics.replayed_messages += len(frames)
     return reason is None, b"".join(frames)

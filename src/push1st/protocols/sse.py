@@ -102,4 +102,4 @@ def begin_of(reply: Resumed, since: Position | None) -> Position | None:
     """
     if reply.reason is None or reply.position is None:
         return since if reply.reason is None else None
-    return Position(reply.position.epoch, max(0, reply.position.offset - reply.replayed))
+    return Position(reply.position.epoch, max(0, reply.position.offset - reply.replayed - reply.skipped))

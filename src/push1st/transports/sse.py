@@ -345,7 +345,7 @@ class EventStream(Takeover):
         if self._closing:
             return
         if self._session is not None:
-            if self._channels:
+            if self._channels and code != 1011:  # after an internal error, some messages may be missing
                 self._beat()
             self._context.node.fanout.flush_subscriber(self._session)
         self._leave(code, reason)

@@ -401,6 +401,17 @@ def test_other_answer_to_the_close_frame_acknowledges_nothing(echo: int) -> None
     assert not site.records[session.id].is_exact
 
 
+def test_echo_after_an_internal_error_acknowledges_nothing() -> None:
+    site = Site()
+    session, outlet = site.join()
+    site.acknowledge(session, outlet)
+    site.world.publish("news", b"1")
+    end(session, 1011, 1011)
+    assert site.positions(session) == {"news": 0}
+    assert site.records[session.id].is_closed
+    assert not site.records[session.id].is_exact
+
+
 def test_last_record_waits_for_the_answer_to_the_close_frame() -> None:
     site = Site()
     session, outlet = site.join()

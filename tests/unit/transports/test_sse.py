@@ -11,7 +11,7 @@ from push1st.brokers.history import ReplayRequest
 from push1st.config.history import HistorySection
 from push1st.config.model import Networks, ServerConfig, SseConfig
 from push1st.errors import Refused
-from push1st.messages import gap
+from push1st.messages import Options, gap
 from push1st.positions import Position
 from push1st.transports.sse import CLOSE_SECONDS, HEARTBEAT_SECONDS, MAX_CHANNELS, MAX_INPUT, EventStream
 from tests.support.http import request
@@ -147,6 +147,16 @@ async def test_a_rewound_stream_begins_at_the_position_before_the_first_message(
     assert json.loads(resumed.data)["data"]["replayed"] == 2
     assert at.id == position(site, 3)
     assert [one.id for one in rest] == [position(site, 4), position(site, 5)]
+
+
+async def test_a_rewound_stream_begins_before_its_first_message_if_a_message_between_is_too_old(site):
+    publish(site, range(1, 4))
+    site.world.publish("c", b"4", options=Options(5))
+    publish(site, range(5, 6))
+    site.world.clock.advance(5)
+    _, at, *rest = received(await opened(site, f"{PATH}/c?rewind=3"))
+    assert [one.id for one in rest] == [position(site, 3), position(site, 5)]
+    assert at.id == position(site, 2)
 
 
 async def test_channel_without_history_has_no_positions(site):
@@ -383,6 +393,17 @@ async def test_a_failure_of_the_server_ends_the_stream(site):
     assert transport.closed
     assert len(site.failures) == 1
     assert site.metrics.cut_offs["internal-error"] == 1
+
+
+async def test_a_stream_that_ends_with_a_failure_of_the_server_has_no_last_positions(site):
+    transport = await opened(site, f"{PATH}/c/d")
+    received(transport)
+    publish(site, range(1, 2))
+    try:
+        raise ValueError("a defect")
+    except ValueError:
+        transport.protocol.fail()
+    assert [one.type for one in received(transport)] == ["message"]
 
 
 async def test_replayed_messages_that_do_not_fit_are_too_large(site):
