@@ -14,7 +14,7 @@ the nodes with subscribers of a channel renew the channel's counter.
 from collections.abc import Collection, Iterator, Sequence
 from typing import Any
 
-from push1st.brokers.history import Reason
+from push1st.brokers.history import IDLE_COUNTER_SECONDS, Reason
 from push1st.brokers.redis.connection import ShardConnection
 from push1st.brokers.redis.context import NodeContext
 from push1st.brokers.redis.history import HistoryState, ShardHistory
@@ -127,6 +127,9 @@ class Following:
         key = first.app, first.channel
         followed = self.channels.get(key)
         if followed is None:
+            if self._context.local_roster.channel(*key) is not None:
+                # The subscribers joined before a reload turned the history on, or their join waits for its reply.
+                self.begin(key, position_of(messages[-1]), IDLE_COUNTER_SECONDS)
             self._deliver(messages)
         elif followed.held is not None:
             followed.hold(messages)

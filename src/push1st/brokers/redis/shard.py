@@ -22,7 +22,7 @@ import hiredis
 
 from push1st import logs
 from push1st.brokers.redis.appending import append_arguments, results
-from push1st.brokers.redis.connection import ShardConnection
+from push1st.brokers.redis.connection import FAULTS, ShardConnection
 from push1st.brokers.redis.context import NodeContext
 from push1st.brokers.redis.following import Following
 from push1st.brokers.redis.history import ShardHistory
@@ -119,6 +119,8 @@ class Shard:
         def on_reply(reply: Any) -> None:
             if isinstance(reply, Exception):
                 batch.published(reply)
+                if str(reply).startswith(FAULTS):  # at once, because the next renewal of the lease may be seconds away
+                    self.connection.fault(reply)
             else:
                 batch.resolve(results(reply, generation, len(batch.messages)))
 

@@ -435,3 +435,15 @@ async def test_history_that_cannot_be_decoded_is_reported_and_the_node_stays_con
     await followed.reconnect(batch(8, 8))
     assert (followed.seen, followed.gaps) == ([("trimmed", f"{EPOCH}:7"), 8], (0, 1))
     assert followed.node.connection.registered_on is not None
+
+
+async def test_channel_whose_history_was_turned_on_later_is_followed(serve):
+    """Its subscribers get positions with the messages, so a gap between two positions must not be silent."""
+    server = serve()
+    followed = await Followed(server).start()
+    followed.node.local_roster.join("app", "d", "1.1", None)
+    followed.receive(batch(1, 2, channel="d"))
+    server.replies["HEAL"] = [history(5, 5)]
+    followed.receive(batch(5, 5, channel="d"))
+    await settle()
+    assert (followed.seen, followed.gaps) == ([1, 2, ("trimmed", f"{EPOCH}:5")], (0, 1))

@@ -194,3 +194,17 @@ async def test_members_and_history_of_a_join_are_of_one_step(serve):
     members_of, replay = joined.result().members, joined.result().replay
     assert replay is not None
     assert (members_of, replay.position.offset) == ((Member("ann"),), 6)
+
+
+async def test_server_without_the_script_is_looked_up_again_at_once(serve):
+    """After SCRIPT FLUSH, or on a replica, all publishes failed until the next renewal of the lease."""
+    server = serve()
+    node = await Node().start()
+    replies = [hiredis.ReplyError("NOSCRIPT No matching script"), [b"4", b"Word1", 9]]
+    server.replies["APPEND"] = lambda _: replies.pop(0)
+    failed = node.shard.publish(kept(), None, SECTION)
+    await settle()
+    assert isinstance(failed.exception(), Refused)
+    published = node.shard.publish(kept(), None, SECTION)
+    await settle()
+    assert (published.result().offset, len(server.connections)) == (9, 2)
