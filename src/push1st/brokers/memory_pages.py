@@ -18,7 +18,7 @@ class StoredPage:
     """The records of one page.
 
     address: the address or network of the client that made the page.
-    records: for each connection, the time of its record, and the encoded record.
+    records: for each connection, the encoded record.
     forgotten: the connections whose records were deleted, with the times until which they store no record; None without them.
     until: when the page expires, in nanoseconds on the wall clock.
     """
@@ -27,7 +27,7 @@ class StoredPage:
 
     def __init__(self, address: str) -> None:
         self.address = address
-        self.records: dict[str, tuple[int, bytes]] = {}
+        self.records: dict[str, bytes] = {}
         self.forgotten: dict[str, int] | None = None
         self.until = 0
 
@@ -36,7 +36,7 @@ class StoredPage:
 
     @property
     def size(self) -> int:
-        return PAGE_BYTES + sum(len(data) for _, data in self.records.values())
+        return PAGE_BYTES + sum(map(len, self.records.values()))
 
 
 class MemoryPages:
@@ -76,11 +76,13 @@ class MemoryPages:
             if not self._may_grow(stored, socket_id, data):  # the positions in the earlier records cause only repeats
                 return False
             self.bytes -= stored.size
-        stored.records[socket_id] = record.written, data
+        stored.records[socket_id] = data
         for one in merged:
             stored.records.pop(one, None)
         if len(stored.records) > 1:
-            for one in surplus({one: (written, len(data)) for one, (written, data) in stored.records.items()}, socket_id):
+            for one in surplus(
+                {one: (decode_record(data).written, len(data)) for one, data in stored.records.items()}, socket_id
+            ):
                 del stored.records[one]
         self.bytes += stored.size
         stored.until = now + bounds.seconds * SECOND
@@ -93,8 +95,7 @@ class MemoryPages:
 
     def _may_grow(self, stored: StoredPage, socket_id: str, data: bytes) -> bool:
         """Returns whether the bound of bytes allows a record of an existing page."""
-        earlier = stored.records.get(socket_id)
-        growth = len(data) - (0 if earlier is None else len(earlier[1]))
+        growth = len(data) - len(stored.records.get(socket_id, b""))
         return growth <= 0 or self.bytes + growth <= MAX_BYTES
 
     def _expire(self, app: str, pages: OrderedDict[str, StoredPage], now: int) -> None:
@@ -123,7 +124,7 @@ class MemoryPages:
 
     async def recall(self, app: str, page: str) -> dict[str, PageRecord]:
         stored = self._find(app, page, self._wall())
-        return {} if stored is None else {one: decode_record(data) for one, (_, data) in stored.records.items()}
+        return {} if stored is None else {one: decode_record(data) for one, data in stored.records.items()}
 
     async def forget(self, app: str, page: str, socket_ids: Collection[str]) -> None:
         now = self._wall()

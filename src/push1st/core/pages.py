@@ -62,6 +62,7 @@ class PageConnection:
 
     __slots__ = (
         "_acknowledge_at",
+        "_early_pings",
         "_final",
         "_forget_at",
         "_has_sought",
@@ -91,6 +92,8 @@ class PageConnection:
         self._state: PageState | None = None
         """the positions of this connection; None before the records of the page are read"""
         self._writer: RecordWriter
+        self._early_pings = 0
+        """the number of unanswered pings that were sent before the records of the page are read"""
         self._search: TwinSearch | None = None
         self.due_at = 0
         self._acknowledge_at = 0.0
@@ -135,12 +138,14 @@ class PageConnection:
             return
         inherited = inherit(records)
         state = self._state = PageState(inherited, self._now)
+        for _ in range(self._early_pings):  # their pongs must not acknowledge later pings
+            state.pinged(self._now)
         self._writer = RecordWriter(self, registry, inherited.closed)
         if self._search is not None and self._search.is_twin:  # the client may have answered during the second read
             state.share()
         elif not state.is_shared:
             # `_seek_again` finds the connections that wrote their first records during the search.
-            self._zombies = [one for one, record in records.items() if one in live and not record.is_closed]
+            self._zombies = tuple(one for one, record in records.items() if one in live and not record.is_closed)
             self._forget_at = self._now + ZOMBIE_SECONDS if self._zombies else 0.0
 
     async def _seek_twin(self, live: Mapping[str, PageRecord]) -> bool:
@@ -227,14 +232,19 @@ class PageConnection:
 
     def pinged(self) -> None:
         """Stores that the server sends a `pusher:ping` that requests no acknowledgement."""
-        if self._state is not None:
+        if self._state is None:
+            self._early_pings += 1
+        else:
             self._state.pinged(self._now)
 
     def ponged(self) -> None:
         """Handles a `pusher:pong`."""
         state = self._state
-        ping = None if state is None else state.ponged()
-        if state is None or ping is None:
+        if state is None:
+            self._early_pings = max(0, self._early_pings - 1)
+            return
+        ping = state.ponged()
+        if ping is None:
             return
         if ping.positions:
             self._registry.metrics.acknowledgements += 1

@@ -9,6 +9,7 @@ import pytest
 from push1st.brokers.memory_pages import MemoryPages
 from push1st.brokers.pages import PageBounds, PageRecord
 from push1st.config.history import HistorySection, Resume
+from push1st.core import resuming
 from push1st.core.page import INHERITED_SECONDS
 from push1st.core.page_schedule import MAX_CHECKS, PageSchedule
 from push1st.core.page_writer import RETRY_SECONDS
@@ -350,6 +351,32 @@ def test_keepalive_ping_is_counted() -> None:
     site.pong(session)
     assert site.positions(session) == {"news": None}
     site.pong(session)
+    assert site.positions(session) == {"news": 0}
+
+
+def test_pong_of_a_keepalive_before_the_first_subscription_acknowledges_nothing() -> None:
+    site = Site()
+    session, outlet = site.connect()
+    resuming.ping(session)
+    session.handle(Subscribe("news"))
+    site.world.turns.drain()
+    site.elapse(1)
+    assert pings(outlet) == 2
+    site.pong(session)
+    assert site.positions(session) == {"news": None}
+    site.pong(session)
+    assert site.positions(session) == {"news": 0}
+
+
+def test_keepalive_that_is_answered_before_the_first_subscription_is_not_counted() -> None:
+    site = Site()
+    session, outlet = site.connect()
+    site.pong(session)
+    resuming.ping(session)
+    site.pong(session)
+    session.handle(Subscribe("news"))
+    site.world.turns.drain()
+    site.acknowledge(session, outlet)
     assert site.positions(session) == {"news": 0}
 
 
