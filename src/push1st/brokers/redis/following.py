@@ -14,7 +14,7 @@ the nodes with subscribers of a channel renew the channel's counter.
 from collections.abc import Collection, Iterator, Sequence
 from typing import Any
 
-from push1st.brokers.history import IDLE_COUNTER_SECONDS, Reason
+from push1st.brokers.history import IDLE_COUNTER_SECONDS, Reason, size_of
 from push1st.brokers.redis.connection import ShardConnection
 from push1st.brokers.redis.context import NodeContext
 from push1st.brokers.redis.history import HistoryState, ShardHistory
@@ -38,6 +38,9 @@ MAX_READ_BYTES = 4 << 20
 MAX_HELD_MESSAGES = 1000
 MAX_HELD_BYTES = 1 << 20
 """the maximum number of bytes of messages that a channel holds while the node reads the missed messages"""
+MAX_ALL_HELD_BYTES = 64 << 20
+"""the number of bytes that all channels share after a reconnect. A channel that drops messages early loses nothing, because the
+later read of the channel contains these messages."""
 
 
 class FollowedChannel:
@@ -48,11 +51,11 @@ class FollowedChannel:
     max_bytes: the maximum number of bytes of missed messages. More bytes at once would exceed the outbox of slow subscribers.
     renews_at: the time (loop's clock) from which the counter is renewed.
     held: the messages that arrived while the node reads missed messages; None while the node does not read.
-    held_bytes: the size of the held messages.
+    held_bytes, max_held_bytes: the size of the held messages (`size_of`), and its maximum.
     dropped: the position of the last message that was dropped because too many messages were held; None if none was dropped.
     """
 
-    __slots__ = ("counter_seconds", "dropped", "epoch", "held", "held_bytes", "last", "max_bytes", "renews_at")
+    __slots__ = ("counter_seconds", "dropped", "epoch", "held", "held_bytes", "last", "max_bytes", "max_held_bytes", "renews_at")
 
     def __init__(self, position: Position, counter_seconds: int, max_bytes: int) -> None:
         self.move_to(position)
@@ -61,19 +64,21 @@ class FollowedChannel:
         self.renews_at = 0.0
         self.held: list[Sequence[KeptMessage]] | None = None
         self.held_bytes = 0
+        self.max_held_bytes = MAX_HELD_BYTES
         self.dropped: Position | None = None
 
     def move_to(self, position: Position) -> None:
         self.epoch, self.last = position.epoch, position.offset
 
-    def begin_to_hold(self) -> None:
+    def begin_to_hold(self, max_bytes: int = MAX_HELD_BYTES) -> None:
         """Begins to hold messages. Messages held before are dropped, because the history contains them."""
         self.held, self.held_bytes, self.dropped = [], 0, None
+        self.max_held_bytes = max_bytes
 
     def hold(self, messages: Sequence[KeptMessage]) -> None:
         assert self.held is not None
-        self.held_bytes += sum(len(one.data) for one in messages)
-        if self.dropped is None and self.held_bytes <= MAX_HELD_BYTES:
+        self.held_bytes += sum(map(size_of, messages))
+        if self.dropped is None and self.held_bytes <= self.max_held_bytes:
             self.held.append(messages)
             if sum(map(len, self.held)) <= MAX_HELD_MESSAGES:
                 return
@@ -172,8 +177,9 @@ class Following:
 
     def hold(self, keys: Collection[ChannelKey]) -> None:
         """Begins to hold the messages of channels, until `heal` has read their missed messages."""
+        each = min(MAX_HELD_BYTES, MAX_ALL_HELD_BYTES // max(1, len(keys)))
         for key in keys:
-            self.channels[key].begin_to_hold()
+            self.channels[key].begin_to_hold(each)
 
     def of_other_generations(self) -> list[ChannelKey]:
         """Returns the channels whose last message belongs to another generation than the current one."""

@@ -8,7 +8,7 @@ import hiredis
 import msgspec
 import pytest
 
-from push1st.brokers.redis.following import MAX_HELD_BYTES, MAX_HELD_MESSAGES, MIN_CHECKED, ROUND_CALLS
+from push1st.brokers.redis.following import MAX_ALL_HELD_BYTES, MAX_HELD_BYTES, MAX_HELD_MESSAGES, MIN_CHECKED, ROUND_CALLS
 from push1st.brokers.redis.wire import encode_kept
 from push1st.messages import RESUMED, KeptMessage, Message
 from push1st.positions import Position
@@ -447,3 +447,19 @@ async def test_channel_whose_history_was_turned_on_later_is_followed(serve):
     followed.receive(batch(5, 5, channel="d"))
     await settle()
     assert (followed.seen, followed.gaps) == ([1, 2, ("trimmed", f"{EPOCH}:5")], (0, 1))
+
+
+async def test_held_messages_of_all_channels_are_bounded_together(serve):
+    """Ten thousand channels with a megabyte each would be ten gigabytes."""
+    server = serve()
+    followed = await Followed(server).start()
+    following = followed.following
+    number = 4 * MAX_ALL_HELD_BYTES // MAX_HELD_BYTES
+    for n in range(number):
+        following.begin(("app", f"c{n}"), Position(EPOCH, 5), 360)
+    following.hold(tuple(following.channels))
+    for n in range(number):
+        following.receive(batch(6, 6, data=b"x" * (MAX_HELD_BYTES // 2), channel=f"c{n}"))
+    held = [messages for one in following.channels.values() for messages in one.held or ()]
+    assert sum(len(one.data) for messages in held for one in messages) <= MAX_ALL_HELD_BYTES
+    assert following.channels["app", "c0"].dropped == Position(EPOCH, 6)
