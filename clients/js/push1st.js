@@ -118,6 +118,7 @@ globalThis.Push1st = {
         if (secret) address.search += `&token=${encodeURIComponent(secret)}`;
         socket = new Socket(address);
         signal.onabort = () => socket.close();
+        // The WebSocket of Node.js 20 fires no `close` if the handshake fails (nodejs/undici#3546).
         socket.onerror = lost;
         socket.onclose = ({ code, reason }) => end(`${code} ${reason}`, code);
         socket.onmessage = ({ data }) => {

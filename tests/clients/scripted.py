@@ -34,6 +34,9 @@ class Peer(Protocol):
     def end(self) -> None:
         """Ends the connection without an error."""
 
+    def wait_closed(self) -> None:
+        """Waits until the client has ended the connection."""
+
 
 def since(peer: Peer) -> str:
     """Returns the positions that the client has sent."""
@@ -81,7 +84,6 @@ class SocketPeer:
         self._connection.socket.shutdown(socket.SHUT_RDWR)
 
     def wait_closed(self) -> None:
-        """Waits until the client has closed the connection."""
         with contextlib.suppress(ConnectionClosed):
             while True:
                 self._connection.recv(DEADLINE)
@@ -122,6 +124,12 @@ class StreamPeer:
     def end(self) -> None:
         self.done.set()
 
+    def wait_closed(self) -> None:
+        connection = self._handler.connection
+        connection.settimeout(DEADLINE)
+        with contextlib.suppress(ConnectionError):
+            assert connection.recv(1) == b""
+
 
 class ScriptedServer:
     """The server. base: the URL of an app. The server accepts every path."""
@@ -133,11 +141,6 @@ class ScriptedServer:
     def accept(self) -> Any:
         """Returns the peer of the next connection."""
         return self._peers.get(timeout=DEADLINE)
-
-    @property
-    def is_idle(self) -> bool:
-        """Whether no connection waits to be accepted."""
-        return self._peers.empty()
 
 
 @contextlib.contextmanager

@@ -1,7 +1,10 @@
 """The rules of clients/js/push1st.js, with a server that does what each rule needs (`scripted`)."""
 
+import itertools
 import json
+import queue
 import re
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -10,6 +13,7 @@ import pytest
 
 from tests.clients.scripted import Peer, Road, ScriptedServer, SocketPeer, StreamPeer, message, resumed, scripted, since
 from tests.support.nodejs import NodeProcess
+from tests.support.process import free_ports
 
 SOURCE = Path(__file__).parents[2] / "clients" / "js" / "push1st.js"
 ROADS: tuple[Road, ...] = ("ws", "sse")
@@ -68,6 +72,12 @@ def reconnected(server: ScriptedServer, peer: Peer) -> Any:
     """Ends a connection; returns the client's next connection."""
     peer.end()
     return server.accept()
+
+
+def is_silent(server: ScriptedServer, start: Start) -> bool:
+    """Returns whether the next connection is that of a further client, because an earlier client does not connect."""
+    start(server, "further")
+    return "/further?" in server.accept().path
 
 
 # Positions
@@ -330,6 +340,16 @@ def test_a_channel_that_is_rejected_for_now_is_subscribed_again(script: Scripted
     assert since(script.accept()) == "A:1,-"
 
 
+def test_frames_after_the_end_of_an_attempt_are_dropped(sockets: ScriptedServer, start: Start) -> None:
+    client = start(sockets, "a", late=True)
+    peer = established(sockets, "a")
+    peer.frame({"event": "error", "channel": "a", "data": {"code": 503, "message": "the broker is away"}})
+    established(sockets, "a")
+    client.next(on="gap")
+    client.next(on="gap")
+    assert not [one for one in client.seen if one["on"] == "event"]
+
+
 # Tokens
 
 
@@ -427,8 +447,34 @@ def test_a_closed_client_does_not_connect_again(script: ScriptedServer, start: S
     client.next(on="state", state="waiting")
     client.tell("close")
     client.next(on="state", state="closed")
+    assert is_silent(script, start)
     assert client.ask("state") == "closed"
-    assert script.is_idle
+
+
+def test_a_client_that_is_closed_before_it_has_its_token_does_not_connect(script: ScriptedServer, start: Start) -> None:
+    client = start(script, tokens=[{"held": "one"}])
+    client.next(on="token")
+    client.tell("close")
+    client.next(on="state", state="closed")
+    client.tell("release")
+    assert is_silent(script, start)
+
+
+def test_close_ends_the_connection(script: ScriptedServer, start: Start) -> None:
+    client = start(script)
+    peer = established(script)
+    client.next(on="state", state="connected")
+    client.tell("close")
+    peer.wait_closed()
+
+
+def test_a_failed_handshake_is_tried_again(start: Start) -> None:
+    (port,) = free_ports(1)
+    nobody = ScriptedServer(f"ws://127.0.0.1:{port}/ws/app/app-key", queue.Queue())
+    client = start(nobody)
+    for _ in range(2):
+        client.next(on="state", state="connecting")
+        client.next(on="state", state="waiting", reason="no answer")
 
 
 # Streams and URLs
@@ -441,8 +487,11 @@ def test_a_stream_is_read_in_any_pieces(streams: ScriptedServer, start: Start) -
     frames = "retry: 1500\n:\n\nevent: position\nid: A:0\ndata: A:0\n\nid: A:1\n"
     frames += f'data: {{"event":"e","channel":"c","data":"{data}","pos":"A:1"}}\n\n'
     client.next(on="gap")
-    for byte in frames.encode():
-        peer.write(bytes([byte]))
+    text = frames.encode()
+    places = [0, text.index(b"ata: A"), text.index(b"data: {") + 3, text.index("\u2028".encode()) + 1, len(text) - 2, len(text)]
+    for begin, end in itertools.pairwise(places):
+        peer.write(text[begin:end])
+        time.sleep(0.1)  # so that the client reads the pieces one by one
     assert client.next(on="event")["data"] == data
 
 

@@ -1,11 +1,18 @@
 // clients/js/push1st.js, as an application uses it. Options: url, channels, positions, token or tokens (the results of the
-// function `token`: a text, or {error}), events (what the callback does with events of these names: 'reopen', 'close', 'throw'),
-// hurry and haste (how many times faster the client reconnects, and notices silence).
+// function `token`: a text, {error}, or {held} until the command `release`), events (what the callback does with events of these names: 'reopen', 'close', 'throw'),
+// late (the WebSocket passes on frames after `close`, like that of the package ws), hurry and haste (how many times faster the client reconnects, and notices silence).
 
 import { connect } from '../../../clients/js/push1st.mjs';
 import { obey, options, report } from './reports.mjs';
 
-const { hurry = 1, haste = 1, tokens, events = {}, ...rest } = options;
+const { hurry = 1, haste = 1, late, tokens, events = {}, ...rest } = options;
+
+const Late = class extends WebSocket {
+  close() {
+    super.close();
+    queueMicrotask(() => this.onmessage({ data: '{"event":"late","channel":"a","data":null,"#msg-id":1}' }));
+  }
+};
 
 const start = globalThis.setTimeout;
 globalThis.setTimeout = (run, ms, ...values) => {
@@ -16,10 +23,12 @@ globalThis.setTimeout = (run, ms, ...values) => {
 };
 process.on('unhandledRejection', (error) => report('raised', { message: error.message }));
 
+let release;
 async function token() {
   report('token');
   const next = tokens.length > 1 ? tokens.shift() : tokens[0];
   if (next.error) throw new Error(next.error);
+  if (next.held) return new Promise((resolve) => (release = () => resolve(next.held)));
   return next;
 }
 
@@ -52,6 +61,7 @@ function open(more) {
   connection = connect(rest.url, {
     ...rest,
     ...(tokens && { token }),
+    ...(late && { WebSocket: Late }),
     onEvent(frame) {
       const { event, channel, data, position } = frame;
       report('event', { event, channel, data, position });
@@ -82,6 +92,9 @@ open();
 obey({
   close() {
     connection.close();
+  },
+  release() {
+    release();
   },
   log: () => log.splice(0),
   positions: () => connection.positions,
