@@ -284,14 +284,16 @@ class ResumeMachine(RuleBasedStateMachine):
             offset = int(digits)
             if self.epochs.get(kept.epoch) != epoch or offset > last:
                 reason = "state-lost"
-            elif (offset < kept.first and offset != last) or (offset == 0 and last > REWINDS[channel]):
+            elif offset < kept.first and offset != last:
                 reason = "trimmed"
             else:
                 start = offset
         if reason is not None:
             start = max(kept.first, last - rewind)
         if last - start > MAX_REPLAYED:
-            return reason or "too-large", []
+            if reason is None:
+                return "too-large", []
+            start = last - MAX_REPLAYED
         now = self.world.clock.seconds
         return reason, [seq for seq in kept.seqs[start:] if self.expiries.get(seq, now + 1) > now]
 

@@ -34,7 +34,6 @@ class ReplayRequest(msgspec.Struct, frozen=True, gc=False):
     since: the position after which the subscriber needs all messages; None if the subscriber has no position.
     rewind: the number of latest messages that the subscriber gets if it has no position, or if its position is not valid.
     rewind_seconds: the maximum age of these latest messages; 0 stands for any age.
-    from_start: the maximum number of messages that a `since` with the offset 0 may request; None stands for all kept messages.
     counter_seconds: the seconds for which the broker keeps the counter of a channel without messages.
     """
 
@@ -43,7 +42,6 @@ class ReplayRequest(msgspec.Struct, frozen=True, gc=False):
     since: Position | None = None
     rewind: int = 0
     rewind_seconds: int = 0
-    from_start: int | None = None
     counter_seconds: int = IDLE_COUNTER_SECONDS
 
 
@@ -103,11 +101,10 @@ def size_of(message: KeptMessage) -> int:
     return len(message.data) + MESSAGE_BYTES
 
 
-def lost_reason(since: Position | None, epoch: str, first: int, last: int, from_start: int | None) -> Reason | None:
+def lost_reason(since: Position | None, epoch: str, first: int, last: int) -> Reason | None:
     """Returns why the messages after the position `since` are not all kept; None if all of them are kept.
 
     epoch, first, last: the epoch of the channel, the offset of its oldest kept message, and its last offset.
-    from_start: see `ReplayRequest`.
     """
     if since is None:
         return "unknown"
@@ -115,14 +112,12 @@ def lost_reason(since: Position | None, epoch: str, first: int, last: int, from_
         return "state-lost"
     if since.offset + 1 < first and since.offset != last:
         return "trimmed"
-    if since.offset == 0 and from_start is not None and last > from_start:
-        return "trimmed"
     return None
 
 
 def start_of(request: ReplayRequest, epoch: str, first: int, last: int) -> tuple[Reason | None, int]:
     """Returns the reason of `lost_reason`, and the offset after which the messages are replayed; `last` if there is no replay."""
-    reason = lost_reason(request.since, epoch, first, last, request.from_start)
+    reason = lost_reason(request.since, epoch, first, last)
     if reason is None and request.since is not None:
         return None, request.since.offset
     return reason, max(first - 1, last - request.rewind) if request.rewind else last
@@ -130,6 +125,9 @@ def start_of(request: ReplayRequest, epoch: str, first: int, last: int) -> tuple
 
 def replay(request: ReplayRequest, epoch: str, last: int, run: KeptRun, now: int, first: int | None = None) -> Replay:
     """Returns the replay for a request.
+
+    A client without a valid position gets as many of the latest messages as fit, because it cannot tell how many there are. A
+    client with a valid position gets all messages or none, because it would take a part for the whole.
 
     run: the latest kept messages up to the offset `last`. The caller may leave out the oldest messages, if they and the messages
     after them are more than the request may replay, or if the request needs none of them.
@@ -146,8 +144,15 @@ def replay(request: ReplayRequest, epoch: str, last: int, run: KeptRun, now: int
             young += 1
         if young:
             start = young
-    if start < 0 or sum(size_of(one) for one in messages[start:]) > request.max_bytes:
-        return Replay(Position(epoch, last), "too-large" if reason is None else reason)
+    size = sum(size_of(one) for one in messages[max(start, 0) :])
+    if reason is None:
+        if start < 0 or size > request.max_bytes:
+            return Replay(Position(epoch, last), "too-large")
+    else:
+        start = max(start, 0)
+        while size > request.max_bytes:
+            size -= size_of(messages[start])
+            start += 1
     return Replay(Position(epoch, last), reason, run, start)
 
 

@@ -238,7 +238,7 @@ HISTORY: Table = {
     "size": Key(read=whole(1, 10_000, "messages")),
     "ttl": Key(read=whole(1, 30 * SECONDS_A_DAY, "seconds")),
     "client-events": Key(read=flag),
-    "rewind": Key(read=whole(0, 10_000, "messages")),
+    "rewind": Key(read=whole(0, 100, "messages")),
 }
 
 RESUME: Table = {

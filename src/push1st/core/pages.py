@@ -23,7 +23,6 @@ from push1st.brokers import Pages
 from push1st.brokers.history import Reason, ReplayRequest
 from push1st.brokers.pages import PageRecord
 from push1st.clock import Clock
-from push1st.config.history import HistorySection
 from push1st.core.app import App, Client, Outlet
 from push1st.core.controller import Controller
 from push1st.core.fanout import Fanout
@@ -183,9 +182,6 @@ class PageConnection:
 
     def since(self, command: Subscribe) -> Position | None:
         return None if self._state is None else self._state.since(command.channel, self._now)
-
-    def from_start(self, section: HistorySection, channel: str) -> int | None:
-        return None
 
     def reason(self, channel: str, reason: Reason | None) -> Reason | None:
         return reason if self._state is None else self._state.reason(channel, reason, self._now)

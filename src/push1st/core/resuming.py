@@ -13,7 +13,6 @@ from typing import Protocol
 from push1st.brokers import Joined
 from push1st.brokers.history import IDLE_COUNTER_SECONDS, Reason, Replay, ReplayRequest, is_expired
 from push1st.channels import Kind
-from push1st.config.history import HistorySection
 from push1st.core.app import App, Client, Outlet
 from push1st.core.histories import rewind_of
 from push1st.core.node import Node
@@ -42,9 +41,6 @@ class Resumption(Protocol):
 
     def since(self, command: Subscribe) -> Position | None:
         """Returns the position after which the client needs the messages of a channel; None if no position is known."""
-
-    def from_start(self, section: HistorySection, channel: str) -> int | None:
-        """Returns `ReplayRequest.from_start` for a channel."""
 
     def reason(self, channel: str, reason: Reason | None) -> Reason | None:
         """Returns the final reason; `reason` is the reason of the broker."""
@@ -84,9 +80,6 @@ class ByPosition:
 
     def since(self, command: Subscribe) -> Position | None:
         return command.since
-
-    def from_start(self, section: HistorySection, channel: str) -> int | None:
-        return rewind_of(section, channel)
 
     def reason(self, channel: str, reason: Reason | None) -> Reason | None:
         return reason
@@ -145,7 +138,6 @@ async def replay_request(session: Resuming, command: Subscribe) -> ReplayRequest
         resumption.since(command),
         min(rewind, rewind_of(section, channel)),
         command.rewind_seconds,
-        resumption.from_start(section, channel),
         counter,
     )
 
@@ -179,23 +171,29 @@ def _resume(
     metrics = session.node.metrics
     reason: Reason | None = "no-history"
     frames: list[bytes] = []
+    skipped = 0
     if replay is not None:
         reason = resumption.reason(channel, replay.reason)
         if reason == replay.reason:
             frames = _frames(session, resumption, replay)
+            skipped = len(replay.messages) - len(frames) if frames else 0
             size = sum(map(len, frames))
-            if size > session.node.max_replay_bytes or (size and not _has_room(session, size)):
-                frames, reason = [], reason or "too-large"
+            if reason is None and not _fits(session, size):
+                frames, reason = [], "too-large"
+            while frames and reason not in (None, "too-large") and not _fits(session, size):
+                size -= len(frames.pop(0))
     repeats = resumption.subscribed(channel, request, reason) and bool(frames) and reason is None
-    position, skipped = (None, 0) if replay is None else (replay.position, len(replay.messages) - len(frames) if frames else 0)
+    position = None if replay is None else replay.position
     session.outlet.send(Resumed(channel, reason, len(frames), repeats, position, skipped))
     metrics.resumes[reason or "recovered"] += 1
     metrics.replayed_messages += len(frames)
     return reason is None, b"".join(frames)
 
 
-def _has_room(session: Resuming, size: int) -> bool:
+def _fits(session: Resuming, size: int) -> bool:
     """Returns whether the client may receive a replay of `size` bytes, and stay below `server.outbox`."""
+    if not size or size > session.node.max_replay_bytes:
+        return not size
     session.node.fanout.flush_subscriber(session)  # the frames that the fan-out holds, such as replays of other channels, count
     return session.outlet.has_room(size + RESUMED_BYTES)
 

@@ -46,14 +46,7 @@ def request(since: str | None = None, **fields: int) -> ReplayRequest:
 )
 def test_messages_after_a_position_are_lost_for_a_reason(since, first, last, reason):
     position = None if since is None else Position.parse(since)
-    assert lost_reason(position, "E", first, last, None) == reason
-
-
-def test_a_client_may_request_the_messages_from_the_start_only_up_to_the_rewind():
-    start = Position("E", 0)
-    assert lost_reason(start, "E", 1, 3, 3) is None
-    assert lost_reason(start, "E", 1, 4, 3) == "trimmed"
-    assert lost_reason(Position("E", 1), "E", 1, 9, 3) is None
+    assert lost_reason(position, "E", first, last) == reason
 
 
 @pytest.mark.parametrize(
@@ -72,7 +65,8 @@ def test_a_client_may_request_the_messages_from_the_start_only_up_to_the_rewind(
         (request("E:4", rewind_seconds=2), None, [5, 6, 7, 8, 9]),
         (request("E:6", max_bytes=3 * 201), None, [7, 8, 9]),
         (request("E:6", max_bytes=3 * 201 - 1), "too-large", []),
-        (request("F:6", rewind=3, max_bytes=400), "state-lost", []),
+        (request("F:6", rewind=3, max_bytes=2 * 201), "state-lost", [8, 9]),
+        (request(rewind=3, max_bytes=200), "unknown", []),
     ],
 )
 def test_a_request_gets_a_replay(asked, reason, offsets):

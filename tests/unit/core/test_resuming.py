@@ -129,6 +129,14 @@ def test_a_replay_that_is_too_large_is_not_sent(world):
     assert client.data() == []
 
 
+def test_a_rewind_that_is_too_large_contains_the_latest_messages(world):
+    world.node.max_replay_bytes = 3 * 201
+    publish(world, range(1, 6))
+    client = Client(world)
+    assert client.subscribe(rewind=100)[1] == Resumed("c", "unknown", 3, False, position(world, 5))
+    assert client.data() == [3, 4, 5]
+
+
 def test_a_replay_that_does_not_fit_into_the_outbox_is_not_sent(world):
     publish(world, [1])
     client = Client(world)

@@ -104,7 +104,7 @@ class ShardHistory:
             return ""
         milliseconds = max(one.counter_seconds for one in made) * 1000
         rewind, most_bytes = max(one.rewind for one in made), max(one.max_bytes for one in made)
-        wanted = {_wanted(one.since, one.from_start) for one in made if one.since is not None}
+        wanted = {str(one.since) for one in made if one.since is not None}
         return " ".join((f"{self.generation} {self.new_word()} {milliseconds} {rewind} {most_bytes}", *sorted(wanted)))
 
     def decoder(self) -> Callable[[Any], HistoryState]:
@@ -134,11 +134,6 @@ class ShardHistory:
         """See `History.clear`. Raises Refused(503)."""
         name = f"{app}/{channel}"
         await self._connection.call("DEL", self._keys.key("hm", name), self._keys.key("h", name))
-
-
-def _wanted(since: Position, from_start: int | None) -> str:
-    most = "" if since.offset or from_start is None else str(from_start)
-    return f"{since.epoch}:{since.offset}:{most}"
 
 
 def _decode(generation: str, reply: Any) -> HistoryState:

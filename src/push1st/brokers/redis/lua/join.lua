@@ -11,8 +11,7 @@
 -- ARGV[8]   1 if the node registers its entries again
 -- ARGV[9]   '' if the channel keeps no history; else, separated by spaces: generation, new word for a channel without a counter,
 --           milliseconds for which the counter is kept at least, number of newest messages to return, maximum bytes to return,
---           and the positions that subscribers have, each as EPOCH:OFFSET:MOST. MOST is '', or the greatest last offset of the
---           channel with which the history is returned from this position on.
+--           and the positions that subscribers have
 -- ARGV[10…] for each new subscription: user or '', user info, socket id, id of the edge, time of the edge
 --
 -- Returns the number of subscriptions on all nodes, the members, the cached event with the milliseconds for which it is still
@@ -67,9 +66,9 @@ if ARGV[9] ~= '' then
   local generation, new_word, ms, rewind, bytes, positions = string.match(ARGV[9], '^(%w+) (%w+) (%d+) (%d+) (%d+)(.*)$')
   local word, last, first = history_of(app, channel, new_word, ms)
   local after = math.max(first - 1, last - rewind)
-  for offset, most in string.gmatch(positions, ' ' .. generation .. word .. ':(%d+):(%d*)') do
+  for offset in string.gmatch(positions, ' ' .. generation .. word .. ':(%d+)') do
     local since = tonumber(offset)
-    if since + 1 >= first and since < after and (most == '' or last <= tonumber(most)) then after = since end
+    if since + 1 >= first and since < after then after = since end
   end
   local entries = {}
   if after < last then entries = newest_entries(app, channel, after, tonumber(bytes)) end
