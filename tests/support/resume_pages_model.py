@@ -40,11 +40,13 @@ from tests.support.resume_model import (
 )
 
 ZOMBIE_SECONDS = 15
-"""the seconds after which a connection whose client has vanished has no effect any more"""
+"""the seconds of a new connection after which a connection whose client has vanished has no effect any more"""
 RETURN_SECONDS = 25
 """the seconds after its return in which a client must subscribe again"""
 WINDOW_SECONDS = 290
 """the seconds for which a page may be away"""
+CLOSE_SECONDS = 5
+"""the seconds for which the server waits for the answer to its close frame"""
 ROUNDS = 5
 """the seconds after which a client that answers all pings has acknowledged everything"""
 
@@ -80,8 +82,10 @@ class Connection:
         self.client: Page | None = client
         self.machine = machine
         self.opened = world.clock.seconds
+        self.name = client.name
+        self.has_zombies = any(one.name == client.name for one in machine.vanished)
         self.frames: deque[list[Any]] = deque()
-        self.is_closing = False
+        self.closed_at: float | None = None
         self.page = world.node.pages.connection(client.name, "192.0.2.1")
         self.session = Session(world.node, world.app, self, LINES, self.write, "192.0.2.1", resumption=self.page)
         self.page.begin(self.session)
@@ -120,8 +124,8 @@ class Connection:
 
     def close(self, code: int, reason: str) -> None:
         """Sends a close frame, as the transport of WebSockets does."""
-        if not self.is_closing:
-            self.is_closing = True
+        if self.closed_at is None:
+            self.closed_at = self.machine.world.clock.seconds
             self.machine.world.fanout.flush_subscriber(self.session)
             self.page.closing(code)
             self.session.expire()
@@ -129,6 +133,16 @@ class Connection:
 
     def fail(self) -> None:
         self.machine.faults.append(traceback.format_exc())
+
+    @property
+    def is_alone(self) -> bool:
+        """Whether earlier connections have no effect any more."""
+        return not self.has_zombies or self.machine.world.clock.seconds > self.opened + ZOMBIE_SECONDS
+
+    @property
+    def is_over(self) -> bool:
+        """Whether the server has waited long enough for the client's close frame."""
+        return self.closed_at is not None and self.machine.world.clock.seconds >= self.closed_at + CLOSE_SECONDS
 
     # The client's side
 
@@ -155,7 +169,6 @@ class Page:
         self.acknowledged: dict[str, list[str]] = {channel: [] for channel in CHANNELS}
         """channel → the positions from which the server may resume the channel; empty if it need not know any"""
         self.gone_at = 0.0
-        self.vanished_at = -1000.0
 
     def subscribe(self, channel: str) -> None:
         assert self.connection is not None
@@ -191,7 +204,7 @@ class Page:
             elif kind == "close":
                 self.lose()
                 connection.page.finish(lambda: None, rest[0])
-                self.is_exact()
+                self.is_exact(connection)
                 return
             elif channel in self.log:
                 self._take(self.log[channel], kind, channel, rest)
@@ -213,11 +226,11 @@ class Page:
             log.entries.append(Received(at, channel, seq, position))
             self.positions[channel] = position
 
-    def is_exact(self) -> None:
+    def is_exact(self, connection: Connection) -> None:
         """Stores that the server knows the client's positions."""
         for channel, position in self.positions.items():
             known = self.acknowledged[channel]
-            if self.machine.world.clock.seconds > self.vanished_at + ZOMBIE_SECONDS:
+            if connection.is_alone:
                 known.clear()
             elif not known:
                 continue  # the connection that vanished may have a position of another epoch
@@ -278,8 +291,13 @@ class PageMachine(RuleBasedStateMachine):
 
     def _second(self) -> None:
         self.world.clock.advance(1)
-        self.world.history.tick()
+        for _ in range(2):
+            self.world.history.tick()
         self.loop.step(self.world.node.tick())
+        self.model.expire()
+        for connection in [one for one in self.vanished if one.is_over]:
+            self.vanished.remove(connection)
+            self._run(connection.page.finish)
 
     @invariant()
     def has_no_fault(self) -> None:
@@ -347,7 +365,6 @@ class PageMachine(RuleBasedStateMachine):
         page, connection = self.pages[client], self.pages[client].connection
         if connection is not None:
             page.lose()
-            page.vanished_at = self.world.clock.seconds
             connection.client = None
             self.vanished.append(connection)
 
@@ -387,7 +404,7 @@ class PageMachine(RuleBasedStateMachine):
             self._second()
         self._run(lambda: page.take(-1))
         if page.connection is not None:
-            page.is_exact()
+            page.is_exact(page.connection)
 
     @rule(client=clients, channel=channels, missed=st.integers(1, 9), are_short=st.booleans(), ends=st.sampled_from("cvoa"))
     def miss(self, client: int, channel: str, missed: int, are_short: bool, ends: str) -> None:
@@ -406,11 +423,6 @@ class PageMachine(RuleBasedStateMachine):
     def advance(self, seconds: int) -> None:
         for _ in range(seconds):
             self._second()
-        self.model.expire()
-        for connection in self.vanished:
-            if connection.is_closing:
-                self._run(connection.page.finish)
-        self.vanished = [one for one in self.vanished if not one.is_closing]
 
     @rule(seconds=st.sampled_from((100, 400)))
     def pause(self, seconds: int) -> None:
@@ -423,7 +435,6 @@ class PageMachine(RuleBasedStateMachine):
         self.world.clock.advance(seconds)
         for _ in range(3):
             self._second()
-        self.model.expire()
 
     @rule(channel=channels)
     def clear(self, channel: str) -> None:

@@ -17,7 +17,14 @@ from tests.support.resume_pages_model import PageMachine
 SECONDS = float(os.environ.get("MODEL_SECONDS", "0"))
 SEED = int(os.environ.get("SEED", "1"))
 PHASES = [phase for phase in Phase if phase is not Phase.shrink or "MODEL_UNSHRUNK" not in os.environ]
-SHORT = settings(max_examples=60, stateful_step_count=40, deadline=None, phases=PHASES, suppress_health_check=list(HealthCheck))
+SHORT = settings(
+    derandomize=True,
+    max_examples=60,
+    stateful_step_count=40,
+    deadline=None,
+    phases=PHASES,
+    suppress_health_check=list(HealthCheck),
+)
 LONG = settings(SHORT, max_examples=200, stateful_step_count=80, database=None)
 
 
