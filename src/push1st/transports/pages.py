@@ -10,7 +10,7 @@ from push1st.core.pages import PageConnection
 from push1st.errors import Disconnect
 from push1st.transports.context import EdgeContext
 
-PREFIX = "(?:/resume/([^/]*))?"
+PREFIX = "(?:/+resume/([^/]*))?"
 """a pattern for the beginning of a path; its group is the name of the page"""
 _PREFIX = re.compile(PREFIX)
 _NAME = re.compile(r"[A-Za-z0-9_-]{16,64}\Z")

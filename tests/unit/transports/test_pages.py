@@ -33,6 +33,7 @@ def site() -> Site:
     [
         ("/app/key", None, "/app/key"),
         ("/resume/a/app/key", "a", "/app/key"),
+        ("//resume/a/app/key", "a", "/app/key"),
         ("/resume//app/key", "", "/app/key"),
         ("/resume/a", "a", ""),
         ("/resumes/a/app", None, "/resumes/a/app"),
