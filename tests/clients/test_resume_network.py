@@ -11,13 +11,15 @@ from typing import Any
 import pytest
 
 from tests.support.blackhole import Blackhole, blackhole
-from tests.support.process import ServerProcess, running, wait_until
+from tests.support.process import ServerProcess, merged, running, wait_until
 from tests.support.recovering import (
+    CONFIG,
     Clients,
     NodePages,
     PageClient,
     Publisher,
     RawClient,
+    StreamClient,
     kept,
     page_name,
     together,
@@ -38,12 +40,13 @@ RATE = 20
 HASTY = {"activityTimeout": 1000, "pongTimeout": 1000}
 """options of pusher-js that notice a silent connection early"""
 PATIENCE = 2.0
+KINDS = (PageClient, RawClient, StreamClient)
 
 
 @pytest.fixture(scope="module")
 def server() -> Iterator[ServerProcess]:
-    sections = ({"filter": ["small-"], "size": 10, "ttl": 600}, {"filter": ["short-"], "ttl": 1}, {"size": 2000, "ttl": 600})
-    with running(apps=kept(*sections)) as process:
+    sections = ({"filter": ["small-"], "size": 10, "ttl": 600}, {"size": 2000, "ttl": 600})
+    with running(CONFIG, kept(*sections)) as process:
         yield process
 
 
@@ -64,6 +67,7 @@ def all_kinds(proxy: Blackhole, channel: str, patience: float = 1e9) -> tuple[li
         pages(proxy, *channels),
         PageClient(proxy.port, channels, patience=patience),
         RawClient(proxy.port, channels[:1], patience=patience),
+        StreamClient(proxy.port, channels[:1], patience=patience),
     ]
 
 
@@ -93,11 +97,11 @@ def test_connection_that_stops_forwarding_for_5_seconds_recovers(
 def test_connection_that_stops_forwarding_for_minutes_recovers_within_its_window(channel: str, seconds: int) -> None:
     """The server ends a silent connection after 150 s and keeps positions for 300 s; pusher-js has its own time limits."""
     config = {"server": {"pusher": {"activity-timeout": 120}, "websocket": {"activity-timeout": 120}}}
-    with running(config, apps=kept(resume={"seconds": 300})) as server, blackhole(server.ws_port) as proxy:
+    with running(merged(CONFIG, config), kept(resume={"seconds": 300})) as server, blackhole(server.ws_port) as proxy:
         channels = [channel, f"private-{channel}"]
         by_page: list[Clients] = [NodePages(proxy.port, {page_name(): channels}), PageClient(proxy.port, channels, patience=60)]
-        by_position = RawClient(proxy.port, channels[:1], patience=60)
-        clients = [*by_page, by_position]
+        by_position: list[Clients] = [kind(proxy.port, channels[:1], patience=60) for kind in (RawClient, StreamClient)]
+        clients = [*by_page, *by_position]
         publisher = Publisher([server.api_port], channels, 1)
         with together(*clients, publisher):
             until_joined(clients)
@@ -107,7 +111,7 @@ def test_connection_that_stops_forwarding_for_minutes_recovers_within_its_window
             proxy.thaw()
             until_joined(clients, 2, deadline=240)
             publisher.stop()
-            verify([by_position], [publisher], recovered=1, repeat_seconds=0)
+            verify(by_position, [publisher], recovered=1, repeat_seconds=0)
             if seconds < 450:
                 verify(by_page, [publisher], recovered=1, repeat_seconds=BOUND, cuts=[at])
             else:
@@ -199,7 +203,7 @@ def test_lost_notification_of_a_trimmed_channel_is_sent_again(
 
 def test_cuts_within_a_replay_lose_nothing(server: ServerProcess, proxy: Blackhole, channel: str) -> None:
     """Each connection ends at another byte of the replay; the first event after a replay is not taken for a gap."""
-    clients: list[Clients] = [PageClient(proxy.port, [channel]), RawClient(proxy.port, [channel])]
+    clients: list[Clients] = [kind(proxy.port, [channel]) for kind in KINDS]
     publisher = Publisher([server.api_port], [channel], 50)
     with together(*clients, publisher):
         until_joined(clients)
@@ -300,86 +304,3 @@ def test_second_cut_after_a_dead_connection_repeats_only_what_its_page_may_have_
         second = proxy.freeze(later=False)
         until_joined([client], 3)
         verify([client], [publisher], recovered=2, repeat_seconds=BOUND, cuts=[first, second])
-
-
-# What is not kept any more
-
-
-def away(client: Any, proxy: Blackhole) -> None:
-    """Cuts the connection of a client that has acknowledged everything; the client cannot connect."""
-    time.sleep(2 * ACKNOWLEDGE)
-    proxy.refuses = True
-    proxy.cut()
-    wait_until(lambda: not client.is_connected, "the client notices the cut")
-
-
-@pytest.mark.parametrize("kind", [PageClient, RawClient])
-def test_client_that_missed_more_than_the_size_is_notified(
-    server: ServerProcess, proxy: Blackhole, channel: str, kind: Any
-) -> None:
-    """No part of the missed messages is sent, because a part looks like all of them."""
-    channel = f"small-{channel}"
-    client, publisher = kind(proxy.port, [channel]), Publisher([server.api_port], [channel], 1)
-    with together(client):
-        until_joined([client])
-        publisher.publish()
-        for times, missed in enumerate((10, 0, 11), 2):
-            until_received([client], publisher.published)
-            away(client, proxy)
-            for _ in range(missed):
-                publisher.publish()
-            proxy.refuses = False
-            until_joined([client], times)
-        publisher.publish()
-        verify([client], [publisher], recovered=2, reasons={"unknown": 1, "trimmed": 1})
-
-
-@pytest.mark.parametrize("kind", [PageClient, RawClient])
-def test_client_that_missed_expired_messages_is_notified(
-    server: ServerProcess, proxy: Blackhole, channel: str, kind: Any
-) -> None:
-    channel = f"short-{channel}"
-    client, publisher = kind(proxy.port, [channel]), Publisher([server.api_port], [channel], 1)
-    with together(client):
-        until_joined([client])
-        publisher.publish()
-        for times, missed in enumerate((0, 1), 2):  # without missed messages, their expiry does not matter
-            until_received([client], publisher.published)
-            away(client, proxy)
-            for _ in range(missed):
-                publisher.publish()
-            time.sleep(1.2)
-            proxy.refuses = False
-            until_joined([client], times)
-        publisher.publish()
-        verify([client], [publisher], recovered=1, reasons={"unknown": 1, "trimmed": 1})
-
-
-@pytest.mark.parametrize("kind", [PageClient, RawClient])
-def test_client_whose_history_was_deleted_is_notified(server: ServerProcess, proxy: Blackhole, channel: str, kind: Any) -> None:
-    client, publisher = kind(proxy.port, [channel]), Publisher([server.api_port], [channel], 1)
-    with together(client):
-        until_joined([client])
-        publisher.publish()
-        until_received([client], publisher.published)
-        away(client, proxy)
-        assert server.request("DELETE", f"/apps/app-test/channels/{channel}/history").status == 200
-        publisher.publish()
-        proxy.refuses = False
-        until_joined([client], 2)
-        publisher.publish()
-        verify([client], [publisher], recovered=0, reasons={"unknown": 1, "state-lost": 1})
-
-
-@pytest.mark.parametrize("kind", [PageClient, RawClient])
-def test_slow_reader_that_is_cut_off_is_notified_once(server: ServerProcess, proxy: Blackhole, channel: str, kind: Any) -> None:
-    """Its messages of 10 KB are more than a quarter of `outbox`: a replay would have it cut off again and again."""
-    client = kind(proxy.port, [channel], patience=3)
-    publisher = Publisher([server.api_port], [channel], 100, padding=10_000)
-    with together(client, publisher):
-        until_joined([client])
-        time.sleep(2 * ACKNOWLEDGE)
-        proxy.freeze(later=False)
-        until_joined([client], 2)
-        time.sleep(2)
-        verify([client], [publisher], recovered=0, reasons={"unknown": 1, "too-large": 1})

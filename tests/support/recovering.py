@@ -9,7 +9,9 @@ import contextlib
 import http.client
 import itertools
 import json
+import os
 import secrets
+import select
 import threading
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -23,11 +25,16 @@ from tests.support.process import APP, wait_until
 from tests.support.pusher_socket import PLAIN, QUERY
 from tests.support.recovery import Answer, Joined, Log, Lost, Received, Sent, check
 from tests.support.signing import channel_auth
+from tests.support.sse import blocks
 
 ATTEMPT_SECONDS = 5.0
 """the seconds after which a publisher gives up one request"""
 SETTLED_SECONDS = 30
 """the maximum seconds until all clients have received the last events"""
+
+
+CONFIG: dict[str, Any] = {"server": {"proto": ["pusher", "websocket", "sse"]}}
+"""the configuration of a server for all kinds of clients"""
 
 
 def kept(*sections: dict[str, Any], resume: dict[str, Any] | None = None, **more: Any) -> dict[str, Any]:
@@ -265,6 +272,68 @@ class RawClient(RecoveringClient):
         elif frame["event"] == "e":
             entries.append(Received(at, channel, frame["data"]["seq"], frame["#msg-pos"]))
             self.positions[channel] = frame["#msg-pos"]
+
+
+class StreamClient(RecoveringClient):
+    """A client of an event stream. With one channel, it sends the last id, like an EventSource; else it sends positions."""
+
+    receives_own = True
+
+    def __init__(self, *arguments: Any, **options: Any) -> None:
+        super().__init__(*arguments, **options)
+        self.last_id = ""
+        self.positions: dict[str, str] = {}
+
+    def _connect(self) -> None:
+        headers = {"Last-Event-ID": self.last_id} if self.last_id and len(self.channels) == 1 else {}
+        since = ",".join(self.positions.get(name, "-") for name in self.channels)
+        query = f"?since={since}" if len(self.channels) > 1 else ""
+        connection = http.client.HTTPConnection("127.0.0.1", self.port, timeout=min(5.0, self.patience))
+        is_open = False
+        try:
+            connection.request("GET", f"/sse/app/app-key/{'/'.join(self.channels)}{query}", headers=headers)
+            stream = connection.getresponse()
+            is_open = self.is_connected = stream.status == 200
+            with stream:
+                self._read(stream)
+        finally:
+            self.is_connected = False
+            if is_open and not self._is_over.is_set():
+                self.log.entries.append(Lost(time.monotonic()))
+            connection.close()
+
+    def _read(self, stream: http.client.HTTPResponse) -> None:
+        descriptor, heard, data, joined = stream.fileno(), time.monotonic(), b"", set[str]()
+        data = stream.peek()
+        stream.read1(len(data))
+        while not self._is_over.is_set():
+            *whole, data = data.split(b"\n\n")
+            for one in blocks(b"".join(text + b"\n\n" for text in whole)):
+                self.last_id = one.id or self.last_id
+                if one.type == "message":
+                    self._handle(json.loads(one.data), time.monotonic(), joined)
+            if not select.select([descriptor], [], [], 0.1)[0]:
+                if time.monotonic() > heard + self.patience:
+                    return
+                continue
+            heard, more = time.monotonic(), os.read(descriptor, 65_536)
+            if not more:
+                return
+            data += more
+
+    def _handle(self, envelope: dict[str, Any], at: float, joined: set[str]) -> None:
+        channel, entries = envelope["channel"], self.log.entries
+        if envelope["event"] == "resumed":
+            if channel not in joined:
+                joined.add(channel)
+                entries.append(Joined(at, channel))
+            found = answer(at, channel, envelope["data"])
+            entries.append(found)
+            if found.reason is not None:
+                self.positions[channel] = found.position
+        else:
+            entries.append(Received(at, channel, envelope["data"]["seq"], envelope["pos"]))
+            self.positions[channel] = envelope["pos"]
 
 
 def answer(at: float, channel: str, data: dict[str, Any]) -> Answer:

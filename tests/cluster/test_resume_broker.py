@@ -1,0 +1,214 @@
+"""Clients recover, or are notified, when links to the broker fail, and when the broker loses its data."""
+
+import time
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import pytest
+
+from tests.cluster.machine import figure, machine
+from tests.support.blackhole import blackhole
+from tests.support.process import running, wait_until
+from tests.support.recovering import (
+    CONFIG,
+    Clients,
+    NodePages,
+    PageClient,
+    Publisher,
+    RawClient,
+    StreamClient,
+    kept,
+    page_name,
+    together,
+    until_joined,
+    until_received,
+    updated,
+    verify,
+)
+from tests.support.servers import free_port
+from tests.support.valkey import Valkey
+
+ACKNOWLEDGE = 1
+BOUND = 1.2 * ACKNOWLEDGE + 0.3
+"""seconds before a cut whose events may be repeated, without the margin of the checker"""
+STATE_LOST = {"unknown": 1, "state-lost": 1}
+
+
+def channels_of(channel: str) -> list[str]:
+    return [channel, f"private-{channel}", f"presence-{channel}", f"{channel}-4", f"{channel}-5"]
+
+
+def clients_of(ports: Sequence[int], channels: Sequence[str], each: int = 2) -> list[Clients]:
+    """Returns clients of all kinds at each port."""
+    found: list[Clients] = []
+    for port in ports:
+        found.append(NodePages(port, {page_name(): channels for _ in range(each)}))
+        found += [PageClient(port, channels) for _ in range(each)]
+        public = [one for one in channels if not one.startswith("p")]
+        found += [kind(port, public) for _ in range(each) for kind in (RawClient, StreamClient)]
+    return found
+
+
+def rejoined(clients: Sequence[Clients]) -> int:
+    """Returns the number of logs with more than one subscription to their first channel."""
+    return sum(len(log.answers(log.channels[0])) > 1 for log in updated(clients))  # type: ignore[index]
+
+
+def verify_each(clients: Sequence[Clients], publisher: Publisher, recovered: range, **more: Any) -> None:
+    verify(clients, [publisher], recovered=recovered, **more)
+
+
+@pytest.fixture
+def valkey() -> Iterator[Valkey]:
+    server = Valkey()
+    yield server
+    server.close()
+
+
+@pytest.mark.parametrize("persistent", [False, True], ids=["without files", "with a log of its data"])
+def test_clients_are_notified_after_a_restart_of_the_broker(channel: str, persistent: bool) -> None:
+    """The restarted broker may lack the last messages and give their offsets again, so all positions are void."""
+    channels = channels_of(channel)[:2]
+    options = ("--appendonly", "yes", "--appendfsync", "everysec") if persistent else ()
+    valkey = Valkey(*options)
+    try:
+        broker = CONFIG | {"broker": f"{valkey.url}?prefix=shop"}
+        with running(broker, kept()) as server, blackhole(server.ws_port) as proxy:
+            live = clients_of([server.ws_port], channels, 1)
+            away: list[Clients] = [PageClient(proxy.port, channels), RawClient(proxy.port, channels[:1])]
+            publisher = Publisher([server.api_port], channels, 20)
+            with together(*live, *away, publisher):
+                until_joined([*live, *away])
+                time.sleep(2 * ACKNOWLEDGE)
+                proxy.refuses = True
+                proxy.cut()
+                valkey.kill()
+                time.sleep(0.5)
+                valkey.start()
+                wait_until(lambda: publisher.published[-1].began > time.monotonic() - 0.5, "publishing goes on", 30)
+                proxy.refuses = False
+                until_joined([*live, *away], 2)
+                time.sleep(1)
+                verify(live, [publisher], recovered=0, reasons=STATE_LOST)
+                verify(away, [publisher], recovered=0, reasons=[STATE_LOST, {"unknown": 2}])
+    finally:
+        valkey.close()
+
+
+@pytest.mark.parametrize("seconds", [1, pytest.param(8, marks=pytest.mark.long)])
+def test_gap_of_a_worker_whose_link_to_the_broker_was_cut_is_healed(channel: str, seconds: float) -> None:
+    """Live clients of that worker get what was published meanwhile on another machine, in order and once."""
+    channels = channels_of(channel)[:3]
+    port = free_port()
+    valkey = Valkey(port=port)
+    try:
+        with blackhole(port) as link:
+            near = CONFIG | {"broker": f"redis://127.0.0.1:{port}/0?prefix=shop"}
+            far = CONFIG | {"broker": f"redis://127.0.0.1:{link.port}/0?prefix=shop"}
+            with running(far, kept()) as one, running(near, kept()) as two:
+                clients = clients_of([one.ws_port], channels, 1)
+                publisher = Publisher([two.api_port], channels, 40)
+                with together(*clients, publisher):
+                    until_joined(clients)
+                    time.sleep(1)
+                    link.refuses = True
+                    link.cut()
+                    time.sleep(seconds)
+                    link.refuses = False
+                    late = [PageClient(one.ws_port, channels) for _ in range(3)]  # joins at the same time as the healing
+                    with together(*late):
+                        until_joined(late)
+                        time.sleep(2)
+                        verify([*clients, *late], [publisher], recovered=0)
+                    assert figure(one, "push1st_gaps_healed_total") > 0
+    finally:
+        valkey.close()
+
+
+def test_gaps_of_connections_that_the_broker_ends_are_healed(valkey: Valkey, channel: str) -> None:
+    channels = channels_of(channel)[:3]
+    broker = CONFIG | {"broker": f"{valkey.url}?prefix=shop"}
+    with machine(2, broker, kept()) as server:
+        clients = clients_of([server.ws_port], channels, 1)
+        publisher = Publisher([server.api_port], channels, 40)
+        with together(*clients, publisher):
+            until_joined(clients)
+            for kind in ("pubsub", "normal", "pubsub"):
+                time.sleep(1)
+                valkey.ask("CLIENT", "KILL", "TYPE", kind)
+            time.sleep(2)
+            verify(clients, [publisher], recovered=0)
+
+
+def test_full_broker_refuses_a_publish_as_a_whole(valkey: Valkey, channel: str) -> None:
+    """A refused message has no offset, is not kept and not delivered; later messages follow without a gap."""
+    with running(CONFIG | {"broker": f"{valkey.url}?prefix=shop"}, kept()) as server, blackhole(server.ws_port) as proxy:
+        clients: list[Clients] = [PageClient(proxy.port, [channel]), RawClient(proxy.port, [channel])]
+        publisher = Publisher([server.api_port], [channel], 20)
+        with together(*clients, publisher):
+            until_joined(clients)
+            time.sleep(2 * ACKNOWLEDGE)
+            valkey.ask("CONFIG", "SET", "maxmemory", "1")
+            wait_until(lambda: 503 in publisher.statuses, "a publish is refused")
+            time.sleep(1)
+            valkey.ask("CONFIG", "SET", "maxmemory", "0")
+            time.sleep(1)
+            at = proxy.cut()
+            until_joined(clients, 2)
+            verify(clients, [publisher], recovered=1, repeat_seconds=BOUND, cuts=[at])
+
+
+@pytest.mark.parametrize("lost", ["counter", "messages", "all"])
+def test_keys_that_the_broker_evicted_are_not_taken_for_nothing_missed(valkey: Valkey, channel: str, lost: str) -> None:
+    """Publishing goes on, also when only one of a channel's keys is gone."""
+    with running(CONFIG | {"broker": f"{valkey.url}?prefix=shop"}, kept()) as server, blackhole(server.ws_port) as proxy:
+        clients: list[Clients] = [PageClient(proxy.port, [channel]), RawClient(proxy.port, [channel])]
+        publisher = Publisher([server.api_port], [channel], 20)
+        with together(*clients):
+            until_joined(clients)
+            for _ in range(3):
+                publisher.publish()
+            until_received(clients, publisher.published)
+            time.sleep(2 * ACKNOWLEDGE)
+            proxy.refuses = True
+            proxy.cut()
+            publisher.publish()
+            names = {"counter": ["hm"], "messages": ["h"], "all": ["h", "hm"]}[lost]
+            found = valkey.ask("KEYS", f"*:h*{channel}*").decode().split("\r\n")[2::2]
+            keys = [key for key in found if any(f":{name}:" in key for name in names)]
+            assert len(keys) == len(names), found
+            assert valkey.ask("DEL", *keys) == b":%d\r\n" % len(keys)
+            publisher.publish()
+            proxy.refuses = False
+            until_joined(clients, 2)
+            publisher.publish()
+            reason = "trimmed" if lost == "messages" else "state-lost"
+            verify(clients, [publisher], recovered=0, reasons={"unknown": 1, reason: 1})
+
+
+def test_publish_that_the_broker_does_not_confirm_is_delivered_once_per_channel(channel: str) -> None:
+    """The backend repeats the publish with the same idempotency key until it is confirmed."""
+    channels = [f"{channel}-{number}" for number in range(3)]
+    port = free_port()
+    valkey = Valkey(port=port)
+    try:
+        with blackhole(port) as link:
+            far = CONFIG | {"broker": f"redis://127.0.0.1:{link.port}/0?prefix=shop"}
+            near = CONFIG | {"broker": f"redis://127.0.0.1:{port}/0?prefix=shop"}
+            with running(far, kept()) as one, running(near, kept()) as two:
+                clients = clients_of([two.ws_port], channels, 1)
+                publisher = Publisher([one.api_port], channels, 20)
+                with together(*clients, publisher):
+                    until_joined(clients)
+                    for _ in range(2):
+                        time.sleep(1)
+                        before = len(publisher.published)
+                        link.drop("down")
+                        wait_until(lambda n=before: any(one.attempts > 1 for one in publisher.published[n:]), "a repeat", 20)  # type: ignore[misc]
+                    verify(clients, [publisher], recovered=0)
+                    assert publisher.repeated > 0
+                    assert 503 in publisher.statuses
+                    logs = updated(clients)
+                    assert all(len(log.seqs(name)) == len(set(log.seqs(name))) for log in logs for name in channels)
+    finally:
+        valkey.close()
