@@ -114,6 +114,7 @@ def test_client_whose_channel_the_memory_bound_dropped_is_notified(channel: str)
             away(clients, proxy)
             publisher.publish()
             other.publish()
+            other.stop()
             proxy.refuses = False
             until_joined(clients, 2)
             publisher.publish()

@@ -31,13 +31,13 @@ def node_program() -> str:
 class NodeProcess:
     """One script of `tests/clients/node`. A thread reads its reports; `next` returns a report by its fields.
 
-    flags: options of Node.js itself.
+    flags: options of Node.js itself. prefix: a command that runs Node.js, such as `ip netns exec NAME`.
     """
 
-    def __init__(self, script: str, options: Any, flags: Sequence[str] = ()) -> None:
+    def __init__(self, script: str, options: Any, flags: Sequence[str] = (), prefix: Sequence[str] = ()) -> None:
         self.script = script
         self.process = subprocess.Popen(
-            [node_program(), *flags, str(SCRIPTS / script), json.dumps(options)],
+            [*prefix, node_program(), *flags, str(SCRIPTS / script), json.dumps(options)],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,

@@ -289,6 +289,7 @@ class StreamClient(RecoveringClient):
         since = ",".join(self.positions.get(name, "-") for name in self.channels)
         query = f"?since={since}" if len(self.channels) > 1 else ""
         connection = http.client.HTTPConnection("127.0.0.1", self.port, timeout=min(5.0, self.patience))
+        connection._http_vsn, connection._http_vsn_str = 10, "HTTP/1.0"  # type: ignore[attr-defined]  # no proxy sends chunks then
         is_open = False
         try:
             connection.request("GET", f"/sse/app/app-key/{'/'.join(self.channels)}{query}", headers=headers)
@@ -348,12 +349,13 @@ def answer(at: float, channel: str, data: dict[str, Any]) -> Answer:
 class NodePages:
     """Instances of pusher-js in one process of Node.js; each is a page with channels of its own.
 
-    pages: name of the page → channels. client: further options of pusher-js.
+    pages: name of the page → channels. prefix: a command that runs the process. client: further options of pusher-js.
     """
 
-    def __init__(self, port: int, pages: dict[str, Sequence[str]], **client: Any) -> None:
+    def __init__(self, port: int, pages: dict[str, Sequence[str]], *, prefix: Sequence[str] = (), **client: Any) -> None:
         options = {"wsHost": "127.0.0.1", "wsPort": port, "httpHost": "127.0.0.1", "httpPort": port, **client}
-        self.process = NodeProcess("recovering.mjs", {"pages": pages, "client": options, "key": "app-key", "secret": "secret"})
+        given = {"pages": pages, "client": options, "key": "app-key", "secret": "secret"}
+        self.process = NodeProcess("recovering.mjs", given, prefix=prefix)
         self.logs = [Log(name, channels) for name, channels in pages.items()]
         self._by_name = {log.name: log for log in self.logs}
 

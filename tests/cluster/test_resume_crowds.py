@@ -1,0 +1,220 @@
+"""Many pages at once, hostile page names, clocks that jump, and closing handshakes that cross."""
+
+import contextlib
+import json
+import re
+import signal
+import socket
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.cluster.machine import by_worker, kill, machine, supervisor, until_workers, workers
+from tests.support.blackhole import blackhole
+from tests.support.process import merged, running, wait_until
+from tests.support.pusher_socket import QUERY
+from tests.support.recovering import (
+    CONFIG,
+    Clients,
+    NodePages,
+    PageClient,
+    Publisher,
+    RawClient,
+    StreamClient,
+    kept,
+    page_name,
+    together,
+    until_joined,
+    updated,
+    verify,
+)
+from tests.support.valkey import Valkey
+from tests.support.wire import TEXT, Wire, frame
+
+ACKNOWLEDGE = 1
+BOUND = 1.2 * ACKNOWLEDGE + 0.3
+"""seconds before a cut whose events may be repeated, without the margin of the checker"""
+RETURN_SECONDS = 10
+"""the seconds in which all pages of a killed worker must be back; pusher-js waits for one of them"""
+
+
+@pytest.fixture
+def valkey() -> Iterator[Valkey]:
+    server = Valkey()
+    yield server
+    server.close()
+
+
+def metric(text: str, name: str) -> float:
+    return sum(float(value) for value in re.findall(rf"(?m)^{re.escape(name)}(?:\{{[^}}]*\}})? ([0-9.e+]+)$", text))
+
+
+# Crowds
+
+
+@pytest.mark.parametrize("count", [120, pytest.param(1500, marks=[pytest.mark.long, pytest.mark.timeout(300)])])
+def test_all_pages_of_a_channel_recover_at_once(channel: str, count: int) -> None:
+    """The worker that is left joins them in steps, and reads the history once for each step."""
+    with machine(2, CONFIG, kept()) as server:
+        client = NodePages(server.ws_port, {page_name(): [channel] for _ in range(count)})
+        publisher = Publisher([server.api_port], [channel], 10)
+        with together(client, publisher):
+            until_joined([client])
+            time.sleep(2 * ACKNOWLEDGE)
+            lost = by_worker(server, "push1st_connections")[0]
+            at = time.monotonic()
+            kill(workers(server)[0])
+            wait_until(
+                lambda: sum(len(log.answers(channel)) > 1 for log in updated([client])) >= lost, "all are back", RETURN_SECONDS
+            )
+            until_workers(server, 2)
+            time.sleep(1)
+            verify([client], [publisher], recovered=range(2), repeat_seconds=BOUND, cuts=[at])
+            assert lost > count / 10
+
+
+# Hostile names
+
+
+@pytest.mark.parametrize("broker", ["memory", "Valkey"])
+def test_page_names_of_one_client_use_bounded_memory(valkey: Valkey, channel: str, broker: str) -> None:
+    """Pages above the bound work, and are answered `unknown`."""
+    config = CONFIG if broker == "memory" else CONFIG | {"broker": f"{valkey.url}?prefix=shop"}
+    subscribe = json.dumps({"event": "pusher:subscribe", "data": {"channel": channel}}).encode()
+    with running(config, kept(resume={"pages": 100})) as server, contextlib.ExitStack() as stack:
+        for number in range(300):
+            wire = stack.enter_context(Wire(server.ws_port))
+            wire.upgrade(f"/resume/{'x' * 16}{number}/app/app-key?{QUERY}")
+            wire.send(frame(TEXT, subscribe))
+        server.until_sessions(channel, 300)
+        wait_until(
+            lambda: metric(server.get("/metrics").body.decode(), 'push1st_refusals_total{reason="page"}') >= 200,
+            "200 pages are not stored",
+        )
+        if broker == "Valkey":
+            keys = valkey.ask("EVAL", "return #redis.call('KEYS', '*:r:*')", "0")
+            assert 0 < int(keys[1:]) <= 100
+        with blackhole(server.ws_port) as proxy, PageClient(proxy.port, [channel]) as further:
+            for times in (1, 2):
+                until_joined([further], times)
+                time.sleep(2 * ACKNOWLEDGE)
+                proxy.cut()
+            assert further.log.answers(channel)[:2] == ["unknown", "unknown"]
+
+
+def test_odd_page_names_are_rejected_and_harm_nobody() -> None:
+    head = "Host: localhost\r\nConnection: Upgrade\r\nUpgrade: websocket\r\nSec-WebSocket-Version: 13\r\n"
+    names = ("", "x" * 15, "x" * 65, "..", "%2e%2e%2f" * 3, "ä" * 16, "x" * 16 + "%00", "x" * 5000)
+    with running(CONFIG, kept()) as server:
+        for name in names:
+            with socket.create_connection(("127.0.0.1", server.ws_port), 10) as one:
+                path = f"/resume/{name}/app/app-key?{QUERY}"
+                one.sendall(f"GET {path} HTTP/1.1\r\n{head}Sec-WebSocket-Key: c2l4dGVlbiBieXRlcyBvaw==\r\n\r\n".encode())
+                one.shutdown(socket.SHUT_WR)
+                answer = b"".join(iter(lambda s=one: s.recv(65_536), b""))  # type: ignore[misc]
+                assert b"connection_established" not in answer
+                assert answer[:12] in (b"HTTP/1.1 101", b"HTTP/1.1 400", b"HTTP/1.1 404", b"HTTP/1.1 414", b"HTTP/1.1 431"), name
+        server.assert_alive()
+
+
+# Clocks
+
+
+SITE = """
+import time
+real = time.time_ns
+def shifted():
+    with open({file!r}) as file:
+        return real() + int(file.read() or 0)
+time.time_ns = shifted
+time.time = lambda: shifted() / 1e9
+"""
+
+
+@pytest.fixture
+def clock(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[str], Path]:
+    """Makes a file with the nanoseconds by which the wall clock of the servers is shifted that start after the call."""
+
+    def make(name: str) -> Path:
+        folder = tmp_path / name
+        folder.mkdir()
+        file = folder / "shift"
+        file.write_text("0")
+        (folder / "sitecustomize.py").write_text(SITE.format(file=str(file)))
+        monkeypatch.setenv("PYTHONPATH", str(folder))
+        return file
+
+    return make
+
+
+@pytest.mark.parametrize("broker", ["memory", "Valkey"])
+def test_clock_that_is_set_back_half_an_hour_loses_nothing(
+    valkey: Valkey, clock: Callable[[str], Path], channel: str, broker: str
+) -> None:
+    """Offsets, and not times, order the messages."""
+    config = CONFIG if broker == "memory" else CONFIG | {"broker": f"{valkey.url}?prefix=shop"}
+    shift = clock("one")
+    with running(config, kept()) as server, blackhole(server.ws_port) as proxy:
+        clients: list[Clients] = [kind(proxy.port, [channel]) for kind in (PageClient, RawClient, StreamClient)]
+        publisher = Publisher([server.api_port], [channel], 20)
+        with together(*clients, publisher):
+            until_joined(clients)
+            time.sleep(2 * ACKNOWLEDGE)
+            shift.write_text(str(-1800 * 10**9))
+            time.sleep(1)
+            cuts = [proxy.cut()]
+            until_joined(clients, 2)
+            time.sleep(2 * ACKNOWLEDGE)
+            shift.write_text(str(-1790 * 10**9))
+            cuts.append(proxy.cut())
+            until_joined(clients, 3)
+            verify(clients, [publisher], recovered=2, repeat_seconds=BOUND, cuts=cuts)
+
+
+def test_machines_whose_clocks_differ_by_five_seconds_resume_each_other_s_clients(
+    valkey: Valkey, clock: Callable[[str], Path], channel: str
+) -> None:
+    config = CONFIG | {"broker": f"{valkey.url}?prefix=shop"}
+    with contextlib.ExitStack() as stack:
+        clock("one")
+        one = stack.enter_context(running(config, kept()))
+        clock("two").write_text(str(-5 * 10**9))
+        two = stack.enter_context(running(config, kept()))
+        proxy = stack.enter_context(blackhole(one.ws_port))
+        clients: list[Clients] = [kind(proxy.port, [channel]) for kind in (PageClient, RawClient, StreamClient)]
+        publisher = Publisher([one.api_port], [channel], 20)
+        with together(*clients, publisher):
+            until_joined(clients)
+            cuts = []
+            for times, port in enumerate((two.ws_port, one.ws_port), 2):
+                time.sleep(2 * ACKNOWLEDGE)
+                proxy.target = port
+                cuts.append(proxy.cut())
+                until_joined(clients, times)
+            verify(clients, [publisher], recovered=2, repeat_seconds=BOUND, cuts=cuts)
+
+
+# Closing handshakes
+
+
+def test_page_that_closes_while_the_server_closes_misses_nothing(channel: str) -> None:
+    """The two close frames cross, so the client's frame is no answer to the server's frame."""
+    with machine(2, merged(CONFIG, {"server": {"drain": 1}}), kept()) as server:
+        client = NodePages(server.ws_port, {page_name(): [channel] for _ in range(4)})
+        publisher = Publisher([server.api_port], [channel], 100)
+        with together(client, publisher):
+            until_joined([client])
+            time.sleep(2 * ACKNOWLEDGE)
+            before = server.output.count("reloaded")
+            kill(supervisor(server), signal.SIGHUP)
+            end = time.monotonic() + 20
+            while server.output.count("reloaded") == before and time.monotonic() < end:
+                for log in client.logs:
+                    client.process.tell("disconnect", page=log.name)
+                    client.process.tell("connect", page=log.name)
+                time.sleep(1.3)
+            time.sleep(2)
+            answers = max(len(log.answers(channel)) for log in updated([client]))
+            verify([client], [publisher], recovered=range(1, answers), repeat_seconds=BOUND + 1)
