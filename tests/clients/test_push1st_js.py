@@ -13,7 +13,7 @@ import pytest
 from tests.clients.scripted import Road
 from tests.support.blackhole import Blackhole, blackhole
 from tests.support.nodejs import NodeProcess
-from tests.support.process import APP, ServerProcess, merged, running
+from tests.support.process import APP, ServerProcess, merged, running, wait_until
 from tests.support.recovering import (
     NodePages,
     Publisher,
@@ -212,7 +212,8 @@ def test_a_connected_client_is_notified_when_the_broker_loses_its_data(connect: 
             broker.kill()
             broker.start()
             position = client.next(on="gap", reason="state-lost")["position"]
-            server.publish(channel, "e", {"seq": 2})
+            event = {"name": "e", "channels": [channel], "data": {"seq": 2}, "idempotency_key": "2"}
+            wait_until(lambda: server.post("/apps/app-test/events", event).status == 200, "publishes are accepted again")
             assert client.next(on="event")["position"].partition(":")[0] == position.partition(":")[0]
             assert not [one for one in client.seen if one.get("state") == "waiting"]
     finally:
