@@ -479,6 +479,16 @@ async def test_join_beside_a_publish_gets_the_message_either_in_the_replay_or_li
         assert offsets(kept.received) == list(range(1, 21))
 
 
+async def test_join_with_a_lost_position_beside_a_publish_gets_the_message_live_and_once(implementation):
+    """A search for a position that is not found must not race with messages that arrive meanwhile (mercure#1199)."""
+    async with opened(implementation) as kept:
+        lost = Position("x" * 10, 3)
+        for n in range(10):
+            *_, replay = await asyncio.gather(kept.publish(), kept.publish(), kept.join(lost, socket=f"2.{n}"))
+            assert (replay.reason, offsets(replay.messages)) == ("state-lost", [])
+        assert offsets(kept.received) == list(range(1, 21))
+
+
 # Reading
 
 

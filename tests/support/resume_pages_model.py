@@ -209,6 +209,12 @@ class Page:
             elif channel in self.log:
                 self._take(self.log[channel], kind, channel, rest)
 
+    def take_ping(self) -> None:
+        """Takes all frames up to the next ping."""
+        if self.connection is not None:
+            kinds = [kind for kind, *_ in self.connection.frames]
+            self.take(kinds.index("ping") + 1 if "ping" in kinds else 0)
+
     def _take(self, log: Log, kind: str, channel: str, rest: list[Any]) -> None:
         at = self.machine.tick()
         if kind == "subscribed":
@@ -406,17 +412,48 @@ class PageMachine(RuleBasedStateMachine):
         if page.connection is not None:
             page.is_exact(page.connection)
 
-    @rule(client=clients, channel=channels, missed=st.integers(1, 9), are_short=st.booleans(), ends=st.sampled_from("cvoa"))
-    def miss(self, client: int, channel: str, missed: int, are_short: bool, ends: str) -> None:
-        """Lets a client that has acknowledged all messages miss some of them."""
+    @rule(
+        client=clients,
+        channel=channels,
+        own=st.integers(0, 2),
+        missed=st.integers(1, 7),
+        are_short=st.booleans(),
+        ends=st.sampled_from("cvoa"),
+        is_cut_again=st.booleans(),
+    )
+    def miss(self, client: int, channel: str, own: int, missed: int, are_short: bool, ends: str, is_cut_again: bool) -> None:
+        """Lets a client that has acknowledged all messages miss some of them. own: the number of messages that exclude it."""
         self.connect(client)
         self.join(client, channel)
         self.acknowledge(client)
+        if own:
+            self.publish(channel, own, client, False)
         if ends in "cv":
             (self.cut if ends == "c" else self.vanish)(client)
         else:
             self.close(client, ends == "a")
         self.publish(channel, missed, None, are_short)
+        self.connect(client)
+        if is_cut_again:
+            self.cut(client)
+            self.connect(client)
+
+    @rule(client=clients, channel=channels, before=st.integers(0, 2), after=st.integers(1, 3), pings=st.integers(1, 2))
+    def answer_late(self, client: int, channel: str, before: int, after: int, pings: int) -> None:
+        """Lets a client answer pings, and lose the messages that the server sent after these pings."""
+        self.connect(client)
+        self.join(client, channel)
+        self.acknowledge(client)
+        if before:
+            self.publish(channel, before, None, False)
+        for _ in range(3):
+            self._second()
+        self.publish(channel, after, None, False)
+        page = self.pages[client]
+        for _ in range(pings):
+            self._run(page.take_ping)
+        self._run(lambda: self.world.fanout.flush_subscriber(page.connection.session) if page.connection else None)
+        self.cut(client)
         self.connect(client)
 
     @rule(seconds=st.sampled_from((1, 1, 2, 5, 15, 40)))
