@@ -36,6 +36,7 @@ PUSH1ST_JS = HERE.parents[1] / "clients" / "js"
 FILES = {
     "/": (HERE / "pages" / "pusher.html", "text/html"),
     "/pusher.js": (MODULES / "pusher-js" / "dist" / "web" / "pusher.js", "text/javascript"),
+    "/recovering.html": (HERE / "pages" / "recovering.html", "text/html"),
     "/push1st.html": (HERE / "pages" / "push1st.html", "text/html"),
     "/push1st_worker.js": (HERE / "pages" / "push1st_worker.js", "text/javascript"),
     "/push1st.js": (PUSH1ST_JS / "push1st.js", "text/javascript"),

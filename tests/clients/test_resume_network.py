@@ -95,7 +95,7 @@ def test_connection_that_stops_forwarding_for_5_seconds_recovers(
 @pytest.mark.timeout(900)
 @pytest.mark.parametrize("seconds", [60, 200, 500])
 def test_connection_that_stops_forwarding_for_minutes_recovers_within_its_window(channel: str, seconds: int) -> None:
-    """The server ends a silent connection after 150 s and keeps positions for 300 s; pusher-js has its own time limits."""
+    """The server ends a silent connection after 150 s, and keeps positions for 300 s more."""
     config = {"server": {"pusher": {"activity-timeout": 120}, "websocket": {"activity-timeout": 120}}}
     with running(merged(CONFIG, config), kept(resume={"seconds": 300})) as server, blackhole(server.ws_port) as proxy:
         channels = [channel, f"private-{channel}"]
@@ -108,6 +108,7 @@ def test_connection_that_stops_forwarding_for_minutes_recovers_within_its_window
             time.sleep(5)
             at = proxy.freeze()
             time.sleep(seconds)
+            proxy.cut()
             proxy.thaw()
             until_joined(clients, 2, deadline=240)
             publisher.stop()

@@ -346,28 +346,19 @@ def answer(at: float, channel: str, data: dict[str, Any]) -> Answer:
     return Answer(at, channel, data.get("reason"), data.get("replayed", 0), data.get("repeats", False), data.get("position", ""))
 
 
-class NodePages:
-    """Instances of pusher-js in one process of Node.js; each is a page with channels of its own.
+class PusherPages:
+    """Instances of pusher-js; each is a page with channels of its own. pages: name of the page → channels."""
 
-    pages: name of the page → channels. prefix: a command that runs the process. client: further options of pusher-js.
-    """
-
-    def __init__(self, port: int, pages: dict[str, Sequence[str]], *, prefix: Sequence[str] = (), **client: Any) -> None:
-        options = {"wsHost": "127.0.0.1", "wsPort": port, "httpHost": "127.0.0.1", "httpPort": port, **client}
-        given = {"pages": pages, "client": options, "key": "app-key", "secret": "secret"}
-        self.process = NodeProcess("recovering.mjs", given, prefix=prefix)
+    def __init__(self, pages: dict[str, Sequence[str]]) -> None:
         self.logs = [Log(name, channels) for name, channels in pages.items()]
         self._by_name = {log.name: log for log in self.logs}
 
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.process.close()
+    def rows(self) -> list[list[Any]]:
+        """Returns what the pages have logged since the last call: page, time, kind, and the fields of the kind."""
+        raise NotImplementedError
 
     def update(self) -> None:
-        """Takes the entries that the process has logged since the last call."""
-        for name, at, kind, *fields in self.process.ask("log"):
+        for name, at, kind, *fields in self.rows():
             entries = self._by_name[name].entries
             if kind == "joined":
                 entries.append(Joined(at, *fields))
@@ -379,14 +370,34 @@ class NodePages:
                 entries.append(Lost(at))
 
 
-Clients = RecoveringClient | NodePages
+class NodePages(PusherPages):
+    """Pages in one process of Node.js. prefix: a command that runs the process. client: further options of pusher-js."""
+
+    def __init__(self, port: int, pages: dict[str, Sequence[str]], *, prefix: Sequence[str] = (), **client: Any) -> None:
+        super().__init__(pages)
+        options = {"wsHost": "127.0.0.1", "wsPort": port, "httpHost": "127.0.0.1", "httpPort": port, **client}
+        given = {"pages": pages, "client": options, "key": "app-key", "secret": "secret"}
+        self.process = NodeProcess("recovering.mjs", given, prefix=prefix)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.process.close()
+
+    def rows(self) -> list[list[Any]]:
+        found: list[list[Any]] = self.process.ask("log")
+        return found
+
+
+Clients = RecoveringClient | PusherPages
 
 
 def updated(clients: Iterable[Clients]) -> list[Log]:
     """Returns the logs of all clients, with all entries up to now."""
     logs: list[Log] = []
     for one in clients:
-        if isinstance(one, NodePages):
+        if isinstance(one, PusherPages):
             one.update()
         logs += one.logs
     return logs

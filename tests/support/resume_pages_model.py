@@ -19,6 +19,7 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
 
 from push1st.config.history import HistoryBounds
+from push1st.core import resuming
 from push1st.core.session import Session
 from push1st.messages import Options, Ping, Pong, Resumed, Subscribe, Subscribed, Unsubscribe
 from tests.support.loop import Clock, LoopTurns, done
@@ -43,6 +44,8 @@ ZOMBIE_SECONDS = 15
 """the seconds of a new connection after which a connection whose client has vanished has no effect any more"""
 RETURN_SECONDS = 25
 """the seconds after its return in which a client must subscribe again"""
+LATE_SECONDS = 35
+"""the seconds after which a channel to which a returned client did not subscribe again is `unknown`"""
 WINDOW_SECONDS = 290
 """the seconds for which a page may be away"""
 CLOSE_SECONDS = 5
@@ -83,7 +86,11 @@ class Connection:
         self.machine = machine
         self.opened = world.clock.seconds
         self.name = client.name
+        self.answered: set[str] = set()
+        """the channels whose subscription on this connection was answered"""
         self.has_zombies = any(one.name == client.name for one in machine.vanished)
+        if self.opened > client.gone_at + WINDOW_SECONDS:
+            client.acknowledged = {channel: [] for channel in CHANNELS}
         self.frames: deque[list[Any]] = deque()
         self.closed_at: float | None = None
         self.page = world.node.pages.connection(client.name, "192.0.2.1")
@@ -112,7 +119,11 @@ class Connection:
         """Finds a needless notification."""
         if reason in ("shared", "no-history"):
             self.machine.faults.append(f"{reason} on {channel}")
+        was_answered = channel in self.answered
+        self.answered.add(channel)
         if self.client is not None:
+            if reason is None and not was_answered and self.machine.world.clock.seconds > self.opened + LATE_SECONDS:
+                self.machine.faults.append(f"{self.name} on {channel} recovers from a position that has aged")
             must = self.machine.must_recover(self.client, self, channel)
             if reason is not None and must:
                 self.machine.faults.append(f"{self.client.name} on {channel}: {reason}, though {must}")
@@ -185,11 +196,17 @@ class Page:
         self.log.pop(channel)
         self.acknowledged[channel] = []
         self.positions.pop(channel, None)
+        self.connection.answered.discard(channel)
 
     def lose(self) -> None:
         """Forgets the connection, and the frames that are on their way."""
-        self.connection = None
+        connection, self.connection = self.connection, None
+        assert connection is not None
         self.gone_at = self.machine.world.clock.seconds
+        if self.gone_at > connection.opened + RETURN_SECONDS:
+            for channel in CHANNELS:
+                if channel not in connection.answered:
+                    self.acknowledged[channel] = []
         for log in self.log.values():
             log.entries.append(Lost(self.machine.tick()))
 
@@ -234,7 +251,8 @@ class Page:
 
     def is_exact(self, connection: Connection) -> None:
         """Stores that the server knows the client's positions."""
-        for channel, position in self.positions.items():
+        for channel in connection.answered & self.positions.keys():
+            position = self.positions[channel]
             known = self.acknowledged[channel]
             if connection.is_alone:
                 known.clear()
@@ -284,7 +302,7 @@ class PageMachine(RuleBasedStateMachine):
         found = self.world.history._kept.get((APP, channel)) or self.world.history._idle[APP, channel]
         assert (self.epochs.setdefault(kept.epoch, found.epoch), len(kept.seqs)) == (found.epoch, found.last)
         now, last = self.world.clock.seconds, len(kept.seqs)
-        if not page.acknowledged[channel] or connection.opened > page.gone_at + WINDOW_SECONDS:
+        if not page.acknowledged[channel]:
             return ""
         if now > connection.opened + RETURN_SECONDS:
             return ""
@@ -313,7 +331,9 @@ class PageMachine(RuleBasedStateMachine):
 
     @rule(channel=channels, batch=st.integers(1, 4), excluded=st.none() | clients, is_short=st.booleans())
     def publish(self, channel: str, batch: int, excluded: int | None, is_short: bool) -> None:
-        page = None if excluded is None or self.pages[excluded].connection is None else self.pages[excluded]
+        page = None if excluded is None else self.pages[excluded]
+        if page is None or page.connection is None or not page.connection.answered:
+            page = None  # a connection that was never subscribed leaves no record of its id
         exclude = "" if page is None or page.connection is None else page.connection.session.id
         history = self.world.app.history
         assert history is not None
@@ -387,6 +407,40 @@ class PageMachine(RuleBasedStateMachine):
             page.lose()
             self._run(connection.page.finish)
 
+    @rule(client=clients, channel=channels)
+    def connect_partly(self, client: int, channel: str) -> None:
+        """Connects the client again; it subscribes to one channel only, and to the others later (`subscribe`)."""
+        page = self.pages[client]
+        if page.connection is None:
+
+            def connect() -> None:
+                page.connection = Connection(page)
+                if channel in page.wanted:
+                    page.subscribe(channel)
+
+            self._run(connect)
+
+    @rule(client=clients)
+    def subscribe(self, client: int) -> None:
+        """Lets a client subscribe to all channels on which it was."""
+        page = self.pages[client]
+
+        def subscribe() -> None:
+            for channel in CHANNELS:
+                if page.connection is not None and channel in page.wanted - page.connection.session.subscriptions.keys():
+                    page.subscribe(channel)
+
+        for _ in range(3):
+            self._second()  # the first subscription of the connection may wait for an earlier connection
+        self._run(subscribe)
+
+    @rule(client=clients)
+    def keep_alive(self, client: int) -> None:
+        """Sends a ping that requests no acknowledgement."""
+        connection = self.pages[client].connection
+        if connection is not None and not connection.session.closed:
+            self._run(lambda: resuming.ping(connection.session))
+
     @rule(client=clients)
     def connect(self, client: int) -> None:
         """Connects the client again; it subscribes to all channels on which it was."""
@@ -438,12 +492,21 @@ class PageMachine(RuleBasedStateMachine):
             self.cut(client)
             self.connect(client)
 
-    @rule(client=clients, channel=channels, before=st.integers(0, 2), after=st.integers(1, 3), pings=st.integers(1, 2))
-    def answer_late(self, client: int, channel: str, before: int, after: int, pings: int) -> None:
+    @rule(
+        client=clients,
+        channel=channels,
+        before=st.integers(0, 2),
+        after=st.integers(1, 3),
+        pings=st.integers(1, 2),
+        is_kept_alive=st.booleans(),
+    )
+    def answer_late(self, client: int, channel: str, before: int, after: int, pings: int, is_kept_alive: bool) -> None:
         """Lets a client answer pings, and lose the messages that the server sent after these pings."""
         self.connect(client)
         self.join(client, channel)
         self.acknowledge(client)
+        if is_kept_alive:
+            self.keep_alive(client)
         if before:
             self.publish(channel, before, None, False)
         for _ in range(3):
@@ -489,6 +552,7 @@ class PageMachine(RuleBasedStateMachine):
             self._second()
         for number in range(CLIENTS):  # the server may have closed a connection
             self.connect(number)
+            self.subscribe(number)
         for _ in range(3):
             for page in self.pages:
                 self._run(lambda p=page: p.take(-1))
