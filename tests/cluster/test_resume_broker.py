@@ -1,6 +1,7 @@
 """Clients recover, or are notified, when links to the broker fail, and when the broker loses its data."""
 
 import time
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from typing import Any
 
@@ -25,6 +26,7 @@ from tests.support.recovering import (
     updated,
     verify,
 )
+from tests.support.recovery import Log, check
 from tests.support.servers import free_port
 from tests.support.valkey import Valkey
 
@@ -65,7 +67,9 @@ def valkey() -> Iterator[Valkey]:
     server.close()
 
 
-@pytest.mark.parametrize("persistent", [False, True], ids=["without files", "with a log of its data"])
+@pytest.mark.parametrize(
+    "persistent", [False, pytest.param(True, marks=pytest.mark.long)], ids=["without files", "with a log of its data"]
+)
 def test_clients_are_notified_after_a_restart_of_the_broker(channel: str, persistent: bool) -> None:
     """The restarted broker may lack the last messages and give their offsets again, so all positions are void."""
     channels = channels_of(channel)[:2]
@@ -133,7 +137,7 @@ def test_gaps_of_connections_that_the_broker_ends_are_healed(valkey: Valkey, cha
         publisher = Publisher([server.api_port], channels, 40)
         with together(*clients, publisher):
             until_joined(clients)
-            for kind in ("pubsub", "normal", "pubsub"):
+            for kind in ("pubsub", "normal"):
                 time.sleep(1)
                 valkey.ask("CLIENT", "KILL", "TYPE", kind)
             time.sleep(2)
@@ -156,6 +160,37 @@ def test_full_broker_refuses_a_publish_as_a_whole(valkey: Valkey, channel: str) 
             at = proxy.cut()
             until_joined(clients, 2)
             verify(clients, [publisher], recovered=1, repeat_seconds=BOUND, cuts=[at])
+
+
+@pytest.mark.long
+def test_broker_that_evicts_keys_by_itself_causes_no_gap_without_a_notification(valkey: Valkey, channel: str) -> None:
+    """Any key may be evicted at any time, also the generation and the leases of the nodes."""
+    channels = [f"{channel}-{number}" for number in range(20)]
+    with running(CONFIG | {"broker": f"{valkey.url}?prefix=shop"}, kept()) as server, blackhole(server.ws_port) as proxy:
+        clients: list[Clients] = [kind(proxy.port, channels[:3]) for kind in (PageClient, RawClient, StreamClient)]
+        publisher = Publisher([server.api_port], channels, 20, padding=2000)
+        with together(*clients, publisher):
+            until_joined(clients)
+            time.sleep(2 * ACKNOWLEDGE)
+            used = int(valkey.ask("INFO", "memory").split(b"used_memory:")[1].split(b"\r\n")[0])
+            valkey.ask("CONFIG", "SET", "maxmemory-policy", "allkeys-lru")
+            valkey.ask("CONFIG", "SET", "maxmemory", str(used + 300_000))
+            for times in range(2, 8):
+                time.sleep(2)
+                proxy.cut()
+                until_joined(clients, times)
+            assert b"evicted_keys:0\r\n" not in valkey.ask("INFO", "stats")
+            valkey.ask("CONFIG", "SET", "maxmemory", "0")
+            published = publisher.stop()
+            until_received(clients, [one for one in published if one.channel in channels[:3]])
+            for log in updated(clients):
+                for one in log.channels:
+                    answers = log.answers(one)
+                    reasons = Counter(reason for reason in answers if reason is not None)
+                    assert set(reasons) <= {"unknown", "state-lost", "trimmed"}
+                    only = Log(log.name, [one], receives_own=log.receives_own)
+                    only.entries = log.entries
+                    check(only, published, recovered=answers.count(None), reasons=reasons, repeat_seconds=BOUND)
 
 
 @pytest.mark.parametrize("lost", ["counter", "messages", "all"])
@@ -200,11 +235,10 @@ def test_publish_that_the_broker_does_not_confirm_is_delivered_once_per_channel(
                 publisher = Publisher([one.api_port], channels, 20)
                 with together(*clients, publisher):
                     until_joined(clients)
-                    for _ in range(2):
-                        time.sleep(1)
-                        before = len(publisher.published)
-                        link.drop("down")
-                        wait_until(lambda n=before: any(one.attempts > 1 for one in publisher.published[n:]), "a repeat", 20)  # type: ignore[misc]
+                    time.sleep(1)
+                    before = len(publisher.published)
+                    link.drop("down")
+                    wait_until(lambda n=before: any(one.attempts > 1 for one in publisher.published[n:]), "a repeat", 20)  # type: ignore[misc]
                     verify(clients, [publisher], recovered=0)
                     assert publisher.repeated > 0
                     assert 503 in publisher.statuses

@@ -149,7 +149,7 @@ def clock(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[str], Pa
     return make
 
 
-@pytest.mark.parametrize("broker", ["memory", "Valkey"])
+@pytest.mark.parametrize("broker", ["memory", pytest.param("Valkey", marks=pytest.mark.long)])
 def test_clock_that_is_set_back_half_an_hour_loses_nothing(
     valkey: Valkey, clock: Callable[[str], Path], channel: str, broker: str
 ) -> None:

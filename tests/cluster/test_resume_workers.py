@@ -72,7 +72,7 @@ def test_clients_of_a_killed_worker_recover(channel: str) -> None:
             kill(workers(server)[0])
             wait_until(lambda: rejoined(clients) > 0, "a client returns")
             until_workers(server, 2)
-            time.sleep(3)
+            time.sleep(1.5)
             lost = rejoined(clients)
             verify_each(clients, publisher, range(2), repeat_seconds=BOUND, cuts=[at])
             assert lost > 0

@@ -363,7 +363,8 @@ class PageMachine(RuleBasedStateMachine):
     def leave(self, client: int, channel: str) -> None:
         page = self.pages[client]
         if page.connection is not None and channel in page.connection.session.subscriptions:
-            self._run(lambda: page.take(-1))  # the client cannot tell frames of two subscriptions apart
+            if any(kind in ("subscribed", "resumed") and name == channel for kind, name, *_ in page.connection.frames):
+                self._run(lambda: page.take(-1))  # the client cannot tell the answers to two subscriptions apart
             if page.connection is not None:
                 self._run(lambda: page.leave(channel))
 
@@ -518,6 +519,41 @@ class PageMachine(RuleBasedStateMachine):
         self._run(lambda: self.world.fanout.flush_subscriber(page.connection.session) if page.connection else None)
         self.cut(client)
         self.connect(client)
+
+    @rule(client=clients, channel=channels, other=channels, missed=st.integers(0, 3), seconds=st.sampled_from((0, 40)))
+    def return_partly(self, client: int, channel: str, other: str, missed: int, seconds: int) -> None:
+        """Lets a client return with one of its channels only, and then return again, or subscribe to the others late."""
+        self.connect(client)
+        for name in (channel, other):
+            self.join(client, name)
+        self.acknowledge(client)
+        self.cut(client)
+        if missed:
+            self.publish(channel, missed, None, False)
+        self.connect_partly(client, other)
+        if seconds:
+            self.advance(seconds)
+            self.subscribe(client)
+        else:
+            self.cut(client)
+            self.connect(client)
+
+    @rule(client=clients, channel=channels)
+    def leave_and_return(self, client: int, channel: str) -> None:
+        """Lets a client leave a channel before it answers a ping, and subscribe to the channel again on its next connection."""
+        self.connect(client)
+        self.join(client, channel)
+        self.acknowledge(client)
+        self.publish(channel, 1, None, False)
+        for _ in range(3):
+            self._second()
+        self.leave(client, channel)
+        self._run(lambda: self.pages[client].take(-1))
+        self._second()
+        self.cut(client)
+        self.publish(channel, 1, None, False)
+        self.connect(client)
+        self.join(client, channel)
 
     @rule(seconds=st.sampled_from((1, 1, 2, 5, 15, 40)))
     def advance(self, seconds: int) -> None:
