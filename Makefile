@@ -13,8 +13,8 @@ WITH_NODE := PATH="$(CURDIR)/$(BIN):$$PATH"
 # One resolution for all platforms and Python versions that pyproject.toml allows.
 LOCK = .lock/bin/uv pip compile --universal --python-version 3.11 --generate-hashes --upgrade --no-annotate --no-header --quiet
 
-# Three files at a time, in the order of `testpaths`: those that wait for seconds come first, so that no long file runs last.
-PARALLEL = -n 3 --dist loadfile --no-loadscope-reorder
+# Four files at a time, in the order of `testpaths`: those that wait for seconds come first, so that no long file runs last.
+PARALLEL = -n 4 --dist loadfile --no-loadscope-reorder
 
 # How long `make model` runs.
 SECONDS ?= 600
