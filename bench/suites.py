@@ -132,7 +132,7 @@ STREAM_FIGURES = (
 
 @dataclass(frozen=True, slots=True)
 class Goal:
-    """What this server's figure must be, as a multiple of another's, or (no other) as it stands.
+    """The bound for a figure of this server: a multiple of the figure of another server, or a number without another server.
 
     difference: the figure is compared with the sum of the other's figure and `bound`, instead of the product. The bound has the
     unit of the table.
@@ -190,7 +190,7 @@ STREAM_GOALS = (
 
 @dataclass(frozen=True, slots=True)
 class Suite:
-    """What is measured together. base: whom ratios are against. busy: runs whose CPU shares are shown, and what to call them.
+    """Runs that are measured together. base: the server to which ratios refer. busy: runs whose CPU shares are shown, with names.
 
     compared: two servers that are compared with a third one, and the second of them is the same as the third one.
     """
