@@ -11,10 +11,8 @@ from tests.clients.browser import Browser, Tab
 from tests.support.blackhole import Blackhole, blackhole
 from tests.support.nodejs import node_program
 from tests.support.process import ServerProcess, running
-from tests.support.recovering import CONFIG, Publisher, PusherPages, kept, page_name, together, until_joined, verify
+from tests.support.recovering import BOUND, CONFIG, Publisher, PusherPages, kept, page_name, together, until_joined, verify
 
-BOUND = 1.5
-"""seconds before a cut whose events may be repeated, without the margin of the checker"""
 ROADS = ("ws", "xhr_streaming", "xhr_polling")
 
 

@@ -13,6 +13,8 @@ import pytest
 from tests.support.blackhole import Blackhole, blackhole
 from tests.support.process import ServerProcess, merged, running, wait_until
 from tests.support.recovering import (
+    ACKNOWLEDGE,
+    BOUND,
     CONFIG,
     Clients,
     NodePages,
@@ -31,10 +33,6 @@ from tests.support.recovering import (
 )
 from tests.support.recovery import Answer, Joined
 
-ACKNOWLEDGE = 1
-"""seconds between two acknowledgements (`kept`); the acknowledgements of one page are up to a fifth later"""
-BOUND = 1.2 * ACKNOWLEDGE + 0.3
-"""seconds before a cut whose events may be repeated, without the margin of the checker"""
 RATE = 20
 """requests a second of a publisher"""
 HASTY = {"activityTimeout": 1000, "pongTimeout": 1000}

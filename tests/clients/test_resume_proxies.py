@@ -15,6 +15,7 @@ import pytest
 from tests.support.blackhole import blackhole
 from tests.support.process import ServerProcess, free_ports, program, running, wait_until
 from tests.support.recovering import (
+    BOUND,
     CONFIG,
     Clients,
     NodePages,
@@ -29,8 +30,6 @@ from tests.support.recovering import (
     verify,
 )
 
-BOUND = 1.5
-"""seconds before a cut whose events may be repeated, without the margin of the checker"""
 PATIENCE = 2
 NETWORKS = itertools.count(os.getpid() % 200)
 

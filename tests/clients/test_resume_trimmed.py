@@ -8,6 +8,7 @@ import pytest
 from tests.support.blackhole import Blackhole, blackhole
 from tests.support.process import ServerProcess, merged, running, wait_until
 from tests.support.recovering import (
+    ACKNOWLEDGE,
     CONFIG,
     PageClient,
     Publisher,
@@ -20,9 +21,6 @@ from tests.support.recovering import (
     until_received,
     verify,
 )
-
-ACKNOWLEDGE = 1
-"""seconds between two acknowledgements (`kept`)"""
 
 
 @pytest.fixture(scope="module")

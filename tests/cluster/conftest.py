@@ -1,11 +1,13 @@
-"""Machines of two workers: one that all tests share, and one for a test that harms it."""
+"""Machines of two workers: one that all tests share, and one for a test that harms it. A broker for tests that need their own."""
 
+import contextlib
 from collections.abc import Iterator
 
 import pytest
 
 from tests.cluster.machine import machine
 from tests.support.process import ServerProcess
+from tests.support.valkey import Valkey
 
 
 @pytest.fixture(scope="session")
@@ -19,4 +21,11 @@ def shared() -> Iterator[ServerProcess]:
 def own() -> Iterator[ServerProcess]:
     """Two workers to harm."""
     with machine() as server:
+        yield server
+
+
+@pytest.fixture
+def valkey() -> Iterator[Valkey]:
+    """A Valkey that only one test uses."""
+    with contextlib.closing(Valkey()) as server:
         yield server

@@ -2,8 +2,6 @@
 
 import time
 from collections import Counter
-from collections.abc import Iterator, Sequence
-from typing import Any
 
 import pytest
 
@@ -11,15 +9,17 @@ from tests.cluster.machine import figure, machine
 from tests.support.blackhole import blackhole
 from tests.support.process import running, wait_until
 from tests.support.recovering import (
+    ACKNOWLEDGE,
+    BOUND,
     CONFIG,
     Clients,
-    NodePages,
     PageClient,
     Publisher,
     RawClient,
     StreamClient,
+    channels_of,
+    clients_of,
     kept,
-    page_name,
     together,
     until_joined,
     until_received,
@@ -30,41 +30,7 @@ from tests.support.recovery import Log, check
 from tests.support.servers import free_port
 from tests.support.valkey import Valkey
 
-ACKNOWLEDGE = 1
-BOUND = 1.2 * ACKNOWLEDGE + 0.3
-"""seconds before a cut whose events may be repeated, without the margin of the checker"""
 STATE_LOST = {"unknown": 1, "state-lost": 1}
-
-
-def channels_of(channel: str) -> list[str]:
-    return [channel, f"private-{channel}", f"presence-{channel}", f"{channel}-4", f"{channel}-5"]
-
-
-def clients_of(ports: Sequence[int], channels: Sequence[str], each: int = 2) -> list[Clients]:
-    """Returns clients of all kinds at each port."""
-    found: list[Clients] = []
-    for port in ports:
-        found.append(NodePages(port, {page_name(): channels for _ in range(each)}))
-        found += [PageClient(port, channels) for _ in range(each)]
-        public = [one for one in channels if not one.startswith("p")]
-        found += [kind(port, public) for _ in range(each) for kind in (RawClient, StreamClient)]
-    return found
-
-
-def rejoined(clients: Sequence[Clients]) -> int:
-    """Returns the number of logs with more than one subscription to their first channel."""
-    return sum(len(log.answers(log.channels[0])) > 1 for log in updated(clients))  # type: ignore[index]
-
-
-def verify_each(clients: Sequence[Clients], publisher: Publisher, recovered: range, **more: Any) -> None:
-    verify(clients, [publisher], recovered=recovered, **more)
-
-
-@pytest.fixture
-def valkey() -> Iterator[Valkey]:
-    server = Valkey()
-    yield server
-    server.close()
 
 
 @pytest.mark.parametrize(

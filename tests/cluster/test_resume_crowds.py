@@ -6,7 +6,7 @@ import re
 import signal
 import socket
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -16,6 +16,8 @@ from tests.support.blackhole import blackhole
 from tests.support.process import merged, running, wait_until
 from tests.support.pusher_socket import QUERY
 from tests.support.recovering import (
+    ACKNOWLEDGE,
+    BOUND,
     CONFIG,
     Clients,
     NodePages,
@@ -33,18 +35,8 @@ from tests.support.recovering import (
 from tests.support.valkey import Valkey
 from tests.support.wire import TEXT, Wire, frame
 
-ACKNOWLEDGE = 1
-BOUND = 1.2 * ACKNOWLEDGE + 0.3
-"""seconds before a cut whose events may be repeated, without the margin of the checker"""
 RETURN_SECONDS = 10
 """the seconds in which all pages of a killed worker must be back; pusher-js waits for one of them"""
-
-
-@pytest.fixture
-def valkey() -> Iterator[Valkey]:
-    server = Valkey()
-    yield server
-    server.close()
 
 
 def metric(text: str, name: str) -> float:

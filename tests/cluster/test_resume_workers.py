@@ -2,8 +2,6 @@
 
 import signal
 import time
-from collections.abc import Iterator, Sequence
-from typing import Any
 
 import pytest
 
@@ -11,51 +9,19 @@ from tests.cluster.machine import kill, machine, reload, supervisor, until_worke
 from tests.support.blackhole import blackhole
 from tests.support.process import merged, running, wait_until
 from tests.support.recovering import (
+    ACKNOWLEDGE,
+    BOUND,
     CONFIG,
-    Clients,
-    NodePages,
-    PageClient,
     Publisher,
-    RawClient,
-    StreamClient,
+    channels_of,
+    clients_of,
     kept,
-    page_name,
+    rejoined,
     together,
     until_joined,
-    updated,
     verify,
 )
 from tests.support.valkey import Valkey
-
-ACKNOWLEDGE = 1
-BOUND = 1.2 * ACKNOWLEDGE + 0.3
-"""seconds before a cut whose events may be repeated, without the margin of the checker"""
-STATE_LOST = {"unknown": 1, "state-lost": 1}
-
-
-def channels_of(channel: str) -> list[str]:
-    return [channel, f"private-{channel}", f"presence-{channel}", f"{channel}-4", f"{channel}-5"]
-
-
-def clients_of(ports: Sequence[int], channels: Sequence[str], each: int = 2) -> list[Clients]:
-    """Returns clients of all kinds at each port."""
-    found: list[Clients] = []
-    for port in ports:
-        found.append(NodePages(port, {page_name(): channels for _ in range(each)}))
-        found += [PageClient(port, channels) for _ in range(each)]
-        public = [one for one in channels if not one.startswith("p")]
-        found += [kind(port, public) for _ in range(each) for kind in (RawClient, StreamClient)]
-    return found
-
-
-def rejoined(clients: Sequence[Clients]) -> int:
-    """Returns the number of logs with more than one subscription to their first channel."""
-    return sum(len(log.answers(log.channels[0])) > 1 for log in updated(clients))  # type: ignore[index]
-
-
-def verify_each(clients: Sequence[Clients], publisher: Publisher, recovered: range, **more: Any) -> None:
-    verify(clients, [publisher], recovered=recovered, **more)
-
 
 # Workers
 
@@ -74,7 +40,7 @@ def test_clients_of_a_killed_worker_recover(channel: str) -> None:
             until_workers(server, 2)
             time.sleep(1.5)
             lost = rejoined(clients)
-            verify_each(clients, publisher, range(2), repeat_seconds=BOUND, cuts=[at])
+            verify(clients, [publisher], recovered=range(2), repeat_seconds=BOUND, cuts=[at])
             assert lost > 0
             assert publisher.statuses <= {200, 503}
 
@@ -99,13 +65,6 @@ def test_clients_of_a_server_that_reloads_recover_without_repeats(channel: str, 
 
 
 # Machines
-
-
-@pytest.fixture
-def valkey() -> Iterator[Valkey]:
-    server = Valkey()
-    yield server
-    server.close()
 
 
 def test_pages_recover_on_another_machine(valkey: Valkey, channel: str) -> None:

@@ -3,7 +3,6 @@
 import contextlib
 import signal
 import subprocess
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -20,12 +19,6 @@ KEY = "push1st:{0}:schema"
 UNVERSIONED = "407c95a51f453dd8fff20557b33c762f415fd096"
 """the commit of a build that wrote no schema"""
 ROOM = "presence-room"
-
-
-@pytest.fixture
-def valkey() -> Iterator[Valkey]:
-    with contextlib.closing(Valkey()) as server:
-        yield server
 
 
 async def test_the_first_node_writes_the_schema(valkey: Valkey) -> None:

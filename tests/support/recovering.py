@@ -31,7 +31,10 @@ ATTEMPT_SECONDS = 5.0
 """the seconds after which a publisher gives up one request"""
 SETTLED_SECONDS = 30
 """the maximum seconds until all clients have received the last events"""
-
+ACKNOWLEDGE = 1
+"""the seconds between two acknowledgements (`kept`); the acknowledgements of one page are up to a fifth later"""
+BOUND = 1.2 * ACKNOWLEDGE + 0.3
+"""the seconds before a cut whose events may be repeated, without the margin of the checker"""
 
 CONFIG: dict[str, Any] = {"server": {"proto": ["pusher", "websocket", "sse"]}}
 """the configuration of a server for all kinds of clients"""
@@ -40,7 +43,7 @@ CONFIG: dict[str, Any] = {"server": {"proto": ["pusher", "websocket", "sse"]}}
 def kept(*sections: dict[str, Any], resume: dict[str, Any] | None = None, **more: Any) -> dict[str, Any]:
     """Returns the apps of a server whose app keeps a history; by default all channels, 1000 messages."""
     found = list(sections) or [{"size": 1000, "ttl": 600}]
-    return {"app-test": {**APP, "history": found, "resume": {"acknowledge": 1, **(resume or {})}, **more}}
+    return {"app-test": {**APP, "history": found, "resume": {"acknowledge": ACKNOWLEDGE, **(resume or {})}, **more}}
 
 
 def page_name() -> str:
@@ -437,3 +440,27 @@ def together(*clients: Any) -> Iterator[list[Any]]:
     """Starts clients and publishers, and stops them at the end of the block."""
     with contextlib.ExitStack() as stack:
         yield [stack.enter_context(one) for one in clients]
+
+
+# The clients of the scenarios with several servers
+
+
+def channels_of(channel: str) -> list[str]:
+    """Returns five channels of three kinds, whose names contain the name of `channel`."""
+    return [channel, f"private-{channel}", f"presence-{channel}", f"{channel}-4", f"{channel}-5"]
+
+
+def clients_of(ports: Sequence[int], channels: Sequence[str], each: int = 2) -> list[Clients]:
+    """Returns `each` clients of every kind at each port. Clients that are not pages subscribe to the public channels only."""
+    found: list[Clients] = []
+    for port in ports:
+        found.append(NodePages(port, {page_name(): channels for _ in range(each)}))
+        found += [PageClient(port, channels) for _ in range(each)]
+        public = [one for one in channels if not one.startswith("p")]
+        found += [kind(port, public) for _ in range(each) for kind in (RawClient, StreamClient)]
+    return found
+
+
+def rejoined(clients: Sequence[Clients]) -> int:
+    """Returns the number of logs with more than one subscription to their first channel."""
+    return sum(len(log.answers(log.channels[0])) > 1 for log in updated(clients))  # type: ignore[index]
