@@ -54,10 +54,6 @@ class ChannelHistory:
         self.until = 0
         self.idle_seconds = 0
 
-    @property
-    def position(self) -> Position:
-        return Position(self.epoch, self.last)
-
 
 class MemoryHistory:
     """Implements the port `History`.
@@ -163,7 +159,7 @@ class MemoryHistory:
         self._idle[key] = history
 
     def _counter(self, key: Key, seconds: int, now: int) -> ChannelHistory:
-        """Returns the history of a channel, and makes its counter if there is none. `seconds`: how long a new counter is kept."""
+        """Returns the history of a channel, and creates a missing counter. `seconds`: how long the new counter is kept."""
         history = self._find(key, now)
         if history is None:
             history = self._new()

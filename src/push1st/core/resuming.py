@@ -71,7 +71,7 @@ class Resuming(Client, Protocol):
 
 
 class ByPosition:
-    """The way of a client that sends its positions. The client gets its own messages again, because it may not have kept them."""
+    """The resumption of a client that sends its positions. The replay contains the client's own messages too."""
 
     __slots__ = ()
     excluded: Container[str] = ()
@@ -143,7 +143,7 @@ async def replay_request(session: Resuming, command: Subscribe) -> ReplayRequest
 
 
 def send_earlier(session: Resuming, kind: Kind, channel: str, request: ReplayRequest | None, joined: Joined) -> None:
-    """Sends a new subscriber everything that comes between `Subscribed` and the live messages."""
+    """Sends a new subscriber all frames that come between `Subscribed` and the live messages."""
     node, resumption = session.node, session.resumption
     recovered, replay = False, b""
     if resumption is not None:
@@ -178,10 +178,12 @@ def _resume(
             frames = _frames(session, resumption, replay)
             skipped = len(replay.messages) - len(frames) if frames else 0
             size = sum(map(len, frames))
-            if reason is None and not _fits(session, size):
-                frames, reason = [], "too-large"
-            while frames and reason not in (None, "too-large") and not _fits(session, size):
-                size -= len(frames.pop(0))
+            if reason is None:
+                if not _fits(session, size):
+                    frames, reason = [], "too-large"
+            else:
+                while not _fits(session, size):  # a rewind may be shorter, as in `brokers.history.replay`
+                    size -= len(frames.pop(0))
     repeats = resumption.subscribed(channel, request, reason) and bool(frames) and reason is None
     position = None if replay is None else replay.position
     session.outlet.send(Resumed(channel, reason, len(frames), repeats, position, skipped))
@@ -192,8 +194,10 @@ def _resume(
 
 def _fits(session: Resuming, size: int) -> bool:
     """Returns whether the client may receive a replay of `size` bytes, and stay below `server.outbox`."""
-    if not size or size > session.node.max_replay_bytes:
-        return not size
+    if not size:
+        return True
+    if size > session.node.max_replay_bytes:
+        return False
     session.node.fanout.flush_subscriber(session)  # the frames that the fan-out holds, such as replays of other channels, count
     return session.outlet.has_room(size + RESUMED_BYTES)
 
