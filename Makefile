@@ -46,7 +46,7 @@ test-broker: $(INSTALLED) $(NODE_INSTALLED) $(PROGRAMS_SOUGHT) ## run the tests 
 	@echo "test-broker: $$($(VENV)/broker-server --version)"
 	@BROKER_SERVER=$(CURDIR)/$(VENV)/broker-server $(BIN)/python -m pytest $(PARALLEL) tests/contract tests/cluster $(ARGS)
 
-model: $(INSTALLED) ## look for a missed message in random histories for 10 minutes; SECONDS=N changes this, SEED=N repeats a run
+model: $(INSTALLED) ## look for missed messages in random histories, then with pages, for 10 minutes each; SECONDS=N changes this, SEED=N repeats
 	@seed=$${SEED:-$$$$}; echo "model: SEED=$$seed begins here again"; \
 		MODEL_SECONDS=$(SECONDS) SEED=$$seed $(BIN)/python -m pytest -s $(ARGS) tests/unit/core/test_resume_model.py
 

@@ -270,7 +270,8 @@ def sign_request(
 
 
 def check_request(key: str, secret: str, method: str, path: str, query: str, body: bytes, now: float) -> bool:
-    """Checks a request's signature (Pusher protocol, section 9). Returns whether `query` has parameters besides the signature's.
+    """Checks a request's signature (Pusher protocol, section 9). Returns whether `query` has other parameters than those of the
+    signature.
 
     `method`, `path`: as in the request line; the path is not decoded, because the official libraries sign the path they send.
     `query`: the query of the request line, without the `?`.

@@ -126,7 +126,7 @@ def start_of(request: ReplayRequest, epoch: str, first: int, last: int) -> tuple
 def replay(request: ReplayRequest, epoch: str, last: int, run: KeptRun, now: int, first: int | None = None) -> Replay:
     """Returns the replay for a request.
 
-    A client without a valid position gets as many of the latest messages as fit, because it cannot tell how many there are. A
+    A client without a valid position gets as many of the latest messages as fit, because it does not know how many there are. A
     client with a valid position gets all messages or none, because it would take a part for the whole.
 
     run: the latest kept messages up to the offset `last`. The caller may leave out the oldest messages, if they and the messages

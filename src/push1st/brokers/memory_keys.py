@@ -21,7 +21,7 @@ class KeyedResults:
         """app → channel and key → the time at which the result expires, and the result; the oldest results first"""
 
     def find(self, message: Message, key: str, now: int) -> Published | None:
-        """Returns the result of an earlier publish on the message's channel with the same key; None if there is none.
+        """Returns the result of an earlier publish on the message's channel with the same key; None without such a publish.
 
         `now`: the wall clock in nanoseconds.
         """

@@ -28,7 +28,7 @@ ADDRESS_PART = 10
 
 
 class PageRecord(msgspec.Struct, frozen=True, gc=False, array_like=True):
-    """What the broker stores about one connection of a page.
+    """The data that the broker stores about one connection of a page.
 
     written: the time of the record, in milliseconds on the wall clock.
     worker: the topic on which the connection's worker receives requests about its pages.

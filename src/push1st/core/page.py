@@ -45,7 +45,7 @@ class Positioned(Protocol):
 
 
 class Inherited(msgspec.Struct, frozen=True, gc=False):
-    """What a new connection takes over from the records of the page's earlier connections.
+    """The data that a new connection takes over from the records of the page's earlier connections.
 
     positions: the position from which each channel is resumed; None if the records have positions of two epochs.
     exact: the channels of which the page has certainly received no message after the position.

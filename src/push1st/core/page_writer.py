@@ -48,7 +48,7 @@ class RecordOwner(Protocol):
 
 
 class WriterContext(Protocol):
-    """What the writers of a worker share."""
+    """The functions and the port that all writers of a worker share."""
 
     @property
     def port(self) -> Pages: ...

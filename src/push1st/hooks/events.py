@@ -104,7 +104,7 @@ class Subscribing(msgspec.Struct, frozen=True, tag_field="on", tag="subscribe"):
     """A client subscribes to a channel.
 
     channel_data: the member data from the client; it is not signed, so do not trust it.
-    user_id: the id of the user as whom the client is signed in.
+    user_id: the id of the client's signed-in user.
     """
 
     app: str

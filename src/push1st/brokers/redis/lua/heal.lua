@@ -1,4 +1,4 @@
--- Returns the messages that a node has missed on several channels, and makes the counters of these channels if there are none.
+-- Returns the messages that a node has missed on several channels, and creates missing counters of these channels.
 --
 -- KEYS[1]  base of the shard's keys
 -- ARGV[1]  generation of the server's state

@@ -148,7 +148,7 @@ local function drop_user(mine, app, user, socket, id, received, deferred)
 end
 
 -- Returns the word and the last offset of a channel's history, and the offset of the oldest kept message, which is one more than
--- the last offset if no message is kept. Makes the counter if there is none, and keeps the counter for `ms` milliseconds at least.
+-- the last offset if no message is kept. Creates a missing counter, and keeps the counter for `ms` milliseconds at least.
 local function history_of(app, channel, new_word, ms)
   local stream, counter = base .. ':h:' .. app .. '/' .. channel, base .. ':hm:' .. app .. '/' .. channel
   local known = redis.call('HMGET', counter, 'e', 'o')

@@ -1,4 +1,4 @@
--- Returns a part of a channel's history for a reader, and makes the channel's counter if there is none.
+-- Returns a part of a channel's history for a reader, and creates the channel's counter if it is missing.
 --
 -- KEYS[1]   base of the shard's keys
 -- ARGV[1]   app
