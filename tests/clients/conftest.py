@@ -6,8 +6,10 @@ from typing import Any
 
 import pytest
 
+from tests.clients import browser as browsers
 from tests.clients.apps import APPS
-from tests.support.nodejs import NodeProcess
+from tests.clients.browser import Browser
+from tests.support.nodejs import NodeProcess, node_program
 from tests.support.process import ServerProcess, running
 from tests.support.pusher_socket import PusherSocket, pusher_socket
 
@@ -17,6 +19,17 @@ def server() -> Iterator[ServerProcess]:
     """Runs the server that most tests share. Each test uses channels of its own."""
     with running(apps=APPS) as process:
         yield process
+
+
+@pytest.fixture(scope="module")
+def browser() -> Iterator[Browser]:
+    """A browser for the tests of one file; these tests are skipped if the machine has none."""
+    node_program()
+    program = browsers.find()
+    if program is None:
+        pytest.skip(f"no browser: none of {', '.join(browsers.NAMES)} is on PATH")
+    with browsers.browsing(program) as running_browser:
+        yield running_browser
 
 
 @pytest.fixture

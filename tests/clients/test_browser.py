@@ -1,29 +1,16 @@
 """pusher-js on a page in a real browser: over WebSocket, and over each of its HTTP fallbacks."""
 
-from collections.abc import Iterator
 from typing import Any
 
 import pytest
 
-from tests.clients import browser as browsers
 from tests.clients.browser import Browser, Tab
-from tests.support.nodejs import node_program
 from tests.support.process import ServerProcess, free_ports, running, wait_until
 
 ROADS = ("ws", "xhr_streaming", "xhr_polling")
 ADA, BOB = {"user_id": "ada", "user_info": {"name": "Ada"}}, {"user_id": "bob", "user_info": {"name": "Bob"}}
 GAP = 20
 """seconds after which the server ends the session of a fallback's client that has disappeared"""
-
-
-@pytest.fixture(scope="module")
-def browser() -> Iterator[Browser]:
-    node_program()
-    program = browsers.find()
-    if program is None:
-        pytest.skip(f"no browser: none of {', '.join(browsers.NAMES)} is on PATH")
-    with browsers.browsing(program) as running_browser:
-        yield running_browser
 
 
 @pytest.fixture(params=ROADS)

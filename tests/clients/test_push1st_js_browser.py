@@ -5,22 +5,12 @@ from typing import Any
 
 import pytest
 
-from tests.clients import browser as browsers
 from tests.clients.browser import Browser, Tab
 from tests.clients.scripted import Road
 from tests.support.blackhole import Blackhole, blackhole
 from tests.support.process import APP, ServerProcess, merged, running, wait_until
 
 ROADS: tuple[Road, ...] = ("ws", "sse")
-
-
-@pytest.fixture(scope="module")
-def browser() -> Iterator[Browser]:
-    program = browsers.find()
-    if program is None:
-        pytest.skip(f"no browser: none of {', '.join(browsers.NAMES)} is on PATH")
-    with browsers.browsing(program) as running_browser:
-        yield running_browser
 
 
 @pytest.fixture(scope="module")

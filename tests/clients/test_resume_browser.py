@@ -6,24 +6,12 @@ from typing import Any, Self
 
 import pytest
 
-from tests.clients import browser as browsers
 from tests.clients.browser import Browser, Tab
 from tests.support.blackhole import Blackhole, blackhole
-from tests.support.nodejs import node_program
 from tests.support.process import ServerProcess, running
 from tests.support.recovering import BOUND, CONFIG, Publisher, PusherPages, kept, page_name, together, until_joined, verify
 
 ROADS = ("ws", "xhr_streaming", "xhr_polling")
-
-
-@pytest.fixture(scope="module")
-def browser() -> Iterator[Browser]:
-    node_program()
-    program = browsers.find()
-    if program is None:
-        pytest.skip(f"no browser: none of {', '.join(browsers.NAMES)} is on PATH")
-    with browsers.browsing(program) as running_browser:
-        yield running_browser
 
 
 @pytest.fixture(scope="module")

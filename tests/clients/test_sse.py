@@ -16,8 +16,7 @@ from typing import Any, Protocol
 
 import pytest
 
-from tests.clients import browser as browsers
-from tests.clients.browser import Browser, Tab
+from tests.clients.browser import Tab
 from tests.support.blackhole import Blackhole, blackhole
 from tests.support.nodejs import NodeProcess, node_program
 from tests.support.process import APP, DEADLINE, ServerProcess, free_ports, merged, program, running, wait_until
@@ -322,15 +321,6 @@ class TabSource:
 
     def close(self) -> None:
         self._tab.close()
-
-
-@pytest.fixture(scope="module")
-def browser() -> Iterator[Browser]:
-    found = browsers.find()
-    if found is None:
-        pytest.skip(f"no browser: none of {', '.join(browsers.NAMES)} is on PATH")
-    with browsers.browsing(found) as running_browser:
-        yield running_browser
 
 
 @pytest.fixture(params=["node", "npm", "chromium"])
