@@ -16,6 +16,7 @@ subscribes writes no record, because pusher-js opens several connections at once
 A session without a page does not use this module.
 """
 
+import asyncio
 from collections.abc import Callable, Collection, Container, Mapping
 from typing import Protocol
 
@@ -26,7 +27,7 @@ from push1st.clock import Clock
 from push1st.core.app import App, Client, Outlet
 from push1st.core.controller import Controller
 from push1st.core.fanout import Fanout
-from push1st.core.page import PageState, inherit
+from push1st.core.page import PageState, SentPing, inherit
 from push1st.core.page_probes import PONG_SECONDS, PageProbes, TwinSearch
 from push1st.core.page_schedule import PageSchedule
 from push1st.core.page_writer import RETRY_SECONDS, RecordWriter
@@ -70,6 +71,7 @@ class PageConnection:
         "_is_finished",
         "_is_over",
         "_on_closed",
+        "_own_ping",
         "_probed_until",
         "_registry",
         "_search",
@@ -94,10 +96,12 @@ class PageConnection:
         self._early_pings = 0
         """the number of unanswered pings that were sent before the records of the page are read"""
         self._search: TwinSearch | None = None
+        self._own_ping: tuple[SentPing, asyncio.Future[bool]] | None = None
+        """the ping that shows whether the client is still there, and whether the client has answered; None without such a ping"""
         self.due_at = 0
         self._acknowledge_at = 0.0
         self._probed_until = 0.0
-        """the time until which the client must answer a ping, because a newer connection exists; 0 without such a ping"""
+        """the time until which the client must answer a ping, because another connection exists; 0 without such a ping"""
         self._zombies: Collection[str] = ()
         """the earlier connections that have not ended, and whose clients have not answered"""
         self._forget_at = 0.0
@@ -158,13 +162,21 @@ class PageConnection:
         return search.is_twin
 
     async def _seek_again(self) -> None:
-        """Searches for connections that wrote their first records after this connection had read the records."""
-        app = self.client.app
+        """Searches for connections that wrote their first records after this connection had read the records.
+
+        If there are any, this connection first pings its own client. The client may be gone, and may have begun the other
+        connection; then only the other connection is alive.
+        """
         assert self._state is not None
         try:
-            records = await self._registry.port.recall(app.config.id, self.name)
-            known = {self.client.id, *self._zombies}
-            live = {one: record for one, record in records.items() if not record.is_closed and one not in known}
+            if not await self._unknown_records() or self._is_over:
+                return
+            answer: asyncio.Future[bool] = asyncio.get_running_loop().create_future()
+            self._own_ping = self._state.pinged(self._now), answer
+            self.client.outlet.send(Ping())
+            self._probed_until = self._probed_until or self._now + ZOMBIE_SECONDS
+            self._schedule()
+            live = await self._unknown_records() if await answer else {}
             if not live or self._state.is_shared or self._is_over:
                 return
             is_twin = await self._seek_twin(live)
@@ -179,6 +191,12 @@ class PageConnection:
             self._has_sought = False
             self._writer.write_at = self._now + RETRY_SECONDS
             self._schedule()
+
+    async def _unknown_records(self) -> dict[str, PageRecord]:
+        """Returns the records of other connections that have not ended, and are not known. Raises Refused(503)."""
+        records = await self._registry.port.recall(self.client.app.config.id, self.name)
+        known = {self.client.id, *self._zombies}
+        return {one: record for one, record in records.items() if not record.is_closed and one not in known}
 
     def since(self, command: Subscribe) -> Position | None:
         return None if self._state is None else self._state.since(command.channel, self._now)
@@ -242,6 +260,10 @@ class PageConnection:
         ping = state.ponged()
         if ping is None:
             return
+        if self._own_ping is not None and self._own_ping[0] is ping:
+            self._probed_until = 0.0
+            self._own_ping[1].set_result(True)
+            self._own_ping = None
         if ping.positions:
             self._registry.metrics.acknowledgements += 1
             self._writer.changed()
@@ -345,6 +367,9 @@ class PageConnection:
         self._registry.end(self)
         if self._search is not None:
             self._registry.probes.forget(self._search)
+        if self._own_ping is not None:
+            self._own_ping[1].set_result(False)
+            self._own_ping = None
         if self._final is None:
             self.finish()
 

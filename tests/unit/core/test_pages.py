@@ -516,9 +516,10 @@ async def test_twins_that_begin_at_the_same_time_find_each_other() -> None:
     await turns(12)
     assert [answer.reason for answer in resumed(one) + resumed(two)] == ["unknown", "unknown"]
     assert pings(one) + pings(two) >= 1
-    for session in (first, second):
-        session.handle(Pong())
-    await turns(12)
+    for _ in range(2):  # the first answers show that both clients are there
+        for session in (first, second):
+            session.handle(Pong())
+        await turns(12)
     await tick(site)
     assert all(record.is_shared for record in site.records.values())
 
@@ -540,6 +541,38 @@ async def test_connection_that_begins_during_a_search_is_not_taken_for_a_zombie(
     assert {first.id, second.id} <= {*site.records}
     assert all(site.records[session.id].is_shared for session in (first, second))
     assert [resumed(outlet)[-1].reason for outlet in (one, two)] == ["shared", "shared"]
+
+
+async def test_connection_whose_client_is_gone_during_its_search_is_no_twin_of_its_successor(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """A page that loses two connections within a second has only one live connection."""
+    site = Site(LoopTurns())
+    zombie, _ = await acknowledged(site)
+    first, one = await joined(site)
+    second, two = await joined(site)
+    recall, reads = site.port.recall, []
+
+    async def slow(app: str, page: str) -> dict[str, PageRecord]:
+        reads.append(page)
+        if len(reads) == 1:  # so that the first connection finds the record of the second
+            await turns(20)
+        return await recall(app, page)
+
+    monkeypatch.setattr(site.port, "recall", slow)
+    zombie.expire()
+    await turns(40)
+    assert resumed(one)[0].reason is None
+    answered = 0
+    for _ in range(ZOMBIE_SECONDS + 2):
+        while answered < pings(two):
+            answered += 1
+            second.handle(Pong())
+            await turns(12)
+        await tick(site)
+    assert [answer.reason for answer in resumed(two)] == [None]
+    assert not site.records[second.id].is_shared
+    assert first.closed
 
 
 async def test_twin_that_answers_during_the_second_read_makes_the_page_shared(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -578,9 +611,10 @@ async def test_twins_that_resumed_from_one_record_are_both_notified() -> None:
     held.set_result(None)
     await turns(12)
     assert [answer.reason for answer in resumed(one) + resumed(two)] == [None, None]
-    for session in (first, second):
-        session.handle(Pong())
-    await turns(12)
+    for _ in range(2):  # the first answers show that both clients are there
+        for session in (first, second):
+            session.handle(Pong())
+        await turns(12)
     assert [resumed(outlet)[-1].reason for outlet in (one, two)] == ["shared", "shared"]
 
 
@@ -594,7 +628,10 @@ async def test_search_for_twins_is_repeated_if_the_broker_was_away() -> None:
     await page._seek_again()
     site.port.is_away = False
     await site.port.remember(APP, PAGE, "9.9", twin, PageBounds(300, 100, ""))
-    await tick(site, RETRY_SECONDS + 1)
+    for _ in range(RETRY_SECONDS + 2):
+        await tick(site)
+        first.handle(Pong())
+        await turns(8)
     assert page._zombies == ("9.9",)
 
 
