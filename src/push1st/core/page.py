@@ -71,7 +71,12 @@ def inherit(records: Mapping[str, PageRecord]) -> Inherited:
     positions: dict[str, Position | None] = {}
     inexact: set[str] = set()
     sockets: dict[str, None] = {}
-    for socket_id, record in sorted(records.items(), key=lambda item: item[1].written):
+
+    def age(item: tuple[str, PageRecord]) -> tuple[int, int]:
+        """The later records name this connection. The time alone does not suffice: an old connection may end late."""
+        return -sum(item[0] in other.sockets for other in records.values()), item[1].written
+
+    for socket_id, record in sorted(records.items(), key=age):
         for one in (*record.sockets, socket_id):
             sockets.pop(one, None)  # the latest connections are last
             sockets[one] = None

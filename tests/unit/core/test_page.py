@@ -88,6 +88,12 @@ def test_former_connections_are_the_latest_eight_of_all_records() -> None:
     assert len(sockets) == MAX_SOCKETS
 
 
+def test_old_connection_that_ends_late_does_not_displace_the_latest_connections() -> None:
+    new = record({}, sockets=("6.1", "7.1", "10.0", "9.1"))
+    old = record({}, sockets=tuple(f"{number}.1" for number in range(8)), is_closed=True)
+    assert inherit({"11.0": new, "10.0": old}).sockets[-4:] == ("7.1", "10.0", "9.1", "11.0")
+
+
 def test_inherited_position_counts_for_thirty_seconds() -> None:
     page = state(record({"a": pos(4)}))
     assert page.expires == NOW + INHERITED_SECONDS
