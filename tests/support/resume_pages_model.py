@@ -179,13 +179,15 @@ class Page:
         """channel → the position of the last message that the client has taken"""
         self.acknowledged: dict[str, list[str]] = {channel: [] for channel in CHANNELS}
         """channel → the positions from which the server may resume the channel; empty if it need not know any"""
+        self.left_beside_zombies: set[str] = set()
+        """the channels that the client left while the record of a dead connection still had a position of the channel"""
         self.gone_at = 0.0
 
     def subscribe(self, channel: str) -> None:
         assert self.connection is not None
         if channel not in self.wanted:
             self.wanted.add(channel)
-            self.log[channel] = Log(self.name, [channel])
+            self.log[channel] = Log(self.name, [channel], has_position=channel in self.left_beside_zombies)
             self.logs.append(self.log[channel])
         self.connection.session.handle(Subscribe(channel))
 
@@ -193,6 +195,8 @@ class Page:
         assert self.connection is not None
         self.connection.session.handle(Unsubscribe(channel))
         self.wanted.discard(channel)
+        if not self.connection.is_alone:
+            self.left_beside_zombies.add(channel)
         self.log.pop(channel)
         self.acknowledged[channel] = []
         self.positions.pop(channel, None)
