@@ -321,8 +321,8 @@ class PageMachine(RuleBasedStateMachine):
         self.world.clock.advance(1)
         for _ in range(2):
             self.world.history.tick()
-        self.loop.step(self.world.node.tick())
         self.model.expire()
+        self.loop.step(self.world.node.tick())
         for connection in [one for one in self.vanished if one.is_over]:
             self.vanished.remove(connection)
             self._run(connection.page.finish)
