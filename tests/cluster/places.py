@@ -255,6 +255,7 @@ class Client:
         self.members: dict[str, set[str]] = {}
         self.online: set[str] = set()
         self.messages: dict[str, list[str]] = {}
+        self._received: set[tuple[str, str]] = set()
         self.gaps: dict[str, list[tuple[str, str, int]]] = {}
         self.counts: list[int] = []
         self.replies: list[Any] = []
@@ -304,6 +305,7 @@ class Client:
         elif kind == "watched":
             self.online = set(value)
         else:
+            self._received.add((channel, value))
             self.messages[channel].append(value)
 
     def _message(self, channel: str, event: str, data: str, id: int) -> None:
@@ -329,7 +331,8 @@ class Client:
             told = json.loads(data)
             self.gaps.setdefault(channel, []).append((told["reason"], told["position"], len(self.messages[channel])))
         elif event == "e":
-            assert data not in self.messages[channel], f"{data} comes twice on {channel}"
+            assert (channel, data) not in self._received, f"{data} comes twice on {channel}"
+            self._received.add((channel, data))
             self.messages[channel].append(data)
 
     def close(self, code: int, reason: str) -> None:

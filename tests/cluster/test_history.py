@@ -25,16 +25,20 @@ CHANNELS = [f"c{n}" for n in range(5)]
 
 
 class Load:
-    """A publisher that publishes numbers on all channels, about 200 a second. published: the acknowledged numbers by channel."""
+    """A publisher that publishes the numbers after `after` on all channels, about 200 a second.
 
-    def __init__(self, place: Place) -> None:
+    published: the acknowledged numbers by channel.
+    """
+
+    def __init__(self, place: Place, after: int = 0) -> None:
         self._place = place
+        self._after = after
         self.published: dict[str, list[str]] = {channel: [] for channel in CHANNELS}
         self._over = asyncio.Event()
         self._task = asyncio.ensure_future(self._run())
 
     async def _run(self) -> None:
-        number = 0
+        number = self._after
         while not self._over.is_set():
             for channel in CHANNELS:
                 number += 1
@@ -265,7 +269,7 @@ async def test_five_minutes_without_a_failure_report_no_gap(valkey):
     one, two = await Place(valkey.url, FAST, HISTORY).open(), await Place(valkey.url, FAST, HISTORY).open()
     async with closing(one, two):
         clients = [await on(place, channel) for place in (one, two) for channel in CHANNELS]
-        load, other = Load(one), Load(two)
+        loads = Load(one), Load(two, 1_000_000)
         loop = asyncio.get_running_loop()
         end = loop.time() + 300
         while loop.time() < end:
@@ -274,7 +278,9 @@ async def test_five_minutes_without_a_failure_report_no_gap(valkey):
             await until(lambda: client.replies)  # noqa: B023 - used at once
             client.lose()
             await asyncio.sleep(0.05)
-        await load.end()
-        await other.end()
+        for load in loads:
+            await load.end()
+        due = {channel: sorted(number for load in loads for number in load.published[channel]) for channel in CHANNELS}
+        await until(lambda: all(sorted(client.messages[channel]) == due[channel] for client in clients for channel in client.on))
         assert [client.gaps for client in clients] == [{}] * len(clients)
         assert (gaps(one), gaps(two)) == ((0, 0), (0, 0))
