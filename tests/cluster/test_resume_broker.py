@@ -1,7 +1,11 @@
 """Clients recover, or are notified, when links to the broker fail, and when the broker loses its data."""
 
+import contextlib
+import itertools
 import time
 from collections import Counter
+from collections.abc import Callable
+from pathlib import Path
 
 import pytest
 
@@ -21,16 +25,38 @@ from tests.support.recovering import (
     clients_of,
     kept,
     together,
+    until,
     until_joined,
     until_received,
     updated,
     verify,
 )
 from tests.support.recovery import Log, check
-from tests.support.servers import free_port
+from tests.support.servers import Cluster, Watched, free_port
 from tests.support.valkey import Valkey
 
 STATE_LOST = {"unknown": 1, "state-lost": 1}
+
+
+def until_notified(broker: str, channel: str, fail: Callable[[], None]) -> None:
+    """Lets a broker fail, and checks that all clients are notified: those that are connected, and those that are away."""
+    channels = channels_of(channel)[:2]
+    with running(CONFIG | {"broker": f"{broker}?prefix=shop"}, kept()) as server, blackhole(server.ws_port) as proxy:
+        live = clients_of([server.ws_port], channels, 1)
+        away: list[Clients] = [PageClient(proxy.port, channels), RawClient(proxy.port, channels[:1])]
+        publisher = Publisher([server.api_port], channels, 20)
+        with together(*live, *away, publisher):
+            until_joined([*live, *away])
+            time.sleep(2 * ACKNOWLEDGE)
+            proxy.refuses = True
+            proxy.cut()
+            fail()
+            wait_until(lambda: publisher.published[-1].began > time.monotonic() - 0.5, "publishing goes on", 30)
+            proxy.refuses = False
+            until_joined([*live, *away], 2)
+            time.sleep(1)
+            verify(live, [publisher], recovered=0, reasons=STATE_LOST)
+            verify(away, [publisher], recovered=0, reasons=[STATE_LOST, {"unknown": 2}])
 
 
 @pytest.mark.parametrize(
@@ -38,31 +64,29 @@ STATE_LOST = {"unknown": 1, "state-lost": 1}
 )
 def test_clients_are_notified_after_a_restart_of_the_broker(channel: str, persistent: bool) -> None:
     """The restarted broker may lack the last messages and give their offsets again, so all positions are void."""
-    channels = channels_of(channel)[:2]
     options = ("--appendonly", "yes", "--appendfsync", "everysec") if persistent else ()
-    valkey = Valkey(*options)
-    try:
-        broker = CONFIG | {"broker": f"{valkey.url}?prefix=shop"}
-        with running(broker, kept()) as server, blackhole(server.ws_port) as proxy:
-            live = clients_of([server.ws_port], channels, 1)
-            away: list[Clients] = [PageClient(proxy.port, channels), RawClient(proxy.port, channels[:1])]
-            publisher = Publisher([server.api_port], channels, 20)
-            with together(*live, *away, publisher):
-                until_joined([*live, *away])
-                time.sleep(2 * ACKNOWLEDGE)
-                proxy.refuses = True
-                proxy.cut()
-                valkey.kill()
-                time.sleep(0.5)
-                valkey.start()
-                wait_until(lambda: publisher.published[-1].began > time.monotonic() - 0.5, "publishing goes on", 30)
-                proxy.refuses = False
-                until_joined([*live, *away], 2)
-                time.sleep(1)
-                verify(live, [publisher], recovered=0, reasons=STATE_LOST)
-                verify(away, [publisher], recovered=0, reasons=[STATE_LOST, {"unknown": 2}])
-    finally:
-        valkey.close()
+    with contextlib.closing(Valkey(*options)) as valkey:
+
+        def restart() -> None:
+            valkey.kill()
+            time.sleep(0.5)
+            valkey.start()
+
+        until_notified(valkey.url, channel, restart)
+
+
+def test_clients_are_notified_after_a_replica_that_lacks_events_became_the_master(tmp_path: Path, channel: str) -> None:
+    """The new master gives the offsets of the lost events again (centrifugo#664)."""
+    with contextlib.closing(Watched(tmp_path)) as watched:
+
+        def fail_over() -> None:
+            watched.replica.pause()
+            watched.master.ask("CLIENT", "KILL", "TYPE", "replica")
+            time.sleep(1)  # meanwhile, the master confirms events that the replica lacks
+            watched.master.kill()
+            watched.replica.go_on()
+
+        until_notified(watched.url, channel, fail_over)
 
 
 @pytest.mark.parametrize("seconds", [1, pytest.param(8, marks=pytest.mark.long)])
@@ -214,3 +238,36 @@ def test_publish_that_the_broker_does_not_confirm_is_delivered_once_per_channel(
                     assert all(len(log.seqs(name)) == len(set(log.seqs(name))) for log in logs for name in channels)
     finally:
         valkey.close()
+
+
+def test_publish_while_a_shard_is_away_is_delivered_once_per_channel(channel: str) -> None:
+    """The backend repeats the publish to three channels with the same idempotency key; the shard of one of them is away."""
+    with contextlib.closing(Cluster()) as cluster:
+        for master in cluster.servers:
+            master.ask("CONFIG", "SET", "cluster-require-full-coverage", "no")
+        with running(CONFIG | {"broker": f"{cluster.url}?prefix=shop"}, kept()) as server:
+            by_master = dict[Valkey, str]()
+            for number in itertools.count():
+                name = f"{channel}-{number}"
+                server.publish(name, "other", 0)
+                (holder,) = [one for one in cluster.servers if one.ask("KEYS", f"*:hm:*/{name}") != b"*0\r\n"]
+                by_master.setdefault(holder, name)
+                if len(by_master) == len(cluster.servers):
+                    break
+            channels = list(by_master.values())
+            clients: list[Clients] = [kind(server.ws_port, channels) for kind in (PageClient, RawClient, StreamClient)]
+            body = {"name": "e", "channels": channels, "data": {"seq": 1}, "idempotency_key": "k"}
+            with together(*clients):
+                until_joined(clients)
+                away = list(by_master)[1]
+                away.pause()
+                try:
+                    statuses = [server.post("/apps/app-test/events", body).status for _ in range(5)]
+                finally:
+                    away.go_on()
+                assert statuses == [503] * 5
+                wait_until(lambda: server.post("/apps/app-test/events", body).status == 200, "the shard is back", 30)
+                until(clients, lambda log, name: log.seqs(name) == [1], "one event on each channel")
+                for name in channels:
+                    server.publish(name, "e", {"seq": 2})
+                until(clients, lambda log, name: log.seqs(name) == [1, 2], "no event is repeated")

@@ -67,6 +67,22 @@ def test_clients_of_a_server_that_reloads_recover_without_repeats(channel: str, 
 # Machines
 
 
+def test_clients_of_a_machine_that_stops_recover_on_another_without_repeats(valkey: Valkey, channel: str) -> None:
+    channels = channels_of(channel)[:3]
+    broker = merged(CONFIG, {"broker": f"{valkey.url}?prefix=shop", "server": {"drain": 3}})
+    with running(broker, kept()) as one, running(broker, kept()) as two, blackhole(one.ws_port) as proxy:
+        clients = clients_of([proxy.port], channels)
+        publisher = Publisher([two.api_port], channels, 40)
+        with together(*clients, publisher):
+            until_joined(clients)
+            time.sleep(2 * ACKNOWLEDGE)
+            proxy.target = two.ws_port
+            one.signal()
+            until_joined(clients, 2)
+            one.wait()
+            assert verify(clients, [publisher], recovered=1) == 0
+
+
 def test_pages_recover_on_another_machine(valkey: Valkey, channel: str) -> None:
     """Each client moves to another machine and back, while the other machine stands still."""
     channels = channels_of(channel)[:2]
